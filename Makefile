@@ -1,0 +1,33 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test check lint types bench clean test-long
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "torch>=2.11"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $(STAMP)
+
+demo: $(STAMP)           ## install into .venv, lengthen the starter model 8x and prove it
+	$(BIN)/handscroll demo --out demo
+
+test: $(STAMP)           ## install and run the ordinary suite
+	$(BIN)/python -m pytest -q
+
+test-long: $(STAMP)      ## the longer campaigns
+	$(BIN)/python -m pytest -q -m long
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/pyright
+
+check: lint types test   ## lint + types + layers + tests
+
+clean:
+	rm -rf $(VENV) demo runs

@@ -1,0 +1,91 @@
+"""Frozen configuration models, TOML recipes and `--set table.key=value`."""
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from handscroll.base.errors import ConfigError, nearest
+
+
+class Config(BaseModel):
+    """Base of every configuration: frozen, no unknown keys, the nearest valid name in the error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    @classmethod
+    def parse(cls, values: dict[str, Any], where: str) -> Self:
+        """Validate `values` that came from `where` (a file name, an option).
+
+        Raises:
+            ConfigError: naming the key, what came and what is allowed.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ConfigError("\n".join(_explain(cls, item, where) for item in error.errors())) from None
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a TOML recipe and apply `table.key=value` overrides (values are TOML, bare words are strings).
+
+    Raises:
+        ConfigError: the file is missing, is not TOML, or an override has no '='.
+    """
+    try:
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"recipe {path} does not exist; give the path of a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {path} is not valid TOML: {error}") from None
+    for override in overrides:
+        apply_override(values, override)
+    return values
+
+
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set `table.key=value` in nested dicts, in place; a number as a key indexes a list of tables."""
+    name, equals, text = override.partition("=")
+    if not equals or not name.strip():
+        raise ConfigError(f"--set {override!r}: expected table.key=value, for example --set optimizer.lr=0.001")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *tables, key = name.strip().split(".")
+    here: Any = values
+    for table in tables:
+        here = _step_into(here, table, override)
+    if isinstance(here, list):
+        raise ConfigError(f"--set {override!r}: name a key inside the list item, such as stages.0.steps=10")
+    here[key] = value
+
+
+def _step_into(here: Any, table: str, override: str) -> Any:
+    if isinstance(here, list):
+        if not table.isdigit() or int(table) >= len(here):
+            raise ConfigError(f"--set {override!r}: {table!r} is not an item of a list of {len(here)}")
+        return here[int(table)]
+    inner = here.setdefault(table, {})
+    if not isinstance(inner, dict | list):
+        raise ConfigError(f"--set {override!r}: {table!r} is a value, not a table")
+    return inner
+
+
+def _explain(cls: type[BaseModel], item: Any, where: str) -> str:
+    path = ".".join(str(part) for part in item["loc"])
+    if item["type"] != "extra_forbidden":
+        return f"{where}: {path or 'value'}: {item['msg']} (got {item['input']!r})"
+    owner = _owner(cls, item["loc"][:-1])
+    return f"{where}: unknown key '{path}': {nearest(str(item['loc'][-1]), owner.model_fields)}"
+
+
+def _owner(cls: type[BaseModel], path: Sequence[str | int]) -> type[BaseModel]:
+    """The configuration class that the key belongs to, as deep as plain field types tell."""
+    for part in path:
+        field = cls.model_fields.get(str(part))
+        candidates = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
+        cls = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), cls)
+    return cls
