@@ -1,0 +1,493 @@
+"""Durable writes: files and checkpoint folders that survive a kill, a full disk and a crash of the machine.
+
+The protocol and its reasons are told in docs/runs.md. POSIX only: a rename within one folder is atomic, and a folder
+can be opened and synced. This module imports no torch, so that hundreds of faults can be tried in seconds.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+
+from handscroll.base.errors import CheckpointError, ConfigError
+
+Content = bytes | Callable[[Path], None]
+"""What a file is filled with: its bytes, or a function that writes a file at the path it is given."""
+
+MANIFEST = "manifest.json"
+LATEST = "latest"
+
+_FORMAT = 1
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_STEP = re.compile(r"step-(\d{6,})")
+_TEMPORARY = re.compile(r".+\.tmp-(\d+)-([0-9a-f]{8})")
+# Containers give every process the same number: the token tells this process from an earlier one of its number.
+_TOKEN = secrets.token_hex(4)
+_ADVICE = {
+    errno.ENOSPC: "Free some space or choose another disk",
+    errno.EDQUOT: "Your quota on this disk is used up: free some space or choose another disk",
+    errno.EFBIG: "The file is larger than a limit (ulimit -f, or the file system's own): raise it",
+    errno.EROFS: "The disk is mounted read-only: choose another folder",
+    errno.EACCES: "Choose a folder you may write to",
+    errno.EIO: "The disk reports a fault: choose another one and check this one",
+}
+_log = logging.getLogger("handscroll.runs")
+
+
+@contextmanager
+def saving(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Turn an OSError of the block into a CheckpointError that names `path`, the bytes needed and the bytes free."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(_explain(path, error, needed)) from error
+
+
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
+    """Write all of `data`: the kernel may take only a part, near a full disk or a limit, and call that a success."""
+    rest = memoryview(data).cast("B")
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def write_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
+    """Write `chunks` one after another into a new file: for files too large to hold in memory twice.
+
+    Not durable by itself: use it inside the function given to `write_file` or `write_folder`. Raises OSError.
+    """
+    with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as descriptor:
+        for chunk in chunks:
+            write_all(descriptor, chunk)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable. Raises OSError."""
+    with _opened(path, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
+        os.fsync(descriptor)
+
+
+def write_file(path: Path, content: Content) -> None:
+    """Replace `path` as a whole: whoever reads it, after any crash, finds the old content or the new.
+
+    The folder must exist.
+
+    Raises:
+        CheckpointError: the system refused; the old content is still there.
+    """
+    temporary = _temporary(path)
+    with saving(path, len(content) if isinstance(content, bytes) else None):
+        try:
+            _fill(temporary, content)
+            temporary.replace(path)
+            sync_folder(path.parent)
+        except BaseException:
+            _discard(temporary)
+            raise
+
+
+def write_folder(final: Path, files: Mapping[str, Content], needed: int | None = None) -> None:
+    """Write a folder of files with a manifest, so that `final` exists only complete, durable and read back.
+
+    `needed` is the size in bytes if the caller knows it; it only serves the error message. A damaged folder of the same
+    name is replaced, a valid one with the same content is left as it is. The parent folder must exist.
+
+    Raises:
+        CheckpointError: the system refused, the files read back differ, or `final` holds other valid content.
+            Nothing new stands under the final name then.
+    """
+    for name in files:
+        assert _NAME.fullmatch(name) and name != MANIFEST, f"not a plain file name: {name!r}"
+    if needed is None and all(isinstance(content, bytes) for content in files.values()):
+        needed = sum(len(content) for content in files.values() if isinstance(content, bytes))
+    temporary = _temporary(final)
+    published = False
+    with saving(final, needed):
+        try:
+            _discard(temporary)
+            temporary.mkdir()
+            entries = {name: _fill(temporary / name, content) for name, content in files.items()}
+            manifest = _manifest_bytes(entries)
+            _fill(temporary / MANIFEST, manifest)
+            sync_folder(temporary)
+            if not _make_room(final, manifest):
+                _discard(temporary)
+                return
+            temporary.rename(final)
+            published = True
+            sync_folder(final.parent)
+            verify_folder(final)
+        except BaseException:
+            if published:
+                with suppress(OSError):
+                    final.rename(temporary)
+            _discard(temporary)
+            raise
+
+
+def verify_folder(path: Path) -> None:
+    """Compare every file of a folder with its manifest: sizes, SHA-256, nothing missing, nothing extra.
+
+    Detects accidents, not forgery: whoever can change a file can change the manifest too.
+
+    Raises:
+        CheckpointError: naming the first file that is damaged, missing, extra or unreadable.
+    """
+    entries = _read_manifest(path)
+    try:
+        present = {entry.name for entry in path.iterdir()} - {MANIFEST}
+        for name in sorted(present - entries.keys()):
+            raise _damaged(path, f"{name} is not in {MANIFEST}")
+        for name, entry in entries.items():
+            if name not in present or not (path / name).is_file() or (path / name).is_symlink():
+                raise _damaged(path, f"{name} is missing or not a plain file")
+            size = (path / name).stat().st_size
+            if size != entry["size"]:
+                raise _damaged(path, f"{name} has {size} bytes, the manifest says {entry['size']}")
+            if _sha256(path / name) != entry["sha256"]:
+                raise _damaged(path, f"{name} has another SHA-256 than the manifest says")
+    except OSError as error:
+        raise _damaged(path, f"{error.filename or 'a file'} cannot be read: {error.strerror}") from error
+
+
+def commit_checkpoint(
+    run: Path, step: int, files: Mapping[str, Content], keep: int = 2, needed: int | None = None
+) -> Path:
+    """Write `run/step-NNNNNN/`, point `latest` to it, then remove what is older than the `keep` newest valid ones.
+
+    Call it under a `RunLock`: leftovers of other processes are recognised by their process number, on this machine.
+    An old checkpoint that cannot be removed is reported by the logger `handscroll.runs`; the save still counts.
+
+    Raises:
+        CheckpointError: the system refused, or the run already has a newer valid checkpoint (see `rewind`).
+            All earlier checkpoints are still there.
+        ConfigError: `keep` is below 2.
+    """
+    if keep < 2:
+        raise ConfigError(f"keep={keep}: at least 2 checkpoints are kept, so that one damaged file ends no run")
+    assert step >= 0, f"negative step {step}"
+    with saving(run):
+        _make_folder(run)
+        _sweep(run)
+    for folder in _checkpoints(run):
+        if checkpoint_step(folder) > step and _is_valid(folder):
+            raise CheckpointError(
+                f"{run} already holds {folder.name}, newer than step {step}: resume from it, "
+                f"or drop what lies after the older checkpoint with rewind()"
+            )
+    final = run / f"step-{step:06d}"
+    write_folder(final, files, needed)
+    write_file(run / LATEST, f"{final.name}\n".encode())
+    _prune(run, keep)
+    return final
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint that verifies, or None for a run that has saved none yet.
+
+    Falling back to an older one is reported by the logger `handscroll.runs` as a warning.
+
+    Raises:
+        CheckpointError: there are checkpoints, or `latest` names one, but none is valid: starting over
+            would hide the loss.
+    """
+    problems = []
+    promised = _read_latest(run)
+    for folder in _checkpoints(run):
+        try:
+            verify_folder(folder)
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        if promised and promised > checkpoint_step(folder) and not problems:
+            problems.append(f"{run / LATEST} names step {promised}, which is not there")
+        if problems:
+            _log.warning("falling back to %s: %s", folder, "; ".join(problems))
+        return folder
+    if promised is not None and not problems:
+        problems.append(f"{run / LATEST} names step {promised}, which is not there")
+    if problems:
+        raise CheckpointError(f"{run} has no valid checkpoint left; start in a new folder. " + "; ".join(problems))
+    return None
+
+
+def checkpoint_step(folder: Path) -> int:
+    """The step number in a checkpoint's name: step-000200 -> 200. Raises CheckpointError for another name."""
+    match = _STEP.fullmatch(folder.name)
+    if match is None:
+        raise CheckpointError(f"{folder} is not a checkpoint: expected a name such as step-000200")
+    return int(match[1])
+
+
+def rewind(run: Path, step: int) -> Path:
+    """Make `step` the newest checkpoint again by removing every later one; returns its folder.
+
+    Raises:
+        CheckpointError: there is no valid checkpoint of that step (nothing is removed), or the system refused.
+    """
+    target = run / f"step-{step:06d}"
+    verify_folder(target)
+    write_file(run / LATEST, f"{target.name}\n".encode())
+    for folder in _checkpoints(run):
+        if checkpoint_step(folder) > step:
+            with saving(folder):
+                _retire(folder)
+    return target
+
+
+class RunLock:
+    """One writer per run folder; the kernel frees the lock when its process dies, however it dies.
+
+    `with RunLock(run): ...` creates the folder if need be. Limits: on a network disk it is as good as that disk's
+    flock. Not re-entrant.
+    """
+
+    def __init__(self, run: Path, wait: float = 1.0) -> None:
+        """Prepare the lock of `run`; `wait` is how many seconds a second writer waits before it is refused."""
+        self.run = run
+        self._wait = wait
+        self._owner = run / "writer.json"
+        self._lock: FileLock | None = None
+
+    def acquire(self) -> None:
+        """Take the lock.
+
+        Raises:
+            CheckpointError: another process writes to this run, or the folder cannot be written.
+        """
+        assert self._lock is None, "this lock is already held"
+        with saving(self.run):
+            _make_folder(self.run)
+            lock = FileLock(self.run / "writer.lock", thread_local=False)
+            try:
+                lock.acquire(timeout=self._wait, poll_interval=0.05)
+            except Timeout:
+                raise CheckpointError(
+                    f"{self.run} is in use{self._describe_owner()}: wait for it, stop it, or choose another folder"
+                ) from None
+        owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now().isoformat(" ", "seconds")}
+        try:
+            write_file(self._owner, json.dumps(owner).encode())
+        except BaseException:
+            lock.release()
+            raise
+        self._lock = lock
+
+    def release(self) -> None:
+        """Give the lock back; does nothing if it is not held."""
+        if self._lock is not None:
+            with suppress(OSError):
+                self._owner.unlink()
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def _describe_owner(self) -> str:
+        try:
+            owner = json.loads(self._owner.read_bytes())
+            return f" by process {owner['pid']} on {owner['host']} since {owner['since']}"
+        except (OSError, ValueError, KeyError, TypeError):
+            return " by another process"
+
+
+@contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _fill(path: Path, content: Content) -> dict[str, Any]:
+    """Create a file, make its content durable, and tell its size and SHA-256."""
+    if isinstance(content, bytes):
+        write_chunks(path, [content])
+        digest = hashlib.sha256(content).hexdigest()
+    else:
+        content(path)
+        digest = _sha256(path)
+    with _opened(path, os.O_RDONLY) as descriptor:
+        os.fsync(descriptor)
+        if hasattr(os, "posix_fadvise"):
+            # Without this, reading back would compare the page cache with itself; only advice, so it may fail.
+            with suppress(OSError):
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        return {"size": os.fstat(descriptor).st_size, "sha256": digest}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _manifest_bytes(entries: Mapping[str, Mapping[str, Any]]) -> bytes:
+    return (json.dumps({"files": entries, "format": _FORMAT}, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    try:
+        data = (folder / MANIFEST).read_bytes()
+    except OSError as error:
+        raise _damaged(folder, f"{MANIFEST} cannot be read: {error.strerror}") from error
+    try:
+        manifest = json.loads(data)
+        if manifest["format"] != _FORMAT:
+            raise CheckpointError(
+                f"{folder} has checkpoint format {manifest['format']!r}; this version of Handscroll reads {_FORMAT}"
+            )
+        entries = {
+            str(name): {"size": int(entry["size"]), "sha256": str(entry["sha256"])}
+            for name, entry in manifest["files"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise _damaged(folder, f"{MANIFEST} is not a manifest: {error}") from None
+    # Only one spelling of a manifest is valid, so that no flipped bit in it can go unseen.
+    if _manifest_bytes(entries) != data or not all(_NAME.fullmatch(name) for name in entries):
+        raise _damaged(folder, f"{MANIFEST} is not as it was written")
+    return entries
+
+
+def _damaged(folder: Path, what: str) -> CheckpointError:
+    return CheckpointError(f"{folder} is not a valid checkpoint: {what}. Use another checkpoint or copy it again")
+
+
+def _is_valid(folder: Path) -> bool:
+    try:
+        verify_folder(folder)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _make_room(final: Path, manifest: bytes) -> bool:
+    """Clear the final name of a damaged folder; False if it already holds just what was to be written."""
+    if not final.exists():
+        return True
+    if not _is_valid(final):
+        _log.warning("replacing the damaged %s", final)
+        _retire(final)
+        return True
+    if (final / MANIFEST).read_bytes() == manifest:
+        return False
+    raise CheckpointError(f"{final} already holds another valid checkpoint: move it away or use another run folder")
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    """The checkpoint folders of a run, newest first, valid or not."""
+    try:
+        found = [path for path in run.iterdir() if _STEP.fullmatch(path.name)]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise CheckpointError(f"{run} cannot be read: {error.strerror}; choose a run folder") from error
+    return sorted(found, key=checkpoint_step, reverse=True)
+
+
+def _read_latest(run: Path) -> int | None:
+    """The step that the file `latest` names; None if there is no such file."""
+    try:
+        return checkpoint_step(Path((run / LATEST).read_text(encoding="ascii").rstrip("\n")))
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError, CheckpointError) as error:
+        # The folders themselves are the truth: a damaged pointer is worth a word, not the run.
+        _log.warning("%s is unreadable and was ignored: %s", run / LATEST, error)
+        return None
+
+
+def _prune(run: Path, keep: int) -> None:
+    """Remove checkpoints older than the `keep` newest that verify; damaged ones do not count as kept."""
+    valid = 0
+    for folder in _checkpoints(run):
+        if valid < keep:
+            valid += _is_valid(folder)
+            continue
+        try:
+            _retire(folder)
+        except OSError as error:
+            _log.warning("the old checkpoint %s could not be removed: %s", folder, error)
+
+
+def _retire(folder: Path) -> None:
+    """Remove a checkpoint; it loses its name first, so that a crash halfway leaves no half checkpoint."""
+    aside = _temporary(folder.with_name(f"{folder.name}.old"))
+    _discard(aside)
+    folder.rename(aside)
+    _discard(aside)
+
+
+def _sweep(run: Path) -> None:
+    """Remove what dead processes left under temporary names."""
+    for path in run.iterdir():
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and not _is_alive(int(match[1]), match[2]):
+            _discard(path)
+
+
+def _is_alive(pid: int, token: str) -> bool:
+    if pid == os.getpid():
+        return token == _TOKEN
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{path.name}.tmp-{os.getpid()}-{_TOKEN}")
+
+
+def _discard(path: Path) -> None:
+    """Remove a file or folder as far as the system lets us; what stays has a temporary name and is swept later."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+    with suppress(OSError):
+        path.lstat()
+        _log.warning("the leftover %s could not be removed", path)
+
+
+def _make_folder(path: Path) -> None:
+    if not path.is_dir():
+        path.mkdir(parents=True, exist_ok=True)
+        sync_folder(path.parent)
+
+
+def _explain(path: Path, error: OSError, needed: int | None) -> str:
+    free = "unknown"
+    for folder in [path, *path.absolute().parents]:
+        with suppress(OSError):
+            free = f"{shutil.disk_usage(folder).free:,}"
+            break
+    room = f"needed: {'unknown' if needed is None else f'{needed:,}'} bytes, free: {free} bytes"
+    name = errno.errorcode.get(error.errno or 0, "OSError")
+    advice = _ADVICE.get(error.errno or 0, "Check the disk and the folder")
+    return f"cannot write {path}: {error.strerror or error} [{name}] ({room}). {advice}. Earlier saves are intact"

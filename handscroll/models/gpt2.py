@@ -1,0 +1,116 @@
+"""GPT-2 (Radford et al. 2019): pre-norm decoder with learned positions, biases and a GELU MLP."""
+
+import torch.nn.functional as F
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from handscroll.base.config import Config
+from handscroll.base.errors import CapacityError
+from handscroll.models.model import Model
+from handscroll.nn.attention import Attention, Context, Heads
+from handscroll.nn.cache import Cache
+from handscroll.nn.marks import Marks
+from handscroll.nn.mask import Causal, Mask
+from handscroll.nn.mlp import MLP
+from handscroll.nn.norm import LayerNorm
+from handscroll.nn.shapes import Embeddings, Logits, Tokens
+
+
+class GPT2Config(Config):
+    """Sizes of a GPT-2; `context` is the number of rows of the learned position table."""
+
+    family: str = "gpt2"
+    vocab: int
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    context: int
+    original: int | None = None  # rows before interpolation, when the table was lengthened here
+    norm_eps: float = 1e-5
+    tied: bool = True
+    bos: int | None = None
+    eos: tuple[int, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of {self.heads} heads")
+        return self
+
+    @property
+    def head_size(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def kv_heads(self) -> int:
+        return self.heads
+
+    @property
+    def trained(self) -> int:
+        return self.original or self.context
+
+    def cache_bytes_per_token(self, element_size: int) -> int:
+        return 2 * self.layers * self.width * element_size
+
+
+class Layer(nn.Module):
+    """x + attention(norm x), then x + mlp(norm x), with layer norms and biases."""
+
+    def __init__(self, config: GPT2Config, number: int):
+        super().__init__()
+        self.number = number
+        self.attention_norm = LayerNorm(config.width, eps=config.norm_eps)
+        self.attention = Attention(
+            Heads(config.width, config.heads, config.heads, config.head_size, bias=True, output_bias=True)
+        )
+        self.mlp_norm = LayerNorm(config.width, eps=config.norm_eps)
+        self.mlp = MLP(config.width, config.mlp_width)
+
+    def forward(self, x: Embeddings, context: Context) -> Embeddings:
+        x = x + self.attention(self.attention_norm(x), context, context.mask, self.number)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class GPT2(Model):
+    """A GPT-2 decoder. Positions past the learned table are refused, never clamped."""
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab, config.width)
+        self.position_embedding = nn.Embedding(config.context, config.width)
+        self.layers = nn.ModuleList(Layer(config, number) for number in range(config.layers))
+        self.norm = LayerNorm(config.width, eps=config.norm_eps)
+        self.projection = None if config.tied else nn.Linear(config.width, config.vocab, bias=False)
+
+    def embed(self, tokens: Tokens, marks: Marks) -> Embeddings:
+        positions = marks.tensors(tokens.device)[2]
+        last = int(positions.max())
+        if last >= self.config.context:
+            raise CapacityError(
+                f"position {last} is past the learned position table of {self.config.context}; lengthen the "
+                f"checkpoint first (handscroll extend ... --to {last + 1}) or read with a window"
+            )
+        return self.embedding(tokens) + self.position_embedding(positions)
+
+    def hidden(
+        self, embeddings: Embeddings, marks: Marks, mask: Mask, cache: Cache | None = None, length: int | None = None
+    ) -> Embeddings:
+        context = Context(marks, mask, None, cache)
+        x = embeddings
+        for layer in self.layers:
+            x = layer(x, context)
+        if cache is not None:
+            cache.commit()
+        return self.norm(x)
+
+    def logits(self, hidden: Embeddings) -> Logits:
+        return F.linear(hidden, self.head)
+
+    @property
+    def head(self) -> Tensor:
+        return self.embedding.weight if self.projection is None else self.projection.weight
+
+    def mask(self) -> Mask:
+        return Causal()

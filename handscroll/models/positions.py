@@ -1,0 +1,289 @@
+"""Position settings of foreign `config.json` files, in and out.
+
+Two forms are in circulation: `rope_theta` with `rope_scaling` (transformers 4) and `rope_parameters` with
+`rope_theta` inside (transformers 5). Both are read, alone or together when they agree; nothing is guessed.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple, Self
+
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+
+from handscroll.base.config import Config
+from handscroll.base.errors import ConfigError, nearest
+from handscroll.base.tables import resolve
+from handscroll.nn.scaling.base import Scaling, Tokens
+from handscroll.nn.scaling.table import SCALINGS, scaling_from
+
+# Every top-level key that this module reads or writes. Remove them before merging what `write_positions` returns,
+# or a stale one of the other form contradicts it.
+POSITION_KEYS = (
+    "max_position_embeddings",
+    "original_max_position_embeddings",
+    "partial_rotary_factor",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+)
+
+
+class _Form(NamedTuple):
+    """A foreign rope_type: our scaling, and {foreign key: our field}."""
+
+    scaling: str
+    fields: dict[str, str]
+
+
+_STRETCH = {"factor": "factor", "original_max_position_embeddings": "original"}
+_FORMS = {
+    "default": _Form("none", {}),
+    "linear": _Form("pi", _STRETCH),
+    "dynamic": _Form("dynamic-ntk", _STRETCH),
+    "yarn": _Form(
+        "yarn",
+        _STRETCH
+        | {key: key for key in ("beta_fast", "beta_slow", "truncate", "mscale", "mscale_all_dim")}
+        | {"attention_factor": "attention_override"},
+    ),
+    "llama3": _Form("llama3", _STRETCH | {key: key for key in ("low_freq_factor", "high_freq_factor")}),
+    "longrope": _Form(
+        "longrope",
+        _STRETCH | {key: key for key in ("short_factor", "long_factor")} | {"attention_factor": "attention_override"},
+    ),
+}
+_ALIASES = {"su": "longrope"}  # the name of Phi-3's first release
+_COMMON = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+_PLAIN = {"rope_type": "default"}
+# `finetuned` stands in the YaRN authors' Llama 2 checkpoints; their static embedding takes it and never reads it.
+_IGNORED = {"yarn": ("finetuned",)}
+
+
+class Positions(Config):
+    """The rotary positions of a checkpoint.
+
+    `base` is rope_theta; `trained` the tokens the frequencies were trained for; `context` the tokens that the
+    checkpoint may be used to now.
+
+    Raises:
+        ConfigError: (through `parse`) lengths, factor and original of the scaling contradict each other.
+    """
+
+    base: Annotated[float, Field(gt=1.0, allow_inf_nan=False, strict=True)]
+    scaling: Annotated[SerializeAsAny[Scaling], BeforeValidator(scaling_from)]
+    context: Tokens
+    trained: Tokens
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        scaling = self.scaling
+        if scaling.original not in (None, self.trained):
+            raise ConfigError(
+                f"trained is {self.trained} and the scaling's original {scaling.original}; make them equal"
+            )
+        if self.context < self.trained:
+            raise ConfigError(f"context ({self.context}) is below trained ({self.trained}); no scaling shortens a text")
+        if scaling.name == "dynamic-ntk" and self.context != _stretched(self.trained, scaling.factor):
+            # A foreign file holds the trained length only, so the context has to follow from it.
+            raise ConfigError(_contradiction(scaling.factor, self.trained, self.context))
+        if scaling.name not in ("none", "llama3") and not _agree(self.trained, scaling.factor, self.context):
+            raise ConfigError(_contradiction(scaling.factor, self.trained, self.context))
+        return self
+
+
+def read_positions(config: Mapping[str, Any], head_size: int, default_base: float = 10000.0) -> Positions:
+    """The position settings of a parsed `config.json` whose rotated head has `head_size` numbers.
+
+    `default_base` is the family's rope_theta where the file has none (10000 for Llama, Mistral and Qwen).
+    For `linear`, a file without original_max_position_embeddings is taken to state the extended length: published
+    files differ on this, and reading it so never claims more tokens than the file does.
+
+    Raises:
+        ConfigError: an unknown or contradictory setting; see the messages. Nothing is defaulted or ignored except
+            `finetuned` beside yarn.
+    """
+    forms = {key: _rope_dict(config, key) for key in ("rope_scaling", "rope_parameters")}
+    rope_dicts = {key: values for key, values in forms.items() if values}
+    partial = _agreed("partial_rotary_factor", config, rope_dicts)
+    if partial not in (None, 1):
+        raise ConfigError(f"partial_rotary_factor is {partial}; only fully rotated heads (1.0) are supported")
+    base = _agreed("rope_theta", config, rope_dicts)
+    base = float(default_base if base is None else base)
+    read = {
+        key: _read_one(key, values, config, base) for key, values in (rope_dicts or {"rope_scaling": _PLAIN}).items()
+    }
+    positions, *others = read.values()
+    if any(other != positions for other in others):
+        raise ConfigError(
+            "config.json has rope_scaling and rope_parameters, and they say different things: "
+            f"{forms['rope_scaling']} and {forms['rope_parameters']}; remove the wrong one"
+        )
+    for length in (positions.trained, positions.context):  # factor lists and ramps are checked against the head here
+        positions.scaling.inverse_frequencies(head_size, base, length)
+    return positions
+
+
+def write_positions(positions: Positions) -> dict[str, Any]:
+    """The keys of `config.json` that say the same to `transformers` 4 and 5, and to `read_positions`.
+
+    Merge them after removing `POSITION_KEYS`. The older form is written: version 4 reads only that one, version 5
+    converts it while loading and lets it win over `rope_parameters`, and two forms side by side could drift apart.
+    """
+    scaling = positions.scaling
+    rope_type, form = next((name, form) for name, form in _FORMS.items() if form.scaling == scaling.name)
+    # Dynamic scaling counts from max_position_embeddings itself, in both versions.
+    stated = positions.trained if rope_type == "dynamic" else positions.context
+    written: dict[str, Any] = {"max_position_embeddings": stated, "rope_theta": positions.base, "rope_scaling": None}
+    if rope_type != "default":
+        written["rope_scaling"] = {"rope_type": rope_type} | _foreign_fields(scaling, form)
+    if rope_type in ("dynamic", "linear"):
+        written["rope_scaling"].pop("original_max_position_embeddings", None)  # version 5 warns about it
+    if rope_type in ("linear", "longrope") or (rope_type == "default" and positions.trained != positions.context):
+        # Phi-3 and version 4 take longrope's original from the top level. For the other two `transformers` ignores
+        # it; it keeps the trained length from being lost.
+        written["original_max_position_embeddings"] = positions.trained
+    return written
+
+
+def _foreign_fields(scaling: Scaling, form: _Form) -> dict[str, Any]:
+    """Required fields, and optional ones that differ from the default, under their foreign names."""
+    values: dict[str, Any] = {}
+    for key, field in form.fields.items():
+        info = type(scaling).model_fields.get(field)
+        value = getattr(scaling, field)
+        if info is not None and (info.is_required() or value != info.default):
+            values[key] = list(value) if isinstance(value, tuple) else value
+    return values
+
+
+def _rope_dict(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """The rope table under `key` with one spelling of its type and without nulls; empty when absent."""
+    values = config.get(key)
+    if values is None or values == {}:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"config.json: {key} is {values!r}; expected a table")
+    nested = sorted(name for name, value in values.items() if isinstance(value, dict))
+    if nested:
+        raise ConfigError(
+            f"config.json: {key} has its own settings per layer type ({', '.join(nested)}); "
+            "only one setting for all layers is supported"
+        )
+    # A null is an absent key to the reference library, except `truncate`, where it means false.
+    present = {name: value for name, value in values.items() if value is not None or name == "truncate"}
+    types = {_ALIASES.get(str(present[name]), str(present[name])) for name in ("rope_type", "type") if name in present}
+    if len(types) > 1:
+        raise ConfigError(
+            f"config.json: {key} has rope_type and type with different values: {', '.join(sorted(types))}"
+        )
+    if not types and set(present) - {"rope_theta", "partial_rotary_factor"}:
+        raise ConfigError(f"config.json: {key} has no rope_type; {nearest('', _FORMS)}")
+    present.pop("type", None)
+    return present | {"rope_type": types.pop() if types else "default"}
+
+
+def _agreed(name: str, config: Mapping[str, Any], rope_dicts: Mapping[str, Mapping[str, Any]]) -> int | float | None:
+    """The number called `name`, wherever it stands; None when absent."""
+    places = {"the top level": config, **rope_dicts}
+    found = {place: values[name] for place, values in places.items() if values.get(name) is not None}
+    for place, value in found.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"config.json: {name} at {place} is {value!r}; expected a number")
+    if len(set(found.values())) > 1:
+        stated = ", ".join(f"{value} at {place}" for place, value in found.items())
+        raise ConfigError(f"config.json: {name} is given more than once: {stated}; keep one")
+    return next(iter(found.values()), None)
+
+
+def _read_one(where: str, values: Mapping[str, Any], config: Mapping[str, Any], base: float) -> Positions:
+    """`Positions` from one normalised rope table and the top-level lengths."""
+    rope_type = values["rope_type"]
+    if rope_type not in _FORMS:
+        raise ConfigError(f"config.json: {where} has the unknown rope_type {rope_type!r}: {nearest(rope_type, _FORMS)}")
+    form = _FORMS[rope_type]
+    allowed = (*form.fields, *_COMMON, *_IGNORED.get(rope_type, ()))
+    for key in values:
+        if key not in allowed:
+            raise ConfigError(f"config.json: unknown key {key!r} in {where} ({rope_type}): {nearest(key, allowed)}")
+    stated = _length("max_position_embeddings", config.get("max_position_embeddings"))
+    original = _agreed("original_max_position_embeddings", config, {where: values})
+    original = None if original is None else _length("original_max_position_embeddings", original)
+    scaling = _scaling(where, values, stated, original)
+    context, trained = _lengths(rope_type, scaling.factor, stated, original)
+    found = {"base": base, "scaling": scaling, "context": context, "trained": trained}
+    return Positions.parse(found, "config.json")
+
+
+def _scaling(where: str, values: Mapping[str, Any], stated: int, original: int | None) -> Scaling:
+    """The scaling of a rope table, with what foreign files keep at the top level put into its fields."""
+    rope_type = values["rope_type"]
+    form = _FORMS[rope_type]
+    owner = resolve(SCALINGS, form.scaling, "scaling")
+    foreign = {field: key for key, field in form.fields.items() if field in owner.model_fields}
+    fields = {field: values[key] for field, key in foreign.items() if key in values}
+    if "original" in foreign:
+        fields["original"] = stated if rope_type == "dynamic" else original
+    if rope_type == "longrope" and "factor" not in fields and original is not None:
+        fields["factor"] = stated / original  # Phi-3 leaves it out; the reference library takes the ratio too
+    missing = [
+        key for field, key in foreign.items() if owner.model_fields[field].is_required() and fields.get(field) is None
+    ]
+    if missing:
+        raise ConfigError(f"config.json: {where} (rope_type {rope_type}) needs {' and '.join(missing)}")
+    return owner.parse(fields, f"config.json: {where}")
+
+
+def _length(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"config.json: {name} is {value!r}; expected a positive whole number of tokens")
+    return value
+
+
+def _lengths(rope_type: str, factor: float, stated: int, original: int | None) -> tuple[int, int]:
+    """(context, trained) from max_position_embeddings as stated and the original length where given.
+
+    Where the factor is the ratio of both, a file may state the extended length, or the original one with the
+    factor to be applied on top (the way scaling is switched on in published model cards).
+    """
+    if rope_type == "default":
+        context, trained = stated, original or stated
+    elif rope_type == "dynamic":
+        if original not in (None, stated):
+            raise ConfigError(
+                f"config.json: original_max_position_embeddings is {original} and max_position_embeddings {stated}; "
+                "dynamic scaling counts from max_position_embeddings, so that one must be the original length"
+            )
+        context, trained = _stretched(stated, factor), stated
+    elif rope_type == "llama3":  # its factor divides frequencies and is not a ratio of lengths
+        context, trained = stated, original or stated
+    elif original is None:
+        context, trained = stated, max(1, round(stated / factor))
+    elif stated == original:
+        context, trained = _stretched(original, factor), original
+    elif _agree(original, factor, stated):
+        context, trained = stated, original
+    else:
+        raise ConfigError("config.json: " + _contradiction(factor, original, stated))
+    if context < trained:
+        raise ConfigError(
+            f"config.json: max_position_embeddings ({context}) is below original_max_position_embeddings ({trained})"
+        )
+    return context, trained
+
+
+def _stretched(trained: int, factor: float) -> int:
+    """trained * factor in whole tokens, never more; the small term undoes rounding in factor = context / trained."""
+    return math.floor(trained * factor + 1e-6)
+
+
+def _agree(trained: int, factor: float, context: int) -> bool:
+    """Whether the three fit to within one trained token."""
+    return abs(context / factor - trained) < 1.0
+
+
+def _contradiction(factor: float, trained: int, context: int) -> str:
+    return (
+        f"the scaling factor {factor:g} contradicts the lengths: original length {trained} x {factor:g} = "
+        f"{_stretched(trained, factor)}, but the length stated is {context} (ratio {context / trained:g}); "
+        "correct the factor, original_max_position_embeddings or max_position_embeddings"
+    )

@@ -1,0 +1,205 @@
+"""Checkpoint folders in and out: safetensors (sharded or not) and `config.json`, never pickle."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from handscroll.base.errors import CheckpointError
+from handscroll.base.runs import write_file
+from handscroll.models.foreign import Family
+from handscroll.models.model import Model
+from handscroll.models.names import Entry
+from handscroll.models.table import family
+
+# Buffers that old checkpoints carry and that are recomputed from the configuration.
+BUFFERS = re.compile(r"(rotary_emb\.inv_freq|\.attn\.bias|\.attn\.masked_bias)$")
+PREFIXES = ("model.", "transformer.")
+HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
+HUB_FILES = ["*.safetensors", "*.json", "*.txt"]
+
+
+def locate(source: str | Path) -> Path:
+    """A local folder as it is; a hub id downloaded (safetensors and JSON only, no code, no pickle).
+
+    Raises:
+        CheckpointError: neither a folder nor a reachable hub id.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise CheckpointError(f"{path} is a file; give the checkpoint folder that holds config.json")
+    if not HUB_ID.match(str(source)):
+        raise CheckpointError(f"{source} is neither a folder nor a hub id of the form owner/name")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{source} is no local folder and could not be fetched from the hub: {reason}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a checkpoint folder; what is missing or broken is named."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} has no {path.name}; it is not a checkpoint folder") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a {type(value).__name__}, expected an object")
+    return value
+
+
+def read_config(folder: Path) -> tuple[Family, Any]:
+    """The family and its configuration from `config.json`."""
+    foreign = read_json(folder / "config.json")
+    if "model_type" not in foreign:
+        raise CheckpointError(f"{folder / 'config.json'} has no 'model_type'")
+    kind = family(foreign["model_type"])
+    return kind, kind.read(foreign)
+
+
+def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Model:
+    """Build the model of a checkpoint folder and read its weights, one tensor at a time.
+
+    Raises:
+        CheckpointError: missing, unexpected, truncated or misshapen tensors, named.
+    """
+    kind, config = read_config(folder)
+    with torch.device("meta"):
+        model = kind.build(config)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    state: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        reader = _Reader(folder, stack)
+        for entry in kind.entries(config):
+            for name, tensor in _unpack(entry, reader.take(entry.theirs), shapes, folder):
+                state[name] = tensor.to(device=device, dtype=dtype, copy=True)
+        reader.check_rest(config.tied, state["embedding.weight"])
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def save_model(model: Model, folder: Path, shard_bytes: int = 4 << 30) -> None:
+    """Write `config.json` and safetensors (sharded above `shard_bytes`) that the reference library loads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kind = family(model.config.family)
+    state = model.state_dict()
+    dtype = state["embedding.weight"].dtype
+    shards: list[dict[str, Tensor]] = [{}]
+    filled = 0
+    for entry in kind.entries(model.config):
+        tensor = _pack(entry, state)
+        size = tensor.numel() * tensor.element_size()
+        if filled and filled + size > shard_bytes:
+            shards.append({})
+            filled = 0
+        shards[-1][entry.theirs] = tensor
+        filled += size
+    _write_shards(shards, folder)
+    foreign = kind.write(model.config) | {"torch_dtype": str(dtype).removeprefix("torch.")}
+    write_file(folder / "config.json", (json.dumps(foreign, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+class _Reader:
+    """Tensors of a folder by name, whichever shard holds them, with or without the base-model prefix."""
+
+    def __init__(self, folder: Path, stack: ExitStack):
+        self.folder = folder
+        self.files: dict[str, Any] = {}
+        for path in _weight_files(folder):
+            try:
+                handle = stack.enter_context(safe_open(path, framework="pt"))
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"{path} is damaged or cut short: {error}; fetch or write it again") from None
+            self.files |= dict.fromkeys(handle.keys(), handle)
+        self.taken: set[str] = set()
+
+    def take(self, name: str) -> Tensor:
+        for prefix in ("", *PREFIXES):
+            short = name.removeprefix(prefix)
+            if short in self.files:
+                self.taken.add(short)
+                return self.files[short].get_tensor(short)
+        raise CheckpointError(f"{self.folder} has no tensor '{name}', which config.json calls for")
+
+    def check_rest(self, tied: bool, embedding: Tensor) -> None:
+        rest = {name for name in self.files if name not in self.taken and not BUFFERS.search(name)}
+        if tied and "lm_head.weight" in rest:
+            head = self.files["lm_head.weight"].get_tensor("lm_head.weight")
+            if head.shape != embedding.shape or not torch.equal(head.to(embedding), embedding):
+                raise CheckpointError(
+                    f"{self.folder}: config.json ties the head to the embedding, but 'lm_head.weight' differs from it"
+                )
+            rest.discard("lm_head.weight")
+        if rest:
+            names = ", ".join(sorted(rest)[:4])
+            raise CheckpointError(f"{self.folder} holds {len(rest)} tensors that config.json does not explain: {names}")
+
+
+def _weight_files(folder: Path) -> Iterator[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        bad = [name for name in names if Path(name).name != name]
+        if bad or not names:
+            raise CheckpointError(f"{index} names no usable shards: {bad or 'empty weight_map'}")
+        missing = [name for name in names if not (folder / name).exists()]
+        if missing:
+            raise CheckpointError(f"{folder} lacks the shards {', '.join(missing)} that its index names")
+        yield from (folder / name for name in names)
+    elif (folder / "model.safetensors").exists():
+        yield folder / "model.safetensors"
+    else:
+        pickled = sorted(path.name for path in folder.glob("*.bin"))
+        hint = f"; {pickled[0]} is a pickle and never loaded: convert it to safetensors" if pickled else ""
+        raise CheckpointError(f"{folder} has no model.safetensors{hint}")
+
+
+def _unpack(entry: Entry, tensor: Tensor, shapes: dict[str, tuple[int, ...]], folder: Path):
+    """Our tensors from one foreign tensor, with shapes checked against the configuration."""
+    if entry.transposed and tensor.dim() == 2:
+        tensor = tensor.T
+    wanted = [shapes[name] for name in entry.ours]
+    total = (sum(shape[0] for shape in wanted), *wanted[0][1:])
+    if tuple(tensor.shape) != total:
+        raise CheckpointError(
+            f"{folder}: tensor '{entry.theirs}' has shape {tuple(tensor.shape)}, config.json calls for {total}"
+        )
+    if not tensor.is_floating_point():
+        raise CheckpointError(f"{folder}: tensor '{entry.theirs}' is {tensor.dtype}; quantised weights are not read")
+    yield from zip(entry.ours, tensor.split([shape[0] for shape in wanted]), strict=True)
+
+
+def _pack(entry: Entry, state: dict[str, Tensor]) -> Tensor:
+    tensor = state[entry.ours[0]] if len(entry.ours) == 1 else torch.cat([state[name] for name in entry.ours])
+    return (tensor.T if entry.transposed else tensor).contiguous().cpu()
+
+
+def _write_shards(shards: list[dict[str, Tensor]], folder: Path) -> None:
+    metadata = {"format": "pt"}
+    if len(shards) == 1:
+        write_file(folder / "model.safetensors", lambda path: save_file(shards[0], path, metadata=metadata))
+        (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+        return
+    weight_map = {}
+    for number, shard in enumerate(shards, start=1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_file(folder / name, lambda path, shard=shard: save_file(shard, path, metadata=metadata))
+        weight_map |= dict.fromkeys(shard, name)
+    size = sum(t.numel() * t.element_size() for shard in shards for t in shard.values())
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    write_file(folder / "model.safetensors.index.json", (json.dumps(index, indent=2) + "\n").encode())
+    (folder / "model.safetensors").unlink(missing_ok=True)

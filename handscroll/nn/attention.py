@@ -1,0 +1,71 @@
+"""Multi-head and grouped-query attention: projections, optional q/k norms and rotation around `attend`."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from handscroll.nn.cache import Cache, Span
+from handscroll.nn.kernels import attend
+from handscroll.nn.marks import Marks
+from handscroll.nn.mask import Mask
+from handscroll.nn.norm import RMSNorm
+from handscroll.nn.rope import Rotation
+from handscroll.nn.shapes import Embeddings
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Head counts and switches of one attention block."""
+
+    width: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    bias: bool = False
+    output_bias: bool = False
+    norm_eps: float | None = None  # Qwen3: RMS norm of each query and key head
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What every layer of one forward shares: marks, mask, rotation, cache."""
+
+    marks: Marks
+    mask: Mask
+    rotation: Rotation | None = None
+    cache: Cache | None = None
+
+
+class Attention(nn.Module):
+    """Grouped-query attention (Ainslie et al. 2023); kv_heads == heads is multi-head attention."""
+
+    def __init__(self, heads: Heads):
+        super().__init__()
+        self.shape = heads
+        inner, shared = heads.heads * heads.head_size, heads.kv_heads * heads.head_size
+        self.query = nn.Linear(heads.width, inner, bias=heads.bias)
+        self.key = nn.Linear(heads.width, shared, bias=heads.bias)
+        self.value = nn.Linear(heads.width, shared, bias=heads.bias)
+        self.output = nn.Linear(inner, heads.width, bias=heads.output_bias)
+        if heads.norm_eps is not None:
+            self.query_norm = RMSNorm(heads.head_size, heads.norm_eps)
+            self.key_norm = RMSNorm(heads.head_size, heads.norm_eps)
+
+    def forward(self, x: Embeddings, context: Context, mask: Mask, layer: int) -> Embeddings:
+        """Attention of `layer` under `mask` (the shared mask, narrowed by the layer's own window)."""
+        q, k, v = self._split(self.query(x)), self._split(self.key(x)), self._split(self.value(x))
+        if self.shape.norm_eps is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        scale = self.shape.head_size**-0.5
+        if context.rotation is not None:
+            q, k = context.rotation.turn(q), context.rotation.turn(k)
+            scale *= context.rotation.attention_factor**2
+        spans = [Span(k, v, context.marks)]
+        if context.cache is not None:
+            spans = context.cache.append(layer, k, v, context.marks)
+        out, _ = attend(q, spans, mask, context.marks, scale=scale)
+        return self.output(out.transpose(1, 2).flatten(2))
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(B, T, heads x E) -> (B, heads, T, E): the one place that converts."""
+        return x.unflatten(-1, (-1, self.shape.head_size)).transpose(1, 2)

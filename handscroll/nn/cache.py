@@ -1,0 +1,127 @@
+"""The key-value cache: per layer a list of spans, so that every policy is a way of keeping spans.
+
+A `Span` is contiguous keys and values with the marks of their tokens. The full cache below is one span
+per layer in a buffer that grows by doubling. Chunked prefill, decoding and (later) paged, quantised,
+offloaded and remote caches all hand the same thing to `attend`: a list of spans.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from handscroll.nn.marks import Marks
+
+
+@dataclass(frozen=True, eq=False)
+class Span:
+    """Keys and values (B, K, S, E) with marks; `rotated` says whether the keys carry their rotary angle."""
+
+    keys: Tensor
+    values: Tensor
+    marks: Marks
+    rotated: bool = True
+
+
+@dataclass
+class _Layer:
+    keys: Tensor | None = None  # (B, K, capacity, E)
+    values: Tensor | None = None
+
+
+@dataclass
+class Cache:
+    """Exact full cache of `layers` layers.
+
+    A forward calls `append` once per layer and `commit` once at its end; an aborted forward leaves the
+    committed part untouched. `capacity` (tokens) reserves the buffers at once instead of doubling.
+    """
+
+    layers: int
+    capacity: int = 0
+    marks: Marks = field(default_factory=lambda: Marks.run(0, 0))
+    _store: list[_Layer] = field(default_factory=list)
+    _pending: Marks | None = None
+
+    def __post_init__(self):
+        self._store = self._store or [_Layer() for _ in range(self.layers)]
+
+    @property
+    def length(self) -> int:
+        """Tokens held per row, padding included."""
+        return self.marks.length
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the allocated buffers."""
+        held = [t for layer in self._store for t in (layer.keys, layer.values) if t is not None]
+        return sum(t.numel() * t.element_size() for t in held)
+
+    def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
+        """Add (B, K, T, E) keys and values of one layer; returns all spans of the layer, the new tokens last."""
+        if self._pending is None:
+            parts = [self.marks, marks]
+            self._pending = marks if not self.length else Marks.join(parts, keys.shape[0], keys.device)
+        store, end = self._store[layer], self.length + keys.shape[2]
+        store.keys = self._write(store.keys, keys, end)
+        store.values = self._write(store.values, values, end)
+        return [Span(store.keys[:, :, :end], store.values[:, :, :end], self._pending)]
+
+    def commit(self) -> None:
+        """Make the tokens appended by this forward part of the cache."""
+        if self._pending is not None:
+            self.marks, self._pending = self._pending, None
+
+    def trim(self, length: int) -> None:
+        """Forget every token after the first `length`."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"cannot trim a cache of {self.length} tokens to {length}")
+        self.marks, self._pending = self.marks.part(0, length), None
+
+    def clone(self) -> "Cache":
+        """An independent copy (branches of one prompt)."""
+        stores = [
+            _Layer(*(None if t is None else t[:, :, : self.length].clone() for t in (s.keys, s.values)))
+            for s in self._store
+        ]
+        return Cache(self.layers, marks=self.marks, _store=stores)
+
+    def take_rows(self, rows: Tensor) -> "Cache":
+        """A copy that holds the given batch rows, in their order."""
+        stores = [
+            _Layer(*(None if t is None else t[rows, :, : self.length] for t in (s.keys, s.values)))
+            for s in self._store
+        ]
+        return Cache(self.layers, marks=self.marks.take_rows(rows), _store=stores)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Named tensors from which `from_state` rebuilds the cache: keys, values and marks."""
+        state: dict[str, Tensor] = {"layers": torch.tensor(self.layers)}
+        for number, store in enumerate(self._store):
+            for name, tensor in (("keys", store.keys), ("values", store.values)):
+                if tensor is not None:
+                    state[f"{number}.{name}"] = tensor[:, :, : self.length].contiguous()
+        if self.marks.start is not None:
+            return state | {"start": torch.tensor(self.marks.start), "length": torch.tensor(self.length)}
+        index, segment, positions = self.marks.tensors(torch.device("cpu"))
+        return state | {"index": index, "segment": segment, "positions": positions}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor]) -> "Cache":
+        layers = int(state["layers"])
+        stores = [_Layer(state.get(f"{n}.keys"), state.get(f"{n}.values")) for n in range(layers)]
+        if "start" in state:
+            marks = Marks.run(int(state["start"]), int(state["length"]))
+        else:
+            marks = Marks.of(state["index"], state["segment"], state["positions"])
+        return cls(layers, marks=marks, _store=stores)
+
+    def _write(self, buffer: Tensor | None, new: Tensor, end: int) -> Tensor:
+        if buffer is None or buffer.shape[2] < end:
+            size = max(end, self.capacity, 0 if buffer is None else 2 * buffer.shape[2])
+            grown = new.new_empty(new.shape[0], new.shape[1], size, new.shape[3])
+            if buffer is not None:
+                grown[:, :, : self.length] = buffer[:, :, : self.length]
+            buffer = grown
+        buffer[:, :, self.length : end] = new
+        return buffer

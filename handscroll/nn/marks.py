@@ -1,0 +1,87 @@
+"""What each token carries besides its vector: its order, its document and its position.
+
+Masks and rotary tables read marks, never the physical slot of a token; so packing, padding, rows of
+different lengths and eviction are right by construction.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+PADDING = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Marks:
+    """Marks of `length` tokens in every row of a batch.
+
+    Either a plain run (`start` is set: index and position count up from it, one document, no padding; no
+    tensor is held), or three int64 tensors of shape (B, length): `index`, the order of a token in its row
+    (-1 is padding: never attended to); `segment`, the number of its document in the row; `positions`, what
+    is rotated by or looked up in a learned table.
+    """
+
+    length: int
+    start: int | None = None
+    index: Tensor | None = None
+    segment: Tensor | None = None
+    positions: Tensor | None = None
+
+    @classmethod
+    def run(cls, start: int, length: int) -> Self:
+        """The plain case: `length` tokens of one document, counted from `start`."""
+        return cls(length=length, start=start)
+
+    @classmethod
+    def of(cls, index: Tensor, segment: Tensor | None = None, positions: Tensor | None = None) -> Self:
+        """Marks from tensors (B, T); one document and positions equal to the index unless given."""
+        segment = torch.zeros_like(index) if segment is None else segment
+        positions = index.clamp_min(0) if positions is None else positions
+        return cls(length=index.shape[1], index=index, segment=segment, positions=positions)
+
+    @classmethod
+    def rows(cls, starts: Tensor, lengths: Tensor) -> Self:
+        """Right-padded rows: row b holds tokens starts[b] .. starts[b] + lengths[b] - 1, then padding."""
+        steps = torch.arange(int(lengths.max()), device=lengths.device)
+        index = torch.where(steps < lengths[:, None], starts[:, None] + steps, PADDING)
+        return cls.of(index)
+
+    @property
+    def plain(self) -> bool:
+        return self.start is not None
+
+    def tensors(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """(index, segment, positions), each int64 (B, T), or (1, T) for a plain run."""
+        if self.start is not None:
+            index = torch.arange(self.start, self.start + self.length, device=device)[None]
+            return index, torch.zeros_like(index), index
+        assert self.index is not None and self.segment is not None and self.positions is not None
+        return self.index, self.segment, self.positions
+
+    def part(self, first: int, last: int) -> "Marks":
+        """The marks of tokens first .. last - 1 (counted inside these marks)."""
+        if self.start is not None:
+            return Marks.run(self.start + first, last - first)
+        index, segment, positions = self.tensors(torch.device("cpu"))
+        return Marks.of(index[:, first:last], segment[:, first:last], positions[:, first:last])
+
+    def take_rows(self, rows: Tensor) -> "Marks":
+        """The marks of the given batch rows; a plain run serves any rows."""
+        if self.plain:
+            return self
+        index, segment, positions = self.tensors(rows.device)
+        return Marks.of(index[rows], segment[rows], positions[rows])
+
+    @staticmethod
+    def join(parts: Sequence["Marks"], batch: int, device: torch.device) -> "Marks":
+        """One after the other; stays plain when plain runs follow each other."""
+        parts = [part for part in parts if part.length]
+        starts = [part.start for part in parts]
+        follow = all(a is not None and a + p.length == b for a, p, b in zip(starts, parts, starts[1:], strict=False))
+        if parts and starts[0] is not None and follow:
+            return Marks.run(starts[0], sum(part.length for part in parts))
+        columns = zip(*(part.tensors(device) for part in parts), strict=True)
+        return Marks.of(*(torch.cat([t.expand(batch, -1) for t in column], dim=1) for column in columns))

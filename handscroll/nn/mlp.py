@@ -1,0 +1,31 @@
+"""The two feed-forward blocks: gated (Llama form) and plain (GPT-2)."""
+
+import torch.nn.functional as F
+from torch import nn
+
+from handscroll.nn.shapes import Embeddings
+
+
+class GatedMLP(nn.Module):
+    """down(silu(gate x) * up x) (Shazeer 2020, "GLU Variants Improve Transformer")."""
+
+    def __init__(self, width: int, hidden: int, bias: bool):
+        super().__init__()
+        self.gate = nn.Linear(width, hidden, bias=bias)
+        self.up = nn.Linear(width, hidden, bias=bias)
+        self.down = nn.Linear(hidden, width, bias=bias)
+
+    def forward(self, x: Embeddings) -> Embeddings:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class MLP(nn.Module):
+    """down(gelu(up x)) with the tanh form of GELU (Hendrycks & Gimpel 2016), as GPT-2 has it."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, x: Embeddings) -> Embeddings:
+        return self.down(F.gelu(self.up(x), approximate="tanh"))

@@ -1,0 +1,69 @@
+"""What every scaling of the rotary frequencies answers, and the unscaled frequencies they all start from."""
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from torch import Tensor
+
+from handscroll.base.config import Config
+from handscroll.base.errors import ConfigError
+
+# Strict: in a config.json a factor of "4" or true is a mistake, and the reference library fails on it too.
+Factor = Annotated[float, Field(ge=1.0, allow_inf_nan=False, strict=True)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False, strict=True)]
+Tokens = Annotated[int, Field(ge=1, strict=True)]
+
+
+class Scaling(Config):
+    """A way to stretch the rotary frequencies of a trained model over a longer text; frozen and pure.
+
+    `factor` is how many times longer the text may become, `original` the context that the frequencies were
+    trained for (None where the formula does not need it).
+    Limits: scales all layers alike and the whole head; no frequencies per layer type, no partial rotation.
+    """
+
+    name: ClassVar[str]
+    depends_on_length: ClassVar[bool] = False
+
+    if TYPE_CHECKING:  # fields or constants of the subclasses; a real attribute here would be shadowed by them
+        factor: float
+        original: int | None
+
+    @abstractmethod
+    def inverse_frequencies(self, head_size: int, base: float, length: int | None) -> Float[Tensor, "half"]:
+        """Radians per token of each rotated pair, float64 (head_size / 2,), for a request of `length` tokens.
+
+        `length` is declared once per request and fixed for it; None means "within the trained context".
+
+        Raises:
+            ConfigError: head size, base and this scaling do not fit together.
+        """
+
+    def attention_factor(self, length: int | None) -> float:
+        """What cosine and sine are multiplied by in the convention of `transformers`; q.k gets its square."""
+        return 1.0
+
+    def bucket(self, length: int | None) -> int:
+        """Key of the tables for `length`: equal keys mean equal frequencies and attention factor."""
+        return 0
+
+    @model_serializer(mode="wrap")
+    def _with_name(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The fields and the method's name, so that `scaling_from` can read the record back."""
+        return {"name": self.name, **handler(self)}
+
+
+def plain_frequencies(head_size: int, base: float) -> Float[Tensor, "half"]:
+    """f_i = base^(-2i / d), i = 0 .. d/2 - 1, in float64 (Su et al. 2021, "RoFormer", arXiv:2104.09864, 3.2.2).
+
+    Raises:
+        ConfigError: the head size is odd or not positive, or the base is not a finite number above 1.
+    """
+    if head_size < 2 or head_size % 2:
+        raise ConfigError(f"head size {head_size} cannot be rotated in pairs; rotary positions need an even head size")
+    if not 1.0 < base < float("inf"):
+        raise ConfigError(f"rotary base (rope_theta) is {base}; it must be a finite number above 1, such as 10000")
+    return torch.tensor(base, dtype=torch.float64) ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)

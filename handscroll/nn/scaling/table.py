@@ -1,0 +1,30 @@
+"""The table of scalings. NTK-aware scaling is a change of base (`ntk.py`) and has no row."""
+
+from typing import Any
+
+from handscroll.base.errors import ConfigError
+from handscroll.base.tables import resolve
+from handscroll.nn.scaling.base import Scaling
+
+SCALINGS = {
+    "none": "handscroll.nn.scaling.none:NoScaling",
+    "pi": "handscroll.nn.scaling.pi:PositionInterpolation",
+    "dynamic-ntk": "handscroll.nn.scaling.dynamic:DynamicNTK",
+    "yarn": "handscroll.nn.scaling.yarn:YaRN",
+    "llama3": "handscroll.nn.scaling.llama3:Llama3",
+    "longrope": "handscroll.nn.scaling.longrope:LongRoPE",
+}
+
+
+def scaling_from(values: Any, where: str = "scaling") -> Scaling:
+    """A scaling from its record, such as {"name": "pi", "factor": 4.0}; a `Scaling` is returned as it is.
+
+    Raises:
+        ConfigError: no name, an unknown name, or wrong fields, with the nearest valid name.
+    """
+    if isinstance(values, Scaling):
+        return values
+    if not isinstance(values, dict) or not isinstance(values.get("name"), str):
+        raise ConfigError(f'{where}: expected a table with a name, such as {{"name": "pi", "factor": 4.0}}')
+    fields = {key: value for key, value in values.items() if key != "name"}
+    return resolve(SCALINGS, values["name"], "scaling").parse(fields, where)

@@ -1,0 +1,94 @@
+"""Chunked projection + cross-entropy: the loss of T tokens without T x V logits.
+
+The gradient is formed chunk by chunk in the forward pass (as in Hsu et al. 2024, "Liger Kernel"), so a
+chunk's logits are made once and dropped at once: three matrix products a chunk, as many as without chunks.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+# Bytes of one chunk of float32 logits; small enough for a cache-friendly laptop, large enough for fast products.
+CHUNK_BYTES = 32 << 20
+IGNORE = -100
+
+
+def chunk_rows(vocab: int) -> int:
+    """Tokens per chunk for a vocabulary, so that their float32 logits take about `CHUNK_BYTES`."""
+    return max(16, CHUNK_BYTES // (4 * vocab))
+
+
+def cross_entropy(
+    hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], targets: Int[Tensor, "N"]
+) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+    """Sum of the cross-entropy in nats over targets that are not -100, and their count.
+
+    Differentiable in hidden and head. Softmax and sum are in float32 (float64 for float64 input); the
+    products run in autocast's dtype when autocast is on.
+    """
+    counted = targets != IGNORE
+    if not bool(counted.all()):  # leave out of the products what is left out of the loss
+        hidden, targets = hidden[counted], targets[counted]
+    total = _ChunkedCrossEntropy.apply(hidden, head, targets)
+    return total, counted.sum()
+
+
+@torch.no_grad()
+def token_losses(hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], targets: Int[Tensor, "N"]) -> Tensor:
+    """Cross-entropy in nats of each target (N,), without gradients; 0 where the target is -100."""
+    losses = []
+    rows = chunk_rows(head.shape[0])
+    for first in range(0, hidden.shape[0], rows):
+        logits = _project(hidden[first : first + rows], head)
+        chosen = targets[first : first + rows]
+        picked = logits.gather(1, chosen.clamp_min(0).unsqueeze(1)).squeeze(1)
+        losses.append(torch.where(chosen == IGNORE, 0.0, logits.logsumexp(dim=1) - picked))
+    return torch.cat(losses) if losses else hidden.new_zeros(0)
+
+
+def _project(hidden: Tensor, head: Tensor) -> Tensor:
+    logits = hidden @ head.T
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(hidden.device.type):
+            working = torch.get_autocast_dtype(hidden.device.type)
+            hidden_work, head_work = hidden.to(working), head.to(working)
+        else:
+            hidden_work, head_work = hidden, head
+        wide = torch.promote_types(hidden_work.dtype, torch.float32)
+        need_hidden, need_head = ctx.needs_input_grad[:2]
+        grad_hidden = torch.empty_like(hidden) if need_hidden else None
+        grad_head = torch.zeros(head.shape, dtype=wide, device=head.device) if need_head else None
+        total = torch.zeros((), dtype=wide, device=hidden.device)
+        rows = chunk_rows(head.shape[0])
+        with torch.autocast(hidden.device.type, enabled=False):
+            for first in range(0, hidden.shape[0], rows):
+                part, chosen = hidden_work[first : first + rows], targets[first : first + rows].unsqueeze(1)
+                logits = _project(part, head_work)
+                lse = logits.logsumexp(dim=1, keepdim=True)
+                total += (lse - logits.gather(1, chosen)).sum()
+                if grad_hidden is None and grad_head is None:
+                    continue
+                logits.sub_(lse).exp_()  # now probabilities
+                logits.scatter_add_(1, chosen, torch.full_like(lse, -1.0))  # now d loss / d logits
+                slope = logits.to(hidden_work.dtype)
+                if grad_hidden is not None:
+                    grad_hidden[first : first + rows] = slope @ head_work
+                if grad_head is not None:
+                    grad_head += (slope.T @ part).to(wide)
+        ctx.save_for_backward(grad_hidden, grad_head)
+        ctx.head_dtype = head.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx, grad_total: Tensor):
+        grad_hidden, grad_head = ctx.saved_tensors
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden * grad_total.to(grad_hidden.dtype)
+        if grad_head is not None:
+            grad_head = (grad_head * grad_total.to(grad_head.dtype)).to(ctx.head_dtype)
+        return grad_hidden, grad_head, None

@@ -1,0 +1,332 @@
+"""The one training loop: takes batches and an objective, keeps a run folder, resumes exactly.
+
+What is written to `records.jsonl` is deterministic: an interrupted and resumed run leaves the same bytes as
+an undisturbed one with the same seed and number of threads. The clock goes to `timing.jsonl`.
+"""
+
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from handscroll.base.config import Config
+from handscroll.base.errors import CheckpointError, DataError
+from handscroll.base.records import RecordWriter
+from handscroll.base.runs import RunLock, latest_checkpoint, write_folder
+from handscroll.data.batch import Batch
+from handscroll.models.model import Model
+from handscroll.train.checkpoint import (
+    load_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    restore_rng,
+    rng_state,
+    save_checkpoint,
+)
+from handscroll.train.optim import Optimizer
+from handscroll.train.schedule import Schedule
+from handscroll.train.step import Objective, plain
+
+Validate = Callable[[Model], float]
+OnRecord = Callable[[dict[str, Any]], None]
+
+
+class Batches(Protocol):
+    """Micro-batches of each update, with a JSON-able state after it; `resume` continues with the next update."""
+
+    def __iter__(self) -> Iterator[tuple[list[Batch], dict[str, Any]]]: ...
+
+    def resume(self, state: dict[str, Any]) -> None: ...
+
+
+class Loop(Config):
+    """Length, precision and rhythm of a run. Steps are updates."""
+
+    steps: int = Field(gt=0)
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 runs through autocast")
+    save_every: int = Field(200, gt=0)
+    keep: int = Field(2, ge=2, description="checkpoints kept")
+    evaluate_every: int = Field(0, ge=0, description="0: no validation")
+    patience: int = Field(0, ge=0, description="validations without a better loss before stopping; 0: never stop")
+    average: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of weights; 0: none")
+
+
+@dataclass
+class Progress:
+    """Where a run stands; saved in every checkpoint."""
+
+    step: int = 0
+    tokens: int = 0
+    best_loss: float | None = None
+    best_step: int = 0
+    bad: int = 0
+    stopped: str = ""
+
+
+@dataclass
+class Run:
+    """A model in training and everything its checkpoint holds."""
+
+    folder: Path
+    model: Model
+    optimizer: Optimizer
+    schedule: Schedule
+    loop: Loop
+    progress: Progress = field(default_factory=Progress)
+    optimizers: dict[str, torch.optim.Optimizer] = field(init=False)
+    average: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.optimizers = self.optimizer.build(self.model)
+        if self.loop.average:
+            self.average = {name: p.detach().clone() for name, p in self._trainable()}
+
+    def _trainable(self):
+        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+
+    def update(self, lr_factor: float) -> float:
+        """Clip, step, average; returns the gradient norm before clipping."""
+        parameters = [p for _, p in self._trainable()]
+        norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        if not math.isfinite(norm):
+            return norm
+        if self.optimizer.clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.optimizer.clip, torch.tensor(norm))
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * lr_factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for name, parameter in self._trainable() if self.average else ():
+                self.average[name].lerp_(parameter, 1 - self.loop.average)
+        return norm
+
+    def save(self, data: dict[str, Any], offset: int) -> None:
+        """Write a crash-safe checkpoint of this step."""
+        tensors = {"model": {name: p.detach() for name, p in self._trainable()}}
+        states: dict[str, Any] = {}
+        for name, optimizer in self.optimizers.items():
+            tensors[name], states[name] = optimizer_tensors(optimizer)
+        if self.average:
+            tensors["average"] = self.average
+        state = {
+            "progress": vars(self.progress),
+            "optimizers": states,
+            "data": data,
+            "offset": offset,
+            "rng": rng_state(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+        save_checkpoint(self.folder, self.progress.step, tensors, state, keep=self.loop.keep)
+
+    def restore(self) -> dict[str, Any] | None:
+        """Load the newest valid checkpoint of the folder; its state, or None when there is none yet."""
+        folder = latest_checkpoint(self.folder)
+        if folder is None:
+            return None
+        tensors, state = load_checkpoint(folder)
+        with torch.no_grad():
+            for name, parameter in self._trainable():
+                if name not in tensors["model"] or tensors["model"][name].shape != parameter.shape:
+                    raise CheckpointError(f"{folder} is of another model: tensor '{name}' is missing or misshapen")
+                parameter.copy_(tensors["model"][name])
+        for name, optimizer in self.optimizers.items():
+            restore_optimizer(optimizer, tensors[name], state["optimizers"][name])
+        self.average = tensors.get("average", {})
+        self.progress = Progress(**state["progress"])
+        restore_rng(state["rng"])
+        return state
+
+
+def train(
+    run: Run, batches: Batches, objective: Objective, validate: Validate | None = None, on_record: OnRecord | None = None
+) -> Progress:
+    """Train to `run.loop.steps` updates, or until validation stops improving, or until asked to stop.
+
+    SIGTERM and SIGINT finish the update, save and return; calling again with the same folder resumes.
+    On return the model holds the averaged weights if `average` is on, else the best validated ones if
+    `patience` is on, else the last.
+
+    Raises:
+        DataError: the loss or the gradient is not finite; raised before the update, which is not applied.
+        CheckpointError: another process writes the run, or a checkpoint cannot be saved or read.
+    """
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with RunLock(run.folder), _asked_to_stop() as asked:
+        state = run.restore()
+        if state is not None:
+            batches.resume(state["data"])
+        offset = 0 if state is None else state["offset"]
+        with (
+            RecordWriter(run.folder / "records.jsonl", offset=offset if offset or state else None) as records,
+            RecordWriter(run.folder / "timing.jsonl") as timing,
+        ):
+            _steps(run, batches, objective, _Writers(records, timing, validate, on_record, asked))
+        _settle(run)
+    return run.progress
+
+
+@dataclass
+class _Writers:
+    records: RecordWriter
+    timing: RecordWriter
+    validate: Validate | None
+    on_record: OnRecord | None
+    asked: list[str]
+
+
+def _steps(run: Run, batches: Batches, objective: Objective, out: _Writers) -> None:
+    loop, progress = run.loop, run.progress
+    autocast = torch.bfloat16 if loop.precision == "bfloat16" else None
+    stream = iter(batches)
+    while progress.step < loop.steps and not progress.stopped:
+        started = time.monotonic()
+        micro, data = next(stream)
+        run.model.train()
+        loss = plain(run.model, micro, objective, autocast)
+        mean = float(loss.total) / max(1, loss.count)
+        factor = run.schedule.factor(progress.step, loop.steps)
+        norm = run.update(factor) if math.isfinite(mean) else math.nan
+        if not math.isfinite(norm):
+            raise DataError(_not_finite(run, progress.step, mean))
+        progress.step += 1
+        progress.tokens += sum(batch.tokens.numel() for batch in micro)
+        record = {"step": progress.step, "tokens": progress.tokens, "loss": mean, "count": loss.count}
+        record |= {"gradient_norm": norm, "lr_factor": factor}
+        record |= {name: value / max(1, number) for name, (value, number) in loss.metrics.items()}
+        last = progress.step == loop.steps
+        if out.validate is not None and loop.evaluate_every and (last or progress.step % loop.evaluate_every == 0):
+            record["validation_loss"] = _validated(run, out.validate)
+        out.records.append(record)
+        seconds = time.monotonic() - started
+        out.timing.append({"step": progress.step, "seconds": round(seconds, 4)})
+        if out.on_record is not None:
+            out.on_record(record | {"seconds": seconds})
+        asked = bool(out.asked)
+        if last or asked or progress.stopped or progress.step % loop.save_every == 0:
+            out.records.sync()
+            run.save(data, out.records.offset)
+        if asked:
+            return
+
+
+def _validated(run: Run, validate: Validate) -> float:
+    """Validation loss; keeps the best weights and marks the run stopped when patience has run out."""
+    progress, loop = run.progress, run.loop
+    run.model.eval()
+    with _averaged(run):
+        loss = validate(run.model)
+        if progress.best_loss is None or loss < progress.best_loss:
+            progress.best_loss, progress.best_step, progress.bad = loss, progress.step, 0
+            if loop.patience:
+                _save_best(run)
+        else:
+            progress.bad += 1
+    if loop.patience and progress.bad >= loop.patience:
+        progress.stopped = f"no better validation loss in {progress.bad} validations (best at step {progress.best_step})"
+    return loss
+
+
+@contextmanager
+def _averaged(run: Run):
+    """The averaged weights in place of the current ones, for as long as the block runs."""
+    if not run.average:
+        yield
+        return
+    parameters = dict(run.model.named_parameters())
+    current = {name: parameters[name].detach().clone() for name in run.average}
+    with torch.no_grad():
+        for name, value in run.average.items():
+            parameters[name].copy_(value)
+        yield
+        for name, value in current.items():
+            parameters[name].copy_(value)
+
+
+def _save_best(run: Run) -> None:
+    from safetensors.torch import save
+
+    tensors = {name: p.detach().contiguous() for name, p in run._trainable()}
+    write_folder(run.folder / "best", {"model.safetensors": save(tensors)})
+
+
+def _settle(run: Run) -> None:
+    """Put the weights that the run is about into the model."""
+    parameters = dict(run.model.named_parameters())
+    chosen = run.average
+    if not chosen and run.loop.patience and (run.folder / "best").exists():
+        from safetensors.torch import load_file
+
+        chosen = load_file(run.folder / "best" / "model.safetensors")
+    with torch.no_grad():
+        for name, value in chosen.items():
+            parameters[name].copy_(value)
+    run.model.eval()
+
+
+@contextmanager
+def _asked_to_stop():
+    """A list that gets the name of a stop signal; the old handlers come back afterwards (main thread only)."""
+    asked: list[str] = []
+
+    def note(number, frame):
+        asked.append(signal.Signals(number).name)
+
+    try:
+        old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # not the main thread: signals are somebody else's business
+        old = {}
+    try:
+        yield asked
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _not_finite(run: Run, step: int, loss: float) -> str:
+    culprits = [name for name, p in run.model.named_parameters() if not torch.isfinite(p).all()]
+    kind = "weights" if culprits else "gradients"
+    culprits = culprits or [
+        name for name, p in run.model.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()
+    ]
+    where = f"; first non-finite {kind}: {', '.join(culprits[:3])}" if culprits else ""
+    return (
+        f"step {step + 1}: loss {loss}, so the update was not applied{where}. "
+        f"Lower the learning rate or resume from an earlier checkpoint in {run.folder}"
+    )
+
+
+def write_recipe(folder: Path, resolved: dict[str, Any]) -> None:
+    """Keep the resolved configuration and versions beside the records; a different one later is refused."""
+    from handscroll.base.runs import write_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "recipe.json"
+    text = json.dumps(resolved, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = sorted(key for key in {*before, *resolved} if before.get(key) != json.loads(text).get(key))
+        if changed:
+            raise CheckpointError(
+                f"{folder} was started with another recipe (differs in: {', '.join(changed)}); "
+                "resume with the same one or choose another run folder"
+            )
+        return
+    write_file(path, text.encode())
+
+
+def processors() -> int:
+    """Threads that torch may use here."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
