@@ -360,7 +360,7 @@ def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
             str(name): {"size": int(entry["size"]), "sha256": str(entry["sha256"])}
             for name, entry in manifest["files"].items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise _damaged(folder, f"{MANIFEST} is not a manifest: {error}") from None
@@ -409,13 +409,16 @@ def _checkpoints(run: Path) -> list[Path]:
 def _read_latest(run: Path) -> int | None:
     """The step that the file `latest` names; None if there is no such file."""
     try:
-        return checkpoint_step(Path((run / LATEST).read_text(encoding="ascii").rstrip("\n")))
+        data = (run / LATEST).read_bytes()
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError, CheckpointError) as error:
+    except OSError as error:
+        data = repr(error).encode()
+    match = _STEP.fullmatch(data.decode("ascii", "replace").removesuffix("\n"))
+    if match is None:
         # The folders themselves are the truth: a damaged pointer is worth a word, not the run.
-        _log.warning("%s is unreadable and was ignored: %s", run / LATEST, error)
-        return None
+        _log.warning("%s is unreadable and was ignored: %r", run / LATEST, data[:200])
+    return int(match[1]) if match else None
 
 
 def _prune(run: Path, keep: int) -> None:

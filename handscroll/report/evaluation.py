@@ -152,9 +152,9 @@ def _loss_lead(records: Sequence[Perplexity], names: Sequence[str]) -> str:
     for one, name in sorted(rows, key=lambda row: row[0].label != "after"):
         value = tail_loss(one)
         where = "" if len(lengths) == 1 else f" at {compact(one.length)}"
-        parts.append(f"{_loss(value)} {name}{where}" if value is not None else f"not measured {name}{where}")
+        parts.append((None if value is None else _loss(value), name + where))
     whole = f" of {compact(lengths.pop())} positions" if len(lengths) == 1 else ""
-    return f"Over the last quarter{whole}, the loss in nats per token is {_join(parts)}."
+    return f"Over the last quarter{whole}, the loss in nats per token is {_against(parts)}."
 
 
 def _ends(series: Sequence[Series]) -> str:
@@ -201,11 +201,11 @@ def _needle_section(records: Sequence[Needle], trained: int | None) -> Section:
         for one, name in zip(records, names, strict=True)
     ]
     parts = [
-        f"{_share(_found(one))} {name}" if _found(one) is not None else f"not measured {name}"
+        (None if _found(one) is None else _share(_found(one)), name)
         for one, name in sorted(zip(records, names, strict=True), key=lambda row: row[0].label != "after")
     ]
     reach = max(max(one.lengths) for one in records)
-    lead = f"Of the needles hidden in texts of up to {compact(reach)} tokens, the model finds {_join(parts)}."
+    lead = f"Of the needles hidden in texts of up to {compact(reach)} tokens, the model finds {_against(parts)}."
     tries = sorted({one.samples for one in records})
     missing = any(value is None for one in records for row in one.accuracy for value in row)
     caption = (
@@ -332,8 +332,12 @@ def _plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
-def _join(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+def _against(parts: Sequence[tuple[str | None, str]]) -> str:
+    """The first of (value, name) against the others: "2.1 (after), against 8.9 (before) and 2.4 (window)"."""
+    first, *rest = [f"{value or 'not measured'} ({name})" for value, name in parts]
+    if not rest:
+        return first
+    return f"{first}, against {', '.join(rest[:-1])}{' and ' if rest[1:] else ''}{rest[-1]}"
 
 
 def _capital(text: str) -> str:

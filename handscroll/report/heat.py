@@ -86,6 +86,7 @@ def heat_maps(maps: Sequence[HeatMap], *, width: int = WIDE) -> str:
             box = (left, height - upper - len(one.depths) * tall, cell * len(one.lengths), len(one.depths) * tall)
             axes = figure.add_axes((box[0] / width, box[1] / height, box[2] / width, box[3] / height))
             _heat(axes, one, cell, tall)
+            _heat_header(axes, label(one.title, int((width / columns - 12) / LETTER)))
 
     return draw(width, height, paint)
 
@@ -114,8 +115,6 @@ def _heat(axes: "Axes", one: HeatMap, cell: float, tall: float) -> None:
             text = "–" if value is None else _percent(value) + sign
             size = SMALL if cell >= 32 else 10
             axes.text(j + 0.5, i + 0.5, text, ha="center", va="center_baseline", color=ink, fontsize=size)
-    width = len(one.lengths) * cell + 46
-    _heat_header(axes, label(one.title, int(width / LETTER)))
     _trained_rule(axes, one)
 
 
@@ -132,7 +131,7 @@ def _trained_rule(axes: "Axes", one: HeatMap) -> None:
     within = sum(length <= (one.trained or 0) for length in one.lengths)
     if not one.trained or within == len(one.lengths):
         return
-    axes.plot([within] * 2, [0, len(one.depths)], color=placeholder("ink"), linewidth=1.6, clip_on=False)
+    axes.plot([within] * 2, [0, len(one.depths)], color=placeholder("ink"), linewidth=2.2, clip_on=False)
     room = len(one.lengths) - within
     side = "left" if room >= within else "right"
     text = f"beyond trained {compact(one.trained)} →" if side == "left" else f"trained {compact(one.trained)}"

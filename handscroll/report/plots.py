@@ -96,7 +96,12 @@ def loss_by_position(
     styles = _styles(series)
     longest = max(len(label(one.name)) for one in series)
     direct = len(series) <= 6 and longest <= 22 and width >= 600
-    frame = _Frame(width, right=longest * LETTER + 14 if direct else 16, rows=0 if direct else len(series), marks=True)
+    frame = _Frame(
+        width,
+        right=(longest + 6 * bool(cut)) * LETTER + 14 if direct else 16,
+        rows=0 if direct else len(series),
+        marks=True,
+    )
 
     def paint(figure: "Figure") -> None:
         axes = frame.axes(figure, title, "nats per token" + cut)
@@ -108,7 +113,10 @@ def loss_by_position(
         if direct:
             _direct_labels(axes, frame, series, styles)
         else:
-            frame.legend(figure, [(one.name, *style) for one, style in zip(series, styles, strict=True)])
+            peaks = [max(y for _, y in one.points) for one in series]
+            notes = [f" ↑ {peak:.1f}" if peak > top else "" for peak in peaks]
+            names = [label(one.name) + note for one, note in zip(series, notes, strict=True)]
+            frame.legend(figure, [(name, *style) for name, style in zip(names, styles, strict=True)])
 
     return draw(width, frame.height, paint)
 
@@ -211,9 +219,7 @@ def _vertical_range(series: Sequence[Series]) -> tuple[float, float, str]:
     if top <= limit:
         pad = 0.06 * (top - bottom) or 0.05
         return bottom - pad, top + pad, ""
-    over = sum(high > limit for high in highest)
-    who = "1 curve goes" if over == 1 else f"{over} curves go"
-    return bottom - 0.06 * (limit - bottom), limit, f", cut at {limit:.1f} ({who} on to {top:.1f})"
+    return bottom - 0.06 * (limit - bottom), limit, f", cut at {limit:.1f} (highest: {top:.1f})"
 
 
 def _styles(series: Sequence[Series]) -> list[tuple[str, object]]:
@@ -232,7 +238,7 @@ def _styles(series: Sequence[Series]) -> list[tuple[str, object]]:
 
 
 def _length_axis(axes: "Axes", first: float, last: float, log: bool, width: int) -> None:
-    most = 7 if width >= 600 else 4
+    most = (9 if log else 7) if width >= 600 else 5
     if log:
         axes.set_xscale("log", base=2)
         ticks = powers_of_two(first, last, most)
@@ -295,7 +301,7 @@ def _direct_labels(axes: "Axes", frame: _Frame, series: Sequence[Series], styles
         if out is not None and window.x1 - pixel[0] > 30:
             _name_exit(axes, one, pixel[0], colour)
         elif out is not None:
-            margin.append((window.y1 - 6, f"{name} ↑", colour))
+            margin.append((window.y1 - 6, f"{name} ↑ {max(y for _, y in one.points):.1f}", colour))
         elif window.x1 - pixel[0] > 60:
             axes.annotate(
                 name,

@@ -67,3 +67,9 @@ def pieces(text: str, size: int) -> list[str]:
         start = match.end()
     found.append(text[start:])
     return found
+
+
+def words(name: str, text: str) -> list[str]:
+    """The pieces that the named pattern splits `text` into."""
+    split = pre_tokenizers.Split(Regex(PRETOKENIZERS[name]), "isolated")
+    return [word for word, _ in split.pre_tokenize_str(text)]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -24,6 +24,7 @@ from handscroll.base.errors import CheckpointError, DataError
 from handscroll.base.records import RecordWriter
 from handscroll.base.runs import RunLock, latest_checkpoint, write_folder
 from handscroll.data.batch import Batch
+from handscroll.data.stream import Stream
 from handscroll.models.model import Model
 from handscroll.train.checkpoint import (
     load_checkpoint,
@@ -39,14 +40,7 @@ from handscroll.train.step import Objective, plain
 
 Validate = Callable[[Model], float]
 OnRecord = Callable[[dict[str, Any]], None]
-
-
-class Batches(Protocol):
-    """Micro-batches of each update, with a JSON-able state after it; `resume` continues with the next update."""
-
-    def __iter__(self) -> Iterator[tuple[list[Batch], dict[str, Any]]]: ...
-
-    def resume(self, state: dict[str, Any]) -> None: ...
+Updates = Stream[list[Batch]]  # micro-batches of one update after another
 
 
 class Loop(Config):
@@ -151,7 +145,7 @@ class Run:
 
 
 def train(
-    run: Run, batches: Batches, objective: Objective, validate: Validate | None = None, on_record: OnRecord | None = None
+    run: Run, updates: Updates, objective: Objective, validate: Validate | None = None, on_record: OnRecord | None = None
 ) -> Progress:
     """Train to `run.loop.steps` updates, or until validation stops improving, or until asked to stop.
 
@@ -166,14 +160,13 @@ def train(
     run.folder.mkdir(parents=True, exist_ok=True)
     with RunLock(run.folder), _asked_to_stop() as asked:
         state = run.restore()
-        if state is not None:
-            batches.resume(state["data"])
         offset = 0 if state is None else state["offset"]
         with (
-            RecordWriter(run.folder / "records.jsonl", offset=offset if offset or state else None) as records,
+            RecordWriter(run.folder / "records.jsonl", offset=offset) as records,
             RecordWriter(run.folder / "timing.jsonl") as timing,
         ):
-            _steps(run, batches, objective, _Writers(records, timing, validate, on_record, asked))
+            stream = updates.resume(None if state is None else state["data"])
+            _steps(run, stream, objective, _Writers(records, timing, validate, on_record, asked))
         _settle(run)
     return run.progress
 
@@ -187,13 +180,12 @@ class _Writers:
     asked: list[str]
 
 
-def _steps(run: Run, batches: Batches, objective: Objective, out: _Writers) -> None:
+def _steps(run: Run, stream: Iterator, objective: Objective, out: _Writers) -> None:
     loop, progress = run.loop, run.progress
     autocast = torch.bfloat16 if loop.precision == "bfloat16" else None
-    stream = iter(batches)
     while progress.step < loop.steps and not progress.stopped:
         started = time.monotonic()
-        micro, data = next(stream)
+        micro, data = _next(stream, progress.step, loop.steps)
         run.model.train()
         loss = plain(run.model, micro, objective, autocast)
         mean = float(loss.total) / max(1, loss.count)
@@ -220,6 +212,13 @@ def _steps(run: Run, batches: Batches, objective: Objective, out: _Writers) -> N
             run.save(data, out.records.offset)
         if asked:
             return
+
+
+def _next(stream: Iterator, step: int, steps: int) -> tuple[list[Batch], dict[str, Any]]:
+    try:
+        return next(stream)
+    except StopIteration:
+        raise DataError(f"the data ended after {step} of {steps} updates; add text, repeat it or lower steps") from None
 
 
 def _validated(run: Run, validate: Validate) -> float:

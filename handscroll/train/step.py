@@ -17,12 +17,12 @@ def plain(model: Model, batches: Sequence[Batch], objective: Objective, autocast
     Every micro-batch is divided by the count of all of them, so that one step of 8 rows and two of 4 give
     the same gradient whatever their padding.
     """
-    count = sum(batch.count for batch in batches)
+    count = sum(batch.counted for batch in batches)
     total = torch.zeros((), dtype=torch.float64)
     metrics: dict[str, tuple[float, int]] = {}
     for batch in batches:
         with torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None):
-            loss = objective(model, batch)
+            loss = objective(model, batch.to(model.device))
         (loss.total / max(1, count)).backward()
         total += loss.total.detach().double().cpu()
         for name, (value, number) in loss.metrics.items():

@@ -1,0 +1,93 @@
+"""Rows to tensors."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from handscroll.base.errors import ConfigError, DataError
+from handscroll.data.row import IGNORED, Row
+from handscroll.data.stream import State, Stream
+from handscroll.nn.marks import Marks
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Tokens and what they predict, each (B, T) int64.
+
+    `targets[b, t]` is the token after `tokens[b, t]` in its document, -100 where it is not counted. `index` is the
+    order in the row (-1: padding), `segment` the document in the row (-1: padding), `positions` the place in the
+    document's piece. All three are None in the plain case: one document in each row, no padding.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    index: Tensor | None = None
+    segment: Tensor | None = None
+    positions: Tensor | None = None
+
+    @property
+    def counted(self) -> int:
+        """Number of targets that are counted: the divisor of the loss."""
+        return int((self.targets != IGNORED).sum())
+
+    def marks(self) -> Marks:
+        """The marks that masks and positions read."""
+        if self.index is None:
+            return Marks.run(0, self.tokens.shape[1])
+        return Marks.of(self.index, self.segment, self.positions)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on another device."""
+        tensors = (self.tokens, self.targets, self.index, self.segment, self.positions)
+        return Batch(*(None if tensor is None else tensor.to(device) for tensor in tensors))
+
+
+def collate(rows: Sequence[Row]) -> Batch:
+    """Stack rows of one length.
+
+    Raises:
+        DataError: no rows, or rows of different lengths.
+    """
+    lengths = sorted({len(row.tokens) for row in rows})
+    if len(lengths) != 1:
+        what = f"rows of {', '.join(map(str, lengths))} tokens" if lengths else "no rows"
+        raise DataError(f"{what} in one batch; give rows of one length (streams of different lengths go in a Chain)")
+    tokens, targets = _stack([row.tokens for row in rows]), _stack([row.targets for row in rows])
+    if all(row.segment is None for row in rows):
+        return Batch(tokens, targets)
+    length = lengths[0]
+    zeros, run = np.zeros(length, dtype=np.int64), np.arange(length)
+    segment = [zeros if row.segment is None else row.segment for row in rows]
+    positions = [run if row.positions is None else row.positions for row in rows]
+    index = [np.where(part < 0, -1, run) for part in segment]
+    return Batch(tokens, targets, _stack(index), _stack(segment), _stack(positions))
+
+
+def _stack(arrays: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(arrays).astype(np.int64, copy=False))
+
+
+class Batches(Stream[Batch]):
+    """Batches of `size` rows of a stream; a shorter last batch is kept (`last="keep"`) or left out (`"drop"`)."""
+
+    def __init__(self, rows: Stream[Row], size: int, last: str = "keep"):
+        if size < 1 or last not in ("keep", "drop"):
+            raise ConfigError(f"size {size}, last {last!r}: need size >= 1 and last 'keep' or 'drop'")
+        self.rows, self.size, self.last = rows, size, last
+
+    def identity(self) -> State:
+        return {"stream": "batches", "size": self.size, "last": self.last, "inner": self.rows.identity()}
+
+    def _items(self, position: State | None) -> Iterator[tuple[Batch, State]]:
+        group: list[Row] = []
+        state: State = {}
+        for row, state in self.rows.resume(position["inner"] if position else None):
+            group.append(row)
+            if len(group) == self.size:
+                yield collate(group), {"inner": state}
+                group = []
+        if group and self.last == "keep":
+            yield collate(group), {"inner": state}

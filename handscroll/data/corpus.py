@@ -1,0 +1,45 @@
+"""Which files a recipe means: globs, folders, `{stdlib}` for the running Python's library, and exclusions."""
+
+import sysconfig
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+from handscroll.base.errors import DataError
+
+
+def stdlib() -> Path:
+    """The folder of the running Python's standard library."""
+    return Path(sysconfig.get_paths()["stdlib"])
+
+
+def select(files: Sequence[str], exclude: Sequence[str] = (), include: Sequence[str] = ()) -> list[Path]:
+    """Files of globs in which `{stdlib}` stands for the standard library's folder, sorted, without repeats.
+
+    `exclude` and `include` are patterns on the path relative to the glob's fixed part (`test/*`, `argparse.py`);
+    with `include`, only files that match one of them are taken.
+
+    Raises:
+        DataError: a pattern in `files` matches nothing, or nothing is left.
+    """
+    chosen: dict[Path, None] = {}
+    for pattern in files:
+        root, _, glob = str(pattern.replace("{stdlib}", str(stdlib()))).partition("*")
+        base = Path(root) if glob or root.endswith("/") else Path(root).parent
+        if not glob:
+            found = [Path(root)] if Path(root).is_file() else sorted(Path(root).rglob("*"))
+        else:
+            base = Path(root).parent if not root.endswith("/") else Path(root)
+            tail = root[len(str(base)) :].lstrip("/") + "*" + glob
+            found = sorted(base.glob(tail))
+        found = [path for path in found if path.is_file()]
+        if not found:
+            raise DataError(f"no file matches {pattern!r}")
+        for path in found:
+            name = path.relative_to(base).as_posix()
+            wanted = not include or any(fnmatch(name, item) for item in include)
+            if wanted and not any(fnmatch(name, item) for item in exclude):
+                chosen[path] = None
+    if not chosen:
+        raise DataError(f"nothing is left of {', '.join(files)} after exclude = {list(exclude)}")
+    return list(chosen)

@@ -1,0 +1,221 @@
+"""Synthetic rows that teach a small model to look things up in its context.
+
+A small model learns real text long before it learns retrieval, because real text seldom rewards it. These
+rows reward it densely: `Copies` repeats segments (the signal under which induction heads form, Olsson et al.
+2022), `Facts` scatters facts and questions through real text. Only what can be known from the context is a
+target of the synthetic parts, so no capacity goes into guessing random symbols.
+"""
+
+import random
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from handscroll.base.errors import ConfigError, DataError
+from handscroll.data.row import IGNORED, Row
+from handscroll.data.sources import TokenSource
+from handscroll.data.stream import State, Stream
+from handscroll.text.tokenizer import Tokenizer
+
+# Keys of evaluation (`evaluate/needle.py`); training never uses them.
+RESERVED = """
+    apple beaver candle dolphin ember falcon garden hammer island jungle kettle lantern meadow needle orchard
+    pepper quartz ribbon saddle timber umbrella violin walnut yogurt zebra anchor button canyon desert engine
+    forest guitar harbor insect jacket kitten ladder mirror napkin oyster pillow rabbit silver tunnel valley
+    wizard amber bridge cactus dragon eagle feather glacier helmet ivory jewel kiwi lemon marble nectar
+""".split()
+NEEDLE = ("The secret number of {key} is", " {value}", ".\n")
+# Every form that facts take in training: statement, answer, what follows. The first is the needle of evaluation.
+FORMS = (
+    NEEDLE,
+    ("# The secret number of {key} is", " {value}", ".\n"),
+    ("The code for {key} is", " {value}", ".\n"),
+    ("Remember that {key} has the number", " {value}", ".\n"),
+    ("the value of {key} is", " {value}", ".\n"),
+    ("{key}_number =", " {value}", "\n"),
+    ("{key}:", " {value}", "\n"),
+)
+
+
+class _Drawn(Stream[Row]):
+    """Endless rows, each a function of (seed, number) alone, so that resuming is counting."""
+
+    def __init__(self, length: int, seed: int):
+        if length < 16 or seed < 0:
+            raise ConfigError(f"length {length}, seed {seed}: need length >= 16 and seed >= 0")
+        self.length, self.seed = length, seed
+
+    def _items(self, position: State | None) -> Iterator[tuple[Row, State]]:
+        number = position["next"] if position else 0
+        while True:
+            yield self.row(number), {"next": number + 1}
+            number += 1
+
+    def row(self, number: int) -> Row:
+        raise NotImplementedError
+
+    def _finish(self, tokens: Sequence[int], known: Sequence[bool]) -> Row:
+        """A row from one token more than its length; `known[t]`: token t is a target for what precedes it."""
+        ids = np.array(tokens[: self.length + 1], dtype=np.int64)
+        counted = np.array(known[1 : self.length + 1])
+        return Row(ids[:-1], np.where(counted, ids[1:], IGNORED), document=0, start=0)
+
+
+class Copies(_Drawn):
+    """Segments of distinct random symbols (or of real text), repeated until the row is full.
+
+    `segment` bounds a segment's tokens, `symbols` the symbols in use in one row (None: the whole vocabulary),
+    `gap` the random tokens between repeats, `several` the number of segments that take turns, `real` the share
+    of rows whose segments are cut from `source`. Targets: every token of a repeat but its first.
+    """
+
+    def __init__(
+        self,
+        source: TokenSource,
+        vocab: int,
+        length: int,
+        seed: int,
+        *,
+        segment: tuple[int, int] = (4, 16),
+        symbols: int | None = None,
+        gap: int = 4,
+        several: int = 1,
+        real: float = 0.0,
+    ):
+        super().__init__(length, seed)
+        low, high = segment
+        if not 2 <= low <= high < vocab or gap < 0 or several < 1 or not 0 <= real <= 1:
+            raise ConfigError(f"copies: segment {segment}, gap {gap}, several {several}, real {real} make no row")
+        self.source, self.vocab, self.segment, self.symbols = source, vocab, (low, high), symbols
+        self.gap, self.several, self.real = gap, several, real
+        self._long = [document for document in source if len(document) > high]
+        if real and not self._long:
+            raise DataError(f"no document is longer than a segment of {high} tokens")
+
+    def identity(self) -> State:
+        names = ("length", "seed", "vocab", "segment", "symbols", "gap", "several", "real")
+        settings = {name: getattr(self, name) for name in names} | {"segment": list(self.segment)}
+        return {"stream": "copies", **settings, "source": self.source.fingerprint}
+
+    def row(self, number: int) -> Row:
+        draw = random.Random(f"copies/{self.seed}/{number}")
+        real = draw.random() < self.real
+        segments = [self._segment(draw, real) for _ in range(draw.randint(1, self.several))]
+        tokens: list[int] = []
+        known: list[bool] = []
+        for segment in segments:
+            tokens += segment
+            known += [False] * len(segment)
+        while len(tokens) <= self.length:
+            between = draw.randint(0, self.gap)
+            segment = draw.choice(segments)
+            tokens += [draw.randrange(self.vocab) for _ in range(between)] + segment
+            known += [False] * (between + 1) + [True] * (len(segment) - 1)
+        return self._finish(tokens, known)
+
+    def _segment(self, draw: random.Random, real: bool) -> list[int]:
+        size = draw.randint(*self.segment)
+        if real:
+            document = draw.choice(self._long)
+            start = draw.randrange(len(document) - size)
+            return document[start : start + size].tolist()
+        if self.symbols is None:
+            return draw.sample(range(self.vocab), size)
+        return draw.sample(draw.sample(range(self.vocab), max(self.symbols, size)), size)
+
+
+class Facts(_Drawn):
+    """Real text with facts and, later, questions about them at random places.
+
+    Each row draws `facts` keys and asks `questions` of them, a key perhaps several times. Targets: the text
+    (with `text`), and the answers of questions; a fact's own value cannot be known and is none. `plain` is the
+    share of rows in the needle's form, the others take any form.
+    """
+
+    def __init__(
+        self,
+        source: TokenSource,
+        tokenizer: Tokenizer,
+        length: int,
+        seed: int,
+        *,
+        facts: tuple[int, int] = (1, 4),
+        questions: tuple[int, int] = (2, 6),
+        digits: int = 5,
+        plain: float = 0.5,
+        text: bool = True,
+    ):
+        super().__init__(length, seed)
+        self.source, self.tokenizer, self.facts, self.questions = source, tokenizer, facts, questions
+        self.digits, self.plain, self.text = digits, plain, text
+        self._long = [document for document in source if len(document) > length + 1]
+        if not self._long:
+            raise DataError(f"no document is longer than {length} tokens; give longer text or shorter rows")
+        self.words = training_words(source, tokenizer)
+        self._cache: dict[str, list[int]] = {}
+
+    def identity(self) -> State:
+        names = ("length", "seed", "digits", "plain", "text")
+        settings = {name: getattr(self, name) for name in names}
+        settings |= {"facts": list(self.facts), "questions": list(self.questions)}
+        return {"stream": "facts", **settings, "source": self.source.fingerprint, "tokenizer": self.tokenizer.fingerprint}
+
+    def row(self, number: int) -> Row:
+        draw = random.Random(f"facts/{self.seed}/{number}")
+        form = NEEDLE if draw.random() < self.plain else draw.choice(FORMS)
+        events = self._events(draw, form)
+        room = self.length + 1 - sum(len(tokens) for tokens, _ in events)
+        document = draw.choice(self._long)
+        start = draw.randrange(len(document) - room)
+        text = document[start : start + room].tolist()
+        cuts = sorted(draw.randint(0, room) for _ in events)
+        tokens: list[int] = []
+        known: list[bool] = []
+        at = 0
+        for cut, (ids, answer) in zip(cuts, events, strict=True):
+            tokens += text[at:cut] + ids
+            known += [self.text] * (cut - at) + answer
+            at = cut
+        return self._finish(tokens + text[at:], known + [self.text] * (room - at))
+
+    def _events(self, draw: random.Random, form: tuple[str, str, str]) -> list[tuple[list[int], list[bool]]]:
+        """Facts and questions in order, as (tokens, which of them can be known); they fit half of the row."""
+        keys = draw.sample(self.words, draw.randint(*self.facts))
+        order = [(key, False) for key in keys]
+        for _ in range(draw.randint(*self.questions)):
+            key = draw.choice(keys)
+            order.insert(draw.randint(order.index((key, False)) + 1, len(order)), (key, True))
+        values = {key: "".join(draw.choice("0123456789") for _ in range(self.digits)) for key in keys}
+        events: list[tuple[list[int], list[bool]]] = []
+        filled = 0
+        for key, asked in order:
+            statement = self._ids("\n" + form[0].format(key=key))
+            answer = self.tokenizer.encode(form[1].format(value=values[key]), special=False)
+            rest = self._ids(form[2])
+            filled += len(statement) + len(answer) + len(rest)
+            if filled > self.length // 2:
+                break
+            known = [False] * len(statement) + [asked] * len(answer) + [False] * len(rest)
+            events.append((statement + answer + rest, known))
+        return events
+
+    def _ids(self, text: str) -> list[int]:
+        if text not in self._cache:
+            self._cache[text] = self.tokenizer.encode(text, special=False)
+        return self._cache[text]
+
+
+def training_words(source: TokenSource, tokenizer: Tokenizer, most: int = 400_000) -> list[str]:
+    """Lower-case words of 4 to 9 letters in the source, sorted, without the keys reserved for evaluation."""
+    words: set[str] = set()
+    seen = 0
+    for document in source:
+        words |= set(re.findall(r"(?<![A-Za-z_])[a-z]{4,9}(?![A-Za-z_])", tokenizer.decode(document[:most].tolist())))
+        seen += len(document)
+        if seen > most:
+            break
+    words -= set(RESERVED)
+    if len(words) < 100:
+        raise DataError(f"the text has only {len(words)} plain words to make keys of; at least 100 are needed")
+    return sorted(words)

@@ -1,0 +1,162 @@
+"""Documents as token arrays: encoded once, held in memory or memory-mapped, with their boundaries and names."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from handscroll.base.errors import CheckpointError, ConfigError, DataError
+from handscroll.text.readers import Document, read
+from handscroll.text.tokenizer import Tokenizer
+
+_TOKENS = "tokens.npy"
+_INDEX = "index.json"
+
+
+class TokenSource:
+    """Token arrays of documents, in order.
+
+    `unknown[i]` counts the tokens of document i that stand for text its tokenizer does not know: a number to look at
+    before trusting a loss. `tokenizer` is that tokenizer's fingerprint.
+    """
+
+    def __init__(
+        self,
+        tokens: Sequence[np.ndarray],
+        names: Sequence[str] | None = None,
+        unknown: Sequence[int] | None = None,
+        tokenizer: str | None = None,
+    ):
+        """
+        Raises:
+            DataError: no documents, an empty one, or arrays that are not one-dimensional and integer.
+        """
+        self.tokens = [np.asarray(document) for document in tokens]
+        self.names = list(names) if names is not None else [f"document {i}" for i in range(len(self.tokens))]
+        self.unknown = list(unknown) if unknown is not None else [0] * len(self.tokens)
+        self.tokenizer = tokenizer
+        if not self.tokens or not len(self.tokens) == len(self.names) == len(self.unknown):
+            raise DataError(
+                f"{len(self.tokens)} token arrays with {len(self.names)} names; give at least one, and a name to each"
+            )
+        for name, document in zip(self.names, self.tokens, strict=True):
+            if document.ndim != 1 or document.dtype.kind not in "iu" or not len(document):
+                raise DataError(
+                    f"{name}: tokens of shape {document.shape} and type {document.dtype}; each document must be a "
+                    "one-dimensional integer array that is not empty"
+                )
+        self.lengths = np.array([len(document) for document in self.tokens], dtype=np.int64)
+        self._fingerprint: str | None = None
+
+    @classmethod
+    def build(
+        cls, documents: Iterable[Document], tokenizer: Tokenizer, special: bool = True, end: bool = False
+    ) -> Self:
+        """Encode documents (uint16 where the vocabulary fits, else int32).
+
+        `special` adds what the tokenizer adds by itself (BOS); `end` puts its eos after each document.
+
+        Raises:
+            ConfigError: `end` without an eos token.
+            DataError: no documents, or one without tokens.
+        """
+        if end and tokenizer.eos is None:
+            raise ConfigError(
+                "end = true, but this tokenizer has no eos token; leave it out or name one in its settings"
+            )
+        kind = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
+        tokens, names, unknown = [], [], []
+        for document in documents:
+            ids = np.array(tokenizer.encode(document.text, special=special), dtype=kind)
+            if end and (not len(ids) or ids[-1] != tokenizer.eos):
+                ids = np.append(ids, np.array([tokenizer.eos], dtype=kind))
+            tokens.append(ids)
+            names.append(document.source)
+            unknown.append(tokenizer.unknown(ids))
+        return cls(tokens, names, unknown, tokenizer.fingerprint)
+
+    @classmethod
+    def from_paths(
+        cls, paths: Sequence[str | Path], tokenizer: Tokenizer, special: bool = True, end: bool = False
+    ) -> Self:
+        """Read files, folders and globs (`handscroll.text.readers.read`) and encode them."""
+        return cls.build(read(paths), tokenizer, special, end)
+
+    @property
+    def total(self) -> int:
+        """Number of tokens."""
+        return int(self.lengths.sum())
+
+    @property
+    def fingerprint(self) -> str:
+        """First 16 hex digits of a SHA-256 over tokens and boundaries; computed once."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256(self.lengths.tobytes())
+            for document in self.tokens:
+                digest.update(np.ascontiguousarray(document, dtype=np.int32).tobytes())
+            self._fingerprint = digest.hexdigest()[:16]
+        return self._fingerprint
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        return self.tokens[number]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return iter(self.tokens)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `tokens.npy` and `index.json`, for `load` to map into memory."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        kind = np.result_type(*(document.dtype for document in self.tokens))
+        draft = folder / (_TOKENS + ".tmp")
+        with draft.open("wb") as stream:
+            header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": (self.total,)}
+            np.lib.format.write_array_header_1_0(stream, header)
+            for document in self.tokens:
+                stream.write(document.astype(kind, copy=False).tobytes())
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.replace(folder / _TOKENS)
+        index = {
+            "fingerprint": self.fingerprint,
+            "tokenizer": self.tokenizer,
+            "documents": [
+                {"name": name, "tokens": int(length), "unknown": int(unknown)}
+                for name, length, unknown in zip(self.names, self.lengths, self.unknown, strict=True)
+            ],
+        }
+        draft = folder / (_INDEX + ".tmp")
+        draft.write_text(json.dumps(index, ensure_ascii=False, indent=1), encoding="utf-8")
+        draft.replace(folder / _INDEX)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Map a saved source into memory; its content is checked against the stored fingerprint (one pass).
+
+        Raises:
+            CheckpointError: files are missing, or do not belong together.
+        """
+        folder = Path(folder)
+        try:
+            index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+            flat = np.load(folder / _TOKENS, mmap_mode="r", allow_pickle=False)
+            documents = index["documents"]
+            ends = np.cumsum([document["tokens"] for document in documents])
+            tokens = [flat[end - document["tokens"] : end] for end, document in zip(ends, documents, strict=True)]
+            names, unknown = [d["name"] for d in documents], [d["unknown"] for d in documents]
+            source = cls(tokens, names, unknown, index["tokenizer"])
+            intact = len(flat) == ends[-1] and source.fingerprint == index["fingerprint"]
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{folder} is not a saved token source ({error.filename} is missing)") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{folder} is a damaged token source ({error}); build it again") from None
+        if not intact:
+            raise CheckpointError(f"{folder}: {_TOKENS} and {_INDEX} do not belong together; build the source again")
+        return source

@@ -1,0 +1,164 @@
+"""Streams: iterators that yield `(item, state)`, so that a run resumes on the exact next item.
+
+A stream is a description; iterating never changes it. `state` is a small JSON-able dict that stands just behind its
+item: `stream.resume(state)` continues with the item after it. Streams draw no global random numbers.
+"""
+
+import bisect
+import itertools
+import math
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, Generic, TypeVar
+
+from handscroll.base.errors import CheckpointError, ConfigError
+
+T = TypeVar("T")
+State = dict[str, Any]
+
+
+class Stream(ABC, Generic[T]):
+    """What every source of training items is. Subclasses write `identity` and `_items`."""
+
+    @abstractmethod
+    def identity(self) -> State:
+        """What must be equal for a state to fit: the kind of stream, its settings and its data's fingerprint."""
+
+    @abstractmethod
+    def _items(self, position: State | None) -> Iterator[tuple[T, State]]:
+        """Items after `position` (None: from the first), each with the position behind it."""
+
+    def __iter__(self) -> Iterator[tuple[T, State]]:
+        return self._stated(None)
+
+    def resume(self, state: State | None) -> Iterator[tuple[T, State]]:
+        """Continue behind the item that came with `state`; None begins at the first item.
+
+        Raises:
+            CheckpointError: the state belongs to other data or other settings.
+        """
+        if state is None:
+            return self._stated(None)
+        mine = self.identity()
+        stored = state.get("of")
+        if stored != mine or "at" not in state:
+            theirs = stored if isinstance(stored, dict) else {}
+            wrong = [key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key)]
+            what = "; ".join(f"{key}: stored {theirs.get(key)!r}, here {mine.get(key)!r}" for key in wrong)
+            raise CheckpointError(
+                f"the saved position does not belong to this data stream ({what or 'no position in it'}); "
+                "resume with the settings and files of that run, or start a new one"
+            )
+        return self._stated(state["at"])
+
+    def _stated(self, position: State | None) -> Iterator[tuple[T, State]]:
+        mine = self.identity()
+        for item, behind in self._items(position):
+            yield item, {"of": mine, "at": behind}
+
+
+class Take(Stream[T]):
+    """The first `count` items of a stream."""
+
+    def __init__(self, stream: Stream[T], count: int):
+        if count < 1:
+            raise ConfigError(f"take {count} items: at least 1 is needed")
+        self.stream, self.count = stream, count
+
+    def identity(self) -> State:
+        return {"stream": "take", "count": self.count, "inner": self.stream.identity()}
+
+    def _items(self, position: State | None) -> Iterator[tuple[T, State]]:
+        taken, inner = (position["taken"], position["inner"]) if position else (0, None)
+        items = itertools.islice(self.stream.resume(inner), self.count - taken)
+        for number, (item, state) in enumerate(items, start=taken + 1):
+            yield item, {"taken": number, "inner": state}
+
+
+class Repeat(Stream[T]):
+    """A finite stream over and over, `times` times or without end."""
+
+    def __init__(self, stream: Stream[T], times: int | None = None):
+        if times is not None and times < 1:
+            raise ConfigError(f"repeat {times} times: at least 1 is needed")
+        self.stream, self.times = stream, times
+
+    def identity(self) -> State:
+        return {"stream": "repeat", "times": self.times, "inner": self.stream.identity()}
+
+    def _items(self, position: State | None) -> Iterator[tuple[T, State]]:
+        turn, inner = (position["turn"], position["inner"]) if position else (0, None)
+        while self.times is None or turn < self.times:
+            empty = inner is None
+            for item, state in self.stream.resume(inner):
+                empty = False
+                yield item, {"turn": turn, "inner": state}
+            if empty:
+                return
+            turn, inner = turn + 1, None
+
+
+class Chain(Stream[T]):
+    """Streams one after the other: stages, such as short windows first and long ones later."""
+
+    def __init__(self, streams: Sequence[Stream[T]]):
+        if not streams:
+            raise ConfigError("a chain of streams needs at least one")
+        self.streams = tuple(streams)
+
+    def identity(self) -> State:
+        return {"stream": "chain", "inner": [stream.identity() for stream in self.streams]}
+
+    def _items(self, position: State | None) -> Iterator[tuple[T, State]]:
+        first, inner = (position["stage"], position["inner"]) if position else (0, None)
+        for stage in range(first, len(self.streams)):
+            for item, state in self.streams[stage].resume(inner):
+                yield item, {"stage": stage, "inner": state}
+            inner = None
+
+
+class Mixture(Stream[T]):
+    """Items drawn from several streams with fixed chances; ends when the drawn stream has ended.
+
+    Draw `n` depends on `(seed, n)` alone, so the generator's state is the number of draws. The weights count items,
+    not tokens. A finite member that should not end the mixture goes into `Repeat`.
+    """
+
+    def __init__(self, streams: Sequence[Stream[T]], weights: Sequence[float], seed: int):
+        """
+        Raises:
+            ConfigError: no streams, as many weights as streams are not given, or a weight is not a positive number.
+        """
+        if not streams or len(streams) != len(weights):
+            raise ConfigError(
+                f"a mixture of {len(streams)} streams and {len(weights)} weights; give one weight to each"
+            )
+        if not all(math.isfinite(weight) and weight > 0 for weight in weights):
+            raise ConfigError(
+                f"mixture weights {list(weights)}: each must be a positive number; leave a stream out instead"
+            )
+        self.streams, self.weights, self.seed = tuple(streams), tuple(float(weight) for weight in weights), seed
+        self._edges = list(itertools.accumulate(self.weights))
+
+    def identity(self) -> State:
+        inner = [stream.identity() for stream in self.streams]
+        return {"stream": "mixture", "weights": list(self.weights), "seed": self.seed, "inner": inner}
+
+    def _choice(self, draw: int) -> int:
+        # Seeding with text goes through SHA-512, so neighbouring draws are unrelated; 10 microseconds a draw.
+        chance = random.Random(f"mixture {self.seed} {draw}").random()
+        return bisect.bisect_right(self._edges, chance * self._edges[-1], hi=len(self._edges) - 1)
+
+    def _items(self, position: State | None) -> Iterator[tuple[T, State]]:
+        drawn = position["drawn"] if position else 0
+        states: list[State | None] = list(position["inner"]) if position else [None] * len(self.streams)
+        open_streams = [stream.resume(state) for stream, state in zip(self.streams, states, strict=True)]
+        while True:
+            which = self._choice(drawn)
+            following = next(open_streams[which], None)
+            if following is None:
+                return
+            item, states[which] = following
+            drawn += 1
+            yield item, {"drawn": drawn, "inner": list(states)}

@@ -1,0 +1,174 @@
+"""Windows along long documents: in reading order, or from another cyclic offset in every epoch."""
+
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+
+from handscroll.base.errors import ConfigError, DataError
+from handscroll.data.row import Piece, Row, join
+from handscroll.data.sources import TokenSource
+from handscroll.data.stream import State, Stream
+
+
+class SlidingWindows(Stream[Row]):
+    """Every document from its first token on: windows of `length` tokens, `stride` apart, one pass.
+
+    With `stride == length` (the default) every token stands in exactly one window. With a smaller stride windows
+    overlap and targets are counted again each time. The last window of a document, and the only one of a document
+    shorter than `length`, is padded (`tails="pad"`) or left out (`tails="drop"`; `dropped` says how many tokens).
+    Windows of one document follow each other, so a recurrent state can be carried; `row.start == 0` begins a document.
+    """
+
+    def __init__(
+        self, source: TokenSource, length: int, stride: int | None = None, tails: Literal["pad", "drop"] = "pad"
+    ):
+        """
+        Raises:
+            ConfigError: a length, stride or name out of range.
+            DataError: `tails="drop"` leaves nothing.
+        """
+        stride = length if stride is None else stride
+        if length < 1 or not 1 <= stride <= length:
+            raise ConfigError(
+                f"length {length}, stride {stride}: need 1 <= stride <= length, or tokens would be skipped"
+            )
+        if tails not in ("pad", "drop"):
+            raise ConfigError(f"tails = {tails!r}; allowed are 'pad' and 'drop'")
+        self.source, self.length, self.stride, self.tails = source, length, stride, tails
+        full = np.maximum(0, (source.lengths - length) // stride + 1)
+        reached = np.where(full > 0, (full - 1) * stride + length, 0)
+        left = source.lengths - reached
+        self._windows = full if tails == "drop" else full + (left > 0)
+        self.dropped = int(left.sum()) if tails == "drop" else 0
+        self._firsts = np.concatenate([[0], np.cumsum(self._windows)])
+        if not self._firsts[-1]:
+            raise DataError(
+                f"no document has {length} tokens (the longest has {source.lengths.max()}); "
+                "give longer documents, a shorter length, or tails='pad'"
+            )
+
+    def __len__(self) -> int:
+        return int(self._firsts[-1])
+
+    def identity(self) -> State:
+        settings = {"length": self.length, "stride": self.stride, "tails": self.tails}
+        return {"stream": "sliding windows", **settings, "source": self.source.fingerprint}
+
+    def row(self, number: int) -> Row:
+        """Window `number` in reading order."""
+        document = int(np.searchsorted(self._firsts, number, side="right")) - 1
+        start = int(number - self._firsts[document]) * self.stride
+        size = min(self.length, int(self.source.lengths[document]) - start)
+        return join([Piece(document, start, size)], [self.source[document]], self.length)
+
+    def _items(self, position: State | None) -> Iterator[tuple[Row, State]]:
+        for number in range(position["row"] if position else 0, len(self)):
+            yield self.row(number), {"row": number + 1}
+
+
+class CyclicWindows(Stream[Row]):
+    """Documents as rings, cut into windows of `length` from another offset in every epoch; endless unless `epochs`.
+
+    Cut from a fixed offset, a token would stand at the same place in its window in every epoch and some would never
+    be seen with a long past. Here document d of N tokens starts at `(first_d + epoch * step) mod N`. The step has no
+    common divisor with N, so over N epochs every token stands at every place of a window, and lies near 0.618 of the
+    length, so a few epochs already spread well. A document gives `ceil(N / length)` windows; tokens that the last one
+    repeats are not counted again, so every token is a target once per epoch (but the first, which follows nothing).
+
+    Where a window passes the document's end it goes on at its beginning: as a new segment (`seam="split"`), or as if
+    the ring were one text (`seam="join"`: every token really is seen with every amount of past, but the past
+    of the beginning is then the end). The end never predicts the beginning. Documents shorter than `length` are one
+    padded window from their beginning (`short="pad"`), are left out (`"drop"`; `dropped` counts tokens) or refused
+    (`"error"`).
+
+    The order is shuffled by `(seed, epoch)`, or documents in order (`order="reading"`).
+    """
+
+    def __init__(
+        self,
+        source: TokenSource,
+        length: int,
+        seed: int,
+        epochs: int | None = None,
+        short: Literal["pad", "drop", "error"] = "pad",
+        seam: Literal["split", "join"] = "split",
+        order: Literal["shuffled", "reading"] = "shuffled",
+    ):  # seven settings: all of them choices of the user's, none with a natural group
+        """
+        Raises:
+            ConfigError: a setting out of range.
+            DataError: short documents with `short="error"`, or nothing left.
+        """
+        _allowed("short", short, ("pad", "drop", "error"))
+        _allowed("seam", seam, ("split", "join"))
+        _allowed("order", order, ("shuffled", "reading"))
+        if length < 1 or seed < 0 or (epochs is not None and epochs < 1):
+            raise ConfigError(f"length {length}, seed {seed}, epochs {epochs}: need length and epochs >= 1, seed >= 0")
+        self.source, self.length, self.seed, self.epochs = source, length, seed, epochs
+        self.short, self.seam, self.order = short, seam, order
+        too_short = source.lengths < length
+        if short == "error" and too_short.any():
+            first = int(np.flatnonzero(too_short)[0])
+            raise DataError(
+                f"{int(too_short.sum())} documents are shorter than {length} tokens, first {source.names[first]} with "
+                f"{source.lengths[first]}; join them, shorten the length, or choose short='pad' or 'drop'"
+            )
+        windows = -(-source.lengths // length)
+        self.dropped = int(source.lengths[too_short].sum()) if short == "drop" else 0
+        self._firsts = np.concatenate([[0], np.cumsum(np.where(too_short, 0, windows) if short == "drop" else windows)])
+        if not self._firsts[-1]:
+            raise DataError(f"no document has {length} tokens; give longer documents, a shorter length, or short='pad'")
+
+    def __len__(self) -> int:
+        """Windows in one epoch."""
+        return int(self._firsts[-1])
+
+    def identity(self) -> State:
+        settings = {name: getattr(self, name) for name in ("length", "seed", "epochs", "short", "seam", "order")}
+        return {"stream": "cyclic windows", **settings, "source": self.source.fingerprint}
+
+    def offset(self, document: int, epoch: int) -> int:
+        """Where the ring of a document is cut in an epoch."""
+        size = int(self.source.lengths[document])
+        if size < self.length:
+            return 0
+        first = int(np.random.default_rng([self.seed, document]).integers(size))
+        return (first + epoch * _step(size, self.length)) % size
+
+    def row(self, epoch: int, number: int) -> Row:
+        """Window `number` of an epoch, documents in order."""
+        document = int(np.searchsorted(self._firsts, number, side="right")) - 1
+        size, before = int(self.source.lengths[document]), int(number - self._firsts[document]) * self.length
+        start = (self.offset(document, epoch) + before) % size
+        here = min(self.length, size - start)
+        pieces = [Piece(document, start, here)]
+        if here < self.length <= size:
+            pieces.append(Piece(document, 0, self.length - here))
+        row = join(pieces, [self.source[document]] * len(pieces), self.length, counted=size - before)
+        if self.seam == "join" and len(pieces) == 2:
+            return Row(row.tokens, row.targets, document, start)
+        return row
+
+    def _items(self, position: State | None) -> Iterator[tuple[Row, State]]:
+        epoch, done = (position["epoch"], position["row"]) if position else (0, 0)
+        while self.epochs is None or epoch < self.epochs:
+            order: Any = range(len(self))
+            if self.order == "shuffled":
+                order = np.random.default_rng([self.seed, epoch, len(self)]).permutation(len(self))
+            for turn in range(done, len(self)):
+                yield self.row(epoch, int(order[turn])), {"epoch": epoch, "row": turn + 1}
+            epoch, done = epoch + 1, 0
+
+
+def _step(size: int, length: int) -> int:
+    """The number nearest to 0.618 of `length` that shares no divisor with `size`."""
+    golden = round(0.6180339887498949 * length) or 1
+    candidates = (golden + sign * away for away in range(golden + size + 1) for sign in (1, -1))
+    return next(step for step in candidates if step > 0 and math.gcd(step, size) == 1)
+
+
+def _allowed(name: str, value: str, values: tuple[str, ...]) -> None:
+    if value not in values:
+        raise ConfigError(f"{name} = {value!r}; allowed are {', '.join(values)}")

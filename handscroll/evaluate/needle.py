@@ -1,0 +1,145 @@
+"""Needle: does the model find one sentence in a long text? Key retrieval over a grid of length x depth.
+
+After Kamradt (2023, "Needle in a haystack") and the passkey task of Mohtashami & Jaggi (2023), made exact and
+deterministic: every prompt has exactly the stated number of tokens with the answer included, keys and
+values are drawn from a seed, and an answer counts only if greedy decoding gives all of its tokens.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from handscroll.base.config import Config
+from handscroll.base.errors import CapacityError, ConfigError, DataError
+from handscroll.data.recall import NEEDLE as NEEDLE_FORM
+from handscroll.data.recall import RESERVED as KEYS
+from handscroll.generate.prefill import hidden_chunks
+from handscroll.lm import LM
+from handscroll.nn.marks import Marks
+
+QUESTION, VALUE, END = NEEDLE_FORM
+NEEDLE = QUESTION + VALUE + END.rstrip("\n")
+
+class NeedleGrid(Config):
+    """What to measure. `batch_tokens` bounds memory: rows per forward = batch_tokens / length, at least one."""
+
+    lengths: tuple[int, ...] = Field(min_length=1)
+    depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    samples: int = Field(10, ge=1)
+    seed: int = 0
+    digits: int = Field(5, ge=1, le=12)
+    batch_tokens: int = Field(8192, ge=1)
+
+
+def needle_grid(
+    lm: LM, filler: Sequence[int], grid: NeedleGrid, label: str, progress: Callable[[int, int], None] | None = None
+) -> dict[str, Any]:
+    """Measure and return the JSON record: accuracy[depth][length] in [0, 1], and every sample's outcome.
+
+    `filler`: token ids of the haystack, read from a random place for each sample.
+
+    Raises:
+        DataError: the filler is shorter than the longest length, or the tokenizer cannot write the needle.
+        ConfigError: a depth outside [0, 1] or a length too short for needle and question.
+        CapacityError: a length past a learned position table.
+    """
+    _check(lm, filler, grid)
+    accuracy, outcomes = [], []
+    cells = [(length, depth) for length in grid.lengths for depth in grid.depths]
+    for number, (length, depth) in enumerate(cells):
+        correct = _cell(lm, filler, grid, length, depth)
+        accuracy.append(sum(correct) / len(correct))
+        outcomes.append({"length": length, "depth": depth, "correct": "".join("1" if c else "0" for c in correct)})
+        if progress is not None:
+            progress(number + 1, len(cells))
+    columns = [accuracy[first : first + len(grid.depths)] for first in range(0, len(accuracy), len(grid.depths))]
+    return {
+        "kind": "needle",
+        "model": lm.source,
+        "label": label,
+        "trained": lm.model.config.trained,
+        "lengths": list(grid.lengths),
+        "depths": list(grid.depths),
+        "accuracy": [list(row) for row in zip(*columns, strict=True)],
+        "samples": grid.samples,
+        "format": NEEDLE,
+        "seed": grid.seed,
+        "outcomes": outcomes,
+    }
+
+
+def _cell(lm: LM, filler: Sequence[int], grid: NeedleGrid, length: int, depth: float) -> list[bool]:
+    generator = random.Random(f"{grid.seed}/{length}/{depth}")
+    prompts = [_prompt(lm, filler, length, depth, grid.digits, generator) for _ in range(grid.samples)]
+    rows = max(1, grid.batch_tokens // length)
+    correct: list[bool] = []
+    answer = {len(value) for _, value in prompts}
+    for size in sorted(answer):  # values of a vocabulary may differ in tokens; a batch has one answer length
+        chosen = [n for n, (_, value) in enumerate(prompts) if len(value) == size]
+        for group in (chosen[i : i + rows] for i in range(0, len(chosen), rows)):
+            ids = torch.tensor([prompts[n][0] + prompts[n][1] for n in group])
+            correct += zip(group, _answers(lm, ids, size), strict=True)
+    return [bool(hit) for _, hit in sorted(correct)]
+
+
+@torch.no_grad()
+def _answers(lm: LM, ids: Tensor, size: int) -> list[bool]:
+    """Whether greedy decoding gives the last `size` tokens of each row, from one forward pass."""
+    model, length = lm.model, ids.shape[1]
+    tokens = ids[:, :-1].to(model.device)
+    cache = model.new_cache(capacity=length)
+    tail = []
+    for first, last, hidden in hidden_chunks(model, tokens, Marks.run(0, length - 1), cache, length, 1024):
+        wanted = max(first, length - 1 - size)
+        if wanted < last:
+            tail.append(hidden[:, wanted - first :])
+    guesses = model.logits(torch.cat(tail, dim=1)).argmax(dim=-1).cpu()
+    return (guesses == ids[:, -size:]).all(dim=1).tolist()
+
+
+def _prompt(
+    lm: LM, filler: Sequence[int], length: int, depth: float, digits: int, generator: random.Random
+) -> tuple[list[int], list[int]]:
+    """Token ids of prompt and answer, together exactly `length`; the needle begins at `depth` of the haystack."""
+    key = generator.choice(KEYS)
+    value = "".join(generator.choice("0123456789") for _ in range(digits))
+    before, needle, question, answer = _pieces(lm, key, value)
+    room = length - len(before) - len(needle) - len(question) - len(answer)
+    start = generator.randrange(len(filler) - room + 1)
+    haystack = list(filler[start : start + room])
+    cut = round(depth * room)
+    return [*before, *haystack[:cut], *needle, *haystack[cut:], *question], answer
+
+
+def _pieces(lm: LM, key: str, value: str) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Ids of what precedes a text, of the needle line, of the question and of the answer."""
+    encode = lm.tokenizer.encode
+    before = [lm.tokenizer.bos] if lm.tokenizer.bos is not None and lm.tokenizer.bos in encode("") else []
+    needle = encode("\n" + NEEDLE.format(key=key, value=value) + "\n", special=False)
+    question = encode("\n" + QUESTION.format(key=key), special=False)
+    whole = encode("\n" + QUESTION.format(key=key) + " " + value, special=False)
+    same = next((n for n, (a, b) in enumerate(zip(question, whole, strict=False)) if a != b), len(question))
+    return before, needle, whole[:same], whole[same:]
+
+
+def _check(lm: LM, filler: Sequence[int], grid: NeedleGrid) -> None:
+    bad = [depth for depth in grid.depths if not 0 <= depth <= 1]
+    if bad:
+        raise ConfigError(f"depth {bad[0]} is outside 0 .. 1 (0: needle first, 1: needle last)")
+    pieces = [_pieces(lm, key, "9" * grid.digits) for key in KEYS]
+    shortest = max(sum(map(len, parts)) for parts in pieces) + 8
+    if min(grid.lengths) < shortest:
+        raise ConfigError(f"length {min(grid.lengths)} has no room for needle and question; at least {shortest} tokens")
+    if len(filler) < max(grid.lengths):
+        raise DataError(f"the haystack has {len(filler)} tokens, length {max(grid.lengths)} needs as many; add text")
+    unknown = lm.tokenizer.unknown([token for token in pieces[0][1]])
+    if unknown:
+        raise DataError(f"the tokenizer does not know {unknown} tokens of the needle {NEEDLE!r}; it cannot be asked")
+    if lm.model.config.family == "gpt2" and max(grid.lengths) > lm.context:
+        raise CapacityError(
+            f"length {max(grid.lengths)} is past the learned position table of {lm.context}; extend the model first"
+        )

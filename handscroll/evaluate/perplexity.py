@@ -1,0 +1,106 @@
+"""Loss by position: where in a long window a model begins to fail.
+
+Every token is scored exactly once at its position of a window of `length` tokens; the mean by block of
+positions, with a 95 % interval over windows, is the curve that proves (or refutes) a context claim. The
+sliding-window reference scores the same tokens with at most `reference` tokens of context, read anew.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from handscroll.evaluate.samples import Sample, fingerprint
+from handscroll.lm import LM
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Losses:
+    """Losses (windows, length - 1) in nats: column t is the loss of predicting the token at position t + 1."""
+
+    label: str
+    values: Tensor
+    samples: Sequence[Sample]
+    window: int | None = None
+
+    def mean(self, first: int = 0, last: int | None = None) -> float:
+        """Mean loss of the tokens at positions first .. last - 1 (position 0 is never predicted)."""
+        return float(self.values[:, max(0, first - 1) : None if last is None else last - 1].double().mean())
+
+    def blocks(self, size: int) -> dict[str, list[Any]]:
+        """Mean and 95 % interval by block of `size` positions; the interval is over windows."""
+        rows: dict[str, list[Any]] = {"positions": [], "loss": [], "low": [], "high": [], "count": []}
+        length = self.values.shape[1] + 1
+        for first in range(0, length, size):
+            part = self.values[:, max(0, first - 1) : first + size - 1].double()
+            means = part.mean(dim=1)
+            mean = float(means.mean())
+            spread = half_width(means)
+            rows["positions"].append(first + min(size, length - first) / 2)
+            rows["loss"].append(mean)
+            rows["low"].append(None if spread is None else mean - spread)
+            rows["high"].append(None if spread is None else mean + spread)
+            rows["count"].append(part.numel())
+        return rows
+
+    def record(self, lm: LM, block: int | None = None) -> dict[str, Any]:
+        """The JSON record of this curve."""
+        length = self.values.shape[1] + 1
+        block = block or default_block(length)
+        return {
+            "kind": "perplexity",
+            "model": lm.source,
+            "trained": lm.model.config.trained,
+            "label": self.label,
+            "length": length,
+            "window": self.window,
+            "block": block,
+            **self.blocks(block),
+            "mean": self.mean(),
+            "perplexity": math.exp(min(self.mean(), 700.0)),
+            "tokens": self.values.numel(),
+            "windows": len(self.samples),
+            "sources": [f"{sample.source}@{sample.offset}" for sample in self.samples],
+            "text_sha256": fingerprint(self.samples),
+        }
+
+
+def measure(
+    lm: LM, samples: Sequence[Sample], label: str, window: int | None = None, progress: Progress | None = None
+) -> Losses:
+    """Score every sample, one at a time; memory is one KV cache of a window's length.
+
+    `window`: the sliding-window reference instead (see `LM.nll`).
+    """
+    rows = []
+    for number, sample in enumerate(samples):
+        rows.append(lm.nll(sample.ids, window=window))
+        if progress is not None:
+            progress(number + 1, len(samples))
+    return Losses(label, torch.stack(rows), samples, window)
+
+
+def default_block(length: int) -> int:
+    """About 32 blocks, at least 16 tokens, a power of two."""
+    return max(16, 1 << max(0, (length // 32) - 1).bit_length())
+
+
+def half_width(means: Tensor) -> float | None:
+    """Half the 95 % interval of the mean of independent window means (Student's t); None below two windows."""
+    count = len(means)
+    if count < 2:
+        return None
+    return _t95(count - 1) * float(means.std()) / math.sqrt(count)
+
+
+def _t95(freedom: int) -> float:
+    """The 0.975 quantile of Student's t; the table is from Abramowitz & Stegun, table 26.10."""
+    table = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131]
+    if freedom <= len(table):
+        return table[freedom - 1]
+    return 1.960 + 2.4 / freedom  # within 0.003 of the quantile from 16 degrees of freedom up

@@ -1,0 +1,138 @@
+"""The bake-off: every candidate measured on the same text, the winner chosen by loss, short text guarded.
+
+Two rounds: all candidates on one window, then the best of each method on all windows. `long` is the mean loss
+of the positions past the trained length, `short` that of the positions before it in the same windows (so a
+scaling that hurts short text cannot hide), to be compared with the untouched model's short loss.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from handscroll.evaluate.perplexity import measure
+from handscroll.evaluate.samples import Sample, fingerprint
+from handscroll.extend.methods import Candidate, apply
+from handscroll.lm import LM
+from handscroll.models.model import Model
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured candidate; losses in nats per token."""
+
+    candidate: Candidate
+    long: float
+    short: float
+    verdict: str = ""
+
+    def within(self, base: float, guard: float) -> bool:
+        return self.short - base <= guard
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The best candidate of each method, best first, and what they were measured on."""
+
+    rows: tuple[Row, ...]
+    base: float
+    target: int
+    trained: int
+    guard: float
+    samples: tuple[Sample, ...]
+
+    @property
+    def winner(self) -> Row:
+        return self.rows[0]
+
+    @property
+    def guarded(self) -> bool:
+        """Whether the winner keeps short text within the guard."""
+        return self.winner.within(self.base, self.guard)
+
+    def record(self) -> dict[str, Any]:
+        rows = [
+            {
+                "method": row.candidate.name,
+                "long_loss": row.long,
+                "short_loss": row.short,
+                "verdict": row.verdict,
+                "chosen": row is self.winner,
+            }
+            for row in self.rows
+        ]
+        return {
+            "kind": "candidates",
+            "target": self.target,
+            "trained": self.trained,
+            "short_before": self.base,
+            "guard": self.guard,
+            "windows": len(self.samples),
+            "text_sha256": fingerprint(self.samples),
+            "rows": rows,
+        }
+
+
+def bake_off(
+    lm: LM, entries: Sequence[Candidate], samples: Sequence[Sample], to: int, guard: float, progress: Progress | None = None
+) -> Outcome:
+    """Measure `entries` on `samples` (windows of `to` tokens) and rank them; the model is left as it was.
+
+    The winner has the lowest long loss among those whose short loss rises by at most `guard` nats; when none
+    does, the lowest sum of long loss and short rise, and its verdict says that the guard was missed.
+    """
+    trained = lm.model.config.trained
+    note = progress or (lambda text: None)
+    base = sum(float(lm.nll(s.ids[:trained]).double().mean()) for s in samples) / len(samples)
+    finalists: dict[str, Row] = {}
+    for number, entry in enumerate(entries):
+        note(f"candidate {number + 1} of {len(entries)}: {entry.name}")
+        row = _measured(lm, entry, samples[:1], to, trained)
+        best = finalists.get(entry.method)
+        if best is None or _rank(row, base, guard) < _rank(best, base, guard):
+            finalists[entry.method] = row
+    rows = list(finalists.values())
+    if len(samples) > 1:
+        rows = []
+        for row in finalists.values():
+            note(f"all windows: {row.candidate.name}")
+            rows.append(_measured(lm, row.candidate, samples, to, trained))
+    rows.sort(key=lambda row: _rank(row, base, guard))
+    verdicts = [_verdict(row, rank == 0, base, guard) for rank, row in enumerate(rows)]
+    ranked = tuple(Row(r.candidate, r.long, r.short, v) for r, v in zip(rows, verdicts, strict=True))
+    return Outcome(ranked, base, to, trained, guard, tuple(samples))
+
+
+@contextmanager
+def applied(model: Model, candidate: Candidate, to: int) -> Iterator[None]:
+    """The lengthened model for as long as the block runs."""
+    config, table = model.config, getattr(model, "position_embedding", None)
+    try:
+        apply(model, candidate, to)
+        yield
+    finally:
+        model.config = config
+        if table is not None:
+            model.set_submodule("position_embedding", table)
+
+
+def _measured(lm: LM, candidate: Candidate, samples: Sequence[Sample], to: int, trained: int) -> Row:
+    with applied(lm.model, candidate, to):
+        losses = measure(lm, samples, candidate.name)
+    return Row(candidate, losses.mean(trained), losses.mean(0, trained))
+
+
+def _rank(row: Row, base: float, guard: float) -> tuple[bool, float]:
+    if row.within(base, guard):
+        return (False, row.long)
+    return (True, row.long + row.short - base)
+
+
+def _verdict(row: Row, first: bool, base: float, guard: float) -> str:
+    rise = row.short - base
+    hurt = f"short text +{rise:.2f}, past the guard of {guard:g}"
+    if first:
+        return "chosen" if rise <= guard else f"chosen as the least harm; {hurt}"
+    return hurt if rise > guard else "within the guard"

@@ -1,0 +1,95 @@
+"""`extend`: lengthen a checkpoint's context, by a named method or the measured best, and tune it if asked."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from handscroll.base.errors import ConfigError
+from handscroll.evaluate.samples import Sample, windows
+from handscroll.extend.bakeoff import Outcome, Progress, bake_off
+from handscroll.extend.methods import Candidate, apply, candidates
+from handscroll.extend.own_text import own_text
+from handscroll.extend.tune import TuneSettings, tune
+from handscroll.lm import LM
+from handscroll.text.readers import read
+from handscroll.train.loop import OnRecord
+
+GUARD = 0.1  # nats that the loss of short text may rise
+MEASURED = 8192  # tokens of a bake-off's final round, about
+
+
+@dataclass(frozen=True)
+class Extension:
+    """A lengthened model and how it came about. `outcome` is None when the method was named."""
+
+    lm: LM
+    candidate: Candidate
+    outcome: Outcome | None
+
+
+def extend(lm: LM, to: int, method: str = "auto", **settings: Any) -> LM:
+    """A lengthened copy of `lm` for texts of `to` tokens; the original stays as it is.
+
+    Settings: `text` (files to choose on; without them the model's own writing), `factors` (longrope), `guard`
+    (nats that short text may lose), `tune` (files), `steps`, `lora` (rank), `folder` (of the tuning run), `seed`.
+
+    Raises:
+        ConfigError: an unknown method or setting, a target not above the context. DataError: text too short.
+    """
+    return extension(lm, to, method, **settings).lm
+
+
+def extension(
+    lm: LM,
+    to: int,
+    method: str = "auto",
+    *,
+    text: Sequence[str | Path] | str | Path | None = None,
+    factors: dict[str, Any] | None = None,
+    guard: float = GUARD,
+    tune_settings: TuneSettings | None = None,
+    tune_folder: Path | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    on_record: OnRecord | None = None,
+) -> Extension:
+    """`extend` with everything it found out: the chosen candidate and the bake-off's table.
+
+    More than seven settings: each is one of the user's own decisions about this one verb.
+    """
+    if method == "longrope" and factors is None:
+        candidates(lm.model, method, to)  # refuses with the reason
+    entries = candidates(lm.model, method, to, factors)
+    outcome = None
+    if len(entries) > 1 or text is not None:
+        samples = _samples(lm, text, to, seed, progress)
+        outcome = bake_off(lm, entries, samples, to, guard, progress)
+        chosen = outcome.winner.candidate
+    else:
+        chosen = entries[0]
+    longer = LM(copy.deepcopy(lm.model), lm.tokenizer, lm.source)
+    longer.provenance = {
+        "made_by": "handscroll extend",
+        "from": lm.source,
+        "trained": lm.model.config.trained,
+        "to": to,
+        "method": chosen.name,
+        "measured": None if outcome is None else outcome.record(),
+    }
+    apply(longer.model, chosen, to)
+    if tune_settings is not None:
+        if tune_folder is None:
+            raise ConfigError("tuning needs a run folder for its checkpoints (tune_folder)")
+        longer.provenance["tuned"] = tune(longer, to, tune_settings, tune_folder, on_record)
+    return Extension(longer, chosen, outcome)
+
+
+def _samples(lm: LM, text: Any, to: int, seed: int, progress: Progress | None) -> list[Sample]:
+    count = max(2, MEASURED // to)
+    if text is not None:
+        return windows(read(text), lm.tokenizer, to, count, seed)
+    if progress is not None:
+        progress(f"no --text: the model writes {count * to} tokens of its own to choose on")
+    return windows([own_text(lm, count * to, seed)], lm.tokenizer, to, count, seed)

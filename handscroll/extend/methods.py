@@ -1,0 +1,222 @@
+"""Extension methods: each turns a model's positions into those of a longer context, one candidate or several.
+
+A method is a row of `METHODS` and a function `(positions, head_size, to) -> candidates`. A candidate is data
+(new positions, or a way to resample a learned table), so that trying one costs no copy of the weights.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from handscroll.base.errors import ConfigError, nearest
+from handscroll.models.model import Model
+from handscroll.models.positions import Positions
+from handscroll.nn.scaling.ntk import ntk_base
+from handscroll.nn.scaling.table import scaling_from
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to lengthen: `positions` for rotary models, `resample` for learned tables; `detail` names its dials."""
+
+    method: str
+    detail: str
+    positions: Positions | None = None
+    resample: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.method} ({self.detail})" if self.detail else self.method
+
+
+Make = Callable[[Positions, int, int], list[Candidate]]
+
+
+def as_it_is(positions: Positions, head_size: int, to: int) -> list[Candidate]:
+    """Declare the longer context and change nothing: right for windowed models and for generous rope bases."""
+    return [Candidate("none", "", _plain(positions.base, to))]
+
+
+def pi(positions: Positions, head_size: int, to: int) -> list[Candidate]:
+    """Position interpolation (Chen et al. 2023): all frequencies divided by the factor."""
+    return [_scaled("pi", "", positions, to, {"name": "pi", "factor": to / positions.trained})]
+
+
+def ntk(positions: Positions, head_size: int, to: int) -> list[Candidate]:
+    """NTK-aware (bloc97 2023): a larger base, so that the lowest frequency is divided by the factor.
+
+    The base for exactly to / trained falls short near the end of the target, so larger factors are tried too.
+    """
+    made = []
+    for stretch in (1.0, 1.25, 1.5, 2.0):
+        factor = stretch * to / positions.trained
+        base = ntk_base(positions.base, factor, head_size)
+        made.append(Candidate("ntk", f"factor {factor:g}", _plain(base, to)))
+    return made
+
+
+def dynamic_ntk(positions: Positions, head_size: int, to: int) -> list[Candidate]:
+    """Dynamic NTK (emozilla 2023): the base grows with the declared length; short requests stay exact."""
+    return [_scaled("dynamic-ntk", "", positions, to, {"name": "dynamic-ntk", "factor": to / positions.trained})]
+
+
+def yarn(positions: Positions, head_size: int, to: int) -> list[Candidate]:
+    """YaRN (Peng et al. 2023), with its published ramp (32, 1) and with ramps that keep more dimensions.
+
+    The paper found its ramp on 4K models; a short-context model has few dimensions that turn 32 times, and on
+    babyllama-256 (beta 8, 0.35) gave 0.55 nats where (32, 1) gave 0.72 (2026-11, docs/log.md).
+    """
+    factor = to / positions.trained
+    made = []
+    for fast, slow in ((32.0, 1.0), (32.0, 0.5), (16.0, 0.5), (16.0, 0.35), (8.0, 0.5), (8.0, 0.35), (8.0, 0.25)):
+        for strength in (1.0, 0.5):
+            published = (fast, slow, strength) == (32.0, 1.0, 1.0)
+            fields: dict[str, Any] = {"name": "yarn", "factor": factor, "original": positions.trained}
+            if not published:
+                temperature = 1.0 + strength * 0.1 * torch.log(torch.tensor(factor)).item()
+                fields |= {"beta_fast": fast, "beta_slow": slow, "truncate": False}
+                fields |= {"attention_override": round(temperature, 4)}
+            detail = f"beta {fast:g}/{slow:g}, attention x{strength:g}" if not published else "beta 32/1"
+            candidate = _try(lambda f=fields, d=detail: _scaled("yarn", d, positions, to, f))
+            made += [] if candidate is None else [candidate]
+    if not made:
+        raise ConfigError("YaRN has no ramp for this rope base and context; choose another method")
+    return made
+
+
+def llama3(positions: Positions, head_size: int, to: int) -> list[Candidate]:
+    """The scaling of Llama 3.1: low frequencies divided, high ones kept, a smooth band between."""
+    fields = {"name": "llama3", "factor": to / positions.trained, "original": positions.trained}
+    return [_scaled("llama3", "", positions, to, fields | {"low_freq_factor": 1.0, "high_freq_factor": 4.0})]
+
+
+def longrope(positions: Positions, head_size: int, to: int) -> list[Candidate]:
+    """LongRoPE (Ding et al. 2024) with given factors; see `longrope_with`."""
+    raise ConfigError(
+        "method 'longrope' needs its factors: give --factors FILE, a JSON object with 'long_factor' and "
+        f"'short_factor', {head_size // 2} numbers each"
+    )
+
+
+def longrope_with(factors: dict[str, Sequence[float]], positions: Positions, head_size: int, to: int) -> Candidate:
+    """LongRoPE from `long_factor` and `short_factor` (head_size / 2 numbers each).
+
+    Raises:
+        ConfigError: other keys, or lists of another length.
+    """
+    wrong = set(factors) ^ {"long_factor", "short_factor"}
+    if wrong:
+        raise ConfigError(f"factors: {sorted(wrong)[0]!r}: give exactly 'long_factor' and 'short_factor'")
+    for key, values in factors.items():
+        if not isinstance(values, list) or len(values) != head_size // 2:
+            raise ConfigError(f"factors: '{key}' must be a list of {head_size // 2} numbers (one a rotated pair)")
+    fields = {"name": "longrope", "factor": to / positions.trained, "original": positions.trained}
+    return _scaled("longrope", "given factors", positions, to, fields | dict(factors))
+
+
+METHODS: dict[str, Make] = {
+    "none": as_it_is,
+    "pi": pi,
+    "ntk": ntk,
+    "dynamic-ntk": dynamic_ntk,
+    "yarn": yarn,
+    "llama3": llama3,
+    "longrope": longrope,
+}
+LEARNED = {"interpolate": "linear interpolation of the learned table", "tile": "the learned table repeated"}
+
+
+def candidates(model: Model, method: str, to: int, factors: dict[str, Any] | None = None) -> list[Candidate]:
+    """The candidates of `method` (or of all methods, for "auto") for lengthening `model` to `to` tokens.
+
+    Raises:
+        ConfigError: an unknown method, one that does not fit the family, or a target not above the trained length.
+    """
+    config = model.config
+    if to <= config.context:
+        raise ConfigError(
+            f"--to {to} is not longer than the context of this checkpoint ({config.context} tokens"
+            + (f", trained to {config.trained}" if config.trained != config.context else "")
+            + "); give a larger number"
+        )
+    learned = config.family == "gpt2"
+    table = LEARNED if learned else METHODS
+    if method != "auto" and method not in table:
+        kind = "learned positions" if learned else "rotary positions"
+        raise ConfigError(f"unknown method '{method}' for {kind}: {nearest(method, ['auto', *table])}")
+    if learned:
+        names = list(LEARNED) if method == "auto" else [method]
+        return [Candidate(name, "", resample=name) for name in names]
+    positions = config.positions
+    if factors is not None:
+        if method != "longrope":
+            raise ConfigError(f"--factors go with --method longrope, not with '{method}'")
+        return [longrope_with(factors, positions, config.head_size, to)]
+    return _rotary(positions, config.head_size, method, to)
+
+
+def apply(model: Model, candidate: Candidate, to: int) -> None:
+    """Make `model` the lengthened one, in place: a new frozen configuration, or a resampled position table."""
+    if candidate.positions is not None:
+        model.config = model.config.model_copy(update={"positions": candidate.positions})
+        return
+    assert candidate.resample is not None
+    table = model.get_parameter("position_embedding.weight")
+    longer = resample(table.detach(), to, candidate.resample)
+    embedding = torch.nn.Embedding.from_pretrained(longer, freeze=False)
+    model.set_submodule("position_embedding", embedding)
+    model.config = model.config.model_copy(update={"context": to, "original": model.config.trained})
+
+
+def resample(table: Tensor, to: int, how: str) -> Tensor:
+    """A learned position table (context, D) with `to` rows.
+
+    interpolate: linear between the rows, ends kept (as ViT and BERT extensions do); tile: repeated in order, so that
+    distances inside a trained length look as they did (Beltagy et al. 2020, "Longformer", section 5).
+    """
+    if how == "tile":
+        return table.repeat(-(-to // len(table)), 1)[:to].clone()
+    wide = table.T[None].to(torch.float64)
+    return F.interpolate(wide, size=to, mode="linear", align_corners=True)[0].T.to(table.dtype).contiguous()
+
+
+def _rotary(positions: Positions, head_size: int, method: str, to: int) -> list[Candidate]:
+    """Fresh scalings start from unscaled frequencies; an already scaled checkpoint keeps its own method."""
+    current = positions.scaling.name
+    if current != "none":
+        if method not in ("auto", current):
+            raise ConfigError(
+                f"the checkpoint is already scaled by '{current}'; it can only be lengthened by the same method "
+                f"(--method {current} or auto)"
+            )
+        fields = positions.scaling.model_dump() | {"factor": to / positions.trained}
+        fields.pop("attention_override", None)
+        return [_scaled(current, "larger factor", positions, to, fields)]
+    if method != "auto":
+        return METHODS[method](positions, head_size, to)
+    made: list[Candidate] = []
+    for name, make in METHODS.items():
+        if name != "longrope":
+            made += _try(lambda make=make: make(positions, head_size, to)) or []
+    return made
+
+
+def _plain(base: float, to: int) -> Positions:
+    return Positions.parse({"base": base, "scaling": {"name": "none"}, "context": to, "trained": to}, "extend")
+
+
+def _scaled(method: str, detail: str, positions: Positions, to: int, fields: dict[str, Any]) -> Candidate:
+    values = {"base": positions.base, "scaling": fields, "context": to, "trained": positions.trained}
+    return Candidate(method, detail, Positions.parse(values | {"scaling": scaling_from(fields, method)}, method))
+
+
+def _try(make):
+    """A candidate that its own formula refuses for this model (no ramp, say) is no candidate."""
+    try:
+        return make()
+    except ConfigError:
+        return None

@@ -1,0 +1,39 @@
+"""Text that the model writes itself, for choosing a scaling when the user has given none.
+
+Texts no longer than the trained context, sampled at temperature 1 and joined. They show whether positions
+still work, not whether far context is used; the user's own long text is always the better choice.
+"""
+
+from handscroll.base.errors import ConfigError
+from handscroll.generate.decode import decode
+from handscroll.generate.sample import Sampling
+from handscroll.lm import LM
+from handscroll.text.readers import Document
+
+ROWS = 16
+
+
+def own_text(lm: LM, tokens: int, seed: int = 0) -> Document:
+    """A document of at least `tokens` tokens, written by the model in batches of `ROWS` texts.
+
+    Raises:
+        ConfigError: the model has no token to begin a text with.
+    """
+    config = lm.model.config
+    start = config.bos if config.bos is not None else next(iter(config.eos), None)
+    if start is None:
+        raise ConfigError("the model has no bos or eos token to begin a text with; give --text FILES to measure on")
+    size = config.trained - 1
+    parts: list[str] = []
+    count = 0
+    for batch in range(1, 1000):
+        rows: list[list[int]] = [[] for _ in range(ROWS)]
+        sampling = Sampling(max_tokens=size, temperature=1.0, seed=seed * 1000 + batch)
+        for step in decode(lm.model, [[start]] * ROWS, sampling, config.eos):
+            for new in step:
+                rows[new.row].append(new.token)
+        parts += [lm.decode(row) for row in rows if len(row) > 1]
+        count += sum(len(row) for row in rows)
+        if count >= tokens * 1.1:
+            break
+    return Document("\n".join(parts), "the model's own writing")

@@ -1,0 +1,70 @@
+"""Reading a prompt in chunks: activations stay bounded by the chunk, whatever the length of the text."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from handscroll.base.errors import ConfigError
+from handscroll.models.model import Model
+from handscroll.nn.cache import Cache
+from handscroll.nn.marks import Marks
+from handscroll.nn.mask import SameSegment
+from handscroll.nn.shapes import Embeddings, Tokens
+
+CHUNK = 1024
+
+
+@torch.no_grad()
+def hidden_chunks(
+    model: Model, tokens: Tokens, marks: Marks, cache: Cache, length: int | None, chunk: int = CHUNK
+) -> Iterator[tuple[int, int, Embeddings]]:
+    """Run the model over `tokens` (B, T), `chunk` tokens at a time, each attending to all before it.
+
+    Yields (first, last, hidden (B, last - first, D)) in order; the chunk is in `cache` when it is yielded. Peak
+    memory is the cache plus the activations of one chunk. `marks` describe all T tokens and go on where the cache
+    ends; rows of different lengths are right-padded (`Marks.rows`), and packed rows see their own document only.
+    `length` is the declared length of the request.
+    Limits: no gradients; the hidden states of padding are meaningless.
+
+    Raises:
+        ConfigError: `chunk` is below 1, or the model's scaling needs a declared length and there is none.
+        CapacityError: a position is past a learned position table.
+    """
+    if chunk < 1:
+        raise ConfigError(f"the prefill chunk is {chunk} tokens; it must be at least 1 ({CHUNK} is usual)")
+    assert tokens.shape[1] == marks.length, (tokens.shape, marks.length)
+    mask = model.mask() if marks.plain else model.mask() & SameSegment()
+    for first in range(0, marks.length, chunk):
+        last = min(first + chunk, marks.length)
+        here = marks.part(first, last)
+        yield first, last, model.hidden(model.embed(tokens[:, first:last], here), here, mask, cache, length)
+
+
+@torch.no_grad()
+def prefill(
+    model: Model, tokens: Tokens, marks: Marks, cache: Cache, length: int | None, chunk: int = CHUNK
+) -> Embeddings:
+    """Fill `cache` with `tokens` (B, T) and return the hidden state (B, 1, D) of each row's last real token.
+
+    `model.logits` of it predicts the next token; logits of the whole prompt (T x V) are never formed.
+    Arguments, errors and limits: those of `hidden_chunks`.
+    """
+    ends = last_slots(marks, tokens.shape[0]).to(tokens.device)
+    kept: Tensor | None = None
+    for first, last, hidden in hidden_chunks(model, tokens, marks, cache, length, chunk):
+        kept = hidden.new_empty(hidden.shape[0], 1, hidden.shape[2]) if kept is None else kept
+        rows = torch.nonzero((ends >= first) & (ends < last)).squeeze(1)
+        kept[rows, 0] = hidden[rows, ends[rows] - first]
+    assert kept is not None, "prefill of no tokens"
+    return kept
+
+
+def last_slots(marks: Marks, batch: int) -> Tensor:
+    """Slot (B,) of the last token of each row that is not padding."""
+    if marks.index is None:
+        return torch.full((batch,), marks.length - 1)
+    slots = torch.arange(marks.length, device=marks.index.device)
+    ends = torch.where(marks.index >= 0, slots, -1).amax(dim=1)
+    assert bool((ends >= 0).all()), "a row of nothing but padding has no last token"
+    return ends

@@ -1,0 +1,159 @@
+"""Choosing the next token: pure functions on logits (B, V) in float32, and the settings that combine them.
+
+Order: repetition penalty, temperature, top-k, top-p, min-p; it is that of `transformers`, so the same settings
+mean the same distribution there.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Annotated, Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from handscroll.base.config import Config
+from handscroll.base.errors import ConfigError
+
+Scores = Float[Tensor, "B V"]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Sampling(Config):
+    """How a continuation is chosen and when it ends.
+
+    `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0 and `repetition_penalty` 1 are off. A row ends after
+    `max_tokens`, at an end token (unless `ignore_eos`), or where its text contains one of `stop`.
+
+    Raises:
+        ConfigError: (through `parse`) a value out of range, or a cut-off with greedy decoding, where it would have
+            no effect.
+    """
+
+    max_tokens: int = 256
+    temperature: Number = 0.0
+    top_k: int = 0
+    top_p: Number = 1.0
+    min_p: Number = 0.0
+    repetition_penalty: Number = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Self:
+        ranges = (
+            ("max_tokens", self.max_tokens >= 1, "at least 1"),
+            ("temperature", self.temperature >= 0.0, "0 (greedy) or more; 0.7 to 1 is usual"),
+            ("top_k", self.top_k >= 0, "a number of tokens, or 0 for all of them"),
+            ("top_p", 0.0 < self.top_p <= 1.0, "above 0 and at most 1 (1 keeps everything)"),
+            ("min_p", 0.0 <= self.min_p < 1.0, "from 0 (off) to below 1; 0.05 to 0.1 is usual"),
+            ("repetition_penalty", self.repetition_penalty > 0.0, "above 0 (1 is off; 1.1 to 1.3 is usual)"),
+        )
+        for name, fine, allowed in ranges:
+            if not fine:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be {allowed}")
+        if "" in self.stop:
+            raise ConfigError("stop holds an empty string, which every text contains; remove it")
+        cuts = {"top_k": self.top_k > 0, "top_p": self.top_p < 1.0, "min_p": self.min_p > 0.0}
+        without_effect = [name for name, used in cuts.items() if used]
+        if self.temperature == 0.0 and without_effect:
+            raise ConfigError(
+                f"temperature is 0 (greedy), where {' and '.join(without_effect)} would have no effect; "
+                "set a temperature above 0, such as 0.8, or remove the cut-off"
+            )
+        return self
+
+
+def penalise_repetition(logits: Scores, seen: Bool[Tensor, "B V"], penalty: float) -> Scores:
+    """Divide positive logits of the tokens `seen` in the row by `penalty`, multiply negative ones.
+
+    `seen` holds the prompt and what was generated. Source: Keskar et al. 2019, "CTRL", arXiv:1909.05858, section
+    4.1, with the sign rule of `transformers` (the paper's plain division would favour negative logits).
+    """
+    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+
+
+def divide_by_temperature(logits: Scores, temperature: float) -> Scores:
+    """(logits - row maximum) / temperature; the shift changes no probability and keeps tiny temperatures finite."""
+    return (logits - logits.amax(dim=-1, keepdim=True)) / temperature
+
+
+def keep_top_k(logits: Scores, k: int) -> Scores:
+    """The k highest logits of a row (and ties with the k-th); the others become -inf."""
+    k = min(k, logits.shape[-1])
+    return logits.masked_fill(logits < logits.topk(k, dim=-1).values[:, -1:], -math.inf)
+
+
+def keep_top_p(logits: Scores, p: float) -> Scores:
+    """The smallest set of most probable tokens whose mass reaches p, at least one; the others become -inf.
+
+    Source: Holtzman et al. 2020, "The curious case of neural text degeneration", arXiv:1904.09751, section 3.1.
+    Of equally probable tokens at the border the lower id stays.
+    """
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    probabilities = ordered.softmax(dim=-1)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    drop = before >= p
+    drop[:, 0] = False
+    return logits.masked_fill(torch.zeros_like(drop).scatter_(-1, order, drop), -math.inf)
+
+
+def keep_min_p(logits: Scores, p: float) -> Scores:
+    """Tokens at least p times as probable as the most probable one; the others become -inf.
+
+    Source: Nguyen et al. 2024, "Turning up the heat: min-p sampling", arXiv:2407.01082, section 3.
+    """
+    probabilities = logits.softmax(dim=-1)
+    return logits.masked_fill(probabilities < p * probabilities.amax(dim=-1, keepdim=True), -math.inf)
+
+
+def candidates(logits: Scores, sampling: Sampling, seen: Bool[Tensor, "B V"] | None = None) -> Scores:
+    """Apply the settings to logits in their order; softmax of the result is what `draw` samples from.
+
+    `seen` is needed only with a repetition penalty. Greedy settings leave the logits undivided.
+    """
+    logits = logits.float()
+    if sampling.repetition_penalty != 1.0:
+        assert seen is not None, "a repetition penalty needs the tokens seen so far"
+        logits = penalise_repetition(logits, seen, sampling.repetition_penalty)
+    if sampling.temperature == 0.0:
+        return logits
+    logits = divide_by_temperature(logits, sampling.temperature)
+    if sampling.top_k:
+        logits = keep_top_k(logits, sampling.top_k)
+    if sampling.top_p < 1.0:
+        logits = keep_top_p(logits, sampling.top_p)
+    if sampling.min_p:
+        logits = keep_min_p(logits, sampling.min_p)
+    return logits
+
+
+def generator(seed: int, row: int) -> torch.Generator:
+    """The random stream of one row: a hash of both numbers, so that (0, 1) and (1, 0) have nothing in common."""
+    digest = hashlib.blake2b(f"{seed}:{row}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
+
+
+def draw(logits: Scores, generators: Sequence[torch.Generator]) -> Int[Tensor, "B"]:
+    """One token id a row from softmax(logits), row b from generators[b] alone.
+
+    One uniform number a row is drawn on the CPU and inverted through the cumulative sum on the device of the
+    logits, so that a seed means the same stream on every device and in every batch. A token of probability zero
+    is never drawn.
+    """
+    uniform = torch.stack([torch.rand(1, generator=g, dtype=torch.float64) for g in generators])
+    cumulative = logits.softmax(dim=-1).double().cumsum(dim=-1)
+    total = cumulative[:, -1:]
+    target = torch.minimum(uniform.to(logits.device) * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, target, right=True).squeeze(1)
+
+
+def pick(
+    logits: Scores, sampling: Sampling, generators: Sequence[torch.Generator], seen: Bool[Tensor, "B V"] | None = None
+) -> Int[Tensor, "B"]:
+    """The next token id of every row: the most probable one when greedy, a draw otherwise."""
+    logits = candidates(logits, sampling, seen)
+    return logits.argmax(dim=-1) if sampling.temperature == 0.0 else draw(logits, generators)

@@ -1,0 +1,181 @@
+"""`LM`: a model, its tokenizer and what people do with them: encode, logits, nll, generate, save."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from handscroll.base.errors import CapacityError, ConfigError, DataError, nearest
+from handscroll.base.runs import write_file
+from handscroll.generate.decode import decode
+from handscroll.generate.prefill import hidden_chunks
+from handscroll.generate.sample import Sampling
+from handscroll.generate.stream import TextStream
+from handscroll.models.model import Model
+from handscroll.models.weights import load_model, locate, save_model
+from handscroll.nn.marks import Marks
+from handscroll.objectives.head import token_losses
+from handscroll.text.tokenizer import Tokenizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+PROVENANCE = "handscroll.json"
+CHUNK = 1024
+
+
+@dataclass(eq=False)
+class LM:
+    """A language model with its tokenizer. Made by `handscroll.load`.
+
+    `provenance` is what `handscroll.json` in the folder says of how the checkpoint came to be.
+    """
+
+    model: Model
+    tokenizer: Tokenizer
+    source: str
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def context(self) -> int:
+        """Tokens that the checkpoint may be used to."""
+        return self.model.config.context
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Token ids; `special` adds what the tokenizer puts around a text (a BOS token, mostly)."""
+        return self.tokenizer.encode(text, special=special)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        return self.tokenizer.decode(list(ids))
+
+    @torch.no_grad()
+    def logits(self, text_or_ids: str | Sequence[int] | Tensor, length: int | None = None) -> Tensor:
+        """Logits (T, V) in float32 of every position; T x V floats are the caller's memory.
+
+        May run past the trained length (learned position tables refuse). `length` is the declared length of
+        the request for a length-dependent scaling; T unless given.
+        """
+        ids = self._ids(text_or_ids)
+        parts = [self.model.logits(h)[0].float().cpu() for _, _, h in self._chunks(ids, length)]
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def nll(self, text_or_ids: str | Sequence[int] | Tensor, window: int | None = None) -> Tensor:
+        """Negative log-likelihood (T - 1,) in nats of tokens 1 .. T-1, float32 on the CPU.
+
+        Exact. Memory grows only by the KV cache. With `window`, every token is read anew in windows that
+        overlap by half: it sees at least window / 2 and fewer than `window` tokens before it, whatever the
+        length of the text; memory is then constant and the model never leaves `window` positions.
+
+        Raises:
+            DataError: fewer than two tokens. CapacityError: past a learned position table without `window`.
+        """
+        ids = self._ids(text_or_ids)
+        if len(ids) < 2:
+            raise DataError(f"a loss needs at least two tokens, got {len(ids)}")
+        if window is None or len(ids) <= window:
+            parts = []
+            for first, last, hidden in self._chunks(ids[:-1], len(ids)):
+                targets = ids[first + 1 : last + 1].to(hidden.device)
+                parts.append(token_losses(hidden[0], self.model.head, targets).float().cpu())
+            return torch.cat(parts)
+        if window < 2:
+            raise ConfigError(f"a window of {window} tokens sees nothing; give at least 2")
+        return self._windowed_nll(ids, window)
+
+    def generate(
+        self, prompt: str | Sequence[int], stream: bool = False, beyond: bool = False, **settings: Any
+    ) -> "str | Iterator[str]":
+        """Continue `prompt`; returns the new text, or yields it piece by piece with `stream`.
+
+        `settings` are those of `Sampling`: max_tokens, temperature, top_k, top_p, min_p, repetition_penalty,
+        seed, stop. A request past the context is refused unless `beyond`.
+
+        Raises:
+            CapacityError: prompt + max_tokens exceed the context. ConfigError: an unknown or impossible setting.
+        """
+        unknown = [name for name in settings if name not in Sampling.model_fields]
+        if unknown:
+            raise ConfigError(f"unknown setting '{unknown[0]}': {nearest(unknown[0], Sampling.model_fields)}")
+        sampling = Sampling.parse(settings, "generate")
+        ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        pieces = self._stream(ids, sampling, beyond)
+        return pieces if stream else "".join(pieces)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write an ordinary Hugging Face folder: config, safetensors, tokenizer, and `handscroll.json`."""
+        folder = Path(folder)
+        save_model(self.model, folder)
+        self.tokenizer.save(folder)
+        if self.provenance:
+            text = json.dumps(self.provenance, indent=2, ensure_ascii=False) + "\n"
+            write_file(folder / PROVENANCE, text.encode())
+        return folder
+
+    def _ids(self, text_or_ids: str | Sequence[int] | Tensor) -> Tensor:
+        if isinstance(text_or_ids, str):
+            text_or_ids = self.encode(text_or_ids)
+        ids = torch.as_tensor(text_or_ids, dtype=torch.int64).flatten()
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.model.config.vocab:
+            raise DataError(f"token ids reach {int(ids.max())}; the vocabulary has {self.model.config.vocab}")
+        return ids
+
+    def _chunks(self, ids: Tensor, length: int | None) -> Iterator[tuple[int, int, Tensor]]:
+        tokens = ids[None].to(self.model.device)
+        cache = self.model.new_cache(capacity=len(ids))
+        return hidden_chunks(self.model, tokens, Marks.run(0, len(ids)), cache, length or len(ids), CHUNK)
+
+    def _windowed_nll(self, ids: Tensor, window: int) -> Tensor:
+        """Windows of equal length, several in one batch; each scores its second half."""
+        stride = max(1, window // 2)
+        losses = torch.empty(len(ids) - 1)
+        starts = list(range(0, len(ids) - window, stride)) + [len(ids) - window]
+        rows = max(1, 4096 // window)
+        for group in (starts[i : i + rows] for i in range(0, len(starts), rows)):
+            tokens = torch.stack([ids[s : s + window] for s in group]).to(self.model.device)
+            marks = Marks.run(0, window - 1)
+            embedded = self.model.embed(tokens[:, :-1], marks)
+            hidden = self.model.hidden(embedded, marks, self.model.mask(), length=window)
+            scores = token_losses(hidden.flatten(0, 1), self.model.head, tokens[:, 1:].flatten())
+            for start, row in zip(group, scores.view(len(group), -1).float().cpu(), strict=True):
+                fresh = 0 if start == 0 else window - stride - 1  # the first window scores all of its tokens
+                losses[start + fresh : start + window - 1] = row[fresh:]
+        return losses
+
+    def _stream(self, ids: list[int], sampling: Sampling, beyond: bool) -> Iterator[str]:
+        started = ids or ([] if self.model.config.bos is None else [self.model.config.bos])
+        text = TextStream(self.tokenizer, started, sampling.stop)
+        pieces: list[str] = []
+
+        def push(row: int, token: int) -> bool:
+            pieces.append(text.push(token))
+            return text.stopped is not None
+
+        for _ in decode(self.model, [ids], sampling, self.model.config.eos, push, beyond):
+            yield from pieces
+            pieces.clear()
+        yield text.finish()
+
+
+def load(source: str | Path, device: str = "cpu", dtype: str = "float32") -> LM:
+    """Load a checkpoint: a local folder or a hub id (safetensors only, no remote code, no pickle).
+
+    Raises:
+        CheckpointError: the folder is incomplete or damaged. ConfigError: an unknown dtype, family or setting.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"unknown dtype '{dtype}': {nearest(dtype, DTYPES)}")
+    folder = locate(source)
+    tokenizer = Tokenizer.load(folder)
+    model = load_model(folder, DTYPES[dtype], device)
+    if tokenizer.vocab_size > model.config.vocab:
+        raise CapacityError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab}; "
+            "the tokenizer belongs to another checkpoint"
+        )
+    path = folder / PROVENANCE
+    provenance = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return LM(model, tokenizer, str(source), provenance)

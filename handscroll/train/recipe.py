@@ -1,0 +1,292 @@
+"""A recipe: everything a training run is made of, read from TOML and resolved into a run folder."""
+
+import platform
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+
+import handscroll
+from handscroll.base.config import Config
+from handscroll.base.errors import ConfigError, nearest
+from handscroll.data.batch import Batch, collate
+from handscroll.data.corpus import select
+from handscroll.data.pack import Packed
+from handscroll.data.recall import Copies, Facts
+from handscroll.data.row import Row
+from handscroll.data.sources import TokenSource
+from handscroll.data.stream import Chain, Mixture, State, Stream, Take
+from handscroll.data.windows import CyclicWindows, SlidingWindows
+from handscroll.lm import LM, load
+from handscroll.models.gpt2 import GPT2, GPT2Config
+from handscroll.models.llama import Llama, LlamaConfig
+from handscroll.models.model import Model
+from handscroll.nn.init import SCHEMES, initialise
+from handscroll.objectives.causal import causal
+from handscroll.objectives.head import token_losses
+from handscroll.text.readers import read
+from handscroll.text.tokenizer import Tokenizer
+from handscroll.text.training import TokenizerConfig, train_tokenizer
+from handscroll.train.loop import Loop, OnRecord, Progress, Run, processors, train, write_recipe
+from handscroll.train.optim import Optimizer
+from handscroll.train.schedule import Schedule
+
+
+class Files(Config):
+    """Text files; `{stdlib}` stands for the running Python's standard library."""
+
+    files: tuple[str, ...] = Field(min_length=1)
+    exclude: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+
+    def paths(self) -> list[Path]:
+        return select(self.files, self.exclude, self.include)
+
+    def source(self, tokenizer: Tokenizer) -> TokenSource:
+        return TokenSource.build(read(self.paths()), tokenizer)
+
+
+class TextData(Config):
+    """Rows of real text. cyclic: shuffled rings; sliding: reading order, once; packed: several documents a row."""
+
+    kind: Literal["text"]
+    sampling: Literal["cyclic", "sliding", "packed"] = "packed"
+
+    def stream(self, text: TokenSource, tokenizer: Tokenizer, length: int, seed: int) -> Stream[Row]:
+        if self.sampling == "cyclic":
+            return CyclicWindows(text, length, seed, short="drop", seam="join")
+        if self.sampling == "sliding":
+            return SlidingWindows(text, length)
+        return Packed(text, length, seed=seed, epochs=None)
+
+
+class CopiesData(Config):
+    """Repeated segments (`data/recall.py: Copies`)."""
+
+    kind: Literal["copies"]
+    segment: tuple[int, int] = (4, 16)
+    symbols: int | None = None
+    gap: int = 4
+    several: int = 1
+    real: float = 0.0
+
+    def stream(self, text: TokenSource, tokenizer: Tokenizer, length: int, seed: int) -> Stream[Row]:
+        settings = self.model_dump(exclude={"kind"})
+        return Copies(text, tokenizer.vocab_size, length, seed, **settings)
+
+
+class FactsData(Config):
+    """Facts and questions in real text (`data/recall.py: Facts`)."""
+
+    kind: Literal["facts"]
+    facts: tuple[int, int] = (1, 4)
+    questions: tuple[int, int] = (2, 6)
+    digits: int = 5
+    plain: float = 0.5
+    text: bool = True
+
+    def stream(self, text: TokenSource, tokenizer: Tokenizer, length: int, seed: int) -> Stream[Row]:
+        return Facts(text, tokenizer, length, seed, **self.model_dump(exclude={"kind"}))
+
+
+RowData = Annotated[TextData | CopiesData | FactsData, Field(discriminator="kind")]
+
+
+class Stage(Config):
+    """`steps` updates of `rows` rows of `length` tokens, `micro` rows at a time, drawn from `mix` by weight."""
+
+    length: int = Field(ge=16)
+    rows: int = Field(ge=1)
+    micro: int | None = Field(None, ge=1)
+    steps: int = Field(ge=1)
+    mix: dict[str, float]
+
+    @model_validator(mode="after")
+    def _whole(self):
+        if self.micro is not None and self.rows % self.micro:
+            raise ValueError(f"rows {self.rows} is not a multiple of micro {self.micro}")
+        return self
+
+
+class ModelRecipe(Config):
+    """A checkpoint to start from (`path`), or a `family` with its sizes and an initialisation."""
+
+    path: str | None = None
+    family: Literal["llama", "gpt2"] | None = None
+    initialise: Literal["normal", "xavier", "he"] = "normal"
+    sizes: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _one(self):
+        if (self.path is None) == (self.family is None):
+            raise ValueError("give either path (start from a checkpoint) or family with sizes (a new model)")
+        return self
+
+
+class TokenizerRecipe(Config):
+    """A tokenizer to use (`path`), or settings to train one on the training text."""
+
+    path: str | None = None
+    train: TokenizerConfig | None = None
+
+
+class Validation(Files):
+    """Held-out text: `windows` windows of `length` tokens, the same ones every time."""
+
+    length: int = Field(ge=16)
+    windows: int = Field(8, ge=1)
+
+
+class Recipe(Config):
+    """A training run. `text` is the training text, `data` names kinds of rows made of it, `stages` mix them."""
+
+    seed: int = Field(0, ge=0)
+    threads: int = Field(0, ge=0, description="0: as many as there are processors")
+    text: Files
+    model: ModelRecipe
+    tokenizer: TokenizerRecipe = TokenizerRecipe()
+    data: dict[str, RowData]
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    loop: dict[str, Any] = {}
+    validation: Validation | None = None
+
+    @model_validator(mode="after")
+    def _names(self):
+        for stage in self.stages:
+            for name in stage.mix:
+                if name not in self.data:
+                    raise ValueError(f"stages: mix names '{name}': {nearest(name, self.data)}")
+        if self.loop.get("steps") not in (None, self.steps):
+            raise ValueError(f"loop.steps {self.loop['steps']} contradicts the stages' {self.steps}; leave it out")
+        return self
+
+    @property
+    def steps(self) -> int:
+        return sum(stage.steps for stage in self.stages)
+
+    def loop_settings(self) -> Loop:
+        return Loop.parse({**self.loop, "steps": self.steps}, "recipe: loop")
+
+
+class Updates(Stream[list[Batch]]):
+    """Groups the rows of a stage into the micro-batches of one update."""
+
+    def __init__(self, rows: Stream[Row], count: int, micro: int):
+        self.rows, self.count, self.micro = rows, count, micro
+
+    def identity(self) -> State:
+        return {"stream": "updates", "rows": self.count, "micro": self.micro, "inner": self.rows.identity()}
+
+    def _items(self, position: State | None) -> Iterator[tuple[list[Batch], State]]:
+        group: list[Row] = []
+        for row, state in self.rows.resume(position["inner"] if position else None):
+            group.append(row)
+            if len(group) == self.count:
+                parts = (group[first : first + self.micro] for first in range(0, self.count, self.micro))
+                yield [collate(part) for part in parts], {"inner": state}
+                group = []
+
+
+def updates(recipe: Recipe, text: TokenSource, tokenizer: Tokenizer) -> Stream[list[Batch]]:
+    """The whole curriculum as one stream of updates; every stage and kind of row has a seed of its own."""
+    chain = []
+    for number, stage in enumerate(recipe.stages):
+        names = sorted(stage.mix)
+        seeds = [recipe.seed * 10_007 + number * 101 + at for at in range(len(names) + 1)]
+        streams = [
+            recipe.data[name].stream(text, tokenizer, stage.length, seed) for name, seed in zip(names, seeds, strict=False)
+        ]
+        rows = Mixture(streams, [stage.mix[name] for name in names], seeds[-1]) if len(streams) > 1 else streams[0]
+        chain.append(Take(Updates(rows, stage.rows, stage.micro or stage.rows), stage.steps))
+    return Chain(chain)
+
+
+def run_recipe(recipe: Recipe, folder: Path, on_record: OnRecord | None = None) -> tuple[LM, Progress]:
+    """Train by the recipe in `folder` (new, or one to resume) and save the result to `folder/model`.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: as the parts do; nothing is half-written.
+    """
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    torch.manual_seed(recipe.seed)
+    tokenizer = _tokenizer(recipe, folder)
+    text = recipe.text.source(tokenizer)
+    model = build_model(recipe, tokenizer)
+    resolved = {"recipe": recipe.model_dump(mode="json"), "versions": versions(), "text": text.fingerprint}
+    write_recipe(folder, resolved | {"threads": torch.get_num_threads()})
+    run = Run(folder, model, recipe.optimizer, recipe.schedule, recipe.loop_settings())
+    validate = None if recipe.validation is None else validator(recipe.validation, tokenizer)
+    progress = train(run, updates(recipe, text, tokenizer), causal, validate, on_record)
+    lm = LM(model, tokenizer, str(folder / "model"))
+    if progress.step == recipe.steps or progress.stopped:
+        lm.save(folder / "model")
+    return lm, progress
+
+
+def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Model:
+    """A new model of the recipe's family and sizes, or the checkpoint it starts from, in float32."""
+    if recipe.model.path is not None:
+        return load(recipe.model.path).model
+    ids = {"bos": tokenizer.bos, "eos": () if tokenizer.eos is None else (tokenizer.eos,)}
+    values = {"vocab": tokenizer.vocab_size, **ids, **recipe.model.sizes}
+    where = "recipe: model.sizes"
+    if recipe.model.family == "llama":
+        context = values.pop("context", None)
+        if context is not None:
+            base = float(values.pop("base", 10_000.0))
+            values["positions"] = {"base": base, "scaling": {"name": "none"}, "context": context, "trained": context}
+        model: Model = Llama(LlamaConfig.parse(values, where))
+    else:
+        model = GPT2(GPT2Config.parse(values, where))
+    assert recipe.model.initialise in SCHEMES
+    initialise(model, recipe.model.initialise, model.config.layers, torch.Generator().manual_seed(recipe.seed))
+    return model
+
+
+def validator(settings: Validation, tokenizer: Tokenizer) -> Callable[[Model], float]:
+    """Mean loss on fixed windows of held-out text, spread evenly over it."""
+    source = settings.source(tokenizer)
+    rows = list(row for row, _ in SlidingWindows(source, settings.length, tails="drop"))
+    step = max(1, len(rows) // settings.windows)
+    batches = [collate([row]) for row in rows[::step][: settings.windows]]
+
+    @torch.no_grad()
+    def validate(model: Model) -> float:
+        total, count = 0.0, 0
+        for batch in batches:
+            marks = batch.marks()
+            hidden = model.hidden(model.embed(batch.tokens, marks), marks, model.mask(), length=settings.length)
+            losses = token_losses(hidden.flatten(0, 1), model.head, batch.targets.flatten())
+            total, count = total + float(losses.double().sum()), count + batch.counted
+        return total / count
+
+    return validate
+
+
+def _tokenizer(recipe: Recipe, folder: Path) -> Tokenizer:
+    """The named tokenizer, the checkpoint's, or one trained once and kept in the run folder."""
+    settings = recipe.tokenizer
+    if settings.path is not None:
+        return Tokenizer.load(settings.path)
+    if settings.train is None:
+        if recipe.model.path is None:
+            raise ConfigError("recipe: tokenizer needs a path or settings to train one, since the model is new")
+        return Tokenizer.load(recipe.model.path)
+    kept = folder / "tokenizer"
+    if not (kept / "tokenizer.json").exists():
+        documents = (document.text for document in read(recipe.text.paths()))
+        train_tokenizer(documents, settings.train).save(kept)
+    return Tokenizer.load(kept)
+
+
+def versions() -> dict[str, str]:
+    """What the numbers of a run depend on besides the recipe."""
+    return {"handscroll": handscroll.__version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+__all__ = ["Recipe", "processors", "run_recipe", "updates"]

@@ -1,0 +1,161 @@
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from handscroll.base.errors import DataError
+from handscroll.report.page import Code, Facts, Figure, Page, Section, Table, Text, render, write
+from handscroll.report.plots import Series, heat_map, loss_by_position
+
+HOSTILE = """<script>alert('x')</script> & "q" 'a' <img src=x onerror=y> {{ 7*7 }}"""
+VOID = {"meta", "link", "br", "img", "hr", "input"}
+
+
+class Tree(HTMLParser):
+    """Counts tags and fails on the first that is closed out of order; keeps ids and text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.attributes: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.attributes.append((tag, dict(attrs)))
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        self.open.remove(tag) if tag in self.open else None
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def svg(name: str = "a") -> str:
+    return loss_by_position([Series(name, [1, 2, 3], [3.0, 2.0, 1.0])], 2, 4, name)
+
+
+def full(word: str) -> Page:
+    plot = svg(word)
+    items = [
+        Facts([(word, word)]),
+        Table([word, "n"], [[word, 1], [None, 2]], word, highlight_row=1),
+        Table([word], [[word]], word, folded=True),
+        Figure(plot, word, word, narrow=plot),
+        Figure(heat_map([1], [0], [[0.5]], word), word, word),
+        Text([word]),
+        Code(word, word),
+    ]
+    return Page(word, word, [Section(word, word, items)] * 3, {word: word})
+
+
+@pytest.mark.parametrize("word", ["plain", HOSTILE, "长卷 \x00\ud800 ]]> <!-- </style>"])
+def test_a_page_is_balanced_static_and_offline(word):
+    html = render(full(word))
+    tree = Tree(html)
+    tags = [tag for tag, _ in tree.attributes]
+    assert not {"script", "img", "iframe", "link", "object", "embed"} & set(tags)
+    assert len(tree.ids) == len(set(tree.ids))
+    for tag, attributes in tree.attributes:
+        assert not any(name.startswith("on") for name in attributes), tag
+        assert (attributes.get("href") or "#").startswith("#") and "src" not in attributes
+    outside = html.replace('xmlns="http://www.w3.org/2000/svg"', "")
+    assert "http:" not in outside and "https:" not in outside
+    assert "url(http" not in html and "@import" not in html
+    html.encode("utf-8")
+
+
+def test_hostile_words_arrive_as_text_in_every_place():
+    html = render(full(HOSTILE))
+    words = Tree(html).words
+    assert sum(HOSTILE in word for word in words) >= 15
+    labels = [attributes["aria-label"] for tag, attributes in Tree(html).attributes if tag == "svg"]
+    assert labels == [HOSTILE] * 9
+
+
+def test_references_inside_a_figure_lead_to_that_figure():
+    html = render(Page("t", "", [Section("s", "", [Figure(svg(), "", "d"), Figure(svg(), "", "d")])]))
+    ids = set(Tree(html).ids)
+    links = re.findall(r'(?:url\(#|(?:xlink:)?href="#)([\w-]+)', html)
+    assert links and set(links) <= ids
+
+
+def test_a_page_has_landmarks_scopes_and_a_policy():
+    html = render(full("plain"))
+    tree = Tree(html)
+    tags = [tag for tag, _ in tree.attributes]
+    assert {"header", "main", "nav", "footer", "h1", "caption"} <= set(tags) and tags.count("h1") == 1
+    assert ("html", {"lang": "en"}) in tree.attributes
+    assert {attributes.get("scope") for tag, attributes in tree.attributes if tag == "th"} == {"row", "col"}
+    policy = next(a["content"] for t, a in tree.attributes if t == "meta" and a.get("http-equiv"))
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    assert "prefers-color-scheme: dark" in html and "@media print" in html
+
+
+def test_rendering_twice_gives_the_same_bytes():
+    assert render(full("plain")) == render(full("plain"))
+
+
+def test_a_table_aligns_numbers_and_marks_the_chosen_row():
+    table = Table(["name", "a", "b"], [["x", "1.5", "y"], ["z", "–", "2"]], highlight_row=1)
+    assert table.alignment == ["left", "right", "left"]
+    html = render(Page("t", "", [Section("s", "", [table])]))
+    assert html.count('<tr class="chosen">') == 1 and html.count('class="badge">chosen<') == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rows": [[1, 2]]}, "row 0 has 2 cells for 1 columns"),
+        ({"rows": [[1]], "highlight_row": 1}, "no row 1"),
+        ({"rows": [[1]], "highlight_row": -1}, "no row -1"),
+        ({"rows": [[1]], "align": ["left", "left"]}, "2 alignments"),
+        ({"rows": [[1]], "align": ["middle"]}, "'middle' is not one of"),
+    ],
+)
+def test_a_broken_table_is_refused(arguments, message):
+    with pytest.raises(DataError, match=message):
+        Table(["a"], **arguments)
+
+
+@pytest.mark.parametrize(
+    ("inside", "message"),
+    [
+        ("<script>1</script>", "<script> is not allowed"),
+        ("<style>*{}</style>", "<style> is not allowed"),
+        ("<image href='data:x'/>", "<image> is not allowed"),
+        ("<foreignObject/>", "not allowed"),
+        ("<g onload='x'/>", "runs or loads"),
+        ("<use href='https://example.org/#a'/>", "runs or loads"),
+        ("<use xmlns:x='http://www.w3.org/1999/xlink' x:href='//e.org'/>", "runs or loads"),
+        ("<g style='fill: url(\"http://e.org\")'/>", "runs or loads"),
+        ("<g fill='URL( //e.org )'/>", "runs or loads"),
+        ("<g>", "not well-formed"),
+        ("<!-- x -->", "DOCTYPE, comment"),
+    ],
+)
+def test_an_svg_that_could_run_or_load_is_refused(inside, message):
+    page = Page("t", "", [Section("s", "", [Figure(f"<svg>{inside}</svg>", "", "d")])])
+    with pytest.raises(DataError, match=message):
+        render(page)
+
+
+def test_writing_is_whole_or_nothing(tmp_path):
+    path = tmp_path / "deep" / "report.html"
+    page = full("plain")
+    assert write(page, path) == path
+    assert path.read_text(encoding="utf-8") == render(page)
+    broken = Page("t", "", [Section("s", "", [Figure("<p/>", "", "d")])])
+    with pytest.raises(DataError, match="expected <svg>"):
+        write(broken, path)
+    assert path.read_text(encoding="utf-8") == render(page) and list(path.parent.iterdir()) == [path]

@@ -1,0 +1,158 @@
+"""Readers: what comes in comes out exactly, and what cannot be read is refused with its place."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from handscroll.base.errors import DataError
+from handscroll.text.readers import read
+
+CHINESE = "　　却说贾雨村授了应天府，一到任就有件人命官司详至案下，却是两家争买一婢，各不相让，以致殴伤人命。\r\n"
+DATA = Path(__file__).parents[2] / "../shared/data"
+
+
+def texts(*paths, **settings):
+    return [document.text for document in read(paths, **settings)]
+
+
+def test_plain_text_is_exact(tmp_path):
+    text = "\tOne\r\n\n two \x0c \u2028 三\U0001f600\u00e9 e\u0301 \ufeff inside\r"
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    (tmp_path / "b.md.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "c.py").write_bytes(text.encode())
+    assert texts(tmp_path) == [text] * 3
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32", "utf-16-be", "utf-32-be"])
+def test_byte_order_marks(tmp_path, encoding):
+    mark = "\ufeff" if encoding.endswith("be") else ""
+    (tmp_path / "a.txt").write_bytes((mark + CHINESE).encode(encoding))
+    assert texts(tmp_path / "a.txt") == [CHINESE]
+
+
+def test_gb18030_is_recognised_and_recorded(tmp_path):
+    (tmp_path / "a.txt").write_bytes((CHINESE + "㐀 and 𠀀").encode("gb18030"))
+    (document,) = read(tmp_path / "a.txt")
+    assert document.text == CHINESE + "㐀 and 𠀀"
+    assert document.metadata == {"encoding": "gb18030"}
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("Über die Größe der Bäume läßt sich streiten", "cp1252"),
+        ("Все люди рождаются свободными и равными", "cp1251"),
+        ("すべての人間は、生まれながらにして自由であり", "shift_jis"),
+        ("すべての人間は、生まれながらにして自由であり", "euc-jp"),
+        ("모든 인간은 태어날 때부터 자유로우며", "euc-kr"),
+        ("子曰：學而時習之，不亦說乎？有朋自遠方來，不亦樂乎？", "big5"),
+    ],
+)
+def test_other_encodings_are_refused_then_read_by_name(tmp_path, text, encoding):
+    data = text.encode(encoding)
+    (tmp_path / "a.txt").write_bytes(b"plain, " + data)
+    bad = next(i for i, byte in enumerate(b"plain, " + data) if byte > 127)
+    with pytest.raises(DataError, match=rf"a\.txt: not valid UTF-8: byte 0x{data[bad - 7]:02x} at offset {bad},"):
+        texts(tmp_path / "a.txt")
+    assert texts(tmp_path / "a.txt", encoding=encoding) == ["plain, " + text]
+
+
+def test_every_chinese_book_is_recognised_as_gb18030(tmp_path):
+    if not DATA.is_dir():
+        pytest.skip("../shared/data is absent")
+    for book in sorted((DATA / "text_zh").glob("*/*.txt")):
+        text = book.read_text(encoding="utf-8")[:3000]
+        (tmp_path / "a.txt").write_bytes(text.encode("gb18030"))
+        assert texts(tmp_path / "a.txt") == [text], book
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.txt", b"", r"a\.txt: the file is empty"),
+        ("a.txt", b"\xef\xbb\xbf", "byte order mark and no text"),
+        ("a.txt", b"abc\0def", r"not a text file \(a NUL byte at offset 3\)"),
+        ("a.txt", b"\xff\xfea\0\0\0", "not a text file"),
+        ("a.txt", b"\x89PNG\r\n\x1a\n\x93\x94", "byte 0x89 at offset 0"),
+        ("a.txt.gz", b"not gzip", "damaged gzip"),
+        ("a.txt.gz", gzip.compress(b"abc" * 999)[:-9], "damaged gzip"),
+        ("a.jsonl", b"\n\n", "the file is empty"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', r"a\.jsonl:2: not valid JSON"),
+        ("a.jsonl", b'["x"]\n', "a JSON list, not an object"),
+        ("a.jsonl", b'{"body": "x"}\n', "neither 'text' nor 'content' among the keys body"),
+        ("a.jsonl", b'{"text": ""}\n', "'text' is empty"),
+        ("a.jsonl", b'{"text": 3}\n', "'text' holds a int"),
+        ("a.jsonl", b'{"text": "\\ud800"}\n', "surrogate"),
+        ("a.jsonl", b'{"text": "\xe9"}\n', "offset 10"),
+        ("a.html", b"<script>var a = 1; the rest", "<script> opened on line 1 is never closed"),
+        ("a.html", b"<p> <style>p {}</style>", "no visible text"),
+        ("a.csv", b"a,b\n", r"unknown suffix '\.csv'"),
+    ],
+)
+def test_refusals(tmp_path, name, data, message):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=message):
+        texts(tmp_path / name)
+
+
+def test_paths_are_checked_before_anything_is_read(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "empty").mkdir()
+    for paths, message in [
+        ([tmp_path / "a.txt", tmp_path / "none.txt"], r"none\.txt does not exist"),
+        ([str(tmp_path / "*.rst")], "matches no file"),
+        ([tmp_path / "empty"], "holds no text files"),
+        ([tmp_path, tmp_path / "a.txt"], "named twice"),
+        ([], "no files to read"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            read(paths)  # not iterated
+
+
+def test_folders_are_sorted_and_skip_hidden_and_unknown(tmp_path):
+    for name in ["b.txt", "a.txt", ".hidden.txt", "c.bin", "sub/d.md", ".git/e.txt"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert texts(tmp_path) == ["a.txt", "b.txt", "sub/d.md"]
+    assert texts(str(tmp_path / "**/*.md"), str(tmp_path / "?.txt")) == ["sub/d.md", "a.txt", "b.txt"]
+
+
+def test_json_lines_keep_metadata_and_odd_line_separators(tmp_path):
+    records = [{"text": "one\u2028two\n", "id": 7}, {"content": "three"}]
+    lines = "\n\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode("utf-8-sig")))
+    first, second = read(tmp_path / "a.jsonl.gz")
+    assert (first.text, first.metadata) == ("one\u2028two\n", {"id": 7})
+    assert (second.text, second.source) == ("three", f"{tmp_path / 'a.jsonl.gz'}:3")
+    (tmp_path / "b.jsonl").write_text('{"text": "x", "body": "y"}')
+    assert texts(tmp_path / "b.jsonl", key="body") == ["y"]
+
+
+def test_json_lines_stream(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "first"}\nbroken\n')
+    documents = read(tmp_path / "a.jsonl")
+    assert next(documents).text == "first"
+    with pytest.raises(DataError, match=r":2"):
+        next(documents)
+
+
+def test_html_keeps_block_breaks_and_drops_what_is_not_text(tmp_path):
+    page = """<!DOCTYPE html><html><head><title>A  title</title><style>p { color: red }</style>
+    <script>if (a < b) document.write("<p>no</p>")</script></head><body><!-- no --><h1>Head</h1>
+    <p>One&nbsp;&amp; <b>two</b>
+    three<br>four</p><ul><li>x</li><li>y</li></ul><pre>  keep
+      this</pre><table><tr><td>1</td><td>2</td></tr><tr><td>3</td></tr></table><script src="a"/>end</body></html>"""
+    (tmp_path / "a.html").write_text(page, encoding="utf-8")
+    (document,) = read(tmp_path / "a.html")
+    assert document.text == ("Head\n\nOne\u00a0& two three\nfour\n\nx\ny\n\n  keep\n      this\n\n1\t2\n3\n\nend")
+    assert document.metadata == {"title": "A title"}
+
+
+def test_html_obeys_its_declared_encoding(tmp_path):
+    page = '<meta http-equiv="Content-Type" content="text/html; charset=gb2312"><p>红楼梦'
+    (tmp_path / "a.htm").write_bytes(page.encode("gb18030"))
+    assert texts(tmp_path / "a.htm") == ["红楼梦"]
+    (tmp_path / "b.htm").write_bytes('<meta charset="iso-8859-1"><p>L’été'.encode("cp1252"))
+    assert texts(tmp_path / "b.htm") == ["L’été"]

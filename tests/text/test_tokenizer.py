@@ -1,0 +1,143 @@
+"""Tokenizers in folders: what is loaded is what encodes, what cannot be loaded says why."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import tokenizers
+from tokenizers import processors
+
+from handscroll.base.errors import CheckpointError, DataError
+from handscroll.text.tokenizer import Tokenizer
+from handscroll.text.training import TokenizerConfig, train_tokenizer
+
+DATA = Path(__file__).parents[2] / "../shared/data"
+TEXT = "It was the best of times,\nit was the worst of times.\n\n  她说：“你好！”\r\nline\nnext 12345\n" * 40
+
+
+@pytest.fixture(scope="module")
+def small():
+    return train_tokenizer([TEXT], TokenizerConfig(vocab=300, special=("<s>", "<|endoftext|>")))
+
+
+@pytest.fixture
+def gpt2(tmp_path):
+    if not DATA.is_dir():
+        pytest.skip("../shared/data is absent")
+    shutil.copyfile(DATA / "tokenizers/gpt2_vocab.json", tmp_path / "vocab.json")
+    shutil.copyfile(DATA / "tokenizers/gpt2_merges.txt", tmp_path / "merges.txt")
+    return tmp_path
+
+
+def framed(tokenizer, **changes):
+    """The same tokenizer with its JSON edited."""
+    return Tokenizer(json.dumps(json.loads(tokenizer._json) | changes), tokenizer.settings)
+
+
+def test_gpt2_folder_gives_gpt2_tokens(gpt2):
+    tokenizer = Tokenizer.load(gpt2)
+    assert tokenizer.encode("Hello world") == [15496, 995]
+    assert (tokenizer.bos, tokenizer.eos, tokenizer.pad, tokenizer.unk) == (50256, 50256, None, None)
+    expected = (DATA / "tokenizers/ggml-vocab-gpt-2.gguf.out").read_text().split("\n")
+    samples = (
+        (DATA / "tokenizers/ggml-vocab-gpt-2.gguf.inp").read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")
+    )
+    assert len(samples) > 30
+    for sample, ids in zip(samples, expected, strict=False):
+        assert tokenizer.encode(sample) == [int(i) for i in ids.split()], sample
+
+
+def test_gpt2_folder_of_another_family_is_refused(gpt2):
+    (gpt2 / "config.json").write_text('{"model_type": "roberta"}')
+    with pytest.raises(CheckpointError, match=r"'roberta' tokenizer are not read; write a tokenizer\.json"):
+        Tokenizer.load(gpt2)
+
+
+def test_real_char_level_tokenizer():
+    folder = DATA / "checkpoints/babyllama-256"
+    if not folder.is_dir():
+        pytest.skip("../shared/data is absent")
+    tokenizer = Tokenizer.load(folder)
+    assert (tokenizer.vocab_size, tokenizer.bos, tokenizer.eos, tokenizer.unk) == (105, 1, 2, 0)
+    ids = tokenizer.encode("Once upon a time")
+    assert ids[0] == tokenizer.bos and tokenizer.decode(ids) == "Once upon a time"
+    assert tokenizer.encode("Once upon a time", special=False) == ids[1:]
+    assert tokenizer.unknown(tokenizer.encode("Once 你")) == 1 and tokenizer.unknown(ids) == 0
+
+
+def test_special_tokens_in_text_are_text(small):
+    text = "a<|endoftext|>b<s>"
+    assert small.eos not in small.encode(text) and small.decode(small.encode(text)) == text
+    assert small.encode(text, parse=True).count(small.eos) == 1
+    assert small.eos not in small.encode(text), "parsing once must not change later calls"
+    ids = small.encode(text, parse=True)
+    assert small.decode(ids) == "ab" and small.decode(ids, special=True) == text
+
+
+def test_the_post_processor_frames_short_and_long_texts(small):
+    frame = processors.TemplateProcessing(
+        single="<s> $A <|endoftext|>", special_tokens=[("<s>", small.bos), ("<|endoftext|>", small.eos)]
+    )
+    built = tokenizers.Tokenizer.from_str(small._json)
+    built.post_processor = frame
+    tokenizer = Tokenizer(built.to_str())
+    for text in ("", "a", TEXT, TEXT * 80):
+        bare = tokenizer.encode(text, special=False)
+        assert tokenizer.encode(text) == [small.bos, *bare, small.eos]
+    assert len(TEXT * 80) > 200_000
+
+
+def test_stored_truncation_does_not_cut(small):
+    cut = framed(small, truncation={"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0})
+    assert cut.encode(TEXT) == small.encode(TEXT) and len(small.encode(TEXT)) > 5
+
+
+def test_save_and_load(small, tmp_path):
+    small.save(tmp_path / "t")
+    again = Tokenizer.load(tmp_path / "t")
+    assert again.fingerprint == small.fingerprint == Tokenizer.load(tmp_path / "t" / "tokenizer.json").fingerprint
+    assert again.encode(TEXT) == small.encode(TEXT)
+    assert (again.bos, again.eos) == (small.bos, small.eos) == (298, 299)
+    assert sorted(p.name for p in (tmp_path / "t").iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+
+
+def test_transformers_reads_what_we_save(small, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    small.save(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs(TEXT)["input_ids"] == small.encode(TEXT)
+    assert theirs.decode(small.encode(TEXT)) == TEXT
+    assert (theirs.bos_token_id, theirs.eos_token_id) == (small.bos, small.eos)
+
+
+def test_settings_decide_special_ids(small):
+    def ids(settings, model=None):
+        tokenizer = Tokenizer(small._json, settings, model)
+        return tokenizer.bos, tokenizer.eos, tokenizer.pad
+
+    assert ids({}) == (298, 299, None)
+    assert ids({"bos_token": None, "eos_token": {"content": "<s>"}}) == (None, 298, None)
+    assert ids({}, {"bos_token_id": 5, "eos_token_id": [7, 8], "pad_token_id": -1}) == (5, 7, None)
+    assert ids({"eos_token": "<s>"}, {"eos_token_id": 7}) == (298, 298, None)
+
+
+def test_refusals(small, tmp_path):
+    with pytest.raises(DataError, match="token id 300 is not in the vocabulary of 300"):
+        small.decode([1, 300])
+    with pytest.raises(DataError, match="surrogate"):
+        small.encode("a\ud800")
+    with pytest.raises(CheckpointError, match="does not exist"):
+        Tokenizer.load(tmp_path / "none")
+    with pytest.raises(CheckpointError, match="no tokenizer files"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"only tokenizer\.model\); write a tokenizer\.json with transformers"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"model": ')
+    with pytest.raises(CheckpointError, match=r"not a readable tokenizer\.json"):
+        Tokenizer.load(tmp_path)
+    small.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="holds a JSON list"):
+        Tokenizer.load(tmp_path)
