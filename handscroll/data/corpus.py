@@ -17,7 +17,7 @@ def select(files: Sequence[str], exclude: Sequence[str] = (), include: Sequence[
     """Files of globs in which `{stdlib}` stands for the standard library's folder, sorted, without repeats.
 
     `exclude` and `include` are patterns on the path relative to the glob's fixed part (`test/*`, `argparse.py`);
-    with `include`, only files that match one of them are taken.
+    with `include`, only files that match one of them are taken. Empty files (package markers) are left out.
 
     Raises:
         DataError: a pattern in `files` matches nothing, or nothing is left.
@@ -32,7 +32,7 @@ def select(files: Sequence[str], exclude: Sequence[str] = (), include: Sequence[
             base = Path(root).parent if not root.endswith("/") else Path(root)
             tail = root[len(str(base)) :].lstrip("/") + "*" + glob
             found = sorted(base.glob(tail))
-        found = [path for path in found if path.is_file()]
+        found = [path for path in found if path.is_file() and path.stat().st_size]
         if not found:
             raise DataError(f"no file matches {pattern!r}")
         for path in found:

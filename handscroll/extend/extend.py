@@ -11,7 +11,8 @@ from handscroll.evaluate.samples import Sample, windows
 from handscroll.extend.bakeoff import Outcome, Progress, bake_off
 from handscroll.extend.methods import Candidate, apply, candidates
 from handscroll.extend.own_text import own_text
-from handscroll.extend.tune import TuneSettings, tune
+from handscroll.extend.tune import TuneSettings
+from handscroll.extend.tune import tune as run_tuning
 from handscroll.lm import LM
 from handscroll.text.readers import read
 from handscroll.train.loop import OnRecord
@@ -32,16 +33,16 @@ class Extension:
 def extend(lm: LM, to: int, method: str = "auto", **settings: Any) -> LM:
     """A lengthened copy of `lm` for texts of `to` tokens; the original stays as it is.
 
-    Settings: `text` (files to choose on; without them the model's own writing), `factors` (longrope), `guard`
-    (nats that short text may lose), `tune` (files), `steps`, `lora` (rank), `folder` (of the tuning run), `seed`.
+    `settings` are the keyword arguments of `extension`: `text` (files to choose on; without them the model's own
+    writing), `guard`, `factors`, `tune` and `folder`, `seed`.
 
     Raises:
-        ConfigError: an unknown method or setting, a target not above the context. DataError: text too short.
+        ConfigError: an unknown method, a target not above the context. DataError: text too short.
     """
     return extension(lm, to, method, **settings).lm
 
 
-def extension(
+def extension(  # noqa: PLR0913
     lm: LM,
     to: int,
     method: str = "auto",
@@ -49,15 +50,21 @@ def extension(
     text: Sequence[str | Path] | str | Path | None = None,
     factors: dict[str, Any] | None = None,
     guard: float = GUARD,
-    tune_settings: TuneSettings | None = None,
-    tune_folder: Path | None = None,
+    tune: TuneSettings | None = None,
+    folder: Path | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     on_record: OnRecord | None = None,
 ) -> Extension:
     """`extend` with everything it found out: the chosen candidate and the bake-off's table.
 
-    More than seven settings: each is one of the user's own decisions about this one verb.
+    Args:
+        text: files to choose on; without them the model writes its own.
+        factors: `long_factor` and `short_factor` of method longrope.
+        guard: nats per token that the loss of short text may rise.
+        tune: settings of a short tuning afterwards, in the run folder `folder`.
+
+    More than seven arguments: each is one of the user's own decisions about this one verb.
     """
     if method == "longrope" and factors is None:
         candidates(lm.model, method, to)  # refuses with the reason
@@ -79,10 +86,10 @@ def extension(
         "measured": None if outcome is None else outcome.record(),
     }
     apply(longer.model, chosen, to)
-    if tune_settings is not None:
-        if tune_folder is None:
-            raise ConfigError("tuning needs a run folder for its checkpoints (tune_folder)")
-        longer.provenance["tuned"] = tune(longer, to, tune_settings, tune_folder, on_record)
+    if tune is not None:
+        if folder is None:
+            raise ConfigError("tuning needs a run folder for its checkpoints: give folder=")
+        longer.provenance["tuned"] = run_tuning(longer, to, tune, Path(folder), on_record)
     return Extension(longer, chosen, outcome)
 
 

@@ -20,10 +20,11 @@ PRETOKENIZERS: dict[str, str] = {
     "qwen2": _BEFORE + r"\p{N}" + _AFTER,
 }
 
-# A single line break between a visible character and a letter. In the three patterns above no match spans it, and the
-# break alone is one match whether or not text follows, so both sides tokenize as they do together; nor does NFC
-# compose across it. Longer runs of white space are not safe: `\s+(?!\S)` looks at what comes after.
-_SAFE = re.compile("[!-~\u3001-\u3011\u4e00-\u9fff\uff01-\uff5e]\n(?=[A-Za-z\u4e00-\u9fff])")
+# A place between a letter and a sign or space. In the three patterns above no alternative goes on behind a letter with
+# a non-letter, so a match ends there whether or not text follows; and none looks behind, so what follows does not
+# depend on what stood before. NFC composes nothing across these characters. Marks and digits are left out on purpose.
+SEPARATORS = " \n\r\t　，。、；：？！"
+_SAFE = re.compile(f"[A-Za-z\u4e00-\u9fff](?=[{SEPARATORS}])")
 
 
 def byte_level(name: str, longest: int | None = None) -> pre_tokenizers.PreTokenizer:
@@ -60,7 +61,7 @@ def pieces(text: str, size: int) -> list[str]:
     found: list[str] = []
     start = 0
     while start + size < len(text):
-        match = _SAFE.search(text, start + size - 2)
+        match = _SAFE.search(text, start + size - 1)
         if match is None:
             break
         found.append(text[start : match.end()])

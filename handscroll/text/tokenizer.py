@@ -12,7 +12,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from handscroll.base.errors import CheckpointError, DataError
-from handscroll.text.pretokenizers import cuttable, pieces
+from handscroll.text.pretokenizers import SEPARATORS, cuttable, pieces
 from handscroll.text.special import ROLES, special_ids
 
 _JSON = "tokenizer.json"
@@ -168,9 +168,10 @@ class Tokenizer:
         return self._parsing
 
     def _reaches_across(self, parse: bool) -> bool:
-        """Whether an added token may match, or swallow white space, across a line break."""
+        """Whether an added token may match, or swallow white space, across a place where text is cut."""
         read = [token for token in self._added if parse or not token["special"]]
-        return any("\n" in t["content"] or t["lstrip"] or t["rstrip"] or t["single_word"] for t in read)
+        loose = any(token["lstrip"] or token["rstrip"] or token["single_word"] for token in read)
+        return loose or any(set(SEPARATORS) & set(token["content"]) for token in read)
 
     def _frame(self, engine: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
         """What the post-processor puts before and after a text, seen on a short one."""

@@ -234,8 +234,7 @@ def _chunks(named: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
     for name in order:
-        if named[name].numel():
-            yield named[name].cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        yield named[name].cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _state_bytes(state: dict[str, Any]) -> bytes:

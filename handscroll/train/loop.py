@@ -6,7 +6,6 @@ an undisturbed one with the same seed and number of threads. The clock goes to `
 
 import json
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -324,8 +323,3 @@ def write_recipe(folder: Path, resolved: dict[str, Any]) -> None:
             )
         return
     write_file(path, text.encode())
-
-
-def processors() -> int:
-    """Threads that torch may use here."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

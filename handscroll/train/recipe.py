@@ -1,7 +1,7 @@
 """A recipe: everything a training run is made of, read from TOML and resolved into a run folder."""
 
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,19 +17,21 @@ from handscroll.data.pack import Packed
 from handscroll.data.recall import Copies, Facts
 from handscroll.data.row import Row
 from handscroll.data.sources import TokenSource
-from handscroll.data.stream import Chain, Mixture, State, Stream, Take
+from handscroll.data.stream import Chain, Mixture, Stream, Take
 from handscroll.data.windows import CyclicWindows, SlidingWindows
 from handscroll.lm import LM, load
 from handscroll.models.gpt2 import GPT2, GPT2Config
+from handscroll.models.induction import set_induction_heads
 from handscroll.models.llama import Llama, LlamaConfig
 from handscroll.models.model import Model
-from handscroll.nn.init import SCHEMES, initialise
+from handscroll.nn.init import initialise
 from handscroll.objectives.causal import causal
 from handscroll.objectives.head import token_losses
 from handscroll.text.readers import read
 from handscroll.text.tokenizer import Tokenizer
 from handscroll.text.training import TokenizerConfig, train_tokenizer
-from handscroll.train.loop import Loop, OnRecord, Progress, Run, processors, train, write_recipe
+from handscroll.train.assemble import Updates
+from handscroll.train.loop import Loop, OnRecord, Progress, Run, train, write_recipe
 from handscroll.train.optim import Optimizer
 from handscroll.train.schedule import Schedule
 
@@ -116,6 +118,7 @@ class ModelRecipe(Config):
     path: str | None = None
     family: Literal["llama", "gpt2"] | None = None
     initialise: Literal["normal", "xavier", "he"] = "normal"
+    induction: bool = Field(False, description="set induction heads by hand (models/induction.py)")
     sizes: dict[str, Any] = {}
 
     @model_validator(mode="after")
@@ -172,25 +175,6 @@ class Recipe(Config):
         return Loop.parse({**self.loop, "steps": self.steps}, "recipe: loop")
 
 
-class Updates(Stream[list[Batch]]):
-    """Groups the rows of a stage into the micro-batches of one update."""
-
-    def __init__(self, rows: Stream[Row], count: int, micro: int):
-        self.rows, self.count, self.micro = rows, count, micro
-
-    def identity(self) -> State:
-        return {"stream": "updates", "rows": self.count, "micro": self.micro, "inner": self.rows.identity()}
-
-    def _items(self, position: State | None) -> Iterator[tuple[list[Batch], State]]:
-        group: list[Row] = []
-        for row, state in self.rows.resume(position["inner"] if position else None):
-            group.append(row)
-            if len(group) == self.count:
-                parts = (group[first : first + self.micro] for first in range(0, self.count, self.micro))
-                yield [collate(part) for part in parts], {"inner": state}
-                group = []
-
-
 def updates(recipe: Recipe, text: TokenSource, tokenizer: Tokenizer) -> Stream[list[Batch]]:
     """The whole curriculum as one stream of updates; every stage and kind of row has a seed of its own."""
     chain = []
@@ -243,8 +227,12 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Model:
         model: Model = Llama(LlamaConfig.parse(values, where))
     else:
         model = GPT2(GPT2Config.parse(values, where))
-    assert recipe.model.initialise in SCHEMES
-    initialise(model, recipe.model.initialise, model.config.layers, torch.Generator().manual_seed(recipe.seed))
+    generator = torch.Generator().manual_seed(recipe.seed)
+    initialise(model, recipe.model.initialise, model.config.layers, generator)
+    if recipe.model.induction:
+        if not isinstance(model, Llama):
+            raise ConfigError("recipe: model.induction is made for family 'llama' only")
+        set_induction_heads(model, generator)
     return model
 
 
@@ -287,6 +275,3 @@ def _tokenizer(recipe: Recipe, folder: Path) -> Tokenizer:
 def versions() -> dict[str, str]:
     """What the numbers of a run depend on besides the recipe."""
     return {"handscroll": handscroll.__version__, "torch": torch.__version__, "python": platform.python_version()}
-
-
-__all__ = ["Recipe", "processors", "run_recipe", "updates"]

@@ -68,6 +68,9 @@ def test_a_long_unfinished_line_is_cut(tmp_path):
     with RecordWriter(path) as writer:
         assert writer.offset == 9
     assert path.read_bytes() == b'{"a": 1}\n'
+    path.write_bytes(b'{"a": 1}\n' * 20_000 + b'{"text": "' + b"x" * 200_000)
+    with RecordWriter(path) as writer:
+        assert writer.offset == 180_000
 
 
 @pytest.mark.parametrize("line", [b"", b"{", b'{"a": 1} {', b"[1]", b"3", b'{"a": NaN}', b'{"a": Infinity}', b"\xff{}"])

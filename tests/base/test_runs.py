@@ -439,6 +439,23 @@ def test_a_strange_manifest_is_refused(run, manifest):
         verify_folder(run / "step-000200")
 
 
+def test_a_manifest_has_one_spelling(run):
+    path = run / "step-000200" / "manifest.json"
+    whole = path.read_bytes()
+    entries = json.loads(whole)["files"]
+    spelled = {
+        "is not as it was written": [whole + b" ", whole.replace(b'"format"', b'"Format": 0,\n "format"')],
+        "checkpoint format 2; this version of Handscroll reads 1": [whole.replace(b'"format": 1', b'"format": 2')],
+    }
+    hostile = {"files": {**entries, "../state.json": entries["state.json"]}, "format": 1}
+    spelled["is not as it was written"].append((json.dumps(hostile, indent=1, sort_keys=True) + "\n").encode())
+    for message, manifests in spelled.items():
+        for manifest in manifests:
+            path.write_bytes(manifest)
+            with pytest.raises(CheckpointError, match=message):
+                verify_folder(path.parent)
+
+
 # ---- pruning ---------------------------------------------------------------------------------------------------
 
 
@@ -580,7 +597,8 @@ def test_one_process_cannot_lock_twice(tmp_path):
         RunLock(tmp_path, wait=0.0).acquire()
     lock = RunLock(tmp_path)
     lock.acquire()
+    inner = lock._lock  # held on to, since a lock that nobody holds on to frees itself
     lock.release()
     lock.release()
     with RunLock(tmp_path):
-        pass
+        assert inner is not None and not inner.is_locked

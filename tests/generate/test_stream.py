@@ -107,7 +107,7 @@ def test_text_comes_as_soon_as_a_character_is_whole():
 
 def test_a_token_that_holds_the_end_of_one_character_and_the_beginning_of_the_next():
     ids = BYTES.encode("你好")
-    assert len(ids) < 6 and BYTES.built.token_to_id(BYTES.built.id_to_token(ids[1])) is not None
+    assert len(ids) == 4  # the second token crosses the border
     pieces, _ = pieces_of(BYTES, ids)
     assert [piece for piece in pieces if piece] == ["你", "好"]
 

@@ -366,7 +366,7 @@ def test_misfits_with_the_head_are_refused_when_used():
     with pytest.raises(ConfigError, match="head size 7 cannot be rotated"):
         NoScaling().inverse_frequencies(7, 10000.0, None)
     with pytest.raises(ConfigError, match="finite number above 1"):
-        DynamicNTK(factor=2.0, original=64).inverse_frequencies(8, -1.0, 100)
+        DynamicNTK(factor=2.0, original=64).inverse_frequencies(8, 0.5, 1000)
     with pytest.raises(ConfigError, match="at least 4; this model has 2"):
         ntk_base(10000.0, 2.0, 2)
     with pytest.raises(ConfigError, match="NTK factor is"):

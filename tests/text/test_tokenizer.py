@@ -141,3 +141,13 @@ def test_refusals(small, tmp_path):
     (tmp_path / "tokenizer_config.json").write_text("[]")
     with pytest.raises(CheckpointError, match="holds a JSON list"):
         Tokenizer.load(tmp_path)
+
+
+def test_texts_are_not_cut_inside_added_tokens(small):
+    built = tokenizers.Tokenizer.from_str(small._json)
+    built.add_tokens(["two words", tokenizers.AddedToken("<t>", lstrip=True)])
+    tokenizer = Tokenizer(built.to_str())
+    text = "a two words <t> " * 20_000
+    assert len(text) > 200_000 and tokenizer._cuttable
+    assert tokenizer.encode(text) == tokenizer._plain.encode(text).ids
+    assert tokenizer.encode(text).count(300) == tokenizer.encode(text).count(301) == 20_000

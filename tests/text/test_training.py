@@ -128,11 +128,19 @@ def test_gpt2_pattern_is_the_library_s():
 
 # Long texts are cut at safe places: the tokens must be those of the whole text.
 
-AROUND = st.text(alphabet=" \n\r\tabZ的里。!'s19é\u0301\u3000😀", max_size=12)
+AROUND = st.text(alphabet=" \n\r\tabZ的里。，!'s19é\u0301\u3000😀", max_size=12)
 
 
 @settings(deadline=None, max_examples=150)
-@given(text=st.lists(AROUND | st.sampled_from(["a\nb", "。\n说", "\n\na", "x \ny", "'\ns"]), max_size=30).map("".join))
+@given(
+    text=st.lists(
+        AROUND
+        | st.sampled_from(
+            ["a\nb", "。\n说", "\n\na", "x \ny", "'\ns", "it's it'S\n", "'re 'l l", "l'll ", "\u4e0a\u0301 a\u0301 "]
+        ),
+        max_size=30,
+    ).map("".join)
+)
 def test_cut_text_gives_the_tokens_of_the_whole(trained, text):
     parts = pieces(text, 3)
     assert "".join(parts) == text

@@ -78,6 +78,12 @@ def test_tensors_and_state_come_back(tmp_path):
 def test_the_file_is_what_the_safetensors_library_reads_and_writes(tmp_path):
     folder = save_checkpoint(tmp_path, 1, {"model": all_kinds()}, {})
     assert_same(load_file(folder / "model.safetensors"), all_kinds())
+    data = (folder / "model.safetensors").read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    assert size % 8 == 0
+    for name, entry in json.loads(data[8 : 8 + size]).items():
+        if name != "__metadata__":
+            assert entry["data_offsets"][0] % all_kinds()[name].element_size() == 0, f"{name} is not aligned"
     for dtype in DTYPES:
         named = {name: torch.ones(shape).to(dtype) for name, shape in [("b", (2, 3)), ("a", (7,)), ("c", ())]}
         folder = save_checkpoint(tmp_path / str(dtype), 1, {"model": named}, {})

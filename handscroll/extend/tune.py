@@ -1,0 +1,62 @@
+"""Short tuning after a change of positions: a few steps on long packed text, full or LoRA."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from handscroll.base.config import Config
+from handscroll.base.errors import DataError
+from handscroll.data.pack import Packed
+from handscroll.data.sources import TokenSource
+from handscroll.lm import LM
+from handscroll.objectives.causal import causal
+from handscroll.train.assemble import Updates
+from handscroll.train.loop import Loop, OnRecord, Run, train, write_recipe
+from handscroll.train.lora import LoRA, add_lora, merge_lora, save_adapter
+from handscroll.train.optim import Optimizer
+from handscroll.train.schedule import Schedule
+
+
+class TuneSettings(Config):
+    """How to tune: `files` of long text, `steps` updates of `rows` rows of the target length.
+
+    `lr` None: 3e-4 for all weights, 2e-3 for LoRA.
+    """
+
+    files: tuple[str, ...] = Field(min_length=1)
+    steps: int = Field(100, ge=1)
+    rows: int = Field(4, ge=1)
+    lr: float | None = Field(None, gt=0)
+    lora: LoRA | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    seed: int = Field(0, ge=0)
+    save_every: int = Field(50, ge=1)
+
+
+def tune(lm: LM, to: int, settings: TuneSettings, folder: Path, on_record: OnRecord | None = None) -> dict[str, Any]:
+    """Tune `lm` in place on rows of `to` packed tokens; resumes in `folder`; returns what was done.
+
+    Raises:
+        DataError: the files hold less than one row of text.
+    """
+    source = TokenSource.from_paths(settings.files, lm.tokenizer)
+    if source.total < to:
+        raise DataError(f"the tuning text has {source.total} tokens, one row needs {to}; give more or longer files")
+    if settings.lora is not None:
+        add_lora(lm.model, settings.lora, settings.seed)
+    rate = settings.lr or (3e-4 if settings.lora is None else 2e-3)
+    optimizer = Optimizer(name="adamw", lr=rate, weight_decay=0.0)
+    schedule = Schedule(name="cosine", warmup=max(1, settings.steps // 10), final=0.1)
+    loop = Loop(steps=settings.steps, precision=settings.precision, save_every=settings.save_every)
+    rows = Packed(source, to, seed=settings.seed, epochs=None)
+    done = {"text": source.fingerprint, "to": to, **settings.model_dump(mode="json"), "lr": rate}
+    write_recipe(folder, {"tune": done, "from": lm.source})
+    progress = train(
+        Run(folder, lm.model, optimizer, schedule, loop), Updates(rows, settings.rows, 1), causal, on_record=on_record
+    )
+    if settings.lora is not None:
+        if lm.model.config.family != "gpt2":
+            save_adapter(lm.model, settings.lora, folder / "adapter", lm.source)
+        merge_lora(lm.model)
+    return done | {"steps": progress.step, "tokens": progress.tokens}

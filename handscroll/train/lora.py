@@ -1,0 +1,123 @@
+"""LoRA (Hu et al. 2021): low-rank updates of frozen projections, in PEFT's file format.
+
+An adapted projection computes W x + (alpha / rank) B A x. A is drawn as torch draws a linear layer, B is
+zero, so that training starts from the model as it is.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from handscroll.base.config import Config
+from handscroll.base.errors import ConfigError
+from handscroll.base.runs import write_file
+from handscroll.models.model import Model
+from handscroll.models.names import Entry
+from handscroll.models.table import family
+
+TARGETS = ("query", "key", "value", "output")
+MLP_TARGETS = ("gate", "up", "down")
+
+
+class LoRA(Config):
+    """Rank, scale and targets; `tables` also trains norms and embeddings (LongLoRA, Chen et al. 2023)."""
+
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(16.0, gt=0)
+    targets: tuple[str, ...] = TARGETS
+    tables: bool = False
+
+
+class Adapted(nn.Module):
+    """A frozen linear layer with a trained low-rank update."""
+
+    def __init__(self, base: nn.Linear, rank: int, scale: float, generator: torch.Generator):
+        super().__init__()
+        self.base, self.scale = base, scale
+        like = base.weight
+        self.a = nn.Parameter(torch.empty(rank, base.in_features, dtype=like.dtype, device=like.device))
+        self.b = nn.Parameter(torch.zeros(base.out_features, rank, dtype=like.dtype, device=like.device))
+        bound = 1 / math.sqrt(base.in_features)
+        with torch.no_grad():
+            self.a.uniform_(-bound, bound, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + F.linear(F.linear(x, self.a), self.b) * self.scale
+
+    def merged(self) -> nn.Linear:
+        """The plain layer with the update added to its weight."""
+        with torch.no_grad():
+            self.base.weight += (self.b @ self.a) * self.scale
+        return self.base
+
+
+def add_lora(model: Model, settings: LoRA, seed: int = 0) -> None:
+    """Freeze `model` and adapt its target projections, in place.
+
+    Raises:
+        ConfigError: a target that no layer has.
+    """
+    known = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    wrong = [target for target in settings.targets if target not in known or target == "projection"]
+    if wrong:
+        allowed = ", ".join(sorted(known - {"projection"}))
+        raise ConfigError(f"lora.targets: this model has no projection '{wrong[0]}'. Allowed: {allowed}")
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(settings.tables and ("norm" in name or "embedding" in name))
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in settings.targets:
+            model.set_submodule(name, Adapted(module, settings.rank, settings.alpha / settings.rank, generator))
+
+
+def merge_lora(model: Model) -> None:
+    """Fold every update into its weight and make all parameters trainable again, in place."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Adapted):
+            model.set_submodule(name, module.merged())
+    model.requires_grad_(True)
+
+
+def save_adapter(model: Model, settings: LoRA, folder: Path, base: str) -> None:
+    """Write `adapter_model.safetensors` and `adapter_config.json` as PEFT reads them.
+
+    Raises:
+        ConfigError: the family stores the target fused with others (GPT-2's c_attn); merge instead.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    adapted = {name: module for name, module in model.named_modules() if isinstance(module, Adapted)}
+    entries = {entry.ours[0]: entry for entry in _fitting(family(model.config.family).entries(model.config))}
+    tensors: dict[str, Tensor] = {}
+    modules: set[str] = set()
+    for name, module in adapted.items():
+        entry = entries.get(f"{name}.weight")
+        if entry is None:
+            raise ConfigError(f"'{name}' is stored fused with others in family '{model.config.family}'; merge the update")
+        theirs = entry.theirs.removesuffix(".weight")
+        modules.add(theirs.rsplit(".", 1)[-1])
+        tensors[f"base_model.model.{theirs}.lora_A.weight"] = module.a.detach().contiguous().cpu()
+        tensors[f"base_model.model.{theirs}.lora_B.weight"] = module.b.detach().contiguous().cpu()
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": settings.rank,
+        "lora_alpha": settings.alpha,
+        "target_modules": sorted(modules),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": any(entry.transposed for entry in entries.values()),
+        "inference_mode": True,
+    }
+    write_file(folder / "adapter_model.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    write_file(folder / "adapter_config.json", (json.dumps(config, indent=2) + "\n").encode())
+
+
+def _fitting(entries: list[Entry]) -> list[Entry]:
+    return [entry for entry in entries if len(entry.ours) == 1]
