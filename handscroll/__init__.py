@@ -1,9 +1,9 @@
 """Handscroll: train, lengthen, examine and run language models on text far longer than memory would allow.
 
-    import handscroll
-    lm = handscroll.load("path/or/hub-id")
-    longer = handscroll.extend(lm, to=32_768, text="book.txt")
-    longer.save("folder")
+import handscroll
+lm = handscroll.load("path/or/hub-id")
+longer = handscroll.extend(lm, to=32_768, text="book.txt")
+longer.save("folder")
 """
 
 from typing import TYPE_CHECKING, Any

@@ -19,12 +19,68 @@ from handscroll.data.stream import State, Stream
 from handscroll.text.tokenizer import Tokenizer
 
 # Keys of evaluation (`evaluate/needle.py`); training never uses them.
-RESERVED = """
-    apple beaver candle dolphin ember falcon garden hammer island jungle kettle lantern meadow needle orchard
-    pepper quartz ribbon saddle timber umbrella violin walnut yogurt zebra anchor button canyon desert engine
-    forest guitar harbor insect jacket kitten ladder mirror napkin oyster pillow rabbit silver tunnel valley
-    wizard amber bridge cactus dragon eagle feather glacier helmet ivory jewel kiwi lemon marble nectar
-""".split()
+RESERVED = [
+    "apple",
+    "beaver",
+    "candle",
+    "dolphin",
+    "ember",
+    "falcon",
+    "garden",
+    "hammer",
+    "island",
+    "jungle",
+    "kettle",
+    "lantern",
+    "meadow",
+    "needle",
+    "orchard",
+    "pepper",
+    "quartz",
+    "ribbon",
+    "saddle",
+    "timber",
+    "umbrella",
+    "violin",
+    "walnut",
+    "yogurt",
+    "zebra",
+    "anchor",
+    "button",
+    "canyon",
+    "desert",
+    "engine",
+    "forest",
+    "guitar",
+    "harbor",
+    "insect",
+    "jacket",
+    "kitten",
+    "ladder",
+    "mirror",
+    "napkin",
+    "oyster",
+    "pillow",
+    "rabbit",
+    "silver",
+    "tunnel",
+    "valley",
+    "wizard",
+    "amber",
+    "bridge",
+    "cactus",
+    "dragon",
+    "eagle",
+    "feather",
+    "glacier",
+    "helmet",
+    "ivory",
+    "jewel",
+    "kiwi",
+    "lemon",
+    "marble",
+    "nectar",
+]
 NEEDLE = ("The secret number of {key} is", " {value}", ".\n")
 # Every form that facts take in training: statement, answer, what follows. The first is the needle of evaluation.
 FORMS = (
@@ -159,7 +215,12 @@ class Facts(_Drawn):
         names = ("length", "seed", "digits", "plain", "text")
         settings = {name: getattr(self, name) for name in names}
         settings |= {"facts": list(self.facts), "questions": list(self.questions)}
-        return {"stream": "facts", **settings, "source": self.source.fingerprint, "tokenizer": self.tokenizer.fingerprint}
+        return {
+            "stream": "facts",
+            **settings,
+            "source": self.source.fingerprint,
+            "tokenizer": self.tokenizer.fingerprint,
+        }
 
     def row(self, number: int) -> Row:
         draw = random.Random(f"facts/{self.seed}/{number}")

@@ -24,6 +24,7 @@ from handscroll.nn.marks import Marks
 QUESTION, VALUE, END = NEEDLE_FORM
 NEEDLE = QUESTION + VALUE + END.rstrip("\n")
 
+
 class NeedleGrid(Config):
     """What to measure. `batch_tokens` bounds memory: rows per forward = batch_tokens / length, at least one."""
 

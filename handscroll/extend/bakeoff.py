@@ -76,7 +76,12 @@ class Outcome:
 
 
 def bake_off(
-    lm: LM, entries: Sequence[Candidate], samples: Sequence[Sample], to: int, guard: float, progress: Progress | None = None
+    lm: LM,
+    entries: Sequence[Candidate],
+    samples: Sequence[Sample],
+    to: int,
+    guard: float,
+    progress: Progress | None = None,
 ) -> Outcome:
     """Measure `entries` on `samples` (windows of `to` tokens) and rank them; the model is left as it was.
 

@@ -53,6 +53,7 @@ def extension(  # noqa: PLR0913
     tune: TuneSettings | None = None,
     folder: Path | None = None,
     seed: int = 0,
+    measured: int = MEASURED,
     progress: Progress | None = None,
     on_record: OnRecord | None = None,
 ) -> Extension:
@@ -62,6 +63,7 @@ def extension(  # noqa: PLR0913
         text: files to choose on; without them the model writes its own.
         factors: `long_factor` and `short_factor` of method longrope.
         guard: nats per token that the loss of short text may rise.
+        measured: tokens of the final round of the bake-off, about.
         tune: settings of a short tuning afterwards, in the run folder `folder`.
 
     More than seven arguments: each is one of the user's own decisions about this one verb.
@@ -71,7 +73,7 @@ def extension(  # noqa: PLR0913
     entries = candidates(lm.model, method, to, factors)
     outcome = None
     if len(entries) > 1 or text is not None:
-        samples = _samples(lm, text, to, seed, progress)
+        samples = _samples(lm, text, to, max(1, measured // to), seed, progress)
         outcome = bake_off(lm, entries, samples, to, guard, progress)
         chosen = outcome.winner.candidate
     else:
@@ -93,8 +95,7 @@ def extension(  # noqa: PLR0913
     return Extension(longer, chosen, outcome)
 
 
-def _samples(lm: LM, text: Any, to: int, seed: int, progress: Progress | None) -> list[Sample]:
-    count = max(2, MEASURED // to)
+def _samples(lm: LM, text: Any, to: int, count: int, seed: int, progress: Progress | None) -> list[Sample]:
     if text is not None:
         return windows(read(text), lm.tokenizer, to, count, seed)
     if progress is not None:

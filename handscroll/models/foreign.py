@@ -19,12 +19,50 @@ Foreign = dict[str, Any]
 
 # Knowingly ignored: training-time dropout, initialisation, bookkeeping, decoding defaults.
 IGNORED = frozenset(
-    """_name_or_path architectures model_type torch_dtype dtype transformers_version use_cache initializer_range
-    attention_dropout hidden_dropout embd_pdrop attn_pdrop resid_pdrop pretraining_tp return_dict output_attentions
-    output_hidden_states pad_token_id unk_token_id task_specific_params gradient_checkpointing chunk_size_feed_forward
-    is_encoder_decoder problem_type id2label label2id bad_words_ids num_beams do_sample temperature top_k top_p
-    max_length min_length repetition_penalty summary_type summary_use_proj summary_activation
-    summary_proj_to_labels summary_first_dropout attn_implementation _attn_implementation_autoset""".split()
+    [
+        "_name_or_path",
+        "architectures",
+        "model_type",
+        "torch_dtype",
+        "dtype",
+        "transformers_version",
+        "use_cache",
+        "initializer_range",
+        "attention_dropout",
+        "hidden_dropout",
+        "embd_pdrop",
+        "attn_pdrop",
+        "resid_pdrop",
+        "pretraining_tp",
+        "return_dict",
+        "output_attentions",
+        "output_hidden_states",
+        "pad_token_id",
+        "unk_token_id",
+        "task_specific_params",
+        "gradient_checkpointing",
+        "chunk_size_feed_forward",
+        "is_encoder_decoder",
+        "problem_type",
+        "id2label",
+        "label2id",
+        "bad_words_ids",
+        "num_beams",
+        "do_sample",
+        "temperature",
+        "top_k",
+        "top_p",
+        "max_length",
+        "min_length",
+        "repetition_penalty",
+        "summary_type",
+        "summary_use_proj",
+        "summary_activation",
+        "summary_proj_to_labels",
+        "summary_first_dropout",
+        "attn_implementation",
+        "_attn_implementation_autoset",
+    ]
 )
 
 
@@ -42,7 +80,9 @@ class Family:
 def known_keys(foreign: Foreign, allowed: frozenset[str], name: str) -> None:
     """Refuse quantised checkpoints, remote code and keys that nobody has looked at."""
     if "quantization_config" in foreign:
-        raise ConfigError("config.json has 'quantization_config': the weights are quantised; use the full-precision one")
+        raise ConfigError(
+            "config.json has 'quantization_config': the weights are quantised; use the full-precision one"
+        )
     if foreign.get("auto_map"):
         raise ConfigError("config.json has 'auto_map': the model needs remote code, which is never run")
     for key in foreign:
@@ -63,14 +103,25 @@ def _eos(value: int | list[int] | None) -> tuple[int, ...]:
     return () if value is None else tuple(value) if isinstance(value, list) else (value,)
 
 
-LLAMA_KEYS = (
-    frozenset(
-        """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
-        rms_norm_eps hidden_act tie_word_embeddings bos_token_id eos_token_id attention_bias mlp_bias""".split()
-    )
-    | set(POSITION_KEYS)
-)
-WINDOW_KEYS = frozenset("sliding_window use_sliding_window max_window_layers layer_types".split())
+LLAMA_KEYS = frozenset(
+    [
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "rms_norm_eps",
+        "hidden_act",
+        "tie_word_embeddings",
+        "bos_token_id",
+        "eos_token_id",
+        "attention_bias",
+        "mlp_bias",
+    ]
+) | set(POSITION_KEYS)
+WINDOW_KEYS = frozenset(["sliding_window", "use_sliding_window", "max_window_layers", "layer_types"])
 
 
 def _read_llama(foreign: Foreign, name: str) -> LlamaConfig:
@@ -156,8 +207,10 @@ def _write_llama(config: LlamaConfig) -> Foreign:
         foreign["sliding_window"] = next((w for w in config.windows if w is not None), None)
     if config.family in ("qwen2", "qwen3"):
         foreign["use_sliding_window"] = bool(config.windows)
-        kinds = ["full_attention" if not config.windows or w is None else "sliding_attention" for w in
-                 config.windows or [None] * config.layers]
+        kinds = [
+            "full_attention" if not config.windows or w is None else "sliding_attention"
+            for w in config.windows or [None] * config.layers
+        ]
         foreign["layer_types"] = kinds
         foreign["max_window_layers"] = kinds.count("full_attention")
     return foreign
@@ -172,9 +225,24 @@ _ARCHITECTURES = {
 }
 
 GPT2_KEYS = frozenset(
-    """vocab_size n_embd n_layer n_head n_inner n_positions n_ctx layer_norm_epsilon activation_function
-    tie_word_embeddings bos_token_id eos_token_id scale_attn_weights scale_attn_by_inverse_layer_idx
-    reorder_and_upcast_attn add_cross_attention""".split()
+    [
+        "vocab_size",
+        "n_embd",
+        "n_layer",
+        "n_head",
+        "n_inner",
+        "n_positions",
+        "n_ctx",
+        "layer_norm_epsilon",
+        "activation_function",
+        "tie_word_embeddings",
+        "bos_token_id",
+        "eos_token_id",
+        "scale_attn_weights",
+        "scale_attn_by_inverse_layer_idx",
+        "reorder_and_upcast_attn",
+        "add_cross_attention",
+    ]
 )
 
 

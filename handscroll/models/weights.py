@@ -203,3 +203,23 @@ def _write_shards(shards: list[dict[str, Tensor]], folder: Path) -> None:
     index = {"metadata": {"total_size": size}, "weight_map": weight_map}
     write_file(folder / "model.safetensors.index.json", (json.dumps(index, indent=2) + "\n").encode())
     (folder / "model.safetensors").unlink(missing_ok=True)
+
+
+def weight_sizes(folder: Path) -> tuple[int, str, int]:
+    """(parameters, dtypes, bytes) of the stored weights, from the safetensors headers alone."""
+    parameters, stored = 0, 0
+    dtypes: set[str] = set()
+    with ExitStack() as stack:
+        reader = _Reader(folder, stack)
+        for name, handle in reader.files.items():
+            if BUFFERS.search(name):
+                continue
+            part = handle.get_slice(name)
+            count = torch.Size(part.get_shape()).numel()
+            dtypes.add(part.get_dtype())
+            parameters += count
+            stored += count * _BYTES.get(part.get_dtype(), 4)
+    return parameters, "/".join(sorted(dtypes)), stored
+
+
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}

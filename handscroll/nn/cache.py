@@ -89,8 +89,7 @@ class Cache:
     def take_rows(self, rows: Tensor) -> "Cache":
         """A copy that holds the given batch rows, in their order."""
         stores = [
-            _Layer(*(None if t is None else t[rows, :, : self.length] for t in (s.keys, s.values)))
-            for s in self._store
+            _Layer(*(None if t is None else t[rows, :, : self.length] for t in (s.keys, s.values))) for s in self._store
         ]
         return Cache(self.layers, marks=self.marks.take_rows(rows), _store=stores)
 

@@ -153,8 +153,6 @@ def _json_lines(file: Path, key: str | None, encoding: str | None) -> Iterator[D
             # Bytes iterate by \n only; decoded lines would also break at U+2028, which JSON allows inside strings.
             for number, line in enumerate(stream, start=1):
                 source = f"{file}:{number}"
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
                 if line.strip():
                     count += 1
                     yield _json_document(line, source, key, encoding)

@@ -141,7 +141,10 @@ class Tokenizer:
         return self._plain.decode(ids, skip_special_tokens=not special)
 
     def unknown(self, ids: Sequence[int] | np.ndarray) -> int:
-        """How many of the ids stand for text that the tokenizer does not know."""
+        """How many of the ids stand for text that the tokenizer does not know.
+
+        Tokens, not characters: some tokenizers fuse a run of unknown characters into one token.
+        """
         return 0 if self.unk is None else int(np.count_nonzero(np.asarray(ids) == self.unk))
 
     def token(self, number: int) -> str | None:

@@ -144,7 +144,11 @@ class Run:
 
 
 def train(
-    run: Run, updates: Updates, objective: Objective, validate: Validate | None = None, on_record: OnRecord | None = None
+    run: Run,
+    updates: Updates,
+    objective: Objective,
+    validate: Validate | None = None,
+    on_record: OnRecord | None = None,
 ) -> Progress:
     """Train to `run.loop.steps` updates, or until validation stops improving, or until asked to stop.
 
@@ -233,7 +237,9 @@ def _validated(run: Run, validate: Validate) -> float:
         else:
             progress.bad += 1
     if loop.patience and progress.bad >= loop.patience:
-        progress.stopped = f"no better validation loss in {progress.bad} validations (best at step {progress.best_step})"
+        progress.stopped = (
+            f"no better validation loss in {progress.bad} validations (best at step {progress.best_step})"
+        )
     return loss
 
 

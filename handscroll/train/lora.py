@@ -98,7 +98,9 @@ def save_adapter(model: Model, settings: LoRA, folder: Path, base: str) -> None:
     for name, module in adapted.items():
         entry = entries.get(f"{name}.weight")
         if entry is None:
-            raise ConfigError(f"'{name}' is stored fused with others in family '{model.config.family}'; merge the update")
+            raise ConfigError(
+                f"'{name}' is stored fused with others in family '{model.config.family}'; merge the update"
+            )
         theirs = entry.theirs.removesuffix(".weight")
         modules.add(theirs.rsplit(".", 1)[-1])
         tensors[f"base_model.model.{theirs}.lora_A.weight"] = module.a.detach().contiguous().cpu()

@@ -182,7 +182,8 @@ def updates(recipe: Recipe, text: TokenSource, tokenizer: Tokenizer) -> Stream[l
         names = sorted(stage.mix)
         seeds = [recipe.seed * 10_007 + number * 101 + at for at in range(len(names) + 1)]
         streams = [
-            recipe.data[name].stream(text, tokenizer, stage.length, seed) for name, seed in zip(names, seeds, strict=False)
+            recipe.data[name].stream(text, tokenizer, stage.length, seed)
+            for name, seed in zip(names, seeds, strict=False)
         ]
         rows = Mixture(streams, [stage.mix[name] for name in names], seeds[-1]) if len(streams) > 1 else streams[0]
         chain.append(Take(Updates(rows, stage.rows, stage.micro or stage.rows), stage.steps))

@@ -30,6 +30,7 @@ def test_byte_order_marks(tmp_path, encoding):
     mark = "\ufeff" if encoding.endswith("be") else ""
     (tmp_path / "a.txt").write_bytes((mark + CHINESE).encode(encoding))
     assert texts(tmp_path / "a.txt") == [CHINESE]
+    assert texts(tmp_path / "a.txt", encoding=encoding) == [CHINESE]
 
 
 def test_gb18030_is_recognised_and_recorded(tmp_path):

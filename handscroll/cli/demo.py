@@ -1,0 +1,96 @@
+"""`handscroll demo`: the guided tour on what ships with the package, or on the user's own model and text."""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from handscroll.base.errors import ConfigError
+from handscroll.cli.extend import show
+from handscroll.cli.screen import error_screen, screen, table
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="folder for report.html, records and the lengthened model")] = Path("demo"),
+    model: Annotated[str | None, typer.Option(help="your checkpoint (default: the starter model)")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="your long text (default: Python's standard library)")] = None,
+    to: Annotated[int | None, typer.Option(help="new context (default: 8x the starter, 4x your model)")] = None,
+    steps: Annotated[int | None, typer.Option(help="tuning steps, 0 for none")] = None,
+    needles: Annotated[bool, typer.Option(help="measure needle retrieval")] = True,
+) -> None:
+    """Show how a model fails beyond its context, lengthen it by every method, tune, prove, write report.html."""
+    from handscroll.base.runs import write_file
+    from handscroll.extend.story import STARTER, Plan, Texts, tell
+    from handscroll.lm import load
+    from handscroll.report import evaluation_page, write
+
+    started = time.monotonic()
+    if (out / "model").exists() or (out / "tuning").exists():
+        raise ConfigError(f"--out {out} holds an earlier demo; remove it or choose another folder")
+    lm = load(model or STARTER)
+    goal = to or lm.model.config.trained * (4 if model else 8)
+    plan = Plan(to=goal, needles=needles, **({} if steps is None else {"tune_steps": steps}))
+    texts = Texts.of_files(text) if text else Texts.of_library()
+    lines = error_screen()
+    story = tell(
+        lm, texts, plan, out, lambda note: lines.print(f"[{time.monotonic() - started:5.0f} s] {note}", markup=False)
+    )
+    records = story.records()
+    write_file(out / "records.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records).encode())
+    trained = lm.model.config.trained
+    title = f"{trained:,} to {goal:,} tokens"
+    page = write(
+        evaluation_page(records, trained=trained, title=title, provenance=_provenance(story)), out / "report.html"
+    )
+    _summary(story, trained, goal)
+    seconds = time.monotonic() - started
+    screen().print(f"\nreport   {page}\nmodel    {out / 'model'}  (an ordinary Hugging Face folder)", markup=False)
+    screen().print(f"took     {seconds:.0f} s", markup=False)
+    screen().print(
+        f"next     handscroll generate {out / 'model'} --prompt 'def read(' --max-tokens 60\n"
+        f"         handscroll evaluate perplexity {out / 'model'} FILES --length {goal}\n"
+        "         handscroll demo --model YOUR_MODEL --text YOUR_FILES",
+        markup=False,
+    )
+
+
+def _summary(story, trained: int, goal: int) -> None:
+    lines = screen()
+    lines.print("")
+    show(story.outcome)
+    rows = []
+    parts = [(0, trained), (trained, goal)]
+    for name in ("before", "sliding window", "after"):
+        if name in story.curves:
+            rows.append([name, *(story.curves[name].mean(first, last) for first, last in parts)])
+    lines.print("")
+    lines.print(table(["loss, nats per token", *(f"{a:,}-{b:,}" for a, b in parts)], rows))
+    rows = []
+    for name, record in story.needles.items():
+        columns = list(zip(*record["accuracy"], strict=True))
+        rows.append([name, *(f"{100 * sum(column) / len(column):.0f}%" for column in columns)])
+    if rows:
+        lengths = next(iter(story.needles.values()))["lengths"]
+        lines.print("")
+        lines.print(table(["needle found at", *(f"{length:,}" for length in lengths)], rows))
+
+
+def _provenance(story) -> dict[str, str]:
+    import torch
+
+    from handscroll import __version__
+
+    return {
+        "model": story.before.source,
+        "handscroll": __version__,
+        "torch": torch.__version__,
+        "method": story.outcome.winner.candidate.name,
+        "text that chose": str(story.outcome.record()["text_sha256"])[:16],
+        "text that proves": str(story.curves["after"].record(story.after)["text_sha256"])[:16],
+    }
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(demo)

@@ -1,0 +1,119 @@
+"""`handscroll evaluate`: loss by position, and needle retrieval."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from handscroll.base.errors import ConfigError
+from handscroll.cli.screen import bar, screen, table
+
+evaluations = typer.Typer(help="Measure a checkpoint: perplexity by position, needle retrieval.", no_args_is_help=True)
+Json = Annotated[Path | None, typer.Option("--json", help="write the records here, one JSON object a line")]
+Report = Annotated[Path | None, typer.Option(help="write a self-contained report.html into this folder")]
+Dtype = Annotated[str, typer.Option(help="float32 or bfloat16")]
+
+
+@evaluations.command()
+def perplexity(
+    model: Annotated[str, typer.Argument(help="checkpoint folder or hub id")],
+    files: Annotated[list[str], typer.Argument(help="text files, folders or globs")],
+    length: Annotated[int, typer.Option(help="tokens per window; may exceed the trained length")],
+    windows: Annotated[int, typer.Option(help="windows to measure (a seeded choice)")] = 8,
+    reference: Annotated[int | None, typer.Option(help="sliding-window reference of so many tokens (0: none)")] = None,
+    block: Annotated[int | None, typer.Option(help="positions per block of the curve")] = None,
+    seed: Annotated[int, typer.Option(help="choice of windows")] = 0,
+    dtype: Dtype = "float32",
+    json_out: Json = None,
+    report: Report = None,
+) -> None:
+    """Loss by position over windows of FILES, exact, beside a sliding window of the trained length."""
+    from handscroll.evaluate.perplexity import default_block, measure
+    from handscroll.evaluate.samples import read_windows
+    from handscroll.lm import load
+
+    lm = load(model, dtype=dtype)
+    samples = read_windows(files, lm.tokenizer, length, windows, seed)
+    _report_unknown(lm.tokenizer, samples)
+    window = min(lm.model.config.trained, length) if reference is None else reference
+    with bar("exact", len(samples)) as advance:
+        curves = [measure(lm, samples, "exact", progress=lambda done, total: advance(done))]
+    if window and window < length:
+        with bar(f"sliding window of {window}", len(samples)) as advance:
+            curves.append(measure(lm, samples, "sliding window", window, lambda done, total: advance(done)))
+    records = [curve.record(lm, block) for curve in curves]
+    size = block or default_block(length)
+    rows = [
+        [f"{first:,}-{min(first + size, length) - 1:,}", *(record["loss"][number] for record in records)]
+        for number, first in enumerate(range(0, length, size))
+    ]
+    names = ["positions", *(f"{c.label} (nats)" for c in curves)]
+    screen().print(table(names, rows, f"{model}: {len(samples)} windows of {length:,} tokens"))
+    for record in records:
+        screen().print(f"{record['label']}: mean {record['mean']:.4f} nats, perplexity {record['perplexity']:.2f}")
+    _keep(records, json_out, report)
+
+
+@evaluations.command()
+def needle(
+    model: Annotated[str, typer.Argument(help="checkpoint folder or hub id")],
+    lengths: Annotated[str, typer.Option(help="prompt lengths in tokens, comma-separated")],
+    depths: Annotated[str, typer.Option(help="needle depths, 0 (first) to 1 (last)")] = "0,0.25,0.5,0.75,1",
+    samples: Annotated[int, typer.Option(help="samples per cell")] = 20,
+    text: Annotated[list[str] | None, typer.Option(help="haystack files (default: Python's standard library)")] = None,
+    seed: Annotated[int, typer.Option(help="keys, values and places")] = 0,
+    dtype: Dtype = "float32",
+    json_out: Json = None,
+    report: Report = None,
+) -> None:
+    """Key retrieval over a grid of length x depth; every prompt has exactly the stated number of tokens."""
+    from handscroll.evaluate.haystack import haystack
+    from handscroll.evaluate.needle import NeedleGrid, needle_grid
+    from handscroll.lm import load
+
+    values = {"lengths": _numbers(lengths, int, "--lengths"), "depths": _numbers(depths, float, "--depths")}
+    grid = NeedleGrid.parse(values | {"samples": samples, "seed": seed}, "evaluate needle")
+    lm = load(model, dtype=dtype)
+    filler = haystack(lm.tokenizer, text, max(grid.lengths))
+    with bar("cells", len(grid.lengths) * len(grid.depths)) as advance:
+        record = needle_grid(lm, filler, grid, "needle", lambda done, total: advance(done))
+    rows = [
+        [f"{depth:g}", *(f"{100 * value:.0f}%" for value in row)]
+        for depth, row in zip(grid.depths, record["accuracy"], strict=True)
+    ]
+    columns = ["depth", *(f"{length:,}" for length in grid.lengths)]
+    screen().print(table(columns, rows, f"{model}: {samples} samples a cell, exact answers"))
+    _keep([record], json_out, report)
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(evaluations, name="evaluate")
+
+
+def _numbers(text: str, kind: type, option: str) -> list[Any]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option} {text!r}: expected numbers separated by commas, such as 512,1024") from None
+
+
+def _report_unknown(tokenizer: Any, samples: Any) -> None:
+    unknown = sum(tokenizer.unknown(sample.ids) for sample in samples)
+    total = sum(len(sample.ids) for sample in samples)
+    if unknown:
+        screen().print(f"note: {unknown:,} of {total:,} tokens stand for text the tokenizer does not know")
+
+
+def _keep(records: list[dict[str, Any]], json_out: Path | None, report: Path | None) -> None:
+    from handscroll.base.runs import write_file
+    from handscroll.report import evaluation_page, write
+
+    if json_out is not None:
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        write_file(json_out, lines.encode())
+        screen().print(f"records: {json_out}", markup=False)
+    if report is not None:
+        report.mkdir(parents=True, exist_ok=True)
+        path = write(evaluation_page(records), report / "report.html")
+        screen().print(f"report: {path}", markup=False)

@@ -1,0 +1,87 @@
+"""`handscroll extend`: lengthen a checkpoint's context."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from handscroll.base.errors import ConfigError
+from handscroll.cli.screen import bar, error_screen, screen, table
+
+
+def extend(
+    model: Annotated[str, typer.Argument(help="checkpoint folder or hub id")],
+    to: Annotated[int, typer.Option(help="tokens of the new context")],
+    out: Annotated[Path, typer.Option(help="folder for the lengthened checkpoint; must not exist")],
+    method: Annotated[str, typer.Option(help="auto, or a method (see docs/extend.md)")] = "auto",
+    text: Annotated[list[str] | None, typer.Option(help="files to choose on (default: the model's writing)")] = None,
+    guard: Annotated[float, typer.Option(help="nats per token that short text may lose")] = 0.1,
+    factors: Annotated[Path | None, typer.Option(help="JSON with long_factor and short_factor (longrope)")] = None,
+    tune: Annotated[list[str] | None, typer.Option(help="files of long text to tune on")] = None,
+    steps: Annotated[int, typer.Option(help="tuning steps")] = 100,
+    rows: Annotated[int, typer.Option(help="tuning rows of the new length per step")] = 4,
+    lora: Annotated[int, typer.Option(help="tune by LoRA of this rank; 0: all weights")] = 0,
+    lr: Annotated[float | None, typer.Option(help="tuning rate (3e-4, LoRA 2e-3)")] = None,
+    precision: Annotated[str, typer.Option(help="tuning precision: float32 or bfloat16")] = "float32",
+    seed: Annotated[int, typer.Option(help="choice of text, tuning order")] = 0,
+) -> None:
+    """Lengthen MODEL to --to tokens and write an ordinary Hugging Face folder.
+
+    With --method auto every candidate is measured on long and on short text and the table is printed.
+    """
+    from handscroll.extend.extend import extension
+    from handscroll.extend.tune import TuneSettings
+    from handscroll.lm import load
+
+    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
+        raise ConfigError(f"--out {out} exists; choose a new folder, so that nothing is overwritten")
+    settings = None
+    if tune:
+        values: dict[str, Any] = {"files": tuple(tune), "steps": steps, "rows": rows, "lr": lr, "seed": seed}
+        values |= {"precision": precision, "lora": {"rank": lora, "alpha": 2.0 * lora} if lora else None}
+        settings = TuneSettings.parse(values, "extend --tune")
+    elif lora:
+        raise ConfigError(f"--lora {lora} needs text to tune on: give --tune FILES")
+    given = None if factors is None else json.loads(factors.read_text(encoding="utf-8"))
+    lm = load(model)
+    with bar("tuning" if tune else "measuring", steps if tune else None) as advance:
+        result = extension(
+            lm,
+            to,
+            method,
+            text=text,
+            factors=given,
+            guard=guard,
+            tune=settings,
+            folder=out.with_name(out.name + ".tuning"),
+            seed=seed,
+            progress=lambda note: advance(0, note),
+            on_record=lambda record: advance(record["step"], f"loss {record['loss']:.4f}"),
+        )
+    if result.outcome is not None:
+        show(result.outcome)
+    result.lm.save(out)
+    screen().print(
+        f"{model}: {lm.context:,} -> {to:,} tokens by {result.candidate.name}; written to {out}", markup=False
+    )
+    if result.outcome is not None and not result.outcome.guarded:
+        error_screen().print(
+            "warning: every method hurts short text past the guard; tune (--tune FILES) or keep both checkpoints",
+            style="bold yellow",
+        )
+    screen().print(f"proof: handscroll evaluate perplexity {out} FILES --length {to}", markup=False)
+
+
+def show(outcome: Any) -> None:
+    """The bake-off's table."""
+    rows = [[row.candidate.name, row.long, row.short, row.verdict] for row in outcome.rows]
+    trained, target = outcome.trained, outcome.target
+    heads = ["method", f"loss {trained:,}-{target:,}", f"loss below {trained:,}", "verdict"]
+    tokens = sum(len(sample.ids) for sample in outcome.samples)
+    title = f"nats per token on {tokens:,} tokens; the model as it is: {outcome.base:.3f} below {trained:,}"
+    screen().print(table(heads, rows, title))
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(extend)

@@ -1,0 +1,36 @@
+"""The `handscroll` command: one file per verb, each parses, builds a configuration and calls."""
+
+import sys
+
+import typer
+
+from handscroll.base.errors import HandscrollError
+from handscroll.cli import demo, evaluate, extend, generate, info, tokenizer, train
+from handscroll.cli.screen import error_screen
+
+app = typer.Typer(
+    name="handscroll",
+    help="Train, lengthen, examine and run language models on text far longer than memory would allow.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for verb in (demo, train, extend, evaluate, generate, info, tokenizer):
+    verb.register(app)
+
+
+def main() -> None:
+    """Run the command; errors a user can mend are one paragraph and exit status 2."""
+    try:
+        app()
+    except HandscrollError as error:
+        error_screen().print(f"error: {error}", style="bold red", markup=False, highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        error_screen().print("interrupted", markup=False)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

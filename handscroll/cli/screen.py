@@ -1,0 +1,49 @@
+"""What the verbs show: tables, progress and one place that knows whether a terminal is there."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+
+def screen() -> Console:
+    """Standard output: results."""
+    return Console(highlight=False, soft_wrap=True)
+
+
+def error_screen() -> Console:
+    """Standard error: progress, notes, errors."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> Table:
+    """A plain table; numbers are right-aligned."""
+    made = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    numeric = [all(_is_number(row[at]) for row in rows) and bool(rows) for at in range(len(columns))]
+    for name, right in zip(columns, numeric, strict=True):
+        made.add_column(name, justify="right" if right else "left", no_wrap=True)
+    for row in rows:
+        made.add_row(*(_text(value) for value in row))
+    return made
+
+
+@contextmanager
+def bar(what: str, total: int | None) -> Iterator[Any]:
+    """A progress bar on standard error; the block gets `advance(done, note="")`."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[note]}"), console=error_screen(), transient=True) as progress:
+        task = progress.add_task(what, total=total, note="")
+        yield lambda done, note="": progress.update(task, completed=done, note=note)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) or value in ("", "-")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

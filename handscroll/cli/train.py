@@ -1,0 +1,47 @@
+"""`handscroll train`: run a recipe, or go on with a run."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from handscroll.base.config import read_recipe
+from handscroll.base.errors import ConfigError
+from handscroll.cli.screen import bar, error_screen, screen
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="TOML recipe (recipes/tiny/llama.toml is a small one)")],
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="override")] = None,
+    out: Annotated[Path | None, typer.Option(help="run folder; runs/NAME of the recipe unless given")] = None,
+    resume: Annotated[Path | None, typer.Option(help="run folder to go on with")] = None,
+) -> None:
+    """Train by RECIPE; the model is saved to RUN/model when it is done."""
+    from handscroll.train.recipe import Recipe, run_recipe
+
+    settings = Recipe.parse(read_recipe(recipe, set_ or ()), str(recipe))
+    folder = resume or out or Path("runs") / recipe.stem
+    if resume is not None and not (resume / "recipe.json").exists():
+        raise ConfigError(f"--resume {resume}: no run there (recipe.json is missing)")
+    if resume is None and (folder / "recipe.json").exists():
+        raise ConfigError(f"{folder} already holds a run; go on with --resume {folder} or give another --out")
+    with bar("training", settings.steps) as advance:
+        lm, progress = run_recipe(settings, folder, lambda record: advance(record["step"], _note(record)))
+    if progress.step < settings.steps and not progress.stopped:
+        error_screen().print(f"stopped at step {progress.step}; go on with --resume {folder}", markup=False)
+        raise typer.Exit(130)
+    if progress.stopped:
+        screen().print(f"stopped early: {progress.stopped}", markup=False)
+    best = "" if progress.best_loss is None else f", best validation loss {progress.best_loss:.4f}"
+    screen().print(f"{progress.step:,} steps, {progress.tokens:,} tokens{best}", markup=False)
+    screen().print(f"model: {lm.source}", markup=False)
+
+
+def _note(record: dict) -> str:
+    validation = record.get("validation_loss")
+    shown = "" if validation is None else f" validation {validation:.4f}"
+    return f"loss {record['loss']:.4f}{shown}"
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(train)

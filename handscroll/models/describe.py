@@ -1,0 +1,46 @@
+"""What a checkpoint is, in lines that `info` prints and reports repeat."""
+
+from pathlib import Path
+
+from handscroll.models.weights import read_config, weight_sizes
+
+
+def facts(folder: Path) -> list[tuple[str, str]]:
+    """(name, value) lines about a checkpoint, read from its configuration and safetensors headers alone."""
+    kind, config = read_config(folder)
+    parameters, dtype, stored = weight_sizes(folder)
+    per_token = {name: config.cache_bytes_per_token(size) for name, size in (("float32", 4), ("bfloat16", 2))}
+    lines = [
+        ("family", kind.name),
+        ("parameters", f"{parameters:,} ({dtype}, {stored / 1e6:.1f} MB on disk)"),
+        ("layers x width", f"{config.layers} x {config.width}, {config.heads} heads, {config.kv_heads} kv heads"),
+        ("vocabulary", f"{config.vocab:,}"),
+        ("context", f"{config.context:,} tokens"),
+        ("trained length", f"{config.trained:,} tokens"),
+        ("positions", describe_positions(config)),
+    ]
+    windows = getattr(config, "windows", ())
+    if windows:
+        sizes = sorted({w for w in windows if w is not None})
+        count = sum(w is not None for w in windows)
+        lines.append(("attention window", f"{', '.join(map(str, sizes))} tokens in {count} of {config.layers} layers"))
+    each = ", ".join(f"{size:,} bytes in {name}" for name, size in per_token.items())
+    full = per_token["float32"] * config.context
+    lines.append(("KV cache per token", each))
+    lines.append(("KV cache, full context", f"{full / 1e6:,.1f} MB in float32"))
+    return lines
+
+
+def describe_positions(config) -> str:
+    """One line on the position method and its dials."""
+    if config.family == "gpt2":
+        return f"learned table of {config.context:,} rows"
+    positions = config.positions
+    fields = positions.scaling.model_dump(exclude_none=True)
+    name = fields.pop("name")
+    for key in ("short_factor", "long_factor"):
+        if key in fields:
+            fields[key] = f"{len(fields[key])} numbers"
+    dials = ", ".join(f"{key} {value}" for key, value in fields.items())
+    scaling = "no scaling" if name == "none" else f"{name} ({dials})" if dials else name
+    return f"rotary, base {positions.base:g}, {scaling}"
