@@ -132,7 +132,7 @@ class LM:
         """Windows of equal length, several in one batch; each scores its second half."""
         stride = max(1, window // 2)
         losses = torch.empty(len(ids) - 1)
-        starts = list(range(0, len(ids) - window, stride)) + [len(ids) - window]
+        starts = [*range(0, len(ids) - window, stride), len(ids) - window]
         rows = max(1, 4096 // window)
         for group in (starts[i : i + rows] for i in range(0, len(starts), rows)):
             tokens = torch.stack([ids[s : s + window] for s in group]).to(self.model.device)

@@ -254,7 +254,7 @@ class RunLock:
     flock. Not re-entrant.
     """
 
-    def __init__(self, run: Path, wait: float = 1.0) -> None:
+    def __init__(self, run: Path, wait: float = 0.5) -> None:
         """Prepare the lock of `run`; `wait` is how many seconds a second writer waits before it is refused."""
         self.run = run
         self._wait = wait

@@ -41,8 +41,9 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
-        tensors = (self.tokens, self.targets, self.index, self.segment, self.positions)
-        return Batch(*(None if tensor is None else tensor.to(device) for tensor in tensors))
+        marks = (self.index, self.segment, self.positions)
+        moved = [None if tensor is None else tensor.to(device) for tensor in marks]
+        return Batch(self.tokens.to(device), self.targets.to(device), *moved)
 
 
 def collate(rows: Sequence[Row]) -> Batch:

@@ -19,68 +19,13 @@ from handscroll.data.stream import State, Stream
 from handscroll.text.tokenizer import Tokenizer
 
 # Keys of evaluation (`evaluate/needle.py`); training never uses them.
-RESERVED = [
-    "apple",
-    "beaver",
-    "candle",
-    "dolphin",
-    "ember",
-    "falcon",
-    "garden",
-    "hammer",
-    "island",
-    "jungle",
-    "kettle",
-    "lantern",
-    "meadow",
-    "needle",
-    "orchard",
-    "pepper",
-    "quartz",
-    "ribbon",
-    "saddle",
-    "timber",
-    "umbrella",
-    "violin",
-    "walnut",
-    "yogurt",
-    "zebra",
-    "anchor",
-    "button",
-    "canyon",
-    "desert",
-    "engine",
-    "forest",
-    "guitar",
-    "harbor",
-    "insect",
-    "jacket",
-    "kitten",
-    "ladder",
-    "mirror",
-    "napkin",
-    "oyster",
-    "pillow",
-    "rabbit",
-    "silver",
-    "tunnel",
-    "valley",
-    "wizard",
-    "amber",
-    "bridge",
-    "cactus",
-    "dragon",
-    "eagle",
-    "feather",
-    "glacier",
-    "helmet",
-    "ivory",
-    "jewel",
-    "kiwi",
-    "lemon",
-    "marble",
-    "nectar",
-]
+RESERVED = """
+    apple beaver candle dolphin ember falcon garden hammer island jungle kettle lantern meadow needle
+    orchard pepper quartz ribbon saddle timber umbrella violin walnut yogurt zebra anchor button canyon
+    desert engine forest guitar harbor insect jacket kitten ladder mirror napkin oyster pillow rabbit
+    silver tunnel valley wizard amber bridge cactus dragon eagle feather glacier helmet ivory jewel kiwi
+    lemon marble nectar
+""".split()
 NEEDLE = ("The secret number of {key} is", " {value}", ".\n")
 # Every form that facts take in training: statement, answer, what follows. The first is the needle of evaluation.
 FORMS = (
@@ -126,7 +71,7 @@ class Copies(_Drawn):
     of rows whose segments are cut from `source`. Targets: every token of a repeat but its first.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         source: TokenSource,
         vocab: int,
@@ -186,10 +131,11 @@ class Facts(_Drawn):
 
     Each row draws `facts` keys and asks `questions` of them, a key perhaps several times. Targets: the text
     (with `text`), and the answers of questions; a fact's own value cannot be known and is none. `plain` is the
-    share of rows in the needle's form, the others take any form.
+    share of rows in the needle's form, the others take any form; `edges` the share of rows that begin with a fact,
+    and of those that end with a question, which random places seldom do.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         source: TokenSource,
         tokenizer: Tokenizer,
@@ -200,11 +146,12 @@ class Facts(_Drawn):
         questions: tuple[int, int] = (2, 6),
         digits: int = 5,
         plain: float = 0.5,
+        edges: float = 0.0,
         text: bool = True,
     ):
         super().__init__(length, seed)
         self.source, self.tokenizer, self.facts, self.questions = source, tokenizer, facts, questions
-        self.digits, self.plain, self.text = digits, plain, text
+        self.digits, self.plain, self.edges, self.text = digits, plain, edges, text
         self._long = [document for document in source if len(document) > length + 1]
         if not self._long:
             raise DataError(f"no document is longer than {length} tokens; give longer text or shorter rows")
@@ -212,7 +159,7 @@ class Facts(_Drawn):
         self._cache: dict[str, list[int]] = {}
 
     def identity(self) -> State:
-        names = ("length", "seed", "digits", "plain", "text")
+        names = ("length", "seed", "digits", "plain", "edges", "text")
         settings = {name: getattr(self, name) for name in names}
         settings |= {"facts": list(self.facts), "questions": list(self.questions)}
         return {
@@ -231,6 +178,10 @@ class Facts(_Drawn):
         start = draw.randrange(len(document) - room)
         text = document[start : start + room].tolist()
         cuts = sorted(draw.randint(0, room) for _ in events)
+        if self.edges and draw.random() < self.edges:
+            cuts[0] = 0
+        if self.edges and draw.random() < self.edges:
+            cuts[-1] = room
         tokens: list[int] = []
         known: list[bool] = []
         at = 0

@@ -30,10 +30,10 @@ class NeedleGrid(Config):
 
     lengths: tuple[int, ...] = Field(min_length=1)
     depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    samples: int = Field(10, ge=1)
+    samples: int = Field(default=10, ge=1)
     seed: int = 0
-    digits: int = Field(5, ge=1, le=12)
-    batch_tokens: int = Field(8192, ge=1)
+    digits: int = Field(default=5, ge=1, le=12)
+    batch_tokens: int = Field(default=8192, ge=1)
 
 
 def needle_grid(
@@ -77,14 +77,14 @@ def _cell(lm: LM, filler: Sequence[int], grid: NeedleGrid, length: int, depth: f
     generator = random.Random(f"{grid.seed}/{length}/{depth}")
     prompts = [_prompt(lm, filler, length, depth, grid.digits, generator) for _ in range(grid.samples)]
     rows = max(1, grid.batch_tokens // length)
-    correct: list[bool] = []
+    correct: list[tuple[int, bool]] = []
     answer = {len(value) for _, value in prompts}
     for size in sorted(answer):  # values of a vocabulary may differ in tokens; a batch has one answer length
         chosen = [n for n, (_, value) in enumerate(prompts) if len(value) == size]
         for group in (chosen[i : i + rows] for i in range(0, len(chosen), rows)):
             ids = torch.tensor([prompts[n][0] + prompts[n][1] for n in group])
             correct += zip(group, _answers(lm, ids, size), strict=True)
-    return [bool(hit) for _, hit in sorted(correct)]
+    return [hit for _, hit in sorted(correct)]
 
 
 @torch.no_grad()
@@ -137,7 +137,7 @@ def _check(lm: LM, filler: Sequence[int], grid: NeedleGrid) -> None:
         raise ConfigError(f"length {min(grid.lengths)} has no room for needle and question; at least {shortest} tokens")
     if len(filler) < max(grid.lengths):
         raise DataError(f"the haystack has {len(filler)} tokens, length {max(grid.lengths)} needs as many; add text")
-    unknown = lm.tokenizer.unknown([token for token in pieces[0][1]])
+    unknown = lm.tokenizer.unknown(pieces[0][1])
     if unknown:
         raise DataError(f"the tokenizer does not know {unknown} tokens of the needle {NEEDLE!r}; it cannot be asked")
     if lm.model.config.family == "gpt2" and max(grid.lengths) > lm.context:

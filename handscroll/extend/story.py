@@ -50,7 +50,7 @@ class Texts:
     @classmethod
     def of_library(cls) -> "Texts":
         """Modules of the running Python's standard library."""
-        parts = ([document for document in _library(names)] for names in (CHOOSE, TUNE, PROVE))
+        parts = (_library(names) for names in (CHOOSE, TUNE, PROVE))
         return cls(*parts)
 
     @classmethod

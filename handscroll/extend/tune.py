@@ -25,13 +25,13 @@ class TuneSettings(Config):
     """
 
     files: tuple[str, ...] = Field(min_length=1)
-    steps: int = Field(100, ge=1)
-    rows: int = Field(4, ge=1)
-    lr: float | None = Field(None, gt=0)
+    steps: int = Field(default=100, ge=1)
+    rows: int = Field(default=4, ge=1)
+    lr: float | None = Field(default=None, gt=0)
     lora: LoRA | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
-    seed: int = Field(0, ge=0)
-    save_every: int = Field(50, ge=1)
+    seed: int = Field(default=0, ge=0)
+    save_every: int = Field(default=50, ge=1)
 
 
 def tune(lm: LM, to: int, settings: TuneSettings, folder: Path, on_record: OnRecord | None = None) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class TextStream:
         self._window = self._tail(list(prompt))
         self._text = self._decode(self._window)
         self._given = self._text[: len(self._text) - _unfinished(self._text)]  # what of it was passed on
+        self._echo = len(self._text) - len(self._given)  # U+FFFD that the prompt's own text may already show
         self._pending = 0  # tokens at the end of the window that gave nothing yet
         self._buffer = ""  # characters that may be the beginning of a stop string
         self.stopped: str | None = None
@@ -64,7 +65,7 @@ class TextStream:
             self._pending = 0
         if len(self._window) > WINDOW:
             self._shorten()
-        return self._until_stop(piece, final=False)
+        return self._until_stop(self._without_echo(piece), final=False)
 
     def finish(self) -> str:
         """What was held back, when no more tokens come; unfinished characters show as U+FFFD."""
@@ -73,7 +74,7 @@ class TextStream:
         if not self._text.startswith(self._given):
             self._begin_again()
         piece, self._given = self._text[len(self._given) :], self._text
-        return self._until_stop(piece, final=True)
+        return self._until_stop(self._without_echo(piece), final=True)
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids) if ids else ""
@@ -103,6 +104,12 @@ class TextStream:
         same = len(text) > held + 1 and self._text.endswith(text[1:])
         if same or len(self._window) > LIMIT:  # past the limit the text is broken anyway: stay linear
             self._window, self._text, self._given = tail, text, text[: max(0, len(text) - held)]
+
+    def _without_echo(self, piece: str) -> str:
+        """Drop the U+FFFD at the end of the prompt that turned out not to be the beginning of a character."""
+        same = min(self._echo, len(piece) - len(piece.lstrip(BROKEN)))
+        self._echo = self._echo - same if same == len(piece) else 0
+        return piece[same:]
 
     def _until_stop(self, piece: str, final: bool) -> str:
         """Pass `piece` on, without what may be the beginning of a stop string, and end at a whole one.

@@ -19,50 +19,15 @@ Foreign = dict[str, Any]
 
 # Knowingly ignored: training-time dropout, initialisation, bookkeeping, decoding defaults.
 IGNORED = frozenset(
-    [
-        "_name_or_path",
-        "architectures",
-        "model_type",
-        "torch_dtype",
-        "dtype",
-        "transformers_version",
-        "use_cache",
-        "initializer_range",
-        "attention_dropout",
-        "hidden_dropout",
-        "embd_pdrop",
-        "attn_pdrop",
-        "resid_pdrop",
-        "pretraining_tp",
-        "return_dict",
-        "output_attentions",
-        "output_hidden_states",
-        "pad_token_id",
-        "unk_token_id",
-        "task_specific_params",
-        "gradient_checkpointing",
-        "chunk_size_feed_forward",
-        "is_encoder_decoder",
-        "problem_type",
-        "id2label",
-        "label2id",
-        "bad_words_ids",
-        "num_beams",
-        "do_sample",
-        "temperature",
-        "top_k",
-        "top_p",
-        "max_length",
-        "min_length",
-        "repetition_penalty",
-        "summary_type",
-        "summary_use_proj",
-        "summary_activation",
-        "summary_proj_to_labels",
-        "summary_first_dropout",
-        "attn_implementation",
-        "_attn_implementation_autoset",
-    ]
+    """
+    _name_or_path architectures model_type torch_dtype dtype transformers_version use_cache
+    initializer_range attention_dropout hidden_dropout embd_pdrop attn_pdrop resid_pdrop pretraining_tp
+    return_dict output_attentions output_hidden_states pad_token_id unk_token_id task_specific_params
+    gradient_checkpointing chunk_size_feed_forward is_encoder_decoder problem_type id2label label2id
+    bad_words_ids num_beams do_sample temperature top_k top_p max_length min_length repetition_penalty
+    summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
+    attn_implementation _attn_implementation_autoset
+""".split()
 )
 
 
@@ -104,22 +69,11 @@ def _eos(value: int | list[int] | None) -> tuple[int, ...]:
 
 
 LLAMA_KEYS = frozenset(
-    [
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "rms_norm_eps",
-        "hidden_act",
-        "tie_word_embeddings",
-        "bos_token_id",
-        "eos_token_id",
-        "attention_bias",
-        "mlp_bias",
-    ]
+    """
+    vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads
+    head_dim rms_norm_eps hidden_act tie_word_embeddings bos_token_id eos_token_id attention_bias
+    mlp_bias
+""".split()
 ) | set(POSITION_KEYS)
 WINDOW_KEYS = frozenset(["sliding_window", "use_sliding_window", "max_window_layers", "layer_types"])
 
@@ -225,24 +179,11 @@ _ARCHITECTURES = {
 }
 
 GPT2_KEYS = frozenset(
-    [
-        "vocab_size",
-        "n_embd",
-        "n_layer",
-        "n_head",
-        "n_inner",
-        "n_positions",
-        "n_ctx",
-        "layer_norm_epsilon",
-        "activation_function",
-        "tie_word_embeddings",
-        "bos_token_id",
-        "eos_token_id",
-        "scale_attn_weights",
-        "scale_attn_by_inverse_layer_idx",
-        "reorder_and_upcast_attn",
-        "add_cross_attention",
-    ]
+    """
+    vocab_size n_embd n_layer n_head n_inner n_positions n_ctx layer_norm_epsilon activation_function
+    tie_word_embeddings bos_token_id eos_token_id scale_attn_weights scale_attn_by_inverse_layer_idx
+    reorder_and_upcast_attn add_cross_attention
+""".split()
 )
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from handscroll.base.errors import ConfigError
-from handscroll.models.llama import Llama
+from handscroll.models.llama import Layer, Llama
 from handscroll.nn.attention import Attention
 from handscroll.nn.scaling.base import plain_frequencies
 
@@ -48,15 +48,16 @@ def set_induction_heads(model: Llama, generator: torch.Generator) -> None:
         model.embedding.weight.normal_(0.0, EMBEDDING_STD, generator=generator)
         model.embedding.weight[:, 0] = CONSTANT
         model.norm.weight.fill_(HEAD_NORM)
-        for layer in model.layers:
+        layers = [layer for layer in model.layers if isinstance(layer, Layer)]
+        for layer in layers:
             layer.attention.output.weight.zero_()
             layer.mlp.down.weight.zero_()
         random = torch.randn(width - 1, width - 1, generator=generator)
         basis = torch.cat([torch.zeros(width - 1, 1), torch.linalg.qr(random)[0]], dim=1)  # rows avoid column 0
         token, before, *copied = basis.split(size)[:6]
         frequencies = plain_frequencies(size, config.positions.base).float()
-        _previous_token(model.layers[0].attention, frequencies, token, before)
-        for number, layer in enumerate(model.layers[1:3]):
+        _previous_token(layers[0].attention, frequencies, token, before)
+        for number, layer in enumerate(layers[1:3]):
             _match(layer.attention, token, before, copied[2 * number : 2 * number + 2])
 
 

@@ -222,7 +222,7 @@ def _write_tensors(named: Mapping[str, Tensor], path: Path) -> None:
 
 def _chunks(named: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
     # Wide types first keeps every tensor aligned to its element size, as the format recommends.
-    order = sorted(named, key=lambda name: (list(_CODES).index(named[name].dtype), name))
+    order = sorted(named, key=lambda name: (-named[name].element_size(), name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0
     for name in order:

@@ -46,12 +46,14 @@ class Loop(Config):
     """Length, precision and rhythm of a run. Steps are updates."""
 
     steps: int = Field(gt=0)
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 runs through autocast")
-    save_every: int = Field(200, gt=0)
-    keep: int = Field(2, ge=2, description="checkpoints kept")
-    evaluate_every: int = Field(0, ge=0, description="0: no validation")
-    patience: int = Field(0, ge=0, description="validations without a better loss before stopping; 0: never stop")
-    average: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of weights; 0: none")
+    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="bfloat16 runs through autocast")
+    save_every: int = Field(default=200, gt=0)
+    keep: int = Field(default=2, ge=2, description="checkpoints kept")
+    evaluate_every: int = Field(default=0, ge=0, description="0: no validation")
+    patience: int = Field(
+        default=0, ge=0, description="validations without a better loss before stopping; 0: never stop"
+    )
+    average: float = Field(default=0.0, ge=0, lt=1, description="decay of the moving average of weights; 0: none")
 
 
 @dataclass

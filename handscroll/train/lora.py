@@ -28,8 +28,8 @@ MLP_TARGETS = ("gate", "up", "down")
 class LoRA(Config):
     """Rank, scale and targets; `tables` also trains norms and embeddings (LongLoRA, Chen et al. 2023)."""
 
-    rank: int = Field(8, ge=1)
-    alpha: float = Field(16.0, gt=0)
+    rank: int = Field(default=8, ge=1)
+    alpha: float = Field(default=16.0, gt=0)
     targets: tuple[str, ...] = TARGETS
     tables: bool = False
 

@@ -18,12 +18,12 @@ class Optimizer(Config):
     """
 
     name: Literal["adamw", "muon"] = "adamw"
-    lr: float = Field(3e-4, gt=0)
-    matrix_lr: float = Field(0.02, gt=0)
+    lr: float = Field(default=3e-4, gt=0)
+    matrix_lr: float = Field(default=0.02, gt=0)
     betas: tuple[float, float] = (0.9, 0.95)
-    momentum: float = Field(0.95, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
-    clip: float | None = Field(1.0, gt=0, description="largest global gradient norm; null: no clipping")
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: float | None = Field(default=1.0, gt=0, description="largest global gradient norm; null: no clipping")
 
     def build(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         """The optimisers by name over the parameters that require gradients."""

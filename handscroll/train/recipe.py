@@ -87,6 +87,7 @@ class FactsData(Config):
     questions: tuple[int, int] = (2, 6)
     digits: int = 5
     plain: float = 0.5
+    edges: float = 0.0
     text: bool = True
 
     def stream(self, text: TokenSource, tokenizer: Tokenizer, length: int, seed: int) -> Stream[Row]:
@@ -101,7 +102,7 @@ class Stage(Config):
 
     length: int = Field(ge=16)
     rows: int = Field(ge=1)
-    micro: int | None = Field(None, ge=1)
+    micro: int | None = Field(default=None, ge=1)
     steps: int = Field(ge=1)
     mix: dict[str, float]
 
@@ -118,8 +119,8 @@ class ModelRecipe(Config):
     path: str | None = None
     family: Literal["llama", "gpt2"] | None = None
     initialise: Literal["normal", "xavier", "he"] = "normal"
-    induction: bool = Field(False, description="set induction heads by hand (models/induction.py)")
-    sizes: dict[str, Any] = {}
+    induction: bool = Field(default=False, description="set induction heads by hand (models/induction.py)")
+    sizes: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one(self):
@@ -139,14 +140,14 @@ class Validation(Files):
     """Held-out text: `windows` windows of `length` tokens, the same ones every time."""
 
     length: int = Field(ge=16)
-    windows: int = Field(8, ge=1)
+    windows: int = Field(default=8, ge=1)
 
 
 class Recipe(Config):
     """A training run. `text` is the training text, `data` names kinds of rows made of it, `stages` mix them."""
 
-    seed: int = Field(0, ge=0)
-    threads: int = Field(0, ge=0, description="0: as many as there are processors")
+    seed: int = Field(default=0, ge=0)
+    threads: int = Field(default=0, ge=0, description="0: as many as there are processors")
     text: Files
     model: ModelRecipe
     tokenizer: TokenizerRecipe = TokenizerRecipe()
@@ -154,7 +155,7 @@ class Recipe(Config):
     stages: tuple[Stage, ...] = Field(min_length=1)
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
-    loop: dict[str, Any] = {}
+    loop: dict[str, Any] = Field(default_factory=dict)
     validation: Validation | None = None
 
     @model_validator(mode="after")
@@ -240,7 +241,7 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Model:
 def validator(settings: Validation, tokenizer: Tokenizer) -> Callable[[Model], float]:
     """Mean loss on fixed windows of held-out text, spread evenly over it."""
     source = settings.source(tokenizer)
-    rows = list(row for row, _ in SlidingWindows(source, settings.length, tails="drop"))
+    rows = [row for row, _ in SlidingWindows(source, settings.length, tails="drop")]
     step = max(1, len(rows) // settings.windows)
     batches = [collate([row]) for row in rows[::step][: settings.windows]]
 

@@ -16,9 +16,9 @@ class Schedule(Config):
     """
 
     name: Literal["cosine", "wsd", "constant"] = "cosine"
-    warmup: int = Field(0, ge=0, description="steps of linear warm-up from 0")
-    decay: float = Field(0.2, gt=0, le=1, description="wsd: share of the steps that decay")
-    final: float = Field(0.0, ge=0, le=1, description="factor at the last step")
+    warmup: int = Field(default=0, ge=0, description="steps of linear warm-up from 0")
+    decay: float = Field(default=0.2, gt=0, le=1, description="wsd: share of the steps that decay")
+    final: float = Field(default=0.0, ge=0, le=1, description="factor at the last step")
 
     def factor(self, step: int, steps: int) -> float:
         """Factor for the update number `step` (from 0) of `steps`."""

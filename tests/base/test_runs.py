@@ -188,7 +188,7 @@ print(json.dumps({"errors": errors}))
 
 def in_child(script: str, *arguments: object, before: tuple[str, ...] = ()) -> dict:
     command = [*before, sys.executable, "-c", COMMON + script, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -123,3 +123,13 @@ def test_mixture_ends_with_the_drawn_stream():
 def test_settings_out_of_range_are_refused(make):
     with pytest.raises(ConfigError):
         make()
+
+
+def test_repeat_take_and_chain_yield_what_they_say():
+    once = [seen(row) for row, _ in SlidingWindows(A, 8)]
+    assert [seen(row) for row, _ in Repeat(SlidingWindows(A, 8), times=3)] == once * 3
+    endless = itertools.islice(Repeat(SlidingWindows(A, 8)), 50)
+    assert [seen(row) for row, _ in endless] == list(itertools.islice(itertools.cycle(once), 50))
+    assert [seen(row) for row, _ in Take(SlidingWindows(A, 8), 3)] == once[:3]
+    both = [seen(row) for row, _ in Chain([Packed(B, 16), SlidingWindows(A, 8)])]
+    assert both == [seen(row) for row, _ in Packed(B, 16)] + once

@@ -131,6 +131,16 @@ def test_prompt_and_continuation_join(prompt, text):
     assert "".join(pieces) == text
 
 
+def test_a_prompt_that_ends_in_half_a_character():
+    you = [BYTES.byte[b] for b in "你".encode()]
+    assert pieces_of(BYTES, you[1:], prompt=you[:1])[0] == ["", "你", ""]
+    assert "".join(pieces_of(BYTES, BYTES.encode("so"), prompt=you[:2])[0]) == "so"
+    literal = BYTES.encode("\ufffd" * 4)
+    assert "".join(pieces_of(BYTES, BYTES.encode("\ufffd\ufffdso"), prompt=literal)[0]) == "\ufffd\ufffdso"
+    assert "".join(pieces_of(BYTES, you[2:], prompt=[*literal, *you[:2]])[0]) == "你"
+    assert pieces_of(BYTES, [], prompt=literal)[0] == [""]
+
+
 def test_broken_bytes_of_any_length_keep_coming():
     ids = [BYTES.byte[0xFF]] * 1000
     pieces, _ = pieces_of(BYTES, ids)

@@ -92,6 +92,10 @@ FORMS = {
         old(4096, rope_type="dynamic", factor=2.0),
         positions(DynamicNTK(factor=2.0, original=4096), 8192, 4096),
     ),
+    "dynamic, factor of a rounded length (3000 * factor is 3002.9999999999995)": (
+        old(3000, rope_type="dynamic", factor=3003 / 3000),
+        positions(DynamicNTK(factor=3003 / 3000, original=3000), 3003, 3000),
+    ),
     "yarn, extended length": (old(8192, **YARN), positions(yarn, 8192, 2048)),
     "yarn, original length (Qwen's model card)": (old(2048, **YARN), positions(yarn, 8192, 2048)),
     "yarn, original at the top": (
@@ -193,7 +197,10 @@ REFUSED = {
     "factor below 1": (old(64, rope_type="linear", factor=0.5), "greater than or equal to 1"),
     "factor as text": (old(64, rope_type="linear", factor="4"), "valid number"),
     "truncate null": (old(8192, truncate=None, **YARN), "truncate.*boolean"),
-    "factor against the lengths": (old(16384, **YARN), r"2048 x 4 = 8192, but the length stated is 16384 \(ratio 8\)"),
+    "factor against the lengths": (
+        old(16384, **YARN),
+        r"^config.json: the scaling .* 2048 x 4 = 8192, but the length stated is 16384 \(ratio 8\)",
+    ),
     "linear against the lengths": (
         {"original_max_position_embeddings": 1000} | old(4096, type="linear", factor=2.0),
         "contradicts the lengths",
@@ -211,7 +218,10 @@ REFUSED = {
         {"original_max_position_embeddings": 2048} | old(8192, rope_type="dynamic", factor=4.0),
         "counts from max_position_embeddings",
     ),
-    "llama3 shorter than its original": (old(4096, rope_type="llama3", **LLAMA3), r"\(4096\) is below"),
+    "llama3 shorter than its original": (
+        old(4096, rope_type="llama3", **LLAMA3),
+        r"max_position_embeddings \(4096\) is below",
+    ),
     "longrope shorter than its original": (
         {"original_max_position_embeddings": 4096} | old(2048, type="su", **LISTS),
         "greater than or equal to 1",
@@ -365,6 +375,13 @@ def test_the_written_form_is_the_one_both_major_versions_read():
         "max_position_embeddings": 64,
         "rope_theta": 10000.0,
         "rope_scaling": {"rope_type": "dynamic", "factor": 2.0},
+    }
+    # Divided by 3, the written length gives the trained one only to the nearest token.
+    assert write_positions(positions(PositionInterpolation(factor=3.0), 4097, 1365)) == {
+        "max_position_embeddings": 4097,
+        "rope_theta": 10000.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 3.0},
+        "original_max_position_embeddings": 1365,
     }
     # A changed base is a plain rope; the trained length stays on record.
     assert write_positions(positions(NoScaling(), 256, 64, 63496.0)) == {
