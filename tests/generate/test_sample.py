@@ -140,8 +140,9 @@ def test_never_draws_a_token_of_probability_zero(seed, keep):
     assert logits[0, int(draw(logits, [generator(seed, 0)]))] > -math.inf
 
 
-def test_largest_uniform_number_stays_inside(monkeypatch):
-    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor([1.0 - 2.0**-53], dtype=torch.float64))
+@pytest.mark.parametrize("number", [0.0, 1.0 - 2.0**-53])
+def test_smallest_and_largest_uniform_number_stay_inside(number, monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor([number], dtype=torch.float64))
     for seed in range(50):
         logits = keep_top_k(logits_of(seed, rows=1, vocab=1000), 3)
         assert logits[0, int(draw(logits, [generator(0, 0)]))] > -math.inf

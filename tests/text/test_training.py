@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers
 
 from handscroll.base.errors import ConfigError, DataError
-from handscroll.text.pretokenizers import PRETOKENIZERS, cuttable, pieces
+from handscroll.text.pretokenizers import PRETOKENIZERS, cuttable, pieces, words
 from handscroll.text.training import ALPHABET, TokenizerConfig, _byte_letters, train_tokenizer
 from handscroll.text.unigram import _digamma, _Lattice, train_unigram
 
@@ -124,6 +124,16 @@ def test_gpt2_pattern_is_the_library_s():
     theirs = pre_tokenizers.ByteLevel(add_prefix_space=False)
     for text in ODD + CORPUS:
         assert split.pre_tokenize_str(text) == theirs.pre_tokenize_str(text)
+
+
+def test_llama3_and_qwen2_patterns_split_as_published():
+    # Worked out by hand from the patterns in their tokenizer.json files.
+    text = "They'LL pay 12345 €!\n\n  (say),他说 \t x"
+    digits = {"llama3": ["123", "45"], "qwen2": list("12345")}
+    for name, numbers in digits.items():
+        assert words(name, text) == [
+            "They", "'LL", " pay", " ", *numbers, " €!\n\n", " ", " (", "say", "),", "他说", " \t", " x",
+        ], name  # fmt: skip
 
 
 # Long texts are cut at safe places: the tokens must be those of the whole text.

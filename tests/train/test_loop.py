@@ -1,0 +1,184 @@
+"""The training loop: it learns, resumes exactly, stops before bad updates, averages, stops early."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from handscroll.base.errors import CheckpointError, ConfigError, DataError
+from handscroll.base.records import read_records
+from handscroll.data.batch import Batch
+from handscroll.objectives.causal import causal
+from handscroll.train import loop as loop_module
+from handscroll.train.recipe import Recipe, run_recipe
+from handscroll.train.schedule import Schedule
+from handscroll.train.step import plain
+
+
+def test_a_tiny_run_learns_and_saves_an_ordinary_folder(recipe, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    lm, progress = run_recipe(recipe(), tmp_path / "run")
+    records = list(read_records(tmp_path / "run" / "records.jsonl"))
+    assert [record["step"] for record in records] == list(range(1, 31))
+    validated = [record["validation_loss"] for record in records if "validation_loss" in record]
+    assert len(validated) == 3 and validated[-1] < validated[0] < math.log(512) + 0.1
+    assert progress.tokens == sum(8 * (32 if step < 10 else 64) for step in range(30))
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model", dtype=torch.float32)
+    text = "def read(self, size=-1):\n    return self.buffer"
+    ids = AutoTokenizer.from_pretrained(tmp_path / "run" / "model")(text).input_ids
+    assert ids == lm.encode(text)
+    with torch.no_grad():
+        assert (theirs(torch.tensor([ids])).logits[0] - lm.logits(ids)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("cut", [7, 10, 13])
+def test_stopped_and_resumed_equals_straight(recipe, tmp_path, cut, monkeypatch):
+    """Asked to stop after any update, also in the middle of a stage: records and weights end up the same bytes."""
+    straight, _ = run_recipe(recipe("loop.average=0.9"), tmp_path / "straight")
+    asked = {}
+
+    def stop_at(record):
+        if record["step"] == cut:
+            asked["list"].append("SIGTERM")
+
+    original = loop_module._asked_to_stop
+
+    from contextlib import contextmanager
+
+    @contextmanager
+    def watched():
+        with original() as names:
+            asked["list"] = names
+            yield names
+
+    monkeypatch.setattr(loop_module, "_asked_to_stop", watched)
+    _, progress = run_recipe(recipe("loop.average=0.9"), tmp_path / "cut", stop_at)
+    assert progress.step == cut
+    monkeypatch.undo()
+    resumed, _ = run_recipe(recipe("loop.average=0.9"), tmp_path / "cut")
+    one, two = (tmp_path / name / "records.jsonl" for name in ("straight", "cut"))
+    assert one.read_bytes() == two.read_bytes()
+    for name, tensor in straight.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+
+
+def test_resuming_with_another_recipe_is_refused(recipe, tmp_path):
+    run_recipe(recipe(), tmp_path / "run")
+    with pytest.raises(CheckpointError, match="another recipe"):
+        run_recipe(recipe("optimizer.lr=0.01"), tmp_path / "run")
+
+
+def test_accumulated_gradients_equal_one_batch(recipe):
+    """1 x 8 rows, 4 x 2 and 8 x 1, with ragged padding and packed documents, in float64."""
+    from handscroll.models.llama import Llama, LlamaConfig
+    from handscroll.nn.init import initialise
+
+    positions = {"base": 1e4, "scaling": {"name": "none"}, "context": 32, "trained": 32}
+    sizes = {"vocab": 61, "width": 24, "layers": 2, "heads": 3, "kv_heads": 1, "head_size": 8, "mlp_width": 40}
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 61, (8, 20), generator=generator)
+    targets = tokens.roll(-1, 1)
+    targets[:, -1] = -100
+    index = torch.arange(20).expand(8, -1).clone()
+    segment = (torch.arange(20) >= 9).long().expand(8, -1).clone()
+    for row in range(8):
+        index[row, 20 - row :], segment[row, 20 - row :], targets[row, 19 - row :] = -1, -1, -100
+    positions_of = torch.where(segment == 1, torch.arange(20) - 9, torch.arange(20)).clamp_min(0)
+    grads = []
+    for rows in (8, 2, 1):
+        model = Llama(LlamaConfig(**sizes, positions=positions)).double()
+        initialise(model, "normal", 2, torch.Generator().manual_seed(1), std=0.3)
+        parts = [slice(first, first + rows) for first in range(0, 8, rows)]
+        loss = plain(model, [Batch(tokens[p], targets[p], index[p], segment[p], positions_of[p]) for p in parts], causal, None)
+        grads.append([loss.total, *(p.grad for p in model.parameters())])
+    for other in grads[1:]:
+        for want, got in zip(grads[0], other, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-13)
+
+
+def test_packed_documents_equal_documents_alone():
+    """Loss and gradients of a packed row are those of its documents, one at a time."""
+    from handscroll.data.pack import pack
+    from handscroll.data.batch import collate
+    from handscroll.models.gpt2 import GPT2, GPT2Config
+    from handscroll.models.llama import Llama, LlamaConfig
+    from handscroll.nn.init import initialise
+
+    positions = {"base": 1e4, "scaling": {"name": "none"}, "context": 32, "trained": 32}
+    sizes = {"vocab": 61, "width": 24, "layers": 2, "heads": 3, "mlp_width": 40}
+    generator = torch.Generator().manual_seed(0)
+    documents = [torch.randint(0, 61, (size,), generator=generator).numpy() for size in (9, 14, 5)]
+    for build in (
+        lambda: Llama(LlamaConfig(**sizes, kv_heads=1, head_size=8, positions=positions)),
+        lambda: GPT2(GPT2Config(**sizes, context=32)),
+    ):
+        totals = []
+        for batches in ([collate(list(pack(documents, 28)))], [collate(list(pack([d], len(d)))) for d in documents]):
+            model = build().double()
+            initialise(model, "normal", 2, torch.Generator().manual_seed(1), std=0.3)
+            loss = plain(model, batches, causal, None)
+            totals.append([loss.total, *(p.grad for p in model.parameters())])
+            assert loss.count == 9 + 14 + 5 - 3
+        for want, got in zip(*totals, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-12)
+
+
+def test_a_non_finite_loss_stops_before_the_update(recipe, tmp_path, monkeypatch):
+    from handscroll.train import recipe as recipe_module
+
+    calls = []
+
+    def poisoned(model, batch):
+        calls.append(1)
+        if len(calls) == 6:
+            with torch.no_grad():
+                model.get_parameter("layers.1.mlp.up.weight")[0, 0] = math.nan
+        return causal(model, batch)
+
+    monkeypatch.setattr(recipe_module, "causal", poisoned)
+    with pytest.raises(DataError, match=r"step 6: loss nan.*layers\.1\.mlp\.up\.weight"):
+        run_recipe(recipe("loop.save_every=5"), tmp_path / "run")
+    records = list(read_records(tmp_path / "run" / "records.jsonl"))
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5]
+
+
+def test_early_stopping_keeps_the_best_weights(recipe, tmp_path):
+    settings = recipe("loop.patience=2", "loop.evaluate_every=2", "optimizer.lr=2.0", "optimizer.matrix_lr=2.0")
+    lm, progress = run_recipe(settings, tmp_path / "run")
+    assert progress.stopped and progress.step < 30
+    from handscroll.train.recipe import validator
+
+    assert validator(settings.validation, lm.tokenizer)(lm.model) == pytest.approx(progress.best_loss, abs=1e-6)
+
+
+def test_schedules_by_hand():
+    wsd = Schedule(name="wsd", warmup=4, decay=0.5, final=0.0)
+    assert [wsd.factor(step, 10) for step in range(10)] == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
+    cosine = Schedule(name="cosine", warmup=0, final=0.1)
+    assert cosine.factor(0, 10) == pytest.approx(1.0) and cosine.factor(5, 10) == pytest.approx(0.55)
+    assert Schedule(name="constant", warmup=2).factor(7, 10) == 1.0
+
+
+def test_bad_recipes_are_refused_with_the_nearest_name(recipe):
+    for override, words in (
+        ("optimizer.learning_rate=1", "optimizer.learning_rate"),
+        ("optimiser.lr=1", "did you mean 'optimizer'"),
+        ("model.family='lama'", "model.family"),
+        ("stages.0.mix.txt=1.0", "did you mean 'text'"),
+        ("stages.0.rows=0", "stages.0.rows"),
+        ("data.copies.kind='copy'", "copies"),
+        ("loop.steps=7", "contradicts"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            made = recipe(override)
+            made.loop_settings()
+        assert words in str(error.value), str(error.value)
+
+
+def test_the_resolved_recipe_is_kept(recipe, tmp_path):
+    run_recipe(recipe(), tmp_path / "run")
+    kept = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    assert Recipe.parse(kept["recipe"], "kept") == recipe()
+    assert set(kept["versions"]) == {"handscroll", "torch", "python"} and kept["threads"] == 1
