@@ -132,6 +132,7 @@ class LM:
         """Windows of equal length, several in one batch; each scores its second half."""
         stride = max(1, window // 2)
         losses = torch.empty(len(ids) - 1)
+        done = 0
         starts = [*range(0, len(ids) - window, stride), len(ids) - window]
         rows = max(1, 4096 // window)
         for group in (starts[i : i + rows] for i in range(0, len(starts), rows)):
@@ -141,8 +142,8 @@ class LM:
             hidden = self.model.hidden(embedded, marks, self.model.mask(), length=window)
             scores = token_losses(hidden.flatten(0, 1), self.model.head, tokens[:, 1:].flatten())
             for start, row in zip(group, scores.view(len(group), -1).float().cpu(), strict=True):
-                fresh = 0 if start == 0 else window - stride - 1  # the first window scores all of its tokens
-                losses[start + fresh : start + window - 1] = row[fresh:]
+                losses[done : start + window - 1] = row[done - start :]
+                done = start + window - 1
         return losses
 
     def _stream(self, ids: list[int], sampling: Sampling, beyond: bool) -> Iterator[str]:

@@ -17,6 +17,7 @@ from handscroll.lm import LM
 from handscroll.models.model import Model
 
 Progress = Callable[[str], None]
+MARGIN = 0.02  # nats by which a change must beat the model as it is
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,9 @@ def bake_off(
 ) -> Outcome:
     """Measure `entries` on `samples` (windows of `to` tokens) and rank them; the model is left as it was.
 
-    The winner has the lowest long loss among those whose short loss rises by at most `guard` nats; when none
-    does, the lowest sum of long loss and short rise, and its verdict says that the guard was missed.
+    The winner has the lowest long loss among those whose short loss rises by at most `guard` nats (the model as
+    it is has the benefit of `MARGIN`: a change must earn its place); when none does, the lowest sum of long loss
+    and short rise, and its verdict says that the guard was missed.
     """
     trained = lm.model.config.trained
     note = progress or (lambda text: None)
@@ -130,9 +132,10 @@ def _measured(lm: LM, candidate: Candidate, samples: Sequence[Sample], to: int, 
 
 
 def _rank(row: Row, base: float, guard: float) -> tuple[bool, float]:
+    long = row.long - (MARGIN if row.candidate.method == "none" else 0.0)
     if row.within(base, guard):
-        return (False, row.long)
-    return (True, row.long + row.short - base)
+        return (False, long)
+    return (True, long + row.short - base)
 
 
 def _verdict(row: Row, first: bool, base: float, guard: float) -> str:

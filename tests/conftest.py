@@ -1,0 +1,40 @@
+"""Shared real models: small enough to train in seconds, trained once a session."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+
+
+def shared(name: str) -> Path:
+    """A file or folder of the shared data; skips with the reason where it is absent."""
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"shared data is absent: ../shared/data/{name}")
+    return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads():
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    """A Llama of 60,000 parameters trained for 30 steps: vocabulary 512, context 64."""
+    from handscroll.base.config import read_recipe
+    from handscroll.train.recipe import Recipe, run_recipe
+
+    recipe = Recipe.parse(read_recipe(ROOT / "recipes" / "tiny" / "llama.toml", ["threads=2"]), "recipe")
+    folder = tmp_path_factory.mktemp("tiny")
+    run_recipe(recipe, folder)
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def babyllama() -> Path:
+    """A real checkpoint trained to 256 characters of English stories."""
+    return shared("checkpoints/babyllama-256")
