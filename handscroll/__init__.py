@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["LM", "__version__", "extend", "load"]
 
-_HOMES = {"LM": "handscroll.lm", "load": "handscroll.lm", "extend": "handscroll.extend.extend"}
+_HOMES = {"LM": "handscroll.lm", "load": "handscroll.lm", "extend": "handscroll.extend"}
 
 
 def __getattr__(name: str) -> Any:
@@ -24,6 +24,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'handscroll' has no attribute '{name}'")
     from importlib import import_module
 
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value  # the folder `extend` would otherwise take the function's name once imported
-    return value
+    if name == "extend":
+        return import_module("handscroll.extend")  # callable, see there
+    return getattr(import_module(_HOMES[name]), name)

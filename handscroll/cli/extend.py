@@ -67,7 +67,7 @@ def extend(
     )
     if result.outcome is not None and not result.outcome.guarded:
         error_screen().print(
-            "warning: every method hurts short text past the guard; tune (--tune FILES) or keep both checkpoints",
+            "warning: the best method hurts short text past the guard; tune (--tune FILES) or keep both checkpoints",
             style="bold yellow",
         )
     screen().print(f"proof: handscroll evaluate perplexity {out} FILES --length {to}", markup=False)

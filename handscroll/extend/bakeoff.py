@@ -18,6 +18,7 @@ from handscroll.models.model import Model
 
 Progress = Callable[[str], None]
 MARGIN = 0.02  # nats by which a change must beat the model as it is
+PENALTY = 5.0  # of each nat that short text loses past the guard
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,9 @@ def bake_off(
 ) -> Outcome:
     """Measure `entries` on `samples` (windows of `to` tokens) and rank them; the model is left as it was.
 
-    The winner has the lowest long loss among those whose short loss rises by at most `guard` nats (the model as
-    it is has the benefit of `MARGIN`: a change must earn its place); when none does, the lowest sum of long loss
-    and short rise, and its verdict says that the guard was missed.
+    The winner has the lowest long loss; short text that loses more than `guard` nats counts `PENALTY` times the
+    excess. (A hard limit would let the untouched model win by harming nothing.) The model as it is has the benefit
+    of `MARGIN`: a change must earn its place.
     """
     trained = lm.model.config.trained
     note = progress or (lambda text: None)
@@ -131,16 +132,14 @@ def _measured(lm: LM, candidate: Candidate, samples: Sequence[Sample], to: int, 
     return Row(candidate, losses.mean(trained), losses.mean(0, trained))
 
 
-def _rank(row: Row, base: float, guard: float) -> tuple[bool, float]:
-    long = row.long - (MARGIN if row.candidate.method == "none" else 0.0)
-    if row.within(base, guard):
-        return (False, long)
-    return (True, long + row.short - base)
+def _rank(row: Row, base: float, guard: float) -> float:
+    margin = MARGIN if row.candidate.method == "none" else 0.0
+    return row.long - margin + PENALTY * max(0.0, row.short - base - guard)
 
 
 def _verdict(row: Row, first: bool, base: float, guard: float) -> str:
     rise = row.short - base
     hurt = f"short text +{rise:.2f}, past the guard of {guard:g}"
     if first:
-        return "chosen" if rise <= guard else f"chosen as the least harm; {hurt}"
+        return "chosen" if rise <= guard else f"chosen although {hurt}"
     return hurt if rise > guard else "within the guard"

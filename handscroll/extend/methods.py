@@ -61,7 +61,8 @@ def ntk(positions: Positions, head_size: int, to: int) -> list[Candidate]:
 
 def dynamic_ntk(positions: Positions, head_size: int, to: int) -> list[Candidate]:
     """Dynamic NTK (emozilla 2023): the base grows with the declared length; short requests stay exact."""
-    return [_scaled("dynamic-ntk", "", positions, to, {"name": "dynamic-ntk", "factor": to / positions.trained})]
+    fields = {"name": "dynamic-ntk", "factor": to / positions.trained, "original": positions.trained}
+    return [_scaled("dynamic-ntk", "", positions, to, fields)]
 
 
 def yarn(positions: Positions, head_size: int, to: int) -> list[Candidate]:

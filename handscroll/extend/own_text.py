@@ -1,6 +1,6 @@
 """Text that the model writes itself, for choosing a scaling when the user has given none.
 
-Texts no longer than the trained context, sampled at temperature 1 and joined. They show whether positions
+Texts no longer than the trained context, sampled at temperature 0.8 and joined. They show whether positions
 still work, not whether far context is used; the user's own long text is always the better choice.
 """
 
@@ -28,7 +28,7 @@ def own_text(lm: LM, tokens: int, seed: int = 0) -> Document:
     count = 0
     for batch in range(1, 1000):
         rows: list[list[int]] = [[] for _ in range(ROWS)]
-        sampling = Sampling(max_tokens=size, temperature=1.0, seed=seed * 1000 + batch)
+        sampling = Sampling(max_tokens=size, temperature=0.8, seed=seed * 1000 + batch)
         for step in decode(lm.model, [[start]] * ROWS, sampling, config.eos):
             for new in step:
                 rows[new.row].append(new.token)

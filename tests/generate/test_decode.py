@@ -217,6 +217,7 @@ def test_a_learned_position_table_cannot_be_exceeded(tmp_path):
     with pytest.raises(CapacityError, match="position table of 256"):
         decode(model, prompts_of((250,)), Sampling(max_tokens=10), beyond=True)
     assert len(written(model, prompts_of((250,)), Sampling(max_tokens=6))[0][0]) == 6
+    assert len(written(model, prompts_of((250,)), Sampling(max_tokens=7), beyond=True)[0][0]) == 7  # never read back
 
 
 def test_empty_prompts_begin_with_bos_or_are_refused(tmp_path):

@@ -1,0 +1,107 @@
+"""`auto` picks by measurement: on real and on freshly trained models, different methods win."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import handscroll
+from handscroll.base.config import read_recipe
+from handscroll.evaluate.perplexity import measure
+from handscroll.evaluate.samples import read_windows
+from handscroll.extend.extend import extension
+from handscroll.extend.tune import TuneSettings
+from handscroll.train.recipe import Recipe, run_recipe
+from tests.conftest import ROOT
+
+STEPS = ["stages.0.steps=40", "stages.1.steps=160", "stages.1.micro=8", "loop.save_every=500", "loop.evaluate_every=0"]
+TEXT = str(Path(__import__("argparse").__file__))
+
+
+def trained(folder, *overrides):
+    """A tiny model of another kind, trained for some seconds on Python text to a context of 64."""
+    recipe = read_recipe(ROOT / "recipes" / "tiny" / "llama.toml", [*STEPS, *overrides])
+    return run_recipe(Recipe.parse(recipe, "recipe"), folder)[0]
+
+
+@pytest.fixture(scope="module")
+def stories(babyllama, tmp_path_factory):
+    """The stories beside the model, cut in two: one part chooses and tunes, the other proves."""
+    lines = (babyllama / "stories.txt").read_text().splitlines(keepends=True)
+    folder = tmp_path_factory.mktemp("stories")
+    (folder / "choose.txt").write_text("".join(lines[0::2]))
+    (folder / "prove.txt").write_text("".join(lines[1::2]))
+    return folder
+
+
+def test_babyllama_four_times_longer_without_tuning(babyllama, stories):
+    """Positions 256-767 come down from over 3 nats to below 1.1; short text stays within 0.12."""
+    lm = handscroll.load(babyllama)
+    samples = read_windows([stories / "prove.txt"], lm.tokenizer, 1024, 8)
+    before = measure(lm, samples, "before")
+    result = extension(lm, 1024, text=stories / "choose.txt")
+    after = measure(result.lm, samples, "after")
+    assert before.mean(256, 768) > 3.0
+    assert after.mean(256, 768) < 1.1 and after.mean(768) < 1.1
+    assert after.mean(0, 256) - before.mean(0, 256) < 0.12
+    assert result.outcome.guarded and result.candidate.method == "yarn"
+    losses = {row.candidate.method: row.long for row in result.outcome.rows}
+    assert set(losses) == {"none", "pi", "ntk", "dynamic-ntk", "yarn", "llama3"}
+    assert losses["yarn"] == min(losses.values()) and losses["pi"] > 2.0
+
+
+def test_babyllama_without_any_text_writes_its_own(babyllama, stories):
+    lm = handscroll.load(babyllama)
+    samples = read_windows([stories / "prove.txt"], lm.tokenizer, 1024, 4)
+    result = extension(lm, 1024, measured=2048)
+    assert result.outcome.samples[0].source == "the model's own writing"
+    assert measure(result.lm, samples, "after").mean(256) < 1.1
+
+
+def test_a_short_tuning_helps(babyllama, stories, tmp_path):
+    lm = handscroll.load(babyllama)
+    samples = read_windows([stories / "prove.txt"], lm.tokenizer, 1024, 4)
+    losses = {}
+    for lora in (None, {"rank": 8}):
+        values = {"files": (str(stories / "choose.txt"),), "steps": 12, "rows": 2, "lora": lora}
+        name = "lora" if lora else "full"
+        result = extension(
+            lm, 1024, "llama3", tune=TuneSettings.parse(values, "test"), folder=tmp_path / name
+        )
+        losses[name] = measure(result.lm, samples, "tuned").mean(256)
+        assert result.lm.provenance["tuned"]["steps"] == 12
+    untuned = measure(handscroll.extend(lm, 1024, "llama3"), samples, "untuned").mean(256)
+    assert losses["full"] < untuned - 0.1 and losses["lora"] < untuned - 0.1
+    assert (tmp_path / "lora" / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_a_windowed_model_is_left_as_it_is(tmp_path):
+    """A model that never looks further back than its window needs no scaling: 'none' wins."""
+    lm = trained(
+        tmp_path / "run", "model.sizes.family='mistral'", "model.sizes.windows=[12,12]", "model.sizes.context=64"
+    )
+    result = extension(lm, 256, text=TEXT, measured=1024)
+    assert result.candidate.method == "none"
+    assert result.outcome.winner.long < result.outcome.base + 0.3
+    losses = {row.candidate.method: row.long for row in result.outcome.rows}
+    assert losses["none"] < losses["pi"]
+
+
+def test_gpt2_has_its_own_methods(tmp_path):
+    sizes = "{width=48, layers=2, heads=4, mlp_width=96, context=64}"
+    lm = trained(tmp_path / "run", "model.family='gpt2'", f"model.sizes={sizes}")
+    result = extension(lm, 256, text=TEXT, measured=1024)
+    losses = {row.candidate.method: row.long for row in result.outcome.rows}
+    assert set(losses) == {"interpolate", "tile"}
+    assert result.candidate.method == min(losses, key=losses.get)
+    assert result.lm.model.get_parameter("position_embedding.weight").shape == (256, 48)
+    assert lm.model.get_parameter("position_embedding.weight").shape == (64, 48)
+
+
+def test_measuring_leaves_the_model_as_it_was(tiny_folder):
+    lm = handscroll.load(tiny_folder)
+    before = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
+    config = lm.model.config
+    extension(lm, 128, text=TEXT, measured=256)
+    assert lm.model.config is config
+    assert all(torch.equal(tensor, before[name]) for name, tensor in lm.model.state_dict().items())

@@ -1,0 +1,106 @@
+"""Methods: each is what its name says, refuses what it cannot do, and its result is an ordinary folder."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import handscroll
+from handscroll.base.errors import ConfigError
+from handscroll.extend.methods import LEARNED, METHODS, apply, candidates, resample
+from handscroll.lm import LM
+from handscroll.models.weights import load_model, save_model
+from tests.conformance.families import reference, reference_logits, save
+
+FACTORS = {"long_factor": [4.0] * 4, "short_factor": [1.0] * 4}
+
+
+@pytest.fixture
+def llama(tmp_path):
+    return load_model(save(reference("llama"), tmp_path / "llama"))
+
+
+@pytest.fixture
+def gpt2(tmp_path):
+    return load_model(save(reference("gpt2"), tmp_path / "gpt2"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_writes_what_the_reference_reads(method, llama, tmp_path):
+    """All candidates of all methods: trained to 64, read at 256 by both."""
+    tokens = torch.randint(3, 97, (1, 256), generator=torch.Generator().manual_seed(0))
+    entries = candidates(llama, method, 256, FACTORS if method == "longrope" else None)
+    assert entries and all(entry.method == method for entry in entries)
+    before = llama.config
+    for number, entry in enumerate(entries[:3]):
+        llama.config = before
+        apply(llama, entry, 256)
+        assert llama.config.context == 256
+        save_model(llama, tmp_path / str(number))
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path / str(number), dtype=torch.float32).eval()
+        with torch.no_grad():
+            got = llama(tokens, length=256)
+        assert (got - reference_logits(theirs, tokens)).abs().max() < 1e-4, entry.name
+        again = load_model(tmp_path / str(number))
+        assert again.config.context == 256
+
+
+@pytest.mark.parametrize("method", LEARNED)
+def test_learned_positions_are_resampled(method, gpt2, tmp_path):
+    table = gpt2.get_parameter("position_embedding.weight").detach().clone()
+    (entry,) = candidates(gpt2, method, 600)
+    apply(gpt2, entry, 600)
+    longer = gpt2.get_parameter("position_embedding.weight")
+    assert longer.shape == (600, 48) and gpt2.config.context == 600 and gpt2.config.trained == 256
+    torch.testing.assert_close(longer[0], table[0])
+    if method == "interpolate":
+        torch.testing.assert_close(longer[-1], table[-1])
+    else:
+        torch.testing.assert_close(longer[256:512], table)
+    save_model(gpt2, tmp_path / "out")
+    tokens = torch.randint(3, 97, (1, 600))
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    with torch.no_grad():
+        assert (gpt2(tokens) - reference_logits(theirs, tokens)).abs().max() < 1e-4
+
+
+def test_interpolation_by_hand():
+    table = torch.tensor([[0.0], [1.0], [4.0]])
+    torch.testing.assert_close(resample(table, 5, "interpolate").flatten(), torch.tensor([0.0, 0.5, 1.0, 2.5, 4.0]))
+    torch.testing.assert_close(resample(table, 5, "tile").flatten(), torch.tensor([0.0, 1.0, 4.0, 0.0, 1.0]))
+
+
+def test_wrong_requests_are_refused(llama, gpt2):
+    for model, method, to, words in (
+        (llama, "yarm", 256, "did you mean 'yarn'"),
+        (llama, "pi", 64, "not longer than the context"),
+        (llama, "pi", 32, "not longer than the context"),
+        (llama, "longrope", 256, "--factors"),
+        (llama, "interpolate", 256, "rotary"),
+        (gpt2, "yarn", 600, "learned positions"),
+        (gpt2, "tile", 200, "not longer"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            candidates(model, method, to)
+    with pytest.raises(ConfigError, match="list of 4 numbers"):
+        candidates(llama, "longrope", 256, {"long_factor": [1.0], "short_factor": [1.0] * 4})
+    with pytest.raises(ConfigError, match="go with --method longrope"):
+        candidates(llama, "pi", 256, FACTORS)
+
+
+def test_a_scaled_checkpoint_is_lengthened_by_its_own_method(tmp_path):
+    model = load_model(save(reference("llama", "yarn"), tmp_path))
+    (entry,) = candidates(model, "auto", 512)
+    assert entry.positions.scaling.factor == 8.0 and entry.positions.trained == 64
+    with pytest.raises(ConfigError, match="already scaled by 'yarn'"):
+        candidates(model, "pi", 512)
+
+
+def test_provenance_travels_with_the_folder(tiny_folder, tmp_path):
+    lm = handscroll.load(tiny_folder)
+    longer = handscroll.extend(lm, to=128, method="pi")
+    assert isinstance(longer, LM) and lm.context == 64 and longer.context == 128
+    longer.save(tmp_path / "x")
+    kept = json.loads((tmp_path / "x" / "handscroll.json").read_text())
+    assert kept["method"] == "pi" and kept["trained"] == 64 and handscroll.load(tmp_path / "x").provenance == kept
