@@ -43,6 +43,11 @@ class LM:
         """Tokens that the checkpoint may be used to."""
         return self.model.config.context
 
+    @property
+    def trained(self) -> int:
+        """Tokens it was trained to before any lengthening, as far as the folder tells."""
+        return self.provenance.get("trained") or self.model.config.trained
+
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids; `special` adds what the tokenizer puts around a text (a BOS token, mostly)."""
         return self.tokenizer.encode(text, special=special)

@@ -36,7 +36,7 @@ def perplexity(
     lm = load(model, dtype=dtype)
     samples = read_windows(files, lm.tokenizer, length, windows, seed)
     _report_unknown(lm.tokenizer, samples)
-    window = min(lm.model.config.trained, length) if reference is None else reference
+    window = min(lm.trained, length) if reference is None else reference
     with bar("exact", len(samples)) as advance:
         curves = [measure(lm, samples, "exact", progress=lambda done, total: advance(done))]
     if window and window < length:

@@ -62,7 +62,7 @@ def needle_grid(
         "kind": "needle",
         "model": lm.source,
         "label": label,
-        "trained": lm.model.config.trained,
+        "trained": lm.trained,
         "lengths": list(grid.lengths),
         "depths": list(grid.depths),
         "accuracy": [list(row) for row in zip(*columns, strict=True)],

@@ -55,7 +55,7 @@ class Losses:
         return {
             "kind": "perplexity",
             "model": lm.source,
-            "trained": lm.model.config.trained,
+            "trained": lm.trained,
             "label": self.label,
             "length": length,
             "window": self.window,

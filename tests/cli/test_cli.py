@@ -1,0 +1,112 @@
+"""The command: every verb does its job on real files, and bad input is one paragraph and status 2."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import handscroll
+from handscroll.base.errors import HandscrollError
+from handscroll.cli.main import app
+from tests.conftest import ROOT
+
+LIBRARY = Path(__import__("argparse").__file__)
+TINY = ROOT / "recipes" / "tiny" / "llama.toml"
+
+
+def run(*words: str, fails: str | None = None, **options) -> str:
+    result = CliRunner().invoke(app, [str(word) for word in words], **options)
+    if fails is not None:
+        assert isinstance(result.exception, HandscrollError), result.output
+        assert fails in str(result.exception), str(result.exception)
+        return ""
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    return result.stdout
+
+
+def test_info(tiny_folder):
+    text = run("info", tiny_folder)
+    for words in ("llama", "64 tokens", "rotary, base 10000, no scaling", "KV cache per token     384 bytes in float32"):
+        assert words in text
+
+
+def test_train_refuses_resumes_and_overrides(tmp_path):
+    small = ["--set", "stages.0.steps=2", "--set", "stages.1.steps=2", "--set", "threads=1"]
+    text = run("train", TINY, *small, "--out", tmp_path / "run")
+    assert "4 steps" in text and (tmp_path / "run" / "model" / "model.safetensors").exists()
+    run("train", TINY, *small, "--out", tmp_path / "run", fails="already holds a run")
+    assert "4 steps" in run("train", TINY, *small, "--resume", tmp_path / "run")
+    run("train", TINY, "--resume", tmp_path / "nothing", fails="no run there")
+    run("train", TINY, "--set", "optimizer.lrr=1", "--out", tmp_path / "x", fails="did you mean 'lr'")
+    run("train", tmp_path / "none.toml", fails="does not exist")
+    assert not (tmp_path / "x").exists()
+
+
+def test_extend_evaluate_generate(tiny_folder, tmp_path):
+    text = run("extend", tiny_folder, "--to", "128", "--text", LIBRARY, "--out", tmp_path / "longer")
+    assert "chosen" in text and "64 -> 128 tokens" in text and "yarn" in text and "ntk" in text
+    assert handscroll.load(tmp_path / "longer").context == 128
+    run("extend", tiny_folder, "--to", "128", "--out", tmp_path / "longer", fails="exists")
+    json_out = tmp_path / "loss.jsonl"
+    text = run(
+        "evaluate", "perplexity", tmp_path / "longer", LIBRARY, "--length", "128", "--windows", "3",
+        "--json", json_out, "--report", tmp_path / "report",
+    )  # fmt: skip
+    records = [json.loads(line) for line in json_out.read_text().splitlines()]
+    assert [r["label"] for r in records] == ["exact", "sliding window"] and records[0]["windows"] == 3
+    assert f"{records[0]['mean']:.4f}" in text
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "<svg" in page and "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
+    text = run("evaluate", "needle", tmp_path / "longer", "--lengths", "64,128", "--depths", "0,1", "--samples", "2")
+    assert "depth" in text and "128" in text
+    text = run("generate", tmp_path / "longer", "--prompt", "def read(", "--max-tokens", "5")
+    assert text.strip()
+    assert text == run("generate", tmp_path / "longer", "--prompt", "-", "--max-tokens", "5", input="def read(")
+
+
+def test_extend_with_lora_tuning(tiny_folder, tmp_path):
+    words = ["--method", "pi", "--tune", LIBRARY, "--steps", "3", "--rows", "1", "--lora", "2"]
+    run("extend", tiny_folder, "--to", "128", *words, "--out", tmp_path / "tuned")
+    kept = json.loads((tmp_path / "tuned" / "handscroll.json").read_text())
+    assert kept["tuned"]["steps"] == 3 and kept["tuned"]["lora"]["rank"] == 2
+    assert (tmp_path / "tuned.tuning" / "adapter" / "adapter_config.json").exists()
+    run("extend", tiny_folder, "--to", "128", "--lora", "2", "--out", tmp_path / "y", fails="--tune FILES")
+
+
+BAD = {
+    "shorter": (["extend", "{m}", "--to", "32", "--out", "{t}/o"], "not longer than the context"),
+    "method": (["extend", "{m}", "--to", "128", "--method", "yarm", "--out", "{t}/o"], "did you mean 'yarn'"),
+    "no model": (["info", "{t}/nothing/here"], "neither a folder nor a hub id"),
+    "binary": (["evaluate", "perplexity", "{m}", "{t}/binary.txt", "--length", "64"], "not a text file"),
+    "empty": (["evaluate", "perplexity", "{m}", "{t}/empty.txt", "--length", "64"], "empty"),
+    "missing": (["evaluate", "perplexity", "{m}", "{t}/missing.txt", "--length", "64"], "missing.txt"),
+    "too short": (["evaluate", "perplexity", "{m}", "{t}/short.txt", "--length", "64"], "no document has 64 tokens"),
+    "numbers": (["evaluate", "needle", "{m}", "--lengths", "1k"], "numbers separated by commas"),
+    "depth": (["evaluate", "needle", "{m}", "--lengths", "64", "--depths", "7"], "outside 0 .. 1"),
+    "dtype": (["generate", "{m}", "--prompt", "x", "--dtype", "bf16"], "did you mean"),
+    "too long": (["generate", "{m}", "--prompt", "x", "--max-tokens", "100"], "64"),
+    "temperature": (["generate", "{m}", "--prompt", "x", "--temperature", "-1"], "temperature"),
+    "no text": (["generate", "{m}", "--prompt", "-"], "standard input is empty"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused(case, tiny_folder, tmp_path):
+    (tmp_path / "binary.txt").write_bytes(b"PK\x03\x04\x00\x00\x00")
+    (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "short.txt").write_text("a few words")
+    words, message = BAD[case]
+    run(*(word.format(m=tiny_folder, t=tmp_path) for word in words), fails=message)
+    assert not (tmp_path / "o").exists()
+
+
+def test_errors_are_a_paragraph_and_status_two(tmp_path):
+    command = [sys.executable, "-m", "handscroll.cli.main", "info", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and "config.json" in done.stderr and "Traceback" not in done.stderr
