@@ -2,14 +2,17 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from handscroll.base.errors import ConfigError
-from handscroll.cli.extend import show
+from handscroll.cli.extend import show, tell_of_tuning
 from handscroll.cli.screen import error_screen, screen, table
+
+EVERY = 5.0  # seconds between details of one part
 
 
 def demo(
@@ -31,12 +34,12 @@ def demo(
         raise ConfigError(f"--out {out} holds an earlier demo; remove it or choose another folder")
     lm = load(model or STARTER)
     goal = to or lm.model.config.trained * (4 if model else 8)
-    plan = Plan(to=goal, needles=needles, **({} if steps is None else {"tune_steps": steps}))
+    plan = Plan(to=goal, needles=needles)
+    if steps is not None:
+        plan = replace(plan, tune_steps=steps)
     texts = Texts.of_files(text) if text else Texts.of_library()
-    lines = error_screen()
-    story = tell(
-        lm, texts, plan, out, lambda note: lines.print(f"[{time.monotonic() - started:5.0f} s] {note}", markup=False)
-    )
+    note = _Notes(started)
+    story = tell(lm, texts, plan, out, note)
     records = story.records()
     write_file(out / "records.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records).encode())
     trained = lm.model.config.trained
@@ -56,10 +59,27 @@ def demo(
     )
 
 
+class _Notes:
+    """Progress on standard error: each new part at once, details at most every few seconds."""
+
+    def __init__(self, started: float):
+        self.started, self.part, self.last = started, "", 0.0
+        self.lines = error_screen()
+
+    def __call__(self, text: str) -> None:
+        now = time.monotonic()
+        part = text.split(" ", 1)[0]
+        if part == self.part and now - self.last < EVERY:
+            return
+        self.part, self.last = part, now
+        self.lines.print(f"[{now - self.started:4.0f} s] {text}", markup=False)
+
+
 def _summary(story, trained: int, goal: int) -> None:
     lines = screen()
     lines.print("")
     show(story.outcome)
+    tell_of_tuning(story.after)
     rows = []
     parts = [(0, trained), (trained, goal)]
     for name in ("before", "sliding window", "after"):

@@ -22,7 +22,7 @@ def extend(
     steps: Annotated[int, typer.Option(help="tuning steps")] = 100,
     rows: Annotated[int, typer.Option(help="tuning rows of the new length per step")] = 4,
     lora: Annotated[int, typer.Option(help="tune by LoRA of this rank; 0: all weights")] = 0,
-    lr: Annotated[float | None, typer.Option(help="tuning rate (3e-4, LoRA 2e-3)")] = None,
+    lr: Annotated[float | None, typer.Option(help="tuning rate (1e-4, LoRA 1e-3)")] = None,
     precision: Annotated[str, typer.Option(help="tuning precision: float32 or bfloat16")] = "float32",
     seed: Annotated[int, typer.Option(help="choice of text, tuning order")] = 0,
 ) -> None:
@@ -61,6 +61,7 @@ def extend(
         )
     if result.outcome is not None:
         show(result.outcome)
+    tell_of_tuning(result.lm)
     result.lm.save(out)
     screen().print(
         f"{model}: {lm.context:,} -> {to:,} tokens by {result.candidate.name}; written to {out}", markup=False
@@ -81,6 +82,15 @@ def show(outcome: Any) -> None:
     tokens = sum(len(sample.ids) for sample in outcome.samples)
     title = f"nats per token on {tokens:,} tokens; the model as it is: {outcome.base:.3f} below {trained:,}"
     screen().print(table(heads, rows, title))
+
+
+def tell_of_tuning(lm: Any) -> None:
+    """Whether a tuning helped on the text that chose, or was undone."""
+    tuned = lm.provenance.get("tuned", {})
+    if "kept" in tuned:
+        verdict = "kept" if tuned["kept"] else "undone: it made the text that chose worse (lower --lr, more --rows)"
+        losses = f"{tuned['loss_untuned']:.3f} -> {tuned['loss']:.3f} nats per token"
+        screen().print(f"tuning: {tuned['steps']} steps, {losses}; {verdict}", markup=False)
 
 
 def register(app: typer.Typer) -> None:

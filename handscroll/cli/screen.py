@@ -1,5 +1,6 @@
 """What the verbs show: tables, progress and one place that knows whether a terminal is there."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -8,10 +9,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+WIDE = 160  # columns where there is no terminal to ask
+
 
 def screen() -> Console:
-    """Standard output: results."""
-    return Console(highlight=False, soft_wrap=True)
+    """Standard output: results. Wide when it is a file or a pipe, so that no table is cut."""
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
 
 
 def error_screen() -> Console:

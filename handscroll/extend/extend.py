@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from handscroll.base.errors import ConfigError
+from handscroll.evaluate.perplexity import measure
 from handscroll.evaluate.samples import Sample, windows
 from handscroll.extend.bakeoff import Outcome, Progress, bake_off
 from handscroll.extend.methods import Candidate, apply, candidates
@@ -14,6 +15,7 @@ from handscroll.extend.own_text import own_text
 from handscroll.extend.tune import TuneSettings
 from handscroll.extend.tune import tune as run_tuning
 from handscroll.lm import LM
+from handscroll.models.model import Model
 from handscroll.text.readers import read
 from handscroll.train.loop import OnRecord
 
@@ -91,8 +93,21 @@ def extension(  # noqa: PLR0913
     if tune is not None:
         if folder is None:
             raise ConfigError("tuning needs a run folder for its checkpoints: give folder=")
+        untuned = copy.deepcopy(longer.model)
         longer.provenance["tuned"] = run_tuning(longer, to, tune, Path(folder), on_record)
+        if outcome is not None:
+            _keep_the_better(longer, untuned, outcome)
     return Extension(longer, chosen, outcome)
+
+
+def _keep_the_better(longer: LM, untuned: Model, outcome: Outcome) -> None:
+    """Measure tuned and untuned on the text that chose; a tuning that hurts is undone, and the record says so."""
+    tuned = longer.model
+    loss = {}
+    for name, longer.model in (("loss", tuned), ("loss_untuned", untuned)):
+        loss[name] = measure(longer, outcome.samples, name).mean()
+    longer.model = tuned if loss["loss"] <= loss["loss_untuned"] else untuned
+    longer.provenance["tuned"] |= {**loss, "kept": longer.model is tuned}
 
 
 def _samples(lm: LM, text: Any, to: int, count: int, seed: int, progress: Progress | None) -> list[Sample]:

@@ -21,7 +21,7 @@ from handscroll.train.schedule import Schedule
 class TuneSettings(Config):
     """How to tune: `files` of long text, `steps` updates of `rows` rows of the target length.
 
-    `lr` None: 3e-4 for all weights, 2e-3 for LoRA.
+    `lr` None: 1e-4 for all weights, 1e-3 for LoRA.
     """
 
     files: tuple[str, ...] = Field(min_length=1)
@@ -45,7 +45,7 @@ def tune(lm: LM, to: int, settings: TuneSettings, folder: Path, on_record: OnRec
         raise DataError(f"the tuning text has {source.total} tokens, one row needs {to}; give more or longer files")
     if settings.lora is not None:
         add_lora(lm.model, settings.lora, settings.seed)
-    rate = settings.lr or (3e-4 if settings.lora is None else 2e-3)
+    rate = settings.lr or (1e-4 if settings.lora is None else 1e-3)
     optimizer = Optimizer(name="adamw", lr=rate, weight_decay=0.0)
     schedule = Schedule(name="cosine", warmup=max(1, settings.steps // 10), final=0.1)
     loop = Loop(steps=settings.steps, precision=settings.precision, save_every=settings.save_every)

@@ -29,7 +29,12 @@ def run(*words: str, fails: str | None = None, **options) -> str:
 
 def test_info(tiny_folder):
     text = run("info", tiny_folder)
-    for words in ("llama", "64 tokens", "rotary, base 10000, no scaling", "KV cache per token     384 bytes in float32"):
+    for words in (
+        "llama",
+        "64 tokens",
+        "rotary, base 10000, no scaling",
+        "KV cache per token     384 bytes in float32",
+    ):
         assert words in text
 
 
@@ -59,9 +64,9 @@ def test_extend_evaluate_generate(tiny_folder, tmp_path):
     assert [r["label"] for r in records] == ["exact", "sliding window"] and records[0]["windows"] == 3
     assert f"{records[0]['mean']:.4f}" in text
     page = (tmp_path / "report" / "report.html").read_text()
-    assert "<svg" in page and "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
-        "http://creativecommons.org", ""
-    )
+    assert "<svg" in page and "http://" not in page.replace("http://www.w3.org", "").replace(
+        "http://purl.org", ""
+    ).replace("http://creativecommons.org", "")
     text = run("evaluate", "needle", tmp_path / "longer", "--lengths", "64,128", "--depths", "0,1", "--samples", "2")
     assert "depth" in text and "128" in text
     text = run("generate", tmp_path / "longer", "--prompt", "def read(", "--max-tokens", "5")

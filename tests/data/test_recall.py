@@ -1,7 +1,7 @@
 """Synthetic recall: every target can be known from the row, evaluation keys never appear, rows resume exactly."""
 
 import re
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_every_counted_copy_stood_before(text):
             assert len(counted) > 20
             for at in counted:
                 pair = (tokens[at], int(row.targets[at]))
-                assert pair in set(zip(tokens[:at], tokens[1 : at + 1], strict=False)), (number, at)
+                assert pair in set(pairwise(tokens[: at + 1])), (number, at)
 
 
 def test_answers_follow_their_fact(text):

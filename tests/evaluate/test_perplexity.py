@@ -29,7 +29,9 @@ def test_windows_are_disjoint_and_exact(lm):
     for sample in samples:
         assert len(sample.ids) == 200
         assert sample.ids == whole[sample.source][sample.offset : sample.offset + 200]
-    assert len({(s.source, s.offset) for s in samples}) == len(samples) == sum(len(ids) // 200 for ids in whole.values())
+    assert (
+        len({(s.source, s.offset) for s in samples}) == len(samples) == sum(len(ids) // 200 for ids in whole.values())
+    )
     some = windows(documents(), lm.tokenizer, 200, count=5, seed=1)
     assert some == windows(documents(), lm.tokenizer, 200, count=5, seed=1)
     assert fingerprint(some) != fingerprint(windows(documents(), lm.tokenizer, 200, count=5, seed=2))

@@ -65,9 +65,7 @@ def test_a_short_tuning_helps(babyllama, stories, tmp_path):
     for lora in (None, {"rank": 8}):
         values = {"files": (str(stories / "choose.txt"),), "steps": 12, "rows": 2, "lora": lora}
         name = "lora" if lora else "full"
-        result = extension(
-            lm, 1024, "llama3", tune=TuneSettings.parse(values, "test"), folder=tmp_path / name
-        )
+        result = extension(lm, 1024, "llama3", tune=TuneSettings.parse(values, "test"), folder=tmp_path / name)
         losses[name] = measure(result.lm, samples, "tuned").mean(256)
         assert result.lm.provenance["tuned"]["steps"] == 12
     untuned = measure(handscroll.extend(lm, 1024, "llama3"), samples, "untuned").mean(256)

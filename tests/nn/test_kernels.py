@@ -41,7 +41,9 @@ def packed_marks(batch, tokens):
 def test_plain_runs_equal_the_oracle(mask, kernel, tokens, keys):
     q, k, v = heads(2, tokens, keys)
     spans, marks = [Span(k, v, Marks.run(0, keys))], Marks.run(keys - tokens, tokens)
-    want, want_lse = attend(q.double(), [Span(k.double(), v.double(), spans[0].marks)], MASKS[mask], marks, kernel="eager")
+    want, want_lse = attend(
+        q.double(), [Span(k.double(), v.double(), spans[0].marks)], MASKS[mask], marks, kernel="eager"
+    )
     out, lse = attend(q, spans, MASKS[mask], marks, kernel=None if kernel == "auto" else kernel)
     torch.testing.assert_close(out.double(), want, atol=2e-6, rtol=1e-5)
     torch.testing.assert_close(lse.double(), want_lse, atol=2e-6, rtol=1e-5)

@@ -91,7 +91,9 @@ def test_accumulated_gradients_equal_one_batch(recipe):
         model = Llama(LlamaConfig(**sizes, positions=positions)).double()
         initialise(model, "normal", 2, torch.Generator().manual_seed(1), std=0.3)
         parts = [slice(first, first + rows) for first in range(0, 8, rows)]
-        loss = plain(model, [Batch(tokens[p], targets[p], index[p], segment[p], positions_of[p]) for p in parts], causal, None)
+        loss = plain(
+            model, [Batch(tokens[p], targets[p], index[p], segment[p], positions_of[p]) for p in parts], causal, None
+        )
         grads.append([loss.total, *(p.grad for p in model.parameters())])
     for other in grads[1:]:
         for want, got in zip(grads[0], other, strict=True):
@@ -100,8 +102,8 @@ def test_accumulated_gradients_equal_one_batch(recipe):
 
 def test_packed_documents_equal_documents_alone():
     """Loss and gradients of a packed row are those of its documents, one at a time."""
-    from handscroll.data.pack import pack
     from handscroll.data.batch import collate
+    from handscroll.data.pack import pack
     from handscroll.models.gpt2 import GPT2, GPT2Config
     from handscroll.models.llama import Llama, LlamaConfig
     from handscroll.nn.init import initialise

@@ -1,0 +1,60 @@
+"""The documents say what the tables say."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from handscroll.cli.main import app
+from handscroll.extend.methods import LEARNED, METHODS
+from handscroll.models.table import FAMILIES
+from handscroll.nn.scaling.table import SCALINGS
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+
+
+def verbs() -> set[str]:
+    names = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    return names | {group.name for group in app.registered_groups if group.name}
+
+
+def test_the_readme_lists_every_family_method_and_verb():
+    for name in [*FAMILIES, *METHODS, *LEARNED]:
+        assert f"`{name}`" in README, name
+    for verb in verbs():
+        assert f"handscroll {verb}" in README, verb
+
+
+def test_every_method_has_a_row_and_every_scaling_a_method():
+    page = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
+    for name in [*METHODS, *LEARNED]:
+        assert f"`{name}`" in page, name
+    assert set(SCALINGS) <= set(METHODS)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere_and_no_placeholder_is_left(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
+        if not target.startswith(("http", "mailto")):
+            assert (page.parent / target).exists(), target
+    assert not re.search(r"<!-- \w+ -->\s*\n\s*\n", text), "a place for real output is still empty"
+    for module in re.findall(r"`((?:nn|extend|models|train|data|evaluate|text|generate)/[\w/]+\.py)", text):
+        assert (ROOT / "handscroll" / module).exists(), module
+
+
+def test_options_in_the_pages_exist():
+    """Every --option that a page shows is one of some verb."""
+    known = set()
+    for source in (ROOT / "handscroll" / "cli").glob("*.py"):
+        text = source.read_text(encoding="utf-8")
+        known |= {
+            f"--{name.replace('_', '-')}" for name in re.findall(r"^    (\w+): (?:Annotated|Report|Dtype)", text, re.M)
+        }
+        known |= set(re.findall(r'"(--[\w-]+)"', text))
+        known |= {f"--no-{name.replace('_', '-')}" for name in re.findall(r"^    (\w+): Annotated\[bool", text, re.M)}
+    for name in ("README.md", "docs/extend.md", "docs/evaluate.md", "docs/generate.md", "docs/train.md"):
+        shown = set(re.findall(r"(?<![\w-])(--[a-z][\w-]+)", (ROOT / name).read_text(encoding="utf-8")))
+        assert shown <= known, (name, shown - known)
