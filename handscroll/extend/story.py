@@ -83,7 +83,6 @@ class Plan:
     needles: bool = True
     tune_steps: int = 14
     tune_rows: int = 1
-    prompt: str = "class Reader:\n    def __init__(self, path):\n"
     seed: int = 0
 
 

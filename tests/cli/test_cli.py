@@ -70,7 +70,7 @@ def test_extend_evaluate_generate(tiny_folder, tmp_path):
     text = run("evaluate", "needle", tmp_path / "longer", "--lengths", "64,128", "--depths", "0,1", "--samples", "2")
     assert "depth" in text and "128" in text
     text = run("generate", tmp_path / "longer", "--prompt", "def read(", "--max-tokens", "5")
-    assert text.strip()
+    assert len(text) > 1
     assert text == run("generate", tmp_path / "longer", "--prompt", "-", "--max-tokens", "5", input="def read(")
 
 
