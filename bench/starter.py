@@ -23,7 +23,7 @@ def main() -> None:
     lm = handscroll.load(sys.argv[1] if len(sys.argv) > 1 else STARTER)
     lengths = (128, 256, 512)
     record = needle_grid(lm, haystack(lm.tokenizer, None, 100_000), NeedleGrid(lengths=lengths, samples=SAMPLES), "x")
-    print(f"needle accuracy, {SAMPLES} unseen keys a cell")
+    print(f"needle accuracy, {SAMPLES} samples a cell, keys never trained on")
     print("depth  " + "".join(f"{length:>8}" for length in lengths))
     for depth, row in zip(record["depths"], record["accuracy"], strict=True):
         print(f"{depth:<7}" + "".join(f"{100 * value:>7.1f}%" for value in row))

@@ -74,14 +74,14 @@ class Texts:
 
 @dataclass(frozen=True)
 class Plan:
-    """How much of everything; the defaults take about three and a half minutes with the starter on two cores."""
+    """How much of everything; the defaults take about three minutes with the starter on two cores."""
 
     to: int
     windows: int = 4
     choose_windows: int = 2
     needle_samples: int = 5
     needles: bool = True
-    tune_steps: int = 14
+    tune_steps: int = 20
     tune_rows: int = 1
     seed: int = 0
 
