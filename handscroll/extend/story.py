@@ -77,7 +77,7 @@ class Plan:
     """How much of everything; the defaults take about three minutes with the starter on two cores."""
 
     to: int
-    windows: int = 4
+    windows: int = 8
     choose_windows: int = 2
     needle_samples: int = 5
     needles: bool = True
