@@ -7,7 +7,16 @@ import torch
 from jaxtyping import install_import_hook
 
 # Shapes in signatures are promises: checked on every call of a test run, before anything is imported.
-CHECKED = ["nn.kernels", "nn.rope", "nn.norm", "nn.mlp", "nn.attention", "objectives.head", "models.llama", "models.gpt2"]
+CHECKED = [
+    "nn.kernels",
+    "nn.rope",
+    "nn.norm",
+    "nn.mlp",
+    "nn.attention",
+    "objectives.head",
+    "models.llama",
+    "models.gpt2",
+]
 install_import_hook([f"handscroll.{name}" for name in CHECKED], "beartype.beartype")
 
 ROOT = Path(__file__).parents[1]

@@ -1,19 +1,18 @@
 """GPT-2 (Radford et al. 2019): pre-norm decoder with learned positions, biases and a GELU MLP."""
 
-import torch.nn.functional as F
 from pydantic import model_validator
-from torch import Tensor, nn
+from torch import nn
 
 from handscroll.base.config import Config
 from handscroll.base.errors import CapacityError
-from handscroll.models.model import Model
+from handscroll.models.model import Decoder
 from handscroll.nn.attention import Attention, Context, Heads
 from handscroll.nn.cache import Cache
 from handscroll.nn.marks import Marks
-from handscroll.nn.mask import Causal, Mask
+from handscroll.nn.mask import Mask
 from handscroll.nn.mlp import MLP
 from handscroll.nn.norm import LayerNorm
-from handscroll.nn.shapes import Embeddings, Logits, Tokens
+from handscroll.nn.shapes import Embeddings, Tokens
 
 
 class GPT2Config(Config):
@@ -72,7 +71,7 @@ class Layer(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-class GPT2(Model):
+class GPT2(Decoder):
     """A GPT-2 decoder. Positions past the learned table are refused, never clamped."""
 
     def __init__(self, config: GPT2Config):
@@ -97,20 +96,4 @@ class GPT2(Model):
     def hidden(
         self, embeddings: Embeddings, marks: Marks, mask: Mask, cache: Cache | None = None, length: int | None = None
     ) -> Embeddings:
-        context = Context(marks, mask, None, cache)
-        x = embeddings
-        for layer in self.layers:
-            x = layer(x, context)
-        if cache is not None:
-            cache.commit()
-        return self.norm(x)
-
-    def logits(self, hidden: Embeddings) -> Logits:
-        return F.linear(hidden, self.head)
-
-    @property
-    def head(self) -> Tensor:
-        return self.embedding.weight if self.projection is None else self.projection.weight
-
-    def mask(self) -> Mask:
-        return Causal()
+        return self.run(embeddings, Context(marks, mask, None, cache))

@@ -47,7 +47,7 @@ def set_induction_heads(model: Llama, generator: torch.Generator) -> None:
     with torch.no_grad():
         model.embedding.weight.normal_(0.0, EMBEDDING_STD, generator=generator)
         model.embedding.weight[:, 0] = CONSTANT
-        model.norm.weight.fill_(HEAD_NORM)
+        model.get_parameter("norm.weight").fill_(HEAD_NORM)
         layers = [layer for layer in model.layers if isinstance(layer, Layer)]
         for layer in layers:
             layer.attention.output.weight.zero_()

@@ -4,22 +4,21 @@ Pre-norm decoder layers with rotary grouped-query attention and a gated MLP; the
 q/k norms, windows and tied heads, all of which are plain fields of the configuration.
 """
 
-import torch.nn.functional as F
 from pydantic import model_validator
-from torch import Tensor, nn
+from torch import nn
 
 from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError
-from handscroll.models.model import Model
+from handscroll.models.model import Decoder
 from handscroll.models.positions import Positions
 from handscroll.nn.attention import Attention, Context, Heads
 from handscroll.nn.cache import Cache
 from handscroll.nn.marks import Marks
-from handscroll.nn.mask import Causal, Mask, Window
+from handscroll.nn.mask import Mask, Window
 from handscroll.nn.mlp import GatedMLP
 from handscroll.nn.norm import RMSNorm
 from handscroll.nn.rope import rotation
-from handscroll.nn.shapes import Embeddings, Logits, Tokens
+from handscroll.nn.shapes import Embeddings, Tokens
 
 
 class LlamaConfig(Config):
@@ -95,7 +94,7 @@ class Layer(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-class Llama(Model):
+class Llama(Decoder):
     """A decoder of the Llama form."""
 
     def __init__(self, config: LlamaConfig):
@@ -119,20 +118,4 @@ class Llama(Model):
                 "declare it (length = prompt + new tokens) so that cached keys stay valid"
             )
         turns = rotation(marks, positions.scaling, positions.base, self.config.head_size, length, embeddings)
-        context = Context(marks, mask, turns, cache)
-        x = embeddings
-        for layer in self.layers:
-            x = layer(x, context)
-        if cache is not None:
-            cache.commit()
-        return self.norm(x)
-
-    def logits(self, hidden: Embeddings) -> Logits:
-        return F.linear(hidden, self.head)
-
-    @property
-    def head(self) -> Tensor:
-        return self.embedding.weight if self.projection is None else self.projection.weight
-
-    def mask(self) -> Mask:
-        return Causal()
+        return self.run(embeddings, Context(marks, mask, turns, cache))

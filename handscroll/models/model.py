@@ -2,11 +2,13 @@
 
 from typing import Any, Protocol
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from handscroll.nn.attention import Context
 from handscroll.nn.cache import Cache
 from handscroll.nn.marks import Marks
-from handscroll.nn.mask import Mask
+from handscroll.nn.mask import Causal, Mask
 from handscroll.nn.shapes import Embeddings, Logits, Tokens
 
 
@@ -79,3 +81,34 @@ class Model(nn.Module):
         marks = Marks.run(start, tokens.shape[1]) if marks is None else marks
         hidden = self.hidden(self.embed(tokens, marks), marks, self.mask(), cache, length)
         return self.logits(hidden)
+
+
+class Decoder(Model):
+    """What decoders share: token table, layers, final norm, tied or own projection, causal mask.
+
+    Subclasses set `embedding`, `layers`, `norm` and `projection` (None: tied) and write `embed` and `hidden`.
+    """
+
+    embedding: nn.Embedding
+    layers: nn.ModuleList
+    norm: nn.Module
+    projection: nn.Linear | None
+
+    def run(self, embeddings: Embeddings, context: Context) -> Embeddings:
+        """All layers and the final norm; what the layers appended to the cache becomes part of it."""
+        x = embeddings
+        for layer in self.layers:
+            x = layer(x, context)
+        if context.cache is not None:
+            context.cache.commit()
+        return self.norm(x)
+
+    def logits(self, hidden: Embeddings) -> Logits:
+        return F.linear(hidden, self.head)
+
+    @property
+    def head(self) -> Tensor:
+        return self.embedding.weight if self.projection is None else self.projection.weight
+
+    def mask(self) -> Mask:
+        return Causal()
