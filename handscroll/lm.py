@@ -16,7 +16,7 @@ from handscroll.generate.prefill import hidden_chunks
 from handscroll.generate.sample import Sampling
 from handscroll.generate.stream import TextStream
 from handscroll.models.model import Model
-from handscroll.models.weights import load_model, locate, save_model
+from handscroll.models.weights import load_model, locate, read_json, save_model
 from handscroll.nn.marks import Marks
 from handscroll.objectives.head import token_losses
 from handscroll.text.tokenizer import Tokenizer
@@ -183,5 +183,5 @@ def load(source: str | Path, device: str = "cpu", dtype: str = "float32") -> LM:
             "the tokenizer belongs to another checkpoint"
         )
     path = folder / PROVENANCE
-    provenance = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    provenance = read_json(path) if path.exists() else {}
     return LM(model, tokenizer, str(source), provenance)

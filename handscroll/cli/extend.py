@@ -43,7 +43,7 @@ def extend(
         settings = TuneSettings.parse(values, "extend --tune")
     elif lora:
         raise ConfigError(f"--lora {lora} needs text to tune on: give --tune FILES")
-    given = None if factors is None else json.loads(factors.read_text(encoding="utf-8"))
+    given = None if factors is None else _read_factors(factors)
     lm = load(model)
     with bar("tuning" if tune else "measuring", steps if tune else None) as advance:
         result = extension(
@@ -72,6 +72,16 @@ def extend(
             style="bold yellow",
         )
     screen().print(f"proof: handscroll evaluate perplexity {out} FILES --length {to}", markup=False)
+
+
+def _read_factors(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--factors {path}: not a readable JSON file ({error})") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"--factors {path}: expected an object with 'long_factor' and 'short_factor'")
+    return values
 
 
 def show(outcome: Any) -> None:

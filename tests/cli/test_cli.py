@@ -86,6 +86,11 @@ def test_extend_with_lora_tuning(tiny_folder, tmp_path):
 BAD = {
     "shorter": (["extend", "{m}", "--to", "32", "--out", "{t}/o"], "not longer than the context"),
     "method": (["extend", "{m}", "--to", "128", "--method", "yarm", "--out", "{t}/o"], "did you mean 'yarn'"),
+    "factors": (
+        ["extend", "{m}", "--to", "128", "--method", "longrope", "--factors", "{t}/short.txt", "--out", "{t}/o"],
+        "not a readable JSON file",
+    ),
+    "no factors": (["extend", "{m}", "--to", "128", "--method", "longrope", "--out", "{t}/o"], "--factors FILE"),
     "no model": (["info", "{t}/nothing/here"], "neither a folder nor a hub id"),
     "binary": (["evaluate", "perplexity", "{m}", "{t}/binary.txt", "--length", "64"], "not a text file"),
     "empty": (["evaluate", "perplexity", "{m}", "{t}/empty.txt", "--length", "64"], "empty"),
