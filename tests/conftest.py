@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -18,6 +19,10 @@ CHECKED = [
     "models.gpt2",
 ]
 install_import_hook([f"handscroll.{name}" for name in CHECKED], "beartype.beartype")
+
+# The same examples on every run: what passed once passes again.
+hypothesis.settings.register_profile("house", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("house")
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"

@@ -331,7 +331,7 @@ def test_write_then_read_is_the_identity_and_the_reference_library_agrees(tmp_pa
     for length in (None, 1, start.trained, start.trained + 1, start.context):
         expected, attention = frequencies_of(theirs, length)
         found = start.scaling.inverse_frequencies(16, start.base, length)
-        torch.testing.assert_close(found, expected, rtol=1e-6, atol=0.0)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=0.0)
         assert start.scaling.attention_factor(length) == pytest.approx(attention, rel=1e-9)
     theirs.save_pretrained(folder)
     again = read_positions(json.loads((folder / "config.json").read_text(encoding="utf-8")), 16)
@@ -354,7 +354,8 @@ def test_the_reference_library_reads_every_form_the_same(form, tmp_path):
     for length in (None, 1, found.trained + 1, found.context):
         frequencies, attention = frequencies_of(theirs, length)
         ours = found.scaling.inverse_frequencies(16, found.base, length)
-        torch.testing.assert_close(ours, frequencies, rtol=1e-6, atol=0.0)
+        # The reference computes in float32; on a ramp a difference of large terms loses a few more bits.
+        torch.testing.assert_close(ours, frequencies, rtol=1e-5, atol=0.0)
         assert found.scaling.attention_factor(length) == pytest.approx(attention, rel=1e-9)
 
 

@@ -314,7 +314,7 @@ def test_equals_the_reference_library(kind, head_size):
         for base in (10000.0, 500000.0, 1e6):
             for length in (None, 17, ORIGINAL, ORIGINAL + 1, 5000, 65536):
                 expected, attention = reference(head_size, base, rope, maximum, length)
-                close(frequencies(scaling, head_size, base, length), expected, rtol=1e-6)
+                close(frequencies(scaling, head_size, base, length), expected, rtol=1e-5)  # float32 there
                 assert scaling.attention_factor(length) == pytest.approx(attention, rel=1e-12)
 
 
