@@ -1,0 +1,60 @@
+"""Initialisation: the spreads that the schemes promise, and induction heads that copy before any training."""
+
+import math
+
+import pytest
+import torch
+
+from handscroll.base.errors import ConfigError
+from handscroll.data.batch import collate
+from handscroll.data.recall import Copies
+from handscroll.data.sources import TokenSource
+from handscroll.models.induction import set_induction_heads
+from handscroll.models.llama import Llama, LlamaConfig
+from handscroll.nn.init import initialise
+
+
+def model(layers: int = 3) -> Llama:
+    positions = {"base": 1e5, "scaling": {"name": "none"}, "context": 512, "trained": 512}
+    sizes = {
+        "vocab": 4096,
+        "width": 256,
+        "layers": layers,
+        "heads": 8,
+        "kv_heads": 2,
+        "head_size": 32,
+        "mlp_width": 704,
+    }
+    return Llama(LlamaConfig(**sizes, tied=True, positions=positions))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "spread"), [("normal", 0.02), ("xavier", math.sqrt(2 / (256 + 704))), ("he", math.sqrt(2 / 256))]
+)
+def test_spreads(scheme, spread):
+    made = model()
+    initialise(made, scheme, 3, torch.Generator().manual_seed(0))
+    assert float(made.get_parameter("layers.0.mlp.up.weight").detach().std()) == pytest.approx(spread, rel=0.02)
+    assert float(made.get_parameter("embedding.weight").detach().std()) == pytest.approx(0.02, rel=0.02)
+
+
+def test_induction_heads_copy_at_step_zero():
+    """At least 70 % of the repeated tokens of random segments; a plain start gets none."""
+    rows = Copies(TokenSource([torch.arange(99).numpy()]), 4096, 128, seed=9, segment=(16, 40))
+    batch = collate([rows.row(number) for number in range(8)])
+    found = {}
+    for induction in (False, True):
+        made = model()
+        generator = torch.Generator().manual_seed(1)
+        initialise(made, "xavier", 3, generator)
+        if induction:
+            set_induction_heads(made, generator)
+        with torch.no_grad():
+            hits = made(batch.tokens).argmax(dim=-1) == batch.targets
+        found[induction] = float(hits[batch.targets >= 0].float().mean())
+    assert found[True] > 0.7 and found[False] < 0.05, found
+
+
+def test_models_without_room_are_refused():
+    with pytest.raises(ConfigError, match="at least 3 layers"):
+        set_induction_heads(model(layers=2), torch.Generator())
