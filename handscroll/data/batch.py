@@ -39,6 +39,12 @@ class Batch:
             return Marks.run(0, self.tokens.shape[1])
         return Marks.of(self.index, self.segment, self.positions)
 
+    def part(self, first: int, last: int) -> "Batch":
+        """Columns first .. last - 1 of every row."""
+        marks = (self.index, self.segment, self.positions)
+        cut = [None if tensor is None else tensor[:, first:last] for tensor in marks]
+        return Batch(self.tokens[:, first:last], self.targets[:, first:last], *cut)
+
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
         marks = (self.index, self.segment, self.positions)

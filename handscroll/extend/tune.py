@@ -10,7 +10,7 @@ from handscroll.base.errors import DataError
 from handscroll.data.pack import Packed
 from handscroll.data.sources import TokenSource
 from handscroll.lm import LM
-from handscroll.objectives.causal import causal
+from handscroll.objectives.causal import Causal
 from handscroll.train.assemble import Updates
 from handscroll.train.loop import Loop, OnRecord, Run, train, write_recipe
 from handscroll.train.lora import LoRA, add_lora, merge_lora, save_adapter
@@ -53,7 +53,7 @@ def tune(lm: LM, to: int, settings: TuneSettings, folder: Path, on_record: OnRec
     done = {"text": source.fingerprint, "to": to, **settings.model_dump(mode="json"), "lr": rate}
     write_recipe(folder, {"tune": done, "from": lm.source})
     progress = train(
-        Run(folder, lm.model, optimizer, schedule, loop), Updates(rows, settings.rows, 1), causal, on_record=on_record
+        Run(folder, lm.model, optimizer, schedule, loop), Updates(rows, settings.rows, 1), Causal(), on_record=on_record
     )
     if settings.lora is not None:
         if lm.model.config.family != "gpt2":

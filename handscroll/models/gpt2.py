@@ -5,11 +5,9 @@ from torch import nn
 
 from handscroll.base.config import Config
 from handscroll.base.errors import CapacityError
-from handscroll.models.model import Decoder
-from handscroll.nn.attention import Attention, Context, Heads
-from handscroll.nn.cache import Cache
+from handscroll.models.model import Decoder, PreNormLayer
+from handscroll.nn.attention import Attention, Heads
 from handscroll.nn.marks import Marks
-from handscroll.nn.mask import Mask
 from handscroll.nn.mlp import MLP
 from handscroll.nn.norm import LayerNorm
 from handscroll.nn.shapes import Embeddings, Tokens
@@ -53,22 +51,18 @@ class GPT2Config(Config):
         return 2 * self.layers * self.width * element_size
 
 
-class Layer(nn.Module):
-    """x + attention(norm x), then x + mlp(norm x), with layer norms and biases."""
+class Layer(PreNormLayer):
+    """Multi-head attention and a GELU MLP, with layer norms and biases."""
 
     def __init__(self, config: GPT2Config, number: int):
         super().__init__()
-        self.number = number
+        self.number, self.window = number, None
         self.attention_norm = LayerNorm(config.width, eps=config.norm_eps)
         self.attention = Attention(
             Heads(config.width, config.heads, config.heads, config.head_size, bias=True, output_bias=True)
         )
         self.mlp_norm = LayerNorm(config.width, eps=config.norm_eps)
         self.mlp = MLP(config.width, config.mlp_width)
-
-    def forward(self, x: Embeddings, context: Context) -> Embeddings:
-        x = x + self.attention(self.attention_norm(x), context, context.mask, self.number)
-        return x + self.mlp(self.mlp_norm(x))
 
 
 class GPT2(Decoder):
@@ -92,8 +86,3 @@ class GPT2(Decoder):
                 f"checkpoint first (handscroll extend ... --to {last + 1}) or read with a window"
             )
         return self.embedding(tokens) + self.position_embedding(positions)
-
-    def hidden(
-        self, embeddings: Embeddings, marks: Marks, mask: Mask, cache: Cache | None = None, length: int | None = None
-    ) -> Embeddings:
-        return self.run(embeddings, Context(marks, mask, None, cache))

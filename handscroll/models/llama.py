@@ -5,19 +5,18 @@ q/k norms, windows and tied heads, all of which are plain fields of the configur
 """
 
 from pydantic import model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError
-from handscroll.models.model import Decoder
+from handscroll.models.model import Decoder, PreNormLayer
 from handscroll.models.positions import Positions
-from handscroll.nn.attention import Attention, Context, Heads
-from handscroll.nn.cache import Cache
+from handscroll.nn.attention import Attention, Heads
 from handscroll.nn.marks import Marks
-from handscroll.nn.mask import Mask, Window
+from handscroll.nn.mask import Window
 from handscroll.nn.mlp import GatedMLP
 from handscroll.nn.norm import RMSNorm
-from handscroll.nn.rope import rotation
+from handscroll.nn.rope import Rotation, rotation
 from handscroll.nn.shapes import Embeddings, Tokens
 
 
@@ -65,8 +64,8 @@ class LlamaConfig(Config):
         return 2 * self.layers * self.kv_heads * self.head_size * element_size
 
 
-class Layer(nn.Module):
-    """x + attention(norm x), then x + mlp(norm x)."""
+class Layer(PreNormLayer):
+    """Grouped-query attention, windowed where the configuration says so, and a gated MLP."""
 
     def __init__(self, config: LlamaConfig, number: int):
         super().__init__()
@@ -88,11 +87,6 @@ class Layer(nn.Module):
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.mlp = GatedMLP(config.width, config.mlp_width, config.mlp_bias)
 
-    def forward(self, x: Embeddings, context: Context) -> Embeddings:
-        mask = context.mask if self.window is None else context.mask & self.window
-        x = x + self.attention(self.attention_norm(x), context, mask, self.number)
-        return x + self.mlp(self.mlp_norm(x))
-
 
 class Llama(Decoder):
     """A decoder of the Llama form."""
@@ -108,14 +102,11 @@ class Llama(Decoder):
     def embed(self, tokens: Tokens, marks: Marks) -> Embeddings:
         return self.embedding(tokens)
 
-    def hidden(
-        self, embeddings: Embeddings, marks: Marks, mask: Mask, cache: Cache | None = None, length: int | None = None
-    ) -> Embeddings:
+    def rotation(self, marks: Marks, length: int | None, like: Tensor) -> Rotation:
         positions = self.config.positions
         if positions.scaling.depends_on_length and length is None:
             raise ConfigError(
                 f"scaling '{positions.scaling.name}' depends on the length of the request: "
                 "declare it (length = prompt + new tokens) so that cached keys stay valid"
             )
-        turns = rotation(marks, positions.scaling, positions.base, self.config.head_size, length, embeddings)
-        return self.run(embeddings, Context(marks, mask, turns, cache))
+        return rotation(marks, positions.scaling, positions.base, self.config.head_size, length, like)

@@ -5,11 +5,13 @@ from typing import Any, Protocol
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from handscroll.nn.attention import Context
+from handscroll.nn.attention import Attention, Context
 from handscroll.nn.cache import Cache
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Mask
+from handscroll.nn.rope import Rotation
 from handscroll.nn.shapes import Embeddings, Logits, Tokens
+from handscroll.nn.tile import tiled
 
 
 class ModelConfig(Protocol):
@@ -86,7 +88,8 @@ class Model(nn.Module):
 class Decoder(Model):
     """What decoders share: token table, layers, final norm, tied or own projection, causal mask.
 
-    Subclasses set `embedding`, `layers`, `norm` and `projection` (None: tied) and write `embed` and `hidden`.
+    Subclasses set `embedding`, `layers`, `norm` and `projection` (None: tied), write `embed`, and `rotation` where
+    they rotate. A layer is `layer(x, context) -> x`, and `layer.remember(x, context)` only appends its keys and values.
     """
 
     embedding: nn.Embedding
@@ -94,9 +97,22 @@ class Decoder(Model):
     norm: nn.Module
     projection: nn.Linear | None
 
+    def context(self, like: Tensor, marks: Marks, mask: Mask, length: int | None = None, **shared: Any) -> Context:
+        """What the layers share in one forward: `shared` holds a `cache`, `noise` or `mlp_tile` of `Context`."""
+        return Context(marks, mask, self.rotation(marks, length, like), **shared)
+
+    def rotation(self, marks: Marks, length: int | None, like: Tensor) -> Rotation | None:
+        """Rotary tables for tokens with `marks` in a request of `length`; None where positions are no rotation."""
+        return None
+
+    def hidden(
+        self, embeddings: Embeddings, marks: Marks, mask: Mask, cache: Cache | None = None, length: int | None = None
+    ) -> Embeddings:
+        return self.run(embeddings, self.context(embeddings, marks, mask, length, cache=cache))
+
     def run(self, embeddings: Embeddings, context: Context) -> Embeddings:
         """All layers and the final norm; what the layers appended to the cache becomes part of it."""
-        x = embeddings
+        x = context.dropped(embeddings, 0)
         for layer in self.layers:
             x = layer(x, context)
         if context.cache is not None:
@@ -112,3 +128,27 @@ class Decoder(Model):
 
     def mask(self) -> Mask:
         return Causal()
+
+
+class PreNormLayer(nn.Module):
+    """x + attention(norm x), then x + mlp(norm x): the layer of every decoder here.
+
+    Subclasses set `number`, `window` (None: the shared mask as it is), and the four parts.
+    """
+
+    number: int
+    window: Mask | None
+    attention_norm: nn.Module
+    attention: Attention
+    mlp_norm: nn.Module
+    mlp: nn.Module
+
+    def forward(self, x: Embeddings, context: Context) -> Embeddings:
+        mask = context.mask if self.window is None else context.mask & self.window
+        read = self.attention(self.attention_norm(x), context, mask, self.number)
+        x = x + context.dropped(read, 2 * self.number + 1)
+        return x + context.dropped(tiled(self.mlp, self.mlp_norm(x), context.mlp_tile), 2 * self.number + 2)
+
+    def remember(self, x: Embeddings, context: Context) -> None:
+        """Append the keys and values of `x` to the context's cache, and nothing else."""
+        self.attention.remember(self.attention_norm(x), context, self.number)

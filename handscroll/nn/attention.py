@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from handscroll.nn.cache import Cache, Span
+from handscroll.nn.cache import Keeper, Span
 from handscroll.nn.kernels import attend
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Mask
+from handscroll.nn.noise import Noise
 from handscroll.nn.norm import RMSNorm
 from handscroll.nn.rope import Rotation
 from handscroll.nn.shapes import Embeddings
@@ -28,12 +29,18 @@ class Heads:
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """What every layer of one forward shares: marks, mask, rotation, cache."""
+    """What every layer of one forward shares: marks, mask, rotation, cache, dropout, tiling of the MLP."""
 
     marks: Marks
     mask: Mask
     rotation: Rotation | None = None
-    cache: Cache | None = None
+    cache: Keeper | None = None
+    noise: Noise | None = None
+    mlp_tile: int = 0  # tokens the MLP sees at a time, recomputed in the backward; 0: all at once
+
+    def dropped(self, x: Embeddings, site: int) -> Embeddings:
+        """`x` with dropout at a numbered place of the model (0: embeddings; 2n + 1, 2n + 2: layer n's branches)."""
+        return x if self.noise is None else self.noise.drop(x, self.marks, site)
 
 
 class Attention(nn.Module):
@@ -53,18 +60,27 @@ class Attention(nn.Module):
 
     def forward(self, x: Embeddings, context: Context, mask: Mask, layer: int) -> Embeddings:
         """Attention of `layer` under `mask` (the shared mask, narrowed by the layer's own window)."""
-        q, k, v = self._split(self.query(x)), self._split(self.key(x)), self._split(self.value(x))
+        q = self._split(self.query(x))
         if self.shape.norm_eps is not None:
-            q, k = self.query_norm(q), self.key_norm(k)
+            q = self.query_norm(q)
         scale = self.shape.head_size**-0.5
         if context.rotation is not None:
-            q, k = context.rotation.turn(q), context.rotation.turn(k)
+            q = context.rotation.turn(q)
             scale *= context.rotation.attention_factor**2
-        spans = [Span(k, v, context.marks)]
-        if context.cache is not None:
-            spans = context.cache.append(layer, k, v, context.marks)
+        spans = self.remember(x, context, layer)
         out, _ = attend(q, spans, mask, context.marks, scale=scale)
         return self.output(out.transpose(1, 2).flatten(2))
+
+    def remember(self, x: Embeddings, context: Context, layer: int) -> list[Span]:
+        """Keys and values of `x`, appended to the cache of `layer`; returns what its queries may read."""
+        k, v = self._split(self.key(x)), self._split(self.value(x))
+        if self.shape.norm_eps is not None:
+            k = self.key_norm(k)
+        if context.rotation is not None:
+            k = context.rotation.turn(k)
+        if context.cache is None:
+            return [Span(k, v, context.marks)]
+        return context.cache.append(layer, k, v, context.marks)
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, T, heads x E) -> (B, heads, T, E): the one place that converts."""

@@ -5,7 +5,9 @@ per layer in a buffer that grows by doubling. Chunked prefill, decoding and (lat
 offloaded and remote caches all hand the same thing to `attend`: a list of spans.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,12 +17,33 @@ from handscroll.nn.marks import Marks
 
 @dataclass(frozen=True, eq=False)
 class Span:
-    """Keys and values (B, K, S, E) with marks; `rotated` says whether the keys carry their rotary angle."""
+    """Keys and values (B, K, S, E) with marks; `rotated` says whether the keys carry their rotary angle.
+
+    `accumulate(first, key_gradient, value_gradient)`, where given, takes the gradient of a run of the span that
+    begins at `first`: such a span is no part of autograd's graph (earlier chunks of a long training step).
+    """
 
     keys: Tensor
     values: Tensor
     marks: Marks
     rotated: bool = True
+    accumulate: Callable[[int, Tensor, Tensor], None] | None = None
+
+    def release(self) -> None:
+        """Called when a kernel has read the span; spans on disk then give their pages back."""
+
+
+@runtime_checkable
+class Keeper(Protocol):
+    """What a forward asks of whatever keeps its keys and values: the cache below, or the carry of a long step."""
+
+    def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
+        """Keep (B, K, T, E) keys and values of one layer; returns the spans that the new queries read."""
+        ...
+
+    def commit(self) -> None:
+        """The forward is complete."""
+        ...
 
 
 @dataclass

@@ -5,13 +5,23 @@ different lengths and eviction are right by construction.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 PADDING = -1
+
+
+class Extent(NamedTuple):
+    """Smallest and largest index and segment of a run of tokens of one row; what a mask is asked before any tile."""
+
+    first: int
+    last: int
+    low: int = 0
+    high: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +39,7 @@ class Marks:
     index: Tensor | None = None
     segment: Tensor | None = None
     positions: Tensor | None = None
+    _extents: dict[tuple[int, ...], list[list[Extent]]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def run(cls, start: int, length: int) -> Self:
@@ -61,8 +72,28 @@ class Marks:
         assert self.index is not None and self.segment is not None and self.positions is not None
         return self.index, self.segment, self.positions
 
+    def extents(self, edges: tuple[int, ...]) -> list[list[Extent]]:
+        """For every block edges[i] .. edges[i + 1] - 1, the extent of each row (one row for a plain run).
+
+        Remembered, since all layers of a forward ask for the same blocks.
+        """
+        blocks = list(pairwise(edges))
+        if self.start is not None:
+            return [[Extent(self.start + a, self.start + b - 1)] for a, b in blocks]
+        if edges not in self._extents:
+            index, segment, _ = self.tensors(torch.device("cpu"))
+            columns = [
+                torch.stack([t for block in blocks for t in torch.aminmax(marks[:, slice(*block)], dim=1)])
+                for marks in (index, segment)
+            ]
+            numbers = torch.stack(columns).cpu().view(2, len(blocks), 2, -1).permute(1, 3, 0, 2).flatten(2).tolist()
+            self._extents[edges] = [[Extent(*row) for row in block] for block in numbers]
+        return self._extents[edges]
+
     def part(self, first: int, last: int) -> "Marks":
         """The marks of tokens first .. last - 1 (counted inside these marks)."""
+        if (first, last) == (0, self.length):
+            return self
         if self.start is not None:
             return Marks.run(self.start + first, last - first)
         index, segment, positions = self.tensors(torch.device("cpu"))

@@ -11,24 +11,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from handscroll.nn.marks import Marks
-
-Band = tuple[int | None, int | None]
+from handscroll.nn.marks import Extent, Marks
 
 
 class Mask:
-    """Which keys a query may see. Subclasses implement `sees` on index and segment alone."""
+    """Which keys a query may see. Subclasses implement `sees` and `within` on index and segment alone."""
 
     def sees(self, query: tuple[Tensor, Tensor], key: tuple[Tensor, Tensor]) -> Tensor:
         """Boolean (B, T, S) from (index, segment) of queries (B, T, 1) and keys (B, 1, S)."""
         raise NotImplementedError
 
-    def band(self) -> Band | None:
-        """For plain runs: (lo, hi) when the mask is exactly lo <= query - key <= hi (None: unbounded).
+    def within(self, query: Extent, key: Extent) -> "Mask | bool":
+        """What is left of the mask for queries and keys of these extents.
 
-        None when it is no band; kernels then evaluate tiles.
+        True when every pair is allowed, False when none is, else the part that is still undecided. So kernels
+        skip what cannot be seen, and need no mask tensor for what is seen anyway.
         """
-        return None
+        raise NotImplementedError
 
     def allowed(self, query: Marks, key: Marks, device: torch.device) -> Tensor:
         """Boolean (B or 1, T, S): what the queries may see, padding keys excluded. Called on tiles only."""
@@ -51,8 +50,8 @@ class Everything(Mask):
     def sees(self, query, key):
         return (query[0] == query[0]) & (key[0] == key[0])
 
-    def band(self) -> Band:
-        return (None, None)
+    def within(self, query, key):
+        return True
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,8 @@ class Causal(Mask):
     def sees(self, query, key):
         return key[0] <= query[0]
 
-    def band(self) -> Band:
-        return (0, None)
+    def within(self, query, key):
+        return _decided(self, key.last <= query.first, key.first > query.last)
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,8 @@ class Window(Mask):
     def sees(self, query, key):
         return query[0] - key[0] < self.size
 
-    def band(self) -> Band:
-        return (None, self.size - 1)
+    def within(self, query, key):
+        return _decided(self, query.last - key.first < self.size, query.first - key.last >= self.size)
 
 
 @dataclass(frozen=True)
@@ -86,8 +85,9 @@ class SameSegment(Mask):
     def sees(self, query, key):
         return query[1] == key[1]
 
-    def band(self) -> Band:
-        return (None, None)  # a plain run is one document
+    def within(self, query, key):
+        one = query.low == query.high == key.low == key.high
+        return _decided(self, one, query.high < key.low or key.high < query.low)
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,9 @@ class Sinks(Mask):
     def sees(self, query, key):
         return (key[0] < self.count) & (query[0] == query[0])
 
+    def within(self, query, key):
+        return _decided(self, key.last < self.count, key.first >= self.count)
+
 
 @dataclass(frozen=True)
 class Prefix(Mask):
@@ -109,6 +112,9 @@ class Prefix(Mask):
     def sees(self, query, key):
         return (key[0] < self.length) & (query[0] == query[0])
 
+    def within(self, query, key):
+        return _decided(self, key.last < self.length, key.first >= self.length)
+
 
 @dataclass(frozen=True)
 class And(Mask):
@@ -118,13 +124,13 @@ class And(Mask):
     def sees(self, query, key):
         return self.left.sees(query, key) & self.right.sees(query, key)
 
-    def band(self) -> Band | None:
-        left, right = self.left.band(), self.right.band()
-        if left is None or right is None:
-            return None
-        lows = [lo for lo in (left[0], right[0]) if lo is not None]
-        highs = [hi for hi in (left[1], right[1]) if hi is not None]
-        return (max(lows, default=None), min(highs, default=None))
+    def within(self, query, key):
+        left, right = self.left.within(query, key), self.right.within(query, key)
+        if left is False or right is False:
+            return False
+        if left is True or right is True:
+            return right if left is True else left
+        return And(left, right)
 
 
 @dataclass(frozen=True)
@@ -134,3 +140,15 @@ class Or(Mask):
 
     def sees(self, query, key):
         return self.left.sees(query, key) | self.right.sees(query, key)
+
+    def within(self, query, key):
+        left, right = self.left.within(query, key), self.right.within(query, key)
+        if left is True or right is True:
+            return True
+        if left is False or right is False:
+            return right if left is False else left
+        return Or(left, right)
+
+
+def _decided(mask: Mask, always: bool, never: bool) -> Mask | bool:
+    return True if always else False if never else mask

@@ -1,19 +1,30 @@
 """Causal language modelling: predict the next token of the same document."""
 
+from dataclasses import dataclass
+
 from handscroll.data.batch import Batch
 from handscroll.models.model import Model
-from handscroll.nn.mask import SameSegment
+from handscroll.nn.marks import Marks
+from handscroll.nn.mask import Mask, SameSegment
+from handscroll.nn.shapes import Embeddings
 from handscroll.objectives.head import cross_entropy
 from handscroll.objectives.loss import Loss
 
 
-def causal(model: Model, batch: Batch) -> Loss:
-    """Loss over the batch's targets; packed rows neither attend nor predict across documents.
+@dataclass(frozen=True)
+class Causal:
+    """Cross-entropy of the batch's targets; packed rows neither attend nor predict across documents.
 
-    The loss adds up over positions, so chunked steps may split it anywhere.
+    With `smoothing` s each target keeps 1 - s of its weight and the rest is spread over the vocabulary (Szegedy et
+    al. 2016); the loss is then no log-likelihood.
     """
-    marks = batch.marks()
-    mask = model.mask() if marks.plain else model.mask() & SameSegment()
-    hidden = model.hidden(model.embed(batch.tokens, marks), marks, mask, length=batch.tokens.shape[1])
-    total, count = cross_entropy(hidden.flatten(0, 1), model.head, batch.targets.flatten())
-    return Loss(total, int(count))
+
+    smoothing: float = 0.0
+    additive: bool = True
+
+    def mask(self, model: Model, marks: Marks) -> Mask:
+        return model.mask() if marks.plain else model.mask() & SameSegment()
+
+    def loss(self, model: Model, hidden: Embeddings, batch: Batch) -> Loss:
+        total, count = cross_entropy(hidden.flatten(0, 1), model.head, batch.targets.flatten(), self.smoothing)
+        return Loss(total, int(count))

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from handscroll.base.errors import ConfigError
+
 # Bytes of one chunk of float32 logits; small enough for a cache-friendly laptop, large enough for fast products.
 CHUNK_BYTES = 32 << 20
 IGNORE = -100
@@ -19,17 +21,26 @@ def chunk_rows(vocab: int) -> int:
 
 
 def cross_entropy(
-    hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], targets: Int[Tensor, "N"]
+    hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], targets: Int[Tensor, "N"], smoothing: float = 0.0
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
     """Sum of the cross-entropy in nats over targets that are not -100, and their count.
 
     Differentiable in hidden and head. Softmax and sum are in float32 (float64 for float64 input); the
-    products run in autocast's dtype when autocast is on.
+    products run in autocast's dtype when autocast is on. Nothing counted: a differentiable zero.
+
+    With label smoothing s the loss of a target y is -(1 - s) log p(y) - s / V sum_v log p(v) (Szegedy et al. 2015,
+    arXiv:1512.00567, section 7), as in torch. It is then no measure of the text: exp of it is no perplexity, and
+    it is compared with no unsmoothed loss; `token_losses` never smooths.
+
+    Raises:
+        ConfigError: smoothing is not in [0, 1).
     """
+    if not 0 <= smoothing < 1:
+        raise ConfigError(f"label smoothing {smoothing}: give a share from 0 (none) to below 1, for example 0.1")
     counted = targets != IGNORE
     if not bool(counted.all()):  # leave out of the products what is left out of the loss
         hidden, targets = hidden[counted], targets[counted]
-    total = _ChunkedCrossEntropy.apply(hidden, head, targets)
+    total = _ChunkedCrossEntropy.apply(hidden, head, targets, smoothing)
     return total, counted.sum()
 
 
@@ -53,7 +64,7 @@ def _project(hidden: Tensor, head: Tensor) -> Tensor:
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx, hidden: Tensor, head: Tensor, targets: Tensor, smoothing: float) -> Tensor:
         if torch.is_autocast_enabled(hidden.device.type):
             working = torch.get_autocast_dtype(hidden.device.type)
             hidden_work, head_work = hidden.to(working), head.to(working)
@@ -70,11 +81,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 part, chosen = hidden_work[first : first + rows], targets[first : first + rows].unsqueeze(1)
                 logits = _project(part, head_work)
                 lse = logits.logsumexp(dim=1, keepdim=True)
-                total += (lse - logits.gather(1, chosen)).sum()
+                total += (lse - (1 - smoothing) * logits.gather(1, chosen)).sum()
+                if smoothing:
+                    total -= smoothing * logits.mean(dim=1).sum()
                 if grad_hidden is None and grad_head is None:
                     continue
                 logits.sub_(lse).exp_()  # now probabilities
-                logits.scatter_add_(1, chosen, torch.full_like(lse, -1.0))  # now d loss / d logits
+                if smoothing:
+                    logits.sub_(smoothing / logits.shape[1])
+                logits.scatter_add_(1, chosen, torch.full_like(lse, smoothing - 1))  # now d loss / d logits
                 slope = logits.to(hidden_work.dtype)
                 if grad_hidden is not None:
                     grad_hidden[first : first + rows] = slope @ head_work
@@ -91,4 +106,4 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad_hidden = grad_hidden * grad_total.to(grad_hidden.dtype)
         if grad_head is not None:
             grad_head = (grad_head * grad_total.to(grad_head.dtype)).to(ctx.head_dtype)
-        return grad_hidden, grad_head, None
+        return grad_hidden, grad_head, None, None

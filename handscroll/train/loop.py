@@ -25,6 +25,8 @@ from handscroll.base.runs import RunLock, latest_checkpoint, write_folder
 from handscroll.data.batch import Batch
 from handscroll.data.stream import Stream
 from handscroll.models.model import Model
+from handscroll.nn.noise import Noise
+from handscroll.objectives.objective import Objective
 from handscroll.train.checkpoint import (
     load_checkpoint,
     optimizer_tensors,
@@ -33,12 +35,16 @@ from handscroll.train.checkpoint import (
     rng_state,
     save_checkpoint,
 )
+from handscroll.train.ladder.rung import Rung
 from handscroll.train.optim import Optimizer
+from handscroll.train.regularise import Regularise, add_penalty
 from handscroll.train.schedule import Schedule
-from handscroll.train.step import Objective, plain
+from handscroll.train.spike import Spike, SpikeGuard, culprits
+from handscroll.train.step import Abandoned, Memory, build_rung, step
 
 Validate = Callable[[Model], float]
 OnRecord = Callable[[dict[str, Any]], None]
+OnPulse = Callable[[float], None]  # share of the current update that is done
 Updates = Stream[list[Batch]]  # micro-batches of one update after another
 
 
@@ -54,6 +60,7 @@ class Loop(Config):
         default=0, ge=0, description="validations without a better loss before stopping; 0: never stop"
     )
     average: float = Field(default=0.0, ge=0, lt=1, description="decay of the moving average of weights; 0: none")
+    seed: int = Field(default=0, ge=0, description="of dropout")
 
 
 @dataclass
@@ -77,17 +84,29 @@ class Run:
     optimizer: Optimizer
     schedule: Schedule
     loop: Loop
+    memory: Memory = field(default_factory=lambda: Memory(rung="plain"))
+    regularise: Regularise = field(default_factory=Regularise)
+    spike: Spike = field(default_factory=Spike)
     progress: Progress = field(default_factory=Progress)
     optimizers: dict[str, torch.optim.Optimizer] = field(init=False)
     average: dict[str, Tensor] = field(default_factory=dict)
+    rung: Rung = field(init=False)
+    guard: SpikeGuard = field(init=False)
 
     def __post_init__(self):
         self.optimizers = self.optimizer.build(self.model)
+        self.rung = build_rung(self.memory, self.model, self.folder)
+        self.guard = SpikeGuard(self.spike)
         if self.loop.average:
             self.average = {name: p.detach().clone() for name, p in self._trainable()}
 
     def _trainable(self):
         return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+
+    def noise(self) -> Noise | None:
+        """The dropout of the coming update; None when there is none."""
+        share = self.regularise.dropout
+        return Noise(share, self.loop.seed, self.progress.step) if share else None
 
     def update(self, lr_factor: float) -> float:
         """Clip, step, average; returns the gradient norm before clipping."""
@@ -121,6 +140,7 @@ class Run:
             "data": data,
             "offset": offset,
             "rng": rng_state(),
+            "spike": self.guard.state(),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         }
@@ -141,6 +161,7 @@ class Run:
             restore_optimizer(optimizer, tensors[name], state["optimizers"][name])
         self.average = tensors.get("average", {})
         self.progress = Progress(**state["progress"])
+        self.guard = SpikeGuard.from_state(self.spike, state.get("spike", []))
         restore_rng(state["rng"])
         return state
 
@@ -151,15 +172,17 @@ def train(
     objective: Objective,
     validate: Validate | None = None,
     on_record: OnRecord | None = None,
+    on_pulse: OnPulse | None = None,
 ) -> Progress:
     """Train to `run.loop.steps` updates, or until validation stops improving, or until asked to stop.
 
-    SIGTERM and SIGINT finish the update, save and return; calling again with the same folder resumes.
+    SIGTERM and SIGINT finish the chunk, give up an update that has more chunks, save and return; calling again with
+    the same folder resumes.
     On return the model holds the averaged weights if `average` is on, else the best validated ones if
     `patience` is on, else the last.
 
     Raises:
-        DataError: the loss or the gradient is not finite; raised before the update, which is not applied.
+        DataError: the loss or the gradient is not finite, or a spike; raised before the update, which is not applied.
         CheckpointError: another process writes the run, or a checkpoint cannot be saved or read.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -171,7 +194,8 @@ def train(
             RecordWriter(run.folder / "timing.jsonl") as timing,
         ):
             stream = updates.resume(None if state is None else state["data"])
-            _steps(run, stream, objective, _Writers(records, timing, validate, on_record, asked))
+            behind = {} if state is None else state["data"]
+            _steps(run, stream, objective, _Writers(records, timing, validate, on_record, asked, behind, on_pulse))
         _settle(run)
     return run.progress
 
@@ -183,25 +207,46 @@ class _Writers:
     validate: Validate | None
     on_record: OnRecord | None
     asked: list[str]
+    data: dict[str, Any]
+    on_pulse: OnPulse | None
+
+    def pulse(self, done: float) -> None:
+        """Between the chunks of a long step: a stop signal gives it up, since its end may be half an hour away."""
+        if self.on_pulse is not None:
+            self.on_pulse(done)
+        if self.asked and done < 1:
+            raise Abandoned
 
 
 def _steps(run: Run, stream: Iterator, objective: Objective, out: _Writers) -> None:
     loop, progress = run.loop, run.progress
     autocast = torch.bfloat16 if loop.precision == "bfloat16" else None
+    saved, behind = progress.step, out.data
     while progress.step < loop.steps and not progress.stopped:
         started = time.monotonic()
         micro, data = _next(stream, progress.step, loop.steps)
         run.model.train()
-        loss = plain(run.model, micro, objective, autocast)
+        try:
+            loss = step(run.rung, run.model, micro, objective, autocast, run.noise(), out.pulse)
+        except Abandoned:
+            run.model.zero_grad(set_to_none=True)
+            if progress.step > saved:
+                out.records.sync()
+                run.save(behind, out.records.offset)
+            return
         mean = float(loss.total) / max(1, loss.count)
+        _refuse_spike(run, mean)
+        penalty = add_penalty(run.model, run.regularise)
         factor = run.schedule.factor(progress.step, loop.steps)
         norm = run.update(factor) if math.isfinite(mean) else math.nan
         if not math.isfinite(norm):
-            raise DataError(_not_finite(run, progress.step, mean))
+            raise DataError(_not_applied(run, f"loss {mean}, gradient norm {norm}"))
+        run.guard.add(mean)
         progress.step += 1
         progress.tokens += sum(batch.tokens.numel() for batch in micro)
         record = {"step": progress.step, "tokens": progress.tokens, "loss": mean, "count": loss.count}
         record |= {"gradient_norm": norm, "lr_factor": factor}
+        record |= {"penalty": penalty} if penalty else {}
         record |= {name: value / max(1, number) for name, (value, number) in loss.metrics.items()}
         last = progress.step == loop.steps
         if out.validate is not None and loop.evaluate_every and (last or progress.step % loop.evaluate_every == 0):
@@ -215,8 +260,16 @@ def _steps(run: Run, stream: Iterator, objective: Objective, out: _Writers) -> N
         if last or asked or progress.stopped or progress.step % loop.save_every == 0:
             out.records.sync()
             run.save(data, out.records.offset)
+            saved = progress.step
+        behind = data
         if asked:
             return
+
+
+def _refuse_spike(run: Run, mean: float) -> None:
+    why = run.guard.check(mean)
+    if why is not None:
+        raise DataError(_not_applied(run, why))
 
 
 def _next(stream: Iterator, step: int, steps: int) -> tuple[list[Batch], dict[str, Any]]:
@@ -301,16 +354,11 @@ def _asked_to_stop():
             signal.signal(number, handler)
 
 
-def _not_finite(run: Run, step: int, loss: float) -> str:
-    culprits = [name for name, p in run.model.named_parameters() if not torch.isfinite(p).all()]
-    kind = "weights" if culprits else "gradients"
-    culprits = culprits or [
-        name for name, p in run.model.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()
-    ]
-    where = f"; first non-finite {kind}: {', '.join(culprits[:3])}" if culprits else ""
+def _not_applied(run: Run, why: str) -> str:
+    where = culprits(run.model)
     return (
-        f"step {step + 1}: loss {loss}, so the update was not applied{where}. "
-        f"Lower the learning rate or resume from an earlier checkpoint in {run.folder}"
+        f"step {run.progress.step + 1}: {why}, so the update was not applied{f'; {where}' if where else ''}. "
+        f"Lower the learning rate, look at the text of this update, or resume from a checkpoint in {run.folder}"
     )
 
 

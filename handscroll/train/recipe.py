@@ -25,15 +25,18 @@ from handscroll.models.induction import set_induction_heads
 from handscroll.models.llama import Llama, LlamaConfig
 from handscroll.models.model import Model
 from handscroll.nn.init import initialise
-from handscroll.objectives.causal import causal
+from handscroll.objectives.causal import Causal
 from handscroll.objectives.head import token_losses
 from handscroll.text.readers import read
 from handscroll.text.tokenizer import Tokenizer
 from handscroll.text.training import TokenizerConfig, train_tokenizer
 from handscroll.train.assemble import Updates
-from handscroll.train.loop import Loop, OnRecord, Progress, Run, train, write_recipe
+from handscroll.train.loop import Loop, OnPulse, OnRecord, Progress, Run, train, write_recipe
 from handscroll.train.optim import Optimizer
+from handscroll.train.regularise import Regularise
 from handscroll.train.schedule import Schedule
+from handscroll.train.spike import Spike
+from handscroll.train.step import Memory
 
 
 class Files(Config):
@@ -156,6 +159,9 @@ class Recipe(Config):
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     loop: dict[str, Any] = Field(default_factory=dict)
+    memory: Memory = Memory()
+    regularise: Regularise = Regularise()
+    spike: Spike = Spike()
     validation: Validation | None = None
 
     @model_validator(mode="after")
@@ -173,7 +179,7 @@ class Recipe(Config):
         return sum(stage.steps for stage in self.stages)
 
     def loop_settings(self) -> Loop:
-        return Loop.parse({**self.loop, "steps": self.steps}, "recipe: loop")
+        return Loop.parse({"seed": self.seed, **self.loop, "steps": self.steps}, "recipe: loop")
 
 
 def updates(recipe: Recipe, text: TokenSource, tokenizer: Tokenizer) -> Stream[list[Batch]]:
@@ -191,7 +197,9 @@ def updates(recipe: Recipe, text: TokenSource, tokenizer: Tokenizer) -> Stream[l
     return Chain(chain)
 
 
-def run_recipe(recipe: Recipe, folder: Path, on_record: OnRecord | None = None) -> tuple[LM, Progress]:
+def run_recipe(
+    recipe: Recipe, folder: Path, on_record: OnRecord | None = None, on_pulse: OnPulse | None = None
+) -> tuple[LM, Progress]:
     """Train by the recipe in `folder` (new, or one to resume) and save the result to `folder/model`.
 
     Raises:
@@ -205,9 +213,20 @@ def run_recipe(recipe: Recipe, folder: Path, on_record: OnRecord | None = None) 
     model = build_model(recipe, tokenizer)
     resolved = {"recipe": recipe.model_dump(mode="json"), "versions": versions(), "text": text.fingerprint}
     write_recipe(folder, resolved | {"threads": torch.get_num_threads()})
-    run = Run(folder, model, recipe.optimizer, recipe.schedule, recipe.loop_settings())
+    memory = recipe.memory if recipe.memory.rung != "auto" else Memory(rung="plain")
+    run = Run(
+        folder,
+        model,
+        recipe.optimizer,
+        recipe.schedule,
+        recipe.loop_settings(),
+        memory,
+        recipe.regularise,
+        recipe.spike,
+    )
     validate = None if recipe.validation is None else validator(recipe.validation, tokenizer)
-    progress = train(run, updates(recipe, text, tokenizer), causal, validate, on_record)
+    objective = Causal(recipe.regularise.label_smoothing)
+    progress = train(run, updates(recipe, text, tokenizer), objective, validate, on_record, on_pulse)
     lm = LM(model, tokenizer, str(folder / "model"))
     if progress.step == recipe.steps or progress.stopped:
         lm.save(folder / "model")

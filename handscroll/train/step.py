@@ -1,31 +1,114 @@
-"""The `Step` seam: loss and accumulated gradients of one update's micro-batches."""
+"""The `Step` seam: loss and accumulated gradients of one update's micro-batches, by any rung of the memory ladder."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
 
 import torch
+from pydantic import Field, model_validator
 
+from handscroll.base.config import Config
+from handscroll.base.errors import ConfigError
 from handscroll.data.batch import Batch
-from handscroll.models.model import Model
+from handscroll.models.model import Decoder, Model
+from handscroll.nn.noise import Noise
 from handscroll.objectives.loss import Loss
+from handscroll.objectives.objective import Objective
+from handscroll.train.ladder.blocks import Blocks, DiskBlocks, HostBlocks
+from handscroll.train.ladder.plain import Plain
+from handscroll.train.ladder.rung import Request, Rung
+from handscroll.train.ladder.staged import Staged
 
-Objective = Callable[[Model, Batch], Loss]
+EDGE = 64  # chunk edges are multiples of this
 
 
-def plain(model: Model, batches: Sequence[Batch], objective: Objective, autocast: torch.dtype | None) -> Loss:
-    """Forward and backward of each micro-batch; gradients are of the sum over the global count.
+class Memory(Config):
+    """Which rung of the ladder, and where what it keeps lies. All rungs give the same gradients.
+
+    plain: everything is kept. checkpoint: layer inputs. chunk-outer: keys, values and their gradients.
+    layer-outer: layer inputs, and keys and values of one layer. staged: in between, `stage_layers` layers at a
+    time. auto: the planner takes the fastest one that fits.
+    """
+
+    rung: Literal["auto", "plain", "checkpoint", "chunk-outer", "layer-outer", "staged"] = "auto"
+    chunk: int = Field(default=0, ge=0, description="tokens of a chunk, a multiple of 64; 0: the planner's choice")
+    stage_layers: int = Field(default=0, ge=0, description="staged: layers of a stage")
+    mlp_tile: int = Field(default=0, ge=0, description="tokens the MLP sees at a time; 0: all of the chunk")
+    offload: Literal["none", "host", "disk"] = Field(default="none", description="where chunked rungs keep things")
+    folder: str = Field(default="", description="offload = 'disk': where the unnamed file lies; the run folder unless")
+
+    @model_validator(mode="after")
+    def _meant(self):
+        chunked = self.rung in ("chunk-outer", "layer-outer", "staged")
+        if self.chunk % EDGE:
+            raise ValueError(f"chunk {self.chunk} is not a multiple of {EDGE}")
+        if (self.rung == "staged") != bool(self.stage_layers):
+            raise ValueError("stage_layers belongs to rung 'staged', and 'staged' needs it")
+        if self.rung != "auto" and not chunked and (self.chunk or self.offload != "none"):
+            raise ValueError(f"rung '{self.rung}' has no chunks and offloads nothing: leave both out")
+        if self.folder and self.offload != "disk":
+            raise ValueError("folder belongs to offload = 'disk'")
+        return self
+
+
+class Abandoned(Exception):
+    """A step was given up between two chunks, on request; the gradients are worthless, the weights untouched."""
+
+
+def build_rung(memory: Memory, model: Model, folder: Path) -> Rung:
+    """The rung that resolved settings describe (`auto` is the planner's business); `folder` for offloading.
+
+    Raises:
+        ConfigError: host memory as a place away from the CPU, when the model is on the CPU.
+    """
+    assert memory.rung != "auto", "resolve settings with plan.resolve first"
+    device = model.device
+    if memory.offload == "host" and device.type == "cpu":
+        raise ConfigError("memory.offload = 'host': the model is on the CPU, host memory is its own; use 'disk'")
+    if memory.rung in ("plain", "checkpoint"):
+        return Plain(recompute=memory.rung == "checkpoint", mlp_tile=memory.mlp_tile)
+    places: dict[str, Callable[[], Blocks] | None] = {
+        "none": None,
+        "host": lambda: HostBlocks(device),
+        "disk": lambda: DiskBlocks(Path(memory.folder or folder), device),
+    }
+    layers = {"chunk-outer": 0, "layer-outer": 1, "staged": memory.stage_layers}[memory.rung]
+    return Staged(memory.chunk or 1024, layers, memory.mlp_tile, places[memory.offload])
+
+
+def step(
+    rung: Rung,
+    model: Decoder,
+    batches: Sequence[Batch],
+    objective: Objective,
+    autocast: torch.dtype | None = None,
+    noise: Noise | None = None,
+    pulse: Callable[[float], None] | None = None,
+) -> Loss:  # seven parameters: what a step is made of, and none with a natural group
+    """Gradients of one update on the parameters' `.grad`, and its loss.
 
     Every micro-batch is divided by the count of all of them, so that one step of 8 rows and two of 4 give
-    the same gradient whatever their padding.
+    the same gradient whatever their padding. `pulse(done)` is called between chunks and may raise `Abandoned`.
     """
     count = sum(batch.counted for batch in batches)
     total = torch.zeros((), dtype=torch.float64)
     metrics: dict[str, tuple[float, int]] = {}
-    for batch in batches:
-        with torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None):
-            loss = objective(model, batch.to(model.device))
-        (loss.total / max(1, count)).backward()
+    first_row = 0
+    for number, batch in enumerate(batches):
+        here = None if noise is None else Noise(noise.probability, noise.seed, noise.update, first_row)
+        beat = _shared(pulse, number, len(batches))
+        request = Request(objective, max(1, count), autocast, here, beat)
+        loss = rung(model, batch.to(model.device), request)
+        first_row += batch.tokens.shape[0]
         total += loss.total.detach().double().cpu()
-        for name, (value, number) in loss.metrics.items():
+        for name, (value, targets) in loss.metrics.items():
             before = metrics.get(name, (0.0, 0))
-            metrics[name] = (before[0] + value, before[1] + number)
+            metrics[name] = (before[0] + value, before[1] + targets)
     return Loss(total, count, metrics)
+
+
+def _shared(pulse: Callable[[float], None] | None, number: int, parts: int) -> Callable[[float], None]:
+    """The pulse of one of several micro-batches."""
+    if pulse is None:
+        return lambda done: None
+    return lambda done: pulse((number + done) / parts)

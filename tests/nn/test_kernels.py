@@ -6,8 +6,10 @@ import math
 import pytest
 import torch
 
+from handscroll.nn import fused
 from handscroll.nn.cache import Cache, Span
-from handscroll.nn.kernels import attend, choose, merge
+from handscroll.nn.fused import merge
+from handscroll.nn.kernels import attend, choose
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Everything, Prefix, SameSegment, Sinks, Window
 
@@ -92,7 +94,7 @@ def test_small_tiles_change_nothing(monkeypatch):
     q, k, v = heads(2, 50, 50)
     marks = packed_marks(2, 50)
     want, _ = attend(q, [Span(k, v, marks)], Causal(), marks, kernel="tiles")
-    monkeypatch.setattr("handscroll.nn.kernels.TILE", 700)
+    monkeypatch.setattr("handscroll.nn.pieces.QUERIES", 7)
     out, _ = attend(q, [Span(k, v, marks)], Causal(), marks, kernel="tiles")
     torch.testing.assert_close(out, want, atol=1e-6, rtol=1e-6)
 
@@ -108,11 +110,12 @@ def test_merge_with_an_empty_piece():
 
 
 def test_choice_is_explained():
-    q, k, v = heads(1, 64, 64)
-    choice = choose(q, [Span(k, v, Marks.run(0, 64))], Causal(), Marks.run(0, 64))
-    assert choice.kernel == "causal" and "no mask" in choice.reason
-    choice = choose(q, [Span(k, v, Marks.run(0, 64))], Causal() & Window(9), Marks.run(0, 64))
-    assert choice.kernel == "tiles"
+    q, k, v = heads(1, 600, 600)
+    choice = choose(q, [Span(k, v, Marks.run(0, 600))], Causal(), Marks.run(0, 600))
+    assert choice.kernel == "tiles" and "no mask" in choice.reason
+    choice = choose(q, [Span(k, v, Marks.run(0, 600))], Causal() & Window(9), Marks.run(0, 600))
+    assert choice.kernel == "tiles" and "small mask" in choice.reason
+    assert choose(q[:, :, -1:], [Span(k, v, Marks.run(0, 600))], Causal(), Marks.run(599, 1)).kernel == "fold"
 
 
 def test_chunked_appends_equal_the_whole():
@@ -145,17 +148,63 @@ def test_masks_by_hand():
         assert torch.equal(mask.allowed(run, run, torch.device("cpu"))[0], want)
 
 
-def test_bands_say_what_masks_say():
-    """A band is a promise about the mask: both must allow the same pairs."""
-    device = torch.device("cpu")
-    for mask, (start, count) in itertools.product(MASKS.values(), [(0, 12), (5, 7), (11, 1)]):
-        band = mask.band()
-        if band is None:
-            continue
-        query, key = Marks.run(start, count), Marks.run(0, 12)
-        gap = query.tensors(device)[0][0][:, None] - key.tensors(device)[0][0][None]
-        low, high = band
-        want = torch.ones_like(gap, dtype=torch.bool)
-        want &= gap >= low if low is not None else True
-        want &= gap <= high if high is not None else True
-        assert torch.equal(mask.allowed(query, key, device)[0], want)
+@pytest.mark.parametrize("mask", MASKS)
+def test_what_a_mask_says_of_blocks_holds_for_every_pair(mask):
+    """`within` is a promise: True means all pairs, False none, and what is left decides exactly the rest."""
+    device, mask = torch.device("cpu"), MASKS[mask]
+    decided = 0
+    for query_marks, key_marks in [(Marks.run(5, 7), Marks.run(0, 12)), (packed_marks(2, 24), packed_marks(2, 24))]:
+        whole = mask.allowed(query_marks, key_marks, device)
+        for a, c in itertools.product(range(0, query_marks.length, 3), range(0, key_marks.length, 4)):
+            b, d = min(a + 3, query_marks.length), min(c + 4, key_marks.length)
+            queries, keys = query_marks.extents((a, b))[0], key_marks.extents((c, d))[0]
+            for row, (query, key) in enumerate(zip(queries, keys, strict=True)):
+                tile, left = whole[row, a:b, c:d], mask.within(query, key)
+                real = (key_marks.tensors(device)[0][row, c:d] >= 0).expand_as(tile)
+                if isinstance(left, bool):
+                    decided += 1
+                    assert torch.equal(tile, real & left)
+                else:
+                    again = left.allowed(query_marks.part(a, b), key_marks.part(c, d), device)[row]
+                    assert torch.equal(tile, again)
+    assert decided > 10
+
+
+def test_a_span_that_takes_its_own_gradient_gets_what_autograd_would():
+    """The past of a long training step: two spans, the first outside the graph."""
+    for mask, packed in itertools.product(MASKS.values(), (False, True)):
+        marks = packed_marks(2, 30) if packed else Marks.run(0, 30)
+        q, k, v = (t.requires_grad_() for t in heads(2, 30, 30, torch.float64))
+        out, _ = attend(q[:, :, 18:], [Span(k, v, marks)], mask, marks.part(18, 30), kernel="eager")
+        out.sin().sum().backward()
+        taken = [torch.zeros(2, 2, 18, 16, dtype=torch.float64) for _ in range(2)]
+
+        def take(first, *parts, taken=taken):
+            for total, part in zip(taken, parts, strict=True):
+                total[:, :, first : first + part.shape[2]] += part
+
+        query, key, value = (t.detach()[:, :, 18:].clone().requires_grad_() for t in (q, k, v))
+        past = Span(k.detach()[:, :, :18], v.detach()[:, :, :18], marks.part(0, 18), accumulate=take)
+        out, _ = attend(query, [past, Span(key, value, marks.part(18, 30))], mask, marks.part(18, 30))
+        out.sin().sum().backward()
+        torch.testing.assert_close(query.grad, q.grad[:, :, 18:], atol=1e-12, rtol=1e-10)
+        for want, before, own in ((k.grad, taken[0], key.grad), (v.grad, taken[1], value.grad)):
+            torch.testing.assert_close(torch.cat([before, own], dim=2), want, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("square", [False, True])
+def test_plain_products_equal_the_fused_kernel(square):
+    """What other devices run, held to what the CPU runs."""
+    q, k, v = heads(2, 40, 40, torch.float64)
+    slope = torch.randn_like(q)
+    allowed = None if square else (torch.rand(2, 40, 40) > 0.4) | torch.eye(40, dtype=torch.bool)
+    want, want_lse = fused.forward(q, k, v, allowed, 0.3, square)
+    additive = None if allowed is None else fused._additive(allowed, q)
+    additive = fused._with_square(additive, q, square)
+    out, lse = fused._products(q, k, v, additive, 0.3)
+    torch.testing.assert_close(out, want)
+    torch.testing.assert_close(lse, want_lse)
+    wants = fused.backward(slope, (q, k, v), out, lse, allowed, 0.3, square)
+    gots = fused._products_backward(slope, (q, k, v), out, lse, additive, 0.3)
+    for got, wanted in zip(gots, wants, strict=True):
+        torch.testing.assert_close(got, wanted)

@@ -9,11 +9,12 @@ import torch
 from handscroll.base.errors import CheckpointError, ConfigError, DataError
 from handscroll.base.records import read_records
 from handscroll.data.batch import Batch
-from handscroll.objectives.causal import causal
+from handscroll.objectives.causal import Causal
 from handscroll.train import loop as loop_module
+from handscroll.train.ladder.plain import Plain
 from handscroll.train.recipe import Recipe, run_recipe
 from handscroll.train.schedule import Schedule
-from handscroll.train.step import plain
+from handscroll.train.step import step
 
 
 def test_a_tiny_run_learns_and_saves_an_ordinary_folder(recipe, tmp_path):
@@ -91,9 +92,8 @@ def test_accumulated_gradients_equal_one_batch(recipe):
         model = Llama(LlamaConfig(**sizes, positions=positions)).double()
         initialise(model, "normal", 2, torch.Generator().manual_seed(1), std=0.3)
         parts = [slice(first, first + rows) for first in range(0, 8, rows)]
-        loss = plain(
-            model, [Batch(tokens[p], targets[p], index[p], segment[p], positions_of[p]) for p in parts], causal, None
-        )
+        batches = [Batch(tokens[p], targets[p], index[p], segment[p], positions_of[p]) for p in parts]
+        loss = step(Plain(), model, batches, Causal())
         grads.append([loss.total, *(p.grad for p in model.parameters())])
     for other in grads[1:]:
         for want, got in zip(grads[0], other, strict=True):
@@ -120,7 +120,7 @@ def test_packed_documents_equal_documents_alone():
         for batches in ([collate(list(pack(documents, 28)))], [collate(list(pack([d], len(d)))) for d in documents]):
             model = build().double()
             initialise(model, "normal", 2, torch.Generator().manual_seed(1), std=0.3)
-            loss = plain(model, batches, causal, None)
+            loss = step(Plain(), model, batches, Causal())
             totals.append([loss.total, *(p.grad for p in model.parameters())])
             assert loss.count == 9 + 14 + 5 - 3
         for want, got in zip(*totals, strict=True):
@@ -132,14 +132,16 @@ def test_a_non_finite_loss_stops_before_the_update(recipe, tmp_path, monkeypatch
 
     calls = []
 
-    def poisoned(model, batch):
-        calls.append(1)
-        if len(calls) == 6:
-            with torch.no_grad():
-                model.get_parameter("layers.1.mlp.up.weight")[0, 0] = math.nan
-        return causal(model, batch)
+    class Poisoned(Causal):
+        def loss(self, model, hidden, batch):
+            calls.append(1)
+            if len(calls) == 6:
+                with torch.no_grad():
+                    model.get_parameter("layers.1.mlp.up.weight")[0, 0] = math.nan
+                hidden = hidden + model.get_parameter("layers.1.mlp.up.weight").sum()
+            return super().loss(model, hidden, batch)
 
-    monkeypatch.setattr(recipe_module, "causal", poisoned)
+    monkeypatch.setattr(recipe_module, "Causal", Poisoned)
     with pytest.raises(DataError, match=r"step 6: loss nan.*layers\.1\.mlp\.up\.weight"):
         run_recipe(recipe("loop.save_every=5"), tmp_path / "run")
     records = list(read_records(tmp_path / "run" / "records.jsonl"))

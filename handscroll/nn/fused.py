@@ -1,0 +1,147 @@
+"""Attention of some queries over one run of keys, forward and backward: torch's fused CPU kernel, or plain products.
+
+Both give and take the log-sum-exp, so that runs of keys are joined exactly (`merge`) and the backward of one run
+needs only the queries' global output and log-sum-exp (Dao et al. 2022, "FlashAttention", appendix B).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+NOTHING = 1e30  # log-sum-exp that makes every weight zero, for queries that see no key
+
+
+def accumulator(q: Tensor) -> torch.dtype:
+    """float32, or float64 for float64."""
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+def forward(
+    q: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None, scale: float, square: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Output (B, H, T, E) and log-sum-exp (B, H, T); queries without any key give zeros and -inf.
+
+    `allowed` (B or 1, T, S) masks; `square` is the causal diagonal. Query heads share kv heads evenly.
+    """
+    if allowed is None:
+        return _run(q, keys, values, None, scale, square)
+    empty = ~allowed.any(dim=-1)[:, None]  # (B or 1, 1, T)
+    out, lse = _run(q, keys, values, _additive(allowed | empty[:, 0, :, None], q), scale, False)
+    if not bool(empty.any()):
+        return out, lse
+    return out.masked_fill(empty.unsqueeze(-1), 0.0), lse.masked_fill(empty, -math.inf)
+
+
+def backward(
+    slope: Tensor,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    out: Tensor,
+    lse: Tensor,
+    allowed: Tensor | None,
+    scale: float,
+    square: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the queries, keys and values of one run, from the slope of the *global* output.
+
+    `out` and `lse` are those of the queries over all runs together; `lse` must be finite (`NOTHING` where no key
+    is seen). The gradients of the queries add up over runs.
+    """
+    q, keys, values = inputs
+    additive = None if allowed is None else _additive(allowed, q)
+    if q.device.type == "cpu":
+        if additive is not None:
+            additive = additive.expand(q.shape[0], q.shape[1], -1, -1)
+        return _backward(slope, q, keys, values, out, lse, 0.0, square, attn_mask=additive, scale=scale)
+    return _products_backward(slope, inputs, out, lse, _with_square(additive, q, square), scale)
+
+
+def merge(pieces: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Join attention over disjoint key sets, exactly, from each one's output and log-sum-exp."""
+    if len(pieces) == 1:
+        return pieces[0]
+    lse = torch.logsumexp(torch.stack([piece[1] for piece in pieces]), dim=0)
+    finite = lse.clamp_min(-NOTHING)  # no key anywhere: weights become zero instead of NaN
+    out = sum(out.to(lse.dtype) * torch.exp(part - finite).unsqueeze(-1) for out, part in pieces)
+    assert isinstance(out, Tensor)
+    return out.to(pieces[0][0].dtype), lse
+
+
+def _additive(allowed: Tensor, q: Tensor) -> Tensor:
+    additive = torch.zeros(allowed.shape, dtype=q.dtype, device=q.device)
+    return additive.masked_fill_(~allowed, -math.inf).unsqueeze(1)
+
+
+def _run(
+    q: Tensor, keys: Tensor, values: Tensor, additive: Tensor | None, scale: float, square: bool
+) -> tuple[Tensor, Tensor]:
+    if q.device.type == "cpu":
+        # The fused CPU kernel wants whole (B, heads) masks and returns the log-sum-exp, which F.sdpa hides.
+        if additive is not None:
+            additive = additive.expand(q.shape[0], q.shape[1], -1, -1)
+        return _forward(q, keys, values, 0.0, square, attn_mask=additive, scale=scale)
+    return _products(q, keys, values, _with_square(additive, q, square), scale)
+
+
+def _with_square(additive: Tensor | None, q: Tensor, square: bool) -> Tensor | None:
+    if not square:
+        return additive
+    ones = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device)
+    return _additive(ones.tril()[None], q)
+
+
+def _products(q: Tensor, keys: Tensor, values: Tensor, additive: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """Any device: plain products with float32 softmax, 512 queries at a time so that the scores stay small."""
+    outs, lses = [], []
+    for first in range(0, q.shape[2], 512):
+        rows = slice(first, first + 512)
+        part = None if additive is None else additive[:, :, rows]
+        scores = _scores(q[:, :, rows], keys, part, scale)
+        lse = torch.logsumexp(scores, dim=-1)
+        weights = torch.exp(scores - lse.unsqueeze(-1)).to(q.dtype)
+        outs.append((_folded(weights, keys) @ values).reshape(q[:, :, rows].shape))
+        lses.append(lse)
+    return torch.cat(outs, dim=2), torch.cat(lses, dim=2)
+
+
+def _products_backward(
+    slope: Tensor,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    out: Tensor,
+    lse: Tensor,
+    additive: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    q, keys, values = inputs
+    wide = accumulator(q)
+    grad_q = torch.empty_like(q)
+    grad_keys, grad_values = torch.zeros_like(keys, dtype=wide), torch.zeros_like(values, dtype=wide)
+    for first in range(0, q.shape[2], 512):
+        rows = slice(first, first + 512)
+        part = None if additive is None else additive[:, :, rows]
+        here, up = q[:, :, rows], slope[:, :, rows]
+        weights = torch.exp(_scores(here, keys, part, scale) - lse[:, :, rows].unsqueeze(-1))
+        inner = (up.to(wide) * out[:, :, rows].to(wide)).sum(dim=-1, keepdim=True)
+        up_folded, here_folded = _folded(up, keys), _folded(here, keys)
+        change = (up_folded @ values.transpose(-1, -2)).to(wide).reshape(weights.shape)
+        change = (weights * (change - inner) * scale).to(q.dtype)
+        grad_q[:, :, rows] = (_folded(change, keys) @ keys).reshape(here.shape)
+        grad_keys += (_folded(change, keys).transpose(-1, -2) @ here_folded).to(wide)
+        grad_values += (_folded(weights.to(q.dtype), keys).transpose(-1, -2) @ up_folded).to(wide)
+    return grad_q, grad_keys, grad_values
+
+
+def _folded(x: Tensor, keys: Tensor) -> Tensor:
+    """(B, H, T, X) -> (B, K, H / K x T, X): the query heads of one kv head as rows of one product."""
+    batch, heads, count, size = x.shape
+    kv = keys.shape[1]
+    return x.reshape(batch, kv, heads // kv * count, size)
+
+
+def _scores(q: Tensor, keys: Tensor, additive: Tensor | None, scale: float) -> Tensor:
+    scores = (_folded(q, keys) @ keys.transpose(-1, -2)).to(accumulator(q)) * scale
+    scores = scores.reshape(*q.shape[:3], keys.shape[2])
+    return scores if additive is None else scores + additive

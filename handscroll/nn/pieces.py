@@ -1,0 +1,84 @@
+"""What a tile of queries has to read of a span of keys: runs that need no mask, runs that do, nothing else.
+
+The mask is asked about blocks of keys before any tensor is made (`Mask.within`), so a packed row costs its
+documents, not its square, and a window costs its window.
+"""
+
+from dataclasses import dataclass
+
+from handscroll.nn.marks import Extent, Marks
+from handscroll.nn.mask import Causal, Everything, Mask
+
+QUERIES = 512  # tokens of a query tile where a mask tensor is needed
+KEYS = 512  # tokens of the key blocks that a mask is asked about
+WIDEST = 8192  # keys under one mask tensor: 512 x 8192 float32 are 16 MiB a row
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Keys first .. last - 1 of a span: `mask` None means all are seen; `square` means the plain causal diagonal."""
+
+    first: int
+    last: int
+    mask: Mask | None = None
+    square: bool = False
+
+
+def query_tiles(mask: Mask, query: Marks, spans: list[Marks]) -> list[tuple[int, int]]:
+    """How the queries are cut: not at all where no mask tensor will be needed, else into tiles of `QUERIES`."""
+    whole = [piece for key in spans for piece in pieces(mask, query, key)]
+    if all(piece.mask is None for piece in whole):
+        return [(0, query.length)]
+    return [(a, min(a + QUERIES, query.length)) for a in range(0, query.length, QUERIES)]
+
+
+def pieces(mask: Mask, query: Marks, key: Marks) -> list[Piece]:
+    """The pieces of a span that these queries read, in order; empty when they see none of it."""
+    edges = _edges(query, key)
+    (queries,) = query.extents((0, query.length))
+    found: list[Piece] = []
+    for first, last, extents in zip(edges, edges[1:], key.extents(edges), strict=False):
+        left = _left(mask, queries, extents)
+        if left is False:
+            continue
+        piece = Piece(first, last, None if left is True else left)
+        if left == Causal() and query.plain and key.plain and _same(query, key, first, last):
+            piece = Piece(first, last, None, square=True)
+        if found and _joins(found[-1], piece):
+            piece = Piece(found.pop().first, last, piece.mask)
+        found.append(piece)
+    return found
+
+
+def _edges(query: Marks, key: Marks) -> tuple[int, ...]:
+    """Block edges in a span, with one where the queries' own run begins and ends, so that the diagonal is a square."""
+    edges = {*range(0, key.length, KEYS), key.length}
+    if query.start is not None and key.start is not None:
+        first, last = query.start - key.start, query.start + query.length - key.start
+        edges = {edge for edge in edges if not first < edge < last} | {max(0, first), min(last, key.length)}
+    return tuple(sorted(edge for edge in edges if 0 <= edge <= key.length))
+
+
+def _left(mask: Mask, queries: list[Extent], keys: list[Extent]) -> Mask | bool:
+    """`within` for all rows together; padding keys are seen by nobody."""
+    rows = max(len(queries), len(keys))
+    answers = [_row(mask, queries[row % len(queries)], keys[row % len(keys)]) for row in range(rows)]
+    return answers[0] if all(answer == answers[0] for answer in answers) else mask
+
+
+def _row(mask: Mask, query: Extent, key: Extent) -> Mask | bool:
+    if key.last < 0:
+        return False
+    left = mask.within(query, key)
+    return Everything() if left is True and key.first < 0 else left
+
+
+def _same(query: Marks, key: Marks, first: int, last: int) -> bool:
+    assert query.start is not None and key.start is not None
+    return key.start + first == query.start and last - first == query.length
+
+
+def _joins(before: Piece, piece: Piece) -> bool:
+    """Neighbours under the same mask are read together, up to the widest mask tensor."""
+    follows = before.last == piece.first and before.mask == piece.mask and not before.square and not piece.square
+    return follows and (piece.mask is None or piece.last - before.first <= WIDEST)

@@ -1,0 +1,28 @@
+"""The `Objective` contract: what a training step asks of a task, whichever rung of the memory ladder runs it."""
+
+from typing import Protocol
+
+from handscroll.data.batch import Batch
+from handscroll.models.model import Model
+from handscroll.nn.marks import Marks
+from handscroll.nn.mask import Mask
+from handscroll.nn.shapes import Embeddings
+from handscroll.objectives.loss import Loss
+
+
+class Objective(Protocol):
+    """A loss on hidden states.
+
+    `additive` says that the loss of a row is the sum of the losses of any pieces of it; rungs that work in chunks
+    refuse objectives without it.
+    """
+
+    additive: bool
+
+    def mask(self, model: Model, marks: Marks) -> Mask:
+        """Who sees whom, for rows with these marks."""
+        ...
+
+    def loss(self, model: Model, hidden: Embeddings, batch: Batch) -> Loss:
+        """Sum and count over the targets of `batch`, whose final hidden states are `hidden` (B, T, D)."""
+        ...

@@ -1,0 +1,197 @@
+"""What passes between the chunks of a long step: keys and values forwards, their gradients backwards.
+
+To the model a carry is its cache. In the first pass (`collect`) chunks leave their keys and values; in the second
+(`recompute`, from the last chunk to the first) a chunk reads those of earlier ones, adds its gradient to them, and
+adds to its own keys and values what later chunks left there.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from handscroll.nn.cache import Span
+from handscroll.nn.marks import Marks
+from handscroll.train.ladder.blocks import Blocks
+
+
+class Carry(Protocol):
+    """Keys, values and their gradients by layer and chunk."""
+
+    def put(self, layer: int, chunk: int, keys: Tensor, values: Tensor) -> None: ...
+
+    def past(self, layer: int, chunk: int) -> list[Span]:
+        """The spans before `chunk`; gradients of them are taken up here, outside autograd."""
+        ...
+
+    def left(self, layer: int, chunk: int) -> tuple[Tensor, Tensor] | None:
+        """What later chunks left as gradient of this chunk's keys and values."""
+        ...
+
+    def drop(self, chunk: int) -> None:
+        """Nobody will ask for this chunk, or a later one, any more."""
+        ...
+
+
+class HeldCarry:
+    """On the device: per layer one run of keys and values, so that the past is one span and no join is needed.
+
+    Memory per token and layer: keys, values, and their gradients in float32.
+    """
+
+    def __init__(self, marks: Marks, edges: list[int]):
+        self.marks, self.edges = marks, edges
+        self._keys: dict[int, tuple[Tensor, Tensor]] = {}
+        self._grads: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def put(self, layer: int, chunk: int, keys: Tensor, values: Tensor) -> None:
+        if self.edges[chunk] >= self.edges[-2]:
+            return  # the last chunk's keys and values are never anybody's past
+        if layer not in self._keys:
+            shape = (*keys.shape[:2], self.edges[-2], keys.shape[3])
+            self._keys[layer] = (keys.new_empty(shape), keys.new_empty(shape))
+        for held, new in zip(self._keys[layer], (keys, values), strict=True):
+            held[:, :, self.edges[chunk] : self.edges[chunk + 1]] = new
+
+    def past(self, layer: int, chunk: int) -> list[Span]:
+        end = self.edges[chunk]
+        if not end:
+            return []
+        keys, values = (held[:, :, :end] for held in self._keys[layer])
+
+        def accumulate(first: int, *changes: Tensor) -> None:
+            for held, change in zip(self._gradients(layer), changes, strict=True):
+                held[:, :, first : first + change.shape[2]] += change
+
+        return [Span(keys, values, self.marks.part(0, end), accumulate=accumulate)]
+
+    def left(self, layer: int, chunk: int) -> tuple[Tensor, Tensor] | None:
+        if layer not in self._grads or self.edges[chunk] >= self.edges[-2]:
+            return None
+        here = slice(self.edges[chunk], self.edges[chunk + 1])
+        keys, values = self._grads[layer]
+        return keys[:, :, here], values[:, :, here]
+
+    def drop(self, chunk: int) -> None:
+        if not chunk:
+            self._keys.clear()
+            self._grads.clear()
+
+    def _gradients(self, layer: int) -> tuple[Tensor, Tensor]:
+        if layer not in self._grads:
+            keys, _ = self._keys[layer]
+            wide = torch.float64 if keys.dtype == torch.float64 else torch.float32
+            self._grads[layer] = (torch.zeros_like(keys, dtype=wide), torch.zeros_like(keys, dtype=wide))
+        return self._grads[layer]
+
+
+class BlockCarry:
+    """In host memory or on disk: one block per layer, chunk and kind, brought to the device one at a time."""
+
+    def __init__(self, marks: Marks, edges: list[int], blocks: Blocks):
+        self.marks = [marks.part(a, b) for a, b in pairwise(edges)]
+        self.blocks = blocks
+        self._layers: set[int] = set()
+
+    def put(self, layer: int, chunk: int, keys: Tensor, values: Tensor) -> None:
+        if chunk == len(self.marks) - 1:
+            return
+        self._layers.add(layer)
+        self.blocks.write(("keys", layer, chunk), keys)
+        self.blocks.write(("values", layer, chunk), values)
+
+    def past(self, layer: int, chunk: int) -> list[Span]:
+        return [_BlockSpan(self.blocks, layer, before, self.marks[before]) for before in range(chunk)]
+
+    def left(self, layer: int, chunk: int) -> tuple[Tensor, Tensor] | None:
+        names = [("key gradients", layer, chunk), ("value gradients", layer, chunk)]
+        if names[0] not in self.blocks:
+            return None
+        keys, values = (self.blocks.read(name).clone() for name in names)
+        for name in names:
+            self.blocks.discard(name)
+        return keys, values
+
+    def drop(self, chunk: int) -> None:
+        for later in range(chunk, len(self.marks)):
+            for layer in self._layers:
+                for kind in ("keys", "values", "key gradients", "value gradients"):
+                    self.blocks.discard((kind, layer, later))
+
+
+class _BlockSpan(Span):
+    """A span whose tensors are fetched while a kernel reads them."""
+
+    def __init__(self, blocks: Blocks, layer: int, chunk: int, marks: Marks):
+        fields = {"blocks": blocks, "place": (layer, chunk), "marks": marks, "rotated": True}
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "accumulate", self._accumulate)
+
+    @property
+    def keys(self) -> Tensor:  # type: ignore[override]
+        return self.blocks.read(("keys", *self.place))  # type: ignore[attr-defined]
+
+    @property
+    def values(self) -> Tensor:  # type: ignore[override]
+        return self.blocks.read(("values", *self.place))  # type: ignore[attr-defined]
+
+    def release(self) -> None:
+        for kind in ("keys", "values"):
+            self.blocks.release((kind, *self.place))  # type: ignore[attr-defined]
+
+    def _accumulate(self, first: int, keys: Tensor, values: Tensor) -> None:
+        for kind, change, like in (("key", keys, self.keys), ("value", values, self.values)):
+            self.blocks.add((f"{kind} gradients", *self.place), first, change, like)  # type: ignore[attr-defined]
+
+
+@dataclass(eq=False)
+class Collect:
+    """The cache of the first pass: keeps what a chunk appends."""
+
+    carry: Carry
+    chunk: int
+
+    def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
+        self.carry.put(layer, self.chunk, keys, values)
+        return [*self.carry.past(layer, self.chunk), Span(keys, values, marks)]
+
+    def commit(self) -> None:
+        """Nothing is pending: chunks are complete by construction."""
+
+
+@dataclass(eq=False)
+class Recompute:
+    """The cache of the second pass: gradients of the past go to the carry, and come back for this chunk."""
+
+    carry: Carry
+    chunk: int
+
+    def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
+        def left() -> tuple[Tensor, Tensor] | None:
+            return self.carry.left(layer, self.chunk)
+
+        keys, values = _Returned.apply(keys, values, left)
+        return [*self.carry.past(layer, self.chunk), Span(keys, values, marks)]
+
+    def commit(self) -> None:
+        """Nothing is pending."""
+
+
+class _Returned(torch.autograd.Function):
+    """Identity; its backward adds the gradients that later chunks left."""
+
+    @staticmethod
+    def forward(ctx: Any, keys: Tensor, values: Tensor, left: Callable[[], tuple[Tensor, Tensor] | None]) -> Any:
+        ctx.left = left
+        return keys.view_as(keys), values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        left = ctx.left()
+        if left is None:
+            return (*slopes, None)
+        return (*((slope + more).to(slope.dtype) for slope, more in zip(slopes, left, strict=True)), None)

@@ -1,0 +1,44 @@
+"""A rung of the memory ladder: one way to get the loss and the gradients of a micro-batch. All exact ones agree."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from handscroll.data.batch import Batch
+from handscroll.models.model import Decoder
+from handscroll.nn.noise import Noise
+from handscroll.objectives.loss import Loss
+from handscroll.objectives.objective import Objective
+
+
+def _nothing(done: float) -> None:
+    """No one is waiting."""
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What a rung is asked to do with a micro-batch.
+
+    Gradients are of the summed loss over `divisor`. `pulse(done)` is called between chunks with the share of the work
+    that is done; it may raise to abandon the step, and the gradients are then worthless.
+    """
+
+    objective: Objective
+    divisor: int
+    autocast: torch.dtype | None = None
+    noise: Noise | None = None
+    pulse: Callable[[float], None] = _nothing
+
+    def precision(self, model: Decoder) -> AbstractContextManager:
+        """The one place where mixed precision is entered. Weights are cast anew in each block: a cast made without
+        gradient must not be found in autocast's cache by a pass that needs one."""
+        return torch.autocast(model.device.type, dtype=self.autocast, enabled=self.autocast is not None)
+
+
+class Rung(Protocol):
+    """Adds the gradients of a micro-batch to the parameters and returns its loss."""
+
+    def __call__(self, model: Decoder, batch: Batch, request: Request) -> Loss: ...

@@ -1,0 +1,190 @@
+"""Exact backpropagation through rows far longer than memory: the layers in stages, each stage in chunks of tokens.
+
+A stage is run forward chunk by chunk without a graph, keeping only keys and values; then back from the last chunk to
+the first, one chunk at a time with a graph (`carry.py`). The inputs of every stage but the first are kept, and
+their gradient is written over them. One stage of all layers is the chunk-outer order, stages of one layer are the
+layer-outer order; what is kept per token is (stages - 1) x D + layers per stage x 4 x K x E numbers.
+
+Cost: forward, recomputed forward, backward, as gradient checkpointing has it, and for stages of more than one layer
+(but the last) nearly one forward more. Exact for causal masks of any kind; bidirectional ones are refused. The idea of
+going back chunk by chunk with carried gradients: Li et al. 2025 ("SeCO"), Luo et al. 2025 ("StreamBP").
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from handscroll.base.errors import ConfigError
+from handscroll.data.batch import Batch
+from handscroll.models.model import Decoder
+from handscroll.nn.attention import Context
+from handscroll.nn.mask import Mask
+from handscroll.objectives.loss import Loss
+from handscroll.train.ladder.blocks import Blocks
+from handscroll.train.ladder.carry import BlockCarry, Carry, Collect, HeldCarry, Recompute
+from handscroll.train.ladder.rung import Request
+
+
+@dataclass(frozen=True)
+class Staged:
+    """Stages of `stage_layers` layers (0: all of them), chunks of `chunk` tokens.
+
+    `blocks`, where given, makes the place where keys, values, their gradients and stage inputs wait.
+    """
+
+    chunk: int
+    stage_layers: int = 0
+    mlp_tile: int = 0
+    blocks: Callable[[], Blocks] | None = None
+
+    def __call__(self, model: Decoder, batch: Batch, request: Request) -> Loss:
+        if not request.objective.additive:
+            name = type(request.objective).__name__
+            raise ConfigError(f"objective {name} does not add up over positions, so it cannot be trained in chunks")
+        work = _Pass(self, model, batch, request)
+        try:
+            return work.run()
+        finally:
+            work.close()
+
+
+class _Pass:
+    """One micro-batch on its way through all stages."""
+
+    def __init__(self, rung: Staged, model: Decoder, batch: Batch, request: Request):
+        self.rung, self.model, self.batch, self.request = rung, model, batch, request
+        self.length = batch.tokens.shape[1]
+        self.marks = batch.marks()
+        self.mask: Mask = request.objective.mask(model, self.marks)
+        end = _end(batch)
+        self.edges = [*range(0, end, rung.chunk), end]
+        self.chunks = len(self.edges) - 1
+        size = rung.stage_layers or len(model.layers)
+        self.stages = [range(a, min(a + size, len(model.layers))) for a in range(0, len(model.layers), size)]
+        self.blocks = None if rung.blocks is None else rung.blocks()
+        self.inputs: dict[tuple[int, int], Tensor] = {}
+        self._parts = [batch.part(a, b) for a, b in pairwise(self.edges)]
+        self._marks = [self.marks.part(a, b) for a, b in pairwise(self.edges)]
+        self._done, self._work = 0, self.chunks * len(self.stages) * 4
+
+    def run(self) -> Loss:
+        last = len(self.stages) - 1
+        for stage in range(last):
+            self._forward(stage)
+        total, count = torch.zeros((), dtype=torch.float64), 0
+        metrics: dict[str, tuple[float, int]] = {}
+        for stage in range(last, -1, -1):
+            carry = self._carry(stage)
+            self._collect(stage, carry)
+            for chunk in range(self.chunks - 1, -1, -1):
+                loss = self._back(stage, chunk, carry)
+                if loss is None:
+                    continue
+                total, count = total + loss.total.detach().double().cpu(), count + loss.count
+                for name, (value, number) in loss.metrics.items():
+                    before = metrics.get(name, (0.0, 0))
+                    metrics[name] = (before[0] + value, before[1] + number)
+        self.request.pulse(1.0)
+        return Loss(total, count, metrics)
+
+    def close(self) -> None:
+        if self.blocks is not None:
+            self.blocks.close()
+
+    @torch.no_grad()
+    def _forward(self, stage: int) -> None:
+        """Outputs of a stage, which are the inputs of the next; keys and values are dropped at its end."""
+        carry = self._carry(stage)
+        for chunk in range(self.chunks):
+            with self.request.precision(self.model):
+                x, context = self._enter(stage, chunk, Collect(carry, chunk))
+                for number in self.stages[stage]:
+                    x = self.model.layers[number](x, context)
+            self._keep(stage + 1, chunk, x)
+            self._pulse()
+        carry.drop(0)
+
+    @torch.no_grad()
+    def _collect(self, stage: int, carry: Carry) -> None:
+        """Keys and values of all chunks but the last, whose own are never anybody's past; the last layer makes
+        nothing else."""
+        *before, last = self.stages[stage]
+        for chunk in range(self.chunks - 1):
+            with self.request.precision(self.model):
+                x, context = self._enter(stage, chunk, Collect(carry, chunk))
+                for number in before:
+                    x = self.model.layers[number](x, context)
+                self.model.layers[last].remember(x, context)  # type: ignore[operator]
+            self._pulse()
+
+    def _back(self, stage: int, chunk: int, carry: Carry) -> Loss | None:
+        """Gradients of one chunk of a stage; its input's gradient replaces the input. The loss, in the last stage."""
+        entry: Tensor | None = None
+        loss = None
+        with self.request.precision(self.model):
+            if stage:
+                entry = self._kept(stage, chunk).requires_grad_()
+            x, context = self._enter(stage, chunk, Recompute(carry, chunk), entry)
+            for number in self.stages[stage]:
+                x = self.model.layers[number](x, context)
+            if stage == len(self.stages) - 1:
+                loss = self.request.objective.loss(self.model, self.model.norm(x), self._parts[chunk])
+        if loss is not None:
+            (loss.total / self.request.divisor).backward()
+        elif x.requires_grad:  # nothing below is trained otherwise
+            x.backward(self._kept(stage + 1, chunk))
+            self._forget(stage + 1, chunk)
+        carry.drop(chunk)
+        if entry is not None and entry.grad is not None:
+            self._keep(stage, chunk, entry.grad)
+        self._pulse(2)
+        return loss
+
+    def _enter(self, stage: int, chunk: int, cache: Any, x: Tensor | None = None) -> tuple[Tensor, Context]:
+        marks = self._marks[chunk]
+        if x is None:
+            x = self._kept(stage, chunk) if stage else self.model.embed(self._parts[chunk].tokens, marks)
+        shared = {"noise": self.request.noise, "mlp_tile": self.rung.mlp_tile}
+        context = self.model.context(x, marks, self.mask, self.length, cache=cache, **shared)
+        return (x if stage else context.dropped(x, 0)), context
+
+    def _carry(self, stage: int) -> Carry:
+        if self.blocks is None:
+            return HeldCarry(self.marks.part(0, self.edges[-1]), self.edges)
+        return BlockCarry(self.marks, self.edges, self.blocks)
+
+    def _keep(self, stage: int, chunk: int, x: Tensor) -> None:
+        if self.blocks is not None:
+            self.blocks.write(("input", stage, chunk), x)
+        elif (stage, chunk) in self.inputs:
+            self.inputs[stage, chunk].copy_(x)
+        else:
+            self.inputs[stage, chunk] = x
+
+    def _kept(self, stage: int, chunk: int) -> Tensor:
+        if self.blocks is None:
+            return self.inputs[stage, chunk].detach()
+        x = self.blocks.read(("input", stage, chunk)).clone()
+        self.blocks.release(("input", stage, chunk))
+        return x
+
+    def _forget(self, stage: int, chunk: int) -> None:
+        self.inputs.pop((stage, chunk), None)
+        if self.blocks is not None:
+            self.blocks.discard(("input", stage, chunk))
+
+    def _pulse(self, amount: int = 1) -> None:
+        self._done += amount
+        self.request.pulse(min(1.0, self._done / self._work))
+
+
+def _end(batch: Batch) -> int:
+    """Columns up to the last one that is not padding in every row."""
+    if batch.index is None:
+        return batch.tokens.shape[1]
+    filled = (batch.index >= 0).any(dim=0).nonzero()
+    return int(filled[-1]) + 1 if len(filled) else 1
