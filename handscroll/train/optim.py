@@ -1,57 +1,131 @@
-"""Optimisers: torch's AdamW, and Muon for hidden matrices with AdamW for the rest."""
+"""Optimisers: one settings model over torch's Adam, AdamW, SGD, Adafactor and Muon, and our LAMB."""
 
-from typing import Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field
-from torch import nn
+from pydantic import Field, model_validator
+from torch import Tensor, nn
 
 from handscroll.base.config import Config
+from handscroll.train.lamb import Lamb
+
+# What each optimiser takes besides `lr`, `weight_decay` and `clip`, and its defaults (the last is its rate).
+# Anything else that is given is refused: an option that is accepted and then ignored is a defect.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "adam": {"betas": (0.9, 0.95), "eps": 1e-8, "lr": 3e-4},
+    "adamw": {"betas": (0.9, 0.95), "eps": 1e-8, "lr": 3e-4},
+    "sgd": {"momentum": 0.9, "nesterov": False, "lr": 0.1},
+    "lamb": {"betas": (0.9, 0.999), "eps": 1e-6, "lr": 2e-3},
+    "muon": {"betas": (0.9, 0.95), "eps": 1e-8, "momentum": 0.95, "matrix_lr": 0.02, "lr": 3e-4},
+    "adafactor": {"eps": torch.finfo(torch.float32).eps, "lr": 1e-2},
+}
+_OPTIONS = ("betas", "eps", "matrix_lr", "momentum", "nesterov")
 
 
 class Optimizer(Config):
     """Which update rule, and its rates. Rates are peaks; the schedule multiplies them.
 
-    muon (Jordan et al. 2024): orthogonalised momentum on the matrices of the layers at `matrix_lr`;
-    embeddings, heads, norms and biases use AdamW at `lr`. adamw (Loshchilov & Hutter 2017) uses `lr` for all.
-    Weight decay acts on matrices only.
+    Options that the rule does not use are None, and refused when given; those left out get `DEFAULTS`.
+    Weight decay acts on matrices only, embeddings and head included (`decays`), and means, with rate lr:
+
+    - adam (Kingma & Ba 2014), sgd (momentum, optionally Nesterov's, as in Sutskever et al. 2013): coupled, the
+      gradient becomes g + weight_decay * w. It passes through the moments, and Adam divides it by them.
+    - adamw (Loshchilov & Hutter 2017), adafactor (Shazeer & Stern 2018): decoupled, w -= lr * weight_decay * w.
+    - lamb (You et al. 2019): weight_decay * w joins Adam's step before the trust ratio. The ratio acts on matrices
+      only, as in the authors' code; vectors take Adam's plain step.
+    - muon (Jordan et al. 2024): orthogonalised momentum (Nesterov's) on the matrices of the layers at `matrix_lr`;
+      embeddings, heads, norms and biases use AdamW at `lr`. Decoupled on both sides, each with its own rate.
+
+    `eps` is added to the root of the second moment (muon: in its AdamW part); for adafactor it is the floor of that
+    root. Adafactor keeps a row and a column of second moments, no momentum, and scales its step by the size of the
+    weights: min(lr, 1 / sqrt(t)) * max(0.001, rms(w)). torch has this variant; the paper fixes lr at 0.01.
+    Limits: torch's Adafactor (2.13) cannot step sharded parameters (DTensor); the others can.
     """
 
-    name: Literal["adamw", "muon"] = "adamw"
-    lr: float = Field(default=3e-4, gt=0)
-    matrix_lr: float = Field(default=0.02, gt=0)
-    betas: tuple[float, float] = (0.9, 0.95)
-    momentum: float = Field(default=0.95, ge=0, lt=1)
+    name: Literal["adam", "adamw", "sgd", "lamb", "muon", "adafactor"] = "adamw"
+    lr: float = Field(default=3e-4, gt=0, description="default by name: see DEFAULTS")
+    matrix_lr: float | None = Field(default=None, gt=0)
+    betas: tuple[float, float] | None = None
+    eps: float | None = Field(default=None, gt=0)
+    momentum: float | None = Field(default=None, ge=0, lt=1)
+    nesterov: bool | None = None
     weight_decay: float = Field(default=0.0, ge=0)
     clip: float | None = Field(default=1.0, gt=0, description="largest global gradient norm; null: no clipping")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values: Any) -> Any:
+        """Defaults of the named rule, so that a kept recipe shows the numbers that were used."""
+        if not isinstance(values, dict):
+            return values
+        name = values.get("name", "adamw")
+        defaults = DEFAULTS.get(name) if isinstance(name, str) else None
+        if defaults is None:
+            return values  # the name is refused when the fields are validated
+        ignored = [option for option in _OPTIONS if option not in defaults and values.get(option) is not None]
+        if ignored:
+            given = ", ".join(f"{option} = {values[option]!r}" for option in ignored)
+            allowed = ", ".join(["lr", *(option for option in defaults if option != "lr"), "weight_decay", "clip"])
+            raise ValueError(f"{name} would ignore {given}; it takes {allowed}: remove the others or change the name")
+        return values | {option: value for option, value in defaults.items() if values.get(option) is None}
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.betas is not None and not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas {list(self.betas)}: give two numbers from 0 to below 1, for example [0.9, 0.95]")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov = true needs a momentum above 0; raise momentum or leave nesterov out")
+        return self
+
     def build(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
-        """The optimisers by name over the parameters that require gradients."""
+        """The optimisers by name over the parameters that require gradients; each group keeps its rate as `peak`."""
         tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
         head = id(getattr(model, "head", None))
         matrices, decayed, rest = [], [], []
         for parameter in model.parameters():
             if not parameter.requires_grad:
                 continue
-            if parameter.dim() < 2:
+            if not decays(parameter):
                 rest.append(parameter)
             elif self.name == "muon" and id(parameter) not in tables and id(parameter) != head:
                 matrices.append(parameter)
             else:
                 decayed.append(parameter)
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": decayed, "weight_decay": self.weight_decay},
             {"params": rest, "weight_decay": 0.0},
         ]
+        if self.name == "lamb":
+            groups[1]["adapt"] = False
         groups = [group for group in groups if group["params"]]
         optimizers: dict[str, torch.optim.Optimizer] = {}
         if groups:
-            optimizers["adamw"] = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas)
+            optimizers["adamw" if self.name == "muon" else self.name] = self._rule(groups)
         if matrices:
             optimizers["muon"] = torch.optim.Muon(
-                matrices, lr=self.matrix_lr, momentum=self.momentum, weight_decay=self.weight_decay
+                matrices, lr=_set(self.matrix_lr), momentum=_set(self.momentum), weight_decay=self.weight_decay
             )
         for optimizer in optimizers.values():
             for group in optimizer.param_groups:
                 group["peak"] = group["lr"]
         return optimizers
+
+    def _rule(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        if self.name == "sgd":
+            return torch.optim.SGD(groups, lr=self.lr, momentum=_set(self.momentum), nesterov=bool(self.nesterov))
+        if self.name == "adafactor":
+            # 0.001: the paper's floor of the size of the weights, without which zero weights would never move.
+            return torch.optim.Adafactor(groups, lr=self.lr, eps=(_set(self.eps), 1e-3))
+        make = {"adam": torch.optim.Adam, "lamb": Lamb}.get(self.name, torch.optim.AdamW)
+        return make(groups, lr=self.lr, betas=_set(self.betas), eps=_set(self.eps))
+
+
+def decays(parameter: Tensor) -> bool:
+    """Whether weight decay and the penalties of `regularise.py` act on a parameter: matrices, not norms and biases."""
+    return parameter.dim() >= 2
+
+
+def _set(value: Any) -> Any:
+    """A setting that the validator has filled in."""
+    assert value is not None
+    return value
