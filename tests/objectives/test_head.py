@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from handscroll.base.errors import ConfigError
 from handscroll.objectives import head as module
 from handscroll.objectives.head import cross_entropy, token_losses
 
@@ -17,18 +18,19 @@ def case(count=301, width=24, vocab=97, dtype=torch.float64, seed=0):
     return hidden, weight, targets
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
 @pytest.mark.parametrize("chunk", [1, 10_000, 1 << 25])
-def test_loss_and_gradients_equal_torch(monkeypatch, chunk):
+def test_loss_and_gradients_equal_torch(monkeypatch, chunk, smoothing):
     monkeypatch.setattr(module, "CHUNK_BYTES", chunk)
     grads = []
     for ours in (True, False):
         hidden, weight, targets = case()
         hidden.requires_grad_(), weight.requires_grad_()
         if ours:
-            total, count = cross_entropy(hidden, weight, targets)
+            total, count = cross_entropy(hidden, weight, targets, smoothing)
             assert int(count) == int((targets >= 0).sum())
         else:
-            total = F.cross_entropy(hidden @ weight.T, targets, reduction="sum")
+            total = F.cross_entropy(hidden @ weight.T, targets, reduction="sum", label_smoothing=smoothing)
         (total * 0.37).backward()
         grads.append((total.detach(), hidden.grad, weight.grad))
     for got, want in zip(*grads, strict=True):
@@ -52,12 +54,52 @@ def test_token_losses_equal_torch():
     torch.testing.assert_close(token_losses(hidden, weight, targets), want, rtol=1e-12, atol=1e-12)
 
 
-def test_nothing_counted_is_zero_and_harmless():
-    hidden, weight, targets = case()
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("count", [301, 0])
+def test_nothing_counted_is_a_differentiable_zero(count, smoothing):
+    hidden, weight, targets = case(count)
     hidden.requires_grad_(), weight.requires_grad_()
-    total, count = cross_entropy(hidden, weight, torch.full_like(targets, -100))
+    total, counted = cross_entropy(hidden, weight, torch.full_like(targets, -100), smoothing)
     total.backward()
-    assert float(total.detach()) == 0.0 and int(count) == 0 and float(weight.grad.abs().sum()) == 0.0
+    assert float(total.detach()) == 0.0 and int(counted) == 0
+    assert torch.equal(hidden.grad, torch.zeros_like(hidden)) and torch.equal(weight.grad, torch.zeros_like(weight))
+
+
+def test_no_smoothing_is_bit_for_bit_the_plain_loss():
+    """Smoothing adds no rounding where it is off: a run without it keeps its old records."""
+    hidden, weight, targets = case(dtype=torch.float32)
+    kept = targets >= 0
+    hidden, targets = hidden[kept], targets[kept]
+    logits = hidden @ weight.T
+    want = (logits.logsumexp(1, keepdim=True) - logits.gather(1, targets.unsqueeze(1))).sum()
+    assert torch.equal(cross_entropy(hidden, weight, targets, 0.0)[0], want)
+
+
+def test_smoothing_by_hand():
+    """Three words with logits 0, ln 2, ln 5 (p = 1/8, 2/8, 5/8); target 1; s = 0.3."""
+    head = torch.tensor([[0.0], [2.0], [5.0]], dtype=torch.float64)
+    head[1:].log_()
+    total, _ = cross_entropy(torch.ones(1, 1, dtype=torch.float64), head, torch.tensor([1]), 0.3)
+    p = torch.tensor([1, 2, 5], dtype=torch.float64) / 8
+    assert float(total) == pytest.approx(float(-0.7 * p[1].log() - 0.1 * p.log().sum()), abs=1e-14)
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0, float("nan")])
+def test_impossible_smoothing_is_refused(smoothing):
+    with pytest.raises(ConfigError, match=r"from 0 \(none\) to below 1"):
+        cross_entropy(*case(), smoothing)
+
+
+def test_the_gradient_of_the_head_is_summed_in_float32_under_bfloat16(monkeypatch):
+    """Many chunks: a bfloat16 sum would lose what is below 1/256 of it."""
+    monkeypatch.setattr(module, "CHUNK_BYTES", 1)  # 16 rows a chunk
+    hidden, weight, targets = case(count=4096, dtype=torch.bfloat16)
+    weight.requires_grad_()
+    cross_entropy(hidden, weight, targets)[0].backward()
+    exact = weight.detach().double().requires_grad_()
+    F.cross_entropy(hidden.double() @ exact.T, targets, reduction="sum").backward()
+    assert weight.grad.dtype == torch.bfloat16
+    assert (weight.grad.double() - exact.grad).norm() / exact.grad.norm() < 6e-3
 
 
 def test_frozen_head_gets_no_gradient():
