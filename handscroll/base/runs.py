@@ -24,15 +24,22 @@ from filelock import FileLock, Timeout
 
 from handscroll.base.errors import CheckpointError, ConfigError
 
-Content = bytes | Callable[[Path], None]
-"""What a file is filled with: its bytes, or a function that writes a file at the path it is given."""
+Entry = dict[str, Any]
+"""What a manifest says of a file: its "size" in bytes and the "sha256" of its content."""
+
+Content = bytes | Callable[[Path], Entry | None]
+"""What a file is filled with: its bytes, or a function that writes a file at the path it is given.
+
+A function that returns what `write_chunks` returned has its file held to it; of any other the file itself is taken as
+the truth, and bytes that the disk reported as written and lost go unseen.
+"""
 
 MANIFEST = "manifest.json"
 LATEST = "latest"
+STEP_NAME = re.compile(r"step-(\d{6,})")
 
 _FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_STEP = re.compile(r"step-(\d{6,})")
 _TEMPORARY = re.compile(r".+\.tmp-(\d+)-([0-9a-f]{8})")
 # Containers give every process the same number: the token tells this process from an earlier one of its number.
 _TOKEN = secrets.token_hex(4)
@@ -44,6 +51,8 @@ _ADVICE = {
     errno.EACCES: "Choose a folder you may write to",
     errno.EIO: "The disk reports a fault: choose another one and check this one",
 }
+# A checkpoint is a folder and some five files; with fewer left than this, bytes are not what is short.
+_FEW_FILES = 16
 _log = logging.getLogger("handscroll.runs")
 
 
@@ -60,17 +69,25 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
     """Write all of `data`: the kernel may take only a part, near a full disk or a limit, and call that a success."""
     rest = memoryview(data).cast("B")
     while rest:
-        rest = rest[os.write(descriptor, rest) :]
+        taken = os.write(descriptor, rest)
+        if taken == 0:
+            raise OSError(errno.EIO, "The disk takes no bytes and reports no error")
+        rest = rest[taken:]
 
 
-def write_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
+def write_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> Entry:
     """Write `chunks` one after another into a new file: for files too large to hold in memory twice.
 
-    Not durable by itself: use it inside the function given to `write_file` or `write_folder`. Raises OSError.
+    Returns the size and SHA-256 of what it was given. Not durable by itself: use it inside the function given to
+    `write_file` or `write_folder`. Raises OSError.
     """
+    size, digest = 0, hashlib.sha256()
     with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as descriptor:
         for chunk in chunks:
             write_all(descriptor, chunk)
+            size += memoryview(chunk).nbytes
+            digest.update(chunk)
+    return {"size": size, "sha256": digest.hexdigest()}
 
 
 def sync_folder(path: Path) -> None:
@@ -225,7 +242,7 @@ def latest_checkpoint(run: Path) -> Path | None:
 
 def checkpoint_step(folder: Path) -> int:
     """The step number in a checkpoint's name: step-000200 -> 200. Raises CheckpointError for another name."""
-    match = _STEP.fullmatch(folder.name)
+    match = STEP_NAME.fullmatch(folder.name)
     if match is None:
         raise CheckpointError(f"{folder} is not a checkpoint: expected a name such as step-000200")
     return int(match[1])
@@ -319,21 +336,23 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _fill(path: Path, content: Content) -> dict[str, Any]:
-    """Create a file, make its content durable, and tell its size and SHA-256."""
-    if isinstance(content, bytes):
-        write_chunks(path, [content])
-        digest = hashlib.sha256(content).hexdigest()
-    else:
-        content(path)
-        digest = _sha256(path)
+def _fill(path: Path, content: Content) -> Entry:
+    """Create a file, make its content durable, and tell its size and SHA-256.
+
+    Both are those of the bytes given, not of the file: a file is no witness to what a disk has lost of it.
+    """
+    told = write_chunks(path, [content]) if isinstance(content, bytes) else content(path)
     with _opened(path, os.O_RDONLY) as descriptor:
         os.fsync(descriptor)
         if hasattr(os, "posix_fadvise"):
             # Without this, reading back would compare the page cache with itself; only advice, so it may fail.
             with suppress(OSError):
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        return {"size": os.fstat(descriptor).st_size, "sha256": digest}
+        size = os.fstat(descriptor).st_size
+    entry = told or {"size": size, "sha256": _sha256(path)}
+    if entry["size"] != size:
+        raise OSError(errno.EIO, f"The disk reported {entry['size']:,} bytes as written and holds {size:,}")
+    return entry
 
 
 def _sha256(path: Path) -> str:
@@ -341,11 +360,11 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _manifest_bytes(entries: Mapping[str, Mapping[str, Any]]) -> bytes:
+def _manifest_bytes(entries: Mapping[str, Entry]) -> bytes:
     return (json.dumps({"files": entries, "format": _FORMAT}, indent=1, sort_keys=True) + "\n").encode()
 
 
-def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+def _read_manifest(folder: Path) -> dict[str, Entry]:
     try:
         data = (folder / MANIFEST).read_bytes()
     except OSError as error:
@@ -398,7 +417,7 @@ def _make_room(final: Path, manifest: bytes) -> bool:
 def _checkpoints(run: Path) -> list[Path]:
     """The checkpoint folders of a run, newest first, valid or not."""
     try:
-        found = [path for path in run.iterdir() if _STEP.fullmatch(path.name)]
+        found = [path for path in run.iterdir() if STEP_NAME.fullmatch(path.name)]
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -414,7 +433,7 @@ def _read_latest(run: Path) -> int | None:
         return None
     except OSError as error:
         data = repr(error).encode()
-    match = _STEP.fullmatch(data.decode("ascii", "replace").removesuffix("\n"))
+    match = STEP_NAME.fullmatch(data.decode("ascii", "replace").removesuffix("\n"))
     if match is None:
         # The folders themselves are the truth: a damaged pointer is worth a word, not the run.
         _log.warning("%s is unreadable and was ignored: %r", run / LATEST, data[:200])
@@ -485,12 +504,15 @@ def _make_folder(path: Path) -> None:
 
 
 def _explain(path: Path, error: OSError, needed: int | None) -> str:
-    free = "unknown"
+    free, advice = "unknown", _ADVICE.get(error.errno or 0, "Check the disk and the folder")
     for folder in [path, *path.absolute().parents]:
         with suppress(OSError):
             free = f"{shutil.disk_usage(folder).free:,}"
+            disk = os.statvfs(folder)
+            # f_files is 0 where a file system does not count its files.
+            if error.errno == errno.ENOSPC and disk.f_files and disk.f_favail < _FEW_FILES:
+                advice = f"The disk takes only {disk.f_favail} more files (inodes): remove some or choose another disk"
             break
     room = f"needed: {'unknown' if needed is None else f'{needed:,}'} bytes, free: {free} bytes"
     name = errno.errorcode.get(error.errno or 0, "OSError")
-    advice = _ADVICE.get(error.errno or 0, "Check the disk and the folder")
     return f"cannot write {path}: {error.strerror or error} [{name}] ({room}). {advice}. Earlier saves are intact"

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from handscroll.base.errors import CheckpointError
-from handscroll.base.runs import commit_checkpoint, verify_folder, write_chunks
+from handscroll.base.runs import STEP_NAME, Entry, commit_checkpoint, verify_folder, write_chunks
 
 _FORMAT = 1
 _CODES = {
@@ -63,7 +63,8 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
     Tied names come back as one tensor object.
 
     Raises:
-        CheckpointError: a file is damaged or missing, or a newer version of Handscroll wrote it.
+        CheckpointError: a file is damaged or missing, a newer version of Handscroll wrote it, or the folder is named
+            after another step than the one it holds.
     """
     verify_folder(folder)
     try:
@@ -73,6 +74,12 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
         raise CheckpointError(f"{folder} cannot be read: {error}; use another checkpoint") from error
     if not isinstance(outer, dict) or outer.get("format") != _FORMAT:
         raise CheckpointError(f"{folder}/state.json is not of format {_FORMAT}; use the version that wrote it")
+    named = STEP_NAME.fullmatch(folder.name)
+    if named and int(named[1]) != outer["step"]:
+        # A whole folder of an older step agrees with its own manifest.
+        raise CheckpointError(
+            f"{folder} holds step {outer['step']}: a folder was copied or renamed; remove or rename it"
+        )
     for stem, aliases in outer["tied"].items():
         for alias, name in aliases.items():
             tensors[stem][alias] = tensors[stem][name]
@@ -211,13 +218,13 @@ def _split_tied(stem: str, named: Mapping[str, Tensor]) -> tuple[dict[str, Tenso
     return kept, aliases
 
 
-def _write_tensors(named: Mapping[str, Tensor], path: Path) -> None:
+def _write_tensors(named: Mapping[str, Tensor], path: Path) -> Entry:
     """Write the safetensors format one tensor at a time.
 
     The library's own writer (0.8) raises errors without an errno, leaves the file unreadable to the group, and on the
     way through bytes needs the whole file in memory twice. Tests hold this one to the library's output, byte for byte.
     """
-    write_chunks(path, _chunks(named))
+    return write_chunks(path, _chunks(named))
 
 
 def _chunks(named: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
