@@ -1,0 +1,193 @@
+"""The planner against real runs: forecast and measurement of 60 configurations, a fresh process each.
+
+python -m bench.planner [--threads 2] [--only TEXT] [--json FILE]
+
+None of them is among the runs that calibrate (train/probe.py). Prints a table and the errors' median, 95th
+percentile and worst, of memory and of time.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from statistics import median
+
+from handscroll.base.errors import CapacityError
+from handscroll.base.workload import CHUNKED, Shape, Workload
+from handscroll.plan.choose import fits
+from handscroll.plan.forecast import predict
+from handscroll.plan.machine import this_machine
+from handscroll.train.probe import calibrate, measure
+
+SHAPES = {
+    "llama 1M": Shape(
+        family="llama", layers=4, width=128, heads=4, kv_heads=2, head_size=32, mlp_width=352, vocab=2048, tied=True
+    ),
+    "llama 5M": Shape(
+        family="llama", layers=6, width=256, heads=8, kv_heads=8, head_size=32, mlp_width=688, vocab=1024, tied=True
+    ),
+    "llama 15M": Shape(
+        family="llama", layers=8, width=384, heads=6, kv_heads=3, head_size=64, mlp_width=1024, vocab=4096, tied=True
+    ),
+    "llama 40M": Shape(
+        family="llama", layers=8, width=512, heads=8, kv_heads=2, head_size=64, mlp_width=1408, vocab=16384
+    ),
+    "llama 135M": Shape(
+        family="llama", layers=30, width=576, heads=9, kv_heads=3, head_size=64, mlp_width=1536, vocab=49152, tied=True
+    ),
+    "gpt2 3M": Shape(
+        family="gpt2", layers=4, width=192, heads=6, kv_heads=6, head_size=32, mlp_width=768, vocab=4096, tied=True
+    ),
+    "gpt2 30M": Shape(
+        family="gpt2", layers=6, width=512, heads=8, kv_heads=8, head_size=64, mlp_width=2048, vocab=16384, tied=True
+    ),
+    "gpt2 124M": Shape(
+        family="gpt2", layers=12, width=768, heads=12, kv_heads=12, head_size=64, mlp_width=3072, vocab=50257, tied=True
+    ),
+}
+RUNS = """
+llama 1M: length=256
+llama 1M: length=1024 rows=4
+llama 1M: length=4096 precision=bfloat16
+llama 1M: length=8192
+llama 1M: length=4096 rows=2 rung=checkpoint
+llama 1M: length=8192 rung=checkpoint precision=bfloat16
+llama 1M: length=16384 rung=chunk-outer chunk=1024
+llama 1M: length=32768 rung=layer-outer chunk=2048 precision=bfloat16 steps=2
+llama 1M: length=16384 rung=layer-outer chunk=4096 packed=1
+llama 1M: length=8192 rung=staged stage_layers=2 chunk=512 precision=bfloat16
+llama 1M: length=8192 rung=chunk-outer chunk=512 offload=disk
+llama 1M: length=2048 rows=2 packed=1 average=1
+llama 1M: length=2048 dropout=1 optimizer=lamb
+llama 5M: length=512 rows=4 optimizer=adafactor
+llama 5M: length=2048 optimizer=sgd
+llama 5M: length=4096 rung=checkpoint
+llama 5M: length=1024 rung=checkpoint rows=4 precision=bfloat16
+llama 5M: length=8192 rung=chunk-outer chunk=1024
+llama 5M: length=8192 rung=layer-outer chunk=512
+llama 5M: length=16384 rung=staged stage_layers=2 chunk=2048 precision=bfloat16 steps=2
+llama 5M: length=8192 rung=layer-outer chunk=1024 offload=disk
+llama 5M: length=1024 micro=3 precision=bfloat16
+llama 5M: length=2048 packed=1 rung=chunk-outer chunk=512
+llama 5M: length=1024 lora_rank=8 rows=2
+llama 15M: length=512 rows=2
+llama 15M: length=1024 optimizer=sgd
+llama 15M: length=2048 optimizer=adafactor precision=bfloat16
+llama 15M: length=2048 rung=checkpoint
+llama 15M: length=1024 rung=checkpoint packed=1 rows=2 precision=bfloat16
+llama 15M: length=4096 rung=chunk-outer chunk=512
+llama 15M: length=4096 rung=layer-outer chunk=1024 precision=bfloat16
+llama 15M: length=4096 rung=staged stage_layers=4 chunk=512
+llama 15M: length=2048 rung=chunk-outer chunk=512 offload=disk
+llama 15M: length=1024 rows=2 packed=1
+llama 15M: length=1024 lora_rank=8 rung=checkpoint
+llama 15M: length=2048 lora_rank=16 precision=bfloat16
+llama 15M: length=1024 dropout=1
+llama 15M: length=1024 mlp_tile=256
+llama 15M: length=2048 mlp_tile=512 rung=checkpoint precision=bfloat16
+llama 15M: length=512 micro=3 optimizer=muon
+llama 40M: length=512
+llama 40M: length=1024 precision=bfloat16 optimizer=muon
+llama 40M: length=1024 rung=checkpoint average=1
+llama 40M: length=2048 rung=chunk-outer chunk=512 precision=bfloat16
+llama 40M: length=2048 rung=layer-outer chunk=512
+llama 40M: length=2048 rung=staged stage_layers=4 chunk=1024 optimizer=sgd
+llama 40M: length=1024 lora_rank=8 rung=layer-outer chunk=256
+gpt2 3M: length=256 rows=4
+gpt2 3M: length=2048
+gpt2 3M: length=4096 rung=checkpoint precision=bfloat16
+gpt2 3M: length=8192 rung=chunk-outer chunk=1024
+gpt2 3M: length=8192 rung=layer-outer chunk=1024 precision=bfloat16
+gpt2 3M: length=4096 rung=staged stage_layers=2 chunk=512 packed=1
+gpt2 3M: length=1024 rows=2 dropout=1 precision=bfloat16
+gpt2 30M: length=512 rows=2
+gpt2 30M: length=1024 precision=bfloat16 optimizer=muon
+gpt2 30M: length=2048 rung=layer-outer chunk=512
+gpt2 30M: length=1024 rung=checkpoint average=1
+gpt2 30M: length=2048 rung=chunk-outer chunk=512 precision=bfloat16
+gpt2 30M: length=1024 lora_rank=8
+gpt2 124M: length=256 optimizer=adafactor steps=2
+gpt2 124M: length=512 rung=checkpoint precision=bfloat16 steps=2
+gpt2 124M: length=512 rung=chunk-outer chunk=256 optimizer=sgd steps=2
+llama 135M: length=256 precision=bfloat16 steps=2
+llama 135M: length=512 rung=checkpoint steps=2
+llama 135M: length=1024 lora_rank=8 precision=bfloat16 rung=chunk-outer chunk=256 steps=2
+"""
+
+
+def workloads(threads: int) -> list[tuple[str, Workload]]:
+    """The configurations by name."""
+    found = []
+    for line in RUNS.strip().splitlines():
+        name, _, rest = line.partition(": ")
+        values: dict = {"rung": "plain", "steps": 3, "threads": threads}
+        for item in rest.split():
+            key, _, text = item.partition("=")
+            values[key] = int(text) if text.isdigit() else text
+        shape = SHAPES[name].model_dump() | {"lora_rank": values.pop("lora_rank", 0)}
+        if name.startswith("gpt2"):
+            shape["positions"] = values["length"]
+        values = {
+            key: bool(value) if key in ("packed", "average", "dropout") else value for key, value in values.items()
+        }
+        found.append((line, Workload.model_validate({"shape": shape} | values)))
+    return found
+
+
+def summary(errors: list[float]) -> str:
+    """Median, 95th percentile and worst of absolute shares."""
+    sizes = sorted(abs(error) for error in errors)
+    at = min(len(sizes) - 1, round(0.95 * (len(sizes) - 1)))
+    return f"median {median(sizes):.1%}, 95th percentile {sizes[at]:.1%}, worst {sizes[-1]:.1%}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--only", default="", help="configurations whose line holds this")
+    parser.add_argument("--json", type=Path, help="append one record a configuration; those in it are not run again")
+    parser.add_argument("--probe", action="store_true", help="calibrate first")
+    options = parser.parse_args()
+    if options.probe:
+        print(f"calibration: {calibrate(options.threads)}")
+    machine = this_machine(threads=options.threads)
+    known = {}
+    if options.json and options.json.exists():
+        records = [json.loads(line) for line in options.json.read_text().splitlines()]
+        known = {record["line"]: record for record in records}
+    memory, time, under, died = [], [], [], []
+    print(
+        f"{'predicted':>9} {'measured':>9} {'error':>7}   {'predicted':>9} {'measured':>9} {'error':>7}  (MB, seconds)"
+    )
+    for line, workload in workloads(options.threads):
+        if options.only not in line:
+            continue
+        forecast = predict(workload, machine)
+        if line not in known:
+            try:
+                measured = measure(workload)
+            except CapacityError as error:
+                died.append((line, fits(forecast, machine)))
+                print(f"{line}: {error}")
+                continue
+            known[line] = {"line": line, "peak": measured.peak, "seconds": measured.seconds}
+            if options.json:
+                with options.json.open("a") as file:
+                    file.write(json.dumps(known[line]) + "\n")
+        peak, seconds = known[line]["peak"], min(known[line]["seconds"][1:])
+        memory.append(forecast.host / peak - 1)
+        time.append(forecast.seconds / seconds - 1)
+        under.append(peak > forecast.host / 0.92)
+        print(
+            f"{forecast.host / 1e6:9.0f} {peak / 1e6:9.0f} {memory[-1]:+7.1%}   {forecast.seconds:9.2f} {seconds:9.2f} "
+            f"{time[-1]:+7.1%}  {line}",
+            flush=True,
+        )
+    chunked = sum(workload.rung in CHUNKED for _, workload in workloads(1))
+    print(f"\n{len(memory)} runs ({chunked} of all in chunks)")
+    print(f"memory: {summary(memory)}; over the safety margin: {sum(under)}")
+    print(f"time:   {summary(time)}")
+    print(f"accepted and died: {sum(accepted for _, accepted in died)}; died: {len(died)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""What is to be run, as plain numbers: the planner's question. Imports no torch and knows no model."""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from handscroll.base.config import Config
+
+Kind = Literal["train", "extend", "generate", "serve"]
+RungName = Literal["auto", "plain", "checkpoint", "chunk-outer", "layer-outer", "staged"]
+CHUNKED = ("chunk-outer", "layer-outer", "staged")
+
+
+class Shape(Config):
+    """Sizes of a decoder. `positions` are rows of a learned position table (0: none).
+
+    `trainable` None means all of it; less means LoRA of `lora_rank` on `lora_targets` projections of each layer.
+    """
+
+    family: Literal["llama", "gpt2"]
+    layers: int = Field(ge=1)
+    width: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    kv_heads: int = Field(ge=1)
+    head_size: int = Field(ge=1)
+    mlp_width: int = Field(ge=1)
+    vocab: int = Field(ge=1)
+    tied: bool = False
+    positions: int = Field(default=0, ge=0)
+    windows: tuple[int | None, ...] = ()
+    lora_rank: int = Field(default=0, ge=0)
+    lora_targets: int = Field(default=4, ge=0)
+
+    @classmethod
+    def of(cls, config: Any, **changes: Any) -> Self:
+        """The shape of a model's configuration (`LlamaConfig`, `GPT2Config`, or anything with those fields)."""
+        names = ("layers", "width", "heads", "kv_heads", "head_size", "mlp_width", "vocab", "tied")
+        values: dict[str, Any] = {name: getattr(config, name) for name in names}
+        learned = config.family == "gpt2"
+        values |= {"family": "gpt2" if learned else "llama", "positions": config.context if learned else 0}
+        values |= {"windows": tuple(getattr(config, "windows", ()))}
+        return cls(**values | changes)
+
+    @property
+    def inner(self) -> int:
+        """Width of all query heads together."""
+        return self.heads * self.head_size
+
+    @property
+    def shared(self) -> int:
+        """Width of all key (or value) heads together."""
+        return self.kv_heads * self.head_size
+
+    @property
+    def layer_matrices(self) -> int:
+        """Numbers in the projections of one layer."""
+        products = 3 if self.family == "llama" else 2
+        return self.width * (2 * self.inner + 2 * self.shared + products * self.mlp_width)
+
+    @property
+    def table(self) -> int:
+        """Numbers of the embedding, which are those of the head."""
+        return self.vocab * self.width
+
+    @property
+    def tables(self) -> int:
+        """Numbers in the embedding, an own head and learned positions."""
+        return (1 if self.tied else 2) * self.table + self.positions * self.width
+
+    @property
+    def layer_vectors(self) -> int:
+        """Norms and biases of one layer (Llama's optional biases and head norms are left out: under 0.1 %)."""
+        if self.family == "llama":
+            return 2 * self.width
+        return 6 * self.width + self.inner + 2 * self.shared + self.mlp_width
+
+    @property
+    def adapters(self) -> int:
+        """Numbers of the LoRA matrices of one layer: rank x (in + out) of each target, attention first."""
+        attention = [self.inner, self.shared, self.shared, self.inner]
+        sizes = [self.width + out for out in attention] + [self.width + self.mlp_width] * 3
+        return self.lora_rank * sum(sizes[: self.lora_targets])
+
+    @property
+    def parameters(self) -> int:
+        """All numbers of the model, adapters included."""
+        norm = self.width * (1 if self.family == "llama" else 2)
+        return self.layers * (self.layer_matrices + self.layer_vectors + self.adapters) + self.tables + norm
+
+    @property
+    def trainable(self) -> int:
+        """Numbers that get gradients."""
+        return self.layers * self.adapters if self.lora_rank else self.parameters
+
+    @property
+    def largest(self) -> int:
+        """Numbers of the largest tensor that gets a gradient."""
+        if self.lora_rank:
+            return self.lora_rank * max(self.width, self.inner, self.mlp_width)
+        return max(self.table, self.width * self.mlp_width, self.width * self.inner, self.positions * self.width)
+
+
+class Workload(Config):
+    """A run on one machine. `rows` are rows of one micro-batch; `micro` are micro-batches of an update.
+
+    `keep` checkpoints are kept on disk, and one more exists while it is written. For `generate` and `serve`: `length`
+    tokens of prompt, `new` tokens, `rows` slots, and the dtype of weights and cache is `precision`.
+    """
+
+    kind: Kind = "train"
+    shape: Shape
+    length: int = Field(ge=1)
+    rows: int = Field(default=1, ge=1)
+    micro: int = Field(default=1, ge=1)
+    steps: int = Field(default=1, ge=1)
+    packed: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
+    optimizer: Literal["adam", "adamw", "sgd", "lamb", "muon", "adafactor"] = "adamw"
+    average: bool = False
+    dropout: bool = False
+    rung: RungName = "auto"
+    chunk: int = Field(default=0, ge=0)
+    stage_layers: int = Field(default=0, ge=0)
+    mlp_tile: int = Field(default=0, ge=0)
+    offload: Literal["none", "host", "disk"] = "none"
+    device: Literal["cpu", "cuda"] = "cpu"
+    keep: int = Field(default=2, ge=0)
+    ranks: int = Field(default=1, ge=1, description="ranks that share weights, gradients and optimiser state")
+    context_parallel: int = Field(default=1, ge=1, description="ranks that share a row")
+    new: int = Field(default=0, ge=0, description="generate, serve: new tokens")
+    data_bytes: int = Field(default=0, ge=0, description="the training text in memory")
+    threads: int = Field(default=0, ge=0, description="0: as many as there are processors")
+
+    @model_validator(mode="after")
+    def _meant(self):
+        if (self.rung == "staged") != bool(self.stage_layers):
+            raise ValueError("stage_layers belongs to rung 'staged', and 'staged' needs it")
+        if self.rung in ("plain", "checkpoint") and (self.chunk or self.offload != "none"):
+            raise ValueError(f"rung '{self.rung}' has no chunks and offloads nothing: leave both out")
+        return self
+
+    def changed(self, **values: Any) -> Self:
+        """A validated copy with other values."""
+        return type(self).model_validate(self.model_dump() | values)

@@ -1,0 +1,76 @@
+"""What a probe measured on this machine, kept in the user's cache: memory of the bare process, and speeds."""
+
+import importlib.metadata
+import json
+import os
+import platform
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from handscroll.base.config import Config
+from handscroll.base.runs import write_file
+
+FORMAT = 1
+
+
+class Calibration(Config):
+    """Numbers of one machine and torch version. The defaults are those of a two-core AVX-512 server, one thread.
+
+    base: bytes of a process that has trained a step of nothing (code, libraries, threads).
+    The others are seconds per unit of work (`plan/duration.py`): a floating-point operation of a matrix product and
+    of attention in float32 and under bfloat16 autocast, a byte of activations, a call of a layer, a byte of optimiser
+    traffic.
+    """
+
+    base: int = Field(default=347 << 20, gt=0)
+    product: float = Field(default=1.6e-11, gt=0)
+    product_narrow: float = Field(default=0.7e-11, gt=0)
+    attention: float = Field(default=2.2e-11, gt=0)
+    attention_narrow: float = Field(default=2.0e-11, gt=0)
+    activation: float = Field(default=3e-10, ge=0)
+    call: float = Field(default=1e-3, ge=0)
+    traffic: float = Field(default=3e-10, ge=0)
+    threads: int = Field(default=1, ge=1)
+    measured: bool = False
+
+
+def cache_file(threads: int = 0) -> Path:
+    """`$XDG_CACHE_HOME/handscroll/plan-*.json`: one file a processor, torch version and number of threads."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        version = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        version = "none"
+    count = os.cpu_count() or 1
+    name = f"{platform.machine()}-{count}cpu-{_processor()}-torch{version}-{threads or count}threads"
+    return root / "handscroll" / f"plan-{''.join(c if c.isalnum() or c in '.-' else '_' for c in name)}.json"
+
+
+def load_calibration(threads: int = 0, path: Path | None = None) -> Calibration | None:
+    """The kept calibration; None where there is none, or one of another format (a cache is never an error)."""
+    try:
+        values = json.loads((path or cache_file(threads)).read_text(encoding="utf-8"))
+        if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+            return None
+        return Calibration.model_validate(values)
+    except (OSError, ValueError, ValidationError):
+        return None
+
+
+def save_calibration(calibration: Calibration, path: Path | None = None) -> Path:
+    """Keep a calibration, atomically; returns where."""
+    path = path or cache_file(calibration.threads)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"format": FORMAT, **calibration.model_dump()}, indent=2) + "\n"
+    write_file(path, text.encode())
+    return path
+
+
+def _processor() -> str:
+    """The processor's name, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "cpu"
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "cpu")

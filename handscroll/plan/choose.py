@@ -1,0 +1,169 @@
+"""`options`, `resolve`, `check`: which rung, chunk and place fit, which is fastest, what to say when none does."""
+
+from collections.abc import Sequence
+
+from handscroll.base.errors import CapacityError
+from handscroll.base.workload import CHUNKED, Workload
+from handscroll.plan.forecast import Forecast, predict
+from handscroll.plan.machine import Machine
+
+EDGE = 64  # chunk edges are multiples of this (train/step.py)
+CHUNKS = (4096, 2048, 1024, 512, 256)
+SHARE = 0.25  # of the usable memory: what the planner lets the work of one chunk take
+
+
+def options(workload: Workload, machine: Machine) -> list[Forecast]:
+    """Every rung, chunk, stage and place that the workload's own settings leave open, with its forecast.
+
+    Settings that are given stay: with rung "staged" only its chunk and place are varied. Sorted by time, then by
+    memory. For generate and serve there is one: the workload itself.
+    """
+    if workload.kind in ("generate", "serve"):
+        return [predict(workload, machine)]
+    rungs = ["plain", "checkpoint", *CHUNKED] if workload.rung == "auto" else [workload.rung]
+    if workload.rung == "auto" and (workload.chunk or workload.offload != "none"):
+        rungs = list(CHUNKED)
+    found: dict[Workload, Forecast] = {}
+    for rung in rungs:
+        for stage in _stages(workload, rung):
+            for offload in _places(workload, rung):
+                for chunk in _chunks(workload, rung):
+                    changes = {"rung": rung, "stage_layers": stage, "offload": offload, "chunk": chunk}
+                    one = workload.changed(**changes)
+                    found[one] = predict(one, machine)
+    return sorted(found.values(), key=lambda f: (f.seconds, f.host, f.workload.chunk))
+
+
+def fits(forecast: Forecast, machine: Machine) -> bool:
+    """Whether memory and disk suffice, the safety margin included."""
+    if forecast.workload.device == "cuda" and forecast.gpu > machine.gpu * 0.92:
+        return False
+    return forecast.host <= machine.usable and forecast.disk <= machine.disk
+
+
+def resolve(workload: Workload, machine: Machine) -> Workload:
+    """The workload with rung and chunk settled: the fastest that fits, what is given being kept.
+
+    Deterministic for the same machine numbers. Without offloading first; with it only where nothing else fits.
+
+    Raises:
+        CapacityError: nothing fits (`check` says what would).
+    """
+    found = options(workload, machine)
+    kept = [forecast for forecast in found if fits(forecast, machine)]
+    inside = [forecast for forecast in kept if forecast.workload.offload == workload.offload] or kept
+    if not inside:
+        raise CapacityError(_refusal(workload, machine))
+    return inside[0].workload
+
+
+def check(workload: Workload, machine: Machine) -> Forecast:
+    """The forecast of a run that fits.
+
+    Raises:
+        CapacityError: it cannot; names what is needed, what is there, and a setting that would fit.
+    """
+    if workload.kind in ("train", "extend") and (
+        workload.rung == "auto" or (workload.rung in CHUNKED and not workload.chunk)
+    ):
+        workload = resolve(workload, machine)
+    forecast = predict(workload, machine)
+    if not fits(forecast, machine):
+        raise CapacityError(_refusal(workload, machine, forecast))
+    return forecast
+
+
+def longest(workload: Workload, machine: Machine) -> int:
+    """The longest row (a multiple of 64) that fits with any setting left open; 0 where none does."""
+    low, high = 0, 1 << 24
+    while high - low > EDGE:
+        middle = (low + high) // 2 // EDGE * EDGE
+        there = workload.changed(length=middle)
+        fit = any(fits(forecast, machine) for forecast in options(there, machine))
+        low, high = (middle, high) if fit else (low, middle)
+    return low
+
+
+def chosen(workload: Workload) -> dict[str, str | int]:
+    """The settings of the recipe's table `memory` that ask for a workload's rung, stage, chunk and place."""
+    names = ("rung", "stage_layers", "chunk", "offload", "mlp_tile")
+    values = {name: getattr(workload, name) for name in names}
+    return {name: value for name, value in values.items() if value not in (0, "none")}
+
+
+def settings(workload: Workload) -> str:
+    """`chosen` as options of the command line."""
+    return " ".join(f"--set memory.{name}={value}" for name, value in chosen(workload).items())
+
+
+def gigabytes(size: int) -> str:
+    """1,234 MB below ten gigabytes, GB above; decimal units."""
+    return f"{size / 1e6:,.0f} MB" if size < 1e10 else f"{size / 1e9:,.1f} GB"
+
+
+def _refusal(workload: Workload, machine: Machine, forecast: Forecast | None = None) -> str:
+    """What came, what is there, what would fit."""
+    free = (
+        workload.changed(rung="auto", chunk=0, stage_layers=0, offload="none") if workload.rung != "auto" else workload
+    )
+    others = options(free, machine)
+    needed = forecast or min(others, key=lambda one: one.host)
+    what = f"{workload.rows} x {workload.length:,} tokens on rung '{needed.workload.rung}'"
+    if workload.kind in ("generate", "serve"):
+        what = f"{workload.rows} rows of {workload.length + workload.new:,} tokens"
+    said = f"{what} would take {_needs(needed, machine)}"
+    fitting = next((one for one in sorted(others, key=_offloaded) if fits(one, machine)), None)
+    if fitting is not None and workload.kind in ("train", "extend"):
+        change = settings(fitting.workload)
+        return f"{said}. This fits ({gigabytes(fitting.gpu or fitting.host)}): {change}"
+    most = longest(free, machine)
+    if most:
+        return (
+            f"{said}, and no setting of the memory ladder fits. Rows of up to {most:,} tokens would: lower the length"
+        )
+    return f"{said}, and no length fits: use a smaller model, fewer rows, or a machine with more memory"
+
+
+def _needs(forecast: Forecast, machine: Machine) -> str:
+    gpu = forecast.workload.device == "cuda" and forecast.gpu > machine.gpu * 0.92
+    if gpu:
+        return f"{gigabytes(forecast.gpu)} of GPU memory, the GPU has {gigabytes(machine.gpu)}"
+    if forecast.host > machine.usable:
+        share = f"{gigabytes(machine.usable)} of the {gigabytes(machine.memory)} available may be planned"
+        return f"{gigabytes(forecast.host)} of memory, {share}"
+    return f"{gigabytes(forecast.disk)} of disk, {gigabytes(machine.disk)} are free"
+
+
+def _offloaded(forecast: Forecast) -> tuple[bool, float]:
+    return forecast.workload.offload != "none", forecast.seconds
+
+
+def _stages(workload: Workload, rung: str) -> list[int]:
+    if rung != "staged":
+        return [0]
+    if workload.stage_layers:
+        return [workload.stage_layers]
+    return [size for size in (2, 4, 8, 16, 32) if size < workload.shape.layers]
+
+
+def _places(workload: Workload, rung: str) -> list[str]:
+    if rung not in CHUNKED or workload.offload != "none":
+        return [workload.offload if rung in CHUNKED else "none"]
+    if workload.rung != "auto":
+        return ["none"]
+    return ["none", "disk"] if workload.device == "cpu" else ["none", "host", "disk"]
+
+
+def _chunks(workload: Workload, rung: str) -> list[int]:
+    """Chunks to weigh: the given one, or powers of two no longer than the row."""
+    if rung not in CHUNKED:
+        return [0]
+    if workload.chunk:
+        return [workload.chunk]
+    whole = -(-workload.length // EDGE) * EDGE
+    return [size for size in CHUNKS if size < whole] or [min(CHUNKS[-1], whole)]
+
+
+def widest(workloads: Sequence[Workload]) -> Workload:
+    """The stage of a run that needs the most: it decides the setting of all. By tokens kept, then by length."""
+    return max(workloads, key=lambda one: (one.rows * one.length, one.length, one.micro > 1))

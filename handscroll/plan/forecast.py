@@ -1,0 +1,94 @@
+"""`predict`: memory, disk and time of a workload on a machine, with the parts they are made of."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from handscroll.base.workload import CHUNKED, Workload
+from handscroll.plan import inference, memory
+from handscroll.plan.duration import seconds
+from handscroll.plan.machine import Machine
+
+# Share of its short-lived memory that the C library's heap takes on top, measured over bench/planner.py (2026-11):
+# its holes on rung plain, and small tensors where large ones go back at once (base/allocator.py).
+HOLES = 0.21
+SMALL = 0.10
+CUDA_BASE = 600 << 20  # context, kernels and cuBLAS workspaces
+CUDA_HOLES = 0.06
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a workload will take. `parts` add up to `host` (on a GPU: to `gpu`); `phase` is the moment of the peak."""
+
+    workload: Workload
+    host: int
+    gpu: int
+    disk: int
+    seconds: float
+    phase: str
+    parts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of an update, or of a request."""
+        return self.workload.rows * self.workload.micro * self.workload.length
+
+    def record(self) -> dict[str, Any]:
+        """As JSON, for `plan.json` in the run folder and for --json."""
+        names = ("host", "gpu", "disk", "phase", "parts")
+        rounded = float(f"{self.seconds:.4g}") if math.isfinite(self.seconds) else None
+        return {name: getattr(self, name) for name in names} | {
+            "seconds": rounded,
+            "workload": self.workload.model_dump(),
+        }
+
+
+def predict(workload: Workload, machine: Machine) -> Forecast:
+    """The forecast of a workload whose rung and chunk are settled (`resolve` settles them).
+
+    Host memory is the peak of resident pages (VmHWM) of the one process: base + weights + what stays + the largest
+    phase + what the heap wastes. Measured errors: docs/plan.md. Limits: one process; validation, tokenizer training
+    and reading the text are not in it; on a GPU the numbers are counted, not measured.
+    """
+    assert workload.rung != "auto" or workload.kind in ("generate", "serve"), "settle the rung first (plan.resolve)"
+    assert workload.chunk or workload.rung not in CHUNKED, "settle the chunk first (plan.resolve)"
+    train = workload.kind in ("train", "extend")
+    source = memory if train else inference
+    fixed, found = source.fixed_parts(workload), source.phases(workload)
+    phase = max(found, key=lambda name: sum(found[name].values()))
+    parts = {name: size for name, size in (fixed | found[phase]).items() if size}
+    gpu = workload.device == "cuda"
+    base = CUDA_BASE if gpu else machine.calibration.base
+    parts = {"base": base} | parts | {"heap": _heap(workload, found[phase])}
+    total = sum(parts.values())
+    held = 0
+    if gpu and workload.offload == "host":
+        held = sum(memory.carried(workload).values())
+    host = machine.calibration.base + held if gpu else total
+    return Forecast(
+        workload,
+        host=host,
+        gpu=total if gpu else 0,
+        disk=disk_bytes(workload),
+        seconds=seconds(workload, machine.calibration) if train else math.nan,
+        phase=phase,
+        parts=parts,
+    )
+
+
+def disk_bytes(workload: Workload) -> int:
+    """Checkpoints (one more than are kept while a new one is written), the saved model, and the offload file."""
+    if workload.kind not in ("train", "extend"):
+        return 0
+    each = 4 * workload.shape.trainable * (2 if workload.average else 1) + memory.state_bytes(workload)
+    offloaded = sum(memory.carried(workload).values()) if workload.offload == "disk" else 0
+    return (workload.keep + 1) * each + memory.weight_bytes(workload) + offloaded
+
+
+def _heap(workload: Workload, phase: memory.Parts) -> int:
+    """What the allocator takes besides what tensors ask for."""
+    short = sum(size for name, size in phase.items() if name != "gradients")
+    if workload.device == "cuda":
+        return int(CUDA_HOLES * short)
+    return int((HOLES if workload.rung == "plain" else SMALL) * short)

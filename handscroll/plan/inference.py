@@ -1,0 +1,34 @@
+"""Memory of generation: weights, the key-value cache, and one chunk of the prompt on its way through a layer.
+
+The cache is reserved once for prompt + new tokens of every row: 2 x layers x rows x tokens x K E numbers.
+"""
+
+from handscroll.base.workload import Workload
+from handscroll.plan.layer import WIDE, narrow
+from handscroll.plan.memory import Parts, weight_bytes
+
+PREFILL = 1024  # tokens of a prompt per forward (generate/prefill.py)
+
+
+def fixed_parts(workload: Workload) -> Parts:
+    """Weights and cache; they stay through the request."""
+    shape, e = workload.shape, narrow(workload)
+    tokens = workload.length + max(0, workload.new - 1)
+    cache = 2 * shape.layers * workload.rows * tokens * shape.shared * e
+    return {"weights": weight_bytes(workload), "cache": cache, "data": workload.rows * workload.length * 8}
+
+
+def phases(workload: Workload) -> dict[str, Parts]:
+    """Reading a chunk of the prompt; making one token."""
+    shape, e, rows = workload.shape, narrow(workload), workload.rows
+    n = rows * min(workload.length, PREFILL)
+    gates = 3 if shape.family == "llama" else 2
+    mlp = n * (gates * e * shape.mlp_width + 3 * e * shape.width)
+    # q and its float32 rotation; per span of the past an output, joined in float32.
+    attention = n * (4 * WIDE * shape.inner + 3 * e * shape.width)
+    table = n * WIDE * shape.head_size if shape.family == "llama" else 0
+    length = workload.length + workload.new
+    scores = rows * shape.heads * length * (WIDE + e)
+    logits = rows * shape.vocab * 3 * WIDE
+    # Copies that grouped decoding makes of nothing: keys are read where they lie.
+    return {"prompt": {"work": max(mlp, attention) + table}, "token": {"work": scores + logits}}

@@ -1,0 +1,86 @@
+"""Bytes that one layer needs for one token: what autograd keeps of it, and what its backward holds besides.
+
+Letters as in `nn/shapes.py` (D width, H heads, K kv heads, E head size, F MLP width). Wide tensors (the residual
+stream, norms, log-sum-exps) are float32; under autocast the products and what they save are bfloat16 (`narrow`). A
+linear layer under autocast keeps its own bfloat16 copy of its input. Counted on torch 2.13, see docs/plan.md.
+"""
+
+from dataclasses import dataclass
+
+from handscroll.base.workload import Shape, Workload
+
+WIDE = 4  # bytes of a float32
+QUERIES = 512  # tokens of a query tile under a mask tensor (nn/pieces.py)
+WIDEST = 8192  # keys under one mask tensor
+
+
+def narrow(workload: Workload) -> int:
+    """Bytes of a number in the products: 2 under autocast (or in a bfloat16 model), else 4."""
+    return 2 if workload.precision == "bfloat16" else WIDE
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Bytes per token of one layer. `kept_mlp` is the part of `kept` that lies inside the MLP.
+
+    kept, llama in float32: 4 (6 D + 3 H E + 2 K E + H + 4 F + 2): both norms keep their input, their scaled input
+    and their output; attention keeps q, k, v, its output twice (the second as the projection reads it) and the
+    log-sum-exp; the MLP keeps gate, silu(gate), up and their product. gpt2: 4 (4 D + 2 H E + 2 K E + H + 2 F + 4).
+    Not kept: with LoRA what only frozen weights would need; with `mlp_tile` what is inside the MLP.
+    """
+
+    kept: int
+    kept_mlp: int
+    mlp_backward: int
+    attention_backward: int
+    forward: int
+
+    @classmethod
+    def of(cls, workload: Workload) -> "Layer":
+        shape, e = workload.shape, narrow(workload)
+        llama, frozen = shape.family == "llama", bool(shape.lora_rank)
+        attention = _kept_attention(shape, e, frozen)
+        mlp = _kept_mlp(shape, e, frozen)
+        norm_input = WIDE * shape.width  # the MLP's input, kept where it is tiled
+        inside = 0 if workload.mlp_tile else mlp
+        gates = 2 if llama else 1
+        dropped = 17 * shape.width if workload.dropout else 0
+        q, kv = shape.inner, shape.shared
+        return cls(
+            kept=attention + inside + (norm_input if workload.mlp_tile else 0),
+            kept_mlp=inside,
+            mlp_backward=gates * e * shape.mlp_width * (0 if workload.mlp_tile else 1)
+            + 2 * WIDE * shape.width
+            + dropped,
+            attention_backward=e * q + WIDE * q + e * q + 2 * (e + WIDE) * kv + WIDE * shape.width,
+            forward=max(4 * WIDE * shape.width + (gates + 1) * e * shape.mlp_width, (2 * e + 2 * WIDE) * q + dropped),
+        )
+
+
+def _kept_attention(shape: Shape, e: int, frozen: bool) -> int:
+    """Both norms and attention, without the MLP's inside."""
+    inputs = 3 * e if e < WIDE else WIDE  # q, k and v each keep a narrow copy; in float32 they share the norm's output
+    heads = 2 * e * (shape.inner + shape.shared) + WIDE * shape.heads
+    # Attention's output follows the layout of q: Llama's rotated q is laid out by heads, and its output is copied.
+    projected = e * shape.inner if shape.family == "llama" else 0
+    stream = 2 * WIDE * shape.width
+    scaled = 2 * WIDE * (1 + (0 if frozen else shape.width))  # a norm's own weight needs the scaled input
+    norms = 4 * WIDE if shape.family == "gpt2" else scaled
+    return stream + norms + inputs * shape.width + heads + projected + e * shape.lora_rank * 4
+
+
+def _kept_mlp(shape: Shape, e: int, frozen: bool) -> int:
+    """The MLP's input and what is inside it."""
+    wide, width = shape.mlp_width, shape.width
+    if shape.family == "gpt2":
+        return e * wide * (1 if frozen else 2) + (0 if frozen else e * width)
+    if frozen:
+        return e * wide * 3
+    return e * wide * 4 + (2 * e if e < WIDE else WIDE) * width
+
+
+def tile_bytes(workload: Workload, keys: int) -> int:
+    """Mask tensors of one query tile over at most `WIDEST` keys: a float mask, and boolean steps on the way."""
+    if not workload.packed:
+        return 0
+    return workload.rows * QUERIES * min(keys, WIDEST) * (narrow(workload) + 4)

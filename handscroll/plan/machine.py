@@ -1,0 +1,110 @@
+"""What a machine has: memory that a process may still take, disk, and measured speeds."""
+
+import os
+import resource
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import Field
+
+from handscroll.base.config import Config
+from handscroll.plan.calibration import Calibration, load_calibration
+
+SAFETY = 0.92  # share of the available memory that a plan may use; the rest is the forecast's own error
+
+
+class Machine(Config):
+    """`memory`: bytes that a process of ours may take in all; `disk`: free bytes where the run folder lies."""
+
+    memory: int = Field(gt=0)
+    disk: int = Field(ge=0)
+    gpu: int = Field(default=0, ge=0, description="bytes of one GPU; 0: none")
+    processors: int = Field(default=1, ge=1)
+    calibration: Calibration = Calibration()
+
+    @property
+    def usable(self) -> int:
+        """Memory that a plan may fill."""
+        return int(self.memory * SAFETY)
+
+
+def this_machine(folder: Path = Path(), threads: int = 0, gpu: int = 0) -> Machine:
+    """This machine now: min(MemAvailable, what the control group has left, what RLIMIT_AS has left)."""
+    return Machine(
+        memory=available_memory(),
+        disk=shutil.disk_usage(_existing(folder)).free,
+        gpu=gpu,
+        processors=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        calibration=load_calibration(threads) or Calibration(),
+    )
+
+
+def available_memory(read: Callable[[str], str | None] | None = None) -> int:
+    """Bytes this process may take, its own resident pages included.
+
+    `read(path)` gives the text of a system file or None (tests give their own). Without /proc (macOS) it is the
+    physical memory.
+    """
+    read = read or _read
+    own = _field(read("/proc/self/status"), "VmRSS:") or 0
+    free = _field(read("/proc/meminfo"), "MemAvailable:")
+    if free is None:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [free, *_group_room(read)]
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY:
+        limits.append(max(0, soft - (_field(read("/proc/self/status"), "VmSize:") or 0)))
+    return own + min(limits)
+
+
+def _group_room(read: Callable[[str], str | None]) -> list[int]:
+    """What the control groups above this process leave, versions 1 and 2."""
+    rooms = []
+    for line in (read("/proc/self/cgroup") or "").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base, names = "/sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            base, names = (
+                "/sys/fs/cgroup/memory",
+                ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+            )
+        else:
+            continue
+        parts = [part for part in path.split("/") if part]
+        for depth in range(len(parts), -1, -1):
+            folder = "/".join([base, *parts[:depth]])
+            limit, used = (read(f"{folder}/{name}") for name in names[:2])
+            if limit is None or used is None or not limit.strip().isdigit():
+                continue
+            cache = _stat(read(f"{folder}/memory.stat"), names[2])
+            rooms.append(max(0, int(limit) - int(used) + cache))
+    return rooms
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError:
+        return None
+
+
+def _field(text: str | None, name: str) -> int | None:
+    """Bytes of a line `name  123 kB`."""
+    for line in (text or "").splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _stat(text: str | None, name: str) -> int:
+    """Pages of files that the system drops when memory runs short; they count as used by the group."""
+    return next((int(line.split()[1]) for line in (text or "").splitlines() if line.split()[0] == name), 0)
+
+
+def _existing(folder: Path) -> Path:
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder

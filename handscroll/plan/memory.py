@@ -1,0 +1,229 @@
+"""Peak memory of a training step: what each rung holds in each phase, from shapes alone.
+
+A phase is a moment at which much is held at once; the peak is that of the largest phase. n = rows x tokens in work at
+once: all T of a row on the rungs plain and checkpoint, a chunk on the others.
+
+- plain: L layers x n x `Layer.kept`.
+- checkpoint: L x n x 4 D, and one layer's `kept` while it is recomputed.
+- staged, of s layers (chunk-outer: all, layer-outer: 1), per stage: (stages - 1) x T x 4 D of inputs, s x T x K E x
+  2 (narrow + 4) of keys, values and float32 gradients (all chunks but the last), and s layers' `kept` of one chunk.
+  With offload these three wait elsewhere, and one block of each is here.
+- loss, everywhere: the head's float32 gradient (V D) twice, hidden gradients, two float32 chunks of logits.
+- update: the optimiser's temporaries of its largest tensor.
+"""
+
+from handscroll.base.workload import Workload
+from handscroll.plan.layer import WIDE, Layer, narrow, tile_bytes
+
+LOGITS = 32 << 20  # objectives/head.py: bytes of one chunk of float32 logits
+Parts = dict[str, int]
+
+
+def weight_bytes(workload: Workload) -> int:
+    """Weights in float32 (autocast keeps them so); for generate and serve in the model's own dtype."""
+    size = WIDE if workload.kind in ("train", "extend") else narrow(workload)
+    return size * workload.shape.parameters
+
+
+def state_bytes(workload: Workload) -> int:
+    """What the optimiser keeps: two moments for the Adam family, one for sgd and for muon's matrices."""
+    shape = workload.shape
+    if workload.optimizer == "sgd":
+        return WIDE * shape.trainable
+    if workload.optimizer == "adafactor":
+        if shape.lora_rank:
+            return WIDE * shape.trainable // 2
+        rows = shape.vocab + shape.width + shape.positions
+        products = 2 * (shape.inner + shape.shared) + 3 * shape.mlp_width + 7 * shape.width
+        return WIDE * (2 * rows + shape.layers * (products + shape.layer_vectors))
+    if workload.optimizer == "muon":
+        matrices = shape.layers * (shape.adapters if shape.lora_rank else shape.layer_matrices)
+        return WIDE * (2 * shape.trainable - matrices)
+    return 2 * WIDE * shape.trainable
+
+
+def update_bytes(workload: Workload) -> int:
+    """Temporaries of the optimiser for its largest tensor; torch's CPU loops take one tensor after another."""
+    shape = workload.shape
+    tensors = {"adam": 3, "adamw": 2, "sgd": 1, "lamb": 3, "adafactor": 1, "muon": 2}[workload.optimizer]
+    largest = tensors * WIDE * shape.largest
+    if workload.optimizer != "muon" or shape.lora_rank:
+        return largest
+    small = min(shape.width, shape.mlp_width)
+    matrix = shape.width * max(shape.mlp_width, shape.inner)
+    return max(largest, (WIDE + 3 * 2) * matrix + 3 * 2 * small * small)
+
+
+def fixed_parts(workload: Workload) -> Parts:
+    """What is held from the second update on, in every phase."""
+    parts = {"weights": weight_bytes(workload), "optimizer": state_bytes(workload) if workload.steps > 1 else 0}
+    parts["average"] = WIDE * workload.shape.trainable if workload.average else 0
+    batch = workload.micro * workload.rows * workload.length * 8 * (5 if workload.packed else 2)
+    parts["data"] = workload.data_bytes + batch
+    return parts
+
+
+def phases(workload: Workload) -> dict[str, Parts]:
+    """What every phase holds besides `fixed_parts`, by phase and part."""
+    if workload.rung == "plain":
+        found = _plain(workload)
+    elif workload.rung == "checkpoint":
+        found = _checkpoint(workload)
+    else:
+        found = _staged(workload)
+    grads = WIDE * workload.shape.trainable
+    found["update"] = {"gradients": grads, "update": update_bytes(workload)}
+    if workload.micro > 1:  # gradients of the micro-batches before are there from the start
+        for name in found.keys() - {"update"}:
+            found[name] = found[name] | {"gradients": grads}
+    return found
+
+
+def loss_bytes(workload: Workload, tokens: int) -> int:
+    """The chunked loss of `tokens` hidden states at its widest, gradients of hidden and head included."""
+    shape, e = workload.shape, narrow(workload)
+    rows = min(tokens, max(16, LOGITS // (WIDE * shape.vocab)))
+    head = 0 if shape.lora_rank else WIDE * shape.table
+    hidden = WIDE * tokens * shape.width * (2 if workload.packed else 1)
+    held = hidden + head + (e * (shape.table + tokens * shape.width) if e < WIDE else 0)
+    logits = WIDE * rows * shape.vocab
+    product = 0 if not head else (head if e == WIDE else head + e * shape.table)
+    slope = 0 if e == WIDE else e * rows * shape.vocab
+    return held + logits + max(logits, slope + product)
+
+
+def norm_bytes(workload: Workload, tokens: int) -> int:
+    """The final norm: its input, its scaled input and its output."""
+    copies = 2 if workload.shape.family == "gpt2" or workload.shape.lora_rank else 3
+    return copies * WIDE * tokens * workload.shape.width
+
+
+def grads_of_a_layer(workload: Workload) -> int:
+    """Gradients of one layer's parameters."""
+    shape = workload.shape
+    return WIDE * (shape.adapters if shape.lora_rank else shape.layer_matrices + shape.layer_vectors)
+
+
+def _head_gradient(workload: Workload) -> int:
+    return 0 if workload.shape.lora_rank else WIDE * workload.shape.table
+
+
+def _cast_weights(workload: Workload, layers: int) -> int:
+    """bfloat16 copies of the projections of some layers, which live as long as their graph."""
+    return 2 * layers * workload.shape.layer_matrices if workload.precision == "bfloat16" else 0
+
+
+def _common(workload: Workload, tokens: int) -> int:
+    """Rotary tables (float64 angles are gone by then) and marks."""
+    size = 0 if workload.shape.family == "gpt2" else WIDE * workload.shape.head_size
+    return tokens * (size + 8)
+
+
+def _plain(workload: Workload) -> dict[str, Parts]:
+    shape, n = workload.shape, workload.rows * workload.length
+    layer = Layer.of(workload)
+    kept = shape.layers * n * layer.kept + _cast_weights(workload, shape.layers)
+    shared = _common(workload, workload.length) + norm_bytes(workload, n)
+    tiles = tile_bytes(workload, workload.length)
+    head = _head_gradient(workload)
+    slopes = 2 * WIDE * n * shape.width
+    top = shape.layers * n * layer.kept - n * layer.kept_mlp + _cast_weights(workload, shape.layers)
+    grads = WIDE * shape.trainable
+    above = grads - grads_of_a_layer(workload)
+    return {
+        "loss": {"kept": kept + shared, "loss": loss_bytes(workload, n)},
+        "head": {"kept": kept + shared, "loss": slopes + 2 * head},
+        "mlp": {"kept": kept, "gradients": head, "work": n * layer.mlp_backward},
+        "attention": {"kept": top, "gradients": head, "work": n * layer.attention_backward + tiles},
+        "last": {"kept": n * layer.kept, "gradients": above, "work": n * layer.mlp_backward},
+        "embedding": {"gradients": grads, "work": head + slopes},
+    }
+
+
+def _checkpoint(workload: Workload) -> dict[str, Parts]:
+    shape, n = workload.shape, workload.rows * workload.length
+    layer = Layer.of(workload)
+    inputs = (shape.layers + 1) * n * WIDE * shape.width
+    cast, one = _cast_weights(workload, shape.layers), _cast_weights(workload, 1)
+    shared = _common(workload, workload.length)
+    tiles = tile_bytes(workload, workload.length)
+    head, grads = _head_gradient(workload), WIDE * shape.trainable
+    kept = n * layer.kept + one
+    attention = kept - n * layer.kept_mlp + n * layer.attention_backward + tiles
+    work = max(kept + n * layer.mlp_backward, attention)
+    above = grads - grads_of_a_layer(workload)
+    return {
+        "loss": {
+            "kept": inputs + shared,
+            "work": cast,
+            "loss": loss_bytes(workload, n) + norm_bytes(workload, n),
+        },
+        "forward": {"kept": inputs + shared, "work": cast + n * layer.forward + tiles},
+        "top": {"kept": inputs + shared, "gradients": head, "work": work},
+        "last": {"kept": 2 * n * WIDE * shape.width + shared, "gradients": above, "work": work},
+        "embedding": {"gradients": grads, "work": head + 2 * n * WIDE * shape.width},
+    }
+
+
+def _staged(workload: Workload) -> dict[str, Parts]:
+    shape, length, rows = workload.shape, workload.length, workload.rows
+    chunk = min(workload.chunk, length)
+    size = stage_layers(workload)
+    stages = -(-shape.layers // size)
+    n = rows * chunk
+    layer = Layer.of(workload)
+    here = carried(workload)
+    if workload.offload != "none":
+        block = n * shape.shared * (2 * narrow(workload) + 2 * 2 * WIDE)
+        here = {"inputs": WIDE * n * shape.width if stages > 1 else 0, "keys": block, "key gradients": block}
+    head, grads = _head_gradient(workload), WIDE * shape.trainable
+    graph = size * n * layer.kept + _cast_weights(workload, size)
+    shared = _common(workload, chunk) + norm_bytes(workload, n)
+    past = _past_bytes(workload, chunk)
+    attention = n * layer.attention_backward + past + tile_bytes(workload, length)
+    work = max(n * layer.mlp_backward, attention - n * layer.kept_mlp)
+    several = length > chunk
+    above = grads - size * grads_of_a_layer(workload)
+    lowest = here["inputs"] // max(1, stages - 1)
+    below = grads * (shape.layers - size) // shape.layers if stages > 1 else 0  # layers whose turn has not come
+    first = {"inputs": here["inputs"], "keys": here["keys"]}
+    held = first | {"key gradients": here["key gradients"] if several else 0}
+    return {
+        "first": first | {"kept": graph + shared, "loss": loss_bytes(workload, n)},
+        "loss": held
+        | {"gradients": grads - below if several else 0, "kept": graph + shared, "loss": loss_bytes(workload, n)},
+        "top": held | {"gradients": grads - below, "kept": graph, "work": work},
+        "last": held | {"inputs": lowest, "gradients": grads if several else above, "kept": graph, "work": work},
+        "embedding": held
+        | {"inputs": lowest, "gradients": grads, "kept": 0, "work": head + 2 * n * WIDE * shape.width},
+    }
+
+
+def stage_layers(workload: Workload) -> int:
+    """Layers of a stage on the chunked rungs."""
+    return {"chunk-outer": workload.shape.layers, "layer-outer": 1}.get(workload.rung, workload.stage_layers)
+
+
+def carried(workload: Workload) -> Parts:
+    """Stage inputs, keys and values, and their gradients: what a chunked rung keeps here, or offloads."""
+    shape, rows, length = workload.shape, workload.rows, workload.length
+    size = stage_layers(workload)
+    stages = -(-shape.layers // size)
+    before = max(0, (-(-length // workload.chunk) - 1) * workload.chunk)
+    keys = 2 * size * rows * before * shape.shared
+    return {
+        "inputs": (stages - 1) * rows * length * WIDE * shape.width,
+        "keys": keys * narrow(workload),
+        "key gradients": keys * WIDE,
+    }
+
+
+def _past_bytes(workload: Workload, chunk: int) -> int:
+    """Gradients of all past keys of a layer before they are added up, or one output per block where they wait."""
+    shape, rows, e = workload.shape, workload.rows, narrow(workload)
+    past = max(0, workload.length - chunk)
+    merged = 3 * WIDE * rows * chunk * shape.inner if past else 0
+    if workload.offload != "none":
+        outs = rows * past * shape.inner * e
+        return max(outs + merged, 2 * rows * chunk * shape.shared * (e + WIDE))
+    return max(2 * rows * past * shape.shared * e, merged)

@@ -1,0 +1,153 @@
+"""A plan as tables of plain values: what the command prints, and its JSON."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from handscroll.base.errors import CapacityError
+from handscroll.base.workload import Workload
+from handscroll.plan.choose import check, chosen, fits, gigabytes, options, widest
+from handscroll.plan.forecast import Forecast, predict
+from handscroll.plan.machine import Machine
+from handscroll.plan.paper import Cluster, Paper
+
+Line = str | tuple[str, list[str], list[list[str]]]
+TRAINING = ("train", "extend")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plan of all stages of a run on a machine. `refusal` is empty where it fits."""
+
+    machine: Machine
+    stages: tuple[Forecast, ...]
+    others: tuple[Forecast, ...]
+    refusal: str
+
+    @property
+    def seconds(self) -> float:
+        """Of all updates of all stages."""
+        return sum(stage.seconds * stage.workload.steps for stage in self.stages)
+
+    def record(self) -> dict[str, Any]:
+        """As JSON: `plan.json` of a run folder, and --json."""
+        seconds = None if math.isnan(self.seconds) else round(self.seconds, 3)
+        return {
+            "machine": self.machine.model_dump(),
+            "stages": [stage.record() for stage in self.stages],
+            "seconds": seconds,
+            "fits": not self.refusal,
+            "refusal": self.refusal,
+        }
+
+
+def plan(workloads: Sequence[Workload], machine: Machine) -> Plan:
+    """The plan of a run's stages: the widest one decides rung and chunk for all."""
+    widest_one = widest(workloads)
+    try:
+        settled, refusal = check(widest_one, machine).workload, ""
+    except CapacityError as error:
+        settled, refusal = smallest(widest_one, machine).workload, str(error)
+    stages = tuple(predict(settle(one, settled), machine) for one in workloads)
+    free = widest_one.changed(rung="auto", chunk=0, stage_layers=0, offload="none")
+    others = tuple(best_of_each(options(free, machine), machine)) if widest_one.kind in TRAINING else ()
+    return Plan(machine, stages, others, refusal)
+
+
+def settle(workload: Workload, settled: Workload) -> Workload:
+    """A stage's workload with the rung, chunk and place that were settled for the run."""
+    names = ("rung", "chunk", "stage_layers", "offload", "mlp_tile")
+    return workload.changed(**{name: getattr(settled, name) for name in names})
+
+
+def smallest(workload: Workload, machine: Machine) -> Forecast:
+    """The setting with the least memory, to show what was refused; the workload itself where it is settled."""
+    return min(options(workload, machine), key=lambda one: one.gpu or one.host)
+
+
+def best_of_each(found: Sequence[Forecast], machine: Machine) -> list[Forecast]:
+    """The fastest of each rung, stage and place, those that fit first."""
+    best: dict[tuple[Any, ...], Forecast] = {}
+    for one in sorted(found, key=lambda one: (not fits(one, machine), one.seconds)):
+        best.setdefault((one.workload.rung, one.workload.stage_layers, one.workload.offload), one)
+    return list(best.values())
+
+
+def plan_lines(made: Plan) -> list[Line]:
+    """Sentences and (title, columns, rows) tables."""
+    machine = made.machine
+    rows = []
+    for number, stage in enumerate(made.stages, start=1):
+        run = stage.workload
+        size = f"{run.rows * run.micro} x {run.length:,}"
+        rows.append([str(number), size, _setting(run), gigabytes(stage.gpu or stage.host), gigabytes(stage.disk)])
+        rows[-1] += [clock(stage.seconds), clock(stage.seconds * run.steps)]
+    columns = ["stage", "rows x tokens", "memory setting", "memory", "disk", "an update", "all"]
+    lines: list[Line] = [("", columns, rows)]
+    peak = max(made.stages, key=lambda stage: stage.gpu or stage.host)
+    total = sum(peak.parts.values())
+    parts = [[name, gigabytes(size), f"{size / total:.0%}"] for name, size in peak.parts.items()]
+    lines.append((f"\npeak, in phase '{peak.phase}'", ["part", "bytes", "share"], parts))
+    room = f"{gigabytes(machine.usable)} of {gigabytes(machine.memory)} available may be used"
+    lines.append(f"\nverdict: {'does not fit' if made.refusal else 'fits'} ({room}; {gigabytes(machine.disk)} of disk)")
+    if made.refusal:
+        lines.append(made.refusal)
+    if made.others:
+        table = [
+            [
+                " ".join(f"{name}={value}" for name, value in chosen(one.workload).items()),
+                gigabytes(one.gpu or one.host),
+                gigabytes(one.disk),
+                clock(one.seconds),
+                "fits" if fits(one, machine) else "does not fit",
+            ]
+            for one in made.others
+        ]
+        columns = ["--set memory.", "memory", "disk", "an update", "verdict"]
+        lines.append(("\nwhat else there is (each with --set memory. before it)", columns, table))
+    return lines
+
+
+def paper_lines(found: Paper, cluster: Cluster) -> list[Line]:
+    """A plan on paper: parts of one GPU, speed, cost, assumptions."""
+    parts = [[name, gigabytes(int(size))] for name, size in found.parts.items()]
+    parts.append(["together", gigabytes(int(found.memory))])
+    verdict = "fits" if found.fits else "does not fit"
+    lines: list[Line] = [
+        (f"one of {cluster.ranks} x {cluster.gpu}", ["part", "bytes"], parts),
+        f"\nverdict: {verdict} in {gigabytes(int(found.room))}, on rung '{found.rung}'",
+        f"an update: {clock(found.seconds)} ({clock(found.compute)} computing, {clock(found.exchange)} exchanging), "
+        f"{found.tokens:,} tokens",
+        f"tokens a day: {found.tokens_a_day:,.0f}; this stage of {found.steps:,} updates: "
+        f"{clock(found.seconds * found.steps)}",
+    ]
+    if cluster.price:
+        lines.append(f"cost: {found.day_price:,.2f} a day, {found.run_price:,.2f} for this stage")
+    return [*lines, "\non paper, not measured; it assumes:", *(f"- {line}" for line in found.assumptions)]
+
+
+def clock(seconds: float) -> str:
+    """Seconds as people say them.
+
+    >>> clock(0.25), clock(90), clock(7200), clock(200_000)
+    ('0.25 s', '90 s', '2.0 h', '2.3 days')
+    """
+    if math.isnan(seconds):
+        return "-"
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    if seconds < 600:
+        return f"{seconds:.0f} s"
+    if seconds < 2 * 3600:
+        return f"{seconds / 60:.0f} min" if seconds < 7200 else "2.0 h"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86_400:.1f} days"
+
+
+def _setting(workload: Workload) -> str:
+    if workload.kind not in TRAINING:
+        return "-"
+    stage = f" of {workload.stage_layers} layers" if workload.stage_layers else ""
+    chunk = f", chunk {workload.chunk:,}" if workload.chunk else ""
+    place = f", on {workload.offload}" if workload.offload != "none" else ""
+    return f"{workload.rung}{stage}{chunk}{place}"

@@ -1,0 +1,88 @@
+"""Workloads from what users give: a recipe (one a stage), a checkpoint folder. Reads configurations, never weights."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from handscroll.base.errors import ConfigError
+from handscroll.base.workload import Shape, Workload
+
+
+def recipe_workloads(recipe: Any, config: Any = None, data_bytes: int | None = None) -> list[Workload]:
+    """One workload for each stage of a training recipe (`train/recipe.py: Recipe`), in order.
+
+    `config` is the model's configuration where it is at hand; else it is read from the recipe, with the vocabulary
+    that the tokenizer will have at most. `data_bytes` is the text in memory; four bytes a byte of text unless given.
+    """
+    loop = recipe.loop_settings()
+    longest = max(stage.length for stage in recipe.stages)
+    shape = recipe_shape(recipe, longest) if config is None else Shape.of(config)
+    if data_bytes is None:
+        data_bytes = sum(path.stat().st_size for path in recipe.text.paths())
+    common = {
+        "shape": shape.model_dump(),
+        "precision": loop.precision,
+        "optimizer": recipe.optimizer.name,
+        "average": bool(loop.average),
+        "dropout": bool(recipe.regularise.dropout),
+        "keep": loop.keep,
+        "data_bytes": data_bytes,
+        "threads": recipe.threads,
+    }
+    common |= {name: getattr(recipe.memory, name) for name in ("rung", "chunk", "stage_layers", "mlp_tile", "offload")}
+    found = []
+    for stage in recipe.stages:
+        micro = stage.micro or stage.rows
+        packed = any(getattr(recipe.data[name], "sampling", "") == "packed" for name in stage.mix)
+        own = {"length": stage.length, "rows": micro, "micro": stage.rows // micro, "steps": stage.steps}
+        found.append(Workload.model_validate(common | own | {"packed": packed}))
+    return found
+
+
+def recipe_shape(recipe: Any, longest: int) -> Shape:
+    """The shape of a recipe's model before its tokenizer exists: trained tokenizers are taken at their full size."""
+    if recipe.model.path is not None:
+        return checkpoint_shape(recipe.model.path)
+    sizes = dict(recipe.model.sizes)
+    vocab = sizes.get("vocab") or _vocab(recipe.tokenizer)
+    names = ("layers", "width", "heads", "mlp_width")
+    missing = [name for name in names if name not in sizes]
+    if missing:
+        raise ConfigError(f"recipe: model.sizes has no {', '.join(missing)}; a new model needs them")
+    values = {name: sizes[name] for name in names} | {"vocab": vocab, "family": recipe.model.family}
+    heads = sizes["heads"]
+    learned = recipe.model.family == "gpt2"
+    values |= {
+        "kv_heads": sizes.get("kv_heads", heads),
+        "head_size": sizes.get("head_size", sizes["width"] // heads),
+        "tied": sizes.get("tied", learned),
+        "windows": sizes.get("windows", ()),
+        "positions": sizes.get("context", longest) if learned else 0,
+    }
+    return Shape.parse(values, "recipe: model.sizes")
+
+
+def checkpoint_shape(source: str) -> Shape:
+    """The shape of a checkpoint folder or hub id."""
+    from handscroll.models.weights import locate, read_config
+
+    _, config = read_config(Path(locate(source)))
+    return Shape.of(config)
+
+
+def checkpoint_workload(source: str, values: dict[str, Any], lora: int = 0) -> Workload:
+    """A workload on a checkpoint; `lora` is a rank, 0 for none."""
+    shape = checkpoint_shape(source).model_dump() | {"lora_rank": lora}
+    if values.get("kind") == "extend" and shape["positions"]:
+        shape["positions"] = max(shape["positions"], values["length"])
+    return Workload.parse({"shape": shape} | values, "plan")
+
+
+def _vocab(tokenizer: Any) -> int:
+    if tokenizer.train is not None:
+        return tokenizer.train.vocab
+    if tokenizer.path is None:
+        raise ConfigError("recipe: tokenizer needs a path or settings to train one, since the model is new")
+    from handscroll.text.tokenizer import Tokenizer
+
+    return Tokenizer.load(os.fspath(tokenizer.path)).vocab_size

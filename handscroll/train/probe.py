@@ -1,0 +1,234 @@
+"""Real runs of a `Workload` on random tokens: measured in a fresh process, to calibrate the planner and to judge it.
+
+`python -m handscroll.train.probe` reads a request from standard input and answers in one line of JSON.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from handscroll.base.allocator import return_at_once
+from handscroll.base.config import Config
+from handscroll.base.errors import CapacityError
+from handscroll.base.workload import Shape, Workload
+from handscroll.data.batch import Batch
+from handscroll.data.stream import State, Stream
+from handscroll.models.gpt2 import GPT2, GPT2Config
+from handscroll.models.llama import Llama, LlamaConfig
+from handscroll.models.model import Model
+from handscroll.nn.init import initialise
+from handscroll.objectives.causal import Causal
+from handscroll.objectives.objective import Objective
+from handscroll.plan.calibration import Calibration, save_calibration
+from handscroll.plan.duration import count
+from handscroll.plan.memory import fixed_parts, phases
+from handscroll.train.loop import Loop, Run, train
+from handscroll.train.lora import MLP_TARGETS, TARGETS, LoRA, add_lora
+from handscroll.train.optim import Optimizer
+from handscroll.train.regularise import Regularise
+from handscroll.train.schedule import Schedule
+from handscroll.train.step import Memory
+
+DOCUMENTS = 4  # of a packed row of random tokens
+
+
+class Measured(Config):
+    """Peak resident bytes of the process (VmHWM), and seconds of each update."""
+
+    peak: int = Field(gt=0)
+    seconds: tuple[float, ...]
+
+    @property
+    def update(self) -> float:
+        """Seconds of a typical update: the quickest after the first, which warms up."""
+        return min(self.seconds[1:] or self.seconds)
+
+
+def measure(workload: Workload, timeout: float = 600.0) -> Measured:
+    """Run `workload.steps` updates (and the checkpoint at their end) in a fresh process.
+
+    Raises:
+        CapacityError: the process died, which is mostly the system's answer to too much memory.
+    """
+    return Measured.model_validate(_ask({"run": workload.model_dump()}, workload.threads, timeout))
+
+
+def calibrate(threads: int = 0, keep: bool = True) -> Calibration:
+    """Measure this machine: the bare process, and speeds fitted to a dozen small runs. Takes some 20 seconds."""
+    calibration = Calibration.model_validate(_ask({"calibrate": True}, threads, 600.0))
+    if keep:
+        save_calibration(calibration)
+    return calibration
+
+
+def _ask(request: dict[str, Any], threads: int, timeout: float) -> dict[str, Any]:
+    count = threads or os.cpu_count() or 1
+    environment = os.environ | {"OMP_NUM_THREADS": str(count)}
+    done = subprocess.run(
+        [sys.executable, "-m", "handscroll.train.probe"],
+        input=json.dumps(request | {"threads": count}),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env=environment,
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"signal {-done.returncode}"])[-1]
+        raise CapacityError(f"the measured run ended with status {done.returncode}: {last}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+class RandomBatches(Stream[list[Batch]]):
+    """Updates of random tokens in the workload's shape; packed rows hold four documents."""
+
+    def __init__(self, workload: Workload):
+        self.workload = workload
+
+    def identity(self) -> State:
+        return {"stream": "random"}
+
+    def _items(self, position: State | None) -> Iterator[tuple[list[Batch], State]]:
+        generator, number = torch.Generator().manual_seed(0), 0
+        while True:
+            number += 1
+            yield [self._batch(generator) for _ in range(self.workload.micro)], {"number": number}
+
+    def _batch(self, generator: torch.Generator) -> Batch:
+        shape = (self.workload.rows, self.workload.length)
+        tokens, targets = (torch.randint(0, self.workload.shape.vocab, shape, generator=generator) for _ in range(2))
+        if not self.workload.packed:
+            return Batch(tokens, targets)
+        index = torch.arange(shape[1])
+        size = -(-shape[1] // DOCUMENTS)
+        segment, places = index // size, index % size
+        targets = targets.masked_fill(places == size - 1, -100)
+        columns = [column.expand(shape).contiguous() for column in (index, segment, places)]
+        return Batch(tokens, targets, *columns)
+
+
+def build(shape: Shape, length: int) -> Model:
+    """A model of random weights in a workload's shape."""
+    names = ("vocab", "width", "layers", "heads", "mlp_width", "tied")
+    sizes: dict[str, Any] = {name: getattr(shape, name) for name in names}
+    if shape.family == "gpt2":
+        model: Model = GPT2(GPT2Config(**sizes, context=max(length, shape.positions)))
+    else:
+        positions: Any = {"base": 1e4, "scaling": {"name": "none"}, "context": length, "trained": length}
+        sizes |= {"kv_heads": shape.kv_heads, "head_size": shape.head_size, "windows": shape.windows}
+        model = Llama(LlamaConfig(**sizes, positions=positions))
+    initialise(model, "normal", shape.layers, torch.Generator().manual_seed(0))
+    if shape.lora_rank:
+        targets = (*TARGETS, *MLP_TARGETS)[: shape.lora_targets]
+        add_lora(model, LoRA(rank=shape.lora_rank, targets=targets))
+    return model
+
+
+def train_here(workload: Workload) -> list[float]:
+    """Train on random tokens in this process; seconds of each update."""
+    found: list[float] = []
+    names = ("rung", "chunk", "stage_layers", "mlp_tile", "offload")
+    memory = Memory(**{name: getattr(workload, name) for name in names})
+    with tempfile.TemporaryDirectory(dir=os.environ.get("HANDSCROLL_PROBE_FOLDER")) as folder:
+        run = Run(
+            Path(folder),
+            build(workload.shape, workload.length),
+            Optimizer(name=workload.optimizer),
+            Schedule(),
+            Loop(steps=workload.steps, precision=workload.precision, average=0.99 if workload.average else 0.0),
+            memory,
+            Regularise(dropout=0.1 if workload.dropout else 0.0),
+        )
+        updates, objective = RandomBatches(workload), cast(Objective, Causal())
+        train(run, updates, objective, on_record=lambda record: found.append(record["seconds"]))
+    return found
+
+
+def peak_bytes() -> int:
+    """The most resident memory this process has had (VmHWM)."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise CapacityError("/proc/self/status has no VmHWM: the planner can be calibrated on Linux only")
+
+
+def _calibrated(threads: int) -> Calibration:
+    import handscroll.train.recipe  # noqa: F401 - what a run has in memory besides its step
+
+    tiny = _small(width=32, layers=1, length=64, steps=2)
+    train_here(tiny)
+    held = sum(fixed_parts(tiny).values()) + max(sum(phase.values()) for phase in phases(tiny).values())
+    base = peak_bytes() - held
+    runs = [one for precision in ("float32", "bfloat16") for one in _timed(precision)]
+    times = [min(train_here(one)[1:]) for one in runs]
+    return fitted(runs, times, Calibration(base=base, threads=threads, measured=True))
+
+
+def _small(width: int, layers: int, length: int, vocab: int = 512, **changes: Any) -> Workload:
+    heads = max(1, width // 64)
+    shape = {"layers": layers, "width": width, "heads": heads, "kv_heads": heads, "head_size": width // heads}
+    shape |= {"mlp_width": 8 * width // 3 // 16 * 16, "vocab": vocab, "tied": True, "family": "llama"}
+    return Workload.model_validate({"shape": shape, "length": length, "rung": "plain", "steps": 3} | changes)
+
+
+def _timed(precision: str) -> list[Workload]:
+    """Runs whose shares of products, attention, activations, calls and optimiser differ; none is in the benchmark."""
+    return [
+        _small(128, 3, 192, precision=precision),
+        _small(128, 3, 768, precision=precision, rows=2),
+        _small(128, 2, 3072, precision=precision),
+        _small(128, 2, 3072, precision=precision, rung="chunk-outer", chunk=256),
+        _small(384, 3, 768, precision=precision),
+        _small(384, 3, 1536, precision=precision, rung="checkpoint"),
+        _small(512, 2, 64, vocab=12_000, precision=precision),
+        _small(512, 2, 512, vocab=12_000, precision=precision, optimizer="sgd"),
+    ]
+
+
+def fitted(runs: Sequence[Workload], times: Sequence[float], start: Calibration) -> Calibration:
+    """Speeds with the least squared relative error over measured runs; none is negative.
+
+    Coordinate descent on the normal equations (non-negative least squares), from speeds of zero work.
+    """
+    names = ["product", "product_narrow", "attention", "attention_narrow", "activation", "call", "traffic"]
+    rows = []
+    for run in runs:
+        work, narrow = count(run), run.precision == "bfloat16"
+        pair = (0.0, 1.0) if narrow else (1.0, 0.0)
+        both = [total * on for total in (work.products, work.attention) for on in pair]
+        rows.append([*both, work.activations, work.calls, work.traffic])
+    matrix = np.array(rows) / np.array(times)[:, None]
+    scale = np.maximum(matrix.max(axis=0), 1e-300)
+    matrix = matrix / scale
+    x, gram, aim = np.full(len(names), 0.1), matrix.T @ matrix, matrix.T @ np.ones(len(times))
+    for _ in range(20_000):
+        for at in range(len(names)):
+            if gram[at, at] > 0:
+                x[at] = max(1e-4, x[at] + (aim[at] - gram[at] @ x) / gram[at, at])
+    return start.model_copy(update={name: float(value) for name, value in zip(names, x / scale, strict=True)})
+
+
+def main() -> None:
+    request = json.loads(sys.stdin.read())
+    torch.set_num_threads(request["threads"])
+    if "calibrate" in request:
+        sys.stdout.write(_calibrated(request["threads"]).model_dump_json() + "\n")
+        return
+    workload = Workload.model_validate(request["run"])
+    if workload.rung != "plain":
+        return_at_once()
+    seconds = train_here(workload)
+    sys.stdout.write(Measured(peak=peak_bytes(), seconds=tuple(seconds)).model_dump_json() + "\n")
+
+
+if __name__ == "__main__":
+    main()
