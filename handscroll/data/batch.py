@@ -33,6 +33,14 @@ class Batch:
         """Number of targets that are counted: the divisor of the loss."""
         return int((self.targets != IGNORED).sum())
 
+    @property
+    def filled(self) -> int:
+        """Columns up to the last one that is not padding in every row (at least 1)."""
+        if self.index is None:
+            return self.tokens.shape[1]
+        columns = (self.index >= 0).any(dim=0).nonzero()
+        return int(columns[-1]) + 1 if len(columns) else 1
+
     def marks(self) -> Marks:
         """The marks that masks and positions read."""
         if self.index is None:
@@ -44,6 +52,12 @@ class Batch:
         marks = (self.index, self.segment, self.positions)
         cut = [None if tensor is None else tensor[:, first:last] for tensor in marks]
         return Batch(self.tokens[:, first:last], self.targets[:, first:last], *cut)
+
+    def rows(self, first: int, last: int) -> "Batch":
+        """Rows first .. last - 1."""
+        marks = (self.index, self.segment, self.positions)
+        cut = [None if tensor is None else tensor[first:last] for tensor in marks]
+        return Batch(self.tokens[first:last], self.targets[first:last], *cut)
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""

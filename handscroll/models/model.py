@@ -97,8 +97,11 @@ class Decoder(Model):
     norm: nn.Module
     projection: nn.Linear | None
 
+    def ready(self) -> None:
+        """Make the parameters outside the layers usable; a sharded model gathers them here."""
+
     def context(self, like: Tensor, marks: Marks, mask: Mask, length: int | None = None, **shared: Any) -> Context:
-        """What the layers share in one forward: `shared` holds a `cache`, `noise` or `mlp_tile` of `Context`."""
+        """What the layers share in one forward: `shared` are further fields of `Context`."""
         return Context(marks, mask, self.rotation(marks, length, like), **shared)
 
     def rotation(self, marks: Marks, length: int | None, like: Tensor) -> Rotation | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from handscroll.nn.cache import Keeper, Span
-from handscroll.nn.kernels import attend
+from handscroll.nn.kernels import Exchange, attend
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Mask
 from handscroll.nn.noise import Noise
@@ -36,6 +36,7 @@ class Context:
     rotation: Rotation | None = None
     cache: Keeper | None = None
     noise: Noise | None = None
+    exchange: Exchange | None = None  # of the ranks that hold the tokens together
     mlp_tile: int = 0  # tokens the MLP sees at a time, recomputed in the backward; 0: all at once
 
     def dropped(self, x: Embeddings, site: int) -> Embeddings:
@@ -68,7 +69,7 @@ class Attention(nn.Module):
             q = context.rotation.turn(q)
             scale *= context.rotation.attention_factor**2
         spans = self.remember(x, context, layer)
-        out, _ = attend(q, spans, mask, context.marks, scale=scale)
+        out, _ = attend(q, spans, mask, context.marks, scale=scale, exchange=context.exchange)
         return self.output(out.transpose(1, 2).flatten(2))
 
     def remember(self, x: Embeddings, context: Context, layer: int) -> list[Span]:

@@ -9,7 +9,7 @@ needs no more memory than the forward, and a span may take its gradient itself (
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,28 @@ from handscroll.nn.pieces import Piece, pieces, query_tiles
 # Up to this many query tokens two matrix products over the folded groups beat torch's fused kernel on a CPU
 # (1.1 against 10-13 GB/s of cache read with grouped queries, torch 2.13).
 FOLD = 16
+
+
+@runtime_checkable
+class Exchange(Protocol):
+    """Attention over keys that lie on several ranks (`train/parallel/exchange.py`).
+
+    `marks` are those of all ranks' queries together.
+    """
+
+    marks: Marks
+
+    def gather(self, x: Tensor) -> Tensor:
+        """(B, H, t, X) of every rank side by side."""
+        ...
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Sum over ranks of (B, H, T, X); each rank gets its own tokens."""
+        ...
+
+    def join(self, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+        """Partial attention of all queries on every rank -> whole attention of this rank's."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -52,18 +74,22 @@ def attend(
     marks: Marks,
     scale: float | None = None,
     kernel: str | None = None,
+    exchange: Exchange | None = None,
 ) -> tuple[Float[Tensor, "B H T E"], Float[Tensor, "B H T"]]:
     """Softmax attention of queries with `marks` over all keys of `spans`; grouped kv heads are shared.
 
     Args:
         scale: multiplies q.k; 1/sqrt(E) unless given. A scaling's squared attention factor belongs here.
         kernel: force one of `KERNELS` (tests, benchmarks); chosen by `choose` otherwise.
+        exchange: where the tokens of a row lie on several ranks: q and spans are this rank's.
 
     Returns:
         out and the natural log-sum-exp of the scaled scores (not differentiable). A query that may see no
         key (padding) gives zeros and -inf.
     """
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
+    if exchange is not None:
+        return tiles(q, spans, mask, marks, scale, exchange)
     if kernel is None:
         kernel = "fold" if q.shape[2] <= FOLD and not _tracked(q, spans) else "tiles"
     return KERNELS[kernel](q, spans, mask, marks, scale)
@@ -104,12 +130,20 @@ def fold(q: Tensor, spans: Sequence[Span], mask: Mask, marks: Marks, scale: floa
     return merge(found)
 
 
-def tiles(q: Tensor, spans: Sequence[Span], mask: Mask, marks: Marks, scale: float) -> tuple[Tensor, Tensor]:
+def tiles(
+    q: Tensor,
+    spans: Sequence[Span],
+    mask: Mask,
+    marks: Marks,
+    scale: float,
+    exchange: Exchange | None = None,
+) -> tuple[Tensor, Tensor]:
     """Any mask, any spans, with gradient: query tiles over the pieces of each span that they can see."""
+    call = _Call(tuple(spans), mask, marks, scale, exchange)
     if not _tracked(q, spans):
-        return _forward(q, spans, mask, marks, scale)
+        return _whole_forward(q, call)
     tensors = [tensor for span in spans if span.accumulate is None for tensor in (span.keys, span.values)]
-    return _Attention.apply(q, _Call(tuple(spans), mask, marks, scale), *tensors)
+    return _Attention.apply(q, call, *tensors)
 
 
 KERNELS = {"eager": eager, "fold": fold, "tiles": tiles}
@@ -123,12 +157,13 @@ class _Call:
     mask: Mask
     marks: Marks
     scale: float
+    exchange: Exchange | None
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, call: _Call, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        out, lse = _forward(q, call.spans, call.mask, call.marks, call.scale)
+        out, lse = _whole_forward(q, call)
         ctx.save_for_backward(q, out, lse, *tensors)
         # The spans that autograd tracks come back from the saved tensors; holding them here too would be a cycle.
         ctx.call = replace(call, spans=tuple(_bare(span) for span in call.spans))
@@ -143,13 +178,35 @@ class _Attention(torch.autograd.Function):
             span if span.accumulate is not None else replace(span, keys=next(left), values=next(left))
             for span in ctx.call.spans
         ]
-        grad_q, grads = _backward(slopes[0], q, spans, ctx.call, (out, lse))
+        grad_q, grads = _whole_backward(slopes[0], q, spans, ctx.call, (out, lse))
         return (grad_q, None, *grads)
 
 
 def _bare(span: Span) -> Span:
     nothing = torch.empty(0)
     return span if span.accumulate is not None else replace(span, keys=nothing, values=nothing)
+
+
+def _whole_forward(q: Tensor, call: _Call) -> tuple[Tensor, Tensor]:
+    """Attention of this rank's queries, whoever holds the keys."""
+    exchange = call.exchange
+    if exchange is None:
+        return _forward(q, call.spans, call.mask, call.marks, call.scale)
+    return exchange.join(*_forward(exchange.gather(q), call.spans, call.mask, exchange.marks, call.scale))
+
+
+def _whole_backward(
+    slope: Tensor, q: Tensor, spans: Sequence[Span], call: _Call, result: tuple[Tensor, Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    exchange = call.exchange
+    if exchange is None:
+        return _backward(slope, q, spans, call, result)
+    out, lse = result
+    every = exchange.gather(torch.cat([slope, q, out], dim=-1)).split(q.shape[-1], dim=-1)
+    slopes, queries, outs = (part.contiguous() for part in every)
+    lses = exchange.gather(lse.unsqueeze(-1)).squeeze(-1)
+    grad_q, grads = _backward(slopes, queries, spans, replace(call, marks=exchange.marks), (outs, lses))
+    return exchange.sum(grad_q), grads
 
 
 def _forward(q: Tensor, spans: Sequence[Span], mask: Mask, marks: Marks, scale: float) -> tuple[Tensor, Tensor]:

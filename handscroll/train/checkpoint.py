@@ -3,7 +3,7 @@
 import json
 import math
 import random
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -120,12 +120,14 @@ def restore_optimizer(
     tensors: Mapping[str, Tensor],
     state: Mapping[str, Any],
     scheduled: Collection[str] = ("lr", "initial_lr"),
+    place: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> None:
     """Give a fresh optimizer of the same make the state that `optimizer_tensors` took, bit for bit.
 
     Unlike `Optimizer.load_state_dict` it keeps the dtype of each state tensor: torch casts float32 moments to the
     dtype of bfloat16 parameters. Settings named in `scheduled` are restored, all others must agree, except `foreach`,
-    `fused` and the like, which belong to the machine. State tensors are copies.
+    `fused` and the like, which belong to the machine. State tensors are copies. `place(parameter, value)` cuts a whole
+    tensor of the parameter's shape the way the parameter is cut (sharded training).
 
     Raises:
         CheckpointError: another optimizer, parameters or settings; the optimizer is then unchanged.
@@ -142,6 +144,8 @@ def restore_optimizer(
         if isinstance(value, Tensor):
             device = "cpu" if name == "step" and stays_on_cpu[int(number)] else parameter.device
             value = value.to(device, copy=True)
+            if place is not None and value.shape == parameter.shape:
+                value = place(parameter, value)
         restored.setdefault(parameter, {})[name] = value
     for group, saved in zip(optimizer.param_groups, state["groups"], strict=True):
         for name in saved["settings"].keys() & set(scheduled):

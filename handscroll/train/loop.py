@@ -8,8 +8,8 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from torch import Tensor
 from handscroll.base.config import Config
 from handscroll.base.errors import CheckpointError, DataError
 from handscroll.base.records import RecordWriter
-from handscroll.base.runs import RunLock, latest_checkpoint, write_folder
+from handscroll.base.runs import RunLock, latest_checkpoint
 from handscroll.data.batch import Batch
 from handscroll.data.stream import Stream
 from handscroll.models.model import Model
@@ -35,12 +35,16 @@ from handscroll.train.checkpoint import (
     rng_state,
     save_checkpoint,
 )
-from handscroll.train.ladder.rung import Rung
 from handscroll.train.optim import Optimizer
-from handscroll.train.regularise import Regularise, add_penalty
+from handscroll.train.parallel.shard import assign, gathered, like
+from handscroll.train.parallel.watch import watched
+from handscroll.train.parallel.world import ALONE, World
+from handscroll.train.regularise import Regularise, add_penalty, scalar
 from handscroll.train.schedule import Schedule
 from handscroll.train.spike import Spike, SpikeGuard, culprits
-from handscroll.train.step import Abandoned, Memory, build_rung, step
+from handscroll.train.step import Abandoned, Memory, Step, build_rung
+
+BEST = "best"  # folder of the best validated weights, inside the run folder
 
 Validate = Callable[[Model], float]
 OnRecord = Callable[[dict[str, Any]], None]
@@ -87,15 +91,18 @@ class Run:
     memory: Memory = field(default_factory=lambda: Memory(rung="plain"))
     regularise: Regularise = field(default_factory=Regularise)
     spike: Spike = field(default_factory=Spike)
+    world: World = ALONE
     progress: Progress = field(default_factory=Progress)
     optimizers: dict[str, torch.optim.Optimizer] = field(init=False)
     average: dict[str, Tensor] = field(default_factory=dict)
-    rung: Rung = field(init=False)
+    step: Step = field(init=False)
     guard: SpikeGuard = field(init=False)
 
     def __post_init__(self):
         self.optimizers = self.optimizer.build(self.model)
-        self.rung = build_rung(self.memory, self.model, self.folder)
+        rung = build_rung(self.memory, self.model, self.folder, self.world)
+        autocast = torch.bfloat16 if self.loop.precision == "bfloat16" else None
+        self.step = Step(rung, self.world, autocast)
         self.guard = SpikeGuard(self.spike)
         if self.loop.average:
             self.average = {name: p.detach().clone() for name, p in self._trainable()}
@@ -111,7 +118,7 @@ class Run:
     def update(self, lr_factor: float) -> float:
         """Clip, step, average; returns the gradient norm before clipping."""
         parameters = [p for _, p in self._trainable()]
-        norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        norm = scalar(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         if not math.isfinite(norm):
             return norm
         if self.optimizer.clip is not None:
@@ -127,13 +134,16 @@ class Run:
         return norm
 
     def save(self, data: dict[str, Any], offset: int) -> None:
-        """Write a crash-safe checkpoint of this step."""
-        tensors = {"model": {name: p.detach() for name, p in self._trainable()}}
+        """Write a crash-safe checkpoint of this step: whole tensors, whatever the number of ranks; the first writes."""
+        tensors = {"model": gathered(dict(self._trainable()), self.world)}
         states: dict[str, Any] = {}
         for name, optimizer in self.optimizers.items():
-            tensors[name], states[name] = optimizer_tensors(optimizer)
+            named, states[name] = optimizer_tensors(optimizer)
+            tensors[name] = gathered(named, self.world)
         if self.average:
-            tensors["average"] = self.average
+            tensors["average"] = gathered(self.average, self.world)
+        if not self.world.first:
+            return
         state = {
             "progress": vars(self.progress),
             "optimizers": states,
@@ -156,10 +166,12 @@ class Run:
             for name, parameter in self._trainable():
                 if name not in tensors["model"] or tensors["model"][name].shape != parameter.shape:
                     raise CheckpointError(f"{folder} is of another model: tensor '{name}' is missing or misshapen")
-                parameter.copy_(tensors["model"][name])
+                assign(parameter, tensors["model"][name])
         for name, optimizer in self.optimizers.items():
-            restore_optimizer(optimizer, tensors[name], state["optimizers"][name])
-        self.average = tensors.get("average", {})
+            restore_optimizer(optimizer, tensors[name], state["optimizers"][name], place=like)
+        parameters = dict(self._trainable())
+        average = tensors.get("average", {})
+        self.average = {name: like(parameters[name], value) for name, value in average.items()}
         self.progress = Progress(**state["progress"])
         self.guard = SpikeGuard.from_state(self.spike, state.get("spike", []))
         restore_rng(state["rng"])
@@ -186,48 +198,74 @@ def train(
         CheckpointError: another process writes the run, or a checkpoint cannot be saved or read.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
-    with RunLock(run.folder), _asked_to_stop() as asked:
+    lock = RunLock(run.folder) if run.world.first else nullcontext()
+    watch = watched(run.folder, run.world.rank, run.world.size)
+    with lock, watch, _asked_to_stop() as asked:
         state = run.restore()
         offset = 0 if state is None else state["offset"]
         with (
-            RecordWriter(run.folder / "records.jsonl", offset=offset) as records,
-            RecordWriter(run.folder / "timing.jsonl") as timing,
+            _writer(run, "records.jsonl", offset) as records,
+            _writer(run, "timing.jsonl", None) as timing,
         ):
             stream = updates.resume(None if state is None else state["data"])
             behind = {} if state is None else state["data"]
-            _steps(run, stream, objective, _Writers(records, timing, validate, on_record, asked, behind, on_pulse))
+            _steps(
+                run,
+                stream,
+                objective,
+                _Writers(records, timing, validate, on_record, asked, behind, on_pulse, run.world.size == 1),
+            )
         _settle(run)
     return run.progress
 
 
+class _Silent(nullcontext):
+    """The writer of every rank but the first."""
+
+    offset = 0
+
+    def __enter__(self) -> "_Silent":
+        return self
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Another rank writes it."""
+
+    def sync(self) -> int:
+        return 0
+
+
+def _writer(run: Run, name: str, offset: int | None) -> RecordWriter | _Silent:
+    return RecordWriter(run.folder / name, offset=offset) if run.world.first else _Silent()
+
+
 @dataclass
 class _Writers:
-    records: RecordWriter
-    timing: RecordWriter
+    records: RecordWriter | _Silent
+    timing: RecordWriter | _Silent
     validate: Validate | None
     on_record: OnRecord | None
     asked: list[str]
     data: dict[str, Any]
     on_pulse: OnPulse | None
+    alone: bool
 
     def pulse(self, done: float) -> None:
         """Between the chunks of a long step: a stop signal gives it up, since its end may be half an hour away."""
         if self.on_pulse is not None:
             self.on_pulse(done)
-        if self.asked and done < 1:
-            raise Abandoned
+        if self.asked and done < 1 and self.alone:
+            raise Abandoned  # ranks would have to agree; together they finish the update
 
 
 def _steps(run: Run, stream: Iterator, objective: Objective, out: _Writers) -> None:
     loop, progress = run.loop, run.progress
-    autocast = torch.bfloat16 if loop.precision == "bfloat16" else None
     saved, behind = progress.step, out.data
     while progress.step < loop.steps and not progress.stopped:
         started = time.monotonic()
         micro, data = _next(stream, progress.step, loop.steps)
         run.model.train()
         try:
-            loss = step(run.rung, run.model, micro, objective, autocast, run.noise(), out.pulse)
+            loss = run.step(run.model, micro, objective, run.noise(), out.pulse)
         except Abandoned:
             run.model.zero_grad(set_to_none=True)
             if progress.step > saved:
@@ -256,7 +294,7 @@ def _steps(run: Run, stream: Iterator, objective: Objective, out: _Writers) -> N
         out.timing.append({"step": progress.step, "seconds": round(seconds, 4)})
         if out.on_record is not None:
             out.on_record(record | {"seconds": seconds})
-        asked = bool(out.asked)
+        asked = run.world.agree(bool(out.asked))
         if last or asked or progress.stopped or progress.step % loop.save_every == 0:
             out.records.sync()
             run.save(data, out.records.offset)
@@ -315,23 +353,21 @@ def _averaged(run: Run):
 
 
 def _save_best(run: Run) -> None:
-    from safetensors.torch import save
-
-    tensors = {name: p.detach().contiguous() for name, p in run._trainable()}
-    write_folder(run.folder / "best", {"model.safetensors": save(tensors)})
+    tensors = {"model": gathered(dict(run._trainable()), run.world)}
+    if run.world.first:
+        save_checkpoint(run.folder / BEST, run.progress.step, tensors, {})
 
 
 def _settle(run: Run) -> None:
     """Put the weights that the run is about into the model."""
     parameters = dict(run.model.named_parameters())
     chosen = run.average
-    if not chosen and run.loop.patience and (run.folder / "best").exists():
-        from safetensors.torch import load_file
-
-        chosen = load_file(run.folder / "best" / "model.safetensors")
-    with torch.no_grad():
-        for name, value in chosen.items():
-            parameters[name].copy_(value)
+    if not chosen and run.loop.patience:
+        run.world.agree(True)  # the first rank may still be writing
+        best = latest_checkpoint(run.folder / BEST)
+        chosen = {} if best is None else load_checkpoint(best)[0]["model"]
+    for name, value in chosen.items():
+        assign(parameters[name], value)
     run.model.eval()
 
 

@@ -162,8 +162,6 @@ def peak_bytes() -> int:
 
 
 def _calibrated(threads: int) -> Calibration:
-    import handscroll.train.recipe  # noqa: F401 - what a run has in memory besides its step
-
     tiny = _small(width=32, layers=1, length=64, steps=2)
     train_here(tiny)
     held = sum(fixed_parts(tiny).values()) + max(sum(phase.values()) for phase in phases(tiny).values())
@@ -218,6 +216,8 @@ def fitted(runs: Sequence[Workload], times: Sequence[float], start: Calibration)
 
 
 def main() -> None:
+    import handscroll.train.recipe  # noqa: F401 - a run has the readers and the tokenizers in memory too
+
     request = json.loads(sys.stdin.read())
     torch.set_num_threads(request["threads"])
     if "calibrate" in request:

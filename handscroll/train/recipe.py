@@ -1,5 +1,7 @@
 """A recipe: everything a training run is made of, read from TOML and resolved into a run folder."""
 
+import hashlib
+import json
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +35,8 @@ from handscroll.text.training import TokenizerConfig, train_tokenizer
 from handscroll.train.assemble import Updates
 from handscroll.train.loop import Loop, OnPulse, OnRecord, Progress, Run, train, write_recipe
 from handscroll.train.optim import Optimizer
+from handscroll.train.parallel.shard import shard, unsharded
+from handscroll.train.parallel.world import Parallel, World, join_world, same_everywhere
 from handscroll.train.regularise import Regularise
 from handscroll.train.schedule import Schedule
 from handscroll.train.spike import Spike
@@ -160,6 +164,7 @@ class Recipe(Config):
     schedule: Schedule = Schedule()
     loop: dict[str, Any] = Field(default_factory=dict)
     memory: Memory = Memory()
+    parallel: Parallel = Parallel()
     regularise: Regularise = Regularise()
     spike: Spike = Spike()
     validation: Validation | None = None
@@ -202,17 +207,34 @@ def run_recipe(
 ) -> tuple[LM, Progress]:
     """Train by the recipe in `folder` (new, or one to resume) and save the result to `folder/model`.
 
+    Under torchrun every rank calls this with the same arguments; the first one writes.
+
     Raises:
         ConfigError, DataError, CheckpointError: as the parts do; nothing is half-written.
     """
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.seed)
-    tokenizer = _tokenizer(recipe, folder)
+    world = join_world(recipe.parallel)
+    made = _run(recipe, folder, world, on_record, on_pulse)
+    world.close()  # not after an error: the other ranks may never come to say goodbye, and torchrun ends them
+    return made
+
+
+def _run(
+    recipe: Recipe, folder: Path, world: World, on_record: OnRecord | None, on_pulse: OnPulse | None
+) -> tuple[LM, Progress]:
+    tokenizer = _tokenizer(recipe, folder, world)
     text = recipe.text.source(tokenizer)
     model = build_model(recipe, tokenizer)
-    resolved = {"recipe": recipe.model_dump(mode="json"), "versions": versions(), "text": text.fingerprint}
-    write_recipe(folder, resolved | {"threads": torch.get_num_threads()})
+    # How the work is done may change when a run goes on elsewhere; what is done may not.
+    what = recipe.model_dump(mode="json", exclude={"memory", "parallel"})
+    resolved = {"recipe": what, "versions": versions(), "text": text.fingerprint}
+    if world.first:
+        write_recipe(folder, resolved | {"threads": torch.get_num_threads()})
+    same_everywhere(world, "the recipe, text or version", _digest(resolved))
+    if world.size > 1 and recipe.parallel.shard:
+        shard(model, world)
     memory = recipe.memory if recipe.memory.rung != "auto" else Memory(rung="plain")
     run = Run(
         folder,
@@ -223,14 +245,20 @@ def run_recipe(
         memory,
         recipe.regularise,
         recipe.spike,
+        world,
     )
     validate = None if recipe.validation is None else validator(recipe.validation, tokenizer)
     objective = Causal(recipe.regularise.label_smoothing)
     progress = train(run, updates(recipe, text, tokenizer), objective, validate, on_record, on_pulse)
-    lm = LM(model, tokenizer, str(folder / "model"))
-    if progress.step == recipe.steps or progress.stopped:
+    lm = LM(unsharded(model, world), tokenizer, str(folder / "model"))
+    if world.first and (progress.step == recipe.steps or progress.stopped):
         lm.save(folder / "model")
     return lm, progress
+
+
+def _digest(value: Any) -> int:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
 def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Model:
@@ -277,7 +305,7 @@ def validator(settings: Validation, tokenizer: Tokenizer) -> Callable[[Model], f
     return validate
 
 
-def _tokenizer(recipe: Recipe, folder: Path) -> Tokenizer:
+def _tokenizer(recipe: Recipe, folder: Path, world: World) -> Tokenizer:
     """The named tokenizer, the checkpoint's, or one trained once and kept in the run folder."""
     settings = recipe.tokenizer
     if settings.path is not None:
@@ -287,9 +315,10 @@ def _tokenizer(recipe: Recipe, folder: Path) -> Tokenizer:
             raise ConfigError("recipe: tokenizer needs a path or settings to train one, since the model is new")
         return Tokenizer.load(recipe.model.path)
     kept = folder / "tokenizer"
-    if not (kept / "tokenizer.json").exists():
+    if world.first and not (kept / "tokenizer.json").exists():
         documents = (document.text for document in read(recipe.text.paths()))
         train_tokenizer(documents, settings.train).save(kept)
+    world.agree(True)  # the others wait until it is there
     return Tokenizer.load(kept)
 
 

@@ -1,6 +1,7 @@
 """The `Step` seam: loss and accumulated gradients of one update's micro-batches, by any rung of the memory ladder."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ from handscroll.train.ladder.blocks import Blocks, DiskBlocks, HostBlocks
 from handscroll.train.ladder.plain import Plain
 from handscroll.train.ladder.rung import Request, Rung
 from handscroll.train.ladder.staged import Staged
+from handscroll.train.parallel.world import ALONE, World
 
 EDGE = 64  # chunk edges are multiples of this
 
@@ -55,16 +57,22 @@ class Abandoned(Exception):
     """A step was given up between two chunks, on request; the gradients are worthless, the weights untouched."""
 
 
-def build_rung(memory: Memory, model: Model, folder: Path) -> Rung:
+def build_rung(memory: Memory, model: Model, folder: Path, world: World = ALONE) -> Rung:
     """The rung that resolved settings describe (`auto` is the planner's business); `folder` for offloading.
 
     Raises:
-        ConfigError: host memory as a place away from the CPU, when the model is on the CPU.
+        ConfigError: host memory as a place away from the CPU, when the model is on the CPU; ranks that share tokens
+            on a rung without chunks.
     """
     assert memory.rung != "auto", "resolve settings with plan.resolve first"
     device = model.device
     if memory.offload == "host" and device.type == "cpu":
         raise ConfigError("memory.offload = 'host': the model is on the CPU, host memory is its own; use 'disk'")
+    if memory.rung in ("plain", "checkpoint") and world.context > 1:
+        raise ConfigError(
+            f"parallel.context = {world.context} shares the tokens of a row chunk by chunk; rung '{memory.rung}' "
+            "has no chunks: choose memory.rung = 'chunk-outer', 'layer-outer' or 'staged'"
+        )
     if memory.rung in ("plain", "checkpoint"):
         return Plain(recompute=memory.rung == "checkpoint", mlp_tile=memory.mlp_tile)
     places: dict[str, Callable[[], Blocks] | None] = {
@@ -76,35 +84,49 @@ def build_rung(memory: Memory, model: Model, folder: Path) -> Rung:
     return Staged(memory.chunk or 1024, layers, memory.mlp_tile, places[memory.offload])
 
 
-def step(
-    rung: Rung,
-    model: Decoder,
-    batches: Sequence[Batch],
-    objective: Objective,
-    autocast: torch.dtype | None = None,
-    noise: Noise | None = None,
-    pulse: Callable[[float], None] | None = None,
-) -> Loss:  # seven parameters: what a step is made of, and none with a natural group
-    """Gradients of one update on the parameters' `.grad`, and its loss.
+@dataclass(frozen=True)
+class Step:
+    """Gradients of one update on the parameters' `.grad`, and its loss, by a rung, in a world of ranks."""
 
-    Every micro-batch is divided by the count of all of them, so that one step of 8 rows and two of 4 give
-    the same gradient whatever their padding. `pulse(done)` is called between chunks and may raise `Abandoned`.
-    """
-    count = sum(batch.counted for batch in batches)
-    total = torch.zeros((), dtype=torch.float64)
-    metrics: dict[str, tuple[float, int]] = {}
-    first_row = 0
-    for number, batch in enumerate(batches):
-        here = None if noise is None else Noise(noise.probability, noise.seed, noise.update, first_row)
-        beat = _shared(pulse, number, len(batches))
-        request = Request(objective, max(1, count), autocast, here, beat)
-        loss = rung(model, batch.to(model.device), request)
-        first_row += batch.tokens.shape[0]
-        total += loss.total.detach().double().cpu()
-        for name, (value, targets) in loss.metrics.items():
-            before = metrics.get(name, (0.0, 0))
-            metrics[name] = (before[0] + value, before[1] + targets)
-    return Loss(total, count, metrics)
+    rung: Rung
+    world: World = ALONE
+    autocast: torch.dtype | None = None
+
+    def __call__(
+        self,
+        model: Decoder,
+        batches: Sequence[Batch],
+        objective: Objective,
+        noise: Noise | None = None,
+        pulse: Callable[[float], None] | None = None,
+    ) -> Loss:
+        """The update of `batches` (whole, on every rank); each rank works on its rows and tokens.
+
+        Every micro-batch is divided by the count of all of them, so that one step of 8 rows and two of 4 give
+        the same gradient whatever their padding. `pulse(done)` is called between chunks and may raise `Abandoned`.
+        """
+        count = sum(batch.counted for batch in batches)
+        sums = [0.0]
+        names: list[str] = []
+        first_row = 0
+        for number, batch in enumerate(batches):
+            mine, first = self.world.rows(batch.part(0, batch.filled))
+            here = None if noise is None else replace(noise, first_row=first_row + first)
+            beat = _shared(pulse, number, len(batches))
+            request = Request(objective, max(1, count), batch.tokens.shape[1], self.autocast, here, self.world, beat)
+            loss = self.rung(model, mine.to(model.device), request)
+            first_row += batch.tokens.shape[0]
+            sums[0] += float(loss.total.detach())
+            for name, (value, targets) in loss.metrics.items():
+                if name not in names:
+                    names.append(name)
+                    sums += [0.0, 0.0]
+                at = 1 + 2 * names.index(name)
+                sums[at], sums[at + 1] = sums[at] + value, sums[at + 1] + targets
+        self.world.sum_gradients(model)
+        total, *rest = self.world.sum(sums)
+        metrics = {name: (rest[2 * at], int(rest[2 * at + 1])) for at, name in enumerate(names)}
+        return Loss(torch.tensor(total, dtype=torch.float64), count, metrics)
 
 
 def _shared(pulse: Callable[[float], None] | None, number: int, parts: int) -> Callable[[float], None]:

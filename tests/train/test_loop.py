@@ -14,7 +14,7 @@ from handscroll.train import loop as loop_module
 from handscroll.train.ladder.plain import Plain
 from handscroll.train.recipe import Recipe, run_recipe
 from handscroll.train.schedule import Schedule
-from handscroll.train.step import step
+from handscroll.train.step import Step
 
 
 def test_a_tiny_run_learns_and_saves_an_ordinary_folder(recipe, tmp_path):
@@ -93,7 +93,7 @@ def test_accumulated_gradients_equal_one_batch(recipe):
         initialise(model, "normal", 2, torch.Generator().manual_seed(1), std=0.3)
         parts = [slice(first, first + rows) for first in range(0, 8, rows)]
         batches = [Batch(tokens[p], targets[p], index[p], segment[p], positions_of[p]) for p in parts]
-        loss = step(Plain(), model, batches, Causal())
+        loss = Step(Plain())(model, batches, Causal())
         grads.append([loss.total, *(p.grad for p in model.parameters())])
     for other in grads[1:]:
         for want, got in zip(grads[0], other, strict=True):
@@ -120,7 +120,7 @@ def test_packed_documents_equal_documents_alone():
         for batches in ([collate(list(pack(documents, 28)))], [collate(list(pack([d], len(d)))) for d in documents]):
             model = build().double()
             initialise(model, "normal", 2, torch.Generator().manual_seed(1), std=0.3)
-            loss = step(Plain(), model, batches, Causal())
+            loss = Step(Plain())(model, batches, Causal())
             totals.append([loss.total, *(p.grad for p in model.parameters())])
             assert loss.count == 9 + 14 + 5 - 3
         for want, got in zip(*totals, strict=True):
@@ -137,7 +137,7 @@ def test_a_non_finite_loss_stops_before_the_update(recipe, tmp_path, monkeypatch
             calls.append(1)
             if len(calls) == 6:
                 with torch.no_grad():
-                    model.get_parameter("layers.1.mlp.up.weight")[0, 0] = math.nan
+                    model.get_parameter("layers.1.mlp.up.weight").data[0, 0] = math.nan
                 hidden = hidden + model.get_parameter("layers.1.mlp.up.weight").sum()
             return super().loss(model, hidden, batch)
 

@@ -7,7 +7,7 @@ adds to its own keys and values what later chunks left there.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -42,8 +42,11 @@ class HeldCarry:
     Memory per token and layer: keys, values, and their gradients in float32.
     """
 
-    def __init__(self, marks: Marks, edges: list[int]):
-        self.marks, self.edges = marks, edges
+    def __init__(self, marks: list[Marks], like: Tensor):
+        """`marks` of each chunk's tokens on this rank; `like` (B, T) tells rows and device."""
+        self.edges = [0, *accumulate(part.length for part in marks)]
+        every = Marks.join(marks, like.shape[0], like.device)
+        self._past = [every.part(0, end) for end in self.edges]
         self._keys: dict[int, tuple[Tensor, Tensor]] = {}
         self._grads: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -62,11 +65,11 @@ class HeldCarry:
             return []
         keys, values = (held[:, :, :end] for held in self._keys[layer])
 
-        def accumulate(first: int, *changes: Tensor) -> None:
+        def take(first: int, *changes: Tensor) -> None:
             for held, change in zip(self._gradients(layer), changes, strict=True):
                 held[:, :, first : first + change.shape[2]] += change
 
-        return [Span(keys, values, self.marks.part(0, end), accumulate=accumulate)]
+        return [Span(keys, values, self._past[chunk], accumulate=take)]
 
     def left(self, layer: int, chunk: int) -> tuple[Tensor, Tensor] | None:
         if layer not in self._grads or self.edges[chunk] >= self.edges[-2]:
@@ -91,9 +94,8 @@ class HeldCarry:
 class BlockCarry:
     """In host memory or on disk: one block per layer, chunk and kind, brought to the device one at a time."""
 
-    def __init__(self, marks: Marks, edges: list[int], blocks: Blocks):
-        self.marks = [marks.part(a, b) for a, b in pairwise(edges)]
-        self.blocks = blocks
+    def __init__(self, marks: list[Marks], blocks: Blocks):
+        self.marks, self.blocks = marks, blocks
         self._layers: set[int] = set()
 
     def put(self, layer: int, chunk: int, keys: Tensor, values: Tensor) -> None:

@@ -28,7 +28,7 @@ class Plain:
         with request.precision(model):
             x = model.embed(batch.tokens, marks)
             mask = request.objective.mask(model, marks)
-            context = model.context(x, marks, mask, batch.tokens.shape[1], noise=request.noise, mlp_tile=self.mlp_tile)
+            context = model.context(x, marks, mask, request.length, noise=request.noise, mlp_tile=self.mlp_tile)
             hidden = self._recomputed(model, x, context) if self.recompute else model.run(x, context)
             loss = request.objective.loss(model, hidden, batch)
         (loss.total / request.divisor).backward()

@@ -12,6 +12,7 @@ from handscroll.models.model import Decoder
 from handscroll.nn.noise import Noise
 from handscroll.objectives.loss import Loss
 from handscroll.objectives.objective import Objective
+from handscroll.train.parallel.world import ALONE, World
 
 
 def _nothing(done: float) -> None:
@@ -22,14 +23,17 @@ def _nothing(done: float) -> None:
 class Request:
     """What a rung is asked to do with a micro-batch.
 
-    Gradients are of the summed loss over `divisor`. `pulse(done)` is called between chunks with the share of the work
-    that is done; it may raise to abandon the step, and the gradients are then worthless.
+    Gradients are of the summed loss over `divisor`; `length` is the declared length of the rows. `pulse(done)` is
+    called between chunks with the share of the work that is done; it may raise to abandon the step, and the gradients
+    are then worthless.
     """
 
     objective: Objective
     divisor: int
+    length: int
     autocast: torch.dtype | None = None
     noise: Noise | None = None
+    world: World = ALONE
     pulse: Callable[[float], None] = _nothing
 
     def precision(self, model: Decoder) -> AbstractContextManager:

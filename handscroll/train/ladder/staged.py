@@ -27,6 +27,7 @@ from handscroll.objectives.loss import Loss
 from handscroll.train.ladder.blocks import Blocks
 from handscroll.train.ladder.carry import BlockCarry, Carry, Collect, HeldCarry, Recompute
 from handscroll.train.ladder.rung import Request
+from handscroll.train.parallel.exchange import Exchange
 
 
 @dataclass(frozen=True)
@@ -57,18 +58,26 @@ class _Pass:
 
     def __init__(self, rung: Staged, model: Decoder, batch: Batch, request: Request):
         self.rung, self.model, self.batch, self.request = rung, model, batch, request
-        self.length = batch.tokens.shape[1]
         self.marks = batch.marks()
         self.mask: Mask = request.objective.mask(model, self.marks)
-        end = _end(batch)
-        self.edges = [*range(0, end, rung.chunk), end]
-        self.chunks = len(self.edges) - 1
+        world = request.world
+        edges = _edges(batch.tokens.shape[1], rung.chunk, world.context)
+        self.chunks = len(edges) - 1
+        cuts = [world.cut(a, b) for a, b in pairwise(edges)]  # of each chunk, among the ranks that share it
+        mine = [(cut[world.place], cut[world.place + 1]) for cut in cuts]
         size = rung.stage_layers or len(model.layers)
         self.stages = [range(a, min(a + size, len(model.layers))) for a in range(0, len(model.layers), size)]
         self.blocks = None if rung.blocks is None else rung.blocks()
         self.inputs: dict[tuple[int, int], Tensor] = {}
-        self._parts = [batch.part(a, b) for a, b in pairwise(self.edges)]
-        self._marks = [self.marks.part(a, b) for a, b in pairwise(self.edges)]
+        self._parts = [batch.part(a, b) for a, b in mine]
+        self._marks = [self.marks.part(a, b) for a, b in mine]
+        self._exchanges: list[Exchange | None] = [None] * self.chunks
+        if world.context > 1:
+            sizes = [tuple(b - a for a, b in pairwise(cut)) for cut in cuts]
+            self._exchanges = [
+                Exchange(self.marks.part(a, b), size, world.place, world.context_group)
+                for (a, b), size in zip(pairwise(edges), sizes, strict=True)
+            ]
         self._done, self._work = 0, self.chunks * len(self.stages) * 4
 
     def run(self) -> Loss:
@@ -146,16 +155,18 @@ class _Pass:
 
     def _enter(self, stage: int, chunk: int, cache: Any, x: Tensor | None = None) -> tuple[Tensor, Context]:
         marks = self._marks[chunk]
+        self.model.ready()
         if x is None:
             x = self._kept(stage, chunk) if stage else self.model.embed(self._parts[chunk].tokens, marks)
-        shared = {"noise": self.request.noise, "mlp_tile": self.rung.mlp_tile}
-        context = self.model.context(x, marks, self.mask, self.length, cache=cache, **shared)
+        exchange = self._exchanges[chunk]
+        shared = {"noise": self.request.noise, "mlp_tile": self.rung.mlp_tile, "exchange": exchange}
+        context = self.model.context(x, marks, self.mask, self.request.length, cache=cache, **shared)
         return (x if stage else context.dropped(x, 0)), context
 
     def _carry(self, stage: int) -> Carry:
         if self.blocks is None:
-            return HeldCarry(self.marks.part(0, self.edges[-1]), self.edges)
-        return BlockCarry(self.marks, self.edges, self.blocks)
+            return HeldCarry(self._marks, self.batch.tokens)
+        return BlockCarry(self._marks, self.blocks)
 
     def _keep(self, stage: int, chunk: int, x: Tensor) -> None:
         if self.blocks is not None:
@@ -182,9 +193,11 @@ class _Pass:
         self.request.pulse(min(1.0, self._done / self._work))
 
 
-def _end(batch: Batch) -> int:
-    """Columns up to the last one that is not padding in every row."""
-    if batch.index is None:
-        return batch.tokens.shape[1]
-    filled = (batch.index >= 0).any(dim=0).nonzero()
-    return int(filled[-1]) + 1 if len(filled) else 1
+def _edges(length: int, chunk: int, ranks: int) -> list[int]:
+    """Chunk edges; every chunk has a token for each rank."""
+    if length < ranks:
+        raise ConfigError(f"rows of {length} tokens cannot be shared by {ranks} ranks")
+    edges = [*range(0, length, chunk), length]
+    if len(edges) > 2 and length - edges[-2] < ranks:
+        edges.pop(-2)
+    return edges

@@ -16,7 +16,7 @@ from handscroll.train.ladder.blocks import DiskBlocks, HostBlocks
 from handscroll.train.ladder.plain import Plain
 from handscroll.train.ladder.staged import Staged
 from handscroll.train.lora import LoRA, add_lora
-from handscroll.train.step import Memory, build_rung, step
+from handscroll.train.step import Memory, Step, build_rung
 
 CPU = torch.device("cpu")
 
@@ -115,11 +115,11 @@ def test_every_rung_gives_the_gradients_of_the_plain_step(name, kind, tmp_path):
         if name != "lora":
             initialise(model, "normal", 4, torch.Generator().manual_seed(0), std=0.1)
         model = model.to(dtype)
-        want = step(Plain(), model, [whole], Causal(0.1), noise=noise)
+        want = Step(Plain())(model, [whole], Causal(0.1), noise=noise)
         wanted = gradients(model)
         for number, (label, rung) in enumerate(rungs(tmp_path).items()):
             batches = micro if number % 2 else [whole]
-            loss = step(rung, model, batches, Causal(0.1), noise=noise)
+            loss = Step(rung)(model, batches, Causal(0.1), noise=noise)
             assert loss.count == want.count
             assert float(loss.total) == pytest.approx(float(want.total), rel=limit)
             assert distance(gradients(model), wanted) <= limit, (label, dtype)
@@ -135,10 +135,10 @@ def test_bfloat16_rungs_agree_to_bfloat16():
     """Autocast: casts made in the pass without gradient are not found again by the pass that needs one."""
     model = llama()
     initialise(model, "normal", 4, torch.Generator().manual_seed(0), std=0.1)
-    step(Plain(), model, [batch("plain")], Causal())
+    Step(Plain())(model, [batch("plain")], Causal())
     exact = gradients(model)
     for rung in (Plain(), Plain(mlp_tile=48), Plain(recompute=True), Staged(64), Staged(64, 1), Staged(64, 2)):
-        step(rung, model, [batch("plain")], Causal(), autocast=torch.bfloat16)
+        Step(rung, autocast=torch.bfloat16)(model, [batch("plain")], Causal())
         assert distance(gradients(model), exact) < 0.02
 
 
@@ -163,7 +163,7 @@ def test_chunks_are_refused_where_they_would_be_wrong(tmp_path):
         additive = False
 
     with pytest.raises(ConfigError, match="Contrastive does not add up"):
-        step(Staged(64), llama(), [batch("plain")], Contrastive(additive=False))
+        Step(Staged(64))(llama(), [batch("plain")], Contrastive(additive=False))
     with pytest.raises(ConfigError, match="on the CPU"):
         build_rung(Memory(rung="layer-outer", offload="host"), llama(), tmp_path)
     with pytest.raises(CapacityError, match="folder you may write to"):
@@ -189,6 +189,6 @@ def test_settings_that_would_be_ignored_are_refused(settings, words):
 
 def test_a_step_can_be_given_up_between_chunks():
     seen = []
-    step(Staged(64, 2), llama(), [batch("plain"), batch("plain")], Causal(), pulse=seen.append)
+    Step(Staged(64, 2))(llama(), [batch("plain"), batch("plain")], Causal(), pulse=seen.append)
     assert seen == sorted(seen) and seen[-1] == 1.0 and len(seen) > 20
     assert all(b - a < 0.2 for a, b in itertools.pairwise(seen))

@@ -1,0 +1,231 @@
+"""One exact training step against length: peak memory and time, Handscroll's rungs beside transformers.
+
+python -m bench.long_step [--shape llama-135m|gpt2-small|starter] [--lengths 2048,4096,8192] [--rungs ...] [--repeat 3]
+
+Every point is a fresh process with random weights (speed and memory only): build, one step (forward and backward, no
+update), peak resident memory and seconds. Systems alternate within a length. The slope is the growth of the peak
+per token between the two longest lengths. The peers are transformers with gradient checkpointing as shipped, and the
+same with its loss in checkpointed chunks of 1,024 tokens.
+"""
+
+import argparse
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+SHAPES = {
+    "llama-135m": {
+        "family": "llama",
+        "vocab": 49152,
+        "width": 576,
+        "layers": 30,
+        "heads": 9,
+        "kv_heads": 3,
+        "mlp": 1536,
+    },
+    "gpt2-small": {
+        "family": "gpt2",
+        "vocab": 50257,
+        "width": 768,
+        "layers": 12,
+        "heads": 12,
+        "kv_heads": 12,
+        "mlp": 3072,
+    },
+    "starter": {"family": "llama", "vocab": 4096, "width": 256, "layers": 6, "heads": 8, "kv_heads": 2, "mlp": 704},
+}
+RUNGS = {
+    "plain": {"rung": "plain"},
+    "checkpoint": {"rung": "checkpoint"},
+    "checkpoint-tile": {"rung": "checkpoint", "mlp_tile": 1024},
+    "chunk-outer": {"rung": "chunk-outer"},
+    "layer-outer": {"rung": "layer-outer"},
+    "staged-2": {"rung": "staged", "stage_layers": 2},
+    "staged-3": {"rung": "staged", "stage_layers": 3},
+    "staged-5": {"rung": "staged", "stage_layers": 5},
+    "chunk-outer-disk": {"rung": "chunk-outer", "offload": "disk"},
+    "layer-outer-disk": {"rung": "layer-outer", "offload": "disk"},
+    "staged-5-disk": {"rung": "staged", "stage_layers": 5, "offload": "disk"},
+}
+PEERS = ("transformers", "transformers-chunked")
+DEFAULT = {
+    "llama-135m": "chunk-outer,layer-outer,staged-5,chunk-outer-disk",
+    "gpt2-small": "layer-outer,layer-outer-disk",
+    "starter": "chunk-outer,layer-outer",
+}
+
+
+def kept_bytes(shape: dict, rung: dict, bytes_each: int = 4) -> int:
+    """Bytes per token that a chunked rung must keep: stage inputs, and keys, values and their float32 gradients."""
+    size = {"chunk-outer": shape["layers"], "layer-outer": 1}.get(rung["rung"], rung.get("stage_layers", 0))
+    if not size or rung.get("offload"):
+        return 0
+    stages = -(-shape["layers"] // size)
+    kv = shape["kv_heads"] * shape["width"] // shape["heads"]
+    return (stages - 1) * shape["width"] * bytes_each + size * 2 * kv * (bytes_each + 4)
+
+
+def ours(shape: dict, length: int, memory: dict, chunk: int, precision: str, threads: int) -> None:
+    import time
+
+    import torch
+
+    from handscroll.data.batch import Batch
+    from handscroll.models.gpt2 import GPT2, GPT2Config
+    from handscroll.models.llama import Llama, LlamaConfig
+    from handscroll.objectives.causal import Causal
+    from handscroll.train.step import Memory, Step, build_rung
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    if shape["family"] == "llama":
+        positions = {"base": 1e5, "scaling": {"name": "none"}, "context": length, "trained": length}
+        sizes = {name: shape[name] for name in ("vocab", "width", "layers", "heads", "kv_heads")}
+        head = shape["width"] // shape["heads"]
+        model = Llama(LlamaConfig(**sizes, head_size=head, mlp_width=shape["mlp"], tied=True, positions=positions))
+    else:
+        sizes = {name: shape[name] for name in ("vocab", "width", "layers", "heads")}
+        model = GPT2(GPT2Config(**sizes, mlp_width=shape["mlp"], context=length))
+    settings = dict(memory) | ({} if memory["rung"] in ("plain", "checkpoint") else {"chunk": chunk})
+    tokens = torch.randint(0, shape["vocab"], (1, length + 1))
+    batch = Batch(tokens[:, :-1], tokens[:, 1:])
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        rung = build_rung(Memory(**settings), model, Path(folder))
+        autocast = torch.bfloat16 if precision == "bfloat16" else None
+        started = time.perf_counter()
+        loss = Step(rung, autocast=autocast)(model, [batch], Causal())
+        report(time.perf_counter() - started, float(loss.total) / loss.count)
+
+
+def theirs(shape: dict, length: int, chunked: bool, precision: str, threads: int) -> None:
+    import time
+
+    import torch
+    import transformers
+    from torch.utils.checkpoint import checkpoint
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    if shape["family"] == "llama":
+        config = transformers.LlamaConfig(
+            vocab_size=shape["vocab"],
+            hidden_size=shape["width"],
+            intermediate_size=shape["mlp"],
+            num_hidden_layers=shape["layers"],
+            num_attention_heads=shape["heads"],
+            num_key_value_heads=shape["kv_heads"],
+            max_position_embeddings=length,
+            tie_word_embeddings=True,
+            use_cache=False,
+        )
+        model = transformers.LlamaForCausalLM(config)
+        body = model.model
+    else:
+        config = transformers.GPT2Config(
+            vocab_size=shape["vocab"],
+            n_embd=shape["width"],
+            n_layer=shape["layers"],
+            n_head=shape["heads"],
+            n_positions=length,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            use_cache=False,
+        )
+        model = transformers.GPT2LMHeadModel(config)
+        body = model.transformer
+    model.gradient_checkpointing_enable()
+    model.train()
+    tokens = torch.randint(0, shape["vocab"], (1, length))
+    started = time.perf_counter()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+        if chunked:
+            hidden, targets = body(tokens).last_hidden_state[:, :-1], tokens[:, 1:]
+
+            def part(x, y):
+                logits = model.lm_head(x).flatten(0, 1).float()
+                return torch.nn.functional.cross_entropy(logits, y.flatten(), reduction="sum")
+
+            pairs = zip(hidden.split(1024, 1), targets.split(1024, 1), strict=True)
+            loss = sum(checkpoint(part, x, y, use_reentrant=False) for x, y in pairs) / targets.numel()
+        else:
+            loss = model(tokens, labels=tokens).loss
+    loss.backward()
+    report(time.perf_counter() - started, float(loss))
+
+
+def report(seconds: float, loss: float) -> None:
+    status = Path("/proc/self/status").read_text().splitlines()
+    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    print(json.dumps({"seconds": seconds, "peak_mib": peak / 1024, "loss": loss}))
+
+
+def measure(system: str, options: argparse.Namespace, length: int) -> dict | None:
+    command = [sys.executable, "-m", "bench.long_step", "--one", system, "--shape", options.shape]
+    command += ["--lengths", str(length), "--chunk", str(options.chunk), "--precision", options.precision]
+    done = subprocess.run([*command, "--threads", str(options.threads)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(
+            f"{length:>8} {system:<22} failed: {(done.stderr.strip().splitlines() or ['killed'])[-1][:90]}", flush=True
+        )
+        return None
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def one(options: argparse.Namespace) -> None:
+    shape, length = SHAPES[options.shape], int(options.lengths)
+    if options.one in PEERS:
+        theirs(shape, length, options.one == "transformers-chunked", options.precision, options.threads)
+    else:
+        ours(shape, length, RUNGS[options.one], options.chunk, options.precision, options.threads)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="llama-135m")
+    parser.add_argument("--lengths", default="2048,4096,8192")
+    parser.add_argument("--rungs", default="")
+    parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--chunk", type=int, default=512)
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--one", default="", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        one(options)
+        return
+    if not options.no_peers and importlib.util.find_spec("transformers") is None:
+        sys.exit("the peer is missing: pip install transformers, or say --no-peers")
+    systems = [*(() if options.no_peers else PEERS), *(options.rungs or DEFAULT[options.shape]).split(",")]
+    print(f"shape {options.shape}, {options.precision}, chunk {options.chunk}, {options.threads} threads")
+    print(f"{'tokens':>8} {'system':<22} {'peak MiB':>9} {'seconds':>8} {'against the faster peer':>24}")
+    peaks: dict[str, list[tuple[int, float]]] = {}
+    for length in [int(text) for text in options.lengths.split(",")]:
+        runs: dict[str, list[dict]] = {}
+        for _ in range(options.repeat):
+            for system in systems:
+                result = measure(system, options, length)
+                if result is not None:
+                    runs.setdefault(system, []).append(result)
+        seconds = {system: statistics.median(run["seconds"] for run in got) for system, got in runs.items()}
+        best = min((seconds[peer] for peer in PEERS if peer in seconds), default=None)
+        for system, got in runs.items():
+            peak = statistics.median(run["peak_mib"] for run in got)
+            peaks.setdefault(system, []).append((length, peak))
+            ratio = "" if best is None else f"{seconds[system] / best:.2f}x the time"
+            print(f"{length:>8} {system:<22} {peak:>9.0f} {seconds[system]:>8.1f} {ratio:>24}", flush=True)
+    print(f"\n{'system':<22} {'KB per token':>13} {'must keep':>10}")
+    for system, points in peaks.items():
+        if len(points) > 1:
+            (a, low), (b, high) = points[-2:]
+            must = 0 if system in PEERS else kept_bytes(SHAPES[options.shape], RUNGS[system])
+            print(f"{system:<22} {(high - low) * 1048.576 / (b - a):>13.1f} {must / 1000 or '':>10}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""The processes of a run: who they are, which rows and which tokens each works on.
+
+Ranks are numbered by torchrun. `context` neighbouring ranks share the tokens of the same rows (context parallel);
+the rest multiplies the rows (data parallel). Every rank reads the same stream and takes its part, so a run may go
+on with another number of ranks and sees the same rows.
+"""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from torch import Tensor
+
+from handscroll.base.config import Config
+from handscroll.base.errors import ConfigError
+from handscroll.data.batch import Batch
+
+PATIENCE = timedelta(minutes=60)  # of collectives; dead ranks are noticed much earlier (`watch.py`)
+
+
+class Parallel(Config):
+    """How the ranks of a run share the work; one process needs no setting."""
+
+    context: int = Field(default=1, ge=1, description="ranks that share the tokens of a row (context parallel)")
+    shard: bool = Field(default=True, description="shard weights, gradients and optimiser over all ranks (FSDP2)")
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """This process among the ranks of a run. The default is the only one."""
+
+    rank: int = 0
+    size: int = 1
+    context: int = 1
+    context_group: Any = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes records, checkpoints and messages."""
+        return self.rank == 0
+
+    @property
+    def data(self) -> int:
+        """How many parts the rows are cut into."""
+        return self.size // self.context
+
+    @property
+    def place(self) -> int:
+        """This rank's place among those that share its tokens."""
+        return self.rank % self.context
+
+    def rows(self, batch: Batch) -> tuple[Batch, int]:
+        """This rank's rows of a micro-batch, and the number of the first of them.
+
+        Raises:
+            ConfigError: the rows cannot be shared evenly.
+        """
+        count = batch.tokens.shape[0]
+        if self.data == 1:
+            return batch, 0
+        if count % self.data:
+            raise ConfigError(
+                f"{count} rows in a micro-batch cannot be shared by {self.data} data-parallel ranks; "
+                f"make stages' rows (and micro) multiples of {self.data}, or raise parallel.context"
+            )
+        size = count // self.data
+        first = self.rank // self.context * size
+        return batch.rows(first, first + size), first
+
+    def cut(self, first: int, last: int) -> list[int]:
+        """Edges of the parts of tokens first .. last - 1 that the ranks of a context group hold, as even as can be."""
+        count = last - first
+        return [first + count * part // self.context for part in range(self.context + 1)]
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Sums over all ranks, in float64."""
+        if self.size == 1:
+            return values
+        # gloo and nccl both take tensors of the device the run is on.
+        total = torch.tensor(values, dtype=torch.float64, device=_device())
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def sum_gradients(self, model: torch.nn.Module) -> None:
+        """Add up over all ranks the gradients of parameters that are not sharded (sharded ones already are)."""
+        if self.size == 1:
+            return
+        for parameter in model.parameters():
+            if parameter.requires_grad and not hasattr(parameter, "full_tensor"):
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                dist.all_reduce(parameter.grad)
+
+    def agree(self, flag: bool) -> bool:
+        """True on every rank when it is true on any."""
+        return self.sum([float(flag)])[0] > 0
+
+    def close(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+            dist.destroy_process_group()
+
+
+ALONE = World()
+
+
+def join_world(settings: Parallel) -> World:
+    """The world that torchrun set up, or the only process.
+
+    Raises:
+        ConfigError: the number of ranks is no multiple of `context`, or one process is asked to share.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size % settings.context:
+        hint = "start the run with torchrun --nproc-per-node N" if size == 1 else "choose a divisor of the ranks"
+        raise ConfigError(f"parallel.context = {settings.context} with {size} rank(s): {hint}")
+    if size == 1:
+        return ALONE
+    rank = int(os.environ["RANK"])
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    group = None
+    for first in range(0, size, settings.context):
+        ranks = list(range(first, first + settings.context))
+        made = dist.new_group(ranks)  # every rank takes part in making every group
+        group = made if rank in ranks else group
+    return World(rank, size, settings.context, group)
+
+
+def same_everywhere(world: World, what: str, digest: int) -> None:
+    """Refuse to start when ranks disagree (another recipe, text or checkpoint on one machine).
+
+    Raises:
+        ConfigError: naming the ranks that differ from the first.
+    """
+    if world.size == 1:
+        return
+    mine = torch.tensor([digest], dtype=torch.int64, device=_device())
+    every = [torch.empty_like(mine) for _ in range(world.size)]
+    dist.all_gather(every, mine)
+    odd = [rank for rank, other in enumerate(every) if int(other) != int(every[0])]
+    if odd:
+        raise ConfigError(f"{what}: ranks {odd} differ from rank 0; give every rank the same files and settings")
+
+
+def _device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor put together (every rank must ask), any other as it is."""
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()

@@ -1,0 +1,67 @@
+"""Run by torchrun or by hand with RANK and WORLD_SIZE: one update, whose loss and gradients go to a file."""
+
+import sys
+
+import torch
+from safetensors.torch import save_file
+
+from handscroll.nn.init import initialise
+from handscroll.nn.noise import Noise
+from handscroll.objectives.causal import Causal
+from handscroll.train.ladder.plain import Plain
+from handscroll.train.ladder.staged import Staged
+from handscroll.train.parallel.shard import gathered, shard
+from handscroll.train.parallel.world import Parallel, join_world
+from handscroll.train.step import Step
+from tests.train.ladder.test_ladder import MODELS, batch
+
+RUNGS = {
+    "plain": Plain(),
+    "checkpoint": Plain(recompute=True, mlp_tile=48),
+    "chunk-outer": Staged(64),
+    "layer-outer": Staged(64, 1),
+    "staged": Staged(64, 2, mlp_tile=20),
+}
+CASES = [  # rung, context ranks, sharded, kind of rows, model
+    ("plain", 1, True, "packed", "llama"),
+    ("checkpoint", 1, True, "plain", "gpt2"),
+    ("staged", 1, True, "packed", "tied"),
+    ("chunk-outer", 1, False, "packed", "llama"),
+    ("chunk-outer", 2, True, "plain", "llama"),
+    ("chunk-outer", 2, True, "packed", "windows"),
+    ("layer-outer", 2, True, "short", "gpt2"),
+    ("staged", 2, False, "packed", "lora"),
+    ("staged", 2, True, "packed", "lora"),
+]
+
+
+def built(name, dtype):
+    torch.manual_seed(0)
+    model = MODELS[name]()
+    if name != "lora":
+        initialise(model, "normal", 4, torch.Generator().manual_seed(0), std=0.1)
+    return model.to(dtype)
+
+
+def main():
+    torch.set_num_threads(1)
+    found = {}
+    for dtype in (torch.float64, torch.float32):
+        for rung, context, sharded, kind, name in CASES:
+            world = join_world(Parallel(context=context))
+            model = built(name, dtype)
+            if sharded:
+                shard(model, world)
+            noise = Noise(0.1, seed=3, update=4)
+            loss = Step(RUNGS[rung], world)(model, [batch(kind), batch("plain")], Causal(), noise=noise)
+            grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+            case = f"{dtype}|{rung}|{context}|{sharded}|{kind}|{name}"
+            found |= {f"{case}|{n}": t for n, t in gathered(grads, world).items()}
+            found[f"{case}|loss"] = loss.total
+    if world.first:
+        save_file(found, sys.argv[1])
+    world.close()
+
+
+if __name__ == "__main__":
+    main()
