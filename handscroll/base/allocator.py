@@ -3,7 +3,7 @@
 import ctypes
 import sys
 
-LARGE = 1 << 20  # bytes; tensors of at least this size get pages of their own
+LARGE = 256 << 10  # bytes; tensors of at least this size get pages of their own
 _TRIM, _MMAP = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
 
 
@@ -12,8 +12,8 @@ def return_at_once(large: int = LARGE) -> bool:
 
     glibc raises its own limit up to 32 MiB as tensors are freed, and what is smaller then comes from a heap with
     holes. Measured 2026-11 (torch 2.13, rung checkpoint, 1M parameters, 8,192 tokens): 150 MB of tensors took 320 MB;
-    with this 154 MB. It costs time, since fresh pages are zeroed by the system: 0 to 2 % on chunked rungs, 12 % on
-    checkpoint, 19 % on plain, which is why plain runs leave the C library as it is.
+    with this 154 MB. It costs time, since the system zeroes fresh pages: 10 to 15 % on the rungs that save memory, 25 %
+    on plain, which is why plain runs leave the C library as it is.
     Lasts for the process. Limits: nothing happens with other C libraries (musl, macOS).
     """
     if not sys.platform.startswith("linux"):

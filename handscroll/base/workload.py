@@ -96,7 +96,7 @@ class Shape(Config):
     def largest(self) -> int:
         """Numbers of the largest tensor that gets a gradient."""
         if self.lora_rank:
-            return self.lora_rank * max(self.width, self.inner, self.mlp_width)
+            return self.lora_rank * max(self.width, self.inner, self.mlp_width if self.lora_targets > 4 else 0)
         return max(self.table, self.width * self.mlp_width, self.width * self.inner, self.positions * self.width)
 
 

@@ -9,7 +9,6 @@ from handscroll.plan.machine import Machine
 
 EDGE = 64  # chunk edges are multiples of this (train/step.py)
 CHUNKS = (4096, 2048, 1024, 512, 256)
-SHARE = 0.25  # of the usable memory: what the planner lets the work of one chunk take
 
 
 def options(workload: Workload, machine: Machine) -> list[Forecast]:
@@ -31,7 +30,8 @@ def options(workload: Workload, machine: Machine) -> list[Forecast]:
                     changes = {"rung": rung, "stage_layers": stage, "offload": offload, "chunk": chunk}
                     one = workload.changed(**changes)
                     found[one] = predict(one, machine)
-    return sorted(found.values(), key=lambda f: (f.seconds, f.host, f.workload.chunk))
+    # A tie goes to the simpler rung: chunk-outer in one chunk is plain with more ado.
+    return sorted(found.values(), key=lambda one: (one.seconds, rungs.index(one.workload.rung), one.host))
 
 
 def fits(forecast: Forecast, machine: Machine) -> bool:

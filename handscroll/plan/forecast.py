@@ -11,8 +11,8 @@ from handscroll.plan.machine import Machine
 
 # Share of its short-lived memory that the C library's heap takes on top, measured over bench/planner.py (2026-11):
 # its holes on rung plain, and small tensors where large ones go back at once (base/allocator.py).
-HOLES = 0.21
-SMALL = 0.10
+HOLES = 0.24
+SMALL = 0.03
 CUDA_BASE = 600 << 20  # context, kernels and cuBLAS workspaces
 CUDA_HOLES = 0.06
 

@@ -89,7 +89,8 @@ def loss_bytes(workload: Workload, tokens: int) -> int:
     logits = WIDE * rows * shape.vocab
     product = 0 if not head else (head if e == WIDE else head + e * shape.table)
     slope = 0 if e == WIDE else e * rows * shape.vocab
-    return held + logits + max(logits, slope + product)
+    before = 2 * slope if tokens > rows else 0  # a chunk's logits and slope go when those of the next are there
+    return held + logits + max(logits + before, slope + product)
 
 
 def norm_bytes(workload: Workload, tokens: int) -> int:
@@ -143,7 +144,7 @@ def _plain(workload: Workload) -> dict[str, Parts]:
 def _checkpoint(workload: Workload) -> dict[str, Parts]:
     shape, n = workload.shape, workload.rows * workload.length
     layer = Layer.of(workload)
-    inputs = (shape.layers + 1) * n * WIDE * shape.width
+    inputs = shape.layers * n * WIDE * shape.width
     cast, one = _cast_weights(workload, shape.layers), _cast_weights(workload, 1)
     shared = _common(workload, workload.length)
     tiles = tile_bytes(workload, workload.length)

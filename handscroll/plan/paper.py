@@ -106,8 +106,9 @@ def on_paper(workload: Workload, cluster: Cluster) -> Paper:
     workload = workload.changed(chunk=_chunk(workload, shared))
     part = workload.changed(length=-(-workload.length // shared), device="cuda")
     found = memory.phases(part)
-    phase = max((name for name in found if name != "update"), key=lambda name: sum(found[name].values()))
-    work = {name: size for name, size in found[phase].items() if name != "gradients"}
+    # Gradients are sharded, so the widest phase is looked for without them.
+    works = [{name: size for name, size in held.items() if name != "gradients"} for held in found.values()]
+    work = max(works, key=lambda held: sum(held.values()))
     gathered = 2 * 2 * (shape.layer_matrices + shape.layer_vectors) + 2 * shape.tables  # two layers, and the tables
     parts: dict[str, float] = {
         "base": CUDA_BASE,

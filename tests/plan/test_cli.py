@@ -1,0 +1,56 @@
+"""`handscroll plan` from the command line."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from handscroll.cli.main import app
+from handscroll.plan.calibration import Calibration, save_calibration
+
+RECIPE = "recipes/tiny/llama.toml"
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for threads in (0, 2):
+        save_calibration(Calibration(threads=2), path=None if threads else tmp_path / "unused.json")
+
+
+def run(*words: str) -> str:
+    done = CliRunner().invoke(app, ["plan", *words], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_a_recipe_is_planned():
+    text = run("train", RECIPE)
+    assert "verdict: fits" in text and "rung=checkpoint" in text
+    assert "2      8 x 64" in text
+
+
+def test_a_run_that_cannot_fit_says_what_would():
+    text = run("train", RECIPE, "--set", "stages.1.length=8388608", "--set", "memory.rung=plain")
+    assert "verdict: does not fit" in text and "This fits" in text
+
+
+def test_json_holds_the_same():
+    record = json.loads(run("train", RECIPE, "--json"))
+    assert record["fits"] and len(record["stages"]) == 2
+    stage = record["stages"][1]
+    assert stage["host"] == sum(stage["parts"].values())
+    assert stage["workload"]["rung"] == "plain"
+
+
+def test_on_paper():
+    text = run("train", RECIPE, "--nodes", "1", "--gpus", "4", "--gpu", "h200", "--price-per-gpu-hour", "3")
+    assert "one of 4 x h200" in text and "cost: 288.00 a day" in text and "it assumes" in text
+
+
+def test_a_checkpoint_is_planned(tiny_folder):
+    assert "verdict: fits" in run("extend", str(tiny_folder), "--to", "256", "--lora", "4")
+    record = json.loads(run("generate", str(tiny_folder), "--prompt-tokens", "100", "--max-tokens", "29", "--json"))
+    assert record["stages"][0]["parts"]["cache"] == 2 * 2 * 128 * 2 * 12 * 4
+    record = json.loads(run("serve", str(tiny_folder), "--context", "128", "--slots", "3", "--json"))
+    assert record["stages"][0]["parts"]["cache"] == 3 * 2 * 2 * 128 * 2 * 12 * 4

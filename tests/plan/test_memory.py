@@ -1,0 +1,114 @@
+"""Forecasts from shapes: numbers by hand, and what must grow with what."""
+
+import itertools
+
+import pytest
+
+from handscroll.base.workload import Shape
+from handscroll.models.gpt2 import GPT2, GPT2Config
+from handscroll.models.llama import Llama, LlamaConfig
+from handscroll.models.model import Model
+from handscroll.plan import memory
+from handscroll.plan.forecast import disk_bytes, predict
+from handscroll.plan.layer import Layer
+from handscroll.train.lora import LoRA, add_lora
+
+POSITIONS = {"base": 1e4, "scaling": {"name": "none"}, "context": 64, "trained": 64}
+LLAMA = {"vocab": 90, "width": 24, "layers": 3, "heads": 4, "kv_heads": 2, "head_size": 6, "mlp_width": 40}
+RUNGS = [
+    {"rung": "plain"},
+    {"rung": "checkpoint"},
+    {"rung": "chunk-outer", "chunk": 512},
+    {"rung": "layer-outer", "chunk": 512},
+    {"rung": "staged", "stage_layers": 2, "chunk": 512},
+    {"rung": "layer-outer", "chunk": 512, "offload": "disk"},
+]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_parameters_are_those_of_the_model(family, rank, tied):
+    if family == "llama":
+        model: Model = Llama(LlamaConfig(**LLAMA, tied=tied, positions=POSITIONS))
+    else:
+        model = GPT2(GPT2Config(vocab=90, width=24, layers=3, heads=4, mlp_width=96, context=64, tied=tied))
+    if rank:
+        add_lora(model, LoRA(rank=rank))
+    shape = Shape.of(model.config, lora_rank=rank)
+    assert shape.parameters == sum(p.numel() for p in model.parameters())
+    assert shape.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert shape.largest == max(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def test_what_a_layer_keeps_by_hand(workload):
+    """D 256, H E 256, K E 128, H 8, F 688: 4 (6 D + 3 H E + 2 K E + H + 4 F + 2) bytes a token."""
+    assert Layer.of(workload()).kept == 4 * (6 * 256 + 3 * 256 + 2 * 128 + 8 + 4 * 688 + 2) + 0
+    narrow = Layer.of(workload(precision="bfloat16")).kept
+    # float32: two inputs and two scaled inputs of norms, two root mean squares, log-sum-exps; bfloat16: five copies
+    # of the norms' outputs, q, k, v, output twice, four of the MLP.
+    assert narrow == 4 * (4 * 256 + 2 + 8) + 2 * (5 * 256 + 3 * 256 + 2 * 128 + 4 * 688)
+    assert Layer.of(workload(mlp_tile=256)).kept < 0.5 * Layer.of(workload()).kept
+
+
+def test_what_chunks_carry_by_hand(workload):
+    carried = memory.carried(workload(rung="staged", stage_layers=2, chunk=512))
+    assert carried["inputs"] == 2 * 2048 * 256 * 4
+    assert carried["keys"] == 2 * 2 * 1536 * 128 * 4
+    assert carried["key gradients"] == carried["keys"]
+
+
+@pytest.mark.parametrize("settings", RUNGS, ids=lambda item: "-".join(map(str, item.values())))
+@pytest.mark.parametrize("change", ["length", "rows", "micro", "layers", "width", "vocab"])
+def test_more_takes_more(workload, machine, settings, change):
+    here = machine(10_000)
+    before = workload(**settings)
+    if change in ("length", "rows", "micro"):
+        after = workload(**settings, **{change: 2 * getattr(before, change)})
+    else:
+        shape = before.shape.model_dump()
+        after = workload(**settings, shape=shape | {change: 2 * shape[change]})
+    small, large = predict(before, here), predict(after, here)
+    assert small.host < large.host
+    assert small.seconds < large.seconds
+
+
+def test_the_ladder_goes_down_in_memory_and_up_in_time(workload, machine):
+    ladder = [predict(workload(length=8192, **settings), machine(10_000)) for settings in RUNGS]
+    plain, checkpoint, chunked, layered, staged, disk = (forecast.host for forecast in ladder)
+    assert plain > checkpoint > chunked > disk
+    assert plain > 2 * layered
+    assert layered < staged < chunked
+    assert disk < layered
+    assert all(ladder[0].seconds < other.seconds for other in ladder[1:])
+
+
+def test_parts_add_up(workload, machine):
+    for settings in RUNGS:
+        forecast = predict(workload(**settings), machine(10_000))
+        assert sum(forecast.parts.values()) == forecast.host
+
+
+def test_optimisers_keep_what_they_keep(workload):
+    count = workload().shape.trainable
+    state = {name: memory.state_bytes(workload(optimizer=name)) for name in ("adamw", "sgd", "muon", "adafactor")}
+    assert state["adamw"] == 8 * count
+    assert state["sgd"] == 4 * count
+    assert 4 * count < state["muon"] < 8 * count
+    assert state["adafactor"] < 0.05 * count * 4
+
+
+def test_disk_counts_one_checkpoint_more_than_are_kept(workload):
+    here = workload(keep=3)
+    assert disk_bytes(here) == 4 * (4 + 8) * here.shape.parameters + 4 * here.shape.parameters
+
+
+def test_generation_grows_by_its_cache(workload, machine):
+    sizes = [
+        predict(workload(kind="generate", rung="auto", length=length, new=1), machine(10_000)).parts["cache"]
+        for length in (1024, 2048)
+    ]
+    assert sizes[0] == 2 * 6 * 1024 * 128 * 4
+    assert sizes[1] == 2 * sizes[0]
+    for one, other in itertools.pairwise(sizes):
+        assert one < other

@@ -1,0 +1,80 @@
+"""Forecasts against real runs in fresh processes; bench/planner.py does sixty."""
+
+import json
+
+import pytest
+
+from handscroll.base.errors import CapacityError
+from handscroll.base.workload import Shape
+from handscroll.plan.calibration import Calibration
+from handscroll.plan.forecast import disk_bytes, predict
+from handscroll.plan.machine import Machine
+from handscroll.plan.memory import fixed_parts, phases
+from handscroll.plan.workloads import recipe_workloads
+from handscroll.train.probe import measure
+from handscroll.train.recipe import run_recipe
+
+LLAMA = Shape(
+    family="llama", layers=6, width=256, heads=8, kv_heads=4, head_size=32, mlp_width=688, vocab=1024, tied=True
+)
+GPT2 = Shape(
+    family="gpt2", layers=4, width=256, heads=4, kv_heads=4, head_size=64, mlp_width=1024, vocab=8192, tied=True
+)
+RUNS = [
+    {"length": 1024, "rows": 2},
+    {"length": 2048, "precision": "bfloat16", "packed": True, "optimizer": "adafactor"},
+    {"length": 4096, "rung": "checkpoint"},
+    {"length": 4096, "rung": "chunk-outer", "chunk": 512, "precision": "bfloat16"},
+    {"length": 4096, "rung": "layer-outer", "chunk": 1024, "offload": "disk"},
+    {"shape": GPT2.model_dump() | {"positions": 1024}, "length": 1024, "optimizer": "muon"},
+]
+
+
+@pytest.fixture(scope="module")
+def here() -> Machine:
+    """A machine whose bare process was measured by one tiny run."""
+    from handscroll.base.workload import Workload
+
+    shape = Shape(family="llama", layers=1, width=32, heads=1, kv_heads=1, head_size=32, mlp_width=32, vocab=64)
+    tiny = Workload(shape=shape, length=64, rung="plain", steps=2, threads=1)
+    held = sum(fixed_parts(tiny).values()) + max(sum(phase.values()) for phase in phases(tiny).values())
+    base = measure(tiny).peak - held
+    return Machine(memory=10**11, disk=10**12, calibration=Calibration(base=base))
+
+
+@pytest.mark.parametrize("settings", RUNS, ids=lambda item: "-".join(map(str, list(item.values())[-3:])))
+def test_memory_is_as_forecast(workload, here, settings):
+    run = workload(**{"shape": LLAMA, "threads": 1} | settings)
+    forecast, measured = predict(run, here), measure(run)
+    assert forecast.host == pytest.approx(measured.peak, rel=0.10)
+    assert len(measured.seconds) == run.steps
+
+
+def test_a_run_that_dies_is_told(workload):
+    with pytest.raises(CapacityError, match="ended with status"):
+        measure(workload(rung="chunk-outer", chunk=0, stage_layers=0, offload="host"))
+
+
+def test_a_recipe_takes_the_disk_it_was_told(recipe, tmp_path):
+    settings = recipe("loop.save_every=100", "loop.keep=2", "loop.evaluate_every=0")
+    planned = recipe_workloads(settings)
+    assert [(one.length, one.rows, one.micro, one.packed) for one in planned] == [(32, 8, 1, True), (64, 4, 2, True)]
+    run_recipe(settings, tmp_path / "run")
+    checkpoint = next((tmp_path / "run").glob("step-*"))
+    size = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
+    saved = (tmp_path / "run" / "model" / "model.safetensors").stat().st_size
+    # Headers and the state of muon's counters are not forecast: some kilobytes on a model of 60,000 parameters.
+    assert 3 * size + saved == pytest.approx(disk_bytes(planned[-1]), rel=0.05)
+    vocab = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["vocab_size"]
+    assert planned[0].shape.vocab == vocab
+
+
+@pytest.fixture
+def recipe():
+    from pathlib import Path
+
+    from handscroll.base.config import read_recipe
+    from handscroll.train.recipe import Recipe
+
+    path = Path(__file__).parents[2] / "recipes" / "tiny" / "llama.toml"
+    return lambda *overrides: Recipe.parse(read_recipe(path, ["threads=1", *overrides]), "recipe")
