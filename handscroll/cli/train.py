@@ -1,5 +1,7 @@
 """`handscroll train`: run a recipe, or go on with a run."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -15,9 +17,12 @@ def train(
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="override")] = None,
     out: Annotated[Path | None, typer.Option(help="run folder; runs/NAME of the recipe unless given")] = None,
     resume: Annotated[Path | None, typer.Option(help="run folder to go on with")] = None,
+    certify: Annotated[
+        bool, typer.Option("--certify", help="hold the rung to the plain step's gradients first")
+    ] = False,
 ) -> None:
     """Train by RECIPE; the model is saved to RUN/model when it is done."""
-    from handscroll.train.recipe import Recipe, run_recipe
+    from handscroll.train.recipe import Recipe, Ways, run_recipe
 
     settings = Recipe.parse(read_recipe(recipe, set_ or ()), str(recipe))
     folder = resume or out or Path("runs") / recipe.stem
@@ -26,8 +31,12 @@ def train(
     if resume is None and (folder / "recipe.json").exists():
         raise ConfigError(f"{folder} already holds a run; go on with --resume {folder} or give another --out")
     with bar("training", settings.steps) as advance:
-        lm, progress = run_recipe(settings, folder, lambda record: advance(record["step"], _note(record)))
-    if progress.step < settings.steps and not progress.stopped:
+        shown = Shown(advance)
+        ways = Ways(certify, shown.record, shown.pulse, lambda text: screen().print(text, markup=False))
+        lm, progress = run_recipe(settings, folder, ways)
+    if os.environ.get("RANK", "0") != "0":
+        return  # the first rank speaks for all
+    if progress.planned < settings.steps and not progress.stopped:
         error_screen().print(f"stopped at step {progress.step}; go on with --resume {folder}", markup=False)
         raise typer.Exit(130)
     if progress.stopped:
@@ -37,10 +46,21 @@ def train(
     screen().print(f"model: {lm.source}", markup=False)
 
 
-def _note(record: dict) -> str:
-    validation = record.get("validation_loss")
-    shown = "" if validation is None else f" validation {validation:.4f}"
-    return f"loss {record['loss']:.4f}{shown}"
+class Shown:
+    """The progress bar: updates, and the share of the current one when it takes long."""
+
+    def __init__(self, advance: Callable[..., None]):
+        self.advance, self.done, self.note = advance, 0, ""
+
+    def record(self, record: dict) -> None:
+        validation = record.get("validation_loss")
+        shown = "" if validation is None else f" validation {validation:.4f}"
+        self.done, self.note = record["planned"], f"loss {record['loss']:.4f}{shown}"
+        self.advance(self.done, self.note)
+
+    def pulse(self, share: float) -> None:
+        if 0 < share < 1:
+            self.advance(self.done, f"{self.note} ({share:.0%} of the next)".strip())
 
 
 def register(app: typer.Typer) -> None:

@@ -1,7 +1,8 @@
 """Rows to tensors."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,8 @@ class Batch:
 
     `targets[b, t]` is the token after `tokens[b, t]` in its document, -100 where it is not counted. `index` is the
     order in the row (-1: padding), `segment` the document in the row (-1: padding), `positions` the place in the
-    document's piece. All three are None in the plain case: one document in each row, no padding.
+    document's piece. All three are None in the plain case: one document in each row, no padding; `start` is then the
+    place of the first column. `width` is the length of the rows that these columns were cut from (0: their own).
     """
 
     tokens: Tensor
@@ -27,6 +29,8 @@ class Batch:
     index: Tensor | None = None
     segment: Tensor | None = None
     positions: Tensor | None = None
+    start: int = 0
+    width: int = 0
 
     @property
     def counted(self) -> int:
@@ -44,26 +48,25 @@ class Batch:
     def marks(self) -> Marks:
         """The marks that masks and positions read."""
         if self.index is None:
-            return Marks.run(0, self.tokens.shape[1])
+            return Marks.run(self.first, self.tokens.shape[1])
         return Marks.of(self.index, self.segment, self.positions)
 
     def part(self, first: int, last: int) -> "Batch":
         """Columns first .. last - 1 of every row."""
-        marks = (self.index, self.segment, self.positions)
-        cut = [None if tensor is None else tensor[:, first:last] for tensor in marks]
-        return Batch(self.tokens[:, first:last], self.targets[:, first:last], *cut)
+        return replace(self._each(lambda tensor: tensor[:, first:last]), first=self.first + first, origins=self.origins)
 
     def rows(self, first: int, last: int) -> "Batch":
         """Rows first .. last - 1."""
-        marks = (self.index, self.segment, self.positions)
-        cut = [None if tensor is None else tensor[first:last] for tensor in marks]
-        return Batch(self.tokens[first:last], self.targets[first:last], *cut)
+        return self._each(lambda tensor: tensor[first:last])
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
-        marks = (self.index, self.segment, self.positions)
-        moved = [None if tensor is None else tensor.to(device) for tensor in marks]
-        return Batch(self.tokens.to(device), self.targets.to(device), *moved)
+        return self._each(lambda tensor: tensor.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        held = (self.tokens, self.targets, self.index, self.segment, self.positions, self.origins)
+        changed: list[Any] = [None if tensor is None else change(tensor) for tensor in held]
+        return Batch(*changed, first=self.first)
 
 
 def collate(rows: Sequence[Row]) -> Batch:
@@ -77,14 +80,15 @@ def collate(rows: Sequence[Row]) -> Batch:
         what = f"rows of {', '.join(map(str, lengths))} tokens" if lengths else "no rows"
         raise DataError(f"{what} in one batch; give rows of one length (streams of different lengths go in a Chain)")
     tokens, targets = _stack([row.tokens for row in rows]), _stack([row.targets for row in rows])
+    origins = torch.tensor([(row.document, row.start) for row in rows], dtype=torch.int64)
     if all(row.segment is None for row in rows):
-        return Batch(tokens, targets)
+        return Batch(tokens, targets, origins=origins)
     length = lengths[0]
     zeros, run = np.zeros(length, dtype=np.int64), np.arange(length)
     segment = [zeros if row.segment is None else row.segment for row in rows]
     positions = [run if row.positions is None else row.positions for row in rows]
     index = [np.where(part < 0, -1, run) for part in segment]
-    return Batch(tokens, targets, _stack(index), _stack(segment), _stack(positions))
+    return Batch(tokens, targets, _stack(index), _stack(segment), _stack(positions), origins)
 
 
 def _stack(arrays: Sequence[np.ndarray]) -> Tensor:

@@ -110,6 +110,11 @@ class TokenSource:
     def __iter__(self) -> Iterator[np.ndarray]:
         return iter(self.tokens)
 
+    def every(self, first: int, step: int) -> "TokenSource":
+        """Documents first, first + step, ... as a source of their own, with a fingerprint of its own; no copies."""
+        taken = slice(first, None, step)
+        return TokenSource(self.tokens[taken], self.names[taken], self.unknown[taken], self.tokenizer)
+
     def save(self, folder: str | Path) -> None:
         """Write `tokens.npy` and `index.json`, for `load` to map into memory."""
         folder = Path(folder)

@@ -110,6 +110,10 @@ class Chain(Stream[T]):
     def identity(self) -> State:
         return {"stream": "chain", "inner": [stream.identity() for stream in self.streams]}
 
+    def beginning(self, stage: int) -> State:
+        """The state from which `resume` goes on at the beginning of a stage, whatever came before."""
+        return {"of": self.identity(), "at": {"stage": stage, "inner": None}}
+
     def _items(self, position: State | None) -> Iterator[tuple[T, State]]:
         first, inner = (position["stage"], position["inner"]) if position else (0, None)
         for stage in range(first, len(self.streams)):

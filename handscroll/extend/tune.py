@@ -12,7 +12,8 @@ from handscroll.data.sources import TokenSource
 from handscroll.lm import LM
 from handscroll.objectives.causal import Causal
 from handscroll.train.assemble import Updates
-from handscroll.train.loop import Loop, OnRecord, Run, train, write_recipe
+from handscroll.train.loop import Callbacks, OnRecord, train
+from handscroll.train.run import Loop, Run, write_recipe
 from handscroll.train.lora import LoRA, add_lora, merge_lora, save_adapter
 from handscroll.train.optim import Optimizer
 from handscroll.train.schedule import Schedule
@@ -53,7 +54,7 @@ def tune(lm: LM, to: int, settings: TuneSettings, folder: Path, on_record: OnRec
     done = {"text": source.fingerprint, "to": to, **settings.model_dump(mode="json"), "lr": rate}
     write_recipe(folder, {"tune": done, "from": lm.source})
     progress = train(
-        Run(folder, lm.model, optimizer, schedule, loop), Updates(rows, settings.rows, 1), Causal(), on_record=on_record
+        Run(folder, lm.model, optimizer, schedule, loop), Updates(rows, settings.rows, 1), Causal(), Callbacks(on_record=on_record)
     )
     if settings.lora is not None:
         if lm.model.config.family != "gpt2":

@@ -2,13 +2,17 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from handscroll.data.batch import Batch
 from handscroll.models.model import Model
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Mask, SameSegment
 from handscroll.nn.shapes import Embeddings
-from handscroll.objectives.head import cross_entropy
+from handscroll.objectives.head import cross_entropy_by_token
 from handscroll.objectives.loss import Loss
+
+QUARTERS = tuple(f"loss_quarter_{number}" for number in (1, 2, 3, 4))
 
 
 @dataclass(frozen=True)
@@ -16,15 +20,26 @@ class Causal:
     """Cross-entropy of the batch's targets; packed rows neither attend nor predict across documents.
 
     With `smoothing` s each target keeps 1 - s of its weight and the rest is spread over the vocabulary (Szegedy et
-    al. 2016); the loss is then no log-likelihood.
+    al. 2016); the loss is then no log-likelihood. With `by_position` the metrics hold the loss of targets whose place
+    in their document lies in each quarter of the row's length.
     """
 
     smoothing: float = 0.0
+    by_position: bool = False
     additive: bool = True
 
     def mask(self, model: Model, marks: Marks) -> Mask:
         return model.mask() if marks.plain else model.mask() & SameSegment()
 
     def loss(self, model: Model, hidden: Embeddings, batch: Batch) -> Loss:
-        total, count = cross_entropy(hidden.flatten(0, 1), model.head, batch.targets.flatten(), self.smoothing)
-        return Loss(total, int(count))
+        targets = batch.targets.flatten()
+        total, losses, counted = cross_entropy_by_token(hidden.flatten(0, 1), model.head, targets, self.smoothing)
+        metrics: dict[str, tuple[float, int]] = {}
+        if self.by_position:
+            positions = batch.marks().tensors(targets.device)[2].expand_as(batch.targets).flatten()[counted]
+            quarter = (positions * 4 // (batch.width or batch.targets.shape[1])).clamp_max(3)
+            sums = torch.zeros(4, dtype=torch.float64, device=targets.device)
+            sums.index_add_(0, quarter, losses.double())
+            counts = torch.bincount(quarter, minlength=4)
+            metrics = dict(zip(QUARTERS, zip(sums.tolist(), counts.tolist(), strict=True), strict=True))
+        return Loss(total, int(counted.sum()), metrics)

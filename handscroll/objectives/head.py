@@ -5,7 +5,7 @@ chunk's logits are made once and dropped at once: three matrix products a chunk,
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from handscroll.base.errors import ConfigError
@@ -35,13 +35,21 @@ def cross_entropy(
     Raises:
         ConfigError: smoothing is not in [0, 1).
     """
+    total, _, counted = cross_entropy_by_token(hidden, head, targets, smoothing)
+    return total, counted.sum()
+
+
+def cross_entropy_by_token(
+    hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], targets: Int[Tensor, "N"], smoothing: float = 0.0
+) -> tuple[Float[Tensor, ""], Float[Tensor, "M"], Bool[Tensor, "N"]]:
+    """`cross_entropy`, with the loss of each counted target besides (not differentiable, never smoothed)."""
     if not 0 <= smoothing < 1:
         raise ConfigError(f"label smoothing {smoothing}: give a share from 0 (none) to below 1, for example 0.1")
     counted = targets != IGNORE
     if not bool(counted.all()):  # leave out of the products what is left out of the loss
         hidden, targets = hidden[counted], targets[counted]
-    total = _ChunkedCrossEntropy.apply(hidden, head, targets, smoothing)
-    return total, counted.sum()
+    total, losses = _ChunkedCrossEntropy.apply(hidden, head, targets, smoothing)
+    return total, losses, counted
 
 
 @torch.no_grad()
@@ -64,7 +72,7 @@ def _project(hidden: Tensor, head: Tensor) -> Tensor:
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden: Tensor, head: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    def forward(ctx, hidden: Tensor, head: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
         if torch.is_autocast_enabled(hidden.device.type):
             working = torch.get_autocast_dtype(hidden.device.type)
             hidden_work, head_work = hidden.to(working), head.to(working)
@@ -75,15 +83,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_head = torch.zeros(head.shape, dtype=wide, device=head.device) if need_head else None
         total = torch.zeros((), dtype=wide, device=hidden.device)
+        losses = torch.empty(hidden.shape[0], dtype=wide, device=hidden.device)
         rows = chunk_rows(head.shape[0])
         with torch.autocast(hidden.device.type, enabled=False):
             for first in range(0, hidden.shape[0], rows):
                 part, chosen = hidden_work[first : first + rows], targets[first : first + rows].unsqueeze(1)
                 logits = _project(part, head_work)
                 lse = logits.logsumexp(dim=1, keepdim=True)
-                total += (lse - (1 - smoothing) * logits.gather(1, chosen)).sum()
+                losses[first : first + rows] = (lse - logits.gather(1, chosen)).squeeze(1)
+                total += losses[first : first + rows].sum()
                 if smoothing:
-                    total -= smoothing * logits.mean(dim=1).sum()
+                    total += smoothing * (logits.gather(1, chosen).sum() - logits.mean(dim=1).sum())
                 if grad_hidden is None and grad_head is None:
                     continue
                 logits.sub_(lse).exp_()  # now probabilities
@@ -97,10 +107,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     grad_head += (slope.T @ part).to(wide)
         ctx.save_for_backward(grad_hidden, grad_head)
         ctx.head_dtype = head.dtype
-        return total
+        ctx.mark_non_differentiable(losses)
+        return total, losses
 
     @staticmethod
-    def backward(ctx, grad_total: Tensor):
+    def backward(ctx, grad_total: Tensor, _: Tensor):
         grad_hidden, grad_head = ctx.saved_tensors
         if grad_hidden is not None:
             grad_hidden = grad_hidden * grad_total.to(grad_hidden.dtype)

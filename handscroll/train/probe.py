@@ -31,10 +31,11 @@ from handscroll.objectives.objective import Objective
 from handscroll.plan.calibration import Calibration, save_calibration
 from handscroll.plan.duration import count
 from handscroll.plan.memory import fixed_parts, phases
-from handscroll.train.loop import Loop, Run, train
+from handscroll.train.loop import Callbacks, train
 from handscroll.train.lora import MLP_TARGETS, TARGETS, LoRA, add_lora
 from handscroll.train.optim import Optimizer
 from handscroll.train.regularise import Regularise
+from handscroll.train.run import Loop, Run
 from handscroll.train.schedule import Schedule
 from handscroll.train.step import Memory
 
@@ -149,7 +150,7 @@ def train_here(workload: Workload) -> list[float]:
             Regularise(dropout=0.1 if workload.dropout else 0.0),
         )
         updates, objective = RandomBatches(workload), cast(Objective, Causal())
-        train(run, updates, objective, on_record=lambda record: found.append(record["seconds"]))
+        train(run, updates, objective, Callbacks(on_record=lambda record: found.append(record["seconds"])))
     return found
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +14,7 @@ from pydantic import Field, model_validator
 import handscroll
 from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError, nearest
+from handscroll.base.runs import write_file
 from handscroll.data.batch import Batch, collate
 from handscroll.data.corpus import select
 from handscroll.data.pack import Packed
@@ -27,17 +29,21 @@ from handscroll.models.induction import set_induction_heads
 from handscroll.models.llama import Llama, LlamaConfig
 from handscroll.models.model import Model
 from handscroll.nn.init import initialise
+from handscroll.nn.noise import Noise
 from handscroll.objectives.causal import Causal
 from handscroll.objectives.head import token_losses
 from handscroll.text.readers import read
 from handscroll.text.tokenizer import Tokenizer
 from handscroll.text.training import TokenizerConfig, train_tokenizer
 from handscroll.train.assemble import Updates
-from handscroll.train.loop import Loop, OnPulse, OnRecord, Progress, Run, train, write_recipe
+from handscroll.train.curriculum import Curriculum, Grow, NewPositions
+from handscroll.train.ladder.certificate import certify
+from handscroll.train.loop import Callbacks, OnPulse, OnRecord, train
 from handscroll.train.optim import Optimizer
 from handscroll.train.parallel.shard import shard, unsharded
 from handscroll.train.parallel.world import Parallel, World, join_world, same_everywhere
 from handscroll.train.regularise import Regularise
+from handscroll.train.run import Loop, Progress, Run, write_recipe
 from handscroll.train.schedule import Schedule
 from handscroll.train.spike import Spike
 from handscroll.train.step import Memory
@@ -112,6 +118,8 @@ class Stage(Config):
     micro: int | None = Field(default=None, ge=1)
     steps: int = Field(ge=1)
     mix: dict[str, float]
+    positions: NewPositions | None = Field(default=None, description="what the rotary positions become here")
+    grow: Grow | None = Field(default=None, description="end early once the loss by position is flat")
 
     @model_validator(mode="after")
     def _whole(self):
@@ -183,11 +191,20 @@ class Recipe(Config):
     def steps(self) -> int:
         return sum(stage.steps for stage in self.stages)
 
+    def curriculum(self) -> Curriculum:
+        stages = self.stages
+        return Curriculum(
+            lengths=[stage.length for stage in stages],
+            steps=[stage.steps for stage in stages],
+            positions=[stage.positions for stage in stages],
+            grow=[stage.grow for stage in stages],
+        )
+
     def loop_settings(self) -> Loop:
         return Loop.parse({"seed": self.seed, **self.loop, "steps": self.steps}, "recipe: loop")
 
 
-def updates(recipe: Recipe, text: TokenSource, tokenizer: Tokenizer) -> Stream[list[Batch]]:
+def updates(recipe: Recipe, text: TokenSource, tokenizer: Tokenizer) -> Chain[list[Batch]]:
     """The whole curriculum as one stream of updates; every stage and kind of row has a seed of its own."""
     chain = []
     for number, stage in enumerate(recipe.stages):
@@ -202,9 +219,17 @@ def updates(recipe: Recipe, text: TokenSource, tokenizer: Tokenizer) -> Stream[l
     return Chain(chain)
 
 
-def run_recipe(
-    recipe: Recipe, folder: Path, on_record: OnRecord | None = None, on_pulse: OnPulse | None = None
-) -> tuple[LM, Progress]:
+@dataclass(frozen=True)
+class Ways:
+    """How a recipe is run, which is no part of the recipe. `show` gets what a person should read before the run."""
+
+    certify: bool = False
+    on_record: OnRecord | None = None
+    on_pulse: OnPulse | None = None
+    show: Callable[[str], None] = lambda text: None
+
+
+def run_recipe(recipe: Recipe, folder: Path, ways: Ways = Ways()) -> tuple[LM, Progress]:
     """Train by the recipe in `folder` (new, or one to resume) and save the result to `folder/model`.
 
     Under torchrun every rank calls this with the same arguments; the first one writes.
@@ -216,26 +241,27 @@ def run_recipe(
         torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.seed)
     world = join_world(recipe.parallel)
-    made = _run(recipe, folder, world, on_record, on_pulse)
+    made = _run(recipe, folder, world, ways)
     world.close()  # not after an error: the other ranks may never come to say goodbye, and torchrun ends them
     return made
 
 
-def _run(
-    recipe: Recipe, folder: Path, world: World, on_record: OnRecord | None, on_pulse: OnPulse | None
-) -> tuple[LM, Progress]:
+def _run(recipe: Recipe, folder: Path, world: World, ways: Ways) -> tuple[LM, Progress]:
     tokenizer = _tokenizer(recipe, folder, world)
     text = recipe.text.source(tokenizer)
     model = build_model(recipe, tokenizer)
+    memory = recipe.memory if recipe.memory.rung != "auto" else Memory(rung="plain")
     # How the work is done may change when a run goes on elsewhere; what is done may not.
     what = recipe.model_dump(mode="json", exclude={"memory", "parallel"})
     resolved = {"recipe": what, "versions": versions(), "text": text.fingerprint}
     if world.first:
         write_recipe(folder, resolved | {"threads": torch.get_num_threads()})
     same_everywhere(world, "the recipe, text or version", _digest(resolved))
+    stream = updates(recipe, text, tokenizer)
+    if ways.certify:
+        _certify(recipe, memory, model, stream, ways, folder)
     if world.size > 1 and recipe.parallel.shard:
         shard(model, world)
-    memory = recipe.memory if recipe.memory.rung != "auto" else Memory(rung="plain")
     run = Run(
         folder,
         model,
@@ -246,14 +272,27 @@ def _run(
         recipe.regularise,
         recipe.spike,
         world,
+        recipe.curriculum(),
     )
     validate = None if recipe.validation is None else validator(recipe.validation, tokenizer)
-    objective = Causal(recipe.regularise.label_smoothing)
-    progress = train(run, updates(recipe, text, tokenizer), objective, validate, on_record, on_pulse)
+    objective = Causal(recipe.regularise.label_smoothing, by_position=True)
+    callbacks = Callbacks(validate, ways.on_record if world.first else None, ways.on_pulse if world.first else None)
+    progress = train(run, stream, objective, callbacks)
     lm = LM(unsharded(model, world), tokenizer, str(folder / "model"))
-    if world.first and (progress.step == recipe.steps or progress.stopped):
+    if world.first and (progress.planned >= recipe.steps or progress.stopped):
         lm.save(folder / "model")
     return lm, progress
+
+
+def _certify(recipe: Recipe, memory: Memory, model: Model, stream: Chain, ways: Ways, folder: Path) -> None:
+    """Hold the rung to the plain step on a row of the run's longest stage; the result is shown and kept."""
+    longest = max(range(len(recipe.stages)), key=lambda stage: recipe.stages[stage].length)
+    (first, *_), _ = next(stream.resume(stream.beginning(longest)))
+    noise = Noise(recipe.regularise.dropout, recipe.seed, 0) if recipe.regularise.dropout else None
+    objective = Causal(recipe.regularise.label_smoothing)
+    certificate = certify(model, memory, first, objective, folder, noise)
+    write_file(folder / "certificate.json", (json.dumps(certificate.as_record(), indent=2) + "\n").encode())
+    ways.show(str(certificate))
 
 
 def _digest(value: Any) -> int:

@@ -12,7 +12,7 @@ from handscroll.data.batch import Batch
 from handscroll.objectives.causal import Causal
 from handscroll.train import loop as loop_module
 from handscroll.train.ladder.plain import Plain
-from handscroll.train.recipe import Recipe, run_recipe
+from handscroll.train.recipe import Recipe, Ways, run_recipe
 from handscroll.train.schedule import Schedule
 from handscroll.train.step import Step
 
@@ -55,7 +55,7 @@ def test_stopped_and_resumed_equals_straight(recipe, tmp_path, cut, monkeypatch)
             yield names
 
     monkeypatch.setattr(loop_module, "_asked_to_stop", watched)
-    _, progress = run_recipe(recipe("loop.average=0.9"), tmp_path / "cut", stop_at)
+    _, progress = run_recipe(recipe("loop.average=0.9"), tmp_path / "cut", Ways(on_record=stop_at))
     assert progress.step == cut
     monkeypatch.undo()
     resumed, _ = run_recipe(recipe("loop.average=0.9"), tmp_path / "cut")

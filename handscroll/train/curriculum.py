@@ -1,0 +1,106 @@
+"""A length curriculum: stages of (context, positions, rows, steps) in one run, entered at their steps.
+
+A stage may end early, once its loss by position has flattened: when the last quarter of the window is predicted no
+worse than the second, the model uses the whole window and is ready for a longer one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import Field
+
+from handscroll.base.config import Config
+from handscroll.base.errors import ConfigError
+from handscroll.base.tables import resolve
+from handscroll.models.model import Decoder
+from handscroll.models.positions import Positions
+from handscroll.nn.scaling.table import SCALINGS, scaling_from
+from handscroll.objectives.causal import QUARTERS
+
+
+class Grow(Config):
+    """End a stage early when mean loss of the last quarter - that of the second <= `tolerance` nats.
+
+    Both are means over the targets of the last `window` updates; never before `least` updates of the stage.
+    """
+
+    tolerance: float = 0.02
+    window: int = Field(default=20, ge=1)
+    least: int = Field(default=20, ge=1)
+
+
+class NewPositions(Config):
+    """The position settings that a stage begins with; the stage's length becomes the context."""
+
+    scaling: dict[str, Any] = Field(default_factory=lambda: {"name": "none"})
+    base: float | None = Field(default=None, gt=0, description="rotary base; as before unless given")
+
+
+@dataclass
+class Curriculum:
+    """The stages of a run: `ends` are the steps after which each is over, when none is cut short."""
+
+    lengths: Sequence[int]
+    steps: Sequence[int]
+    positions: Sequence[NewPositions | None]
+    grow: Sequence[Grow | None]
+    stage: int = -1
+    recent: list[tuple[float, int, float, int]] = field(default_factory=list)
+
+    def stage_at(self, planned: int) -> int:
+        """The stage of the update number `planned` (from 0; skipped ones count)."""
+        for stage in range(len(self.steps)):
+            planned -= self.steps[stage]
+            if planned < 0:
+                return stage
+        return len(self.steps) - 1
+
+    def enter(self, model: Decoder, planned: int) -> bool:
+        """Give the model the positions of the stage that update `planned` belongs to; True when it is a new stage.
+
+        Raises:
+            ConfigError: the model has a learned position table, which cannot be re-scaled in mid-run.
+        """
+        stage = self.stage_at(planned)
+        if stage == self.stage:
+            return False
+        self.stage, self.recent = stage, []
+        for entered in range(stage + 1):  # a resumed run passes through the earlier ones
+            self._apply(model, entered)
+        return True
+
+    def flat(self, planned: int, metrics: dict[str, tuple[float, int]]) -> int:
+        """After the update number `planned`: how many updates of its stage to leave out, 0 to go on."""
+        settings = self.grow[self.stage]
+        if settings is None:
+            return 0
+        second, last = metrics[QUARTERS[1]], metrics[QUARTERS[3]]
+        self.recent = [*self.recent, (*second, *last)][-settings.window :]
+        end = sum(self.steps[: self.stage + 1])
+        done = planned + 1 - (end - self.steps[self.stage])
+        if done < max(settings.least, settings.window) or self.stage == len(self.steps) - 1:
+            return 0
+        near, near_count, far, far_count = (sum(column) for column in zip(*self.recent, strict=True))
+        if not near_count or not far_count or far / far_count - near / near_count > settings.tolerance:
+            return 0
+        return end - planned - 1
+
+    def _apply(self, model: Decoder, stage: int) -> None:
+        new = self.positions[stage]
+        if new is None:
+            return
+        before: Positions | None = getattr(model.config, "positions", None)
+        if before is None:
+            raise ConfigError(
+                f"stages.{stage}.positions: family '{model.config.family}' has a learned position table, which changes "
+                "its size; lengthen it between two runs with handscroll extend"
+            )
+        values = dict(new.scaling)
+        if "original" in getattr(resolve(SCALINGS, values.get("name", ""), "scaling"), "model_fields", {}):
+            values.setdefault("original", before.trained)
+        scaling = scaling_from(values, f"recipe: stages.{stage}.positions.scaling")
+        values = {"base": new.base or before.base, "scaling": scaling, "trained": before.trained}
+        context = max(self.lengths[stage], before.trained)
+        positions = Positions.parse(values | {"context": context}, f"recipe: stages.{stage}.positions")
+        model.config = model.config.model_copy(update={"positions": positions})

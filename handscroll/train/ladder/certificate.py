@@ -1,0 +1,126 @@
+"""The gradient certificate: a rung held to the plain step on a short piece of the user's own data.
+
+The model is copied (to float64 and to float32), the piece is cut so that the rung has several chunks, and the loss and
+all gradients of both ways are compared: relative distance of the whole gradient, and of the worst single tensor.
+"""
+
+import copy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from handscroll.base.errors import ConfigError
+from handscroll.data.batch import Batch
+from handscroll.models.model import Decoder
+from handscroll.nn.noise import Noise
+from handscroll.objectives.objective import Objective
+from handscroll.train.ladder.plain import Plain
+from handscroll.train.step import EDGE, Memory, Step, build_rung
+
+LIMITS = {"float64": 1e-12, "float32": 1e-5}
+TOKENS = 4 * EDGE + EDGE // 2  # four whole chunks and a part of one
+LARGEST = 2 << 30  # bytes of a float64 copy; of a larger model the first layers are certified
+WORST = 100.0  # a single tensor may be this much farther off than the whole: its own norm may be tiny
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was compared, and how far apart it was."""
+
+    rung: str
+    tokens: int
+    chunk: int
+    layers: int
+    of_layers: int
+    float64: float
+    float32: float
+    worst_tensor: str
+    worst_float64: float
+    passed: bool
+
+    def as_record(self) -> dict:
+        return asdict(self) | {"limits": LIMITS}
+
+    def __str__(self) -> str:
+        depth = "" if self.layers == self.of_layers else f", first {self.layers} of {self.of_layers} layers"
+        return (
+            f"gradient certificate: rung '{self.rung}' against the plain step on {self.tokens} tokens of this run "
+            f"(chunks of {self.chunk}{depth}): relative difference {self.float64:.1e} in float64 (limit 1e-12), "
+            f"{self.float32:.1e} in float32 (limit 1e-5); {'passed' if self.passed else 'FAILED'}"
+        )
+
+
+def certify(
+    model: Decoder, memory: Memory, batch: Batch, objective: Objective, folder: Path, noise: Noise | None = None
+) -> Certificate:
+    """Compare the rung of `memory` with the plain step on the first row of `batch`, cut to `TOKENS`.
+
+    Raises:
+        ConfigError: the rung is an approximation, or the gradients differ; the run must then not start.
+    """
+    if memory.rung == "recurrent":
+        raise ConfigError("rung 'recurrent' stops gradients on purpose: nothing to certify; leave --certify out")
+    piece = batch.rows(0, 1).part(0, min(TOKENS, batch.tokens.shape[1]))
+    small = memory
+    if memory.rung not in ("plain", "checkpoint"):
+        small = memory.model_copy(update={"chunk": min(EDGE, max(1, piece.tokens.shape[1] // 4))})
+    small = small.model_copy(update={"mlp_tile": 48}) if small.mlp_tile else small
+    size = 8 * sum(p.numel() for p in model.parameters())
+    layers = len(model.layers) if size <= LARGEST else max(2, memory.stage_layers + 1)
+    found: dict[str, tuple[float, str, float]] = {}
+    for name, dtype in (("float64", torch.float64), ("float32", torch.float32)):
+        short = _copy(model, layers, dtype)
+        want = _gradients(short, Step(Plain()), piece, objective, noise)
+        got = _gradients(short, Step(build_rung(small, short, folder)), piece, objective, noise)
+        found[name] = _distance(got, want)
+    (double, worst, farthest), (single, _, _) = found["float64"], found["float32"]
+    passed = double <= LIMITS["float64"] and single <= LIMITS["float32"] and farthest <= WORST * LIMITS["float64"]
+    certificate = Certificate(
+        rung=memory.rung,
+        tokens=piece.tokens.shape[1],
+        chunk=small.chunk,
+        layers=layers,
+        of_layers=len(model.layers),
+        float64=double,
+        float32=single,
+        worst_tensor=worst,
+        worst_float64=farthest,
+        passed=passed,
+    )
+    if not passed:
+        raise ConfigError(f"{certificate}. Train with memory.rung = 'plain' and report this; worst tensor: {worst}")
+    return certificate
+
+
+def _copy(model: Decoder, layers: int, dtype: torch.dtype) -> Decoder:
+    kept = model.layers
+    model.layers = torch.nn.ModuleList(kept[:layers])  # a deep model is copied without its upper layers
+    try:
+        return copy.deepcopy(model).to(dtype)
+    finally:
+        model.layers = kept
+
+
+def _gradients(
+    model: Decoder, step: Step, batch: Batch, objective: Objective, noise: Noise | None
+) -> dict[str, Tensor]:
+    model.zero_grad(set_to_none=True)
+    loss = step(model, [batch], objective, noise)
+    found = {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
+    return found | {"loss": loss.total.reshape(1)}
+
+
+def _distance(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> tuple[float, str, float]:
+    """Relative distance over all tensors, and the worst tensor's name and own relative distance."""
+    assert found.keys() == wanted.keys()
+    apart = {name: float((found[name] - wanted[name]).norm()) for name in wanted}
+    size = {name: float(wanted[name].norm()) for name in wanted}
+    floor = max(size.values()) * 1e-6  # a tensor with hardly any gradient has hardly any direction
+    ratios = {name: apart[name] / max(size[name], floor) for name in wanted}
+    worst = max(ratios, key=lambda name: ratios[name])
+    gradient = [name for name in wanted if name != "loss"]
+    total = sum(size[name] ** 2 for name in gradient) ** 0.5
+    whole = sum(apart[name] ** 2 for name in gradient) ** 0.5 / total
+    return max(whole, apart["loss"] / size["loss"]), worst, ratios[worst]

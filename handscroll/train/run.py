@@ -1,0 +1,233 @@
+"""A run: a model in training, its optimisers, its settings, and all that a checkpoint of it holds."""
+
+import json
+import math
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from handscroll.base.config import Config
+from handscroll.base.errors import CheckpointError
+from handscroll.base.runs import latest_checkpoint, write_file
+from handscroll.models.model import Model
+from handscroll.nn.noise import Noise
+from handscroll.train.checkpoint import (
+    load_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    restore_rng,
+    rng_state,
+    save_checkpoint,
+)
+from handscroll.train.curriculum import Curriculum
+from handscroll.train.optim import Optimizer
+from handscroll.train.parallel.shard import assign, gathered, like
+from handscroll.train.parallel.world import ALONE, World
+from handscroll.train.regularise import Regularise, scalar
+from handscroll.train.schedule import Schedule
+from handscroll.train.spike import Spike, SpikeGuard
+from handscroll.train.step import Memory, Step, build_rung
+
+BEST = "best"  # folder of the best validated weights, inside the run folder
+
+
+class Loop(Config):
+    """Length, precision and rhythm of a run. Steps are updates."""
+
+    steps: int = Field(gt=0)
+    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="bfloat16 runs through autocast")
+    save_every: int = Field(default=200, gt=0)
+    keep: int = Field(default=2, ge=2, description="checkpoints kept")
+    evaluate_every: int = Field(default=0, ge=0, description="0: no validation")
+    patience: int = Field(
+        default=0, ge=0, description="validations without a better loss before stopping; 0: never stop"
+    )
+    average: float = Field(default=0.0, ge=0, lt=1, description="decay of the moving average of weights; 0: none")
+    seed: int = Field(default=0, ge=0, description="of dropout")
+
+
+@dataclass
+class Progress:
+    """Where a run stands; saved in every checkpoint."""
+
+    step: int = 0
+    tokens: int = 0
+    skipped: int = 0  # planned updates that stages left out
+
+    best_loss: float | None = None
+    best_step: int = 0
+    bad: int = 0
+    stopped: str = ""
+    recent: list[list[float]] = field(default_factory=list)  # what the curriculum judges by
+
+    @property
+    def planned(self) -> int:
+        """Number (from 0) of the coming update in the plan; the schedule and the stages go by it."""
+        return self.step + self.skipped
+
+
+@dataclass
+class Run:
+    """A model in training and everything its checkpoint holds."""
+
+    folder: Path
+    model: Model
+    optimizer: Optimizer
+    schedule: Schedule
+    loop: Loop
+    memory: Memory = field(default_factory=lambda: Memory(rung="plain"))
+    regularise: Regularise = field(default_factory=Regularise)
+    spike: Spike = field(default_factory=Spike)
+    world: World = ALONE
+    curriculum: Curriculum | None = None
+    progress: Progress = field(default_factory=Progress)
+    optimizers: dict[str, torch.optim.Optimizer] = field(init=False)
+    average: dict[str, Tensor] = field(default_factory=dict)
+    step: Step = field(init=False)
+    guard: SpikeGuard = field(init=False)
+
+    def __post_init__(self):
+        self.optimizers = self.optimizer.build(self.model)
+        rung = build_rung(self.memory, self.model, self.folder, self.world)
+        autocast = torch.bfloat16 if self.loop.precision == "bfloat16" else None
+        self.step = Step(rung, self.world, autocast)
+        self.guard = SpikeGuard(self.spike)
+        if self.loop.average:
+            self.average = {name: p.detach().clone() for name, p in self._trainable()}
+
+    def _trainable(self):
+        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+
+    def forget_losses(self) -> None:
+        """Judge the next losses by themselves."""
+        self.guard = SpikeGuard(self.spike)
+
+    def noise(self) -> Noise | None:
+        """The dropout of the coming update; None when there is none."""
+        share = self.regularise.dropout
+        return Noise(share, self.loop.seed, self.progress.step) if share else None
+
+    def update(self, lr_factor: float) -> float:
+        """Clip, step, average; returns the gradient norm before clipping."""
+        parameters = [p for _, p in self._trainable()]
+        norm = scalar(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        if not math.isfinite(norm):
+            return norm
+        if self.optimizer.clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.optimizer.clip, torch.tensor(norm))
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * lr_factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for name, parameter in self._trainable() if self.average else ():
+                self.average[name].lerp_(parameter, 1 - self.loop.average)
+        return norm
+
+    def save(self, data: dict[str, Any], offset: int) -> None:
+        """Write a crash-safe checkpoint of this step: whole tensors, whatever the number of ranks; the first writes."""
+        tensors = {"model": gathered(dict(self._trainable()), self.world)}
+        states: dict[str, Any] = {}
+        for name, optimizer in self.optimizers.items():
+            named, states[name] = optimizer_tensors(optimizer)
+            tensors[name] = gathered(named, self.world)
+        if self.average:
+            tensors["average"] = gathered(self.average, self.world)
+        if not self.world.first:
+            return
+        state = {
+            "progress": vars(self.progress) | {"recent": self._recent()},
+            "optimizers": states,
+            "data": data,
+            "offset": offset,
+            "rng": rng_state(),
+            "spike": self.guard.state(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+        save_checkpoint(self.folder, self.progress.step, tensors, state, keep=self.loop.keep)
+
+    def _recent(self) -> list[list[float]]:
+        return [] if self.curriculum is None else [list(one) for one in self.curriculum.recent]
+
+    def restore(self) -> dict[str, Any] | None:
+        """Load the newest valid checkpoint of the folder; its state, or None when there is none yet."""
+        folder = latest_checkpoint(self.folder)
+        if folder is None:
+            return None
+        tensors, state = load_checkpoint(folder)
+        with torch.no_grad():
+            for name, parameter in self._trainable():
+                if name not in tensors["model"] or tensors["model"][name].shape != parameter.shape:
+                    raise CheckpointError(f"{folder} is of another model: tensor '{name}' is missing or misshapen")
+                assign(parameter, tensors["model"][name])
+        for name, optimizer in self.optimizers.items():
+            restore_optimizer(optimizer, tensors[name], state["optimizers"][name], place=like)
+        parameters = dict(self._trainable())
+        average = tensors.get("average", {})
+        self.average = {name: like(parameters[name], value) for name, value in average.items()}
+        self.progress = Progress(**state["progress"])
+        if self.curriculum is not None:
+            self.curriculum.enter(self.model, max(0, self.progress.planned - 1))
+            self.curriculum.recent = [tuple(one) for one in self.progress.recent]
+        self.guard = SpikeGuard.from_state(self.spike, state.get("spike", []))
+        restore_rng(state["rng"])
+        return state
+
+
+@contextmanager
+def averaged(run: Run):
+    """The averaged weights in place of the current ones, for as long as the block runs."""
+    if not run.average:
+        yield
+        return
+    parameters = dict(run.model.named_parameters())
+    current = {name: parameters[name].detach().clone() for name in run.average}
+    with torch.no_grad():
+        for name, value in run.average.items():
+            parameters[name].copy_(value)
+        yield
+        for name, value in current.items():
+            parameters[name].copy_(value)
+
+
+def save_best(run: Run) -> None:
+    tensors = {"model": gathered(dict(run._trainable()), run.world)}
+    if run.world.first:
+        save_checkpoint(run.folder / BEST, run.progress.step, tensors, {})
+
+
+def settle(run: Run) -> None:
+    """Put the weights that the run is about into the model."""
+    parameters = dict(run.model.named_parameters())
+    chosen = run.average
+    if not chosen and run.loop.patience:
+        run.world.agree(True)  # the first rank may still be writing
+        best = latest_checkpoint(run.folder / BEST)
+        chosen = {} if best is None else load_checkpoint(best)[0]["model"]
+    for name, value in chosen.items():
+        assign(parameters[name], value)
+    run.model.eval()
+
+
+def write_recipe(folder: Path, resolved: dict[str, Any]) -> None:
+    """Keep the resolved configuration and versions beside the records; a different one later is refused."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "recipe.json"
+    text = json.dumps(resolved, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = sorted(key for key in {*before, *resolved} if before.get(key) != json.loads(text).get(key))
+        if changed:
+            raise CheckpointError(
+                f"{folder} was started with another recipe (differs in: {', '.join(changed)}); "
+                "resume with the same one or choose another run folder"
+            )
+        return
+    write_file(path, text.encode())

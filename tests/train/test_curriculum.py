@@ -1,0 +1,113 @@
+"""A length curriculum in one run: positions change at stages, stages end early, and all of it resumes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from handscroll.base.config import read_recipe
+from handscroll.base.errors import ConfigError
+from handscroll.base.records import read_records
+from handscroll.lm import load
+from handscroll.train.curriculum import Curriculum, Grow
+from handscroll.train.recipe import Recipe, Ways, run_recipe
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "tiny" / "llama.toml"
+GROWING = [
+    "threads=1",
+    "loop.save_every=7",
+    "loop.evaluate_every=0",
+    "loop.average=0.5",
+    "stages.0.length=64",
+    "stages.0.mix={text=1.0}",
+    "stages.0.grow={tolerance=50.0,window=3,least=4}",
+    "stages.1.length=256",
+    "stages.1.steps=12",
+    "stages.1.positions={scaling={name='yarn',factor=4.0},base=20000.0}",
+    "memory={rung='chunk-outer',chunk=64}",
+]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def recipe(*more):
+    return Recipe.parse(read_recipe(RECIPE, [*GROWING, *more]), "recipe")
+
+
+def test_a_run_grows_and_saves_what_it_grew_into(tmp_path):
+    lm, progress = run_recipe(recipe(), tmp_path / "run")
+    records = list(read_records(tmp_path / "run" / "records.jsonl"))
+    early = [record for record in records if "stage_ended_early" in record]
+    assert [record["step"] for record in early] == [4] and early[0]["stage_ended_early"] == 6
+    assert progress.step == 16 and progress.skipped == 6 and progress.planned == 22
+    assert records[3]["tokens"] == 4 * 8 * 64 and records[4]["tokens"] - records[3]["tokens"] == 8 * 256
+    assert all(f"loss_quarter_{quarter}" in records[0] for quarter in (1, 2))
+    positions = load(tmp_path / "run" / "model").model.config.positions
+    assert (positions.context, positions.trained, positions.base) == (256, 64, 20000.0)
+    assert positions.scaling.name == "yarn" and lm.context == 256
+
+
+def test_a_stop_anywhere_leaves_the_bytes_of_a_straight_run(tmp_path):
+    run_recipe(recipe(), tmp_path / "straight")
+    want = (tmp_path / "straight" / "records.jsonl").read_bytes()
+    weights = (tmp_path / "straight" / "model" / "model.safetensors").read_bytes()
+
+    class Stop(Exception):
+        pass
+
+    for number, cut in enumerate((2, 3, 4, 5, 8, 15)):
+        run = tmp_path / f"cut-{number}"
+
+        def die(record, cut=cut):
+            if record["step"] == cut:
+                raise Stop
+
+        with pytest.raises(Stop):
+            run_recipe(recipe("loop.save_every=1" if cut % 2 else "loop.save_every=7"), run, Ways(on_record=die))
+        run_recipe(recipe("loop.save_every=1" if cut % 2 else "loop.save_every=7"), run)
+        assert (run / "records.jsonl").read_bytes() == want, cut
+        assert (run / "model" / "model.safetensors").read_bytes() == weights, cut
+
+
+def test_flatness_by_hand():
+    stages = Curriculum([64, 128], [10, 5], [None, None], [Grow(tolerance=0.1, window=2, least=2), None], stage=0)
+
+    def metrics(second, last):
+        return {"loss_quarter_2": (second * 10, 10), "loss_quarter_4": (last * 10, 10)}
+
+    assert stages.flat(0, metrics(2.0, 2.0)) == 0  # fewer updates than the window
+    assert stages.flat(1, metrics(2.0, 2.5)) == 0  # mean gap 0.25
+    assert stages.flat(2, metrics(2.0, 2.0)) == 0  # mean gap 0.25 still
+    assert stages.flat(3, metrics(2.0, 2.05)) == 6  # updates 4 .. 9 are left out
+    assert [stages.stage_at(step) for step in (0, 9, 10, 14, 99)] == [0, 0, 1, 1, 1]
+
+
+def test_wrong_stages_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="factor"):
+        run_recipe(recipe("stages.1.positions.scaling.factor=2.0", "stages.0.steps=1"), tmp_path / "a")
+    gpt2 = ["model={family='gpt2',sizes={width=48,layers=2,heads=4,mlp_width=96,context=256}}", "stages.0.steps=1"]
+    with pytest.raises(ConfigError, match="learned position table"):
+        run_recipe(recipe(*gpt2), tmp_path / "b")
+
+
+def test_the_certificate_is_shown_kept_and_can_fail(tmp_path, monkeypatch):
+    shown = []
+    run_recipe(recipe("stages.1.steps=1"), tmp_path / "run", Ways(certify=True, show=shown.append))
+    kept = json.loads((tmp_path / "run" / "certificate.json").read_text())
+    assert kept["passed"] and kept["rung"] == "chunk-outer" and kept["tokens"] == 256 and kept["layers"] == 2
+    assert 0 <= kept["float64"] <= 1e-12 and 0 < kept["float32"] <= 1e-5
+    assert "passed" in shown[0] and "1e-12" in shown[0]
+
+    from handscroll.train.ladder import carry
+
+    monkeypatch.setattr(carry.HeldCarry, "left", lambda self, layer, chunk: None)  # forget carried gradients
+    with pytest.raises(ConfigError, match="FAILED"):
+        long = recipe("stages.0.length=256", "stages.1.steps=1", "model.sizes.context=256", "stages.1.positions={}")
+        run_recipe(long, tmp_path / "broken", Ways(certify=True))
+    assert not (tmp_path / "broken" / "latest").exists()
