@@ -184,6 +184,35 @@ def one(options: argparse.Namespace) -> None:
         ours(shape, length, RUNGS[options.one], options.chunk, options.precision, options.threads)
 
 
+def draw(options: argparse.Namespace) -> None:
+    """Peak memory against length, one line a system."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    points = [json.loads(line) for line in Path(options.save).read_text().splitlines()]
+    points = [point for point in points if point["shape"] == options.shape]
+    figure, axes = pyplot.subplots(figsize=(7.5, 4.4), layout="constrained")
+    last: list[tuple[float, float, str, str]] = []
+    for system in dict.fromkeys(point["system"] for point in points):
+        mine = sorted((point["tokens"], point["peak_mib"] / 1024) for point in points if point["system"] == system)
+        style = {"linestyle": "--"} if system in PEERS else {"marker": "o", "markersize": 4}
+        (line,) = axes.plot(*zip(*mine, strict=True), **style)
+        last.append((mine[-1][1], mine[-1][0], system, line.get_color()))
+    height = max(top for top, _, _, _ in last)
+    spot = -1.0
+    for top, right, system, colour in sorted(last):  # labels at the line ends, pushed apart
+        spot = max(top, spot + 0.055 * height)
+        axes.annotate(system, (right, top), (1.02 * right, spot), color=colour, fontsize=9, va="center")
+    axes.set(xlabel="tokens in one exact training step", ylabel="peak resident memory, GiB", ylim=(0, None))
+    axes.set_xlim(0, 1.3 * max(right for _, right, _, _ in last))
+    axes.set_title(f"{options.shape}, float32: memory against length", loc="left", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    figure.savefig(options.draw, dpi=150)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="llama-135m")
@@ -194,10 +223,15 @@ def main() -> None:
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--save", default="", help="append the points to this file, one JSON object a line")
+    parser.add_argument("--draw", default="", help="draw the points of --save to this PNG instead of measuring")
     parser.add_argument("--one", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         one(options)
+        return
+    if options.draw:
+        draw(options)
         return
     if not options.no_peers and importlib.util.find_spec("transformers") is None:
         sys.exit("the peer is missing: pip install transformers, or say --no-peers")
@@ -219,6 +253,10 @@ def main() -> None:
             peaks.setdefault(system, []).append((length, peak))
             ratio = "" if best is None else f"{seconds[system] / best:.2f}x the time"
             print(f"{length:>8} {system:<22} {peak:>9.0f} {seconds[system]:>8.1f} {ratio:>24}", flush=True)
+            if options.save:
+                point = {"shape": options.shape, "system": system, "tokens": length, "peak_mib": peak}
+                with Path(options.save).open("a") as file:
+                    file.write(json.dumps(point | {"seconds": seconds[system]}) + "\n")
     print(f"\n{'system':<22} {'KB per token':>13} {'must keep':>10}")
     for system, points in peaks.items():
         if len(points) > 1:
