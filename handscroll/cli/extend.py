@@ -25,6 +25,9 @@ def extend(
     lr: Annotated[float | None, typer.Option(help="tuning rate (1e-4, LoRA 1e-3)")] = None,
     precision: Annotated[str, typer.Option(help="tuning precision: float32 or bfloat16")] = "float32",
     seed: Annotated[int, typer.Option(help="choice of text, tuning order")] = 0,
+    rung: Annotated[str, typer.Option(help="rung of the memory ladder for the tuning (docs/ladder.md)")] = "auto",
+    offload: Annotated[str, typer.Option(help="where a chunked rung keeps things: none, host or disk")] = "none",
+    force: Annotated[bool, typer.Option("--force", help="tune though the planner says it will not fit")] = False,
 ) -> None:
     """Lengthen MODEL to --to tokens and write an ordinary Hugging Face folder.
 
@@ -40,6 +43,7 @@ def extend(
     if tune:
         values: dict[str, Any] = {"files": tuple(tune), "steps": steps, "rows": rows, "lr": lr, "seed": seed}
         values |= {"precision": precision, "lora": {"rank": lora, "alpha": 2.0 * lora} if lora else None}
+        values |= {"memory": {"rung": rung, "offload": offload}, "force": force}
         settings = TuneSettings.parse(values, "extend --tune")
     elif lora:
         raise ConfigError(f"--lora {lora} needs text to tune on: give --tune FILES")

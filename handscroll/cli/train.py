@@ -17,9 +17,8 @@ def train(
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="override")] = None,
     out: Annotated[Path | None, typer.Option(help="run folder; runs/NAME of the recipe unless given")] = None,
     resume: Annotated[Path | None, typer.Option(help="run folder to go on with")] = None,
-    certify: Annotated[
-        bool, typer.Option("--certify", help="hold the rung to the plain step's gradients first")
-    ] = False,
+    certify: Annotated[bool, typer.Option("--certify", help="first hold the rung to the plain step")] = False,
+    force: Annotated[bool, typer.Option("--force", help="start a run that the planner says will not fit")] = False,
 ) -> None:
     """Train by RECIPE; the model is saved to RUN/model when it is done."""
     from handscroll.train.recipe import Recipe, Ways, run_recipe
@@ -32,7 +31,7 @@ def train(
         raise ConfigError(f"{folder} already holds a run; go on with --resume {folder} or give another --out")
     with bar("training", settings.steps) as advance:
         shown = Shown(advance)
-        ways = Ways(certify, shown.record, shown.pulse, lambda text: screen().print(text, markup=False))
+        ways = Ways(certify, force, shown.record, shown.pulse, lambda text: screen().print(text, markup=False))
         lm, progress = run_recipe(settings, folder, ways)
     if os.environ.get("RANK", "0") != "0":
         return  # the first rank speaks for all

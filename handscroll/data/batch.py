@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ class Batch:
     order in the row (-1: padding), `segment` the document in the row (-1: padding), `positions` the place in the
     document's piece. All three are None in the plain case: one document in each row, no padding; `start` is then the
     place of the first column. `width` is the length of the rows that these columns were cut from (0: their own).
+    `origins` (B, 2), where known, are document and place of each row's first token in the text.
     """
 
     tokens: Tensor
@@ -29,6 +29,7 @@ class Batch:
     index: Tensor | None = None
     segment: Tensor | None = None
     positions: Tensor | None = None
+    origins: Tensor | None = None
     start: int = 0
     width: int = 0
 
@@ -48,12 +49,14 @@ class Batch:
     def marks(self) -> Marks:
         """The marks that masks and positions read."""
         if self.index is None:
-            return Marks.run(self.first, self.tokens.shape[1])
+            return Marks.run(self.start, self.tokens.shape[1])
         return Marks.of(self.index, self.segment, self.positions)
 
     def part(self, first: int, last: int) -> "Batch":
         """Columns first .. last - 1 of every row."""
-        return replace(self._each(lambda tensor: tensor[:, first:last]), first=self.first + first, origins=self.origins)
+        cut = self._each(lambda tensor: tensor[:, first:last])
+        width = self.width or self.tokens.shape[1]
+        return replace(cut, start=self.start + first, width=width, origins=self.origins)
 
     def rows(self, first: int, last: int) -> "Batch":
         """Rows first .. last - 1."""
@@ -64,9 +67,9 @@ class Batch:
         return self._each(lambda tensor: tensor.to(device))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        held = (self.tokens, self.targets, self.index, self.segment, self.positions, self.origins)
-        changed: list[Any] = [None if tensor is None else change(tensor) for tensor in held]
-        return Batch(*changed, first=self.first)
+        names = ("tokens", "targets", "index", "segment", "positions", "origins")
+        held = {name: getattr(self, name) for name in names}
+        return replace(self, **{name: change(tensor) for name, tensor in held.items() if tensor is not None})
 
 
 def collate(rows: Sequence[Row]) -> Batch:

@@ -7,16 +7,19 @@ from pydantic import Field
 
 from handscroll.base.config import Config
 from handscroll.base.errors import DataError
+from handscroll.base.workload import Shape, Workload
 from handscroll.data.pack import Packed
 from handscroll.data.sources import TokenSource
 from handscroll.lm import LM
 from handscroll.objectives.causal import Causal
 from handscroll.train.assemble import Updates
 from handscroll.train.loop import Callbacks, OnRecord, train
-from handscroll.train.run import Loop, Run, write_recipe
 from handscroll.train.lora import LoRA, add_lora, merge_lora, save_adapter
 from handscroll.train.optim import Optimizer
+from handscroll.train.planned import planned
+from handscroll.train.run import Loop, Run, write_recipe
 from handscroll.train.schedule import Schedule
+from handscroll.train.step import Memory
 
 
 class TuneSettings(Config):
@@ -31,6 +34,8 @@ class TuneSettings(Config):
     lr: float | None = Field(default=None, gt=0)
     lora: LoRA | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
+    memory: Memory = Memory()
+    force: bool = Field(default=False, description="start although the planner says that it will not fit")
     seed: int = Field(default=0, ge=0)
     save_every: int = Field(default=50, ge=1)
 
@@ -51,13 +56,31 @@ def tune(lm: LM, to: int, settings: TuneSettings, folder: Path, on_record: OnRec
     schedule = Schedule(name="cosine", warmup=max(1, settings.steps // 10), final=0.1)
     loop = Loop(steps=settings.steps, precision=settings.precision, save_every=settings.save_every)
     rows = Packed(source, to, seed=settings.seed, epochs=None)
-    done = {"text": source.fingerprint, "to": to, **settings.model_dump(mode="json"), "lr": rate}
+    how = settings.model_dump(mode="json", exclude={"memory", "force"})  # may change when a run goes on elsewhere
+    done = {"text": source.fingerprint, "to": to, **how, "lr": rate}
     write_recipe(folder, {"tune": done, "from": lm.source})
-    progress = train(
-        Run(folder, lm.model, optimizer, schedule, loop), Updates(rows, settings.rows, 1), Causal(), Callbacks(on_record=on_record)
-    )
+    plan = planned(settings.memory, [_workload(lm, to, settings, source)], folder, force=settings.force)
+    run = Run(folder, lm.model, optimizer, schedule, loop, plan.memory)
+    progress = train(run, Updates(rows, settings.rows, 1), Causal(), Callbacks(on_record=on_record))
+    plan.compare()
     if settings.lora is not None:
         if lm.model.config.family != "gpt2":
             save_adapter(lm.model, settings.lora, folder / "adapter", lm.source)
         merge_lora(lm.model)
     return done | {"steps": progress.step, "tokens": progress.tokens}
+
+
+def _workload(lm: LM, to: int, settings: TuneSettings, source: TokenSource) -> Workload:
+    """The tuning as the planner sees it."""
+    lora = settings.lora
+    changes = {} if lora is None else {"lora_rank": lora.rank, "lora_targets": len(lora.targets)}
+    return Workload(
+        kind="extend",
+        shape=Shape.of(lm.model.config, **changes),
+        length=to,
+        micro=settings.rows,
+        steps=settings.steps,
+        packed=True,
+        precision=settings.precision,
+        data_bytes=sum(document.nbytes for document in source.tokens),
+    )

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import Field
 
 from handscroll.base.config import Config
+from handscroll.base.errors import CapacityError
 from handscroll.plan.calibration import Calibration, load_calibration
 
 SAFETY = 0.92  # share of the available memory that a plan may use; the rest is the forecast's own error
@@ -56,6 +57,14 @@ def available_memory(read: Callable[[str], str | None] | None = None) -> int:
     if soft != resource.RLIM_INFINITY:
         limits.append(max(0, soft - (_field(read("/proc/self/status"), "VmSize:") or 0)))
     return own + min(limits)
+
+
+def peak_bytes() -> int:
+    """The most resident memory this process has had (VmHWM)."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise CapacityError("/proc/self/status has no VmHWM: the planner can be compared on Linux only")
 
 
 def _group_room(read: Callable[[str], str | None]) -> list[int]:

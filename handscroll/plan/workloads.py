@@ -17,6 +17,8 @@ def recipe_workloads(recipe: Any, config: Any = None, data_bytes: int | None = N
     loop = recipe.loop_settings()
     longest = max(stage.length for stage in recipe.stages)
     shape = recipe_shape(recipe, longest) if config is None else Shape.of(config)
+    if recipe.lora is not None:
+        shape = shape.model_copy(update={"lora_rank": recipe.lora.rank, "lora_targets": len(recipe.lora.targets)})
     if data_bytes is None:
         data_bytes = sum(path.stat().st_size for path in recipe.text.paths())
     common = {

@@ -30,6 +30,7 @@ from handscroll.objectives.causal import Causal
 from handscroll.objectives.objective import Objective
 from handscroll.plan.calibration import Calibration, save_calibration
 from handscroll.plan.duration import count
+from handscroll.plan.machine import peak_bytes
 from handscroll.plan.memory import fixed_parts, phases
 from handscroll.train.loop import Callbacks, train
 from handscroll.train.lora import MLP_TARGETS, TARGETS, LoRA, add_lora
@@ -152,14 +153,6 @@ def train_here(workload: Workload) -> list[float]:
         updates, objective = RandomBatches(workload), cast(Objective, Causal())
         train(run, updates, objective, Callbacks(on_record=lambda record: found.append(record["seconds"])))
     return found
-
-
-def peak_bytes() -> int:
-    """The most resident memory this process has had (VmHWM)."""
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise CapacityError("/proc/self/status has no VmHWM: the planner can be calibrated on Linux only")
 
 
 def _calibrated(threads: int) -> Calibration:

@@ -32,6 +32,7 @@ from handscroll.nn.init import initialise
 from handscroll.nn.noise import Noise
 from handscroll.objectives.causal import Causal
 from handscroll.objectives.head import token_losses
+from handscroll.plan.workloads import recipe_workloads
 from handscroll.text.readers import read
 from handscroll.text.tokenizer import Tokenizer
 from handscroll.text.training import TokenizerConfig, train_tokenizer
@@ -39,9 +40,11 @@ from handscroll.train.assemble import Updates
 from handscroll.train.curriculum import Curriculum, Grow, NewPositions
 from handscroll.train.ladder.certificate import certify
 from handscroll.train.loop import Callbacks, OnPulse, OnRecord, train
+from handscroll.train.lora import LoRA, add_lora, merge_lora, save_adapter
 from handscroll.train.optim import Optimizer
 from handscroll.train.parallel.shard import shard, unsharded
 from handscroll.train.parallel.world import Parallel, World, join_world, same_everywhere
+from handscroll.train.planned import planned
 from handscroll.train.regularise import Regularise
 from handscroll.train.run import Loop, Progress, Run, write_recipe
 from handscroll.train.schedule import Schedule
@@ -173,6 +176,7 @@ class Recipe(Config):
     loop: dict[str, Any] = Field(default_factory=dict)
     memory: Memory = Memory()
     parallel: Parallel = Parallel()
+    lora: LoRA | None = None
     regularise: Regularise = Regularise()
     spike: Spike = Spike()
     validation: Validation | None = None
@@ -224,6 +228,7 @@ class Ways:
     """How a recipe is run, which is no part of the recipe. `show` gets what a person should read before the run."""
 
     certify: bool = False
+    force: bool = False
     on_record: OnRecord | None = None
     on_pulse: OnPulse | None = None
     show: Callable[[str], None] = lambda text: None
@@ -250,13 +255,19 @@ def _run(recipe: Recipe, folder: Path, world: World, ways: Ways) -> tuple[LM, Pr
     tokenizer = _tokenizer(recipe, folder, world)
     text = recipe.text.source(tokenizer)
     model = build_model(recipe, tokenizer)
-    memory = recipe.memory if recipe.memory.rung != "auto" else Memory(rung="plain")
     # How the work is done may change when a run goes on elsewhere; what is done may not.
     what = recipe.model_dump(mode="json", exclude={"memory", "parallel"})
     resolved = {"recipe": what, "versions": versions(), "text": text.fingerprint}
     if world.first:
         write_recipe(folder, resolved | {"threads": torch.get_num_threads()})
     same_everywhere(world, "the recipe, text or version", _digest(resolved))
+    workloads = recipe_workloads(recipe, model.config, sum(document.nbytes for document in text.tokens))
+    plan = planned(recipe.memory, workloads, folder, world, ways.force)
+    memory = plan.memory
+    if world.first:
+        ways.show(str(plan))
+    if recipe.lora is not None:
+        add_lora(model, recipe.lora, recipe.seed)
     stream = updates(recipe, text, tokenizer)
     if ways.certify:
         _certify(recipe, memory, model, stream, ways, folder)
@@ -278,7 +289,14 @@ def _run(recipe: Recipe, folder: Path, world: World, ways: Ways) -> tuple[LM, Pr
     objective = Causal(recipe.regularise.label_smoothing, by_position=True)
     callbacks = Callbacks(validate, ways.on_record if world.first else None, ways.on_pulse if world.first else None)
     progress = train(run, stream, objective, callbacks)
-    lm = LM(unsharded(model, world), tokenizer, str(folder / "model"))
+    model = unsharded(model, world, lambda fresh: recipe.lora and add_lora(fresh, recipe.lora, recipe.seed))
+    if recipe.lora is not None and world.first:
+        if model.config.family != "gpt2":  # its projections are stored fused; merging is all there is
+            save_adapter(model, recipe.lora, folder / "adapter", str(recipe.model.path))
+        merge_lora(model)
+    lm = LM(model, tokenizer, str(folder / "model"))
+    if world.first:
+        plan.compare()
     if world.first and (progress.planned >= recipe.steps or progress.stopped):
         lm.save(folder / "model")
     return lm, progress

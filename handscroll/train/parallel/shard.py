@@ -1,6 +1,6 @@
 """FSDP2 for a decoder: every layer, and the rest, sharded over all ranks; gradients are sums, not means."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -42,14 +42,18 @@ def gathered(named: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
     return held
 
 
-def unsharded(model: Decoder, world: World) -> Decoder:
-    """The model itself, or on the first rank a whole copy of a sharded one (on other ranks it has no weights)."""
+def unsharded(model: Decoder, world: World, prepare: Callable[[Decoder], object]) -> Decoder:
+    """The model itself, or on the first rank a whole copy of a sharded one (on other ranks it has no weights).
+
+    `prepare` gives a fresh model of the family the modules that were added to this one (LoRA).
+    """
     if not isinstance(model, FSDPModule):
         return model
     # FSDP2 swaps the class of a module for a subclass; the family's own stands behind it.
     kind = type(model).__mro__[2]
     with torch.device("meta"):
         fresh = kind(model.config)
+        prepare(fresh)
     held = gathered(dict(model.named_parameters()), world)
     if world.first:
         fresh.load_state_dict(held, strict=False, assign=True)

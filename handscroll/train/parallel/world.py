@@ -49,6 +49,11 @@ class World:
         return self.size // self.context
 
     @property
+    def neighbours(self) -> int:
+        """Ranks on this machine."""
+        return 1 if self.size == 1 else int(os.environ.get("LOCAL_WORLD_SIZE", str(self.size)))
+
+    @property
     def place(self) -> int:
         """This rank's place among those that share its tokens."""
         return self.rank % self.context

@@ -1,0 +1,103 @@
+"""A run asks the planner before it starts, keeps the answer, and writes beside it what really happened."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from handscroll.base.allocator import return_at_once
+from handscroll.base.errors import CapacityError
+from handscroll.base.records import read_records
+from handscroll.base.runs import write_file
+from handscroll.base.workload import Workload
+from handscroll.plan.choose import chosen, gigabytes
+from handscroll.plan.machine import peak_bytes, this_machine
+from handscroll.plan.show import Plan, clock, plan
+from handscroll.train.parallel.world import ALONE, World
+from handscroll.train.step import Memory
+
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What was predicted for a run, and the settings that it takes."""
+
+    memory: Memory
+    plan: Plan
+    folder: Path
+
+    def __str__(self) -> str:
+        widest = max(self.plan.stages, key=lambda stage: stage.host)
+        place = ", ".join(f"{name} {value}" for name, value in chosen(widest.workload).items())
+        free = gigabytes(self.plan.machine.usable)
+        return (
+            f"plan: {place}; peak memory {gigabytes(widest.host)} (may use {free}), "
+            f"disk {gigabytes(widest.disk)}, about {clock(self.plan.seconds)}"
+        )
+
+    def compare(self) -> dict[str, Any]:
+        """Plan against actual, written to `plan.json`: peak memory of this process, median seconds of an update."""
+        actual: dict[str, Any] = {"peak": peak_bytes()}
+        timing = self.folder / "timing.jsonl"
+        seconds = [record["seconds"] for record in read_records(timing)] if timing.exists() else []
+        if seconds:
+            actual["seconds_per_update"] = statistics.median(seconds)
+            actual["updates"] = len(seconds)
+        self._write({"actual": actual})
+        return actual
+
+    def _write(self, more: dict[str, Any]) -> None:
+        kept = {"memory": self.memory.model_dump(mode="json"), "plan": self.plan.record()} | more
+        write_file(self.folder / PLAN, (json.dumps(kept, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def planned(
+    memory: Memory, workloads: Sequence[Workload], folder: Path, world: World = ALONE, force: bool = False
+) -> Planned:
+    """Settle the memory settings of a run and refuse one that cannot fit, before anything is spent.
+
+    A run folder keeps what was settled: `auto` means the same again when it goes on, as long as that still fits.
+    Ranks on one machine share its memory evenly.
+
+    Raises:
+        CapacityError: it will not fit and `force` is not given; names the setting that would.
+    """
+    machine = this_machine(folder, torch.get_num_threads())
+    machine = machine.model_copy(update={"memory": machine.memory // world.neighbours})
+    kept = _kept(folder)
+    if memory.rung == "auto" and kept is not None:
+        again = plan([_with(one, kept) for one in workloads], machine)
+        if not again.refusal:
+            memory = kept
+    if world.context > 1 and memory.rung == "auto":
+        memory = memory.model_copy(update={"chunk": memory.chunk or 1024})  # ranks share chunks; plain rows have none
+    made = plan([_with(one, memory) for one in workloads], machine)
+    if made.refusal and not force:
+        raise CapacityError(f"{made.refusal}; or start it all the same with --force")
+    settled = made.stages[0].workload
+    names = ("rung", "chunk", "stage_layers", "mlp_tile", "offload")
+    taken = Memory(**{name: getattr(settled, name) for name in names}, folder=memory.folder)
+    if taken.rung != "plain":
+        return_at_once()
+    found = Planned(taken, made, folder)
+    if world.first:
+        folder.mkdir(parents=True, exist_ok=True)
+        found._write({})
+    return found
+
+
+def _with(workload: Workload, memory: Memory) -> Workload:
+    names = ("rung", "chunk", "stage_layers", "mlp_tile", "offload")
+    return workload.changed(**{name: getattr(memory, name) for name in names})
+
+
+def _kept(folder: Path) -> Memory | None:
+    path = folder / PLAN
+    if not path.exists():
+        return None
+    return Memory.parse(json.loads(path.read_text(encoding="utf-8"))["memory"], str(path))
