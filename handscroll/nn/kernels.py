@@ -25,6 +25,7 @@ from handscroll.nn.pieces import Piece, pieces, query_tiles
 # Up to this many query tokens two matrix products over the folded groups beat torch's fused kernel on a CPU
 # (1.1 against 10-13 GB/s of cache read with grouped queries, torch 2.13).
 FOLD = 16
+JOINED = 4  # pieces of attention that are joined at a time
 
 
 @runtime_checkable
@@ -219,6 +220,8 @@ def _forward(q: Tensor, spans: Sequence[Span], mask: Mask, marks: Marks, scale: 
                 keys, values = span.keys[:, :, piece.first : piece.last], span.values[:, :, piece.first : piece.last]
                 allowed = _allowed(piece, here, span.marks, q.device)
                 found.append(fused.forward(part, keys, values, allowed, scale, piece.square))
+                if len(found) == JOINED:  # a past of many blocks must not hold an output for each
+                    found = [merge(found)]
             span.release()
         out, lse = merge(found) if found else _unseen(part)
         outs.append(out)
