@@ -15,7 +15,7 @@ from handscroll.base.errors import CapacityError
 from handscroll.base.workload import CHUNKED, Shape, Workload
 from handscroll.plan.choose import fits
 from handscroll.plan.forecast import predict
-from handscroll.plan.machine import this_machine
+from handscroll.plan.machine import SAFETY, this_machine
 from handscroll.train.probe import calibrate, measure
 
 SHAPES = {
@@ -176,7 +176,7 @@ def main() -> None:
         peak, seconds = known[line]["peak"], min(known[line]["seconds"][1:])
         memory.append(forecast.host / peak - 1)
         time.append(forecast.seconds / seconds - 1)
-        under.append(peak > forecast.host / 0.92)
+        under.append(peak > forecast.host / SAFETY)
         print(
             f"{forecast.host / 1e6:9.0f} {peak / 1e6:9.0f} {memory[-1]:+7.1%}   {forecast.seconds:9.2f} {seconds:9.2f} "
             f"{time[-1]:+7.1%}  {line}",

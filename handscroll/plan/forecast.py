@@ -9,10 +9,15 @@ from handscroll.plan import inference, memory
 from handscroll.plan.duration import seconds
 from handscroll.plan.machine import Machine
 
-# Share of its short-lived memory that the C library's heap takes on top, measured over bench/planner.py (2026-11):
-# its holes on rung plain, and small tensors where large ones go back at once (base/allocator.py).
-HOLES = 0.24
-SMALL = 0.03
+# Share of its short-lived memory that the C library's heap takes on top (80 runs, 2026-11; spread in brackets): its
+# holes on rung plain in float32 (0.16 to 0.41), in bfloat16 (0.25 to 0.45), and where short- and long-lived tensors mix
+# (LoRA, several micro-batches, a tiled MLP: 0.4 to 1.0); small tensors where large ones go back at once
+# (base/allocator.py).
+HOLES = 0.28
+HOLES_NARROW = 0.38
+HOLES_MIXED = 0.70
+SMALL = 0.05
+NARROW_BASE = 12 << 20  # oneDNN's bfloat16 kernels, which the probe's bare process has not made
 CUDA_BASE = 600 << 20  # context, kernels and cuBLAS workspaces
 CUDA_HOLES = 0.06
 
@@ -59,7 +64,8 @@ def predict(workload: Workload, machine: Machine) -> Forecast:
     phase = max(found, key=lambda name: sum(found[name].values()))
     parts = {name: size for name, size in (fixed | found[phase]).items() if size}
     gpu = workload.device == "cuda"
-    base = CUDA_BASE if gpu else machine.calibration.base
+    narrow = NARROW_BASE if workload.precision == "bfloat16" else 0
+    base = CUDA_BASE if gpu else machine.calibration.base + narrow
     parts = {"base": base} | parts | {"heap": _heap(workload, found[phase])}
     total = sum(parts.values())
     held = 0
@@ -91,4 +97,8 @@ def _heap(workload: Workload, phase: memory.Parts) -> int:
     short = sum(size for name, size in phase.items() if name != "gradients")
     if workload.device == "cuda":
         return int(CUDA_HOLES * short)
-    return int((HOLES if workload.rung == "plain" else SMALL) * short)
+    if workload.rung != "plain":
+        return int(SMALL * short)
+    if workload.shape.lora_rank or workload.micro > 1 or workload.mlp_tile:
+        return int(HOLES_MIXED * short)
+    return int((HOLES_NARROW if workload.precision == "bfloat16" else HOLES) * short)

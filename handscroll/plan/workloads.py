@@ -31,12 +31,16 @@ def recipe_workloads(recipe: Any, config: Any = None, data_bytes: int | None = N
         "data_bytes": data_bytes,
         "threads": recipe.threads,
     }
-    common |= {name: getattr(recipe.memory, name) for name in ("rung", "chunk", "stage_layers", "mlp_tile", "offload")}
+    memory = recipe.memory
+    common |= {name: getattr(memory, name) for name in ("rung", "chunk", "stage_layers", "mlp_tile", "offload")}
+    if memory.rung == "recurrent":  # it keeps no more than the plain step of one chunk
+        common |= {"rung": "plain", "chunk": 0}
     found = []
     for stage in recipe.stages:
         micro = stage.micro or stage.rows
         packed = any(getattr(recipe.data[name], "sampling", "") == "packed" for name in stage.mix)
-        own = {"length": stage.length, "rows": micro, "micro": stage.rows // micro, "steps": stage.steps}
+        length = min(stage.length, memory.chunk) if memory.rung == "recurrent" else stage.length
+        own = {"length": length, "rows": micro, "micro": stage.rows // micro, "steps": stage.steps}
         found.append(Workload.model_validate(common | own | {"packed": packed}))
     return found
 

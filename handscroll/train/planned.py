@@ -35,6 +35,8 @@ class Planned:
         widest = max(self.plan.stages, key=lambda stage: stage.host)
         place = ", ".join(f"{name} {value}" for name, value in chosen(widest.workload).items())
         free = gigabytes(self.plan.machine.usable)
+        if self.memory.rung == "recurrent":
+            place = "rung recurrent, truncated: what is learned from ends at each chunk's edge"
         return (
             f"plan: {place}; peak memory {gigabytes(widest.host)} (may use {free}), "
             f"disk {gigabytes(widest.disk)}, about {clock(self.plan.seconds)}"
@@ -48,10 +50,11 @@ class Planned:
         if seconds:
             actual["seconds_per_update"] = statistics.median(seconds)
             actual["updates"] = len(seconds)
-        self._write({"actual": actual})
+        self.write({"actual": actual})
         return actual
 
-    def _write(self, more: dict[str, Any]) -> None:
+    def write(self, more: dict[str, Any]) -> None:
+        """Replace `plan.json`."""
         kept = {"memory": self.memory.model_dump(mode="json"), "plan": self.plan.record()} | more
         write_file(self.folder / PLAN, (json.dumps(kept, indent=2, ensure_ascii=False) + "\n").encode())
 
@@ -64,6 +67,8 @@ def planned(
     A run folder keeps what was settled: `auto` means the same again when it goes on, as long as that still fits.
     Ranks on one machine share its memory evenly.
 
+    The recurrent form is planned as the plain step of one chunk: it keeps no more.
+
     Raises:
         CapacityError: it will not fit and `force` is not given; names the setting that would.
     """
@@ -74,20 +79,27 @@ def planned(
         again = plan([_with(one, kept) for one in workloads], machine)
         if not again.refusal:
             memory = kept
+    if memory.rung == "recurrent":
+        short = [one.changed(length=min(one.length, memory.chunk), rung="plain") for one in workloads]
+        return _written(Planned(memory, plan(short, machine), folder), world, force)
     if world.context > 1 and memory.rung == "auto":
         memory = memory.model_copy(update={"chunk": memory.chunk or 1024})  # ranks share chunks; plain rows have none
     made = plan([_with(one, memory) for one in workloads], machine)
-    if made.refusal and not force:
-        raise CapacityError(f"{made.refusal}; or start it all the same with --force")
     settled = made.stages[0].workload
     names = ("rung", "chunk", "stage_layers", "mlp_tile", "offload")
     taken = Memory(**{name: getattr(settled, name) for name in names}, folder=memory.folder)
-    if taken.rung != "plain":
+    return _written(Planned(taken, made, folder), world, force)
+
+
+def _written(found: Planned, world: World, force: bool) -> Planned:
+    """Refuse, or keep the plan in the run folder and prepare the process for it."""
+    if found.plan.refusal and not force:
+        raise CapacityError(f"{found.plan.refusal}; or start it all the same with --force")
+    if found.memory.rung != "plain":
         return_at_once()
-    found = Planned(taken, made, folder)
     if world.first:
-        folder.mkdir(parents=True, exist_ok=True)
-        found._write({})
+        found.folder.mkdir(parents=True, exist_ok=True)
+        found.write({})
     return found
 
 

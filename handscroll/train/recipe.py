@@ -17,11 +17,12 @@ from handscroll.base.errors import ConfigError, nearest
 from handscroll.base.runs import write_file
 from handscroll.data.batch import Batch, collate
 from handscroll.data.corpus import select
+from handscroll.data.lanes import Lanes
 from handscroll.data.pack import Packed
 from handscroll.data.recall import Copies, Facts
 from handscroll.data.row import Row
 from handscroll.data.sources import TokenSource
-from handscroll.data.stream import Chain, Mixture, Stream, Take
+from handscroll.data.stream import Chain, Mixture, Repeat, Stream, Take
 from handscroll.data.windows import CyclicWindows, SlidingWindows
 from handscroll.lm import LM, load
 from handscroll.models.gpt2 import GPT2, GPT2Config
@@ -67,10 +68,31 @@ class Files(Config):
 
 
 class TextData(Config):
-    """Rows of real text. cyclic: shuffled rings; sliding: reading order, once; packed: several documents a row."""
+    """Rows of real text. cyclic: shuffled rings; sliding: reading order, once; packed: several documents a row.
+
+    `order = "reading"` (cyclic, sliding): as many lanes as rows in an update, each reading its own documents on and
+    on, so that every update continues the one before it: what the recurrent form needs.
+    """
 
     kind: Literal["text"]
     sampling: Literal["cyclic", "sliding", "packed"] = "packed"
+    order: Literal["shuffled", "reading"] = "shuffled"
+
+    @model_validator(mode="after")
+    def _possible(self):
+        if self.order == "reading" and self.sampling == "packed":
+            raise ValueError("packed rows hold several documents and continue nothing; use sampling sliding or cyclic")
+        return self
+
+    def lanes(self, text: TokenSource, length: int, seed: int, rows: int) -> Stream[Row]:
+        """The rows of `order = "reading"`."""
+
+        def read(part: TokenSource) -> Stream[Row]:
+            if self.sampling == "cyclic":
+                return CyclicWindows(part, length, seed, short="pad", seam="join", order="reading")
+            return Repeat(SlidingWindows(part, length))
+
+        return Lanes(text, rows, read)
 
     def stream(self, text: TokenSource, tokenizer: Tokenizer, length: int, seed: int) -> Stream[Row]:
         if self.sampling == "cyclic":
@@ -187,6 +209,9 @@ class Recipe(Config):
             for name in stage.mix:
                 if name not in self.data:
                     raise ValueError(f"stages: mix names '{name}': {nearest(name, self.data)}")
+            in_order = [name for name in stage.mix if getattr(self.data[name], "order", "") == "reading"]
+            if in_order and len(stage.mix) > 1:
+                raise ValueError(f"stages: '{in_order[0]}' is read in order; rows mixed in would tear its lanes apart")
         if self.loop.get("steps") not in (None, self.steps):
             raise ValueError(f"loop.steps {self.loop['steps']} contradicts the stages' {self.steps}; leave it out")
         return self
@@ -215,12 +240,17 @@ def updates(recipe: Recipe, text: TokenSource, tokenizer: Tokenizer) -> Chain[li
         names = sorted(stage.mix)
         seeds = [recipe.seed * 10_007 + number * 101 + at for at in range(len(names) + 1)]
         streams = [
-            recipe.data[name].stream(text, tokenizer, stage.length, seed)
-            for name, seed in zip(names, seeds, strict=False)
+            _rows(recipe.data[name], text, tokenizer, stage, seed) for name, seed in zip(names, seeds, strict=False)
         ]
         rows = Mixture(streams, [stage.mix[name] for name in names], seeds[-1]) if len(streams) > 1 else streams[0]
         chain.append(Take(Updates(rows, stage.rows, stage.micro or stage.rows), stage.steps))
     return Chain(chain)
+
+
+def _rows(data: RowData, text: TokenSource, tokenizer: Tokenizer, stage: Stage, seed: int) -> Stream[Row]:
+    if isinstance(data, TextData) and data.order == "reading":
+        return data.lanes(text, stage.length, seed, stage.rows)
+    return data.stream(text, tokenizer, stage.length, seed)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from handscroll.train.checkpoint import (
     save_checkpoint,
 )
 from handscroll.train.curriculum import Curriculum
+from handscroll.train.ladder.recurrent import Recurrent
 from handscroll.train.optim import Optimizer
 from handscroll.train.parallel.shard import assign, gathered, like
 from handscroll.train.parallel.world import ALONE, World
@@ -103,6 +104,10 @@ class Run:
     def _trainable(self):
         return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
 
+    def remembered(self) -> dict[str, Tensor]:
+        """The segment memory of the recurrent form; nothing for exact rungs."""
+        return self.step.rung.state() if isinstance(self.step.rung, Recurrent) else {}
+
     def forget_losses(self) -> None:
         """Judge the next losses by themselves."""
         self.guard = SpikeGuard(self.spike)
@@ -137,6 +142,9 @@ class Run:
         for name, optimizer in self.optimizers.items():
             named, states[name] = optimizer_tensors(optimizer)
             tensors[name] = gathered(named, self.world)
+        remembered = self.remembered()
+        if remembered:
+            tensors["memory"] = remembered
         if self.average:
             tensors["average"] = gathered(self.average, self.world)
         if not self.world.first:
@@ -176,6 +184,8 @@ class Run:
         if self.curriculum is not None:
             self.curriculum.enter(self.model, max(0, self.progress.planned - 1))
             self.curriculum.recent = [tuple(one) for one in self.progress.recent]
+        if isinstance(self.step.rung, Recurrent):
+            self.step.rung.restore(tensors.get("memory", {}), self.model.device)
         self.guard = SpikeGuard.from_state(self.spike, state.get("spike", []))
         restore_rng(state["rng"])
         return state

@@ -17,6 +17,7 @@ from handscroll.objectives.loss import Loss
 from handscroll.objectives.objective import Objective
 from handscroll.train.ladder.blocks import Blocks, DiskBlocks, HostBlocks
 from handscroll.train.ladder.plain import Plain
+from handscroll.train.ladder.recurrent import Recurrent
 from handscroll.train.ladder.rung import Request, Rung
 from handscroll.train.ladder.staged import Staged
 from handscroll.train.parallel.world import ALONE, World
@@ -29,24 +30,29 @@ class Memory(Config):
 
     plain: everything is kept. checkpoint: layer inputs. chunk-outer: keys, values and their gradients.
     layer-outer: layer inputs, and keys and values of one layer. staged: in between, `stage_layers` layers at a
-    time. auto: the planner takes the fastest one that fits.
+    time. auto: the planner takes the fastest one that fits. recurrent is no exact rung but the truncated form, with
+    `remembered` keys and values before each chunk.
     """
 
-    rung: Literal["auto", "plain", "checkpoint", "chunk-outer", "layer-outer", "staged"] = "auto"
+    rung: Literal["auto", "plain", "checkpoint", "chunk-outer", "layer-outer", "staged", "recurrent"] = "auto"
     chunk: int = Field(default=0, ge=0, description="tokens of a chunk, a multiple of 64; 0: the planner's choice")
     stage_layers: int = Field(default=0, ge=0, description="staged: layers of a stage")
     mlp_tile: int = Field(default=0, ge=0, description="tokens the MLP sees at a time; 0: all of the chunk")
+    remembered: int = Field(default=0, ge=0, description="recurrent: keys and values kept before a chunk")
     offload: Literal["none", "host", "disk"] = Field(default="none", description="where chunked rungs keep things")
     folder: str = Field(default="", description="offload = 'disk': where the unnamed file lies; the run folder unless")
 
     @model_validator(mode="after")
     def _meant(self):
-        chunked = self.rung in ("chunk-outer", "layer-outer", "staged")
         if self.chunk % EDGE:
             raise ValueError(f"chunk {self.chunk} is not a multiple of {EDGE}")
         if (self.rung == "staged") != bool(self.stage_layers):
             raise ValueError("stage_layers belongs to rung 'staged', and 'staged' needs it")
-        if self.rung != "auto" and not chunked and (self.chunk or self.offload != "none"):
+        if (self.rung == "recurrent") != bool(self.remembered):
+            raise ValueError("remembered belongs to rung 'recurrent', and 'recurrent' needs it")
+        if self.rung == "recurrent" and (not self.chunk or self.offload != "none"):
+            raise ValueError("rung 'recurrent' needs a chunk and offloads nothing")
+        if self.rung in ("plain", "checkpoint") and (self.chunk or self.offload != "none"):
             raise ValueError(f"rung '{self.rung}' has no chunks and offloads nothing: leave both out")
         if self.folder and self.offload != "disk":
             raise ValueError("folder belongs to offload = 'disk'")
@@ -73,6 +79,12 @@ def build_rung(memory: Memory, model: Model, folder: Path, world: World = ALONE)
             f"parallel.context = {world.context} shares the tokens of a row chunk by chunk; rung '{memory.rung}' "
             "has no chunks: choose memory.rung = 'chunk-outer', 'layer-outer' or 'staged'"
         )
+    if memory.rung == "recurrent":
+        if world.size > 1:
+            raise ConfigError("rung 'recurrent' remembers in one process; start the run without torchrun")
+        recurrent = Recurrent(memory.chunk, memory.remembered, memory.mlp_tile)
+        recurrent.check(model)
+        return recurrent
     if memory.rung in ("plain", "checkpoint"):
         return Plain(recompute=memory.rung == "checkpoint", mlp_tile=memory.mlp_tile)
     places: dict[str, Callable[[], Blocks] | None] = {
@@ -113,7 +125,8 @@ class Step:
             mine, first = self.world.rows(batch.part(0, batch.filled))
             here = None if noise is None else replace(noise, first_row=first_row + first)
             beat = _shared(pulse, number, len(batches))
-            request = Request(objective, max(1, count), batch.tokens.shape[1], self.autocast, here, self.world, beat)
+            length, start = batch.tokens.shape[1], first_row + first
+            request = Request(objective, max(1, count), length, self.autocast, here, self.world, start, beat)
             loss = self.rung(model, mine.to(model.device), request)
             first_row += batch.tokens.shape[0]
             sums[0] += float(loss.total.detach())

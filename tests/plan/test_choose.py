@@ -51,7 +51,7 @@ def test_a_refusal_names_a_setting_that_passes(workload, machine):
     here = machine(700)
     refused = workload(length=8192)
     with pytest.raises(
-        CapacityError, match=r"rung 'plain' would take 1,\d+ MB of memory, 644 MB of the 700 MB"
+        CapacityError, match=r"rung 'plain' would take 1,\d+ MB of memory, 630 MB of the 700 MB"
     ) as error:
         check(refused, here)
     values: dict = {}

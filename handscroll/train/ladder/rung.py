@@ -23,7 +23,8 @@ def _nothing(done: float) -> None:
 class Request:
     """What a rung is asked to do with a micro-batch.
 
-    Gradients are of the summed loss over `divisor`; `length` is the declared length of the rows. `pulse(done)` is
+    Gradients are of the summed loss over `divisor`; `length` is the declared length of the rows;
+    `first_row` numbers the first row within the update. `pulse(done)` is
     called between chunks with the share of the work that is done; it may raise to abandon the step, and the gradients
     are then worthless.
     """
@@ -34,6 +35,7 @@ class Request:
     autocast: torch.dtype | None = None
     noise: Noise | None = None
     world: World = ALONE
+    first_row: int = 0
     pulse: Callable[[float], None] = _nothing
 
     def precision(self, model: Decoder) -> AbstractContextManager:

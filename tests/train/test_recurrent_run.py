@@ -1,0 +1,61 @@
+"""The recurrent form from a recipe: it says what it is, and a killed run resumes to the same bytes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from handscroll.base.config import read_recipe
+from handscroll.base.errors import ConfigError
+from handscroll.train.recipe import Recipe, Ways, run_recipe
+from handscroll.train.step import Memory
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "tiny" / "llama.toml"
+
+
+@pytest.mark.parametrize("sampling", ["sliding", "cyclic"])
+def test_a_recurrent_run_resumes_to_the_same_bytes(sampling, tmp_path):
+    settings = [
+        "threads=1",
+        "loop.save_every=1",
+        "loop.evaluate_every=0",
+        f"data={{text={{kind='text',sampling='{sampling}',order='reading'}}}}",
+        "stages=[{length=128,rows=4,micro=2,steps=6,mix={text=1.0}}]",
+        "memory={rung='recurrent',chunk=64,remembered=64}",
+        "model.sizes.context=128",
+        "regularise.dropout=0.1",
+    ]
+    before = torch.get_num_threads()
+    recipe = Recipe.parse(read_recipe(RECIPE, settings), "recipe")
+    shown = []
+    run_recipe(recipe, tmp_path / "straight", Ways(show=shown.append))
+    assert "truncated" in shown[0]
+
+    class Stop(Exception):
+        pass
+
+    def die(record):
+        if record["step"] == 4:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run_recipe(recipe, tmp_path / "cut", Ways(on_record=die))
+    run_recipe(recipe, tmp_path / "cut")
+    for name in ("records.jsonl", "model/model.safetensors"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+    with pytest.raises(ConfigError, match="nothing to certify"):
+        run_recipe(recipe, tmp_path / "certified", Ways(certify=True))
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"rung": "recurrent", "chunk": 64}, "needs it"),
+        ({"rung": "recurrent", "remembered": 64}, "needs a chunk"),
+        ({"rung": "plain", "remembered": 64}, "belongs to"),
+    ],
+)
+def test_settings_that_would_be_ignored_are_refused(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        Memory.parse(settings, "memory")
