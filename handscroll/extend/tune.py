@@ -11,6 +11,7 @@ from handscroll.base.workload import Shape, Workload
 from handscroll.data.pack import Packed
 from handscroll.data.sources import TokenSource
 from handscroll.lm import LM
+from handscroll.models.model import Decoder
 from handscroll.objectives.causal import Causal
 from handscroll.train.assemble import Updates
 from handscroll.train.loop import Callbacks, OnRecord, train
@@ -60,6 +61,7 @@ def tune(lm: LM, to: int, settings: TuneSettings, folder: Path, on_record: OnRec
     done = {"text": source.fingerprint, "to": to, **how, "lr": rate}
     write_recipe(folder, {"tune": done, "from": lm.source})
     plan = planned(settings.memory, [_workload(lm, to, settings, source)], folder, force=settings.force)
+    assert isinstance(lm.model, Decoder)
     run = Run(folder, lm.model, optimizer, schedule, loop, plan.memory)
     progress = train(run, Updates(rows, settings.rows, 1), Causal(), Callbacks(on_record=on_record))
     plan.compare()

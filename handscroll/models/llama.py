@@ -67,6 +67,8 @@ class LlamaConfig(Config):
 class Layer(PreNormLayer):
     """Grouped-query attention, windowed where the configuration says so, and a gated MLP."""
 
+    mlp: GatedMLP
+
     def __init__(self, config: LlamaConfig, number: int):
         super().__init__()
         self.number = number

@@ -17,7 +17,10 @@ class Objective(Protocol):
     refuse objectives without it.
     """
 
-    additive: bool
+    @property
+    def additive(self) -> bool:
+        """Whether pieces of a row may be scored apart."""
+        ...
 
     def mask(self, model: Model, marks: Marks) -> Mask:
         """Who sees whom, for rows with these marks."""

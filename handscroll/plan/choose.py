@@ -19,7 +19,7 @@ def options(workload: Workload, machine: Machine) -> list[Forecast]:
     """
     if workload.kind in ("generate", "serve"):
         return [predict(workload, machine)]
-    rungs = ["plain", "checkpoint", *CHUNKED] if workload.rung == "auto" else [workload.rung]
+    rungs: list[str] = ["plain", "checkpoint", *CHUNKED] if workload.rung == "auto" else [workload.rung]
     if workload.rung == "auto" and (workload.chunk or workload.offload != "none"):
         rungs = list(CHUNKED)
     found: dict[Workload, Forecast] = {}

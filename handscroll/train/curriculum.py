@@ -46,7 +46,7 @@ class Curriculum:
     positions: Sequence[NewPositions | None]
     grow: Sequence[Grow | None]
     stage: int = -1
-    recent: list[tuple[float, int, float, int]] = field(default_factory=list)
+    recent: list[tuple[float, ...]] = field(default_factory=list)
 
     def stage_at(self, planned: int) -> int:
         """The stage of the update number `planned` (from 0; skipped ones count)."""

@@ -105,7 +105,7 @@ class _Session:
         while progress.planned < run.loop.steps and not progress.stopped:
             started = time.monotonic()
             if run.curriculum is not None and run.curriculum.enter(run.model, progress.planned) and progress.step:
-                run.forget_losses()  # the jump of a new stage is meant
+                run.begin_stage()
             micro, behind = self._next()
             try:
                 run.model.train()

@@ -24,7 +24,7 @@ from handscroll.data.batch import Batch
 from handscroll.data.stream import State, Stream
 from handscroll.models.gpt2 import GPT2, GPT2Config
 from handscroll.models.llama import Llama, LlamaConfig
-from handscroll.models.model import Model
+from handscroll.models.model import Decoder
 from handscroll.nn.init import initialise
 from handscroll.objectives.causal import Causal
 from handscroll.objectives.objective import Objective
@@ -114,16 +114,16 @@ class RandomBatches(Stream[list[Batch]]):
         size = -(-shape[1] // DOCUMENTS)
         segment, places = index // size, index % size
         targets = targets.masked_fill(places == size - 1, -100)
-        columns = [column.expand(shape).contiguous() for column in (index, segment, places)]
-        return Batch(tokens, targets, *columns)
+        index, segment, places = (column.expand(shape).contiguous() for column in (index, segment, places))
+        return Batch(tokens, targets, index, segment, places)
 
 
-def build(shape: Shape, length: int) -> Model:
+def build(shape: Shape, length: int) -> Decoder:
     """A model of random weights in a workload's shape."""
     names = ("vocab", "width", "layers", "heads", "mlp_width", "tied")
     sizes: dict[str, Any] = {name: getattr(shape, name) for name in names}
     if shape.family == "gpt2":
-        model: Model = GPT2(GPT2Config(**sizes, context=max(length, shape.positions)))
+        model: Decoder = GPT2(GPT2Config(**sizes, context=max(length, shape.positions)))
     else:
         positions: Any = {"base": 1e4, "scaling": {"name": "none"}, "context": length, "trained": length}
         sizes |= {"kv_heads": shape.kv_heads, "head_size": shape.head_size, "windows": shape.windows}

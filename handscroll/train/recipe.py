@@ -28,7 +28,7 @@ from handscroll.lm import LM, load
 from handscroll.models.gpt2 import GPT2, GPT2Config
 from handscroll.models.induction import set_induction_heads
 from handscroll.models.llama import Llama, LlamaConfig
-from handscroll.models.model import Model
+from handscroll.models.model import Decoder, Model
 from handscroll.nn.init import initialise
 from handscroll.nn.noise import Noise
 from handscroll.objectives.causal import Causal
@@ -89,7 +89,7 @@ class TextData(Config):
 
         def read(part: TokenSource) -> Stream[Row]:
             if self.sampling == "cyclic":
-                return CyclicWindows(part, length, seed, short="pad", seam="join", order="reading")
+                return CyclicWindows(part, length, seed, short="pad", seam="split", order="reading")
             return Repeat(SlidingWindows(part, length))
 
         return Lanes(text, rows, read)
@@ -287,6 +287,8 @@ def _run(recipe: Recipe, folder: Path, world: World, ways: Ways) -> tuple[LM, Pr
     model = build_model(recipe, tokenizer)
     # How the work is done may change when a run goes on elsewhere; what is done may not.
     what = recipe.model_dump(mode="json", exclude={"memory", "parallel"})
+    if recipe.memory.rung == "recurrent":  # but this rung is no exact one: its settings are part of what is done
+        what["memory"] = recipe.memory.model_dump(mode="json", include={"rung", "chunk", "remembered"})
     resolved = {"recipe": what, "versions": versions(), "text": text.fingerprint}
     if world.first:
         write_recipe(folder, resolved | {"threads": torch.get_num_threads()})
@@ -332,7 +334,7 @@ def _run(recipe: Recipe, folder: Path, world: World, ways: Ways) -> tuple[LM, Pr
     return lm, progress
 
 
-def _certify(recipe: Recipe, memory: Memory, model: Model, stream: Chain, ways: Ways, folder: Path) -> None:
+def _certify(recipe: Recipe, memory: Memory, model: Decoder, stream: Chain, ways: Ways, folder: Path) -> None:
     """Hold the rung to the plain step on a row of the run's longest stage; the result is shown and kept."""
     longest = max(range(len(recipe.stages)), key=lambda stage: recipe.stages[stage].length)
     (first, *_), _ = next(stream.resume(stream.beginning(longest)))
@@ -348,10 +350,12 @@ def _digest(value: Any) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
-def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Model:
+def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Decoder:
     """A new model of the recipe's family and sizes, or the checkpoint it starts from, in float32."""
     if recipe.model.path is not None:
-        return load(recipe.model.path).model
+        loaded = load(recipe.model.path).model
+        assert isinstance(loaded, Decoder)
+        return loaded
     ids = {"bos": tokenizer.bos, "eos": () if tokenizer.eos is None else (tokenizer.eos,)}
     values = {"vocab": tokenizer.vocab_size, **ids, **recipe.model.sizes}
     where = "recipe: model.sizes"
@@ -360,7 +364,7 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Model:
         if context is not None:
             base = float(values.pop("base", 10_000.0))
             values["positions"] = {"base": base, "scaling": {"name": "none"}, "context": context, "trained": context}
-        model: Model = Llama(LlamaConfig.parse(values, where))
+        model: Decoder = Llama(LlamaConfig.parse(values, where))
     else:
         model = GPT2(GPT2Config.parse(values, where))
     generator = torch.Generator().manual_seed(recipe.seed)

@@ -14,7 +14,7 @@ from torch import Tensor
 from handscroll.base.config import Config
 from handscroll.base.errors import CheckpointError
 from handscroll.base.runs import latest_checkpoint, write_file
-from handscroll.models.model import Model
+from handscroll.models.model import Decoder
 from handscroll.nn.noise import Noise
 from handscroll.train.checkpoint import (
     load_checkpoint,
@@ -77,7 +77,7 @@ class Run:
     """A model in training and everything its checkpoint holds."""
 
     folder: Path
-    model: Model
+    model: Decoder
     optimizer: Optimizer
     schedule: Schedule
     loop: Loop
@@ -108,9 +108,11 @@ class Run:
         """The segment memory of the recurrent form; nothing for exact rungs."""
         return self.step.rung.state() if isinstance(self.step.rung, Recurrent) else {}
 
-    def forget_losses(self) -> None:
-        """Judge the next losses by themselves."""
+    def begin_stage(self) -> None:
+        """At a new stage: judge the next losses by themselves, and remember no keys of the old positions."""
         self.guard = SpikeGuard(self.spike)
+        if isinstance(self.step.rung, Recurrent):
+            self.step.rung.forget()
 
     def noise(self) -> Noise | None:
         """The dropout of the coming update; None when there is none."""

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError
 from handscroll.data.batch import Batch
-from handscroll.models.model import Decoder, Model
+from handscroll.models.model import Decoder
 from handscroll.nn.noise import Noise
 from handscroll.objectives.loss import Loss
 from handscroll.objectives.objective import Objective
@@ -63,7 +63,7 @@ class Abandoned(Exception):
     """A step was given up between two chunks, on request; the gradients are worthless, the weights untouched."""
 
 
-def build_rung(memory: Memory, model: Model, folder: Path, world: World = ALONE) -> Rung:
+def build_rung(memory: Memory, model: Decoder, folder: Path, world: World = ALONE) -> Rung:
     """The rung that resolved settings describe (`auto` is the planner's business); `folder` for offloading.
 
     Raises:

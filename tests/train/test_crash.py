@@ -9,35 +9,55 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
+
 RUN = """
 import sys
 from pathlib import Path
 import torch
 from handscroll.base.config import read_recipe
+from handscroll.extend.tune import TuneSettings, tune
+from handscroll.lm import load
 from handscroll.train.recipe import Recipe, run_recipe
 torch.set_num_threads(1)
-recipe = Recipe.parse(read_recipe(Path(sys.argv[1]), sys.argv[2:]), "recipe")
+kind, where, *settings = sys.argv[1:]
+if kind == "train":
+    recipe = Recipe.parse(read_recipe(Path(where), settings), "recipe")
 import os
-# One warm parent forks a child per attempt: importing torch once instead of twenty times.
+def work(folder):
+    if kind == "train":
+        return run_recipe(recipe, folder)
+    lm = load(where)  # extend's tuning, on the chunked rung with its file
+    memory = {"rung": "staged", "stage_layers": 1, "chunk": 64, "offload": "disk"}
+    files = (str(Path(os.__file__).parent / "argparse.py"),)
+    values = {"files": files, "steps": 12, "rows": 2, "save_every": 2, "memory": memory, "lora": {"rank": 2}}
+    tune(lm, 64, TuneSettings.parse(values, "tune"), folder)
+    lm.save(folder / "model")
+# One warm parent forks a child per attempt: importing torch once instead of sixty times.
 for line in sys.stdin:
     child = os.fork()
     if child == 0:
-        run_recipe(recipe, Path(line.strip()))
+        work(Path(line.strip()))
         os._exit(0)
     sys.stdout.write(f"{child}\\n"); sys.stdout.flush()
     _, status = os.waitpid(child, 0)
     sys.stdout.write(f"done {status}\\n"); sys.stdout.flush()
 """
 RECIPE = Path(__file__).parents[2] / "recipes" / "tiny" / "llama.toml"
-SETTINGS = ["threads=1", "loop.save_every=3"]
-KILLS = 20
+OFFLOAD = ["memory={rung='staged',stage_layers=1,chunk=64,offload='disk'}", "regularise.dropout=0.1"]
+CASES = {
+    "train": ["train", str(RECIPE), "threads=1", "loop.save_every=3"],
+    "train, offloading": ["train", str(RECIPE), "threads=1", "loop.save_every=3", *OFFLOAD],
+    "tune, offloading": ["tune"],
+}
+KILLS = 20  # of each case: sixty in all
 
 
 class Parent:
     """The forking parent process: `attempt` runs a child and kills it after a while, or lets it finish."""
 
-    def __init__(self):
-        command = [sys.executable, "-c", RUN, str(RECIPE), *SETTINGS]
+    def __init__(self, *case):
+        command = [sys.executable, "-c", RUN, *case]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def attempt(self, folder: Path, seconds: float | None) -> int:
@@ -59,9 +79,10 @@ class Parent:
         self.process.wait(timeout=60)
 
 
-def test_twenty_kills_leave_the_same_records(tmp_path):
+@pytest.mark.parametrize("case", CASES)
+def test_twenty_kills_leave_the_same_records(case, tiny_folder, tmp_path):
     """A run is killed and resumed until it gets through; then another, until twenty kills have struck in flight."""
-    parent = Parent()
+    parent = Parent(*CASES[case], *([str(tiny_folder)] if case.startswith("tune") else []))
     calm = tmp_path / "calm"
     started = time.monotonic()
     assert parent.attempt(calm, None) == 0

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from handscroll.base.config import read_recipe
-from handscroll.base.errors import ConfigError
+from handscroll.base.errors import CheckpointError, ConfigError
 from handscroll.train.recipe import Recipe, Ways, run_recipe
 from handscroll.train.step import Memory
 
@@ -43,6 +43,9 @@ def test_a_recurrent_run_resumes_to_the_same_bytes(sampling, tmp_path):
     run_recipe(recipe, tmp_path / "cut")
     for name in ("records.jsonl", "model/model.safetensors"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+    other = Recipe.parse(read_recipe(RECIPE, [*settings, "memory.remembered=32"]), "recipe")
+    with pytest.raises(CheckpointError, match="another recipe"):
+        run_recipe(other, tmp_path / "cut")
     with pytest.raises(ConfigError, match="nothing to certify"):
         run_recipe(recipe, tmp_path / "certified", Ways(certify=True))
     torch.set_num_threads(before)
