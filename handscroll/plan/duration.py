@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 from handscroll.base.workload import CHUNKED, Workload
 from handscroll.plan.calibration import Calibration
-from handscroll.plan.layer import WIDE, Layer
+from handscroll.plan.layer import QUERIES, WIDE, Layer
 from handscroll.plan.memory import stage_layers
+
+MASKED = 5  # calls of a layer that a tile of queries under a mask tensor takes as long as (2 to 10 were measured)
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ def count(workload: Workload) -> Work:
     attention = workload.rows * workload.micro * pairs * shape.inner * (4 * again + (10 if train else 0))
     kept = Layer.of(workload.changed(mlp_tile=0)).kept
     chunks = -(-workload.length // workload.chunk) if workload.rung in CHUNKED else 1
-    calls = workload.micro * shape.layers * chunks * (again + (2 if train else 0))
+    tiles = MASKED * -(-workload.length // QUERIES) if workload.packed else 0
+    calls = workload.micro * shape.layers * (chunks + tiles) * (again + (2 if train else 0))
     return Work(
         products=tokens * per_token,
         attention=attention,

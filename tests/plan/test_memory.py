@@ -89,6 +89,17 @@ def test_parts_add_up(workload, machine):
         assert sum(forecast.parts.values()) == forecast.host
 
 
+def test_what_stays_by_hand(workload):
+    count = workload().shape.parameters
+    assert memory.fixed_parts(workload(average=True, rows=2, packed=True)) == {
+        "weights": 4 * count,
+        "optimizer": 8 * count,
+        "average": 4 * count,
+        "data": 2 * 2048 * 8 * 5,
+    }
+    assert memory.fixed_parts(workload(steps=1))["optimizer"] == 0
+
+
 def test_optimisers_keep_what_they_keep(workload):
     count = workload().shape.trainable
     state = {name: memory.state_bytes(workload(optimizer=name)) for name in ("adamw", "sgd", "muon", "adafactor")}

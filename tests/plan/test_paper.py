@@ -58,5 +58,7 @@ def test_rung_auto_is_the_first_that_fits():
 def test_impossible_clusters_are_refused():
     with pytest.raises(ConfigError, match="--context-parallel 3: it must divide the 8 GPUs"):
         on_paper(run(), Cluster(nodes=1, gpus=8, gpu="h100-80gb", context_parallel=3))
+    with pytest.raises(ConfigError, match="stay inside a node of 4"):
+        on_paper(run(), Cluster(nodes=2, gpus=4, gpu="h100-80gb", context_parallel=8))
     with pytest.raises(ConfigError, match="did you mean 'h200'"):
         on_paper(run(), Cluster(nodes=1, gpus=8, gpu="h20"))
