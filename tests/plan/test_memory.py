@@ -51,6 +51,13 @@ def test_what_a_layer_keeps_by_hand(workload):
     assert Layer.of(workload(mlp_tile=256)).kept < 0.5 * Layer.of(workload()).kept
 
 
+def test_the_widest_moment_of_a_plain_step_by_hand(workload):
+    """In the loss: all layers, the final norm (3 D), rotary tables and marks, and two chunks of logits (1,024 wide)."""
+    found = memory.phases(workload())["loss"]
+    assert found["kept"] == 2048 * (6 * Layer.of(workload()).kept + 3 * 256 * 4 + 32 * 4 + 8)
+    assert found["loss"] == 2048 * 256 * 4 + 1024 * 256 * 4 + 2 * 2048 * 1024 * 4
+
+
 def test_what_chunks_carry_by_hand(workload):
     carried = memory.carried(workload(rung="staged", stage_layers=2, chunk=512))
     assert carried["inputs"] == 2 * 2048 * 256 * 4
