@@ -1,6 +1,6 @@
 """GPUs on paper: memory, peak matrix speed and bandwidth, from the makers' data sheets.
 
-Sources (read 2026-11): NVIDIA A100 80GB data sheet (2022), H100 data sheet (SXM5, 2023), H200 data sheet (2024).
+Written from memory of NVIDIA's A100 80GB, H100 SXM5 and H200 data sheets and not checked against them.
 Matrix speeds are dense bfloat16 (the sheets' headline numbers are for 2:4 sparsity, twice as much).
 """
 

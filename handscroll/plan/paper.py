@@ -15,7 +15,7 @@ from handscroll.plan.duration import count
 from handscroll.plan.forecast import CUDA_BASE, CUDA_HOLES
 from handscroll.plan.layer import WIDE
 
-REACHED = 0.40  # share of the peak matrix speed that well-tuned training reaches (Llama 3 report: 0.38 to 0.43)
+REACHED = 0.40  # share of the peak matrix speed that well-tuned training reaches (an assumption, not looked up)
 USABLE = 0.92
 DAY = 86_400
 
