@@ -8,6 +8,8 @@ from handscroll.base.config import Config
 
 Kind = Literal["train", "extend", "generate", "serve"]
 RungName = Literal["auto", "plain", "checkpoint", "chunk-outer", "layer-outer", "staged"]
+# The settings of a recipe's table `memory` that a forecast depends on.
+MEMORY = ("rung", "stage_layers", "chunk", "offload", "mlp_tile")
 CHUNKED = ("chunk-outer", "layer-outer", "staged")
 
 
@@ -125,8 +127,6 @@ class Workload(Config):
     offload: Literal["none", "host", "disk"] = "none"
     device: Literal["cpu", "cuda"] = "cpu"
     keep: int = Field(default=2, ge=0)
-    ranks: int = Field(default=1, ge=1, description="ranks that share weights, gradients and optimiser state")
-    context_parallel: int = Field(default=1, ge=1, description="ranks that share a row")
     new: int = Field(default=0, ge=0, description="generate, serve: new tokens")
     data_bytes: int = Field(default=0, ge=0, description="the training text in memory")
     threads: int = Field(default=0, ge=0, description="0: as many as there are processors")

@@ -1,7 +1,9 @@
 """A loss is a sum and a count; division happens once, by the global count."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 
@@ -12,3 +14,19 @@ class Loss:
     total: Tensor
     count: int
     metrics: dict[str, tuple[float, int]] = field(default_factory=dict)
+
+    def detached(self) -> "Loss":
+        """The numbers without the graph, which would otherwise be held by whoever collects losses."""
+        return replace(self, total=self.total.detach())
+
+
+def summed(losses: Iterable[Loss]) -> Loss:
+    """The loss of several pieces together, in float64 on the CPU, without a graph."""
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    metrics: dict[str, tuple[float, int]] = {}
+    for loss in losses:
+        total, count = total + loss.total.detach().double().cpu(), count + loss.count
+        for name, (value, number) in loss.metrics.items():
+            before = metrics.get(name, (0.0, 0))
+            metrics[name] = (before[0] + value, before[1] + number)
+    return Loss(total, count, metrics)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from handscroll.base.errors import CapacityError
-from handscroll.base.workload import CHUNKED, Workload
+from handscroll.base.workload import CHUNKED, MEMORY, Workload
 from handscroll.plan.forecast import Forecast, predict
 from handscroll.plan.machine import Machine
 
@@ -86,8 +86,7 @@ def longest(workload: Workload, machine: Machine) -> int:
 
 def chosen(workload: Workload) -> dict[str, str | int]:
     """The settings of the recipe's table `memory` that ask for a workload's rung, stage, chunk and place."""
-    names = ("rung", "stage_layers", "chunk", "offload", "mlp_tile")
-    values = {name: getattr(workload, name) for name in names}
+    values = {name: getattr(workload, name) for name in MEMORY}
     return {name: value for name, value in values.items() if value not in (0, "none")}
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from handscroll.base.errors import CapacityError
-from handscroll.base.workload import Workload
+from handscroll.base.workload import MEMORY, Workload
 from handscroll.plan.choose import check, chosen, fits, gigabytes, options, widest
 from handscroll.plan.forecast import Forecast, predict
 from handscroll.plan.machine import Machine
@@ -57,8 +57,7 @@ def plan(workloads: Sequence[Workload], machine: Machine) -> Plan:
 
 def settle(workload: Workload, settled: Workload) -> Workload:
     """A stage's workload with the rung, chunk and place that were settled for the run."""
-    names = ("rung", "chunk", "stage_layers", "offload", "mlp_tile")
-    return workload.changed(**{name: getattr(settled, name) for name in names})
+    return workload.changed(**{name: getattr(settled, name) for name in MEMORY})
 
 
 def smallest(workload: Workload, machine: Machine) -> Forecast:

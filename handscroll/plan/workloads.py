@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from handscroll.base.errors import ConfigError
-from handscroll.base.workload import Shape, Workload
+from handscroll.base.workload import MEMORY, Shape, Workload
 
 
 def recipe_workloads(recipe: Any, config: Any = None, data_bytes: int | None = None) -> list[Workload]:
@@ -32,7 +32,7 @@ def recipe_workloads(recipe: Any, config: Any = None, data_bytes: int | None = N
         "threads": recipe.threads,
     }
     memory = recipe.memory
-    common |= {name: getattr(memory, name) for name in ("rung", "chunk", "stage_layers", "mlp_tile", "offload")}
+    common |= {name: getattr(memory, name) for name in MEMORY}
     if memory.rung == "recurrent":  # it keeps no more than the plain step of one chunk
         common |= {"rung": "plain", "chunk": 0}
     found = []

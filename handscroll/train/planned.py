@@ -13,12 +13,12 @@ from handscroll.base.allocator import return_at_once
 from handscroll.base.errors import CapacityError
 from handscroll.base.records import read_records
 from handscroll.base.runs import write_file
-from handscroll.base.workload import Workload
+from handscroll.base.workload import MEMORY, Workload
 from handscroll.plan.choose import chosen, gigabytes
 from handscroll.plan.machine import peak_bytes, this_machine
 from handscroll.plan.show import Plan, clock, plan
 from handscroll.train.parallel.world import ALONE, World
-from handscroll.train.step import Memory
+from handscroll.train.step import EDGE, Memory
 
 PLAN = "plan.json"
 
@@ -65,7 +65,8 @@ def planned(
     """Settle the memory settings of a run and refuse one that cannot fit, before anything is spent.
 
     A run folder keeps what was settled: `auto` means the same again when it goes on, as long as that still fits.
-    Ranks on one machine share its memory evenly.
+    Ranks on one machine share its memory evenly, and are planned for their part of the rows and tokens, with whole
+    weights: sharding them leaves more room than is planned.
 
     The recurrent form is planned as the plain step of one chunk: it keeps no more.
 
@@ -76,18 +77,19 @@ def planned(
     machine = machine.model_copy(update={"memory": machine.memory // world.neighbours})
     kept = _kept(folder)
     if memory.rung == "auto" and kept is not None:
-        again = plan([_with(one, kept) for one in workloads], machine)
+        again = plan([_part(_with(one, kept), world) for one in workloads], machine)
         if not again.refusal:
             memory = kept
     if memory.rung == "recurrent":
         short = [one.changed(length=min(one.length, memory.chunk), rung="plain") for one in workloads]
         return _written(Planned(memory, plan(short, machine), folder), world, force)
-    if world.context > 1 and memory.rung == "auto":
-        memory = memory.model_copy(update={"chunk": memory.chunk or 1024})  # ranks share chunks; plain rows have none
-    made = plan([_with(one, memory) for one in workloads], machine)
+    if world.context > 1:  # ranks share chunks; plain rows have none
+        memory = memory.model_copy(update={"chunk": memory.chunk or 1024})
+    made = plan([_part(_with(one, memory), world) for one in workloads], machine)
     settled = made.stages[0].workload
-    names = ("rung", "chunk", "stage_layers", "mlp_tile", "offload")
-    taken = Memory(**{name: getattr(settled, name) for name in names}, folder=memory.folder)
+    taken = Memory(**{name: getattr(settled, name) for name in MEMORY}, folder=memory.folder)
+    if world.context > 1:
+        taken = taken.model_copy(update={"chunk": memory.chunk})  # of all ranks together
     return _written(Planned(taken, made, folder), world, force)
 
 
@@ -104,8 +106,16 @@ def _written(found: Planned, world: World, force: bool) -> Planned:
 
 
 def _with(workload: Workload, memory: Memory) -> Workload:
-    names = ("rung", "chunk", "stage_layers", "mlp_tile", "offload")
-    return workload.changed(**{name: getattr(memory, name) for name in names})
+    return workload.changed(**{name: getattr(memory, name) for name in MEMORY})
+
+
+def _part(workload: Workload, world: World) -> Workload:
+    """What one rank has of it."""
+    if world.size == 1:
+        return workload
+    rows = max(1, workload.rows // world.data)
+    chunk = -(-workload.chunk // (world.context * EDGE)) * EDGE
+    return workload.changed(length=-(-workload.length // world.context), rows=rows, chunk=chunk)
 
 
 def _kept(folder: Path) -> Memory | None:

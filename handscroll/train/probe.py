@@ -19,7 +19,7 @@ from pydantic import Field
 from handscroll.base.allocator import return_at_once
 from handscroll.base.config import Config
 from handscroll.base.errors import CapacityError
-from handscroll.base.workload import Shape, Workload
+from handscroll.base.workload import MEMORY, Shape, Workload
 from handscroll.data.batch import Batch
 from handscroll.data.stream import State, Stream
 from handscroll.models.gpt2 import GPT2, GPT2Config
@@ -138,8 +138,7 @@ def build(shape: Shape, length: int) -> Decoder:
 def train_here(workload: Workload) -> list[float]:
     """Train on random tokens in this process; seconds of each update."""
     found: list[float] = []
-    names = ("rung", "chunk", "stage_layers", "mlp_tile", "offload")
-    memory = Memory(**{name: getattr(workload, name) for name in names})
+    memory = Memory(**{name: getattr(workload, name) for name in MEMORY})
     with tempfile.TemporaryDirectory(dir=os.environ.get("HANDSCROLL_PROBE_FOLDER")) as folder:
         run = Run(
             Path(folder),

@@ -301,7 +301,7 @@ def _run(recipe: Recipe, folder: Path, world: World, ways: Ways) -> tuple[LM, Pr
     if recipe.lora is not None:
         add_lora(model, recipe.lora, recipe.seed)
     stream = updates(recipe, text, tokenizer)
-    if ways.certify:
+    if ways.certify and world.first:
         _certify(recipe, memory, model, stream, ways, folder)
     if world.size > 1 and recipe.parallel.shard:
         shard(model, world)

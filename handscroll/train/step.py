@@ -13,7 +13,7 @@ from handscroll.base.errors import ConfigError
 from handscroll.data.batch import Batch
 from handscroll.models.model import Decoder
 from handscroll.nn.noise import Noise
-from handscroll.objectives.loss import Loss
+from handscroll.objectives.loss import Loss, summed
 from handscroll.objectives.objective import Objective
 from handscroll.train.ladder.blocks import Blocks, DiskBlocks, HostBlocks
 from handscroll.train.ladder.plain import Plain
@@ -118,8 +118,7 @@ class Step:
         the same gradient whatever their padding. `pulse(done)` is called between chunks and may raise `Abandoned`.
         """
         count = sum(batch.counted for batch in batches)
-        sums = [0.0]
-        names: list[str] = []
+        losses: list[Loss] = []
         first_row = 0
         for number, batch in enumerate(batches):
             mine, first = self.world.rows(batch.part(0, batch.filled))
@@ -127,18 +126,14 @@ class Step:
             beat = _shared(pulse, number, len(batches))
             length, start = batch.tokens.shape[1], first_row + first
             request = Request(objective, max(1, count), length, self.autocast, here, self.world, start, beat)
-            loss = self.rung(model, mine.to(model.device), request)
+            losses.append(self.rung(model, mine.to(model.device), request).detached())
             first_row += batch.tokens.shape[0]
-            sums[0] += float(loss.total.detach())
-            for name, (value, targets) in loss.metrics.items():
-                if name not in names:
-                    names.append(name)
-                    sums += [0.0, 0.0]
-                at = 1 + 2 * names.index(name)
-                sums[at], sums[at + 1] = sums[at] + value, sums[at + 1] + targets
         self.world.sum_gradients(model)
-        total, *rest = self.world.sum(sums)
-        metrics = {name: (rest[2 * at], int(rest[2 * at + 1])) for at, name in enumerate(names)}
+        together = summed(losses)
+        flat = [float(together.total), *(float(part) for pair in together.metrics.values() for part in pair)]
+        total, *rest = self.world.sum(flat)
+        pairs = zip(rest[::2], map(int, rest[1::2]), strict=True)
+        metrics = dict(zip(together.metrics, pairs, strict=True))
         return Loss(torch.tensor(total, dtype=torch.float64), count, metrics)
 
 

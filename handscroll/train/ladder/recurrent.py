@@ -22,7 +22,7 @@ from handscroll.data.batch import Batch
 from handscroll.models.model import Decoder
 from handscroll.nn.cache import Span
 from handscroll.nn.marks import PADDING, Marks
-from handscroll.objectives.loss import Loss
+from handscroll.objectives.loss import Loss, summed
 from handscroll.train.ladder.rung import Request
 
 
@@ -150,18 +150,14 @@ class Recurrent:
         marks = _in_document(batch)
         past = self._recalled(batch, marks, request.first_row)
         edges = range(0, marks.length, self.chunk)
-        total, count = torch.zeros((), dtype=torch.float64), 0
-        metrics: dict[str, tuple[float, int]] = {}
+        losses: list[Loss] = []
         for number, first in enumerate(edges, start=1):
             last = min(first + self.chunk, marks.length)
             loss = self._back(model, batch.part(first, last), marks.part(first, last), past, request)
-            total, count = total + loss.total.detach().double().cpu(), count + loss.count
-            for name, (value, targets) in loss.metrics.items():
-                before = metrics.get(name, (0.0, 0))
-                metrics[name] = (before[0] + value, before[1] + targets)
+            losses.append(loss.detached())
             request.pulse(number / len(edges))
         self._hand_on(batch, past, request.first_row)
-        return Loss(total, count, metrics)
+        return summed(losses)
 
     def _back(self, model: Decoder, part: Batch, marks: Marks, past: "_Past", request: Request) -> Loss:
         """One chunk forward and back; its keys and values are remembered."""

@@ -22,8 +22,9 @@ from handscroll.base.errors import ConfigError
 from handscroll.data.batch import Batch
 from handscroll.models.model import Decoder
 from handscroll.nn.attention import Context
+from handscroll.nn.marks import Extent
 from handscroll.nn.mask import Mask
-from handscroll.objectives.loss import Loss
+from handscroll.objectives.loss import Loss, summed
 from handscroll.train.ladder.blocks import Blocks
 from handscroll.train.ladder.carry import BlockCarry, Carry, Collect, HeldCarry, Recompute
 from handscroll.train.ladder.rung import Request
@@ -60,6 +61,8 @@ class _Pass:
         self.rung, self.model, self.batch, self.request = rung, model, batch, request
         self.marks = batch.marks()
         self.mask: Mask = request.objective.mask(model, self.marks)
+        if self.mask.within(Extent(0, 0), Extent(1, 1)) is not False:
+            raise ConfigError(f"mask {self.mask} shows a token later ones, which chunks cannot: take rung 'checkpoint'")
         world = request.world
         edges = _edges(batch.tokens.shape[1], rung.chunk, world.context)
         self.chunks = len(edges) - 1
@@ -84,21 +87,15 @@ class _Pass:
         last = len(self.stages) - 1
         for stage in range(last):
             self._forward(stage)
-        total, count = torch.zeros((), dtype=torch.float64), 0
-        metrics: dict[str, tuple[float, int]] = {}
+        losses: list[Loss] = []
         for stage in range(last, -1, -1):
             carry = self._carry(stage)
             self._collect(stage, carry)
             for chunk in range(self.chunks - 1, -1, -1):
                 loss = self._back(stage, chunk, carry)
-                if loss is None:
-                    continue
-                total, count = total + loss.total.detach().double().cpu(), count + loss.count
-                for name, (value, number) in loss.metrics.items():
-                    before = metrics.get(name, (0.0, 0))
-                    metrics[name] = (before[0] + value, before[1] + number)
+                losses += [] if loss is None else [loss.detached()]
         self.request.pulse(1.0)
-        return Loss(total, count, metrics)
+        return summed(losses)
 
     def close(self) -> None:
         if self.blocks is not None:
