@@ -3,20 +3,17 @@
 import ctypes
 import sys
 
-LARGE = 256 << 10  # bytes; tensors of at least this size get pages of their own
-_TRIM, _MMAP = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
 
+def trim() -> bool:
+    """Give the free pages of the C library's heap back to the system; True where that works (glibc).
 
-def return_at_once(large: int = LARGE) -> bool:
-    """Let every freed tensor of at least `large` bytes go back to the system at once; True where that works (glibc).
-
-    glibc raises its own limit up to 32 MiB as tensors are freed, and what is smaller then comes from a heap with
-    holes. Measured 2026-11 (torch 2.13, rung checkpoint, 1M parameters, 8,192 tokens): 150 MB of tensors took 320 MB;
-    with this 154 MB. It costs time, since the system zeroes fresh pages: 10 to 15 % on the rungs that save memory, 25 %
-    on plain, which is why plain runs leave the C library as it is.
-    Lasts for the process. Limits: nothing happens with other C libraries (musl, macOS).
+    glibc serves tensors below 32 MiB from a heap that keeps its holes. Called between the layers or chunks of a long
+    step, this leaves holes of about a tenth of the step's memory (2,600 against 2,900 MiB, 135M parameters, 2,048
+    tokens, 2026-11) and costs no time that could be measured; having every freed tensor go back at once (M_MMAP_THRESHOLD)
+    left none and cost 23 %.
+    Limits: nothing happens with other C libraries (musl, macOS).
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and mallopt(_MMAP, large) == 1 and mallopt(_TRIM, 2 * large) == 1
+    return _malloc_trim is not None and bool(_malloc_trim(0))
+
+
+_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None

@@ -15,9 +15,13 @@ CHUNK_BYTES = 32 << 20
 IGNORE = -100
 
 
-def chunk_rows(vocab: int) -> int:
-    """Tokens per chunk for a vocabulary, so that their float32 logits take about `CHUNK_BYTES`."""
-    return max(16, CHUNK_BYTES // (4 * vocab))
+def chunk_rows(vocab: int, count: int = 0) -> int:
+    """Tokens per chunk for a vocabulary, so that their float32 logits take about `CHUNK_BYTES`.
+
+    Given `count` tokens to share out, chunks of nearly equal size: each chunk reads the whole head once.
+    """
+    rows = max(16, CHUNK_BYTES // (4 * vocab))
+    return rows if not count else -(-count // max(1, round(count / rows)))
 
 
 def cross_entropy(
@@ -56,7 +60,7 @@ def cross_entropy_by_token(
 def token_losses(hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], targets: Int[Tensor, "N"]) -> Tensor:
     """Cross-entropy in nats of each target (N,), without gradients; 0 where the target is -100."""
     losses = []
-    rows = chunk_rows(head.shape[0])
+    rows = chunk_rows(head.shape[0], hidden.shape[0])
     for first in range(0, hidden.shape[0], rows):
         logits = _project(hidden[first : first + rows], head)
         chosen = targets[first : first + rows]
@@ -84,27 +88,32 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_head = torch.zeros(head.shape, dtype=wide, device=head.device) if need_head else None
         total = torch.zeros((), dtype=wide, device=hidden.device)
         losses = torch.empty(hidden.shape[0], dtype=wide, device=hidden.device)
-        rows = chunk_rows(head.shape[0])
+        rows = chunk_rows(head.shape[0], hidden.shape[0])
         with torch.autocast(hidden.device.type, enabled=False):
             for first in range(0, hidden.shape[0], rows):
                 part, chosen = hidden_work[first : first + rows], targets[first : first + rows].unsqueeze(1)
                 logits = _project(part, head_work)
-                lse = logits.logsumexp(dim=1, keepdim=True)
-                losses[first : first + rows] = (lse - logits.gather(1, chosen)).squeeze(1)
-                total += losses[first : first + rows].sum()
+                logits.sub_(logits.amax(dim=1, keepdim=True))
+                picked = logits.gather(1, chosen)
                 if smoothing:
-                    total += smoothing * (logits.gather(1, chosen).sum() - logits.mean(dim=1).sum())
+                    total += smoothing * (picked.sum() - logits.mean(dim=1).sum())
+                weight = logits.exp_().sum(dim=1, keepdim=True)
+                losses[first : first + rows] = (weight.log() - picked).squeeze(1)
+                total += losses[first : first + rows].sum()
                 if grad_hidden is None and grad_head is None:
                     continue
-                logits.sub_(lse).exp_()  # now probabilities
+                logits.div_(weight)  # now probabilities
                 if smoothing:
                     logits.sub_(smoothing / logits.shape[1])
-                logits.scatter_add_(1, chosen, torch.full_like(lse, smoothing - 1))  # now d loss / d logits
+                logits.scatter_add_(1, chosen, torch.full_like(weight, smoothing - 1))  # now d loss / d logits
                 slope = logits.to(hidden_work.dtype)
                 if grad_hidden is not None:
                     grad_hidden[first : first + rows] = slope @ head_work
                 if grad_head is not None:
-                    grad_head += (slope.T @ part).to(wide)
+                    if slope.dtype == wide:
+                        grad_head.addmm_(slope.T, part)
+                    else:
+                        grad_head += (slope.T @ part).to(wide)
         ctx.save_for_backward(grad_hidden, grad_head)
         ctx.head_dtype = head.dtype
         ctx.mark_non_differentiable(losses)

@@ -9,14 +9,15 @@ from handscroll.plan import inference, memory
 from handscroll.plan.duration import seconds
 from handscroll.plan.machine import Machine
 
-# Share of its short-lived memory that the C library's heap takes on top (80 runs, 2026-11; spread in brackets): its
-# holes on rung plain in float32 (0.16 to 0.41), in bfloat16 (0.25 to 0.45), and where short- and long-lived tensors mix
-# (LoRA, several micro-batches, a tiled MLP: 0.4 to 1.0); small tensors where large ones go back at once
-# (base/allocator.py).
+# What the C library's heap takes on top of tensors, as a share of the short-lived ones (80 runs, 2026-11; spread in
+# brackets): on rung plain in float32 (0.16 to 0.41), in bfloat16 (0.25 to 0.45), and where short- and long-lived
+# tensors mix (LoRA, several micro-batches, a tiled MLP: 0.4 to 1.0). The other rungs trim it as they go
+# (base/allocator.py): (bytes, share).
 HOLES = 0.28
 HOLES_NARROW = 0.38
 HOLES_MIXED = 0.70
-SMALL = 0.05
+TRIMMED_LAYERS = (50_000_000, 0.15)
+TRIMMED_CHUNKS = (16_000_000, 0.20)
 NARROW_BASE = 12 << 20  # oneDNN's bfloat16 kernels, which the probe's bare process has not made
 CUDA_BASE = 600 << 20  # context, kernels and cuBLAS workspaces
 CUDA_HOLES = 0.06
@@ -98,7 +99,8 @@ def _heap(workload: Workload, phase: memory.Parts) -> int:
     if workload.device == "cuda":
         return int(CUDA_HOLES * short)
     if workload.rung != "plain":
-        return int(SMALL * short)
+        least, share = TRIMMED_LAYERS if workload.rung == "checkpoint" else TRIMMED_CHUNKS
+        return int(least + share * short)
     if workload.shape.lora_rank or workload.micro > 1 or workload.mlp_tile:
         return int(HOLES_MIXED * short)
     return int((HOLES_NARROW if workload.precision == "bfloat16" else HOLES) * short)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from handscroll.base.allocator import return_at_once
 from handscroll.base.errors import CapacityError
 from handscroll.base.records import read_records
 from handscroll.base.runs import write_file
@@ -94,11 +93,9 @@ def planned(
 
 
 def _written(found: Planned, world: World, force: bool) -> Planned:
-    """Refuse, or keep the plan in the run folder and prepare the process for it."""
+    """Refuse, or keep the plan in the run folder."""
     if found.plan.refusal and not force:
         raise CapacityError(f"{found.plan.refusal}; or start it all the same with --force")
-    if found.memory.rung != "plain":
-        return_at_once()
     if world.first:
         found.folder.mkdir(parents=True, exist_ok=True)
         found.write({})

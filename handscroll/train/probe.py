@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from handscroll.base.allocator import return_at_once
 from handscroll.base.config import Config
 from handscroll.base.errors import CapacityError
 from handscroll.base.workload import MEMORY, Shape, Workload
@@ -217,8 +216,6 @@ def main() -> None:
         sys.stdout.write(_calibrated(request["threads"]).model_dump_json() + "\n")
         return
     workload = Workload.model_validate(request["run"])
-    if workload.rung != "plain":
-        return_at_once()
     seconds = train_here(workload)
     sys.stdout.write(Measured(peak=peak_bytes(), seconds=tuple(seconds)).model_dump_json() + "\n")
 

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from handscroll.base.allocator import trim
 from handscroll.data.batch import Batch
 from handscroll.models.model import Decoder
 from handscroll.nn.attention import Context
@@ -39,5 +40,10 @@ class Plain:
         x = context.dropped(embeddings, 0)
         for layer in model.layers:
             # Dropout depends on the token alone, so no generator's state has to be kept for the second run.
-            x = checkpoint(layer, x, context, use_reentrant=False, preserve_rng_state=False)
+            x = checkpoint(_tidied, layer, x, context, use_reentrant=False, preserve_rng_state=False)
         return model.norm(x)
+
+
+def _tidied(layer: nn.Module, x: Tensor, context: Context) -> Tensor:
+    trim()
+    return layer(x, context)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from handscroll.base.allocator import trim
 from handscroll.base.errors import ConfigError
 from handscroll.data.batch import Batch
 from handscroll.models.model import Decoder
@@ -186,6 +187,7 @@ class _Pass:
             self.blocks.discard(("input", stage, chunk))
 
     def _pulse(self, amount: int = 1) -> None:
+        trim()
         self._done += amount
         self.request.pulse(min(1.0, self._done / self._work))
 
