@@ -1,13 +1,16 @@
-"""The planner against real runs: forecast and measurement of 60 configurations, a fresh process each.
+"""The planner against real runs: forecast and measurement of many configurations, a fresh process each.
 
-python -m bench.planner [--threads 2] [--only TEXT] [--json FILE]
+python -m bench.planner [--seed N --runs 64] [--threads 2] [--only TEXT] [--json FILE] [--probe]
 
-None of them is among the runs that calibrate (train/probe.py). Prints a table and the errors' median, 95th
-percentile and worst, of memory and of time.
+Without --seed: the written list, by which the heap's shares in plan/forecast.py were set. With --seed: configurations
+drawn at random (shape, rung, chunk, precision, optimiser, options), by which nothing was set. None is among the runs
+that calibrate the machine (train/probe.py). Prints a table and the errors' median, 95th percentile and worst, of memory
+and of time.
 """
 
 import argparse
 import json
+import random
 from pathlib import Path
 from statistics import median
 
@@ -15,7 +18,7 @@ from handscroll.base.errors import CapacityError
 from handscroll.base.workload import CHUNKED, Shape, Workload
 from handscroll.plan.choose import fits
 from handscroll.plan.forecast import predict
-from handscroll.plan.machine import SAFETY, this_machine
+from handscroll.plan.machine import SAFETY, Machine, this_machine
 from handscroll.train.probe import calibrate, measure
 
 SHAPES = {
@@ -133,6 +136,61 @@ def workloads(threads: int) -> list[tuple[str, Workload]]:
     return found
 
 
+def drawn(seed: int, runs: int, threads: int, machine: Machine) -> list[tuple[str, Workload]]:
+    """Random configurations, each forecast to take 0.3 to 12 s an update and at most 6 GB."""
+    dice, found = random.Random(seed), []
+    while len(found) < runs:
+        workload = _draw(dice, threads)
+        forecast = predict(workload, machine)
+        if 0.3 < forecast.seconds < 12 and forecast.host < 6e9:
+            shape = workload.shape
+            sizes = f"{shape.family} {shape.parameters / 1e6:.0f}M ({shape.layers} x {shape.width}): "
+            shown = workload.model_dump(exclude_defaults=True, exclude={"shape", "threads", "steps"})
+            lora = [f"lora={shape.lora_rank}"] if shape.lora_rank else []
+            found.append((sizes + " ".join([*lora, *(f"{name}={value}" for name, value in shown.items())]), workload))
+    return found
+
+
+def _draw(dice: random.Random, threads: int) -> Workload:
+    family, size = dice.choice(["llama", "llama", "gpt2"]), dice.choice([32, 64])
+    kv, groups = dice.randint(1, 6), dice.randint(1, 3) if family == "llama" else 1
+    width = kv * groups * size
+    length = 64 * round(2 ** dice.uniform(2, 8))
+    shape = Shape(
+        family=family,
+        layers=dice.randint(2, 16),
+        width=width,
+        heads=kv * groups,
+        kv_heads=kv,
+        head_size=size,
+        mlp_width=4 * width if family == "gpt2" else 32 * round(dice.uniform(2, 4) * width / 32),
+        vocab=round(2 ** dice.uniform(9, 15.6)),
+        tied=family == "gpt2" or dice.random() < 0.5,
+        positions=length if family == "gpt2" else 0,
+        lora_rank=dice.choice([4, 16]) if dice.random() < 0.15 else 0,
+    )
+    rung = dice.choice(["plain", "checkpoint", "chunk-outer", "layer-outer", "staged"])
+    chunked = rung in CHUNKED
+    return Workload(
+        shape=shape,
+        rung=rung,
+        length=length,
+        steps=3,
+        threads=threads,
+        rows=dice.choice([1, 1, 1, 2, 4]),
+        micro=dice.choice([1, 1, 1, 1, 3]),
+        precision=dice.choice(["float32", "bfloat16"]),
+        optimizer=dice.choice(["adamw", "adamw", "adam", "sgd", "adafactor", "lamb", "muon"]),
+        chunk=min(dice.choice([256, 512, 1024, 2048]), length) if chunked else 0,
+        stage_layers=dice.randint(2, max(2, shape.layers // 2)) if rung == "staged" else 0,
+        offload="disk" if chunked and dice.random() < 0.2 else "none",
+        packed=dice.random() < 0.25,
+        average=dice.random() < 0.1,
+        dropout=dice.random() < 0.1,
+        mlp_tile=256 if dice.random() < 0.1 else 0,
+    )
+
+
 def summary(errors: list[float]) -> str:
     """Median, 95th percentile and worst of absolute shares."""
     sizes = sorted(abs(error) for error in errors)
@@ -145,6 +203,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--only", default="", help="configurations whose line holds this")
     parser.add_argument("--json", type=Path, help="append one record a configuration; those in it are not run again")
+    parser.add_argument("--seed", type=int, help="draw the configurations with this seed")
+    parser.add_argument("--runs", type=int, default=64, help="how many to draw")
     parser.add_argument("--probe", action="store_true", help="calibrate first")
     options = parser.parse_args()
     if options.probe:
@@ -158,7 +218,10 @@ def main() -> None:
     print(
         f"{'predicted':>9} {'measured':>9} {'error':>7}   {'predicted':>9} {'measured':>9} {'error':>7}  (MB, seconds)"
     )
-    for line, workload in workloads(options.threads):
+    chosen = workloads(options.threads)
+    if options.seed is not None:
+        chosen = drawn(options.seed, options.runs, options.threads, machine)
+    for line, workload in chosen:
         if options.only not in line:
             continue
         forecast = predict(workload, machine)
@@ -182,7 +245,7 @@ def main() -> None:
             f"{time[-1]:+7.1%}  {line}",
             flush=True,
         )
-    chunked = sum(workload.rung in CHUNKED for _, workload in workloads(1))
+    chunked = sum(workload.rung in CHUNKED for _, workload in chosen)
     print(f"\n{len(memory)} runs ({chunked} of all in chunks)")
     print(f"memory: {summary(memory)}; over the safety margin: {sum(under)}")
     print(f"time:   {summary(time)}")

@@ -12,6 +12,7 @@ from handscroll.base.errors import ConfigError
 from handscroll.models.model import Decoder, PreNormLayer
 from handscroll.models.positions import Positions
 from handscroll.nn.attention import Attention, Heads
+from handscroll.nn.linear import Linear
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Window
 from handscroll.nn.mlp import GatedMLP
@@ -99,7 +100,7 @@ class Llama(Decoder):
         self.embedding = nn.Embedding(config.vocab, config.width)
         self.layers = nn.ModuleList(Layer(config, number) for number in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
-        self.projection = None if config.tied else nn.Linear(config.width, config.vocab, bias=False)
+        self.projection = None if config.tied else Linear(config.width, config.vocab, bias=False)
 
     def embed(self, tokens: Tokens, marks: Marks) -> Embeddings:
         return self.embedding(tokens)

@@ -2,11 +2,11 @@
 
 from typing import Any, Protocol
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handscroll.nn.attention import Attention, Context
 from handscroll.nn.cache import Cache
+from handscroll.nn.linear import linear
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Mask
 from handscroll.nn.rope import Rotation
@@ -123,7 +123,7 @@ class Decoder(Model):
         return self.norm(x)
 
     def logits(self, hidden: Embeddings) -> Logits:
-        return F.linear(hidden, self.head)
+        return linear(hidden, self.head)
 
     @property
     def head(self) -> Tensor:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from handscroll.nn.cache import Keeper, Span
 from handscroll.nn.kernels import Exchange, attend
+from handscroll.nn.linear import Linear
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Mask
 from handscroll.nn.noise import Noise
@@ -51,10 +52,10 @@ class Attention(nn.Module):
         super().__init__()
         self.shape = heads
         inner, shared = heads.heads * heads.head_size, heads.kv_heads * heads.head_size
-        self.query = nn.Linear(heads.width, inner, bias=heads.bias)
-        self.key = nn.Linear(heads.width, shared, bias=heads.bias)
-        self.value = nn.Linear(heads.width, shared, bias=heads.bias)
-        self.output = nn.Linear(inner, heads.width, bias=heads.output_bias)
+        self.query = Linear(heads.width, inner, bias=heads.bias)
+        self.key = Linear(heads.width, shared, bias=heads.bias)
+        self.value = Linear(heads.width, shared, bias=heads.bias)
+        self.output = Linear(inner, heads.width, bias=heads.output_bias)
         if heads.norm_eps is not None:
             self.query_norm = RMSNorm(heads.head_size, heads.norm_eps)
             self.key_norm = RMSNorm(heads.head_size, heads.norm_eps)

@@ -1,6 +1,6 @@
-"""Attention of some queries over one run of keys, forward and backward: torch's fused CPU kernel, or plain products.
+"""Attention of some queries over one run of keys, forward and backward: our compiled kernel, torch's, or products.
 
-Both give and take the log-sum-exp, so that runs of keys are joined exactly (`merge`) and the backward of one run
+All give and take the log-sum-exp, so that runs of keys are joined exactly (`merge`) and the backward of one run
 needs only the queries' global output and log-sum-exp (Dao et al. 2022, "FlashAttention", appendix B).
 """
 
@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from handscroll.nn.native import calls
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -59,6 +61,16 @@ def backward(
     return _products_backward(slope, inputs, out, lse, _with_square(additive, q, square), scale)
 
 
+def rows(folded: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Few scaled query rows (B, K, R, E) of each kv head: two plain products over the keys where they lie."""
+    scores = (folded @ keys.transpose(-1, -2)).to(accumulator(folded))
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, -math.inf)
+    lse = torch.logsumexp(scores, dim=-1)
+    weights = torch.exp(scores - lse.unsqueeze(-1).clamp_min(-NOTHING)).to(folded.dtype)
+    return weights @ values, lse
+
+
 def merge(pieces: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Join attention over disjoint key sets, exactly, from each one's output and log-sum-exp."""
     if len(pieces) == 1:
@@ -78,6 +90,8 @@ def _additive(allowed: Tensor, q: Tensor) -> Tensor:
 def _run(
     q: Tensor, keys: Tensor, values: Tensor, additive: Tensor | None, scale: float, square: bool
 ) -> tuple[Tensor, Tensor]:
+    if additive is None and calls.can_prefill(q, keys, values):
+        return calls.prefill(q, keys, values, scale, square)
     if q.device.type == "cpu":
         # The fused CPU kernel wants whole (B, heads) masks and returns the log-sum-exp, which F.sdpa hides.
         if additive is not None:

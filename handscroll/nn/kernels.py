@@ -19,11 +19,12 @@ from handscroll.nn import fused
 from handscroll.nn.cache import Span
 from handscroll.nn.fused import NOTHING, accumulator, merge
 from handscroll.nn.marks import Marks
-from handscroll.nn.mask import Mask
+from handscroll.nn.mask import Causal, Mask
+from handscroll.nn.native import calls
 from handscroll.nn.pieces import Piece, pieces, query_tiles
 
-# Up to this many query tokens two matrix products over the folded groups beat torch's fused kernel on a CPU
-# (1.1 against 10-13 GB/s of cache read with grouped queries, torch 2.13).
+# Up to this many query tokens a pass over the folded groups beats torch's fused kernel on a CPU (with grouped queries
+# torch 2.13 reads 1.1 GB of cache a second, two matrix products 10-13; the compiled kernel: docs/benchmarks.md).
 FOLD = 16
 JOINED = 4  # pieces of attention that are joined at a time
 
@@ -111,24 +112,26 @@ def eager(q: Tensor, spans: Sequence[Span], mask: Mask, marks: Marks, scale: flo
 
 
 def fold(q: Tensor, spans: Sequence[Span], mask: Mask, marks: Marks, scale: float) -> tuple[Tensor, Tensor]:
-    """Few queries over long spans: the query heads of a kv head are folded into rows of two plain products."""
+    """Few queries over long spans: the query heads of a kv head are the rows of one pass over its keys."""
     batch, heads, count, size = q.shape
     kv = spans[0].keys.shape[1]
-    folded = (q * scale).reshape(batch, kv, heads // kv * count, size)
+    folded = q.reshape(batch, kv, heads // kv * count, size)
     found = []
     for span in spans:
-        whole = Piece(0, span.marks.length)
-        seen = [whole] if pieces(mask, marks, span.marks) == [whole] else [Piece(0, span.marks.length, mask)]
-        for piece in seen:
-            scores = (folded @ span.keys.transpose(-1, -2)).to(accumulator(q))
-            if piece.mask is not None:
-                allowed = mask.allowed(marks, span.marks, q.device)[:, None].repeat(1, 1, heads // kv, 1)
-                scores = scores.masked_fill(~allowed, -math.inf)
-            lse = torch.logsumexp(scores, dim=-1)
-            weights = torch.exp(scores - lse.unsqueeze(-1).clamp_min(-NOTHING)).to(q.dtype)
-            out = (weights @ span.values).reshape(batch, heads, count, size)
-            found.append((out, lse.reshape(batch, heads, count)))
-    return merge(found)
+        for piece in pieces(mask, marks, span.marks):
+            keys, values = span.keys[:, :, piece.first : piece.last], span.values[:, :, piece.first : piece.last]
+            if piece.mask is None and not piece.square and calls.can_decode(folded, keys, values):
+                out, lse = calls.decode(folded.to(torch.float32) * scale, keys, values)
+            else:
+                left = Causal() if piece.square else piece.mask
+                allowed = None
+                if left is not None:
+                    seen = left.allowed(marks, span.marks.part(piece.first, piece.last), q.device)
+                    allowed = seen[:, None].repeat(1, 1, heads // kv, 1)
+                out, lse = fused.rows(folded * scale, keys, values, allowed)
+            found.append((out.reshape(batch, heads, count, size), lse.reshape(batch, heads, count)))
+    out, lse = merge(found) if found else _unseen(q)
+    return out.to(q.dtype), lse
 
 
 def tiles(

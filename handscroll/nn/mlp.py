@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import nn
 
+from handscroll.nn.linear import Linear
 from handscroll.nn.shapes import Embeddings
 
 
@@ -11,9 +12,9 @@ class GatedMLP(nn.Module):
 
     def __init__(self, width: int, hidden: int, bias: bool):
         super().__init__()
-        self.gate = nn.Linear(width, hidden, bias=bias)
-        self.up = nn.Linear(width, hidden, bias=bias)
-        self.down = nn.Linear(hidden, width, bias=bias)
+        self.gate = Linear(width, hidden, bias=bias)
+        self.up = Linear(width, hidden, bias=bias)
+        self.down = Linear(hidden, width, bias=bias)
 
     def forward(self, x: Embeddings) -> Embeddings:
         return self.down(F.silu(self.gate(x)) * self.up(x))
@@ -24,8 +25,8 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
-        self.up = nn.Linear(width, hidden)
-        self.down = nn.Linear(hidden, width)
+        self.up = Linear(width, hidden)
+        self.down = Linear(hidden, width)
 
     def forward(self, x: Embeddings) -> Embeddings:
         return self.down(F.gelu(self.up(x), approximate="tanh"))

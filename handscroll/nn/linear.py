@@ -1,0 +1,23 @@
+"""Projections. For a few rows on a CPU the time is that of reading the weights once; a compiled product does that."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from handscroll.nn.native import calls
+
+FEW = 8  # rows up to which the compiled product is asked
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (..., D) times weight (N, D) transposed, plus bias (N,); sums in float32 at least."""
+    if not torch.is_grad_enabled() and x.numel() <= FEW * x.shape[-1] and calls.can_multiply(x, weight):
+        return calls.multiply(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` through `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)

@@ -1,0 +1,126 @@
+"""The compiled kernels as functions of tensors. Each has a `can_...` that says whether it takes these tensors.
+
+All are for the CPU and without gradient. Threads: torch's.
+"""
+
+import ctypes
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from handscroll.nn.native.library import library
+
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+LANES = 16  # sizes must be multiples of this
+
+
+def can_decode(q: Tensor, keys: Tensor, values: Tensor) -> bool:
+    """Whether `decode` takes them: a CPU, float32 or bfloat16, head sizes of whole vectors, rows without gaps."""
+    alike = (
+        q.device.type == "cpu" and q.dtype == keys.dtype == values.dtype and q.dtype in (torch.float32, torch.bfloat16)
+    )
+    return alike and _whole(keys, values) and library() is not None
+
+
+def decode(
+    q: Float[Tensor, "B K R E"], keys: Float[Tensor, "B K S E"], values: Float[Tensor, "B K S E"]
+) -> tuple[Float[Tensor, "B K R E"], Float[Tensor, "B K R"]]:
+    """Attention of R scaled query rows of each kv head over all its keys: output and log-sum-exp, both float32."""
+    return _decode(q, keys, values, None, None)
+
+
+def _decode(
+    q: Tensor, keys: Tensor, values: Tensor, key_scales: Tensor | None, value_scales: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    found = library()
+    assert found is not None
+    batch, kv, rows, size = q.shape
+    q = q.to(torch.float32).contiguous()
+    out, lse = torch.empty(q.shape), torch.empty(q.shape[:3])
+    strides = (*keys.stride()[:2], *values.stride()[:2], *((0, 0) if key_scales is None else key_scales.stride()[:2]))
+    found.handscroll_decode(
+        KINDS[keys.dtype],
+        _at(q),
+        _at(keys),
+        _at(values),
+        _at(key_scales),
+        _at(value_scales),
+        _numbers(batch, kv, rows, keys.shape[2], size, torch.get_num_threads()),
+        _numbers(*strides),
+        _at(out),
+        _at(lse),
+    )
+    return out, lse
+
+
+def can_prefill(q: Tensor, keys: Tensor, values: Tensor) -> bool:
+    """Whether `prefill` takes them: bfloat16 on a CPU that multiplies it (AVX-512 BF16)."""
+    tensors = (q, keys, values)
+    if any(x.device.type != "cpu" or x.dtype != torch.bfloat16 or x.stride(3) != 1 for x in tensors):
+        return False
+    return _whole(keys, values) and _narrow_products()
+
+
+def prefill(
+    q: Float[Tensor, "B H T E"],
+    keys: Float[Tensor, "B K S E"],
+    values: Float[Tensor, "B K S E"],
+    scale: float,
+    square: bool,
+) -> tuple[Float[Tensor, "B H T E"], Float[Tensor, "B H T"]]:
+    """Attention of T queries over S keys in bfloat16; `square`: query t sees keys 0 .. t, else all see all.
+
+    The weights are rounded to bfloat16 before they meet the values, as torch's fused kernel does it; scores, sums and
+    the log-sum-exp are float32. The output lies as (B, T, H, E), which the next projection reads.
+    """
+    found = library()
+    assert found is not None
+    batch, heads, count, size = q.shape
+    out = torch.empty(batch, count, heads, size, dtype=q.dtype).transpose(1, 2)
+    lse = torch.empty(batch, heads, count)
+    shape = (batch, heads, keys.shape[1], count, keys.shape[2], size, int(square), torch.get_num_threads())
+    strides = (*q.stride()[:3], *keys.stride()[:2], *values.stride()[:2], *out.stride()[:3])
+    numbers = _numbers(*shape, *strides)
+    found.handscroll_prefill(_at(q), _at(keys), _at(values), ctypes.c_float(scale), numbers, _at(out), _at(lse))
+    return out, lse
+
+
+def can_multiply(x: Tensor, weight: Tensor) -> bool:
+    """Whether `multiply` takes them: bfloat16 on a CPU, whole vectors, a matrix without gaps."""
+    alike = x.device.type == "cpu" and x.dtype == weight.dtype == torch.bfloat16
+    return alike and weight.shape[1] % LANES == 0 and weight.is_contiguous() and library() is not None
+
+
+def multiply(
+    x: Float[Tensor, "*rows D"], weight: Float[Tensor, "N D"], bias: Float[Tensor, "N"] | None
+) -> Float[Tensor, "*rows N"]:
+    """x times weight transposed plus bias, with float32 sums: the weights are read once, whatever the rows up to 4."""
+    found = library()
+    assert found is not None
+    outer, inner = weight.shape
+    wide = x.to(torch.float32).contiguous()
+    out = torch.empty(*x.shape[:-1], outer, dtype=x.dtype)
+    numbers = _numbers(x.numel() // inner, inner, outer, torch.get_num_threads())
+    found.handscroll_product(KINDS[weight.dtype], 1, _at(wide), _at(weight), _at(None), _at(bias), numbers, _at(out))
+    return out
+
+
+def _narrow_products() -> bool:
+    found = library()
+    return found is not None and bool(found.handscroll_has_prefill())
+
+
+def _whole(*tensors: Tensor) -> bool:
+    """Whether rows are whole vectors and the (S, E) of a head lie without gaps."""
+    return all(
+        x.shape[3] % LANES == 0 and x.stride(3) == 1 and (x.stride(2) == x.shape[3] or x.shape[2] == 1) for x in tensors
+    )
+
+
+def _at(x: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if x is None else x.data_ptr())
+
+
+def _numbers(*values: int) -> ctypes.Array:
+    return (ctypes.c_int64 * len(values))(*values)

@@ -1,0 +1,179 @@
+// Attention of a few query rows over a long run of keys, for decoding: memory-bound, each key and value read once.
+//
+// The query heads that share a kv head (and the tokens of a short draft) are the rows of one task. A task takes a run
+// of keys in blocks of 64 with an online softmax; runs are merged by log-sum-exp (Dao et al. 2023, "Flash-Decoding").
+
+#include <cmath>
+#include <vector>
+#include "simd.h"
+
+namespace {
+
+constexpr int BLOCK = 64;  // keys per softmax block
+constexpr int ROWS = 4;    // query rows whose sums stay in registers together
+
+struct Run {  // of one kv head of one batch row
+    const float* scales = nullptr;
+    const float* value_scales = nullptr;
+};
+
+// scores[r][j] for `rows` query rows and `count` keys (a multiple of 16 after padding).
+template <class T, int R>
+void score(const float* q, const T* keys, int64_t stride, int count, int size, const float* scales, float* scores) {
+    for (int j = 0; j < count; j += 16) {
+        int here = count - j < 16 ? count - j : 16;
+        f16v part[R][16];
+        for (int i = 0; i < 16; i++) {
+            const T* key = keys + (j + (i < here ? i : here - 1)) * stride;
+            f16v total[R] = {};
+            for (int e = 0; e < size; e += 16) {
+                f16v k = load(key + e);
+                for (int r = 0; r < R; r++) total[r] += k * load(q + r * size + e);
+            }
+            for (int r = 0; r < R; r++) part[r][i] = total[r];
+        }
+        for (int r = 0; r < R; r++) {
+            f16v s = sums(part[r]);
+            if (scales) {
+                float w[16];
+                for (int i = 0; i < 16; i++) w[i] = scales[j + (i < here ? i : here - 1)];
+                s *= load(w);
+            }
+            store(scores + r * BLOCK + j, s);
+        }
+    }
+}
+
+// out[r] += sum over keys of weight[r][j] * value[j].
+template <class T, int R, int W>
+void add_columns(const float* weights, const T* values, int64_t stride, int count, int size, float* out) {
+    f16v total[R][W];
+    for (int r = 0; r < R; r++)
+        for (int w = 0; w < W; w++) total[r][w] = load(out + r * size + 16 * w);
+    for (int j = 0; j < count; j++) {
+        f16v v[W];
+        for (int w = 0; w < W; w++) v[w] = load(values + j * stride + 16 * w);
+        for (int r = 0; r < R; r++)
+            for (int w = 0; w < W; w++) total[r][w] += v[w] * splat(weights[r * BLOCK + j]);
+    }
+    for (int r = 0; r < R; r++)
+        for (int w = 0; w < W; w++) store(out + r * size + 16 * w, total[r][w]);
+}
+
+template <class T, int R>
+void add(const float* weights, const T* values, int64_t stride, int count, int size, float* out) {
+    int e = 0;
+    for (; e + 64 <= size; e += 64) add_columns<T, R, 4>(weights, values + e, stride, count, size, out + e);
+    for (; e < size; e += 16) add_columns<T, R, 1>(weights, values + e, stride, count, size, out + e);
+}
+
+// One task: R rows over keys first .. last - 1. out (R, size) unnormalised, top (R) largest score, mass (R).
+template <class T, int R>
+void run(const float* q, const T* keys, const T* values, int64_t key_stride, int64_t value_stride, Run scales,
+         int64_t first, int64_t last, int size, float* out, float* top, float* mass) {
+    alignas(64) float scores[R * BLOCK];
+    for (int r = 0; r < R; r++) top[r] = -INFINITY, mass[r] = 0;
+    memset(out, 0, sizeof(float) * R * size);
+    for (int64_t at = first; at < last; at += BLOCK) {
+        int count = (int)(last - at < BLOCK ? last - at : BLOCK), padded = (count + 15) / 16 * 16;
+        score<T, R>(q, keys + at * key_stride, key_stride, count, size, scales.scales ? scales.scales + at : nullptr,
+                    scores);
+        for (int r = 0; r < R; r++) {
+            float* s = scores + r * BLOCK;
+            for (int j = count; j < padded; j++) s[j] = -INFINITY;
+            f16v m = load(s);
+            for (int j = 16; j < padded; j += 16) m = max(m, load(s + j));
+            float high = largest(m);
+            if (high > top[r]) {
+                float keep = std::exp(top[r] - high);
+                mass[r] *= keep;
+                for (int e = 0; e < size; e += 16) store(out + r * size + e, load(out + r * size + e) * splat(keep));
+                top[r] = high;
+            }
+            f16v total = {};
+            for (int j = 0; j < padded; j += 16) {
+                f16v w = exponential(load(s + j) - splat(top[r]));
+                total += w;
+                store(s + j, w);
+            }
+            mass[r] += sum(total);
+            if (scales.value_scales)
+                for (int j = 0; j < count; j++) s[j] *= scales.value_scales[at + j];
+        }
+        add<T, R>(scores, values + at * value_stride, value_stride, count, size, out);
+    }
+}
+
+template <class T>
+void rows(const float* q, const T* keys, const T* values, int64_t ks, int64_t vs, Run scales, int64_t first,
+          int64_t last, int count, int size, float* out, float* top, float* mass) {
+    for (int r = 0; r < count;) {
+        int left = count - r;
+        const float* here = q + r * size;
+        float* o = out + r * size;
+        switch (left >= ROWS ? ROWS : left) {
+            case 1: run<T, 1>(here, keys, values, ks, vs, scales, first, last, size, o, top + r, mass + r); r += 1; break;
+            case 2: run<T, 2>(here, keys, values, ks, vs, scales, first, last, size, o, top + r, mass + r); r += 2; break;
+            case 3: run<T, 3>(here, keys, values, ks, vs, scales, first, last, size, o, top + r, mass + r); r += 3; break;
+            default: run<T, 4>(here, keys, values, ks, vs, scales, first, last, size, o, top + r, mass + r); r += 4;
+        }
+    }
+}
+
+template <class T>
+void decode(const float* q, const T* keys, const T* values, const float* key_scales, const float* value_scales,
+            const int64_t* shape, const int64_t* strides, float* out, float* lse) {
+    const int64_t batch = shape[0], heads = shape[1], count = shape[2], length = shape[3], size = shape[4];
+    const int64_t threads = shape[5], lanes = batch * heads;
+    int64_t parts = (4 * threads + lanes - 1) / lanes, most = (length + 255) / 256;
+    if (threads == 1) parts = 1;
+    if (parts > most) parts = most;
+    const int64_t step = ((length + parts - 1) / parts + BLOCK - 1) / BLOCK * BLOCK;
+    std::vector<float> partial(lanes * parts * count * (size + 2));
+    float* outs = partial.data();
+    float* tops = outs + lanes * parts * count * size;
+    float* masses = tops + lanes * parts * count;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (int64_t task = 0; task < lanes * parts; task++) {
+        int64_t lane = task / parts, part = task % parts, b = lane / heads, h = lane % heads;
+        int64_t first = part * step, last = first + step < length ? first + step : length;
+        Run scales;
+        if (key_scales) scales = {key_scales + b * strides[4] + h * strides[5], value_scales + b * strides[4] + h * strides[5]};
+        if (first >= last) first = last;
+        rows<T>(q + lane * count * size, keys + b * strides[0] + h * strides[1],
+                values + b * strides[2] + h * strides[3], size, size, scales, first, last, (int)count, (int)size,
+                outs + task * count * size, tops + task * count, masses + task * count);
+    }
+    for (int64_t lane = 0; lane < lanes; lane++)
+        for (int64_t r = 0; r < count; r++) {
+            float high = -INFINITY, total = 0;
+            for (int64_t p = 0; p < parts; p++) high = std::fmax(high, tops[(lane * parts + p) * count + r]);
+            float* o = out + (lane * count + r) * size;
+            memset(o, 0, sizeof(float) * size);
+            for (int64_t p = 0; p < parts; p++) {
+                int64_t at = (lane * parts + p) * count + r;
+                if (masses[at] == 0) continue;
+                float weight = std::exp(tops[at] - high);
+                total += weight * masses[at];
+                for (int64_t e = 0; e < size; e++) o[e] += weight * outs[at * size + e];
+            }
+            for (int64_t e = 0; e < size && total > 0; e++) o[e] /= total;
+            lse[lane * count + r] = total > 0 ? high + std::log(total) : -INFINITY;
+        }
+}
+
+}  // namespace
+
+// q (B, K, R, E) float32, scaled; keys and values (B, K, S, E), rows of E contiguous, strides[0..3] of batch and head;
+// int8 with scales (B, K, S), strides[4..5]. shape: B, K, R, S, E (a multiple of 16), threads. kind: 0 float32,
+// 1 bfloat16, 2 int8. out (B, K, R, E) and lse (B, K, R) in float32.
+extern "C" void handscroll_decode(int kind, const float* q, const void* keys, const void* values,
+                                  const float* key_scales, const float* value_scales, const int64_t* shape,
+                                  const int64_t* strides, float* out, float* lse) {
+    if (kind == 0)
+        decode(q, (const float*)keys, (const float*)values, nullptr, nullptr, shape, strides, out, lse);
+    else if (kind == 1)
+        decode(q, (const bf16*)keys, (const bf16*)values, nullptr, nullptr, shape, strides, out, lse);
+    else
+        decode(q, (const int8_t*)keys, (const int8_t*)values, key_scales, value_scales, shape, strides, out, lse);
+}

@@ -1,0 +1,97 @@
+"""The compiled kernels: built once a machine with the C++ compiler that is there, loaded through ctypes.
+
+The sources are compiled for this very processor (`-march=native`) and kept in the user's cache folder under a hash of
+sources, flags, compiler, processor and torch. OpenMP is taken from torch's own library, so that both share one pool of
+threads. Without a compiler, on another system, or with HANDSCROLL_NATIVE=0 there is no library, and every kernel has a
+path in plain torch (`reason()` says why).
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from filelock import FileLock
+
+SOURCES = ("decode.cpp", "prefill.cpp", "products.cpp")
+COMPILE = ("-O3", "-march=native", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-fopenmp", "-c")
+LINK = ("-shared",)  # without -fopenmp: its symbols are those that torch has loaded
+COMPILERS = ("c++", "g++", "clang++")
+SWITCH = "HANDSCROLL_NATIVE"
+
+
+def library() -> ctypes.CDLL | None:
+    """The library, built at the first call; None where there is none."""
+    return _loaded()[0]
+
+
+def reason() -> str:
+    """Where the library lies, or why there is none."""
+    return _loaded()[1]
+
+
+def build(folder: Path, compiler: str) -> Path:
+    """Compile into `folder` unless it was done before; returns the library's path.
+
+    Raises:
+        OSError: the compiler failed; the message holds what it said.
+    """
+    here = Path(__file__).parent
+    texts = [(here / name).read_bytes() for name in (*SOURCES, "simd.h")]
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
+    about = [version, " ".join(COMPILE + LINK).encode(), _processor().encode(), torch.__version__.encode()]
+    name = hashlib.sha256(b"\0".join([*texts, *about])).hexdigest()[:16]
+    target = folder / f"kernels-{name}.so"
+    if target.exists():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(target) + ".lock"):
+        if not target.exists():
+            with TemporaryDirectory(dir=folder) as work:
+                objects = [str(Path(work) / f"{name}.o") for name in SOURCES]
+                for source, made in zip(SOURCES, objects, strict=True):
+                    _run([compiler, *COMPILE, str(here / source), "-o", made])
+                part = Path(work) / target.name
+                _run([compiler, *LINK, *objects, "-o", str(part)])
+                part.replace(target)
+    return target
+
+
+@cache
+def _loaded() -> tuple[ctypes.CDLL | None, str]:
+    if os.environ.get(SWITCH, "1") == "0":
+        return None, f"switched off by {SWITCH}=0"
+    if not sys.platform.startswith("linux"):
+        return None, f"the compiled kernels are built on Linux only, this is {sys.platform}"
+    compiler = next((path for path in map(shutil.which, COMPILERS) if path), None)
+    if compiler is None:
+        return None, f"no C++ compiler found ({', '.join(COMPILERS)})"
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        path = build(root / "handscroll", compiler)
+        found = ctypes.CDLL(str(path))
+    except OSError as error:
+        return None, str(error)
+    return found, str(path)
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OSError(f"{command[0]} failed: {done.stderr.strip()[-500:]}")
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor()
+    wanted = ("model name", "flags", "Features")
+    return "".join(sorted({line for line in text.splitlines() if line.startswith(wanted)}))

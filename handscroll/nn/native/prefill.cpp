@@ -1,0 +1,211 @@
+// Attention of many queries over a run of keys in bfloat16, in blocks that stay in cache: two small matrix products
+// (AVX-512 BF16, float32 sums) around an online softmax (Dao et al. 2022, "FlashAttention").
+//
+// A task is 256 tokens of the query heads that share one kv head. Keys are packed so that a vector holds sixteen keys
+// times two features, values so that it holds sixteen features times two keys; each is packed once a task and block.
+
+#include <cmath>
+#include <vector>
+#include "simd.h"
+
+#if defined(__AVX512BF16__) && defined(__AVX512BW__)
+#include <immintrin.h>
+
+namespace {
+
+constexpr int KEYS = 256;    // keys of a block
+constexpr int TOKENS = 256;  // query tokens of a task
+constexpr int TALL = 6;      // rows of the register tile
+constexpr int ROWS = 48;     // query rows whose scores are made at a time
+
+// C (R x 64, row stride n) (+)= A (R rows of bfloat16 pairs, row stride a_stride) x B (packed: depth pairs x 64 x 2).
+template <int R, bool ADD>
+inline void tile(const uint16_t* a, int64_t a_stride, const uint16_t* b, int64_t b_stride, int depth, float* c, int64_t n) {
+    __m512 s[R][4];
+    for (int r = 0; r < R; r++)
+        for (int w = 0; w < 4; w++) s[r][w] = ADD ? _mm512_loadu_ps(c + r * n + 16 * w) : _mm512_setzero_ps();
+    for (int d = 0; d < depth; d++) {
+        __m512bh v[4];
+        for (int w = 0; w < 4; w++) v[w] = (__m512bh)_mm512_loadu_si512(b + d * b_stride + 32 * w);
+        for (int r = 0; r < R; r++) {
+            int32_t pair;
+            memcpy(&pair, a + r * a_stride + 2 * d, 4);
+            __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
+            for (int w = 0; w < 4; w++) s[r][w] = _mm512_dpbf16_ps(s[r][w], x, v[w]);
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int w = 0; w < 4; w++) _mm512_storeu_ps(c + r * n + 16 * w, s[r][w]);
+}
+
+template <int R, bool ADD>
+inline void narrow_tile(const uint16_t* a, int64_t a_stride, const uint16_t* b, int64_t b_stride, int depth, float* c, int64_t n) {
+    __m512 s[R];
+    for (int r = 0; r < R; r++) s[r] = ADD ? _mm512_loadu_ps(c + r * n) : _mm512_setzero_ps();
+    for (int d = 0; d < depth; d++) {
+        __m512bh v = (__m512bh)_mm512_loadu_si512(b + d * b_stride);
+        for (int r = 0; r < R; r++) {
+            int32_t pair;
+            memcpy(&pair, a + r * a_stride + 2 * d, 4);
+            s[r] = _mm512_dpbf16_ps(s[r], (__m512bh)_mm512_set1_epi32(pair), v);
+        }
+    }
+    for (int r = 0; r < R; r++) _mm512_storeu_ps(c + r * n, s[r]);
+}
+
+// A (rows x 2 depth) x B (depth pairs x columns x 2), columns a multiple of 16.
+template <bool ADD>
+void product(const uint16_t* a, int64_t a_stride, const uint16_t* b, int columns, int depth, int rows, float* c, int64_t n) {
+    const int64_t b_stride = 2 * columns;
+    int w = 0;
+    for (; w + 64 <= columns; w += 64) {
+        int r = 0;
+        for (; r + TALL <= rows; r += TALL) tile<TALL, ADD>(a + r * a_stride, a_stride, b + 2 * w, b_stride, depth, c + r * n + w, n);
+        for (; r < rows; r++) tile<1, ADD>(a + r * a_stride, a_stride, b + 2 * w, b_stride, depth, c + r * n + w, n);
+    }
+    for (; w < columns; w += 16) {
+        int r = 0;
+        for (; r + 8 <= rows; r += 8) narrow_tile<8, ADD>(a + r * a_stride, a_stride, b + 2 * w, b_stride, depth, c + r * n + w, n);
+        for (; r < rows; r++) narrow_tile<1, ADD>(a + r * a_stride, a_stride, b + 2 * w, b_stride, depth, c + r * n + w, n);
+    }
+}
+
+// Keys (count rows of `size`) -> (size / 2) x KEYS x 2; missing keys are zero.
+void pack_keys(const uint16_t* keys, int count, int size, uint16_t* packed) {
+    uint32_t* to = (uint32_t*)packed;
+    for (int j = 0; j < count; j++) {
+        const uint32_t* from = (const uint32_t*)(keys + (int64_t)j * size);
+        for (int e = 0; e < size / 2; e++) to[e * KEYS + j] = from[e];
+    }
+    for (int e = 0; e < size / 2; e++) memset(to + e * KEYS + count, 0, 4 * (KEYS - count));
+}
+
+// Values (count rows of `size`) -> (KEYS / 2) x size x 2; missing values are zero.
+void pack_values(const uint16_t* values, int count, int size, uint16_t* packed) {
+    for (int j = 0; j < KEYS / 2; j++) {
+        const uint16_t* a = 2 * j < count ? values + (int64_t)2 * j * size : nullptr;
+        const uint16_t* b = 2 * j + 1 < count ? a + size : nullptr;
+        uint16_t* to = packed + (int64_t)j * size * 2;
+        for (int e = 0; e < size; e += 16) {
+            __m256i x = a ? _mm256_loadu_si256((const __m256i*)(a + e)) : _mm256_setzero_si256();
+            __m256i y = b ? _mm256_loadu_si256((const __m256i*)(b + e)) : _mm256_setzero_si256();
+            __m512i low = _mm512_cvtepu16_epi32(x), high = _mm512_slli_epi32(_mm512_cvtepu16_epi32(y), 16);
+            _mm512_storeu_si512(to + 2 * e, _mm512_or_si512(low, high));
+        }
+    }
+}
+
+// Softmax of one row of KEYS scores of which `seen` count, joined to what the row has: weights in bfloat16.
+void weigh(float* scores, int seen, float scale, uint16_t* weights, float* top, float* mass, float* out, int size) {
+    f16v high = splat(-INFINITY);
+    int end = (seen + 15) / 16 * 16;
+    for (int j = seen; j < end; j++) scores[j] = -INFINITY;
+    for (int j = 0; j < end; j += 16) high = max(high, load(scores + j));
+    float peak = largest(high) * scale;
+    if (peak > *top) {
+        float keep = std::exp(*top - peak);
+        *mass *= keep;
+        if (keep != 1.0f)
+            for (int e = 0; e < size; e += 16) store(out + e, load(out + e) * splat(keep));
+        *top = peak;
+    }
+    f16v total = {}, base = splat(*top), by = splat(scale);
+    for (int j = 0; j < end; j += 16) {
+        f16v w = exponential(load(scores + j) * by - base);
+        __m256bh half = _mm512_cvtneps_pbh((__m512)w);
+        memcpy(weights + j, &half, 32);
+        total += w;
+    }
+    if (end < KEYS) memset(weights + end, 0, 2 * (KEYS - end));
+    *mass += sum(total);
+}
+
+struct Job {
+    const uint16_t *q, *keys, *values;
+    int64_t q_batch, q_head, q_token, k_batch, k_head, v_batch, v_head, out_batch, out_head, out_token;
+    int64_t batch, heads, kv, tokens, length, size;
+    int square;  // query t sees keys 0 .. t
+    float scale;
+    uint16_t* out;
+    float* lse;
+};
+
+void task(const Job& job, int64_t b, int64_t kv, int64_t first) {
+    const int64_t groups = job.heads / job.kv, size = job.size;
+    const int64_t here = job.tokens - first < TOKENS ? job.tokens - first : TOKENS;
+    const int64_t rows = groups * here;
+    const int64_t length = job.square ? first + here : job.length;
+    static thread_local std::vector<uint16_t> narrow;
+    static thread_local std::vector<float> wide;
+    narrow.resize(rows * size + 2 * KEYS * size + ROWS * KEYS);
+    wide.resize(rows * (size + 2) + ROWS * KEYS);
+    uint16_t *q = narrow.data(), *packed_keys = q + rows * size, *packed_values = packed_keys + KEYS * size;
+    uint16_t* weights = packed_values + KEYS * size;
+    float *out = wide.data(), *top = out + rows * size, *mass = top + rows, *scores = mass + rows;
+    for (int64_t g = 0; g < groups; g++)
+        for (int64_t t = 0; t < here; t++)
+            memcpy(q + (g * here + t) * size,
+                   job.q + b * job.q_batch + (kv * groups + g) * job.q_head + (first + t) * job.q_token, 2 * size);
+    memset(out, 0, sizeof(float) * rows * size);
+    for (int64_t r = 0; r < rows; r++) top[r] = -INFINITY, mass[r] = 0;
+    const uint16_t* keys = job.keys + b * job.k_batch + kv * job.k_head;
+    const uint16_t* values = job.values + b * job.v_batch + kv * job.v_head;
+    for (int64_t at = 0; at < length; at += KEYS) {
+        int count = (int)(length - at < KEYS ? length - at : KEYS);
+        pack_keys(keys + at * size, count, (int)size, packed_keys);
+        pack_values(values + at * size, count, (int)size, packed_values);
+        for (int64_t r = 0; r < rows; r += ROWS) {
+            int some = (int)(rows - r < ROWS ? rows - r : ROWS);
+            product<false>(q + r * size, size, packed_keys, KEYS, (int)size / 2, some, scores, KEYS);
+            for (int i = 0; i < some; i++) {
+                int64_t seen = count;
+                if (job.square) {
+                    seen = first + (r + i) % here + 1 - at;
+                    seen = seen < 0 ? 0 : seen > count ? count : seen;
+                }
+                if (seen == 0)
+                    memset(weights + i * KEYS, 0, 2 * KEYS);
+                else
+                    weigh(scores + i * KEYS, (int)seen, job.scale, weights + i * KEYS, top + r + i, mass + r + i,
+                          out + (r + i) * size, (int)size);
+            }
+            product<true>(weights, KEYS, packed_values, (int)size, (count + 1) / 2, some, out + r * size, size);
+        }
+    }
+    for (int64_t g = 0; g < groups; g++)
+        for (int64_t t = 0; t < here; t++) {
+            int64_t r = g * here + t;
+            uint16_t* to = job.out + b * job.out_batch + (kv * groups + g) * job.out_head + (first + t) * job.out_token;
+            float by = mass[r] > 0 ? 1.0f / mass[r] : 0.0f;
+            for (int64_t e = 0; e < size; e += 16) {
+                __m256bh half = _mm512_cvtneps_pbh((__m512)(load(out + r * size + e) * splat(by)));
+                memcpy(to + e, &half, 32);
+            }
+            job.lse[(b * job.heads + kv * groups + g) * job.tokens + first + t] =
+                mass[r] > 0 ? top[r] + std::log(mass[r]) : -INFINITY;
+        }
+}
+
+}  // namespace
+
+// q (B, H, T, E), keys and values (B, K, S, E), out (B, H, T, E) in bfloat16, lse (B, H, T) float32. E a multiple of 16.
+// numbers: B, H, K, T, S, E, square, threads, then strides: q batch, head, token; keys batch, head; values batch, head;
+// out batch, head, token (the rows of keys and values are contiguous).
+extern "C" int handscroll_has_prefill() { return 1; }
+extern "C" void handscroll_prefill(const void* q, const void* keys, const void* values, float scale,
+                                  const int64_t* numbers, void* out, float* lse) {
+    const int64_t* n = numbers;
+    Job job{(const uint16_t*)q, (const uint16_t*)keys, (const uint16_t*)values,
+            n[8], n[9], n[10], n[11], n[12], n[13], n[14], n[15], n[16], n[17],
+            n[0], n[1], n[2], n[3], n[4], n[5], (int)n[6], scale, (uint16_t*)out, lse};
+    const int64_t tiles = (job.tokens + TOKENS - 1) / TOKENS, lanes = job.batch * job.kv;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(n[7])
+    for (int64_t i = 0; i < lanes * tiles; i++) {
+        int64_t at = lanes * tiles - 1 - i;  // the longest rows of a square first
+        task(job, at % lanes / job.kv, at % lanes % job.kv, at / lanes * TOKENS);
+    }
+}
+#else
+extern "C" int handscroll_has_prefill() { return 0; }
+extern "C" void handscroll_prefill(const void*, const void*, const void*, float, const int64_t*, void*, float*) {}
+#endif

@@ -1,0 +1,106 @@
+// Sixteen floats at a time, in GCC's and Clang's vector extensions: the compiler maps them to AVX-512, AVX2 or NEON.
+
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+typedef float f16v __attribute__((vector_size(64)));
+typedef int32_t i16v __attribute__((vector_size(64)));
+typedef int16_t s16v __attribute__((vector_size(32)));
+typedef uint16_t u16v __attribute__((vector_size(32)));
+typedef int8_t b16v __attribute__((vector_size(16)));
+typedef uint32_t w16v __attribute__((vector_size(64)));
+
+struct bf16 { uint16_t bits; };
+
+static inline f16v splat(float x) { return x - (f16v){}; }
+
+static inline f16v load(const float* p) { f16v x; memcpy(&x, p, 64); return x; }
+static inline void store(float* p, f16v x) { memcpy(p, &x, 64); }
+
+static inline f16v load(const bf16* p) {
+    u16v x; memcpy(&x, p, 32);
+    w16v wide = __builtin_convertvector(x, w16v) << 16;
+    return (f16v)wide;
+}
+
+static inline f16v load(const int8_t* p) {
+    b16v x; memcpy(&x, p, 16);
+    return __builtin_convertvector(__builtin_convertvector(x, i16v), f16v);
+}
+
+static inline float widen(float x) { return x; }
+static inline float widen(bf16 x) { uint32_t w = (uint32_t)x.bits << 16; float y; memcpy(&y, &w, 4); return y; }
+
+// Round to nearest even; not-a-number stays so.
+static inline bf16 narrow(float x) {
+    uint32_t w; memcpy(&w, &x, 4);
+    if ((w & 0x7fffffffu) > 0x7f800000u) return {(uint16_t)((w >> 16) | 0x40)};
+    return {(uint16_t)((w + 0x7fffu + ((w >> 16) & 1u)) >> 16)};
+}
+static inline void put(float* p, float x) { *p = x; }
+static inline void put(bf16* p, float x) { *p = narrow(x); }
+
+#if defined(__clang__)
+#define PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define PICK(a, b, ...) __builtin_shuffle(a, b, (i16v){__VA_ARGS__})
+#endif
+
+// Lane i of the result is the sum of the lanes of a[i]: sixteen horizontal sums in 15 additions.
+static inline f16v sums(f16v* a) {
+    for (int i = 0; i < 8; i++) {
+        f16v x = a[2 * i], y = a[2 * i + 1];
+        a[i] = PICK(x, y, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+               PICK(x, y, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    }
+    for (int i = 0; i < 4; i++) {
+        f16v x = a[2 * i], y = a[2 * i + 1];
+        a[i] = PICK(x, y, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+               PICK(x, y, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+    }
+    for (int i = 0; i < 2; i++) {
+        f16v x = a[2 * i], y = a[2 * i + 1];
+        a[i] = PICK(x, y, 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29) +
+               PICK(x, y, 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31);
+    }
+    return PICK(a[0], a[1], 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+           PICK(a[0], a[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+}
+
+static inline float sum(f16v x) {
+    float s = 0, y[16];
+    store(y, x);
+    for (int i = 0; i < 8; i++) y[i] += y[i + 8];
+    for (int i = 0; i < 4; i++) y[i] += y[i + 4];
+    s = (y[0] + y[2]) + (y[1] + y[3]);
+    return s;
+}
+
+static inline f16v max(f16v x, f16v y) { return x > y ? x : y; }
+
+static inline float largest(f16v x) {
+    float y[16];
+    store(y, x);
+    for (int n = 8; n; n /= 2)
+        for (int i = 0; i < n; i++) y[i] = y[i] > y[i + n] ? y[i] : y[i + n];
+    return y[0];
+}
+
+// e^x for x <= 0, relative error below 2e-7; 0 below -87 (and for -inf).
+static inline f16v exponential(f16v x) {
+    const f16v magic = splat(12582912.0f);
+    i16v alive = x > splat(-87.0f);
+    x = max(x, splat(-87.0f));
+    f16v n = x * splat(1.44269504088896f) + magic - magic;
+    f16v r = x - n * splat(0.693359375f) - n * splat(-2.12194440e-4f);
+    f16v p = splat(1.9875691500e-4f);
+    p = p * r + splat(1.3981999507e-3f);
+    p = p * r + splat(8.3334519073e-3f);
+    p = p * r + splat(4.1665795894e-2f);
+    p = p * r + splat(1.6666665459e-1f);
+    p = p * r + splat(5.0000001201e-1f);
+    p = p * r * r + r + splat(1.0f);
+    i16v bits = (i16v)p + (__builtin_convertvector(n, i16v) << 23);
+    return (f16v)(bits & alive);
+}

@@ -1,0 +1,195 @@
+"""The compiled kernels against float64, what they refuse, and life without a compiler."""
+
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from handscroll.nn import kernels
+from handscroll.nn.cache import Span
+from handscroll.nn.linear import Linear
+from handscroll.nn.marks import Marks
+from handscroll.nn.mask import Causal, Window
+from handscroll.nn.native import calls
+from handscroll.nn.native import library as module
+from handscroll.nn.native.library import library, reason
+
+needs_library = pytest.mark.skipif(library() is None, reason=f"no compiled kernels: {reason()}")
+needs_narrow = pytest.mark.skipif(
+    library() is None or not calls._narrow_products(), reason="this processor has no AVX-512 BF16"
+)
+
+
+def random(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def oracle(q, keys, values, allowed=None):
+    scores = q.double() @ keys.double().transpose(-1, -2)
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, -math.inf)
+    return scores.softmax(-1) @ values.double(), scores.logsumexp(-1)
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    "shape", [(1, 3, 3, 1000, 64), (2, 2, 7, 257, 80), (1, 1, 1, 1, 16), (1, 2, 16, 4097, 128), (3, 1, 5, 63, 32)]
+)
+def test_decode_equals_float64(monkeypatch, dtype, threads, shape):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    batch, kv, rows, length, size = shape
+    q = random(batch, kv, rows, size) * 2 / math.sqrt(size)
+    room = [random(batch, kv, length + 5, size, dtype=dtype, seed=n) for n in (1, 2)]
+    keys, values = (x[:, :, 2 : length + 2] for x in room)  # a part of a larger buffer, as caches hold them
+    q = q.to(dtype)
+    assert calls.can_decode(q, keys, values)
+    out, lse = calls.decode(q, keys, values)
+    want, want_lse = oracle(q, keys, values)
+    torch.testing.assert_close(out.double(), want, rtol=2e-6, atol=2e-6)
+    torch.testing.assert_close(lse.double(), want_lse, rtol=1e-6, atol=2e-6)
+
+
+@needs_library
+def test_decode_of_extreme_scores():
+    """Scores of +-1e4: the largest key wins, nothing overflows; equal scores share evenly."""
+    q = torch.full((1, 1, 2, 16), 100.0)
+    keys = torch.full((1, 1, 300, 16), -6.25)
+    keys[0, 0, 170] = 6.25
+    values = random(1, 1, 300, 16)
+    out, lse = calls.decode(q, keys, values)
+    torch.testing.assert_close(out[0, 0, 0], values[0, 0, 170])
+    torch.testing.assert_close(lse[0, 0, 0], torch.tensor(1e4))
+    out, _ = calls.decode(torch.zeros_like(q), keys, values)
+    torch.testing.assert_close(out[0, 0, 1], values[0, 0].mean(dim=0))
+
+
+@needs_narrow
+@pytest.mark.parametrize("square", [True, False])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 9, 3, 300, 300, 64),
+        (2, 4, 2, 70, 513, 80),
+        (1, 2, 1, 1, 5, 16),
+        (1, 3, 3, 600, 600, 128),
+        (1, 6, 1, 257, 1000, 32),
+    ],
+)
+def test_prefill_equals_float64(shape, square):
+    batch, heads, kv, count, length, size = shape
+    length = count if square else length
+    q = random(batch, count, heads, size, dtype=torch.bfloat16).transpose(1, 2)
+    keys, values = (random(batch, kv, length + 3, size, dtype=torch.bfloat16, seed=n)[:, :, :length] for n in (1, 2))
+    out, lse = calls.prefill(q, keys, values, 0.7 / math.sqrt(size), square)
+    wide = [x.repeat_interleave(heads // kv, dim=1) for x in (keys, values)]
+    allowed = torch.ones(count, length, dtype=torch.bool).tril() if square else None
+    want, want_lse = oracle(q.double() * 0.7 / math.sqrt(size), *wide, allowed)
+    torch.testing.assert_close(lse.double(), want_lse, rtol=1e-6, atol=4e-6)
+    error = (out.double() - want).abs().max() / want.abs().max()
+    assert error < 2**-8  # the output's own rounding, and that of the weights
+
+
+@needs_narrow
+def test_bfloat16_training_takes_the_compiled_forward(monkeypatch):
+    """The backward of torch's kernel works from the compiled forward's output and log-sum-exp."""
+    tensors = [random(1, heads, 70, 32, dtype=torch.bfloat16, seed=n) for n, heads in enumerate((4, 2, 2))]
+    grads = []
+    for compiled in (True, False):
+        monkeypatch.setattr(calls, "can_prefill", (lambda *_: True) if compiled else (lambda *_: False))
+        q, keys, values = (x.clone().requires_grad_() for x in tensors)
+        out, _ = kernels.attend(q, [Span(keys, values, Marks.run(0, 70))], Causal(), Marks.run(0, 70))
+        out.float().square().sum().backward()
+        grads.append([x.grad.float() for x in (q, keys, values)])
+    for got, want in zip(*grads, strict=True):
+        assert (got - want).norm() / want.norm() < 0.02
+
+
+@needs_library
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("bias", [True, False])
+def test_products_equal_float64(rows, bias):
+    layer = Linear(592, 100, bias=bias).to(torch.bfloat16)
+    x = random(rows, 1, 592, dtype=torch.bfloat16)
+    assert calls.can_multiply(x, layer.weight)
+    with torch.no_grad():
+        got = layer(x)
+    want = F.linear(x.double(), layer.weight.double(), layer.bias.double() if bias else None)
+    torch.testing.assert_close(got.double(), want, rtol=2**-8, atol=1e-5)
+    torch.testing.assert_close(got, layer(x).detach(), rtol=2**-7, atol=2**-7)  # with a gradient: torch's own product
+
+
+@pytest.mark.parametrize("mask", [Causal(), Causal() & Window(40)])
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_folded_attention_equals_the_oracle_under_masks(mask, count, dtype):
+    """New tokens after 300 cached ones: unmasked pieces go to the compiled kernel, the rest to products."""
+    q = random(1, 6, count, 32, dtype=dtype)
+    spans = [
+        Span(random(1, 2, n, 32, dtype=dtype, seed=n), random(1, 2, n, 32, dtype=dtype, seed=n + 1), Marks.run(at, n))
+        for at, n in ((0, 200), (200, 100 + count))
+    ]
+    marks = Marks.run(300, count)
+    got, got_lse = kernels.fold(q, spans, mask, marks, 0.2)
+    want, want_lse = kernels.eager(q, spans, mask, marks, 0.2)
+    limit = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float64: 1e-12}[dtype]
+    torch.testing.assert_close(got, want, rtol=limit, atol=limit)
+    torch.testing.assert_close(got_lse, want_lse, rtol=limit, atol=limit)
+
+
+def test_what_the_kernels_do_not_take():
+    q = random(1, 2, 3, 32)
+    assert not calls.can_decode(q.double(), q.double(), q.double())
+    assert not calls.can_decode(q, q.bfloat16(), q.bfloat16())
+    assert not calls.can_decode(q[..., :20], q[..., :20].contiguous(), q[..., :20].contiguous())
+    gaps = random(1, 2, 9, 32)[:, :, ::2]
+    assert not calls.can_decode(q, gaps, gaps)
+    assert not calls.can_prefill(q, q, q)
+    assert not calls.can_multiply(q, random(4, 32))
+
+
+def test_without_a_compiler_there_is_a_reason(monkeypatch):
+    monkeypatch.setattr(module.shutil, "which", lambda name: None)
+    assert module._loaded.__wrapped__() == (None, "no C++ compiler found (c++, g++, clang++)")
+
+
+def test_a_compiler_that_fails_is_quoted(monkeypatch, tmp_path):
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\necho the disk is on fire >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(module.shutil, "which", lambda name: str(broken))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    found, why = module._loaded.__wrapped__()
+    assert found is None and "the disk is on fire" in why
+    assert not list((tmp_path / "cache" / "handscroll").glob("*.so"))
+
+
+@needs_library
+def test_switched_off_gives_the_same_answer():
+    """A fresh process with HANDSCROLL_NATIVE=0: plain torch, the same attention."""
+    code = (
+        "import torch; from handscroll.nn import kernels; from handscroll.nn.cache import Span;"
+        "from handscroll.nn.marks import Marks; from handscroll.nn.mask import Causal;"
+        "from handscroll.nn.native.library import reason;"
+        "g = torch.Generator().manual_seed(0); q, k, v = (torch.randn(1, 2, n, 32, generator=g) for n in (1, 90, 90));"
+        "out, _ = kernels.attend(q, [Span(k, v, Marks.run(0, 90))], Causal(), Marks.run(89, 1));"
+        "print(repr(out.sum().item()), reason())"
+    )
+    answers = []
+    for switch in ("0", "1"):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"HANDSCROLL_NATIVE": switch},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        number, _, why = done.stdout.partition(" ")
+        answers.append((float(number), why))
+    assert answers[0][0] == pytest.approx(answers[1][0], rel=1e-5)
+    assert "switched off" in answers[0][1] and ".so" in answers[1][1]
