@@ -67,6 +67,11 @@ def peak_bytes() -> int:
     raise CapacityError("/proc/self/status has no VmHWM: the planner can be compared on Linux only")
 
 
+def resident_bytes() -> int:
+    """The resident memory of this process now; 0 where /proc does not say."""
+    return _field(_read("/proc/self/status"), "VmRSS:") or 0
+
+
 def _group_room(read: Callable[[str], str | None]) -> list[int]:
     """What the control groups above this process leave, versions 1 and 2."""
     rooms = []

@@ -14,7 +14,7 @@ from handscroll.base.records import read_records
 from handscroll.base.runs import write_file
 from handscroll.base.workload import MEMORY, Workload
 from handscroll.plan.choose import chosen, gigabytes
-from handscroll.plan.machine import peak_bytes, this_machine
+from handscroll.plan.machine import peak_bytes, resident_bytes, this_machine
 from handscroll.plan.show import Plan, clock, plan
 from handscroll.train.parallel.world import ALONE, World
 from handscroll.train.step import EDGE, Memory
@@ -90,6 +90,18 @@ def planned(
     if world.context > 1:
         taken = taken.model_copy(update={"chunk": memory.chunk})  # of all ranks together
     return _written(Planned(taken, made, folder), world, force)
+
+
+def afford(size: int, what: str, way_out: str) -> None:
+    """Refuse `what` if it takes `size` bytes more than may be planned now.
+
+    Raises:
+        CapacityError: it will not fit; names `way_out`.
+    """
+    machine = this_machine()
+    free = machine.usable - resident_bytes()
+    if size > free:
+        raise CapacityError(f"{what} takes {gigabytes(size)}, and {gigabytes(max(0, free))} may be planned; {way_out}")
 
 
 def _written(found: Planned, world: World, force: bool) -> Planned:

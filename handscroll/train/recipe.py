@@ -39,13 +39,13 @@ from handscroll.text.tokenizer import Tokenizer
 from handscroll.text.training import TokenizerConfig, train_tokenizer
 from handscroll.train.assemble import Updates
 from handscroll.train.curriculum import Curriculum, Grow, NewPositions
-from handscroll.train.ladder.certificate import certify
+from handscroll.train.ladder.certificate import certify, memory_needed
 from handscroll.train.loop import Callbacks, OnPulse, OnRecord, train
 from handscroll.train.lora import LoRA, add_lora, merge_lora, save_adapter
 from handscroll.train.optim import Optimizer
 from handscroll.train.parallel.shard import shard, unsharded
 from handscroll.train.parallel.world import Parallel, World, join_world, same_everywhere
-from handscroll.train.planned import planned
+from handscroll.train.planned import afford, planned
 from handscroll.train.regularise import Regularise
 from handscroll.train.run import Loop, Progress, Run, write_recipe
 from handscroll.train.schedule import Schedule
@@ -340,6 +340,8 @@ def _certify(recipe: Recipe, memory: Memory, model: Decoder, stream: Chain, ways
     (first, *_), _ = next(stream.resume(stream.beginning(longest)))
     noise = Noise(recipe.regularise.dropout, recipe.seed, 0) if recipe.regularise.dropout else None
     objective = Causal(recipe.regularise.label_smoothing)
+    if not ways.force:
+        afford(memory_needed(model, memory), "the gradient certificate", "leave --certify out, or use --force")
     certificate = certify(model, memory, first, objective, folder, noise)
     write_file(folder / "certificate.json", (json.dumps(certificate.as_record(), indent=2) + "\n").encode())
     ways.show(str(certificate))

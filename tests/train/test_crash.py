@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 import torch
 from handscroll.base.config import read_recipe
-from handscroll.extend.tune import TuneSettings, tune
+from handscroll.extend.extend import extension
+from handscroll.extend.tune import TuneSettings
 from handscroll.lm import load
 from handscroll.train.recipe import Recipe, run_recipe
 torch.set_num_threads(1)
@@ -27,12 +28,13 @@ import os
 def work(folder):
     if kind == "train":
         return run_recipe(recipe, folder)
-    lm = load(where)  # extend's tuning, on the chunked rung with its file
+    lm = load(where)  # the whole of extend: the choice of a method, tuning on the chunked rung with its file, saving
     memory = {"rung": "staged", "stage_layers": 1, "chunk": 64, "offload": "disk"}
     files = (str(Path(os.__file__).parent / "argparse.py"),)
     values = {"files": files, "steps": 12, "rows": 2, "save_every": 2, "memory": memory, "lora": {"rank": 2}}
-    tune(lm, 64, TuneSettings.parse(values, "tune"), folder)
-    lm.save(folder / "model")
+    settings = TuneSettings.parse(values, "tune")
+    found = extension(lm, 128, text=files, tune=settings, folder=folder, measured=128)
+    found.lm.save(folder / "model")
 # One warm parent forks a child per attempt: importing torch once instead of sixty times.
 for line in sys.stdin:
     child = os.fork()
@@ -48,7 +50,7 @@ OFFLOAD = ["memory={rung='staged',stage_layers=1,chunk=64,offload='disk'}", "reg
 CASES = {
     "train": ["train", str(RECIPE), "threads=1", "loop.save_every=3"],
     "train, offloading": ["train", str(RECIPE), "threads=1", "loop.save_every=3", *OFFLOAD],
-    "tune, offloading": ["tune"],
+    "extend, offloading": ["extend"],
 }
 KILLS = 20  # of each case: sixty in all
 
@@ -82,7 +84,7 @@ class Parent:
 @pytest.mark.parametrize("case", CASES)
 def test_twenty_kills_leave_the_same_records(case, tiny_folder, tmp_path):
     """A run is killed and resumed until it gets through; then another, until twenty kills have struck in flight."""
-    parent = Parent(*CASES[case], *([str(tiny_folder)] if case.startswith("tune") else []))
+    parent = Parent(*CASES[case], *([str(tiny_folder)] if case.startswith("extend") else []))
     calm = tmp_path / "calm"
     started = time.monotonic()
     assert parent.attempt(calm, None) == 0

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from handscroll.base.config import read_recipe
-from handscroll.base.errors import ConfigError
+from handscroll.base.errors import CapacityError, ConfigError
 from handscroll.base.records import read_records
 from handscroll.lm import load
+from handscroll.train import planned as planned_module
 from handscroll.train.curriculum import Curriculum, Grow
 from handscroll.train.recipe import Recipe, Ways, run_recipe
 
@@ -94,6 +95,16 @@ def test_wrong_stages_are_refused(tmp_path):
     gpt2 = ["model={family='gpt2',sizes={width=48,layers=2,heads=4,mlp_width=96,context=256}}", "stages.0.steps=1"]
     with pytest.raises(ConfigError, match="learned position table"):
         run_recipe(recipe(*gpt2), tmp_path / "b")
+
+
+def test_a_certificate_that_does_not_fit_is_refused(tmp_path, monkeypatch):
+    """Refused before it is made; --force makes it all the same."""
+    monkeypatch.setattr(planned_module, "resident_bytes", lambda: planned_module.this_machine().usable - 1000)
+    with pytest.raises(CapacityError, match=r"certificate takes \d+ MB, and 0 MB may be planned; leave --certify out"):
+        run_recipe(recipe("stages.1.steps=1"), tmp_path / "run", Ways(certify=True))
+    assert not (tmp_path / "run" / "certificate.json").exists()
+    run_recipe(recipe("stages.1.steps=1"), tmp_path / "forced", Ways(certify=True, force=True))
+    assert (tmp_path / "forced" / "certificate.json").exists()
 
 
 def test_the_certificate_is_shown_kept_and_can_fail(tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from handscroll.train.step import EDGE, Memory, Step, build_rung
 
 LIMITS = {"float64": 1e-12, "float32": 1e-5}
 TOKENS = 4 * EDGE + EDGE // 2  # four whole chunks and a part of one
-LARGEST = 2 << 30  # bytes of a float64 copy; of a larger model the first layers are certified
+LARGEST = 512 << 20  # bytes of a float64 copy; of a larger model the first layers are certified
 WORST = 100.0  # a single tensor may be this much farther off than the whole: its own norm may be tiny
 
 
@@ -67,8 +67,7 @@ def certify(
     if memory.rung not in ("plain", "checkpoint"):
         small = memory.model_copy(update={"chunk": min(EDGE, max(1, piece.tokens.shape[1] // 4))})
     small = small.model_copy(update={"mlp_tile": 48}) if small.mlp_tile else small
-    size = 8 * sum(p.numel() for p in model.parameters())
-    layers = len(model.layers) if size <= LARGEST else max(2, memory.stage_layers + 1)
+    layers = _layers(model, memory)
     found: dict[str, tuple[float, str, float]] = {}
     for name, dtype in (("float64", torch.float64), ("float32", torch.float32)):
         short = _copy(model, layers, dtype)
@@ -92,6 +91,19 @@ def certify(
     if not passed:
         raise ConfigError(f"{certificate}. Train with memory.rung = 'plain' and report this; worst tensor: {worst}")
     return certificate
+
+
+def memory_needed(model: Decoder, memory: Memory) -> int:
+    """Bytes that `certify` takes on top of the model, about: a float64 copy, its gradients, and those of both ways."""
+    per_layer = sum(p.numel() for p in model.layers[0].parameters())
+    numbers = sum(p.numel() for p in model.parameters()) - (len(model.layers) - _layers(model, memory)) * per_layer
+    return 4 * 8 * numbers
+
+
+def _layers(model: Decoder, memory: Memory) -> int:
+    """How many layers are certified: all, or of a large model enough for the rung to have several stages."""
+    size = 8 * sum(p.numel() for p in model.parameters())
+    return len(model.layers) if size <= LARGEST else min(len(model.layers), max(2, memory.stage_layers + 1))
 
 
 def _copy(model: Decoder, layers: int, dtype: torch.dtype) -> Decoder:
