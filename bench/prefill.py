@@ -36,10 +36,8 @@ def main() -> None:
             for name, value in seconds.items():
                 share = prefill_operations(length) / value / speed[SYSTEMS[name][1]]
                 above = statistics.median(run["peak"] - run["imported"] for run in runs[name])
-                print(
-                    f"{length:>8} {name:<24} {length / value:>9.0f} {share:>6.0%} {above:>7.0f} M {best / value:>25.2f}x",
-                    flush=True,
-                )
+                speeds = f"{length / value:>9.0f} {share:>6.0%} {above:>7.0f} M {best / value:>25.2f}x"
+                print(f"{length:>8} {name:<24} {speeds}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """`LM`: a model, its tokenizer and what people do with them: encode, logits, nll, generate, save."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,9 @@ from handscroll.base.errors import CapacityError, ConfigError, DataError, neares
 from handscroll.base.runs import write_file
 from handscroll.generate.decode import decode
 from handscroll.generate.prefill import hidden_chunks
+from handscroll.generate.reading.identity import Identity, identity
+from handscroll.generate.reading.reading import Reading
+from handscroll.generate.reading.store import Store
 from handscroll.generate.sample import Sampling
 from handscroll.generate.stream import TextStream
 from handscroll.models.model import Model
@@ -24,6 +27,8 @@ from handscroll.text.tokenizer import Tokenizer
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 PROVENANCE = "handscroll.json"
 CHUNK = 1024
+ROOM = 1024  # tokens kept free for question and answer when a text is read
+QUESTION = "\n\nQuestion: {question}\nAnswer:"
 
 
 @dataclass(eq=False)
@@ -92,23 +97,107 @@ class LM:
         return self._windowed_nll(ids, window)
 
     def generate(
-        self, prompt: str | Sequence[int], stream: bool = False, beyond: bool = False, **settings: Any
+        self,
+        prompt: str | Sequence[int],
+        stream: bool = False,
+        beyond: bool = False,
+        store: Store | None = None,
+        **settings: Any,
     ) -> "str | Iterator[str]":
         """Continue `prompt`; returns the new text, or yields it piece by piece with `stream`.
 
         `settings` are those of `Sampling`: max_tokens, temperature, top_k, top_p, min_p, repetition_penalty,
-        seed, stop. A request past the context is refused unless `beyond`.
+        seed, stop. A request past the context is refused unless `beyond`. What `store` holds of the prompt's beginning
+        is not read again; the tokens are the same.
 
         Raises:
             CapacityError: prompt + max_tokens exceed the context. ConfigError: an unknown or impossible setting.
+            CheckpointError: the saved reading that the prompt begins with is damaged.
         """
         unknown = [name for name in settings if name not in Sampling.model_fields]
         if unknown:
             raise ConfigError(f"unknown setting '{unknown[0]}': {nearest(unknown[0], Sampling.model_fields)}")
         sampling = Sampling.parse(settings, "generate")
         ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        pieces = self._stream(ids, sampling, beyond)
+        reading = None
+        if store is not None and len(ids) > 1:
+            # The last token is read anyway: the first new one is predicted from it.
+            reading = store.find(self.identity(len(ids) + sampling.max_tokens), torch.tensor(ids[:-1]))
+        pieces = self._stream(ids, sampling, beyond, reading)
         return pieces if stream else "".join(pieces)
+
+    @torch.no_grad()
+    def read(
+        self,
+        text_or_ids: str | Sequence[int] | Tensor,
+        store: Store,
+        name: str = "",
+        room: int = ROOM,
+        beyond: bool = False,
+        on_read: Callable[[int, int], None] | None = None,
+    ) -> Reading:
+        """Read a text once and save what was read; `ask` and `generate(store=...)` go on from it.
+
+        What the store already holds of its beginning is not read again. `room` tokens are declared for question and
+        answer (a length-dependent scaling is fixed by it). `on_read(done, all)` is called after every chunk.
+
+        Raises:
+            CapacityError: text and room exceed the context (unless `beyond`), or the store's limit.
+            DataError: no text. CheckpointError: the disk refused, or a saved beginning is damaged.
+        """
+        ids = self._ids(text_or_ids)
+        if not len(ids):
+            raise DataError("there is nothing to read: the text is empty")
+        if len(ids) + room > self.context and not beyond:
+            raise CapacityError(
+                f"the text has {len(ids)} tokens and {room} are kept free for question and answer: "
+                f"{len(ids) + room} in all, but the model's context is {self.context}; read less, or lengthen the "
+                f"model first (handscroll extend ... --to {len(ids) + room})"
+            )
+        identity = self.identity(len(ids) + room)
+        before = store.find(identity, ids)
+        first = 0 if before is None else before.length
+        if first < len(ids) or before is None:
+            device = self.model.device
+            cache = self.model.new_cache(len(ids)) if before is None else before.cache(len(ids) - first, device)
+            marks, tokens = Marks.run(first, len(ids) - first), ids[None, first:].to(device)
+            for _, last, _ in hidden_chunks(self.model, tokens, marks, cache, self._declared(len(ids) + room)):
+                if on_read is not None:
+                    on_read(first + last, len(ids))
+            number = store.save(identity, ids, cache, before, self.source)
+        else:
+            number = before.number
+        if name:
+            store.name(name, number, len(ids))
+        return store.open(number).part(len(ids))
+
+    def ask(
+        self, name: str, question: str, store: Store, template: str = QUESTION, stream: bool = False, **settings: Any
+    ) -> "str | Iterator[str]":
+        """Answer a question about the text that was read under `name`.
+
+        `template` is what is appended to the text, with {question} in it.
+
+        Raises:
+            ConfigError: no such name, or it was read with another model, positions, tokenizer or dtype.
+        """
+        if "{question}" not in template:
+            raise ConfigError(f"the template {template!r} has no {{question}} in it")
+        about, length = store.named(name)
+        differ = about.identity.differences(self.identity(length))
+        if wrong := [field for field in differ if field != "bucket"]:
+            raise ConfigError(f"'{name}' was read with another {', '.join(wrong)} ({about.source}): read it again")
+        read = store.tokens(about.number)[:length].tolist()
+        ids = read + self.encode(template.replace("{question}", question), special=False)
+        return self.generate(ids, stream=stream, store=store, **settings)
+
+    def _declared(self, length: int) -> int:
+        positions = getattr(self.model.config, "positions", None)
+        return length if positions is None else positions.scaling.declared(length)
+
+    def identity(self, length: int) -> Identity:
+        """What a text read in a request of `length` tokens belongs to."""
+        return identity(self.model, self.tokenizer.fingerprint, length)
 
     def save(self, folder: str | Path) -> Path:
         """Write an ordinary Hugging Face folder: config, safetensors, tokenizer, and `handscroll.json`."""
@@ -151,7 +240,7 @@ class LM:
                 done = start + window - 1
         return losses
 
-    def _stream(self, ids: list[int], sampling: Sampling, beyond: bool) -> Iterator[str]:
+    def _stream(self, ids: list[int], sampling: Sampling, beyond: bool, reading: Reading | None) -> Iterator[str]:
         started = ids or ([] if self.model.config.bos is None else [self.model.config.bos])
         text = TextStream(self.tokenizer, started, sampling.stop)
         pieces: list[str] = []
@@ -160,7 +249,7 @@ class LM:
             pieces.append(text.push(token))
             return text.stopped is not None
 
-        for _ in decode(self.model, [ids], sampling, self.model.config.eos, push, beyond):
+        for _ in decode(self.model, [ids], sampling, self.model.config.eos, push, beyond, reading=reading):
             yield from pieces
             pieces.clear()
         yield text.finish()

@@ -14,6 +14,7 @@ import secrets
 import shutil
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -173,8 +174,11 @@ def verify_folder(path: Path) -> None:
             size = (path / name).stat().st_size
             if size != entry["size"]:
                 raise _damaged(path, f"{name} has {size} bytes, the manifest says {entry['size']}")
-            if _sha256(path / name) != entry["sha256"]:
-                raise _damaged(path, f"{name} has another SHA-256 than the manifest says")
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashlib lets other threads run
+            digests = pool.map(_sha256, (path / name for name in entries))
+            for (name, entry), digest in zip(entries.items(), digests, strict=True):
+                if digest != entry["sha256"]:
+                    raise _damaged(path, f"{name} has another SHA-256 than the manifest says")
     except OSError as error:
         raise _damaged(path, f"{error.filename or 'a file'} cannot be read: {error.strerror}") from error
 

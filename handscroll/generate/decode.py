@@ -9,6 +9,7 @@ from torch import Tensor
 
 from handscroll.base.errors import CapacityError, CheckpointError, ConfigError, DataError
 from handscroll.generate.prefill import CHUNK, prefill
+from handscroll.generate.reading.reading import Reading
 from handscroll.generate.sample import Sampling, generator, pick
 from handscroll.models.model import Model
 from handscroll.nn.marks import Marks
@@ -31,7 +32,7 @@ class _Group:
     length: int
 
 
-def decode(
+def decode(  # noqa: PLR0913 - what is asked, how it ends, what is known already
     model: Model,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
@@ -39,6 +40,7 @@ def decode(
     on_token: Callable[[int, int], bool] | None = None,
     beyond: bool = False,
     chunk: int = CHUNK,
+    reading: Reading | None = None,
 ) -> Iterator[list[NewToken]]:
     """Continue every prompt; each item of the iterator is one step: the new tokens of the rows still live.
 
@@ -50,6 +52,7 @@ def decode(
     Args:
         beyond: allow prompt + max_tokens past `model.config.context`, on your own responsibility.
         chunk: prompt tokens per forward.
+        reading: what every prompt begins with and need not be read again.
 
     Limits: full cache only; a finished row keeps its place in the batch until the last one ends (compacting would
     copy the cache and hold it twice). Equal to a row alone up to the rounding of batched matrix products.
@@ -57,7 +60,7 @@ def decode(
     Raises (at the call, before any work):
         CapacityError: a request is longer than the model's context, or than a learned position table.
         DataError: an empty prompt without a bos, or a token id outside the vocabulary.
-        ConfigError: `chunk` is below 1.
+        ConfigError: `chunk` is below 1, or the reading is for a request of another length (dynamic scaling).
     """
     if chunk < 1:
         raise ConfigError(f"the prefill chunk is {chunk} tokens; it must be at least 1 ({CHUNK} is usual)")
@@ -66,7 +69,9 @@ def decode(
         _check_length(model, number, len(prompt), sampling.max_tokens, beyond)
     ends = frozenset() if sampling.ignore_eos else frozenset(eos)
     groups = _groups(model, started, sampling.max_tokens)
-    return (step for group in groups for step in _run(model, group, sampling, (ends, on_token), chunk))
+    if reading is not None:
+        _check_reading(model, reading, groups)
+    return (step for group in groups for step in _run(model, group, sampling, (ends, on_token), chunk, reading))
 
 
 def _started(model: Model, number: int, prompt: Sequence[int]) -> list[int]:
@@ -96,6 +101,24 @@ def _check_length(model: Model, number: int, prompt: int, new: int, beyond: bool
     model.embed(torch.zeros(1, 1, dtype=torch.long, device=model.device), Marks.run(total - 2, 1))
 
 
+def _check_reading(model: Model, reading: Reading, groups: list[_Group]) -> None:
+    """Every prompt begins with the reading, goes on after it, and has the scaling that it was read with."""
+    begin, positions = reading.tokens.tolist(), getattr(model.config, "positions", None)
+    for group in groups:
+        for number, prompt in zip(group.numbers, group.prompts, strict=True):
+            if len(prompt) <= len(begin) or prompt[: len(begin)] != begin:
+                raise DataError(
+                    f"prompt {number} does not go on from the reading: its first {len(begin)} tokens must be those "
+                    "of the reading, and at least one must follow"
+                )
+        bucket = 0 if positions is None else positions.scaling.bucket(group.length)
+        if bucket != reading.identity.bucket:
+            raise ConfigError(
+                f"the text was read for requests of up to {reading.identity.bucket} tokens, this one has "
+                f"{group.length}: the model's scaling depends on the length, so read the text again"
+            )
+
+
 def _groups(model: Model, prompts: list[list[int]], new: int) -> list[_Group]:
     """Rows whose declared lengths give the same rotary tables, in order of first appearance.
 
@@ -104,12 +127,14 @@ def _groups(model: Model, prompts: list[list[int]], new: int) -> list[_Group]:
     """
     positions = getattr(model.config, "positions", None)
     buckets: dict[int, list[int]] = {}
+    declared: dict[int, int] = {}
     for number, prompt in enumerate(prompts):
-        bucket = 0 if positions is None else positions.scaling.bucket(len(prompt) + new)
+        length = len(prompt) + new if positions is None else positions.scaling.declared(len(prompt) + new)
+        bucket = 0 if positions is None else positions.scaling.bucket(length)
         buckets.setdefault(bucket, []).append(number)
+        declared[bucket] = max(length, declared.get(bucket, 0))
     return [
-        _Group(tuple(rows), tuple(prompts[row] for row in rows), max(len(prompts[row]) for row in rows) + new)
-        for rows in buckets.values()
+        _Group(tuple(rows), tuple(prompts[row] for row in rows), declared[bucket]) for bucket, rows in buckets.items()
     ]
 
 
@@ -117,16 +142,20 @@ _Ends = tuple[frozenset[int], Callable[[int, int], bool] | None]
 
 
 @torch.no_grad()
-def _run(model: Model, group: _Group, sampling: Sampling, ends: _Ends, chunk: int) -> Iterator[list[NewToken]]:
-    device = model.device
+def _run(
+    model: Model, group: _Group, sampling: Sampling, ends: _Ends, chunk: int, reading: Reading | None
+) -> Iterator[list[NewToken]]:
+    device, before = model.device, 0 if reading is None else reading.length
     lengths = torch.tensor([len(prompt) for prompt in group.prompts], device=device)
     longest = int(lengths.max())
-    tokens = torch.zeros(len(lengths), longest, dtype=torch.long, device=device)
+    tokens = torch.zeros(len(lengths), longest - before, dtype=torch.long, device=device)
     for row, prompt in enumerate(group.prompts):
-        tokens[row, : len(prompt)] = torch.tensor(prompt, device=device)
+        tokens[row, : len(prompt) - before] = torch.tensor(prompt[before:], device=device)
     even = bool((lengths == longest).all())  # plain marks keep the kernels on their fast path
-    marks = Marks.run(0, longest) if even else Marks.rows(torch.zeros_like(lengths), lengths)
-    cache = model.new_cache(longest + sampling.max_tokens - 1)
+    starts = torch.full_like(lengths, before)
+    marks = Marks.run(before, longest - before) if even else Marks.rows(starts, lengths - before)
+    room = longest - before + sampling.max_tokens - 1
+    cache = model.new_cache(room) if reading is None else reading.cache(room, device)
     generators = [generator(sampling.seed, number) for number in group.numbers]
     seen = _seen(group.prompts, model.config.vocab, device) if sampling.repetition_penalty != 1.0 else None
 

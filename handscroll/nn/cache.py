@@ -5,7 +5,7 @@ per layer in a buffer that grows by doubling. Chunked prefill, decoding and (lat
 offloaded and remote caches all hand the same thing to `attend`: a list of spans.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -28,6 +28,13 @@ class Span:
     marks: Marks
     rotated: bool = True
     accumulate: Callable[[int, Tensor, Tensor], None] | None = None
+
+    def rows(self, batch: int) -> "Span":
+        """The same span for every row of a batch, without a copy."""
+        if self.keys.shape[0] == batch:
+            return self
+        keys, values = (x.expand(batch, -1, -1, -1) for x in (self.keys, self.values))
+        return Span(keys, values, self.marks, self.rotated)
 
     def release(self) -> None:
         """Called when a kernel has read the span; spans on disk then give their pages back."""
@@ -58,11 +65,15 @@ class Cache:
 
     A forward calls `append` once per layer and `commit` once at its end; an aborted forward leaves the
     committed part untouched. `capacity` (tokens) reserves the buffers at once instead of doubling.
+
+    `past` are spans (1, K, S, E) per layer that come before all else and are only read, by every row (a saved
+    reading, mapped from its file). `marks` are those of the tokens after it.
     """
 
     layers: int
     capacity: int = 0
     marks: Marks = field(default_factory=lambda: Marks.run(0, 0))
+    past: Sequence[Sequence[Span]] = ()
     _store: list[_Layer] = field(default_factory=list)
     _pending: Marks | None = None
 
@@ -71,12 +82,12 @@ class Cache:
 
     @property
     def length(self) -> int:
-        """Tokens held per row, padding included."""
-        return self.marks.length
+        """Tokens held per row, padding and past included."""
+        return self._before + self.marks.length
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the allocated buffers."""
+        """Bytes of the allocated buffers; the past is not its own."""
         held = [t for layer in self._store for t in (layer.keys, layer.values) if t is not None]
         return sum(t.numel() * t.element_size() for t in held)
 
@@ -84,11 +95,12 @@ class Cache:
         """Add (B, K, T, E) keys and values of one layer; returns all spans of the layer, the new tokens last."""
         if self._pending is None:
             parts = [self.marks, marks]
-            self._pending = marks if not self.length else Marks.join(parts, keys.shape[0], keys.device)
-        store, end = self._store[layer], self.length + keys.shape[2]
+            self._pending = marks if not self.marks.length else Marks.join(parts, keys.shape[0], keys.device)
+        store, end = self._store[layer], self.marks.length + keys.shape[2]
         store.keys = self._write(store.keys, keys, end)
         store.values = self._write(store.values, values, end)
-        return [Span(store.keys[:, :, :end], store.values[:, :, :end], self._pending)]
+        before = [span.rows(keys.shape[0]) for span in self.past[layer]] if self.past else []
+        return [*before, Span(store.keys[:, :, :end], store.values[:, :, :end], self._pending)]
 
     def commit(self) -> None:
         """Make the tokens appended by this forward part of the cache."""
@@ -97,34 +109,36 @@ class Cache:
 
     def trim(self, length: int) -> None:
         """Forget every token after the first `length`."""
-        if not 0 <= length <= self.length:
-            raise ValueError(f"cannot trim a cache of {self.length} tokens to {length}")
-        self.marks, self._pending = self.marks.part(0, length), None
+        if not self._before <= length <= self.length:
+            first = f", of which {self._before} are only read" if self._before else ""
+            raise ValueError(f"cannot trim a cache of {self.length} tokens{first} to {length}")
+        self.marks, self._pending = self.marks.part(0, length - self._before), None
 
     def clone(self) -> "Cache":
         """An independent copy (branches of one prompt)."""
         stores = [
-            _Layer(*(None if t is None else t[:, :, : self.length].clone() for t in (s.keys, s.values)))
+            _Layer(*(None if t is None else t[:, :, : self.marks.length].clone() for t in (s.keys, s.values)))
             for s in self._store
         ]
-        return Cache(self.layers, marks=self.marks, _store=stores)
+        return Cache(self.layers, marks=self.marks, past=self.past, _store=stores)
 
     def take_rows(self, rows: Tensor) -> "Cache":
         """A copy that holds the given batch rows, in their order."""
         stores = [
-            _Layer(*(None if t is None else t[rows, :, : self.length] for t in (s.keys, s.values))) for s in self._store
+            _Layer(*(None if t is None else t[rows, :, : self.marks.length] for t in (s.keys, s.values)))
+            for s in self._store
         ]
-        return Cache(self.layers, marks=self.marks.take_rows(rows), _store=stores)
+        return Cache(self.layers, marks=self.marks.take_rows(rows), past=self.past, _store=stores)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Named tensors from which `from_state` rebuilds the cache: keys, values and marks."""
+        """Named tensors from which `from_state` rebuilds the cache: keys, values and marks; not the past."""
         state: dict[str, Tensor] = {"layers": torch.tensor(self.layers)}
         for number, store in enumerate(self._store):
             for name, tensor in (("keys", store.keys), ("values", store.values)):
                 if tensor is not None:
-                    state[f"{number}.{name}"] = tensor[:, :, : self.length].contiguous()
+                    state[f"{number}.{name}"] = tensor[:, :, : self.marks.length].contiguous()
         if self.marks.start is not None:
-            return state | {"start": torch.tensor(self.marks.start), "length": torch.tensor(self.length)}
+            return state | {"start": torch.tensor(self.marks.start), "length": torch.tensor(self.marks.length)}
         index, segment, positions = self.marks.tensors(torch.device("cpu"))
         return state | {"index": index, "segment": segment, "positions": positions}
 
@@ -138,12 +152,16 @@ class Cache:
             marks = Marks.of(state["index"], state["segment"], state["positions"])
         return cls(layers, marks=marks, _store=stores)
 
+    @property
+    def _before(self) -> int:
+        return sum(span.marks.length for span in self.past[0]) if self.past else 0
+
     def _write(self, buffer: Tensor | None, new: Tensor, end: int) -> Tensor:
         if buffer is None or buffer.shape[2] < end:
             size = max(end, self.capacity, 0 if buffer is None else 2 * buffer.shape[2])
             grown = new.new_empty(new.shape[0], new.shape[1], size, new.shape[3])
             if buffer is not None:
-                grown[:, :, : self.length] = buffer[:, :, : self.length]
+                grown[:, :, : self.marks.length] = buffer[:, :, : self.marks.length]
             buffer = grown
-        buffer[:, :, self.length : end] = new
+        buffer[:, :, self.marks.length : end] = new
         return buffer

@@ -96,7 +96,9 @@ def test_length_dependent_scaling_is_fixed_by_the_declared_length(scaling, tmp_p
     prompt, new = prompts_of((50,))[0], 40  # crosses the trained 64 while decoding
     rows, _ = written(model, [prompt], Sampling(max_tokens=new))
     with torch.no_grad():
-        whole = model(torch.tensor([prompt + rows[0]]), length=len(prompt) + new)[0]
+        declared = model.config.positions.scaling.declared(len(prompt) + new)
+        assert declared == {"dynamic": 128, "longrope": 90}[scaling]
+        whole = model(torch.tensor([prompt + rows[0]]), length=declared)[0]
         other = model(torch.tensor([prompt + rows[0]]), length=64)[0]
     assert whole.argmax(-1)[len(prompt) - 1 : -1].tolist() == rows[0]
     assert (whole - other).abs().max() > 1e-2  # the declared length matters here
@@ -120,7 +122,7 @@ def test_rows_with_the_same_tables_are_decoded_together(tmp_path):
 
     assert batches("yarn") == [(0, 1, 2, 3)]
     assert batches("longrope") == [(0, 2), (1, 3)]
-    assert batches("dynamic") == [(0, 2), (1,), (3,)]  # past 64 every length has its own base
+    assert batches("dynamic") == [(0, 2), (1, 3)]  # up to 64, up to 128
 
 
 def test_small_chunks_write_the_same(tmp_path):

@@ -50,6 +50,11 @@ class Scaling(Config):
         """Key of the tables for `length`: equal keys mean equal frequencies and attention factor."""
         return 0
 
+    def declared(self, length: int) -> int:
+        """What a request of `length` tokens declares: where every length has its own tables, a longer one that many
+        requests share."""
+        return length
+
     @model_serializer(mode="wrap")
     def _with_name(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """The fields and the method's name, so that `scaling_from` can read the record back."""

@@ -33,3 +33,10 @@ class DynamicNTK(Scaling):
     def bucket(self, length: int | None) -> int:
         """0 up to the trained length; beyond it every length has its own frequencies."""
         return length if length is not None and length > self.original else 0
+
+    def declared(self, length: int) -> int:
+        """The trained length times the next power of two: so a saved reading serves questions of many lengths."""
+        whole = self.original
+        while whole < length:
+            whole *= 2
+        return whole

@@ -1,0 +1,108 @@
+"""`handscroll read`, `ask` and `readings`: read a text once, ask as often as you like."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from handscroll.base.errors import ConfigError
+from handscroll.cli.screen import bar, screen, table
+
+StoreOption = Annotated[Path | None, typer.Option("--store", help="folder of the readings (default: your data folder)")]
+OwnerOption = Annotated[str, typer.Option(help="whose readings; owners never see each other's")]
+
+
+def read(
+    model: Annotated[str, typer.Argument(help="checkpoint folder or hub id")],
+    texts: Annotated[list[str], typer.Argument(help="files to read, one after the other")],
+    save: Annotated[str, typer.Option(help="name of the reading")],
+    room: Annotated[int, typer.Option(help="tokens kept free for question and answer")] = 1024,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
+    store: StoreOption = None,
+    owner: OwnerOption = "",
+    limit: Annotated[float, typer.Option(help="most GB of all readings; the least recently used go first")] = 20.0,
+    beyond: Annotated[bool, typer.Option("--beyond", help="allow more tokens than the model's context")] = False,
+) -> None:
+    """Read TEXTS with MODEL and keep what was read under --save."""
+    from handscroll.generate.reading.store import Store
+    from handscroll.lm import load
+    from handscroll.text.readers import read as read_files
+
+    if limit <= 0:
+        raise ConfigError(f"--limit {limit} GB holds nothing; give more than 0")
+    lm = load(model, dtype=dtype)
+    ids = lm.encode("\n\n".join(document.text for document in read_files(texts)))
+    kept = Store(store, owner, int(limit * 1e9))
+    read_now = 0
+    with bar("reading", len(ids)) as advance:
+
+        def on_read(done: int, _: int) -> None:
+            nonlocal read_now
+            read_now += 1
+            advance(done, "")
+
+        reading = lm.read(ids, kept, save, room, beyond, on_read)
+    about, length = kept.named(save)
+    shared = length if not read_now else about.first
+    what = f"{reading.length:,} tokens" + (f", {shared:,} of them from an earlier reading" if shared else "")
+    screen().print(
+        f"{save}: {what}; {about.nbytes / 1e6:,.0f} MB of its own. Ask: handscroll ask {save} QUESTION", markup=False
+    )
+
+
+def ask(
+    name: Annotated[str, typer.Argument(help="a saved reading")],
+    question: Annotated[str, typer.Argument(help="the question, or - for standard input")],
+    model: Annotated[str, typer.Option(help="the model, where it was moved since the reading")] = "",
+    template: Annotated[str, typer.Option(help="what is appended to the text, with {question} in it")] = "",
+    max_tokens: Annotated[int, typer.Option(help="most new tokens")] = 256,
+    temperature: Annotated[float, typer.Option(help="0: greedy")] = 0.0,
+    seed: Annotated[int, typer.Option(help="equal seeds give equal text")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="end before this text (repeatable)")] = None,
+    store: StoreOption = None,
+    owner: OwnerOption = "",
+    beyond: Annotated[bool, typer.Option("--beyond", help="allow more tokens than the model's context")] = False,
+) -> None:
+    """Answer QUESTION about the text read under NAME; only the answer goes to standard output."""
+    from handscroll.generate.reading.store import Store
+    from handscroll.lm import QUESTION, load
+
+    kept = Store(store, owner)
+    about, _ = kept.named(name)
+    lm = load(model or about.source, dtype=about.identity.dtype)
+    text = sys.stdin.read() if question == "-" else question
+    settings = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "stop": tuple(stop or ())}
+    template = template.replace("\\n", "\n") or QUESTION
+    for piece in lm.ask(name, text, kept, template, stream=True, beyond=beyond, **settings):
+        typer.echo(piece, nl=False)
+        sys.stdout.flush()
+    typer.echo("")
+
+
+def readings(
+    forget: Annotated[list[str] | None, typer.Option(help="remove this reading (repeatable)")] = None,
+    store: StoreOption = None,
+    owner: OwnerOption = "",
+) -> None:
+    """List the saved readings, or remove some."""
+    from handscroll.generate.reading.store import Store
+
+    kept = Store(store, owner)
+    for name in forget or ():
+        kept.forget(name)
+    rows = []
+    for name, (number, length) in kept.names().items():
+        try:
+            about, _ = kept.named(name)
+            rows.append([name, f"{length:,}", f"{about.nbytes / 1e6:,.0f}", about.identity.dtype, about.source])
+        except ValueError:  # evicted
+            rows.append([name, f"{length:,}", "evicted", "", number])
+    title = f"{kept.nbytes / 1e6:,.0f} MB in {kept.folder}"
+    screen().print(table(["reading", "tokens", "MB", "dtype", "model"], rows, title))
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(read)
+    app.command()(ask)
+    app.command()(readings)

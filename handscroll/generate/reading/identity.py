@@ -1,0 +1,64 @@
+"""What a reading belongs to: the very weights, positions, tokenizer and dtype. Keys of one are noise to another."""
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+
+from handscroll.models.model import Model
+
+_known: WeakKeyDictionary[Model, tuple[int, str]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Everything that decides what keys and values a text has. `bucket` is that of a length-dependent scaling, or 0."""
+
+    model: str
+    positions: str
+    bucket: int
+    tokenizer: str
+    dtype: str
+
+    def differences(self, other: "Identity") -> list[str]:
+        """Names of the fields that differ."""
+        mine, theirs = asdict(self), asdict(other)
+        return [name for name in mine if mine[name] != theirs[name]]
+
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+def identity(model: Model, tokenizer: str, length: int) -> Identity:
+    """The identity of what `model` reads in a request of `length` tokens; `tokenizer` is its fingerprint."""
+    positions = getattr(model.config, "positions", None)
+    return Identity(
+        model=fingerprint(model),
+        positions="" if positions is None else json.dumps(positions.model_dump(mode="json"), sort_keys=True),
+        bucket=0 if positions is None else positions.scaling.bucket(positions.scaling.declared(length)),
+        tokenizer=tokenizer,
+        dtype=str(model.head.dtype).removeprefix("torch."),
+    )
+
+
+def fingerprint(model: Model) -> str:
+    """SHA-256 over names, shapes and bytes of all weights and the family; remembered until a weight is written to."""
+    weights = sorted(model.state_dict(keep_vars=True).items())
+    version = sum(tensor._version for _, tensor in weights)
+    kept = _known.get(model)
+    if kept is not None and kept[0] == version:
+        return kept[1]
+
+    def digest(tensor: torch.Tensor) -> bytes:
+        return hashlib.sha256(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data).digest()
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # hashlib lets other threads run
+        digests = list(pool.map(digest, (tensor for _, tensor in weights)))
+    whole = hashlib.sha256(model.config.family.encode())
+    for (name, tensor), found in zip(weights, digests, strict=True):
+        whole.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode() + found)
+    _known[model] = (version, whole.hexdigest())
+    return whole.hexdigest()
