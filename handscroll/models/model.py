@@ -9,6 +9,7 @@ from handscroll.nn.cache import Cache
 from handscroll.nn.linear import linear
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Mask
+from handscroll.nn.quantised import Int8Embedding, Int8Linear
 from handscroll.nn.rope import Rotation
 from handscroll.nn.shapes import Embeddings, Logits, Tokens
 from handscroll.nn.tile import tiled
@@ -123,7 +124,10 @@ class Decoder(Model):
         return self.norm(x)
 
     def logits(self, hidden: Embeddings) -> Logits:
-        return linear(hidden, self.head)
+        table = self.embedding if self.projection is None else self.projection
+        if isinstance(table, Int8Embedding):
+            return table.project(hidden)
+        return table(hidden) if isinstance(table, Int8Linear) else linear(hidden, table.weight)
 
     @property
     def head(self) -> Tensor:

@@ -6,18 +6,22 @@ offloaded and remote caches all hand the same thing to `attend`: a list of spans
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from handscroll.nn.marks import Marks
+from handscroll.nn.rounding import from_int8
 
 
 @dataclass(frozen=True, eq=False)
 class Span:
     """Keys and values (B, K, S, E) with marks; `rotated` says whether the keys carry their rotary angle.
+
+    Keys and values in int8 have `scales` (B, K, S) in float32, one pair for the two: what they stand for is number
+    times scale. Kernels read them through `read`, or as they are where they can.
 
     `accumulate(first, key_gradient, value_gradient)`, where given, takes the gradient of a run of the span that
     begins at `first`: such a span is no part of autograd's graph (earlier chunks of a long training step).
@@ -28,13 +32,25 @@ class Span:
     marks: Marks
     rotated: bool = True
     accumulate: Callable[[int, Tensor, Tensor], None] | None = None
+    scales: tuple[Tensor, Tensor] | None = None
+
+    def read(self, first: int, last: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, K, last - first, E) of a run; what is stored in int8 is widened to `dtype`."""
+        keys, values = self.keys[:, :, first:last], self.values[:, :, first:last]
+        if self.scales is None:
+            return keys, values
+        key_scales, value_scales = (s[:, :, first:last] for s in self.scales)
+        return from_int8(keys, key_scales, dtype), from_int8(values, value_scales, dtype)
 
     def rows(self, batch: int) -> "Span":
         """The same span for every row of a batch, without a copy."""
         if self.keys.shape[0] == batch:
             return self
         keys, values = (x.expand(batch, -1, -1, -1) for x in (self.keys, self.values))
-        return Span(keys, values, self.marks, self.rotated)
+        scales = self.scales
+        if scales is not None:
+            scales = (scales[0].expand(batch, -1, -1), scales[1].expand(batch, -1, -1))
+        return replace(self, keys=keys, values=values, scales=scales)
 
     def release(self) -> None:
         """Called when a kernel has read the span; spans on disk then give their pages back."""

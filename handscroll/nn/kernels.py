@@ -100,8 +100,10 @@ def attend(
 def eager(q: Tensor, spans: Sequence[Span], mask: Mask, marks: Marks, scale: float) -> tuple[Tensor, Tensor]:
     """The oracle: dense scores in float64, all spans side by side. Memory is T x S; for tests only."""
     groups = q.shape[1] // spans[0].keys.shape[1]
-    keys = torch.cat([s.keys for s in spans], dim=2).double().repeat_interleave(groups, dim=1)
-    values = torch.cat([s.values for s in spans], dim=2).double().repeat_interleave(groups, dim=1)
+    read = [s.read(0, s.marks.length, torch.float64) for s in spans]
+    keys, values = (
+        torch.cat(parts, dim=2).double().repeat_interleave(groups, dim=1) for parts in zip(*read, strict=True)
+    )
     allowed = torch.cat(
         [mask.allowed(marks, s.marks, q.device).expand(q.shape[0], -1, -1) for s in spans], dim=2
     ).unsqueeze(1)
@@ -119,10 +121,10 @@ def fold(q: Tensor, spans: Sequence[Span], mask: Mask, marks: Marks, scale: floa
     found = []
     for span in spans:
         for piece in pieces(mask, marks, span.marks):
-            keys, values = span.keys[:, :, piece.first : piece.last], span.values[:, :, piece.first : piece.last]
-            if piece.mask is None and not piece.square and calls.can_decode(folded, keys, values):
-                out, lse = calls.decode(folded.to(torch.float32) * scale, keys, values)
+            if piece.mask is None and not piece.square and calls.can_decode(folded, span):
+                out, lse = calls.decode(folded.to(torch.float32) * scale, span, piece.first, piece.last)
             else:
+                keys, values = span.read(piece.first, piece.last, q.dtype)
                 left = Causal() if piece.square else piece.mask
                 allowed = None
                 if left is not None:
@@ -220,7 +222,7 @@ def _forward(q: Tensor, spans: Sequence[Span], mask: Mask, marks: Marks, scale: 
         found = []
         for span in spans:
             for piece in pieces(mask, here, span.marks):
-                keys, values = span.keys[:, :, piece.first : piece.last], span.values[:, :, piece.first : piece.last]
+                keys, values = span.read(piece.first, piece.last, q.dtype)
                 allowed = _allowed(piece, here, span.marks, q.device)
                 found.append(fused.forward(part, keys, values, allowed, scale, piece.square))
                 if len(found) == JOINED:  # a past of many blocks must not hold an output for each
@@ -249,7 +251,7 @@ def _backward(
         here, rows = call.marks.part(first, last), slice(first, last)
         for number, span in enumerate(spans):
             for piece in pieces(call.mask, here, span.marks):
-                keys, values = span.keys[:, :, piece.first : piece.last], span.values[:, :, piece.first : piece.last]
+                keys, values = span.read(piece.first, piece.last, q.dtype)
                 allowed = _allowed(piece, here, span.marks, q.device)
                 change, change_keys, change_values = fused.backward(
                     slope[:, :, rows],

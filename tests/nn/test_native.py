@@ -17,6 +17,8 @@ from handscroll.nn.mask import Causal, Window
 from handscroll.nn.native import calls
 from handscroll.nn.native import library as module
 from handscroll.nn.native.library import library, reason
+from handscroll.nn.quantised import Int8Linear
+from handscroll.nn.rounding import from_int8, to_int8
 
 needs_library = pytest.mark.skipif(library() is None, reason=f"no compiled kernels: {reason()}")
 needs_narrow = pytest.mark.skipif(
@@ -48,8 +50,9 @@ def test_decode_equals_float64(monkeypatch, dtype, threads, shape):
     room = [random(batch, kv, length + 5, size, dtype=dtype, seed=n) for n in (1, 2)]
     keys, values = (x[:, :, 2 : length + 2] for x in room)  # a part of a larger buffer, as caches hold them
     q = q.to(dtype)
-    assert calls.can_decode(q, keys, values)
-    out, lse = calls.decode(q, keys, values)
+    span = Span(keys, values, Marks.run(0, length))
+    assert calls.can_decode(q, span)
+    out, lse = calls.decode(q, span, 0, length)
     want, want_lse = oracle(q, keys, values)
     torch.testing.assert_close(out.double(), want, rtol=2e-6, atol=2e-6)
     torch.testing.assert_close(lse.double(), want_lse, rtol=1e-6, atol=2e-6)
@@ -62,10 +65,11 @@ def test_decode_of_extreme_scores():
     keys = torch.full((1, 1, 300, 16), -6.25)
     keys[0, 0, 170] = 6.25
     values = random(1, 1, 300, 16)
-    out, lse = calls.decode(q, keys, values)
+    span = Span(keys, values, Marks.run(0, 300))
+    out, lse = calls.decode(q, span, 0, 300)
     torch.testing.assert_close(out[0, 0, 0], values[0, 0, 170])
     torch.testing.assert_close(lse[0, 0, 0], torch.tensor(1e4))
-    out, _ = calls.decode(torch.zeros_like(q), keys, values)
+    out, _ = calls.decode(torch.zeros_like(q), span, 0, 300)
     torch.testing.assert_close(out[0, 0, 1], values[0, 0].mean(dim=0))
 
 
@@ -142,13 +146,52 @@ def test_folded_attention_equals_the_oracle_under_masks(mask, count, dtype):
     torch.testing.assert_close(got_lse, want_lse, rtol=limit, atol=limit)
 
 
+@needs_library
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_decode_reads_int8_as_what_it_stands_for(dtype):
+    """A run in the middle of a span whose buffers are longer; equal to float64 attention over the widened numbers."""
+    pairs = [to_int8(random(2, 3, 700, 64, seed=n)) for n in (1, 2)]
+    numbers, scales = [x[:, :, :650] for x, _ in pairs], [s[:, :, :650] for _, s in pairs]
+    span = Span(numbers[0], numbers[1], Marks.run(0, 650), scales=(scales[0], scales[1]))
+    q = (random(2, 3, 5, 64) / 8).to(dtype)
+    assert calls.can_decode(q, span)
+    out, lse = calls.decode(q, span, 100, 600)
+    want, want_lse = oracle(q, *span.read(100, 600, torch.float64))
+    torch.testing.assert_close(out.double(), want, rtol=2e-6, atol=2e-6)
+    torch.testing.assert_close(lse.double(), want_lse, rtol=1e-6, atol=2e-6)
+
+
+@needs_library
+@pytest.mark.parametrize("rows", [1, 3, 8, 9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int8_products_are_those_of_the_widened_weights(rows, dtype):
+    layer = Int8Linear(random(100, 592).to(dtype), random(100).to(dtype))
+    x = random(rows, 592, seed=5).to(dtype)
+    want = F.linear(x.double(), from_int8(layer.numbers, layer.scales, torch.float64), layer.bias.double())
+    limit = 2e-6 if dtype == torch.float32 else 2**-7
+    torch.testing.assert_close(layer(x).double(), want, rtol=limit, atol=20 * limit)
+
+
+def test_rounding_to_int8():
+    x = random(4, 7, 33)
+    x[0, 0] = 0
+    numbers, scales = to_int8(x)
+    error = (from_int8(numbers, scales, torch.float32) - x).abs()
+    assert bool((error <= 0.5001 * scales.unsqueeze(-1)).all()) and error.max() > 0
+    assert numbers.abs().max() == 127 and not bool(numbers[0, 0].any())
+    torch.testing.assert_close(scales, x.abs().amax(-1) / 127)
+
+
 def test_what_the_kernels_do_not_take():
+    def span(x):
+        return Span(x, x, Marks.run(0, x.shape[2]))
+
     q = random(1, 2, 3, 32)
-    assert not calls.can_decode(q.double(), q.double(), q.double())
-    assert not calls.can_decode(q, q.bfloat16(), q.bfloat16())
-    assert not calls.can_decode(q[..., :20], q[..., :20].contiguous(), q[..., :20].contiguous())
-    gaps = random(1, 2, 9, 32)[:, :, ::2]
-    assert not calls.can_decode(q, gaps, gaps)
+    assert not calls.can_decode(q.double(), span(q.double()))
+    assert not calls.can_decode(q, span(q.bfloat16()))
+    assert not calls.can_decode(q, span(q.to(torch.int8)))  # without scales
+    assert not calls.can_decode(q[..., :20], span(q[..., :20].contiguous()))
+    assert not calls.can_decode(q, span(random(1, 2, 9, 32)[:, :, ::2]))
     assert not calls.can_prefill(q, q, q)
     assert not calls.can_multiply(q, random(4, 32))
 

@@ -9,30 +9,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from handscroll.nn.cache import Span
 from handscroll.nn.native.library import library
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 LANES = 16  # sizes must be multiples of this
 
 
-def can_decode(q: Tensor, keys: Tensor, values: Tensor) -> bool:
-    """Whether `decode` takes them: a CPU, float32 or bfloat16, head sizes of whole vectors, rows without gaps."""
-    alike = (
-        q.device.type == "cpu" and q.dtype == keys.dtype == values.dtype and q.dtype in (torch.float32, torch.bfloat16)
-    )
-    return alike and _whole(keys, values) and library() is not None
+def can_decode(q: Tensor, span: Span) -> bool:
+    """Whether `decode` takes them: a CPU, keys in float32, bfloat16 or int8, whole vectors, rows without gaps."""
+    if q.device.type != "cpu" or q.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    alike = span.keys.dtype == span.values.dtype == (q.dtype if span.scales is None else torch.int8)
+    return alike and _whole(span.keys, span.values) and library() is not None
 
 
 def decode(
-    q: Float[Tensor, "B K R E"], keys: Float[Tensor, "B K S E"], values: Float[Tensor, "B K S E"]
+    q: Float[Tensor, "B K R E"], span: Span, first: int, last: int
 ) -> tuple[Float[Tensor, "B K R E"], Float[Tensor, "B K R"]]:
-    """Attention of R scaled query rows of each kv head over all its keys: output and log-sum-exp, both float32."""
-    return _decode(q, keys, values, None, None)
-
-
-def _decode(
-    q: Tensor, keys: Tensor, values: Tensor, key_scales: Tensor | None, value_scales: Tensor | None
-) -> tuple[Tensor, Tensor]:
+    """Attention of R scaled query rows of each kv head over a run of a span: output and log-sum-exp, both float32."""
+    keys, values = span.keys[:, :, first:last], span.values[:, :, first:last]
+    key_scales, value_scales = (None, None) if span.scales is None else (s[:, :, first:last] for s in span.scales)
     found = library()
     assert found is not None
     batch, kv, rows, size = q.shape
@@ -92,17 +89,28 @@ def can_multiply(x: Tensor, weight: Tensor) -> bool:
     return alike and weight.shape[1] % LANES == 0 and weight.is_contiguous() and library() is not None
 
 
+def can_multiply_int8(x: Tensor, numbers: Tensor) -> bool:
+    """The same for a matrix in int8."""
+    alike = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and numbers.dtype == torch.int8
+    return alike and numbers.shape[1] % LANES == 0 and numbers.is_contiguous() and library() is not None
+
+
 def multiply(
-    x: Float[Tensor, "*rows D"], weight: Float[Tensor, "N D"], bias: Float[Tensor, "N"] | None
+    x: Float[Tensor, "*rows D"],
+    weight: Float[Tensor, "N D"],
+    bias: Float[Tensor, "N"] | None,
+    scales: Float[Tensor, "N"] | None = None,
 ) -> Float[Tensor, "*rows N"]:
-    """x times weight transposed plus bias, with float32 sums: the weights are read once, whatever the rows up to 4."""
+    """x times weight transposed (times scales) plus bias, with float32 sums; the weights are read once per 4 rows."""
     found = library()
     assert found is not None
     outer, inner = weight.shape
     wide = x.to(torch.float32).contiguous()
     out = torch.empty(*x.shape[:-1], outer, dtype=x.dtype)
     numbers = _numbers(x.numel() // inner, inner, outer, torch.get_num_threads())
-    found.handscroll_product(KINDS[weight.dtype], 1, _at(wide), _at(weight), _at(None), _at(bias), numbers, _at(out))
+    narrow = int(x.dtype == torch.bfloat16)
+    kind = KINDS[weight.dtype]
+    found.handscroll_product(kind, narrow, _at(wide), _at(weight), _at(scales), _at(bias), numbers, _at(out))
     return out
 
 

@@ -1,0 +1,80 @@
+"""Policy `int8`: every key and value in int8 with one scale a token and head; half of bfloat16's bytes.
+
+Approximate: a number is off by at most 1/254 of its head's largest. Tokens are rounded when they are kept and read
+rounded ever after, by the very forward that made them too, so that the size of prefill chunks does not matter.
+Limits: no gradients. Keys are rounded after their rotation.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from handscroll.nn.cache import Cache, Span
+from handscroll.nn.marks import Marks
+from handscroll.nn.rounding import to_int8
+
+
+@dataclass
+class Int8Cache(Cache):
+    """A full cache in int8."""
+
+    _scales: list[tuple[Tensor | None, Tensor | None]] = field(default_factory=list)
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._scales = self._scales or [(None, None) for _ in range(self.layers)]
+
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes + sum(
+            s.numel() * s.element_size() for pair in self._scales for s in pair if s is not None
+        )
+
+    def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
+        before, end = self.marks.length, self.marks.length + keys.shape[2]
+        (keys, key_scales), (values, value_scales) = to_int8(keys), to_int8(values)
+        *past, span = super().append(layer, keys, values, marks)
+        room = self._store[layer].keys
+        assert room is not None
+        pair = tuple(
+            self._write_scales(old, new, before, end, room.shape[2])
+            for old, new in zip(self._scales[layer], (key_scales, value_scales), strict=True)
+        )
+        self._scales[layer] = (pair[0], pair[1])
+        return [*past, Span(span.keys, span.values, span.marks, scales=(pair[0][:, :, :end], pair[1][:, :, :end]))]
+
+    def clone(self) -> "Int8Cache":
+        whole = super().clone()
+        scales = [
+            tuple(None if s is None else s[:, :, : self.marks.length].clone() for s in pair) for pair in self._scales
+        ]
+        return Int8Cache(self.layers, marks=whole.marks, past=whole.past, _store=whole._store, _scales=scales)
+
+    def take_rows(self, rows: Tensor) -> "Int8Cache":
+        whole = super().take_rows(rows)
+        scales = [tuple(None if s is None else s[rows, :, : self.marks.length] for s in pair) for pair in self._scales]
+        return Int8Cache(self.layers, marks=whole.marks, past=whole.past, _store=whole._store, _scales=scales)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        state = super().state_dict()
+        for layer, pair in enumerate(self._scales):
+            for name, scales in zip(("key_scales", "value_scales"), pair, strict=True):
+                if scales is not None:
+                    state[f"{layer}.{name}"] = scales[:, :, : self.marks.length].contiguous()
+        return state
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor]) -> "Int8Cache":
+        whole = Cache.from_state(state)
+        pairs = [(state.get(f"{n}.key_scales"), state.get(f"{n}.value_scales")) for n in range(whole.layers)]
+        return cls(whole.layers, marks=whole.marks, _store=whole._store, _scales=pairs)
+
+    def _write_scales(self, old: Tensor | None, new: Tensor, before: int, end: int, room: int) -> Tensor:
+        if old is None or old.shape[2] < end:
+            grown = torch.empty(*new.shape[:2], room)
+            if old is not None:
+                grown[:, :, :before] = old[:, :, :before]
+            old = grown
+        old[:, :, before:end] = new
+        return old
