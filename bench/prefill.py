@@ -34,7 +34,7 @@ def main() -> None:
             seconds = {name: statistics.median(run["seconds"] for run in got) for name, got in runs.items()}
             best = min(value for name, value in seconds.items() if not name.startswith("handscroll"))
             for name, value in seconds.items():
-                share = prefill_operations(length) / value / speed[SYSTEMS[name][1]]
+                share = prefill_operations(length) / value / speed[SYSTEMS[name][1].replace("int8", "bfloat16")]
                 above = statistics.median(run["peak"] - run["imported"] for run in runs[name])
                 speeds = f"{length / value:>9.0f} {share:>6.0%} {above:>7.0f} M {best / value:>25.2f}x"
                 print(f"{length:>8} {name:<24} {speeds}", flush=True)

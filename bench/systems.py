@@ -39,17 +39,22 @@ def make_folder(folder: Path) -> None:
     transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
 
 
-def handscroll(folder: Path, job: str, length: int, dtype: str) -> dict:
+def handscroll(folder: Path, job: str, length: int, precision: str) -> dict:
     """Prefill through `generate.prefill` as `lm.generate` does it; decoding over a cache filled with random keys."""
     import torch
 
+    from handscroll.generate.policies.table import cache_of
     from handscroll.generate.prefill import prefill
     from handscroll.models.weights import load_model
     from handscroll.nn.marks import Marks
+    from handscroll.nn.quantised import quantise
 
     imported = resident()
+    rounded, dtype = precision == "int8", "bfloat16" if precision == "int8" else precision
     model = load_model(folder, getattr(torch, dtype), "cpu")
-    cache = model.new_cache(length + STEPS + 2)
+    if rounded:
+        quantise(model)
+    cache = cache_of("int8" if rounded else "full")(SHAPE["layers"], capacity=length + STEPS + 2)
 
     @torch.no_grad()
     def step(n: int) -> None:
@@ -99,10 +104,11 @@ def transformers_sdpa(folder: Path, job: str, length: int, dtype: str) -> dict:
 SYSTEMS: dict[str, tuple[Callable[[Path, str, int, str], dict], str]] = {
     "handscroll bfloat16": (handscroll, "bfloat16"),
     "handscroll float32": (handscroll, "float32"),
+    "handscroll int8": (handscroll, "int8"),
     "transformers bfloat16": (transformers_sdpa, "bfloat16"),
     "transformers float32": (transformers_sdpa, "float32"),
 }
-BYTES = {"bfloat16": 2, "float32": 4}
+BYTES = {"bfloat16": 2, "float32": 4, "int8": 1}
 
 
 def bound_bytes(name: str, length: int) -> int:

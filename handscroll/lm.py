@@ -12,6 +12,7 @@ from torch import Tensor
 from handscroll.base.errors import CapacityError, ConfigError, DataError, nearest
 from handscroll.base.runs import write_file
 from handscroll.generate.decode import decode
+from handscroll.generate.policies.table import cache_of
 from handscroll.generate.prefill import hidden_chunks
 from handscroll.generate.reading.identity import Identity, identity
 from handscroll.generate.reading.reading import Reading
@@ -21,10 +22,12 @@ from handscroll.generate.stream import TextStream
 from handscroll.models.model import Model
 from handscroll.models.weights import load_model, locate, read_json, save_model
 from handscroll.nn.marks import Marks
+from handscroll.nn.quantised import Int8Linear, quantise
 from handscroll.objectives.head import token_losses
 from handscroll.text.tokenizer import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+WEIGHTS = ("", "int8")
 PROVENANCE = "handscroll.json"
 CHUNK = 1024
 ROOM = 1024  # tokens kept free for question and answer when a text is read
@@ -102,13 +105,14 @@ class LM:
         stream: bool = False,
         beyond: bool = False,
         store: Store | None = None,
+        policy: str = "full",
         **settings: Any,
     ) -> "str | Iterator[str]":
         """Continue `prompt`; returns the new text, or yields it piece by piece with `stream`.
 
         `settings` are those of `Sampling`: max_tokens, temperature, top_k, top_p, min_p, repetition_penalty,
         seed, stop. A request past the context is refused unless `beyond`. What `store` holds of the prompt's beginning
-        is not read again; the tokens are the same.
+        is not read again; the tokens are the same. `policy` is what the cache keeps: all but "full" are approximate.
 
         Raises:
             CapacityError: prompt + max_tokens exceed the context. ConfigError: an unknown or impossible setting.
@@ -122,8 +126,8 @@ class LM:
         reading = None
         if store is not None and len(ids) > 1:
             # The last token is read anyway: the first new one is predicted from it.
-            reading = store.find(self.identity(len(ids) + sampling.max_tokens), torch.tensor(ids[:-1]))
-        pieces = self._stream(ids, sampling, beyond, reading)
+            reading = store.find(self.identity(len(ids) + sampling.max_tokens, policy), torch.tensor(ids[:-1]))
+        pieces = self._stream(ids, sampling, {"beyond": beyond, "reading": reading, "policy": policy})
         return pieces if stream else "".join(pieces)
 
     @torch.no_grad()
@@ -134,6 +138,7 @@ class LM:
         name: str = "",
         room: int = ROOM,
         beyond: bool = False,
+        policy: str = "full",
         on_read: Callable[[int, int], None] | None = None,
     ) -> Reading:
         """Read a text once and save what was read; `ask` and `generate(store=...)` go on from it.
@@ -154,12 +159,15 @@ class LM:
                 f"{len(ids) + room} in all, but the model's context is {self.context}; read less, or lengthen the "
                 f"model first (handscroll extend ... --to {len(ids) + room})"
             )
-        identity = self.identity(len(ids) + room)
+        identity = self.identity(len(ids) + room, policy)
         before = store.find(identity, ids)
         first = 0 if before is None else before.length
         if first < len(ids) or before is None:
-            device = self.model.device
-            cache = self.model.new_cache(len(ids)) if before is None else before.cache(len(ids) - first, device)
+            device, kind = self.model.device, cache_of(policy)
+            if before is None:
+                cache = kind(self.model.config.layers, capacity=len(ids))
+            else:
+                cache = before.cache(len(ids) - first, device, kind)
             marks, tokens = Marks.run(first, len(ids) - first), ids[None, first:].to(device)
             for _, last, _ in hidden_chunks(self.model, tokens, marks, cache, self._declared(len(ids) + room)):
                 if on_read is not None:
@@ -184,24 +192,29 @@ class LM:
         if "{question}" not in template:
             raise ConfigError(f"the template {template!r} has no {{question}} in it")
         about, length = store.named(name)
-        differ = about.identity.differences(self.identity(length))
+        differ = about.identity.differences(self.identity(length, about.identity.policy))
         if wrong := [field for field in differ if field != "bucket"]:
             raise ConfigError(f"'{name}' was read with another {', '.join(wrong)} ({about.source}): read it again")
         read = store.tokens(about.number)[:length].tolist()
         ids = read + self.encode(template.replace("{question}", question), special=False)
-        return self.generate(ids, stream=stream, store=store, **settings)
+        return self.generate(ids, stream=stream, store=store, policy=about.identity.policy, **settings)
 
     def _declared(self, length: int) -> int:
         positions = getattr(self.model.config, "positions", None)
         return length if positions is None else positions.scaling.declared(length)
 
-    def identity(self, length: int) -> Identity:
+    def identity(self, length: int, policy: str = "full") -> Identity:
         """What a text read in a request of `length` tokens belongs to."""
-        return identity(self.model, self.tokenizer.fingerprint, length)
+        cache_of(policy)  # refuses an unknown one
+        return identity(self.model, self.tokenizer.fingerprint, length, policy)
 
     def save(self, folder: str | Path) -> Path:
         """Write an ordinary Hugging Face folder: config, safetensors, tokenizer, and `handscroll.json`."""
         folder = Path(folder)
+        if any(isinstance(module, Int8Linear) for module in self.model.modules()):
+            raise ConfigError(
+                f"the weights of {self.source} were rounded to int8 when it was loaded; save the original"
+            )
         save_model(self.model, folder)
         self.tokenizer.save(folder)
         if self.provenance:
@@ -240,7 +253,7 @@ class LM:
                 done = start + window - 1
         return losses
 
-    def _stream(self, ids: list[int], sampling: Sampling, beyond: bool, reading: Reading | None) -> Iterator[str]:
+    def _stream(self, ids: list[int], sampling: Sampling, how: dict[str, Any]) -> Iterator[str]:
         started = ids or ([] if self.model.config.bos is None else [self.model.config.bos])
         text = TextStream(self.tokenizer, started, sampling.stop)
         pieces: list[str] = []
@@ -249,18 +262,23 @@ class LM:
             pieces.append(text.push(token))
             return text.stopped is not None
 
-        for _ in decode(self.model, [ids], sampling, self.model.config.eos, push, beyond, reading=reading):
+        for _ in decode(self.model, [ids], sampling, self.model.config.eos, push, **how):
             yield from pieces
             pieces.clear()
         yield text.finish()
 
 
-def load(source: str | Path, device: str = "cpu", dtype: str = "float32") -> LM:
+def load(source: str | Path, device: str = "cpu", dtype: str = "float32", weights: str = "") -> LM:
     """Load a checkpoint: a local folder or a hub id (safetensors only, no remote code, no pickle).
+
+    `weights` "int8" rounds all projections and the token table (approximate; for reading and decoding, not for training
+    or saving).
 
     Raises:
         CheckpointError: the folder is incomplete or damaged. ConfigError: an unknown dtype, family or setting.
     """
+    if weights not in WEIGHTS:
+        raise ConfigError(f"unknown rounding of the weights '{weights}': {nearest(weights, WEIGHTS[1:])}")
     if dtype not in DTYPES:
         raise ConfigError(f"unknown dtype '{dtype}': {nearest(dtype, DTYPES)}")
     folder = locate(source)
@@ -271,6 +289,8 @@ def load(source: str | Path, device: str = "cpu", dtype: str = "float32") -> LM:
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab}; "
             "the tokenizer belongs to another checkpoint"
         )
+    if weights == "int8":
+        quantise(model)
     path = folder / PROVENANCE
     provenance = read_json(path) if path.exists() else {}
     return LM(model, tokenizer, str(source), provenance)

@@ -22,6 +22,7 @@ def read(
     store: StoreOption = None,
     owner: OwnerOption = "",
     limit: Annotated[float, typer.Option(help="most GB of all readings; the least recently used go first")] = 20.0,
+    cache: Annotated[str, typer.Option(help="what is kept: full, or int8 (half of bfloat16, approximate)")] = "full",
     beyond: Annotated[bool, typer.Option("--beyond", help="allow more tokens than the model's context")] = False,
 ) -> None:
     """Read TEXTS with MODEL and keep what was read under --save."""
@@ -42,7 +43,7 @@ def read(
             read_now += 1
             advance(done, "")
 
-        reading = lm.read(ids, kept, save, room, beyond, on_read)
+        reading = lm.read(ids, kept, save, room, beyond, cache, on_read)
     about, length = kept.named(save)
     shared = length if not read_now else about.first
     what = f"{reading.length:,} tokens" + (f", {shared:,} of them from an earlier reading" if shared else "")

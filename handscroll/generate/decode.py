@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from handscroll.base.errors import CapacityError, CheckpointError, ConfigError, DataError
+from handscroll.generate.policies.table import cache_of
 from handscroll.generate.prefill import CHUNK, prefill
 from handscroll.generate.reading.reading import Reading
 from handscroll.generate.sample import Sampling, generator, pick
 from handscroll.models.model import Model
+from handscroll.nn.cache import Cache
 from handscroll.nn.marks import Marks
 
 
@@ -32,6 +34,20 @@ class _Group:
     length: int
 
 
+@dataclass(frozen=True, eq=False)
+class _Keeping:
+    """How the prompt is read and what is kept of it."""
+
+    chunk: int
+    reading: Reading | None
+    kind: type[Cache]
+
+    def cache(self, model: Model, room: int) -> Cache:
+        if self.reading is None:
+            return self.kind(model.config.layers, capacity=room)
+        return self.reading.cache(room, model.device, self.kind)
+
+
 def decode(  # noqa: PLR0913 - what is asked, how it ends, what is known already
     model: Model,
     prompts: Sequence[Sequence[int]],
@@ -41,6 +57,7 @@ def decode(  # noqa: PLR0913 - what is asked, how it ends, what is known already
     beyond: bool = False,
     chunk: int = CHUNK,
     reading: Reading | None = None,
+    policy: str = "full",
 ) -> Iterator[list[NewToken]]:
     """Continue every prompt; each item of the iterator is one step: the new tokens of the rows still live.
 
@@ -53,14 +70,15 @@ def decode(  # noqa: PLR0913 - what is asked, how it ends, what is known already
         beyond: allow prompt + max_tokens past `model.config.context`, on your own responsibility.
         chunk: prompt tokens per forward.
         reading: what every prompt begins with and need not be read again.
+        policy: what the cache keeps (`generate/policies/table.py`); all but "full" are approximate.
 
-    Limits: full cache only; a finished row keeps its place in the batch until the last one ends (compacting would
+    Limits: a finished row keeps its place in the batch until the last one ends (compacting would
     copy the cache and hold it twice). Equal to a row alone up to the rounding of batched matrix products.
 
     Raises (at the call, before any work):
         CapacityError: a request is longer than the model's context, or than a learned position table.
         DataError: an empty prompt without a bos, or a token id outside the vocabulary.
-        ConfigError: `chunk` is below 1, or the reading is for a request of another length (dynamic scaling).
+        ConfigError: `chunk` is below 1, an unknown policy, or a reading for a request of another length.
     """
     if chunk < 1:
         raise ConfigError(f"the prefill chunk is {chunk} tokens; it must be at least 1 ({CHUNK} is usual)")
@@ -71,7 +89,8 @@ def decode(  # noqa: PLR0913 - what is asked, how it ends, what is known already
     groups = _groups(model, started, sampling.max_tokens)
     if reading is not None:
         _check_reading(model, reading, groups)
-    return (step for group in groups for step in _run(model, group, sampling, (ends, on_token), chunk, reading))
+    keeping = _Keeping(chunk, reading, cache_of(policy))
+    return (step for group in groups for step in _run(model, group, sampling, (ends, on_token), keeping))
 
 
 def _started(model: Model, number: int, prompt: Sequence[int]) -> list[int]:
@@ -142,10 +161,8 @@ _Ends = tuple[frozenset[int], Callable[[int, int], bool] | None]
 
 
 @torch.no_grad()
-def _run(
-    model: Model, group: _Group, sampling: Sampling, ends: _Ends, chunk: int, reading: Reading | None
-) -> Iterator[list[NewToken]]:
-    device, before = model.device, 0 if reading is None else reading.length
+def _run(model: Model, group: _Group, sampling: Sampling, ends: _Ends, keeping: _Keeping) -> Iterator[list[NewToken]]:
+    device, before = model.device, 0 if keeping.reading is None else keeping.reading.length
     lengths = torch.tensor([len(prompt) for prompt in group.prompts], device=device)
     longest = int(lengths.max())
     tokens = torch.zeros(len(lengths), longest - before, dtype=torch.long, device=device)
@@ -155,11 +172,11 @@ def _run(
     starts = torch.full_like(lengths, before)
     marks = Marks.run(before, longest - before) if even else Marks.rows(starts, lengths - before)
     room = longest - before + sampling.max_tokens - 1
-    cache = model.new_cache(room) if reading is None else reading.cache(room, device)
+    cache = keeping.cache(model, room)
     generators = [generator(sampling.seed, number) for number in group.numbers]
     seen = _seen(group.prompts, model.config.vocab, device) if sampling.repetition_penalty != 1.0 else None
 
-    hidden = prefill(model, tokens, marks, cache, group.length, chunk)
+    hidden = prefill(model, tokens, marks, cache, group.length, keeping.chunk)
     live = list(range(len(lengths)))
     for step in range(sampling.max_tokens):
         new = pick(_finite(model.logits(hidden)[:, -1]), sampling, generators, seen)

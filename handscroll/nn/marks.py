@@ -7,7 +7,7 @@ different lengths and eviction are right by construction.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ class Marks:
     segment: Tensor | None = None
     positions: Tensor | None = None
     _extents: dict[tuple[int, ...], list[list[Extent]]] = field(default_factory=dict, repr=False)
+    pieces: dict[Any, Any] = field(default_factory=dict, repr=False)  # what `nn/pieces.py` remembers
 
     @classmethod
     def run(cls, start: int, length: int) -> Self:

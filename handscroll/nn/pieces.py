@@ -33,9 +33,21 @@ def query_tiles(mask: Mask, query: Marks, spans: list[Marks]) -> list[tuple[int,
 
 
 def pieces(mask: Mask, query: Marks, key: Marks) -> list[Piece]:
-    """The pieces of a span that these queries read, in order; empty when they see none of it."""
-    edges = _edges(query, key)
+    """The pieces of a span that these queries read, in order; empty when they see none of it.
+
+    Remembered with the queries, since all layers of a forward ask the same.
+    """
+    known = query.pieces.get((mask, key))
+    if known is None:
+        known = query.pieces[mask, key] = _pieces(mask, query, key)
+    return known
+
+
+def _pieces(mask: Mask, query: Marks, key: Marks) -> list[Piece]:
     (queries,) = query.extents((0, query.length))
+    if key.length and _left(mask, queries, key.extents((0, key.length))[0]) is True:  # a new token sees all
+        return [Piece(0, key.length)]
+    edges = _edges(query, key)
     found: list[Piece] = []
     for first, last, extents in zip(edges, edges[1:], key.extents(edges), strict=False):
         left = _left(mask, queries, extents)

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 from handscroll.base.config import Config
 from handscroll.base.runs import write_file
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Calibration(Config):

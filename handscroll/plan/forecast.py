@@ -14,10 +14,11 @@ from handscroll.plan.machine import Machine
 # tensors mix (LoRA, several micro-batches, a tiled MLP: 0.4 to 1.0). The other rungs trim it as they go
 # (base/allocator.py): (bytes, share).
 HOLES = 0.28
-HOLES_NARROW = 0.38
-HOLES_MIXED = 0.70
-TRIMMED_LAYERS = (50_000_000, 0.15)
-TRIMMED_CHUNKS = (16_000_000, 0.20)
+HOLES_NARROW = 0.42
+HOLES_MIXED = 0.66
+HOLES_MICRO = 0.48
+TRIMMED_LAYERS = (15_000_000, 0.30)
+TRIMMED_CHUNKS = (10_000_000, 0.20)
 NARROW_BASE = 12 << 20  # oneDNN's bfloat16 kernels, which the probe's bare process has not made
 CUDA_BASE = 600 << 20  # context, kernels and cuBLAS workspaces
 CUDA_HOLES = 0.06
@@ -95,12 +96,14 @@ def disk_bytes(workload: Workload) -> int:
 
 def _heap(workload: Workload, phase: memory.Parts) -> int:
     """What the allocator takes besides what tensors ask for."""
-    short = sum(size for name, size in phase.items() if name != "gradients")
+    short = sum(size for name, size in phase.items() if name not in ("gradients", "freed"))
     if workload.device == "cuda":
         return int(CUDA_HOLES * short)
     if workload.rung != "plain":
         least, share = TRIMMED_LAYERS if workload.rung == "checkpoint" else TRIMMED_CHUNKS
         return int(least + share * short)
-    if workload.shape.lora_rank or workload.micro > 1 or workload.mlp_tile:
+    if workload.shape.lora_rank or workload.mlp_tile:
         return int(HOLES_MIXED * short)
+    if workload.micro > 1:
+        return int(HOLES_MICRO * short)
     return int((HOLES_NARROW if workload.precision == "bfloat16" else HOLES) * short)

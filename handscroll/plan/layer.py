@@ -80,7 +80,10 @@ def _kept_mlp(shape: Shape, e: int, frozen: bool) -> int:
 
 
 def tile_bytes(workload: Workload, keys: int) -> int:
-    """Mask tensors of one query tile over at most `WIDEST` keys: a float mask, and boolean steps on the way."""
+    """Mask tensors of one query tile over at most `WIDEST` keys: a float mask, and boolean steps on the way.
+
+    Of four documents a row a tile sees two at most.
+    """
     if not workload.packed:
         return 0
-    return workload.rows * QUERIES * min(keys, WIDEST) * (narrow(workload) + 4)
+    return workload.rows * QUERIES * min(keys // 2 + QUERIES, keys, WIDEST) * (narrow(workload) + 4)

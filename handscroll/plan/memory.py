@@ -16,6 +16,7 @@ from handscroll.base.workload import Workload
 from handscroll.plan.layer import WIDE, Layer, narrow, tile_bytes
 
 LOGITS = 32 << 20  # objectives/head.py: bytes of one chunk of float32 logits
+RETAINED = 0.7  # of a plain step's activations and cast weights, at the update; they are many small tensors
 Parts = dict[str, int]
 
 
@@ -73,6 +74,8 @@ def phases(workload: Workload) -> dict[str, Parts]:
         found = _staged(workload)
     grads = WIDE * workload.shape.trainable
     found["update"] = {"gradients": grads, "update": update_bytes(workload)}
+    if workload.rung == "plain" and workload.precision == "bfloat16":  # the heap keeps the room of what was freed
+        found["update"]["freed"] = int(RETAINED * found["loss"]["kept"])
     if workload.micro > 1:  # gradients of the micro-batches before are there from the start
         for name in found.keys() - {"update"}:
             found[name] = found[name] | {"gradients": grads}

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -160,7 +161,7 @@ def _calibrated(threads: int) -> Calibration:
     base = peak_bytes() - held
     runs = [one for precision in ("float32", "bfloat16") for one in _timed(precision)]
     times = [min(train_here(one)[1:]) for one in runs]
-    return fitted(runs, times, Calibration(base=base, threads=threads, measured=True))
+    return fitted(runs, times, Calibration(base=base, threads=threads, measured=True), touching())
 
 
 def _small(width: int, layers: int, length: int, vocab: int = 512, **changes: Any) -> Workload:
@@ -184,8 +185,20 @@ def _timed(precision: str) -> list[Workload]:
     ]
 
 
-def fitted(runs: Sequence[Workload], times: Sequence[float], start: Calibration) -> Calibration:
-    """Speeds with the least squared relative error over measured runs; none is negative.
+def touching() -> float:
+    """Seconds that a byte of fresh memory costs when it is first written; the least a byte of activations can cost."""
+    size, found = 64 << 20, []
+    for _ in range(4):
+        block = torch.empty(size, dtype=torch.uint8)
+        started = time.perf_counter()
+        block.fill_(1)
+        found.append((time.perf_counter() - started) / size)
+        del block  # goes back to the system: larger than anything the heap keeps
+    return min(found)
+
+
+def fitted(runs: Sequence[Workload], times: Sequence[float], start: Calibration, touch: float = 0.0) -> Calibration:
+    """Speeds with the least squared relative error over measured runs; none is negative, a byte costs `touch` at least.
 
     Coordinate descent on the normal equations (non-negative least squares), from speeds of zero work.
     """
@@ -199,11 +212,13 @@ def fitted(runs: Sequence[Workload], times: Sequence[float], start: Calibration)
     matrix = np.array(rows) / np.array(times)[:, None]
     scale = np.maximum(matrix.max(axis=0), 1e-300)
     matrix = matrix / scale
-    x, gram, aim = np.full(len(names), 0.1), matrix.T @ matrix, matrix.T @ np.ones(len(times))
+    least = np.full(len(names), 1e-4)
+    least[names.index("activation")] = touch * scale[names.index("activation")]
+    x, gram, aim = np.maximum(0.1, least), matrix.T @ matrix, matrix.T @ np.ones(len(times))
     for _ in range(20_000):
         for at in range(len(names)):
             if gram[at, at] > 0:
-                x[at] = max(1e-4, x[at] + (aim[at] - gram[at] @ x) / gram[at, at])
+                x[at] = max(least[at], x[at] + (aim[at] - gram[at] @ x) / gram[at, at])
     return start.model_copy(update={name: float(value) for name, value in zip(names, x / scale, strict=True)})
 
 

@@ -5,10 +5,10 @@ from handscroll.generate.policies.int8 import Int8Cache
 from handscroll.nn.cache import Cache
 
 POLICIES: dict[str, type[Cache]] = {"full": Cache, "int8": Int8Cache}
-EXACT = ("full",)
+EXACT = ("full",)  # the others say that they are approximate
 
 
-def policy(name: str) -> type[Cache]:
+def cache_of(name: str) -> type[Cache]:
     """The cache class of a policy.
 
     Raises:

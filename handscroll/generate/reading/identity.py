@@ -15,13 +15,17 @@ _known: WeakKeyDictionary[Model, tuple[int, str]] = WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class Identity:
-    """Everything that decides what keys and values a text has. `bucket` is that of a length-dependent scaling, or 0."""
+    """Everything that decides what keys and values a text has.
+
+    `bucket` is that of a length-dependent scaling, or 0; `policy` is the cache's, which rounds what is kept.
+    """
 
     model: str
     positions: str
     bucket: int
     tokenizer: str
     dtype: str
+    policy: str = "full"
 
     def differences(self, other: "Identity") -> list[str]:
         """Names of the fields that differ."""
@@ -32,7 +36,7 @@ class Identity:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
-def identity(model: Model, tokenizer: str, length: int) -> Identity:
+def identity(model: Model, tokenizer: str, length: int, policy: str = "full") -> Identity:
     """The identity of what `model` reads in a request of `length` tokens; `tokenizer` is its fingerprint."""
     positions = getattr(model.config, "positions", None)
     return Identity(
@@ -41,6 +45,7 @@ def identity(model: Model, tokenizer: str, length: int) -> Identity:
         bucket=0 if positions is None else positions.scaling.bucket(positions.scaling.declared(length)),
         tokenizer=tokenizer,
         dtype=str(model.head.dtype).removeprefix("torch."),
+        policy=policy,
     )
 
 

@@ -5,7 +5,7 @@ part of another that it shares. Nothing is copied: a part's keys and values are 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from handscroll.generate.reading.identity import Identity
 from handscroll.nn.cache import Cache, Span
 from handscroll.nn.marks import Marks
 
-LAYER = "layer-{:03d}.bin"  # keys (K, S, E), then values
+LAYER = "layer-{:03d}.bin"  # keys (K, S, E), then values; in int8 then the scales (K, S) of both
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,10 @@ class Reading:
     def length(self) -> int:
         return len(self.tokens)
 
-    def cache(self, capacity: int, device: torch.device) -> Cache:
+    def cache(self, capacity: int, device: torch.device, kind: type[Cache] = Cache) -> Cache:
         """A cache that goes on after the reading, with room for `capacity` further tokens."""
-        spans = self.spans
-        if device.type != "cpu":
-            spans = [[Span(s.keys.to(device), s.values.to(device), s.marks) for s in layer] for layer in spans]
-        return Cache(len(spans), capacity=capacity, past=spans)
+        spans = self.spans if device.type == "cpu" else [[_moved(s, device) for s in layer] for layer in self.spans]
+        return kind(len(spans), capacity=capacity, past=spans)
 
     def part(self, length: int) -> "Reading":
         """The first `length` tokens of it."""
@@ -64,11 +62,16 @@ def mapped(parts: Sequence[Part], layers: int, shape: tuple[int, int], dtype: to
     for layer in range(layers):
         spans = []
         for part in parts:
+            count, keep = kv * part.stored, part.last - part.first
+            numbers, scales = 2 * count * size * dtype.itemsize, 8 * count if dtype == torch.int8 else 0
             name = str(part.folder / LAYER.format(layer))
-            count = 2 * kv * part.stored * size
-            whole = torch.from_file(name, shared=False, size=count, dtype=dtype).view(2, 1, kv, part.stored, size)
-            keys, values = whole[:, :, :, : part.last - part.first]
-            spans.append(Span(keys, values, Marks.run(part.first, part.last - part.first)))
+            whole = torch.from_file(name, shared=False, size=numbers + scales, dtype=torch.uint8)
+            keys, values = whole[:numbers].view(dtype).view(2, 1, kv, part.stored, size)[:, :, :, :keep]
+            span = Span(keys, values, Marks.run(part.first, keep))
+            if scales:
+                both = whole[numbers:].view(torch.float32).view(2, 1, kv, part.stored)[:, :, :, :keep]
+                span = replace(span, scales=(both[0], both[1]))
+            spans.append(span)
         found.append(spans)
     return found
 
@@ -78,4 +81,11 @@ def _until(span: Span, length: int) -> Span | None:
     keep = min(span.marks.length, length - span.marks.start)
     if keep <= 0:
         return None
-    return Span(span.keys[:, :, :keep], span.values[:, :, :keep], span.marks.part(0, keep), span.rotated)
+    scales = None if span.scales is None else (span.scales[0][:, :, :keep], span.scales[1][:, :, :keep])
+    keys, values = span.keys[:, :, :keep], span.values[:, :, :keep]
+    return replace(span, keys=keys, values=values, marks=span.marks.part(0, keep), scales=scales)
+
+
+def _moved(span: Span, device: torch.device) -> Span:
+    scales = None if span.scales is None else (span.scales[0].to(device), span.scales[1].to(device))
+    return replace(span, keys=span.keys.to(device), values=span.values.to(device), scales=scales)

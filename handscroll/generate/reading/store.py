@@ -54,8 +54,13 @@ class About:
 
     @property
     def nbytes(self) -> int:
-        each = torch.empty(0, dtype=DTYPES[self.identity.dtype]).element_size()
-        return 2 * self.layers * self.kv_heads * (self.length - self.first) * self.head_size * each
+        each = self.head_size * self.kept.itemsize + (4 if self.kept == torch.int8 else 0)
+        return 2 * self.layers * self.kv_heads * (self.length - self.first) * each
+
+    @property
+    def kept(self) -> torch.dtype:
+        """What keys and values are kept in."""
+        return torch.int8 if self.identity.policy == "int8" else DTYPES[self.identity.dtype]
 
 
 class Store:
@@ -117,7 +122,8 @@ class Store:
             "tokens.bin": tokens.to(torch.int32).numpy().tobytes(),
         }
         for layer in range(layers):
-            files[LAYER.format(layer)] = _writer(state[f"{layer}.keys"], state[f"{layer}.values"])
+            names = ("keys", "values", "key_scales", "value_scales")
+            files[LAYER.format(layer)] = _writer([state[key] for name in names if (key := f"{layer}.{name}") in state])
         with self._lock():
             self._make_room(about.nbytes, keep=about.parent)
             write_folder(self.folder / "parts" / about.number, files, about.nbytes)
@@ -139,7 +145,7 @@ class Store:
             last = about.length if after is None else after.first
             parts.append(Part(folder, about.first, last, about.length - about.first))
             self.touch(about.number)
-        dtype, shape = DTYPES[chain[0].identity.dtype], (chain[0].kv_heads, chain[0].head_size)
+        dtype, shape = chain[0].kept, (chain[0].kv_heads, chain[0].head_size)
         tokens = torch.from_numpy(self.tokens(number).astype(np.int64))
         return Reading(number, chain[0].identity, tokens, mapped(parts[::-1], chain[0].layers, shape, dtype))
 
@@ -291,11 +297,11 @@ def _shared(a: np.ndarray, b: np.ndarray) -> int:
     return int(differ[0]) if len(differ) else length
 
 
-def _writer(keys: Tensor, values: Tensor):
-    """Writes one layer: keys and values (1, K, S, E) one after the other."""
+def _writer(tensors: list[Tensor]):
+    """Writes one layer: keys, values and scales (1, K, S, ...) one after the other."""
 
     def write(path: Path) -> Entry:
-        parts = [x[0].cpu().contiguous().view(-1).view(torch.uint8).numpy() for x in (keys, values)]
+        parts = [x[0].cpu().contiguous().view(-1).view(torch.uint8).numpy() for x in tensors]
         return write_chunks(path, [part.data for part in parts])
 
     return write

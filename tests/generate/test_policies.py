@@ -1,0 +1,118 @@
+"""Cache policies and rounded weights: what they hold, how far they are off, what they refuse."""
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from handscroll.base.errors import ConfigError
+from handscroll.cli.main import app
+from handscroll.generate.policies.int8 import Int8Cache
+from handscroll.generate.prefill import prefill
+from handscroll.generate.reading.store import Store
+from handscroll.lm import load
+from handscroll.nn.cache import Cache
+from handscroll.nn.marks import Marks
+
+TEXT = "import os\n\n\ndef walk(top):\n    for name in os.listdir(top):\n        yield os.path.join(top, name)\n\n" * 6
+
+
+@pytest.fixture
+def lm(tiny_folder):
+    return load(tiny_folder)
+
+
+def filled(lm, kind, ids, chunk=1024):
+    cache = kind(lm.model.config.layers)
+    hidden = prefill(lm.model, torch.tensor([ids]), Marks.run(0, len(ids)), cache, len(ids), chunk)
+    return cache, lm.model.logits(hidden)[0, -1].detach()
+
+
+def kl(exact, other):
+    """KL divergence in nats of next-token distributions."""
+    exact, other = exact.double().log_softmax(-1), other.double().log_softmax(-1)
+    return float((exact.exp() * (exact - other)).sum())
+
+
+def test_int8_holds_little_more_than_a_byte_a_number(lm):
+    ids = lm.encode(TEXT)
+    full, _ = filled(lm, Cache, ids)
+    small, _ = filled(lm, Int8Cache, ids)
+    size = lm.model.config.head_size
+    assert small.nbytes == full.nbytes * (size + 4) // (4 * size)
+
+
+def test_int8_is_near_the_exact_cache_and_not_equal(lm):
+    ids = lm.encode(TEXT)
+    _, exact = filled(lm, Cache, ids)
+    _, rounded = filled(lm, Int8Cache, ids)
+    assert 0 < kl(exact, rounded) < 1e-3
+
+
+def test_int8_does_not_depend_on_the_chunks_of_the_prompt(lm):
+    """Tokens are read rounded by the forward that made them, too."""
+    ids = lm.encode(TEXT)
+    one, a = filled(lm, Int8Cache, ids)
+    many, b = filled(lm, Int8Cache, ids, chunk=7)
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    same = (one.state_dict()["1.keys"] == many.state_dict()["1.keys"]).float().mean()
+    assert same > 0.999  # but for numbers that rounding noise pushed over an edge
+
+
+def test_int8_caches_are_copied_cut_and_kept_like_full_ones(lm):
+    ids = lm.encode(TEXT)
+    cache, _ = filled(lm, Int8Cache, ids)
+    copies = [cache.clone(), cache.take_rows(torch.tensor([0])), Int8Cache.from_state(cache.state_dict())]
+    new = torch.tensor([[5, 9, 3]])
+    want = lm.model(new, cache=cache, length=400)
+    for copy in copies:
+        torch.testing.assert_close(lm.model(new, cache=copy, length=400), want)
+        copy.trim(len(ids))
+        assert copy.length == len(ids)
+        torch.testing.assert_close(lm.model(new, cache=copy, length=400), want)
+
+
+def test_an_int8_reading_is_smaller_and_answers_as_an_int8_cache_does(lm, tmp_path):
+    ids = lm.encode(TEXT)
+    exact, small = Store(tmp_path / "exact"), Store(tmp_path / "small")
+    lm.read(ids[:200], small, policy="int8", beyond=True)
+    lm.read(ids, small, "code", policy="int8", beyond=True)  # goes on from the first
+    lm.read(ids, exact, "code", beyond=True)
+    assert small.nbytes < 0.34 * exact.nbytes
+    prompt = [*ids, 7]
+    want = lm.generate(prompt, max_tokens=20, policy="int8", beyond=True)
+    assert lm.generate(prompt, max_tokens=20, policy="int8", store=small, beyond=True) == want
+    assert lm.ask("code", "?", small, max_tokens=5, beyond=True)
+    assert small.find(lm.identity(400), torch.tensor(ids)) is None  # an exact request does not take it
+
+
+def test_int8_weights_are_near_and_are_not_saved(tiny_folder, lm, tmp_path):
+    rounded = load(tiny_folder, weights="int8")
+    ids = lm.encode(TEXT)[:60]
+    exact, got = lm.logits(ids), rounded.logits(ids)
+    apart = [kl(a, b) for a, b in zip(exact, got, strict=True)]
+    assert 0 < sum(apart) / len(apart) < 2e-3
+    torch.testing.assert_close(rounded.nll(ids), lm.nll(ids), rtol=0.05, atol=0.05)
+    few = rounded.model(torch.tensor([ids[:3]]))  # few rows: the compiled product
+    torch.testing.assert_close(few[0], got[:3], rtol=1e-4, atol=1e-4)
+    before = sum(p.numel() * p.element_size() for p in lm.model.parameters())
+    tensors = {t.data_ptr(): t for t in (*rounded.model.parameters(), *rounded.model.buffers())}
+    assert sum(t.numel() * t.element_size() for t in tensors.values()) < 0.32 * before
+    with pytest.raises(ConfigError, match="rounded to int8 at loading"):
+        rounded.save(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_names_are_refused(lm, tiny_folder):
+    with pytest.raises(ConfigError, match="unknown cache policy 'int9': did you mean 'int8'"):
+        lm.generate("import", policy="int9", max_tokens=1)
+    with pytest.raises(ConfigError, match="unknown rounding of the weights 'int9'"):
+        load(tiny_folder, weights="int9")
+
+
+def test_the_command_says_what_is_approximate(tiny_folder):
+    command = ["generate", str(tiny_folder), "--prompt", "import", "--max-tokens", "5"]
+    exact = CliRunner().invoke(app, command)
+    rounded = CliRunner().invoke(app, [*command, "--cache", "int8", "--weights", "int8"])
+    assert exact.exit_code == rounded.exit_code == 0
+    assert "approximate" not in exact.stderr
+    assert "approximate: --cache int8 and --weights int8" in rounded.stderr
