@@ -16,7 +16,7 @@ from handscroll.generate.policies.table import cache_of
 from handscroll.generate.prefill import hidden_chunks
 from handscroll.generate.reading.identity import Identity, identity
 from handscroll.generate.reading.reading import Reading
-from handscroll.generate.reading.store import Store
+from handscroll.generate.reading.store import Store, check_name
 from handscroll.generate.sample import Sampling
 from handscroll.generate.stream import TextStream
 from handscroll.models.model import Model
@@ -116,12 +116,8 @@ class LM:
 
         Raises:
             CapacityError: prompt + max_tokens exceed the context. ConfigError: an unknown or impossible setting.
-            CheckpointError: the saved reading that the prompt begins with is damaged.
         """
-        unknown = [name for name in settings if name not in Sampling.model_fields]
-        if unknown:
-            raise ConfigError(f"unknown setting '{unknown[0]}': {nearest(unknown[0], Sampling.model_fields)}")
-        sampling = Sampling.parse(settings, "generate")
+        sampling = _sampling(settings)
         ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
         reading = None
         if store is not None and len(ids) > 1:
@@ -159,10 +155,14 @@ class LM:
                 f"{len(ids) + room} in all, but the model's context is {self.context}; read less, or lengthen the "
                 f"model first (handscroll extend ... --to {len(ids) + room})"
             )
+        if name:
+            check_name(name)
         identity = self.identity(len(ids) + room, policy)
         before = store.find(identity, ids)
         first = 0 if before is None else before.length
         if first < len(ids) or before is None:
+            per_token = self.model.config.cache_bytes_per_token(1 if policy == "int8" else self.model.dtype.itemsize)
+            store.afford(per_token * (len(ids) - first))
             device, kind = self.model.device, cache_of(policy)
             if before is None:
                 cache = kind(self.model.config.layers, capacity=len(ids))
@@ -172,7 +172,8 @@ class LM:
             for _, last, _ in hidden_chunks(self.model, tokens, marks, cache, self._declared(len(ids) + room)):
                 if on_read is not None:
                     on_read(first + last, len(ids))
-            number = store.save(identity, ids, cache, before, self.source)
+            source = str(Path(self.source).resolve()) if Path(self.source).exists() else self.source
+            number = store.save(identity, ids, cache, before, source)
         else:
             number = before.number
         if name:
@@ -180,15 +181,26 @@ class LM:
         return store.open(number).part(len(ids))
 
     def ask(
-        self, name: str, question: str, store: Store, template: str = QUESTION, stream: bool = False, **settings: Any
+        self,
+        name: str,
+        question: str,
+        store: Store,
+        template: str = QUESTION,
+        stream: bool = False,
+        again: bool = False,
+        beyond: bool = False,
+        **settings: Any,
     ) -> "str | Iterator[str]":
         """Answer a question about the text that was read under `name`.
 
         `template` is what is appended to the text, with {question} in it.
 
         Raises:
-            ConfigError: no such name, or it was read with another model, positions, tokenizer or dtype.
+            ConfigError: no such name, or it was read with another model, positions, tokenizer or dtype; or, under a
+                scaling that depends on the length, for shorter requests than this one (unless it may be read `again`).
+            CheckpointError: what was saved is damaged, or was evicted.
         """
+        sampling = _sampling(settings)
         if "{question}" not in template:
             raise ConfigError(f"the template {template!r} has no {{question}} in it")
         about, length = store.named(name)
@@ -197,7 +209,16 @@ class LM:
             raise ConfigError(f"'{name}' was read with another {', '.join(wrong)} ({about.source}): read it again")
         read = store.tokens(about.number)[:length].tolist()
         ids = read + self.encode(template.replace("{question}", question), special=False)
-        return self.generate(ids, stream=stream, store=store, policy=about.identity.policy, **settings)
+        total, policy = len(ids) + sampling.max_tokens, about.identity.policy
+        same = self.identity(total, policy).bucket == about.identity.bucket
+        if not same and not again:
+            raise ConfigError(
+                f"'{name}' was read for shorter requests than {total} tokens, and the model's scaling depends on the "
+                "length: ask for fewer new tokens, read the text with more room, or let it be read again"
+            )
+        reading = store.open(about.number).part(length) if same else None
+        pieces = self._stream(ids, sampling, {"beyond": beyond, "reading": reading, "policy": policy})
+        return pieces if stream else "".join(pieces)
 
     def _declared(self, length: int) -> int:
         positions = getattr(self.model.config, "positions", None)
@@ -212,9 +233,7 @@ class LM:
         """Write an ordinary Hugging Face folder: config, safetensors, tokenizer, and `handscroll.json`."""
         folder = Path(folder)
         if any(isinstance(module, Int8Linear) for module in self.model.modules()):
-            raise ConfigError(
-                f"the weights of {self.source} were rounded to int8 when it was loaded; save the original"
-            )
+            raise ConfigError(f"the weights of {self.source} were rounded to int8 at loading; save the original")
         save_model(self.model, folder)
         self.tokenizer.save(folder)
         if self.provenance:
@@ -266,6 +285,13 @@ class LM:
             yield from pieces
             pieces.clear()
         yield text.finish()
+
+
+def _sampling(settings: dict[str, Any]) -> Sampling:
+    unknown = [name for name in settings if name not in Sampling.model_fields]
+    if unknown:
+        raise ConfigError(f"unknown setting '{unknown[0]}': {nearest(unknown[0], Sampling.model_fields)}")
+    return Sampling.parse(settings, "generate")
 
 
 def load(source: str | Path, device: str = "cpu", dtype: str = "float32", weights: str = "") -> LM:

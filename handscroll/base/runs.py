@@ -42,8 +42,7 @@ STEP_NAME = re.compile(r"step-(\d{6,})")
 _FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _TEMPORARY = re.compile(r".+\.tmp-(\d+)-([0-9a-f]{8})")
-# Containers give every process the same number: the token tells this process from an earlier one of its number.
-_TOKEN = secrets.token_hex(4)
+_TOKEN = secrets.token_hex(4)  # containers give every process the same number: this tells it from an earlier one
 _ADVICE = {
     errno.ENOSPC: "Free some space or choose another disk",
     errno.EDQUOT: "Your quota on this disk is used up: free some space or choose another disk",
@@ -52,8 +51,7 @@ _ADVICE = {
     errno.EACCES: "Choose a folder you may write to",
     errno.EIO: "The disk reports a fault: choose another one and check this one",
 }
-# A checkpoint is a folder and some five files; with fewer left than this, bytes are not what is short.
-_FEW_FILES = 16
+_FEW_FILES = 16  # left on the disk; a checkpoint needs some six: with fewer, bytes are not what is short
 _log = logging.getLogger("handscroll.runs")
 
 
@@ -175,10 +173,10 @@ def verify_folder(path: Path) -> None:
             if size != entry["size"]:
                 raise _damaged(path, f"{name} has {size} bytes, the manifest says {entry['size']}")
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashlib lets other threads run
-            digests = pool.map(_sha256, (path / name for name in entries))
-            for (name, entry), digest in zip(entries.items(), digests, strict=True):
-                if digest != entry["sha256"]:
-                    raise _damaged(path, f"{name} has another SHA-256 than the manifest says")
+            digests = dict(zip(entries, pool.map(_sha256, (path / name for name in entries)), strict=True))
+        for name, entry in entries.items():
+            if digests[name] != entry["sha256"]:
+                raise _damaged(path, f"{name} has another SHA-256 than the manifest says")
     except OSError as error:
         raise _damaged(path, f"{error.filename or 'a file'} cannot be read: {error.strerror}") from error
 

@@ -64,6 +64,7 @@ def ask(
     store: StoreOption = None,
     owner: OwnerOption = "",
     beyond: Annotated[bool, typer.Option("--beyond", help="allow more tokens than the model's context")] = False,
+    again: Annotated[bool, typer.Option("--again", help="read the text again if need be")] = False,
 ) -> None:
     """Answer QUESTION about the text read under NAME; only the answer goes to standard output."""
     from handscroll.generate.reading.store import Store
@@ -75,7 +76,7 @@ def ask(
     text = sys.stdin.read() if question == "-" else question
     settings = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "stop": tuple(stop or ())}
     template = template.replace("\\n", "\n") or QUESTION
-    for piece in lm.ask(name, text, kept, template, stream=True, beyond=beyond, **settings):
+    for piece in lm.ask(name, text, kept, template, stream=True, beyond=beyond, again=again, **settings):
         typer.echo(piece, nl=False)
         sys.stdout.flush()
     typer.echo("")

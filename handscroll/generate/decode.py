@@ -44,7 +44,7 @@ class _Keeping:
 
     def cache(self, model: Model, room: int) -> Cache:
         if self.reading is None:
-            return self.kind(model.config.layers, capacity=room)
+            return model.new_cache(room) if self.kind is Cache else self.kind(model.config.layers, capacity=room)
         return self.reading.cache(room, model.device, self.kind)
 
 

@@ -1,7 +1,9 @@
 """The `Model` contract that every family keeps, and what training and generation may rely on."""
 
+from itertools import chain
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from handscroll.nn.attention import Attention, Context
@@ -73,8 +75,13 @@ class Model(nn.Module):
         return Cache(self.config.layers, capacity=capacity)
 
     @property
-    def device(self):
-        return self.head.device
+    def device(self) -> torch.device:
+        return next(chain(self.parameters(), self.buffers())).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in; of rounded weights, what they are widened to."""
+        return next((m.dtype for m in self.modules() if isinstance(m, Int8Linear)), self.head.dtype)
 
     def forward(
         self, tokens: Tokens, marks: Marks | None = None, cache: Cache | None = None, length: int | None = None

@@ -64,7 +64,7 @@ class Attention(nn.Module):
         """Attention of `layer` under `mask` (the shared mask, narrowed by the layer's own window)."""
         q = self._split(self.query(x))
         if self.shape.norm_eps is not None:
-            q = self.query_norm(q)
+            q = self.query_norm(q).to(q.dtype)  # under autocast the norm gives float32
         scale = self.shape.head_size**-0.5
         if context.rotation is not None:
             q = context.rotation.turn(q)
@@ -77,7 +77,7 @@ class Attention(nn.Module):
         """Keys and values of `x`, appended to the cache of `layer`; returns what its queries may read."""
         k, v = self._split(self.key(x)), self._split(self.value(x))
         if self.shape.norm_eps is not None:
-            k = self.key_norm(k)
+            k = self.key_norm(k).to(k.dtype)
         if context.rotation is not None:
             k = context.rotation.turn(k)
         if context.cache is None:

@@ -109,7 +109,7 @@ class Cache:
 
     def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
         """Add (B, K, T, E) keys and values of one layer; returns all spans of the layer, the new tokens last."""
-        if self._pending is None:
+        if self._pending is None or layer == 0:  # of an aborted forward nothing is left
             parts = [self.marks, marks]
             self._pending = marks if not self.marks.length else Marks.join(parts, keys.shape[0], keys.device)
         store, end = self._store[layer], self.marks.length + keys.shape[2]

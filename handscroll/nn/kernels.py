@@ -132,6 +132,7 @@ def fold(q: Tensor, spans: Sequence[Span], mask: Mask, marks: Marks, scale: floa
                     allowed = seen[:, None].repeat(1, 1, heads // kv, 1)
                 out, lse = fused.rows(folded * scale, keys, values, allowed)
             found.append((out.reshape(batch, heads, count, size), lse.reshape(batch, heads, count)))
+        span.release()
     out, lse = merge(found) if found else _unseen(q)
     return out.to(q.dtype), lse
 
@@ -283,5 +284,6 @@ def _unseen(q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _tracked(q: Tensor, spans: Sequence[Span]) -> bool:
-    needed = q.requires_grad or any(span.accumulate is None and span.keys.requires_grad for span in spans)
+    own = [span for span in spans if span.accumulate is None]
+    needed = q.requires_grad or any(span.keys.requires_grad or span.values.requires_grad for span in own)
     return torch.is_grad_enabled() and needed

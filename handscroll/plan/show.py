@@ -43,16 +43,27 @@ class Plan:
 
 
 def plan(workloads: Sequence[Workload], machine: Machine) -> Plan:
-    """The plan of a run's stages: the widest one decides rung and chunk for all."""
+    """The plan of a run's stages: the widest one decides rung and chunk for all, and each must fit with them."""
     widest_one = widest(workloads)
     try:
         settled, refusal = check(widest_one, machine).workload, ""
     except CapacityError as error:
         settled, refusal = smallest(widest_one, machine).workload, str(error)
     stages = tuple(predict(settle(one, settled), machine) for one in workloads)
+    if not refusal:
+        refusal = next((_refused(one.workload, machine) for one in stages if not fits(one, machine)), "")
     free = widest_one.changed(rung="auto", chunk=0, stage_layers=0, offload="none")
     others = tuple(best_of_each(options(free, machine), machine)) if widest_one.kind in TRAINING else ()
     return Plan(machine, stages, others, refusal)
+
+
+def _refused(workload: Workload, machine: Machine) -> str:
+    """Why a stage does not fit."""
+    try:
+        check(workload, machine)
+    except CapacityError as error:
+        return str(error)
+    return ""
 
 
 def settle(workload: Workload, settled: Workload) -> Workload:

@@ -150,6 +150,9 @@ def test_a_length_dependent_scaling_is_read_for_its_bucket(lm, store, monkeypatc
     lm.generate(prompt, max_tokens=3000, stop=("\n",), store=store)
     assert sum(counted) > len(ids)
     reading = store.open(store.names()["code"][0])
+    with pytest.raises(ConfigError, match="read for shorter requests than"):
+        lm.ask("code", "?", store, max_tokens=3000)
+    lm.ask("code", "?", store, max_tokens=3000, stop=("e", " ", "\n"), again=True)
     with pytest.raises(ConfigError, match="scaling depends on the length"):
         decode(lm.model, [prompt], Sampling(max_tokens=3000), reading=reading)
 
@@ -170,15 +173,86 @@ def test_every_flipped_bit_and_cut_is_found(lm, store):
     lm.ask("code", "?", store, max_tokens=1)
 
 
+def test_a_text_that_leaves_two_readings_early_goes_on_from_the_right_one(lm, store):
+    """B goes on from A at 150; C shares 100 tokens with both: it goes on from A, since B's own begin later."""
+    ids = lm.encode(TEXT)
+    lm.read(ids, store)
+    lm.read(ids[:150] + [5] * 70, store)
+    third = ids[:100] + [9] * 80
+    reading = lm.read(third, store)
+    assert [span.marks.length for span in reading.spans[0]] == [100, 80]
+    assert lm.generate([*third, 7], max_tokens=9, store=store) == lm.generate([*third, 7], max_tokens=9)
+
+
+def test_a_damaged_reading_is_passed_over_and_written_anew(lm, store, caplog):
+    """`generate` reads anew, `read` repairs, nothing else in the store is touched."""
+    ids = lm.encode(TEXT)
+    lm.read(ids, store, "code")
+    lm.read([5, *ids], store, "other")
+    number = store.names()["code"][0]
+    path = store.folder / "parts" / number / "layer-000.bin"
+    whole = path.read_bytes()
+    path.write_bytes(b"\x01" + whole[1:])
+    assert lm.generate([*ids, 7], max_tokens=5, store=store) == lm.generate([*ids, 7], max_tokens=5)
+    assert "passed over" in caplog.text
+    lm.read(ids, store, "code")
+    assert path.read_bytes() == whole
+    (store.folder / "parts" / number / "about.json").write_text("{")
+    (store.folder / "names" / "broken.json").write_text("[1")
+    assert [about.number for about in store.parts()] == [store.names()["other"][0]]
+    lm.ask("other", "?", store, max_tokens=1)
+    lm.read(ids, store, "code")
+    lm.ask("code", "?", store, max_tokens=1)
+
+
+def test_a_beginning_that_is_evicted_while_the_text_is_read(lm, store, monkeypatch):
+    """The mapped files stay readable, and the new reading keeps all of it."""
+    ids = lm.encode(TEXT)
+    lm.read(ids[:150], store, "first")
+    save = Store.save
+
+    def late(self, *arguments):
+        self.forget("first")
+        return save(self, *arguments)
+
+    monkeypatch.setattr(Store, "save", late)
+    reading = lm.read(ids, store, "whole")
+    assert len(reading.spans[0]) == 1 and store.names().keys() == {"whole"}
+    monkeypatch.undo()
+    assert lm.ask("whole", "?", store, max_tokens=9) == lm.generate(
+        ids + lm.encode("\n\nQuestion: ?\nAnswer:", special=False), max_tokens=9
+    )
+
+
+def test_forgetting_takes_what_only_it_went_on_from(lm, store):
+    ids = lm.encode(TEXT)
+    lm.read(ids[:100], store, "first")
+    lm.read(ids[:200], store, "second")
+    store.forget("first")  # the second goes on from it
+    assert len(list(store.parts())) == 2
+    store.forget("second")
+    assert list((store.folder / "parts").iterdir()) == []
+
+
 def test_a_foreign_model_is_refused(lm, store):
     lm.read(TEXT, store, "code")
+    before = float(lm.model.head[3, 3].detach())
     with torch.no_grad():
         lm.model.head[3, 3] += 0.5
     with pytest.raises(ConfigError, match=r"'code' was read with another model .*read it again"):
         lm.ask("code", "?", store)
     assert store.find(lm.identity(500), torch.tensor(lm.encode(TEXT))) is None
     with torch.no_grad():
-        lm.model.head[3, 3] -= 0.5
+        lm.model.head[3, 3] = before
+    lm.ask("code", "?", store, max_tokens=1)
+    config = lm.model.config
+    lm.model.config = config.model_copy(update={"norm_eps": 1e-3})
+    with pytest.raises(ConfigError, match="another model"):
+        lm.ask("code", "?", store)
+    lm.model.config = config
+    lm.model.to(torch.bfloat16).to(torch.float32)
+    with pytest.raises(ConfigError, match="another model"):
+        lm.ask("code", "?", store)
     lm.model.to(torch.bfloat16)
     with pytest.raises(ConfigError, match="another model, dtype"):
         lm.ask("code", "?", store)
@@ -261,6 +335,7 @@ def test_a_kill_while_saving_leaves_no_half_reading(lm, store, monkeypatch):
     """The folder appears as a whole or not at all; what a kill left is not taken for a reading."""
     (store.folder / "parts" / "abc.tmp-1-00000000").mkdir()
     (store.folder / "parts" / "abc.tmp-1-00000000" / "manifest.json").write_text("{}")
+    whole = list(lm.encode(TEXT))
 
     def stops(*_):
         raise OSError(28, "No space left on device")
@@ -269,6 +344,9 @@ def test_a_kill_while_saving_leaves_no_half_reading(lm, store, monkeypatch):
     with pytest.raises(CheckpointError, match="No space left"):
         lm.read(TEXT, store, "code")
     assert list(store.parts()) == [] and store.names() == {}
+    monkeypatch.undo()
+    lm.read(whole, store)
+    assert len(list((store.folder / "parts").iterdir())) == 1  # what kills left is gone
 
 
 def test_the_command_reads_asks_and_lists(tiny_folder, tmp_path):

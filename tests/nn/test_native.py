@@ -73,6 +73,42 @@ def test_decode_of_extreme_scores():
     torch.testing.assert_close(out[0, 0, 1], values[0, 0].mean(dim=0))
 
 
+@needs_library
+def test_what_is_no_number_stays_so():
+    """Damaged weights must be seen: a key that is no number is not a key that nobody sees."""
+    q, keys = random(1, 1, 3, 32), random(1, 1, 300, 32)
+    keys[0, 0, 100, 3] = math.nan
+    out, lse = calls.decode(q, Span(keys, keys, Marks.run(0, 300)), 0, 300)
+    assert bool(out.isnan().all()) and bool(lse.isnan().all())
+    if calls._narrow_products():
+        out, lse = calls.prefill(*(x.bfloat16() for x in (q, keys, keys)), 1.0, False)
+        assert bool(out.isnan().all()) and bool(lse.isnan().all())
+
+
+@needs_library
+def test_results_are_float32_whatever_the_default(monkeypatch):
+    q, keys = random(1, 1, 3, 32), random(1, 1, 300, 32)
+    want = calls.decode(q, Span(keys, keys, Marks.run(0, 300)), 0, 300)
+    torch.set_default_dtype(torch.float64)
+    try:
+        got = calls.decode(q, Span(keys, keys, Marks.run(0, 300)), 0, 300)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert got[0].dtype == got[1].dtype == torch.float32
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [3, 40])
+def test_values_alone_may_want_a_gradient(count, dtype):
+    """As with LoRA on the values of the first layer: no kernel without a graph may take it."""
+    q, keys, values = (random(1, 2, count, 32, dtype=dtype, seed=n) for n in range(3))
+    values.requires_grad_()
+    out, _ = kernels.attend(q, [Span(keys, values, Marks.run(0, count))], Causal(), Marks.run(0, count))
+    out.float().square().sum().backward()
+    assert values.grad is not None and bool(values.grad.any())
+
+
 @needs_narrow
 @pytest.mark.parametrize("square", [True, False])
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from handscroll.base.config import apply_override
 from handscroll.base.errors import CapacityError
 from handscroll.plan.choose import check, fits, longest, options, resolve
 from handscroll.plan.forecast import predict
+from handscroll.plan.show import plan
 from handscroll.train.step import Memory
 
 
@@ -86,3 +87,15 @@ def test_nothing_fits(workload, machine):
 def test_a_full_disk_is_refused(workload, machine):
     with pytest.raises(CapacityError, match=r"\d+ MB of disk, 1 MB are free"):
         check(workload(), machine(20_000, disk=10**6))
+
+
+def test_a_stage_that_is_not_the_widest_is_refused_too(workload, machine):
+    """Fewer tokens, but several micro-batches: gradients and activations at once."""
+    wide, several = workload(length=1024, rung="plain"), workload(length=1000, micro=4, rung="plain")
+    hosts = [predict(one, machine(20_000)).host for one in (wide, several)]
+    assert hosts[0] < hosts[1]
+    between = machine(sum(hosts) // 2 // 1_000_000 * 10 // 9)
+    assert not plan([wide], between).refusal
+    made = plan([wide, several], between)
+    assert "1 x 1,000 tokens on rung 'plain' would take" in made.refusal
+    assert "This fits" in made.refusal

@@ -7,7 +7,6 @@ Limits: no gradients. Keys are rounded after their rotation.
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from handscroll.nn.cache import Cache, Span
@@ -45,15 +44,14 @@ class Int8Cache(Cache):
         return [*past, Span(span.keys, span.values, span.marks, scales=(pair[0][:, :, :end], pair[1][:, :, :end]))]
 
     def clone(self) -> "Int8Cache":
-        whole = super().clone()
-        scales = [
-            tuple(None if s is None else s[:, :, : self.marks.length].clone() for s in pair) for pair in self._scales
-        ]
+        whole, end = super().clone(), self.marks.length
+        scales = [(_until(keys, end), _until(values, end)) for keys, values in self._scales]
         return Int8Cache(self.layers, marks=whole.marks, past=whole.past, _store=whole._store, _scales=scales)
 
     def take_rows(self, rows: Tensor) -> "Int8Cache":
         whole = super().take_rows(rows)
-        scales = [tuple(None if s is None else s[rows, :, : self.marks.length] for s in pair) for pair in self._scales]
+        end = self.marks.length
+        scales = [(_until(keys, end, rows), _until(values, end, rows)) for keys, values in self._scales]
         return Int8Cache(self.layers, marks=whole.marks, past=whole.past, _store=whole._store, _scales=scales)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -72,9 +70,16 @@ class Int8Cache(Cache):
 
     def _write_scales(self, old: Tensor | None, new: Tensor, before: int, end: int, room: int) -> Tensor:
         if old is None or old.shape[2] < end:
-            grown = torch.empty(*new.shape[:2], room)
+            grown = new.new_empty(*new.shape[:2], room)
             if old is not None:
                 grown[:, :, :before] = old[:, :, :before]
             old = grown
         old[:, :, before:end] = new
         return old
+
+
+def _until(scales: Tensor | None, end: int, rows: Tensor | None = None) -> Tensor | None:
+    """A copy of the first `end` scales, of all rows or of some."""
+    if scales is None:
+        return None
+    return scales[:, :, :end].clone() if rows is None else scales[rows, :, :end]

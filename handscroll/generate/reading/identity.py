@@ -4,13 +4,14 @@ import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 
 from handscroll.models.model import Model
 
-_known: WeakKeyDictionary[Model, tuple[int, str]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Model, tuple[Any, str]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,19 @@ def identity(model: Model, tokenizer: str, length: int, policy: str = "full") ->
         positions="" if positions is None else json.dumps(positions.model_dump(mode="json"), sort_keys=True),
         bucket=0 if positions is None else positions.scaling.bucket(positions.scaling.declared(length)),
         tokenizer=tokenizer,
-        dtype=str(model.head.dtype).removeprefix("torch."),
+        dtype=str(model.dtype).removeprefix("torch."),
         policy=policy,
     )
 
 
 def fingerprint(model: Model) -> str:
-    """SHA-256 over names, shapes and bytes of all weights and the family; remembered until a weight is written to."""
+    """SHA-256 over the configuration and the names, shapes and bytes of all weights.
+
+    Remembered until a weight is written to or replaced.
+    """
     weights = sorted(model.state_dict(keep_vars=True).items())
-    version = sum(tensor._version for _, tensor in weights)
+    config = model.config.model_dump_json(exclude={"positions", "bos", "eos"})
+    version = [config, [(id(t), t.data_ptr(), t._version, t.dtype) for _, t in weights]]
     kept = _known.get(model)
     if kept is not None and kept[0] == version:
         return kept[1]
@@ -62,7 +67,7 @@ def fingerprint(model: Model) -> str:
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # hashlib lets other threads run
         digests = list(pool.map(digest, (tensor for _, tensor in weights)))
-    whole = hashlib.sha256(model.config.family.encode())
+    whole = hashlib.sha256(config.encode())
     for (name, tensor), found in zip(weights, digests, strict=True):
         whole.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode() + found)
     _known[model] = (version, whole.hexdigest())

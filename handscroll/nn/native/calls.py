@@ -21,6 +21,8 @@ def can_decode(q: Tensor, span: Span) -> bool:
     if q.device.type != "cpu" or q.dtype not in (torch.float32, torch.bfloat16):
         return False
     alike = span.keys.dtype == span.values.dtype == (q.dtype if span.scales is None else torch.int8)
+    if not q.numel() or not span.marks.length or not _untracked(q, span.keys, span.values):
+        return False
     return alike and _whole(span.keys, span.values) and library() is not None
 
 
@@ -34,7 +36,7 @@ def decode(
     assert found is not None
     batch, kv, rows, size = q.shape
     q = q.to(torch.float32).contiguous()
-    out, lse = torch.empty(q.shape), torch.empty(q.shape[:3])
+    out, lse = _floats(*q.shape), _floats(*q.shape[:3])
     strides = (*keys.stride()[:2], *values.stride()[:2], *((0, 0) if key_scales is None else key_scales.stride()[:2]))
     found.handscroll_decode(
         KINDS[keys.dtype],
@@ -56,7 +58,8 @@ def can_prefill(q: Tensor, keys: Tensor, values: Tensor) -> bool:
     tensors = (q, keys, values)
     if any(x.device.type != "cpu" or x.dtype != torch.bfloat16 or x.stride(3) != 1 for x in tensors):
         return False
-    return _whole(keys, values) and _narrow_products()
+    tracked = not _untracked(*tensors)
+    return bool(q.numel()) and bool(keys.shape[2]) and not tracked and _whole(keys, values) and _narrow_products()
 
 
 def prefill(
@@ -74,8 +77,8 @@ def prefill(
     found = library()
     assert found is not None
     batch, heads, count, size = q.shape
-    out = torch.empty(batch, count, heads, size, dtype=q.dtype).transpose(1, 2)
-    lse = torch.empty(batch, heads, count)
+    out = torch.empty(batch, count, heads, size, dtype=q.dtype, device="cpu").transpose(1, 2)
+    lse = _floats(batch, heads, count)
     shape = (batch, heads, keys.shape[1], count, keys.shape[2], size, int(square), torch.get_num_threads())
     strides = (*q.stride()[:3], *keys.stride()[:2], *values.stride()[:2], *out.stride()[:3])
     numbers = _numbers(*shape, *strides)
@@ -85,14 +88,13 @@ def prefill(
 
 def can_multiply(x: Tensor, weight: Tensor) -> bool:
     """Whether `multiply` takes them: bfloat16 on a CPU, whole vectors, a matrix without gaps."""
-    alike = x.device.type == "cpu" and x.dtype == weight.dtype == torch.bfloat16
-    return alike and weight.shape[1] % LANES == 0 and weight.is_contiguous() and library() is not None
+    return x.dtype == weight.dtype == torch.bfloat16 and _fits(x, weight) and library() is not None
 
 
 def can_multiply_int8(x: Tensor, numbers: Tensor) -> bool:
     """The same for a matrix in int8."""
-    alike = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and numbers.dtype == torch.int8
-    return alike and numbers.shape[1] % LANES == 0 and numbers.is_contiguous() and library() is not None
+    alike = x.dtype in (torch.float32, torch.bfloat16) and numbers.dtype == torch.int8
+    return alike and _fits(x, numbers) and library() is not None
 
 
 def multiply(
@@ -106,7 +108,9 @@ def multiply(
     assert found is not None
     outer, inner = weight.shape
     wide = x.to(torch.float32).contiguous()
-    out = torch.empty(*x.shape[:-1], outer, dtype=x.dtype)
+    out = torch.empty(*x.shape[:-1], outer, dtype=x.dtype, device="cpu")
+    scales = None if scales is None else scales.to(torch.float32).contiguous()
+    bias = None if bias is None else bias.to(x.dtype).contiguous()
     numbers = _numbers(x.numel() // inner, inner, outer, torch.get_num_threads())
     narrow = int(x.dtype == torch.bfloat16)
     kind = KINDS[weight.dtype]
@@ -117,6 +121,22 @@ def multiply(
 def _narrow_products() -> bool:
     found = library()
     return found is not None and bool(found.handscroll_has_prefill())
+
+
+def _fits(x: Tensor, weight: Tensor) -> bool:
+    """Whether rows are whole vectors on the CPU and go with the matrix."""
+    placed = x.device.type == weight.device.type == "cpu" and bool(x.numel())
+    return placed and x.shape[-1] == weight.shape[1] and weight.shape[1] % LANES == 0 and weight.is_contiguous()
+
+
+def _untracked(*tensors: Tensor) -> bool:
+    """Whether no gradient is wanted of any."""
+    return not torch.is_grad_enabled() or not any(x.requires_grad for x in tensors)
+
+
+def _floats(*shape: int) -> Tensor:
+    """Room for float32 results, whatever torch's default dtype and device are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 def _whole(*tensors: Tensor) -> bool:

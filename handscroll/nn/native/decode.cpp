@@ -157,8 +157,8 @@ void decode(const float* q, const T* keys, const T* values, const float* key_sca
                 total += weight * masses[at];
                 for (int64_t e = 0; e < size; e++) o[e] += weight * outs[at * size + e];
             }
-            for (int64_t e = 0; e < size && total > 0; e++) o[e] /= total;
-            lse[lane * count + r] = total > 0 ? high + std::log(total) : -INFINITY;
+            for (int64_t e = 0; e < size && total != 0; e++) o[e] /= total;  // not a number: stays so
+            lse[lane * count + r] = total != 0 ? high + std::log(total) : -INFINITY;
         }
 }
 

@@ -73,11 +73,11 @@ def _loaded() -> tuple[ctypes.CDLL | None, str]:
     compiler = next((path for path in map(shutil.which, COMPILERS) if path), None)
     if compiler is None:
         return None, f"no C++ compiler found ({', '.join(COMPILERS)})"
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     try:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         path = build(root / "handscroll", compiler)
         found = ctypes.CDLL(str(path))
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder, no locks on this file system
         return None, str(error)
     return found, str(path)
 

@@ -176,13 +176,13 @@ void task(const Job& job, int64_t b, int64_t kv, int64_t first) {
         for (int64_t t = 0; t < here; t++) {
             int64_t r = g * here + t;
             uint16_t* to = job.out + b * job.out_batch + (kv * groups + g) * job.out_head + (first + t) * job.out_token;
-            float by = mass[r] > 0 ? 1.0f / mass[r] : 0.0f;
+            float by = mass[r] != 0 ? 1.0f / mass[r] : 0.0f;  // not a number: stays so
             for (int64_t e = 0; e < size; e += 16) {
                 __m256bh half = _mm512_cvtneps_pbh((__m512)(load(out + r * size + e) * splat(by)));
                 memcpy(to + e, &half, 32);
             }
             job.lse[(b * job.heads + kv * groups + g) * job.tokens + first + t] =
-                mass[r] > 0 ? top[r] + std::log(mass[r]) : -INFINITY;
+                mass[r] != 0 ? top[r] + std::log(mass[r]) : -INFINITY;
         }
 }
 

@@ -87,9 +87,9 @@ static inline float largest(f16v x) {
     return y[0];
 }
 
-// e^x for x <= 0, relative error below 2e-7; 0 below -87 (and for -inf).
+// e^x for x <= 0, relative error below 2e-7; 0 below -87 (and for -inf). What is no number stays so.
 static inline f16v exponential(f16v x) {
-    const f16v magic = splat(12582912.0f);
+    const f16v magic = splat(12582912.0f), given = x;
     i16v alive = x > splat(-87.0f);
     x = max(x, splat(-87.0f));
     f16v n = x * splat(1.44269504088896f) + magic - magic;
@@ -102,5 +102,6 @@ static inline f16v exponential(f16v x) {
     p = p * r + splat(5.0000001201e-1f);
     p = p * r * r + r + splat(1.0f);
     i16v bits = (i16v)p + (__builtin_convertvector(n, i16v) << 23);
-    return (f16v)(bits & alive);
+    f16v found = (f16v)(bits & alive);
+    return given == given ? found : given;
 }
