@@ -12,16 +12,11 @@ import os
 import re
 import secrets
 import shutil
-import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from datetime import datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
-
-from filelock import FileLock, Timeout
+from typing import Any
 
 from handscroll.base.errors import CheckpointError, ConfigError
 
@@ -172,8 +167,7 @@ def verify_folder(path: Path) -> None:
             size = (path / name).stat().st_size
             if size != entry["size"]:
                 raise _damaged(path, f"{name} has {size} bytes, the manifest says {entry['size']}")
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashlib lets other threads run
-            digests = dict(zip(entries, pool.map(_sha256, (path / name for name in entries)), strict=True))
+        digests = _digests([path / name for name in entries])
         for name, entry in entries.items():
             if digests[name] != entry["sha256"]:
                 raise _damaged(path, f"{name} has another SHA-256 than the manifest says")
@@ -186,7 +180,7 @@ def commit_checkpoint(
 ) -> Path:
     """Write `run/step-NNNNNN/`, point `latest` to it, then remove what is older than the `keep` newest valid ones.
 
-    Call it under a `RunLock`: leftovers of other processes are recognised by their process number, on this machine.
+    Call it under a `RunLock` (base/lock.py): leftovers of other processes are told by their number on this machine.
     An old checkpoint that cannot be removed is reported by the logger `handscroll.runs`; the save still counts.
 
     Raises:
@@ -198,7 +192,7 @@ def commit_checkpoint(
         raise ConfigError(f"keep={keep}: at least 2 checkpoints are kept, so that one damaged file ends no run")
     assert step >= 0, f"negative step {step}"
     with saving(run):
-        _make_folder(run)
+        make_folder(run)
         _sweep(run)
     for folder in _checkpoints(run):
         if checkpoint_step(folder) > step and _is_valid(folder):
@@ -266,69 +260,6 @@ def rewind(run: Path, step: int) -> Path:
     return target
 
 
-class RunLock:
-    """One writer per run folder; the kernel frees the lock when its process dies, however it dies.
-
-    `with RunLock(run): ...` creates the folder if need be. Limits: on a network disk it is as good as that disk's
-    flock. Not re-entrant.
-    """
-
-    def __init__(self, run: Path, wait: float = 0.5) -> None:
-        """Prepare the lock of `run`; `wait` is how many seconds a second writer waits before it is refused."""
-        self.run = run
-        self._wait = wait
-        self._owner = run / "writer.json"
-        self._lock: FileLock | None = None
-
-    def acquire(self) -> None:
-        """Take the lock.
-
-        Raises:
-            CheckpointError: another process writes to this run, or the folder cannot be written.
-        """
-        assert self._lock is None, "this lock is already held"
-        with saving(self.run):
-            _make_folder(self.run)
-            lock = FileLock(self.run / "writer.lock", thread_local=False)
-            try:
-                lock.acquire(timeout=self._wait, poll_interval=0.05)
-            except Timeout:
-                raise CheckpointError(
-                    f"{self.run} is in use{self._describe_owner()}: wait for it, stop it, or choose another folder"
-                ) from None
-        owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now().isoformat(" ", "seconds")}
-        try:
-            write_file(self._owner, json.dumps(owner).encode())
-        except BaseException:
-            lock.release()
-            raise
-        self._lock = lock
-
-    def release(self) -> None:
-        """Give the lock back; does nothing if it is not held."""
-        if self._lock is not None:
-            with suppress(OSError):
-                self._owner.unlink()
-            self._lock.release()
-            self._lock = None
-
-    def __enter__(self) -> Self:
-        self.acquire()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
-
-    def _describe_owner(self) -> str:
-        try:
-            owner = json.loads(self._owner.read_bytes())
-            return f" by process {owner['pid']} on {owner['host']} since {owner['since']}"
-        except (OSError, ValueError, KeyError, TypeError):
-            return " by another process"
-
-
 @contextmanager
 def _opened(path: Path, flags: int) -> Iterator[int]:
     descriptor = os.open(path, flags, 0o666)
@@ -360,6 +291,14 @@ def _fill(path: Path, content: Content) -> Entry:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digests(paths: list[Path]) -> dict[str, str]:
+    """SHA-256 by name; large files by several threads, since hashlib lets others run."""
+    if sum(path.stat().st_size for path in paths) < 64 << 20:
+        return {path.name: _sha256(path) for path in paths}
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return dict(zip([path.name for path in paths], pool.map(_sha256, paths), strict=True))
 
 
 def _manifest_bytes(entries: Mapping[str, Entry]) -> bytes:
@@ -499,7 +438,7 @@ def _discard(path: Path) -> None:
         _log.warning("the leftover %s could not be removed", path)
 
 
-def _make_folder(path: Path) -> None:
+def make_folder(path: Path) -> None:
     if not path.is_dir():
         path.mkdir(parents=True, exist_ok=True)
         sync_folder(path.parent)

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from handscroll.base.errors import DataError
+from handscroll.base.lock import RunLock
 from handscroll.base.records import RecordWriter
-from handscroll.base.runs import RunLock
 from handscroll.data.batch import Batch
 from handscroll.data.stream import Stream
 from handscroll.models.model import Model

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from handscroll.base.errors import CheckpointError, ConfigError
+from handscroll.base.lock import RunLock
 from handscroll.base.runs import (
-    RunLock,
     checkpoint_step,
     commit_checkpoint,
     latest_checkpoint,
@@ -568,7 +568,7 @@ def test_a_folder_without_permission(tmp_path):
 # ---- the lock --------------------------------------------------------------------------------------------------
 
 HOLD = """
-from handscroll.base.runs import RunLock
+from handscroll.base.lock import RunLock
 with RunLock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
