@@ -229,7 +229,9 @@ def test_what_the_kernels_do_not_take():
     assert not calls.can_decode(q[..., :20], span(q[..., :20].contiguous()))
     assert not calls.can_decode(q, span(random(1, 2, 9, 32)[:, :, ::2]))
     assert not calls.can_prefill(q, q, q)
-    assert not calls.can_multiply(q, random(4, 32))
+    assert not calls.can_multiply(q.double(), random(4, 32).double())
+    assert not calls.can_multiply(q, random(4, 40))
+    assert not calls.can_multiply(q[..., :20], random(4, 20))
 
 
 def test_without_a_compiler_there_is_a_reason(monkeypatch):

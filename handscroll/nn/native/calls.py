@@ -88,7 +88,8 @@ def prefill(
 
 def can_multiply(x: Tensor, weight: Tensor) -> bool:
     """Whether `multiply` takes them: bfloat16 on a CPU, whole vectors, a matrix without gaps."""
-    return x.dtype == weight.dtype == torch.bfloat16 and _fits(x, weight) and library() is not None
+    alike = x.dtype == weight.dtype and x.dtype in (torch.float32, torch.bfloat16)
+    return alike and _fits(x, weight) and library() is not None
 
 
 def can_multiply_int8(x: Tensor, numbers: Tensor) -> bool:

@@ -3,6 +3,9 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 typedef float f16v __attribute__((vector_size(64)));
 typedef int32_t i16v __attribute__((vector_size(64)));
@@ -25,8 +28,12 @@ static inline f16v load(const bf16* p) {
 }
 
 static inline f16v load(const int8_t* p) {
+#if defined(__AVX512F__)  // GCC 12 widens bytes one by one
+    return (f16v)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+#else
     b16v x; memcpy(&x, p, 16);
     return __builtin_convertvector(__builtin_convertvector(x, i16v), f16v);
+#endif
 }
 
 static inline float widen(float x) { return x; }
