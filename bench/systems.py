@@ -6,12 +6,15 @@ Random weights are fair for speed and memory and say nothing about quality. Ever
 warms up, then times; it reports seconds, peak resident memory, and the resident memory after imports.
 """
 
+import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 SHAPE = {"vocab": 49152, "width": 576, "layers": 30, "heads": 9, "kv_heads": 3, "head_size": 64, "mlp": 1536}
@@ -177,6 +180,35 @@ def measure(name: str, folder: Path, job: str, length: int) -> dict:
     if done.returncode:
         raise SystemExit(f"{name} failed: {(done.stderr.strip().splitlines() or ['killed'])[-1][:200]}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def parsed(description: str | None) -> argparse.Namespace:
+    """The options of a benchmark that calls `alternating`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", default="2048,8192,32768")
+    parser.add_argument("--systems", default=",".join(SYSTEMS))
+    parser.add_argument("--repeat", type=int, default=3)
+    return parser.parse_args()
+
+
+def alternating(job: str, options: argparse.Namespace) -> Iterator[tuple[int, dict[str, list[dict]], dict[str, float]]]:
+    """For each length all runs by system, systems in turn, and the ratio of the fastest peer's median to each one's."""
+    names = options.systems.split(",")
+    with tempfile.TemporaryDirectory() as folder:
+        make_folder(Path(folder))
+        for length in [int(text) for text in options.lengths.split(",")]:
+            runs: dict[str, list[dict]] = {name: [] for name in names}
+            for _ in range(options.repeat):
+                for name in names:
+                    runs[name].append(measure(name, Path(folder), job, length))
+            seconds = {name: typical(got, "seconds") for name, got in runs.items()}
+            best = min(value for name, value in seconds.items() if not name.startswith("handscroll"))
+            yield length, runs, {name: best / value for name, value in seconds.items()}
+
+
+def typical(runs: list[dict], what: str) -> float:
+    """The median of one number over runs."""
+    return statistics.median(run[what] for run in runs)
 
 
 def main() -> None:

@@ -9,10 +9,10 @@ from handscroll.plan import inference, memory
 from handscroll.plan.duration import seconds
 from handscroll.plan.machine import Machine
 
-# What the C library's heap takes on top of tensors, as a share of the short-lived ones (80 runs, 2026-11; spread in
-# brackets): on rung plain in float32 (0.16 to 0.41), in bfloat16 (0.25 to 0.45), and where short- and long-lived
-# tensors mix (LoRA, several micro-batches, a tiled MLP: 0.4 to 1.0). The other rungs trim it as they go
-# (base/allocator.py): (bytes, share).
+# What the C library's heap takes on top of tensors, as a share of the short-lived ones (182 runs, 2026-11; spread in
+# brackets): on rung plain in float32 (0.16 to 0.41), in bfloat16 (0.25 to 0.55), and where short- and long-lived
+# tensors mix (LoRA or a tiled MLP: 0.4 to 1.0; several micro-batches: 0.35 to 0.84). The other rungs trim it as they
+# go (base/allocator.py): (bytes, share).
 HOLES = 0.28
 HOLES_NARROW = 0.42
 HOLES_MIXED = 0.66
