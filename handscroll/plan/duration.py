@@ -2,7 +2,7 @@
 
 Per token a matrix of P numbers costs 2 P operations forward and 4 P backward (2 P where it is frozen). Attention of one
 query and one key costs 4 E operations a head forward and 10 E backward, and exponentials besides. Rungs repeat parts of
-the forward: checkpoint and chunk-outer once, stages of several layers nearly twice; the tiled MLP is computed once more.
+the forward: checkpoint and chunk-outer once, stages of several layers nearly twice; the tiled MLP costs one more.
 What is written and read again (activations, logits, masks, copies) is counted in bytes of activations.
 
 The constants are those of 128 drawn runs on a two-core AVX-512 server (bench/planner.runs.jsonl, 2026-11): with speeds
@@ -12,7 +12,7 @@ fitted to the same runs the median error is 7 %.
 import os
 from dataclasses import dataclass
 
-from handscroll.base.workload import CHUNKED, Workload
+from handscroll.base.workload import CHUNKED, Shape, Workload
 from handscroll.plan.calibration import Calibration
 from handscroll.plan.layer import QUERIES, Layer
 from handscroll.plan.memory import carried, stage_layers
@@ -101,10 +101,18 @@ def count(workload: Workload) -> Work:
     )
 
 
+def operations(workload: Workload) -> float:
+    """Operations of an update as they are counted on any device: products, and attention of the pairs that are seen."""
+    pairs = sum(_seen(workload, window) for window in _windows(workload.shape))
+    each = workload.shape.inner * (4 * forwards(workload) + 10)
+    return count(workload).products + workload.rows * workload.micro * pairs * each
+
+
 def _attention(workload: Workload, again: float, train: bool) -> float:
     """Operations of attention, exponentials included; the backward's threads share rows and kv heads."""
     shape, precision = workload.shape, workload.precision
-    pairs = sum(_pairs(workload, window) for window in (shape.windows or (None,) * shape.layers))
+    edge = BLOCKS if workload.packed else EDGE
+    pairs = sum(_seen(workload, window) + edge * workload.length for window in _windows(shape))
     (forward, backward), (there, back) = OPERATIONS[precision], EXPONENTIALS[precision]
     parts, threads = workload.rows * shape.kv_heads, workload.threads or os.cpu_count() or 1
     uneven = min(UNEVEN[precision], -(-parts // threads) * threads / parts)
@@ -132,12 +140,16 @@ def _activations(workload: Workload, chunks: int, again: float, train: bool) -> 
     return found
 
 
-def _pairs(workload: Workload, window: int | None) -> float:
+def _windows(shape: Shape) -> tuple[int | None, ...]:
+    return shape.windows or (None,) * shape.layers
+
+
+def _seen(workload: Workload, window: int | None) -> float:
     """Query-key pairs of one row in one layer. A packed row is taken as one of four documents of equal length."""
     length = workload.length
     if window is not None and window < length:
         return length * window - window * window / 2
-    return length * (length / 8 + BLOCKS) if workload.packed else length * (length / 2 + EDGE)
+    return length * length / (8 if workload.packed else 2)
 
 
 def _traffic(workload: Workload) -> float:

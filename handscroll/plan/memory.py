@@ -88,8 +88,9 @@ def loss_bytes(workload: Workload, tokens: int) -> int:
     hidden = WIDE * tokens * shape.width * (2 if workload.packed else 1)
     held = hidden + head + (e * (shape.table + tokens * shape.width) if e < WIDE else 0)
     logits = WIDE * rows * shape.vocab
-    product = 0 if not head else (head if e == WIDE else head + e * shape.table)
-    slope = 0 if e == WIDE else e * rows * shape.vocab
+    slope = product = 0  # in float32 the logits become their slope, and its product is added where the gradient lies
+    if e < WIDE:
+        slope, product = e * rows * shape.vocab, head + e * shape.table if head else 0
     return held + logits + slope + product
 
 
