@@ -137,15 +137,23 @@ def multiply(
     bias: Float[Tensor, "N"] | None,
     scales: Float[Tensor, "N"] | None = None,
 ) -> Float[Tensor, "*rows N"]:
-    """x times weight transposed (times scales) plus bias, with float32 sums; the weights are read once per 4 rows."""
+    """x times weight transposed (times scales) plus bias, with float32 sums; the weights are read once per 4 rows.
+
+    A row's result does not depend on the other rows. In bfloat16 the weights are read once per 8 rows where the
+    processor multiplies it.
+    """
     found = library()
     assert found is not None
     outer, inner = weight.shape
-    wide = x.to(torch.float32).contiguous()
     out = torch.empty(*x.shape[:-1], outer, dtype=x.dtype, device="cpu")
-    scales = None if scales is None else scales.to(torch.float32).contiguous()
     bias = None if bias is None else bias.to(x.dtype).contiguous()
     numbers = _numbers(x.numel() // inner, inner, outer, torch.get_num_threads())
+    if x.dtype == weight.dtype == torch.bfloat16 and _narrow_products():
+        x = x.contiguous()
+        found.handscroll_narrow_product(_at(x), _at(weight), _at(bias), numbers, _at(out))
+        return out
+    wide = x.to(torch.float32).contiguous()
+    scales = None if scales is None else scales.to(torch.float32).contiguous()
     narrow = int(x.dtype == torch.bfloat16)
     kind = KINDS[weight.dtype]
     found.handscroll_product(kind, narrow, _at(wide), _at(weight), _at(scales), _at(bias), numbers, _at(out))
