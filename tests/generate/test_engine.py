@@ -376,7 +376,9 @@ def test_what_can_never_fit_is_refused_with_the_numbers():
     assert Engine(model, memory=2 * one - 1, block=8).blocks.count == 1
     engine = Engine(model, memory=10 * one, block=8)
     assert engine.pool.nbytes == 10 * one
-    with pytest.raises(CapacityError, match=r"needs 81 tokens of cache \(11 blocks of 8, .*\), but the engine has 10"):
+    with pytest.raises(
+        CapacityError, match=r"prompt 0 needs 81 tokens of cache \(11 blocks of 8, .*\), but the engine has 10"
+    ):
         engine.submit(prompts_of((58,))[0], GREEDY)
     fits = engine.submit(prompts_of((57,))[0], GREEDY)
     finished(engine)

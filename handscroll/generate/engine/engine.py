@@ -55,7 +55,7 @@ class Engine:
 
     Raises:
         ConfigError: a number out of range, neither or both of `memory` and `blocks`.
-        CapacityError: the memory holds no block.
+        CapacityError: the memory holds no block, or the machine does not have it.
     """
 
     def __init__(  # noqa: PLR0913 - what it runs, in how much memory, how
@@ -77,7 +77,13 @@ class Engine:
             if value < least:
                 raise ConfigError(f"{name} is {value}; it must be at least {least}")
         count = _count(memory, blocks, self.block_bytes, block)
-        self.pool = Pool(model, count, block, poison)
+        try:
+            self.pool = Pool(model, count, block, poison)
+        except RuntimeError as error:
+            raise CapacityError(
+                f"the machine has no {count * self.block_bytes / 1e9:,.1f} GB for the engine's {count} blocks; give it "
+                f"less memory ({error})"
+            ) from None
         self.blocks = Blocks(count, self.pool.give_up)
         self._scheduler = Scheduler(self.blocks, block, budget, most, self._fixed)
         self._together = rows_together(model) if deterministic else 0
@@ -111,11 +117,8 @@ class Engine:
         if sampling.stop and on_token is None:
             raise ConfigError("stop strings are looked for in text: give on_token, or end tokens")
         number, model = self._submitted, self.model
-        ids = started(model, number, prompt)
-        check_length(model, number, len(ids), sampling.max_tokens, beyond)
+        ids = self.check(prompt, sampling, reading, beyond, number)
         declared, bucket = _bucket(model, len(ids) + sampling.max_tokens)
-        if reading is not None:
-            _check_reading(ids, bucket, reading)
         before = "" if reading is None else f"{reading.number}:{reading.length}"
         ends = frozenset() if sampling.ignore_eos else frozenset(model.config.eos)
         request = Request(
@@ -128,13 +131,40 @@ class Engine:
             random=generator(sampling.seed, 0),
             cancel=lambda: self.cancel(request),
         )
-        self._check_room(request)
         if sampling.repetition_penalty != 1.0:
             request.seen = torch.zeros(1, model.config.vocab, dtype=torch.bool, device=model.device)
             request.seen[0, torch.tensor(ids, device=model.device)] = True
         self._scheduler.add(request)
         self._submitted += 1
         return request
+
+    def check(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        reading: Reading | None = None,
+        beyond: bool = False,
+        number: int = 0,
+    ) -> list[int]:
+        """The ids that a request begins with; refuses what `submit` would refuse, and computes nothing.
+
+        Raises:
+            CapacityError, DataError, ConfigError: those of `submit`; messages call the prompt by its `number`.
+        """
+        ids = started(self.model, number, prompt)
+        check_length(self.model, number, len(ids), sampling.max_tokens, beyond)
+        if reading is not None:
+            _check_reading(ids, _bucket(self.model, len(ids) + sampling.max_tokens)[1], reading)
+        tokens = len(ids) + sampling.max_tokens - 1 - (0 if reading is None else reading.length)
+        size, count = self.pool.size, self.blocks.count
+        needed = -(-tokens // size)
+        if needed > count:
+            raise CapacityError(
+                f"prompt {number} needs {tokens} tokens of cache ({needed} blocks of {size}, "
+                f"{needed * self.block_bytes / 1e6:,.1f} MB), but the engine has {count} blocks "
+                f"({count * self.block_bytes / 1e6:,.1f} MB): give the engine more memory, or ask for a shorter text"
+            )
+        return ids
 
     def cancel(self, request: Request) -> None:
         """End a request and give its blocks back now; nothing happens to one that has ended."""
@@ -228,16 +258,6 @@ class Engine:
     def _end(self, request: Request, finish: str) -> None:
         request.finish = finish
         self._scheduler.drop(request)
-
-    def _check_room(self, request: Request) -> None:
-        size, count = self.pool.size, self.blocks.count
-        needed = -(-request.most // size)
-        if needed > count:
-            raise CapacityError(
-                f"the request needs {request.most} tokens of cache ({needed} blocks of {size}, "
-                f"{needed * self.block_bytes / 1e6:,.1f} MB), but the engine has {count} blocks "
-                f"({count * self.block_bytes / 1e6:,.1f} MB): give the engine more memory, or ask for a shorter text"
-            )
 
 
 def _count(memory: int | None, blocks: int | None, block_bytes: int, block: int) -> int:

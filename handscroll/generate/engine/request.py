@@ -62,11 +62,6 @@ class Request:
         """The new tokens so far."""
         return self.tokens[self.asked :]
 
-    @property
-    def most(self) -> int:
-        """Tokens whose keys and values it needs at the end; the last new one is never read."""
-        return self.asked + self.wish.sampling.max_tokens - 1 - self.before
-
     def name(self, number: int, size: int) -> bytes:
         """The name of its block of that number, with `size` tokens a block."""
         while len(self.names) <= number:
