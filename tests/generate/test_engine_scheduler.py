@@ -149,6 +149,35 @@ def test_waiting_raises_the_priority():
     assert world.steps == 2 * AGEING
 
 
+@pytest.mark.parametrize("blocks", range(36, 44))
+def test_rows_that_give_their_blocks_back_are_not_read_for(blocks):
+    """Two answers grow into the room of a more important prompt that is read slowly."""
+    world = World(blocks, 1, 2, 5)
+    for number, (length, new, priority) in enumerate(((2, 25, 0), (2, 25, 0), (20, 2, 1))):
+        world.live.append(request(number, [number] * length, new, priority))
+        world.scheduler.add(world.live[-1])
+        for _ in range(3):
+            world.step()
+    low = world.live[1]
+    assert len(low.answer) > 1
+    while low.blocks:
+        world.step()
+    assert low.finish is None and len(low.answer) > 1  # it was sent away in the middle
+    while world.live:
+        world.step()
+
+
+def test_a_request_of_one_token_that_is_sent_away_is_not_read_for():
+    world = World(1, 1, 8, 2)
+    first, second = (request(number, [1], 5) for number in range(2))
+    world.live.append(first)
+    world.scheduler.add(first)
+    world.step()
+    world.scheduler.running.append(second)
+    plan = world.scheduler.plan()
+    assert not plan.rows and not second.blocks and world.scheduler.waiting == [second]
+
+
 def test_a_large_request_is_passed_for_a_while_and_then_let_in():
     world = World(10, 4, 64, 8)
 
