@@ -141,7 +141,9 @@ def fold(q: Tensor, spans: Sequence[Span], mask: Mask, marks: Marks, scale: floa
     return out.to(q.dtype), lse
 
 
-def paged(q: Tensor, pages: Pages, mask: Mask, scale: float) -> tuple[Tensor, Tensor]:
+def paged(
+    q: Float[Tensor, "B H 1 E"], pages: Pages, mask: Mask, scale: float
+) -> tuple[Float[Tensor, "B H 1 E"], Float[Tensor, "B H 1"]]:
     """One new token of every row over its own pages: all rows in one compiled call, or each alone through `fold`."""
     batch, heads, count, size = q.shape
     assert count == 1 and batch == len(pages.table.rows), (q.shape, len(pages.table.rows))

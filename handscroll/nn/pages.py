@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from handscroll.nn.cache import Span
@@ -90,8 +91,10 @@ class Pages:
         return replace(self, table=table, past=[self.past[number] for number in numbers])
 
 
-def gathered(pool: Tensor, pages: Sequence[int], page: int, view: bool = False) -> Tensor:
-    """A copy (1, K, pages x page, E) of some pages of a pool (K, slots, E); with `view`, no copy where they follow."""
+def gathered(
+    pool: Float[Tensor, "K slots E"], pages: Sequence[int], page: int, view: bool = False
+) -> Float[Tensor, "1 K tokens E"]:
+    """A copy of some pages of `page` tokens, in their order; with `view`, no copy where they follow each other."""
     first = pages[0] if pages else 0
     if view and list(pages) == list(range(first, first + len(pages))):
         return pool[None, :, first * page : (first + len(pages)) * page]

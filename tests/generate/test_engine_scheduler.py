@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handscroll.generate.engine.blocks import Blocks, beginning, following
-from handscroll.generate.engine.request import Request, Wish
+from handscroll.generate.engine.request import Options, Request
 from handscroll.generate.engine.scheduler import AGEING, PATIENCE, Scheduler
 from handscroll.generate.sample import Sampling
 
@@ -18,7 +18,7 @@ def request(number, prompt, new, priority=0, owner=""):
     return Request(
         number=number,
         tokens=list(prompt),
-        wish=Wish(Sampling(max_tokens=new), priority, owner),
+        options=Options(Sampling(max_tokens=new), priority, owner),
         bucket=0,
         declared=len(prompt) + new,
         begin=beginning(owner, 0, ""),
@@ -57,7 +57,7 @@ class World:
         self.scheduler.advance(one, last)
         if last == len(one.tokens):
             one.tokens.append(self.random.randrange(4))
-            if len(one.answer) == one.wish.sampling.max_tokens:
+            if len(one.answer) == one.options.sampling.max_tokens:
                 self.end(one)
 
     def end(self, one):

@@ -15,7 +15,7 @@ from handscroll.generate.decode import check_length, finite, started
 from handscroll.generate.engine.blocks import Blocks, beginning
 from handscroll.generate.engine.independent import rows_together
 from handscroll.generate.engine.pool import Pool, Rows, Run
-from handscroll.generate.engine.request import Request, Wish
+from handscroll.generate.engine.request import Options, Request
 from handscroll.generate.engine.scheduler import Chunk, Scheduler
 from handscroll.generate.reading.reading import Reading
 from handscroll.generate.sample import Sampling, generator, pick
@@ -124,7 +124,7 @@ class Engine:
         request = Request(
             number=number,
             tokens=ids,
-            wish=Wish(sampling, priority, owner, ends, on_token, reading),
+            options=Options(sampling, priority, owner, ends, on_token, reading),
             bucket=bucket,
             declared=declared,
             begin=beginning(owner, bucket, before),
@@ -237,20 +237,20 @@ class Engine:
 
     def _choose(self, request: Request, logits: Tensor) -> Answered:
         """The next token of a request from its logits (1, V)."""
-        wish = request.wish
-        token = int(pick(logits, wish.sampling, [request.random], request.seen))
+        options = request.options
+        token = int(pick(logits, options.sampling, [request.random], request.seen))
         wide = logits[0].to(torch.promote_types(logits.dtype, torch.float32))
         logprob = float(wide.log_softmax(dim=-1)[token])
         request.tokens.append(token)
         request.logprobs.append(logprob)
         if request.seen is not None:
             request.seen[0, token] = True
-        if token in wish.ends:
+        if token in options.ends:
             finish = "eos"
-        elif wish.on_token is not None and wish.on_token(token):
+        elif options.on_token is not None and options.on_token(token):
             finish = "stop"
         else:
-            finish = "length" if len(request.answer) == wish.sampling.max_tokens else None
+            finish = "length" if len(request.answer) == options.sampling.max_tokens else None
         if request.finish is None and finish is not None:
             self._end(request, finish)
         return Answered(request, token, logprob, request.finish)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from handscroll.generate.engine.request import Request
@@ -44,8 +45,10 @@ class Pool:
         number, place = divmod(token - request.before, self.size)
         return request.blocks[number] * self.size + place
 
-    def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Put (K, n, E) keys and values of one layer into n slots."""
+    def write(
+        self, layer: int, slots: Int[Tensor, "n"], keys: Float[Tensor, "K n E"], values: Float[Tensor, "K n E"]
+    ) -> None:
+        """Put keys and values of one layer into n slots."""
         self.keys[layer].index_copy_(1, slots, keys)
         self.values[layer].index_copy_(1, slots, values)
 
@@ -101,7 +104,7 @@ class Run:
 
 
 def _past(request: Request, layer: int) -> Sequence[Span]:
-    return () if request.wish.reading is None else request.wish.reading.spans[layer]
+    return () if request.options.reading is None else request.options.reading.spans[layer]
 
 
 def _room(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device, fill: float | None) -> Tensor:

@@ -12,7 +12,7 @@ from handscroll.generate.sample import Sampling
 
 
 @dataclass(frozen=True, eq=False)
-class Wish:
+class Options:
     """What a request may set besides its prompt; `submit` explains."""
 
     sampling: Sampling
@@ -36,7 +36,7 @@ class Request:
 
     number: int
     tokens: list[int]
-    wish: Wish
+    options: Options
     bucket: int
     declared: int
     begin: bytes
@@ -55,7 +55,7 @@ class Request:
 
     def __post_init__(self):
         self.asked = len(self.tokens)
-        self.before = self.done = 0 if self.wish.reading is None else self.wish.reading.length
+        self.before = self.done = 0 if self.options.reading is None else self.options.reading.length
 
     @property
     def answer(self) -> list[int]:

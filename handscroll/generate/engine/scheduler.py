@@ -177,10 +177,10 @@ class Scheduler:
         return -(-tokens // self.size)
 
     def _turn(self, request: Request) -> tuple[int, ...]:
-        aged = request.wish.priority + (self.now - request.served) // AGEING
+        aged = request.options.priority + (self.now - request.served) // AGEING
         return -aged, request.served, request.number
 
 
 def _standing(request: Request) -> tuple[int, ...]:
     """Who keeps its blocks: high priority first, then who came first."""
-    return -request.wish.priority, request.number
+    return -request.options.priority, request.number
