@@ -49,6 +49,7 @@ MODELS = {
     "llama": llama,
     "window": lambda dtype=torch.float32: llama(dtype, windows=(20, None, 20)),
     "gpt2": gpt2,
+    "gpt2-int8": lambda dtype=torch.float32: quantise(gpt2(dtype)),
 }
 
 
@@ -139,6 +140,7 @@ def answers(engine, prompts, sampling):
         ("llama", torch.bfloat16, "shared"),
         ("window", torch.bfloat16, "shared"),
         ("gpt2", torch.float32, "shared"),
+        ("gpt2-int8", torch.float32, "shared"),
         ("llama", torch.float32, "alone"),
     ],
 )

@@ -25,8 +25,9 @@ void matrix(const float* x, const T* w, const float* scales, const Out* bias, in
     for (int64_t n = 0; n < outer; n++) {
         float found[R];
         row<T, R>(x, inner, w + n * inner, found);
-        for (int r = 0; r < R; r++)
-            put(y + r * outer + n, found[r] * (scales ? scales[n] : 1.0f) + (bias ? widen(bias[n]) : 0.0f));
+        const float scale = scales ? scales[n] : 1.0f, add = bias ? widen(bias[n]) : 0.0f;
+        for (int r = 0; r < R; r++)  // written out, or the compiler fuses it for some R only
+            put(y + r * outer + n, __builtin_fmaf(found[r], scale, add));
     }
 }
 
