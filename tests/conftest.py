@@ -10,6 +10,7 @@ from jaxtyping import install_import_hook
 # Shapes in signatures are promises: checked on every call of a test run, before anything is imported.
 CHECKED = [
     "nn.kernels",
+    "nn.pages",
     "nn.rope",
     "nn.norm",
     "nn.mlp",

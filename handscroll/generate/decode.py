@@ -82,18 +82,19 @@ def decode(  # noqa: PLR0913 - what is asked, how it ends, what is known already
     """
     if chunk < 1:
         raise ConfigError(f"the prefill chunk is {chunk} tokens; it must be at least 1 ({CHUNK} is usual)")
-    started = [_started(model, number, prompt) for number, prompt in enumerate(prompts)]
-    for number, prompt in enumerate(started):
-        _check_length(model, number, len(prompt), sampling.max_tokens, beyond)
+    begun = [started(model, number, prompt) for number, prompt in enumerate(prompts)]
+    for number, prompt in enumerate(begun):
+        check_length(model, number, len(prompt), sampling.max_tokens, beyond)
     ends = frozenset() if sampling.ignore_eos else frozenset(eos)
-    groups = _groups(model, started, sampling.max_tokens)
+    groups = _groups(model, begun, sampling.max_tokens)
     if reading is not None:
         _check_reading(model, reading, groups)
     keeping = _Keeping(chunk, reading, cache_of(policy))
     return (step for group in groups for step in _run(model, group, sampling, (ends, on_token), keeping))
 
 
-def _started(model: Model, number: int, prompt: Sequence[int]) -> list[int]:
+def started(model: Model, number: int, prompt: Sequence[int]) -> list[int]:
+    """The ids of prompt `number`, or the model's bos for an empty one; the errors are those of `decode`."""
     config = model.config
     ids = [int(token) for token in prompt] or ([] if config.bos is None else [config.bos])
     if not ids:
@@ -107,7 +108,8 @@ def _started(model: Model, number: int, prompt: Sequence[int]) -> list[int]:
     return ids
 
 
-def _check_length(model: Model, number: int, prompt: int, new: int, beyond: bool) -> None:
+def check_length(model: Model, number: int, prompt: int, new: int, beyond: bool) -> None:
+    """Refuse prompt `number` of `prompt` tokens where `new` more do not fit; the errors are those of `decode`."""
     context, total = model.config.context, prompt + new
     if total > context and not beyond:
         room = f"ask for at most {context - prompt} new tokens" if prompt < context else "shorten the prompt"
@@ -179,7 +181,7 @@ def _run(model: Model, group: _Group, sampling: Sampling, ends: _Ends, keeping: 
     hidden = prefill(model, tokens, marks, cache, group.length, keeping.chunk)
     live = list(range(len(lengths)))
     for step in range(sampling.max_tokens):
-        new = pick(_finite(model.logits(hidden)[:, -1]), sampling, generators, seen)
+        new = pick(finite(model.logits(hidden)[:, -1]), sampling, generators, seen)
         ids, final = new.tolist(), step == sampling.max_tokens - 1
         emitted = [_finished(group.numbers[row], ids[row], ends, final) for row in live]
         live = [row for row, item in zip(live, emitted, strict=True) if item.finish is None]
@@ -209,7 +211,8 @@ def _seen(prompts: Sequence[list[int]], vocab: int, device: torch.device) -> Ten
     return seen
 
 
-def _finite(logits: Tensor) -> Tensor:
+def finite(logits: Tensor) -> Tensor:
+    """The logits, or a CheckpointError where one is no number."""
     if bool(logits.isnan().any()):
         raise CheckpointError(
             "the model returned logits that are not numbers: the weights are damaged, or overflow in this dtype "

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from handscroll.nn.attention import Attention, Context
-from handscroll.nn.cache import Cache
+from handscroll.nn.cache import Cache, Keeper
 from handscroll.nn.linear import linear
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Mask
@@ -55,7 +55,7 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def hidden(
-        self, embeddings: Embeddings, marks: Marks, mask: Mask, cache: Cache | None = None, length: int | None = None
+        self, embeddings: Embeddings, marks: Marks, mask: Mask, cache: Keeper | None = None, length: int | None = None
     ) -> Embeddings:
         raise NotImplementedError
 
@@ -117,7 +117,7 @@ class Decoder(Model):
         return None
 
     def hidden(
-        self, embeddings: Embeddings, marks: Marks, mask: Mask, cache: Cache | None = None, length: int | None = None
+        self, embeddings: Embeddings, marks: Marks, mask: Mask, cache: Keeper | None = None, length: int | None = None
     ) -> Embeddings:
         return self.run(embeddings, self.context(embeddings, marks, mask, length, cache=cache))
 

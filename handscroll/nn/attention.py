@@ -11,6 +11,7 @@ from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Mask
 from handscroll.nn.noise import Noise
 from handscroll.nn.norm import RMSNorm
+from handscroll.nn.pages import Pages
 from handscroll.nn.rope import Rotation
 from handscroll.nn.shapes import Embeddings
 
@@ -73,7 +74,7 @@ class Attention(nn.Module):
         out, _ = attend(q, spans, mask, context.marks, scale=scale, exchange=context.exchange)
         return self.output(out.transpose(1, 2).flatten(2))
 
-    def remember(self, x: Embeddings, context: Context, layer: int) -> list[Span]:
+    def remember(self, x: Embeddings, context: Context, layer: int) -> list[Span] | Pages:
         """Keys and values of `x`, appended to the cache of `layer`; returns what its queries may read."""
         k, v = self._split(self.key(x)), self._split(self.value(x))
         if self.shape.norm_eps is not None:

@@ -7,13 +7,16 @@ offloaded and remote caches all hand the same thing to `attend`: a list of spans
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from handscroll.nn.marks import Marks
 from handscroll.nn.rounding import from_int8
+
+if TYPE_CHECKING:
+    from handscroll.nn.pages import Pages
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +63,8 @@ class Span:
 class Keeper(Protocol):
     """What a forward asks of whatever keeps its keys and values: the cache below, or the carry of a long step."""
 
-    def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
-        """Keep (B, K, T, E) keys and values of one layer; returns the spans that the new queries read."""
+    def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> "list[Span] | Pages":
+        """Keep (B, K, T, E) keys and values of one layer; returns the spans, or pages, that the new queries read."""
         ...
 
     def commit(self) -> None:

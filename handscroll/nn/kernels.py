@@ -21,6 +21,7 @@ from handscroll.nn.fused import NOTHING, accumulator, merge
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Mask
 from handscroll.nn.native import calls
+from handscroll.nn.pages import Pages
 from handscroll.nn.pieces import Piece, pieces, query_tiles
 
 # Up to this many query tokens a pass over the folded groups beats torch's fused kernel on a CPU (with grouped queries
@@ -71,7 +72,7 @@ def choose(q: Tensor, spans: Sequence[Span], mask: Mask, marks: Marks) -> Choice
 
 def attend(
     q: Float[Tensor, "B H T E"],
-    spans: Sequence[Span],
+    spans: Sequence[Span] | Pages,
     mask: Mask,
     marks: Marks,
     scale: float | None = None,
@@ -81,6 +82,7 @@ def attend(
     """Softmax attention of queries with `marks` over all keys of `spans`; grouped kv heads are shared.
 
     Args:
+        spans: or the pages of a pool, for one new token of every row (`nn/pages.py`).
         scale: multiplies q.k; 1/sqrt(E) unless given. A scaling's squared attention factor belongs here.
         kernel: force one of `KERNELS` (tests, benchmarks); chosen by `choose` otherwise.
         exchange: where the tokens of a row lie on several ranks: q and spans are this rank's.
@@ -90,6 +92,8 @@ def attend(
         key (padding) gives zeros and -inf.
     """
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
+    if isinstance(spans, Pages):
+        return paged(q, spans, mask, scale)
     if exchange is not None:
         return tiles(q, spans, mask, marks, scale, exchange)
     if kernel is None:
@@ -135,6 +139,24 @@ def fold(q: Tensor, spans: Sequence[Span], mask: Mask, marks: Marks, scale: floa
         span.release()
     out, lse = merge(found) if found else _unseen(q)
     return out.to(q.dtype), lse
+
+
+def paged(
+    q: Float[Tensor, "B H 1 E"], pages: Pages, mask: Mask, scale: float
+) -> tuple[Float[Tensor, "B H 1 E"], Float[Tensor, "B H 1"]]:
+    """One new token of every row over its own pages: all rows in one compiled call, or each alone through `fold`."""
+    batch, heads, count, size = q.shape
+    assert count == 1 and batch == len(pages.table.rows), (q.shape, len(pages.table.rows))
+    runs = None if any(pages.past) else pages.table.runs(mask)
+    if runs is not None and calls.can_page(q, pages.keys, pages.values):
+        folded = q.reshape(batch, pages.keys.shape[0], -1, size).to(torch.float32) * scale
+        out, lse = calls.paged(folded, pages.keys, pages.values, pages.table.page, pages.table.pages, runs)
+        return out.reshape(q.shape).to(q.dtype), lse.reshape(batch, heads, 1)
+    if batch > 1:
+        alone = [paged(q[row : row + 1], pages.part([row]), mask, scale) for row in range(batch)]
+        return torch.cat([out for out, _ in alone]), torch.cat([lse for _, lse in alone])
+    row = pages.table.rows[0]
+    return fold(q, pages.spans(0), mask, Marks.run(row.start + row.length - 1, 1), scale)
 
 
 def tiles(

@@ -6,7 +6,7 @@ All are for the CPU and without gradient. Threads: torch's.
 import ctypes
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from handscroll.nn.cache import Span
@@ -50,6 +50,39 @@ def decode(
         _at(out),
         _at(lse),
     )
+    return out, lse
+
+
+def can_page(q: Tensor, keys: Tensor, values: Tensor) -> bool:
+    """Whether `paged` takes them: a CPU, float32 or bfloat16, whole vectors, a pool (K, slots, E) without gaps."""
+    tensors = (q, keys, values)
+    if any(x.device.type != "cpu" or x.dtype != q.dtype for x in tensors) or not _untracked(*tensors):
+        return False
+    fits = q.dtype in (torch.float32, torch.bfloat16) and q.shape[-1] % LANES == 0
+    return fits and bool(q.numel()) and keys.is_contiguous() and values.is_contiguous() and library() is not None
+
+
+def paged(
+    q: Float[Tensor, "B K R E"],
+    keys: Float[Tensor, "K slots E"],
+    values: Float[Tensor, "K slots E"],
+    page: int,
+    table: Int[Tensor, "pages"],
+    spans: Int[Tensor, "B 3"],
+) -> tuple[Float[Tensor, "B K R E"], Float[Tensor, "B K R"]]:
+    """Attention of R scaled query rows of each kv head of row b over tokens first .. last - 1 of its own pages.
+
+    Pages are `page` slots of the pool. `spans` holds per row where its pages begin in `table`, first and last. Output
+    and log-sum-exp are float32; a row's do not depend on the other rows.
+    """
+    found = library()
+    assert found is not None
+    batch, kv, rows, size = q.shape
+    wide = q.to(torch.float32).contiguous()
+    out, lse = _floats(*q.shape), _floats(*q.shape[:3])
+    numbers = _numbers(batch, kv, rows, size, page, keys.shape[1], torch.get_num_threads())
+    kind = KINDS[keys.dtype]
+    found.handscroll_paged(kind, _at(wide), _at(keys), _at(values), _at(table), _at(spans), numbers, _at(out), _at(lse))
     return out, lse
 
 
@@ -104,15 +137,23 @@ def multiply(
     bias: Float[Tensor, "N"] | None,
     scales: Float[Tensor, "N"] | None = None,
 ) -> Float[Tensor, "*rows N"]:
-    """x times weight transposed (times scales) plus bias, with float32 sums; the weights are read once per 4 rows."""
+    """x times weight transposed (times scales) plus bias, with float32 sums; the weights are read once per 4 rows.
+
+    A row's result does not depend on the other rows. In bfloat16 the weights are read once per 8 rows where the
+    processor multiplies it.
+    """
     found = library()
     assert found is not None
     outer, inner = weight.shape
-    wide = x.to(torch.float32).contiguous()
     out = torch.empty(*x.shape[:-1], outer, dtype=x.dtype, device="cpu")
-    scales = None if scales is None else scales.to(torch.float32).contiguous()
     bias = None if bias is None else bias.to(x.dtype).contiguous()
     numbers = _numbers(x.numel() // inner, inner, outer, torch.get_num_threads())
+    if x.dtype == weight.dtype == torch.bfloat16 and _narrow_products():
+        x = x.contiguous()
+        found.handscroll_narrow_product(_at(x), _at(weight), _at(bias), numbers, _at(out))
+        return out
+    wide = x.to(torch.float32).contiguous()
+    scales = None if scales is None else scales.to(torch.float32).contiguous()
     narrow = int(x.dtype == torch.bfloat16)
     kind = KINDS[weight.dtype]
     found.handscroll_product(kind, narrow, _at(wide), _at(weight), _at(scales), _at(bias), numbers, _at(out))

@@ -2,7 +2,9 @@
 //
 // The query heads that share a kv head (and the tokens of a short draft) are the rows of one task. A task takes a run
 // of keys in blocks of 64 with an online softmax; runs are merged by log-sum-exp (Dao et al. 2023, "Flash-Decoding").
+// Keys lie in one piece, or in pages of a pool that a table lists (Kwon et al. 2023, "PagedAttention").
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 #include "simd.h"
@@ -12,9 +14,29 @@ namespace {
 constexpr int BLOCK = 64;  // keys per softmax block
 constexpr int ROWS = 4;    // query rows whose sums stay in registers together
 
+constexpr int64_t PART = 512;  // keys of a task over pages: fixed, so that a row does not depend on its neighbours
+
 struct Run {  // of one kv head of one batch row
     const float* scales = nullptr;
     const float* value_scales = nullptr;
+};
+
+// Where the vectors of one kv head lie, and how many from `n` on lie in one piece.
+template <class T>
+struct Whole {
+    const T* start;
+    int64_t size;
+    const T* at(int64_t n) const { return start + n * size; }
+    int64_t left(int64_t) const { return BLOCK; }
+};
+
+template <class T>
+struct Pages {
+    const T* start;
+    int64_t size, page;
+    const int64_t* table;
+    const T* at(int64_t n) const { return start + (table[n / page] * page + n % page) * size; }
+    int64_t left(int64_t n) const { return page - n % page; }
 };
 
 // scores[r][j] for `rows` query rows and `count` keys (a multiple of 16 after padding).
@@ -68,16 +90,16 @@ void add(const float* weights, const T* values, int64_t stride, int count, int s
 }
 
 // One task: R rows over keys first .. last - 1. out (R, size) unnormalised, top (R) largest score, mass (R).
-template <class T, int R>
-void run(const float* q, const T* keys, const T* values, int64_t key_stride, int64_t value_stride, Run scales,
-         int64_t first, int64_t last, int size, float* out, float* top, float* mass) {
+template <class T, int R, class Place>
+void run(const float* q, Place keys, Place values, Run scales, int64_t first, int64_t last, int size, float* out,
+         float* top, float* mass) {
     alignas(64) float scores[R * BLOCK];
     for (int r = 0; r < R; r++) top[r] = -INFINITY, mass[r] = 0;
     memset(out, 0, sizeof(float) * R * size);
-    for (int64_t at = first; at < last; at += BLOCK) {
-        int count = (int)(last - at < BLOCK ? last - at : BLOCK), padded = (count + 15) / 16 * 16;
-        score<T, R>(q, keys + at * key_stride, key_stride, count, size, scales.scales ? scales.scales + at : nullptr,
-                    scores);
+    for (int64_t at = first, taken = 0; at < last; at += taken) {
+        taken = std::min({last - at, (int64_t)BLOCK, keys.left(at)});
+        int count = (int)taken, padded = (count + 15) / 16 * 16;
+        score<T, R>(q, keys.at(at), size, count, size, scales.scales ? scales.scales + at : nullptr, scores);
         for (int r = 0; r < R; r++) {
             float* s = scores + r * BLOCK;
             for (int j = count; j < padded; j++) s[j] = -INFINITY;
@@ -100,23 +122,43 @@ void run(const float* q, const T* keys, const T* values, int64_t key_stride, int
             if (scales.value_scales)
                 for (int j = 0; j < count; j++) s[j] *= scales.value_scales[at + j];
         }
-        add<T, R>(scores, values + at * value_stride, value_stride, count, size, out);
+        add<T, R>(scores, values.at(at), size, count, size, out);
     }
 }
 
-template <class T>
-void rows(const float* q, const T* keys, const T* values, int64_t ks, int64_t vs, Run scales, int64_t first,
-          int64_t last, int count, int size, float* out, float* top, float* mass) {
+template <class T, class Place>
+void rows(const float* q, Place keys, Place values, Run scales, int64_t first, int64_t last, int count, int size,
+          float* out, float* top, float* mass) {
     for (int r = 0; r < count;) {
         int left = count - r;
         const float* here = q + r * size;
         float* o = out + r * size;
         switch (left >= ROWS ? ROWS : left) {
-            case 1: run<T, 1>(here, keys, values, ks, vs, scales, first, last, size, o, top + r, mass + r); r += 1; break;
-            case 2: run<T, 2>(here, keys, values, ks, vs, scales, first, last, size, o, top + r, mass + r); r += 2; break;
-            case 3: run<T, 3>(here, keys, values, ks, vs, scales, first, last, size, o, top + r, mass + r); r += 3; break;
-            default: run<T, 4>(here, keys, values, ks, vs, scales, first, last, size, o, top + r, mass + r); r += 4;
+            case 1: run<T, 1>(here, keys, values, scales, first, last, size, o, top + r, mass + r); r += 1; break;
+            case 2: run<T, 2>(here, keys, values, scales, first, last, size, o, top + r, mass + r); r += 2; break;
+            case 3: run<T, 3>(here, keys, values, scales, first, last, size, o, top + r, mass + r); r += 3; break;
+            default: run<T, 4>(here, keys, values, scales, first, last, size, o, top + r, mass + r); r += 4;
         }
+    }
+}
+
+// The `parts` partial results of a lane, from number `begin` on, merged.
+void join(const float* outs, const float* tops, const float* masses, int64_t begin, int64_t parts, int64_t count,
+          int64_t size, float* out, float* lse) {
+    for (int64_t r = 0; r < count; r++) {
+        float high = -INFINITY, total = 0;
+        for (int64_t p = 0; p < parts; p++) high = std::fmax(high, tops[(begin + p) * count + r]);
+        float* o = out + r * size;
+        memset(o, 0, sizeof(float) * size);
+        for (int64_t p = 0; p < parts; p++) {
+            int64_t at = (begin + p) * count + r;
+            if (masses[at] == 0) continue;
+            float weight = std::exp(tops[at] - high);
+            total += weight * masses[at];
+            for (int64_t e = 0; e < size; e++) o[e] += weight * outs[at * size + e];
+        }
+        for (int64_t e = 0; e < size && total != 0; e++) o[e] /= total;  // not a number: stays so
+        lse[r] = total != 0 ? high + std::log(total) : -INFINITY;
     }
 }
 
@@ -140,25 +182,43 @@ void decode(const float* q, const T* keys, const T* values, const float* key_sca
         Run scales;
         if (key_scales) scales = {key_scales + b * strides[4] + h * strides[5], value_scales + b * strides[4] + h * strides[5]};
         if (first >= last) first = last;
-        rows<T>(q + lane * count * size, keys + b * strides[0] + h * strides[1],
-                values + b * strides[2] + h * strides[3], size, size, scales, first, last, (int)count, (int)size,
+        rows<T>(q + lane * count * size, Whole<T>{keys + b * strides[0] + h * strides[1], size},
+                Whole<T>{values + b * strides[2] + h * strides[3], size}, scales, first, last, (int)count, (int)size,
                 outs + task * count * size, tops + task * count, masses + task * count);
     }
     for (int64_t lane = 0; lane < lanes; lane++)
-        for (int64_t r = 0; r < count; r++) {
-            float high = -INFINITY, total = 0;
-            for (int64_t p = 0; p < parts; p++) high = std::fmax(high, tops[(lane * parts + p) * count + r]);
-            float* o = out + (lane * count + r) * size;
-            memset(o, 0, sizeof(float) * size);
-            for (int64_t p = 0; p < parts; p++) {
-                int64_t at = (lane * parts + p) * count + r;
-                if (masses[at] == 0) continue;
-                float weight = std::exp(tops[at] - high);
-                total += weight * masses[at];
-                for (int64_t e = 0; e < size; e++) o[e] += weight * outs[at * size + e];
-            }
-            for (int64_t e = 0; e < size && total != 0; e++) o[e] /= total;  // not a number: stays so
-            lse[lane * count + r] = total != 0 ? high + std::log(total) : -INFINITY;
+        join(outs, tops, masses, lane * parts, parts, count, size, out + lane * count * size, lse + lane * count);
+}
+
+// Every batch row has its own pages and its own run of keys: spans (B, 3) are where its table begins, first and last.
+template <class T>
+void paged(const float* q, const T* keys, const T* values, const int64_t* table, const int64_t* spans,
+           const int64_t* shape, float* out, float* lse) {
+    const int64_t batch = shape[0], heads = shape[1], count = shape[2], size = shape[3];
+    const int64_t page = shape[4], slots = shape[5], threads = shape[6];
+    std::vector<int64_t> begin(batch + 1, 0);  // of a row's tasks: heads x parts
+    for (int64_t b = 0; b < batch; b++)
+        begin[b + 1] = begin[b] + heads * ((spans[3 * b + 2] - spans[3 * b + 1] + PART - 1) / PART);
+    std::vector<float> partial(begin[batch] * count * (size + 2));
+    float* outs = partial.data();
+    float* tops = outs + begin[batch] * count * size;
+    float* masses = tops + begin[batch] * count;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (int64_t task = 0; task < begin[batch]; task++) {
+        int64_t b = std::upper_bound(begin.begin(), begin.end(), task) - begin.begin() - 1;
+        int64_t parts = (begin[b + 1] - begin[b]) / heads, h = (task - begin[b]) / parts;
+        int64_t first = spans[3 * b + 1] + (task - begin[b]) % parts * PART;
+        int64_t last = std::min(first + PART, spans[3 * b + 2]);
+        Pages<T> k{keys + h * slots * size, size, page, table + spans[3 * b]};
+        Pages<T> v{values + h * slots * size, size, page, table + spans[3 * b]};
+        rows<T>(q + (b * heads + h) * count * size, k, v, Run{}, first, last, (int)count, (int)size,
+                outs + task * count * size, tops + task * count, masses + task * count);
+    }
+    for (int64_t b = 0; b < batch; b++)
+        for (int64_t h = 0; h < heads; h++) {
+            int64_t parts = (begin[b + 1] - begin[b]) / heads, lane = b * heads + h;
+            join(outs, tops, masses, begin[b] + h * parts, parts, count, size, out + lane * count * size,
+                 lse + lane * count);
         }
 }
 
@@ -176,4 +236,12 @@ extern "C" void handscroll_decode(int kind, const float* q, const void* keys, co
         decode(q, (const bf16*)keys, (const bf16*)values, nullptr, nullptr, shape, strides, out, lse);
     else
         decode(q, (const int8_t*)keys, (const int8_t*)values, key_scales, value_scales, shape, strides, out, lse);
+}
+
+// q (B, K, R, E) float32, scaled; keys and values (K, slots, E) without gaps, `page` slots a page; table: numbers of
+// pages, row after row. shape: B, K, R, E (a multiple of 16), page, slots, threads. kind: 0 float32, 1 bfloat16.
+extern "C" void handscroll_paged(int kind, const float* q, const void* keys, const void* values, const int64_t* table,
+                                 const int64_t* spans, const int64_t* shape, float* out, float* lse) {
+    if (kind == 0) paged(q, (const float*)keys, (const float*)values, table, spans, shape, out, lse);
+    else paged(q, (const bf16*)keys, (const bf16*)values, table, spans, shape, out, lse);
 }

@@ -25,8 +25,9 @@ void matrix(const float* x, const T* w, const float* scales, const Out* bias, in
     for (int64_t n = 0; n < outer; n++) {
         float found[R];
         row<T, R>(x, inner, w + n * inner, found);
-        for (int r = 0; r < R; r++)
-            put(y + r * outer + n, found[r] * (scales ? scales[n] : 1.0f) + (bias ? widen(bias[n]) : 0.0f));
+        const float scale = scales ? scales[n] : 1.0f, add = bias ? widen(bias[n]) : 0.0f;
+        for (int r = 0; r < R; r++)  // written out, or the compiler fuses it for some R only
+            put(y + r * outer + n, __builtin_fmaf(found[r], scale, add));
     }
 }
 
@@ -45,7 +46,81 @@ void several(const float* x, const T* w, const float* scales, const Out* bias, c
     }
 }
 
+#if defined(__AVX512BF16__)
+constexpr int AHEAD = 8;  // rows of w that are fetched ahead
+
+// R rows of x and N rows of w, both bfloat16, in the processor's own products with float32 sums. Every sum has one
+// chain, so that a row does not depend on how many there are. Rows of w are fetched ahead: N
+// short streams are too much for the processor's own prefetching.
+template <int R, int N>
+void narrow_block(const bf16* x, int64_t inner, const bf16* w, const bf16* bias, int64_t outer, bf16* y) {
+    static_assert(R * N <= 16);
+    __m512 total[16];
+    for (int i = 0; i < 16; i++) total[i] = _mm512_setzero_ps();
+    for (int64_t e = 0; e < inner; e += 32) {
+        const __mmask32 there = inner - e < 32 ? 0xffff : 0xffffffff;
+        __m512bh ws[N];
+        for (int n = 0; n < N; n++) {
+            ws[n] = (__m512bh)_mm512_maskz_loadu_epi16(there, w + n * inner + e);
+            __builtin_prefetch(w + (AHEAD + n) * inner + e);
+        }
+        for (int r = 0; r < R; r++) {
+            __m512bh xs = (__m512bh)_mm512_maskz_loadu_epi16(there, x + r * inner + e);
+            for (int n = 0; n < N; n++) total[r * N + n] = _mm512_dpbf16_ps(total[r * N + n], xs, ws[n]);
+        }
+    }
+    float found[16];
+    if (R * N < 4)  // the same sum in the same order
+        for (int i = 0; i < R * N; i++) found[i] = sum((f16v)total[i]);
+    else
+        store(found, sums((f16v*)total));
+    for (int r = 0; r < R; r++)
+        for (int n = 0; n < N; n++) put(y + r * outer + n, found[r * N + n] + (bias ? widen(bias[n]) : 0.0f));
+}
+
+template <int R>
+void narrow_matrix(const bf16* x, const bf16* w, const bf16* bias, int64_t inner, int64_t outer, int64_t threads,
+                   bf16* y) {
+    constexpr int N = R > 4 ? 2 : 1;  // with few rows memory is the limit, and one stream is read fastest
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t block = 0; block < (outer + N - 1) / N; block++) {
+        int64_t n = block * N;
+        if (n + N <= outer) {
+            narrow_block<R, N>(x, inner, w + n * inner, bias ? bias + n : nullptr, outer, y + n);
+            continue;
+        }
+        for (; n < outer; n++) narrow_block<R, 1>(x, inner, w + n * inner, bias ? bias + n : nullptr, outer, y + n);
+    }
+}
+
+void narrow_several(const bf16* x, const bf16* w, const bf16* bias, const int64_t* shape, bf16* y) {
+    const int64_t count = shape[0], inner = shape[1], outer = shape[2], threads = shape[3];
+    for (int64_t r = 0; r < count; r += 8) {
+        const bf16* here = x + r * inner;
+        bf16* out = y + r * outer;
+        switch (count - r) {
+            case 1: narrow_matrix<1>(here, w, bias, inner, outer, threads, out); break;
+            case 2: narrow_matrix<2>(here, w, bias, inner, outer, threads, out); break;
+            case 3: narrow_matrix<3>(here, w, bias, inner, outer, threads, out); break;
+            case 4: narrow_matrix<4>(here, w, bias, inner, outer, threads, out); break;
+            case 5: narrow_matrix<5>(here, w, bias, inner, outer, threads, out); break;
+            case 6: narrow_matrix<6>(here, w, bias, inner, outer, threads, out); break;
+            case 7: narrow_matrix<7>(here, w, bias, inner, outer, threads, out); break;
+            default: narrow_matrix<8>(here, w, bias, inner, outer, threads, out);
+        }
+    }
+}
+#endif
+
 }  // namespace
+
+// Where the processor multiplies bfloat16 (handscroll_has_prefill says so): x (R, inner), w (outer, inner), bias (outer)
+// or null and y (R, outer), all bfloat16. shape: R, inner (a multiple of 16), outer, threads.
+extern "C" void handscroll_narrow_product(const void* x, const void* w, const void* bias, const int64_t* shape, void* y) {
+#if defined(__AVX512BF16__)
+    narrow_several((const bf16*)x, (const bf16*)w, (const bf16*)bias, shape, (bf16*)y);
+#endif
+}
 
 // x (R, inner) float32; w (outer, inner); scales (outer) float32 for int8; bias (outer) or null and y (R, outer) in
 // float32 or bfloat16. shape: R, inner (a multiple of 16), outer, threads. kind: 0 float32, 1 bfloat16, 2 int8.
