@@ -101,6 +101,11 @@ class Tokenizer:
         """SHA-256 of the `tokenizer.json`, for provenance."""
         return hashlib.sha256(self._json.encode("utf-8")).hexdigest()
 
+    @property
+    def source(self) -> str:
+        """The `tokenizer.json` as it was loaded or trained."""
+        return self._json
+
     def encode(self, text: str, special: bool = True, parse: bool = False) -> list[int]:
         """Token ids of `text`; `special` adds what the tokenizer's own post-processor adds (such as BOS).
 

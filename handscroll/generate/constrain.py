@@ -1,0 +1,163 @@
+"""Constrained decoding: only tokens after which the text can still become a choice, a match or a JSON document.
+
+The grammars and the sets of allowed tokens are those of the library llguidance (`pip install handscroll[constrain]`).
+"""
+
+import json
+from collections.abc import Collection, Sequence
+from typing import Any, Self
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from handscroll.base.errors import ConfigError, DataError
+from handscroll.text.spelling import spelling
+from handscroll.text.tokenizer import Tokenizer
+
+# White space between the parts of a JSON document. Unbounded, a small model can go on with newlines for ever.
+SPACE = r"[ \n]{0,16}"
+
+
+class Constraint:
+    """A grammar compiled for the tokens of one tokenizer. Made by `choices`, `regex` or `schema`; rows share it.
+
+    The text of the new tokens, and nothing around it, follows the grammar. Any tokens that spell it are allowed, not
+    only those that the tokenizer would choose, and one token may hold parts of several pieces of the grammar. Where
+    the text is whole but may also go on, the model chooses between that and its end token; without an end token it goes
+    on. Where nothing can follow, the row is `complete`.
+
+    Limits: texts cut by `max_tokens` do not follow the grammar. Characters that the tokenizer cannot write cannot
+    be demanded.
+    """
+
+    def __init__(self, grammar: str, tokenizer: Tokenizer, about: str):
+        """`grammar` in the form of llguidance; `about` names it in messages.
+
+        Raises:
+            ConfigError: the library is not installed, does not understand the grammar, or no text fits it.
+        """
+        self.about = about
+        self._library = _library()
+        words = spelling(tokenizer)
+        self.words = len(words)
+        engine = self._library.LLTokenizer(self._library.TokenizerWrapper(_Vocabulary(words)))
+        error, found = self._library.LLMatcher.validate_grammar_with_warnings(grammar, engine)
+        if error or found:  # a warning is something that would be ignored
+            raise ConfigError(f"{about} cannot be used: {found[0]}")
+        self._begin = self._library.LLMatcher(engine, grammar, log_level=0)
+        if self._begin.is_error():
+            raise ConfigError(f"{about} cannot be used: {self._begin.get_error()}")
+        if not any(self._begin.compute_logit_bias()[: self.words]):
+            raise ConfigError(f"{about} allows no text at all that these tokens can write; correct it")
+
+    @classmethod
+    def choices(cls, choices: Sequence[str], tokenizer: Tokenizer) -> Self:
+        """One of the given texts, word for word.
+
+        Raises:
+            ConfigError: no choices, an empty one, or one that the tokenizer cannot write.
+        """
+        if not choices or "" in choices:
+            raise ConfigError("choices must be one or more texts that are not empty")
+        letters = set().union(*(word for word in spelling(tokenizer) if word is not None and len(word) == 1))
+        for choice in choices:
+            # Every byte has a token of its own, or the tokenizer's own tokens must give the text back.
+            own = set(choice.encode()) <= letters
+            if not own and tokenizer.decode(tokenizer.encode("a" + choice, special=False)) != "a" + choice:
+                raise ConfigError(f"the choice {choice!r} has characters that this tokenizer cannot write")
+        library = _library()
+        rules = "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
+        return cls(library.LLMatcher.grammar_from_lark(rules), tokenizer, f"the list of {len(choices)} choices")
+
+    @classmethod
+    def regex(cls, pattern: str, tokenizer: Tokenizer) -> Self:
+        r"""A text that the pattern matches as a whole.
+
+        The syntax is that of Rust's `regex` crate (no look-around, no back references); `.` is any character but a
+        newline, and \d \w \s mean what they mean in Unicode.
+        """
+        return cls(_library().LLMatcher.grammar_from_regex(pattern), tokenizer, f"the regular expression {pattern!r}")
+
+    @classmethod
+    def schema(cls, schema: dict[str, Any] | str, tokenizer: Tokenizer) -> Self:
+        """A JSON document that is valid under a JSON schema (a dict, or its text).
+
+        Properties come in the order of the schema. Keywords that the library does not know are refused, never ignored.
+        """
+        library = _library()
+        try:
+            found = json.loads(schema) if isinstance(schema, str) else schema
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"the JSON schema is not JSON: {error}") from None
+        if not isinstance(found, dict | bool):
+            raise ConfigError(f"a JSON schema is an object, not a {type(found).__name__}")
+        text = json.dumps(found)
+        grammar = library.LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": SPACE})
+        return cls(grammar, tokenizer, "the JSON schema")
+
+    def start(self, vocab: int, ends: Collection[int]) -> "Progress":
+        """The state of a row before its first token; `ends` are the model's end tokens."""
+        return Progress(self._begin.deep_copy(), self, vocab, ends)
+
+
+class Progress:
+    """How far one row is in its grammar."""
+
+    def __init__(self, matcher: Any, constraint: Constraint, vocab: int, ends: Collection[int]):
+        self._matcher = matcher
+        self._constraint = constraint
+        self._vocab = vocab
+        self._ends = list(ends)
+
+    def allowed(self) -> Bool[Tensor, "V"]:
+        """Which tokens may come next.
+
+        Raises:
+            DataError: none, since no token of the vocabulary writes what the grammar demands.
+        """
+        words = self._constraint.words
+        bias = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8) != 0
+        allowed = torch.zeros(self._vocab, dtype=torch.bool)
+        allowed[:words] = bias[:words]
+        if bool(bias[words]):
+            allowed[self._ends] = True
+        if not bool(allowed.any()):
+            why = self._matcher.get_error() or "no token of this vocabulary writes what must come next"
+            raise DataError(f"{self._constraint.about} led to a dead end: {why}")
+        return allowed
+
+    def advance(self, token: int) -> None:
+        """Take an allowed token that is no end token."""
+        taken = self._matcher.consume_token(token)
+        assert taken, self._matcher.get_error()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the text is whole and nothing can follow."""
+        return self._matcher.is_stopped() and not self._matcher.is_error()
+
+
+class _Vocabulary:
+    """The tokens as the library wants them: bytes by id, and one further id that stands for every end token."""
+
+    def __init__(self, words: Sequence[bytes | None]):
+        self.tokens = [b"" if word is None else word for word in words] + [b"<end>"]
+        self.eos_token_id = len(words)
+        self.bos_token_id = None
+        self.special_token_ids = [n for n, word in enumerate(words) if word is None] + [self.eos_token_id]
+        self._letters = {word: n for n, word in reversed(list(enumerate(words))) if word is not None and len(word) == 1}
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        data = text.encode() if isinstance(text, str) else text
+        return [self._letters[data[n : n + 1]] for n in range(len(data)) if data[n : n + 1] in self._letters]
+
+
+def _library() -> Any:
+    try:
+        import llguidance
+    except ImportError:
+        raise ConfigError(
+            "constrained decoding needs the library llguidance: pip install 'handscroll[constrain]'"
+        ) from None
+    return llguidance
