@@ -4,6 +4,7 @@ The grammars and the sets of allowed tokens are those of the library llguidance 
 """
 
 import json
+import re
 from collections.abc import Collection, Sequence
 from typing import Any, Self
 
@@ -17,6 +18,11 @@ from handscroll.text.tokenizer import Tokenizer
 
 # White space between the parts of a JSON document. Unbounded, a small model can go on with newlines for ever.
 SPACE = r"[ \n]{0,16}"
+# Where only one text can follow, the library would allow one spelling of it alone, chosen by its own tokenizer.
+OPTIONS = '%llguidance {"no_forcing": true}\n'
+
+
+_PLACE = re.compile(r"^at \d+\(\d+\): ")  # in a grammar that the user never sees
 
 
 class Constraint:
@@ -32,7 +38,7 @@ class Constraint:
     """
 
     def __init__(self, grammar: str, tokenizer: Tokenizer, about: str):
-        """`grammar` in the form of llguidance; `about` names it in messages.
+        """`grammar` in llguidance's variant of Lark; `about` names it in messages.
 
         Raises:
             ConfigError: the library is not installed, does not understand the grammar, or no text fits it.
@@ -42,13 +48,12 @@ class Constraint:
         words = spelling(tokenizer)
         self.words = len(words)
         engine = self._library.LLTokenizer(self._library.TokenizerWrapper(_Vocabulary(words)))
-        error, found = self._library.LLMatcher.validate_grammar_with_warnings(grammar, engine)
-        if error or found:  # a warning is something that would be ignored
-            raise ConfigError(f"{about} cannot be used: {found[0]}")
-        self._begin = self._library.LLMatcher(engine, grammar, log_level=0)
-        if self._begin.is_error():
-            raise ConfigError(f"{about} cannot be used: {self._begin.get_error()}")
-        if not any(self._begin.compute_logit_bias()[: self.words]):
+        _, found = self._library.LLMatcher.validate_grammar_with_warnings(OPTIONS + grammar, engine)
+        if found:  # a warning too: it is about something that would be ignored
+            raise ConfigError(f"{about} cannot be used: {_PLACE.sub('', found[0]).splitlines()[0]}")
+        self._begin = self._library.LLMatcher(engine, OPTIONS + grammar, log_level=0)
+        first = self._begin.deep_copy()
+        if not any(first.compute_logit_bias()[: self.words]) or first.is_error():
             raise ConfigError(f"{about} allows no text at all that these tokens can write; correct it")
 
     @classmethod
@@ -66,18 +71,18 @@ class Constraint:
             own = set(choice.encode()) <= letters
             if not own and tokenizer.decode(tokenizer.encode("a" + choice, special=False)) != "a" + choice:
                 raise ConfigError(f"the choice {choice!r} has characters that this tokenizer cannot write")
-        library = _library()
-        rules = "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
-        return cls(library.LLMatcher.grammar_from_lark(rules), tokenizer, f"the list of {len(choices)} choices")
+        rules = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
+        return cls(f"start: {rules}", tokenizer, f"the list of {len(choices)} choices")
 
     @classmethod
     def regex(cls, pattern: str, tokenizer: Tokenizer) -> Self:
         r"""A text that the pattern matches as a whole.
 
         The syntax is that of Rust's `regex` crate (no look-around, no back references); `.` is any character but a
-        newline, and \d \w \s mean what they mean in Unicode.
+        newline, and \d \w \s are Unicode's classes (\w has more signs in it than Python's).
         """
-        return cls(_library().LLMatcher.grammar_from_regex(pattern), tokenizer, f"the regular expression {pattern!r}")
+        inside = _library().regex_to_lark(pattern, "")
+        return cls(f"start: /{inside}/", tokenizer, f"the regular expression {pattern!r}")
 
     @classmethod
     def schema(cls, schema: dict[str, Any] | str, tokenizer: Tokenizer) -> Self:
@@ -85,16 +90,14 @@ class Constraint:
 
         Properties come in the order of the schema. Keywords that the library does not know are refused, never ignored.
         """
-        library = _library()
         try:
             found = json.loads(schema) if isinstance(schema, str) else schema
         except json.JSONDecodeError as error:
             raise ConfigError(f"the JSON schema is not JSON: {error}") from None
-        if not isinstance(found, dict | bool):
-            raise ConfigError(f"a JSON schema is an object, not a {type(found).__name__}")
-        text = json.dumps(found)
-        grammar = library.LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": SPACE})
-        return cls(grammar, tokenizer, "the JSON schema")
+        if not isinstance(found, dict):
+            raise ConfigError(f"a JSON schema is an object, not {json.dumps(found)[:40]}")
+        text = json.dumps({**found, "x-guidance": {"whitespace_pattern": SPACE}})
+        return cls(f"start: %json {text}", tokenizer, "the JSON schema")
 
     def start(self, vocab: int, ends: Collection[int]) -> "Progress":
         """The state of a row before its first token; `ends` are the model's end tokens."""
@@ -122,8 +125,13 @@ class Progress:
         allowed[:words] = bias[:words]
         if bool(bias[words]):
             allowed[self._ends] = True
-        if not bool(allowed.any()):
-            why = self._matcher.get_error() or "no token of this vocabulary writes what must come next"
+        if self._matcher.is_error() or not bool(allowed.any()):
+            reason = self._matcher.get_error().partition("\n")[0]
+            why = (
+                "no token of this vocabulary writes what must come next"
+                if reason in ("", "NoExtensionBias")
+                else reason
+            )
             raise DataError(f"{self._constraint.about} led to a dead end: {why}")
         return allowed
 
@@ -135,7 +143,7 @@ class Progress:
     @property
     def complete(self) -> bool:
         """Whether the text is whole and nothing can follow."""
-        return self._matcher.is_stopped() and not self._matcher.is_error()
+        return self._matcher.is_stopped() and self._matcher.is_accepting()
 
 
 class _Vocabulary:
