@@ -112,6 +112,24 @@ def decode(  # noqa: PLR0913 - what is asked, how it ends, what is known already
     return (step for group in groups for step in _run(model, group, request, keeping, drafts))
 
 
+@torch.no_grad()
+def read_prompt(
+    model: Model, prompt: Sequence[int], new: int, beyond: bool, chunk: int, reading: Reading | None
+) -> tuple[list[int], int, Tensor, Cache]:
+    """Check and read one prompt for `new` tokens; arguments and errors: those of `decode`.
+
+    Returns its ids, the declared length of the request, the hidden state (1, 1, D) of the last token, and an exact
+    cache of it without room for more.
+    """
+    tokens = _started(model, 0, prompt)
+    _check_length(model, 0, len(tokens), new, beyond)
+    (group,) = _groups(model, [tokens], new)
+    if reading is not None:
+        _check_reading(model, reading, [group])
+    hidden, cache = _read(model, [tokens], group.length, _Keeping(chunk, reading, Cache), 0)
+    return tokens, group.length, hidden, cache
+
+
 def _started(model: Model, number: int, prompt: Sequence[int]) -> list[int]:
     config = model.config
     ids = [int(token) for token in prompt] or ([] if config.bos is None else [config.bos])
