@@ -102,6 +102,11 @@ class Tokenizer:
         return hashlib.sha256(self._json.encode("utf-8")).hexdigest()
 
     @property
+    def words(self) -> list[str | None]:
+        """The tokens by id, as they stand in the vocabulary."""
+        return [self.token(number) for number in range(self.vocab_size)]
+
+    @property
     def source(self) -> str:
         """The `tokenizer.json` as it was loaded or trained."""
         return self._json
