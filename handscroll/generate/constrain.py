@@ -153,7 +153,7 @@ class _Vocabulary:
         self.tokens = [b"" if word is None else word for word in words] + [b"<end>"]
         self.eos_token_id = len(words)
         self.bos_token_id = None
-        self.special_token_ids = [n for n, word in enumerate(words) if word is None] + [self.eos_token_id]
+        self.special_token_ids = [self.eos_token_id]
         self._letters = {word: n for n, word in reversed(list(enumerate(words))) if word is not None and len(word) == 1}
 
     def __call__(self, text: bytes | str) -> list[int]:

@@ -142,8 +142,9 @@ class _ModelDraft:
 
     @torch.no_grad()
     def propose(self, tokens: Sequence[int], count: int) -> Proposal:
-        agreed, last = self._agreed, min(len(self._fed), len(tokens) - 1)
-        while agreed < last and self._fed[agreed] == tokens[agreed]:
+        agreed = self._agreed
+        # The last token is never among the agreed ones: it took a guess's place, or was never fed.
+        while agreed < len(self._fed) and self._fed[agreed] == tokens[agreed]:
             agreed += 1
         self._cache.trim(agreed)
         self._fed, self._agreed = [*self._fed[:agreed], *tokens[agreed:]], len(tokens)

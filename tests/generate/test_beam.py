@@ -108,8 +108,12 @@ def test_a_saved_beginning_is_used(tmp_path, tiny_folder):
     lm = handscroll.load(tiny_folder)
     ids = lm.encode("def read(self, size=-1):\n    return")
     reading = lm.read(ids[:-1], Store(tmp_path), room=20)
-    want = beam_search(lm.model, ids, 3, 8)
-    assert [item.tokens for item in beam_search(lm.model, ids, 3, 8, reading=reading)] == [item.tokens for item in want]
+    want = beam_search(lm.model, ids, 3, 8, count=3)
+    without = beam_search(lm.model, ids[-1:], 3, 8, count=3)  # what is read matters
+    found = beam_search(lm.model, ids, 3, 8, count=3, reading=reading)
+    assert [item.tokens for item in found] == [item.tokens for item in want]
+    assert [item.score for item in found] == pytest.approx([item.score for item in want], abs=1e-5)
+    assert all(abs(item.score - other.score) > 1e-3 for item, other in zip(found, without, strict=True))
     with pytest.raises(DataError, match="does not go on from the reading"):
         beam_search(lm.model, ids[1:], 3, 8, reading=reading)
 

@@ -45,6 +45,8 @@ def test_a_store_a_draft_and_log_probabilities_together(lm, tmp_path):
     assert got.tokens == want.tokens and len(got.scored) == 12
     for a, b in zip(got.scored, want.scored, strict=True):
         assert a.logprob == pytest.approx(b.logprob, abs=1e-4) and a.top[0][0] == b.top[0][0]
+    three = [item.tokens for item in lm.continuations(PROMPT, 3, store=store, **SAMPLED)]
+    assert three == [item.tokens for item in lm.continuations(PROMPT, 3, **SAMPLED)]
     ids = lm.encode(PROMPT)
     nll = lm.nll(ids + list(want.tokens))[len(ids) - 1 :]
     assert [-item.logprob for item in want.scored] == pytest.approx(nll.tolist(), abs=1e-4)

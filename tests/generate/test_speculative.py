@@ -206,11 +206,29 @@ def test_look_up_guesses_what_followed_last_time():
     assert Lookup(5).begin(Sampling(), generator(0, 0), 0).propose([1, 2], 3) == Proposal([])
 
 
+@pytest.mark.parametrize("penalty", [1.0, 1.5])
+def test_a_draft_model_forgets_rejected_guesses(penalty, tmp_path):
+    """What it proposes, and the chances it says, are those of a fresh one that reads the text as it is now."""
+    model = loaded(tmp_path, dtype=torch.float64)
+    sampling = Sampling(temperature=1.0, top_k=40, repetition_penalty=penalty)
+    tokens = prompts_of((9,))[0]
+    used = DraftModel(model).begin(sampling, generator(7, 0), 60)
+    for seed, kept in enumerate((2, 0, 4, 3, 0)):
+        used._stream = generator(7, seed)
+        fresh = DraftModel(model).begin(sampling, generator(7, seed), 60)
+        (guesses, chances), (want, wanted) = used.propose(tokens, 4), fresh.propose(tokens, 4)
+        assert guesses == want
+        torch.testing.assert_close(chances, wanted, atol=1e-9, rtol=0)
+        tokens = [*tokens, *guesses[:kept], (guesses[kept % 4] + 1) % 97]
+
+
 def test_room_is_kept_to_the_last_token(tmp_path):
     """Nothing is guessed past max_tokens, so a learned table of positions is enough where plain decoding fits."""
     model = loaded(tmp_path, "gpt2")
-    prompts, sampling = prompts_of((250,)), Sampling(max_tokens=6)
-    assert written(model, prompts, sampling, drafts=DraftModel(model)) == written(model, prompts, sampling)
+    prompts, sampling = [prompts_of((3,))[0] * 84 + [5]], Sampling(max_tokens=3)
+    for drafts in (DraftModel(model), Lookup(1)):
+        assert written(model, prompts, sampling, drafts=drafts) == written(model, prompts, sampling)
+        assert drafts.acceptance.drafted <= 1
 
 
 def test_refusals(tmp_path):
