@@ -3,7 +3,7 @@
 python -m bench.speculative [--new 200] [--repeat 5]
 
 First the bundled starter model, with look-up: a prompt that it copies (a function of Python's library, and its first
-line again), and one that it only continues. Then what a forward of several tokens costs beside one of one token, on a
+lines again), and one that it only continues. Then what a forward of several tokens costs beside one of one token, on a
 random 135M Llama in bfloat16 over 2,048 cached tokens: a guess pays when the tokens a forward yields are more than
 that. Random weights say nothing of acceptance, so none is measured there. Plain and drafted runs alternate; medians.
 """
@@ -13,6 +13,7 @@ import inspect
 import statistics
 import tempfile
 import textwrap
+import time
 from pathlib import Path
 
 import torch
@@ -34,38 +35,38 @@ SYSTEMS = {
 
 
 def prompts() -> dict[str, str]:
-    """A function and its first line again; a function that breaks off."""
+    """A function and its first lines again; the function breaking off."""
     source = inspect.getsource(textwrap.TextWrapper._handle_long_word)
-    return {"copies": f"{source}\n{source.splitlines()[0]}\n", "continues": source[: len(source) // 2]}
+    begin = source[: len(source) // 4]
+    return {"copies": f"{source}\n{begin}", "continues": source[: len(source) // 2]}
 
 
 def starter(new: int, repeat: int) -> None:
     lm = handscroll.load(STARTER)
     print(
-        f"{'prompt':<10} {'temperature':>11} {'system':<22} {'tokens/s':>9} {'faster':>7} {'accepted':>9} {'a forward':>9}"
+        f"{'prompt':<10} {'temperature':>11} {'system':<22} {'tokens/s':>8} {'faster':>7} {'accepted':>9} {'a forward':>9}"
     )
     for name, prompt in prompts().items():
         for temperature in (0.0, 0.8):
-            settings = {"max_tokens": new, "temperature": temperature, "beyond": True}
+            drafts = {s: None if about is None else Lookup(about[0], longest=about[1]) for s, about in SYSTEMS.items()}
             speeds: dict[str, list[float]] = {system: [] for system in SYSTEMS}
-            counts = {}
+            made = dict.fromkeys(SYSTEMS, 0)
             for seed in range(repeat):
-                for system, about in SYSTEMS.items():
-                    draft = None if about is None else Lookup(about[0], longest=about[1])
-                    found: list[str] = []
-                    seconds = timed(
-                        lambda found=found, draft=draft, seed=seed, settings=settings, prompt=prompt: found.append(
-                            lm.continuations(prompt, draft=draft, seed=seed, **settings)[0].tokens
-                        )
-                    )
-                    speeds[system].append(len(found[0]) / seconds)
-                    counts[system] = (None if draft is None else draft.acceptance, len(found[0]))
+                for system, draft in drafts.items():
+                    started = time.perf_counter()
+                    settings = {"max_tokens": new, "temperature": temperature, "seed": seed, "beyond": True}
+                    count = len(lm.continuations(prompt, draft=draft, **settings)[0].tokens)
+                    speeds[system].append(count / (time.perf_counter() - started))
+                    made[system] += count
             base = statistics.median(speeds["plain"])
-            for system, got in speeds.items():
-                speed, (count, made) = statistics.median(got), counts[system]
-                told = "" if count is None else f"{count.rate:>9.0%} {made / (count.forwards + 1):>9.1f}"
+            for system, draft in drafts.items():
+                speed = statistics.median(speeds[system])
+                told = ""
+                if draft is not None:
+                    count = draft.acceptance
+                    told = f"{count.rate:>9.0%} {made[system] / (count.forwards + repeat):>9.1f}"
                 print(
-                    f"{name:<10} {temperature:>11} {system:<22} {speed:>9.0f} {speed / base:>6.2f}x {told}", flush=True
+                    f"{name:<10} {temperature:>11} {system:<22} {speed:>8.0f} {speed / base:>6.2f}x {told}", flush=True
                 )
 
 
