@@ -43,9 +43,7 @@ def prompts() -> dict[str, str]:
 
 def starter(new: int, repeat: int) -> None:
     lm = handscroll.load(STARTER)
-    print(
-        f"{'prompt':<10} {'temperature':>11} {'system':<22} {'tokens/s':>8} {'faster':>7} {'accepted':>9} {'a forward':>9}"
-    )
+    print(f"{'prompt':<10} {'temperature':>11} {'system':<22} {'tokens/s':>8} {'faster':>7} {'accepted':>9} a forward")
     for name, prompt in prompts().items():
         for temperature in (0.0, 0.8):
             drafts = {s: None if about is None else Lookup(about[0], longest=about[1]) for s, about in SYSTEMS.items()}

@@ -16,8 +16,9 @@ from handscroll.base.errors import ConfigError, DataError
 from handscroll.text.spelling import spelling
 from handscroll.text.tokenizer import Tokenizer
 
-# White space between the parts of a JSON document. Unbounded, a small model can go on with newlines for ever.
-SPACE = r"[ \n]{0,16}"
+# White space between the parts of a JSON document: a space, or a new line indented. Unbounded, a small model can go on
+# with newlines for ever.
+SPACE = r"( |\n {0,12})?"
 # Where only one text can follow, the library would allow one spelling of it alone, chosen by its own tokenizer.
 OPTIONS = '%llguidance {"no_forcing": true}\n'
 
