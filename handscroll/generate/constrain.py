@@ -101,7 +101,16 @@ class Constraint:
         return cls(f"start: %json {text}", tokenizer, "the JSON schema")
 
     def start(self, vocab: int, ends: Collection[int]) -> "Progress":
-        """The state of a row before its first token; `ends` are the model's end tokens."""
+        """The state of a row before its first token; `ends` are the end tokens of the model, which has `vocab` tokens.
+
+        Raises:
+            ConfigError: the model has fewer tokens than the tokenizer.
+        """
+        if vocab < self.words:
+            raise ConfigError(
+                f"{self.about} was compiled for a tokenizer of {self.words} tokens, the model has {vocab}: "
+                "compile it with the model's own tokenizer"
+            )
         return Progress(self._begin.deep_copy(), self, vocab, ends)
 
 
@@ -124,8 +133,7 @@ class Progress:
         bias = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8) != 0
         allowed = torch.zeros(self._vocab, dtype=torch.bool)
         allowed[:words] = bias[:words]
-        if bool(bias[words]):
-            allowed[self._ends] = True
+        allowed[self._ends] = bool(bias[words])  # also where an end token has a text of its own
         if self._matcher.is_error() or not bool(allowed.any()):
             reason = self._matcher.get_error().partition("\n")[0]
             why = (

@@ -143,6 +143,16 @@ def test_an_end_token_is_taken_only_where_the_text_is_whole_and_ends_it(lm):
     assert all(re.fullmatch("a{2,}", text) for text, end in found if end == "eos")
 
 
+def test_an_end_token_that_is_also_text_only_ends(lm):
+    letter = lm.encode("b", special=False)[0]
+    progress = Constraint.regex("ab?b?", lm.tokenizer).start(lm.model.config.vocab, (letter,))
+    assert not progress.allowed()[letter]
+    progress.advance(lm.encode("a", special=False)[0])
+    assert progress.allowed()[letter]
+    with pytest.raises(ConfigError, match="compiled for a tokenizer of 512 tokens, the model has 300"):
+        Constraint.regex("a", lm.tokenizer).start(300, ())
+
+
 def test_without_an_end_token_the_text_goes_on_as_long_as_it_can(lm):
     constraint = Constraint.choices(["a", "ab", "abc"], lm.tokenizer)
     sampling = Sampling(max_tokens=9, temperature=1.0)
@@ -183,7 +193,7 @@ def test_greedy_with_a_draft_is_greedy_without(lm):
 def test_a_draft_does_not_change_the_distribution(lm):
     """Sampled under a constraint, plain and speculative decoding agree with the exact chances of four choices."""
     choices = ["aa", "ab", "ba", "bb"]
-    constraint, prompt, count = Constraint.choices(choices, lm.tokenizer), "aab", 1000
+    constraint, prompt, count = Constraint.choices(choices, lm.tokenizer), "aab", 300
     letters = {letter: lm.encode(letter, special=False)[0] for letter in "ab"}
     words = {word: lm.encode(word, special=False) for word in choices}
     assert all(len(ids) == 2 for ids in words.values()), "no token may hold two letters in this test"
