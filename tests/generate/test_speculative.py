@@ -12,6 +12,11 @@ from handscroll.generate.sample import Sampling, candidates, generator
 from handscroll.generate.speculative import accept, residual
 from handscroll.models.llama import Llama, LlamaConfig
 from handscroll.models.weights import load_model
+from handscroll.nn.cache import Span
+from handscroll.nn.kernels import attend
+from handscroll.nn.marks import Marks
+from handscroll.nn.mask import Causal
+from handscroll.nn.native.library import library
 from tests.conformance.families import reference, save
 from tests.generate.test_decode import loaded, prompts_of, written
 
@@ -177,6 +182,23 @@ def test_bfloat16_differs_only_where_two_tokens_are_within_rounding(babyllama):
     if apart is not None:
         row = logits[apart]
         assert abs(float(row[plain[apart]] - row[fast[apart]])) <= 2 * float(row.max().abs()) * 2.0**-8
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_attention_of_tokens_together_is_that_of_tokens_one_by_one(count):
+    """In bfloat16 too: past and own tokens are scored in float32, so rounding seldom differs."""
+    if library() is None:
+        pytest.skip("no C++ compiler: without the compiled kernel the past is scored in bfloat16")
+    torch.manual_seed(0)
+    keys, values = torch.randn(2, 1, 2, 700 + count, 32).bfloat16()
+    queries = torch.randn(1, 6, count, 32).bfloat16()
+
+    def read(first, last):
+        span = Span(keys[:, :, : 700 + last], values[:, :, : 700 + last], Marks.run(0, 700 + last))
+        return attend(queries[:, :, first:last], [span], Causal(), Marks.run(700 + first, last - first))[0]
+
+    alone = torch.cat([read(n, n + 1) for n in range(count)], dim=2)
+    assert float((read(0, count) != alone).float().mean()) < 0.01
 
 
 def test_rows_end_as_they_do_without_a_draft(tmp_path):
