@@ -11,7 +11,11 @@ from torch import Tensor
 
 from handscroll.base.errors import CapacityError, ConfigError, DataError, nearest
 from handscroll.base.runs import write_file
+from handscroll.generate.beam import Early, beam_search
+from handscroll.generate.constrain import Constraint
+from handscroll.generate.continuation import Continuation, continuations, text_of
 from handscroll.generate.decode import decode
+from handscroll.generate.draft import DraftModel, Drafts
 from handscroll.generate.policies.table import cache_of
 from handscroll.generate.prefill import hidden_chunks
 from handscroll.generate.reading.identity import Identity, identity
@@ -106,6 +110,8 @@ class LM:
         beyond: bool = False,
         store: Store | None = None,
         policy: str = "full",
+        constraint: Constraint | None = None,
+        draft: Drafts | None = None,
         **settings: Any,
     ) -> "str | Iterator[str]":
         """Continue `prompt`; returns the new text, or yields it piece by piece with `stream`.
@@ -113,18 +119,65 @@ class LM:
         `settings` are those of `Sampling`: max_tokens, temperature, top_k, top_p, min_p, repetition_penalty,
         seed, stop. A request past the context is refused unless `beyond`. What `store` holds of the prompt's beginning
         is not read again; the tokens are the same. `policy` is what the cache keeps: all but "full" are approximate.
+        `constraint` is a grammar that the new text follows (`generate/constrain.py`). `draft` guesses tokens ahead, by
+        look-up (`Lookup`) or with a smaller model (`self.draft(other)`); the distribution stays the same.
 
         Raises:
             CapacityError: prompt + max_tokens exceed the context. ConfigError: an unknown or impossible setting.
         """
         sampling = _sampling(settings)
-        ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        reading = None
-        if store is not None and len(ids) > 1:
-            # The last token is read anyway: the first new one is predicted from it.
-            reading = store.find(self.identity(len(ids) + sampling.max_tokens, policy), torch.tensor(ids[:-1]))
-        pieces = self._stream(ids, sampling, {"beyond": beyond, "reading": reading, "policy": policy})
+        ids = self._started(prompt)
+        how = {"beyond": beyond, "policy": policy, "constraint": constraint, "drafts": draft}
+        reading = self._known(ids, sampling.max_tokens, store, policy)
+        pieces = self._stream(ids, sampling, {**how, "reading": reading})
         return pieces if stream else "".join(pieces)
+
+    def continuations(  # noqa: PLR0913 - `generate` with two more
+        self,
+        prompt: str | Sequence[int],
+        samples: int = 1,
+        logprobs: int | None = None,
+        beyond: bool = False,
+        store: Store | None = None,
+        policy: str = "full",
+        constraint: Constraint | None = None,
+        draft: Drafts | None = None,
+        **settings: Any,
+    ) -> list[Continuation]:
+        """`samples` continuations of a prompt that is read once, with tokens, finish reasons and log-probabilities.
+
+        Sample 0 is what `generate` gives; the others have random streams of their own. `logprobs` is how many of the
+        likeliest tokens are told with each (0: only the chosen one's). Otherwise as `generate`.
+        """
+        sampling = _sampling(settings)
+        ids = self._started(prompt)
+        how = {"beyond": beyond, "policy": policy, "constraint": constraint, "drafts": draft}
+        reading = self._known(ids, sampling.max_tokens, store, policy)
+        return continuations(
+            self.model, self.tokenizer, ids, sampling, samples, logprobs=logprobs, reading=reading, **how
+        )
+
+    def beams(  # noqa: PLR0913 - settings of the search and of the request
+        self,
+        prompt: str | Sequence[int],
+        beams: int = 4,
+        max_tokens: int = 256,
+        count: int = 1,
+        length_penalty: float = 1.0,
+        early: Early = "bound",
+        beyond: bool = False,
+        store: Store | None = None,
+    ) -> list[Continuation]:
+        """The `count` best continuations that beam search finds (`generate/beam.py`), best first, with their scores."""
+        ids, ends = self._started(prompt), self.model.config.eos
+        reading = self._known(ids, max_tokens, store, "full")
+        found = beam_search(
+            self.model, ids, beams, max_tokens, ends, count, length_penalty, early, beyond, reading=reading
+        )
+        return [
+            Continuation(text_of(self.tokenizer, ids, item.tokens), item.tokens, item.finish, score=item.score)
+            for item in found
+        ]
 
     @torch.no_grad()
     def read(
@@ -220,6 +273,25 @@ class LM:
         pieces = self._stream(ids, sampling, {"beyond": beyond, "reading": reading, "policy": policy})
         return pieces if stream else "".join(pieces)
 
+    def _started(self, prompt: str | Sequence[int]) -> list[int]:
+        ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        return ids or ([] if self.model.config.bos is None else [self.model.config.bos])
+
+    def _known(self, ids: list[int], new: int, store: Store | None, policy: str) -> Reading | None:
+        """What the store holds of the beginning of a prompt."""
+        if store is None or len(ids) < 2:
+            return None
+        # The last token is read anyway: the first new one is predicted from it.
+        return store.find(self.identity(len(ids) + new, policy), torch.tensor(ids[:-1]))
+
+    def draft(self, other: "LM") -> DraftModel:
+        """Another model of the same tokens as the draft of speculative decoding, for `generate(draft=...)`."""
+        if other.tokenizer.fingerprint != self.tokenizer.fingerprint and other.tokenizer.words != self.tokenizer.words:
+            raise ConfigError(
+                f"{other.source} has another vocabulary than {self.source}: a draft needs the same tokens"
+            )
+        return DraftModel(other.model)
+
     def _declared(self, length: int) -> int:
         positions = getattr(self.model.config, "positions", None)
         return length if positions is None else positions.scaling.declared(length)
@@ -273,8 +345,7 @@ class LM:
         return losses
 
     def _stream(self, ids: list[int], sampling: Sampling, how: dict[str, Any]) -> Iterator[str]:
-        started = ids or ([] if self.model.config.bos is None else [self.model.config.bos])
-        text = TextStream(self.tokenizer, started, sampling.stop)
+        text = TextStream(self.tokenizer, ids, sampling.stop)
         pieces: list[str] = []
 
         def push(row: int, token: int) -> bool:

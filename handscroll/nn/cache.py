@@ -149,6 +149,17 @@ class Cache:
         ]
         return Cache(self.layers, marks=self.marks.take_rows(rows), past=self.past, _store=stores)
 
+    def branch(self, capacity: int = 0) -> "Cache":
+        """A cache of any number of rows that goes on after the one row of this, which becomes its `past`, uncopied.
+
+        This cache must not be written to any more while a branch is in use.
+        """
+        past = [
+            [*(self.past[layer] if self.past else ()), *([self._held(layer)] if self.marks.length else [])]
+            for layer in range(self.layers)
+        ]
+        return type(self)(self.layers, capacity=capacity, past=past)
+
     def state_dict(self) -> dict[str, Tensor]:
         """Named tensors from which `from_state` rebuilds the cache: keys, values and marks; not the past."""
         state: dict[str, Tensor] = {"layers": torch.tensor(self.layers)}
@@ -170,6 +181,12 @@ class Cache:
         else:
             marks = Marks.of(state["index"], state["segment"], state["positions"])
         return cls(layers, marks=marks, _store=stores)
+
+    def _held(self, layer: int) -> Span:
+        """What was appended to a layer and committed."""
+        store, end = self._store[layer], self.marks.length
+        assert store.keys is not None and store.values is not None, "nothing was appended"
+        return Span(store.keys[:, :, :end], store.values[:, :, :end], self.marks)
 
     @property
     def _before(self) -> int:

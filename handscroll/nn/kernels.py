@@ -134,7 +134,10 @@ def fold(q: Tensor, spans: Sequence[Span], mask: Mask, marks: Marks, scale: floa
                 if left is not None:
                     seen = left.allowed(marks, span.marks.part(piece.first, piece.last), q.device)
                     allowed = seen[:, None].repeat(1, 1, heads // kv, 1)
-                out, lse = fused.rows(folded * scale, keys, values, allowed)
+                # The few keys of the queries' own tokens: as exact as the compiled kernel over the past is, so that
+                # tokens verified together have the logits of tokens read one by one.
+                wide = accumulator(q) if piece.square else q.dtype
+                out, lse = fused.rows(folded.to(wide) * scale, keys.to(wide), values.to(wide), allowed)
             found.append((out.reshape(batch, heads, count, size), lse.reshape(batch, heads, count)))
         span.release()
     out, lse = merge(found) if found else _unseen(q)

@@ -6,6 +6,7 @@ from handscroll.nn.cache import Cache
 
 POLICIES: dict[str, type[Cache]] = {"full": Cache, "int8": Int8Cache}
 EXACT = ("full",)  # the others say that they are approximate
+REWINDABLE = ("full", "int8")  # `trim` and `branch` leave what the kept tokens alone would have left
 
 
 def cache_of(name: str) -> type[Cache]:
