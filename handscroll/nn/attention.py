@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from handscroll.nn.bias import Bias
 from handscroll.nn.cache import Keeper, Span
 from handscroll.nn.kernels import Exchange, attend
 from handscroll.nn.linear import Linear
@@ -30,11 +31,12 @@ class Heads:
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """What every layer of one forward shares: marks, mask, rotation, cache, dropout, tiling of the MLP."""
+    """What every layer of one forward shares: marks, mask, rotation or bias, cache, dropout, tiling of the MLP."""
 
     marks: Marks
     mask: Mask
     rotation: Rotation | None = None
+    bias: Bias | None = None  # added to the scores of every layer (ALiBi)
     cache: Keeper | None = None
     noise: Noise | None = None
     exchange: Exchange | None = None  # of the ranks that hold the tokens together
@@ -70,7 +72,7 @@ class Attention(nn.Module):
             q = context.rotation.turn(q)
             scale *= context.rotation.attention_factor**2
         spans = self.remember(x, context, layer)
-        out, _ = attend(q, spans, mask, context.marks, scale=scale, exchange=context.exchange)
+        out, _ = attend(q, spans, mask, context.marks, scale, exchange=context.exchange, bias=context.bias)
         return self.output(out.transpose(1, 2).flatten(2))
 
     def remember(self, x: Embeddings, context: Context, layer: int) -> list[Span]:
