@@ -98,7 +98,8 @@ class Decoder(Model):
     """What decoders share: token table, layers, final norm, tied or own projection, causal mask.
 
     Subclasses set `embedding`, `layers`, `norm` and `projection` (None: tied), write `embed`, and `rotation` or
-    `bias` where those tell positions. A layer is `layer(x, context) -> x`, and `layer.remember(x, context)` only appends its keys and values.
+    `bias` where those tell positions. A layer is `layer(x, context) -> x`, and `layer.remember(x, context)` only
+    appends its keys and values.
     """
 
     embedding: nn.Embedding

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from handscroll.nn.bands import attend_bands
 from handscroll.nn.bias import Bias
 from handscroll.nn.cache import Keeper, Span
 from handscroll.nn.kernels import Exchange, attend
@@ -68,11 +69,15 @@ class Attention(nn.Module):
         if self.shape.norm_eps is not None:
             q = self.query_norm(q).to(q.dtype)  # under autocast the norm gives float32
         scale = self.shape.head_size**-0.5
-        if context.rotation is not None:
-            q = context.rotation.turn(q)
-            scale *= context.rotation.attention_factor**2
+        rotation, bands = context.rotation, () if context.rotation is None else context.rotation.bands
+        if rotation is not None:
+            q = q if bands else rotation.turn(q)
+            scale *= rotation.attention_factor**2
         spans = self.remember(x, context, layer)
-        out, _ = attend(q, spans, mask, context.marks, scale, exchange=context.exchange, bias=context.bias)
+        if bands:
+            out = attend_bands(q, spans, mask, context.marks, scale, bands, context.exchange)
+        else:
+            out, _ = attend(q, spans, mask, context.marks, scale, exchange=context.exchange, bias=context.bias)
         return self.output(out.transpose(1, 2).flatten(2))
 
     def remember(self, x: Embeddings, context: Context, layer: int) -> list[Span]:

@@ -81,7 +81,7 @@ def choose(q: Tensor, spans: Sequence[Span], mask: Mask, marks: Marks, bias: Bia
     return Choice("tiles", f"the mask is undecided in places: {len(tiles)} query tiles with small mask tensors")
 
 
-def attend(
+def attend(  # noqa: PLR0913 - one signature for every kind of attention
     q: Float[Tensor, "B H T E"],
     spans: Sequence[Span],
     mask: Mask,
