@@ -179,7 +179,7 @@ def _run(model: Model, group: _Group, sampling: Sampling, ends: _Ends, keeping: 
     hidden = prefill(model, tokens, marks, cache, group.length, keeping.chunk)
     live = list(range(len(lengths)))
     for step in range(sampling.max_tokens):
-        new = pick(_finite(model.logits(hidden)[:, -1]), sampling, generators, seen)
+        new = pick(finite(model.logits(hidden)[:, -1]), sampling, generators, seen)
         ids, final = new.tolist(), step == sampling.max_tokens - 1
         emitted = [_finished(group.numbers[row], ids[row], ends, final) for row in live]
         live = [row for row, item in zip(live, emitted, strict=True) if item.finish is None]
@@ -209,7 +209,7 @@ def _seen(prompts: Sequence[list[int]], vocab: int, device: torch.device) -> Ten
     return seen
 
 
-def _finite(logits: Tensor) -> Tensor:
+def finite(logits: Tensor) -> Tensor:
     if bool(logits.isnan().any()):
         raise CheckpointError(
             "the model returned logits that are not numbers: the weights are damaged, or overflow in this dtype "
