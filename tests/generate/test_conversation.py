@@ -131,10 +131,10 @@ def test_buckets_are_powers_of_two_and_end_at_the_factor():
     assert buckets == [0, 0, 0, 128, 128, 256, 256, 384, 384, 384]
     assert [scaling.stretch(length) for length in (64, 65, 200, 400)] == [1.0, 2.0, 4.0, 6.0]
     like = torch.zeros(1)
-    for scaling in (scaling, DynamicNTK(factor=6.0, original=64)):
+    for either in (scaling, DynamicNTK(factor=6.0, original=64)):
         for declared in (128, 256):
             one, other = (
-                rotation(Marks.run(0, 9), scaling, 1e4, 16, scaling.declared(length), like)
+                rotation(Marks.run(0, 9), either, 1e4, 16, either.declared(length), like)
                 for length in (declared - 5, declared)
             )
             assert torch.equal(one.cosine, other.cosine) and one.attention_factor == other.attention_factor
