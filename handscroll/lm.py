@@ -11,7 +11,7 @@ from torch import Tensor
 
 from handscroll.base.errors import CapacityError, ConfigError, DataError, nearest
 from handscroll.base.runs import write_file
-from handscroll.generate.conversation import Conversation, Outgrown
+from handscroll.generate.conversation import Conversation
 from handscroll.generate.decode import decode
 from handscroll.generate.policies.table import cache_of
 from handscroll.generate.prefill import hidden_chunks
@@ -127,7 +127,7 @@ class LM:
         pieces = self._stream(ids, sampling, {"beyond": beyond, "reading": reading, "policy": policy})
         return pieces if stream else "".join(pieces)
 
-    def conversation(self, outgrown: Outgrown = "read", on_note: Callable[[str], None] | None = None) -> Conversation:
+    def conversation(self, outgrown: str = "read", on_note: Callable[[str], None] | None = None) -> Conversation:
         """A text that grows by turns, of which nothing is read twice; `outgrown` is for scalings by length."""
         return Conversation(self.model, self.tokenizer, outgrown, on_note)
 

@@ -7,7 +7,6 @@ exact in the first layer only: the layers above have read what came out of the o
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ from handscroll.nn.marks import Marks
 from handscroll.nn.rope import moved
 from handscroll.text.tokenizer import Tokenizer
 
-Outgrown = Literal["read", "rotate"]
+OUTGROWN = ("read", "rotate")
 
 
 @dataclass(eq=False)
@@ -40,7 +39,7 @@ class Conversation:
 
     model: Model
     tokenizer: Tokenizer
-    outgrown: Outgrown = "read"
+    outgrown: str = "read"
     on_note: Callable[[str], None] | None = None
     ids: list[int] = field(default_factory=list)
     tokens_read: int = 0  # by all forwards so far, replies included
@@ -50,8 +49,8 @@ class Conversation:
     _rotated_at: int = 0  # tokens whose keys were turned at some time
 
     def __post_init__(self):
-        if self.outgrown not in get_args(Outgrown):
-            raise ConfigError(f"outgrown is '{self.outgrown}': {nearest(self.outgrown, get_args(Outgrown))}")
+        if self.outgrown not in OUTGROWN:
+            raise ConfigError(f"outgrown is '{self.outgrown}': {nearest(self.outgrown, OUTGROWN)}")
 
     @property
     def approximate(self) -> bool:
