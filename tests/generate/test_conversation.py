@@ -65,6 +65,11 @@ def test_every_turn_is_what_reading_everything_gives(base, name):
         reply = "".join(talk.say(turn, SHORT))
         assert talk.ids == ids
         assert reply and lm.decode(ids).endswith(reply)
+        count, fresh = talk._cache.length, lm.model.new_cache()
+        with torch.no_grad():
+            lm.model(torch.tensor([ids[:count]]), cache=fresh, length=declared)
+        for kept, read in zip(talk._cache._store, fresh._store, strict=True):
+            assert (kept.keys[:, :, :count] - read.keys[:, :, :count]).abs().max() < 1e-10
     assert not talk.approximate and talk.divergence() == 0.0
     assert bool(notes) == (name != "self-extend")
     assert all("read again" in note for note in notes)
