@@ -38,7 +38,7 @@ def attend_bands(
 
 def _turned(span: Span, mask: Mask, marks: Marks, band: BandRotation, q: Tensor) -> Span:
     """What the band can see of a span, with its keys turned on; their gradient is turned back."""
-    key = (span.marks.start, span.marks.length) if span.marks.plain else span.marks
+    key = (mask, (span.marks.start, span.marks.length) if span.marks.plain else span.marks)
     if key not in band.known:
         found = pieces(mask, marks, span.marks)
         first, last = (found[0].first, found[-1].last) if found else (0, 0)

@@ -8,6 +8,7 @@ import torch
 import handscroll
 from handscroll.base.errors import CapacityError, ConfigError, DataError
 from handscroll.extend.methods import Candidate, apply
+from handscroll.generate.reading.store import Store
 from handscroll.generate.sample import Sampling
 from handscroll.lm import LM
 from handscroll.models.positions import Positions
@@ -99,6 +100,19 @@ def test_rotating_reads_nothing_again_and_says_how_far_it_is(base, name):
     for turn in TURNS:
         list(again.say(turn, SHORT))
     assert again.tokens_read > len(again.ids)
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+def test_saved_readings_serve_what_was_read_in_the_same_bucket(base, name, tmp_path):
+    lm, store = scaled(base, name), Store(tmp_path)
+    ids = lm.encode("def read(path):\n    return open(path).read()\n" * 4)
+    lm.read(ids, store, room=20)
+    prompt = ids + lm.encode("import", special=False)
+    new = {"max_tokens": 8, "ignore_eos": True}
+    assert store.find(lm.identity(len(prompt) + 8), torch.tensor(prompt[:-1])).length == len(ids)
+    assert lm.generate(prompt, store=store, **new) == lm.generate(prompt, **new)
+    if name != "self-extend":  # another bucket has other keys
+        assert store.find(lm.identity(500), torch.tensor(prompt[:-1])) is None
 
 
 @pytest.mark.parametrize("name", ["dynamic-ntk", "dynamic-yarn"])

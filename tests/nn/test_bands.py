@@ -51,13 +51,17 @@ DISTANCES = {"self-extend": self_extend_distance, "dual-chunk": dual_chunk_dista
 SCALINGS = {"self-extend": SELF_EXTEND, "dual-chunk": DUAL_CHUNK, "none": {"name": "none"}}
 
 
-def dense(model, tokens, distance):
+def dense(model, tokens, distance, windows=(None, None, None)):
     """A Llama forward of T x T scores: complex pairs, each turned by its frequency times the distance of i and j."""
     weights, count = dict(model.named_parameters()), tokens.shape[1]
     table = torch.tensor([[distance(i, j) if j <= i else 0 for j in range(count)] for i in range(count)])
     frequencies = 500.0 ** (-torch.arange(0, 16, 2, dtype=torch.float64) / 16)
     turn = torch.polar(torch.ones(1, dtype=torch.float64), table[..., None] * frequencies)  # (T, S, E / 2)
     causal = torch.ones(count, count).tril().bool()
+
+    def near(window):
+        steps = torch.arange(count)
+        return steps[:, None] - steps < (window or count)
 
     def norm(x, weight):
         return weight * x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
@@ -73,7 +77,7 @@ def dense(model, tokens, distance):
         k, v = k.repeat_interleave(3, 1), v.repeat_interleave(3, 1)
         q, k = (torch.complex(t[..., :8], t[..., 8:]) for t in (q, k))
         scores = torch.einsum("bhte,tse,bhse->bhts", q, turn, k.conj()).real / 4.0
-        mixed = torch.softmax(scores.masked_fill(~causal, -math.inf), -1) @ v
+        mixed = torch.softmax(scores.masked_fill(~(causal & near(windows[n])), -math.inf), -1) @ v
         x = x + mixed.transpose(1, 2).flatten(2) @ w["attention.output.weight"].T
         m = norm(x, w["mlp_norm.weight"])
         gate = torch.nn.functional.silu(m @ w["mlp.gate.weight"].T)
@@ -93,6 +97,18 @@ def test_logits_equal_the_dense_forward(name):
         assert (model(tokens) - want).abs().max() < 2e-5  # angles are rounded to float32 as the reference rounds them
         if name != "none":
             assert (want - dense(model, tokens, DISTANCES["none"])).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["self-extend", "dual-chunk"])
+def test_layers_may_have_windows_of_their_own(name, monkeypatch):
+    monkeypatch.setattr("handscroll.nn.pieces.KEYS", 8)  # so that a window sees a part of the cache only
+    windows, tokens = (5, None, 40), some_tokens()
+    model = model_with(SCALINGS[name], windows=windows)
+    with torch.no_grad():
+        want, cache = dense(model, tokens, DISTANCES[name], windows), model.new_cache()
+        assert (model(tokens) - want).abs().max() < 2e-5
+        chunks = hidden_chunks(model, tokens, Marks.run(0, LENGTH), cache, None, 7)
+        assert (torch.cat([model.logits(h) for _, _, h in chunks], 1) - want).abs().max() < 2e-5
 
 
 @pytest.mark.parametrize("name", ["self-extend", "dual-chunk"])
