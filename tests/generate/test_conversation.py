@@ -14,6 +14,7 @@ from handscroll.lm import LM
 from handscroll.models.positions import Positions
 from handscroll.nn.marks import Marks
 from handscroll.nn.rope import moved, rotation
+from handscroll.nn.scaling.base import plain_frequencies
 from handscroll.nn.scaling.dynamic import DynamicNTK
 from handscroll.nn.scaling.dynamic_yarn import DynamicYaRN
 
@@ -42,6 +43,10 @@ def scaled(base, name):
     values = {"base": before.base, "scaling": SCALINGS[name], "context": 512, "trained": 64}
     apply(lm.model, Candidate(name, "", Positions.parse(values, "test")), 512)
     return lm
+
+
+def ids_of(talk):
+    return talk.ids[: talk._cache.length]
 
 
 def greedy(model, ids, count, length):
@@ -96,6 +101,12 @@ def test_rotating_reads_nothing_again_and_says_how_far_it_is(base, name):
     kept, length = list(talk.ids), talk._cache.length
     assert 0.0 < talk.divergence() < 1.0
     assert talk.ids == kept and talk._cache.length == length and talk.tokens_read == len(talk.ids) - 1
+    first, declared, turned = talk._rotated_at, talk._declared, talk._cache.clone()
+    turned.trim(first)
+    with torch.no_grad():
+        exact = lm.model(torch.tensor([ids_of(talk)]), length=declared)[0, first:].double().softmax(-1)
+        found = lm.model(torch.tensor([ids_of(talk)[first:]]), cache=turned, length=declared)[0].double().softmax(-1)
+    assert talk.divergence() == pytest.approx(float((exact * (exact / found).log()).sum(-1).mean()), rel=1e-3)
     again = lm.conversation("read")
     for turn in TURNS:
         list(again.say(turn, SHORT))
@@ -148,6 +159,8 @@ def test_buckets_are_powers_of_two_and_end_at_the_factor():
     scaling = DynamicYaRN(factor=6.0, original=64)
     buckets = [scaling.bucket(length) for length in (None, 1, 64, 65, 128, 129, 256, 257, 384, 1000)]
     assert buckets == [0, 0, 0, 128, 128, 256, 256, 384, 384, 384]
+    yarn = DynamicYaRN(factor=6.0, original=64, beta_fast=8.0)
+    assert torch.equal(yarn.inverse_frequencies(64, 1e4, 64), plain_frequencies(64, 1e4))
     assert [scaling.stretch(length) for length in (64, 65, 200, 400)] == [1.0, 2.0, 4.0, 6.0]
     like = torch.zeros(1)
     for either in (scaling, DynamicNTK(factor=6.0, original=64)):
