@@ -14,6 +14,7 @@ from handscroll.base.runs import write_file
 from handscroll.generate.beam import Early, beam_search
 from handscroll.generate.constrain import Constraint
 from handscroll.generate.continuation import Continuation, continuations, text_of
+from handscroll.generate.conversation import Conversation
 from handscroll.generate.decode import decode
 from handscroll.generate.draft import DraftModel, Drafts
 from handscroll.generate.policies.table import cache_of
@@ -178,6 +179,10 @@ class LM:
             Continuation(text_of(self.tokenizer, ids, item.tokens), item.tokens, item.finish, score=item.score)
             for item in found
         ]
+
+    def conversation(self, outgrown: str = "read", on_note: Callable[[str], None] | None = None) -> Conversation:
+        """A text that grows by turns, of which nothing is read twice; `outgrown` is for scalings by length."""
+        return Conversation(self.model, self.tokenizer, outgrown, on_note)
 
     @torch.no_grad()
     def read(

@@ -15,9 +15,11 @@ CHECKED = [
     "nn.norm",
     "nn.mlp",
     "nn.attention",
+    "nn.bias",
     "objectives.head",
     "models.llama",
     "models.gpt2",
+    "models.bloom",
 ]
 install_import_hook([f"handscroll.{name}" for name in CHECKED], "beartype.beartype")
 

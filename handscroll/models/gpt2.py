@@ -1,5 +1,7 @@
 """GPT-2 (Radford et al. 2019): pre-norm decoder with learned positions, biases and a GELU MLP."""
 
+from typing import Any
+
 from pydantic import model_validator
 from torch import nn
 
@@ -52,9 +54,9 @@ class GPT2Config(Config):
 
 
 class Layer(PreNormLayer):
-    """Multi-head attention and a GELU MLP, with layer norms and biases."""
+    """Multi-head attention and a GELU MLP, with layer norms and biases; also the layer of BLOOM."""
 
-    def __init__(self, config: GPT2Config, number: int):
+    def __init__(self, config: Any, number: int):
         super().__init__()
         self.number, self.window = number, None
         self.attention_norm = LayerNorm(config.width, eps=config.norm_eps)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from handscroll.nn.attention import Attention, Context
+from handscroll.nn.bias import Bias
 from handscroll.nn.cache import Cache, Keeper
 from handscroll.nn.linear import linear
 from handscroll.nn.marks import Marks
@@ -96,8 +97,9 @@ class Model(nn.Module):
 class Decoder(Model):
     """What decoders share: token table, layers, final norm, tied or own projection, causal mask.
 
-    Subclasses set `embedding`, `layers`, `norm` and `projection` (None: tied), write `embed`, and `rotation` where
-    they rotate. A layer is `layer(x, context) -> x`, and `layer.remember(x, context)` only appends its keys and values.
+    Subclasses set `embedding`, `layers`, `norm` and `projection` (None: tied), write `embed`, and `rotation` or
+    `bias` where those tell positions. A layer is `layer(x, context) -> x`, and `layer.remember(x, context)` only
+    appends its keys and values.
     """
 
     embedding: nn.Embedding
@@ -110,10 +112,14 @@ class Decoder(Model):
 
     def context(self, like: Tensor, marks: Marks, mask: Mask, length: int | None = None, **shared: Any) -> Context:
         """What the layers share in one forward: `shared` are further fields of `Context`."""
-        return Context(marks, mask, self.rotation(marks, length, like), **shared)
+        return Context(marks, mask, self.rotation(marks, length, like), self.bias(), **shared)
 
     def rotation(self, marks: Marks, length: int | None, like: Tensor) -> Rotation | None:
         """Rotary tables for tokens with `marks` in a request of `length`; None where positions are no rotation."""
+        return None
+
+    def bias(self) -> Bias | None:
+        """What is added to the attention scores of every layer, where that is how positions are told."""
         return None
 
     def hidden(

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from handscroll.nn.bands import attend_bands
+from handscroll.nn.bias import Bias
 from handscroll.nn.cache import Keeper, Span
 from handscroll.nn.kernels import Exchange, attend
 from handscroll.nn.linear import Linear
@@ -31,11 +33,12 @@ class Heads:
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """What every layer of one forward shares: marks, mask, rotation, cache, dropout, tiling of the MLP."""
+    """What every layer of one forward shares: marks, mask, rotation or bias, cache, dropout, tiling of the MLP."""
 
     marks: Marks
     mask: Mask
     rotation: Rotation | None = None
+    bias: Bias | None = None  # added to the scores of every layer (ALiBi)
     cache: Keeper | None = None
     noise: Noise | None = None
     exchange: Exchange | None = None  # of the ranks that hold the tokens together
@@ -67,11 +70,15 @@ class Attention(nn.Module):
         if self.shape.norm_eps is not None:
             q = self.query_norm(q).to(q.dtype)  # under autocast the norm gives float32
         scale = self.shape.head_size**-0.5
-        if context.rotation is not None:
-            q = context.rotation.turn(q)
-            scale *= context.rotation.attention_factor**2
+        rotation, bands = context.rotation, () if context.rotation is None else context.rotation.bands
+        if rotation is not None:
+            q = q if bands else rotation.turn(q)
+            scale *= rotation.attention_factor**2
         spans = self.remember(x, context, layer)
-        out, _ = attend(q, spans, mask, context.marks, scale=scale, exchange=context.exchange)
+        if bands:
+            out = attend_bands(q, spans, mask, context.marks, scale, bands, context.exchange)
+        else:
+            out, _ = attend(q, spans, mask, context.marks, scale, exchange=context.exchange, bias=context.bias)
         return self.output(out.transpose(1, 2).flatten(2))
 
     def remember(self, x: Embeddings, context: Context, layer: int) -> list[Span] | Pages:

@@ -24,10 +24,10 @@ class Piece:
     square: bool = False
 
 
-def query_tiles(mask: Mask, query: Marks, spans: list[Marks]) -> list[tuple[int, int]]:
-    """How the queries are cut: not at all where no mask tensor will be needed, else into tiles of `QUERIES`."""
+def query_tiles(mask: Mask, query: Marks, spans: list[Marks], biased: bool = False) -> list[tuple[int, int]]:
+    """How the queries are cut: not at all where no mask or bias tensor will be needed, else into tiles of `QUERIES`."""
     whole = [piece for key in spans for piece in pieces(mask, query, key)]
-    if all(piece.mask is None for piece in whole):
+    if not biased and all(piece.mask is None for piece in whole):
         return [(0, query.length)]
     return [(a, min(a + QUERIES, query.length)) for a in range(0, query.length, QUERIES)]
 
@@ -41,6 +41,17 @@ def pieces(mask: Mask, query: Marks, key: Marks) -> list[Piece]:
     if known is None:
         known = query.pieces[mask, key] = _pieces(mask, query, key)
     return known
+
+
+def narrow(found: list[Piece], heads: int) -> list[Piece]:
+    """The same pieces for a tensor of every head: none so wide that it is larger than one mask tensor may be."""
+    width = max(KEYS, WIDEST // heads)
+    cut = []
+    for piece in found:
+        mask = Causal() if piece.square else piece.mask
+        edges = range(piece.first, piece.last, width)
+        cut += [Piece(first, min(first + width, piece.last), mask) for first in edges]
+    return cut
 
 
 def _pieces(mask: Mask, query: Marks, key: Marks) -> list[Piece]:

@@ -20,7 +20,7 @@ from handscroll.generate.engine.scheduler import Chunk, Scheduler
 from handscroll.generate.reading.reading import Reading
 from handscroll.generate.rows import finite
 from handscroll.generate.sample import Sampling, generator, pick
-from handscroll.models.model import Model
+from handscroll.models.model import Decoder, Model
 from handscroll.nn.marks import Marks
 
 BLOCK = 32  # tokens of a block
@@ -71,6 +71,7 @@ class Engine:
         most: int = MOST,
         poison: bool = False,
     ):
+        _check_positions(model)
         self._fixed = max(FIXED // block, 1) * block if deterministic and block >= 1 else 0
         self.model, self.deterministic = model, deterministic
         self.block_bytes = block * model.config.cache_bytes_per_token(model.dtype.itemsize)
@@ -259,6 +260,15 @@ class Engine:
     def _end(self, request: Request, finish: str) -> None:
         request.finish = finish
         self._scheduler.drop(request)
+
+
+def _check_positions(model: Model) -> None:
+    """Blocks are read by kernels that know one rotation and no bias."""
+    positions = getattr(model.config, "positions", None)
+    bands = positions is not None and bool(positions.scaling.bands())
+    if bands or (isinstance(model, Decoder) and model.bias() is not None):
+        how = f"scaling '{positions.scaling.name}'" if positions is not None and bands else "ALiBi"
+        raise ConfigError(f"the engine cannot read blocks of keys under {how}; use lm.generate, one request at a time")
 
 
 def _count(memory: int | None, blocks: int | None, block_bytes: int, block: int) -> int:
