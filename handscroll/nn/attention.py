@@ -76,6 +76,7 @@ class Attention(nn.Module):
             scale *= rotation.attention_factor**2
         spans = self.remember(x, context, layer)
         if bands:
+            assert not isinstance(spans, Pages), "blocks are read with one rotation; the engine refuses bands"
             out = attend_bands(q, spans, mask, context.marks, scale, bands, context.exchange)
         else:
             out, _ = attend(q, spans, mask, context.marks, scale, exchange=context.exchange, bias=context.bias)

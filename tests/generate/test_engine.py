@@ -10,6 +10,7 @@ from handscroll.generate.engine.independent import rows_together
 from handscroll.generate.reading.identity import identity
 from handscroll.generate.reading.store import Store
 from handscroll.generate.sample import Sampling
+from handscroll.models.bloom import Bloom, BloomConfig
 from handscroll.models.gpt2 import GPT2, GPT2Config
 from handscroll.models.llama import Llama, LlamaConfig
 from handscroll.models.positions import Positions
@@ -404,6 +405,14 @@ def test_what_can_never_fit_is_refused_with_the_numbers():
 def test_impossible_engines_are_refused(options, words):
     with pytest.raises(ConfigError, match=words):
         Engine(llama(), **options)
+
+
+def test_positions_that_blocks_cannot_tell_are_refused():
+    bands = {"name": "self-extend", "factor": 4.0, "original": 64, "window": 20, "group": 6}
+    with pytest.raises(ConfigError, match="scaling 'self-extend'"):
+        Engine(llama(scaling=bands, context=256), blocks=4)
+    with pytest.raises(ConfigError, match="ALiBi"):
+        Engine(Bloom(BloomConfig(vocab=97, width=32, layers=2, heads=4, context=256)), blocks=4)
 
 
 def test_impossible_requests_are_refused():
