@@ -12,7 +12,7 @@ from torch import Tensor
 from handscroll.base.errors import CapacityError, ConfigError, DataError, nearest
 from handscroll.base.runs import write_file
 from handscroll.generate.decode import decode
-from handscroll.generate.policies.table import cache_of
+from handscroll.generate.policies.table import SAVED, cache_of
 from handscroll.generate.prefill import hidden_chunks
 from handscroll.generate.reading.identity import Identity, identity
 from handscroll.generate.reading.reading import Reading
@@ -22,12 +22,12 @@ from handscroll.generate.stream import TextStream
 from handscroll.models.model import Model
 from handscroll.models.weights import load_model, locate, read_json, save_model
 from handscroll.nn.marks import Marks
-from handscroll.nn.quantised import Int8Linear, quantise
+from handscroll.nn.quantised import PROJECTIONS, Rounded, quantise
 from handscroll.objectives.head import token_losses
 from handscroll.text.tokenizer import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-WEIGHTS = ("", "int8")
+WEIGHTS = ("", *PROJECTIONS)
 PROVENANCE = "handscroll.json"
 CHUNK = 1024
 ROOM = 1024  # tokens kept free for question and answer when a text is read
@@ -106,13 +106,15 @@ class LM:
         beyond: bool = False,
         store: Store | None = None,
         policy: str = "full",
+        on_report: Callable[[str], None] | None = None,
         **settings: Any,
     ) -> "str | Iterator[str]":
         """Continue `prompt`; returns the new text, or yields it piece by piece with `stream`.
 
         `settings` are those of `Sampling`: max_tokens, temperature, top_k, top_p, min_p, repetition_penalty,
         seed, stop. A request past the context is refused unless `beyond`. What `store` holds of the prompt's beginning
-        is not read again; the tokens are the same. `policy` is what the cache keeps: all but "full" are approximate.
+        is not read again; the tokens are the same. `policy` is what the cache keeps (docs/generate.md says which are
+        approximate); `on_report` is called at the end with what it has to say of it.
 
         Raises:
             CapacityError: prompt + max_tokens exceed the context. ConfigError: an unknown or impossible setting.
@@ -123,7 +125,8 @@ class LM:
         if store is not None and len(ids) > 1:
             # The last token is read anyway: the first new one is predicted from it.
             reading = store.find(self.identity(len(ids) + sampling.max_tokens, policy), torch.tensor(ids[:-1]))
-        pieces = self._stream(ids, sampling, {"beyond": beyond, "reading": reading, "policy": policy})
+        how = {"beyond": beyond, "reading": reading, "policy": policy, "on_report": on_report}
+        pieces = self._stream(ids, sampling, how)
         return pieces if stream else "".join(pieces)
 
     @torch.no_grad()
@@ -144,9 +147,12 @@ class LM:
 
         Raises:
             CapacityError: text and room exceed the context (unless `beyond`), or the store's limit.
-            DataError: no text. CheckpointError: the disk refused, or a saved beginning is damaged.
+            ConfigError: a policy whose cache is not saved. DataError: no text. CheckpointError: the disk refused, or a saved beginning is damaged.
         """
         ids = self._ids(text_or_ids)
+        cache_of(policy)  # refuses an unknown one
+        if policy not in SAVED:
+            raise ConfigError(f"a reading is not kept in '{policy}': {nearest(policy, SAVED)}")
         if not len(ids):
             raise DataError("there is nothing to read: the text is empty")
         if len(ids) + room > self.context and not beyond:
@@ -232,8 +238,8 @@ class LM:
     def save(self, folder: str | Path) -> Path:
         """Write an ordinary Hugging Face folder: config, safetensors, tokenizer, and `handscroll.json`."""
         folder = Path(folder)
-        if any(isinstance(module, Int8Linear) for module in self.model.modules()):
-            raise ConfigError(f"the weights of {self.source} were rounded to int8 at loading; save the original")
+        if any(isinstance(module, Rounded) for module in self.model.modules()):
+            raise ConfigError(f"the weights of {self.source} were rounded at loading; save the original")
         save_model(self.model, folder)
         self.tokenizer.save(folder)
         if self.provenance:
@@ -297,8 +303,8 @@ def _sampling(settings: dict[str, Any]) -> Sampling:
 def load(source: str | Path, device: str = "cpu", dtype: str = "float32", weights: str = "") -> LM:
     """Load a checkpoint: a local folder or a hub id (safetensors only, no remote code, no pickle).
 
-    `weights` "int8" rounds all projections and the token table (approximate; for reading and decoding, not for training
-    or saving).
+    `weights` "int8" or "int4" rounds all projections, token table and head to int8 in both cases (approximate; for
+    reading and decoding, not for training or saving).
 
     Raises:
         CheckpointError: the folder is incomplete or damaged. ConfigError: an unknown dtype, family or setting.
@@ -315,8 +321,8 @@ def load(source: str | Path, device: str = "cpu", dtype: str = "float32", weight
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab}; "
             "the tokenizer belongs to another checkpoint"
         )
-    if weights == "int8":
-        quantise(model)
+    if weights:
+        quantise(model, weights)
     path = folder / PROVENANCE
     provenance = read_json(path) if path.exists() else {}
     return LM(model, tokenizer, str(source), provenance)

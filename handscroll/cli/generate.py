@@ -22,11 +22,11 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="end before this text (repeatable)")] = None,
     beyond: Annotated[bool, typer.Option("--beyond", help="allow more tokens than the model's context")] = False,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
-    cache: Annotated[str, typer.Option(help="what is kept: full, or int8 (approximate)")] = "full",
-    weights: Annotated[str, typer.Option(help="int8: read rounded weights (approximate)")] = "",
+    cache: Annotated[str, typer.Option(help="what is kept, and where (docs/generate.md)")] = "full",
+    weights: Annotated[str, typer.Option(help="int8 or int4: read rounded weights (approximate)")] = "",
 ) -> None:
     """Continue --prompt with MODEL; only the new text goes to standard output."""
-    from handscroll.generate.policies.table import EXACT
+    from handscroll.generate.policies.table import exact
     from handscroll.lm import load
 
     text = sys.stdin.read() if prompt == "-" else prompt
@@ -43,14 +43,17 @@ def generate(
         "stop": tuple(stop or ()),
     }
     lm = load(model, dtype=dtype, weights=weights)
-    approximate = [f"--cache {cache}"] * (cache not in EXACT) + [f"--weights {weights}"] * bool(weights)
-    pieces = lm.generate(text, stream=True, beyond=beyond, policy=cache, **settings)
+    approximate = [f"--cache {cache}"] * (not exact(cache)) + [f"--weights {weights}"] * bool(weights)
+    reports: list[str] = []
+    pieces = lm.generate(text, stream=True, beyond=beyond, policy=cache, on_report=reports.append, **settings)
     if approximate:
         error_screen().print(f"approximate: {' and '.join(approximate)} (docs/generate.md says how far)", markup=False)
     for piece in pieces:
         typer.echo(piece, nl=False)
         sys.stdout.flush()
     typer.echo("")
+    for report in reports:
+        error_screen().print(f"--cache {cache}: {report}", markup=False)
 
 
 def register(app: typer.Typer) -> None:

@@ -40,7 +40,8 @@ class _Keeping:
 
     chunk: int
     reading: Reading | None
-    kind: type[Cache]
+    kind: Callable[..., Cache]
+    on_report: Callable[[str], None] | None
 
     def cache(self, model: Model, room: int) -> Cache:
         if self.reading is None:
@@ -58,6 +59,7 @@ def decode(  # noqa: PLR0913 - what is asked, how it ends, what is known already
     chunk: int = CHUNK,
     reading: Reading | None = None,
     policy: str = "full",
+    on_report: Callable[[str], None] | None = None,
 ) -> Iterator[list[NewToken]]:
     """Continue every prompt; each item of the iterator is one step: the new tokens of the rows still live.
 
@@ -70,7 +72,8 @@ def decode(  # noqa: PLR0913 - what is asked, how it ends, what is known already
         beyond: allow prompt + max_tokens past `model.config.context`, on your own responsibility.
         chunk: prompt tokens per forward.
         reading: what every prompt begins with and need not be read again.
-        policy: what the cache keeps (`generate/policies/table.py`); all but "full" are approximate.
+        policy: what the cache keeps (`generate/policies/table.py`), with options; those that are not exact say so.
+        on_report: called at the end with what the cache has to say (the recall of a retrieval).
 
     Limits: a finished row keeps its place in the batch until the last one ends (compacting would
     copy the cache and hold it twice). Equal to a row alone up to the rounding of batched matrix products.
@@ -78,7 +81,7 @@ def decode(  # noqa: PLR0913 - what is asked, how it ends, what is known already
     Raises (at the call, before any work):
         CapacityError: a request is longer than the model's context, or than a learned position table.
         DataError: an empty prompt without a bos, or a token id outside the vocabulary.
-        ConfigError: `chunk` is below 1, an unknown policy, or a reading for a request of another length.
+        ConfigError: `chunk` is below 1, an unknown policy or option, or a reading for a request of another length.
     """
     if chunk < 1:
         raise ConfigError(f"the prefill chunk is {chunk} tokens; it must be at least 1 ({CHUNK} is usual)")
@@ -89,7 +92,7 @@ def decode(  # noqa: PLR0913 - what is asked, how it ends, what is known already
     groups = _groups(model, started, sampling.max_tokens)
     if reading is not None:
         _check_reading(model, reading, groups)
-    keeping = _Keeping(chunk, reading, cache_of(policy))
+    keeping = _Keeping(chunk, reading, cache_of(policy), on_report)
     return (step for group in groups for step in _run(model, group, sampling, (ends, on_token), keeping))
 
 
@@ -176,20 +179,24 @@ def _run(model: Model, group: _Group, sampling: Sampling, ends: _Ends, keeping: 
     generators = [generator(sampling.seed, number) for number in group.numbers]
     seen = _seen(group.prompts, model.config.vocab, device) if sampling.repetition_penalty != 1.0 else None
 
-    hidden = prefill(model, tokens, marks, cache, group.length, keeping.chunk)
-    live = list(range(len(lengths)))
-    for step in range(sampling.max_tokens):
-        new = pick(_finite(model.logits(hidden)[:, -1]), sampling, generators, seen)
-        ids, final = new.tolist(), step == sampling.max_tokens - 1
-        emitted = [_finished(group.numbers[row], ids[row], ends, final) for row in live]
-        live = [row for row, item in zip(live, emitted, strict=True) if item.finish is None]
-        yield emitted
-        if not live:
-            return
-        if seen is not None:
-            seen[torch.arange(len(ids), device=device), new] = True
-        here = Marks.run(longest + step, 1) if even else Marks.of((lengths + step)[:, None])
-        hidden = model.hidden(model.embed(new[:, None], here), here, model.mask(), cache, group.length)
+    try:
+        hidden = prefill(model, tokens, marks, cache, group.length, keeping.chunk)
+        live = list(range(len(lengths)))
+        for step in range(sampling.max_tokens):
+            new = pick(_finite(model.logits(hidden)[:, -1]), sampling, generators, seen)
+            ids, final = new.tolist(), step == sampling.max_tokens - 1
+            emitted = [_finished(group.numbers[row], ids[row], ends, final) for row in live]
+            live = [row for row, item in zip(live, emitted, strict=True) if item.finish is None]
+            yield emitted
+            if not live:
+                return
+            if seen is not None:
+                seen[torch.arange(len(ids), device=device), new] = True
+            here = Marks.run(longest + step, 1) if even else Marks.of((lengths + step)[:, None])
+            hidden = model.hidden(model.embed(new[:, None], here), here, model.mask(), cache, group.length)
+    finally:
+        if keeping.on_report is not None and (said := cache.report()):
+            keeping.on_report(said)
 
 
 def _finished(number: int, token: int, ends: _Ends, final: bool) -> NewToken:

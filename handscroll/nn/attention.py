@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from handscroll.nn.cache import Keeper, Span
+from handscroll.nn.cache import Keeper, Selector, Span
 from handscroll.nn.kernels import Exchange, attend
 from handscroll.nn.linear import Linear
 from handscroll.nn.marks import Marks
@@ -70,6 +70,8 @@ class Attention(nn.Module):
             q = context.rotation.turn(q)
             scale *= context.rotation.attention_factor**2
         spans = self.remember(x, context, layer)
+        if isinstance(context.cache, Selector):
+            spans = context.cache.select(layer, q, spans, mask, context.marks, scale)
         out, _ = attend(q, spans, mask, context.marks, scale=scale, exchange=context.exchange)
         return self.output(out.transpose(1, 2).flatten(2))
 

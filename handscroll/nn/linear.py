@@ -21,3 +21,11 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
+
+
+class TokenTable(nn.Embedding):
+    """A vector (D,) for each of V tokens; tied, it is also the projection to the vocabulary."""
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of hidden states (..., D)."""
+        return linear(hidden, self.weight)

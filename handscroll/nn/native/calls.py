@@ -11,19 +11,26 @@ from torch import Tensor
 
 from handscroll.nn.cache import Span
 from handscroll.nn.native.library import library
+from handscroll.nn.rounding import GROUP
 
-KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3}  # the last: two int4 a byte
 LANES = 16  # sizes must be multiples of this
 
 
-def can_decode(q: Tensor, span: Span) -> bool:
-    """Whether `decode` takes them: a CPU, keys in float32, bfloat16 or int8, whole vectors, rows without gaps."""
+def can_decode(q: Tensor, span: Span, first: int = 0) -> bool:
+    """Whether `decode` takes a run from `first` on: a CPU, a known dtype, whole vectors, rows without gaps."""
     if q.device.type != "cpu" or q.dtype not in (torch.float32, torch.bfloat16):
         return False
-    alike = span.keys.dtype == span.values.dtype == (q.dtype if span.scales is None else torch.int8)
-    if not q.numel() or not span.marks.length or not _untracked(q, span.keys, span.values):
+    keys, values = span.keys, span.values
+    if not q.numel() or not span.marks.length or not _untracked(q, keys, values) or keys.dtype != values.dtype:
         return False
-    return alike and _whole(span.keys, span.values) and library() is not None
+    if span.scales is None:
+        alike = keys.dtype == q.dtype
+    elif keys.dtype == torch.uint8:
+        alike = first % GROUP == 0 and q.shape[3] % GROUP == 0 and all(s[0, 0].is_contiguous() for s in span.scales)
+    else:
+        alike = keys.dtype == torch.int8
+    return alike and _whole(keys, values) and library() is not None
 
 
 def decode(
@@ -31,13 +38,13 @@ def decode(
 ) -> tuple[Float[Tensor, "B K R E"], Float[Tensor, "B K R"]]:
     """Attention of R scaled query rows of each kv head over a run of a span: output and log-sum-exp, both float32."""
     keys, values = span.keys[:, :, first:last], span.values[:, :, first:last]
-    key_scales, value_scales = (None, None) if span.scales is None else (s[:, :, first:last] for s in span.scales)
+    key_scales, value_scales = (None, None) if span.scales is None else span.scales_of(first, last)
     found = library()
     assert found is not None
     batch, kv, rows, size = q.shape
     q = q.to(torch.float32).contiguous()
     out, lse = _floats(*q.shape), _floats(*q.shape[:3])
-    strides = (*keys.stride()[:2], *values.stride()[:2], *((0, 0) if key_scales is None else key_scales.stride()[:2]))
+    strides = [n for x in (keys, values, key_scales, value_scales) for n in ((0, 0) if x is None else x.stride()[:2])]
     found.handscroll_decode(
         KINDS[keys.dtype],
         _at(q),
@@ -92,25 +99,32 @@ def can_multiply(x: Tensor, weight: Tensor) -> bool:
     return alike and _fits(x, weight) and library() is not None
 
 
-def can_multiply_int8(x: Tensor, numbers: Tensor) -> bool:
-    """The same for a matrix in int8."""
-    alike = x.dtype in (torch.float32, torch.bfloat16) and numbers.dtype == torch.int8
-    return alike and _fits(x, numbers) and library() is not None
+def can_multiply_rounded(x: Tensor, numbers: Tensor, scales: Tensor) -> bool:
+    """The same for a matrix in int8, or in int4 with groups of 32."""
+    if x.dtype not in (torch.float32, torch.bfloat16) or library() is None:
+        return False
+    if numbers.dtype == torch.int8:
+        return _fits(x, numbers)
+    grouped = scales.shape[-1] * GROUP == x.shape[-1] and scales.is_contiguous()
+    return numbers.dtype == torch.uint8 and grouped and _fits(x, numbers, 2 * numbers.shape[1])
 
 
 def multiply(
     x: Float[Tensor, "*rows D"],
-    weight: Float[Tensor, "N D"],
+    weight: Tensor,
     bias: Float[Tensor, "N"] | None,
-    scales: Float[Tensor, "N"] | None = None,
+    scales: Float[Tensor, "..."] | None = None,
 ) -> Float[Tensor, "*rows N"]:
-    """x times weight transposed (times scales) plus bias, with float32 sums; the weights are read once per 4 rows."""
+    """x times weight transposed plus bias, with float32 sums; the weights are read once per 4 rows.
+
+    Rounded weights come with their scales, as `nn/rounding.py` makes them.
+    """
     found = library()
     assert found is not None
-    outer, inner = weight.shape
+    outer, inner = weight.shape[0], x.shape[-1]
     wide = x.to(torch.float32).contiguous()
     out = torch.empty(*x.shape[:-1], outer, dtype=x.dtype, device="cpu")
-    scales = None if scales is None else scales.to(torch.float32).contiguous()
+    scales = None if scales is None else scales.contiguous()
     bias = None if bias is None else bias.to(x.dtype).contiguous()
     numbers = _numbers(x.numel() // inner, inner, outer, torch.get_num_threads())
     narrow = int(x.dtype == torch.bfloat16)
@@ -124,10 +138,11 @@ def _narrow_products() -> bool:
     return found is not None and bool(found.handscroll_has_prefill())
 
 
-def _fits(x: Tensor, weight: Tensor) -> bool:
-    """Whether rows are whole vectors on the CPU and go with the matrix."""
+def _fits(x: Tensor, weight: Tensor, inner: int | None = None) -> bool:
+    """Whether rows are whole vectors on the CPU and go with the matrix of `inner` columns."""
+    inner = weight.shape[1] if inner is None else inner
     placed = x.device.type == weight.device.type == "cpu" and bool(x.numel())
-    return placed and x.shape[-1] == weight.shape[1] and weight.shape[1] % LANES == 0 and weight.is_contiguous()
+    return placed and x.shape[-1] == inner and inner % LANES == 0 and weight.is_contiguous()
 
 
 def _untracked(*tensors: Tensor) -> bool:
