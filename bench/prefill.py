@@ -16,7 +16,11 @@ def main() -> None:
     for length, runs, ratios in alternating("prefill", options):
         for name, got in runs.items():
             seconds, above = typical(got, "seconds"), typical(got, "peak") - typical(got, "imported")
-            share = prefill_operations(length) / seconds / speed[SYSTEMS[name][1].replace("int8", "bfloat16")]
+            share = (
+                prefill_operations(length)
+                / seconds
+                / speed[SYSTEMS[name][1].replace("int8", "bfloat16").replace("int4", "bfloat16")]
+            )
             speeds = f"{length / seconds:>9.0f} {share:>6.0%} {above:>7.0f} M {ratios[name]:>25.2f}x"
             print(f"{length:>8} {name:<24} {speeds}", flush=True)
 

@@ -147,7 +147,8 @@ class LM:
 
         Raises:
             CapacityError: text and room exceed the context (unless `beyond`), or the store's limit.
-            ConfigError: a policy whose cache is not saved. DataError: no text. CheckpointError: the disk refused, or a saved beginning is damaged.
+            ConfigError: a policy whose cache is not saved. DataError: no text.
+            CheckpointError: the disk refused, or a saved beginning is damaged.
         """
         ids = self._ids(text_or_ids)
         cache_of(policy)  # refuses an unknown one

@@ -77,8 +77,8 @@ PROJECTIONS: dict[str, type[Rounded]] = {"int8": Int8Linear, "int4": Int4Linear}
 def quantise(model: nn.Module, weights: str = "int8") -> nn.Module:
     """Replace every linear layer and token table of a model by its rounded form, one after the other, in place.
 
-    `weights` names the form of the projections. The token table and the head are in int8 always: in int4 they would be a
-    third to a half of the whole distance (docs/log.md).
+    `weights` names the form of the projections. The token table and the head are in int8 always: in int4 they would be
+    a third to a half of the whole distance (docs/log.md).
 
     Raises:
         ConfigError: int4, and a width is odd.

@@ -35,6 +35,10 @@ class Blocked(Cache):
                 raise ConfigError(f"a cache with {name}={getattr(self, name)}: it must be at least {least}")
 
     def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
+        if torch.is_grad_enabled() and (keys.requires_grad or values.requires_grad):
+            raise ConfigError(
+                "this cache carries no gradients: run the model under torch.no_grad(), or use policy full"
+            )
         if self._pending is None or layer == 0:  # of an aborted forward nothing is left
             parts = [self.marks, marks]
             self._pending = marks if not self.marks.length else Marks.join(parts, keys.shape[0], keys.device)

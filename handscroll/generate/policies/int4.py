@@ -13,8 +13,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from handscroll.base.errors import ConfigError
 from handscroll.generate.policies.blocked import Blocked
 from handscroll.nn.cache import Cache, Span
+from handscroll.nn.marks import Marks
 from handscroll.nn.rounding import GROUP, to_int4, to_int4_columns
 
 # One for each of `_Packed`, per row and head: uint8 (S, E / 2) twice, bfloat16 (S / 32, 2, E), bfloat16 (S, 2, G).
@@ -36,6 +38,11 @@ class Int4Cache(Blocked):
     @property
     def nbytes(self) -> int:
         return super().nbytes + sum(t.nbytes for packed in self._packed for t in packed)
+
+    def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
+        if keys.shape[3] % 2:
+            raise ConfigError(f"int4 keeps two numbers a byte, and a head of {keys.shape[3]} numbers is odd; use int8")
+        return super().append(layer, keys, values, marks)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Named tensors from which `from_state` rebuilds the cache; not the past."""

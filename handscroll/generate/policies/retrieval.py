@@ -1,8 +1,9 @@
 """Policy `retrieval`: offloaded like `offload`, but a new token reads only the blocks whose keys may suit its query.
 
-Approximate. Of every block and kv head the smallest and largest number of each key channel stay in memory; they bound
-the score of any key in the block (Quest, Tang et al. 2024, arXiv:2406.10774). For each kv head the blocks with the
-largest bounds are read, the first block always. What is read is attended exactly, with the newest tokens.
+Approximate. Of every block and kv head a summary stays in memory: the mean, smallest and largest number of each key
+channel. The mean gives a block's mean score; smallest and largest bound the score of any key in it (Quest, Tang et al.
+2024, arXiv:2406.10774). Half way between the two is what a block is chosen by (docs/log.md); the first block is always
+read. What is read is attended exactly, with the newest tokens.
 What was missed is measured: recall is the share of the exact attention's mass that lies in what was attended.
 
 Prompts are read exactly: forwards of more than one token attend to all blocks.
@@ -47,10 +48,10 @@ class RetrievalCache(OffloadCache):
     Every `measure`-th token the recall is measured, which reads all blocks once; 0: never.
     """
 
-    block: int = 64
-    blocks: int = 32
+    block: int = 32
+    blocks: int = 64
     measure: int = 64
-    _bounds: list[tuple[Tensor, Tensor] | None] = field(default_factory=list)  # (B, K, blocks, E): smallest, largest
+    _summaries: list[Tensor | None] = field(default_factory=list)  # (B, K, 3, blocks, E): mean, smallest, largest
     _seen: dict[Mask, _Seen] = field(default_factory=dict)
     _recall: list[float] = field(default_factory=list)  # summed, by layer
     _measured: int = 0
@@ -61,12 +62,12 @@ class RetrievalCache(OffloadCache):
         for name, least in (("blocks", 1), ("measure", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"a cache with {name}={getattr(self, name)}: it must be at least {least}")
-        self._bounds = self._bounds or [None] * self.layers
+        self._summaries = self._summaries or [None] * self.layers
         self._recall = self._recall or [0.0] * self.layers
 
     @property
     def nbytes(self) -> int:
-        return super().nbytes + sum(t.nbytes for pair in self._bounds if pair is not None for t in pair)
+        return super().nbytes + sum(t.nbytes for t in self._summaries if t is not None)
 
     @property
     def recall(self) -> Recall | None:
@@ -76,8 +77,13 @@ class RetrievalCache(OffloadCache):
         shares = [total / self._measured for total in self._recall]
         return Recall(sum(shares) / len(shares), min(shares), self._measured)
 
+    @property
+    def reads(self) -> int:
+        """Tokens that a new one reads at most for a kv head, now."""
+        return min(self.length, self.blocks * self.block + self.length - self._stored)
+
     def report(self) -> str:
-        held = f"of {self.length:,} tokens a new one read at most {self.blocks * self.block + self._near:,} a head"
+        held = f"of {self.length:,} tokens a new one read at most {self.reads:,} a head"
         if self.recall is None:
             return f"{held}; recall was not measured"
         mean, worst, tokens = self.recall
@@ -91,7 +97,7 @@ class RetrievalCache(OffloadCache):
         if len(seen.whole) <= self.blocks:
             return spans
         assert self._pages is not None and seen.marks is not None
-        fetch = partial(self._pages.pick, layer, self._choose(layer, q, seen.whole))
+        fetch = partial(self._pages.pick, layer, self._choose(layer, q * scale, seen.whole))
         near = [self._run(layer, n * self.block, (n + 1) * self.block) for n in seen.partly]
         before = spans[: len(self.past[layer]) if self.past else 0]
         found = [*before, Fetched(self._pages, fetch, seen.marks), *near, spans[-1]]
@@ -118,23 +124,23 @@ class RetrievalCache(OffloadCache):
 
     def _put(self, layer: int, keys: Tensor, values: Tensor) -> None:
         super()._put(layer, keys, values)
-        groups, first, held = keys.unflatten(2, (-1, self.block)), self._stored // self.block, self._bounds[layer]
-        new = (groups.amin(dim=3), groups.amax(dim=3))
+        groups, held = keys.unflatten(2, (-1, self.block)), self._summaries[layer]
+        new = torch.stack((groups.mean(dim=3), groups.amin(dim=3), groups.amax(dim=3)), dim=2)
         if held is not None:
-            new = tuple(torch.cat((old[:, :, :first], x), dim=2) for old, x in zip(held, new, strict=True))
-        self._bounds[layer] = (new[0], new[1])
+            new = torch.cat((held[:, :, :, : self._stored // self.block], new), dim=3)
+        self._summaries[layer] = new
 
     def _choose(self, layer: int, q: Tensor, whole: list[int]) -> Tensor:
-        """Numbers (B, K, blocks) of the blocks that each kv head reads, in order."""
-        pair = self._bounds[layer]
-        assert pair is not None
-        lowest, largest = (x if len(whole) == x.shape[2] else x[:, :, whole] for x in pair)
-        folded = q.unflatten(1, (lowest.shape[1], -1)).flatten(2, 3).to(lowest.dtype)  # heads of a kv head
-        # q.k <= sum over channels of the larger of q x lowest and q x largest.
+        """Numbers (B, K, blocks) of the blocks that each kv head reads for scaled queries (B, H, 1, E), in order."""
+        held = self._summaries[layer]
+        assert held is not None
+        summaries = held if len(whole) == held.shape[3] else held[:, :, :, whole]
+        mean, lowest, largest = summaries.to(torch.float32).unbind(dim=2)
+        folded = q.to(torch.float32).unflatten(1, (mean.shape[1], -1)).flatten(2, 3)  # the heads of a kv head
         bound = folded.clamp_min(0) @ largest.mT + folded.clamp_max(0) @ lowest.mT
-        bound = bound.amax(dim=2)
-        bound[:, :, 0] = torch.inf
-        chosen = bound.topk(self.blocks, dim=-1).indices.sort(dim=-1).values
+        likely = ((folded @ mean.mT + bound) / 2).softmax(dim=-1).sum(dim=2)
+        likely[:, :, 0] = torch.inf
+        chosen = likely.topk(self.blocks, dim=-1).indices.sort(dim=-1).values
         return torch.tensor(whole, device=chosen.device)[chosen]
 
     def _visible(self, mask: Mask, marks: Marks) -> _Seen:
@@ -152,7 +158,3 @@ class RetrievalCache(OffloadCache):
         """Marks of what is picked: all of it is seen, so all of it may stand for one token that is."""
         index, segment, positions = key.part(token, token + 1).tensors(torch.device("cpu"))
         return Marks.of(*(x.expand(-1, self.blocks * self.block) for x in (index, segment, positions)))
-
-    @property
-    def _near(self) -> int:
-        return self.length - self._stored
