@@ -49,9 +49,7 @@ def main() -> None:
     lm = load(options.model, dtype=options.dtype)
     ids = torch.tensor(lm.encode(options.text.read_text(encoding="utf-8")))[: options.tokens]
     print(f"{len(ids):,} tokens, {options.dtype}; the last {options.new} one at a time")
-    print(
-        f"{'cache':<32} {'memory':>9} {'read':>7} {'ms':>6} {'KL mean':>8} {'worst':>8} {'same':>7} {'recall':>7} {'worst':>6}"
-    )
+    print(f"{'cache':<24} {'memory':>9} {'read':>7} {'ms':>6} {'KL mean':>8} {'worst':>8} {'same':>7}  recall  worst")
     exact = None
     for policy in options.policies:
         cache = cache_of(policy)(lm.model.config.layers, capacity=len(ids))
@@ -64,7 +62,7 @@ def main() -> None:
         recall = cache.recall if isinstance(cache, RetrievalCache) else None
         reads = f"{cache.reads:>7,}" if isinstance(cache, RetrievalCache) else f"{len(ids):>7,}"
         shares = f"{recall.mean:>7.1%} {recall.worst:>6.1%}" if recall else ""
-        line = f"{policy:<32} {cache.nbytes / 1e6:>6.2f} MB {reads} {1e3 * seconds:>6.1f} {apart.mean():>8.1e}"
+        line = f"{policy:<24} {cache.nbytes / 1e6:>6.2f} MB {reads} {1e3 * seconds:>6.1f} {apart.mean():>8.1e}"
         print(f"{line} {apart.max():>8.1e} {same:>7.1%} {shares}", flush=True)
 
 

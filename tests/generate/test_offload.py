@@ -1,7 +1,6 @@
 """Offloaded caches: exact where they say so, bounded in memory, and what retrieval attends and misses."""
 
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -323,9 +322,7 @@ def test_a_reading_is_not_kept_in_an_offloaded_cache(lm, tmp_path):
 
 
 def test_a_folder_that_takes_no_files(lm):
-    with pytest.raises(
-        CapacityError, match="the folder /proc for the cache cannot be used: .* name one you may write to"
-    ):
+    with pytest.raises(CapacityError, match="the folder /proc for the cache cannot be used"):
         lm.generate(TEXT, policy="offload:block=16,recent=0,folder=/proc", max_tokens=1, beyond=True)
 
 
