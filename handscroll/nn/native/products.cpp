@@ -47,11 +47,17 @@ struct Narrow {
         : x(rows * inner), padded((inner / 32 + 15) / 16 * 16) {
         sums.resize(rows * padded);
         for (int64_t r = 0; r < rows; r++)
-            for (int64_t e = 0; e < inner; e++) {
-                int64_t in = e % 64, quarter = in / 16;
-                int64_t place = quarter == 1 ? 32 : quarter == 2 ? 16 : quarter * 16;
-                x[r * inner + e - in + place + e % 16] = narrow(given[r * inner + e]).bits;
-                sums[r * padded + e / 32] += given[r * inner + e];
+            for (int64_t e = 0; e < inner; e += 64) {
+                const float* at = given + r * inner + e;
+                uint16_t* out = x.data() + r * inner + e;
+                const f16v part[4] = {load(at), load(at + 16), load(at + 32), load(at + 48)};
+                const int places[4] = {0, 32, 16, 48};
+                for (int i = 0; i < 4; i++) {  // bfloat16 numbers, widened: their upper halves are all
+                    const u16v bits = __builtin_convertvector((w16v)part[i] >> 16, u16v);
+                    memcpy(out + places[i], &bits, 32);
+                }
+                sums[r * padded + e / 32] = sum(part[0] + part[1]);
+                sums[r * padded + e / 32 + 1] = sum(part[2] + part[3]);
             }
     }
 };
