@@ -55,11 +55,12 @@ def handscroll(folder: Path, job: str, length: int, precision: str) -> dict:
     from handscroll.nn.quantised import quantise
 
     imported = resident()
-    rounded, dtype = precision == "int8", "bfloat16" if precision == "int8" else precision
+    rounded = precision in ("int8", "int4")
+    dtype = "bfloat16" if rounded else precision
     model = load_model(folder, getattr(torch, dtype), "cpu")
     if rounded:
-        quantise(model)
-    cache = cache_of("int8" if rounded else "full")(SHAPE["layers"], capacity=length + STEPS + 2)
+        quantise(model, precision)
+    cache = cache_of(precision if rounded else "full")(SHAPE["layers"], capacity=length + STEPS + 2)
 
     @torch.no_grad()
     def step(n: int) -> None:
@@ -110,16 +111,19 @@ SYSTEMS: dict[str, tuple[Callable[[Path, str, int, str], dict], str]] = {
     "handscroll bfloat16": (handscroll, "bfloat16"),
     "handscroll float32": (handscroll, "float32"),
     "handscroll int8": (handscroll, "int8"),
+    "handscroll int4": (handscroll, "int4"),
     "transformers bfloat16": (transformers_sdpa, "bfloat16"),
     "transformers float32": (transformers_sdpa, "float32"),
 }
-BYTES = {"bfloat16": 2, "float32": 4, "int8": 1, "f16": 2, "q8_0": 34 / 32}  # q8_0: a scale for every 32 numbers
+# q8_0: a scale for every 32 numbers; int4 with its scales, its token table is in int8
+BYTES = {"bfloat16": 2, "float32": 4, "int8": 1, "int4": 5 / 8, "f16": 2, "q8_0": 34 / 32}
 
 
 def bound_bytes(name: str, length: int) -> int:
     """Bytes that decoding one token after `length` must read: weights once, keys and values once."""
-    each = BYTES[name.split()[-1]]
-    return each * (WEIGHTS + length * KV_NUMBERS)
+    precision, table = name.split()[-1], SHAPE["vocab"] * SHAPE["width"]
+    each = BYTES[precision]
+    return int(each * (WEIGHTS - table + length * KV_NUMBERS) + (1 if precision == "int4" else each) * table)
 
 
 def prefill_operations(length: int) -> float:

@@ -17,7 +17,7 @@ from handscroll.generate.continuation import Continuation, continuations, text_o
 from handscroll.generate.conversation import Conversation
 from handscroll.generate.decode import decode
 from handscroll.generate.draft import DraftModel, Drafts
-from handscroll.generate.policies.table import cache_of
+from handscroll.generate.policies.table import SAVED, cache_of
 from handscroll.generate.prefill import hidden_chunks
 from handscroll.generate.reading.identity import Identity, identity
 from handscroll.generate.reading.reading import Reading
@@ -27,12 +27,12 @@ from handscroll.generate.stream import TextStream
 from handscroll.models.model import Model
 from handscroll.models.weights import load_model, locate, read_json, save_model
 from handscroll.nn.marks import Marks
-from handscroll.nn.quantised import Int8Linear, quantise
+from handscroll.nn.quantised import PROJECTIONS, Rounded, quantise
 from handscroll.objectives.head import token_losses
 from handscroll.text.tokenizer import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-WEIGHTS = ("", "int8")
+WEIGHTS = ("", *PROJECTIONS)
 PROVENANCE = "handscroll.json"
 CHUNK = 1024
 ROOM = 1024  # tokens kept free for question and answer when a text is read
@@ -104,7 +104,7 @@ class LM:
             raise ConfigError(f"a window of {window} tokens sees nothing; give at least 2")
         return self._windowed_nll(ids, window)
 
-    def generate(
+    def generate(  # noqa: PLR0913 - what is asked, how it is kept and chosen
         self,
         prompt: str | Sequence[int],
         stream: bool = False,
@@ -113,13 +113,15 @@ class LM:
         policy: str = "full",
         constraint: Constraint | None = None,
         draft: Drafts | None = None,
+        on_report: Callable[[str], None] | None = None,
         **settings: Any,
     ) -> "str | Iterator[str]":
         """Continue `prompt`; returns the new text, or yields it piece by piece with `stream`.
 
         `settings` are those of `Sampling`: max_tokens, temperature, top_k, top_p, min_p, repetition_penalty,
         seed, stop. A request past the context is refused unless `beyond`. What `store` holds of the prompt's beginning
-        is not read again; the tokens are the same. `policy` is what the cache keeps: all but "full" are approximate.
+        is not read again; the tokens are the same. `policy` is what the cache keeps (docs/generate.md says which are
+        approximate); `on_report` is called at the end with what it has to say of it.
         `constraint` is a grammar that the new text follows (`generate/constrain.py`). `draft` guesses tokens ahead, by
         look-up (`Lookup`) or with a smaller model (`self.draft(other)`); the distribution stays the same.
 
@@ -128,7 +130,7 @@ class LM:
         """
         sampling = _sampling(settings)
         ids = self._started(prompt)
-        how = {"beyond": beyond, "policy": policy, "constraint": constraint, "drafts": draft}
+        how = {"beyond": beyond, "policy": policy, "constraint": constraint, "drafts": draft, "on_report": on_report}
         reading = self._known(ids, sampling.max_tokens, store, policy)
         pieces = self._stream(ids, sampling, {**how, "reading": reading})
         return pieces if stream else "".join(pieces)
@@ -202,9 +204,13 @@ class LM:
 
         Raises:
             CapacityError: text and room exceed the context (unless `beyond`), or the store's limit.
-            DataError: no text. CheckpointError: the disk refused, or a saved beginning is damaged.
+            ConfigError: a policy whose cache is not saved. DataError: no text.
+            CheckpointError: the disk refused, or a saved beginning is damaged.
         """
         ids = self._ids(text_or_ids)
+        cache_of(policy)  # refuses an unknown one
+        if policy not in SAVED:
+            raise ConfigError(f"a reading is not kept in '{policy}': {nearest(policy, SAVED)}")
         if not len(ids):
             raise DataError("there is nothing to read: the text is empty")
         if len(ids) + room > self.context and not beyond:
@@ -309,8 +315,8 @@ class LM:
     def save(self, folder: str | Path) -> Path:
         """Write an ordinary Hugging Face folder: config, safetensors, tokenizer, and `handscroll.json`."""
         folder = Path(folder)
-        if any(isinstance(module, Int8Linear) for module in self.model.modules()):
-            raise ConfigError(f"the weights of {self.source} were rounded to int8 at loading; save the original")
+        if any(isinstance(module, Rounded) for module in self.model.modules()):
+            raise ConfigError(f"the weights of {self.source} were rounded at loading; save the original")
         save_model(self.model, folder)
         self.tokenizer.save(folder)
         if self.provenance:
@@ -373,8 +379,8 @@ def _sampling(settings: dict[str, Any]) -> Sampling:
 def load(source: str | Path, device: str = "cpu", dtype: str = "float32", weights: str = "") -> LM:
     """Load a checkpoint: a local folder or a hub id (safetensors only, no remote code, no pickle).
 
-    `weights` "int8" rounds all projections and the token table (approximate; for reading and decoding, not for training
-    or saving).
+    `weights` "int8" or "int4" rounds all projections, token table and head to int8 in both cases (approximate; for
+    reading and decoding, not for training or saving).
 
     Raises:
         CheckpointError: the folder is incomplete or damaged. ConfigError: an unknown dtype, family or setting.
@@ -391,8 +397,8 @@ def load(source: str | Path, device: str = "cpu", dtype: str = "float32", weight
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab}; "
             "the tokenizer belongs to another checkpoint"
         )
-    if weights == "int8":
-        quantise(model)
+    if weights:
+        quantise(model, weights)
     path = folder / PROVENANCE
     provenance = read_json(path) if path.exists() else {}
     return LM(model, tokenizer, str(source), provenance)

@@ -31,8 +31,8 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="end before this text (repeatable)")] = None,
     beyond: Annotated[bool, typer.Option("--beyond", help="allow more tokens than the model's context")] = False,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
-    cache: Annotated[str, typer.Option(help="what is kept: full, or int8 (approximate)")] = "full",
-    weights: Annotated[str, typer.Option(help="int8: read rounded weights (approximate)")] = "",
+    cache: Annotated[str, typer.Option(help="what is kept, and where (docs/generate.md)")] = "full",
+    weights: Annotated[str, typer.Option(help="int8 or int4: read rounded weights (approximate)")] = "",
     samples: Annotated[int, typer.Option(help="continuations; the prompt is read once")] = 1,
     beams: Annotated[int, typer.Option(help="beam search with so many beams; --samples are the best of them")] = 0,
     length_penalty: Annotated[float, typer.Option(help="beams: divide by length to this power")] = 1.0,
@@ -45,7 +45,7 @@ def generate(
     logprobs: Annotated[int | None, typer.Option(help="in --json: log-probabilities, of the N likeliest too")] = None,
 ) -> None:
     """Continue --prompt with MODEL; only the new text goes to standard output."""
-    from handscroll.generate.policies.table import EXACT
+    from handscroll.generate.policies.table import exact
     from handscroll.lm import load
 
     text = sys.stdin.read() if prompt == "-" else prompt
@@ -64,13 +64,14 @@ def generate(
     if logprobs is not None and not json_out:
         raise ConfigError("--logprobs are written with --json only; add it")
     lm = load(model, dtype=dtype, weights=weights)
+    reports: list[str] = []
     how: dict[str, Any] = {
         "beyond": beyond,
         "policy": cache,
         "constraint": _constraint(lm, json_schema, regex, choice),
         "draft": _draft(lm, lookup, draft, dtype),
     }
-    approximate = [f"--cache {cache}"] * (cache not in EXACT) + [f"--weights {weights}"] * bool(weights)
+    approximate = [f"--cache {cache}"] * (not exact(cache)) + [f"--weights {weights}"] * bool(weights)
     if beams:
         _only_likelihood(settings, how, logprobs)
         options = {"max_tokens": max_tokens, "count": samples, "length_penalty": length_penalty, "beyond": beyond}
@@ -80,7 +81,7 @@ def generate(
     elif samples != 1 or json_out or how["constraint"] is not None:
         found = lm.continuations(text, samples, logprobs, **how, **settings)
     else:
-        found = lm.generate(text, stream=True, **how, **settings)
+        found = lm.generate(text, stream=True, on_report=reports.append, **how, **settings)
     if approximate:
         error_screen().print(f"approximate: {' and '.join(approximate)} (docs/generate.md says how far)", markup=False)
     if json_out and isinstance(found, list):
@@ -91,6 +92,8 @@ def generate(
     _write(found, samples, how["constraint"])
     if how["draft"] is not None:
         error_screen().print(f"draft: {_counted(how['draft'])}", markup=False)
+    for report in reports:
+        error_screen().print(f"--cache {cache}: {report}", markup=False)
 
 
 def _write(found: Any, samples: int, constraint: "Constraint | None") -> None:

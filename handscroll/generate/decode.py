@@ -36,7 +36,8 @@ class _Keeping:
 
     chunk: int
     reading: Reading | None
-    kind: type[Cache]
+    kind: Callable[..., Cache]
+    on_report: Callable[[str], None] | None
 
     def cache(self, model: Model, room: int) -> Cache:
         if self.reading is None:
@@ -58,6 +59,7 @@ def decode(  # noqa: PLR0913 - what is asked, how it ends, what is known already
     logprobs: int | None = None,
     constraint: Constraint | None = None,
     drafts: Drafts | None = None,
+    on_report: Callable[[str], None] | None = None,
 ) -> Iterator[list[NewToken]]:
     """Continue every prompt; each item of the iterator is one step: the new tokens of the rows still live.
 
@@ -71,7 +73,8 @@ def decode(  # noqa: PLR0913 - what is asked, how it ends, what is known already
         beyond: allow prompt + max_tokens past `model.config.context`, on your own responsibility.
         chunk: prompt tokens per forward.
         reading: what every prompt begins with and need not be read again.
-        policy: what the cache keeps (`generate/policies/table.py`); all but "full" are approximate.
+        policy: what the cache keeps (`generate/policies/table.py`), with options; those that are not exact say so.
+        on_report: called at the end with what the cache has to say (the recall of a retrieval).
         samples: continuations of each prompt: rows samples * prompt, ... Each prompt is read once, its keys and values
             are shared, and prompts are continued in turn. A row draws what it would draw if it were read alone.
         logprobs: how many of the likeliest tokens are told with each new one (0: only its own log-probability).
@@ -84,14 +87,14 @@ def decode(  # noqa: PLR0913 - what is asked, how it ends, what is known already
     Raises (at the call, before any work):
         CapacityError: a request is longer than the model's context, or than a learned position table.
         DataError: an empty prompt without a bos, or a token id outside the vocabulary.
-        ConfigError: `chunk` or `samples` is below 1, an unknown policy, a reading for a request of another length, or
-            things that exclude each other (see the message).
+        ConfigError: `chunk` or `samples` is below 1, an unknown policy or option, a reading for a request of another
+            length, or things that exclude each other (see the message).
     """
     if chunk < 1:
         raise ConfigError(f"the prefill chunk is {chunk} tokens; it must be at least 1 ({CHUNK} is usual)")
     if samples < 1 or (logprobs is not None and logprobs < 0):
         raise ConfigError(f"samples is {samples} and logprobs {logprobs}; they must be at least 1 and 0")
-    keeping = _Keeping(chunk, reading, cache_of(policy))
+    keeping = _Keeping(chunk, reading, cache_of(policy), on_report)
     if (samples > 1 or drafts is not None) and policy not in REWINDABLE:
         raise ConfigError(f"several samples and drafts need a cache that can be shared and cut back: not '{policy}'")
     if constraint is not None and (sampling.stop or sampling.ignore_eos):
@@ -126,7 +129,7 @@ def read_prompt(
     (group,) = _groups(model, [tokens], new)
     if reading is not None:
         _check_reading(model, reading, [group])
-    hidden, cache = _read(model, [tokens], group.length, _Keeping(chunk, reading, Cache), 0)
+    hidden, cache = _read(model, [tokens], group.length, _Keeping(chunk, reading, Cache, None), 0)
     return tokens, group.length, hidden, cache
 
 
@@ -213,7 +216,11 @@ def _run(
     if not group.alike:
         hidden, cache = _read(model, group.prompts, group.length, keeping, new - 1)
         rows = Rows(request, group.numbers, group.prompts, vocab, model.device)
-        yield from _continue(model, hidden, cache, rows, group)
+        try:
+            yield from _continue(model, hidden, cache, rows, group)
+        finally:
+            if keeping.on_report is not None and (said := cache.report()):
+                keeping.on_report(said)
         return
     hidden, cache = _read(model, group.prompts[:1], group.length, keeping, new - 1 if count == 1 else 0)
     if drafts is None:

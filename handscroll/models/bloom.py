@@ -7,6 +7,7 @@ from handscroll.base.config import Config
 from handscroll.models.gpt2 import Layer
 from handscroll.models.model import Decoder
 from handscroll.nn.bias import ALiBi
+from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
 from handscroll.nn.norm import LayerNorm
 from handscroll.nn.shapes import Embeddings, Tokens
@@ -63,11 +64,11 @@ class Bloom(Decoder):
     def __init__(self, config: BloomConfig):
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab, config.width)
+        self.embedding = TokenTable(config.vocab, config.width)
         self.embedding_norm = LayerNorm(config.width, eps=config.norm_eps)
         self.layers = nn.ModuleList(Layer(config, number) for number in range(config.layers))
         self.norm = LayerNorm(config.width, eps=config.norm_eps)
-        self.projection = None if config.tied else nn.Linear(config.width, config.vocab, bias=False)
+        self.projection = None if config.tied else Linear(config.width, config.vocab, bias=False)
 
     def embed(self, tokens: Tokens, marks: Marks) -> Embeddings:
         return self.embedding_norm(self.embedding(tokens))

@@ -9,6 +9,7 @@ from handscroll.base.config import Config
 from handscroll.base.errors import CapacityError
 from handscroll.models.model import Decoder, PreNormLayer
 from handscroll.nn.attention import Attention, Heads
+from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
 from handscroll.nn.mlp import MLP
 from handscroll.nn.norm import LayerNorm
@@ -73,11 +74,11 @@ class GPT2(Decoder):
     def __init__(self, config: GPT2Config):
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab, config.width)
+        self.embedding = TokenTable(config.vocab, config.width)
         self.position_embedding = nn.Embedding(config.context, config.width)
         self.layers = nn.ModuleList(Layer(config, number) for number in range(config.layers))
         self.norm = LayerNorm(config.width, eps=config.norm_eps)
-        self.projection = None if config.tied else nn.Linear(config.width, config.vocab, bias=False)
+        self.projection = None if config.tied else Linear(config.width, config.vocab, bias=False)
 
     def embed(self, tokens: Tokens, marks: Marks) -> Embeddings:
         positions = marks.tensors(tokens.device)[2]

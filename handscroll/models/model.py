@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from handscroll.nn.attention import Attention, Context
 from handscroll.nn.bias import Bias
 from handscroll.nn.cache import Cache, Keeper
-from handscroll.nn.linear import linear
+from handscroll.nn.linear import TokenTable
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Mask
-from handscroll.nn.quantised import Int8Embedding, Int8Linear
 from handscroll.nn.rope import Rotation
 from handscroll.nn.shapes import Embeddings, Logits, Tokens
 from handscroll.nn.tile import tiled
@@ -81,8 +80,8 @@ class Model(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the model computes in; of rounded weights, what they are widened to."""
-        return next((m.dtype for m in self.modules() if isinstance(m, Int8Linear)), self.head.dtype)
+        """What the model computes in; of rounded weights, what they are widened to (norms are never rounded)."""
+        return next(self.parameters()).dtype
 
     def forward(
         self, tokens: Tokens, marks: Marks | None = None, cache: Cache | None = None, length: int | None = None
@@ -102,7 +101,7 @@ class Decoder(Model):
     appends its keys and values.
     """
 
-    embedding: nn.Embedding
+    embedding: TokenTable
     layers: nn.ModuleList
     norm: nn.Module
     projection: nn.Linear | None
@@ -137,10 +136,7 @@ class Decoder(Model):
         return self.norm(x)
 
     def logits(self, hidden: Embeddings) -> Logits:
-        table = self.embedding if self.projection is None else self.projection
-        if isinstance(table, Int8Embedding):
-            return table.project(hidden)
-        return table(hidden) if isinstance(table, Int8Linear) else linear(hidden, table.weight)
+        return self.embedding.project(hidden) if self.projection is None else self.projection(hidden)
 
     @property
     def head(self) -> Tensor:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from handscroll.nn.marks import Marks
-from handscroll.nn.rounding import from_int8
+from handscroll.nn.mask import Mask
+from handscroll.nn.rounding import GROUP, from_int4, from_int4_columns, from_int8
 
 if TYPE_CHECKING:
     from handscroll.nn.pages import Pages
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
 class Span:
     """Keys and values (B, K, S, E) with marks; `rotated` says whether the keys carry their rotary angle.
 
-    Keys and values in int8 have `scales` (B, K, S) in float32, one pair for the two: what they stand for is number
-    times scale. Kernels read them through `read`, or as they are where they can.
+    Rounded keys and values have `scales`, one tensor for each: int8 (B, K, S); int4, whose S is a multiple of 32, what
+    `to_int4_columns` and `to_int4` make of keys and values. Kernels read them through `read`, or as they are where they
+    can.
 
     `accumulate(first, key_gradient, value_gradient)`, where given, takes the gradient of a run of the span that
     begins at `first`: such a span is no part of autograd's graph (earlier chunks of a long training step).
@@ -38,12 +40,25 @@ class Span:
     scales: tuple[Tensor, Tensor] | None = None
 
     def read(self, first: int, last: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, K, last - first, E) of a run; what is stored in int8 is widened to `dtype`."""
+        """Keys and values (B, K, last - first, E) of a run; what is rounded is widened to `dtype`."""
         keys, values = self.keys[:, :, first:last], self.values[:, :, first:last]
         if self.scales is None:
             return keys, values
-        key_scales, value_scales = (s[:, :, first:last] for s in self.scales)
+        if keys.dtype == torch.uint8:
+            start = first - first % GROUP
+            key_scales, value_scales = self.scales_of(start, last)
+            groups = self.keys[:, :, start : start + GROUP * key_scales.shape[2]]
+            wide = from_int4_columns(groups, key_scales, dtype)[:, :, first - start : last - start]
+            return wide, from_int4(values, value_scales[:, :, first - start :], dtype)
+        key_scales, value_scales = self.scales_of(first, last)
         return from_int8(keys, key_scales, dtype), from_int8(values, value_scales, dtype)
+
+    def scales_of(self, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """The scales of a run; in int4 it begins at a multiple of 32."""
+        assert self.scales is not None
+        keys, values = self.scales
+        each = GROUP if self.keys.dtype == torch.uint8 else 1
+        return keys[:, :, first // each : -(-last // each)], values[:, :, first:last]
 
     def rows(self, batch: int) -> "Span":
         """The same span for every row of a batch, without a copy."""
@@ -52,7 +67,7 @@ class Span:
         keys, values = (x.expand(batch, -1, -1, -1) for x in (self.keys, self.values))
         scales = self.scales
         if scales is not None:
-            scales = (scales[0].expand(batch, -1, -1), scales[1].expand(batch, -1, -1))
+            scales = (scales[0].expand(batch, *scales[0].shape[1:]), scales[1].expand(batch, *scales[1].shape[1:]))
         return replace(self, keys=keys, values=values, scales=scales)
 
     def release(self) -> None:
@@ -70,6 +85,15 @@ class Keeper(Protocol):
     def commit(self) -> None:
         """The forward is complete."""
         ...
+
+
+@runtime_checkable
+class Selector(Protocol):
+    """A keeper that is asked, once the queries are known, which of the spans that `append` returned they read."""
+
+    def select(
+        self, layer: int, q: Tensor, spans: list[Span], mask: Mask, marks: Marks, scale: float
+    ) -> list[Span]: ...
 
 
 @dataclass
@@ -109,6 +133,10 @@ class Cache:
         """Bytes of the allocated buffers; the past is not its own."""
         held = [t for layer in self._store for t in (layer.keys, layer.values) if t is not None]
         return sum(t.numel() * t.element_size() for t in held)
+
+    def report(self) -> str:
+        """What there is to say at the end of a generation; nothing of an exact cache."""
+        return ""
 
     def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
         """Add (B, K, T, E) keys and values of one layer; returns all spans of the layer, the new tokens last."""

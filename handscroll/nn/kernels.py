@@ -156,12 +156,13 @@ def fold(
 ) -> tuple[Tensor, Tensor]:
     """Few queries over long spans: the query heads of a kv head are the rows of one pass over its keys."""
     batch, heads, count, size = q.shape
-    kv = spans[0].keys.shape[1]
+    kv = spans[-1].keys.shape[1]  # the newest are in memory, older ones may be elsewhere
     folded = q.reshape(batch, kv, heads // kv * count, size)
     found = []
     for span in spans:
         for piece in pieces(mask, marks, span.marks):
-            if piece.mask is None and not piece.square and bias is None and calls.can_decode(folded, span):
+            plain = piece.mask is None and not piece.square and bias is None
+            if plain and calls.can_decode(folded, span, piece.first):
                 out, lse = calls.decode(folded.to(torch.float32) * scale, span, piece.first, piece.last)
             else:
                 keys, values = span.read(piece.first, piece.last, q.dtype)
@@ -377,6 +378,7 @@ def _unseen(q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _tracked(q: Tensor, spans: Sequence[Span]) -> bool:
+    if not torch.is_grad_enabled():  # spans on disk need not be looked at
+        return False
     own = [span for span in spans if span.accumulate is None]
-    needed = q.requires_grad or any(span.keys.requires_grad or span.values.requires_grad for span in own)
-    return torch.is_grad_enabled() and needed
+    return q.requires_grad or any(span.keys.requires_grad or span.values.requires_grad for span in own)

@@ -54,14 +54,19 @@ def narrow(found: list[Piece], heads: int) -> list[Piece]:
     return cut
 
 
+def decided(mask: Mask, query: Marks, key: Marks, edges: tuple[int, ...]) -> list[Mask | bool]:
+    """Of every block edges[i] .. edges[i + 1] - 1 of the keys: True, all is seen; False, nothing; or what is left."""
+    (queries,) = query.extents((0, query.length))
+    return [_left(mask, queries, extents) for extents in key.extents(edges)]
+
+
 def _pieces(mask: Mask, query: Marks, key: Marks) -> list[Piece]:
     (queries,) = query.extents((0, query.length))
     if key.length and _left(mask, queries, key.extents((0, key.length))[0]) is True:  # a new token sees all
         return [Piece(0, key.length)]
     edges = _edges(query, key)
     found: list[Piece] = []
-    for first, last, extents in zip(edges, edges[1:], key.extents(edges), strict=False):
-        left = _left(mask, queries, extents)
+    for first, last, left in zip(edges, edges[1:], decided(mask, query, key, edges), strict=False):
         if left is False:
             continue
         piece = Piece(first, last, None if left is True else left)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Mask
+from handscroll.nn.native import calls
 from handscroll.nn.scaling.base import Band, Scaling
 
 REFERENCE = 1 << 14  # positions; a float32 angle is off by at most 5e-4 rad below it
@@ -29,8 +30,10 @@ class Rotation:
 
     def turn(self, x: Float[Tensor, "B H T E"], back: bool = False) -> Float[Tensor, "B H T E"]:
         """Rotate queries or keys; computed in float32 (float64 stays), returned in the dtype of x."""
-        cosine, sine = self.cosine.unsqueeze(1), self.sine.unsqueeze(1)
-        sine = -sine if back else sine
+        sine = -self.sine if back else self.sine
+        if not torch.is_grad_enabled() and calls.can_turn(x, self.cosine):
+            return calls.turn(x, self.cosine, sine)
+        cosine, sine = self.cosine.unsqueeze(1), sine.unsqueeze(1)
         first, second = x.to(torch.promote_types(x.dtype, cosine.dtype)).chunk(2, dim=-1)
         turned = torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
         return turned.to(x.dtype)

@@ -6,7 +6,7 @@ from torch import nn
 from handscroll.models.model import Model
 from handscroll.nn.linear import FEW
 from handscroll.nn.native import calls
-from handscroll.nn.quantised import Int8Linear
+from handscroll.nn.quantised import Rounded
 
 # A vectorised loop of torch takes two vectors at a time (AVX-512: 64 numbers in bfloat16, 32 in float32, 16 in
 # float64) and what is left one by one, with another exponential; from this many numbers on it is shared among threads.
@@ -23,10 +23,12 @@ def rows_together(model: Model) -> int:
     if model.device.type != "cpu" or model.dtype not in (torch.float32, torch.bfloat16):
         return 1
     weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear)] + [model.head]
-    rounded = [m for m in model.modules() if isinstance(m, Int8Linear)]
+    rounded = [m for m in model.modules() if isinstance(m, Rounded)]
     if rounded:  # then there is no other weight
-        ours = all(calls.can_multiply_int8(probe.expand(1, m.numbers.shape[1]), m.numbers) for m in rounded)
-        widest = max(max(m.numbers.shape[1] for m in rounded), config.mlp_width)
+        inner = [m.numbers.shape[1] * (2 if m.numbers.dtype == torch.uint8 else 1) for m in rounded]
+        probes = [(probe.expand(1, width), m.numbers, m.scales) for width, m in zip(inner, rounded, strict=True)]
+        ours = all(calls.can_multiply_rounded(*one) for one in probes)
+        widest = max(*inner, config.mlp_width)
     else:
         ours = all(calls.can_multiply(probe.expand(1, w.shape[1]), w) for w in weights)
         widest = max(max(w.shape[1] for w in weights), config.mlp_width)
