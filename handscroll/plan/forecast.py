@@ -10,9 +10,9 @@ from handscroll.plan.duration import seconds
 from handscroll.plan.machine import Machine
 
 # What the C library's heap takes on top of tensors although every rung trims it as it goes (base/allocator.py): bytes,
-# and shares of the short-lived tensors: always, more with LoRA, more with several micro-batches (65 runs, 2026-11).
-HEAP = {"plain": (10_000_000, 0.08, 0.2, 0.3), "checkpoint": (0, 0.32, 0.4, 0.0)}
-HEAP_CHUNKED = (0, 0.1, 0.2, 0.1)
+# and shares of the short-lived tensors: always, more with LoRA, more for packed rows (120 runs, 2026-11).
+HEAP = {"plain": (20_000_000, 0.07, 0.12, 0.0), "checkpoint": (30_000_000, 0.25, 0.4, 0.1)}
+HEAP_CHUNKED = (2_000_000, 0.25, 0.25, 0.08)
 NARROW_BASE = 12 << 20  # oneDNN's bfloat16 kernels, which the probe's bare process has not made
 CUDA_BASE = 600 << 20  # context, kernels and cuBLAS workspaces
 CUDA_HOLES = 0.06
@@ -93,6 +93,6 @@ def _heap(workload: Workload, phase: memory.Parts) -> int:
     short = sum(size for name, size in phase.items() if name != "gradients")
     if workload.device == "cuda":
         return int(CUDA_HOLES * short)
-    least, share, adapted, several = HEAP.get(workload.rung, HEAP_CHUNKED)
-    share += (adapted if workload.shape.lora_rank else 0) + (several if workload.micro > 1 else 0)
+    least, share, adapted, packed = HEAP.get(workload.rung, HEAP_CHUNKED)
+    share += (adapted if workload.shape.lora_rank else 0) + (packed if workload.packed else 0)
     return int(least + share * short)
