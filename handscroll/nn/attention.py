@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from handscroll.base.errors import ConfigError
 from handscroll.nn.bands import attend_bands
 from handscroll.nn.bias import Bias
-from handscroll.nn.cache import Keeper, Selector, Span
+from handscroll.nn.cache import Keeper, Span
 from handscroll.nn.kernels import Exchange, attend
 from handscroll.nn.linear import Linear
 from handscroll.nn.marks import Marks
@@ -75,8 +76,11 @@ class Attention(nn.Module):
             q = q if bands else rotation.turn(q)
             scale *= rotation.attention_factor**2
         spans = self.remember(x, context, layer)
-        if isinstance(context.cache, Selector) and not isinstance(spans, Pages):
-            spans = context.cache.select(layer, q, spans, mask, context.marks, scale)
+        select = getattr(context.cache, "select", None)  # asked by name: a protocol's check takes longer than the call
+        if select is not None:
+            if bands:
+                raise ConfigError("this cache ranks keys by one rotation, the scaling has several: use 'offload'")
+            spans = select(layer, q, spans, mask, context.marks, scale)
         if bands:
             assert not isinstance(spans, Pages), "blocks are read with one rotation; the engine refuses bands"
             out = attend_bands(q, spans, mask, context.marks, scale, bands, context.exchange)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from handscroll.nn.marks import Marks
-from handscroll.nn.mask import Mask
 from handscroll.nn.rounding import GROUP, from_int4, from_int4_columns, from_int8
 
 if TYPE_CHECKING:
@@ -76,7 +75,11 @@ class Span:
 
 @runtime_checkable
 class Keeper(Protocol):
-    """What a forward asks of whatever keeps its keys and values: the cache below, or the carry of a long step."""
+    """What a forward asks of whatever keeps its keys and values: the cache below, or the carry of a long step.
+
+    One that has `select(layer, q, spans, mask, marks, scale) -> spans` is asked, once the queries are known, which of
+    the spans that `append` returned they read.
+    """
 
     def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> "list[Span] | Pages":
         """Keep (B, K, T, E) keys and values of one layer; returns the spans, or pages, that the new queries read."""
@@ -85,15 +88,6 @@ class Keeper(Protocol):
     def commit(self) -> None:
         """The forward is complete."""
         ...
-
-
-@runtime_checkable
-class Selector(Protocol):
-    """A keeper that is asked, once the queries are known, which of the spans that `append` returned they read."""
-
-    def select(
-        self, layer: int, q: Tensor, spans: list[Span], mask: Mask, marks: Marks, scale: float
-    ) -> list[Span]: ...
 
 
 @dataclass
