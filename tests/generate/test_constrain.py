@@ -145,9 +145,11 @@ def test_an_end_token_is_taken_only_where_the_text_is_whole_and_ends_it(lm):
 
 def test_an_end_token_that_is_also_text_only_ends(lm):
     letter = lm.encode("b", special=False)[0]
-    progress = Constraint.regex("ab?b?", lm.tokenizer).start(lm.model.config.vocab, (letter,))
-    assert not progress.allowed()[letter]
+    other = lm.encode("x", special=False)[0]
+    progress = Constraint.regex("a(b|x)y?", lm.tokenizer).start(lm.model.config.vocab, (letter,))
     progress.advance(lm.encode("a", special=False)[0])
+    assert progress.allowed()[other] and not progress.allowed()[letter]  # the text is not whole yet
+    progress.advance(other)
     assert progress.allowed()[letter]
     with pytest.raises(ConfigError, match="compiled for a tokenizer of 512 tokens, the model has 300"):
         Constraint.regex("a", lm.tokenizer).start(300, ())
