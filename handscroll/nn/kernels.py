@@ -21,6 +21,7 @@ from handscroll.nn.fused import NOTHING, accumulator, merge
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Mask
 from handscroll.nn.native import calls
+from handscroll.nn.observe import observe
 from handscroll.nn.pieces import Piece, pieces, query_tiles
 
 # Up to this many query tokens a pass over the folded groups beats torch's fused kernel on a CPU (with grouped queries
@@ -87,14 +88,18 @@ def attend(
 
     Returns:
         out and the natural log-sum-exp of the scaled scores (not differentiable). A query that may see no
-        key (padding) gives zeros and -inf.
+        key (padding) gives zeros and -inf. Spans with an `observer` are told the mass on their keys.
     """
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     if exchange is not None:
+        assert all(span.observer is None for span in spans), "keys of several ranks are not observed"
         return tiles(q, spans, mask, marks, scale, exchange)
     if kernel is None:
         kernel = "fold" if q.shape[2] <= FOLD and not _tracked(q, spans) else "tiles"
-    return KERNELS[kernel](q, spans, mask, marks, scale)
+    out, lse = KERNELS[kernel](q, spans, mask, marks, scale)
+    if any(span.observer is not None for span in spans):
+        observe(q, spans, mask, marks, scale, lse)
+    return out, lse
 
 
 def eager(q: Tensor, spans: Sequence[Span], mask: Mask, marks: Marks, scale: float) -> tuple[Tensor, Tensor]:
