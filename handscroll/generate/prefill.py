@@ -34,6 +34,7 @@ def hidden_chunks(
     if chunk < 1:
         raise ConfigError(f"the prefill chunk is {chunk} tokens; it must be at least 1 ({CHUNK} is usual)")
     assert tokens.shape[1] == marks.length, (tokens.shape, marks.length)
+    cache.expect(marks)
     mask = model.mask() if marks.plain else model.mask() & SameSegment()
     for first in range(0, marks.length, chunk):
         last = min(first + chunk, marks.length)

@@ -20,6 +20,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
+class Observer:
+    """What a cache wants to know of the attention to a span: how much weight each key got (`nn/observe.py`).
+
+    `queries` (B or 1, T) says how much each query counts. `take(first, mass)` gets the mass (B, K, S) of a run of keys
+    that begins at `first`: softmax weights summed over queries and over the query heads of a kv head, to be added up.
+    """
+
+    queries: Tensor
+    take: Callable[[int, Tensor], None]
+
+
+@dataclass(frozen=True, eq=False)
 class Span:
     """Keys and values (B, K, S, E) with marks; `rotated` says whether the keys carry their rotary angle.
 
@@ -29,6 +41,7 @@ class Span:
 
     `accumulate(first, key_gradient, value_gradient)`, where given, takes the gradient of a run of the span that
     begins at `first`: such a span is no part of autograd's graph (earlier chunks of a long training step).
+    `observer`, where given, is told the attention mass on the span's keys.
     """
 
     keys: Tensor
@@ -37,6 +50,7 @@ class Span:
     rotated: bool = True
     accumulate: Callable[[int, Tensor, Tensor], None] | None = None
     scales: tuple[Tensor, Tensor] | None = None
+    observer: Observer | None = None
 
     def read(self, first: int, last: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Keys and values (B, K, last - first, E) of a run; what is rounded is widened to `dtype`."""
@@ -119,7 +133,7 @@ class Cache:
 
     @property
     def length(self) -> int:
-        """Tokens held per row, padding and past included."""
+        """Tokens gone by per row, padding and past included; all of them are held here."""
         return self._before + self.marks.length
 
     @property
@@ -131,6 +145,9 @@ class Cache:
     def report(self) -> str:
         """What there is to say at the end of a generation; nothing of an exact cache."""
         return ""
+
+    def expect(self, marks: Marks) -> None:
+        """Tokens with these marks are about to be read, in one forward or several: for caches that wait for the end."""
 
     def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
         """Add (B, K, T, E) keys and values of one layer; returns all spans of the layer, the new tokens last."""
@@ -228,10 +245,14 @@ class Cache:
 
     def _write(self, buffer: Tensor | None, new: Tensor, end: int) -> Tensor:
         if buffer is None or buffer.shape[2] < end:
-            size = max(end, self.capacity, 0 if buffer is None else 2 * buffer.shape[2])
+            size = self._room(end, 0 if buffer is None else buffer.shape[2])
             grown = new.new_empty(new.shape[0], new.shape[1], size, new.shape[3])
             if buffer is not None:
                 grown[:, :, : self.marks.length] = buffer[:, :, : self.marks.length]
             buffer = grown
         buffer[:, :, self.marks.length : end] = new
         return buffer
+
+    def _room(self, end: int, before: int) -> int:
+        """Tokens to allocate for `end` of them where there was room for `before`."""
+        return max(end, self.capacity, 2 * before)

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from handscroll.base.errors import ConfigError
 from handscroll.nn import fused
 from handscroll.nn.bias import Bias
 from handscroll.nn.cache import Span
@@ -22,6 +23,7 @@ from handscroll.nn.fused import NOTHING, accumulator, merge
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Mask
 from handscroll.nn.native import calls
+from handscroll.nn.observe import observe
 from handscroll.nn.pages import Pages
 from handscroll.nn.pieces import Piece, narrow, pieces, query_tiles
 
@@ -103,16 +105,20 @@ def attend(  # noqa: PLR0913 - one signature for every kind of attention
 
     Returns:
         out and the natural log-sum-exp of the scaled scores (not differentiable). A query that may see no
-        key (padding) gives zeros and -inf.
+        key (padding) gives zeros and -inf. Spans with an `observer` are told the mass on their keys.
     """
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     if isinstance(spans, Pages):
         return paged(q, spans, mask, scale)
     if exchange is not None:
+        assert all(span.observer is None for span in spans), "keys of several ranks are not observed"
         return tiles(q, spans, mask, marks, scale, bias, exchange)
     if kernel is None:
         kernel = "fold" if q.shape[2] <= FOLD and not _tracked(q, spans) else "tiles"
-    return KERNELS[kernel](q, spans, mask, marks, scale, bias)
+    out, lse = KERNELS[kernel](q, spans, mask, marks, scale, bias)
+    if any(span.observer is not None for span in spans):
+        observe(q, spans, mask, marks, scale, lse, bias)
+    return out, lse
 
 
 def attend_parts(
@@ -122,6 +128,8 @@ def attend_parts(
 
     The result is the softmax over all sets together; its gradient is formed set by set from the common log-sum-exp.
     """
+    if any(span.observer is not None for part in parts for span in part.spans):
+        raise ConfigError("this cache policy weighs keys by their attention, which a scaling with bands has in parts")
     if not any(_tracked(part.queries, part.spans) for part in parts):
         return merge([attend(p.queries, p.spans, p.mask, marks, scale, exchange=exchange) for p in parts])[0]
     calls = tuple(_Call(tuple(part.spans), part.mask, marks, scale, None, exchange) for part in parts)

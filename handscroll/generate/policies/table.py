@@ -1,6 +1,6 @@
 """The cache policies by name. Adding one: a file beside this, a line here.
 
-A policy may be given with options: "retrieval:blocks=16,measure=0". They are the fields of its class.
+A policy may be given with options: "retrieval:blocks=16,measure=0", "h2o:budget=512". They are the fields of its class.
 """
 
 from collections.abc import Callable
@@ -9,10 +9,15 @@ from functools import partial
 from typing import Any
 
 from handscroll.base.errors import ConfigError, nearest
+from handscroll.generate.policies.h2o import H2OCache
 from handscroll.generate.policies.int4 import Int4Cache
 from handscroll.generate.policies.int8 import Int8Cache
 from handscroll.generate.policies.offload import OffloadCache
 from handscroll.generate.policies.retrieval import RetrievalCache
+from handscroll.generate.policies.sinks import SinksCache
+from handscroll.generate.policies.snapkv import SnapKVCache
+from handscroll.generate.policies.tova import TovaCache
+from handscroll.generate.policies.window import WindowCache
 from handscroll.nn.cache import Cache
 
 POLICIES: dict[str, type[Cache]] = {
@@ -21,6 +26,11 @@ POLICIES: dict[str, type[Cache]] = {
     "int4": Int4Cache,
     "offload": OffloadCache,
     "retrieval": RetrievalCache,
+    "window": WindowCache,
+    "sinks": SinksCache,
+    "snapkv": SnapKVCache,
+    "h2o": H2OCache,
+    "tova": TovaCache,
 }
 EXACT = ("full", "offload")  # the others say that they are approximate
 SAVED = ("full", "int8")  # what a reading may be kept in
@@ -28,6 +38,7 @@ REWINDABLE = ("full", "int8")  # `trim` and `branch` leave what the kept tokens 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "offload": ("block", "recent", "place", "folder"),
     "retrieval": ("blocks", "block", "recent", "measure", "place", "folder"),
+    **dict.fromkeys(("window", "sinks", "snapkv", "h2o", "tova"), ("budget",)),
 }
 
 
@@ -41,11 +52,9 @@ def cache_of(policy: str) -> Callable[..., Cache]:
     if name not in POLICIES:
         raise ConfigError(f"unknown cache policy '{name}': {nearest(name, POLICIES)}")
     kind = POLICIES[name]
-    if not rest:
-        return kind
-    options = dict(_option(name, part) for part in rest.split(","))
+    options = dict(_option(name, part) for part in rest.split(",")) if rest else {}
     kind(0, **options)  # refuses here what it would refuse later
-    return partial(kind, **options)
+    return partial(kind, **options) if options else kind
 
 
 def exact(policy: str) -> bool:

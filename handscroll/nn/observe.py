@@ -1,0 +1,75 @@
+"""Attention mass: how much weight each key got, tile by tile from the log-sum-exp, without a T x S tensor.
+
+The weights of a tile of queries over a block of keys are exp(scores - log-sum-exp), exactly those that attention used
+(Dao et al. 2022, "FlashAttention", appendix B). They are formed only for spans that ask (`Span.observer`), only for
+queries that count, and cost a second product of queries and keys. No gradient.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from handscroll.nn.bias import Bias
+from handscroll.nn.cache import Observer, Span
+from handscroll.nn.fused import NOTHING, accumulator
+from handscroll.nn.marks import Marks
+from handscroll.nn.mask import Causal, Mask
+from handscroll.nn.pieces import QUERIES, pieces
+
+KEYS = 2048  # keys of a tile: 512 x 2,048 float32 scores are 4 MiB a query head
+
+
+@torch.no_grad()
+def observe(
+    q: Float[Tensor, "B H T E"],
+    spans: Sequence[Span],
+    mask: Mask,
+    marks: Marks,
+    scale: float,
+    lse: Float[Tensor, "B H T"],
+    bias: Bias | None = None,
+) -> None:
+    """Tell every observer of `spans` the mass on its keys; `lse` is that of the queries over all spans together."""
+    lse = lse.masked_fill(lse == -math.inf, NOTHING)  # queries that see no key give no mass
+    for span in spans:
+        if span.observer is None:
+            continue
+        counting = span.observer.queries.any(dim=0).nonzero().flatten().tolist()
+        if not counting:
+            continue
+        for first in range(counting[0], counting[-1] + 1, QUERIES):
+            last = min(first + QUERIES, counting[-1] + 1)
+            here, rows = marks.part(first, last), slice(first, last)
+            _tile(q[:, :, rows], (span, span.observer, rows), (mask, bias), here, scale, lse[:, :, rows])
+
+
+def _tile(
+    q: Tensor,
+    watched: tuple[Span, Observer, slice],
+    seen: tuple[Mask, Bias | None],
+    marks: Marks,
+    scale: float,
+    lse: Tensor,
+) -> None:
+    (span, observer, rows), (mask, bias) = watched, seen
+    batch, heads, count, size = q.shape
+    kv = span.keys.shape[1]
+    folded = q.reshape(batch, kv, heads // kv * count, size)
+    counts = observer.queries[:, rows].to(lse.dtype).expand(batch, -1)
+    for piece in pieces(mask, marks, span.marks):
+        left = Causal() if piece.square else piece.mask
+        for first in range(piece.first, piece.last, KEYS):
+            last = min(first + KEYS, piece.last)
+            keys, _ = span.read(first, last, q.dtype)
+            scores = (folded @ keys.transpose(-1, -2)).to(accumulator(q)) * scale
+            scores = scores.view(batch, kv, -1, count, last - first)
+            if bias is not None:
+                scores = scores + bias.values(marks, span.marks.part(first, last), q.device).unflatten(1, (kv, -1))
+            weights = torch.exp(scores - lse.view(batch, kv, -1, count, 1))
+            if left is not None:
+                allowed = left.allowed(marks, span.marks.part(first, last), q.device)
+                weights = weights.masked_fill(~allowed[:, None, None], 0.0)
+            observer.take(first, torch.einsum("bkgts,bt->bks", weights, counts))

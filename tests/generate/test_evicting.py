@@ -1,0 +1,271 @@
+"""Policies that evict: against masks, against dense scores in float64, and what they hold, copy and refuse."""
+
+import pytest
+import torch
+
+from handscroll.base.errors import ConfigError
+from handscroll.generate.policies.evicting import EvictingCache, moved, moves
+from handscroll.generate.policies.snapkv import NEIGHBOURS, WINDOW
+from handscroll.generate.policies.table import POLICIES, cache_of
+from handscroll.generate.prefill import hidden_chunks, prefill
+from handscroll.models.weights import load_model
+from handscroll.nn.cache import Cache
+from handscroll.nn.marks import Marks
+from handscroll.nn.mask import Causal, Sinks, Window
+from tests.conformance.families import reference, save
+
+EVICTING = [name for name, kind in POLICIES.items() if issubclass(kind, EvictingCache)]
+LENGTH = 60
+
+
+def new_cache(policy, layers, capacity=0, budget=None):
+    return cache_of(policy if budget is None else f"{policy}:budget={budget}")(layers, capacity=capacity)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save(reference("llama"), tmp_path_factory.mktemp("evicting"))
+
+
+@pytest.fixture
+def model(folder):
+    return load_model(folder, dtype=torch.float64)
+
+
+def tokens_of(rows, length=LENGTH, seed=0):
+    return torch.randint(3, 97, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def read(model, tokens, cache, chunk):
+    marks = Marks.run(0, tokens.shape[1])
+    return torch.cat([model.logits(h) for _, _, h in hidden_chunks(model, tokens, marks, cache, None, chunk)], dim=1)
+
+
+@torch.no_grad()
+def decoded(model, tokens, cache, first):
+    """Logits after each token from `first` on, read one by one."""
+    return torch.cat(
+        [model(tokens[:, t : t + 1], Marks.run(t, 1), cache) for t in range(first, tokens.shape[1])], dim=1
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("policy", EVICTING)
+def test_with_room_for_all_a_policy_is_the_full_cache_bit_for_bit(policy, dtype, folder):
+    model, tokens = load_model(folder, dtype=dtype), tokens_of(2)
+    full, cache = Cache(3), new_cache(policy, 3, budget=LENGTH)
+    for some in (full, cache):
+        some.expect(Marks.run(0, 40))
+    assert torch.equal(read(model, tokens[:, :40], cache, 16), read(model, tokens[:, :40], full, 16))
+    assert torch.equal(decoded(model, tokens, cache, 40), decoded(model, tokens, full, 40))
+
+
+@pytest.mark.parametrize(
+    ("policy", "budget", "mask"),
+    [
+        ("window", 9, Causal() & Window(10)),
+        ("window", 1, Causal() & Window(2)),
+        ("sinks", 12, Causal() & (Window(9) | Sinks(4))),
+        ("sinks", 5, Causal() & (Window(2) | Sinks(4))),
+    ],
+)
+def test_window_and_sinks_are_their_masks_exactly(policy, budget, mask, model):
+    tokens, marks = tokens_of(2), Marks.run(0, LENGTH)
+    with torch.no_grad():
+        want = model.logits(model.hidden(model.embed(tokens, marks), marks, mask))
+    got = read(model, tokens, new_cache(policy, 3, budget=budget), 1)
+    assert (got - want).abs().max() < 1e-5
+    assert (got - read(model, tokens, Cache(3), 1)).abs().max() > 1e-2  # the mask matters here
+
+
+def dense_weights(model, tokens, monkeypatch):
+    """Softmax weights (B, H, T, S) of every layer in float64, from whole queries and keys."""
+    from handscroll.nn import attention
+
+    found, real = [], attention.attend
+
+    def watch(q, spans, mask, marks, scale=None, **rest):
+        keys = spans[0].keys.repeat_interleave(q.shape[1] // spans[0].keys.shape[1], dim=1).double()
+        scores = q.double() @ keys.transpose(-1, -2) * scale
+        causal = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+        found.append(scores.masked_fill(~causal, -torch.inf).softmax(-1))
+        return real(q, spans, mask, marks, scale=scale, **rest)
+
+    monkeypatch.setattr(attention, "attend", watch)
+    with torch.no_grad():
+        model(tokens)
+    monkeypatch.undo()
+    return found
+
+
+def kept_by(policy, weights, budget):
+    """The tokens (as sets, one a row) that the formula of a policy keeps after one forward over all of them."""
+    mass = weights.sum(dim=1)  # heads together: (B, T, S)
+    length = mass.shape[-1]
+    if policy == "tova":
+        return [set(row.topk(budget).indices.tolist()) for row in mass[:, -1]]
+    if policy == "h2o":
+        recent, old = budget // 2, length - budget // 2
+        tail = set(range(old, length))
+        return [tail | set(row[:old].topk(budget - recent).indices.tolist()) for row in mass.sum(dim=1)]
+    assert policy == "snapkv"
+    tail, rows = set(range(length - WINDOW, length)), []
+    for row in mass[:, -WINDOW:].sum(dim=1):
+        wide = torch.nn.functional.pad(row, (NEIGHBOURS // 2, NEIGHBOURS // 2))
+        pooled = wide.unfold(0, NEIGHBOURS, 1).mean(-1)[: length - WINDOW]
+        rows.append(tail | set(pooled.topk(budget - WINDOW).indices.tolist()))
+    return rows
+
+
+@pytest.mark.parametrize("chunk", [60, 13, 1])
+@pytest.mark.parametrize(("policy", "budget"), [("tova", 11), ("h2o", 14), ("snapkv", 40)])
+def test_kept_tokens_are_those_of_the_formula(policy, budget, chunk, model, monkeypatch):
+    """One forward, or chunks where nothing was evicted before the last; SnapKV evicts at the end of the prompt."""
+    tokens = tokens_of(2)
+    weights = dense_weights(model, tokens, monkeypatch)
+    cache = new_cache(policy, 3, budget=budget)
+    if policy != "snapkv" and chunk != LENGTH:
+        cache.budget = LENGTH
+        read(model, tokens[:, :-1], cache, chunk)
+        cache.budget = budget
+        decoded(model, tokens, cache, LENGTH - 1)
+    else:
+        read(model, tokens, cache, chunk)
+    assert cache.held == budget
+    for layer in range(3):
+        kept = [set(row) for row in cache._kept[layer].tensors(torch.device("cpu"))[0].tolist()]
+        assert kept == kept_by(policy, weights[layer], budget), layer
+
+
+def test_h2o_adds_up_what_every_query_gave(model, monkeypatch):
+    tokens = tokens_of(2)
+    weights = dense_weights(model, tokens, monkeypatch)
+    cache = new_cache("h2o", 3, budget=LENGTH)
+    read(model, tokens[:, :50], cache, 7)
+    decoded(model, tokens, cache, 50)
+    for layer in range(3):
+        torch.testing.assert_close(cache._mass[layer].double(), weights[layer].sum(dim=(1, 2)), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("policy", EVICTING)
+def test_rows_of_different_lengths_equal_each_alone(policy, model):
+    lengths, new, budget = torch.tensor([60, 5, 47, 33]), 8, 35
+    tokens, extra = tokens_of(4), tokens_of(4, new, seed=1)
+
+    @torch.no_grad()
+    def run(tokens, extra, lengths):
+        cache = new_cache(policy, 3, budget=budget)
+        marks = Marks.rows(torch.zeros_like(lengths), lengths)
+        outs = [model.logits(prefill(model, tokens, marks, cache, None, 16))]
+        for step in range(new):
+            here = Marks.of((lengths + step)[:, None])
+            outs.append(
+                model.logits(model.hidden(model.embed(extra[:, step : step + 1], here), here, model.mask(), cache))
+            )
+        return torch.cat(outs, dim=1)
+
+    together = run(tokens, extra, lengths)
+    for row, count in enumerate(lengths.tolist()):
+        alone = run(tokens[row : row + 1, :count], extra[row : row + 1], lengths[row : row + 1])
+        assert (together[row] - alone[0]).abs().max() < 1e-5, row
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("share", [0.7, 0.6])
+@pytest.mark.parametrize("policy", EVICTING)
+def test_bytes_are_really_freed(policy, share, dtype, folder):
+    """Keys and values are exactly budget + 1 tokens from the end of the prompt on, while tokens go by."""
+    model, tokens = load_model(folder, dtype=dtype), tokens_of(1)
+    budget = int(share * LENGTH)
+    full, cache = Cache(3, capacity=LENGTH), new_cache(policy, 3, capacity=LENGTH, budget=budget)
+    read(model, tokens, full, 16)
+    read(model, tokens[:, :50], cache, 16)
+    for _ in range(2):
+        buffers = [t for layer in cache._store for t in (layer.keys, layer.values)]
+        assert all(t.shape[2] == budget + 1 and t.untyped_storage().nbytes() == t.nbytes for t in buffers)
+        assert sum(t.nbytes for t in buffers) * LENGTH == full.nbytes * (budget + 1)
+        assert cache.nbytes - sum(t.nbytes for t in buffers) <= 3 * budget * (8 + 4)
+        assert cache.held == budget
+        decoded(model, tokens, cache, 50)
+    assert cache.length >= LENGTH
+
+
+@pytest.mark.parametrize("policy", [name for name in EVICTING if name != "snapkv"])
+def test_between_chunks_no_more_than_the_budget_is_held(policy, model):
+    cache, tokens = new_cache(policy, 3, budget=10), tokens_of(1)
+    sizes = []
+    for _ in hidden_chunks(model, tokens, Marks.run(0, LENGTH), cache, None, 5):
+        sizes.append(cache._store[0].keys.shape[2])
+    assert max(sizes) == 11
+
+
+def test_snapkv_holds_the_prompt_until_its_end(model):
+    cache, tokens = new_cache("snapkv", 3, budget=40), tokens_of(1)
+    held = [cache.held for _ in hidden_chunks(model, tokens, Marks.run(0, LENGTH), cache, None, 20)]
+    assert held == [20, 40, 40]
+
+
+@pytest.mark.parametrize("policy", EVICTING)
+def test_copies_rows_and_states_go_on_alike(policy, model):
+    tokens, budget = tokens_of(2), 35
+    cache = new_cache(policy, 3, budget=budget)
+    read(model, tokens[:, :50], cache, 16)
+    kind = type(cache)
+    copies = [cache.clone(), cache.take_rows(torch.tensor([0, 1])), kind.from_state(cache.state_dict())]
+    second = cache.take_rows(torch.tensor([1]))
+    want = decoded(model, tokens, cache, 50)
+    for copy in copies:
+        assert (copy.length, copy.held) == (50, budget)
+        assert torch.equal(decoded(model, tokens, copy, 50), want)
+        assert copy.nbytes == cache.nbytes
+    assert (decoded(model, tokens[1:], second, 50)[0] - want[1]).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("policy", EVICTING)
+def test_an_aborted_forward_leaves_the_cache_as_it_was(policy, model):
+    tokens = tokens_of(1)
+    cache = new_cache(policy, 3, budget=35)
+    read(model, tokens[:, :50], cache, 16)
+    copy = cache.clone()
+    key = torch.randn(1, 2, 1, 8, dtype=torch.float64)
+    cache.append(0, key, key, Marks.run(50, 1))  # and then nothing more
+    assert cache.length == 50
+    assert torch.equal(decoded(model, tokens, cache, 50), decoded(model, tokens, copy, 50))
+
+
+@pytest.mark.parametrize("policy", EVICTING)
+def test_trim_is_exact_or_refused(policy, model):
+    tokens = tokens_of(1)
+    cache = new_cache(policy, 3, budget=50)
+    read(model, tokens[:, :40], cache, 40)
+    if policy in ("window", "sinks"):
+        want = decoded(model, tokens[:, :45], cache.clone(), 40)
+        decoded(model, tokens[:, :45], cache, 40)
+        cache.trim(40)
+        assert cache.length == 40
+        assert torch.equal(decoded(model, tokens[:, :45], cache, 40), want)
+    decoded(model, tokens, cache, cache.length)
+    cache.trim(LENGTH)
+    with pytest.raises(ConfigError, match=f"'{policy}' cache of 60 tokens cannot be trimmed to 58"):
+        cache.trim(58)
+
+
+def test_moves_by_hand():
+    scores = torch.tensor([[5.0, 1, 4, 2, 3], [1.0, 2, 3, 4, 5]])
+    names = torch.tensor([[10, 11, 12, 13, 14], [20, 21, 22, 23, 24]])
+    assert moved(names, *moves(scores, 3), 3).tolist() == [[10, 14, 12], [23, 24, 22]]
+
+
+def test_refusals(model):
+    with pytest.raises(ConfigError, match="'h2o' evicts tokens and needs a budget"):
+        new_cache("h2o", 3)
+    with pytest.raises(ConfigError, match="a budget of 32 tokens: the policy 'snapkv' needs at least 33"):
+        new_cache("snapkv", 3, budget=32)
+    with pytest.raises(ConfigError, match="unknown option 'budget=32' of the cache policy 'int8'"):
+        new_cache("int8", 3, budget=32)
+    with pytest.raises(ConfigError, match="did you mean 'tova'"):
+        new_cache("tovaa", 3, budget=32)
+    packed = Marks.of(torch.arange(6)[None], torch.tensor([[0, 0, 0, 1, 1, 1]]))
+    with pytest.raises(ConfigError, match="these rows are packed"):
+        prefill(model, tokens_of(1, 6), packed, new_cache("window", 3, budget=5), None)
