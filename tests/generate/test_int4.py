@@ -158,6 +158,7 @@ def test_int4_weights_are_near_and_are_not_saved(tiny_folder, lm, tmp_path):
     torch.testing.assert_close(coarse.nll(ids), lm.nll(ids), rtol=0.2, atol=0.5)
     few = coarse.model(torch.tensor([ids[:3]]))
     torch.testing.assert_close(few[0], coarse.logits(ids)[:3], rtol=1e-4, atol=1e-4)
+    assert coarse.model.embedding.numbers.dtype == torch.int8
     sizes = [sum(t.nbytes for t in x.model.layers.buffers()) for x in (rounded, coarse)]
     assert sizes[1] < 0.7 * sizes[0]
     assert (

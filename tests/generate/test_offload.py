@@ -263,6 +263,24 @@ def test_retrieval_attends_exactly_to_what_it_chose():
     assert 0.1 < share < 0.9
 
 
+def test_retrieval_under_a_window_reads_its_edge_too():
+    """Blocks before the window are no candidates; the one that its edge cuts is read in addition, under the mask."""
+    keys, values, q = random(1, 1, 400, 16), random(1, 1, 400, 16, seed=1), random(1, 2, 1, 16, seed=2) * 2
+    cache = filled(RetrievalCache(1, block=8, blocks=3, recent=10), keys[:, :, :399], values[:, :, :399])
+    marks, mask = Marks.run(399, 1), Causal() & Window(130)  # sees 270 .. 399, so block 33 (264 .. 271) in part
+    found = cache.select(0, q, cache.append(0, keys[:, :, 399:], values[:, :, 399:], marks), mask, marks, 0.25)
+    whole = list(range(34, cache._stored // 8))
+    chosen = cache._choose(0, q * 0.25, whole)[0, 0].tolist()
+    assert len(chosen) == 3 and chosen[0] == 34 and set(chosen) <= set(whole)
+    seen = torch.zeros(400, dtype=torch.bool)
+    seen[cache._stored :] = seen[270:272] = True
+    for block in chosen:
+        seen[block * 8 : block * 8 + 8] = True
+    scores = (q.double() @ keys.double().mT * 0.25).masked_fill(~seen, -math.inf)
+    out, _ = attend(q, found, mask, marks, scale=0.25)
+    torch.testing.assert_close(out.double(), scores.softmax(-1) @ values.double(), rtol=1e-5, atol=1e-5)
+
+
 def test_retrieval_finds_a_needle():
     """One key that fits the query, far back and in one head only: its block is read, and nearly all mass with it."""
     keys, values, q = random(1, 2, 2000, 32) * 0.3, random(1, 2, 2000, 32, seed=1), random(1, 4, 1, 32, seed=2)

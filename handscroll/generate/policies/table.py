@@ -34,11 +34,12 @@ POLICIES: dict[str, type[Cache]] = {
 }
 EXACT = ("full", "offload")  # the others say that they are approximate
 SAVED = ("full", "int8")  # what a reading may be kept in
+EVICTING = ("window", "sinks", "snapkv", "h2o", "tova")  # hold `budget` tokens and forget the rest
 REWINDABLE = ("full", "int8")  # `trim` and `branch` leave what the kept tokens alone would have left
 OPTIONS: dict[str, tuple[str, ...]] = {
     "offload": ("block", "recent", "place", "folder"),
     "retrieval": ("blocks", "block", "recent", "measure", "place", "folder"),
-    **dict.fromkeys(("window", "sinks", "snapkv", "h2o", "tova"), ("budget",)),
+    **dict.fromkeys(EVICTING, ("budget",)),
 }
 
 
