@@ -5,7 +5,6 @@ The weights of a tile of queries over a block of keys are exp(scores - log-sum-e
 queries that count, and cost a second product of queries and keys. No gradient.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from handscroll.nn.cache import Observer, Span
-from handscroll.nn.fused import NOTHING, accumulator
+from handscroll.nn.fused import accumulator
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Mask
 from handscroll.nn.pieces import QUERIES, pieces
@@ -31,7 +30,6 @@ def observe(
     lse: Float[Tensor, "B H T"],
 ) -> None:
     """Tell every observer of `spans` the mass on its keys; `lse` is that of the queries over all spans together."""
-    lse = lse.masked_fill(lse == -math.inf, NOTHING)  # queries that see no key give no mass
     for span in spans:
         if span.observer is None:
             continue
@@ -61,5 +59,5 @@ def _tile(
             weights = torch.exp(scores.view(batch, kv, -1, count, last - first) - lse.view(batch, kv, -1, count, 1))
             if left is not None:
                 allowed = left.allowed(marks, span.marks.part(first, last), q.device)
-                weights = weights.masked_fill(~allowed[:, None, None], 0.0)
+                weights = weights.masked_fill(~allowed[:, None, None], 0.0)  # also where a query sees no key
             observer.take(first, torch.einsum("bkgts,bt->bks", weights, counts))
