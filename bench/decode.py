@@ -1,6 +1,6 @@
 """Milliseconds a token over a long cache: Handscroll beside its peers on a 135M Llama, two threads.
 
-python -m bench.decode [--lengths 2048,8192,32768] [--systems a,b] [--repeat 3]
+python -m bench.decode [--lengths 2048,8192,32768] [--systems a,b] [--peers PYTHON] [--repeat 3]
 
 Systems alternate within a length, a fresh process each; medians. "bound" is the share of the memory bound: the bytes of
 weights and cache that a token must read, over the measured read bandwidth. Ratios are against the fastest peer of the

@@ -22,14 +22,13 @@ from torch import Tensor
 from handscroll.evaluate.haystack import haystack
 from handscroll.evaluate.needle import _prompt
 from handscroll.generate.decode import decode
-from handscroll.generate.policies.table import cache_of
+from handscroll.generate.policies.table import EVICTING, cache_of
 from handscroll.generate.prefill import prefill
 from handscroll.generate.sample import Sampling
 from handscroll.lm import LM, load
 from handscroll.nn.marks import Marks
 
 CHUNK = 64
-EVICTING = ("window", "sinks", "snapkv", "h2o", "tova")
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 COPIED, GIVEN = 40, 8
 

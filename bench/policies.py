@@ -1,4 +1,4 @@
-"""What approximate caches and weights cost: bytes freed and distance from the exact model, on a real text.
+"""What rounded caches and weights cost: bytes freed and distance from the exact model, on a real text.
 
 python -m bench.policies MODEL TEXT [--tokens 4096] [--dtype bfloat16]
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from handscroll.generate.policies.table import POLICIES, cache_of
+from handscroll.generate.policies.table import cache_of
 from handscroll.generate.prefill import hidden_chunks
 from handscroll.lm import LM, load
 from handscroll.nn.marks import Marks
@@ -40,10 +40,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=0, help="0: the model's context")
     parser.add_argument("--dtype", default="bfloat16")
     options = parser.parse_args()
-    exact_lm, rounded = (
-        load(options.model, dtype=options.dtype),
-        load(options.model, dtype=options.dtype, weights="int8"),
-    )
+    lms = {name: load(options.model, dtype=options.dtype, weights=name) for name in ("", "int8", "int4")}
+    exact_lm = lms[""]
     ids = torch.tensor(exact_lm.encode(options.text.read_text(encoding="utf-8")))[: options.tokens or exact_lm.context]
     exact, cache_bytes = read(exact_lm, ids, "full")
     target = ids[1:, None]
@@ -52,8 +50,8 @@ def main() -> None:
     print(
         f"{'cache':<8} {'weights':<9} {'cache':>7} {'weights':>8} {'KL mean':>9} {'worst':>8} {'loss':>9} {'same':>7}"
     )
-    for policy in POLICIES:
-        for lm, name in ((exact_lm, options.dtype), (rounded, "int8")):
+    for policy in ("full", "int8", "int4"):
+        for name, lm in lms.items():
             if policy == "full" and lm is exact_lm:
                 continue
             got, size = read(lm, ids, policy)
@@ -62,7 +60,7 @@ def main() -> None:
             same = (exact.argmax(-1) == got.argmax(-1)).float().mean()
             shares = f"{size / cache_bytes:>7.0%} {weight_bytes(lm) / weight_bytes(exact_lm):>8.0%}"
             distance = f"{apart.mean():>9.1e} {apart.max():>8.1e} {change:>+9.4f} {same:>7.1%}"
-            print(f"{policy:<8} {name:<9} {shares} {distance}")
+            print(f"{policy:<8} {name or options.dtype:<9} {shares} {distance}")
 
 
 if __name__ == "__main__":

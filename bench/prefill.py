@@ -1,12 +1,12 @@
 """Tokens a second of reading a prompt: Handscroll beside its peers on a 135M Llama, two threads.
 
-python -m bench.prefill [--lengths 2048,8192,32768] [--systems a,b] [--repeat 3]
+python -m bench.prefill [--lengths 2048,8192,32768] [--systems a,b] [--peers PYTHON] [--repeat 3]
 
 Systems alternate within a length, a fresh process each; medians. "peak" is the share of the speed of a large matrix
 product in the same precision, causal work counted. "above" is the peak memory over the resident size after imports.
 """
 
-from bench.systems import SYSTEMS, alternating, parsed, prefill_operations, product_speed, typical
+from bench.systems import alternating, parsed, prefill_operations, product_speed, typical
 
 
 def main() -> None:
@@ -16,7 +16,7 @@ def main() -> None:
     for length, runs, ratios in alternating("prefill", options):
         for name, got in runs.items():
             seconds, above = typical(got, "seconds"), typical(got, "peak") - typical(got, "imported")
-            share = prefill_operations(length) / seconds / speed[SYSTEMS[name][1].replace("int8", "bfloat16")]
+            share = prefill_operations(length) / seconds / speed["float32" if name.endswith("float32") else "bfloat16"]
             speeds = f"{length / seconds:>9.0f} {share:>6.0%} {above:>7.0f} M {ratios[name]:>25.2f}x"
             print(f"{length:>8} {name:<24} {speeds}", flush=True)
 

@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from bench import foreign
+
 SHAPE = {"vocab": 49152, "width": 576, "layers": 30, "heads": 9, "kv_heads": 3, "head_size": 64, "mlp": 1536}
 WEIGHTS = 134_515_008  # numbers that a decoded token reads: all layers, and the table that is also the head
 KV_NUMBERS = 2 * SHAPE["layers"] * SHAPE["kv_heads"] * SHAPE["head_size"]  # of a cached token
@@ -53,11 +55,12 @@ def handscroll(folder: Path, job: str, length: int, precision: str) -> dict:
     from handscroll.nn.quantised import quantise
 
     imported = resident()
-    rounded, dtype = precision == "int8", "bfloat16" if precision == "int8" else precision
+    rounded = precision in ("int8", "int4")
+    dtype = "bfloat16" if rounded else precision
     model = load_model(folder, getattr(torch, dtype), "cpu")
     if rounded:
-        quantise(model)
-    cache = cache_of("int8" if rounded else "full")(SHAPE["layers"], capacity=length + STEPS + 2)
+        quantise(model, precision)
+    cache = cache_of(precision if rounded else "full")(SHAPE["layers"], capacity=length + STEPS + 2)
 
     @torch.no_grad()
     def step(n: int) -> None:
@@ -108,16 +111,19 @@ SYSTEMS: dict[str, tuple[Callable[[Path, str, int, str], dict], str]] = {
     "handscroll bfloat16": (handscroll, "bfloat16"),
     "handscroll float32": (handscroll, "float32"),
     "handscroll int8": (handscroll, "int8"),
+    "handscroll int4": (handscroll, "int4"),
     "transformers bfloat16": (transformers_sdpa, "bfloat16"),
     "transformers float32": (transformers_sdpa, "float32"),
 }
-BYTES = {"bfloat16": 2, "float32": 4, "int8": 1}
+# q8_0: a scale for every 32 numbers; int4 with its scales, its token table is in int8
+BYTES = {"bfloat16": 2, "float32": 4, "int8": 1, "int4": 5 / 8, "f16": 2, "q8_0": 34 / 32}
 
 
 def bound_bytes(name: str, length: int) -> int:
     """Bytes that decoding one token after `length` must read: weights once, keys and values once."""
-    each = BYTES[SYSTEMS[name][1]]
-    return each * (WEIGHTS + length * KV_NUMBERS)
+    precision, table = name.split()[-1], SHAPE["vocab"] * SHAPE["width"]
+    each = BYTES[precision]
+    return int(each * (WEIGHTS - table + length * KV_NUMBERS) + (1 if precision == "int4" else each) * table)
 
 
 def prefill_operations(length: int) -> float:
@@ -167,13 +173,16 @@ def _status(field: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
-def measure(name: str, folder: Path, job: str, length: int) -> dict:
-    """One system, once: seconds of the whole prompt (prefill) or of a token (decode), peak and base memory in MiB.
+def measure(name: str, folder: Path, job: str, length: int, peers: str = "") -> dict:
+    """One system, once, by this interpreter or by that of the `peers`.
+
+    Seconds of the whole prompt (prefill) or of a token (decode), peak and base memory in MiB.
 
     Raises:
         SystemExit: it failed; a missing peer is no reason to print our column alone.
     """
-    command = [sys.executable, "-m", "bench.systems", name, str(folder), job, str(length)]
+    here = [sys.executable, "-m", "bench.systems"]
+    command = [*(here if name in SYSTEMS else [peers, foreign.__file__]), name, str(folder), job, str(length)]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "2"}
     )
@@ -186,21 +195,31 @@ def parsed(description: str | None) -> argparse.Namespace:
     """The options of a benchmark that calls `alternating`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", default="2048,8192,32768")
-    parser.add_argument("--systems", default=",".join(SYSTEMS))
+    parser.add_argument("--systems", help="comma-separated; all unless given")
+    parser.add_argument("--peers", default="", help="an interpreter with llama.cpp and CTranslate2 (bench/foreign.py)")
     parser.add_argument("--repeat", type=int, default=3)
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.systems = (options.systems or ",".join([*SYSTEMS, *(foreign.SYSTEMS if options.peers else ())])).split(",")
+    if unknown := [name for name in options.systems if name not in {**SYSTEMS, **foreign.SYSTEMS}]:
+        raise SystemExit(f"no system {unknown[0]!r}; there are {', '.join({**SYSTEMS, **foreign.SYSTEMS})}")
+    if not options.peers and any(name in foreign.SYSTEMS for name in options.systems):
+        raise SystemExit("llama.cpp and CTranslate2 run in an environment of their own: give its python as --peers")
+    return options
 
 
 def alternating(job: str, options: argparse.Namespace) -> Iterator[tuple[int, dict[str, list[dict]], dict[str, float]]]:
     """For each length all runs by system, systems in turn, and the ratio of the fastest peer's median to each one's."""
-    names = options.systems.split(",")
+    names = options.systems
     with tempfile.TemporaryDirectory() as folder:
         make_folder(Path(folder))
+        for name in names:
+            if name in foreign.SYSTEMS:
+                measure(name, Path(folder), "prepare", 0, options.peers)
         for length in [int(text) for text in options.lengths.split(",")]:
             runs: dict[str, list[dict]] = {name: [] for name in names}
             for _ in range(options.repeat):
                 for name in names:
-                    runs[name].append(measure(name, Path(folder), job, length))
+                    runs[name].append(measure(name, Path(folder), job, length, options.peers))
             seconds = {name: typical(got, "seconds") for name, got in runs.items()}
             best = min(value for name, value in seconds.items() if not name.startswith("handscroll"))
             yield length, runs, {name: best / value for name, value in seconds.items()}

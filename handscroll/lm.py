@@ -11,8 +11,13 @@ from torch import Tensor
 
 from handscroll.base.errors import CapacityError, ConfigError, DataError, nearest
 from handscroll.base.runs import write_file
+from handscroll.generate.beam import Early, beam_search
+from handscroll.generate.constrain import Constraint
+from handscroll.generate.continuation import Continuation, continuations, text_of
+from handscroll.generate.conversation import Conversation
 from handscroll.generate.decode import decode
-from handscroll.generate.policies.table import cache_of
+from handscroll.generate.draft import DraftModel, Drafts
+from handscroll.generate.policies.table import EVICTING, SAVED, cache_of
 from handscroll.generate.prefill import hidden_chunks
 from handscroll.generate.reading.identity import Identity, identity
 from handscroll.generate.reading.reading import Reading
@@ -22,12 +27,12 @@ from handscroll.generate.stream import TextStream
 from handscroll.models.model import Model
 from handscroll.models.weights import load_model, locate, read_json, save_model
 from handscroll.nn.marks import Marks
-from handscroll.nn.quantised import Int8Linear, quantise
+from handscroll.nn.quantised import PROJECTIONS, Rounded, quantise
 from handscroll.objectives.head import token_losses
 from handscroll.text.tokenizer import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-WEIGHTS = ("", "int8")
+WEIGHTS = ("", *PROJECTIONS)
 PROVENANCE = "handscroll.json"
 CHUNK = 1024
 ROOM = 1024  # tokens kept free for question and answer when a text is read
@@ -99,32 +104,87 @@ class LM:
             raise ConfigError(f"a window of {window} tokens sees nothing; give at least 2")
         return self._windowed_nll(ids, window)
 
-    def generate(
+    def generate(  # noqa: PLR0913 - what is asked, how it is kept and chosen
         self,
         prompt: str | Sequence[int],
         stream: bool = False,
         beyond: bool = False,
         store: Store | None = None,
         policy: str = "full",
+        constraint: Constraint | None = None,
+        draft: Drafts | None = None,
+        on_report: Callable[[str], None] | None = None,
         **settings: Any,
     ) -> "str | Iterator[str]":
         """Continue `prompt`; returns the new text, or yields it piece by piece with `stream`.
 
         `settings` are those of `Sampling`: max_tokens, temperature, top_k, top_p, min_p, repetition_penalty,
         seed, stop. A request past the context is refused unless `beyond`. What `store` holds of the prompt's beginning
-        is not read again; the tokens are the same. `policy` is what the cache keeps: all but "full" are approximate.
+        is not read again; the tokens are the same. `policy` is what the cache keeps (docs/generate.md says which are
+        approximate); `on_report` is called at the end with what it has to say of it.
+        `constraint` is a grammar that the new text follows (`generate/constrain.py`). `draft` guesses tokens ahead, by
+        look-up (`Lookup`) or with a smaller model (`self.draft(other)`); the distribution stays the same.
 
         Raises:
             CapacityError: prompt + max_tokens exceed the context. ConfigError: an unknown or impossible setting.
         """
         sampling = _sampling(settings)
-        ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        reading = None
-        if store is not None and len(ids) > 1:
-            # The last token is read anyway: the first new one is predicted from it.
-            reading = store.find(self.identity(len(ids) + sampling.max_tokens, policy), torch.tensor(ids[:-1]))
-        pieces = self._stream(ids, sampling, {"beyond": beyond, "reading": reading, "policy": policy})
+        ids = self._started(prompt)
+        how = {"beyond": beyond, "policy": policy, "constraint": constraint, "drafts": draft, "on_report": on_report}
+        reading = self._known(ids, sampling.max_tokens, store, policy)
+        pieces = self._stream(ids, sampling, {**how, "reading": reading})
         return pieces if stream else "".join(pieces)
+
+    def continuations(  # noqa: PLR0913 - `generate` with two more
+        self,
+        prompt: str | Sequence[int],
+        samples: int = 1,
+        logprobs: int | None = None,
+        beyond: bool = False,
+        store: Store | None = None,
+        policy: str = "full",
+        constraint: Constraint | None = None,
+        draft: Drafts | None = None,
+        **settings: Any,
+    ) -> list[Continuation]:
+        """`samples` continuations of a prompt that is read once, with tokens, finish reasons and log-probabilities.
+
+        Sample 0 is what `generate` gives; the others have random streams of their own. `logprobs` is how many of the
+        likeliest tokens are told with each (0: only the chosen one's). Otherwise as `generate`.
+        """
+        sampling = _sampling(settings)
+        ids = self._started(prompt)
+        how = {"beyond": beyond, "policy": policy, "constraint": constraint, "drafts": draft}
+        reading = self._known(ids, sampling.max_tokens, store, policy)
+        return continuations(
+            self.model, self.tokenizer, ids, sampling, samples, logprobs=logprobs, reading=reading, **how
+        )
+
+    def beams(  # noqa: PLR0913 - settings of the search and of the request
+        self,
+        prompt: str | Sequence[int],
+        beams: int = 4,
+        max_tokens: int = 256,
+        count: int = 1,
+        length_penalty: float = 1.0,
+        early: Early = "bound",
+        beyond: bool = False,
+        store: Store | None = None,
+    ) -> list[Continuation]:
+        """The `count` best continuations that beam search finds (`generate/beam.py`), best first, with their scores."""
+        ids, ends = self._started(prompt), self.model.config.eos
+        reading = self._known(ids, max_tokens, store, "full")
+        found = beam_search(
+            self.model, ids, beams, max_tokens, ends, count, length_penalty, early, beyond, reading=reading
+        )
+        return [
+            Continuation(text_of(self.tokenizer, ids, item.tokens), item.tokens, item.finish, score=item.score)
+            for item in found
+        ]
+
+    def conversation(self, outgrown: str = "read", on_note: Callable[[str], None] | None = None) -> Conversation:
+        """A text that grows by turns, of which nothing is read twice; `outgrown` is for scalings by length."""
+        return Conversation(self.model, self.tokenizer, outgrown, on_note)
 
     @torch.no_grad()
     def read(
@@ -144,9 +204,13 @@ class LM:
 
         Raises:
             CapacityError: text and room exceed the context (unless `beyond`), or the store's limit.
-            DataError: no text. CheckpointError: the disk refused, or a saved beginning is damaged.
+            ConfigError: a policy whose cache is not saved. DataError: no text.
+            CheckpointError: the disk refused, or a saved beginning is damaged.
         """
         ids = self._ids(text_or_ids)
+        cache_of(policy)  # refuses an unknown one
+        if policy not in SAVED:
+            raise ConfigError(f"a reading is not kept in '{policy}': {nearest(policy, SAVED)}")
         if not len(ids):
             raise DataError("there is nothing to read: the text is empty")
         if len(ids) + room > self.context and not beyond:
@@ -220,6 +284,27 @@ class LM:
         pieces = self._stream(ids, sampling, {"beyond": beyond, "reading": reading, "policy": policy})
         return pieces if stream else "".join(pieces)
 
+    def _started(self, prompt: str | Sequence[int]) -> list[int]:
+        ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        return ids or ([] if self.model.config.bos is None else [self.model.config.bos])
+
+    def _known(self, ids: list[int], new: int, store: Store | None, policy: str) -> Reading | None:
+        """What the store holds of the beginning of a prompt."""
+        if store is not None and policy.partition(":")[0] in EVICTING:
+            raise ConfigError(f"saved readings keep every token, '{policy}' does not: generate without the store")
+        if store is None or len(ids) < 2:
+            return None
+        # The last token is read anyway: the first new one is predicted from it.
+        return store.find(self.identity(len(ids) + new, policy), torch.tensor(ids[:-1]))
+
+    def draft(self, other: "LM") -> DraftModel:
+        """Another model of the same tokens as the draft of speculative decoding, for `generate(draft=...)`."""
+        if other.tokenizer.fingerprint != self.tokenizer.fingerprint and other.tokenizer.words != self.tokenizer.words:
+            raise ConfigError(
+                f"{other.source} has another vocabulary than {self.source}: a draft needs the same tokens"
+            )
+        return DraftModel(other.model)
+
     def _declared(self, length: int) -> int:
         positions = getattr(self.model.config, "positions", None)
         return length if positions is None else positions.scaling.declared(length)
@@ -232,8 +317,8 @@ class LM:
     def save(self, folder: str | Path) -> Path:
         """Write an ordinary Hugging Face folder: config, safetensors, tokenizer, and `handscroll.json`."""
         folder = Path(folder)
-        if any(isinstance(module, Int8Linear) for module in self.model.modules()):
-            raise ConfigError(f"the weights of {self.source} were rounded to int8 at loading; save the original")
+        if any(isinstance(module, Rounded) for module in self.model.modules()):
+            raise ConfigError(f"the weights of {self.source} were rounded at loading; save the original")
         save_model(self.model, folder)
         self.tokenizer.save(folder)
         if self.provenance:
@@ -273,8 +358,7 @@ class LM:
         return losses
 
     def _stream(self, ids: list[int], sampling: Sampling, how: dict[str, Any]) -> Iterator[str]:
-        started = ids or ([] if self.model.config.bos is None else [self.model.config.bos])
-        text = TextStream(self.tokenizer, started, sampling.stop)
+        text = TextStream(self.tokenizer, ids, sampling.stop)
         pieces: list[str] = []
 
         def push(row: int, token: int) -> bool:
@@ -297,8 +381,8 @@ def _sampling(settings: dict[str, Any]) -> Sampling:
 def load(source: str | Path, device: str = "cpu", dtype: str = "float32", weights: str = "") -> LM:
     """Load a checkpoint: a local folder or a hub id (safetensors only, no remote code, no pickle).
 
-    `weights` "int8" rounds all projections and the token table (approximate; for reading and decoding, not for training
-    or saving).
+    `weights` "int8" or "int4" rounds all projections, token table and head to int8 in both cases (approximate; for
+    reading and decoding, not for training or saving).
 
     Raises:
         CheckpointError: the folder is incomplete or damaged. ConfigError: an unknown dtype, family or setting.
@@ -315,8 +399,8 @@ def load(source: str | Path, device: str = "cpu", dtype: str = "float32", weight
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab}; "
             "the tokenizer belongs to another checkpoint"
         )
-    if weights == "int8":
-        quantise(model)
+    if weights:
+        quantise(model, weights)
     path = folder / PROVENANCE
     provenance = read_json(path) if path.exists() else {}
     return LM(model, tokenizer, str(source), provenance)

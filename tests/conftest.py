@@ -10,13 +10,16 @@ from jaxtyping import install_import_hook
 # Shapes in signatures are promises: checked on every call of a test run, before anything is imported.
 CHECKED = [
     "nn.kernels",
+    "nn.pages",
     "nn.rope",
     "nn.norm",
     "nn.mlp",
     "nn.attention",
+    "nn.bias",
     "objectives.head",
     "models.llama",
     "models.gpt2",
+    "models.bloom",
 ]
 install_import_hook([f"handscroll.{name}" for name in CHECKED], "beartype.beartype")
 

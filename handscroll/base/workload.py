@@ -35,11 +35,16 @@ class Shape(Config):
 
     @classmethod
     def of(cls, config: Any, **changes: Any) -> Self:
-        """The shape of a model's configuration (`LlamaConfig`, `GPT2Config`, or anything with those fields)."""
+        """The shape of a model's configuration (`LlamaConfig`, `GPT2Config`, or anything with those fields).
+
+        A BLOOM is counted as a GPT-2 without positions; the norm of its embedding (2 D numbers) and the bias tensors of
+        a tile are left out.
+        """
         names = ("layers", "width", "heads", "kv_heads", "head_size", "mlp_width", "vocab", "tied")
         values: dict[str, Any] = {name: getattr(config, name) for name in names}
-        learned = config.family == "gpt2"
-        values |= {"family": "gpt2" if learned else "llama", "positions": config.context if learned else 0}
+        plain = config.family in ("gpt2", "bloom")  # layer norms, biases and a plain MLP
+        positions = config.context if config.family == "gpt2" else 0
+        values |= {"family": "gpt2" if plain else "llama", "positions": positions}
         values |= {"windows": tuple(getattr(config, "windows", ()))}
         return cls(**values | changes)
 

@@ -14,7 +14,7 @@ def extend(
     model: Annotated[str, typer.Argument(help="checkpoint folder or hub id")],
     to: Annotated[int, typer.Option(help="tokens of the new context")],
     out: Annotated[Path, typer.Option(help="folder for the lengthened checkpoint; must not exist")],
-    method: Annotated[str, typer.Option(help="auto, or a method (see docs/extend.md)")] = "auto",
+    method: Annotated[str, typer.Option(help="auto, all (ours too), or a method (docs/extend.md)")] = "auto",
     text: Annotated[list[str] | None, typer.Option(help="files to choose on (default: the model's writing)")] = None,
     guard: Annotated[float, typer.Option(help="nats per token that short text may lose")] = 0.1,
     factors: Annotated[Path | None, typer.Option(help="JSON with long_factor and short_factor (longrope)")] = None,
@@ -70,6 +70,11 @@ def extend(
     screen().print(
         f"{model}: {lm.context:,} -> {to:,} tokens by {result.candidate.name}; written to {out}", markup=False
     )
+    if result.candidate.own:
+        screen().print(
+            "only Handscroll reads this folder: other libraries do not know its positions and refuse to load it",
+            markup=False,
+        )
     if result.outcome is not None and not result.outcome.guarded:
         error_screen().print(
             "warning: the best method hurts short text past the guard; tune (--tune FILES) or keep both checkpoints",

@@ -1,12 +1,21 @@
 """`handscroll generate`: continue a prompt, streaming to the terminal."""
 
+import json
 import sys
-from typing import Annotated, Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from handscroll.base.errors import DataError
+from handscroll.base.errors import ConfigError, DataError
 from handscroll.cli.screen import error_screen
+
+if TYPE_CHECKING:
+    from handscroll.generate.constrain import Constraint
+    from handscroll.generate.continuation import Continuation
+    from handscroll.generate.draft import Drafts
+    from handscroll.lm import LM
 
 
 def generate(
@@ -22,11 +31,21 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="end before this text (repeatable)")] = None,
     beyond: Annotated[bool, typer.Option("--beyond", help="allow more tokens than the model's context")] = False,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
-    cache: Annotated[str, typer.Option(help="what is kept: full, or int8 (approximate)")] = "full",
-    weights: Annotated[str, typer.Option(help="int8: read rounded weights (approximate)")] = "",
+    cache: Annotated[str, typer.Option(help="what is kept, and where (docs/generate.md)")] = "full",
+    weights: Annotated[str, typer.Option(help="int8 or int4: read rounded weights (approximate)")] = "",
+    samples: Annotated[int, typer.Option(help="continuations; the prompt is read once")] = 1,
+    beams: Annotated[int, typer.Option(help="beam search with so many beams; --samples are the best of them")] = 0,
+    length_penalty: Annotated[float, typer.Option(help="beams: divide by length to this power")] = 1.0,
+    lookup: Annotated[int, typer.Option(help="draft: what followed the last N tokens before")] = 0,
+    draft: Annotated[str, typer.Option(help="draft with this smaller model of the same tokenizer")] = "",
+    json_schema: Annotated[Path | None, typer.Option(help="file: the text is JSON under this schema")] = None,
+    regex: Annotated[str, typer.Option(help="the text matches this regular expression")] = "",
+    choice: Annotated[list[str] | None, typer.Option(help="the text is one of these (repeatable)")] = None,
+    json_out: Annotated[bool, typer.Option("--json", help="one JSON object with all that is known")] = False,
+    logprobs: Annotated[int | None, typer.Option(help="in --json: log-probabilities, of the N likeliest too")] = None,
 ) -> None:
     """Continue --prompt with MODEL; only the new text goes to standard output."""
-    from handscroll.generate.policies.table import EXACT
+    from handscroll.generate.policies.table import exact
     from handscroll.lm import load
 
     text = sys.stdin.read() if prompt == "-" else prompt
@@ -42,15 +61,135 @@ def generate(
         "seed": seed,
         "stop": tuple(stop or ()),
     }
+    if logprobs is not None and not json_out:
+        raise ConfigError("--logprobs are written with --json only; add it")
     lm = load(model, dtype=dtype, weights=weights)
-    approximate = [f"--cache {cache}"] * (cache not in EXACT) + [f"--weights {weights}"] * bool(weights)
-    pieces = lm.generate(text, stream=True, beyond=beyond, policy=cache, **settings)
+    reports: list[str] = []
+    how: dict[str, Any] = {
+        "beyond": beyond,
+        "policy": cache,
+        "constraint": _constraint(lm, json_schema, regex, choice),
+        "draft": _draft(lm, lookup, draft, dtype),
+    }
+    approximate = [f"--cache {cache}"] * (not exact(cache)) + [f"--weights {weights}"] * bool(weights)
+    if beams:
+        _only_likelihood(settings, how, logprobs)
+        options = {"max_tokens": max_tokens, "count": samples, "length_penalty": length_penalty, "beyond": beyond}
+        found = lm.beams(text, beams, **options)
+    elif length_penalty != 1.0:
+        raise ConfigError("--length-penalty belongs to --beams")
+    elif samples != 1 or json_out or how["constraint"] is not None:
+        found = lm.continuations(text, samples, logprobs, **how, **settings)
+    else:
+        found = lm.generate(text, stream=True, on_report=reports.append, **how, **settings)
     if approximate:
         error_screen().print(f"approximate: {' and '.join(approximate)} (docs/generate.md says how far)", markup=False)
-    for piece in pieces:
-        typer.echo(piece, nl=False)
-        sys.stdout.flush()
-    typer.echo("")
+    if json_out and isinstance(found, list):
+        search = {"beams": beams, "length_penalty": length_penalty} if beams else settings
+        about = {"model": model, "prompt_tokens": len(lm.encode(text)), "settings": search | {"dtype": dtype}}
+        typer.echo(json.dumps(about | _told(lm, found, how["draft"]), ensure_ascii=False))
+        return
+    _write(found, samples, how["constraint"])
+    if how["draft"] is not None:
+        error_screen().print(f"draft: {_counted(how['draft'])}", markup=False)
+    for report in reports:
+        error_screen().print(f"--cache {cache}: {report}", markup=False)
+
+
+def _write(found: Any, samples: int, constraint: "Constraint | None") -> None:
+    """Stream pieces, or write one text, or several under a line each."""
+    if not isinstance(found, list):
+        for piece in found:
+            typer.echo(piece, nl=False)
+            sys.stdout.flush()
+        typer.echo("")
+        return
+    for number, item in enumerate(found, 1):
+        if samples > 1:
+            score = "" if item.score is None else f", score {item.score:.4f}"
+            typer.echo(f"--- {number} of {len(found)} ({item.finish}{score})")
+        typer.echo(item.text)
+    cut = sum(item.finish == "length" for item in found) if constraint is not None else 0
+    if cut:
+        error_screen().print(f"{cut} of {len(found)} cut by --max-tokens before the text was whole", markup=False)
+
+
+def _constraint(lm: "LM", json_schema: Path | None, regex: str, choice: list[str] | None) -> "Constraint | None":
+    from handscroll.generate.constrain import Constraint
+
+    given = [
+        name for name, value in (("--json-schema", json_schema), ("--regex", regex), ("--choice", choice)) if value
+    ]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)}: give one of them")
+    if json_schema is not None:
+        try:
+            schema = json_schema.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"--json-schema {json_schema} cannot be read: {error}") from None
+        return Constraint.schema(schema, lm.tokenizer)
+    if regex:
+        return Constraint.regex(regex, lm.tokenizer)
+    return Constraint.choices(choice, lm.tokenizer) if choice else None
+
+
+def _draft(lm: "LM", lookup: int, draft: str, dtype: str) -> "Drafts | None":
+    from handscroll.generate.draft import Lookup
+    from handscroll.lm import load
+
+    if lookup and draft:
+        raise ConfigError("--lookup and --draft: give one of them")
+    if lookup:
+        return Lookup(lookup)
+    return lm.draft(load(draft, dtype=dtype)) if draft else None
+
+
+def _only_likelihood(settings: dict[str, Any], how: dict[str, Any], logprobs: int | None) -> None:
+    """Refuse what beam search would have to ignore."""
+    plain = {
+        "temperature": 0.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "seed": 0,
+        "stop": (),
+    }
+    other = [f"--{name.replace('_', '-')}" for name, value in plain.items() if settings[name] != value]
+    other += ["a constraint"] * (how["constraint"] is not None) + ["a draft"] * (how["draft"] is not None)
+    other += ["--cache"] * (how["policy"] != "full") + ["--logprobs"] * (logprobs is not None)
+    if other:
+        raise ConfigError(f"--beams looks for the likeliest text and goes without {', '.join(other)}")
+
+
+def _told(lm: "LM", found: "Sequence[Continuation]", drafts: "Drafts | None") -> dict[str, Any]:
+    """What --json says of the continuations."""
+
+    def token(number: int, logprob: float) -> dict[str, Any]:
+        return {"token": lm.tokenizer.decode([number], special=True), "id": number, "logprob": logprob}
+
+    told = []
+    for item in found:
+        one: dict[str, Any] = {"text": item.text, "finish": item.finish, "tokens": list(item.tokens)}
+        if item.score is not None:
+            one["score"] = item.score
+        if item.scored:
+            one["logprobs"] = [
+                token(number, scored.logprob) | {"top": [token(*pair) for pair in scored.top]}
+                for number, scored in zip(item.tokens, item.scored, strict=True)
+            ]
+        told.append(one)
+    if drafts is None:
+        return {"continuations": told}
+    counts = drafts.acceptance
+    return {"continuations": told, "draft": {**vars(counts), "rate": counts.rate}}
+
+
+def _counted(drafts: "Drafts") -> str:
+    counts = drafts.acceptance
+    return (
+        f"{counts.accepted} of {counts.drafted} guessed tokens accepted ({counts.rate:.0%}), {counts.forwards} forwards"
+    )
 
 
 def register(app: typer.Typer) -> None:

@@ -87,6 +87,7 @@ def extension(  # noqa: PLR0913
         "trained": lm.model.config.trained,
         "to": to,
         "method": chosen.name,
+        "read_by": "handscroll only" if chosen.own else "any library",
         "measured": None if outcome is None else outcome.record(),
     }
     apply(longer.model, chosen, to)

@@ -4,6 +4,7 @@ A method is a row of `METHODS` and a function `(positions, head_size, to) -> can
 (new positions, or a way to resample a learned table), so that trying one costs no copy of the weights.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,19 +15,27 @@ from torch import Tensor
 
 from handscroll.base.errors import ConfigError, nearest
 from handscroll.models.model import Model
-from handscroll.models.positions import Positions
+from handscroll.models.positions import OWN, Positions
 from handscroll.nn.scaling.ntk import ntk_base
 from handscroll.nn.scaling.table import scaling_from
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to lengthen: `positions` for rotary models, `resample` for learned tables; `detail` names its dials."""
+    """One way to lengthen: `positions` for rotary models, `resample` for learned tables, `slopes` (what ALiBi's are
+    divided by) for biased ones; `detail` names its dials."""
 
     method: str
     detail: str
     positions: Positions | None = None
     resample: str | None = None
+    slopes: float | None = None
+
+    @property
+    def own(self) -> bool:
+        """Whether no other library can read the lengthened checkpoint; it is written so that they refuse it."""
+        scaled = self.positions is not None and self.positions.scaling.name in OWN
+        return scaled or self.slopes not in (None, 1.0)
 
     @property
     def name(self) -> str:
@@ -95,6 +104,41 @@ def llama3(positions: Positions, head_size: int, to: int) -> list[Candidate]:
     return [_scaled("llama3", "", positions, to, fields | {"low_freq_factor": 1.0, "high_freq_factor": 4.0})]
 
 
+def dynamic_yarn(positions: Positions, head_size: int, to: int) -> list[Candidate]:
+    """YaRN with a factor by the declared length; short requests stay exact. Ramps as for `yarn`."""
+    made = []
+    for fast, slow in ((32.0, 1.0), (16.0, 0.5), (8.0, 0.5), (8.0, 0.35)):
+        for strength in (1.0, 0.5):
+            fields = {"name": "dynamic-yarn", "factor": to / positions.trained, "original": positions.trained}
+            fields |= {"beta_fast": fast, "beta_slow": slow, "sharpening": strength}
+            detail = f"beta {fast:g}/{slow:g}, attention x{strength:g}"
+            made.append(_scaled("dynamic-yarn", detail, positions, to, fields))
+    return made
+
+
+def self_extend(positions: Positions, head_size: int, to: int) -> list[Candidate]:
+    """Self-Extend (Jin et al. 2024): exact within a window, groups beyond; three windows, two group sizes."""
+    trained, made = positions.trained, []
+    for share in (0.25, 0.5, 0.75):
+        window = max(1, int(trained * share))
+        least = math.ceil((to - window) / (trained - window))
+        for group in (least, math.ceil(1.5 * least)):
+            fields = {"name": "self-extend", "factor": to / trained, "original": trained}
+            fields |= {"window": window, "group": group}
+            made.append(_scaled("self-extend", f"window {window}, groups of {group}", positions, to, fields))
+    return made
+
+
+def dual_chunk(positions: Positions, head_size: int, to: int) -> list[Candidate]:
+    """Dual chunk attention (An et al. 2024) with chunks of 1/2, 3/4 (the paper's) and 7/8 of the trained length."""
+    trained, made = positions.trained, []
+    for share in (0.5, 0.75, 0.875):
+        fields = {"name": "dual-chunk", "factor": to / trained, "original": trained}
+        chunk = max(1, int(trained * share))
+        made.append(_scaled("dual-chunk", f"chunks of {chunk}", positions, to, fields | {"chunk": chunk}))
+    return made
+
+
 def longrope(positions: Positions, head_size: int, to: int) -> list[Candidate]:
     """LongRoPE (Ding et al. 2024) with given factors; see `longrope_with`."""
     raise ConfigError(
@@ -127,12 +171,18 @@ METHODS: dict[str, Make] = {
     "yarn": yarn,
     "llama3": llama3,
     "longrope": longrope,
+    "dynamic-yarn": dynamic_yarn,
+    "self-extend": self_extend,
+    "dual-chunk": dual_chunk,
 }
 LEARNED = {"interpolate": "linear interpolation of the learned table", "tile": "the learned table repeated"}
+BIASED = {"none": "ALiBi's slopes as they are", "slopes": "ALiBi's slopes divided by the factor, or by less"}
 
 
 def candidates(model: Model, method: str, to: int, factors: dict[str, Any] | None = None) -> list[Candidate]:
-    """The candidates of `method` (or of all methods, for "auto") for lengthening `model` to `to` tokens.
+    """The candidates of `method` for lengthening `model` to `to` tokens.
+
+    "all": of every method; "auto": of every method whose result other libraries can read too.
 
     Raises:
         ConfigError: an unknown method, one that does not fit the family, or a target not above the trained length.
@@ -144,24 +194,29 @@ def candidates(model: Model, method: str, to: int, factors: dict[str, Any] | Non
             + (f", trained to {config.trained}" if config.trained != config.context else "")
             + "); give a larger number"
         )
-    learned = config.family == "gpt2"
-    table = LEARNED if learned else METHODS
-    if method != "auto" and method not in table:
-        kind = "learned positions" if learned else "rotary positions"
-        raise ConfigError(f"unknown method '{method}' for {kind}: {nearest(method, ['auto', *table])}")
-    if learned:
-        names = list(LEARNED) if method == "auto" else [method]
+    kind, table = _methods_for(model)
+    if method not in ("auto", "all", *table):
+        raise ConfigError(f"unknown method '{method}' for {kind}: {nearest(method, ['auto', 'all', *table])}")
+    if factors is not None and method != "longrope":
+        raise ConfigError(f"--factors go with --method longrope, not with '{method}'")
+    names = list(table) if method in ("auto", "all") else [method]
+    if table is LEARNED:
         return [Candidate(name, "", resample=name) for name in names]
+    if table is BIASED:
+        made = [entry for name in names for entry in _slopes(config, name, to)]
+        return [entry for entry in made if method != "auto" or not entry.own]
     positions = config.positions
     if factors is not None:
-        if method != "longrope":
-            raise ConfigError(f"--factors go with --method longrope, not with '{method}'")
         return [longrope_with(factors, positions, config.head_size, to)]
     return _rotary(positions, config.head_size, method, to)
 
 
 def apply(model: Model, candidate: Candidate, to: int) -> None:
     """Make `model` the lengthened one, in place: a new frozen configuration, or a resampled position table."""
+    if candidate.slopes is not None:
+        changed = {"factor": candidate.slopes, "context": to, "original": model.config.trained}
+        model.config = model.config.model_copy(update=changed)
+        return
     if candidate.positions is not None:
         model.config = model.config.model_copy(update={"positions": candidate.positions})
         return
@@ -185,23 +240,42 @@ def resample(table: Tensor, to: int, how: str) -> Tensor:
     return F.interpolate(wide, size=to, mode="linear", align_corners=True)[0].T.to(table.dtype).contiguous()
 
 
+def _methods_for(model: Model) -> tuple[str, dict[str, Any]]:
+    """How the model tells positions, and the table of methods for that."""
+    family = model.config.family
+    if family == "gpt2":
+        return "learned positions", LEARNED
+    return ("ALiBi", BIASED) if family == "bloom" else ("rotary positions", METHODS)
+
+
+def _slopes(config: Any, method: str, to: int) -> list[Candidate]:
+    """Al-Khateeb et al. 2023: slopes divided by to / trained; by parts of it too, since ALiBi runs on by itself."""
+    if method == "none":
+        return [Candidate("none", "", slopes=config.factor)]
+    factor = to / config.trained
+    found = sorted({max(1.0, share * factor) for share in (0.25, 0.5, 1.0)} - {config.factor, 1.0})
+    return [Candidate("slopes", f"factor {each:g}", slopes=each) for each in found]
+
+
 def _rotary(positions: Positions, head_size: int, method: str, to: int) -> list[Candidate]:
     """Fresh scalings start from unscaled frequencies; an already scaled checkpoint keeps its own method."""
     current = positions.scaling.name
     if current != "none":
-        if method not in ("auto", current):
+        if method not in ("auto", "all", current):
             raise ConfigError(
                 f"the checkpoint is already scaled by '{current}'; it can only be lengthened by the same method "
                 f"(--method {current} or auto)"
             )
+        if current in ("self-extend", "dual-chunk"):  # they start from the trained frequencies again
+            return METHODS[current](positions, head_size, to)
         fields = positions.scaling.model_dump() | {"factor": to / positions.trained}
         fields.pop("attention_override", None)
         return [_scaled(current, "larger factor", positions, to, fields)]
-    if method != "auto":
+    if method not in ("auto", "all"):
         return METHODS[method](positions, head_size, to)
     made: list[Candidate] = []
     for name, make in METHODS.items():
-        if name != "longrope":
+        if name != "longrope" and (method == "all" or name not in OWN):
             made += _try(lambda make=make: make(positions, head_size, to)) or []
     return made
 

@@ -66,7 +66,7 @@ def tune(lm: LM, to: int, settings: TuneSettings, folder: Path, on_record: OnRec
     progress = train(run, Updates(rows, settings.rows, 1), Causal(), Callbacks(on_record=on_record))
     plan.compare()
     if settings.lora is not None:
-        if lm.model.config.family != "gpt2":
+        if lm.model.config.family not in ("gpt2", "bloom"):
             save_adapter(lm.model, settings.lora, folder / "adapter", lm.source)
         merge_lora(lm.model)
     return done | {"steps": progress.step, "tokens": progress.tokens}

@@ -35,6 +35,8 @@ def describe_positions(config) -> str:
     """One line on the position method and its dials."""
     if config.family == "gpt2":
         return f"learned table of {config.context:,} rows"
+    if config.family == "bloom":
+        return "ALiBi" + (f", slopes divided by {config.factor:g}" if config.factor != 1.0 else "")
     positions = config.positions
     fields = positions.scaling.model_dump(exclude_none=True)
     name = fields.pop("name")

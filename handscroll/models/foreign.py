@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from handscroll.base.errors import ConfigError, nearest
+from handscroll.models.bloom import Bloom, BloomConfig
 from handscroll.models.gpt2 import GPT2, GPT2Config
 from handscroll.models.llama import Llama, LlamaConfig
 from handscroll.models.model import Model
-from handscroll.models.names import Entry, gpt2_entries, llama_entries
+from handscroll.models.names import Entry, bloom_entries, gpt2_entries, llama_entries
 from handscroll.models.positions import POSITION_KEYS, read_positions, write_positions
 
 Foreign = dict[str, Any]
@@ -234,9 +235,81 @@ def _write_gpt2(config: GPT2Config) -> Foreign:
     }
 
 
+# How Megatron trained and how it sharded, in the published configurations; `transformers` reads none of them.
+BLOOM_IGNORED = frozenset(
+    """
+    attention_softmax_in_fp32 bias_dropout_fusion masked_softmax_fusion offset_alibi skip_bias_add skip_bias_add_qkv
+    n_inner slow_but_exact
+""".split()
+)
+BLOOM_KEYS = frozenset(
+    """
+    vocab_size hidden_size n_embed n_layer num_hidden_layers n_head num_attention_heads layer_norm_epsilon seq_length
+    apply_residual_connection_post_layernorm tie_word_embeddings bos_token_id eos_token_id alibi_factor
+""".split()
+)
+BLOOM_TRAINED = 2048  # tokens, of every published BLOOM
+INTERPOLATED = "bloom-interpolated"  # a model_type that other libraries refuse: they would use the slopes as trained
+
+
+def _read_bloom(foreign: Foreign, name: str) -> BloomConfig:
+    known_keys(foreign, BLOOM_KEYS | BLOOM_IGNORED, name)
+    if foreign.get("apply_residual_connection_post_layernorm", False):
+        raise ConfigError(f"{name} with apply_residual_connection_post_layernorm: only false is known")
+    if ("alibi_factor" in foreign) != (name == INTERPOLATED):
+        raise ConfigError(f"config.json: 'alibi_factor' belongs to model_type '{INTERPOLATED}', which needs it")
+    width = _either(foreign, ("hidden_size", "n_embed"), name)
+    if foreign.get("n_inner") not in (None, 4 * width):
+        raise ConfigError(f"{name} with n_inner {foreign['n_inner']}: only 4 x hidden_size ({4 * width}) is known")
+    values = {
+        "vocab": required(foreign, "vocab_size", name),
+        "width": width,
+        "layers": _either(foreign, ("n_layer", "num_hidden_layers"), name),
+        "heads": _either(foreign, ("n_head", "num_attention_heads"), name),
+        "context": foreign.get("seq_length") or BLOOM_TRAINED,
+        "factor": foreign.get("alibi_factor", 1.0),
+        "norm_eps": foreign.get("layer_norm_epsilon", 1e-5),
+        "tied": bool(foreign.get("tie_word_embeddings", True)),
+        "bos": foreign.get("bos_token_id"),
+        "eos": _eos(foreign.get("eos_token_id")),
+    }
+    return BloomConfig.parse(values, "config.json")
+
+
+def _either(foreign: Foreign, keys: tuple[str, str], name: str) -> int:
+    found = {foreign[key] for key in keys if foreign.get(key) is not None}
+    if len(found) > 1:
+        raise ConfigError(f"config.json: {' and '.join(keys)} mean the same and differ: {sorted(found)}")
+    return found.pop() if found else required(foreign, keys[0], name)
+
+
+def _write_bloom(config: BloomConfig) -> Foreign:
+    foreign: Foreign = {
+        "architectures": ["BloomForCausalLM"],
+        "model_type": "bloom",
+        "vocab_size": config.vocab,
+        "hidden_size": config.width,
+        "n_layer": config.layers,
+        "n_head": config.heads,
+        "layer_norm_epsilon": config.norm_eps,
+        "seq_length": config.context,
+        "tie_word_embeddings": config.tied,
+        "bos_token_id": config.bos,
+        "eos_token_id": config.eos[0] if config.eos else None,
+    }
+    if config.factor != 1.0:
+        foreign |= {"model_type": INTERPOLATED, "architectures": ["BloomInterpolatedForCausalLM"]}
+        foreign["alibi_factor"] = config.factor
+    return foreign
+
+
 def _llama_family(name: str) -> Family:
     return Family(name, Llama, lambda foreign: _read_llama(foreign, name), _write_llama, llama_entries)
 
 
 LLAMA, MISTRAL, QWEN2, QWEN3 = (_llama_family(name) for name in ("llama", "mistral", "qwen2", "qwen3"))
 GPT2_FAMILY = Family("gpt2", GPT2, _read_gpt2, _write_gpt2, gpt2_entries)
+BLOOM, BLOOM_INTERPOLATED = (
+    Family(name, Bloom, lambda foreign, name=name: _read_bloom(foreign, name), _write_bloom, bloom_entries)
+    for name in ("bloom", INTERPOLATED)
+)

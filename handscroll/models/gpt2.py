@@ -1,5 +1,7 @@
 """GPT-2 (Radford et al. 2019): pre-norm decoder with learned positions, biases and a GELU MLP."""
 
+from typing import Any
+
 from pydantic import model_validator
 from torch import nn
 
@@ -7,6 +9,7 @@ from handscroll.base.config import Config
 from handscroll.base.errors import CapacityError
 from handscroll.models.model import Decoder, PreNormLayer
 from handscroll.nn.attention import Attention, Heads
+from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
 from handscroll.nn.mlp import MLP
 from handscroll.nn.norm import LayerNorm
@@ -52,9 +55,9 @@ class GPT2Config(Config):
 
 
 class Layer(PreNormLayer):
-    """Multi-head attention and a GELU MLP, with layer norms and biases."""
+    """Multi-head attention and a GELU MLP, with layer norms and biases; also the layer of BLOOM."""
 
-    def __init__(self, config: GPT2Config, number: int):
+    def __init__(self, config: Any, number: int):
         super().__init__()
         self.number, self.window = number, None
         self.attention_norm = LayerNorm(config.width, eps=config.norm_eps)
@@ -71,11 +74,11 @@ class GPT2(Decoder):
     def __init__(self, config: GPT2Config):
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab, config.width)
+        self.embedding = TokenTable(config.vocab, config.width)
         self.position_embedding = nn.Embedding(config.context, config.width)
         self.layers = nn.ModuleList(Layer(config, number) for number in range(config.layers))
         self.norm = LayerNorm(config.width, eps=config.norm_eps)
-        self.projection = None if config.tied else nn.Linear(config.width, config.vocab, bias=False)
+        self.projection = None if config.tied else Linear(config.width, config.vocab, bias=False)
 
     def embed(self, tokens: Tokens, marks: Marks) -> Embeddings:
         positions = marks.tensors(tokens.device)[2]

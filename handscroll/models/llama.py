@@ -12,7 +12,7 @@ from handscroll.base.errors import ConfigError
 from handscroll.models.model import Decoder, PreNormLayer
 from handscroll.models.positions import Positions
 from handscroll.nn.attention import Attention, Heads
-from handscroll.nn.linear import Linear
+from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Window
 from handscroll.nn.mlp import GatedMLP
@@ -97,7 +97,7 @@ class Llama(Decoder):
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab, config.width)
+        self.embedding = TokenTable(config.vocab, config.width)
         self.layers = nn.ModuleList(Layer(config, number) for number in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.projection = None if config.tied else Linear(config.width, config.vocab, bias=False)

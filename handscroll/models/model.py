@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from handscroll.nn.attention import Attention, Context
-from handscroll.nn.cache import Cache
-from handscroll.nn.linear import linear
+from handscroll.nn.bias import Bias
+from handscroll.nn.cache import Cache, Keeper
+from handscroll.nn.linear import TokenTable
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Mask
-from handscroll.nn.quantised import Int8Embedding, Int8Linear
 from handscroll.nn.rope import Rotation
 from handscroll.nn.shapes import Embeddings, Logits, Tokens
 from handscroll.nn.tile import tiled
@@ -55,7 +55,7 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def hidden(
-        self, embeddings: Embeddings, marks: Marks, mask: Mask, cache: Cache | None = None, length: int | None = None
+        self, embeddings: Embeddings, marks: Marks, mask: Mask, cache: Keeper | None = None, length: int | None = None
     ) -> Embeddings:
         raise NotImplementedError
 
@@ -80,8 +80,8 @@ class Model(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the model computes in; of rounded weights, what they are widened to."""
-        return next((m.dtype for m in self.modules() if isinstance(m, Int8Linear)), self.head.dtype)
+        """What the model computes in; of rounded weights, what they are widened to (norms are never rounded)."""
+        return next(self.parameters()).dtype
 
     def forward(
         self, tokens: Tokens, marks: Marks | None = None, cache: Cache | None = None, length: int | None = None
@@ -96,11 +96,12 @@ class Model(nn.Module):
 class Decoder(Model):
     """What decoders share: token table, layers, final norm, tied or own projection, causal mask.
 
-    Subclasses set `embedding`, `layers`, `norm` and `projection` (None: tied), write `embed`, and `rotation` where
-    they rotate. A layer is `layer(x, context) -> x`, and `layer.remember(x, context)` only appends its keys and values.
+    Subclasses set `embedding`, `layers`, `norm` and `projection` (None: tied), write `embed`, and `rotation` or
+    `bias` where those tell positions. A layer is `layer(x, context) -> x`, and `layer.remember(x, context)` only
+    appends its keys and values.
     """
 
-    embedding: nn.Embedding
+    embedding: TokenTable
     layers: nn.ModuleList
     norm: nn.Module
     projection: nn.Linear | None
@@ -110,14 +111,18 @@ class Decoder(Model):
 
     def context(self, like: Tensor, marks: Marks, mask: Mask, length: int | None = None, **shared: Any) -> Context:
         """What the layers share in one forward: `shared` are further fields of `Context`."""
-        return Context(marks, mask, self.rotation(marks, length, like), **shared)
+        return Context(marks, mask, self.rotation(marks, length, like), self.bias(), **shared)
 
     def rotation(self, marks: Marks, length: int | None, like: Tensor) -> Rotation | None:
         """Rotary tables for tokens with `marks` in a request of `length`; None where positions are no rotation."""
         return None
 
+    def bias(self) -> Bias | None:
+        """What is added to the attention scores of every layer, where that is how positions are told."""
+        return None
+
     def hidden(
-        self, embeddings: Embeddings, marks: Marks, mask: Mask, cache: Cache | None = None, length: int | None = None
+        self, embeddings: Embeddings, marks: Marks, mask: Mask, cache: Keeper | None = None, length: int | None = None
     ) -> Embeddings:
         return self.run(embeddings, self.context(embeddings, marks, mask, length, cache=cache))
 
@@ -131,10 +136,7 @@ class Decoder(Model):
         return self.norm(x)
 
     def logits(self, hidden: Embeddings) -> Logits:
-        table = self.embedding if self.projection is None else self.projection
-        if isinstance(table, Int8Embedding):
-            return table.project(hidden)
-        return table(hidden) if isinstance(table, Int8Linear) else linear(hidden, table.weight)
+        return self.embedding.project(hidden) if self.projection is None else self.projection(hidden)
 
     @property
     def head(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from handscroll.models.bloom import BloomConfig
 from handscroll.models.gpt2 import GPT2Config
 from handscroll.models.llama import LlamaConfig
 
@@ -10,12 +11,13 @@ from handscroll.models.llama import LlamaConfig
 class Entry:
     """One foreign tensor. Several of ours: stacked along their output dimension (a fused projection).
 
-    `transposed`: stored (in, out), as GPT-2's Conv1D does.
+    `transposed`: stored (in, out), as GPT-2's Conv1D does. `heads`: ours are interleaved head by head, so many.
     """
 
     theirs: str
     ours: tuple[str, ...]
     transposed: bool = False
+    heads: int = 0
 
 
 def llama_entries(config: LlamaConfig) -> list[Entry]:
@@ -69,4 +71,27 @@ def gpt2_entries(config: GPT2Config) -> list[Entry]:
                 names = tuple(f"layers.{number}.{name}.{part}" for name in ours)
                 transposed = convolution and part == "weight"
                 entries.append(Entry(f"transformer.h.{number}.{theirs}.{part}", names, transposed))
+    return entries
+
+
+def bloom_entries(config: BloomConfig) -> list[Entry]:
+    entries = [Entry("transformer.word_embeddings.weight", ("embedding.weight",))]
+    outside = {"word_embeddings_layernorm": "embedding_norm", "ln_f": "norm"}
+    entries += [Entry(f"transformer.{t}.{p}", (f"{o}.{p}",)) for t, o in outside.items() for p in ("weight", "bias")]
+    if not config.tied:
+        entries.append(Entry("lm_head.weight", ("projection.weight",)))
+    modules = {
+        "input_layernorm": ("attention_norm",),
+        "self_attention.query_key_value": ("attention.query", "attention.key", "attention.value"),
+        "self_attention.dense": ("attention.output",),
+        "post_attention_layernorm": ("mlp_norm",),
+        "mlp.dense_h_to_4h": ("mlp.up",),
+        "mlp.dense_4h_to_h": ("mlp.down",),
+    }
+    for number in range(config.layers):
+        for theirs, ours in modules.items():
+            for part in ("weight", "bias"):
+                names = tuple(f"layers.{number}.{name}.{part}" for name in ours)
+                heads = config.heads if len(names) > 1 else 0
+                entries.append(Entry(f"transformer.h.{number}.{theirs}.{part}", names, heads=heads))
     return entries

@@ -51,7 +51,12 @@ _FORMS = {
         "longrope",
         _STRETCH | {key: key for key in ("short_factor", "long_factor")} | {"attention_factor": "attention_override"},
     ),
+    "dynamic-yarn": _Form("dynamic-yarn", _STRETCH | {key: key for key in ("beta_fast", "beta_slow", "sharpening")}),
+    "self-extend": _Form("self-extend", _STRETCH | {"window": "window", "group_size": "group"}),
+    "dual-chunk": _Form("dual-chunk", _STRETCH | {"chunk_size": "chunk"}),
 }
+# Ours: no other library computes them, so their names are ones that the others do not know and refuse to load.
+OWN = frozenset({"dynamic-yarn", "self-extend", "dual-chunk"})
 _ALIASES = {"su": "longrope"}  # the name of Phi-3's first release
 _COMMON = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 _PLAIN = {"rope_type": "default"}

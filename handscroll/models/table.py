@@ -8,6 +8,8 @@ FAMILIES: dict[str, str] = {
     "qwen2": "handscroll.models.foreign:QWEN2",
     "qwen3": "handscroll.models.foreign:QWEN3",
     "gpt2": "handscroll.models.foreign:GPT2_FAMILY",
+    "bloom": "handscroll.models.foreign:BLOOM",
+    "bloom-interpolated": "handscroll.models.foreign:BLOOM_INTERPOLATED",
 }
 
 

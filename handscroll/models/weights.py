@@ -180,11 +180,15 @@ def _unpack(entry: Entry, tensor: Tensor, shapes: dict[str, tuple[int, ...]], fo
         )
     if not tensor.is_floating_point():
         raise CheckpointError(f"{folder}: tensor '{entry.theirs}' is {tensor.dtype}; quantised weights are not read")
+    if entry.heads:
+        tensor = tensor.unflatten(0, (entry.heads, len(entry.ours), -1)).transpose(0, 1).flatten(0, 2)
     yield from zip(entry.ours, tensor.split([shape[0] for shape in wanted]), strict=True)
 
 
 def _pack(entry: Entry, state: dict[str, Tensor]) -> Tensor:
     tensor = state[entry.ours[0]] if len(entry.ours) == 1 else torch.cat([state[name] for name in entry.ours])
+    if entry.heads:
+        tensor = tensor.unflatten(0, (len(entry.ours), entry.heads, -1)).transpose(0, 1).flatten(0, 2)
     return (tensor.T if entry.transposed else tensor).contiguous().cpu()
 
 

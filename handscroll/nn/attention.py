@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from handscroll.base.errors import ConfigError
+from handscroll.nn.bands import attend_bands
+from handscroll.nn.bias import Bias
 from handscroll.nn.cache import Keeper, Span
 from handscroll.nn.kernels import Exchange, attend
 from handscroll.nn.linear import Linear
@@ -11,6 +14,7 @@ from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Mask
 from handscroll.nn.noise import Noise
 from handscroll.nn.norm import RMSNorm
+from handscroll.nn.pages import Pages
 from handscroll.nn.rope import Rotation
 from handscroll.nn.shapes import Embeddings
 
@@ -30,11 +34,12 @@ class Heads:
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """What every layer of one forward shares: marks, mask, rotation, cache, dropout, tiling of the MLP."""
+    """What every layer of one forward shares: marks, mask, rotation or bias, cache, dropout, tiling of the MLP."""
 
     marks: Marks
     mask: Mask
     rotation: Rotation | None = None
+    bias: Bias | None = None  # added to the scores of every layer (ALiBi)
     cache: Keeper | None = None
     noise: Noise | None = None
     exchange: Exchange | None = None  # of the ranks that hold the tokens together
@@ -66,14 +71,26 @@ class Attention(nn.Module):
         if self.shape.norm_eps is not None:
             q = self.query_norm(q).to(q.dtype)  # under autocast the norm gives float32
         scale = self.shape.head_size**-0.5
-        if context.rotation is not None:
-            q = context.rotation.turn(q)
-            scale *= context.rotation.attention_factor**2
+        rotation, bands = context.rotation, () if context.rotation is None else context.rotation.bands
+        if rotation is not None:
+            q = q if bands else rotation.turn(q)
+            scale *= rotation.attention_factor**2
         spans = self.remember(x, context, layer)
-        out, _ = attend(q, spans, mask, context.marks, scale=scale, exchange=context.exchange)
+        select = getattr(context.cache, "select", None)  # asked by name: a protocol's check takes longer than the call
+        if select is not None:
+            if bands:
+                raise ConfigError("this cache ranks keys by one rotation, the scaling has several: use 'offload'")
+            spans = select(layer, q, spans, mask, context.marks, scale)
+        if bands:
+            assert not isinstance(spans, Pages), "blocks are read with one rotation; the engine refuses bands"
+            if any(span.observer is not None for span in spans):
+                raise ConfigError("this cache scores keys under one rotation, the scaling has several: use 'sinks'")
+            out = attend_bands(q, spans, mask, context.marks, scale, bands, context.exchange)
+        else:
+            out, _ = attend(q, spans, mask, context.marks, scale, exchange=context.exchange, bias=context.bias)
         return self.output(out.transpose(1, 2).flatten(2))
 
-    def remember(self, x: Embeddings, context: Context, layer: int) -> list[Span]:
+    def remember(self, x: Embeddings, context: Context, layer: int) -> list[Span] | Pages:
         """Keys and values of `x`, appended to the cache of `layer`; returns what its queries may read."""
         k, v = self._split(self.key(x)), self._split(self.value(x))
         if self.shape.norm_eps is not None:

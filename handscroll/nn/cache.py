@@ -7,13 +7,16 @@ offloaded and remote caches all hand the same thing to `attend`: a list of spans
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from handscroll.nn.marks import Marks
-from handscroll.nn.rounding import from_int8
+from handscroll.nn.rounding import GROUP, from_int4, from_int4_columns, from_int8
+
+if TYPE_CHECKING:
+    from handscroll.nn.pages import Pages
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +35,9 @@ class Observer:
 class Span:
     """Keys and values (B, K, S, E) with marks; `rotated` says whether the keys carry their rotary angle.
 
-    Keys and values in int8 have `scales` (B, K, S) in float32, one pair for the two: what they stand for is number
-    times scale. Kernels read them through `read`, or as they are where they can.
+    Rounded keys and values have `scales`, one tensor for each: int8 (B, K, S); int4, whose S is a multiple of 32, what
+    `to_int4_columns` and `to_int4` make of keys and values. Kernels read them through `read`, or as they are where they
+    can.
 
     `accumulate(first, key_gradient, value_gradient)`, where given, takes the gradient of a run of the span that
     begins at `first`: such a span is no part of autograd's graph (earlier chunks of a long training step).
@@ -49,12 +53,25 @@ class Span:
     observer: Observer | None = None
 
     def read(self, first: int, last: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, K, last - first, E) of a run; what is stored in int8 is widened to `dtype`."""
+        """Keys and values (B, K, last - first, E) of a run; what is rounded is widened to `dtype`."""
         keys, values = self.keys[:, :, first:last], self.values[:, :, first:last]
         if self.scales is None:
             return keys, values
-        key_scales, value_scales = (s[:, :, first:last] for s in self.scales)
+        if keys.dtype == torch.uint8:
+            start = first - first % GROUP
+            key_scales, value_scales = self.scales_of(start, last)
+            groups = self.keys[:, :, start : start + GROUP * key_scales.shape[2]]
+            wide = from_int4_columns(groups, key_scales, dtype)[:, :, first - start : last - start]
+            return wide, from_int4(values, value_scales[:, :, first - start :], dtype)
+        key_scales, value_scales = self.scales_of(first, last)
         return from_int8(keys, key_scales, dtype), from_int8(values, value_scales, dtype)
+
+    def scales_of(self, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """The scales of a run; in int4 it begins at a multiple of 32."""
+        assert self.scales is not None
+        keys, values = self.scales
+        each = GROUP if self.keys.dtype == torch.uint8 else 1
+        return keys[:, :, first // each : -(-last // each)], values[:, :, first:last]
 
     def rows(self, batch: int) -> "Span":
         """The same span for every row of a batch, without a copy."""
@@ -63,7 +80,7 @@ class Span:
         keys, values = (x.expand(batch, -1, -1, -1) for x in (self.keys, self.values))
         scales = self.scales
         if scales is not None:
-            scales = (scales[0].expand(batch, -1, -1), scales[1].expand(batch, -1, -1))
+            scales = (scales[0].expand(batch, *scales[0].shape[1:]), scales[1].expand(batch, *scales[1].shape[1:]))
         return replace(self, keys=keys, values=values, scales=scales)
 
     def release(self) -> None:
@@ -72,10 +89,14 @@ class Span:
 
 @runtime_checkable
 class Keeper(Protocol):
-    """What a forward asks of whatever keeps its keys and values: the cache below, or the carry of a long step."""
+    """What a forward asks of whatever keeps its keys and values: the cache below, or the carry of a long step.
 
-    def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
-        """Keep (B, K, T, E) keys and values of one layer; returns the spans that the new queries read."""
+    One that has `select(layer, q, spans, mask, marks, scale) -> spans` is asked, once the queries are known, which of
+    the spans that `append` returned they read.
+    """
+
+    def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> "list[Span] | Pages":
+        """Keep (B, K, T, E) keys and values of one layer; returns the spans, or pages, that the new queries read."""
         ...
 
     def commit(self) -> None:
@@ -99,8 +120,6 @@ class Cache:
     `past` are spans (1, K, S, E) per layer that come before all else and are only read, by every row (a saved
     reading, mapped from its file). `marks` are those of the tokens after it.
     """
-
-    budgeted: ClassVar[bool] = False  # whether the class takes `budget`, the most tokens it holds
 
     layers: int
     capacity: int = 0
@@ -126,6 +145,10 @@ class Cache:
     def expect(self, marks: Marks) -> None:
         """Tokens with these marks are about to be read, in one forward or several: for caches that wait for the end."""
 
+    def report(self) -> str:
+        """What there is to say at the end of a generation; nothing of an exact cache."""
+        return ""
+
     def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
         """Add (B, K, T, E) keys and values of one layer; returns all spans of the layer, the new tokens last."""
         if self._pending is None or layer == 0:  # of an aborted forward nothing is left
@@ -149,6 +172,18 @@ class Cache:
             raise ValueError(f"cannot trim a cache of {self.length} tokens{first} to {length}")
         self.marks, self._pending = self.marks.part(0, length - self._before), None
 
+    def change_keys(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Replace the keys (B, K, S, E) of every layer by `change` of them; those of the past stay as they are.
+
+        Raises:
+            ValueError: there is a past, or the keys are no plain numbers.
+        """
+        if self.past or any(store.keys is not None and store.keys.dtype == torch.int8 for store in self._store):
+            raise ValueError("keys of a saved reading or in int8 cannot be changed; read the text again")
+        for store in self._store:
+            if store.keys is not None:
+                store.keys[:, :, : self.marks.length] = change(store.keys[:, :, : self.marks.length])
+
     def clone(self) -> "Cache":
         """An independent copy (branches of one prompt)."""
         stores = [
@@ -164,6 +199,17 @@ class Cache:
             for s in self._store
         ]
         return Cache(self.layers, marks=self.marks.take_rows(rows), past=self.past, _store=stores)
+
+    def branch(self, capacity: int = 0) -> "Cache":
+        """A cache of any number of rows that goes on after the one row of this, which becomes its `past`, uncopied.
+
+        This cache must not be written to any more while a branch is in use.
+        """
+        past = [
+            [*(self.past[layer] if self.past else ()), *([self._held(layer)] if self.marks.length else [])]
+            for layer in range(self.layers)
+        ]
+        return type(self)(self.layers, capacity=capacity, past=past)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Named tensors from which `from_state` rebuilds the cache: keys, values and marks; not the past."""
@@ -186,6 +232,12 @@ class Cache:
         else:
             marks = Marks.of(state["index"], state["segment"], state["positions"])
         return cls(layers, marks=marks, _store=stores)
+
+    def _held(self, layer: int) -> Span:
+        """What was appended to a layer and committed."""
+        store, end = self._store[layer], self.marks.length
+        assert store.keys is not None and store.values is not None, "nothing was appended"
+        return Span(store.keys[:, :, :end], store.values[:, :, :end], self.marks)
 
     @property
     def _before(self) -> int:

@@ -23,18 +23,19 @@ def accumulator(q: Tensor) -> torch.dtype:
 
 
 def forward(
-    q: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None, scale: float, square: bool = False
+    q: Tensor, keys: Tensor, values: Tensor, added: Tensor | None, scale: float, square: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Output (B, H, T, E) and log-sum-exp (B, H, T); queries without any key give zeros and -inf.
 
-    `allowed` (B or 1, T, S) masks; `square` is the causal diagonal. Query heads share kv heads evenly.
+    `added` (B or 1, H or 1, T, S) goes onto the scaled scores, -inf where a key is not seen; `square` is the causal
+    diagonal. Query heads share kv heads evenly.
     """
-    if allowed is None:
+    if added is None:
         return _run(q, keys, values, None, scale, square)
-    empty = ~allowed.any(dim=-1)[:, None]  # (B or 1, 1, T)
-    out, lse = _run(q, keys, values, _additive(allowed | empty[:, 0, :, None], q), scale, False)
+    empty = (added == -math.inf).all(dim=-1)  # (B or 1, H or 1, T)
     if not bool(empty.any()):
-        return out, lse
+        return _run(q, keys, values, added, scale, False)
+    out, lse = _run(q, keys, values, added.masked_fill(empty.unsqueeze(-1), 0.0), scale, False)
     return out.masked_fill(empty.unsqueeze(-1), 0.0), lse.masked_fill(empty, -math.inf)
 
 
@@ -43,7 +44,7 @@ def backward(
     inputs: tuple[Tensor, Tensor, Tensor],
     out: Tensor,
     lse: Tensor,
-    allowed: Tensor | None,
+    added: Tensor | None,
     scale: float,
     square: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,17 +54,23 @@ def backward(
     is seen). The gradients of the queries add up over runs.
     """
     q, keys, values = inputs
-    additive = None if allowed is None else _additive(allowed, q)
     if q.device.type == "cpu":
-        if additive is not None:
-            additive = additive.expand(q.shape[0], q.shape[1], -1, -1)
-        return _backward(slope, q, keys, values, out, lse, 0.0, square, attn_mask=additive, scale=scale)
-    return _products_backward(slope, inputs, out, lse, _with_square(additive, q, square), scale)
+        if added is not None:
+            added = added.expand(q.shape[0], q.shape[1], -1, -1)
+        return _backward(slope, q, keys, values, out, lse, 0.0, square, attn_mask=added, scale=scale)
+    return _products_backward(slope, inputs, out, lse, _with_square(added, q, square), scale)
 
 
-def rows(folded: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Few scaled query rows (B, K, R, E) of each kv head: two plain products over the keys where they lie."""
+def rows(
+    folded: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None, added: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Few scaled query rows (B, K, R, E) of each kv head: two plain products over the keys where they lie.
+
+    `allowed` masks, `added` goes onto the scores; both (B or 1, K or 1, R, S).
+    """
     scores = (folded @ keys.transpose(-1, -2)).to(accumulator(folded))
+    if added is not None:
+        scores = scores + added
     if allowed is not None:
         scores = scores.masked_fill(~allowed, -math.inf)
     lse = torch.logsumexp(scores, dim=-1)
@@ -75,6 +82,11 @@ def merge(pieces: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Join attention over disjoint key sets, exactly, from each one's output and log-sum-exp."""
     if len(pieces) == 1:
         return pieces[0]
+    if len(pieces) == 2:  # the usual case of decoding, in a third of the operations
+        (first, first_lse), (second, second_lse) = pieces
+        lse = torch.logaddexp(first_lse, second_lse)
+        share = torch.exp(second_lse - lse.clamp_min(-NOTHING)).unsqueeze(-1)
+        return torch.lerp(first.to(lse.dtype), second.to(lse.dtype), share).to(first.dtype), lse
     lse = torch.logsumexp(torch.stack([piece[1] for piece in pieces]), dim=0)
     finite = lse.clamp_min(-NOTHING)  # no key anywhere: weights become zero instead of NaN
     out = sum(out.to(lse.dtype) * torch.exp(part - finite).unsqueeze(-1) for out, part in pieces)
@@ -82,37 +94,38 @@ def merge(pieces: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return out.to(pieces[0][0].dtype), lse
 
 
-def _additive(allowed: Tensor, q: Tensor) -> Tensor:
-    additive = torch.zeros(allowed.shape, dtype=q.dtype, device=q.device)
-    return additive.masked_fill_(~allowed, -math.inf).unsqueeze(1)
+def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a key (B or 1, T, S) is seen and -inf elsewhere, for all heads."""
+    zeros = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return zeros.masked_fill_(~allowed, -math.inf).unsqueeze(1)
 
 
 def _run(
-    q: Tensor, keys: Tensor, values: Tensor, additive: Tensor | None, scale: float, square: bool
+    q: Tensor, keys: Tensor, values: Tensor, added: Tensor | None, scale: float, square: bool
 ) -> tuple[Tensor, Tensor]:
-    if additive is None and calls.can_prefill(q, keys, values):
+    if added is None and calls.can_prefill(q, keys, values):
         return calls.prefill(q, keys, values, scale, square)
     if q.device.type == "cpu":
         # The fused CPU kernel wants whole (B, heads) masks and returns the log-sum-exp, which F.sdpa hides.
-        if additive is not None:
-            additive = additive.expand(q.shape[0], q.shape[1], -1, -1)
-        return _forward(q, keys, values, 0.0, square, attn_mask=additive, scale=scale)
-    return _products(q, keys, values, _with_square(additive, q, square), scale)
+        if added is not None:
+            added = added.expand(q.shape[0], q.shape[1], -1, -1)
+        return _forward(q, keys, values, 0.0, square, attn_mask=added, scale=scale)
+    return _products(q, keys, values, _with_square(added, q, square), scale)
 
 
-def _with_square(additive: Tensor | None, q: Tensor, square: bool) -> Tensor | None:
+def _with_square(added: Tensor | None, q: Tensor, square: bool) -> Tensor | None:
     if not square:
-        return additive
+        return added
     ones = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device)
-    return _additive(ones.tril()[None], q)
+    return additive(ones.tril()[None], q.dtype)
 
 
-def _products(q: Tensor, keys: Tensor, values: Tensor, additive: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+def _products(q: Tensor, keys: Tensor, values: Tensor, added: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """Any device: plain products with float32 softmax, 512 queries at a time so that the scores stay small."""
     outs, lses = [], []
     for first in range(0, q.shape[2], 512):
         rows = slice(first, first + 512)
-        part = None if additive is None else additive[:, :, rows]
+        part = None if added is None else added[:, :, rows]
         scores = _scores(q[:, :, rows], keys, part, scale)
         lse = torch.logsumexp(scores, dim=-1)
         weights = torch.exp(scores - lse.unsqueeze(-1)).to(q.dtype)
@@ -126,7 +139,7 @@ def _products_backward(
     inputs: tuple[Tensor, Tensor, Tensor],
     out: Tensor,
     lse: Tensor,
-    additive: Tensor | None,
+    added: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     q, keys, values = inputs
@@ -135,7 +148,7 @@ def _products_backward(
     grad_keys, grad_values = torch.zeros_like(keys, dtype=wide), torch.zeros_like(values, dtype=wide)
     for first in range(0, q.shape[2], 512):
         rows = slice(first, first + 512)
-        part = None if additive is None else additive[:, :, rows]
+        part = None if added is None else added[:, :, rows]
         here, up = q[:, :, rows], slope[:, :, rows]
         weights = torch.exp(_scores(here, keys, part, scale) - lse[:, :, rows].unsqueeze(-1))
         inner = (up.to(wide) * out[:, :, rows].to(wide)).sum(dim=-1, keepdim=True)
@@ -155,7 +168,7 @@ def _folded(x: Tensor, keys: Tensor) -> Tensor:
     return x.reshape(batch, kv, heads // kv * count, size)
 
 
-def _scores(q: Tensor, keys: Tensor, additive: Tensor | None, scale: float) -> Tensor:
+def _scores(q: Tensor, keys: Tensor, added: Tensor | None, scale: float) -> Tensor:
     scores = (_folded(q, keys) @ keys.transpose(-1, -2)).to(accumulator(q)) * scale
     scores = scores.reshape(*q.shape[:3], keys.shape[2])
-    return scores if additive is None else scores + additive
+    return scores if added is None else scores + added

@@ -16,13 +16,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from handscroll.nn import fused
+from handscroll.nn.bias import Bias
 from handscroll.nn.cache import Span
 from handscroll.nn.fused import NOTHING, accumulator, merge
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Mask
 from handscroll.nn.native import calls
 from handscroll.nn.observe import observe
-from handscroll.nn.pieces import Piece, pieces, query_tiles
+from handscroll.nn.pages import Pages
+from handscroll.nn.pieces import Piece, narrow, pieces, query_tiles
 
 # Up to this many query tokens a pass over the folded groups beats torch's fused kernel on a CPU (with grouped queries
 # torch 2.13 reads 1.1 GB of cache a second, two matrix products 10-13; the compiled kernel: docs/benchmarks.md).
@@ -60,49 +62,81 @@ class Choice:
     reason: str
 
 
-def choose(q: Tensor, spans: Sequence[Span], mask: Mask, marks: Marks) -> Choice:
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Keys that are read with queries of their own: `queries` (B, H, T, E), the spans, and which keys of them."""
+
+    queries: Tensor
+    spans: Sequence[Span]
+    mask: Mask
+
+
+def choose(q: Tensor, spans: Sequence[Span], mask: Mask, marks: Marks, bias: Bias | None = None) -> Choice:
     """Decide the implementation from shapes, marks and gradients: `fold` or `tiles`."""
     if q.shape[2] <= FOLD and not _tracked(q, spans):
         return Choice("fold", f"{q.shape[2]} query tokens, no gradient: two products over folded groups")
+    if bias is not None:
+        return Choice("tiles", "a bias is added to the scores: query tiles with a small tensor for every head")
     tiles = query_tiles(mask, marks, [span.marks for span in spans])
     if len(tiles) == 1:
         return Choice("tiles", "the mask is decided block by block: unmasked past + causal square, no mask tensor")
     return Choice("tiles", f"the mask is undecided in places: {len(tiles)} query tiles with small mask tensors")
 
 
-def attend(
+def attend(  # noqa: PLR0913 - one signature for every kind of attention
     q: Float[Tensor, "B H T E"],
-    spans: Sequence[Span],
+    spans: Sequence[Span] | Pages,
     mask: Mask,
     marks: Marks,
     scale: float | None = None,
     kernel: str | None = None,
     exchange: Exchange | None = None,
+    bias: Bias | None = None,
 ) -> tuple[Float[Tensor, "B H T E"], Float[Tensor, "B H T"]]:
     """Softmax attention of queries with `marks` over all keys of `spans`; grouped kv heads are shared.
 
     Args:
+        spans: or the pages of a pool, for one new token of every row (`nn/pages.py`).
         scale: multiplies q.k; 1/sqrt(E) unless given. A scaling's squared attention factor belongs here.
         kernel: force one of `KERNELS` (tests, benchmarks); chosen by `choose` otherwise.
         exchange: where the tokens of a row lie on several ranks: q and spans are this rank's.
+        bias: added to the scaled scores (ALiBi); no gradient flows to it.
 
     Returns:
         out and the natural log-sum-exp of the scaled scores (not differentiable). A query that may see no
         key (padding) gives zeros and -inf. Spans with an `observer` are told the mass on their keys.
     """
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
+    if isinstance(spans, Pages):
+        return paged(q, spans, mask, scale)
     if exchange is not None:
         assert all(span.observer is None for span in spans), "keys of several ranks are not observed"
-        return tiles(q, spans, mask, marks, scale, exchange)
+        return tiles(q, spans, mask, marks, scale, bias, exchange)
     if kernel is None:
         kernel = "fold" if q.shape[2] <= FOLD and not _tracked(q, spans) else "tiles"
-    out, lse = KERNELS[kernel](q, spans, mask, marks, scale)
+    out, lse = KERNELS[kernel](q, spans, mask, marks, scale, bias)
     if any(span.observer is not None for span in spans):
-        observe(q, spans, mask, marks, scale, lse)
+        observe(q, spans, mask, marks, scale, lse, bias)
     return out, lse
 
 
-def eager(q: Tensor, spans: Sequence[Span], mask: Mask, marks: Marks, scale: float) -> tuple[Tensor, Tensor]:
+def attend_parts(
+    parts: Sequence[Part], marks: Marks, scale: float, exchange: Exchange | None = None
+) -> Float[Tensor, "B H T E"]:
+    """Attention of queries with `marks` over disjoint sets of keys, each of which they meet with another rotation.
+
+    The result is the softmax over all sets together; its gradient is formed set by set from the common log-sum-exp.
+    """
+    if not any(_tracked(part.queries, part.spans) for part in parts):
+        return merge([attend(p.queries, p.spans, p.mask, marks, scale, exchange=exchange) for p in parts])[0]
+    calls = tuple(_Call(tuple(part.spans), part.mask, marks, scale, None, exchange) for part in parts)
+    tensors = [tensor for part in parts for tensor in (part.queries, *_own(part.spans))]
+    return _Attention.apply(calls, *tensors)[0]
+
+
+def eager(
+    q: Tensor, spans: Sequence[Span], mask: Mask, marks: Marks, scale: float, bias: Bias | None = None
+) -> tuple[Tensor, Tensor]:
     """The oracle: dense scores in float64, all spans side by side. Memory is T x S; for tests only."""
     groups = q.shape[1] // spans[0].keys.shape[1]
     read = [s.read(0, s.marks.length, torch.float64) for s in spans]
@@ -112,34 +146,64 @@ def eager(q: Tensor, spans: Sequence[Span], mask: Mask, marks: Marks, scale: flo
     allowed = torch.cat(
         [mask.allowed(marks, s.marks, q.device).expand(q.shape[0], -1, -1) for s in spans], dim=2
     ).unsqueeze(1)
-    scores = (q.double() @ keys.transpose(-1, -2) * scale).masked_fill(~allowed, -math.inf)
+    scores = q.double() @ keys.transpose(-1, -2) * scale
+    if bias is not None:
+        parts = [bias.values(marks, s.marks, q.device).expand(q.shape[0], -1, -1, -1) for s in spans]
+        scores = scores + torch.cat(parts, dim=3)
+    scores = scores.masked_fill(~allowed, -math.inf)
     lse = torch.logsumexp(scores, dim=-1)
     weights = torch.exp(scores - lse.unsqueeze(-1).clamp_min(-1e300))
     return (weights @ values).to(q.dtype), lse.detach().to(accumulator(q))
 
 
-def fold(q: Tensor, spans: Sequence[Span], mask: Mask, marks: Marks, scale: float) -> tuple[Tensor, Tensor]:
+def fold(
+    q: Tensor, spans: Sequence[Span], mask: Mask, marks: Marks, scale: float, bias: Bias | None = None
+) -> tuple[Tensor, Tensor]:
     """Few queries over long spans: the query heads of a kv head are the rows of one pass over its keys."""
     batch, heads, count, size = q.shape
-    kv = spans[0].keys.shape[1]
+    kv = spans[-1].keys.shape[1]  # the newest are in memory, older ones may be elsewhere
     folded = q.reshape(batch, kv, heads // kv * count, size)
     found = []
     for span in spans:
         for piece in pieces(mask, marks, span.marks):
-            if piece.mask is None and not piece.square and calls.can_decode(folded, span):
+            plain = piece.mask is None and not piece.square and bias is None
+            if plain and calls.can_decode(folded, span, piece.first):
                 out, lse = calls.decode(folded.to(torch.float32) * scale, span, piece.first, piece.last)
             else:
                 keys, values = span.read(piece.first, piece.last, q.dtype)
                 left = Causal() if piece.square else piece.mask
-                allowed = None
+                allowed, added, part = None, None, span.marks.part(piece.first, piece.last)
                 if left is not None:
-                    seen = left.allowed(marks, span.marks.part(piece.first, piece.last), q.device)
+                    seen = left.allowed(marks, part, q.device)
                     allowed = seen[:, None].repeat(1, 1, heads // kv, 1)
-                out, lse = fused.rows(folded * scale, keys, values, allowed)
+                if bias is not None:
+                    added = bias.values(marks, part, q.device).unflatten(1, (kv, -1)).flatten(2, 3)
+                # The few keys of the queries' own tokens: as exact as the compiled kernel over the past is, so that
+                # tokens verified together have the logits of tokens read one by one.
+                wide = accumulator(q) if piece.square else q.dtype
+                out, lse = fused.rows(folded.to(wide) * scale, keys.to(wide), values.to(wide), allowed, added)
             found.append((out.reshape(batch, heads, count, size), lse.reshape(batch, heads, count)))
         span.release()
     out, lse = merge(found) if found else _unseen(q)
     return out.to(q.dtype), lse
+
+
+def paged(
+    q: Float[Tensor, "B H 1 E"], pages: Pages, mask: Mask, scale: float
+) -> tuple[Float[Tensor, "B H 1 E"], Float[Tensor, "B H 1"]]:
+    """One new token of every row over its own pages: all rows in one compiled call, or each alone through `fold`."""
+    batch, heads, count, size = q.shape
+    assert count == 1 and batch == len(pages.table.rows), (q.shape, len(pages.table.rows))
+    runs = None if any(pages.past) else pages.table.runs(mask)
+    if runs is not None and calls.can_page(q, pages.keys, pages.values):
+        folded = q.reshape(batch, pages.keys.shape[0], -1, size).to(torch.float32) * scale
+        out, lse = calls.paged(folded, pages.keys, pages.values, pages.table.page, pages.table.pages, runs)
+        return out.reshape(q.shape).to(q.dtype), lse.reshape(batch, heads, 1)
+    if batch > 1:
+        alone = [paged(q[row : row + 1], pages.part([row]), mask, scale) for row in range(batch)]
+        return torch.cat([out for out, _ in alone]), torch.cat([lse for _, lse in alone])
+    row = pages.table.rows[0]
+    return fold(q, pages.spans(0), mask, Marks.run(row.start + row.length - 1, 1), scale)
 
 
 def tiles(
@@ -148,14 +212,14 @@ def tiles(
     mask: Mask,
     marks: Marks,
     scale: float,
+    bias: Bias | None = None,
     exchange: Exchange | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Any mask, any spans, with gradient: query tiles over the pieces of each span that they can see."""
-    call = _Call(tuple(spans), mask, marks, scale, exchange)
+    call = _Call(tuple(spans), mask, marks, scale, bias, exchange)
     if not _tracked(q, spans):
         return _whole_forward(q, call)
-    tensors = [tensor for span in spans if span.accumulate is None for tensor in (span.keys, span.values)]
-    return _Attention.apply(q, call, *tensors)
+    return _Attention.apply((call,), q, *_own(spans))
 
 
 KERNELS = {"eager": eager, "fold": fold, "tiles": tiles}
@@ -169,29 +233,46 @@ class _Call:
     mask: Mask
     marks: Marks
     scale: float
+    bias: Bias | None
     exchange: Exchange | None
 
 
 class _Attention(torch.autograd.Function):
+    """Tensors: for each call its queries, then keys and values of the spans that autograd tracks."""
+
     @staticmethod
-    def forward(ctx: Any, q: Tensor, call: _Call, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        out, lse = _whole_forward(q, call)
-        ctx.save_for_backward(q, out, lse, *tensors)
+    def forward(ctx: Any, calls: tuple[_Call, ...], *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        left, found = iter(tensors), []
+        for call in calls:
+            found.append(_whole_forward(next(left), call))
+            for _ in _own(call.spans):
+                next(left)
+        out, lse = merge(found)
+        ctx.save_for_backward(out, lse, *tensors)
         # The spans that autograd tracks come back from the saved tensors; holding them here too would be a cycle.
-        ctx.call = replace(call, spans=tuple(_bare(span) for span in call.spans))
+        ctx.calls = [replace(call, spans=tuple(_bare(span) for span in call.spans)) for call in calls]
         ctx.mark_non_differentiable(lse)
         return out, lse
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
-        q, out, lse, *tensors = ctx.saved_tensors
+        out, lse, *tensors = ctx.saved_tensors
         left = iter(tensors)
-        spans = [
-            span if span.accumulate is not None else replace(span, keys=next(left), values=next(left))
-            for span in ctx.call.spans
-        ]
-        grad_q, grads = _whole_backward(slopes[0], q, spans, ctx.call, (out, lse))
-        return (grad_q, None, *grads)
+        grads: list[Tensor] = []
+        for call in ctx.calls:
+            q = next(left)
+            spans = [
+                span if span.accumulate is not None else replace(span, keys=next(left), values=next(left))
+                for span in call.spans
+            ]
+            grad_q, more = _whole_backward(slopes[0], q, spans, call, (out, lse))
+            grads += [grad_q, *more]
+        return (None, *grads)
+
+
+def _own(spans: Sequence[Span]) -> list[Tensor]:
+    """Keys and values of the spans that are part of autograd's graph."""
+    return [tensor for span in spans if span.accumulate is None for tensor in (span.keys, span.values)]
 
 
 def _bare(span: Span) -> Span:
@@ -203,8 +284,8 @@ def _whole_forward(q: Tensor, call: _Call) -> tuple[Tensor, Tensor]:
     """Attention of this rank's queries, whoever holds the keys."""
     exchange = call.exchange
     if exchange is None:
-        return _forward(q, call.spans, call.mask, call.marks, call.scale)
-    return exchange.join(*_forward(exchange.gather(q), call.spans, call.mask, exchange.marks, call.scale))
+        return _forward(q, call)
+    return exchange.join(*_forward(exchange.gather(q), replace(call, marks=exchange.marks)))
 
 
 def _whole_backward(
@@ -221,16 +302,16 @@ def _whole_backward(
     return exchange.sum(grad_q), grads
 
 
-def _forward(q: Tensor, spans: Sequence[Span], mask: Mask, marks: Marks, scale: float) -> tuple[Tensor, Tensor]:
+def _forward(q: Tensor, call: _Call) -> tuple[Tensor, Tensor]:
     outs, lses = [], []
-    for first, last in query_tiles(mask, marks, [span.marks for span in spans]):
-        here, part = marks.part(first, last), q[:, :, first:last]
+    for first, last in _tiles(call):
+        here, part = call.marks.part(first, last), q[:, :, first:last]
         found = []
-        for span in spans:
-            for piece in pieces(mask, here, span.marks):
+        for span in call.spans:
+            for piece in _pieces(call, here, span.marks, q.shape[1]):
                 keys, values = span.read(piece.first, piece.last, q.dtype)
-                allowed = _allowed(piece, here, span.marks, q.device)
-                found.append(fused.forward(part, keys, values, allowed, scale, piece.square))
+                added = _added(piece, call.bias, here, span.marks, q)
+                found.append(fused.forward(part, keys, values, added, call.scale, piece.square))
                 if len(found) == JOINED:  # a past of many blocks must not hold an output for each
                     found = [merge(found)]
             span.release()
@@ -253,18 +334,18 @@ def _backward(
         for number, span in enumerate(spans)
         if span.accumulate is None
     }
-    for first, last in query_tiles(call.mask, call.marks, [span.marks for span in spans]):
+    for first, last in _tiles(call):
         here, rows = call.marks.part(first, last), slice(first, last)
         for number, span in enumerate(spans):
-            for piece in pieces(call.mask, here, span.marks):
+            for piece in _pieces(call, here, span.marks, q.shape[1]):
                 keys, values = span.read(piece.first, piece.last, q.dtype)
-                allowed = _allowed(piece, here, span.marks, q.device)
+                added = _added(piece, call.bias, here, span.marks, q)
                 change, change_keys, change_values = fused.backward(
                     slope[:, :, rows],
                     (q[:, :, rows], keys, values),
                     out[:, :, rows],
                     lse[:, :, rows],
-                    allowed,
+                    added,
                     call.scale,
                     piece.square,
                 )
@@ -278,10 +359,23 @@ def _backward(
     return grad_q.to(q.dtype), [total.to(q.dtype) for pair in own.values() for total in pair]
 
 
-def _allowed(piece: Piece, query: Marks, key: Marks, device: torch.device) -> Tensor | None:
-    if piece.mask is None:
-        return None
-    return piece.mask.allowed(query, key.part(piece.first, piece.last), device)
+def _tiles(call: _Call) -> list[tuple[int, int]]:
+    return query_tiles(call.mask, call.marks, [span.marks for span in call.spans], call.bias is not None)
+
+
+def _pieces(call: _Call, here: Marks, key: Marks, heads: int) -> list[Piece]:
+    found = pieces(call.mask, here, key)
+    return found if call.bias is None else narrow(found, heads)
+
+
+def _added(piece: Piece, bias: Bias | None, query: Marks, key: Marks, q: Tensor) -> Tensor | None:
+    """What is added to the scores of a piece: -inf where the mask forbids, and the bias. None: nothing."""
+    part = key.part(piece.first, piece.last)
+    allowed = None if piece.mask is None else piece.mask.allowed(query, part, q.device)
+    if bias is None:
+        return None if allowed is None else fused.additive(allowed, q.dtype)
+    values = bias.values(query, part, q.device).to(accumulator(q))
+    return values if allowed is None else values.masked_fill(~allowed.unsqueeze(1), -math.inf)
 
 
 def _unseen(q: Tensor) -> tuple[Tensor, Tensor]:
@@ -289,6 +383,7 @@ def _unseen(q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _tracked(q: Tensor, spans: Sequence[Span]) -> bool:
+    if not torch.is_grad_enabled():  # spans on disk need not be looked at
+        return False
     own = [span for span in spans if span.accumulate is None]
-    needed = q.requires_grad or any(span.keys.requires_grad or span.values.requires_grad for span in own)
-    return torch.is_grad_enabled() and needed
+    return q.requires_grad or any(span.keys.requires_grad or span.values.requires_grad for span in own)

@@ -5,8 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handscroll.nn.native import calls
-
-FEW = 8  # rows up to which the compiled product is asked
+from handscroll.nn.native.calls import FEW
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -21,3 +20,11 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
+
+
+class TokenTable(nn.Embedding):
+    """A vector (D,) for each of V tokens; tied, it is also the projection to the vocabulary."""
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of hidden states (..., D)."""
+        return linear(hidden, self.weight)

@@ -16,12 +16,14 @@ PADDING = -1
 
 
 class Extent(NamedTuple):
-    """Smallest and largest index and segment of a run of tokens of one row; what a mask is asked before any tile."""
+    """Smallest and largest index, segment and position of a run of tokens of one row; what a mask is asked first."""
 
     first: int
     last: int
     low: int = 0
     high: int = 0
+    near: int = 0
+    far: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,14 +82,15 @@ class Marks:
         """
         blocks = list(pairwise(edges))
         if self.start is not None:
-            return [[Extent(self.start + a, self.start + b - 1)] for a, b in blocks]
+            edges_of = [(self.start + a, self.start + b - 1) for a, b in blocks]
+            return [[Extent(first, last, near=first, far=last)] for first, last in edges_of]
         if edges not in self._extents:
-            index, segment, _ = self.tensors(torch.device("cpu"))
+            every = self.tensors(torch.device("cpu"))
             columns = [
                 torch.stack([t for block in blocks for t in torch.aminmax(marks[:, slice(*block)], dim=1)])
-                for marks in (index, segment)
+                for marks in every
             ]
-            numbers = torch.stack(columns).cpu().view(2, len(blocks), 2, -1).permute(1, 3, 0, 2).flatten(2).tolist()
+            numbers = torch.stack(columns).cpu().view(3, len(blocks), 2, -1).permute(1, 3, 0, 2).flatten(2).tolist()
             self._extents[edges] = [[Extent(*row) for row in block] for block in numbers]
         return self._extents[edges]
 

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from handscroll.nn.marks import Extent, Marks
 
+Seen = tuple[Tensor, Tensor, Tensor]
+
 
 class Mask:
-    """Which keys a query may see. Subclasses implement `sees` and `within` on index and segment alone."""
+    """Which keys a query may see. Subclasses implement `sees` and `within` on index, segment and position alone."""
 
-    def sees(self, query: tuple[Tensor, Tensor], key: tuple[Tensor, Tensor]) -> Tensor:
-        """Boolean (B, T, S) from (index, segment) of queries (B, T, 1) and keys (B, 1, S)."""
+    def sees(self, query: Seen, key: Seen) -> Tensor:
+        """Boolean (B, T, S) from (index, segment, position) of queries (B, T, 1) and keys (B, 1, S)."""
         raise NotImplementedError
 
     def within(self, query: Extent, key: Extent) -> "Mask | bool":
@@ -31,10 +33,9 @@ class Mask:
 
     def allowed(self, query: Marks, key: Marks, device: torch.device) -> Tensor:
         """Boolean (B or 1, T, S): what the queries may see, padding keys excluded. Called on tiles only."""
-        q_index, q_segment, _ = query.tensors(device)
-        k_index, k_segment, _ = key.tensors(device)
-        seen = self.sees((q_index[:, :, None], q_segment[:, :, None]), (k_index[:, None, :], k_segment[:, None, :]))
-        return seen & (k_index >= 0)[:, None, :]
+        q_index, q_segment, q_position = (marks[:, :, None] for marks in query.tensors(device))
+        k_index, k_segment, k_position = (marks[:, None, :] for marks in key.tensors(device))
+        return self.sees((q_index, q_segment, q_position), (k_index, k_segment, k_position)) & (k_index >= 0)
 
     def __and__(self, other: "Mask") -> "Mask":
         return And(self, other)
@@ -76,6 +77,44 @@ class Window(Mask):
 
     def within(self, query, key):
         return _decided(self, query.last - key.first < self.size, query.first - key.last >= self.size)
+
+
+@dataclass(frozen=True)
+class Beyond(Mask):
+    """A query sees only keys that are `size` or more before it: what `Window(size)` leaves out."""
+
+    size: int
+
+    def sees(self, query, key):
+        return query[0] - key[0] >= self.size
+
+    def within(self, query, key):
+        return _decided(self, query.first - key.last >= self.size, query.last - key.first < self.size)
+
+
+@dataclass(frozen=True)
+class ChunksBack(Mask):
+    """A query sees only keys `least` to `most` chunks (of `size` positions of their document) before its own.
+
+    `most` None: and all that are further back.
+    """
+
+    size: int
+    least: int
+    most: int | None
+
+    def sees(self, query, key):
+        back = query[2] // self.size - key[2] // self.size
+        return (back >= self.least) & (back <= (back if self.most is None else self.most))
+
+    def within(self, query, key):
+        fewest, furthest = (
+            query.near // self.size - key.far // self.size,
+            query.far // self.size - key.near // self.size,
+        )
+        reach = furthest if self.most is None else self.most
+        always = fewest >= self.least and furthest <= reach
+        return _decided(self, always, furthest < self.least or fewest > reach)
 
 
 @dataclass(frozen=True)

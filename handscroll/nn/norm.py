@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from handscroll.nn.native import calls
+
 
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last dimension; the product with the weight is in the dtype of x."""
@@ -14,6 +16,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+        if not torch.is_grad_enabled() and calls.can_norm(x, self.weight):
+            return calls.norm(x, self.weight, self.eps)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         scaled = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
         return self.weight * scaled.to(x.dtype)

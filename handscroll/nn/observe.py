@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from handscroll.nn.bias import Bias
 from handscroll.nn.cache import Observer, Span
 from handscroll.nn.fused import accumulator
 from handscroll.nn.marks import Marks
@@ -28,6 +29,7 @@ def observe(
     marks: Marks,
     scale: float,
     lse: Float[Tensor, "B H T"],
+    bias: Bias | None = None,
 ) -> None:
     """Tell every observer of `spans` the mass on its keys; `lse` is that of the queries over all spans together."""
     for span in spans:
@@ -39,13 +41,17 @@ def observe(
         for first in range(counting[0], counting[-1] + 1, QUERIES):
             last = min(first + QUERIES, counting[-1] + 1)
             here, rows = marks.part(first, last), slice(first, last)
-            _tile(q[:, :, rows], (span, span.observer, rows), mask, here, scale, lse[:, :, rows])
+            _tile(q[:, :, rows], (span, span.observer, rows), mask, here, (scale, lse[:, :, rows], bias))
 
 
 def _tile(
-    q: Tensor, watched: tuple[Span, Observer, slice], mask: Mask, marks: Marks, scale: float, lse: Tensor
+    q: Tensor,
+    watched: tuple[Span, Observer, slice],
+    mask: Mask,
+    marks: Marks,
+    softmax: tuple[float, Tensor, Bias | None],
 ) -> None:
-    span, observer, rows = watched
+    (span, observer, rows), (scale, lse, bias) = watched, softmax
     batch, heads, count, size = q.shape
     kv = span.keys.shape[1]
     folded = q.reshape(batch, kv, heads // kv * count, size)
@@ -56,8 +62,11 @@ def _tile(
             last = min(first + KEYS, piece.last)
             keys, _ = span.read(first, last, q.dtype)
             scores = (folded @ keys.transpose(-1, -2)).to(accumulator(q)) * scale
-            weights = torch.exp(scores.view(batch, kv, -1, count, last - first) - lse.view(batch, kv, -1, count, 1))
+            scores, part = scores.view(batch, kv, -1, count, last - first), span.marks.part(first, last)
+            if bias is not None:
+                scores = scores + bias.values(marks, part, q.device).unflatten(1, (kv, -1))
+            weights = torch.exp(scores - lse.view(batch, kv, -1, count, 1))
             if left is not None:
-                allowed = left.allowed(marks, span.marks.part(first, last), q.device)
+                allowed = left.allowed(marks, part, q.device)
                 weights = weights.masked_fill(~allowed[:, None, None], 0.0)  # also where a query sees no key
             observer.take(first, torch.einsum("bkgts,bt->bks", weights, counts))

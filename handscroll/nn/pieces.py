@@ -24,10 +24,10 @@ class Piece:
     square: bool = False
 
 
-def query_tiles(mask: Mask, query: Marks, spans: list[Marks]) -> list[tuple[int, int]]:
-    """How the queries are cut: not at all where no mask tensor will be needed, else into tiles of `QUERIES`."""
+def query_tiles(mask: Mask, query: Marks, spans: list[Marks], biased: bool = False) -> list[tuple[int, int]]:
+    """How the queries are cut: not at all where no mask or bias tensor will be needed, else into tiles of `QUERIES`."""
     whole = [piece for key in spans for piece in pieces(mask, query, key)]
-    if all(piece.mask is None for piece in whole):
+    if not biased and all(piece.mask is None for piece in whole):
         return [(0, query.length)]
     return [(a, min(a + QUERIES, query.length)) for a in range(0, query.length, QUERIES)]
 
@@ -43,14 +43,30 @@ def pieces(mask: Mask, query: Marks, key: Marks) -> list[Piece]:
     return known
 
 
+def narrow(found: list[Piece], heads: int) -> list[Piece]:
+    """The same pieces for a tensor of every head: none so wide that it is larger than one mask tensor may be."""
+    width = max(KEYS, WIDEST // heads)
+    cut = []
+    for piece in found:
+        mask = Causal() if piece.square else piece.mask
+        edges = range(piece.first, piece.last, width)
+        cut += [Piece(first, min(first + width, piece.last), mask) for first in edges]
+    return cut
+
+
+def decided(mask: Mask, query: Marks, key: Marks, edges: tuple[int, ...]) -> list[Mask | bool]:
+    """Of every block edges[i] .. edges[i + 1] - 1 of the keys: True, all is seen; False, nothing; or what is left."""
+    (queries,) = query.extents((0, query.length))
+    return [_left(mask, queries, extents) for extents in key.extents(edges)]
+
+
 def _pieces(mask: Mask, query: Marks, key: Marks) -> list[Piece]:
     (queries,) = query.extents((0, query.length))
     if key.length and _left(mask, queries, key.extents((0, key.length))[0]) is True:  # a new token sees all
         return [Piece(0, key.length)]
     edges = _edges(query, key)
     found: list[Piece] = []
-    for first, last, extents in zip(edges, edges[1:], key.extents(edges), strict=False):
-        left = _left(mask, queries, extents)
+    for first, last, left in zip(edges, edges[1:], decided(mask, query, key, edges), strict=False):
         if left is False:
             continue
         piece = Piece(first, last, None if left is True else left)

@@ -1,25 +1,34 @@
-"""Weights in int8 with a scale per output: half of bfloat16's bytes to read for every decoded token. Approximate.
+"""Weights in few bits: less to read for every decoded token. Approximate; no gradient reaches them.
 
-A few rows go through the compiled product, which reads int8; more rows widen the weights once and multiply as ever.
+A few rows go through the compiled product, which reads them as they are; more rows widen the weights once and multiply
+as ever.
 """
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 
-from handscroll.nn.linear import FEW, linear
+from handscroll.nn.linear import FEW, TokenTable, linear
 from handscroll.nn.native import calls
-from handscroll.nn.rounding import from_int8, to_int8
+from handscroll.nn.rounding import from_int4, from_int8, to_int4, to_int8
 
 
-class Int8Linear(nn.Module):
-    """The projection of a linear layer whose weights (N, D) were rounded. No gradient reaches them."""
+class Rounded(nn.Module):
+    """A projection whose weights (N, D) are kept as rounded numbers with scales.
 
+    Subclasses say how: `narrow(weights)` gives numbers and scales, `widen` takes them back.
+    """
+
+    narrow: Callable[[Tensor], tuple[Tensor, Tensor]]
+    widen: Callable[[Tensor, Tensor, torch.dtype], Tensor]
     numbers: Tensor
     scales: Tensor
     bias: Tensor | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
         super().__init__()
-        numbers, scales = to_int8(weight.detach())
+        numbers, scales = self.narrow(weight.detach())
         self.dtype = weight.dtype
         self.register_buffer("numbers", numbers)
         self.register_buffer("scales", scales)
@@ -28,12 +37,31 @@ class Int8Linear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weights that are meant, widened anew at every call."""
-        return from_int8(self.numbers, self.scales, self.dtype)
+        return self.widen(self.numbers, self.scales, self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.numel() <= FEW * x.shape[-1] and not x.requires_grad and calls.can_multiply_int8(x, self.numbers):
+        return self.project(x)
+
+    def project(self, x: Tensor) -> Tensor:
+        """x (..., D) times the weights (N, D) transposed, plus bias."""
+        few = x.numel() <= FEW * x.shape[-1] and not x.requires_grad
+        if few and calls.can_multiply_rounded(x, self.numbers, self.scales):
             return calls.multiply(x, self.numbers, self.bias, self.scales)
         return linear(x, self.weight, self.bias)
+
+
+class Int8Linear(Rounded):
+    """In int8 with a scale per output: half of bfloat16's bytes."""
+
+    narrow = staticmethod(to_int8)
+    widen = staticmethod(from_int8)
+
+
+class Int4Linear(Rounded):
+    """In int4 with a scale and a lowest number for 32 weights of an output: five bits a weight."""
+
+    narrow = staticmethod(to_int4)
+    widen = staticmethod(from_int4)
 
 
 class Int8Embedding(Int8Linear):
@@ -42,17 +70,24 @@ class Int8Embedding(Int8Linear):
     def forward(self, tokens: Tensor) -> Tensor:
         return from_int8(self.numbers[tokens], self.scales[tokens], self.dtype)
 
-    def project(self, x: Tensor) -> Tensor:
-        """Logits of hidden states."""
-        return super().forward(x)
+
+PROJECTIONS: dict[str, type[Rounded]] = {"int8": Int8Linear, "int4": Int4Linear}
 
 
-def quantise(model: nn.Module) -> nn.Module:
-    """Replace every linear layer and token table of a model by its rounded form, one after the other, in place."""
+def quantise(model: nn.Module, weights: str = "int8") -> nn.Module:
+    """Replace every linear layer and token table of a model by its rounded form, one after the other, in place.
+
+    `weights` names the form of the projections. The token table and the head are in int8 always: in int4 they would be
+    a third to a half of the whole distance (docs/log.md).
+
+    Raises:
+        ConfigError: int4, and a width is odd.
+    """
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
-                setattr(parent, name, Int8Linear(child.weight, child.bias))
-            elif isinstance(child, nn.Embedding) and name == "embedding":
+                kind = Int8Linear if name == "projection" else PROJECTIONS[weights]
+                setattr(parent, name, kind(child.weight, child.bias))
+            elif isinstance(child, TokenTable):
                 setattr(parent, name, Int8Embedding(child.weight))
     return model

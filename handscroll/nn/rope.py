@@ -1,31 +1,59 @@
 """Rotary position embedding (Su et al. 2021, "RoFormer"), in the half-split form of the Llama family."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from handscroll.nn.marks import Marks
-from handscroll.nn.scaling.base import Scaling
+from handscroll.nn.mask import Mask
+from handscroll.nn.native import calls
+from handscroll.nn.scaling.base import Band, Scaling
 
 REFERENCE = 1 << 14  # positions; a float32 angle is off by at most 5e-4 rad below it
 
 
 @dataclass(frozen=True, eq=False)
 class Rotation:
-    """Cosine and sine (1 or B, T, E / 2) in float32, and the factor that goes into the kernel's scale."""
+    """Cosine and sine (1 or B, T, E / 2) in float32, and the factor that goes into the kernel's scale.
+
+    With `bands` the tables are those of the keys as they are kept, and each band has its own for the queries.
+    """
 
     cosine: Tensor
     sine: Tensor
-    attention_factor: float
+    attention_factor: float = 1.0
+    bands: tuple["BandRotation", ...] = ()
 
-    def turn(self, x: Float[Tensor, "B H T E"]) -> Float[Tensor, "B H T E"]:
+    def turn(self, x: Float[Tensor, "B H T E"], back: bool = False) -> Float[Tensor, "B H T E"]:
         """Rotate queries or keys; computed in float32 (float64 stays), returned in the dtype of x."""
-        cosine, sine = self.cosine.unsqueeze(1), self.sine.unsqueeze(1)
+        sine = -self.sine if back else self.sine
+        if not torch.is_grad_enabled() and calls.can_turn(x, self.cosine):
+            return calls.turn(x, self.cosine, sine)
+        cosine, sine = self.cosine.unsqueeze(1), sine.unsqueeze(1)
         first, second = x.to(torch.promote_types(x.dtype, cosine.dtype)).chunk(2, dim=-1)
         turned = torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
         return turned.to(x.dtype)
+
+    def part(self, first: int, last: int) -> "Rotation":
+        """The tables of tokens first .. last - 1."""
+        return Rotation(self.cosine[:, first:last], self.sine[:, first:last])
+
+
+@dataclass(frozen=True, eq=False)
+class BandRotation:
+    """How the keys of one band (`Scaling.bands`) are met: the rotation of the queries, and what turns kept keys on.
+
+    `further(marks)` gives the tables of the keys with these marks; None: they are read as they are kept.
+    """
+
+    mask: Mask
+    queries: Rotation
+    further: Callable[[Marks], Rotation] | None
+    known: dict[Any, Any] = field(default_factory=dict)  # what `nn/bands.py` remembers for the layers of a forward
 
 
 def rotation(marks: Marks, scaling: Scaling, base: float, head_size: int, length: int | None, like: Tensor) -> Rotation:
@@ -35,10 +63,42 @@ def rotation(marks: Marks, scaling: Scaling, base: float, head_size: int, length
     models amplify the difference: with exact angles babyllama-256 lengthened to 1024 is 2e-4 off the reference's
     logits, so 4e-5. Beyond, angles are float64: a float32 product would be 0.06 rad off at a million tokens.
     """
+    positions = marks.tensors(like.device)[2]
     frequencies = scaling.inverse_frequencies(head_size, base, length).to(like.device, torch.float64)
-    positions = marks.tensors(like.device)[2].unsqueeze(-1)
-    angles = positions.to(torch.float64) * frequencies
+    stored = _tables(_angles(scaling.stored(positions), frequencies), like)
+    bands = tuple(_band(band, scaling, positions, frequencies, like) for band in scaling.bands())
+    return Rotation(*stored, scaling.attention_factor(length), bands)
+
+
+def moved(
+    marks: Marks, scaling: Scaling, base: float, head_size: int, lengths: tuple[int, int], like: Tensor
+) -> Rotation:
+    """What turns keys with `marks`, rotated for a request of the first length, to where the second would have them."""
+    positions = scaling.stored(marks.tensors(like.device)[2])
+    before, after = (
+        _angles(positions, scaling.inverse_frequencies(head_size, base, length).to(like.device, torch.float64))
+        for length in lengths
+    )
+    return Rotation(*_tables(after - before, like))
+
+
+def _band(band: Band, scaling: Scaling, positions: Tensor, frequencies: Tensor, like: Tensor) -> BandRotation:
+    def further(marks: Marks) -> Rotation:
+        at = marks.tensors(like.device)[2]
+        return Rotation(*_tables(_angles(band.key(at), frequencies) - _angles(scaling.stored(at), frequencies), like))
+
+    queries = Rotation(*_tables(_angles(band.query(positions), frequencies), like))
+    return BandRotation(band.mask, queries, None if band.key == scaling.stored else further)
+
+
+def _angles(positions: Tensor, frequencies: Tensor) -> Tensor:
+    """Float64 (1 or B, T, E / 2), rounded below `REFERENCE` as the reference library rounds."""
+    positions = positions.unsqueeze(-1)
     rounded = positions.to(torch.float32) * frequencies.to(torch.float32)
-    angles = torch.where(positions < REFERENCE, rounded.to(torch.float64), angles)
+    angles = positions.to(torch.float64) * frequencies
+    return torch.where(positions < REFERENCE, rounded.to(torch.float64), angles)
+
+
+def _tables(angles: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    return Rotation(angles.cos().to(dtype), angles.sin().to(dtype), scaling.attention_factor(length))
+    return angles.cos().to(dtype), angles.sin().to(dtype)

@@ -114,6 +114,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                         grad_head.addmm_(slope.T, part)
                     else:
                         grad_head += (slope.T @ part).to(wide)
+                del logits, slope  # before those of the next chunk are made
         ctx.save_for_backward(grad_hidden, grad_head)
         ctx.head_dtype = head.dtype
         ctx.mark_non_differentiable(losses)

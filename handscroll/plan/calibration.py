@@ -11,11 +11,11 @@ from pydantic import Field, ValidationError
 from handscroll.base.config import Config
 from handscroll.base.runs import write_file
 
-FORMAT = 2
+FORMAT = 3
 
 
 class Calibration(Config):
-    """Numbers of one machine and torch version. The defaults are those of a two-core AVX-512 server, one thread.
+    """Numbers of one machine and torch version. The defaults are those of a two-core AVX-512 server.
 
     base: bytes of a process that has trained a step of nothing (code, libraries, threads).
     The others are seconds per unit of work (`plan/duration.py`): a floating-point operation of a matrix product and
@@ -24,13 +24,13 @@ class Calibration(Config):
     """
 
     base: int = Field(default=347 << 20, gt=0)
-    product: float = Field(default=1.6e-11, gt=0)
-    product_narrow: float = Field(default=0.7e-11, gt=0)
-    attention: float = Field(default=2.2e-11, gt=0)
-    attention_narrow: float = Field(default=2.0e-11, gt=0)
-    activation: float = Field(default=3e-10, ge=0)
-    call: float = Field(default=1e-3, ge=0)
-    traffic: float = Field(default=3e-10, ge=0)
+    product: float = Field(default=5.4e-12, gt=0)
+    product_narrow: float = Field(default=1.6e-12, gt=0)
+    attention: float = Field(default=4.4e-12, gt=0)
+    attention_narrow: float = Field(default=1.7e-12, gt=0)
+    activation: float = Field(default=2.1e-10, ge=0)
+    call: float = Field(default=8e-4, ge=0)
+    traffic: float = Field(default=3e-11, ge=0)
     threads: int = Field(default=1, ge=1)
     measured: bool = False
 

@@ -1,23 +1,42 @@
 """Seconds of an update from counted work and measured speeds (`Calibration`).
 
 Per token a matrix of P numbers costs 2 P operations forward and 4 P backward (2 P where it is frozen). Attention of one
-query and one key costs 4 E a head forward and 10 E backward. Rungs repeat parts of the forward: checkpoint and
-chunk-outer once, stages of several layers nearly twice. The tiled MLP is computed once more.
+query and one key costs 4 E operations a head forward and 10 E backward, and exponentials besides. Rungs repeat parts of
+the forward: checkpoint and chunk-outer once, stages of several layers nearly twice; the tiled MLP costs one more.
+What is written and read again (activations, logits, masks, copies) is counted in bytes of activations.
+
+The constants are those of 128 drawn runs on a two-core AVX-512 server (bench/planner.runs.jsonl, 2026-11): with speeds
+fitted to the same runs the median error is 7 %.
 """
 
+import os
 from dataclasses import dataclass
 
-from handscroll.base.workload import CHUNKED, Workload
+from handscroll.base.workload import CHUNKED, Shape, Workload
 from handscroll.plan.calibration import Calibration
-from handscroll.plan.layer import QUERIES, WIDE, Layer
-from handscroll.plan.memory import stage_layers
+from handscroll.plan.layer import QUERIES, Layer
+from handscroll.plan.memory import carried, stage_layers
 
-MASKED = 5  # calls of a layer that a tile of queries under a mask tensor takes as long as (2 to 10 were measured)
+EDGE = 256  # keys that a query is given besides those it sees: kernels work in blocks
+BLOCKS = 384  # the same under mask tensors (nn/pieces.py: tiles of 512 queries over blocks of 512 keys)
+# Exponentials of a query and a key, in operations of a product: forward and backward, in float32 and in bfloat16; and
+# the operations of their products a head size.
+EXPONENTIALS = {"float32": (56, 172), "bfloat16": (105, 330)}
+OPERATIONS = {"float32": (4, 10), "bfloat16": (4, 15)}
+UNEVEN = {"float32": 1.3, "bfloat16": 1.75}  # most that rows x kv heads cost that the threads cannot share evenly
+# Bytes of activations that cost the same as: a logit, a number of a mask, of a token that dropout meets, of a weight
+# that is cast, of what a LoRA adapter reads and adds.
+LOGITS = {"float32": 12, "bfloat16": 16}
+MASKED, DROPPED, CAST, ADAPTED = 10, 25, 9, 10
+NARROW = 1.6  # a byte of bfloat16 activations, which are cast to and fro
+UNTRIMMED = 0.6  # a byte on rung plain, whose memory is mostly not new
+ORTHOGONAL = 1.7  # an operation of muon's small products
+DISK = 8e-9  # seconds that a byte written to and read from disk takes
 
 
 @dataclass(frozen=True)
 class Work:
-    """Counts of one update: operations of matrix products and of attention, bytes of activations, calls, traffic."""
+    """Counts of one update: operations of products and of attention, bytes of activations, calls, traffic, disk."""
 
     products: float
     attention: float
@@ -25,6 +44,7 @@ class Work:
     calls: float
     traffic: float
     narrow_products: float = 0.0  # muon's orthogonalisation runs in bfloat16 whatever the precision
+    disk: float = 0.0
 
 
 def seconds(workload: Workload, calibration: Calibration) -> float:
@@ -38,6 +58,7 @@ def seconds(workload: Workload, calibration: Calibration) -> float:
         + work.activations * calibration.activation
         + work.calls * calibration.call
         + work.traffic * calibration.traffic
+        + work.disk * DISK
     )
 
 
@@ -65,23 +86,65 @@ def count(workload: Workload) -> Work:
     tiled = 2.0 * products * shape.width * shape.mlp_width if workload.mlp_tile else 0.0
     per_token = shape.layers * ((2 * again + back) * matrices + tiled)
     per_token += (6.0 if not shape.lora_rank else 4.0) * shape.table
-    pairs = sum(_pairs(workload, window) for window in (shape.windows or (None,) * shape.layers))
-    attention = workload.rows * workload.micro * pairs * shape.inner * (4 * again + (10 if train else 0))
-    kept = Layer.of(workload.changed(mlp_tile=0)).kept
     chunks = -(-workload.length // workload.chunk) if workload.rung in CHUNKED else 1
-    tiles = MASKED * -(-workload.length // QUERIES) if workload.packed else 0
-    calls = workload.micro * shape.layers * (chunks + tiles) * (again + (2 if train else 0))
+    passes = again + (2 if train else 0)
+    tiles = -(-workload.length // QUERIES) * (again + 1) if workload.packed else 0
+    calls = shape.layers * (chunks * passes * (1.5 if shape.lora_rank else 1.0) + tiles)
     return Work(
         products=tokens * per_token,
-        attention=attention,
-        activations=tokens * shape.layers * kept * (again + (2 if train else 0)),
-        calls=calls,
+        attention=_attention(workload, again, train),
+        activations=_activations(workload, chunks, again, train),
+        calls=workload.micro * calls,
         traffic=_traffic(workload),
         narrow_products=_orthogonal(workload),
+        disk=workload.micro * sum(carried(workload).values()) if workload.offload == "disk" else 0.0,
     )
 
 
-def _pairs(workload: Workload, window: int | None) -> float:
+def operations(workload: Workload) -> float:
+    """Operations of an update as they are counted on any device: products, and attention of the pairs that are seen."""
+    pairs = sum(_seen(workload, window) for window in _windows(workload.shape))
+    each = workload.shape.inner * (4 * forwards(workload) + 10)
+    return count(workload).products + workload.rows * workload.micro * pairs * each
+
+
+def _attention(workload: Workload, again: float, train: bool) -> float:
+    """Operations of attention, exponentials included; the backward's threads share rows and kv heads."""
+    shape, precision = workload.shape, workload.precision
+    edge = BLOCKS if workload.packed else EDGE
+    pairs = sum(_seen(workload, window) + edge * workload.length for window in _windows(shape))
+    (forward, backward), (there, back) = OPERATIONS[precision], EXPONENTIALS[precision]
+    parts, threads = workload.rows * shape.kv_heads, workload.threads or os.cpu_count() or 1
+    uneven = min(UNEVEN[precision], -(-parts // threads) * threads / parts)
+    each = again * (forward * shape.head_size + there)
+    each += uneven * (backward * shape.head_size + back) if train else 0
+    return workload.rows * workload.micro * pairs * shape.heads * each
+
+
+def _activations(workload: Workload, chunks: int, again: float, train: bool) -> float:
+    """Bytes of activations that are written and read, and what costs as much."""
+    shape, precision = workload.shape, workload.precision
+    tokens = workload.rows * workload.micro * workload.length
+    kept = Layer.of(workload.changed(mlp_tile=0)).kept * (NARROW if precision == "bfloat16" else 1.0)
+    kept *= UNTRIMMED if workload.rung == "plain" else 1.0
+    found = tokens * shape.layers * kept * (again + (2 if train else 0)) + tokens * shape.vocab * LOGITS[precision]
+    if workload.packed:
+        found += MASKED * tokens * shape.layers * (workload.length / 8 + BLOCKS) * (again + 1)
+    if workload.dropout:
+        found += DROPPED * tokens * shape.width * (2 * shape.layers + 1) * (again + 1)
+    if precision == "bfloat16":
+        found += CAST * workload.micro * chunks * shape.layers * shape.layer_matrices * again
+    if shape.lora_rank:
+        adapted = 3 * shape.width + 2 * shape.inner + 2 * shape.shared
+        found += ADAPTED * tokens * shape.layers * adapted * (again + 1)
+    return found
+
+
+def _windows(shape: Shape) -> tuple[int | None, ...]:
+    return shape.windows or (None,) * shape.layers
+
+
+def _seen(workload: Workload, window: int | None) -> float:
     """Query-key pairs of one row in one layer. A packed row is taken as one of four documents of equal length."""
     length = workload.length
     if window is not None and window < length:
@@ -92,7 +155,7 @@ def _pairs(workload: Workload, window: int | None) -> float:
 def _traffic(workload: Workload) -> float:
     """Bytes that clipping, the optimiser and the average move for each trainable number."""
     passes = {"adam": 14, "adamw": 14, "sgd": 6, "lamb": 20, "adafactor": 12, "muon": 12}[workload.optimizer]
-    return WIDE * workload.shape.trainable * (passes + 4 + (3 if workload.average else 0))
+    return 4 * workload.shape.trainable * (passes + 4 + (3 if workload.average else 0))
 
 
 def _orthogonal(workload: Workload) -> float:
@@ -104,4 +167,4 @@ def _orthogonal(workload: Workload) -> float:
     sides = [(shape.width, out) for out in attention]
     sides += [(shape.width, shape.mlp_width)] * (3 if shape.family == "llama" else 2)
     small = [(min(pair), max(pair)) for pair in sides]
-    return 5.0 * shape.layers * sum(4 * m * m * n + 2 * m**3 for m, n in small)
+    return ORTHOGONAL * 5.0 * shape.layers * sum(4 * m * m * n + 2 * m**3 for m, n in small)

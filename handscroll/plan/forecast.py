@@ -9,16 +9,10 @@ from handscroll.plan import inference, memory
 from handscroll.plan.duration import seconds
 from handscroll.plan.machine import Machine
 
-# What the C library's heap takes on top of tensors, as a share of the short-lived ones (182 runs, 2026-11; spread in
-# brackets): on rung plain in float32 (0.16 to 0.41), in bfloat16 (0.25 to 0.55), and where short- and long-lived
-# tensors mix (LoRA or a tiled MLP: 0.4 to 1.0; several micro-batches: 0.35 to 0.84). The other rungs trim it as they
-# go (base/allocator.py): (bytes, share).
-HOLES = 0.28
-HOLES_NARROW = 0.42
-HOLES_MIXED = 0.66
-HOLES_MICRO = 0.48
-TRIMMED_LAYERS = (15_000_000, 0.30)
-TRIMMED_CHUNKS = (10_000_000, 0.20)
+# What the C library's heap takes on top of tensors although every rung trims it as it goes (base/allocator.py): bytes,
+# and shares of the short-lived tensors: always, more with LoRA, more for packed rows (120 runs, 2026-11).
+HEAP = {"plain": (20_000_000, 0.07, 0.12, 0.0), "checkpoint": (30_000_000, 0.25, 0.4, 0.1)}
+HEAP_CHUNKED = (2_000_000, 0.25, 0.25, 0.08)
 NARROW_BASE = 12 << 20  # oneDNN's bfloat16 kernels, which the probe's bare process has not made
 CUDA_BASE = 600 << 20  # context, kernels and cuBLAS workspaces
 CUDA_HOLES = 0.06
@@ -96,14 +90,9 @@ def disk_bytes(workload: Workload) -> int:
 
 def _heap(workload: Workload, phase: memory.Parts) -> int:
     """What the allocator takes besides what tensors ask for."""
-    short = sum(size for name, size in phase.items() if name not in ("gradients", "freed"))
+    short = sum(size for name, size in phase.items() if name != "gradients")
     if workload.device == "cuda":
         return int(CUDA_HOLES * short)
-    if workload.rung != "plain":
-        least, share = TRIMMED_LAYERS if workload.rung == "checkpoint" else TRIMMED_CHUNKS
-        return int(least + share * short)
-    if workload.shape.lora_rank or workload.mlp_tile:
-        return int(HOLES_MIXED * short)
-    if workload.micro > 1:
-        return int(HOLES_MICRO * short)
-    return int((HOLES_NARROW if workload.precision == "bfloat16" else HOLES) * short)
+    least, share, adapted, packed = HEAP.get(workload.rung, HEAP_CHUNKED)
+    share += (adapted if workload.shape.lora_rank else 0) + (packed if workload.packed else 0)
+    return int(least + share * short)

@@ -8,7 +8,7 @@ once: all T of a row on the rungs plain and checkpoint, a chunk on the others.
 - staged, of s layers (chunk-outer: all, layer-outer: 1), per stage: (stages - 1) x T x 4 D of inputs, s x T x K E x
   2 (narrow + 4) of keys, values and float32 gradients (all chunks but the last), and s layers' `kept` of one chunk.
   With offload these three wait elsewhere, and one block of each is here.
-- loss, everywhere: the head's float32 gradient (V D) twice, hidden gradients, two float32 chunks of logits.
+- loss, everywhere: the head's float32 gradient (V D) twice, hidden gradients, one float32 chunk of logits.
 - update: the optimiser's temporaries of its largest tensor.
 """
 
@@ -16,7 +16,6 @@ from handscroll.base.workload import Workload
 from handscroll.plan.layer import WIDE, Layer, narrow, tile_bytes
 
 LOGITS = 32 << 20  # objectives/head.py: bytes of one chunk of float32 logits
-RETAINED = 0.7  # of a plain step's activations and cast weights, at the update; they are many small tensors
 Parts = dict[str, int]
 
 
@@ -74,8 +73,6 @@ def phases(workload: Workload) -> dict[str, Parts]:
         found = _staged(workload)
     grads = WIDE * workload.shape.trainable
     found["update"] = {"gradients": grads, "update": update_bytes(workload)}
-    if workload.rung == "plain" and workload.precision == "bfloat16":  # the heap keeps the room of what was freed
-        found["update"]["freed"] = int(RETAINED * found["loss"]["kept"])
     if workload.micro > 1:  # gradients of the micro-batches before are there from the start
         for name in found.keys() - {"update"}:
             found[name] = found[name] | {"gradients": grads}
@@ -85,15 +82,16 @@ def phases(workload: Workload) -> dict[str, Parts]:
 def loss_bytes(workload: Workload, tokens: int) -> int:
     """The chunked loss of `tokens` hidden states at its widest, gradients of hidden and head included."""
     shape, e = workload.shape, narrow(workload)
-    rows = min(tokens, max(16, LOGITS // (WIDE * shape.vocab)))
+    rows = max(16, LOGITS // (WIDE * shape.vocab))
+    rows = -(-tokens // max(1, round(tokens / rows)))  # chunks of equal size
     head = 0 if shape.lora_rank else WIDE * shape.table
     hidden = WIDE * tokens * shape.width * (2 if workload.packed else 1)
     held = hidden + head + (e * (shape.table + tokens * shape.width) if e < WIDE else 0)
     logits = WIDE * rows * shape.vocab
-    product = 0 if not head else (head if e == WIDE else head + e * shape.table)
-    slope = 0 if e == WIDE else e * rows * shape.vocab
-    before = 2 * slope if tokens > rows else 0  # a chunk's logits and slope go when those of the next are there
-    return held + logits + max(logits + before, slope + product)
+    slope = product = 0  # in float32 the logits become their slope, and its product is added where the gradient lies
+    if e < WIDE:
+        slope, product = e * rows * shape.vocab, head + e * shape.table if head else 0
+    return held + logits + slope + product
 
 
 def norm_bytes(workload: Workload, tokens: int) -> int:

@@ -11,7 +11,7 @@ from handscroll.base.errors import ConfigError
 from handscroll.base.workload import CHUNKED, Workload
 from handscroll.plan import memory
 from handscroll.plan.cards import NETWORK, card
-from handscroll.plan.duration import count
+from handscroll.plan.duration import operations
 from handscroll.plan.forecast import CUDA_BASE, CUDA_HOLES
 from handscroll.plan.layer import WIDE
 
@@ -120,9 +120,8 @@ def on_paper(workload: Workload, cluster: Cluster) -> Paper:
         **work,
         "heap": CUDA_HOLES * sum(work.values()),
     }
-    total = count(workload)
     groups = ranks // shared
-    compute = (total.products + total.attention) / shared / (one.flops * REACHED)
+    compute = operations(workload) / shared / (one.flops * REACHED)
     wire = one.link if cluster.nodes == 1 else NETWORK
     # ZeRO-3: weights gathered forward and backward in bfloat16, gradients scattered in float32.
     exchange = workload.micro * (2 * 2 + WIDE) * shape.parameters * (ranks - 1) / ranks / wire

@@ -101,6 +101,16 @@ class Tokenizer:
         """SHA-256 of the `tokenizer.json`, for provenance."""
         return hashlib.sha256(self._json.encode("utf-8")).hexdigest()
 
+    @property
+    def words(self) -> list[str | None]:
+        """The tokens by id, as they stand in the vocabulary."""
+        return [self.token(number) for number in range(self.vocab_size)]
+
+    @property
+    def source(self) -> str:
+        """The `tokenizer.json` as it was loaded or trained."""
+        return self._json
+
     def encode(self, text: str, special: bool = True, parse: bool = False) -> list[int]:
         """Token ids of `text`; `special` adds what the tokenizer's own post-processor adds (such as BOS).
 

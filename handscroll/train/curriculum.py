@@ -93,8 +93,8 @@ class Curriculum:
         before: Positions | None = getattr(model.config, "positions", None)
         if before is None:
             raise ConfigError(
-                f"stages.{stage}.positions: family '{model.config.family}' has a learned position table, which changes "
-                "its size; lengthen it between two runs with handscroll extend"
+                f"stages.{stage}.positions: family '{model.config.family}' has no rotary positions whose "
+                "scaling could change; lengthen it between two runs with handscroll extend"
             )
         values = dict(new.scaling)
         if "original" in getattr(resolve(SCALINGS, values.get("name", ""), "scaling"), "model_fields", {}):

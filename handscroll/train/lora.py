@@ -48,7 +48,8 @@ class Adapted(nn.Module):
             self.a.uniform_(-bound, bound, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + F.linear(F.linear(x, self.a), self.b) * self.scale
+        # The scale meets the narrow tensor: no third one as wide as the output.
+        return self.base(x) + F.linear(F.linear(x, self.a) * self.scale, self.b)
 
     def merged(self) -> nn.Linear:
         """The plain layer with the update added to its weight."""

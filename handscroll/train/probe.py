@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -41,6 +40,8 @@ from handscroll.train.schedule import Schedule
 from handscroll.train.step import Memory
 
 DOCUMENTS = 4  # of a packed row of random tokens
+LEAST = 0.01  # of the known ratio: what a speed is at least
+DRAW = 0.01  # pull of the known ratios of speeds, in runs whose whole time goes into one of them
 
 
 class Measured(Config):
@@ -161,7 +162,7 @@ def _calibrated(threads: int) -> Calibration:
     base = peak_bytes() - held
     runs = [one for precision in ("float32", "bfloat16") for one in _timed(precision)]
     times = [min(train_here(one)[1:]) for one in runs]
-    return fitted(runs, times, Calibration(base=base, threads=threads, measured=True), touching())
+    return fitted(runs, times, Calibration(base=base, threads=threads, measured=True))
 
 
 def _small(width: int, layers: int, length: int, vocab: int = 512, **changes: Any) -> Workload:
@@ -172,54 +173,47 @@ def _small(width: int, layers: int, length: int, vocab: int = 512, **changes: An
 
 
 def _timed(precision: str) -> list[Workload]:
-    """Runs whose shares of products, attention, activations, calls and optimiser differ; none is in the benchmark."""
+    """Runs whose shares of products, attention, activations, calls and optimiser differ; none is in the benchmark.
+
+    An update takes some 0.1 to 0.6 seconds: with shorter ones what is not counted (records, timers) is taken for calls.
+    """
     return [
-        _small(128, 3, 192, precision=precision),
-        _small(128, 3, 768, precision=precision, rows=2),
-        _small(128, 2, 3072, precision=precision),
-        _small(128, 2, 3072, precision=precision, rung="chunk-outer", chunk=256),
-        _small(384, 3, 768, precision=precision),
-        _small(384, 3, 1536, precision=precision, rung="checkpoint"),
-        _small(512, 2, 64, vocab=12_000, precision=precision),
-        _small(512, 2, 512, vocab=12_000, precision=precision, optimizer="sgd"),
+        _small(256, 6, 768, precision=precision, rows=2),
+        _small(128, 4, 4096, precision=precision),
+        _small(64, 10, 1536, precision=precision, rung="chunk-outer", chunk=128),
+        _small(448, 4, 1536, precision=precision, rung="checkpoint"),
+        _small(512, 2, 128, vocab=24_000, precision=precision),
+        _small(128, 2, 1024, vocab=24_000, precision=precision, optimizer="sgd"),
+        _small(128, 6, 2048, precision=precision, rows=2, packed=True),
+        _small(192, 8, 512, precision=precision, rows=4, rung="layer-outer", chunk=256),
     ]
 
 
-def touching() -> float:
-    """Seconds that a byte of fresh memory costs when it is first written; the least a byte of activations can cost."""
-    size, found = 64 << 20, []
-    for _ in range(4):
-        block = torch.empty(size, dtype=torch.uint8)
-        started = time.perf_counter()
-        block.fill_(1)
-        found.append((time.perf_counter() - started) / size)
-        del block  # goes back to the system: larger than anything the heap keeps
-    return min(found)
+def fitted(runs: Sequence[Workload], times: Sequence[float], start: Calibration) -> Calibration:
+    """Speeds with the least squared relative error over measured runs, drawn to those of `start`; none is zero.
 
-
-def fitted(runs: Sequence[Workload], times: Sequence[float], start: Calibration, touch: float = 0.0) -> Calibration:
-    """Speeds with the least squared relative error over measured runs; none is negative, a byte costs `touch` at least.
-
-    Coordinate descent on the normal equations (non-negative least squares), from speeds of zero work.
+    What the runs do not tell apart keeps the ratios of `start`, at the speed of this machine as a whole: ridge
+    regression in units of (speed / its start), by coordinate descent on the normal equations.
     """
     names = ["product", "product_narrow", "attention", "attention_narrow", "activation", "call", "traffic"]
+    known = np.array([getattr(start, name) for name in names])
     rows = []
     for run in runs:
         work, narrow = count(run), run.precision == "bfloat16"
         pair = (0.0, 1.0) if narrow else (1.0, 0.0)
         both = [total * on for total in (work.products, work.attention) for on in pair]
+        both[1] += work.narrow_products
         rows.append([*both, work.activations, work.calls, work.traffic])
-    matrix = np.array(rows) / np.array(times)[:, None]
-    scale = np.maximum(matrix.max(axis=0), 1e-300)
-    matrix = matrix / scale
-    least = np.full(len(names), 1e-4)
-    least[names.index("activation")] = touch * scale[names.index("activation")]
-    x, gram, aim = np.maximum(0.1, least), matrix.T @ matrix, matrix.T @ np.ones(len(times))
+    shares = np.array(rows) * known / np.array(times)[:, None]  # of the measured time, at the speeds of `start`
+    pace = float(np.median(1 / shares.sum(axis=1)))
+    shares, known = shares * pace, known * pace
+    gram, aim = shares.T @ shares, shares.sum(axis=0)
+    gram, aim = gram + np.eye(len(names)) * DRAW, aim + DRAW
+    x = np.ones(len(names))
     for _ in range(20_000):
         for at in range(len(names)):
-            if gram[at, at] > 0:
-                x[at] = max(least[at], x[at] + (aim[at] - gram[at] @ x) / gram[at, at])
-    return start.model_copy(update={name: float(value) for name, value in zip(names, x / scale, strict=True)})
+            x[at] = max(LEAST, x[at] + (aim[at] - gram[at] @ x) / gram[at, at])
+    return start.model_copy(update={name: float(value) for name, value in zip(names, x * known, strict=True)})
 
 
 def main() -> None:

@@ -74,6 +74,28 @@ def test_extend_evaluate_generate(tiny_folder, tmp_path):
     assert text == run("generate", tmp_path / "longer", "--prompt", "-", "--max-tokens", "5", input="def read(")
 
 
+def test_chat_goes_on_and_says_what_happened_when_it_outgrew(tiny_folder, tmp_path):
+    said = run("extend", tiny_folder, "--to", 512, "--method", "dynamic-ntk", "--out", tmp_path / "longer")
+    assert "only Handscroll" not in said
+    lines = "import re\n" * 6
+    notes = {}
+    for how in ("read", "rotate"):
+        words = ["chat", str(tmp_path / "longer"), "--outgrown", how, "--max-tokens", "20"]
+        result = CliRunner().invoke(app, words, input=lines)
+        assert result.exit_code == 0 and len(result.stdout.splitlines()) >= 6
+        assert "outgrow" not in result.stdout, "only the text goes to standard output"
+        notes[how] = result.stderr
+    assert "are read again" in notes["read"] and "approximate" not in notes["read"]
+    assert "keys were rotated" in notes["rotate"] and "nats per token (KL)" in notes["rotate"]
+    run("chat", tiny_folder, "--outgrown", "rotat", fails="did you mean 'rotate'", input=lines)
+    run("chat", tiny_folder, fails="the model's context is 64", input=lines * 9)
+    said = run(
+        "extend", tiny_folder, "--to", 256, "--method", "self-extend", "--out", tmp_path / "own", "--text", LIBRARY
+    )
+    assert "only Handscroll reads this folder" in said
+    assert "self-extend (factor 4.0" in run("info", tmp_path / "own")
+
+
 def test_extend_with_lora_tuning(tiny_folder, tmp_path):
     words = ["--method", "pi", "--tune", LIBRARY, "--steps", "3", "--rows", "1", "--lora", "2"]
     run("extend", tiny_folder, "--to", "128", *words, "--out", tmp_path / "tuned")

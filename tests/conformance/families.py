@@ -27,6 +27,7 @@ FAMILIES = {
     "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen2-window": ("Qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}),
     "qwen3": ("Qwen3", {"head_dim": 16, "attention_bias": False}),
+    "bloom": ("Bloom", {"seq_length": 64}),  # six heads: slopes of no power of two
     "gpt2": ("GPT2", {}),
     "gpt2-untied": ("GPT2", {"tie_word_embeddings": False, "n_inner": 100}),
 }
@@ -60,6 +61,8 @@ def reference(family: str, scaling: str = "none", seed: int = 0):
     if kind == "GPT2":
         settings = {"vocab_size": 97, "n_embd": 48, "n_layer": 3, "n_head": 6, "n_positions": 256, **extra}
         settings |= {"bos_token_id": 1, "eos_token_id": 2}
+    if kind == "Bloom":
+        settings = {"vocab_size": 97, "hidden_size": 48, "n_layer": 3, "n_head": 6, **extra}
     rope = copy.deepcopy(SCALINGS[scaling])
     if rope is not None:
         settings["rope_parameters"] = {"rope_theta": 500.0, **rope}

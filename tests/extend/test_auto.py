@@ -11,6 +11,8 @@ from handscroll.evaluate.perplexity import measure
 from handscroll.evaluate.samples import read_windows
 from handscroll.extend.extend import extension
 from handscroll.extend.tune import TuneSettings
+from handscroll.lm import LM
+from handscroll.models.bloom import Bloom, BloomConfig
 from handscroll.train.recipe import Recipe, run_recipe
 from tests.conftest import ROOT
 
@@ -103,3 +105,15 @@ def test_measuring_leaves_the_model_as_it_was(tiny_folder):
     extension(lm, 128, text=TEXT, measured=256)
     assert lm.model.config is config
     assert all(torch.equal(tensor, before[name]) for name, tensor in lm.model.state_dict().items())
+
+
+def test_bloom_is_measured_with_slopes_as_they_are_and_divided(tiny_folder):
+    tokenizer = handscroll.load(tiny_folder).tokenizer
+    torch.manual_seed(0)
+    config = BloomConfig(vocab=tokenizer.vocab_size, width=32, layers=2, heads=4, context=64)
+    lm = LM(Bloom(config).eval(), tokenizer, "new")
+    result = extension(lm, 256, "all", text=TEXT, measured=512)
+    losses = {row.candidate.method: row.long for row in result.outcome.rows}
+    assert set(losses) == {"none", "slopes"} and losses["none"] != losses["slopes"]
+    assert result.lm.context == 256 and result.lm.trained == 64 and lm.model.config is config
+    assert result.lm.provenance["read_by"] == ("handscroll only" if result.candidate.own else "any library")

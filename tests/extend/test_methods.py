@@ -1,6 +1,7 @@
 """Methods: each is what its name says, refuses what it cannot do, and its result is an ordinary folder."""
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import handscroll
 from handscroll.base.errors import ConfigError
 from handscroll.extend.methods import LEARNED, METHODS, apply, candidates, resample
 from handscroll.lm import LM
+from handscroll.models.positions import OWN
 from handscroll.models.weights import load_model, save_model
 from tests.conformance.families import reference, reference_logits, save
 
@@ -26,7 +28,7 @@ def gpt2(tmp_path):
     return load_model(save(reference("gpt2"), tmp_path / "gpt2"))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in OWN])
 def test_every_method_writes_what_the_reference_reads(method, llama, tmp_path):
     """All candidates of all methods: trained to 64, read at 256 by both."""
     tokens = torch.randint(3, 97, (1, 256), generator=torch.Generator().manual_seed(0))
@@ -44,6 +46,65 @@ def test_every_method_writes_what_the_reference_reads(method, llama, tmp_path):
         assert (got - reference_logits(theirs, tokens)).abs().max() < 1e-4, entry.name
         again = load_model(tmp_path / str(number))
         assert again.config.context == 256
+
+
+@pytest.mark.parametrize("method", sorted(OWN))
+def test_what_only_handscroll_computes_is_refused_elsewhere(method, llama, tmp_path):
+    """Every candidate comes back from its folder with the same logits, and no other library loads it."""
+    tokens = torch.randint(3, 97, (1, 256), generator=torch.Generator().manual_seed(0))
+    entries, before = candidates(llama, method, 256), llama.config
+    assert entries and all(entry.own and entry.method == method for entry in entries)
+    for number, entry in enumerate(entries):
+        llama.config = before
+        apply(llama, entry, 256)
+        save_model(llama, tmp_path / str(number))
+        again = load_model(tmp_path / str(number))
+        assert again.config == llama.config and again.config.context == 256 and again.config.trained == 64
+        with torch.no_grad():
+            assert torch.equal(again(tokens, length=256), llama(tokens, length=256))
+        with pytest.raises((KeyError, ValueError)), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            AutoModelForCausalLM.from_pretrained(tmp_path / str(number), dtype=torch.float32)
+    llama.config = before
+    assert method not in {entry.method for entry in candidates(llama, "auto", 256)}
+    assert method in {entry.method for entry in candidates(llama, "all", 256)}
+
+
+def test_a_self_extended_checkpoint_is_lengthened_again(llama):
+    apply(llama, candidates(llama, "self-extend", 256)[0], 256)
+    longer = candidates(llama, "all", 1024)
+    assert {entry.method for entry in longer} == {"self-extend"}
+    assert all(entry.positions.scaling.reach >= 1024 and entry.positions.trained == 64 for entry in longer)
+
+
+def test_slopes_of_bloom(tmp_path):
+    """Divided slopes are read back, give other logits, and are refused by the reference; untouched ones are not."""
+    model = load_model(save(reference("bloom"), tmp_path / "bloom"))
+    tokens = torch.randint(3, 97, (1, 256), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain = model(tokens)
+    found = {entry.name: entry for entry in candidates(model, "all", 256)}
+    assert list(found) == ["none", "slopes (factor 2)", "slopes (factor 4)"]
+    assert [entry.name for entry in candidates(model, "auto", 256)] == ["none"]
+    before = model.config
+    for name, entry in found.items():
+        model.config = before
+        apply(model, entry, 256)
+        assert (model.config.context, model.config.trained) == (256, 64)
+        save_model(model, tmp_path / name)
+        again = load_model(tmp_path / name)
+        assert again.config.context == 256
+        with torch.no_grad():
+            assert torch.equal(again(tokens), model(tokens))
+            assert torch.equal(model(tokens), plain) == (name == "none")
+        if name == "none":
+            theirs = AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float32).eval()
+            assert (reference_logits(theirs, tokens) - plain).abs().max() < 1e-4
+        else:
+            with pytest.raises((KeyError, ValueError)):
+                AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float32)
+    with pytest.raises(ConfigError, match="unknown method 'yarn' for ALiBi"):
+        candidates(model, "yarn", 512)
 
 
 @pytest.mark.parametrize("method", LEARNED)

@@ -6,7 +6,7 @@ import torch
 from handscroll.base.errors import ConfigError
 from handscroll.generate.policies.evicting import EvictingCache, moved, moves
 from handscroll.generate.policies.snapkv import NEIGHBOURS, WINDOW
-from handscroll.generate.policies.table import POLICIES, new_cache
+from handscroll.generate.policies.table import POLICIES, cache_of
 from handscroll.generate.prefill import hidden_chunks, prefill
 from handscroll.models.weights import load_model
 from handscroll.nn.cache import Cache
@@ -16,6 +16,11 @@ from tests.conformance.families import reference, save
 
 EVICTING = [name for name, kind in POLICIES.items() if issubclass(kind, EvictingCache)]
 LENGTH = 60
+
+
+def new_cache(policy, layers, **options):
+    """A cache under a policy, with budgets that are too small for users."""
+    return POLICIES[policy](layers, **options)
 
 
 @pytest.fixture(scope="module")
@@ -257,10 +262,18 @@ def test_refusals(model):
         new_cache("h2o", 3)
     with pytest.raises(ConfigError, match="a budget of 32 tokens: the policy 'snapkv' needs at least 33"):
         new_cache("snapkv", 3, budget=32)
-    with pytest.raises(ConfigError, match="'int8' holds every token; a budget of tokens is for window, sinks"):
-        new_cache("int8", 3, budget=32)
-    with pytest.raises(ConfigError, match="did you mean 'tova'"):
-        new_cache("tovaa", 3, budget=32)
+    with pytest.raises(ConfigError, match="'tova' evicts tokens and needs a budget, such as tova:budget=4096"):
+        cache_of("tova")
+    with pytest.raises(ConfigError, match="'sinks:budget=63': the budget is below one block of 64 tokens"):
+        cache_of("sinks:budget=63")
+    with pytest.raises(ConfigError, match="unknown option 'budget=64' of the cache policy 'int8'"):
+        cache_of("int8:budget=64")
+    with pytest.raises(ConfigError, match="unknown cache policy 'tove': did you mean 'tova'"):
+        cache_of("tove:budget=64")
+    with pytest.raises(ConfigError, match="saved reading keeps every token"):
+        filled = Cache(3)
+        read(model, tokens_of(1, 6), filled, 6)
+        new_cache("window", 3, budget=5, past=filled.branch().past)
     packed = Marks.of(torch.arange(6)[None], torch.tensor([[0, 0, 0, 1, 1, 1]]))
     with pytest.raises(ConfigError, match="these rows are packed"):
         prefill(model, tokens_of(1, 6), packed, new_cache("window", 3, budget=5), None)
@@ -332,3 +345,54 @@ def test_rows_taken_from_a_padded_batch_go_on_alike(policy, model):
             whole = model(extra[:, step : step + 1], here, cache)
             part = model(extra[rows, step : step + 1], here.take_rows(rows), taken)
             assert (part - whole[rows]).abs().max() < 1e-6, step
+
+
+def test_scalings_of_several_rotations_go_without_scored_keys():
+    from tests.nn.test_bands import SELF_EXTEND, model_with
+
+    model, tokens = model_with(SELF_EXTEND), tokens_of(1)
+    for policy in ("h2o", "tova", "snapkv"):
+        with pytest.raises(ConfigError, match="under one rotation, the scaling has several: use 'sinks'"):
+            read(model, tokens, new_cache(policy, 3, budget=40), 16)
+    want = read(model, tokens, Cache(3), 16)
+    assert torch.equal(read(model, tokens, new_cache("sinks", 3, budget=LENGTH), 16), want)
+    with torch.no_grad():
+        marks = Marks.run(0, LENGTH)
+        masked = model.hidden(model.embed(tokens, marks), marks, Causal() & (Window(37) | Sinks(4)), length=LENGTH)
+    got = read(model, tokens, new_cache("sinks", 3, budget=40), 1)
+    assert (got - model.logits(masked)).abs().max() < 1e-5
+
+
+def test_generation_within_a_budget_and_its_refusals(tiny_folder, tmp_path):
+    from handscroll.generate.reading.store import Store
+    from handscroll.lm import load
+
+    lm, prompt, reports = load(tiny_folder), "import os\n\n\ndef walk(top):\n    for name in os.listdir(top):\n" * 4, []
+    settings = {"max_tokens": 20, "beyond": True, "on_report": reports.append}
+    exact = lm.generate(prompt, **settings)
+    wide = len(lm.encode(prompt)) + 20
+    for policy in EVICTING:
+        assert lm.generate(prompt, policy=f"{policy}:budget={wide}", **settings) == exact
+        lm.generate(prompt, policy=f"{policy}:budget=64", **settings)
+        assert reports[-1] == f"64 of {wide - 1} tokens are held, the others were evicted"
+    store = Store(tmp_path)
+    with pytest.raises(ConfigError, match="saved readings keep every token, 'h2o:budget=64' does not"):
+        lm.generate(prompt, policy="h2o:budget=64", store=store, **settings)
+    with pytest.raises(ConfigError, match="a reading is not kept in 'h2o:budget=64'"):
+        lm.read(prompt, store, policy="h2o:budget=64", beyond=True)
+    with pytest.raises(ConfigError, match="shared and cut back: not 'h2o:budget=64'"):
+        lm.continuations(prompt, 2, policy="h2o:budget=64", max_tokens=2, beyond=True)
+
+
+def test_the_command_announces_what_was_evicted(tiny_folder):
+    from typer.testing import CliRunner
+
+    from handscroll.cli.main import app
+
+    command = ["generate", str(tiny_folder), "--prompt", "import os\n" * 40, "--max-tokens", "5", "--beyond"]
+    done = CliRunner().invoke(app, [*command, "--cache", "tova:budget=64"])
+    assert done.exit_code == 0, done.output
+    assert "approximate: --cache tova:budget=64" in done.stderr
+    assert "--cache tova:budget=64: 64 of" in done.stderr
+    refused = CliRunner().invoke(app, [*command, "--cache", "tova"])
+    assert "needs a budget" in str(refused.exception)

@@ -56,6 +56,13 @@ def test_options_in_the_pages_exist():
         known |= set(re.findall(r'"(--[\w-]+)"', text))
         known.add("--nproc-per-node")  # of torchrun, which starts our command
     known |= {f"--no-{name.replace('_', '-')}" for name in re.findall(r"^    (\w+): Annotated\[bool", text, re.M)}
-    for name in ("README.md", "docs/extend.md", "docs/evaluate.md", "docs/generate.md", "docs/train.md"):
+    for name in (
+        "README.md",
+        "docs/extend.md",
+        "docs/evaluate.md",
+        "docs/generate.md",
+        "docs/decoding.md",
+        "docs/train.md",
+    ):
         shown = set(re.findall(r"(?<![\w-])(--[a-z][\w-]+)", (ROOT / name).read_text(encoding="utf-8")))
         assert shown <= known, (name, shown - known)

@@ -167,7 +167,10 @@ def test_a_family_may_have_its_own_base():
 
 REFUSED = {
     "unknown type": (old(64, rope_type="yarm", factor=2.0), "did you mean 'yarn'"),
-    "unsupported type": (old(64, rope_type="mrope"), "unknown rope_type 'mrope'.*Allowed: default, dynamic"),
+    "unsupported type": (
+        old(64, rope_type="mrope"),
+        "unknown rope_type 'mrope'.*Allowed: default, dual-chunk, dynamic",
+    ),
     "two types": (old(64, rope_type="yarn", type="linear", factor=2.0), "different values: linear, yarn"),
     "no type": (old(64, factor=2.0), "rope_scaling has no rope_type"),
     "not a table": ({"max_position_embeddings": 64, "rope_scaling": "yarn"}, "expected a table"),

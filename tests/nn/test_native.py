@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from handscroll.base.errors import ConfigError
 from handscroll.nn import kernels
 from handscroll.nn.cache import Span
 from handscroll.nn.linear import Linear
@@ -17,8 +18,10 @@ from handscroll.nn.mask import Causal, Window
 from handscroll.nn.native import calls
 from handscroll.nn.native import library as module
 from handscroll.nn.native.library import library, reason
-from handscroll.nn.quantised import Int8Linear
-from handscroll.nn.rounding import from_int8, to_int8
+from handscroll.nn.norm import RMSNorm
+from handscroll.nn.quantised import Int4Linear, Int8Linear
+from handscroll.nn.rope import Rotation
+from handscroll.nn.rounding import from_int4, from_int4_columns, from_int8, to_int4, to_int4_columns, to_int8
 
 needs_library = pytest.mark.skipif(library() is None, reason=f"no compiled kernels: {reason()}")
 needs_narrow = pytest.mark.skipif(
@@ -208,6 +211,87 @@ def test_int8_products_are_those_of_the_widened_weights(rows, dtype):
     torch.testing.assert_close(layer(x).double(), want, rtol=limit, atol=20 * limit)
 
 
+def int4_span(*shape, seed=0):
+    """A span of int4 keys and values inside longer buffers, and what it stands for."""
+    keys, values = (random(*shape, seed=seed + n) + n for n in (1, 2))
+    (keys, key_scales), (values, value_scales) = to_int4_columns(keys), to_int4(values)
+    length = shape[2] - 64
+    keys, values, value_scales = (x[:, :, :length] for x in (keys, values, value_scales))
+    return Span(keys, values, Marks.run(0, length), scales=(key_scales[:, :, : length // 32], value_scales))
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("run", "rows", "size"), [((0, 640), 3, 64), ((96, 600), 5, 96), ((32, 33), 1, 32)])
+def test_decode_reads_int4_as_what_it_stands_for(run, rows, size, dtype):
+    span = int4_span(2, 3, 704, size)
+    q = (random(2, 3, rows, size) / 8).to(dtype)
+    assert calls.can_decode(q, span, run[0])
+    out, lse = calls.decode(q, span, *run)
+    want, want_lse = oracle(q, *span.read(*run, torch.float64))
+    torch.testing.assert_close(out.double(), want, rtol=4e-6, atol=4e-6)
+    torch.testing.assert_close(lse.double(), want_lse, rtol=1e-6, atol=4e-6)
+
+
+def test_int4_is_read_from_any_token_on():
+    """Also where no group begins, which the compiled kernel leaves to the other path."""
+    span = int4_span(1, 2, 256, 32)
+    keys, values = span.read(0, 192, torch.float32)
+    assert not calls.can_decode(random(1, 2, 1, 32), span, 40)
+    for first, last in ((40, 41), (40, 100), (31, 192), (64, 96)):
+        got = span.read(first, last, torch.float32)
+        assert torch.equal(got[0], keys[:, :, first:last]) and torch.equal(got[1], values[:, :, first:last])
+    marks, q = Marks.run(191, 1), random(1, 4, 1, 32)
+    got, want = (
+        kernels.fold(q, [s], Causal() & Window(150), marks, 0.2)[0] for s in (span, Span(keys, values, span.marks))
+    )
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+@needs_library
+@pytest.mark.parametrize("rows", [1, 2, 3, 8, 9])
+@pytest.mark.parametrize("inner", [576, 608, 1088, 32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int4_products_are_those_of_the_widened_weights(rows, inner, dtype):
+    layer = Int4Linear(random(100, inner).to(dtype), random(100).to(dtype))
+    x = random(rows, inner, seed=5).to(dtype)
+    assert calls.can_multiply_rounded(x, layer.numbers, layer.scales)
+    want = F.linear(x.double(), from_int4(layer.numbers, layer.scales, torch.float64), layer.bias.double())
+    limit = 2e-6 if dtype == torch.float32 else 2**-7
+    torch.testing.assert_close(layer(x).double(), want, rtol=limit, atol=20 * limit)
+    wide = Int4Linear(random(10, 48).to(dtype))  # no groups of 32: plain torch
+    x = random(rows, 48).to(dtype)
+    assert not calls.can_multiply_rounded(x, wide.numbers, wide.scales)
+    torch.testing.assert_close(wide(x), F.linear(x, wide.weight), rtol=limit, atol=20 * limit)
+
+
+@pytest.mark.parametrize("size", [32, 96, 20])
+def test_rounding_to_int4(size):
+    x = random(4, 64, size) * 3 + 40  # far from zero: bfloat16 holds the lowest number to 1 in 256
+    x[0, :, 0] = 0
+    x[1, :, : min(size, 32)] = 7
+    numbers, scales = to_int4(x)
+    assert numbers.shape == (4, 64, size // 2) and scales.shape == (4, 64, 2, -(-size // 32))
+    steps = scales[..., 0, :].float().repeat_interleave(min(size, 32), -1)
+    error = (from_int4(numbers, scales, torch.float32) - x).abs()
+    assert bool((error <= 0.5 * steps * 1.06 + x.abs() / 256).all()) and error.max() > 0
+    assert torch.equal(from_int4(numbers, scales, torch.float32)[1, :, : min(size, 32)], x[1, :, : min(size, 32)])
+    columns, column_scales = to_int4_columns(x)
+    assert columns.shape == numbers.shape and column_scales.shape == (4, 2, 2, size)
+    turned = from_int4(*to_int4(x.mT.contiguous()), torch.float32).mT
+    torch.testing.assert_close(from_int4_columns(columns, column_scales, torch.float32), turned)
+
+
+def test_int4_refuses_odd_rows_and_keeps_what_is_no_number():
+    with pytest.raises(ConfigError, match="a row of 33 is odd"):
+        to_int4(random(2, 33))
+    with pytest.raises(ConfigError, match="a row of 5 is odd"):
+        to_int4_columns(random(32, 5))
+    x = random(2, 64)
+    x[0, 3] = math.nan
+    assert bool(from_int4(*to_int4(x), torch.float32)[0, :32].isnan().all())
+
+
 def test_rounding_to_int8():
     x = random(4, 7, 33)
     x[0, 0] = 0
@@ -216,6 +300,57 @@ def test_rounding_to_int8():
     assert bool((error <= 0.5001 * scales.unsqueeze(-1)).all()) and error.max() > 0
     assert numbers.abs().max() == 127 and not bool(numbers[0, 0].any())
     torch.testing.assert_close(scales, x.abs().amax(-1) / 127)
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1, 576), (8, 1, 64), (2, 8, 16), (1, 9, 1, 64)])
+def test_norms_of_few_tokens_are_those_of_torch(dtype, shape):
+    """Against float64, rounded where the norm is rounded: an even weight leaves one rounding."""
+    norm = RMSNorm(shape[-1], 1e-5).to(dtype)
+    x = random(*shape, dtype=dtype) * 3
+    with torch.no_grad():
+        norm.weight.copy_(random(shape[-1], seed=1))
+        assert calls.can_norm(x, norm.weight)
+        found = norm(x)
+    wanted = norm.weight.double() * x.double() / (x.double().square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    limit = 1e-6 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(found.double(), wanted, rtol=limit, atol=limit)
+    torch.testing.assert_close(
+        found, norm(x.requires_grad_()).detach(), rtol=2 * limit, atol=limit
+    )  # torch's own loops
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 9, 1, 64), (8, 3, 1, 32), (2, 2, 8, 96)])
+@pytest.mark.parametrize("rows", [1, None])
+def test_rotations_of_few_tokens_are_those_of_torch(dtype, shape, rows):
+    batch, heads, count, size = shape
+    angles = 50 * random(rows or batch, count, size // 2, seed=2)
+    rotation = Rotation(angles.cos(), angles.sin())
+    x = random(batch, count, heads, size, dtype=dtype).transpose(1, 2)  # as attention splits it
+    for back in (False, True):
+        with torch.no_grad():
+            assert calls.can_turn(x, rotation.cosine)
+            found = rotation.turn(x, back)
+        first, second = x.double().chunk(2, dim=-1)
+        cosine, sine = rotation.cosine.double()[:, None], rotation.sine.double()[:, None] * (-1 if back else 1)
+        wanted = torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
+        limit = 1e-6 if dtype == torch.float32 else 1e-2
+        torch.testing.assert_close(found.double(), wanted, rtol=limit, atol=limit)
+
+
+def test_norms_and_rotations_that_are_left_to_torch():
+    weight, table = torch.ones(64), torch.ones(1, 1, 32)
+    few = random(1, 1, 64)
+    assert not calls.can_norm(few.double(), weight.double())
+    assert not calls.can_norm(few.bfloat16(), weight)  # the product is in the dtype of the weight then
+    assert not calls.can_norm(random(1, 9, 64), weight)  # chunks of a long step run with and without gradient alike
+    assert not calls.can_norm(random(1, 1, 24), torch.ones(24))
+    assert not calls.can_norm(few.requires_grad_(), weight)
+    assert not calls.can_turn(random(1, 2, 1, 48), torch.ones(1, 1, 24))
+    assert not calls.can_turn(random(1, 2, 1, 64).double(), table.double())
 
 
 def test_what_the_kernels_do_not_take():

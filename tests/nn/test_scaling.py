@@ -38,6 +38,10 @@ def make(name: str, factor: float, original: int, head_size: int) -> Scaling:
         del fields["original"]
     if name == "llama3":
         fields |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    if name == "self-extend":
+        fields |= {"window": original // 2, "group": math.ceil(2 * factor)}
+    if name == "dual-chunk":
+        fields |= {"chunk": original // 2}
     if name == "longrope":
         steps = [1.0 + (factor - 1.0) * i / (head_size // 2) for i in range(head_size // 2)]
         fields |= {"short_factor": [1.0] * (head_size // 2), "long_factor": steps}

@@ -52,10 +52,10 @@ def test_what_a_layer_keeps_by_hand(workload):
 
 
 def test_the_widest_moment_of_a_plain_step_by_hand(workload):
-    """In the loss: all layers, the final norm (3 D), rotary tables and marks, and two chunks of logits (1,024 wide)."""
+    """In the loss: all layers, the final norm (3 D), rotary tables and marks, and one chunk of logits (1,024 wide)."""
     found = memory.phases(workload())["loss"]
     assert found["kept"] == 2048 * (6 * Layer.of(workload()).kept + 3 * 256 * 4 + 32 * 4 + 8)
-    assert found["loss"] == 2048 * 256 * 4 + 1024 * 256 * 4 + 2 * 2048 * 1024 * 4
+    assert found["loss"] == 2048 * 256 * 4 + 1024 * 256 * 4 + 2048 * 1024 * 4
 
 
 def test_what_chunks_carry_by_hand(workload):

@@ -35,7 +35,6 @@ class EvictingCache(Cache):
     """
 
     name: ClassVar[str] = ""
-    budgeted: ClassVar[bool] = True
     minimum: ClassVar[int] = 1
     by_layer: ClassVar[bool] = True  # False: all layers keep the same tokens
 
@@ -49,7 +48,7 @@ class EvictingCache(Cache):
         super().__post_init__()
         if self.budget is None:
             raise ConfigError(
-                f"the cache policy '{self.name}' evicts tokens and needs a budget, such as 50% or 4096tok"
+                f"the cache policy '{self.name}' evicts tokens and needs a budget, such as {self.name}:budget=4096"
             )
         if self.budget < self.minimum:
             raise ConfigError(
@@ -90,6 +89,9 @@ class EvictingCache(Cache):
         """Bytes of keys, values, indices and masses."""
         small = {t.data_ptr(): t.nbytes for t in (*(m.index for m in self._kept), *self._mass) if t is not None}
         return super().nbytes + sum(small.values())
+
+    def report(self) -> str:
+        return f"{self.held:,} of {self.length:,} tokens are held, the others were evicted"
 
     def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
         batch, device = keys.shape[0], keys.device

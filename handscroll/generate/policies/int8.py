@@ -5,7 +5,7 @@ rounded ever after, by the very forward that made them too, so that the size of 
 Limits: no gradients. Keys are rounded after their rotation.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -67,6 +67,12 @@ class Int8Cache(Cache):
         whole = Cache.from_state(state)
         pairs = [(state.get(f"{n}.key_scales"), state.get(f"{n}.value_scales")) for n in range(whole.layers)]
         return cls(whole.layers, marks=whole.marks, _store=whole._store, _scales=pairs)
+
+    def _held(self, layer: int) -> Span:
+        keys, values = self._scales[layer]
+        assert keys is not None and values is not None, "nothing was appended"
+        end = self.marks.length
+        return replace(super()._held(layer), scales=(keys[:, :, :end], values[:, :, :end]))
 
     def _write_scales(self, old: Tensor | None, new: Tensor, before: int, end: int, room: int) -> Tensor:
         if old is None or old.shape[2] < end:

@@ -1,8 +1,19 @@
-"""The cache policies by name. Adding one: a file beside this, a line here."""
+"""The cache policies by name. Adding one: a file beside this, a line here.
+
+A policy may be given with options: "retrieval:blocks=16,measure=0". They are the fields of its class.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
+from typing import Any
 
 from handscroll.base.errors import ConfigError, nearest
 from handscroll.generate.policies.h2o import H2OCache
+from handscroll.generate.policies.int4 import Int4Cache
 from handscroll.generate.policies.int8 import Int8Cache
+from handscroll.generate.policies.offload import OffloadCache
+from handscroll.generate.policies.retrieval import RetrievalCache
 from handscroll.generate.policies.sinks import SinksCache
 from handscroll.generate.policies.snapkv import SnapKVCache
 from handscroll.generate.policies.tova import TovaCache
@@ -12,36 +23,58 @@ from handscroll.nn.cache import Cache
 POLICIES: dict[str, type[Cache]] = {
     "full": Cache,
     "int8": Int8Cache,
+    "int4": Int4Cache,
+    "offload": OffloadCache,
+    "retrieval": RetrievalCache,
     "window": WindowCache,
     "sinks": SinksCache,
     "snapkv": SnapKVCache,
     "h2o": H2OCache,
     "tova": TovaCache,
 }
-EXACT = ("full",)  # the others say that they are approximate
+EXACT = ("full", "offload")  # the others say that they are approximate
+SAVED = ("full", "int8")  # what a reading may be kept in
+EVICTING = ("window", "sinks", "snapkv", "h2o", "tova")  # hold `budget` tokens, forget the rest
+REWINDABLE = ("full", "int8")  # `trim` and `branch` leave what the kept tokens alone would have left
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "offload": ("block", "recent", "place", "folder"),
+    "retrieval": ("blocks", "block", "recent", "measure", "place", "folder"),
+    **dict.fromkeys(EVICTING, ("budget",)),
+}
+BLOCK = 64  # tokens: the smallest budget that anybody may ask for
 
 
-def cache_of(name: str) -> type[Cache]:
-    """The cache class of a policy.
+def cache_of(policy: str) -> Callable[..., Cache]:
+    """The cache class of a policy, with its options.
 
     Raises:
-        ConfigError: there is no such policy.
+        ConfigError: there is no such policy or option, or an option has no such value.
     """
+    name, _, rest = policy.partition(":")
     if name not in POLICIES:
         raise ConfigError(f"unknown cache policy '{name}': {nearest(name, POLICIES)}")
-    return POLICIES[name]
+    kind = POLICIES[name]
+    options = dict(_option(name, part) for part in rest.split(",")) if rest else {}
+    if options.get("budget", BLOCK) < BLOCK:
+        raise ConfigError(f"'{policy}': the budget is below one block of {BLOCK} tokens; give at least {BLOCK}")
+    kind(0, **options)  # refuses here what it would refuse later
+    return partial(kind, **options) if options else kind
 
 
-def new_cache(policy: str, layers: int, capacity: int = 0, budget: int | None = None) -> Cache:
-    """A cache under `policy` with room reserved for `capacity` tokens, of which at most `budget` stay.
+def exact(policy: str) -> bool:
+    """Whether the policy gives the model's own results."""
+    return policy.partition(":")[0] in EXACT
 
-    Raises:
-        ConfigError: no such policy; a budget for one that has none; none, or too small a one, for one that evicts.
-    """
-    kind = cache_of(policy)
-    if kind.budgeted:
-        return kind(layers, capacity=capacity, budget=budget)  # pyright: ignore[reportCallIssue]
-    if budget is not None:
-        evicting = ", ".join(name for name, other in POLICIES.items() if other.budgeted)
-        raise ConfigError(f"the cache policy '{policy}' holds every token; a budget of tokens is for {evicting}")
-    return kind(layers, capacity=capacity)
+
+def _option(name: str, text: str) -> tuple[str, Any]:
+    key, given, value = text.partition("=")
+    allowed = OPTIONS.get(name, ())
+    if key not in allowed or not given:
+        hint = nearest(key, allowed) if allowed else "it has none"
+        raise ConfigError(f"unknown option '{text}' of the cache policy '{name}' (option=value): {hint}")
+    if next(field for field in fields(POLICIES[name]) if field.name == key).type is str:
+        return key, value
+    try:
+        return key, int(value)
+    except ValueError:
+        raise ConfigError(f"option '{text}' of the cache policy '{name}': give a whole number") from None

@@ -4,7 +4,7 @@ A reading is a chain of parts: each part is a run of tokens in a folder of its o
 part of another that it shares. Nothing is copied: a part's keys and values are spans over the mapped files.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,7 +41,7 @@ class Reading:
     def length(self) -> int:
         return len(self.tokens)
 
-    def cache(self, capacity: int, device: torch.device, kind: type[Cache] = Cache) -> Cache:
+    def cache(self, capacity: int, device: torch.device, kind: Callable[..., Cache] = Cache) -> Cache:
         """A cache that goes on after the reading, with room for `capacity` further tokens."""
         spans = self.spans if device.type == "cpu" else [[_moved(s, device) for s in layer] for layer in self.spans]
         return kind(len(spans), capacity=capacity, past=spans)

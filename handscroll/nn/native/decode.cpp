@@ -2,8 +2,11 @@
 //
 // The query heads that share a kv head (and the tokens of a short draft) are the rows of one task. A task takes a run
 // of keys in blocks of 64 with an online softmax; runs are merged by log-sum-exp (Dao et al. 2023, "Flash-Decoding").
+// Keys lie in one piece, or in pages of a pool that a table lists (Kwon et al. 2023, "PagedAttention").
 
+#include <algorithm>
 #include <cmath>
+#include <type_traits>
 #include <vector>
 #include "simd.h"
 
@@ -12,9 +15,35 @@ namespace {
 constexpr int BLOCK = 64;  // keys per softmax block
 constexpr int ROWS = 4;    // query rows whose sums stay in registers together
 
-struct Run {  // of one kv head of one batch row
-    const float* scales = nullptr;
-    const float* value_scales = nullptr;
+constexpr int64_t PART = 512;  // keys of a task over pages: fixed, so that a row does not depend on its neighbours
+
+// What a number of type T is scaled by: int8 a float per token; int4 bfloat16, scales and lowest numbers of a channel over
+// 32 keys (S / 32, 2, E), and of 32 channels of a value (S, 2, E / 32).
+template <class T>
+using Scale = std::conditional_t<std::is_same_v<T, nibbles>, bf16, float>;
+
+template <class T>
+struct Scales {  // of one kv head of one batch row
+    const Scale<T>* keys = nullptr;
+    const Scale<T>* values = nullptr;
+};
+
+// Where the vectors of one kv head lie, and how many from `n` on lie in one piece.
+template <class T>
+struct Whole {
+    const T* start;
+    int64_t stride;  // int4: bytes
+    const T* at(int64_t n) const { return start + n * stride; }
+    int64_t left(int64_t) const { return BLOCK; }
+};
+
+template <class T>
+struct Pages {
+    const T* start;
+    int64_t size, page;
+    const int64_t* table;
+    const T* at(int64_t n) const { return start + (table[n / page] * page + n % page) * size; }
+    int64_t left(int64_t n) const { return page - n % page; }
 };
 
 // scores[r][j] for `rows` query rows and `count` keys (a multiple of 16 after padding).
@@ -44,6 +73,41 @@ void score(const float* q, const T* keys, int64_t stride, int count, int size, c
     }
 }
 
+// The same for int4: channels' scales go into the query once for 32 keys, and their lowest numbers into one sum.
+template <int R>
+void score_packed(const float* q, const uint8_t* keys, int count, int size, const bf16* scales, float* scaled,
+                  float* scores) {
+    float low[R];
+    for (int j = 0; j < count; j += 16) {
+        if (j % 32 == 0) {
+            const bf16 *steps = scales + j / 32 * 2 * size, *lows = steps + size;
+            for (int r = 0; r < R; r++) {
+                f16v total = {};
+                for (int e = 0; e < size; e += 16) {
+                    f16v x = load(q + r * size + e);
+                    store(scaled + r * size + e, x * load(steps + e));
+                    total += x * load(lows + e);
+                }
+                low[r] = sum(total);
+            }
+        }
+        int here = count - j < 16 ? count - j : 16;
+        f16v part[R][16];
+        for (int i = 0; i < 16; i++) {
+            const uint8_t* key = keys + (int64_t)(j + (i < here ? i : here - 1)) * (size / 2);
+            f16v total[R] = {};
+            for (int e = 0; e < size; e += 32) {
+                f16v a, b;
+                load(key + e / 2, 1.0f, 0.0f, a, b);
+                for (int r = 0; r < R; r++)
+                    total[r] += a * load(scaled + r * size + e) + b * load(scaled + r * size + e + 16);
+            }
+            for (int r = 0; r < R; r++) part[r][i] = total[r];
+        }
+        for (int r = 0; r < R; r++) store(scores + r * BLOCK + j, sums(part[r]) + splat(low[r]));
+    }
+}
+
 // out[r] += sum over keys of weight[r][j] * value[j].
 template <class T, int R, int W>
 void add_columns(const float* weights, const T* values, int64_t stride, int count, int size, float* out) {
@@ -60,6 +124,28 @@ void add_columns(const float* weights, const T* values, int64_t stride, int coun
         for (int w = 0; w < W; w++) store(out + r * size + 16 * w, total[r][w]);
 }
 
+// The same for int4.
+template <int R>
+void add_packed(const float* weights, const uint8_t* values, int count, int size, const bf16* scales, float* wide,
+                float* out) {
+    const int groups = size / 32;
+    for (int i = 0; i < count * 2 * groups; i++) wide[i] = widen(scales[i]);
+    for (int g = 0; g < groups; g++) {
+        f16v a[R], b[R];
+        for (int r = 0; r < R; r++) a[r] = load(out + r * size + 32 * g), b[r] = load(out + r * size + 32 * g + 16);
+        for (int j = 0; j < count; j++) {
+            const float* here = wide + j * 2 * groups + g;
+            f16v v, w;
+            load(values + (int64_t)j * (size / 2) + 16 * g, here[0], here[groups], v, w);
+            for (int r = 0; r < R; r++) {
+                f16v weight = splat(weights[r * BLOCK + j]);
+                a[r] += v * weight, b[r] += w * weight;
+            }
+        }
+        for (int r = 0; r < R; r++) store(out + r * size + 32 * g, a[r]), store(out + r * size + 32 * g + 16, b[r]);
+    }
+}
+
 template <class T, int R>
 void add(const float* weights, const T* values, int64_t stride, int count, int size, float* out) {
     int e = 0;
@@ -68,16 +154,22 @@ void add(const float* weights, const T* values, int64_t stride, int count, int s
 }
 
 // One task: R rows over keys first .. last - 1. out (R, size) unnormalised, top (R) largest score, mass (R).
-template <class T, int R>
-void run(const float* q, const T* keys, const T* values, int64_t key_stride, int64_t value_stride, Run scales,
-         int64_t first, int64_t last, int size, float* out, float* top, float* mass) {
+template <class T, int R, class Place>
+void run(const float* q, Place keys, Place values, Scales<T> scales, int64_t first, int64_t last, int size, float* out,
+         float* top, float* mass) {
+    constexpr bool packed = std::is_same_v<T, nibbles>;
     alignas(64) float scores[R * BLOCK];
+    std::vector<float> scaled(packed ? R * size : 0), wide(packed ? BLOCK * size / 16 : 0);
     for (int r = 0; r < R; r++) top[r] = -INFINITY, mass[r] = 0;
     memset(out, 0, sizeof(float) * R * size);
-    for (int64_t at = first; at < last; at += BLOCK) {
-        int count = (int)(last - at < BLOCK ? last - at : BLOCK), padded = (count + 15) / 16 * 16;
-        score<T, R>(q, keys + at * key_stride, key_stride, count, size, scales.scales ? scales.scales + at : nullptr,
-                    scores);
+    for (int64_t at = first, taken = 0; at < last; at += taken) {
+        taken = std::min({last - at, (int64_t)BLOCK, keys.left(at)});
+        int count = (int)taken, padded = (count + 15) / 16 * 16;
+        if constexpr (packed)
+            score_packed<R>(q, (const uint8_t*)keys.at(at), count, size, scales.keys + at / 32 * 2 * size,
+                            scaled.data(), scores);
+        else
+            score<T, R>(q, keys.at(at), size, count, size, scales.keys ? scales.keys + at : nullptr, scores);
         for (int r = 0; r < R; r++) {
             float* s = scores + r * BLOCK;
             for (int j = count; j < padded; j++) s[j] = -INFINITY;
@@ -97,34 +189,60 @@ void run(const float* q, const T* keys, const T* values, int64_t key_stride, int
                 store(s + j, w);
             }
             mass[r] += sum(total);
-            if (scales.value_scales)
-                for (int j = 0; j < count; j++) s[j] *= scales.value_scales[at + j];
+            if constexpr (!packed)
+                if (scales.values)
+                    for (int j = 0; j < count; j++) s[j] *= scales.values[at + j];
         }
-        add<T, R>(scores, values + at * value_stride, value_stride, count, size, out);
+        if constexpr (packed)
+            add_packed<R>(scores, (const uint8_t*)values.at(at), count, size, scales.values + at * size / 16,
+                          wide.data(), out);
+        else
+            add<T, R>(scores, values.at(at), size, count, size, out);
     }
 }
 
-template <class T>
-void rows(const float* q, const T* keys, const T* values, int64_t ks, int64_t vs, Run scales, int64_t first,
-          int64_t last, int count, int size, float* out, float* top, float* mass) {
+template <class T, class Place>
+void rows(const float* q, Place keys, Place values, Scales<T> scales, int64_t first, int64_t last, int count, int size,
+          float* out, float* top, float* mass) {
     for (int r = 0; r < count;) {
         int left = count - r;
         const float* here = q + r * size;
         float* o = out + r * size;
         switch (left >= ROWS ? ROWS : left) {
-            case 1: run<T, 1>(here, keys, values, ks, vs, scales, first, last, size, o, top + r, mass + r); r += 1; break;
-            case 2: run<T, 2>(here, keys, values, ks, vs, scales, first, last, size, o, top + r, mass + r); r += 2; break;
-            case 3: run<T, 3>(here, keys, values, ks, vs, scales, first, last, size, o, top + r, mass + r); r += 3; break;
-            default: run<T, 4>(here, keys, values, ks, vs, scales, first, last, size, o, top + r, mass + r); r += 4;
+            case 1: run<T, 1>(here, keys, values, scales, first, last, size, o, top + r, mass + r); r += 1; break;
+            case 2: run<T, 2>(here, keys, values, scales, first, last, size, o, top + r, mass + r); r += 2; break;
+            case 3: run<T, 3>(here, keys, values, scales, first, last, size, o, top + r, mass + r); r += 3; break;
+            default: run<T, 4>(here, keys, values, scales, first, last, size, o, top + r, mass + r); r += 4;
         }
     }
 }
 
+// The `parts` partial results of a lane, from number `begin` on, merged.
+void join(const float* outs, const float* tops, const float* masses, int64_t begin, int64_t parts, int64_t count,
+          int64_t size, float* out, float* lse) {
+    for (int64_t r = 0; r < count; r++) {
+        float high = -INFINITY, total = 0;
+        for (int64_t p = 0; p < parts; p++) high = std::fmax(high, tops[(begin + p) * count + r]);
+        float* o = out + r * size;
+        memset(o, 0, sizeof(float) * size);
+        for (int64_t p = 0; p < parts; p++) {
+            int64_t at = (begin + p) * count + r;
+            if (masses[at] == 0) continue;
+            float weight = std::exp(tops[at] - high);
+            total += weight * masses[at];
+            for (int64_t e = 0; e < size; e++) o[e] += weight * outs[at * size + e];
+        }
+        for (int64_t e = 0; e < size && total != 0; e++) o[e] /= total;  // not a number: stays so
+        lse[r] = total != 0 ? high + std::log(total) : -INFINITY;
+    }
+}
+
 template <class T>
-void decode(const float* q, const T* keys, const T* values, const float* key_scales, const float* value_scales,
+void decode(const float* q, const T* keys, const T* values, const Scale<T>* key_scales, const Scale<T>* value_scales,
             const int64_t* shape, const int64_t* strides, float* out, float* lse) {
     const int64_t batch = shape[0], heads = shape[1], count = shape[2], length = shape[3], size = shape[4];
     const int64_t threads = shape[5], lanes = batch * heads;
+    const int64_t stride = std::is_same_v<T, nibbles> ? size / 2 : size;
     int64_t parts = (4 * threads + lanes - 1) / lanes, most = (length + 255) / 256;
     if (threads == 1) parts = 1;
     if (parts > most) parts = most;
@@ -137,43 +255,75 @@ void decode(const float* q, const T* keys, const T* values, const float* key_sca
     for (int64_t task = 0; task < lanes * parts; task++) {
         int64_t lane = task / parts, part = task % parts, b = lane / heads, h = lane % heads;
         int64_t first = part * step, last = first + step < length ? first + step : length;
-        Run scales;
-        if (key_scales) scales = {key_scales + b * strides[4] + h * strides[5], value_scales + b * strides[4] + h * strides[5]};
+        Scales<T> scales;
+        if (key_scales) scales.keys = key_scales + b * strides[4] + h * strides[5];
+        if (value_scales) scales.values = value_scales + b * strides[6] + h * strides[7];
         if (first >= last) first = last;
-        rows<T>(q + lane * count * size, keys + b * strides[0] + h * strides[1],
-                values + b * strides[2] + h * strides[3], size, size, scales, first, last, (int)count, (int)size,
+        rows<T>(q + lane * count * size, Whole<T>{keys + b * strides[0] + h * strides[1], stride},
+                Whole<T>{values + b * strides[2] + h * strides[3], stride}, scales, first, last, (int)count, (int)size,
                 outs + task * count * size, tops + task * count, masses + task * count);
     }
     for (int64_t lane = 0; lane < lanes; lane++)
-        for (int64_t r = 0; r < count; r++) {
-            float high = -INFINITY, total = 0;
-            for (int64_t p = 0; p < parts; p++) high = std::fmax(high, tops[(lane * parts + p) * count + r]);
-            float* o = out + (lane * count + r) * size;
-            memset(o, 0, sizeof(float) * size);
-            for (int64_t p = 0; p < parts; p++) {
-                int64_t at = (lane * parts + p) * count + r;
-                if (masses[at] == 0) continue;
-                float weight = std::exp(tops[at] - high);
-                total += weight * masses[at];
-                for (int64_t e = 0; e < size; e++) o[e] += weight * outs[at * size + e];
-            }
-            for (int64_t e = 0; e < size && total != 0; e++) o[e] /= total;  // not a number: stays so
-            lse[lane * count + r] = total != 0 ? high + std::log(total) : -INFINITY;
+        join(outs, tops, masses, lane * parts, parts, count, size, out + lane * count * size, lse + lane * count);
+}
+
+// Every batch row has its own pages and its own run of keys: spans (B, 3) are where its table begins, first and last.
+template <class T>
+void paged(const float* q, const T* keys, const T* values, const int64_t* table, const int64_t* spans,
+           const int64_t* shape, float* out, float* lse) {
+    const int64_t batch = shape[0], heads = shape[1], count = shape[2], size = shape[3];
+    const int64_t page = shape[4], slots = shape[5], threads = shape[6];
+    std::vector<int64_t> begin(batch + 1, 0);  // of a row's tasks: heads x parts
+    for (int64_t b = 0; b < batch; b++)
+        begin[b + 1] = begin[b] + heads * ((spans[3 * b + 2] - spans[3 * b + 1] + PART - 1) / PART);
+    std::vector<float> partial(begin[batch] * count * (size + 2));
+    float* outs = partial.data();
+    float* tops = outs + begin[batch] * count * size;
+    float* masses = tops + begin[batch] * count;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (int64_t task = 0; task < begin[batch]; task++) {
+        int64_t b = std::upper_bound(begin.begin(), begin.end(), task) - begin.begin() - 1;
+        int64_t parts = (begin[b + 1] - begin[b]) / heads, h = (task - begin[b]) / parts;
+        int64_t first = spans[3 * b + 1] + (task - begin[b]) % parts * PART;
+        int64_t last = std::min(first + PART, spans[3 * b + 2]);
+        Pages<T> k{keys + h * slots * size, size, page, table + spans[3 * b]};
+        Pages<T> v{values + h * slots * size, size, page, table + spans[3 * b]};
+        rows<T>(q + (b * heads + h) * count * size, k, v, Scales<T>{}, first, last, (int)count, (int)size,
+                outs + task * count * size, tops + task * count, masses + task * count);
+    }
+    for (int64_t b = 0; b < batch; b++)
+        for (int64_t h = 0; h < heads; h++) {
+            int64_t parts = (begin[b + 1] - begin[b]) / heads, lane = b * heads + h;
+            join(outs, tops, masses, begin[b] + h * parts, parts, count, size, out + lane * count * size,
+                 lse + lane * count);
         }
 }
 
 }  // namespace
 
 // q (B, K, R, E) float32, scaled; keys and values (B, K, S, E), rows of E contiguous, strides[0..3] of batch and head;
-// int8 with scales (B, K, S), strides[4..5]. shape: B, K, R, S, E (a multiple of 16), threads. kind: 0 float32,
-// 1 bfloat16, 2 int8. out (B, K, R, E) and lse (B, K, R) in float32.
+// int8 with float32 scales (B, K, S), int4 (rows of E / 2 bytes) with bfloat16 ones (see `Scale`), strides[4..7]. shape: B,
+// K, R, S, E (a multiple of 16, of 32 for int4), threads. kind: 0 float32, 1 bfloat16, 2 int8, 3 int4. out (B, K, R, E) and
+// lse (B, K, R) in float32.
 extern "C" void handscroll_decode(int kind, const float* q, const void* keys, const void* values,
-                                  const float* key_scales, const float* value_scales, const int64_t* shape,
+                                  const void* key_scales, const void* value_scales, const int64_t* shape,
                                   const int64_t* strides, float* out, float* lse) {
     if (kind == 0)
         decode(q, (const float*)keys, (const float*)values, nullptr, nullptr, shape, strides, out, lse);
     else if (kind == 1)
         decode(q, (const bf16*)keys, (const bf16*)values, nullptr, nullptr, shape, strides, out, lse);
+    else if (kind == 2)
+        decode(q, (const int8_t*)keys, (const int8_t*)values, (const float*)key_scales, (const float*)value_scales, shape,
+               strides, out, lse);
     else
-        decode(q, (const int8_t*)keys, (const int8_t*)values, key_scales, value_scales, shape, strides, out, lse);
+        decode(q, (const nibbles*)keys, (const nibbles*)values, (const bf16*)key_scales, (const bf16*)value_scales, shape,
+               strides, out, lse);
+}
+
+// q (B, K, R, E) float32, scaled; keys and values (K, slots, E) without gaps, `page` slots a page; table: numbers of
+// pages, row after row. shape: B, K, R, E (a multiple of 16), page, slots, threads. kind: 0 float32, 1 bfloat16.
+extern "C" void handscroll_paged(int kind, const float* q, const void* keys, const void* values, const int64_t* table,
+                                 const int64_t* spans, const int64_t* shape, float* out, float* lse) {
+    if (kind == 0) paged(q, (const float*)keys, (const float*)values, table, spans, shape, out, lse);
+    else paged(q, (const bf16*)keys, (const bf16*)values, table, spans, shape, out, lse);
 }

@@ -20,10 +20,22 @@ from tempfile import TemporaryDirectory
 import torch
 from filelock import FileLock
 
-SOURCES = ("decode.cpp", "prefill.cpp", "products.cpp")
+SOURCES = ("decode.cpp", "prefill.cpp", "products.cpp", "rows.cpp")
 COMPILE = ("-O3", "-march=native", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-fopenmp", "-c")
 LINK = ("-shared",)  # without -fopenmp: its symbols are those that torch has loaded
 COMPILERS = ("c++", "g++", "clang++")
+# What the functions take, in order: i an int, f a float, p a pointer (an address, an array or None).
+ARGUMENTS = {
+    "decode": "ippppppppp",
+    "paged": "ipppppppp",
+    "prefill": "pppfppp",
+    "has_prefill": "",
+    "product": "iipppppp",
+    "narrow_product": "ppppp",
+    "norm": "ippfpp",
+    "turn": "ipppppp",
+}
+TYPES = {"i": ctypes.c_int, "f": ctypes.c_float, "p": ctypes.c_void_p}
 SWITCH = "HANDSCROLL_NATIVE"
 
 
@@ -77,6 +89,8 @@ def _loaded() -> tuple[ctypes.CDLL | None, str]:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         path = build(root / "handscroll", compiler)
         found = ctypes.CDLL(str(path))
+        for name, kinds in ARGUMENTS.items():
+            getattr(found, f"handscroll_{name}").argtypes = [TYPES[kind] for kind in kinds]
     except (OSError, RuntimeError) as error:  # RuntimeError: no home folder, no locks on this file system
         return None, str(error)
     return found, str(path)

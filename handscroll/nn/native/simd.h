@@ -12,9 +12,11 @@ typedef int32_t i16v __attribute__((vector_size(64)));
 typedef int16_t s16v __attribute__((vector_size(32)));
 typedef uint16_t u16v __attribute__((vector_size(32)));
 typedef int8_t b16v __attribute__((vector_size(16)));
+typedef uint8_t c16v __attribute__((vector_size(16)));
 typedef uint32_t w16v __attribute__((vector_size(64)));
 
 struct bf16 { uint16_t bits; };
+struct nibbles { uint8_t two; };  // two numbers of four bits; 32 lie in 16 bytes as `load` says
 
 static inline f16v splat(float x) { return x - (f16v){}; }
 
@@ -33,6 +35,23 @@ static inline f16v load(const int8_t* p) {
 #else
     b16v x; memcpy(&x, p, 16);
     return __builtin_convertvector(__builtin_convertvector(x, i16v), f16v);
+#endif
+}
+
+// 32 numbers of four bits, low + number times scale: the low halves of 16 bytes, then the high ones.
+static inline void load(const uint8_t* p, float scale, float low, f16v& a, f16v& b) {
+    const f16v counted = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#if defined(__AVX512F__)  // sixteen possible numbers are a register to look up in; the upper bits of an index are ignored
+    f16v table = counted * splat(scale) + splat(low);
+    __m512i x = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+    a = (f16v)_mm512_permutexvar_ps(x, (__m512)table);
+    b = (f16v)_mm512_permutexvar_ps(_mm512_srli_epi32(x, 4), (__m512)table);
+#else
+    (void)counted;
+    c16v x; memcpy(&x, p, 16);
+    i16v wide = __builtin_convertvector(x, i16v);
+    a = __builtin_convertvector(wide & 15, f16v) * splat(scale) + splat(low);
+    b = __builtin_convertvector(wide >> 4, f16v) * splat(scale) + splat(low);
 #endif
 }
 

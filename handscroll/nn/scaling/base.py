@@ -1,7 +1,8 @@
 """What every scaling of the rotary frequencies answers, and the unscaled frequencies they all start from."""
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -10,11 +11,21 @@ from torch import Tensor
 
 from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError
+from handscroll.nn.mask import Mask
 
 # Strict: in a config.json a factor of "4" or true is a mistake, and the reference library fails on it too.
 Factor = Annotated[float, Field(ge=1.0, allow_inf_nan=False, strict=True)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False, strict=True)]
 Tokens = Annotated[int, Field(ge=1, strict=True)]
+
+
+class Band(NamedTuple):
+    """Keys at distances of their own: which they are, and the positions (integers) at which a band's queries and keys
+    are rotated. Bands of one scaling share no key and leave none out."""
+
+    mask: Mask
+    query: Callable[[Tensor], Tensor]
+    key: Callable[[Tensor], Tensor]
 
 
 class Scaling(Config):
@@ -54,6 +65,14 @@ class Scaling(Config):
         """What a request of `length` tokens declares: where every length has its own tables, a longer one that many
         requests share."""
         return length
+
+    def stored(self, positions: Tensor) -> Tensor:
+        """The positions (integers) at which keys are rotated when they are kept."""
+        return positions
+
+    def bands(self) -> tuple[Band, ...]:
+        """Parts of the keys that are read at distances of their own; empty: all at the distance that they have."""
+        return ()
 
     @model_serializer(mode="wrap")
     def _with_name(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -12,6 +12,9 @@ SCALINGS = {
     "dynamic-ntk": "handscroll.nn.scaling.dynamic:DynamicNTK",
     "yarn": "handscroll.nn.scaling.yarn:YaRN",
     "llama3": "handscroll.nn.scaling.llama3:Llama3",
+    "dynamic-yarn": "handscroll.nn.scaling.dynamic_yarn:DynamicYaRN",
+    "self-extend": "handscroll.nn.scaling.self_extend:SelfExtend",
+    "dual-chunk": "handscroll.nn.scaling.dual_chunk:DualChunk",
     "longrope": "handscroll.nn.scaling.longrope:LongRoPE",
 }
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from handscroll.base.allocator import trim
@@ -11,6 +11,8 @@ from handscroll.models.model import Decoder
 from handscroll.nn.attention import Context
 from handscroll.objectives.loss import Loss
 from handscroll.train.ladder.rung import Request
+
+TRIMS = 4  # times that a step in which everything is kept gives free pages back, on the way there and on the way back
 
 
 @dataclass(frozen=True)
@@ -30,20 +32,32 @@ class Plain:
             x = model.embed(batch.tokens, marks)
             mask = request.objective.mask(model, marks)
             context = model.context(x, marks, mask, request.length, noise=request.noise, mlp_tile=self.mlp_tile)
-            hidden = self._recomputed(model, x, context) if self.recompute else model.run(x, context)
+            hidden = self._run(model, x, context)
             loss = request.objective.loss(model, hidden, batch)
         (loss.total / request.divisor).backward()
+        trim()  # before the update's own tensors
         request.pulse(1.0)
         return loss
 
-    def _recomputed(self, model: Decoder, embeddings: Tensor, context: Context) -> Tensor:
+    def _run(self, model: Decoder, embeddings: Tensor, context: Context) -> Tensor:
+        """All layers and the final norm, with the heap's free pages given back on the way there and back."""
         x = context.dropped(embeddings, 0)
-        for layer in model.layers:
+        every = 1 if self.recompute else max(1, len(model.layers) // TRIMS)
+        for number, layer in enumerate(model.layers):
+            if number % every == 0:
+                trim()
+                if x.requires_grad:
+                    x.register_hook(_trimmed)
             # Dropout depends on the token alone, so no generator's state has to be kept for the second run.
-            x = checkpoint(_tidied, layer, x, context, use_reentrant=False, preserve_rng_state=False)
+            x = (
+                checkpoint(layer, x, context, use_reentrant=False, preserve_rng_state=False)
+                if self.recompute
+                else layer(x, context)
+            )
+        trim()
         return model.norm(x)
 
 
-def _tidied(layer: nn.Module, x: Tensor, context: Context) -> Tensor:
+def _trimmed(_: Tensor) -> None:
+    """A hook of the backward: what the layers above held goes back before those below begin."""
     trim()
-    return layer(x, context)

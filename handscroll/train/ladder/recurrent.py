@@ -96,7 +96,7 @@ class Recurrent:
             CapacityError: a chunk with its memory is longer than the model's context.
         """
         seen = self.chunk + self.remembered
-        if model.rotation(Marks.run(0, 1), seen, model.head) is None:
+        if model.rotation(Marks.run(0, 1), seen, model.head) is None and model.bias() is None:
             raise ConfigError(
                 f"family {model.config.family} has learned positions, which end with their table, while recurrent "
                 "training counts on through the document; use rotary positions (llama) or an exact rung"

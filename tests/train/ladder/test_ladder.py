@@ -7,6 +7,7 @@ import torch
 
 from handscroll.base.errors import CapacityError, ConfigError
 from handscroll.data.batch import Batch
+from handscroll.models.bloom import Bloom, BloomConfig
 from handscroll.models.gpt2 import GPT2, GPT2Config
 from handscroll.models.llama import Llama, LlamaConfig
 from handscroll.nn.init import initialise
@@ -49,8 +50,8 @@ def adapted():
     return model
 
 
-def yarn():
-    scaling = {"name": "dynamic-ntk", "factor": 4.0, "original": 64}
+def scaled(name, **fields):
+    scaling = {"name": name, "factor": 4.0, "original": 64, **fields}
     return Llama(LlamaConfig(**LLAMA, positions={"base": 1e4, "scaling": scaling, "context": 256, "trained": 64}))
 
 
@@ -58,7 +59,10 @@ MODELS = {
     "llama": llama,
     "windows": lambda: llama(windows=(20, None, 100, 7, None)),
     "tied": lambda: llama(tied=True, query_key_norm=True),
-    "dynamic": yarn,
+    "dynamic": lambda: scaled("dynamic-ntk"),
+    "self-extend": lambda: scaled("self-extend", window=20, group=6),
+    "dual-chunk": lambda: scaled("dual-chunk", chunk=48),
+    "bloom": lambda: Bloom(BloomConfig(vocab=67, width=32, layers=4, heads=4, context=256)),
     "lora": adapted,
     "gpt2": lambda: GPT2(GPT2Config(vocab=67, width=32, layers=4, heads=4, mlp_width=48, context=256)),
 }

@@ -1,0 +1,40 @@
+"""`handscroll batch`: answer a file of requests together, in order, durably."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from handscroll.base.errors import ConfigError
+from handscroll.cli.screen import bar, error_screen, screen
+
+
+def batch(
+    model: Annotated[str, typer.Argument(help="checkpoint folder or hub id")],
+    requests: Annotated[Path, typer.Argument(help='JSON lines: {"prompt": ..., "max_tokens": ..., ...}')],
+    out: Annotated[Path, typer.Option(help="file of the answers; a run that was killed goes on with it")],
+    memory: Annotated[float, typer.Option(help="GB of keys and values")] = 1.0,
+    deterministic: Annotated[bool, typer.Option("--deterministic", help="bits do not depend on neighbours")] = False,
+    beyond: Annotated[bool, typer.Option("--beyond", help="allow more tokens than the model's context")] = False,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
+    weights: Annotated[str, typer.Option(help="int8: read rounded weights (approximate)")] = "",
+) -> None:
+    """Answer every line of REQUESTS with MODEL; all lines are checked before the first is answered."""
+    from handscroll.generate.engine.batch import answer, read_requests
+    from handscroll.generate.engine.engine import Engine
+    from handscroll.lm import load
+
+    if not 0 < memory < float("inf"):
+        raise ConfigError(f"--memory {memory} GB holds nothing; give more than 0")
+    lm = load(model, dtype=dtype, weights=weights)
+    engine = Engine(lm.model, memory=int(memory * 1e9), deterministic=deterministic)
+    asked = read_requests(requests, engine, lm.tokenizer, beyond)
+    if weights:
+        error_screen().print(f"approximate: --weights {weights} (docs/generate.md says how far)", markup=False)
+    with bar("answering", len(asked)) as advance:
+        kept = answer(asked, engine, lm.tokenizer, out, beyond, advance)
+    screen().print(f"{out}: {len(asked)} answers" + (f", {kept} of them from before" if kept else ""), markup=False)
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(batch)

@@ -1,0 +1,44 @@
+"""`handscroll chat`: a text that you and a plain language model write together, line by line."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from handscroll.cli.screen import error_screen
+
+
+def chat(
+    model: Annotated[str, typer.Argument(help="checkpoint folder or hub id")],
+    outgrown: Annotated[str, typer.Option(help="past the bucket of lengths: read (exact) or rotate")] = "read",
+    max_tokens: Annotated[int, typer.Option(help="most new tokens of a reply")] = 128,
+    temperature: Annotated[float, typer.Option(help="0: greedy")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="keep the likeliest tokens up to this mass")] = 1.0,
+    seed: Annotated[int, typer.Option(help="equal seeds give equal text")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="end a reply before this text (repeatable)")] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
+) -> None:
+    """Append every line of standard input to the text and print how MODEL goes on; nothing is read twice."""
+    from handscroll.generate.sample import Sampling
+    from handscroll.lm import load
+
+    lm = load(model, dtype=dtype)
+    notes = error_screen()
+    talk = lm.conversation(outgrown, lambda note: notes.print(note, markup=False))
+    values: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+    sampling = Sampling.parse(values | {"stop": tuple(stop or ())}, "chat")
+    for line in sys.stdin:
+        for piece in talk.say(line, sampling):
+            typer.echo(piece, nl=False)
+            sys.stdout.flush()
+        typer.echo("")
+    if talk.approximate:
+        notes.print(
+            f"approximate: keys were rotated {talk.rotations} times; the replies since differ from reading again by "
+            f"{talk.divergence():.4f} nats per token (KL)",
+            markup=False,
+        )
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(chat)

@@ -1,0 +1,132 @@
+"""Beam search: the likeliest continuations that are found when only so many are kept at every length."""
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from handscroll.base.errors import ConfigError
+from handscroll.generate.decode import read_prompt
+from handscroll.generate.prefill import CHUNK
+from handscroll.generate.reading.reading import Reading
+from handscroll.models.model import Model
+from handscroll.nn.cache import Cache
+from handscroll.nn.marks import Marks
+
+Early = Literal["bound", "enough", "never"]
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One continuation: its tokens (with the end token), score, and why it ended: "eos" or "length"."""
+
+    tokens: tuple[int, ...]
+    score: float
+    finish: str
+
+
+@torch.no_grad()
+def beam_search(  # noqa: PLR0913 - what is asked, how it ends, what is known already
+    model: Model,
+    prompt: Sequence[int],
+    beams: int,
+    max_tokens: int,
+    eos: Collection[int] = (),
+    count: int = 1,
+    length_penalty: float = 1.0,
+    early: Early = "bound",
+    beyond: bool = False,
+    chunk: int = CHUNK,
+    reading: Reading | None = None,
+) -> list[Hypothesis]:
+    """The `count` best of the continuations that a search with `beams` beams finds, best first.
+
+    The score is the sum of the tokens' log-probabilities (natural, of the unprocessed logits; the end token counts)
+    divided by their number to the power `length_penalty`: 0 is the plain likelihood, higher favours long texts. At
+    every length the best candidates, `beams` of them and as many again for each end token, are taken from all
+    continuations of all beams; those that end among the first `beams` are kept as results, and the first `beams` that
+    go on are the next beams. These are the rules, and the scores, of `num_beams` in `transformers` 5.
+
+    Args:
+        early: when to stop before `max_tokens`, once there are `beams` results. "enough": at once. "never": when no
+            beam can still beat the worst of them at any length. "bound": when the best beam, if it ended here, would
+            not (may miss longer ones under a length penalty above 0; the default there: `early_stopping=False`).
+
+    Memory: the prompt's keys and values once, however many beams; those of the new tokens for every beam, twice while
+    beams change places. Limits: greedy choice of likelihood only, no sampling settings; an exact cache.
+
+    Raises:
+        ConfigError: `beams`, `count` or `max_tokens` out of range, or an unknown `early`; CapacityError, DataError: as
+            `decode`.
+    """
+    if beams < 1 or max_tokens < 1 or not 1 <= count <= beams:
+        raise ConfigError(
+            f"beams is {beams}, count {count}, max_tokens {max_tokens}; count is 1 to beams, all from 1 up"
+        )
+    if early not in ("bound", "enough", "never") or not math.isfinite(length_penalty):
+        raise ConfigError(f"early is '{early}' (bound, enough or never), length_penalty {length_penalty} (a number)")
+    tokens, length, hidden, whole = read_prompt(model, prompt, max_tokens, beyond, chunk, reading)
+    search = _Search(beams, max_tokens, frozenset(eos), length_penalty, early)
+    logits, cache = model.logits(hidden)[:, -1], whole.branch(max_tokens - 1)
+    while True:
+        rows = search.step(logits.float().log_softmax(dim=-1))
+        if search.over:
+            return search.results[:count]
+        cache = _reordered(cache, rows)
+        new = torch.tensor([[beam[-1]] for beam in search.texts], device=model.device)
+        marks = Marks.run(len(tokens) + search.length - 1, 1)
+        logits = model.logits(model.hidden(model.embed(new, marks), marks, model.mask(), cache, length))[:, -1]
+
+
+class _Search:
+    """The beams (texts and sums of log-probabilities) and the results so far."""
+
+    def __init__(self, beams: int, max_tokens: int, ends: frozenset[int], length_penalty: float, early: Early):
+        self._beams, self._last, self._ends = beams, max_tokens, ends
+        self._penalty, self._early = length_penalty, early
+        self.texts: list[tuple[int, ...]] = [()]
+        self._sums = [0.0]
+        self.results: list[Hypothesis] = []
+        self.length = 0
+        self.over = False
+
+    def step(self, logprobs: Tensor) -> list[int]:
+        """Take the log-probabilities (beams, V) of the next token; returns the row that each new beam goes on from."""
+        self.length += 1
+        vocab = logprobs.shape[1]
+        sums = torch.tensor(self._sums, dtype=logprobs.dtype, device=logprobs.device)[:, None] + logprobs
+        keep = min(max(2, 1 + len(self._ends)) * self._beams, sums.numel())
+        values, places = sums.flatten().topk(keep)
+        rows: list[int] = []
+        texts: list[tuple[int, ...]] = []
+        goes_on: list[float] = []
+        for rank, (total, place) in enumerate(zip(values.tolist(), places.tolist(), strict=True)):
+            row, token = divmod(place, vocab)
+            text = (*self.texts[row], token)
+            finish = "eos" if token in self._ends else "length" if self.length == self._last else None
+            if finish is None and len(rows) < self._beams:
+                rows, texts, goes_on = [*rows, row], [*texts, text], [*goes_on, total]
+            elif finish is not None and rank < self._beams:
+                self._add(Hypothesis(text, total / self.length**self._penalty, finish))
+        self.texts, self._sums = texts, goes_on
+        self.over = not texts or self._hopeless()
+        return rows
+
+    def _add(self, found: Hypothesis) -> None:
+        self.results = sorted([*self.results, found], key=lambda item: -item.score)[: self._beams]
+
+    def _hopeless(self) -> bool:
+        """Whether the results are as good as settled."""
+        if len(self.results) < self._beams:
+            return False
+        longest = self._last if self._early == "never" and self._penalty > 0.0 else self.length
+        return self._early == "enough" or self._sums[0] / longest**self._penalty <= self.results[-1].score
+
+
+def _reordered(cache: Cache, rows: list[int]) -> Cache:
+    if not cache.marks.length or rows == list(range(len(rows))):
+        return cache
+    return cache.take_rows(torch.tensor(rows))

@@ -1,0 +1,165 @@
+"""`Conversation`: one text that grows by turns; what was read of it is kept between them.
+
+Under a scaling that depends on the length (`Scaling.bucket`) a conversation can outgrow the bucket that its keys were
+rotated for. Then it is read again, which is exact and the default, or its keys are turned to the new angles, which is
+exact in the first layer only: the layers above have read what came out of the older angles.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from handscroll.base.errors import CapacityError, ConfigError, DataError, nearest
+from handscroll.generate.prefill import hidden_chunks, prefill
+from handscroll.generate.rows import finite
+from handscroll.generate.sample import Sampling, generator, pick
+from handscroll.generate.stream import TextStream
+from handscroll.models.model import Model
+from handscroll.nn.cache import Cache
+from handscroll.nn.marks import Marks
+from handscroll.nn.rope import moved
+from handscroll.text.tokenizer import Tokenizer
+
+OUTGROWN = ("read", "rotate")
+
+
+@dataclass(eq=False)
+class Conversation:
+    """A conversation with a plain language model: `say` appends a text and returns how the model goes on.
+
+    `ids` are all tokens so far. `outgrown` says what happens when the declared length (all tokens so far, the new text
+    and its max_tokens) leaves the bucket: "read" everything again, or "rotate" the keys (approximate above the first
+    layer). `on_note` hears of either. Made by `LM.conversation`.
+
+    Limits: one row, the full cache. A text is encoded by itself, so that tokens never reach over a turn's border. An
+    end token ends a reply and is no part of the text.
+    """
+
+    model: Model
+    tokenizer: Tokenizer
+    outgrown: str = "read"
+    on_note: Callable[[str], None] | None = None
+    ids: list[int] = field(default_factory=list)
+    tokens_read: int = 0  # by all forwards so far, replies included
+    rotations: int = 0
+    _cache: Cache | None = None
+    _declared: int = 0
+    _rotated_at: int = 0  # tokens whose keys were turned at some time
+
+    def __post_init__(self):
+        if self.outgrown not in OUTGROWN:
+            raise ConfigError(f"outgrown is '{self.outgrown}': {nearest(self.outgrown, OUTGROWN)}")
+
+    @property
+    def approximate(self) -> bool:
+        """Whether keys that later layers would have now are not those they have."""
+        return self.rotations > 0
+
+    def say(self, text: str, sampling: Sampling) -> Iterator[str]:
+        """Append `text`; yields the reply piece by piece. What is yielded has become part of the text.
+
+        Raises:
+            CapacityError: all tokens so far, the text and max_tokens exceed the context. DataError: the text is empty.
+        """
+        new = self.tokenizer.encode(text, special=not self.ids)
+        if not new:
+            raise DataError("nothing was said: the text has no tokens")
+        total = len(self.ids) + len(new) + sampling.max_tokens
+        if total > self.model.config.context:
+            raise CapacityError(
+                f"the conversation has {len(self.ids)} tokens, {len(new)} are new and {sampling.max_tokens} may "
+                f"follow: {total} in all, but the model's context is {self.model.config.context}; ask for fewer new "
+                "tokens, begin anew, or lengthen the model (handscroll extend)"
+            )
+        return self._reply(new, total, sampling)
+
+    @torch.no_grad()
+    def divergence(self) -> float:
+        """Mean KL divergence, nats per token, of the next-token distributions from those of reading everything again,
+        over the tokens read since keys were last rotated; 0 where nothing was.
+
+        Costs one reading of the whole conversation and leaves it as it was.
+        """
+        if not self.approximate or self._cache is None or self._cache.length <= self._rotated_at:
+            return 0.0
+        count, first = self._cache.length, self._rotated_at
+        kept = self._cache.clone()
+        kept.trim(first)
+        fresh = self.model.new_cache(capacity=count)
+        exact = torch.cat([h for _, _, h in self._chunks(0, count, fresh)], dim=1)[:, first:]
+        turned = torch.cat([h for _, _, h in self._chunks(first, count, kept)], dim=1)
+        wanted, found = (self.model.logits(h).double().log_softmax(dim=-1) for h in (exact, turned))
+        return float((wanted.exp() * (wanted - found)).sum(dim=-1).mean())
+
+    @torch.no_grad()
+    def _reply(self, new: Sequence[int], total: int, sampling: Sampling) -> Iterator[str]:
+        self.ids += new
+        self._declare(total)
+        cache, first = self._cache, 0 if self._cache is None else self._cache.length
+        if cache is None:
+            cache = self._cache = self.model.new_cache(capacity=total)
+        device = self.model.device
+        text, stream = TextStream(self.tokenizer, self.ids, sampling.stop), generator(sampling.seed, 0)
+        seen = torch.zeros(1, self.model.config.vocab, dtype=torch.bool, device=device)
+        seen[0, self.ids] = True
+        penalised = seen if sampling.repetition_penalty != 1.0 else None
+        tokens = torch.tensor([self.ids[first:]], device=device)
+        hidden = prefill(self.model, tokens, Marks.run(first, tokens.shape[1]), cache, self._declared)
+        self.tokens_read += tokens.shape[1]
+        for left in reversed(range(sampling.max_tokens)):
+            token = int(pick(finite(self.model.logits(hidden)[:, -1]), sampling, [stream], penalised))
+            if token in self.model.config.eos and not sampling.ignore_eos:
+                break
+            self.ids.append(token)
+            seen[0, token] = True
+            yield text.push(token)
+            if text.stopped is not None or not left:
+                break
+            hidden = self._forward(token, cache)
+        yield text.finish()
+
+    def _forward(self, token: int, cache: Cache) -> Tensor:
+        marks = Marks.run(cache.length, 1)
+        self.tokens_read += 1
+        embedded = self.model.embed(torch.tensor([[token]], device=self.model.device), marks)
+        return self.model.hidden(embedded, marks, self.model.mask(), cache, self._declared)
+
+    def _declare(self, total: int) -> None:
+        """Fix the scaling for `total` tokens; what is cached is thrown away or turned where its bucket is another."""
+        positions = getattr(self.model.config, "positions", None)
+        if positions is None:
+            return
+        before = self._declared
+        after = max(before, positions.scaling.declared(total))  # what was promised before is kept
+        if self._cache is None or positions.scaling.bucket(before) == positions.scaling.bucket(after):
+            self._declared = after
+            return
+        count, self._declared = self._cache.length, after
+        if self.outgrown == "read":
+            self._cache, self._rotated_at = None, 0
+            self._note(f"{total} tokens outgrow the bucket of {before}: all {count} are read again")
+            return
+        rotation = moved(
+            Marks.run(0, count),
+            positions.scaling,
+            positions.base,
+            self.model.config.head_size,
+            (before, after),
+            self.model.head,
+        )
+        self._cache.change_keys(rotation.turn)
+        self.rotations, self._rotated_at = self.rotations + 1, count
+        self._note(
+            f"approximate: {total} tokens outgrow the bucket of {before}; the keys of {count} tokens are rotated to "
+            "the new angles, which is exact in the first layer only"
+        )
+
+    def _chunks(self, first: int, last: int, cache: Cache) -> Iterator[tuple[int, int, Tensor]]:
+        tokens = torch.tensor([self.ids[first:last]], device=self.model.device)
+        return hidden_chunks(self.model, tokens, Marks.run(first, last - first), cache, self._declared)
+
+    def _note(self, text: str) -> None:
+        if self.on_note is not None:
+            self.on_note(text)

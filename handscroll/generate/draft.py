@@ -1,0 +1,175 @@
+"""Who guesses the next tokens for speculative decoding: the text itself, or a smaller model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from handscroll.base.errors import CapacityError, ConfigError
+from handscroll.generate.prefill import prefill
+from handscroll.generate.sample import Sampling, candidates, draw
+from handscroll.models.model import Model
+from handscroll.nn.marks import Marks
+
+LONGEST = 7  # with the token before them they are 8 rows, which one pass of the compiled products takes (nn/linear.py)
+
+
+class Proposal(NamedTuple):
+    """Guessed tokens, and (k, V) in float64 the distributions they were drawn from; None: each was certain."""
+
+    tokens: list[int]
+    probabilities: Tensor | None = None
+
+
+class Draft(Protocol):
+    """The guesses for one row."""
+
+    def propose(self, tokens: Sequence[int], count: int) -> Proposal:
+        """Up to `count` (at least 1) tokens that may follow `tokens`: prompt and all that was generated."""
+        ...
+
+
+@dataclass
+class Acceptance:
+    """What became of the guesses, over all rows: `forwards` of the target model after the prompt, guessed tokens.
+
+    Guesses after the end of a row are not counted.
+    """
+
+    forwards: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+    @property
+    def rate(self) -> float:
+        """Share of the guessed tokens that were accepted; 0 if nothing was guessed."""
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+
+class Drafts(Protocol):
+    """What makes a `Draft` for every row. `longest` bounds the guesses of a forward; `acceptance` is counted here."""
+
+    longest: int
+    acceptance: Acceptance
+
+    def check(self, target: Model, total: int, beyond: bool) -> None:
+        """Refuse what cannot guess for `target` in a request of `total` tokens."""
+        ...
+
+    def begin(self, sampling: Sampling, stream: torch.Generator, total: int) -> Draft:
+        """A row's draft; random numbers come from the row's own stream."""
+        ...
+
+
+@dataclass
+class Lookup:
+    """Prompt look-up: what followed the last `ngram` tokens where they last occurred, in the prompt or in the new text.
+
+    Costs no model; pays where a text repeats itself or its prompt (code, quotations, corrections). Source: Saxena 2023,
+    "Prompt lookup decoding"; Yang et al. 2023, "Inference with reference", arXiv:2304.04487.
+    """
+
+    ngram: int = 3
+    longest: int = LONGEST
+    acceptance: Acceptance = field(default_factory=Acceptance)
+
+    def __post_init__(self):
+        if self.ngram < 1 or self.longest < 1:
+            raise ConfigError(f"a look-up of {self.ngram} tokens, {self.longest} at most: both must be at least 1")
+
+    def check(self, target: Model, total: int, beyond: bool) -> None:
+        """Every model will do."""
+
+    def begin(self, sampling: Sampling, stream: torch.Generator, total: int) -> Draft:
+        return _LookupDraft(self.ngram)
+
+
+class _LookupDraft:
+    def __init__(self, ngram: int):
+        self._ngram = ngram
+        self._after: dict[tuple[int, ...], int] = {}  # n-gram -> where the token after its last occurrence is
+        self._read = ngram  # the n-grams that end before this place are known
+
+    def propose(self, tokens: Sequence[int], count: int) -> Proposal:
+        for end in range(self._read, len(tokens)):
+            self._after[tuple(tokens[end - self._ngram : end])] = end
+        self._read = max(self._read, len(tokens))
+        start = self._after.get(tuple(tokens[-self._ngram :]))
+        return Proposal([] if start is None else list(tokens[start : start + count]))
+
+
+@dataclass
+class DraftModel:
+    """A smaller model with the same vocabulary guesses, by the settings of the request (not by its constraint)."""
+
+    model: Model
+    longest: int = LONGEST
+    acceptance: Acceptance = field(default_factory=Acceptance)
+
+    def __post_init__(self):
+        if self.longest < 1:
+            raise ConfigError(f"{self.longest} guessed tokens at most; it must be at least 1")
+
+    def check(self, target: Model, total: int, beyond: bool) -> None:
+        """Raises: ConfigError: another vocabulary. CapacityError: the request exceeds the draft model's context."""
+        own, theirs = self.model.config, target.config
+        if own.vocab != theirs.vocab:
+            raise ConfigError(
+                f"the draft model has {own.vocab} tokens, the model {theirs.vocab}: a draft needs the same vocabulary"
+            )
+        if total > own.context and not beyond:
+            raise CapacityError(
+                f"prompt and new tokens are {total}, but the draft model's context is {own.context}; "
+                f"lengthen it too (handscroll extend ... --to {total}), or draft by look-up"
+            )
+        # A learned position table cannot be exceeded at all. The last guess is never read by its own model.
+        self.model.embed(torch.zeros(1, 1, dtype=torch.long, device=self.model.device), Marks.run(total - 2, 1))
+
+    def begin(self, sampling: Sampling, stream: torch.Generator, total: int) -> Draft:
+        return _ModelDraft(self.model, sampling, stream, total)
+
+
+class _ModelDraft:
+    def __init__(self, model: Model, sampling: Sampling, stream: torch.Generator, total: int):
+        self._model, self._sampling, self._stream = model, sampling, stream
+        positions = getattr(model.config, "positions", None)
+        self._length = total if positions is None else positions.scaling.declared(total)
+        self._cache = model.new_cache(total)
+        self._fed: list[int] = []  # the tokens that the cache holds
+        self._agreed = 0  # how many of them are known to be the text's
+
+    @torch.no_grad()
+    def propose(self, tokens: Sequence[int], count: int) -> Proposal:
+        agreed = self._agreed
+        # The last token is never among the agreed ones: it took a guess's place, or was never fed.
+        while agreed < len(self._fed) and self._fed[agreed] == tokens[agreed]:
+            agreed += 1
+        self._cache.trim(agreed)
+        self._fed, self._agreed = [*self._fed[:agreed], *tokens[agreed:]], len(tokens)
+        seen = None
+        if self._sampling.repetition_penalty != 1.0:
+            seen = torch.zeros(1, self._model.config.vocab, dtype=torch.bool, device=self._model.device)
+            seen[0, torch.tensor(tokens, device=seen.device)] = True
+        guesses: list[int] = []
+        chances: list[Tensor] = []
+        hidden = self._hidden(tokens[agreed:], agreed)
+        for place in range(count):
+            scores = candidates(self._model.logits(hidden)[:, -1], self._sampling, seen)
+            if self._sampling.temperature == 0.0:
+                guess = int(scores.argmax())
+            else:
+                guess = int(draw(scores, [self._stream]))
+                chances.append(scores.double().softmax(dim=-1))
+            guesses.append(guess)
+            if seen is not None:
+                seen[0, guess] = True
+            if place < count - 1:
+                hidden = self._hidden([guess], len(self._fed))
+                self._fed.append(guess)
+        return Proposal(guesses, torch.cat(chances) if chances else None)
+
+    def _hidden(self, tokens: Sequence[int], start: int) -> Tensor:
+        ids = torch.tensor([list(tokens)], device=self._model.device)
+        return prefill(self._model, ids, Marks.run(start, len(tokens)), self._cache, self._length)

@@ -1,0 +1,99 @@
+"""Speculative decoding: several guessed tokens are verified in one forward, and the distribution stays the target's.
+
+Source: Leviathan et al. 2023, "Fast inference from transformers via speculative decoding", arXiv:2211.17192, section
+2.3 and appendix A.1; Chen et al. 2023, arXiv:2302.01318.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from handscroll.generate.draft import Drafts, Proposal
+from handscroll.generate.rows import NewToken, Rows
+from handscroll.generate.sample import draw
+from handscroll.models.model import Model
+from handscroll.nn.cache import Cache
+from handscroll.nn.marks import Marks
+from handscroll.nn.shapes import Embeddings
+
+
+@torch.no_grad()
+def speculate(
+    model: Model, hidden: Embeddings, cache: Cache, rows: Rows, prompt: list[int], length: int, drafts: Drafts
+) -> Iterator[list[NewToken]]:
+    """Continue one row whose prompt is in `cache` and ends with `hidden` (1, 1, D); one new token an item.
+
+    Each token is distributed as in plain decoding, given those before it: under the settings and the constraint, which
+    are applied at every place as plain decoding applies them. Greedy tokens are therefore those of plain decoding, and
+    sampled ones are not those of the same seed, since random numbers are used otherwise. Both up to the rounding of
+    a forward of several tokens (attention over them is summed in another order): two tokens whose logits differ by less
+    than that may change places.
+
+    The number of guesses follows success: doubled when all were accepted, else one more than were.
+    """
+    left, count = rows.request.sampling.max_tokens, 1 + drafts.longest // 2
+    tokens = list(prompt)
+    stream, greedy = rows.generators[0], rows.request.sampling.temperature == 0.0
+    draft = drafts.begin(rows.request.sampling, stream, len(prompt) + left)
+    guessed = Proposal([])
+    while True:
+        logits, accepted = model.logits(hidden)[0], 0
+        for place in range(len(guessed.tokens) + 1):
+            here = logits[place : place + 1]
+            scores = rows.candidates(here)
+            if place == len(guessed.tokens):
+                token = int(scores.argmax()) if greedy else int(draw(scores, [stream]))
+            else:
+                guess = guessed.tokens[place]
+                chances = None if guessed.probabilities is None else guessed.probabilities[place]
+                token = int(scores.argmax()) if greedy else accept(_target(scores), guess, chances, stream)
+                accepted += token == guess
+            left -= 1
+            tokens.append(token)
+            yield rows.take(torch.tensor([token], device=here.device), here, left == 0)
+            if not rows.live or (place < len(guessed.tokens) and token != guessed.tokens[place]):
+                break
+        drafts.acceptance.drafted += len(guessed.tokens) if rows.live else min(place + 1, len(guessed.tokens))
+        drafts.acceptance.accepted += accepted
+        if not rows.live:
+            return
+        if guessed.tokens:
+            count = min(2 * count, drafts.longest) if accepted == len(guessed.tokens) else accepted + 1
+        cache.trim(len(tokens) - 1)
+        # The last new token of the row is never read back, so a guess for it would only be thrown away.
+        guessed = draft.propose(tokens, min(count, left - 1)) if left > 1 else Proposal([])
+        fed = torch.tensor([[tokens[-1], *guessed.tokens]], device=model.device)
+        marks = Marks.run(len(tokens) - 1, fed.shape[1])
+        hidden = model.hidden(model.embed(fed, marks), marks, model.mask(), cache, length)
+        drafts.acceptance.forwards += 1
+
+
+def accept(target: Float[Tensor, "V"], guess: int, chances: Float[Tensor, "V"] | None, stream: torch.Generator) -> int:
+    """Accept `guess`, drawn from `chances` (None: it was certain), or draw another token: distributed as `target`.
+
+    A guess x is accepted with probability min(1, p(x) / q(x)); else a token is drawn from what p has more than q. Both
+    are probabilities in float64.
+    """
+    share = float(target[guess]) / (1.0 if chances is None else float(chances[guess]))
+    if float(torch.rand(1, generator=stream, dtype=torch.float64)) < share:
+        return guess
+    rest = residual(target, guess, chances)
+    return int(draw(rest.log()[None], [stream]))
+
+
+def residual(target: Float[Tensor, "V"], guess: int, chances: Float[Tensor, "V"] | None) -> Float[Tensor, "V"]:
+    """The distribution after a rejection: max(0, p - q), normalised."""
+    if chances is None:
+        rest = target.clone()
+        rest[guess] = 0.0
+    else:
+        rest = (target - chances.to(target.device)).clamp_min(0.0)
+    total = rest.sum()
+    # p = q up to rounding is never rejected but by rounding; what is left then says nothing.
+    return rest / total if float(total) > 0.0 else target
+
+
+def _target(scores: Tensor) -> Tensor:
+    return scores[0].double().softmax(dim=-1)

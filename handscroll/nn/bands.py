@@ -1,0 +1,64 @@
+"""Attention at several distances at once: each band of keys meets queries rotated for it, joined by log-sum-exp.
+
+Keys are kept in one rotation. Where a band wants another (the neighbours of Self-Extend), the run of keys that it can
+see is turned on while it is read, by the difference of the angles, and never kept.
+"""
+
+from collections.abc import Callable, Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from handscroll.nn.cache import Span
+from handscroll.nn.kernels import Exchange, Part, attend_parts
+from handscroll.nn.marks import Marks
+from handscroll.nn.mask import Mask
+from handscroll.nn.pieces import pieces
+from handscroll.nn.rope import BandRotation, Rotation
+
+
+def attend_bands(
+    q: Float[Tensor, "B H T E"],
+    spans: Sequence[Span],
+    mask: Mask,
+    marks: Marks,
+    scale: float,
+    bands: Sequence[BandRotation],
+    exchange: Exchange | None = None,
+) -> Float[Tensor, "B H T E"]:
+    """Attention of unrotated queries over keys as they are kept; the softmax is over all bands together."""
+    every = marks if exchange is None else exchange.marks
+    parts = []
+    for band in bands:
+        seen = mask & band.mask
+        read = spans if band.further is None else [_turned(span, seen, every, band, q) for span in spans]
+        parts.append(Part(band.queries.turn(q), [span for span in read if span.marks.length], seen))
+    return attend_parts(parts, marks, scale, exchange)
+
+
+def _turned(span: Span, mask: Mask, marks: Marks, band: BandRotation, q: Tensor) -> Span:
+    """What the band can see of a span, with its keys turned on; their gradient is turned back."""
+    key = (mask, (span.marks.start, span.marks.length) if span.marks.plain else span.marks)
+    if key not in band.known:
+        found = pieces(mask, marks, span.marks)
+        first, last = (found[0].first, found[-1].last) if found else (0, 0)
+        part = span.marks.part(first, last)
+        band.known[key] = (first, last, part, band.further(part) if band.further is not None and part.length else None)
+    first, last, part, rotation = band.known[key]
+    keys, values = span.read(first, last, q.dtype)
+    if rotation is not None:
+        keys = rotation.turn(keys)
+    return Span(keys, values, part, accumulate=_returned(span, first, rotation))
+
+
+def _returned(span: Span, offset: int, rotation: Rotation | None) -> Callable[[int, Tensor, Tensor], None] | None:
+    """The `accumulate` of a turned run of a span that takes its own gradient."""
+    if span.accumulate is None or rotation is None:
+        return span.accumulate
+    take = span.accumulate
+
+    def accumulate(first: int, keys: Tensor, values: Tensor) -> None:
+        turned = rotation.part(first, first + keys.shape[2]).turn(keys, back=True)
+        take(offset + first, turned, values)
+
+    return accumulate

@@ -1,0 +1,102 @@
+"""Keys and values of many requests in one pool of fixed pages, so that none has to lie in one piece.
+
+Source: Kwon et al. 2023, "Efficient memory management for large language model serving with PagedAttention",
+arXiv:2309.06180. A page holds a run of tokens of one request; a table lists each request's pages in order.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from handscroll.nn.cache import Span
+from handscroll.nn.marks import Extent, Marks
+from handscroll.nn.mask import Mask
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One request: its pages in order, the index of their first token, and how many tokens they hold."""
+
+    pages: Sequence[int]
+    start: int
+    length: int
+
+    def run(self, mask: Mask) -> tuple[int, int] | None:
+        """The tokens (counted in the pages) that the newest one sees, as first and last + 1; None: they are no run."""
+        newest = self.start + self.length - 1
+        if mask.within(Extent(newest, newest), Extent(self.start, newest)) is True:
+            return 0, self.length
+        marks = Marks.run(newest, 1), Marks.run(self.start, self.length)
+        seen = mask.allowed(*marks, torch.device("cpu"))[0, 0].nonzero()[:, 0].tolist()
+        if not seen or seen[-1] - seen[0] + 1 != len(seen):
+            return None
+        return seen[0], seen[-1] + 1
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """The rows of one forward; all its layers share what is worked out here."""
+
+    page: int
+    rows: Sequence[Row]
+    _runs: dict[Mask, Tensor | None] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def pages(self) -> Tensor:
+        """The pages of all rows, one after the other (int64)."""
+        return torch.tensor([page for row in self.rows for page in row.pages], dtype=torch.int64)
+
+    def runs(self, mask: Mask) -> Tensor | None:
+        """Per row where its pages begin, first and last + 1 token that is seen (B, 3); None: not of every row a run."""
+        if mask not in self._runs:
+            self._runs[mask] = self._worked_out(mask)
+        return self._runs[mask]
+
+    def _worked_out(self, mask: Mask) -> Tensor | None:
+        found, begin = [], 0
+        for row in self.rows:
+            run = row.run(mask)
+            if run is None:
+                return None
+            found.append((begin, *run))
+            begin += len(row.pages)
+        return torch.tensor(found, dtype=torch.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Pages:
+    """What one new token of every row reads in one layer: the pool (K, slots, E), and per row what came before.
+
+    `past` are spans (1, K, S, E) per row that come before the row's pages (a saved reading), or nothing.
+    """
+
+    keys: Tensor
+    values: Tensor
+    table: Table
+    past: Sequence[Sequence[Span]]
+
+    def spans(self, number: int) -> list[Span]:
+        """The same for one row as spans; its pages are copied."""
+        row = self.table.rows[number]
+        keys, values = (gathered(x, row.pages, self.table.page)[:, :, : row.length] for x in (self.keys, self.values))
+        return [*self.past[number], Span(keys, values, Marks.run(row.start, row.length))]
+
+    def part(self, numbers: Sequence[int]) -> "Pages":
+        """Some of the rows."""
+        table = Table(self.table.page, [self.table.rows[number] for number in numbers])
+        return replace(self, table=table, past=[self.past[number] for number in numbers])
+
+
+def gathered(
+    pool: Float[Tensor, "K slots E"], pages: Sequence[int], page: int, view: bool = False
+) -> Float[Tensor, "1 K tokens E"]:
+    """A copy of some pages of `page` tokens, in their order; with `view`, no copy where they follow each other."""
+    first = pages[0] if pages else 0
+    if view and list(pages) == list(range(first, first + len(pages))):
+        return pool[None, :, first * page : (first + len(pages)) * page]
+    cut = pool.view(pool.shape[0], -1, page, pool.shape[2])
+    return cut.index_select(1, torch.tensor(pages, device=pool.device)).flatten(1, 2)[None]

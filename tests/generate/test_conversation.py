@@ -1,0 +1,184 @@
+"""A conversation keeps what it read; outgrowing a bucket is exact by reading again, announced when keys are rotated."""
+
+import copy
+
+import pytest
+import torch
+
+import handscroll
+from handscroll.base.errors import CapacityError, ConfigError, DataError
+from handscroll.extend.methods import Candidate, apply
+from handscroll.generate.reading.store import Store
+from handscroll.generate.sample import Sampling
+from handscroll.lm import LM
+from handscroll.models.positions import Positions
+from handscroll.nn.marks import Marks
+from handscroll.nn.rope import moved, rotation
+from handscroll.nn.scaling.base import plain_frequencies
+from handscroll.nn.scaling.dynamic import DynamicNTK
+from handscroll.nn.scaling.dynamic_yarn import DynamicYaRN
+
+SCALINGS = {
+    "dynamic-ntk": {"name": "dynamic-ntk", "factor": 8.0, "original": 64},
+    "dynamic-yarn": {"name": "dynamic-yarn", "factor": 8.0, "original": 64, "beta_fast": 8.0, "beta_slow": 0.5},
+    "self-extend": {"name": "self-extend", "factor": 8.0, "original": 64, "window": 16, "group": 12},
+}
+TURNS = [
+    "def read(path):\n    ",
+    "\n\nclass Parser:\n    def __init__(self",
+    "\n    return value\n",
+    "import argparse\n" * 4,
+]
+SHORT = Sampling(max_tokens=12, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def base(tiny_folder):
+    return handscroll.load(tiny_folder)
+
+
+def scaled(base, name):
+    lm = LM(copy.deepcopy(base.model), base.tokenizer, base.source)
+    before = base.model.config.positions
+    values = {"base": before.base, "scaling": SCALINGS[name], "context": 512, "trained": 64}
+    apply(lm.model, Candidate(name, "", Positions.parse(values, "test")), 512)
+    return lm
+
+
+def ids_of(talk):
+    return talk.ids[: talk._cache.length]
+
+
+def greedy(model, ids, count, length):
+    """Token by token without any cache: the oracle."""
+    ids = list(ids)
+    for _ in range(count):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids]), length=length)[0, -1].argmax()))
+    return ids
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+def test_every_turn_is_what_reading_everything_gives(base, name):
+    lm = scaled(base, name)
+    lm.model.double()
+    talk, notes, ids, declared = lm.conversation("read"), [], [], 0
+    talk.on_note = notes.append
+    for turn in TURNS:
+        ids = ids + lm.tokenizer.encode(turn, special=not ids)
+        declared = max(declared, lm.model.config.positions.scaling.declared(len(ids) + SHORT.max_tokens))
+        ids = greedy(lm.model, ids, SHORT.max_tokens, declared)
+        reply = "".join(talk.say(turn, SHORT))
+        assert talk.ids == ids
+        assert reply and lm.decode(ids).endswith(reply)
+        count, fresh = talk._cache.length, lm.model.new_cache()
+        with torch.no_grad():
+            lm.model(torch.tensor([ids[:count]]), cache=fresh, length=declared)
+        for kept, read in zip(talk._cache._store, fresh._store, strict=True):
+            assert (kept.keys[:, :, :count] - read.keys[:, :, :count]).abs().max() < 1e-10
+    assert not talk.approximate and talk.divergence() == 0.0
+    assert bool(notes) == (name != "self-extend")
+    assert all("read again" in note for note in notes)
+
+
+def test_what_was_read_is_not_read_again(base):
+    lm = scaled(base, "self-extend")
+    talk = lm.conversation()
+    for turn in TURNS:
+        list(talk.say(turn, SHORT))
+    assert talk.tokens_read == len(talk.ids) - 1  # the last token of a reply is read with the next turn
+
+
+@pytest.mark.parametrize("name", ["dynamic-ntk", "dynamic-yarn"])
+def test_rotating_reads_nothing_again_and_says_how_far_it_is(base, name):
+    lm, notes = scaled(base, name), []
+    talk = lm.conversation("rotate", notes.append)
+    for turn in TURNS:
+        list(talk.say(turn, SHORT))
+    assert talk.tokens_read == len(talk.ids) - 1
+    assert talk.approximate and len(notes) == talk.rotations >= 1
+    assert all(note.startswith("approximate") for note in notes)
+    kept, length = list(talk.ids), talk._cache.length
+    assert 0.0 < talk.divergence() < 1.0
+    assert talk.ids == kept and talk._cache.length == length and talk.tokens_read == len(talk.ids) - 1
+    first, declared, turned = talk._rotated_at, talk._declared, talk._cache.clone()
+    turned.trim(first)
+    with torch.no_grad():
+        exact = lm.model(torch.tensor([ids_of(talk)]), length=declared)[0, first:].double().softmax(-1)
+        found = lm.model(torch.tensor([ids_of(talk)[first:]]), cache=turned, length=declared)[0].double().softmax(-1)
+    assert talk.divergence() == pytest.approx(float((exact * (exact / found).log()).sum(-1).mean()), rel=1e-3)
+    again = lm.conversation("read")
+    for turn in TURNS:
+        list(again.say(turn, SHORT))
+    assert again.tokens_read > len(again.ids)
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+def test_saved_readings_serve_what_was_read_in_the_same_bucket(base, name, tmp_path):
+    lm, store = scaled(base, name), Store(tmp_path)
+    ids = lm.encode("def read(path):\n    return open(path).read()\n" * 4)
+    lm.read(ids, store, room=20)
+    prompt = ids + lm.encode("import", special=False)
+    new = {"max_tokens": 8, "ignore_eos": True}
+    assert store.find(lm.identity(len(prompt) + 8), torch.tensor(prompt[:-1])).length == len(ids)
+    assert lm.generate(prompt, store=store, **new) == lm.generate(prompt, **new)
+    if name != "self-extend":  # another bucket has other keys
+        assert store.find(lm.identity(500), torch.tensor(prompt[:-1])) is None
+
+
+@pytest.mark.parametrize("name", ["dynamic-ntk", "dynamic-yarn"])
+def test_rotated_keys_are_exact_in_the_first_layer_only(base, name):
+    lm = scaled(base, name)
+    model = lm.model.double()
+    tokens, marks = torch.randint(0, 500, (1, 60)), Marks.run(0, 60)
+    caches = {}
+    for length in (64, 256):
+        caches[length] = model.new_cache()
+        with torch.no_grad():
+            model(tokens, cache=caches[length], length=length)
+    positions = model.config.positions
+    turn = moved(marks, positions.scaling, positions.base, model.config.head_size, (64, 256), model.head)
+    caches[64].change_keys(turn.turn)
+    gaps = [
+        float((a.keys[:, :, :60] - b.keys[:, :, :60]).abs().max())
+        for a, b in zip(caches[64]._store, caches[256]._store, strict=True)
+    ]
+    assert gaps[0] < 1e-12 and gaps[1] > 1e-4
+
+
+@pytest.mark.parametrize("length", [1, 63, 64])
+def test_short_requests_are_the_base_model_bit_for_bit(base, length):
+    lm = scaled(base, "dynamic-yarn")
+    tokens = torch.randint(0, 500, (1, length))
+    with torch.no_grad():
+        assert torch.equal(lm.model(tokens, length=length), base.model(tokens))
+        assert length < 64 or not torch.equal(lm.model(tokens, length=65), base.model(tokens))
+
+
+def test_buckets_are_powers_of_two_and_end_at_the_factor():
+    scaling = DynamicYaRN(factor=6.0, original=64)
+    buckets = [scaling.bucket(length) for length in (None, 1, 64, 65, 128, 129, 256, 257, 384, 1000)]
+    assert buckets == [0, 0, 0, 128, 128, 256, 256, 384, 384, 384]
+    yarn = DynamicYaRN(factor=6.0, original=64, beta_fast=8.0)
+    assert torch.equal(yarn.inverse_frequencies(64, 1e4, 64), plain_frequencies(64, 1e4))
+    assert [scaling.stretch(length) for length in (64, 65, 200, 400)] == [1.0, 2.0, 4.0, 6.0]
+    like = torch.zeros(1)
+    for either in (scaling, DynamicNTK(factor=6.0, original=64)):
+        for declared in (128, 256):
+            one, other = (
+                rotation(Marks.run(0, 9), either, 1e4, 16, either.declared(length), like)
+                for length in (declared - 5, declared)
+            )
+            assert torch.equal(one.cosine, other.cosine) and one.attention_factor == other.attention_factor
+
+
+def test_impossible_requests_are_refused(base):
+    lm = scaled(base, "dynamic-yarn")
+    with pytest.raises(ConfigError, match="did you mean 'rotate'"):
+        lm.conversation("rotat")
+    talk = lm.conversation()
+    with pytest.raises(DataError, match="nothing was said"):
+        talk.say("", SHORT)
+    with pytest.raises(CapacityError, match="context is 512"):
+        talk.say("import re\n", Sampling(max_tokens=600))
+    assert not talk.ids

@@ -1,0 +1,145 @@
+"""`handscroll batch`: the answers of `generate`, in order, after any interruption; bad lines are named before a run."""
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from handscroll.base.errors import CapacityError, ConfigError, DataError, HandscrollError
+from handscroll.cli.main import app
+from handscroll.generate.engine import batch as module
+from handscroll.generate.engine.batch import answer, read_requests
+from handscroll.generate.engine.engine import Engine
+from handscroll.lm import load
+
+LINES = [
+    {"prompt": "import os\n", "max_tokens": 20},
+    {"prompt": "def walk(top):", "max_tokens": 12, "temperature": 0.9, "top_p": 0.9, "seed": 3},
+    {"prompt": "class", "max_tokens": 3, "priority": 5},
+    {"prompt": "for name in", "max_tokens": 30, "temperature": 1.5, "stop": list("etaoins \n")},
+    {"prompt": "(", "max_tokens": 5, "ignore_eos": True},
+    {"prompt": "你好", "max_tokens": 9, "repetition_penalty": 1.3},
+]
+
+
+def write(path, lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def run(*words, fails=None):
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    if fails is not None:
+        assert isinstance(result.exception, HandscrollError), repr(result.exception)
+        assert fails in str(result.exception), str(result.exception)
+        return ""
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    return result.stdout
+
+
+def records(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("mode", [[], ["--deterministic"]])
+def test_every_answer_is_that_of_generate(tiny_folder, tmp_path, mode):
+    requests, out = write(tmp_path / "requests.jsonl", LINES), tmp_path / "answers.jsonl"
+    assert "6 answers" in run("batch", tiny_folder, requests, "--out", out, *mode)
+    lm, found = load(tiny_folder), records(out)
+    assert [one["line"] for one in found] == [1, 2, 3, 4, 5, 6]
+    for line, one in zip(LINES, found, strict=True):
+        settings = {name: value for name, value in line.items() if name not in ("prompt", "priority")}
+        assert one["text"] == lm.generate(line["prompt"], **settings)
+        assert one["logprob"] < 0 and 1 <= one["tokens"] <= line["max_tokens"]
+    assert found[3]["finish"] == "stop" and found[2]["finish"] in ("length", "eos")
+
+
+def test_a_run_that_was_killed_goes_on(tiny_folder, tmp_path, monkeypatch):
+    requests, out = write(tmp_path / "requests.jsonl", LINES), tmp_path / "answers.jsonl"
+    run("batch", tiny_folder, requests, "--out", out)
+    whole = out.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    answered = []
+    real = Engine.submit
+    monkeypatch.setattr(Engine, "submit", lambda *a, **k: (answered.append(a[1]), real(*a, **k))[1])
+    for kept, tail in ((0, b""), (3, b""), (3, lines[3][:10]), (5, lines[5][:-1]), (6, b"")):
+        out.write_bytes(b"".join(lines[:kept]) + tail)
+        answered.clear()
+        text = run("batch", tiny_folder, requests, "--out", out)
+        assert out.read_bytes() == whole and len(answered) == 6 - kept
+        assert (f"{kept} of them from before" in text) == (kept > 0)
+    write(requests, [*LINES[:2], {"prompt": "another", "max_tokens": 3}, *LINES[3:]])
+    run("batch", tiny_folder, requests, "--out", out, fails="another request, model or mode than line 3")
+    run("batch", tiny_folder, requests, "--out", out, "--deterministic", fails="mode than line 1")
+    write(requests, LINES[:4])
+    run("batch", tiny_folder, requests, "--out", out, fails="6 answers to 4 requests")
+    assert out.read_bytes() == whole
+
+
+def test_answers_are_written_while_later_ones_are_open(tiny_folder, tmp_path, monkeypatch):
+    """At most AHEAD requests are open, and what `on_answer` counts is in the file."""
+    monkeypatch.setattr(module, "AHEAD", 3)
+    lm = load(tiny_folder)
+    engine = Engine(lm.model, blocks=30, block=8)
+    lines = [{"prompt": "x" * (1 + n % 7), "max_tokens": 1 + n % 9} for n in range(30)]
+    asked = read_requests(write(tmp_path / "r.jsonl", lines), engine, lm.tokenizer)
+    out, seen = tmp_path / "a.jsonl", []
+
+    def on_answer(done):
+        assert len(records(out)) == done
+        assert len(engine._scheduler.waiting) + len(engine._scheduler.running) <= 3
+        seen.append(done)
+
+    answer(asked, engine, lm.tokenizer, out, on_answer=on_answer)
+    assert seen == sorted(seen) and len(seen) > 5 and seen[-1] == 30
+    assert engine.idle and engine.blocks.available == 30
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b"{", "line 2: not JSON"),
+        (b"", "line 2: not JSON"),
+        (b'"text"', "line 2: expected a JSON object, got str"),
+        (b'{"prompt": "\xff"}', "line 2: not JSON"),
+        (b'{"promt": "x"}', "line 2: unknown key 'promt': did you mean 'prompt'"),
+        (b'{"max_tokens": 3}', "line 2: prompt: Field required"),
+        (b'{"prompt": 3}', "line 2: prompt"),
+        (b'{"prompt": ""}', "line 2: prompt 2 is empty and the model has no bos"),
+        (b'{"prompt": "\\ud800"}', "line 2: "),
+        (b'{"prompt": "x", "max_tokens": 0}', "line 2: value: Value error, max_tokens is 0"),
+        (b'{"prompt": "x", "temperature": NaN}', "line 2: temperature"),
+        (b'{"prompt": "x", "top_p": 0.5}', "line 2: "),
+        (b'{"prompt": "x", "max_tokens": 64}', "line 2: prompt 2 has"),
+    ],
+)
+def test_bad_lines_are_refused_before_anything_runs(tiny_folder, tmp_path, line, words):
+    requests, out = tmp_path / "requests.jsonl", tmp_path / "answers.jsonl"
+    requests.write_bytes(b'{"prompt": "x", "max_tokens": 2}\n' + line + b"\n" + line + b"\n")
+    run("batch", tiny_folder, requests, "--out", out, fails=words)
+    run("batch", tiny_folder, requests, "--out", out, fails="2 of 3 lines cannot be answered, and nothing was run")
+    run("batch", tiny_folder, requests, "--out", out, fails=words.replace("2", "3"))
+    assert not out.exists()
+
+
+def test_many_bad_lines_are_counted(tiny_folder, tmp_path):
+    requests = write(tmp_path / "requests.jsonl", [{"prompt": "x", "max_tokens": -1}] * 20)
+    run("batch", tiny_folder, requests, "--out", tmp_path / "a", fails="and 15 lines more")
+
+
+def test_other_wrong_use(tiny_folder, tmp_path):
+    requests = write(tmp_path / "requests.jsonl", LINES)
+    run("batch", tiny_folder, tmp_path / "none", "--out", tmp_path / "a", fails="cannot be read")
+    run("batch", tiny_folder, write(tmp_path / "empty", []), "--out", tmp_path / "a", fails="has no line")
+    run("batch", tiny_folder, requests, "--out", tmp_path, fails="is a folder")
+    run("batch", tiny_folder, requests, "--out", tmp_path / "a", "--memory", "nan", fails="holds nothing")
+    run("batch", tiny_folder, requests, "--out", tmp_path / "a", "--memory", "1e-6", fails="holds no block")
+    run("batch", tiny_folder, requests, "--out", tmp_path / "a", "--memory", "1e9", fails="the machine has no")
+    run("batch", tiny_folder, requests, "--out", tmp_path / "a", "--memory", "1.3e-5", fails="lines cannot be answered")
+    text = write(tmp_path / "long", [{"prompt": "x", "max_tokens": 62}])
+    lm = load(tiny_folder)
+    with pytest.raises(DataError, match="line 1: prompt 1 needs 62 tokens of cache"):
+        read_requests(text, Engine(lm.model, blocks=1), lm.tokenizer)
+    assert issubclass(CapacityError, HandscrollError) and issubclass(ConfigError, HandscrollError)
+    assert torch.is_grad_enabled()

@@ -1,0 +1,129 @@
+"""Attention over pages against the oracle, row by row, and rows that do not depend on each other."""
+
+import math
+
+import pytest
+import torch
+
+from handscroll.nn import kernels
+from handscroll.nn.cache import Span
+from handscroll.nn.linear import Linear
+from handscroll.nn.marks import Marks
+from handscroll.nn.mask import Causal, Mask, Sinks, Window
+from handscroll.nn.native import calls
+from handscroll.nn.native.library import library, reason
+from handscroll.nn.pages import Pages, Row, Table, gathered
+from handscroll.nn.quantised import Int8Linear
+
+needs_library = pytest.mark.skipif(library() is None, reason=f"no compiled kernels: {reason()}")
+KV, SIZE, PAGE = 2, 32, 8
+LENGTHS = (1, 8, 37, 700, 1100)
+
+
+def pool(dtype, seed=0):
+    """Shuffled pages for rows of LENGTHS; what no row owns is not a number."""
+    stream = torch.Generator().manual_seed(seed)
+    counts = [-(-length // PAGE) for length in LENGTHS]
+    order = torch.randperm(sum(counts) + 3, generator=stream).tolist()
+    keys, values = (torch.full((KV, len(order) * PAGE, SIZE), math.nan, dtype=dtype) for _ in "kv")
+    rows = []
+    for length, count in zip(LENGTHS, counts, strict=True):
+        pages = [order.pop() for _ in range(count)]
+        rows.append(Row(pages, 0, length))
+        for token in range(length):
+            slot = pages[token // PAGE] * PAGE + token % PAGE
+            for x in (keys, values):
+                x[:, slot] = torch.randn(KV, SIZE, generator=stream).to(dtype)
+    return keys, values, rows
+
+
+def queries(count, heads=6, dtype=torch.float32):
+    return torch.randn(count, heads, 1, SIZE, generator=torch.Generator().manual_seed(9)).to(dtype)
+
+
+def oracle(q, pages: Pages, mask: Mask):
+    found = []
+    for number, row in enumerate(pages.table.rows):
+        marks = Marks.run(row.start + row.length - 1, 1)
+        found.append(kernels.eager(q[number : number + 1], pages.spans(number), mask, marks, 0.2))
+    return torch.cat([out for out, _ in found]), torch.cat([lse for _, lse in found])
+
+
+MASKS = [Causal(), Causal() & Window(20), Causal() & Window(600), Causal() & (Window(20) | Sinks(4))]
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_every_row_equals_the_oracle(mask, dtype, compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(calls, "can_page", lambda *tensors: False)
+        monkeypatch.setattr(calls, "can_decode", lambda *tensors: False)
+    keys, values, rows = pool(dtype)
+    pages = Pages(keys, values, Table(PAGE, rows), [()] * len(rows))
+    q = queries(len(rows), dtype=dtype)
+    newest = Marks.of(torch.tensor([[row.length - 1] for row in rows]))
+    got, got_lse = kernels.attend(q, pages, mask, newest, 0.2)
+    want, want_lse = oracle(q, pages, mask)
+    limit = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float64: 1e-12}[dtype]
+    torch.testing.assert_close(got, want, rtol=limit, atol=limit)
+    torch.testing.assert_close(got_lse, want_lse, rtol=limit, atol=limit)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_came_before_the_pages(dtype):
+    """A saved reading of 50 tokens before two of the rows."""
+    keys, values, rows = pool(dtype)
+    before = [torch.randn(1, KV, 50, SIZE, generator=torch.Generator().manual_seed(n)).to(dtype) for n in (1, 2)]
+    past = Span(before[0], before[1], Marks.run(0, 50))
+    rows = [Row(row.pages, 50 * (number % 2), row.length) for number, row in enumerate(rows)]
+    pages = Pages(keys, values, Table(PAGE, rows), [[past] if row.start else () for row in rows])
+    q = queries(len(rows), dtype=dtype)
+    newest = Marks.of(torch.tensor([[row.start + row.length - 1] for row in rows]))
+    for mask in (Causal(), Causal() & Window(60)):
+        got, _ = kernels.attend(q, pages, mask, newest, 0.2)
+        limit = 2e-6 if dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(got, oracle(q, pages, mask)[0], rtol=limit, atol=limit)
+
+
+@needs_library
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_has_the_same_bits_in_any_company(dtype, threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    keys, values, rows = pool(dtype)
+    whole = Pages(keys, values, Table(PAGE, rows), [()] * len(rows))
+    q = queries(len(rows), dtype=dtype)
+    assert calls.can_page(q, keys, values)
+    together, lse = kernels.paged(q, whole, Causal(), 0.2)
+    for order in ([4], [3, 0], [2, 4, 1], [4, 3, 2, 1, 0]):
+        got, got_lse = kernels.paged(q[order], whole.part(order), Causal(), 0.2)
+        assert torch.equal(got, together[order]) and torch.equal(got_lse, lse[order])
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("inner", [592, 64])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rounded", [True, False])
+def test_a_product_has_the_same_bits_for_any_number_of_rows(dtype, inner, bias, rounded):
+    stream = torch.Generator().manual_seed(inner)
+    layer = Linear(inner, 101, bias=bias).to(dtype)
+    layer = Int8Linear(layer.weight, layer.bias) if rounded else layer
+    x = torch.randn(8, inner, generator=stream).to(dtype)
+    with torch.no_grad():
+        together = layer(x)
+        for count in range(1, 9):
+            for first in range(0, 9 - count):
+                assert torch.equal(layer(x[first : first + count]), together[first : first + count])
+
+
+def test_pages_that_follow_are_not_copied():
+    whole = torch.arange(2 * 40 * 4, dtype=torch.float32).view(2, 40, 4)
+    for pages in ([2, 3, 4], [4, 2, 0], [3]):
+        want = torch.cat([whole[:, page * 8 : page * 8 + 8] for page in pages], dim=1)[None]
+        for view in (True, False):
+            got = gathered(whole, pages, 8, view=view)
+            assert torch.equal(got, want)
+            shared = got.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+            assert shared == (view and pages != [4, 2, 0])
