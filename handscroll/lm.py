@@ -17,7 +17,7 @@ from handscroll.generate.continuation import Continuation, continuations, text_o
 from handscroll.generate.conversation import Conversation
 from handscroll.generate.decode import decode
 from handscroll.generate.draft import DraftModel, Drafts
-from handscroll.generate.policies.table import SAVED, cache_of
+from handscroll.generate.policies.table import EVICTING, SAVED, cache_of
 from handscroll.generate.prefill import hidden_chunks
 from handscroll.generate.reading.identity import Identity, identity
 from handscroll.generate.reading.reading import Reading
@@ -290,6 +290,8 @@ class LM:
 
     def _known(self, ids: list[int], new: int, store: Store | None, policy: str) -> Reading | None:
         """What the store holds of the beginning of a prompt."""
+        if store is not None and policy.partition(":")[0] in EVICTING:
+            raise ConfigError(f"saved readings keep every token, '{policy}' does not: generate without the store")
         if store is None or len(ids) < 2:
             return None
         # The last token is read anyway: the first new one is predicted from it.

@@ -83,6 +83,8 @@ class Attention(nn.Module):
             spans = select(layer, q, spans, mask, context.marks, scale)
         if bands:
             assert not isinstance(spans, Pages), "blocks are read with one rotation; the engine refuses bands"
+            if any(span.observer is not None for span in spans):
+                raise ConfigError("this cache scores keys under one rotation, the scaling has several: use 'sinks'")
             out = attend_bands(q, spans, mask, context.marks, scale, bands, context.exchange)
         else:
             out, _ = attend(q, spans, mask, context.marks, scale, exchange=context.exchange, bias=context.bias)

@@ -142,12 +142,12 @@ class Cache:
         held = [t for layer in self._store for t in (layer.keys, layer.values) if t is not None]
         return sum(t.numel() * t.element_size() for t in held)
 
+    def expect(self, marks: Marks) -> None:
+        """Tokens with these marks are about to be read, in one forward or several: for caches that wait for the end."""
+
     def report(self) -> str:
         """What there is to say at the end of a generation; nothing of an exact cache."""
         return ""
-
-    def expect(self, marks: Marks) -> None:
-        """Tokens with these marks are about to be read, in one forward or several: for caches that wait for the end."""
 
     def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
         """Add (B, K, T, E) keys and values of one layer; returns all spans of the layer, the new tokens last."""

@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from handscroll.base.errors import ConfigError
 from handscroll.nn import fused
 from handscroll.nn.bias import Bias
 from handscroll.nn.cache import Span
@@ -128,8 +127,6 @@ def attend_parts(
 
     The result is the softmax over all sets together; its gradient is formed set by set from the common log-sum-exp.
     """
-    if any(span.observer is not None for part in parts for span in part.spans):
-        raise ConfigError("this cache policy weighs keys by their attention, which a scaling with bands has in parts")
     if not any(_tracked(part.queries, part.spans) for part in parts):
         return merge([attend(p.queries, p.spans, p.mask, marks, scale, exchange=exchange) for p in parts])[0]
     calls = tuple(_Call(tuple(part.spans), part.mask, marks, scale, None, exchange) for part in parts)

@@ -5,7 +5,6 @@ The weights of a tile of queries over a block of keys are exp(scores - log-sum-e
 queries that count, and cost a second product of queries and keys. No gradient.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from handscroll.nn.bias import Bias
 from handscroll.nn.cache import Observer, Span
-from handscroll.nn.fused import NOTHING, accumulator
+from handscroll.nn.fused import accumulator
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Mask
 from handscroll.nn.pieces import QUERIES, pieces
@@ -33,7 +32,6 @@ def observe(
     bias: Bias | None = None,
 ) -> None:
     """Tell every observer of `spans` the mass on its keys; `lse` is that of the queries over all spans together."""
-    lse = lse.masked_fill(lse == -math.inf, NOTHING)  # queries that see no key give no mass
     for span in spans:
         if span.observer is None:
             continue
@@ -43,18 +41,17 @@ def observe(
         for first in range(counting[0], counting[-1] + 1, QUERIES):
             last = min(first + QUERIES, counting[-1] + 1)
             here, rows = marks.part(first, last), slice(first, last)
-            _tile(q[:, :, rows], (span, span.observer, rows), (mask, bias), here, scale, lse[:, :, rows])
+            _tile(q[:, :, rows], (span, span.observer, rows), mask, here, (scale, lse[:, :, rows], bias))
 
 
 def _tile(
     q: Tensor,
     watched: tuple[Span, Observer, slice],
-    seen: tuple[Mask, Bias | None],
+    mask: Mask,
     marks: Marks,
-    scale: float,
-    lse: Tensor,
+    softmax: tuple[float, Tensor, Bias | None],
 ) -> None:
-    (span, observer, rows), (mask, bias) = watched, seen
+    (span, observer, rows), (scale, lse, bias) = watched, softmax
     batch, heads, count, size = q.shape
     kv = span.keys.shape[1]
     folded = q.reshape(batch, kv, heads // kv * count, size)
@@ -65,11 +62,11 @@ def _tile(
             last = min(first + KEYS, piece.last)
             keys, _ = span.read(first, last, q.dtype)
             scores = (folded @ keys.transpose(-1, -2)).to(accumulator(q)) * scale
-            scores = scores.view(batch, kv, -1, count, last - first)
+            scores, part = scores.view(batch, kv, -1, count, last - first), span.marks.part(first, last)
             if bias is not None:
-                scores = scores + bias.values(marks, span.marks.part(first, last), q.device).unflatten(1, (kv, -1))
+                scores = scores + bias.values(marks, part, q.device).unflatten(1, (kv, -1))
             weights = torch.exp(scores - lse.view(batch, kv, -1, count, 1))
             if left is not None:
-                allowed = left.allowed(marks, span.marks.part(first, last), q.device)
-                weights = weights.masked_fill(~allowed[:, None, None], 0.0)
+                allowed = left.allowed(marks, part, q.device)
+                weights = weights.masked_fill(~allowed[:, None, None], 0.0)  # also where a query sees no key
             observer.take(first, torch.einsum("bkgts,bt->bks", weights, counts))

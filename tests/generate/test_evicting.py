@@ -18,8 +18,9 @@ EVICTING = [name for name, kind in POLICIES.items() if issubclass(kind, Evicting
 LENGTH = 60
 
 
-def new_cache(policy, layers, capacity=0, budget=None):
-    return cache_of(policy if budget is None else f"{policy}:budget={budget}")(layers, capacity=capacity)
+def new_cache(policy, layers, **options):
+    """A cache under a policy, with budgets that are too small for users."""
+    return POLICIES[policy](layers, **options)
 
 
 @pytest.fixture(scope="module")
@@ -193,11 +194,10 @@ def test_bytes_are_really_freed(policy, share, dtype, folder):
 
 @pytest.mark.parametrize("policy", [name for name in EVICTING if name != "snapkv"])
 def test_between_chunks_no_more_than_the_budget_is_held(policy, model):
-    cache, tokens = new_cache(policy, 3, budget=10), tokens_of(1)
-    sizes = []
-    for _ in hidden_chunks(model, tokens, Marks.run(0, LENGTH), cache, None, 5):
-        sizes.append(cache._store[0].keys.shape[2])
-    assert max(sizes) == 11
+    for budget, chunk in ((10, 5), (50, 15)):
+        cache, tokens = new_cache(policy, 3, budget=budget), tokens_of(1)
+        chunks = hidden_chunks(model, tokens, Marks.run(0, LENGTH), cache, None, chunk)
+        assert max(cache._store[0].keys.shape[2] for _ in chunks) == budget + 1
 
 
 def test_snapkv_holds_the_prompt_until_its_end(model):
@@ -262,10 +262,137 @@ def test_refusals(model):
         new_cache("h2o", 3)
     with pytest.raises(ConfigError, match="a budget of 32 tokens: the policy 'snapkv' needs at least 33"):
         new_cache("snapkv", 3, budget=32)
-    with pytest.raises(ConfigError, match="unknown option 'budget=32' of the cache policy 'int8'"):
-        new_cache("int8", 3, budget=32)
-    with pytest.raises(ConfigError, match="did you mean 'tova'"):
-        new_cache("tovaa", 3, budget=32)
+    with pytest.raises(ConfigError, match="'tova' evicts tokens and needs a budget, such as tova:budget=4096"):
+        cache_of("tova")
+    with pytest.raises(ConfigError, match="'sinks:budget=63': the budget is below one block of 64 tokens"):
+        cache_of("sinks:budget=63")
+    with pytest.raises(ConfigError, match="unknown option 'budget=64' of the cache policy 'int8'"):
+        cache_of("int8:budget=64")
+    with pytest.raises(ConfigError, match="unknown cache policy 'tove': did you mean 'tova'"):
+        cache_of("tove:budget=64")
+    with pytest.raises(ConfigError, match="saved reading keeps every token"):
+        filled = Cache(3)
+        read(model, tokens_of(1, 6), filled, 6)
+        new_cache("window", 3, budget=5, past=filled.branch().past)
     packed = Marks.of(torch.arange(6)[None], torch.tensor([[0, 0, 0, 1, 1, 1]]))
     with pytest.raises(ConfigError, match="these rows are packed"):
         prefill(model, tokens_of(1, 6), packed, new_cache("window", 3, budget=5), None)
+
+
+def simulated(policy, q, k, budget, prompt):
+    """Kept tokens after every step of one row, by the papers' formulas in float64: the prompt, then one by one."""
+    groups = q.shape[0] // k.shape[0]
+    q, k = q.double(), k.double().repeat_interleave(groups, dim=0)
+    kept, mass, history = [], {}, []
+    for first, last in [(0, prompt), *((t, t + 1) for t in range(prompt, k.shape[1]))]:
+        kept += range(first, last)
+        mass |= dict.fromkeys(range(first, last), 0.0)
+        for t in range(first, last):
+            seen = [s for s in kept if s <= t]
+            weights = (q[:, t : t + 1] @ k[:, seen].transpose(1, 2) / q.shape[-1] ** 0.5).softmax(-1).sum(dim=(0, 1))
+            for s, weight in zip(seen, weights.tolist(), strict=True):
+                if policy == "h2o" or (policy == "snapkv" and prompt - WINDOW <= t < prompt):
+                    mass[s] += weight
+                elif policy == "tova":
+                    mass[s] = weight
+        if policy == "snapkv":
+            wide = [sum(mass[n] for n in around(kept, s)) / NEIGHBOURS for s in kept]
+            score = {
+                s: (s >= prompt - WINDOW, s if s >= prompt - WINDOW else w) for s, w in zip(kept, wide, strict=True)
+            }
+        elif policy == "h2o":
+            score = {s: (s > last - 1 - budget // 2, mass[s]) for s in kept}
+        else:
+            score = {s: (False, mass[s]) for s in kept}
+        kept = sorted(sorted(kept, key=score.__getitem__)[-budget:])
+        history.append(list(kept))
+    return history
+
+
+def around(kept, s):
+    """The tokens that are `s` and its kept neighbours on both sides."""
+    at, reach = kept.index(s), NEIGHBOURS // 2
+    return kept[max(0, at - reach) : at + reach + 1]
+
+
+@pytest.mark.parametrize(("policy", "budget", "prompt"), [("h2o", 8, 12), ("tova", 6, 9), ("snapkv", 36, 50)])
+def test_evictions_one_after_another_are_those_of_the_formula(policy, budget, prompt):
+    from handscroll.nn.kernels import attend
+
+    stream = torch.Generator().manual_seed(3)
+    q, k = (torch.randn(1, heads, 80, 16, generator=stream, dtype=torch.float64) * 1.5 for heads in (4, 2))
+    cache, got = new_cache(policy, 1, budget=budget), []
+    for first, last in [(0, prompt), *((t, t + 1) for t in range(prompt, 80))]:
+        marks = Marks.run(first, last - first)
+        spans = cache.append(0, k[:, :, first:last], k[:, :, first:last], marks)
+        attend(q[:, :, first:last], spans, Causal(), marks)
+        cache.commit()
+        got.append(sorted(cache._kept[0].tensors(torch.device("cpu"))[0][0].tolist()))
+        held = cache._store[0].keys[0, :, : cache.held]  # keys lie where their marks say
+        assert torch.equal(held, k[0][:, cache._kept[0].tensors(torch.device("cpu"))[0][0]])
+    assert got == simulated(policy, q[0], k[0], budget, prompt)
+
+
+@pytest.mark.parametrize("policy", EVICTING)
+def test_rows_taken_from_a_padded_batch_go_on_alike(policy, model):
+    lengths = torch.tensor([60, 40, 47])
+    cache, rows = new_cache(policy, 3, budget=35), torch.tensor([2, 1])
+    prefill(model, tokens_of(3), Marks.rows(torch.zeros_like(lengths), lengths), cache, None, 16)
+    taken, extra = cache.take_rows(rows), tokens_of(3, 12, seed=1)
+    with torch.no_grad():
+        for step in range(12):
+            here = Marks.of((lengths + step)[:, None])
+            whole = model(extra[:, step : step + 1], here, cache)
+            part = model(extra[rows, step : step + 1], here.take_rows(rows), taken)
+            assert (part - whole[rows]).abs().max() < 1e-6, step
+
+
+def test_scalings_of_several_rotations_go_without_scored_keys():
+    from tests.nn.test_bands import SELF_EXTEND, model_with
+
+    model, tokens = model_with(SELF_EXTEND), tokens_of(1)
+    for policy in ("h2o", "tova", "snapkv"):
+        with pytest.raises(ConfigError, match="under one rotation, the scaling has several: use 'sinks'"):
+            read(model, tokens, new_cache(policy, 3, budget=40), 16)
+    want = read(model, tokens, Cache(3), 16)
+    assert torch.equal(read(model, tokens, new_cache("sinks", 3, budget=LENGTH), 16), want)
+    with torch.no_grad():
+        marks = Marks.run(0, LENGTH)
+        masked = model.hidden(model.embed(tokens, marks), marks, Causal() & (Window(37) | Sinks(4)), length=LENGTH)
+    got = read(model, tokens, new_cache("sinks", 3, budget=40), 1)
+    assert (got - model.logits(masked)).abs().max() < 1e-5
+
+
+def test_generation_within_a_budget_and_its_refusals(tiny_folder, tmp_path):
+    from handscroll.generate.reading.store import Store
+    from handscroll.lm import load
+
+    lm, prompt, reports = load(tiny_folder), "import os\n\n\ndef walk(top):\n    for name in os.listdir(top):\n" * 4, []
+    settings = {"max_tokens": 20, "beyond": True, "on_report": reports.append}
+    exact = lm.generate(prompt, **settings)
+    wide = len(lm.encode(prompt)) + 20
+    for policy in EVICTING:
+        assert lm.generate(prompt, policy=f"{policy}:budget={wide}", **settings) == exact
+        lm.generate(prompt, policy=f"{policy}:budget=64", **settings)
+        assert reports[-1] == f"64 of {wide - 1} tokens are held, the others were evicted"
+    store = Store(tmp_path)
+    with pytest.raises(ConfigError, match="saved readings keep every token, 'h2o:budget=64' does not"):
+        lm.generate(prompt, policy="h2o:budget=64", store=store, **settings)
+    with pytest.raises(ConfigError, match="a reading is not kept in 'h2o:budget=64'"):
+        lm.read(prompt, store, policy="h2o:budget=64", beyond=True)
+    with pytest.raises(ConfigError, match="shared and cut back: not 'h2o:budget=64'"):
+        lm.continuations(prompt, 2, policy="h2o:budget=64", max_tokens=2, beyond=True)
+
+
+def test_the_command_announces_what_was_evicted(tiny_folder):
+    from typer.testing import CliRunner
+
+    from handscroll.cli.main import app
+
+    command = ["generate", str(tiny_folder), "--prompt", "import os\n" * 40, "--max-tokens", "5", "--beyond"]
+    done = CliRunner().invoke(app, [*command, "--cache", "tova:budget=64"])
+    assert done.exit_code == 0, done.output
+    assert "approximate: --cache tova:budget=64" in done.stderr
+    assert "--cache tova:budget=64: 64 of" in done.stderr
+    refused = CliRunner().invoke(app, [*command, "--cache", "tova"])
+    assert "needs a budget" in str(refused.exception)

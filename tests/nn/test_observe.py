@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from handscroll.nn import observe
+from handscroll.nn.bias import ALiBi
 from handscroll.nn.cache import Observer, Span
 from handscroll.nn.kernels import attend
 from handscroll.nn.marks import Marks
@@ -11,12 +12,11 @@ from handscroll.nn.mask import Causal
 from tests.nn.test_kernels import MASKS, heads, packed_marks
 
 
-def dense(q, k, mask, marks, key_marks, queries):
+def dense(q, k, mask, marks, key_marks, queries, added=0.0):
     """Mass (B, K, S) from a whole softmax."""
     allowed = mask.allowed(marks, key_marks, q.device).expand(q.shape[0], -1, -1)[:, None]
-    scores = (q.double() @ k.double().repeat_interleave(4, dim=1).transpose(-1, -2) / 4).masked_fill(
-        ~allowed, -torch.inf
-    )
+    scores = (q.double() @ k.double().repeat_interleave(4, dim=1).transpose(-1, -2) / 4) + added
+    scores = scores.masked_fill(~allowed, -torch.inf)
     weights = scores.softmax(-1).nan_to_num(0.0) * queries.double()[:, None, :, None]
     return weights.sum(dim=2).unflatten(1, (2, 4)).sum(dim=2)
 
@@ -67,3 +67,14 @@ def test_several_spans_share_one_softmax():
     attend(q, spans, Causal(), marks)
     torch.testing.assert_close(torch.cat(masses, dim=2), want, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(want.sum(dim=(1, 2)), torch.full((2,), 64.0, dtype=torch.float64))
+
+
+def test_a_bias_is_part_of_the_scores(monkeypatch):
+    monkeypatch.setattr(observe, "KEYS", 20)
+    q, k, v = heads(2, 30, 50)
+    marks, bias = Marks.run(20, 30), ALiBi(8)
+    span, mass = watched(k, v, Marks.run(0, 50), torch.ones(1, 30))
+    attend(q, [span], Causal(), marks, bias=bias)
+    added = bias.values(marks, span.marks, q.device)
+    want = dense(q, k, Causal(), marks, span.marks, torch.ones(1, 30), added)
+    torch.testing.assert_close(mass, want, atol=1e-5, rtol=1e-4)

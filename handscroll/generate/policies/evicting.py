@@ -48,7 +48,7 @@ class EvictingCache(Cache):
         super().__post_init__()
         if self.budget is None:
             raise ConfigError(
-                f"the cache policy '{self.name}' evicts tokens and needs a budget: '{self.name}:budget=512' keeps 512"
+                f"the cache policy '{self.name}' evicts tokens and needs a budget, such as {self.name}:budget=4096"
             )
         if self.budget < self.minimum:
             raise ConfigError(
@@ -89,6 +89,9 @@ class EvictingCache(Cache):
         """Bytes of keys, values, indices and masses."""
         small = {t.data_ptr(): t.nbytes for t in (*(m.index for m in self._kept), *self._mass) if t is not None}
         return super().nbytes + sum(small.values())
+
+    def report(self) -> str:
+        return f"{self.held:,} of {self.length:,} tokens are held, the others were evicted"
 
     def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
         batch, device = keys.shape[0], keys.device

@@ -4,7 +4,8 @@ Score of token s: the attention weight from the last W = 32 queries of the promp
 then averaged over the 7 tokens around s, so that the surroundings of what was looked at stay too. The W tokens stay
 themselves. Source: Li et al. 2024, "SnapKV: LLM knows what you are looking for before generation", arXiv:2404.14469,
 section 4. Differences: one set of tokens a layer instead of one a head; and where the paper lets the cache grow with
-the answer, the budget is kept: for each new token the prompt's lowest goes, the window and the answer last.
+the answer, the budget is kept: for each new token the prompt's lowest goes (averaged over the neighbours still held),
+the window and the answer last.
 Limits: **the whole prompt is held until its end**, so only decoding is within the budget, reading is not. A question
 that comes after the prompt finds what the prompt's end looked at.
 """

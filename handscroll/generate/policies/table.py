@@ -34,13 +34,14 @@ POLICIES: dict[str, type[Cache]] = {
 }
 EXACT = ("full", "offload")  # the others say that they are approximate
 SAVED = ("full", "int8")  # what a reading may be kept in
-EVICTING = ("window", "sinks", "snapkv", "h2o", "tova")  # hold `budget` tokens and forget the rest
+EVICTING = ("window", "sinks", "snapkv", "h2o", "tova")  # hold `budget` tokens, forget the rest
 REWINDABLE = ("full", "int8")  # `trim` and `branch` leave what the kept tokens alone would have left
 OPTIONS: dict[str, tuple[str, ...]] = {
     "offload": ("block", "recent", "place", "folder"),
     "retrieval": ("blocks", "block", "recent", "measure", "place", "folder"),
     **dict.fromkeys(EVICTING, ("budget",)),
 }
+BLOCK = 64  # tokens: the smallest budget that anybody may ask for
 
 
 def cache_of(policy: str) -> Callable[..., Cache]:
@@ -54,6 +55,8 @@ def cache_of(policy: str) -> Callable[..., Cache]:
         raise ConfigError(f"unknown cache policy '{name}': {nearest(name, POLICIES)}")
     kind = POLICIES[name]
     options = dict(_option(name, part) for part in rest.split(",")) if rest else {}
+    if options.get("budget", BLOCK) < BLOCK:
+        raise ConfigError(f"'{policy}': the budget is below one block of {BLOCK} tokens; give at least {BLOCK}")
     kind(0, **options)  # refuses here what it would refuse later
     return partial(kind, **options) if options else kind
 

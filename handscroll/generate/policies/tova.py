@@ -28,8 +28,7 @@ class TovaCache(EvictingCache):
         return ((index == index.amax(dim=1, keepdim=True)) & (index >= 0)).float()
 
     def remembered(self, old: Tensor, new: Tensor) -> Tensor:
-        asked = new.sum(dim=1, keepdim=True) > 0  # rows of nothing but padding asked nothing
-        return torch.where(asked, new, old)
+        return new  # 0 where a row got nothing but padding, which is then all that goes
 
     def scores(self, index: Tensor, mass: Tensor) -> Tensor:
         return mass.double()
