@@ -93,7 +93,7 @@ def test_wrong_stages_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="factor"):
         run_recipe(recipe("stages.1.positions.scaling.factor=2.0", "stages.0.steps=1"), tmp_path / "a")
     gpt2 = ["model={family='gpt2',sizes={width=48,layers=2,heads=4,mlp_width=96,context=256}}", "stages.0.steps=1"]
-    with pytest.raises(ConfigError, match="learned position table"):
+    with pytest.raises(ConfigError, match="no rotary positions"):
         run_recipe(recipe(*gpt2), tmp_path / "b")
 
 
