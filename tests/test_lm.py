@@ -207,7 +207,10 @@ print(len(losses), float(losses.mean()), peak_bytes() // 1024)
 
 @pytest.mark.parametrize(("count", "limit"), [(8192, 1 << 20), pytest.param(65536, 2 << 20, marks=pytest.mark.long)])
 def test_exact_loss_of_a_book_in_bounded_memory(count, limit):
-    """Peak memory in KiB of a fresh process (VmHWM; what getrusage tells begins at its parent's size); the cache of 65,536 tokens is 200 MB of it."""
+    """Peak memory in KiB of a fresh process: VmHWM, since what getrusage tells begins at the size of its parent.
+
+    The cache of 65,536 tokens is 200 MB of it.
+    """
     book = shared("text_en/books_valid/parkman_the_oregon_trail.txt")
     command = [sys.executable, "-c", MEMORY, str(ROOT / "handscroll" / "starter"), str(book), str(count)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)

@@ -66,7 +66,7 @@ def measure(workload: Workload, timeout: float = 600.0) -> Measured:
 
 
 def calibrate(threads: int = 0, keep: bool = True) -> Calibration:
-    """Measure this machine: the bare process, and speeds fitted to a dozen small runs. Takes some 20 seconds."""
+    """Measure this machine: the bare process, and speeds fitted to a dozen small runs. Takes some half a minute."""
     calibration = Calibration.model_validate(_ask({"calibrate": True}, threads, 600.0))
     if keep:
         save_calibration(calibration)
