@@ -12,7 +12,7 @@ app = typer.Typer(help="Predict memory, disk and time of a run, and what else wo
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="override")]
 Json = Annotated[bool, typer.Option("--json", help="print the plan as JSON")]
-Probe = Annotated[bool, typer.Option("--probe", help="measure this machine anew (about 20 seconds)")]
+Probe = Annotated[bool, typer.Option("--probe", help="measure this machine anew (about half a minute)")]
 
 
 @app.command()
