@@ -17,7 +17,7 @@ def batch(
     deterministic: Annotated[bool, typer.Option("--deterministic", help="bits do not depend on neighbours")] = False,
     beyond: Annotated[bool, typer.Option("--beyond", help="allow more tokens than the model's context")] = False,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
-    weights: Annotated[str, typer.Option(help="int8: read rounded weights (approximate)")] = "",
+    weights: Annotated[str, typer.Option(help="int8 or int4: read rounded weights (approximate)")] = "",
 ) -> None:
     """Answer every line of REQUESTS with MODEL; all lines are checked before the first is answered."""
     from handscroll.generate.engine.batch import answer, read_requests

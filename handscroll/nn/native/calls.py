@@ -210,7 +210,7 @@ def turn(
 def _few(x: Tensor) -> bool:
     """Whether x (..., T, D) is of few tokens, on the CPU, and no gradient is wanted of it."""
     placed = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
-    return placed and 0 < x.shape[-2] <= FEW and bool(x.numel()) and _untracked(x) and library() is not None
+    return placed and x.dim() > 1 and x.shape[-2] <= FEW and bool(x.numel()) and _untracked(x) and library() is not None
 
 
 @cache
