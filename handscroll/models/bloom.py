@@ -4,6 +4,8 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from handscroll.base.config import Config
+from handscroll.base.errors import ConfigError
+from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
 from handscroll.models.gpt2 import Layer
 from handscroll.models.model import Decoder
 from handscroll.nn.bias import ALiBi
@@ -75,3 +77,100 @@ class Bloom(Decoder):
 
     def bias(self) -> ALiBi:
         return ALiBi(self.config.heads, self.config.factor)
+
+
+# How Megatron trained and how it sharded, in the published configurations; `transformers` reads none of them.
+UNREAD = frozenset(
+    """
+    attention_softmax_in_fp32 bias_dropout_fusion masked_softmax_fusion offset_alibi skip_bias_add skip_bias_add_qkv
+    n_inner slow_but_exact
+""".split()
+)
+KEYS = frozenset(
+    """
+    vocab_size hidden_size n_embed n_layer num_hidden_layers n_head num_attention_heads layer_norm_epsilon seq_length
+    apply_residual_connection_post_layernorm tie_word_embeddings bos_token_id eos_token_id alibi_factor
+""".split()
+)
+TRAINED = 2048  # tokens, of every published BLOOM
+INTERPOLATED = "bloom-interpolated"  # a model_type that other libraries refuse: they would use the slopes as trained
+
+
+def _read(foreign: Foreign, name: str) -> BloomConfig:
+    known_keys(foreign, KEYS | UNREAD, name)
+    if foreign.get("apply_residual_connection_post_layernorm", False):
+        raise ConfigError(f"{name} with apply_residual_connection_post_layernorm: only false is known")
+    if ("alibi_factor" in foreign) != (name == INTERPOLATED):
+        raise ConfigError(f"config.json: 'alibi_factor' belongs to model_type '{INTERPOLATED}', which needs it")
+    width = _either(foreign, ("hidden_size", "n_embed"), name)
+    if foreign.get("n_inner") not in (None, 4 * width):
+        raise ConfigError(f"{name} with n_inner {foreign['n_inner']}: only 4 x hidden_size ({4 * width}) is known")
+    values = {
+        "vocab": required(foreign, "vocab_size", name),
+        "width": width,
+        "layers": _either(foreign, ("n_layer", "num_hidden_layers"), name),
+        "heads": _either(foreign, ("n_head", "num_attention_heads"), name),
+        "context": foreign.get("seq_length") or TRAINED,
+        "factor": foreign.get("alibi_factor", 1.0),
+        "norm_eps": foreign.get("layer_norm_epsilon", 1e-5),
+        "tied": bool(foreign.get("tie_word_embeddings", True)),
+        "bos": foreign.get("bos_token_id"),
+        "eos": end_tokens(foreign.get("eos_token_id")),
+    }
+    return BloomConfig.parse(values, "config.json")
+
+
+def _either(foreign: Foreign, keys: tuple[str, str], name: str) -> int:
+    found = {foreign[key] for key in keys if foreign.get(key) is not None}
+    if len(found) > 1:
+        raise ConfigError(f"config.json: {' and '.join(keys)} mean the same and differ: {sorted(found)}")
+    return found.pop() if found else required(foreign, keys[0], name)
+
+
+def _write(config: BloomConfig) -> Foreign:
+    foreign: Foreign = {
+        "architectures": ["BloomForCausalLM"],
+        "model_type": "bloom",
+        "vocab_size": config.vocab,
+        "hidden_size": config.width,
+        "n_layer": config.layers,
+        "n_head": config.heads,
+        "layer_norm_epsilon": config.norm_eps,
+        "seq_length": config.context,
+        "tie_word_embeddings": config.tied,
+        "bos_token_id": config.bos,
+        "eos_token_id": config.eos[0] if config.eos else None,
+    }
+    if config.factor != 1.0:
+        foreign |= {"model_type": INTERPOLATED, "architectures": ["BloomInterpolatedForCausalLM"]}
+        foreign["alibi_factor"] = config.factor
+    return foreign
+
+
+def _entries(config: BloomConfig) -> list[Entry]:
+    entries = [Entry("transformer.word_embeddings.weight", ("embedding.weight",))]
+    outside = {"word_embeddings_layernorm": "embedding_norm", "ln_f": "norm"}
+    entries += [Entry(f"transformer.{t}.{p}", (f"{o}.{p}",)) for t, o in outside.items() for p in ("weight", "bias")]
+    if not config.tied:
+        entries.append(Entry("lm_head.weight", ("projection.weight",)))
+    modules = {
+        "input_layernorm": ("attention_norm",),
+        "self_attention.query_key_value": ("attention.query", "attention.key", "attention.value"),
+        "self_attention.dense": ("attention.output",),
+        "post_attention_layernorm": ("mlp_norm",),
+        "mlp.dense_h_to_4h": ("mlp.up",),
+        "mlp.dense_4h_to_h": ("mlp.down",),
+    }
+    for number in range(config.layers):
+        for theirs, ours in modules.items():
+            for part in ("weight", "bias"):
+                names = tuple(f"layers.{number}.{name}.{part}" for name in ours)
+                heads = config.heads if len(names) > 1 else 0
+                entries.append(Entry(f"transformer.h.{number}.{theirs}.{part}", names, heads=heads))
+    return entries
+
+
+BLOOM, BLOOM_INTERPOLATED = (
+    Family(name, Bloom, lambda foreign, name=name: _read(foreign, name), _write, _entries)
+    for name in ("bloom", INTERPOLATED)
+)

@@ -6,7 +6,8 @@ from pydantic import model_validator
 from torch import nn
 
 from handscroll.base.config import Config
-from handscroll.base.errors import CapacityError
+from handscroll.base.errors import CapacityError, ConfigError
+from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
 from handscroll.models.model import Decoder, PreNormLayer
 from handscroll.nn.attention import Attention, Heads
 from handscroll.nn.linear import Linear, TokenTable
@@ -89,3 +90,89 @@ class GPT2(Decoder):
                 f"checkpoint first (handscroll extend ... --to {last + 1}) or read with a window"
             )
         return self.embedding(tokens) + self.position_embedding(positions)
+
+
+KEYS = frozenset(
+    """
+    vocab_size n_embd n_layer n_head n_inner n_positions n_ctx layer_norm_epsilon activation_function
+    tie_word_embeddings bos_token_id eos_token_id scale_attn_weights scale_attn_by_inverse_layer_idx
+    reorder_and_upcast_attn add_cross_attention
+""".split()
+)
+
+
+def _read(foreign: Foreign) -> GPT2Config:
+    known_keys(foreign, KEYS, "gpt2")
+    for key, only in (
+        ("activation_function", "gelu_new"),
+        ("scale_attn_weights", True),
+        ("scale_attn_by_inverse_layer_idx", False),
+        ("add_cross_attention", False),
+    ):
+        if foreign.get(key, only) != only:
+            raise ConfigError(f"gpt2 with {key} = {foreign[key]!r}: only {only!r} is known")
+    width = required(foreign, "n_embd", "gpt2")
+    context = required(foreign, "n_positions", "gpt2")
+    if foreign.get("n_ctx", context) != context:
+        raise ConfigError(f"n_ctx {foreign['n_ctx']} contradicts n_positions {context}")
+    values = {
+        "vocab": required(foreign, "vocab_size", "gpt2"),
+        "width": width,
+        "layers": required(foreign, "n_layer", "gpt2"),
+        "heads": required(foreign, "n_head", "gpt2"),
+        "mlp_width": foreign.get("n_inner") or 4 * width,
+        "context": context,
+        "norm_eps": foreign.get("layer_norm_epsilon", 1e-5),
+        "tied": bool(foreign.get("tie_word_embeddings", True)),
+        "bos": foreign.get("bos_token_id"),
+        "eos": end_tokens(foreign.get("eos_token_id")),
+    }
+    return GPT2Config.parse(values, "config.json")
+
+
+def _write(config: GPT2Config) -> Foreign:
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": config.vocab,
+        "n_embd": config.width,
+        "n_layer": config.layers,
+        "n_head": config.heads,
+        "n_inner": config.mlp_width,
+        "n_positions": config.context,
+        "layer_norm_epsilon": config.norm_eps,
+        "activation_function": "gelu_new",
+        "tie_word_embeddings": config.tied,
+        "bos_token_id": config.bos,
+        "eos_token_id": config.eos[0] if config.eos else None,
+    }
+
+
+def _entries(config: GPT2Config) -> list[Entry]:
+    entries = [
+        Entry("transformer.wte.weight", ("embedding.weight",)),
+        Entry("transformer.wpe.weight", ("position_embedding.weight",)),
+        Entry("transformer.ln_f.weight", ("norm.weight",)),
+        Entry("transformer.ln_f.bias", ("norm.bias",)),
+    ]
+    if not config.tied:
+        entries.append(Entry("lm_head.weight", ("projection.weight",)))
+    fused = ("attention.query", "attention.key", "attention.value")
+    modules = {
+        "ln_1": (("attention_norm",), False),
+        "attn.c_attn": (fused, True),
+        "attn.c_proj": (("attention.output",), True),
+        "ln_2": (("mlp_norm",), False),
+        "mlp.c_fc": (("mlp.up",), True),
+        "mlp.c_proj": (("mlp.down",), True),
+    }
+    for number in range(config.layers):
+        for theirs, (ours, convolution) in modules.items():
+            for part in ("weight", "bias"):
+                names = tuple(f"layers.{number}.{name}.{part}" for name in ours)
+                transposed = convolution and part == "weight"
+                entries.append(Entry(f"transformer.h.{number}.{theirs}.{part}", names, transposed))
+    return entries
+
+
+FAMILY = Family("gpt2", GPT2, _read, _write, _entries)

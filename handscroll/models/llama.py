@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError
+from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
 from handscroll.models.model import Decoder, PreNormLayer
-from handscroll.models.positions import Positions
+from handscroll.models.positions import POSITION_KEYS, Positions, read_positions, write_positions
 from handscroll.nn.attention import Attention, Heads
 from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
@@ -113,3 +114,145 @@ class Llama(Decoder):
                 "declare it (length = prompt + new tokens) so that cached keys stay valid"
             )
         return rotation(marks, positions.scaling, positions.base, self.config.head_size, length, like)
+
+
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+KEYS = frozenset(
+    """
+    vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads
+    head_dim rms_norm_eps hidden_act tie_word_embeddings bos_token_id eos_token_id attention_bias
+    mlp_bias
+""".split()
+) | set(POSITION_KEYS)
+WINDOW_KEYS = frozenset(["sliding_window", "use_sliding_window", "max_window_layers", "layer_types"])
+
+
+def _read(foreign: Foreign, name: str) -> LlamaConfig:
+    windowed = name in ("mistral", "qwen2", "qwen3")
+    known_keys(foreign, KEYS | WINDOW_KEYS if windowed else KEYS | {"layer_types"}, name)
+    activation = foreign.get("hidden_act", "silu")
+    if activation != "silu":
+        raise ConfigError(f"family '{name}' with hidden_act '{activation}': only 'silu' is known for it")
+    width, heads = required(foreign, "hidden_size", name), required(foreign, "num_attention_heads", name)
+    head_size = foreign.get("head_dim") or (128 if name == "qwen3" else width // heads)
+    layers = required(foreign, "num_hidden_layers", name)
+    bias = bool(foreign.get("attention_bias", False))
+    values = {
+        "family": name,
+        "vocab": required(foreign, "vocab_size", name),
+        "width": width,
+        "layers": layers,
+        "heads": heads,
+        "kv_heads": foreign.get("num_key_value_heads") or heads,
+        "head_size": head_size,
+        "mlp_width": required(foreign, "intermediate_size", name),
+        "norm_eps": foreign.get("rms_norm_eps", 1e-6),
+        "tied": bool(foreign.get("tie_word_embeddings", False)),
+        "attention_bias": True if name == "qwen2" else bias,
+        "output_bias": False if name == "qwen2" else bias,
+        "mlp_bias": bool(foreign.get("mlp_bias", False)),
+        "query_key_norm": name == "qwen3",
+        "windows": _windows(foreign, name, layers),
+        "positions": read_positions(foreign, head_size),
+        "bos": foreign.get("bos_token_id"),
+        "eos": end_tokens(foreign.get("eos_token_id")),
+    }
+    return LlamaConfig.parse(values, "config.json")
+
+
+def _windows(foreign: Foreign, name: str, layers: int) -> tuple[int | None, ...]:
+    """One window a layer. Mistral: every layer; Qwen: only when switched on, from `max_window_layers` up."""
+    window = foreign.get("sliding_window")
+    types = foreign.get("layer_types")
+    if name in ("qwen2", "qwen3") and not foreign.get("use_sliding_window", False):
+        window = None
+    if types is not None:
+        unknown = set(types) - {"full_attention", "sliding_attention"}
+        if unknown or len(types) != layers:
+            raise ConfigError(f"layer_types {sorted(set(types))} x {len(types)} does not describe {layers} layers")
+        if "sliding_attention" in types and window is None:
+            raise ConfigError("layer_types names sliding_attention but no sliding_window is in force")
+        sliding = [kind == "sliding_attention" for kind in types]
+        if name == "mistral" and window is not None:
+            sliding = [True] * layers  # transformers' Mistral reads sliding_window alone
+    elif name in ("qwen2", "qwen3"):
+        sliding = [number >= foreign.get("max_window_layers", 28) for number in range(layers)]
+    else:
+        sliding = [True] * layers
+    if window is None or not any(sliding):
+        return ()
+    return tuple(window if slides else None for slides in sliding)
+
+
+def _write(config: LlamaConfig) -> Foreign:
+    foreign: Foreign = {
+        "architectures": [ARCHITECTURES[config.family]],
+        "model_type": config.family,
+        "vocab_size": config.vocab,
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp_width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_size,
+        "rms_norm_eps": config.norm_eps,
+        "hidden_act": "silu",
+        "tie_word_embeddings": config.tied,
+        "bos_token_id": config.bos,
+        "eos_token_id": list(config.eos) if len(config.eos) > 1 else (config.eos[0] if config.eos else None),
+        **write_positions(config.positions),
+    }
+    if config.family in ("llama", "qwen3"):
+        foreign["attention_bias"] = config.attention_bias
+    if config.family == "llama":
+        foreign["mlp_bias"] = config.mlp_bias
+    if config.family in ("mistral", "qwen2", "qwen3"):
+        foreign["sliding_window"] = next((w for w in config.windows if w is not None), None)
+    if config.family in ("qwen2", "qwen3"):
+        foreign["use_sliding_window"] = bool(config.windows)
+        kinds = [
+            "full_attention" if not config.windows or w is None else "sliding_attention"
+            for w in config.windows or [None] * config.layers
+        ]
+        foreign["layer_types"] = kinds
+        foreign["max_window_layers"] = kinds.count("full_attention")
+    return foreign
+
+
+def _entries(config: LlamaConfig) -> list[Entry]:
+    entries = [Entry("model.embed_tokens.weight", ("embedding.weight",)), Entry("model.norm.weight", ("norm.weight",))]
+    if not config.tied:
+        entries.append(Entry("lm_head.weight", ("projection.weight",)))
+    modules = {
+        "self_attn.q_proj": ("attention.query", config.attention_bias),
+        "self_attn.k_proj": ("attention.key", config.attention_bias),
+        "self_attn.v_proj": ("attention.value", config.attention_bias),
+        "self_attn.o_proj": ("attention.output", config.output_bias),
+        "mlp.gate_proj": ("mlp.gate", config.mlp_bias),
+        "mlp.up_proj": ("mlp.up", config.mlp_bias),
+        "mlp.down_proj": ("mlp.down", config.mlp_bias),
+        "input_layernorm": ("attention_norm", False),
+        "post_attention_layernorm": ("mlp_norm", False),
+    }
+    if config.query_key_norm:
+        modules |= {
+            "self_attn.q_norm": ("attention.query_norm", False),
+            "self_attn.k_norm": ("attention.key_norm", False),
+        }
+    for number in range(config.layers):
+        for theirs, (ours, bias) in modules.items():
+            for part in ("weight", "bias") if bias else ("weight",):
+                entries.append(Entry(f"model.layers.{number}.{theirs}.{part}", (f"layers.{number}.{ours}.{part}",)))
+    return entries
+
+
+def _family(name: str) -> Family:
+    return Family(name, Llama, lambda foreign: _read(foreign, name), _write, _entries)
+
+
+LLAMA, MISTRAL, QWEN2, QWEN3 = (_family(name) for name in ("llama", "mistral", "qwen2", "qwen3"))

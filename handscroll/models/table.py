@@ -1,15 +1,15 @@
-"""The table of families: foreign `model_type` -> importer of its configuration and names of its weights."""
+"""The table of families: foreign `model_type` -> its file's `Family` (a file and a line here are a new family)."""
 
 from handscroll.base.tables import resolve
 
 FAMILIES: dict[str, str] = {
-    "llama": "handscroll.models.foreign:LLAMA",
-    "mistral": "handscroll.models.foreign:MISTRAL",
-    "qwen2": "handscroll.models.foreign:QWEN2",
-    "qwen3": "handscroll.models.foreign:QWEN3",
-    "gpt2": "handscroll.models.foreign:GPT2_FAMILY",
-    "bloom": "handscroll.models.foreign:BLOOM",
-    "bloom-interpolated": "handscroll.models.foreign:BLOOM_INTERPOLATED",
+    "llama": "handscroll.models.llama:LLAMA",
+    "mistral": "handscroll.models.llama:MISTRAL",
+    "qwen2": "handscroll.models.llama:QWEN2",
+    "qwen3": "handscroll.models.llama:QWEN3",
+    "gpt2": "handscroll.models.gpt2:FAMILY",
+    "bloom": "handscroll.models.bloom:BLOOM",
+    "bloom-interpolated": "handscroll.models.bloom:BLOOM_INTERPOLATED",
 }
 
 

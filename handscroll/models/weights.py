@@ -14,9 +14,8 @@ from torch import Tensor
 
 from handscroll.base.errors import CheckpointError
 from handscroll.base.runs import write_file
-from handscroll.models.foreign import Family
+from handscroll.models.foreign import Entry, Family
 from handscroll.models.model import Model
-from handscroll.models.names import Entry
 from handscroll.models.table import family
 
 # Buffers that old checkpoints carry and that are recomputed from the configuration.

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError
 from handscroll.base.runs import write_file
+from handscroll.models.foreign import Entry
 from handscroll.models.model import Model
-from handscroll.models.names import Entry
 from handscroll.models.table import family
 
 TARGETS = ("query", "key", "value", "output")
