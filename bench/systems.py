@@ -41,7 +41,8 @@ def make_folder(folder: Path) -> None:
         max_position_embeddings=1 << 17,
         tie_word_embeddings=True,
     )
-    transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    model = transformers.LlamaForCausalLM(config)
+    model.to(dtype=torch.bfloat16).save_pretrained(folder)
 
 
 def handscroll(folder: Path, job: str, length: int, precision: str) -> dict:
@@ -208,7 +209,10 @@ def parsed(description: str | None) -> argparse.Namespace:
 
 
 def alternating(job: str, options: argparse.Namespace) -> Iterator[tuple[int, dict[str, list[dict]], dict[str, float]]]:
-    """For each length all runs by system, systems in turn, and the ratio of the fastest peer's median to each one's."""
+    """For each length all runs by system, systems in turn, and the ratio of the fastest peer's median to each one's.
+
+    The read bandwidth of a shared machine changes from minute to minute: it is measured before and after every run.
+    """
     names = options.systems
     with tempfile.TemporaryDirectory() as folder:
         make_folder(Path(folder))
@@ -219,7 +223,9 @@ def alternating(job: str, options: argparse.Namespace) -> Iterator[tuple[int, di
             runs: dict[str, list[dict]] = {name: [] for name in names}
             for _ in range(options.repeat):
                 for name in names:
-                    runs[name].append(measure(name, Path(folder), job, length, options.peers))
+                    before = read_bandwidth()
+                    run = measure(name, Path(folder), job, length, options.peers)
+                    runs[name].append(run | {"bandwidth": (before + read_bandwidth()) / 2})
             seconds = {name: typical(got, "seconds") for name, got in runs.items()}
             best = min(value for name, value in seconds.items() if not name.startswith("handscroll"))
             yield length, runs, {name: best / value for name, value in seconds.items()}

@@ -12,6 +12,8 @@ from handscroll.nn.cache import Cache, Keeper
 from handscroll.nn.linear import TokenTable
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Mask
+from handscroll.nn.native.halves import halves
+from handscroll.nn.native.stack import stack
 from handscroll.nn.rope import Rotation
 from handscroll.nn.shapes import Embeddings, Logits, Tokens
 from handscroll.nn.tile import tiled
@@ -128,12 +130,20 @@ class Decoder(Model):
 
     def run(self, embeddings: Embeddings, context: Context) -> Embeddings:
         """All layers and the final norm; what the layers appended to the cache becomes part of it."""
-        x = context.dropped(embeddings, 0)
-        for layer in self.layers:
-            x = layer(x, context)
+        x = self.through(context.dropped(embeddings, 0), context)
         if context.cache is not None:
             context.cache.commit()
         return self.norm(x)
+
+    def through(self, x: Embeddings, context: Context) -> Embeddings:
+        """All layers, one after the other or, for a new token where it can be, in one compiled call."""
+        if x.shape[1] == 1 and all(type(layer).forward is PreNormLayer.forward for layer in self.layers):
+            found = stack(self.layers, [layer.window for layer in self.layers], x, context)  # type: ignore[misc]
+            if found is not None:
+                return found
+        for layer in self.layers:
+            x = layer(x, context)
+        return x
 
     def logits(self, hidden: Embeddings) -> Logits:
         return self.embedding.project(hidden) if self.projection is None else self.projection(hidden)
@@ -161,6 +171,12 @@ class PreNormLayer(nn.Module):
 
     def forward(self, x: Embeddings, context: Context) -> Embeddings:
         mask = context.mask if self.window is None else context.mask & self.window
+        compiled = None if context.noise is not None else halves(self, x, context.rotation)
+        if compiled is not None:
+            assert context.rotation is not None
+            q, k, v = compiled.before(x, context.rotation)
+            spans = context.append(self.number, k, v)
+            return compiled.after(x, self.attention.read(q, spans, context, mask, self.number))
         read = self.attention(self.attention_norm(x), context, mask, self.number)
         x = x + context.dropped(read, 2 * self.number + 1)
         return x + context.dropped(tiled(self.mlp, self.mlp_norm(x), context.mlp_tile), 2 * self.number + 2)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from handscroll.base.errors import ConfigError
@@ -45,6 +46,12 @@ class Context:
     exchange: Exchange | None = None  # of the ranks that hold the tokens together
     mlp_tile: int = 0  # tokens the MLP sees at a time, recomputed in the backward; 0: all at once
 
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> list[Span] | Pages:
+        """Keep (B, K, T, E) keys and values of a layer; returns what its queries may read."""
+        if self.cache is None:
+            return [Span(keys, values, self.marks)]
+        return self.cache.append(layer, keys, values, self.marks)
+
     def dropped(self, x: Embeddings, site: int) -> Embeddings:
         """`x` with dropout at a numbered place of the model (0: embeddings; 2n + 1, 2n + 2: layer n's branches)."""
         return x if self.noise is None else self.noise.drop(x, self.marks, site)
@@ -70,12 +77,18 @@ class Attention(nn.Module):
         q = self._split(self.query(x))
         if self.shape.norm_eps is not None:
             q = self.query_norm(q).to(q.dtype)  # under autocast the norm gives float32
+        if context.rotation is not None and not context.rotation.bands:
+            q = context.rotation.turn(q)
+        return self.output(self.read(q, self.remember(x, context, layer), context, mask, layer))
+
+    def read(
+        self, q: Float[Tensor, "B H T E"], spans: list[Span] | Pages, context: Context, mask: Mask, layer: int
+    ) -> Float[Tensor, "B T HE"]:
+        """What queries read of the spans of `layer`, before the output projection; bands turn the queries here."""
         scale = self.shape.head_size**-0.5
         rotation, bands = context.rotation, () if context.rotation is None else context.rotation.bands
         if rotation is not None:
-            q = q if bands else rotation.turn(q)
             scale *= rotation.attention_factor**2
-        spans = self.remember(x, context, layer)
         select = getattr(context.cache, "select", None)  # asked by name: a protocol's check takes longer than the call
         if select is not None:
             if bands:
@@ -88,7 +101,7 @@ class Attention(nn.Module):
             out = attend_bands(q, spans, mask, context.marks, scale, bands, context.exchange)
         else:
             out, _ = attend(q, spans, mask, context.marks, scale, exchange=context.exchange, bias=context.bias)
-        return self.output(out.transpose(1, 2).flatten(2))
+        return out.transpose(1, 2).flatten(2)
 
     def remember(self, x: Embeddings, context: Context, layer: int) -> list[Span] | Pages:
         """Keys and values of `x`, appended to the cache of `layer`; returns what its queries may read."""
@@ -97,9 +110,7 @@ class Attention(nn.Module):
             k = self.key_norm(k).to(k.dtype)
         if context.rotation is not None:
             k = context.rotation.turn(k)
-        if context.cache is None:
-            return [Span(k, v, context.marks)]
-        return context.cache.append(layer, k, v, context.marks)
+        return context.append(layer, k, v)
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, T, heads x E) -> (B, heads, T, E): the one place that converts."""

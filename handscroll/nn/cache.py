@@ -152,13 +152,24 @@ class Cache:
     def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
         """Add (B, K, T, E) keys and values of one layer; returns all spans of the layer, the new tokens last."""
         if self._pending is None or layer == 0:  # of an aborted forward nothing is left
-            parts = [self.marks, marks]
-            self._pending = marks if not self.marks.length else Marks.join(parts, keys.shape[0], keys.device)
+            self._pending = self.marks.joined(marks, keys.shape[0], keys.device)
         store, end = self._store[layer], self.marks.length + keys.shape[2]
         store.keys = self._write(store.keys, keys, end)
         store.values = self._write(store.values, values, end)
         before = [span.rows(keys.shape[0]) for span in self.past[layer]] if self.past else []
         return [*before, Span(store.keys[:, :, :end], store.values[:, :, :end], self._pending)]
+
+    def extend(self, like: Tensor, marks: Marks) -> list[tuple[Tensor, Tensor]]:
+        """Room for tokens with these marks in every layer, shaped (B, K, any, E) and of the dtype of `like`.
+
+        Returns each layer's buffers of keys and values; the caller fills the slots after those that are committed.
+        """
+        self._pending = self.marks.joined(marks, like.shape[0], like.device)
+        found, end = [], self._pending.length
+        for store in self._store:
+            store.keys, store.values = self._grown(store.keys, like, end), self._grown(store.values, like, end)
+            found.append((store.keys, store.values))
+        return found
 
     def commit(self) -> None:
         """Make the tokens appended by this forward part of the cache."""
@@ -244,14 +255,19 @@ class Cache:
         return sum(span.marks.length for span in self.past[0]) if self.past else 0
 
     def _write(self, buffer: Tensor | None, new: Tensor, end: int) -> Tensor:
-        if buffer is None or buffer.shape[2] < end:
-            size = self._room(end, 0 if buffer is None else buffer.shape[2])
-            grown = new.new_empty(new.shape[0], new.shape[1], size, new.shape[3])
-            if buffer is not None:
-                grown[:, :, : self.marks.length] = buffer[:, :, : self.marks.length]
-            buffer = grown
+        buffer = self._grown(buffer, new, end)
         buffer[:, :, self.marks.length : end] = new
         return buffer
+
+    def _grown(self, buffer: Tensor | None, new: Tensor, end: int) -> Tensor:
+        """The buffer, or a larger one with the same committed tokens, with room for `end`."""
+        if buffer is not None and buffer.shape[2] >= end:
+            return buffer
+        size = self._room(end, 0 if buffer is None else buffer.shape[2])
+        grown = new.new_empty(new.shape[0], new.shape[1], size, new.shape[3])
+        if buffer is not None:
+            grown[:, :, : self.marks.length] = buffer[:, :, : self.marks.length]
+        return grown
 
     def _room(self, end: int, before: int) -> int:
         """Tokens to allocate for `end` of them where there was room for `before`."""

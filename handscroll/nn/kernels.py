@@ -168,7 +168,7 @@ def fold(
         for piece in pieces(mask, marks, span.marks):
             plain = piece.mask is None and not piece.square and bias is None
             if plain and calls.can_decode(folded, span, piece.first):
-                out, lse = calls.decode(folded.to(torch.float32) * scale, span, piece.first, piece.last)
+                out, lse = calls.decode(folded, span, piece.first, piece.last, scale)
             else:
                 keys, values = span.read(piece.first, piece.last, q.dtype)
                 left = Causal() if piece.square else piece.mask
@@ -196,8 +196,8 @@ def paged(
     assert count == 1 and batch == len(pages.table.rows), (q.shape, len(pages.table.rows))
     runs = None if any(pages.past) else pages.table.runs(mask)
     if runs is not None and calls.can_page(q, pages.keys, pages.values):
-        folded = q.reshape(batch, pages.keys.shape[0], -1, size).to(torch.float32) * scale
-        out, lse = calls.paged(folded, pages.keys, pages.values, pages.table.page, pages.table.pages, runs)
+        folded = q.reshape(batch, pages.keys.shape[0], -1, size)
+        out, lse = calls.paged(folded, pages.keys, pages.values, pages.table.page, pages.table.pages, runs, scale)
         return out.reshape(q.shape).to(q.dtype), lse.reshape(batch, heads, 1)
     if batch > 1:
         alone = [paged(q[row : row + 1], pages.part([row]), mask, scale) for row in range(batch)]

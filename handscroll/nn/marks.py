@@ -110,6 +110,10 @@ class Marks:
         index, segment, positions = self.tensors(rows.device)
         return Marks.of(index[rows], segment[rows], positions[rows])
 
+    def joined(self, more: "Marks", batch: int, device: torch.device) -> "Marks":
+        """These and `more` after them."""
+        return Marks.join([self, more], batch, device) if self.length else more
+
     @staticmethod
     def join(parts: Sequence["Marks"], batch: int, device: torch.device) -> "Marks":
         """One after the other; stays plain when plain runs follow each other."""

@@ -36,20 +36,22 @@ def can_decode(q: Tensor, span: Span, first: int = 0) -> bool:
 
 
 def decode(
-    q: Float[Tensor, "B K R E"], span: Span, first: int, last: int
+    q: Float[Tensor, "B K R E"], span: Span, first: int, last: int, scale: float = 1.0
 ) -> tuple[Float[Tensor, "B K R E"], Float[Tensor, "B K R"]]:
-    """Attention of R scaled query rows of each kv head over a run of a span: output and log-sum-exp, both float32."""
+    """Attention of R query rows of each kv head over a run of a span: output and log-sum-exp, both float32."""
     keys, values = span.keys[:, :, first:last], span.values[:, :, first:last]
     key_scales, value_scales = (None, None) if span.scales is None else span.scales_of(first, last)
     found = library()
     assert found is not None
     batch, kv, rows, size = q.shape
-    q = q.to(torch.float32).contiguous()
+    q = q.contiguous()
     out, lse = _floats(*q.shape), _floats(*q.shape[:3])
     strides = [n for x in (keys, values, key_scales, value_scales) for n in ((0, 0) if x is None else x.stride()[:2])]
     found.handscroll_decode(
         KINDS[keys.dtype],
+        int(q.dtype == torch.bfloat16),
         _at(q),
+        scale,
         _at(keys),
         _at(values),
         _at(key_scales),
@@ -78,8 +80,9 @@ def paged(
     page: int,
     table: Int[Tensor, "pages"],
     spans: Int[Tensor, "B 3"],
+    scale: float = 1.0,
 ) -> tuple[Float[Tensor, "B K R E"], Float[Tensor, "B K R"]]:
-    """Attention of R scaled query rows of each kv head of row b over tokens first .. last - 1 of its own pages.
+    """Attention of R query rows of each kv head of row b over tokens first .. last - 1 of its own pages.
 
     Pages are `page` slots of the pool. `spans` holds per row where its pages begin in `table`, first and last. Output
     and log-sum-exp are float32; a row's do not depend on the other rows.
@@ -87,11 +90,11 @@ def paged(
     found = library()
     assert found is not None
     batch, kv, rows, size = q.shape
-    wide = q.to(torch.float32).contiguous()
+    q = q.contiguous()
     out, lse = _floats(*q.shape), _floats(*q.shape[:3])
     numbers = _numbers(batch, kv, rows, size, page, keys.shape[1], torch.get_num_threads())
-    kind = KINDS[keys.dtype]
-    found.handscroll_paged(kind, _at(wide), _at(keys), _at(values), _at(table), _at(spans), numbers, _at(out), _at(lse))
+    at = [_at(x) for x in (keys, values, table, spans)]
+    found.handscroll_paged(KINDS[keys.dtype], _at(q), scale, *at, numbers, _at(out), _at(lse))
     return out, lse
 
 
@@ -161,16 +164,12 @@ def multiply(
     out = torch.empty(*x.shape[:-1], outer, dtype=x.dtype, device="cpu")
     bias = None if bias is None else bias.to(x.dtype).contiguous()
     numbers = _numbers(x.numel() // inner, inner, outer, torch.get_num_threads())
-    if x.dtype == weight.dtype == torch.bfloat16 and _narrow_products():
-        x = x.contiguous()
-        found.handscroll_narrow_product(_at(x), _at(weight), _at(bias), numbers, _at(out))
-        return out
-    wide = x.to(torch.float32).contiguous()
+    x = x.contiguous()
     if scales is not None:  # int8: float32, int4: bfloat16
         scales = scales.to(torch.float32 if weight.dtype == torch.int8 else torch.bfloat16).contiguous()
     narrow = int(x.dtype == torch.bfloat16)
     kind = KINDS[weight.dtype]
-    found.handscroll_product(kind, narrow, _at(wide), _at(weight), _at(scales), _at(bias), numbers, _at(out))
+    found.handscroll_product(kind, narrow, _at(x), _at(weight), _at(scales), _at(bias), numbers, _at(out))
     return out
 
 

@@ -46,9 +46,44 @@ struct Pages {
     int64_t left(int64_t n) const { return page - n % page; }
 };
 
-// scores[r][j] for `rows` query rows and `count` keys (a multiple of 16 after padding).
+// Asks for one row of `bytes` at `p` that is read soon: keys and values alternate, and the processor's own prefetching
+// begins anew with each block.
+inline void fetch(const void* p, int64_t bytes) {
+    for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch((const char*)p + b);
+}
+
+#if defined(__AVX512BF16__) && defined(__AVX512BW__)
+#define NARROW 1
+// scores[r][j] of bfloat16 queries and keys in the processor's own products; the products are exact, the sums float32.
+template <int R>
+void score_narrow(const uint16_t* q, const bf16* keys, int count, int size, float scale, const bf16* next, float* scores) {
+    for (int j = 0; j < count; j += 16) {
+        const int here = count - j < 16 ? count - j : 16;
+        f16v part[R][16];
+        for (int i = 0; i < 16; i++) {
+            const int64_t at = (int64_t)(j + (i < here ? i : here - 1)) * size;
+            __m512 total[R];
+            for (int r = 0; r < R; r++) total[r] = _mm512_setzero_ps();
+            for (int e = 0; e < size; e += 32) {
+                const __mmask32 there = size - e < 32 ? 0xffff : 0xffffffff;
+                const __m512bh k = (__m512bh)_mm512_maskz_loadu_epi16(there, keys + at + e);
+                for (int r = 0; r < R; r++) {
+                    const __m512bh x = (__m512bh)_mm512_maskz_loadu_epi16(there, q + r * size + e);
+                    total[r] = _mm512_dpbf16_ps(total[r], x, k);
+                }
+            }
+            fetch(next + at, 2 * size);
+            for (int r = 0; r < R; r++) part[r][i] = (f16v)total[r];
+        }
+        for (int r = 0; r < R; r++) store(scores + r * BLOCK + j, sums(part[r]) * splat(scale));
+    }
+}
+#endif
+
+// scores[r][j] for `rows` query rows and `count` keys (a multiple of 16 after padding); rows at `next` are read soon.
 template <class T, int R>
-void score(const float* q, const T* keys, int64_t stride, int count, int size, const float* scales, float* scores) {
+void score(const float* q, const T* keys, int64_t stride, int count, int size, const float* scales, const T* next,
+           float* scores) {
     for (int j = 0; j < count; j += 16) {
         int here = count - j < 16 ? count - j : 16;
         f16v part[R][16];
@@ -59,6 +94,7 @@ void score(const float* q, const T* keys, int64_t stride, int count, int size, c
                 f16v k = load(key + e);
                 for (int r = 0; r < R; r++) total[r] += k * load(q + r * size + e);
             }
+            fetch(next + (key - keys), size * sizeof(T));
             for (int r = 0; r < R; r++) part[r][i] = total[r];
         }
         for (int r = 0; r < R; r++) {
@@ -110,13 +146,14 @@ void score_packed(const float* q, const uint8_t* keys, int count, int size, cons
 
 // out[r] += sum over keys of weight[r][j] * value[j].
 template <class T, int R, int W>
-void add_columns(const float* weights, const T* values, int64_t stride, int count, int size, float* out) {
+void add_columns(const float* weights, const T* values, int64_t stride, int count, int size, const T* next, float* out) {
     f16v total[R][W];
     for (int r = 0; r < R; r++)
         for (int w = 0; w < W; w++) total[r][w] = load(out + r * size + 16 * w);
     for (int j = 0; j < count; j++) {
         f16v v[W];
         for (int w = 0; w < W; w++) v[w] = load(values + j * stride + 16 * w);
+        fetch(next + j * stride, 16 * W * sizeof(T));
         for (int r = 0; r < R; r++)
             for (int w = 0; w < W; w++) total[r][w] += v[w] * splat(weights[r * BLOCK + j]);
     }
@@ -147,29 +184,39 @@ void add_packed(const float* weights, const uint8_t* values, int count, int size
 }
 
 template <class T, int R>
-void add(const float* weights, const T* values, int64_t stride, int count, int size, float* out) {
+void add(const float* weights, const T* values, int64_t stride, int count, int size, const T* next, float* out) {
     int e = 0;
-    for (; e + 64 <= size; e += 64) add_columns<T, R, 4>(weights, values + e, stride, count, size, out + e);
-    for (; e < size; e += 16) add_columns<T, R, 1>(weights, values + e, stride, count, size, out + e);
+    for (; e + 64 <= size; e += 64) add_columns<T, R, 4>(weights, values + e, stride, count, size, next + e, out + e);
+    for (; e < size; e += 16) add_columns<T, R, 1>(weights, values + e, stride, count, size, next + e, out + e);
 }
 
 // One task: R rows over keys first .. last - 1. out (R, size) unnormalised, top (R) largest score, mass (R).
 template <class T, int R, class Place>
-void run(const float* q, Place keys, Place values, Scales<T> scales, int64_t first, int64_t last, int size, float* out,
+void run(const float* given, float scale, Place keys, Place values, Scales<T> scales, int64_t first, int64_t last, int size, float* out,
          float* top, float* mass) {
     constexpr bool packed = std::is_same_v<T, nibbles>;
     alignas(64) float scores[R * BLOCK];
-    std::vector<float> scaled(packed ? R * size : 0), wide(packed ? BLOCK * size / 16 : 0);
+    std::vector<float> scaled(packed ? R * size : 0), wide(packed ? BLOCK * size / 16 : 0), q(R * size);
+    for (int i = 0; i < R * size; i++) q[i] = given[i] * scale;
+#if defined(NARROW)
+    std::vector<uint16_t> narrowed(R * size);  // queries of bfloat16 keys are bfloat16 themselves
+    for (int i = 0; i < R * size; i++) narrowed[i] = narrow(given[i]).bits;
+#endif
     for (int r = 0; r < R; r++) top[r] = -INFINITY, mass[r] = 0;
     memset(out, 0, sizeof(float) * R * size);
     for (int64_t at = first, taken = 0; at < last; at += taken) {
         taken = std::min({last - at, (int64_t)BLOCK, keys.left(at)});
         int count = (int)taken, padded = (count + 15) / 16 * 16;
         if constexpr (packed)
-            score_packed<R>(q, (const uint8_t*)keys.at(at), count, size, scales.keys + at / 32 * 2 * size,
+            score_packed<R>(q.data(), (const uint8_t*)keys.at(at), count, size, scales.keys + at / 32 * 2 * size,
                             scaled.data(), scores);
+#if defined(NARROW)
+        else if constexpr (std::is_same_v<T, bf16>)
+            score_narrow<R>(narrowed.data(), keys.at(at), count, size, scale, values.at(at), scores);
+#endif
         else
-            score<T, R>(q, keys.at(at), size, count, size, scales.keys ? scales.keys + at : nullptr, scores);
+            score<T, R>(q.data(), keys.at(at), size, count, size, scales.keys ? scales.keys + at : nullptr,
+                        values.at(at), scores);
         for (int r = 0; r < R; r++) {
             float* s = scores + r * BLOCK;
             for (int j = count; j < padded; j++) s[j] = -INFINITY;
@@ -197,22 +244,22 @@ void run(const float* q, Place keys, Place values, Scales<T> scales, int64_t fir
             add_packed<R>(scores, (const uint8_t*)values.at(at), count, size, scales.values + at * size / 16,
                           wide.data(), out);
         else
-            add<T, R>(scores, values.at(at), size, count, size, out);
+            add<T, R>(scores, values.at(at), size, count, size, keys.at(at + taken < last ? at + taken : at), out);
     }
 }
 
 template <class T, class Place>
-void rows(const float* q, Place keys, Place values, Scales<T> scales, int64_t first, int64_t last, int count, int size,
+void rows(const float* q, float scale, Place keys, Place values, Scales<T> scales, int64_t first, int64_t last, int count, int size,
           float* out, float* top, float* mass) {
     for (int r = 0; r < count;) {
         int left = count - r;
         const float* here = q + r * size;
         float* o = out + r * size;
         switch (left >= ROWS ? ROWS : left) {
-            case 1: run<T, 1>(here, keys, values, scales, first, last, size, o, top + r, mass + r); r += 1; break;
-            case 2: run<T, 2>(here, keys, values, scales, first, last, size, o, top + r, mass + r); r += 2; break;
-            case 3: run<T, 3>(here, keys, values, scales, first, last, size, o, top + r, mass + r); r += 3; break;
-            default: run<T, 4>(here, keys, values, scales, first, last, size, o, top + r, mass + r); r += 4;
+            case 1: run<T, 1>(here, scale, keys, values, scales, first, last, size, o, top + r, mass + r); r += 1; break;
+            case 2: run<T, 2>(here, scale, keys, values, scales, first, last, size, o, top + r, mass + r); r += 2; break;
+            case 3: run<T, 3>(here, scale, keys, values, scales, first, last, size, o, top + r, mass + r); r += 3; break;
+            default: run<T, 4>(here, scale, keys, values, scales, first, last, size, o, top + r, mass + r); r += 4;
         }
     }
 }
@@ -238,12 +285,13 @@ void join(const float* outs, const float* tops, const float* masses, int64_t beg
 }
 
 template <class T>
-void decode(const float* q, const T* keys, const T* values, const Scale<T>* key_scales, const Scale<T>* value_scales,
+void decode(const float* q, float scale, const T* keys, const T* values, const Scale<T>* key_scales, const Scale<T>* value_scales,
             const int64_t* shape, const int64_t* strides, float* out, float* lse) {
     const int64_t batch = shape[0], heads = shape[1], count = shape[2], length = shape[3], size = shape[4];
     const int64_t threads = shape[5], lanes = batch * heads;
     const int64_t stride = std::is_same_v<T, nibbles> ? size / 2 : size;
     int64_t parts = (4 * threads + lanes - 1) / lanes, most = (length + 255) / 256;
+    while (lanes * parts % threads) parts++;  // as much for every thread
     if (threads == 1) parts = 1;
     if (parts > most) parts = most;
     const int64_t step = ((length + parts - 1) / parts + BLOCK - 1) / BLOCK * BLOCK;
@@ -259,7 +307,7 @@ void decode(const float* q, const T* keys, const T* values, const Scale<T>* key_
         if (key_scales) scales.keys = key_scales + b * strides[4] + h * strides[5];
         if (value_scales) scales.values = value_scales + b * strides[6] + h * strides[7];
         if (first >= last) first = last;
-        rows<T>(q + lane * count * size, Whole<T>{keys + b * strides[0] + h * strides[1], stride},
+        rows<T>(q + lane * count * size, scale, Whole<T>{keys + b * strides[0] + h * strides[1], stride},
                 Whole<T>{values + b * strides[2] + h * strides[3], stride}, scales, first, last, (int)count, (int)size,
                 outs + task * count * size, tops + task * count, masses + task * count);
     }
@@ -269,7 +317,7 @@ void decode(const float* q, const T* keys, const T* values, const Scale<T>* key_
 
 // Every batch row has its own pages and its own run of keys: spans (B, 3) are where its table begins, first and last.
 template <class T>
-void paged(const float* q, const T* keys, const T* values, const int64_t* table, const int64_t* spans,
+void paged(const float* q, float scale, const T* keys, const T* values, const int64_t* table, const int64_t* spans,
            const int64_t* shape, float* out, float* lse) {
     const int64_t batch = shape[0], heads = shape[1], count = shape[2], size = shape[3];
     const int64_t page = shape[4], slots = shape[5], threads = shape[6];
@@ -288,7 +336,7 @@ void paged(const float* q, const T* keys, const T* values, const int64_t* table,
         int64_t last = std::min(first + PART, spans[3 * b + 2]);
         Pages<T> k{keys + h * slots * size, size, page, table + spans[3 * b]};
         Pages<T> v{values + h * slots * size, size, page, table + spans[3 * b]};
-        rows<T>(q + (b * heads + h) * count * size, k, v, Scales<T>{}, first, last, (int)count, (int)size,
+        rows<T>(q + (b * heads + h) * count * size, scale, k, v, Scales<T>{}, first, last, (int)count, (int)size,
                 outs + task * count * size, tops + task * count, masses + task * count);
     }
     for (int64_t b = 0; b < batch; b++)
@@ -299,31 +347,41 @@ void paged(const float* q, const T* keys, const T* values, const int64_t* table,
         }
 }
 
+std::vector<float> widened(const void* q, int narrow, int64_t count) {
+    std::vector<float> wide(count);
+    for (int64_t i = 0; i < count; i++) wide[i] = narrow ? widen(((const bf16*)q)[i]) : ((const float*)q)[i];
+    return wide;
+}
+
 }  // namespace
 
-// q (B, K, R, E) float32, scaled; keys and values (B, K, S, E), rows of E contiguous, strides[0..3] of batch and head;
+// q (B, K, R, E), float32 or (narrow) bfloat16, times scale; keys and values (B, K, S, E), rows of E contiguous, strides[0..3] of batch and head;
 // int8 with float32 scales (B, K, S), int4 (rows of E / 2 bytes) with bfloat16 ones (see `Scale`), strides[4..7]. shape: B,
 // K, R, S, E (a multiple of 16, of 32 for int4), threads. kind: 0 float32, 1 bfloat16, 2 int8, 3 int4. out (B, K, R, E) and
 // lse (B, K, R) in float32.
-extern "C" void handscroll_decode(int kind, const float* q, const void* keys, const void* values,
-                                  const void* key_scales, const void* value_scales, const int64_t* shape,
-                                  const int64_t* strides, float* out, float* lse) {
+extern "C" void handscroll_decode(int kind, int narrow, const void* queries, float scale, const void* keys,
+                                  const void* values, const void* key_scales, const void* value_scales,
+                                  const int64_t* shape, const int64_t* strides, float* out, float* lse) {
+    const std::vector<float> wide = widened(queries, narrow, shape[0] * shape[1] * shape[2] * shape[4]);
+    const float* q = wide.data();
     if (kind == 0)
-        decode(q, (const float*)keys, (const float*)values, nullptr, nullptr, shape, strides, out, lse);
+        decode(q, scale, (const float*)keys, (const float*)values, nullptr, nullptr, shape, strides, out, lse);
     else if (kind == 1)
-        decode(q, (const bf16*)keys, (const bf16*)values, nullptr, nullptr, shape, strides, out, lse);
+        decode(q, scale, (const bf16*)keys, (const bf16*)values, nullptr, nullptr, shape, strides, out, lse);
     else if (kind == 2)
-        decode(q, (const int8_t*)keys, (const int8_t*)values, (const float*)key_scales, (const float*)value_scales, shape,
+        decode(q, scale, (const int8_t*)keys, (const int8_t*)values, (const float*)key_scales, (const float*)value_scales, shape,
                strides, out, lse);
     else
-        decode(q, (const nibbles*)keys, (const nibbles*)values, (const bf16*)key_scales, (const bf16*)value_scales, shape,
+        decode(q, scale, (const nibbles*)keys, (const nibbles*)values, (const bf16*)key_scales, (const bf16*)value_scales, shape,
                strides, out, lse);
 }
 
-// q (B, K, R, E) float32, scaled; keys and values (K, slots, E) without gaps, `page` slots a page; table: numbers of
+// q (B, K, R, E), float32 or (narrow) bfloat16, times scale; keys and values (K, slots, E) of q's kind without gaps, `page` slots a page; table: numbers of
 // pages, row after row. shape: B, K, R, E (a multiple of 16), page, slots, threads. kind: 0 float32, 1 bfloat16.
-extern "C" void handscroll_paged(int kind, const float* q, const void* keys, const void* values, const int64_t* table,
-                                 const int64_t* spans, const int64_t* shape, float* out, float* lse) {
-    if (kind == 0) paged(q, (const float*)keys, (const float*)values, table, spans, shape, out, lse);
-    else paged(q, (const bf16*)keys, (const bf16*)values, table, spans, shape, out, lse);
+extern "C" void handscroll_paged(int kind, const void* queries, float scale, const void* keys, const void* values,
+                                 const int64_t* table, const int64_t* spans, const int64_t* shape, float* out, float* lse) {
+    const std::vector<float> wide = widened(queries, kind == 1, shape[0] * shape[1] * shape[2] * shape[3]);
+    const float* q = wide.data();
+    if (kind == 0) paged(q, scale, (const float*)keys, (const float*)values, table, spans, shape, out, lse);
+    else paged(q, scale, (const bf16*)keys, (const bf16*)values, table, spans, shape, out, lse);
 }

@@ -20,20 +20,23 @@ from tempfile import TemporaryDirectory
 import torch
 from filelock import FileLock
 
-SOURCES = ("decode.cpp", "prefill.cpp", "products.cpp", "rows.cpp")
+SOURCES = ("decode.cpp", "prefill.cpp", "products.cpp", "rows.cpp", "halves.cpp")
+HEADERS = ("simd.h", "products.h")
 COMPILE = ("-O3", "-march=native", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-fopenmp", "-c")
 LINK = ("-shared",)  # without -fopenmp: its symbols are those that torch has loaded
 COMPILERS = ("c++", "g++", "clang++")
 # What the functions take, in order: i an int, f a float, p a pointer (an address, an array or None).
 ARGUMENTS = {
-    "decode": "ippppppppp",
-    "paged": "ipppppppp",
+    "decode": "iipfpppppppp",
+    "paged": "ipfppppppp",
     "prefill": "pppfppp",
     "has_prefill": "",
     "product": "iipppppp",
-    "narrow_product": "ppppp",
     "norm": "ippfpp",
     "turn": "ipppppp",
+    "before": "pppppppp",
+    "after": "ppppp",
+    "step": "pippppfp",
 }
 TYPES = {"i": ctypes.c_int, "f": ctypes.c_float, "p": ctypes.c_void_p}
 SWITCH = "HANDSCROLL_NATIVE"
@@ -56,7 +59,7 @@ def build(folder: Path, compiler: str) -> Path:
         OSError: the compiler failed; the message holds what it said.
     """
     here = Path(__file__).parent
-    texts = [(here / name).read_bytes() for name in (*SOURCES, "simd.h")]
+    texts = [(here / name).read_bytes() for name in (*SOURCES, *HEADERS)]
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
     about = [version, " ".join(COMPILE + LINK).encode(), _processor().encode(), torch.__version__.encode()]
     name = hashlib.sha256(b"\0".join([*texts, *about])).hexdigest()[:16]

@@ -95,7 +95,24 @@ void pack_values(const uint16_t* values, int count, int size, uint16_t* packed) 
     }
 }
 
-// Softmax of one row of KEYS scores of which `seen` count, joined to what the row has: weights in bfloat16.
+constexpr float LOG2E = 1.44269504f, LN2 = 0.693147181f;
+
+// 2^x for x <= 0, relative error below 3e-7, 0 below -150. What is no number stays so.
+inline f16v power(f16v x) {
+    const __m512 t = _mm512_max_ps(_mm512_set1_ps(-200.0f), (__m512)x);  // of no number and a number: the second
+    const __m512 whole = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const f16v r = (f16v)_mm512_sub_ps(t, whole);
+    f16v p = splat(1.33908668e-3f);
+    p = p * r + splat(9.66637395e-3f);
+    p = p * r + splat(5.55035695e-2f);
+    p = p * r + splat(2.40223482e-1f);
+    p = p * r + splat(6.93147182e-1f);
+    p = p * r + splat(1.0f);
+    return (f16v)_mm512_scalef_ps((__m512)p, whole);
+}
+
+// Softmax of one row of KEYS scores of which `seen` count, joined to what the row has: weights in bfloat16. `scale` and `top`
+// are in powers of two.
 void weigh(float* scores, int seen, float scale, uint16_t* weights, float* top, float* mass, float* out, int size) {
     f16v high = splat(-INFINITY);
     int end = (seen + 15) / 16 * 16;
@@ -103,7 +120,7 @@ void weigh(float* scores, int seen, float scale, uint16_t* weights, float* top, 
     for (int j = 0; j < end; j += 16) high = max(high, load(scores + j));
     float peak = largest(high) * scale;
     if (peak > *top) {
-        float keep = std::exp(*top - peak);
+        float keep = std::exp2(*top - peak);
         *mass *= keep;
         if (keep != 1.0f)
             for (int e = 0; e < size; e += 16) store(out + e, load(out + e) * splat(keep));
@@ -111,7 +128,7 @@ void weigh(float* scores, int seen, float scale, uint16_t* weights, float* top, 
     }
     f16v total = {}, base = splat(*top), by = splat(scale);
     for (int j = 0; j < end; j += 16) {
-        f16v w = exponential(load(scores + j) * by - base);
+        f16v w = power(load(scores + j) * by - base);
         __m256bh half = _mm512_cvtneps_pbh((__m512)w);
         memcpy(weights + j, &half, 32);
         total += w;
@@ -166,7 +183,7 @@ void task(const Job& job, int64_t b, int64_t kv, int64_t first) {
                 if (seen == 0)
                     memset(weights + i * KEYS, 0, 2 * KEYS);
                 else
-                    weigh(scores + i * KEYS, (int)seen, job.scale, weights + i * KEYS, top + r + i, mass + r + i,
+                    weigh(scores + i * KEYS, (int)seen, job.scale * LOG2E, weights + i * KEYS, top + r + i, mass + r + i,
                           out + (r + i) * size, (int)size);
             }
             product<true>(weights, KEYS, packed_values, (int)size, (count + 1) / 2, some, out + r * size, size);
@@ -182,7 +199,7 @@ void task(const Job& job, int64_t b, int64_t kv, int64_t first) {
                 memcpy(to + e, &half, 32);
             }
             job.lse[(b * job.heads + kv * groups + g) * job.tokens + first + t] =
-                mass[r] != 0 ? top[r] + std::log(mass[r]) : -INFINITY;
+                mass[r] != 0 ? top[r] * LN2 + std::log(mass[r]) : -INFINITY;
         }
 }
 

@@ -1,0 +1,195 @@
+// The two halves of a decoder layer around its attention, for a few tokens, each in one call and one parallel region:
+// norm, the projections to queries, keys and values, and their rotation; output projection, norm, gated MLP and the two
+// sums. The arithmetic is that of products.h and rows.cpp. What is saved are calls, which take longer than the work
+// between the products, and threads that wait: each makes its own copy of what is small, and its share of the columns.
+
+#include <omp.h>
+#include "products.h"
+
+extern "C" {
+void handscroll_decode(int kind, int narrow, const void* queries, float scale, const void* keys, const void* values,
+                       const void* key_scales, const void* value_scales, const int64_t* shape, const int64_t* strides,
+                       float* out, float* lse);
+void handscroll_norm(int kind, const void* x, const void* weight, float epsilon, const int64_t* shape, void* y);
+void handscroll_turn(int kind, const void* x, const float* cosine, const float* sine, const int64_t* shape,
+                     const int64_t* strides, void* y);
+}
+
+namespace {
+
+struct Before {  // kind of the hidden states: 0 float32, 1 bfloat16; head norms: null without
+    int64_t kind, width, heads, kv, size;
+    double epsilon, head_epsilon;
+    const void *norm, *query_norm, *key_norm;
+    Product query, key, value;
+};
+
+struct After {
+    int64_t kind, width;
+    double epsilon;
+    const void* norm;
+    Product output, gate, up, down;
+};
+
+struct Layer {  // keys and values (B, kv, room, E): strides of batch and head, and the first that is seen
+    Before before;
+    After after;
+    void *keys, *values;
+    int64_t batch_stride, head_stride, first;
+};
+
+constexpr int64_t FETCHED = 8 << 10;  // bytes of a thread's next matrix that are asked for before it waits
+
+// This thread's columns of a product.
+struct Share {
+    int64_t first, last;
+    const Product& by;
+
+    explicit Share(const Product& by) : by(by) { share(by.outer, omp_get_thread_num(), omp_get_num_threads(), first, last); }
+
+    void fetch() const {
+        constexpr int64_t bits[] = {32, 16, 8, 4};
+        const int64_t row = by.inner * bits[by.kind] / 8, all = (last - first) * row;
+        const char* from = (const char*)by.weight + first * row;
+        for (int64_t at = 0; at < std::min(all, FETCHED); at += 64) __builtin_prefetch(from + at);
+    }
+
+    template <class T>
+    void make(const T* x, int64_t rows, T* y) const { Rows<T>(x, rows, by).slice(first, last, y); }
+};
+
+template <class T>
+void norm(const T* x, const void* weight, double epsilon, int64_t rows, int64_t width, T* y) {
+    const int64_t shape[] = {rows, width};
+    handscroll_norm(sizeof(T) == 2, x, weight, (float)epsilon, shape, y);
+}
+
+// (B, T, heads, E) -> (B, heads, T, E), normed by head where there is a weight, and turned.
+template <class T>
+void heads(T* x, int64_t count, const Before& about, const void* weight, const float* cosine, const float* sine,
+           const int64_t* shape, T* y) {
+    const int64_t batch = shape[0], tokens = shape[1], size = about.size;
+    if (weight) norm(x, weight, about.head_epsilon, batch * tokens * count, size, x);
+    const int64_t dims[] = {batch, count, tokens, size, shape[2]};
+    const int64_t strides[] = {tokens * count * size, size, count * size};
+    handscroll_turn(sizeof(T) == 2, x, cosine, sine, dims, strides, y);
+}
+
+template <class T>
+void before(const Before& about, const T* x, const float* cosine, const float* sine, const int64_t* shape, T* q, T* k,
+            T* v) {
+    const int64_t rows = shape[0] * shape[1];
+    std::vector<T> room(rows * (about.query.outer + about.key.outer));
+    T *query = room.data(), *key = query + rows * about.query.outer;
+#pragma omp parallel num_threads(shape[3])
+    {
+        const Share queries(about.query), keys(about.key), values(about.value);
+        std::vector<T> normed(rows * about.width);
+        norm(x, about.norm, about.epsilon, rows, about.width, normed.data());
+        queries.make(normed.data(), rows, query);
+        keys.make(normed.data(), rows, key);
+        values.make(normed.data(), rows, v);
+    }
+    heads(query, about.heads, about, about.query_norm, cosine, sine, shape, q);
+    heads(key, about.kv, about, about.key_norm, cosine, sine, shape, k);
+}
+
+// x / (1 + e^-x), rounded to T, times y, rounded to T; 16 numbers at a time.
+template <class T>
+void gate(T* x, const T* y, int64_t count) {
+    for (int64_t i = 0; i < count; i += 16) {
+        const f16v a = load(x + i), e = exponential(a < (f16v){} ? a : -a);
+        const f16v s = a * ((a < (f16v){} ? e : splat(1.0f)) / (e + splat(1.0f)));
+        for (int j = 0; j < 16; j++) put(x + i + j, s[j]);
+        const f16v both = load(x + i) * load(y + i);
+        for (int j = 0; j < 16; j++) put(x + i + j, both[j]);
+    }
+}
+
+template <class T>
+void after(const After& about, const T* x, const T* read, int64_t rows, int64_t threads, T* y) {
+    const int64_t width = about.width, inner = about.gate.outer;
+    std::vector<T> room(rows * (width + 2 * inner));
+    T *middle = room.data(), *gated = middle + rows * width, *upper = gated + rows * inner;
+#pragma omp parallel num_threads(threads)
+    {
+        const Share output(about.output), gates(about.gate), ups(about.up), down(about.down);
+        output.make(read, rows, middle);
+        gates.fetch();
+#pragma omp barrier
+        std::vector<T> mine(2 * rows * width);
+        T *sum = mine.data(), *normed = sum + rows * width;
+        for (int64_t i = 0; i < rows * width; i++) put(sum + i, widen(x[i]) + widen(middle[i]));
+        norm(sum, about.norm, about.epsilon, rows, width, normed);
+        gates.make(normed, rows, gated);
+        ups.make(normed, rows, upper);
+        for (int64_t r = 0; r < rows; r++)
+            gate(gated + r * inner + gates.first, upper + r * inner + gates.first, gates.last - gates.first);
+        down.fetch();
+#pragma omp barrier
+        down.make(gated, rows, y);
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t n = down.first; n < down.last; n++)
+                put(y + r * width + n, widen(sum[r * width + n]) + widen(y[r * width + n]));
+    }
+}
+
+// One new token of every row through all layers: its keys and values go to slot `last` of each layer.
+template <class T>
+void step(Layer* layers, int64_t count, const T* x, const float* cosine, const float* sine, const int64_t* shape,
+          float scale, T* y) {
+    const int64_t batch = shape[0], last = shape[4];
+    const Before& like = layers[0].before;
+    const int64_t inner = like.heads * like.size, shared = like.kv * like.size;
+    std::vector<T> room(batch * 2 * (inner + shared));
+    T *q = room.data(), *k = q + batch * inner, *v = k + batch * shared, *read = v + batch * shared;
+    std::vector<float> wide(batch * (inner + like.heads));
+    for (int64_t n = 0; n < count; n++) {
+        Layer& layer = layers[n];
+        before(layer.before, x, cosine, sine, shape, q, k, v);
+        T *keys = (T*)layer.keys, *values = (T*)layer.values;
+        for (int64_t b = 0; b < batch; b++)
+            for (int64_t h = 0; h < like.kv; h++) {
+                const int64_t from = (b * like.kv + h) * like.size;
+                const int64_t to = b * layer.batch_stride + h * layer.head_stride + last * like.size;
+                memcpy(keys + to, k + from, sizeof(T) * like.size);
+                memcpy(values + to, v + from, sizeof(T) * like.size);
+            }
+        const int64_t seen[] = {batch, like.kv, like.heads / like.kv, last + 1 - layer.first, like.size, shape[3]};
+        const int64_t strides[] = {layer.batch_stride, layer.head_stride, layer.batch_stride, layer.head_stride, 0, 0, 0, 0};
+        const int64_t skipped = layer.first * like.size;
+        handscroll_decode(sizeof(T) == 2, sizeof(T) == 2, q, scale, keys + skipped, values + skipped, nullptr, nullptr, seen,
+                          strides, wide.data(), wide.data() + batch * inner);
+        for (int64_t i = 0; i < batch * inner; i++) put(read + i, wide[i]);
+        after(layer.after, x, read, batch, shape[3], y);
+        x = y;
+    }
+}
+
+}  // namespace
+
+// x (B, T, width) without gaps; tables (batches, T, E / 2) float32; shape: B, T, batches of the tables, threads.
+// q (B, heads, T, E), k (B, kv, T, E), v (B, T, kv, E), all of x's kind. Sizes as products.h and rows.cpp ask; all widths
+// are multiples of 16.
+extern "C" void handscroll_before(const void* about, const void* x, const float* cosine, const float* sine,
+                                  const int64_t* shape, void* q, void* k, void* v) {
+    const Before& given = *(const Before*)about;
+    if (given.kind == 0) before(given, (const float*)x, cosine, sine, shape, (float*)q, (float*)k, (float*)v);
+    else before(given, (const bf16*)x, cosine, sine, shape, (bf16*)q, (bf16*)k, (bf16*)v);
+}
+
+// x and y (rows, width), which may be the same; read (rows, heads x E); shape: rows, threads.
+extern "C" void handscroll_after(const void* about, const void* x, const void* read, const int64_t* shape, void* y) {
+    const After& given = *(const After*)about;
+    if (given.kind == 0) after(given, (const float*)x, (const float*)read, shape[0], shape[1], (float*)y);
+    else after(given, (const bf16*)x, (const bf16*)read, shape[0], shape[1], (bf16*)y);
+}
+
+// x and y (B, 1, width); shape: B, 1, batches of the tables, threads, slot of the new token. All layers are of one shape
+// and kind, which is that of x and of keys and values.
+extern "C" void handscroll_step(void* layers, int64_t count, const void* x, const float* cosine, const float* sine,
+                                const int64_t* shape, float scale, void* y) {
+    Layer* all = (Layer*)layers;
+    if (all->before.kind == 0) step(all, count, (const float*)x, cosine, sine, shape, scale, (float*)y);
+    else step(all, count, (const bf16*)x, cosine, sine, shape, scale, (bf16*)y);
+}
