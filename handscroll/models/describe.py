@@ -35,6 +35,9 @@ def describe_positions(config) -> str:
     """One line on the position method and its dials."""
     if config.family == "gpt2":
         return f"learned table of {config.context:,} rows"
+    if config.family in ("t5", "mt5"):
+        divided = f", distances divided by {config.factor:g}" if config.factor != 1.0 else ""
+        return f"learned relative bias: {config.buckets} buckets up to {config.reach:,} tokens{divided}"
     if config.family == "bloom":
         return "ALiBi" + (f", slopes divided by {config.factor:g}" if config.factor != 1.0 else "")
     positions = config.positions
