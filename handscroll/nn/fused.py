@@ -143,7 +143,7 @@ def _products_backward(
     lse: Tensor,
     added: Tensor | None,
     scale: float,
-    take: Callable[[int, Tensor], None] | None,
+    take: Callable[[int, Tensor], None] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     q, keys, values = inputs
     wide = accumulator(q)

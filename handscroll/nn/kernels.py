@@ -374,7 +374,11 @@ def _taker(bias: Bias | None, query: Marks, key: Marks, table: list[Tensor]) -> 
     if not table:
         return None
     assert bias is not None
-    return lambda first, slope: table[0].add_(bias.gradient(slope, query.part(first, first + slope.shape[2]), key))
+
+    def take(first: int, slope: Tensor) -> None:
+        table[0].add_(bias.gradient(slope, query.part(first, first + slope.shape[2]), key))
+
+    return take
 
 
 def _tiles(call: _Call) -> list[tuple[int, int]]:
