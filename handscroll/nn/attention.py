@@ -124,7 +124,10 @@ class CrossAttention(Attention):
         """
         memory = context.memory
         if memory is None:
-            raise ConfigError("an encoder-decoder reads a source: encode it first and give hidden(memory=...)")
+            raise ConfigError(
+                "an encoder-decoder reads a source besides its text, and was given none: this is for models of one "
+                "text (in Python: model.hidden(..., memory=model.encode(source)))"
+            )
         span = (memory.spans[layer] if memory.spans else self.keep(memory)).rows(x.shape[0])
         mask = Everything() if memory.marks.plain and context.marks.plain else SameSegment()
         out, _ = attend(self._split(self.query(x)), [span], mask, context.marks, self._scale)

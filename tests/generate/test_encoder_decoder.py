@@ -107,8 +107,11 @@ def test_text_under_a_source(lm):
     assert "".join(lm.generate("Hello there", max_tokens=8, stream=True)) == whole
     (told,) = lm.continuations("Hello there", max_tokens=8, logprobs=2)
     assert told.text == whole == lm.decode(told.tokens) and len(told.scored) == len(told.tokens)
-    (first, second) = lm.continuations("Hello there", 2, max_tokens=8, temperature=1.0)
-    assert first.tokens != second.tokens
+    several = lm.continuations("Hello there", 6, max_tokens=8, temperature=1.0)
+    assert len({item.tokens for item in several}) == 6
+    # A text of its own: the space before its first word is none, as `decode` has it.
+    assert any((lm.tokenizer.token(item.tokens[0]) or "").startswith("▁") for item in several)
+    assert [item.text for item in several] == [lm.decode(item.tokens) for item in several]
 
 
 def test_what_reads_one_text_refuses_an_encoder_decoder(lm, tmp_path):

@@ -98,23 +98,42 @@ def test_gradients_equal_those_of_the_dense_softmax(case, oracle):
         assert (got - want).norm() <= 1e-12 * want.norm()
 
 
-def test_few_queries_with_gradient_and_a_cut_past_train_the_table():
-    """Sixteen queries or fewer run through another kernel, but not where a gradient is wanted."""
+@pytest.mark.parametrize("count", [4, 20])
+def test_the_table_alone_is_trained_over_a_cut_past(count):
+    """Nothing but the table wants a gradient; sixteen queries or fewer would run through another kernel."""
     buckets, grads = Buckets(8, 20, False), []
     k, v = (t.double() for t in heads(2, 30, 30)[1:])
-    q = heads(2, 4, 30, torch.float64)[0]
+    q = heads(2, count, 30, torch.float64)[0]
     for cut in (0, 13):
         learned = table(torch.float64, 8).requires_grad_()
         spans = [Span(k[:, :, a:b], v[:, :, a:b], Marks.run(a, b - a)) for a, b in ((0, cut), (cut, 30)) if a < b]
-        out, _ = attend(q, spans, Causal(), Marks.run(26, 4), 1.0, bias=Relative(learned, buckets))
+        out, _ = attend(q, spans, Causal(), Marks.run(30 - count, count), 1.0, bias=Relative(learned, buckets))
         out.sin().sum().backward()
         grads.append(learned.grad)
     torch.testing.assert_close(grads[0], grads[1], atol=1e-14, rtol=1e-12)
     assert grads[0].abs().max() > 1e-3
 
 
-def test_a_table_that_is_not_trained_gets_no_gradient():
+def test_bfloat16_has_the_gradient_of_float64_within_its_rounding():
+    marks, buckets, found = Marks.run(0, 200), Buckets(32, 128, False), []
+    narrow = [t.bfloat16() for t in heads(2, 200, 200)]
+    for dtype, wide in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
+        q, k, v = (t.detach().to(dtype).requires_grad_() for t in narrow)
+        learned = table(wide).requires_grad_()
+        out, _ = attend(q, [Span(k, v, marks)], Causal(), marks, 0.25, bias=Relative(learned, buckets))
+        (out.double() * torch.linspace(-1, 1, 200, dtype=torch.float64)[:, None]).sum().backward()
+        assert learned.grad is not None and learned.grad.dtype == wide
+        found.append(learned.grad.double())
+    assert (found[0] - found[1]).norm() < 0.02 * found[1].norm()
+
+
+class Untrained(Relative):
+    def gradient(self, slope, query, key):
+        raise AssertionError("asked for a gradient that nobody wants")
+
+
+def test_a_table_that_is_not_trained_costs_no_gradient():
     q, k, v = (t.requires_grad_() for t in heads(1, 40, 40))
-    bias = Relative(table(), Buckets(32, 128, False))
+    bias = Untrained(table(), Buckets(32, 128, False))
     attend(q, [Span(k, v, Marks.run(0, 40))], Causal(), Marks.run(0, 40), 1.0, bias=bias)[0].sum().backward()
     assert bias.table.grad is None and q.grad is not None

@@ -103,6 +103,23 @@ def test_a_stream_resumes_on_the_next_row():
     assert other.source.tokens.tolist() != wanted[0][1]
 
 
+def test_what_is_cut_depends_on_seed_row_and_document():
+    stream, other = rows(), rows(seed=4)
+    text = np.arange(100, 164)
+    plain = Row(text, text, 0, 0)
+    twice = Row(np.tile(text[:32], 2), np.tile(text[:32], 2), 0, 0, np.repeat([0, 1], 32), np.tile(np.arange(32), 2))
+
+    def cut(made: Corrupted, row: Row, number: int) -> list[int]:
+        found = made.row(row, number)
+        assert found is not None
+        return found.targets.tolist()
+
+    assert cut(stream, plain, 7) == cut(stream, plain, 7)
+    assert cut(stream, plain, 7) != cut(stream, plain, 8) and cut(stream, plain, 7) != cut(other, plain, 7)
+    both = cut(stream, twice, 7)
+    assert len(both) % 2 == 0 and both[: len(both) // 2] != both[len(both) // 2 :]
+
+
 def test_rows_keep_their_documents_apart():
     for (row, _), _ in zip(rows(), range(10), strict=False):
         assert row.source is not None
@@ -175,6 +192,18 @@ def test_checkpoint_has_the_gradients_of_plain_with_dropout(form, tmp_path):
     assert certificate.passed and certificate.float64 < 1e-12
     with pytest.raises(ConfigError, match="reads a source"):
         build_rung(Memory(rung="layer-outer"), made, tmp_path)
+
+
+def test_mixed_precision_is_near_full_precision():
+    made = model(torch.float32)
+    with torch.no_grad():  # calm: large random weights make any rounding grow from layer to layer
+        for parameter in made.parameters():
+            parameter.mul_(0.3 if parameter.dim() > 1 else 1.0)
+    batch = collate([row for (row, _), _ in zip(rows(), range(4), strict=False)])
+    want = gradients(made, Step(Plain()), [batch])
+    got = gradients(made, Step(Plain(), autocast=torch.bfloat16), [batch])
+    for name in ("encoder.position_bias.weight", "position_bias.weight", "embedding.weight", "loss"):
+        assert got[name].dtype == want[name].dtype and (got[name] - want[name]).norm() < 0.1 * want[name].norm(), name
 
 
 def test_dropout_of_the_encoder_is_its_own():
