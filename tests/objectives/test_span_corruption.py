@@ -194,6 +194,25 @@ def test_checkpoint_has_the_gradients_of_plain_with_dropout(form, tmp_path):
         build_rung(Memory(rung="layer-outer"), made, tmp_path)
 
 
+def test_dropout_reaches_encoder_and_decoder():
+    """The rung's loss is that of the model's own forward under the same noise; each side's dropout changes it."""
+    made, noise = model(), Noise(0.2, seed=5, update=2)
+    batch = collate([row for (row, _), _ in zip(rows(), range(3), strict=False)])
+    assert batch.source is not None
+
+    @torch.no_grad()
+    def loss(source_noise: Noise | None, target_noise: Noise | None) -> float:
+        marks, objective = batch.marks(), Causal()
+        memory = made.encode(batch.source.tokens, batch.source.marks(), noise=source_noise)
+        x, mask = made.embed(batch.tokens, marks), objective.mask(made, marks)
+        hidden = made.run(x, made.context(x, marks, mask, noise=target_noise, memory=memory))
+        return float(objective.loss(made, hidden, batch).total)
+
+    whole = loss(noise, noise)
+    assert abs(float(Step(Plain())(made, [batch], Causal(), noise).total) - whole) < 1e-9
+    assert min(abs(loss(None, noise) - whole), abs(loss(noise, None) - whole)) > 1e-3
+
+
 def test_mixed_precision_is_near_full_precision():
     made = model(torch.float32)
     with torch.no_grad():  # calm: large random weights make any rounding grow from layer to layer
