@@ -42,7 +42,7 @@ def make_folder(folder: Path) -> None:
         tie_word_embeddings=True,
     )
     model = transformers.LlamaForCausalLM(config)
-    model.to(dtype=torch.bfloat16).save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)
 
 
 def handscroll(folder: Path, job: str, length: int, precision: str) -> dict:

@@ -13,7 +13,7 @@ from handscroll.base.errors import CapacityError, ConfigError, DataError, neares
 from handscroll.base.runs import write_file
 from handscroll.generate.beam import Early, beam_search
 from handscroll.generate.constrain import Constraint
-from handscroll.generate.continuation import Continuation, continuations, text_of
+from handscroll.generate.continuation import Continuation, before, continuations, text_of
 from handscroll.generate.conversation import Conversation
 from handscroll.generate.decode import decode
 from handscroll.generate.draft import DraftModel, Drafts
@@ -24,6 +24,7 @@ from handscroll.generate.reading.reading import Reading
 from handscroll.generate.reading.store import Store, check_name
 from handscroll.generate.sample import Sampling
 from handscroll.generate.stream import TextStream
+from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.models.model import Model
 from handscroll.models.weights import load_model, locate, read_json, save_model
 from handscroll.nn.marks import Marks
@@ -76,6 +77,7 @@ class LM:
         May run past the trained length (learned position tables refuse). `length` is the declared length of
         the request for a length-dependent scaling; T unless given.
         """
+        self._one_text("logits")
         ids = self._ids(text_or_ids)
         parts = [self.model.logits(h)[0].float().cpu() for _, _, h in self._chunks(ids, length)]
         return torch.cat(parts)
@@ -91,6 +93,7 @@ class LM:
         Raises:
             DataError: fewer than two tokens. CapacityError: past a learned position table without `window`.
         """
+        self._one_text("nll")
         ids = self._ids(text_or_ids)
         if len(ids) < 2:
             raise DataError(f"a loss needs at least two tokens, got {len(ids)}")
@@ -117,6 +120,9 @@ class LM:
         **settings: Any,
     ) -> "str | Iterator[str]":
         """Continue `prompt`; returns the new text, or yields it piece by piece with `stream`.
+
+        An encoder-decoder reads `prompt` as its source and writes a text of its own; `store`, `draft` and caches other
+        than "full" are refused there.
 
         `settings` are those of `Sampling`: max_tokens, temperature, top_k, top_p, min_p, repetition_penalty,
         seed, stop. A request past the context is refused unless `beyond`. What `store` holds of the prompt's beginning
@@ -172,6 +178,7 @@ class LM:
         store: Store | None = None,
     ) -> list[Continuation]:
         """The `count` best continuations that beam search finds (`generate/beam.py`), best first, with their scores."""
+        self._one_text("beams")
         ids, ends = self._started(prompt), self.model.config.eos
         reading = self._known(ids, max_tokens, store, "full")
         found = beam_search(
@@ -184,6 +191,7 @@ class LM:
 
     def conversation(self, outgrown: str = "read", on_note: Callable[[str], None] | None = None) -> Conversation:
         """A text that grows by turns, of which nothing is read twice; `outgrown` is for scalings by length."""
+        self._one_text("a conversation")
         return Conversation(self.model, self.tokenizer, outgrown, on_note)
 
     @torch.no_grad()
@@ -207,6 +215,7 @@ class LM:
             ConfigError: a policy whose cache is not saved. DataError: no text.
             CheckpointError: the disk refused, or a saved beginning is damaged.
         """
+        self._one_text("a saved reading")
         ids = self._ids(text_or_ids)
         cache_of(policy)  # refuses an unknown one
         if policy not in SAVED:
@@ -284,6 +293,18 @@ class LM:
         pieces = self._stream(ids, sampling, {"beyond": beyond, "reading": reading, "policy": policy})
         return pieces if stream else "".join(pieces)
 
+    def _one_text(self, what: str) -> None:
+        """Refuse an encoder-decoder where one text is read and goes on.
+
+        Raises:
+            ConfigError: the model is one.
+        """
+        if isinstance(self.model, EncoderDecoder):
+            raise ConfigError(
+                f"{self.source} is an encoder-decoder, which writes one text under another; {what} is of one text that "
+                "goes on. Use generate, whose prompt is the source"
+            )
+
     def _started(self, prompt: str | Sequence[int]) -> list[int]:
         ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
         return ids or ([] if self.model.config.bos is None else [self.model.config.bos])
@@ -292,6 +313,8 @@ class LM:
         """What the store holds of the beginning of a prompt."""
         if store is not None and policy.partition(":")[0] in EVICTING:
             raise ConfigError(f"saved readings keep every token, '{policy}' does not: generate without the store")
+        if store is not None:
+            self._one_text("a saved reading")
         if store is None or len(ids) < 2:
             return None
         # The last token is read anyway: the first new one is predicted from it.
@@ -358,7 +381,7 @@ class LM:
         return losses
 
     def _stream(self, ids: list[int], sampling: Sampling, how: dict[str, Any]) -> Iterator[str]:
-        text = TextStream(self.tokenizer, ids, sampling.stop)
+        text = TextStream(self.tokenizer, before(self.model, ids), sampling.stop)
         pieces: list[str] = []
 
         def push(row: int, token: int) -> bool:

@@ -20,6 +20,8 @@ CHECKED = [
     "models.llama",
     "models.gpt2",
     "models.bloom",
+    "models.t5",
+    "models.encoder_decoder",
 ]
 install_import_hook([f"handscroll.{name}" for name in CHECKED], "beartype.beartype")
 

@@ -14,7 +14,8 @@ CHUNKED = ("chunk-outer", "layer-outer", "staged")
 
 
 class Shape(Config):
-    """Sizes of a decoder. `positions` are rows of a learned position table (0: none).
+    """Sizes of a decoder. `positions` are rows of a learned position table (0: none). `sourced`: the decoder reads a
+    source, so that rungs in chunks are none of its own.
 
     `trainable` None means all of it; less means LoRA of `lora_rank` on `lora_targets` projections of each layer.
     """
@@ -30,6 +31,7 @@ class Shape(Config):
     tied: bool = False
     positions: int = Field(default=0, ge=0)
     windows: tuple[int | None, ...] = ()
+    sourced: bool = False
     lora_rank: int = Field(default=0, ge=0)
     lora_targets: int = Field(default=4, ge=0)
 
@@ -38,10 +40,17 @@ class Shape(Config):
         """The shape of a model's configuration (`LlamaConfig`, `GPT2Config`, or anything with those fields).
 
         A BLOOM is counted as a GPT-2 without positions; the norm of its embedding (2 D numbers) and the bias tensors of
-        a tile are left out.
+        a tile are left out. A T5 is counted as a decoder of all its layers, encoder and decoder, on rows as long as the
+        text; its cross-attention is spread over their MLPs.
         """
         names = ("layers", "width", "heads", "kv_heads", "head_size", "mlp_width", "vocab", "tied")
         values: dict[str, Any] = {name: getattr(config, name) for name in names}
+        if config.family in ("t5", "mt5"):
+            gated, layers = config.mlp != "relu", config.layers + config.encoder_layers
+            cross = 4 * config.heads * config.head_size * config.layers  # numbers a unit of width
+            wider = config.mlp_width + -(-cross // (layers * (3 if gated else 2)))
+            values |= {"layers": layers, "mlp_width": wider, "family": "llama" if gated else "gpt2", "sourced": True}
+            return cls(**values | changes)
         plain = config.family in ("gpt2", "bloom")  # layer norms, biases and a plain MLP
         positions = config.context if config.family == "gpt2" else 0
         values |= {"family": "gpt2" if plain else "llama", "positions": positions}

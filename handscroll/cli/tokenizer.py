@@ -19,11 +19,13 @@ def tokenizer(
     vocab: Annotated[int, typer.Option(help="Number of tokens, special ones included.")] = 4096,
     pretokenizer: Annotated[str, typer.Option(help="How words are split: qwen2, gpt2 or llama3.")] = "qwen2",
     special: Annotated[list[str] | None, typer.Option(help="A special token; repeatable. [<|endoftext|>]")] = None,
+    sentinels: Annotated[int, typer.Option(help="Sentinels <extra_id_N> for span corruption.")] = 0,
     min_frequency: Annotated[int | None, typer.Option(help="How often a pair must occur (bpe, wordpiece). [2]")] = None,
 ) -> None:
     """Train a tokenizer on raw text and write it as a Hugging Face tokenizer folder."""
     settings = TokenizerConfig.parse(
         {"kind": kind, "vocab": vocab, "pretokenizer": pretokenizer, "min_frequency": min_frequency}
+        | {"sentinels": sentinels}
         | ({"special": tuple(special)} if special else {}),
         "handscroll tokenizer",
     )

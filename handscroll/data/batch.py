@@ -21,7 +21,8 @@ class Batch:
     order in the row (-1: padding), `segment` the document in the row (-1: padding), `positions` the place in the
     document's piece. All three are None in the plain case: one document in each row, no padding; `start` is then the
     place of the first column. `width` is the length of the rows that these columns were cut from (0: their own).
-    `origins` (B, 2), where known, are document and place of each row's first token in the text.
+    `origins` (B, 2), where known, are document and place of each row's first token in the text. `source` is what
+    encoder-decoders write the tokens under, row by row: never cut into columns.
     """
 
     tokens: Tensor
@@ -32,6 +33,12 @@ class Batch:
     origins: Tensor | None = None
     start: int = 0
     width: int = 0
+    source: "Batch | None" = None
+
+    @property
+    def size(self) -> int:
+        """Tokens that are read, padding included."""
+        return self.tokens.numel() + (0 if self.source is None else self.source.tokens.numel())
 
     @property
     def counted(self) -> int:
@@ -60,24 +67,54 @@ class Batch:
 
     def rows(self, first: int, last: int) -> "Batch":
         """Rows first .. last - 1."""
-        return self._each(lambda tensor: tensor[first:last])
+        return self._each(lambda tensor: tensor[first:last], whole=True)
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
-        return self._each(lambda tensor: tensor.to(device))
+        return self._each(lambda tensor: tensor.to(device), whole=True)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+    def _each(self, change: Callable[[Tensor], Tensor], whole: bool = False) -> "Batch":
+        """Every tensor changed, with `whole` those of the source too."""
         names = ("tokens", "targets", "index", "segment", "positions", "origins")
         held = {name: getattr(self, name) for name in names}
-        return replace(self, **{name: change(tensor) for name, tensor in held.items() if tensor is not None})
+        changed = replace(self, **{name: change(tensor) for name, tensor in held.items() if tensor is not None})
+        return replace(changed, source=self.source._each(change)) if whole and self.source is not None else changed
 
 
 def collate(rows: Sequence[Row]) -> Batch:
-    """Stack rows of one length.
+    """Stack rows of one length; those with a source may differ in both lengths, and are padded to the longest.
 
     Raises:
         DataError: no rows, or rows of different lengths.
     """
+    sources = [row.source for row in rows if row.source is not None]
+    if sources:
+        assert len(sources) == len(rows), "rows with and without a source in one batch"
+        return replace(_stacked(_padded(rows)), source=_stacked(_padded(sources)))
+    return _stacked(rows)
+
+
+def _padded(rows: Sequence[Row]) -> list[Row]:
+    """The same rows, all as long as the longest."""
+    longest = max(len(row.tokens) for row in rows)
+    padded = []
+    for row in rows:
+        length = len(row.tokens)
+        more = (0, longest - length)
+        segment = np.zeros(length, dtype=np.int64) if row.segment is None else row.segment
+        positions = np.arange(length) if row.positions is None else row.positions
+        filled = replace(
+            row,
+            tokens=np.pad(row.tokens, more),
+            targets=np.pad(row.targets, more, constant_values=IGNORED),
+            segment=np.pad(segment, more, constant_values=-1),
+            positions=np.pad(positions, more),
+        )
+        padded.append(filled if more[1] else row)
+    return padded
+
+
+def _stacked(rows: Sequence[Row]) -> Batch:
     lengths = sorted({len(row.tokens) for row in rows})
     if len(lengths) != 1:
         what = f"rows of {', '.join(map(str, lengths))} tokens" if lengths else "no rows"

@@ -14,7 +14,8 @@ class Row:
     `tokens` and `targets` are int64; `targets[t]` is the token that follows `tokens[t]` in its document, read from the
     document even where the row ends, and -100 at a document's end, at padding and where a token is counted elsewhere.
     `segment` numbers the documents of the row from 0 (-1: padding), `positions` restart in each of them.
-    `document` and `start` say where the first token came from.
+    `document` and `start` say where the first token came from. `source`, for encoder-decoders, is what the tokens are
+    written under: a row of the same segments, whose targets nobody reads.
     """
 
     tokens: np.ndarray
@@ -23,6 +24,7 @@ class Row:
     start: int
     segment: np.ndarray | None = None
     positions: np.ndarray | None = None
+    source: "Row | None" = None
 
     @property
     def counted(self) -> int:

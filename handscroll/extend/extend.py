@@ -10,11 +10,12 @@ from handscroll.base.errors import ConfigError
 from handscroll.evaluate.perplexity import measure
 from handscroll.evaluate.samples import Sample, windows
 from handscroll.extend.bakeoff import Outcome, Progress, bake_off
-from handscroll.extend.methods import Candidate, apply, candidates
+from handscroll.extend.methods import RELATIVE, Candidate, apply, candidates
 from handscroll.extend.own_text import own_text
 from handscroll.extend.tune import TuneSettings
 from handscroll.extend.tune import tune as run_tuning
 from handscroll.lm import LM
+from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.models.model import Model
 from handscroll.text.readers import read
 from handscroll.train.loop import OnRecord
@@ -70,6 +71,11 @@ def extension(  # noqa: PLR0913
 
     More than seven arguments: each is one of the user's own decisions about this one verb.
     """
+    if isinstance(lm.model, EncoderDecoder) and (method in ("auto", "all") or text is not None or tune is not None):
+        raise ConfigError(
+            "candidates are measured, and tuned, by the loss of one text; an encoder-decoder writes under a source: "
+            f"name the method ({', '.join(RELATIVE)}), and tune with handscroll train (objective = 'span-corruption')"
+        )
     if method == "longrope" and factors is None:
         candidates(lm.model, method, to)  # refuses with the reason
     entries = candidates(lm.model, method, to, factors)

@@ -23,19 +23,20 @@ from handscroll.nn.scaling.table import scaling_from
 @dataclass(frozen=True)
 class Candidate:
     """One way to lengthen: `positions` for rotary models, `resample` for learned tables, `slopes` (what ALiBi's are
-    divided by) for biased ones; `detail` names its dials."""
+    divided by) for biased ones, `relative` (changes of a T5's configuration); `detail` names its dials."""
 
     method: str
     detail: str
     positions: Positions | None = None
     resample: str | None = None
     slopes: float | None = None
+    relative: dict[str, Any] | None = None
 
     @property
     def own(self) -> bool:
         """Whether no other library can read the lengthened checkpoint; it is written so that they refuse it."""
         scaled = self.positions is not None and self.positions.scaling.name in OWN
-        return scaled or self.slopes not in (None, 1.0)
+        return scaled or self.slopes not in (None, 1.0) or "factor" in (self.relative or {})
 
     @property
     def name(self) -> str:
@@ -177,6 +178,11 @@ METHODS: dict[str, Make] = {
 }
 LEARNED = {"interpolate": "linear interpolation of the learned table", "tile": "the learned table repeated"}
 BIASED = {"none": "ALiBi's slopes as they are", "slopes": "ALiBi's slopes divided by the factor, or by less"}
+RELATIVE = {
+    "none": "the learned relative bias as it is",
+    "divide": "distances divided by the factor before they are sorted into buckets",
+    "reach": "buckets up to a distance as many times longer; those that hold one distance stay",
+}
 
 
 def candidates(model: Model, method: str, to: int, factors: dict[str, Any] | None = None) -> list[Candidate]:
@@ -205,6 +211,8 @@ def candidates(model: Model, method: str, to: int, factors: dict[str, Any] | Non
     if table is BIASED:
         made = [entry for name in names for entry in _slopes(config, name, to)]
         return [entry for entry in made if method != "auto" or not entry.own]
+    if table is RELATIVE:
+        return [_relative(config, name, to) for name in names]
     positions = config.positions
     if factors is not None:
         return [longrope_with(factors, positions, config.head_size, to)]
@@ -213,6 +221,10 @@ def candidates(model: Model, method: str, to: int, factors: dict[str, Any] | Non
 
 def apply(model: Model, candidate: Candidate, to: int) -> None:
     """Make `model` the lengthened one, in place: a new frozen configuration, or a resampled position table."""
+    if candidate.relative is not None:
+        changed = {**candidate.relative, "context": to, "original": model.config.trained}
+        model.config = model.config.model_copy(update=changed)
+        return
     if candidate.slopes is not None:
         changed = {"factor": candidate.slopes, "context": to, "original": model.config.trained}
         model.config = model.config.model_copy(update=changed)
@@ -245,6 +257,8 @@ def _methods_for(model: Model) -> tuple[str, dict[str, Any]]:
     family = model.config.family
     if family == "gpt2":
         return "learned positions", LEARNED
+    if family in ("t5", "mt5"):
+        return "a learned relative bias", RELATIVE
     return ("ALiBi", BIASED) if family == "bloom" else ("rotary positions", METHODS)
 
 
@@ -255,6 +269,17 @@ def _slopes(config: Any, method: str, to: int) -> list[Candidate]:
     factor = to / config.trained
     found = sorted({max(1.0, share * factor) for share in (0.25, 0.5, 1.0)} - {config.factor, 1.0})
     return [Candidate("slopes", f"factor {each:g}", slopes=each) for each in found]
+
+
+def _relative(config: Any, method: str, to: int) -> Candidate:
+    """Chen et al. 2023's interpolation carried over to buckets, or only their logarithmic part stretched."""
+    factor = to / config.trained
+    if method == "divide":
+        return Candidate(method, f"factor {factor:g}", relative={"factor": factor})
+    if method == "reach":
+        far = math.ceil(config.reach * to / config.context)
+        return Candidate(method, f"buckets up to {far:,} tokens", relative={"reach": far})
+    return Candidate(method, "", relative={})
 
 
 def _rotary(positions: Positions, head_size: int, method: str, to: int) -> list[Candidate]:

@@ -8,6 +8,7 @@ from handscroll.generate.decode import decode
 from handscroll.generate.rows import NewToken, Scored
 from handscroll.generate.sample import Sampling
 from handscroll.generate.stream import Decodes, TextStream
+from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.models.model import Model
 
 
@@ -31,7 +32,7 @@ def continuations(
     model: Model, tokenizer: Decodes, prompt: Sequence[int], sampling: Sampling, samples: int = 1, **how: Any
 ) -> list[Continuation]:
     """All `samples` of a prompt that is not empty, in the order of their rows; `how` is passed on to `decode`."""
-    streams = [TextStream(tokenizer, prompt, sampling.stop) for _ in range(samples)]
+    streams = [TextStream(tokenizer, before(model, prompt), sampling.stop) for _ in range(samples)]
     texts, rows = [""] * samples, [list[NewToken]() for _ in range(samples)]
 
     def push(row: int, token: int) -> bool:
@@ -50,6 +51,11 @@ def continuations(
         )
         for text, stream, row in zip(texts, streams, rows, strict=True)
     ]
+
+
+def before(model: Model, prompt: Sequence[int]) -> Sequence[int]:
+    """The tokens that new ones go on from as text; those of an encoder-decoder begin a text of their own."""
+    return () if isinstance(model, EncoderDecoder) else prompt
 
 
 def text_of(tokenizer: Decodes, prompt: Sequence[int], tokens: Sequence[int]) -> str:

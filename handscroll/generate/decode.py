@@ -1,7 +1,7 @@
 """Batched decoding: prompts of different lengths in, per step the new token of every live row out."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,7 +14,9 @@ from handscroll.generate.prefill import CHUNK, prefill
 from handscroll.generate.reading.reading import Reading
 from handscroll.generate.rows import NewToken, Request, Rows
 from handscroll.generate.sample import Sampling
+from handscroll.generate.source import check_source, only_whole, under_sources
 from handscroll.generate.speculative import speculate
+from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.models.model import Model
 from handscroll.nn.cache import Cache
 from handscroll.nn.marks import Marks
@@ -67,7 +69,8 @@ def decode(  # noqa: PLR0913 - what is asked, how it ends, what is known already
     returns True (stop strings; it is not called for end tokens), or when nothing can follow under `constraint`. Rows do
     not influence each other: each has its own random stream, and rows whose length-dependent scaling would differ are
     decoded in turn, not together. The cache is reserved once for prompt + max_tokens. An empty prompt
-    begins with the model's bos.
+    begins with the model's bos. For an encoder-decoder every prompt is a source, encoded whole, and what is decoded
+    begins with the model's start token, which is not yielded; caches that forget, readings and drafts are refused.
 
     Args:
         beyond: allow prompt + max_tokens past `model.config.context`, on your own responsibility.
@@ -100,6 +103,8 @@ def decode(  # noqa: PLR0913 - what is asked, how it ends, what is known already
     if constraint is not None and (sampling.stop or sampling.ignore_eos):
         raise ConfigError("a constraint says how the text ends; remove stop strings and ignore_eos")
     begun = [started(model, number, prompt) for number, prompt in enumerate(prompts)]
+    if isinstance(model, EncoderDecoder):
+        only_whole(policy, reading=reading, drafts=drafts)
     for number, prompt in enumerate(begun):
         check_length(model, number, len(prompt), sampling.max_tokens, beyond)
         if drafts is not None:
@@ -150,6 +155,9 @@ def started(model: Model, number: int, prompt: Sequence[int]) -> list[int]:
 
 def check_length(model: Model, number: int, prompt: int, new: int, beyond: bool) -> None:
     """Refuse prompt `number` of `prompt` tokens where `new` more do not fit; the errors are those of `decode`."""
+    if isinstance(model, EncoderDecoder):
+        check_source(model, number, prompt, new, beyond)
+        return
     context, total = model.config.context, prompt + new
     if total > context and not beyond:
         room = f"ask for at most {context - prompt} new tokens" if prompt < context else "shorten the prompt"
@@ -213,6 +221,9 @@ def _run(
     """Read the prompts of a group and continue them."""
     vocab, new = model.config.vocab, request.sampling.max_tokens
     count = len(group.numbers)
+    if isinstance(model, EncoderDecoder):
+        model = under_sources(model, group.prompts[:1] if group.alike else group.prompts)
+        group = replace(group, prompts=([model.config.start],) * count)
     if not group.alike:
         hidden, cache = _read(model, group.prompts, group.length, keeping, new - 1)
         rows = Rows(request, group.numbers, group.prompts, vocab, model.device)

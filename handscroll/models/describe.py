@@ -10,10 +10,11 @@ def facts(folder: Path) -> list[tuple[str, str]]:
     kind, config = read_config(folder)
     parameters, dtype, stored = weight_sizes(folder)
     per_token = {name: config.cache_bytes_per_token(size) for name, size in (("float32", 4), ("bfloat16", 2))}
+    layers = " + ".join(str(getattr(config, name)) for name in ("encoder_layers", "layers") if hasattr(config, name))
     lines = [
         ("family", kind.name),
         ("parameters", f"{parameters:,} ({dtype}, {stored / 1e6:.1f} MB on disk)"),
-        ("layers x width", f"{config.layers} x {config.width}, {config.heads} heads, {config.kv_heads} kv heads"),
+        ("layers x width", f"{layers} x {config.width}, {config.heads} heads, {config.kv_heads} kv heads"),
         ("vocabulary", f"{config.vocab:,}"),
         ("context", f"{config.context:,} tokens"),
         ("trained length", f"{config.trained:,} tokens"),
@@ -35,6 +36,9 @@ def describe_positions(config) -> str:
     """One line on the position method and its dials."""
     if config.family == "gpt2":
         return f"learned table of {config.context:,} rows"
+    if config.family in ("t5", "mt5"):
+        divided = f", distances divided by {config.factor:g}" if config.factor != 1.0 else ""
+        return f"learned relative bias: {config.buckets} buckets up to {config.reach:,} tokens{divided}"
     if config.family == "bloom":
         return "ALiBi" + (f", slopes divided by {config.factor:g}" if config.factor != 1.0 else "")
     positions = config.positions

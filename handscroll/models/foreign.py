@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from handscroll.base.errors import ConfigError, nearest
 from handscroll.models.model import Model
 
@@ -42,13 +44,18 @@ class Entry:
 
 @dataclass(frozen=True)
 class Family:
-    """How one foreign `model_type` is read, built and written."""
+    """How one foreign `model_type` is read, built and written.
+
+    `settle(config, tensor)`, where given, decides by the weights (`tensor(name)`, None where absent) what `config.json`
+    leaves open.
+    """
 
     name: str
     build: Callable[[Any], Model]
     read: Callable[[Foreign], Any]
     write: Callable[[Any], Foreign]
     entries: Callable[[Any], list[Entry]]
+    settle: Callable[[Any, Callable[[str], Tensor | None]], Any] | None = None
 
 
 def known_keys(foreign: Foreign, allowed: frozenset[str], name: str) -> None:

@@ -9,6 +9,10 @@ FAMILIES: dict[str, str] = {
     "qwen3": "handscroll.models.llama:QWEN3",
     "gpt2": "handscroll.models.gpt2:FAMILY",
     "bloom": "handscroll.models.bloom:BLOOM",
+    "t5": "handscroll.models.t5:T5_FAMILY",
+    "mt5": "handscroll.models.t5:MT5",
+    "t5-interpolated": "handscroll.models.t5:T5_INTERPOLATED",
+    "mt5-interpolated": "handscroll.models.t5:MT5_INTERPOLATED",
     "bloom-interpolated": "handscroll.models.bloom:BLOOM_INTERPOLATED",
 }
 

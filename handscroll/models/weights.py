@@ -18,8 +18,12 @@ from handscroll.models.foreign import Entry, Family
 from handscroll.models.model import Model
 from handscroll.models.table import family
 
-# Buffers that old checkpoints carry and that are recomputed from the configuration.
-BUFFERS = re.compile(r"(rotary_emb\.inv_freq|\.attn\.bias|\.attn\.masked_bias)$")
+# Buffers that old checkpoints carry and that are recomputed from the configuration, and T5's table that nothing reads.
+BUFFERS = re.compile(
+    r"(rotary_emb\.inv_freq|\.attn\.bias|\.attn\.masked_bias|EncDecAttention\.relative_attention_bias\.weight)$"
+)
+# Where old checkpoints repeat the token table; what differs from it is refused.
+COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 PREFIXES = ("model.", "transformer.")
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 HUB_FILES = ["*.safetensors", "*.json", "*.txt"]
@@ -77,12 +81,14 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str | t
         CheckpointError: missing, unexpected, truncated or misshapen tensors, named.
     """
     kind, config = read_config(folder)
-    with torch.device("meta"):
-        model = kind.build(config)
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     state: dict[str, Tensor] = {}
     with ExitStack() as stack:
         reader = _Reader(folder, stack)
+        if kind.settle is not None:
+            config = kind.settle(config, reader.look)
+        with torch.device("meta"):
+            model = kind.build(config)
+        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         for entry in kind.entries(config):
             for name, tensor in _unpack(entry, reader.take(entry.theirs), shapes, folder):
                 state[name] = tensor.to(device=device, dtype=dtype, copy=True)
@@ -134,15 +140,21 @@ class _Reader:
                 return self.files[short].get_tensor(short)
         raise CheckpointError(f"{self.folder} has no tensor '{name}', which config.json calls for")
 
+    def look(self, name: str) -> Tensor | None:
+        """A tensor by its whole name, or None."""
+        return self.files[name].get_tensor(name) if name in self.files else None
+
     def check_rest(self, tied: bool, embedding: Tensor) -> None:
         rest = {name for name in self.files if name not in self.taken and not BUFFERS.search(name)}
-        if tied and "lm_head.weight" in rest:
-            head = self.files["lm_head.weight"].get_tensor("lm_head.weight")
-            if head.shape != embedding.shape or not torch.equal(head.to(embedding), embedding):
+        for name, what in (("lm_head.weight", "the head"), *((copy, "this table") for copy in COPIES)):
+            if name not in rest or (what == "the head" and not tied):
+                continue
+            copied = self.files[name].get_tensor(name)
+            if copied.shape != embedding.shape or not torch.equal(copied.to(embedding), embedding):
                 raise CheckpointError(
-                    f"{self.folder}: config.json ties the head to the embedding, but 'lm_head.weight' differs from it"
+                    f"{self.folder}: config.json ties {what} to the embedding, but '{name}' differs from it"
                 )
-            rest.discard("lm_head.weight")
+            rest.discard(name)
         if rest:
             names = ", ".join(sorted(rest)[:4])
             raise CheckpointError(f"{self.folder} holds {len(rest)} tensors that config.json does not explain: {names}")

@@ -12,7 +12,8 @@ from handscroll.nn.cache import Keeper, Span
 from handscroll.nn.kernels import Exchange, attend
 from handscroll.nn.linear import Linear
 from handscroll.nn.marks import Marks
-from handscroll.nn.mask import Mask
+from handscroll.nn.mask import Everything, Mask, SameSegment
+from handscroll.nn.memory import Memory
 from handscroll.nn.noise import Noise
 from handscroll.nn.norm import RMSNorm
 from handscroll.nn.pages import Pages
@@ -31,6 +32,7 @@ class Heads:
     bias: bool = False
     output_bias: bool = False
     norm_eps: float | None = None  # Qwen3: RMS norm of each query and key head
+    scale: float | None = None  # what q.k is multiplied by; 1/sqrt(E) unless given (T5: 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +42,11 @@ class Context:
     marks: Marks
     mask: Mask
     rotation: Rotation | None = None
-    bias: Bias | None = None  # added to the scores of every layer (ALiBi)
+    bias: Bias | None = None  # added to the scores of every layer (ALiBi, T5's)
     cache: Keeper | None = None
     noise: Noise | None = None
     exchange: Exchange | None = None  # of the ranks that hold the tokens together
+    memory: Memory | None = None  # what the decoder of an encoder-decoder reads besides its own text
     mlp_tile: int = 0  # tokens the MLP sees at a time, recomputed in the backward; 0: all at once
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> list[Span] | Pages:
@@ -85,7 +88,7 @@ class Attention(nn.Module):
         self, q: Float[Tensor, "B H T E"], spans: list[Span] | Pages, context: Context, mask: Mask, layer: int
     ) -> Float[Tensor, "B T HE"]:
         """What queries read of the spans of `layer`, before the output projection; bands turn the queries here."""
-        scale = self.shape.head_size**-0.5
+        scale = self._scale
         rotation, bands = context.rotation, () if context.rotation is None else context.rotation.bands
         if rotation is not None:
             scale *= rotation.attention_factor**2
@@ -112,6 +115,35 @@ class Attention(nn.Module):
             k = context.rotation.turn(k)
         return context.append(layer, k, v)
 
+    @property
+    def _scale(self) -> float:
+        return self.shape.head_size**-0.5 if self.shape.scale is None else self.shape.scale
+
     def _split(self, x: Tensor) -> Tensor:
         """(B, T, heads x E) -> (B, heads, T, E): the one place that converts."""
         return x.unflatten(-1, (-1, self.shape.head_size)).transpose(1, 2)
+
+
+class CrossAttention(Attention):
+    """Attention of a decoder to a source: no positions, no cache; packed rows read their own source only."""
+
+    def forward(self, x: Embeddings, context: Context, layer: int) -> Embeddings:
+        """Attention of `x` in `layer` to `context.memory`.
+
+        Raises:
+            ConfigError: there is no source to read.
+        """
+        memory = context.memory
+        if memory is None:
+            raise ConfigError(
+                "an encoder-decoder reads a source besides its text, and was given none: this is for models of one "
+                "text (in Python: model.hidden(..., memory=model.encode(source)))"
+            )
+        span = (memory.spans[layer] if memory.spans else self.keep(memory)).rows(x.shape[0])
+        mask = Everything() if memory.marks.plain and context.marks.plain else SameSegment()
+        out, _ = attend(self._split(self.query(x)), [span], mask, context.marks, self._scale)
+        return self.output(out.transpose(1, 2).flatten(2))
+
+    def keep(self, memory: Memory) -> Span:
+        """Keys and values of the source's states for this layer."""
+        return Span(self._split(self.key(memory.states)), self._split(self.value(memory.states)), memory.marks)

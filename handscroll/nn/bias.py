@@ -5,8 +5,10 @@ A bias is a number per head and pair of positions; kernels ask for it piece by p
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,10 +16,19 @@ from handscroll.nn.marks import Marks
 
 
 class Bias:
-    """What is added to the scaled scores of every head. Subclasses implement `values`; nothing in it is learned."""
+    """What is added to the scaled scores of every head. Subclasses implement `values`; a learned one `gradient` too."""
+
+    @property
+    def learned(self) -> Tensor | None:
+        """The parameter that the values are made of; None where nothing is learned."""
+        return None
 
     def values(self, query: Marks, key: Marks, device: torch.device) -> Float[Tensor, "rows H T S"]:
         """Float32 (B or 1, H, T, S) from the positions of queries and keys. Called on tiles only."""
+        raise NotImplementedError
+
+    def gradient(self, slope: Float[Tensor, "B H T S"], query: Marks, key: Marks) -> Tensor:
+        """What the slope of the scores of one tile adds to the gradient of `learned`, like it, in the slope's dtype."""
         raise NotImplementedError
 
 
@@ -50,3 +61,84 @@ class ALiBi(Bias):
 
 def _slopes(heads: int) -> list[float]:
     return [math.pow(2.0, -8.0 * (head + 1) / heads) for head in range(heads)]
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Distances sorted into `count` buckets: short ones alone, longer ones together, all from `reach` on in the last.
+
+    A causal decoder (`both` False) has all of them for keys behind, and keys ahead count as distance 0; otherwise half
+    of them are for keys behind and half for keys ahead. Of the n of a side the first n / 2 hold one distance each, and
+    the others grow logarithmically up to `reach` tokens. `factor` divides distances, rounded down, before all that.
+    Source: Raffel et al. 2020, "Exploring the Limits of Transfer Learning", arXiv:1910.10683, section 2.1 and its
+    released code, whose rounding in float32 is kept.
+    """
+
+    count: int
+    reach: int
+    both: bool
+    factor: float = 1.0
+
+    @property
+    def last(self) -> int:
+        """The distance from which on nothing changes."""
+        return math.ceil(self.reach * self.factor)
+
+    def of(self, distance: Tensor) -> Tensor:
+        """The bucket (int64) of each key position minus query position."""
+        side = self.count // 2 if self.both else self.count
+        single = side // 2
+        far = distance.abs() if self.both else (-distance).clamp_min(0)
+        far = (far / self.factor).floor().long() if self.factor != 1.0 else far
+        share = torch.log(far.clamp_min(1).float() / single) / math.log(self.reach / single) * (side - single)
+        bucket = torch.where(far < single, far, (single + share.long()).clamp_max(side - 1))
+        return bucket + side * (distance > 0) if self.both else bucket
+
+
+@cache
+def _sorted(buckets: Buckets) -> Tensor:
+    """The buckets of the distances -last .. last, in order."""
+    return buckets.of(torch.arange(-buckets.last, buckets.last + 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Relative(Bias):
+    """T5's learned bias: a number for each head and bucket of distances, `table` (buckets, H); source: `Buckets`."""
+
+    table: Tensor
+    buckets: Buckets
+
+    @property
+    def learned(self) -> Tensor:
+        return self.table
+
+    def values(self, query: Marks, key: Marks, device: torch.device) -> Float[Tensor, "rows H T S"]:
+        wide = self.table.to(torch.promote_types(self.table.dtype, torch.float32))
+        by_distance = wide[_sorted(self.buckets).to(device)].T  # (H, distances)
+        places = self._places(query, key, device)
+        if places.dim() > 1:
+            return by_distance[:, places].transpose(0, 1)
+        return by_distance[:, places].unfold(1, key.length, 1).flip(1)[None]  # each query's keys lie one further on
+
+    def gradient(self, slope: Float[Tensor, "B H T S"], query: Marks, key: Marks) -> Tensor:
+        places, (_, heads, count, keys) = self._places(query, key, slope.device), slope.shape
+        order = _sorted(self.buckets).to(slope.device)
+        if places.dim() > 1:
+            slope = slope if len(places) > 1 else slope.sum(dim=0, keepdim=True)
+            each = slope.transpose(0, 1).flatten(1)
+        else:  # rows moved apart by one each have equal distances below each other
+            apart = F.pad(slope.sum(dim=0).flip(1), (0, count)).flatten(1)[:, :-count]
+            each = apart.view(heads, count, count + keys - 1).sum(dim=1)
+        by_distance = slope.new_zeros(heads, len(order)).index_add_(1, places.flatten(), each)
+        return slope.new_zeros(self.table.shape).index_add_(0, order, by_distance.T)
+
+    def _places(self, query: Marks, key: Marks, device: torch.device) -> Tensor:
+        """Distance of each pair, counted from -last: (B or 1, T, S), or (T + S - 1) for runs, last query first."""
+        last = self.buckets.last
+        if query.start is not None and key.start is not None:
+            first = key.start - (query.start + query.length - 1)
+            distances = torch.arange(first, first + query.length + key.length - 1, device=device)
+        else:
+            q, k = query.tensors(device)[2], key.tensors(device)[2]
+            distances = k[:, None, :] - q[:, :, None]
+        return distances.clamp(-last, last) + last

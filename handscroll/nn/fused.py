@@ -5,7 +5,7 @@ needs only the queries' global output and log-sum-exp (Dao et al. 2022, "FlashAt
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ def forward(
     return out.masked_fill(empty.unsqueeze(-1), 0.0), lse.masked_fill(empty, -math.inf)
 
 
-def backward(
+def backward(  # noqa: PLR0913 - one run of keys, all there is to know of it
     slope: Tensor,
     inputs: tuple[Tensor, Tensor, Tensor],
     out: Tensor,
@@ -47,18 +47,20 @@ def backward(
     added: Tensor | None,
     scale: float,
     square: bool,
+    take: Callable[[int, Tensor], None] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the queries, keys and values of one run, from the slope of the *global* output.
 
     `out` and `lse` are those of the queries over all runs together; `lse` must be finite (`NOTHING` where no key
-    is seen). The gradients of the queries add up over runs.
+    is seen). The gradients of the queries add up over runs. `take(first, slope)`, where given, gets the slope of the
+    scores (B, H, t, S) of the queries from `first` on, in the accumulator's dtype.
     """
     q, keys, values = inputs
-    if q.device.type == "cpu":
+    if q.device.type == "cpu" and take is None:  # the fused kernel keeps the slope of the scores to itself
         if added is not None:
             added = added.expand(q.shape[0], q.shape[1], -1, -1)
         return _backward(slope, q, keys, values, out, lse, 0.0, square, attn_mask=added, scale=scale)
-    return _products_backward(slope, inputs, out, lse, _with_square(added, q, square), scale)
+    return _products_backward(slope, inputs, out, lse, _with_square(added, q, square), scale, take)
 
 
 def rows(
@@ -141,6 +143,7 @@ def _products_backward(
     lse: Tensor,
     added: Tensor | None,
     scale: float,
+    take: Callable[[int, Tensor], None] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     q, keys, values = inputs
     wide = accumulator(q)
@@ -154,7 +157,10 @@ def _products_backward(
         inner = (up.to(wide) * out[:, :, rows].to(wide)).sum(dim=-1, keepdim=True)
         up_folded, here_folded = _folded(up, keys), _folded(here, keys)
         change = (up_folded @ values.transpose(-1, -2)).to(wide).reshape(weights.shape)
-        change = (weights * (change - inner) * scale).to(q.dtype)
+        change = weights * (change - inner)
+        if take is not None:
+            take(first, change)
+        change = (change * scale).to(q.dtype)
         grad_q[:, :, rows] = (_folded(change, keys) @ keys).reshape(here.shape)
         grad_keys += (_folded(change, keys).transpose(-1, -2) @ here_folded).to(wide)
         grad_values += (_folded(weights.to(q.dtype), keys).transpose(-1, -2) @ up_folded).to(wide)

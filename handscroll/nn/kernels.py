@@ -7,7 +7,7 @@ needs no more memory than the forward, and a span may take its gradient itself (
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -73,7 +73,7 @@ class Part:
 
 def choose(q: Tensor, spans: Sequence[Span], mask: Mask, marks: Marks, bias: Bias | None = None) -> Choice:
     """Decide the implementation from shapes, marks and gradients: `fold` or `tiles`."""
-    if q.shape[2] <= FOLD and not _tracked(q, spans):
+    if q.shape[2] <= FOLD and not _tracked(q, spans, bias):
         return Choice("fold", f"{q.shape[2]} query tokens, no gradient: two products over folded groups")
     if bias is not None:
         return Choice("tiles", "a bias is added to the scores: query tiles with a small tensor for every head")
@@ -100,7 +100,7 @@ def attend(  # noqa: PLR0913 - one signature for every kind of attention
         scale: multiplies q.k; 1/sqrt(E) unless given. A scaling's squared attention factor belongs here.
         kernel: force one of `KERNELS` (tests, benchmarks); chosen by `choose` otherwise.
         exchange: where the tokens of a row lie on several ranks: q and spans are this rank's.
-        bias: added to the scaled scores (ALiBi); no gradient flows to it.
+        bias: added to the scaled scores (ALiBi, T5's); a learned one gets its gradient.
 
     Returns:
         out and the natural log-sum-exp of the scaled scores (not differentiable). A query that may see no
@@ -113,7 +113,7 @@ def attend(  # noqa: PLR0913 - one signature for every kind of attention
         assert all(span.observer is None for span in spans), "keys of several ranks are not observed"
         return tiles(q, spans, mask, marks, scale, bias, exchange)
     if kernel is None:
-        kernel = "fold" if q.shape[2] <= FOLD and not _tracked(q, spans) else "tiles"
+        kernel = "fold" if q.shape[2] <= FOLD and not _tracked(q, spans, bias) else "tiles"
     out, lse = KERNELS[kernel](q, spans, mask, marks, scale, bias)
     if any(span.observer is not None for span in spans):
         observe(q, spans, mask, marks, scale, lse, bias)
@@ -217,9 +217,9 @@ def tiles(
 ) -> tuple[Tensor, Tensor]:
     """Any mask, any spans, with gradient: query tiles over the pieces of each span that they can see."""
     call = _Call(tuple(spans), mask, marks, scale, bias, exchange)
-    if not _tracked(q, spans):
+    if not _tracked(q, spans, bias):
         return _whole_forward(q, call)
-    return _Attention.apply((call,), q, *_own(spans))
+    return _Attention.apply((call,), q, *_own(spans), *_learned(bias))
 
 
 KERNELS = {"eager": eager, "fold": fold, "tiles": tiles}
@@ -238,14 +238,14 @@ class _Call:
 
 
 class _Attention(torch.autograd.Function):
-    """Tensors: for each call its queries, then keys and values of the spans that autograd tracks."""
+    """Tensors: for each call its queries, keys and values of the spans that autograd tracks, and a learned bias."""
 
     @staticmethod
     def forward(ctx: Any, calls: tuple[_Call, ...], *tensors: Tensor) -> tuple[Tensor, Tensor]:
         left, found = iter(tensors), []
         for call in calls:
             found.append(_whole_forward(next(left), call))
-            for _ in _own(call.spans):
+            for _ in (*_own(call.spans), *_learned(call.bias)):
                 next(left)
         out, lse = merge(found)
         ctx.save_for_backward(out, lse, *tensors)
@@ -265,6 +265,7 @@ class _Attention(torch.autograd.Function):
                 span if span.accumulate is not None else replace(span, keys=next(left), values=next(left))
                 for span in call.spans
             ]
+            _ = [next(left) for _ in _learned(call.bias)]
             grad_q, more = _whole_backward(slopes[0], q, spans, call, (out, lse))
             grads += [grad_q, *more]
         return (None, *grads)
@@ -273,6 +274,11 @@ class _Attention(torch.autograd.Function):
 def _own(spans: Sequence[Span]) -> list[Tensor]:
     """Keys and values of the spans that are part of autograd's graph."""
     return [tensor for span in spans if span.accumulate is None for tensor in (span.keys, span.values)]
+
+
+def _learned(bias: Bias | None) -> list[Tensor]:
+    """The parameter of a bias that is trained."""
+    return [bias.learned] if bias is not None and bias.learned is not None and bias.learned.requires_grad else []
 
 
 def _bare(span: Span) -> Span:
@@ -324,7 +330,7 @@ def _forward(q: Tensor, call: _Call) -> tuple[Tensor, Tensor]:
 def _backward(
     slope: Tensor, q: Tensor, spans: Sequence[Span], call: _Call, result: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
-    """The gradient of the queries, and of the keys and values of every span that does not take its own."""
+    """The gradient of the queries, of the keys and values of every span that does not take its own, of the bias."""
     out, lse = result
     lse = lse.masked_fill(lse == -math.inf, NOTHING)
     wide = accumulator(q)
@@ -334,12 +340,14 @@ def _backward(
         for number, span in enumerate(spans)
         if span.accumulate is None
     }
+    table = [torch.zeros(learned.shape, dtype=wide, device=q.device) for learned in _learned(call.bias)]
     for first, last in _tiles(call):
         here, rows = call.marks.part(first, last), slice(first, last)
         for number, span in enumerate(spans):
             for piece in _pieces(call, here, span.marks, q.shape[1]):
                 keys, values = span.read(piece.first, piece.last, q.dtype)
                 added = _added(piece, call.bias, here, span.marks, q)
+                take = _taker(call.bias, here, span.marks.part(piece.first, piece.last), table)
                 change, change_keys, change_values = fused.backward(
                     slope[:, :, rows],
                     (q[:, :, rows], keys, values),
@@ -348,6 +356,7 @@ def _backward(
                     added,
                     call.scale,
                     piece.square,
+                    take,
                 )
                 grad_q[:, :, rows] += change
                 if span.accumulate is not None:
@@ -356,7 +365,20 @@ def _backward(
                     for total, part in zip(own[number], (change_keys, change_values), strict=True):
                         total[:, :, piece.first : piece.last] += part
             span.release()
-    return grad_q.to(q.dtype), [total.to(q.dtype) for pair in own.values() for total in pair]
+    every = [total.to(q.dtype) for pair in own.values() for total in pair]
+    return grad_q.to(q.dtype), every + [total.to(call.bias.learned.dtype) for total in table]  # type: ignore[union-attr]
+
+
+def _taker(bias: Bias | None, query: Marks, key: Marks, table: list[Tensor]) -> Callable[[int, Tensor], None] | None:
+    """What adds the slope of the scores of a piece (queries from `first` on) to the gradient of a learned bias."""
+    if not table:
+        return None
+    assert bias is not None
+
+    def take(first: int, slope: Tensor) -> None:
+        table[0].add_(bias.gradient(slope, query.part(first, first + slope.shape[2]), key))
+
+    return take
 
 
 def _tiles(call: _Call) -> list[tuple[int, int]]:
@@ -382,8 +404,9 @@ def _unseen(q: Tensor) -> tuple[Tensor, Tensor]:
     return torch.zeros_like(q), torch.full(q.shape[:3], -math.inf, dtype=accumulator(q), device=q.device)
 
 
-def _tracked(q: Tensor, spans: Sequence[Span]) -> bool:
+def _tracked(q: Tensor, spans: Sequence[Span], bias: Bias | None = None) -> bool:
     if not torch.is_grad_enabled():  # spans on disk need not be looked at
         return False
     own = [span for span in spans if span.accumulate is None]
-    return q.requires_grad or any(span.keys.requires_grad or span.values.requires_grad for span in own)
+    kept = q.requires_grad or any(span.keys.requires_grad or span.values.requires_grad for span in own)
+    return kept or bool(_learned(bias))

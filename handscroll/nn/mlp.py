@@ -1,32 +1,41 @@
 """The two feed-forward blocks: gated (Llama form) and plain (GPT-2)."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from handscroll.nn.linear import Linear
 from handscroll.nn.shapes import Embeddings
 
 
 class GatedMLP(nn.Module):
-    """down(silu(gate x) * up x) (Shazeer 2020, "GLU Variants Improve Transformer")."""
+    """down(silu(gate x) * up x), or another `activation` (Shazeer 2020, "GLU Variants Improve Transformer")."""
 
-    def __init__(self, width: int, hidden: int, bias: bool):
+    def __init__(self, width: int, hidden: int, bias: bool, activation: Callable[[Tensor], Tensor] = F.silu):
         super().__init__()
+        self.activation = activation
         self.gate = Linear(width, hidden, bias=bias)
         self.up = Linear(width, hidden, bias=bias)
         self.down = Linear(hidden, width, bias=bias)
 
     def forward(self, x: Embeddings) -> Embeddings:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        return self.down(self.activation(self.gate(x)) * self.up(x))
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """The tanh form of GELU (Hendrycks & Gimpel 2016), `gelu_new` in foreign configurations."""
+    return F.gelu(x, approximate="tanh")
 
 
 class MLP(nn.Module):
-    """down(gelu(up x)) with the tanh form of GELU (Hendrycks & Gimpel 2016), as GPT-2 has it."""
+    """down(gelu(up x)) with the tanh form of GELU, as GPT-2 has it, or another `activation`."""
 
-    def __init__(self, width: int, hidden: int):
+    def __init__(self, width: int, hidden: int, bias: bool = True, activation: Callable[[Tensor], Tensor] = gelu_tanh):
         super().__init__()
-        self.up = Linear(width, hidden)
-        self.down = Linear(hidden, width)
+        self.activation = activation
+        self.up = Linear(width, hidden, bias=bias)
+        self.down = Linear(hidden, width, bias=bias)
 
     def forward(self, x: Embeddings) -> Embeddings:
-        return self.down(F.gelu(self.up(x), approximate="tanh"))
+        return self.down(self.activation(self.up(x)))

@@ -16,12 +16,14 @@ from handscroll.nn.marks import Marks
 
 @dataclass(frozen=True, eq=False)
 class Noise:
-    """The dropout of one update. `first_row` numbers the batch's rows within the update, over all micro-batches."""
+    """The dropout of one update. `first_row` numbers the batch's rows within the update, over all micro-batches;
+    `first_site` the sites of this part of the model (an encoder's come after its decoder's)."""
 
     probability: float
     seed: int
     update: int
     first_row: int = 0
+    first_site: int = 0
 
     def drop(self, x: Tensor, marks: Marks, site: int) -> Tensor:
         """`x` (B, T, D) with elements zeroed with `probability` and the rest divided by 1 - probability."""
@@ -31,7 +33,9 @@ class Noise:
         """Boolean like `x`: which elements stay."""
         index = marks.tensors(x.device)[0].expand(x.shape[0], -1)
         rows = torch.arange(self.first_row, self.first_row + x.shape[0], device=x.device)[:, None]
-        tokens = _mixed64(_mixed64(_mixed64(index + _number(self.seed, self.update, site)) + rows) + index)
+        tokens = _mixed64(
+            _mixed64(_mixed64(index + _number(self.seed, self.update, self.first_site + site)) + rows) + index
+        )
         features = torch.arange(x.shape[-1], device=x.device, dtype=torch.int32) * -1640531527
         bits = (tokens & 0x7FFFFFFF).to(torch.int32)[..., None] ^ features
         limit = round(self.probability * 2**31)

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Tokens = Int[Tensor, "B T"]
+Sources = Int[Tensor, "B S"]
 Embeddings = Float[Tensor, "B T D"]
 Logits = Float[Tensor, "B T V"]
 Queries = Float[Tensor, "B H T E"]

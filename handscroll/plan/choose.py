@@ -22,6 +22,8 @@ def options(workload: Workload, machine: Machine) -> list[Forecast]:
     rungs: list[str] = ["plain", "checkpoint", *CHUNKED] if workload.rung == "auto" else [workload.rung]
     if workload.rung == "auto" and (workload.chunk or workload.offload != "none"):
         rungs = list(CHUNKED)
+    if workload.shape.sourced and workload.rung == "auto":
+        rungs = ["plain", "checkpoint"]
     found: dict[Workload, Forecast] = {}
     for rung in rungs:
         for stage in _stages(workload, rung):

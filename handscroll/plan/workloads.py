@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from handscroll.base.errors import ConfigError
@@ -51,11 +52,16 @@ def recipe_shape(recipe: Any, longest: int) -> Shape:
         return checkpoint_shape(recipe.model.path)
     sizes = dict(recipe.model.sizes)
     vocab = sizes.get("vocab") or _vocab(recipe.tokenizer)
-    names = ("layers", "width", "heads", "mlp_width")
+    names: tuple[str, ...] = ("layers", "width", "heads", "mlp_width")
+    if recipe.model.family == "t5":
+        names = (*names, "encoder_layers", "head_size")
     missing = [name for name in names if name not in sizes]
     if missing:
         raise ConfigError(f"recipe: model.sizes has no {', '.join(missing)}; a new model needs them")
     values = {name: sizes[name] for name in names} | {"vocab": vocab, "family": recipe.model.family}
+    if recipe.model.family == "t5":
+        own = {"family": "t5", "kv_heads": sizes["heads"], "tied": False, "mlp": "gated-gelu"}
+        return Shape.of(SimpleNamespace(**own | sizes | {"vocab": vocab}))
     heads = sizes["heads"]
     learned = recipe.model.family == "gpt2"
     values |= {

@@ -25,7 +25,8 @@ class TokenizerConfig(Config):
     """What to train.
 
     `vocab` is the final size, special tokens included. `min_frequency` (bpe, wordpiece; 2 unless set) is how often a
-    pair must occur to be merged. Special tokens take the last ids and never match inside text.
+    pair must occur to be merged. Special tokens take the last ids and never match inside text. `sentinels` adds so many
+    for span corruption after them, <extra_id_0> with the last id, as T5 has them.
     """
 
     kind: Literal["bpe", "wordpiece", "unigram"] = "bpe"
@@ -33,6 +34,12 @@ class TokenizerConfig(Config):
     pretokenizer: Literal["qwen2", "gpt2", "llama3"] = "qwen2"
     min_frequency: Annotated[int, Field(ge=1)] | None = None
     special: tuple[str, ...] = ("<|endoftext|>",)
+    sentinels: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def added(self) -> tuple[str, ...]:
+        """All special tokens, in the order of their ids."""
+        return (*self.special, *(f"<extra_id_{number}>" for number in reversed(range(self.sentinels))))
 
 
 def train_tokenizer(documents: Iterable[str], settings: TokenizerConfig) -> Tokenizer:
@@ -56,21 +63,21 @@ def train_tokenizer(documents: Iterable[str], settings: TokenizerConfig) -> Toke
     """
     _check(settings)
     texts = (part for document in documents for part in pieces(document, _PIECE))
-    target = settings.vocab - len(settings.special)
+    target = settings.vocab - len(settings.added)
     built = _train_unigram(texts, settings, target) if settings.kind == "unigram" else _train(texts, settings, target)
     found = built.get_vocab_size()
     if found < target:
         raise DataError(
-            f"the text yields only {found + len(settings.special)} tokens, not {settings.vocab}; "
-            f"give more text, ask for vocab <= {found + len(settings.special)}"
+            f"the text yields only {found + len(settings.added)} tokens, not {settings.vocab}; "
+            f"give more text, ask for vocab <= {found + len(settings.added)}"
             + ("" if settings.kind == "unigram" else " or a smaller min_frequency")
         )
-    ordinary = [token for token in settings.special if built.token_to_id(token) is not None]
+    ordinary = [token for token in settings.added if built.token_to_id(token) is not None]
     if ordinary:
         raise ConfigError(
             f"special token {ordinary[0]!r} is an ordinary piece of this text; choose one like '<|name|>'"
         )
-    built.add_special_tokens(list(settings.special))
+    built.add_special_tokens(list(settings.added))
     provenance = {"kind": settings.kind, "pretokenizer": settings.pretokenizer}
     return Tokenizer(
         built.to_str(pretty=True),
@@ -83,7 +90,7 @@ def train_tokenizer(documents: Iterable[str], settings: TokenizerConfig) -> Toke
 
 
 def _check(settings: TokenizerConfig) -> None:
-    special = settings.special
+    special = settings.added
     if "" in special or len(set(special)) < len(special):
         raise ConfigError(f"special tokens {list(special)}: an empty or double name; name each token once")
     least = len(ALPHABET) + len(special)

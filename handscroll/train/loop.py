@@ -142,7 +142,7 @@ class _Session:
         run, progress, loop = self.run, self.run.progress, self.run.loop
         left_out = 0 if run.curriculum is None else run.curriculum.flat(progress.planned, loss.metrics)
         progress.step += 1
-        progress.tokens += sum(batch.tokens.numel() for batch in micro)
+        progress.tokens += sum(batch.size for batch in micro)
         if left_out:
             progress.skipped += left_out
             self.data = self.updates.beginning(run.curriculum.stage + 1)  # type: ignore[attr-defined, union-attr]

@@ -25,14 +25,17 @@ from handscroll.data.sources import TokenSource
 from handscroll.data.stream import Chain, Mixture, Repeat, Stream, Take
 from handscroll.data.windows import CyclicWindows, SlidingWindows
 from handscroll.lm import LM, load
+from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.models.gpt2 import GPT2, GPT2Config
 from handscroll.models.induction import set_induction_heads
 from handscroll.models.llama import Llama, LlamaConfig
 from handscroll.models.model import Decoder, Model
+from handscroll.models.t5 import T5, T5Config
 from handscroll.nn.init import initialise
 from handscroll.nn.noise import Noise
 from handscroll.objectives.causal import Causal
 from handscroll.objectives.head import token_losses
+from handscroll.objectives.span_corruption import Corrupted, Frame, SpanCorruption
 from handscroll.plan.workloads import recipe_workloads
 from handscroll.text.readers import read
 from handscroll.text.tokenizer import Tokenizer
@@ -157,7 +160,7 @@ class ModelRecipe(Config):
     """A checkpoint to start from (`path`), or a `family` with its sizes and an initialisation."""
 
     path: str | None = None
-    family: Literal["llama", "gpt2"] | None = None
+    family: Literal["llama", "gpt2", "t5"] | None = None
     initialise: Literal["normal", "xavier", "he"] = "normal"
     induction: bool = Field(default=False, description="set induction heads by hand (models/induction.py)")
     sizes: dict[str, Any] = Field(default_factory=dict)
@@ -193,6 +196,8 @@ class Recipe(Config):
     tokenizer: TokenizerRecipe = TokenizerRecipe()
     data: dict[str, RowData]
     stages: tuple[Stage, ...] = Field(min_length=1)
+    objective: Literal["causal", "span-corruption"] = "causal"
+    span_corruption: SpanCorruption = SpanCorruption()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     loop: dict[str, Any] = Field(default_factory=dict)
@@ -212,6 +217,12 @@ class Recipe(Config):
             in_order = [name for name in stage.mix if getattr(self.data[name], "order", "") == "reading"]
             if in_order and len(stage.mix) > 1:
                 raise ValueError(f"stages: '{in_order[0]}' is read in order; rows mixed in would tear its lanes apart")
+        if self.objective == "span-corruption":
+            other = [name for name, data in self.data.items() if not isinstance(data, TextData)]
+            if other:
+                raise ValueError(f"data.{other[0]} has questions of its own; span corruption takes kind 'text' alone")
+        elif self.span_corruption != SpanCorruption():
+            raise ValueError("span_corruption belongs to objective = 'span-corruption'")
         if self.loop.get("steps") not in (None, self.steps):
             raise ValueError(f"loop.steps {self.loop['steps']} contradicts the stages' {self.steps}; leave it out")
         return self
@@ -233,8 +244,11 @@ class Recipe(Config):
         return Loop.parse({"seed": self.seed, **self.loop, "steps": self.steps}, "recipe: loop")
 
 
-def updates(recipe: Recipe, text: TokenSource, tokenizer: Tokenizer) -> Chain[list[Batch]]:
-    """The whole curriculum as one stream of updates; every stage and kind of row has a seed of its own."""
+def updates(recipe: Recipe, text: TokenSource, tokenizer: Tokenizer, frame: Frame | None = None) -> Chain[list[Batch]]:
+    """The whole curriculum as one stream of updates; every stage and kind of row has a seed of its own.
+
+    With a `frame` the rows are corrupted.
+    """
     chain = []
     for number, stage in enumerate(recipe.stages):
         names = sorted(stage.mix)
@@ -243,6 +257,8 @@ def updates(recipe: Recipe, text: TokenSource, tokenizer: Tokenizer) -> Chain[li
             _rows(recipe.data[name], text, tokenizer, stage, seed) for name, seed in zip(names, seeds, strict=False)
         ]
         rows = Mixture(streams, [stage.mix[name] for name in names], seeds[-1]) if len(streams) > 1 else streams[0]
+        if frame is not None:
+            rows = Corrupted(rows, stage.length, recipe.span_corruption, frame, seeds[-1] + 1)
         chain.append(Take(Updates(rows, stage.rows, stage.micro or stage.rows), stage.steps))
     return Chain(chain)
 
@@ -285,6 +301,7 @@ def _run(recipe: Recipe, folder: Path, world: World, ways: Ways) -> tuple[LM, Pr
     tokenizer = _tokenizer(recipe, folder, world)
     text = recipe.text.source(tokenizer)
     model = build_model(recipe, tokenizer)
+    frame = _frame(recipe, model, tokenizer, world)
     # How the work is done may change when a run goes on elsewhere; what is done may not.
     what = recipe.model_dump(mode="json", exclude={"memory", "parallel"})
     if recipe.memory.rung == "recurrent":  # but this rung is no exact one: its settings are part of what is done
@@ -300,7 +317,7 @@ def _run(recipe: Recipe, folder: Path, world: World, ways: Ways) -> tuple[LM, Pr
         ways.show(str(plan))
     if recipe.lora is not None:
         add_lora(model, recipe.lora, recipe.seed)
-    stream = updates(recipe, text, tokenizer)
+    stream = updates(recipe, text, tokenizer, frame)
     if ways.certify and world.first:
         _certify(recipe, memory, model, stream, ways, folder)
     if world.size > 1 and recipe.parallel.shard:
@@ -317,7 +334,8 @@ def _run(recipe: Recipe, folder: Path, world: World, ways: Ways) -> tuple[LM, Pr
         world,
         recipe.curriculum(),
     )
-    validate = None if recipe.validation is None else validator(recipe.validation, tokenizer)
+    corruption = None if frame is None else (recipe.span_corruption, frame)
+    validate = None if recipe.validation is None else validator(recipe.validation, tokenizer, corruption)
     objective = Causal(recipe.regularise.label_smoothing, by_position=True)
     callbacks = Callbacks(validate, ways.on_record if world.first else None, ways.on_pulse if world.first else None)
     progress = train(run, stream, objective, callbacks)
@@ -367,6 +385,9 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Decoder:
             base = float(values.pop("base", 10_000.0))
             values["positions"] = {"base": base, "scaling": {"name": "none"}, "context": context, "trained": context}
         model: Decoder = Llama(LlamaConfig.parse(values, where))
+    elif recipe.model.family == "t5":
+        start = tokenizer.eos if tokenizer.pad is None else tokenizer.pad
+        model = T5(T5Config.parse(({} if start is None else {"start": start}) | values, where))
     else:
         model = GPT2(GPT2Config.parse(values, where))
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -378,24 +399,54 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Decoder:
     return model
 
 
-def validator(settings: Validation, tokenizer: Tokenizer) -> Callable[[Model], float]:
-    """Mean loss on fixed windows of held-out text, spread evenly over it."""
+def validator(
+    settings: Validation, tokenizer: Tokenizer, corruption: tuple[SpanCorruption, Frame] | None = None
+) -> Callable[[Model], float]:
+    """Mean loss on fixed windows of held-out text, spread evenly over it; corrupted alike every time."""
     source = settings.source(tokenizer)
     rows = [row for row, _ in SlidingWindows(source, settings.length, tails="drop")]
     step = max(1, len(rows) // settings.windows)
-    batches = [collate([row]) for row in rows[::step][: settings.windows]]
+    rows = rows[::step][: settings.windows]
+    if corruption is not None:
+        made = Corrupted(SlidingWindows(source, settings.length, tails="drop"), settings.length, *corruption, seed=0)
+        rows = [row for number, plain in enumerate(rows) if (row := made.row(plain, number)) is not None]
+    batches = [collate([row]) for row in rows]
 
     @torch.no_grad()
     def validate(model: Model) -> float:
         total, count = 0.0, 0
         for batch in batches:
-            marks = batch.marks()
-            hidden = model.hidden(model.embed(batch.tokens, marks), marks, model.mask(), length=settings.length)
+            marks, here = batch.marks(), model
+            if batch.source is not None:
+                assert isinstance(model, EncoderDecoder)
+                here = model.under(model.encode(batch.source.tokens, batch.source.marks()))
+            hidden = here.hidden(here.embed(batch.tokens, marks), marks, here.mask(), length=settings.length)
             losses = token_losses(hidden.flatten(0, 1), model.head, batch.targets.flatten())
             total, count = total + float(losses.double().sum()), count + batch.counted
         return total / count
 
     return validate
+
+
+def _frame(recipe: Recipe, model: Decoder, tokenizer: Tokenizer, world: World) -> Frame | None:
+    """The tokens that corruption adds; None where the objective corrupts nothing.
+
+    Raises:
+        ConfigError: model and objective do not fit, or what an encoder-decoder cannot do is asked for.
+    """
+    family, corrupts = model.config.family, recipe.objective == "span-corruption"
+    if corrupts != isinstance(model, EncoderDecoder):
+        fitting = "'causal'" if corrupts else "'span-corruption'"
+        raise ConfigError(f"objective '{recipe.objective}' does not fit family '{family}': take {fitting}")
+    if not corrupts:
+        return None
+    if recipe.lora is not None or (world.size > 1 and recipe.parallel.shard):
+        raise ConfigError(f"lora and parallel.shard are for decoders, not for family '{family}': leave them out")
+    if recipe.memory.chunk or recipe.memory.offload != "none":
+        raise ConfigError(f"memory.chunk and offload belong to rungs in chunks, which family '{family}' is not on")
+    words = {word: number for number, word in enumerate(tokenizer.words) if word is not None}
+    end = model.config.eos[0] if model.config.eos else tokenizer.eos
+    return Frame.of(words, model.config.start, end)
 
 
 def _tokenizer(recipe: Recipe, folder: Path, world: World) -> Tokenizer:

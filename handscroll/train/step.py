@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError
 from handscroll.data.batch import Batch
+from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.models.model import Decoder
 from handscroll.nn.noise import Noise
 from handscroll.objectives.loss import Loss, summed
@@ -78,6 +79,11 @@ def build_rung(memory: Memory, model: Decoder, folder: Path, world: World = ALON
         raise ConfigError(
             f"parallel.context = {world.context} shares the tokens of a row chunk by chunk; rung '{memory.rung}' "
             "has no chunks: choose memory.rung = 'chunk-outer', 'layer-outer' or 'staged'"
+        )
+    if isinstance(model, EncoderDecoder) and memory.rung not in ("plain", "checkpoint"):
+        raise ConfigError(
+            f"rung '{memory.rung}' works through one text in chunks, family '{model.config.family}' reads a source "
+            "besides: choose memory.rung = 'plain' or 'checkpoint'"
         )
     if memory.rung == "recurrent":
         if world.size > 1:

@@ -27,6 +27,14 @@ def test_trains_and_writes_a_folder(run, tmp_path):
     assert isinstance(again.exception, ConfigError) and "already holds" in str(again.exception)
 
 
+def test_sentinels_take_the_last_ids_in_descending_order(run, tmp_path):
+    (tmp_path / "a.txt").write_text("one two three, one two three\n" * 9)
+    result = run(tmp_path / "a.txt", "--vocab", 265, "--special", "</s>", "--sentinels", 3, "--out", tmp_path / "t")
+    assert result.exit_code == 0, result.output
+    tokens = Tokenizer.load(tmp_path / "t").words[-4:]
+    assert tokens == ["</s>", "<extra_id_2>", "<extra_id_1>", "<extra_id_0>"]
+
+
 def test_wrong_settings_name_the_option(run, tmp_path):
     (tmp_path / "a.txt").write_text("one")
     result = run(tmp_path / "a.txt", "--kind", "bbpe", "--out", tmp_path / "t")

@@ -20,6 +20,7 @@ from handscroll.generate.engine.scheduler import Chunk, Scheduler
 from handscroll.generate.reading.reading import Reading
 from handscroll.generate.rows import finite
 from handscroll.generate.sample import Sampling, generator, pick
+from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.models.model import Decoder, Model
 from handscroll.nn.marks import Marks
 
@@ -267,7 +268,8 @@ def _check_positions(model: Model) -> None:
     positions = getattr(model.config, "positions", None)
     bands = positions is not None and bool(positions.scaling.bands())
     if bands or (isinstance(model, Decoder) and model.bias() is not None):
-        how = f"scaling '{positions.scaling.name}'" if positions is not None and bands else "ALiBi"
+        own = "a source" if isinstance(model, EncoderDecoder) else "ALiBi"
+        how = f"scaling '{positions.scaling.name}'" if positions is not None and bands else own
         raise ConfigError(f"the engine cannot read blocks of keys under {how}; use lm.generate, one request at a time")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handscroll.nn.attention import Attention
@@ -132,6 +133,8 @@ class Halves:
         parts = {name: self._module(layer, name) for name in ("attention_norm", "attention", "mlp_norm", "mlp")}
         attention, mlp = parts["attention"], parts["mlp"]
         if found is None or type(attention) is not Attention or type(mlp) is not GatedMLP:
+            return False
+        if attention.shape.scale is not None or mlp.activation is not F.silu:
             return False
         self._library, shape = found, attention.shape
         self.heads, self.kv, self.size = shape.heads, shape.kv_heads, shape.head_size

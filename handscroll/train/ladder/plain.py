@@ -7,8 +7,10 @@ from torch.utils.checkpoint import checkpoint
 
 from handscroll.base.allocator import trim
 from handscroll.data.batch import Batch
+from handscroll.models.encoder_decoder import Encoder, EncoderDecoder
 from handscroll.models.model import Decoder
 from handscroll.nn.attention import Context
+from handscroll.nn.memory import Memory
 from handscroll.objectives.loss import Loss
 from handscroll.train.ladder.rung import Request
 
@@ -29,9 +31,11 @@ class Plain:
     def __call__(self, model: Decoder, batch: Batch, request: Request) -> Loss:
         marks = batch.marks()
         with request.precision(model):
+            memory = None if batch.source is None else self._read(model, batch.source, request)
             x = model.embed(batch.tokens, marks)
             mask = request.objective.mask(model, marks)
-            context = model.context(x, marks, mask, request.length, noise=request.noise, mlp_tile=self.mlp_tile)
+            shared = {"noise": request.noise, "mlp_tile": self.mlp_tile, "memory": memory}
+            context = model.context(x, marks, mask, request.length, **shared)
             hidden = self._run(model, x, context)
             loss = request.objective.loss(model, hidden, batch)
         (loss.total / request.divisor).backward()
@@ -39,7 +43,14 @@ class Plain:
         request.pulse(1.0)
         return loss
 
-    def _run(self, model: Decoder, embeddings: Tensor, context: Context) -> Tensor:
+    def _read(self, model: Decoder, source: Batch, request: Request) -> Memory:
+        """The source of an encoder-decoder, its layers run as the decoder's are."""
+        assert isinstance(model, EncoderDecoder), "a source, but nothing that reads it"
+        marks = source.marks()
+        context = model.source_context(marks, noise=request.noise, mlp_tile=self.mlp_tile)
+        return Memory(self._run(model.encoder, model.embed(source.tokens, marks), context), marks)
+
+    def _run(self, model: Decoder | Encoder, embeddings: Tensor, context: Context) -> Tensor:
         """All layers and the final norm, with the heap's free pages given back on the way there and back."""
         x = context.dropped(embeddings, 0)
         every = 1 if self.recompute else max(1, len(model.layers) // TRIMS)

@@ -1,0 +1,312 @@
+"""T5 (Raffel et al. 2020, arXiv:1910.10683), T5 v1.1, Flan-T5 and mT5: encoder-decoders with a learned relative bias.
+
+Pre-norm with RMS norm, no biases, no scale in attention (initialisation took it up). v1.0: ReLU, a head tied to the
+embedding, hidden states multiplied by 1/sqrt(width) before it. v1.1 (Shazeer 2020, arXiv:2002.05202) and mT5
+(Xue et al. 2021, arXiv:2010.11934): a gated MLP and a head of its own.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from handscroll.base.config import Config
+from handscroll.base.errors import ConfigError, nearest
+from handscroll.models.encoder_decoder import Encoder, EncoderDecoder
+from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
+from handscroll.models.model import PreNormLayer
+from handscroll.nn.attention import Attention, Context, CrossAttention, Heads
+from handscroll.nn.bias import Buckets, Relative
+from handscroll.nn.linear import Linear, TokenTable
+from handscroll.nn.marks import Marks
+from handscroll.nn.mlp import MLP, GatedMLP, gelu_tanh
+from handscroll.nn.norm import RMSNorm
+from handscroll.nn.shapes import Embeddings, Tokens
+from handscroll.nn.tile import tiled
+
+TRAINED = 512  # tokens of source, of every published T5 (mT5: 1,024, which its files say nowhere)
+ACTIVATIONS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+    "relu": ("relu", F.relu),
+    "gated-gelu": ("gelu_new", gelu_tanh),
+    "gated-silu": ("silu", F.silu),
+}
+
+
+class T5Config(Config):
+    """Sizes of a T5. `layers` are those of the decoder; `context` the tokens that source and target may each have.
+
+    `buckets` and `reach` are those of the relative bias (`nn/bias.py: Buckets`), and `factor` divides its distances.
+    `scaled`: hidden states are multiplied by 1/sqrt(width) before the head. `start` begins every decoder text.
+    """
+
+    family: Literal["t5", "mt5"] = "t5"
+    vocab: int
+    width: int
+    encoder_layers: int
+    layers: int
+    heads: int
+    head_size: int
+    mlp_width: int
+    mlp: Literal["relu", "gated-gelu", "gated-silu"] = "gated-gelu"
+    buckets: int = Field(default=32, ge=4, multiple_of=4)
+    reach: int = 128
+    factor: float = Field(default=1.0, ge=1.0, allow_inf_nan=False)
+    context: int = TRAINED
+    original: int | None = None
+    norm_eps: float = 1e-6
+    tied: bool = False
+    scaled: bool = False
+    start: int
+    bos: int | None = None
+    eos: tuple[int, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.reach <= self.buckets // 2:
+            raise ValueError(f"reach {self.reach} tokens: the first {self.buckets // 2} have buckets of their own")
+        if not 0 <= self.start < self.vocab:
+            raise ValueError(f"start {self.start} is no token of a vocabulary of {self.vocab}")
+        return self
+
+    @property
+    def kv_heads(self) -> int:
+        return self.heads
+
+    @property
+    def trained(self) -> int:
+        return self.original or self.context
+
+    def cache_bytes_per_token(self, element_size: int) -> int:
+        """Of a decoder token; one of the source adds as many."""
+        return 2 * self.layers * self.heads * self.head_size * element_size
+
+
+class FinalNorm(RMSNorm):
+    """RMS norm, and the 1/sqrt(width) that a tied T5 multiplies by before its head (1 otherwise)."""
+
+    def __init__(self, config: T5Config):
+        super().__init__(config.width, config.norm_eps)
+        self.scale = config.width**-0.5 if config.scaled else 1.0
+
+    def forward(self, x: Embeddings) -> Embeddings:
+        normed = super().forward(x)
+        return normed if self.scale == 1.0 else normed * self.scale
+
+
+class Layer(PreNormLayer):
+    """The encoder's layer: attention and MLP."""
+
+    def __init__(self, config: T5Config, number: int):
+        super().__init__()
+        self.number, self.window = number, None
+        self.attention_norm = RMSNorm(config.width, config.norm_eps)
+        self.attention = Attention(_heads(config))
+        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
+        kind = GatedMLP if config.mlp.startswith("gated") else MLP
+        self.mlp = kind(config.width, config.mlp_width, bias=False, activation=ACTIVATIONS[config.mlp][1])
+
+
+class DecoderLayer(Layer):
+    """Attention, attention to the source, MLP."""
+
+    def __init__(self, config: T5Config, number: int):
+        super().__init__(config, number)
+        self.cross_norm = RMSNorm(config.width, config.norm_eps)
+        self.cross = CrossAttention(_heads(config))
+        self.cross_site = 2 * config.layers + 1 + number
+
+    def forward(self, x: Embeddings, context: Context) -> Embeddings:
+        read = self.attention(self.attention_norm(x), context, context.mask, self.number)
+        x = x + context.dropped(read, 2 * self.number + 1)
+        x = x + context.dropped(self.cross(self.cross_norm(x), context, self.number), self.cross_site)
+        return x + context.dropped(tiled(self.mlp, self.mlp_norm(x), context.mlp_tile), 2 * self.number + 2)
+
+
+def _heads(config: T5Config) -> Heads:
+    return Heads(config.width, config.heads, config.heads, config.head_size, scale=1.0)
+
+
+class T5Encoder(Encoder):
+    """Layers that share one table of relative positions."""
+
+    def __init__(self, config: T5Config):
+        super().__init__()
+        self.position_bias = nn.Embedding(config.buckets, config.heads)
+        self.layers = nn.ModuleList(Layer(config, number) for number in range(config.encoder_layers))
+        self.norm = RMSNorm(config.width, config.norm_eps)
+
+
+class T5(EncoderDecoder):
+    """A T5: encoder, decoder and one token table for both."""
+
+    def __init__(self, config: T5Config):
+        super().__init__()
+        self.config = config
+        self.embedding = TokenTable(config.vocab, config.width)
+        self.encoder = T5Encoder(config)
+        self.position_bias = nn.Embedding(config.buckets, config.heads)
+        self.layers = nn.ModuleList(DecoderLayer(config, number) for number in range(config.layers))
+        self.norm = FinalNorm(config)
+        self.projection = None if config.tied else Linear(config.width, config.vocab, bias=False)
+
+    def embed(self, tokens: Tokens, marks: Marks) -> Embeddings:
+        return self.embedding(tokens)
+
+    def bias(self) -> Relative:
+        return Relative(self.position_bias.weight, self._buckets(both=False))
+
+    def source_bias(self) -> Relative:
+        return Relative(self.encoder.get_parameter("position_bias.weight"), self._buckets(both=True))
+
+    def _buckets(self, both: bool) -> Buckets:
+        return Buckets(self.config.buckets, self.config.reach, both, self.config.factor)
+
+
+KEYS = frozenset(
+    """
+    vocab_size d_model d_kv d_ff num_layers num_decoder_layers num_heads relative_attention_num_buckets
+    relative_attention_max_distance layer_norm_epsilon feed_forward_proj dense_act_fn is_gated_act n_positions
+    tie_word_embeddings scale_decoder_outputs decoder_start_token_id eos_token_id bos_token_id is_decoder
+    hidden_size num_attention_heads num_hidden_layers head_dim relative_attention_factor
+""".split()
+)
+INTERPOLATED = "-interpolated"  # makes a model_type that other libraries refuse: they would not divide distances
+# Training and task heads; `output_past` and `tokenizer_class` are bookkeeping of old releases.
+UNREAD = frozenset("dropout_rate classifier_dropout initializer_factor output_past tokenizer_class".split())
+SAME = {  # names that newer files may give too
+    "hidden_size": "d_model",
+    "num_attention_heads": "num_heads",
+    "num_hidden_layers": "num_layers",
+    "head_dim": "d_kv",
+}
+
+
+def _read(foreign: Foreign, model_type: str) -> T5Config:
+    name = model_type.removesuffix(INTERPOLATED)
+    known_keys(foreign, KEYS | UNREAD, model_type)
+    if ("relative_attention_factor" in foreign) != (name != model_type):
+        raise ConfigError(
+            f"config.json: 'relative_attention_factor' belongs to model_type '{name}{INTERPOLATED}', which needs it"
+        )
+    for other, key in SAME.items():
+        if foreign.get(other) not in (None, foreign.get(key)):
+            raise ConfigError(f"config.json: {other} {foreign[other]} contradicts {key} {foreign.get(key)}")
+    if foreign.get("is_encoder_decoder") is False or foreign.get("is_decoder"):
+        raise ConfigError(f"{name} without encoder or decoder: only whole encoder-decoders are known")
+    if foreign.get("decoder_start_token_id") is None:
+        raise ConfigError(
+            f"config.json of family '{name}' has no 'decoder_start_token_id', which every decoder text begins with; "
+            f'published ones use the padding token: add "decoder_start_token_id": {foreign.get("pad_token_id", 0)} '
+            "if this model was trained so"
+        )
+    mlp = _mlp(foreign, name)
+    tied = foreign.get("tie_word_embeddings", True) is not False
+    values = {
+        "family": name,
+        "vocab": required(foreign, "vocab_size", name),
+        "width": required(foreign, "d_model", name),
+        "encoder_layers": required(foreign, "num_layers", name),
+        "layers": foreign.get("num_decoder_layers") or required(foreign, "num_layers", name),
+        "heads": required(foreign, "num_heads", name),
+        "head_size": required(foreign, "d_kv", name),
+        "mlp_width": required(foreign, "d_ff", name),
+        "mlp": mlp,
+        "buckets": foreign.get("relative_attention_num_buckets", 32),
+        "reach": foreign.get("relative_attention_max_distance", 128),
+        "factor": foreign.get("relative_attention_factor", 1.0),
+        "context": foreign.get("n_positions") or TRAINED,
+        "norm_eps": foreign.get("layer_norm_epsilon", 1e-6),
+        "tied": tied,
+        "scaled": name == "t5" and bool(foreign.get("scale_decoder_outputs", tied)),
+        "start": foreign["decoder_start_token_id"],
+        "bos": foreign.get("bos_token_id"),
+        "eos": end_tokens(foreign.get("eos_token_id", 1)),
+    }
+    return T5Config.parse(values, "config.json")
+
+
+def _mlp(foreign: Foreign, name: str) -> str:
+    mlp = foreign.get("feed_forward_proj", "relu" if name == "t5" else "gated-gelu")
+    if mlp not in ACTIVATIONS:
+        raise ConfigError(f"{name} with feed_forward_proj {mlp!r}: {nearest(str(mlp), ACTIVATIONS)}")
+    said = (foreign.get("dense_act_fn"), foreign.get("is_gated_act"))
+    if said[0] not in (None, ACTIVATIONS[mlp][0]) or said[1] not in (None, mlp.startswith("gated")):
+        raise ConfigError(f"config.json: dense_act_fn {said[0]} and is_gated_act {said[1]} contradict {mlp}")
+    return mlp
+
+
+def _settle(config: T5Config, tensor: Callable[[str], Tensor | None]) -> T5Config:
+    """`transformers` 5 writes tie_word_embeddings true whatever the model has; an own head in the file decides."""
+    head, table = tensor("lm_head.weight"), tensor("shared.weight")
+    if config.tied and not config.scaled and head is not None and table is not None and not torch.equal(head, table):
+        return config.model_copy(update={"tied": False})
+    return config
+
+
+def _write(config: T5Config) -> Foreign:
+    foreign: dict[str, Any] = {
+        "architectures": [{"t5": "T5", "mt5": "MT5"}[config.family] + "ForConditionalGeneration"],
+        "model_type": config.family,
+        "is_encoder_decoder": True,
+        "vocab_size": config.vocab,
+        "d_model": config.width,
+        "d_kv": config.head_size,
+        "d_ff": config.mlp_width,
+        "num_layers": config.encoder_layers,
+        "num_decoder_layers": config.layers,
+        "num_heads": config.heads,
+        "relative_attention_num_buckets": config.buckets,
+        "relative_attention_max_distance": config.reach,
+        "n_positions": config.context,
+        "layer_norm_epsilon": config.norm_eps,
+        "feed_forward_proj": config.mlp,
+        "tie_word_embeddings": config.tied,
+        "decoder_start_token_id": config.start,
+        "bos_token_id": config.bos,
+        "eos_token_id": config.eos[0] if config.eos else None,
+        "pad_token_id": 0,
+    }
+    if config.family == "t5":
+        foreign["scale_decoder_outputs"] = config.scaled
+    if config.factor != 1.0:
+        foreign |= {"model_type": config.family + INTERPOLATED, "relative_attention_factor": config.factor}
+        foreign["architectures"] = [f"{config.family.upper()}InterpolatedForConditionalGeneration"]
+    return foreign
+
+
+def _entries(config: T5Config) -> list[Entry]:
+    entries = [Entry("shared.weight", ("embedding.weight",))]
+    if not config.tied:
+        entries.append(Entry("lm_head.weight", ("projection.weight",)))
+    for side, ours, count in (("encoder", "encoder.", config.encoder_layers), ("decoder", "", config.layers)):
+        table = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        entries.append(Entry(table, (f"{ours}position_bias.weight",)))
+        entries.append(Entry(f"{side}.final_layer_norm.weight", (f"{ours}norm.weight",)))
+        for number in range(count):
+            block, layer = f"{side}.block.{number}.layer", f"{ours}layers.{number}"
+            parts = ["attention", *(["cross"] if side == "decoder" else []), "mlp"]
+            for place, part in enumerate(parts):
+                entries.append(Entry(f"{block}.{place}.layer_norm.weight", (f"{layer}.{part}_norm.weight",)))
+                inside = {"attention": "SelfAttention", "cross": "EncDecAttention", "mlp": "DenseReluDense"}[part]
+                entries += [
+                    Entry(f"{block}.{place}.{inside}.{theirs}.weight", (f"{layer}.{part}.{name}.weight",))
+                    for theirs, name in _names(config, part).items()
+                ]
+    return entries
+
+
+def _names(config: T5Config, part: str) -> dict[str, str]:
+    if part != "mlp":
+        return {"q": "query", "k": "key", "v": "value", "o": "output"}
+    if config.mlp.startswith("gated"):
+        return {"wi_0": "gate", "wi_1": "up", "wo": "down"}
+    return {"wi": "up", "wo": "down"}
+
+
+T5_FAMILY, MT5, T5_INTERPOLATED, MT5_INTERPOLATED = (
+    Family(name, T5, lambda foreign, name=name: _read(foreign, name), _write, _entries, _settle)
+    for name in ("t5", "mt5", "t5" + INTERPOLATED, "mt5" + INTERPOLATED)
+)

@@ -1,0 +1,160 @@
+"""Span corruption (Raffel et al. 2020, arXiv:1910.10683, section 3.1.4): write what was cut out of a text.
+
+Spans of the text are replaced by one sentinel each, and the target is every sentinel with what it stands for. The loss
+of the target is that of `Causal`, under a source.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import Field
+
+from handscroll.base.config import Config
+from handscroll.base.errors import ConfigError
+from handscroll.data.row import IGNORED, Row
+from handscroll.data.stream import State, Stream
+
+SENTINEL = "<extra_id_{}>"  # the name of the sentinel of span 0, 1, ... of a text, in every T5 tokenizer
+
+
+class SpanCorruption(Config):
+    """How much of a text is cut out: a share of its tokens, in spans of `mean_span` tokens on average."""
+
+    density: float = Field(default=0.15, gt=0, lt=1)
+    mean_span: float = Field(default=3.0, ge=1, allow_inf_nan=False)
+
+    def counts(self, length: int) -> tuple[int, int]:
+        """(tokens, spans) that are cut out of `length` tokens (2 or more); something is left, something is cut."""
+        cut = min(max(round(length * self.density), 1), length - 1)
+        return cut, min(max(round(cut / self.mean_span), 1), cut, length - cut)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The tokens that corruption adds: `sentinels` of the spans in order, `start` of a decoder text, `end` of both."""
+
+    sentinels: tuple[int, ...]
+    start: int
+    end: int
+
+    @classmethod
+    def of(cls, words: Mapping[str, int], start: int, end: int | None) -> "Frame":
+        """From a tokenizer's tokens, whose sentinels are `<extra_id_0>`, `<extra_id_1>`, ...
+
+        Raises:
+            ConfigError: no sentinels, or no end token.
+        """
+        found: list[int] = []
+        while (name := SENTINEL.format(len(found))) in words:
+            found.append(words[name])
+        if not found or end is None:
+            lacks = "an end token" if found else f"{SENTINEL.format(0)} and the sentinels after it"
+            raise ConfigError(
+                f"span corruption: the tokenizer has not {lacks}; take that of a T5, or train one with "
+                "tokenizer.train.sentinels and an end token among its special ones"
+            )
+        return cls(tuple(found), start, end)
+
+
+def corrupt(
+    tokens: np.ndarray, settings: SpanCorruption, frame: Frame, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Source and target (int64, each with its end token) of a text of at least 2 tokens.
+
+    The spans are parted by one kept token at least, and every such way to place spans of these many tokens in all is as
+    likely as any other. The released code always keeps the beginning and cuts the end, so that a short text, with one
+    span, would lose its end every time; here any place is cut. The last sentinel of the paper's figure 2, which stands
+    for nothing, is left out, as there.
+
+    >>> frame = Frame(sentinels=(99, 98), start=0, end=1)
+    >>> source, target = corrupt(np.arange(10, 20), SpanCorruption(density=0.3), frame, np.random.default_rng(0))
+    >>> source.tolist(), target.tolist()
+    ([10, 11, 12, 13, 14, 15, 99, 19, 1], [99, 16, 17, 18, 1])
+    """
+    cut, spans = settings.counts(len(tokens))
+    assert spans <= len(frame.sentinels), (spans, len(frame.sentinels))
+    kept, gone = _divided(len(tokens) - cut + 2, spans + 1, random), _divided(cut, spans, random)
+    kept[[0, -1]] -= 1  # before the first span and after the last there may be nothing
+    ends = np.cumsum(kept[:-1]) + np.cumsum(gone)
+    source: list[np.ndarray] = []
+    target: list[np.ndarray] = []
+    begin = 0
+    for number, (end, size) in enumerate(zip(ends.tolist(), gone.tolist(), strict=True)):
+        sentinel = np.array([frame.sentinels[number]])
+        source += [tokens[begin : end - size], sentinel]
+        target += [sentinel, tokens[end - size : end]]
+        begin = end
+    source.append(tokens[begin:])
+    last = np.array([frame.end])
+    return tuple(np.concatenate([*parts, last]).astype(np.int64) for parts in (source, target))  # type: ignore[return-value]
+
+
+def _divided(count: int, parts: int, random: np.random.Generator) -> np.ndarray:
+    """`count` as the sum of `parts` positive numbers."""
+    cuts = np.sort(random.choice(count - 1, parts - 1, replace=False)) + 1
+    return np.diff(np.concatenate([[0], cuts, [count]]))
+
+
+class Corrupted(Stream[Row]):
+    """Rows of text to rows with a source: each document of a row is corrupted by itself, with sentinels of its own.
+
+    What is cut out of a document depends on (seed, number of its row in the stream, number of the document in the row)
+    alone. Source and target keep the document's segment and count positions from 0, so packed ones do not meet. An end
+    token that the text has is not cut out. Documents of fewer than two tokens are left out, and rows of such.
+    """
+
+    def __init__(self, rows: Stream[Row], length: int, settings: SpanCorruption, frame: Frame, seed: int):
+        """
+        Raises:
+            ConfigError: a document as long as a row, `length` tokens, would need more sentinels than there are.
+        """
+        spans, there = settings.counts(max(2, length))[1], len(frame.sentinels)
+        if spans > there:
+            raise ConfigError(
+                f"rows of {length} tokens need {spans} sentinels and the tokenizer has {there}: raise "
+                f"span_corruption.mean_span to {settings.mean_span * spans / there:.2f} or more, or shorten the rows"
+            )
+        self.rows, self.settings, self.frame, self.seed = rows, settings, frame, seed
+
+    def identity(self) -> State:
+        frame = [*self.frame.sentinels, self.frame.start, self.frame.end]
+        how = {"settings": self.settings.model_dump(), "frame": frame, "seed": self.seed}
+        return {"stream": "span corruption", **how, "inner": self.rows.identity()}
+
+    def row(self, row: Row, number: int) -> Row | None:
+        """The corrupted row `number`; None where nothing is left."""
+        segment = np.zeros(len(row.tokens), dtype=np.int64) if row.segment is None else row.segment
+        sources: list[np.ndarray] = []
+        targets: list[np.ndarray] = []
+        for document in range(int(segment.max()) + 1):
+            tokens = row.tokens[segment == document]
+            tokens = tokens[:-1] if len(tokens) and tokens[-1] == self.frame.end else tokens
+            if len(tokens) < 2:
+                continue
+            random = np.random.default_rng([self.seed, number, document])
+            source, target = corrupt(tokens, self.settings, self.frame, random)
+            sources.append(source)
+            targets.append(target)
+        if not sources:
+            return None
+        shifted = [np.concatenate([[self.frame.start], target[:-1]]) for target in targets]
+        unread = [np.full(len(source), IGNORED, dtype=np.int64) for source in sources]
+        return _joined(row, shifted, targets, _joined(row, sources, unread))
+
+    def _items(self, position: State | None) -> Iterator[tuple[Row, State]]:
+        number = position["row"] if position else 0
+        for row, state in self.rows.resume(position["inner"] if position else None):
+            made = self.row(row, number)
+            number += 1
+            if made is not None:
+                yield made, {"row": number, "inner": state}
+
+
+def _joined(row: Row, tokens: list[np.ndarray], targets: list[np.ndarray], source: Row | None = None) -> Row:
+    """One row of several texts, a segment each, from where `row` is."""
+    plain = len(tokens) == 1
+    segment = None if plain else np.concatenate([np.full(len(part), n) for n, part in enumerate(tokens)])
+    positions = None if plain else np.concatenate([np.arange(len(part)) for part in tokens])
+    joined = np.concatenate(tokens), np.concatenate(targets)
+    return Row(*joined, row.document, row.start, segment, positions, source)

@@ -1,0 +1,181 @@
+"""T5 in all its forms against the reference library: logits, padding, cached decoding, what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from handscroll.base.errors import CheckpointError, ConfigError
+from handscroll.models.t5 import T5
+from handscroll.models.weights import load_model, save_model
+from handscroll.nn.marks import Marks
+
+SIZES = {"vocab_size": 97, "d_model": 48, "d_kv": 8, "d_ff": 80, "num_layers": 3, "num_heads": 6}
+SIZES |= {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
+FORMS = {
+    "v1.0": ("T5", {"feed_forward_proj": "relu"}),
+    "v1.1": ("T5", {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "silu, shallow decoder": (
+        "T5",
+        {"feed_forward_proj": "gated-silu", "tie_word_embeddings": False, "num_decoder_layers": 2},
+    ),
+    "mt5": ("MT5", {}),
+    "few buckets": ("T5", {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 20}),
+}
+LENGTHS = ((1, 1), (9, 40), (150, 33), (300, 170))
+
+
+def reference(form: str, seed: int = 0):
+    """A random model with weights large enough to make attention matter."""
+    kind, extra = FORMS[form]
+    torch.manual_seed(seed)
+    model = getattr(transformers, f"{kind}ForConditionalGeneration")(
+        getattr(transformers, f"{kind}Config")(**SIZES, **extra)
+    ).eval()
+    if form not in ("v1.0", "few buckets"):  # version 5 of the library ties every new T5, which published ones are not
+        model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0.0, 0.15)
+            else:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+        for name, parameter in model.named_parameters():
+            if "relative_attention_bias" in name:
+                parameter.normal_(0.0, 1.0)
+    return model
+
+
+def save(form: str, folder: Path):
+    """The folder of a reference model, with the head as published files have it."""
+    model = reference(form)
+    model.save_pretrained(folder)
+    if form not in ("v1.0", "few buckets"):
+        state = {name: t.clone().contiguous() for name, t in model.state_dict().items() if "embed_tokens" not in name}
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    return model
+
+
+def tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(2, 97, (rows, length), generator=torch.Generator().manual_seed(seed + length))
+
+
+@torch.no_grad()
+def theirs_at(model, source, target, source_lengths=None):
+    mask = None
+    if source_lengths is not None:
+        mask = (torch.arange(source.shape[1])[None] < source_lengths[:, None]).long()
+    return model(input_ids=source, attention_mask=mask, decoder_input_ids=target).logits
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_equal_logits_both_ways(form, tmp_path):
+    theirs = save(form, tmp_path / "theirs")
+    model = load_model(tmp_path / "theirs")
+    assert isinstance(model, T5)
+    save_model(model, tmp_path / "ours")
+    again = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "ours", dtype=torch.float32).eval()
+    assert type(again) is type(theirs)
+    for source_length, length in LENGTHS:
+        source, target = tokens(2, source_length), tokens(2, length, 7)
+        want = theirs_at(theirs, source, target)
+        with torch.no_grad():
+            assert (model(source, target) - want).abs().max() < 1e-5 * max(1.0, float(want.abs().max()))
+        assert (theirs_at(again, source, target) - want).abs().max() < 1e-5 * max(1.0, float(want.abs().max()))
+    assert model.config.scaled == (form in ("v1.0", "few buckets")) == model.config.tied
+
+
+@pytest.mark.parametrize("form", ["v1.0", "v1.1"])
+def test_rows_of_different_lengths(form, tmp_path):
+    theirs, source, target = save(form, tmp_path), tokens(3, 60), tokens(3, 20, 9)
+    model = load_model(tmp_path)
+    lengths, target_lengths = torch.tensor([60, 7, 33]), torch.tensor([5, 20, 11])
+    source_marks = Marks.rows(torch.zeros(3, dtype=torch.long), lengths)
+    marks = Marks.rows(torch.zeros(3, dtype=torch.long), target_lengths)
+    with torch.no_grad():
+        ours = model(source, target, source_marks, marks)
+    want = theirs_at(theirs, source, target, lengths)
+    for row, length in enumerate(target_lengths):
+        assert (ours[row, :length] - want[row, :length]).abs().max() < 1e-5 * float(want.abs().max())
+
+
+def test_packed_rows_read_their_own_source_only(tmp_path):
+    save("v1.1", tmp_path)
+    model = load_model(tmp_path, torch.float64)
+    parts = [(tokens(1, 20), tokens(1, 9, 3)), (tokens(1, 31), tokens(1, 14, 5))]
+
+    def packed(side: int) -> Marks:
+        lengths = [part[side].shape[1] for part in parts]
+        segment = torch.cat([torch.full((1, n), number) for number, n in enumerate(lengths)], dim=1)
+        positions = torch.cat([torch.arange(n)[None] for n in lengths], dim=1)
+        return Marks.of(torch.arange(sum(lengths))[None], segment, positions)
+
+    with torch.no_grad():
+        alone = torch.cat([model(*part) for part in parts], dim=1)
+        source, target = (torch.cat([part[side] for part in parts], dim=1) for side in (0, 1))
+        together = model(source, target, packed(0), packed(1))
+    assert (together - alone).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("form", ["v1.0", "mt5"])
+def test_cached_decoding_equals_uncached(form, tmp_path):
+    save(form, tmp_path)
+    model = load_model(tmp_path)
+    source, target = tokens(2, 70), tokens(2, 25, 4)
+    with torch.no_grad():
+        whole = model(source, target)
+        under = model.under(model.encode(source))
+        assert len(under.memory.spans) == model.config.layers
+        cache, parts = under.new_cache(), []
+        for first, last in ((0, 1), (1, 2), (2, 20), (20, 25)):
+            marks = Marks.run(first, last - first)
+            parts.append(
+                under.logits(under.hidden(under.embed(target[:, first:last], marks), marks, under.mask(), cache))
+            )
+    assert (torch.cat(parts, dim=1) - whole).abs().max() < 1e-5 * float(whole.abs().max())
+
+
+def test_a_decoder_without_a_source_is_refused(tmp_path):
+    save("v1.0", tmp_path)
+    model, marks = load_model(tmp_path), Marks.run(0, 5)
+    with pytest.raises(ConfigError, match="reads a source"):
+        model.hidden(model.embed(tokens(1, 5), marks), marks, model.mask())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"decoder_start_token_id": None}, "decoder_start_token_id"),
+        ({"feed_forward_proj": "gated-relu"}, "feed_forward_proj"),
+        ({"dense_act_fn": "silu"}, "contradict"),
+        ({"is_decoder": True}, "whole encoder-decoders"),
+        ({"global_block_size": 16}, "global_block_size"),
+        ({"hidden_size": 99}, "contradicts"),
+        ({"relative_attention_max_distance": 16}, "reach"),
+        ({"decoder_start_token_id": 97}, "no token"),
+    ],
+)
+def test_configurations_that_are_refused(changes, message, tmp_path):
+    save("v1.0", tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(ConfigError, match=message):
+        load_model(tmp_path)
+
+
+def test_copies_of_the_token_table_must_be_copies(tmp_path):
+    theirs = save("v1.0", tmp_path)
+    path = tmp_path / "model.safetensors"
+    state = load_file(path)
+    unread = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"  # old releases have it
+    more = {"encoder.embed_tokens.weight": state["shared.weight"].clone(), unread: torch.ones(32, 6)}
+    save_file(state | more, path)
+    want = theirs_at(theirs, tokens(1, 9), tokens(1, 4))
+    with torch.no_grad():
+        assert (load_model(tmp_path)(tokens(1, 9), tokens(1, 4)) - want).abs().max() < 1e-4
+    save_file(state | {"encoder.embed_tokens.weight": state["shared.weight"] + 1}, path)
+    with pytest.raises(CheckpointError, match=r"encoder\.embed_tokens"):
+        load_model(tmp_path)
