@@ -159,10 +159,11 @@ class Cache:
         before = [span.rows(keys.shape[0]) for span in self.past[layer]] if self.past else []
         return [*before, Span(store.keys[:, :, :end], store.values[:, :, :end], self._pending)]
 
-    def extend(self, like: Tensor, marks: Marks) -> list[tuple[Tensor, Tensor]]:
+    def extend(self, like: Tensor, marks: Marks) -> list[tuple[Tensor, ...]]:
         """Room for tokens with these marks in every layer, shaped (B, K, any, E) and of the dtype of `like`.
 
-        Returns each layer's buffers of keys and values; the caller fills the slots after those that are committed.
+        Returns each layer's buffers: keys and values, and their scales where they are rounded. The caller fills the
+        slots after those that are committed. A subclass that keeps tokens in such buffers has an `extend` of its own.
         """
         self._pending = self.marks.joined(marks, like.shape[0], like.device)
         found, end = [], self._pending.length

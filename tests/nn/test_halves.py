@@ -97,9 +97,9 @@ def stacked(monkeypatch):
     return calls
 
 
-def steps(model, rows, count, start=3, capacity=0):
+def steps(model, rows, count, start=3, capacity=0, policy="full"):
     """Hidden states of new tokens one by one after `start` that were read together, and the cache."""
-    cache = model.new_cache(capacity)
+    cache = cache_of(policy)(model.config.layers, capacity=capacity)
     tokens = torch.randint(0, 96, (rows, start + count), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         model(tokens[:, :start], cache=cache, length=64)
@@ -107,18 +107,19 @@ def steps(model, rows, count, start=3, capacity=0):
     return torch.cat(found, dim=1).float(), cache
 
 
+@pytest.mark.parametrize("policy", ["full", "int8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize(
     "changes", [{}, {"query_key_norm": True, "attention_bias": True}, {"windows": (4, None)}, {"layers": 1}]
 )
-def test_all_layers_in_one_call_are_the_layers(monkeypatch, stacked, dtype, rows, changes):
+def test_all_layers_in_one_call_are_the_layers(monkeypatch, stacked, dtype, rows, changes, policy):
     model = llama(dtype, **changes)
-    got, cache = steps(model, rows, 9)
+    got, cache = steps(model, rows, 9, policy=policy)
     assert len(stacked) == 9 and cache.length == 12
     with monkeypatch.context() as patch:
         patch.setattr(models, "stack", lambda *_: None)
-        want, by_layer = steps(model, rows, 9)
+        want, by_layer = steps(model, rows, 9, policy=policy)
     assert len(stacked) == 9
     kept, other = cache.state_dict(), by_layer.state_dict()
     assert kept.keys() == other.keys()
@@ -146,7 +147,7 @@ def test_the_stack_sees_what_changes(stacked):
 def test_what_goes_layer_by_layer(stacked):
     model = llama()
     tokens = torch.tensor([[3], [4]])
-    for cache in (cache_of("int8")(2), cache_of("window:budget=64")(2), cache_of("offload")(2)):
+    for cache in (cache_of("int4")(2), cache_of("window:budget=64")(2), cache_of("offload")(2)):
         model(tokens, cache=cache, length=64)
     marks = Marks.of(torch.tensor([[0, 1], [0, -1]]))
     ragged = model.new_cache()

@@ -7,6 +7,7 @@ Limits: no gradients. Keys are rounded after their rotation.
 
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from handscroll.nn.cache import Cache, Span
@@ -43,6 +44,15 @@ class Int8Cache(Cache):
         self._scales[layer] = (pair[0], pair[1])
         return [*past, Span(span.keys, span.values, span.marks, scales=(pair[0][:, :, :end], pair[1][:, :, :end]))]
 
+    def extend(self, like: Tensor, marks: Marks) -> list[tuple[Tensor, ...]]:
+        before, found = self.marks.length, []
+        for layer, (keys, values) in enumerate(super().extend(like.to(torch.int8), marks)):
+            none = torch.empty((*like.shape[:2], 0), dtype=torch.float32, device=like.device)
+            pair = tuple(self._write_scales(old, none, before, before, keys.shape[2]) for old in self._scales[layer])
+            self._scales[layer] = (pair[0], pair[1])
+            found.append((keys, values, *pair))
+        return found
+
     def clone(self) -> "Int8Cache":
         whole, end = super().clone(), self.marks.length
         scales = [(_until(keys, end), _until(values, end)) for keys, values in self._scales]
@@ -75,7 +85,7 @@ class Int8Cache(Cache):
         return replace(super()._held(layer), scales=(keys[:, :, :end], values[:, :, :end]))
 
     def _write_scales(self, old: Tensor | None, new: Tensor, before: int, end: int, room: int) -> Tensor:
-        if old is None or old.shape[2] < end:
+        if old is None or old.shape[2] < max(end, room):
             grown = new.new_empty(*new.shape[:2], room)
             if old is not None:
                 grown[:, :, :before] = old[:, :, :before]

@@ -3,6 +3,7 @@
 // sums. The arithmetic is that of products.h and rows.cpp. What is saved are calls, which take longer than the work
 // between the products, and threads that wait: each makes its own copy of what is small, and its share of the columns.
 
+#include <cmath>
 #include <omp.h>
 #include "products.h"
 
@@ -31,11 +32,12 @@ struct After {
     Product output, gate, up, down;
 };
 
-struct Layer {  // keys and values (B, kv, room, E): strides of batch and head, and the first that is seen
+struct Layer {  // keys and values (B, kv, room, E), scales (B, kv, room) of int8 or null; the first that is seen
     Before before;
     After after;
     void *keys, *values;
-    int64_t batch_stride, head_stride, first;
+    float *key_scales, *value_scales;
+    int64_t batch_stride, head_stride, scale_batch_stride, scale_head_stride, first;
 };
 
 constexpr int64_t FETCHED = 8 << 10;  // bytes of a thread's next matrix that are asked for before it waits
@@ -134,6 +136,29 @@ void after(const After& about, const T* x, const T* read, int64_t rows, int64_t 
     }
 }
 
+// As nn/rounding.py has it: symmetric, the largest at 127.
+template <class T>
+void rounded(const T* x, int64_t size, int8_t* y, float* scale) {
+    float most = 0;
+    bool broken = false;
+    for (int64_t e = 0; e < size; e++) {
+        const float v = std::fabs(widen(x[e]));
+        broken |= v != v;
+        most = v > most ? v : most;
+    }
+    *scale = broken ? NAN : most / 127;
+    const float by = *scale > 1.17549435e-38f ? *scale : 1.17549435e-38f;
+    for (int64_t e = 0; e < size; e++)
+        y[e] = (int8_t)std::fmin(127.0f, std::fmax(-127.0f, std::nearbyint(widen(x[e]) / by)));
+}
+
+// The vector of a new token into its slot.
+template <class T>
+void keep(const T* from, int64_t size, void* to, int64_t at, float* scale) {
+    if (scale) rounded(from, size, (int8_t*)to + at, scale);
+    else memcpy((T*)to + at, from, sizeof(T) * size);
+}
+
 // One new token of every row through all layers: its keys and values go to slot `last` of each layer.
 template <class T>
 void step(Layer* layers, int64_t count, const T* x, const float* cosine, const float* sine, const int64_t* shape,
@@ -147,19 +172,24 @@ void step(Layer* layers, int64_t count, const T* x, const float* cosine, const f
     for (int64_t n = 0; n < count; n++) {
         Layer& layer = layers[n];
         before(layer.before, x, cosine, sine, shape, q, k, v);
-        T *keys = (T*)layer.keys, *values = (T*)layer.values;
+        const bool narrow = layer.key_scales != nullptr;
         for (int64_t b = 0; b < batch; b++)
             for (int64_t h = 0; h < like.kv; h++) {
                 const int64_t from = (b * like.kv + h) * like.size;
                 const int64_t to = b * layer.batch_stride + h * layer.head_stride + last * like.size;
-                memcpy(keys + to, k + from, sizeof(T) * like.size);
-                memcpy(values + to, v + from, sizeof(T) * like.size);
+                const int64_t scale_to = b * layer.scale_batch_stride + h * layer.scale_head_stride + last;
+                keep(k + from, like.size, layer.keys, to, narrow ? layer.key_scales + scale_to : nullptr);
+                keep(v + from, like.size, layer.values, to, narrow ? layer.value_scales + scale_to : nullptr);
             }
         const int64_t seen[] = {batch, like.kv, like.heads / like.kv, last + 1 - layer.first, like.size, shape[3]};
-        const int64_t strides[] = {layer.batch_stride, layer.head_stride, layer.batch_stride, layer.head_stride, 0, 0, 0, 0};
-        const int64_t skipped = layer.first * like.size;
-        handscroll_decode(sizeof(T) == 2, sizeof(T) == 2, q, scale, keys + skipped, values + skipped, nullptr, nullptr, seen,
-                          strides, wide.data(), wide.data() + batch * inner);
+        const int64_t strides[] = {layer.batch_stride, layer.head_stride, layer.batch_stride, layer.head_stride,
+                                   layer.scale_batch_stride, layer.scale_head_stride, layer.scale_batch_stride,
+                                   layer.scale_head_stride};
+        const int64_t skipped = layer.first * like.size * (narrow ? 1 : (int64_t)sizeof(T));
+        handscroll_decode(narrow ? 2 : sizeof(T) == 2, sizeof(T) == 2, q, scale, (char*)layer.keys + skipped,
+                          (char*)layer.values + skipped, narrow ? layer.key_scales + layer.first : nullptr,
+                          narrow ? layer.value_scales + layer.first : nullptr, seen, strides, wide.data(),
+                          wide.data() + batch * inner);
         for (int64_t i = 0; i < batch * inner; i++) put(read + i, wide[i]);
         after(layer.after, x, read, batch, shape[3], y);
         x = y;
@@ -186,7 +216,7 @@ extern "C" void handscroll_after(const void* about, const void* x, const void* r
 }
 
 // x and y (B, 1, width); shape: B, 1, batches of the tables, threads, slot of the new token. All layers are of one shape
-// and kind, which is that of x and of keys and values.
+// and kind, which is that of x; keys and values are of it too, or in int8.
 extern "C" void handscroll_step(void* layers, int64_t count, const void* x, const float* cosine, const float* sine,
                                 const int64_t* shape, float scale, void* y) {
     Layer* all = (Layer*)layers;

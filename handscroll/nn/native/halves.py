@@ -56,8 +56,9 @@ class LayerTable(ctypes.Structure):
     _fields_ = [
         ("before", _Before),
         ("after", _After),
-        *((name, ctypes.c_void_p) for name in ("keys", "values")),
-        *((name, ctypes.c_int64) for name in ("batch_stride", "head_stride", "first")),
+        *((name, ctypes.c_void_p) for name in ("keys", "values", "key_scales", "value_scales")),
+        *((name, ctypes.c_int64) for name in ("batch_stride", "head_stride")),
+        *((name, ctypes.c_int64) for name in ("scale_batch_stride", "scale_head_stride", "first")),
     ]
 
 

@@ -1,4 +1,4 @@
-"""All layers of a decoder in one compiled call: for one new token of every row over a plain cache.
+"""All layers of a decoder in one compiled call: for one new token of every row over a full cache.
 
 Between the halves of a layer (`halves.py`) lie appending to the cache and attention, which for a full cache that every
 query sees whole are again little work and many calls. What this cannot do goes layer by layer, with the same numbers.
@@ -28,7 +28,14 @@ def stack(layers: nn.ModuleList, windows: Sequence[Mask | None], x: Embeddings, 
     `windows` narrow the shared mask of each layer.
     """
     cache, rotation = context.cache, context.rotation
-    if type(cache) is not Cache or cache.past or x.shape[1] != 1 or rotation is None or context.bias is not None:
+    if (
+        not isinstance(cache, Cache)
+        or "extend" not in vars(type(cache))
+        or cache.past
+        or x.shape[1] != 1
+        or rotation is None
+        or context.bias is not None
+    ):
         return None
     if (
         torch.is_grad_enabled()
@@ -49,9 +56,11 @@ def stack(layers: nn.ModuleList, windows: Sequence[Mask | None], x: Embeddings, 
     like = parts[0]
     stores = cache.extend(x.new_empty(x.shape[0], like.kv, 0, like.size), context.marks)
     tables = _tables(layers, parts)
-    for table, first, (keys, values) in zip(tables, firsts, stores, strict=True):
+    for table, first, (keys, values, *scales) in zip(tables, firsts, stores, strict=True):
         table.keys, table.values, table.first = keys.data_ptr(), values.data_ptr(), first
         table.batch_stride, table.head_stride = keys.stride(0), keys.stride(1)
+        table.key_scales, table.value_scales = (x.data_ptr() for x in scales) if scales else (None, None)
+        table.scale_batch_stride, table.scale_head_stride = scales[0].stride()[:2] if scales else (0, 0)
     return _call(tables, x, context, cache.marks.length)
 
 
