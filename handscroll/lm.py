@@ -365,8 +365,9 @@ class LM:
 
     def _afford(self, request: Request, policy: str, chunk: int, others: Sequence[str] | None = None) -> None:
         """Refuse what does not fit into the free memory beside the model, and say what would."""
-        cuda = self.model.device.type == "cuda"
-        free, disk = (torch.cuda.mem_get_info(self.model.device)[0], 0) if cuda else spare()
+        free, disk = spare()
+        if self.model.device.type == "cuda":
+            free = torch.cuda.mem_get_info(self.model.device)[0]
         if request.prompt and request.bytes("full", self.model, chunk) * SMALL > free:
             names = request.others(policy) if others is None else others
             known = {f"--cache {name}": request.workload(name, self.model) for name in names}

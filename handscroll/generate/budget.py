@@ -24,13 +24,13 @@ import torch
 from handscroll.base.errors import CapacityError, ConfigError
 from handscroll.base.workload import Shape, Workload
 from handscroll.generate.decode import decode
-from handscroll.generate.harm import Answers, Distance, Kind, Tasks, Way, answers, decoded, distance, right, tasks
+from handscroll.generate.harm import Answers, Distance, Tasks, Way, answers, decoded, distance, right, tasks
 from handscroll.generate.policies.table import (
     BLOCK,
     EVICTING,
-    POLICIES,
     REWINDABLE,
     SCORED,
+    cache_of,
     footprint,
 )
 from handscroll.generate.prefill import CHUNK
@@ -266,14 +266,12 @@ class Guard:
 
     def _way(self, candidate: Candidate) -> Way:
         """The candidate with the piece for the whole: a budget of tokens and a chunk in proportion."""
-        name, _, options = candidate.policy.partition(":")
-        share = len(self.ids) / self.request.tokens
-        kind: Kind = POLICIES[name]
+        share, kind = len(self.ids) / self.request.tokens, cache_of(candidate.policy)
         chunk = max(1, round(min(candidate.chunk, len(self.request.prompt)) * share))
-        if not options:
-            return Way(kind, chunk, self.declared)
-        budget = max(getattr(kind, "minimum", 1), int(int(options.partition("=")[2]) * share))
-        return Way(partial(kind, budget=budget), chunk, self.declared)
+        if isinstance(kind, partial):  # of an evicting policy, and below what users may ask for
+            least = getattr(kind.func, "minimum", 1)
+            kind = partial(kind, budget=max(least, int(kind.keywords["budget"] * share)))
+        return Way(kind, chunk, self.declared)
 
 
 def _chunk(policy: str, model: Model, request: Request, allowed: int) -> int:
@@ -301,7 +299,7 @@ def _refusal(guarded: Guard, allowed: int, guard: float, tried: Sequence[tuple[C
     """What came, what was measured, and what would pass: a larger budget, another guard, a disk."""
     model, request = guarded.model, guarded.request
     full = request.bytes("full", model, CHUNK)
-    said = f"within {size_text(allowed)} of the {size_text(full)} that a full cache of this request takes "
+    said = f"within {size_text(allowed)} of the {size_text(full)} that a full cache of this request takes, "
     if tried:
         best, loss = min(tried, key=lambda pair: pair[1].kl)
         limit = f"{math.ceil(loss.kl * 100) / 100:g}"

@@ -102,7 +102,7 @@ def distance(exact: Sequence[Tensor], found: Iterator[Tensor], targets: Sequence
         apart.append((want.exp() * (want - got)).sum(-1).flatten())
         same.append((want.argmax(-1) == got.argmax(-1)).flatten())
         change.append((want - got).gather(2, target.to(want.device)[..., None]).flatten())
-    kl = torch.cat(apart).double()
+    kl = torch.cat(apart).double().clamp_min(0)  # rounding can bring it below
     return Distance(
         float(kl.mean()), float(kl.max()), float(torch.cat(same).double().mean()), float(torch.cat(change).mean())
     )

@@ -76,8 +76,9 @@ def check(workload: Workload, machine: Machine) -> Forecast:
 def afford(workload: Workload, free: int, disk: int, others: Mapping[str, Workload]) -> None:
     """Refuse a request of generation that does not fit beside the model, which is loaded.
 
-    free, disk: bytes that there are. `others` are the same request under other settings, by the words that ask for
-    them, the preferred ones first.
+    free, disk: bytes of memory, and where temporary files lie. `others` are the same request under other settings, by
+    the words that ask for them, the preferred ones first. Whether the disk suffices is asked of these only: the request
+    may name another folder, and reserves its room before it writes.
 
     Raises:
         CapacityError: it does not fit; names what is needed, what is there, and what would fit.
@@ -85,24 +86,22 @@ def afford(workload: Workload, free: int, disk: int, others: Mapping[str, Worklo
     room = int(free * SAFETY)
 
     def fit(one: Workload) -> bool:
-        return sum(beside(one).values()) <= room and disk_bytes(one) <= disk
+        return sum(beside(one).values()) <= room
 
     if fit(workload):
         return
-    parts, filed = beside(workload), disk_bytes(workload)
+    parts = beside(workload)
     total = sum(parts.values())
     said = (
         f"{workload.length:,} tokens of prompt and {workload.new:,} new ones would take {gigabytes(total)} of memory "
         f"beside the model, {gigabytes(parts['cache'])} of it for keys and values; {gigabytes(room)} of the "
         f"{gigabytes(free)} free may be planned"
     )
-    if total <= room:
-        said = f"the cache would take {gigabytes(filed)} of disk, {gigabytes(disk)} are free"
     fitting = [
         f"{words} ({gigabytes(sum(beside(one).values()))}"
         + (f", and {gigabytes(disk_bytes(one))} of disk)" if disk_bytes(one) else ")")
         for words, one in others.items()
-        if fit(one)
+        if fit(one) and disk_bytes(one) <= disk
     ]
     low, high = 0, workload.length
     while high - low > 1:

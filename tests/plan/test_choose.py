@@ -135,5 +135,4 @@ def test_a_request_beside_a_loaded_model_is_refused_with_what_fits(workload):
     with pytest.raises(CapacityError) as refused:
         afford(full, need // 3, 10**6, others)
     assert "--a" not in str(refused.value), "neither half nor a full disk fits"
-    with pytest.raises(CapacityError, match="615 MB of disk, 1 MB are free"):
-        afford(away, need, 10**6, {})
+    afford(away, need, 10**6, {})
