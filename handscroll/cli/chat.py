@@ -19,7 +19,7 @@ def chat(
     stop: Annotated[list[str] | None, typer.Option(help="end a reply before this text (repeatable)")] = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
     kv_budget: Annotated[str, typer.Option(help="most bytes of keys and values; a share is of the whole context")] = "",
-    kv_guard: Annotated[float | None, typer.Option(help="with --kv-budget: most mean KL, nats (0.1)")] = None,
+    kv_guard: Annotated[float | None, typer.Option(help="with --kv-budget: most mean KL, nats (0.01)")] = None,
 ) -> None:
     """Append every line of standard input to the text and print how MODEL goes on; nothing is read twice."""
     from handscroll.generate.budget import GUARD

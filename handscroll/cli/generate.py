@@ -34,7 +34,7 @@ def generate(
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
     cache: Annotated[str, typer.Option(help="what is kept, and where (docs/generate.md); full unless given")] = "",
     kv_budget: Annotated[str, typer.Option(help="most bytes of keys and values: 2GiB, 500MB, 50%")] = "",
-    kv_guard: Annotated[float | None, typer.Option(help="with --kv-budget: most mean KL, nats (0.1)")] = None,
+    kv_guard: Annotated[float | None, typer.Option(help="with --kv-budget: most mean KL, nats (0.01)")] = None,
     weights: Annotated[str, typer.Option(help="int8 or int4: read rounded weights (approximate)")] = "",
     samples: Annotated[int, typer.Option(help="continuations; the prompt is read once")] = 1,
     beams: Annotated[int, typer.Option(help="beam search with so many beams; --samples are the best of them")] = 0,

@@ -70,6 +70,8 @@ def test_what_a_policy_takes_is_what_is_said_of_it(policy, dtype, folder):
     slack = 64 * full if policy == "int4" else unnamed * 12 * 3 if made.most else 0
     assert max(sizes) <= peak <= max(sizes) + slack
     assert cache.nbytes <= held <= cache.nbytes + slack
+    if policy == "int4":  # room for whole blocks
+        assert cache.nbytes == made.each * ((prompt + new - 1) // 32 * 32) + made.fixed
 
 
 def test_sizes_as_people_write_them():
