@@ -39,8 +39,8 @@ from handscroll.models.model import Model
 from handscroll.text.tokenizer import Tokenizer
 
 # The mean KL is what a token of the exact model's own text costs more, in nats. Rounding cost up to 0.004 on two
-# models, evicting half of the cache 0.02 at least, and with it a sixth to four fifths of the needles (docs/benchmarks.md,
-# 2026-11-25). The limit lies between: what forgets is taken only where it is asked for.
+# models, evicting half of the cache 0.02 at least, and with it a sixth to four fifths of the needles
+# (docs/benchmarks.md, 2026-11-25). The limit lies between: what forgets is taken only where it is asked for.
 GUARD = 0.01
 PIECE, LARGEST, LEAST = 512, 2048, 192  # tokens of the piece: usual, at most, and made up to by the model itself
 TAIL = 64  # tokens of it that are read one by one
