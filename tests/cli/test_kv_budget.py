@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from handscroll.base.errors import CapacityError, ConfigError
 from handscroll.cli.main import app
 
-TEXT = "import os\n\n\ndef walk(top):\n    for name in os.listdir(top):\n        yield os.path.join(top, name)\n\n" * 5
+TEXT = "import os\n\n\ndef walk(top):\n    for name in os.listdir(top):\n        yield os.path.join(top, name)\n\n" * 4
 
 
 def run(*words, fails=None, **options):
@@ -20,6 +20,11 @@ def run(*words, fails=None, **options):
         assert isinstance(done.exception, ConfigError | CapacityError), done.output + repr(done.exception)
         assert fails in str(done.exception)
     return done
+
+
+@pytest.fixture(autouse=True)
+def _short_tails(monkeypatch):
+    monkeypatch.setattr("handscroll.generate.budget.TAIL", 16)
 
 
 @pytest.fixture
@@ -40,10 +45,11 @@ def test_a_budget_is_announced_and_told(command):
 
 
 def test_what_was_evicted_is_told_too(command):
-    done = run(*command, "--kv-budget", "25%", "--kv-guard", "5")
+    command += ["--kv-budget", "45%", "--kv-guard", "5", "--dtype", "bfloat16"]
+    done = run(*command)
     policy = re.search(r"--kv-budget: (\w+:budget=(\d+)) takes", done.stderr)
     assert policy and f"--cache {policy[1]}: {policy[2]} of" in done.stderr
-    told = json.loads(run(*command, "--kv-budget", "25%", "--kv-guard", "5", "--json").stdout)["cache"]
+    told = json.loads(run(*command, "--json").stdout)["cache"]
     assert told["policy"] == policy[1] and "the others were evicted" in told["report"]
 
 
@@ -72,12 +78,11 @@ def test_the_recall_of_a_retrieval_is_told_with_json_and_constraints(command):
     assert "cache" not in json.loads(run(*command, "--json").stdout)
 
 
-def test_chat_stays_within_its_budget(tiny_folder, tmp_path):
-    run("extend", tiny_folder, "--to", 256, "--method", "ntk", "--out", tmp_path / "longer")
-    words = ["chat", tmp_path / "longer", "--max-tokens", "4"]
-    done = run(*words, "--kv-budget", "40%", "--kv-guard", "9", input="import os, sys, re, json\n" * 9)
+def test_chat_stays_within_its_budget(stretched_folder):
+    words = ["chat", stretched_folder, "--max-tokens", "4"]
+    done = run(*words, "--kv-budget", "40%", "--kv-guard", "9", input="import os, sys, re, json\n" * 14)
     assert done.stderr.count("outgrow the budget") == 1
-    assert "outgrow" not in run(*words, "--kv-budget", "100%", input="import os, sys, re, json\n" * 9).stderr
+    assert "outgrow" not in run(*words, "--kv-budget", "100%", input="import os, sys, re, json\n" * 14).stderr
 
 
 def test_policies_are_evaluated(tiny_folder, tmp_path):

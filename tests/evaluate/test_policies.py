@@ -93,8 +93,8 @@ def test_the_report_shows_the_table(record):
 def test_needles_go_with_what_is_evicted():
     """The shipped model finds needles; a window that is shorter than the way to them loses the early ones."""
     lm = handscroll.load(ROOT / "handscroll" / "starter")
-    found = windows([Document(TEXT, "walk.py")], lm.tokenizer, 256, 1)
-    grid = PolicyGrid(length=256, budgets=(30.0,), policies=("int8", "window"), samples=1)
+    found = windows([Document(TEXT, "walk.py")], lm.tokenizer, 192, 1)
+    grid = PolicyGrid(length=192, budgets=(34.0,), policies=("int8", "window"), samples=1)
     full, int8, window = policy_table(lm, found, grid)["rows"]
     assert full["needle"] >= 0.8 and int8["needle"] == full["needle"]
     assert window["needle"] <= 0.4
