@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def llama_cpp(folder: Path, job: str, length: int, kind: str) -> dict[str, float
 
 
 def ctranslate2(folder: Path, job: str, length: int, kind: str) -> dict[str, float]:
-    """CTranslate2's generator. It tells no time of a single token: a token is the difference of two whole answers."""
+    """CTranslate2's generator; the clock is read whenever it hands out a token."""
     made = folder / f"ctranslate2-{kind}"
     if job == "prepare":
         write_ctranslate2(folder, made, kind)
@@ -77,16 +78,25 @@ def ctranslate2(folder: Path, job: str, length: int, kind: str) -> dict[str, flo
     model = library.Generator(str(made), device="cpu", compute_type=kind, inter_threads=1, intra_threads=2)
     prompt = [f"t{n}" for n in np.random.default_rng(0).integers(3, 49_000, length)]
 
-    def answer(tokens: int, start: list[str] = prompt) -> None:
+    def answer(tokens: int, start: list[str] = prompt) -> list[float]:
+        """Seconds since the beginning at which each token came."""
+        started, came = time.perf_counter(), []
         model.generate_batch(
-            [start], max_length=tokens, min_length=tokens, sampling_topk=1, include_prompt_in_result=False
+            [start],
+            max_length=tokens,
+            min_length=tokens,
+            sampling_topk=1,
+            include_prompt_in_result=False,
+            callback=lambda _: bool(came.append(time.perf_counter() - started)),
         )
+        return came
 
     answer(2, prompt[:256])
-    one = seconds_of(lambda: answer(1))
     if job == "prefill":
-        return {"seconds": one, "imported": imported}
-    return {"seconds": (seconds_of(lambda: answer(1 + STEPS)) - one) / STEPS, "imported": imported, "prefill": one}
+        return {"seconds": answer(1)[0], "imported": imported}
+    came = answer(STEPS + 1)
+    times = sorted(b - a for a, b in pairwise(came))
+    return {"seconds": times[len(times) // 2], "imported": imported, "prefill": came[0]}
 
 
 def write_gguf(folder: Path, path: Path, kind: str) -> None:

@@ -12,10 +12,11 @@ from torch import Tensor
 from handscroll.base.errors import CapacityError, ConfigError, DataError, nearest
 from handscroll.base.runs import write_file
 from handscroll.generate.beam import Early, beam_search
+from handscroll.generate.budget import GUARD, Choice, Request, choose
 from handscroll.generate.constrain import Constraint
 from handscroll.generate.continuation import Continuation, before, continuations, text_of
 from handscroll.generate.conversation import Conversation
-from handscroll.generate.decode import decode
+from handscroll.generate.decode import check_length, decode, started
 from handscroll.generate.draft import DraftModel, Drafts
 from handscroll.generate.policies.table import EVICTING, SAVED, cache_of
 from handscroll.generate.prefill import hidden_chunks
@@ -30,12 +31,15 @@ from handscroll.models.weights import load_model, locate, read_json, save_model
 from handscroll.nn.marks import Marks
 from handscroll.nn.quantised import PROJECTIONS, Rounded, quantise
 from handscroll.objectives.head import token_losses
+from handscroll.plan.choose import afford
+from handscroll.plan.machine import spare
 from handscroll.text.tokenizer import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 WEIGHTS = ("", *PROJECTIONS)
 PROVENANCE = "handscroll.json"
 CHUNK = 1024
+SMALL = 16  # a request whose full cache is so many times smaller than the free memory is not planned
 ROOM = 1024  # tokens kept free for question and answer when a text is read
 QUESTION = "\n\nQuestion: {question}\nAnswer:"
 
@@ -114,6 +118,8 @@ class LM:
         beyond: bool = False,
         store: Store | None = None,
         policy: str = "full",
+        kv_budget: str | int | Choice | None = None,
+        kv_guard: float = GUARD,
         constraint: Constraint | None = None,
         draft: Drafts | None = None,
         on_report: Callable[[str], None] | None = None,
@@ -127,16 +133,20 @@ class LM:
         `settings` are those of `Sampling`: max_tokens, temperature, top_k, top_p, min_p, repetition_penalty,
         seed, stop. A request past the context is refused unless `beyond`. What `store` holds of the prompt's beginning
         is not read again; the tokens are the same. `policy` is what the cache keeps (docs/generate.md says which are
-        approximate); `on_report` is called at the end with what it has to say of it.
+        approximate); `on_report` is called at the end with what it has to say of it. `kv_budget` chooses the policy
+        instead (`choose_cache`, whose result may be given too) and reports, before anything is read, what that costs.
         `constraint` is a grammar that the new text follows (`generate/constrain.py`). `draft` guesses tokens ahead, by
         look-up (`Lookup`) or with a smaller model (`self.draft(other)`); the distribution stays the same.
 
         Raises:
-            CapacityError: prompt + max_tokens exceed the context. ConfigError: an unknown or impossible setting.
+            CapacityError: prompt + max_tokens exceed the context or the memory, or no cache within the budget is near
+                enough to the exact one. ConfigError: an unknown or impossible setting.
         """
         sampling = _sampling(settings)
         ids = self._started(prompt)
-        how = {"beyond": beyond, "policy": policy, "constraint": constraint, "drafts": draft, "on_report": on_report}
+        request = Request(ids, sampling.max_tokens, rewinds=draft is not None)
+        kept = self._kept(request, policy, kv_budget, kv_guard, store, beyond, on_report)
+        how = {"beyond": beyond, **kept, "constraint": constraint, "drafts": draft, "on_report": on_report}
         reading = self._known(ids, sampling.max_tokens, store, policy)
         pieces = self._stream(ids, sampling, {**how, "reading": reading})
         return pieces if stream else "".join(pieces)
@@ -149,8 +159,11 @@ class LM:
         beyond: bool = False,
         store: Store | None = None,
         policy: str = "full",
+        kv_budget: str | int | Choice | None = None,
+        kv_guard: float = GUARD,
         constraint: Constraint | None = None,
         draft: Drafts | None = None,
+        on_report: Callable[[str], None] | None = None,
         **settings: Any,
     ) -> list[Continuation]:
         """`samples` continuations of a prompt that is read once, with tokens, finish reasons and log-probabilities.
@@ -160,7 +173,9 @@ class LM:
         """
         sampling = _sampling(settings)
         ids = self._started(prompt)
-        how = {"beyond": beyond, "policy": policy, "constraint": constraint, "drafts": draft}
+        request = Request(ids, sampling.max_tokens, samples, rewinds=draft is not None)
+        kept = self._kept(request, policy, kv_budget, kv_guard, store, beyond, on_report)
+        how = {"beyond": beyond, **kept, "constraint": constraint, "drafts": draft, "on_report": on_report}
         reading = self._known(ids, sampling.max_tokens, store, policy)
         return continuations(
             self.model, self.tokenizer, ids, sampling, samples, logprobs=logprobs, reading=reading, **how
@@ -180,6 +195,7 @@ class LM:
         """The `count` best continuations that beam search finds (`generate/beam.py`), best first, with their scores."""
         self._one_text("beams")
         ids, ends = self._started(prompt), self.model.config.eos
+        self._afford(Request(ids, max_tokens, beams), "full", CHUNK, others=())
         reading = self._known(ids, max_tokens, store, "full")
         found = beam_search(
             self.model, ids, beams, max_tokens, ends, count, length_penalty, early, beyond, reading=reading
@@ -189,10 +205,43 @@ class LM:
             for item in found
         ]
 
-    def conversation(self, outgrown: str = "read", on_note: Callable[[str], None] | None = None) -> Conversation:
-        """A text that grows by turns, of which nothing is read twice; `outgrown` is for scalings by length."""
+    def choose_cache(
+        self,
+        prompt: str | Sequence[int],
+        kv_budget: str | int,
+        max_tokens: int = 256,
+        kv_guard: float = GUARD,
+        samples: int = 1,
+        drafts: bool = False,
+        beyond: bool = False,
+    ) -> Choice:
+        """The cache that stays within `kv_budget` for a request and is nearest to the exact one (`generate/budget.py`).
+
+        `kv_budget` is bytes, a size such as "2GiB", or a share of the full cache such as "50%"; `kv_guard` the most
+        mean KL divergence, nats per token, that it may cost. The result is for `generate(kv_budget=...)`.
+
+        Raises:
+            ConfigError: no such size, or one below 64 tokens. CapacityError: prompt + max_tokens exceed the context,
+                or nothing fits and is near enough; says what would.
+        """
+        ids = started(self.model, 0, self._started(prompt))
+        check_length(self.model, 0, len(ids), max_tokens, beyond)
+        request = Request(ids, max_tokens, samples, rewinds=drafts)
+        return choose(self.model, self.tokenizer, request, kv_budget, kv_guard)
+
+    def conversation(
+        self,
+        outgrown: str = "read",
+        on_note: Callable[[str], None] | None = None,
+        kv_budget: str | int | None = None,
+        kv_guard: float = GUARD,
+    ) -> Conversation:
+        """A text that grows by turns, of which nothing is read twice; `outgrown` is for scalings by length.
+
+        `kv_budget` bounds its cache, which is exact as long as it fits; a share is one of the whole context's.
+        """
         self._one_text("a conversation")
-        return Conversation(self.model, self.tokenizer, outgrown, on_note)
+        return Conversation(self.model, self.tokenizer, outgrown, on_note, budget=kv_budget, guard=kv_guard)
 
     @torch.no_grad()
     def read(
@@ -309,6 +358,42 @@ class LM:
         ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
         return ids or ([] if self.model.config.bos is None else [self.model.config.bos])
 
+    def _kept(
+        self,
+        request: Request,
+        policy: str,
+        kv_budget: str | int | Choice | None,
+        kv_guard: float,
+        store: Store | None,
+        beyond: bool,
+        on_report: Callable[[str], None] | None,
+    ) -> dict[str, Any]:
+        """Policy and chunk of a request, as `decode` takes them; refuses what does not fit the memory."""
+        chunk = CHUNK
+        if kv_budget is not None:
+            if policy != "full" or store is not None:
+                other = "saved readings lie in their files" if store is not None else f"the policy is '{policy}'"
+                raise ConfigError(f"kv_budget chooses how the cache is kept, but {other}: leave out one of the two")
+            if not isinstance(kv_budget, Choice):
+                ids, new, samples, drafts, _ = request
+                kv_budget = self.choose_cache(ids, kv_budget, new, kv_guard, samples, drafts, beyond)
+                if on_report is not None and kv_budget.loss is not None:
+                    on_report(f"approximate: {kv_budget.report()}")
+            policy, chunk = kv_budget.policy, kv_budget.chunk
+        if store is None:  # of what is stored nobody knows yet how much is read from its file
+            self._afford(request, policy, chunk)
+        return {"policy": policy, "chunk": chunk}
+
+    def _afford(self, request: Request, policy: str, chunk: int, others: Sequence[str] | None = None) -> None:
+        """Refuse what does not fit into the free memory beside the model, and say what would."""
+        free, disk = spare()
+        if self.model.device.type == "cuda":
+            free = torch.cuda.mem_get_info(self.model.device)[0]
+        if request.prompt and request.bytes("full", self.model, chunk) * SMALL > free:
+            names = request.others(policy) if others is None else others
+            known = {f"--cache {name}": request.workload(name, self.model) for name in names}
+            afford(request.workload(policy, self.model, chunk), free, disk, known)
+
     def _known(self, ids: list[int], new: int, store: Store | None, policy: str) -> Reading | None:
         """What the store holds of the beginning of a prompt."""
         if store is not None and policy.partition(":")[0] in EVICTING:
@@ -381,6 +466,7 @@ class LM:
         return losses
 
     def _stream(self, ids: list[int], sampling: Sampling, how: dict[str, Any]) -> Iterator[str]:
+        """The new text piece by piece; what is impossible is refused here and not at the first piece."""
         text = TextStream(self.tokenizer, before(self.model, ids), sampling.stop)
         pieces: list[str] = []
 
@@ -388,10 +474,15 @@ class LM:
             pieces.append(text.push(token))
             return text.stopped is not None
 
-        for _ in decode(self.model, [ids], sampling, self.model.config.eos, push, **how):
-            yield from pieces
-            pieces.clear()
-        yield text.finish()
+        steps = decode(self.model, [ids], sampling, self.model.config.eos, push, **how)
+
+        def flow() -> Iterator[str]:
+            for _ in steps:
+                yield from pieces
+                pieces.clear()
+            yield text.finish()
+
+        return flow()
 
 
 def _sampling(settings: dict[str, Any]) -> Sampling:

@@ -1,5 +1,7 @@
 """Shared real models: small enough to train in seconds, trained once a session."""
 
+import json
+import shutil
 from pathlib import Path
 
 import hypothesis
@@ -56,6 +58,16 @@ def tiny_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     run_recipe(recipe, folder)
     return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def stretched_folder(tiny_folder, tmp_path_factory) -> Path:
+    """The same model declared good for 400 tokens; what it says past 64 is nonsense."""
+    folder = tmp_path_factory.mktemp("stretched") / "model"
+    shutil.copytree(tiny_folder, folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 400}), encoding="utf-8")
+    return folder
 
 
 @pytest.fixture(scope="session")

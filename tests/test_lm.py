@@ -217,3 +217,21 @@ def test_exact_loss_of_a_book_in_bounded_memory(count, limit):
     assert done.returncode == 0, done.stderr
     tokens, _, peak = done.stdout.split()
     assert int(tokens) == count - 1 and int(peak) < limit
+
+
+def test_a_cache_longer_than_the_memory_is_refused_before_anything_is_read(lm, monkeypatch):
+    ids = text_ids(lm, 2000)
+    monkeypatch.setattr("handscroll.lm.spare", lambda: (14_000_000, 10**9))
+    monkeypatch.setattr("handscroll.generate.decode.prefill", lambda *_: pytest.fail("something was read"))
+    requests = {
+        "generate": lambda **how: lm.generate(ids, max_tokens=40_000, beyond=True, **how),
+        "continuations": lambda **how: lm.continuations(ids, 4, max_tokens=10_000, beyond=True, **how),
+        "beams": lambda **how: lm.beams(ids, 4, max_tokens=10_000, beyond=True, **how),
+    }
+    for name, request in requests.items():
+        with pytest.raises(CapacityError, match="16 MB of it for keys and values; 13 MB of the 14 MB") as refused:
+            request()
+        suited = [words for words in ("--cache offload (", "--cache int8 (") if words in str(refused.value)]
+        assert len(suited) == {"generate": 2, "continuations": 1, "beams": 0}[name], str(refused.value)
+    monkeypatch.undo()
+    assert lm.generate(ids[:50], max_tokens=2)

@@ -1,5 +1,6 @@
 """What is to be run, as plain numbers: the planner's question. Imports no torch and knows no model."""
 
+import math
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -116,11 +117,40 @@ class Shape(Config):
         return max(self.table, self.width * self.mlp_width, self.width * self.inner, self.positions * self.width)
 
 
+class Footprint(Config):
+    """Bytes of a key-value cache of one row: `each` for a token that is kept, whatever keeps it.
+
+    `most` tokens are kept at most (0: all), and one more while it is read; with `whole` all of a prompt is kept until
+    its end. `fixed` are buffers whatever the length. `reading`: bytes of a token of the chunk being read, until it is
+    put away. `filed`: bytes of a token on disk.
+    """
+
+    each: float = Field(ge=0)
+    most: int = Field(default=0, ge=0)
+    whole: bool = False
+    fixed: int = Field(default=0, ge=0)
+    reading: float = Field(default=0.0, ge=0)
+    filed: float = Field(default=0.0, ge=0)
+
+    def held(self, tokens: int) -> int:
+        """Bytes once `tokens` have gone by and the next is read."""
+        return math.ceil(self.fixed + self.each * (min(tokens, self.most + 1) if self.most else tokens))
+
+    def peak(self, prompt: int, new: int, chunk: int) -> int:
+        """Most bytes at any time of a request: a prompt in chunks, then `new` tokens, the last of which is not kept."""
+        tokens, chunk = prompt + max(0, new - 1), min(chunk, prompt)
+        if not self.most:
+            return self.held(tokens) + math.ceil(self.reading * chunk)
+        read = prompt if self.whole else min(prompt, self.most + chunk)
+        return max(self.held(tokens), math.ceil(self.fixed + self.each * read))
+
+
 class Workload(Config):
     """A run on one machine. `rows` are rows of one micro-batch; `micro` are micro-batches of an update.
 
     `keep` checkpoints are kept on disk, and one more exists while it is written. For `generate` and `serve`: `length`
-    tokens of prompt, `new` tokens, `rows` slots, and the dtype of weights and cache is `precision`.
+    tokens of prompt, `new` tokens, `rows` slots, and the dtype of weights and cache is `precision`; `cache` is what the
+    cache of a row takes (None: every token in that dtype).
     """
 
     kind: Kind = "train"
@@ -142,6 +172,7 @@ class Workload(Config):
     device: Literal["cpu", "cuda"] = "cpu"
     keep: int = Field(default=2, ge=0)
     new: int = Field(default=0, ge=0, description="generate, serve: new tokens")
+    cache: Footprint | None = None
     data_bytes: int = Field(default=0, ge=0, description="the training text in memory")
     threads: int = Field(default=0, ge=0, description="0: as many as there are processors")
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from handscroll.base.errors import ConfigError
 from handscroll.cli.screen import error_screen
 
 
@@ -17,14 +18,20 @@ def chat(
     seed: Annotated[int, typer.Option(help="equal seeds give equal text")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="end a reply before this text (repeatable)")] = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
+    kv_budget: Annotated[str, typer.Option(help="most bytes of keys and values; a share is of the whole context")] = "",
+    kv_guard: Annotated[float | None, typer.Option(help="with --kv-budget: most mean KL, nats (0.01)")] = None,
 ) -> None:
     """Append every line of standard input to the text and print how MODEL goes on; nothing is read twice."""
+    from handscroll.generate.budget import GUARD
     from handscroll.generate.sample import Sampling
     from handscroll.lm import load
 
+    if kv_guard is not None and not kv_budget:
+        raise ConfigError("--kv-guard belongs to --kv-budget; add it")
     lm = load(model, dtype=dtype)
     notes = error_screen()
-    talk = lm.conversation(outgrown, lambda note: notes.print(note, markup=False))
+    guard = GUARD if kv_guard is None else kv_guard
+    talk = lm.conversation(outgrown, lambda note: notes.print(note, markup=False), kv_budget or None, guard)
     values: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     sampling = Sampling.parse(values | {"stop": tuple(stop or ())}, "chat")
     for line in sys.stdin:
@@ -32,7 +39,7 @@ def chat(
             typer.echo(piece, nl=False)
             sys.stdout.flush()
         typer.echo("")
-    if talk.approximate:
+    if talk.rotations:
         notes.print(
             f"approximate: keys were rotated {talk.rotations} times; the replies since differ from reading again by "
             f"{talk.divergence():.4f} nats per token (KL)",

@@ -1,4 +1,4 @@
-"""`handscroll evaluate`: loss by position, and needle retrieval."""
+"""`handscroll evaluate`: loss by position, needle retrieval, and what cache policies cost."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,9 @@ import typer
 from handscroll.base.errors import ConfigError
 from handscroll.cli.screen import bar, screen, table
 
-evaluations = typer.Typer(help="Measure a checkpoint: perplexity by position, needle retrieval.", no_args_is_help=True)
+evaluations = typer.Typer(
+    help="Measure a checkpoint: perplexity by position, needle retrieval, cache policies.", no_args_is_help=True
+)
 Json = Annotated[Path | None, typer.Option("--json", help="write the records here, one JSON object a line")]
 Report = Annotated[Path | None, typer.Option(help="write a self-contained report.html into this folder")]
 Dtype = Annotated[str, typer.Option(help="float32 or bfloat16")]
@@ -87,8 +89,57 @@ def needle(
     _keep([record], json_out, report)
 
 
+@evaluations.command()
+def policies(
+    model: Annotated[str, typer.Argument(help="checkpoint folder or hub id")],
+    files: Annotated[list[str], typer.Argument(help="text files, folders or globs")],
+    length: Annotated[int, typer.Option(help="tokens per window; 0: the context, at most 512")] = 0,
+    budgets: Annotated[str, typer.Option(help="percent of the tokens that may stay")] = "50,25,12.5",
+    policies: Annotated[str, typer.Option(help="comma-separated; all approximate ones unless given")] = "",
+    windows: Annotated[int, typer.Option(help="windows of the text (a seeded choice)")] = 8,
+    samples: Annotated[int, typer.Option(help="needles at each depth; sums: five times as many")] = 4,
+    seed: Annotated[int, typer.Option(help="choice of windows")] = 0,
+    dtype: Dtype = "float32",
+    json_out: Json = None,
+    report: Report = None,
+) -> None:
+    """Freed bytes and losses of the cache policies on FILES, against the exact cache."""
+    from handscroll.evaluate.policies import PolicyGrid, policy_table
+    from handscroll.evaluate.samples import read_windows
+    from handscroll.lm import load
+
+    lm = load(model, dtype=dtype)
+    values: dict[str, Any] = {"length": length or min(lm.context, 512), "samples": samples}
+    values["budgets"] = _numbers(budgets, float, "--budgets")
+    if policies:
+        values["policies"] = policies.split(",")
+    grid = PolicyGrid.parse(values, "evaluate policies")
+    rows = len(grid.rows())
+    found = read_windows(files, lm.tokenizer, grid.length, windows, seed)
+    _report_unknown(lm.tokenizer, found)
+    with bar("policies", rows) as advance:
+        record = policy_table(lm, found, grid, lambda done, total: advance(done))
+    columns = ["policy", "budget", "freed", "of promised", "KL mean", "worst", "same", "loss"]
+    columns += ["needle", "copying", "sums", "answers alike"]
+    title = f"{model}: {len(found)} windows of {grid.length:,} tokens, {dtype}; KL and loss in nats per token"
+    screen().print(table(columns, [_policy_row(row) for row in record["rows"]], title))
+    if None in [record["rows"][0][name] for name in ("needle", "copying", "sums")]:
+        screen().print("-: not measurable, since the exact cache fails too")
+    _keep([record], json_out, report)
+
+
 def register(app: typer.Typer) -> None:
     app.add_typer(evaluations, name="evaluate")
+
+
+def _policy_row(row: dict[str, Any]) -> list[str]:
+    def share(name: str, form: str = ".0%") -> str:
+        return "-" if row[name] is None else format(row[name], form)
+
+    name = row["policy"].partition(":")[0]
+    sizes = [share("budget", ".1%"), share("freed", ".1%"), share("kept_promise")]
+    far = [f"{row['kl']:.1e}", f"{row['worst']:.1e}", share("same", ".1%"), f"{row['loss']:+.3f}"]
+    return [name, *sizes, *far, *(share(task) for task in ("needle", "copying", "sums", "answers_alike"))]
 
 
 def _numbers(text: str, kind: type, option: str) -> list[Any]:

@@ -12,6 +12,7 @@ from handscroll.base.errors import ConfigError, DataError
 from handscroll.cli.screen import error_screen
 
 if TYPE_CHECKING:
+    from handscroll.generate.budget import Choice
     from handscroll.generate.constrain import Constraint
     from handscroll.generate.continuation import Continuation
     from handscroll.generate.draft import Drafts
@@ -31,7 +32,9 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="end before this text (repeatable)")] = None,
     beyond: Annotated[bool, typer.Option("--beyond", help="allow more tokens than the model's context")] = False,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
-    cache: Annotated[str, typer.Option(help="what is kept, and where (docs/generate.md)")] = "full",
+    cache: Annotated[str, typer.Option(help="what is kept, and where (docs/generate.md); full unless given")] = "",
+    kv_budget: Annotated[str, typer.Option(help="most bytes of keys and values: 2GiB, 500MB, 50%")] = "",
+    kv_guard: Annotated[float | None, typer.Option(help="with --kv-budget: most mean KL, nats (0.01)")] = None,
     weights: Annotated[str, typer.Option(help="int8 or int4: read rounded weights (approximate)")] = "",
     samples: Annotated[int, typer.Option(help="continuations; the prompt is read once")] = 1,
     beams: Annotated[int, typer.Option(help="beam search with so many beams; --samples are the best of them")] = 0,
@@ -45,7 +48,6 @@ def generate(
     logprobs: Annotated[int | None, typer.Option(help="in --json: log-probabilities, of the N likeliest too")] = None,
 ) -> None:
     """Continue --prompt with MODEL; only the new text goes to standard output."""
-    from handscroll.generate.policies.table import exact
     from handscroll.lm import load
 
     text = sys.stdin.read() if prompt == "-" else prompt
@@ -63,15 +65,20 @@ def generate(
     }
     if logprobs is not None and not json_out:
         raise ConfigError("--logprobs are written with --json only; add it")
+    _one_cache(cache, kv_budget, kv_guard, beams)
     lm = load(model, dtype=dtype, weights=weights)
     reports: list[str] = []
     how: dict[str, Any] = {
         "beyond": beyond,
-        "policy": cache,
+        "policy": cache or "full",
         "constraint": _constraint(lm, json_schema, regex, choice),
         "draft": _draft(lm, lookup, draft, dtype),
     }
-    approximate = [f"--cache {cache}"] * (not exact(cache)) + [f"--weights {weights}"] * bool(weights)
+    if kv_budget:
+        drafted, guard = how["draft"] is not None, {} if kv_guard is None else {"kv_guard": kv_guard}
+        how["kv_budget"] = lm.choose_cache(
+            text, kv_budget, max_tokens, **guard, samples=samples, drafts=drafted, beyond=beyond
+        )
     if beams:
         _only_likelihood(settings, how, logprobs)
         options = {"max_tokens": max_tokens, "count": samples, "length_penalty": length_penalty, "beyond": beyond}
@@ -79,21 +86,54 @@ def generate(
     elif length_penalty != 1.0:
         raise ConfigError("--length-penalty belongs to --beams")
     elif samples != 1 or json_out or how["constraint"] is not None:
-        found = lm.continuations(text, samples, logprobs, **how, **settings)
+        found = lm.continuations(text, samples, logprobs, on_report=reports.append, **how, **settings)
     else:
         found = lm.generate(text, stream=True, on_report=reports.append, **how, **settings)
-    if approximate:
-        error_screen().print(f"approximate: {' and '.join(approximate)} (docs/generate.md says how far)", markup=False)
+    _announce(cache, weights, how.get("kv_budget"))
     if json_out and isinstance(found, list):
         search = {"beams": beams, "length_penalty": length_penalty} if beams else settings
         about = {"model": model, "prompt_tokens": len(lm.encode(text)), "settings": search | {"dtype": dtype}}
-        typer.echo(json.dumps(about | _told(lm, found, how["draft"]), ensure_ascii=False))
+        kept = _kept(how, reports)
+        typer.echo(json.dumps(about | kept | _told(lm, found, how["draft"]), ensure_ascii=False))
         return
     _write(found, samples, how["constraint"])
     if how["draft"] is not None:
         error_screen().print(f"draft: {_counted(how['draft'])}", markup=False)
     for report in reports:
-        error_screen().print(f"--cache {cache}: {report}", markup=False)
+        error_screen().print(f"--cache {how['kv_budget'].policy if kv_budget else cache}: {report}", markup=False)
+
+
+def _one_cache(cache: str, kv_budget: str, kv_guard: float | None, beams: int) -> None:
+    """Refuse settings of the cache that exclude each other."""
+    if kv_budget and cache:
+        raise ConfigError(f"--kv-budget chooses the cache, --cache {cache} names one: leave out one of the two")
+    if kv_budget and beams:
+        raise ConfigError("--beams keep the full cache: leave out --kv-budget")
+    if kv_guard is not None and not kv_budget:
+        raise ConfigError("--kv-guard belongs to --kv-budget; add it")
+
+
+def _announce(cache: str, weights: str, choice: "Choice | None") -> None:
+    """Say on standard error what is approximate."""
+    from handscroll.generate.policies.table import exact
+
+    approximate = [f"--cache {cache}"] * (bool(cache) and not exact(cache)) + [f"--weights {weights}"] * bool(weights)
+    if approximate:
+        error_screen().print(f"approximate: {' and '.join(approximate)} (docs/generate.md says how far)", markup=False)
+    if choice is not None and choice.loss is not None:
+        error_screen().print(f"approximate: --kv-budget: {choice.report()}", markup=False)
+
+
+def _kept(how: dict[str, Any], reports: list[str]) -> dict[str, Any]:
+    """What --json says of a cache that is not simply the full one."""
+    from handscroll.generate.policies.table import exact
+
+    policy, choice = how["policy"], how.get("kv_budget")
+    if choice is not None:
+        return {"cache": choice.record() | {"report": " ".join(reports)}}
+    return (
+        {} if policy == "full" else {"cache": {"policy": policy, "exact": exact(policy), "report": " ".join(reports)}}
+    )
 
 
 def _write(found: Any, samples: int, constraint: "Constraint | None") -> None:

@@ -69,13 +69,18 @@ def generate(
     prompt_tokens: Annotated[int, typer.Option(help="tokens of the prompt")],
     max_tokens: Annotated[int, typer.Option(help="most new tokens")] = 256,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
+    cache: Annotated[str, typer.Option(help="what is kept, as in generate")] = "full",
     as_json: Json = False,
     probe: Probe = False,
 ) -> None:
     """Plan a continuation of a prompt by MODEL."""
+    from handscroll.generate.policies.table import footprint
+    from handscroll.models.weights import locate, read_config
     from handscroll.plan.workloads import checkpoint_workload
 
-    values = {"kind": "generate", "length": prompt_tokens, "new": max_tokens, "precision": dtype}
+    _, config = read_config(locate(model))
+    kept = footprint(cache, config, 2 if dtype == "bfloat16" else 4).model_dump()
+    values = {"kind": "generate", "cache": kept, "length": prompt_tokens, "new": max_tokens, "precision": dtype}
     _here([checkpoint_workload(model, values)], as_json, probe)
 
 

@@ -231,3 +231,38 @@ def training_words(source: TokenSource, tokenizer: Tokenizer, most: int = 400_00
     if len(words) < 100:
         raise DataError(f"the text has only {len(words)} plain words to make keys of; at least 100 are needed")
     return sorted(words)
+
+
+def needle_prompt(
+    tokenizer: Tokenizer, filler: Sequence[int], length: int, depth: float, digits: int, draw: random.Random
+) -> tuple[list[int], list[int]]:
+    """Token ids of a prompt and of its answer, together exactly `length`.
+
+    A sentence in the form `NEEDLE` with a reserved key and `digits` digits lies at `depth` (0: first, 1: last) of
+    filler that begins at a random place; the prompt ends with the question.
+
+    Raises:
+        DataError: `length` has no room for needle and question, or the filler is shorter than what is left.
+    """
+    key = draw.choice(RESERVED)
+    value = "".join(draw.choice("0123456789") for _ in range(digits))
+    before, needle, question, answer = needle_pieces(tokenizer, key, value)
+    room = length - len(before) - len(needle) - len(question) - len(answer)
+    if not 0 <= room <= len(filler):
+        raise DataError(f"{length} tokens leave {room} for a haystack beside the needle; the filler has {len(filler)}")
+    start = draw.randrange(len(filler) - room + 1)
+    haystack = list(filler[start : start + room])
+    cut = round(depth * room)
+    return [*before, *haystack[:cut], *needle, *haystack[cut:], *question], answer
+
+
+def needle_pieces(tokenizer: Tokenizer, key: str, value: str) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Ids of what precedes a text, of the needle line, of the question and of the answer."""
+    encode, (question, told, end) = tokenizer.encode, NEEDLE
+    before = [tokenizer.bos] if tokenizer.bos is not None and tokenizer.bos in encode("") else []
+    line = (question + told + end.rstrip("\n")).format(key=key, value=value)
+    needle = encode(f"\n{line}\n", special=False)
+    asked = encode("\n" + question.format(key=key), special=False)
+    whole = encode("\n" + (question + told).format(key=key, value=value), special=False)
+    same = next((n for n, (a, b) in enumerate(zip(asked, whole, strict=False)) if a != b), len(asked))
+    return before, needle, whole[:same], whole[same:]

@@ -15,14 +15,13 @@ from torch import Tensor
 
 from handscroll.base.config import Config
 from handscroll.base.errors import CapacityError, ConfigError, DataError
-from handscroll.data.recall import NEEDLE as NEEDLE_FORM
-from handscroll.data.recall import RESERVED as KEYS
+from handscroll.data.recall import NEEDLE as FORM
+from handscroll.data.recall import RESERVED, needle_pieces, needle_prompt
 from handscroll.generate.prefill import hidden_chunks
 from handscroll.lm import LM
 from handscroll.nn.marks import Marks
 
-QUESTION, VALUE, END = NEEDLE_FORM
-NEEDLE = QUESTION + VALUE + END.rstrip("\n")
+NEEDLE = "".join(FORM).rstrip("\n")
 
 
 class NeedleGrid(Config):
@@ -75,7 +74,7 @@ def needle_grid(
 
 def _cell(lm: LM, filler: Sequence[int], grid: NeedleGrid, length: int, depth: float) -> list[bool]:
     generator = random.Random(f"{grid.seed}/{length}/{depth}")
-    prompts = [_prompt(lm, filler, length, depth, grid.digits, generator) for _ in range(grid.samples)]
+    prompts = [needle_prompt(lm.tokenizer, filler, length, depth, grid.digits, generator) for _ in range(grid.samples)]
     rows = max(1, grid.batch_tokens // length)
     correct: list[tuple[int, bool]] = []
     answer = {len(value) for _, value in prompts}
@@ -102,36 +101,11 @@ def _answers(lm: LM, ids: Tensor, size: int) -> list[bool]:
     return (guesses == ids[:, -size:]).all(dim=1).tolist()
 
 
-def _prompt(
-    lm: LM, filler: Sequence[int], length: int, depth: float, digits: int, generator: random.Random
-) -> tuple[list[int], list[int]]:
-    """Token ids of prompt and answer, together exactly `length`; the needle begins at `depth` of the haystack."""
-    key = generator.choice(KEYS)
-    value = "".join(generator.choice("0123456789") for _ in range(digits))
-    before, needle, question, answer = _pieces(lm, key, value)
-    room = length - len(before) - len(needle) - len(question) - len(answer)
-    start = generator.randrange(len(filler) - room + 1)
-    haystack = list(filler[start : start + room])
-    cut = round(depth * room)
-    return [*before, *haystack[:cut], *needle, *haystack[cut:], *question], answer
-
-
-def _pieces(lm: LM, key: str, value: str) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Ids of what precedes a text, of the needle line, of the question and of the answer."""
-    encode = lm.tokenizer.encode
-    before = [lm.tokenizer.bos] if lm.tokenizer.bos is not None and lm.tokenizer.bos in encode("") else []
-    needle = encode("\n" + NEEDLE.format(key=key, value=value) + "\n", special=False)
-    question = encode("\n" + QUESTION.format(key=key), special=False)
-    whole = encode("\n" + QUESTION.format(key=key) + " " + value, special=False)
-    same = next((n for n, (a, b) in enumerate(zip(question, whole, strict=False)) if a != b), len(question))
-    return before, needle, whole[:same], whole[same:]
-
-
 def _check(lm: LM, filler: Sequence[int], grid: NeedleGrid) -> None:
     bad = [depth for depth in grid.depths if not 0 <= depth <= 1]
     if bad:
         raise ConfigError(f"depth {bad[0]} is outside 0 .. 1 (0: needle first, 1: needle last)")
-    pieces = [_pieces(lm, key, "9" * grid.digits) for key in KEYS]
+    pieces = [needle_pieces(lm.tokenizer, key, "9" * grid.digits) for key in RESERVED]
     shortest = max(sum(map(len, parts)) for parts in pieces) + 8
     if min(grid.lengths) < shortest:
         raise ConfigError(f"length {min(grid.lengths)} has no room for needle and question; at least {shortest} tokens")

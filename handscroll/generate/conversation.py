@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from handscroll.base.errors import CapacityError, ConfigError, DataError, nearest
-from handscroll.generate.prefill import hidden_chunks, prefill
+from handscroll.generate.budget import GUARD, Choice, Request, choose, size_of
+from handscroll.generate.policies.table import BLOCK, cache_of
+from handscroll.generate.prefill import CHUNK, hidden_chunks, prefill
 from handscroll.generate.rows import finite
 from handscroll.generate.sample import Sampling, generator, pick
 from handscroll.generate.stream import TextStream
@@ -31,10 +33,12 @@ class Conversation:
 
     `ids` are all tokens so far. `outgrown` says what happens when the declared length (all tokens so far, the new text
     and its max_tokens) leaves the bucket: "read" everything again, or "rotate" the keys (approximate above the first
-    layer). `on_note` hears of either. Made by `LM.conversation`.
+    layer). `budget` (bytes, "2GiB", or a share of a full cache of the whole context) bounds the cache: it is exact as
+    long as it fits; then everything is read again under what `generate/budget.py` takes for the whole context, with the
+    `guard` given there. `on_note` hears of all this. Made by `LM.conversation`.
 
-    Limits: one row, the full cache. A text is encoded by itself, so that tokens never reach over a turn's border. An
-    end token ends a reply and is no part of the text.
+    Limits: one row; keys are rotated in the full cache only. A text is encoded by itself, so that tokens never reach
+    over a turn's border. An end token ends a reply and is no part of the text.
     """
 
     model: Model
@@ -44,6 +48,9 @@ class Conversation:
     ids: list[int] = field(default_factory=list)
     tokens_read: int = 0  # by all forwards so far, replies included
     rotations: int = 0
+    budget: str | int | None = None
+    guard: float = GUARD
+    choice: Choice | None = None  # of the cache, once it is no longer exact
     _cache: Cache | None = None
     _declared: int = 0
     _rotated_at: int = 0  # tokens whose keys were turned at some time
@@ -51,11 +58,15 @@ class Conversation:
     def __post_init__(self):
         if self.outgrown not in OUTGROWN:
             raise ConfigError(f"outgrown is '{self.outgrown}': {nearest(self.outgrown, OUTGROWN)}")
+        if self.budget is not None and self.outgrown == "rotate":
+            raise ConfigError(
+                "keys are rotated in the full cache only: leave out the budget, or let outgrown be 'read'"
+            )
 
     @property
     def approximate(self) -> bool:
         """Whether keys that later layers would have now are not those they have."""
-        return self.rotations > 0
+        return self.rotations > 0 or self.choice is not None
 
     def say(self, text: str, sampling: Sampling) -> Iterator[str]:
         """Append `text`; yields the reply piece by piece. What is yielded has become part of the text.
@@ -73,6 +84,7 @@ class Conversation:
                 f"follow: {total} in all, but the model's context is {self.model.config.context}; ask for fewer new "
                 "tokens, begin anew, or lengthen the model (handscroll extend)"
             )
+        self._stay_within(total, [*self.ids, *new])
         return self._reply(new, total, sampling)
 
     @torch.no_grad()
@@ -82,7 +94,7 @@ class Conversation:
 
         Costs one reading of the whole conversation and leaves it as it was.
         """
-        if not self.approximate or self._cache is None or self._cache.length <= self._rotated_at:
+        if not self.rotations or self._cache is None or self._cache.length <= self._rotated_at:
             return 0.0
         count, first = self._cache.length, self._rotated_at
         kept = self._cache.clone()
@@ -99,14 +111,15 @@ class Conversation:
         self._declare(total)
         cache, first = self._cache, 0 if self._cache is None else self._cache.length
         if cache is None:
-            cache = self._cache = self.model.new_cache(capacity=total)
+            cache = self._cache = self._new_cache(total)
         device = self.model.device
         text, stream = TextStream(self.tokenizer, self.ids, sampling.stop), generator(sampling.seed, 0)
         seen = torch.zeros(1, self.model.config.vocab, dtype=torch.bool, device=device)
         seen[0, self.ids] = True
         penalised = seen if sampling.repetition_penalty != 1.0 else None
         tokens = torch.tensor([self.ids[first:]], device=device)
-        hidden = prefill(self.model, tokens, Marks.run(first, tokens.shape[1]), cache, self._declared)
+        chunk = CHUNK if self.choice is None else self.choice.chunk
+        hidden = prefill(self.model, tokens, Marks.run(first, tokens.shape[1]), cache, self._declared, chunk)
         self.tokens_read += tokens.shape[1]
         for left in reversed(range(sampling.max_tokens)):
             token = int(pick(finite(self.model.logits(hidden)[:, -1]), sampling, [stream], penalised))
@@ -119,6 +132,33 @@ class Conversation:
                 break
             hidden = self._forward(token, cache)
         yield text.finish()
+
+    def _stay_within(self, total: int, ids: list[int]) -> None:
+        """Choose a cache for the whole context once `total` tokens do not fit the budget exactly."""
+        if self.budget is None or self.choice is not None:
+            return
+        context, each = self.model.config.context, self._each
+        allowed = size_of(self.budget, each * (context - 1))
+        if each * (total - 1) <= allowed and allowed >= each * BLOCK:
+            return
+        request = Request(ids, context - len(ids), grows=True)
+        self.choice = choose(self.model, self.tokenizer, request, allowed, self.guard)
+        self._cache = None
+        self._note(f"approximate: {total} tokens outgrow the budget, all are read again; {self.choice.report()}")
+
+    def _new_cache(self, total: int) -> Cache:
+        if self.choice is not None:
+            return cache_of(self.choice.policy)(self.model.config.layers, capacity=self.model.config.context - 1)
+        if self.budget is None:
+            return self.model.new_cache(capacity=total)
+        # All at once: a buffer that doubles would leave the budget.
+        context = self.model.config.context
+        return self.model.new_cache(min(context, size_of(self.budget, self._each * (context - 1)) // self._each))
+
+    @property
+    def _each(self) -> int:
+        """Bytes of a token in the full cache."""
+        return self.model.config.cache_bytes_per_token(self.model.dtype.itemsize)
 
     def _forward(self, token: int, cache: Cache) -> Tensor:
         marks = Marks.run(cache.length, 1)

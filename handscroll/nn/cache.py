@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from handscroll.base.workload import Footprint
 from handscroll.nn.marks import Marks
 from handscroll.nn.rounding import GROUP, from_int4, from_int4_columns, from_int8
 
@@ -141,6 +142,10 @@ class Cache:
         """Bytes of the allocated buffers; the past is not its own."""
         held = [t for layer in self._store for t in (layer.keys, layer.values) if t is not None]
         return sum(t.numel() * t.element_size() for t in held)
+
+    def footprint(self, kv_heads: int, head_size: int, itemsize: int) -> Footprint:
+        """Bytes of a cache like this of one row, its past excepted, where numbers come in `itemsize` bytes."""
+        return Footprint(each=2 * self.layers * kv_heads * head_size * itemsize)
 
     def expect(self, marks: Marks) -> None:
         """Tokens with these marks are about to be read, in one forward or several: for caches that wait for the end."""

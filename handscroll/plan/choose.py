@@ -1,11 +1,11 @@
 """`options`, `resolve`, `check`: which rung, chunk and place fit, which is fastest, what to say when none does."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from handscroll.base.errors import CapacityError
 from handscroll.base.workload import CHUNKED, MEMORY, Workload
-from handscroll.plan.forecast import Forecast, predict
-from handscroll.plan.machine import Machine
+from handscroll.plan.forecast import Forecast, beside, disk_bytes, predict
+from handscroll.plan.machine import SAFETY, Machine
 
 EDGE = 64  # chunk edges are multiples of this (train/step.py)
 CHUNKS = (4096, 2048, 1024, 512, 256)
@@ -73,6 +73,45 @@ def check(workload: Workload, machine: Machine) -> Forecast:
     if not fits(forecast, machine):
         raise CapacityError(_refusal(workload, machine, forecast))
     return forecast
+
+
+def afford(workload: Workload, free: int, disk: int, others: Mapping[str, Workload]) -> None:
+    """Refuse a request of generation that does not fit beside the model, which is loaded.
+
+    free, disk: bytes of memory, and where temporary files lie. `others` are the same request under other settings, by
+    the words that ask for them, the preferred ones first. Whether the disk suffices is asked of these only: the request
+    may name another folder, and reserves its room before it writes.
+
+    Raises:
+        CapacityError: it does not fit; names what is needed, what is there, and what would fit.
+    """
+    room = int(free * SAFETY)
+
+    def fit(one: Workload) -> bool:
+        return sum(beside(one).values()) <= room
+
+    if fit(workload):
+        return
+    parts = beside(workload)
+    total = sum(parts.values())
+    said = (
+        f"{workload.length:,} tokens of prompt and {workload.new:,} new ones would take {gigabytes(total)} of memory "
+        f"beside the model, {gigabytes(parts['cache'])} of it for keys and values; {gigabytes(room)} of the "
+        f"{gigabytes(free)} free may be planned"
+    )
+    fitting = [
+        f"{words} ({gigabytes(sum(beside(one).values()))}"
+        + (f", and {gigabytes(disk_bytes(one))} of disk)" if disk_bytes(one) else ")")
+        for words, one in others.items()
+        if fit(one) and disk_bytes(one) <= disk
+    ]
+    low, high = 0, workload.length
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fit(workload.changed(length=middle)) else (low, middle)
+    if low:
+        fitting.append(f"a prompt of up to {low:,} tokens")
+    raise CapacityError(f"{said}. " + (f"This fits: {'; '.join(fitting)}" if fitting else "Ask for fewer new tokens"))
 
 
 def longest(workload: Workload, machine: Machine) -> int:

@@ -8,6 +8,7 @@ from handscroll.base.workload import CHUNKED, Workload
 from handscroll.plan import inference, memory
 from handscroll.plan.duration import seconds
 from handscroll.plan.machine import Machine
+from handscroll.plan.memory import Parts
 
 # What the C library's heap takes on top of tensors although every rung trims it as it goes (base/allocator.py): bytes,
 # and shares of the short-lived tensors: always, more with LoRA, more for packed rows (120 runs, 2026-11).
@@ -79,16 +80,25 @@ def predict(workload: Workload, machine: Machine) -> Forecast:
     )
 
 
+def beside(workload: Workload) -> Parts:
+    """What a request takes beside a model that is loaded: cache, ids, the larger phase, and what the heap wastes."""
+    fixed, found = inference.fixed_parts(workload), inference.phases(workload)
+    phase = max(found.values(), key=lambda parts: sum(parts.values()))
+    parts = {name: size for name, size in (fixed | phase).items() if name != "weights"}
+    return parts | {"heap": _heap(workload, phase)}
+
+
 def disk_bytes(workload: Workload) -> int:
     """Checkpoints (one more than are kept while a new one is written), the saved model, and the offload file."""
     if workload.kind not in ("train", "extend"):
-        return 0
+        filed = inference.footprint(workload).filed
+        return math.ceil(workload.rows * filed * (workload.length + max(0, workload.new - 1)))
     each = 4 * workload.shape.trainable * (2 if workload.average else 1) + memory.state_bytes(workload)
     offloaded = sum(memory.carried(workload).values()) if workload.offload == "disk" else 0
     return (workload.keep + 1) * each + memory.weight_bytes(workload) + offloaded
 
 
-def _heap(workload: Workload, phase: memory.Parts) -> int:
+def _heap(workload: Workload, phase: Parts) -> int:
     """What the allocator takes besides what tensors ask for."""
     short = sum(size for name, size in phase.items() if name != "gradients")
     if workload.device == "cuda":

@@ -1,9 +1,10 @@
 """Memory of generation: weights, the key-value cache, and one chunk of the prompt on its way through a layer.
 
-The cache is reserved once for prompt + new tokens of every row: 2 x layers x rows x tokens x K E numbers.
+A full cache is reserved once for prompt + new tokens of every row: 2 x layers x rows x tokens x K E numbers; what other
+caches take they say themselves (`Footprint`).
 """
 
-from handscroll.base.workload import Workload
+from handscroll.base.workload import Footprint, Workload
 from handscroll.plan.layer import WIDE, narrow
 from handscroll.plan.memory import Parts, weight_bytes
 
@@ -12,16 +13,21 @@ PREFILL = 1024  # tokens of a prompt per forward (generate/prefill.py)
 
 def fixed_parts(workload: Workload) -> Parts:
     """Weights and cache; they stay through the request."""
-    shape, e = workload.shape, narrow(workload)
-    tokens = workload.length + max(0, workload.new - 1)
-    cache = 2 * shape.layers * workload.rows * tokens * shape.shared * e
+    kept = footprint(workload)
+    cache = workload.rows * kept.peak(workload.length, workload.new, workload.chunk or PREFILL)
     return {"weights": weight_bytes(workload), "cache": cache, "data": workload.rows * workload.length * 8}
+
+
+def footprint(workload: Workload) -> Footprint:
+    """Of a row's cache: the workload's own, or every token in its dtype."""
+    full = Footprint(each=2 * workload.shape.layers * workload.shape.shared * narrow(workload))
+    return workload.cache or full
 
 
 def phases(workload: Workload) -> dict[str, Parts]:
     """Reading a chunk of the prompt; making one token."""
     shape, e, rows = workload.shape, narrow(workload), workload.rows
-    n = rows * min(workload.length, PREFILL)
+    n = rows * min(workload.length, workload.chunk or PREFILL)
     gates = 3 if shape.family == "llama" else 2
     mlp = n * (gates * e * shape.mlp_width + 3 * e * shape.width)
     # q and its float32 rotation; per span of the past an output, joined in float32.

@@ -3,6 +3,7 @@
 import os
 import resource
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +58,11 @@ def available_memory(read: Callable[[str], str | None] | None = None) -> int:
     if soft != resource.RLIM_INFINITY:
         limits.append(max(0, soft - (_field(read("/proc/self/status"), "VmSize:") or 0)))
     return own + min(limits)
+
+
+def spare() -> tuple[int, int]:
+    """Bytes of memory that this process may take besides what it holds, and of disk where temporary files lie."""
+    return max(0, available_memory() - resident_bytes()), shutil.disk_usage(tempfile.gettempdir()).free
 
 
 def peak_bytes() -> int:

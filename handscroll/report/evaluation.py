@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from handscroll.base.errors import DataError
 from handscroll.report.page import Code, Facts, Figure, Item, Page, Section, Table
 from handscroll.report.plots import NARROW, WIDE, HeatMap, Series, curve, heat_maps, loss_by_position
-from handscroll.report.records import Candidates, Needle, Perplexity, Record, Sample, Training, parse_records
+from handscroll.report.records import Candidates, Needle, Perplexity, Policies, Record, Sample, Training, parse_records
 from handscroll.report.ticks import compact
 
 _LONGEST_SAMPLE = 2400  # characters; of a longer text its two ends are shown, and the caption says so
@@ -43,10 +43,11 @@ def evaluation_page(
         *([_loss_section(losses, trained, target)] if losses else []),
         *([_needle_section(needles, trained)] if needles else []),
         *[_candidates_section(one) for one in bakeoffs],
+        *[_policies_section(one) for one in _of(parsed, Policies)],
         *[_training_section(one) for one in runs],
         *([_sample_section(_of(parsed, Sample))] if _of(parsed, Sample) else []),
     ]
-    models = list(dict.fromkeys(one.model for one in [*losses, *needles]))
+    models = list(dict.fromkeys(one.model for one in [*losses, *needles, *_of(parsed, Policies)]))
     name = title or (f"Evaluation of {models[-1]}" if models else "Evaluation")
     reach = f"Trained for {compact(trained)} tokens, " if trained else ""
     about = (
@@ -253,6 +254,29 @@ def _candidates_section(record: Candidates) -> Section:
     caption = "Loss in nats per token; lower is better."
     table = Table(columns, rows, caption, chosen[0] if chosen else None, ("left", "right", "right", "left"))
     return Section("Methods compared", lead, [table])
+
+
+def _policies_section(record: Policies) -> Section:
+    rows = [
+        (
+            row.policy,
+            _share(row.budget),
+            _share(row.freed),
+            f"{row.kl:.1e}",
+            f"{row.worst:.1e}",
+            *map(_share, (row.same, row.needle, row.copying, row.sums)),
+        )
+        for row in record.rows
+    ]
+    columns = ("policy", "budget", "freed", "KL, mean", "KL, worst", "same token", "needle", "copying", "sums")
+    lead = (
+        f"What caches of {record.model} free at {compact(record.length)} tokens, and their distance from the exact one."
+    )
+    caption = (
+        "Shares of the full cache's bytes; KL divergence of the next-token distributions in nats; shares of positions "
+        "with the same likeliest token, and of the tasks done (a dash where the exact cache fails too)."
+    )
+    return Section("Cache policies", lead, [Table(columns, rows, caption)])
 
 
 def _training_section(record: Training) -> Section:

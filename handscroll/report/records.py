@@ -92,6 +92,28 @@ class Candidates(Record):
     trained: int | None = None
 
 
+class PolicyRow(Record):
+    """One cache policy: shares of the full cache promised and freed, distance from the exact cache, tasks."""
+
+    policy: str
+    budget: Share
+    freed: Number
+    kl: Number
+    worst: Number
+    same: Share
+    needle: Share | None = None
+    copying: Share | None = None
+    sums: Share | None = None
+
+
+class Policies(Record):
+    """What cache policies free and cost, the exact cache first."""
+
+    model: str
+    length: int
+    rows: tuple[PolicyRow, ...] = Field(min_length=1)
+
+
 class Training(Record):
     """Loss of each step of a training run."""
 
@@ -112,6 +134,7 @@ KINDS: Mapping[str, type[Record]] = {
     "perplexity": Perplexity,
     "needle": Needle,
     "candidates": Candidates,
+    "policies": Policies,
     "training": Training,
     "sample": Sample,
 }

@@ -6,9 +6,9 @@ import pytest
 
 import handscroll
 from handscroll.base.errors import ConfigError, DataError
-from handscroll.data.recall import FORMS, RESERVED
+from handscroll.data.recall import FORMS, RESERVED, needle_prompt
 from handscroll.evaluate.haystack import haystack
-from handscroll.evaluate.needle import NeedleGrid, _prompt, needle_grid
+from handscroll.evaluate.needle import NeedleGrid, needle_grid
 from tests.conftest import ROOT
 
 
@@ -26,7 +26,7 @@ def filler(lm):
 def test_prompts_have_exactly_the_length_and_the_needle_its_place(lm, filler, depth):
     draw = random.Random(0)
     for _ in range(10):
-        prompt, answer = _prompt(lm, filler, 300, depth, 5, draw)
+        prompt, answer = needle_prompt(lm.tokenizer, filler, 300, depth, 5, draw)
         assert len(prompt) + len(answer) == 300
         text = lm.decode(prompt)
         value = lm.decode(answer).strip()
@@ -45,7 +45,7 @@ def test_scoring_equals_greedy_decoding(lm, filler):
     record = needle_grid(lm, filler, grid, "x")
     draw = random.Random("0/60/1.0")
     for mark in record["outcomes"][0]["correct"]:
-        prompt, answer = _prompt(lm, filler, 60, 1.0, 1, draw)
+        prompt, answer = needle_prompt(lm.tokenizer, filler, 60, 1.0, 1, draw)
         text = lm.generate(prompt, max_tokens=len(answer), beyond=True)
         assert (text == lm.decode(answer)) == (mark == "1")
 

@@ -253,7 +253,9 @@ def test_when_blocks_run_out_the_last_one_waits_and_writes_the_same(deterministi
         assert request.answer == alone(model, prompt, sampling)
 
 
-@pytest.mark.parametrize(("deterministic", "count"), [(False, 500), (True, 100)])
+@pytest.mark.parametrize(
+    ("deterministic", "count"), [(False, 120), (True, 60), pytest.param(False, 500, marks=pytest.mark.long)]
+)
 def test_random_cancellations_leak_nothing_and_change_nobody(deterministic, count):
     model = llama()
     engine = Engine(model, blocks=40, block=8, deterministic=deterministic, budget=64, poison=True)

@@ -1,13 +1,15 @@
 """Which rung fits, which is taken, and what a refusal says."""
 
+import math
 import re
 
 import pytest
 
 from handscroll.base.config import apply_override
 from handscroll.base.errors import CapacityError
-from handscroll.plan.choose import check, fits, longest, options, resolve
-from handscroll.plan.forecast import predict
+from handscroll.base.workload import Footprint
+from handscroll.plan.choose import afford, check, fits, longest, options, resolve
+from handscroll.plan.forecast import beside, predict
 from handscroll.plan.show import plan
 from handscroll.train.step import Memory
 
@@ -99,3 +101,38 @@ def test_a_stage_that_is_not_the_widest_is_refused_too(workload, machine):
     made = plan([wide, several], between)
     assert "1 x 1,000 tokens on rung 'plain' would take" in made.refusal
     assert "This fits" in made.refusal
+
+
+def test_a_cache_of_another_kind_takes_what_it_says(workload, machine):
+    kept = Footprint(each=10.5, most=100, fixed=7)
+    one = workload(kind="generate", rung="auto", length=2048, new=9, cache=kept, rows=2)
+    assert predict(one, machine(2000)).parts["cache"] == 2 * math.ceil(7 + 10.5 * (100 + 1024))
+    assert predict(one.changed(chunk=64), machine(2000)).parts["cache"] == 2 * math.ceil(7 + 10.5 * 164)
+    assert predict(one.changed(length=50), machine(2000)).parts["cache"] == 2 * math.ceil(7 + 10.5 * 58)
+    whole = kept.model_copy(update={"whole": True})
+    assert whole.peak(2048, 9, 64) == math.ceil(7 + 10.5 * 2048)
+    away = Footprint(each=0, fixed=1000, reading=24, filed=24)
+    stored = predict(one.changed(cache=away), machine(2000))
+    assert stored.parts["cache"] == 2 * (1000 + 24 * 1024) and stored.disk == 2 * 24 * 2056
+
+
+def test_a_request_beside_a_loaded_model_is_refused_with_what_fits(workload):
+    full = workload(kind="generate", rung="auto", length=100_000, new=100)
+    half = full.changed(cache=Footprint(each=2 * 6 * 128 * 2))
+    away = full.changed(cache=Footprint(each=0, fixed=10**6, filed=2 * 6 * 128 * 4))
+    parts = beside(full)
+    assert "weights" not in parts and parts["cache"] == 2 * 6 * 128 * 4 * 100_099
+    need, others = sum(parts.values()), {"--a half": half, "--a disk": away}
+    afford(full, int(need / 0.9) + 2, 0, others)
+    with pytest.raises(CapacityError) as refused:
+        afford(full, int(need / 0.9) - 2, 10**10, others)
+    said = str(refused.value)
+    assert "--a half (" in said and "--a disk (" in said and "615 MB of disk)" in said
+    room = int((int(need / 0.9) - 2) * 0.9)
+    longest = int(re.search(r"a prompt of up to ([\d,]+) tokens", said)[1].replace(",", ""))
+    assert sum(beside(full.changed(length=longest)).values()) <= room
+    assert sum(beside(full.changed(length=longest + 1)).values()) > room
+    with pytest.raises(CapacityError) as refused:
+        afford(full, need // 3, 10**6, others)
+    assert "--a" not in str(refused.value), "neither half nor a full disk fits"
+    afford(away, need, 10**6, {})

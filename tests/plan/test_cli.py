@@ -52,5 +52,8 @@ def test_a_checkpoint_is_planned(tiny_folder):
     assert "verdict: fits" in run("extend", str(tiny_folder), "--to", "256", "--lora", "4")
     record = json.loads(run("generate", str(tiny_folder), "--prompt-tokens", "100", "--max-tokens", "29", "--json"))
     assert record["stages"][0]["parts"]["cache"] == 2 * 2 * 128 * 2 * 12 * 4
+    words = ["generate", str(tiny_folder), "--prompt-tokens", "100", "--max-tokens", "29", "--json"]
+    record = json.loads(run(*words, "--cache", "int8"))
+    assert record["stages"][0]["parts"]["cache"] == 2 * 2 * 128 * 2 * (12 + 4)
     record = json.loads(run("serve", str(tiny_folder), "--context", "128", "--slots", "3", "--json"))
     assert record["stages"][0]["parts"]["cache"] == 3 * 2 * 2 * 128 * 2 * 12 * 4

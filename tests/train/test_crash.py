@@ -52,7 +52,7 @@ CASES = {
     "train, offloading": ["train", str(RECIPE), "threads=1", "loop.save_every=3", *OFFLOAD],
     "extend, offloading": ["extend"],
 }
-KILLS = 20  # of each case: sixty in all
+KILLS = [7, pytest.param(20, marks=pytest.mark.long)]  # of each case; the long campaign has sixty in all
 
 
 class Parent:
@@ -81,9 +81,10 @@ class Parent:
         self.process.wait(timeout=60)
 
 
+@pytest.mark.parametrize("kills", KILLS)
 @pytest.mark.parametrize("case", CASES)
-def test_twenty_kills_leave_the_same_records(case, tiny_folder, tmp_path):
-    """A run is killed and resumed until it gets through; then another, until twenty kills have struck in flight."""
+def test_kills_leave_the_same_records(case, kills, tiny_folder, tmp_path):
+    """A run is killed and resumed until it gets through; then another, until so many kills have struck in flight."""
     parent = Parent(*CASES[case], *([str(tiny_folder)] if case.startswith("extend") else []))
     calm = tmp_path / "calm"
     started = time.monotonic()
@@ -92,15 +93,15 @@ def test_twenty_kills_leave_the_same_records(case, tiny_folder, tmp_path):
     draw = random.Random(0)
     killed = attempts = 0
     run = tmp_path / "run-0"
-    while killed < KILLS or not (run / "model").exists():
+    while killed < kills or not (run / "model").exists():
         attempts += 1
-        assert attempts < 20 * KILLS, f"only {killed} kills struck in {attempts} attempts"
-        status = parent.attempt(run, draw.uniform(0.02, 0.6) * whole if killed < KILLS else None)
+        assert attempts < 20 * kills, f"only {killed} kills struck in {attempts} attempts"
+        status = parent.attempt(run, draw.uniform(0.02, 0.6) * whole if killed < kills else None)
         assert status in (0, signal.SIGKILL)
         killed += status == signal.SIGKILL
         if status == 0:
             for name in ("records.jsonl", "model/model.safetensors"):
                 assert (run / name).read_bytes() == (calm / name).read_bytes(), (run, name)
-            if killed < KILLS:
+            if killed < kills:
                 run = tmp_path / f"run-{attempts}"
     parent.close()

@@ -4,6 +4,7 @@ Blocks leave when a forward is complete, so a chunk of a prompt reads itself exa
 nothing.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from handscroll.base.errors import ConfigError
+from handscroll.base.workload import Footprint
 from handscroll.nn.cache import Cache, Span
 from handscroll.nn.marks import Marks
 
@@ -33,6 +35,11 @@ class Blocked(Cache):
             least = 1 if name == "block" else 0
             if getattr(self, name) < least:
                 raise ConfigError(f"a cache with {name}={getattr(self, name)}: it must be at least {least}")
+
+    def footprint(self, kv_heads: int, head_size: int, itemsize: int) -> Footprint:
+        """The buffers of the newest tokens, as if none were put away; subclasses say what becomes of the others."""
+        each = super().footprint(kv_heads, head_size, itemsize).each
+        return Footprint(each=0, fixed=math.ceil(each * (self.recent + 2 * self.block)), reading=each)
 
     def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
         if torch.is_grad_enabled() and (keys.requires_grad or values.requires_grad):

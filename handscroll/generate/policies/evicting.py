@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from handscroll.base.errors import ConfigError
+from handscroll.base.workload import Footprint
 from handscroll.nn.cache import Cache, Observer, Span, _Layer
 from handscroll.nn.marks import Marks
 
@@ -89,6 +90,11 @@ class EvictingCache(Cache):
         """Bytes of keys, values, indices and masses."""
         small = {t.data_ptr(): t.nbytes for t in (*(m.index for m in self._kept), *self._mass) if t is not None}
         return super().nbytes + sum(small.values())
+
+    def footprint(self, kv_heads: int, head_size: int, itemsize: int) -> Footprint:
+        full = super().footprint(kv_heads, head_size, itemsize)
+        named = 12 * self.layers if self.by_layer else 8  # an index a layer and its mass, or one index
+        return full.model_copy(update={"each": full.each + named, "most": self.budget})
 
     def report(self) -> str:
         return f"{self.held:,} of {self.length:,} tokens are held, the others were evicted"

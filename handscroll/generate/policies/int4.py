@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from handscroll.base.errors import ConfigError
+from handscroll.base.workload import Footprint
 from handscroll.generate.policies.blocked import Blocked
 from handscroll.nn.cache import Cache, Span
 from handscroll.nn.marks import Marks
@@ -38,6 +39,12 @@ class Int4Cache(Blocked):
     @property
     def nbytes(self) -> int:
         return super().nbytes + sum(t.nbytes for packed in self._packed for t in packed)
+
+    def footprint(self, kv_heads: int, head_size: int, itemsize: int) -> Footprint:
+        full = super().footprint(kv_heads, head_size, itemsize)
+        groups = head_size // GROUP if head_size % GROUP == 0 else 1
+        scales = 4 * head_size / GROUP + 4 * groups  # of keys, of values: two bfloat16 a group
+        return full.model_copy(update={"each": self.layers * kv_heads * (head_size + scales)})
 
     def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
         if keys.shape[3] % 2:

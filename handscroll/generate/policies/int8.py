@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from handscroll.base.workload import Footprint
 from handscroll.nn.cache import Cache, Span
 from handscroll.nn.marks import Marks
 from handscroll.nn.rounding import to_int8
@@ -30,6 +31,9 @@ class Int8Cache(Cache):
         return super().nbytes + sum(
             s.numel() * s.element_size() for pair in self._scales for s in pair if s is not None
         )
+
+    def footprint(self, kv_heads: int, head_size: int, itemsize: int) -> Footprint:
+        return Footprint(each=2 * self.layers * kv_heads * (head_size + 4))  # a float32 scale a token and head
 
     def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
         before, end = self.marks.length, self.marks.length + keys.shape[2]

@@ -4,6 +4,7 @@ Every forward reads all of them back, a run at a time, so memory is that of the 
 length; the price is reading the whole cache from where it lies for every token (`retrieval` reads a part).
 """
 
+import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from handscroll.base.errors import ConfigError
+from handscroll.base.workload import Footprint
 from handscroll.generate.policies.blocked import Blocked
 from handscroll.generate.policies.pages import DiskPages, HostPages, Pages
 from handscroll.nn.cache import Span
@@ -52,6 +54,14 @@ class OffloadCache(Blocked):
     def filed(self) -> int:
         """Bytes on disk."""
         return 0 if self._pages is None else self._pages.filed
+
+    def footprint(self, kv_heads: int, head_size: int, itemsize: int) -> Footprint:
+        """In memory: the newest tokens and two runs of a layer read back; in host memory (`place`) all of it."""
+        made = super().footprint(kv_heads, head_size, itemsize)
+        if self.place == "host":
+            return made.model_copy(update={"each": made.reading})
+        fetched = math.ceil(made.reading / max(1, self.layers) * 2 * RUN)
+        return made.model_copy(update={"fixed": made.fixed + fetched, "filed": made.reading})
 
     def state_dict(self) -> dict[str, Tensor]:
         raise ConfigError("an offloaded cache lies in files of its own and is not saved; use the policy full or int8")

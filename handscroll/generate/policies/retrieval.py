@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from handscroll.base.errors import ConfigError
+from handscroll.base.workload import Footprint
 from handscroll.generate.policies.offload import Fetched, OffloadCache
 from handscroll.nn.cache import Span
 from handscroll.nn.kernels import attend
@@ -68,6 +69,10 @@ class RetrievalCache(OffloadCache):
     @property
     def nbytes(self) -> int:
         return super().nbytes + sum(t.nbytes for t in self._summaries if t is not None)
+
+    def footprint(self, kv_heads: int, head_size: int, itemsize: int) -> Footprint:
+        made = super().footprint(kv_heads, head_size, itemsize)
+        return made.model_copy(update={"each": made.each + 1.5 * made.reading / self.block})  # three vectors a block
 
     @property
     def recall(self) -> Recall | None:

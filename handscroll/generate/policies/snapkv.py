@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
+from handscroll.base.workload import Footprint
 from handscroll.generate.policies.evicting import PROTECTED, EvictingCache
 from handscroll.nn.cache import Cache, Span
 from handscroll.nn.marks import Marks
@@ -34,6 +35,9 @@ class SnapKVCache(EvictingCache):
 
     _until: int = 0  # tokens gone by at the end of the prompt
     _ends: Tensor | None = None  # (B or 1, 1): index of each row's last token of the prompt
+
+    def footprint(self, kv_heads: int, head_size: int, itemsize: int) -> Footprint:
+        return super().footprint(kv_heads, head_size, itemsize).model_copy(update={"whole": True})
 
     def expect(self, marks: Marks) -> None:
         index = marks.tensors(torch.device("cpu"))[0]

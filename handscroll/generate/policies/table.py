@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from handscroll.base.errors import ConfigError, nearest
+from handscroll.base.workload import Footprint
 from handscroll.generate.policies.h2o import H2OCache
 from handscroll.generate.policies.int4 import Int4Cache
 from handscroll.generate.policies.int8 import Int8Cache
@@ -35,6 +36,7 @@ POLICIES: dict[str, type[Cache]] = {
 EXACT = ("full", "offload")  # the others say that they are approximate
 SAVED = ("full", "int8")  # what a reading may be kept in
 EVICTING = ("window", "sinks", "snapkv", "h2o", "tova")  # hold `budget` tokens, forget the rest
+SCORED = ("snapkv", "h2o", "tova")  # ask for the attention on keys, which needs one rotation
 REWINDABLE = ("full", "int8")  # `trim` and `branch` leave what the kept tokens alone would have left
 OPTIONS: dict[str, tuple[str, ...]] = {
     "offload": ("block", "recent", "place", "folder"),
@@ -59,6 +61,15 @@ def cache_of(policy: str) -> Callable[..., Cache]:
         raise ConfigError(f"'{policy}': the budget is below one block of {BLOCK} tokens; give at least {BLOCK}")
     kind(0, **options)  # refuses here what it would refuse later
     return partial(kind, **options) if options else kind
+
+
+def footprint(policy: str, config: Any, itemsize: int) -> Footprint:
+    """Bytes of a policy's cache for a model's configuration; `itemsize` is that of the model's dtype.
+
+    Raises:
+        ConfigError: as `cache_of`.
+    """
+    return cache_of(policy)(config.layers).footprint(config.kv_heads, config.head_size, itemsize)
 
 
 def exact(policy: str) -> bool:

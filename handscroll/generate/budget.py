@@ -1,0 +1,346 @@
+"""`choose`: the cache that stays within a number of bytes and is nearest to the exact one, by measurement.
+
+If the full cache fits, it is taken. Otherwise the candidates that fit are rounding (int8, int4) and the evicting
+policies with as many tokens as the bytes hold. A guard reads a piece of the prompt with the exact cache and with each
+candidate, scaled so that it keeps the same share, and takes the one with the least mean KL divergence of the next-token
+distributions; if that is above the guard's limit, the request is refused. What is taken is then asked to find a needle,
+to copy and to add, beside the exact cache.
+
+The budget is what keys, values and their bookkeeping take at any time of the request, while the prompt is read too:
+chunks of the prompt are made small enough. Not counted: one layer's copy while a buffer grows or is cut, the model, and
+what the guard itself needs, which is the exact cache of its piece.
+Deterministic. Limits: what a piece of at most 2,048 tokens shows; a longer text may ask for what lies further back.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+
+from handscroll.base.errors import CapacityError, ConfigError
+from handscroll.base.workload import Shape, Workload
+from handscroll.generate.decode import decode
+from handscroll.generate.harm import Answers, Distance, Tasks, Way, answers, decoded, distance, right, tasks
+from handscroll.generate.policies.table import (
+    BLOCK,
+    EVICTING,
+    REWINDABLE,
+    SCORED,
+    cache_of,
+    footprint,
+)
+from handscroll.generate.prefill import CHUNK
+from handscroll.generate.sample import Sampling
+from handscroll.models.model import Model
+from handscroll.text.tokenizer import Tokenizer
+
+# The mean KL is what a token of the exact model's own text costs more, in nats. Rounding cost up to 0.004 on two
+# models, evicting half of the cache 0.02 at least, and with it a sixth to four fifths of the needles
+# (docs/benchmarks.md, 2026-11-25). The limit lies between: what forgets is taken only where it is asked for.
+GUARD = 0.01
+PIECE, LARGEST, LEAST = 512, 2048, 192  # tokens of the piece: usual, at most, and made up to by the model itself
+TAIL = 64  # tokens of it that are read one by one
+SMALLEST = 32  # tokens of a prompt that are read at a time, at least, where they are rounded
+UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+UNITS |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
+
+
+class Request(NamedTuple):
+    """Ids of the prompt, most new tokens; `samples` share the prompt.
+
+    `rewinds`: the cache is cut back (drafts). `grows`: more is read after the prompt (a conversation).
+    """
+
+    prompt: Sequence[int]
+    new: int
+    samples: int = 1
+    rewinds: bool = False
+    grows: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that a cache gets to see; the last new one is never read."""
+        return len(self.prompt) + self.new - 1
+
+    def bytes(self, policy: str, model: Model, chunk: int) -> int:
+        """Most bytes of a policy's cache at any time."""
+        made = footprint(policy, model.config, model.dtype.itemsize)
+        if self.samples == 1:
+            return made.peak(len(self.prompt), self.new, chunk)
+        return made.peak(len(self.prompt), 1, chunk) + self.samples * made.held(self.new - 1)
+
+    def workload(self, policy: str, model: Model, chunk: int = CHUNK) -> Workload:
+        """The planner's question: this request in a policy's cache. Samples are counted as one long continuation."""
+        itemsize = model.dtype.itemsize
+        return Workload(
+            kind="generate",
+            shape=Shape.of(model.config),
+            length=len(self.prompt),
+            new=self.new * self.samples,
+            chunk=chunk,
+            precision="bfloat16" if itemsize == 2 else "float32",
+            cache=footprint(policy, model.config, itemsize),
+        )
+
+    def others(self, policy: str) -> list[str]:
+        """Other policies without a budget that suit this request, exact ones first."""
+        alone = self.samples == 1 and not self.rewinds
+        return [name for name in ("offload", "int8", "int4") if name != policy and (alone or name in REWINDABLE)]
+
+
+class Candidate(NamedTuple):
+    """A policy with its options, tokens of a prompt a forward, and its bytes."""
+
+    policy: str
+    chunk: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen for a budget of `allowed` bytes where a full cache takes `full`; `loss` is None if it is exact.
+
+    `tried` are the candidates that were measured, with their distances. `piece` tokens were read for it, the last
+    `written` of which the model wrote itself. `tasks` are the shares that the exact cache and the chosen one reach in
+    needles, copying and sums; None for what cannot be measured.
+    """
+
+    policy: str
+    chunk: int
+    nbytes: int
+    full: int
+    allowed: int
+    loss: Distance | None = None
+    tried: tuple[tuple[Candidate, Distance], ...] = ()
+    piece: int = 0
+    written: int = 0
+    tasks: dict[str, tuple[float, float] | None] = field(default_factory=dict)
+
+    def report(self) -> str:
+        """What was chosen and what it costs; nothing where the cache is exact."""
+        if self.loss is None:
+            return ""
+        own = f", {self.written} of them written by the model" if self.written else ""
+        kl = f"KL mean {self.loss.kl:.2g}, worst {self.loss.worst:.2g} nats"
+        told = [f"{name} {_told(pair)}" for name, pair in self.tasks.items()]
+        return (
+            f"{self.policy} takes {size_text(self.nbytes)} of {size_text(self.allowed)}, a full cache "
+            f"{size_text(self.full)}; against the exact cache on {self.piece} tokens of the prompt{own}: {kl}, same "
+            f"likeliest token {self.loss.same:.0%}, {', '.join(told)}"
+        )
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        made: dict[str, Any] = {"policy": self.policy, "bytes": self.nbytes, "full": self.full, "budget": self.allowed}
+        if self.loss is None:
+            return made | {"exact": True}
+        tried = [{"policy": one.policy, "bytes": one.nbytes, **far._asdict()} for one, far in self.tried]
+        pairs = {
+            name: None if pair is None else {"exact": pair[0], "chosen": pair[1]} for name, pair in self.tasks.items()
+        }
+        measured = {"loss": self.loss._asdict(), "tasks": pairs, "tried": tried}
+        return made | {"exact": False, "chunk": self.chunk, "piece": self.piece, "written": self.written, **measured}
+
+
+def choose(model: Model, tokenizer: Tokenizer, request: Request, budget: str | int, guard: float = GUARD) -> Choice:
+    """The cache for a request within `budget`: bytes, "2GiB", "500MB", or "50%" of the full cache.
+
+    guard: the most mean KL, nats, that an approximate cache may cost.
+
+    Raises:
+        ConfigError: no such size; below one block of 64 tokens; a guard that is no number from 0 on.
+        CapacityError: nothing fits, or nothing that fits is within the guard; it says what would be.
+    """
+    if not 0 <= guard < math.inf:
+        raise ConfigError(f"the guard is {guard} nats; it must be a number from 0 on ({GUARD} is usual)")
+    full = request.bytes("full", model, CHUNK)
+    allowed = size_of(budget, full)
+    block = BLOCK * model.config.cache_bytes_per_token(model.dtype.itemsize)
+    if allowed < block:
+        raise ConfigError(
+            f"a budget of {size_text(allowed)} for keys and values is below one block of {BLOCK} tokens, which takes "
+            f"{size_text(block)} in this model; the whole request takes {size_text(full)}"
+        )
+    if full <= allowed:
+        return Choice("full", CHUNK, full, full, allowed)
+    guarded = Guard(model, tokenizer, request, allowed / full)
+    tried = [(one, guarded.distance(one)) for one in candidates(model, request, allowed)]
+    passed = [pair for pair in tried if pair[1].kl <= guard]
+    if not passed:
+        raise CapacityError(_refusal(guarded, allowed, guard, tried))
+    taken, loss = min(passed, key=lambda pair: pair[1].kl)
+    measured = {"piece": len(guarded.ids), "written": guarded.written, "tasks": guarded.tasks(taken)}
+    return Choice(*taken, full, allowed, loss, tuple(tried), **measured)
+
+
+def candidates(model: Model, request: Request, allowed: int) -> list[Candidate]:
+    """Approximate caches that suit a request and stay within `allowed` bytes, rounding first."""
+    found, config = [], model.config
+    alone = request.samples == 1 and not request.rewinds
+    for policy in ("int8", "int4") if config.head_size % 2 == 0 else ("int8",):
+        if not alone and policy not in REWINDABLE:
+            continue
+        chunk = _chunk(policy, model, request, allowed)
+        if chunk:
+            found.append(Candidate(policy, chunk, request.bytes(policy, model, chunk)))
+    positions = getattr(config, "positions", None)
+    banded = positions is not None and bool(positions.scaling.bands())
+    for name in EVICTING if alone else ():
+        if not (banded and name in SCORED):
+            found += _evicting(name, model, request, allowed)
+    return found
+
+
+def size_of(text: str | int, full: int) -> int:
+    """Bytes of a size as people write it; a share is one of `full`.
+
+    >>> size_of("1.5KiB", 0), size_of("50%", 200), size_of(7, 0)
+    (1536, 100, 7)
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(%|[a-z]*)\s*", str(text), re.IGNORECASE)
+    unit = "" if found is None else found[2].lower()
+    if found is None or (unit != "%" and unit not in UNITS):
+        raise ConfigError(f"a budget of '{text}': give bytes, a size such as 2GiB or 500MB, or a share such as 50%")
+    return int(float(found[1]) * (full / 100 if unit == "%" else UNITS[unit]))
+
+
+def size_text(size: float) -> str:
+    """Bytes in the largest binary unit that they fill.
+
+    >>> size_text(3 << 29), size_text(1000)
+    ('1.50 GiB', '1,000 bytes')
+    """
+    unit = next((unit for unit in ("GiB", "MiB", "KiB") if size >= UNITS[unit.lower()]), None)
+    return f"{size:,.0f} bytes" if unit is None else f"{size / UNITS[unit.lower()]:,.2f} {unit}"
+
+
+class Guard:
+    """Holds candidates to the exact cache on a piece of the prompt: its end, or more where the prompt is short."""
+
+    def __init__(self, model: Model, tokenizer: Tokenizer, request: Request, share: float):
+        self.model, self.tokenizer, self.request = model, tokenizer, request
+        prompt, bos = list(request.prompt), model.config.bos
+        size = min(max(PIECE, math.ceil(BLOCK / share)), LARGEST, request.tokens)
+        if len(prompt) < min(size, LEAST):
+            self.ids = prompt + self._own(prompt, min(size, LEAST) - len(prompt))
+        else:
+            begin = [bos] if bos is not None and prompt[0] == bos and len(prompt) > size else []
+            self.ids = begin + prompt[-min(size, len(prompt)) :][len(begin) :]
+        self.written = max(0, len(self.ids) - len(prompt))
+        self.first = len(self.ids) - min(TAIL, len(self.ids) // 2)
+        positions = getattr(model.config, "positions", None)
+        whole = len(prompt) + request.new
+        self.declared = whole if positions is None else positions.scaling.declared(whole)
+        self._rows = torch.tensor([self.ids])
+        self._exact = decoded(model, self._rows, self.first, Way(length=self.declared))[0]
+
+    def distance(self, candidate: Candidate) -> Distance:
+        """How far a candidate is from the exact cache on the piece."""
+        found = decoded(self.model, self._rows, self.first, self._way(candidate))[0]
+        return distance([self._exact], iter([found]), [self._rows[:, self.first :]])
+
+    def tasks(self, candidate: Candidate) -> dict[str, tuple[float, float] | None]:
+        """What the exact cache and a candidate reach in needles, copying and sums; None where the exact one fails too,
+        or where the piece has no room."""
+        given = tasks(self.tokenizer, [self.ids], self.ids, needles=(0.0, 0.5, 1.0), sums=4)
+        exact = self._reached(given, Way(length=self.declared))
+        able = {name for name, share in exact.items() if share}
+        asked = Tasks(
+            given.needles if "needle" in able else (),
+            given.copies if "copying" in able else given.copies[:0],
+            given.sums if "sums" in able else (),
+        )
+        found = self._reached(asked, self._way(candidate))
+        return {name: (share or 0.0, found[name] or 0.0) if share else None for name, share in exact.items()}
+
+    def _reached(self, given: Tasks, way: Way) -> dict[str, float | None]:
+        told: Answers = answers(self.model, self.tokenizer, given, way)
+        return {"needle": told.needle, "copying": told.copying, "sums": right(given, told.sums)}
+
+    def _own(self, prompt: list[int], count: int) -> list[int]:
+        sampling = Sampling(max_tokens=count, temperature=0.8, ignore_eos=True)
+        return [item.token for step in decode(self.model, [prompt], sampling, beyond=True) for item in step]
+
+    def _way(self, candidate: Candidate) -> Way:
+        """The candidate with the piece for the whole: a budget of tokens and a chunk in proportion."""
+        share, kind = len(self.ids) / self.request.tokens, cache_of(candidate.policy)
+        chunk = max(1, round(min(candidate.chunk, len(self.request.prompt)) * share))
+        if isinstance(kind, partial):  # of an evicting policy, and below what users may ask for
+            least = getattr(kind.func, "minimum", 1)
+            kind = partial(kind, budget=max(least, int(kind.keywords["budget"] * share)))
+        return Way(kind, chunk, self.declared)
+
+
+def _chunk(policy: str, model: Model, request: Request, allowed: int) -> int:
+    """The largest chunk of a prompt with which rounding stays within the bytes; 0: none does."""
+    sizes = (CHUNK >> n for n in range(CHUNK.bit_length()) if CHUNK >> n >= SMALLEST)
+    return next((chunk for chunk in sizes if request.bytes(policy, model, chunk) <= allowed), 0)
+
+
+def _evicting(name: str, model: Model, request: Request, allowed: int) -> list[Candidate]:
+    """The policy with as many tokens as fit, an eighth of them for the chunk that is read; none or one candidate."""
+    made = footprint(f"{name}:budget={BLOCK}", model.config, model.dtype.itemsize)
+    if made.whole and request.grows:  # every new text would be kept whole beside the budget
+        return []
+    room = int((allowed - made.fixed) / made.each)
+    budget = room - 1 if made.whole else max(BLOCK, room - max(1, min(CHUNK, room // 8)))
+    chunk = CHUNK if made.whole else room - budget
+    if budget < BLOCK or chunk < 1:
+        return []
+    policy = f"{name}:budget={budget}"
+    size = request.bytes(policy, model, chunk)
+    return [Candidate(policy, chunk, size)] if size <= allowed else []
+
+
+def _refusal(guarded: Guard, allowed: int, guard: float, tried: Sequence[tuple[Candidate, Distance]]) -> str:
+    """What came, what was measured, and what would pass: a larger budget, another guard, a disk."""
+    model, request = guarded.model, guarded.request
+    full = request.bytes("full", model, CHUNK)
+    said = f"within {size_text(allowed)} of the {size_text(full)} that a full cache of this request takes, "
+    if tried:
+        best, loss = min(tried, key=lambda pair: pair[1].kl)
+        limit = f"{math.ceil(loss.kl * 100) / 100:g}"
+        said += (
+            f"no cache stays near enough to the exact one: the nearest, {best.policy}, is {loss.kl:.3g} nats per token "
+            f"away on {len(guarded.ids)} tokens of the prompt, the guard allows {guard:g}. Accept it with a guard of "
+            f"{limit} (--kv-guard {limit}), or "
+        )
+    else:
+        said += "there is room for no other cache that suits it. Either "
+    passing = _passing(guarded, allowed, guard, tried)
+    needed, which = (full, "full") if passing is None else (passing.nbytes, passing.policy)
+    said += f"give {size_text(needed)} (--kv-budget {needed}: {which})"
+    if request.samples == 1 and not request.rewinds and not request.grows:
+        said += ", or keep all of it on disk, exactly (--cache offload)"
+    return said
+
+
+def _passing(
+    guarded: Guard, allowed: int, guard: float, tried: Sequence[tuple[Candidate, Distance]]
+) -> Candidate | None:
+    """The smallest of a few candidates above the budget that the guard lets pass.
+
+    Rounding, and the evicting policy that was nearest, at half and three quarters of the full cache.
+    """
+    model, request = guarded.model, guarded.request
+    full, known = request.bytes("full", model, CHUNK), {one.policy for one, _ in tried}
+    suited = candidates(model, request, full)
+    nearest = [one.policy.partition(":")[0] for one, _ in sorted(tried, key=lambda pair: pair[1].kl)]
+    name = next((name for name in nearest if name in EVICTING), "h2o")
+    found = [
+        one._replace(chunk=SMALLEST, nbytes=request.bytes(one.policy, model, SMALLEST))
+        for one in suited
+        if one.policy in ("int8", "int4") and one.policy not in known
+    ]
+    if any(one.policy.startswith(f"{name}:") for one in suited):
+        found += [one for share in (0.5, 0.75) for one in _evicting(name, model, request, int(full * share))]
+    larger = sorted((one for one in found if allowed < one.nbytes < full), key=lambda one: one.nbytes)
+    return next((one for one in larger if guarded.distance(one).kl <= guard), None)
+
+
+def _told(pair: tuple[float, float] | None) -> str:
+    return "not measurable" if pair is None else f"{pair[1]:.0%} (exact {pair[0]:.0%})"

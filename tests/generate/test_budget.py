@@ -1,0 +1,279 @@
+"""A budget of bytes: what policies take is known, the nearest cache is taken by measurement, the rest is refused."""
+
+import re
+from itertools import pairwise
+
+import pytest
+import torch
+
+from handscroll.base.errors import CapacityError, ConfigError
+from handscroll.generate import budget as module
+from handscroll.generate.budget import Request, candidates, choose, size_of
+from handscroll.generate.harm import Way, decoded, distance, said
+from handscroll.generate.policies.table import cache_of, footprint
+from handscroll.generate.prefill import hidden_chunks
+from handscroll.lm import load
+from handscroll.models.weights import load_model
+from handscroll.nn.cache import Cache
+from handscroll.nn.marks import Marks
+from tests.conformance.families import reference, save
+from tests.nn.test_bands import SELF_EXTEND, model_with
+
+TEXT = "import os\n\n\ndef walk(top):\n    for name in os.listdir(top):\n        yield os.path.join(top, name)\n\n" * 4
+
+
+@pytest.fixture(scope="module")
+def lm(tiny_folder):
+    return load(tiny_folder)
+
+
+@pytest.fixture(autouse=True)
+def _short_tails(monkeypatch):
+    monkeypatch.setattr(module, "TAIL", 24)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save(reference("llama"), tmp_path_factory.mktemp("budget"))
+
+
+def watched(cache):
+    """The cache, and a list of what it holds at the end of every forward, before anything is put away or evicted."""
+    sizes, commit = [], cache.commit
+
+    def watch():
+        sizes.append(cache.nbytes)
+        commit()
+        sizes.append(cache.nbytes)
+
+    cache.commit = watch
+    return cache, sizes
+
+
+POLICIES = ["full", "int8", "int4", "window:budget=70", "sinks:budget=70", "h2o:budget=70", "tova:budget=70"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("policy", [*POLICIES, "snapkv:budget=70", "offload:block=32,recent=32", "retrieval:recent=32"])
+def test_what_a_policy_takes_is_what_is_said_of_it(policy, dtype, folder):
+    model, chunk, prompt, new = load_model(folder, dtype=dtype), 24, 200, 20
+    tokens = torch.randint(3, 97, (1, prompt + new - 1), generator=torch.Generator().manual_seed(0))
+    cache, sizes = watched(cache_of(policy)(model.config.layers, capacity=prompt + new - 1))
+    list(hidden_chunks(model, tokens[:, :prompt], Marks.run(0, prompt), cache, None, chunk))
+    with torch.no_grad():
+        for at in range(prompt, prompt + new - 1):
+            model(tokens[:, at : at + 1], Marks.run(at, 1), cache)
+    made = footprint(policy, model.config, dtype.itemsize)
+    peak, held = made.peak(prompt, new, chunk), made.held(prompt + new - 1)
+    full = model.config.cache_bytes_per_token(dtype.itemsize)
+    if policy.startswith(("offload", "retrieval")):  # the runs that are read back are as long as this text, not 4,096
+        assert max(sizes) <= peak < 2 * 4096 * full
+        assert made.filed * (prompt + new) >= cache.filed > made.filed * (prompt - 64)
+        return
+    # Buffers of the newest tokens are counted beside the chunk; names and masses of a chunk are not in `nbytes` yet.
+    unnamed = prompt if made.whole else chunk
+    slack = 64 * full if policy == "int4" else unnamed * 12 * 3 if made.most else 0
+    assert max(sizes) <= peak <= max(sizes) + slack
+    assert cache.nbytes <= held <= cache.nbytes + slack
+    if policy == "int4":  # room for whole blocks
+        assert cache.nbytes == made.each * ((prompt + new - 1) // 32 * 32) + made.fixed
+
+
+def test_sizes_as_people_write_them():
+    wanted = {
+        "2GiB": 2 << 30,
+        "1.5 kb": 1500,
+        "50%": 500,
+        "12.5%": 125,
+        "7": 7,
+        9: 9,
+        "3MB": 3_000_000,
+        "1TiB": 1 << 40,
+    }
+    assert {text: size_of(text, 1000) for text in wanted} == wanted
+    for text in ("", "GiB", "2 giraffes", "-1", "50 %%", "1e9"):
+        with pytest.raises(ConfigError, match="such as 2GiB"):
+            size_of(text, 1000)
+
+
+def test_a_full_cache_that_fits_is_taken_and_nothing_is_said(lm):
+    request = Request(lm.encode(TEXT), 20)
+    full = request.bytes("full", lm.model, 1024)
+    choice = choose(lm.model, lm.tokenizer, request, full)
+    assert choice.policy == "full" and choice.report() == "" and choice.record()["exact"]
+    assert choose(lm.model, lm.tokenizer, request, full - 1).policy == "int8"
+
+
+def test_the_nearest_of_those_that_fit_is_taken(lm):
+    request = Request(ids := lm.encode(TEXT), 20)
+    choice = choose(lm.model, lm.tokenizer, request, "65%")
+    assert {one.policy.partition(":")[0] for one, _ in choice.tried} >= {
+        "int8",
+        "int4",
+        "window",
+        "sinks",
+        "h2o",
+        "tova",
+    }
+    assert all(one.nbytes <= choice.allowed for one, _ in choice.tried)
+    assert choice.loss.kl == min(loss.kl for _, loss in choice.tried) and 0 < choice.loss.kl < module.GUARD
+    assert choice.policy == "int8" and choice.piece == len(ids) and choice.written == 0
+    assert choose(lm.model, lm.tokenizer, request, "65%") == choice
+    said = choice.report()
+    assert said.startswith("int8 takes ") and "KL mean" in said and "needle not measurable" in said
+
+
+@torch.no_grad()
+def test_the_divergence_is_that_of_a_plain_loop(lm):
+    """For a request that ends with its prompt, so that the piece is the whole and nothing is scaled."""
+    ids = lm.encode(TEXT + TEXT)
+    choice = choose(lm.model, lm.tokenizer, Request(ids, 1), "30%", guard=9)
+    found, first = {}, len(ids) - module.TAIL
+    edges = [*range(0, first, choice.chunk), *range(first, len(ids))]
+    for name in ("full", choice.policy):
+        cache, parts = cache_of(name)(2), []
+        for begin, end in pairwise(edges):
+            logits = lm.model(torch.tensor([ids[begin:end]]), Marks.run(begin, end - begin), cache)
+            parts += [logits[:, -1].double().log_softmax(-1)] * (end >= first)
+        found[name] = torch.cat(parts)
+    exact, other = found["full"], found[choice.policy]
+    kl = (exact.exp() * (exact - other)).sum(-1)
+    assert choice.policy.partition(":")[0] in ("window", "sinks", "h2o", "tova") and len(kl) == module.TAIL
+    assert choice.loss.kl == pytest.approx(float(kl.mean()), rel=1e-2, abs=1e-7)
+    assert choice.loss.worst == pytest.approx(float(kl.max()), rel=1e-2, abs=1e-6)
+
+
+@pytest.mark.parametrize("share", ["40%", "75%"])
+def test_the_budget_is_kept_at_any_time(share, lm, monkeypatch):
+    from handscroll.generate import decode
+
+    made, real = [], decode.cache_of
+
+    def spied(policy):
+        return lambda *words, **options: made.append(watched(real(policy)(*words, **options))) or made[-1][0]
+
+    ids = lm.encode(TEXT)
+    request, settings = Request(ids, 30), {"max_tokens": 30, "beyond": True}
+    allowed = size_of(share, request.bytes("full", lm.model, 1024))
+    for one in candidates(lm.model, request, allowed):
+        monkeypatch.setattr(decode, "cache_of", spied)
+        choice = module.Choice(*one, 0, allowed)
+        text = lm.generate(ids, kv_budget=choice, **settings)
+        monkeypatch.undo()
+        assert max(made[-1][1]) <= one.nbytes <= allowed, one
+        if one.policy == "int8":  # what was chosen is what is used
+            assert text == lm.generate(ids, policy="int8", **settings)
+    assert len(made) >= 5
+
+
+def test_what_is_refused_says_what_would_pass(lm):
+    request = Request(lm.encode(TEXT), 20)
+    full = request.bytes("full", lm.model, 1024)
+    with pytest.raises(CapacityError, match=r"the guard allows 0\.") as refused:
+        choose(lm.model, lm.tokenizer, request, "65%", guard=0.0)
+    assert f"--kv-budget {full}: full" in str(refused.value) and "--cache offload" in str(refused.value)
+    # Between rounding and eviction.
+    allowed = size_of("30%", full)
+    least = choose(lm.model, lm.tokenizer, request, allowed, guard=9).loss.kl
+    with pytest.raises(CapacityError, match="the nearest, ") as refused:
+        choose(lm.model, lm.tokenizer, request, allowed, guard=least * 0.9)
+    needed, policy = re.search(r"--kv-budget (\d+): (\w+)", str(refused.value)).groups()
+    assert allowed < int(needed) < full and policy in ("int8", "int4")
+    assert choose(lm.model, lm.tokenizer, request, int(needed), guard=least * 0.9).policy.startswith(policy)
+    assert least <= float(re.search(r"--kv-guard ([\d.]+)", str(refused.value))[1]) < least + 0.011
+
+
+def test_wrong_budgets_are_refused(lm):
+    request = Request(lm.encode(TEXT), 20)
+    block = 64 * lm.model.config.cache_bytes_per_token(4)
+    for budget, guard, words in (
+        (block - 1, 0.1, "below one block of 64 tokens"),
+        ("1%", 0.1, "below one block of 64 tokens"),
+        ("50%", -1, "the guard is -1 nats"),
+        ("50%", float("nan"), "the guard is nan nats"),
+        ("lots", 0.1, "such as 2GiB"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            choose(lm.model, lm.tokenizer, request, budget, guard)
+    with pytest.raises(CapacityError, match="there is room for no other cache"):
+        choose(lm.model, lm.tokenizer, Request(lm.encode(TEXT), 20, samples=2), block)
+
+
+def test_only_what_suits_the_request_is_a_candidate(lm):
+    ids = lm.encode(TEXT)
+    names = lambda request, model=lm.model: {  # noqa: E731
+        one.policy.partition(":")[0] for one in candidates(model, request, request.bytes("full", model, 64) * 3 // 4)
+    }
+    assert names(Request(ids, 20)) == {"int8", "int4", "window", "sinks", "h2o", "tova"}  # the prompt is too long
+    assert "snapkv" in names(Request(ids[:100], 100))
+    assert "snapkv" not in names(Request(ids[:100], 100, grows=True))
+    assert names(Request(ids, 20, samples=3)) == names(Request(ids, 20, rewinds=True)) == {"int8"}
+    banded = model_with(SELF_EXTEND)
+    assert names(Request(list(range(3, 90)) * 3, 200), banded) == {"int8", "int4", "window", "sinks"}
+
+
+def test_samples_share_a_prompt_within_the_budget(lm):
+    request = Request(lm.encode(TEXT), 20, samples=3)
+    one = request.bytes("full", lm.model, 1024)
+    each = lm.model.config.cache_bytes_per_token(4)
+    assert one == each * (len(request.prompt) + 3 * 19)
+    reports = []
+    settings = {"max_tokens": 5, "beyond": True, "on_report": reports.append}
+    found = lm.continuations(TEXT, 2, kv_budget="60%", **settings)
+    want = lm.continuations(TEXT, 2, policy="int8", max_tokens=5, beyond=True)
+    assert [item.tokens for item in found] == [item.tokens for item in want]
+    assert len(reports) == 1 and reports[0].startswith("approximate: int8 takes")
+
+
+def test_a_short_prompt_is_continued_by_the_model_for_the_measure(lm):
+    request = Request(lm.encode("import os"), 400)
+    choice = choose(lm.model, lm.tokenizer, request, "60%")
+    assert choice.piece == module.LEAST and choice.written == module.LEAST - len(request.prompt)
+    assert f"{choice.written} of them written by the model" in choice.report()
+
+
+def test_what_excludes_a_budget_is_refused(lm, tmp_path):
+    from handscroll.generate.reading.store import Store
+
+    with pytest.raises(ConfigError, match="the policy is 'int8'"):
+        lm.generate(TEXT, kv_budget="50%", policy="int8", beyond=True)
+    with pytest.raises(ConfigError, match="saved readings lie in their files"):
+        lm.generate(TEXT, kv_budget="50%", store=Store(tmp_path), beyond=True)
+    with pytest.raises(CapacityError, match="the model's context is 64"):
+        lm.generate(TEXT, kv_budget="50%")
+    with pytest.raises(ConfigError, match="leave out the budget"):
+        lm.conversation("rotate", kv_budget="50%")
+
+
+def test_a_conversation_is_exact_until_it_outgrows_its_budget(stretched_folder):
+    from handscroll.generate.sample import Sampling
+
+    longer = load(stretched_folder)
+    each = longer.model.config.cache_bytes_per_token(4)
+    lines, settings, notes = ["import os\n\n", TEXT[:120], TEXT[:200], "x = 1\n"], Sampling(max_tokens=12), []
+    plain, bounded = longer.conversation(), longer.conversation(on_note=notes.append, kv_budget=each * 150)
+    for number, line in enumerate(lines):
+        want, got = ("".join(talk.say(line, settings)) for talk in (plain, bounded))
+        assert bounded._cache.nbytes <= each * 150, number
+        if len(bounded.ids) <= 150:
+            assert got == want and not bounded.approximate and not notes
+    assert bounded.approximate and len(notes) == 1
+    assert "outgrow the budget" in notes[0] and bounded.choice.report() in notes[0]
+    assert "snapkv" not in {one.policy.partition(":")[0] for one, _ in bounded.choice.tried}
+    assert not plain.approximate
+
+
+def test_measures_by_hand():
+    exact, other = torch.tensor([[[0.5, 0.5], [0.9, 0.1]]]).log(), torch.tensor([[[0.5, 0.5], [0.2, 0.8]]]).log()
+    found = distance([exact], iter([other]), [torch.tensor([[0, 0]])])
+    worst = 0.9 * torch.tensor(4.5).log() + 0.1 * torch.tensor(0.125).log()
+    assert found.worst == pytest.approx(float(worst)) and found.kl == pytest.approx(float(worst) / 2)
+    assert found.same == 0.5 and found.loss == pytest.approx(float(torch.tensor(4.5).log()) / 2)
+
+
+def test_reading_token_by_token_is_reading_and_greedy_is_generate(lm):
+    ids = lm.encode(TEXT)
+    scores, size = decoded(lm.model, torch.tensor([ids]), 100, Way(chunk=7))
+    torch.testing.assert_close(scores[0], lm.logits(ids)[99:-1].log_softmax(-1), atol=1e-4, rtol=1e-4)
+    assert size == Cache(2).footprint(2, 12, 4).held(len(ids) - 1)
+    assert lm.decode(said(lm.model, ids, 8, Way())) == lm.generate(ids, max_tokens=8, beyond=True)
