@@ -20,6 +20,7 @@ CHECKED = [
     "models.llama",
     "models.gpt2",
     "models.bloom",
+    "models.glm",
 ]
 install_import_hook([f"handscroll.{name}" for name in CHECKED], "beartype.beartype")
 

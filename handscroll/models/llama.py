@@ -18,7 +18,7 @@ from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Window
 from handscroll.nn.mlp import GatedMLP
 from handscroll.nn.norm import RMSNorm
-from handscroll.nn.rope import Rotation, rotation
+from handscroll.nn.rope import Rotation
 from handscroll.nn.shapes import Embeddings, Tokens
 
 
@@ -61,6 +61,11 @@ class LlamaConfig(Config):
     @property
     def trained(self) -> int:
         return self.positions.trained
+
+    @property
+    def rotated_size(self) -> int:
+        """Numbers of each head that are rotated."""
+        return self.head_size
 
     def cache_bytes_per_token(self, element_size: int) -> int:
         return 2 * self.layers * self.kv_heads * self.head_size * element_size
@@ -107,13 +112,7 @@ class Llama(Decoder):
         return self.embedding(tokens)
 
     def rotation(self, marks: Marks, length: int | None, like: Tensor) -> Rotation:
-        positions = self.config.positions
-        if positions.scaling.depends_on_length and length is None:
-            raise ConfigError(
-                f"scaling '{positions.scaling.name}' depends on the length of the request: "
-                "declare it (length = prompt + new tokens) so that cached keys stay valid"
-            )
-        return rotation(marks, positions.scaling, positions.base, self.config.head_size, length, like)
+        return self.config.positions.rotation(marks, self.config.rotated_size, length, like)
 
 
 ARCHITECTURES = {

@@ -7,7 +7,11 @@ FAMILIES: dict[str, str] = {
     "mistral": "handscroll.models.llama:MISTRAL",
     "qwen2": "handscroll.models.llama:QWEN2",
     "qwen3": "handscroll.models.llama:QWEN3",
+    "glm": "handscroll.models.glm:GLM_4",
+    "glm4": "handscroll.models.glm:GLM_4_0414",
     "gpt2": "handscroll.models.gpt2:FAMILY",
+    "glm-blank": "handscroll.models.glm_blank:FAMILY",
+    "lstm": "handscroll.models.lstm:FAMILY",
     "bloom": "handscroll.models.bloom:BLOOM",
     "bloom-interpolated": "handscroll.models.bloom:BLOOM_INTERPOLATED",
 }

@@ -73,8 +73,7 @@ class Attention(nn.Module):
         scale = self.shape.head_size**-0.5
         rotation, bands = context.rotation, () if context.rotation is None else context.rotation.bands
         if rotation is not None:
-            q = q if bands else rotation.turn(q)
-            scale *= rotation.attention_factor**2
+            q, scale = (q, scale * rotation.attention_factor**2) if bands else rotation.queries(q, scale)
         spans = self.remember(x, context, layer)
         select = getattr(context.cache, "select", None)  # asked by name: a protocol's check takes longer than the call
         if select is not None:

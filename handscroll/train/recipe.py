@@ -31,8 +31,8 @@ from handscroll.models.llama import Llama, LlamaConfig
 from handscroll.models.model import Decoder, Model
 from handscroll.nn.init import initialise
 from handscroll.nn.noise import Noise
-from handscroll.objectives.causal import Causal
 from handscroll.objectives.head import token_losses
+from handscroll.objectives.objective import Objective
 from handscroll.plan.workloads import recipe_workloads
 from handscroll.text.readers import read
 from handscroll.text.tokenizer import Tokenizer
@@ -41,7 +41,7 @@ from handscroll.train.assemble import Updates
 from handscroll.train.curriculum import Curriculum, Grow, NewPositions
 from handscroll.train.ladder.certificate import certify, memory_needed
 from handscroll.train.loop import Callbacks, OnPulse, OnRecord, train
-from handscroll.train.lora import LoRA, add_lora, merge_lora, save_adapter
+from handscroll.train.lora import FUSED, LoRA, add_lora, merge_lora, save_adapter
 from handscroll.train.optim import Optimizer
 from handscroll.train.parallel.shard import shard, unsharded
 from handscroll.train.parallel.world import Parallel, World, join_world, same_everywhere
@@ -51,6 +51,16 @@ from handscroll.train.run import Loop, Progress, Run, write_recipe
 from handscroll.train.schedule import Schedule
 from handscroll.train.spike import Spike
 from handscroll.train.step import Memory
+from handscroll.train.tasks import (
+    BlanksData,
+    LabelledData,
+    ObjectiveName,
+    check_data,
+    labels_of,
+    new_blank_glm,
+    new_lstm,
+    objective_of,
+)
 
 
 class Files(Config):
@@ -132,7 +142,7 @@ class FactsData(Config):
         return Facts(text, tokenizer, length, seed, **self.model_dump(exclude={"kind"}))
 
 
-RowData = Annotated[TextData | CopiesData | FactsData, Field(discriminator="kind")]
+RowData = Annotated[TextData | CopiesData | FactsData | LabelledData | BlanksData, Field(discriminator="kind")]
 
 
 class Stage(Config):
@@ -157,7 +167,7 @@ class ModelRecipe(Config):
     """A checkpoint to start from (`path`), or a `family` with its sizes and an initialisation."""
 
     path: str | None = None
-    family: Literal["llama", "gpt2"] | None = None
+    family: Literal["llama", "gpt2", "glm-blank", "lstm"] | None = None
     initialise: Literal["normal", "xavier", "he"] = "normal"
     induction: bool = Field(default=False, description="set induction heads by hand (models/induction.py)")
     sizes: dict[str, Any] = Field(default_factory=dict)
@@ -190,6 +200,7 @@ class Recipe(Config):
     threads: int = Field(default=0, ge=0, description="0: as many as there are processors")
     text: Files
     model: ModelRecipe
+    objective: ObjectiveName = "causal"
     tokenizer: TokenizerRecipe = TokenizerRecipe()
     data: dict[str, RowData]
     stages: tuple[Stage, ...] = Field(min_length=1)
@@ -212,6 +223,8 @@ class Recipe(Config):
             in_order = [name for name in stage.mix if getattr(self.data[name], "order", "") == "reading"]
             if in_order and len(stage.mix) > 1:
                 raise ValueError(f"stages: '{in_order[0]}' is read in order; rows mixed in would tear its lanes apart")
+        mixed = {name: self.data[name] for stage in self.stages for name in stage.mix}
+        check_data(self.objective, mixed, self.validation is not None)
         if self.loop.get("steps") not in (None, self.steps):
             raise ValueError(f"loop.steps {self.loop['steps']} contradicts the stages' {self.steps}; leave it out")
         return self
@@ -318,12 +331,12 @@ def _run(recipe: Recipe, folder: Path, world: World, ways: Ways) -> tuple[LM, Pr
         recipe.curriculum(),
     )
     validate = None if recipe.validation is None else validator(recipe.validation, tokenizer)
-    objective = Causal(recipe.regularise.label_smoothing, by_position=True)
+    objective = _objective(recipe, model, by_position=True)
     callbacks = Callbacks(validate, ways.on_record if world.first else None, ways.on_pulse if world.first else None)
     progress = train(run, stream, objective, callbacks)
     model = unsharded(model, world, lambda fresh: recipe.lora and add_lora(fresh, recipe.lora, recipe.seed))
     if recipe.lora is not None and world.first:
-        if model.config.family not in ("gpt2", "bloom"):  # their projections are stored fused; merging is all there is
+        if model.config.family not in FUSED:
             save_adapter(model, recipe.lora, folder / "adapter", str(recipe.model.path))
         merge_lora(model)
     lm = LM(model, tokenizer, str(folder / "model"))
@@ -339,12 +352,17 @@ def _certify(recipe: Recipe, memory: Memory, model: Decoder, stream: Chain, ways
     longest = max(range(len(recipe.stages)), key=lambda stage: recipe.stages[stage].length)
     (first, *_), _ = next(stream.resume(stream.beginning(longest)))
     noise = Noise(recipe.regularise.dropout, recipe.seed, 0) if recipe.regularise.dropout else None
-    objective = Causal(recipe.regularise.label_smoothing)
+    objective = _objective(recipe, model)
     if not ways.force:
         afford(memory_needed(model, memory), "the gradient certificate", "leave --certify out, or use --force")
     certificate = certify(model, memory, first, objective, folder, noise)
     write_file(folder / "certificate.json", (json.dumps(certificate.as_record(), indent=2) + "\n").encode())
     ways.show(str(certificate))
+
+
+def _objective(recipe: Recipe, model: Decoder, by_position: bool = False) -> Objective:
+    labels, smoothing = labels_of(recipe.data.values()), recipe.regularise.label_smoothing
+    return objective_of(recipe.objective, model, labels, smoothing, by_position)
 
 
 def _digest(value: Any) -> int:
@@ -360,13 +378,17 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Decoder:
         return loaded
     ids = {"bos": tokenizer.bos, "eos": () if tokenizer.eos is None else (tokenizer.eos,)}
     values = {"vocab": tokenizer.vocab_size, **ids, **recipe.model.sizes}
-    where = "recipe: model.sizes"
+    where, longest = "recipe: model.sizes", max(stage.length for stage in recipe.stages)
     if recipe.model.family == "llama":
         context = values.pop("context", None)
         if context is not None:
             base = float(values.pop("base", 10_000.0))
             values["positions"] = {"base": base, "scaling": {"name": "none"}, "context": context, "trained": context}
         model: Decoder = Llama(LlamaConfig.parse(values, where))
+    elif recipe.model.family == "lstm":
+        model = new_lstm(values, labels_of(recipe.data.values()), longest, where)
+    elif recipe.model.family == "glm-blank":
+        model = new_blank_glm(values, tokenizer, longest, where)
     else:
         model = GPT2(GPT2Config.parse(values, where))
     generator = torch.Generator().manual_seed(recipe.seed)
