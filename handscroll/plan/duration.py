@@ -91,9 +91,8 @@ def count(workload: Workload) -> Work:
     passes = again + (2 if train else 0)
     masked = workload.packed and shape.family != "lstm"
     tiles = -(-workload.length // QUERIES) * (again + 1) if masked else 0
-    if shape.family == "lstm":
-        chunks = STEP * workload.length
-    calls = shape.layers * (chunks * passes * (1.5 if shape.lora_rank else 1.0) + tiles)
+    steps = STEP * workload.length if shape.family == "lstm" else chunks
+    calls = shape.layers * (steps * passes * (1.5 if shape.lora_rank else 1.0) + tiles)
     return Work(
         products=tokens * per_token,
         attention=_attention(workload, again, train),

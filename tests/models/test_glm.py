@@ -9,6 +9,7 @@ import transformers
 from handscroll.base.errors import ConfigError
 from handscroll.extend.methods import apply, candidates
 from handscroll.generate.decode import decode
+from handscroll.generate.engine.engine import Engine
 from handscroll.generate.prefill import hidden_chunks
 from handscroll.generate.sample import Sampling
 from handscroll.models.describe import describe_positions
@@ -127,6 +128,20 @@ def test_generation_ends_at_any_of_the_end_tokens(tmp_path):
     ends = model.config.model_copy(update={"eos": (found[3],)})
     again = list(decode(model, [[4, 9]], Sampling(max_tokens=12), ends.eos))
     assert again[-1][0].finish == "eos" and len(again) == found.index(found[3]) + 1
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_the_engine_and_int8_keys_read_half_rotated_heads(deterministic):
+    model = build("glm4", YARN, head=64, rotated=32)
+    model = model if deterministic else model.double()
+    sampling, prompts = Sampling(max_tokens=7), [[4, 9, 11], [*range(3, 40)]]
+    engine = Engine(model, blocks=40, block=8, deterministic=deterministic)
+    requests = [engine.submit(prompt, sampling) for prompt in prompts]
+    for _ in engine.run():
+        pass
+    for request, prompt in zip(requests, prompts, strict=True):
+        assert request.answer == [step[0].token for step in decode(model, [prompt], sampling, model.config.eos)]
+    assert len(list(decode(model, prompts[1:], sampling, model.config.eos, policy="int8"))) > 1
 
 
 def test_absent_end_tokens_are_those_of_the_published_models(tmp_path):

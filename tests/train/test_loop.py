@@ -128,7 +128,7 @@ def test_packed_documents_equal_documents_alone():
 
 
 def test_a_non_finite_loss_stops_before_the_update(recipe, tmp_path, monkeypatch):
-    from handscroll.train import recipe as recipe_module
+    from handscroll.train import tasks
 
     calls = []
 
@@ -141,7 +141,7 @@ def test_a_non_finite_loss_stops_before_the_update(recipe, tmp_path, monkeypatch
                 hidden = hidden + model.get_parameter("layers.1.mlp.up.weight").sum()
             return super().loss(model, hidden, batch)
 
-    monkeypatch.setattr(recipe_module, "Causal", Poisoned)
+    monkeypatch.setattr(tasks, "Causal", Poisoned)
     with pytest.raises(DataError, match=r"step 6: loss nan.*layers\.1\.mlp\.up\.weight"):
         run_recipe(recipe("loop.save_every=5"), tmp_path / "run")
     records = list(read_records(tmp_path / "run" / "records.jsonl"))
