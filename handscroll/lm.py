@@ -11,6 +11,7 @@ from torch import Tensor
 
 from handscroll.base.errors import CapacityError, ConfigError, DataError, nearest
 from handscroll.base.runs import write_file
+from handscroll.generate import blanks
 from handscroll.generate.beam import Early, beam_search
 from handscroll.generate.constrain import Constraint
 from handscroll.generate.continuation import Continuation, before, continuations, text_of
@@ -95,6 +96,8 @@ class LM:
         """
         self._one_text("nll")
         ids = self._ids(text_or_ids)
+        if self.model.both_ways:
+            raise ConfigError(f"family '{self.model.config.family}' reads in both directions: no token is predicted")
         if len(ids) < 2:
             raise DataError(f"a loss needs at least two tokens, got {len(ids)}")
         if window is None or len(ids) <= window:
@@ -189,6 +192,20 @@ class LM:
             for item in found
         ]
 
+    def fill(self, text: str, **settings: Any) -> str:
+        """`text` with its blanks filled, for models of blank infilling: "[MASK]" stands for a span, "[gMASK]" for all
+        that follows (appended where there is neither). `settings` are those of `generate`; max_tokens is of each blank.
+
+        Raises:
+            ConfigError: the model fills no blanks. CapacityError: more than its learned tables hold.
+        """
+        ids = self.tokenizer.encode(text, parse=True)
+        parts, done = [], 0
+        for filling in blanks.fill(self.model, ids, _sampling(settings)):
+            parts += [*ids[done : filling.place], *filling.tokens]
+            done = filling.place + 1
+        return self.decode([*parts, *ids[done:]])
+
     def conversation(self, outgrown: str = "read", on_note: Callable[[str], None] | None = None) -> Conversation:
         """A text that grows by turns, of which nothing is read twice; `outgrown` is for scalings by length."""
         self._one_text("a conversation")
@@ -230,6 +247,7 @@ class LM:
             )
         if name:
             check_name(name)
+        self._keeps_keys()
         identity = self.identity(len(ids) + room, policy)
         before = store.find(identity, ids)
         first = 0 if before is None else before.length
@@ -315,10 +333,18 @@ class LM:
             raise ConfigError(f"saved readings keep every token, '{policy}' does not: generate without the store")
         if store is not None:
             self._one_text("a saved reading")
+            self._keeps_keys()
         if store is None or len(ids) < 2:
             return None
         # The last token is read anyway: the first new one is predicted from it.
         return store.find(self.identity(len(ids) + new, policy), torch.tensor(ids[:-1]))
+
+    def _keeps_keys(self) -> None:
+        if self.model.recurrent:
+            raise ConfigError(
+                f"family '{self.model.config.family}' keeps a state of constant size and no keys: there is nothing to "
+                "save of what it read"
+            )
 
     def draft(self, other: "LM") -> DraftModel:
         """Another model of the same tokens as the draft of speculative decoding, for `generate(draft=...)`."""
@@ -422,6 +448,8 @@ def load(source: str | Path, device: str = "cpu", dtype: str = "float32", weight
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab}; "
             "the tokenizer belongs to another checkpoint"
         )
+    if weights and model.recurrent:
+        raise ConfigError(f"family '{model.config.family}' has no projections to round: load it without weights")
     if weights:
         quantise(model, weights)
     path = folder / PROVENANCE

@@ -22,6 +22,7 @@ CHECKED = [
     "models.bloom",
     "models.t5",
     "models.encoder_decoder",
+    "models.glm",
 ]
 install_import_hook([f"handscroll.{name}" for name in CHECKED], "beartype.beartype")
 

@@ -20,7 +20,7 @@ class Shape(Config):
     `trainable` None means all of it; less means LoRA of `lora_rank` on `lora_targets` projections of each layer.
     """
 
-    family: Literal["llama", "gpt2"]
+    family: Literal["llama", "gpt2", "lstm"]
     layers: int = Field(ge=1)
     width: int = Field(ge=1)
     heads: int = Field(ge=1)
@@ -32,6 +32,7 @@ class Shape(Config):
     positions: int = Field(default=0, ge=0)
     windows: tuple[int | None, ...] = ()
     sourced: bool = False
+    norms: int = Field(default=2, ge=2, description="norms of a layer of the Llama form")
     lora_rank: int = Field(default=0, ge=0)
     lora_targets: int = Field(default=4, ge=0)
 
@@ -41,8 +42,11 @@ class Shape(Config):
 
         A BLOOM is counted as a GPT-2 without positions; the norm of its embedding (2 D numbers) and the bias tensors of
         a tile are left out. A T5 is counted as a decoder of all its layers, encoder and decoder, on rows as long as the
-        text; its cross-attention is spread over their MLPs.
+        text; its cross-attention is spread over their MLPs. An LSTM has neither heads nor keys.
         """
+        if config.family == "lstm":
+            sizes = {name: getattr(config, name) for name in ("layers", "width", "vocab", "tied")}
+            return cls(**recurrent(sizes) | changes)
         names = ("layers", "width", "heads", "kv_heads", "head_size", "mlp_width", "vocab", "tied")
         values: dict[str, Any] = {name: getattr(config, name) for name in names}
         if config.family in ("t5", "mt5"):
@@ -51,25 +55,29 @@ class Shape(Config):
             wider = config.mlp_width + -(-cross // (layers * (3 if gated else 2)))
             values |= {"layers": layers, "mlp_width": wider, "family": "llama" if gated else "gpt2", "sourced": True}
             return cls(**values | changes)
-        plain = config.family in ("gpt2", "bloom")  # layer norms, biases and a plain MLP
-        positions = config.context if config.family == "gpt2" else 0
+        plain = config.family in ("gpt2", "bloom", "glm-blank")  # layer norms, biases and a plain MLP
+        positions = config.context if config.family in ("gpt2", "glm-blank") else 0
+        positions += getattr(config, "inside", 0)  # the second table of blank infilling
         values |= {"family": "gpt2" if plain else "llama", "positions": positions}
         values |= {"windows": tuple(getattr(config, "windows", ()))}
+        values |= {"norms": 4 if getattr(config, "branch_norms", False) else 2}
         return cls(**values | changes)
 
     @property
     def inner(self) -> int:
         """Width of all query heads together."""
-        return self.heads * self.head_size
+        return 0 if self.family == "lstm" else self.heads * self.head_size
 
     @property
     def shared(self) -> int:
         """Width of all key (or value) heads together."""
-        return self.kv_heads * self.head_size
+        return 0 if self.family == "lstm" else self.kv_heads * self.head_size
 
     @property
     def layer_matrices(self) -> int:
-        """Numbers in the projections of one layer."""
+        """Numbers in the projections of one layer; of an LSTM's four gates, from input and state."""
+        if self.family == "lstm":
+            return 8 * self.width**2
         products = 3 if self.family == "llama" else 2
         return self.width * (2 * self.inner + 2 * self.shared + products * self.mlp_width)
 
@@ -86,8 +94,10 @@ class Shape(Config):
     @property
     def layer_vectors(self) -> int:
         """Norms and biases of one layer (Llama's optional biases and head norms are left out: under 0.1 %)."""
+        if self.family == "lstm":
+            return 8 * self.width
         if self.family == "llama":
-            return 2 * self.width
+            return self.norms * self.width
         return 6 * self.width + self.inner + 2 * self.shared + self.mlp_width
 
     @property
@@ -100,7 +110,7 @@ class Shape(Config):
     @property
     def parameters(self) -> int:
         """All numbers of the model, adapters included."""
-        norm = self.width * (1 if self.family == "llama" else 2)
+        norm = self.width * {"llama": 1, "gpt2": 2, "lstm": 0}[self.family]
         return self.layers * (self.layer_matrices + self.layer_vectors + self.adapters) + self.tables + norm
 
     @property
@@ -114,6 +124,11 @@ class Shape(Config):
         if self.lora_rank:
             return self.lora_rank * max(self.width, self.inner, self.mlp_width if self.lora_targets > 4 else 0)
         return max(self.table, self.width * self.mlp_width, self.width * self.inner, self.positions * self.width)
+
+
+def recurrent(sizes: dict[str, Any]) -> dict[str, Any]:
+    """The fields of an LSTM's shape; its gates are what an MLP is to the others, four times as wide as it is."""
+    return sizes | {"family": "lstm", "heads": 1, "kv_heads": 1, "head_size": 1, "mlp_width": 4 * sizes["width"]}
 
 
 class Workload(Config):

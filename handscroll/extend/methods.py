@@ -194,6 +194,16 @@ def candidates(model: Model, method: str, to: int, factors: dict[str, Any] | Non
         ConfigError: an unknown method, one that does not fit the family, or a target not above the trained length.
     """
     config = model.config
+    if model.recurrent:
+        raise ConfigError(
+            f"family '{config.family}' has no positions: nothing ends its context, and there is nothing to lengthen; "
+            "train it on longer rows (its state is carried exactly through rows of any length)"
+        )
+    if config.family == "glm-blank":
+        raise ConfigError(
+            "family 'glm-blank' has two learned tables of positions and predicts no plain text to measure a longer "
+            "one by: it is not lengthened; train one with a larger context"
+        )
     if to <= config.context:
         raise ConfigError(
             f"--to {to} is not longer than the context of this checkpoint ({config.context} tokens"
@@ -215,8 +225,8 @@ def candidates(model: Model, method: str, to: int, factors: dict[str, Any] | Non
         return [_relative(config, name, to) for name in names]
     positions = config.positions
     if factors is not None:
-        return [longrope_with(factors, positions, config.head_size, to)]
-    return _rotary(positions, config.head_size, method, to)
+        return [longrope_with(factors, positions, config.rotated_size, to)]
+    return _rotary(positions, config.rotated_size, method, to)
 
 
 def apply(model: Model, candidate: Candidate, to: int) -> None:

@@ -15,7 +15,7 @@ from handscroll.models.model import Decoder
 from handscroll.objectives.causal import Causal
 from handscroll.train.assemble import Updates
 from handscroll.train.loop import Callbacks, OnRecord, train
-from handscroll.train.lora import LoRA, add_lora, merge_lora, save_adapter
+from handscroll.train.lora import FUSED, LoRA, add_lora, merge_lora, save_adapter
 from handscroll.train.optim import Optimizer
 from handscroll.train.planned import planned
 from handscroll.train.run import Loop, Run, write_recipe
@@ -66,7 +66,7 @@ def tune(lm: LM, to: int, settings: TuneSettings, folder: Path, on_record: OnRec
     progress = train(run, Updates(rows, settings.rows, 1), Causal(), Callbacks(on_record=on_record))
     plan.compare()
     if settings.lora is not None:
-        if lm.model.config.family not in ("gpt2", "bloom"):
+        if lm.model.config.family not in FUSED:
             save_adapter(lm.model, settings.lora, folder / "adapter", lm.source)
         merge_lora(lm.model)
     return done | {"steps": progress.step, "tokens": progress.tokens}

@@ -100,6 +100,13 @@ def decode(  # noqa: PLR0913 - what is asked, how it ends, what is known already
     keeping = _Keeping(chunk, reading, cache_of(policy), on_report)
     if (samples > 1 or drafts is not None) and policy not in REWINDABLE:
         raise ConfigError(f"several samples and drafts need a cache that can be shared and cut back: not '{policy}'")
+    if model.both_ways:
+        raise ConfigError(f"family '{model.config.family}' reads in both directions: fill its blanks (lm.fill)")
+    if model.recurrent and (policy != "full" or drafts is not None or reading is not None):
+        raise ConfigError(
+            f"family '{model.config.family}' keeps a state of constant size: no cache policy, draft or saved reading "
+            "applies to it; leave them out"
+        )
     if constraint is not None and (sampling.stop or sampling.ignore_eos):
         raise ConfigError("a constraint says how the text ends; remove stop strings and ignore_eos")
     begun = [started(model, number, prompt) for number, prompt in enumerate(prompts)]

@@ -34,12 +34,14 @@ class Entry:
     """One foreign tensor. Several of ours: stacked along their output dimension (a fused projection).
 
     `transposed`: stored (in, out), as GPT-2's Conv1D does. `heads`: ours are interleaved head by head, so many.
+    `pairs` (E, R): of each head of E outputs the first R are rotated, stored as pairs side by side, ours in halves.
     """
 
     theirs: str
     ours: tuple[str, ...]
     transposed: bool = False
     heads: int = 0
+    pairs: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from handscroll.nn.attention import Attention, Context
 from handscroll.nn.bias import Bias
 from handscroll.nn.cache import Cache, Keeper
 from handscroll.nn.linear import TokenTable
-from handscroll.nn.marks import Marks
+from handscroll.nn.marks import Extent, Marks
 from handscroll.nn.mask import Causal, Mask
 from handscroll.nn.native.halves import halves
 from handscroll.nn.native.stack import stack
@@ -52,6 +52,7 @@ class Model(nn.Module):
     """
 
     config: Any
+    recurrent: bool = False  # whether it keeps a state of constant size instead of keys: `nn/recurrence.py`
 
     def embed(self, tokens: Tokens, marks: Marks) -> Embeddings:
         raise NotImplementedError
@@ -72,6 +73,11 @@ class Model(nn.Module):
     def mask(self) -> Mask:
         """The family's own mask for plain text."""
         raise NotImplementedError
+
+    @property
+    def both_ways(self) -> bool:
+        """Whether plain text is read in both directions: its tokens cannot be scored or continued one by one."""
+        return self.mask().within(Extent(0, 0), Extent(1, 1)) is not False
 
     def new_cache(self, capacity: int = 0) -> Cache:
         return Cache(self.config.layers, capacity=capacity)

@@ -18,6 +18,7 @@ from handscroll.base.errors import ConfigError, nearest
 from handscroll.models.encoder_decoder import Encoder, EncoderDecoder
 from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
 from handscroll.models.model import PreNormLayer
+from handscroll.models.new import SIZES, About
 from handscroll.nn.attention import Attention, Context, CrossAttention, Heads
 from handscroll.nn.bias import Buckets, Relative
 from handscroll.nn.linear import Linear, TokenTable
@@ -182,6 +183,12 @@ SAME = {  # names that newer files may give too
     "num_hidden_layers": "num_layers",
     "head_dim": "d_kv",
 }
+
+
+def new(sizes: dict[str, Any], about: About) -> T5Config:
+    """Of a recipe's sizes; decoder texts begin with the padding token, or without one with the end token."""
+    start = about.tokenizer.eos if about.tokenizer.pad is None else about.tokenizer.pad
+    return T5Config.parse(({} if start is None else {"start": start}) | sizes, SIZES)
 
 
 def _read(foreign: Foreign, model_type: str) -> T5Config:

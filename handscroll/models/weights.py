@@ -193,6 +193,8 @@ def _unpack(entry: Entry, tensor: Tensor, shapes: dict[str, tuple[int, ...]], fo
         raise CheckpointError(f"{folder}: tensor '{entry.theirs}' is {tensor.dtype}; quantised weights are not read")
     if entry.heads:
         tensor = tensor.unflatten(0, (entry.heads, len(entry.ours), -1)).transpose(0, 1).flatten(0, 2)
+    if entry.pairs is not None:
+        tensor = _paired(tensor, entry.pairs, (-1, 2))
     yield from zip(entry.ours, tensor.split([shape[0] for shape in wanted]), strict=True)
 
 
@@ -200,7 +202,16 @@ def _pack(entry: Entry, state: dict[str, Tensor]) -> Tensor:
     tensor = state[entry.ours[0]] if len(entry.ours) == 1 else torch.cat([state[name] for name in entry.ours])
     if entry.heads:
         tensor = tensor.unflatten(0, (len(entry.ours), entry.heads, -1)).transpose(0, 1).flatten(0, 2)
+    if entry.pairs is not None:
+        tensor = _paired(tensor, entry.pairs, (2, -1))
     return (tensor.T if entry.transposed else tensor).contiguous().cpu()
+
+
+def _paired(tensor: Tensor, pairs: tuple[int, int], form: tuple[int, int]) -> Tensor:
+    """The rotated outputs of each head as two halves, from pairs side by side (`form` (-1, 2)), or back ((2, -1))."""
+    size, rotated = pairs
+    turned, rest = tensor.unflatten(0, (-1, size)).split([rotated, size - rotated], dim=1)
+    return torch.cat([turned.unflatten(1, form).transpose(1, 2).flatten(1, 2), rest], dim=1).flatten(0, 1)
 
 
 def _write_shards(shards: list[dict[str, Tensor]], folder: Path) -> None:

@@ -81,7 +81,7 @@ class Attention(nn.Module):
         if self.shape.norm_eps is not None:
             q = self.query_norm(q).to(q.dtype)  # under autocast the norm gives float32
         if context.rotation is not None and not context.rotation.bands:
-            q = context.rotation.turn(q)
+            q = context.rotation.queries(q)
         return self.output(self.read(q, self.remember(x, context, layer), context, mask, layer))
 
     def read(
@@ -91,7 +91,7 @@ class Attention(nn.Module):
         scale = self._scale
         rotation, bands = context.rotation, () if context.rotation is None else context.rotation.bands
         if rotation is not None:
-            scale *= rotation.attention_factor**2
+            scale *= rotation.factor(self.shape.head_size)
         select = getattr(context.cache, "select", None)  # asked by name: a protocol's check takes longer than the call
         if select is not None:
             if bands:

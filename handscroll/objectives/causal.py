@@ -1,16 +1,20 @@
 """Causal language modelling: predict the next token of the same document."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 
 from handscroll.data.batch import Batch
+from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.models.model import Model
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Mask, SameSegment
 from handscroll.nn.shapes import Embeddings
 from handscroll.objectives.head import cross_entropy_by_token
 from handscroll.objectives.loss import Loss
+from handscroll.objectives.task import Task
 
 QUARTERS = tuple(f"loss_quarter_{number}" for number in (1, 2, 3, 4))
 
@@ -43,3 +47,17 @@ class Causal:
             counts = torch.bincount(quarter, minlength=4)
             metrics = dict(zip(QUARTERS, zip(sums.tolist(), counts.tolist(), strict=True), strict=True))
         return Loss(total, int(counted.sum()), metrics)
+
+
+class NextToken(Task):
+    """The next token of real text, of repeated segments and of questions."""
+
+    name: ClassVar[str] = "causal"
+    kinds: ClassVar[tuple[str, ...]] = ("text", "copies", "facts")
+    continued: ClassVar[bool] = True
+
+    def fits(self, model: Model) -> bool:
+        return not (isinstance(model, EncoderDecoder) or model.both_ways or getattr(model.config, "labels", ()))
+
+    def build(self, model: Model, data: Mapping[str, Any], smoothing: float, by_position: bool) -> Causal:
+        return Causal(smoothing, by_position=by_position)

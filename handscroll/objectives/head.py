@@ -50,6 +50,8 @@ def cross_entropy_by_token(
     if not 0 <= smoothing < 1:
         raise ConfigError(f"label smoothing {smoothing}: give a share from 0 (none) to below 1, for example 0.1")
     counted = targets != IGNORE
+    if not torch.is_grad_enabled():  # else the slopes would be formed, for nobody
+        hidden, head = hidden.detach(), head.detach()
     if not bool(counted.all()):  # leave out of the products what is left out of the loss
         hidden, targets = hidden[counted], targets[counted]
     total, losses = _ChunkedCrossEntropy.apply(hidden, head, targets, smoothing)

@@ -35,6 +35,7 @@ def state_bytes(workload: Workload) -> int:
             return WIDE * shape.trainable // 2
         rows = shape.vocab + shape.width + shape.positions
         products = 2 * (shape.inner + shape.shared) + 3 * shape.mlp_width + 7 * shape.width
+        products = 10 * shape.width if shape.family == "lstm" else products
         return WIDE * (2 * rows + shape.layers * (products + shape.layer_vectors))
     if workload.optimizer == "muon":
         matrices = shape.layers * (shape.adapters if shape.lora_rank else shape.layer_matrices)
@@ -96,6 +97,8 @@ def loss_bytes(workload: Workload, tokens: int) -> int:
 
 def norm_bytes(workload: Workload, tokens: int) -> int:
     """The final norm: its input, its scaled input and its output."""
+    if workload.shape.family == "lstm":
+        return 0
     copies = 2 if workload.shape.family == "gpt2" or workload.shape.lora_rank else 3
     return copies * WIDE * tokens * workload.shape.width
 
@@ -118,7 +121,7 @@ def _cast_weights(workload: Workload, layers: int) -> int:
 def _common(workload: Workload, tokens: int) -> int:
     """Rotary tables (float64 angles are gone by then) and marks."""
     size = 0 if workload.shape.family == "gpt2" else WIDE * workload.shape.head_size
-    return tokens * (size + 8)
+    return tokens * ((0 if workload.shape.family == "lstm" else size) + 8)
 
 
 def _plain(workload: Workload) -> dict[str, Parts]:
@@ -213,6 +216,8 @@ def carried(workload: Workload) -> Parts:
     stages = -(-shape.layers // size)
     before = max(0, (-(-length // workload.chunk) - 1) * workload.chunk)
     keys = 2 * size * rows * before * shape.shared
+    if shape.family == "lstm":  # two vectors before each chunk
+        keys = 2 * size * rows * (before // workload.chunk) * shape.width
     return {
         "inputs": (stages - 1) * rows * length * WIDE * shape.width,
         "keys": keys * narrow(workload),

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from handscroll.base.errors import ConfigError
-from handscroll.base.workload import MEMORY, Shape, Workload
+from handscroll.base.workload import MEMORY, Shape, Workload, recurrent
 
 
 def recipe_workloads(recipe: Any, config: Any = None, data_bytes: int | None = None) -> list[Workload]:
@@ -39,7 +39,8 @@ def recipe_workloads(recipe: Any, config: Any = None, data_bytes: int | None = N
     found = []
     for stage in recipe.stages:
         micro = stage.micro or stage.rows
-        packed = any(getattr(recipe.data[name], "sampling", "") == "packed" for name in stage.mix)
+        kinds = [getattr(recipe.data[name], "sampling", recipe.data[name].kind) for name in stage.mix]
+        packed = bool({"packed", "labelled", "blanks"} & set(kinds))
         length = min(stage.length, memory.chunk) if memory.rung == "recurrent" else stage.length
         own = {"length": length, "rows": micro, "micro": stage.rows // micro, "steps": stage.steps}
         found.append(Workload.model_validate(common | own | {"packed": packed}))
@@ -52,18 +53,25 @@ def recipe_shape(recipe: Any, longest: int) -> Shape:
         return checkpoint_shape(recipe.model.path)
     sizes = dict(recipe.model.sizes)
     vocab = sizes.get("vocab") or _vocab(recipe.tokenizer)
-    names: tuple[str, ...] = ("layers", "width", "heads", "mlp_width")
-    if recipe.model.family == "t5":
-        names = (*names, "encoder_layers", "head_size")
+    family, names = recipe.model.family, ["layers", "width", "heads", "mlp_width"]
+    if family == "lstm":
+        names = names[:2]
+    elif family == "t5":
+        names += ["encoder_layers", "head_size"]
     missing = [name for name in names if name not in sizes]
     if missing:
         raise ConfigError(f"recipe: model.sizes has no {', '.join(missing)}; a new model needs them")
     values = {name: sizes[name] for name in names} | {"vocab": vocab, "family": recipe.model.family}
-    if recipe.model.family == "t5":
+    if family == "t5":
         own = {"family": "t5", "kv_heads": sizes["heads"], "tied": False, "mlp": "gated-gelu"}
         return Shape.of(SimpleNamespace(**own | sizes | {"vocab": vocab}))
+    if family == "lstm":
+        return Shape.parse(recurrent(values | {"tied": sizes.get("tied", True)}), "recipe: model.sizes")
+    if family == "glm-blank":  # a GPT-2 with two tables
+        places = sizes.get("context", longest)
+        sizes["context"], values["family"] = places + sizes.get("inside", places), "gpt2"
     heads = sizes["heads"]
-    learned = recipe.model.family == "gpt2"
+    learned = values["family"] == "gpt2"
     values |= {
         "kv_heads": sizes.get("kv_heads", heads),
         "head_size": sizes.get("head_size", sizes["width"] // heads),

@@ -23,6 +23,7 @@ from handscroll.data.batch import Batch
 from handscroll.data.stream import State, Stream
 from handscroll.models.gpt2 import GPT2, GPT2Config
 from handscroll.models.llama import Llama, LlamaConfig
+from handscroll.models.lstm import LSTM, LSTMConfig
 from handscroll.models.model import Decoder
 from handscroll.nn.init import initialise
 from handscroll.objectives.causal import Causal
@@ -123,8 +124,11 @@ def build(shape: Shape, length: int) -> Decoder:
     """A model of random weights in a workload's shape."""
     names = ("vocab", "width", "layers", "heads", "mlp_width", "tied")
     sizes: dict[str, Any] = {name: getattr(shape, name) for name in names}
-    if shape.family == "gpt2":
-        model: Decoder = GPT2(GPT2Config(**sizes, context=max(length, shape.positions)))
+    if shape.family == "lstm":
+        sizes = {name: sizes[name] for name in ("vocab", "width", "layers", "tied")}
+        model: Decoder = LSTM(LSTMConfig(**sizes, trained=length))
+    elif shape.family == "gpt2":
+        model = GPT2(GPT2Config(**sizes, context=max(length, shape.positions)))
     else:
         positions: Any = {"base": 1e4, "scaling": {"name": "none"}, "context": length, "trained": length}
         sizes |= {"kv_heads": shape.kv_heads, "head_size": shape.head_size, "windows": shape.windows}

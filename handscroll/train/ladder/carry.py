@@ -1,4 +1,4 @@
-"""What passes between the chunks of a long step: keys and values forwards, their gradients backwards.
+"""What passes between the chunks of a long step: keys and values, or states, forwards, their gradients backwards.
 
 To the model a carry is its cache. In the first pass (`collect`) chunks leave their keys and values; in the second
 (`recompute`, from the last chunk to the first) a chunk reads those of earlier ones, adds its gradient to them, and
@@ -15,11 +15,56 @@ from torch import Tensor
 
 from handscroll.nn.cache import Span
 from handscroll.nn.marks import Marks
+from handscroll.nn.recurrence import State
 from handscroll.train.ladder.blocks import Blocks
 
 
+class States:
+    """Recurrent states before each chunk, by layer, and their gradients: two vectors a row, so always on the device.
+
+    Back through time, chunk by chunk, is exact: the state before a chunk is a leaf whose gradient becomes that of the
+    state behind the chunk before.
+    """
+
+    def __init__(self):
+        self._before: dict[tuple[int, int], State] = {}
+        self._slopes: dict[tuple[int, int], list[Tensor | None]] = {}
+
+    def before(self, layer: int, chunk: int, tracked: bool = False) -> State | None:
+        """The state before a chunk; `tracked`: as leaves whose gradients are taken up here."""
+        state = self._before.get((layer, chunk))
+        if state is None or not tracked:
+            return state
+        leaves = [tensor.detach().requires_grad_() for tensor in (state.hidden, state.cell)]
+        slopes = self._slopes[layer, chunk] = [None, None]
+
+        def take(at: int) -> Callable[[Tensor], None]:
+            def put(slope: Tensor) -> None:
+                slopes[at] = slope
+
+            return put
+
+        for at, leaf in enumerate(leaves):
+            leaf.register_hook(take(at))
+        return State(leaves[0], leaves[1], state.segment)
+
+    def put(self, layer: int, chunk: int, state: State) -> None:
+        self._before[layer, chunk] = state.each(lambda tensor: tensor.detach())
+
+    def joined(self, layer: int, chunk: int, out: Tensor, after: State) -> Tensor:
+        """`out`, through whose backward the state behind the chunk gets what later chunks left."""
+        slopes = self._slopes.pop((layer, chunk + 1), None)
+        return out if slopes is None else _Joined.apply(out, after.hidden, after.cell, slopes)
+
+    def drop(self) -> None:
+        self._before.clear()
+        self._slopes.clear()
+
+
 class Carry(Protocol):
-    """Keys, values and their gradients by layer and chunk."""
+    """Keys, values and their gradients by layer and chunk; of recurrent layers their states."""
+
+    states: States
 
     def put(self, layer: int, chunk: int, keys: Tensor, values: Tensor) -> None: ...
 
@@ -47,6 +92,7 @@ class HeldCarry:
         self.edges = [0, *accumulate(part.length for part in marks)]
         every = Marks.join(marks, like.shape[0], like.device)
         self._past = [every.part(0, end) for end in self.edges]
+        self.states = States()
         self._keys: dict[int, tuple[Tensor, Tensor]] = {}
         self._grads: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -82,6 +128,7 @@ class HeldCarry:
         if not chunk:
             self._keys.clear()
             self._grads.clear()
+            self.states.drop()
 
     def _gradients(self, layer: int) -> tuple[Tensor, Tensor]:
         if layer not in self._grads:
@@ -95,7 +142,7 @@ class BlockCarry:
     """In host memory or on disk: one block per layer, chunk and kind, brought to the device one at a time."""
 
     def __init__(self, marks: list[Marks], blocks: Blocks):
-        self.marks, self.blocks = marks, blocks
+        self.marks, self.blocks, self.states = marks, blocks, States()
         self._layers: set[int] = set()
 
     def put(self, layer: int, chunk: int, keys: Tensor, values: Tensor) -> None:
@@ -118,6 +165,8 @@ class BlockCarry:
         return keys, values
 
     def drop(self, chunk: int) -> None:
+        if not chunk:
+            self.states.drop()
         for later in range(chunk, len(self.marks)):
             for layer in self._layers:
                 for kind in ("keys", "values", "key gradients", "value gradients"):
@@ -161,6 +210,13 @@ class Collect:
         self.carry.put(layer, self.chunk, keys, values)
         return [*self.carry.past(layer, self.chunk), Span(keys, values, marks)]
 
+    def state(self, layer: int) -> State | None:
+        return self.carry.states.before(layer, self.chunk)
+
+    def keep(self, layer: int, out: Tensor, after: State) -> Tensor:
+        self.carry.states.put(layer, self.chunk + 1, after)
+        return out
+
     def commit(self) -> None:
         """Nothing is pending: chunks are complete by construction."""
 
@@ -178,6 +234,12 @@ class Recompute:
 
         keys, values = _Returned.apply(keys, values, left)
         return [*self.carry.past(layer, self.chunk), Span(keys, values, marks)]
+
+    def state(self, layer: int) -> State | None:
+        return self.carry.states.before(layer, self.chunk, tracked=True)
+
+    def keep(self, layer: int, out: Tensor, after: State) -> Tensor:
+        return self.carry.states.joined(layer, self.chunk, out, after)
 
     def commit(self) -> None:
         """Nothing is pending."""
@@ -197,3 +259,16 @@ class _Returned(torch.autograd.Function):
         if left is None:
             return (*slopes, None)
         return (*((slope + more).to(slope.dtype) for slope, more in zip(slopes, left, strict=True)), None)
+
+
+class _Joined(torch.autograd.Function):
+    """Identity of the outputs; its backward gives the state behind them the gradients that later chunks left."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, hidden: Tensor, cell: Tensor, slopes: list[Tensor | None]) -> Tensor:
+        ctx.slopes = slopes
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        return (slopes[0], *ctx.slopes, None)

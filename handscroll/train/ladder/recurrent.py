@@ -95,6 +95,11 @@ class Recurrent:
             ConfigError: its positions are a learned table.
             CapacityError: a chunk with its memory is longer than the model's context.
         """
+        if model.recurrent:
+            raise ConfigError(
+                f"family {model.config.family} keeps a state and no keys to remember; rung 'chunk-outer' is exact "
+                "through time and holds no more than a chunk: take that"
+            )
         seen = self.chunk + self.remembered
         if model.rotation(Marks.run(0, 1), seen, model.head) is None and model.bias() is None:
             raise ConfigError(
