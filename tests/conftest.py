@@ -20,6 +20,8 @@ CHECKED = [
     "models.llama",
     "models.gpt2",
     "models.bloom",
+    "models.bert",
+    "models.sentences",
 ]
 install_import_hook([f"handscroll.{name}" for name in CHECKED], "beartype.beartype")
 

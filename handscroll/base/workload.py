@@ -14,8 +14,10 @@ CHUNKED = ("chunk-outer", "layer-outer", "staged")
 
 
 class Shape(Config):
-    """Sizes of a decoder. `positions` are rows of a learned position table (0: none).
+    """Sizes of a decoder or encoder. `positions` are rows of a learned position table (0: none).
 
+    `encoder`: tokens see those after them, so its layers are worked on one by one (rung layer-outer) or whole.
+    `extra` are numbers that belong to no layer and no table: an encoder's heads, transform and pooler.
     `trainable` None means all of it; less means LoRA of `lora_rank` on `lora_targets` projections of each layer.
     """
 
@@ -29,6 +31,8 @@ class Shape(Config):
     vocab: int = Field(ge=1)
     tied: bool = False
     positions: int = Field(default=0, ge=0)
+    encoder: bool = False
+    extra: int = Field(default=0, ge=0)
     windows: tuple[int | None, ...] = ()
     lora_rank: int = Field(default=0, ge=0)
     lora_targets: int = Field(default=4, ge=0)
@@ -38,13 +42,19 @@ class Shape(Config):
         """The shape of a model's configuration (`LlamaConfig`, `GPT2Config`, or anything with those fields).
 
         A BLOOM is counted as a GPT-2 without positions; the norm of its embedding (2 D numbers) and the bias tensors of
-        a tile are left out.
+        a tile are left out. A BERT is counted as a GPT-2 that is an encoder: its layers have the same parts.
         """
         names = ("layers", "width", "heads", "kv_heads", "head_size", "mlp_width", "vocab", "tied")
         values: dict[str, Any] = {name: getattr(config, name) for name in names}
-        plain = config.family in ("gpt2", "bloom")  # layer norms, biases and a plain MLP
-        positions = config.context if config.family == "gpt2" else 0
+        encoder = config.family in ("bert", "roberta")
+        plain = encoder or config.family in ("gpt2", "bloom")  # layer norms, biases and a plain MLP
+        positions = config.context if config.family == "gpt2" or encoder else 0
         values |= {"family": "gpt2" if plain else "llama", "positions": positions}
+        if encoder:
+            square, width = config.width * config.width, config.width
+            heads = config.masked * (square + 3 * width + config.vocab) + config.pooler * (square + width)
+            tables = (config.offset + config.kinds) * width + config.following * 2 * (width + 1)
+            values |= {"encoder": True, "extra": heads + tables, "tied": config.tied or not config.masked}
         values |= {"windows": tuple(getattr(config, "windows", ()))}
         return cls(**values | changes)
 
@@ -92,7 +102,9 @@ class Shape(Config):
     def parameters(self) -> int:
         """All numbers of the model, adapters included."""
         norm = self.width * (1 if self.family == "llama" else 2)
-        return self.layers * (self.layer_matrices + self.layer_vectors + self.adapters) + self.tables + norm
+        return (
+            self.layers * (self.layer_matrices + self.layer_vectors + self.adapters) + self.tables + norm + self.extra
+        )
 
     @property
     def trainable(self) -> int:

@@ -18,6 +18,7 @@ from handscroll.generate.speculative import speculate
 from handscroll.models.model import Model
 from handscroll.nn.cache import Cache
 from handscroll.nn.marks import Marks
+from handscroll.nn.mask import looks_ahead
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,8 @@ def decode(  # noqa: PLR0913 - what is asked, how it ends, what is known already
     Raises (at the call, before any work):
         CapacityError: a request is longer than the model's context, or than a learned position table.
         DataError: an empty prompt without a bos, or a token id outside the vocabulary.
-        ConfigError: `chunk` or `samples` is below 1, an unknown policy or option, a reading for a request of another
-            length, or things that exclude each other (see the message).
+        ConfigError: the model is an encoder, `chunk` or `samples` is below 1, an unknown policy or option, a reading
+            for a request of another length, or things that exclude each other (see the message).
     """
     if chunk < 1:
         raise ConfigError(f"the prefill chunk is {chunk} tokens; it must be at least 1 ({CHUNK} is usual)")
@@ -136,6 +137,11 @@ def read_prompt(
 def started(model: Model, number: int, prompt: Sequence[int]) -> list[int]:
     """The ids of prompt `number`, or the model's bos for an empty one; the errors are those of `decode`."""
     config = model.config
+    if looks_ahead(model.mask()):
+        raise ConfigError(
+            f"a {config.family} is an encoder: every token sees those after it, so it continues no text; "
+            "take a causal model (llama, gpt2, ...), or use embed or logits"
+        )
     ids = [int(token) for token in prompt] or ([] if config.bos is None else [config.bos])
     if not ids:
         raise DataError(f"prompt {number} is empty and the model has no bos token to begin with; give some text")

@@ -33,7 +33,7 @@ def facts(folder: Path) -> list[tuple[str, str]]:
 
 def describe_positions(config) -> str:
     """One line on the position method and its dials."""
-    if config.family == "gpt2":
+    if config.family in ("gpt2", "bert", "roberta"):
         return f"learned table of {config.context:,} rows"
     if config.family == "bloom":
         return "ALiBi" + (f", slopes divided by {config.factor:g}" if config.factor != 1.0 else "")

@@ -4,7 +4,7 @@ Every key is either read here, listed as knowingly ignored (it does not change t
 refused. Defaults for absent keys are those that the published configuration of the family defines.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,23 +32,36 @@ class Entry:
     """One foreign tensor. Several of ours: stacked along their output dimension (a fused projection).
 
     `transposed`: stored (in, out), as GPT-2's Conv1D does. `heads`: ours are interleaved head by head, so many.
+    `also`: names that it has in other files.
     """
 
     theirs: str
     ours: tuple[str, ...]
     transposed: bool = False
     heads: int = 0
+    also: tuple[str, ...] = ()
+
+
+def _tied_head(config: Any) -> dict[str, str]:
+    return {"lm_head.weight": "embedding.weight"} if config.tied else {}
 
 
 @dataclass(frozen=True)
 class Family:
-    """How one foreign `model_type` is read, built and written."""
+    """How one foreign `model_type` is read, built and written.
+
+    `fit(config, has)`, where given, settles what only the names of the tensors tell (`has` asks for one).
+    `copies(config)`: foreign tensors that files may hold besides, and which of ours each must be equal to (None: the
+    reference library does not read it).
+    """
 
     name: str
     build: Callable[[Any], Model]
     read: Callable[[Foreign], Any]
     write: Callable[[Any], Foreign]
     entries: Callable[[Any], list[Entry]]
+    fit: Callable[[Any, Callable[[str], bool]], Any] | None = None
+    copies: Callable[[Any], Mapping[str, str | None]] = _tied_head
 
 
 def known_keys(foreign: Foreign, allowed: frozenset[str], name: str) -> None:

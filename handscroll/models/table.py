@@ -10,6 +10,8 @@ FAMILIES: dict[str, str] = {
     "gpt2": "handscroll.models.gpt2:FAMILY",
     "bloom": "handscroll.models.bloom:BLOOM",
     "bloom-interpolated": "handscroll.models.bloom:BLOOM_INTERPOLATED",
+    "bert": "handscroll.models.bert:BERT",
+    "roberta": "handscroll.models.bert:ROBERTA",
 }
 
 

@@ -19,8 +19,8 @@ from handscroll.models.model import Model
 from handscroll.models.table import family
 
 # Buffers that old checkpoints carry and that are recomputed from the configuration.
-BUFFERS = re.compile(r"(rotary_emb\.inv_freq|\.attn\.bias|\.attn\.masked_bias)$")
-PREFIXES = ("model.", "transformer.")
+BUFFERS = re.compile(r"(rotary_emb\.inv_freq|\.attn\.bias|\.attn\.masked_bias|embeddings\.position_ids)$")
+PREFIXES = ("model.", "transformer.", "bert.", "roberta.")
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 HUB_FILES = ["*.safetensors", "*.json", "*.txt"]
 
@@ -77,16 +77,19 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str | t
         CheckpointError: missing, unexpected, truncated or misshapen tensors, named.
     """
     kind, config = read_config(folder)
-    with torch.device("meta"):
-        model = kind.build(config)
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     state: dict[str, Tensor] = {}
     with ExitStack() as stack:
         reader = _Reader(folder, stack)
+        if kind.fit is not None:
+            config = kind.fit(config, lambda name: reader.find(name) is not None)
+        with torch.device("meta"):
+            model = kind.build(config)
+        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         for entry in kind.entries(config):
-            for name, tensor in _unpack(entry, reader.take(entry.theirs), shapes, folder):
+            for name, tensor in _unpack(entry, reader.take(entry.theirs, *entry.also), shapes, folder):
                 state[name] = tensor.to(device=device, dtype=dtype, copy=True)
-        reader.check_rest(config.tied, state["embedding.weight"])
+        copies = kind.copies(config)
+        reader.check_rest({theirs: None if ours is None else state[ours] for theirs, ours in copies.items()})
     model.load_state_dict(state, assign=True)
     return model.eval()
 
@@ -126,23 +129,31 @@ class _Reader:
             self.files |= dict.fromkeys(handle.keys(), handle)
         self.taken: set[str] = set()
 
-    def take(self, name: str) -> Tensor:
-        for prefix in ("", *PREFIXES):
-            short = name.removeprefix(prefix)
-            if short in self.files:
-                self.taken.add(short)
-                return self.files[short].get_tensor(short)
-        raise CheckpointError(f"{self.folder} has no tensor '{name}', which config.json calls for")
+    def find(self, name: str) -> str | None:
+        """The name under which the files hold a tensor."""
+        names = [name, *map(name.removeprefix, PREFIXES), *(prefix + name for prefix in PREFIXES)]
+        return next((other for other in names if other in self.files), None)
 
-    def check_rest(self, tied: bool, embedding: Tensor) -> None:
+    def take(self, name: str, *also: str) -> Tensor:
+        held = next((found for found in map(self.find, (name, *also)) if found is not None), None)
+        if held is None:
+            raise CheckpointError(f"{self.folder} has no tensor '{name}', which config.json calls for")
+        self.taken.add(held)
+        return self.files[held].get_tensor(held)
+
+    def check_rest(self, copies: dict[str, Tensor | None]) -> None:
+        """Refuse tensors that nobody asked for; `copies` may repeat one of the model's (None: say nothing)."""
         rest = {name for name in self.files if name not in self.taken and not BUFFERS.search(name)}
-        if tied and "lm_head.weight" in rest:
-            head = self.files["lm_head.weight"].get_tensor("lm_head.weight")
-            if head.shape != embedding.shape or not torch.equal(head.to(embedding), embedding):
+        for name in rest & copies.keys():
+            held, ours = self.files[name].get_tensor(name), copies[name]
+            if ours is None:
+                continue
+            if held.shape != ours.shape or not torch.equal(held.to(ours), ours):
                 raise CheckpointError(
-                    f"{self.folder}: config.json ties the head to the embedding, but 'lm_head.weight' differs from it"
+                    f"{self.folder}: '{name}' must repeat another tensor (config.json ties the head to the "
+                    "embedding), but differs from it"
                 )
-            rest.discard("lm_head.weight")
+        rest -= copies.keys()
         if rest:
             names = ", ".join(sorted(rest)[:4])
             raise CheckpointError(f"{self.folder} holds {len(rest)} tensors that config.json does not explain: {names}")

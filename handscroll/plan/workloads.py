@@ -51,6 +51,8 @@ def recipe_shape(recipe: Any, longest: int) -> Shape:
         return checkpoint_shape(recipe.model.path)
     sizes = dict(recipe.model.sizes)
     vocab = sizes.get("vocab") or _vocab(recipe.tokenizer)
+    if recipe.model.family == "bert":
+        return _bert_shape(sizes | {"vocab": vocab, "context": sizes.get("context", longest)})
     names = ("layers", "width", "heads", "mlp_width")
     missing = [name for name in names if name not in sizes]
     if missing:
@@ -66,6 +68,12 @@ def recipe_shape(recipe: Any, longest: int) -> Shape:
         "positions": sizes.get("context", longest) if learned else 0,
     }
     return Shape.parse(values, "recipe: model.sizes")
+
+
+def _bert_shape(sizes: dict[str, Any]) -> Shape:
+    from handscroll.models.bert import BertConfig
+
+    return Shape.of(BertConfig.parse(sizes, "recipe: model.sizes"))
 
 
 def checkpoint_shape(source: str) -> Shape:
