@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from handscroll.base.errors import ConfigError
 from handscroll.data.batch import Batch
 from handscroll.models.model import Model
 from handscroll.nn.marks import Marks
-from handscroll.nn.mask import Mask, SameSegment
+from handscroll.nn.mask import Mask, SameSegment, looks_ahead
 from handscroll.nn.shapes import Embeddings
 from handscroll.objectives.head import cross_entropy_by_token
 from handscroll.objectives.loss import Loss
@@ -29,17 +31,28 @@ class Causal:
     additive: bool = True
 
     def mask(self, model: Model, marks: Marks) -> Mask:
+        """Raises ConfigError where the model sees the very tokens that it would predict (an encoder)."""
+        if looks_ahead(model.mask()):
+            raise ConfigError(
+                f"objective 'causal' predicts the next token, and a {model.config.family} sees it: use objective "
+                "'masked', or a causal model (llama, gpt2, ...)"
+            )
         return model.mask() if marks.plain else model.mask() & SameSegment()
 
     def loss(self, model: Model, hidden: Embeddings, batch: Batch) -> Loss:
         targets = batch.targets.flatten()
         total, losses, counted = cross_entropy_by_token(hidden.flatten(0, 1), model.head, targets, self.smoothing)
-        metrics: dict[str, tuple[float, int]] = {}
-        if self.by_position:
-            positions = batch.marks().tensors(targets.device)[2].expand_as(batch.targets).flatten()[counted]
-            quarter = (positions * 4 // (batch.width or batch.targets.shape[1])).clamp_max(3)
-            sums = torch.zeros(4, dtype=torch.float64, device=targets.device)
-            sums.index_add_(0, quarter, losses.double())
-            counts = torch.bincount(quarter, minlength=4)
-            metrics = dict(zip(QUARTERS, zip(sums.tolist(), counts.tolist(), strict=True), strict=True))
+        metrics = by_quarter(batch, losses, counted) if self.by_position else {}
         return Loss(total, int(counted.sum()), metrics)
+
+
+def by_quarter(batch: Batch, losses: Tensor, counted: Tensor) -> dict[str, tuple[float, int]]:
+    """(sum, count) of the `losses` of the `counted` (B x T) targets, by quarters of the row's length that their place
+    in their document lies in."""
+    targets = batch.targets
+    positions = batch.marks().tensors(targets.device)[2].expand_as(targets).flatten()[counted]
+    quarter = (positions * 4 // (batch.width or targets.shape[1])).clamp_max(3)
+    sums = torch.zeros(4, dtype=torch.float64, device=targets.device)
+    sums.index_add_(0, quarter, losses.double())
+    counts = torch.bincount(quarter, minlength=4)
+    return dict(zip(QUARTERS, zip(sums.tolist(), counts.tolist(), strict=True), strict=True))

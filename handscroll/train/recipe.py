@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 
@@ -18,25 +19,31 @@ from handscroll.base.runs import write_file
 from handscroll.data.batch import Batch, collate
 from handscroll.data.corpus import select
 from handscroll.data.lanes import Lanes
+from handscroll.data.masking import MaskedRows, Masking
 from handscroll.data.pack import Packed
+from handscroll.data.pairs import Pairs
 from handscroll.data.recall import Copies, Facts
 from handscroll.data.row import Row
 from handscroll.data.sources import TokenSource
 from handscroll.data.stream import Chain, Mixture, Repeat, Stream, Take
 from handscroll.data.windows import CyclicWindows, SlidingWindows
 from handscroll.lm import LM, load
+from handscroll.models.bert import Bert, BertConfig
 from handscroll.models.gpt2 import GPT2, GPT2Config
 from handscroll.models.induction import set_induction_heads
 from handscroll.models.llama import Llama, LlamaConfig
 from handscroll.models.model import Decoder, Model
 from handscroll.nn.init import initialise
+from handscroll.nn.marks import Marks
 from handscroll.nn.noise import Noise
 from handscroll.objectives.causal import Causal
-from handscroll.objectives.head import token_losses
+from handscroll.objectives.masked import Masked
+from handscroll.objectives.objective import Objective
 from handscroll.plan.workloads import recipe_workloads
 from handscroll.text.readers import read
 from handscroll.text.tokenizer import Tokenizer
 from handscroll.text.training import TokenizerConfig, train_tokenizer
+from handscroll.text.words import Words
 from handscroll.train.assemble import Updates
 from handscroll.train.curriculum import Curriculum, Grow, NewPositions
 from handscroll.train.ladder.certificate import certify, memory_needed
@@ -132,7 +139,30 @@ class FactsData(Config):
         return Facts(text, tokenizer, length, seed, **self.model_dump(exclude={"kind"}))
 
 
-RowData = Annotated[TextData | CopiesData | FactsData, Field(discriminator="kind")]
+class PairsData(Config):
+    """Two texts a document, and whether the second follows the first (`data/pairs.py`): objective "masked" only."""
+
+    kind: Literal["pairs"]
+    pairs: int = Field(default=1, ge=1, description="pairs packed into a row")
+
+    def stream(self, text: TokenSource, tokenizer: Tokenizer, length: int, seed: int) -> Stream[Row]:
+        return Pairs(text, tokenizer, length, self.pairs, seed)
+
+
+class MaskingRecipe(Config):
+    """What objective "masked" hides (`data/masking.py`). words = "chinese" needs the package jieba."""
+
+    rate: float = Field(default=0.15, gt=0, lt=1)
+    masked: float = Field(default=0.8, ge=0, le=1)
+    random: float = Field(default=0.1, ge=0, le=1)
+    words: Literal["none", "whole", "chinese"] = Field(default="none", description="hide whole words only")
+
+    def build(self, tokenizer: Tokenizer) -> Masking:
+        words = None if self.words == "none" else Words(tokenizer, chinese=self.words == "chinese")
+        return Masking.of(tokenizer, words, rate=self.rate, masked=self.masked, random=self.random)
+
+
+RowData = Annotated[TextData | CopiesData | FactsData | PairsData, Field(discriminator="kind")]
 
 
 class Stage(Config):
@@ -157,7 +187,7 @@ class ModelRecipe(Config):
     """A checkpoint to start from (`path`), or a `family` with its sizes and an initialisation."""
 
     path: str | None = None
-    family: Literal["llama", "gpt2"] | None = None
+    family: Literal["llama", "gpt2", "bert"] | None = None
     initialise: Literal["normal", "xavier", "he"] = "normal"
     induction: bool = Field(default=False, description="set induction heads by hand (models/induction.py)")
     sizes: dict[str, Any] = Field(default_factory=dict)
@@ -202,6 +232,8 @@ class Recipe(Config):
     regularise: Regularise = Regularise()
     spike: Spike = Spike()
     validation: Validation | None = None
+    objective: Literal["causal", "masked"] = "causal"
+    masking: MaskingRecipe | None = None
 
     @model_validator(mode="after")
     def _names(self):
@@ -212,6 +244,13 @@ class Recipe(Config):
             in_order = [name for name in stage.mix if getattr(self.data[name], "order", "") == "reading"]
             if in_order and len(stage.mix) > 1:
                 raise ValueError(f"stages: '{in_order[0]}' is read in order; rows mixed in would tear its lanes apart")
+        masked = self.objective == "masked"
+        for name, data in self.data.items():
+            wrong = data.kind in ("copies", "facts") or getattr(data, "order", "") == "reading"
+            if wrong if masked else data.kind == "pairs":
+                raise ValueError(f"data.{name} has rows that objective '{self.objective}' cannot use")
+        if self.masking is not None and not masked:
+            raise ValueError("masking belongs to objective = 'masked'")
         if self.loop.get("steps") not in (None, self.steps):
             raise ValueError(f"loop.steps {self.loop['steps']} contradicts the stages' {self.steps}; leave it out")
         return self
@@ -219,6 +258,18 @@ class Recipe(Config):
     @property
     def steps(self) -> int:
         return sum(stage.steps for stage in self.stages)
+
+    def objective_for(self, by_position: bool = False) -> Objective:
+        """What is learned."""
+        smoothing = self.regularise.label_smoothing
+        if self.objective == "causal":
+            return Causal(smoothing, by_position)
+        pairs = max((data.pairs for data in self.data.values() if isinstance(data, PairsData)), default=1)
+        return Masked(smoothing, by_position, pair_share=(self.masking or MaskingRecipe()).rate / pairs)
+
+    def masks(self, tokenizer: Tokenizer) -> Masking | None:
+        """What is hidden; None for other objectives."""
+        return (self.masking or MaskingRecipe()).build(tokenizer) if self.objective == "masked" else None
 
     def curriculum(self) -> Curriculum:
         stages = self.stages
@@ -235,7 +286,7 @@ class Recipe(Config):
 
 def updates(recipe: Recipe, text: TokenSource, tokenizer: Tokenizer) -> Chain[list[Batch]]:
     """The whole curriculum as one stream of updates; every stage and kind of row has a seed of its own."""
-    chain = []
+    chain, masking = [], recipe.masks(tokenizer)
     for number, stage in enumerate(recipe.stages):
         names = sorted(stage.mix)
         seeds = [recipe.seed * 10_007 + number * 101 + at for at in range(len(names) + 1)]
@@ -243,6 +294,8 @@ def updates(recipe: Recipe, text: TokenSource, tokenizer: Tokenizer) -> Chain[li
             _rows(recipe.data[name], text, tokenizer, stage, seed) for name, seed in zip(names, seeds, strict=False)
         ]
         rows = Mixture(streams, [stage.mix[name] for name in names], seeds[-1]) if len(streams) > 1 else streams[0]
+        if masking is not None:
+            rows = MaskedRows(rows, masking, seeds[-1])
         chain.append(Take(Updates(rows, stage.rows, stage.micro or stage.rows), stage.steps))
     return Chain(chain)
 
@@ -285,6 +338,8 @@ def _run(recipe: Recipe, folder: Path, world: World, ways: Ways) -> tuple[LM, Pr
     tokenizer = _tokenizer(recipe, folder, world)
     text = recipe.text.source(tokenizer)
     model = build_model(recipe, tokenizer)
+    objective = recipe.objective_for(by_position=True)
+    _check_objective(recipe, model, objective)
     # How the work is done may change when a run goes on elsewhere; what is done may not.
     what = recipe.model_dump(mode="json", exclude={"memory", "parallel"})
     if recipe.memory.rung == "recurrent":  # but this rung is no exact one: its settings are part of what is done
@@ -317,8 +372,9 @@ def _run(recipe: Recipe, folder: Path, world: World, ways: Ways) -> tuple[LM, Pr
         world,
         recipe.curriculum(),
     )
-    validate = None if recipe.validation is None else validator(recipe.validation, tokenizer)
-    objective = Causal(recipe.regularise.label_smoothing, by_position=True)
+    validate = None
+    if recipe.validation is not None:
+        validate = validator(recipe.validation, tokenizer, recipe.masks(tokenizer))
     callbacks = Callbacks(validate, ways.on_record if world.first else None, ways.on_pulse if world.first else None)
     progress = train(run, stream, objective, callbacks)
     model = unsharded(model, world, lambda fresh: recipe.lora and add_lora(fresh, recipe.lora, recipe.seed))
@@ -334,12 +390,19 @@ def _run(recipe: Recipe, folder: Path, world: World, ways: Ways) -> tuple[LM, Pr
     return lm, progress
 
 
+def _check_objective(recipe: Recipe, model: Decoder, objective: Objective) -> None:
+    """Refuse a model that cannot learn this, before anything is spent."""
+    objective.mask(model, Marks.run(0, 1))
+    if isinstance(model, Bert) and any(isinstance(data, PairsData) for data in recipe.data.values()):
+        model.following_logits(model.head.new_zeros(1, model.config.width))
+
+
 def _certify(recipe: Recipe, memory: Memory, model: Decoder, stream: Chain, ways: Ways, folder: Path) -> None:
     """Hold the rung to the plain step on a row of the run's longest stage; the result is shown and kept."""
     longest = max(range(len(recipe.stages)), key=lambda stage: recipe.stages[stage].length)
     (first, *_), _ = next(stream.resume(stream.beginning(longest)))
     noise = Noise(recipe.regularise.dropout, recipe.seed, 0) if recipe.regularise.dropout else None
-    objective = Causal(recipe.regularise.label_smoothing)
+    objective = recipe.objective_for()
     if not ways.force:
         afford(memory_needed(model, memory), "the gradient certificate", "leave --certify out, or use --force")
     certificate = certify(model, memory, first, objective, folder, noise)
@@ -367,6 +430,8 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Decoder:
             base = float(values.pop("base", 10_000.0))
             values["positions"] = {"base": base, "scaling": {"name": "none"}, "context": context, "trained": context}
         model: Decoder = Llama(LlamaConfig.parse(values, where))
+    elif recipe.model.family == "bert":
+        model = Bert(BertConfig.parse(values, where))
     else:
         model = GPT2(GPT2Config.parse(values, where))
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -378,21 +443,26 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Decoder:
     return model
 
 
-def validator(settings: Validation, tokenizer: Tokenizer) -> Callable[[Model], float]:
-    """Mean loss on fixed windows of held-out text, spread evenly over it."""
+def validator(settings: Validation, tokenizer: Tokenizer, masking: Masking | None = None) -> Callable[[Model], float]:
+    """Mean loss on fixed windows of held-out text, spread evenly over it; of hidden tokens, with `masking`."""
     source = settings.source(tokenizer)
     rows = [row for row, _ in SlidingWindows(source, settings.length, tails="drop")]
     step = max(1, len(rows) // settings.windows)
-    batches = [collate([row]) for row in rows[::step][: settings.windows]]
+    rows = rows[::step][: settings.windows]
+    if masking is not None:
+        rows = [masking.apply(row, np.random.default_rng([0, number])) for number, row in enumerate(rows)]
+    batches = [collate([row]) for row in rows]
+    objective: Objective = Causal() if masking is None else Masked()
 
     @torch.no_grad()
     def validate(model: Model) -> float:
         total, count = 0.0, 0
         for batch in batches:
             marks = batch.marks()
-            hidden = model.hidden(model.embed(batch.tokens, marks), marks, model.mask(), length=settings.length)
-            losses = token_losses(hidden.flatten(0, 1), model.head, batch.targets.flatten())
-            total, count = total + float(losses.double().sum()), count + batch.counted
+            mask = objective.mask(model, marks)
+            hidden = model.hidden(model.embed(batch.tokens, marks), marks, mask, length=settings.length)
+            loss = objective.loss(model, hidden, batch)
+            total, count = total + float(loss.total), count + loss.count
         return total / count
 
     return validate
