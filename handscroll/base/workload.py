@@ -133,6 +133,7 @@ class Workload(Config):
     micro: int = Field(default=1, ge=1)
     steps: int = Field(default=1, ge=1)
     packed: bool = False
+    targets: float = Field(default=1.0, gt=0, le=1, description="share of tokens that the loss is of")
     precision: Literal["float32", "bfloat16"] = "float32"
     optimizer: Literal["adam", "adamw", "sgd", "lamb", "muon", "adafactor"] = "adamw"
     average: bool = False

@@ -5,7 +5,7 @@ the next-sentence head. A bare encoder (sentence embeddings) has none.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import model_validator
@@ -94,9 +94,9 @@ class Layer(nn.Module):
         x = self.attention_norm(x + context.dropped(read, 2 * self.number + 1))
         return self.mlp_norm(x + context.dropped(tiled(self.mlp, x, context.mlp_tile), 2 * self.number + 2))
 
-    def remember(self, x: Embeddings, context: Context) -> None:
-        """Append the keys and values of `x` to the context's cache, and nothing else."""
-        self.attention.remember(x, context, self.number)
+    def remember(self, x: Embeddings, context: Context) -> Any:
+        """Append the keys and values of `x` to the context's cache, and nothing else; what the cache said to that."""
+        return self.attention.remember(x, context, self.number)
 
 
 class MaskedHead(nn.Module):

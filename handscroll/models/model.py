@@ -165,6 +165,6 @@ class PreNormLayer(nn.Module):
         x = x + context.dropped(read, 2 * self.number + 1)
         return x + context.dropped(tiled(self.mlp, self.mlp_norm(x), context.mlp_tile), 2 * self.number + 2)
 
-    def remember(self, x: Embeddings, context: Context) -> None:
-        """Append the keys and values of `x` to the context's cache, and nothing else."""
-        self.attention.remember(self.attention_norm(x), context, self.number)
+    def remember(self, x: Embeddings, context: Context) -> Any:
+        """Append the keys and values of `x` to the context's cache, and nothing else; what the cache said to that."""
+        return self.attention.remember(self.attention_norm(x), context, self.number)

@@ -91,7 +91,13 @@ class Attention(nn.Module):
         return self.output(out.transpose(1, 2).flatten(2))
 
     def remember(self, x: Embeddings, context: Context, layer: int) -> list[Span] | Pages:
-        """Keys and values of `x`, appended to the cache of `layer`; returns what its queries may read."""
+        """Keys and values of `x`, appended to the cache of `layer`; returns what its queries may read.
+
+        A cache with `known` holds those of `x` already: they are not made again.
+        """
+        known = getattr(context.cache, "known", None)
+        if known is not None:
+            return known(layer)
         k, v = self._split(self.key(x)), self._split(self.value(x))
         if self.shape.norm_eps is not None:
             k = self.key_norm(k).to(k.dtype)

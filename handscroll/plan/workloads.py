@@ -7,6 +7,8 @@ from typing import Any
 from handscroll.base.errors import ConfigError
 from handscroll.base.workload import MEMORY, Shape, Workload
 
+MASKED = 0.15  # share of tokens that are hidden unless a recipe says otherwise (data/masking.py)
+
 
 def recipe_workloads(recipe: Any, config: Any = None, data_bytes: int | None = None) -> list[Workload]:
     """One workload for each stage of a training recipe (`train/recipe.py: Recipe`), in order.
@@ -31,6 +33,8 @@ def recipe_workloads(recipe: Any, config: Any = None, data_bytes: int | None = N
         "data_bytes": data_bytes,
         "threads": recipe.threads,
     }
+    if recipe.objective == "masked":
+        common["targets"] = MASKED if recipe.masking is None else recipe.masking.rate
     memory = recipe.memory
     common |= {name: getattr(memory, name) for name in MEMORY}
     if memory.rung == "recurrent":  # it keeps no more than the plain step of one chunk
@@ -89,6 +93,8 @@ def checkpoint_workload(source: str, values: dict[str, Any], lora: int = 0) -> W
     shape = checkpoint_shape(source).model_dump() | {"lora_rank": lora}
     if values.get("kind") == "extend" and shape["positions"]:
         shape["positions"] = max(shape["positions"], values["length"])
+    if shape["encoder"]:
+        values = {"targets": MASKED} | values
     return Workload.parse({"shape": shape} | values, "plan")
 
 
