@@ -28,8 +28,8 @@ def options(workload: Workload, machine: Machine) -> list[Forecast]:
         rungs = [rung for rung in rungs if rung not in ("chunk-outer", "staged")]
         if not rungs:
             raise ConfigError(
-                f"rung '{workload.rung}' needs a causal mask, and every token of an encoder sees those after it: choose "
-                "memory.rung = 'layer-outer', 'checkpoint', 'plain' or 'auto'"
+                f"rung '{workload.rung}' needs a causal mask, and every token of an encoder sees those after it: "
+                "choose memory.rung = 'layer-outer', 'checkpoint', 'plain' or 'auto'"
             )
     found: dict[Workload, Forecast] = {}
     for rung in rungs:
