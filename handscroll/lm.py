@@ -98,7 +98,7 @@ class LM:
         if looks_ahead(self.model.mask()):
             raise ConfigError(
                 f"a {self.model.config.family} sees every token of a text, so it gives none a likelihood after those "
-                "before it; measure its masked-LM loss (handscroll.evaluate.masked), or take a causal model"
+                "before it; measure its masked-LM loss (handscroll evaluate perplexity), or take a causal model"
             )
         ids = self._ids(text_or_ids)
         if len(ids) < 2:

@@ -16,6 +16,7 @@ from handscroll.extend.tune import TuneSettings
 from handscroll.extend.tune import tune as run_tuning
 from handscroll.lm import LM
 from handscroll.models.model import Model
+from handscroll.nn.mask import looks_ahead
 from handscroll.text.readers import read
 from handscroll.train.loop import OnRecord
 
@@ -114,6 +115,8 @@ def _keep_the_better(longer: LM, untuned: Model, outcome: Outcome) -> None:
 def _samples(lm: LM, text: Any, to: int, count: int, seed: int, progress: Progress | None) -> list[Sample]:
     if text is not None:
         return windows(read(text), lm.tokenizer, to, count, seed)
+    if looks_ahead(lm.model.mask()):
+        raise ConfigError("an encoder writes no text of its own to choose on: give --text FILES, or name a --method")
     if progress is not None:
         progress(f"no --text: the model writes {count * to} tokens of its own to choose on")
     return windows([own_text(lm, count * to, seed)], lm.tokenizer, to, count, seed)

@@ -8,11 +8,18 @@ from pydantic import Field
 from handscroll.base.config import Config
 from handscroll.base.errors import DataError
 from handscroll.base.workload import Shape, Workload
+from handscroll.data.masking import MaskedRows, Masking
 from handscroll.data.pack import Packed
+from handscroll.data.row import Row
 from handscroll.data.sources import TokenSource
+from handscroll.data.stream import Stream
 from handscroll.lm import LM
 from handscroll.models.model import Decoder
+from handscroll.nn.mask import looks_ahead
 from handscroll.objectives.causal import Causal
+from handscroll.objectives.masked import Masked
+from handscroll.objectives.objective import Objective
+from handscroll.plan.workloads import MASKED
 from handscroll.train.assemble import Updates
 from handscroll.train.loop import Callbacks, OnRecord, train
 from handscroll.train.lora import LoRA, add_lora, merge_lora, save_adapter
@@ -56,20 +63,27 @@ def tune(lm: LM, to: int, settings: TuneSettings, folder: Path, on_record: OnRec
     optimizer = Optimizer(name="adamw", lr=rate, weight_decay=0.0)
     schedule = Schedule(name="cosine", warmup=max(1, settings.steps // 10), final=0.1)
     loop = Loop(steps=settings.steps, precision=settings.precision, save_every=settings.save_every)
-    rows = Packed(source, to, seed=settings.seed, epochs=None)
+    rows, objective = _task(lm, Packed(source, to, seed=settings.seed, epochs=None), settings.seed)
     how = settings.model_dump(mode="json", exclude={"memory", "force"})  # may change when a run goes on elsewhere
     done = {"text": source.fingerprint, "to": to, **how, "lr": rate}
     write_recipe(folder, {"tune": done, "from": lm.source})
     plan = planned(settings.memory, [_workload(lm, to, settings, source)], folder, force=settings.force)
     assert isinstance(lm.model, Decoder)
     run = Run(folder, lm.model, optimizer, schedule, loop, plan.memory)
-    progress = train(run, Updates(rows, settings.rows, 1), Causal(), Callbacks(on_record=on_record))
+    progress = train(run, Updates(rows, settings.rows, 1), objective, Callbacks(on_record=on_record))
     plan.compare()
     if settings.lora is not None:
-        if lm.model.config.family not in ("gpt2", "bloom"):
+        if lm.model.config.family not in ("gpt2", "bloom", "bert", "roberta"):
             save_adapter(lm.model, settings.lora, folder / "adapter", lm.source)
         merge_lora(lm.model)
     return done | {"steps": progress.step, "tokens": progress.tokens}
+
+
+def _task(lm: LM, rows: Stream[Row], seed: int) -> tuple[Stream[Row], Objective]:
+    """What is learned: the next token, or by an encoder the hidden ones."""
+    if looks_ahead(lm.model.mask()):
+        return MaskedRows(rows, Masking.of(lm.tokenizer), seed), Masked()
+    return rows, Causal()
 
 
 def _workload(lm: LM, to: int, settings: TuneSettings, source: TokenSource) -> Workload:
@@ -83,6 +97,7 @@ def _workload(lm: LM, to: int, settings: TuneSettings, source: TokenSource) -> W
         micro=settings.rows,
         steps=settings.steps,
         packed=True,
+        targets=MASKED if looks_ahead(lm.model.mask()) else 1.0,
         precision=settings.precision,
         data_bytes=sum(document.nbytes for document in source.tokens),
     )

@@ -379,7 +379,7 @@ def _run(recipe: Recipe, folder: Path, world: World, ways: Ways) -> tuple[LM, Pr
     progress = train(run, stream, objective, callbacks)
     model = unsharded(model, world, lambda fresh: recipe.lora and add_lora(fresh, recipe.lora, recipe.seed))
     if recipe.lora is not None and world.first:
-        if model.config.family not in ("gpt2", "bloom"):  # their projections are stored fused; merging is all there is
+        if model.config.family not in ("gpt2", "bloom", "bert", "roberta"):  # fused or no causal model: merged only
             save_adapter(model, recipe.lora, folder / "adapter", str(recipe.model.path))
         merge_lora(model)
     lm = LM(model, tokenizer, str(folder / "model"))
