@@ -23,6 +23,8 @@ CHECKED = [
     "models.t5",
     "models.encoder_decoder",
     "models.glm",
+    "models.bert",
+    "models.sentences",
 ]
 install_import_hook([f"handscroll.{name}" for name in CHECKED], "beartype.beartype")
 

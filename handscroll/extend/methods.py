@@ -176,7 +176,11 @@ METHODS: dict[str, Make] = {
     "self-extend": self_extend,
     "dual-chunk": dual_chunk,
 }
-LEARNED = {"interpolate": "linear interpolation of the learned table", "tile": "the learned table repeated"}
+LEARNED = {
+    "interpolate": "linear interpolation of the learned table",
+    "tile": "the learned table repeated",
+    "copy-last-row": "the learned table's last row for all positions beyond",
+}
 BIASED = {"none": "ALiBi's slopes as they are", "slopes": "ALiBi's slopes divided by the factor, or by less"}
 RELATIVE = {
     "none": "the learned relative bias as it is",
@@ -244,7 +248,9 @@ def apply(model: Model, candidate: Candidate, to: int) -> None:
         return
     assert candidate.resample is not None
     table = model.get_parameter("position_embedding.weight")
-    longer = resample(table.detach(), to, candidate.resample)
+    unused = getattr(model.config, "offset", 0)  # rows before the first position (RoBERTa)
+    rows = table.detach()
+    longer = torch.cat([rows[:unused], resample(rows[unused:], to, candidate.resample)])
     embedding = torch.nn.Embedding.from_pretrained(longer, freeze=False)
     model.set_submodule("position_embedding", embedding)
     model.config = model.config.model_copy(update={"context": to, "original": model.config.trained})
@@ -254,8 +260,12 @@ def resample(table: Tensor, to: int, how: str) -> Tensor:
     """A learned position table (context, D) with `to` rows.
 
     interpolate: linear between the rows, ends kept (as ViT and BERT extensions do); tile: repeated in order, so that
-    distances inside a trained length look as they did (Beltagy et al. 2020, "Longformer", section 5).
+    distances inside a trained length look as they did (Beltagy et al. 2020, "Longformer", section 5);
+    copy-last-row: the last row for all that follow, a folk remedy that tells no position beyond from another, for
+    comparison.
     """
+    if how == "copy-last-row":
+        return torch.cat([table, table[-1:].expand(to - len(table), -1)])
     if how == "tile":
         return table.repeat(-(-to // len(table)), 1)[:to].clone()
     wide = table.T[None].to(torch.float64)
@@ -265,7 +275,7 @@ def resample(table: Tensor, to: int, how: str) -> Tensor:
 def _methods_for(model: Model) -> tuple[str, dict[str, Any]]:
     """How the model tells positions, and the table of methods for that."""
     family = model.config.family
-    if family == "gpt2":
+    if family in ("gpt2", "bert", "roberta"):
         return "learned positions", LEARNED
     if family in ("t5", "mt5"):
         return "a learned relative bias", RELATIVE

@@ -34,11 +34,7 @@ def hidden_chunks(
     """
     if chunk < 1:
         raise ConfigError(f"the prefill chunk is {chunk} tokens; it must be at least 1 ({CHUNK} is usual)")
-    if model.both_ways:
-        raise ConfigError(
-            f"family '{model.config.family}' reads a text in both directions, so its tokens are not scored or "
-            "continued from left to right; fill its blanks instead (lm.fill)"
-        )
+    model.check_one_way()
     assert tokens.shape[1] == marks.length, (tokens.shape, marks.length)
     cache.expect(marks)
     mask = model.mask() if marks.plain else model.mask() & SameSegment()

@@ -53,7 +53,7 @@ def describe_positions(config) -> str:
     """One line on the position method and its dials."""
     if config.family == "glm-blank":
         return f"learned tables of {config.context:,} places and {config.inside:,} inside a blank"
-    if config.family == "gpt2":
+    if config.family in ("gpt2", "bert", "roberta"):
         return f"learned table of {config.context:,} rows"
     if config.family in ("t5", "mt5"):
         divided = f", distances divided by {config.factor:g}" if config.factor != 1.0 else ""

@@ -14,6 +14,7 @@ SIZES = "recipe: model.sizes"  # where the sizes come from, for errors
 NEW: dict[str, str] = {
     "llama": "handscroll.models.llama:new",
     "gpt2": "handscroll.models.gpt2:new",
+    "bert": "handscroll.models.bert:new",
     "glm-blank": "handscroll.models.glm_blank:new",
     "lstm": "handscroll.models.lstm:new",
     "t5": "handscroll.models.t5:new",

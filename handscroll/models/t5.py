@@ -253,6 +253,13 @@ def _settle(config: T5Config, tensor: Callable[[str], Tensor | None]) -> T5Confi
     return config
 
 
+def _copies(config: T5Config) -> dict[str, str | None]:
+    """Where old checkpoints repeat the token table, and a table of the first cross-attention that nothing reads."""
+    tied = {"lm_head.weight": "embedding.weight"} if config.tied else {}
+    tables = {f"{side}.embed_tokens.weight": "embedding.weight" for side in ("encoder", "decoder")}
+    return tied | tables | {"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": None}
+
+
 def _write(config: T5Config) -> Foreign:
     foreign: dict[str, Any] = {
         "architectures": [{"t5": "T5", "mt5": "MT5"}[config.family] + "ForConditionalGeneration"],
@@ -314,6 +321,6 @@ def _names(config: T5Config, part: str) -> dict[str, str]:
 
 
 T5_FAMILY, MT5, T5_INTERPOLATED, MT5_INTERPOLATED = (
-    Family(name, T5, lambda foreign, name=name: _read(foreign, name), _write, _entries, _settle)
+    Family(name, T5, lambda foreign, name=name: _read(foreign, name), _write, _entries, _settle, _copies)
     for name in ("t5", "mt5", "t5" + INTERPOLATED, "mt5" + INTERPOLATED)
 )

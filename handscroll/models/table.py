@@ -18,6 +18,8 @@ FAMILIES: dict[str, str] = {
     "t5-interpolated": "handscroll.models.t5:T5_INTERPOLATED",
     "mt5-interpolated": "handscroll.models.t5:MT5_INTERPOLATED",
     "bloom-interpolated": "handscroll.models.bloom:BLOOM_INTERPOLATED",
+    "bert": "handscroll.models.bert:BERT",
+    "roberta": "handscroll.models.bert:ROBERTA",
 }
 
 

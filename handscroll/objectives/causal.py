@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
+from handscroll.base.errors import ConfigError
 from handscroll.data.batch import Batch
 from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.models.model import Model
@@ -33,19 +35,18 @@ class Causal:
     additive: bool = True
 
     def mask(self, model: Model, marks: Marks) -> Mask:
+        """Raises ConfigError where the model sees the very tokens that it would predict (an encoder)."""
+        if model.both_ways:
+            raise ConfigError(
+                f"objective 'causal' predicts the next token, and a {model.config.family} sees it: use objective "
+                "'masked', or a causal model (llama, gpt2, ...)"
+            )
         return model.mask() if marks.plain else model.mask() & SameSegment()
 
     def loss(self, model: Model, hidden: Embeddings, batch: Batch) -> Loss:
         targets = batch.targets.flatten()
         total, losses, counted = cross_entropy_by_token(hidden.flatten(0, 1), model.head, targets, self.smoothing)
-        metrics: dict[str, tuple[float, int]] = {}
-        if self.by_position:
-            positions = batch.marks().tensors(targets.device)[2].expand_as(batch.targets).flatten()[counted]
-            quarter = (positions * 4 // (batch.width or batch.targets.shape[1])).clamp_max(3)
-            sums = torch.zeros(4, dtype=torch.float64, device=targets.device)
-            sums.index_add_(0, quarter, losses.double())
-            counts = torch.bincount(quarter, minlength=4)
-            metrics = dict(zip(QUARTERS, zip(sums.tolist(), counts.tolist(), strict=True), strict=True))
+        metrics = by_quarter(batch, losses, counted) if self.by_position else {}
         return Loss(total, int(counted.sum()), metrics)
 
 
@@ -61,3 +62,15 @@ class NextToken(Task):
 
     def build(self, model: Model, data: Mapping[str, Any], smoothing: float, by_position: bool) -> Causal:
         return Causal(smoothing, by_position=by_position)
+
+
+def by_quarter(batch: Batch, losses: Tensor, counted: Tensor) -> dict[str, tuple[float, int]]:
+    """(sum, count) of the `losses` of the `counted` (B x T) targets, by quarters of the row's length that their place
+    in their document lies in."""
+    targets = batch.targets
+    positions = batch.marks().tensors(targets.device)[2].expand_as(targets).flatten()[counted]
+    quarter = (positions * 4 // (batch.width or targets.shape[1])).clamp_max(3)
+    sums = torch.zeros(4, dtype=torch.float64, device=targets.device)
+    sums.index_add_(0, quarter, losses.double())
+    counts = torch.bincount(quarter, minlength=4)
+    return dict(zip(QUARTERS, zip(sums.tolist(), counts.tolist(), strict=True), strict=True))

@@ -174,4 +174,4 @@ def _joined(row: Row, tokens: list[np.ndarray], targets: list[np.ndarray], sourc
     segment = None if plain else np.concatenate([np.full(len(part), n) for n, part in enumerate(tokens)])
     positions = None if plain else np.concatenate([np.arange(len(part)) for part in tokens])
     joined = np.concatenate(tokens), np.concatenate(targets)
-    return Row(*joined, row.document, row.start, segment, positions, source)
+    return Row(*joined, row.document, row.start, segment, positions, source=source)

@@ -17,6 +17,7 @@ from handscroll.text.tokenizer import Tokenizer
 
 TASKS = {
     "causal": "handscroll.objectives.causal:NextToken",
+    "masked": "handscroll.objectives.masked:MaskedTokens",
     "span-corruption": "handscroll.objectives.span_corruption:SpanCorruption",
     "blanks": "handscroll.objectives.blanks:BlankInfilling",
     "classify": "handscroll.objectives.classify:Classification",

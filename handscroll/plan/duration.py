@@ -86,7 +86,9 @@ def count(workload: Workload) -> Work:
     products = 3 if shape.family == "llama" else 2
     tiled = 2.0 * products * shape.width * shape.mlp_width if workload.mlp_tile else 0.0
     per_token = shape.layers * ((2 * again + back) * matrices + tiled)
-    per_token += (6.0 if not shape.lora_rank else 4.0) * shape.table
+    per_token += (6.0 if not shape.lora_rank else 4.0) * shape.table * workload.targets
+    if shape.both_ways and workload.rung == "layer-outer":  # keys and values once forward, once more on the way back
+        per_token += 2 * shape.layers * 4 * shape.width * shape.shared
     chunks = -(-workload.length // workload.chunk) if workload.rung in CHUNKED else 1
     passes = again + (2 if train else 0)
     masked = workload.packed and shape.family != "lstm"
@@ -132,7 +134,10 @@ def _activations(workload: Workload, chunks: int, again: float, train: bool) -> 
     tokens = workload.rows * workload.micro * workload.length
     kept = Layer.of(workload.changed(mlp_tile=0)).kept * (NARROW if precision == "bfloat16" else 1.0)
     kept *= UNTRIMMED if workload.rung == "plain" else 1.0
-    found = tokens * shape.layers * kept * (again + (2 if train else 0)) + tokens * shape.vocab * LOGITS[precision]
+    found = (
+        tokens * shape.layers * kept * (again + (2 if train else 0))
+        + workload.targets * tokens * shape.vocab * LOGITS[precision]
+    )
     if workload.packed and shape.family != "lstm":
         found += MASKED * tokens * shape.layers * (workload.length / 8 + BLOCKS) * (again + 1)
     if workload.dropout:
@@ -152,6 +157,8 @@ def _windows(shape: Shape) -> tuple[int | None, ...]:
 def _seen(workload: Workload, window: int | None) -> float:
     """Query-key pairs of one row in one layer. A packed row is taken as one of four documents of equal length."""
     length = workload.length
+    if workload.shape.both_ways:
+        return length * length / (4 if workload.packed else 1)
     if window is not None and window < length:
         return length * window - window * window / 2
     return length * length / (8 if workload.packed else 2)

@@ -8,6 +8,8 @@ from typing import Any
 from handscroll.base.errors import ConfigError
 from handscroll.base.workload import MEMORY, Shape, Workload, recurrent
 
+MASKED = 0.15  # share of tokens that are hidden unless a recipe says otherwise (data/masking.py)
+
 
 def recipe_workloads(recipe: Any, config: Any = None, data_bytes: int | None = None) -> list[Workload]:
     """One workload for each stage of a training recipe (`train/recipe.py: Recipe`), in order.
@@ -32,6 +34,7 @@ def recipe_workloads(recipe: Any, config: Any = None, data_bytes: int | None = N
         "data_bytes": data_bytes,
         "threads": recipe.threads,
     }
+    common["targets"] = recipe.objective.share(recipe.mixed)
     memory = recipe.memory
     common |= {name: getattr(memory, name) for name in MEMORY}
     if memory.rung == "recurrent":  # it keeps no more than the plain step of one chunk
@@ -39,8 +42,9 @@ def recipe_workloads(recipe: Any, config: Any = None, data_bytes: int | None = N
     found = []
     for stage in recipe.stages:
         micro = stage.micro or stage.rows
-        kinds = [getattr(recipe.data[name], "sampling", recipe.data[name].kind) for name in stage.mix]
-        packed = bool({"packed", "labelled", "blanks"} & set(kinds))
+        mixed = [recipe.data[name] for name in stage.mix]
+        kinds = {getattr(data, "sampling", data.kind) for data in mixed}
+        packed = bool({"packed", "labelled", "blanks"} & kinds) or any(getattr(data, "pairs", 1) > 1 for data in mixed)
         length = min(stage.length, memory.chunk) if memory.rung == "recurrent" else stage.length
         own = {"length": length, "rows": micro, "micro": stage.rows // micro, "steps": stage.steps}
         found.append(Workload.model_validate(common | own | {"packed": packed}))
@@ -53,6 +57,8 @@ def recipe_shape(recipe: Any, longest: int) -> Shape:
         return checkpoint_shape(recipe.model.path)
     sizes = dict(recipe.model.sizes)
     vocab = sizes.get("vocab") or _vocab(recipe.tokenizer)
+    if recipe.model.family == "bert":
+        return _bert_shape(sizes | {"vocab": vocab, "context": sizes.get("context", longest)})
     family, names = recipe.model.family, ["layers", "width", "heads", "mlp_width"]
     if family == "lstm":
         names = names[:2]
@@ -78,8 +84,15 @@ def recipe_shape(recipe: Any, longest: int) -> Shape:
         "tied": sizes.get("tied", learned),
         "windows": sizes.get("windows", ()),
         "positions": sizes.get("context", longest) if learned else 0,
+        "both_ways": family == "glm-blank",
     }
     return Shape.parse(values, "recipe: model.sizes")
+
+
+def _bert_shape(sizes: dict[str, Any]) -> Shape:
+    from handscroll.models.bert import BertConfig
+
+    return Shape.of(BertConfig.parse(sizes, "recipe: model.sizes"))
 
 
 def checkpoint_shape(source: str) -> Shape:
@@ -95,6 +108,8 @@ def checkpoint_workload(source: str, values: dict[str, Any], lora: int = 0) -> W
     shape = checkpoint_shape(source).model_dump() | {"lora_rank": lora}
     if values.get("kind") == "extend" and shape["positions"]:
         shape["positions"] = max(shape["positions"], values["length"])
+    if shape["encoder"]:
+        values = {"targets": MASKED} | values
     return Workload.parse({"shape": shape} | values, "plan")
 
 

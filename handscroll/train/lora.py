@@ -22,13 +22,8 @@ from handscroll.models.model import Model
 from handscroll.models.table import family
 
 TARGETS = ("query", "key", "value", "output")
-FUSED = (
-    "gpt2",
-    "bloom",
-    "glm",
-    "glm4",
-    "glm-blank",
-)  # families that store projections in another form: merging is all there is
+# Families whose projections are stored in another form, or that PEFT knows as no causal model: updates are merged only.
+FUSED = ("gpt2", "bloom", "glm", "glm4", "glm-blank", "bert", "roberta")
 MLP_TARGETS = ("gate", "up", "down")
 
 

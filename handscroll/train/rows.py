@@ -11,6 +11,7 @@ from handscroll.data.corpus import select
 from handscroll.data.labelled import Labelled
 from handscroll.data.lanes import Lanes
 from handscroll.data.pack import Packed
+from handscroll.data.pairs import Pairs
 from handscroll.data.recall import Copies, Facts
 from handscroll.data.row import Row
 from handscroll.data.sources import TokenSource
@@ -124,4 +125,16 @@ class BlanksData(Config):
         return Blanks(text, BlankTokens.of(tokenizer), length, seed, **self.model_dump(exclude={"kind"}))
 
 
-RowData = Annotated[TextData | CopiesData | FactsData | LabelledData | BlanksData, Field(discriminator="kind")]
+class PairsData(Config):
+    """Two texts a document, and whether the second follows the first (`data/pairs.py`)."""
+
+    kind: Literal["pairs"]
+    pairs: int = Field(default=1, ge=1, description="pairs packed into a row")
+
+    def stream(self, text: TokenSource, tokenizer: Tokenizer, length: int, seed: int) -> Stream[Row]:
+        return Pairs(text, tokenizer, length, self.pairs, seed)
+
+
+RowData = Annotated[
+    TextData | CopiesData | FactsData | PairsData | BlanksData | LabelledData, Field(discriminator="kind")
+]

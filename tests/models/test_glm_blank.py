@@ -28,6 +28,9 @@ from handscroll.nn.init import initialise
 from handscroll.nn.marks import Extent, Marks
 from handscroll.nn.mask import Causal
 from handscroll.objectives.blanks import Infill
+from handscroll.plan.choose import options
+from handscroll.plan.machine import this_machine
+from handscroll.plan.workloads import recipe_workloads
 from handscroll.text.blanks import BlankTokens
 from handscroll.train.ladder.plain import Plain
 from handscroll.train.recipe import Recipe, Ways, run_recipe
@@ -166,8 +169,10 @@ def test_gradients_of_checkpointed_layers_are_the_same_and_chunks_are_refused(tm
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
     want = gradients(Step(Plain()))
-    got = gradients(Step(build_rung(Memory(rung="checkpoint"), model, tmp_path)))
-    assert (got - want).norm() < 1e-12 * want.norm()
+    chunks = {"rung": "layer-outer", "chunk": 32}
+    for memory in ({"rung": "checkpoint"}, chunks, chunks | {"offload": "disk"}):
+        got = gradients(Step(build_rung(Memory(**memory), model, tmp_path)))
+        assert (got - want).norm() < 1e-12 * want.norm(), memory
     with pytest.raises(ConfigError, match="later ones"):
         gradients(Step(build_rung(Memory(rung="chunk-outer", chunk=64), model, tmp_path)))
 
@@ -247,6 +252,8 @@ def test_a_recipe_teaches_it_to_fill_blanks(tmp_path):
         "loop": {"save_every": 2},
     }
     recipe = Recipe.parse(settings, "recipe")
+    (workload,) = recipe_workloads(recipe)
+    assert {one.workload.rung for one in options(workload, this_machine())} == {"plain", "checkpoint", "layer-outer"}
     seen: list[dict] = []
     run_recipe(recipe, tmp_path / "straight", Ways(on_record=seen.append))
     assert seen[-1]["loss"] < seen[0]["loss"] - 0.2

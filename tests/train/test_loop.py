@@ -134,7 +134,7 @@ def test_a_non_finite_loss_stops_before_the_update(recipe, tmp_path, monkeypatch
 
     class Poisoned(Causal):
         def loss(self, model, hidden, batch):
-            calls.append(1)
+            calls.extend([1] * torch.is_grad_enabled())  # validation asks for it too
             if len(calls) == 6:
                 with torch.no_grad():
                     model.get_parameter("layers.1.mlp.up.weight").data[0, 0] = math.nan

@@ -265,8 +265,7 @@ class Engine:
 
 def _check_positions(model: Model) -> None:
     """Blocks are read by kernels that know one rotation and no bias."""
-    if model.both_ways:
-        raise ConfigError(f"family '{model.config.family}' reads in both directions; the engine continues texts only")
+    model.check_one_way()
     if model.recurrent:
         raise ConfigError(
             f"family '{model.config.family}' keeps a state and no keys to lay in blocks; use lm.generate, one "

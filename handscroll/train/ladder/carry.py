@@ -3,6 +3,9 @@
 To the model a carry is its cache. In the first pass (`collect`) chunks leave their keys and values; in the second
 (`recompute`, from the last chunk to the first) a chunk reads those of earlier ones, adds its gradient to them, and
 adds to its own keys and values what later chunks left there.
+
+Where tokens see later ones (`whole`), all chunks leave keys and values first (`Collect`); then every chunk reads all of
+them and leaves gradients on all of them (`Known`); then each chunk takes the gradient of its own (`Made`).
 """
 
 from collections.abc import Callable
@@ -69,11 +72,12 @@ class Carry(Protocol):
     def put(self, layer: int, chunk: int, keys: Tensor, values: Tensor) -> None: ...
 
     def past(self, layer: int, chunk: int) -> list[Span]:
-        """The spans before `chunk`; gradients of them are taken up here, outside autograd."""
+        """The spans before `chunk` (the number of chunks: all of them); gradients of them are taken up here, outside
+        autograd."""
         ...
 
     def left(self, layer: int, chunk: int) -> tuple[Tensor, Tensor] | None:
-        """What later chunks left as gradient of this chunk's keys and values."""
+        """What other chunks left as gradient of this chunk's keys and values."""
         ...
 
     def drop(self, chunk: int) -> None:
@@ -87,9 +91,13 @@ class HeldCarry:
     Memory per token and layer: keys, values, and their gradients in float32.
     """
 
-    def __init__(self, marks: list[Marks], like: Tensor):
-        """`marks` of each chunk's tokens on this rank; `like` (B, T) tells rows and device."""
+    def __init__(self, marks: list[Marks], like: Tensor, whole: bool = False):
+        """`marks` of each chunk's tokens on this rank; `like` (B, T) tells rows and device.
+
+        `whole`: the last chunk's keys and values are kept too; otherwise they are never anybody's past.
+        """
         self.edges = [0, *accumulate(part.length for part in marks)]
+        self._end = self.edges[-1] if whole else self.edges[-2]
         every = Marks.join(marks, like.shape[0], like.device)
         self._past = [every.part(0, end) for end in self.edges]
         self.states = States()
@@ -97,10 +105,10 @@ class HeldCarry:
         self._grads: dict[int, tuple[Tensor, Tensor]] = {}
 
     def put(self, layer: int, chunk: int, keys: Tensor, values: Tensor) -> None:
-        if self.edges[chunk] >= self.edges[-2]:
-            return  # the last chunk's keys and values are never anybody's past
+        if self.edges[chunk] >= self._end:
+            return
         if layer not in self._keys:
-            shape = (*keys.shape[:2], self.edges[-2], keys.shape[3])
+            shape = (*keys.shape[:2], self._end, keys.shape[3])
             self._keys[layer] = (keys.new_empty(shape), keys.new_empty(shape))
         for held, new in zip(self._keys[layer], (keys, values), strict=True):
             held[:, :, self.edges[chunk] : self.edges[chunk + 1]] = new
@@ -118,7 +126,7 @@ class HeldCarry:
         return [Span(keys, values, self._past[chunk], accumulate=take)]
 
     def left(self, layer: int, chunk: int) -> tuple[Tensor, Tensor] | None:
-        if layer not in self._grads or self.edges[chunk] >= self.edges[-2]:
+        if layer not in self._grads or self.edges[chunk] >= self._end:
             return None
         here = slice(self.edges[chunk], self.edges[chunk + 1])
         keys, values = self._grads[layer]
@@ -141,12 +149,12 @@ class HeldCarry:
 class BlockCarry:
     """In host memory or on disk: one block per layer, chunk and kind, brought to the device one at a time."""
 
-    def __init__(self, marks: list[Marks], blocks: Blocks):
-        self.marks, self.blocks, self.states = marks, blocks, States()
+    def __init__(self, marks: list[Marks], blocks: Blocks, whole: bool = False):
+        self.marks, self.blocks, self.whole, self.states = marks, blocks, whole, States()
         self._layers: set[int] = set()
 
     def put(self, layer: int, chunk: int, keys: Tensor, values: Tensor) -> None:
-        if chunk == len(self.marks) - 1:
+        if chunk == len(self.marks) - 1 and not self.whole:
             return
         self._layers.add(layer)
         self.blocks.write(("keys", layer, chunk), keys)
@@ -219,6 +227,36 @@ class Collect:
 
     def commit(self) -> None:
         """Nothing is pending: chunks are complete by construction."""
+
+
+@dataclass(eq=False)
+class Known:
+    """The cache of a pass over queries alone: reads the keys and values of all `chunks`, and makes none."""
+
+    carry: Carry
+    chunks: int
+
+    def known(self, layer: int) -> list[Span]:
+        return self.carry.past(layer, self.chunks)
+
+    def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
+        raise AssertionError("the keys and values of this layer are known")
+
+    def commit(self) -> None:
+        """Nothing is pending."""
+
+
+class Made:
+    """The cache of a pass over keys and values alone: gives those of one chunk back, for their gradient.
+
+    As bare tensors, not spans, so that sharded layers see that a gradient will come through them.
+    """
+
+    def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> Any:
+        return [keys, values]
+
+    def commit(self) -> None:
+        """Nothing is pending."""
 
 
 @dataclass(eq=False)
