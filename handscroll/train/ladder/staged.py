@@ -184,7 +184,7 @@ class _Pass:
             pairs = [(own, grad.to(own.dtype)) for own, grad in zip(made, left, strict=True)]
             trained = [(own, grad) for own, grad in pairs if own.requires_grad]
             if trained:
-                torch.autograd.backward(*zip(*trained, strict=True))
+                torch.autograd.backward([own for own, _ in trained], [grad for _, grad in trained])
         carry.drop(chunk)
         if entry is not None:
             grad = self._kept(stage + 1, chunk)
