@@ -42,7 +42,7 @@ class Task(Config):
 
     @abstractmethod
     def build(self, model: Model, data: Mapping[str, Any], smoothing: float, by_position: bool) -> Objective:
-        """The loss, for a model that fits; of `Objective.of`."""
+        """The loss, for a model that fits; `data` and the rest are those of `objective`."""
 
     def rows(self, rows: Stream[Row], length: int, seed: int, model: Model, tokenizer: Tokenizer) -> Stream[Row]:
         """Rows to learn from, made of rows of at most `length` tokens.
