@@ -226,7 +226,11 @@ def alternating(job: str, options: argparse.Namespace) -> Iterator[tuple[int, di
                     before = read_bandwidth()
                     run = measure(name, Path(folder), job, length, options.peers)
                     runs[name].append(run | {"bandwidth": (before + read_bandwidth()) / 2})
-                    print(f"{length} {name}: {run['seconds']:.4f} s, prompt {run.get('prefill', 0):.1f} s", file=sys.stderr, flush=True)
+                    print(
+                        f"{length} {name}: {run['seconds']:.4f} s, prompt {run.get('prefill', 0):.1f} s",
+                        file=sys.stderr,
+                        flush=True,
+                    )
             seconds = {name: typical(got, "seconds") for name, got in runs.items()}
             best = min(value for name, value in seconds.items() if not name.startswith("handscroll"))
             yield length, runs, {name: best / value for name, value in seconds.items()}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from handscroll.base.errors import CapacityError, ConfigError, DataError, nearest
 from handscroll.base.runs import write_file
+from handscroll.generate import blanks
 from handscroll.generate.beam import Early, beam_search
 from handscroll.generate.budget import GUARD, Choice, Request, choose
 from handscroll.generate.constrain import Constraint
@@ -25,8 +26,10 @@ from handscroll.generate.reading.reading import Reading
 from handscroll.generate.reading.store import Store, check_name
 from handscroll.generate.sample import Sampling
 from handscroll.generate.stream import TextStream
+from handscroll.models.bert import Bert
 from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.models.model import Model
+from handscroll.models.sentences import evenly, pooled
 from handscroll.models.weights import load_model, locate, read_json, save_model
 from handscroll.nn.marks import Marks
 from handscroll.nn.quantised import PROJECTIONS, Rounded, quantise
@@ -78,7 +81,8 @@ class LM:
     def logits(self, text_or_ids: str | Sequence[int] | Tensor, length: int | None = None) -> Tensor:
         """Logits (T, V) in float32 of every position; T x V floats are the caller's memory.
 
-        May run past the trained length (learned position tables refuse). `length` is the declared length of
+        Of an encoder (BERT): of the token at each place itself, by the masked-LM head. May run past the trained
+        length (learned position tables refuse). `length` is the declared length of
         the request for a length-dependent scaling; T unless given.
         """
         self._one_text("logits")
@@ -96,8 +100,10 @@ class LM:
 
         Raises:
             DataError: fewer than two tokens. CapacityError: past a learned position table without `window`.
+            ConfigError: an encoder, which has seen the tokens that it would be asked for.
         """
         self._one_text("nll")
+        self.model.check_one_way()
         ids = self._ids(text_or_ids)
         if len(ids) < 2:
             raise DataError(f"a loss needs at least two tokens, got {len(ids)}")
@@ -110,6 +116,43 @@ class LM:
         if window < 2:
             raise ConfigError(f"a window of {window} tokens sees nothing; give at least 2")
         return self._windowed_nll(ids, window)
+
+    def embed(
+        self, texts: Sequence[str], pooling: str = "mean", normalise: bool = True, windows: bool = False
+    ) -> Tensor:
+        """One vector (N, D) a text by an encoder, float32 on the CPU: see `models/sentences.py: pooled`.
+
+        `normalise` makes them of length 1, so that a product of two is their cosine. A text longer than the context is
+        refused; with `windows` it is cut into windows of nearly equal length, each read by itself with the tokenizer's
+        special tokens, and its vector is the mean of theirs, weighted by tokens: an approximation.
+
+        Raises:
+            CapacityError: a text is longer than the context, without `windows`.
+            ConfigError: a causal model, or an unknown pooling. DataError: a text without tokens.
+        """
+        if isinstance(texts, str):
+            raise ConfigError("embed takes a list of texts; for one text give [text]")
+        before, after = self.tokenizer.frame()
+        rows: list[list[int]] = []
+        owner: list[int] = []
+        for number, text in enumerate(texts):
+            ids = self.encode(text, special=False)
+            whole = len(before) + len(ids) + len(after)
+            if whole > self.context and not windows:
+                raise CapacityError(
+                    f"text {number} has {whole} tokens, the model's context is {self.context}; shorten it, give "
+                    "windows=True (read in windows, their vectors averaged), or lengthen the model "
+                    f"(handscroll extend ... --to {whole})"
+                )
+            parts = evenly(ids, self.context - len(before) - len(after))
+            rows += [[*before, *part, *after] for part in parts]
+            owner += [number] * len(parts)
+        vectors = pooled(self.model, rows, pooling)
+        found = torch.zeros(len(texts), vectors.shape[1])
+        weights = torch.tensor([float(len(row)) for row in rows])
+        found.index_add_(0, torch.tensor(owner, dtype=torch.int64), vectors * weights[:, None])
+        found /= torch.zeros(len(texts)).index_add_(0, torch.tensor(owner, dtype=torch.int64), weights)[:, None]
+        return torch.nn.functional.normalize(found, dim=1) if normalise else found
 
     def generate(  # noqa: PLR0913 - what is asked, how it is kept and chosen
         self,
@@ -205,6 +248,20 @@ class LM:
             for item in found
         ]
 
+    def fill(self, text: str, **settings: Any) -> str:
+        """`text` with its blanks filled, for models of blank infilling: "[MASK]" stands for a span, "[gMASK]" for all
+        that follows (appended where there is neither). `settings` are those of `generate`; max_tokens is of each blank.
+
+        Raises:
+            ConfigError: the model fills no blanks. CapacityError: more than its learned tables hold.
+        """
+        ids = self.tokenizer.encode(text, parse=True)
+        parts, done = [], 0
+        for filling in blanks.fill(self.model, ids, _sampling(settings)):
+            parts += [*ids[done : filling.place], *filling.tokens]
+            done = filling.place + 1
+        return self.decode([*parts, *ids[done:]])
+
     def choose_cache(
         self,
         prompt: str | Sequence[int],
@@ -279,6 +336,7 @@ class LM:
             )
         if name:
             check_name(name)
+        self._keeps_keys()
         identity = self.identity(len(ids) + room, policy)
         before = store.find(identity, ids)
         first = 0 if before is None else before.length
@@ -400,10 +458,18 @@ class LM:
             raise ConfigError(f"saved readings keep every token, '{policy}' does not: generate without the store")
         if store is not None:
             self._one_text("a saved reading")
+            self._keeps_keys()
         if store is None or len(ids) < 2:
             return None
         # The last token is read anyway: the first new one is predicted from it.
         return store.find(self.identity(len(ids) + new, policy), torch.tensor(ids[:-1]))
+
+    def _keeps_keys(self) -> None:
+        if self.model.recurrent:
+            raise ConfigError(
+                f"family '{self.model.config.family}' keeps a state of constant size and no keys: there is nothing to "
+                "save of what it read"
+            )
 
     def draft(self, other: "LM") -> DraftModel:
         """Another model of the same tokens as the draft of speculative decoding, for `generate(draft=...)`."""
@@ -444,6 +510,10 @@ class LM:
 
     def _chunks(self, ids: Tensor, length: int | None) -> Iterator[tuple[int, int, Tensor]]:
         tokens = ids[None].to(self.model.device)
+        if isinstance(self.model, Bert):  # nothing to keep between chunks: the text is read at once
+            marks = Marks.run(0, len(ids))
+            hidden = self.model.hidden(self.model.embed(tokens, marks), marks, self.model.mask(), length=length)
+            return iter([(0, len(ids), hidden)])
         cache = self.model.new_cache(capacity=len(ids))
         return hidden_chunks(self.model, tokens, Marks.run(0, len(ids)), cache, length or len(ids), CHUNK)
 
@@ -513,6 +583,8 @@ def load(source: str | Path, device: str = "cpu", dtype: str = "float32", weight
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab}; "
             "the tokenizer belongs to another checkpoint"
         )
+    if weights and model.recurrent:
+        raise ConfigError(f"family '{model.config.family}' has no projections to round: load it without weights")
     if weights:
         quantise(model, weights)
     path = folder / PROVENANCE

@@ -24,6 +24,9 @@ CHECKED = [
     "models.bloom",
     "models.t5",
     "models.encoder_decoder",
+    "models.glm",
+    "models.bert",
+    "models.sentences",
 ]
 install_import_hook([f"handscroll.{name}" for name in CHECKED], "beartype.beartype")
 

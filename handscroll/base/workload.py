@@ -15,13 +15,16 @@ CHUNKED = ("chunk-outer", "layer-outer", "staged")
 
 
 class Shape(Config):
-    """Sizes of a decoder. `positions` are rows of a learned position table (0: none). `sourced`: the decoder reads a
-    source, so that rungs in chunks are none of its own.
+    """Sizes of a decoder or encoder. `positions` are rows of a learned position table (0: none). `sourced`: the decoder
+    reads a source, so that rungs in chunks are none of its own. `both_ways`: tokens see those after them, so layers are
+    worked on one by one (rung layer-outer) or whole.
 
+    `encoder`: those of a BERT, whose hidden tokens alone go through a transform to the head, with no norm before it.
+    `extra` are numbers that belong to no layer and no table: an encoder's heads, transform and pooler.
     `trainable` None means all of it; less means LoRA of `lora_rank` on `lora_targets` projections of each layer.
     """
 
-    family: Literal["llama", "gpt2"]
+    family: Literal["llama", "gpt2", "lstm"]
     layers: int = Field(ge=1)
     width: int = Field(ge=1)
     heads: int = Field(ge=1)
@@ -31,8 +34,12 @@ class Shape(Config):
     vocab: int = Field(ge=1)
     tied: bool = False
     positions: int = Field(default=0, ge=0)
+    both_ways: bool = False
+    encoder: bool = False
+    extra: int = Field(default=0, ge=0)
     windows: tuple[int | None, ...] = ()
     sourced: bool = False
+    norms: int = Field(default=2, ge=2, description="norms of a layer of the Llama form")
     lora_rank: int = Field(default=0, ge=0)
     lora_targets: int = Field(default=4, ge=0)
 
@@ -42,8 +49,12 @@ class Shape(Config):
 
         A BLOOM is counted as a GPT-2 without positions; the norm of its embedding (2 D numbers) and the bias tensors of
         a tile are left out. A T5 is counted as a decoder of all its layers, encoder and decoder, on rows as long as the
-        text; its cross-attention is spread over their MLPs.
+        text; its cross-attention is spread over their MLPs. An LSTM has neither heads nor keys. A BERT is counted as a
+        GPT-2 that is an encoder: its layers have the same parts.
         """
+        if config.family == "lstm":
+            sizes = {name: getattr(config, name) for name in ("layers", "width", "vocab", "tied")}
+            return cls(**recurrent(sizes) | changes)
         names = ("layers", "width", "heads", "kv_heads", "head_size", "mlp_width", "vocab", "tied")
         values: dict[str, Any] = {name: getattr(config, name) for name in names}
         if config.family in ("t5", "mt5"):
@@ -52,25 +63,35 @@ class Shape(Config):
             wider = config.mlp_width + -(-cross // (layers * (3 if gated else 2)))
             values |= {"layers": layers, "mlp_width": wider, "family": "llama" if gated else "gpt2", "sourced": True}
             return cls(**values | changes)
-        plain = config.family in ("gpt2", "bloom")  # layer norms, biases and a plain MLP
-        positions = config.context if config.family == "gpt2" else 0
-        values |= {"family": "gpt2" if plain else "llama", "positions": positions}
+        encoder, blanks = config.family in ("bert", "roberta"), config.family == "glm-blank"
+        plain = encoder or blanks or config.family in ("gpt2", "bloom")  # layer norms, biases and a plain MLP
+        positions = config.context if encoder or blanks or config.family == "gpt2" else 0
+        positions += getattr(config, "inside", 0)  # the second table of blank infilling
+        values |= {"family": "gpt2" if plain else "llama", "positions": positions, "both_ways": encoder or blanks}
+        if encoder:
+            square, width = config.width * config.width, config.width
+            heads = config.masked * (square + 3 * width + config.vocab) + config.pooler * (square + width)
+            tables = (config.offset + config.kinds) * width + config.following * 2 * (width + 1)
+            values |= {"encoder": True, "extra": heads + tables, "tied": config.tied or not config.masked}
         values |= {"windows": tuple(getattr(config, "windows", ()))}
+        values |= {"norms": 4 if getattr(config, "branch_norms", False) else 2}
         return cls(**values | changes)
 
     @property
     def inner(self) -> int:
         """Width of all query heads together."""
-        return self.heads * self.head_size
+        return 0 if self.family == "lstm" else self.heads * self.head_size
 
     @property
     def shared(self) -> int:
         """Width of all key (or value) heads together."""
-        return self.kv_heads * self.head_size
+        return 0 if self.family == "lstm" else self.kv_heads * self.head_size
 
     @property
     def layer_matrices(self) -> int:
-        """Numbers in the projections of one layer."""
+        """Numbers in the projections of one layer; of an LSTM's four gates, from input and state."""
+        if self.family == "lstm":
+            return 8 * self.width**2
         products = 3 if self.family == "llama" else 2
         return self.width * (2 * self.inner + 2 * self.shared + products * self.mlp_width)
 
@@ -87,8 +108,10 @@ class Shape(Config):
     @property
     def layer_vectors(self) -> int:
         """Norms and biases of one layer (Llama's optional biases and head norms are left out: under 0.1 %)."""
+        if self.family == "lstm":
+            return 8 * self.width
         if self.family == "llama":
-            return 2 * self.width
+            return self.norms * self.width
         return 6 * self.width + self.inner + 2 * self.shared + self.mlp_width
 
     @property
@@ -101,8 +124,9 @@ class Shape(Config):
     @property
     def parameters(self) -> int:
         """All numbers of the model, adapters included."""
-        norm = self.width * (1 if self.family == "llama" else 2)
-        return self.layers * (self.layer_matrices + self.layer_vectors + self.adapters) + self.tables + norm
+        norm = self.width * {"llama": 1, "gpt2": 2, "lstm": 0}[self.family]
+        layer = self.layer_matrices + self.layer_vectors + self.adapters
+        return self.layers * layer + self.tables + norm + self.extra
 
     @property
     def trainable(self) -> int:
@@ -145,6 +169,11 @@ class Footprint(Config):
         return max(self.held(tokens), math.ceil(self.fixed + self.each * read))
 
 
+def recurrent(sizes: dict[str, Any]) -> dict[str, Any]:
+    """The fields of an LSTM's shape; its gates are what an MLP is to the others, four times as wide as it is."""
+    return sizes | {"family": "lstm", "heads": 1, "kv_heads": 1, "head_size": 1, "mlp_width": 4 * sizes["width"]}
+
+
 class Workload(Config):
     """A run on one machine. `rows` are rows of one micro-batch; `micro` are micro-batches of an update.
 
@@ -160,6 +189,7 @@ class Workload(Config):
     micro: int = Field(default=1, ge=1)
     steps: int = Field(default=1, ge=1)
     packed: bool = False
+    targets: float = Field(default=1.0, gt=0, le=1, description="share of tokens that the loss is of")
     precision: Literal["float32", "bfloat16"] = "float32"
     optimizer: Literal["adam", "adamw", "sgd", "lamb", "muon", "adafactor"] = "adamw"
     average: bool = False

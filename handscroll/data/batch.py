@@ -21,8 +21,9 @@ class Batch:
     order in the row (-1: padding), `segment` the document in the row (-1: padding), `positions` the place in the
     document's piece. All three are None in the plain case: one document in each row, no padding; `start` is then the
     place of the first column. `width` is the length of the rows that these columns were cut from (0: their own).
-    `origins` (B, 2), where known, are document and place of each row's first token in the text. `source` is what
-    encoder-decoders write the tokens under, row by row: never cut into columns.
+    `origins` (B, 2), where known, are document and place of each row's first token in the text. `kinds` and `labels`
+    (B, T) are those of `data/row.py: Row`, None where no row has any. `source` is what encoder-decoders write the
+    tokens under, row by row: never cut into columns.
     """
 
     tokens: Tensor
@@ -33,6 +34,8 @@ class Batch:
     origins: Tensor | None = None
     start: int = 0
     width: int = 0
+    kinds: Tensor | None = None
+    labels: Tensor | None = None
     source: "Batch | None" = None
 
     @property
@@ -57,7 +60,7 @@ class Batch:
         """The marks that masks and positions read."""
         if self.index is None:
             return Marks.run(self.start, self.tokens.shape[1])
-        return Marks.of(self.index, self.segment, self.positions)
+        return Marks.of(self.index, self.segment, self.positions, self.kinds)
 
     def part(self, first: int, last: int) -> "Batch":
         """Columns first .. last - 1 of every row."""
@@ -75,7 +78,7 @@ class Batch:
 
     def _each(self, change: Callable[[Tensor], Tensor], whole: bool = False) -> "Batch":
         """Every tensor changed, with `whole` those of the source too."""
-        names = ("tokens", "targets", "index", "segment", "positions", "origins")
+        names = ("tokens", "targets", "index", "segment", "positions", "origins", "kinds", "labels")
         held = {name: getattr(self, name) for name in names}
         changed = replace(self, **{name: change(tensor) for name, tensor in held.items() if tensor is not None})
         return replace(changed, source=self.source._each(change)) if whole and self.source is not None else changed
@@ -121,14 +124,24 @@ def _stacked(rows: Sequence[Row]) -> Batch:
         raise DataError(f"{what} in one batch; give rows of one length (streams of different lengths go in a Chain)")
     tokens, targets = _stack([row.tokens for row in rows]), _stack([row.targets for row in rows])
     origins = torch.tensor([(row.document, row.start) for row in rows], dtype=torch.int64)
-    if all(row.segment is None for row in rows):
-        return Batch(tokens, targets, origins=origins)
     length = lengths[0]
+    labels = _either([row.labels for row in rows], np.full(length, IGNORED))
+    if all(row.segment is None and row.kinds is None for row in rows):
+        return Batch(tokens, targets, origins=origins, labels=labels)
     zeros, run = np.zeros(length, dtype=np.int64), np.arange(length)
     segment = [zeros if row.segment is None else row.segment for row in rows]
     positions = [run if row.positions is None else row.positions for row in rows]
     index = [np.where(part < 0, -1, run) for part in segment]
-    return Batch(tokens, targets, _stack(index), _stack(segment), _stack(positions), origins)
+    kinds = _either([row.kinds for row in rows], zeros)
+    marks = (_stack(index), _stack(segment), _stack(positions))
+    return Batch(tokens, targets, *marks, origins, kinds=kinds, labels=labels)
+
+
+def _either(arrays: Sequence[np.ndarray | None], otherwise: np.ndarray) -> Tensor | None:
+    """Stacked, `otherwise` in the place of those that are not there; None where none is."""
+    if all(array is None for array in arrays):
+        return None
+    return _stack([otherwise if array is None else array for array in arrays])
 
 
 def _stack(arrays: Sequence[np.ndarray]) -> Tensor:

@@ -14,7 +14,9 @@ class Row:
     `tokens` and `targets` are int64; `targets[t]` is the token that follows `tokens[t]` in its document, read from the
     document even where the row ends, and -100 at a document's end, at padding and where a token is counted elsewhere.
     `segment` numbers the documents of the row from 0 (-1: padding), `positions` restart in each of them.
-    `document` and `start` say where the first token came from. `source`, for encoder-decoders, is what the tokens are
+    `document` and `start` say where the first token came from. Of masked rows `targets[t]` is the token that stood at
+    `tokens[t]` itself. `kinds` are token types; `labels` say at a document's first token whether its second text
+    follows the first (0) or not (1), and are -100 elsewhere. `source`, for encoder-decoders, is what the tokens are
     written under: a row of the same segments, whose targets nobody reads.
     """
 
@@ -24,6 +26,8 @@ class Row:
     start: int
     segment: np.ndarray | None = None
     positions: np.ndarray | None = None
+    kinds: np.ndarray | None = None
+    labels: np.ndarray | None = None
     source: "Row | None" = None
 
     @property

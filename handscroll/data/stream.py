@@ -58,6 +58,21 @@ class Stream(ABC, Generic[T]):
             yield item, {"of": mine, "at": behind}
 
 
+class Listed(Stream[T]):
+    """Items at hand, in their order; for streams that nobody resumes in another process."""
+
+    def __init__(self, items: Sequence[T]):
+        self.items = items
+
+    def identity(self) -> State:
+        return {"stream": "listed", "count": len(self.items)}
+
+    def _items(self, position: State | None) -> Iterator[tuple[T, State]]:
+        done = position["done"] if position else 0
+        for number, item in enumerate(self.items[done:], start=done + 1):
+            yield item, {"done": number}
+
+
 class Take(Stream[T]):
     """The first `count` items of a stream."""
 

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from handscroll.evaluate.masked import masked_nll
 from handscroll.evaluate.samples import Sample, fingerprint
 from handscroll.lm import LM
+from handscroll.models.bert import Bert
 
 Progress = Callable[[int, int], None]
 
@@ -75,14 +77,19 @@ def measure(
 ) -> Losses:
     """Score every sample, one at a time; memory is one KV cache of a window's length.
 
-    `window`: the sliding-window reference instead (see `LM.nll`).
+    `window`: the sliding-window reference instead (see `LM.nll`). Encoders are scored by `masked_nll`.
     """
     rows = []
     for number, sample in enumerate(samples):
-        rows.append(lm.nll(sample.ids, window=window))
+        rows.append(token_nll(lm, sample.ids, window))
         if progress is not None:
             progress(number + 1, len(samples))
     return Losses(label, torch.stack(rows), samples, window)
+
+
+def token_nll(lm: LM, ids: list[int], window: int | None = None) -> Tensor:
+    """Loss (T - 1,) of tokens 1 .. T - 1: given those before them, or, by an encoder, given all others but some."""
+    return masked_nll(lm, ids, window) if isinstance(lm.model, Bert) else lm.nll(ids, window=window)
 
 
 def default_block(length: int) -> int:

@@ -33,6 +33,8 @@ def windows(
     """
     frame = tokenizer.encode("") if tokenizer.bos is not None else []
     prefix = [tokenizer.bos] if tokenizer.bos is not None and tokenizer.bos in frame else []
+    if not prefix and tokenizer.cls is not None and tokenizer.cls in tokenizer.frame()[0]:
+        prefix = [tokenizer.cls]  # and no [SEP] at the end: the text goes on
     body = length - len(prefix)
     found: list[Sample] = []
     longest, name = 0, "none"

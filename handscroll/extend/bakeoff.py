@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from handscroll.evaluate.perplexity import measure
+from handscroll.evaluate.perplexity import measure, token_nll
 from handscroll.evaluate.samples import Sample, fingerprint
 from handscroll.extend.methods import Candidate, apply
 from handscroll.lm import LM
@@ -93,7 +93,7 @@ def bake_off(
     """
     trained = lm.model.config.trained
     note = progress or (lambda text: None)
-    base = sum(float(lm.nll(s.ids[:trained]).double().mean()) for s in samples) / len(samples)
+    base = sum(float(token_nll(lm, s.ids[:trained]).double().mean()) for s in samples) / len(samples)
     finalists: dict[str, Row] = {}
     for number, entry in enumerate(entries):
         note(f"candidate {number + 1} of {len(entries)}: {entry.name}")

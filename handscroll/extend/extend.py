@@ -120,6 +120,8 @@ def _keep_the_better(longer: LM, untuned: Model, outcome: Outcome) -> None:
 def _samples(lm: LM, text: Any, to: int, count: int, seed: int, progress: Progress | None) -> list[Sample]:
     if text is not None:
         return windows(read(text), lm.tokenizer, to, count, seed)
+    if lm.model.both_ways:
+        raise ConfigError("an encoder writes no text of its own to choose on: give --text FILES, or name a --method")
     if progress is not None:
         progress(f"no --text: the model writes {count * to} tokens of its own to choose on")
     return windows([own_text(lm, count * to, seed)], lm.tokenizer, to, count, seed)

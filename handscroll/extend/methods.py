@@ -176,7 +176,11 @@ METHODS: dict[str, Make] = {
     "self-extend": self_extend,
     "dual-chunk": dual_chunk,
 }
-LEARNED = {"interpolate": "linear interpolation of the learned table", "tile": "the learned table repeated"}
+LEARNED = {
+    "interpolate": "linear interpolation of the learned table",
+    "tile": "the learned table repeated",
+    "copy-last-row": "the learned table's last row for all positions beyond",
+}
 BIASED = {"none": "ALiBi's slopes as they are", "slopes": "ALiBi's slopes divided by the factor, or by less"}
 RELATIVE = {
     "none": "the learned relative bias as it is",
@@ -194,6 +198,16 @@ def candidates(model: Model, method: str, to: int, factors: dict[str, Any] | Non
         ConfigError: an unknown method, one that does not fit the family, or a target not above the trained length.
     """
     config = model.config
+    if model.recurrent:
+        raise ConfigError(
+            f"family '{config.family}' has no positions: nothing ends its context, and there is nothing to lengthen; "
+            "train it on longer rows (its state is carried exactly through rows of any length)"
+        )
+    if config.family == "glm-blank":
+        raise ConfigError(
+            "family 'glm-blank' has two learned tables of positions and predicts no plain text to measure a longer "
+            "one by: it is not lengthened; train one with a larger context"
+        )
     if to <= config.context:
         raise ConfigError(
             f"--to {to} is not longer than the context of this checkpoint ({config.context} tokens"
@@ -215,8 +229,8 @@ def candidates(model: Model, method: str, to: int, factors: dict[str, Any] | Non
         return [_relative(config, name, to) for name in names]
     positions = config.positions
     if factors is not None:
-        return [longrope_with(factors, positions, config.head_size, to)]
-    return _rotary(positions, config.head_size, method, to)
+        return [longrope_with(factors, positions, config.rotated_size, to)]
+    return _rotary(positions, config.rotated_size, method, to)
 
 
 def apply(model: Model, candidate: Candidate, to: int) -> None:
@@ -234,7 +248,9 @@ def apply(model: Model, candidate: Candidate, to: int) -> None:
         return
     assert candidate.resample is not None
     table = model.get_parameter("position_embedding.weight")
-    longer = resample(table.detach(), to, candidate.resample)
+    unused = getattr(model.config, "offset", 0)  # rows before the first position (RoBERTa)
+    rows = table.detach()
+    longer = torch.cat([rows[:unused], resample(rows[unused:], to, candidate.resample)])
     embedding = torch.nn.Embedding.from_pretrained(longer, freeze=False)
     model.set_submodule("position_embedding", embedding)
     model.config = model.config.model_copy(update={"context": to, "original": model.config.trained})
@@ -244,8 +260,12 @@ def resample(table: Tensor, to: int, how: str) -> Tensor:
     """A learned position table (context, D) with `to` rows.
 
     interpolate: linear between the rows, ends kept (as ViT and BERT extensions do); tile: repeated in order, so that
-    distances inside a trained length look as they did (Beltagy et al. 2020, "Longformer", section 5).
+    distances inside a trained length look as they did (Beltagy et al. 2020, "Longformer", section 5);
+    copy-last-row: the last row for all that follow, a folk remedy that tells no position beyond from another, for
+    comparison.
     """
+    if how == "copy-last-row":
+        return torch.cat([table, table[-1:].expand(to - len(table), -1)])
     if how == "tile":
         return table.repeat(-(-to // len(table)), 1)[:to].clone()
     wide = table.T[None].to(torch.float64)
@@ -255,7 +275,7 @@ def resample(table: Tensor, to: int, how: str) -> Tensor:
 def _methods_for(model: Model) -> tuple[str, dict[str, Any]]:
     """How the model tells positions, and the table of methods for that."""
     family = model.config.family
-    if family == "gpt2":
+    if family in ("gpt2", "bert", "roberta"):
         return "learned positions", LEARNED
     if family in ("t5", "mt5"):
         return "a learned relative bias", RELATIVE

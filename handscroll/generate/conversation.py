@@ -185,7 +185,7 @@ class Conversation:
             Marks.run(0, count),
             positions.scaling,
             positions.base,
-            self.model.config.head_size,
+            self.model.config.rotated_size,
             (before, after),
             self.model.head,
         )

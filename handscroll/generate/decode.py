@@ -90,8 +90,8 @@ def decode(  # noqa: PLR0913 - what is asked, how it ends, what is known already
     Raises (at the call, before any work):
         CapacityError: a request is longer than the model's context, or than a learned position table.
         DataError: an empty prompt without a bos, or a token id outside the vocabulary.
-        ConfigError: `chunk` or `samples` is below 1, an unknown policy or option, a reading for a request of another
-            length, or things that exclude each other (see the message).
+        ConfigError: the model is an encoder, `chunk` or `samples` is below 1, an unknown policy or option, a reading
+            for a request of another length, or things that exclude each other (see the message).
     """
     if chunk < 1:
         raise ConfigError(f"the prefill chunk is {chunk} tokens; it must be at least 1 ({CHUNK} is usual)")
@@ -100,6 +100,11 @@ def decode(  # noqa: PLR0913 - what is asked, how it ends, what is known already
     keeping = _Keeping(chunk, reading, cache_of(policy), on_report)
     if (samples > 1 or drafts is not None) and policy not in REWINDABLE:
         raise ConfigError(f"several samples and drafts need a cache that can be shared and cut back: not '{policy}'")
+    if model.recurrent and (policy != "full" or drafts is not None or reading is not None):
+        raise ConfigError(
+            f"family '{model.config.family}' keeps a state of constant size: no cache policy, draft or saved reading "
+            "applies to it; leave them out"
+        )
     if constraint is not None and (sampling.stop or sampling.ignore_eos):
         raise ConfigError("a constraint says how the text ends; remove stop strings and ignore_eos")
     begun = [started(model, number, prompt) for number, prompt in enumerate(prompts)]
@@ -141,6 +146,7 @@ def read_prompt(
 def started(model: Model, number: int, prompt: Sequence[int]) -> list[int]:
     """The ids of prompt `number`, or the model's bos for an empty one; the errors are those of `decode`."""
     config = model.config
+    model.check_one_way()
     ids = [int(token) for token in prompt] or ([] if config.bos is None else [config.bos])
     if not ids:
         raise DataError(f"prompt {number} is empty and the model has no bos token to begin with; give some text")

@@ -115,6 +115,8 @@ class DraftModel:
     def check(self, target: Model, total: int, beyond: bool) -> None:
         """Raises: ConfigError: another vocabulary. CapacityError: the request exceeds the draft model's context."""
         own, theirs = self.model.config, target.config
+        if self.model.recurrent:
+            raise ConfigError(f"a model of family '{own.family}' cannot draft: its state cannot be cut back")
         if own.vocab != theirs.vocab:
             raise ConfigError(
                 f"the draft model has {own.vocab} tokens, the model {theirs.vocab}: a draft needs the same vocabulary"

@@ -28,11 +28,13 @@ def hidden_chunks(
     Limits: no gradients; the hidden states of padding are meaningless.
 
     Raises:
-        ConfigError: `chunk` is below 1, or the model's scaling needs a declared length and there is none.
+        ConfigError: `chunk` is below 1, the model reads in both directions, or its scaling needs a declared length and
+            there is none.
         CapacityError: a position is past a learned position table.
     """
     if chunk < 1:
         raise ConfigError(f"the prefill chunk is {chunk} tokens; it must be at least 1 ({CHUNK} is usual)")
+    model.check_one_way()
     assert tokens.shape[1] == marks.length, (tokens.shape, marks.length)
     cache.expect(marks)
     mask = model.mask() if marks.plain else model.mask() & SameSegment()

@@ -9,6 +9,8 @@ def facts(folder: Path) -> list[tuple[str, str]]:
     """(name, value) lines about a checkpoint, read from its configuration and safetensors headers alone."""
     kind, config = read_config(folder)
     parameters, dtype, stored = weight_sizes(folder)
+    if config.family == "lstm":
+        return _recurrent(config, parameters, dtype, stored)
     per_token = {name: config.cache_bytes_per_token(size) for name, size in (("float32", 4), ("bfloat16", 2))}
     layers = " + ".join(str(getattr(config, name)) for name in ("encoder_layers", "layers") if hasattr(config, name))
     lines = [
@@ -32,9 +34,26 @@ def facts(folder: Path) -> list[tuple[str, str]]:
     return lines
 
 
+def _recurrent(config, parameters: int, dtype: str, stored: int) -> list[tuple[str, str]]:
+    """The lines of a model whose memory of a text is a state."""
+    lines = [
+        ("family", config.family),
+        ("parameters", f"{parameters:,} ({dtype}, {stored / 1e6:.1f} MB on disk)"),
+        ("layers x width", f"{config.layers} x {config.width}"),
+        ("vocabulary", f"{config.vocab:,}"),
+        ("context", "any length"),
+        ("trained length", f"{config.trained:,} tokens"),
+        ("positions", "none: read in order"),
+        ("state", f"{config.state_bytes(4):,} bytes in float32, whatever the length"),
+    ]
+    return lines + ([("labels", ", ".join(config.labels))] if config.labels else [])
+
+
 def describe_positions(config) -> str:
     """One line on the position method and its dials."""
-    if config.family == "gpt2":
+    if config.family == "glm-blank":
+        return f"learned tables of {config.context:,} places and {config.inside:,} inside a blank"
+    if config.family in ("gpt2", "bert", "roberta"):
         return f"learned table of {config.context:,} rows"
     if config.family in ("t5", "mt5"):
         divided = f", distances divided by {config.factor:g}" if config.factor != 1.0 else ""
@@ -49,4 +68,5 @@ def describe_positions(config) -> str:
             fields[key] = f"{len(fields[key])} numbers"
     dials = ", ".join(f"{key} {value}" for key, value in fields.items())
     scaling = "no scaling" if name == "none" else f"{name} ({dials})" if dials else name
-    return f"rotary, base {positions.base:g}, {scaling}"
+    part = "" if config.rotated_size == config.head_size else f"{config.rotated_size} of {config.head_size} numbers, "
+    return f"rotary, {part}base {positions.base:g}, {scaling}"

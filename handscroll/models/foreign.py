@@ -4,7 +4,7 @@ Every key is either read here, listed as knowingly ignored (it does not change t
 refused. Defaults for absent keys are those that the published configuration of the family defines.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,12 +34,20 @@ class Entry:
     """One foreign tensor. Several of ours: stacked along their output dimension (a fused projection).
 
     `transposed`: stored (in, out), as GPT-2's Conv1D does. `heads`: ours are interleaved head by head, so many.
+    `pairs` (E, R): of each head of E outputs the first R are rotated, stored as pairs side by side, ours in halves.
+    `also`: names that it has in other files.
     """
 
     theirs: str
     ours: tuple[str, ...]
     transposed: bool = False
     heads: int = 0
+    pairs: tuple[int, int] | None = None
+    also: tuple[str, ...] = ()
+
+
+def _tied_head(config: Any) -> dict[str, str]:
+    return {"lm_head.weight": "embedding.weight"} if config.tied else {}
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,8 @@ class Family:
     """How one foreign `model_type` is read, built and written.
 
     `settle(config, tensor)`, where given, decides by the weights (`tensor(name)`, None where absent) what `config.json`
-    leaves open.
+    leaves open. `copies(config)`: foreign tensors that files may hold besides, and which of ours each must be equal to
+    (None: the reference library does not read it).
     """
 
     name: str
@@ -56,6 +65,7 @@ class Family:
     write: Callable[[Any], Foreign]
     entries: Callable[[Any], list[Entry]]
     settle: Callable[[Any, Callable[[str], Tensor | None]], Any] | None = None
+    copies: Callable[[Any], Mapping[str, str | None]] = _tied_head
 
 
 def known_keys(foreign: Foreign, allowed: frozenset[str], name: str) -> None:

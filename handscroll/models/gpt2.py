@@ -9,6 +9,7 @@ from handscroll.base.config import Config
 from handscroll.base.errors import CapacityError, ConfigError
 from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
 from handscroll.models.model import Decoder, PreNormLayer
+from handscroll.models.new import SIZES, About
 from handscroll.nn.attention import Attention, Heads
 from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
@@ -99,6 +100,11 @@ KEYS = frozenset(
     reorder_and_upcast_attn add_cross_attention
 """.split()
 )
+
+
+def new(sizes: dict[str, Any], about: About) -> GPT2Config:
+    """Of a recipe's sizes."""
+    return GPT2Config.parse(sizes, SIZES)
 
 
 def _read(foreign: Foreign) -> GPT2Config:

@@ -4,6 +4,8 @@ Pre-norm decoder layers with rotary grouped-query attention and a gated MLP; the
 q/k norms, windows and tied heads, all of which are plain fields of the configuration.
 """
 
+from typing import Any
+
 from pydantic import model_validator
 from torch import Tensor, nn
 
@@ -11,6 +13,7 @@ from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError
 from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
 from handscroll.models.model import Decoder, PreNormLayer
+from handscroll.models.new import SIZES, About
 from handscroll.models.positions import POSITION_KEYS, Positions, read_positions, write_positions
 from handscroll.nn.attention import Attention, Heads
 from handscroll.nn.linear import Linear, TokenTable
@@ -18,7 +21,7 @@ from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Window
 from handscroll.nn.mlp import GatedMLP
 from handscroll.nn.norm import RMSNorm
-from handscroll.nn.rope import Rotation, rotation
+from handscroll.nn.rope import Rotation
 from handscroll.nn.shapes import Embeddings, Tokens
 
 
@@ -61,6 +64,11 @@ class LlamaConfig(Config):
     @property
     def trained(self) -> int:
         return self.positions.trained
+
+    @property
+    def rotated_size(self) -> int:
+        """Numbers of each head that are rotated."""
+        return self.head_size
 
     def cache_bytes_per_token(self, element_size: int) -> int:
         return 2 * self.layers * self.kv_heads * self.head_size * element_size
@@ -107,13 +115,7 @@ class Llama(Decoder):
         return self.embedding(tokens)
 
     def rotation(self, marks: Marks, length: int | None, like: Tensor) -> Rotation:
-        positions = self.config.positions
-        if positions.scaling.depends_on_length and length is None:
-            raise ConfigError(
-                f"scaling '{positions.scaling.name}' depends on the length of the request: "
-                "declare it (length = prompt + new tokens) so that cached keys stay valid"
-            )
-        return rotation(marks, positions.scaling, positions.base, self.config.head_size, length, like)
+        return self.config.positions.rotation(marks, self.config.rotated_size, length, like)
 
 
 ARCHITECTURES = {
@@ -130,6 +132,16 @@ KEYS = frozenset(
 """.split()
 ) | set(POSITION_KEYS)
 WINDOW_KEYS = frozenset(["sliding_window", "use_sliding_window", "max_window_layers", "layer_types"])
+
+
+def new(sizes: dict[str, Any], about: About) -> LlamaConfig:
+    """Of a recipe's sizes; `context` (with `base`) stands for unscaled positions of so many tokens."""
+    values = dict(sizes)
+    context = values.pop("context", None)
+    if context is not None:
+        base = float(values.pop("base", 10_000.0))
+        values["positions"] = {"base": base, "scaling": {"name": "none"}, "context": context, "trained": context}
+    return LlamaConfig.parse(values, SIZES)
 
 
 def _read(foreign: Foreign, name: str) -> LlamaConfig:

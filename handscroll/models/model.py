@@ -6,12 +6,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from handscroll.base.errors import ConfigError
 from handscroll.nn.attention import Attention, Context
 from handscroll.nn.bias import Bias
 from handscroll.nn.cache import Cache, Keeper
 from handscroll.nn.linear import TokenTable
 from handscroll.nn.marks import Marks
-from handscroll.nn.mask import Causal, Mask
+from handscroll.nn.mask import Causal, Mask, looks_ahead
 from handscroll.nn.native.halves import halves
 from handscroll.nn.native.stack import stack
 from handscroll.nn.rope import Rotation
@@ -52,6 +53,8 @@ class Model(nn.Module):
     """
 
     config: Any
+    instead: str = "take a causal model (llama, gpt2, ...)"  # of one that reads in both directions
+    recurrent: bool = False  # whether it keeps a state of constant size instead of keys: `nn/recurrence.py`
 
     def embed(self, tokens: Tokens, marks: Marks) -> Embeddings:
         raise NotImplementedError
@@ -72,6 +75,22 @@ class Model(nn.Module):
     def mask(self) -> Mask:
         """The family's own mask for plain text."""
         raise NotImplementedError
+
+    @property
+    def both_ways(self) -> bool:
+        """Whether plain text is read in both directions: its tokens cannot be scored or continued one by one."""
+        return looks_ahead(self.mask())
+
+    def check_one_way(self) -> None:
+        """
+        Raises:
+            ConfigError: plain text is read in both directions.
+        """
+        if self.both_ways:
+            raise ConfigError(
+                f"family '{self.config.family}' reads a text in both directions: no token is predicted by those before "
+                f"it, so none has a likelihood and no text is continued; {self.instead}"
+            )
 
     def new_cache(self, capacity: int = 0) -> Cache:
         return Cache(self.config.layers, capacity=capacity)
@@ -171,7 +190,8 @@ class PreNormLayer(nn.Module):
 
     def forward(self, x: Embeddings, context: Context) -> Embeddings:
         mask = context.mask if self.window is None else context.mask & self.window
-        compiled = None if context.noise is not None else halves(self, x, context.rotation)
+        plain = context.noise is None and context.known is None
+        compiled = halves(self, x, context.rotation) if plain else None
         if compiled is not None:
             assert context.rotation is not None
             q, k, v = compiled.before(x, context.rotation)
@@ -181,6 +201,6 @@ class PreNormLayer(nn.Module):
         x = x + context.dropped(read, 2 * self.number + 1)
         return x + context.dropped(tiled(self.mlp, self.mlp_norm(x), context.mlp_tile), 2 * self.number + 2)
 
-    def remember(self, x: Embeddings, context: Context) -> None:
-        """Append the keys and values of `x` to the context's cache, and nothing else."""
-        self.attention.remember(self.attention_norm(x), context, self.number)
+    def remember(self, x: Embeddings, context: Context) -> Any:
+        """Append the keys and values of `x` to the context's cache, and nothing else; what the cache said to that."""
+        return self.attention.remember(self.attention_norm(x), context, self.number)

@@ -9,10 +9,13 @@ from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from torch import Tensor
 
 from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError, nearest
 from handscroll.base.tables import resolve
+from handscroll.nn.marks import Marks
+from handscroll.nn.rope import Rotation, rotation
 from handscroll.nn.scaling.base import Scaling, Tokens
 from handscroll.nn.scaling.table import SCALINGS, scaling_from
 
@@ -95,11 +98,45 @@ class Positions(Config):
             raise ConfigError(_contradiction(scaling.factor, self.trained, self.context))
         return self
 
+    def rotation(self, marks: Marks, rotated: int, length: int | None, like: Tensor) -> Rotation:
+        """Tables for tokens with `marks`, of `rotated` numbers of each head, in a request of `length` tokens.
 
-def read_positions(config: Mapping[str, Any], head_size: int, default_base: float = 10000.0) -> Positions:
-    """The position settings of a parsed `config.json` whose rotated head has `head_size` numbers.
+        Raises:
+            ConfigError: the scaling depends on the length, and none is declared.
+        """
+        if self.scaling.depends_on_length and length is None:
+            raise ConfigError(
+                f"scaling '{self.scaling.name}' depends on the length of the request: "
+                "declare it (length = prompt + new tokens) so that cached keys stay valid"
+            )
+        return rotation(marks, self.scaling, self.base, rotated, length, like)
 
-    `default_base` is the family's rope_theta where the file has none (10000 for Llama, Mistral and Qwen).
+
+def rotated_size(config: Mapping[str, Any], head_size: int, default: float = 1.0) -> int:
+    """How many numbers of each head are rotated: partial_rotary_factor, or the family's default, times the head size.
+
+    Raises:
+        ConfigError: a factor outside (0, 1], one that gives an odd number, or two that differ.
+    """
+    forms = {key: _rope_dict(config, key) for key in ("rope_scaling", "rope_parameters")}
+    factor = _agreed("partial_rotary_factor", config, forms)
+    factor = default if factor is None else factor
+    size = int(head_size * factor)
+    if not 0.0 < factor <= 1.0 or size < 2 or size % 2:
+        raise ConfigError(
+            f"config.json: partial_rotary_factor {factor} of heads of {head_size} rotates {size} numbers; "
+            "an even number from 2 up to the head's is needed"
+        )
+    return size
+
+
+def read_positions(
+    config: Mapping[str, Any], head_size: int, default_base: float = 10000.0, partial: bool = False
+) -> Positions:
+    """The position settings of a parsed `config.json` whose heads have `head_size` rotated numbers.
+
+    `default_base` is the family's rope_theta where the file has none (10000 for Llama, Mistral and Qwen). `partial`:
+    the family rotates parts of heads, and `head_size` is already what `rotated_size` makes of it.
     For `linear`, a file without original_max_position_embeddings is taken to state the extended length: published
     files differ on this, and reading it so never claims more tokens than the file does.
 
@@ -109,9 +146,9 @@ def read_positions(config: Mapping[str, Any], head_size: int, default_base: floa
     """
     forms = {key: _rope_dict(config, key) for key in ("rope_scaling", "rope_parameters")}
     rope_dicts = {key: values for key, values in forms.items() if values}
-    partial = _agreed("partial_rotary_factor", config, rope_dicts)
-    if partial not in (None, 1):
-        raise ConfigError(f"partial_rotary_factor is {partial}; only fully rotated heads (1.0) are supported")
+    factor = _agreed("partial_rotary_factor", config, rope_dicts)
+    if not partial and factor not in (None, 1):
+        raise ConfigError(f"partial_rotary_factor is {factor}; this family rotates whole heads (1.0)")
     base = _agreed("rope_theta", config, rope_dicts)
     base = float(default_base if base is None else base)
     read = {

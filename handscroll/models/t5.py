@@ -18,6 +18,7 @@ from handscroll.base.errors import ConfigError, nearest
 from handscroll.models.encoder_decoder import Encoder, EncoderDecoder
 from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
 from handscroll.models.model import PreNormLayer
+from handscroll.models.new import SIZES, About
 from handscroll.nn.attention import Attention, Context, CrossAttention, Heads
 from handscroll.nn.bias import Buckets, Relative
 from handscroll.nn.linear import Linear, TokenTable
@@ -184,6 +185,12 @@ SAME = {  # names that newer files may give too
 }
 
 
+def new(sizes: dict[str, Any], about: About) -> T5Config:
+    """Of a recipe's sizes; decoder texts begin with the padding token, or without one with the end token."""
+    start = about.tokenizer.eos if about.tokenizer.pad is None else about.tokenizer.pad
+    return T5Config.parse(({} if start is None else {"start": start}) | sizes, SIZES)
+
+
 def _read(foreign: Foreign, model_type: str) -> T5Config:
     name = model_type.removesuffix(INTERPOLATED)
     known_keys(foreign, KEYS | UNREAD, model_type)
@@ -244,6 +251,13 @@ def _settle(config: T5Config, tensor: Callable[[str], Tensor | None]) -> T5Confi
     if config.tied and not config.scaled and head is not None and table is not None and not torch.equal(head, table):
         return config.model_copy(update={"tied": False})
     return config
+
+
+def _copies(config: T5Config) -> dict[str, str | None]:
+    """Where old checkpoints repeat the token table, and a table of the first cross-attention that nothing reads."""
+    tied = {"lm_head.weight": "embedding.weight"} if config.tied else {}
+    tables = {f"{side}.embed_tokens.weight": "embedding.weight" for side in ("encoder", "decoder")}
+    return tied | tables | {"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": None}
 
 
 def _write(config: T5Config) -> Foreign:
@@ -307,6 +321,6 @@ def _names(config: T5Config, part: str) -> dict[str, str]:
 
 
 T5_FAMILY, MT5, T5_INTERPOLATED, MT5_INTERPOLATED = (
-    Family(name, T5, lambda foreign, name=name: _read(foreign, name), _write, _entries, _settle)
+    Family(name, T5, lambda foreign, name=name: _read(foreign, name), _write, _entries, _settle, _copies)
     for name in ("t5", "mt5", "t5" + INTERPOLATED, "mt5" + INTERPOLATED)
 )

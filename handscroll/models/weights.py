@@ -18,13 +18,9 @@ from handscroll.models.foreign import Entry, Family
 from handscroll.models.model import Model
 from handscroll.models.table import family
 
-# Buffers that old checkpoints carry and that are recomputed from the configuration, and T5's table that nothing reads.
-BUFFERS = re.compile(
-    r"(rotary_emb\.inv_freq|\.attn\.bias|\.attn\.masked_bias|EncDecAttention\.relative_attention_bias\.weight)$"
-)
-# Where old checkpoints repeat the token table; what differs from it is refused.
-COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-PREFIXES = ("model.", "transformer.")
+# Buffers that old checkpoints carry and that are recomputed from the configuration.
+BUFFERS = re.compile(r"(rotary_emb\.inv_freq|\.attn\.bias|\.attn\.masked_bias|embeddings\.position_ids)$")
+PREFIXES = ("model.", "transformer.", "bert.", "roberta.")
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 HUB_FILES = ["*.safetensors", "*.json", "*.txt"]
 
@@ -90,9 +86,10 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str | t
             model = kind.build(config)
         shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         for entry in kind.entries(config):
-            for name, tensor in _unpack(entry, reader.take(entry.theirs), shapes, folder):
+            for name, tensor in _unpack(entry, reader.take(entry.theirs, *entry.also), shapes, folder):
                 state[name] = tensor.to(device=device, dtype=dtype, copy=True)
-        reader.check_rest(config.tied, state["embedding.weight"])
+        copies = kind.copies(config)
+        reader.check_rest({theirs: None if ours is None else state[ours] for theirs, ours in copies.items()})
     model.load_state_dict(state, assign=True)
     return model.eval()
 
@@ -132,29 +129,36 @@ class _Reader:
             self.files |= dict.fromkeys(handle.keys(), handle)
         self.taken: set[str] = set()
 
-    def take(self, name: str) -> Tensor:
-        for prefix in ("", *PREFIXES):
-            short = name.removeprefix(prefix)
-            if short in self.files:
-                self.taken.add(short)
-                return self.files[short].get_tensor(short)
-        raise CheckpointError(f"{self.folder} has no tensor '{name}', which config.json calls for")
+    def find(self, name: str) -> str | None:
+        """The name under which the files hold a tensor."""
+        names = [name, *map(name.removeprefix, PREFIXES), *(prefix + name for prefix in PREFIXES)]
+        return next((other for other in names if other in self.files), None)
 
     def look(self, name: str) -> Tensor | None:
-        """A tensor by its whole name, or None."""
-        return self.files[name].get_tensor(name) if name in self.files else None
+        """A tensor, or None."""
+        held = self.find(name)
+        return None if held is None else self.files[held].get_tensor(held)
 
-    def check_rest(self, tied: bool, embedding: Tensor) -> None:
+    def take(self, name: str, *also: str) -> Tensor:
+        held = next((found for found in map(self.find, (name, *also)) if found is not None), None)
+        if held is None:
+            raise CheckpointError(f"{self.folder} has no tensor '{name}', which config.json calls for")
+        self.taken.add(held)
+        return self.files[held].get_tensor(held)
+
+    def check_rest(self, copies: dict[str, Tensor | None]) -> None:
+        """Refuse tensors that nobody asked for; `copies` may repeat one of the model's (None: say nothing)."""
         rest = {name for name in self.files if name not in self.taken and not BUFFERS.search(name)}
-        for name, what in (("lm_head.weight", "the head"), *((copy, "this table") for copy in COPIES)):
-            if name not in rest or (what == "the head" and not tied):
+        for name in rest & copies.keys():
+            held, ours = self.files[name].get_tensor(name), copies[name]
+            if ours is None:
                 continue
-            copied = self.files[name].get_tensor(name)
-            if copied.shape != embedding.shape or not torch.equal(copied.to(embedding), embedding):
+            if held.shape != ours.shape or not torch.equal(held.to(ours), ours):
                 raise CheckpointError(
-                    f"{self.folder}: config.json ties {what} to the embedding, but '{name}' differs from it"
+                    f"{self.folder}: '{name}' must repeat another tensor (config.json ties the head, or this table, to "
+                    "the embedding), but differs from it"
                 )
-            rest.discard(name)
+        rest -= copies.keys()
         if rest:
             names = ", ".join(sorted(rest)[:4])
             raise CheckpointError(f"{self.folder} holds {len(rest)} tensors that config.json does not explain: {names}")
@@ -193,6 +197,8 @@ def _unpack(entry: Entry, tensor: Tensor, shapes: dict[str, tuple[int, ...]], fo
         raise CheckpointError(f"{folder}: tensor '{entry.theirs}' is {tensor.dtype}; quantised weights are not read")
     if entry.heads:
         tensor = tensor.unflatten(0, (entry.heads, len(entry.ours), -1)).transpose(0, 1).flatten(0, 2)
+    if entry.pairs is not None:
+        tensor = _paired(tensor, entry.pairs, (-1, 2))
     yield from zip(entry.ours, tensor.split([shape[0] for shape in wanted]), strict=True)
 
 
@@ -200,7 +206,16 @@ def _pack(entry: Entry, state: dict[str, Tensor]) -> Tensor:
     tensor = state[entry.ours[0]] if len(entry.ours) == 1 else torch.cat([state[name] for name in entry.ours])
     if entry.heads:
         tensor = tensor.unflatten(0, (len(entry.ours), entry.heads, -1)).transpose(0, 1).flatten(0, 2)
+    if entry.pairs is not None:
+        tensor = _paired(tensor, entry.pairs, (2, -1))
     return (tensor.T if entry.transposed else tensor).contiguous().cpu()
+
+
+def _paired(tensor: Tensor, pairs: tuple[int, int], form: tuple[int, int]) -> Tensor:
+    """The rotated outputs of each head as two halves, from pairs side by side (`form` (-1, 2)), or back ((2, -1))."""
+    size, rotated = pairs
+    turned, rest = tensor.unflatten(0, (-1, size)).split([rotated, size - rotated], dim=1)
+    return torch.cat([turned.unflatten(1, form).transpose(1, 2).flatten(1, 2), rest], dim=1).flatten(0, 1)
 
 
 def _write_shards(shards: list[dict[str, Tensor]], folder: Path) -> None:

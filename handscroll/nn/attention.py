@@ -1,5 +1,6 @@
 """Multi-head and grouped-query attention: projections, optional q/k norms and rotation around `attend`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -55,6 +56,11 @@ class Context:
             return [Span(keys, values, self.marks)]
         return self.cache.append(layer, keys, values, self.marks)
 
+    @property
+    def known(self) -> Callable[[int], list[Span]] | None:
+        """Where the cache holds all that queries may read already, what gives it by layer: nothing is appended then."""
+        return getattr(self.cache, "known", None)
+
     def dropped(self, x: Embeddings, site: int) -> Embeddings:
         """`x` with dropout at a numbered place of the model (0: embeddings; 2n + 1, 2n + 2: layer n's branches)."""
         return x if self.noise is None else self.noise.drop(x, self.marks, site)
@@ -81,7 +87,7 @@ class Attention(nn.Module):
         if self.shape.norm_eps is not None:
             q = self.query_norm(q).to(q.dtype)  # under autocast the norm gives float32
         if context.rotation is not None and not context.rotation.bands:
-            q = context.rotation.turn(q)
+            q = context.rotation.queries(q)
         return self.output(self.read(q, self.remember(x, context, layer), context, mask, layer))
 
     def read(
@@ -91,7 +97,7 @@ class Attention(nn.Module):
         scale = self._scale
         rotation, bands = context.rotation, () if context.rotation is None else context.rotation.bands
         if rotation is not None:
-            scale *= rotation.attention_factor**2
+            scale *= rotation.factor(self.shape.head_size)
         select = getattr(context.cache, "select", None)  # asked by name: a protocol's check takes longer than the call
         if select is not None:
             if bands:
@@ -108,6 +114,8 @@ class Attention(nn.Module):
 
     def remember(self, x: Embeddings, context: Context, layer: int) -> list[Span] | Pages:
         """Keys and values of `x`, appended to the cache of `layer`; returns what its queries may read."""
+        if context.known is not None:
+            return context.known(layer)
         k, v = self._split(self.key(x)), self._split(self.value(x))
         if self.shape.norm_eps is not None:
             k = self.key_norm(k).to(k.dtype)

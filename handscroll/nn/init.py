@@ -5,6 +5,8 @@ import math
 import torch
 from torch import nn
 
+from handscroll.nn.recurrence import LSTMLayer
+
 SCHEMES = ("normal", "xavier", "he")
 
 
@@ -12,7 +14,8 @@ def initialise(model: nn.Module, scheme: str, layers: int, generator: torch.Gene
     """Draw every weight matrix of `model` in place; biases become 0, norm weights stay 1.
 
     normal: N(0, std); xavier: variance 2 / (fan in + fan out) (Glorot & Bengio 2010); he: variance
-    2 / fan in (He et al. 2015). Embedding tables are always N(0, std): a lookup has no fan in. Projections
+    2 / fan in (He et al. 2015). Each gate of an LSTM is a matrix of its own, and the forget gate's bias is 1
+    (Jozefowicz et al. 2015). Embedding tables are always N(0, std): a lookup has no fan in. Projections
     back into the residual stream (`output`, `down`) are divided by sqrt(2 x layers) (Radford et al. 2019).
     """
     assert scheme in SCHEMES, scheme
@@ -27,6 +30,14 @@ def initialise(model: nn.Module, scheme: str, layers: int, generator: torch.Gene
             _normal(module.weight, spread, generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+        elif isinstance(module, LSTMLayer):
+            width = module.weight_ih.shape[1]
+            spread = {"normal": std, "xavier": math.sqrt(1 / width), "he": math.sqrt(2 / width)}[scheme]
+            _normal(module.weight_ih, spread, generator)
+            _normal(module.weight_hh, spread, generator)
+            with torch.no_grad():
+                module.bias_ih.zero_()[width : 2 * width] = 1.0
+                module.bias_hh.zero_()
 
 
 def _normal(weight: torch.Tensor, std: float, generator: torch.Generator) -> None:

@@ -33,7 +33,8 @@ class Marks:
     Either a plain run (`start` is set: index and position count up from it, one document, no padding; no
     tensor is held), or three int64 tensors of shape (B, length): `index`, the order of a token in its row
     (-1 is padding: never attended to); `segment`, the number of its document in the row; `positions`, what
-    is rotated by or looked up in a learned table.
+    is rotated by or looked up in a learned table. `kinds` (B, length) is BERT's token type (None: 0 everywhere),
+    which only an embedding reads.
     """
 
     length: int
@@ -41,6 +42,7 @@ class Marks:
     index: Tensor | None = None
     segment: Tensor | None = None
     positions: Tensor | None = None
+    kinds: Tensor | None = None
     _extents: dict[tuple[int, ...], list[list[Extent]]] = field(default_factory=dict, repr=False)
     pieces: dict[Any, Any] = field(default_factory=dict, repr=False)  # what `nn/pieces.py` remembers
 
@@ -50,11 +52,17 @@ class Marks:
         return cls(length=length, start=start)
 
     @classmethod
-    def of(cls, index: Tensor, segment: Tensor | None = None, positions: Tensor | None = None) -> Self:
-        """Marks from tensors (B, T); one document and positions equal to the index unless given."""
+    def of(
+        cls,
+        index: Tensor,
+        segment: Tensor | None = None,
+        positions: Tensor | None = None,
+        kinds: Tensor | None = None,
+    ) -> Self:
+        """Marks from tensors (B, T); one document, positions equal to the index and kind 0 unless given."""
         segment = torch.zeros_like(index) if segment is None else segment
         positions = index.clamp_min(0) if positions is None else positions
-        return cls(length=index.shape[1], index=index, segment=segment, positions=positions)
+        return cls(length=index.shape[1], index=index, segment=segment, positions=positions, kinds=kinds)
 
     @classmethod
     def rows(cls, starts: Tensor, lengths: Tensor) -> Self:
@@ -100,15 +108,15 @@ class Marks:
             return self
         if self.start is not None:
             return Marks.run(self.start + first, last - first)
-        index, segment, positions = self.tensors(torch.device("cpu"))
-        return Marks.of(index[:, first:last], segment[:, first:last], positions[:, first:last])
+        every = (*self.tensors(torch.device("cpu")), self.kinds)
+        return Marks.of(*(None if marks is None else marks[:, first:last] for marks in every))  # type: ignore[arg-type]
 
     def take_rows(self, rows: Tensor) -> "Marks":
         """The marks of the given batch rows; a plain run serves any rows."""
         if self.plain:
             return self
-        index, segment, positions = self.tensors(rows.device)
-        return Marks.of(index[rows], segment[rows], positions[rows])
+        every = (*self.tensors(rows.device), self.kinds)
+        return Marks.of(*(None if marks is None else marks[rows] for marks in every))  # type: ignore[arg-type]
 
     def joined(self, more: "Marks", batch: int, device: torch.device) -> "Marks":
         """These and `more` after them."""
@@ -116,7 +124,7 @@ class Marks:
 
     @staticmethod
     def join(parts: Sequence["Marks"], batch: int, device: torch.device) -> "Marks":
-        """One after the other; stays plain when plain runs follow each other."""
+        """One after the other, kinds left out; stays plain when plain runs follow each other."""
         parts = [part for part in parts if part.length]
         starts = [part.start for part in parts]
         follow = all(a is not None and a + p.length == b for a, p, b in zip(starts, parts, starts[1:], strict=False))

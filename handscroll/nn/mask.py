@@ -189,5 +189,10 @@ class Or(Mask):
         return Or(left, right)
 
 
+def looks_ahead(mask: Mask) -> bool:
+    """Whether a query may see what comes after it: no mask to predict the next token under, nor to keep a cache."""
+    return mask.within(Extent(0, 0), Extent(1, 1)) is not False
+
+
 def _decided(mask: Mask, always: bool, never: bool) -> Mask | bool:
     return True if always else False if never else mask

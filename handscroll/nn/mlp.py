@@ -1,4 +1,4 @@
-"""The two feed-forward blocks: gated (Llama form) and plain (GPT-2)."""
+"""The two feed-forward blocks: gated (Llama form) and plain (GPT-2, BERT)."""
 
 from collections.abc import Callable
 

@@ -18,7 +18,7 @@ REFERENCE = 1 << 14  # positions; a float32 angle is off by at most 5e-4 rad bel
 
 @dataclass(frozen=True, eq=False)
 class Rotation:
-    """Cosine and sine (1 or B, T, E / 2) in float32, and the factor that goes into the kernel's scale.
+    """Cosine and sine (1 or B, T, R / 2) in float32 of the R <= E rotated numbers of a head, and the attention factor.
 
     With `bands` the tables are those of the keys as they are kept, and each band has its own for the queries.
     """
@@ -28,8 +28,30 @@ class Rotation:
     attention_factor: float = 1.0
     bands: tuple["BandRotation", ...] = ()
 
+    def queries(self, q: Float[Tensor, "B H T E"]) -> Float[Tensor, "B H T E"]:
+        """Queries turned. Where only a part of the head is rotated, the attention factor is of that part alone, so it
+        goes into the queries, squared; else it is in the scale of the scores (`factor`)."""
+        factor = self.attention_factor**2
+        if factor != 1.0 and self._partial(q.shape[-1]):
+            return Rotation(self.cosine * factor, self.sine * factor).turn(q)
+        return self.turn(q)
+
+    def factor(self, head_size: int) -> float:
+        """What the scale of the scores is multiplied by, for queries from `queries` or turned by bands."""
+        assert not (self.bands and self._partial(head_size)) or self.attention_factor == 1.0, "bands of parts of heads"
+        return 1.0 if self._partial(head_size) else self.attention_factor**2
+
+    def _partial(self, head_size: int) -> bool:
+        return 2 * self.cosine.shape[-1] < head_size
+
     def turn(self, x: Float[Tensor, "B H T E"], back: bool = False) -> Float[Tensor, "B H T E"]:
-        """Rotate queries or keys; computed in float32 (float64 stays), returned in the dtype of x."""
+        """Rotate queries or keys; computed in float32 (float64 stays), returned in the dtype of x.
+
+        Tables of fewer than E / 2 pairs rotate the first part of each head; the rest is left as it is.
+        """
+        size = 2 * self.cosine.shape[-1]
+        if size < x.shape[-1]:
+            return torch.cat([self.turn(x[..., :size], back), x[..., size:]], dim=-1)
         sine = -self.sine if back else self.sine
         if not torch.is_grad_enabled() and calls.can_turn(x, self.cosine):
             return calls.turn(x, self.cosine, sine)
@@ -57,7 +79,7 @@ class BandRotation:
 
 
 def rotation(marks: Marks, scaling: Scaling, base: float, head_size: int, length: int | None, like: Tensor) -> Rotation:
-    """Tables for the positions of `marks`, for a request of the declared `length`.
+    """Tables for the positions of `marks`, for a request of the declared `length`; `head_size` is what is rotated.
 
     Below `REFERENCE` the angle is rounded as the reference library rounds it (a float32 product), because real
     models amplify the difference: with exact angles babyllama-256 lengthened to 1024 is 2e-4 off the reference's

@@ -1,16 +1,22 @@
 """Causal language modelling: predict the next token of the same document."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
+from handscroll.base.errors import ConfigError
 from handscroll.data.batch import Batch
+from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.models.model import Model
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Mask, SameSegment
 from handscroll.nn.shapes import Embeddings
 from handscroll.objectives.head import cross_entropy_by_token
 from handscroll.objectives.loss import Loss
+from handscroll.objectives.task import Task
 
 QUARTERS = tuple(f"loss_quarter_{number}" for number in (1, 2, 3, 4))
 
@@ -29,17 +35,42 @@ class Causal:
     additive: bool = True
 
     def mask(self, model: Model, marks: Marks) -> Mask:
+        """Raises ConfigError where the model sees the very tokens that it would predict (an encoder)."""
+        if model.both_ways:
+            raise ConfigError(
+                f"objective 'causal' predicts the next token, and a {model.config.family} sees it: use objective "
+                "'masked', or a causal model (llama, gpt2, ...)"
+            )
         return model.mask() if marks.plain else model.mask() & SameSegment()
 
     def loss(self, model: Model, hidden: Embeddings, batch: Batch) -> Loss:
         targets = batch.targets.flatten()
         total, losses, counted = cross_entropy_by_token(hidden.flatten(0, 1), model.head, targets, self.smoothing)
-        metrics: dict[str, tuple[float, int]] = {}
-        if self.by_position:
-            positions = batch.marks().tensors(targets.device)[2].expand_as(batch.targets).flatten()[counted]
-            quarter = (positions * 4 // (batch.width or batch.targets.shape[1])).clamp_max(3)
-            sums = torch.zeros(4, dtype=torch.float64, device=targets.device)
-            sums.index_add_(0, quarter, losses.double())
-            counts = torch.bincount(quarter, minlength=4)
-            metrics = dict(zip(QUARTERS, zip(sums.tolist(), counts.tolist(), strict=True), strict=True))
+        metrics = by_quarter(batch, losses, counted) if self.by_position else {}
         return Loss(total, int(counted.sum()), metrics)
+
+
+class NextToken(Task):
+    """The next token of real text, of repeated segments and of questions."""
+
+    name: ClassVar[str] = "causal"
+    kinds: ClassVar[tuple[str, ...]] = ("text", "copies", "facts")
+    continued: ClassVar[bool] = True
+
+    def fits(self, model: Model) -> bool:
+        return not (isinstance(model, EncoderDecoder) or model.both_ways or getattr(model.config, "labels", ()))
+
+    def build(self, model: Model, data: Mapping[str, Any], smoothing: float, by_position: bool) -> Causal:
+        return Causal(smoothing, by_position=by_position)
+
+
+def by_quarter(batch: Batch, losses: Tensor, counted: Tensor) -> dict[str, tuple[float, int]]:
+    """(sum, count) of the `losses` of the `counted` (B x T) targets, by quarters of the row's length that their place
+    in their document lies in."""
+    targets = batch.targets
+    positions = batch.marks().tensors(targets.device)[2].expand_as(targets).flatten()[counted]
+    quarter = (positions * 4 // (batch.width or targets.shape[1])).clamp_max(3)
+    sums = torch.zeros(4, dtype=torch.float64, device=targets.device)
+    sums.index_add_(0, quarter, losses.double())
+    counts = torch.bincount(quarter, minlength=4)
+    return dict(zip(QUARTERS, zip(sums.tolist(), counts.tolist(), strict=True), strict=True))

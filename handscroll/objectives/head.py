@@ -25,12 +25,17 @@ def chunk_rows(vocab: int, count: int = 0) -> int:
 
 
 def cross_entropy(
-    hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], targets: Int[Tensor, "N"], smoothing: float = 0.0
+    hidden: Float[Tensor, "N D"],
+    head: Float[Tensor, "V D"],
+    targets: Int[Tensor, "N"],
+    smoothing: float = 0.0,
+    bias: Float[Tensor, "V"] | None = None,
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
     """Sum of the cross-entropy in nats over targets that are not -100, and their count.
 
-    Differentiable in hidden and head. Softmax and sum are in float32 (float64 for float64 input); the
-    products run in autocast's dtype when autocast is on. Nothing counted: a differentiable zero.
+    Logits are hidden @ head.T + bias. Differentiable in hidden, head and bias. Softmax and sum are in float32 (float64
+    for float64 input); the products run in autocast's dtype when autocast is on. Nothing counted: a differentiable
+    zero.
 
     With label smoothing s the loss of a target y is -(1 - s) log p(y) - s / V sum_v log p(v) (Szegedy et al. 2015,
     arXiv:1512.00567, section 7), as in torch. It is then no measure of the text: exp of it is no perplexity, and
@@ -39,30 +44,41 @@ def cross_entropy(
     Raises:
         ConfigError: smoothing is not in [0, 1).
     """
-    total, _, counted = cross_entropy_by_token(hidden, head, targets, smoothing)
+    total, _, counted = cross_entropy_by_token(hidden, head, targets, smoothing, bias)
     return total, counted.sum()
 
 
 def cross_entropy_by_token(
-    hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], targets: Int[Tensor, "N"], smoothing: float = 0.0
+    hidden: Float[Tensor, "N D"],
+    head: Float[Tensor, "V D"],
+    targets: Int[Tensor, "N"],
+    smoothing: float = 0.0,
+    bias: Float[Tensor, "V"] | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "M"], Bool[Tensor, "N"]]:
     """`cross_entropy`, with the loss of each counted target besides (not differentiable, never smoothed)."""
     if not 0 <= smoothing < 1:
         raise ConfigError(f"label smoothing {smoothing}: give a share from 0 (none) to below 1, for example 0.1")
     counted = targets != IGNORE
+    if not torch.is_grad_enabled():  # else the slopes would be formed, for nobody
+        hidden, head, bias = hidden.detach(), head.detach(), None if bias is None else bias.detach()
     if not bool(counted.all()):  # leave out of the products what is left out of the loss
         hidden, targets = hidden[counted], targets[counted]
-    total, losses = _ChunkedCrossEntropy.apply(hidden, head, targets, smoothing)
+    total, losses = _ChunkedCrossEntropy.apply(hidden, head, targets, smoothing, bias)
     return total, losses, counted
 
 
 @torch.no_grad()
-def token_losses(hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], targets: Int[Tensor, "N"]) -> Tensor:
+def token_losses(
+    hidden: Float[Tensor, "N D"],
+    head: Float[Tensor, "V D"],
+    targets: Int[Tensor, "N"],
+    bias: Float[Tensor, "V"] | None = None,
+) -> Tensor:
     """Cross-entropy in nats of each target (N,), without gradients; 0 where the target is -100."""
     losses = []
     rows = chunk_rows(head.shape[0], hidden.shape[0])
     for first in range(0, hidden.shape[0], rows):
-        logits = _project(hidden[first : first + rows], head)
+        logits = _biased(_project(hidden[first : first + rows], head), bias)
         chosen = targets[first : first + rows]
         picked = logits.gather(1, chosen.clamp_min(0).unsqueeze(1)).squeeze(1)
         losses.append(torch.where(chosen == IGNORE, 0.0, logits.logsumexp(dim=1) - picked))
@@ -74,25 +90,33 @@ def _project(hidden: Tensor, head: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
+def _biased(logits: Tensor, bias: Tensor | None) -> Tensor:
+    """Logits that nobody else holds, with the bias added in place."""
+    return logits if bias is None else logits.add_(bias)
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden: Tensor, head: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx, hidden: Tensor, head: Tensor, targets: Tensor, smoothing: float, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         if torch.is_autocast_enabled(hidden.device.type):
             working = torch.get_autocast_dtype(hidden.device.type)
             hidden_work, head_work = hidden.to(working), head.to(working)
         else:
             hidden_work, head_work = hidden, head
         wide = torch.promote_types(hidden_work.dtype, torch.float32)
-        need_hidden, need_head = ctx.needs_input_grad[:2]
+        need_hidden, need_head, _, _, need_bias = ctx.needs_input_grad
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_head = torch.zeros(head.shape, dtype=wide, device=head.device) if need_head else None
+        grad_bias = torch.zeros(head.shape[0], dtype=wide, device=head.device) if need_bias else None
         total = torch.zeros((), dtype=wide, device=hidden.device)
         losses = torch.empty(hidden.shape[0], dtype=wide, device=hidden.device)
         rows = chunk_rows(head.shape[0], hidden.shape[0])
         with torch.autocast(hidden.device.type, enabled=False):
             for first in range(0, hidden.shape[0], rows):
                 part, chosen = hidden_work[first : first + rows], targets[first : first + rows].unsqueeze(1)
-                logits = _project(part, head_work)
+                logits = _biased(_project(part, head_work), bias)
                 logits.sub_(logits.amax(dim=1, keepdim=True))
                 picked = logits.gather(1, chosen)
                 if smoothing:
@@ -100,12 +124,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 weight = logits.exp_().sum(dim=1, keepdim=True)
                 losses[first : first + rows] = (weight.log() - picked).squeeze(1)
                 total += losses[first : first + rows].sum()
-                if grad_hidden is None and grad_head is None:
+                if not (need_hidden or need_head or need_bias):
                     continue
                 logits.div_(weight)  # now probabilities
                 if smoothing:
                     logits.sub_(smoothing / logits.shape[1])
                 logits.scatter_add_(1, chosen, torch.full_like(weight, smoothing - 1))  # now d loss / d logits
+                if grad_bias is not None:
+                    grad_bias += logits.sum(dim=0)
                 slope = logits.to(hidden_work.dtype)
                 if grad_hidden is not None:
                     grad_hidden[first : first + rows] = slope @ head_work
@@ -115,16 +141,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     else:
                         grad_head += (slope.T @ part).to(wide)
                 del logits, slope  # before those of the next chunk are made
-        ctx.save_for_backward(grad_hidden, grad_head)
+        ctx.save_for_backward(grad_hidden, grad_head, grad_bias)
         ctx.head_dtype = head.dtype
         ctx.mark_non_differentiable(losses)
         return total, losses
 
     @staticmethod
     def backward(ctx, grad_total: Tensor, _: Tensor):
-        grad_hidden, grad_head = ctx.saved_tensors
+        grad_hidden, grad_head, grad_bias = ctx.saved_tensors
         if grad_hidden is not None:
             grad_hidden = grad_hidden * grad_total.to(grad_hidden.dtype)
         if grad_head is not None:
             grad_head = (grad_head * grad_total.to(grad_head.dtype)).to(ctx.head_dtype)
-        return grad_hidden, grad_head, None, None
+        if grad_bias is not None:
+            grad_bias = (grad_bias * grad_total.to(grad_bias.dtype)).to(ctx.head_dtype)
+        return grad_hidden, grad_head, None, None, grad_bias

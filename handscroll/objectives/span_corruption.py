@@ -6,21 +6,27 @@ of the target is that of `Causal`, under a source.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
 
-from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError
 from handscroll.data.row import IGNORED, Row
 from handscroll.data.stream import State, Stream
+from handscroll.models.encoder_decoder import EncoderDecoder
+from handscroll.models.model import Model
+from handscroll.objectives.causal import Causal
+from handscroll.objectives.task import Task
+from handscroll.text.tokenizer import Tokenizer
 
 SENTINEL = "<extra_id_{}>"  # the name of the sentinel of span 0, 1, ... of a text, in every T5 tokenizer
 
 
-class SpanCorruption(Config):
+class SpanCorruption(Task):
     """How much of a text is cut out: a share of its tokens, in spans of `mean_span` tokens on average."""
 
+    name: ClassVar[str] = "span-corruption"
     density: float = Field(default=0.15, gt=0, lt=1)
     mean_span: float = Field(default=3.0, ge=1, allow_inf_nan=False)
 
@@ -28,6 +34,17 @@ class SpanCorruption(Config):
         """(tokens, spans) that are cut out of `length` tokens (2 or more); something is left, something is cut."""
         cut = min(max(round(length * self.density), 1), length - 1)
         return cut, min(max(round(cut / self.mean_span), 1), cut, length - cut)
+
+    def fits(self, model: Model) -> bool:
+        return isinstance(model, EncoderDecoder)
+
+    def build(self, model: Model, data: Mapping[str, Any], smoothing: float, by_position: bool) -> Causal:
+        return Causal(smoothing, by_position=by_position)
+
+    def rows(self, rows: Stream[Row], length: int, seed: int, model: Model, tokenizer: Tokenizer) -> "Corrupted":
+        words = {word: number for number, word in enumerate(tokenizer.words) if word is not None}
+        end = model.config.eos[0] if model.config.eos else tokenizer.eos
+        return Corrupted(rows, length, self, Frame.of(words, model.config.start, end), seed)
 
 
 @dataclass(frozen=True)
@@ -113,7 +130,7 @@ class Corrupted(Stream[Row]):
         if spans > there:
             raise ConfigError(
                 f"rows of {length} tokens need {spans} sentinels and the tokenizer has {there}: raise "
-                f"span_corruption.mean_span to {settings.mean_span * spans / there:.2f} or more, or shorten the rows"
+                f"objective.mean_span to {settings.mean_span * spans / there:.2f} or more, or shorten the rows"
             )
         self.rows, self.settings, self.frame, self.seed = rows, settings, frame, seed
 
@@ -157,4 +174,4 @@ def _joined(row: Row, tokens: list[np.ndarray], targets: list[np.ndarray], sourc
     segment = None if plain else np.concatenate([np.full(len(part), n) for n, part in enumerate(tokens)])
     positions = None if plain else np.concatenate([np.arange(len(part)) for part in tokens])
     joined = np.concatenate(tokens), np.concatenate(targets)
-    return Row(*joined, row.document, row.start, segment, positions, source)
+    return Row(*joined, row.document, row.start, segment, positions, source=source)

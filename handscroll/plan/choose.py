@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from handscroll.base.errors import CapacityError
+from handscroll.base.errors import CapacityError, ConfigError
 from handscroll.base.workload import CHUNKED, MEMORY, Workload
 from handscroll.plan.forecast import Forecast, beside, disk_bytes, predict
 from handscroll.plan.machine import SAFETY, Machine
@@ -18,12 +18,21 @@ def options(workload: Workload, machine: Machine) -> list[Forecast]:
     memory. For generate and serve there is one: the workload itself.
     """
     if workload.kind in ("generate", "serve"):
+        if workload.shape.encoder:
+            raise ConfigError(f"an encoder generates nothing: '{workload.kind}' is for causal models")
         return [predict(workload, machine)]
     rungs: list[str] = ["plain", "checkpoint", *CHUNKED] if workload.rung == "auto" else [workload.rung]
     if workload.rung == "auto" and (workload.chunk or workload.offload != "none"):
         rungs = list(CHUNKED)
     if workload.shape.sourced and workload.rung == "auto":
         rungs = ["plain", "checkpoint"]
+    if workload.shape.both_ways:
+        rungs = [rung for rung in rungs if rung not in ("chunk-outer", "staged")]
+        if not rungs:
+            raise ConfigError(
+                f"rung '{workload.rung}' needs a causal mask, and tokens of this model see those after them: "
+                "choose memory.rung = 'layer-outer', 'checkpoint', 'plain' or 'auto'"
+            )
     found: dict[Workload, Forecast] = {}
     for rung in rungs:
         for stage in _stages(workload, rung):
@@ -69,7 +78,7 @@ def check(workload: Workload, machine: Machine) -> Forecast:
         workload.rung == "auto" or (workload.rung in CHUNKED and not workload.chunk)
     ):
         workload = resolve(workload, machine)
-    forecast = predict(workload, machine)
+    (forecast,) = options(workload, machine)
     if not fits(forecast, machine):
         raise CapacityError(_refusal(workload, machine, forecast))
     return forecast

@@ -31,6 +31,7 @@ MASKED, DROPPED, CAST, ADAPTED = 10, 25, 9, 10
 NARROW = 1.6  # a byte of bfloat16 activations, which are cast to and fro
 UNTRIMMED = 0.6  # a byte on rung plain, whose memory is mostly not new
 ORTHOGONAL = 1.7  # an operation of muon's small products
+STEP = 0.06  # calls that a step of an LSTM layer costs, since steps follow each other (30 to 140 us; by batch, 2026-11)
 DISK = 8e-9  # seconds that a byte written to and read from disk takes
 
 
@@ -85,11 +86,15 @@ def count(workload: Workload) -> Work:
     products = 3 if shape.family == "llama" else 2
     tiled = 2.0 * products * shape.width * shape.mlp_width if workload.mlp_tile else 0.0
     per_token = shape.layers * ((2 * again + back) * matrices + tiled)
-    per_token += (6.0 if not shape.lora_rank else 4.0) * shape.table
+    per_token += (6.0 if not shape.lora_rank else 4.0) * shape.table * workload.targets
+    if shape.both_ways and workload.rung == "layer-outer":  # keys and values once forward, once more on the way back
+        per_token += 2 * shape.layers * 4 * shape.width * shape.shared
     chunks = -(-workload.length // workload.chunk) if workload.rung in CHUNKED else 1
     passes = again + (2 if train else 0)
-    tiles = -(-workload.length // QUERIES) * (again + 1) if workload.packed else 0
-    calls = shape.layers * (chunks * passes * (1.5 if shape.lora_rank else 1.0) + tiles)
+    masked = workload.packed and shape.family != "lstm"
+    tiles = -(-workload.length // QUERIES) * (again + 1) if masked else 0
+    steps = STEP * workload.length if shape.family == "lstm" else chunks
+    calls = shape.layers * (steps * passes * (1.5 if shape.lora_rank else 1.0) + tiles)
     return Work(
         products=tokens * per_token,
         attention=_attention(workload, again, train),
@@ -111,6 +116,8 @@ def operations(workload: Workload) -> float:
 def _attention(workload: Workload, again: float, train: bool) -> float:
     """Operations of attention, exponentials included; the backward's threads share rows and kv heads."""
     shape, precision = workload.shape, workload.precision
+    if shape.family == "lstm":
+        return 0.0
     edge = BLOCKS if workload.packed else EDGE
     pairs = sum(_seen(workload, window) + edge * workload.length for window in _windows(shape))
     (forward, backward), (there, back) = OPERATIONS[precision], EXPONENTIALS[precision]
@@ -127,8 +134,11 @@ def _activations(workload: Workload, chunks: int, again: float, train: bool) -> 
     tokens = workload.rows * workload.micro * workload.length
     kept = Layer.of(workload.changed(mlp_tile=0)).kept * (NARROW if precision == "bfloat16" else 1.0)
     kept *= UNTRIMMED if workload.rung == "plain" else 1.0
-    found = tokens * shape.layers * kept * (again + (2 if train else 0)) + tokens * shape.vocab * LOGITS[precision]
-    if workload.packed:
+    found = (
+        tokens * shape.layers * kept * (again + (2 if train else 0))
+        + workload.targets * tokens * shape.vocab * LOGITS[precision]
+    )
+    if workload.packed and shape.family != "lstm":
         found += MASKED * tokens * shape.layers * (workload.length / 8 + BLOCKS) * (again + 1)
     if workload.dropout:
         found += DROPPED * tokens * shape.width * (2 * shape.layers + 1) * (again + 1)
@@ -147,6 +157,8 @@ def _windows(shape: Shape) -> tuple[int | None, ...]:
 def _seen(workload: Workload, window: int | None) -> float:
     """Query-key pairs of one row in one layer. A packed row is taken as one of four documents of equal length."""
     length = workload.length
+    if workload.shape.both_ways:
+        return length * length / (4 if workload.packed else 1)
     if window is not None and window < length:
         return length * window - window * window / 2
     return length * length / (8 if workload.packed else 2)
@@ -164,7 +176,7 @@ def _orthogonal(workload: Workload) -> float:
     if workload.optimizer != "muon" or shape.lora_rank:
         return 0.0
     attention = [shape.inner, shape.shared, shape.shared, shape.inner]
-    sides = [(shape.width, out) for out in attention]
+    sides = [(shape.width, out) for out in attention] if shape.inner else []
     sides += [(shape.width, shape.mlp_width)] * (3 if shape.family == "llama" else 2)
     small = [(min(pair), max(pair)) for pair in sides]
     return ORTHOGONAL * 5.0 * shape.layers * sum(4 * m * m * n + 2 * m**3 for m, n in small)

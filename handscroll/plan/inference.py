@@ -1,4 +1,4 @@
-"""Memory of generation: weights, the key-value cache, and one chunk of the prompt on its way through a layer.
+"""Memory of generation: weights, the key-value cache (an LSTM: its state), one chunk of the prompt in a layer.
 
 A full cache is reserved once for prompt + new tokens of every row: 2 x layers x rows x tokens x K E numbers; what other
 caches take they say themselves (`Footprint`).
@@ -13,8 +13,12 @@ PREFILL = 1024  # tokens of a prompt per forward (generate/prefill.py)
 
 def fixed_parts(workload: Workload) -> Parts:
     """Weights and cache; they stay through the request."""
-    kept = footprint(workload)
-    cache = workload.rows * kept.peak(workload.length, workload.new, workload.chunk or PREFILL)
+    shape = workload.shape
+    if shape.family == "lstm":  # its state, whatever the length
+        cache = 2 * shape.layers * workload.rows * shape.width * narrow(workload)
+    else:
+        kept = footprint(workload)
+        cache = workload.rows * kept.peak(workload.length, workload.new, workload.chunk or PREFILL)
     return {"weights": weight_bytes(workload), "cache": cache, "data": workload.rows * workload.length * 8}
 
 
@@ -34,7 +38,7 @@ def phases(workload: Workload) -> dict[str, Parts]:
     attention = n * (4 * WIDE * shape.inner + 3 * e * shape.width)
     table = n * WIDE * shape.head_size if shape.family == "llama" else 0
     length = workload.length + workload.new
-    scores = rows * shape.heads * length * (WIDE + e)
+    scores = 0 if shape.family == "lstm" else rows * shape.heads * length * (WIDE + e)
     logits = rows * shape.vocab * 3 * WIDE
     # Copies that grouped decoding makes of nothing: keys are read where they lie.
     return {"prompt": {"work": max(mlp, attention) + table}, "token": {"work": scores + logits}}

@@ -38,6 +38,8 @@ class Layer:
     @classmethod
     def of(cls, workload: Workload) -> "Layer":
         shape, e = workload.shape, narrow(workload)
+        if shape.family == "lstm":
+            return _recurrent(workload)
         llama, frozen = shape.family == "llama", bool(shape.lora_rank)
         attention = _kept_attention(shape, e, frozen)
         mlp = _kept_mlp(shape, e, frozen)
@@ -57,6 +59,19 @@ class Layer:
         )
 
 
+def _recurrent(workload: Workload) -> Layer:
+    """An LSTM layer, always in float32.
+
+    Four gates, the cell and its tangent, the output and its place in the row make 8 D numbers a token; packed rows are
+    gathered and put back, 2 D more. The slopes of the gates wait for one product. Set by the growth of the peak from
+    2,048 to 4,096 tokens in 3 layers of 256 and 512 (torch 2.13, 2026-11).
+    """
+    width = WIDE * workload.shape.width
+    dropped = width if workload.dropout else 0
+    kept = (10 if workload.packed else 8) * width + dropped
+    return Layer(kept, 0, 0, attention_backward=11 * width // 2 + dropped, forward=6 * width)
+
+
 def _kept_attention(shape: Shape, e: int, frozen: bool) -> int:
     """Both norms and attention, without the MLP's inside."""
     inputs = 3 * e if e < WIDE else WIDE  # q, k and v each keep a narrow copy; in float32 they share the norm's output
@@ -66,6 +81,7 @@ def _kept_attention(shape: Shape, e: int, frozen: bool) -> int:
     stream = 2 * WIDE * shape.width
     scaled = 2 * WIDE * (1 + (0 if frozen else shape.width))  # a norm's own weight needs the scaled input
     norms = 4 * WIDE if shape.family == "gpt2" else scaled
+    norms += (shape.norms - 2) * (scaled // 2 + WIDE * shape.width)  # those of a branch keep their input besides
     return stream + norms + inputs * shape.width + heads + projected + e * shape.lora_rank * 4
 
 
@@ -84,6 +100,6 @@ def tile_bytes(workload: Workload, keys: int) -> int:
 
     Of four documents a row a tile sees two at most.
     """
-    if not workload.packed:
+    if not workload.packed or workload.shape.family == "lstm":
         return 0
     return workload.rows * QUERIES * min(keys // 2 + QUERIES, keys, WIDEST) * (narrow(workload) + 4)

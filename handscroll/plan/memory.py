@@ -7,10 +7,13 @@ once: all T of a row on the rungs plain and checkpoint, a chunk on the others.
 - checkpoint: L x n x 4 D, and one layer's `kept` while it is recomputed.
 - staged, of s layers (chunk-outer: all, layer-outer: 1), per stage: (stages - 1) x T x 4 D of inputs, s x T x K E x
   2 (narrow + 4) of keys, values and float32 gradients (all chunks but the last), and s layers' `kept` of one chunk.
-  With offload these three wait elsewhere, and one block of each is here.
+  With offload these three wait elsewhere, and one block of each is here. Encoders (layer-outer only): inputs of one
+  stage more, where gradients wait, and keys, values and gradients of all chunks.
 - loss, everywhere: the head's float32 gradient (V D) twice, hidden gradients, one float32 chunk of logits.
 - update: the optimiser's temporaries of its largest tensor.
 """
+
+import math
 
 from handscroll.base.workload import Workload
 from handscroll.plan.layer import WIDE, Layer, narrow, tile_bytes
@@ -35,6 +38,7 @@ def state_bytes(workload: Workload) -> int:
             return WIDE * shape.trainable // 2
         rows = shape.vocab + shape.width + shape.positions
         products = 2 * (shape.inner + shape.shared) + 3 * shape.mlp_width + 7 * shape.width
+        products = 10 * shape.width if shape.family == "lstm" else products
         return WIDE * (2 * rows + shape.layers * (products + shape.layer_vectors))
     if workload.optimizer == "muon":
         matrices = shape.layers * (shape.adapters if shape.lora_rank else shape.layer_matrices)
@@ -82,10 +86,13 @@ def phases(workload: Workload) -> dict[str, Parts]:
 def loss_bytes(workload: Workload, tokens: int) -> int:
     """The chunked loss of `tokens` hidden states at its widest, gradients of hidden and head included."""
     shape, e = workload.shape, narrow(workload)
+    whole, tokens = tokens, math.ceil(tokens * workload.targets)
     rows = max(16, LOGITS // (WIDE * shape.vocab))
     rows = -(-tokens // max(1, round(tokens / rows)))  # chunks of equal size
     head = 0 if shape.lora_rank else WIDE * shape.table
     hidden = WIDE * tokens * shape.width * (2 if workload.packed else 1)
+    if shape.encoder:  # the chosen states and what their transform keeps; the gradient of all, in its own shape
+        hidden = WIDE * shape.width * (6 * tokens + whole)
     held = hidden + head + (e * (shape.table + tokens * shape.width) if e < WIDE else 0)
     logits = WIDE * rows * shape.vocab
     slope = product = 0  # in float32 the logits become their slope, and its product is added where the gradient lies
@@ -95,7 +102,9 @@ def loss_bytes(workload: Workload, tokens: int) -> int:
 
 
 def norm_bytes(workload: Workload, tokens: int) -> int:
-    """The final norm: its input, its scaled input and its output."""
+    """The final norm: its input, its scaled input and its output; encoders and LSTMs have none."""
+    if workload.shape.encoder or workload.shape.family == "lstm":
+        return 0
     copies = 2 if workload.shape.family == "gpt2" or workload.shape.lora_rank else 3
     return copies * WIDE * tokens * workload.shape.width
 
@@ -118,7 +127,7 @@ def _cast_weights(workload: Workload, layers: int) -> int:
 def _common(workload: Workload, tokens: int) -> int:
     """Rotary tables (float64 angles are gone by then) and marks."""
     size = 0 if workload.shape.family == "gpt2" else WIDE * workload.shape.head_size
-    return tokens * (size + 8)
+    return tokens * ((0 if workload.shape.family == "lstm" else size) + 8)
 
 
 def _plain(workload: Workload) -> dict[str, Parts]:
@@ -177,16 +186,20 @@ def _staged(workload: Workload) -> dict[str, Parts]:
     here = carried(workload)
     if workload.offload != "none":
         block = n * shape.shared * (2 * narrow(workload) + 2 * 2 * WIDE)
-        here = {"inputs": WIDE * n * shape.width if stages > 1 else 0, "keys": block, "key gradients": block}
+        here = {
+            "inputs": WIDE * n * shape.width if stages > 1 or shape.both_ways else 0,
+            "keys": block,
+            "key gradients": block,
+        }
     head, grads = _head_gradient(workload), WIDE * shape.trainable
     graph = size * n * layer.kept + _cast_weights(workload, size)
     shared = _common(workload, chunk) + norm_bytes(workload, n)
     past = _past_bytes(workload, chunk)
     attention = n * layer.attention_backward + past + tile_bytes(workload, length)
     work = max(n * layer.mlp_backward, attention - n * layer.kept_mlp)
-    several = length > chunk
+    several = length > chunk or shape.both_ways
     above = grads - size * grads_of_a_layer(workload)
-    lowest = here["inputs"] // max(1, stages - 1)
+    lowest = here["inputs"] // max(1, stages if shape.both_ways else stages - 1)
     below = grads * (shape.layers - size) // shape.layers if stages > 1 else 0  # layers whose turn has not come
     first = {"inputs": here["inputs"], "keys": here["keys"]}
     held = first | {"key gradients": here["key gradients"] if several else 0}
@@ -211,10 +224,12 @@ def carried(workload: Workload) -> Parts:
     shape, rows, length = workload.shape, workload.rows, workload.length
     size = stage_layers(workload)
     stages = -(-shape.layers // size)
-    before = max(0, (-(-length // workload.chunk) - 1) * workload.chunk)
+    before = length if shape.both_ways else max(0, (-(-length // workload.chunk) - 1) * workload.chunk)
     keys = 2 * size * rows * before * shape.shared
+    if shape.family == "lstm":  # two vectors before each chunk
+        keys = 2 * size * rows * (before // workload.chunk) * shape.width
     return {
-        "inputs": (stages - 1) * rows * length * WIDE * shape.width,
+        "inputs": (stages if shape.both_ways else stages - 1) * rows * length * WIDE * shape.width,
         "keys": keys * narrow(workload),
         "key gradients": keys * WIDE,
     }
@@ -223,7 +238,7 @@ def carried(workload: Workload) -> Parts:
 def _past_bytes(workload: Workload, chunk: int) -> int:
     """Gradients of all past keys of a layer before they are added up, or one output per block where they wait."""
     shape, rows, e = workload.shape, workload.rows, narrow(workload)
-    past = max(0, workload.length - chunk)
+    past = workload.length if shape.both_ways else max(0, workload.length - chunk)
     merged = 3 * WIDE * rows * chunk * shape.inner if past else 0
     if workload.offload != "none":
         outs = rows * past * shape.inner * e

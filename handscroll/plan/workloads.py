@@ -6,7 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from handscroll.base.errors import ConfigError
-from handscroll.base.workload import MEMORY, Shape, Workload
+from handscroll.base.workload import MEMORY, Shape, Workload, recurrent
+
+MASKED = 0.15  # share of tokens that are hidden unless a recipe says otherwise (data/masking.py)
 
 
 def recipe_workloads(recipe: Any, config: Any = None, data_bytes: int | None = None) -> list[Workload]:
@@ -32,6 +34,7 @@ def recipe_workloads(recipe: Any, config: Any = None, data_bytes: int | None = N
         "data_bytes": data_bytes,
         "threads": recipe.threads,
     }
+    common["targets"] = recipe.objective.share(recipe.mixed)
     memory = recipe.memory
     common |= {name: getattr(memory, name) for name in MEMORY}
     if memory.rung == "recurrent":  # it keeps no more than the plain step of one chunk
@@ -39,7 +42,9 @@ def recipe_workloads(recipe: Any, config: Any = None, data_bytes: int | None = N
     found = []
     for stage in recipe.stages:
         micro = stage.micro or stage.rows
-        packed = any(getattr(recipe.data[name], "sampling", "") == "packed" for name in stage.mix)
+        mixed = [recipe.data[name] for name in stage.mix]
+        kinds = {getattr(data, "sampling", data.kind) for data in mixed}
+        packed = bool({"packed", "labelled", "blanks"} & kinds) or any(getattr(data, "pairs", 1) > 1 for data in mixed)
         length = min(stage.length, memory.chunk) if memory.rung == "recurrent" else stage.length
         own = {"length": length, "rows": micro, "micro": stage.rows // micro, "steps": stage.steps}
         found.append(Workload.model_validate(common | own | {"packed": packed}))
@@ -52,26 +57,42 @@ def recipe_shape(recipe: Any, longest: int) -> Shape:
         return checkpoint_shape(recipe.model.path)
     sizes = dict(recipe.model.sizes)
     vocab = sizes.get("vocab") or _vocab(recipe.tokenizer)
-    names: tuple[str, ...] = ("layers", "width", "heads", "mlp_width")
-    if recipe.model.family == "t5":
-        names = (*names, "encoder_layers", "head_size")
+    if recipe.model.family == "bert":
+        return _bert_shape(sizes | {"vocab": vocab, "context": sizes.get("context", longest)})
+    family, names = recipe.model.family, ["layers", "width", "heads", "mlp_width"]
+    if family == "lstm":
+        names = names[:2]
+    elif family == "t5":
+        names += ["encoder_layers", "head_size"]
     missing = [name for name in names if name not in sizes]
     if missing:
         raise ConfigError(f"recipe: model.sizes has no {', '.join(missing)}; a new model needs them")
     values = {name: sizes[name] for name in names} | {"vocab": vocab, "family": recipe.model.family}
-    if recipe.model.family == "t5":
+    if family == "t5":
         own = {"family": "t5", "kv_heads": sizes["heads"], "tied": False, "mlp": "gated-gelu"}
         return Shape.of(SimpleNamespace(**own | sizes | {"vocab": vocab}))
+    if family == "lstm":
+        return Shape.parse(recurrent(values | {"tied": sizes.get("tied", True)}), "recipe: model.sizes")
+    if family == "glm-blank":  # a GPT-2 with two tables
+        places = sizes.get("context", longest)
+        sizes["context"], values["family"] = places + sizes.get("inside", places), "gpt2"
     heads = sizes["heads"]
-    learned = recipe.model.family == "gpt2"
+    learned = values["family"] == "gpt2"
     values |= {
         "kv_heads": sizes.get("kv_heads", heads),
         "head_size": sizes.get("head_size", sizes["width"] // heads),
         "tied": sizes.get("tied", learned),
         "windows": sizes.get("windows", ()),
         "positions": sizes.get("context", longest) if learned else 0,
+        "both_ways": family == "glm-blank",
     }
     return Shape.parse(values, "recipe: model.sizes")
+
+
+def _bert_shape(sizes: dict[str, Any]) -> Shape:
+    from handscroll.models.bert import BertConfig
+
+    return Shape.of(BertConfig.parse(sizes, "recipe: model.sizes"))
 
 
 def checkpoint_shape(source: str) -> Shape:
@@ -87,6 +108,8 @@ def checkpoint_workload(source: str, values: dict[str, Any], lora: int = 0) -> W
     shape = checkpoint_shape(source).model_dump() | {"lora_rank": lora}
     if values.get("kind") == "extend" and shape["positions"]:
         shape["positions"] = max(shape["positions"], values["length"])
+    if shape["encoder"]:
+        values = {"targets": MASKED} | values
     return Workload.parse({"shape": shape} | values, "plan")
 
 

@@ -1,13 +1,16 @@
-"""Which token begins, ends, pads and stands for the unknown: from the tokenizer's settings, the model's, or names."""
+"""Which token begins, ends, pads, masks or is the unknown one: from the tokenizer's settings, the model's, or names."""
 
 from collections.abc import Mapping
 from typing import Any
 
-ROLES = ("bos", "eos", "pad", "unk")
+ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask")
 _NAMES = {
     "bos": ("<s>", "<|begin_of_text|>", "<bos>", "<|startoftext|>", "[BOS]"),
     "eos": ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "[EOS]"),
     "pad": ("<pad>", "[PAD]", "<|pad|>"),
+    "cls": ("[CLS]", "<cls>"),
+    "sep": ("[SEP]", "<sep>"),
+    "mask": ("[MASK]", "<mask>"),
 }
 
 
@@ -16,9 +19,10 @@ def special_ids(
 ) -> dict[str, int | None]:
     """Ids by role.
 
-    bos, eos, pad: `tokenizer_config.json` decides (an explicit null means none), then the ids of `config.json` that
-    lie inside the vocabulary, then common names. unk is the token that the tokenizer's model produces for unknown
-    text; GPT-2's settings name an `unk_token` that byte-level BPE never produces, and counting it would be wrong.
+    bos, eos, pad, cls, sep, mask: `tokenizer_config.json` decides (an explicit null means none), then the ids of
+    `config.json` that lie inside the vocabulary, then common names. unk is the token that the tokenizer's model
+    produces for unknown text; GPT-2's settings name an `unk_token` that byte-level BPE never produces, and counting
+    it would be wrong.
     """
     ids: dict[str, int | None] = {"unk": _unknown(spec["model"], vocabulary)}
     for role, names in _NAMES.items():

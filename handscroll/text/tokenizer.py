@@ -14,8 +14,10 @@ from tokenizers import decoders, models, pre_tokenizers
 from handscroll.base.errors import CheckpointError, DataError
 from handscroll.text.pretokenizers import SEPARATORS, cuttable, pieces
 from handscroll.text.special import ROLES, special_ids
+from handscroll.text.wordpiece import wordpiece_json
 
 _JSON = "tokenizer.json"
+_WORDS = "vocab.txt"
 _SETTINGS = "tokenizer_config.json"
 # The library keeps about 120 bytes per character while it encodes (373 MB for a 3.2 MB book, 2026-11), so long texts
 # go in pieces of this many characters where that gives the same tokens.
@@ -50,7 +52,8 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a folder that holds `tokenizer.json` (or GPT-2's `vocab.json` and `merges.txt`), or one JSON file.
+        """Read a folder that holds `tokenizer.json` (or GPT-2's `vocab.json` and `merges.txt`, or BERT's `vocab.txt`),
+        or one JSON file.
 
         Truncation and padding stored in the file are not applied: a text is never cut in silence.
 
@@ -69,6 +72,8 @@ class Tokenizer:
             return cls(_read_text(file), settings, model)
         if not here.is_dir():
             raise CheckpointError(f"{here} does not exist; give a model folder or a tokenizer.json")
+        if (here / _WORDS).is_file() and not (here / "vocab.json").exists():
+            return cls(wordpiece_json(_read_text(here / _WORDS), settings, str(here / _WORDS)), settings, model)
         return cls(_gpt2_json(folder, settings, model), settings, model)
 
     @property
@@ -95,6 +100,27 @@ class Tokenizer:
     def unk(self) -> int | None:
         """Id that unknown text turns into, or None where every text has tokens of its own (byte level)."""
         return self._ids["unk"]
+
+    @property
+    def cls(self) -> int | None:
+        """Id of the token that stands before an encoder's text, or None."""
+        return self._ids["cls"]
+
+    @property
+    def sep(self) -> int | None:
+        """Id of the token that ends each of an encoder's texts, or None."""
+        return self._ids["sep"]
+
+    @property
+    def mask(self) -> int | None:
+        """Id of the token that hides another one (masked language modelling), or None."""
+        return self._ids["mask"]
+
+    @property
+    def special(self) -> frozenset[int]:
+        """Ids that stand for no text: the special ones, whatever their role."""
+        added = {token["id"] for token in self._added if token["special"]}
+        return frozenset(added | {number for number in self._ids.values() if number is not None})
 
     @property
     def fingerprint(self) -> str:
@@ -185,6 +211,10 @@ class Tokenizer:
         read = [token for token in self._added if parse or not token["special"]]
         loose = any(token["lstrip"] or token["rstrip"] or token["single_word"] for token in read)
         return loose or any(set(SEPARATORS) & set(token["content"]) for token in read)
+
+    def frame(self) -> tuple[list[int], list[int]]:
+        """The ids that `encode` puts before and after a text (BOS, [CLS] ... [SEP]); often empty."""
+        return self._frame(self._plain)
 
     def _frame(self, engine: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
         """What the post-processor puts before and after a text, seen on a short one."""

@@ -13,6 +13,7 @@ from handscroll.base.errors import ConfigError, DataError
 from handscroll.text.pretokenizers import byte_level, pieces, words
 from handscroll.text.tokenizer import Tokenizer
 from handscroll.text.unigram import train_unigram
+from handscroll.text.wordpiece import framed
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 _PIECE = 200_000  # characters handed to the library at a time; bounds its memory
@@ -25,8 +26,9 @@ class TokenizerConfig(Config):
     """What to train.
 
     `vocab` is the final size, special tokens included. `min_frequency` (bpe, wordpiece; 2 unless set) is how often a
-    pair must occur to be merged. Special tokens take the last ids and never match inside text. `sentinels` adds so many
-    for span corruption after them, <extra_id_0> with the last id, as T5 has them.
+    pair must occur to be merged. Special tokens take the last ids and never match inside text; with [CLS] and [SEP]
+    among them every text is put between the two, as BERT has it. `sentinels` adds so many for span corruption after
+    them, <extra_id_0> with the last id, as T5 has them.
     """
 
     kind: Literal["bpe", "wordpiece", "unigram"] = "bpe"
@@ -78,6 +80,8 @@ def train_tokenizer(documents: Iterable[str], settings: TokenizerConfig) -> Toke
             f"special token {ordinary[0]!r} is an ordinary piece of this text; choose one like '<|name|>'"
         )
     built.add_special_tokens(list(settings.added))
+    if {"[CLS]", "[SEP]"} <= set(settings.special):
+        framed(built, "[CLS]", "[SEP]")
     provenance = {"kind": settings.kind, "pretokenizer": settings.pretokenizer}
     return Tokenizer(
         built.to_str(pretty=True),

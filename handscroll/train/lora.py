@@ -22,6 +22,8 @@ from handscroll.models.model import Model
 from handscroll.models.table import family
 
 TARGETS = ("query", "key", "value", "output")
+# Families whose projections are stored in another form, or that PEFT knows as no causal model: updates are merged only.
+FUSED = ("gpt2", "bloom", "glm", "glm4", "glm-blank", "bert", "roberta")
 MLP_TARGETS = ("gate", "up", "down")
 
 
@@ -89,7 +91,7 @@ def save_adapter(model: Model, settings: LoRA, folder: Path, base: str) -> None:
     """Write `adapter_model.safetensors` and `adapter_config.json` as PEFT reads them.
 
     Raises:
-        ConfigError: the family stores the target fused with others (GPT-2's c_attn); merge instead.
+        ConfigError: the family stores the target fused (GPT-2's c_attn) or reordered (GLM-4's q); merge instead.
     """
     folder.mkdir(parents=True, exist_ok=True)
     adapted = {name: module for name, module in model.named_modules() if isinstance(module, Adapted)}
@@ -100,7 +102,7 @@ def save_adapter(model: Model, settings: LoRA, folder: Path, base: str) -> None:
         entry = entries.get(f"{name}.weight")
         if entry is None:
             raise ConfigError(
-                f"'{name}' is stored fused with others in family '{model.config.family}'; merge the update"
+                f"'{name}' is stored fused with others or reordered in family '{model.config.family}'; merge the update"
             )
         theirs = entry.theirs.removesuffix(".weight")
         modules.add(theirs.rsplit(".", 1)[-1])
@@ -123,4 +125,4 @@ def save_adapter(model: Model, settings: LoRA, folder: Path, base: str) -> None:
 
 
 def _fitting(entries: list[Entry]) -> list[Entry]:
-    return [entry for entry in entries if len(entry.ours) == 1]
+    return [entry for entry in entries if len(entry.ours) == 1 and entry.pairs is None]

@@ -80,7 +80,7 @@ class Optimizer(Config):
     def build(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         """The optimisers by name over the parameters that require gradients; each group keeps its rate as `peak`."""
         tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-        head = id(getattr(model, "head", None))
+        head = id(getattr(getattr(model, "projection", None), "weight", None))
         matrices, decayed, rest = [], [], []
         for parameter in model.parameters():
             if not parameter.requires_grad:

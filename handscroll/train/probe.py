@@ -21,11 +21,14 @@ from handscroll.base.errors import CapacityError
 from handscroll.base.workload import MEMORY, Shape, Workload
 from handscroll.data.batch import Batch
 from handscroll.data.stream import State, Stream
+from handscroll.models.bert import Bert, BertConfig
 from handscroll.models.gpt2 import GPT2, GPT2Config
 from handscroll.models.llama import Llama, LlamaConfig
+from handscroll.models.lstm import LSTM, LSTMConfig
 from handscroll.models.model import Decoder
 from handscroll.nn.init import initialise
 from handscroll.objectives.causal import Causal
+from handscroll.objectives.masked import Masked
 from handscroll.objectives.objective import Objective
 from handscroll.plan.calibration import Calibration, save_calibration
 from handscroll.plan.duration import count
@@ -109,6 +112,8 @@ class RandomBatches(Stream[list[Batch]]):
     def _batch(self, generator: torch.Generator) -> Batch:
         shape = (self.workload.rows, self.workload.length)
         tokens, targets = (torch.randint(0, self.workload.shape.vocab, shape, generator=generator) for _ in range(2))
+        if self.workload.targets < 1:
+            targets[torch.rand(shape, generator=generator) >= self.workload.targets] = -100
         if not self.workload.packed:
             return Batch(tokens, targets)
         index = torch.arange(shape[1])
@@ -123,8 +128,14 @@ def build(shape: Shape, length: int) -> Decoder:
     """A model of random weights in a workload's shape."""
     names = ("vocab", "width", "layers", "heads", "mlp_width", "tied")
     sizes: dict[str, Any] = {name: getattr(shape, name) for name in names}
-    if shape.family == "gpt2":
-        model: Decoder = GPT2(GPT2Config(**sizes, context=max(length, shape.positions)))
+    model: Decoder
+    if shape.family == "lstm":
+        sizes = {name: sizes[name] for name in ("vocab", "width", "layers", "tied")}
+        model = LSTM(LSTMConfig(**sizes, trained=length))
+    elif shape.encoder:
+        model = Bert(BertConfig(**sizes, context=max(length, shape.positions)))
+    elif shape.family == "gpt2":
+        model = GPT2(GPT2Config(**sizes, context=max(length, shape.positions)))
     else:
         positions: Any = {"base": 1e4, "scaling": {"name": "none"}, "context": length, "trained": length}
         sizes |= {"kv_heads": shape.kv_heads, "head_size": shape.head_size, "windows": shape.windows}
@@ -150,7 +161,7 @@ def train_here(workload: Workload) -> list[float]:
             memory,
             Regularise(dropout=0.1 if workload.dropout else 0.0),
         )
-        updates, objective = RandomBatches(workload), cast(Objective, Causal())
+        updates, objective = RandomBatches(workload), cast(Objective, Masked() if workload.shape.encoder else Causal())
         train(run, updates, objective, Callbacks(on_record=lambda record: found.append(record["seconds"])))
     return found
 

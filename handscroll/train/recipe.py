@@ -9,33 +9,28 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 import handscroll
 from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError, nearest
 from handscroll.base.runs import write_file
 from handscroll.data.batch import Batch, collate
-from handscroll.data.corpus import select
-from handscroll.data.lanes import Lanes
-from handscroll.data.pack import Packed
-from handscroll.data.recall import Copies, Facts
 from handscroll.data.row import Row
 from handscroll.data.sources import TokenSource
-from handscroll.data.stream import Chain, Mixture, Repeat, Stream, Take
-from handscroll.data.windows import CyclicWindows, SlidingWindows
+from handscroll.data.stream import Chain, Listed, Mixture, Stream, Take
+from handscroll.data.windows import SlidingWindows
 from handscroll.lm import LM, load
 from handscroll.models.encoder_decoder import EncoderDecoder
-from handscroll.models.gpt2 import GPT2, GPT2Config
 from handscroll.models.induction import set_induction_heads
-from handscroll.models.llama import Llama, LlamaConfig
+from handscroll.models.llama import Llama
 from handscroll.models.model import Decoder, Model
-from handscroll.models.t5 import T5, T5Config
+from handscroll.models.new import NEW, About, new_model
 from handscroll.nn.init import initialise
 from handscroll.nn.noise import Noise
-from handscroll.objectives.causal import Causal
-from handscroll.objectives.head import token_losses
-from handscroll.objectives.span_corruption import Corrupted, Frame, SpanCorruption
+from handscroll.objectives.causal import NextToken
+from handscroll.objectives.objective import Objective
+from handscroll.objectives.task import Task, task_from
 from handscroll.plan.workloads import recipe_workloads
 from handscroll.text.readers import read
 from handscroll.text.tokenizer import Tokenizer
@@ -44,98 +39,17 @@ from handscroll.train.assemble import Updates
 from handscroll.train.curriculum import Curriculum, Grow, NewPositions
 from handscroll.train.ladder.certificate import certify, memory_needed
 from handscroll.train.loop import Callbacks, OnPulse, OnRecord, train
-from handscroll.train.lora import LoRA, add_lora, merge_lora, save_adapter
+from handscroll.train.lora import FUSED, LoRA, add_lora, merge_lora, save_adapter
 from handscroll.train.optim import Optimizer
 from handscroll.train.parallel.shard import shard, unsharded
 from handscroll.train.parallel.world import Parallel, World, join_world, same_everywhere
 from handscroll.train.planned import afford, planned
 from handscroll.train.regularise import Regularise
+from handscroll.train.rows import Files, RowData, TextData
 from handscroll.train.run import Loop, Progress, Run, write_recipe
 from handscroll.train.schedule import Schedule
 from handscroll.train.spike import Spike
 from handscroll.train.step import Memory
-
-
-class Files(Config):
-    """Text files; `{stdlib}` stands for the running Python's standard library."""
-
-    files: tuple[str, ...] = Field(min_length=1)
-    exclude: tuple[str, ...] = ()
-    include: tuple[str, ...] = ()
-
-    def paths(self) -> list[Path]:
-        return select(self.files, self.exclude, self.include)
-
-    def source(self, tokenizer: Tokenizer) -> TokenSource:
-        return TokenSource.build(read(self.paths()), tokenizer)
-
-
-class TextData(Config):
-    """Rows of real text. cyclic: shuffled rings; sliding: reading order, once; packed: several documents a row.
-
-    `order = "reading"` (cyclic, sliding): as many lanes as rows in an update, each reading its own documents on and
-    on, so that every update continues the one before it: what the recurrent form needs.
-    """
-
-    kind: Literal["text"]
-    sampling: Literal["cyclic", "sliding", "packed"] = "packed"
-    order: Literal["shuffled", "reading"] = "shuffled"
-
-    @model_validator(mode="after")
-    def _possible(self):
-        if self.order == "reading" and self.sampling == "packed":
-            raise ValueError("packed rows hold several documents and continue nothing; use sampling sliding or cyclic")
-        return self
-
-    def lanes(self, text: TokenSource, length: int, seed: int, rows: int) -> Stream[Row]:
-        """The rows of `order = "reading"`."""
-
-        def read(part: TokenSource) -> Stream[Row]:
-            if self.sampling == "cyclic":
-                return CyclicWindows(part, length, seed, short="pad", seam="split", order="reading")
-            return Repeat(SlidingWindows(part, length))
-
-        return Lanes(text, rows, read)
-
-    def stream(self, text: TokenSource, tokenizer: Tokenizer, length: int, seed: int) -> Stream[Row]:
-        if self.sampling == "cyclic":
-            return CyclicWindows(text, length, seed, short="drop", seam="join")
-        if self.sampling == "sliding":
-            return SlidingWindows(text, length)
-        return Packed(text, length, seed=seed, epochs=None)
-
-
-class CopiesData(Config):
-    """Repeated segments (`data/recall.py: Copies`)."""
-
-    kind: Literal["copies"]
-    segment: tuple[int, int] = (4, 16)
-    symbols: int | None = None
-    gap: int = 4
-    several: int = 1
-    real: float = 0.0
-
-    def stream(self, text: TokenSource, tokenizer: Tokenizer, length: int, seed: int) -> Stream[Row]:
-        settings = self.model_dump(exclude={"kind"})
-        return Copies(text, tokenizer.vocab_size, length, seed, **settings)
-
-
-class FactsData(Config):
-    """Facts and questions in real text (`data/recall.py: Facts`)."""
-
-    kind: Literal["facts"]
-    facts: tuple[int, int] = (1, 4)
-    questions: tuple[int, int] = (2, 6)
-    digits: int = 5
-    plain: float = 0.5
-    edges: float = 0.0
-    text: bool = True
-
-    def stream(self, text: TokenSource, tokenizer: Tokenizer, length: int, seed: int) -> Stream[Row]:
-        return Facts(text, tokenizer, length, seed, **self.model_dump(exclude={"kind"}))
-
-
-RowData = Annotated[TextData | CopiesData | FactsData, Field(discriminator="kind")]
 
 
 class Stage(Config):
@@ -160,7 +74,7 @@ class ModelRecipe(Config):
     """A checkpoint to start from (`path`), or a `family` with its sizes and an initialisation."""
 
     path: str | None = None
-    family: Literal["llama", "gpt2", "t5"] | None = None
+    family: str | None = Field(default=None, description="of a new model (models/new.py)")
     initialise: Literal["normal", "xavier", "he"] = "normal"
     induction: bool = Field(default=False, description="set induction heads by hand (models/induction.py)")
     sizes: dict[str, Any] = Field(default_factory=dict)
@@ -169,6 +83,8 @@ class ModelRecipe(Config):
     def _one(self):
         if (self.path is None) == (self.family is None):
             raise ValueError("give either path (start from a checkpoint) or family with sizes (a new model)")
+        if self.family not in (None, *NEW):
+            raise ValueError(f"no new model of family '{self.family}' is made: {nearest(self.family, NEW)}")
         return self
 
 
@@ -193,11 +109,10 @@ class Recipe(Config):
     threads: int = Field(default=0, ge=0, description="0: as many as there are processors")
     text: Files
     model: ModelRecipe
+    objective: Annotated[SerializeAsAny[Task], BeforeValidator(task_from)] = NextToken()
     tokenizer: TokenizerRecipe = TokenizerRecipe()
     data: dict[str, RowData]
     stages: tuple[Stage, ...] = Field(min_length=1)
-    objective: Literal["causal", "span-corruption"] = "causal"
-    span_corruption: SpanCorruption = SpanCorruption()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     loop: dict[str, Any] = Field(default_factory=dict)
@@ -217,12 +132,7 @@ class Recipe(Config):
             in_order = [name for name in stage.mix if getattr(self.data[name], "order", "") == "reading"]
             if in_order and len(stage.mix) > 1:
                 raise ValueError(f"stages: '{in_order[0]}' is read in order; rows mixed in would tear its lanes apart")
-        if self.objective == "span-corruption":
-            other = [name for name, data in self.data.items() if not isinstance(data, TextData)]
-            if other:
-                raise ValueError(f"data.{other[0]} has questions of its own; span corruption takes kind 'text' alone")
-        elif self.span_corruption != SpanCorruption():
-            raise ValueError("span_corruption belongs to objective = 'span-corruption'")
+        self.objective.check(self.mixed, self.validation is not None)
         if self.loop.get("steps") not in (None, self.steps):
             raise ValueError(f"loop.steps {self.loop['steps']} contradicts the stages' {self.steps}; leave it out")
         return self
@@ -230,6 +140,15 @@ class Recipe(Config):
     @property
     def steps(self) -> int:
         return sum(stage.steps for stage in self.stages)
+
+    @property
+    def mixed(self) -> dict[str, Any]:
+        """The kinds of rows that its stages use."""
+        return {name: self.data[name] for stage in self.stages for name in stage.mix}
+
+    def learned(self, model: Model, by_position: bool = False) -> Objective:
+        """The loss that `model` is trained by; refuses a model that cannot be."""
+        return self.objective.objective(model, self.mixed, self.regularise.label_smoothing, by_position)
 
     def curriculum(self) -> Curriculum:
         stages = self.stages
@@ -244,21 +163,17 @@ class Recipe(Config):
         return Loop.parse({"seed": self.seed, **self.loop, "steps": self.steps}, "recipe: loop")
 
 
-def updates(recipe: Recipe, text: TokenSource, tokenizer: Tokenizer, frame: Frame | None = None) -> Chain[list[Batch]]:
-    """The whole curriculum as one stream of updates; every stage and kind of row has a seed of its own.
-
-    With a `frame` the rows are corrupted.
-    """
+def updates(recipe: Recipe, text: TokenSource, tokenizer: Tokenizer, model: Model) -> Chain[list[Batch]]:
+    """The whole curriculum as one stream of updates; every stage and kind of row has a seed of its own."""
     chain = []
     for number, stage in enumerate(recipe.stages):
         names = sorted(stage.mix)
-        seeds = [recipe.seed * 10_007 + number * 101 + at for at in range(len(names) + 1)]
+        seeds = [recipe.seed * 10_007 + number * 101 + at for at in range(len(names) + 2)]
         streams = [
             _rows(recipe.data[name], text, tokenizer, stage, seed) for name, seed in zip(names, seeds, strict=False)
         ]
-        rows = Mixture(streams, [stage.mix[name] for name in names], seeds[-1]) if len(streams) > 1 else streams[0]
-        if frame is not None:
-            rows = Corrupted(rows, stage.length, recipe.span_corruption, frame, seeds[-1] + 1)
+        rows = Mixture(streams, [stage.mix[name] for name in names], seeds[-2]) if len(streams) > 1 else streams[0]
+        rows = recipe.objective.rows(rows, stage.length, seeds[-1], model, tokenizer)
         chain.append(Take(Updates(rows, stage.rows, stage.micro or stage.rows), stage.steps))
     return Chain(chain)
 
@@ -301,7 +216,9 @@ def _run(recipe: Recipe, folder: Path, world: World, ways: Ways) -> tuple[LM, Pr
     tokenizer = _tokenizer(recipe, folder, world)
     text = recipe.text.source(tokenizer)
     model = build_model(recipe, tokenizer)
-    frame = _frame(recipe, model, tokenizer, world)
+    objective = recipe.learned(model, by_position=True)
+    _check_source(recipe, model, world)
+    stream = updates(recipe, text, tokenizer, model)
     # How the work is done may change when a run goes on elsewhere; what is done may not.
     what = recipe.model_dump(mode="json", exclude={"memory", "parallel"})
     if recipe.memory.rung == "recurrent":  # but this rung is no exact one: its settings are part of what is done
@@ -317,7 +234,6 @@ def _run(recipe: Recipe, folder: Path, world: World, ways: Ways) -> tuple[LM, Pr
         ways.show(str(plan))
     if recipe.lora is not None:
         add_lora(model, recipe.lora, recipe.seed)
-    stream = updates(recipe, text, tokenizer, frame)
     if ways.certify and world.first:
         _certify(recipe, memory, model, stream, ways, folder)
     if world.size > 1 and recipe.parallel.shard:
@@ -334,14 +250,14 @@ def _run(recipe: Recipe, folder: Path, world: World, ways: Ways) -> tuple[LM, Pr
         world,
         recipe.curriculum(),
     )
-    corruption = None if frame is None else (recipe.span_corruption, frame)
-    validate = None if recipe.validation is None else validator(recipe.validation, tokenizer, corruption)
-    objective = Causal(recipe.regularise.label_smoothing, by_position=True)
+    validate = None
+    if recipe.validation is not None:
+        validate = validator(recipe.validation, tokenizer, model, recipe.objective)
     callbacks = Callbacks(validate, ways.on_record if world.first else None, ways.on_pulse if world.first else None)
     progress = train(run, stream, objective, callbacks)
     model = unsharded(model, world, lambda fresh: recipe.lora and add_lora(fresh, recipe.lora, recipe.seed))
     if recipe.lora is not None and world.first:
-        if model.config.family not in ("gpt2", "bloom"):  # their projections are stored fused; merging is all there is
+        if model.config.family not in FUSED:
             save_adapter(model, recipe.lora, folder / "adapter", str(recipe.model.path))
         merge_lora(model)
     lm = LM(model, tokenizer, str(folder / "model"))
@@ -357,7 +273,7 @@ def _certify(recipe: Recipe, memory: Memory, model: Decoder, stream: Chain, ways
     longest = max(range(len(recipe.stages)), key=lambda stage: recipe.stages[stage].length)
     (first, *_), _ = next(stream.resume(stream.beginning(longest)))
     noise = Noise(recipe.regularise.dropout, recipe.seed, 0) if recipe.regularise.dropout else None
-    objective = Causal(recipe.regularise.label_smoothing)
+    objective = recipe.learned(model)
     if not ways.force:
         afford(memory_needed(model, memory), "the gradient certificate", "leave --certify out, or use --force")
     certificate = certify(model, memory, first, objective, folder, noise)
@@ -376,20 +292,9 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Decoder:
         loaded = load(recipe.model.path).model
         assert isinstance(loaded, Decoder)
         return loaded
-    ids = {"bos": tokenizer.bos, "eos": () if tokenizer.eos is None else (tokenizer.eos,)}
-    values = {"vocab": tokenizer.vocab_size, **ids, **recipe.model.sizes}
-    where = "recipe: model.sizes"
-    if recipe.model.family == "llama":
-        context = values.pop("context", None)
-        if context is not None:
-            base = float(values.pop("base", 10_000.0))
-            values["positions"] = {"base": base, "scaling": {"name": "none"}, "context": context, "trained": context}
-        model: Decoder = Llama(LlamaConfig.parse(values, where))
-    elif recipe.model.family == "t5":
-        start = tokenizer.eos if tokenizer.pad is None else tokenizer.pad
-        model = T5(T5Config.parse(({} if start is None else {"start": start}) | values, where))
-    else:
-        model = GPT2(GPT2Config.parse(values, where))
+    about = About(tokenizer, max(stage.length for stage in recipe.stages), recipe.objective.labels(recipe.mixed))
+    model = new_model(str(recipe.model.family), recipe.model.sizes, about)
+    assert isinstance(model, Decoder)
     generator = torch.Generator().manual_seed(recipe.seed)
     initialise(model, recipe.model.initialise, model.config.layers, generator)
     if recipe.model.induction:
@@ -399,18 +304,12 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Decoder:
     return model
 
 
-def validator(
-    settings: Validation, tokenizer: Tokenizer, corruption: tuple[SpanCorruption, Frame] | None = None
-) -> Callable[[Model], float]:
-    """Mean loss on fixed windows of held-out text, spread evenly over it; corrupted alike every time."""
-    source = settings.source(tokenizer)
-    rows = [row for row, _ in SlidingWindows(source, settings.length, tails="drop")]
-    step = max(1, len(rows) // settings.windows)
-    rows = rows[::step][: settings.windows]
-    if corruption is not None:
-        made = Corrupted(SlidingWindows(source, settings.length, tails="drop"), settings.length, *corruption, seed=0)
-        rows = [row for number, plain in enumerate(rows) if (row := made.row(plain, number)) is not None]
-    batches = [collate([row]) for row in rows]
+def validator(settings: Validation, tokenizer: Tokenizer, model: Model, task: Task) -> Callable[[Model], float]:
+    """Mean loss on fixed windows of held-out text, spread evenly over it; made into the task's rows once for all."""
+    windows = [row for row, _ in SlidingWindows(settings.source(tokenizer), settings.length, tails="drop")]
+    step = max(1, len(windows) // settings.windows)
+    rows = task.rows(Listed(windows[::step][: settings.windows]), settings.length, 0, model, tokenizer)
+    batches, objective = [collate([row]) for row, _ in rows], task.objective(model)
 
     @torch.no_grad()
     def validate(model: Model) -> float:
@@ -420,33 +319,24 @@ def validator(
             if batch.source is not None:
                 assert isinstance(model, EncoderDecoder)
                 here = model.under(model.encode(batch.source.tokens, batch.source.marks()))
-            hidden = here.hidden(here.embed(batch.tokens, marks), marks, here.mask(), length=settings.length)
-            losses = token_losses(hidden.flatten(0, 1), model.head, batch.targets.flatten())
-            total, count = total + float(losses.double().sum()), count + batch.counted
+            mask = objective.mask(here, marks)
+            hidden = here.hidden(here.embed(batch.tokens, marks), marks, mask, length=settings.length)
+            loss = objective.loss(model, hidden, batch)
+            total, count = total + float(loss.total), count + loss.count
         return total / count
 
     return validate
 
 
-def _frame(recipe: Recipe, model: Decoder, tokenizer: Tokenizer, world: World) -> Frame | None:
-    """The tokens that corruption adds; None where the objective corrupts nothing.
-
-    Raises:
-        ConfigError: model and objective do not fit, or what an encoder-decoder cannot do is asked for.
-    """
-    family, corrupts = model.config.family, recipe.objective == "span-corruption"
-    if corrupts != isinstance(model, EncoderDecoder):
-        fitting = "'causal'" if corrupts else "'span-corruption'"
-        raise ConfigError(f"objective '{recipe.objective}' does not fit family '{family}': take {fitting}")
-    if not corrupts:
-        return None
+def _check_source(recipe: Recipe, model: Decoder, world: World) -> None:
+    """Refuse what an encoder-decoder cannot do."""
+    if not isinstance(model, EncoderDecoder):
+        return
+    family = model.config.family
     if recipe.lora is not None or (world.size > 1 and recipe.parallel.shard):
         raise ConfigError(f"lora and parallel.shard are for decoders, not for family '{family}': leave them out")
     if recipe.memory.chunk or recipe.memory.offload != "none":
         raise ConfigError(f"memory.chunk and offload belong to rungs in chunks, which family '{family}' is not on")
-    words = {word: number for number, word in enumerate(tokenizer.words) if word is not None}
-    end = model.config.eos[0] if model.config.eos else tokenizer.eos
-    return Frame.of(words, model.config.start, end)
 
 
 def _tokenizer(recipe: Recipe, folder: Path, world: World) -> Tokenizer:

@@ -27,11 +27,14 @@ FAMILIES = {
     "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen2-window": ("Qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}),
     "qwen3": ("Qwen3", {"head_dim": 16, "attention_bias": False}),
+    "glm": ("Glm", {"head_dim": 16}),
+    "glm-unbiased": ("Glm", {"head_dim": 16, "attention_bias": False, "tie_word_embeddings": True}),
+    "glm4": ("Glm4", {"head_dim": 16}),
     "bloom": ("Bloom", {"seq_length": 64}),  # six heads: slopes of no power of two
     "gpt2": ("GPT2", {}),
     "gpt2-untied": ("GPT2", {"tie_word_embeddings": False, "n_inner": 100}),
 }
-HALF = 4  # rotated pairs of head size 8
+HALF = 4  # rotated pairs of head size 8, and of GLM's 16
 SCALINGS = {
     "none": None,
     "linear": {"rope_type": "linear", "factor": 4.0},

@@ -13,7 +13,7 @@ TOLERANCE = 1e-4
 LENGTHS = (1, 63, 64, 65, 128, 256)  # trained to 64: up to four times that
 CASES = [(family, "none") for family in FAMILIES] + [
     (family, scaling)
-    for family in ("llama", "mistral-window", "qwen2", "qwen3")
+    for family in ("llama", "mistral-window", "qwen2", "qwen3", "glm4")
     for scaling in SCALINGS
     if scaling != "none" and not (family == "qwen3" and scaling == "longrope")
 ]

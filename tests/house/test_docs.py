@@ -9,10 +9,11 @@ from handscroll.cli.main import app
 from handscroll.extend.methods import LEARNED, METHODS
 from handscroll.models.table import FAMILIES
 from handscroll.nn.scaling.table import SCALINGS
+from handscroll.objectives.task import TASKS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 
 
 def verbs() -> set[str]:
@@ -32,6 +33,16 @@ def test_every_method_has_a_row_and_every_scaling_a_method():
     for name in [*METHODS, *LEARNED]:
         assert f"`{name}`" in page, name
     assert set(SCALINGS) <= set(METHODS)
+
+
+def test_every_objective_has_a_row_and_the_page_on_adding_one_shows_real_code():
+    table = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
+    for name in TASKS:
+        assert f"`{name}`" in table, name
+    page = (ROOT / "docs" / "adding" / "objective.md").read_text(encoding="utf-8")
+    shown = [line.partition("  #")[0].rstrip() for line in page.split("```python\n")[1].split("```")[0].splitlines()]
+    source = (ROOT / "handscroll" / "objectives" / "blanks.py").read_text(encoding="utf-8").splitlines()
+    assert len(shown) > 20 and set(shown) <= set(source), set(shown) - set(source)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -7,6 +7,7 @@ import torch
 
 from handscroll.generate.policies.table import cache_of
 from handscroll.models import model as models
+from handscroll.models.glm import GLM, GLMConfig
 from handscroll.models.gpt2 import GPT2, GPT2Config
 from handscroll.models.llama import Llama, LlamaConfig
 from handscroll.nn.marks import Marks
@@ -211,6 +212,43 @@ def test_they_stand_back(counted):
     assert not counted
     logits(llama(), tokens)
     assert len(counted) == 2
+
+
+YARN = {"name": "yarn", "factor": 4.0, "original": 64}
+
+
+@pytest.mark.parametrize("family", ["glm", "glm4"])
+@pytest.mark.parametrize("rotated", [16, 32])  # half of a head, which is not compiled, and all of it
+@pytest.mark.parametrize("weights", ["", "int8"])
+def test_layers_of_glm_4_are_taken_only_where_they_are_the_form(counted, family, rotated, weights):
+    settings = SIZES | {"family": family, "rotated_size": rotated, "norm_eps": 1e-5}
+    torch.manual_seed(0)
+    model = GLM(GLMConfig.parse(settings | {"positions": POSITIONS | {"scaling": YARN, "context": 256}}, "test")).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    if weights:
+        quantise(model, weights)
+    tokens = torch.randint(0, 96, (2, 12), generator=torch.Generator().manual_seed(1))
+    want = logits(model, tokens)  # too many for the halves, and nothing cached
+    assert not counted
+    got = logits(model, tokens, parts=12)
+    assert bool(counted) == (family == "glm" and rotated == 32)
+    assert (got - want).abs().max() <= 2e-5 * want.abs().max()
+
+
+@pytest.mark.parametrize("family", ["glm", "glm4"])
+@pytest.mark.parametrize("rotated", [16, 32])
+def test_the_stack_takes_no_other_layers(stacked, family, rotated):
+    settings = SIZES | {"family": family, "rotated_size": rotated}
+    torch.manual_seed(0)
+    model = GLM(GLMConfig.parse(settings | {"positions": POSITIONS | {"scaling": YARN, "context": 256}}, "test")).eval()
+    got, cache = steps(model, 2, 5)
+    assert bool(stacked) == (family == "glm" and rotated == 32)
+    tokens = torch.randint(0, 96, (2, 8), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        want = model(tokens, length=64)[:, 3:]
+    assert cache.length == 8 and (got - want).abs().max() <= 2e-5 * want.abs().max()
 
 
 def test_nothing_is_kept_of_a_model_that_is_gone():

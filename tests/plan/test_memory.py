@@ -4,11 +4,16 @@ import itertools
 
 import pytest
 
+from handscroll.base.errors import ConfigError
 from handscroll.base.workload import Shape
+from handscroll.models.bert import Bert, BertConfig
+from handscroll.models.glm import GLM, GLMConfig
 from handscroll.models.gpt2 import GPT2, GPT2Config
 from handscroll.models.llama import Llama, LlamaConfig
+from handscroll.models.lstm import LSTM, LSTMConfig
 from handscroll.models.model import Model
 from handscroll.plan import memory
+from handscroll.plan.choose import check, options
 from handscroll.plan.forecast import disk_bytes, predict
 from handscroll.plan.layer import Layer
 from handscroll.train.lora import LoRA, add_lora
@@ -27,10 +32,17 @@ RUNGS = [
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("rank", [0, 4])
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "glm4", "lstm"])
 def test_parameters_are_those_of_the_model(family, rank, tied):
     if family == "llama":
         model: Model = Llama(LlamaConfig(**LLAMA, tied=tied, positions=POSITIONS))
+    elif family == "glm4":
+        sizes = LLAMA | {"rotated_size": 2, "attention_bias": False, "positions": POSITIONS}
+        model = GLM(GLMConfig.parse(sizes | {"family": family, "tied": tied}, "test"))
+    elif family == "lstm":
+        if rank:
+            return  # it has no projections to adapt
+        model = LSTM(LSTMConfig(vocab=90, width=24, layers=3, trained=64, tied=tied))
     else:
         model = GPT2(GPT2Config(vocab=90, width=24, layers=3, heads=4, mlp_width=96, context=64, tied=tied))
     if rank:
@@ -39,6 +51,31 @@ def test_parameters_are_those_of_the_model(family, rank, tied):
     assert shape.parameters == sum(p.numel() for p in model.parameters())
     assert shape.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert shape.largest == max(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("heads", [{"masked": False}, {"pooler": True}, {"pooler": True, "following": True}])
+def test_parameters_of_an_encoder(heads):
+    model = Bert(BertConfig(vocab=90, width=24, layers=3, heads=4, mlp_width=96, context=64, offset=2, **heads))
+    shape = Shape.of(model.config)
+    assert shape.encoder and shape.parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_an_encoder_keeps_one_input_more_and_all_keys(workload, machine):
+    shape = workload().shape.model_dump() | {"encoder": True}
+    there = {"shape": shape, "chunk": 512}
+    carried = memory.carried(workload(rung="layer-outer", **there))
+    assert carried["inputs"] == 6 * 2048 * 256 * 4 and carried["keys"] == 2 * 2048 * 128 * 4
+    assert {one.workload.rung for one in options(workload(shape=shape, rung="auto"), machine(10_000))} == {
+        "plain",
+        "checkpoint",
+        "layer-outer",
+    }
+    with pytest.raises(ConfigError, match="needs a causal mask"):
+        check(workload(rung="chunk-outer", **there), machine(10_000))
+    with pytest.raises(ConfigError, match="generates nothing"):
+        check(workload(kind="generate", rung="auto", shape=shape), machine(10_000))
+    few = memory.loss_bytes(workload(shape=shape, targets=0.15), 2048)
+    assert few < memory.loss_bytes(workload(), 2048)
 
 
 def test_what_a_layer_keeps_by_hand(workload):
@@ -130,3 +167,16 @@ def test_generation_grows_by_its_cache(workload, machine):
     assert sizes[1] == 2 * sizes[0]
     for one, other in itertools.pairwise(sizes):
         assert one < other
+
+
+def test_a_state_does_not_grow_and_its_steps_follow_each_other(workload, machine):
+    shape = Shape.of(LSTMConfig(vocab=1024, width=256, layers=3, trained=64))
+    state = 2 * 3 * 256 * 4
+    for length in (512, 1 << 20):
+        asked = workload(shape=shape, kind="generate", length=length, new=64)
+        assert predict(asked, machine(4000)).parts["cache"] == state
+    chunked = workload(shape=shape, rung="chunk-outer", chunk=256, length=4096)
+    assert memory.carried(chunked) == {"inputs": 0, "keys": 15 * state, "key gradients": 15 * state}
+    longer = predict(chunked.changed(length=1 << 20), machine(4000))
+    assert longer.host - predict(chunked, machine(4000)).host < 100e6  # 53 MB of them are tokens and targets
+    assert 200 < longer.seconds / predict(chunked, machine(4000)).seconds < 300

@@ -265,6 +265,12 @@ class Engine:
 
 def _check_positions(model: Model) -> None:
     """Blocks are read by kernels that know one rotation and no bias."""
+    model.check_one_way()
+    if model.recurrent:
+        raise ConfigError(
+            f"family '{model.config.family}' keeps a state and no keys to lay in blocks; use lm.generate, one "
+            "request at a time"
+        )
     positions = getattr(model.config, "positions", None)
     bands = positions is not None and bool(positions.scaling.bands())
     if bands or (isinstance(model, Decoder) and model.bias() is not None):

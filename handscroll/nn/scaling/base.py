@@ -33,7 +33,8 @@ class Scaling(Config):
 
     `factor` is how many times longer the text may become, `original` the context that the frequencies were
     trained for (None where the formula does not need it).
-    Limits: scales all layers alike and the whole head; no frequencies per layer type, no partial rotation.
+    `head_size` is how many numbers of a head are rotated.
+    Limits: scales all layers alike; no frequencies per layer type.
     """
 
     name: ClassVar[str]

@@ -1,8 +1,11 @@
-"""What passes between the chunks of a long step: keys and values forwards, their gradients backwards.
+"""What passes between the chunks of a long step: keys and values, or states, forwards, their gradients backwards.
 
 To the model a carry is its cache. In the first pass (`collect`) chunks leave their keys and values; in the second
 (`recompute`, from the last chunk to the first) a chunk reads those of earlier ones, adds its gradient to them, and
 adds to its own keys and values what later chunks left there.
+
+Where tokens see later ones (`whole`), all chunks leave keys and values first (`Collect`); then every chunk reads all of
+them and leaves gradients on all of them (`Known`); then each chunk takes the gradient of its own (`Made`).
 """
 
 from collections.abc import Callable
@@ -15,20 +18,66 @@ from torch import Tensor
 
 from handscroll.nn.cache import Span
 from handscroll.nn.marks import Marks
+from handscroll.nn.recurrence import State
 from handscroll.train.ladder.blocks import Blocks
 
 
+class States:
+    """Recurrent states before each chunk, by layer, and their gradients: two vectors a row, so always on the device.
+
+    Back through time, chunk by chunk, is exact: the state before a chunk is a leaf whose gradient becomes that of the
+    state behind the chunk before.
+    """
+
+    def __init__(self):
+        self._before: dict[tuple[int, int], State] = {}
+        self._slopes: dict[tuple[int, int], list[Tensor | None]] = {}
+
+    def before(self, layer: int, chunk: int, tracked: bool = False) -> State | None:
+        """The state before a chunk; `tracked`: as leaves whose gradients are taken up here."""
+        state = self._before.get((layer, chunk))
+        if state is None or not tracked:
+            return state
+        leaves = [tensor.detach().requires_grad_() for tensor in (state.hidden, state.cell)]
+        slopes = self._slopes[layer, chunk] = [None, None]
+
+        def take(at: int) -> Callable[[Tensor], None]:
+            def put(slope: Tensor) -> None:
+                slopes[at] = slope
+
+            return put
+
+        for at, leaf in enumerate(leaves):
+            leaf.register_hook(take(at))
+        return State(leaves[0], leaves[1], state.segment)
+
+    def put(self, layer: int, chunk: int, state: State) -> None:
+        self._before[layer, chunk] = state.each(lambda tensor: tensor.detach())
+
+    def joined(self, layer: int, chunk: int, out: Tensor, after: State) -> Tensor:
+        """`out`, through whose backward the state behind the chunk gets what later chunks left."""
+        slopes = self._slopes.pop((layer, chunk + 1), None)
+        return out if slopes is None else _Joined.apply(out, after.hidden, after.cell, slopes)
+
+    def drop(self) -> None:
+        self._before.clear()
+        self._slopes.clear()
+
+
 class Carry(Protocol):
-    """Keys, values and their gradients by layer and chunk."""
+    """Keys, values and their gradients by layer and chunk; of recurrent layers their states."""
+
+    states: States
 
     def put(self, layer: int, chunk: int, keys: Tensor, values: Tensor) -> None: ...
 
     def past(self, layer: int, chunk: int) -> list[Span]:
-        """The spans before `chunk`; gradients of them are taken up here, outside autograd."""
+        """The spans before `chunk` (the number of chunks: all of them); gradients of them are taken up here, outside
+        autograd."""
         ...
 
     def left(self, layer: int, chunk: int) -> tuple[Tensor, Tensor] | None:
-        """What later chunks left as gradient of this chunk's keys and values."""
+        """What other chunks left as gradient of this chunk's keys and values."""
         ...
 
     def drop(self, chunk: int) -> None:
@@ -42,19 +91,24 @@ class HeldCarry:
     Memory per token and layer: keys, values, and their gradients in float32.
     """
 
-    def __init__(self, marks: list[Marks], like: Tensor):
-        """`marks` of each chunk's tokens on this rank; `like` (B, T) tells rows and device."""
+    def __init__(self, marks: list[Marks], like: Tensor, whole: bool = False):
+        """`marks` of each chunk's tokens on this rank; `like` (B, T) tells rows and device.
+
+        `whole`: the last chunk's keys and values are kept too; otherwise they are never anybody's past.
+        """
         self.edges = [0, *accumulate(part.length for part in marks)]
+        self._end = self.edges[-1] if whole else self.edges[-2]
         every = Marks.join(marks, like.shape[0], like.device)
         self._past = [every.part(0, end) for end in self.edges]
+        self.states = States()
         self._keys: dict[int, tuple[Tensor, Tensor]] = {}
         self._grads: dict[int, tuple[Tensor, Tensor]] = {}
 
     def put(self, layer: int, chunk: int, keys: Tensor, values: Tensor) -> None:
-        if self.edges[chunk] >= self.edges[-2]:
-            return  # the last chunk's keys and values are never anybody's past
+        if self.edges[chunk] >= self._end:
+            return
         if layer not in self._keys:
-            shape = (*keys.shape[:2], self.edges[-2], keys.shape[3])
+            shape = (*keys.shape[:2], self._end, keys.shape[3])
             self._keys[layer] = (keys.new_empty(shape), keys.new_empty(shape))
         for held, new in zip(self._keys[layer], (keys, values), strict=True):
             held[:, :, self.edges[chunk] : self.edges[chunk + 1]] = new
@@ -72,7 +126,7 @@ class HeldCarry:
         return [Span(keys, values, self._past[chunk], accumulate=take)]
 
     def left(self, layer: int, chunk: int) -> tuple[Tensor, Tensor] | None:
-        if layer not in self._grads or self.edges[chunk] >= self.edges[-2]:
+        if layer not in self._grads or self.edges[chunk] >= self._end:
             return None
         here = slice(self.edges[chunk], self.edges[chunk + 1])
         keys, values = self._grads[layer]
@@ -82,6 +136,7 @@ class HeldCarry:
         if not chunk:
             self._keys.clear()
             self._grads.clear()
+            self.states.drop()
 
     def _gradients(self, layer: int) -> tuple[Tensor, Tensor]:
         if layer not in self._grads:
@@ -94,12 +149,12 @@ class HeldCarry:
 class BlockCarry:
     """In host memory or on disk: one block per layer, chunk and kind, brought to the device one at a time."""
 
-    def __init__(self, marks: list[Marks], blocks: Blocks):
-        self.marks, self.blocks = marks, blocks
+    def __init__(self, marks: list[Marks], blocks: Blocks, whole: bool = False):
+        self.marks, self.blocks, self.whole, self.states = marks, blocks, whole, States()
         self._layers: set[int] = set()
 
     def put(self, layer: int, chunk: int, keys: Tensor, values: Tensor) -> None:
-        if chunk == len(self.marks) - 1:
+        if chunk == len(self.marks) - 1 and not self.whole:
             return
         self._layers.add(layer)
         self.blocks.write(("keys", layer, chunk), keys)
@@ -118,6 +173,8 @@ class BlockCarry:
         return keys, values
 
     def drop(self, chunk: int) -> None:
+        if not chunk:
+            self.states.drop()
         for later in range(chunk, len(self.marks)):
             for layer in self._layers:
                 for kind in ("keys", "values", "key gradients", "value gradients"):
@@ -161,8 +218,45 @@ class Collect:
         self.carry.put(layer, self.chunk, keys, values)
         return [*self.carry.past(layer, self.chunk), Span(keys, values, marks)]
 
+    def state(self, layer: int) -> State | None:
+        return self.carry.states.before(layer, self.chunk)
+
+    def keep(self, layer: int, out: Tensor, after: State) -> Tensor:
+        self.carry.states.put(layer, self.chunk + 1, after)
+        return out
+
     def commit(self) -> None:
         """Nothing is pending: chunks are complete by construction."""
+
+
+@dataclass(eq=False)
+class Known:
+    """The cache of a pass over queries alone: reads the keys and values of all `chunks`, and makes none."""
+
+    carry: Carry
+    chunks: int
+
+    def known(self, layer: int) -> list[Span]:
+        return self.carry.past(layer, self.chunks)
+
+    def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
+        raise AssertionError("the keys and values of this layer are known")
+
+    def commit(self) -> None:
+        """Nothing is pending."""
+
+
+class Made:
+    """The cache of a pass over keys and values alone: gives those of one chunk back, for their gradient.
+
+    As bare tensors, not spans, so that sharded layers see that a gradient will come through them.
+    """
+
+    def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> Any:
+        return [keys, values]
+
+    def commit(self) -> None:
+        """Nothing is pending."""
 
 
 @dataclass(eq=False)
@@ -178,6 +272,12 @@ class Recompute:
 
         keys, values = _Returned.apply(keys, values, left)
         return [*self.carry.past(layer, self.chunk), Span(keys, values, marks)]
+
+    def state(self, layer: int) -> State | None:
+        return self.carry.states.before(layer, self.chunk, tracked=True)
+
+    def keep(self, layer: int, out: Tensor, after: State) -> Tensor:
+        return self.carry.states.joined(layer, self.chunk, out, after)
 
     def commit(self) -> None:
         """Nothing is pending."""
@@ -197,3 +297,16 @@ class _Returned(torch.autograd.Function):
         if left is None:
             return (*slopes, None)
         return (*((slope + more).to(slope.dtype) for slope, more in zip(slopes, left, strict=True)), None)
+
+
+class _Joined(torch.autograd.Function):
+    """Identity of the outputs; its backward gives the state behind them the gradients that later chunks left."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, hidden: Tensor, cell: Tensor, slopes: list[Tensor | None]) -> Tensor:
+        ctx.slopes = slopes
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        return (slopes[0], *ctx.slopes, None)

@@ -22,6 +22,7 @@ from handscroll.data.batch import Batch
 from handscroll.models.model import Decoder
 from handscroll.nn.cache import Span
 from handscroll.nn.marks import PADDING, Marks
+from handscroll.nn.mask import looks_ahead
 from handscroll.objectives.loss import Loss, summed
 from handscroll.train.ladder.rung import Request
 
@@ -75,6 +76,12 @@ class Recurrent:
         if not request.objective.additive:
             name = type(request.objective).__name__
             raise ConfigError(f"objective {name} does not add up over positions, so it cannot be trained in chunks")
+        mask = request.objective.mask(model, batch.marks())
+        if looks_ahead(mask):
+            raise ConfigError(
+                f"mask {mask} shows a token later ones, which truncated training in chunks cannot: take memory.rung = "
+                "'layer-outer', 'checkpoint' or 'plain'"
+            )
         if request.world.size > 1:
             raise ConfigError(
                 f"the recurrent memory lives in one process, this run has {request.world.size}; start it without "
@@ -95,6 +102,11 @@ class Recurrent:
             ConfigError: its positions are a learned table.
             CapacityError: a chunk with its memory is longer than the model's context.
         """
+        if model.recurrent:
+            raise ConfigError(
+                f"family {model.config.family} keeps a state and no keys to remember; rung 'chunk-outer' is exact "
+                "through time and holds no more than a chunk: take that"
+            )
         seen = self.chunk + self.remembered
         if model.rotation(Marks.run(0, 1), seen, model.head) is None and model.bias() is None:
             raise ConfigError(

@@ -6,8 +6,13 @@ their gradient is written over them. One stage of all layers is the chunk-outer 
 layer-outer order; what is kept per token is (stages - 1) x D + layers per stage x 4 x K x E numbers.
 
 Cost: forward, recomputed forward, backward, as gradient checkpointing has it, and for stages of more than one layer
-(but the last) nearly one forward more. Exact for causal masks of any kind; bidirectional ones are refused. The idea of
-going back chunk by chunk with carried gradients: Li et al. 2025 ("SeCO"), Luo et al. 2025 ("StreamBP").
+(but the last) nearly one forward more. The idea of going back chunk by chunk with carried gradients: Li et al. 2025
+("SeCO"), Luo et al. 2025 ("StreamBP").
+
+Under a mask that shows a token later ones (encoders, a prefix) a stage is one layer, the layer-outer order: keys and
+values of all chunks, then the queries chunk by chunk; back through the queries of all chunks, which leaves gradients on
+all keys and values, then through those. Kept per token: layers x D + 4 x K x E numbers; the gradient of a stage's input
+waits in the place of its output's until the keys and values are done. Keys and values are projected twice more.
 """
 
 from collections.abc import Callable
@@ -23,11 +28,10 @@ from handscroll.base.errors import ConfigError
 from handscroll.data.batch import Batch
 from handscroll.models.model import Decoder
 from handscroll.nn.attention import Context
-from handscroll.nn.marks import Extent
-from handscroll.nn.mask import Mask
+from handscroll.nn.mask import Mask, looks_ahead
 from handscroll.objectives.loss import Loss, summed
 from handscroll.train.ladder.blocks import Blocks
-from handscroll.train.ladder.carry import BlockCarry, Carry, Collect, HeldCarry, Recompute
+from handscroll.train.ladder.carry import BlockCarry, Carry, Collect, HeldCarry, Known, Made, Recompute
 from handscroll.train.ladder.rung import Request
 from handscroll.train.parallel.exchange import Exchange
 
@@ -62,8 +66,12 @@ class _Pass:
         self.rung, self.model, self.batch, self.request = rung, model, batch, request
         self.marks = batch.marks()
         self.mask: Mask = request.objective.mask(model, self.marks)
-        if self.mask.within(Extent(0, 0), Extent(1, 1)) is not False:
-            raise ConfigError(f"mask {self.mask} shows a token later ones, which chunks cannot: take rung 'checkpoint'")
+        self.whole = looks_ahead(self.mask)
+        if self.whole and rung.stage_layers != 1:
+            raise ConfigError(
+                f"mask {self.mask} shows a token later ones, so each layer needs all chunks of the one below: take "
+                "memory.rung = 'layer-outer', 'checkpoint' or 'plain'"
+            )
         world = request.world
         edges = _edges(batch.tokens.shape[1], rung.chunk, world.context)
         self.chunks = len(edges) - 1
@@ -82,7 +90,7 @@ class _Pass:
                 Exchange(self.marks.part(a, b), size, world.place, world.context_group)
                 for (a, b), size in zip(pairwise(edges), sizes, strict=True)
             ]
-        self._done, self._work = 0, self.chunks * len(self.stages) * 4
+        self._done, self._work = 0, self.chunks * len(self.stages) * (6 if self.whole else 4)
 
     def run(self) -> Loss:
         last = len(self.stages) - 1
@@ -95,6 +103,8 @@ class _Pass:
             for chunk in range(self.chunks - 1, -1, -1):
                 loss = self._back(stage, chunk, carry)
                 losses += [] if loss is None else [loss.detached()]
+            for chunk in range(self.chunks - 1, -1, -1) if self.whole else ():
+                self._back_keys(stage, chunk, carry)
         self.request.pulse(1.0)
         return summed(losses)
 
@@ -106,9 +116,12 @@ class _Pass:
     def _forward(self, stage: int) -> None:
         """Outputs of a stage, which are the inputs of the next; keys and values are dropped at its end."""
         carry = self._carry(stage)
+        if self.whole:
+            self._collect(stage, carry)
         for chunk in range(self.chunks):
             with self.request.precision(self.model):
-                x, context = self._enter(stage, chunk, Collect(carry, chunk))
+                cache = Known(carry, self.chunks) if self.whole else Collect(carry, chunk)
+                x, context = self._enter(stage, chunk, cache)
                 for number in self.stages[stage]:
                     x = self.model.layers[number](x, context)
             self._keep(stage + 1, chunk, x)
@@ -117,10 +130,10 @@ class _Pass:
 
     @torch.no_grad()
     def _collect(self, stage: int, carry: Carry) -> None:
-        """Keys and values of all chunks but the last, whose own are never anybody's past; the last layer makes
-        nothing else."""
+        """Keys and values of all chunks (but the last, whose own are never anybody's past, where masks are causal);
+        the last layer makes nothing else."""
         *before, last = self.stages[stage]
-        for chunk in range(self.chunks - 1):
+        for chunk in range(self.chunks if self.whole else self.chunks - 1):
             with self.request.precision(self.model):
                 x, context = self._enter(stage, chunk, Collect(carry, chunk))
                 for number in before:
@@ -129,13 +142,20 @@ class _Pass:
             self._pulse()
 
     def _back(self, stage: int, chunk: int, carry: Carry) -> Loss | None:
-        """Gradients of one chunk of a stage; its input's gradient replaces the input. The loss, in the last stage."""
+        """Gradients of one chunk of a stage; its input's gradient replaces the input. The loss, in the last stage.
+
+        Where all chunks see each other, the gradient that does not come through keys and values, which replaces the
+        output's: the input is still needed.
+        """
         entry: Tensor | None = None
         loss = None
+        cache = Known(carry, self.chunks) if self.whole else Recompute(carry, chunk)
         with self.request.precision(self.model):
             if stage:
                 entry = self._kept(stage, chunk).requires_grad_()
-            x, context = self._enter(stage, chunk, Recompute(carry, chunk), entry)
+            x, context = self._enter(stage, chunk, cache, entry)
+            if self.whole and not x.requires_grad:  # the queries' backward forms the gradient of the keys too
+                x = x.detach().requires_grad_()
             for number in self.stages[stage]:
                 x = self.model.layers[number](x, context)
             if stage == len(self.stages) - 1:
@@ -145,11 +165,32 @@ class _Pass:
         elif x.requires_grad:  # nothing below is trained otherwise
             x.backward(self._kept(stage + 1, chunk))
             self._forget(stage + 1, chunk)
-        carry.drop(chunk)
+        if not self.whole:
+            carry.drop(chunk)
         if entry is not None and entry.grad is not None:
-            self._keep(stage, chunk, entry.grad)
+            self._keep(stage + 1 if self.whole else stage, chunk, entry.grad)
         self._pulse(2)
         return loss
+
+    def _back_keys(self, stage: int, chunk: int, carry: Carry) -> None:
+        """Gradients of one chunk through its keys and values; with those through its queries they replace the input."""
+        (number,) = self.stages[stage]
+        left = carry.left(number, chunk)
+        with self.request.precision(self.model):
+            entry = self._kept(stage, chunk).requires_grad_() if stage else None
+            x, context = self._enter(stage, chunk, Made(), entry)
+            made = self.model.layers[number].remember(x, context)  # type: ignore[operator]
+        if left is not None:
+            pairs = [(own, grad.to(own.dtype)) for own, grad in zip(made, left, strict=True)]
+            trained = [(own, grad) for own, grad in pairs if own.requires_grad]
+            if trained:
+                torch.autograd.backward([own for own, _ in trained], [grad for _, grad in trained])
+        carry.drop(chunk)
+        if entry is not None:
+            grad = self._kept(stage + 1, chunk)
+            self._keep(stage, chunk, grad if entry.grad is None else grad + entry.grad)
+            self._forget(stage + 1, chunk)
+        self._pulse()
 
     def _enter(self, stage: int, chunk: int, cache: Any, x: Tensor | None = None) -> tuple[Tensor, Context]:
         marks = self._marks[chunk]
@@ -163,8 +204,8 @@ class _Pass:
 
     def _carry(self, stage: int) -> Carry:
         if self.blocks is None:
-            return HeldCarry(self._marks, self.batch.tokens)
-        return BlockCarry(self._marks, self.blocks)
+            return HeldCarry(self._marks, self.batch.tokens, self.whole)
+        return BlockCarry(self._marks, self.blocks, self.whole)
 
     def _keep(self, stage: int, chunk: int, x: Tensor) -> None:
         if self.blocks is not None:

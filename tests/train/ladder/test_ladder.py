@@ -11,7 +11,6 @@ from handscroll.models.bloom import Bloom, BloomConfig
 from handscroll.models.gpt2 import GPT2, GPT2Config
 from handscroll.models.llama import Llama, LlamaConfig
 from handscroll.nn.init import initialise
-from handscroll.nn.mask import Prefix
 from handscroll.nn.noise import Noise
 from handscroll.objectives.causal import Causal
 from handscroll.train.ladder.blocks import DiskBlocks, HostBlocks
@@ -170,12 +169,6 @@ def test_chunks_are_refused_where_they_would_be_wrong(tmp_path):
     with pytest.raises(ConfigError, match="Contrastive does not add up"):
         Step(Staged(64))(llama(), [batch("plain")], Contrastive(additive=False))
 
-    class Prefixed(Causal):
-        def mask(self, model, marks):
-            return Prefix(9) | model.mask()
-
-    with pytest.raises(ConfigError, match="shows a token later ones"):
-        Step(Staged(64))(llama(), [batch("plain")], Prefixed())
     with pytest.raises(ConfigError, match="on the CPU"):
         build_rung(Memory(rung="layer-outer", offload="host"), llama(), tmp_path)
     with pytest.raises(CapacityError, match="folder you may write to"):

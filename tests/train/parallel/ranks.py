@@ -8,12 +8,15 @@ from safetensors.torch import save_file
 from handscroll.nn.init import initialise
 from handscroll.nn.noise import Noise
 from handscroll.objectives.causal import Causal
+from handscroll.objectives.masked import Masked
 from handscroll.train.ladder.plain import Plain
 from handscroll.train.ladder.staged import Staged
 from handscroll.train.parallel.shard import gathered, shard
 from handscroll.train.parallel.world import Parallel, join_world
 from handscroll.train.step import Step
-from tests.train.ladder.test_ladder import MODELS, batch
+from tests.train.ladder.test_ladder import MODELS as DECODERS
+from tests.train.ladder.test_ladder import batch
+from tests.train.ladder.test_whole import bert
 
 RUNGS = {
     "plain": Plain(),
@@ -32,7 +35,16 @@ CASES = [  # rung, context ranks, sharded, kind of rows, model
     ("layer-outer", 2, True, "short", "gpt2"),
     ("staged", 2, False, "packed", "lora"),
     ("staged", 2, True, "packed", "lora"),
+    ("plain", 1, True, "packed", "bert"),
+    ("layer-outer", 2, False, "packed", "bert"),
+    ("layer-outer", 1, True, "packed", "bert"),
+    ("layer-outer", 2, True, "short", "bert"),
 ]
+MODELS = DECODERS | {"bert": lambda: bert(pooler=False, following=False)}
+
+
+def objective(name):
+    return Masked() if name == "bert" else Causal()
 
 
 def built(name, dtype):
@@ -53,7 +65,7 @@ def main():
             if sharded:
                 shard(model, world)
             noise = Noise(0.1, seed=3, update=4)
-            loss = Step(RUNGS[rung], world)(model, [batch(kind), batch("plain")], Causal(), noise=noise)
+            loss = Step(RUNGS[rung], world)(model, [batch(kind), batch("plain")], objective(name), noise=noise)
             grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
             case = f"{dtype}|{rung}|{context}|{sharded}|{kind}|{name}"
             found |= {f"{case}|{n}": t for n, t in gathered(grads, world).items()}

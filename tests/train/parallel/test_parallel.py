@@ -16,12 +16,11 @@ from safetensors.torch import load_file
 
 from handscroll.base.errors import ConfigError
 from handscroll.nn.noise import Noise
-from handscroll.objectives.causal import Causal
 from handscroll.train.ladder.plain import Plain
 from handscroll.train.parallel.world import Parallel, World, join_world
 from handscroll.train.step import Memory, Step, build_rung
 from tests.train.ladder.test_ladder import batch, distance, llama
-from tests.train.parallel.ranks import CASES, built
+from tests.train.parallel.ranks import CASES, built, objective
 
 ROOT = Path(__file__).parents[3]
 RECIPE = ROOT / "recipes" / "tiny" / "llama.toml"
@@ -72,7 +71,7 @@ def test_two_ranks_give_the_loss_and_gradients_of_one(two_ranks, case, dtype):
     _, _, _, kind, name = case
     model = built(name, dtype)
     noise = Noise(0.1, seed=3, update=4)
-    loss = Step(Plain())(model, [batch(kind), batch("plain")], Causal(), noise=noise)
+    loss = Step(Plain())(model, [batch(kind), batch("plain")], objective(name), noise=noise)
     wanted = {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
     start = "|".join(map(str, [dtype, *case])) + "|"
     found = {name.removeprefix(start): t for name, t in two_ranks.items() if name.startswith(start)}

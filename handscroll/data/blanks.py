@@ -1,0 +1,139 @@
+"""Rows of blank infilling: pieces of real text with spans blanked, and the spans to be written behind them.
+
+Spans have lengths drawn from Poisson(3) and take 15 % of the tokens; their order behind the text is shuffled (Du et al.
+2022, arXiv:2103.10360, 2.1 and 2.3). Each row is a function of (seed, number) alone.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from handscroll.base.errors import ConfigError, DataError
+from handscroll.data.row import IGNORED, Row
+from handscroll.data.sources import TokenSource
+from handscroll.data.stream import State, Stream
+from handscroll.nn.blanks import SPAN
+from handscroll.text.blanks import BlankTokens
+
+LEAST = 8  # tokens of the shortest piece of text that is worth blanking
+
+
+class Blanks(Stream[Row]):
+    """Endless rows of `length` tokens, packed with pieces of documents and the spans blanked in them.
+
+    Positions are pairs of places (`nn/blanks.py`). A share `document` of the pieces blanks everything from a point in
+    their first half on ([gMASK], the document-level objective) instead of spans of mean length `mean`.
+    """
+
+    def __init__(  # noqa: PLR0913 - the settings of the objective
+        self,
+        source: TokenSource,
+        tokens: BlankTokens,
+        length: int,
+        seed: int,
+        share: float = 0.15,
+        mean: float = 3.0,
+        document: float = 0.0,
+        longest: int = 0,
+    ):
+        """`longest` is the most tokens of one piece; 0: the row.
+
+        Raises:
+            ConfigError: a setting out of range. DataError: no document is long enough to be blanked.
+        """
+        if length < 2 * LEAST or seed < 0 or not 0 < share <= 0.5 or mean <= 0 or not 0 <= document <= 1:
+            raise ConfigError(
+                f"length {length}, seed {seed}, share {share}, mean {mean}, document {document}: need length >= "
+                f"{2 * LEAST}, seed >= 0, share in (0, 0.5], mean > 0 and document in [0, 1]"
+            )
+        if longest and longest < LEAST:
+            raise ConfigError(f"pieces of {longest} tokens at most: give at least {LEAST}, or 0 for the row's length")
+        self.source, self.tokens, self.length, self.seed = source, tokens, length, seed
+        self.share, self.mean, self.document, self.longest = share, mean, document, longest or length
+        self._documents = np.flatnonzero(source.lengths >= LEAST)
+        if not len(self._documents):
+            raise DataError(f"no document has {LEAST} tokens to blank some of; give longer texts")
+        self._ends = np.cumsum(source.lengths[self._documents] - LEAST + 1)
+
+    def identity(self) -> State:
+        names = ("length", "seed", "share", "mean", "document", "longest")
+        return {"stream": "blanks", **{name: getattr(self, name) for name in names}, "source": self.source.fingerprint}
+
+    def _items(self, position: State | None) -> Iterator[tuple[Row, State]]:
+        number = position["next"] if position else 0
+        while True:
+            yield self.row(number), {"next": number + 1}
+            number += 1
+
+    def row(self, number: int) -> Row:
+        """Row `number`: pieces until what is left is too short for one, then padding."""
+        random = np.random.default_rng([self.seed, number])
+        tokens, targets = np.zeros(self.length, dtype=np.int64), np.full(self.length, IGNORED, dtype=np.int64)
+        segment, positions = np.full(self.length, -1, dtype=np.int64), np.zeros(self.length, dtype=np.int64)
+        at, piece, origin = 0, 0, (0, 0)
+        # A span adds two tokens (its blank and its beginning), and there are at most as many as blanked tokens.
+        while (room := int((self.length - at - 2) / (1 + 2 * self.share))) >= LEAST:
+            document, start, text = self._piece(random, min(room, self.longest))
+            made = self._blanked(random, text)
+            here = slice(at, at + len(made[0]))
+            tokens[here], targets[here], positions[here] = made
+            segment[here] = piece
+            origin = (document, start) if not piece else origin
+            at, piece = here.stop, piece + 1
+        return Row(tokens, targets, *origin, segment, positions)
+
+    def _piece(self, random: np.random.Generator, most: int) -> tuple[int, int, np.ndarray]:
+        """At most `most` tokens from a place that is drawn evenly over the text."""
+        drawn = int(random.integers(self._ends[-1]))
+        number = int(np.searchsorted(self._ends, drawn, side="right"))
+        document = int(self._documents[number])
+        start = drawn - (int(self._ends[number - 1]) if number else 0)
+        return document, start, np.asarray(self.source[document][start : start + most], dtype=np.int64)
+
+    def _blanked(self, random: np.random.Generator, text: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens, targets and positions of a piece."""
+        if random.random() < self.document:
+            begin = int(random.integers(len(text) // 2 + 1))
+            return corrupt(text, [(begin, len(text))], [0], self.tokens, self.tokens.rest)
+        spans = draw_spans(random, len(text), self.share, self.mean)
+        return corrupt(text, spans, random.permutation(len(spans)).tolist(), self.tokens, self.tokens.blank)
+
+
+def draw_spans(random: np.random.Generator, size: int, share: float, mean: float) -> list[tuple[int, int]]:
+    """Spans (first, past the last) of `share` of `size` tokens in order, never side by side; at least one token."""
+    wanted = max(1, round(share * size))
+    lengths: list[int] = []
+    while (left := wanted - sum(lengths)) > 0:
+        length = int(random.poisson(mean))
+        if length:
+            lengths.append(min(length, left))
+    random.shuffle(lengths)
+    places = np.sort(random.choice(size - wanted + 1, len(lengths), replace=False))  # kept tokens before each span
+    firsts = places + np.cumsum([0, *lengths[:-1]])
+    return [(int(first), int(first) + length) for first, length in zip(firsts, lengths, strict=True)]
+
+
+def corrupt(
+    text: np.ndarray, spans: Sequence[tuple[int, int]], order: Sequence[int], tokens: BlankTokens, blank: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The text with `blank` for each span, then the spans in `order`: tokens, targets, positions.
+
+    A span is [sop] and its tokens; its targets are its tokens and [eop]; its place is that of its blank.
+    """
+    given: list[int] = []
+    places: list[int] = []
+    done = 0
+    for first, last in spans:
+        given += text[done:first].tolist()
+        places.append(len(given))
+        given.append(blank)
+        done = last
+    given += text[done:].tolist()
+    ids, targets, positions = list(given), [IGNORED] * len(given), list(range(len(given)))
+    for number in order:
+        first, last = spans[number]
+        inner = text[first:last].tolist()
+        ids += [tokens.start, *inner]
+        targets += [*inner, tokens.end]
+        positions += [places[number] + SPAN * inside for inside in range(1, len(inner) + 2)]
+    return np.array(ids), np.array(targets), np.array(positions)

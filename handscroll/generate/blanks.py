@@ -1,0 +1,69 @@
+"""Filling the blanks of a text, one after the other: each sees the whole text and what fills the blanks before it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from handscroll.base.errors import ConfigError, DataError
+from handscroll.generate.rows import Request, Rows
+from handscroll.generate.sample import Sampling
+from handscroll.models.glm_blank import BlankGLM
+from handscroll.models.model import Model
+from handscroll.nn.blanks import joined
+from handscroll.nn.marks import Marks
+
+
+@dataclass(frozen=True)
+class Filling:
+    """What fills the blank at `place` of a prompt; `finish` is "eos" where the model ended it, else "length"."""
+
+    place: int
+    tokens: tuple[int, ...]
+    finish: str
+
+
+@torch.no_grad()
+def fill(model: Model, prompt: Sequence[int], sampling: Sampling) -> list[Filling]:
+    """Fill every blank of `prompt` (token ids) with at most `sampling.max_tokens` tokens.
+
+    A prompt without a blank is gone on from: [gMASK] is appended. The text is read in one forward, since it is read in
+    both directions; after that one token is read at a time, over the cache. Each blank has a random stream of its own.
+
+    Raises:
+        ConfigError: the model fills no blanks, or stop strings or a constraint's settings are asked for.
+        DataError: an id outside the vocabulary. CapacityError: more than the learned tables hold.
+    """
+    if not isinstance(model, BlankGLM):
+        raise ConfigError(f"family '{model.config.family}' fills no blanks; generate a continuation")
+    if sampling.stop or sampling.ignore_eos:
+        raise ConfigError("a blank ends with the model's own end token: leave stop strings and ignore_eos out")
+    config, device = model.config, model.device
+    ids = [int(token) for token in prompt]
+    if not any(token in (config.blank, config.rest) for token in ids):
+        ids.append(config.rest)
+    wrong = next((token for token in ids if not 0 <= token < config.vocab), None)
+    if wrong is not None:
+        raise DataError(f"the prompt holds token id {wrong}, but the vocabulary is 0 to {config.vocab - 1}")
+    blanks = [place for place, token in enumerate(ids) if token in (config.blank, config.rest)]
+    deepest = torch.tensor([[sampling.max_tokens]], device=device)
+    model.embed(deepest * 0, Marks.of(deepest, positions=joined(deepest * 0, deepest)))  # refuse before any work
+    cache = model.new_cache(len(ids) + len(blanks) * sampling.max_tokens)
+    marks = Marks.run(0, len(ids))
+    model.hidden(model.embed(torch.tensor([ids], device=device), marks), marks, model.mask(), cache)
+    request, found = Request(sampling, frozenset([config.end])), []
+    for number, place in enumerate(blanks):
+        rows, written = Rows(request, [number], [ids], config.vocab, device), []
+        finish, token, inside = None, config.start, 0
+        while finish is None:
+            inside += 1
+            index = torch.tensor([[cache.length]], device=device)
+            position = joined(torch.full_like(index, place), torch.full_like(index, inside))
+            here = Marks.of(index, positions=position)
+            new = torch.tensor([[token]], device=device)
+            logits = model.logits(model.hidden(model.embed(new, here), here, model.mask(), cache))[:, -1]
+            (taken,) = rows.take(rows.pick(logits), logits, final=inside == sampling.max_tokens)
+            token, finish = taken.token, taken.finish
+            written += [] if token == config.end else [token]
+        found.append(Filling(place, tuple(written), finish))
+    return found

@@ -1,0 +1,390 @@
+"""BERT (Devlin et al. 2019) and RoBERTa (Liu et al. 2019): post-norm encoders with learned positions.
+
+Heads are where the checkpoint has them: the masked-LM head (transform, norm, tied projection, bias), the pooler, and
+the next-sentence head. A bare encoder (sentence embeddings) has none.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from handscroll.base.config import Config
+from handscroll.base.errors import CapacityError, ConfigError, DataError
+from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
+from handscroll.models.model import Decoder
+from handscroll.models.new import SIZES, About
+from handscroll.nn.attention import Attention, Context, Heads
+from handscroll.nn.cache import Cache, Keeper
+from handscroll.nn.linear import Linear, TokenTable
+from handscroll.nn.marks import Marks
+from handscroll.nn.mask import Everything, Mask
+from handscroll.nn.mlp import MLP, gelu_tanh
+from handscroll.nn.norm import LayerNorm
+from handscroll.nn.shapes import Embeddings, Logits, Tokens
+from handscroll.nn.tile import tiled
+
+ACTIVATIONS = {"gelu": F.gelu, "gelu-tanh": gelu_tanh, "relu": F.relu}
+
+
+class BertConfig(Config):
+    """Sizes of an encoder, and which heads it has.
+
+    `context` are the positions a text may have; the learned table has `offset` unused rows before them (RoBERTa:
+    padding id + 1). `kinds` is the number of token types. `following`: the next-sentence head, on the pooler.
+    """
+
+    family: Literal["bert", "roberta"] = "bert"
+    vocab: int
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    context: int
+    original: int | None = None  # positions before interpolation, when the table was lengthened here
+    offset: int = 0
+    kinds: int = 2
+    activation: Literal["gelu", "gelu-tanh", "relu"] = "gelu"
+    norm_eps: float = 1e-12
+    tied: bool = True
+    masked: bool = True
+    pooler: bool = False
+    following: bool = False
+    bos: int | None = None
+    eos: tuple[int, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of {self.heads} heads")
+        if self.following and not self.pooler:
+            raise ValueError("the next-sentence head reads the pooler's output: pooler = true belongs to it")
+        return self
+
+    @property
+    def head_size(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def kv_heads(self) -> int:
+        return self.heads
+
+    @property
+    def trained(self) -> int:
+        return self.original or self.context
+
+    def cache_bytes_per_token(self, element_size: int) -> int:
+        """0: an encoder reads a text at once and keeps nothing."""
+        return 0
+
+
+class Layer(nn.Module):
+    """norm(x + attention(x)), then norm(x + mlp(x))."""
+
+    def __init__(self, config: BertConfig, number: int):
+        super().__init__()
+        self.number = number
+        heads = Heads(config.width, config.heads, config.heads, config.head_size, bias=True, output_bias=True)
+        self.attention = Attention(heads)
+        self.attention_norm = LayerNorm(config.width, eps=config.norm_eps)
+        self.mlp = MLP(config.width, config.mlp_width, activation=ACTIVATIONS[config.activation])
+        self.mlp_norm = LayerNorm(config.width, eps=config.norm_eps)
+
+    def forward(self, x: Embeddings, context: Context) -> Embeddings:
+        read = self.attention(x, context, context.mask, self.number)
+        x = self.attention_norm(x + context.dropped(read, 2 * self.number + 1))
+        return self.mlp_norm(x + context.dropped(tiled(self.mlp, x, context.mlp_tile), 2 * self.number + 2))
+
+    def remember(self, x: Embeddings, context: Context) -> Any:
+        """Append the keys and values of `x` to the context's cache, and nothing else; what the cache said to that."""
+        return self.attention.remember(x, context, self.number)
+
+
+class MaskedHead(nn.Module):
+    """What stands between hidden states and the (tied) projection: norm(act(W h)); and the projection's bias (V,)."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.dense = Linear(config.width, config.width)
+        self.norm = LayerNorm(config.width, eps=config.norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab))
+        self.activation = ACTIVATIONS[config.activation]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.norm(self.activation(self.dense(hidden)))
+
+
+class Bert(Decoder):
+    """An encoder: every token sees every other of its document, so there is no cache and nothing is generated.
+
+    Runs on the stack of layers that decoders have; there is no norm behind the last layer. Positions past the learned
+    table are refused, never clamped. Dropout acts on embeddings and on both branches of a layer, not on attention
+    weights.
+    """
+
+    instead = (
+        "use embed or logits, or measure its masked-LM loss (handscroll evaluate perplexity), or take a causal model "
+        "(llama, gpt2, ...)"
+    )
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.config = config
+        self.embedding = TokenTable(config.vocab, config.width)
+        self.position_embedding = nn.Embedding(config.offset + config.context, config.width)
+        self.kind_embedding = nn.Embedding(config.kinds, config.width)
+        self.embedding_norm = LayerNorm(config.width, eps=config.norm_eps)
+        self.layers = nn.ModuleList(Layer(config, number) for number in range(config.layers))
+        self.norm = nn.Identity()
+        self.projection = None if config.tied or not config.masked else Linear(config.width, config.vocab, bias=False)
+        self.masked = MaskedHead(config) if config.masked else None
+        self.pooler = Linear(config.width, config.width) if config.pooler else None
+        self.following = Linear(config.width, 2) if config.following else None
+
+    def embed(self, tokens: Tokens, marks: Marks) -> Embeddings:
+        """Sum of token, position and token-type vectors, normalised; marks without kinds are of type 0."""
+        positions = marks.tensors(tokens.device)[2]
+        last = int(positions.max())
+        if last >= self.config.context:
+            raise CapacityError(
+                f"position {last} is past the learned position table of {self.config.context}; shorten the text, cut "
+                f"it into windows, or lengthen the checkpoint first (handscroll extend ... --to {last + 1})"
+            )
+        kinds = torch.zeros_like(positions) if marks.kinds is None else marks.kinds
+        if int(kinds.max()) >= self.config.kinds:
+            raise DataError(f"token type {int(kinds.max())}: this checkpoint has types 0 to {self.config.kinds - 1}")
+        summed = self.embedding(tokens) + self.kind_embedding(kinds)
+        return self.embedding_norm(summed + self.position_embedding(positions + self.config.offset))
+
+    def hidden(
+        self, embeddings: Embeddings, marks: Marks, mask: Mask, cache: Keeper | None = None, length: int | None = None
+    ) -> Embeddings:
+        if cache is not None:
+            raise ConfigError(_no_cache(self.config.family))
+        return super().hidden(embeddings, marks, mask, None, length)
+
+    def logits(self, hidden: Embeddings) -> Logits:
+        """Masked-LM logits: of the token at each place itself."""
+        prepared = self.prepared(hidden)
+        bare = self.embedding.project(prepared) if self.projection is None else self.projection(prepared)
+        return bare + self.head_bias
+
+    def prepared(self, hidden: Tensor) -> Tensor:
+        """What `head` and `head_bias` are applied to, for hidden states (..., D).
+
+        Raises:
+            ConfigError: the checkpoint has no masked-LM head.
+        """
+        return self._masked()(hidden)
+
+    @property
+    def head_bias(self) -> Tensor:
+        return self._masked().bias
+
+    def pooled(self, first: Tensor) -> Tensor:
+        """tanh(W h) of the hidden states (..., D) of first tokens.
+
+        Raises:
+            ConfigError: the checkpoint has no pooler.
+        """
+        if self.pooler is None:
+            raise ConfigError(f"this {self.config.family} checkpoint has no pooler; use the hidden states themselves")
+        return torch.tanh(self.pooler(first))
+
+    def following_logits(self, first: Tensor) -> Tensor:
+        """(..., 2) from the hidden states of first tokens: 0, the second text follows the first; 1, it does not.
+
+        Raises:
+            ConfigError: the checkpoint has no next-sentence head.
+        """
+        if self.following is None:
+            raise ConfigError(f"this {self.config.family} checkpoint has no next-sentence head")
+        return self.following(self.pooled(first))
+
+    def mask(self) -> Mask:
+        return Everything()
+
+    def new_cache(self, capacity: int = 0) -> Cache:
+        raise ConfigError(_no_cache(self.config.family))
+
+    def _masked(self) -> MaskedHead:
+        if self.masked is None:
+            raise ConfigError(
+                f"this {self.config.family} checkpoint has no masked-LM head (a bare encoder): no logits, no masked "
+                "language modelling; use embed, or a checkpoint with the head"
+            )
+        return self.masked
+
+
+def _no_cache(family: str) -> str:
+    return (
+        f"a {family} is an encoder: every token sees those after it, so nothing is cached and no text is generated; "
+        "use embed or logits, or a causal model (llama, gpt2, ...)"
+    )
+
+
+_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu-tanh", "gelu_pytorch_tanh": "gelu-tanh", "relu": "relu"}
+# The last line stood in early releases and changes nothing: the pooler is as it is, texts are read in one direction.
+KEYS = frozenset(
+    """
+    vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act layer_norm_eps
+    max_position_embeddings type_vocab_size position_embedding_type is_decoder add_cross_attention
+    tie_word_embeddings bos_token_id eos_token_id original_max_position_embeddings
+    hidden_dropout_prob attention_probs_dropout_prob classifier_dropout cross_attention_hidden_size output_past
+    directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type
+""".split()
+)
+
+
+def new(sizes: dict[str, Any], about: About) -> BertConfig:
+    """Of a recipe's sizes."""
+    return BertConfig.parse(sizes, SIZES)
+
+
+def _read(foreign: Foreign) -> BertConfig:
+    name = foreign["model_type"]
+    known_keys(foreign, KEYS, name)
+    for key, only in (("position_embedding_type", "absolute"), ("is_decoder", False), ("add_cross_attention", False)):
+        if (foreign.get(key) or only) != only:
+            raise ConfigError(f"{name} with {key} = {foreign[key]!r}: only {only!r} is known")
+    act = foreign.get("hidden_act", "gelu")
+    if act not in _ACTIVATIONS:
+        raise ConfigError(f"{name} with hidden_act = {act!r}: only {', '.join(_ACTIVATIONS)} are known")
+    offset = (1 if foreign.get("pad_token_id") is None else foreign["pad_token_id"]) + 1 if name == "roberta" else 0
+    context = required(foreign, "max_position_embeddings", name) - offset
+    original = foreign.get("original_max_position_embeddings")
+    made = (foreign.get("architectures") or [""])[0]
+    full = made.endswith("ForPreTraining")
+    values = {
+        "family": name,
+        "vocab": required(foreign, "vocab_size", name),
+        "width": required(foreign, "hidden_size", name),
+        "layers": required(foreign, "num_hidden_layers", name),
+        "heads": required(foreign, "num_attention_heads", name),
+        "mlp_width": required(foreign, "intermediate_size", name),
+        "context": context,
+        "original": None if original is None else original - offset,
+        "offset": offset,
+        "kinds": foreign.get("type_vocab_size", 2),
+        "activation": _ACTIVATIONS[act],
+        "norm_eps": foreign.get("layer_norm_eps", 1e-12),
+        "tied": bool(foreign.get("tie_word_embeddings", True)),
+        "masked": full or made.endswith("ForMaskedLM"),
+        "pooler": not made.endswith("ForMaskedLM"),
+        "following": full,
+        "bos": foreign.get("bos_token_id"),
+        "eos": end_tokens(foreign.get("eos_token_id")),
+    }
+    return BertConfig.parse(values, "config.json")
+
+
+def _settle(config: BertConfig, tensor: Callable[[str], Tensor | None]) -> BertConfig:
+    """Which heads there are: published files keep heads that their `architectures` does not name, and lack others."""
+    names = _HEADS[config.family]
+    found = {
+        "masked": tensor(names["masked.dense"] + ".weight") is not None,
+        "pooler": tensor(f"{config.family}.pooler.dense.weight") is not None,
+        "following": "following" in names and tensor(names["following"] + ".weight") is not None,
+    }
+    return BertConfig.parse(config.model_dump() | found, "checkpoint")
+
+
+def _write(config: BertConfig) -> Foreign:
+    kind = {"bert": "Bert", "roberta": "Roberta"}[config.family]
+    head = "ForPreTraining" if config.following else "ForMaskedLM" if config.masked else "Model"
+    written: Foreign = {
+        "architectures": [kind + head],
+        "model_type": config.family,
+        "vocab_size": config.vocab,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.mlp_width,
+        "hidden_act": next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == config.activation),
+        "max_position_embeddings": config.context + config.offset,
+        "type_vocab_size": config.kinds,
+        "layer_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tied,
+        "bos_token_id": config.bos,
+        "eos_token_id": config.eos[0] if config.eos else None,
+    }
+    if config.offset:
+        written["pad_token_id"] = config.offset - 1
+    if config.original is not None:
+        written["original_max_position_embeddings"] = config.original + config.offset
+    return written
+
+
+_LAYER = {
+    "attention.query": "attention.self.query",
+    "attention.key": "attention.self.key",
+    "attention.value": "attention.self.value",
+    "attention.output": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "mlp.up": "intermediate.dense",
+    "mlp.down": "output.dense",
+    "mlp_norm": "output.LayerNorm",
+}
+_HEADS = {
+    "bert": {
+        "masked.dense": "cls.predictions.transform.dense",
+        "masked.norm": "cls.predictions.transform.LayerNorm",
+        "masked": "cls.predictions",
+        "following": "cls.seq_relationship",
+        "projection": "cls.predictions.decoder",
+    },
+    "roberta": {
+        "masked.dense": "lm_head.dense",
+        "masked.norm": "lm_head.layer_norm",
+        "masked": "lm_head",
+        "projection": "lm_head.decoder",
+    },
+}
+
+
+def _entries(config: BertConfig) -> list[Entry]:
+    heads = _HEADS[config.family]
+    base = f"{config.family}." if config.masked or config.following else ""  # a bare encoder is the whole file
+    tables = {"embedding": "word", "position_embedding": "position", "kind_embedding": "token_type"}
+    entries = [
+        Entry(f"{base}embeddings.{theirs}_embeddings.weight", (f"{ours}.weight",)) for ours, theirs in tables.items()
+    ]
+    modules = {"embedding_norm": f"{base}embeddings.LayerNorm"}
+    for number in range(config.layers):
+        modules |= {f"layers.{number}.{ours}": f"{base}encoder.layer.{number}.{part}" for ours, part in _LAYER.items()}
+    if config.pooler:
+        modules["pooler"] = f"{base}pooler.dense"
+    if config.following:
+        modules["following"] = heads["following"]
+    if config.masked:
+        modules |= {name: heads[name] for name in ("masked.dense", "masked.norm")}
+        bias = f"{heads['masked']}.bias"
+        if config.tied:
+            entries.append(Entry(bias, ("masked.bias",)))
+        else:  # then the reference library unties the bias too, and reads the projection's own
+            entries.append(Entry(f"{heads['projection']}.weight", ("projection.weight",)))
+            entries.append(Entry(f"{heads['projection']}.bias", ("masked.bias",), also=(bias,)))
+    # Files of the first release call a norm's weight and bias gamma and beta.
+    old = {"weight": "gamma", "bias": "beta"}
+    for ours, theirs in modules.items():
+        for part in ("weight", "bias"):
+            also = (f"{theirs}.{old[part]}",) if theirs.endswith("LayerNorm") else ()
+            entries.append(Entry(f"{theirs}.{part}", (f"{ours}.{part}",), also=also))
+    return entries
+
+
+def _copies(config: BertConfig) -> dict[str, str | None]:
+    """What older files repeat; and a bias that only tied heads use."""
+    if not config.masked:
+        return {}
+    heads = _HEADS[config.family]
+    if not config.tied:
+        return {f"{heads['masked']}.bias": None}
+    return {f"{heads['projection']}.weight": "embedding.weight", f"{heads['projection']}.bias": "masked.bias"}
+
+
+BERT = Family("bert", Bert, _read, _write, _entries, settle=_settle, copies=_copies)
+ROBERTA = Family("roberta", Bert, _read, _write, _entries, settle=_settle, copies=_copies)

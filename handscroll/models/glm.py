@@ -1,0 +1,210 @@
+"""The GLM-4 form: `glm` (GLM-4, 2024) and `glm4` (GLM-4-0414, two more norms a layer; GLM Team 2024, arXiv:2406.12793).
+
+A Llama that rotates half of each head, in pairs of neighbours: their weights' rows are put into halves on reading and
+back into pairs on writing, which changes no number. The original GLM of blank infilling is another family.
+"""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from handscroll.base.config import Config
+from handscroll.base.errors import ConfigError
+from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
+from handscroll.models.model import Decoder, PreNormLayer
+from handscroll.models.positions import POSITION_KEYS, Positions, read_positions, rotated_size, write_positions
+from handscroll.nn.attention import Attention, Context, Heads
+from handscroll.nn.linear import Linear, TokenTable
+from handscroll.nn.marks import Marks
+from handscroll.nn.mlp import GatedMLP
+from handscroll.nn.norm import RMSNorm
+from handscroll.nn.rope import Rotation
+from handscroll.nn.shapes import Embeddings, Tokens
+from handscroll.nn.tile import tiled
+
+
+class GLMConfig(Config):
+    """Sizes and switches. `rotated_size` is how many numbers of each head are rotated; the rest tells no position."""
+
+    family: str = "glm"
+    vocab: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    rotated_size: Annotated[int, Field(ge=2, multiple_of=2)]
+    mlp_width: int
+    norm_eps: float = 1.5625e-7
+    tied: bool = False
+    attention_bias: bool = True
+    positions: Positions
+    bos: int | None = None
+    eos: tuple[int, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} kv heads evenly")
+        if self.rotated_size > self.head_size:
+            raise ValueError(f"{self.rotated_size} numbers of a head of {self.head_size} cannot be rotated")
+        return self
+
+    @property
+    def branch_norms(self) -> bool:
+        """Whether what attention and the MLP give is normalised before it is added."""
+        return self.family == "glm4"
+
+    @property
+    def context(self) -> int:
+        return self.positions.context
+
+    @property
+    def trained(self) -> int:
+        return self.positions.trained
+
+    def cache_bytes_per_token(self, element_size: int) -> int:
+        return 2 * self.layers * self.kv_heads * self.head_size * element_size
+
+
+class Layer(PreNormLayer):
+    """Grouped-query attention and a gated MLP."""
+
+    def __init__(self, config: GLMConfig, number: int):
+        super().__init__()
+        self.number, self.window = number, None
+        self.attention_norm = RMSNorm(config.width, config.norm_eps)
+        self.attention = Attention(
+            Heads(config.width, config.heads, config.kv_heads, config.head_size, bias=config.attention_bias)
+        )
+        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
+        self.mlp = GatedMLP(config.width, config.mlp_width, bias=False)
+
+
+class NormedLayer(Layer):
+    """x + norm(attention(norm x)), then x + norm(mlp(norm x))."""
+
+    def __init__(self, config: GLMConfig, number: int):
+        super().__init__(config, number)
+        self.attention_branch_norm = RMSNorm(config.width, config.norm_eps)
+        self.mlp_branch_norm = RMSNorm(config.width, config.norm_eps)
+
+    def forward(self, x: Embeddings, context: Context) -> Embeddings:
+        read = self.attention_branch_norm(self.attention(self.attention_norm(x), context, context.mask, self.number))
+        x = x + context.dropped(read, 2 * self.number + 1)
+        made = self.mlp_branch_norm(tiled(self.mlp, self.mlp_norm(x), context.mlp_tile))
+        return x + context.dropped(made, 2 * self.number + 2)
+
+
+class GLM(Decoder):
+    """A decoder of the GLM-4 form."""
+
+    def __init__(self, config: GLMConfig):
+        super().__init__()
+        self.config = config
+        layer = NormedLayer if config.branch_norms else Layer
+        self.embedding = TokenTable(config.vocab, config.width)
+        self.layers = nn.ModuleList(layer(config, number) for number in range(config.layers))
+        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.projection = None if config.tied else Linear(config.width, config.vocab, bias=False)
+
+    def embed(self, tokens: Tokens, marks: Marks) -> Embeddings:
+        return self.embedding(tokens)
+
+    def rotation(self, marks: Marks, length: int | None, like: Tensor) -> Rotation:
+        return self.config.positions.rotation(marks, self.config.rotated_size, length, like)
+
+
+ARCHITECTURES = {"glm": "GlmForCausalLM", "glm4": "Glm4ForCausalLM"}
+KEYS = frozenset(
+    """
+    vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads
+    head_dim rms_norm_eps hidden_act tie_word_embeddings bos_token_id eos_token_id attention_bias
+""".split()
+) | set(POSITION_KEYS)
+ENDS = (151329, 151336, 151338)  # end tokens of every published GLM-4 where the file names none
+HALF = 0.5  # of each head is rotated where the file does not say
+
+
+def _read(foreign: Foreign, name: str) -> GLMConfig:
+    known_keys(foreign, KEYS, name)
+    if foreign.get("hidden_act", "silu") != "silu":
+        raise ConfigError(f"family '{name}' with hidden_act '{foreign['hidden_act']}': only 'silu' is known for it")
+    vocab, head_size = required(foreign, "vocab_size", name), foreign.get("head_dim") or 128
+    rotated = rotated_size(foreign, head_size, HALF)
+    ends = end_tokens(foreign.get("eos_token_id")) or tuple(end for end in ENDS if end < vocab)
+    values = {
+        "family": name,
+        "vocab": vocab,
+        "width": required(foreign, "hidden_size", name),
+        "layers": required(foreign, "num_hidden_layers", name),
+        "heads": required(foreign, "num_attention_heads", name),
+        "kv_heads": required(foreign, "num_key_value_heads", name),
+        "head_size": head_size,
+        "rotated_size": rotated,
+        "mlp_width": required(foreign, "intermediate_size", name),
+        "norm_eps": foreign.get("rms_norm_eps", 1.5625e-7),
+        "tied": bool(foreign.get("tie_word_embeddings", False)),
+        "attention_bias": bool(foreign.get("attention_bias", True)),
+        "positions": read_positions(foreign, rotated, partial=True),
+        "bos": foreign.get("bos_token_id"),
+        "eos": ends,
+    }
+    return GLMConfig.parse(values, "config.json")
+
+
+def _write(config: GLMConfig) -> Foreign:
+    return {
+        "architectures": [ARCHITECTURES[config.family]],
+        "model_type": config.family,
+        "vocab_size": config.vocab,
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp_width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_size,
+        "partial_rotary_factor": config.rotated_size / config.head_size,
+        "rms_norm_eps": config.norm_eps,
+        "hidden_act": "silu",
+        "tie_word_embeddings": config.tied,
+        "attention_bias": config.attention_bias,
+        "bos_token_id": config.bos,
+        "eos_token_id": list(config.eos) if len(config.eos) > 1 else (config.eos[0] if config.eos else None),
+        "pad_token_id": None,
+        **write_positions(config.positions),
+    }
+
+
+def _entries(config: GLMConfig) -> list[Entry]:
+    entries = [Entry("model.embed_tokens.weight", ("embedding.weight",)), Entry("model.norm.weight", ("norm.weight",))]
+    if not config.tied:
+        entries.append(Entry("lm_head.weight", ("projection.weight",)))
+    norms = {"input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_norm"}
+    if config.branch_norms:
+        norms |= {"post_self_attn_layernorm": "attention_branch_norm", "post_mlp_layernorm": "mlp_branch_norm"}
+    modules = {
+        "self_attn.o_proj": ("attention.output",),
+        "mlp.gate_up_proj": ("mlp.gate", "mlp.up"),
+        "mlp.down_proj": ("mlp.down",),
+        **{theirs: (ours,) for theirs, ours in norms.items()},
+    }
+    pairs = (config.head_size, config.rotated_size)
+    heads = {"q_proj": ("query", pairs), "k_proj": ("key", pairs), "v_proj": ("value", None)}
+    for number in range(config.layers):
+        theirs_at, ours_at = f"model.layers.{number}.", f"layers.{number}."
+        for theirs, ours in modules.items():
+            entries.append(Entry(f"{theirs_at}{theirs}.weight", tuple(f"{ours_at}{name}.weight" for name in ours)))
+        for theirs, (ours, turned) in heads.items():
+            for part in ("weight", "bias") if config.attention_bias else ("weight",):
+                place = (f"{ours_at}attention.{ours}.{part}",)
+                entries.append(Entry(f"{theirs_at}self_attn.{theirs}.{part}", place, pairs=turned))
+    return entries
+
+
+def _family(name: str) -> Family:
+    return Family(name, GLM, lambda foreign: _read(foreign, name), _write, _entries)
+
+
+GLM_4, GLM_4_0414 = _family("glm"), _family("glm4")

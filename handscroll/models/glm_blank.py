@@ -1,0 +1,161 @@
+"""The original GLM (Du et al. 2022, arXiv:2103.10360): blank infilling with two-dimensional learned positions.
+
+The text around the blanks is read in both directions; what fills them is written from left to right and sees it all.
+`model_type` "glm-blank" is ours alone: the published checkpoints of this model are pickles with remote code under the
+name "glm", which is GLM-4's in `transformers`; they are not read.
+"""
+
+from typing import Any
+
+from pydantic import Field, model_validator
+from torch import nn
+
+from handscroll.base.config import Config
+from handscroll.base.errors import CapacityError
+from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
+from handscroll.models.gpt2 import Layer
+from handscroll.models.model import Decoder
+from handscroll.models.new import SIZES, About
+from handscroll.nn.blanks import Given, parted
+from handscroll.nn.linear import Linear, TokenTable
+from handscroll.nn.marks import Marks
+from handscroll.nn.mask import Causal, Mask
+from handscroll.nn.norm import LayerNorm
+from handscroll.nn.shapes import Embeddings, Tokens
+from handscroll.text.blanks import BlankTokens
+
+
+class BlankGLMConfig(Config):
+    """Sizes. `context` places of a text with its blanks, `inside` places in one blank, its beginning included.
+
+    `blank` and `rest` are the tokens that stand for a span ([MASK]) and for all that follows ([gMASK]); `start` begins
+    what fills one ([sop]), `end` ends it ([eop]).
+    """
+
+    family: str = "glm-blank"
+    vocab: int
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    context: int = Field(ge=1)
+    inside: int = Field(ge=2)
+    blank: int
+    rest: int
+    start: int
+    end: int
+    norm_eps: float = 1e-5
+    tied: bool = True
+    bos: int | None = None
+    eos: tuple[int, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of {self.heads} heads")
+        if len({self.blank, self.rest, self.start, self.end}) < 4:
+            raise ValueError("blank, rest, start and end must be four different tokens")
+        return self
+
+    @property
+    def head_size(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def kv_heads(self) -> int:
+        return self.heads
+
+    @property
+    def trained(self) -> int:
+        return self.context
+
+    def cache_bytes_per_token(self, element_size: int) -> int:
+        return 2 * self.layers * self.width * element_size
+
+
+class BlankGLM(Decoder):
+    """A GLM of 2022; its layers are those of GPT-2. Positions are pairs (`nn/blanks.py`); past a table: refused."""
+
+    instead = "fill its blanks (lm.fill)"
+
+    def __init__(self, config: BlankGLMConfig):
+        super().__init__()
+        self.config = config
+        self.embedding = TokenTable(config.vocab, config.width)
+        self.position_embedding = nn.Embedding(config.context, config.width)
+        self.inside_embedding = nn.Embedding(config.inside, config.width)
+        self.layers = nn.ModuleList(Layer(config, number) for number in range(config.layers))
+        self.norm = LayerNorm(config.width, eps=config.norm_eps)
+        self.projection = None if config.tied else Linear(config.width, config.vocab, bias=False)
+
+    def embed(self, tokens: Tokens, marks: Marks) -> Embeddings:
+        place, inside = parted(marks.tensors(tokens.device)[2])
+        for name, last, rows in (
+            ("place", int(place.max()), self.config.context),
+            ("place in a blank", int(inside.max()), self.config.inside),
+        ):
+            if last >= rows:
+                raise CapacityError(
+                    f"{name} {last} is past the learned table of {rows}: give less text, or fill in less"
+                )
+        return self.embedding(tokens) + self.position_embedding(place) + self.inside_embedding(inside)
+
+    def mask(self) -> Mask:
+        return Given() | Causal()
+
+
+KEYS = frozenset(
+    """
+    vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size max_position_embeddings
+    max_block_positions mask_token_id gmask_token_id sop_token_id eop_token_id layer_norm_epsilon tie_word_embeddings
+    bos_token_id eos_token_id
+""".split()
+)
+NAMES = {
+    "vocab": "vocab_size",
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "mlp_width": "intermediate_size",
+    "context": "max_position_embeddings",
+    "inside": "max_block_positions",
+    "blank": "mask_token_id",
+    "rest": "gmask_token_id",
+    "start": "sop_token_id",
+    "end": "eop_token_id",
+    "norm_eps": "layer_norm_epsilon",
+    "tied": "tie_word_embeddings",
+}
+
+
+def new(sizes: dict[str, Any], about: About) -> BlankGLMConfig:
+    """Of a recipe's sizes: tables for the longest rows unless they say otherwise."""
+    context = sizes.get("context", about.longest)
+    tables = {"context": context, "inside": context} | vars(BlankTokens.of(about.tokenizer))
+    return BlankGLMConfig.parse(tables | sizes, SIZES)
+
+
+def _read(foreign: Foreign) -> BlankGLMConfig:
+    known_keys(foreign, KEYS, "glm-blank")
+    values = {ours: required(foreign, theirs, "glm-blank") for ours, theirs in NAMES.items()}
+    values |= {"bos": foreign.get("bos_token_id"), "eos": end_tokens(foreign.get("eos_token_id"))}
+    return BlankGLMConfig.parse(values, "config.json")
+
+
+def _write(config: BlankGLMConfig) -> Foreign:
+    foreign: Foreign = {"architectures": ["BlankGLM"], "model_type": "glm-blank"}
+    foreign |= {theirs: getattr(config, ours) for ours, theirs in NAMES.items()}
+    return foreign | {"bos_token_id": config.bos, "eos_token_id": list(config.eos)}
+
+
+def _entries(config: BlankGLMConfig) -> list[Entry]:
+    names = ["embedding.weight", "position_embedding.weight", "inside_embedding.weight", "norm.weight", "norm.bias"]
+    names += [] if config.tied else ["projection.weight"]
+    inner = [f"attention.{name}" for name in ("query", "key", "value", "output")]
+    modules = ["attention_norm", "mlp_norm", "mlp.up", "mlp.down", *inner]
+    for number in range(config.layers):
+        names += [f"layers.{number}.{module}.{part}" for module in modules for part in ("weight", "bias")]
+    return [Entry(name, (name,)) for name in names]
+
+
+FAMILY = Family("glm-blank", BlankGLM, _read, _write, _entries)

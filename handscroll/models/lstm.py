@@ -1,0 +1,206 @@
+"""LSTM language model and classifier (Hochreiter & Schmidhuber 1997; Zaremba et al. 2014 for the dropout's places).
+
+The honest baseline of every memory table: what it keeps of a text is two vectors a layer, however long the text is.
+`model_type` "lstm" is ours alone, so other libraries refuse the folder. It has no positions: nothing ends its context,
+and there is nothing to lengthen.
+"""
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from handscroll.base.config import Config
+from handscroll.base.errors import ConfigError
+from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
+from handscroll.models.model import Decoder
+from handscroll.models.new import SIZES, About
+from handscroll.nn.attention import Context
+from handscroll.nn.linear import Linear, TokenTable
+from handscroll.nn.marks import Marks
+from handscroll.nn.recurrence import LSTMLayer, StateCache
+from handscroll.nn.shapes import Embeddings, Logits, Tokens
+
+ENDLESS = 1 << 40  # tokens: no position ends the context
+
+
+class LSTMConfig(Config):
+    """Sizes. `trained` is the length of the rows that it learned from. With `labels` it is a classifier of documents,
+    by the state behind the last token or the mean of all outputs (`pool`), and predicts no tokens."""
+
+    family: str = "lstm"
+    vocab: int = Field(ge=1)
+    width: int = Field(ge=1)
+    layers: int = Field(ge=1)
+    trained: int = Field(ge=1)
+    tied: bool = True
+    labels: tuple[str, ...] = ()
+    pool: Literal["last", "mean"] = "last"
+    bos: int | None = None
+    eos: tuple[int, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if len(self.labels) == 1 or len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"labels {list(self.labels)}: a classifier needs at least two different ones")
+        if self.labels and not self.tied:
+            raise ValueError("a classifier has no head for tokens: leave tied = true")
+        if self.pool != "last" and not self.labels:
+            raise ValueError("pool belongs to a classifier: give labels")
+        return self
+
+    @property
+    def context(self) -> int:
+        return ENDLESS
+
+    def cache_bytes_per_token(self, element_size: int) -> int:
+        """0: the state does not grow (`state_bytes`)."""
+        return 0
+
+    def state_bytes(self, element_size: int) -> int:
+        """Bytes of the state of one row, whatever the length of its text."""
+        return 2 * self.layers * self.width * element_size
+
+
+class Layer(nn.Module):
+    """One LSTM layer of the stack, with dropout on its output."""
+
+    def __init__(self, config: LSTMConfig, number: int):
+        super().__init__()
+        self.number = number
+        self.lstm = LSTMLayer(config.width)
+
+    def forward(self, x: Embeddings, context: Context) -> Embeddings:
+        if context.exchange is not None:
+            raise ConfigError(
+                "family 'lstm' reads token after token, so ranks cannot share a row: parallel.context = 1"
+            )
+        keeper = context.cache
+        if keeper is not None and not hasattr(keeper, "state"):
+            raise ConfigError("family 'lstm' keeps a state and no keys: take the cache that model.new_cache() makes")
+        before = None if keeper is None else keeper.state(self.number)  # type: ignore[attr-defined]
+        out, after = self.lstm(x, before, context.marks)
+        if keeper is not None:
+            out = keeper.keep(self.number, out, after)  # type: ignore[attr-defined]
+        return context.dropped(out, 2 * self.number + 1)
+
+    def remember(self, x: Embeddings, context: Context) -> None:
+        """Pass the state on, and nothing else."""
+        self(x, context)
+
+
+class LSTM(Decoder):
+    """A stack of LSTM layers over token embeddings; a tied or own head, or a classifier of documents."""
+
+    recurrent = True
+
+    def __init__(self, config: LSTMConfig):
+        super().__init__()
+        self.config = config
+        self.embedding = TokenTable(config.vocab, config.width)
+        self.layers = nn.ModuleList(Layer(config, number) for number in range(config.layers))
+        self.norm = nn.Identity()
+        self.projection = None if config.tied else Linear(config.width, config.vocab, bias=False)
+        self.classifier = Linear(config.width, len(config.labels)) if config.labels else None
+
+    def embed(self, tokens: Tokens, marks: Marks) -> Embeddings:
+        return self.embedding(tokens)
+
+    def new_cache(self, capacity: int = 0) -> StateCache:
+        return StateCache(self.config.layers)
+
+    def logits(self, hidden: Embeddings) -> Logits:
+        self._predicts_tokens()
+        return super().logits(hidden)
+
+    @property
+    def head(self) -> Tensor:
+        self._predicts_tokens()
+        return super().head
+
+    def classify(self, hidden: Embeddings, marks: Marks, ends: Tensor) -> Tensor:
+        """Logits (N, labels) of the N documents that end where `ends` (B, T) is true, in the order of the rows.
+
+        Raises:
+            ConfigError: the model is no classifier.
+        """
+        if self.classifier is None:
+            raise ConfigError("this LSTM is a language model: a classifier has model.sizes.labels")
+        return self.classifier(hidden[ends] if self.config.pool == "last" else _means(hidden, marks, ends))
+
+    def _predicts_tokens(self) -> None:
+        if self.classifier is not None:
+            raise ConfigError(
+                f"this LSTM classifies documents ({', '.join(self.config.labels)}) and predicts no tokens; train one "
+                "without labels for that"
+            )
+
+
+def _means(hidden: Embeddings, marks: Marks, ends: Tensor) -> Tensor:
+    """The mean output (N, D) of each document, in the order of `ends`."""
+    index, segment, _ = (tensor.expand(ends.shape) for tensor in marks.tensors(hidden.device))
+    real = index >= 0
+    row = torch.arange(len(ends), device=hidden.device)[:, None].expand_as(segment)
+    document = row * (int(segment.max()) + 1) + segment
+    _, numbers = torch.unique(document[real], return_inverse=True)  # in the order of rows and documents
+    sums = hidden.new_zeros(int(numbers.max()) + 1, hidden.shape[2]).index_add(0, numbers, hidden[real])
+    counts = torch.bincount(numbers).to(hidden.dtype)
+    place = torch.zeros_like(segment)
+    place[real] = numbers
+    chosen = place[ends]
+    return sums[chosen] / counts[chosen][:, None]
+
+
+KEYS = frozenset(
+    """
+    vocab_size hidden_size num_hidden_layers trained_length tie_word_embeddings labels pool bos_token_id eos_token_id
+""".split()
+)
+
+
+def new(sizes: dict[str, Any], about: About) -> LSTMConfig:
+    """Of a recipe's sizes, trained on rows as long as the longest; with labels a classifier."""
+    return LSTMConfig.parse({"trained": about.longest, "labels": about.labels} | sizes, SIZES)
+
+
+def _read(foreign: Foreign) -> LSTMConfig:
+    known_keys(foreign, KEYS, "lstm")
+    values = {
+        "vocab": required(foreign, "vocab_size", "lstm"),
+        "width": required(foreign, "hidden_size", "lstm"),
+        "layers": required(foreign, "num_hidden_layers", "lstm"),
+        "trained": required(foreign, "trained_length", "lstm"),
+        "tied": required(foreign, "tie_word_embeddings", "lstm"),
+        "labels": foreign.get("labels", ()),
+        "pool": foreign.get("pool", "last"),
+        "bos": foreign.get("bos_token_id"),
+        "eos": end_tokens(foreign.get("eos_token_id")),
+    }
+    return LSTMConfig.parse(values, "config.json")
+
+
+def _write(config: LSTMConfig) -> Foreign:
+    foreign: Foreign = {
+        "architectures": ["LSTM"],
+        "model_type": "lstm",
+        "vocab_size": config.vocab,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "trained_length": config.trained,
+        "tie_word_embeddings": config.tied,
+        "bos_token_id": config.bos,
+        "eos_token_id": list(config.eos),
+    }
+    return foreign | ({"labels": list(config.labels), "pool": config.pool} if config.labels else {})
+
+
+def _entries(config: LSTMConfig) -> list[Entry]:
+    names = ["embedding.weight"] if config.tied else ["embedding.weight", "projection.weight"]
+    names += ["classifier.weight", "classifier.bias"] if config.labels else []
+    parts = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    names += [f"layers.{number}.lstm.{part}" for number in range(config.layers) for part in parts]
+    return [Entry(name, (name,)) for name in names]
+
+
+FAMILY = Family("lstm", LSTM, _read, _write, _entries)

@@ -1,0 +1,42 @@
+"""New models: the table of families that a recipe can begin one of, and what each is told besides its sizes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from handscroll.base.tables import resolve
+from handscroll.models.model import Model
+from handscroll.models.table import family
+from handscroll.text.tokenizer import Tokenizer
+
+SIZES = "recipe: model.sizes"  # where the sizes come from, for errors
+# The configuration of a new model from its sizes: `(sizes, About) -> configuration`.
+NEW: dict[str, str] = {
+    "llama": "handscroll.models.llama:new",
+    "gpt2": "handscroll.models.gpt2:new",
+    "bert": "handscroll.models.bert:new",
+    "glm-blank": "handscroll.models.glm_blank:new",
+    "lstm": "handscroll.models.lstm:new",
+    "t5": "handscroll.models.t5:new",
+}
+
+
+@dataclass(frozen=True)
+class About:
+    """What a new model is for: its tokens, rows of at most `longest` tokens, `labels` to tell apart."""
+
+    tokenizer: Tokenizer
+    longest: int
+    labels: tuple[str, ...] = ()
+
+
+def new_model(name: str, sizes: dict[str, Any], about: About) -> Model:
+    """A model of a family and of sizes, its weights not yet initialised; vocabulary and ends are the tokenizer's.
+
+    Raises:
+        ConfigError: no such family, or sizes that it does not have or that do not fit together.
+    """
+    tokenizer = about.tokenizer
+    ids = {"bos": tokenizer.bos, "eos": () if tokenizer.eos is None else (tokenizer.eos,)}
+    make: Callable[[dict[str, Any], About], Any] = resolve(NEW, name, "family of new models")
+    return family(name).build(make({"vocab": tokenizer.vocab_size, **ids, **sizes}, about))

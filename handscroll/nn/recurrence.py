@@ -1,0 +1,216 @@
+"""A recurrent layer over rows of several documents, and the cache that is its state: constant, whatever the length.
+
+LSTM: Hochreiter & Schmidhuber 1997; with a forget gate, Gers et al. 2000. Documents of packed rows, and rows of
+different lengths, go through one call of torch's kernel as sequences of their own (a `PackedSequence` laid out by hand,
+without padding), so that a state never passes a document's border.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from handscroll.base.errors import ConfigError
+from handscroll.nn.cache import Cache
+from handscroll.nn.marks import Marks
+from handscroll.nn.shapes import Embeddings
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """What one layer hands on: hidden and cell (B, D), and the document (B,) they belong to (None: 0 in every row)."""
+
+    hidden: Tensor
+    cell: Tensor
+    segment: Tensor | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "State":
+        """Another state, of every tensor changed."""
+        segment = None if self.segment is None else change(self.segment)
+        return State(change(self.hidden), change(self.cell), segment)
+
+
+class StateKeeper(Protocol):
+    """What a recurrent layer asks of whatever keeps its state: the cache below, or the carry of a long step."""
+
+    def state(self, layer: int) -> State | None:
+        """The state before the tokens of this forward; None at the beginning."""
+        ...
+
+    def keep(self, layer: int, out: Embeddings, after: State) -> Embeddings:
+        """Keep the state behind them; returns the layer's outputs (B, T, D), through which gradients come back."""
+        ...
+
+
+class LSTMLayer(nn.Module):
+    """One LSTM layer of D inputs and D outputs, with torch's parameters (gates in the order input, forget, cell,
+    output). It computes in the dtype of its weights, under autocast too."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight_ih = nn.Parameter(torch.empty(4 * width, width))
+        self.weight_hh = nn.Parameter(torch.empty(4 * width, width))
+        self.bias_ih = nn.Parameter(torch.zeros(4 * width))
+        self.bias_hh = nn.Parameter(torch.zeros(4 * width))
+
+    def forward(self, x: Embeddings, before: State | None, marks: Marks) -> tuple[Embeddings, State]:
+        """Outputs (B, T, D), zero at padding, and the state after each row's last real token.
+
+        The first document of a row goes on from `before` where that is of the same document; every other begins anew.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.to(self.weight_ih.dtype)
+            if before is None:
+                zeros = x.new_zeros(x.shape[0], x.shape[2])
+                before = State(zeros, zeros)
+            elif before.hidden.shape[0] != x.shape[0]:  # one text that several rows go on from
+                before = before.each(lambda tensor: tensor.expand(len(x), *tensor.shape[1:]))
+            if marks.plain and before.segment is None:
+                out, hidden, cell = torch.lstm(
+                    x.contiguous(), self._initial(before), self._weights, True, 1, 0.0, self.training, False, True
+                )
+                return out, State(hidden[0], cell[0])
+            return self._documents(x, before, marks)
+
+    @property
+    def _weights(self) -> list[Tensor]:
+        return [self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh]
+
+    @staticmethod
+    def _initial(state: State) -> tuple[Tensor, Tensor]:
+        return state.hidden[None].contiguous(), state.cell[None].contiguous()
+
+    def _documents(self, x: Tensor, before: State, marks: Marks) -> tuple[Tensor, State]:
+        runs = _Runs.of(marks, x.shape[0], x.device)
+        kept = x.new_zeros(x.shape[0], dtype=torch.int64) if before.segment is None else before.segment
+        if not len(runs.row):
+            return torch.zeros_like(x), State(before.hidden, before.cell, kept)
+        goes_on = (runs.first & (kept[runs.row] == runs.segment))[:, None]
+        begun = [torch.where(goes_on, tensor[runs.row], 0.0)[None] for tensor in (before.hidden, before.cell)]
+        data = x.flatten(0, 1)[runs.slots]
+        found, hidden, cell = torch.lstm(data, runs.sizes, begun, self._weights, True, 1, 0.0, self.training, False)
+        out = torch.zeros_like(x.flatten(0, 1)).index_copy(0, runs.slots, found).view_as(x)
+        rows = runs.row[runs.last]
+        after = State(
+            before.hidden.index_copy(0, rows, hidden[0][runs.last]),
+            before.cell.index_copy(0, rows, cell[0][runs.last]),
+            kept.index_copy(0, rows, runs.segment[runs.last]),
+        )
+        return out, after
+
+
+@dataclass(frozen=True, eq=False)
+class _Runs:
+    """The documents of rows as N sequences, longest first, and their M tokens in the order of a `PackedSequence`.
+
+    `slots` (M,) are places in the flattened rows; `sizes` how many sequences reach each step; `row` and `segment` (N,)
+    where a sequence lies; `first` (N,) whether it is its row's first; `last` which ones are their rows' last.
+    """
+
+    slots: Tensor
+    sizes: Tensor
+    row: Tensor
+    segment: Tensor
+    first: Tensor
+    last: Tensor
+
+    @classmethod
+    def of(cls, marks: Marks, batch: int, device: torch.device) -> "_Runs":
+        """Remembered with the marks, since all layers of a forward ask for it."""
+        key: Any = ("documents", batch)
+        if key not in marks.pieces:
+            marks.pieces[key] = cls._found(marks, batch, device)
+        return marks.pieces[key]
+
+    @classmethod
+    def _found(cls, marks: Marks, batch: int, device: torch.device) -> "_Runs":
+        index, segment, _ = (tensor.cpu().expand(batch, -1).flatten() for tensor in marks.tensors(torch.device("cpu")))
+        slots = (index >= 0).nonzero().squeeze(1)
+        row, segment = slots // marks.length, segment[slots]
+        begins = torch.ones(len(slots), dtype=torch.bool)
+        begins[1:] = (row[1:] != row[:-1]) | (segment[1:] != segment[:-1])
+        run, starts = begins.cumsum(0) - 1, begins.nonzero().squeeze(1)
+        counts = torch.bincount(run, minlength=len(starts))
+        order = torch.argsort(counts, descending=True, stable=True)
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(len(order))
+        step = torch.arange(len(slots)) - starts[run]
+        packed = torch.argsort(step * max(1, len(starts)) + rank[run])
+        edge = torch.ones(len(starts), dtype=torch.bool)
+        edge[1:] = row[starts][1:] != row[starts][:-1]
+        end = edge.roll(-1)
+        tensors = (row[starts][order], segment[starts][order], edge[order], end[order].nonzero().squeeze(1))
+        return cls(slots[packed].to(device), torch.bincount(step), *(tensor.to(device) for tensor in tensors))
+
+
+@dataclass
+class StateCache(Cache):
+    """The cache of a recurrent model: one `State` a layer, as large after a million tokens as after one.
+
+    It can be copied, branched and written down, but not cut back: what was forgotten is gone.
+    """
+
+    states: dict[int, State] = field(default_factory=dict)
+    _coming: dict[int, State] = field(default_factory=dict)
+    _read: int = 0  # tokens of the forward that runs
+
+    @property
+    def nbytes(self) -> int:
+        held = [t for s in self.states.values() for t in (s.hidden, s.cell, s.segment) if t is not None]
+        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+    def state(self, layer: int) -> State | None:
+        return self.states.get(layer)
+
+    def keep(self, layer: int, out: Embeddings, after: State) -> Embeddings:
+        self._coming[layer], self._read = after, out.shape[1]
+        return out
+
+    def commit(self) -> None:
+        """The states of this forward become those of the cache."""
+        if self._coming:
+            self.states, self._coming = self._coming, {}
+            self.marks = Marks.run(0, self.marks.length + self._read)
+
+    def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> Any:
+        raise ConfigError("this cache keeps a recurrent state, no keys; it belongs to a family without attention")
+
+    def trim(self, length: int) -> None:
+        if length != self.length:
+            raise ConfigError(
+                f"a recurrent state cannot be cut back from {self.length} tokens to {length}: what came before is no "
+                "longer in it; read the text again, without drafts"
+            )
+
+    def clone(self) -> "StateCache":
+        return self._with(lambda tensor: tensor.clone())
+
+    def take_rows(self, rows: Tensor) -> "StateCache":
+        return self._with(lambda tensor: tensor[rows])
+
+    def branch(self, capacity: int = 0) -> "StateCache":
+        """A copy that any number of rows may go on from."""
+        return self.clone()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        found = {"layers": torch.tensor(self.layers), "length": torch.tensor(self.marks.length)}
+        for layer, state in self.states.items():
+            named = {"hidden": state.hidden, "cell": state.cell, "segment": state.segment}
+            found |= {f"{layer}.{name}": tensor for name, tensor in named.items() if tensor is not None}
+        return found
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor]) -> "StateCache":
+        layers = range(int(state["layers"]))
+        states = {
+            n: State(state[f"{n}.hidden"], state[f"{n}.cell"], state.get(f"{n}.segment"))
+            for n in layers
+            if f"{n}.hidden" in state
+        }
+        return cls(len(layers), marks=Marks.run(0, int(state["length"])), states=states)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> "StateCache":
+        states = {layer: state.each(change) for layer, state in self.states.items()}
+        return StateCache(self.layers, marks=self.marks, states=states)

@@ -1,0 +1,47 @@
+"""Blank infilling: the cross-entropy of what fills the blanks (Du et al. 2022, arXiv:2103.10360, equation 1)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from handscroll.data.batch import Batch
+from handscroll.models.glm_blank import BlankGLM
+from handscroll.models.model import Model
+from handscroll.nn.marks import Marks
+from handscroll.nn.mask import Mask, SameSegment
+from handscroll.nn.shapes import Embeddings
+from handscroll.objectives.head import cross_entropy
+from handscroll.objectives.loss import Loss
+from handscroll.objectives.task import Task
+
+
+@dataclass(frozen=True)
+class Infill:
+    """Targets of rows made by `data/blanks.py`: the spans and their ends; the text around them is given.
+
+    It adds up over positions, but the text is read in both directions, which rungs that work in chunks refuse.
+    """
+
+    smoothing: float = 0.0
+    additive: bool = True
+
+    def mask(self, model: Model, marks: Marks) -> Mask:
+        return model.mask() & SameSegment()
+
+    def loss(self, model: Model, hidden: Embeddings, batch: Batch) -> Loss:
+        total, count = cross_entropy(hidden.flatten(0, 1), model.head, batch.targets.flatten(), self.smoothing)
+        return Loss(total, int(count))
+
+
+class BlankInfilling(Task):
+    """Spans of a text, written where they are blanked; the rows say how much is."""
+
+    name: ClassVar[str] = "blanks"
+    kinds: ClassVar[tuple[str, ...]] = ("blanks",)
+    text: ClassVar[bool] = False
+
+    def fits(self, model: Model) -> bool:
+        return isinstance(model, BlankGLM)
+
+    def build(self, model: Model, data: Mapping[str, Any], smoothing: float, by_position: bool) -> Infill:
+        return Infill(smoothing)

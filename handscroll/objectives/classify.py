@@ -1,0 +1,79 @@
+"""Classification of documents: cross-entropy over labels, the target standing at each document's last token."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+
+from handscroll.base.errors import ConfigError
+from handscroll.data.batch import Batch
+from handscroll.data.row import IGNORED
+from handscroll.models.model import Model
+from handscroll.nn.marks import Marks
+from handscroll.nn.mask import Mask, SameSegment
+from handscroll.nn.shapes import Embeddings
+from handscroll.objectives.loss import Loss
+from handscroll.objectives.task import Task
+
+
+@dataclass(frozen=True)
+class Classify:
+    """Labels of whole documents (`data/labelled.py`), by a model with `classify(hidden, marks, ends)`.
+
+    It adds up over pieces of a row where only the state behind the last token counts; a mean over a document that a
+    chunk holds in part is another mean, so rungs that work in chunks refuse it.
+    """
+
+    smoothing: float = 0.0
+    additive: bool = False
+
+    @classmethod
+    def of(cls, model: Model, smoothing: float = 0.0) -> "Classify":
+        """For a model.
+
+        Raises:
+            ConfigError: it is no classifier.
+        """
+        if not getattr(model.config, "labels", ()):
+            raise ConfigError(f"family '{model.config.family}' as it is here has no labels to tell apart")
+        return cls(smoothing, additive=model.config.pool == "last")
+
+    def mask(self, model: Model, marks: Marks) -> Mask:
+        return model.mask() & SameSegment()
+
+    def loss(self, model: Model, hidden: Embeddings, batch: Batch) -> Loss:
+        ends = batch.targets != IGNORED
+        logits = model.classify(hidden, batch.marks(), ends)  # type: ignore[operator]
+        logits, targets = logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.targets[ends]
+        total = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=self.smoothing)
+        count = len(targets)
+        return Loss(total, count, {"accuracy": (float((logits.argmax(dim=-1) == targets).sum()), count)})
+
+
+class Classification(Task):
+    """Labels of whole documents, by a model made for them."""
+
+    name: ClassVar[str] = "classify"
+    kinds: ClassVar[tuple[str, ...]] = ("labelled",)
+    text: ClassVar[bool] = False
+
+    def fits(self, model: Model) -> bool:
+        return bool(getattr(model.config, "labels", ()))
+
+    def labels(self, data: Mapping[str, Any]) -> tuple[str, ...]:
+        return next((rows.labels for rows in data.values()), ())
+
+    def check(self, data: Mapping[str, Any], validated: bool) -> None:
+        super().check(data, validated)
+        if len({rows.labels for rows in data.values()}) > 1:
+            raise ValueError("labelled data with different labels cannot train one classifier")
+
+    def build(self, model: Model, data: Mapping[str, Any], smoothing: float, by_position: bool) -> Classify:
+        own, wanted = tuple(model.config.labels), self.labels(data)
+        if own != wanted:
+            raise ConfigError(
+                f"the rows have the labels {list(wanted)}, the model tells apart {list(own)}: make them equal"
+            )
+        return Classify.of(model, smoothing)

@@ -1,0 +1,116 @@
+"""Masked language modelling, and next-sentence prediction where rows have labels for it (Devlin et al. 2019)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from handscroll.base.errors import ConfigError
+from handscroll.data.batch import Batch
+from handscroll.data.masking import MaskedRows, Masking
+from handscroll.data.row import Row
+from handscroll.data.stream import Stream
+from handscroll.models.bert import Bert
+from handscroll.models.model import Model
+from handscroll.nn.marks import Marks
+from handscroll.nn.mask import Mask, SameSegment
+from handscroll.nn.shapes import Embeddings
+from handscroll.objectives.causal import by_quarter
+from handscroll.objectives.head import IGNORE, cross_entropy_by_token
+from handscroll.objectives.loss import Loss
+from handscroll.objectives.task import Task
+from handscroll.text.tokenizer import Tokenizer
+from handscroll.text.words import Words
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Cross-entropy of the hidden tokens (`data/masking.py`), each in the place where it stood.
+
+    Where a batch has labels, the cross-entropy of each is added, as heavy as `pair_share` x row length hidden tokens:
+    with the rate of masking divided by the pairs of a row this is the paper's sum of two means. `smoothing` and
+    `by_position` as in `Causal`; smoothing does not act on labels.
+    """
+
+    smoothing: float = 0.0
+    by_position: bool = False
+    pair_share: float = 0.15
+    additive: bool = True
+
+    def mask(self, model: Model, marks: Marks) -> Mask:
+        """
+        Raises:
+            ConfigError: the model is causal, or has no masked-LM head.
+        """
+        if not isinstance(model, Bert):
+            raise ConfigError(
+                "objective 'masked' needs an encoder with a masked-LM head (bert, roberta); a "
+                f"{model.config.family} is none: use objective 'causal'"
+            )
+        _ = model.head_bias  # refuses where there is no head
+        return model.mask() if marks.plain else model.mask() & SameSegment()
+
+    def loss(self, model: Model, hidden: Embeddings, batch: Batch) -> Loss:
+        """Raises ConfigError where the batch has labels and the model no next-sentence head."""
+        assert isinstance(model, Bert)
+        counted = batch.targets.flatten() != IGNORE
+        total, losses, _ = cross_entropy_by_token(
+            model.prepared(hidden.flatten(0, 1)[counted]),
+            model.head,
+            batch.targets.flatten()[counted],
+            self.smoothing,
+            model.head_bias,
+        )
+        count = int(counted.sum())
+        metrics = by_quarter(batch, losses, counted) if self.by_position else {}
+        if batch.labels is not None:
+            pairs, found = self._pairs(model, hidden, batch.labels)
+            width = batch.width or batch.targets.shape[1]
+            total = total + pairs.to(total.dtype) * (self.pair_share * width)
+            metrics |= {"masked_loss": (float(losses.double().sum()), count)} | found
+        return Loss(total, count, metrics)
+
+    def _pairs(self, model: Bert, hidden: Embeddings, labels: Tensor) -> tuple[Tensor, dict[str, tuple[float, int]]]:
+        """Summed cross-entropy of the labels, and what the record says of it."""
+        where = labels != IGNORE
+        logits = model.following_logits(hidden[where])
+        wanted = labels[where]
+        loss = F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), wanted, reduction="sum")
+        right = int((logits.argmax(dim=-1) == wanted).sum())
+        return loss, {"pair_loss": (float(loss.detach()), len(wanted)), "pair_accuracy": (right, len(wanted))}
+
+
+class MaskedTokens(Task):
+    """Hidden tokens (`data/masking.py` says which), and next sentences where there are rows for them.
+
+    words = "chinese" needs the package jieba.
+    """
+
+    name: ClassVar[str] = "masked"
+    kinds: ClassVar[tuple[str, ...]] = ("text", "pairs")
+    rate: float = Field(default=0.15, gt=0, lt=1)
+    masked: float = Field(default=0.8, ge=0, le=1)
+    random: float = Field(default=0.1, ge=0, le=1)
+    words: Literal["none", "whole", "chinese"] = Field(default="none", description="hide whole words only")
+
+    def fits(self, model: Model) -> bool:
+        return isinstance(model, Bert) and model.masked is not None
+
+    def build(self, model: Model, data: Mapping[str, Any], smoothing: float, by_position: bool) -> Masked:
+        assert isinstance(model, Bert)
+        pairs = [rows.pairs for rows in data.values() if rows.kind == "pairs"]
+        if pairs:
+            model.following_logits(model.head.new_zeros(1, model.config.width))  # refuses where there is no head
+        return Masked(smoothing, by_position, pair_share=self.rate / max(pairs, default=1))
+
+    def rows(self, rows: Stream[Row], length: int, seed: int, model: Model, tokenizer: Tokenizer) -> MaskedRows:
+        words = None if self.words == "none" else Words(tokenizer, chinese=self.words == "chinese")
+        masking = Masking.of(tokenizer, words, rate=self.rate, masked=self.masked, random=self.random)
+        return MaskedRows(rows, masking, seed)
+
+    def share(self, data: Mapping[str, Any]) -> float:
+        return self.rate

@@ -1,0 +1,140 @@
+"""The kinds of rows that a recipe can name under `data`; a kind is a class here, and a place in `RowData`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from handscroll.base.config import Config
+from handscroll.data.blanks import Blanks
+from handscroll.data.corpus import select
+from handscroll.data.labelled import Labelled
+from handscroll.data.lanes import Lanes
+from handscroll.data.pack import Packed
+from handscroll.data.pairs import Pairs
+from handscroll.data.recall import Copies, Facts
+from handscroll.data.row import Row
+from handscroll.data.sources import TokenSource
+from handscroll.data.stream import Repeat, Stream
+from handscroll.data.windows import CyclicWindows, SlidingWindows
+from handscroll.text.blanks import BlankTokens
+from handscroll.text.readers import read
+from handscroll.text.tokenizer import Tokenizer
+
+
+class Files(Config):
+    """Text files; `{stdlib}` stands for the running Python's standard library."""
+
+    files: tuple[str, ...] = Field(min_length=1)
+    exclude: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+
+    def paths(self) -> list[Path]:
+        return select(self.files, self.exclude, self.include)
+
+    def source(self, tokenizer: Tokenizer) -> TokenSource:
+        return TokenSource.build(read(self.paths()), tokenizer)
+
+
+class TextData(Config):
+    """Rows of real text. cyclic: shuffled rings; sliding: reading order, once; packed: several documents a row.
+
+    `order = "reading"` (cyclic, sliding): as many lanes as rows in an update, each reading its own documents on and
+    on, so that every update continues the one before it: what the recurrent form needs.
+    """
+
+    kind: Literal["text"]
+    sampling: Literal["cyclic", "sliding", "packed"] = "packed"
+    order: Literal["shuffled", "reading"] = "shuffled"
+
+    @model_validator(mode="after")
+    def _possible(self):
+        if self.order == "reading" and self.sampling == "packed":
+            raise ValueError("packed rows hold several documents and continue nothing; use sampling sliding or cyclic")
+        return self
+
+    def lanes(self, text: TokenSource, length: int, seed: int, rows: int) -> Stream[Row]:
+        """The rows of `order = "reading"`."""
+
+        def read(part: TokenSource) -> Stream[Row]:
+            if self.sampling == "cyclic":
+                return CyclicWindows(part, length, seed, short="pad", seam="split", order="reading")
+            return Repeat(SlidingWindows(part, length))
+
+        return Lanes(text, rows, read)
+
+    def stream(self, text: TokenSource, tokenizer: Tokenizer, length: int, seed: int) -> Stream[Row]:
+        if self.sampling == "cyclic":
+            return CyclicWindows(text, length, seed, short="drop", seam="join")
+        if self.sampling == "sliding":
+            return SlidingWindows(text, length)
+        return Packed(text, length, seed=seed, epochs=None)
+
+
+class CopiesData(Config):
+    """Repeated segments (`data/recall.py: Copies`)."""
+
+    kind: Literal["copies"]
+    segment: tuple[int, int] = (4, 16)
+    symbols: int | None = None
+    gap: int = 4
+    several: int = 1
+    real: float = 0.0
+
+    def stream(self, text: TokenSource, tokenizer: Tokenizer, length: int, seed: int) -> Stream[Row]:
+        settings = self.model_dump(exclude={"kind"})
+        return Copies(text, tokenizer.vocab_size, length, seed, **settings)
+
+
+class FactsData(Config):
+    """Facts and questions in real text (`data/recall.py: Facts`)."""
+
+    kind: Literal["facts"]
+    facts: tuple[int, int] = (1, 4)
+    questions: tuple[int, int] = (2, 6)
+    digits: int = 5
+    plain: float = 0.5
+    edges: float = 0.0
+    text: bool = True
+
+    def stream(self, text: TokenSource, tokenizer: Tokenizer, length: int, seed: int) -> Stream[Row]:
+        return Facts(text, tokenizer, length, seed, **self.model_dump(exclude={"kind"}))
+
+
+class LabelledData(Config):
+    """Whole documents with labels, from a `.tsv` or `.jsonl` file (`data/labelled.py`)."""
+
+    kind: Literal["labelled"]
+    file: str
+    labels: tuple[str, ...] = Field(min_length=2)
+
+    def stream(self, text: TokenSource, tokenizer: Tokenizer, length: int, seed: int) -> Stream[Row]:
+        return Labelled.read(self.file, self.labels, tokenizer, length, seed)
+
+
+class BlanksData(Config):
+    """Pieces of the text with spans blanked (`data/blanks.py`)."""
+
+    kind: Literal["blanks"]
+    share: float = Field(default=0.15, gt=0, le=0.5, description="of the tokens that are blanked")
+    mean: float = Field(default=3.0, gt=0, description="tokens of a span, about")
+    document: float = Field(default=0.0, ge=0, le=1, description="share of pieces whose whole rest is blanked")
+    longest: int = Field(default=0, ge=0, description="tokens of a piece; 0: as many as fit")
+
+    def stream(self, text: TokenSource, tokenizer: Tokenizer, length: int, seed: int) -> Stream[Row]:
+        return Blanks(text, BlankTokens.of(tokenizer), length, seed, **self.model_dump(exclude={"kind"}))
+
+
+class PairsData(Config):
+    """Two texts a document, and whether the second follows the first (`data/pairs.py`)."""
+
+    kind: Literal["pairs"]
+    pairs: int = Field(default=1, ge=1, description="pairs packed into a row")
+
+    def stream(self, text: TokenSource, tokenizer: Tokenizer, length: int, seed: int) -> Stream[Row]:
+        return Pairs(text, tokenizer, length, self.pairs, seed)
+
+
+RowData = Annotated[
+    TextData | CopiesData | FactsData | PairsData | BlanksData | LabelledData, Field(discriminator="kind")
+]

@@ -1,0 +1,71 @@
+"""The table of objectives: names, settings, and which models each is for."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from handscroll.base.errors import ConfigError
+from handscroll.data.stream import Listed
+from handscroll.models.new import NEW, About, new_model
+from handscroll.models.table import FAMILIES
+from handscroll.objectives.head import cross_entropy
+from handscroll.objectives.task import TASKS, task_from
+from handscroll.text.training import TokenizerConfig, train_tokenizer
+
+SPECIAL = ("<|endoftext|>", "[MASK]", "[gMASK]", "[sop]", "[eop]")
+SIZES = {"width": 16, "layers": 1, "heads": 2, "mlp_width": 32}
+OWN = {
+    "llama": {"kv_heads": 1, "head_size": 8, "context": 32},
+    "gpt2": {"context": 32},
+    "bert": {"context": 32},
+    "glm-blank": {},
+    "t5": {"encoder_layers": 1, "head_size": 8},
+}
+LEARNED = {"llama": "causal", "gpt2": "causal", "bert": "masked", "glm-blank": "blanks", "t5": "span-corruption"}
+
+
+@pytest.fixture(scope="module")
+def about():
+    return About(train_tokenizer(["hello " * 50], TokenizerConfig(vocab=261, special=SPECIAL)), 32)
+
+
+def test_settings_come_back_with_their_name():
+    for name in TASKS:
+        task = task_from(name)
+        assert task.name == name and task_from(task.model_dump(mode="json")) == task
+    assert task_from({"name": "masked", "rate": 0.3}).share({}) == 0.3
+    for wrong, told in (("masks", "'masked'"), ({"name": "causal", "rate": 1}, "'rate'"), ({}, "a name")):
+        with pytest.raises(ConfigError, match=told):
+            task_from(wrong)
+
+
+@pytest.mark.parametrize("family", sorted(NEW))
+def test_every_new_model_is_learned_by_one_objective(family, about):
+    assert family in FAMILIES
+    if family == "lstm":
+        sizes = {"width": 16, "layers": 1}
+        labelled = new_model(family, sizes, About(about.tokenizer, 32, ("a", "b")))
+        cases = [(new_model(family, sizes, about), "causal"), (labelled, "classify")]
+    else:
+        cases = [(new_model(family, SIZES | OWN[family], about), LEARNED[family])]
+    for model, wanted in cases:
+        assert [name for name in TASKS if task_from(name).fits(model)] == [wanted]
+        for name in set(TASKS) - {wanted}:
+            with pytest.raises(
+                ConfigError, match=f"'{name}' does not fit family '{family}' as it is here: take '{wanted}'"
+            ):
+                task_from(name).objective(model)
+
+
+def test_items_at_hand_are_a_stream():
+    stream = Listed([3, 4, 5])
+    (first, state), *rest = stream
+    assert [first, *(item for item, _ in rest)] == [3, 4, 5] == [3, *(item for item, _ in stream.resume(state))]
+
+
+def test_validation_forms_no_slopes():
+    hidden, head = torch.randn(6, 8, requires_grad=True), torch.randn(16, 8, requires_grad=True)
+    targets = torch.arange(6)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        cross_entropy(hidden, head, targets)
+    assert counter.get_total_flops() == 2 * 6 * 8 * 16
