@@ -15,25 +15,26 @@ from handscroll.generate import blanks
 from handscroll.generate.beam import Early, beam_search
 from handscroll.generate.budget import GUARD, Choice, Request, choose
 from handscroll.generate.constrain import Constraint
-from handscroll.generate.continuation import Continuation, before, continuations, text_of
+from handscroll.generate.continuation import Continuation, continuations, streamed, text_of
 from handscroll.generate.conversation import Conversation
-from handscroll.generate.decode import check_length, decode, started
+from handscroll.generate.decode import check_length, started
 from handscroll.generate.draft import DraftModel, Drafts
 from handscroll.generate.policies.table import EVICTING, SAVED, cache_of
 from handscroll.generate.prefill import hidden_chunks
 from handscroll.generate.reading.identity import Identity, identity
+from handscroll.generate.reading.read import read_into
 from handscroll.generate.reading.reading import Reading
 from handscroll.generate.reading.store import Store, check_name
 from handscroll.generate.sample import Sampling
-from handscroll.generate.stream import TextStream
 from handscroll.models.bert import Bert
 from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.models.model import Model
-from handscroll.models.sentences import evenly, pooled
+from handscroll.models.sentences import framed
 from handscroll.models.weights import load_model, locate, read_json, save_model
 from handscroll.nn.marks import Marks
 from handscroll.nn.quantised import PROJECTIONS, Rounded, quantise
 from handscroll.objectives.head import token_losses
+from handscroll.objectives.windowed import windowed_losses
 from handscroll.plan.choose import afford
 from handscroll.plan.machine import spare
 from handscroll.text.tokenizer import Tokenizer
@@ -115,7 +116,7 @@ class LM:
             return torch.cat(parts)
         if window < 2:
             raise ConfigError(f"a window of {window} tokens sees nothing; give at least 2")
-        return self._windowed_nll(ids, window)
+        return windowed_losses(self.model, ids, window)
 
     def embed(
         self, texts: Sequence[str], pooling: str = "mean", normalise: bool = True, windows: bool = False
@@ -132,26 +133,8 @@ class LM:
         """
         if isinstance(texts, str):
             raise ConfigError("embed takes a list of texts; for one text give [text]")
-        before, after = self.tokenizer.frame()
-        rows: list[list[int]] = []
-        owner: list[int] = []
-        for number, text in enumerate(texts):
-            ids = self.encode(text, special=False)
-            whole = len(before) + len(ids) + len(after)
-            if whole > self.context and not windows:
-                raise CapacityError(
-                    f"text {number} has {whole} tokens, the model's context is {self.context}; shorten it, give "
-                    "windows=True (read in windows, their vectors averaged), or lengthen the model "
-                    f"(handscroll extend ... --to {whole})"
-                )
-            parts = evenly(ids, self.context - len(before) - len(after))
-            rows += [[*before, *part, *after] for part in parts]
-            owner += [number] * len(parts)
-        vectors = pooled(self.model, rows, pooling)
-        found = torch.zeros(len(texts), vectors.shape[1])
-        weights = torch.tensor([float(len(row)) for row in rows])
-        found.index_add_(0, torch.tensor(owner, dtype=torch.int64), vectors * weights[:, None])
-        found /= torch.zeros(len(texts)).index_add_(0, torch.tensor(owner, dtype=torch.int64), weights)[:, None]
+        ids = [self.encode(text, special=False) for text in texts]
+        found = framed(self.model, ids, self.tokenizer.frame(), pooling, windows)
         return torch.nn.functional.normalize(found, dim=1) if normalise else found
 
     def generate(  # noqa: PLR0913 - what is asked, how it is kept and chosen
@@ -185,13 +168,13 @@ class LM:
             CapacityError: prompt + max_tokens exceed the context or the memory, or no cache within the budget is near
                 enough to the exact one. ConfigError: an unknown or impossible setting.
         """
-        sampling = _sampling(settings)
+        sampling = Sampling.of(settings)
         ids = self._started(prompt)
         request = Request(ids, sampling.max_tokens, rewinds=draft is not None)
         kept = self._kept(request, policy, kv_budget, kv_guard, store, beyond, on_report)
         how = {"beyond": beyond, **kept, "constraint": constraint, "drafts": draft, "on_report": on_report}
         reading = self._known(ids, sampling.max_tokens, store, policy)
-        pieces = self._stream(ids, sampling, {**how, "reading": reading})
+        pieces = streamed(self.model, self.tokenizer, ids, sampling, {**how, "reading": reading})
         return pieces if stream else "".join(pieces)
 
     def continuations(  # noqa: PLR0913 - `generate` with two more
@@ -214,7 +197,7 @@ class LM:
         Sample 0 is what `generate` gives; the others have random streams of their own. `logprobs` is how many of the
         likeliest tokens are told with each (0: only the chosen one's). Otherwise as `generate`.
         """
-        sampling = _sampling(settings)
+        sampling = Sampling.of(settings)
         ids = self._started(prompt)
         request = Request(ids, sampling.max_tokens, samples, rewinds=draft is not None)
         kept = self._kept(request, policy, kv_budget, kv_guard, store, beyond, on_report)
@@ -257,7 +240,7 @@ class LM:
         """
         ids = self.tokenizer.encode(text, parse=True)
         parts, done = [], 0
-        for filling in blanks.fill(self.model, ids, _sampling(settings)):
+        for filling in blanks.fill(self.model, ids, Sampling.of(settings)):
             parts += [*ids[done : filling.place], *filling.tokens]
             done = filling.place + 1
         return self.decode([*parts, *ids[done:]])
@@ -281,6 +264,8 @@ class LM:
             ConfigError: no such size, or one below 64 tokens. CapacityError: prompt + max_tokens exceed the context,
                 or nothing fits and is near enough; says what would.
         """
+        self._one_text("a budget of keys and values")
+        self._keeps_keys()
         ids = started(self.model, 0, self._started(prompt))
         check_length(self.model, 0, len(ids), max_tokens, beyond)
         request = Request(ids, max_tokens, samples, rewinds=drafts)
@@ -300,7 +285,6 @@ class LM:
         self._one_text("a conversation")
         return Conversation(self.model, self.tokenizer, outgrown, on_note, budget=kv_budget, guard=kv_guard)
 
-    @torch.no_grad()
     def read(
         self,
         text_or_ids: str | Sequence[int] | Tensor,
@@ -337,25 +321,9 @@ class LM:
         if name:
             check_name(name)
         self._keeps_keys()
-        identity = self.identity(len(ids) + room, policy)
-        before = store.find(identity, ids)
-        first = 0 if before is None else before.length
-        if first < len(ids) or before is None:
-            per_token = self.model.config.cache_bytes_per_token(1 if policy == "int8" else self.model.dtype.itemsize)
-            store.afford(per_token * (len(ids) - first))
-            device, kind = self.model.device, cache_of(policy)
-            if before is None:
-                cache = kind(self.model.config.layers, capacity=len(ids))
-            else:
-                cache = before.cache(len(ids) - first, device, kind)
-            marks, tokens = Marks.run(first, len(ids) - first), ids[None, first:].to(device)
-            for _, last, _ in hidden_chunks(self.model, tokens, marks, cache, self._declared(len(ids) + room)):
-                if on_read is not None:
-                    on_read(first + last, len(ids))
-            source = str(Path(self.source).resolve()) if Path(self.source).exists() else self.source
-            number = store.save(identity, ids, cache, before, source)
-        else:
-            number = before.number
+        source = str(Path(self.source).resolve()) if Path(self.source).exists() else self.source
+        about = self.identity(len(ids) + room, policy)
+        number = read_into(store, self.model, about, ids, self._declared(len(ids) + room), source, on_read)
         if name:
             store.name(name, number, len(ids))
         return store.open(number).part(len(ids))
@@ -380,7 +348,7 @@ class LM:
                 scaling that depends on the length, for shorter requests than this one (unless it may be read `again`).
             CheckpointError: what was saved is damaged, or was evicted.
         """
-        sampling = _sampling(settings)
+        sampling = Sampling.of(settings)
         if "{question}" not in template:
             raise ConfigError(f"the template {template!r} has no {{question}} in it")
         about, length = store.named(name)
@@ -397,7 +365,9 @@ class LM:
                 "length: ask for fewer new tokens, read the text with more room, or let it be read again"
             )
         reading = store.open(about.number).part(length) if same else None
-        pieces = self._stream(ids, sampling, {"beyond": beyond, "reading": reading, "policy": policy})
+        pieces = streamed(
+            self.model, self.tokenizer, ids, sampling, {"beyond": beyond, "reading": reading, "policy": policy}
+        )
         return pieces if stream else "".join(pieces)
 
     def _one_text(self, what: str) -> None:
@@ -516,50 +486,6 @@ class LM:
             return iter([(0, len(ids), hidden)])
         cache = self.model.new_cache(capacity=len(ids))
         return hidden_chunks(self.model, tokens, Marks.run(0, len(ids)), cache, length or len(ids), CHUNK)
-
-    def _windowed_nll(self, ids: Tensor, window: int) -> Tensor:
-        """Windows of equal length, several in one batch; each scores its second half."""
-        stride = max(1, window // 2)
-        losses = torch.empty(len(ids) - 1)
-        done = 0
-        starts = [*range(0, len(ids) - window, stride), len(ids) - window]
-        rows = max(1, 4096 // window)
-        for group in (starts[i : i + rows] for i in range(0, len(starts), rows)):
-            tokens = torch.stack([ids[s : s + window] for s in group]).to(self.model.device)
-            marks = Marks.run(0, window - 1)
-            embedded = self.model.embed(tokens[:, :-1], marks)
-            hidden = self.model.hidden(embedded, marks, self.model.mask(), length=window)
-            scores = token_losses(hidden.flatten(0, 1), self.model.head, tokens[:, 1:].flatten())
-            for start, row in zip(group, scores.view(len(group), -1).float().cpu(), strict=True):
-                losses[done : start + window - 1] = row[done - start :]
-                done = start + window - 1
-        return losses
-
-    def _stream(self, ids: list[int], sampling: Sampling, how: dict[str, Any]) -> Iterator[str]:
-        """The new text piece by piece; what is impossible is refused here and not at the first piece."""
-        text = TextStream(self.tokenizer, before(self.model, ids), sampling.stop)
-        pieces: list[str] = []
-
-        def push(row: int, token: int) -> bool:
-            pieces.append(text.push(token))
-            return text.stopped is not None
-
-        steps = decode(self.model, [ids], sampling, self.model.config.eos, push, **how)
-
-        def flow() -> Iterator[str]:
-            for _ in steps:
-                yield from pieces
-                pieces.clear()
-            yield text.finish()
-
-        return flow()
-
-
-def _sampling(settings: dict[str, Any]) -> Sampling:
-    unknown = [name for name in settings if name not in Sampling.model_fields]
-    if unknown:
-        raise ConfigError(f"unknown setting '{unknown[0]}': {nearest(unknown[0], Sampling.model_fields)}")
-    return Sampling.parse(settings, "generate")
 
 
 def load(source: str | Path, device: str = "cpu", dtype: str = "float32", weights: str = "") -> LM:

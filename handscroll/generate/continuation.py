@@ -1,6 +1,6 @@
 """Whole answers with everything known of them: text, tokens, why they ended, log-probabilities."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,3 +62,28 @@ def text_of(tokenizer: Decodes, prompt: Sequence[int], tokens: Sequence[int]) ->
     """The text of `tokens` where they follow `prompt`."""
     stream = TextStream(tokenizer, prompt)
     return "".join([*(stream.push(token) for token in tokens), stream.finish()])
+
+
+def streamed(
+    model: Model, tokenizer: Decodes, ids: Sequence[int], sampling: Sampling, how: dict[str, Any]
+) -> Iterator[str]:
+    """The new text of one prompt, piece by piece; what is impossible is refused here and not at the first piece.
+
+    `how` are further arguments of `decode`.
+    """
+    text = TextStream(tokenizer, before(model, ids), sampling.stop)
+    pieces: list[str] = []
+
+    def push(row: int, token: int) -> bool:
+        pieces.append(text.push(token))
+        return text.stopped is not None
+
+    steps = decode(model, [ids], sampling, model.config.eos, push, **how)
+
+    def flow() -> Iterator[str]:
+        for _ in steps:
+            yield from pieces
+            pieces.clear()
+        yield text.finish()
+
+    return flow()

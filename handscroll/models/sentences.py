@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from handscroll.base.errors import ConfigError, DataError
+from handscroll.base.errors import CapacityError, ConfigError, DataError
 from handscroll.models.model import Model
 from handscroll.nn.marks import PADDING, Marks
 
@@ -53,6 +53,40 @@ def pooled(
             real = (marks.tensors(ids.device)[0] != PADDING).unsqueeze(-1)
             found[group] = (hidden.masked_fill(~real, 0.0).sum(dim=1) / lengths[:, None]).cpu()
     return found
+
+
+def framed(
+    model: Model,
+    texts: Sequence[Sequence[int]],
+    frame: tuple[Sequence[int], Sequence[int]],
+    pooling: str = "mean",
+    windows: bool = False,
+) -> Float[Tensor, "N D"]:
+    """`pooled` of texts between the special tokens of `frame`; one that is too long is read in `windows`, if at all.
+
+    Windows are of nearly equal length, each within its own frame; their vectors are averaged, weighted by tokens.
+
+    Raises:
+        CapacityError: a text is longer than the context, without `windows`. What `pooled` raises.
+    """
+    before, after = frame
+    rows: list[list[int]] = []
+    owner: list[int] = []
+    for number, ids in enumerate(texts):
+        whole = len(before) + len(ids) + len(after)
+        if whole > model.config.context and not windows:
+            raise CapacityError(
+                f"text {number} has {whole} tokens, the model's context is {model.config.context}; shorten it, give "
+                "windows=True (read in windows, their vectors averaged), or lengthen the model "
+                f"(handscroll extend ... --to {whole})"
+            )
+        parts = evenly(ids, model.config.context - len(before) - len(after))
+        rows += [[*before, *part, *after] for part in parts]
+        owner += [number] * len(parts)
+    vectors, owners = pooled(model, rows, pooling), torch.tensor(owner, dtype=torch.int64)
+    weights = torch.tensor([float(len(row)) for row in rows])
+    found = torch.zeros(len(texts), vectors.shape[1]).index_add_(0, owners, vectors * weights[:, None])
+    return found / torch.zeros(len(texts)).index_add_(0, owners, weights)[:, None]
 
 
 def evenly(ids: Sequence[int], most: int) -> list[Sequence[int]]:

@@ -1,0 +1,33 @@
+"""Losses of a text of any length in constant memory: overlapping windows, each read anew."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from handscroll.models.model import Model
+from handscroll.nn.marks import Marks
+from handscroll.objectives.head import token_losses
+
+TOKENS = 4096  # of the windows that are read together
+
+
+@torch.no_grad()
+def windowed_losses(model: Model, ids: Int[Tensor, "T"], window: int) -> Float[Tensor, "T-1"]:
+    """Cross-entropy in nats, float32 on the CPU, of tokens 1 .. T-1; T is more than `window`, which is at least 2.
+
+    Windows of equal length, several in one batch, overlap by half; each scores its second half, the first all of it.
+    """
+    stride = max(1, window // 2)
+    losses = torch.empty(len(ids) - 1)
+    done = 0
+    starts = [*range(0, len(ids) - window, stride), len(ids) - window]
+    rows = max(1, TOKENS // window)
+    for group in (starts[i : i + rows] for i in range(0, len(starts), rows)):
+        tokens = torch.stack([ids[s : s + window] for s in group]).to(model.device)
+        marks = Marks.run(0, window - 1)
+        hidden = model.hidden(model.embed(tokens[:, :-1], marks), marks, model.mask(), length=window)
+        scores = token_losses(hidden.flatten(0, 1), model.head, tokens[:, 1:].flatten())
+        for start, row in zip(group, scores.view(len(group), -1).float().cpu(), strict=True):
+            losses[done : start + window - 1] = row[done - start :]
+            done = start + window - 1
+    return losses
