@@ -414,6 +414,8 @@ class LM:
 
     def _afford(self, request: Request, policy: str, chunk: int, others: Sequence[str] | None = None) -> None:
         """Refuse what does not fit into the free memory beside the model, and say what would."""
+        if self.model.recurrent:  # a state, whatever the length
+            return
         free, disk = spare()
         if self.model.device.type == "cuda":
             free = torch.cuda.mem_get_info(self.model.device)[0]

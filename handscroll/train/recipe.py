@@ -84,7 +84,7 @@ class ModelRecipe(Config):
         if (self.path is None) == (self.family is None):
             raise ValueError("give either path (start from a checkpoint) or family with sizes (a new model)")
         if self.family not in (None, *NEW):
-            raise ValueError(f"no new model of family '{self.family}' is made: {nearest(self.family, NEW)}")
+            raise ValueError(f"model.family: no new model of family '{self.family}' is made: {nearest(self.family, NEW)}")
         return self
 
 
