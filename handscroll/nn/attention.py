@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -50,8 +51,9 @@ class Context:
     memory: Memory | None = None  # what the decoder of an encoder-decoder reads besides its own text
     mlp_tile: int = 0  # tokens the MLP sees at a time, recomputed in the backward; 0: all at once
 
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> list[Span] | Pages:
-        """Keep (B, K, T, E) keys and values of a layer; returns what its queries may read."""
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> Any:
+        """Keep (B, K, T, E) keys and values of a layer; returns what its queries may read: spans or pages, or what else
+        a cache says of a pass without queries (`train/ladder/carry.py: Made`)."""
         if self.cache is None:
             return [Span(keys, values, self.marks)]
         return self.cache.append(layer, keys, values, self.marks)
@@ -112,8 +114,8 @@ class Attention(nn.Module):
             out, _ = attend(q, spans, mask, context.marks, scale, exchange=context.exchange, bias=context.bias)
         return out.transpose(1, 2).flatten(2)
 
-    def remember(self, x: Embeddings, context: Context, layer: int) -> list[Span] | Pages:
-        """Keys and values of `x`, appended to the cache of `layer`; returns what its queries may read."""
+    def remember(self, x: Embeddings, context: Context, layer: int) -> Any:
+        """Keys and values of `x`, appended to the cache of `layer`; returns what `Context.append` does."""
         if context.known is not None:
             return context.known(layer)
         k, v = self._split(self.key(x)), self._split(self.value(x))
