@@ -52,7 +52,8 @@ class Context:
     mlp_tile: int = 0  # tokens the MLP sees at a time, recomputed in the backward; 0: all at once
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> Any:
-        """Keep (B, K, T, E) keys and values of a layer; returns what its queries may read (`Keeper.append`)."""
+        """Keep (B, K, T, E) keys and values of a layer; returns what its queries may read: spans or pages, or what else
+        a cache says of a pass without queries (`train/ladder/carry.py: Made`)."""
         if self.cache is None:
             return [Span(keys, values, self.marks)]
         return self.cache.append(layer, keys, values, self.marks)
@@ -114,7 +115,7 @@ class Attention(nn.Module):
         return out.transpose(1, 2).flatten(2)
 
     def remember(self, x: Embeddings, context: Context, layer: int) -> Any:
-        """Keys and values of `x`, appended to the cache of `layer`; returns what its queries may read."""
+        """Keys and values of `x`, appended to the cache of `layer`; returns what `Context.append` does."""
         if context.known is not None:
             return context.known(layer)
         k, v = self._split(self.key(x)), self._split(self.value(x))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 import handscroll
 from handscroll.base.config import Config
@@ -79,12 +79,17 @@ class ModelRecipe(Config):
     induction: bool = Field(default=False, description="set induction heads by hand (models/induction.py)")
     sizes: dict[str, Any] = Field(default_factory=dict)
 
+    @field_validator("family")
+    @classmethod
+    def _known(cls, family: str | None) -> str | None:
+        if family is not None and family not in NEW:
+            raise ValueError(f"no new model of this family is made: {nearest(family, NEW)}")
+        return family
+
     @model_validator(mode="after")
     def _one(self):
         if (self.path is None) == (self.family is None):
             raise ValueError("give either path (start from a checkpoint) or family with sizes (a new model)")
-        if self.family not in (None, *NEW):
-            raise ValueError(f"model.family: no new model of family '{self.family}' is made: {nearest(self.family, NEW)}")
         return self
 
 

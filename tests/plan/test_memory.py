@@ -61,7 +61,7 @@ def test_parameters_of_an_encoder(heads):
 
 
 def test_an_encoder_keeps_one_input_more_and_all_keys(workload, machine):
-    shape = workload().shape.model_dump() | {"encoder": True, "both_ways": True}
+    shape = workload().shape.model_dump() | {"both_ways": True, "encoder": True}
     there = {"shape": shape, "chunk": 512}
     carried = memory.carried(workload(rung="layer-outer", **there))
     assert carried["inputs"] == 6 * 2048 * 256 * 4 and carried["keys"] == 2 * 2048 * 128 * 4
