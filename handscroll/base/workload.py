@@ -71,7 +71,8 @@ class Shape(Config):
         if encoder:
             square, width = config.width * config.width, config.width
             heads = config.masked * (square + 3 * width + config.vocab) + config.pooler * (square + width)
-            tables = (config.offset + config.kinds) * width + config.following * 2 * (width + 1)
+            told_apart = 2 * config.following + len(config.labels)
+            tables = (config.offset + config.kinds) * width + told_apart * (width + 1)
             values |= {"encoder": True, "extra": heads + tables, "tied": config.tied or not config.masked}
         values |= {"windows": tuple(getattr(config, "windows", ()))}
         values |= {"norms": 4 if getattr(config, "branch_norms", False) else 2}

@@ -1,13 +1,17 @@
-"""Labelled documents, whole and packed: the label is the target of a document's last token, and nothing else is one."""
+"""Labelled documents, whole and packed: the label is the target of a document's last token, and nothing else is one.
+
+For encoders it is that of the first one (`AtFirst`), whose state their head reads.
+"""
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from handscroll.base.errors import ConfigError, DataError, nearest
-from handscroll.data.row import Piece, Row, join
+from handscroll.data.row import IGNORED, Piece, Row, join
 from handscroll.data.sources import TokenSource
 from handscroll.data.stream import State, Stream
 from handscroll.text.readers import Document
@@ -112,3 +116,21 @@ class Labelled(Stream[Row]):
                 if number >= done:
                     yield self.row(documents), {"epoch": epoch, "row": number + 1}
             epoch, done = epoch + 1, 0
+
+
+class AtFirst(Stream[Row]):
+    """The rows of `Labelled`, each label at its document's first token."""
+
+    def __init__(self, rows: Stream[Row]):
+        self.rows = rows
+
+    def identity(self) -> State:
+        return {"stream": "at first", "inner": self.rows.identity()}
+
+    def _items(self, position: State | None) -> Iterator[tuple[Row, State]]:
+        for row, state in self.rows.resume(position["inner"] if position else None):
+            ends = np.flatnonzero(row.targets != IGNORED)
+            starts = ends - (ends if row.positions is None else row.positions[ends])
+            targets = np.full_like(row.targets, IGNORED)
+            targets[starts] = row.targets[ends]
+            yield replace(row, targets=targets), {"inner": state}

@@ -1,7 +1,7 @@
 """BERT (Devlin et al. 2019) and RoBERTa (Liu et al. 2019): post-norm encoders with learned positions.
 
 Heads are where the checkpoint has them: the masked-LM head (transform, norm, tied projection, bias), the pooler, and
-the next-sentence head. A bare encoder (sentence embeddings) has none.
+the next-sentence head. A bare encoder (sentence embeddings) has none, a classifier of documents its own on the pooler.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,8 @@ class BertConfig(Config):
     """Sizes of an encoder, and which heads it has.
 
     `context` are the positions a text may have; the learned table has `offset` unused rows before them (RoBERTa:
-    padding id + 1). `kinds` is the number of token types. `following`: the next-sentence head, on the pooler.
+    padding id + 1). `kinds` is the number of token types. `following`: the next-sentence head, on the pooler. With
+    `labels` it is a classifier of documents, by the pooled state of their first token, and has no other head.
     """
 
     family: Literal["bert", "roberta"] = "bert"
@@ -53,6 +54,7 @@ class BertConfig(Config):
     masked: bool = True
     pooler: bool = False
     following: bool = False
+    labels: tuple[str, ...] = ()
     bos: int | None = None
     eos: tuple[int, ...] = ()
 
@@ -62,6 +64,10 @@ class BertConfig(Config):
             raise ValueError(f"width {self.width} is not a multiple of {self.heads} heads")
         if self.following and not self.pooler:
             raise ValueError("the next-sentence head reads the pooler's output: pooler = true belongs to it")
+        if len(self.labels) == 1 or len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"labels {list(self.labels)}: a classifier needs at least two different ones")
+        if self.labels and (self.masked or self.following or not self.pooler):
+            raise ValueError("a classifier has a pooler and no other head: masked = false, following = false")
         return self
 
     @property
@@ -75,6 +81,11 @@ class BertConfig(Config):
     @property
     def trained(self) -> int:
         return self.original or self.context
+
+    def classifying(self, labels: tuple[str, ...]) -> "BertConfig":
+        """The same encoder as a classifier of documents."""
+        heads = {"masked": False, "following": False, "pooler": True, "tied": True}
+        return BertConfig.parse(self.model_dump() | heads | {"labels": labels}, "labels")
 
     def cache_bytes_per_token(self, element_size: int) -> int:
         """0: an encoder reads a text at once and keeps nothing."""
@@ -143,6 +154,7 @@ class Bert(Decoder):
         self.masked = MaskedHead(config) if config.masked else None
         self.pooler = Linear(config.width, config.width) if config.pooler else None
         self.following = Linear(config.width, 2) if config.following else None
+        self.classifier = Linear(config.width, len(config.labels)) if config.labels else None
 
     def embed(self, tokens: Tokens, marks: Marks) -> Embeddings:
         """Sum of token, position and token-type vectors, normalised; marks without kinds are of type 0."""
@@ -204,6 +216,16 @@ class Bert(Decoder):
             raise ConfigError(f"this {self.config.family} checkpoint has no next-sentence head")
         return self.following(self.pooled(first))
 
+    def classify(self, hidden: Embeddings, marks: Marks, at: Tensor) -> Tensor:
+        """Logits (N, labels) of the N documents whose first tokens stand where `at` (B, T) is true, in their order.
+
+        Raises:
+            ConfigError: the checkpoint is no classifier.
+        """
+        if self.classifier is None:
+            raise ConfigError(f"this {self.config.family} checkpoint is no classifier: it has no labels to tell apart")
+        return self.classifier(self.pooled(hidden[at]))
+
     def mask(self) -> Mask:
         return Everything()
 
@@ -226,6 +248,7 @@ def _no_cache(family: str) -> str:
     )
 
 
+CLASSIFIER = "ForSequenceClassification"
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu-tanh", "gelu_pytorch_tanh": "gelu-tanh", "relu": "relu"}
 # The last line stood in early releases and changes nothing: the pooler is as it is, texts are read in one direction.
 KEYS = frozenset(
@@ -240,8 +263,9 @@ KEYS = frozenset(
 
 
 def new(sizes: dict[str, Any], about: About) -> BertConfig:
-    """Of a recipe's sizes."""
-    return BertConfig.parse(sizes, SIZES)
+    """Of a recipe's sizes; with labels a classifier."""
+    heads = {"masked": False, "pooler": True, "labels": about.labels} if about.labels else {}
+    return BertConfig.parse(heads | sizes, SIZES)
 
 
 def _read(foreign: Foreign) -> BertConfig:
@@ -257,7 +281,7 @@ def _read(foreign: Foreign) -> BertConfig:
     context = required(foreign, "max_position_embeddings", name) - offset
     original = foreign.get("original_max_position_embeddings")
     made = (foreign.get("architectures") or [""])[0]
-    full = made.endswith("ForPreTraining")
+    full, classifier = made.endswith("ForPreTraining"), made.endswith(CLASSIFIER)
     values = {
         "family": name,
         "vocab": required(foreign, "vocab_size", name),
@@ -275,15 +299,24 @@ def _read(foreign: Foreign) -> BertConfig:
         "masked": full or made.endswith("ForMaskedLM"),
         "pooler": not made.endswith("ForMaskedLM"),
         "following": full,
+        "labels": _labels(foreign.get("id2label")) if classifier else (),
         "bos": foreign.get("bos_token_id"),
         "eos": end_tokens(foreign.get("eos_token_id")),
     }
     return BertConfig.parse(values, "config.json")
 
 
+def _labels(named: dict[str, str] | None) -> tuple[str, ...]:
+    """Labels in the order of their numbers; two where the file says nothing, as in the reference library."""
+    named = named or {"0": "LABEL_0", "1": "LABEL_1"}
+    return tuple(str(named[key]) for key in sorted(named, key=int))
+
+
 def _settle(config: BertConfig, tensor: Callable[[str], Tensor | None]) -> BertConfig:
     """Which heads there are: published files keep heads that their `architectures` does not name, and lack others."""
     names = _HEADS[config.family]
+    if config.labels:
+        return config
     found = {
         "masked": tensor(names["masked.dense"] + ".weight") is not None,
         "pooler": tensor(f"{config.family}.pooler.dense.weight") is not None,
@@ -295,6 +328,7 @@ def _settle(config: BertConfig, tensor: Callable[[str], Tensor | None]) -> BertC
 def _write(config: BertConfig) -> Foreign:
     kind = {"bert": "Bert", "roberta": "Roberta"}[config.family]
     head = "ForPreTraining" if config.following else "ForMaskedLM" if config.masked else "Model"
+    head = CLASSIFIER if config.labels else head
     written: Foreign = {
         "architectures": [kind + head],
         "model_type": config.family,
@@ -315,6 +349,9 @@ def _write(config: BertConfig) -> Foreign:
         written["pad_token_id"] = config.offset - 1
     if config.original is not None:
         written["original_max_position_embeddings"] = config.original + config.offset
+    if config.labels:
+        written["id2label"] = {str(number): label for number, label in enumerate(config.labels)}
+        written["label2id"] = {label: number for number, label in enumerate(config.labels)}
     return written
 
 
@@ -335,19 +372,22 @@ _HEADS = {
         "masked": "cls.predictions",
         "following": "cls.seq_relationship",
         "projection": "cls.predictions.decoder",
+        "classifier": "classifier",
     },
     "roberta": {
         "masked.dense": "lm_head.dense",
         "masked.norm": "lm_head.layer_norm",
         "masked": "lm_head",
         "projection": "lm_head.decoder",
+        "classifier": "classifier.out_proj",
     },
 }
 
 
 def _entries(config: BertConfig) -> list[Entry]:
     heads = _HEADS[config.family]
-    base = f"{config.family}." if config.masked or config.following else ""  # a bare encoder is the whole file
+    headed = config.masked or config.following or config.labels
+    base = f"{config.family}." if headed else ""  # a bare encoder is the whole file
     tables = {"embedding": "word", "position_embedding": "position", "kind_embedding": "token_type"}
     entries = [
         Entry(f"{base}embeddings.{theirs}_embeddings.weight", (f"{ours}.weight",)) for ours, theirs in tables.items()
@@ -357,6 +397,10 @@ def _entries(config: BertConfig) -> list[Entry]:
         modules |= {f"layers.{number}.{ours}": f"{base}encoder.layer.{number}.{part}" for ours, part in _LAYER.items()}
     if config.pooler:
         modules["pooler"] = f"{base}pooler.dense"
+    if config.labels:
+        modules["classifier"] = heads["classifier"]
+        if config.family == "roberta":  # its classifiers have a dense layer of their own where others have the pooler
+            modules["pooler"] = "classifier.dense"
     if config.following:
         modules["following"] = heads["following"]
     if config.masked:

@@ -10,7 +10,7 @@ def facts(folder: Path) -> list[tuple[str, str]]:
     kind, config = read_config(folder)
     parameters, dtype, stored = weight_sizes(folder)
     if config.family == "lstm":
-        return _recurrent(config, parameters, dtype, stored)
+        return _recurrent(config, parameters, dtype, stored) + _labels(config)
     per_token = {name: config.cache_bytes_per_token(size) for name, size in (("float32", 4), ("bfloat16", 2))}
     layers = " + ".join(str(getattr(config, name)) for name in ("encoder_layers", "layers") if hasattr(config, name))
     lines = [
@@ -31,12 +31,17 @@ def facts(folder: Path) -> list[tuple[str, str]]:
     full = per_token["float32"] * config.context
     lines.append(("KV cache per token", each))
     lines.append(("KV cache, full context", f"{full / 1e6:,.1f} MB in float32"))
-    return lines
+    return lines + _labels(config)
+
+
+def _labels(config) -> list[tuple[str, str]]:
+    found = getattr(config, "labels", ())
+    return [("labels", ", ".join(found))] if found else []
 
 
 def _recurrent(config, parameters: int, dtype: str, stored: int) -> list[tuple[str, str]]:
     """The lines of a model whose memory of a text is a state."""
-    lines = [
+    return [
         ("family", config.family),
         ("parameters", f"{parameters:,} ({dtype}, {stored / 1e6:.1f} MB on disk)"),
         ("layers x width", f"{config.layers} x {config.width}"),
@@ -46,7 +51,6 @@ def _recurrent(config, parameters: int, dtype: str, stored: int) -> list[tuple[s
         ("positions", "none: read in order"),
         ("state", f"{config.state_bytes(4):,} bytes in float32, whatever the length"),
     ]
-    return lines + ([("labels", ", ".join(config.labels))] if config.labels else [])
 
 
 def describe_positions(config) -> str:

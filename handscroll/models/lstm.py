@@ -54,6 +54,10 @@ class LSTMConfig(Config):
     def context(self) -> int:
         return ENDLESS
 
+    def classifying(self, labels: tuple[str, ...]) -> "LSTMConfig":
+        """The same layers as a classifier of documents."""
+        return LSTMConfig.parse(self.model_dump() | {"labels": labels, "tied": True}, "labels")
+
     def cache_bytes_per_token(self, element_size: int) -> int:
         """0: the state does not grow (`state_bytes`)."""
         return 0

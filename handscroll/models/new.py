@@ -4,9 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from handscroll.base.tables import resolve
 from handscroll.models.model import Model
 from handscroll.models.table import family
+from handscroll.nn.init import initialise
 from handscroll.text.tokenizer import Tokenizer
 
 SIZES = "recipe: model.sizes"  # where the sizes come from, for errors
@@ -40,3 +43,17 @@ def new_model(name: str, sizes: dict[str, Any], about: About) -> Model:
     ids = {"bos": tokenizer.bos, "eos": () if tokenizer.eos is None else (tokenizer.eos,)}
     make: Callable[[dict[str, Any], About], Any] = resolve(NEW, name, "family of new models")
     return family(name).build(make({"vocab": tokenizer.vocab_size, **ids, **sizes}, about))
+
+
+def as_classifier(model: Model, labels: tuple[str, ...], scheme: str, generator: torch.Generator) -> Model:
+    """A classifier of documents that begins with the weights of `model`; its new head is drawn, the old ones go.
+
+    The model itself where it is a classifier already, or of a family that makes none.
+    """
+    if getattr(model.config, "labels", ()) or not hasattr(model.config, "classifying"):
+        return model
+    made = family(model.config.family).build(model.config.classifying(labels))
+    initialise(made, scheme, model.config.layers, generator)
+    kept = model.state_dict()
+    made.load_state_dict({name: kept.get(name, value) for name, value in made.state_dict().items()})
+    return made

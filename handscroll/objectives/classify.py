@@ -1,4 +1,4 @@
-"""Classification of documents: cross-entropy over labels, the target standing at each document's last token."""
+"""Classification of documents: cross-entropy over labels, the target standing at the token whose state is read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,21 +9,24 @@ import torch.nn.functional as F
 
 from handscroll.base.errors import ConfigError
 from handscroll.data.batch import Batch
-from handscroll.data.row import IGNORED
+from handscroll.data.labelled import AtFirst
+from handscroll.data.row import IGNORED, Row
+from handscroll.data.stream import Stream
 from handscroll.models.model import Model
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Mask, SameSegment
 from handscroll.nn.shapes import Embeddings
 from handscroll.objectives.loss import Loss
 from handscroll.objectives.task import Task
+from handscroll.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Classify:
     """Labels of whole documents (`data/labelled.py`), by a model with `classify(hidden, marks, ends)`.
 
-    It adds up over pieces of a row where only the state behind the last token counts; a mean over a document that a
-    chunk holds in part is another mean, so rungs that work in chunks refuse it.
+    It adds up over pieces of a row where one state counts, of an encoder that of the first token; a mean over a
+    document that a chunk holds in part is another mean, so rungs that work in chunks refuse it.
     """
 
     smoothing: float = 0.0
@@ -38,22 +41,22 @@ class Classify:
         """
         if not getattr(model.config, "labels", ()):
             raise ConfigError(f"family '{model.config.family}' as it is here has no labels to tell apart")
-        return cls(smoothing, additive=model.config.pool == "last")
+        return cls(smoothing, additive=getattr(model.config, "pool", "first") != "mean")
 
     def mask(self, model: Model, marks: Marks) -> Mask:
         return model.mask() & SameSegment()
 
     def loss(self, model: Model, hidden: Embeddings, batch: Batch) -> Loss:
-        ends = batch.targets != IGNORED
-        logits = model.classify(hidden, batch.marks(), ends)  # type: ignore[operator]
-        logits, targets = logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.targets[ends]
+        at = batch.targets != IGNORED
+        logits = model.classify(hidden, batch.marks(), at)  # type: ignore[operator]
+        logits, targets = logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.targets[at]
         total = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=self.smoothing)
         count = len(targets)
         return Loss(total, count, {"accuracy": (float((logits.argmax(dim=-1) == targets).sum()), count)})
 
 
 class Classification(Task):
-    """Labels of whole documents, by a model made for them."""
+    """Labels of whole documents, by a model made for them or begun with the weights of another (`model.path`)."""
 
     name: ClassVar[str] = "classify"
     kinds: ClassVar[tuple[str, ...]] = ("labelled",)
@@ -64,6 +67,9 @@ class Classification(Task):
 
     def labels(self, data: Mapping[str, Any]) -> tuple[str, ...]:
         return next((rows.labels for rows in data.values()), ())
+
+    def rows(self, rows: Stream[Row], length: int, seed: int, model: Model, tokenizer: Tokenizer) -> Stream[Row]:
+        return AtFirst(rows) if model.both_ways else rows
 
     def check(self, data: Mapping[str, Any], validated: bool) -> None:
         super().check(data, validated)

@@ -61,7 +61,7 @@ class Adapted(nn.Module):
 
 
 def add_lora(model: Model, settings: LoRA, seed: int = 0) -> None:
-    """Freeze `model` and adapt its target projections, in place.
+    """Freeze `model` and adapt its target projections, in place; what labels documents goes on learning.
 
     Raises:
         ConfigError: a target that no layer has.
@@ -71,9 +71,10 @@ def add_lora(model: Model, settings: LoRA, seed: int = 0) -> None:
     if wrong:
         allowed = ", ".join(sorted(known - {"projection"}))
         raise ConfigError(f"lora.targets: this model has no projection '{wrong[0]}'. Allowed: {allowed}")
-    generator = torch.Generator().manual_seed(seed)
+    generator, labelled = torch.Generator().manual_seed(seed), bool(getattr(model.config, "labels", ()))
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(settings.tables and ("norm" in name or "embedding" in name))
+        table = settings.tables and ("norm" in name or "embedding" in name)
+        parameter.requires_grad_(table or (labelled and name.startswith(("classifier.", "pooler."))))
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in settings.targets:
             model.set_submodule(name, Adapted(module, settings.rank, settings.alpha / settings.rank, generator))

@@ -25,7 +25,7 @@ from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.models.induction import set_induction_heads
 from handscroll.models.llama import Llama
 from handscroll.models.model import Decoder, Model
-from handscroll.models.new import NEW, About, new_model
+from handscroll.models.new import NEW, About, as_classifier, new_model
 from handscroll.nn.init import initialise
 from handscroll.nn.noise import Noise
 from handscroll.objectives.causal import NextToken
@@ -293,11 +293,15 @@ def _digest(value: Any) -> int:
 
 def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Decoder:
     """A new model of the recipe's family and sizes, or the checkpoint it starts from, in float32."""
+    labels = recipe.objective.labels(recipe.mixed)
     if recipe.model.path is not None:
         loaded = load(recipe.model.path).model
+        if labels:
+            seeded = torch.Generator().manual_seed(recipe.seed)
+            loaded = as_classifier(loaded, labels, recipe.model.initialise, seeded)
         assert isinstance(loaded, Decoder)
         return loaded
-    about = About(tokenizer, max(stage.length for stage in recipe.stages), recipe.objective.labels(recipe.mixed))
+    about = About(tokenizer, max(stage.length for stage in recipe.stages), labels)
     model = new_model(str(recipe.model.family), recipe.model.sizes, about)
     assert isinstance(model, Decoder)
     generator = torch.Generator().manual_seed(recipe.seed)

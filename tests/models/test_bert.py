@@ -33,6 +33,11 @@ KINDS = {
     "bare": (BertModel, {"type_vocab_size": 3}),
     "roberta": (transformers.RobertaForMaskedLM, {"max_position_embeddings": 66, "type_vocab_size": 1}),
     "roberta, bare": (transformers.RobertaModel, {"max_position_embeddings": 66, "hidden_act": "relu"}),
+    "classifier": (transformers.BertForSequenceClassification, {"num_labels": 3}),
+    "roberta, classifier": (
+        transformers.RobertaForSequenceClassification,
+        {"max_position_embeddings": 66, "id2label": {0: "no", 1: "yes"}},
+    ),
 }
 
 
@@ -65,6 +70,9 @@ def ours_say(model, ids, marks):
     mask = model.mask() if marks.plain else model.mask() & SameSegment()
     hidden = model.hidden(model.embed(ids, marks), marks, mask)
     first = hidden[:, 0]
+    if model.classifier is not None:
+        at = torch.zeros_like(ids, dtype=torch.bool).index_fill(1, torch.tensor([0]), True)
+        return model.classify(hidden, marks, at), None, None
     return (
         hidden if model.masked is None else model.logits(hidden),
         None if model.pooler is None else model.pooled(first),
@@ -91,6 +99,10 @@ def test_equal_outputs_both_ways(kind, tmp_path):
     again = type(theirs).from_pretrained(tmp_path / "ours", dtype=torch.float32).eval()
     written = json.loads((tmp_path / "ours" / "config.json").read_text())
     assert written["architectures"] == [type(theirs).__name__]
+    if model.config.labels:
+        assert model.config.labels == tuple(theirs.config.id2label.values()) and again.config.id2label == (
+            theirs.config.id2label
+        )
     ours, given = (load_file(tmp_path / name / "model.safetensors").keys() for name in ("ours", "theirs"))
     assert ours == given - ({"cls.predictions.bias"} if kind == "untied" else set())
     for length in (1, 7, 64):
