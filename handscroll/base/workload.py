@@ -45,38 +45,8 @@ class Shape(Config):
 
     @classmethod
     def of(cls, config: Any, **changes: Any) -> Self:
-        """The shape of a model's configuration (`LlamaConfig`, `GPT2Config`, or anything with those fields).
-
-        A BLOOM is counted as a GPT-2 without positions; the norm of its embedding (2 D numbers) and the bias tensors of
-        a tile are left out. A T5 is counted as a decoder of all its layers, encoder and decoder, on rows as long as the
-        text; its cross-attention is spread over their MLPs. An LSTM has neither heads nor keys. A BERT is counted as a
-        GPT-2 that is an encoder: its layers have the same parts.
-        """
-        if config.family == "lstm":
-            sizes = {name: getattr(config, name) for name in ("layers", "width", "vocab", "tied")}
-            return cls(**recurrent(sizes) | changes)
-        names = ("layers", "width", "heads", "kv_heads", "head_size", "mlp_width", "vocab", "tied")
-        values: dict[str, Any] = {name: getattr(config, name) for name in names}
-        if config.family in ("t5", "mt5"):
-            gated, layers = config.mlp != "relu", config.layers + config.encoder_layers
-            cross = 4 * config.heads * config.head_size * config.layers  # numbers a unit of width
-            wider = config.mlp_width + -(-cross // (layers * (3 if gated else 2)))
-            values |= {"layers": layers, "mlp_width": wider, "family": "llama" if gated else "gpt2", "sourced": True}
-            return cls(**values | changes)
-        encoder, blanks = config.family in ("bert", "roberta"), config.family == "glm-blank"
-        plain = encoder or blanks or config.family in ("gpt2", "bloom")  # layer norms, biases and a plain MLP
-        positions = config.context if encoder or blanks or config.family == "gpt2" else 0
-        positions += getattr(config, "inside", 0)  # the second table of blank infilling
-        values |= {"family": "gpt2" if plain else "llama", "positions": positions, "both_ways": encoder or blanks}
-        if encoder:
-            square, width = config.width * config.width, config.width
-            heads = config.masked * (square + 3 * width + config.vocab) + config.pooler * (square + width)
-            told_apart = 2 * config.following + len(config.labels)
-            tables = (config.offset + config.kinds) * width + told_apart * (width + 1)
-            values |= {"encoder": True, "extra": heads + tables, "tied": config.tied or not config.masked}
-        values |= {"windows": tuple(getattr(config, "windows", ()))}
-        values |= {"norms": 4 if getattr(config, "branch_norms", False) else 2}
-        return cls(**values | changes)
+        """The shape of a model's configuration, which says itself how it is counted (`models/sizes.py: Sizes`)."""
+        return cls(**config.shape() | changes)
 
     @property
     def inner(self) -> int:
@@ -168,11 +138,6 @@ class Footprint(Config):
             return self.held(tokens) + math.ceil(self.reading * chunk)
         read = prompt if self.whole else min(prompt, self.most + chunk)
         return max(self.held(tokens), math.ceil(self.fixed + self.each * read))
-
-
-def recurrent(sizes: dict[str, Any]) -> dict[str, Any]:
-    """The fields of an LSTM's shape; its gates are what an MLP is to the others, four times as wide as it is."""
-    return sizes | {"family": "lstm", "heads": 1, "kv_heads": 1, "head_size": 1, "mlp_width": 4 * sizes["width"]}
 
 
 class Workload(Config):

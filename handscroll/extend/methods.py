@@ -189,6 +189,15 @@ RELATIVE = {
 }
 
 
+# How a model tells positions (`models/sizes.py: Told`), in words, and the methods for that. Others are not lengthened.
+WAYS: dict[str, tuple[str, dict[str, Any]]] = {
+    "rotary": ("rotary positions", METHODS),
+    "learned": ("learned positions", LEARNED),
+    "slopes": ("ALiBi", BIASED),
+    "buckets": ("a learned relative bias", RELATIVE),
+}
+
+
 def candidates(model: Model, method: str, to: int, factors: dict[str, Any] | None = None) -> list[Candidate]:
     """The candidates of `method` for lengthening `model` to `to` tokens.
 
@@ -198,23 +207,15 @@ def candidates(model: Model, method: str, to: int, factors: dict[str, Any] | Non
         ConfigError: an unknown method, one that does not fit the family, or a target not above the trained length.
     """
     config = model.config
-    if model.recurrent:
-        raise ConfigError(
-            f"family '{config.family}' has no positions: nothing ends its context, and there is nothing to lengthen; "
-            "train it on longer rows (its state is carried exactly through rows of any length)"
-        )
-    if config.family == "glm-blank":
-        raise ConfigError(
-            "family 'glm-blank' has two learned tables of positions and predicts no plain text to measure a longer "
-            "one by: it is not lengthened; train one with a larger context"
-        )
+    if config.told not in WAYS:
+        raise ConfigError(f"family '{config.family}' {config.unlengthened}")
     if to <= config.context:
         raise ConfigError(
             f"--to {to} is not longer than the context of this checkpoint ({config.context} tokens"
             + (f", trained to {config.trained}" if config.trained != config.context else "")
             + "); give a larger number"
         )
-    kind, table = _methods_for(model)
+    kind, table = WAYS[config.told]
     if method not in ("auto", "all", *table):
         raise ConfigError(f"unknown method '{method}' for {kind}: {nearest(method, ['auto', 'all', *table])}")
     if factors is not None and method != "longrope":
@@ -270,16 +271,6 @@ def resample(table: Tensor, to: int, how: str) -> Tensor:
         return table.repeat(-(-to // len(table)), 1)[:to].clone()
     wide = table.T[None].to(torch.float64)
     return F.interpolate(wide, size=to, mode="linear", align_corners=True)[0].T.to(table.dtype).contiguous()
-
-
-def _methods_for(model: Model) -> tuple[str, dict[str, Any]]:
-    """How the model tells positions, and the table of methods for that."""
-    family = model.config.family
-    if family in ("gpt2", "bert", "roberta"):
-        return "learned positions", LEARNED
-    if family in ("t5", "mt5"):
-        return "a learned relative bias", RELATIVE
-    return ("ALiBi", BIASED) if family == "bloom" else ("rotary positions", METHODS)
 
 
 def _slopes(config: Any, method: str, to: int) -> list[Candidate]:

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from handscroll.base.config import Config
 from handscroll.base.errors import CapacityError, ConfigError, DataError
 from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
 from handscroll.models.model import Decoder
 from handscroll.models.new import SIZES, About
+from handscroll.models.sizes import Labels, WholeHeads
 from handscroll.nn.attention import Attention, Context, Heads
 from handscroll.nn.cache import Cache, Keeper
 from handscroll.nn.linear import Linear, TokenTable
@@ -30,7 +30,7 @@ from handscroll.nn.tile import tiled
 ACTIVATIONS = {"gelu": F.gelu, "gelu-tanh": gelu_tanh, "relu": F.relu}
 
 
-class BertConfig(Config):
+class BertConfig(WholeHeads, Labels):
     """Sizes of an encoder, and which heads it has.
 
     `context` are the positions a text may have; the learned table has `offset` unused rows before them (RoBERTa:
@@ -38,11 +38,8 @@ class BertConfig(Config):
     `labels` it is a classifier of documents, by the pooled state of their first token, and has no other head.
     """
 
+    told = "learned"
     family: Literal["bert", "roberta"] = "bert"
-    vocab: int
-    width: int
-    layers: int
-    heads: int
     mlp_width: int
     context: int
     original: int | None = None  # positions before interpolation, when the table was lengthened here
@@ -54,29 +51,16 @@ class BertConfig(Config):
     masked: bool = True
     pooler: bool = False
     following: bool = False
-    labels: tuple[str, ...] = ()
     bos: int | None = None
     eos: tuple[int, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self):
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of {self.heads} heads")
         if self.following and not self.pooler:
             raise ValueError("the next-sentence head reads the pooler's output: pooler = true belongs to it")
-        if len(self.labels) == 1 or len(set(self.labels)) != len(self.labels):
-            raise ValueError(f"labels {list(self.labels)}: a classifier needs at least two different ones")
         if self.labels and (self.masked or self.following or not self.pooler):
             raise ValueError("a classifier has a pooler and no other head: masked = false, following = false")
         return self
-
-    @property
-    def head_size(self) -> int:
-        return self.width // self.heads
-
-    @property
-    def kv_heads(self) -> int:
-        return self.heads
 
     @property
     def trained(self) -> int:
@@ -90,6 +74,18 @@ class BertConfig(Config):
     def cache_bytes_per_token(self, element_size: int) -> int:
         """0: an encoder reads a text at once and keeps nothing."""
         return 0
+
+    def shape(self) -> dict[str, Any]:
+        """Of a GPT-2 that is an encoder: its layers have the same parts."""
+        square, width = self.width * self.width, self.width
+        heads = self.masked * (square + 3 * width + self.vocab) + self.pooler * (square + width)
+        told_apart = 2 * self.following + len(self.labels)
+        tables = (self.offset + self.kinds) * width + told_apart * (width + 1)
+        own = {"both_ways": True, "encoder": True, "extra": heads + tables, "tied": self.tied or not self.masked}
+        return super().shape() | {"family": "gpt2", "positions": self.context} | own
+
+    def describe_positions(self) -> str:
+        return f"learned table of {self.context:,} rows"
 
 
 class Layer(nn.Module):

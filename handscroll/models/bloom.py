@@ -1,13 +1,15 @@
 """BLOOM (BigScience 2022, arXiv:2211.05100): pre-norm decoder with ALiBi, a norm after the embedding and a GELU MLP."""
 
-from pydantic import Field, model_validator
+from typing import Any
+
+from pydantic import Field
 from torch import nn
 
-from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError
 from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
 from handscroll.models.gpt2 import Layer
 from handscroll.models.model import Decoder
+from handscroll.models.sizes import WholeHeads
 from handscroll.nn.bias import ALiBi
 from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
@@ -15,17 +17,14 @@ from handscroll.nn.norm import LayerNorm
 from handscroll.nn.shapes import Embeddings, Tokens
 
 
-class BloomConfig(Config):
+class BloomConfig(WholeHeads):
     """Sizes of a BLOOM. `context` is the tokens that it may be used to, `original` those before it was lengthened here.
 
     `factor` divides the slopes of ALiBi (`nn/bias.py`).
     """
 
+    told = "slopes"
     family: str = "bloom"
-    vocab: int
-    width: int
-    layers: int
-    heads: int
     context: int
     original: int | None = None
     factor: float = Field(default=1.0, ge=1.0, allow_inf_nan=False)
@@ -33,20 +32,6 @@ class BloomConfig(Config):
     tied: bool = True
     bos: int | None = None
     eos: tuple[int, ...] = ()
-
-    @model_validator(mode="after")
-    def _consistent(self):
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of {self.heads} heads")
-        return self
-
-    @property
-    def head_size(self) -> int:
-        return self.width // self.heads
-
-    @property
-    def kv_heads(self) -> int:
-        return self.heads
 
     @property
     def mlp_width(self) -> int:
@@ -56,8 +41,12 @@ class BloomConfig(Config):
     def trained(self) -> int:
         return self.original or self.context
 
-    def cache_bytes_per_token(self, element_size: int) -> int:
-        return 2 * self.layers * self.width * element_size
+    def shape(self) -> dict[str, Any]:
+        """Of a GPT-2 without positions; the norm of the embedding (2 D numbers) and the bias tensors are left out."""
+        return super().shape() | {"family": "gpt2"}
+
+    def describe_positions(self) -> str:
+        return "ALiBi" + (f", slopes divided by {self.factor:g}" if self.factor != 1.0 else "")
 
 
 class Bloom(Decoder):

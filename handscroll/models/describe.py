@@ -9,7 +9,7 @@ def facts(folder: Path) -> list[tuple[str, str]]:
     """(name, value) lines about a checkpoint, read from its configuration and safetensors headers alone."""
     kind, config = read_config(folder)
     parameters, dtype, stored = weight_sizes(folder)
-    if config.family == "lstm":
+    if config.told == "order":
         return _recurrent(config, parameters, dtype, stored) + _labels(config)
     per_token = {name: config.cache_bytes_per_token(size) for name, size in (("float32", 4), ("bfloat16", 2))}
     layers = " + ".join(str(getattr(config, name)) for name in ("encoder_layers", "layers") if hasattr(config, name))
@@ -20,7 +20,7 @@ def facts(folder: Path) -> list[tuple[str, str]]:
         ("vocabulary", f"{config.vocab:,}"),
         ("context", f"{config.context:,} tokens"),
         ("trained length", f"{config.trained:,} tokens"),
-        ("positions", describe_positions(config)),
+        ("positions", config.describe_positions()),
     ]
     windows = getattr(config, "windows", ())
     if windows:
@@ -48,29 +48,6 @@ def _recurrent(config, parameters: int, dtype: str, stored: int) -> list[tuple[s
         ("vocabulary", f"{config.vocab:,}"),
         ("context", "any length"),
         ("trained length", f"{config.trained:,} tokens"),
-        ("positions", "none: read in order"),
+        ("positions", config.describe_positions()),
         ("state", f"{config.state_bytes(4):,} bytes in float32, whatever the length"),
     ]
-
-
-def describe_positions(config) -> str:
-    """One line on the position method and its dials."""
-    if config.family == "glm-blank":
-        return f"learned tables of {config.context:,} places and {config.inside:,} inside a blank"
-    if config.family in ("gpt2", "bert", "roberta"):
-        return f"learned table of {config.context:,} rows"
-    if config.family in ("t5", "mt5"):
-        divided = f", distances divided by {config.factor:g}" if config.factor != 1.0 else ""
-        return f"learned relative bias: {config.buckets} buckets up to {config.reach:,} tokens{divided}"
-    if config.family == "bloom":
-        return "ALiBi" + (f", slopes divided by {config.factor:g}" if config.factor != 1.0 else "")
-    positions = config.positions
-    fields = positions.scaling.model_dump(exclude_none=True)
-    name = fields.pop("name")
-    for key in ("short_factor", "long_factor"):
-        if key in fields:
-            fields[key] = f"{len(fields[key])} numbers"
-    dials = ", ".join(f"{key} {value}" for key, value in fields.items())
-    scaling = "no scaling" if name == "none" else f"{name} ({dials})" if dials else name
-    part = "" if config.rotated_size == config.head_size else f"{config.rotated_size} of {config.head_size} numbers, "
-    return f"rotary, {part}base {positions.base:g}, {scaling}"

@@ -4,49 +4,37 @@ A Llama that rotates half of each head, in pairs of neighbours: their weights' r
 back into pairs on writing, which changes no number. The original GLM of blank infilling is another family.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
-from torch import Tensor, nn
 
-from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError
 from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
-from handscroll.models.model import Decoder, PreNormLayer
-from handscroll.models.positions import POSITION_KEYS, Positions, read_positions, rotated_size, write_positions
+from handscroll.models.llama import Llama
+from handscroll.models.model import PreNormLayer
+from handscroll.models.positions import POSITION_KEYS, read_positions, rotated_size, write_positions
+from handscroll.models.sizes import Rotary
 from handscroll.nn.attention import Attention, Context, Heads
-from handscroll.nn.linear import Linear, TokenTable
-from handscroll.nn.marks import Marks
 from handscroll.nn.mlp import GatedMLP
 from handscroll.nn.norm import RMSNorm
-from handscroll.nn.rope import Rotation
-from handscroll.nn.shapes import Embeddings, Tokens
+from handscroll.nn.shapes import Embeddings
 from handscroll.nn.tile import tiled
 
 
-class GLMConfig(Config):
+class GLMConfig(Rotary):
     """Sizes and switches. `rotated_size` is how many numbers of each head are rotated; the rest tells no position."""
 
     family: str = "glm"
-    vocab: int
-    width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_size: int
     rotated_size: Annotated[int, Field(ge=2, multiple_of=2)]
     mlp_width: int
     norm_eps: float = 1.5625e-7
     tied: bool = False
     attention_bias: bool = True
-    positions: Positions
     bos: int | None = None
     eos: tuple[int, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self):
-        if self.heads % self.kv_heads:
-            raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} kv heads evenly")
         if self.rotated_size > self.head_size:
             raise ValueError(f"{self.rotated_size} numbers of a head of {self.head_size} cannot be rotated")
         return self
@@ -56,16 +44,8 @@ class GLMConfig(Config):
         """Whether what attention and the MLP give is normalised before it is added."""
         return self.family == "glm4"
 
-    @property
-    def context(self) -> int:
-        return self.positions.context
-
-    @property
-    def trained(self) -> int:
-        return self.positions.trained
-
-    def cache_bytes_per_token(self, element_size: int) -> int:
-        return 2 * self.layers * self.kv_heads * self.head_size * element_size
+    def shape(self) -> dict[str, Any]:
+        return super().shape() | {"norms": 4 if self.branch_norms else 2}
 
 
 class Layer(PreNormLayer):
@@ -97,23 +77,13 @@ class NormedLayer(Layer):
         return x + context.dropped(made, 2 * self.number + 2)
 
 
-class GLM(Decoder):
+class GLM(Llama):
     """A decoder of the GLM-4 form."""
 
-    def __init__(self, config: GLMConfig):
-        super().__init__()
-        self.config = config
-        layer = NormedLayer if config.branch_norms else Layer
-        self.embedding = TokenTable(config.vocab, config.width)
-        self.layers = nn.ModuleList(layer(config, number) for number in range(config.layers))
-        self.norm = RMSNorm(config.width, config.norm_eps)
-        self.projection = None if config.tied else Linear(config.width, config.vocab, bias=False)
+    config: GLMConfig
 
-    def embed(self, tokens: Tokens, marks: Marks) -> Embeddings:
-        return self.embedding(tokens)
-
-    def rotation(self, marks: Marks, length: int | None, like: Tensor) -> Rotation:
-        return self.config.positions.rotation(marks, self.config.rotated_size, length, like)
+    def layer(self, number: int) -> Layer:
+        return (NormedLayer if self.config.branch_norms else Layer)(self.config, number)
 
 
 ARCHITECTURES = {"glm": "GlmForCausalLM", "glm4": "Glm4ForCausalLM"}

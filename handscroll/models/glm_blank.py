@@ -10,12 +10,12 @@ from typing import Any
 from pydantic import Field, model_validator
 from torch import nn
 
-from handscroll.base.config import Config
 from handscroll.base.errors import CapacityError
 from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
 from handscroll.models.gpt2 import Layer
 from handscroll.models.model import Decoder
 from handscroll.models.new import SIZES, About
+from handscroll.models.sizes import WholeHeads
 from handscroll.nn.blanks import Given, parted
 from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
@@ -25,18 +25,19 @@ from handscroll.nn.shapes import Embeddings, Tokens
 from handscroll.text.blanks import BlankTokens
 
 
-class BlankGLMConfig(Config):
+class BlankGLMConfig(WholeHeads):
     """Sizes. `context` places of a text with its blanks, `inside` places in one blank, its beginning included.
 
     `blank` and `rest` are the tokens that stand for a span ([MASK]) and for all that follows ([gMASK]); `start` begins
     what fills one ([sop]), `end` ends it ([eop]).
     """
 
+    told = "pairs"
+    unlengthened = (
+        "has two learned tables of positions and predicts no plain text to measure a longer one by: it is not "
+        "lengthened; train one with a larger context"
+    )
     family: str = "glm-blank"
-    vocab: int
-    width: int
-    layers: int
-    heads: int
     mlp_width: int
     context: int = Field(ge=1)
     inside: int = Field(ge=2)
@@ -51,26 +52,20 @@ class BlankGLMConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self):
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of {self.heads} heads")
         if len({self.blank, self.rest, self.start, self.end}) < 4:
             raise ValueError("blank, rest, start and end must be four different tokens")
         return self
 
     @property
-    def head_size(self) -> int:
-        return self.width // self.heads
-
-    @property
-    def kv_heads(self) -> int:
-        return self.heads
-
-    @property
     def trained(self) -> int:
         return self.context
 
-    def cache_bytes_per_token(self, element_size: int) -> int:
-        return 2 * self.layers * self.width * element_size
+    def shape(self) -> dict[str, Any]:
+        """Of a GPT-2 with two tables that reads in both directions."""
+        return super().shape() | {"family": "gpt2", "positions": self.context + self.inside, "both_ways": True}
+
+    def describe_positions(self) -> str:
+        return f"learned tables of {self.context:,} places and {self.inside:,} inside a blank"
 
 
 class BlankGLM(Decoder):

@@ -2,14 +2,13 @@
 
 from typing import Any
 
-from pydantic import model_validator
 from torch import nn
 
-from handscroll.base.config import Config
 from handscroll.base.errors import CapacityError, ConfigError
 from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
 from handscroll.models.model import Decoder, PreNormLayer
 from handscroll.models.new import SIZES, About
+from handscroll.models.sizes import WholeHeads
 from handscroll.nn.attention import Attention, Heads
 from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
@@ -18,14 +17,11 @@ from handscroll.nn.norm import LayerNorm
 from handscroll.nn.shapes import Embeddings, Tokens
 
 
-class GPT2Config(Config):
+class GPT2Config(WholeHeads):
     """Sizes of a GPT-2; `context` is the number of rows of the learned position table."""
 
+    told = "learned"
     family: str = "gpt2"
-    vocab: int
-    width: int
-    layers: int
-    heads: int
     mlp_width: int
     context: int
     original: int | None = None  # rows before interpolation, when the table was lengthened here
@@ -34,26 +30,15 @@ class GPT2Config(Config):
     bos: int | None = None
     eos: tuple[int, ...] = ()
 
-    @model_validator(mode="after")
-    def _consistent(self):
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of {self.heads} heads")
-        return self
-
-    @property
-    def head_size(self) -> int:
-        return self.width // self.heads
-
-    @property
-    def kv_heads(self) -> int:
-        return self.heads
-
     @property
     def trained(self) -> int:
         return self.original or self.context
 
-    def cache_bytes_per_token(self, element_size: int) -> int:
-        return 2 * self.layers * self.width * element_size
+    def shape(self) -> dict[str, Any]:
+        return super().shape() | {"family": "gpt2", "positions": self.context}
+
+    def describe_positions(self) -> str:
+        return f"learned table of {self.context:,} rows"
 
 
 class Layer(PreNormLayer):

@@ -9,12 +9,12 @@ from typing import Any
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError
 from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
 from handscroll.models.model import Decoder, PreNormLayer
 from handscroll.models.new import SIZES, About
-from handscroll.models.positions import POSITION_KEYS, Positions, read_positions, write_positions
+from handscroll.models.positions import POSITION_KEYS, read_positions, write_positions
+from handscroll.models.sizes import Rotary
 from handscroll.nn.attention import Attention, Heads
 from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
@@ -25,16 +25,10 @@ from handscroll.nn.rope import Rotation
 from handscroll.nn.shapes import Embeddings, Tokens
 
 
-class LlamaConfig(Config):
+class LlamaConfig(Rotary):
     """Sizes and switches. `windows` has one entry a layer (None: full attention), or is empty."""
 
     family: str = "llama"
-    vocab: int
-    width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_size: int
     mlp_width: int
     norm_eps: float = 1e-5
     tied: bool = False
@@ -43,14 +37,11 @@ class LlamaConfig(Config):
     mlp_bias: bool = False
     query_key_norm: bool = False
     windows: tuple[int | None, ...] = ()
-    positions: Positions
     bos: int | None = None
     eos: tuple[int, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self):
-        if self.heads % self.kv_heads:
-            raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} kv heads evenly")
         if self.head_size % 2:
             raise ValueError(f"rotary positions need an even head size, got {self.head_size}")
         if self.windows and len(self.windows) != self.layers:
@@ -58,20 +49,12 @@ class LlamaConfig(Config):
         return self
 
     @property
-    def context(self) -> int:
-        return self.positions.context
-
-    @property
-    def trained(self) -> int:
-        return self.positions.trained
-
-    @property
     def rotated_size(self) -> int:
         """Numbers of each head that are rotated."""
         return self.head_size
 
-    def cache_bytes_per_token(self, element_size: int) -> int:
-        return 2 * self.layers * self.kv_heads * self.head_size * element_size
+    def shape(self) -> dict[str, Any]:
+        return super().shape() | {"windows": self.windows}
 
 
 class Layer(PreNormLayer):
@@ -101,15 +84,19 @@ class Layer(PreNormLayer):
 
 
 class Llama(Decoder):
-    """A decoder of the Llama form."""
+    """A decoder of the Llama form; one with layers of its own writes `layer`."""
 
-    def __init__(self, config: LlamaConfig):
+    def __init__(self, config: Any):
         super().__init__()
         self.config = config
         self.embedding = TokenTable(config.vocab, config.width)
-        self.layers = nn.ModuleList(Layer(config, number) for number in range(config.layers))
+        self.layers = nn.ModuleList(self.layer(number) for number in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.projection = None if config.tied else Linear(config.width, config.vocab, bias=False)
+
+    def layer(self, number: int) -> PreNormLayer:
+        """Layer `number` of the stack."""
+        return Layer(self.config, number)
 
     def embed(self, tokens: Tokens, marks: Marks) -> Embeddings:
         return self.embedding(tokens)

@@ -11,11 +11,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError
 from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
 from handscroll.models.model import Decoder
 from handscroll.models.new import SIZES, About
+from handscroll.models.sizes import Labels
 from handscroll.nn.attention import Context
 from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
@@ -25,25 +25,27 @@ from handscroll.nn.shapes import Embeddings, Logits, Tokens
 ENDLESS = 1 << 40  # tokens: no position ends the context
 
 
-class LSTMConfig(Config):
+class LSTMConfig(Labels):
     """Sizes. `trained` is the length of the rows that it learned from. With `labels` it is a classifier of documents,
     by the state behind the last token or the mean of all outputs (`pool`), and predicts no tokens."""
 
+    told = "order"
+    unlengthened = (
+        "has no positions: nothing ends its context, and there is nothing to lengthen; train it on longer rows (its "
+        "state is carried exactly through rows of any length)"
+    )
     family: str = "lstm"
     vocab: int = Field(ge=1)
     width: int = Field(ge=1)
     layers: int = Field(ge=1)
     trained: int = Field(ge=1)
     tied: bool = True
-    labels: tuple[str, ...] = ()
     pool: Literal["last", "mean"] = "last"
     bos: int | None = None
     eos: tuple[int, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self):
-        if len(self.labels) == 1 or len(set(self.labels)) != len(self.labels):
-            raise ValueError(f"labels {list(self.labels)}: a classifier needs at least two different ones")
         if self.labels and not self.tied:
             raise ValueError("a classifier has no head for tokens: leave tied = true")
         if self.pool != "last" and not self.labels:
@@ -65,6 +67,15 @@ class LSTMConfig(Config):
     def state_bytes(self, element_size: int) -> int:
         """Bytes of the state of one row, whatever the length of its text."""
         return 2 * self.layers * self.width * element_size
+
+    def shape(self) -> dict[str, Any]:
+        """No heads and no keys; its gates are what an MLP is to the others, four times as wide as it is."""
+        sizes = {name: getattr(self, name) for name in ("layers", "width", "vocab", "tied")}
+        heads = {"heads": 1, "kv_heads": 1, "head_size": 1}
+        return sizes | heads | {"family": "lstm", "mlp_width": 4 * self.width}
+
+    def describe_positions(self) -> str:
+        return "none: read in order"
 
 
 class Layer(nn.Module):

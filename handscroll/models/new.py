@@ -33,8 +33,8 @@ class About:
     labels: tuple[str, ...] = ()
 
 
-def new_model(name: str, sizes: dict[str, Any], about: About) -> Model:
-    """A model of a family and of sizes, its weights not yet initialised; vocabulary and ends are the tokenizer's.
+def new_config(name: str, sizes: dict[str, Any], about: About) -> Any:
+    """The configuration of a new model of a family and of sizes; vocabulary and ends are the tokenizer's.
 
     Raises:
         ConfigError: no such family, or sizes that it does not have or that do not fit together.
@@ -42,7 +42,12 @@ def new_model(name: str, sizes: dict[str, Any], about: About) -> Model:
     tokenizer = about.tokenizer
     ids = {"bos": tokenizer.bos, "eos": () if tokenizer.eos is None else (tokenizer.eos,)}
     make: Callable[[dict[str, Any], About], Any] = resolve(NEW, name, "family of new models")
-    return family(name).build(make({"vocab": tokenizer.vocab_size, **ids, **sizes}, about))
+    return make({"vocab": tokenizer.vocab_size, **ids, **sizes}, about)
+
+
+def new_model(name: str, sizes: dict[str, Any], about: About) -> Model:
+    """A model of `new_config`, its weights not yet initialised."""
+    return family(name).build(new_config(name, sizes, about))
 
 
 def as_classifier(model: Model, labels: tuple[str, ...], scheme: str, generator: torch.Generator) -> Model:

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError, nearest
 from handscroll.models.encoder_decoder import Encoder, EncoderDecoder
 from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
 from handscroll.models.model import PreNormLayer
 from handscroll.models.new import SIZES, About
+from handscroll.models.sizes import Sizes
 from handscroll.nn.attention import Attention, Context, CrossAttention, Heads
 from handscroll.nn.bias import Buckets, Relative
 from handscroll.nn.linear import Linear, TokenTable
@@ -36,13 +36,14 @@ ACTIVATIONS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
 }
 
 
-class T5Config(Config):
+class T5Config(Sizes):
     """Sizes of a T5. `layers` are those of the decoder; `context` the tokens that source and target may each have.
 
     `buckets` and `reach` are those of the relative bias (`nn/bias.py: Buckets`), and `factor` divides its distances.
     `scaled`: hidden states are multiplied by 1/sqrt(width) before the head. `start` begins every decoder text.
     """
 
+    told = "buckets"
     family: Literal["t5", "mt5"] = "t5"
     vocab: int
     width: int
@@ -83,6 +84,19 @@ class T5Config(Config):
     def cache_bytes_per_token(self, element_size: int) -> int:
         """Of a decoder token; one of the source adds as many."""
         return 2 * self.layers * self.heads * self.head_size * element_size
+
+    def shape(self) -> dict[str, Any]:
+        """Of a decoder of all layers, encoder and decoder, on rows as long as the text; cross-attention is spread over
+        their MLPs."""
+        gated, layers = self.mlp != "relu", self.layers + self.encoder_layers
+        cross = 4 * self.heads * self.head_size * self.layers  # numbers a unit of width
+        wider = self.mlp_width + -(-cross // (layers * (3 if gated else 2)))
+        counted = {"layers": layers, "mlp_width": wider, "sourced": True}
+        return super().shape() | counted | {"family": "llama" if gated else "gpt2"}
+
+    def describe_positions(self) -> str:
+        divided = f", distances divided by {self.factor:g}" if self.factor != 1.0 else ""
+        return f"learned relative bias: {self.buckets} buckets up to {self.reach:,} tokens{divided}"
 
 
 class FinalNorm(RMSNorm):

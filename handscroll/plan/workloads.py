@@ -6,7 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from handscroll.base.errors import ConfigError
-from handscroll.base.workload import MEMORY, Shape, Workload, recurrent
+from handscroll.base.workload import MEMORY, Shape, Workload
+from handscroll.text.blanks import NAMES
 
 MASKED = 0.15  # share of tokens that are hidden unless a recipe says otherwise (data/masking.py)
 
@@ -52,47 +53,17 @@ def recipe_workloads(recipe: Any, config: Any = None, data_bytes: int | None = N
 
 
 def recipe_shape(recipe: Any, longest: int) -> Shape:
-    """The shape of a recipe's model before its tokenizer exists: trained tokenizers are taken at their full size."""
+    """The shape of a recipe's model before its tokenizer exists: trained tokenizers are taken at their full size.
+
+    Raises:
+        ConfigError: sizes that the family does not have, or that do not fit together, as the run would.
+    """
     if recipe.model.path is not None:
         return checkpoint_shape(recipe.model.path)
-    sizes = dict(recipe.model.sizes)
-    vocab = sizes.get("vocab") or _vocab(recipe.tokenizer)
-    if recipe.model.family == "bert":
-        return _bert_shape(sizes | {"vocab": vocab, "context": sizes.get("context", longest)})
-    family, names = recipe.model.family, ["layers", "width", "heads", "mlp_width"]
-    if family == "lstm":
-        names = names[:2]
-    elif family == "t5":
-        names += ["encoder_layers", "head_size"]
-    missing = [name for name in names if name not in sizes]
-    if missing:
-        raise ConfigError(f"recipe: model.sizes has no {', '.join(missing)}; a new model needs them")
-    values = {name: sizes[name] for name in names} | {"vocab": vocab, "family": recipe.model.family}
-    if family == "t5":
-        own = {"family": "t5", "kv_heads": sizes["heads"], "tied": False, "mlp": "gated-gelu"}
-        return Shape.of(SimpleNamespace(**own | sizes | {"vocab": vocab}))
-    if family == "lstm":
-        return Shape.parse(recurrent(values | {"tied": sizes.get("tied", True)}), "recipe: model.sizes")
-    if family == "glm-blank":  # a GPT-2 with two tables
-        places = sizes.get("context", longest)
-        sizes["context"], values["family"] = places + sizes.get("inside", places), "gpt2"
-    heads = sizes["heads"]
-    learned = values["family"] == "gpt2"
-    values |= {
-        "kv_heads": sizes.get("kv_heads", heads),
-        "head_size": sizes.get("head_size", sizes["width"] // heads),
-        "tied": sizes.get("tied", learned),
-        "windows": sizes.get("windows", ()),
-        "positions": sizes.get("context", longest) if learned else 0,
-        "both_ways": family == "glm-blank",
-    }
-    return Shape.parse(values, "recipe: model.sizes")
+    from handscroll.models.new import About, new_config
 
-
-def _bert_shape(sizes: dict[str, Any]) -> Shape:
-    from handscroll.models.bert import BertConfig
-
-    return Shape.of(BertConfig.parse(sizes, "recipe: model.sizes"))
+    about = About(_tokenizer(recipe.tokenizer), longest, recipe.objective.labels(recipe.mixed))
+    return Shape.of(new_config(recipe.model.family, recipe.model.sizes, about))
 
 
 def checkpoint_shape(source: str) -> Shape:
@@ -113,11 +84,12 @@ def checkpoint_workload(source: str, values: dict[str, Any], lora: int = 0) -> W
     return Workload.parse({"shape": shape} | values, "plan")
 
 
-def _vocab(tokenizer: Any) -> int:
-    if tokenizer.train is not None:
-        return tokenizer.train.vocab
-    if tokenizer.path is None:
+def _tokenizer(settings: Any) -> Any:
+    """A recipe's tokenizer; of one that is not trained yet what a new model asks of it, whose ids change no size."""
+    if settings.train is not None:
+        return SimpleNamespace(vocab_size=settings.train.vocab, bos=None, eos=0, pad=0, words=NAMES)
+    if settings.path is None:
         raise ConfigError("recipe: tokenizer needs a path or settings to train one, since the model is new")
     from handscroll.text.tokenizer import Tokenizer
 
-    return Tokenizer.load(os.fspath(tokenizer.path)).vocab_size
+    return Tokenizer.load(os.fspath(settings.path))

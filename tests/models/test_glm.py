@@ -12,7 +12,6 @@ from handscroll.generate.decode import decode
 from handscroll.generate.engine.engine import Engine
 from handscroll.generate.prefill import hidden_chunks
 from handscroll.generate.sample import Sampling
-from handscroll.models.describe import describe_positions
 from handscroll.models.glm import GLM, GLMConfig
 from handscroll.models.weights import load_model, read_config, save_model
 from handscroll.nn.init import initialise
@@ -172,4 +171,4 @@ def test_a_part_that_cannot_be_rotated_is_refused(factor, tmp_path):
 
 
 def test_what_is_rotated_is_told():
-    assert describe_positions(build().config) == "rotary, 8 of 16 numbers, base 500, no scaling"
+    assert build().config.describe_positions() == "rotary, 8 of 16 numbers, base 500, no scaling"

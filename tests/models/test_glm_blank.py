@@ -20,7 +20,6 @@ from handscroll.generate.decode import decode
 from handscroll.generate.engine.engine import Engine
 from handscroll.generate.sample import Sampling
 from handscroll.lm import load
-from handscroll.models.describe import describe_positions
 from handscroll.models.glm_blank import BlankGLM, BlankGLMConfig
 from handscroll.models.weights import load_model, save_model
 from handscroll.nn.blanks import SPAN, Given, joined, parted
@@ -211,7 +210,7 @@ def test_a_folder_comes_back_and_others_refuse_it(tmp_path):
         assert torch.equal(tensor, again.state_dict()[name]), name
     with pytest.raises(ValueError, match="glm-blank"):
         transformers.AutoConfig.from_pretrained(tmp_path)
-    assert describe_positions(model.config) == "learned tables of 96 places and 64 inside a blank"
+    assert model.config.describe_positions() == "learned tables of 96 places and 64 inside a blank"
 
 
 def test_what_it_cannot_do_is_refused():
