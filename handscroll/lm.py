@@ -20,7 +20,7 @@ from handscroll.generate.conversation import Conversation
 from handscroll.generate.decode import check_length, started
 from handscroll.generate.draft import DraftModel, Drafts
 from handscroll.generate.policies.table import EVICTING, SAVED, cache_of
-from handscroll.generate.prefill import hidden_chunks
+from handscroll.generate.prefill import hidden_chunks, prefill_chunk
 from handscroll.generate.reading.identity import Identity, identity
 from handscroll.generate.reading.read import read_into
 from handscroll.generate.reading.reading import Reading
@@ -42,7 +42,6 @@ from handscroll.text.tokenizer import Tokenizer
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 WEIGHTS = ("", *PROJECTIONS)
 PROVENANCE = "handscroll.json"
-CHUNK = 1024
 SMALL = 16  # a request whose full cache is so many times smaller than the free memory is not planned
 ROOM = 1024  # tokens kept free for question and answer when a text is read
 QUESTION = "\n\nQuestion: {question}\nAnswer:"
@@ -221,7 +220,7 @@ class LM:
         """The `count` best continuations that beam search finds (`generate/beam.py`), best first, with their scores."""
         self._one_text("beams")
         ids, ends = self._started(prompt), self.model.config.eos
-        self._afford(Request(ids, max_tokens, beams), "full", CHUNK, others=())
+        self._afford(Request(ids, max_tokens, beams), "full", prefill_chunk(self.model.device), others=())
         reading = self._known(ids, max_tokens, store, "full")
         found = beam_search(
             self.model, ids, beams, max_tokens, ends, count, length_penalty, early, beyond, reading=reading
@@ -397,7 +396,7 @@ class LM:
         on_report: Callable[[str], None] | None,
     ) -> dict[str, Any]:
         """Policy and chunk of a request, as `decode` takes them; refuses what does not fit the memory."""
-        chunk = CHUNK
+        chunk = prefill_chunk(self.model.device)
         if kv_budget is not None:
             if policy != "full" or store is not None:
                 other = "saved readings lie in their files" if store is not None else f"the policy is '{policy}'"
@@ -486,8 +485,8 @@ class LM:
             marks = Marks.run(0, len(ids))
             hidden = self.model.hidden(self.model.embed(tokens, marks), marks, self.model.mask(), length=length)
             return iter([(0, len(ids), hidden)])
-        cache = self.model.new_cache(capacity=len(ids))
-        return hidden_chunks(self.model, tokens, Marks.run(0, len(ids)), cache, length or len(ids), CHUNK)
+        cache, marks = self.model.new_cache(capacity=len(ids)), Marks.run(0, len(ids))
+        return hidden_chunks(self.model, tokens, marks, cache, length or len(ids), prefill_chunk(tokens.device))
 
 
 def load(source: str | Path, device: str = "cpu", dtype: str = "float32", weights: str = "") -> LM:

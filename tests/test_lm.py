@@ -35,7 +35,7 @@ def test_nll_is_the_loss_of_the_logits(lm):
 def test_nll_in_chunks_equals_nll_at_once(lm, monkeypatch):
     ids = text_ids(lm, 300)
     want = lm.nll(ids)
-    monkeypatch.setattr("handscroll.lm.CHUNK", 37)
+    monkeypatch.setattr("handscroll.generate.prefill.CHUNK", 37)
     torch.testing.assert_close(lm.nll(ids), want, atol=1e-5, rtol=1e-5)
 
 

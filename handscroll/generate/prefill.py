@@ -13,6 +13,12 @@ from handscroll.nn.mask import SameSegment
 from handscroll.nn.shapes import Embeddings, Tokens
 
 CHUNK = 1024
+CHUNK_GPU = 8192  # a GPU has room for more, and needs them to be busy
+
+
+def prefill_chunk(device: torch.device) -> int:
+    """Tokens of a chunk where nobody says."""
+    return CHUNK_GPU if device.type == "cuda" else CHUNK
 
 
 @torch.no_grad()

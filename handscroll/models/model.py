@@ -10,6 +10,7 @@ from handscroll.base.errors import ConfigError
 from handscroll.nn.attention import Attention, Context
 from handscroll.nn.bias import Bias
 from handscroll.nn.cache import Cache, Keeper
+from handscroll.nn.gpu import stack as gpu
 from handscroll.nn.linear import TokenTable
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Mask, looks_ahead
@@ -155,9 +156,10 @@ class Decoder(Model):
         return self.norm(x)
 
     def through(self, x: Embeddings, context: Context) -> Embeddings:
-        """All layers, one after the other or, for a new token where it can be, in one compiled call."""
+        """All layers, one after the other or, for a new token where it can be, in one call (compiled, or a graph)."""
         if x.shape[1] == 1 and all(type(layer).forward is PreNormLayer.forward for layer in self.layers):
-            found = stack(self.layers, [layer.window for layer in self.layers], x, context)  # type: ignore[misc]
+            through = gpu.stack if x.device.type == "cuda" else stack
+            found = through(self.layers, [layer.window for layer in self.layers], x, context)  # type: ignore[misc]
             if found is not None:
                 return found
         for layer in self.layers:

@@ -17,6 +17,7 @@ from handscroll.nn.marks import Marks
 from handscroll.nn.rounding import GROUP, from_int4, from_int4_columns, from_int8
 
 if TYPE_CHECKING:
+    from handscroll.nn.gpu.slots import Slots
     from handscroll.nn.pages import Pages
 
 
@@ -96,7 +97,7 @@ class Keeper(Protocol):
     the spans that `append` returned they read.
     """
 
-    def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> "list[Span] | Pages":
+    def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> "list[Span] | Pages | Slots":
         """Keep (B, K, T, E) keys and values of one layer; returns the spans, or pages, that the new queries read."""
         ...
 
@@ -111,7 +112,7 @@ class _Layer:
     values: Tensor | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Cache:
     """Exact full cache of `layers` layers.
 

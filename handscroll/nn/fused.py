@@ -10,10 +10,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from handscroll.nn.gpu import fused as gpu
 from handscroll.nn.native import calls
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+SCORES = 256 << 20  # bytes of the scores of a tile of plain products
 NOTHING = 1e30  # log-sum-exp that makes every weight zero, for queries that see no key
 
 
@@ -60,6 +62,8 @@ def backward(  # noqa: PLR0913 - one run of keys, all there is to know of it
         if added is not None:
             added = added.expand(q.shape[0], q.shape[1], -1, -1)
         return _backward(slope, q, keys, values, out, lse, 0.0, square, attn_mask=added, scale=scale)
+    if added is None and take is None and gpu.can_attend(q, keys, values):
+        return gpu.backward(slope, inputs, out, lse, scale, square)
     return _products_backward(slope, inputs, out, lse, _with_square(added, q, square), scale, take)
 
 
@@ -112,6 +116,8 @@ def _run(
         if added is not None:
             added = added.expand(q.shape[0], q.shape[1], -1, -1)
         return _forward(q, keys, values, 0.0, square, attn_mask=added, scale=scale)
+    if added is None and gpu.can_attend(q, keys, values):
+        return gpu.forward(q, keys, values, scale, square)
     return _products(q, keys, values, _with_square(added, q, square), scale)
 
 
@@ -123,10 +129,9 @@ def _with_square(added: Tensor | None, q: Tensor, square: bool) -> Tensor | None
 
 
 def _products(q: Tensor, keys: Tensor, values: Tensor, added: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """Any device: plain products with float32 softmax, 512 queries at a time so that the scores stay small."""
+    """Any device: plain products with float32 softmax, a tile of queries at a time so that the scores stay small."""
     outs, lses = [], []
-    for first in range(0, q.shape[2], 512):
-        rows = slice(first, first + 512)
+    for rows in _tiles(q, keys):
         part = None if added is None else added[:, :, rows]
         scores = _scores(q[:, :, rows], keys, part, scale)
         lse = torch.logsumexp(scores, dim=-1)
@@ -149,8 +154,7 @@ def _products_backward(
     wide = accumulator(q)
     grad_q = torch.empty_like(q)
     grad_keys, grad_values = torch.zeros_like(keys, dtype=wide), torch.zeros_like(values, dtype=wide)
-    for first in range(0, q.shape[2], 512):
-        rows = slice(first, first + 512)
+    for rows in _tiles(q, keys):
         part = None if added is None else added[:, :, rows]
         here, up = q[:, :, rows], slope[:, :, rows]
         weights = torch.exp(_scores(here, keys, part, scale) - lse[:, :, rows].unsqueeze(-1))
@@ -159,12 +163,19 @@ def _products_backward(
         change = (up_folded @ values.transpose(-1, -2)).to(wide).reshape(weights.shape)
         change = weights * (change - inner)
         if take is not None:
-            take(first, change)
+            take(rows.start, change)
         change = (change * scale).to(q.dtype)
         grad_q[:, :, rows] = (_folded(change, keys) @ keys).reshape(here.shape)
         grad_keys += (_folded(change, keys).transpose(-1, -2) @ here_folded).to(wide)
         grad_values += (_folded(weights.to(q.dtype), keys).transpose(-1, -2) @ up_folded).to(wide)
     return grad_q, grad_keys, grad_values
+
+
+def _tiles(q: Tensor, keys: Tensor) -> list[slice]:
+    """Tiles of at most 512 queries whose scores over these keys take no more than `SCORES` bytes."""
+    batch, heads, count, _ = q.shape
+    size = max(16, min(512, SCORES // (batch * heads * keys.shape[2] * accumulator(q).itemsize)))
+    return [slice(first, min(first + size, count)) for first in range(0, count, size)]
 
 
 def _folded(x: Tensor, keys: Tensor) -> Tensor:

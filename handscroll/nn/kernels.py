@@ -19,6 +19,8 @@ from handscroll.nn import fused
 from handscroll.nn.bias import Bias
 from handscroll.nn.cache import Span
 from handscroll.nn.fused import NOTHING, accumulator, merge
+from handscroll.nn.gpu import fused as gpu
+from handscroll.nn.gpu.slots import Slots
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Mask
 from handscroll.nn.native import calls
@@ -85,7 +87,7 @@ def choose(q: Tensor, spans: Sequence[Span], mask: Mask, marks: Marks, bias: Bia
 
 def attend(  # noqa: PLR0913 - one signature for every kind of attention
     q: Float[Tensor, "B H T E"],
-    spans: Sequence[Span] | Pages,
+    spans: Sequence[Span] | Pages | Slots,
     mask: Mask,
     marks: Marks,
     scale: float | None = None,
@@ -96,7 +98,8 @@ def attend(  # noqa: PLR0913 - one signature for every kind of attention
     """Softmax attention of queries with `marks` over all keys of `spans`; grouped kv heads are shared.
 
     Args:
-        spans: or the pages of a pool, for one new token of every row (`nn/pages.py`).
+        spans: or the pages of a pool (`nn/pages.py`) or the buffers of a GPU's cache (`nn/gpu/slots.py`), for one new
+            token of every row.
         scale: multiplies q.k; 1/sqrt(E) unless given. A scaling's squared attention factor belongs here.
         kernel: force one of `KERNELS` (tests, benchmarks); chosen by `choose` otherwise.
         exchange: where the tokens of a row lie on several ranks: q and spans are this rank's.
@@ -109,6 +112,8 @@ def attend(  # noqa: PLR0913 - one signature for every kind of attention
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     if isinstance(spans, Pages):
         return paged(q, spans, mask, scale)
+    if isinstance(spans, Slots):
+        return spans.attend(q, scale)
     if exchange is not None:
         assert all(span.observer is None for span in spans), "keys of several ranks are not observed"
         return tiles(q, spans, mask, marks, scale, bias, exchange)
@@ -171,21 +176,32 @@ def fold(
                 out, lse = calls.decode(folded, span, piece.first, piece.last, scale)
             else:
                 keys, values = span.read(piece.first, piece.last, q.dtype)
-                left = Causal() if piece.square else piece.mask
-                allowed, added, part = None, None, span.marks.part(piece.first, piece.last)
-                if left is not None:
-                    seen = left.allowed(marks, part, q.device)
-                    allowed = seen[:, None].repeat(1, 1, heads // kv, 1)
-                if bias is not None:
-                    added = bias.values(marks, part, q.device).unflatten(1, (kv, -1)).flatten(2, 3)
-                # The few keys of the queries' own tokens: as exact as the compiled kernel over the past is, so that
-                # tokens verified together have the logits of tokens read one by one.
-                wide = accumulator(q) if piece.square else q.dtype
-                out, lse = fused.rows(folded.to(wide) * scale, keys.to(wide), values.to(wide), allowed, added)
+                if plain and gpu.can_attend(q, keys, values):
+                    out, lse = gpu.forward(q, keys, values, scale, square=False)
+                else:
+                    # The few keys of the queries' own tokens: as exact as the compiled kernel over the past is, so
+                    # that tokens verified together have the logits of tokens read one by one.
+                    wide = accumulator(q) if piece.square else q.dtype
+                    out, lse = _rows(folded.to(wide) * scale, keys, values, piece, (marks, span.marks), bias)
             found.append((out.reshape(batch, heads, count, size), lse.reshape(batch, heads, count)))
         span.release()
     out, lse = merge(found) if found else _unseen(q)
     return out.to(q.dtype), lse
+
+
+def _rows(
+    folded: Tensor, keys: Tensor, values: Tensor, piece: Piece, marks: tuple[Marks, Marks], bias: Bias | None
+) -> tuple[Tensor, Tensor]:
+    """Scaled query rows (B, K, R, E) over a piece by plain products, under what its mask leaves open and a bias."""
+    kv, query, part = keys.shape[1], marks[0], marks[1].part(piece.first, piece.last)
+    left = Causal() if piece.square else piece.mask
+    allowed, added = None, None
+    if left is not None:
+        seen = left.allowed(query, part, folded.device)
+        allowed = seen[:, None].repeat(1, 1, folded.shape[2] // query.length, 1)
+    if bias is not None:
+        added = bias.values(query, part, folded.device).unflatten(1, (kv, -1)).flatten(2, 3)
+    return fused.rows(folded, keys.to(folded.dtype), values.to(folded.dtype), allowed, added)
 
 
 def paged(

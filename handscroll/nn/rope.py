@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from handscroll.nn.gpu import slots
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Mask
 from handscroll.nn.native import calls
@@ -50,6 +51,8 @@ class Rotation:
         Tables of fewer than E / 2 pairs rotate the first part of each head; the rest is left as it is.
         """
         size = 2 * self.cosine.shape[-1]
+        if not torch.is_grad_enabled() and slots.can_turn(x, self.cosine):
+            return slots.turn(x, self.cosine, -self.sine if back else self.sine)
         if size < x.shape[-1]:
             return torch.cat([self.turn(x[..., :size], back), x[..., size:]], dim=-1)
         sine = -self.sine if back else self.sine

@@ -12,15 +12,16 @@ from handscroll.base.errors import ConfigError
 
 # Bytes of one chunk of float32 logits; small enough for a cache-friendly laptop, large enough for fast products.
 CHUNK_BYTES = 32 << 20
+CHUNK_BYTES_GPU = 256 << 20  # a GPU has the room, and needs more rows to be busy
 IGNORE = -100
 
 
-def chunk_rows(vocab: int, count: int = 0) -> int:
-    """Tokens per chunk for a vocabulary, so that their float32 logits take about `CHUNK_BYTES`.
+def chunk_rows(vocab: int, count: int = 0, device: str = "cpu") -> int:
+    """Tokens per chunk for a vocabulary, so that their float32 logits take about `CHUNK_BYTES` (on a GPU more).
 
     Given `count` tokens to share out, chunks of nearly equal size: each chunk reads the whole head once.
     """
-    rows = max(16, CHUNK_BYTES // (4 * vocab))
+    rows = max(16, (CHUNK_BYTES if device == "cpu" else CHUNK_BYTES_GPU) // (4 * vocab))
     return rows if not count else -(-count // max(1, round(count / rows)))
 
 
@@ -76,7 +77,7 @@ def token_losses(
 ) -> Tensor:
     """Cross-entropy in nats of each target (N,), without gradients; 0 where the target is -100."""
     losses = []
-    rows = chunk_rows(head.shape[0], hidden.shape[0])
+    rows = chunk_rows(head.shape[0], hidden.shape[0], hidden.device.type)
     for first in range(0, hidden.shape[0], rows):
         logits = _biased(_project(hidden[first : first + rows], head), bias)
         chosen = targets[first : first + rows]
@@ -112,7 +113,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_bias = torch.zeros(head.shape[0], dtype=wide, device=head.device) if need_bias else None
         total = torch.zeros((), dtype=wide, device=hidden.device)
         losses = torch.empty(hidden.shape[0], dtype=wide, device=hidden.device)
-        rows = chunk_rows(head.shape[0], hidden.shape[0])
+        rows = chunk_rows(head.shape[0], hidden.shape[0], hidden.device.type)
         with torch.autocast(hidden.device.type, enabled=False):
             for first in range(0, hidden.shape[0], rows):
                 part, chosen = hidden_work[first : first + rows], targets[first : first + rows].unsqueeze(1)

@@ -50,7 +50,7 @@ def stack(layers: nn.ModuleList, windows: Sequence[Mask | None], x: Embeddings, 
         return None
     if any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):
         return None
-    firsts = _firsts(windows, context, cache, x.shape[0])
+    firsts = first_keys(windows, context, cache, x.shape[0])
     if firsts is None:
         return None
     like = parts[0]
@@ -76,7 +76,7 @@ def _call(tables: ctypes.Array, x: Tensor, context: Context, slot: int) -> Tenso
     return out
 
 
-def _firsts(windows: Sequence[Mask | None], context: Context, cache: Cache, batch: int) -> list[int] | None:
+def first_keys(windows: Sequence[Mask | None], context: Context, cache: Cache, batch: int) -> list[int] | None:
     """The first key that each layer sees; None where one of them does not see all from there on."""
     every = cache.marks.joined(context.marks, batch, torch.device("cpu"))
     found = pieces(context.mask, context.marks, every)
