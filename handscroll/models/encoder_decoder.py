@@ -58,7 +58,8 @@ class EncoderDecoder(Decoder):
         """The memory with keys and values of every decoder layer, so that decoding does not make them again."""
         crosses = [layer.cross for layer in self.layers]
         assert all(isinstance(cross, CrossAttention) for cross in crosses)
-        return replace(memory, spans=tuple(cross.keep(memory) for cross in crosses))  # type: ignore[union-attr]
+        spans = [[cross.keep(memory)] for cross in crosses]  # type: ignore[union-attr]
+        return replace(memory, known=spans.__getitem__)
 
     def hidden(
         self,

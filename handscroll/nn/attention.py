@@ -149,11 +149,13 @@ class CrossAttention(Attention):
                 "an encoder-decoder reads a source besides its text, and was given none: this is for models of one "
                 "text (in Python: model.hidden(..., memory=model.encode(source)))"
             )
-        span = (memory.spans[layer] if memory.spans else self.keep(memory)).rows(x.shape[0])
+        spans = [self.keep(memory)] if memory.known is None else memory.known(layer)
         mask = Everything() if memory.marks.plain and context.marks.plain else SameSegment()
-        out, _ = attend(self._split(self.query(x)), [span], mask, context.marks, self._scale)
+        spans = [span.rows(x.shape[0]) for span in spans]
+        out, _ = attend(self._split(self.query(x)), spans, mask, context.marks, self._scale)
         return self.output(out.transpose(1, 2).flatten(2))
 
     def keep(self, memory: Memory) -> Span:
         """Keys and values of the source's states for this layer."""
+        assert memory.states is not None, "its keys and values are known"
         return Span(self._split(self.key(memory.states)), self._split(self.value(memory.states)), memory.marks)

@@ -1,5 +1,6 @@
 """What the decoder of an encoder-decoder reads of its source."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -13,10 +14,10 @@ from handscroll.nn.marks import Marks
 class Memory:
     """The encoder's final states (B, S, D) with the marks of the source; padding is never read.
 
-    `spans`, where made, are the keys and values of every decoder layer, so that decoding makes them once. One row
-    serves any number of rows of a decoder.
+    `known`, where given, says the keys and values of a decoder layer, which were made before (decoding makes them once;
+    a long training step chunk by chunk, and needs no `states` then). One row serves any number of rows of a decoder.
     """
 
-    states: Float[Tensor, "B S D"]
+    states: Float[Tensor, "B S D"] | None
     marks: Marks
-    spans: tuple[Span, ...] = ()
+    known: Callable[[int], list[Span]] | None = None

@@ -24,13 +24,11 @@ def options(workload: Workload, machine: Machine) -> list[Forecast]:
     rungs: list[str] = ["plain", "checkpoint", *CHUNKED] if workload.rung == "auto" else [workload.rung]
     if workload.rung == "auto" and (workload.chunk or workload.offload != "none"):
         rungs = list(CHUNKED)
-    if workload.shape.sourced and workload.rung == "auto":
-        rungs = ["plain", "checkpoint"]
-    if workload.shape.both_ways:
+    if workload.shape.both_ways or workload.shape.sourced:
         rungs = [rung for rung in rungs if rung not in ("chunk-outer", "staged")]
         if not rungs:
             raise ConfigError(
-                f"rung '{workload.rung}' needs a causal mask, and tokens of this model see those after them: "
+                f"rung '{workload.rung}' needs a causal mask, and tokens that this model reads see those after them: "
                 "choose memory.rung = 'layer-outer', 'checkpoint', 'plain' or 'auto'"
             )
     found: dict[Workload, Forecast] = {}

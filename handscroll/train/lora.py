@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError
 from handscroll.base.runs import write_file
+from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.models.foreign import Entry
 from handscroll.models.model import Model
 from handscroll.models.table import family
 
 TARGETS = ("query", "key", "value", "output")
-# Families whose projections are stored in another form, or that PEFT knows as no causal model: updates are merged only.
+# Families whose projections are stored in another form, or that PEFT knows as no language model: merged only.
 FUSED = ("gpt2", "bloom", "glm", "glm4", "glm-blank", "bert", "roberta")
 MLP_TARGETS = ("gate", "up", "down")
 
@@ -111,7 +112,7 @@ def save_adapter(model: Model, settings: LoRA, folder: Path, base: str) -> None:
         tensors[f"base_model.model.{theirs}.lora_B.weight"] = module.b.detach().contiguous().cpu()
     config = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": "SEQ_2_SEQ_LM" if isinstance(model, EncoderDecoder) else "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": settings.rank,
         "lora_alpha": settings.alpha,

@@ -339,13 +339,8 @@ def validator(settings: Validation, tokenizer: Tokenizer, model: Model, task: Ta
 
 def _check_source(recipe: Recipe, model: Decoder, world: World) -> None:
     """Refuse what an encoder-decoder cannot do."""
-    if not isinstance(model, EncoderDecoder):
-        return
-    family = model.config.family
-    if recipe.lora is not None or (world.size > 1 and recipe.parallel.shard):
-        raise ConfigError(f"lora and parallel.shard are for decoders, not for family '{family}': leave them out")
-    if recipe.memory.chunk or recipe.memory.offload != "none":
-        raise ConfigError(f"memory.chunk and offload belong to rungs in chunks, which family '{family}' is not on")
+    if isinstance(model, EncoderDecoder) and world.size > 1 and recipe.parallel.shard:
+        raise ConfigError(f"parallel.shard is for decoders, not for family '{model.config.family}': leave it out")
 
 
 def _tokenizer(recipe: Recipe, folder: Path, world: World) -> Tokenizer:

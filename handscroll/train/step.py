@@ -80,10 +80,16 @@ def build_rung(memory: Memory, model: Decoder, folder: Path, world: World = ALON
             f"parallel.context = {world.context} shares the tokens of a row chunk by chunk; rung '{memory.rung}' "
             "has no chunks: choose memory.rung = 'chunk-outer', 'layer-outer' or 'staged'"
         )
-    if isinstance(model, EncoderDecoder) and memory.rung not in ("plain", "checkpoint"):
+    if isinstance(model, EncoderDecoder) and memory.rung not in ("plain", "checkpoint", "layer-outer"):
         raise ConfigError(
-            f"rung '{memory.rung}' works through one text in chunks, family '{model.config.family}' reads a source "
-            "besides: choose memory.rung = 'plain' or 'checkpoint'"
+            f"rung '{memory.rung}' works on several layers at once, and each layer of the encoder of family "
+            f"'{model.config.family}' needs all of the one below: choose memory.rung = 'layer-outer', 'checkpoint' or "
+            "'plain'"
+        )
+    if isinstance(model, EncoderDecoder) and world.context > 1:
+        raise ConfigError(
+            f"parallel.context = {world.context} shares the tokens of one text, and family '{model.config.family}' "
+            "reads a source besides: leave it out"
         )
     if memory.rung == "recurrent":
         if world.size > 1:

@@ -190,8 +190,8 @@ def test_checkpoint_has_the_gradients_of_plain_with_dropout(form, tmp_path):
     assert apart(gradients(made, Step(Plain()), halves, noise), want) < 1e-12
     certificate = certify(made, Memory(rung="checkpoint"), batch, Causal(), tmp_path, noise)
     assert certificate.passed and certificate.float64 < 1e-12
-    with pytest.raises(ConfigError, match="reads a source"):
-        build_rung(Memory(rung="layer-outer"), made, tmp_path)
+    with pytest.raises(ConfigError, match="each layer of the encoder"):
+        build_rung(Memory(rung="chunk-outer"), made, tmp_path)
 
 
 def test_dropout_reaches_encoder_and_decoder():
@@ -264,9 +264,24 @@ def test_a_run_learns_and_resumes_to_the_same_bytes(recipe, tmp_path):
     )
 
 
+def test_a_run_in_chunks_on_disk_with_lora(recipe, tmp_path):
+    short = ("stages=[{length=64,rows=4,steps=4,mix={text=1.0}}]", "loop.evaluate_every=100", "lora={rank=2}")
+    losses = []
+    for name, memory in (("whole", "memory={rung='plain'}"), ("disk", "memory={rung='layer-outer',offload='disk'}")):
+        run_recipe(recipe(*short, memory), tmp_path / name, Ways(certify=True))
+        losses.append(
+            [json.loads(line)["loss"] for line in (tmp_path / name / "records.jsonl").read_text().split("\n")[:4]]
+        )
+        assert (tmp_path / name / "adapter" / "adapter_model.safetensors").exists()
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4) and losses[0][-1] != losses[0][0]
+    certificate = json.loads((tmp_path / "disk" / "certificate.json").read_text())
+    assert certificate["passed"] and certificate["rung"] == "layer-outer" and certificate["float64"] < 1e-12
+
+
 def test_the_planner_offers_what_there_is(recipe):
     workloads = recipe_workloads(recipe())
-    assert {one.workload.rung for one in options(workloads[0], this_machine())} == {"plain", "checkpoint"}
+    exact_rungs = {"plain", "checkpoint", "layer-outer"}
+    assert {one.workload.rung for one in options(workloads[0], this_machine())} == exact_rungs
     made = build_model(recipe(), train_tokenizer(["hello " * 200], TokenizerConfig(vocab=261, sentinels=4)))
     exact = sum(p.numel() for p in made.parameters())
     assert abs(Shape.of(made.config).parameters / exact - 1) < 0.03
@@ -275,10 +290,8 @@ def test_the_planner_offers_what_there_is(recipe):
 def test_recipes_that_do_not_fit_are_refused(recipe, tmp_path):
     with pytest.raises(ConfigError, match="does not fit family 't5'"):
         run_recipe(recipe("objective=causal"), tmp_path / "a")
-    with pytest.raises(ConfigError, match=r"lora and parallel\.shard"):
-        run_recipe(recipe("lora={rank=2}"), tmp_path / "b")
-    with pytest.raises(ConfigError, match=r"memory\.chunk and offload"):
-        run_recipe(recipe("memory.offload=disk"), tmp_path / "d")
+    with pytest.raises(ConfigError, match="needs a causal mask"):
+        run_recipe(recipe("memory={rung='chunk-outer',chunk=64}"), tmp_path / "d")
     with pytest.raises(ConfigError, match="sentinels"):
         run_recipe(recipe("tokenizer.train.sentinels=0"), tmp_path / "c")
     with pytest.raises(ConfigError, match="learns from 'text'"):

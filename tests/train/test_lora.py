@@ -10,6 +10,8 @@ from handscroll.base.errors import ConfigError
 from handscroll.models.weights import load_model, save_model
 from handscroll.train.lora import LoRA, add_lora, merge_lora, save_adapter
 from tests.conformance.families import reference, reference_logits, save
+from tests.models.test_t5 import reference as t5_reference
+from tests.models.test_t5 import save as save_t5
 
 
 @pytest.fixture
@@ -61,6 +63,29 @@ def test_peft_reads_the_adapter_with_equal_logits(tmp_path, tokens, family):
     with torch.no_grad():
         assert (reference_logits(theirs, tokens) - model(tokens)).abs().max() < 1e-4
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["r"] == 4
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft's own call
+def test_peft_reads_the_adapter_of_an_encoder_decoder(tmp_path, tokens):
+    settings = LoRA(rank=4, alpha=6.0, targets=("query", "value", "down"))
+    save_t5("v1.0", tmp_path / "base")
+    model = load_model(tmp_path / "base")
+    add_lora(model, settings)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".b"):
+                parameter.normal_(0.0, 0.1)
+    save_adapter(model, settings, tmp_path / "adapter", str(tmp_path / "base"))
+    theirs = peft.PeftModel.from_pretrained(t5_reference("v1.0"), tmp_path / "adapter").eval()
+    assert isinstance(theirs, peft.PeftModelForSeq2SeqLM)
+    with torch.no_grad():
+        found, target = model(tokens, tokens[:, :9]), tokens[:, :9]
+        assert (
+            theirs(input_ids=tokens, decoder_input_ids=target).logits - found
+        ).abs().max() < 1e-4 * found.abs().max()
+    merge_lora(model)
+    with torch.no_grad():
+        assert (model(tokens, target) - found).abs().max() < 1e-4 * found.abs().max()
 
 
 def test_fused_projections_and_unknown_targets_are_refused(tmp_path):

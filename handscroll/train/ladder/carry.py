@@ -198,6 +198,9 @@ class _BlockSpan(Span):
     def values(self) -> Tensor:  # type: ignore[override]
         return self.blocks.read(("values", *self.place))  # type: ignore[attr-defined]
 
+    def rows(self, batch: int) -> Span:
+        return self  # of every row already
+
     def release(self) -> None:
         for kind in ("keys", "values"):
             self.blocks.release((kind, *self.place))  # type: ignore[attr-defined]

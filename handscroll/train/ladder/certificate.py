@@ -5,7 +5,7 @@ all gradients of both ways are compared: relative distance of the whole gradient
 """
 
 import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from handscroll.base.errors import ConfigError
 from handscroll.data.batch import Batch
+from handscroll.models.encoder_decoder import Encoder, EncoderDecoder
 from handscroll.models.model import Decoder
 from handscroll.nn.noise import Noise
 from handscroll.objectives.objective import Objective
@@ -62,10 +63,12 @@ def certify(
     """
     if memory.rung == "recurrent":
         raise ConfigError("rung 'recurrent' stops gradients on purpose: nothing to certify; leave --certify out")
-    piece = batch.rows(0, 1).part(0, min(TOKENS, batch.tokens.shape[1]))
+    piece = _piece(batch)
     small = memory
     if memory.rung not in ("plain", "checkpoint"):
-        small = memory.model_copy(update={"chunk": min(EDGE, max(1, piece.tokens.shape[1] // 4))})
+        sides = [piece] if piece.source is None else [piece, piece.source]
+        shortest = min(side.tokens.shape[1] for side in sides)
+        small = memory.model_copy(update={"chunk": min(EDGE, max(1, shortest // 4))})
     small = small.model_copy(update={"mlp_tile": 48}) if small.mlp_tile else small
     layers = _layers(model, memory)
     found: dict[str, tuple[float, str, float]] = {}
@@ -78,7 +81,7 @@ def certify(
     passed = double <= LIMITS["float64"] and single <= LIMITS["float32"] and farthest <= WORST * LIMITS["float64"]
     certificate = Certificate(
         rung=memory.rung,
-        tokens=piece.tokens.shape[1],
+        tokens=piece.size,
         chunk=small.chunk,
         layers=layers,
         of_layers=len(model.layers),
@@ -93,26 +96,42 @@ def certify(
     return certificate
 
 
+def _piece(batch: Batch) -> Batch:
+    """The first row, and its source, each cut to `TOKENS`."""
+    row = batch.rows(0, 1)
+    source = None if row.source is None else row.source.part(0, min(TOKENS, row.source.tokens.shape[1]))
+    return replace(row.part(0, min(TOKENS, row.tokens.shape[1])), source=source)
+
+
 def memory_needed(model: Decoder, memory: Memory) -> int:
     """Bytes that `certify` takes on top of the model, about: a float64 copy, its gradients, and those of both ways."""
-    per_layer = sum(p.numel() for p in model.layers[0].parameters())
-    numbers = sum(p.numel() for p in model.parameters()) - (len(model.layers) - _layers(model, memory)) * per_layer
-    return 4 * 8 * numbers
+    kept = _layers(model, memory)
+    left_out = [layer for side in _sides(model) for layer in side.layers[kept:]]
+    numbers = sum(p.numel() for p in model.parameters())
+    return 4 * 8 * (numbers - sum(p.numel() for layer in left_out for p in layer.parameters()))
 
 
 def _layers(model: Decoder, memory: Memory) -> int:
-    """How many layers are certified: all, or of a large model enough for the rung to have several stages."""
+    """How many layers (of an encoder too) are certified: all, or of a large model enough for several stages."""
     size = 8 * sum(p.numel() for p in model.parameters())
     return len(model.layers) if size <= LARGEST else min(len(model.layers), max(2, memory.stage_layers + 1))
 
 
 def _copy(model: Decoder, layers: int, dtype: torch.dtype) -> Decoder:
-    kept = model.layers
-    model.layers = torch.nn.ModuleList(kept[:layers])  # a deep model is copied without its upper layers
+    sides = _sides(model)
+    kept = [side.layers for side in sides]
+    for side in sides:
+        side.layers = side.layers[:layers]  # a deep model is copied without its upper layers
     try:
         return copy.deepcopy(model).to(dtype)
     finally:
-        model.layers = kept
+        for side, whole in zip(sides, kept, strict=True):
+            side.layers = whole
+
+
+def _sides(model: Decoder) -> list[Decoder | Encoder]:
+    """What has layers: the model, and its encoder."""
+    return [model, model.encoder] if isinstance(model, EncoderDecoder) else [model]
 
 
 def _gradients(

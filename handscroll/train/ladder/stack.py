@@ -1,0 +1,325 @@
+"""One stack of layers on its way through a long step: stage by stage and chunk by chunk, forwards, then back."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from handscroll.base.allocator import trim
+from handscroll.base.errors import ConfigError
+from handscroll.data.batch import Batch
+from handscroll.models.encoder_decoder import EncoderDecoder
+from handscroll.models.model import Decoder
+from handscroll.nn.attention import Context
+from handscroll.nn.marks import Marks
+from handscroll.nn.mask import Mask, looks_ahead
+from handscroll.nn.memory import Memory
+from handscroll.objectives.loss import Loss, summed
+from handscroll.train.ladder.blocks import Blocks
+from handscroll.train.ladder.carry import BlockCarry, Carry, Collect, HeldCarry, Known, Made, Recompute
+from handscroll.train.ladder.rung import Request
+from handscroll.train.parallel.exchange import Exchange
+
+
+@dataclass(eq=False)
+class Work:
+    """One micro-batch on a chunked rung: what its stacks share, and how far it has come."""
+
+    model: Decoder
+    request: Request
+    chunk: int
+    stage_layers: int
+    mlp_tile: int
+    blocks: Callable[[], Blocks] | None
+    _open: list[Blocks] = field(default_factory=list)
+    _all: int = 0
+    _done: int = 0
+
+    def place(self) -> Blocks | None:
+        """A place of its own for whatever waits; None: on the device."""
+        if self.blocks is not None:
+            self._open.append(self.blocks())
+            return self._open[-1]
+        return None
+
+    def carry(self, marks: list[Marks], like: Tensor, blocks: Blocks | None, whole: bool) -> Carry:
+        """What passes between chunks with these marks; `like` and `whole` as in `HeldCarry`."""
+        return HeldCarry(marks, like, whole) if blocks is None else BlockCarry(marks, blocks, whole)
+
+    def close(self) -> None:
+        for blocks in self._open:
+            blocks.close()
+
+    def expect(self, parts: int) -> None:
+        """So many parts of the work are to come."""
+        self._all += parts
+
+    def pulse(self, parts: int = 1) -> None:
+        """So many are done."""
+        trim()
+        self._done += parts
+        self.request.pulse(min(1.0, self._done / self._all))
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """A stack of layers and what it reads. `context(x, marks, **shared)` is what its layers share."""
+
+    layers: nn.ModuleList
+    norm: nn.Module
+    batch: Batch
+    mask: Mask
+    context: Callable[..., Context]
+    loss: Callable[[Tensor, Batch], Loss] | None = None  # of final states; None: their gradient comes from elsewhere
+
+    @classmethod
+    def own(cls, work: Work, batch: Batch) -> Self:
+        """The model's own layers."""
+        model, request = work.model, work.request
+
+        def context(x: Tensor, marks: Marks, **shared: Any) -> Context:
+            return model.context(x, marks, mask, request.length, **shared)
+
+        def loss(hidden: Tensor, part: Batch) -> Loss:
+            return request.objective.loss(model, hidden, part)
+
+        mask = request.objective.mask(model, batch.marks())
+        return cls(model.layers, model.norm, batch, mask, context, loss)
+
+    @classmethod
+    def encoder(cls, work: Work, source: Batch) -> Self:
+        """The layers of an encoder-decoder's encoder."""
+        model = work.model
+        assert isinstance(model, EncoderDecoder), "a source, but nothing that reads it"
+
+        def context(x: Tensor, marks: Marks, **shared: Any) -> Context:
+            return model.source_context(marks, **shared)
+
+        mask = model.source_context(source.marks()).mask
+        return cls(model.encoder.layers, model.encoder.norm, source, mask, context)
+
+
+class Reads(Protocol):
+    """What the layers of a stage read besides their own tokens: a source."""
+
+    def remember(self, layers: range) -> Memory:
+        """Keys and values for these layers, of all of the source."""
+        ...
+
+    def leave(self, layers: range, back: bool) -> None:
+        """Drop them; `back`: having taken the gradients that were left on them further."""
+        ...
+
+
+class Stack:
+    """A side on its way through its stages; `source` is what its layers read besides."""
+
+    def __init__(self, work: Work, side: Side, source: Reads | None = None):
+        self.work, self.side, self.source = work, side, source
+        self.model, self.request = work.model, work.request
+        batch, layers = side.batch, len(side.layers)
+        marks = batch.marks()
+        self.whole = looks_ahead(side.mask)
+        if self.whole and work.stage_layers != 1:
+            raise ConfigError(
+                f"mask {side.mask} shows a token later ones, so each layer needs all chunks of the one below: take "
+                "memory.rung = 'layer-outer', 'checkpoint' or 'plain'"
+            )
+        world = self.request.world
+        edges = _edges(batch.tokens.shape[1], work.chunk, world.context)
+        self.chunks = len(edges) - 1
+        cuts = [world.cut(a, b) for a, b in pairwise(edges)]  # of each chunk, among the ranks that share it
+        mine = [(cut[world.place], cut[world.place + 1]) for cut in cuts]
+        size = work.stage_layers or layers
+        self.stages = [range(a, min(a + size, layers)) for a in range(0, layers, size)]
+        self.blocks = work.place()
+        self.inputs: dict[tuple[int, int], Tensor] = {}
+        self._parts = [batch.part(a, b) for a, b in mine]
+        self.marks = [marks.part(a, b) for a, b in mine]
+        self._exchanges: list[Exchange | None] = [None] * self.chunks
+        if world.context > 1:
+            sizes = [tuple(b - a for a, b in pairwise(cut)) for cut in cuts]
+            self._exchanges = [
+                Exchange(marks.part(a, b), size, world.place, world.context_group)
+                for (a, b), size in zip(pairwise(edges), sizes, strict=True)
+            ]
+        work.expect(self.chunks * len(self.stages) * (6 if self.whole else 4))
+
+    def run(self) -> Loss:
+        """Forwards and back; the loss."""
+        for stage in range(len(self.stages) - 1):
+            self.forward(stage)
+        return self.back()
+
+    @torch.no_grad()
+    def forward(self, stage: int) -> None:
+        """Outputs of a stage, which are the inputs of the next, or the normed end; keys and values are dropped."""
+        carry = self._carry()
+        memory = self._remember(stage)
+        if self.whole:
+            self._collect(stage, carry, memory)
+        for chunk in range(self.chunks):
+            with self.request.precision(self.model):
+                cache = Known(carry, self.chunks) if self.whole else Collect(carry, chunk)
+                x, context = self._enter(stage, chunk, cache, memory)
+                for number in self.stages[stage]:
+                    x = self.side.layers[number](x, context)
+                if stage == self.last:
+                    x = self.side.norm(x)
+            self.keep(stage + 1, chunk, x)
+            self.work.pulse()
+        carry.drop(0)
+        self._leave(stage, back=False)
+
+    def back(self) -> Loss:
+        """Back through all stages: from the loss, or from the gradients that lie in the place of the outputs."""
+        losses: list[Loss] = []
+        for stage in range(self.last, -1, -1):
+            carry = self._carry()
+            memory = self._remember(stage)
+            self._collect(stage, carry, memory)
+            for chunk in range(self.chunks - 1, -1, -1):
+                loss = self._back(stage, chunk, carry, memory)
+                losses += [] if loss is None else [loss.detached()]
+            for chunk in range(self.chunks - 1, -1, -1) if self.whole else ():
+                self._back_keys(stage, chunk, carry)
+            self._leave(stage, back=True)
+        return summed(losses)
+
+    @property
+    def last(self) -> int:
+        return len(self.stages) - 1
+
+    @torch.no_grad()
+    def _collect(self, stage: int, carry: Carry, memory: Memory | None) -> None:
+        """Keys and values of all chunks (but the last, whose own are never anybody's past, where masks are causal);
+        the last layer makes nothing else."""
+        *before, last = self.stages[stage]
+        for chunk in range(self.chunks if self.whole else self.chunks - 1):
+            with self.request.precision(self.model):
+                x, context = self._enter(stage, chunk, Collect(carry, chunk), memory)
+                for number in before:
+                    x = self.side.layers[number](x, context)
+                self.side.layers[last].remember(x, context)  # type: ignore[operator]
+            self.work.pulse()
+
+    def _back(self, stage: int, chunk: int, carry: Carry, memory: Memory | None) -> Loss | None:
+        """Gradients of one chunk of a stage; its input's gradient replaces the input. The loss, in the last stage.
+
+        Where all chunks see each other, the gradient that does not come through keys and values, which replaces the
+        output's: the input is still needed.
+        """
+        entry: Tensor | None = None
+        loss = None
+        cache = Known(carry, self.chunks) if self.whole else Recompute(carry, chunk)
+        with self.request.precision(self.model):
+            if stage:
+                entry = self.kept(stage, chunk).requires_grad_()
+            x, context = self._enter(stage, chunk, cache, memory, entry)
+            # The queries' backward forms the gradient of keys that were made apart.
+            if (self.whole or memory is not None) and not x.requires_grad:
+                x = x.detach().requires_grad_()
+            for number in self.stages[stage]:
+                x = self.side.layers[number](x, context)
+            if stage == self.last and self.side.loss is not None:
+                loss = self.side.loss(self.side.norm(x), self._parts[chunk])
+            elif stage == self.last:
+                x = self.side.norm(x)
+        if loss is not None:
+            (loss.total / self.request.divisor).backward()
+        elif x.requires_grad:  # nothing below is trained otherwise
+            x.backward(self.kept(stage + 1, chunk))
+            self.forget(stage + 1, chunk)
+        if not self.whole:
+            carry.drop(chunk)
+        if entry is not None and entry.grad is not None:
+            self.keep(stage + 1 if self.whole else stage, chunk, entry.grad)
+        self.work.pulse(2)
+        return loss
+
+    def _back_keys(self, stage: int, chunk: int, carry: Carry) -> None:
+        """Gradients of one chunk through its keys and values; with those through its queries they replace the input."""
+        (number,) = self.stages[stage]
+        with self.request.precision(self.model):
+            entry = self.kept(stage, chunk).requires_grad_() if stage else None
+            x, context = self._enter(stage, chunk, Made(), None, entry)
+            made = self.side.layers[number].remember(x, context)  # type: ignore[operator]
+        give(carry, number, chunk, *made)
+        carry.drop(chunk)
+        if entry is not None:
+            grad = self.kept(stage + 1, chunk)
+            self.keep(stage, chunk, grad if entry.grad is None else grad + entry.grad)
+            self.forget(stage + 1, chunk)
+        self.work.pulse()
+
+    def _enter(
+        self, stage: int, chunk: int, cache: Any, memory: Memory | None, x: Tensor | None = None
+    ) -> tuple[Tensor, Context]:
+        marks = self.marks[chunk]
+        self.model.ready()
+        if x is None:
+            x = self.kept(stage, chunk) if stage else self.model.embed(self._parts[chunk].tokens, marks)
+        shared = {"noise": self.request.noise, "mlp_tile": self.work.mlp_tile, "exchange": self._exchanges[chunk]}
+        context = self.side.context(x, marks, cache=cache, memory=memory, **shared)
+        return (x if stage else context.dropped(x, 0)), context
+
+    def _remember(self, stage: int) -> Memory | None:
+        return None if self.source is None else self.source.remember(self.stages[stage])
+
+    def _leave(self, stage: int, back: bool) -> None:
+        if self.source is not None:
+            self.source.leave(self.stages[stage], back)
+
+    def _carry(self) -> Carry:
+        return self.work.carry(self.marks, self.side.batch.tokens, self.blocks, self.whole)
+
+    def keep(self, stage: int, chunk: int, x: Tensor) -> None:
+        """Keep a chunk of the inputs of a stage (of the outputs of the one before), or of their gradient."""
+        if self.blocks is not None:
+            self.blocks.write(("input", stage, chunk), x)
+        elif (stage, chunk) in self.inputs:
+            self.inputs[stage, chunk].copy_(x)
+        else:
+            self.inputs[stage, chunk] = x
+
+    def kept(self, stage: int, chunk: int) -> Tensor:
+        if self.blocks is None:
+            return self.inputs[stage, chunk].detach()
+        x = self.blocks.read(("input", stage, chunk)).clone()
+        self.blocks.release(("input", stage, chunk))
+        return x
+
+    def add(self, stage: int, chunk: int, x: Tensor) -> None:
+        """Add to what is kept there, if anything is."""
+        blocks = self.inputs if self.blocks is None else self.blocks
+        key = (stage, chunk) if self.blocks is None else ("input", stage, chunk)
+        self.keep(stage, chunk, self.kept(stage, chunk) + x if key in blocks else x)
+
+    def forget(self, stage: int, chunk: int) -> None:
+        self.inputs.pop((stage, chunk), None)
+        if self.blocks is not None:
+            self.blocks.discard(("input", stage, chunk))
+
+
+def give(carry: Carry, layer: int, chunk: int, keys: Tensor, values: Tensor) -> None:
+    """Give keys and values, made with a graph, the gradients that were left on them."""
+    left = carry.left(layer, chunk)
+    if left is None:
+        return
+    pairs = [(own, grad.to(own.dtype)) for own, grad in zip((keys, values), left, strict=True)]
+    trained = [(own, grad) for own, grad in pairs if own.requires_grad]
+    if trained:
+        torch.autograd.backward([own for own, _ in trained], [grad for _, grad in trained])
+
+
+def _edges(length: int, chunk: int, ranks: int) -> list[int]:
+    """Chunk edges; every chunk has a token for each rank."""
+    if length < ranks:
+        raise ConfigError(f"rows of {length} tokens cannot be shared by {ranks} ranks")
+    edges = [*range(0, length, chunk), length]
+    if len(edges) > 2 and length - edges[-2] < ranks:
+        edges.pop(-2)
+    return edges
