@@ -11,6 +11,7 @@ from handscroll.base.errors import ConfigError
 from handscroll.nn.bands import attend_bands
 from handscroll.nn.bias import Bias
 from handscroll.nn.cache import Keeper, Span
+from handscroll.nn.gpu.slots import Slots
 from handscroll.nn.kernels import Exchange, attend
 from handscroll.nn.linear import Linear
 from handscroll.nn.marks import Marks
@@ -93,7 +94,7 @@ class Attention(nn.Module):
         return self.output(self.read(q, self.remember(x, context, layer), context, mask, layer))
 
     def read(
-        self, q: Float[Tensor, "B H T E"], spans: list[Span] | Pages, context: Context, mask: Mask, layer: int
+        self, q: Float[Tensor, "B H T E"], spans: list[Span] | Pages | Slots, context: Context, mask: Mask, layer: int
     ) -> Float[Tensor, "B T HE"]:
         """What queries read of the spans of `layer`, before the output projection; bands turn the queries here."""
         scale = self._scale
@@ -106,7 +107,7 @@ class Attention(nn.Module):
                 raise ConfigError("this cache ranks keys by one rotation, the scaling has several: use 'offload'")
             spans = select(layer, q, spans, mask, context.marks, scale)
         if bands:
-            assert not isinstance(spans, Pages), "blocks are read with one rotation; the engine refuses bands"
+            assert isinstance(spans, list), "blocks are read with one rotation; the engine refuses bands"
             if any(span.observer is not None for span in spans):
                 raise ConfigError("this cache scores keys under one rotation, the scaling has several: use 'sinks'")
             out = attend_bands(q, spans, mask, context.marks, scale, bands, context.exchange)

@@ -48,7 +48,8 @@ class Adapted(nn.Module):
         self.b = nn.Parameter(torch.zeros(base.out_features, rank, dtype=like.dtype, device=like.device))
         bound = 1 / math.sqrt(base.in_features)
         with torch.no_grad():
-            self.a.uniform_(-bound, bound, generator=generator)
+            drawn = torch.empty(rank, base.in_features, dtype=like.dtype)  # on the CPU: the same on every device
+            self.a.copy_(drawn.uniform_(-bound, bound, generator=generator))
 
     def forward(self, x: Tensor) -> Tensor:
         # The scale meets the narrow tensor: no third one as wide as the output.
