@@ -1,11 +1,15 @@
 """One exact training step against length: peak memory and time, Handscroll's rungs beside transformers.
 
-python -m bench.long_step [--shape llama-135m|gpt2-small|starter] [--lengths 2048,4096,8192] [--rungs ...] [--repeat 3]
+python -m bench.long_step [--shape llama-135m|gpt2-small|starter|bert-mini|bert-base] [--lengths 2048,4096,8192]
+    [--rungs layer-outer,lstm] [--repeat 3]
 
 Every point is a fresh process with random weights (speed and memory only): build, one step (forward and backward, no
 update), peak resident memory and seconds. Systems alternate within a length. The slope is the growth of the peak
 per token between the two longest lengths. The peers are transformers with gradient checkpointing as shipped, and the
-same with its loss in checkpointed chunks of 1,024 tokens.
+same with its loss in checkpointed chunks of 1,024 tokens (of an encoder: of the hidden tokens alone).
+
+Encoders learn masked language modelling, 15 % of the tokens hidden, over a learned position table as long as the row.
+The systems `lstm` and `lstm-plain` are the recurrent baseline: a two-layer LSTM of about the shape's parameters.
 """
 
 import argparse
@@ -16,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 SHAPES = {
     "llama-135m": {
@@ -37,7 +42,18 @@ SHAPES = {
         "mlp": 3072,
     },
     "starter": {"family": "llama", "vocab": 4096, "width": 256, "layers": 6, "heads": 8, "kv_heads": 2, "mlp": 704},
+    "bert-mini": {"family": "bert", "vocab": 30522, "width": 256, "layers": 4, "heads": 4, "kv_heads": 4, "mlp": 1024},
+    "bert-base": {
+        "family": "bert",
+        "vocab": 30522,
+        "width": 768,
+        "layers": 12,
+        "heads": 12,
+        "kv_heads": 12,
+        "mlp": 3072,
+    },
 }
+MASKED = 0.15
 RUNGS = {
     "plain": {"rung": "plain"},
     "checkpoint": {"rung": "checkpoint"},
@@ -51,12 +67,26 @@ RUNGS = {
     "layer-outer-disk": {"rung": "layer-outer", "offload": "disk"},
     "staged-5-disk": {"rung": "staged", "stage_layers": 5, "offload": "disk"},
 }
+RECURRENT = {"lstm": {"rung": "chunk-outer"}, "lstm-plain": {"rung": "plain"}}
 PEERS = ("transformers", "transformers-chunked")
 DEFAULT = {
     "llama-135m": "chunk-outer,layer-outer,staged-5,chunk-outer-disk",
     "gpt2-small": "layer-outer,layer-outer-disk",
-    "starter": "chunk-outer,layer-outer",
+    "starter": "chunk-outer,layer-outer,lstm",
+    "bert-mini": "layer-outer,layer-outer-disk",
+    "bert-base": "layer-outer,layer-outer-disk",
 }
+
+
+def lstm(shape: dict, length: int) -> dict:
+    """The shape of a two-layer LSTM with about as many parameters as `shape` has (tied tables, no positions)."""
+    projections = 2 * shape["width"] ** 2 * (1 + shape["kv_heads"] / shape["heads"])
+    layer = projections + (3 if shape["family"] == "llama" else 2) * shape["width"] * shape["mlp"]
+    positions = 0 if shape["family"] == "llama" else length
+    numbers = shape["layers"] * layer + (shape["vocab"] + positions) * shape["width"]
+    # 2 layers x 8 D^2 + V D = numbers
+    width = (-shape["vocab"] + (shape["vocab"] ** 2 + 64 * numbers) ** 0.5) / 32
+    return {"family": "lstm", "vocab": shape["vocab"], "width": max(16, round(width / 16) * 16), "layers": 2}
 
 
 def kept_bytes(shape: dict, rung: dict, bytes_each: int = 4) -> int:
@@ -64,9 +94,48 @@ def kept_bytes(shape: dict, rung: dict, bytes_each: int = 4) -> int:
     size = {"chunk-outer": shape["layers"], "layer-outer": 1}.get(rung["rung"], rung.get("stage_layers", 0))
     if not size or rung.get("offload"):
         return 0
-    stages = -(-shape["layers"] // size)
+    stages = -(-shape["layers"] // size) + (shape["family"] == "bert")  # an encoder keeps the first inputs too
     kv = shape["kv_heads"] * shape["width"] // shape["heads"]
     return (stages - 1) * shape["width"] * bytes_each + size * 2 * kv * (bytes_each + 4)
+
+
+def built(shape: dict, length: int) -> tuple[Any, Any, Any]:
+    """Handscroll's model of a shape, one row of that many tokens, and what is learned from it."""
+    import torch
+
+    from handscroll.data.batch import Batch
+    from handscroll.models.bert import Bert, BertConfig
+    from handscroll.models.gpt2 import GPT2, GPT2Config
+    from handscroll.models.llama import Llama, LlamaConfig
+    from handscroll.models.lstm import LSTM, LSTMConfig
+    from handscroll.objectives.causal import Causal
+    from handscroll.objectives.masked import Masked
+
+    family = shape["family"]
+    sizes = {name: shape[name] for name in ("vocab", "width", "layers")}
+    if family == "lstm":
+        model = LSTM(LSTMConfig(**sizes, trained=length))
+    elif family == "llama":
+        positions = {"base": 1e5, "scaling": {"name": "none"}, "context": length, "trained": length}
+        heads = {"heads": shape["heads"], "kv_heads": shape["kv_heads"], "head_size": shape["width"] // shape["heads"]}
+        model = Llama(LlamaConfig(**sizes, **heads, mlp_width=shape["mlp"], tied=True, positions=positions))
+    else:
+        kinds = {"gpt2": (GPT2, GPT2Config), "bert": (Bert, BertConfig)}
+        model = kinds[family][0](
+            kinds[family][1](**sizes, heads=shape["heads"], mlp_width=shape["mlp"], context=length)
+        )
+    tokens = torch.randint(0, shape["vocab"], (1, length + 1))
+    if family != "bert":
+        return model, Batch(tokens[:, :-1], tokens[:, 1:]), Causal()
+    return model, Batch(*hidden_tokens(tokens[:, 1:])), Masked()
+
+
+def hidden_tokens(tokens: Any) -> tuple[Any, Any]:
+    """Input and targets of masked language modelling: 15 % of the tokens are hidden by token 4."""
+    import torch
+
+    hidden = torch.rand(tokens.shape) < MASKED
+    return tokens.masked_fill(hidden, 4), tokens.masked_fill(~hidden, -100)
 
 
 def ours(shape: dict, length: int, memory: dict, chunk: int, precision: str, threads: int) -> None:
@@ -74,42 +143,26 @@ def ours(shape: dict, length: int, memory: dict, chunk: int, precision: str, thr
 
     import torch
 
-    from handscroll.data.batch import Batch
-    from handscroll.models.gpt2 import GPT2, GPT2Config
-    from handscroll.models.llama import Llama, LlamaConfig
-    from handscroll.objectives.causal import Causal
+    from handscroll.nn.init import initialise
     from handscroll.train.step import Memory, Step, build_rung
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    if shape["family"] == "llama":
-        positions = {"base": 1e5, "scaling": {"name": "none"}, "context": length, "trained": length}
-        sizes = {name: shape[name] for name in ("vocab", "width", "layers", "heads", "kv_heads")}
-        head = shape["width"] // shape["heads"]
-        model = Llama(LlamaConfig(**sizes, head_size=head, mlp_width=shape["mlp"], tied=True, positions=positions))
-    else:
-        sizes = {name: shape[name] for name in ("vocab", "width", "layers", "heads")}
-        model = GPT2(GPT2Config(**sizes, mlp_width=shape["mlp"], context=length))
+    model, batch, objective = built(shape, length)
+    initialise(model, "normal", shape["layers"], torch.Generator().manual_seed(0))
     settings = dict(memory) | ({} if memory["rung"] in ("plain", "checkpoint") else {"chunk": chunk})
-    tokens = torch.randint(0, shape["vocab"], (1, length + 1))
-    batch = Batch(tokens[:, :-1], tokens[:, 1:])
     with tempfile.TemporaryDirectory(dir=".") as folder:
         rung = build_rung(Memory(**settings), model, Path(folder))
         autocast = torch.bfloat16 if precision == "bfloat16" else None
         started = time.perf_counter()
-        loss = Step(rung, autocast=autocast)(model, [batch], Causal())
+        loss = Step(rung, autocast=autocast)(model, [batch], objective)
         report(time.perf_counter() - started, float(loss.total) / loss.count)
 
 
-def theirs(shape: dict, length: int, chunked: bool, precision: str, threads: int) -> None:
-    import time
-
-    import torch
+def peer(shape: dict, length: int) -> tuple[Any, Any, Any]:
+    """The model of transformers, its body, and what makes logits of final states."""
     import transformers
-    from torch.utils.checkpoint import checkpoint
 
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
     if shape["family"] == "llama":
         config = transformers.LlamaConfig(
             vocab_size=shape["vocab"],
@@ -123,39 +176,69 @@ def theirs(shape: dict, length: int, chunked: bool, precision: str, threads: int
             use_cache=False,
         )
         model = transformers.LlamaForCausalLM(config)
-        body = model.model
-    else:
-        config = transformers.GPT2Config(
+        return model, model.model, model.lm_head
+    if shape["family"] == "bert":
+        config = transformers.BertConfig(
             vocab_size=shape["vocab"],
-            n_embd=shape["width"],
-            n_layer=shape["layers"],
-            n_head=shape["heads"],
-            n_positions=length,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            use_cache=False,
+            hidden_size=shape["width"],
+            intermediate_size=shape["mlp"],
+            num_hidden_layers=shape["layers"],
+            num_attention_heads=shape["heads"],
+            max_position_embeddings=length,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            attn_implementation="sdpa",
         )
-        model = transformers.GPT2LMHeadModel(config)
-        body = model.transformer
+        model = transformers.BertForMaskedLM(config)
+        return model, model.bert, model.cls
+    config = transformers.GPT2Config(
+        vocab_size=shape["vocab"],
+        n_embd=shape["width"],
+        n_layer=shape["layers"],
+        n_head=shape["heads"],
+        n_positions=length,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        use_cache=False,
+    )
+    model = transformers.GPT2LMHeadModel(config)
+    return model, model.transformer, model.lm_head
+
+
+def theirs(shape: dict, length: int, chunked: bool, precision: str, threads: int) -> None:
+    import time
+
+    import torch
+    from torch.utils.checkpoint import checkpoint
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    model, body, head = peer(shape, length)
     model.gradient_checkpointing_enable()
     model.train()
     tokens = torch.randint(0, shape["vocab"], (1, length))
+    labels = tokens
+    if shape["family"] == "bert":
+        tokens, labels = hidden_tokens(tokens)
     started = time.perf_counter()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"):
         if chunked:
-            hidden, targets = body(tokens).last_hidden_state[:, :-1], tokens[:, 1:]
+            hidden, targets = body(tokens).last_hidden_state, labels
+            if shape["family"] == "bert":  # the head of the hidden tokens alone
+                hidden, targets = (x[labels != -100][None] for x in (hidden, labels))
+            else:
+                hidden, targets = hidden[:, :-1], labels[:, 1:]
 
             def part(x, y):
-                logits = model.lm_head(x).flatten(0, 1).float()
-                return torch.nn.functional.cross_entropy(logits, y.flatten(), reduction="sum")
+                return torch.nn.functional.cross_entropy(head(x).flatten(0, 1).float(), y.flatten(), reduction="sum")
 
             pairs = zip(hidden.split(1024, 1), targets.split(1024, 1), strict=True)
             loss = sum(checkpoint(part, x, y, use_reentrant=False) for x, y in pairs) / targets.numel()
         else:
-            loss = model(tokens, labels=tokens).loss
+            loss = model(tokens, labels=labels).loss
     loss.backward()
-    report(time.perf_counter() - started, float(loss))
+    report(time.perf_counter() - started, float(loss.detach()))
 
 
 def report(seconds: float, loss: float) -> None:
@@ -180,6 +263,9 @@ def one(options: argparse.Namespace) -> None:
     shape, length = SHAPES[options.shape], int(options.lengths)
     if options.one in PEERS:
         theirs(shape, length, options.one == "transformers-chunked", options.precision, options.threads)
+    elif options.one in RECURRENT:
+        rung = RECURRENT[options.one]
+        ours(lstm(shape, length), length, rung, options.chunk, options.precision, options.threads)
     else:
         ours(shape, length, RUNGS[options.one], options.chunk, options.precision, options.threads)
 
@@ -261,7 +347,7 @@ def main() -> None:
     for system, points in peaks.items():
         if len(points) > 1:
             (a, low), (b, high) = points[-2:]
-            must = 0 if system in PEERS else kept_bytes(SHAPES[options.shape], RUNGS[system])
+            must = 0 if system in (*PEERS, *RECURRENT) else kept_bytes(SHAPES[options.shape], RUNGS[system])
             print(f"{system:<22} {(high - low) * 1048.576 / (b - a):>13.1f} {must / 1000 or '':>10}")
 
 
