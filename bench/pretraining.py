@@ -1,0 +1,173 @@
+"""What masked-LM and next-sentence pre-training is worth: an encoder fine-tuned with it and without it.
+
+python -m bench.pretraining --all [--device cuda] --out results.jsonl; python -m bench.pretraining --table results.jsonl
+
+A small BERT reads books (masked tokens and pairs), then learns to classify film reviews (SST-2: two classes) and
+questions (TREC: six) from all labelled sentences or from 500, beside the same model from random weights at the same
+updates, rows, order and rates. The accuracy is that after the last update, on sentences that neither saw; each arm
+stands with the better of its two rates.
+"""
+
+import argparse
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.seeds import SEEDS, Place, main, prepared, spread
+from handscroll.data.batch import collate
+from handscroll.data.labelled import AtFirst, Labelled
+from handscroll.data.sources import TokenSource
+from handscroll.lm import LM
+from handscroll.models.model import Model
+from handscroll.objectives.classify import Classify
+from handscroll.text.tokenizer import Tokenizer
+from handscroll.text.training import TokenizerConfig
+from handscroll.train.recipe import Recipe
+
+BOOKS = (
+    "austen_emma",
+    "austen_pride_and_prejudice",
+    "bronte_jane_eyre",
+    "alcott_little_women",
+    "london_martin_eden",
+    "wharton_the_house_of_mirth",
+    "washington_up_from_slavery",
+    "stoker_dracula",
+    "twain_adventures_of_huckleberry_finn",
+)
+TOKENIZER = TokenizerConfig(vocab=4096, special=("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"))
+LENGTH = 128
+# Sizes, and tokens of pre-training and rows of an update: for one core, and for a GPU.
+CPU = ({"width": 128, "layers": 2, "heads": 4, "mlp_width": 512}, 1.2e6, 16)
+GPU = ({"width": 256, "layers": 4, "heads": 4, "mlp_width": 1024}, 40e6, 128)
+LABELS = {"sst2": ("0", "1"), "trec": ("0", "1", "2", "3", "4", "5")}
+FEW = 500
+TASKS = {"sst2": 150e3, "trec": 150e3, f"sst2-{FEW}": 50e3, f"trec-{FEW}": 50e3}  # tokens read, three times it on a GPU
+ROWS = 8
+RATES = (3e-4, 1e-3)
+HELD_OUT = 900  # questions; SST-2 has a file of its own
+ARMS = ("random weights", "pre-trained")
+
+
+def files(data: str) -> list[str]:
+    return [f"{data}/text_en/books_train/{book}.txt" for book in BOOKS]
+
+
+def made(options: argparse.Namespace) -> tuple[Tokenizer, TokenSource]:
+    """Tokenizer, tokens and labelled files, in the work folder."""
+    folder, data = Path(options.work) / "pretraining", Path(options.data) / "cls_en"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "text").exists():
+        lines = (data / "trec_train.tsv").read_text(encoding="utf-8").splitlines(keepends=True)
+        parts = {"trec": (lines[:-HELD_OUT], lines[-HELD_OUT:])}
+        names = (data / "sst2_train.tsv", data / "sst2_dev.tsv")
+        learned, held = (path.read_text(encoding="utf-8").splitlines(keepends=True) for path in names)
+        parts["sst2"] = learned, held
+        for task, (learned, held) in parts.items():
+            (folder / f"{task}.tsv").write_text("".join(learned), encoding="utf-8")
+            (folder / f"{task}-{FEW}.tsv").write_text("".join(learned[:FEW]), encoding="utf-8")
+            (folder / f"{task}-held.tsv").write_text("".join(held), encoding="utf-8")
+    return prepared(folder, files(options.data), TOKENIZER)
+
+
+def pretraining(options: argparse.Namespace, seed: int, place: Place) -> Recipe:
+    sizes, tokens, rows = GPU if place.cuda else CPU
+    steps = place.steps(tokens, rows * LENGTH)
+    values = {
+        "seed": seed,
+        "threads": 1,
+        "text": {"files": files(options.data)},
+        "model": {"family": "bert", "sizes": sizes | {"context": LENGTH, "pooler": True, "following": True}},
+        "objective": {"name": "masked"},
+        "data": {"pairs": {"kind": "pairs", "pairs": 2}, "text": {"kind": "text", "sampling": "cyclic"}},
+        "stages": [{"length": LENGTH, "rows": rows, "steps": steps, "mix": {"pairs": 0.5, "text": 0.5}}],
+        "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.01},
+        "schedule": {"name": "cosine", "warmup": max(1, steps // 20), "final": 0.05},
+        "loop": {"save_every": steps, "precision": "bfloat16" if place.cuda else "float32"},
+        "memory": {"rung": "plain"},
+    }
+    return Recipe.parse(values, "bench")
+
+
+def tuning(options: argparse.Namespace, seed: int, place: Place, task: str, rate: float, start: str | None) -> Recipe:
+    labels = LABELS[task.partition("-")[0]]
+    steps = place.steps(TASKS[task] * (3 if place.cuda else 1), ROWS * LENGTH)
+    sizes = (GPU if place.cuda else CPU)[0] | {"context": LENGTH}
+    values = {
+        "seed": seed,
+        "threads": 1,
+        "text": {"files": files(options.data)},
+        "model": {"path": start} if start else {"family": "bert", "sizes": sizes},
+        "objective": "classify",
+        "data": {task: {"kind": "labelled", "file": f"{options.work}/pretraining/{task}.tsv", "labels": labels}},
+        "stages": [{"length": LENGTH, "rows": ROWS, "steps": steps, "mix": {task: 1.0}}],
+        "optimizer": {"name": "adamw", "lr": rate, "weight_decay": 0.01},
+        "schedule": {"name": "cosine", "warmup": max(1, steps // 10)},
+        "regularise": {"dropout": 0.1},
+        "loop": {"save_every": steps},
+        "memory": {"rung": "plain"},
+    }
+    return Recipe.parse(values, "bench")
+
+
+@torch.no_grad()
+def accuracy(model: Model, tokenizer: Tokenizer, path: str, labels: tuple[str, ...]) -> float:
+    """Share of the sentences of a file that get their label: one epoch of its rows."""
+    rows, objective = Labelled.read(path, labels, tokenizer, LENGTH, 0), Classify.of(model)
+    right = count = 0.0
+    for row, _ in AtFirst(rows):
+        batch = collate([row]).to(model.device)
+        marks = batch.marks()
+        hidden = model.hidden(model.embed(batch.tokens, marks), marks, objective.mask(model, marks))
+        found, number = objective.loss(model, hidden, batch).metrics["accuracy"]
+        right, count = right + found, count + number
+        if count >= len(rows.source):
+            return right / count
+    raise AssertionError("rows have no end")
+
+
+def work(options: argparse.Namespace, part: str, seed: int, place: Place) -> None:
+    tokenizer, text = made(options)
+    recipe = pretraining(options, seed, place)
+    start = str(place.folder / "encoder")
+    LM(place.fit(recipe, tokenizer, text, "before"), tokenizer, start).save(Path(start))
+    for task in TASKS:
+        whole = task.partition("-")[0]
+        for rate in RATES:
+            for arm in ARMS:
+                again = tuning(options, seed, place, task, rate, start if arm == ARMS[1] else None)
+                model = place.fit(again, tokenizer, text, f"{task}-{rate}-{arm}".replace(" ", "-"))
+                held = f"{options.work}/pretraining/{whole}-held.tsv"
+                found = accuracy(model, tokenizer, held, LABELS[whole])
+                result = {"probe": task, "arm": arm, "rate": rate, "seed": seed, "accuracy": found}
+                stage, sizes = recipe.stages[0], recipe.model.sizes
+                before = {"tokens": stage.steps * stage.rows * LENGTH, "width": sizes["width"]}
+                place.say(result | before | {"layers": sizes["layers"], "updates": again.steps})
+
+
+def table(results: Iterable[dict[str, Any]]) -> None:
+    """Accuracies by task and arm: each seed, mean and deviation, at the arm's better rate."""
+    found = [result for result in results if "probe" in result]
+    for width, layers, tokens in sorted({(one["width"], one["layers"], one["tokens"]) for one in found}):
+        print(f"\n{layers} layers of {width}, pre-trained on {tokens / 1e6:.1f} M tokens\n")
+        print("| task | arm | updates | rate | " + " | ".join(f"seed {seed}" for seed in SEEDS) + " | mean |")
+        print("|---|---|---|---|" + "---|" * (len(SEEDS) + 1))
+        for task in TASKS:
+            for arm in ARMS:
+                of = [one for one in found if (one["probe"], one["arm"], one["tokens"]) == (task, arm, tokens)]
+                rates = {rate: [one for one in of if one["rate"] == rate] for rate in RATES}
+                rates = {rate: ones for rate, ones in rates.items() if ones}
+                if not rates:
+                    continue
+                rate = max(rates, key=lambda rate: statistics.mean(one["accuracy"] for one in rates[rate]))
+                by_seed = {one["seed"]: 100 * one["accuracy"] for one in rates[rate]}
+                each = " | ".join(f"{by_seed[seed]:.1f}" if seed in by_seed else "" for seed in SEEDS)
+                mean = spread(list(by_seed.values()), ".1f")
+                print(f"| {task} | {arm} | {rates[rate][0]['updates']} | {rate:g} | {each} | {mean} |")
+
+
+if __name__ == "__main__":
+    main(__doc__, ("probe",), made, work, table)

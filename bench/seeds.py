@@ -1,0 +1,166 @@
+"""Experiments over seeds, one process and one thread for each (part, seed): what `bench.pretraining` and
+`bench.recurrent` share.
+
+A process appends one JSON line a result to --out and prints how far it is; `--all` starts every pair, `--processes` at
+a time; `--table FILE` prints the tables. Past `--minutes` a process stops with the results it has.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from handscroll.data.sources import TokenSource
+from handscroll.models.model import Model
+from handscroll.text.readers import read
+from handscroll.text.tokenizer import Tokenizer
+from handscroll.text.training import TokenizerConfig, train_tokenizer
+from handscroll.train.loop import Callbacks, train
+from handscroll.train.recipe import Recipe, build_model, updates
+from handscroll.train.run import Run
+
+SEEDS = (1, 2, 3)
+
+
+class OutOfTime(Exception):
+    """The minutes are over."""
+
+
+@dataclass
+class Place:
+    """Where and how long a process works: its folder, device and end, and the share of the full budget it spends."""
+
+    folder: Path
+    device: str
+    end: float
+    scale: float
+    out: Path
+
+    @property
+    def cuda(self) -> bool:
+        return self.device != "cpu"
+
+    def steps(self, tokens: float, update: int) -> int:
+        """Updates of `update` tokens that make `tokens`, scaled."""
+        return max(2, round(self.scale * tokens / update))
+
+    def say(self, result: dict[str, Any]) -> None:
+        """Keep a result."""
+        with self.out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(result) + "\n")
+        print(json.dumps(result), flush=True)
+
+    def fit(self, recipe: Recipe, tokenizer: Tokenizer, text: TokenSource, name: str) -> Model:
+        """The model of a recipe, trained here by the package's own loop.
+
+        Raises:
+            OutOfTime: between two updates.
+        """
+        torch.manual_seed(recipe.seed)
+        model = build_model(recipe, tokenizer).to(self.device)
+        started = last = time.monotonic()
+
+        def watch(record: dict[str, Any]) -> None:
+            nonlocal last
+            if time.time() > self.end:
+                raise OutOfTime(f"{name}: after {record['step']} of {recipe.steps} updates")
+            if time.monotonic() - last > 20 or record["step"] == recipe.steps:
+                last = time.monotonic()
+                speed = record["tokens"] / (last - started)
+                print(
+                    f"{name}: {record['step']}/{recipe.steps} loss {record['loss']:.3f} {speed:.0f} tok/s", flush=True
+                )
+
+        run = Run(
+            self.folder / name,
+            model,
+            recipe.optimizer,
+            recipe.schedule,
+            recipe.loop_settings(),
+            recipe.memory,
+            recipe.regularise,
+        )
+        train(run, updates(recipe, text, tokenizer, model), recipe.learned(model), Callbacks(on_record=watch))
+        shutil.rmtree(self.folder / name)  # its checkpoint; the model is at hand
+        return model.eval()
+
+
+def prepared(folder: Path, files: Sequence[str], settings: TokenizerConfig) -> tuple[Tokenizer, TokenSource]:
+    """Tokenizer and tokens of the training text, made once in `folder`."""
+    if not (folder / "text").exists():
+        tokenizer = train_tokenizer((document.text for document in read(files)), settings)
+        tokenizer.save(folder / "tokenizer")
+        TokenSource.build(read(files), tokenizer).save(folder / "text")
+    return Tokenizer.load(folder / "tokenizer"), TokenSource.load(folder / "text")
+
+
+def spread(values: Sequence[float], form: str = ".3f") -> str:
+    """Mean and standard deviation."""
+    deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
+    return f"{statistics.mean(values):{form}} ± {deviation:{form}}"
+
+
+def main(
+    doc: str | None,
+    parts: Sequence[str],
+    prepare: Callable[[argparse.Namespace], object],
+    work: Callable[[argparse.Namespace, str, int, Place], None],
+    table: Callable[[Iterable[dict[str, Any]]], None],
+) -> None:
+    """The command line of an experiment: `prepare` once, then `work` for each part and seed, then `table`."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="../shared/data", help="folder of the texts")
+    parser.add_argument("--work", default="runs/seeds", help="folder of what is made on the way")
+    parser.add_argument("--out", default="results.jsonl")
+    parser.add_argument("--table", metavar="FILE", help="print the tables of a file of results, and nothing else")
+    parser.add_argument("--all", action="store_true", help="every part and seed")
+    parser.add_argument("--part", choices=parts, default=parts[0])
+    parser.add_argument("--seed", type=int, default=SEEDS[0])
+    parser.add_argument("--processes", type=int, default=len(parts) * len(SEEDS))
+    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--end", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the tokens; small numbers for a trial")
+    options = parser.parse_args()
+    if options.table:
+        table(json.loads(line) for line in Path(options.table).read_text(encoding="utf-8").splitlines())
+        return
+    end = options.end or time.time() + 60 * options.minutes
+    if options.all:
+        prepare(options)
+        _all(options, [(part, seed) for seed in SEEDS for part in parts], end)
+        table(json.loads(line) for line in Path(options.out).read_text(encoding="utf-8").splitlines())
+        return
+    torch.set_num_threads(1)
+    folder = Path(options.work) / f"{options.part}-{options.seed}-{os.getpid()}"
+    place = Place(folder, options.device, end, options.scale, Path(options.out))
+    try:
+        work(options, options.part, options.seed, place)
+    except OutOfTime as late:
+        print(f"out of time, {late}", flush=True)
+        sys.exit(1)
+
+
+def _all(options: argparse.Namespace, jobs: list[tuple[str, int]], end: float) -> None:
+    """Every job in a process of its own, so many at a time."""
+    same = ["--data", options.data, "--work", options.work, "--out", options.out, "--device", options.device]
+    module = sys.modules["__main__"].__spec__.name  # type: ignore[union-attr]
+    command = [sys.executable, "-m", module, *same, "--scale", str(options.scale), "--end", str(end)]
+    waiting, running = list(jobs), []
+    while waiting or running:
+        while waiting and len(running) < options.processes:
+            part, seed = waiting.pop(0)
+            one = [*command, "--part", part, "--seed", str(seed)]
+            running.append(subprocess.Popen(one, env=os.environ | {"OMP_NUM_THREADS": "1"}))
+        time.sleep(0.5)
+        running = [process for process in running if process.poll() is None]
