@@ -179,8 +179,10 @@ METHODS: dict[str, Make] = {
 LEARNED = {
     "interpolate": "linear interpolation of the learned table",
     "tile": "the learned table repeated",
+    "hierarchical": "sums of two rows of the learned table: of the block of that length, and of the place in it",
     "copy-last-row": "the learned table's last row for all positions beyond",
 }
+BLOCK_SHARE = 0.4  # of a block's number in a row of "hierarchical"
 BIASED = {"none": "ALiBi's slopes as they are", "slopes": "ALiBi's slopes divided by the factor, or by less"}
 RELATIVE = {
     "none": "the learned relative bias as it is",
@@ -222,7 +224,13 @@ def candidates(model: Model, method: str, to: int, factors: dict[str, Any] | Non
         raise ConfigError(f"--factors go with --method longrope, not with '{method}'")
     names = list(table) if method in ("auto", "all") else [method]
     if table is LEARNED:
-        return [Candidate(name, "", resample=name) for name in names]
+        most = config.context**2
+        if method == "hierarchical" and to > most:
+            raise ConfigError(
+                f"method 'hierarchical' makes at most {config.context:,} x {config.context:,} = {most:,} positions of "
+                f"a table of {config.context:,}, not {to:,}; take another method, or a smaller --to"
+            )
+        return [Candidate(name, "", resample=name) for name in names if name != "hierarchical" or to <= most]
     if table is BIASED:
         made = [entry for name in names for entry in _slopes(config, name, to)]
         return [entry for entry in made if method != "auto" or not entry.own]
@@ -262,6 +270,9 @@ def resample(table: Tensor, to: int, how: str) -> Tensor:
 
     interpolate: linear between the rows, ends kept (as ViT and BERT extensions do); tile: repeated in order, so that
     distances inside a trained length look as they did (Beltagy et al. 2020, "Longformer", section 5);
+    hierarchical: as tile, but every block tells its number too: with u_k = (p_k - a p_0) / (1 - a), row i n + j is
+    a u_i + (1 - a) u_j, so the first n rows stay (Su 2020, "Hierarchical decomposition of position embeddings",
+    kexue.fm/archives/7947, where a = 0.4 too), up to n^2 rows;
     copy-last-row: the last row for all that follow, a folk remedy that tells no position beyond from another, for
     comparison.
     """
@@ -269,6 +280,12 @@ def resample(table: Tensor, to: int, how: str) -> Tensor:
         return torch.cat([table, table[-1:].expand(to - len(table), -1)])
     if how == "tile":
         return table.repeat(-(-to // len(table)), 1)[:to].clone()
+    if how == "hierarchical":
+        assert to <= len(table) ** 2, (to, len(table))
+        basis = (table - BLOCK_SHARE * table[:1]) / (1 - BLOCK_SHARE)
+        places = torch.arange(to, device=table.device)
+        inside = table.repeat(-(-to // len(table)), 1)[:to]
+        return inside + BLOCK_SHARE * (basis[places // len(table)] - basis[:1])
     wide = table.T[None].to(torch.float64)
     return F.interpolate(wide, size=to, mode="linear", align_corners=True)[0].T.to(table.dtype).contiguous()
 

@@ -12,7 +12,8 @@ from handscroll.base.errors import ConfigError
 from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
 from handscroll.models.llama import Llama
 from handscroll.models.model import PreNormLayer
-from handscroll.models.positions import POSITION_KEYS, read_positions, rotated_size, write_positions
+from handscroll.models.new import SIZES, About
+from handscroll.models.positions import POSITION_KEYS, read_positions, rotated_size, unscaled, write_positions
 from handscroll.models.sizes import Rotary
 from handscroll.nn.attention import Attention, Context, Heads
 from handscroll.nn.mlp import GatedMLP
@@ -95,6 +96,13 @@ KEYS = frozenset(
 ) | set(POSITION_KEYS)
 ENDS = (151329, 151336, 151338)  # end tokens of every published GLM-4 where the file names none
 HALF = 0.5  # of each head is rotated where the file does not say
+
+
+def new(sizes: dict[str, Any], about: About) -> GLMConfig:
+    """Of a recipe's sizes, `context` and `base` as for a Llama; half of each head is rotated unless they say more."""
+    values = {"context": about.longest, **sizes} if "positions" not in sizes else sizes
+    half = {} if "head_size" not in sizes else {"rotated_size": int(HALF * sizes["head_size"])}
+    return GLMConfig.parse(half | unscaled(values), SIZES)
 
 
 def _read(foreign: Foreign, name: str) -> GLMConfig:

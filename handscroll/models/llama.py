@@ -13,7 +13,7 @@ from handscroll.base.errors import ConfigError
 from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
 from handscroll.models.model import Decoder, PreNormLayer
 from handscroll.models.new import SIZES, About
-from handscroll.models.positions import POSITION_KEYS, read_positions, write_positions
+from handscroll.models.positions import POSITION_KEYS, read_positions, unscaled, write_positions
 from handscroll.models.sizes import Rotary
 from handscroll.nn.attention import Attention, Heads
 from handscroll.nn.linear import Linear, TokenTable
@@ -123,12 +123,7 @@ WINDOW_KEYS = frozenset(["sliding_window", "use_sliding_window", "max_window_lay
 
 def new(sizes: dict[str, Any], about: About) -> LlamaConfig:
     """Of a recipe's sizes; `context` (with `base`) stands for unscaled positions of so many tokens."""
-    values = dict(sizes)
-    context = values.pop("context", None)
-    if context is not None:
-        base = float(values.pop("base", 10_000.0))
-        values["positions"] = {"base": base, "scaling": {"name": "none"}, "context": context, "trained": context}
-    return LlamaConfig.parse(values, SIZES)
+    return LlamaConfig.parse(unscaled(sizes), SIZES)
 
 
 def _read(foreign: Foreign, name: str) -> LlamaConfig:

@@ -17,6 +17,7 @@ SIZES = "recipe: model.sizes"  # where the sizes come from, for errors
 NEW: dict[str, str] = {
     "llama": "handscroll.models.llama:new",
     "gpt2": "handscroll.models.gpt2:new",
+    "glm": "handscroll.models.glm:new",
     "bert": "handscroll.models.bert:new",
     "glm-blank": "handscroll.models.glm_blank:new",
     "lstm": "handscroll.models.lstm:new",

@@ -112,6 +112,17 @@ class Positions(Config):
         return rotation(marks, self.scaling, self.base, rotated, length, like)
 
 
+def unscaled(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes of a new rotary model, in which `context` (with `base`) stands for unscaled positions of so many
+    tokens."""
+    values = dict(sizes)
+    context = values.pop("context", None)
+    if context is not None:
+        base = float(values.pop("base", 10_000.0))
+        values["positions"] = {"base": base, "scaling": {"name": "none"}, "context": context, "trained": context}
+    return values
+
+
 def rotated_size(config: Mapping[str, Any], head_size: int, default: float = 1.0) -> int:
     """How many numbers of each head are rotated: partial_rotary_factor, or the family's default, times the head size.
 

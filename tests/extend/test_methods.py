@@ -118,8 +118,10 @@ def test_learned_positions_are_resampled(method, gpt2, tmp_path):
     if method == "interpolate":
         torch.testing.assert_close(longer[-1], table[-1])
     else:
-        beyond = table if method == "tile" else table[-1:].expand(256, -1)
-        torch.testing.assert_close(longer[256:512], beyond)
+        blocks = {"tile": table, "copy-last-row": table[-1:].expand(256, -1)}
+        blocks["hierarchical"] = table + (table[1] - table[0]) * 0.4 / 0.6
+        torch.testing.assert_close(longer[:256], table)
+        torch.testing.assert_close(longer[256:512], blocks[method])
     save_model(gpt2, tmp_path / "out")
     tokens = torch.randint(3, 97, (1, 600))
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
@@ -131,6 +133,15 @@ def test_interpolation_by_hand():
     table = torch.tensor([[0.0], [1.0], [4.0]])
     torch.testing.assert_close(resample(table, 5, "interpolate").flatten(), torch.tensor([0.0, 0.5, 1.0, 2.5, 4.0]))
     torch.testing.assert_close(resample(table, 5, "tile").flatten(), torch.tensor([0.0, 1.0, 4.0, 0.0, 1.0]))
+    by_hand = torch.tensor([0.0, 1.0, 4.0, 2 / 3, 5 / 3, 14 / 3, 8 / 3])  # 0.4 u_i + 0.6 u_j, u = table / 0.6
+    torch.testing.assert_close(resample(table, 7, "hierarchical").flatten(), by_hand)
+
+
+def test_two_rows_make_at_most_the_square(gpt2):
+    assert {entry.method for entry in candidates(gpt2, "auto", 256**2)} == set(LEARNED)
+    assert {entry.method for entry in candidates(gpt2, "auto", 256**2 + 1)} == set(LEARNED) - {"hierarchical"}
+    with pytest.raises(ConfigError, match="at most 256 x 256 = 65,536 positions of a table of 256, not 70,000"):
+        candidates(gpt2, "hierarchical", 70_000)
 
 
 def test_wrong_requests_are_refused(llama, gpt2):

@@ -6,19 +6,25 @@ import pytest
 import torch
 import transformers
 
+from handscroll.base.config import read_recipe
 from handscroll.base.errors import ConfigError
+from handscroll.base.workload import Shape
 from handscroll.extend.methods import apply, candidates
 from handscroll.generate.decode import decode
 from handscroll.generate.engine.engine import Engine
 from handscroll.generate.prefill import hidden_chunks
 from handscroll.generate.sample import Sampling
 from handscroll.models.glm import GLM, GLMConfig
+from handscroll.models.new import About, new_model
 from handscroll.models.weights import load_model, read_config, save_model
 from handscroll.nn.init import initialise
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import SameSegment
+from handscroll.plan.workloads import recipe_workloads
 from handscroll.train.lora import LoRA, add_lora, merge_lora, save_adapter
+from handscroll.train.recipe import Recipe, run_recipe
 from tests.conformance.families import reference, reference_logits, save
+from tests.conftest import ROOT
 
 YARN = {"name": "yarn", "factor": 4.0, "original": 64}
 
@@ -172,3 +178,20 @@ def test_a_part_that_cannot_be_rotated_is_refused(factor, tmp_path):
 
 def test_what_is_rotated_is_told():
     assert build().config.describe_positions() == "rotary, 8 of 16 numbers, base 500, no scaling"
+
+
+def test_a_recipe_makes_one_that_the_planner_and_the_reference_know(tmp_path):
+    values = read_recipe(ROOT / "recipes" / "tiny" / "llama.toml", ["model.family='glm'", "threads=1"])
+    values["stages"] = [{"length": 32, "rows": 2, "steps": 1, "mix": {"text": 1.0}}]
+    recipe = Recipe.parse(values, "recipe")
+    lm, _ = run_recipe(recipe, tmp_path / "run")
+    config = lm.model.config
+    assert (config.family, config.rotated_size, config.positions.base, config.trained) == ("glm", 6, 10_000.0, 64)
+    (workload,) = recipe_workloads(recipe)
+    assert workload.shape == Shape.of(config)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model", dtype=torch.float32).eval()
+    ids = torch.tensor([lm.encode("import json\nfrom email import policy\n")])
+    assert (lm.logits(ids[0]) - reference_logits(theirs, ids)[0]).abs().max() < 1e-4
+    sizes = {"width": 16, "layers": 1, "heads": 2, "kv_heads": 1, "head_size": 8, "mlp_width": 32, "rotated_size": 8}
+    other = new_model("glm", sizes, About(lm.tokenizer, 48)).config
+    assert (other.rotated_size, other.context) == (8, 48)

@@ -17,6 +17,7 @@ SIZES = {"width": 16, "layers": 1, "heads": 2, "mlp_width": 32}
 OWN = {
     "llama": {"kv_heads": 1, "head_size": 8, "context": 32},
     "gpt2": {"context": 32},
+    "glm": {"kv_heads": 1, "head_size": 8},
     "bert": {"context": 32},
     "glm-blank": {},
     "t5": {"encoder_layers": 1, "head_size": 8},
@@ -24,6 +25,7 @@ OWN = {
 LEARNED = {
     "llama": "causal",
     "gpt2": "causal",
+    "glm": "causal",
     "bert": "masked",
     "glm-blank": "blanks",
     "t5": "span-corruption",
