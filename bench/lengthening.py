@@ -82,6 +82,7 @@ class Family:
     rows: int = 128
     most: int = 8000
     sentinels: int = 0
+    initial: str = "xavier"
 
 
 SIZES = {"width": 256, "layers": 4, "heads": 4, "mlp_width": 1024, "context": SHORT}
@@ -101,6 +102,7 @@ FAMILIES = {
         f"blocks of {SHORT}",
         windows=320,
         sentinels=64,
+        initial="normal",  # no scale in attention: wider weights would begin with scores of tens
     ),
     "glm": Family(
         SIZES | {"kv_heads": 2, "head_size": 64, "mlp_width": 704, "tied": True},
@@ -223,7 +225,7 @@ def pretrained(job: Job) -> tuple[LM, dict[str, Any]]:
         return load(folder / "model", device), json.loads(kept.read_text())
     tokenizer = Tokenizer.load(job.work / "tokenizer")
     model = new_model(job.name, job.family.sizes, About(tokenizer, SHORT))
-    initialise(model, "normal", model.config.layers, torch.Generator().manual_seed(job.seed))
+    initialise(model, job.family.initial, model.config.layers, torch.Generator().manual_seed(job.seed))
     lm = LM(model.to(device), tokenizer, f"{job.name} {job.seed}")
     rows = job.options.rows or job.family.rows
     steps = _steps(job, lm, rows, folder / "steps")
