@@ -61,7 +61,6 @@ BLOCKS = {"1-127": (1, 128), "128-511": (128, 512), "512-1023": (512, 1024), "12
 RATE, TUNING_RATE = 1e-3, 5e-4
 PROBE = 12  # updates by which the speed is judged, the first half of them not counted
 STARTING = 0.25  # minutes that a process takes before it looks at the clock
-SHARE = 0.5  # of the time that pre-training may take
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,6 @@ class Family:
     rows: int = 128
     most: int = 8000
     sentinels: int = 0
-    initial: str = "xavier"
 
 
 SIZES = {"width": 256, "layers": 4, "heads": 4, "mlp_width": 1024, "context": SHORT}
@@ -101,8 +99,8 @@ FAMILIES = {
         ("none", "reach", "divide"),
         f"blocks of {SHORT}",
         windows=320,
+        rows=256,
         sentinels=64,
-        initial="normal",  # no scale in attention: wider weights would begin with scores of tens
     ),
     "glm": Family(
         SIZES | {"kv_heads": 2, "head_size": 64, "mlp_width": 704, "tied": True},
@@ -225,7 +223,7 @@ def pretrained(job: Job) -> tuple[LM, dict[str, Any]]:
         return load(folder / "model", device), json.loads(kept.read_text())
     tokenizer = Tokenizer.load(job.work / "tokenizer")
     model = new_model(job.name, job.family.sizes, About(tokenizer, SHORT))
-    initialise(model, job.family.initial, model.config.layers, torch.Generator().manual_seed(job.seed))
+    initialise(model, "normal", model.config.layers, torch.Generator().manual_seed(job.seed))
     lm = LM(model.to(device), tokenizer, f"{job.name} {job.seed}")
     rows = job.options.rows or job.family.rows
     steps = _steps(job, lm, rows, folder / "steps")
@@ -269,7 +267,7 @@ def _fitting(job: Job, lm: LM, rows: int) -> int:
     shutil.rmtree(folder)
     one = statistics.fmean(seconds[PROBE // 2 :])
     job.say(f"{1000 * one:.0f} ms an update, {job.clock.left:.0f} s left")
-    return max(20, int(SHARE * job.clock.left / one))
+    return max(20, int(job.options.share * job.clock.left / one))
 
 
 def measured(job: Job, lm: LM, samples: list[Sample], window: int | None) -> dict[str, float]:
@@ -361,12 +359,13 @@ def everything(options: argparse.Namespace, clock: Clock) -> int:
             spoken = time.monotonic()
             for job in running:
                 print(_last(options, *job), flush=True)
+    print(tables(_results(options.out)))
     return int(failed > 0)
 
 
 def _start(name: str, seed: int, options: argparse.Namespace, minutes: float) -> subprocess.Popen:
     command = [sys.executable, "-m", "bench.lengthening", "--family", name, "--seed", str(seed)]
-    for key in ("text", "out", "work", "device", "precision", "threads", "vocab", "windows", "rows"):
+    for key in ("text", "out", "work", "device", "precision", "threads", "vocab", "windows", "rows", "share"):
         command += [f"--{key}", str(getattr(options, key))]
     command += ["--pretrain-steps", str(options.pretrain_steps), "--tune-steps", str(options.tune_steps)]
     command += ["--tune-rows", str(options.tune_rows), "--minutes", f"{minutes:.3f}"]
@@ -400,6 +399,7 @@ def main() -> int:
     parser.add_argument(
         "--minutes", type=float, default=0.0, help="0: no limit, and as many updates as the family says"
     )
+    parser.add_argument("--share", type=float, default=0.5, help="of the minutes that pre-training may take")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="", choices=["", "float32", "bfloat16"], help="bfloat16 on a GPU")
     parser.add_argument("--threads", type=int, default=1)
