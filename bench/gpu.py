@@ -156,7 +156,7 @@ def our_step(name: str, rung: str, length: int, tokens):
 
     model = our_model(name, length, train=True)
     folder = Path(tempfile.mkdtemp())
-    step = Step(build_rung(Memory(**RUNGS[rung]), model, folder), autocast=None if name in ADAPTED else torch.bfloat16)
+    step = Step(build_rung(Memory(**RUNGS[rung]), model, folder), autocast=torch.bfloat16)
 
     def run(length: int) -> float:
         model.zero_grad(set_to_none=True)

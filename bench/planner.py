@@ -1,11 +1,11 @@
 """The planner against real runs: forecast and measurement of many configurations, a fresh process each.
 
-python -m bench.planner [--seed N --runs 64] [--threads 2] [--only TEXT] [--json FILE] [--probe]
+python -m bench.planner [--seed N --runs 64] [--threads 2] [--only TEXT] [--json FILE] [--probe] [--device cuda]
 
 Without --seed: the written list, by which the heap's shares in plan/forecast.py were set. With --seed: configurations
 drawn at random (shape, rung, chunk, precision, optimiser, options), by which nothing was set. None is among the runs
 that calibrate the machine (train/probe.py). Prints a table and the errors' median, 95th percentile and worst, of memory
-and of time.
+and of time. With --device cuda: memory of the GPU (context and what torch reserved), larger runs, in one process.
 """
 
 import argparse
@@ -17,9 +17,12 @@ from statistics import median
 from handscroll.base.errors import CapacityError
 from handscroll.base.workload import CHUNKED, Shape, Workload
 from handscroll.plan.choose import fits
+from handscroll.plan.duration import operations
 from handscroll.plan.forecast import predict
 from handscroll.plan.machine import SAFETY, Machine, this_machine
-from handscroll.train.probe import calibrate, measure
+from handscroll.train.probe import calibrate, measure, measure_here
+
+PAPER = Machine(memory=1 << 37, disk=1 << 40, gpu=1 << 37)  # of which a forecast on a GPU asks nothing
 
 SHAPES = {
     "llama 1M": Shape(
@@ -143,12 +146,56 @@ def drawn(seed: int, runs: int, threads: int, machine: Machine) -> list[tuple[st
         workload = _draw(dice, threads)
         forecast = predict(workload, machine)
         if 0.3 < forecast.seconds < 12 and forecast.host < 6e9:
-            shape = workload.shape
-            sizes = f"{shape.family} {shape.parameters / 1e6:.0f}M ({shape.layers} x {shape.width}): "
-            shown = workload.model_dump(exclude_defaults=True, exclude={"shape", "threads", "steps"})
-            lora = [f"lora={shape.lora_rank}"] if shape.lora_rank else []
-            found.append((sizes + " ".join([*lora, *(f"{name}={value}" for name, value in shown.items())]), workload))
+            found.append((_named(workload), workload))
     return found
+
+
+def drawn_for_a_gpu(seed: int, runs: int) -> list[tuple[str, Workload]]:
+    """Random configurations that take a GPU some seconds and 2 to 60 GB."""
+    dice, found = random.Random(seed), []
+    while len(found) < runs:
+        size, kv, groups = dice.choice([64, 128]), dice.choice([2, 4, 8]), dice.choice([1, 2, 4])
+        width, lora = kv * groups * size, dice.random() < 0.4
+        rung = dice.choice(["plain", "checkpoint", "chunk-outer", "layer-outer", "staged"])
+        chunked, length = rung in CHUNKED, 512 * round(2 ** dice.uniform(1, 7))
+        shape = Shape(
+            family="llama",
+            layers=dice.randint(4, 24),
+            width=width,
+            heads=kv * groups,
+            kv_heads=kv,
+            head_size=size,
+            mlp_width=128 * round(dice.uniform(2, 4) * width / 128),
+            vocab=round(2 ** dice.uniform(13, 17)),
+            tied=dice.random() < 0.5,
+            lora_rank=8 if lora else 0,
+        )
+        workload = Workload(
+            device="cuda",
+            shape=shape,
+            rung=rung,
+            length=length,
+            steps=2,
+            precision="bfloat16",
+            frozen="bfloat16" if lora and dice.random() < 0.7 else "float32",
+            optimizer=dice.choice(["adamw", "adam", "sgd"]),
+            chunk=min(dice.choice([1024, 2048, 4096, 8192]), length) if chunked else 0,
+            stage_layers=dice.randint(2, max(2, shape.layers // 2)) if rung == "staged" else 0,
+            offload="host" if chunked and dice.random() < 0.15 else "none",
+            mlp_tile=512 if dice.random() < 0.15 else 0,
+        )
+        small = shape.parameters < 6e8 and shape.trainable < 1.2e8  # made on the CPU, and written at the end
+        if small and operations(workload) < 2.5e14 and 2e9 < predict(workload, PAPER).gpu < 6e10:
+            found.append((_named(workload), workload))
+    return found
+
+
+def _named(workload: Workload) -> str:
+    shape = workload.shape
+    sizes = f"{shape.family} {shape.parameters / 1e6:.0f}M ({shape.layers} x {shape.width}): "
+    shown = workload.model_dump(exclude_defaults=True, exclude={"shape", "threads", "steps"})
+    lora = [f"lora={shape.lora_rank}"] if shape.lora_rank else []
+    return sizes + " ".join([*lora, *(f"{name}={value}" for name, value in shown.items())])
 
 
 def _draw(dice: random.Random, threads: int) -> Workload:
@@ -198,6 +245,18 @@ def summary(errors: list[float]) -> str:
     return f"median {median(sizes):.1%}, 95th percentile {sizes[at]:.1%}, worst {sizes[-1]:.1%}"
 
 
+def on_gpu(chosen: list[tuple[str, Workload]]) -> None:
+    """Forecast and measurement of GPU memory."""
+    errors = []
+    for line, workload in chosen:
+        forecast, measured = predict(workload, PAPER), measure_here(workload)
+        errors.append(forecast.gpu / measured.gpu - 1)
+        parts = " ".join(f"{name}={size / 1e6:.0f}" for name, size in forecast.parts.items())
+        sizes = f"{forecast.gpu / 1e6:9.0f} {measured.gpu / 1e6:9.0f} {errors[-1]:+7.1%}"
+        print(f"{sizes} {min(measured.seconds):7.2f} s  {line} [{forecast.phase}: {parts}]", flush=True)
+    print(f"\n{len(errors)} runs; memory: {summary(errors)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=0)
@@ -205,6 +264,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="append one record a configuration; those in it are not run again")
     parser.add_argument("--seed", type=int, help="draw the configurations with this seed")
     parser.add_argument("--runs", type=int, default=64, help="how many to draw")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda needs --seed")
     parser.add_argument("--probe", action="store_true", help="calibrate first")
     options = parser.parse_args()
     if options.probe:
@@ -219,8 +279,11 @@ def main() -> None:
         f"{'predicted':>9} {'measured':>9} {'error':>7}   {'predicted':>9} {'measured':>9} {'error':>7}  (MB, seconds)"
     )
     chosen = workloads(options.threads)
-    if options.seed is not None:
+    if options.seed is not None and options.device == "cpu":
         chosen = drawn(options.seed, options.runs, options.threads, machine)
+    if options.device == "cuda":
+        on_gpu(drawn_for_a_gpu(options.seed or 0, options.runs))
+        return
     for line, workload in chosen:
         if options.only not in line:
             continue

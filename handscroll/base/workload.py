@@ -157,6 +157,7 @@ class Workload(Config):
     packed: bool = False
     targets: float = Field(default=1.0, gt=0, le=1, description="share of tokens that the loss is of")
     precision: Literal["float32", "bfloat16"] = "float32"
+    frozen: Literal["float32", "bfloat16"] = Field(default="float32", description="with LoRA: what the weights are in")
     optimizer: Literal["adam", "adamw", "sgd", "lamb", "muon", "adafactor"] = "adamw"
     average: bool = False
     dropout: bool = False

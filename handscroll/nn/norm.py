@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from handscroll.nn.gpu import slots
 from handscroll.nn.native import calls
 
 
@@ -19,6 +20,8 @@ class RMSNorm(nn.Module):
     def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         if not torch.is_grad_enabled() and calls.can_norm(x, self.weight):
             return calls.norm(x, self.weight, self.eps)
+        if not torch.is_grad_enabled() and slots.can_norm(x, self.weight):
+            return slots.norm(x, self.weight, self.eps)
         if x.device.type == "cuda" and x.dtype == self.weight.dtype != torch.float64:  # one pass, and x alone is kept
             return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps).to(x.dtype)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))

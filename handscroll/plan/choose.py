@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from handscroll.base.errors import CapacityError, ConfigError
 from handscroll.base.workload import CHUNKED, MEMORY, Workload
 from handscroll.plan.forecast import Forecast, beside, disk_bytes, predict
-from handscroll.plan.machine import SAFETY, Machine
+from handscroll.plan.machine import GPU_SAFETY, SAFETY, Machine
 
 EDGE = 64  # chunk edges are multiples of this (train/step.py)
 CHUNKS = (4096, 2048, 1024, 512, 256)
@@ -45,7 +45,7 @@ def options(workload: Workload, machine: Machine) -> list[Forecast]:
 
 def fits(forecast: Forecast, machine: Machine) -> bool:
     """Whether memory and disk suffice, the safety margin included."""
-    if forecast.workload.device == "cuda" and forecast.gpu > machine.gpu * 0.92:
+    if forecast.workload.device == "cuda" and forecast.gpu > machine.gpu * GPU_SAFETY:
         return False
     return forecast.host <= machine.usable and forecast.disk <= machine.disk
 
@@ -172,7 +172,7 @@ def _refusal(workload: Workload, machine: Machine, forecast: Forecast | None = N
 
 
 def _needs(forecast: Forecast, machine: Machine) -> str:
-    gpu = forecast.workload.device == "cuda" and forecast.gpu > machine.gpu * 0.92
+    gpu = forecast.workload.device == "cuda" and forecast.gpu > machine.gpu * GPU_SAFETY
     if gpu:
         return f"{gigabytes(forecast.gpu)} of GPU memory, the GPU has {gigabytes(machine.gpu)}"
     if forecast.host > machine.usable:

@@ -7,7 +7,7 @@ linear layer under autocast keeps its own bfloat16 copy of its input. Counted on
 
 from dataclasses import dataclass
 
-from handscroll.base.workload import Shape, Workload
+from handscroll.base.workload import Workload
 
 WIDE = 4  # bytes of a float32
 QUERIES = 512  # tokens of a query tile under a mask tensor (nn/pieces.py)
@@ -19,6 +19,11 @@ def narrow(workload: Workload) -> int:
     return 2 if workload.precision == "bfloat16" else WIDE
 
 
+def stream(workload: Workload) -> int:
+    """Bytes of a number of what goes from layer to layer: 2 where frozen weights are bfloat16, else 4."""
+    return 2 if workload.frozen == "bfloat16" else WIDE
+
+
 @dataclass(frozen=True)
 class Layer:
     """Bytes per token of one layer. `kept_mlp` is the part of `kept` that lies inside the MLP.
@@ -26,7 +31,8 @@ class Layer:
     kept, llama in float32: 4 (6 D + 3 H E + 2 K E + H + 4 F + 2): both norms keep their input, their scaled input
     and their output; attention keeps q, k, v, its output twice (the second as the projection reads it) and the
     log-sum-exp; the MLP keeps gate, silu(gate), up and their product. gpt2: 4 (4 D + 2 H E + 2 K E + H + 2 F + 4).
-    Not kept: with LoRA what only frozen weights would need; with `mlp_tile` what is inside the MLP.
+    Not kept: with LoRA what only frozen weights would need; with `mlp_tile` what is inside the MLP; on a GPU, whose
+    norms are one kernel, their scaled input.
     """
 
     kept: int
@@ -41,9 +47,10 @@ class Layer:
         if shape.family == "lstm":
             return _recurrent(workload)
         llama, frozen = shape.family == "llama", bool(shape.lora_rank)
-        attention = _kept_attention(shape, e, frozen)
-        mlp = _kept_mlp(shape, e, frozen)
-        norm_input = WIDE * shape.width  # the MLP's input, kept where it is tiled
+        wide = stream(workload)
+        attention = _kept_attention(workload, e, frozen)
+        mlp = _kept_mlp(workload, e, frozen)
+        norm_input = wide * shape.width  # the MLP's input, kept where it is tiled
         inside = 0 if workload.mlp_tile else mlp
         gates = 2 if llama else 1
         dropped = 17 * shape.width if workload.dropout else 0
@@ -52,10 +59,10 @@ class Layer:
             kept=attention + inside + (norm_input if workload.mlp_tile else 0),
             kept_mlp=inside,
             mlp_backward=gates * e * shape.mlp_width * (0 if workload.mlp_tile else 1)
-            + 2 * WIDE * shape.width
+            + 2 * wide * shape.width
             + dropped,
-            attention_backward=e * q + WIDE * q + e * q + 2 * (e + WIDE) * kv + WIDE * shape.width,
-            forward=max(4 * WIDE * shape.width + (gates + 1) * e * shape.mlp_width, (2 * e + 2 * WIDE) * q + dropped),
+            attention_backward=e * q + WIDE * q + e * q + 2 * (e + WIDE) * kv + wide * shape.width,
+            forward=max(4 * wide * shape.width + (gates + 1) * e * shape.mlp_width, (2 * e + 2 * WIDE) * q + dropped),
         )
 
 
@@ -72,21 +79,27 @@ def _recurrent(workload: Workload) -> Layer:
     return Layer(kept, 0, 0, attention_backward=11 * width // 2 + dropped, forward=6 * width)
 
 
-def _kept_attention(shape: Shape, e: int, frozen: bool) -> int:
+def _kept_attention(workload: Workload, e: int, frozen: bool) -> int:
     """Both norms and attention, without the MLP's inside."""
-    inputs = 3 * e if e < WIDE else WIDE  # q, k and v each keep a narrow copy; in float32 they share the norm's output
+    shape, wide = workload.shape, stream(workload)
+    # q, k and v each keep a narrow copy; what is as wide as the norm's output they share.
+    inputs = 3 * e if e < wide else wide
+    if frozen and wide == e:
+        inputs = wide if shape.lora_targets else 0
     heads = 2 * e * (shape.inner + shape.shared) + WIDE * shape.heads
     # Attention's output follows the layout of q: Llama's rotated q is laid out by heads, and its output is copied.
     projected = e * shape.inner if shape.family == "llama" else 0
-    stream = 2 * WIDE * shape.width
-    scaled = 2 * WIDE * (1 + (0 if frozen else shape.width))  # a norm's own weight needs the scaled input
+    residual = 2 * wide * shape.width
+    fused = frozen or workload.device == "cuda"
+    scaled = 2 * WIDE * (1 + (0 if fused else shape.width))  # a norm's own weight needs the scaled input
     norms = 4 * WIDE if shape.family == "gpt2" else scaled
     norms += (shape.norms - 2) * (scaled // 2 + WIDE * shape.width)  # those of a branch keep their input besides
-    return stream + norms + inputs * shape.width + heads + projected + e * shape.lora_rank * 4
+    return residual + norms + inputs * shape.width + heads + projected + e * shape.lora_rank * 4
 
 
-def _kept_mlp(shape: Shape, e: int, frozen: bool) -> int:
+def _kept_mlp(workload: Workload, e: int, frozen: bool) -> int:
     """The MLP's input and what is inside it."""
+    shape = workload.shape
     wide, width = shape.mlp_width, shape.width
     if shape.family == "gpt2":
         return e * wide * (1 if frozen else 2) + (0 if frozen else e * width)

@@ -13,6 +13,7 @@ from handscroll.base.config import Config
 from handscroll.base.errors import CapacityError
 from handscroll.plan.calibration import Calibration, load_calibration
 
+GPU_SAFETY = 0.97  # share of a GPU's memory that a plan may use
 SAFETY = 0.9  # share of the available memory that a plan may use; the worst forecast of 80 was 8 % too low
 
 

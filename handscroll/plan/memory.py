@@ -16,15 +16,19 @@ once: all T of a row on the rungs plain and checkpoint, a chunk on the others.
 import math
 
 from handscroll.base.workload import Workload
-from handscroll.plan.layer import WIDE, Layer, narrow, tile_bytes
+from handscroll.plan.layer import WIDE, Layer, narrow, stream, tile_bytes
 
-LOGITS = 32 << 20  # objectives/head.py: bytes of one chunk of float32 logits
+LOGITS = {"cpu": 32 << 20, "cuda": 256 << 20}  # objectives/head.py: bytes of one chunk of float32 logits
+RUN = 32_768  # nn/gpu/fused.py: keys of a call on a GPU, whose gradients are made for every query head
 Parts = dict[str, int]
 
 
 def weight_bytes(workload: Workload) -> int:
-    """Weights in float32 (autocast keeps them so); for generate and serve in the model's own dtype."""
+    """Weights in float32 (autocast keeps them so), frozen ones as they are said to be; for generate and serve in the
+    model's own dtype."""
     size = WIDE if workload.kind in ("train", "extend") else narrow(workload)
+    if workload.frozen == "bfloat16" and workload.shape.lora_rank:
+        return 2 * (workload.shape.parameters - workload.shape.trainable) + WIDE * workload.shape.trainable
     return size * workload.shape.parameters
 
 
@@ -62,8 +66,9 @@ def fixed_parts(workload: Workload) -> Parts:
     """What is held from the second update on, in every phase."""
     parts = {"weights": weight_bytes(workload), "optimizer": state_bytes(workload) if workload.steps > 1 else 0}
     parts["average"] = WIDE * workload.shape.trainable if workload.average else 0
-    batch = workload.micro * workload.rows * workload.length * 8 * (5 if workload.packed else 2)
-    parts["data"] = workload.data_bytes + batch
+    batch = workload.rows * workload.length * 8 * (5 if workload.packed else 2)
+    on_gpu = workload.device == "cuda"  # a micro-batch at a time, text and others in the host's memory
+    parts["data"] = batch if on_gpu else workload.data_bytes + workload.micro * batch
     return parts
 
 
@@ -87,13 +92,14 @@ def loss_bytes(workload: Workload, tokens: int) -> int:
     """The chunked loss of `tokens` hidden states at its widest, gradients of hidden and head included."""
     shape, e = workload.shape, narrow(workload)
     whole, tokens = tokens, math.ceil(tokens * workload.targets)
-    rows = max(16, LOGITS // (WIDE * shape.vocab))
+    rows = max(16, LOGITS[workload.device] // (WIDE * shape.vocab))
     rows = -(-tokens // max(1, round(tokens / rows)))  # chunks of equal size
     head = 0 if shape.lora_rank else WIDE * shape.table
-    hidden = WIDE * tokens * shape.width * (2 if workload.packed else 1)
+    hidden = stream(workload) * tokens * shape.width * (2 if workload.packed else 1)
     if shape.encoder:  # the chosen states and what their transform keeps; the gradient of all, in its own shape
         hidden = WIDE * shape.width * (6 * tokens + whole)
-    held = hidden + head + (e * (shape.table + tokens * shape.width) if e < WIDE else 0)
+    cast = e * (shape.table + tokens * shape.width) if e < stream(workload) else 0
+    held = hidden + head + cast
     logits = WIDE * rows * shape.vocab
     slope = product = 0  # in float32 the logits become their slope, and its product is added where the gradient lies
     if e < WIDE:
@@ -105,8 +111,8 @@ def norm_bytes(workload: Workload, tokens: int) -> int:
     """The final norm: its input, its scaled input and its output; encoders and LSTMs have none."""
     if workload.shape.encoder or workload.shape.family == "lstm":
         return 0
-    copies = 2 if workload.shape.family == "gpt2" or workload.shape.lora_rank else 3
-    return copies * WIDE * tokens * workload.shape.width
+    fused = workload.shape.family == "gpt2" or workload.shape.lora_rank or workload.device == "cuda"
+    return (2 if fused else 3) * stream(workload) * tokens * workload.shape.width
 
 
 def grads_of_a_layer(workload: Workload) -> int:
@@ -121,7 +127,8 @@ def _head_gradient(workload: Workload) -> int:
 
 def _cast_weights(workload: Workload, layers: int) -> int:
     """bfloat16 copies of the projections of some layers, which live as long as their graph."""
-    return 2 * layers * workload.shape.layer_matrices if workload.precision == "bfloat16" else 0
+    cast = narrow(workload) < stream(workload)
+    return 2 * layers * workload.shape.layer_matrices if cast else 0
 
 
 def _common(workload: Workload, tokens: int) -> int:
@@ -137,7 +144,7 @@ def _plain(workload: Workload) -> dict[str, Parts]:
     shared = _common(workload, workload.length) + norm_bytes(workload, n)
     tiles = tile_bytes(workload, workload.length)
     head = _head_gradient(workload)
-    slopes = 2 * WIDE * n * shape.width
+    slopes = 2 * stream(workload) * n * shape.width
     top = shape.layers * n * layer.kept - n * layer.kept_mlp + _cast_weights(workload, shape.layers)
     grads = WIDE * shape.trainable
     above = grads - grads_of_a_layer(workload)
@@ -154,7 +161,7 @@ def _plain(workload: Workload) -> dict[str, Parts]:
 def _checkpoint(workload: Workload) -> dict[str, Parts]:
     shape, n = workload.shape, workload.rows * workload.length
     layer = Layer.of(workload)
-    inputs = shape.layers * n * WIDE * shape.width
+    inputs = shape.layers * n * stream(workload) * shape.width
     cast, one = _cast_weights(workload, shape.layers), _cast_weights(workload, 1)
     shared = _common(workload, workload.length)
     tiles = tile_bytes(workload, workload.length)
@@ -171,8 +178,8 @@ def _checkpoint(workload: Workload) -> dict[str, Parts]:
         },
         "forward": {"kept": inputs + shared, "work": cast + n * layer.forward + tiles},
         "top": {"kept": inputs + shared, "gradients": head, "work": work},
-        "last": {"kept": 2 * n * WIDE * shape.width + shared, "gradients": above, "work": work},
-        "embedding": {"gradients": grads, "work": head + 2 * n * WIDE * shape.width},
+        "last": {"kept": 2 * n * stream(workload) * shape.width + shared, "gradients": above, "work": work},
+        "embedding": {"gradients": grads, "work": head + 2 * n * stream(workload) * shape.width},
     }
 
 
@@ -187,7 +194,7 @@ def _staged(workload: Workload) -> dict[str, Parts]:
     if workload.offload != "none":
         block = n * shape.shared * (2 * narrow(workload) + 2 * 2 * WIDE)
         here = {
-            "inputs": WIDE * n * shape.width if stages > 1 or shape.both_ways else 0,
+            "inputs": stream(workload) * n * shape.width if stages > 1 or shape.both_ways else 0,
             "keys": block,
             "key gradients": block,
         }
@@ -210,7 +217,7 @@ def _staged(workload: Workload) -> dict[str, Parts]:
         "top": held | {"gradients": grads - below, "kept": graph, "work": work},
         "last": held | {"inputs": lowest, "gradients": grads if several else above, "kept": graph, "work": work},
         "embedding": held
-        | {"inputs": lowest, "gradients": grads, "kept": 0, "work": head + 2 * n * WIDE * shape.width},
+        | {"inputs": lowest, "gradients": grads, "kept": 0, "work": head + 2 * n * stream(workload) * shape.width},
     }
 
 
@@ -229,7 +236,7 @@ def carried(workload: Workload) -> Parts:
     if shape.family == "lstm":  # two vectors before each chunk
         keys = 2 * size * rows * (before // workload.chunk) * shape.width
     return {
-        "inputs": (stages if shape.both_ways else stages - 1) * rows * length * WIDE * shape.width,
+        "inputs": (stages if shape.both_ways else stages - 1) * rows * length * stream(workload) * shape.width,
         "keys": keys * narrow(workload),
         "key gradients": keys * WIDE,
     }
@@ -240,6 +247,10 @@ def _past_bytes(workload: Workload, chunk: int) -> int:
     shape, rows, e = workload.shape, workload.rows, narrow(workload)
     past = workload.length if shape.both_ways else max(0, workload.length - chunk)
     merged = 3 * WIDE * rows * chunk * shape.inner if past else 0
+    if workload.device == "cuda":  # a run's gradients for all query heads, the sums of queries, what is offloaded
+        run = 2 * rows * min(past, RUN) * (shape.inner + shape.shared) * e if past else 0
+        whole = 2 * rows * (past if workload.offload == "none" else min(past, chunk)) * shape.shared * e
+        return whole + run + merged
     if workload.offload != "none":
         outs = rows * past * shape.inner * e
         return max(outs + merged, 2 * rows * chunk * shape.shared * (e + WIDE))

@@ -34,6 +34,8 @@ def recipe_workloads(recipe: Any, config: Any = None, data_bytes: int | None = N
         "keep": loop.keep,
         "data_bytes": data_bytes,
         "threads": recipe.threads,
+        "device": recipe.device,
+        "frozen": "float32" if recipe.lora is None else recipe.lora.frozen,
     }
     common["targets"] = recipe.objective.share(recipe.mixed)
     memory = recipe.memory

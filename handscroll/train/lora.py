@@ -7,10 +7,11 @@ zero, so that training starts from the model as it is.
 import json
 import math
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -29,12 +30,22 @@ MLP_TARGETS = ("gate", "up", "down")
 
 
 class LoRA(Config):
-    """Rank, scale and targets; `tables` also trains norms and embeddings (LongLoRA, Chen et al. 2023)."""
+    """Rank, scale and targets; `tables` also trains norms and embeddings (LongLoRA, Chen et al. 2023).
+
+    `frozen` is what the weights that are not trained are held in; the updates are float32.
+    """
 
     rank: int = Field(default=8, ge=1)
     alpha: float = Field(default=16.0, gt=0)
     targets: tuple[str, ...] = TARGETS
     tables: bool = False
+    frozen: Literal["float32", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _held(self):
+        if self.tables and self.frozen != "float32":
+            raise ValueError("tables are trained, which bfloat16 is too coarse for: leave out one of tables and frozen")
+        return self
 
 
 class Adapted(nn.Module):
@@ -43,17 +54,18 @@ class Adapted(nn.Module):
     def __init__(self, base: nn.Linear, rank: int, scale: float, generator: torch.Generator):
         super().__init__()
         self.base, self.scale = base, scale
-        like = base.weight
-        self.a = nn.Parameter(torch.empty(rank, base.in_features, dtype=like.dtype, device=like.device))
-        self.b = nn.Parameter(torch.zeros(base.out_features, rank, dtype=like.dtype, device=like.device))
+        dtype, device = torch.promote_types(base.weight.dtype, torch.float32), base.weight.device
+        self.a = nn.Parameter(torch.empty(rank, base.in_features, dtype=dtype, device=device))
+        self.b = nn.Parameter(torch.zeros(base.out_features, rank, dtype=dtype, device=device))
         bound = 1 / math.sqrt(base.in_features)
         with torch.no_grad():
-            drawn = torch.empty(rank, base.in_features, dtype=like.dtype)  # on the CPU: the same on every device
+            drawn = torch.empty(rank, base.in_features, dtype=dtype)  # on the CPU: the same on every device
             self.a.copy_(drawn.uniform_(-bound, bound, generator=generator))
 
     def forward(self, x: Tensor) -> Tensor:
         # The scale meets the narrow tensor: no third one as wide as the output.
-        return self.base(x) + F.linear(F.linear(x, self.a) * self.scale, self.b)
+        a, b = self.a.to(x.dtype), self.b.to(x.dtype)  # of a base in half precision too, updates are float32
+        return self.base(x) + F.linear(F.linear(x, a) * self.scale, b)
 
     def merged(self) -> nn.Linear:
         """The plain layer with the update added to its weight."""

@@ -36,14 +36,17 @@ class Planned:
         free = gigabytes(self.plan.machine.usable)
         if self.memory.rung == "recurrent":
             place = "rung recurrent, truncated: what is learned from ends at each chunk's edge"
+        card = f"GPU {gigabytes(widest.gpu)} (has {gigabytes(self.plan.machine.gpu)}), " if widest.gpu else ""
         return (
-            f"plan: {place}; peak memory {gigabytes(widest.host)} (may use {free}), "
+            f"plan: {place}; {card}peak memory {gigabytes(widest.host)} (may use {free}), "
             f"disk {gigabytes(widest.disk)}, about {clock(self.plan.seconds)}"
         )
 
     def compare(self) -> dict[str, Any]:
         """Plan against actual, written to `plan.json`: peak memory of this process, median seconds of an update."""
         actual: dict[str, Any] = {"peak": peak_bytes()}
+        if torch.cuda.is_initialized():
+            actual["gpu"] = torch.cuda.max_memory_reserved()
         timing = self.folder / "timing.jsonl"
         seconds = [record["seconds"] for record in read_records(timing)] if timing.exists() else []
         if seconds:
@@ -72,7 +75,8 @@ def planned(
     Raises:
         CapacityError: it will not fit and `force` is not given; names the setting that would.
     """
-    machine = this_machine(folder, torch.get_num_threads())
+    gpu = card_bytes() if any(one.device == "cuda" for one in workloads) else 0
+    machine = this_machine(folder, torch.get_num_threads(), gpu)
     machine = machine.model_copy(update={"memory": machine.memory // world.neighbours})
     kept = _kept(folder)
     if memory.rung == "auto" and kept is not None:
@@ -90,6 +94,11 @@ def planned(
     if world.context > 1:
         taken = taken.model_copy(update={"chunk": memory.chunk})  # of all ranks together
     return _written(Planned(taken, made, folder), world, force)
+
+
+def card_bytes() -> int:
+    """Bytes of the current GPU that this process has or may take."""
+    return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
 
 
 def afford(size: int, what: str, way_out: str) -> None:

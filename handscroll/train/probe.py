@@ -18,7 +18,7 @@ from pydantic import Field
 
 from handscroll.base.config import Config
 from handscroll.base.errors import CapacityError
-from handscroll.base.workload import MEMORY, Shape, Workload
+from handscroll.base.workload import MEMORY, Workload
 from handscroll.data.batch import Batch
 from handscroll.data.stream import State, Stream
 from handscroll.models.bert import Bert, BertConfig
@@ -48,9 +48,11 @@ DRAW = 0.01  # pull of the known ratios of speeds, in runs whose whole time goes
 
 
 class Measured(Config):
-    """Peak resident bytes of the process (VmHWM), and seconds of each update."""
+    """Peak resident bytes of the process (VmHWM), those of the GPU (context and what torch reserved), and seconds of
+    each update."""
 
     peak: int = Field(gt=0)
+    gpu: int = Field(default=0, ge=0)
     seconds: tuple[float, ...]
 
     @property
@@ -124,8 +126,9 @@ class RandomBatches(Stream[list[Batch]]):
         return Batch(tokens, targets, index, segment, places)
 
 
-def build(shape: Shape, length: int) -> Decoder:
-    """A model of random weights in a workload's shape."""
+def build(workload: Workload) -> Decoder:
+    """A model of random weights in a workload's shape, where and in what it is trained."""
+    shape, length = workload.shape, workload.length
     names = ("vocab", "width", "layers", "heads", "mlp_width", "tied")
     sizes: dict[str, Any] = {name: getattr(shape, name) for name in names}
     model: Decoder
@@ -143,8 +146,23 @@ def build(shape: Shape, length: int) -> Decoder:
     initialise(model, "normal", shape.layers, torch.Generator().manual_seed(0))
     if shape.lora_rank:
         targets = (*TARGETS, *MLP_TARGETS)[: shape.lora_targets]
-        add_lora(model, LoRA(rank=shape.lora_rank, targets=targets))
-    return model
+        frozen = getattr(torch, workload.frozen)
+        add_lora(model.to(frozen), LoRA(rank=shape.lora_rank, targets=targets))
+    return model.to(workload.device)
+
+
+def measure_here(workload: Workload) -> Measured:
+    """The same in this process, whose peak of resident memory may be of something before."""
+    card = workload.device == "cuda"
+    if card:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    seconds = tuple(train_here(workload))
+    gpu = 0
+    if card:
+        free, total = torch.cuda.mem_get_info()
+        gpu = total - free - torch.cuda.memory_reserved() + torch.cuda.max_memory_reserved()
+    return Measured(peak=peak_bytes(), gpu=gpu, seconds=seconds)
 
 
 def train_here(workload: Workload) -> list[float]:
@@ -154,7 +172,7 @@ def train_here(workload: Workload) -> list[float]:
     with tempfile.TemporaryDirectory(dir=os.environ.get("HANDSCROLL_PROBE_FOLDER")) as folder:
         run = Run(
             Path(folder),
-            build(workload.shape, workload.length),
+            build(workload),
             Optimizer(name=workload.optimizer),
             Schedule(),
             Loop(steps=workload.steps, precision=workload.precision, average=0.99 if workload.average else 0.0),
@@ -235,9 +253,7 @@ def main() -> None:
     if "calibrate" in request:
         sys.stdout.write(_calibrated(request["threads"]).model_dump_json() + "\n")
         return
-    workload = Workload.model_validate(request["run"])
-    seconds = train_here(workload)
-    sys.stdout.write(Measured(peak=peak_bytes(), seconds=tuple(seconds)).model_dump_json() + "\n")
+    sys.stdout.write(measure_here(Workload.model_validate(request["run"])).model_dump_json() + "\n")
 
 
 if __name__ == "__main__":

@@ -112,6 +112,7 @@ class Recipe(Config):
 
     seed: int = Field(default=0, ge=0)
     threads: int = Field(default=0, ge=0, description="0: as many as there are processors")
+    device: Literal["cpu", "cuda"] = "cpu"
     text: Files
     model: ModelRecipe
     objective: Annotated[SerializeAsAny[Task], BeforeValidator(task_from)] = NextToken()
@@ -138,6 +139,12 @@ class Recipe(Config):
             if in_order and len(stage.mix) > 1:
                 raise ValueError(f"stages: '{in_order[0]}' is read in order; rows mixed in would tear its lanes apart")
         self.objective.check(self.mixed, self.validation is not None)
+        if self.lora is not None and self.lora.frozen == "bfloat16" and self.loop.get("precision") != "bfloat16":
+            raise ValueError("lora.frozen = 'bfloat16' needs loop.precision = 'bfloat16'")
+        if self.lora is not None and self.lora.frozen == "bfloat16" and self.model.path is None:
+            raise ValueError(
+                "lora.frozen = 'bfloat16' is for a checkpoint (model.path); a new model has nothing frozen"
+            )
         if self.loop.get("steps") not in (None, self.steps):
             raise ValueError(f"loop.steps {self.loop['steps']} contradicts the stages' {self.steps}; leave it out")
         return self
@@ -210,8 +217,10 @@ def run_recipe(recipe: Recipe, folder: Path, ways: Ways = Ways()) -> tuple[LM, P
     """
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
+    if recipe.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device = 'cuda': torch sees no GPU here; take device = 'cpu', or a torch built for CUDA")
     torch.manual_seed(recipe.seed)
-    world = join_world(recipe.parallel)
+    world = join_world(recipe.parallel, recipe.device)
     made = _run(recipe, folder, world, ways)
     world.close()  # not after an error: the other ranks may never come to say goodbye, and torchrun ends them
     return made
@@ -225,7 +234,7 @@ def _run(recipe: Recipe, folder: Path, world: World, ways: Ways) -> tuple[LM, Pr
     _check_source(recipe, model, world)
     stream = updates(recipe, text, tokenizer, model)
     # How the work is done may change when a run goes on elsewhere; what is done may not.
-    what = recipe.model_dump(mode="json", exclude={"memory", "parallel"})
+    what = recipe.model_dump(mode="json", exclude={"memory", "parallel", "device"})
     if recipe.memory.rung == "recurrent":  # but this rung is no exact one: its settings are part of what is done
         what["memory"] = recipe.memory.model_dump(mode="json", include={"rung", "chunk", "remembered"})
     resolved = {"recipe": what, "versions": versions(), "text": text.fingerprint}
@@ -310,7 +319,7 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Decoder:
         if not isinstance(model, Llama):
             raise ConfigError("recipe: model.induction is made for family 'llama' only")
         set_induction_heads(model, generator)
-    return model
+    return model.to(recipe.device)
 
 
 def validator(settings: Validation, tokenizer: Tokenizer, model: Model, task: Task) -> Callable[[Model], float]:
@@ -323,7 +332,8 @@ def validator(settings: Validation, tokenizer: Tokenizer, model: Model, task: Ta
     @torch.no_grad()
     def validate(model: Model) -> float:
         total, count = 0.0, 0
-        for batch in batches:
+        for one in batches:
+            batch = one.to(model.device)
             marks, here = batch.marks(), model
             if batch.source is not None:
                 assert isinstance(model, EncoderDecoder)

@@ -85,6 +85,11 @@ def test_the_fused_norm_equals_the_plain_one():
     torch.nn.init.normal_(norm.weight)
     want = norm(x)
     torch.testing.assert_close(norm.cuda()(x.cuda()).cpu(), want, atol=1e-6, rtol=1e-6)
+    half = norm.bfloat16()
+    with torch.no_grad():
+        few, many = half(x.cuda().bfloat16()), half(x.cuda().bfloat16().repeat(1, 4, 1))[:, :5]
+    assert distance(few.cpu(), want) < 4e-3
+    assert distance(many.cpu(), want) < 4e-3
 
 
 def model(windows=(), family="llama"):

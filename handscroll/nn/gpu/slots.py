@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-FEW = 8  # tokens up to which rotations are one kernel here; more are worth the fusing of nothing
+FEW = 8  # tokens up to which norms and rotations are asked here
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +48,21 @@ def turn(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     from handscroll.nn.gpu import step
 
     return step.turn(x, cosine, sine)
+
+
+def can_norm(x: Tensor, weight: Tensor) -> bool:
+    """Whether `norm` takes them: few tokens (..., T, D) without gaps on a GPU in half precision, as the weight is."""
+    if x.device.type != "cuda" or x.dim() < 2 or x.shape[-2] > FEW or x.dtype != weight.dtype:
+        return False
+    half = x.dtype in (torch.bfloat16, torch.float16) and x.shape[-1] <= 1 << 14
+    return half and x.is_contiguous() and bool(x.numel()) and works(x.device)
+
+
+def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """`step.norm`: the root-mean-square norm of a few rows."""
+    from handscroll.nn.gpu import step
+
+    return step.norm(x, weight, epsilon)
 
 
 @cache

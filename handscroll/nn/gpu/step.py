@@ -15,7 +15,7 @@ from torch import Tensor
 
 BLOCK = 64  # keys of a step
 ROWS = 16  # query rows of a product, at least
-PROGRAMS = 512  # among which rows, kv heads and keys are shared out
+PROGRAMS = 256  # among which rows, kv heads and keys are shared out (4.2 TB/s of an H200's 4.3; with 512: 3.9)
 LOG2E = 1.4426950408889634
 
 
@@ -73,6 +73,13 @@ def turn(
         x, cosine.contiguous(), sine.contiguous(), out, *x.stride()[:3], row, heads, count, size, half,
         PADDED=triton.next_power_of_2(half), REST=triton.next_power_of_2(max(1, size - 2 * half)),
     )  # fmt: skip
+    return out
+
+
+def norm(x: Float[Tensor, "*rows D"], weight: Float[Tensor, "D"], epsilon: float) -> Float[Tensor, "*rows D"]:
+    """Root-mean-square norm times weight of a few rows, a program each; computed in float32."""
+    out, width = torch.empty_like(x), x.shape[-1]
+    _norm[(x.numel() // width,)](x, weight, out, epsilon, width, PADDED=triton.next_power_of_2(width), num_warps=8)
     return out
 
 
@@ -177,3 +184,13 @@ def _turn(  # noqa: PLR0913 - pointers, strides and sizes
     tl.store(out_at + half + pair, (second * cosine + first * sine).to(kind), mask=inside)
     rest = 2 * half + tl.arange(0, REST)
     tl.store(out_at + rest, tl.load(x_at + rest, mask=rest < size), mask=rest < size)
+
+
+@triton.jit
+def _norm(x_at, weight_at, out_at, epsilon, width, PADDED: tl.constexpr):
+    row, column = tl.program_id(0).to(tl.int64), tl.arange(0, PADDED)
+    inside = column < width
+    x = tl.load(x_at + row * width + column, mask=inside, other=0.0).to(tl.float32)
+    weight = tl.load(weight_at + column, mask=inside, other=0.0).to(tl.float32)
+    x = x * tl.rsqrt(tl.sum(x * x, 0) / width + epsilon)
+    tl.store(out_at + row * width + column, (x * weight).to(out_at.dtype.element_ty), mask=inside)

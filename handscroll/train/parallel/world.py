@@ -113,8 +113,8 @@ class World:
 ALONE = World()
 
 
-def join_world(settings: Parallel) -> World:
-    """The world that torchrun set up, or the only process.
+def join_world(settings: Parallel, device: str = "cpu") -> World:
+    """The world that torchrun set up, or the only process; ranks on GPUs ("cuda") speak through NCCL, others gloo.
 
     Raises:
         ConfigError: the number of ranks is no multiple of `context`, or one process is asked to share.
@@ -126,10 +126,10 @@ def join_world(settings: Parallel) -> World:
     if size == 1:
         return ALONE
     rank = int(os.environ["RANK"])
-    if torch.cuda.is_available():
+    if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
     group = None
     for first in range(0, size, settings.context):
         ranks = list(range(first, first + settings.context))
