@@ -5,7 +5,7 @@ import sys
 import typer
 
 from handscroll.base.errors import HandscrollError
-from handscroll.cli import batch, chat, demo, evaluate, extend, generate, info, plan, read, tokenizer, train
+from handscroll.cli import batch, chat, data, demo, evaluate, extend, generate, info, plan, read, tokenizer, train
 from handscroll.cli.screen import error_screen
 
 app = typer.Typer(
@@ -16,7 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (demo, train, plan, extend, evaluate, generate, chat, batch, read, info, tokenizer):
+for verb in (demo, train, plan, extend, evaluate, generate, chat, batch, read, info, tokenizer, data):
     verb.register(app)
 
 

@@ -56,6 +56,36 @@ def decode(data: bytes, source: str, encoding: str | None = None) -> tuple[str, 
         return _as_gb18030(data, source, error.start), "gb18030"
 
 
+def sniff(head: bytes, source: str, encoding: str | None = None) -> tuple[str, int]:
+    """The encoding of a file that begins with `head`, and the bytes of its byte order mark, by the rules of `decode`.
+
+    Only the beginning is judged: bytes that do not fit may come later.
+
+    Raises:
+        DataError: as `decode`.
+    """
+    if not head:
+        raise DataError(f"{source}: the file is empty; remove it from the list or fill it")
+    mark, name = next(((m, n) for m, n in _MARKS if head.startswith(m)), (b"", encoding or "utf-8"))
+    if encoding is not None:
+        try:
+            codecs.lookup(encoding)
+        except LookupError:
+            raise DataError(f"{source}: unknown encoding '{encoding}'; name one Python knows, such as cp1252") from None
+        return encoding, len(mark) if name == encoding.lower() else 0
+    if mark or b"\0" in head:
+        if not mark:
+            decode(head, source)  # says that it is no text file
+        return name, len(mark)
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError as error:
+        text = codecs.getincrementaldecoder("gb18030")(errors="replace").decode(head)
+        _as_gb18030(text.encode("gb18030", errors="replace"), source, error.start)
+        return "gb18030", 0
+    return "utf-8", 0
+
+
 def _strict(data: bytes, encoding: str, source: str, skip: int = 0) -> str:
     try:
         return data[skip:].decode(encoding)

@@ -57,12 +57,25 @@ def read(
         DataError: a missing or empty file, a glob or folder with nothing to read, a file named twice, an unknown
             suffix, a binary file, undecodable bytes (with their offset), a JSON line without text.
     """
+    return _documents(files_of(paths), key, encoding)
+
+
+def files_of(paths: Sequence[str | Path] | str | Path) -> list[Path]:
+    """The files that `read` reads for these paths, in its order.
+
+    Raises:
+        DataError: as `read`, for paths.
+    """
     if isinstance(paths, str | Path):
         paths = [paths]
     if not paths:
         raise DataError("no files to read; name text files, folders or globs")
-    files = _distinct([file for path in paths for file in _expand(path)])
-    return _documents(files, key, encoding)
+    return _distinct([file for path in paths for file in _expand(path)])
+
+
+def streams(file: Path) -> bool:
+    """Whether a file is one document of plain text, which can be read without its end."""
+    return _kind(file) not in _LINES | _PAGES
 
 
 def _documents(files: Sequence[Path], key: str | None, encoding: str | None) -> Iterator[Document]:
@@ -123,14 +136,15 @@ def _distinct(files: list[Path]) -> list[Path]:
     return files
 
 
-def _open(file: Path) -> gzip.GzipFile | BinaryIO:
+def open_file(file: Path) -> gzip.GzipFile | BinaryIO:
+    """The bytes of a file, unzipped where its name ends in .gz."""
     return gzip.open(file, "rb") if file.suffix.lower() == ".gz" else file.open("rb")
 
 
 def _whole(file: Path, encoding: str | None) -> Document:
     source = str(file)
     try:
-        with _open(file) as stream:
+        with open_file(file) as stream:
             data = stream.read()
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{source}: damaged gzip file ({error}); compress it again") from None
@@ -149,7 +163,7 @@ def _whole(file: Path, encoding: str | None) -> Document:
 def _json_lines(file: Path, key: str | None, encoding: str | None) -> Iterator[Document]:
     count = 0
     try:
-        with _open(file) as stream:
+        with open_file(file) as stream:
             # Bytes iterate by \n only; decoded lines would also break at U+2028, which JSON allows inside strings.
             for number, line in enumerate(stream, start=1):
                 source = f"{file}:{number}"

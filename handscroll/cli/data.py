@@ -1,0 +1,53 @@
+"""`handscroll data`: what is in a text, before it is trained on."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from handscroll.cli.screen import bar, screen, table
+
+texts = typer.Typer(help="Look at a text before it is trained on.", no_args_is_help=True)
+
+
+@texts.callback()
+def _texts() -> None:
+    """Look at a text before it is trained on."""
+
+
+@texts.command()
+def report(
+    files: Annotated[list[str], typer.Argument(help="text files, folders or globs (.txt .md .html .jsonl, code; .gz)")],
+    tokenizer: Annotated[str, typer.Option(help="folder of a model or tokenizer: its coverage of the text")] = "",
+    valid: Annotated[list[str] | None, typer.Option(help="held-out text: how much of it is in FILES")] = None,
+    report: Annotated[Path | None, typer.Option(help="write a self-contained report.html into this folder")] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="write the record here")] = None,
+) -> None:
+    """Coverage, lengths, languages, duplicates, signs of poor quality and overlap of FILES, in bounded memory."""
+    from handscroll.base.runs import write_file
+    from handscroll.data.survey.survey import survey
+    from handscroll.report import Table, write
+    from handscroll.report.corpus import corpus_page
+    from handscroll.text.tokenizer import Tokenizer
+
+    loaded = Tokenizer.load(tokenizer) if tokenizer else None
+    with bar("characters", None) as advance:
+        corpus = survey(files, loaded, valid, tokenizer, advance)
+    page = corpus_page(corpus, {"Files": ", ".join(files)} | ({"Tokenizer": tokenizer} if tokenizer else {}))
+    size = f"{corpus.characters:,} characters, {corpus.bytes:,} bytes, {corpus.words:,} words or Chinese characters"
+    screen().print(f"{corpus.files:,} files, {corpus.documents:,} documents, {size}")
+    for section in page.sections[1:]:
+        screen().print(f"\n{section.title}: {section.lead}", markup=False)
+        for item in section.items:
+            if isinstance(item, Table) and not item.folded:
+                screen().print(table(item.columns, item.cells))
+    if json_out is not None:
+        write_file(json_out, (corpus.model_dump_json() + "\n").encode())
+        screen().print(f"record: {json_out}", markup=False)
+    if report is not None:
+        report.mkdir(parents=True, exist_ok=True)
+        screen().print(f"report: {write(page, report / 'report.html')}", markup=False)
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(texts, name="data")

@@ -1,0 +1,53 @@
+"""How much of a held-out text stands in another: shared runs of words (Brown et al. 2020, appendix C)."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from handscroll.data.survey.sampled import Sampled
+from handscroll.data.survey.shingles import WORDS, Hasher, runs
+from handscroll.report.corpus import SHOWN, Overlap
+from handscroll.text.parts import parts
+
+RUN = 13  # words, or Chinese characters
+
+
+class HeldOut:
+    """The different runs of `RUN` words of a held-out text (a sample of them past 400,000), and which were met."""
+
+    def __init__(self, paths: Sequence[str | Path] | str | Path, hasher: Hasher, most: int = 400_000):
+        self.counts = Sampled(most)
+        number, before = 0, np.zeros(0, dtype=np.uint64)
+        for part in parts(paths):
+            hashes = np.concatenate([before, hasher.words(WORDS.findall(part.text.lower()))])
+            for key in self._kept(runs(hashes, RUN)).tolist():
+                self.counts.add(key, 1, part.source, number)
+            before = hashes[-(RUN - 1) :]
+            if part.last:
+                number, before = number + 1, before[:0]
+        self.keys = np.array(sorted(self.counts.seen), dtype=np.uint64)
+        self.met = np.zeros(len(self.keys), dtype=bool)
+
+    def look(self, found: np.ndarray) -> None:
+        """Mark those among the runs `found` (N,) uint64 of another text."""
+        found = self._kept(found)
+        if len(self.keys) and len(found):
+            places = np.searchsorted(self.keys, found).clip(max=len(self.keys) - 1)
+            self.met[places[self.keys[places] == found]] = True
+
+    def record(self) -> Overlap:
+        """Shares, in all and by the documents that the runs stood in first."""
+        total: Counter[str] = Counter()
+        met: Counter[str] = Counter()
+        for key, hit in zip(self.keys.tolist(), self.met.tolist(), strict=True):
+            source = self.counts.seen[key].source
+            total[source] += 1
+            met[source] += hit
+        shares = sorted(((name, met[name] / count) for name, count in total.items()), key=lambda one: (-one[1], one[0]))
+        share = float(self.met.mean()) if len(self.met) else 0.0
+        return Overlap(run=RUN, share=share, runs=len(self.keys), documents=tuple(shares[:SHOWN]))
+
+    def _kept(self, found: np.ndarray) -> np.ndarray:
+        return found[(found & np.uint64((1 << self.counts.level) - 1)) == 0]

@@ -1,0 +1,205 @@
+"""A look through a text before it is trained on, in one pass and bounded memory (`handscroll data report`)."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from handscroll.base.errors import DataError
+from handscroll.data.survey import letters
+from handscroll.data.survey.lengths import LengthCounts
+from handscroll.data.survey.overlap import RUN, HeldOut
+from handscroll.data.survey.quality import LONG_LINE, SHORT, WHAT, Sign, signs_of
+from handscroll.data.survey.sampled import Sampled
+from handscroll.data.survey.shingles import WORDS, Hasher, Signature, key_of, near_pairs, runs
+from handscroll.data.survey.tokens import TokenCounts
+from handscroll.report import corpus as report
+from handscroll.text.parts import Part, parts
+from handscroll.text.readers import files_of
+from handscroll.text.tokenizer import Tokenizer
+
+Paths = Sequence[str | Path] | str | Path
+Progress = Callable[[int], None]  # characters that were read
+
+LINE = 40  # characters of a line that counts as a copy; shorter ones repeat by themselves (15 of Chinese)
+SHINGLE = 5  # words of a run by which documents are alike
+COMPARED = 50_000  # documents that near duplicates are looked for among: 1 KiB each
+_LONG = 1 << 20  # characters of a line that are held; a longer one is taken in pieces
+_BLOCK = 4000  # characters whose language is guessed together
+
+
+@dataclass
+class _Document:
+    """What is held of the document that is being read."""
+
+    number: int
+    source: str
+    characters: int = 0
+    tokens: int = 0
+    line: str = ""
+    line_length: int = 0
+    words: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))  # the last ones: runs go on
+    signature: Signature = field(default_factory=Signature)
+    digest: hashlib.blake2b = field(default_factory=lambda: hashlib.blake2b(digest_size=8))
+    languages: Counter[str] = field(default_factory=Counter)
+
+
+def survey(
+    paths: Paths,
+    tokenizer: Tokenizer | None = None,
+    held_out: Paths | None = None,
+    name: str = "tokenizer",
+    progress: Progress = lambda done: None,
+) -> report.Corpus:
+    """What is in the files of `paths` (`text/readers.py: read`), with a tokenizer's coverage and held-out overlap.
+
+    Memory does not grow with the files: counts of lines and runs are sampled by their hashes once there are too many
+    (`sampled.py`), near duplicates are looked for among the first 50,000 documents, lengths are counted by classes.
+
+    Raises:
+        DataError: as `read`.
+    """
+    hasher = Hasher()
+    found = _Survey(tokenizer, name, hasher, None if held_out is None else HeldOut(held_out, hasher))
+    for part in parts(paths):
+        found.add(part)
+        progress(found.characters)
+    return found.record(len(files_of(paths)))
+
+
+class _Survey:
+    def __init__(self, tokenizer: Tokenizer | None, name: str, hasher: Hasher, held_out: HeldOut | None):
+        self.hasher, self.held_out = hasher, held_out
+        self.tokens = None if tokenizer is None else TokenCounts(tokenizer, name)
+        self.letters = np.zeros(0x110000, dtype=np.int64)
+        self.documents = self.characters = self.bytes = self.words = 0
+        self.languages, self.signs = Counter[str](), {name: Sign() for name in WHAT}
+        self.lengths, self.token_lengths = LengthCounts(), LengthCounts()
+        self.copies, self.lines = Sampled(), Sampled()
+        self.signatures: list[tuple[str, np.ndarray]] = []
+        self.largest: list[report.Source] = []
+        self.now: _Document | None = None
+
+    def add(self, part: Part) -> None:
+        """Some more of the text."""
+        now = self.now = self.now or _Document(self.documents, part.source)
+        text, codes = part.text, letters.codes(part.text)
+        counts = np.bincount(codes) if len(codes) else np.zeros(1, dtype=np.int64)
+        self.letters[: len(counts)] += counts
+        scripts = np.bincount(letters.table()[codes], minlength=len(letters.SCRIPTS))
+        encoded = text.encode()
+        now.digest.update(encoded)
+        now.characters += len(text)
+        self.characters += len(text)
+        self.bytes += len(encoded)
+        if self.tokens is not None:
+            now.tokens += self.tokens.add(text)
+        self._guess(text)
+        self._words(WORDS.findall(text.lower()))
+        for name, count in signs_of(text, scripts).items():
+            self.signs[name].add(count, now.number, now.source)
+        self._lines(text, part.last)
+        if part.last:
+            self._close()
+
+    def _guess(self, text: str) -> None:
+        assert self.now is not None
+        for first in range(0, len(text), _BLOCK):
+            block = text[first : first + _BLOCK]
+            scripts = np.bincount(letters.table()[letters.codes(block)], minlength=len(letters.SCRIPTS))
+            self.now.languages[letters.language(block, scripts, block.lower().split())] += len(block)
+
+    def _words(self, words: list[str]) -> None:
+        now = self.now
+        assert now is not None
+        self.words += len(words)
+        before = now.words
+        hashes = np.concatenate([before, self.hasher.words(words)])
+        now.words = hashes[-(RUN - 1) :]
+        if len(self.signatures) < COMPARED:
+            now.signature.add(runs(hashes[max(0, len(before) - SHINGLE + 1) :], SHINGLE))
+        if self.held_out is not None:
+            self.held_out.look(runs(hashes, RUN))
+
+    def _lines(self, text: str, last: bool) -> None:
+        now = self.now
+        assert now is not None
+        *lines, rest = (now.line + text).split("\n")
+        if last or len(rest) > _LONG:
+            lines, rest = [*lines, rest], ""
+        now.line = rest
+        for line in lines:
+            self.signs["very long lines"].add(len(line) > LONG_LINE, now.number, now.source)
+            bare = line.strip()
+            if len(bare) >= LINE or (len(bare) >= 15 and bare[0] > "\u2e7f"):
+                self.lines.add(key_of(bare), len(bare), f"{now.source}: {bare[:60]}", now.number)
+
+    def _close(self) -> None:
+        """The end of a document."""
+        now = self.now
+        assert now is not None
+        self.now = None
+        self.documents += 1
+        self.lengths.add(now.characters)
+        if self.tokens is not None:
+            self.token_lengths.add(max(1, now.tokens))
+        self.signs["short documents"].add(now.characters < SHORT, now.number, now.source)
+        self.copies.add(int.from_bytes(now.digest.digest(), "little"), now.characters, now.source, now.number)
+        if now.signature.count >= 2 * SHINGLE and len(self.signatures) < COMPARED:
+            self.signatures.append((now.source, now.signature.least))
+        self.languages += now.languages
+        tokens = now.tokens if self.tokens is not None else None
+        language = now.languages.most_common(1)[0][0] if now.languages else "no letters"
+        self.largest.append(report.Source(name=now.source, characters=now.characters, tokens=tokens, language=language))
+        if len(self.largest) > 2 * report.SHOWN:
+            self._cut()
+
+    def _cut(self) -> None:
+        self.largest = sorted(self.largest, key=lambda one: (-one.characters, one.name))[: report.SHOWN]
+
+    def record(self, files: int) -> report.Corpus:
+        if not self.documents:
+            raise DataError("there are no documents to look through")
+        self._cut()
+        total = max(1, self.characters)
+        scripts = np.bincount(letters.table(), weights=self.letters, minlength=len(letters.SCRIPTS))
+        named = sorted(zip(letters.SCRIPTS, (scripts / total).tolist(), strict=True), key=lambda one: -one[1])
+        return report.Corpus(
+            files=files,
+            documents=self.documents,
+            characters=self.characters,
+            bytes=self.bytes,
+            words=self.words,
+            languages=tuple((name, count / total) for name, count in self.languages.most_common()),
+            scripts=tuple((name, share) for name, share in named if share),
+            coverage=None if self.tokens is None else self.tokens.record(self.letters),
+            lengths=self.lengths.record(),
+            token_lengths=None if self.tokens is None else self.token_lengths.record(),
+            duplicates=self._duplicates(),
+            signs=tuple(
+                report.Sign(name=name, what=what, count=sign.count, documents=sign.documents, example=sign.example)
+                for (name, what), sign in zip(WHAT.items(), self.signs.values(), strict=True)
+            ),
+            overlap=None if self.held_out is None else self.held_out.record(),
+            largest=tuple(self.largest),
+        )
+
+    def _duplicates(self) -> report.Duplicates:
+        shown = report.SHOWN
+        copies = list(self.copies.commonest())
+        pairs = near_pairs([least for _, least in self.signatures])
+        near = [(self.signatures[one][0], self.signatures[other][0], share) for one, other, share in pairs]
+        common = [(one.source, one.times, one.documents) for one in self.lines.commonest()]
+        return report.Duplicates(
+            documents=round(sum(one.times - 1 for one in copies) / self.copies.share),
+            examples=tuple((one.source, one.times) for one in copies[:shown]),
+            compared=len(self.signatures),
+            near=tuple(near[:shown]),
+            near_count=len(near),
+            lines=self.lines.repeated(),
+            kept=self.lines.share,
+            common=tuple(common[:shown]),
+        )
