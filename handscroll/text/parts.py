@@ -31,8 +31,9 @@ def parts(
     """The documents of `readers.read`, each in parts of about `size` characters; joined they are its text.
 
     Parts end behind a letter before a space or a sign, where the tokens of byte-level tokenizers end too; text without
-    such places is cut at four times the size. Memory is bounded for plain text, gzipped or not, and for JSON lines by
-    the longest line; an HTML page is read whole. An encoding without a mark is judged by the first MiB.
+    such places is cut at a space, or anywhere, within four times the size. Memory is bounded for plain text, gzipped or
+    not, and for JSON lines by the longest line; an HTML page is read whole. An encoding without a mark is judged by the
+    first MiB.
 
     Raises:
         DataError: as `readers.read`; bad bytes far down in a file when they are reached.
@@ -54,9 +55,11 @@ def _cut(texts: Iterator[str], source: str, size: int) -> Iterator[Part]:
         *whole, held = pieces(held, size)
         for piece in whole:
             yield Part(piece, source, last=False)
-        while len(held) > 4 * size:
-            yield Part(held[: 4 * size], source, last=False)
-            held = held[4 * size :]
+        while len(held) > 4 * size:  # no such place: at a space, or anywhere
+            end = max(held.rfind(space, 0, 4 * size) for space in " \n\t\u3000")
+            end = end if end > 0 else 4 * size
+            yield Part(held[:end], source, last=False)
+            held = held[end:]
     *whole, held = pieces(held, size)
     for piece in whole:
         yield Part(piece, source, last=False)
