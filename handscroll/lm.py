@@ -27,6 +27,7 @@ from handscroll.generate.reading.reading import Reading
 from handscroll.generate.reading.store import Store, check_name
 from handscroll.generate.sample import Sampling
 from handscroll.models.bert import Bert
+from handscroll.models.documents import classified
 from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.models.model import Model
 from handscroll.models.sentences import framed
@@ -120,21 +121,15 @@ class LM:
     def embed(
         self, texts: Sequence[str], pooling: str = "mean", normalise: bool = True, windows: bool = False
     ) -> Tensor:
-        """One vector (N, D) a text by an encoder, float32 on the CPU: see `models/sentences.py: pooled`.
-
-        `normalise` makes them of length 1, so that a product of two is their cosine. A text longer than the context is
-        refused; with `windows` it is cut into windows of nearly equal length, each read by itself with the tokenizer's
-        special tokens, and its vector is the mean of theirs, weighted by tokens: an approximation.
-
-        Raises:
-            CapacityError: a text is longer than the context, without `windows`.
-            ConfigError: a causal model, or an unknown pooling. DataError: a text without tokens.
-        """
-        if isinstance(texts, str):
-            raise ConfigError("embed takes a list of texts; for one text give [text]")
-        ids = [self.encode(text, special=False) for text in texts]
+        """One vector (N, D) a text by an encoder, float32 on the CPU: see `models/sentences.py: framed`. `normalise` makes
+        them of length 1, so that a product of two is their cosine."""
+        ids = self._several(texts, special=False)
         found = framed(self.model, ids, self.tokenizer.frame(), pooling, windows)
         return torch.nn.functional.normalize(found, dim=1) if normalise else found
+
+    def classify(self, texts: Sequence[str]) -> Tensor:
+        """Probabilities (N, labels) of `model.config.labels` by a classifier: see `models/documents.py: classified`."""
+        return classified(self.model, self._several(texts))
 
     def generate(  # noqa: PLR0913 - what is asked, how it is kept and chosen
         self,
@@ -380,6 +375,11 @@ class LM:
                 f"{self.source} is an encoder-decoder, which writes one text under another; {what} is of one text that "
                 "goes on. Use generate, whose prompt is the source"
             )
+
+    def _several(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
+        if isinstance(texts, str):
+            raise ConfigError("expected a list of texts; for one text give [text]")
+        return [self.encode(text, special=special) for text in texts]
 
     def _started(self, prompt: str | Sequence[int]) -> list[int]:
         ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)

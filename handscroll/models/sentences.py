@@ -39,7 +39,7 @@ def pooled(
         raise DataError(f"text {empty} has no tokens")
     found = torch.empty(len(rows), model.config.width)
     order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
-    for group in _groups(order, [len(row) for row in rows], tokens):
+    for group in groups(order, [len(row) for row in rows], tokens):
         lengths = torch.tensor([len(rows[number]) for number in group])
         ids = torch.zeros(len(group), int(lengths.max()), dtype=torch.int64)
         for place, number in enumerate(group):
@@ -96,7 +96,7 @@ def evenly(ids: Sequence[int], most: int) -> list[Sequence[int]]:
     return [ids[a:b] for a, b in pairwise(edges)]
 
 
-def _groups(order: list[int], lengths: list[int], tokens: int) -> Iterator[list[int]]:
+def groups(order: list[int], lengths: list[int], tokens: int) -> Iterator[list[int]]:
     """Runs of `order` (by length) that are at most `tokens` when padded to their longest, one row at least."""
     group: list[int] = []
     for number in order:

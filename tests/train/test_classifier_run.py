@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from handscroll.base.config import read_recipe
-from handscroll.base.errors import ConfigError
+from handscroll.base.errors import CapacityError, ConfigError
 from handscroll.data.batch import collate
 from handscroll.data.labelled import AtFirst, Labelled
 from handscroll.data.sources import TokenSource
@@ -75,6 +75,17 @@ def test_a_classifier_begins_with_a_pretrained_encoder(tmp_path):
     assert records[-1]["loss"] < 0.5 * records[0]["loss"] and records[-1]["accuracy"] == 1.0
     again = load(tmp_path / "run" / "model")
     assert again.model.config.labels == ("0", "1") and again.embed(["import json"]).shape == (1, 48)
+    texts = [line.partition("\t")[2] for line in lines]
+    found = again.classify(texts)
+    assert found.argmax(dim=1).tolist() == [0, 1] * 6
+    torch.testing.assert_close(found, torch.cat([again.classify([text]) for text in texts]))
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(12))
+    with pytest.raises(CapacityError, match=r"text 1 has .* the model's context is 64"):
+        again.classify(["a", texts[0] * 20])
+    with pytest.raises(ConfigError, match="no classifier"):
+        before.classify(texts)
+    with pytest.raises(ConfigError, match="list of texts"):
+        again.classify("a")
     three = settings | {"data": {"two": settings["data"]["two"] | {"labels": ["0", "1", "2"]}}}
     three["model"] = {"path": str(tmp_path / "run" / "model")}
     with pytest.raises(ConfigError, match=r"the rows have the labels .*, the model tells apart"):

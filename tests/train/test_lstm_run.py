@@ -86,6 +86,10 @@ def test_a_classifier_learns_the_labels_of_sentences(tmp_path):
     records = list(read_records(tmp_path / "run" / "records.jsonl"))
     assert records[0]["accuracy"] < 0.8 and records[-1]["accuracy"] > 0.95 and records[-1]["loss"] < 0.3
     assert lm.model.config.labels == ("0", "1") and load(tmp_path / "run" / "model").model.config == lm.model.config
+    texts, wanted = [line[2:] for line in short], [int(line[0]) for line in short]
+    found = lm.classify(texts)
+    assert sum(found.argmax(dim=1) == torch.tensor(wanted)) >= 38
+    torch.testing.assert_close(found[:5], torch.cat([lm.classify([text]) for text in texts[:5]]))
     with pytest.raises(ConfigError, match="predicts no tokens"):
         lm.nll("some words")
     assert recipe_workloads(settings)[0].packed
