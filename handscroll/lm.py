@@ -121,8 +121,8 @@ class LM:
     def embed(
         self, texts: Sequence[str], pooling: str = "mean", normalise: bool = True, windows: bool = False
     ) -> Tensor:
-        """One vector (N, D) a text by an encoder, float32 on the CPU: see `models/sentences.py: framed`. `normalise` makes
-        them of length 1, so that a product of two is their cosine."""
+        """One vector (N, D) a text by an encoder, float32 on the CPU: see `models/sentences.py: framed`; `normalise`
+        makes them of length 1, so that a product of two is their cosine."""
         ids = self._several(texts, special=False)
         found = framed(self.model, ids, self.tokenizer.frame(), pooling, windows)
         return torch.nn.functional.normalize(found, dim=1) if normalise else found
