@@ -43,6 +43,7 @@ LENGTH = 128
 # Sizes, and tokens of pre-training and rows of an update: for one core, and for a GPU.
 CPU = ({"width": 128, "layers": 2, "heads": 4, "mlp_width": 512}, 1.2e6, 16)
 GPU = ({"width": 256, "layers": 4, "heads": 4, "mlp_width": 1024}, 40e6, 128)
+NEW = {"family": "bert", "initialise": "xavier"}
 LABELS = {"sst2": ("0", "1"), "trec": ("0", "1", "2", "3", "4", "5")}
 FEW = 500
 TASKS = {"sst2": 150e3, "trec": 150e3, f"sst2-{FEW}": 50e3, f"trec-{FEW}": 50e3}  # tokens read, three times it on a GPU
@@ -80,7 +81,7 @@ def pretraining(options: argparse.Namespace, seed: int, place: Place) -> Recipe:
         "seed": seed,
         "threads": 1,
         "text": {"files": files(options.data)},
-        "model": {"family": "bert", "sizes": sizes | {"context": LENGTH, "pooler": True, "following": True}},
+        "model": NEW | {"sizes": sizes | {"context": LENGTH, "pooler": True, "following": True}},
         "objective": {"name": "masked"},
         "data": {"pairs": {"kind": "pairs", "pairs": 2}, "text": {"kind": "text", "sampling": "cyclic"}},
         "stages": [{"length": LENGTH, "rows": rows, "steps": steps, "mix": {"pairs": 0.5, "text": 0.5}}],
@@ -100,7 +101,7 @@ def tuning(options: argparse.Namespace, seed: int, place: Place, task: str, rate
         "seed": seed,
         "threads": 1,
         "text": {"files": files(options.data)},
-        "model": {"path": start} if start else {"family": "bert", "sizes": sizes},
+        "model": {"path": start, "initialise": "xavier"} if start else NEW | {"sizes": sizes},
         "objective": "classify",
         "data": {task: {"kind": "labelled", "file": f"{options.work}/pretraining/{task}.tsv", "labels": labels}},
         "stages": [{"length": LENGTH, "rows": ROWS, "steps": steps, "mix": {task: 1.0}}],

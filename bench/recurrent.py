@@ -62,7 +62,7 @@ def recipe(options: argparse.Namespace, family: str, seed: int, place: Place, co
         "text": {"files": files(options.data)},
         "model": {
             "family": family,
-            "initialise": "xavier" if family == "lstm" else "normal",
+            "initialise": "xavier",
             "sizes": SIZES[family] | ({} if family == "lstm" else {"context": context}),
         },
         "data": {"text": {"kind": "text", "sampling": "cyclic"}},
