@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from handscroll.base.errors import ConfigError
+from handscroll.cli.options import Device
 from handscroll.cli.screen import bar, error_screen, screen
 
 
@@ -17,6 +18,7 @@ def batch(
     deterministic: Annotated[bool, typer.Option("--deterministic", help="bits do not depend on neighbours")] = False,
     beyond: Annotated[bool, typer.Option("--beyond", help="allow more tokens than the model's context")] = False,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
+    device: Device = "cpu",
     weights: Annotated[str, typer.Option(help="int8 or int4: read rounded weights (approximate)")] = "",
 ) -> None:
     """Answer every line of REQUESTS with MODEL; all lines are checked before the first is answered."""
@@ -26,7 +28,7 @@ def batch(
 
     if not 0 < memory < float("inf"):
         raise ConfigError(f"--memory {memory} GB holds nothing; give more than 0")
-    lm = load(model, dtype=dtype, weights=weights)
+    lm = load(model, device, dtype, weights)
     engine = Engine(lm.model, memory=int(memory * 1e9), deterministic=deterministic)
     asked = read_requests(requests, engine, lm.tokenizer, beyond)
     if weights:

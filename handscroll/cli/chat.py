@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from handscroll.base.errors import ConfigError
+from handscroll.cli.options import Device
 from handscroll.cli.screen import error_screen
 
 
@@ -18,6 +19,7 @@ def chat(
     seed: Annotated[int, typer.Option(help="equal seeds give equal text")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="end a reply before this text (repeatable)")] = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
+    device: Device = "cpu",
     kv_budget: Annotated[str, typer.Option(help="most bytes of keys and values; a share is of the whole context")] = "",
     kv_guard: Annotated[float | None, typer.Option(help="with --kv-budget: most mean KL, nats (0.01)")] = None,
 ) -> None:
@@ -28,7 +30,7 @@ def chat(
 
     if kv_guard is not None and not kv_budget:
         raise ConfigError("--kv-guard belongs to --kv-budget; add it")
-    lm = load(model, dtype=dtype)
+    lm = load(model, device, dtype)
     notes = error_screen()
     guard = GUARD if kv_guard is None else kv_guard
     talk = lm.conversation(outgrown, lambda note: notes.print(note, markup=False), kv_budget or None, guard)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from handscroll.base.errors import ConfigError
+from handscroll.cli.options import Device
 from handscroll.cli.screen import bar, screen, table
 
 evaluations = typer.Typer(
@@ -27,6 +28,7 @@ def perplexity(
     block: Annotated[int | None, typer.Option(help="positions per block of the curve")] = None,
     seed: Annotated[int, typer.Option(help="choice of windows")] = 0,
     dtype: Dtype = "float32",
+    device: Device = "cpu",
     json_out: Json = None,
     report: Report = None,
 ) -> None:
@@ -35,7 +37,7 @@ def perplexity(
     from handscroll.evaluate.samples import read_windows
     from handscroll.lm import load
 
-    lm = load(model, dtype=dtype)
+    lm = load(model, device, dtype)
     samples = read_windows(files, lm.tokenizer, length, windows, seed)
     _report_unknown(lm.tokenizer, samples)
     window = min(lm.trained, length) if reference is None else reference
@@ -66,6 +68,7 @@ def needle(
     text: Annotated[list[str] | None, typer.Option(help="haystack files (default: Python's standard library)")] = None,
     seed: Annotated[int, typer.Option(help="keys, values and places")] = 0,
     dtype: Dtype = "float32",
+    device: Device = "cpu",
     json_out: Json = None,
     report: Report = None,
 ) -> None:
@@ -76,7 +79,7 @@ def needle(
 
     values = {"lengths": _numbers(lengths, int, "--lengths"), "depths": _numbers(depths, float, "--depths")}
     grid = NeedleGrid.parse(values | {"samples": samples, "seed": seed}, "evaluate needle")
-    lm = load(model, dtype=dtype)
+    lm = load(model, device, dtype)
     filler = haystack(lm.tokenizer, text, max(grid.lengths))
     with bar("cells", len(grid.lengths) * len(grid.depths)) as advance:
         record = needle_grid(lm, filler, grid, "needle", lambda done, total: advance(done))
@@ -100,6 +103,7 @@ def policies(
     samples: Annotated[int, typer.Option(help="needles at each depth; sums: five times as many")] = 4,
     seed: Annotated[int, typer.Option(help="choice of windows")] = 0,
     dtype: Dtype = "float32",
+    device: Device = "cpu",
     json_out: Json = None,
     report: Report = None,
 ) -> None:
@@ -108,7 +112,7 @@ def policies(
     from handscroll.evaluate.samples import read_windows
     from handscroll.lm import load
 
-    lm = load(model, dtype=dtype)
+    lm = load(model, device, dtype)
     values: dict[str, Any] = {"length": length or min(lm.context, 512), "samples": samples}
     values["budgets"] = _numbers(budgets, float, "--budgets")
     if policies:

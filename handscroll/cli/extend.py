@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from handscroll.base.errors import ConfigError
+from handscroll.cli.options import Device
 from handscroll.cli.screen import bar, error_screen, screen, table
 
 
@@ -25,6 +26,7 @@ def extend(
     lr: Annotated[float | None, typer.Option(help="tuning rate (1e-4, LoRA 1e-3)")] = None,
     precision: Annotated[str, typer.Option(help="tuning precision: float32 or bfloat16")] = "float32",
     seed: Annotated[int, typer.Option(help="choice of text, tuning order")] = 0,
+    device: Device = "cpu",
     rung: Annotated[str, typer.Option(help="rung of the memory ladder for the tuning (docs/ladder.md)")] = "auto",
     offload: Annotated[str, typer.Option(help="where a chunked rung keeps things: none, host or disk")] = "none",
     force: Annotated[bool, typer.Option("--force", help="tune though the planner says it will not fit")] = False,
@@ -48,7 +50,7 @@ def extend(
     elif lora:
         raise ConfigError(f"--lora {lora} needs text to tune on: give --tune FILES")
     given = None if factors is None else _read_factors(factors)
-    lm = load(model)
+    lm = load(model, device)
     with bar("tuning" if tune else "measuring", steps if tune else None) as advance:
         result = extension(
             lm,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from handscroll.base.errors import ConfigError, DataError
+from handscroll.cli.options import Device
 from handscroll.cli.screen import error_screen
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="end before this text (repeatable)")] = None,
     beyond: Annotated[bool, typer.Option("--beyond", help="allow more tokens than the model's context")] = False,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
+    device: Device = "cpu",
     cache: Annotated[str, typer.Option(help="what is kept, and where (docs/generate.md); full unless given")] = "",
     kv_budget: Annotated[str, typer.Option(help="most bytes of keys and values: 2GiB, 500MB, 50%")] = "",
     kv_guard: Annotated[float | None, typer.Option(help="with --kv-budget: most mean KL, nats (0.01)")] = None,
@@ -66,7 +68,7 @@ def generate(
     if logprobs is not None and not json_out:
         raise ConfigError("--logprobs are written with --json only; add it")
     _one_cache(cache, kv_budget, kv_guard, beams)
-    lm = load(model, dtype=dtype, weights=weights)
+    lm = load(model, device, dtype, weights)
     reports: list[str] = []
     how: dict[str, Any] = {
         "beyond": beyond,
@@ -181,7 +183,7 @@ def _draft(lm: "LM", lookup: int, draft: str, dtype: str) -> "Drafts | None":
         raise ConfigError("--lookup and --draft: give one of them")
     if lookup:
         return Lookup(lookup)
-    return lm.draft(load(draft, dtype=dtype)) if draft else None
+    return lm.draft(load(draft, str(lm.model.device), dtype)) if draft else None
 
 
 def _only_likelihood(settings: dict[str, Any], how: dict[str, Any], logprobs: int | None) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from handscroll.base.errors import ConfigError
+from handscroll.cli.options import Device
 from handscroll.cli.screen import bar, screen, table
 
 StoreOption = Annotated[Path | None, typer.Option("--store", help="folder of the readings (default: your data folder)")]
@@ -19,6 +20,7 @@ def read(
     save: Annotated[str, typer.Option(help="name of the reading")],
     room: Annotated[int, typer.Option(help="tokens kept free for question and answer")] = 1024,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
+    device: Device = "cpu",
     store: StoreOption = None,
     owner: OwnerOption = "",
     limit: Annotated[float, typer.Option(help="most GB of all readings; the least recently used go first")] = 20.0,
@@ -32,7 +34,7 @@ def read(
 
     if limit <= 0:
         raise ConfigError(f"--limit {limit} GB holds nothing; give more than 0")
-    lm = load(model, dtype=dtype)
+    lm = load(model, device, dtype)
     ids = lm.encode("\n\n".join(document.text for document in read_files(texts)))
     kept = Store(store, owner, int(limit * 1e9))
     read_now = 0
@@ -65,6 +67,7 @@ def ask(
     owner: OwnerOption = "",
     beyond: Annotated[bool, typer.Option("--beyond", help="allow more tokens than the model's context")] = False,
     again: Annotated[bool, typer.Option("--again", help="read the text again if need be")] = False,
+    device: Device = "cpu",
 ) -> None:
     """Answer QUESTION about the text read under NAME; only the answer goes to standard output."""
     from handscroll.generate.reading.store import Store
@@ -72,7 +75,7 @@ def ask(
 
     kept = Store(store, owner)
     about, _ = kept.named(name)
-    lm = load(model or about.source, dtype=about.identity.dtype)
+    lm = load(model or about.source, device, about.identity.dtype)
     text = sys.stdin.read() if question == "-" else question
     settings = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "stop": tuple(stop or ())}
     template = template.replace("\\n", "\n") or QUESTION

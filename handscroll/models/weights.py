@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from handscroll.base.errors import CheckpointError
+from handscroll.base.errors import CheckpointError, ConfigError, nearest
 from handscroll.base.runs import write_file
 from handscroll.models.foreign import Entry, Family
 from handscroll.models.model import Model
@@ -75,7 +75,9 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str | t
 
     Raises:
         CheckpointError: missing, unexpected, truncated or misshapen tensors, named.
+        ConfigError: there is no such device here.
     """
+    check_device(device)
     kind, config = read_config(folder)
     state: dict[str, Tensor] = {}
     with ExitStack() as stack:
@@ -92,6 +94,21 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str | t
         reader.check_rest({theirs: None if ours is None else state[ours] for theirs, ours in copies.items()})
     model.load_state_dict(state, assign=True)
     return model.eval()
+
+
+def check_device(device: str | torch.device) -> None:
+    """
+    Raises:
+        ConfigError: it is neither the CPU nor a GPU that torch sees here.
+    """
+    name = str(device)
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
+        raise ConfigError(f"unknown device '{name}': {nearest(name, ('cpu', 'cuda'))}")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device '{name}': torch sees {torch.cuda.device_count()} GPUs here; take 'cpu', or a torch built for CUDA"
+        )
 
 
 def save_model(model: Model, folder: Path, shard_bytes: int = 4 << 30) -> None:

@@ -217,8 +217,7 @@ def run_recipe(recipe: Recipe, folder: Path, ways: Ways = Ways()) -> tuple[LM, P
     """
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    if recipe.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device = 'cuda': torch sees no GPU here; take device = 'cpu', or a torch built for CUDA")
+    check_device(recipe.device)
     torch.manual_seed(recipe.seed)
     world = join_world(recipe.parallel, recipe.device)
     made = _run(recipe, folder, world, ways)

@@ -94,3 +94,22 @@ def test_fused_projections_and_unknown_targets_are_refused(tmp_path):
         save_adapter(model, LoRA(rank=2), tmp_path / "adapter", "x")
     with pytest.raises(ConfigError, match="no projection 'gate'"):
         add_lora(load_model(tmp_path), LoRA(targets=("gate",)))
+
+
+def test_updates_of_half_precision_weights_are_float32(tmp_path, tokens):
+    settings = LoRA(rank=4, alpha=8.0)
+    model = load_model(save(reference("llama"), tmp_path), torch.bfloat16)
+    add_lora(model, settings)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert trained and all(parameter.dtype == torch.float32 for parameter in trained)
+    assert model.dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16):
+        model(tokens).float().square().mean().backward()
+    assert any(float(parameter.grad.norm()) > 0 for parameter in trained)
+    torch.nn.init.normal_(model.layers[0].attention.query.b, std=0.1)
+    with torch.no_grad():
+        want = model(tokens)
+        merge_lora(model)
+        apart = (model(tokens) - want).float().norm() / want.float().norm()
+    assert apart < 0.02
+    assert all(parameter.dtype == torch.bfloat16 for parameter in model.parameters())

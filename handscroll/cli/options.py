@@ -1,0 +1,7 @@
+"""Options that several verbs have."""
+
+from typing import Annotated
+
+import typer
+
+Device = Annotated[str, typer.Option(help="cpu, or cuda for a GPU (docs/gpu.md)")]
