@@ -1,4 +1,4 @@
-"""GPU memory as it was measured on a card (an H200, torch 2.11, `python -m bench.gpu`, 2026-11) and as it is planned."""
+"""GPU memory as planned, beside what was measured on a card (an H200, torch 2.11, `python -m bench.gpu`, 2026-11)."""
 
 import pytest
 
