@@ -6,6 +6,7 @@ from typing import Any
 
 from handscroll.base.workload import CHUNKED, Workload
 from handscroll.plan import inference, memory
+from handscroll.plan.calibration import GPU
 from handscroll.plan.duration import seconds
 from handscroll.plan.machine import Machine
 from handscroll.plan.memory import Parts
@@ -76,7 +77,7 @@ def predict(workload: Workload, machine: Machine) -> Forecast:
         host=host,
         gpu=total if gpu else 0,
         disk=disk_bytes(workload),
-        seconds=seconds(workload, machine.calibration) if train else math.nan,
+        seconds=seconds(workload, GPU if gpu else machine.calibration) if train else math.nan,
         phase=phase,
         parts=parts,
     )

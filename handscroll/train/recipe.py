@@ -26,6 +26,7 @@ from handscroll.models.induction import set_induction_heads
 from handscroll.models.llama import Llama
 from handscroll.models.model import Decoder, Model
 from handscroll.models.new import NEW, About, as_classifier, new_model
+from handscroll.models.weights import check_device
 from handscroll.nn.init import initialise
 from handscroll.nn.noise import Noise
 from handscroll.objectives.causal import NextToken
