@@ -126,7 +126,7 @@ def _stacked(rows: Sequence[Row]) -> Batch:
     origins = torch.tensor([(row.document, row.start) for row in rows], dtype=torch.int64)
     length = lengths[0]
     labels = _either([row.labels for row in rows], np.full(length, IGNORED))
-    if all(row.segment is None and row.kinds is None for row in rows):
+    if all(row.segment is None and row.kinds is None and row.positions is None for row in rows):
         return Batch(tokens, targets, origins=origins, labels=labels)
     zeros, run = np.zeros(length, dtype=np.int64), np.arange(length)
     segment = [zeros if row.segment is None else row.segment for row in rows]

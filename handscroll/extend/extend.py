@@ -94,6 +94,7 @@ def extension(  # noqa: PLR0913
         "to": to,
         "method": chosen.name,
         "read_by": "handscroll only" if chosen.own else "any library",
+        "exact_to": chosen.exact,
         "measured": None if outcome is None else outcome.record(),
     }
     apply(longer.model, chosen, to)

@@ -23,7 +23,10 @@ from handscroll.nn.scaling.table import scaling_from
 @dataclass(frozen=True)
 class Candidate:
     """One way to lengthen: `positions` for rotary models, `resample` for learned tables, `slopes` (what ALiBi's are
-    divided by) for biased ones, `relative` (changes of a T5's configuration); `detail` names its dials."""
+    divided by) for biased ones, `relative` (changes of a T5's configuration); `detail` names its dials.
+
+    `exact`: a text of at most so many tokens, in a request declared no longer, gives the very logits of before.
+    """
 
     method: str
     detail: str
@@ -31,6 +34,7 @@ class Candidate:
     resample: str | None = None
     slopes: float | None = None
     relative: dict[str, Any] | None = None
+    exact: int = 0
 
     @property
     def own(self) -> bool:
@@ -48,7 +52,7 @@ Make = Callable[[Positions, int, int], list[Candidate]]
 
 def as_it_is(positions: Positions, head_size: int, to: int) -> list[Candidate]:
     """Declare the longer context and change nothing: right for windowed models and for generous rope bases."""
-    return [Candidate("none", "", _plain(positions.base, to))]
+    return [Candidate("none", "", _plain(positions.base, to), exact=to)]
 
 
 def pi(positions: Positions, head_size: int, to: int) -> list[Candidate]:
@@ -72,7 +76,7 @@ def ntk(positions: Positions, head_size: int, to: int) -> list[Candidate]:
 def dynamic_ntk(positions: Positions, head_size: int, to: int) -> list[Candidate]:
     """Dynamic NTK (emozilla 2023): the base grows with the declared length; short requests stay exact."""
     fields = {"name": "dynamic-ntk", "factor": to / positions.trained, "original": positions.trained}
-    return [_scaled("dynamic-ntk", "", positions, to, fields)]
+    return [_scaled("dynamic-ntk", "", positions, to, fields, exact=positions.trained)]
 
 
 def yarn(positions: Positions, head_size: int, to: int) -> list[Candidate]:
@@ -107,13 +111,13 @@ def llama3(positions: Positions, head_size: int, to: int) -> list[Candidate]:
 
 def dynamic_yarn(positions: Positions, head_size: int, to: int) -> list[Candidate]:
     """YaRN with a factor by the declared length; short requests stay exact. Ramps as for `yarn`."""
-    made = []
+    made, trained = [], positions.trained
     for fast, slow in ((32.0, 1.0), (16.0, 0.5), (8.0, 0.5), (8.0, 0.35)):
         for strength in (1.0, 0.5):
-            fields = {"name": "dynamic-yarn", "factor": to / positions.trained, "original": positions.trained}
+            fields = {"name": "dynamic-yarn", "factor": to / trained, "original": trained}
             fields |= {"beta_fast": fast, "beta_slow": slow, "sharpening": strength}
             detail = f"beta {fast:g}/{slow:g}, attention x{strength:g}"
-            made.append(_scaled("dynamic-yarn", detail, positions, to, fields))
+            made.append(_scaled("dynamic-yarn", detail, positions, to, fields, exact=trained))
     return made
 
 
@@ -126,7 +130,8 @@ def self_extend(positions: Positions, head_size: int, to: int) -> list[Candidate
         for group in (least, math.ceil(1.5 * least)):
             fields = {"name": "self-extend", "factor": to / trained, "original": trained}
             fields |= {"window": window, "group": group}
-            made.append(_scaled("self-extend", f"window {window}, groups of {group}", positions, to, fields))
+            detail = f"window {window}, groups of {group}"
+            made.append(_scaled("self-extend", detail, positions, to, fields, exact=window))
     return made
 
 
@@ -136,7 +141,8 @@ def dual_chunk(positions: Positions, head_size: int, to: int) -> list[Candidate]
     for share in (0.5, 0.75, 0.875):
         fields = {"name": "dual-chunk", "factor": to / trained, "original": trained}
         chunk = max(1, int(trained * share))
-        made.append(_scaled("dual-chunk", f"chunks of {chunk}", positions, to, fields | {"chunk": chunk}))
+        fields |= {"chunk": chunk}
+        made.append(_scaled("dual-chunk", f"chunks of {chunk}", positions, to, fields, exact=chunk))
     return made
 
 
@@ -230,7 +236,9 @@ def candidates(model: Model, method: str, to: int, factors: dict[str, Any] | Non
                 f"method 'hierarchical' makes at most {config.context:,} x {config.context:,} = {most:,} positions of "
                 f"a table of {config.context:,}, not {to:,}; take another method, or a smaller --to"
             )
-        return [Candidate(name, "", resample=name) for name in names if name != "hierarchical" or to <= most]
+        names = [name for name in names if name != "hierarchical" or to <= most]
+        kept = {"interpolate": 0}  # the others leave the rows that there are
+        return [Candidate(name, "", resample=name, exact=kept.get(name, config.context)) for name in names]
     if table is BIASED:
         made = [entry for name in names for entry in _slopes(config, name, to)]
         return [entry for entry in made if method != "auto" or not entry.own]
@@ -293,7 +301,7 @@ def resample(table: Tensor, to: int, how: str) -> Tensor:
 def _slopes(config: Any, method: str, to: int) -> list[Candidate]:
     """Al-Khateeb et al. 2023: slopes divided by to / trained; by parts of it too, since ALiBi runs on by itself."""
     if method == "none":
-        return [Candidate("none", "", slopes=config.factor)]
+        return [Candidate("none", "", slopes=config.factor, exact=to)]
     factor = to / config.trained
     found = sorted({max(1.0, share * factor) for share in (0.25, 0.5, 1.0)} - {config.factor, 1.0})
     return [Candidate("slopes", f"factor {each:g}", slopes=each) for each in found]
@@ -306,8 +314,9 @@ def _relative(config: Any, method: str, to: int) -> Candidate:
         return Candidate(method, f"factor {factor:g}", relative={"factor": factor})
     if method == "reach":
         far = math.ceil(config.reach * to / config.context)
-        return Candidate(method, f"buckets up to {far:,} tokens", relative={"reach": far})
-    return Candidate(method, "", relative={})
+        alone = config.buckets // 4  # the distances that have buckets of their own on both sides (nn/bias.py)
+        return Candidate(method, f"buckets up to {far:,} tokens", relative={"reach": far}, exact=alone)
+    return Candidate(method, "", relative={}, exact=to)
 
 
 def _rotary(positions: Positions, head_size: int, method: str, to: int) -> list[Candidate]:
@@ -337,9 +346,12 @@ def _plain(base: float, to: int) -> Positions:
     return Positions.parse({"base": base, "scaling": {"name": "none"}, "context": to, "trained": to}, "extend")
 
 
-def _scaled(method: str, detail: str, positions: Positions, to: int, fields: dict[str, Any]) -> Candidate:
+def _scaled(
+    method: str, detail: str, positions: Positions, to: int, fields: dict[str, Any], exact: int = 0
+) -> Candidate:
     values = {"base": positions.base, "scaling": fields, "context": to, "trained": positions.trained}
-    return Candidate(method, detail, Positions.parse(values | {"scaling": scaling_from(fields, method)}, method))
+    new = Positions.parse(values | {"scaling": scaling_from(fields, method)}, method)
+    return Candidate(method, detail, new, exact=exact)
 
 
 def _try(make):

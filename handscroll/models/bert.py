@@ -13,7 +13,16 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from handscroll.base.errors import CapacityError, ConfigError, DataError
-from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
+from handscroll.models.foreign import (
+    Entry,
+    Family,
+    Foreign,
+    end_tokens,
+    known_keys,
+    original_length,
+    required,
+    written_ends,
+)
 from handscroll.models.model import Decoder
 from handscroll.models.new import SIZES, About
 from handscroll.models.sizes import Labels, WholeHeads
@@ -132,6 +141,7 @@ class Bert(Decoder):
     weights.
     """
 
+    cached = False
     instead = (
         "use embed or logits, or measure its masked-LM loss (handscroll evaluate perplexity), or take a causal model "
         "(llama, gpt2, ...)"
@@ -230,8 +240,9 @@ class Bert(Decoder):
 
     def _masked(self) -> MaskedHead:
         if self.masked is None:
+            kind = "a classifier of documents" if self.config.labels else "a bare encoder"
             raise ConfigError(
-                f"this {self.config.family} checkpoint has no masked-LM head (a bare encoder): no logits, no masked "
+                f"this {self.config.family} checkpoint has no masked-LM head ({kind}): no logits, no masked "
                 "language modelling; use embed, or a checkpoint with the head"
             )
         return self.masked
@@ -339,12 +350,11 @@ def _write(config: BertConfig) -> Foreign:
         "layer_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tied,
         "bos_token_id": config.bos,
-        "eos_token_id": config.eos[0] if config.eos else None,
+        "eos_token_id": written_ends(config.eos),
     }
     if config.offset:
         written["pad_token_id"] = config.offset - 1
-    if config.original is not None:
-        written["original_max_position_embeddings"] = config.original + config.offset
+    written |= original_length(config, config.offset)
     if config.labels:
         written["id2label"] = {str(number): label for number, label in enumerate(config.labels)}
         written["label2id"] = {label: number for number, label in enumerate(config.labels)}
@@ -426,5 +436,30 @@ def _copies(config: BertConfig) -> dict[str, str | None]:
     return {f"{heads['projection']}.weight": "embedding.weight", f"{heads['projection']}.bias": "masked.bias"}
 
 
-BERT = Family("bert", Bert, _read, _write, _entries, settle=_settle, copies=_copies)
-ROBERTA = Family("roberta", Bert, _read, _write, _entries, settle=_settle, copies=_copies)
+SMALL: Foreign = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "max_position_embeddings": 64,
+}
+OFFSET: Foreign = SMALL | {"max_position_embeddings": 66, "pad_token_id": 1}
+LABELLED = {"id2label": {"0": "bad", "1": "good"}}
+FORMS: dict[str, dict[str, Foreign]] = {
+    "bert": {
+        "": SMALL | {"architectures": ["BertForPreTraining"]},
+        "masked": SMALL | {"architectures": ["BertForMaskedLM"], "hidden_act": "gelu_new"},
+        "untied": SMALL | {"architectures": ["BertForMaskedLM"], "tie_word_embeddings": False},
+        "classifier": SMALL | {"architectures": ["BertForSequenceClassification"], **LABELLED},
+        "bare": SMALL | {"architectures": ["BertModel"], "type_vocab_size": 3},
+    },
+    "roberta": {
+        "": OFFSET | {"architectures": ["RobertaForMaskedLM"], "type_vocab_size": 1},
+        "classifier": OFFSET | {"architectures": ["RobertaForSequenceClassification"], **LABELLED},
+        "bare": OFFSET | {"architectures": ["RobertaModel"], "hidden_act": "relu"},
+    },
+}
+BERT, ROBERTA = (
+    Family(name, Bert, _read, _write, _entries, forms, settle=_settle, copies=_copies) for name, forms in FORMS.items()
+)

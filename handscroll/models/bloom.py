@@ -6,7 +6,16 @@ from pydantic import Field
 from torch import nn
 
 from handscroll.base.errors import ConfigError
-from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
+from handscroll.models.foreign import (
+    Entry,
+    Family,
+    Foreign,
+    end_tokens,
+    known_keys,
+    original_length,
+    required,
+    written_ends,
+)
 from handscroll.models.gpt2 import Layer
 from handscroll.models.model import Decoder
 from handscroll.models.sizes import WholeHeads
@@ -79,6 +88,7 @@ KEYS = frozenset(
     """
     vocab_size hidden_size n_embed n_layer num_hidden_layers n_head num_attention_heads layer_norm_epsilon seq_length
     apply_residual_connection_post_layernorm tie_word_embeddings bos_token_id eos_token_id alibi_factor
+    original_max_position_embeddings
 """.split()
 )
 TRAINED = 2048  # tokens, of every published BLOOM
@@ -100,6 +110,7 @@ def _read(foreign: Foreign, name: str) -> BloomConfig:
         "layers": _either(foreign, ("n_layer", "num_hidden_layers"), name),
         "heads": _either(foreign, ("n_head", "num_attention_heads"), name),
         "context": foreign.get("seq_length") or TRAINED,
+        "original": foreign.get("original_max_position_embeddings"),
         "factor": foreign.get("alibi_factor", 1.0),
         "norm_eps": foreign.get("layer_norm_epsilon", 1e-5),
         "tied": bool(foreign.get("tie_word_embeddings", True)),
@@ -128,12 +139,12 @@ def _write(config: BloomConfig) -> Foreign:
         "seq_length": config.context,
         "tie_word_embeddings": config.tied,
         "bos_token_id": config.bos,
-        "eos_token_id": config.eos[0] if config.eos else None,
+        "eos_token_id": written_ends(config.eos),
     }
     if config.factor != 1.0:
         foreign |= {"model_type": INTERPOLATED, "architectures": ["BloomInterpolatedForCausalLM"]}
         foreign["alibi_factor"] = config.factor
-    return foreign
+    return foreign | original_length(config)
 
 
 def _entries(config: BloomConfig) -> list[Entry]:
@@ -159,7 +170,28 @@ def _entries(config: BloomConfig) -> list[Entry]:
     return entries
 
 
+SMALL: Foreign = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "n_layer": 3,
+    "n_head": 6,  # slopes of no power of two
+    "seq_length": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+FORMS: dict[str, dict[str, Foreign]] = {
+    "bloom": {"": SMALL, "untied": SMALL | {"tie_word_embeddings": False}},
+    INTERPOLATED: {"": SMALL | {"alibi_factor": 1.5}},
+}
 BLOOM, BLOOM_INTERPOLATED = (
-    Family(name, Bloom, lambda foreign, name=name: _read(foreign, name), _write, _entries)
-    for name in ("bloom", INTERPOLATED)
+    Family(
+        name,
+        Bloom,
+        lambda foreign, name=name: _read(foreign, name),
+        _write,
+        _entries,
+        forms,
+        own=name == INTERPOLATED,
+    )
+    for name, forms in FORMS.items()
 )

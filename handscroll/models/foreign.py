@@ -54,6 +54,9 @@ def _tied_head(config: Any) -> dict[str, str]:
 class Family:
     """How one foreign `model_type` is read, built and written.
 
+    `forms` are small configurations, as `config.json` gives them, one for each form that the family has ("" names the
+    plain one): tests/conformance runs over them, and so over every family of the table. `own`: no other library knows
+    the family, and they refuse its folders; what others know is held to them.
     `settle(config, tensor)`, where given, decides by the weights (`tensor(name)`, None where absent) what `config.json`
     leaves open. `copies(config)`: foreign tensors that files may hold besides, and which of ours each must be equal to
     (None: the reference library does not read it).
@@ -64,6 +67,8 @@ class Family:
     read: Callable[[Foreign], Any]
     write: Callable[[Any], Foreign]
     entries: Callable[[Any], list[Entry]]
+    forms: Mapping[str, Foreign]
+    own: bool = False
     settle: Callable[[Any, Callable[[str], Tensor | None]], Any] | None = None
     copies: Callable[[Any], Mapping[str, str | None]] = _tied_head
 
@@ -90,5 +95,18 @@ def required(foreign: Foreign, key: str, name: str) -> Any:
     return foreign[key]
 
 
+def original_length(config: Any, unused: int = 0) -> Foreign:
+    """The key that keeps the trained length of a context that was lengthened here; others store it and read it not.
+
+    `unused`: rows of a learned table before the first position.
+    """
+    return {} if config.original is None else {"original_max_position_embeddings": config.original + unused}
+
+
 def end_tokens(value: int | list[int] | None) -> tuple[int, ...]:
     return () if value is None else tuple(value) if isinstance(value, list) else (value,)
+
+
+def written_ends(ends: tuple[int, ...]) -> int | list[int] | None:
+    """`eos_token_id` as most files have it: none, a number, or several in a list."""
+    return list(ends) if len(ends) > 1 else ends[0] if ends else None

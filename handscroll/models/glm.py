@@ -9,11 +9,11 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from handscroll.base.errors import ConfigError
+from handscroll.models import llama
 from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
-from handscroll.models.llama import Llama
 from handscroll.models.model import PreNormLayer
 from handscroll.models.new import SIZES, About
-from handscroll.models.positions import POSITION_KEYS, read_positions, rotated_size, unscaled, write_positions
+from handscroll.models.positions import read_positions, rotated_size, unscaled
 from handscroll.models.sizes import Rotary
 from handscroll.nn.attention import Attention, Context, Heads
 from handscroll.nn.mlp import GatedMLP
@@ -78,7 +78,7 @@ class NormedLayer(Layer):
         return x + context.dropped(made, 2 * self.number + 2)
 
 
-class GLM(Llama):
+class GLM(llama.Llama):
     """A decoder of the GLM-4 form."""
 
     config: GLMConfig
@@ -88,12 +88,7 @@ class GLM(Llama):
 
 
 ARCHITECTURES = {"glm": "GlmForCausalLM", "glm4": "Glm4ForCausalLM"}
-KEYS = frozenset(
-    """
-    vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads
-    head_dim rms_norm_eps hidden_act tie_word_embeddings bos_token_id eos_token_id attention_bias
-""".split()
-) | set(POSITION_KEYS)
+KEYS = llama.KEYS - {"mlp_bias"}
 ENDS = (151329, 151336, 151338)  # end tokens of every published GLM-4 where the file names none
 HALF = 0.5  # of each head is rotated where the file does not say
 
@@ -133,25 +128,10 @@ def _read(foreign: Foreign, name: str) -> GLMConfig:
 
 
 def _write(config: GLMConfig) -> Foreign:
-    return {
-        "architectures": [ARCHITECTURES[config.family]],
-        "model_type": config.family,
-        "vocab_size": config.vocab,
-        "hidden_size": config.width,
-        "intermediate_size": config.mlp_width,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_size,
+    return llama.written_form(config, ARCHITECTURES[config.family]) | {
         "partial_rotary_factor": config.rotated_size / config.head_size,
-        "rms_norm_eps": config.norm_eps,
-        "hidden_act": "silu",
-        "tie_word_embeddings": config.tied,
         "attention_bias": config.attention_bias,
-        "bos_token_id": config.bos,
-        "eos_token_id": list(config.eos) if len(config.eos) > 1 else (config.eos[0] if config.eos else None),
         "pad_token_id": None,
-        **write_positions(config.positions),
     }
 
 
@@ -181,8 +161,15 @@ def _entries(config: GLMConfig) -> list[Entry]:
     return entries
 
 
+SMALL = llama.SMALL | {"head_dim": 16, "pad_token_id": None}
+FORMS: dict[str, dict[str, Foreign]] = {
+    "glm": {"": SMALL, "unbiased": SMALL | {"attention_bias": False, "tie_word_embeddings": True}},
+    "glm4": {"": SMALL | {"eos_token_id": [2, 5, 7]}},
+}
+
+
 def _family(name: str) -> Family:
-    return Family(name, GLM, lambda foreign: _read(foreign, name), _write, _entries)
+    return Family(name, GLM, lambda foreign: _read(foreign, name), _write, _entries, FORMS[name])
 
 
-GLM_4, GLM_4_0414 = _family("glm"), _family("glm4")
+GLM_4, GLM_4_0414 = (_family(name) for name in FORMS)

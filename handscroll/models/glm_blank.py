@@ -153,4 +153,21 @@ def _entries(config: BlankGLMConfig) -> list[Entry]:
     return [Entry(name, (name,)) for name in names]
 
 
-FAMILY = Family("glm-blank", BlankGLM, _read, _write, _entries)
+SMALL: Foreign = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "intermediate_size": 80,
+    "max_position_embeddings": 64,
+    "max_block_positions": 48,
+    "mask_token_id": 6,
+    "gmask_token_id": 7,
+    "sop_token_id": 8,
+    "eop_token_id": 9,
+    "layer_norm_epsilon": 1e-5,
+    "tie_word_embeddings": True,
+    "eos_token_id": [2],
+}
+FORMS = {"": SMALL, "untied": SMALL | {"tie_word_embeddings": False}}
+FAMILY = Family("glm-blank", BlankGLM, _read, _write, _entries, FORMS, own=True)

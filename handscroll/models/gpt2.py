@@ -5,7 +5,16 @@ from typing import Any
 from torch import nn
 
 from handscroll.base.errors import CapacityError, ConfigError
-from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
+from handscroll.models.foreign import (
+    Entry,
+    Family,
+    Foreign,
+    end_tokens,
+    known_keys,
+    original_length,
+    required,
+    written_ends,
+)
 from handscroll.models.model import Decoder, PreNormLayer
 from handscroll.models.new import SIZES, About
 from handscroll.models.sizes import WholeHeads
@@ -81,8 +90,8 @@ class GPT2(Decoder):
 KEYS = frozenset(
     """
     vocab_size n_embd n_layer n_head n_inner n_positions n_ctx layer_norm_epsilon activation_function
-    tie_word_embeddings bos_token_id eos_token_id scale_attn_weights scale_attn_by_inverse_layer_idx
-    reorder_and_upcast_attn add_cross_attention
+    tie_word_embeddings bos_token_id eos_token_id original_max_position_embeddings scale_attn_weights
+    scale_attn_by_inverse_layer_idx reorder_and_upcast_attn add_cross_attention
 """.split()
 )
 
@@ -113,6 +122,7 @@ def _read(foreign: Foreign) -> GPT2Config:
         "heads": required(foreign, "n_head", "gpt2"),
         "mlp_width": foreign.get("n_inner") or 4 * width,
         "context": context,
+        "original": foreign.get("original_max_position_embeddings"),
         "norm_eps": foreign.get("layer_norm_epsilon", 1e-5),
         "tied": bool(foreign.get("tie_word_embeddings", True)),
         "bos": foreign.get("bos_token_id"),
@@ -122,7 +132,7 @@ def _read(foreign: Foreign) -> GPT2Config:
 
 
 def _write(config: GPT2Config) -> Foreign:
-    return {
+    written: Foreign = {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
         "vocab_size": config.vocab,
@@ -135,8 +145,9 @@ def _write(config: GPT2Config) -> Foreign:
         "activation_function": "gelu_new",
         "tie_word_embeddings": config.tied,
         "bos_token_id": config.bos,
-        "eos_token_id": config.eos[0] if config.eos else None,
+        "eos_token_id": written_ends(config.eos),
     }
+    return written | original_length(config)
 
 
 def _entries(config: GPT2Config) -> list[Entry]:
@@ -166,4 +177,14 @@ def _entries(config: GPT2Config) -> list[Entry]:
     return entries
 
 
-FAMILY = Family("gpt2", GPT2, _read, _write, _entries)
+SMALL: Foreign = {
+    "vocab_size": 97,
+    "n_embd": 48,
+    "n_layer": 3,
+    "n_head": 6,
+    "n_positions": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+FORMS = {"": SMALL, "untied": SMALL | {"tie_word_embeddings": False, "n_inner": 100}}
+FAMILY = Family("gpt2", GPT2, _read, _write, _entries, FORMS)

@@ -10,7 +10,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from handscroll.base.errors import ConfigError
-from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
+from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required, written_ends
 from handscroll.models.model import Decoder, PreNormLayer
 from handscroll.models.new import SIZES, About
 from handscroll.models.positions import POSITION_KEYS, read_positions, unscaled, write_positions
@@ -183,9 +183,10 @@ def _windows(foreign: Foreign, name: str, layers: int) -> tuple[int | None, ...]
     return tuple(window if slides else None for slides in sliding)
 
 
-def _write(config: LlamaConfig) -> Foreign:
-    foreign: Foreign = {
-        "architectures": [ARCHITECTURES[config.family]],
+def written_form(config: Any, architecture: str) -> Foreign:
+    """What `config.json` says of a model of the Llama form, of whichever family."""
+    return {
+        "architectures": [architecture],
         "model_type": config.family,
         "vocab_size": config.vocab,
         "hidden_size": config.width,
@@ -198,9 +199,13 @@ def _write(config: LlamaConfig) -> Foreign:
         "hidden_act": "silu",
         "tie_word_embeddings": config.tied,
         "bos_token_id": config.bos,
-        "eos_token_id": list(config.eos) if len(config.eos) > 1 else (config.eos[0] if config.eos else None),
+        "eos_token_id": written_ends(config.eos),
         **write_positions(config.positions),
     }
+
+
+def _write(config: LlamaConfig) -> Foreign:
+    foreign = written_form(config, ARCHITECTURES[config.family])
     if config.family in ("llama", "qwen3"):
         foreign["attention_bias"] = config.attention_bias
     if config.family == "llama":
@@ -245,8 +250,33 @@ def _entries(config: LlamaConfig) -> list[Entry]:
     return entries
 
 
+SMALL: Foreign = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+WINDOWS = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}
+FORMS: dict[str, dict[str, Foreign]] = {
+    "llama": {
+        "": SMALL,
+        "biased": SMALL | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+        "mha": SMALL | {"num_key_value_heads": 6, "head_dim": 16},
+    },
+    "mistral": {"": SMALL | {"sliding_window": None}, "window": SMALL | {"sliding_window": 24}},
+    "qwen2": {"": SMALL | {"tie_word_embeddings": True}, "window": SMALL | WINDOWS},
+    "qwen3": {"": SMALL | {"head_dim": 16, "attention_bias": False}},
+}
+
+
 def _family(name: str) -> Family:
-    return Family(name, Llama, lambda foreign: _read(foreign, name), _write, _entries)
+    return Family(name, Llama, lambda foreign: _read(foreign, name), _write, _entries, FORMS[name])
 
 
-LLAMA, MISTRAL, QWEN2, QWEN3 = (_family(name) for name in ("llama", "mistral", "qwen2", "qwen3"))
+LLAMA, MISTRAL, QWEN2, QWEN3 = (_family(name) for name in FORMS)

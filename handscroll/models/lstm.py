@@ -218,4 +218,19 @@ def _entries(config: LSTMConfig) -> list[Entry]:
     return [Entry(name, (name,)) for name in names]
 
 
-FAMILY = Family("lstm", LSTM, _read, _write, _entries)
+SMALL: Foreign = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "trained_length": 64,
+    "tie_word_embeddings": True,
+    "eos_token_id": [2],
+}
+LABELLED: Foreign = SMALL | {"labels": ["bad", "good"]}
+FORMS = {
+    "": SMALL,
+    "untied": SMALL | {"tie_word_embeddings": False},
+    "classifier": LABELLED | {"pool": "last"},
+    "mean-classifier": LABELLED | {"pool": "mean"},
+}
+FAMILY = Family("lstm", LSTM, _read, _write, _entries, FORMS, own=True)

@@ -55,6 +55,7 @@ class Model(nn.Module):
 
     config: Any
     instead: str = "take a causal model (llama, gpt2, ...)"  # of one that reads in both directions
+    cached: bool = True  # whether a text can be read in pieces, over what was kept of those before
     recurrent: bool = False  # whether it keeps a state of constant size instead of keys: `nn/recurrence.py`
 
     def embed(self, tokens: Tokens, marks: Marks) -> Embeddings:

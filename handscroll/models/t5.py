@@ -15,7 +15,16 @@ from torch import Tensor, nn
 
 from handscroll.base.errors import ConfigError, nearest
 from handscroll.models.encoder_decoder import Encoder, EncoderDecoder
-from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
+from handscroll.models.foreign import (
+    Entry,
+    Family,
+    Foreign,
+    end_tokens,
+    known_keys,
+    original_length,
+    required,
+    written_ends,
+)
 from handscroll.models.model import PreNormLayer
 from handscroll.models.new import SIZES, About
 from handscroll.models.sizes import Sizes
@@ -186,6 +195,7 @@ KEYS = frozenset(
     relative_attention_max_distance layer_norm_epsilon feed_forward_proj dense_act_fn is_gated_act n_positions
     tie_word_embeddings scale_decoder_outputs decoder_start_token_id eos_token_id bos_token_id is_decoder
     hidden_size num_attention_heads num_hidden_layers head_dim relative_attention_factor
+    original_max_position_embeddings
 """.split()
 )
 INTERPOLATED = "-interpolated"  # makes a model_type that other libraries refuse: they would not divide distances
@@ -200,9 +210,19 @@ SAME = {  # names that newer files may give too
 
 
 def new(sizes: dict[str, Any], about: About) -> T5Config:
-    """Of a recipe's sizes; decoder texts begin with the padding token, or without one with the end token."""
-    start = about.tokenizer.eos if about.tokenizer.pad is None else about.tokenizer.pad
-    return T5Config.parse(({} if start is None else {"start": start}) | sizes, SIZES)
+    """Of a recipe's sizes; decoder texts begin with the padding token, or without one with the end token.
+
+    Raises:
+        ConfigError: the tokenizer has neither, and the sizes no `start`; or sizes that do not fit.
+    """
+    start = sizes.get("start", about.tokenizer.eos if about.tokenizer.pad is None else about.tokenizer.pad)
+    if start is None:
+        raise ConfigError(
+            "every decoder text of a T5 begins with the padding token, or without one with the end token, and this "
+            "tokenizer has neither: train one with '<pad>' or '</s>' in tokenizer.train.special, or give "
+            "model.sizes.start"
+        )
+    return T5Config.parse({"start": start} | sizes, SIZES)
 
 
 def _read(foreign: Foreign, model_type: str) -> T5Config:
@@ -239,6 +259,7 @@ def _read(foreign: Foreign, model_type: str) -> T5Config:
         "reach": foreign.get("relative_attention_max_distance", 128),
         "factor": foreign.get("relative_attention_factor", 1.0),
         "context": foreign.get("n_positions") or TRAINED,
+        "original": foreign.get("original_max_position_embeddings"),
         "norm_eps": foreign.get("layer_norm_epsilon", 1e-6),
         "tied": tied,
         "scaled": name == "t5" and bool(foreign.get("scale_decoder_outputs", tied)),
@@ -294,7 +315,7 @@ def _write(config: T5Config) -> Foreign:
         "tie_word_embeddings": config.tied,
         "decoder_start_token_id": config.start,
         "bos_token_id": config.bos,
-        "eos_token_id": config.eos[0] if config.eos else None,
+        "eos_token_id": written_ends(config.eos),
         "pad_token_id": 0,
     }
     if config.family == "t5":
@@ -302,7 +323,7 @@ def _write(config: T5Config) -> Foreign:
     if config.factor != 1.0:
         foreign |= {"model_type": config.family + INTERPOLATED, "relative_attention_factor": config.factor}
         foreign["architectures"] = [f"{config.family.upper()}InterpolatedForConditionalGeneration"]
-    return foreign
+    return foreign | original_length(config)
 
 
 def _entries(config: T5Config) -> list[Entry]:
@@ -334,7 +355,40 @@ def _names(config: T5Config, part: str) -> dict[str, str]:
     return {"wi": "up", "wo": "down"}
 
 
+SMALL: Foreign = {
+    "vocab_size": 97,
+    "d_model": 48,
+    "d_kv": 8,
+    "d_ff": 80,
+    "num_layers": 3,
+    "num_decoder_layers": 3,
+    "num_heads": 6,
+    "decoder_start_token_id": 0,
+    "eos_token_id": 2,
+}
+GATED: Foreign = SMALL | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+NEAR = {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 20}
+FORMS: dict[str, dict[str, Foreign]] = {
+    "t5": {
+        "": SMALL | NEAR | {"feed_forward_proj": "relu", "tie_word_embeddings": True, "scale_decoder_outputs": True},
+        "v1.1": GATED,
+        "shallow": GATED | {"feed_forward_proj": "gated-silu", "num_decoder_layers": 2},
+    },
+    "mt5": {"": GATED},
+    "t5" + INTERPOLATED: {"": GATED | {"relative_attention_factor": 1.5}},
+    "mt5" + INTERPOLATED: {"": GATED | {"relative_attention_factor": 1.5}},
+}
 T5_FAMILY, MT5, T5_INTERPOLATED, MT5_INTERPOLATED = (
-    Family(name, T5, lambda foreign, name=name: _read(foreign, name), _write, _entries, _settle, _copies)
-    for name in ("t5", "mt5", "t5" + INTERPOLATED, "mt5" + INTERPOLATED)
+    Family(
+        name,
+        T5,
+        lambda foreign, name=name: _read(foreign, name),
+        _write,
+        _entries,
+        forms,
+        own=name.endswith(INTERPOLATED),
+        settle=_settle,
+        copies=_copies,
+    )
+    for name, forms in FORMS.items()
 )

@@ -1,41 +1,21 @@
-"""Tiny random checkpoints of every family and scaling, made by the reference library."""
+"""Every form of every family of the table: small models of it, ours and the reference library's."""
 
 import copy
+import json
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 
-SIZES = {
-    "vocab_size": 97,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": None,
-}
-FAMILIES = {
-    "llama": ("Llama", {}),
-    "llama-biased": ("Llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
-    "llama-mha": ("Llama", {"num_key_value_heads": 6, "head_dim": 16}),
-    "mistral": ("Mistral", {"sliding_window": None, "head_dim": 8}),
-    "mistral-window": ("Mistral", {"sliding_window": 24, "head_dim": 8}),
-    "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
-    "qwen2-window": ("Qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}),
-    "qwen3": ("Qwen3", {"head_dim": 16, "attention_bias": False}),
-    "glm": ("Glm", {"head_dim": 16}),
-    "glm-unbiased": ("Glm", {"head_dim": 16, "attention_bias": False, "tie_word_embeddings": True}),
-    "glm4": ("Glm4", {"head_dim": 16}),
-    "bloom": ("Bloom", {"seq_length": 64}),  # six heads: slopes of no power of two
-    "gpt2": ("GPT2", {}),
-    "gpt2-untied": ("GPT2", {"tie_word_embeddings": False, "n_inner": 100}),
-}
-HALF = 4  # rotated pairs of head size 8, and of GLM's 16
-SCALINGS = {
+from handscroll.models.foreign import Family
+from handscroll.models.model import Model
+from handscroll.models.table import FAMILIES as TABLE
+from handscroll.models.table import family as family_of
+
+SCALINGS: dict[str, dict[str, Any] | None] = {
     "none": None,
     "linear": {"rope_type": "linear", "factor": 4.0},
     "dynamic": {"rope_type": "dynamic", "factor": 4.0},
@@ -57,38 +37,91 @@ SCALINGS = {
 }
 
 
-def reference(family: str, scaling: str = "none", seed: int = 0):
-    """A random `transformers` model in eval mode, with weights large enough to make attention matter."""
-    kind, extra = FAMILIES[family]
-    settings = {**SIZES, **extra}
-    if kind == "GPT2":
-        settings = {"vocab_size": 97, "n_embd": 48, "n_layer": 3, "n_head": 6, "n_positions": 256, **extra}
-        settings |= {"bos_token_id": 1, "eos_token_id": 2}
-    if kind == "Bloom":
-        settings = {"vocab_size": 97, "hidden_size": 48, "n_layer": 3, "n_head": 6, **extra}
-    rope = copy.deepcopy(SCALINGS[scaling])
-    if rope is not None:
-        settings["rope_parameters"] = {"rope_theta": 500.0, **rope}
-        if scaling in ("yarn", "llama3", "longrope", "linear"):
-            settings["max_position_embeddings"] = 256
-    config = getattr(transformers, f"{kind}Config")(**settings)
+@dataclass(frozen=True)
+class Form:
+    """One form of a family, as its table entry gives it."""
+
+    family: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.family}-{self.name}" if self.name else self.family
+
+    @property
+    def kind(self) -> Family:
+        return family_of(self.family)
+
+    @property
+    def foreign(self) -> dict[str, Any]:
+        """Its `config.json`."""
+        return {"model_type": self.family, **copy.deepcopy(dict(self.kind.forms[self.name]))}
+
+    @cached_property
+    def config(self) -> Any:
+        return self.kind.read(self.foreign)
+
+    def scaled(self, scaling: str) -> dict[str, Any]:
+        """Its `config.json` with a rotary scaling."""
+        rope = copy.deepcopy(SCALINGS[scaling])
+        if rope is None:
+            return self.foreign
+        pairs = getattr(self.config, "rotated_size", 8) // 2
+        for key in ("short_factor", "long_factor"):
+            if key in rope:
+                rope[key] = [rope[key][number * 4 // pairs] for number in range(pairs)]
+        longer = {} if scaling == "dynamic" else {"max_position_embeddings": 256}
+        return self.foreign | longer | {"rope_theta": 500.0, "rope_scaling": rope}
+
+    def build(self, dtype: torch.dtype = torch.float64, seed: int = 0, foreign: dict[str, Any] | None = None) -> Model:
+        """A random model of ours, with weights large enough to make attention matter."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = self.kind.build(self.config if foreign is None else self.kind.read(foreign))
+            scatter(model)
+        return model.to(dtype).eval()
+
+
+FORMS = {str(form): form for name in TABLE for form in (Form(name, part) for part in family_of(name).forms)}
+# Those that the reference library has and that go on with a text: for tests of decoding.
+FAMILIES = [
+    name
+    for name, form in FORMS.items()
+    if form.kind.write(form.config)["architectures"][0].endswith(("ForCausalLM", "LMHeadModel")) and not form.kind.own
+]
+
+
+@torch.no_grad()
+def scatter(model: torch.nn.Module) -> None:
+    """Random weights; norms and biases near where they begin."""
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.normal_(0.0, 0.15)
+        else:
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+
+
+def reference_class(folder: Path) -> Any:
+    """The class of the reference library that a folder names."""
+    return getattr(transformers, json.loads((folder / "config.json").read_text())["architectures"][0])
+
+
+def reference(name: str, scaling: str = "none", seed: int = 0) -> Any:
+    """A random `transformers` model of a form, in eval mode."""
+    form = FORMS[name]
+    foreign = form.scaled(scaling)
+    architecture = form.kind.write(form.config)["architectures"][0]
     torch.manual_seed(seed)
-    name = "GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM"
-    model = getattr(transformers, name)(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0.0, 0.15)
-            else:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
+    config = transformers.AutoConfig.for_model(**foreign)
+    model = getattr(transformers, architecture)(config).eval()
+    scatter(model)
     return model
 
 
-def save(model, folder: Path) -> Path:
+def save(model: Any, folder: Path) -> Path:
     model.save_pretrained(folder)
     return folder
 
 
 @torch.no_grad()
-def reference_logits(model, tokens: torch.Tensor) -> torch.Tensor:
+def reference_logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     return model(tokens).logits

@@ -83,5 +83,6 @@ def test_what_would_be_measured_on_one_text_is_refused(model):
             extension(lm, 2048, **settings)
     longer = extension(lm, 2048, "reach")
     assert longer.lm.context == 2048 and lm.context == 512 and longer.lm.provenance["read_by"] == "any library"
+    assert longer.lm.provenance["exact_to"] == lm.model.config.buckets // 4
     with pytest.raises(ConfigError, match="learned relative bias"):
         extension(lm, 2048, "pi")

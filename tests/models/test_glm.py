@@ -19,7 +19,6 @@ from handscroll.models.new import About, new_model
 from handscroll.models.weights import load_model, read_config, save_model
 from handscroll.nn.init import initialise
 from handscroll.nn.marks import Marks
-from handscroll.nn.mask import SameSegment
 from handscroll.plan.workloads import recipe_workloads
 from handscroll.train.lora import LoRA, add_lora, merge_lora, save_adapter
 from handscroll.train.recipe import Recipe, run_recipe
@@ -64,7 +63,7 @@ def test_any_part_of_a_head_is_rotated_as_the_reference_does(factor, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["glm", "glm4"])
-@pytest.mark.parametrize("scaling", [None, YARN, YARN | {"name": "dynamic-yarn"}], ids=["none", "yarn", "dynamic-yarn"])
+@pytest.mark.parametrize("scaling", [YARN, YARN | {"name": "dynamic-yarn"}], ids=["yarn", "dynamic-yarn"])
 @torch.no_grad()
 def test_reading_in_pieces_is_reading_at_once(family, scaling):
     model = build(family, scaling).double()
@@ -84,23 +83,6 @@ def test_few_tokens_take_the_compiled_rotation_to_the_same_place():
     with torch.enable_grad():
         slow = model(ids)
     assert (fast - slow).abs().max() < 2e-5
-
-
-@torch.no_grad()
-def test_rows_are_independent_and_packed_documents_are_separate_ones():
-    model, ids = build(scaling=YARN), tokens(3, 30)
-    lengths = torch.tensor([30, 17, 5])
-    marks = Marks.rows(torch.zeros(3, dtype=torch.long), lengths)
-    together = model(ids, marks)
-    alone = [model(ids[row : row + 1, :size])[0] for row, size in enumerate(lengths.tolist())]
-    for row, found in enumerate(alone):
-        assert (together[row, : len(found)] - found).abs().max() < 2e-5
-    packed = torch.cat([ids[row, :size] for row, size in enumerate(lengths.tolist())])[None]
-    segment = torch.repeat_interleave(torch.arange(3), lengths)[None]
-    places = torch.cat([torch.arange(size) for size in lengths.tolist()])[None]
-    marks = Marks.of(torch.arange(52)[None], segment, places)
-    hidden = model.hidden(model.embed(packed, marks), marks, model.mask() & SameSegment())
-    assert (model.logits(hidden)[0] - torch.cat(alone)).abs().max() < 2e-5
 
 
 @pytest.mark.parametrize("method", ["pi", "ntk", "dynamic-ntk", "yarn", "llama3", "dynamic-yarn", "self-extend"])

@@ -102,42 +102,6 @@ def test_rows_of_different_lengths(form, tmp_path):
         assert (ours[row, :length] - want[row, :length]).abs().max() < 1e-5 * float(want.abs().max())
 
 
-def test_packed_rows_read_their_own_source_only(tmp_path):
-    save("v1.1", tmp_path)
-    model = load_model(tmp_path, torch.float64)
-    parts = [(tokens(1, 20), tokens(1, 9, 3)), (tokens(1, 31), tokens(1, 14, 5))]
-
-    def packed(side: int) -> Marks:
-        lengths = [part[side].shape[1] for part in parts]
-        segment = torch.cat([torch.full((1, n), number) for number, n in enumerate(lengths)], dim=1)
-        positions = torch.cat([torch.arange(n)[None] for n in lengths], dim=1)
-        return Marks.of(torch.arange(sum(lengths))[None], segment, positions)
-
-    with torch.no_grad():
-        alone = torch.cat([model(*part) for part in parts], dim=1)
-        source, target = (torch.cat([part[side] for part in parts], dim=1) for side in (0, 1))
-        together = model(source, target, packed(0), packed(1))
-    assert (together - alone).abs().max() < 1e-12
-
-
-@pytest.mark.parametrize("form", ["v1.0", "mt5"])
-def test_cached_decoding_equals_uncached(form, tmp_path):
-    save(form, tmp_path)
-    model = load_model(tmp_path)
-    source, target = tokens(2, 70), tokens(2, 25, 4)
-    with torch.no_grad():
-        whole = model(source, target)
-        under = model.under(model.encode(source))
-        assert under.memory.known is not None and len(under.memory.known(model.config.layers - 1)) == 1
-        cache, parts = under.new_cache(), []
-        for first, last in ((0, 1), (1, 2), (2, 20), (20, 25)):
-            marks = Marks.run(first, last - first)
-            parts.append(
-                under.logits(under.hidden(under.embed(target[:, first:last], marks), marks, under.mask(), cache))
-            )
-    assert (torch.cat(parts, dim=1) - whole).abs().max() < 1e-5 * float(whole.abs().max())
-
-
 def test_a_decoder_without_a_source_is_refused(tmp_path):
     save("v1.0", tmp_path)
     model, marks = load_model(tmp_path), Marks.run(0, 5)

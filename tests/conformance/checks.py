@@ -1,0 +1,431 @@
+"""What is held true of every form of every family, as a table: `run` where the family can, `refused` where it cannot.
+
+What a family can is said by its table entry, its configuration and its model (`can`), never by a name in here; and what
+it cannot is refused by name, which is checked too. So no check is ever left out.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from handscroll.base.errors import CapacityError, ConfigError
+from handscroll.base.workload import CHUNKED, Shape, Workload
+from handscroll.data.batch import Batch, collate
+from handscroll.extend.bakeoff import applied
+from handscroll.extend.extend import GUARD
+from handscroll.extend.methods import WAYS, Candidate, candidates
+from handscroll.generate.decode import decode
+from handscroll.generate.sample import Sampling
+from handscroll.models.encoder_decoder import EncoderDecoder
+from handscroll.models.model import Model
+from handscroll.models.weights import load_model, save_model
+from handscroll.nn.init import initialise
+from handscroll.nn.marks import Marks
+from handscroll.nn.noise import Noise
+from handscroll.objectives.task import TASKS, task_from
+from handscroll.plan.choose import options
+from handscroll.plan.machine import Machine
+from handscroll.train.ladder.plain import Plain
+from handscroll.train.step import Memory, Step, build_rung
+from tests.conformance.families import SCALINGS, Form, reference_class
+from tests.conformance.material import LENGTH, Learned, documents, learned_by, padded
+
+FLOAT32 = 1e-4  # largest difference of logits from the reference library's
+EXACT = 1e-11  # of hidden states in float64
+GRADIENTS = 1e-12  # relative, in float64
+MACHINE = Machine(memory=1 << 34, disk=1 << 34)
+
+
+@dataclass(frozen=True)
+class Check:
+    """`can` says whether a form is to do it; then `run` holds it to that, otherwise `refused` sees it refused."""
+
+    can: Callable[[Form], bool]
+    run: Callable[[Form, Path], None]
+    refused: Callable[[Form, Path], None]
+
+
+@cache
+def random(form: Form) -> Model:
+    """The form's random model in float64; nobody changes it."""
+    return form.build()
+
+
+def always(form: Form) -> bool:
+    return True
+
+
+def never(form: Form, folder: Path) -> None:
+    raise AssertionError("there is no family that cannot")
+
+
+def ids(rows: int, length: int) -> torch.Tensor:
+    return torch.randint(20, 97, (rows, length), generator=torch.Generator().manual_seed(length))
+
+
+@torch.no_grad()
+def said(model: Model, tokens: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    """What a model says of a text, by the head that it has: logits of tokens or of labels, or hidden states."""
+    marks = Marks.run(0, tokens.shape[1])
+    here = model.under(model.encode(source)) if isinstance(model, EncoderDecoder) else model
+    hidden = here.hidden(here.embed(tokens, marks), marks, here.mask(), length=tokens.shape[1])
+    if getattr(model.config, "labels", ()):
+        at = torch.zeros_like(tokens, dtype=torch.bool)
+        at[:, 0 if model.both_ways else -1] = True
+        return model.classify(hidden, Marks.rows(*torch.tensor([[0] * len(at), [at.shape[1]] * len(at)])), at)
+    return hidden if learned_by(model)[0].task is None else model.logits(hidden)
+
+
+@torch.no_grad()
+def theirs_say(model: Any, tokens: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    """The same of a model of the reference library, by the head that its class has."""
+    given = {"input_ids": tokens}
+    if model.config.is_encoder_decoder:
+        given = {"input_ids": source, "decoder_input_ids": tokens}
+    out = model(**given)
+    return next(out[name] for name in ("prediction_logits", "logits", "last_hidden_state") if name in out)
+
+
+def their_model(form: Form, folder: Path) -> Any:
+    """The model that the reference library reads from a folder, every tensor of it and nothing besides."""
+    model, told = reference_class(folder).from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    assert not told["missing_keys"] - form.kind.copies(form.config).keys(), told
+    assert not told["unexpected_keys"] and not told["mismatched_keys"], told
+    return model.eval()
+
+
+# --- files ---
+
+
+def holds_to_the_reference(form: Form, folder: Path, foreign: dict[str, Any] | None = None, longest: int = 64) -> None:
+    """Written by us and read by `transformers`, written there and read by us: the same logits, 1e-4 in float32."""
+    model = form.build(torch.float32, foreign=foreign)
+    save_model(model, folder / "ours", shard_bytes=60_000)
+    theirs = their_model(form, folder / "ours")
+    theirs.save_pretrained(folder / "theirs", max_shard_size="60KB")
+    for name in ("ours", "theirs"):
+        assert (folder / name / "model.safetensors.index.json").exists()
+    again = load_model(folder / "theirs")
+    assert again.config == model.config
+    for length in (1, 63, longest):
+        tokens, source = ids(2, length), ids(2, 40)
+        want = theirs_say(theirs, tokens, source)
+        limit = FLOAT32 * max(1.0, float(want.abs().max()) / 10)
+        for ours in (model, again):
+            assert (said(ours, tokens, source) - want).abs().max() < limit, length
+
+
+def others_refuse_it(form: Form, folder: Path) -> None:
+    save_model(form.build(torch.float32), folder)
+    with pytest.raises(ValueError, match=f"model type `{form.family}`"):
+        transformers.AutoConfig.from_pretrained(folder)
+
+
+def comes_back(form: Form, folder: Path) -> None:
+    """What a folder says is kept; what is written is read, in one file or several, to the last bit."""
+    model = form.build(torch.float32)
+    written = form.kind.write(model.config)
+    assert {key: written[key] for key in form.foreign if key in written} == {
+        key: value for key, value in form.foreign.items() if key in written
+    }
+    for name, size in (("one", 4 << 30), ("several", 60_000)):
+        save_model(model, folder / name, shard_bytes=size)
+        assert (folder / name / "model.safetensors.index.json").exists() == (name == "several")
+        again = load_model(folder / name)
+        assert type(again) is type(model) and again.config == model.config
+        kept = again.state_dict()
+        assert kept.keys() == model.state_dict().keys()
+        assert all(torch.equal(tensor, kept[key]) for key, tensor in model.state_dict().items())
+        assert torch.equal(said(again, ids(2, 9), ids(2, 12)), said(model, ids(2, 9), ids(2, 12)))
+
+
+def is_scaled_as_the_reference(form: Form, folder: Path) -> None:
+    """The same under every rotary scaling, to four times the trained length."""
+    for scaling in SCALINGS.keys() - {"none"}:
+        holds_to_the_reference(form, folder / scaling, form.scaled(scaling), longest=256)
+
+
+def has_no_scaling(form: Form, folder: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown key 'rope_scaling'"):
+        form.kind.read(form.foreign | {"rope_scaling": SCALINGS["yarn"]})
+
+
+# --- reading ---
+
+
+@torch.no_grad()
+def reads_in_pieces(form: Form, folder: Path) -> None:
+    """A text read over a cache, in pieces and token by token, is the text read at once: 1e-11 in float64."""
+    for learned in learned_by(random(form)):
+        (row, *_) = documents(max(learned.rows(4), key=lambda row: max(map(len, map(_tokens, documents(row))))))
+        batch = collate([row])
+        whole, marks, here = learned.read(batch), batch.marks(), learned.model
+        if batch.source is not None:
+            assert isinstance(here, EncoderDecoder)
+            here = here.under(here.encode(batch.source.tokens, batch.source.marks()))
+        counted = (batch.targets[0] != -100).nonzero()
+        # What is given of a text that is read in both directions is read at once: all before the first target.
+        first = int(counted[0]) if here.both_ways else 0
+        length = batch.tokens.shape[1]
+        edges = sorted({0, *(edge for edge in (first, first + 1, first + 2, length - 3, length) if edge > 0)})
+        cache, parts = here.new_cache(), []
+        mask = here.mask() if learned.objective is None else learned.objective.mask(here, marks)
+        for a, b in pairwise(edges):
+            here_marks = marks.part(a, b)
+            embedded = here.embed(batch.tokens[:, a:b], here_marks)
+            parts.append(here.hidden(embedded, here_marks, mask, cache, LENGTH))
+        assert len(parts) > 2 and (torch.cat(parts, dim=1) - whole).abs().max() < EXACT
+
+
+def keeps_nothing(form: Form, folder: Path) -> None:
+    model = random(form)
+    with pytest.raises(ConfigError, match="nothing is cached"):
+        model.new_cache()
+    assert model.config.cache_bytes_per_token(4) == 0
+
+
+def _tokens(row: Any) -> Any:
+    return row.tokens
+
+
+def rows_are_alone(form: Form, folder: Path) -> None:
+    """Rows of different lengths in one batch, padded, are those rows alone: states (1e-11) and losses."""
+    for learned in learned_by(random(form)):
+        rows = [row for packed in learned.rows(2) for row in documents(packed)][:4]
+        assert len({len(row.tokens) for row in rows}) > 1
+        together, alone = padded(rows), [collate([row]) for row in rows]
+        for batch in (together, _unparted(together)):
+            states = learned.read(batch)
+            for number, one in enumerate(alone):
+                size = one.tokens.shape[1]
+                assert (states[number, :size] - learned.read(one)[0]).abs().max() < EXACT
+        assert learned.loss(together) == pytest.approx(sum(map(learned.loss, alone)), rel=1e-12)
+
+
+def _unparted(batch: Batch) -> Batch:
+    """The same with padding told by the index alone, as decoding has it: no segment keeps it apart."""
+    source = None if batch.source is None else _unparted(batch.source)
+    return replace(batch, segment=None if batch.segment is None else batch.segment * 0, source=source)
+
+
+def packed_are_separate(form: Form, folder: Path) -> None:
+    """The documents of a packed row are those documents alone: states (1e-11) and losses."""
+    for learned in learned_by(random(form)):
+        row = next(row for row in learned.rows(4) if len(documents(row)) > 1)
+        together, alone = collate([row]), [collate([one]) for one in documents(row)]
+        states = learned.read(together)
+        for number, one in enumerate(alone):
+            here = states[0, torch.from_numpy(row.segment == number)]
+            assert (here - learned.read(one)[0]).abs().max() < EXACT
+        assert learned.loss(together) == pytest.approx(sum(map(learned.loss, alone)), rel=1e-12)
+
+
+def stays_within_its_positions(form: Form, folder: Path) -> None:
+    """Positions past a learned table are refused."""
+    model = random(form)
+    context, tokens = model.config.context, ids(1, 1)
+    model.embed(tokens, Marks.run(context - 1, 1))
+    with pytest.raises(CapacityError, match=f"{context} is past the learned .*table of {context}"):
+        model.embed(tokens, Marks.run(context, 1))
+
+
+@torch.no_grad()
+def runs_on(form: Form, folder: Path) -> None:
+    """What has no table is read past what it was trained to."""
+    length = min(form.config.context, 512) + 10
+    assert said(random(form), ids(1, length), ids(1, 30)).isfinite().all()
+
+
+@torch.no_grad()
+def goes_on_with_a_text(form: Form, folder: Path) -> None:
+    """Greedy tokens of a batch are the likeliest ones of each text, read anew without a cache."""
+    model, prompts = random(form), [[30, 41, 52, 63], [70, 71]]
+    found: list[list[int]] = [[], []]
+    for step in decode(model, prompts, Sampling(max_tokens=6, ignore_eos=True)):
+        for new in step:
+            found[new.row].append(new.token)
+    for prompt, new in zip(prompts, found, strict=True):
+        text = [model.config.start] if isinstance(model, EncoderDecoder) else prompt
+        for number, token in enumerate(new):
+            logits = said(model, torch.tensor([[*text, *new[:number]]]), torch.tensor([prompt]))
+            assert int(logits[0, -1].argmax()) == token
+        assert len(new) == 6
+
+
+def writes_nothing(form: Form, folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no text is continued|predicts no tokens"):
+        for _ in decode(random(form), [[30, 41]], Sampling(max_tokens=2)):
+            pass
+
+
+# --- learning ---
+
+
+CHUNK = 24  # tokens: three chunks of a row
+
+
+def settings_of_memory(form: Form) -> dict[str, list[dict[str, Any]]]:
+    """What the planner offers for a form, by rung; of the places to offload to, disk for the last rung alone."""
+    workload = Workload(shape=Shape.of(form.config), length=LENGTH, rung="auto")
+    found: dict[str, list[dict[str, Any]]] = {}
+    for forecast in options(workload, MACHINE):
+        one = forecast.workload
+        setting = {"rung": one.rung, "offload": one.offload, "stage_layers": one.stage_layers}
+        if setting not in found.setdefault(one.rung, []):
+            found[one.rung].append(setting)
+    last = [rung for rung in CHUNKED if rung in found][-1:]
+    return {
+        rung: [setting for setting in offered if rung in last or setting["offload"] == "none"]
+        for rung, offered in found.items()
+    }
+
+
+def gradients_are_certified(form: Form, folder: Path) -> None:
+    """Rungs that the planner offers give the gradients of the plain step, 1e-12 in float64; others are refused."""
+    model, offered = form.build(), settings_of_memory(form)
+    for learned in learned_by(model):
+        batch, objective, noise = collate(learned.rows(1)), learned.objective, Noise(0.1, seed=3, update=1)
+        assert objective is not None
+        wanted = gradients(model, Step(Plain()), batch, objective, noise)
+        for rung in ("checkpoint", *CHUNKED):
+            free = {"rung": rung, "offload": "none", "stage_layers": 2 if rung == "staged" else 0}
+            possible = rung in offered and (objective.additive or rung not in CHUNKED)
+            for setting in offered[rung] if possible else [free]:
+                memory = Memory.parse({"chunk": 64 if rung in CHUNKED else 0, **setting}, "test")
+                memory = memory.model_copy(update={"chunk": CHUNK}) if memory.chunk else memory
+                if not possible:
+                    with pytest.raises(ConfigError, match=r"rung|add up"):
+                        gradients(model, Step(build_rung(memory, model, folder)), batch, objective, noise)
+                    continue
+                found = gradients(model, Step(build_rung(memory, model, folder)), batch, objective, noise)
+                apart = sum(float((found[name] - value).square().sum()) for name, value in wanted.items())
+                size = sum(float(value.square().sum()) for value in wanted.values())
+                assert found.keys() == wanted.keys() and (apart / size) ** 0.5 < GRADIENTS, setting
+
+
+def gradients(model: Model, step: Step, batch: Batch, objective: Any, noise: Noise) -> dict[str, torch.Tensor]:
+    model.zero_grad(set_to_none=True)
+    loss = step(model, [batch], objective, noise)  # type: ignore[arg-type]
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return found | {"loss": loss.total.reshape(1)}
+
+
+@cache
+def taught(form: Form) -> tuple[Learned, Batch, list[float]]:
+    """The form's model learning one small batch of its first objective by heart until the loss is halved, and the
+    losses (nats a target) on the way there."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = form.kind.build(form.config)
+    initialise(model, "xavier", model.config.layers, torch.Generator().manual_seed(0))
+    learned = learned_by(model)[0]
+    batch, objective = collate(learned.rows(1)), learned.objective
+    assert objective is not None
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.0)
+    losses: list[float] = []
+    while len(losses) < STEPS and (not losses or losses[-1] > HALF * losses[0]):
+        model.zero_grad(set_to_none=True)
+        loss = Step(Plain())(model, [batch], objective)  # type: ignore[arg-type]
+        losses.append(float(loss.total) / loss.count)
+        optimizer.step()
+    return learned, batch, losses
+
+
+STEPS = 60  # at most
+HALF = 0.5
+
+
+def learns(form: Form, folder: Path) -> None:
+    """A few steps on one batch halve its loss; objectives that do not fit are refused, naming what does."""
+    _, _, losses = taught(form)
+    assert losses[-1] < HALF * losses[0], losses
+    fitting = {learned.task.name for learned in learned_by(random(form)) if learned.task is not None}
+    for name in TASKS.keys() - fitting:
+        with pytest.raises(ConfigError, match=f"'{name}' does not fit family '{form.config.family}'.*take '"):
+            task_from(name).objective(random(form))
+
+
+def learns_nothing(form: Form, folder: Path) -> None:
+    for name in TASKS:
+        with pytest.raises(ConfigError, match=f"'{name}' does not fit family '{form.config.family}'.*nothing here"):
+            task_from(name).objective(random(form))
+
+
+# --- lengthening ---
+
+
+FACTOR = 2
+# Nats a target that a text learned by heart may lose to a factor of 2, untuned, where a method moves near positions.
+RISE = 0.2
+MOVED = {"pi": 1.0, "interpolate": 2.5}  # these move every position alike: they are meant to be tuned
+
+
+def is_lengthened(form: Form, folder: Path) -> None:
+    """Every method: the folder comes back, a longer text is read, and a short one is as it was where that is promised;
+    elsewhere, once learned, it loses no more than a stated loss, and some method keeps it within the guard."""
+    model, made = random(form), {}
+    to = FACTOR * model.config.context
+    for candidate in candidates(model, "all", to):
+        made.setdefault(candidate.method, []).append(candidate)
+    for method, found in made.items():
+        candidate = found[-1]  # the others differ in their dials
+        short = max(1, min(candidate.exact, model.config.trained, LENGTH))
+        want = said(model, ids(1, short), ids(1, short))
+        with applied(model, candidate, to):
+            apart = (said(model, ids(1, short), ids(1, short)) - want).abs().max()
+            assert not candidate.exact or apart < EXACT, candidate.name
+            assert said(model, ids(1, min(to, 150)), ids(1, 30)).isfinite().all()
+            save_model(model, folder / method)
+            assert load_model(folder / method).config == model.config
+    rises = rises_of_the_loss(form, made) if learns_something(form) else {}
+    for method, found in rises.items():
+        assert max(found) < MOVED.get(method, RISE), (method, found)
+    assert not rises or min(min(found) for method, found in rises.items() if method != "none") < GUARD
+
+
+def rises_of_the_loss(form: Form, made: dict[str, list[Candidate]]) -> dict[str, list[float]]:
+    """By how many nats a target each candidate raises the loss of rows that the model was taught."""
+    learned, batch, _ = taught(form)
+    to, before = FACTOR * form.config.context, learned.loss(batch)
+    found: dict[str, list[float]] = {}
+    for method, several in made.items():
+        for candidate in (several[0], several[-1])[: len(several)]:
+            with applied(learned.model, candidate, to):
+                found.setdefault(method, []).append((learned.loss(batch) - before) / batch.counted)
+    return found
+
+
+def is_not_lengthened(form: Form, folder: Path) -> None:
+    assert form.config.unlengthened
+    with pytest.raises(ConfigError, match=f"family '{form.config.family}' has"):
+        candidates(random(form), "all", 2 * 64)
+
+
+CHECKS: dict[str, Check] = {
+    "reference": Check(lambda form: not form.kind.own, holds_to_the_reference, others_refuse_it),
+    "scalings": Check(lambda form: form.config.told == "rotary", is_scaled_as_the_reference, has_no_scaling),
+    "folder": Check(always, comes_back, never),
+    "pieces": Check(lambda form: random(form).cached, reads_in_pieces, keeps_nothing),
+    "rows": Check(always, rows_are_alone, never),
+    "packed": Check(always, packed_are_separate, never),
+    "table": Check(lambda form: form.config.told in ("learned", "pairs"), stays_within_its_positions, runs_on),
+    "text": Check(lambda form: not random(form).both_ways and not labels(form), goes_on_with_a_text, writes_nothing),
+    "gradients": Check(lambda form: learns_something(form), gradients_are_certified, learns_nothing),
+    "overfit": Check(lambda form: learns_something(form), learns, learns_nothing),
+    "lengthened": Check(lambda form: form.config.told in WAYS, is_lengthened, is_not_lengthened),
+}
+
+
+def labels(form: Form) -> tuple[str, ...]:
+    return getattr(form.config, "labels", ())
+
+
+def learns_something(form: Form) -> bool:
+    return learned_by(random(form))[0].task is not None

@@ -1,0 +1,69 @@
+"""What every family can, and what it is held to, as tables for the pages, from what the checks themselves ask."""
+
+from handscroll.extend.methods import WAYS
+from handscroll.models.table import FAMILIES
+from handscroll.models.table import family as family_of
+from tests.conformance.checks import CHECKS, random, settings_of_memory
+from tests.conformance.families import FORMS
+from tests.conformance.material import learned_by
+
+COLUMNS = (
+    "`model_type`",
+    "learns",
+    "rungs",
+    "cache",
+    "goes on with a text",
+    "lengthened: methods for",
+    "held to `transformers`",
+)
+
+
+def checks() -> str:
+    """A row a check: what it holds true, and who is seen to be refused instead. A family stands for all its forms."""
+    rows = [["check", "what holds", "the opposite is checked of"], ["---"] * 3]
+    for name, check in CHECKS.items():
+        cannot = {form.family: [] for form in FORMS.values()}
+        for form in FORMS.values():
+            if not check.can(form):
+                cannot[form.family].append(str(form))
+        told = [
+            f"`{entry}`"
+            for family, found in cannot.items()
+            for entry in ([family] if len(found) == len(family_of(family).forms) else found)
+        ]
+        holds = " ".join((check.run.__doc__ or "").split())
+        rows.append([name, holds, ", ".join(told) or "nobody"])
+    return _table(rows)
+
+
+def matrix() -> str:
+    """A row a family; what only some of its forms can is counted too."""
+    rows = [list(COLUMNS), ["---"] * len(COLUMNS)]
+    for family in FAMILIES:
+        forms = [form for form in FORMS.values() if form.family == family]
+        tasks = [learned.task.name for form in forms for learned in learned_by(random(form)) if learned.task]
+        rungs = settings_of_memory(forms[0])
+        ways = WAYS.get(forms[0].config.told)
+        rows.append(
+            [
+                f"`{family}`",
+                ", ".join(dict.fromkeys(tasks)) or "no",
+                ", ".join(sorted(rungs, key=list(RUNGS).index)),
+                "state" if random(forms[0]).recurrent else _word(any(CHECKS["pieces"].can(form) for form in forms)),
+                _word(any(CHECKS["text"].can(form) for form in forms)),
+                "no" if ways is None else ways[0],
+                _word(CHECKS["reference"].can(forms[0])),
+            ]
+        )
+    return _table(rows)
+
+
+def _table(rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+RUNGS = ("plain", "checkpoint", "chunk-outer", "layer-outer", "staged")
+
+
+def _word(can: bool) -> str:
+    return "yes" if can else "no"
