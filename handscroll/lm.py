@@ -26,7 +26,6 @@ from handscroll.generate.reading.read import read_into
 from handscroll.generate.reading.reading import Reading
 from handscroll.generate.reading.store import Store, check_name
 from handscroll.generate.sample import Sampling
-from handscroll.models.bert import Bert
 from handscroll.models.documents import classified
 from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.models.model import Model
@@ -277,6 +276,7 @@ class LM:
         `kv_budget` bounds its cache, which is exact as long as it fits; a share is one of the whole context's.
         """
         self._one_text("a conversation")
+        self.model.check_one_way()
         return Conversation(self.model, self.tokenizer, outgrown, on_note, budget=kv_budget, guard=kv_guard)
 
     def read(
@@ -300,6 +300,8 @@ class LM:
             CheckpointError: the disk refused, or a saved beginning is damaged.
         """
         self._one_text("a saved reading")
+        self.model.check_one_way()
+        self._keeps_keys()
         ids = self._ids(text_or_ids)
         cache_of(policy)  # refuses an unknown one
         if policy not in SAVED:
@@ -314,7 +316,6 @@ class LM:
             )
         if name:
             check_name(name)
-        self._keeps_keys()
         source = str(Path(self.source).resolve()) if Path(self.source).exists() else self.source
         about = self.identity(len(ids) + room, policy)
         number = read_into(store, self.model, about, ids, self._declared(len(ids) + room), source, on_read)
@@ -481,7 +482,7 @@ class LM:
 
     def _chunks(self, ids: Tensor, length: int | None) -> Iterator[tuple[int, int, Tensor]]:
         tokens = ids[None].to(self.model.device)
-        if isinstance(self.model, Bert):  # nothing to keep between chunks: the text is read at once
+        if not self.model.cached:  # nothing to keep between chunks: the text is read at once
             marks = Marks.run(0, len(ids))
             hidden = self.model.hidden(self.model.embed(tokens, marks), marks, self.model.mask(), length=length)
             return iter([(0, len(ids), hidden)])

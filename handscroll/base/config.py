@@ -76,6 +76,8 @@ def _step_into(here: Any, table: str, override: str) -> Any:
 
 def _explain(cls: type[BaseModel], item: Any, where: str) -> str:
     path = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "value_error" and isinstance(item["input"], dict):  # of a whole table: it says what came
+        return ": ".join(part for part in (where, path, item["msg"].removeprefix("Value error, ")) if part)
     if item["type"] != "extra_forbidden":
         return f"{where}: {path or 'value'}: {item['msg']} (got {item['input']!r})"
     owner = _owner(cls, item["loc"][:-1])

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, mo
 
 import handscroll
 from handscroll.base.config import Config
-from handscroll.base.errors import ConfigError, nearest
+from handscroll.base.errors import CapacityError, ConfigError, nearest
 from handscroll.base.runs import write_file
 from handscroll.data.batch import Batch, collate
 from handscroll.data.row import Row
@@ -232,6 +232,7 @@ def _run(recipe: Recipe, folder: Path, world: World, ways: Ways) -> tuple[LM, Pr
     model = build_model(recipe, tokenizer)
     objective = recipe.learned(model, by_position=True)
     _check_source(recipe, model, world)
+    _check_table(recipe, model)
     stream = updates(recipe, text, tokenizer, model)
     # How the work is done may change when a run goes on elsewhere; what is done may not.
     what = recipe.model_dump(mode="json", exclude={"memory", "parallel", "device"})
@@ -345,6 +346,18 @@ def validator(settings: Validation, tokenizer: Tokenizer, model: Model, task: Ta
         return total / count
 
     return validate
+
+
+def _check_table(recipe: Recipe, model: Decoder) -> None:
+    """Refuse rows that are longer than a learned position table, before anything is trained."""
+    longest = max(stage.length for stage in recipe.stages)
+    if model.config.told == "learned" and longest > model.config.context:
+        new = f"give model.sizes.context = {longest}"
+        ready = f"lengthen the checkpoint first (handscroll extend ... --to {longest})"
+        raise CapacityError(
+            f"rows of {longest} tokens (stages.length) are longer than the learned position table of "
+            f"{model.config.context}: shorten them, or {new if recipe.model.path is None else ready}"
+        )
 
 
 def _check_source(recipe: Recipe, model: Decoder, world: World) -> None:

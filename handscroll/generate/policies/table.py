@@ -67,8 +67,15 @@ def footprint(policy: str, config: Any, itemsize: int) -> Footprint:
     """Bytes of a policy's cache for a model's configuration; `itemsize` is that of the model's dtype.
 
     Raises:
-        ConfigError: as `cache_of`.
+        ConfigError: as `cache_of`, or a policy for a model that keeps a state instead of keys.
     """
+    if config.told == "order":
+        if policy != "full":
+            raise ConfigError(
+                f"family '{config.family}' keeps a state of constant size: no cache policy applies to it, leave "
+                f"'{policy}' out"
+            )
+        return Footprint(each=0, fixed=config.state_bytes(itemsize))
     return cache_of(policy)(config.layers).footprint(config.kv_heads, config.head_size, itemsize)
 
 

@@ -1,0 +1,192 @@
+"""What a model cannot do is refused before any work, by the command and by the library, and says what to do instead."""
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import handscroll
+from handscroll.base.errors import CapacityError, ConfigError, HandscrollError
+from handscroll.cli.main import app
+from handscroll.data.batch import Batch
+from handscroll.generate.reading.store import Store
+from handscroll.models.weights import save_model
+from handscroll.nn.marks import Marks
+from handscroll.objectives.masked import Masked
+from handscroll.objectives.task import task_from
+from handscroll.train.ladder.plain import Plain
+from handscroll.train.step import Step
+from tests.conformance.families import FORMS
+from tests.conformance.material import WORDS, tokenizer
+from tests.conftest import ROOT
+
+BOTH_WAYS = "reads a text in both directions: no token is predicted by those before it"
+TINY = ROOT / "recipes" / "tiny"
+
+
+def refused(*words, fails: str, also: str = "", kind: type[HandscrollError] = ConfigError, said: str = "") -> None:
+    """The command ends with this error, which `main` prints as a paragraph with status 2."""
+    result = CliRunner().invoke(app, [str(word) for word in words], input=said)
+    assert isinstance(result.exception, kind), (words, result.output, result.exception)
+    assert fails in str(result.exception) and also in str(result.exception), str(result.exception)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    base = tmp_path_factory.mktemp("models")
+
+    def saved(form: str):
+        if not (base / form).exists():
+            save_model(FORMS[form].build(torch.float32), base / form)
+            tokenizer().save(base / form)
+        return base / form
+
+    return saved
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(" ".join(WORDS * 6), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("form", "instead"),
+    [
+        ("bert", "take a causal model (llama, gpt2, ...)"),
+        ("bert-bare", "use embed or logits"),
+        ("roberta-classifier", "take a causal model"),
+        ("glm-blank", "fill its blanks (lm.fill)"),
+    ],
+)
+def test_models_that_read_both_ways_generate_nothing(form, instead, folder, text, tmp_path):
+    model, requests = folder(form), tmp_path / "requests.jsonl"
+    requests.write_text('{"prompt": "w30 w31", "max_tokens": 2}\n', encoding="utf-8")
+    for words in (
+        ("generate", model, "--prompt", "w30 w31"),
+        ("generate", model, "--prompt", "w30 w31", "--beams", "2"),
+        ("generate", model, "--prompt", "w30 w31", "--samples", "2"),
+        ("generate", model, "--prompt", "w30 w31", "--kv-budget", "50%"),
+        ("generate", model, "--prompt", " ".join(WORDS), "--max-tokens", "300"),  # and not: too long
+        ("chat", model),
+        ("batch", model, requests, "--out", tmp_path / "answers.jsonl"),
+        ("read", model, text, "--save", "name", "--store", tmp_path / "store"),
+    ):
+        refused(*words, fails=BOTH_WAYS, also=instead, said="w30\n")
+    lm, store = handscroll.load(model), Store(tmp_path / "store")
+    for asked in (
+        lambda: lm.generate("w30 w31"),
+        lambda: lm.continuations("w30", 2),
+        lambda: lm.beams("w30"),
+        lambda: lm.nll("w30 w31 w32"),
+        lambda: lm.conversation(),
+        lambda: lm.read("w30 w31", store),
+        lambda: lm.choose_cache("w30", "50%"),
+    ):
+        with pytest.raises(ConfigError, match="no text is continued"):
+            asked()
+
+
+def test_encoders_are_not_planned_to_generate(folder):
+    for verb in (("generate", "--prompt-tokens", "10"), ("serve", "--context", "10")):
+        refused("plan", verb[0], folder("bert"), *verb[1:], fails="an encoder generates nothing")
+
+
+def test_a_state_is_planned_and_takes_no_policy(folder):
+    words = ["plan", "generate", str(folder("lstm")), "--prompt-tokens", "5000", "--json"]
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert json.loads(done.stdout)["stages"][0]["parts"]["cache"] == FORMS["lstm"].config.state_bytes(4)
+    refused(*words, "--cache", "int8", fails="no cache policy applies to it, leave 'int8' out")
+
+
+@pytest.mark.parametrize("form", ["lstm-classifier", "bert-classifier"])
+def test_a_classifier_predicts_no_tokens(form, folder, text):
+    words = "predicts no tokens" if form.startswith("lstm") else "no masked-LM head (a classifier of documents)"
+    with pytest.raises(ConfigError) as told:
+        handscroll.load(folder(form)).logits("w30 w31")
+    assert words in str(told.value)
+    refused("evaluate", "perplexity", folder(form), text, "--length", "32", "--windows", "1", fails=words)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "objective", "kinds", "instead"),
+    [
+        ("llama", "masked", ("text",), "take 'causal'"),
+        ("llama", "span-corruption", ("text",), "take 'causal'"),
+        ("bert", "causal", ("text",), "take 'masked'"),
+        ("t5", "masked", ("text",), "take 'span-corruption'"),
+        ("t5", "causal", ("text",), "take 'span-corruption'"),
+    ],
+)
+def test_an_objective_that_does_not_fit_the_model_is_refused(recipe, objective, kinds, instead, tmp_path):
+    only = 'data={x={kind="text"}}', "stages=[{length=32,rows=2,steps=1,mix={x=1.0}}]", "tokenizer.train.vocab=300"
+    given = [word for value in (f"objective={objective}", *only) for word in ("--set", value)]
+    words = f"objective '{objective}' does not fit family '{recipe}' as it is here: {instead}"
+    refused("train", TINY / f"{recipe}.toml", "--out", tmp_path / "run", *given, fails=words)
+    model = FORMS[recipe].build(torch.float32)
+    with pytest.raises(ConfigError) as told:
+        task_from(objective).objective(model)
+    assert words in str(told.value)
+
+
+def test_rows_of_another_objective_are_refused_in_one_line(tmp_path):
+    words = "data.copies is of kind 'copies', objective 'masked' learns from 'text' or 'pairs'"
+    result = CliRunner().invoke(app, ["train", str(TINY / "llama.toml"), "--set", "objective=masked", "--out", "x"])
+    assert str(result.exception) == f"{TINY / 'llama.toml'}: {words}"
+
+
+def test_a_causal_model_under_the_masked_loss_is_refused():
+    model, ids = FORMS["llama"].build(torch.float32), torch.full((1, 4), 30)
+    with pytest.raises(ConfigError, match=r"needs an encoder with a masked-LM head .* a llama is none: use objective"):
+        Step(Plain())(model, [Batch(ids, ids)], Masked())  # type: ignore[arg-type]
+
+
+def test_a_t5_without_a_token_to_begin_with_is_refused(folder, tmp_path):
+    model = folder("t5-v1.1")
+    path = tmp_path / "config.json"
+    settings = json.loads((model / "config.json").read_text())
+    for name in ("model.safetensors", "tokenizer.json"):
+        (tmp_path / name).write_bytes((model / name).read_bytes())
+    for settings["decoder_start_token_id"] in (None, 97):
+        path.write_text(json.dumps(settings))
+        words = "start 97 is no token" if settings["decoder_start_token_id"] else 'add "decoder_start_token_id": 0'
+        for verb in (("info", tmp_path), ("generate", tmp_path, "--prompt", "w30")):
+            refused(*verb, fails=words)
+        with pytest.raises(ConfigError) as told:
+            handscroll.load(tmp_path)
+        assert words in str(told.value)
+    given = ("--set", 'tokenizer.train.special=["<|x|>"]', "--set", "tokenizer.train.vocab=300")
+    words = "this tokenizer has neither: train one with '<pad>' or '</s>' in tokenizer.train.special"
+    refused("train", TINY / "t5.toml", "--out", tmp_path / "run", *given, fails=words)
+
+
+@pytest.mark.parametrize(("form", "context"), [("gpt2", 256), ("bert", 64), ("roberta", 64)])
+def test_positions_past_a_learned_table_are_refused(form, context, folder, text):
+    model, longer = folder(form), context + 10
+    past = f"is past the learned position table of {context}"
+    score = ("evaluate", "perplexity", model, text, "--length", longer, "--windows", "1")
+    refused(*score, kind=CapacityError, fails=past, also="lengthen the checkpoint first")
+    lm = handscroll.load(model)
+    with pytest.raises(CapacityError, match=past):
+        lm.logits([30] * longer)
+    with pytest.raises(CapacityError, match=past):
+        lm.model.embed(torch.full((1, 1), 30), Marks.run(context, 1))
+    if lm.model.both_ways:
+        with pytest.raises(CapacityError, match=rf"the model's context is {context}; shorten it, give windows=True"):
+            lm.embed([" ".join(WORDS[:50] * 2)])
+        return
+    prompt = " ".join(WORDS * 4)[: 4 * (context - 6) - 1]
+    asked = ("generate", model, "--prompt", prompt, "--max-tokens", "16")
+    refused(*asked, kind=CapacityError, fails="ask for at most 6 new tokens, or lengthen the model first")
+    refused(*asked, "--beyond", kind=CapacityError, fails=past)
+    with pytest.raises(CapacityError, match=past):
+        lm.generate(prompt, max_tokens=16, beyond=True)
+
+
+def test_rows_past_a_learned_table_are_refused_before_the_run(tmp_path):
+    words = "rows of 64 tokens (stages.length) are longer than the learned position table of 48: shorten them, or give"
+    given = ("--set", "model.sizes.context=48", "--set", "tokenizer.train.vocab=300")
+    refused("train", TINY / "bert.toml", "--out", tmp_path / "run", *given, kind=CapacityError, fails=words)
+    assert not (tmp_path / "run" / "records.jsonl").exists()
