@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-import handscroll
 from handscroll.base.config import read_recipe
 from handscroll.base.errors import ConfigError
 from handscroll.base.workload import Shape
@@ -27,6 +26,7 @@ from handscroll.train.ladder.certificate import certify
 from handscroll.train.ladder.plain import Plain
 from handscroll.train.recipe import Recipe, Ways, build_model, run_recipe
 from handscroll.train.step import Memory, Step, build_rung
+from tests.resuming import resumes_to_the_same_bytes
 
 FRAME = Frame(sentinels=tuple(range(99, 69, -1)), start=0, end=1)
 RECIPE = Path(__file__).parents[2] / "recipes" / "tiny" / "t5.toml"
@@ -247,21 +247,8 @@ def test_a_run_learns_and_resumes_to_the_same_bytes(recipe, tmp_path):
     assert records[-1]["loss"] < records[0]["loss"] - 0.2
     assert records[-1]["validation_loss"] < records[4]["validation_loss"]
 
-    class Cut(Exception):
-        pass
-
-    def interrupt(record):
-        if record["step"] == 7:
-            raise Cut
-
-    with pytest.raises(Cut):
-        run_recipe(recipe(*shorter), tmp_path / "cut", Ways(on_record=interrupt))
-    run_recipe(recipe(*shorter), tmp_path / "cut")
-    for name in ("records.jsonl", "model/model.safetensors"):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-    assert lm.generate("import json", max_tokens=5) == handscroll.load(tmp_path / "cut/model").generate(
-        "import json", max_tokens=5
-    )
+    again = resumes_to_the_same_bytes(recipe(*shorter), tmp_path / "whole", step=7)
+    assert lm.generate("import json", max_tokens=5) == again.generate("import json", max_tokens=5)
 
 
 def test_a_run_in_chunks_on_disk_with_lora(recipe, tmp_path):

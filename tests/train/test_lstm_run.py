@@ -16,6 +16,7 @@ from handscroll.models.lstm import LSTM
 from handscroll.plan.workloads import recipe_workloads
 from handscroll.train.recipe import Recipe, Ways, run_recipe
 from tests.conftest import shared
+from tests.resuming import resumes_to_the_same_bytes
 
 BASE = {
     "seed": 1,
@@ -44,18 +45,7 @@ def test_a_recipe_trains_an_lstm_in_chunks_and_goes_on_exactly(tmp_path):
     assert seen[-1]["loss"] < seen[0]["loss"] - 0.3
     assert json.loads((tmp_path / "straight" / "certificate.json").read_text())["float64"] < 1e-12
 
-    class Enough(Exception):
-        pass
-
-    def stop(record):
-        if record["step"] == 5:
-            raise Enough
-
-    with pytest.raises(Enough):
-        run_recipe(settings, tmp_path / "broken", Ways(on_record=stop))
-    run_recipe(settings, tmp_path / "broken")
-    for name in ("records.jsonl", "model/model.safetensors"):
-        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+    resumes_to_the_same_bytes(settings, tmp_path / "straight", step=5)
     again = load(tmp_path / "straight" / "model")
     ids = torch.arange(4, 300) % again.model.config.vocab
     losses = measure(again, [Sample(ids.tolist(), "made", 0)], "as it is")

@@ -14,7 +14,8 @@ from handscroll.models.weights import load_model
 from handscroll.nn.init import initialise
 from handscroll.objectives.causal import Causal
 from handscroll.objectives.masked import Masked
-from handscroll.train.recipe import Recipe, Ways, run_recipe
+from handscroll.train.recipe import Recipe, run_recipe
+from tests.resuming import resumes_to_the_same_bytes
 
 TINY = Path(__file__).parents[2] / "recipes" / "tiny" / "bert.toml"
 
@@ -34,20 +35,7 @@ def test_a_run_learns_and_resumes_on_the_same_masks(tmp_path):
     assert last["masked_loss"] < first["masked_loss"] - 0.3 and last["validation_loss"] < whole[9]["validation_loss"]
     assert {"pair_loss", "pair_accuracy", "loss_quarter_1"} <= set(last)
 
-    class Enough(Exception):
-        pass
-
-    def stop(record):
-        if record["step"] == 17:
-            raise Enough
-
-    with pytest.raises(Enough):
-        run_recipe(recipe(), tmp_path / "torn", Ways(on_record=stop))
-    lm, _ = run_recipe(recipe(), tmp_path / "torn")
-    assert (tmp_path / "torn/records.jsonl").read_bytes() == (tmp_path / "whole/records.jsonl").read_bytes()
-    again = load_model(tmp_path / "whole/model")
-    for name, tensor in lm.model.state_dict().items():
-        assert torch.equal(tensor, again.state_dict()[name]), name
+    lm = resumes_to_the_same_bytes(recipe(), tmp_path / "whole", step=17)
     assert lm.embed(["def f(x):", "import json"]).shape == (2, 48)
 
 

@@ -9,6 +9,7 @@ from handscroll.base.config import read_recipe
 from handscroll.base.errors import CheckpointError, ConfigError
 from handscroll.train.recipe import Recipe, Ways, run_recipe
 from handscroll.train.step import Memory
+from tests.resuming import resumes_to_the_same_bytes
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "tiny" / "llama.toml"
 
@@ -31,21 +32,10 @@ def test_a_recurrent_run_resumes_to_the_same_bytes(sampling, tmp_path):
     run_recipe(recipe, tmp_path / "straight", Ways(show=shown.append))
     assert "truncated" in shown[0]
 
-    class Stop(Exception):
-        pass
-
-    def die(record):
-        if record["step"] == 4:
-            raise Stop
-
-    with pytest.raises(Stop):
-        run_recipe(recipe, tmp_path / "cut", Ways(on_record=die))
-    run_recipe(recipe, tmp_path / "cut")
-    for name in ("records.jsonl", "model/model.safetensors"):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+    resumes_to_the_same_bytes(recipe, tmp_path / "straight", step=4)
     other = Recipe.parse(read_recipe(RECIPE, [*settings, "memory.remembered=32"]), "recipe")
     with pytest.raises(CheckpointError, match="another recipe"):
-        run_recipe(other, tmp_path / "cut")
+        run_recipe(other, tmp_path / "straight")
     with pytest.raises(ConfigError, match="nothing to certify"):
         run_recipe(recipe, tmp_path / "certified", Ways(certify=True))
     torch.set_num_threads(before)

@@ -16,20 +16,8 @@ from handscroll.objectives.causal import Causal
 from handscroll.train.ladder.blocks import DiskBlocks, HostBlocks
 from handscroll.train.ladder.plain import Plain
 from handscroll.train.ladder.staged import Staged
-from handscroll.train.lora import LoRA, add_lora
 from handscroll.train.step import Memory, Step, build_rung
-
-CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Products this small only wait for a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
+from tests.train.ladder.common import CPU, adapted, distance, gradients, marked
 
 LLAMA = {"vocab": 67, "width": 32, "layers": 5, "heads": 4, "kv_heads": 2, "head_size": 8, "mlp_width": 48}
 
@@ -37,16 +25,6 @@ LLAMA = {"vocab": 67, "width": 32, "layers": 5, "heads": 4, "kv_heads": 2, "head
 def llama(**more):
     positions = {"base": 1e4, "scaling": {"name": "none"}, "context": 256, "trained": 256}
     return Llama(LlamaConfig(**LLAMA, positions=positions, **more))
-
-
-def adapted():
-    model = llama()
-    add_lora(model, LoRA(rank=3, targets=("query", "value", "up")))
-    generator = torch.Generator().manual_seed(5)
-    for name, parameter in model.named_parameters():
-        if name.endswith(".b"):
-            parameter.data.normal_(0, 0.1, generator=generator)
-    return model
 
 
 def scaled(name, **fields):
@@ -62,7 +40,7 @@ MODELS = {
     "self-extend": lambda: scaled("self-extend", window=20, group=6),
     "dual-chunk": lambda: scaled("dual-chunk", chunk=48),
     "bloom": lambda: Bloom(BloomConfig(vocab=67, width=32, layers=4, heads=4, context=256)),
-    "lora": adapted,
+    "lora": lambda: adapted(llama(), "query", "value", "up"),
     "gpt2": lambda: GPT2(GPT2Config(vocab=67, width=32, layers=4, heads=4, mlp_width=48, context=256)),
 }
 
@@ -73,12 +51,8 @@ def batch(kind, rows=2, length=200):
     if kind == "plain":
         return Batch(tokens, targets)
     targets[:, ::7] = -100
-    steps = torch.arange(length).expand(rows, -1)
-    index, segment, positions = steps.clone(), steps // 47, steps % 47
-    index[0, -30:], segment[0, -30:], targets[0, -30:] = -1, -1, -100
-    if kind == "short":  # padding in every row: whole chunks without a token
-        index[:, 90:], segment[:, 90:], targets[:, 90:] = -1, -1, -100
-    return Batch(tokens, targets, index, segment, positions)
+    marks, padding = marked(kind, rows, length)
+    return Batch(tokens, targets.masked_fill(padding, -100), *marks)
 
 
 def rungs(folder):
@@ -94,18 +68,6 @@ def rungs(folder):
         "disk, chunk-outer": Staged(64, 0, blocks=lambda: DiskBlocks(folder, CPU)),
         "host": Staged(64, 3, blocks=lambda: HostBlocks(CPU)),
     }
-
-
-def gradients(model):
-    found = {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad(set_to_none=True)
-    return found
-
-
-def distance(found, wanted):
-    assert found.keys() == wanted.keys()
-    apart = sum((found[name] - wanted[name]).square().sum() for name in wanted)
-    return float((apart / sum(value.square().sum() for value in wanted.values())).sqrt())
 
 
 @pytest.mark.parametrize("kind", ["plain", "packed", "short"])

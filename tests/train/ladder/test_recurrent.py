@@ -27,20 +27,11 @@ from handscroll.train.assemble import Updates
 from handscroll.train.ladder.plain import Plain
 from handscroll.train.ladder.recurrent import Recurrent
 from handscroll.train.ladder.rung import Request
-from handscroll.train.lora import LoRA, add_lora
 from handscroll.train.parallel.world import World
 from handscroll.train.step import Step
+from tests.train.ladder.common import adapted, distance, gradients
 
 LLAMA = {"vocab": 67, "width": 32, "layers": 3, "heads": 4, "kv_heads": 2, "head_size": 8, "mlp_width": 48}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Products this small only wait for a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def llama(trained=512, scaling=None, context=512, **more):
@@ -50,21 +41,11 @@ def llama(trained=512, scaling=None, context=512, **more):
     return model.double()
 
 
-def adapted():
-    model = llama()
-    add_lora(model, LoRA(rank=3, targets=("query", "value", "up")))
-    generator = torch.Generator().manual_seed(5)
-    for name, parameter in model.named_parameters():
-        if name.endswith(".b"):
-            parameter.data.normal_(0, 0.1, generator=generator)
-    return model.double()
-
-
 MODELS = {
     "full": llama,
     "windows": lambda: llama(windows=(20, None, 90)),
     "tied": lambda: llama(tied=True, query_key_norm=True),
-    "lora": adapted,
+    "lora": lambda: adapted(llama(), "query", "value", "up").double(),
 }
 
 
@@ -93,17 +74,9 @@ def run(rung, model, one, noise=None, first_row=0, autocast=None, divisor=100):
     return rung(model, one, request)
 
 
-def gradients(model):
-    found = {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad(set_to_none=True)
-    return found
-
-
 def check(model, loss, wanted, want, limit=1e-12):
-    found = gradients(model)
-    assert float(loss.total) == pytest.approx(float(want), rel=limit) and found.keys() == wanted.keys()
-    apart = sum((found[name] - wanted[name]).square().sum() for name in wanted)
-    assert float((apart / sum(value.square().sum() for value in wanted.values())).sqrt()) <= limit
+    assert float(loss.total) == pytest.approx(float(want), rel=limit)
+    assert distance(gradients(model), wanted) <= limit
 
 
 def oracle(model, one, chunk, remembered, divisor=100, start=0):

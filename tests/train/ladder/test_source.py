@@ -13,10 +13,9 @@ from handscroll.train.ladder.blocks import DiskBlocks, HostBlocks
 from handscroll.train.ladder.certificate import certify
 from handscroll.train.ladder.plain import Plain
 from handscroll.train.ladder.staged import Staged
-from handscroll.train.lora import LoRA, add_lora
 from handscroll.train.step import Memory, Step
+from tests.train.ladder.common import CPU, adapted, gradients
 
-CPU = torch.device("cpu")
 SIZES: dict[str, Any] = {
     "vocab": 67,
     "width": 32,
@@ -29,14 +28,6 @@ SIZES: dict[str, Any] = {
 SIZES |= {"start": 0, "reach": 40}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def t5(**more):
     model, generator = T5(T5Config(**SIZES | more)), torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -45,22 +36,12 @@ def t5(**more):
     return model
 
 
-def adapted(*targets):
-    """Only updates are trained: with those of the gates nothing before the decoder's first cross-attention is."""
-    model = t5()
-    add_lora(model, LoRA(rank=3, targets=targets))
-    generator = torch.Generator().manual_seed(5)
-    for name, parameter in model.named_parameters():
-        if name.endswith(".b"):
-            parameter.data.normal_(0, 0.1, generator=generator)
-    return model
-
-
 MODELS = {
     "gated": t5,
     "relu, tied, one layer each": lambda: t5(mlp="relu", tied=True, scaled=True, encoder_layers=1, layers=1),
-    "lora": lambda: adapted("query", "value"),
-    "lora of gates": lambda: adapted("gate"),
+    "lora": lambda: adapted(t5(), "query", "value"),
+    # Nothing before the decoder's first cross-attention is trained.
+    "lora of gates": lambda: adapted(t5(), "gate"),
 }
 
 
@@ -93,12 +74,6 @@ def rungs(folder):
         "disk": Staged(40, 1, blocks=lambda: DiskBlocks(folder, CPU)),
         "host": Staged(64, 1, blocks=lambda: HostBlocks(CPU)),
     }
-
-
-def gradients(model):
-    found = {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad(set_to_none=True)
-    return found
 
 
 def distance(found, wanted):

@@ -17,35 +17,14 @@ from handscroll.train.ladder.certificate import certify
 from handscroll.train.ladder.plain import Plain
 from handscroll.train.ladder.recurrent import Recurrent
 from handscroll.train.ladder.staged import Staged
-from handscroll.train.lora import LoRA, add_lora
 from handscroll.train.step import Memory, Step
-
-CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+from tests.train.ladder.common import CPU, adapted, distance, gradients, marked
 
 
 def bert(**more):
     sizes = {"vocab": 67, "width": 32, "layers": 3, "heads": 4, "mlp_width": 48, "context": 256}
     model = Bert(BertConfig(**{**sizes, "pooler": True, "following": True, **more}))
     initialise(model, "normal", 3, torch.Generator().manual_seed(0), std=0.1)
-    return model
-
-
-def adapted():
-    """Nothing below the first layer's values is trained: its queries need no gradient."""
-    model = bert(layers=2)
-    add_lora(model, LoRA(rank=3, targets=("value",)))
-    generator = torch.Generator().manual_seed(5)
-    for name, parameter in model.named_parameters():
-        if name.endswith(".b"):
-            parameter.data.normal_(0, 0.1, generator=generator)
     return model
 
 
@@ -68,7 +47,8 @@ class Prefixed(Causal):
 MODELS = {
     "bert": (bert, Masked(0.1)),
     "one layer": (lambda: bert(layers=1), Masked(0.1)),
-    "lora": (adapted, Masked()),
+    # Nothing below the first layer's values is trained: its queries need no gradient.
+    "lora": (lambda: adapted(bert(layers=2), "value"), Masked()),
     "prefix": (llama, Prefixed()),
 }
 
@@ -80,14 +60,10 @@ def batch(kind, pairs, rows=2, length=200):
     targets[torch.rand(rows, length, generator=generator) < 0.8] = -100
     if kind == "plain":
         return Batch(tokens, targets)
-    steps = torch.arange(length).expand(rows, -1)
-    index, segment, positions = steps.clone(), steps // 47, steps % 47
-    padding = index >= 100 if kind == "short" else (index >= 170) & (torch.arange(rows)[:, None] == 0)
+    (index, segment, positions), padding = marked(kind, rows, length)
     labels = torch.where(positions == 0, segment % 2, -100).masked_fill(padding, -100)
-    index, segment = index.masked_fill(padding, -1), segment.masked_fill(padding, -1)
-    targets = targets.masked_fill(padding, -100)
     more = {"kinds": (positions > 20).long(), "labels": labels} if pairs else {}
-    return Batch(tokens, targets, index, segment, positions, **more)
+    return Batch(tokens, targets.masked_fill(padding, -100), index, segment, positions, **more)
 
 
 def rungs(folder):
@@ -99,18 +75,6 @@ def rungs(folder):
         "host": Staged(100, 1, blocks=lambda: HostBlocks(CPU)),
         "checkpoint": Plain(recompute=True),
     }
-
-
-def gradients(model):
-    found = {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad(set_to_none=True)
-    return found
-
-
-def distance(found, wanted):
-    assert found.keys() == wanted.keys()
-    apart = sum((found[name] - wanted[name]).square().sum() for name in wanted)
-    return float((apart / sum(value.square().sum() for value in wanted.values())).sqrt())
 
 
 @pytest.mark.parametrize("kind", ["plain", "packed", "short"])

@@ -1,0 +1,28 @@
+"""A run that is killed and gone on with ends as one that ran through."""
+
+from pathlib import Path
+
+import pytest
+
+from handscroll.lm import LM
+from handscroll.train.recipe import Recipe, Ways, run_recipe
+
+
+class Killed(Exception):
+    """As good as a signal, from inside of the run."""
+
+
+def resumes_to_the_same_bytes(recipe: Recipe, whole: Path, step: int) -> LM:
+    """Run `recipe` again, killed at `step`, and go on with it: records and weights are those of the run in `whole`."""
+
+    def kill(record):
+        if record["step"] == step:
+            raise Killed
+
+    folder = whole.with_name("killed")
+    with pytest.raises(Killed):
+        run_recipe(recipe, folder, Ways(on_record=kill))
+    lm, _ = run_recipe(recipe, folder)
+    for name in ("records.jsonl", "model/model.safetensors"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    return lm
