@@ -1,11 +1,14 @@
 """The planner against real runs: forecast and measurement of many configurations, a fresh process each.
 
-python -m bench.planner [--seed N --runs 64] [--threads 2] [--only TEXT] [--json FILE] [--probe] [--device cuda]
+python -m bench.planner [--seed N --runs 64 --families llama,gpt2] [--threads 2] [--only TEXT] [--json FILE] [--probe]
+    [--device cuda]
 
 Without --seed: the written list, by which the heap's shares in plan/forecast.py were set. With --seed: configurations
-drawn at random (shape, rung, chunk, precision, optimiser, options), by which nothing was set. None is among the runs
-that calibrate the machine (train/probe.py). Prints a table and the errors' median, 95th percentile and worst, of memory
-and of time. With --device cuda: memory of the GPU (context and what torch reserved), larger runs, in one process.
+drawn at random (shape, rung, chunk, precision, optimiser, options), by which nothing was set. --families may name
+bert, t5 and lstm too: encoders under masked language modelling, encoder-decoders under span corruption, recurrent
+models. None is among the runs that calibrate the machine (train/probe.py). Prints a table and the errors' median, 95th
+percentile and worst, of memory and of time. With --device cuda: memory of the GPU (context and what torch reserved),
+larger runs, in one process.
 """
 
 import argparse
@@ -13,9 +16,13 @@ import json
 import random
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from handscroll.base.errors import CapacityError
 from handscroll.base.workload import CHUNKED, Shape, Workload
+from handscroll.models.bert import BertConfig
+from handscroll.models.lstm import LSTMConfig
+from handscroll.models.t5 import T5Config
 from handscroll.plan.choose import fits
 from handscroll.plan.duration import operations
 from handscroll.plan.forecast import predict
@@ -50,6 +57,8 @@ SHAPES = {
         family="gpt2", layers=12, width=768, heads=12, kv_heads=12, head_size=64, mlp_width=3072, vocab=50257, tied=True
     ),
 }
+FAMILIES = ("llama", "llama", "gpt2")
+KNOWN = ("llama", "gpt2", "bert", "t5", "lstm")
 RUNS = """
 llama 1M: length=256
 llama 1M: length=1024 rows=4
@@ -139,11 +148,13 @@ def workloads(threads: int) -> list[tuple[str, Workload]]:
     return found
 
 
-def drawn(seed: int, runs: int, threads: int, machine: Machine) -> list[tuple[str, Workload]]:
+def drawn(
+    seed: int, runs: int, threads: int, machine: Machine, families: tuple[str, ...] = FAMILIES
+) -> list[tuple[str, Workload]]:
     """Random configurations, each forecast to take 0.3 to 12 s an update and at most 6 GB."""
     dice, found = random.Random(seed), []
     while len(found) < runs:
-        workload = _draw(dice, threads)
+        workload = _draw(dice, threads, families)
         forecast = predict(workload, machine)
         if 0.3 < forecast.seconds < 12 and forecast.host < 6e9:
             found.append((_named(workload), workload))
@@ -192,15 +203,17 @@ def drawn_for_a_gpu(seed: int, runs: int) -> list[tuple[str, Workload]]:
 
 def _named(workload: Workload) -> str:
     shape = workload.shape
-    sizes = f"{shape.family} {shape.parameters / 1e6:.0f}M ({shape.layers} x {shape.width}): "
+    name = "bert" if shape.encoder else "t5" if shape.encoder_layers else shape.family
+    sizes = f"{name} {shape.parameters / 1e6:.0f}M ({shape.layers} x {shape.width}): "
     shown = workload.model_dump(exclude_defaults=True, exclude={"shape", "threads", "steps"})
     lora = [f"lora={shape.lora_rank}"] if shape.lora_rank else []
     return sizes + " ".join([*lora, *(f"{name}={value}" for name, value in shown.items())])
 
 
-def _draw(dice: random.Random, threads: int) -> Workload:
-    family, size = dice.choice(["llama", "llama", "gpt2"]), dice.choice([32, 64])
-    kv, groups = dice.randint(1, 6), dice.randint(1, 3) if family == "llama" else 1
+def _draw(dice: random.Random, threads: int, families: tuple[str, ...]) -> Workload:
+    drawn, size = dice.choice(families), dice.choice([32, 64])
+    family = {"bert": "gpt2", "t5": "llama"}.get(drawn, drawn)
+    kv, groups = dice.randint(1, 6), dice.randint(1, 3) if drawn == "llama" else 1
     width = kv * groups * size
     length = 64 * round(2 ** dice.uniform(2, 8))
     shape = Shape(
@@ -217,6 +230,8 @@ def _draw(dice: random.Random, threads: int) -> Workload:
         lora_rank=dice.choice([4, 16]) if dice.random() < 0.15 else 0,
     )
     rung = dice.choice(["plain", "checkpoint", "chunk-outer", "layer-outer", "staged"])
+    if drawn in ("bert", "t5", "lstm"):
+        shape, rung = _other(dice, drawn, shape, length)
     chunked = rung in CHUNKED
     return Workload(
         shape=shape,
@@ -234,8 +249,28 @@ def _draw(dice: random.Random, threads: int) -> Workload:
         packed=dice.random() < 0.25,
         average=dice.random() < 0.1,
         dropout=dice.random() < 0.1,
-        mlp_tile=256 if dice.random() < 0.1 else 0,
+        mlp_tile=256 if dice.random() < 0.1 and drawn != "lstm" else 0,
+        targets=0.15 if drawn == "bert" else 1.0,
     )
+
+
+def _other(dice: random.Random, name: str, shape: Shape, length: int) -> tuple[Shape, Any]:
+    """A shape of a family whose layers do not read a text from left to right by attention, and a rung it may take."""
+    sizes = {field: getattr(shape, field) for field in ("layers", "width", "vocab")}
+    tied = dice.random() < 0.7
+    if name == "lstm":
+        config = LSTMConfig(**sizes, tied=tied, trained=length)
+        return Shape.of(config), dice.choice(["plain", "plain", "chunk-outer", "checkpoint"])
+    sizes |= {"heads": shape.heads, "mlp_width": 4 * shape.width}
+    rung = dice.choice(["plain", "checkpoint", "layer-outer", "layer-outer"])
+    lora = {"lora_rank": shape.lora_rank}
+    if name == "bert":
+        return Shape.of(BertConfig(**sizes, tied=True, context=length), **lora), rung
+    gated: Any = dice.choice(["gated-gelu", "relu"])
+    sizes |= {"encoder_layers": sizes["layers"], "layers": dice.randint(1, sizes["layers"])}
+    sizes["mlp_width"] = (3 if gated == "gated-gelu" else 4) * shape.width
+    config = T5Config(**sizes, head_size=shape.head_size, mlp=gated, tied=tied, scaled=tied, start=0)
+    return Shape.of(config, **lora), rung
 
 
 def summary(errors: list[float]) -> str:
@@ -265,6 +300,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, help="draw the configurations with this seed")
     parser.add_argument("--runs", type=int, default=64, help="how many to draw")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda needs --seed")
+    parser.add_argument("--families", default="llama,llama,gpt2", help=f"draw from these: {', '.join(KNOWN)}")
     parser.add_argument("--probe", action="store_true", help="calibrate first")
     options = parser.parse_args()
     if options.probe:
@@ -280,7 +316,10 @@ def main() -> None:
     )
     chosen = workloads(options.threads)
     if options.seed is not None and options.device == "cpu":
-        chosen = drawn(options.seed, options.runs, options.threads, machine)
+        families = tuple(options.families.split(","))
+        if wrong := set(families) - set(KNOWN):
+            raise SystemExit(f"no family {', '.join(wrong)} is drawn; there are {', '.join(KNOWN)}")
+        chosen = drawn(options.seed, options.runs, options.threads, machine, families)
     if options.device == "cuda":
         on_gpu(drawn_for_a_gpu(options.seed or 0, options.runs))
         return

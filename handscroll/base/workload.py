@@ -15,9 +15,12 @@ CHUNKED = ("chunk-outer", "layer-outer", "staged")
 
 
 class Shape(Config):
-    """Sizes of a decoder or encoder. `positions` are rows of a learned position table (0: none). `sourced`: the decoder
-    reads a source, so that rungs in chunks are none of its own. `both_ways`: tokens see those after them, so layers are
-    worked on one by one (rung layer-outer) or whole.
+    """Sizes of a model. `positions` are rows of a learned position table (0: none). `both_ways`: tokens see those after
+    them, so layers are worked on one by one (rung layer-outer) or whole.
+
+    An encoder-decoder has `encoder_layers` besides the decoder's `layers`; it is counted as its two `sides`, of which
+    the decoder's is `crossed`: its layers read the other's states. `biased`: a learned bias is added to the scores, and
+    nothing is rotated. `gated` False: a layer of the Llama form has a plain MLP.
 
     `encoder`: those of a BERT, whose hidden tokens alone go through a transform to the head, with no norm before it.
     `extra` are numbers that belong to no layer and no table: an encoder's heads, transform and pooler.
@@ -38,7 +41,10 @@ class Shape(Config):
     encoder: bool = False
     extra: int = Field(default=0, ge=0)
     windows: tuple[int | None, ...] = ()
-    sourced: bool = False
+    encoder_layers: int = Field(default=0, ge=0)
+    crossed: bool = False
+    biased: bool = False
+    gated: bool = True
     norms: int = Field(default=2, ge=2, description="norms of a layer of the Llama form")
     lora_rank: int = Field(default=0, ge=0)
     lora_targets: int = Field(default=4, ge=0)
@@ -59,12 +65,26 @@ class Shape(Config):
         return 0 if self.family == "lstm" else self.kv_heads * self.head_size
 
     @property
+    def products(self) -> int:
+        """Matrices of a layer's MLP."""
+        return 3 if self.family == "llama" and self.gated else 2
+
+    @property
+    def sides(self) -> tuple[Self, Self]:
+        """The encoder of an encoder-decoder, without tables or a head, and the decoder with them."""
+        rest = {"encoder_layers": 0}
+        return (
+            self.model_copy(update=rest | {"layers": self.encoder_layers, "both_ways": True, "extra": 0, "tied": True}),
+            self.model_copy(update=rest | {"crossed": True}),
+        )
+
+    @property
     def layer_matrices(self) -> int:
         """Numbers in the projections of one layer; of an LSTM's four gates, from input and state."""
         if self.family == "lstm":
             return 8 * self.width**2
-        products = 3 if self.family == "llama" else 2
-        return self.width * (2 * self.inner + 2 * self.shared + products * self.mlp_width)
+        attention = 2 * self.inner + 2 * self.shared
+        return self.width * ((2 if self.crossed else 1) * attention + self.products * self.mlp_width)
 
     @property
     def table(self) -> int:
@@ -82,7 +102,7 @@ class Shape(Config):
         if self.family == "lstm":
             return 8 * self.width
         if self.family == "llama":
-            return self.norms * self.width
+            return (self.norms + self.crossed) * self.width
         return 6 * self.width + self.inner + 2 * self.shared + self.mlp_width
 
     @property
@@ -90,18 +110,35 @@ class Shape(Config):
         """Numbers of the LoRA matrices of one layer: rank x (in + out) of each target, attention first."""
         attention = [self.inner, self.shared, self.shared, self.inner]
         sizes = [self.width + out for out in attention] + [self.width + self.mlp_width] * 3
-        return self.lora_rank * sum(sizes[: self.lora_targets])
+        again = sum(sizes[: min(self.lora_targets, 4)]) if self.crossed else 0
+        return self.lora_rank * (sum(sizes[: self.lora_targets]) + again)
 
     @property
     def parameters(self) -> int:
         """All numbers of the model, adapters included."""
+        if self.encoder_layers:
+            source, target = self.sides
+            return target.parameters + source.in_layers + self.width
         norm = self.width * {"llama": 1, "gpt2": 2, "lstm": 0}[self.family]
-        layer = self.layer_matrices + self.layer_vectors + self.adapters
-        return self.layers * layer + self.tables + norm + self.extra
+        return self.in_layers + self.tables + norm + self.extra
+
+    @property
+    def matrices(self) -> int:
+        """Numbers in the projections of all layers."""
+        if self.encoder_layers:
+            return sum(side.matrices for side in self.sides)
+        return self.layers * self.layer_matrices
+
+    @property
+    def in_layers(self) -> int:
+        """Numbers of all layers, adapters included."""
+        return self.layers * (self.layer_matrices + self.layer_vectors + self.adapters)
 
     @property
     def trainable(self) -> int:
         """Numbers that get gradients."""
+        if self.lora_rank and self.encoder_layers:
+            return sum(side.layers * side.adapters for side in self.sides)
         return self.layers * self.adapters if self.lora_rank else self.parameters
 
     @property
@@ -155,7 +192,9 @@ class Workload(Config):
     micro: int = Field(default=1, ge=1)
     steps: int = Field(default=1, ge=1)
     packed: bool = False
-    targets: float = Field(default=1.0, gt=0, le=1, description="share of tokens that the loss is of")
+    targets: float = Field(default=1.0, ge=0, le=1, description="share of tokens that the loss is of")
+    read: float = Field(default=0.9, gt=0, description="encoder-decoders: tokens of source, by those of the row's text")
+    written: float = Field(default=0.2, gt=0, description="encoder-decoders: tokens of target")
     precision: Literal["float32", "bfloat16"] = "float32"
     frozen: Literal["float32", "bfloat16"] = Field(default="float32", description="with LoRA: what the weights are in")
     optimizer: Literal["adam", "adamw", "sgd", "lamb", "muon", "adafactor"] = "adamw"
@@ -180,6 +219,16 @@ class Workload(Config):
         if self.rung in ("plain", "checkpoint") and (self.chunk or self.offload != "none"):
             raise ValueError(f"rung '{self.rung}' has no chunks and offloads nothing: leave both out")
         return self
+
+    @property
+    def sides(self) -> tuple[Self, Self]:
+        """Of an encoder-decoder, what is done with the source, and with the target."""
+        source, target = self.shape.sides
+        shares = ((source, self.read), (target, self.written))
+        return tuple(  # type: ignore[return-value]
+            self.model_copy(update={"shape": side, "length": max(1, math.ceil(share * self.length))})
+            for side, share in shares
+        )
 
     def changed(self, **values: Any) -> Self:
         """A validated copy with other values."""

@@ -95,13 +95,9 @@ class T5Config(Sizes):
         return 2 * self.layers * self.heads * self.head_size * element_size
 
     def shape(self) -> dict[str, Any]:
-        """Of a decoder of all layers, encoder and decoder, on rows as long as the text; cross-attention is spread over
-        their MLPs."""
-        gated, layers = self.mlp != "relu", self.layers + self.encoder_layers
-        cross = 4 * self.heads * self.head_size * self.layers  # numbers a unit of width
-        wider = self.mlp_width + -(-cross // (layers * (3 if gated else 2)))
-        counted = {"layers": layers, "mlp_width": wider, "sourced": True}
-        return super().shape() | counted | {"family": "llama" if gated else "gpt2"}
+        """Layers of the Llama form on both sides."""
+        own = {"encoder_layers": self.encoder_layers, "biased": True, "gated": self.mlp != "relu"}
+        return super().shape() | own | {"family": "llama", "extra": 2 * self.buckets * self.heads}
 
     def describe_positions(self) -> str:
         divided = f", distances divided by {self.factor:g}" if self.factor != 1.0 else ""

@@ -24,7 +24,7 @@ def options(workload: Workload, machine: Machine) -> list[Forecast]:
     rungs: list[str] = ["plain", "checkpoint", *CHUNKED] if workload.rung == "auto" else [workload.rung]
     if workload.rung == "auto" and (workload.chunk or workload.offload != "none"):
         rungs = list(CHUNKED)
-    if workload.shape.both_ways or workload.shape.sourced:
+    if workload.shape.both_ways or workload.shape.encoder_layers:
         rungs = [rung for rung in rungs if rung not in ("chunk-outer", "staged")]
         if not rungs:
             raise ConfigError(

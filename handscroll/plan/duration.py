@@ -10,11 +10,11 @@ fitted to the same runs the median error is 7 %.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 from handscroll.base.workload import CHUNKED, Shape, Workload
 from handscroll.plan.calibration import Calibration
-from handscroll.plan.layer import QUERIES, Layer
+from handscroll.plan.layer import DOCUMENTS, QUERIES, WIDE, Layer, stepwise
 from handscroll.plan.memory import carried, stage_layers
 
 EDGE = 256  # keys that a query is given besides those it sees: kernels work in blocks
@@ -28,10 +28,14 @@ UNEVEN = {"float32": 1.3, "bfloat16": 1.75}  # most that rows x kv heads cost th
 # that is cast, of what a LoRA adapter reads and adds.
 LOGITS = {"float32": 12, "bfloat16": 16}
 MASKED, DROPPED, CAST, ADAPTED = 10, 25, 9, 10
+# The same for what a learned bias costs a query, a key and a head in every pass: of a row's own, and of what rows
+# share; of packed rows, whose distances are looked up one by one.
+BIASED, SHARED, LOOKED_UP = 10, 10, 27
 NARROW = 1.6  # a byte of bfloat16 activations, which are cast to and fro
 UNTRIMMED = 0.6  # a byte on rung plain, whose memory is mostly not new
 ORTHOGONAL = 1.7  # an operation of muon's small products
-STEP = 0.06  # calls that a step of an LSTM layer costs, since steps follow each other (30 to 140 us; by batch, 2026-11)
+STEP = 0.003  # calls that a step of an LSTM layer costs besides its products (2 us where nothing else runs, 2026-11)
+ALONE = 0.13  # the same of a step that torch makes alone: packed rows in several chunks
 DISK = 8e-9  # seconds that a byte written to and read from disk takes
 
 
@@ -44,14 +48,14 @@ class Work:
     activations: float
     calls: float
     traffic: float
-    narrow_products: float = 0.0  # muon's orthogonalisation runs in bfloat16 whatever the precision
+    narrow_products: float = 0.0  # those in bfloat16 where the others are not: muon's orthogonalisation, LSTMs' head
     disk: float = 0.0
 
 
 def seconds(workload: Workload, calibration: Calibration) -> float:
     """Seconds of one update, with nothing overlapped."""
     work, narrow = count(workload), workload.precision == "bfloat16"
-    product = calibration.product_narrow if narrow else calibration.product
+    product = calibration.product_narrow if narrow and workload.shape.family != "lstm" else calibration.product
     attention = calibration.attention_narrow if narrow else calibration.attention
     found = work.products * product + work.attention * attention + work.narrow_products * calibration.product_narrow
     return (
@@ -79,21 +83,53 @@ def forwards(workload: Workload) -> float:
 
 def count(workload: Workload) -> Work:
     """The work of one update."""
+    if not workload.shape.encoder_layers:
+        return _counted(workload)
+    source, target = workload.sides
+    parts = (_counted(source.model_copy(update={"targets": 0.0})), _counted(target), _crossed(source, target))
+    total = Work(*(sum(getattr(part, field.name) for part in parts) for field in fields(Work)))
+    return replace(total, traffic=_traffic(workload))
+
+
+def _crossed(source: Workload, target: Workload) -> Work:
+    """What is not in the decoder's own work: attention to the source, and its keys and values in every layer."""
+    shape, train = target.shape, target.kind in ("train", "extend")
+    again = forwards(target)
+    made = again + (1.0 if target.rung in CHUNKED else 0.0)  # keys and values, which chunks have made apart
+    pairs = source.length * target.length / (DOCUMENTS if target.packed else 1)
+    each = _pair_cost(target, again, train)
+    keys = 2.0 * shape.width * shape.inner * (2 * made + (4.0 if train else 0.0))
+    tokens, written = (side.rows * side.micro * side.length for side in (source, target))
+    return Work(
+        products=shape.layers * (tokens - written) * keys,  # those of the target are counted as tokens of its own
+        attention=target.rows * target.micro * shape.layers * pairs * shape.heads * each,
+        activations=tokens * shape.layers * 2 * WIDE * shape.inner * (made + (2 if train else 0)),
+        calls=0.0,
+        traffic=0.0,
+    )
+
+
+def _counted(workload: Workload) -> Work:
+    """That of a decoder, an encoder, or of one side of both."""
     shape, tokens = workload.shape, workload.rows * workload.micro * workload.length
     again, train = forwards(workload), workload.kind in ("train", "extend")
     back = (2.0 if shape.lora_rank else 4.0) if train else 0.0
     matrices = shape.layer_matrices + 3 * shape.adapters
-    products = 3 if shape.family == "llama" else 2
-    tiled = 2.0 * products * shape.width * shape.mlp_width if workload.mlp_tile else 0.0
+    tiled = 2.0 * shape.products * shape.width * shape.mlp_width if workload.mlp_tile else 0.0
     per_token = shape.layers * ((2 * again + back) * matrices + tiled)
-    per_token += (6.0 if not shape.lora_rank else 4.0) * shape.table * workload.targets
+    head = (6.0 if not shape.lora_rank else 4.0) * shape.table * workload.targets
+    apart = shape.family == "lstm" and workload.precision == "bfloat16"  # whose layers stay in float32
+    per_token += 0.0 if apart else head
     if shape.both_ways and workload.rung == "layer-outer":  # keys and values once forward, once more on the way back
         per_token += 2 * shape.layers * 4 * shape.width * shape.shared
     chunks = -(-workload.length // workload.chunk) if workload.rung in CHUNKED else 1
     passes = again + (2 if train else 0)
     masked = workload.packed and shape.family != "lstm"
     tiles = -(-workload.length // QUERIES) * (again + 1) if masked else 0
-    steps = STEP * workload.length if shape.family == "lstm" else chunks
+    if shape.family == "lstm":
+        steps = STEP * workload.length / (DOCUMENTS if workload.packed else 1) + ALONE * chunks * stepwise(workload)
+    else:
+        steps = float(chunks)
     calls = shape.layers * (steps * passes * (1.5 if shape.lora_rank else 1.0) + tiles)
     return Work(
         products=tokens * per_token,
@@ -101,7 +137,7 @@ def count(workload: Workload) -> Work:
         activations=_activations(workload, chunks, again, train),
         calls=workload.micro * calls,
         traffic=_traffic(workload),
-        narrow_products=_orthogonal(workload),
+        narrow_products=_orthogonal(workload) + (tokens * head if apart else 0.0),
         disk=workload.micro * sum(carried(workload).values()) if workload.offload == "disk" else 0.0,
     )
 
@@ -115,29 +151,37 @@ def operations(workload: Workload) -> float:
 
 def _attention(workload: Workload, again: float, train: bool) -> float:
     """Operations of attention, exponentials included; the backward's threads share rows and kv heads."""
-    shape, precision = workload.shape, workload.precision
+    shape = workload.shape
     if shape.family == "lstm":
         return 0.0
     edge = BLOCKS if workload.packed else EDGE
     pairs = sum(_seen(workload, window) + edge * workload.length for window in _windows(shape))
+    each = _pair_cost(workload, again, train)
+    return workload.rows * workload.micro * pairs * shape.heads * each
+
+
+def _pair_cost(workload: Workload, again: float, train: bool) -> float:
+    """Operations of a query, a key and a head, exponentials included."""
+    shape, precision = workload.shape, workload.precision
     (forward, backward), (there, back) = OPERATIONS[precision], EXPONENTIALS[precision]
     parts, threads = workload.rows * shape.kv_heads, workload.threads or os.cpu_count() or 1
     uneven = min(UNEVEN[precision], -(-parts // threads) * threads / parts)
     each = again * (forward * shape.head_size + there)
-    each += uneven * (backward * shape.head_size + back) if train else 0
-    return workload.rows * workload.micro * pairs * shape.heads * each
+    return each + (uneven * (backward * shape.head_size + back) if train else 0)
 
 
 def _activations(workload: Workload, chunks: int, again: float, train: bool) -> float:
     """Bytes of activations that are written and read, and what costs as much."""
     shape, precision = workload.shape, workload.precision
     tokens = workload.rows * workload.micro * workload.length
+    passes = again + (2 if train else 0)
     kept = Layer.of(workload.changed(mlp_tile=0)).kept * (NARROW if precision == "bfloat16" else 1.0)
     kept *= UNTRIMMED if workload.rung == "plain" else 1.0
-    found = (
-        tokens * shape.layers * kept * (again + (2 if train else 0))
-        + workload.targets * tokens * shape.vocab * LOGITS[precision]
-    )
+    found = tokens * shape.layers * kept * passes + workload.targets * tokens * shape.vocab * LOGITS[precision]
+    if shape.biased:
+        edge, each = (BLOCKS, LOOKED_UP) if workload.packed else (0, BIASED + SHARED / workload.rows)
+        pairs = sum(_seen(workload, window) + edge * workload.length for window in _windows(shape))
+        found += each * workload.rows * workload.micro * pairs * shape.heads * passes
     if workload.packed and shape.family != "lstm":
         found += MASKED * tokens * shape.layers * (workload.length / 8 + BLOCKS) * (again + 1)
     if workload.dropout:
@@ -158,7 +202,7 @@ def _seen(workload: Workload, window: int | None) -> float:
     """Query-key pairs of one row in one layer. A packed row is taken as one of four documents of equal length."""
     length = workload.length
     if workload.shape.both_ways:
-        return length * length / (4 if workload.packed else 1)
+        return length * length / (DOCUMENTS if workload.packed else 1)
     if window is not None and window < length:
         return length * window - window * window / 2
     return length * length / (8 if workload.packed else 2)
@@ -177,6 +221,6 @@ def _orthogonal(workload: Workload) -> float:
         return 0.0
     attention = [shape.inner, shape.shared, shape.shared, shape.inner]
     sides = [(shape.width, out) for out in attention] if shape.inner else []
-    sides += [(shape.width, shape.mlp_width)] * (3 if shape.family == "llama" else 2)
+    sides += [(shape.width, shape.mlp_width)] * shape.products
     small = [(min(pair), max(pair)) for pair in sides]
     return ORTHOGONAL * 5.0 * shape.layers * sum(4 * m * m * n + 2 * m**3 for m, n in small)

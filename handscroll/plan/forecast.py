@@ -107,5 +107,9 @@ def _heap(workload: Workload, phase: Parts) -> int:
     if workload.device == "cuda":
         return int(CUDA_HOLES * sum(phase.get(name, 0) for name in PASSING))
     least, share, adapted, packed = HEAP.get(workload.rung, HEAP_CHUNKED)
+    if workload.shape.family == "lstm" and workload.rung == "plain":
+        least = 10_000_000
+    elif workload.shape.both_ways and workload.rung in CHUNKED:  # every layer is gone through six times in chunks
+        least = 20_000_000
     share += (adapted if workload.shape.lora_rank else 0) + (packed if workload.packed else 0)
     return int(least + share * short)

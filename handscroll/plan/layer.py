@@ -7,11 +7,16 @@ linear layer under autocast keeps its own bfloat16 copy of its input. Counted on
 
 from dataclasses import dataclass
 
-from handscroll.base.workload import Workload
+from handscroll.base.workload import Shape, Workload
 
 WIDE = 4  # bytes of a float32
 QUERIES = 512  # tokens of a query tile under a mask tensor (nn/pieces.py)
 WIDEST = 8192  # keys under one mask tensor
+DOCUMENTS = 4  # of a packed row, as it is counted
+STEPWISE = 16_000  # bytes of graph of a step that is made alone
+# Tensors of a tile of scores that its backward holds with a learned bias, those of them that rows share, and numbers
+# that distances take which are looked up one by one (2026-11).
+BIASED, SHARED, DISTANCES = 11, 5, 4
 
 
 def narrow(workload: Workload) -> int:
@@ -46,13 +51,12 @@ class Layer:
         shape, e = workload.shape, narrow(workload)
         if shape.family == "lstm":
             return _recurrent(workload)
-        llama, frozen = shape.family == "llama", bool(shape.lora_rank)
-        wide = stream(workload)
-        attention = _kept_attention(workload, e, frozen)
+        frozen, wide = bool(shape.lora_rank), stream(workload)
+        attention = _kept_attention(workload, e, frozen) + (_kept_cross(shape, e, frozen) if shape.crossed else 0)
         mlp = _kept_mlp(workload, e, frozen)
         norm_input = wide * shape.width  # the MLP's input, kept where it is tiled
         inside = 0 if workload.mlp_tile else mlp
-        gates = 2 if llama else 1
+        gates = shape.products - 1
         dropped = 17 * shape.width if workload.dropout else 0
         q, kv = shape.inner, shape.shared
         return cls(
@@ -69,14 +73,22 @@ class Layer:
 def _recurrent(workload: Workload) -> Layer:
     """An LSTM layer, always in float32.
 
-    Four gates, the cell and its tangent, the output and its place in the row make 8 D numbers a token; packed rows are
-    gathered and put back, 2 D more. The slopes of the gates wait for one product. Set by the growth of the peak from
-    2,048 to 4,096 tokens in 3 layers of 256 and 512 (torch 2.13, 2026-11).
+    Four gates, the cell, the output and its place in the row: 7.25 D numbers a token. The slopes of the gates wait for
+    one product; packed rows are gathered and put back, 6 D more at that moment. Set by the growth of the peak with the
+    tokens in 3 layers of 256 and 512 and in 15 of 128 (torch 2.13, 2026-11). Packed rows that go on from a state with a
+    gradient are run step by step by torch, whose graph then holds 16 KB a step.
     """
     width = WIDE * workload.shape.width
-    dropped = width if workload.dropout else 0
-    kept = (10 if workload.packed else 8) * width + dropped
-    return Layer(kept, 0, 0, attention_backward=11 * width // 2 + dropped, forward=6 * width)
+    gathered = 6 * width if workload.packed else 0
+    steps = STEPWISE * stepwise(workload) // (workload.rows * max(1, workload.chunk))
+    return Layer(29 * width // 4 + steps, 0, 0, attention_backward=11 * width // 2 + gathered, forward=6 * width)
+
+
+def stepwise(workload: Workload) -> int:
+    """Steps of a chunk that a recurrent layer makes one by one; 0 where one kernel makes them all."""
+    if workload.shape.family != "lstm" or not workload.packed or not 0 < workload.chunk < workload.length:
+        return 0
+    return min(workload.chunk, -(-workload.length // DOCUMENTS))
 
 
 def _kept_attention(workload: Workload, e: int, frozen: bool) -> int:
@@ -88,7 +100,7 @@ def _kept_attention(workload: Workload, e: int, frozen: bool) -> int:
         inputs = wide if shape.lora_targets else 0
     heads = 2 * e * (shape.inner + shape.shared) + WIDE * shape.heads
     # Attention's output follows the layout of q: Llama's rotated q is laid out by heads, and its output is copied.
-    projected = e * shape.inner if shape.family == "llama" else 0
+    projected = e * shape.inner if shape.family == "llama" and not shape.biased else 0
     residual = 2 * wide * shape.width
     fused = frozen or workload.device == "cuda"
     scaled = 2 * WIDE * (1 + (0 if fused else shape.width))  # a norm's own weight needs the scaled input
@@ -97,11 +109,24 @@ def _kept_attention(workload: Workload, e: int, frozen: bool) -> int:
     return residual + norms + inputs * shape.width + heads + projected + e * shape.lora_rank * 4
 
 
+def _kept_cross(shape: Shape, e: int, frozen: bool) -> int:
+    """Attention to a source, with its norm: of a token of the target; `source_bytes` are of one of the source."""
+    scaled = WIDE * (1 + (0 if frozen else shape.width))
+    queries = 2 * e * shape.inner + WIDE * shape.heads
+    return WIDE * shape.width + scaled + e * shape.width + queries + (e * shape.inner if e < WIDE else 0)
+
+
+def source_bytes(workload: Workload) -> int:
+    """What one decoder layer keeps of a token of the source: keys, values, and narrow copies of its state."""
+    shape, e = workload.shape, narrow(workload)
+    return 2 * e * shape.inner + (2 * e * shape.width if e < WIDE else 0)
+
+
 def _kept_mlp(workload: Workload, e: int, frozen: bool) -> int:
     """The MLP's input and what is inside it."""
     shape = workload.shape
     wide, width = shape.mlp_width, shape.width
-    if shape.family == "gpt2":
+    if shape.products == 2:
         return e * wide * (1 if frozen else 2) + (0 if frozen else e * width)
     if frozen:
         return e * wide * 3
@@ -111,8 +136,17 @@ def _kept_mlp(workload: Workload, e: int, frozen: bool) -> int:
 def tile_bytes(workload: Workload, keys: int) -> int:
     """Mask tensors of one query tile over at most `WIDEST` keys: a float mask, and boolean steps on the way.
 
-    Of four documents a row a tile sees two at most.
+    Of four documents a row a tile sees two at most. A bias has its numbers for every head, and its scores and their
+    slopes are whole tensors.
     """
+    if workload.shape.biased:
+        heads, chunk = workload.shape.heads, workload.chunk or keys
+        wide = min(keys, keys // 2 + QUERIES if workload.packed else keys, max(QUERIES, WIDEST // heads))
+        wide = min(wide, chunk) if workload.offload != "none" else wide  # keys come in blocks
+        tile = WIDE * min(QUERIES, chunk, keys) * wide
+        if workload.packed:  # every row has distances of its own
+            return tile * workload.rows * (BIASED * heads + DISTANCES)
+        return tile * heads * (SHARED + (BIASED - SHARED) * workload.rows)
     if not workload.packed or workload.shape.family == "lstm":
         return 0
     return workload.rows * QUERIES * min(keys // 2 + QUERIES, keys, WIDEST) * (narrow(workload) + 4)

@@ -9,6 +9,7 @@ once: all T of a row on the rungs plain and checkpoint, a chunk on the others.
   2 (narrow + 4) of keys, values and float32 gradients (all chunks but the last), and s layers' `kept` of one chunk.
   With offload these three wait elsewhere, and one block of each is here. Encoders (layer-outer only): inputs of one
   stage more, where gradients wait, and keys, values and gradients of all chunks.
+- encoder-decoders: the phases of the decoder while the source's part waits, then those of the encoder (`_sourced`).
 - loss, everywhere: the head's float32 gradient (V D) twice, hidden gradients, one float32 chunk of logits.
 - update: the optimiser's temporaries of its largest tensor.
 """
@@ -16,7 +17,7 @@ once: all T of a row on the rungs plain and checkpoint, a chunk on the others.
 import math
 
 from handscroll.base.workload import Workload
-from handscroll.plan.layer import WIDE, Layer, narrow, stream, tile_bytes
+from handscroll.plan.layer import WIDE, Layer, narrow, source_bytes, stream, tile_bytes
 
 LOGITS = {"cpu": 32 << 20, "cuda": 256 << 20}  # objectives/head.py: bytes of one chunk of float32 logits
 RUN = 32_768  # nn/gpu/fused.py: keys of a call on a GPU, whose gradients are made for every query head
@@ -43,10 +44,9 @@ def state_bytes(workload: Workload) -> int:
         rows = shape.vocab + shape.width + shape.positions
         products = 2 * (shape.inner + shape.shared) + 3 * shape.mlp_width + 7 * shape.width
         products = 10 * shape.width if shape.family == "lstm" else products
-        return WIDE * (2 * rows + shape.layers * (products + shape.layer_vectors))
+        return WIDE * (2 * rows + (shape.layers + shape.encoder_layers) * (products + shape.layer_vectors))
     if workload.optimizer == "muon":
-        matrices = shape.layers * (shape.adapters if shape.lora_rank else shape.layer_matrices)
-        return WIDE * (2 * shape.trainable - matrices)
+        return WIDE * (2 * shape.trainable - (shape.trainable if shape.lora_rank else shape.matrices))
     return 2 * WIDE * shape.trainable
 
 
@@ -66,7 +66,10 @@ def fixed_parts(workload: Workload) -> Parts:
     """What is held from the second update on, in every phase."""
     parts = {"weights": weight_bytes(workload), "optimizer": state_bytes(workload) if workload.steps > 1 else 0}
     parts["average"] = WIDE * workload.shape.trainable if workload.average else 0
-    batch = workload.rows * workload.length * 8 * (5 if workload.packed else 2)
+    length = workload.length
+    if workload.shape.encoder_layers:
+        length = sum(side.length for side in workload.sides)
+    batch = workload.rows * length * 8 * (5 if workload.packed else 2)
     on_gpu = workload.device == "cuda"  # a micro-batch at a time, text and others in the host's memory
     parts["data"] = batch if on_gpu else workload.data_bytes + workload.micro * batch
     return parts
@@ -74,17 +77,53 @@ def fixed_parts(workload: Workload) -> Parts:
 
 def phases(workload: Workload) -> dict[str, Parts]:
     """What every phase holds besides `fixed_parts`, by phase and part."""
-    if workload.rung == "plain":
-        found = _plain(workload)
-    elif workload.rung == "checkpoint":
-        found = _checkpoint(workload)
-    else:
-        found = _staged(workload)
+    found = _sourced(workload) if workload.shape.encoder_layers else _rung(workload)
     grads = WIDE * workload.shape.trainable
     found["update"] = {"gradients": grads, "update": update_bytes(workload)}
     if workload.micro > 1:  # gradients of the micro-batches before are there from the start
         for name in found.keys() - {"update"}:
             found[name] = found[name] | {"gradients": grads}
+    return found
+
+
+def _rung(workload: Workload) -> dict[str, Parts]:
+    if workload.rung == "plain":
+        return _plain(workload)
+    if workload.rung == "checkpoint":
+        return _checkpoint(workload)
+    return _staged(workload)
+
+
+def _sourced(workload: Workload) -> dict[str, Parts]:
+    """The decoder's phases while the source waits, and the encoder's backward behind them.
+
+    What waits: what the encoder keeps for its backward, its final states with their norm, and the keys and values that
+    decoder layers read of them, all of them on rung plain, else those of one layer with their gradients.
+    """
+    source, target = workload.sides
+    layers, n, wide = source.shape.layers, source.rows * source.length, WIDE * source.shape.width
+    read, write = _rung(source), _rung(target)
+    states = 3 * n * wide  # into the norm, scaled, out of it
+    keys = n * (source_bytes(target) + 2 * (narrow(workload) + WIDE) * target.shape.inner)
+    if workload.rung == "plain":
+        waits = layers * n * Layer.of(source).kept + _cast_weights(source, layers) + states
+        keys = target.shape.layers * n * source_bytes(target)
+    elif workload.rung == "checkpoint":
+        waits = layers * n * wide + states
+        keys += 2 * n * wide  # the gradient of the states, of this layer and of those above
+    else:
+        here = workload.offload == "none"
+        waits = carried(source)["inputs"] + n * wide if here else 0
+        block = source.rows * min(workload.chunk, source.length)
+        keys = (n if here else block) * 2 * (2 * narrow(workload) + WIDE) * target.shape.inner
+    found: dict[str, Parts] = {}
+    for name, parts in write.items():
+        if name != "embedding":
+            found[name] = parts | {"source": waits + keys}
+    above = WIDE * target.shape.trainable
+    for name in read.keys() & {"mlp", "attention", "top", "last"}:
+        parts = read[name]
+        found[f"source {name}"] = parts | {"gradients": above + parts.get("gradients", 0) - _head_gradient(source)}
     return found
 
 
@@ -133,7 +172,7 @@ def _cast_weights(workload: Workload, layers: int) -> int:
 
 def _common(workload: Workload, tokens: int) -> int:
     """Rotary tables (float64 angles are gone by then) and marks."""
-    size = 0 if workload.shape.family == "gpt2" else WIDE * workload.shape.head_size
+    size = 0 if workload.shape.family == "gpt2" or workload.shape.biased else WIDE * workload.shape.head_size
     return tokens * ((0 if workload.shape.family == "lstm" else size) + 8)
 
 
@@ -228,6 +267,12 @@ def stage_layers(workload: Workload) -> int:
 
 def carried(workload: Workload) -> Parts:
     """Stage inputs, keys and values, and their gradients: what a chunked rung keeps here, or offloads."""
+    if workload.shape.encoder_layers:  # and the final states, with their gradient
+        source, target = workload.sides
+        read, write = carried(source), carried(target)
+        numbers = source.rows * source.length * source.shape.width
+        more = {"inputs": WIDE * numbers, "keys": read["keys"], "key gradients": read["key gradients"]}
+        return {name: read[name] + write[name] + more[name] for name in read}
     shape, rows, length = workload.shape, workload.rows, workload.length
     size = stage_layers(workload)
     stages = -(-shape.layers // size)

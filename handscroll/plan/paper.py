@@ -90,10 +90,13 @@ def on_paper(workload: Workload, cluster: Cluster) -> Paper:
     Rung "auto" is the first of plain, checkpoint, layer-outer and chunk-outer that fits (the last where none does).
 
     Raises:
-        ConfigError: context_parallel does not divide the ranks, or is more than a node has.
+        ConfigError: context_parallel does not divide the ranks, or is more than a node has; an encoder-decoder.
     """
+    if workload.shape.encoder_layers:
+        raise ConfigError("weights and texts of encoder-decoders are not shared by ranks: leave --nodes and --gpus out")
     if workload.rung == "auto":
-        ladder = [workload.changed(rung=name) for name in ("plain", "checkpoint", "layer-outer", "chunk-outer")]
+        names = ("plain", "checkpoint", "layer-outer", *(() if workload.shape.both_ways else ("chunk-outer",)))
+        ladder = [workload.changed(rung=name) for name in names]
         plans = [on_paper(one, cluster) for one in ladder]
         return next((found for found in plans if found.fits), plans[-1])
     shared, ranks = cluster.context_parallel, cluster.ranks

@@ -50,6 +50,11 @@ def recipe_workloads(recipe: Any, config: Any = None, data_bytes: int | None = N
         packed = bool({"packed", "labelled", "blanks"} & kinds) or any(getattr(data, "pairs", 1) > 1 for data in mixed)
         length = min(stage.length, memory.chunk) if memory.rung == "recurrent" else stage.length
         own = {"length": length, "rows": micro, "micro": stage.rows // micro, "steps": stage.steps}
+        if (
+            shape.encoder_layers
+        ):  # what is cut out of a text goes to the target, each span with a sentinel on both sides
+            cut, spans = recipe.objective.counts(max(2, length))
+            own |= {"read": (length - cut + spans + 1) / length, "written": (cut + spans + 1) / length}
         found.append(Workload.model_validate(common | own | {"packed": packed}))
     return found
 

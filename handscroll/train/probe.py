@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ from handscroll.models.gpt2 import GPT2, GPT2Config
 from handscroll.models.llama import Llama, LlamaConfig
 from handscroll.models.lstm import LSTM, LSTMConfig
 from handscroll.models.model import Decoder
+from handscroll.models.t5 import T5, T5Config
 from handscroll.nn.init import initialise
 from handscroll.objectives.causal import Causal
 from handscroll.objectives.masked import Masked
@@ -112,11 +114,18 @@ class RandomBatches(Stream[list[Batch]]):
             yield [self._batch(generator) for _ in range(self.workload.micro)], {"number": number}
 
     def _batch(self, generator: torch.Generator) -> Batch:
-        shape = (self.workload.rows, self.workload.length)
-        tokens, targets = (torch.randint(0, self.workload.shape.vocab, shape, generator=generator) for _ in range(2))
-        if self.workload.targets < 1:
-            targets[torch.rand(shape, generator=generator) >= self.workload.targets] = -100
-        if not self.workload.packed:
+        if self.workload.shape.encoder_layers:
+            source, target = (self._row(side, generator) for side in self.workload.sides)
+            return replace(target, source=source)
+        return self._row(self.workload, generator)
+
+    @staticmethod
+    def _row(workload: Workload, generator: torch.Generator) -> Batch:
+        shape = (workload.rows, workload.length)
+        tokens, targets = (torch.randint(0, workload.shape.vocab, shape, generator=generator) for _ in range(2))
+        if workload.targets < 1:
+            targets[torch.rand(shape, generator=generator) >= workload.targets] = -100
+        if not workload.packed:
             return Batch(tokens, targets)
         index = torch.arange(shape[1])
         size = -(-shape[1] // DOCUMENTS)
@@ -135,6 +144,10 @@ def build(workload: Workload) -> Decoder:
     if shape.family == "lstm":
         sizes = {name: sizes[name] for name in ("vocab", "width", "layers", "tied")}
         model = LSTM(LSTMConfig(**sizes, trained=length))
+    elif shape.encoder_layers:
+        mlp: Any = "gated-gelu" if shape.gated else "relu"
+        sizes |= {"encoder_layers": shape.encoder_layers, "head_size": shape.head_size, "mlp": mlp, "start": 0}
+        model = T5(T5Config(**sizes))
     elif shape.encoder:
         model = Bert(BertConfig(**sizes, context=max(length, shape.positions)))
     elif shape.family == "gpt2":

@@ -270,8 +270,11 @@ def test_the_planner_offers_what_there_is(recipe):
     exact_rungs = {"plain", "checkpoint", "layer-outer"}
     assert {one.workload.rung for one in options(workloads[0], this_machine())} == exact_rungs
     made = build_model(recipe(), train_tokenizer(["hello " * 200], TokenizerConfig(vocab=261, sentinels=4)))
-    exact = sum(p.numel() for p in made.parameters())
-    assert abs(Shape.of(made.config).parameters / exact - 1) < 0.03
+    assert Shape.of(made.config).parameters == sum(p.numel() for p in made.parameters())
+    length = 120
+    cut, spans = SpanCorruption(density=0.3, mean_span=4.0).counts(length)
+    told = recipe_workloads(recipe("objective.density=0.3", "objective.mean_span=4.0", f"stages.0.length={length}"))[0]
+    assert [side.length for side in told.sides] == [length - cut + spans + 1, cut + spans + 1]
 
 
 def test_recipes_that_do_not_fit_are_refused(recipe, tmp_path):

@@ -12,6 +12,7 @@ from handscroll.models.gpt2 import GPT2, GPT2Config
 from handscroll.models.llama import Llama, LlamaConfig
 from handscroll.models.lstm import LSTM, LSTMConfig
 from handscroll.models.model import Model
+from handscroll.models.t5 import T5, T5Config
 from handscroll.plan import memory
 from handscroll.plan.choose import check, options
 from handscroll.plan.forecast import disk_bytes, predict
@@ -32,13 +33,16 @@ RUNGS = [
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("rank", [0, 4])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "glm4", "lstm"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "glm4", "lstm", "t5", "t5 relu"])
 def test_parameters_are_those_of_the_model(family, rank, tied):
     if family == "llama":
         model: Model = Llama(LlamaConfig(**LLAMA, tied=tied, positions=POSITIONS))
     elif family == "glm4":
         sizes = LLAMA | {"rotated_size": 2, "attention_bias": False, "positions": POSITIONS}
         model = GLM(GLMConfig.parse(sizes | {"family": family, "tied": tied}, "test"))
+    elif family.startswith("t5"):
+        sizes = {name: size for name, size in LLAMA.items() if name != "kv_heads"} | {"encoder_layers": 2, "start": 0}
+        model = T5(T5Config(**sizes, mlp="relu" if "relu" in family else "gated-gelu", tied=tied, buckets=8))
     elif family == "lstm":
         if rank:
             return  # it has no projections to adapt
@@ -58,6 +62,29 @@ def test_parameters_of_an_encoder(heads):
     model = Bert(BertConfig(vocab=90, width=24, layers=3, heads=4, mlp_width=96, context=64, offset=2, **heads))
     shape = Shape.of(model.config)
     assert shape.encoder and shape.parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_an_encoder_decoder_by_hand(workload, machine):
+    """1,843 tokens of source and 410 of target in a text of 2,048; encoder of 4 layers, decoder of 3, 4 heads of 16."""
+    sizes = {"vocab": 90, "width": 32, "layers": 3, "encoder_layers": 4, "heads": 4, "head_size": 16, "mlp_width": 40}
+    shape = Shape.of(T5Config(**sizes, start=0))
+    assert [side.layers for side in shape.sides] == [4, 3]
+    text = workload(shape=shape, chunk=256, rung="layer-outer", read=0.9, written=0.2)
+    assert [side.length for side in text.sides] == [1844, 410]
+    # inputs of encoder layers 2 to 4, their end and its gradient; of decoder layers 2 and 3
+    assert memory.carried(text)["inputs"] == 4 * 32 * (5 * 1844 + 2 * 410)
+    # of one layer: the encoder's or the decoder's of the source, and the decoder's own of all chunks but the last
+    assert memory.carried(text)["keys"] == 4 * 2 * 4 * 16 * (2 * 1844 + 256)
+    assert {one.workload.rung for one in options(text.changed(rung="auto", chunk=0), machine(10_000))} == {
+        "plain",
+        "checkpoint",
+        "layer-outer",
+    }
+    order = [{"rung": "plain", "chunk": 0}, {"rung": "checkpoint", "chunk": 0}, {}, {"offload": "disk"}]
+    peaks = [predict(text.changed(length=65_536, **rung), machine(10_000)).host for rung in order]
+    assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == 4
+    longer, shorter = (predict(text.changed(written=share), machine(10_000)) for share in (0.4, 0.2))
+    assert longer.host > shorter.host and longer.seconds > shorter.seconds
 
 
 def test_an_encoder_keeps_one_input_more_and_all_keys(workload, machine):

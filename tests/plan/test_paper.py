@@ -62,3 +62,11 @@ def test_impossible_clusters_are_refused():
         on_paper(run(), Cluster(nodes=2, gpus=4, gpu="h100-80gb", context_parallel=8))
     with pytest.raises(ConfigError, match="did you mean 'h200'"):
         on_paper(run(), Cluster(nodes=1, gpus=8, gpu="h20"))
+    sourced = run().shape.model_copy(update={"encoder_layers": 2})
+    with pytest.raises(ConfigError, match="not shared by ranks"):
+        on_paper(run(shape=sourced), Cluster(nodes=1, gpus=8, gpu="h200"))
+    encoder = run().shape.model_copy(update={"both_ways": True})
+    assert (
+        on_paper(run(shape=encoder, length=1 << 22, rung="auto"), Cluster(nodes=1, gpus=8, gpu="h200")).rung
+        == "layer-outer"
+    )

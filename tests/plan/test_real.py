@@ -7,6 +7,7 @@ import pytest
 from handscroll.base.errors import CapacityError
 from handscroll.base.workload import Shape
 from handscroll.models.lstm import LSTMConfig
+from handscroll.models.t5 import T5Config
 from handscroll.plan.calibration import Calibration
 from handscroll.plan.forecast import disk_bytes, predict
 from handscroll.plan.machine import Machine
@@ -21,6 +22,9 @@ LLAMA = Shape(
 GPT2 = Shape(
     family="gpt2", layers=4, width=256, heads=4, kv_heads=4, head_size=64, mlp_width=1024, vocab=8192, tied=True
 )
+T5 = Shape.of(
+    T5Config(vocab=1024, width=256, layers=3, encoder_layers=4, heads=4, head_size=64, mlp_width=512, start=0)
+)
 LSTM = Shape.of(LSTMConfig(vocab=1024, width=256, layers=3, trained=64))
 RUNS = [
     {"length": 1024, "rows": 2},
@@ -30,6 +34,8 @@ RUNS = [
     {"length": 4096, "rung": "layer-outer", "chunk": 1024, "offload": "disk"},
     {"shape": GPT2.model_dump() | {"positions": 1024}, "length": 1024, "optimizer": "muon"},
     {"shape": LSTM, "length": 4096},
+    {"shape": T5, "length": 2048},
+    {"shape": T5, "length": 4096, "rung": "layer-outer", "chunk": 512},
     {"shape": LSTM, "length": 8192, "packed": True, "rung": "chunk-outer", "chunk": 1024},
 ]
 
