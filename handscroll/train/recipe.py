@@ -349,8 +349,12 @@ def validator(settings: Validation, tokenizer: Tokenizer, model: Model, task: Ta
 
 
 def _check_table(recipe: Recipe, model: Decoder) -> None:
-    """Refuse rows that are longer than a learned position table, before anything is trained."""
-    longest = max(stage.length for stage in recipe.stages)
+    """Refuse rows that are longer than a learned position table, before anything is trained.
+
+    Positions begin anew in each labelled document, which the model itself refuses where it is too long.
+    """
+    kinds = [(stage.length, [recipe.data[name].kind for name in stage.mix]) for stage in recipe.stages]
+    longest = max((length for length, mixed in kinds if set(mixed) != {"labelled"}), default=0)
     if model.config.told == "learned" and longest > model.config.context:
         new = f"give model.sizes.context = {longest}"
         ready = f"lengthen the checkpoint first (handscroll extend ... --to {longest})"
