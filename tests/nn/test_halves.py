@@ -125,7 +125,8 @@ def test_all_layers_in_one_call_are_the_layers(monkeypatch, stacked, dtype, rows
     kept, other = cache.state_dict(), by_layer.state_dict()
     assert kept.keys() == other.keys()
     if "windows" in changes:  # layer by layer torch reads them under a mask
-        assert (got - want).abs().max() <= (1e-5 if dtype == torch.float32 else 3e-2) * want.abs().max()
+        limit = 3e-2 if dtype == torch.bfloat16 else 1e-3 if policy == "int8" else 1e-5  # int8: other roundings follow
+        assert (got - want).abs().max() <= limit * want.abs().max()
     else:  # the same arithmetic in the same order
         assert torch.equal(got, want) and all(torch.equal(kept[name], other[name]) for name in kept)
 

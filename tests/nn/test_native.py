@@ -185,19 +185,59 @@ def test_folded_attention_equals_the_oracle_under_masks(mask, count, dtype):
     torch.testing.assert_close(got_lse, want_lse, rtol=limit, atol=limit)
 
 
+def int8_span(*shape, length, seed=0):
+    """A span of int8 keys and values inside longer buffers."""
+    pairs = [to_int8(random(*shape, seed=seed + n)) for n in (1, 2)]
+    keys, values = (x[:, :, :length] for x, _ in pairs)
+    key_scales, value_scales = (s[:, :, :length] for _, s in pairs)
+    return Span(keys, values, Marks.run(0, length), scales=(key_scales, value_scales))
+
+
 @needs_library
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_decode_reads_int8_as_what_it_stands_for(dtype):
-    """A run in the middle of a span whose buffers are longer; equal to float64 attention over the widened numbers."""
-    pairs = [to_int8(random(2, 3, 700, 64, seed=n)) for n in (1, 2)]
-    numbers, scales = [x[:, :, :650] for x, _ in pairs], [s[:, :, :650] for _, s in pairs]
-    span = Span(numbers[0], numbers[1], Marks.run(0, 650), scales=(scales[0], scales[1]))
-    q = (random(2, 3, 5, 64) / 8).to(dtype)
+@pytest.mark.parametrize(
+    ("run", "rows", "size"),
+    [((100, 600), 5, 64), ((0, 650), 3, 64), ((7, 8), 1, 16), ((3, 74), 4, 80), ((1, 650), 9, 128), ((0, 65), 2, 32)],
+)
+def test_decode_reads_int8_as_what_it_stands_for(run, rows, size, dtype):
+    """A run in the middle of a span whose buffers are longer, against float64 over the widened numbers.
+
+    Queries and weights are rounded to 16 bits; keys and values to 8, which costs about 400 times as much.
+    """
+    span = int8_span(2, 3, 700, size, length=650)
+    q = (random(2, 3, rows, size) / math.sqrt(size)).to(dtype)
     assert calls.can_decode(q, span)
-    out, lse = calls.decode(q, span, 100, 600)
-    want, want_lse = oracle(q, *span.read(100, 600, torch.float64))
-    torch.testing.assert_close(out.double(), want, rtol=2e-6, atol=2e-6)
-    torch.testing.assert_close(lse.double(), want_lse, rtol=1e-6, atol=2e-6)
+    out, lse = calls.decode(q, span, *run)
+    want, want_lse = oracle(q, *span.read(*run, torch.float64))
+    torch.testing.assert_close(out.double(), want, rtol=0, atol=4e-5)
+    torch.testing.assert_close(lse.double(), want_lse, rtol=0, atol=1e-4)
+    exact = [random(2, 3, 700, size, seed=n)[:, :, run[0] : run[1]] for n in (1, 2)]
+    far = (oracle(q, *exact)[0] - want).square().mean().sqrt()
+    assert (out.double() - want).square().mean().sqrt() < far / 40
+
+
+@needs_library
+def test_int8_of_extreme_scores_and_of_no_numbers():
+    keys, key_scales = to_int8(torch.full((1, 1, 300, 64), -6.25))
+    keys[0, 0, 170] = 127
+    values, value_scales = to_int8(random(1, 1, 300, 64))
+    q = torch.full((1, 1, 2, 64), 25.0)
+
+    def read(q, key_scales, value_scales):
+        return calls.decode(q, Span(keys, values, Marks.run(0, 300), scales=(key_scales, value_scales)), 0, 300)
+
+    out, lse = read(q, key_scales, value_scales)
+    wide = from_int8(values, value_scales, torch.float32)[0, 0]
+    torch.testing.assert_close(out[0, 0, 0], wide[170], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(lse[0, 0, 0], torch.tensor(1e4))
+    out, _ = read(torch.zeros_like(q), key_scales, value_scales)
+    torch.testing.assert_close(out[0, 0, 1], wide.mean(dim=0), rtol=0, atol=1e-5)
+    for wrong in ((q * math.nan, key_scales, value_scales), (q, key_scales * math.nan, value_scales)):
+        out, lse = read(*wrong)
+        assert bool(out.isnan().all()) and bool(lse.isnan().all())
+    value_scales = value_scales.clone()
+    value_scales[0, 0, 100] = math.nan
+    assert bool(read(torch.zeros_like(q), key_scales, value_scales)[0].isnan().all())
 
 
 @needs_library
@@ -361,6 +401,8 @@ def test_what_the_kernels_do_not_take():
     assert not calls.can_decode(q.double(), span(q.double()))
     assert not calls.can_decode(q, span(q.bfloat16()))
     assert not calls.can_decode(q, span(q.to(torch.int8)))  # without scales
+    wide = int8_span(1, 1, 3, 528, length=3)  # sums of 32 bits would not hold it
+    assert not calls.can_decode(random(1, 1, 2, 528), wide)
     assert not calls.can_decode(q[..., :20], span(q[..., :20].contiguous()))
     assert not calls.can_decode(q, span(random(1, 2, 9, 32)[:, :, ::2]))
     assert not calls.can_prefill(q, q, q)

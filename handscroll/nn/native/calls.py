@@ -16,6 +16,7 @@ from handscroll.nn.rounding import GROUP
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3}  # the last: two int4 a byte
 LANES = 16  # sizes must be multiples of this
+WIDEST = 512  # numbers of an int8 key, whose products are added up in 32 bits
 FEW = 8  # tokens up to which products, norms and rotations are asked here
 
 
@@ -31,14 +32,17 @@ def can_decode(q: Tensor, span: Span, first: int = 0) -> bool:
     elif keys.dtype == torch.uint8:
         alike = first % GROUP == 0 and q.shape[3] % GROUP == 0 and all(s[0, 0].is_contiguous() for s in span.scales)
     else:
-        alike = keys.dtype == torch.int8
+        alike = keys.dtype == torch.int8 and q.shape[3] <= WIDEST
     return alike and _whole(keys, values) and library() is not None
 
 
 def decode(
     q: Float[Tensor, "B K R E"], span: Span, first: int, last: int, scale: float = 1.0
 ) -> tuple[Float[Tensor, "B K R E"], Float[Tensor, "B K R"]]:
-    """Attention of R query rows of each kv head over a run of a span: output and log-sum-exp, both float32."""
+    """Attention of R query rows of each kv head over a run of a span: output and log-sum-exp, both float32.
+
+    Over int8 on a processor with AVX-512 VNNI, queries and softmax weights are rounded to 16 bits (integers.h).
+    """
     keys, values = span.keys[:, :, first:last], span.values[:, :, first:last]
     key_scales, value_scales = (None, None) if span.scales is None else span.scales_of(first, last)
     found = library()

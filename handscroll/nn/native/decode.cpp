@@ -6,27 +6,15 @@
 
 #include <algorithm>
 #include <cmath>
-#include <type_traits>
 #include <vector>
-#include "simd.h"
+#include "blocks.h"
+#include "integers.h"
 
 namespace {
 
-constexpr int BLOCK = 64;  // keys per softmax block
-constexpr int ROWS = 4;    // query rows whose sums stay in registers together
+constexpr int ROWS = 4;  // query rows whose sums stay in registers together
 
 constexpr int64_t PART = 512;  // keys of a task over pages: fixed, so that a row does not depend on its neighbours
-
-// What a number of type T is scaled by: int8 a float per token; int4 bfloat16, scales and lowest numbers of a channel over
-// 32 keys (S / 32, 2, E), and of 32 channels of a value (S, 2, E / 32).
-template <class T>
-using Scale = std::conditional_t<std::is_same_v<T, nibbles>, bf16, float>;
-
-template <class T>
-struct Scales {  // of one kv head of one batch row
-    const Scale<T>* keys = nullptr;
-    const Scale<T>* values = nullptr;
-};
 
 // Where the vectors of one kv head lie, and how many from `n` on lie in one piece.
 template <class T>
@@ -46,177 +34,28 @@ struct Pages {
     int64_t left(int64_t n) const { return page - n % page; }
 };
 
-// Asks for one row of `bytes` at `p` that is read soon: keys and values alternate, and the processor's own prefetching
-// begins anew with each block.
-inline void fetch(const void* p, int64_t bytes) {
-    for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch((const char*)p + b);
-}
-
-#if defined(__AVX512BF16__) && defined(__AVX512BW__)
-#define NARROW 1
-// scores[r][j] of bfloat16 queries and keys in the processor's own products; the products are exact, the sums float32.
-template <int R>
-void score_narrow(const uint16_t* q, const bf16* keys, int count, int size, float scale, const bf16* next, float* scores) {
-    for (int j = 0; j < count; j += 16) {
-        const int here = count - j < 16 ? count - j : 16;
-        f16v part[R][16];
-        for (int i = 0; i < 16; i++) {
-            const int64_t at = (int64_t)(j + (i < here ? i : here - 1)) * size;
-            __m512 total[R];
-            for (int r = 0; r < R; r++) total[r] = _mm512_setzero_ps();
-            for (int e = 0; e < size; e += 32) {
-                const __mmask32 there = size - e < 32 ? 0xffff : 0xffffffff;
-                const __m512bh k = (__m512bh)_mm512_maskz_loadu_epi16(there, keys + at + e);
-                for (int r = 0; r < R; r++) {
-                    const __m512bh x = (__m512bh)_mm512_maskz_loadu_epi16(there, q + r * size + e);
-                    total[r] = _mm512_dpbf16_ps(total[r], x, k);
-                }
-            }
-            fetch(next + at, 2 * size);
-            for (int r = 0; r < R; r++) part[r][i] = (f16v)total[r];
-        }
-        for (int r = 0; r < R; r++) store(scores + r * BLOCK + j, sums(part[r]) * splat(scale));
-    }
-}
-#endif
-
-// scores[r][j] for `rows` query rows and `count` keys (a multiple of 16 after padding); rows at `next` are read soon.
+// How R rows meet keys and values of type T.
 template <class T, int R>
-void score(const float* q, const T* keys, int64_t stride, int count, int size, const float* scales, const T* next,
-           float* scores) {
-    for (int j = 0; j < count; j += 16) {
-        int here = count - j < 16 ? count - j : 16;
-        f16v part[R][16];
-        for (int i = 0; i < 16; i++) {
-            const T* key = keys + (j + (i < here ? i : here - 1)) * stride;
-            f16v total[R] = {};
-            for (int e = 0; e < size; e += 16) {
-                f16v k = load(key + e);
-                for (int r = 0; r < R; r++) total[r] += k * load(q + r * size + e);
-            }
-            fetch(next + (key - keys), size * sizeof(T));
-            for (int r = 0; r < R; r++) part[r][i] = total[r];
-        }
-        for (int r = 0; r < R; r++) {
-            f16v s = sums(part[r]);
-            if (scales) {
-                float w[16];
-                for (int i = 0; i < 16; i++) w[i] = scales[j + (i < here ? i : here - 1)];
-                s *= load(w);
-            }
-            store(scores + r * BLOCK + j, s);
-        }
-    }
-}
-
-// The same for int4: channels' scales go into the query once for 32 keys, and their lowest numbers into one sum.
+struct Ways { using Way = Floats<T, R>; };
 template <int R>
-void score_packed(const float* q, const uint8_t* keys, int count, int size, const bf16* scales, float* scaled,
-                  float* scores) {
-    float low[R];
-    for (int j = 0; j < count; j += 16) {
-        if (j % 32 == 0) {
-            const bf16 *steps = scales + j / 32 * 2 * size, *lows = steps + size;
-            for (int r = 0; r < R; r++) {
-                f16v total = {};
-                for (int e = 0; e < size; e += 16) {
-                    f16v x = load(q + r * size + e);
-                    store(scaled + r * size + e, x * load(steps + e));
-                    total += x * load(lows + e);
-                }
-                low[r] = sum(total);
-            }
-        }
-        int here = count - j < 16 ? count - j : 16;
-        f16v part[R][16];
-        for (int i = 0; i < 16; i++) {
-            const uint8_t* key = keys + (int64_t)(j + (i < here ? i : here - 1)) * (size / 2);
-            f16v total[R] = {};
-            for (int e = 0; e < size; e += 32) {
-                f16v a, b;
-                load(key + e / 2, 1.0f, 0.0f, a, b);
-                for (int r = 0; r < R; r++)
-                    total[r] += a * load(scaled + r * size + e) + b * load(scaled + r * size + e + 16);
-            }
-            for (int r = 0; r < R; r++) part[r][i] = total[r];
-        }
-        for (int r = 0; r < R; r++) store(scores + r * BLOCK + j, sums(part[r]) + splat(low[r]));
-    }
-}
-
-// out[r] += sum over keys of weight[r][j] * value[j].
-template <class T, int R, int W>
-void add_columns(const float* weights, const T* values, int64_t stride, int count, int size, const T* next, float* out) {
-    f16v total[R][W];
-    for (int r = 0; r < R; r++)
-        for (int w = 0; w < W; w++) total[r][w] = load(out + r * size + 16 * w);
-    for (int j = 0; j < count; j++) {
-        f16v v[W];
-        for (int w = 0; w < W; w++) v[w] = load(values + j * stride + 16 * w);
-        fetch(next + j * stride, 16 * W * sizeof(T));
-        for (int r = 0; r < R; r++)
-            for (int w = 0; w < W; w++) total[r][w] += v[w] * splat(weights[r * BLOCK + j]);
-    }
-    for (int r = 0; r < R; r++)
-        for (int w = 0; w < W; w++) store(out + r * size + 16 * w, total[r][w]);
-}
-
-// The same for int4.
+struct Ways<bf16, R> { using Way = Narrow<R>; };
 template <int R>
-void add_packed(const float* weights, const uint8_t* values, int count, int size, const bf16* scales, float* wide,
-                float* out) {
-    const int groups = size / 32;
-    for (int i = 0; i < count * 2 * groups; i++) wide[i] = widen(scales[i]);
-    for (int g = 0; g < groups; g++) {
-        f16v a[R], b[R];
-        for (int r = 0; r < R; r++) a[r] = load(out + r * size + 32 * g), b[r] = load(out + r * size + 32 * g + 16);
-        for (int j = 0; j < count; j++) {
-            const float* here = wide + j * 2 * groups + g;
-            f16v v, w;
-            load(values + (int64_t)j * (size / 2) + 16 * g, here[0], here[groups], v, w);
-            for (int r = 0; r < R; r++) {
-                f16v weight = splat(weights[r * BLOCK + j]);
-                a[r] += v * weight, b[r] += w * weight;
-            }
-        }
-        for (int r = 0; r < R; r++) store(out + r * size + 32 * g, a[r]), store(out + r * size + 32 * g + 16, b[r]);
-    }
-}
-
-template <class T, int R>
-void add(const float* weights, const T* values, int64_t stride, int count, int size, const T* next, float* out) {
-    int e = 0;
-    for (; e + 64 <= size; e += 64) add_columns<T, R, 4>(weights, values + e, stride, count, size, next + e, out + e);
-    for (; e < size; e += 16) add_columns<T, R, 1>(weights, values + e, stride, count, size, next + e, out + e);
-}
+struct Ways<int8_t, R> { using Way = Integers<R>; };
+template <int R>
+struct Ways<nibbles, R> { using Way = Packed<R>; };
 
 // One task: R rows over keys first .. last - 1. out (R, size) unnormalised, top (R) largest score, mass (R).
 template <class T, int R, class Place>
-void run(const float* given, float scale, Place keys, Place values, Scales<T> scales, int64_t first, int64_t last, int size, float* out,
-         float* top, float* mass) {
-    constexpr bool packed = std::is_same_v<T, nibbles>;
+void run(const float* q, float scale, Place keys, Place values, Scales<T> scales, int64_t first, int64_t last, int size,
+         float* out, float* top, float* mass) {
     alignas(64) float scores[R * BLOCK];
-    std::vector<float> scaled(packed ? R * size : 0), wide(packed ? BLOCK * size / 16 : 0), q(R * size);
-    for (int i = 0; i < R * size; i++) q[i] = given[i] * scale;
-#if defined(NARROW)
-    std::vector<uint16_t> narrowed(R * size);  // queries of bfloat16 keys are bfloat16 themselves
-    for (int i = 0; i < R * size; i++) narrowed[i] = narrow(given[i]).bits;
-#endif
+    typename Ways<T, R>::Way way(q, scale, size, scales);
     for (int r = 0; r < R; r++) top[r] = -INFINITY, mass[r] = 0;
     memset(out, 0, sizeof(float) * R * size);
     for (int64_t at = first, taken = 0; at < last; at += taken) {
         taken = std::min({last - at, (int64_t)BLOCK, keys.left(at)});
-        int count = (int)taken, padded = (count + 15) / 16 * 16;
-        if constexpr (packed)
-            score_packed<R>(q.data(), (const uint8_t*)keys.at(at), count, size, scales.keys + at / 32 * 2 * size,
-                            scaled.data(), scores);
-#if defined(NARROW)
-        else if constexpr (std::is_same_v<T, bf16>)
-            score_narrow<R>(narrowed.data(), keys.at(at), count, size, scale, values.at(at), scores);
-#endif
-        else
-            score<T, R>(q.data(), keys.at(at), size, count, size, scales.keys ? scales.keys + at : nullptr,
-                        values.at(at), scores);
+        const int count = (int)taken, padded = (count + 15) / 16 * 16;
+        way.score(keys.at(at), at, count, values.at(at), scores);
         for (int r = 0; r < R; r++) {
             float* s = scores + r * BLOCK;
             for (int j = count; j < padded; j++) s[j] = -INFINITY;
@@ -236,21 +75,14 @@ void run(const float* given, float scale, Place keys, Place values, Scales<T> sc
                 store(s + j, w);
             }
             mass[r] += sum(total);
-            if constexpr (!packed)
-                if (scales.values)
-                    for (int j = 0; j < count; j++) s[j] *= scales.values[at + j];
         }
-        if constexpr (packed)
-            add_packed<R>(scores, (const uint8_t*)values.at(at), count, size, scales.values + at * size / 16,
-                          wide.data(), out);
-        else
-            add<T, R>(scores, values.at(at), size, count, size, keys.at(at + taken < last ? at + taken : at), out);
+        way.add(scores, values.at(at), at, count, keys.at(at + taken < last ? at + taken : at), out);
     }
 }
 
 template <class T, class Place>
-void rows(const float* q, float scale, Place keys, Place values, Scales<T> scales, int64_t first, int64_t last, int count, int size,
-          float* out, float* top, float* mass) {
+void rows(const float* q, float scale, Place keys, Place values, Scales<T> scales, int64_t first, int64_t last, int count,
+          int size, float* out, float* top, float* mass) {
     for (int r = 0; r < count;) {
         int left = count - r;
         const float* here = q + r * size;

@@ -21,7 +21,7 @@ import torch
 from filelock import FileLock
 
 SOURCES = ("decode.cpp", "prefill.cpp", "products.cpp", "rows.cpp", "halves.cpp")
-HEADERS = ("simd.h", "products.h")
+HEADERS = ("simd.h", "blocks.h", "integers.h", "products.h")
 COMPILE = ("-O3", "-march=native", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-fopenmp", "-c")
 LINK = ("-shared",)  # without -fopenmp: its symbols are those that torch has loaded
 COMPILERS = ("c++", "g++", "clang++")

@@ -106,19 +106,28 @@ static inline float sum(f16v x) {
 static inline f16v max(f16v x, f16v y) { return x > y ? x : y; }
 
 static inline float largest(f16v x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)x);
+#else
     float y[16];
     store(y, x);
     for (int n = 8; n; n /= 2)
         for (int i = 0; i < n; i++) y[i] = y[i] > y[i + n] ? y[i] : y[i + n];
     return y[0];
+#endif
 }
 
-// e^x for x <= 0, relative error below 2e-7; 0 below -87 (and for -inf). What is no number stays so.
+// e^x for x <= 0, relative error below 2e-7; 0 below -104 (-87 without AVX-512). What is no number stays so.
 static inline f16v exponential(f16v x) {
+#if defined(__AVX512F__)
+    x = (f16v)_mm512_max_ps(_mm512_set1_ps(-104.0f), (__m512)x);  // the second where one is no number
+    const f16v n = (f16v)_mm512_roundscale_ps((__m512)(x * splat(1.44269504088896f)), 8);
+#else
     const f16v magic = splat(12582912.0f), given = x;
     i16v alive = x > splat(-87.0f);
     x = max(x, splat(-87.0f));
-    f16v n = x * splat(1.44269504088896f) + magic - magic;
+    const f16v n = x * splat(1.44269504088896f) + magic - magic;
+#endif
     f16v r = x - n * splat(0.693359375f) - n * splat(-2.12194440e-4f);
     f16v p = splat(1.9875691500e-4f);
     p = p * r + splat(1.3981999507e-3f);
@@ -127,7 +136,11 @@ static inline f16v exponential(f16v x) {
     p = p * r + splat(1.6666665459e-1f);
     p = p * r + splat(5.0000001201e-1f);
     p = p * r * r + r + splat(1.0f);
+#if defined(__AVX512F__)
+    return (f16v)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
     i16v bits = (i16v)p + (__builtin_convertvector(n, i16v) << 23);
     f16v found = (f16v)(bits & alive);
     return given == given ? found : given;
+#endif
 }

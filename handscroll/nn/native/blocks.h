@@ -1,0 +1,222 @@
+// A block of keys and values as R query rows meet it, in the number kinds that are multiplied as floats: `score` makes
+// the scores of its keys, `add` adds up its values. integers.h is the same for int8.
+
+#pragma once
+#include <type_traits>
+#include <vector>
+#include "simd.h"
+
+namespace {
+
+constexpr int BLOCK = 64;  // keys per softmax block
+
+// What a number of type T is scaled by: int8 a float per token; int4 bfloat16, scales and lowest numbers of a channel
+// over 32 keys (S / 32, 2, E), and of 32 channels of a value (S, 2, E / 32).
+template <class T>
+using Scale = std::conditional_t<std::is_same_v<T, nibbles>, bf16, float>;
+
+template <class T>
+struct Scales {  // of one kv head of one batch row
+    const Scale<T>* keys = nullptr;
+    const Scale<T>* values = nullptr;
+};
+
+// Asks for one row of `bytes` at `p` that is read soon: keys and values alternate, and the processor's own prefetching
+// begins anew with each block.
+inline void fetch(const void* p, int64_t bytes) {
+    for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch((const char*)p + b);
+}
+
+// out[r] += sum over values of weights[r][j] * value[j], W vectors of them; values at `next` are read soon.
+template <int R, int W, class T>
+void add_columns(const float* weights, const T* values, int count, int size, const T* next, float* out) {
+    f16v total[R][W];
+    for (int r = 0; r < R; r++)
+        for (int w = 0; w < W; w++) total[r][w] = load(out + r * size + 16 * w);
+    for (int j = 0; j < count; j++) {
+        f16v v[W];
+        for (int w = 0; w < W; w++) v[w] = load(values + (int64_t)j * size + 16 * w);
+        fetch(next + (int64_t)j * size, 16 * W * sizeof(T));
+        for (int r = 0; r < R; r++)
+            for (int w = 0; w < W; w++) total[r][w] += v[w] * splat(weights[r * BLOCK + j]);
+    }
+    for (int r = 0; r < R; r++)
+        for (int w = 0; w < W; w++) store(out + r * size + 16 * w, total[r][w]);
+}
+
+template <int R, class T>
+void add_values(const float* weights, const T* values, int count, int size, const T* next, float* out) {
+    int e = 0;
+    for (; e + 64 <= size; e += 64) add_columns<R, 4>(weights, values + e, count, size, next + e, out + e);
+    for (; e < size; e += 16) add_columns<R, 1>(weights, values + e, count, size, next + e, out + e);
+}
+
+// float32, bfloat16 and int8, all widened to float32.
+template <class T, int R>
+class Floats {
+  public:
+    Floats(const float* given, float scale, int size, Scales<T> scales)
+        : size(size), scales(scales), q(given, given + R * size) {
+        for (float& x : q) x *= scale;
+    }
+
+    // scores[r][j] of `count` keys from number `at` on, to the next multiple of 16; rows at `next` are read soon.
+    void score(const T* keys, int64_t at, int count, const T* next, float* scores) const {
+        for (int j = 0; j < count; j += 16) {
+            const int here = count - j < 16 ? count - j : 16;
+            f16v part[R][16];
+            for (int i = 0; i < 16; i++) {
+                const T* key = keys + (int64_t)(j + (i < here ? i : here - 1)) * size;
+                f16v total[R] = {};
+                for (int e = 0; e < size; e += 16) {
+                    f16v k = load(key + e);
+                    for (int r = 0; r < R; r++) total[r] += k * load(q.data() + r * size + e);
+                }
+                fetch(next + (key - keys), size * sizeof(T));
+                for (int r = 0; r < R; r++) part[r][i] = total[r];
+            }
+            for (int r = 0; r < R; r++) {
+                f16v s = sums(part[r]);
+                if (scales.keys) {
+                    float w[16];
+                    for (int i = 0; i < 16; i++) w[i] = scales.keys[at + j + (i < here ? i : here - 1)];
+                    s *= load(w);
+                }
+                store(scores + r * BLOCK + j, s);
+            }
+        }
+    }
+
+    // out[r] += sum over values of weights[r][j] * value[j]; weights may be changed.
+    void add(float* weights, const T* values, int64_t at, int count, const T* next, float* out) const {
+        if (scales.values)
+            for (int r = 0; r < R; r++)
+                for (int j = 0; j < count; j++) weights[r * BLOCK + j] *= scales.values[at + j];
+        add_values<R>(weights, values, count, size, next, out);
+    }
+
+  private:
+    const int size;
+    const Scales<T> scales;
+    std::vector<float> q;  // scaled
+};
+
+#if defined(__AVX512BF16__) && defined(__AVX512BW__)
+// bfloat16 queries and keys in the processor's own products, which are exact; the sums are float32.
+template <int R>
+class Narrow {
+  public:
+    Narrow(const float* given, float scale, int size, Scales<bf16>) : size(size), scale(scale), q(R * size) {
+        for (int i = 0; i < R * size; i++) q[i] = narrow(given[i]).bits;
+    }
+
+    void score(const bf16* keys, int64_t, int count, const bf16* next, float* scores) const {
+        for (int j = 0; j < count; j += 16) {
+            const int here = count - j < 16 ? count - j : 16;
+            f16v part[R][16];
+            for (int i = 0; i < 16; i++) {
+                const int64_t at = (int64_t)(j + (i < here ? i : here - 1)) * size;
+                __m512 total[R];
+                for (int r = 0; r < R; r++) total[r] = _mm512_setzero_ps();
+                for (int e = 0; e < size; e += 32) {
+                    const bool whole = size - e >= 32;  // a mask hides from the processor what it could fetch ahead
+                    const auto take = [whole](const void* p) {
+                        return (__m512bh)(whole ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi16(0xffff, p));
+                    };
+                    const __m512bh k = take(keys + at + e);
+                    for (int r = 0; r < R; r++) total[r] = _mm512_dpbf16_ps(total[r], take(q.data() + r * size + e), k);
+                }
+                fetch(next + at, 2 * size);
+                for (int r = 0; r < R; r++) part[r][i] = (f16v)total[r];
+            }
+            for (int r = 0; r < R; r++) store(scores + r * BLOCK + j, sums(part[r]) * splat(scale));
+        }
+    }
+
+    void add(const float* weights, const bf16* values, int64_t, int count, const bf16* next, float* out) const {
+        add_values<R>(weights, values, count, size, next, out);
+    }
+
+  private:
+    const int size;
+    const float scale;
+    std::vector<uint16_t> q;
+};
+#else
+template <int R>
+using Narrow = Floats<bf16, R>;
+#endif
+
+// int4: the scales of channels go into the query once for 32 keys, and their lowest numbers into one sum.
+template <int R>
+class Packed {
+  public:
+    Packed(const float* given, float scale, int size, Scales<nibbles> scales)
+        : size(size), scales(scales), q(given, given + R * size), scaled(R * size), wide(BLOCK * size / 16) {
+        for (float& x : q) x *= scale;
+    }
+
+    // `at` is a multiple of 32.
+    void score(const nibbles* given, int64_t at, int count, const nibbles*, float* scores) {
+        const uint8_t* keys = (const uint8_t*)given;
+        float low[R];
+        for (int j = 0; j < count; j += 16) {
+            if (j % 32 == 0) {
+                const bf16 *steps = scales.keys + (at + j) / 32 * 2 * size, *lows = steps + size;
+                for (int r = 0; r < R; r++) {
+                    f16v total = {};
+                    for (int e = 0; e < size; e += 16) {
+                        f16v x = load(q.data() + r * size + e);
+                        store(scaled.data() + r * size + e, x * load(steps + e));
+                        total += x * load(lows + e);
+                    }
+                    low[r] = sum(total);
+                }
+            }
+            const int here = count - j < 16 ? count - j : 16;
+            f16v part[R][16];
+            for (int i = 0; i < 16; i++) {
+                const uint8_t* key = keys + (int64_t)(j + (i < here ? i : here - 1)) * (size / 2);
+                f16v total[R] = {};
+                for (int e = 0; e < size; e += 32) {
+                    f16v a, b;
+                    load(key + e / 2, 1.0f, 0.0f, a, b);
+                    for (int r = 0; r < R; r++) {
+                        const float* x = scaled.data() + r * size + e;
+                        total[r] += a * load(x) + b * load(x + 16);
+                    }
+                }
+                for (int r = 0; r < R; r++) part[r][i] = total[r];
+            }
+            for (int r = 0; r < R; r++) store(scores + r * BLOCK + j, sums(part[r]) + splat(low[r]));
+        }
+    }
+
+    void add(const float* weights, const nibbles* given, int64_t at, int count, const nibbles*, float* out) {
+        const uint8_t* values = (const uint8_t*)given;
+        const bf16* from = scales.values + at * size / 16;
+        const int groups = size / 32;
+        for (int i = 0; i < count * 2 * groups; i++) wide[i] = widen(from[i]);
+        for (int g = 0; g < groups; g++) {
+            f16v a[R], b[R];
+            for (int r = 0; r < R; r++) a[r] = load(out + r * size + 32 * g), b[r] = load(out + r * size + 32 * g + 16);
+            for (int j = 0; j < count; j++) {
+                const float* here = wide.data() + j * 2 * groups + g;
+                f16v v, w;
+                load(values + (int64_t)j * (size / 2) + 16 * g, here[0], here[groups], v, w);
+                for (int r = 0; r < R; r++) {
+                    f16v weight = splat(weights[r * BLOCK + j]);
+                    a[r] += v * weight, b[r] += w * weight;
+                }
+            }
+            for (int r = 0; r < R; r++) store(out + r * size + 32 * g, a[r]), store(out + r * size + 32 * g + 16, b[r]);
+        }
+    }
+
+  private:
+    const int size;
+    const Scales<nibbles> scales;
+    std::vector<float> q, scaled, wide;
+};
+
+}  // namespace
