@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from handscroll.generate.continuation import Continuation, continuations, stream
 from handscroll.generate.conversation import Conversation
 from handscroll.generate.decode import check_length, started
 from handscroll.generate.draft import DraftModel, Drafts
+from handscroll.generate.engine.engine import Engine, workload
 from handscroll.generate.policies.table import EVICTING, SAVED, cache_of
 from handscroll.generate.prefill import hidden_chunks, prefill_chunk
 from handscroll.generate.reading.identity import Identity, identity
@@ -35,7 +37,7 @@ from handscroll.nn.marks import Marks
 from handscroll.nn.quantised import PROJECTIONS, Rounded, quantise
 from handscroll.objectives.head import token_losses
 from handscroll.objectives.windowed import windowed_losses
-from handscroll.plan.choose import afford
+from handscroll.plan.choose import afford, afford_pool
 from handscroll.plan.machine import spare
 from handscroll.text.tokenizer import Tokenizer
 
@@ -166,8 +168,7 @@ class LM:
         request = Request(ids, sampling.max_tokens, rewinds=draft is not None)
         kept = self._kept(request, policy, kv_budget, kv_guard, store, beyond, on_report)
         how = {"beyond": beyond, **kept, "constraint": constraint, "drafts": draft, "on_report": on_report}
-        reading = self._known(ids, sampling.max_tokens, store, policy)
-        pieces = streamed(self.model, self.tokenizer, ids, sampling, {**how, "reading": reading})
+        pieces = streamed(self.model, self.tokenizer, ids, sampling, how)
         return pieces if stream else "".join(pieces)
 
     def continuations(  # noqa: PLR0913 - `generate` with two more
@@ -195,10 +196,7 @@ class LM:
         request = Request(ids, sampling.max_tokens, samples, rewinds=draft is not None)
         kept = self._kept(request, policy, kv_budget, kv_guard, store, beyond, on_report)
         how = {"beyond": beyond, **kept, "constraint": constraint, "drafts": draft, "on_report": on_report}
-        reading = self._known(ids, sampling.max_tokens, store, policy)
-        return continuations(
-            self.model, self.tokenizer, ids, sampling, samples, logprobs=logprobs, reading=reading, **how
-        )
+        return continuations(self.model, self.tokenizer, ids, sampling, samples, logprobs=logprobs, **how)
 
     def beams(  # noqa: PLR0913 - settings of the search and of the request
         self,
@@ -214,8 +212,8 @@ class LM:
         """The `count` best continuations that beam search finds (`generate/beam.py`), best first, with their scores."""
         self._one_text("beams")
         ids, ends = self._started(prompt), self.model.config.eos
-        self._afford(Request(ids, max_tokens, beams), "full", prefill_chunk(self.model.device), others=())
         reading = self._known(ids, max_tokens, store, "full")
+        self._afford(Request(ids, max_tokens, beams).after(reading), "full", others=())
         found = beam_search(
             self.model, ids, beams, max_tokens, ends, count, length_penalty, early, beyond, reading=reading
         )
@@ -277,7 +275,16 @@ class LM:
         """
         self._one_text("a conversation")
         self.model.check_one_way()
-        return Conversation(self.model, self.tokenizer, outgrown, on_note, budget=kv_budget, guard=kv_guard)
+        kept: dict[str, Any] = {"budget": kv_budget, "guard": kv_guard, "afford": partial(self._afford, others=())}
+        return Conversation(self.model, self.tokenizer, outgrown, on_note, **kept)
+
+    def engine(self, memory: int, **settings: Any) -> Engine:
+        """Several requests at once over `memory` bytes of keys and values; `settings` are those of `Engine`.
+
+        Raises CapacityError where the machine does not have them beside the model, and says how much it has.
+        """
+        afford_pool(workload(self.model, memory, **settings), memory, spare(self.model.device)[0])
+        return Engine(self.model, memory=memory, **settings)
 
     def read(
         self,
@@ -341,7 +348,7 @@ class LM:
         Raises:
             ConfigError: no such name, or it was read with another model, positions, tokenizer or dtype; or, under a
                 scaling that depends on the length, for shorter requests than this one (unless it may be read `again`).
-            CheckpointError: what was saved is damaged, or was evicted.
+            CheckpointError: what was saved is damaged, or was evicted. CapacityError: the memory does not suffice.
         """
         sampling = Sampling.of(settings)
         if "{question}" not in template:
@@ -360,17 +367,14 @@ class LM:
                 "length: ask for fewer new tokens, read the text with more room, or let it be read again"
             )
         reading = store.open(about.number).part(length) if same else None
+        self._afford(Request(ids, sampling.max_tokens).after(reading), policy, others=())
         pieces = streamed(
             self.model, self.tokenizer, ids, sampling, {"beyond": beyond, "reading": reading, "policy": policy}
         )
         return pieces if stream else "".join(pieces)
 
     def _one_text(self, what: str) -> None:
-        """Refuse an encoder-decoder where one text is read and goes on.
-
-        Raises:
-            ConfigError: the model is one.
-        """
+        """Refuse an encoder-decoder (ConfigError) where one text is read and goes on."""
         if isinstance(self.model, EncoderDecoder):
             raise ConfigError(
                 f"{self.source} is an encoder-decoder, which writes one text under another; {what} is of one text that "
@@ -396,45 +400,42 @@ class LM:
         beyond: bool,
         on_report: Callable[[str], None] | None,
     ) -> dict[str, Any]:
-        """Policy and chunk of a request, as `decode` takes them; refuses what does not fit the memory."""
+        """Policy, chunk and reading of a request, as `decode` takes them; refuses what does not fit the memory."""
         chunk = prefill_chunk(self.model.device)
         if kv_budget is not None:
             if policy != "full" or store is not None:
                 other = "saved readings lie in their files" if store is not None else f"the policy is '{policy}'"
                 raise ConfigError(f"kv_budget chooses how the cache is kept, but {other}: leave out one of the two")
             if not isinstance(kv_budget, Choice):
-                ids, new, samples, drafts, _ = request
+                ids, new, samples, drafts, *_ = request
                 kv_budget = self.choose_cache(ids, kv_budget, new, kv_guard, samples, drafts, beyond)
                 if on_report is not None and kv_budget.loss is not None:
                     on_report(f"approximate: {kv_budget.report()}")
             policy, chunk = kv_budget.policy, kv_budget.chunk
-        if store is None:  # of what is stored nobody knows yet how much is read from its file
-            self._afford(request, policy, chunk)
-        return {"policy": policy, "chunk": chunk}
+        reading = self._known(request.prompt, request.new, store, policy)
+        self._afford(request.after(reading), policy, chunk)
+        return {"policy": policy, "chunk": chunk, "reading": reading}
 
-    def _afford(self, request: Request, policy: str, chunk: int, others: Sequence[str] | None = None) -> None:
+    def _afford(self, request: Request, policy: str, chunk: int = 0, others: Sequence[str] | None = None) -> None:
         """Refuse what does not fit into the free memory beside the model, and say what would."""
-        if self.model.recurrent:  # a state, whatever the length
-            return
-        free, disk = spare()
-        if self.model.device.type == "cuda":
-            free = torch.cuda.mem_get_info(self.model.device)[0]
-        if request.prompt and request.bytes("full", self.model, chunk) * SMALL > free:
+        chunk = chunk or prefill_chunk(self.model.device)
+        free, disk = spare(self.model.device)
+        grows = request.prompt and not self.model.recurrent  # a state is kept, whatever the length
+        if grows and request.bytes("full", self.model, chunk) * SMALL > free:
             names = request.others(policy) if others is None else others
             known = {f"--cache {name}": request.workload(name, self.model) for name in names}
             afford(request.workload(policy, self.model, chunk), free, disk, known)
 
-    def _known(self, ids: list[int], new: int, store: Store | None, policy: str) -> Reading | None:
+    def _known(self, ids: Sequence[int], new: int, store: Store | None, policy: str) -> Reading | None:
         """What the store holds of the beginning of a prompt."""
-        if store is not None and policy.partition(":")[0] in EVICTING:
-            raise ConfigError(f"saved readings keep every token, '{policy}' does not: generate without the store")
-        if store is not None:
-            self._one_text("a saved reading")
-            self._keeps_keys()
-        if store is None or len(ids) < 2:
+        if store is None:
             return None
+        if policy.partition(":")[0] in EVICTING:
+            raise ConfigError(f"saved readings keep every token, '{policy}' does not: generate without the store")
+        self._one_text("a saved reading")
+        self._keeps_keys()
         # The last token is read anyway: the first new one is predicted from it.
-        return store.find(self.identity(len(ids) + new, policy), torch.tensor(ids[:-1]))
+        return store.find(self.identity(len(ids) + new, policy), torch.tensor(ids[:-1])) if len(ids) > 1 else None
 
     def _keeps_keys(self) -> None:
         if self.model.recurrent:

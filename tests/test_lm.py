@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 
 import handscroll
 from handscroll.base.errors import CapacityError, CheckpointError, ConfigError, DataError
+from handscroll.generate.reading.store import Store
+from handscroll.generate.sample import Sampling
 from tests.conftest import ROOT, shared
 
 
@@ -221,7 +223,7 @@ def test_exact_loss_of_a_book_in_bounded_memory(count, limit):
 
 def test_a_cache_longer_than_the_memory_is_refused_before_anything_is_read(lm, monkeypatch):
     ids = text_ids(lm, 2000)
-    monkeypatch.setattr("handscroll.lm.spare", lambda: (14_000_000, 10**9))
+    monkeypatch.setattr("handscroll.lm.spare", lambda _: (14_000_000, 10**9))
     monkeypatch.setattr("handscroll.generate.decode.prefill", lambda *_: pytest.fail("something was read"))
     requests = {
         "generate": lambda **how: lm.generate(ids, max_tokens=40_000, beyond=True, **how),
@@ -235,3 +237,31 @@ def test_a_cache_longer_than_the_memory_is_refused_before_anything_is_read(lm, m
         assert len(suited) == {"generate": 2, "continuations": 1, "beams": 0}[name], str(refused.value)
     monkeypatch.undo()
     assert lm.generate(ids[:50], max_tokens=2)
+
+
+def test_questions_turns_and_engines_that_the_memory_does_not_hold_are_refused(lm, monkeypatch, tmp_path):
+    store, ids = Store(tmp_path), text_ids(lm, 300)
+    lm.read(ids, store, "text", beyond=True)
+    talk, plain, asked = lm.conversation(), Sampling(max_tokens=4), []
+    first = "".join(talk.say("def first", plain))
+    refuse, talk.afford = talk.afford, lambda *given: asked.append(given)
+    "".join(talk.say("def second", plain))
+    ((request, policy, chunk),) = asked
+    assert (policy, chunk, request.past) == ("full", 1024, len(lm.encode("def first")) + len(lm.encode(first)) - 1)
+    assert len(request.prompt) + request.new == len(talk.ids)
+    talk.afford = refuse
+    monkeypatch.setattr("handscroll.lm.spare", lambda _: (14_000_000, 10**9))
+    before = list(talk.ids)
+    with pytest.raises(CapacityError, match="15 MB of it for keys and values; 13 MB of the 14 MB"):
+        lm.ask("text", "What?", store, max_tokens=40_000, beyond=True)
+    with pytest.raises(CapacityError, match="15 MB of it for keys and values"):
+        lm.generate([*ids, 5], store=store, max_tokens=40_000, beyond=True)
+    with pytest.raises(CapacityError, match=r"20 MB of keys and values for an engine .* give it at most 9 MB"):
+        lm.engine(20_000_000)
+    assert lm.engine(8_000_000, deterministic=True).deterministic
+    monkeypatch.setattr("handscroll.lm.spare", lambda _: (100_000, 10**9))
+    with pytest.raises(CapacityError, match="of the 0 MB free may be planned"):
+        talk.say("def third", plain)
+    with pytest.raises(CapacityError, match="use a smaller model"):
+        lm.engine(1_000_000)
+    assert talk.ids == before and asked == asked[:1]

@@ -20,7 +20,7 @@ class Shape(Config):
 
     An encoder-decoder has `encoder_layers` besides the decoder's `layers`; it is counted as its two `sides`, of which
     the decoder's is `crossed`: its layers read the other's states. `biased`: a learned bias is added to the scores, and
-    nothing is rotated. `gated` False: a layer of the Llama form has a plain MLP.
+    nothing is rotated; `sloped`: a fixed one is (ALiBi). `gated` False: a layer of the Llama form has a plain MLP.
 
     `encoder`: those of a BERT, whose hidden tokens alone go through a transform to the head, with no norm before it.
     `extra` are numbers that belong to no layer and no table: an encoder's heads, transform and pooler.
@@ -44,6 +44,7 @@ class Shape(Config):
     encoder_layers: int = Field(default=0, ge=0)
     crossed: bool = False
     biased: bool = False
+    sloped: bool = False
     gated: bool = True
     norms: int = Field(default=2, ge=2, description="norms of a layer of the Llama form")
     lora_rank: int = Field(default=0, ge=0)
@@ -182,7 +183,7 @@ class Workload(Config):
 
     `keep` checkpoints are kept on disk, and one more exists while it is written. For `generate` and `serve`: `length`
     tokens of prompt, `new` tokens, `rows` slots, and the dtype of weights and cache is `precision`; `cache` is what the
-    cache of a row takes (None: every token in that dtype).
+    cache of a row takes (None: every token in that dtype). `past` tokens before the prompt are kept already.
     """
 
     kind: Kind = "train"
@@ -208,6 +209,7 @@ class Workload(Config):
     device: Literal["cpu", "cuda"] = "cpu"
     keep: int = Field(default=2, ge=0)
     new: int = Field(default=0, ge=0, description="generate, serve: new tokens")
+    past: int = Field(default=0, ge=0, description="generate: tokens before the prompt, kept already")
     cache: Footprint | None = None
     data_bytes: int = Field(default=0, ge=0, description="the training text in memory")
     threads: int = Field(default=0, ge=0, description="0: as many as there are processors")

@@ -23,13 +23,12 @@ def batch(
 ) -> None:
     """Answer every line of REQUESTS with MODEL; all lines are checked before the first is answered."""
     from handscroll.generate.engine.batch import answer, read_requests
-    from handscroll.generate.engine.engine import Engine
     from handscroll.lm import load
 
     if not 0 < memory < float("inf"):
         raise ConfigError(f"--memory {memory} GB holds nothing; give more than 0")
     lm = load(model, device, dtype, weights)
-    engine = Engine(lm.model, memory=int(memory * 1e9), deterministic=deterministic)
+    engine = lm.engine(int(memory * 1e9), deterministic=deterministic)
     asked = read_requests(requests, engine, lm.tokenizer, beyond)
     if weights:
         error_screen().print(f"approximate: --weights {weights} (docs/generate.md says how far)", markup=False)

@@ -34,6 +34,7 @@ from handscroll.generate.policies.table import (
     footprint,
 )
 from handscroll.generate.prefill import CHUNK
+from handscroll.generate.reading.reading import Reading
 from handscroll.generate.sample import Sampling
 from handscroll.models.model import Model
 from handscroll.text.tokenizer import Tokenizer
@@ -52,7 +53,8 @@ UNITS |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
 class Request(NamedTuple):
     """Ids of the prompt, most new tokens; `samples` share the prompt.
 
-    `rewinds`: the cache is cut back (drafts). `grows`: more is read after the prompt (a conversation).
+    `rewinds`: the cache is cut back (drafts). `grows`: more is read after the prompt (a conversation). The first `past`
+    tokens of the prompt were read before: their keys and values lie in files, or in a cache that goes on.
     """
 
     prompt: Sequence[int]
@@ -60,11 +62,16 @@ class Request(NamedTuple):
     samples: int = 1
     rewinds: bool = False
     grows: bool = False
+    past: int = 0
 
     @property
     def tokens(self) -> int:
         """Tokens that a cache gets to see; the last new one is never read."""
         return len(self.prompt) + self.new - 1
+
+    def after(self, reading: Reading | None) -> "Request":
+        """The same request where a reading holds the beginning of the prompt."""
+        return self if reading is None else self._replace(past=reading.length)
 
     def bytes(self, policy: str, model: Model, chunk: int) -> int:
         """Most bytes of a policy's cache at any time."""
@@ -79,7 +86,8 @@ class Request(NamedTuple):
         return Workload(
             kind="generate",
             shape=Shape.of(model.config),
-            length=len(self.prompt),
+            length=len(self.prompt) - self.past,
+            past=self.past,
             new=self.new * self.samples,
             chunk=chunk,
             precision="bfloat16" if itemsize == 2 else "float32",

@@ -35,7 +35,8 @@ class Conversation:
     and its max_tokens) leaves the bucket: "read" everything again, or "rotate" the keys (approximate above the first
     layer). `budget` (bytes, "2GiB", or a share of a full cache of the whole context) bounds the cache: it is exact as
     long as it fits; then everything is read again under what `generate/budget.py` takes for the whole context, with the
-    `guard` given there. `on_note` hears of all this. Made by `LM.conversation`.
+    `guard` given there. `on_note` hears of all this. `afford` is asked, with a request, the policy of its cache and the
+    tokens of a chunk, before anything is read, and raises where the memory does not suffice. Made by `LM.conversation`.
 
     Limits: one row; keys are rotated in the full cache only. A text is encoded by itself, so that tokens never reach
     over a turn's border. An end token ends a reply and is no part of the text.
@@ -50,6 +51,7 @@ class Conversation:
     rotations: int = 0
     budget: str | int | None = None
     guard: float = GUARD
+    afford: Callable[[Request, str, int], None] | None = None
     choice: Choice | None = None  # of the cache, once it is no longer exact
     _cache: Cache | None = None
     _declared: int = 0
@@ -72,7 +74,8 @@ class Conversation:
         """Append `text`; yields the reply piece by piece. What is yielded has become part of the text.
 
         Raises:
-            CapacityError: all tokens so far, the text and max_tokens exceed the context. DataError: the text is empty.
+            CapacityError: all tokens so far, the text and max_tokens exceed the context, or the memory. DataError: the
+                text is empty.
         """
         new = self.tokenizer.encode(text, special=not self.ids)
         if not new:
@@ -85,6 +88,10 @@ class Conversation:
                 "tokens, begin anew, or lengthen the model (handscroll extend)"
             )
         self._stay_within(total, [*self.ids, *new])
+        if self.afford is not None:
+            past = 0 if self._cache is None else self._cache.length
+            policy, chunk = ("full", CHUNK) if self.choice is None else (self.choice.policy, self.choice.chunk)
+            self.afford(Request([*self.ids, *new], sampling.max_tokens, grows=True, past=past), policy, chunk)
         return self._reply(new, total, sampling)
 
     @torch.no_grad()

@@ -51,8 +51,8 @@ class BloomConfig(WholeHeads):
         return self.original or self.context
 
     def shape(self) -> dict[str, Any]:
-        """Of a GPT-2 without positions; the norm of the embedding (2 D numbers) and the bias tensors are left out."""
-        return super().shape() | {"family": "gpt2"}
+        """Of a GPT-2 without positions; the norm of the embedding (2 D numbers) is left out."""
+        return super().shape() | {"family": "gpt2", "sloped": True}
 
     def describe_positions(self) -> str:
         return "ALiBi" + (f", slopes divided by {self.factor:g}" if self.factor != 1.0 else "")

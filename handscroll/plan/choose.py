@@ -121,6 +121,26 @@ def afford(workload: Workload, free: int, disk: int, others: Mapping[str, Worklo
     raise CapacityError(f"{said}. " + (f"This fits: {'; '.join(fitting)}" if fitting else "Ask for fewer new tokens"))
 
 
+def afford_pool(workload: Workload, pool: int, free: int) -> None:
+    """Refuse an engine that does not fit beside the model, which is loaded.
+
+    `workload` is a step of it, whose cache is all that stays; `pool` bytes of that are keys and values, which are the
+    caller's to choose; free: bytes of memory.
+
+    Raises:
+        CapacityError: it does not fit; names what is needed, what is there, and how much would fit.
+    """
+    room, total = int(free * SAFETY), sum(beside(workload).values())
+    if total <= room:
+        return
+    most = room - (total - pool)
+    fits = f"give it at most {gigabytes(most)}" if most > 0 else "nothing is left for them; use a smaller model"
+    raise CapacityError(
+        f"{gigabytes(pool)} of keys and values for an engine would take {gigabytes(total)} of memory beside the model; "
+        f"{gigabytes(room)} of the {gigabytes(free)} free may be planned: {fits}"
+    )
+
+
 def longest(workload: Workload, machine: Machine) -> int:
     """The longest row (a multiple of 64) that fits with any setting left open; 0 where none does."""
     low, high = 0, 1 << 24

@@ -5,7 +5,7 @@ caches take they say themselves (`Footprint`).
 """
 
 from handscroll.base.workload import Footprint, Workload
-from handscroll.plan.layer import WIDE, narrow
+from handscroll.plan.layer import KEYS, QUERIES, WIDE, WIDEST, narrow
 from handscroll.plan.memory import Parts, weight_bytes
 
 PREFILL = 1024  # tokens of a prompt per forward (generate/prefill.py)
@@ -18,7 +18,8 @@ def fixed_parts(workload: Workload) -> Parts:
         cache = 2 * shape.layers * workload.rows * shape.width * narrow(workload)
     else:
         kept = footprint(workload)
-        cache = workload.rows * kept.peak(workload.length, workload.new, workload.chunk or PREFILL)
+        chunk, there = workload.chunk or PREFILL, kept.held(workload.past) if workload.past else 0
+        cache = workload.rows * max(0, kept.peak(workload.past + workload.length, workload.new, chunk) - there)
     return {"weights": weight_bytes(workload), "cache": cache, "data": workload.rows * workload.length * 8}
 
 
@@ -37,8 +38,11 @@ def phases(workload: Workload) -> dict[str, Parts]:
     # q and its float32 rotation; per span of the past an output, joined in float32.
     attention = n * (4 * WIDE * shape.inner + 3 * e * shape.width)
     table = n * WIDE * shape.head_size if shape.family == "llama" else 0
-    length = workload.length + workload.new
+    length = workload.past + workload.length + workload.new
     scores = 0 if shape.family == "lstm" else rows * shape.heads * length * (WIDE + e)
     logits = rows * shape.vocab * 3 * WIDE
+    if shape.biased or shape.sloped:  # the bias of a tile, and the same under its mask; of a new token, and its scores with it
+        attention += WIDE * (2 * shape.heads + 1) * min(n, QUERIES) * min(length, max(KEYS, WIDEST // shape.heads))
+        scores += 2 * WIDE * shape.heads * length
     # Copies that grouped decoding makes of nothing: keys are read where they lie.
     return {"prompt": {"work": max(mlp, attention) + table}, "token": {"work": scores + logits}}

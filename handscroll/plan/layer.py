@@ -12,6 +12,7 @@ from handscroll.base.workload import Shape, Workload
 WIDE = 4  # bytes of a float32
 QUERIES = 512  # tokens of a query tile under a mask tensor (nn/pieces.py)
 WIDEST = 8192  # keys under one mask tensor
+KEYS = 512  # and at least so many under one tensor for every head
 DOCUMENTS = 4  # of a packed row, as it is counted
 STEPWISE = 16_000  # bytes of graph of a step that is made alone
 # Tensors of a tile of scores that its backward holds with a learned bias, those of them that rows share, and numbers

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -61,9 +62,17 @@ def available_memory(read: Callable[[str], str | None] | None = None) -> int:
     return own + min(limits)
 
 
-def spare() -> tuple[int, int]:
-    """Bytes of memory that this process may take besides what it holds, and of disk where temporary files lie."""
-    return max(0, available_memory() - resident_bytes()), shutil.disk_usage(tempfile.gettempdir()).free
+def spare(device: Any = None) -> tuple[int, int]:
+    """Bytes of memory that this process may take besides what it holds, and of disk where temporary files lie.
+
+    The memory is that of a GPU where the torch `device` is one.
+    """
+    disk = shutil.disk_usage(tempfile.gettempdir()).free
+    if device is not None and device.type == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0], disk
+    return max(0, available_memory() - resident_bytes()), disk
 
 
 def peak_bytes() -> int:

@@ -5,15 +5,16 @@ import itertools
 import pytest
 
 from handscroll.base.errors import ConfigError
-from handscroll.base.workload import Shape
+from handscroll.base.workload import Footprint, Shape
 from handscroll.models.bert import Bert, BertConfig
+from handscroll.models.bloom import BloomConfig
 from handscroll.models.glm import GLM, GLMConfig
 from handscroll.models.gpt2 import GPT2, GPT2Config
 from handscroll.models.llama import Llama, LlamaConfig
 from handscroll.models.lstm import LSTM, LSTMConfig
 from handscroll.models.model import Model
 from handscroll.models.t5 import T5, T5Config
-from handscroll.plan import memory
+from handscroll.plan import inference, memory
 from handscroll.plan.choose import check, options
 from handscroll.plan.forecast import disk_bytes, predict
 from handscroll.plan.layer import Layer
@@ -55,6 +56,33 @@ def test_parameters_are_those_of_the_model(family, rank, tied):
     assert shape.parameters == sum(p.numel() for p in model.parameters())
     assert shape.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert shape.largest == max(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def test_what_was_read_before_is_not_counted_again(workload, machine):
+    parts = {
+        past: predict(workload(kind="generate", rung="auto", length=100, new=9, past=past), machine(2000)).parts
+        for past in (0, 5000)
+    }
+    each = 2 * 6 * 128 * 4
+    assert parts[0]["cache"] == parts[5000]["cache"] == each * 108
+    evicting = workload(kind="generate", rung="auto", length=100, past=5000, cache=Footprint(each=1000, most=200))
+    assert predict(evicting, machine(2000)).parts["cache"] == 1000 * (300 - 201)
+    whole = inference.phases(workload(kind="generate", rung="auto", length=5100, new=9))
+    assert (
+        inference.phases(workload(kind="generate", rung="auto", length=100, new=9, past=5000))["token"]
+        == whole["token"]
+    )
+
+
+def test_bias_tensors_of_a_tile_are_counted(workload):
+    """Of 512 queries over 1,024 keys, the bias and its sum with the mask; of a new token over all keys."""
+    plain = workload(kind="generate", rung="auto", length=4096, new=1)
+    biased = plain.changed(shape=plain.shape.model_dump() | {"sloped": True})
+    more = {name: inference.phases(biased)[name]["work"] - inference.phases(plain)[name]["work"] for name in ("token",)}
+    assert more["token"] == 2 * 4 * 8 * 4097
+    tile = 4 * (2 * 8 + 1) * 512 * 1024
+    assert inference.phases(biased)["prompt"]["work"] > tile
+    assert Shape.of(BloomConfig(vocab=90, width=24, layers=3, heads=4, context=64)).sloped
 
 
 @pytest.mark.parametrize("heads", [{"masked": False}, {"pooler": True}, {"pooler": True, "following": True}])

@@ -5,12 +5,13 @@ A step reads one token for every request that answers, in one forward, and some 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from handscroll.base.errors import CapacityError, ConfigError, DataError
+from handscroll.base.workload import Footprint, Shape, Workload
 from handscroll.generate.decode import check_length, started
 from handscroll.generate.engine.blocks import Blocks, beginning
 from handscroll.generate.engine.independent import rows_together
@@ -261,6 +262,18 @@ class Engine:
     def _end(self, request: Request, finish: str) -> None:
         request.finish = finish
         self._scheduler.drop(request)
+
+
+def workload(model: Model, memory: int, budget: int = BUDGET, most: int = MOST, **_: Any) -> Workload:
+    """The planner's question: a step of an engine with these settings, its pool and the logits of all that answer."""
+    config, itemsize = model.config, model.dtype.itemsize
+    return Workload(
+        kind="serve",
+        shape=Shape.of(config),
+        length=max(1, budget),
+        precision="bfloat16" if itemsize == 2 else "float32",
+        cache=Footprint(each=0, fixed=memory + 3 * 4 * most * config.vocab),
+    )
 
 
 def _check_positions(model: Model) -> None:

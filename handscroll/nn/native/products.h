@@ -118,14 +118,17 @@ void narrow_block(const bf16* x, int64_t inner, const bf16* w, const bf16* bias,
     __m512 total[16];
     for (int i = 0; i < 16; i++) total[i] = _mm512_setzero_ps();
     for (int64_t e = 0; e < inner; e += 32) {
-        const __mmask32 there = inner - e < 32 ? 0xffff : 0xffffffff;
+        const bool whole = inner - e >= 32;  // a mask hides from the processor what it could fetch ahead
+        const auto take = [whole](const void* p) {
+            return (__m512bh)(whole ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi16(0xffff, p));
+        };
         __m512bh ws[N];
         for (int n = 0; n < N; n++) {
-            ws[n] = (__m512bh)_mm512_maskz_loadu_epi16(there, w + n * inner + e);
+            ws[n] = take(w + n * inner + e);
             __builtin_prefetch(w + (AHEAD + n) * inner + e);
         }
         for (int r = 0; r < R; r++) {
-            __m512bh xs = (__m512bh)_mm512_maskz_loadu_epi16(there, x + r * inner + e);
+            const __m512bh xs = take(x + r * inner + e);
             for (int n = 0; n < N; n++) total[r * N + n] = _mm512_dpbf16_ps(total[r * N + n], xs, ws[n]);
         }
     }
