@@ -279,10 +279,7 @@ class LM:
         return Conversation(self.model, self.tokenizer, outgrown, on_note, **kept)
 
     def engine(self, memory: int, **settings: Any) -> Engine:
-        """Several requests at once over `memory` bytes of keys and values; `settings` are those of `Engine`.
-
-        Raises CapacityError where the machine does not have them beside the model, and says how much it has.
-        """
+        """An engine over `memory` bytes of keys and values, refused (CapacityError) where they are not free."""
         afford_pool(workload(self.model, memory, **settings), memory, spare(self.model.device)[0])
         return Engine(self.model, memory=memory, **settings)
 

@@ -243,11 +243,12 @@ def test_questions_turns_and_engines_that_the_memory_does_not_hold_are_refused(l
     store, ids = Store(tmp_path), text_ids(lm, 300)
     lm.read(ids, store, "text", beyond=True)
     talk, plain, asked = lm.conversation(), Sampling(max_tokens=4), []
-    first = "".join(talk.say("def first", plain))
+    "".join(talk.say("def first", plain))
+    read = len(talk.ids) - 1  # the last token of a reply is read with the next turn
     refuse, talk.afford = talk.afford, lambda *given: asked.append(given)
     "".join(talk.say("def second", plain))
     ((request, policy, chunk),) = asked
-    assert (policy, chunk, request.past) == ("full", 1024, len(lm.encode("def first")) + len(lm.encode(first)) - 1)
+    assert (policy, chunk, request.past) == ("full", 1024, read)
     assert len(request.prompt) + request.new == len(talk.ids)
     talk.afford = refuse
     monkeypatch.setattr("handscroll.lm.spare", lambda _: (14_000_000, 10**9))
@@ -256,7 +257,7 @@ def test_questions_turns_and_engines_that_the_memory_does_not_hold_are_refused(l
         lm.ask("text", "What?", store, max_tokens=40_000, beyond=True)
     with pytest.raises(CapacityError, match="15 MB of it for keys and values"):
         lm.generate([*ids, 5], store=store, max_tokens=40_000, beyond=True)
-    with pytest.raises(CapacityError, match=r"20 MB of keys and values for an engine .* give it at most 9 MB"):
+    with pytest.raises(CapacityError, match=r"20 MB of keys and values for an engine .* give it at most 10 MB"):
         lm.engine(20_000_000)
     assert lm.engine(8_000_000, deterministic=True).deterministic
     monkeypatch.setattr("handscroll.lm.spare", lambda _: (100_000, 10**9))

@@ -18,7 +18,8 @@ def fixed_parts(workload: Workload) -> Parts:
         cache = 2 * shape.layers * workload.rows * shape.width * narrow(workload)
     else:
         kept = footprint(workload)
-        chunk, there = workload.chunk or PREFILL, kept.held(workload.past) if workload.past else 0
+        chunk = min(workload.chunk or PREFILL, workload.length)
+        there = kept.held(workload.past) if workload.past else 0
         cache = workload.rows * max(0, kept.peak(workload.past + workload.length, workload.new, chunk) - there)
     return {"weights": weight_bytes(workload), "cache": cache, "data": workload.rows * workload.length * 8}
 
@@ -41,7 +42,7 @@ def phases(workload: Workload) -> dict[str, Parts]:
     length = workload.past + workload.length + workload.new
     scores = 0 if shape.family == "lstm" else rows * shape.heads * length * (WIDE + e)
     logits = rows * shape.vocab * 3 * WIDE
-    if shape.biased or shape.sloped:  # the bias of a tile, and the same under its mask; of a new token, and its scores with it
+    if shape.biased or shape.sloped:  # of a tile, and the same under its mask; of a new token, and its scores with it
         attention += WIDE * (2 * shape.heads + 1) * min(n, QUERIES) * min(length, max(KEYS, WIDEST // shape.heads))
         scores += 2 * WIDE * shape.heads * length
     # Copies that grouped decoding makes of nothing: keys are read where they lie.
