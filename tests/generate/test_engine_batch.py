@@ -108,7 +108,7 @@ def test_answers_are_written_while_later_ones_are_open(tiny_folder, tmp_path, mo
         (b'{"prompt": 3}', "line 2: prompt"),
         (b'{"prompt": ""}', "line 2: prompt 2 is empty and the model has no bos"),
         (b'{"prompt": "\\ud800"}', "line 2: "),
-        (b'{"prompt": "x", "max_tokens": 0}', "line 2: value: Value error, max_tokens is 0"),
+        (b'{"prompt": "x", "max_tokens": 0}', "line 2: max_tokens is 0"),
         (b'{"prompt": "x", "temperature": NaN}', "line 2: temperature"),
         (b'{"prompt": "x", "top_p": 0.5}', "line 2: "),
         (b'{"prompt": "x", "max_tokens": 64}', "line 2: prompt 2 has"),
