@@ -232,7 +232,7 @@ def _run(recipe: Recipe, folder: Path, world: World, ways: Ways) -> tuple[LM, Pr
     model = build_model(recipe, tokenizer)
     objective = recipe.learned(model, by_position=True)
     _check_source(recipe, model, world)
-    _check_table(recipe, model)
+    _check_table(recipe, model, int(text.lengths.max()))
     stream = updates(recipe, text, tokenizer, model)
     # How the work is done may change when a run goes on elsewhere; what is done may not.
     what = recipe.model_dump(mode="json", exclude={"memory", "parallel", "device"})
@@ -348,13 +348,15 @@ def validator(settings: Validation, tokenizer: Tokenizer, model: Model, task: Ta
     return validate
 
 
-def _check_table(recipe: Recipe, model: Decoder) -> None:
+def _check_table(recipe: Recipe, model: Decoder, document: int) -> None:
     """Refuse rows that are longer than a learned position table, before anything is trained.
 
-    Positions begin anew in each labelled document, which the model itself refuses where it is too long.
+    Positions begin anew in each document of a row, of `document` tokens at most, and in each of several pairs; labelled
+    documents that are too long the model itself refuses.
     """
-    kinds = [(stage.length, [recipe.data[name].kind for name in stage.mix]) for stage in recipe.stages]
-    longest = max((length for length, mixed in kinds if set(mixed) != {"labelled"}), default=0)
+    longest = max(
+        _positions(recipe.data[name], stage.length, document) for stage in recipe.stages for name in stage.mix
+    )
     if model.config.told == "learned" and longest > model.config.context:
         new = f"give model.sizes.context = {longest}"
         ready = f"lengthen the checkpoint first (handscroll extend ... --to {longest})"
@@ -362,6 +364,15 @@ def _check_table(recipe: Recipe, model: Decoder) -> None:
             f"rows of {longest} tokens (stages.length) are longer than the learned position table of "
             f"{model.config.context}: shorten them, or {new if recipe.model.path is None else ready}"
         )
+
+
+def _positions(data: RowData, length: int, document: int) -> int:
+    """Positions that rows of `length` tokens count at most, of documents of `document`; 0: not told."""
+    if data.kind == "labelled":
+        return 0
+    if data.kind == "pairs":
+        return length // data.pairs
+    return min(length, document) if data.kind == "text" and data.sampling == "packed" else length
 
 
 def _check_source(recipe: Recipe, model: Decoder, world: World) -> None:
