@@ -16,11 +16,14 @@ struct Product {  // kind: 0 float32, 1 bfloat16, 2 int8, 3 int4; scales and bia
 
 namespace {
 
+constexpr int AHEAD = 8;  // rows of w that are fetched ahead
+
 template <class T, int R>
 void row(const float* x, int64_t inner, const T* w, float* y) {
     f16v a[R] = {}, b[R] = {};
     int64_t e = 0;
     for (; e + 32 <= inner; e += 32) {
+        __builtin_prefetch(w + AHEAD * inner + e);
         f16v w0 = load(w + e), w1 = load(w + e + 16);
         for (int r = 0; r < R; r++) a[r] += w0 * load(x + r * inner + e), b[r] += w1 * load(x + r * inner + e + 16);
     }
@@ -106,8 +109,6 @@ void row_narrow(const Narrow& given, int64_t first, int64_t inner, const uint8_t
     }
     for (int r = 0; r < R; r++) y[r] = sum(total[r]);
 }
-
-constexpr int AHEAD = 8;  // rows of w that are fetched ahead
 
 // R rows of x and N rows of w, both bfloat16, in the processor's own products with float32 sums. Every sum has one
 // chain, so that a row does not depend on how many there are. Rows of w are fetched ahead: N
