@@ -29,7 +29,7 @@ def histogram(edges: Sequence[float], counts: Sequence[int], title: str, x_label
     height = _TOP + _PLOT + _BOTTOM
 
     def paint(figure: "Figure") -> None:
-        from matplotlib.ticker import MaxNLocator
+        from matplotlib.ticker import FixedLocator, MaxNLocator
 
         box = (_LEFT / width, _BOTTOM / height, (width - _LEFT - _RIGHT) / width, _PLOT / height)
         axes = figure.add_axes(box)
@@ -44,6 +44,9 @@ def histogram(edges: Sequence[float], counts: Sequence[int], title: str, x_label
         axes.bar(edges[:-1], counts, width=sizes, align="edge", color=placeholder("accent"), linewidth=0)
         axes.set_xlim(edges[0], edges[-1])
         axes.set_ylim(0, 1.06 * max(counts))
+        if edges[-1] < 10 * edges[0]:  # hardly a power of ten lies within
+            steps = MaxNLocator(nbins=5).tick_values(edges[0], edges[-1])
+            axes.xaxis.set_major_locator(FixedLocator([step for step in steps if edges[0] <= step <= edges[-1]]))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.xaxis.set_minor_formatter(lambda value, _: "")
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
