@@ -237,8 +237,10 @@ def candidates(model: Model, method: str, to: int, factors: dict[str, Any] | Non
                 f"a table of {config.context:,}, not {to:,}; take another method, or a smaller --to"
             )
         names = [name for name in names if name != "hierarchical" or to <= most]
-        kept = {"interpolate": 0}  # the others leave the rows that there are
-        return [Candidate(name, "", resample=name, exact=kept.get(name, config.context)) for name in names]
+        kept = {
+            name: 0 if name == "interpolate" else config.context for name in names
+        }  # others leave the rows there are
+        return [Candidate(name, "", resample=name, exact=kept[name]) for name in names]
     if table is BIASED:
         made = [entry for name in names for entry in _slopes(config, name, to)]
         return [entry for entry in made if method != "auto" or not entry.own]

@@ -90,6 +90,6 @@ def _workload(lm: LM, to: int, settings: TuneSettings, source: TokenSource) -> W
         packed=True,
         targets=MASKED if lm.model.both_ways else 1.0,
         precision=settings.precision,
-        device=lm.model.device.type,
+        device="cuda" if lm.model.device.type == "cuda" else "cpu",
         data_bytes=sum(document.nbytes for document in source.tokens),
     )

@@ -92,7 +92,8 @@ def rotation(marks: Marks, scaling: Scaling, base: float, head_size: int, length
     """
     if marks.start is not None and marks.length == 1 and not scaling.bands():
         begin, at = divmod(marks.start, AHEAD)
-        cosine, sine = _ahead(begin * AHEAD, scaling, base, head_size, length, (like.dtype, like.device))
+        wanted: Any = (begin * AHEAD, scaling, base, head_size, length)  # frozen, so hashable
+        cosine, sine = _ahead(*wanted, (like.dtype, like.device))
         here = slice(at, at + 1)
         return Rotation(cosine[:, here], sine[:, here], scaling.attention_factor(length))
     positions = marks.tensors(like.device)[2]
