@@ -42,21 +42,14 @@ class Int8Cache(Cache):
         *past, span = super().append(layer, keys, values, marks)
         room = self._store[layer].keys
         assert room is not None
-        pair = tuple(
-            self._write_scales(old, new, before, end, room.shape[2])
-            for old, new in zip(self._scales[layer], (key_scales, value_scales), strict=True)
-        )
-        self._scales[layer] = (pair[0], pair[1])
+        pair = self._room_for_scales(layer, room)
+        for held, new in zip(pair, (key_scales, value_scales), strict=True):
+            held[:, :, before:end] = new
         return [*past, Span(span.keys, span.values, span.marks, scales=(pair[0][:, :, :end], pair[1][:, :, :end]))]
 
     def extend(self, like: Tensor, marks: Marks) -> list[tuple[Tensor, ...]]:
-        before, found = self.marks.length, []
-        for layer, (keys, values) in enumerate(super().extend(like.to(torch.int8), marks)):
-            none = torch.empty((*like.shape[:2], 0), dtype=torch.float32, device=like.device)
-            pair = tuple(self._write_scales(old, none, before, before, keys.shape[2]) for old in self._scales[layer])
-            self._scales[layer] = (pair[0], pair[1])
-            found.append((keys, values, *pair))
-        return found
+        buffers = super().extend(like.to(torch.int8), marks)
+        return [(*pair, *self._room_for_scales(layer, pair[0])) for layer, pair in enumerate(buffers)]
 
     def clone(self) -> "Int8Cache":
         whole, end = super().clone(), self.marks.length
@@ -89,14 +82,19 @@ class Int8Cache(Cache):
         end = self.marks.length
         return replace(super()._held(layer), scales=(keys[:, :, :end], values[:, :, :end]))
 
-    def _write_scales(self, old: Tensor | None, new: Tensor, before: int, end: int, room: int) -> Tensor:
-        if old is None or old.shape[2] < max(end, room):
-            grown = new.new_empty(*new.shape[:2], room)
-            if old is not None:
-                grown[:, :, :before] = old[:, :, :before]
-            old = grown
-        old[:, :, before:end] = new
-        return old
+    def _room_for_scales(self, layer: int, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """The buffers of a layer's scales, as long as that of its keys: larger ones where they were not."""
+        first, second = self._scales[layer]
+        if first is None or second is None or first.shape[2] < keys.shape[2]:
+            first, second = self._scales[layer] = self._longer(first, keys), self._longer(second, keys)
+        return first, second
+
+    def _longer(self, old: Tensor | None, keys: Tensor) -> Tensor:
+        """Room for the scales of all `keys`, with those of committed tokens."""
+        grown = keys.new_empty(keys.shape[:3], dtype=torch.float32)
+        if old is not None:
+            grown[:, :, : self.marks.length] = old[:, :, : self.marks.length]
+        return grown
 
 
 def _until(scales: Tensor | None, end: int, rows: Tensor | None = None) -> Tensor | None:

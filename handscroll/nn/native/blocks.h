@@ -111,33 +111,97 @@ class Narrow {
     }
 
     void score(const bf16* keys, int64_t, int count, const bf16* next, float* scores) const {
+        if (size == 64) score_of<64>(keys, count, next, scores);
+        else if (size == 128) score_of<128>(keys, count, next, scores);
+        else score_of<0>(keys, count, next, scores);
+    }
+
+    void add(const float* weights, const bf16* values, int64_t, int count, const bf16* next, float* out) const {
+        int e = 0;
+        for (; e + 64 <= size; e += 64) add_pairs<2>(weights, values + e, count, next + e, out + e);
+        for (; e + 32 <= size; e += 32) add_pairs<1>(weights, values + e, count, next + e, out + e);
+        for (; e < size; e += 16) add_columns<R, 1>(weights, values + e, count, size, next + e, out + e);
+    }
+
+  private:
+    static __m512bh take(const void* p) { return (__m512bh)_mm512_loadu_si512(p); }
+    static __m512bh half(const void* p) { return (__m512bh)_mm512_maskz_loadu_epi16(0xffff, p); }
+
+    // E: the size where the compiler may know it, whose queries stay in registers; 0: any.
+    template <int E>
+    void score_of(const bf16* keys, int count, const bf16* next, float* scores) const {
+        const int width = E ? E : size;
+        constexpr int KNOWN = E ? E / 32 : 1;
+        __m512bh known[R][KNOWN];
+        if (E)
+            for (int r = 0; r < R; r++)
+                for (int c = 0; c < KNOWN; c++) known[r][c] = take(q.data() + r * width + 32 * c);
         for (int j = 0; j < count; j += 16) {
             const int here = count - j < 16 ? count - j : 16;
             f16v part[R][16];
-            for (int i = 0; i < 16; i++) {
-                const int64_t at = (int64_t)(j + (i < here ? i : here - 1)) * size;
+            const auto one = [&](int i, int64_t at) {
                 __m512 total[R];
                 for (int r = 0; r < R; r++) total[r] = _mm512_setzero_ps();
-                for (int e = 0; e < size; e += 32) {
-                    const bool whole = size - e >= 32;  // a mask hides from the processor what it could fetch ahead
-                    const auto take = [whole](const void* p) {
-                        return (__m512bh)(whole ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi16(0xffff, p));
-                    };
-                    const __m512bh k = take(keys + at + e);
-                    for (int r = 0; r < R; r++) total[r] = _mm512_dpbf16_ps(total[r], take(q.data() + r * size + e), k);
+                if (E) {
+                    for (int c = 0; c < KNOWN; c++) {
+                        const __m512bh k = take(keys + at + 32 * c);
+                        for (int r = 0; r < R; r++) total[r] = _mm512_dpbf16_ps(total[r], known[r][c], k);
+                    }
+                } else {
+                    for (int e = 0; e < width; e += 32) {
+                        const bool whole = width - e >= 32;  // a mask hides from the processor what it could fetch ahead
+                        const __m512bh k = whole ? take(keys + at + e) : half(keys + at + e);
+                        for (int r = 0; r < R; r++) {
+                            const uint16_t* x = q.data() + r * width + e;
+                            total[r] = _mm512_dpbf16_ps(total[r], whole ? take(x) : half(x), k);
+                        }
+                    }
                 }
-                fetch(next + at, 2 * size);
+                fetch(next + at, 2 * width);
                 for (int r = 0; r < R; r++) part[r][i] = (f16v)total[r];
-            }
+            };
+            if (here == 16)
+                for (int i = 0; i < 16; i++) one(i, (int64_t)(j + i) * width);
+            else
+                for (int i = 0; i < 16; i++) one(i, (int64_t)(j + (i < here ? i : here - 1)) * width);
             for (int r = 0; r < R; r++) store(scores + r * BLOCK + j, sums(part[r]) * splat(scale));
         }
     }
 
-    void add(const float* weights, const bf16* values, int64_t, int count, const bf16* next, float* out) const {
-        add_values<R>(weights, values, count, size, next, out);
+    // As `add_columns`, of 32 W columns: the even ones of a vector of bfloat16 are its numbers shifted, the odd ones masked.
+    template <int W>
+    void add_pairs(const float* weights, const bf16* values, int count, const bf16* next, float* out) const {
+        const __m512i odd = _mm512_set1_epi32(0xffff0000);
+        const __m512i evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        const __m512i odds = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+        const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+        const __m512i high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+        __m512 total[R][2 * W];
+        for (int r = 0; r < R; r++)
+            for (int w = 0; w < W; w++) {
+                const __m512 a = _mm512_loadu_ps(out + r * size + 32 * w), b = _mm512_loadu_ps(out + r * size + 32 * w + 16);
+                total[r][2 * w] = _mm512_permutex2var_ps(a, evens, b), total[r][2 * w + 1] = _mm512_permutex2var_ps(a, odds, b);
+            }
+        for (int j = 0; j < count; j++) {
+            __m512 v[2 * W];
+            for (int w = 0; w < W; w++) {
+                const __m512i both = _mm512_loadu_si512(values + (int64_t)j * size + 32 * w);
+                v[2 * w] = (__m512)_mm512_slli_epi32(both, 16), v[2 * w + 1] = (__m512)_mm512_and_si512(both, odd);
+            }
+            fetch(next + (int64_t)j * size, 64 * W);
+            for (int r = 0; r < R; r++) {
+                const __m512 weight = _mm512_set1_ps(weights[r * BLOCK + j]);
+                for (int w = 0; w < 2 * W; w++) total[r][w] = _mm512_fmadd_ps(v[w], weight, total[r][w]);
+            }
+        }
+        for (int r = 0; r < R; r++)
+            for (int w = 0; w < W; w++) {
+                const __m512 a = total[r][2 * w], b = total[r][2 * w + 1];
+                _mm512_storeu_ps(out + r * size + 32 * w, _mm512_permutex2var_ps(a, low, b));
+                _mm512_storeu_ps(out + r * size + 32 * w + 16, _mm512_permutex2var_ps(a, high, b));
+            }
     }
 
-  private:
     const int size;
     const float scale;
     std::vector<uint16_t> q;

@@ -6,6 +6,7 @@ the weights; the arithmetic is that of the calls they replace.
 """
 
 import ctypes
+from operator import is_
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -70,18 +71,22 @@ class Halves:
     """
 
     def __init__(self, layer: nn.Module):
-        self._places: list[tuple[dict[str, Any], str, Any]] = []  # where modules and tensors were found
-        self._pointers: list[tuple[Tensor, int]] = []
+        # Where modules and tensors were found: what held each, by which name. In columns, since a token asks them of
+        # every layer, from memory that the weights have just pushed out of the processor's.
+        self._holders: list[dict[str, Any]] = []
+        self._names: list[str] = []
+        self._found: list[Any] = []
+        self._tensors: list[Tensor] = []
+        self._pointers: list[int] = []
         self._hooks: list[dict[int, Any]] = []
         self.dtype = torch.float32
+        self.sizes: tuple[int, ...] | None = None  # kind, width, heads, kv heads, head size: of all layers of a stack
         self.usable = self._read(layer)
 
     def fresh(self) -> bool:
         """Whether nothing was replaced or moved since."""
-        for holder, name, found in self._places:
-            if holder.get(name) is not found:
-                return False
-        return all(tensor.data_ptr() == pointer for tensor, pointer in self._pointers)
+        same = all(map(is_, map(dict.get, self._holders, self._names), self._found))
+        return same and list(map(Tensor.data_ptr, self._tensors)) == self._pointers
 
     def takes(self, x: Embeddings, rotation: Rotation | None) -> bool:
         """Whether these hidden states (B, T, D) are few, in the weights' dtype, and turned by one rotation."""
@@ -159,14 +164,19 @@ class Halves:
         kind, width, epsilon = KINDS[self.dtype], shape.width, float(shape.norm_eps or 0.0)
         first, second = (float(parts[name].eps) for name in ("attention_norm", "mlp_norm"))
         addresses = [None if norm is None else norm.data_ptr() for norm in (*norms, *heads)]
-        sizes, epsilons = (kind, width, self.heads, self.kv, self.size), (first, epsilon)
-        self.first = _Before(*sizes, *epsilons, addresses[0], *addresses[2:], query, key, value)
+        self.sizes, epsilons = (kind, width, self.heads, self.kv, self.size), (first, epsilon)
+        self.first = _Before(*self.sizes, *epsilons, addresses[0], *addresses[2:], query, key, value)
         self.second = _After(kind, width, second, addresses[1], output, gate, up, down)
         return True
 
+    def _place(self, holder: dict[str, Any], name: str, found: Any) -> None:
+        self._holders.append(holder)
+        self._names.append(name)
+        self._found.append(found)
+
     def _module(self, parent: nn.Module, name: str) -> Any:
         module = parent._modules.get(name)
-        self._places.append((parent._modules, name, module))
+        self._place(parent._modules, name, module)
         if module is not None:
             self._hooks += [module._forward_hooks, module._forward_pre_hooks]
         return module
@@ -175,9 +185,10 @@ class Halves:
         for holder in (module._parameters, module._buffers):
             if name in holder:
                 tensor = holder[name]
-                self._places.append((holder, name, tensor))
+                self._place(holder, name, tensor)
                 if tensor is not None:
-                    self._pointers.append((tensor, tensor.data_ptr()))
+                    self._tensors.append(tensor)
+                    self._pointers.append(tensor.data_ptr())
                 return tensor
         return None
 

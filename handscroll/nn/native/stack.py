@@ -45,15 +45,14 @@ def stack(layers: nn.ModuleList, windows: Sequence[Mask | None], x: Embeddings, 
     ):
         return None
     parts = [halves_of(layer) for layer in layers]
-    alike = {(part.dtype, part.heads, part.kv, part.size) for part in parts if part.usable}
-    if len(alike) != 1 or not all(part.takes(x, rotation) for part in parts):
+    like = parts[0]
+    if not like.takes(x, rotation) or any(part.sizes != like.sizes or part.hooked() for part in parts):
         return None
     if any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):
         return None
     firsts = first_keys(windows, context, cache, x.shape[0])
     if firsts is None:
         return None
-    like = parts[0]
     stores = cache.extend(x.new_empty(x.shape[0], like.kv, 0, like.size), context.marks)
     tables = _tables(layers, parts)
     for table, first, (keys, values, *scales) in zip(tables, firsts, stores, strict=True):
