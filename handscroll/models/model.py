@@ -14,6 +14,7 @@ from handscroll.nn.gpu import stack as gpu
 from handscroll.nn.linear import TokenTable
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Mask, looks_ahead
+from handscroll.nn.native.calls import FEW
 from handscroll.nn.native.halves import halves
 from handscroll.nn.native.stack import stack
 from handscroll.nn.rope import Rotation
@@ -157,8 +158,8 @@ class Decoder(Model):
         return self.norm(x)
 
     def through(self, x: Embeddings, context: Context) -> Embeddings:
-        """All layers, one after the other or, for a new token where it can be, in one call (compiled, or a graph)."""
-        if x.shape[1] == 1 and all(type(layer).forward is PreNormLayer.forward for layer in self.layers):
+        """All layers, one after the other or, for a few new tokens where it can be, in one call (compiled, a graph)."""
+        if x.shape[1] <= FEW and all(type(layer).forward is PreNormLayer.forward for layer in self.layers):
             through = gpu.stack if x.device.type == "cuda" else stack
             found = through(self.layers, [layer.window for layer in self.layers], x, context)  # type: ignore[misc]
             if found is not None:

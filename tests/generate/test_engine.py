@@ -146,17 +146,17 @@ def answers(engine, prompts, sampling):
     ],
 )
 def test_deterministic_mode_gives_the_same_bits_in_any_company(name, dtype, together, monkeypatch):
-    """Batches of 1 to 8, several orders, neighbours that share a beginning, blocks that run out."""
+    """Batches of 1 to 16, several orders, neighbours that share a beginning, blocks that run out."""
     model = MODELS[name](dtype)
     if together == "alone":  # as without compiled products
         monkeypatch.setattr(calls, "can_multiply", lambda *tensors: False)
-    assert rows_together(model) == (8 if together == "shared" else 1)
+    assert rows_together(model) == (calls.FEW if together == "shared" else 1)
     prompts = prompts_of((5, 70, 1, 130, 17), begin=range(3, 70)) + prompts_of((64, 65, 100))
     sampling = SAMPLED.model_copy(update={"max_tokens": 12})
     want = []
     for prompt in prompts:
         want += answers(Engine(model, blocks=200, block=8, deterministic=True), [prompt], sampling)
-    for order in ([0, 1], [3, 2, 1], [7, 0, 6, 4], [*range(8)], [*range(7, -1, -1)], [3, 3, 5, 5, 1]):
+    for order in ([0, 1], [3, 2, 1], [7, 0, 6, 4], [*range(8), *range(8)], [*range(7, -1, -1)], [3, 3, 5, 5, 1]):
         for blocks in (200, 35) if order[-1] in (7, 1) else (200,):
             engine = Engine(model, blocks=blocks, block=8, deterministic=True, poison=True)
             got = answers(engine, [prompts[number] for number in order], sampling)
@@ -166,8 +166,8 @@ def test_deterministic_mode_gives_the_same_bits_in_any_company(name, dtype, toge
 
 @needs_library
 def test_rows_share_a_forward_only_where_their_bits_allow_it():
-    assert rows_together(llama()) == 8
-    assert rows_together(quantise(llama())) == 8
+    assert rows_together(llama()) == calls.FEW
+    assert rows_together(quantise(llama())) == calls.FEW
     assert rows_together(llama(torch.float64)) == 1
     model = llama()
     for change in ({"mlp_width": 100}, {"head_size": 16}, {"mlp_width": 1 << 15}):

@@ -12,6 +12,7 @@ from handscroll.models.gpt2 import GPT2, GPT2Config
 from handscroll.models.llama import Llama, LlamaConfig
 from handscroll.nn.marks import Marks
 from handscroll.nn.native import stack as stacking
+from handscroll.nn.native.calls import FEW
 from handscroll.nn.native.halves import Halves, halves
 from handscroll.nn.native.library import library, reason
 from handscroll.nn.quantised import quantise
@@ -67,11 +68,11 @@ def test_they_are_the_layer(monkeypatch, counted, dtype, weights, changes):
     model = llama(dtype, **changes)
     if weights:
         quantise(model, weights)
-    for rows, count in ((1, 6), (2, 6), (3, 2)):
+    for rows, count in ((1, 6), (2, 6), (3, 2), (2, 16), (3, 12)):
         tokens = torch.randint(0, 96, (rows, count), generator=torch.Generator().manual_seed(1))
         counted.clear()
         got, want = apart(monkeypatch, model, tokens, parts=2)
-        assert len(counted) == 4 if rows * count // 2 <= 8 else not counted
+        assert len(counted) == 4 if rows * count // 2 <= FEW else not counted
         near = 1e-5 if dtype == torch.float32 else 3e-2  # of the largest: bfloat16 rounds in another place now and then
         assert (got - want).abs().max() <= near * want.abs().max()
 
@@ -98,13 +99,14 @@ def stacked(monkeypatch):
     return calls
 
 
-def steps(model, rows, count, start=3, capacity=0, policy="full"):
-    """Hidden states of new tokens one by one after `start` that were read together, and the cache."""
+def steps(model, rows, count, start=17, capacity=0, policy="full", each=1):
+    """Logits of new tokens, `each` at a time, after `start` that were read together, and the cache."""
     cache = cache_of(policy)(model.config.layers, capacity=capacity)
     tokens = torch.randint(0, 96, (rows, start + count), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        model(tokens[:, :start], cache=cache, length=64)
-        found = [model(tokens[:, n : n + 1], cache=cache, length=64) for n in range(start, start + count)]
+        if start:
+            model(tokens[:, :start], cache=cache, length=64)
+        found = [model(tokens[:, n : n + each], cache=cache, length=64) for n in range(start, start + count, each)]
     return torch.cat(found, dim=1).float(), cache
 
 
@@ -117,7 +119,7 @@ def steps(model, rows, count, start=3, capacity=0, policy="full"):
 def test_all_layers_in_one_call_are_the_layers(monkeypatch, stacked, dtype, rows, changes, policy):
     model = llama(dtype, **changes)
     got, cache = steps(model, rows, 9, policy=policy)
-    assert len(stacked) == 9 and cache.length == 12
+    assert len(stacked) == 9 and cache.length == 26
     with monkeypatch.context() as patch:
         patch.setattr(models, "stack", lambda *_: None)
         want, by_layer = steps(model, rows, 9, policy=policy)
@@ -129,6 +131,33 @@ def test_all_layers_in_one_call_are_the_layers(monkeypatch, stacked, dtype, rows
         assert (got - want).abs().max() <= limit * want.abs().max()
     else:  # the same arithmetic in the same order
         assert torch.equal(got, want) and all(torch.equal(kept[name], other[name]) for name in kept)
+
+
+@pytest.mark.parametrize("policy", ["full", "int8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows, each, start", [(1, 2, 17), (1, 16, 17), (1, 5, 0), (4, 4, 9), (2, 3, 70), (1, 7, 600)])
+def test_several_tokens_in_one_call_are_the_layers(monkeypatch, stacked, dtype, rows, each, start, policy):
+    model = llama(dtype, positions=POSITIONS | {"context": 1024, "trained": 1024}, windows=(1024, None))
+    got, cache = steps(model, rows, 2 * each, start, policy=policy, each=each)
+    assert len(stacked) == 2 and cache.length == start + 2 * each
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "stack", lambda *_: None)
+        want, by_layer = steps(model, rows, 2 * each, start, policy=policy, each=each)
+    assert len(stacked) == 2
+    kept, other = cache.state_dict(), by_layer.state_dict()
+    assert kept.keys() == other.keys() and all(kept[name].shape == other[name].shape for name in kept)
+    limit = 3e-2 if dtype == torch.bfloat16 else 1e-3 if policy == "int8" else 1e-5  # sums in another order
+    assert (got - want).abs().max() <= limit * want.abs().max()
+
+
+def test_several_tokens_under_a_window_go_layer_by_layer(stacked):
+    model = llama(windows=(6, None))
+    got, _ = steps(model, 1, 4, each=4)
+    assert not stacked
+    steps(model, 1, 4, start=0, each=4)
+    assert len(stacked) == 1  # the window holds them all
+    single, _ = steps(model, 1, 4)
+    torch.testing.assert_close(got, single, rtol=1e-5, atol=1e-4)
 
 
 def test_the_stack_sees_what_changes(stacked):
@@ -204,7 +233,7 @@ def test_they_stand_back(counted):
     add_lora(adapted, LoRA(targets=("gate",)))
     logits(adapted, tokens)
     logits(llama(head_size=16), tokens)
-    logits(llama(), torch.arange(9)[None])
+    logits(llama(), torch.arange(FEW + 1)[None])
     scaling = {"name": "self-extend", "factor": 2.0, "original": 64, "window": 16, "group": 4}
     logits(llama(positions=POSITIONS | {"scaling": scaling, "context": 128}), tokens)
     logits(GPT2(GPT2Config(vocab=96, width=64, layers=1, heads=2, mlp_width=96, context=16)), tokens)
@@ -244,7 +273,7 @@ def test_the_stack_takes_no_other_layers(stacked, family, rotated):
     settings = SIZES | {"family": family, "rotated_size": rotated}
     torch.manual_seed(0)
     model = GLM(GLMConfig.parse(settings | {"positions": POSITIONS | {"scaling": YARN, "context": 256}}, "test")).eval()
-    got, cache = steps(model, 2, 5)
+    got, cache = steps(model, 2, 5, start=3)
     assert bool(stacked) == (family == "glm" and rotated == 32)
     tokens = torch.randint(0, 96, (2, 8), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():

@@ -17,7 +17,7 @@ from handscroll.nn.rounding import GROUP
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3}  # the last: two int4 a byte
 LANES = 16  # sizes must be multiples of this
 WIDEST = 512  # numbers of an int8 key, whose products are added up in 32 bits
-FEW = 8  # tokens up to which products, norms and rotations are asked here
+FEW = 16  # tokens up to which products, norms and rotations are asked here
 
 
 def can_decode(q: Tensor, span: Span, first: int = 0) -> bool:
@@ -60,7 +60,7 @@ def decode(
         _at(values),
         _at(key_scales),
         _at(value_scales),
-        _numbers(batch, kv, rows, keys.shape[2], size, torch.get_num_threads()),
+        _numbers(batch, kv, rows, keys.shape[2], size, torch.get_num_threads(), 1),
         _numbers(*strides),
         _at(out),
         _at(lse),

@@ -12,8 +12,6 @@
 
 namespace {
 
-constexpr int ROWS = 4;  // query rows whose sums stay in registers together
-
 constexpr int64_t PART = 512;  // keys of a task over pages: fixed, so that a row does not depend on its neighbours
 
 // Where the vectors of one kv head lie, and how many from `n` on lie in one piece.
@@ -44,10 +42,17 @@ struct Ways<int8_t, R> { using Way = Integers<R>; };
 template <int R>
 struct Ways<nibbles, R> { using Way = Packed<R>; };
 
-// One task: R rows over keys first .. last - 1. out (R, size) unnormalised, top (R) largest score, mass (R).
+// Which keys the rows of a head see: row r those before number `length` - `tokens` + 1 + r % `tokens`.
+struct Sight {
+    int64_t length = INT64_MAX, tokens = 1;
+    int64_t of(int64_t r) const { return length - tokens + 1 + r % tokens; }
+};
+
+// One task: R rows, the first of which is number `begin` of its head, over keys first .. last - 1. out (R, size)
+// unnormalised, top (R) largest score, mass (R).
 template <class T, int R, class Place>
-void run(const float* q, float scale, Place keys, Place values, Scales<T> scales, int64_t first, int64_t last, int size,
-         float* out, float* top, float* mass) {
+void run(const float* q, float scale, Place keys, Place values, Scales<T> scales, int64_t first, int64_t last,
+         Sight sight, int begin, int size, float* out, float* top, float* mass) {
     alignas(64) float scores[R * BLOCK];
     typename Ways<T, R>::Way way(q, scale, size, scales);
     for (int r = 0; r < R; r++) top[r] = -INFINITY, mass[r] = 0;
@@ -58,7 +63,12 @@ void run(const float* q, float scale, Place keys, Place values, Scales<T> scales
         way.score(keys.at(at), at, count, values.at(at), scores);
         for (int r = 0; r < R; r++) {
             float* s = scores + r * BLOCK;
-            for (int j = count; j < padded; j++) s[j] = -INFINITY;
+            const int64_t seen = sight.of(begin + r) - at;
+            if (seen <= 0) {  // nothing of this block
+                memset(s, 0, sizeof(float) * padded);
+                continue;
+            }
+            for (int j = (int)std::min(seen, (int64_t)count); j < padded; j++) s[j] = -INFINITY;
             f16v m = load(s);
             for (int j = 16; j < padded; j += 16) m = max(m, load(s + j));
             float high = largest(m);
@@ -81,18 +91,21 @@ void run(const float* q, float scale, Place keys, Place values, Scales<T> scales
 }
 
 template <class T, class Place>
-void rows(const float* q, float scale, Place keys, Place values, Scales<T> scales, int64_t first, int64_t last, int count,
-          int size, float* out, float* top, float* mass) {
+void rows(const float* q, float scale, Place keys, Place values, Scales<T> scales, int64_t first, int64_t last,
+          Sight sight, int count, int size, float* out, float* top, float* mass) {
     for (int r = 0; r < count;) {
         int left = count - r;
         const float* here = q + r * size;
         float* o = out + r * size;
-        switch (left >= ROWS ? ROWS : left) {
-            case 1: run<T, 1>(here, scale, keys, values, scales, first, last, size, o, top + r, mass + r); r += 1; break;
-            case 2: run<T, 2>(here, scale, keys, values, scales, first, last, size, o, top + r, mass + r); r += 2; break;
-            case 3: run<T, 3>(here, scale, keys, values, scales, first, last, size, o, top + r, mass + r); r += 3; break;
-            default: run<T, 4>(here, scale, keys, values, scales, first, last, size, o, top + r, mass + r); r += 4;
-        }
+        const auto by = [&](auto constant) {
+            constexpr int R = constant;
+            run<T, R>(here, scale, keys, values, scales, first, last, sight, r, size, o, top + r, mass + r);
+            r += R;
+        };
+        if (left >= 4) by(std::integral_constant<int, 4>{});
+        else if (left == 3) by(std::integral_constant<int, 3>{});
+        else if (left == 2) by(std::integral_constant<int, 2>{});
+        else by(std::integral_constant<int, 1>{});
     }
 }
 
@@ -140,8 +153,8 @@ void decode(const float* q, float scale, const T* keys, const T* values, const S
         if (value_scales) scales.values = value_scales + b * strides[6] + h * strides[7];
         if (first >= last) first = last;
         rows<T>(q + lane * count * size, scale, Whole<T>{keys + b * strides[0] + h * strides[1], stride},
-                Whole<T>{values + b * strides[2] + h * strides[3], stride}, scales, first, last, (int)count, (int)size,
-                outs + task * count * size, tops + task * count, masses + task * count);
+                Whole<T>{values + b * strides[2] + h * strides[3], stride}, scales, first, last,
+                Sight{length, shape[6]}, (int)count, (int)size, outs + task * count * size, tops + task * count, masses + task * count);
     }
     for (int64_t lane = 0; lane < lanes; lane++)
         join(outs, tops, masses, lane * parts, parts, count, size, out + lane * count * size, lse + lane * count);
@@ -168,8 +181,8 @@ void paged(const float* q, float scale, const T* keys, const T* values, const in
         int64_t last = std::min(first + PART, spans[3 * b + 2]);
         Pages<T> k{keys + h * slots * size, size, page, table + spans[3 * b]};
         Pages<T> v{values + h * slots * size, size, page, table + spans[3 * b]};
-        rows<T>(q + (b * heads + h) * count * size, scale, k, v, Scales<T>{}, first, last, (int)count, (int)size,
-                outs + task * count * size, tops + task * count, masses + task * count);
+        rows<T>(q + (b * heads + h) * count * size, scale, k, v, Scales<T>{}, first, last, Sight{},
+                (int)count, (int)size, outs + task * count * size, tops + task * count, masses + task * count);
     }
     for (int64_t b = 0; b < batch; b++)
         for (int64_t h = 0; h < heads; h++) {
@@ -189,7 +202,7 @@ std::vector<float> widened(const void* q, int narrow, int64_t count) {
 
 // q (B, K, R, E), float32 or (narrow) bfloat16, times scale; keys and values (B, K, S, E), rows of E contiguous, strides[0..3] of batch and head;
 // int8 with float32 scales (B, K, S), int4 (rows of E / 2 bytes) with bfloat16 ones (see `Scale`), strides[4..7]. shape: B,
-// K, R, S, E (a multiple of 16, of 32 for int4), threads. kind: 0 float32, 1 bfloat16, 2 int8, 3 int4. out (B, K, R, E) and
+// K, R, S, E (a multiple of 16, of 32 for int4), threads, tokens: row r sees all but the last tokens - 1 - r % tokens keys. kind: 0 float32, 1 bfloat16, 2 int8, 3 int4. out (B, K, R, E) and
 // lse (B, K, R) in float32.
 extern "C" void handscroll_decode(int kind, int narrow, const void* queries, float scale, const void* keys,
                                   const void* values, const void* key_scales, const void* value_scales,

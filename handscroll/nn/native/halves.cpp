@@ -159,39 +159,47 @@ void keep(const T* from, int64_t size, void* to, int64_t at, float* scale) {
     else memcpy((T*)to + at, from, sizeof(T) * size);
 }
 
-// One new token of every row through all layers: its keys and values go to slot `last` of each layer.
+// A few new tokens of every row through all layers: their keys and values go to the slots from `last` on of each layer.
 template <class T>
 void step(Layer* layers, int64_t count, const T* x, const float* cosine, const float* sine, const int64_t* shape,
           float scale, T* y) {
-    const int64_t batch = shape[0], last = shape[4];
+    const int64_t batch = shape[0], tokens = shape[1], last = shape[4], rows = batch * tokens;
     const Before& like = layers[0].before;
-    const int64_t inner = like.heads * like.size, shared = like.kv * like.size;
-    std::vector<T> room(batch * 2 * (inner + shared));
-    T *q = room.data(), *k = q + batch * inner, *v = k + batch * shared, *read = v + batch * shared;
-    std::vector<float> wide(batch * (inner + like.heads));
+    const int64_t inner = like.heads * like.size, shared = like.kv * like.size, size = like.size;
+    std::vector<T> room(rows * 2 * (inner + shared));
+    T *q = room.data(), *k = q + rows * inner, *v = k + rows * shared, *read = v + rows * shared;
+    std::vector<float> wide(rows * (inner + like.heads));
     for (int64_t n = 0; n < count; n++) {
         Layer& layer = layers[n];
         before(layer.before, x, cosine, sine, shape, q, k, v);
         const bool narrow = layer.key_scales != nullptr;
         for (int64_t b = 0; b < batch; b++)
-            for (int64_t h = 0; h < like.kv; h++) {
-                const int64_t from = (b * like.kv + h) * like.size;
-                const int64_t to = b * layer.batch_stride + h * layer.head_stride + last * like.size;
-                const int64_t scale_to = b * layer.scale_batch_stride + h * layer.scale_head_stride + last;
-                keep(k + from, like.size, layer.keys, to, narrow ? layer.key_scales + scale_to : nullptr);
-                keep(v + from, like.size, layer.values, to, narrow ? layer.value_scales + scale_to : nullptr);
-            }
-        const int64_t seen[] = {batch, like.kv, like.heads / like.kv, last + 1 - layer.first, like.size, shape[3]};
+            for (int64_t h = 0; h < like.kv; h++)
+                for (int64_t t = 0; t < tokens; t++) {
+                    const T* key = k + ((b * like.kv + h) * tokens + t) * size;
+                    const T* value = v + ((b * tokens + t) * like.kv + h) * size;
+                    const int64_t to = b * layer.batch_stride + h * layer.head_stride + (last + t) * size;
+                    const int64_t scale_to = b * layer.scale_batch_stride + h * layer.scale_head_stride + last + t;
+                    keep(key, size, layer.keys, to, narrow ? layer.key_scales + scale_to : nullptr);
+                    keep(value, size, layer.values, to, narrow ? layer.value_scales + scale_to : nullptr);
+                }
+        const int64_t seen[] = {batch, like.kv, like.heads / like.kv * tokens, last + tokens - layer.first, size,
+                                shape[3], tokens};
         const int64_t strides[] = {layer.batch_stride, layer.head_stride, layer.batch_stride, layer.head_stride,
                                    layer.scale_batch_stride, layer.scale_head_stride, layer.scale_batch_stride,
                                    layer.scale_head_stride};
-        const int64_t skipped = layer.first * like.size * (narrow ? 1 : (int64_t)sizeof(T));
+        const int64_t skipped = layer.first * size * (narrow ? 1 : (int64_t)sizeof(T));
         handscroll_decode(narrow ? 2 : sizeof(T) == 2, sizeof(T) == 2, q, scale, (char*)layer.keys + skipped,
                           (char*)layer.values + skipped, narrow ? layer.key_scales + layer.first : nullptr,
                           narrow ? layer.value_scales + layer.first : nullptr, seen, strides, wide.data(),
-                          wide.data() + batch * inner);
-        for (int64_t i = 0; i < batch * inner; i++) put(read + i, wide[i]);
-        after(layer.after, x, read, batch, shape[3], y);
+                          wide.data() + rows * inner);
+        const float* from = wide.data();  // (B, heads, T, E)
+        for (int64_t b = 0; b < batch; b++)
+            for (int64_t h = 0; h < like.heads; h++)
+                for (int64_t t = 0; t < tokens; t++)
+                    for (int64_t e = 0; e < size; e++)
+                        put(read + ((b * tokens + t) * like.heads + h) * size + e, *from++);
+        after(layer.after, x, read, rows, shape[3], y);
         x = y;
     }
 }
@@ -215,7 +223,7 @@ extern "C" void handscroll_after(const void* about, const void* x, const void* r
     else after(given, (const bf16*)x, (const bf16*)read, shape[0], shape[1], (bf16*)y);
 }
 
-// x and y (B, 1, width); shape: B, 1, batches of the tables, threads, slot of the new token. All layers are of one shape
+// x and y (B, T, width); shape: B, T, batches of the tables, threads, slot of the first new token. All layers are of one shape
 // and kind, which is that of x; keys and values are of it too, or in int8.
 extern "C" void handscroll_step(void* layers, int64_t count, const void* x, const float* cosine, const float* sine,
                                 const int64_t* shape, float scale, void* y) {

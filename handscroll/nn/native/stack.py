@@ -1,7 +1,8 @@
-"""All layers of a decoder in one compiled call: for one new token of every row over a full cache.
+"""All layers of a decoder in one compiled call, for a few new tokens (one of every row, a draft) over a full cache.
 
-Between the halves of a layer (`halves.py`) lie appending to the cache and attention, which for a full cache that every
-query sees whole are again little work and many calls. What this cannot do goes layer by layer, with the same numbers.
+Between the halves of a layer (`halves.py`) lie appending to the cache and attention, which for a full cache of which
+every query sees all that is before it are again little work and many calls. What this cannot do goes layer by layer,
+with the same numbers but for the order in which the attention of several tokens is summed.
 """
 
 import ctypes
@@ -23,7 +24,7 @@ _TABLES: "WeakKeyDictionary[nn.ModuleList, tuple[list[Halves], ctypes.Array]]" =
 
 
 def stack(layers: nn.ModuleList, windows: Sequence[Mask | None], x: Embeddings, context: Context) -> Embeddings | None:
-    """The layers' output (B, 1, D) for one new token of every row, its keys and values appended; None: not this way.
+    """The layers' output (B, T, D) for a few new tokens, their keys and values appended; None: not this way.
 
     `windows` narrow the shared mask of each layer.
     """
@@ -32,7 +33,6 @@ def stack(layers: nn.ModuleList, windows: Sequence[Mask | None], x: Embeddings, 
         not isinstance(cache, Cache)
         or "extend" not in vars(type(cache))
         or cache.past
-        or x.shape[1] != 1
         or rotation is None
         or context.bias is not None
     ):
@@ -67,7 +67,7 @@ def _call(tables: ctypes.Array, x: Tensor, context: Context, slot: int) -> Tenso
     found, rotation, out = library(), context.rotation, torch.empty_like(x)
     assert found is not None and rotation is not None
     cosine, sine = rotation.cosine.contiguous(), rotation.sine.contiguous()
-    shape = (ctypes.c_int64 * 5)(x.shape[0], 1, cosine.shape[0], torch.get_num_threads(), slot)
+    shape = (ctypes.c_int64 * 5)(x.shape[0], x.shape[1], cosine.shape[0], torch.get_num_threads(), slot)
     scale = tables[0].before.size ** -0.5 * rotation.attention_factor**2
     found.handscroll_step(
         tables, len(tables), x.data_ptr(), cosine.data_ptr(), sine.data_ptr(), shape, scale, out.data_ptr()
@@ -76,16 +76,18 @@ def _call(tables: ctypes.Array, x: Tensor, context: Context, slot: int) -> Tenso
 
 
 def first_keys(windows: Sequence[Mask | None], context: Context, cache: Cache, batch: int) -> list[int] | None:
-    """The first key that each layer sees; None where one of them does not see all from there on."""
-    every = cache.marks.joined(context.marks, batch, torch.device("cpu"))
-    found = pieces(context.mask, context.marks, every)
-    if len(found) != 1 or found[0] != Piece(0, every.length):
+    """The first key that the queries of each layer see, and with it all before themselves; None where it is not so."""
+    every, count = cache.marks.joined(context.marks, batch, torch.device("cpu")), context.marks.length
+    square = Piece(every.length - count, every.length, square=True)
+    before = [Piece(0, every.length - count)] if every.length > count else []
+    if pieces(context.mask, context.marks, every) != ([Piece(0, every.length)] if count == 1 else [*before, square]):
         return None
     if not all(window is None or type(window) is Window for window in windows):
         return None
     if any(windows) and not (every.plain and context.marks.plain):
         return None
-    return [0 if window is None else max(0, every.length - window.size) for window in windows]  # type: ignore[attr-defined]
+    firsts = [0 if window is None else max(0, every.length - window.size) for window in windows]  # type: ignore[attr-defined]
+    return None if count > 1 and any(firsts) else firsts
 
 
 def _tables(layers: nn.ModuleList, parts: list[Halves]) -> ctypes.Array:
