@@ -386,7 +386,8 @@ def test_norms_and_rotations_that_are_left_to_torch():
     few = random(1, 1, 64)
     assert not calls.can_norm(few.double(), weight.double())
     assert not calls.can_norm(few.bfloat16(), weight)  # the product is in the dtype of the weight then
-    assert not calls.can_norm(random(1, calls.FEW + 1, 64), weight)  # chunks of a long step run with and without gradient alike
+    many = random(1, calls.FEW + 1, 64)
+    assert not calls.can_norm(many, weight)  # chunks of a long step run with and without gradient alike
     assert not calls.can_norm(random(1, 1, 24), torch.ones(24))
     assert not calls.can_norm(few.requires_grad_(), weight)
     assert not calls.can_turn(random(1, 2, 1, 48), torch.ones(1, 1, 24))
