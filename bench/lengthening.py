@@ -81,13 +81,20 @@ class Family:
     rows: int = 128
     most: int = 8000
     sentinels: int = 0
+    initialise: str = "normal"
 
 
 SIZES = {"width": 256, "layers": 4, "heads": 4, "mlp_width": 1024, "context": SHORT}
 LEARNED = ("interpolate", "tile", "copy-last-row", "hierarchical")
 FAMILIES = {
     "bert": Family(
-        SIZES, MaskedTokens(), ("[PAD]", "[CLS]", "[SEP]", "[MASK]"), LEARNED, f"blocks of {SHORT}", windows=24
+        SIZES,
+        MaskedTokens(),
+        ("[PAD]", "[CLS]", "[SEP]", "[MASK]"),
+        LEARNED,
+        f"blocks of {SHORT}",
+        windows=24,
+        initialise="mimetic",
     ),
     "gpt2": Family(
         SIZES, NextToken(), ("<|endoftext|>",), LEARNED, f"sliding window of {SHORT}", windows=64, rows=64, most=3000
@@ -223,7 +230,7 @@ def pretrained(job: Job) -> tuple[LM, dict[str, Any]]:
         return load(folder / "model", device), json.loads(kept.read_text())
     tokenizer = Tokenizer.load(job.work / "tokenizer")
     model = new_model(job.name, job.family.sizes, About(tokenizer, SHORT))
-    initialise(model, "normal", model.config.layers, torch.Generator().manual_seed(job.seed))
+    initialise(model, job.family.initialise, model.config.layers, torch.Generator().manual_seed(job.seed))
     lm = LM(model.to(device), tokenizer, f"{job.name} {job.seed}")
     rows = job.options.rows or job.family.rows
     steps = _steps(job, lm, rows, folder / "steps")

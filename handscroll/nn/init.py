@@ -1,13 +1,16 @@
-"""Initialisation of a new model: normal, Xavier, He."""
+"""Initialisation of a new model: normal, Xavier, He, and one whose attention begins by looking near."""
 
 import math
 
 import torch
 from torch import nn
 
+from handscroll.base.errors import ConfigError
+from handscroll.nn.attention import Attention
 from handscroll.nn.recurrence import LSTMLayer
 
-SCHEMES = ("normal", "xavier", "he")
+SCHEMES = ("normal", "xavier", "he", "mimetic")
+AMPLITUDE, BASE, STRENGTH = 0.05, 100.0, 20.0  # of the sinusoids; of the score of a place with itself, in nats
 
 
 def initialise(model: nn.Module, scheme: str, layers: int, generator: torch.Generator, std: float = 0.02) -> None:
@@ -17,8 +20,20 @@ def initialise(model: nn.Module, scheme: str, layers: int, generator: torch.Gene
     2 / fan in (He et al. 2015). Each gate of an LSTM is a matrix of its own, and the forget gate's bias is 1
     (Jozefowicz et al. 2015). Embedding tables are always N(0, std): a lookup has no fan in. Projections
     back into the residual stream (`output`, `down`) are divided by sqrt(2 x layers) (Radford et al. 2019).
+
+    mimetic: normal, but a learned position table begins as sinusoids (Vaswani et al. 2017; wavelengths from 2 pi to
+    200 pi) and the keys of every head as its queries (after Trockman & Kolter 2023, arXiv:2305.09828), so that each
+    token attends to its neighbours from the first update on, and all is learned from there. Without it an encoder that
+    learns hidden tokens stays at the loss of word frequencies until it has found its neighbours.
+
+    Raises:
+        ConfigError: mimetic, and the model has no learned positions.
     """
     assert scheme in SCHEMES, scheme
+    if scheme == "mimetic":
+        initialise(model, "normal", layers, generator, std)
+        _look_near(model, generator)
+        return
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding):
             _normal(module.weight, std, generator)
@@ -43,3 +58,21 @@ def initialise(model: nn.Module, scheme: str, layers: int, generator: torch.Gene
 def _normal(weight: torch.Tensor, std: float, generator: torch.Generator) -> None:
     with torch.no_grad():
         weight.normal_(0.0, std, generator=generator)
+
+
+def _look_near(model: nn.Module, generator: torch.Generator) -> None:
+    tables = [module for name, module in model.named_modules() if name.rsplit(".", 1)[-1] == "position_embedding"]
+    if not tables:
+        raise ConfigError("initialise = 'mimetic' is for learned positions (bert, roberta, gpt2): take 'normal'")
+    for table in tables:
+        places, width = table.weight.shape
+        angles = torch.arange(places)[:, None] / BASE ** (torch.arange(0, width, 2) / width)
+        with torch.no_grad():
+            table.weight[:, 0::2] = AMPLITUDE * angles.sin()
+            table.weight[:, 1::2] = AMPLITUDE * angles.cos()[:, : width // 2]
+    for module in model.modules():
+        if isinstance(module, Attention):
+            size, width = module.shape.head_size, module.query.weight.shape[1]
+            _normal(module.query.weight, math.sqrt(STRENGTH / (width * math.sqrt(size))), generator)
+            with torch.no_grad():
+                module.key.weight.copy_(module.query.weight)

@@ -76,7 +76,7 @@ class ModelRecipe(Config):
 
     path: str | None = None
     family: str | None = Field(default=None, description="of a new model (models/new.py)")
-    initialise: Literal["normal", "xavier", "he"] = "normal"
+    initialise: Literal["normal", "xavier", "he", "mimetic"] = "normal"
     induction: bool = Field(default=False, description="set induction heads by hand (models/induction.py)")
     sizes: dict[str, Any] = Field(default_factory=dict)
 

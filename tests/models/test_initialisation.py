@@ -9,9 +9,12 @@ from handscroll.base.errors import ConfigError
 from handscroll.data.batch import collate
 from handscroll.data.recall import Copies
 from handscroll.data.sources import TokenSource
+from handscroll.models.bert import Bert, BertConfig
+from handscroll.models.gpt2 import GPT2, GPT2Config
 from handscroll.models.induction import set_induction_heads
 from handscroll.models.llama import Llama, LlamaConfig
 from handscroll.nn.init import initialise
+from handscroll.nn.marks import Marks
 
 
 def model(layers: int = 3) -> Llama:
@@ -36,6 +39,38 @@ def test_spreads(scheme, spread):
     initialise(made, scheme, 3, torch.Generator().manual_seed(0))
     assert float(made.get_parameter("layers.0.mlp.up.weight").detach().std()) == pytest.approx(spread, rel=0.02)
     assert float(made.get_parameter("embedding.weight").detach().std()) == pytest.approx(0.02, rel=0.02)
+
+
+def learned(family, **sizes):
+    shared = {"vocab": 300, "width": 64, "layers": 2, "heads": 4, "mlp_width": 128, "context": 96}
+    return BUILT[family](CONFIGS[family](**shared, **sizes))
+
+
+BUILT, CONFIGS = {"bert": Bert, "gpt2": GPT2}, {"bert": BertConfig, "gpt2": GPT2Config}
+
+
+@pytest.mark.parametrize("family", BUILT)
+def test_mimetic_attention_begins_near(family):
+    """At the start most of a token's attention is on its neighbours; under `normal` it is everywhere."""
+    near = {}
+    for scheme in ("normal", "mimetic"):
+        made = learned(family)
+        initialise(made, scheme, 2, torch.Generator().manual_seed(0))
+        tokens = torch.randint(0, 300, (4, 96), generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            x = made.embed(tokens, Marks.run(0, 96))
+            layer = made.layers[0]
+            x = x if family == "bert" else layer.attention_norm(x)
+            q, k = (side(x).view(4, 96, 4, 16).transpose(1, 2) for side in (layer.attention.query, layer.attention.key))
+            weights = (q @ k.mT / 4).softmax(dim=-1)
+        steps = torch.arange(96)
+        near[scheme] = float(weights[..., (steps[:, None] - steps).abs() <= 4].sum() / weights.sum())
+    assert near["normal"] < 0.12 and near["mimetic"] > 0.5, near
+
+
+def test_mimetic_is_for_learned_positions():
+    with pytest.raises(ConfigError, match="learned positions"):
+        initialise(model(), "mimetic", 3, torch.Generator().manual_seed(0))
 
 
 def test_induction_heads_copy_at_step_zero():
