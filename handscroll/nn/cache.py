@@ -7,7 +7,7 @@ offloaded and remote caches all hand the same thing to `attend`: a list of spans
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -127,6 +127,9 @@ class Cache:
     capacity: int = 0
     marks: Marks = field(default_factory=lambda: Marks.run(0, 0))
     past: Sequence[Sequence[Span]] = ()
+    tables: dict[str, Any] = field(
+        default_factory=dict, repr=False, compare=False
+    )  # what `nn/native/stack.py` remembers
     _store: list[_Layer] = field(default_factory=list)
     _pending: Marks | None = None
 

@@ -150,6 +150,43 @@ def test_several_tokens_in_one_call_are_the_layers(monkeypatch, stacked, dtype, 
     assert (got - want).abs().max() <= limit * want.abs().max()
 
 
+@pytest.mark.parametrize("policy", ["full", "int8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows, each", [(1, 1), (3, 1), (2, 4)])
+def test_what_comes_before_is_read_in_the_same_call(monkeypatch, stacked, dtype, rows, each, policy):
+    """Two spans that are only read, of 70 and 20 tokens, and the cache's own tokens after them."""
+    model = llama(dtype, positions=POSITIONS | {"context": 256, "trained": 256})
+    tokens = torch.randint(0, 96, (rows, 4 * each), generator=torch.Generator().manual_seed(2))
+    begin = torch.randint(0, 96, (1, 90), generator=torch.Generator().manual_seed(3))
+    found = []
+    for through in (stacking.stack, lambda *_: None):
+        with monkeypatch.context() as patch, torch.no_grad():
+            cache = cache_of(policy)(2)
+            model(begin[:, :70], cache=cache, length=128)
+            cache = cache.branch()
+            model(begin[:, 70:], cache=cache, length=128)
+            cache = cache.branch(capacity=30)
+            stacked.clear()
+            patch.setattr(models, "stack", through)
+            logits = [model(part, cache=cache, length=128).float() for part in tokens.split(each, dim=1)]
+            assert len(stacked) == (4 if through is stacking.stack else 0) and cache.length == 90 + 4 * each
+            found.append(torch.cat(logits, dim=1))
+    got, want = found
+    limit = 3e-2 if dtype == torch.bfloat16 else 1e-3 if policy == "int8" else 1e-5
+    assert (got - want).abs().max() <= limit * want.abs().max()
+
+
+@torch.no_grad()
+def test_what_comes_before_under_windows_or_in_four_bits_goes_layer_by_layer(stacked):
+    for model, policy in ((llama(windows=(16, None)), "full"), (llama(), "int4")):
+        whole = cache_of(policy)(2)
+        model(torch.arange(40)[None], cache=whole, length=64)
+        stacked.clear()
+        whole = whole.branch()
+        model(torch.tensor([[3]]), cache=whole, length=64)
+        assert not stacked and whole.length == 41
+
+
 def test_several_tokens_under_a_window_go_layer_by_layer(stacked):
     model = llama(windows=(6, None))
     got, _ = steps(model, 1, 4, each=4)

@@ -32,12 +32,20 @@ struct After {
     Product output, gate, up, down;
 };
 
+struct Past {  // keys and values (kv, length, E) that all rows see whole, in the numbers of `handscroll_decode`
+    const void *keys, *values;
+    const float *key_scales, *value_scales;
+    int64_t kind, length, key_stride, value_stride, key_scale_stride, value_scale_stride;  // of heads
+};
+
 struct Layer {  // keys and values (B, kv, room, E), scales (B, kv, room) of int8 or null; the first that is seen
     Before before;
     After after;
     void *keys, *values;
     float *key_scales, *value_scales;
     int64_t batch_stride, head_stride, scale_batch_stride, scale_head_stride, first;
+    const Past* past;  // what lies before all that
+    int64_t pasts;
 };
 
 constexpr int64_t FETCHED = 8 << 10;  // bytes of a thread's next matrix that are asked for before it waits
@@ -159,6 +167,16 @@ void keep(const T* from, int64_t size, void* to, int64_t at, float* scale) {
     else memcpy((T*)to + at, from, sizeof(T) * size);
 }
 
+// The results of two runs of keys in one: out (rows, size), lse (rows), into the first.
+void merge(float* out, float* lse, const float* other, const float* other_lse, int64_t rows, int64_t size) {
+    for (int64_t r = 0; r < rows; r++) {
+        const float high = std::fmax(lse[r], other_lse[r]);
+        const float a = std::exp(lse[r] - high), b = std::exp(other_lse[r] - high), total = a + b;
+        for (int64_t e = r * size; e < (r + 1) * size; e++) out[e] = (a * out[e] + b * other[e]) / total;
+        lse[r] = high + std::log(total);
+    }
+}
+
 // A few new tokens of every row through all layers: their keys and values go to the slots from `last` on of each layer.
 template <class T>
 void step(Layer* layers, int64_t count, const T* x, const float* cosine, const float* sine, const int64_t* shape,
@@ -168,7 +186,9 @@ void step(Layer* layers, int64_t count, const T* x, const float* cosine, const f
     const int64_t inner = like.heads * like.size, shared = like.kv * like.size, size = like.size;
     std::vector<T> room(rows * 2 * (inner + shared));
     T *q = room.data(), *k = q + rows * inner, *v = k + rows * shared, *read = v + rows * shared;
-    std::vector<float> wide(rows * (inner + like.heads));
+    const int64_t found = rows * (inner + like.heads);
+    std::vector<float> wide(layers[0].pasts ? 2 * found : found);
+    float *lse = wide.data() + rows * inner, *other = wide.data() + found, *other_lse = lse + found;
     for (int64_t n = 0; n < count; n++) {
         Layer& layer = layers[n];
         before(layer.before, x, cosine, sine, shape, q, k, v);
@@ -192,7 +212,16 @@ void step(Layer* layers, int64_t count, const T* x, const float* cosine, const f
         handscroll_decode(narrow ? 2 : sizeof(T) == 2, sizeof(T) == 2, q, scale, (char*)layer.keys + skipped,
                           (char*)layer.values + skipped, narrow ? layer.key_scales + layer.first : nullptr,
                           narrow ? layer.value_scales + layer.first : nullptr, seen, strides, wide.data(),
-                          wide.data() + rows * inner);
+                          lse);
+        for (int64_t i = 0; i < layer.pasts; i++) {
+            const Past& past = layer.past[i];
+            const int64_t all[] = {batch, like.kv, like.heads / like.kv * tokens, past.length, size, shape[3], 1};
+            const int64_t heads[] = {0, past.key_stride, 0, past.value_stride, 0, past.key_scale_stride, 0,
+                                     past.value_scale_stride};
+            handscroll_decode((int)past.kind, sizeof(T) == 2, q, scale, past.keys, past.values, past.key_scales,
+                              past.value_scales, all, heads, other, other_lse);
+            merge(wide.data(), lse, other, other_lse, rows * like.heads, size);
+        }
         const float* from = wide.data();  // (B, heads, T, E)
         for (int64_t b = 0; b < batch; b++)
             for (int64_t h = 0; h < like.heads; h++)

@@ -51,6 +51,16 @@ class _After(ctypes.Structure):
     ]
 
 
+class PastTable(ctypes.Structure):
+    """Keys and values before those of a cache, which every row sees whole."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("keys", "values", "key_scales", "value_scales")),
+        *((name, ctypes.c_int64) for name in ("kind", "length", "key_stride", "value_stride")),
+        *((name, ctypes.c_int64) for name in ("key_scale_stride", "value_scale_stride")),
+    ]
+
+
 class LayerTable(ctypes.Structure):
     """A layer as `handscroll_step` reads it: its halves, and where its keys and values lie."""
 
@@ -60,6 +70,8 @@ class LayerTable(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("keys", "values", "key_scales", "value_scales")),
         *((name, ctypes.c_int64) for name in ("batch_stride", "head_stride")),
         *((name, ctypes.c_int64) for name in ("scale_batch_stride", "scale_head_stride", "first")),
+        ("past", ctypes.POINTER(PastTable)),
+        ("pasts", ctypes.c_int64),
     ]
 
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from handscroll.nn.attention import Context
-from handscroll.nn.cache import Cache
+from handscroll.nn.cache import Cache, Span
 from handscroll.nn.mask import Mask, Window
-from handscroll.nn.native.halves import Halves, LayerTable, halves_of
+from handscroll.nn.native.calls import KINDS, can_decode
+from handscroll.nn.native.halves import Halves, LayerTable, PastTable, halves_of
 from handscroll.nn.native.library import library
 from handscroll.nn.pieces import Piece, pieces
 from handscroll.nn.shapes import Embeddings
@@ -32,7 +33,6 @@ def stack(layers: nn.ModuleList, windows: Sequence[Mask | None], x: Embeddings, 
     if (
         not isinstance(cache, Cache)
         or "extend" not in vars(type(cache))
-        or cache.past
         or rotation is None
         or context.bias is not None
     ):
@@ -51,11 +51,13 @@ def stack(layers: nn.ModuleList, windows: Sequence[Mask | None], x: Embeddings, 
     if any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):
         return None
     firsts = first_keys(windows, context, cache, x.shape[0])
-    if firsts is None:
+    past = _past(cache, like) if firsts is not None else None
+    if firsts is None or past is None:
         return None
     stores = cache.extend(x.new_empty(x.shape[0], like.kv, 0, like.size), context.marks)
     tables = _tables(layers, parts)
-    for table, first, (keys, values, *scales) in zip(tables, firsts, stores, strict=True):
+    for table, first, before, (keys, values, *scales) in zip(tables, firsts, past, stores, strict=True):
+        table.past, table.pasts = before, len(before)
         table.keys, table.values, table.first = keys.data_ptr(), values.data_ptr(), first
         table.batch_stride, table.head_stride = keys.stride(0), keys.stride(1)
         table.key_scales, table.value_scales = (x.data_ptr() for x in scales) if scales else (None, None)
@@ -82,12 +84,40 @@ def first_keys(windows: Sequence[Mask | None], context: Context, cache: Cache, b
     before = [Piece(0, every.length - count)] if every.length > count else []
     if pieces(context.mask, context.marks, every) != ([Piece(0, every.length)] if count == 1 else [*before, square]):
         return None
+    for span in cache.past[0] if cache.past else ():
+        if any(windows) or pieces(context.mask, context.marks, span.marks) != [Piece(0, span.marks.length)]:
+            return None
     if not all(window is None or type(window) is Window for window in windows):
         return None
     if any(windows) and not (every.plain and context.marks.plain):
         return None
     firsts = [0 if window is None else max(0, every.length - window.size) for window in windows]  # type: ignore[attr-defined]
     return None if count > 1 and any(firsts) else firsts
+
+
+def _past(cache: Cache, like: Halves) -> list[ctypes.Array] | None:
+    """The tables of what comes before the cache's own tokens, by layer; None where the kernels do not take it."""
+    if "native" not in cache.tables:
+        cache.tables["native"] = [_tables_of(spans, like) for spans in cache.past or [()] * cache.layers]
+    found = cache.tables["native"]
+    return None if None in found else found
+
+
+def _tables_of(spans: Sequence[Span], like: Halves) -> ctypes.Array | None:
+    tables = (PastTable * len(spans))()
+    for table, span in zip(tables, spans, strict=True):
+        plain = type(span) is Span and span.rotated and span.accumulate is None and span.observer is None
+        probe = torch.empty((1, like.kv, 1, like.size), dtype=like.dtype)
+        if not plain or span.keys.shape[0] != 1 or span.keys.dtype == torch.uint8 or not can_decode(probe, span):
+            return None
+        scales = span.scales or (None, None)
+        table.keys, table.values = span.keys.data_ptr(), span.values.data_ptr()
+        table.kind, table.length = KINDS[span.keys.dtype], span.marks.length
+        table.key_stride, table.value_stride = span.keys.stride(1), span.values.stride(1)
+        if scales[0] is not None and scales[1] is not None:
+            table.key_scales, table.value_scales = scales[0].data_ptr(), scales[1].data_ptr()
+            table.key_scale_stride, table.value_scale_stride = scales[0].stride(1), scales[1].stride(1)
+    return tables
 
 
 def _tables(layers: nn.ModuleList, parts: list[Halves]) -> ctypes.Array:
