@@ -23,6 +23,7 @@ from handscroll.data.sources import TokenSource
 from handscroll.lm import LM
 from handscroll.models.model import Model
 from handscroll.objectives.classify import Classify
+from handscroll.text.readers import Document
 from handscroll.text.tokenizer import Tokenizer
 from handscroll.text.training import TokenizerConfig
 from handscroll.train.recipe import Recipe
@@ -58,20 +59,30 @@ def files(data: str) -> list[str]:
 
 
 def made(options: argparse.Namespace) -> tuple[Tokenizer, TokenSource]:
-    """Tokenizer, tokens and labelled files, in the work folder."""
+    """Tokenizer, tokens and labelled files, in the work folder; sentences longer than a row are left out of all."""
     folder, data = Path(options.work) / "pretraining", Path(options.data) / "cls_en"
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "text").exists():
-        lines = (data / "trec_train.tsv").read_text(encoding="utf-8").splitlines(keepends=True)
+    tokenizer, text = prepared(folder, files(options.data), TOKENIZER)
+    if not (folder / "sst2-held.tsv").exists():
+        lines = _fitting(data / "trec_train.tsv", tokenizer)
         parts = {"trec": (lines[:-HELD_OUT], lines[-HELD_OUT:])}
-        names = (data / "sst2_train.tsv", data / "sst2_dev.tsv")
-        learned, held = (path.read_text(encoding="utf-8").splitlines(keepends=True) for path in names)
-        parts["sst2"] = learned, held
+        parts["sst2"] = _fitting(data / "sst2_train.tsv", tokenizer), _fitting(data / "sst2_dev.tsv", tokenizer)
         for task, (learned, held) in parts.items():
             (folder / f"{task}.tsv").write_text("".join(learned), encoding="utf-8")
             (folder / f"{task}-{FEW}.tsv").write_text("".join(learned[:FEW]), encoding="utf-8")
             (folder / f"{task}-held.tsv").write_text("".join(held), encoding="utf-8")
-    return prepared(folder, files(options.data), TOKENIZER)
+    return tokenizer, text
+
+
+def _fitting(path: Path, tokenizer: Tokenizer) -> list[str]:
+    """The lines of a file (label, tab, text) whose text fits into a row."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    texts = [Document(line.partition("\t")[2].rstrip("\n"), "") for line in lines]
+    short = TokenSource.build(texts, tokenizer).lengths <= LENGTH
+    print(
+        f"{path.name}: {len(lines) - int(short.sum())} of {len(lines)} sentences are longer than {LENGTH} tokens",
+        flush=True,
+    )
+    return [line for line, fits in zip(lines, short, strict=True) if fits]
 
 
 def pretraining(options: argparse.Namespace, seed: int, place: Place) -> Recipe:
