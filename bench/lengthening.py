@@ -58,7 +58,7 @@ from handscroll.train.schedule import Schedule
 
 SHORT, LONG = 128, 1024
 BLOCKS = {"1-127": (1, 128), "128-511": (128, 512), "512-1023": (512, 1024), "128-1023": (128, 1024)}
-RATE, TUNING_RATE = 1e-3, 5e-4
+RATE = 1e-3
 PROBE = 12  # updates by which the speed is judged, the first half of them not counted
 STARTING = 0.25  # minutes that a process takes before it looks at the clock
 
@@ -324,7 +324,8 @@ def study(job: Job) -> None:
             continue
         rows = job.options.tune_rows
         short = name == baseline
-        lesson = Lesson(SHORT if short else LONG, rows * LONG // SHORT if short else rows, steps, TUNING_RATE, job.seed)
+        rows, length = (rows * LONG // SHORT, SHORT) if short else (rows, LONG)
+        lesson = Lesson(length, rows, steps, job.options.tune_rate, job.seed)
         started, folder = time.monotonic(), job.work / f"tuning-{job.seed}"
         shutil.rmtree(folder, ignore_errors=True)
         learn(job, longer, lesson, folder, lambda record: None)
@@ -375,7 +376,8 @@ def _start(name: str, seed: int, options: argparse.Namespace, minutes: float) ->
     for key in ("text", "out", "work", "device", "precision", "threads", "vocab", "windows", "rows", "share"):
         command += [f"--{key}", str(getattr(options, key))]
     command += ["--pretrain-steps", str(options.pretrain_steps), "--tune-steps", str(options.tune_steps)]
-    command += ["--tune-rows", str(options.tune_rows), "--minutes", f"{minutes:.3f}"]
+    command += ["--tune-rows", str(options.tune_rows), "--tune-rate", str(options.tune_rate)]
+    command += ["--minutes", f"{minutes:.3f}"]
     with _log(options, name, seed).open("w", encoding="utf-8") as log:
         threads = {"OMP_NUM_THREADS": str(options.threads), "TOKENIZERS_PARALLELISM": "false"}
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | threads)
@@ -415,6 +417,7 @@ def main() -> int:
     parser.add_argument("--pretrain-steps", type=int, default=0, help="0: as many as fit into the time")
     parser.add_argument("--tune-steps", type=int, default=200)
     parser.add_argument("--tune-rows", type=int, default=8, help=f"rows of {LONG} tokens in an update of tuning")
+    parser.add_argument("--tune-rate", type=float, default=5e-4, help="2e-4 for updates of two rows")
     parser.add_argument("--windows", type=int, default=0, help="of held-out text; 0: as the family says")
     options = parser.parse_args()
     if options.table:
