@@ -61,7 +61,8 @@ def _normal(weight: torch.Tensor, std: float, generator: torch.Generator) -> Non
 
 
 def _look_near(model: nn.Module, generator: torch.Generator) -> None:
-    tables = [module for name, module in model.named_modules() if name.rsplit(".", 1)[-1] == "position_embedding"]
+    named = [(name.rsplit(".", 1)[-1], module) for name, module in model.named_modules()]
+    tables = [one for name, one in named if name == "position_embedding" and isinstance(one, nn.Embedding)]
     if not tables:
         raise ConfigError("initialise = 'mimetic' is for learned positions (bert, roberta, gpt2): take 'normal'")
     for table in tables:

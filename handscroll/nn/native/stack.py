@@ -99,8 +99,9 @@ def _past(cache: Cache, like: Halves) -> list[ctypes.Array] | None:
     """The tables of what comes before the cache's own tokens, by layer; None where the kernels do not take it."""
     if "native" not in cache.tables:
         cache.tables["native"] = [_tables_of(spans, like) for spans in cache.past or [()] * cache.layers]
-    found = cache.tables["native"]
-    return None if None in found else found
+    found: list[ctypes.Array | None] = cache.tables["native"]
+    usable = [tables for tables in found if tables is not None]
+    return usable if len(usable) == len(found) else None
 
 
 def _tables_of(spans: Sequence[Span], like: Halves) -> ctypes.Array | None:
