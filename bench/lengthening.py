@@ -89,7 +89,7 @@ LEARNED = ("interpolate", "tile", "copy-last-row", "hierarchical")
 FAMILIES = {
     "bert": Family(
         SIZES,
-        MaskedTokens(rate=0.3),  # more to learn from a text (Wettig et al. 2023); measured at the usual 0.15
+        MaskedTokens(rate=0.3),  # more to learn from a text (Wettig et al. 2023); measured with a seventh hidden
         ("[PAD]", "[CLS]", "[SEP]", "[MASK]"),
         LEARNED,
         f"blocks of {SHORT}",
@@ -417,7 +417,7 @@ def main() -> int:
     parser.add_argument("--pretrain-steps", type=int, default=0, help="0: as many as fit into the time")
     parser.add_argument("--tune-steps", type=int, default=200)
     parser.add_argument("--tune-rows", type=int, default=8, help=f"rows of {LONG} tokens in an update of tuning")
-    parser.add_argument("--tune-rate", type=float, default=5e-4, help="2e-4 for updates of two rows")
+    parser.add_argument("--tune-rate", type=float, default=5e-4, help="of tuning")
     parser.add_argument("--windows", type=int, default=0, help="of held-out text; 0: as the family says")
     options = parser.parse_args()
     if options.table:
