@@ -24,7 +24,7 @@ struct Scales {  // of one kv head of one batch row
 // Asks for one row of `bytes` at `p` that is read soon: keys and values alternate, and the processor's own prefetching
 // begins anew with each block.
 inline void fetch(const void* p, int64_t bytes) {
-    for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch((const char*)p + b);
+    for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch((const char*)p + b, 0, 0);
 }
 
 // out[r] += sum over values of weights[r][j] * value[j], W vectors of them; values at `next` are read soon.

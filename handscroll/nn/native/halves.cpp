@@ -61,7 +61,7 @@ struct Share {
         constexpr int64_t bits[] = {32, 16, 8, 4};
         const int64_t row = by.inner * bits[by.kind] / 8, all = (last - first) * row;
         const char* from = (const char*)by.weight + first * row;
-        for (int64_t at = 0; at < std::min(all, FETCHED); at += 64) __builtin_prefetch(from + at);
+        for (int64_t at = 0; at < std::min(all, FETCHED); at += 64) __builtin_prefetch(from + at, 0, 0);
     }
 
     template <class T>

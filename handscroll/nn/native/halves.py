@@ -6,6 +6,7 @@ the weights; the arithmetic is that of the calls they replace.
 """
 
 import ctypes
+from collections.abc import Iterable
 from operator import is_
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -75,30 +76,67 @@ class LayerTable(ctypes.Structure):
     ]
 
 
+class Places:
+    """Where modules and tensors were found: what held each, by which name; and the hooks of those modules.
+
+    In columns, since a token asks them of every layer, from memory that the weights may just have pushed out of the
+    processor's.
+    """
+
+    def __init__(self, parts: "Iterable[Places]" = ()):
+        parts = list(parts)
+        self._holders: list[dict[str, Any]] = [x for part in parts for x in part._holders]
+        self._names: list[str] = [x for part in parts for x in part._names]
+        self._found: list[Any] = [x for part in parts for x in part._found]
+        self._tensors: list[Tensor] = [x for part in parts for x in part._tensors]
+        self._pointers: list[int] = [x for part in parts for x in part._pointers]
+        self._hooks: list[dict[int, Any]] = [x for part in parts for x in part._hooks]
+
+    def fresh(self) -> bool:
+        """Whether nothing was replaced or moved since."""
+        same = all(map(is_, map(dict.get, self._holders, self._names), self._found))
+        return same and list(map(Tensor.data_ptr, self._tensors)) == self._pointers
+
+    def hooked(self) -> bool:
+        """Whether a module wants somebody called, which only its own forward does."""
+        return any(self._hooks)
+
+    def module(self, parent: nn.Module, name: str) -> Any:
+        module = parent._modules.get(name)
+        self._place(parent._modules, name, module)
+        if module is not None:
+            self._hooks += [module._forward_hooks, module._forward_pre_hooks]
+        return module
+
+    def tensor(self, module: nn.Module, name: str) -> Tensor | None:
+        for holder in (module._parameters, module._buffers):
+            if name in holder:
+                tensor = holder[name]
+                self._place(holder, name, tensor)
+                if tensor is not None:
+                    self._tensors.append(tensor)
+                    self._pointers.append(tensor.data_ptr())
+                return tensor
+        return None
+
+    def _place(self, holder: dict[str, Any], name: str, found: Any) -> None:
+        self._holders.append(holder)
+        self._names.append(name)
+        self._found.append(found)
+
+
 class Halves:
-    """The halves of one layer, as long as its modules and weights stay where they are.
+    """The halves of one layer, as long as its modules and weights stay where they are (`places`).
 
     `before(x, rotation)` gives queries (B, H, T, E), keys and values (B, K, T, E), rotated; `after(x, read)` the output
     of the layer, of its input and of what the attention read (B, T, H x E).
     """
 
     def __init__(self, layer: nn.Module):
-        # Where modules and tensors were found: what held each, by which name. In columns, since a token asks them of
-        # every layer, from memory that the weights have just pushed out of the processor's.
-        self._holders: list[dict[str, Any]] = []
-        self._names: list[str] = []
-        self._found: list[Any] = []
-        self._tensors: list[Tensor] = []
-        self._pointers: list[int] = []
-        self._hooks: list[dict[int, Any]] = []
+        self.places = Places()
         self.dtype = torch.float32
         self.sizes: tuple[int, ...] | None = None  # kind, width, heads, kv heads, head size: of all layers of a stack
         self.usable = self._read(layer)
-
-    def fresh(self) -> bool:
-        """Whether nothing was replaced or moved since."""
-        same = all(map(is_, map(dict.get, self._holders, self._names), self._found))
-        return same and list(map(Tensor.data_ptr, self._tensors)) == self._pointers
 
     def takes(self, x: Embeddings, rotation: Rotation | None) -> bool:
         """Whether these hidden states (B, T, D) are few, in the weights' dtype, and turned by one rotation."""
@@ -111,12 +149,7 @@ class Halves:
             and rotation.cosine.dtype == torch.float32
             and rotation.cosine.shape[-1] * 2 == self.size
             and x.is_contiguous()
-            and not self.hooked()
         )
-
-    def hooked(self) -> bool:
-        """Whether a part wants somebody called, which only its own forward does."""
-        return any(self._hooks)
 
     def before(self, x: Embeddings, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         batch, tokens, _ = x.shape
@@ -148,7 +181,7 @@ class Halves:
     def _read(self, layer: nn.Module) -> bool:
         """Fill the tables of addresses; False where a part is none of those that are compiled."""
         found = library()
-        parts = {name: self._module(layer, name) for name in ("attention_norm", "attention", "mlp_norm", "mlp")}
+        parts = {name: self.places.module(layer, name) for name in ("attention_norm", "attention", "mlp_norm", "mlp")}
         attention, mlp = parts["attention"], parts["mlp"]
         if found is None or type(attention) is not Attention or type(mlp) is not GatedMLP:
             return False
@@ -157,7 +190,7 @@ class Halves:
         self._library, shape = found, attention.shape
         self.heads, self.kv, self.size = shape.heads, shape.kv_heads, shape.head_size
         norms = [self._norm(parts[name]) for name in ("attention_norm", "mlp_norm")]
-        heads = [self._norm(self._module(attention, f"{name}_norm")) for name in ("query", "key")]
+        heads = [self._norm(self.places.module(attention, f"{name}_norm")) for name in ("query", "key")]
         if shape.norm_eps is None:
             heads = [None, None]
         elif None in heads:
@@ -167,8 +200,8 @@ class Halves:
         self.dtype = norms[0].dtype
         if self.dtype not in (torch.float32, torch.bfloat16) or self.size % (2 * LANES):
             return False
-        products = [self._product(self._module(attention, name)) for name in ("query", "key", "value", "output")]
-        products += [self._product(self._module(mlp, name)) for name in ("gate", "up", "down")]
+        products = [self._product(self.places.module(attention, name)) for name in ("query", "key", "value", "output")]
+        products += [self._product(self.places.module(mlp, name)) for name in ("gate", "up", "down")]
         alike = all(norm is None or norm.dtype == self.dtype for norm in (*norms, *heads))
         if not alike or None in products:
             return False
@@ -181,48 +214,25 @@ class Halves:
         self.second = _After(kind, width, second, addresses[1], output, gate, up, down)
         return True
 
-    def _place(self, holder: dict[str, Any], name: str, found: Any) -> None:
-        self._holders.append(holder)
-        self._names.append(name)
-        self._found.append(found)
-
-    def _module(self, parent: nn.Module, name: str) -> Any:
-        module = parent._modules.get(name)
-        self._place(parent._modules, name, module)
-        if module is not None:
-            self._hooks += [module._forward_hooks, module._forward_pre_hooks]
-        return module
-
-    def _tensor(self, module: nn.Module, name: str) -> Tensor | None:
-        for holder in (module._parameters, module._buffers):
-            if name in holder:
-                tensor = holder[name]
-                self._place(holder, name, tensor)
-                if tensor is not None:
-                    self._tensors.append(tensor)
-                    self._pointers.append(tensor.data_ptr())
-                return tensor
-        return None
-
     def _norm(self, module: Any) -> Tensor | None:
         if type(module) is not RMSNorm:
             return None
-        weight = self._tensor(module, "weight")
+        weight = self.places.tensor(module, "weight")
         return weight if weight is not None and _plain(weight) and weight.shape[0] % LANES == 0 else None
 
     def _product(self, module: Any) -> _Product | None:
         """The addresses of a projection, or None: another kind of module, or sizes that are not compiled."""
         if type(module) is Linear:
-            weight, scales = self._tensor(module, "weight"), None
+            weight, scales = self.places.tensor(module, "weight"), None
             fits = weight is not None and weight.dtype == self.dtype
         elif isinstance(module, Rounded):
-            weight, scales = self._tensor(module, "numbers"), self._tensor(module, "scales")
+            weight, scales = self.places.tensor(module, "numbers"), self.places.tensor(module, "scales")
             wanted = {torch.int8: torch.float32, torch.uint8: torch.bfloat16}
             fits = weight is not None and scales is not None and scales.dtype == wanted.get(weight.dtype)
             fits = fits and module.dtype == self.dtype
         else:
             return None
-        bias = self._tensor(module, "bias")
+        bias = self.places.tensor(module, "bias")
         if not fits or weight is None or not all(t is None or _plain(t) for t in (weight, scales, bias)):
             return None
         inner = weight.shape[1] * (2 if weight.dtype == torch.uint8 else 1)
@@ -245,13 +255,13 @@ def halves(layer: nn.Module, x: Embeddings, rotation: Rotation | None) -> Halves
     if torch.is_grad_enabled() or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return None
     found = halves_of(layer)
-    return found if found.takes(x, rotation) else None
+    return found if found.takes(x, rotation) and not found.places.hooked() else None
 
 
 def halves_of(layer: nn.Module) -> Halves:
     """Those of a layer as it is now, whether or not they can be used."""
     known = _KNOWN.get(layer)
-    if known is None or not known.fresh():
+    if known is None or not known.places.fresh():
         known = _KNOWN[layer] = Halves(layer)
     return known
 

@@ -146,7 +146,7 @@ class Integers {
             const int64_t at = (int64_t)std::min(j + i, count - 1) * size + CHUNK * c;
             found[i] = here < CHUNK ? _mm512_maskz_loadu_epi8((1ull << here) - 1, rows + at)
                                     : _mm512_loadu_si512(rows + at);  // as in blocks.h: no mask without need
-            __builtin_prefetch(next + at);
+            __builtin_prefetch(next + at, 0, 0);
         }
     }
 

@@ -23,7 +23,7 @@ void row(const float* x, int64_t inner, const T* w, float* y) {
     f16v a[R] = {}, b[R] = {};
     int64_t e = 0;
     for (; e + 32 <= inner; e += 32) {
-        __builtin_prefetch(w + AHEAD * inner + e);
+        __builtin_prefetch(w + AHEAD * inner + e, 0, 0);
         f16v w0 = load(w + e), w1 = load(w + e + 16);
         for (int r = 0; r < R; r++) a[r] += w0 * load(x + r * inner + e), b[r] += w1 * load(x + r * inner + e + 16);
     }
@@ -126,7 +126,7 @@ void narrow_block(const bf16* x, int64_t inner, const bf16* w, const bf16* bias,
         __m512bh ws[N];
         for (int n = 0; n < N; n++) {
             ws[n] = take(w + n * inner + e);
-            __builtin_prefetch(w + (AHEAD + n) * inner + e);
+            __builtin_prefetch(w + (AHEAD + n) * inner + e, 0, 0);
         }
         for (int r = 0; r < R; r++) {
             const __m512bh xs = take(x + r * inner + e);

@@ -7,6 +7,8 @@ with the same numbers but for the order in which the attention of several tokens
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import is_
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,12 +18,32 @@ from handscroll.nn.attention import Context
 from handscroll.nn.cache import Cache, Span
 from handscroll.nn.mask import Mask, Window
 from handscroll.nn.native.calls import KINDS, can_decode
-from handscroll.nn.native.halves import Halves, LayerTable, PastTable, halves_of
+from handscroll.nn.native.halves import Halves, LayerTable, PastTable, Places, halves_of
 from handscroll.nn.native.library import library
 from handscroll.nn.pieces import Piece, pieces
 from handscroll.nn.shapes import Embeddings
 
-_TABLES: "WeakKeyDictionary[nn.ModuleList, tuple[list[Halves], ctypes.Array]]" = WeakKeyDictionary()
+
+@dataclass(eq=False)
+class _Layers:
+    """The halves of a model's layers; `alike`: all can be used and are of one shape."""
+
+    parts: list[Halves]
+    places: Places
+    alike: bool
+
+
+@dataclass(eq=False)
+class _Tables:
+    """What the compiled call is given of a cache, as long as neither layers nor buffers are replaced."""
+
+    layers: _Layers
+    buffers: list[Tensor]
+    firsts: list[int]
+    array: ctypes.Array
+
+
+_KNOWN: "WeakKeyDictionary[nn.ModuleList, _Layers]" = WeakKeyDictionary()
 
 
 def stack(layers: nn.ModuleList, windows: Sequence[Mask | None], x: Embeddings, context: Context) -> Embeddings | None:
@@ -44,25 +66,30 @@ def stack(layers: nn.ModuleList, windows: Sequence[Mask | None], x: Embeddings, 
         or context.noise is not None
     ):
         return None
-    parts = [halves_of(layer) for layer in layers]
-    like = parts[0]
-    if not like.takes(x, rotation) or any(part.sizes != like.sizes or part.hooked() for part in parts):
-        return None
-    if any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):
+    known = _layers(layers)
+    like = known.parts[0]
+    if not known.alike or known.places.hooked() or not like.takes(x, rotation):
         return None
     firsts = first_keys(windows, context, cache, x.shape[0])
     past = _past(cache, like) if firsts is not None else None
     if firsts is None or past is None:
         return None
     stores = cache.extend(x.new_empty(x.shape[0], like.kv, 0, like.size), context.marks)
-    tables = _tables(layers, parts)
-    for table, first, before, (keys, values, *scales) in zip(tables, firsts, past, stores, strict=True):
-        table.past, table.pasts = before, len(before)
-        table.keys, table.values, table.first = keys.data_ptr(), values.data_ptr(), first
-        table.batch_stride, table.head_stride = keys.stride(0), keys.stride(1)
-        table.key_scales, table.value_scales = (x.data_ptr() for x in scales) if scales else (None, None)
-        table.scale_batch_stride, table.scale_head_stride = scales[0].stride()[:2] if scales else (0, 0)
-    return _call(tables, x, context, cache.marks.length)
+    return _call(_tables(cache, known, stores, firsts, past), x, context, cache.marks.length)
+
+
+def _layers(layers: nn.ModuleList) -> _Layers:
+    """The layers as they are now."""
+    known = _KNOWN.get(layers)
+    if known is None or not known.places.fresh():
+        parts = [halves_of(layer) for layer in layers]
+        own = Places()
+        for name in layers._modules:
+            own.module(layers, name)
+        places = Places([own, *(part.places for part in parts)])
+        alike = all(part.usable and part.sizes == parts[0].sizes for part in parts)
+        known = _KNOWN[layers] = _Layers(parts, places, alike)
+    return known
 
 
 def _call(tables: ctypes.Array, x: Tensor, context: Context, slot: int) -> Tensor:
@@ -121,12 +148,23 @@ def _tables_of(spans: Sequence[Span], like: Halves) -> ctypes.Array | None:
     return tables
 
 
-def _tables(layers: nn.ModuleList, parts: list[Halves]) -> ctypes.Array:
-    known = _TABLES.get(layers)
-    if known is not None and all(a is b for a, b in zip(known[0], parts, strict=True)):
-        return known[1]
-    tables = (LayerTable * len(parts))()
-    for table, part in zip(tables, parts, strict=True):
-        table.before, table.after = part.first, part.second
-    _TABLES[layers] = (parts, tables)
-    return tables
+def _tables(
+    cache: Cache, layers: _Layers, stores: list[tuple[Tensor, ...]], firsts: list[int], past: list[ctypes.Array]
+) -> ctypes.Array:
+    known: _Tables | None = cache.tables.get("layers")
+    buffers = [tensor for store in stores for tensor in store]
+    if known is None or known.layers is not layers or not all(map(is_, buffers, known.buffers)):
+        array = (LayerTable * len(stores))()
+        for table, part, before, (keys, values, *scales) in zip(array, layers.parts, past, stores, strict=True):
+            table.before, table.after = part.first, part.second
+            table.past, table.pasts = before, len(before)
+            table.keys, table.values = keys.data_ptr(), values.data_ptr()
+            table.batch_stride, table.head_stride = keys.stride(0), keys.stride(1)
+            table.key_scales, table.value_scales = (x.data_ptr() for x in scales) if scales else (None, None)
+            table.scale_batch_stride, table.scale_head_stride = scales[0].stride()[:2] if scales else (0, 0)
+        known = cache.tables["layers"] = _Tables(layers, buffers, [], array)
+    if known.firsts != firsts:
+        known.firsts = firsts
+        for table, first in zip(known.array, firsts, strict=True):
+            table.first = first
+    return known.array
