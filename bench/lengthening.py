@@ -39,6 +39,7 @@ from handscroll.data.sources import TokenSource
 from handscroll.evaluate.perplexity import measure
 from handscroll.evaluate.samples import Sample, windows
 from handscroll.extend.extend import extension
+from handscroll.extend.learned import LEARNED
 from handscroll.lm import LM, load
 from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.models.new import About, new_model
@@ -85,19 +86,25 @@ class Family:
 
 
 SIZES = {"width": 256, "layers": 4, "heads": 4, "mlp_width": 1024, "context": SHORT}
-LEARNED = ("interpolate", "tile", "copy-last-row", "hierarchical")
 FAMILIES = {
     "bert": Family(
         SIZES,
         MaskedTokens(rate=0.3),  # more to learn from a text (Wettig et al. 2023); measured with a seventh hidden
         ("[PAD]", "[CLS]", "[SEP]", "[MASK]"),
-        LEARNED,
+        tuple(LEARNED),
         f"blocks of {SHORT}",
         windows=24,
         initialise="mimetic",
     ),
     "gpt2": Family(
-        SIZES, NextToken(), ("<|endoftext|>",), LEARNED, f"sliding window of {SHORT}", windows=64, rows=64, most=3000
+        SIZES,
+        NextToken(),
+        ("<|endoftext|>",),
+        tuple(LEARNED),
+        f"sliding window of {SHORT}",
+        windows=64,
+        rows=64,
+        most=3000,
     ),
     "t5": Family(
         SIZES | {"layers": 2, "encoder_layers": 4, "head_size": 64, "mlp_width": 512},
@@ -119,6 +126,17 @@ FAMILIES = {
         chosen=("ntk", "yarn"),
         rows=64,
         most=3000,
+    ),
+    "lstm": Family(  # the recurrent baseline of the other two that predict the next token
+        {"width": 448, "layers": 2},
+        NextToken(),
+        ("<|endoftext|>",),
+        ("none",),
+        f"sliding window of {SHORT}",
+        windows=64,
+        rows=64,
+        most=3000,
+        initialise="xavier",
     ),
 }
 
@@ -334,7 +352,9 @@ def study(job: Job) -> None:
 
 
 def lengthened(job: Job, lm: LM, method: str, choose: Path) -> tuple[LM, str]:
-    """A lengthened copy, and the candidate that it is."""
+    """A lengthened copy, and the candidate that it is; of what has no positions, a copy."""
+    if lm.model.config.told == "order":
+        return LM(copy.deepcopy(lm.model), lm.tokenizer, lm.source), ""
     text = choose if method in job.family.chosen else None
     made = extension(lm, LONG, method, text=text, measured=2 * LONG)
     return made.lm, made.candidate.detail

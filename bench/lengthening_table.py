@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 FAR = "128-1023"
-GOAL = {"bert": "interpolate", "gpt2": "interpolate", "t5": "reach", "glm": "yarn"}
+LEARNED = ("extrapolate", "interpolate")
+OURS = {"bert": LEARNED, "gpt2": LEARNED, "t5": ("reach",), "glm": ("yarn",), "lstm": ("none",)}
 
 
 def tables(results: Sequence[dict[str, Any]]) -> str:
@@ -45,11 +46,11 @@ def _mean(values: list[float]) -> str:
 def _differences(name: str, results: list[dict[str, Any]], seeds: list[int], steps: int) -> list[str]:
     """Far loss of every other method minus that of the family's own, at equal updates, seed by seed."""
     far = {(one["method"], one["seed"]): one["loss"][FAR] for one in results if one["steps"] == steps}
-    ours = GOAL[name]
     lines = []
-    for method in dict.fromkeys(one["method"] for one in results):
-        apart = [far[method, s] - far[ours, s] for s in seeds if (method, s) in far and (ours, s) in far]
-        if method != ours and apart:
-            each = ", ".join(f"{value:+.3f}" for value in apart)
-            lines.append(f"{method} - {ours}, {steps} updates, positions {FAR}: {each}")
+    for ours in OURS[name]:
+        for method in dict.fromkeys(one["method"] for one in results):
+            apart = [far[method, s] - far[ours, s] for s in seeds if (method, s) in far and (ours, s) in far]
+            if method != ours and apart:
+                each = ", ".join(f"{value:+.3f}" for value in apart)
+                lines.append(f"{method} - {ours}, {steps} updates, positions {FAR}: {each}")
     return lines

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from handscroll.base.errors import ConfigError, nearest
+from handscroll.extend.learned import LEARNED
 from handscroll.models.model import Model
 from handscroll.models.positions import OWN, Positions
 from handscroll.nn.scaling.ntk import ntk_base
@@ -182,13 +181,6 @@ METHODS: dict[str, Make] = {
     "self-extend": self_extend,
     "dual-chunk": dual_chunk,
 }
-LEARNED = {
-    "interpolate": "linear interpolation of the learned table",
-    "tile": "the learned table repeated",
-    "hierarchical": "sums of two rows of the learned table: of the block of that length, and of the place in it",
-    "copy-last-row": "the learned table's last row for all positions beyond",
-}
-BLOCK_SHARE = 0.4  # of a block's number in a row of "hierarchical"
 BIASED = {"none": "ALiBi's slopes as they are", "slopes": "ALiBi's slopes divided by the factor, or by less"}
 RELATIVE = {
     "none": "the learned relative bias as it is",
@@ -269,35 +261,10 @@ def apply(model: Model, candidate: Candidate, to: int) -> None:
     table = model.get_parameter("position_embedding.weight")
     unused = getattr(model.config, "offset", 0)  # rows before the first position (RoBERTa)
     rows = table.detach()
-    longer = torch.cat([rows[:unused], resample(rows[unused:], to, candidate.resample)])
+    longer = torch.cat([rows[:unused], LEARNED[candidate.resample](rows[unused:], to)])
     embedding = torch.nn.Embedding.from_pretrained(longer, freeze=False)
     model.set_submodule("position_embedding", embedding)
     model.config = model.config.model_copy(update={"context": to, "original": model.config.trained})
-
-
-def resample(table: Tensor, to: int, how: str) -> Tensor:
-    """A learned position table (context, D) with `to` rows.
-
-    interpolate: linear between the rows, ends kept (as ViT and BERT extensions do); tile: repeated in order, so that
-    distances inside a trained length look as they did (Beltagy et al. 2020, "Longformer", section 5);
-    hierarchical: as tile, but every block tells its number too: with u_k = (p_k - a p_0) / (1 - a), row i n + j is
-    a u_i + (1 - a) u_j, so the first n rows stay (Su 2020, "Hierarchical decomposition of position embeddings",
-    kexue.fm/archives/7947, where a = 0.4 too), up to n^2 rows;
-    copy-last-row: the last row for all that follow, a folk remedy that tells no position beyond from another, for
-    comparison.
-    """
-    if how == "copy-last-row":
-        return torch.cat([table, table[-1:].expand(to - len(table), -1)])
-    if how == "tile":
-        return table.repeat(-(-to // len(table)), 1)[:to].clone()
-    if how == "hierarchical":
-        assert to <= len(table) ** 2, (to, len(table))
-        basis = (table - BLOCK_SHARE * table[:1]) / (1 - BLOCK_SHARE)
-        places = torch.arange(to, device=table.device)
-        inside = table.repeat(-(-to // len(table)), 1)[:to]
-        return inside + BLOCK_SHARE * (basis[places // len(table)] - basis[:1])
-    wide = table.T[None].to(torch.float64)
-    return F.interpolate(wide, size=to, mode="linear", align_corners=True)[0].T.to(table.dtype).contiguous()
 
 
 def _slopes(config: Any, method: str, to: int) -> list[Candidate]:

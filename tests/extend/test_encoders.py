@@ -11,7 +11,8 @@ from handscroll.evaluate.masked import FOLDS, masked_nll
 from handscroll.evaluate.perplexity import measure
 from handscroll.evaluate.samples import windows
 from handscroll.extend.extend import extension
-from handscroll.extend.methods import LEARNED, apply, candidates
+from handscroll.extend.learned import LEARNED, extrapolate
+from handscroll.extend.methods import apply, candidates
 from handscroll.extend.tune import TuneSettings
 from handscroll.models.weights import load_model, save_model
 from handscroll.text.readers import Document
@@ -57,6 +58,7 @@ def test_longer_tables_are_read_by_the_reference(kind, method, tmp_path):
     else:
         assert torch.equal(table[: offset + 16], before)
         row = {"tile": before[offset + 39 % 16], "copy-last-row": before[-1]}
+        row["extrapolate"] = extrapolate(before[offset:], 40)[-1]
         row["hierarchical"] = row["tile"] + (before[offset + 39 // 16] - before[offset]) * 0.4 / 0.6
         torch.testing.assert_close(table[-1], row[method])
     save_model(model, tmp_path / "long")

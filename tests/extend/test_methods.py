@@ -1,6 +1,7 @@
 """Methods: each is what its name says, refuses what it cannot do, and its result is an ordinary folder."""
 
 import json
+import math
 import warnings
 
 import pytest
@@ -9,7 +10,8 @@ from transformers import AutoModelForCausalLM
 
 import handscroll
 from handscroll.base.errors import ConfigError
-from handscroll.extend.methods import LEARNED, METHODS, apply, candidates, resample
+from handscroll.extend.learned import LEARNED, extrapolate, hierarchical, interpolate, tile
+from handscroll.extend.methods import METHODS, apply, candidates
 from handscroll.lm import LM
 from handscroll.models.positions import OWN
 from handscroll.models.weights import load_model, save_model
@@ -121,7 +123,10 @@ def test_learned_positions_are_resampled(method, gpt2, tmp_path):
         blocks = {"tile": table, "copy-last-row": table[-1:].expand(256, -1)}
         blocks["hierarchical"] = table + (table[1] - table[0]) * 0.4 / 0.6
         torch.testing.assert_close(longer[:256], table)
-        torch.testing.assert_close(longer[256:512], blocks[method])
+        if method == "extrapolate":
+            assert not torch.isclose(longer[256:], longer[255]).all(1).any()
+        else:
+            torch.testing.assert_close(longer[256:512], blocks[method])
     save_model(gpt2, tmp_path / "out")
     tokens = torch.randint(3, 97, (1, 600))
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
@@ -131,10 +136,32 @@ def test_learned_positions_are_resampled(method, gpt2, tmp_path):
 
 def test_interpolation_by_hand():
     table = torch.tensor([[0.0], [1.0], [4.0]])
-    torch.testing.assert_close(resample(table, 5, "interpolate").flatten(), torch.tensor([0.0, 0.5, 1.0, 2.5, 4.0]))
-    torch.testing.assert_close(resample(table, 5, "tile").flatten(), torch.tensor([0.0, 1.0, 4.0, 0.0, 1.0]))
+    torch.testing.assert_close(interpolate(table, 5).flatten(), torch.tensor([0.0, 0.5, 1.0, 2.5, 4.0]))
+    torch.testing.assert_close(tile(table, 5).flatten(), torch.tensor([0.0, 1.0, 4.0, 0.0, 1.0]))
     by_hand = torch.tensor([0.0, 1.0, 4.0, 2 / 3, 5 / 3, 14 / 3, 8 / 3])  # 0.4 u_i + 0.6 u_j, u = table / 0.6
-    torch.testing.assert_close(resample(table, 7, "hierarchical").flatten(), by_hand)
+    torch.testing.assert_close(hierarchical(table, 7).flatten(), by_hand)
+
+
+def test_what_goes_round_goes_on():
+    turns, noise = torch.tensor([1.0, 3.0, 7.0, 20.0]), torch.Generator().manual_seed(0)
+    angles = torch.arange(300, dtype=torch.float64)[:, None] * turns * 2 * math.pi / 63
+    planes = torch.linalg.qr(torch.randn(24, 8, generator=noise, dtype=torch.float64))[0].T
+    curve = 5.0 + torch.cat([angles.cos(), angles.sin()], dim=1) @ planes
+    table = torch.cat([torch.full((1, 24), 9.0, dtype=torch.float64), curve[:63]])  # row 0 is no part of it
+    torch.testing.assert_close(extrapolate(table, 301), torch.cat([table[:1], curve]))
+    table[1:] += 0.05 * torch.randn(63, 24, generator=noise, dtype=torch.float64)
+    longer = extrapolate(table, 301)
+    assert torch.equal(longer[:64], table)
+    for distance in (1, 2, 5):  # and neighbours stay as like each other, if not where they would be
+        near, want = ((x[100 + distance : 300] * x[100 : 300 - distance]).sum(1) for x in (longer - 5.0, curve - 5.0))
+        torch.testing.assert_close(near, want, atol=0.8, rtol=0.0)  # of 4
+
+
+@pytest.mark.parametrize("table", [torch.ones(8, 4), torch.zeros(8, 4), torch.ones(1, 4), torch.eye(3, 4)])
+def test_what_goes_nowhere_stays_there(table):
+    longer = extrapolate(table, 20)
+    assert torch.equal(longer[: len(table)], table) and longer.isfinite().all()
+    assert longer.norm(dim=1).max() <= table.norm(dim=1).max() + 1e-5
 
 
 def test_two_rows_make_at_most_the_square(gpt2):

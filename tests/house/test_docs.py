@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from handscroll.cli.main import app
-from handscroll.extend.methods import LEARNED, METHODS
+from handscroll.extend.learned import LEARNED
+from handscroll.extend.methods import METHODS
 from handscroll.models.table import FAMILIES
 from handscroll.nn.scaling.table import SCALINGS
 from handscroll.objectives.task import TASKS
