@@ -216,7 +216,7 @@ def work(options: argparse.Namespace, part: str, seed: int, place: Place) -> Non
     about["layers"] = sizes["layers"]
     never = {}
     for arm, start_from in NEVER_LEARNED.items():
-        model = new_model("bert", SIZES, About(tokenizer, LENGTH))
+        model = new_model("bert", SIZES | {"context": LENGTH}, About(tokenizer, LENGTH))
         initialise(model, start_from, SIZES["layers"], torch.Generator().manual_seed(seed))
         never[arm] = LM(model.to(options.device).eval(), tokenizer, arm)
     for arm, lm in {**never, ARMS[1]: load(start, options.device)}.items():
