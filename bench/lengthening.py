@@ -1,4 +1,4 @@
-"""Longer context for learned positions, T5's buckets and GLM's rotary positions: what each way of lengthening is worth.
+"""Longer context for learned positions, T5's buckets and GLM's rotary positions, beside an LSTM: what each way is worth.
 
 python -m bench.lengthening --family bert --seed 0 --text FOLDER --out results.jsonl [--minutes 8] [--device cuda]
 python -m bench.lengthening --all --processes 12 --text FOLDER --out results.jsonl [--minutes 8] [--device cuda]

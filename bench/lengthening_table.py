@@ -50,7 +50,7 @@ def _differences(name: str, results: list[dict[str, Any]], seeds: list[int], ste
     for ours in OURS[name]:
         for method in dict.fromkeys(one["method"] for one in results):
             apart = [far[method, s] - far[ours, s] for s in seeds if (method, s) in far and (ours, s) in far]
-            if method != ours and apart:
+            if method not in OURS[name][: OURS[name].index(ours) + 1] and apart:
                 each = ", ".join(f"{value:+.3f}" for value in apart)
                 lines.append(f"{method} - {ours}, {steps} updates, positions {FAR}: {each}")
     return lines

@@ -6,8 +6,8 @@ A small BERT reads books (masked tokens and pairs). Then film reviews (SST-2: tw
 classified from all labelled sentences or from 500, in two ways:
 
 - frozen: a linear classifier over the mean of the states that the encoder makes of a sentence (a probe, Alain and
-  Bengio 2017), beside the same over encoders that never learned, with normal weights and with those that pre-training
-  began from;
+  Bengio 2017), beside the same over encoders that never learned, with normal weights and with weights drawn as
+  pre-training draws its own;
 - tuned: the whole encoder learns, beside the same model from random weights at the same updates, rows, order and rates.
   Each arm stands with the better of its rates after the last update.
 
@@ -180,7 +180,8 @@ def _regression(x: Tensor, labels: Tensor, strength: float) -> Callable[[Tensor]
     """Logistic regression over standardised features, with a penalty of strength / 2 times the squared weights."""
     mean, deviation = x.mean(0), x.std(0).clamp(min=1e-9)
     layer = torch.nn.Linear(x.shape[1], int(labels.max()) + 1, dtype=x.dtype)
-    torch.nn.init.zeros_(layer.weight), torch.nn.init.zeros_(layer.bias)
+    for parameter in layer.parameters():
+        torch.nn.init.zeros_(parameter)
     optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=200, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
@@ -199,24 +200,27 @@ def _share(classify: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor) -> f
         return float((classify(x).argmax(dim=1) == labels).double().mean())
 
 
-def encoder(options: argparse.Namespace, seed: int, place: Place) -> tuple[str, Recipe]:
-    """Folder and recipe of a seed's pre-trained encoder, made unless it is there."""
-    tokenizer, text = made(options)
-    recipe, folder = pretraining(options, seed, place), Path(options.work) / f"encoder-{seed}"
+def encoder(recipe: Recipe, options: argparse.Namespace, seed: int, place: Place) -> str:
+    """Folder of the encoder that a recipe makes, made unless it is there."""
+    folder = Path(options.work) / f"encoder-{seed}-{options.device}-{recipe.steps}"
     if not folder.exists():
-        LM(place.fit(recipe, tokenizer, text, "before"), tokenizer, str(folder)).save(folder)
-    return str(folder), recipe
+        tokenizer, text = made(options)
+        part = place.folder / "encoder"
+        LM(place.fit(recipe, tokenizer, text, "before"), tokenizer, str(folder)).save(part)
+        part.rename(folder)  # whole, or not there
+    return str(folder)
 
 
 def work(options: argparse.Namespace, part: str, seed: int, place: Place) -> None:
     tokenizer, text = made(options)
-    start, recipe = encoder(options, seed, place)
+    recipe = pretraining(options, seed, place)
+    start = encoder(recipe, options, seed, place)
     stage, sizes, folder = recipe.stages[0], recipe.model.sizes, Path(options.work) / "pretraining"
     about = {"seed": seed, "tokens": stage.steps * stage.rows * LENGTH, "width": sizes["width"]}
     about["layers"] = sizes["layers"]
     never = {}
     for arm, start_from in NEVER_LEARNED.items():
-        model = new_model("bert", SIZES | {"context": LENGTH}, About(tokenizer, LENGTH))
+        model = new_model("bert", sizes, About(tokenizer, LENGTH))
         initialise(model, start_from, SIZES["layers"], torch.Generator().manual_seed(seed))
         never[arm] = LM(model.to(options.device).eval(), tokenizer, arm)
     for arm, lm in {**never, ARMS[1]: load(start, options.device)}.items():
@@ -235,17 +239,20 @@ def work(options: argparse.Namespace, part: str, seed: int, place: Place) -> Non
 
 
 def table(results: Iterable[dict[str, Any]]) -> None:
-    """Accuracies by task and arm: each seed, mean and deviation, at the arm's better rate."""
-    found = [result for result in results if "probe" in result]
-    for width, layers, tokens in sorted({(one["width"], one["layers"], one["tokens"]) for one in found}):
+    """Accuracies by task and arm of each size of pre-training: each seed, mean and deviation, at the better rate."""
+    groups: dict[tuple[int, int, int], list[dict[str, Any]]] = {}
+    for one in results:
+        if "probe" in one:
+            groups.setdefault((one["width"], one["layers"], one["tokens"]), []).append(one)
+    for (width, layers, tokens), found in sorted(groups.items()):
         print(f"\n{layers} layers of {width}, pre-trained on {tokens / 1e6:.1f} M tokens\n")
         print("| task | arm | updates | rate | " + " | ".join(f"seed {seed}" for seed in SEEDS) + " | mean |")
         print("|---|---|---|---|" + "---|" * (len(SEEDS) + 1))
         for task, arm in dict.fromkeys((one["probe"], one["arm"]) for one in found):
-            of = [one for one in found if (one["probe"], one["arm"], one["tokens"]) == (task, arm, tokens)]
             rates: dict[float, list[dict[str, Any]]] = {}
-            for one in of:
-                rates.setdefault(one["rate"], []).append(one)
+            for one in found:
+                if (one["probe"], one["arm"]) == (task, arm):
+                    rates.setdefault(one["rate"], []).append(one)
             rate = max(rates, key=lambda rate: statistics.mean(one["accuracy"] for one in rates[rate]))
             by_seed = {one["seed"]: 100 * one["accuracy"] for one in rates[rate]}
             each = " | ".join(f"{by_seed[seed]:.1f}" if seed in by_seed else "" for seed in SEEDS)

@@ -44,13 +44,14 @@ def copy_last_row(table: Tensor, to: int) -> Tensor:
 def extrapolate(table: Tensor, to: int) -> Tensor:
     """The table continued by the one rotation that best leads each of its rows to the next.
 
-    Trained tables are nearly such curves: their rows go round in a few planes, as sinusoids do (Wang and Chen 2020,
+    Trained tables are nearly such curves: their rows go round in many planes, as sinusoids do (Wang and Chen 2020,
     "What do position embeddings learn?"). With x the rows less their mean, in the directions that they have, the
     orthogonal matrix T that makes x_i T nearest to x_i+1 comes from one singular value decomposition (Schoenemann
-    1966), and the rows beyond are mean + x T^i, x averaged over all rows. A row beyond is then as like its neighbours
-    as rows were to theirs, which is what a model reads from them, and no two are the same. Row 0 is not learned from:
-    it often marks the beginning of a text. Rows that follow no curve average out: those beyond are then near the mean
-    and tell little.
+    1966), and the rows beyond are mean + x T^i, x averaged over all rows. A row beyond is then about as like its
+    neighbours as rows were to theirs, which is what a model reads from them. It need not be where a longer training had
+    put it: planes that do not go round once within the table are not known well enough for that. Row 0 is not learned
+    from: it often marks the beginning of a text. Rows that follow no curve average out: those beyond are then near the
+    mean and tell little.
     """
     rows = table[1:].to(torch.float64)
     if len(rows) < 2:  # no step to learn
@@ -60,12 +61,14 @@ def extrapolate(table: Tensor, to: int) -> Tensor:
     axes = axes[sizes > SMALLEST * sizes.max()]
     x = (rows - mean) @ axes.T
     left, _, right = torch.linalg.svd(x[:-1].T @ x[1:])
-    values, vectors = torch.linalg.eig(left @ right)  # of size 1: the powers of a rotation multiply angles
-    angles, steps = values.angle(), torch.arange(to - 1, dtype=torch.float64, device=table.device)[:, None]
-    turns = torch.polar(torch.ones_like(steps * angles), steps * angles)
-    start = (x.to(vectors.dtype) @ vectors * turns[: len(x)].conj()).mean(0)
-    beyond = mean + (start * turns[len(x) :] @ vectors.mH).real @ axes
-    return torch.cat([table, beyond.to(table.dtype)])
+    turn = left @ right
+    back = x[-1]
+    for row in x[:-1].flip(0):
+        back = row + back @ turn.T
+    curve = back[None] / len(x)
+    while len(curve) < to - 1:
+        curve, turn = torch.cat([curve, curve @ turn]), turn @ turn
+    return torch.cat([table, (mean + curve[len(x) : to - 1] @ axes).to(table.dtype)])
 
 
 LEARNED: dict[str, Callable[[Tensor, int], Tensor]] = {

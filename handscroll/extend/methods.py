@@ -1,7 +1,7 @@
 """Extension methods: each turns a model's positions into those of a longer context, one candidate or several.
 
 A method is a row of `METHODS` and a function `(positions, head_size, to) -> candidates`. A candidate is data
-(new positions, or a way to resample a learned table), so that trying one costs no copy of the weights.
+(new positions, or how a learned table goes on), so that trying one costs no copy of the weights.
 """
 
 import math
@@ -21,7 +21,7 @@ from handscroll.nn.scaling.table import scaling_from
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to lengthen: `positions` for rotary models, `resample` for learned tables, `slopes` (what ALiBi's are
+    """One way to lengthen: `positions` for rotary models, `table` (one of `LEARNED`), `slopes` (what ALiBi's are
     divided by) for biased ones, `relative` (changes of a T5's configuration); `detail` names its dials.
 
     `exact`: a text of at most so many tokens, in a request declared no longer, gives the very logits of before.
@@ -30,7 +30,7 @@ class Candidate:
     method: str
     detail: str
     positions: Positions | None = None
-    resample: str | None = None
+    table: str | None = None
     slopes: float | None = None
     relative: dict[str, Any] | None = None
     exact: int = 0
@@ -229,10 +229,8 @@ def candidates(model: Model, method: str, to: int, factors: dict[str, Any] | Non
                 f"a table of {config.context:,}, not {to:,}; take another method, or a smaller --to"
             )
         names = [name for name in names if name != "hierarchical" or to <= most]
-        kept = {
-            name: 0 if name == "interpolate" else config.context for name in names
-        }  # others leave the rows there are
-        return [Candidate(name, "", resample=name, exact=kept[name]) for name in names]
+        exact = {"interpolate": 0}  # others leave the rows there are
+        return [Candidate(name, "", table=name, exact=exact.get(name, config.context)) for name in names]
     if table is BIASED:
         made = [entry for name in names for entry in _slopes(config, name, to)]
         return [entry for entry in made if method != "auto" or not entry.own]
@@ -245,7 +243,7 @@ def candidates(model: Model, method: str, to: int, factors: dict[str, Any] | Non
 
 
 def apply(model: Model, candidate: Candidate, to: int) -> None:
-    """Make `model` the lengthened one, in place: a new frozen configuration, or a resampled position table."""
+    """Make `model` the lengthened one, in place: a new frozen configuration, or a longer position table."""
     if candidate.relative is not None:
         changed = {**candidate.relative, "context": to, "original": model.config.trained}
         model.config = model.config.model_copy(update=changed)
@@ -257,11 +255,11 @@ def apply(model: Model, candidate: Candidate, to: int) -> None:
     if candidate.positions is not None:
         model.config = model.config.model_copy(update={"positions": candidate.positions})
         return
-    assert candidate.resample is not None
+    assert candidate.table is not None
     table = model.get_parameter("position_embedding.weight")
     unused = getattr(model.config, "offset", 0)  # rows before the first position (RoBERTa)
     rows = table.detach()
-    longer = torch.cat([rows[:unused], LEARNED[candidate.resample](rows[unused:], to)])
+    longer = torch.cat([rows[:unused], LEARNED[candidate.table](rows[unused:], to)])
     embedding = torch.nn.Embedding.from_pretrained(longer, freeze=False)
     model.set_submodule("position_embedding", embedding)
     model.config = model.config.model_copy(update={"context": to, "original": model.config.trained})

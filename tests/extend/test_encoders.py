@@ -1,4 +1,4 @@
-"""Longer encoders: position tables resampled, judged by masked loss, read by the reference library."""
+"""Longer encoders: position tables go on, judged by masked loss, read by the reference library."""
 
 import pytest
 import torch

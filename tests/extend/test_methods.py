@@ -110,7 +110,7 @@ def test_slopes_of_bloom(tmp_path):
 
 
 @pytest.mark.parametrize("method", LEARNED)
-def test_learned_positions_are_resampled(method, gpt2, tmp_path):
+def test_learned_tables_go_on(method, gpt2, tmp_path):
     table = gpt2.get_parameter("position_embedding.weight").detach().clone()
     (entry,) = candidates(gpt2, method, 600)
     apply(gpt2, entry, 600)
@@ -155,6 +155,17 @@ def test_what_goes_round_goes_on():
     for distance in (1, 2, 5):  # and neighbours stay as like each other, if not where they would be
         near, want = ((x[100 + distance : 300] * x[100 : 300 - distance]).sum(1) for x in (longer - 5.0, curve - 5.0))
         torch.testing.assert_close(near, want, atol=0.8, rtol=0.0)  # of 4
+
+
+def test_a_table_that_only_turns_around_goes_on():
+    """Turns by half a circle: repeated eigenvalues, of which a solver's eigenvectors need not be at right angles."""
+    noise = torch.Generator().manual_seed(0)
+    rows = torch.randn(6, 5, generator=noise, dtype=torch.float64)
+    table = torch.cat([rows[:1], rows[1:2].repeat(31, 1) * (-1.0) ** torch.arange(31)[:, None]])
+    longer = extrapolate(table, 80) - table[1:].mean(0)
+    want = table[1:2] * (-1.0) ** torch.arange(79)[:, None]
+    assert (longer[32:] @ want[31:].T).sign().equal((want[31:] @ want[31:].T).sign())
+    assert ((longer[32:] / want[31:] - 1).abs() < 0.1).all()
 
 
 @pytest.mark.parametrize("table", [torch.ones(8, 4), torch.zeros(8, 4), torch.ones(1, 4), torch.eye(3, 4)])

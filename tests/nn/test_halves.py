@@ -1,6 +1,8 @@
 """The compiled halves of a layer: they are the layer, they see what changes, and they stand back where they must."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from handscroll.models import model as models
 from handscroll.models.glm import GLM, GLMConfig
 from handscroll.models.gpt2 import GPT2, GPT2Config
 from handscroll.models.llama import Llama, LlamaConfig
+from handscroll.nn.cache import Cache
 from handscroll.nn.marks import Marks
 from handscroll.nn.native import stack as stacking
 from handscroll.nn.native.calls import FEW
@@ -212,6 +215,30 @@ def test_the_stack_sees_what_changes(stacked):
 
 
 @torch.no_grad()
+def test_a_layer_more_is_a_layer_more(monkeypatch, stacked):
+    model, token = copy.deepcopy(llama()), torch.tensor([[3]])
+    model(token, cache=Cache(2))
+    model.layers.append(copy.deepcopy(model.layers[0]))
+    model.layers[2].number = 2
+    got = model(token, cache=Cache(3))
+    assert len(stacked) == 2
+    monkeypatch.setattr(models, "stack", lambda *_: None)
+    torch.testing.assert_close(got, model(token, cache=Cache(3)), rtol=1e-5, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_cache_keeps_neither_outgrown_buffers_nor_a_model_that_is_gone(stacked):
+    model = copy.deepcopy(llama())
+    _, cache = steps(model, 1, 2)
+    buffer, weight = (weakref.ref(x) for x in (cache._store[0].keys, model.layers[0].mlp.up.weight))
+    model(torch.zeros((1, 40), dtype=torch.int64), cache=cache, length=64)  # layer by layer, into larger ones
+    assert stacked and buffer() is None
+    del model
+    gc.collect()
+    assert weight() is None and cache.length == 59
+
+
+@torch.no_grad()
 def test_what_goes_layer_by_layer(stacked):
     model = llama()
     tokens = torch.tensor([[3], [4]])
@@ -319,8 +346,6 @@ def test_the_stack_takes_no_other_layers(stacked, family, rotated):
 
 
 def test_nothing_is_kept_of_a_model_that_is_gone():
-    import gc
-
     from handscroll.nn.native.halves import _KNOWN
 
     gc.collect()

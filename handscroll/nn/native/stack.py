@@ -8,8 +8,8 @@ with the same numbers but for the order in which the attention of several tokens
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import is_
-from weakref import WeakKeyDictionary
+from operator import call, is_
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -35,10 +35,10 @@ class _Layers:
 
 @dataclass(eq=False)
 class _Tables:
-    """What the compiled call is given of a cache, as long as neither layers nor buffers are replaced."""
+    """What the compiled call is given of a cache, as long as neither layers nor buffers are replaced; it keeps none."""
 
-    layers: _Layers
-    buffers: list[Tensor]
+    layers: "ref[_Layers]"
+    buffers: "list[ref[Tensor]]"
     firsts: list[int]
     array: ctypes.Array
 
@@ -81,7 +81,7 @@ def stack(layers: nn.ModuleList, windows: Sequence[Mask | None], x: Embeddings, 
 def _layers(layers: nn.ModuleList) -> _Layers:
     """The layers as they are now."""
     known = _KNOWN.get(layers)
-    if known is None or not known.places.fresh():
+    if known is None or len(known.parts) != len(layers) or not known.places.fresh():
         parts = [halves_of(layer) for layer in layers]
         own = Places()
         for name in layers._modules:
@@ -153,7 +153,7 @@ def _tables(
 ) -> ctypes.Array:
     known: _Tables | None = cache.tables.get("layers")
     buffers = [tensor for store in stores for tensor in store]
-    if known is None or known.layers is not layers or not all(map(is_, buffers, known.buffers)):
+    if known is None or known.layers() is not layers or not all(map(is_, buffers, map(call, known.buffers))):
         array = (LayerTable * len(stores))()
         for table, part, before, (keys, values, *scales) in zip(array, layers.parts, past, stores, strict=True):
             table.before, table.after = part.first, part.second
@@ -162,7 +162,7 @@ def _tables(
             table.batch_stride, table.head_stride = keys.stride(0), keys.stride(1)
             table.key_scales, table.value_scales = (x.data_ptr() for x in scales) if scales else (None, None)
             table.scale_batch_stride, table.scale_head_stride = scales[0].stride()[:2] if scales else (0, 0)
-        known = cache.tables["layers"] = _Tables(layers, buffers, [], array)
+        known = cache.tables["layers"] = _Tables(ref(layers), list(map(ref, buffers)), [], array)
     if known.firsts != firsts:
         known.firsts = firsts
         for table, first in zip(known.array, firsts, strict=True):
