@@ -7,8 +7,8 @@ python -m bench.lengthening --table results.jsonl
 FOLDER holds `books_train` (learned from) and `books_valid` (held out), text files. A small model is trained from
 nothing on rows of 128 tokens, lengthened to 1,024 by every method, measured by position on held-out text, tuned for the
 same number of updates on the same rows of 1,024 tokens, and measured again. The short model itself, reading by windows
-of 128, is the baseline that needs no lengthening; it is tuned for as many updates of as many tokens too. An LSTM of about
-their size, which needs none either, stands beside those that predict the next token.
+of 128, is the baseline that needs no lengthening; it is tuned for as many updates of as many tokens too. An LSTM of
+about their size, which needs none either, stands beside those that predict the next token.
 
 A line of results is written as soon as it is there; what the file has already is not done again. With `--minutes` the
 pre-training gets as many updates as fit into a share of that time, by a probe, and what does not fit after it is left
