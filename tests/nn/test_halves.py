@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import pickle
 import weakref
 
 import pytest
@@ -226,6 +227,14 @@ def test_a_layer_more_is_a_layer_more(monkeypatch, stacked):
     torch.testing.assert_close(got, model(token, cache=Cache(3)), rtol=1e-5, atol=1e-4)
 
 
+def test_a_model_in_use_is_copied(stacked):
+    model = llama()
+    want, _ = steps(model, 1, 2)
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(steps(again, 1, 2)[0], want)
+    assert len(stacked) == 6
+
+
 @torch.no_grad()
 def test_a_cache_keeps_neither_outgrown_buffers_nor_a_model_that_is_gone(stacked):
     model = copy.deepcopy(llama())
@@ -345,16 +354,19 @@ def test_the_stack_takes_no_other_layers(stacked, family, rotated):
     assert cache.length == 8 and (got - want).abs().max() <= 2e-5 * want.abs().max()
 
 
-def test_nothing_is_kept_of_a_model_that_is_gone():
-    from handscroll.nn.native.halves import _KNOWN
-
-    gc.collect()
-    model = copy.deepcopy(llama())
+def test_nothing_is_kept_of_a_model_that_is_gone(counted):
+    model = llama()
     logits(model, torch.tensor([[3]]))
-    layers = set(model.layers)
-    assert layers <= set(_KNOWN.keys())
-    count = len(_KNOWN)
-    del model, layers
+    again = copy.deepcopy(model)
+    torch.testing.assert_close(logits(again, torch.tensor([[3]])), logits(model, torch.tensor([[3]])))
+    assert len(counted) == 6
+    weight = weakref.ref(model.layers[0].mlp.up.weight)
+    del model  # no collection of cycles is needed
+    assert weight() is None
+    again.layers[0].register_forward_hook(lambda *_, model=again: None)
+    logits(again, torch.tensor([[3]]))
+    weight = weakref.ref(again.layers[0].mlp.up.weight)
+    del again
     gc.collect()
-    assert len(_KNOWN) == count - 2
+    assert weight() is None
     assert halves(llama().layers[0], torch.zeros(1, 1, 64), None) is None

@@ -9,7 +9,6 @@ import ctypes
 from collections.abc import Iterable
 from operator import is_
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -125,7 +124,14 @@ class Places:
         self._found.append(found)
 
 
-class Halves:
+class Kept:
+    """What a module keeps of itself (`vars(module)`), so that it goes when the module goes; a copy begins without."""
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return type(None), ()
+
+
+class Halves(Kept):
     """The halves of one layer, as long as its modules and weights stay where they are (`places`).
 
     `before(x, rotation)` gives queries (B, H, T, E), keys and values (B, K, T, E), rotated; `after(x, read)` the output
@@ -244,9 +250,6 @@ class Halves:
         return _Product(KINDS[weight.dtype], inner, weight.shape[0], *addresses)
 
 
-_KNOWN: "WeakKeyDictionary[nn.Module, Halves]" = WeakKeyDictionary()
-
-
 def halves(layer: nn.Module, x: Embeddings, rotation: Rotation | None) -> Halves | None:
     """The compiled halves of a decoder layer for these hidden states, where there are any.
 
@@ -260,9 +263,9 @@ def halves(layer: nn.Module, x: Embeddings, rotation: Rotation | None) -> Halves
 
 def halves_of(layer: nn.Module) -> Halves:
     """Those of a layer as it is now, whether or not they can be used."""
-    known = _KNOWN.get(layer)
+    known: Halves | None = vars(layer).get("_halves")
     if known is None or not known.places.fresh():
-        known = _KNOWN[layer] = Halves(layer)
+        known = vars(layer)["_halves"] = Halves(layer)
     return known
 
 

@@ -9,7 +9,7 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import call, is_
-from weakref import WeakKeyDictionary, ref
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +18,14 @@ from handscroll.nn.attention import Context
 from handscroll.nn.cache import Cache, Span
 from handscroll.nn.mask import Mask, Window
 from handscroll.nn.native.calls import KINDS, can_decode
-from handscroll.nn.native.halves import Halves, LayerTable, PastTable, Places, halves_of
+from handscroll.nn.native.halves import Halves, Kept, LayerTable, PastTable, Places, halves_of
 from handscroll.nn.native.library import library
 from handscroll.nn.pieces import Piece, pieces
 from handscroll.nn.shapes import Embeddings
 
 
 @dataclass(eq=False)
-class _Layers:
+class _Layers(Kept):
     """The halves of a model's layers; `alike`: all can be used and are of one shape."""
 
     parts: list[Halves]
@@ -41,9 +41,6 @@ class _Tables:
     buffers: "list[ref[Tensor]]"
     firsts: list[int]
     array: ctypes.Array
-
-
-_KNOWN: "WeakKeyDictionary[nn.ModuleList, _Layers]" = WeakKeyDictionary()
 
 
 def stack(layers: nn.ModuleList, windows: Sequence[Mask | None], x: Embeddings, context: Context) -> Embeddings | None:
@@ -80,7 +77,7 @@ def stack(layers: nn.ModuleList, windows: Sequence[Mask | None], x: Embeddings, 
 
 def _layers(layers: nn.ModuleList) -> _Layers:
     """The layers as they are now."""
-    known = _KNOWN.get(layers)
+    known: _Layers | None = vars(layers).get("_stack")
     if known is None or len(known.parts) != len(layers) or not known.places.fresh():
         parts = [halves_of(layer) for layer in layers]
         own = Places()
@@ -88,7 +85,7 @@ def _layers(layers: nn.ModuleList) -> _Layers:
             own.module(layers, name)
         places = Places([own, *(part.places for part in parts)])
         alike = all(part.usable and part.sizes == parts[0].sizes for part in parts)
-        known = _KNOWN[layers] = _Layers(parts, places, alike)
+        known = vars(layers)["_stack"] = _Layers(parts, places, alike)
     return known
 
 
