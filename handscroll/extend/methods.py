@@ -229,8 +229,8 @@ def candidates(model: Model, method: str, to: int, factors: dict[str, Any] | Non
                 f"a table of {config.context:,}, not {to:,}; take another method, or a smaller --to"
             )
         names = [name for name in names if name != "hierarchical" or to <= most]
-        exact = {"interpolate": 0}  # others leave the rows there are
-        return [Candidate(name, "", table=name, exact=exact.get(name, config.context)) for name in names]
+        kept = config.context  # rows, by all but one
+        return [Candidate(name, "", table=name, exact=0 if name == "interpolate" else kept) for name in names]
     if table is BIASED:
         made = [entry for name in names for entry in _slopes(config, name, to)]
         return [entry for entry in made if method != "auto" or not entry.own]
