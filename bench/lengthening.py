@@ -109,13 +109,14 @@ FAMILIES = {
     ),
     "t5": Family(
         SIZES | {"layers": 2, "encoder_layers": 4, "head_size": 64, "mlp_width": 512},
-        SpanCorruption(),
+        SpanCorruption(density=0.5, mean_span=12),  # more to learn from a text, and words rather than letters
         ("<pad>", "</s>"),
         ("none", "reach", "divide"),
         f"blocks of {SHORT}",
         windows=320,
         rows=256,
         sentinels=64,
+        initialise="mimetic",
     ),
     "glm": Family(
         SIZES | {"kv_heads": 2, "head_size": 64, "mlp_width": 704, "tied": True},
@@ -299,12 +300,47 @@ def _fitting(job: Job, lm: LM, rows: int) -> int:
 def measured(job: Job, lm: LM, samples: list[Sample], window: int | None) -> dict[str, float]:
     """Mean loss by block of positions, in nats a token."""
     if isinstance(lm.model, EncoderDecoder):
-        losses, places = span_losses(lm, samples, window)
+        assert isinstance(job.family.task, SpanCorruption)
+        losses, places = span_losses(lm, samples, job.family.task, window)
         return {
             name: float(losses[(places >= first) & (places < last)].mean()) for name, (first, last) in BLOCKS.items()
         }
     losses = measure(lm, samples, "", window)
     return {name: losses.mean(first, last) for name, (first, last) in BLOCKS.items()}
+
+
+@dataclass(frozen=True)
+class Way:
+    """A method, the model that it gives, and which of its candidates that is."""
+
+    method: str
+    lm: LM
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Results:
+    """The lines of one family and seed in the file of results."""
+
+    job: Job
+    samples: list[Sample]
+    how: dict[str, Any]
+
+    def missing(self, ways: list[Way], steps: int) -> list[Way]:
+        job = self.job
+        done = {(one["family"], one["seed"], one["method"], one["steps"]) for one in _results(job.options.out)}
+        return [way for way in ways if (job.name, job.seed, way.method, steps) not in done]
+
+    def put(self, way: Way, steps: int, seconds: float = 0.0) -> None:
+        """Measure, and write a line."""
+        job = self.job
+        losses = measured(job, way.lm, self.samples, SHORT if way.method == job.family.baseline else None)
+        line = {"family": job.name, "seed": job.seed, "method": way.method, "detail": way.detail, "steps": steps}
+        line |= {"loss": losses, "tune_seconds": round(seconds), "device": job.options.device} | self.how
+        with Path(job.options.out).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
+        job.say(f"{way.method}, {steps} updates: {shown} ({job.clock.left:.0f} s left)")
 
 
 def study(job: Job) -> None:
@@ -316,49 +352,36 @@ def study(job: Job) -> None:
         raise DataError(
             f"{job.options.text}/books_valid has {len(held)} files; it needs one to choose on, one to prove"
         )
-    samples = windows(read(held[1:]), lm.tokenizer, LONG, job.options.windows or job.family.windows)
-    ways = {name: lengthened(job, lm, name, held[0]) for name in job.family.methods}
-    baseline = job.family.baseline
-    done = {
-        (one["method"], one["steps"])
-        for one in _results(job.options.out)
-        if (one["family"], one["seed"]) == (job.name, job.seed)
-    }
-
-    def put(method: str, steps: int, detail: str, model: LM, seconds: float = 0.0) -> None:
-        losses = measured(job, model, samples, SHORT if method == baseline else None)
-        line = {"family": job.name, "seed": job.seed, "method": method, "detail": detail, "steps": steps}
-        line |= {"loss": losses, "tune_seconds": round(seconds), "device": job.options.device} | how
-        with Path(job.options.out).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        shown = ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
-        job.say(f"{method}, {steps} updates: {shown} ({job.clock.left:.0f} s left)")
-
-    for name, (longer, detail) in {**ways, baseline: (lm, "")}.items():
-        if (name, 0) not in done:
-            put(name, 0, detail, longer)
-    for name, (longer, detail) in {**ways, baseline: (lm, "")}.items():
-        steps = job.options.tune_steps
-        if not steps or (name, steps) in done:
-            continue
-        rows = job.options.tune_rows
-        short = name == baseline
-        rows, length = (rows * LONG // SHORT, SHORT) if short else (rows, LONG)
-        lesson = Lesson(length, rows, steps, job.options.tune_rate, job.seed)
-        started, folder = time.monotonic(), job.work / f"tuning-{job.seed}"
-        shutil.rmtree(folder, ignore_errors=True)
-        learn(job, longer, lesson, folder, lambda record: None)
-        shutil.rmtree(folder)
-        put(name, steps, detail, longer, time.monotonic() - started)
+    results = Results(job, windows(read(held[1:]), lm.tokenizer, LONG, job.options.windows or job.family.windows), how)
+    ways = [lengthened(job, lm, method, held[0]) for method in job.family.methods]
+    ways.append(Way(job.family.baseline, lm))
+    for way in results.missing(ways, 0):
+        results.put(way, 0)
+    steps = job.options.tune_steps
+    for way in results.missing(ways, steps) if steps else []:
+        results.put(way, steps, tuned(job, way))
 
 
-def lengthened(job: Job, lm: LM, method: str, choose: Path) -> tuple[LM, str]:
-    """A lengthened copy, and the candidate that it is; of what has no positions, a copy."""
+def tuned(job: Job, way: Way) -> float:
+    """Tune in place, the baseline at its own length, on as many tokens; the seconds that it took."""
+    rows, length = job.options.tune_rows, LONG
+    if way.method == job.family.baseline:
+        rows, length = rows * LONG // SHORT, SHORT
+    lesson = Lesson(length, rows, job.options.tune_steps, job.options.tune_rate, job.seed)
+    started, folder = time.monotonic(), job.work / f"tuning-{job.seed}"
+    shutil.rmtree(folder, ignore_errors=True)
+    learn(job, way.lm, lesson, folder, lambda record: None)
+    shutil.rmtree(folder)
+    return time.monotonic() - started
+
+
+def lengthened(job: Job, lm: LM, method: str, choose: Path) -> Way:
+    """A lengthened copy; of what has no positions, a copy."""
     if lm.model.config.told == "order":
-        return LM(copy.deepcopy(lm.model), lm.tokenizer, lm.source), ""
+        return Way(method, LM(copy.deepcopy(lm.model), lm.tokenizer, lm.source))
     text = choose if method in job.family.chosen else None
     made = extension(lm, LONG, method, text=text, measured=2 * LONG)
-    return made.lm, made.candidate.detail
+    return Way(method, made.lm, made.candidate.detail)
 
 
 def _results(path: str) -> list[dict[str, Any]]:

@@ -46,11 +46,10 @@ def _mean(values: list[float]) -> str:
 def _differences(name: str, results: list[dict[str, Any]], seeds: list[int], steps: int) -> list[str]:
     """Far loss of every other method minus that of the family's own, at equal updates, seed by seed."""
     far = {(one["method"], one["seed"]): one["loss"][FAR] for one in results if one["steps"] == steps}
-    lines = []
-    for ours in OURS[name]:
-        for method in dict.fromkeys(one["method"] for one in results):
-            apart = [far[method, s] - far[ours, s] for s in seeds if (method, s) in far and (ours, s) in far]
-            if method not in OURS[name][: OURS[name].index(ours) + 1] and apart:
-                each = ", ".join(f"{value:+.3f}" for value in apart)
-                lines.append(f"{method} - {ours}, {steps} updates, positions {FAR}: {each}")
+    methods, lines = list(dict.fromkeys(method for method, _ in far)), []
+    for number, ours in enumerate(OURS[name]):
+        for method in [one for one in methods if one not in OURS[name][: number + 1]]:
+            both = [seed for seed in seeds if (method, seed) in far and (ours, seed) in far]
+            each = ", ".join(f"{far[method, seed] - far[ours, seed]:+.3f}" for seed in both)
+            lines += [f"{method} - {ours}, {steps} updates, positions {FAR}: {each}"] if both else []
     return lines

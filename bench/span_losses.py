@@ -19,11 +19,14 @@ from handscroll.objectives.span_corruption import Frame, SpanCorruption, corrupt
 TOKENS = 8192  # of the sources that are read together
 
 
-def span_losses(lm: LM, samples: list[Sample], block: int | None = None, trained: int = 128) -> tuple[Tensor, Tensor]:
+def span_losses(
+    lm: LM, samples: list[Sample], settings: SpanCorruption, block: int | None = None, trained: int = 128
+) -> tuple[Tensor, Tensor]:
     """Losses (N,) in nats of the tokens that were cut out, float32 on the CPU, and their places (N,) in their windows.
 
-    Sentinels and end tokens are not counted. With `block` every window is cut into blocks of so many tokens, each with
-    its own holes read by itself; a hole over an edge is one in each block.
+    `settings` say how much is cut out of `trained` tokens, in spans of what length. Sentinels and end tokens are not
+    counted. With `block` every window is cut into blocks of so many tokens, each with its own holes read by itself; a
+    hole over an edge is one in each block.
     """
     model, words = lm.model, {word: number for number, word in enumerate(lm.tokenizer.words) if word is not None}
     assert isinstance(model, EncoderDecoder)
@@ -31,7 +34,8 @@ def span_losses(lm: LM, samples: list[Sample], block: int | None = None, trained
     rows, places = [], []
     for number, sample in enumerate(samples):
         size = len(sample.ids)
-        gone = holes(size, SpanCorruption(density=SpanCorruption().density * trained / size), number)
+        few = settings.model_copy(update={"density": settings.density * trained / size})
+        gone = holes(size, few, number)
         for first in range(0, size, block or size):
             here = slice(first, first + (block or size))
             if gone[here].any():

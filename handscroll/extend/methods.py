@@ -21,8 +21,8 @@ from handscroll.nn.scaling.table import scaling_from
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to lengthen: `positions` for rotary models, `table` (one of `LEARNED`), `slopes` (what ALiBi's are
-    divided by) for biased ones, `relative` (changes of a T5's configuration); `detail` names its dials.
+    """One way to lengthen: `positions` for rotary models, `slopes` (what ALiBi's are divided by) for biased ones,
+    `relative` (changes of a T5's configuration), none of these for a learned table; `detail` names its dials.
 
     `exact`: a text of at most so many tokens, in a request declared no longer, gives the very logits of before.
     """
@@ -30,7 +30,6 @@ class Candidate:
     method: str
     detail: str
     positions: Positions | None = None
-    table: str | None = None
     slopes: float | None = None
     relative: dict[str, Any] | None = None
     exact: int = 0
@@ -230,7 +229,7 @@ def candidates(model: Model, method: str, to: int, factors: dict[str, Any] | Non
             )
         names = [name for name in names if name != "hierarchical" or to <= most]
         kept = config.context  # rows, by all but one
-        return [Candidate(name, "", table=name, exact=0 if name == "interpolate" else kept) for name in names]
+        return [Candidate(name, "", exact=0 if name == "interpolate" else kept) for name in names]
     if table is BIASED:
         made = [entry for name in names for entry in _slopes(config, name, to)]
         return [entry for entry in made if method != "auto" or not entry.own]
@@ -255,11 +254,10 @@ def apply(model: Model, candidate: Candidate, to: int) -> None:
     if candidate.positions is not None:
         model.config = model.config.model_copy(update={"positions": candidate.positions})
         return
-    assert candidate.table is not None
     table = model.get_parameter("position_embedding.weight")
     unused = getattr(model.config, "offset", 0)  # rows before the first position (RoBERTa)
     rows = table.detach()
-    longer = torch.cat([rows[:unused], LEARNED[candidate.table](rows[unused:], to)])
+    longer = torch.cat([rows[:unused], LEARNED[candidate.method](rows[unused:], to)])
     embedding = torch.nn.Embedding.from_pretrained(longer, freeze=False)
     model.set_submodule("position_embedding", embedding)
     model.config = model.config.model_copy(update={"context": to, "original": model.config.trained})

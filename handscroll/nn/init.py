@@ -7,10 +7,12 @@ from torch import nn
 
 from handscroll.base.errors import ConfigError
 from handscroll.nn.attention import Attention
+from handscroll.nn.bias import Relative
 from handscroll.nn.recurrence import LSTMLayer
 
 SCHEMES = ("normal", "xavier", "he", "mimetic")
 AMPLITUDE, BASE, STRENGTH = 0.05, 100.0, 20.0  # of the sinusoids; of the score of a place with itself, in nats
+STEEPEST, FLATTEST, FARTHEST = 2.0, 1 / 32, 8.0  # slopes of relative biases, nats a token; the most that they take away
 
 
 def initialise(model: nn.Module, scheme: str, layers: int, generator: torch.Generator, std: float = 0.02) -> None:
@@ -24,10 +26,12 @@ def initialise(model: nn.Module, scheme: str, layers: int, generator: torch.Gene
     mimetic: normal, but a learned position table begins as sinusoids (Vaswani et al. 2017; wavelengths from 2 pi to
     200 pi) and the keys of every head as its queries (after Trockman & Kolter 2023, arXiv:2305.09828), so that each
     token attends to its neighbours from the first update on, and all is learned from there. Without it an encoder that
-    learns hidden tokens stays at the loss of word frequencies until it has found its neighbours.
+    learns hidden tokens stays at the loss of word frequencies until it has found its neighbours. A learned relative
+    bias (T5) begins as one that falls with distance, by a slope of its own in each head (after Press et al. 2022,
+    arXiv:2108.12409): Adam moves a bias by no more than its rate an update, and takes thousands to get there.
 
     Raises:
-        ConfigError: mimetic, and the model has no learned positions.
+        ConfigError: mimetic, and the model has neither learned positions nor a learned relative bias.
     """
     assert scheme in SCHEMES, scheme
     if scheme == "mimetic":
@@ -63,17 +67,41 @@ def _normal(weight: torch.Tensor, std: float, generator: torch.Generator) -> Non
 def _look_near(model: nn.Module, generator: torch.Generator) -> None:
     named = [(name.rsplit(".", 1)[-1], module) for name, module in model.named_modules()]
     tables = [one for name, one in named if name == "position_embedding" and isinstance(one, nn.Embedding)]
-    if not tables:
-        raise ConfigError("initialise = 'mimetic' is for learned positions (bert, roberta, gpt2): take 'normal'")
-    for table in tables:
-        places, width = table.weight.shape
-        angles = torch.arange(places)[:, None] / BASE ** (torch.arange(0, width, 2) / width)
-        with torch.no_grad():
-            table.weight[:, 0::2] = AMPLITUDE * angles.sin()
-            table.weight[:, 1::2] = AMPLITUDE * angles.cos()[:, : width // 2]
-    for module in model.modules():
-        if isinstance(module, Attention):
-            size, width = module.shape.head_size, module.query.weight.shape[1]
-            _normal(module.query.weight, math.sqrt(STRENGTH / (width * math.sqrt(size))), generator)
-            with torch.no_grad():
-                module.key.weight.copy_(module.query.weight)
+    sides = [getattr(model, name) for name in ("bias", "source_bias") if hasattr(model, name)]
+    biases = [one for one in (side() for side in sides) if isinstance(one, Relative)]
+    if not tables and not biases:
+        raise ConfigError("initialise = 'mimetic' is for learned positions (bert, roberta, gpt2, t5): take 'normal'")
+    with torch.no_grad():
+        for table in tables:
+            _sinusoids(table.weight)
+        for bias in biases:
+            _falling(bias)
+    if tables:
+        for module in model.modules():
+            if isinstance(module, Attention):
+                _keys_as_queries(module, generator)
+
+
+def _sinusoids(table: torch.Tensor) -> None:
+    places, width = table.shape
+    angles = torch.arange(places)[:, None] / BASE ** (torch.arange(0, width, 2) / width)
+    table[:, 0::2] = AMPLITUDE * angles.sin()
+    table[:, 1::2] = AMPLITUDE * angles.cos()[:, : width // 2]
+
+
+def _falling(bias: Relative) -> None:
+    """Each bucket at minus its nearest distance times the head's slope."""
+    heads, last = bias.table.shape[1], bias.buckets.last
+    slopes = torch.logspace(math.log2(STEEPEST), math.log2(FLATTEST), heads, base=2.0)
+    distances = torch.arange(-last, last + 1)
+    nearest = torch.full((len(bias.table),), last).scatter_reduce(
+        0, bias.buckets.of(distances), distances.abs(), "amin"
+    )
+    bias.table.copy_(-(nearest[:, None] * slopes).clamp_max(FARTHEST))
+
+
+def _keys_as_queries(attention: Attention, generator: torch.Generator) -> None:
+    size, width = attention.shape.head_size, attention.query.weight.shape[1]
+    _normal(attention.query.weight, math.sqrt(STRENGTH / (width * math.sqrt(size))), generator)
+    with torch.no_grad():
+        attention.key.weight.copy_(attention.query.weight)

@@ -40,10 +40,10 @@ def test_holes_are_those_of_span_corruption_and_rows_say_where_they_are():
 
 def test_every_token_cut_out_is_scored_whole_and_in_blocks(t5):
     samples = [Sample(torch.randint(0, 256, (96,)).tolist(), "", 0) for _ in range(5)]
-    losses, places = span_losses(t5, samples, trained=32)
+    losses, places = span_losses(t5, samples, SpanCorruption(), trained=32)
     gone = [holes(96, SpanCorruption(density=0.05), number) for number in range(5)]
     assert places.tolist() == [place for one in gone for place in np.flatnonzero(one)]
-    in_blocks, same = span_losses(t5, samples, block=32, trained=32)
+    in_blocks, same = span_losses(t5, samples, SpanCorruption(), block=32, trained=32)
     assert torch.equal(places, same) and (in_blocks - losses).abs().min() > 1e-6
     first = next(number for number in range(5) if gone[number][:32].any())
     words = {word: number for number, word in enumerate(t5.tokenizer.words)}

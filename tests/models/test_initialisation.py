@@ -13,6 +13,7 @@ from handscroll.models.bert import Bert, BertConfig
 from handscroll.models.gpt2 import GPT2, GPT2Config
 from handscroll.models.induction import set_induction_heads
 from handscroll.models.llama import Llama, LlamaConfig
+from handscroll.models.t5 import T5, T5Config
 from handscroll.nn.init import initialise
 from handscroll.nn.marks import Marks
 
@@ -46,10 +47,10 @@ def learned(family, **sizes):
     return BUILT[family](CONFIGS[family](**shared, **sizes))
 
 
-BUILT, CONFIGS = {"bert": Bert, "gpt2": GPT2}, {"bert": BertConfig, "gpt2": GPT2Config}
+BUILT, CONFIGS = {"bert": Bert, "gpt2": GPT2, "t5": T5}, {"bert": BertConfig, "gpt2": GPT2Config, "t5": T5Config}
 
 
-@pytest.mark.parametrize("family", BUILT)
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
 def test_mimetic_attention_begins_near(family):
     """At the start most of a token's attention is on its neighbours; under `normal` it is everywhere."""
     near = {}
@@ -66,6 +67,29 @@ def test_mimetic_attention_begins_near(family):
         steps = torch.arange(96)
         near[scheme] = float(weights[..., (steps[:, None] - steps).abs() <= 4].sum() / weights.sum())
     assert near["normal"] < 0.12 and near["mimetic"] > 0.5, near
+
+
+@pytest.mark.parametrize("ahead", [True, False], ids=["encoder", "decoder"])
+def test_mimetic_relative_bias_falls_with_distance(ahead):
+    """Scores of T5 heads fall with distance on both sides, each head at its own slope; near keys get most attention."""
+    made = learned("t5", head_size=16, encoder_layers=2, start=0)
+    initialise(made, "mimetic", 2, torch.Generator().manual_seed(0))
+    bias = made.source_bias() if ahead else made.bias()
+    run = Marks.run(0, 96)
+    values = bias.values(run, run, torch.device("cpu"))[0].detach()
+    steps = torch.arange(96)
+    for query in (0, 40, 95):
+        rows = (
+            [values[:, query, : query + 1].flip(1), values[:, query, query:]]
+            if ahead
+            else [values[:, query, : query + 1].flip(1)]
+        )
+        for row in rows:
+            assert (row[:, 0] == 0).all() and (row.diff(dim=1) <= 0).all()
+    assert (values[:, 40, 39] == -torch.logspace(1, -5, 4, base=2.0)).all()
+    seen = values if ahead else values.masked_fill(steps[:, None] < steps, -torch.inf)
+    near = (steps[:, None] - steps).abs() <= 4
+    assert float(seen[0].softmax(dim=-1)[near].sum() / 96) > 0.75
 
 
 def test_mimetic_is_for_learned_positions():
