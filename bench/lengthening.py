@@ -32,7 +32,7 @@ from typing import Any
 import torch
 
 from bench.lengthening_table import tables
-from bench.span_losses import span_losses
+from bench.span_losses import as_many, span_losses
 from handscroll.base.errors import DataError
 from handscroll.base.records import read_records
 from handscroll.data.pack import Packed
@@ -217,6 +217,7 @@ class Lesson:
     steps: int
     rate: float
     seed: int
+    task: Task
 
 
 def learn(job: Job, lm: LM, lesson: Lesson, folder: Path, note: Callable[[dict[str, Any]], None]) -> None:
@@ -231,7 +232,7 @@ def learn(job: Job, lm: LM, lesson: Lesson, folder: Path, note: Callable[[dict[s
         if job.clock.left < 0:
             raise OutOfTime
 
-    task, model, length = job.family.task, lm.model, lesson.length
+    task, model, length = lesson.task, lm.model, lesson.length
     source = rows_of(TokenSource.load(job.work / "tokens"), lm.tokenizer, length)
     packed = Packed(source, length, seed=lesson.seed, epochs=None)
     rows = task.rows(packed, length, lesson.seed, model, lm.tokenizer)
@@ -254,7 +255,7 @@ def pretrained(job: Job) -> tuple[LM, dict[str, Any]]:
     lm = LM(model.to(device), tokenizer, f"{job.name} {job.seed}")
     rows = job.options.rows or job.family.rows
     steps = _steps(job, lm, rows, folder / "steps")
-    lesson = Lesson(SHORT, rows, steps, RATE, job.seed)
+    lesson = Lesson(SHORT, rows, steps, RATE, job.seed, job.family.task)
     job.say(f"{steps} updates of {rows} x {SHORT} tokens")
     started, recent = time.monotonic(), []
 
@@ -289,7 +290,7 @@ def _fitting(job: Job, lm: LM, rows: int) -> int:
     trial, seconds = LM(copy.deepcopy(lm.model), lm.tokenizer, lm.source), []
     folder = job.work / f"probe-{job.seed}"
     shutil.rmtree(folder, ignore_errors=True)
-    lesson = Lesson(SHORT, rows, PROBE, RATE, job.seed)
+    lesson = Lesson(SHORT, rows, PROBE, RATE, job.seed, job.family.task)
     learn(job, trial, lesson, folder, lambda record: seconds.append(record["seconds"]))
     shutil.rmtree(folder)
     one = statistics.fmean(seconds[PROBE // 2 :])
@@ -367,7 +368,10 @@ def tuned(job: Job, way: Way) -> float:
     rows, length = job.options.tune_rows, LONG
     if way.method == job.family.baseline:
         rows, length = rows * LONG // SHORT, SHORT
-    lesson = Lesson(length, rows, job.options.tune_steps, job.options.tune_rate, job.seed)
+    task = job.family.task
+    if isinstance(task, SpanCorruption):
+        task = as_many(task, SHORT, LONG)  # as it is measured
+    lesson = Lesson(length, rows, job.options.tune_steps, job.options.tune_rate, job.seed, task)
     started, folder = time.monotonic(), job.work / f"tuning-{job.seed}"
     shutil.rmtree(folder, ignore_errors=True)
     learn(job, way.lm, lesson, folder, lambda record: None)

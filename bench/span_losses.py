@@ -34,8 +34,7 @@ def span_losses(
     rows, places = [], []
     for number, sample in enumerate(samples):
         size = len(sample.ids)
-        few = settings.model_copy(update={"density": settings.density * trained / size})
-        gone = holes(size, few, number)
+        gone = holes(size, as_many(settings, trained, size), number)
         for first in range(0, size, block or size):
             here = slice(first, first + (block or size))
             if gone[here].any():
@@ -46,6 +45,11 @@ def span_losses(
     losses = [_scored(model, rows[first : first + together]) for first in range(0, len(rows), together)]
     where = torch.from_numpy(np.concatenate(places))
     return torch.cat(losses)[where >= 0], where[where >= 0]
+
+
+def as_many(settings: SpanCorruption, trained: int, size: int) -> SpanCorruption:
+    """As many tokens cut out of `size` as out of `trained`."""
+    return settings.model_copy(update={"density": settings.density * trained / size})
 
 
 def holes(size: int, settings: SpanCorruption, seed: int) -> np.ndarray:
