@@ -224,17 +224,13 @@ class LM:
 
     def fill(self, text: str, **settings: Any) -> str:
         """`text` with its blanks filled, for models of blank infilling: "[MASK]" stands for a span, "[gMASK]" for all
-        that follows (appended where there is neither). `settings` are those of `generate`; max_tokens is of each blank.
+        that follows (appended where there is neither); other special tokens written in it are ordinary characters.
+        `settings` are those of `generate`; max_tokens is of each blank, as many as the table holds if not given.
 
         Raises:
             ConfigError: the model fills no blanks. CapacityError: more than its learned tables hold.
         """
-        ids = self.tokenizer.encode(text, parse=True)
-        parts, done = [], 0
-        for filling in blanks.fill(self.model, ids, Sampling.of(settings)):
-            parts += [*ids[done : filling.place], *filling.tokens]
-            done = filling.place + 1
-        return self.decode([*parts, *ids[done:]])
+        return self.decode(blanks.filled(self.model, self.tokenizer, text, settings))
 
     def choose_cache(
         self,
@@ -381,6 +377,8 @@ class LM:
     def _several(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
         if isinstance(texts, str):
             raise ConfigError("expected a list of texts; for one text give [text]")
+        if other := [one for one in texts if not isinstance(one, str)]:
+            raise ConfigError(f"expected a list of texts, and one is {type(other[0]).__name__}: {str(other[0])[:60]}")
         return [self.encode(text, special=special) for text in texts]
 
     def _started(self, prompt: str | Sequence[int]) -> list[int]:
@@ -463,7 +461,7 @@ class LM:
         folder = Path(folder)
         if any(isinstance(module, Rounded) for module in self.model.modules()):
             raise ConfigError(f"the weights of {self.source} were rounded at loading; save the original")
-        save_model(self.model, folder)
+        save_model(self.model, folder, pad=self.tokenizer.pad)
         self.tokenizer.save(folder)
         if self.provenance:
             text = json.dumps(self.provenance, indent=2, ensure_ascii=False) + "\n"
@@ -473,7 +471,10 @@ class LM:
     def _ids(self, text_or_ids: str | Sequence[int] | Tensor) -> Tensor:
         if isinstance(text_or_ids, str):
             text_or_ids = self.encode(text_or_ids)
-        ids = torch.as_tensor(text_or_ids, dtype=torch.int64).flatten()
+        ids = torch.as_tensor(text_or_ids).flatten()
+        if ids.is_floating_point() and len(ids):
+            raise DataError(f"token ids are whole numbers, not {ids.dtype}")
+        ids = ids.to(torch.int64)
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.model.config.vocab:
             raise DataError(f"token ids reach {int(ids.max())}; the vocabulary has {self.model.config.vocab}")
         return ids

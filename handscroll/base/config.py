@@ -3,7 +3,7 @@
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -80,14 +80,28 @@ def _explain(cls: type[BaseModel], item: Any, where: str) -> str:
         return ": ".join(part for part in (where, path, item["msg"].removeprefix("Value error, ")) if part)
     if item["type"] != "extra_forbidden":
         return f"{where}: {path or 'value'}: {item['msg']} (got {item['input']!r})"
-    owner = _owner(cls, item["loc"][:-1])
-    return f"{where}: unknown key '{path}': {nearest(str(item['loc'][-1]), owner.model_fields)}"
+    owner, keys = _owner(cls, item["loc"])
+    return f"{where}: unknown key '{'.'.join(keys)}': {nearest(keys[-1], owner.model_fields)}"
 
 
-def _owner(cls: type[BaseModel], path: Sequence[str | int]) -> type[BaseModel]:
-    """The configuration class that the key belongs to, as deep as plain field types tell."""
-    for part in path:
-        field = cls.model_fields.get(str(part))
-        candidates = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
-        cls = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), cls)
-    return cls
+def _owner(cls: type[BaseModel], loc: Sequence[str | int]) -> tuple[type[BaseModel], list[str]]:
+    """The configuration class that the last key of an error's place was meant for, and the keys as a recipe has them:
+    without the tags that pydantic puts in for the members of a union."""
+    classes, keys = [cls], []
+    for part in map(str, loc[:-1]):
+        field = next((one.model_fields[part] for one in classes if part in one.model_fields), None)
+        tagged = [one for one in classes if any(part in get_args(f.annotation) for f in one.model_fields.values())]
+        if field is not None:
+            classes = _models(field.annotation) or classes
+        elif tagged and len(classes) > 1:
+            classes = tagged
+            continue
+        keys.append(part)
+    return classes[0], [*keys, str(loc[-1])]
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The configuration classes that a field's type names, however deep."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _models(part)]

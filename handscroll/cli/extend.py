@@ -10,8 +10,11 @@ from handscroll.base.errors import ConfigError
 from handscroll.cli.options import Device
 from handscroll.cli.screen import bar, error_screen, screen, table
 
+TUNING = ("steps", "rows", "lora", "lr", "precision", "rung", "offload", "force")  # options that --tune is asked for
+
 
 def extend(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="checkpoint folder or hub id")],
     to: Annotated[int, typer.Option(help="tokens of the new context")],
     out: Annotated[Path, typer.Option(help="folder for the lengthened checkpoint; must not exist")],
@@ -35,6 +38,7 @@ def extend(
 
     With --method auto every candidate is measured on long and on short text and the table is printed.
     """
+    from handscroll.evaluate.perplexity import measurable
     from handscroll.extend.extend import extension
     from handscroll.extend.tune import TuneSettings
     from handscroll.lm import load
@@ -47,8 +51,8 @@ def extend(
         values |= {"precision": precision, "lora": {"rank": lora, "alpha": 2.0 * lora} if lora else None}
         values |= {"memory": {"rung": rung, "offload": offload}, "force": force}
         settings = TuneSettings.parse(values, "extend --tune")
-    elif lora:
-        raise ConfigError(f"--lora {lora} needs text to tune on: give --tune FILES")
+    elif idle := [name for name in TUNING if not str(context.get_parameter_source(name)).endswith("DEFAULT")]:
+        raise ConfigError(f"--{idle[0]} is of a tuning, which needs text: give --tune FILES, or leave it out")
     given = None if factors is None else _read_factors(factors)
     lm = load(model, device)
     with bar("tuning" if tune else "measuring", steps if tune else None) as advance:
@@ -72,7 +76,7 @@ def extend(
     screen().print(
         f"{model}: {lm.context:,} -> {to:,} tokens by {result.candidate.name}; written to {out}", markup=False
     )
-    if result.candidate.own:
+    if result.lm.provenance["read_by"] != "any library":
         screen().print(
             "only Handscroll reads this folder: other libraries do not know its positions and refuse to load it",
             markup=False,
@@ -82,7 +86,8 @@ def extend(
             "warning: the best method hurts short text past the guard; tune (--tune FILES) or keep both checkpoints",
             style="bold yellow",
         )
-    screen().print(f"proof: handscroll evaluate perplexity {out} FILES --length {to}", markup=False)
+    if measurable(result.lm.model):
+        screen().print(f"proof: handscroll evaluate perplexity {out} FILES --length {to}", markup=False)
 
 
 def _read_factors(path: Path) -> dict[str, Any]:
@@ -98,7 +103,7 @@ def _read_factors(path: Path) -> dict[str, Any]:
 def show(outcome: Any) -> None:
     """The bake-off's table."""
     rows = [[row.candidate.name, row.long, row.short, row.verdict] for row in outcome.rows]
-    trained, target = outcome.trained, outcome.target
+    trained, target = outcome.goal.trained, outcome.goal.target
     heads = ["method", f"loss {trained:,}-{target:,}", f"loss below {trained:,}", "verdict"]
     tokens = sum(len(sample.ids) for sample in outcome.samples)
     title = f"nats per token on {tokens:,} tokens; the model as it is: {outcome.base:.3f} below {trained:,}"

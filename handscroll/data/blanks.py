@@ -71,8 +71,7 @@ class Blanks(Stream[Row]):
         tokens, targets = np.zeros(self.length, dtype=np.int64), np.full(self.length, IGNORED, dtype=np.int64)
         segment, positions = np.full(self.length, -1, dtype=np.int64), np.zeros(self.length, dtype=np.int64)
         at, piece, origin = 0, 0, (0, 0)
-        # A span adds two tokens (its blank and its beginning), and there are at most as many as blanked tokens.
-        while (room := int((self.length - at - 2) / (1 + 2 * self.share))) >= LEAST:
+        while (room := largest_piece(self.length - at, self.share)) >= LEAST:
             document, start, text = self._piece(random, min(room, self.longest))
             made = self._blanked(random, text)
             here = slice(at, at + len(made[0]))
@@ -97,6 +96,12 @@ class Blanks(Stream[Row]):
             return corrupt(text, [(begin, len(text))], [0], self.tokens, self.tokens.rest)
         spans = draw_spans(random, len(text), self.share, self.mean)
         return corrupt(text, spans, random.permutation(len(spans)).tolist(), self.tokens, self.tokens.blank)
+
+
+def largest_piece(length: int, share: float) -> int:
+    """Tokens of the longest piece of text that fits into `length` with its blanks: a span adds two tokens (its blank
+    and its beginning), and there are at most as many as blanked tokens."""
+    return int((length - 2) / (1 + 2 * share))
 
 
 def draw_spans(random: np.random.Generator, size: int, share: float, mean: float) -> list[tuple[int, int]]:

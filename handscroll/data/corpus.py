@@ -32,9 +32,10 @@ def select(files: Sequence[str], exclude: Sequence[str] = (), include: Sequence[
             base = Path(root).parent if not root.endswith("/") else Path(root)
             tail = root[len(str(base)) :].lstrip("/") + "*" + glob
             found = sorted(base.glob(tail))
-        found = [path for path in found if path.is_file() and path.stat().st_size]
+        there = [path for path in found if path.is_file()]
+        found = [path for path in there if path.stat().st_size]
         if not found:
-            raise DataError(f"no file matches {pattern!r}")
+            raise DataError(f"{pattern!r}: {'all files are empty' if there else 'no file matches it'}")
         for path in found:
             name = path.relative_to(base).as_posix()
             wanted = not include or any(fnmatch(name, item) for item in include)

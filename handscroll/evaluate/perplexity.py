@@ -17,6 +17,8 @@ from handscroll.evaluate.masked import masked_nll
 from handscroll.evaluate.samples import Sample, fingerprint
 from handscroll.lm import LM
 from handscroll.models.bert import Bert
+from handscroll.models.encoder_decoder import EncoderDecoder
+from handscroll.models.model import Model
 
 Progress = Callable[[int, int], None]
 
@@ -85,6 +87,12 @@ def measure(
         if progress is not None:
             progress(number + 1, len(samples))
     return Losses(label, torch.stack(rows), samples, window)
+
+
+def measurable(model: Model) -> bool:
+    """Whether texts have a loss by position: under a decoder, and under an encoder with a masked-LM head."""
+    headless = isinstance(model, Bert) and model.masked is None
+    return not (headless or isinstance(model, EncoderDecoder) or getattr(model.config, "labels", ()))
 
 
 def token_nll(lm: LM, ids: list[int], window: int | None = None) -> Tensor:

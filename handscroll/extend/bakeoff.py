@@ -35,14 +35,21 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Goal:
+    """To lengthen from `trained` to `target` tokens, while the loss of short text rises by at most `guard` nats."""
+
+    target: int
+    trained: int
+    guard: float
+
+
+@dataclass(frozen=True)
 class Outcome:
     """The best candidate of each method, best first, and what they were measured on."""
 
     rows: tuple[Row, ...]
     base: float
-    target: int
-    trained: int
-    guard: float
+    goal: Goal
     samples: tuple[Sample, ...]
 
     @property
@@ -52,7 +59,7 @@ class Outcome:
     @property
     def guarded(self) -> bool:
         """Whether the winner keeps short text within the guard."""
-        return self.winner.within(self.base, self.guard)
+        return self.winner.within(self.base, self.goal.guard)
 
     def record(self) -> dict[str, Any]:
         rows = [
@@ -67,10 +74,10 @@ class Outcome:
         ]
         return {
             "kind": "candidates",
-            "target": self.target,
-            "trained": self.trained,
+            "target": self.goal.target,
+            "trained": self.goal.trained,
             "short_before": self.base,
-            "guard": self.guard,
+            "guard": self.goal.guard,
             "windows": len(self.samples),
             "text_sha256": fingerprint(self.samples),
             "rows": rows,
@@ -81,17 +88,16 @@ def bake_off(
     lm: LM,
     entries: Sequence[Candidate],
     samples: Sequence[Sample],
-    to: int,
-    guard: float,
+    goal: Goal,
     progress: Progress | None = None,
 ) -> Outcome:
-    """Measure `entries` on `samples` (windows of `to` tokens) and rank them; the model is left as it was.
+    """Measure `entries` on `samples` (windows of `goal.target` tokens) and rank them; the model is left as it was.
 
-    The winner has the lowest long loss; short text that loses more than `guard` nats counts `PENALTY` times the
+    The winner has the lowest long loss; short text that loses more than the guard counts `PENALTY` times the
     excess. (A hard limit would let the untouched model win by harming nothing.) The model as it is has the benefit
     of `MARGIN`: a change must earn its place.
     """
-    trained = lm.model.config.trained
+    to, trained, guard = goal.target, goal.trained, goal.guard
     note = progress or (lambda text: None)
     base = sum(float(token_nll(lm, s.ids[:trained]).double().mean()) for s in samples) / len(samples)
     finalists: dict[str, Row] = {}
@@ -110,7 +116,7 @@ def bake_off(
     rows.sort(key=lambda row: _rank(row, base, guard))
     verdicts = [_verdict(row, rank == 0, base, guard) for rank, row in enumerate(rows)]
     ranked = tuple(Row(r.candidate, r.long, r.short, v) for r, v in zip(rows, verdicts, strict=True))
-    return Outcome(ranked, base, to, trained, guard, tuple(samples))
+    return Outcome(ranked, base, goal, tuple(samples))
 
 
 @contextmanager

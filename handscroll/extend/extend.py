@@ -1,27 +1,32 @@
 """`extend`: lengthen a checkpoint's context, by a named method or the measured best, and tune it if asked."""
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from handscroll.base.errors import ConfigError
+from handscroll.base.errors import CapacityError, ConfigError
 from handscroll.evaluate.perplexity import measure
 from handscroll.evaluate.samples import Sample, windows
-from handscroll.extend.bakeoff import Outcome, Progress, bake_off
-from handscroll.extend.methods import RELATIVE, Candidate, apply, candidates
+from handscroll.extend.bakeoff import Goal, Outcome, Progress, bake_off
+from handscroll.extend.methods import RELATIVE, Candidate, apply, candidates, only_ours
+from handscroll.extend.origin import origin, remembered
 from handscroll.extend.own_text import own_text
 from handscroll.extend.tune import TuneSettings
 from handscroll.extend.tune import tune as run_tuning
 from handscroll.lm import LM
 from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.models.model import Model
+from handscroll.plan.choose import gigabytes
+from handscroll.plan.machine import spare
 from handscroll.text.readers import read
 from handscroll.train.loop import OnRecord
 
 GUARD = 0.1  # nats that the loss of short text may rise
 MEASURED = 8192  # tokens of a bake-off's final round, about
+WIDE, DISTANCE = 24, 96  # bytes of one number of a learned table while it is made; of one distance of a relative bias
 
 
 @dataclass(frozen=True)
@@ -76,13 +81,16 @@ def extension(  # noqa: PLR0913
             "candidates are measured, and tuned, by the loss of one text; an encoder-decoder writes under a source: "
             f"name the method ({', '.join(RELATIVE)}), and tune with handscroll train (objective = 'span-corruption')"
         )
+    _check(guard, measured)
+    first = origin(lm)
     if method == "longrope" and factors is None:
         candidates(lm.model, method, to)  # refuses with the reason
-    entries = candidates(lm.model, method, to, factors)
+    entries = candidates(lm.model, method, to, factors, first)
+    _check_memory(lm.model, to)
     outcome = None
     if len(entries) > 1 or text is not None:
         samples = _samples(lm, text, to, max(1, measured // to), seed, progress)
-        outcome = bake_off(lm, entries, samples, to, guard, progress)
+        outcome = bake_off(lm, entries, samples, Goal(to, first.trained, guard), progress)
         chosen = outcome.winner.candidate
     else:
         chosen = entries[0]
@@ -90,14 +98,15 @@ def extension(  # noqa: PLR0913
     longer.provenance = {
         "made_by": "handscroll extend",
         "from": lm.source,
-        "trained": lm.model.config.trained,
+        "trained": first.trained,
+        "before": remembered(first),
         "to": to,
         "method": chosen.name,
-        "read_by": "handscroll only" if chosen.own else "any library",
         "exact_to": chosen.exact,
         "measured": None if outcome is None else outcome.record(),
     }
     apply(longer.model, chosen, to)
+    longer.provenance["read_by"] = "handscroll only" if only_ours(longer.model.config) else "any library"
     if tune is not None:
         if folder is None:
             raise ConfigError("tuning needs a run folder for its checkpoints: give folder=")
@@ -105,7 +114,27 @@ def extension(  # noqa: PLR0913
         longer.provenance["tuned"] = run_tuning(longer, to, tune, Path(folder), on_record)
         if outcome is not None:
             _keep_the_better(longer, untuned, outcome)
+        if longer.provenance["tuned"].get("kept", True):
+            longer.provenance["exact_to"] = 0  # other weights
     return Extension(longer, chosen, outcome)
+
+
+def _check(guard: float, measured: int) -> None:
+    if not (isinstance(guard, (int, float)) and 0 <= guard < math.inf):
+        raise ConfigError(f"guard = {guard!r}: nats per token that short text may lose, a number from 0 on")
+    if not (isinstance(measured, int) and measured >= 1):
+        raise ConfigError(f"measured = {measured!r}: tokens of the final round, a whole number from 1 on")
+
+
+def _check_memory(model: Model, to: int) -> None:
+    """Refuse a table of positions, or of distances, that cannot be made here."""
+    needs = to * {"learned": WIDE * model.config.width, "buckets": DISTANCE}.get(model.config.told, 0)
+    there, _ = spare()
+    if needs > there:
+        raise CapacityError(
+            f"a table for {to:,} tokens takes {gigabytes(needs)} to make, and {gigabytes(there)} are there: "
+            "give a smaller --to"
+        )
 
 
 def _keep_the_better(longer: LM, untuned: Model, outcome: Outcome) -> None:

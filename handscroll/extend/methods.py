@@ -35,12 +35,6 @@ class Candidate:
     exact: int = 0
 
     @property
-    def own(self) -> bool:
-        """Whether no other library can read the lengthened checkpoint; it is written so that they refuse it."""
-        scaled = self.positions is not None and self.positions.scaling.name in OWN
-        return scaled or self.slopes not in (None, 1.0) or "factor" in (self.relative or {})
-
-    @property
     def name(self) -> str:
         return f"{self.method} ({self.detail})" if self.detail else self.method
 
@@ -197,15 +191,27 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def candidates(model: Model, method: str, to: int, factors: dict[str, Any] | None = None) -> list[Candidate]:
+def only_ours(config: Any) -> bool:
+    """Whether no other library can read a checkpoint of this configuration; it is written so that they refuse it."""
+    positions = getattr(config, "positions", None)
+    return (positions is not None and positions.scaling.name in OWN) or getattr(config, "factor", 1.0) != 1.0
+
+
+def candidates(
+    model: Model, method: str, to: int, factors: dict[str, Any] | None = None, first: Any = None
+) -> list[Candidate]:
     """The candidates of `method` for lengthening `model` to `to` tokens.
 
-    "all": of every method; "auto": of every method whose result other libraries can read too.
+    "all": of every method; "auto": of every method whose result other libraries can read too. `first` is the
+    configuration that the model was trained with (`extend/origin.py`), its own unless it was lengthened before.
 
     Raises:
         ConfigError: an unknown method, one that does not fit the family, or a target not above the trained length.
     """
     config = model.config
+    first = config if first is None else first
+    if isinstance(to, bool) or not isinstance(to, int):
+        raise ConfigError(f"to = {to!r}: the new context is a whole number of tokens")
     if config.told not in WAYS:
         raise ConfigError(f"family '{config.family}' {config.unlengthened}")
     if to <= config.context:
@@ -216,7 +222,7 @@ def candidates(model: Model, method: str, to: int, factors: dict[str, Any] | Non
         )
     kind, table = WAYS[config.told]
     if method not in ("auto", "all", *table):
-        raise ConfigError(f"unknown method '{method}' for {kind}: {nearest(method, ['auto', 'all', *table])}")
+        raise ConfigError(f"unknown method '{method}' for {kind}: {nearest(str(method), ['auto', 'all', *table])}")
     if factors is not None and method != "longrope":
         raise ConfigError(f"--factors go with --method longrope, not with '{method}'")
     names = list(table) if method in ("auto", "all") else [method]
@@ -232,13 +238,14 @@ def candidates(model: Model, method: str, to: int, factors: dict[str, Any] | Non
         return [Candidate(name, "", exact=0 if name == "interpolate" else kept) for name in names]
     if table is BIASED:
         made = [entry for name in names for entry in _slopes(config, name, to)]
-        return [entry for entry in made if method != "auto" or not entry.own]
+        readable = method == "auto" and not only_ours(config)
+        return [entry for entry in made if not readable or entry.slopes == 1.0]
     if table is RELATIVE:
-        return [_relative(config, name, to) for name in names]
-    positions = config.positions
+        return [_relative(config, first, name, to) for name in names]
     if factors is not None:
-        return [longrope_with(factors, positions, config.rotated_size, to)]
-    return _rotary(positions, config.rotated_size, method, to)
+        return [longrope_with(factors, first.positions, config.rotated_size, to)]
+    moved = first.positions.base != config.positions.base
+    return _rotary(first.positions, config.rotated_size, method, to, "ntk" if moved else first.positions.scaling.name)
 
 
 def apply(model: Model, candidate: Candidate, to: int) -> None:
@@ -272,28 +279,31 @@ def _slopes(config: Any, method: str, to: int) -> list[Candidate]:
     return [Candidate("slopes", f"factor {each:g}", slopes=each) for each in found]
 
 
-def _relative(config: Any, method: str, to: int) -> Candidate:
-    """Chen et al. 2023's interpolation carried over to buckets, or only their logarithmic part stretched."""
-    factor = to / config.trained
+def _relative(config: Any, first: Any, method: str, to: int) -> Candidate:
+    """Chen et al. 2023's interpolation carried over to buckets, or only their logarithmic part stretched.
+
+    Both end where the buckets of training would, stretched once; what is stretched already is counted in.
+    """
+    last = first.reach * first.factor * to / first.trained  # the distance from which on nothing changes
     if method == "divide":
+        factor = max(1.0, last / config.reach)
         return Candidate(method, f"factor {factor:g}", relative={"factor": factor})
     if method == "reach":
-        far = math.ceil(config.reach * to / config.context)
-        alone = config.buckets // 4  # the distances that have buckets of their own on both sides (nn/bias.py)
+        far = max(config.reach, math.ceil(last / config.factor))
+        alone = int(config.factor * (config.buckets // 4))  # distances that keep their buckets on both sides
         return Candidate(method, f"buckets up to {far:,} tokens", relative={"reach": far}, exact=alone)
     return Candidate(method, "", relative={}, exact=to)
 
 
-def _rotary(positions: Positions, head_size: int, method: str, to: int) -> list[Candidate]:
-    """Fresh scalings start from unscaled frequencies; an already scaled checkpoint keeps its own method."""
-    current = positions.scaling.name
+def _rotary(positions: Positions, head_size: int, method: str, to: int, current: str) -> list[Candidate]:
+    """Fresh scalings start from unscaled frequencies; a checkpoint scaled by `current` already keeps that method."""
     if current != "none":
         if method not in ("auto", "all", current):
             raise ConfigError(
                 f"the checkpoint is already scaled by '{current}'; it can only be lengthened by the same method "
                 f"(--method {current} or auto)"
             )
-        if current in ("self-extend", "dual-chunk"):  # they start from the trained frequencies again
+        if current in ("ntk", "self-extend", "dual-chunk"):  # they start from the trained frequencies again
             return METHODS[current](positions, head_size, to)
         fields = positions.scaling.model_dump() | {"factor": to / positions.trained}
         fields.pop("attention_override", None)

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from handscroll.base.config import Config
 from handscroll.base.errors import DataError
+from handscroll.base.runs import latest_checkpoint
 from handscroll.base.workload import Shape, Workload
 from handscroll.data.pack import Packed
 from handscroll.data.sources import TokenSource
@@ -34,7 +35,7 @@ class TuneSettings(Config):
     files: tuple[str, ...] = Field(min_length=1)
     steps: int = Field(default=100, ge=1)
     rows: int = Field(default=4, ge=1)
-    lr: float | None = Field(default=None, gt=0)
+    lr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     lora: LoRA | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     memory: Memory = Memory()
@@ -64,6 +65,8 @@ def tune(lm: LM, to: int, settings: TuneSettings, folder: Path, on_record: OnRec
     rows = task.rows(packed, to, settings.seed, lm.model, lm.tokenizer)
     how = settings.model_dump(mode="json", exclude={"memory", "force"})  # may change when a run goes on elsewhere
     done = {"text": source.fingerprint, "to": to, **how, "lr": rate}
+    if latest_checkpoint(folder) is None:  # nothing was learned there: other settings may begin anew
+        (folder / "recipe.json").unlink(missing_ok=True)
     write_recipe(folder, {"tune": done, "from": lm.source})
     plan = planned(settings.memory, [_workload(lm, to, settings, source)], folder, force=settings.force)
     assert isinstance(lm.model, Decoder)

@@ -1,17 +1,20 @@
 """Filling the blanks of a text, one after the other: each sees the whole text and what fills the blanks before it."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from handscroll.base.errors import ConfigError, DataError
+from handscroll.base.errors import CapacityError, ConfigError, DataError
 from handscroll.generate.rows import Request, Rows
 from handscroll.generate.sample import Sampling
 from handscroll.models.glm_blank import BlankGLM
 from handscroll.models.model import Model
 from handscroll.nn.blanks import joined
 from handscroll.nn.marks import Marks
+from handscroll.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,41 @@ class Filling:
     place: int
     tokens: tuple[int, ...]
     finish: str
+
+
+def filled(model: Model, tokenizer: Tokenizer, text: str, settings: dict[str, Any]) -> list[int]:
+    """Token ids of `text` with its blanks filled.
+
+    `settings` are those of `Sampling`; max_tokens, unless given, is as many as the learned table holds, and no more
+    than a generation writes unless told.
+    """
+    ids, most = _read(model, tokenizer, text), min(_filler(model).config.inside - 1, Sampling().max_tokens)
+    parts, done = [], 0
+    for filling in fill(model, ids, Sampling.of({"max_tokens": most} | settings)):
+        parts += [*ids[done : filling.place], *filling.tokens]
+        done = filling.place + 1
+    return [*parts, *ids[done:]]
+
+
+def _read(model: Model, tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of a text in which the names of the two blanks stand for them, and all else is ordinary text.
+
+    Raises:
+        ConfigError: the model fills no blanks.
+    """
+    config = _filler(model).config
+    names = {tokenizer.token(number): number for number in (config.blank, config.rest)}
+    before, after = tokenizer.frame()
+    ids = list(before)
+    for part in re.split("(" + "|".join(re.escape(name) for name in names if name) + ")", text):
+        ids += [names[part]] if part in names else tokenizer.encode(part, special=False)
+    return [*ids, *after]
+
+
+def _filler(model: Model) -> BlankGLM:
+    if not isinstance(model, BlankGLM):
+        raise ConfigError(f"family '{model.config.family}' fills no blanks; generate a continuation")
+    return model
 
 
 @torch.no_grad()
@@ -34,8 +72,7 @@ def fill(model: Model, prompt: Sequence[int], sampling: Sampling) -> list[Fillin
         ConfigError: the model fills no blanks, or stop strings or a constraint's settings are asked for.
         DataError: an id outside the vocabulary. CapacityError: more than the learned tables hold.
     """
-    if not isinstance(model, BlankGLM):
-        raise ConfigError(f"family '{model.config.family}' fills no blanks; generate a continuation")
+    model = _filler(model)
     if sampling.stop or sampling.ignore_eos:
         raise ConfigError("a blank ends with the model's own end token: leave stop strings and ignore_eos out")
     config, device = model.config, model.device
@@ -46,8 +83,16 @@ def fill(model: Model, prompt: Sequence[int], sampling: Sampling) -> list[Fillin
     if wrong is not None:
         raise DataError(f"the prompt holds token id {wrong}, but the vocabulary is 0 to {config.vocab - 1}")
     blanks = [place for place, token in enumerate(ids) if token in (config.blank, config.rest)]
-    deepest = torch.tensor([[sampling.max_tokens]], device=device)
-    model.embed(deepest * 0, Marks.of(deepest, positions=joined(deepest * 0, deepest)))  # refuse before any work
+    if sampling.max_tokens >= config.inside:
+        raise CapacityError(
+            f"max_tokens = {sampling.max_tokens}: the learned table inside a blank has {config.inside} rows, enough "
+            f"for {config.inside - 1} tokens; give max_tokens = {config.inside - 1} or less"
+        )
+    if len(ids) > config.context:
+        raise CapacityError(
+            f"the text has {len(ids):,} tokens with its blanks, the learned table of places {config.context:,}: give "
+            "less text"
+        )
     cache = model.new_cache(len(ids) + len(blanks) * sampling.max_tokens)
     marks = Marks.run(0, len(ids))
     model.hidden(model.embed(torch.tensor([ids], device=device), marks), marks, model.mask(), cache)

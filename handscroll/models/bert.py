@@ -243,7 +243,7 @@ class Bert(Decoder):
             kind = "a classifier of documents" if self.config.labels else "a bare encoder"
             raise ConfigError(
                 f"this {self.config.family} checkpoint has no masked-LM head ({kind}): no logits, no masked "
-                "language modelling; use embed, or a checkpoint with the head"
+                "language modelling. Use embed, or a checkpoint with the head (to lengthen it, name a method, no text)"
             )
         return self.masked
 

@@ -87,12 +87,14 @@ UNREAD = frozenset(
 KEYS = frozenset(
     """
     vocab_size hidden_size n_embed n_layer num_hidden_layers n_head num_attention_heads layer_norm_epsilon seq_length
-    apply_residual_connection_post_layernorm tie_word_embeddings bos_token_id eos_token_id alibi_factor
+    apply_residual_connection_post_layernorm tie_word_embeddings bos_token_id eos_token_id alibi_factor alibi_heads
     original_max_position_embeddings
 """.split()
 )
 TRAINED = 2048  # tokens, of every published BLOOM
-INTERPOLATED = "bloom-interpolated"  # a model_type that other libraries refuse: they would use the slopes as trained
+# A model_type that other libraries refuse, since they would use the slopes as trained. A class that is told to load
+# such a folder whatever its type finds no number of heads (`alibi_heads` has it) and refuses too.
+INTERPOLATED = "bloom-interpolated"
 
 
 def _read(foreign: Foreign, name: str) -> BloomConfig:
@@ -108,7 +110,7 @@ def _read(foreign: Foreign, name: str) -> BloomConfig:
         "vocab": required(foreign, "vocab_size", name),
         "width": width,
         "layers": _either(foreign, ("n_layer", "num_hidden_layers"), name),
-        "heads": _either(foreign, ("n_head", "num_attention_heads"), name),
+        "heads": _either(foreign, ("n_head", "num_attention_heads", "alibi_heads"), name),
         "context": foreign.get("seq_length") or TRAINED,
         "original": foreign.get("original_max_position_embeddings"),
         "factor": foreign.get("alibi_factor", 1.0),
@@ -120,7 +122,7 @@ def _read(foreign: Foreign, name: str) -> BloomConfig:
     return BloomConfig.parse(values, "config.json")
 
 
-def _either(foreign: Foreign, keys: tuple[str, str], name: str) -> int:
+def _either(foreign: Foreign, keys: tuple[str, ...], name: str) -> int:
     found = {foreign[key] for key in keys if foreign.get(key) is not None}
     if len(found) > 1:
         raise ConfigError(f"config.json: {' and '.join(keys)} mean the same and differ: {sorted(found)}")
@@ -143,7 +145,7 @@ def _write(config: BloomConfig) -> Foreign:
     }
     if config.factor != 1.0:
         foreign |= {"model_type": INTERPOLATED, "architectures": ["BloomInterpolatedForCausalLM"]}
-        foreign["alibi_factor"] = config.factor
+        foreign |= {"alibi_factor": config.factor, "n_head": None, "alibi_heads": config.heads}
     return foreign | original_length(config)
 
 
@@ -181,7 +183,7 @@ SMALL: Foreign = {
 }
 FORMS: dict[str, dict[str, Foreign]] = {
     "bloom": {"": SMALL, "untied": SMALL | {"tie_word_embeddings": False}},
-    INTERPOLATED: {"": SMALL | {"alibi_factor": 1.5}},
+    INTERPOLATED: {"": SMALL | {"alibi_factor": 1.5, "n_head": None, "alibi_heads": 6}},
 }
 BLOOM, BLOOM_INTERPOLATED = (
     Family(

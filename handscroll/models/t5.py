@@ -194,7 +194,9 @@ KEYS = frozenset(
     original_max_position_embeddings
 """.split()
 )
-INTERPOLATED = "-interpolated"  # makes a model_type that other libraries refuse: they would not divide distances
+# Makes a model_type that other libraries refuse, since they would not divide distances. A class that is told to load
+# such a folder whatever its type meets an activation that it does not know, and refuses too.
+INTERPOLATED, DIVIDED = "-interpolated", "interpolated-"
 # Training and task heads; `output_past` and `tokenizer_class` are bookkeeping of old releases.
 UNREAD = frozenset("dropout_rate classifier_dropout initializer_factor output_past tokenizer_class".split())
 SAME = {  # names that newer files may give too
@@ -267,7 +269,7 @@ def _read(foreign: Foreign, model_type: str) -> T5Config:
 
 
 def _mlp(foreign: Foreign, name: str) -> str:
-    mlp = foreign.get("feed_forward_proj", "relu" if name == "t5" else "gated-gelu")
+    mlp = str(foreign.get("feed_forward_proj", "relu" if name == "t5" else "gated-gelu")).removeprefix(DIVIDED)
     if mlp not in ACTIVATIONS:
         raise ConfigError(f"{name} with feed_forward_proj {mlp!r}: {nearest(str(mlp), ACTIVATIONS)}")
     said = (foreign.get("dense_act_fn"), foreign.get("is_gated_act"))
@@ -312,13 +314,14 @@ def _write(config: T5Config) -> Foreign:
         "decoder_start_token_id": config.start,
         "bos_token_id": config.bos,
         "eos_token_id": written_ends(config.eos),
-        "pad_token_id": 0,
+        "pad_token_id": config.start,  # of every published one; `save_model` is told the tokenizer's
     }
     if config.family == "t5":
         foreign["scale_decoder_outputs"] = config.scaled
     if config.factor != 1.0:
         foreign |= {"model_type": config.family + INTERPOLATED, "relative_attention_factor": config.factor}
         foreign["architectures"] = [f"{config.family.upper()}InterpolatedForConditionalGeneration"]
+        foreign["feed_forward_proj"] = DIVIDED + config.mlp
     return foreign | original_length(config)
 
 
@@ -363,6 +366,7 @@ SMALL: Foreign = {
     "eos_token_id": 2,
 }
 GATED: Foreign = SMALL | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+APART: Foreign = GATED | {"relative_attention_factor": 1.5, "feed_forward_proj": DIVIDED + "gated-gelu"}
 NEAR = {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 20}
 FORMS: dict[str, dict[str, Foreign]] = {
     "t5": {
@@ -371,8 +375,8 @@ FORMS: dict[str, dict[str, Foreign]] = {
         "shallow": GATED | {"feed_forward_proj": "gated-silu", "num_decoder_layers": 2},
     },
     "mt5": {"": GATED},
-    "t5" + INTERPOLATED: {"": GATED | {"relative_attention_factor": 1.5}},
-    "mt5" + INTERPOLATED: {"": GATED | {"relative_attention_factor": 1.5}},
+    "t5" + INTERPOLATED: {"": APART},
+    "mt5" + INTERPOLATED: {"": APART},
 }
 T5_FAMILY, MT5, T5_INTERPOLATED, MT5_INTERPOLATED = (
     Family(

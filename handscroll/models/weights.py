@@ -111,8 +111,12 @@ def check_device(device: str | torch.device) -> None:
         )
 
 
-def save_model(model: Model, folder: Path, shard_bytes: int = 4 << 30) -> None:
-    """Write `config.json` and safetensors (sharded above `shard_bytes`) that the reference library loads."""
+def save_model(model: Model, folder: Path, shard_bytes: int = 4 << 30, pad: int | None = None) -> None:
+    """Write `config.json` and safetensors (sharded above `shard_bytes`) that the reference library loads.
+
+    `pad` is the tokenizer's padding token, which the reference library pads with, and whose row it never trains; a
+    RoBERTa's follows from its positions.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     kind = family(model.config.family)
     state = model.state_dict()
@@ -129,6 +133,8 @@ def save_model(model: Model, folder: Path, shard_bytes: int = 4 << 30) -> None:
         filled += size
     _write_shards(shards, folder)
     foreign = kind.write(model.config) | {"torch_dtype": str(dtype).removeprefix("torch.")}
+    if pad is not None and not getattr(model.config, "offset", 0):
+        foreign["pad_token_id"] = pad
     write_file(folder / "config.json", (json.dumps(foreign, indent=2, ensure_ascii=False) + "\n").encode())
 
 

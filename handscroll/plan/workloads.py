@@ -24,7 +24,7 @@ def recipe_workloads(recipe: Any, config: Any = None, data_bytes: int | None = N
     if recipe.lora is not None:
         shape = shape.model_copy(update={"lora_rank": recipe.lora.rank, "lora_targets": len(recipe.lora.targets)})
     if data_bytes is None:
-        data_bytes = sum(path.stat().st_size for path in recipe.text.paths())
+        data_bytes = 0 if recipe.text is None else sum(path.stat().st_size for path in recipe.text.paths())
     common = {
         "shape": shape.model_dump(),
         "precision": loop.precision,
@@ -82,13 +82,35 @@ def checkpoint_shape(source: str) -> Shape:
 
 
 def checkpoint_workload(source: str, values: dict[str, Any], lora: int = 0) -> Workload:
-    """A workload on a checkpoint; `lora` is a rank, 0 for none."""
-    shape = checkpoint_shape(source).model_dump() | {"lora_rank": lora}
+    """A workload on a checkpoint; `lora` is a rank, 0 for none.
+
+    Raises:
+        ConfigError: what such a checkpoint is never asked to do.
+    """
+    from handscroll.models.weights import locate, read_config
+
+    _, config = read_config(Path(locate(source)))
+    _check_possible(config, values.get("kind", ""))
+    shape = Shape.of(config).model_dump() | {"lora_rank": lora}
     if values.get("kind") == "extend" and shape["positions"]:
         shape["positions"] = max(shape["positions"], values["length"])
     if shape["encoder"]:
         values = {"targets": MASKED} | values
     return Workload.parse({"shape": shape} | values, "plan")
+
+
+def _check_possible(config: Any, kind: str) -> None:
+    """Refuse plans for what the verb itself refuses, whatever the memory."""
+    family = f"family '{config.family}'"
+    if kind == "extend" and config.unlengthened:
+        raise ConfigError(f"{family} {config.unlengthened}")
+    if kind == "extend" and config.told == "buckets":
+        raise ConfigError(
+            f"{family} is tuned by handscroll train (objective = 'span-corruption') after handscroll extend: plan that "
+            "recipe, handscroll plan train"
+        )
+    if kind == "serve" and config.told in ("order", "buckets", "slopes"):
+        raise ConfigError(f"the engine reads no blocks of keys of {family}; use handscroll generate, and plan that")
 
 
 def _tokenizer(settings: Any) -> Any:

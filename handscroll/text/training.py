@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import tokenizers
 from pydantic import Field
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError, DataError
@@ -28,7 +28,7 @@ class TokenizerConfig(Config):
     `vocab` is the final size, special tokens included. `min_frequency` (bpe, wordpiece; 2 unless set) is how often a
     pair must occur to be merged. Special tokens take the last ids and never match inside text; with [CLS] and [SEP]
     among them every text is put between the two, as BERT has it. `sentinels` adds so many for span corruption after
-    them, <extra_id_0> with the last id, as T5 has them.
+    them, <extra_id_0> with the last id, and every text ends with the end token, as T5 has them.
     """
 
     kind: Literal["bpe", "wordpiece", "unigram"] = "bpe"
@@ -82,6 +82,8 @@ def train_tokenizer(documents: Iterable[str], settings: TokenizerConfig) -> Toke
     built.add_special_tokens(list(settings.added))
     if {"[CLS]", "[SEP]"} <= set(settings.special):
         framed(built, "[CLS]", "[SEP]")
+    elif settings.sentinels:
+        _ended(built)
     provenance = {"kind": settings.kind, "pretokenizer": settings.pretokenizer}
     return Tokenizer(
         built.to_str(pretty=True),
@@ -91,6 +93,16 @@ def train_tokenizer(documents: Iterable[str], settings: TokenizerConfig) -> Toke
             "handscroll": provenance,
         },
     )
+
+
+def _ended(built: tokenizers.Tokenizer) -> None:
+    """Let `encode` put the end token, where there is one, behind each text: so span corruption trains a source."""
+    end = Tokenizer(built.to_str()).eos
+    if end is not None:
+        name = built.id_to_token(end)
+        built.post_processor = processors.TemplateProcessing(
+            single=f"$A {name}", pair=f"$A {name} $B:1 {name}:1", special_tokens=[(name, end)]
+        )
 
 
 def _check(settings: TokenizerConfig) -> None:

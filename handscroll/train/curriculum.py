@@ -92,9 +92,10 @@ class Curriculum:
             return
         before: Positions | None = getattr(model.config, "positions", None)
         if before is None:
+            instead = model.config.unlengthened or "is lengthened between two runs, by handscroll extend"
             raise ConfigError(
-                f"stages.{stage}.positions: family '{model.config.family}' has no rotary positions whose "
-                "scaling could change; lengthen it between two runs with handscroll extend"
+                f"stages.{stage}.positions: family '{model.config.family}' has no rotary positions whose scaling could "
+                f"change; it {instead}"
             )
         values = dict(new.scaling)
         if "original" in getattr(resolve(SCALINGS, values.get("name", ""), "scaling"), "model_fields", {}):

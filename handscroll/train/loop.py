@@ -15,6 +15,7 @@ from typing import Any
 from handscroll.base.errors import DataError
 from handscroll.base.lock import RunLock
 from handscroll.base.records import RecordWriter
+from handscroll.base.runs import latest_checkpoint
 from handscroll.data.batch import Batch
 from handscroll.data.stream import Stream
 from handscroll.models.model import Model
@@ -225,7 +226,9 @@ def _asked_to_stop():
 
 def _not_applied(run: Run, why: str) -> str:
     where = culprits(run.model)
+    kept = latest_checkpoint(run.folder) is not None
     return (
-        f"step {run.progress.step + 1}: {why}, so the update was not applied{f'; {where}' if where else ''}. "
-        f"Lower the learning rate, look at the text of this update, or resume from a checkpoint in {run.folder}"
+        f"step {run.progress.step + 1}: {why}, so the update was not applied{f'; {where}' if where else ''}. Lower the "
+        "learning rate or look at the text of this update"
+        + (f", or resume from a checkpoint in {run.folder}" if kept else "")
     )

@@ -43,13 +43,13 @@ class Optimizer(Config):
     """
 
     name: Literal["adam", "adamw", "sgd", "lamb", "muon", "adafactor"] = "adamw"
-    lr: float = Field(default=3e-4, gt=0, description="default by name: see DEFAULTS")
-    matrix_lr: float | None = Field(default=None, gt=0)
+    lr: float = Field(default=3e-4, gt=0, allow_inf_nan=False, description="default by name: see DEFAULTS")
+    matrix_lr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     betas: tuple[float, float] | None = None
     eps: float | None = Field(default=None, gt=0)
     momentum: float | None = Field(default=None, ge=0, lt=1)
     nesterov: bool | None = None
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     clip: float | None = Field(default=1.0, gt=0, description="largest global gradient norm; null: no clipping")
 
     @model_validator(mode="before")

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 import handscroll
 from handscroll.base.config import Config
-from handscroll.base.errors import CapacityError, ConfigError, nearest
+from handscroll.base.errors import ConfigError, nearest
 from handscroll.base.runs import write_file
 from handscroll.data.batch import Batch, collate
 from handscroll.data.row import Row
@@ -39,6 +40,7 @@ from handscroll.text.training import TokenizerConfig, train_tokenizer
 from handscroll.train.assemble import Updates
 from handscroll.train.curriculum import Curriculum, Grow, NewPositions
 from handscroll.train.ladder.certificate import certify, memory_needed
+from handscroll.train.longest import check_positions
 from handscroll.train.loop import Callbacks, OnPulse, OnRecord, train
 from handscroll.train.lora import FUSED, LoRA, add_lora, merge_lora, save_adapter
 from handscroll.train.optim import Optimizer
@@ -109,12 +111,15 @@ class Validation(Files):
 
 
 class Recipe(Config):
-    """A training run. `text` is the training text, `data` names kinds of rows made of it, `stages` mix them."""
+    """A training run. `text` is the training text, `data` names kinds of rows made of it, `stages` mix them.
+
+    Labelled documents are read from files of their own; where all rows are such, there may be no `text`.
+    """
 
     seed: int = Field(default=0, ge=0)
     threads: int = Field(default=0, ge=0, description="0: as many as there are processors")
     device: Literal["cpu", "cuda"] = "cpu"
-    text: Files
+    text: Files | None = None
     model: ModelRecipe
     objective: Annotated[SerializeAsAny[Task], BeforeValidator(task_from)] = NextToken()
     tokenizer: TokenizerRecipe = TokenizerRecipe()
@@ -140,12 +145,19 @@ class Recipe(Config):
             if in_order and len(stage.mix) > 1:
                 raise ValueError(f"stages: '{in_order[0]}' is read in order; rows mixed in would tear its lanes apart")
         self.objective.check(self.mixed, self.validation is not None)
+        made = [name for name, data in self.mixed.items() if data.kind != "labelled"]
+        if self.text is None and (made or self.tokenizer.train is not None):
+            what = f"rows '{made[0]}' are" if made else "the tokenizer is"
+            raise ValueError(f"text: {what} made of it; name its files")
         if self.lora is not None and self.lora.frozen == "bfloat16" and self.loop.get("precision") != "bfloat16":
             raise ValueError("lora.frozen = 'bfloat16' needs loop.precision = 'bfloat16'")
         if self.lora is not None and self.lora.frozen == "bfloat16" and self.model.path is None:
             raise ValueError(
                 "lora.frozen = 'bfloat16' is for a checkpoint (model.path); a new model has nothing frozen"
             )
+        idle = [name for name in ("evaluate_every", "patience") if self.loop.get(name)]
+        if self.validation is None and idle:
+            raise ValueError(f"loop.{idle[0]} is of a validation: give [validation] files and length, or leave it out")
         if self.loop.get("steps") not in (None, self.steps):
             raise ValueError(f"loop.steps {self.loop['steps']} contradicts the stages' {self.steps}; leave it out")
         return self
@@ -158,6 +170,14 @@ class Recipe(Config):
     def mixed(self) -> dict[str, Any]:
         """The kinds of rows that its stages use."""
         return {name: self.data[name] for stage in self.stages for name in stage.mix}
+
+    def source(self, tokenizer: Tokenizer) -> TokenSource:
+        """The training text as tokens; a single one where none is asked for."""
+        return (
+            TokenSource([np.zeros(1, dtype=np.int32)], ["no text"])
+            if self.text is None
+            else self.text.source(tokenizer)
+        )
 
     def learned(self, model: Model, by_position: bool = False) -> Objective:
         """The loss that `model` is trained by; refuses a model that cannot be."""
@@ -228,11 +248,11 @@ def run_recipe(recipe: Recipe, folder: Path, ways: Ways = Ways()) -> tuple[LM, P
 
 def _run(recipe: Recipe, folder: Path, world: World, ways: Ways) -> tuple[LM, Progress]:
     tokenizer = _tokenizer(recipe, folder, world)
-    text = recipe.text.source(tokenizer)
+    text = recipe.source(tokenizer)
     model = build_model(recipe, tokenizer)
     objective = recipe.learned(model, by_position=True)
     _check_source(recipe, model, world)
-    _check_table(recipe, model, int(text.lengths.max()))
+    check_positions(recipe, model.config, int(text.lengths.max()))
     stream = updates(recipe, text, tokenizer, model)
     # How the work is done may change when a run goes on elsewhere; what is done may not.
     what = recipe.model_dump(mode="json", exclude={"memory", "parallel", "device"})
@@ -348,33 +368,6 @@ def validator(settings: Validation, tokenizer: Tokenizer, model: Model, task: Ta
     return validate
 
 
-def _check_table(recipe: Recipe, model: Decoder, document: int) -> None:
-    """Refuse rows that are longer than a learned position table, before anything is trained.
-
-    Positions begin anew in each document of a row, of `document` tokens at most, and in each of several pairs; labelled
-    documents that are too long the model itself refuses.
-    """
-    longest = max(
-        _positions(recipe.data[name], stage.length, document) for stage in recipe.stages for name in stage.mix
-    )
-    if model.config.told == "learned" and longest > model.config.context:
-        new = f"give model.sizes.context = {longest}"
-        ready = f"lengthen the checkpoint first (handscroll extend ... --to {longest})"
-        raise CapacityError(
-            f"rows of {longest} tokens (stages.length) are longer than the learned position table of "
-            f"{model.config.context}: shorten them, or {new if recipe.model.path is None else ready}"
-        )
-
-
-def _positions(data: RowData, length: int, document: int) -> int:
-    """Positions that rows of `length` tokens count at most, of documents of `document`; 0: not told."""
-    if data.kind == "labelled":
-        return 0
-    if data.kind == "pairs":
-        return length // data.pairs
-    return min(length, document) if data.kind == "text" and data.sampling == "packed" else length
-
-
 def _check_source(recipe: Recipe, model: Decoder, world: World) -> None:
     """Refuse what an encoder-decoder cannot do."""
     if isinstance(model, EncoderDecoder) and world.size > 1 and recipe.parallel.shard:
@@ -392,6 +385,7 @@ def _tokenizer(recipe: Recipe, folder: Path, world: World) -> Tokenizer:
         return Tokenizer.load(recipe.model.path)
     kept = folder / "tokenizer"
     if world.first and not (kept / "tokenizer.json").exists():
+        assert recipe.text is not None, "the recipe's own check"
         documents = (document.text for document in read(recipe.text.paths()))
         train_tokenizer(documents, settings.train).save(kept)
     world.agree(True)  # the others wait until it is there

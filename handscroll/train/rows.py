@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from handscroll.base.config import Config
-from handscroll.data.blanks import Blanks
+from handscroll.data.blanks import Blanks, largest_piece
 from handscroll.data.corpus import select
 from handscroll.data.labelled import Labelled
 from handscroll.data.lanes import Lanes
@@ -123,6 +123,13 @@ class BlanksData(Config):
 
     def stream(self, text: TokenSource, tokenizer: Tokenizer, length: int, seed: int) -> Stream[Row]:
         return Blanks(text, BlankTokens.of(tokenizer), length, seed, **self.model_dump(exclude={"kind"}))
+
+    def places(self, length: int, document: int) -> tuple[int, int]:
+        """Rows of the two position tables that rows of `length` tokens may ask for, of documents of `document`."""
+        piece = min(largest_piece(length, self.share), document)
+        piece = min(piece, self.longest or piece)
+        blanked = piece if self.document else max(1, round(self.share * piece))
+        return piece, blanked + 2  # a blank's places count from 1, its beginning first
 
 
 class PairsData(Config):

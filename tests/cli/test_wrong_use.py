@@ -7,7 +7,7 @@ import torch
 from typer.testing import CliRunner
 
 import handscroll
-from handscroll.base.errors import CapacityError, ConfigError, HandscrollError
+from handscroll.base.errors import CapacityError, ConfigError, DataError, HandscrollError
 from handscroll.cli.main import app
 from handscroll.data.batch import Batch
 from handscroll.generate.reading.store import Store
@@ -190,3 +190,73 @@ def test_rows_past_a_learned_table_are_refused_before_the_run(tmp_path):
     given = ("--set", "model.sizes.context=48", "--set", "tokenizer.train.vocab=300")
     refused("train", TINY / "bert.toml", "--out", tmp_path / "run", *given, kind=CapacityError, fails=words)
     assert not (tmp_path / "run" / "records.jsonl").exists()
+
+
+@pytest.mark.parametrize("recipe", ["llama", "t5"])
+def test_rows_past_the_declared_context_are_refused_before_the_run(recipe, tmp_path):
+    words = "rows of 64 tokens (stages.length) are longer than the declared context of 48"
+    given = ("--set", "model.sizes.context=48", "--set", "tokenizer.train.vocab=300")
+    refused("train", TINY / f"{recipe}.toml", "--out", tmp_path / "run", *given, kind=CapacityError, fails=words)
+
+
+def test_what_is_never_done_is_not_planned(folder):
+    for form, why in (("lstm", "nothing to lengthen"), ("glm-blank", "two learned tables"), ("t5-v1.1", "span-corr")):
+        refused("plan", "extend", folder(form), "--to", "4096", fails=why)
+    for form in ("lstm", "t5-v1.1", "bloom"):
+        refused("plan", "serve", folder(form), "--context", "128", fails="the engine reads no blocks of keys")
+
+
+@pytest.mark.parametrize(
+    "given", [("--steps", "5"), ("--lr", "0.1"), ("--precision", "float12"), ("--rung", "x"), ("--rows", "-3")]
+)
+def test_options_of_a_tuning_need_one(given, folder, tmp_path):
+    words = ("extend", folder("bert"), "--to", "128", "--method", "tile", "--out", tmp_path / "longer", *given)
+    refused(*words, fails=f"{given[0]} is of a tuning")
+    assert not (tmp_path / "longer").exists()
+
+
+def test_a_tuning_that_failed_can_be_begun_anew(folder, text, tmp_path):
+    words = ["extend", str(folder("bert")), "--to", "100", "--method", "tile", "--out", str(tmp_path / "longer")]
+    words += ["--tune", str(text), "--steps", "3", "--rows", "1", "--lr"]
+    failed = CliRunner().invoke(app, [*words, "1e30"])
+    assert isinstance(failed.exception, HandscrollError) and "resume from a checkpoint" not in str(failed.exception)
+    again = CliRunner().invoke(app, [*words, "1e-3"], catch_exceptions=False)
+    assert again.exit_code == 0 and handscroll.load(tmp_path / "longer").context == 100
+    refused(*words, "inf", fails="exists")
+
+
+def test_the_proof_is_named_where_there_is_one(folder, tmp_path):
+    for form, method, proved in (
+        ("t5-v1.1", "reach", False),
+        ("bert-classifier", "tile", False),
+        ("bert", "tile", True),
+    ):
+        words = ["extend", str(folder(form)), "--to", "600", "--method", method, "--out", str(tmp_path / form)]
+        done = CliRunner().invoke(app, words, catch_exceptions=False)
+        assert ("proof:" in done.stdout) == proved, done.stdout
+
+
+def test_rates_are_finite_and_validations_have_text(tmp_path):
+    train = ("train", TINY / "llama.toml", "--out", tmp_path / "run")
+    refused(*train, "--set", "optimizer.lr=inf", fails="optimizer.lr")
+    text = (TINY / "llama.toml").read_text()
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(text[: text.index("[validation]")])
+    refused("train", recipe, "--out", tmp_path / "run", fails="loop.evaluate_every is of a validation")
+
+
+def test_an_empty_file_and_a_wrong_key_are_named(tmp_path):
+    (tmp_path / "empty.txt").touch()
+    train = ("train", TINY / "llama.toml", "--out", tmp_path / "run")
+    given = f'text.files=["{tmp_path}/empty.txt"]'
+    refused(*train, "--set", given, kind=DataError, fails="all files are empty")
+    refused(*train, "--set", "data.copies.segmnt=3", fails="unknown key 'data.copies.segmnt'", also="'segment'")
+
+
+def test_what_is_no_text_is_told_from_text(folder):
+    lm = handscroll.load(folder("bert"))
+    for wrong in ([1, 2], b"abc"):
+        with pytest.raises(ConfigError, match="expected a list of texts"):
+            lm.embed(["w30", wrong])
+    with pytest.raises(DataError, match="whole numbers"):
+        lm.logits([1.5, 2.5])

@@ -117,4 +117,5 @@ def test_bloom_is_measured_with_slopes_as_they_are_and_divided(tiny_folder):
     losses = {row.candidate.method: row.long for row in result.outcome.rows}
     assert set(losses) == {"none", "slopes"} and losses["none"] != losses["slopes"]
     assert result.lm.context == 256 and result.lm.trained == 64 and lm.model.config is config
-    assert result.lm.provenance["read_by"] == ("handscroll only" if result.candidate.own else "any library")
+    reader = "handscroll only" if result.candidate.method == "slopes" else "any library"
+    assert result.lm.provenance["read_by"] == reader

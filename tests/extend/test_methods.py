@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 import handscroll
 from handscroll.base.errors import ConfigError
 from handscroll.extend.learned import LEARNED, extrapolate, hierarchical, interpolate, tile
-from handscroll.extend.methods import METHODS, apply, candidates
+from handscroll.extend.methods import METHODS, apply, candidates, only_ours
 from handscroll.lm import LM
 from handscroll.models.positions import OWN
 from handscroll.models.weights import load_model, save_model
@@ -55,12 +55,13 @@ def test_what_only_handscroll_computes_is_refused_elsewhere(method, llama, tmp_p
     """Every candidate comes back from its folder with the same logits, and no other library loads it."""
     tokens = torch.randint(3, 97, (1, 256), generator=torch.Generator().manual_seed(0))
     entries, before = candidates(llama, method, 256), llama.config
-    assert entries and all(entry.own and entry.method == method for entry in entries)
+    assert entries and all(entry.method == method for entry in entries)
     for number, entry in enumerate(entries):
         llama.config = before
         apply(llama, entry, 256)
         save_model(llama, tmp_path / str(number))
         again = load_model(tmp_path / str(number))
+        assert only_ours(llama.config)
         assert again.config == llama.config and again.config.context == 256 and again.config.trained == 64
         with torch.no_grad():
             assert torch.equal(again(tokens, length=256), llama(tokens, length=256))

@@ -8,7 +8,7 @@ import transformers
 
 from handscroll.base.errors import ConfigError
 from handscroll.extend.extend import extension
-from handscroll.extend.methods import apply, candidates
+from handscroll.extend.methods import apply, candidates, only_ours
 from handscroll.lm import LM
 from handscroll.models.weights import load_model, save_model
 from handscroll.nn.marks import Marks
@@ -25,7 +25,7 @@ def model(tmp_path):
 def lengthened(model, method):
     (candidate,) = candidates(model, method, 2048)
     apply(model, candidate, 2048)
-    return candidate
+    return only_ours(model.config)
 
 
 def at(model, length):
@@ -35,7 +35,7 @@ def at(model, length):
 
 def test_reach_leaves_short_text_as_it_was_and_other_libraries_read_it(model, tmp_path):
     short, long = at(model, 8), at(model, 300)
-    assert not lengthened(model, "reach").own
+    assert not lengthened(model, "reach")
     assert model.config.reach == 512 and model.config.context == 2048 and model.config.trained == 512
     assert torch.equal(at(model, 8), short)  # of the encoder the buckets 0 .. 7 hold one distance each
     save_model(model, tmp_path / "ours")
@@ -49,7 +49,7 @@ def test_divided_distances_are_those_of_a_text_read_with_gaps(model, tmp_path):
     """Four tokens apart and divided by four: as next to each other."""
     bias = model.source_bias()
     near = bias.values(Marks.run(0, 40), Marks.run(0, 40), torch.device("cpu"))
-    assert lengthened(model, "divide").own
+    assert lengthened(model, "divide")
     wide = model.source_bias().values(Marks.run(0, 160), Marks.run(0, 160), torch.device("cpu"))
     assert torch.equal(wide[:, :, ::4, ::4], near)
     save_model(model, tmp_path / "ours")
@@ -58,11 +58,13 @@ def test_divided_distances_are_those_of_a_text_read_with_gaps(model, tmp_path):
     assert json.loads((tmp_path / "ours/config.json").read_text())["model_type"] == "t5-interpolated"
     with pytest.raises((ValueError, KeyError)):
         transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "ours")
+    with pytest.raises(Exception, match="interpolated"):  # told to load it whatever its type
+        transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "ours")
 
 
 def test_none_changes_nothing_but_the_length(model):
     long = at(model, 700)
-    assert not lengthened(model, "none").own
+    assert not lengthened(model, "none")
     assert torch.equal(at(model, 700), long) and model.config.context == 2048
 
 

@@ -9,7 +9,7 @@ import transformers
 from handscroll.base.config import read_recipe
 from handscroll.base.errors import ConfigError
 from handscroll.base.workload import Shape
-from handscroll.extend.methods import apply, candidates
+from handscroll.extend.methods import apply, candidates, only_ours
 from handscroll.generate.decode import decode
 from handscroll.generate.engine.engine import Engine
 from handscroll.generate.prefill import hidden_chunks
@@ -101,7 +101,7 @@ def test_extension_works_and_keeps_short_text_where_it_is_promised(method, tmp_p
     assert again.config == model.config and again.config.context == 256
     want = model(long, length=250)
     assert torch.equal(again(long, length=250), want)
-    if not chosen.own:
+    if not only_ours(model.config):
         theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "longer", dtype=torch.float32).eval()
         assert (reference_logits(theirs, long) - want).abs().max() < 1e-4
 

@@ -177,9 +177,9 @@ def test_what_it_cannot_do_is_refused():
         decode(model, [[5]], Sampling(max_tokens=2))
     with pytest.raises(ConfigError, match="both directions"):
         Engine(model, blocks=8)
-    with pytest.raises(CapacityError, match="place in a blank 64"):
+    with pytest.raises(CapacityError, match="63 or less"):
         fill(model, [5, 60], Sampling(max_tokens=64))
-    with pytest.raises(CapacityError, match="place 97"):
+    with pytest.raises(CapacityError, match="98 tokens with its blanks"):
         fill(model, [5] * 97, Sampling(max_tokens=2))
     with pytest.raises(DataError, match="token id 64"):
         fill(model, [64], Sampling(max_tokens=2))
@@ -217,10 +217,18 @@ def test_a_recipe_teaches_it_to_fill_blanks(tmp_path):
     lm = load(tmp_path / "straight" / "model")
     filled = lm.fill("def [MASK](self):", max_tokens=5)
     assert filled.startswith("def ") and filled.endswith("(self):") and "[MASK]" not in filled
+    # Of 94 tokens in a blank at most 256 are asked for unless told; only the two blanks are no ordinary text.
+    assert lm.fill("import [MASK]\n").startswith("import ")
+    assert lm.fill("a [sop] b <|endoftext|> [MASK]", max_tokens=1).startswith("a [sop] b <|endoftext|> ")
     with pytest.raises(ConfigError, match="both directions"):
         measure(lm, [Sample(list(range(20)), "made", 0)], "as it is")
     with pytest.raises(ConfigError, match="objective 'blanks' learns from 'blanks'"):
         Recipe.parse(settings | {"data": {"blanks": {"kind": "text"}}}, "recipe")
+    for sizes, said in (({"context": 40}, "48 places and 50 inside"), ({"inside": 49}, "96 and 49")):
+        small = settings["model"] | {"sizes": settings["model"]["sizes"] | sizes}
+        with pytest.raises(CapacityError, match=said):
+            run_recipe(Recipe.parse(settings | {"model": small}, "recipe"), tmp_path / "small")
+        assert not (tmp_path / "small" / "recipe.json").exists()
     plain = settings | {"tokenizer": {"train": {"vocab": 320}}}
     with pytest.raises(ConfigError, match="lacks"):
         run_recipe(Recipe.parse(plain, "recipe"), tmp_path / "plain")

@@ -9,9 +9,12 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from handscroll.base.errors import CheckpointError, ConfigError
+from handscroll.lm import LM, load
+from handscroll.models.new import About, new_model
 from handscroll.models.t5 import T5
 from handscroll.models.weights import load_model, save_model
 from handscroll.nn.marks import Marks
+from handscroll.text.training import TokenizerConfig, train_tokenizer
 
 SIZES = {"vocab_size": 97, "d_model": 48, "d_kv": 8, "d_ff": 80, "num_layers": 3, "num_heads": 6}
 SIZES |= {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
@@ -143,3 +146,20 @@ def test_copies_of_the_token_table_must_be_copies(tmp_path):
     save_file(state | {"encoder.embed_tokens.weight": state["shared.weight"] + 1}, path)
     with pytest.raises(CheckpointError, match=r"encoder\.embed_tokens"):
         load_model(tmp_path)
+
+
+def test_a_new_t5_reads_and_pads_as_it_was_trained(tmp_path):
+    """A trained tokenizer ends sources as span corruption does; the folder names its padding token, not token 0."""
+    settings = TokenizerConfig(vocab=275, special=("<pad>", "</s>"), sentinels=4)
+    tokenizer = train_tokenizer(["once upon a time there was a text " * 40], settings)
+    end, pad = tokenizer.eos, tokenizer.pad
+    assert tokenizer.encode("once")[-1] == end and end not in tokenizer.encode("once", special=False)
+    sizes = {"width": 32, "encoder_layers": 1, "layers": 1, "heads": 2, "head_size": 16, "mlp_width": 32}
+    model = new_model("t5", sizes | {"context": 64}, About(tokenizer, 64))
+    LM(model.eval(), tokenizer, "new").save(tmp_path)
+    theirs = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path)
+    assert theirs.config.pad_token_id == pad != 0 and theirs.config.decoder_start_token_id == pad
+    again = load(tmp_path)
+    assert again.generate("", max_tokens=2, temperature=0.0) is not None
+    texts = transformers.AutoTokenizer.from_pretrained(tmp_path)(["once upon", ""], padding=True, return_tensors="pt")
+    assert texts["input_ids"][1].tolist()[0] == end and set(texts["input_ids"][1].tolist()[1:]) == {pad}

@@ -54,8 +54,7 @@ def test_a_classifier_begins_with_a_pretrained_encoder(tmp_path):
     run_recipe(Recipe.parse(read_recipe(TINY, ["threads=1", "stages.0.steps=4"]), "recipe"), tmp_path / "before")
     lines = [f"{n % 2}\t{'import json' if n % 2 else 'def f(x): return x'} {n}" for n in range(12)]
     (tmp_path / "labelled.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    settings = {
-        "text": {"files": ["{stdlib}/json/*.py"]},
+    settings = {  # no text: its rows are labelled documents
         "threads": 1,
         "model": {"path": str(tmp_path / "before" / "model")},
         "objective": "classify",
