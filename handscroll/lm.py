@@ -83,12 +83,13 @@ class LM:
     def logits(self, text_or_ids: str | Sequence[int] | Tensor, length: int | None = None) -> Tensor:
         """Logits (T, V) in float32 of every position; T x V floats are the caller's memory.
 
-        Of an encoder (BERT): of the token at each place itself, by the masked-LM head. May run past the trained
-        length (learned position tables refuse). `length` is the declared length of
-        the request for a length-dependent scaling; T unless given.
+        Of an encoder (BERT): of the token at each place itself, by the masked-LM head. May run past the trained length
+        (learned position tables refuse). `length` declares that of the request for a scaling that asks; T unless given.
         """
         self._one_text("logits")
         ids = self._ids(text_or_ids)
+        if not len(ids):
+            raise DataError("no tokens: logits are of each token of a text, and this one has none")
         parts = [self.model.logits(h)[0].float().cpu() for _, _, h in self._chunks(ids, length)]
         return torch.cat(parts)
 

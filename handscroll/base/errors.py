@@ -33,4 +33,4 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     names = sorted(allowed)
     close = get_close_matches(name, names, n=1, cutoff=0.5)
     guess = f"did you mean '{close[0]}'? " if close else ""
-    return f"{guess}Allowed: {', '.join(names)}"
+    return f"{guess}Allowed: {', '.join(names) or 'none'}"

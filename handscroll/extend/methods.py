@@ -305,9 +305,7 @@ def _rotary(positions: Positions, head_size: int, method: str, to: int, current:
             )
         if current in ("ntk", "self-extend", "dual-chunk"):  # they start from the trained frequencies again
             return METHODS[current](positions, head_size, to)
-        fields = positions.scaling.model_dump() | {"factor": to / positions.trained}
-        fields.pop("attention_override", None)
-        return [_scaled(current, "larger factor", positions, to, fields)]
+        return [_scaled(current, "larger factor", positions, to, _larger(positions, to / positions.trained))]
     if method not in ("auto", "all"):
         return METHODS[method](positions, head_size, to)
     made: list[Candidate] = []
@@ -315,6 +313,16 @@ def _rotary(positions: Positions, head_size: int, method: str, to: int, current:
         if name != "longrope" and (method == "all" or name not in OWN):
             made += _try(lambda make=make: make(positions, head_size, to)) or []
     return made
+
+
+def _larger(positions: Positions, factor: float) -> dict[str, Any]:
+    """The fields of the same scaling by a larger factor; a chosen strength of YaRN's attention stays."""
+    fields = positions.scaling.model_dump() | {"factor": factor}
+    override = fields.pop("attention_override", None)
+    if override is not None and positions.scaling.name == "yarn" and positions.scaling.factor > 1.0:
+        strength = (override - 1.0) / math.log(positions.scaling.factor)
+        fields["attention_override"] = round(1.0 + strength * math.log(factor), 4)
+    return fields
 
 
 def _plain(base: float, to: int) -> Positions:

@@ -54,13 +54,13 @@ class T5Config(Sizes):
 
     told = "buckets"
     family: Literal["t5", "mt5"] = "t5"
-    vocab: int
-    width: int
-    encoder_layers: int
-    layers: int
-    heads: int
-    head_size: int
-    mlp_width: int
+    vocab: int = Field(ge=1)
+    width: int = Field(ge=1)
+    encoder_layers: int = Field(ge=1)
+    layers: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    head_size: int = Field(ge=1)
+    mlp_width: int = Field(ge=1)
     mlp: Literal["relu", "gated-gelu", "gated-silu"] = "gated-gelu"
     buckets: int = Field(default=32, ge=4, multiple_of=4)
     reach: int = 128

@@ -117,6 +117,8 @@ def save_model(model: Model, folder: Path, shard_bytes: int = 4 << 30, pad: int 
     `pad` is the tokenizer's padding token, which the reference library pads with, and whose row it never trains; a
     RoBERTa's follows from its positions.
     """
+    if folder.is_file():
+        raise ConfigError(f"{folder} is a file: give a folder to write the checkpoint into")
     folder.mkdir(parents=True, exist_ok=True)
     kind = family(model.config.family)
     state = model.state_dict()

@@ -253,10 +253,15 @@ def test_an_empty_file_and_a_wrong_key_are_named(tmp_path):
     refused(*train, "--set", "data.copies.segmnt=3", fails="unknown key 'data.copies.segmnt'", also="'segment'")
 
 
-def test_what_is_no_text_is_told_from_text(folder):
+def test_what_is_no_text_is_told_from_text(folder, tmp_path):
     lm = handscroll.load(folder("bert"))
     for wrong in ([1, 2], b"abc"):
         with pytest.raises(ConfigError, match="expected a list of texts"):
             lm.embed(["w30", wrong])
     with pytest.raises(DataError, match="whole numbers"):
         lm.logits([1.5, 2.5])
+    with pytest.raises(DataError, match="no tokens"):
+        lm.logits([])
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="is a file"):
+        lm.save(tmp_path / "file")

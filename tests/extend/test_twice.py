@@ -1,5 +1,6 @@
 """Lengthening what was lengthened before starts from what the model was trained with, through folders too."""
 
+import copy
 import json
 import math
 
@@ -10,6 +11,7 @@ import transformers
 import handscroll
 from handscroll.base.errors import CapacityError, ConfigError
 from handscroll.extend.extend import extension
+from handscroll.extend.methods import apply, candidates
 from handscroll.extend.tune import TuneSettings
 from handscroll.lm import LM
 from handscroll.models.bert import Bert, BertConfig
@@ -52,6 +54,17 @@ def test_what_was_tuned_has_learned_its_positions(tiny_folder, tmp_path):
     assert first.provenance["exact_to"] == 0  # other weights: nothing is as it was
     twice = extension(first, 256, "pi")
     assert twice.lm.model.config.positions.scaling.factor == 2.0 and twice.lm.trained == 128
+
+
+def test_yarn_keeps_the_strength_of_its_attention(tiny_folder, tmp_path):
+    lm = handscroll.load(tiny_folder)
+    for candidate in candidates(lm.model, "yarn", 128):
+        model = copy.deepcopy(lm.model)
+        apply(model, candidate, 128)
+        (longer,) = candidates(model, "yarn", 256)
+        (same,) = [one for one in candidates(lm.model, "yarn", 256) if one.detail == candidate.detail]
+        ours, theirs = (one.positions.scaling.model_dump() for one in (longer, same))
+        assert ours == pytest.approx(theirs, abs=1e-4), candidate.detail
 
 
 def t5(tokenizer):
