@@ -370,7 +370,7 @@ def tuned(job: Job, way: Way) -> float:
         rows, length = rows * LONG // SHORT, SHORT
     task = job.family.task
     if isinstance(task, SpanCorruption):
-        task = as_many(task, SHORT, LONG)  # as it is measured
+        task = as_many(task, SHORT, length)  # as it is measured
     lesson = Lesson(length, rows, job.options.tune_steps, job.options.tune_rate, job.seed, task)
     started, folder = time.monotonic(), job.work / f"tuning-{job.seed}"
     shutil.rmtree(folder, ignore_errors=True)
