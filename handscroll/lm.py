@@ -378,8 +378,6 @@ class LM:
     def _several(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
         if isinstance(texts, str):
             raise ConfigError("expected a list of texts; for one text give [text]")
-        if other := [one for one in texts if not isinstance(one, str)]:
-            raise ConfigError(f"expected a list of texts, and one is {type(other[0]).__name__}: {str(other[0])[:60]}")
         return [self.encode(text, special=special) for text in texts]
 
     def _started(self, prompt: str | Sequence[int]) -> list[int]:

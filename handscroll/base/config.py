@@ -3,7 +3,7 @@
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Annotated, Any, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -87,17 +87,33 @@ def _explain(cls: type[BaseModel], item: Any, where: str) -> str:
 def _owner(cls: type[BaseModel], loc: Sequence[str | int]) -> tuple[type[BaseModel], list[str]]:
     """The configuration class that the last key of an error's place was meant for, and the keys as a recipe has them:
     without the tags that pydantic puts in for the members of a union."""
-    classes, keys = [cls], []
+    kind, keys = cls, []
     for part in map(str, loc[:-1]):
-        field = next((one.model_fields[part] for one in classes if part in one.model_fields), None)
-        tagged = [one for one in classes if any(part in get_args(f.annotation) for f in one.model_fields.values())]
-        if field is not None:
-            classes = _models(field.annotation) or classes
-        elif tagged and len(classes) > 1:
-            classes = tagged
-            continue
-        keys.append(part)
-    return classes[0], [*keys, str(loc[-1])]
+        inner, tag = _inside(kind, part)
+        keys += [] if tag else [part]
+        kind = inner
+    return next(iter(_models(kind)), cls), [*keys, str(loc[-1])]
+
+
+def _inside(kind: Any, part: str) -> tuple[Any, bool]:
+    """The type under `part` of a place in a value of type `kind`, and whether that was only the tag of a union."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return kind.model_fields[part].annotation if part in kind.model_fields else kind, False
+    outer, inner = get_origin(kind), get_args(kind)
+    if outer is Annotated:
+        return _inside(inner[0], part)
+    if outer in (dict, list, tuple):
+        return inner[1 if outer is dict else 0], False
+    members = [one for one in inner if one is not type(None)]
+    if len(members) == 1:
+        return _inside(members[0], part)
+    return next((one for one in members if _tagged(one, part)), kind), True
+
+
+def _tagged(member: Any, tag: str) -> bool:
+    """Whether `tag` is the only value of one of the member's fields."""
+    fields = member.model_fields.values() if isinstance(member, type) and issubclass(member, BaseModel) else ()
+    return any(get_args(field.annotation) == (tag,) for field in fields)
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

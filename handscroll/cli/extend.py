@@ -51,7 +51,7 @@ def extend(
         values |= {"precision": precision, "lora": {"rank": lora, "alpha": 2.0 * lora} if lora else None}
         values |= {"memory": {"rung": rung, "offload": offload}, "force": force}
         settings = TuneSettings.parse(values, "extend --tune")
-    elif idle := [name for name in TUNING if not str(context.get_parameter_source(name)).endswith("DEFAULT")]:
+    elif idle := [one.name for one in context.command.params if one.name in TUNING and _given(context, one)]:
         raise ConfigError(f"--{idle[0]} is of a tuning, which needs text: give --tune FILES, or leave it out")
     given = None if factors is None else _read_factors(factors)
     lm = load(model, device)
@@ -88,6 +88,10 @@ def extend(
         )
     if measurable(result.lm.model):
         screen().print(f"proof: handscroll evaluate perplexity {out} FILES --length {to}", markup=False)
+
+
+def _given(context: typer.Context, option: Any) -> bool:
+    return context.params[option.name] != option.default
 
 
 def _read_factors(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Spans have lengths drawn from Poisson(3) and take 15 % of the tokens; their orde
 2022, arXiv:2103.10360, 2.1 and 2.3). Each row is a function of (seed, number) alone.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -104,12 +105,17 @@ def largest_piece(length: int, share: float) -> int:
     return int((length - 2) / (1 + 2 * share))
 
 
+def longest_span(mean: float) -> int:
+    """Tokens of the longest span: one draw in 10^11 would be longer, and is cut."""
+    return math.ceil(mean + 8 * math.sqrt(mean)) + 4
+
+
 def draw_spans(random: np.random.Generator, size: int, share: float, mean: float) -> list[tuple[int, int]]:
     """Spans (first, past the last) of `share` of `size` tokens in order, never side by side; at least one token."""
     wanted = max(1, round(share * size))
     lengths: list[int] = []
     while (left := wanted - sum(lengths)) > 0:
-        length = int(random.poisson(mean))
+        length = min(int(random.poisson(mean)), longest_span(mean))
         if length:
             lengths.append(min(length, left))
     random.shuffle(lengths)

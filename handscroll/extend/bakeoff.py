@@ -120,11 +120,11 @@ def bake_off(
 
 
 @contextmanager
-def applied(model: Model, candidate: Candidate, to: int) -> Iterator[None]:
+def applied(model: Model, candidate: Candidate, to: int, trained: int = 0) -> Iterator[None]:
     """The lengthened model for as long as the block runs."""
     config, table = model.config, getattr(model, "position_embedding", None)
     try:
-        apply(model, candidate, to)
+        apply(model, candidate, to, trained)
         yield
     finally:
         model.config = config
@@ -133,7 +133,7 @@ def applied(model: Model, candidate: Candidate, to: int) -> Iterator[None]:
 
 
 def _measured(lm: LM, candidate: Candidate, samples: Sequence[Sample], to: int, trained: int) -> Row:
-    with applied(lm.model, candidate, to):
+    with applied(lm.model, candidate, to, trained):
         losses = measure(lm, samples, candidate.name)
     return Row(candidate, losses.mean(trained), losses.mean(0, trained))
 

@@ -1,7 +1,6 @@
 """`extend`: lengthen a checkpoint's context, by a named method or the measured best, and tune it if asked."""
 
 import copy
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +104,7 @@ def extension(  # noqa: PLR0913
         "exact_to": chosen.exact,
         "measured": None if outcome is None else outcome.record(),
     }
-    apply(longer.model, chosen, to)
+    apply(longer.model, chosen, to, first.trained)
     longer.provenance["read_by"] = "handscroll only" if only_ours(longer.model.config) else "any library"
     if tune is not None:
         if folder is None:
@@ -120,7 +119,7 @@ def extension(  # noqa: PLR0913
 
 
 def _check(guard: float, measured: int) -> None:
-    if not (isinstance(guard, (int, float)) and 0 <= guard < math.inf):
+    if not (isinstance(guard, (int, float)) and guard >= 0):  # not a number is neither
         raise ConfigError(f"guard = {guard!r}: nats per token that short text may lose, a number from 0 on")
     if not (isinstance(measured, int) and measured >= 1):
         raise ConfigError(f"measured = {measured!r}: tokens of the final round, a whole number from 1 on")

@@ -5,8 +5,9 @@ A method is a row of `METHODS` and a function `(positions, head_size, to) -> can
 """
 
 import math
+import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -210,8 +211,10 @@ def candidates(
     """
     config = model.config
     first = config if first is None else first
-    if isinstance(to, bool) or not isinstance(to, int):
-        raise ConfigError(f"to = {to!r}: the new context is a whole number of tokens")
+    try:
+        to = operator.index(to)
+    except TypeError:
+        raise ConfigError(f"to = {to!r}: the new context is a whole number of tokens") from None
     if config.told not in WAYS:
         raise ConfigError(f"family '{config.family}' {config.unlengthened}")
     if to <= config.context:
@@ -237,7 +240,7 @@ def candidates(
         kept = config.context  # rows, by all but one
         return [Candidate(name, "", exact=0 if name == "interpolate" else kept) for name in names]
     if table is BIASED:
-        made = [entry for name in names for entry in _slopes(config, name, to)]
+        made = [entry for name in names for entry in _slopes(config, first, name, to)]
         readable = method == "auto" and not only_ours(config)
         return [entry for entry in made if not readable or entry.slopes == 1.0]
     if table is RELATIVE:
@@ -248,14 +251,18 @@ def candidates(
     return _rotary(first.positions, config.rotated_size, method, to, "ntk" if moved else first.positions.scaling.name)
 
 
-def apply(model: Model, candidate: Candidate, to: int) -> None:
-    """Make `model` the lengthened one, in place: a new frozen configuration, or a longer position table."""
+def apply(model: Model, candidate: Candidate, to: int, trained: int = 0) -> None:
+    """Make `model` the lengthened one, in place: a new frozen configuration, or a longer position table.
+
+    `trained` is the length that it was trained to; 0: as its configuration has it.
+    """
+    trained = trained or model.config.trained
     if candidate.relative is not None:
-        changed = {**candidate.relative, "context": to, "original": model.config.trained}
+        changed = {**candidate.relative, "context": to, "original": trained}
         model.config = model.config.model_copy(update=changed)
         return
     if candidate.slopes is not None:
-        changed = {"factor": candidate.slopes, "context": to, "original": model.config.trained}
+        changed = {"factor": candidate.slopes, "context": to, "original": trained}
         model.config = model.config.model_copy(update=changed)
         return
     if candidate.positions is not None:
@@ -267,14 +274,14 @@ def apply(model: Model, candidate: Candidate, to: int) -> None:
     longer = torch.cat([rows[:unused], LEARNED[candidate.method](rows[unused:], to)])
     embedding = torch.nn.Embedding.from_pretrained(longer, freeze=False)
     model.set_submodule("position_embedding", embedding)
-    model.config = model.config.model_copy(update={"context": to, "original": model.config.trained})
+    model.config = model.config.model_copy(update={"context": to, "original": trained})
 
 
-def _slopes(config: Any, method: str, to: int) -> list[Candidate]:
+def _slopes(config: Any, first: Any, method: str, to: int) -> list[Candidate]:
     """Al-Khateeb et al. 2023: slopes divided by to / trained; by parts of it too, since ALiBi runs on by itself."""
     if method == "none":
         return [Candidate("none", "", slopes=config.factor, exact=to)]
-    factor = to / config.trained
+    factor = first.factor * to / first.trained
     found = sorted({max(1.0, share * factor) for share in (0.25, 0.5, 1.0)} - {config.factor, 1.0})
     return [Candidate("slopes", f"factor {each:g}", slopes=each) for each in found]
 
@@ -304,8 +311,12 @@ def _rotary(positions: Positions, head_size: int, method: str, to: int, current:
                 f"(--method {current} or auto)"
             )
         if current in ("ntk", "self-extend", "dual-chunk"):  # they start from the trained frequencies again
-            return METHODS[current](positions, head_size, to)
-        return [_scaled(current, "larger factor", positions, to, _larger(positions, to / positions.trained))]
+            scaling = positions.scaling
+            kept = getattr(scaling, "window", getattr(scaling, "chunk", 0))  # tokens that were exact
+            return [replace(one, exact=min(one.exact, kept)) for one in METHODS[current](positions, head_size, to)]
+        exact = positions.trained if current.startswith("dynamic") else 0
+        fields = _larger(positions, to / positions.trained)
+        return [_scaled(current, "larger factor", positions, to, fields, exact=exact)]
     if method not in ("auto", "all"):
         return METHODS[method](positions, head_size, to)
     made: list[Candidate] = []

@@ -13,6 +13,7 @@ from handscroll.data.pack import Packed
 from handscroll.data.sources import TokenSource
 from handscroll.lm import LM
 from handscroll.models.model import Decoder
+from handscroll.models.weights import read_json
 from handscroll.objectives.causal import NextToken
 from handscroll.objectives.masked import MaskedTokens
 from handscroll.plan.workloads import MASKED
@@ -65,8 +66,9 @@ def tune(lm: LM, to: int, settings: TuneSettings, folder: Path, on_record: OnRec
     rows = task.rows(packed, to, settings.seed, lm.model, lm.tokenizer)
     how = settings.model_dump(mode="json", exclude={"memory", "force"})  # may change when a run goes on elsewhere
     done = {"text": source.fingerprint, "to": to, **how, "lr": rate}
-    if latest_checkpoint(folder) is None:  # nothing was learned there: other settings may begin anew
-        (folder / "recipe.json").unlink(missing_ok=True)
+    begun = folder / "recipe.json"
+    if begun.exists() and "tune" in read_json(begun) and latest_checkpoint(folder) is None:
+        begun.unlink()  # a tuning in which nothing was learned: other settings may begin anew
     write_recipe(folder, {"tune": done, "from": lm.source})
     plan = planned(settings.memory, [_workload(lm, to, settings, source)], folder, force=settings.force)
     assert isinstance(lm.model, Decoder)

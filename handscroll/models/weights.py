@@ -114,8 +114,8 @@ def check_device(device: str | torch.device) -> None:
 def save_model(model: Model, folder: Path, shard_bytes: int = 4 << 30, pad: int | None = None) -> None:
     """Write `config.json` and safetensors (sharded above `shard_bytes`) that the reference library loads.
 
-    `pad` is the tokenizer's padding token, which the reference library pads with, and whose row it never trains; a
-    RoBERTa's follows from its positions.
+    `pad` is the tokenizer's padding token, which the reference library pads with, and whose row it never trains, so one
+    that begins or ends texts is not written; a RoBERTa's follows from its positions.
     """
     if folder.is_file():
         raise ConfigError(f"{folder} is a file: give a folder to write the checkpoint into")
@@ -135,7 +135,8 @@ def save_model(model: Model, folder: Path, shard_bytes: int = 4 << 30, pad: int 
         filled += size
     _write_shards(shards, folder)
     foreign = kind.write(model.config) | {"torch_dtype": str(dtype).removeprefix("torch.")}
-    if pad is not None and not getattr(model.config, "offset", 0):
+    taken = (*model.config.eos, model.config.bos)  # must be trained
+    if pad is not None and pad not in taken and not getattr(model.config, "offset", 0):
         foreign["pad_token_id"] = pad
     write_file(folder / "config.json", (json.dumps(foreign, indent=2, ensure_ascii=False) + "\n").encode())
 

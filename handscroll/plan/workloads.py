@@ -109,7 +109,9 @@ def _check_possible(config: Any, kind: str) -> None:
             f"{family} is tuned by handscroll train (objective = 'span-corruption') after handscroll extend: plan that "
             "recipe, handscroll plan train"
         )
-    if kind == "serve" and config.told in ("order", "buckets", "slopes"):
+    if kind == "extend" and not getattr(config, "masked", True):
+        raise ConfigError(f"{family} without a masked-LM head is not tuned by its loss: it has none")
+    if kind == "serve" and config.told in ("order", "buckets", "slopes", "pairs"):
         raise ConfigError(f"the engine reads no blocks of keys of {family}; use handscroll generate, and plan that")
 
 

@@ -144,8 +144,10 @@ class Tokenizer:
         Time is linear in the length of the text.
 
         Raises:
-            DataError: the text holds half a surrogate pair.
+            DataError: the text holds half a surrogate pair, or is none.
         """
+        if not isinstance(text, str):
+            raise DataError(f"expected a text (str), not {type(text).__name__}: {str(text)[:60]}")
         engine = self._engine(parse)
         long = len(text) > _PIECE and self._cuttable and not self._reaches_across(parse)
         parts = pieces(text, _PIECE) if long else [text]

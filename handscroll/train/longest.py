@@ -13,28 +13,39 @@ def check_positions(recipe: "Recipe", config: Any, document: int) -> None:
     """Refuse rows that are longer than a learned table, or than the context that a model declares.
 
     Positions begin anew in each document of a row, of `document` tokens at most, and in each of several pairs; labelled
-    documents that are too long the model itself refuses. Where a stage gives new positions, they are made for its rows.
+    documents that are too long the model itself refuses. A stage that gives new rotary positions makes them for its own
+    rows; the recurrent form asks for its chunks alone (`train/ladder/recurrent.py`). Held-out text may be longer than
+    the context of a model without a table.
 
     Raises:
         CapacityError: says what would fit.
     """
-    if config.told == "order":
+    if config.told == "order" or recipe.memory.rung == "recurrent":
         return
     if config.told == "pairs":
         _check_blanks(recipe, config, document)
         return
-    declared = False
+    context = config.context
     for stage in recipe.stages:
-        declared = declared or stage.positions is not None
+        if stage.positions is not None and config.told == "rotary":
+            context = max(stage.length, config.trained)
         longest = max(_positions(recipe.data[name], stage.length, document) for name in stage.mix)
-        if longest > config.context and not declared:
-            what = "the learned position table" if config.told == "learned" else "the declared context"
-            new = f"give model.sizes.context = {longest}"
-            ready = f"lengthen the checkpoint first (handscroll extend ... --to {longest})"
+        if longest > context:
             raise CapacityError(
-                f"rows of {longest} tokens (stages.length) are longer than {what} of {config.context}: shorten them, "
-                f"or {new if recipe.model.path is None else ready}"
+                _too_long(recipe, config, f"rows of {longest} tokens (stages.length)", longest, context)
             )
+    held_out = 0 if recipe.validation is None else recipe.validation.length
+    if config.told == "learned" and held_out > config.context:
+        what = f"windows of {held_out} tokens (validation.length)"
+        raise CapacityError(_too_long(recipe, config, what, held_out, config.context))
+
+
+def _too_long(recipe: "Recipe", config: Any, what: str, longest: int, context: int) -> str:
+    than = "the learned position table" if config.told == "learned" else "the declared context"
+    new = f"give model.sizes.context = {longest}"
+    ready = f"lengthen the checkpoint first (handscroll extend ... --to {longest})"
+    instead = new if recipe.model.path is None else ready
+    return f"{what} are longer than {than} of {context}: shorten them, or {instead}"
 
 
 def _check_blanks(recipe: "Recipe", config: Any, document: int) -> None:
@@ -46,10 +57,11 @@ def _check_blanks(recipe: "Recipe", config: Any, document: int) -> None:
     ]
     places, inside = (max(both) for both in zip(*asked, strict=True))
     if places > config.context or inside > config.inside:
+        sizes = f", or give model.sizes.context = {places} and model.sizes.inside = {inside} at least"
         raise CapacityError(
             f"the rows ask for {places} places and {inside} inside a blank, and the learned tables have "
-            f"{config.context} and {config.inside}: shorten them (stages.length, or `longest` of the blanks), or give "
-            f"model.sizes.context = {places} and model.sizes.inside = {inside} at least"
+            f"{config.context} and {config.inside}: shorten them (stages.length, or `longest` of the blanks)"
+            + (sizes if recipe.model.path is None else "")
         )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from handscroll.base.config import Config
-from handscroll.data.blanks import Blanks, largest_piece
+from handscroll.data.blanks import Blanks, largest_piece, longest_span
 from handscroll.data.corpus import select
 from handscroll.data.labelled import Labelled
 from handscroll.data.lanes import Lanes
@@ -128,7 +128,7 @@ class BlanksData(Config):
         """Rows of the two position tables that rows of `length` tokens may ask for, of documents of `document`."""
         piece = min(largest_piece(length, self.share), document)
         piece = min(piece, self.longest or piece)
-        blanked = piece if self.document else max(1, round(self.share * piece))
+        blanked = piece if self.document else min(longest_span(self.mean), max(1, round(self.share * piece)))
         return piece, blanked + 2  # a blank's places count from 1, its beginning first
 
 

@@ -199,7 +199,15 @@ def test_rows_past_the_declared_context_are_refused_before_the_run(recipe, tmp_p
     refused("train", TINY / f"{recipe}.toml", "--out", tmp_path / "run", *given, kind=CapacityError, fails=words)
 
 
+def test_held_out_windows_past_a_learned_table_are_refused_before_the_run(tmp_path):
+    given = ("--set", "validation.length=256", "--set", "tokenizer.train.vocab=300")
+    words = "windows of 256 tokens (validation.length) are longer than the learned position table of 64"
+    refused("train", TINY / "bert.toml", "--out", tmp_path / "run", *given, kind=CapacityError, fails=words)
+
+
 def test_what_is_never_done_is_not_planned(folder):
+    refused("plan", "extend", folder("bert-classifier"), "--to", "100", fails="without a masked-LM head")
+    refused("plan", "serve", folder("glm-blank"), "--context", "100", fails="the engine reads no blocks")
     for form, why in (("lstm", "nothing to lengthen"), ("glm-blank", "two learned tables"), ("t5-v1.1", "span-corr")):
         refused("plan", "extend", folder(form), "--to", "4096", fails=why)
     for form in ("lstm", "t5-v1.1", "bloom"):
@@ -250,16 +258,25 @@ def test_an_empty_file_and_a_wrong_key_are_named(tmp_path):
     train = ("train", TINY / "llama.toml", "--out", tmp_path / "run")
     given = f'text.files=["{tmp_path}/empty.txt"]'
     refused(*train, "--set", given, kind=DataError, fails="all files are empty")
-    refused(*train, "--set", "data.copies.segmnt=3", fails="unknown key 'data.copies.segmnt'", also="'segment'")
+    for value, key, near in (
+        ("data.copies.segmnt=3", "data.copies.segmnt", "'segment'"),
+        ('data.facts={kind="facts",digitz=4}', "data.facts.digitz", "'digits'"),
+        ('data.text={kind="facts",digitz=4}', "data.text.digitz", "'digits'"),
+        ('data.copies={kind="text",samplin="cyclic"}', "data.copies.samplin", "'sampling'"),
+        ("stages.0.lenth=3", "stages.0.lenth", "'length'"),
+        ("validation.lenth=3", "validation.lenth", "'length'"),
+    ):
+        refused(*train, "--set", value, fails=f"unknown key '{key}'", also=f"did you mean {near}")
 
 
 def test_what_is_no_text_is_told_from_text(folder, tmp_path):
     lm = handscroll.load(folder("bert"))
     for wrong in ([1, 2], b"abc"):
-        with pytest.raises(ConfigError, match="expected a list of texts"):
+        with pytest.raises(DataError, match="expected a text"):
             lm.embed(["w30", wrong])
     with pytest.raises(DataError, match="whole numbers"):
         lm.logits([1.5, 2.5])
+    assert lm.embed(text for text in ("w30", "w31 w32")).shape[0] == 2
     with pytest.raises(DataError, match="no tokens"):
         lm.logits([])
     (tmp_path / "file").touch()

@@ -94,6 +94,53 @@ def test_buckets_tuned_at_their_length_are_those_trained_with(tiny_folder, tmp_p
     assert (config.reach, config.factor) == (256, 2.0)
 
 
+@pytest.mark.parametrize("third", ["reach", "divide"])
+@pytest.mark.parametrize("second", ["none", "reach", "divide"])
+def test_buckets_lengthened_trained_and_lengthened_twice_more(second, third, tiny_folder, tmp_path):
+    first = saved(extension(t5(handscroll.load(tiny_folder).tokenizer), 256, "reach").lm, tmp_path / "first")
+    first.provenance = {}  # as handscroll train leaves it
+    longer = saved(extension(first, 512, second).lm, tmp_path / "second")
+    assert longer.trained == longer.model.config.trained == 256
+    longest = extension(longer, 1024, third).lm
+    assert longest.model.config.reach * longest.model.config.factor == 1024 and longest.trained == 256
+
+
+@pytest.mark.parametrize(("method", "factor"), [("none", 4.0), ("pi", 4.0)])
+def test_records_of_before_say_by_their_method(method, factor, tiny_folder, tmp_path):
+    first = saved(extension(handscroll.load(tiny_folder), 128, method).lm, tmp_path / "first")
+    del first.provenance["before"]
+    longer = extension(first, 256, "pi").lm
+    assert longer.model.config.positions.scaling.factor == factor and longer.trained == 64
+    short = t5(first.tokenizer)
+    short = extension(short, 256, "none").lm
+    del short.provenance["before"]
+    assert extension(short, 512, "divide").lm.model.config.factor == 4.0
+
+
+def test_slopes_tuned_at_their_length_are_divided_by_what_is_new(tiny_folder, tmp_path):
+    tokenizer = handscroll.load(tiny_folder).tokenizer
+    config = BloomConfig(vocab=tokenizer.vocab_size, width=32, layers=1, heads=4, context=64)
+    lm = LM(Bloom(config).eval(), tokenizer, "new")
+    tune = TuneSettings(files=(TEXT,), steps=1, rows=1)
+    longer = saved(extension(lm, 256, "none", tune=tune, folder=tmp_path / "run").lm, tmp_path / "longer")
+    twice = extension(longer, 512, "slopes")
+    assert twice.candidate.slopes == 2.0 and twice.lm.trained == 256 and twice.lm.model.config.trained == 256
+    untuned = extension(
+        extension(lm, 256, "slopes", text=TEXT, measured=256).lm, 512, "slopes", text=TEXT, measured=512
+    )
+    assert {row.candidate.slopes for row in untuned.outcome.rows} <= {2.0, 4.0, 8.0}
+
+
+def test_what_stays_exact_of_a_scaled_checkpoint(tiny_folder):
+    lm = handscroll.load(tiny_folder)
+    first = next(one for one in candidates(lm.model, "self-extend", 128) if one.exact == 16)
+    apply(lm.model, first, 128)
+    assert {one.exact for one in candidates(lm.model, "self-extend", 256)} == {16}
+    lm = handscroll.load(tiny_folder)
+    apply(lm.model, candidates(lm.model, "dynamic-ntk", 128)[0], 128)
+    assert candidates(lm.model, "dynamic-ntk", 256)[0].exact == 64
+
+
 def test_slopes_that_only_we_divide_are_still_ours_under_auto(tiny_folder):
     tokenizer = handscroll.load(tiny_folder).tokenizer
     config = BloomConfig(vocab=tokenizer.vocab_size, width=32, layers=1, heads=4, context=64, factor=2.0)
@@ -118,6 +165,7 @@ def test_a_class_told_to_load_divided_slopes_refuses_them(tiny_folder, tmp_path)
         ({"to": "256"}, "whole number"),
         ({"to": math.nan}, "whole number"),
         ({"method": None}, "unknown method"),
+        ({"to": 256.0}, "whole number"),
         ({"guard": math.nan}, "guard = nan"),
         ({"guard": -1}, "guard = -1"),
         ({"measured": 0}, "measured = 0"),

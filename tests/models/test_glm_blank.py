@@ -224,7 +224,7 @@ def test_a_recipe_teaches_it_to_fill_blanks(tmp_path):
         measure(lm, [Sample(list(range(20)), "made", 0)], "as it is")
     with pytest.raises(ConfigError, match="objective 'blanks' learns from 'blanks'"):
         Recipe.parse(settings | {"data": {"blanks": {"kind": "text"}}}, "recipe")
-    for sizes, said in (({"context": 40}, "48 places and 50 inside"), ({"inside": 49}, "96 and 49")):
+    for sizes, said in (({"context": 40}, "48 places and 50 inside"), ({"inside": 49}, "96 and 49")):  # whole rests
         small = settings["model"] | {"sizes": settings["model"]["sizes"] | sizes}
         with pytest.raises(CapacityError, match=said):
             run_recipe(Recipe.parse(settings | {"model": small}, "recipe"), tmp_path / "small")
