@@ -161,5 +161,7 @@ def test_a_new_t5_reads_and_pads_as_it_was_trained(tmp_path):
     assert theirs.config.pad_token_id == pad != 0 and theirs.config.decoder_start_token_id == pad
     again = load(tmp_path)
     again.generate("", max_tokens=2, temperature=0.0)  # its end token is a source
+    save_model(model, tmp_path / "other", pad=end)  # an end token is trained: no row that is never
+    assert json.loads((tmp_path / "other" / "config.json").read_text())["pad_token_id"] == pad
     texts = transformers.AutoTokenizer.from_pretrained(tmp_path)(["once upon", ""], padding=True, return_tensors="pt")
     assert texts["input_ids"][1].tolist()[0] == end and set(texts["input_ids"][1].tolist()[1:]) == {pad}

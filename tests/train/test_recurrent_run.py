@@ -21,9 +21,9 @@ def test_a_recurrent_run_resumes_to_the_same_bytes(sampling, tmp_path):
         "loop.save_every=1",
         "loop.evaluate_every=0",
         f"data={{text={{kind='text',sampling='{sampling}',order='reading'}}}}",
-        "stages=[{length=128,rows=4,micro=2,steps=6,mix={text=1.0}}]",
+        "stages=[{length=256,rows=4,micro=2,steps=6,mix={text=1.0}}]",
         "memory={rung='recurrent',chunk=64,remembered=64}",
-        "model.sizes.context=128",
+        "model.sizes.context=128",  # enough for chunk and remembered; the rows are longer
         "regularise.dropout=0.1",
     ]
     before = torch.get_num_threads()
