@@ -1,6 +1,7 @@
 """`extend`: lengthen a checkpoint's context, by a named method or the measured best, and tune it if asked."""
 
 import copy
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,9 +82,7 @@ def extension(  # noqa: PLR0913
             f"name the method ({', '.join(RELATIVE)}), and tune with handscroll train (objective = 'span-corruption')"
         )
     _check(guard, measured)
-    first = origin(lm)
-    if method == "longrope" and factors is None:
-        candidates(lm.model, method, to)  # refuses with the reason
+    to, first = _whole(to), origin(lm)
     entries = candidates(lm.model, method, to, factors, first)
     _check_memory(lm.model, to)
     outcome = None
@@ -116,6 +115,13 @@ def extension(  # noqa: PLR0913
         if longer.provenance["tuned"].get("kept", True):
             longer.provenance["exact_to"] = 0  # other weights
     return Extension(longer, chosen, outcome)
+
+
+def _whole(to: int) -> int:
+    try:
+        return operator.index(to)
+    except TypeError:
+        raise ConfigError(f"to = {to!r}: the new context is a whole number of tokens") from None
 
 
 def _check(guard: float, measured: int) -> None:

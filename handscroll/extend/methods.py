@@ -5,7 +5,6 @@ A method is a row of `METHODS` and a function `(positions, head_size, to) -> can
 """
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -211,10 +210,6 @@ def candidates(
     """
     config = model.config
     first = config if first is None else first
-    try:
-        to = operator.index(to)
-    except TypeError:
-        raise ConfigError(f"to = {to!r}: the new context is a whole number of tokens") from None
     if config.told not in WAYS:
         raise ConfigError(f"family '{config.family}' {config.unlengthened}")
     if to <= config.context:

@@ -10,7 +10,7 @@ import torch
 from handscroll.base.errors import CapacityError, ConfigError, DataError
 from handscroll.generate.rows import Request, Rows
 from handscroll.generate.sample import Sampling
-from handscroll.models.glm_blank import BlankGLM
+from handscroll.models.glm_blank import BlankGLM, BlankGLMConfig
 from handscroll.models.model import Model
 from handscroll.nn.blanks import joined
 from handscroll.nn.marks import Marks
@@ -31,8 +31,12 @@ def filled(model: Model, tokenizer: Tokenizer, text: str, settings: dict[str, An
 
     `settings` are those of `Sampling`; max_tokens, unless given, is as many as the learned table holds, and no more
     than a generation writes unless told.
+
+    Raises:
+        ConfigError: the model fills no blanks.
     """
-    ids, most = _read(model, tokenizer, text), min(_filler(model).config.inside - 1, Sampling().max_tokens)
+    config = _filler(model).config
+    ids, most = _read(config, tokenizer, text), min(config.inside - 1, Sampling().max_tokens)
     parts, done = [], 0
     for filling in fill(model, ids, Sampling.of({"max_tokens": most} | settings)):
         parts += [*ids[done : filling.place], *filling.tokens]
@@ -40,13 +44,8 @@ def filled(model: Model, tokenizer: Tokenizer, text: str, settings: dict[str, An
     return [*parts, *ids[done:]]
 
 
-def _read(model: Model, tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of a text in which the names of the two blanks stand for them, and all else is ordinary text.
-
-    Raises:
-        ConfigError: the model fills no blanks.
-    """
-    config = _filler(model).config
+def _read(config: BlankGLMConfig, tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of a text in which the names of the two blanks stand for them, and all else is ordinary text."""
     names = {tokenizer.token(number): number for number in (config.blank, config.rest)}
     before, after = tokenizer.frame()
     ids = list(before)

@@ -75,10 +75,14 @@ def recipe_shape(recipe: Any, longest: int) -> Shape:
 
 def checkpoint_shape(source: str) -> Shape:
     """The shape of a checkpoint folder or hub id."""
+    return Shape.of(_config(source))
+
+
+def _config(source: str) -> Any:
     from handscroll.models.weights import locate, read_config
 
     _, config = read_config(Path(locate(source)))
-    return Shape.of(config)
+    return config
 
 
 def checkpoint_workload(source: str, values: dict[str, Any], lora: int = 0) -> Workload:
@@ -87,9 +91,7 @@ def checkpoint_workload(source: str, values: dict[str, Any], lora: int = 0) -> W
     Raises:
         ConfigError: what such a checkpoint is never asked to do.
     """
-    from handscroll.models.weights import locate, read_config
-
-    _, config = read_config(Path(locate(source)))
+    config = _config(source)
     _check_possible(config, values.get("kind", ""))
     shape = Shape.of(config).model_dump() | {"lora_rank": lora}
     if values.get("kind") == "extend" and shape["positions"]:

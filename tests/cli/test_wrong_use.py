@@ -230,7 +230,8 @@ def test_a_tuning_that_failed_can_be_begun_anew(folder, text, tmp_path):
     assert isinstance(failed.exception, HandscrollError) and "resume from a checkpoint" not in str(failed.exception)
     again = CliRunner().invoke(app, [*words, "1e-3"], catch_exceptions=False)
     assert again.exit_code == 0 and handscroll.load(tmp_path / "longer").context == 100
-    refused(*words, "inf", fails="exists")
+    other = [word.replace("longer", "other") for word in words]
+    refused(*other, "inf", fails="lr")
 
 
 def test_the_proof_is_named_where_there_is_one(folder, tmp_path):

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -185,6 +186,6 @@ def test_a_table_that_memory_does_not_hold_is_refused(method, tiny_folder):
 
 
 def test_the_record_of_a_folder_is_json(tiny_folder, tmp_path):
-    extension(handscroll.load(tiny_folder), 128, "none").lm.save(tmp_path / "first")
+    extension(handscroll.load(tiny_folder), np.int64(128), "none").lm.save(tmp_path / "first")
     said = json.loads((tmp_path / "first" / "handscroll.json").read_text())
     assert said["before"]["base"] > 1 and said["trained"] == 64
