@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from handscroll.generate.policies.table import cache_of
+from handscroll.cache.table import cache_of
 from handscroll.generate.prefill import hidden_chunks
 from handscroll.lm import LM, load
 from handscroll.nn.marks import Marks

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from handscroll.generate.policies.retrieval import RetrievalCache
-from handscroll.generate.policies.table import cache_of
+from handscroll.cache.full import Cache
+from handscroll.cache.retrieval import RetrievalCache
+from handscroll.cache.table import cache_of
 from handscroll.generate.prefill import prefill
 from handscroll.lm import LM, load
-from handscroll.nn.cache import Cache
 from handscroll.nn.marks import Marks
 
 POLICIES = ("full", "offload", *(f"retrieval:blocks={n}" for n in (16, 32, 64, 128)))

@@ -38,7 +38,7 @@ class Desk:
     def __init__(self, model: Path, store: Path, length: int, dtype: str):
         import torch
 
-        from handscroll.generate.reading.store import Store
+        from handscroll.cache.reading.store import Store
         from handscroll.models.weights import load_model
 
         torch.set_num_threads(2)
@@ -48,7 +48,7 @@ class Desk:
         self.length = length
 
     def identity(self):
-        from handscroll.generate.reading.identity import identity
+        from handscroll.cache.reading.identity import identity
 
         return identity(self.model, "bench", self.length)
 

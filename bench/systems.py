@@ -49,7 +49,7 @@ def handscroll(folder: Path, job: str, length: int, precision: str) -> dict:
     """Prefill through `generate.prefill` as `lm.generate` does it; decoding over a cache filled with random keys."""
     import torch
 
-    from handscroll.generate.policies.table import cache_of
+    from handscroll.cache.table import cache_of
     from handscroll.generate.prefill import prefill
     from handscroll.models.weights import load_model
     from handscroll.nn.marks import Marks

@@ -12,6 +12,10 @@ from torch import Tensor
 
 from handscroll.base.errors import CapacityError, ConfigError, DataError, nearest
 from handscroll.base.runs import write_file
+from handscroll.cache.reading.identity import Identity
+from handscroll.cache.reading.reading import Reading
+from handscroll.cache.reading.store import Store, check_name
+from handscroll.cache.table import EVICTING, SAVED, cache_of
 from handscroll.generate import blanks
 from handscroll.generate.beam import Early, beam_search
 from handscroll.generate.budget import GUARD, Choice, Request, choose
@@ -21,15 +25,12 @@ from handscroll.generate.conversation import Conversation
 from handscroll.generate.decode import check_length, started
 from handscroll.generate.draft import DraftModel, Drafts
 from handscroll.generate.engine.engine import Engine, workload
-from handscroll.generate.policies.table import EVICTING, SAVED, cache_of
 from handscroll.generate.prefill import hidden_chunks, prefill_chunk
-from handscroll.generate.reading.identity import Identity, identity
-from handscroll.generate.reading.read import read_into
-from handscroll.generate.reading.reading import Reading
-from handscroll.generate.reading.store import Store, check_name
+from handscroll.generate.read import read_into
 from handscroll.generate.sample import Sampling
 from handscroll.models.documents import classified
 from handscroll.models.encoder_decoder import EncoderDecoder
+from handscroll.models.fingerprint import identity
 from handscroll.models.model import Model
 from handscroll.models.sentences import framed
 from handscroll.models.weights import load_model, locate, read_json, save_model

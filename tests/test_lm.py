@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import handscroll
 from handscroll.base.errors import CapacityError, CheckpointError, ConfigError, DataError
-from handscroll.generate.reading.store import Store
+from handscroll.cache.reading.store import Store
 from handscroll.generate.sample import Sampling
 from tests.conftest import ROOT, shared
 

@@ -117,7 +117,7 @@ def _one_cache(cache: str, kv_budget: str, kv_guard: float | None, beams: int) -
 
 def _announce(cache: str, weights: str, choice: "Choice | None") -> None:
     """Say on standard error what is approximate."""
-    from handscroll.generate.policies.table import exact
+    from handscroll.cache.table import exact
 
     approximate = [f"--cache {cache}"] * (bool(cache) and not exact(cache)) + [f"--weights {weights}"] * bool(weights)
     if approximate:
@@ -128,7 +128,7 @@ def _announce(cache: str, weights: str, choice: "Choice | None") -> None:
 
 def _kept(how: dict[str, Any], reports: list[str]) -> dict[str, Any]:
     """What --json says of a cache that is not simply the full one."""
-    from handscroll.generate.policies.table import exact
+    from handscroll.cache.table import exact
 
     policy, choice = how["policy"], how.get("kv_budget")
     if choice is not None:

@@ -74,7 +74,7 @@ def generate(
     probe: Probe = False,
 ) -> None:
     """Plan a continuation of a prompt by MODEL."""
-    from handscroll.generate.policies.table import footprint
+    from handscroll.cache.table import footprint
     from handscroll.models.weights import locate, read_config
     from handscroll.plan.workloads import checkpoint_workload
 

@@ -28,7 +28,7 @@ def read(
     beyond: Annotated[bool, typer.Option("--beyond", help="allow more tokens than the model's context")] = False,
 ) -> None:
     """Read TEXTS with MODEL and keep what was read under --save."""
-    from handscroll.generate.reading.store import Store
+    from handscroll.cache.reading.store import Store
     from handscroll.lm import load
     from handscroll.text.readers import read as read_files
 
@@ -70,7 +70,7 @@ def ask(
     device: Device = "cpu",
 ) -> None:
     """Answer QUESTION about the text read under NAME; only the answer goes to standard output."""
-    from handscroll.generate.reading.store import Store
+    from handscroll.cache.reading.store import Store
     from handscroll.lm import QUESTION, load
 
     kept = Store(store, owner)
@@ -91,7 +91,7 @@ def readings(
     owner: OwnerOption = "",
 ) -> None:
     """List the saved readings, or remove some."""
-    from handscroll.generate.reading.store import Store
+    from handscroll.cache.reading.store import Store
 
     kept = Store(store, owner)
     for name in forget or ():

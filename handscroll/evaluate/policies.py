@@ -1,8 +1,8 @@
 """What every cache policy frees and costs at given budgets, against the exact cache, on a real text.
 
 Of every window of `length` tokens the first three quarters are a prompt, read in chunks of 64; the rest is read token
-by token. What is measured there and in needles, copying and sums: `generate/harm.py`. Freed: bytes that the cache no
-longer holds at the end, of those of the full one; beside them how much of what the budget promises was really freed.
+by token. What is measured there and in needles, copying and sums: `generate/divergence.py`. Freed: bytes that the cache
+no longer holds at the end, of those of the full one; beside them how much of what the budget promises was really freed.
 Rounding (int8, int4) has no budget; its row stands at the share that its own arithmetic promises.
 """
 
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError, nearest
+from handscroll.cache.table import BLOCK, EVICTING, cache_of, footprint
 from handscroll.evaluate.haystack import haystack
 from handscroll.evaluate.samples import Sample, fingerprint
-from handscroll.generate.harm import Answers, Tasks, Way, answers, decoded, distance, right, tasks
-from handscroll.generate.policies.table import BLOCK, EVICTING, cache_of, footprint
+from handscroll.generate.divergence import Answers, Tasks, Way, answers, decoded, distance, right, tasks
 from handscroll.lm import LM
 
 ROUNDING = ("int8", "int4")

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from handscroll.base.errors import ConfigError
+from handscroll.cache.full import Cache
+from handscroll.cache.reading.reading import Reading
 from handscroll.generate.decode import read_prompt
 from handscroll.generate.prefill import CHUNK
-from handscroll.generate.reading.reading import Reading
 from handscroll.models.model import Model
-from handscroll.nn.cache import Cache
 from handscroll.nn.marks import Marks
 
 Early = Literal["bound", "enough", "never"]

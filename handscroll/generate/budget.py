@@ -23,9 +23,8 @@ import torch
 
 from handscroll.base.errors import CapacityError, ConfigError
 from handscroll.base.workload import Shape, Workload
-from handscroll.generate.decode import decode
-from handscroll.generate.harm import Answers, Distance, Tasks, Way, answers, decoded, distance, right, tasks
-from handscroll.generate.policies.table import (
+from handscroll.cache.reading.reading import Reading
+from handscroll.cache.table import (
     BLOCK,
     EVICTING,
     REWINDABLE,
@@ -33,8 +32,9 @@ from handscroll.generate.policies.table import (
     cache_of,
     footprint,
 )
+from handscroll.generate.decode import decode
+from handscroll.generate.divergence import Answers, Distance, Tasks, Way, answers, decoded, distance, right, tasks
 from handscroll.generate.prefill import CHUNK
-from handscroll.generate.reading.reading import Reading
 from handscroll.generate.sample import Sampling
 from handscroll.models.model import Model
 from handscroll.text.tokenizer import Tokenizer

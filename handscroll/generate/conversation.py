@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from handscroll.base.errors import CapacityError, ConfigError, DataError, nearest
+from handscroll.cache.full import Cache
+from handscroll.cache.table import BLOCK, cache_of
 from handscroll.generate.budget import GUARD, Choice, Request, choose, size_of
-from handscroll.generate.policies.table import BLOCK, cache_of
 from handscroll.generate.prefill import CHUNK, hidden_chunks, prefill
 from handscroll.generate.rows import finite
 from handscroll.generate.sample import Sampling, generator, pick
 from handscroll.generate.stream import TextStream
 from handscroll.models.model import Model
-from handscroll.nn.cache import Cache
 from handscroll.nn.marks import Marks
 from handscroll.nn.rope import moved
 from handscroll.text.tokenizer import Tokenizer

@@ -7,18 +7,18 @@ import torch
 from torch import Tensor
 
 from handscroll.base.errors import CapacityError, ConfigError, DataError
+from handscroll.cache.full import Cache
+from handscroll.cache.reading.reading import Reading
+from handscroll.cache.table import REWINDABLE, cache_of
 from handscroll.generate.constrain import Constraint
 from handscroll.generate.draft import Drafts
-from handscroll.generate.policies.table import REWINDABLE, cache_of
 from handscroll.generate.prefill import CHUNK, prefill
-from handscroll.generate.reading.reading import Reading
 from handscroll.generate.rows import NewToken, Request, Rows
 from handscroll.generate.sample import Sampling
 from handscroll.generate.source import check_source, only_whole, under_sources
 from handscroll.generate.speculative import speculate
 from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.models.model import Model
-from handscroll.nn.cache import Cache
 from handscroll.nn.marks import Marks
 
 
@@ -76,7 +76,7 @@ def decode(  # noqa: PLR0913 - what is asked, how it ends, what is known already
         beyond: allow prompt + max_tokens past `model.config.context`, on your own responsibility.
         chunk: prompt tokens per forward.
         reading: what every prompt begins with and need not be read again.
-        policy: what the cache keeps (`generate/policies/table.py`), with options; those that are not exact say so.
+        policy: what the cache keeps (`cache/table.py`), with options; those that are not exact say so.
         on_report: called at the end with what the cache has to say (the recall of a retrieval).
         samples: continuations of each prompt: rows samples * prompt, ... Each prompt is read once, its keys and values
             are shared, and prompts are continued in turn. A row draws what it would draw if it were read alone.

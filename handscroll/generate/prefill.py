@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from handscroll.base.errors import ConfigError
+from handscroll.cache.full import Cache
 from handscroll.models.model import Model
-from handscroll.nn.cache import Cache
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import SameSegment
 from handscroll.nn.shapes import Embeddings, Tokens

@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from handscroll.cache.full import Cache
 from handscroll.generate.draft import Drafts, Proposal
 from handscroll.generate.rows import NewToken, Rows
 from handscroll.generate.sample import draw
 from handscroll.models.model import Model
-from handscroll.nn.cache import Cache
 from handscroll.nn.marks import Marks
 from handscroll.nn.shapes import Embeddings
 

@@ -13,6 +13,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from handscroll.base.errors import CapacityError, ConfigError, DataError
+from handscroll.cache.full import Cache
 from handscroll.models.foreign import (
     Entry,
     Family,
@@ -27,13 +28,13 @@ from handscroll.models.model import Decoder
 from handscroll.models.new import SIZES, About
 from handscroll.models.sizes import Labels, WholeHeads
 from handscroll.nn.attention import Attention, Context, Heads
-from handscroll.nn.cache import Cache, Keeper
 from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Everything, Mask
 from handscroll.nn.mlp import MLP, gelu_tanh
 from handscroll.nn.norm import LayerNorm
 from handscroll.nn.shapes import Embeddings, Logits, Tokens
+from handscroll.nn.span import Keeper
 from handscroll.nn.tile import tiled
 
 ACTIVATIONS = {"gelu": F.gelu, "gelu-tanh": gelu_tanh, "relu": F.relu}

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from handscroll.base.errors import ConfigError
+from handscroll.cache.state import StateCache
 from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
 from handscroll.models.model import Decoder
 from handscroll.models.new import SIZES, About
@@ -19,7 +20,7 @@ from handscroll.models.sizes import Labels
 from handscroll.nn.attention import Context
 from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
-from handscroll.nn.recurrence import LSTMLayer, StateCache
+from handscroll.nn.recurrence import LSTMLayer
 from handscroll.nn.shapes import Embeddings, Logits, Tokens
 
 ENDLESS = 1 << 40  # tokens: no position ends the context

@@ -7,18 +7,19 @@ import torch
 from torch import Tensor, nn
 
 from handscroll.base.errors import ConfigError
+from handscroll.cache.full import Cache
+from handscroll.kernels.native.calls import FEW
 from handscroll.nn.attention import Attention, Context
 from handscroll.nn.bias import Bias
-from handscroll.nn.cache import Cache, Keeper
-from handscroll.nn.gpu import stack as gpu
+from handscroll.nn.compiled import graph as gpu
+from handscroll.nn.compiled.halves import halves
+from handscroll.nn.compiled.stack import stack
 from handscroll.nn.linear import TokenTable
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Mask, looks_ahead
-from handscroll.nn.native.calls import FEW
-from handscroll.nn.native.halves import halves
-from handscroll.nn.native.stack import stack
 from handscroll.nn.rope import Rotation
 from handscroll.nn.shapes import Embeddings, Logits, Tokens
+from handscroll.nn.span import Keeper
 from handscroll.nn.tile import tiled
 
 

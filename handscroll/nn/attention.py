@@ -8,11 +8,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from handscroll.base.errors import ConfigError
+from handscroll.kernels.gpu.slots import Slots
+from handscroll.nn.attend import Exchange, attend
 from handscroll.nn.bands import attend_bands
 from handscroll.nn.bias import Bias
-from handscroll.nn.cache import Keeper, Span
-from handscroll.nn.gpu.slots import Slots
-from handscroll.nn.kernels import Exchange, attend
 from handscroll.nn.linear import Linear
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Everything, Mask, SameSegment
@@ -22,6 +21,7 @@ from handscroll.nn.norm import RMSNorm
 from handscroll.nn.pages import Pages
 from handscroll.nn.rope import Rotation
 from handscroll.nn.shapes import Embeddings
+from handscroll.nn.span import Keeper, Span
 
 
 @dataclass(frozen=True)

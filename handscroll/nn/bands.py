@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from handscroll.nn.cache import Span
-from handscroll.nn.kernels import Exchange, Part, attend_parts
+from handscroll.nn.attend import Exchange, Part, attend_parts
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Mask
 from handscroll.nn.pieces import pieces
 from handscroll.nn.rope import BandRotation, Rotation
+from handscroll.nn.span import Span
 
 
 def attend_bands(

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from handscroll.nn.native import calls
-from handscroll.nn.native.calls import FEW
+from handscroll.kernels.native import calls
+from handscroll.kernels.native.calls import FEW
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from handscroll.nn.cache import Span
 from handscroll.nn.marks import Marks
+from handscroll.nn.span import Span
 
 
 @dataclass(frozen=True, eq=False)

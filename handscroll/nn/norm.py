@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from handscroll.nn.gpu import slots
-from handscroll.nn.native import calls
+from handscroll.kernels.gpu import slots
+from handscroll.kernels.native import calls
 
 
 class RMSNorm(nn.Module):

@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from handscroll.kernels.runs import accumulator
 from handscroll.nn.bias import Bias
-from handscroll.nn.cache import Observer, Span
-from handscroll.nn.fused import accumulator
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Mask
 from handscroll.nn.pieces import QUERIES, pieces
+from handscroll.nn.span import Observer, Span
 
 KEYS = 2048  # keys of a tile: 512 x 2,048 float32 scores are 4 MiB a query head
 

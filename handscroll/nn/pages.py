@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from handscroll.nn.cache import Span
 from handscroll.nn.marks import Extent, Marks
 from handscroll.nn.mask import Mask
+from handscroll.nn.span import Span
 
 
 @dataclass(frozen=True, eq=False)

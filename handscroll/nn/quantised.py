@@ -9,9 +9,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from handscroll.kernels.native import calls
+from handscroll.kernels.rounding import from_int4, from_int8, to_int4, to_int8
 from handscroll.nn.linear import FEW, TokenTable, linear
-from handscroll.nn.native import calls
-from handscroll.nn.rounding import from_int4, from_int8, to_int4, to_int8
 
 
 class Rounded(nn.Module):

@@ -1,4 +1,4 @@
-"""A recurrent layer over rows of several documents, and the cache that is its state: constant, whatever the length.
+"""A recurrent layer over rows of several documents; its state has a constant size, whatever the length.
 
 LSTM: Hochreiter & Schmidhuber 1997; with a forget gate, Gers et al. 2000. Documents of packed rows, and rows of
 different lengths, go through one call of torch's kernel as sequences of their own (a `PackedSequence` laid out by hand,
@@ -6,14 +6,12 @@ without padding), so that a state never passes a document's border.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from handscroll.base.errors import ConfigError
-from handscroll.nn.cache import Cache
 from handscroll.nn.marks import Marks
 from handscroll.nn.shapes import Embeddings
 
@@ -143,74 +141,3 @@ class _Runs:
         end = edge.roll(-1)
         tensors = (row[starts][order], segment[starts][order], edge[order], end[order].nonzero().squeeze(1))
         return cls(slots[packed].to(device), torch.bincount(step), *(tensor.to(device) for tensor in tensors))
-
-
-@dataclass
-class StateCache(Cache):
-    """The cache of a recurrent model: one `State` a layer, as large after a million tokens as after one.
-
-    It can be copied, branched and written down, but not cut back: what was forgotten is gone.
-    """
-
-    states: dict[int, State] = field(default_factory=dict)
-    _coming: dict[int, State] = field(default_factory=dict)
-    _read: int = 0  # tokens of the forward that runs
-
-    @property
-    def nbytes(self) -> int:
-        held = [t for s in self.states.values() for t in (s.hidden, s.cell, s.segment) if t is not None]
-        return sum(tensor.numel() * tensor.element_size() for tensor in held)
-
-    def state(self, layer: int) -> State | None:
-        return self.states.get(layer)
-
-    def keep(self, layer: int, out: Embeddings, after: State) -> Embeddings:
-        self._coming[layer], self._read = after, out.shape[1]
-        return out
-
-    def commit(self) -> None:
-        """The states of this forward become those of the cache."""
-        if self._coming:
-            self.states, self._coming = self._coming, {}
-            self.marks = Marks.run(0, self.marks.length + self._read)
-
-    def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> Any:
-        raise ConfigError("this cache keeps a recurrent state, no keys; it belongs to a family without attention")
-
-    def trim(self, length: int) -> None:
-        if length != self.length:
-            raise ConfigError(
-                f"a recurrent state cannot be cut back from {self.length} tokens to {length}: what came before is no "
-                "longer in it; read the text again, without drafts"
-            )
-
-    def clone(self) -> "StateCache":
-        return self._with(lambda tensor: tensor.clone())
-
-    def take_rows(self, rows: Tensor) -> "StateCache":
-        return self._with(lambda tensor: tensor[rows])
-
-    def branch(self, capacity: int = 0) -> "StateCache":
-        """A copy that any number of rows may go on from."""
-        return self.clone()
-
-    def state_dict(self) -> dict[str, Tensor]:
-        found = {"layers": torch.tensor(self.layers), "length": torch.tensor(self.marks.length)}
-        for layer, state in self.states.items():
-            named = {"hidden": state.hidden, "cell": state.cell, "segment": state.segment}
-            found |= {f"{layer}.{name}": tensor for name, tensor in named.items() if tensor is not None}
-        return found
-
-    @classmethod
-    def from_state(cls, state: dict[str, Tensor]) -> "StateCache":
-        layers = range(int(state["layers"]))
-        states = {
-            n: State(state[f"{n}.hidden"], state[f"{n}.cell"], state.get(f"{n}.segment"))
-            for n in layers
-            if f"{n}.hidden" in state
-        }
-        return cls(len(layers), marks=Marks.run(0, int(state["length"])), states=states)
-
-    def _with(self, change: Callable[[Tensor], Tensor]) -> "StateCache":
-        states = {layer: state.each(change) for layer, state in self.states.items()}
-        return StateCache(self.layers, marks=self.marks, states=states)

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from handscroll.nn.gpu import slots
+from handscroll.kernels.gpu import slots
+from handscroll.kernels.native import calls
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Mask
-from handscroll.nn.native import calls
 from handscroll.nn.scaling.base import Band, Scaling
 
 AHEAD = 64  # positions whose tables are made together

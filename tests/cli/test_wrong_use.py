@@ -8,9 +8,9 @@ from typer.testing import CliRunner
 
 import handscroll
 from handscroll.base.errors import CapacityError, ConfigError, DataError, HandscrollError
+from handscroll.cache.reading.store import Store
 from handscroll.cli.main import app
 from handscroll.data.batch import Batch
-from handscroll.generate.reading.store import Store
 from handscroll.models.weights import save_model
 from handscroll.nn.marks import Marks
 from handscroll.objectives.masked import Masked

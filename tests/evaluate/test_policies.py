@@ -7,9 +7,9 @@ import torch
 
 import handscroll
 from handscroll.base.errors import ConfigError
+from handscroll.cache.table import cache_of
 from handscroll.evaluate.policies import PolicyGrid, policy_table
 from handscroll.evaluate.samples import windows
-from handscroll.generate.policies.table import cache_of
 from handscroll.nn.marks import Marks
 from handscroll.report import evaluation_page
 from handscroll.text.readers import Document

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from handscroll.base.errors import CapacityError, ConfigError, DataError
+from handscroll.cache.full import Cache
 from handscroll.generate.beam import beam_search
 from handscroll.generate.decode import decode
 from handscroll.generate.sample import Sampling
 from handscroll.models.weights import load_model
-from handscroll.nn.cache import Cache
 from tests.conformance.families import reference, save
 from tests.generate.test_decode import loaded, prompts_of
 from tests.generate.test_speculative import tiny
@@ -103,7 +103,7 @@ def test_the_prompt_is_kept_once_and_only_new_tokens_change_places(tmp_path, mon
 
 def test_a_saved_beginning_is_used(tmp_path, tiny_folder):
     import handscroll
-    from handscroll.generate.reading.store import Store
+    from handscroll.cache.reading.store import Store
 
     lm = handscroll.load(tiny_folder)
     ids = lm.encode("def read(self, size=-1):\n    return")

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from handscroll.base.errors import CapacityError, ConfigError
+from handscroll.cache.full import Cache
+from handscroll.cache.table import cache_of, footprint
 from handscroll.generate import budget as module
 from handscroll.generate.budget import Request, candidates, choose, size_of
-from handscroll.generate.harm import Way, decoded, distance, said
-from handscroll.generate.policies.table import cache_of, footprint
+from handscroll.generate.divergence import Way, decoded, distance, said
 from handscroll.generate.prefill import hidden_chunks
 from handscroll.lm import load
 from handscroll.models.weights import load_model
-from handscroll.nn.cache import Cache
 from handscroll.nn.marks import Marks
 from tests.conformance.families import reference, save
 from tests.nn.test_bands import SELF_EXTEND, model_with
@@ -233,7 +233,7 @@ def test_a_short_prompt_is_continued_by_the_model_for_the_measure(lm):
 
 
 def test_what_excludes_a_budget_is_refused(lm, tmp_path):
-    from handscroll.generate.reading.store import Store
+    from handscroll.cache.reading.store import Store
 
     with pytest.raises(ConfigError, match="the policy is 'int8'"):
         lm.generate(TEXT, kv_budget="50%", policy="int8", beyond=True)

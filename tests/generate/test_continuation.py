@@ -8,9 +8,9 @@ import torch
 
 import handscroll
 from handscroll.base.errors import ConfigError
+from handscroll.cache.reading.store import Store
 from handscroll.generate.constrain import Constraint
 from handscroll.generate.draft import Lookup
-from handscroll.generate.reading.store import Store
 from handscroll.text.training import TokenizerConfig, train_tokenizer
 from tests.cli.test_cli import run
 

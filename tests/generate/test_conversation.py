@@ -7,8 +7,8 @@ import torch
 
 import handscroll
 from handscroll.base.errors import CapacityError, ConfigError, DataError
+from handscroll.cache.reading.store import Store
 from handscroll.extend.methods import Candidate, apply
-from handscroll.generate.reading.store import Store
 from handscroll.generate.sample import Sampling
 from handscroll.lm import LM
 from handscroll.models.positions import Positions

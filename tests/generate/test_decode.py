@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from handscroll.base.errors import CapacityError, CheckpointError, ConfigError, DataError
+from handscroll.cache.full import Cache
 from handscroll.generate.decode import decode
 from handscroll.generate.sample import Sampling
 from handscroll.models.weights import load_model
-from handscroll.nn.cache import Cache
 from tests.conformance.families import reference, save
 
 COUNTS = (5, 30, 1, 17)

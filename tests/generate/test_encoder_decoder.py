@@ -7,10 +7,10 @@ import torch
 
 import handscroll
 from handscroll.base.errors import CapacityError, ConfigError, DataError
+from handscroll.cache.reading.store import Store
 from handscroll.generate.decode import decode
 from handscroll.generate.draft import Lookup
 from handscroll.generate.engine.engine import Engine
-from handscroll.generate.reading.store import Store
 from handscroll.generate.sample import Sampling
 from handscroll.models.weights import load_model
 from tests.conftest import shared

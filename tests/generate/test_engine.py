@@ -4,20 +4,20 @@ import pytest
 import torch
 
 from handscroll.base.errors import CapacityError, CheckpointError, ConfigError, DataError
+from handscroll.cache.reading.store import Store
 from handscroll.generate.decode import decode
 from handscroll.generate.engine.engine import Engine
 from handscroll.generate.engine.independent import rows_together
-from handscroll.generate.reading.identity import identity
-from handscroll.generate.reading.store import Store
 from handscroll.generate.sample import Sampling
+from handscroll.kernels.native import calls
+from handscroll.kernels.native.library import library, reason
 from handscroll.models.bloom import Bloom, BloomConfig
+from handscroll.models.fingerprint import identity
 from handscroll.models.gpt2 import GPT2, GPT2Config
 from handscroll.models.llama import Llama, LlamaConfig
 from handscroll.models.positions import Positions
 from handscroll.models.weights import load_model
 from handscroll.nn.marks import Marks
-from handscroll.nn.native import calls
-from handscroll.nn.native.library import library, reason
 from handscroll.nn.quantised import quantise
 from tests.conformance.families import reference, save
 

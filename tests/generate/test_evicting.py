@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from handscroll.base.errors import ConfigError
-from handscroll.generate.policies.evicting import EvictingCache, moved, moves
-from handscroll.generate.policies.snapkv import NEIGHBOURS, WINDOW
-from handscroll.generate.policies.table import POLICIES, cache_of
+from handscroll.cache.evicting import EvictingCache, moved, moves
+from handscroll.cache.full import Cache
+from handscroll.cache.snapkv import NEIGHBOURS, WINDOW
+from handscroll.cache.table import POLICIES, cache_of
 from handscroll.generate.prefill import hidden_chunks, prefill
 from handscroll.models.weights import load_model
-from handscroll.nn.cache import Cache
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Sinks, Window
 from tests.conformance.families import reference, save
@@ -317,7 +317,7 @@ def around(kept, s):
 
 @pytest.mark.parametrize(("policy", "budget", "prompt"), [("h2o", 8, 12), ("tova", 6, 9), ("snapkv", 36, 50)])
 def test_evictions_one_after_another_are_those_of_the_formula(policy, budget, prompt):
-    from handscroll.nn.kernels import attend
+    from handscroll.nn.attend import attend
 
     stream = torch.Generator().manual_seed(3)
     q, k = (torch.randn(1, heads, 80, 16, generator=stream, dtype=torch.float64) * 1.5 for heads in (4, 2))
@@ -364,7 +364,7 @@ def test_scalings_of_several_rotations_go_without_scored_keys():
 
 
 def test_generation_within_a_budget_and_its_refusals(tiny_folder, tmp_path):
-    from handscroll.generate.reading.store import Store
+    from handscroll.cache.reading.store import Store
     from handscroll.lm import load
 
     lm, prompt, reports = load(tiny_folder), "import os\n\n\ndef walk(top):\n    for name in os.listdir(top):\n" * 4, []

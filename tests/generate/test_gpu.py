@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from handscroll.generate.policies.table import POLICIES
-from handscroll.generate.reading.store import Store
+from handscroll.cache.reading.store import Store
+from handscroll.cache.table import POLICIES
 from handscroll.lm import load
 
 if not torch.cuda.is_available():

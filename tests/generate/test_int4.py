@@ -4,15 +4,15 @@ import pytest
 import torch
 
 from handscroll.base.errors import ConfigError
-from handscroll.generate.policies.int4 import Int4Cache
+from handscroll.cache.full import Cache
+from handscroll.cache.int4 import Int4Cache
+from handscroll.cache.reading.store import Store
 from handscroll.generate.prefill import prefill
-from handscroll.generate.reading.store import Store
+from handscroll.kernels.native import calls
 from handscroll.lm import load
-from handscroll.nn import kernels
-from handscroll.nn.cache import Cache
+from handscroll.nn import attend as kernels
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal
-from handscroll.nn.native import calls
 from tests.generate.test_policies import TEXT, filled, kl
 
 

@@ -10,18 +10,18 @@ import torch
 from typer.testing import CliRunner
 
 from handscroll.base.errors import CapacityError, ConfigError
+from handscroll.cache.full import Cache
+from handscroll.cache.offload import OffloadCache
+from handscroll.cache.reading.store import Store
+from handscroll.cache.retrieval import RetrievalCache
+from handscroll.cache.table import cache_of
 from handscroll.cli.main import app
 from handscroll.generate.decode import decode
-from handscroll.generate.policies.offload import OffloadCache
-from handscroll.generate.policies.retrieval import RetrievalCache
-from handscroll.generate.policies.table import cache_of
 from handscroll.generate.prefill import hidden_chunks
-from handscroll.generate.reading.store import Store
 from handscroll.generate.sample import Sampling
 from handscroll.lm import load
 from handscroll.models.llama import Llama
-from handscroll.nn.cache import Cache
-from handscroll.nn.kernels import attend, eager
+from handscroll.nn.attend import attend, eager
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Window
 from tests.generate.test_policies import TEXT
@@ -178,7 +178,7 @@ def test_a_full_disk_is_an_error_and_the_cache_stays_usable(tmp_path):
 import resource, sys, torch
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 from handscroll.base.errors import CapacityError
-from handscroll.generate.policies.offload import OffloadCache
+from handscroll.cache.offload import OffloadCache
 from handscroll.nn.marks import Marks
 cache = OffloadCache(2, block=64, recent=0, folder=sys.argv[1])
 x = torch.randn(1, 2, 256, 64)
@@ -204,8 +204,8 @@ def test_memory_of_the_process_is_bounded(tmp_path):
     code = """
 import sys, torch
 from handscroll.base.allocator import trim
-from handscroll.generate.policies.table import cache_of
-from handscroll.nn.kernels import attend
+from handscroll.cache.table import cache_of
+from handscroll.nn.attend import attend
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal
 def anonymous():

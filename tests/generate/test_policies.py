@@ -5,12 +5,12 @@ import torch
 from typer.testing import CliRunner
 
 from handscroll.base.errors import ConfigError
+from handscroll.cache.full import Cache
+from handscroll.cache.int8 import Int8Cache
+from handscroll.cache.reading.store import Store
 from handscroll.cli.main import app
-from handscroll.generate.policies.int8 import Int8Cache
 from handscroll.generate.prefill import prefill
-from handscroll.generate.reading.store import Store
 from handscroll.lm import load
-from handscroll.nn.cache import Cache
 from handscroll.nn.marks import Marks
 
 TEXT = "import os\n\n\ndef walk(top):\n    for name in os.listdir(top):\n        yield os.path.join(top, name)\n\n" * 6

@@ -9,13 +9,13 @@ import torch
 from typer.testing import CliRunner
 
 from handscroll.base.errors import CapacityError, CheckpointError, ConfigError, DataError
+from handscroll.cache.reading import store as module
+from handscroll.cache.reading.store import Store
 from handscroll.cli.main import app
 from handscroll.generate.decode import decode
-from handscroll.generate.reading import store as module
-from handscroll.generate.reading.identity import fingerprint
-from handscroll.generate.reading.store import Store
 from handscroll.generate.sample import Sampling
 from handscroll.lm import load
+from handscroll.models.fingerprint import fingerprint
 from handscroll.models.positions import Positions
 
 TEXT = "import os\n\n\ndef walk(top):\n    for name in os.listdir(top):\n        yield os.path.join(top, name)\n\n" * 6
@@ -369,7 +369,7 @@ def test_the_command_reads_asks_and_lists(tiny_folder, tmp_path):
 def test_two_processes_may_save_at_once(lm, tiny_folder, tmp_path):
     """Four processes read overlapping texts into one store; every reading opens."""
     code = (
-        "import sys; from handscroll.lm import load; from handscroll.generate.reading.store import Store;"
+        "import sys; from handscroll.lm import load; from handscroll.cache.reading.store import Store;"
         "lm = load(sys.argv[1]); n = int(sys.argv[3]); s = Store(sys.argv[2]);"
         "ids = list(range(5, 405)); [lm.read(ids[:k], s, f'r{n}-{k}', beyond=True) for k in (100, 150 + n, 300)]"
     )

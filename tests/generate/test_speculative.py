@@ -10,13 +10,13 @@ from handscroll.generate.decode import decode
 from handscroll.generate.draft import DraftModel, Lookup, Proposal
 from handscroll.generate.sample import Sampling, candidates, generator
 from handscroll.generate.speculative import accept, residual
+from handscroll.kernels.native.library import library
 from handscroll.models.llama import Llama, LlamaConfig
 from handscroll.models.weights import load_model
-from handscroll.nn.cache import Span
-from handscroll.nn.kernels import attend
+from handscroll.nn.attend import attend
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal
-from handscroll.nn.native.library import library
+from handscroll.nn.span import Span
 from tests.conformance.families import reference, save
 from tests.generate.test_decode import loaded, prompts_of, written
 

@@ -7,6 +7,8 @@ import torch
 import transformers
 
 from handscroll.base.errors import ConfigError
+from handscroll.cache.full import Cache
+from handscroll.cache.state import StateCache
 from handscroll.data.batch import Batch
 from handscroll.extend.methods import candidates
 from handscroll.generate.beam import beam_search
@@ -18,11 +20,9 @@ from handscroll.generate.sample import Sampling
 from handscroll.models.describe import facts
 from handscroll.models.lstm import LSTM, LSTMConfig
 from handscroll.models.weights import load_model, save_model
-from handscroll.nn.cache import Cache
 from handscroll.nn.init import initialise
 from handscroll.nn.marks import Marks
 from handscroll.nn.noise import Noise
-from handscroll.nn.recurrence import StateCache
 from handscroll.objectives.causal import Causal
 from handscroll.objectives.classify import Classify
 from handscroll.train.ladder.certificate import certify

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
+from handscroll.nn.attend import attend, choose
 from handscroll.nn.bias import ALiBi
-from handscroll.nn.cache import Span
-from handscroll.nn.kernels import attend, choose
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, SameSegment, Window
+from handscroll.nn.span import Span
 from tests.nn.test_kernels import heads, packed_marks
 
 

@@ -3,14 +3,15 @@
 import pytest
 import torch
 
+from handscroll.cache.full import Cache
+from handscroll.kernels.gpu import fused as gpu
 from handscroll.models.llama import Llama, LlamaConfig
-from handscroll.nn.cache import Cache, Span
-from handscroll.nn.gpu import fused as gpu
-from handscroll.nn.gpu import stack
-from handscroll.nn.kernels import attend
+from handscroll.nn.attend import attend
+from handscroll.nn.compiled import graph as stack
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, SameSegment, Window
 from handscroll.nn.norm import RMSNorm
+from handscroll.nn.span import Span
 
 if not torch.cuda.is_available():
     pytest.skip("needs CUDA", allow_module_level=True)

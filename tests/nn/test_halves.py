@@ -8,17 +8,17 @@ import weakref
 import pytest
 import torch
 
-from handscroll.generate.policies.table import cache_of
+from handscroll.cache.full import Cache
+from handscroll.cache.table import cache_of
+from handscroll.kernels.native.calls import FEW
+from handscroll.kernels.native.library import library, reason
 from handscroll.models import model as models
 from handscroll.models.glm import GLM, GLMConfig
 from handscroll.models.gpt2 import GPT2, GPT2Config
 from handscroll.models.llama import Llama, LlamaConfig
-from handscroll.nn.cache import Cache
+from handscroll.nn.compiled import stack as stacking
+from handscroll.nn.compiled.halves import Halves, halves
 from handscroll.nn.marks import Marks
-from handscroll.nn.native import stack as stacking
-from handscroll.nn.native.calls import FEW
-from handscroll.nn.native.halves import Halves, halves
-from handscroll.nn.native.library import library, reason
 from handscroll.nn.quantised import quantise
 from handscroll.train.lora import LoRA, add_lora
 

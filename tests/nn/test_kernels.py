@@ -6,12 +6,13 @@ import math
 import pytest
 import torch
 
-from handscroll.nn import fused
-from handscroll.nn.cache import Cache, Span
-from handscroll.nn.fused import merge
-from handscroll.nn.kernels import attend, choose
+from handscroll.cache.full import Cache
+from handscroll.kernels import runs as fused
+from handscroll.kernels.runs import merge
+from handscroll.nn.attend import attend, choose
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Everything, Prefix, SameSegment, Sinks, Window
+from handscroll.nn.span import Span
 
 MASKS = {
     "causal": Causal(),

@@ -10,18 +10,18 @@ import torch
 import torch.nn.functional as F
 
 from handscroll.base.errors import ConfigError
-from handscroll.nn import kernels
-from handscroll.nn.cache import Span
+from handscroll.kernels.native import calls
+from handscroll.kernels.native import library as module
+from handscroll.kernels.native.library import library, reason
+from handscroll.kernels.rounding import from_int4, from_int4_columns, from_int8, to_int4, to_int4_columns, to_int8
+from handscroll.nn import attend as kernels
 from handscroll.nn.linear import Linear
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Window
-from handscroll.nn.native import calls
-from handscroll.nn.native import library as module
-from handscroll.nn.native.library import library, reason
 from handscroll.nn.norm import RMSNorm
 from handscroll.nn.quantised import Int4Linear, Int8Linear
 from handscroll.nn.rope import Rotation
-from handscroll.nn.rounding import from_int4, from_int4_columns, from_int8, to_int4, to_int4_columns, to_int8
+from handscroll.nn.span import Span
 
 needs_library = pytest.mark.skipif(library() is None, reason=f"no compiled kernels: {reason()}")
 needs_narrow = pytest.mark.skipif(
@@ -432,9 +432,9 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch, tmp_path):
 def test_switched_off_gives_the_same_answer():
     """A fresh process with HANDSCROLL_NATIVE=0: plain torch, the same attention."""
     code = (
-        "import torch; from handscroll.nn import kernels; from handscroll.nn.cache import Span;"
+        "import torch; from handscroll.nn import attend as kernels; from handscroll.nn.span import Span;"
         "from handscroll.nn.marks import Marks; from handscroll.nn.mask import Causal;"
-        "from handscroll.nn.native.library import reason;"
+        "from handscroll.kernels.native.library import reason;"
         "g = torch.Generator().manual_seed(0); q, k, v = (torch.randn(1, 2, n, 32, generator=g) for n in (1, 90, 90));"
         "out, _ = kernels.attend(q, [Span(k, v, Marks.run(0, 90))], Causal(), Marks.run(89, 1));"
         "print(repr(out.sum().item()), reason())"

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from handscroll.nn import observe
+from handscroll.nn.attend import attend
 from handscroll.nn.bias import ALiBi
-from handscroll.nn.cache import Observer, Span
-from handscroll.nn.kernels import attend
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal
+from handscroll.nn.span import Observer, Span
 from tests.nn.test_kernels import MASKS, heads, packed_marks
 
 

@@ -5,15 +5,15 @@ import math
 import pytest
 import torch
 
-from handscroll.nn import kernels
-from handscroll.nn.cache import Span
+from handscroll.kernels.native import calls
+from handscroll.kernels.native.library import library, reason
+from handscroll.nn import attend as kernels
 from handscroll.nn.linear import Linear
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Mask, Sinks, Window
-from handscroll.nn.native import calls
-from handscroll.nn.native.library import library, reason
 from handscroll.nn.pages import Pages, Row, Table, gathered
 from handscroll.nn.quantised import Int8Linear
+from handscroll.nn.span import Span
 
 needs_library = pytest.mark.skipif(library() is None, reason=f"no compiled kernels: {reason()}")
 KV, SIZE, PAGE = 2, 32, 8

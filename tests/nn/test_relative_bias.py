@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
+from handscroll.nn.attend import attend
 from handscroll.nn.bias import Buckets, Relative
-from handscroll.nn.cache import Span
-from handscroll.nn.kernels import attend
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Everything, SameSegment, Window
+from handscroll.nn.span import Span
 from tests.nn.test_kernels import heads, packed_marks
 
 

@@ -15,9 +15,9 @@ from handscroll.base.errors import ConfigError, DataError, HandscrollError
 from handscroll.base.records import RecordWriter, read_records
 from handscroll.generate.engine.engine import Engine
 from handscroll.generate.engine.request import Request
-from handscroll.generate.reading.identity import fingerprint
 from handscroll.generate.sample import Sampling
 from handscroll.generate.stream import TextStream
+from handscroll.models.fingerprint import fingerprint
 from handscroll.text.tokenizer import Tokenizer
 
 AHEAD = 64  # requests that are handed to the engine before they are answered

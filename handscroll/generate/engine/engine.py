@@ -12,13 +12,13 @@ from torch import Tensor
 
 from handscroll.base.errors import CapacityError, ConfigError, DataError
 from handscroll.base.workload import Footprint, Shape, Workload
+from handscroll.cache.reading.reading import Reading
 from handscroll.generate.decode import check_length, started
 from handscroll.generate.engine.blocks import Blocks, beginning
 from handscroll.generate.engine.independent import rows_together
 from handscroll.generate.engine.pool import Pool, Rows, Run
 from handscroll.generate.engine.request import Options, Request
 from handscroll.generate.engine.scheduler import Chunk, Scheduler
-from handscroll.generate.reading.reading import Reading
 from handscroll.generate.rows import finite
 from handscroll.generate.sample import Sampling, generator, pick
 from handscroll.models.encoder_decoder import EncoderDecoder

@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
+from handscroll.kernels.native import calls
 from handscroll.models.model import Model
 from handscroll.nn.linear import FEW
-from handscroll.nn.native import calls
 from handscroll.nn.quantised import Rounded
 
 # A vectorised loop of torch takes two vectors at a time (AVX-512: 64 numbers in bfloat16, 32 in float32, 16 in
@@ -16,7 +16,7 @@ LOOP, WIDE_LOOP, ALONE = 64, 16, 1 << 15
 def rows_together(model: Model) -> int:
     """Rows of one token that give the same bits in one forward as each alone; 1 where that cannot be promised.
 
-    Products: ours sum every row in the same order (`nn/native/products.cpp`), those of a BLAS do not. Element by
+    Products: ours sum every row in the same order (`kernels/native/products.cpp`), those of a BLAS do not. Element by
     element: exponentials, sines and cosines of a row must fill whole vectors, and no loop may be shared among threads.
     """
     config, probe = model.config, torch.empty(1, dtype=model.dtype)

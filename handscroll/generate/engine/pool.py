@@ -10,9 +10,9 @@ from torch import Tensor
 
 from handscroll.generate.engine.request import Request
 from handscroll.models.model import Model
-from handscroll.nn.cache import Span
 from handscroll.nn.marks import Marks
 from handscroll.nn.pages import Pages, Row, Table, gathered
+from handscroll.nn.span import Span
 
 
 class Pool:

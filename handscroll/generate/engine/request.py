@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from handscroll.cache.reading.reading import Reading
 from handscroll.generate.engine.blocks import following
-from handscroll.generate.reading.reading import Reading
 from handscroll.generate.sample import Sampling
 
 

@@ -16,9 +16,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from handscroll.nn.cache import Span
 from handscroll.nn.marks import Marks
 from handscroll.nn.recurrence import State
+from handscroll.nn.span import Span
 from handscroll.train.ladder.blocks import Blocks
 
 

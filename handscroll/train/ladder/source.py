@@ -13,8 +13,8 @@ import torch
 from handscroll.data.batch import Batch
 from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.nn.attention import CrossAttention
-from handscroll.nn.cache import Span
 from handscroll.nn.memory import Memory
+from handscroll.nn.span import Span
 from handscroll.train.ladder.stack import Side, Stack, Work, give
 
 

@@ -1,0 +1,111 @@
+"""Policy `int4`: keys and values in four bits, five with their scales; a third of bfloat16's bytes.
+
+Approximate. Keys are rounded channel by channel over 32 tokens, values token by token in groups of 32 channels (KIVI,
+Liu et al. 2024, arXiv:2402.02750); the newest tokens, up to 31, are kept as they are, and so is a prompt's chunk while
+it is read. Keys are rounded after their rotation.
+Limits: no gradients; the head size is even. The size of prefill chunks matters a little, since a chunk reads itself
+exactly.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from handscroll.base.errors import ConfigError
+from handscroll.base.workload import Footprint
+from handscroll.cache.blocked import Blocked
+from handscroll.cache.full import Cache
+from handscroll.kernels.rounding import GROUP, to_int4, to_int4_columns
+from handscroll.nn.marks import Marks
+from handscroll.nn.span import Span
+
+# One for each of `_Packed`, per row and head: uint8 (S, E / 2) twice, bfloat16 (S / 32, 2, E), bfloat16 (S, 2, G).
+NAMES = ("packed_keys", "packed_values", "key_scales", "value_scales")
+_Packed = list[Tensor]
+
+
+@dataclass
+class Int4Cache(Blocked):
+    """A full cache in int4."""
+
+    _packed: list[_Packed] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.block, self.recent = GROUP, 0
+        super().__post_init__()
+        self._packed = self._packed or [[] for _ in range(self.layers)]
+
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes + sum(t.nbytes for packed in self._packed for t in packed)
+
+    def footprint(self, kv_heads: int, head_size: int, itemsize: int) -> Footprint:
+        full = super().footprint(kv_heads, head_size, itemsize)
+        groups = head_size // GROUP if head_size % GROUP == 0 else 1
+        scales = 4 * head_size / GROUP + 4 * groups  # of keys, of values: two bfloat16 a group
+        return full.model_copy(update={"each": self.layers * kv_heads * (head_size + scales)})
+
+    def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
+        if keys.shape[3] % 2:
+            raise ConfigError(f"int4 keeps two numbers a byte, and a head of {keys.shape[3]} numbers is odd; use int8")
+        return super().append(layer, keys, values, marks)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Named tensors from which `from_state` rebuilds the cache; not the past."""
+        held = self._copy(None)  # without spare room
+        state: dict[str, Tensor] = {"stored": torch.tensor(self._stored)}
+        for layer, packed in enumerate(held._packed):
+            state |= {f"{layer}.{name}": t for name, t in zip(NAMES, packed, strict=True)} if packed else {}
+        return Cache(self.layers, marks=self.marks, _store=held._store).state_dict() | state
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor]) -> "Int4Cache":
+        whole, made = Cache.from_state(state), cls(int(state["layers"]))
+        made.marks, made._store, made._stored = whole.marks, whole._store, int(state["stored"])
+        if made._stored:
+            made._packed = [[state[f"{layer}.{name}"] for name in NAMES] for layer in range(made.layers)]
+        return made
+
+    def _options(self) -> dict[str, Any]:
+        return {}
+
+    def _put(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        (keys, key_scales), (values, value_scales) = to_int4_columns(keys), to_int4(values)
+        new, starts = (keys, values, key_scales, value_scales), self._lengths(self._stored)
+        held = self._packed[layer] or [None] * len(NAMES)
+        # The capacity is that of a whole request; a part of a group of tokens never comes here.
+        room = self._lengths(self.capacity // GROUP * GROUP)
+        parts = zip(held, new, starts, room, strict=True)
+        self._packed[layer] = [_written(old, part, start, least) for old, part, start, least in parts]
+
+    def _away(self, layer: int) -> list[Span]:
+        lengths = self._lengths(self._stored)
+        keys, values, *scales = (t[:, :, :n] for t, n in zip(self._packed[layer], lengths, strict=True))
+        return [Span(keys, values, self._part(0, self._stored), scales=(scales[0], scales[1]))]
+
+    def _forget(self, length: int) -> None:
+        """Nothing is to be done: what is past `_stored` is written over."""
+
+    def _copy_away(self, other: Self, rows: Tensor | None) -> None:
+        for layer, packed in enumerate(self._packed):
+            kept = [t[:, :, :n] for t, n in zip(packed, self._lengths(self._stored), strict=True)]
+            other._packed[layer] = [t.clone() if rows is None else t[rows] for t in kept]
+
+    def _lengths(self, tokens: int) -> tuple[int, int, int, int]:
+        """Entries along dimension 2 of each packed tensor."""
+        return tokens, tokens, tokens // GROUP, tokens
+
+
+def _written(old: Tensor | None, new: Tensor, start: int, least: int) -> Tensor:
+    """A buffer with `new` from `start` on along dimension 2; grows by doubling, to `least` at once."""
+    end = start + new.shape[2]
+    if old is None or old.shape[2] < end:
+        size = max(end, least, 0 if old is None else 2 * old.shape[2])
+        grown = new.new_empty(*new.shape[:2], size, *new.shape[3:])
+        if old is not None:
+            grown[:, :, :start] = old[:, :, :start]
+        old = grown
+    old[:, :, start:end] = new
+    return old

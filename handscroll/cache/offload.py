@@ -1,0 +1,132 @@
+"""Policy `offload`: all but the newest tokens lie on disk, or in host memory where the model is on a GPU. Exact.
+
+Every forward reads all of them back, a run at a time, so memory is that of the newest tokens and one run, whatever the
+length; the price is reading the whole cache from where it lies for every token (`retrieval` reads a part).
+"""
+
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+from torch import Tensor
+
+from handscroll.base.errors import ConfigError
+from handscroll.base.workload import Footprint
+from handscroll.cache.blocked import Blocked
+from handscroll.cache.files import DiskPages, HostPages, Pages
+from handscroll.nn.marks import Marks
+from handscroll.nn.span import Span
+
+RUN = 4096  # tokens that are read back at a time, in whole blocks
+PLACES = ("", "disk", "host")
+
+
+@dataclass
+class OffloadCache(Blocked):
+    """A full cache of which at least the `recent` newest tokens are in memory.
+
+    `place`: "disk" (a CPU's default), "host" (memory; a GPU's default). `folder` is where the files without a name lie
+    (the system's folder for temporary files unless given; on some systems that is memory).
+    """
+
+    block: int = 256
+    recent: int = 256
+    place: str = ""
+    folder: str = ""
+    _pages: Pages | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.place not in PLACES:
+            raise ConfigError(f"a cache with place={self.place}: it may be disk or host")
+        if self.folder and not Path(self.folder).is_dir():
+            raise ConfigError(f"a cache with folder={self.folder}: there is no such folder")
+
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes + (0 if self._pages is None else self._pages.nbytes)
+
+    @property
+    def filed(self) -> int:
+        """Bytes on disk."""
+        return 0 if self._pages is None else self._pages.filed
+
+    def footprint(self, kv_heads: int, head_size: int, itemsize: int) -> Footprint:
+        """In memory: the newest tokens and two runs of a layer read back; in host memory (`place`) all of it."""
+        made = super().footprint(kv_heads, head_size, itemsize)
+        if self.place == "host":
+            return made.model_copy(update={"each": made.reading})
+        fetched = math.ceil(made.reading / max(1, self.layers) * 2 * RUN)
+        return made.model_copy(update={"fixed": made.fixed + fetched, "filed": made.reading})
+
+    def state_dict(self) -> dict[str, Tensor]:
+        raise ConfigError("an offloaded cache lies in files of its own and is not saved; use the policy full or int8")
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor]) -> "OffloadCache":
+        raise ConfigError("an offloaded cache is not made from a saved state; use the policy full or int8")
+
+    def _options(self) -> dict[str, Any]:
+        return super()._options() | {"place": self.place, "folder": self.folder}
+
+    def _put(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        if self._pages is None:
+            disk = self.place == "disk" or (not self.place and keys.device.type == "cpu")
+            folder = Path(self.folder or tempfile.gettempdir())
+            self._pages = DiskPages(self.block, folder) if disk else HostPages(self.block, keys.device)
+        self._pages.write(layer, self._stored // self.block, keys, values)
+
+    def _away(self, layer: int) -> list[Span]:
+        assert self._pages is not None
+        step = max(1, RUN // self.block) * self.block
+        runs = ((first, min(first + step, self._stored)) for first in range(0, self._stored, step))
+        return [self._run(layer, first, last) for first, last in runs]
+
+    def _run(self, layer: int, first: int, last: int) -> Span:
+        """Tokens first .. last - 1, whole blocks, as a span that is read when it is looked at."""
+        assert self._pages is not None
+        fetch = partial(self._pages.run, layer, first // self.block, last // self.block)
+        return Fetched(self._pages, fetch, self._part(first, last))
+
+    def _forget(self, length: int) -> None:
+        """Nothing is to be done: what is past `_stored` is written over."""
+
+    def _copy_away(self, other: Self, rows: Tensor | None) -> None:
+        for layer in range(self.layers):
+            for span in self._away(layer):
+                keys, values = span.keys, span.values
+                other._put(layer, *(x if rows is None else x[rows] for x in (keys, values)))
+                span.release()
+                other._stored += span.marks.length
+            other._stored = 0
+
+
+class Fetched(Span):
+    """A span that `fetch` reads from pages at the first look, and that `release` gives back."""
+
+    def __init__(self, pages: Pages, fetch: Callable[[], tuple[Tensor, Tensor]], marks: Marks):
+        fields = {"pages": pages, "fetch": fetch, "marks": marks, "rotated": True, "held": None}
+        for name, value in (fields | {"accumulate": None, "scales": None}).items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def keys(self) -> Tensor:  # type: ignore[override]
+        return self._both()[0]
+
+    @property
+    def values(self) -> Tensor:  # type: ignore[override]
+        return self._both()[1]
+
+    def release(self) -> None:
+        if self.held is not None:  # type: ignore[attr-defined]
+            self.pages.release(self.held)  # type: ignore[attr-defined]
+            object.__setattr__(self, "held", None)
+
+    def _both(self) -> tuple[Tensor, Tensor]:
+        if self.held is None:  # type: ignore[attr-defined]
+            object.__setattr__(self, "held", self.fetch())  # type: ignore[attr-defined]
+        return self.held  # type: ignore[attr-defined]

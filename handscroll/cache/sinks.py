@@ -1,0 +1,29 @@
+"""Policy `sinks`: the first four tokens and the most recent ones (StreamingLLM).
+
+Softmax has to put its weight somewhere; trained models put what they do not need on the first tokens, and lose their
+balance without them. Source: Xiao et al. 2023, "Efficient streaming language models with attention sinks",
+arXiv:2309.17453; four sinks as in section 4.1.
+Difference from the paper: keys keep their original positions, the paper counts positions within the cache (for streams
+past the trained length). Limits: what lies between sinks and window is forgotten, whatever it says.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from handscroll.cache.evicting import PROTECTED, EvictingCache
+
+SINKS = 4
+
+
+@dataclass
+class SinksCache(EvictingCache):
+    """Sinks and window. Read token by token it is `Causal() & (Window(budget - 3) | Sinks(4))`."""
+
+    name: ClassVar[str] = "sinks"
+    by_layer: ClassVar[bool] = False
+    minimum: ClassVar[int] = SINKS + 1
+
+    def scores(self, index: Tensor, mass: Tensor) -> Tensor:
+        return index.double() + PROTECTED * (index < SINKS)

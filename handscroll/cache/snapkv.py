@@ -1,0 +1,87 @@
+"""Policy `snapkv`: once the prompt is read, the tokens that its last queries looked at, with their neighbours.
+
+Score of token s: the attention weight from the last W = 32 queries of the prompt, summed over queries and heads and
+then averaged over the 7 tokens around s, so that the surroundings of what was looked at stay too. The W tokens stay
+themselves. Source: Li et al. 2024, "SnapKV: LLM knows what you are looking for before generation", arXiv:2404.14469,
+section 4. Differences: one set of tokens a layer instead of one a head; and where the paper lets the cache grow with
+the answer, the budget is kept: for each new token the prompt's lowest goes (averaged over the neighbours still held),
+the window and the answer last.
+Limits: **the whole prompt is held until its end**, so only decoding is within the budget, reading is not. A question
+that comes after the prompt finds what the prompt's end looked at.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool1d
+
+from handscroll.base.workload import Footprint
+from handscroll.cache.evicting import PROTECTED, EvictingCache
+from handscroll.cache.full import Cache
+from handscroll.nn.marks import Marks
+from handscroll.nn.span import Span
+
+WINDOW = 32
+NEIGHBOURS = 7
+
+
+@dataclass
+class SnapKVCache(EvictingCache):
+    """The prompt compressed by its end. `expect` says where that is; without it the first forward is the prompt."""
+
+    name: ClassVar[str] = "snapkv"
+    minimum: ClassVar[int] = WINDOW + 1
+
+    _until: int = 0  # tokens gone by at the end of the prompt
+    _ends: Tensor | None = None  # (B or 1, 1): index of each row's last token of the prompt
+
+    def footprint(self, kv_heads: int, head_size: int, itemsize: int) -> Footprint:
+        return super().footprint(kv_heads, head_size, itemsize).model_copy(update={"whole": True})
+
+    def expect(self, marks: Marks) -> None:
+        index = marks.tensors(torch.device("cpu"))[0]
+        self._until, self._ends = self.length + marks.length, index.amax(dim=1, keepdim=True)
+        self._mass = [None] * self.layers  # a further prompt is judged by its own end
+        self.capacity = self._until
+
+    def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
+        if self._ends is None:
+            self.expect(marks)
+        return super().append(layer, keys, values, marks)
+
+    def limit(self, gone_by: int) -> int | None:
+        return None if gone_by < self._until else self.budget
+
+    def counted(self, marks: Marks, device: torch.device) -> Tensor:
+        assert self._ends is not None
+        index, ends = marks.tensors(device)[0], self._ends.to(device)
+        return ((index > ends - WINDOW) & (index <= ends) & (index >= 0)).float()
+
+    def remembered(self, old: Tensor, new: Tensor) -> Tensor:
+        return old + new
+
+    def scores(self, index: Tensor, mass: Tensor) -> Tensor:
+        assert self._ends is not None
+        order = index.argsort(dim=1)  # neighbours in the text, not in the buffer
+        pooled = avg_pool1d(mass.gather(1, order)[:, None], NEIGHBOURS, 1, NEIGHBOURS // 2)[:, 0]
+        last = index > self._ends.to(index.device) - WINDOW
+        scores = torch.zeros_like(mass).scatter(1, order, pooled).double()
+        return torch.where(last, PROTECTED + index.double(), scores)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        state = super().state_dict() | {"until": torch.tensor(self._until)}
+        return state if self._ends is None else state | {"ends": self._ends}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor]) -> Self:
+        cache = super().from_state(state)
+        cache._until, cache._ends = int(state["until"]), state.get("ends")
+        return cache
+
+    def _with(self, copy: Cache, rows: Tensor | None) -> Self:
+        made = super()._with(copy, rows)
+        if rows is not None and self._ends is not None and len(self._ends) > 1:
+            made._ends = self._ends[rows]
+        return made

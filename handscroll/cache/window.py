@@ -1,0 +1,24 @@
+"""Policy `window`: the most recent tokens, nothing else; the baseline that the others have to beat.
+
+Source: sliding-window attention (Beltagy et al. 2020, arXiv:2004.05150, section 3.1), here for a model that was trained
+without it. A token stays while fewer than `budget` came after it, in all layers alike.
+Limits: most models fall apart once their first tokens are gone (Xiao et al. 2023, arXiv:2309.17453): see `sinks`.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from handscroll.cache.evicting import EvictingCache
+
+
+@dataclass
+class WindowCache(EvictingCache):
+    """The last `budget` tokens. Read token by token it is attention under `Causal() & Window(budget + 1)`."""
+
+    name: ClassVar[str] = "window"
+    by_layer: ClassVar[bool] = False
+
+    def scores(self, index: Tensor, mass: Tensor) -> Tensor:
+        return index.double()
