@@ -9,9 +9,60 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from handscroll.kernels.formats import Format
 from handscroll.kernels.native import calls
 from handscroll.kernels.rounding import from_int4, from_int8, to_int4, to_int8
 from handscroll.nn.linear import FEW, TokenTable, linear
+
+WIDENED = 1 << 22  # weights that are dequantised at a time, so that the matrix never exists in floats
+
+
+class Quantised(nn.Module):
+    """A projection whose weights (N, D) stay in the bytes of a number format.
+
+    `raw` uint8 (N, row_bytes) may be a view of a mapped file, of which nothing is copied. `dtype` is that of the inputs
+    and outputs.
+    """
+
+    raw: Tensor
+    bias: Tensor | None
+
+    def __init__(self, format: Format, raw: Tensor, bias: Tensor | None = None, dtype: torch.dtype = torch.float32):
+        super().__init__()
+        self.format, self.dtype = format, dtype
+        self.inner = format.row_size(raw.shape[1])
+        self.register_buffer("raw", raw)
+        self.register_buffer("bias", None if bias is None else bias.detach().to(dtype))
+
+    @classmethod
+    def of(cls, format: Format, weight: Tensor, bias: Tensor | None = None) -> "Quantised":
+        """Weights (N, D) rounded to a format; inputs and outputs are of their dtype."""
+        return cls(format, format.quantise(weight), bias, weight.dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights (N, D) in `dtype`, dequantised anew at every call."""
+        return self.format.dequantise(self.raw, self.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(x)
+
+    def project(self, x: Tensor) -> Tensor:
+        """x (..., D) times the weights (N, D) transposed, plus bias."""
+        step = max(1, WIDENED // self.inner)
+        parts = [linear(x, self.format.dequantise(rows, self.dtype)) for rows in self.raw.split(step)]
+        out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        return out if self.bias is None else out + self.bias
+
+    def extra_repr(self) -> str:
+        return f"{self.inner}, {self.raw.shape[0]}, format={self.format.name}"
+
+
+class QuantisedTable(Quantised):
+    """A token table in a number format, of which the rows asked for are dequantised; `project` is the tied head."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.format.dequantise(self.raw[tokens], self.dtype)
 
 
 class Rounded(nn.Module):
