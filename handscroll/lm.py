@@ -115,7 +115,7 @@ class LM:
             parts = []
             for first, last, hidden in self._chunks(ids[:-1], len(ids)):
                 targets = ids[first + 1 : last + 1].to(hidden.device)
-                parts.append(token_losses(hidden[0], self.model.head, targets).float().cpu())
+                parts.append(token_losses(hidden[0], self.model.head, targets, cap=self.model.logit_cap).float().cpu())
             return torch.cat(parts)
         if window < 2:
             raise ConfigError(f"a window of {window} tokens sees nothing; give at least 2")

@@ -25,19 +25,25 @@ def accumulator(q: Tensor) -> torch.dtype:
 
 
 def forward(
-    q: Tensor, keys: Tensor, values: Tensor, added: Tensor | None, scale: float, square: bool = False
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    added: Tensor | None,
+    scale: float,
+    square: bool = False,
+    cap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Output (B, H, T, E) and log-sum-exp (B, H, T); queries without any key give zeros and -inf.
 
     `added` (B or 1, H or 1, T, S) goes onto the scaled scores, -inf where a key is not seen; `square` is the causal
-    diagonal. Query heads share kv heads evenly.
+    diagonal. Query heads share kv heads evenly. `cap`: scaled scores s are cap * tanh(s / cap) before that.
     """
     if added is None:
-        return _run(q, keys, values, None, scale, square)
+        return _run(q, keys, values, None, scale, square, cap)
     empty = (added == -math.inf).all(dim=-1)  # (B or 1, H or 1, T)
     if not bool(empty.any()):
-        return _run(q, keys, values, added, scale, False)
-    out, lse = _run(q, keys, values, added.masked_fill(empty.unsqueeze(-1), 0.0), scale, False)
+        return _run(q, keys, values, added, scale, False, cap)
+    out, lse = _run(q, keys, values, added.masked_fill(empty.unsqueeze(-1), 0.0), scale, False, cap)
     return out.masked_fill(empty.unsqueeze(-1), 0.0), lse.masked_fill(empty, -math.inf)
 
 
@@ -50,6 +56,7 @@ def backward(  # noqa: PLR0913 - one run of keys, all there is to know of it
     scale: float,
     square: bool,
     take: Callable[[int, Tensor], None] | None = None,
+    cap: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the queries, keys and values of one run, from the slope of the *global* output.
 
@@ -58,23 +65,28 @@ def backward(  # noqa: PLR0913 - one run of keys, all there is to know of it
     scores (B, H, t, S) of the queries from `first` on, in the accumulator's dtype.
     """
     q, keys, values = inputs
-    if q.device.type == "cpu" and take is None:  # the fused kernel keeps the slope of the scores to itself
+    if q.device.type == "cpu" and take is None and cap is None:  # the fused kernel keeps the scores to itself
         if added is not None:
             added = added.expand(q.shape[0], q.shape[1], -1, -1)
         return _backward(slope, q, keys, values, out, lse, 0.0, square, attn_mask=added, scale=scale)
-    if added is None and take is None and gpu.can_attend(q, keys, values):
+    if added is None and take is None and cap is None and gpu.can_attend(q, keys, values):
         return gpu.backward(slope, inputs, out, lse, scale, square)
-    return _products_backward(slope, inputs, out, lse, _with_square(added, q, square), scale, take)
+    return _products_backward(slope, inputs, out, lse, _with_square(added, q, square), (scale, cap), take)
 
 
 def rows(
-    folded: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None, added: Tensor | None = None
+    folded: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    allowed: Tensor | None,
+    added: Tensor | None = None,
+    cap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Few scaled query rows (B, K, R, E) of each kv head: two plain products over the keys where they lie.
 
-    `allowed` masks, `added` goes onto the scores; both (B or 1, K or 1, R, S).
+    `allowed` masks, `added` goes onto the scores, capped where there is a `cap`; both (B or 1, K or 1, R, S).
     """
-    scores = (folded @ keys.transpose(-1, -2)).to(accumulator(folded))
+    scores = capped((folded @ keys.transpose(-1, -2)).to(accumulator(folded)), cap)
     if added is not None:
         scores = scores + added
     if allowed is not None:
@@ -82,6 +94,11 @@ def rows(
     lse = torch.logsumexp(scores, dim=-1)
     weights = torch.exp(scores - lse.unsqueeze(-1).clamp_min(-NOTHING)).to(folded.dtype)
     return weights @ values, lse
+
+
+def capped(scores: Tensor, cap: float | None) -> Tensor:
+    """Scores between -cap and cap; as they are where there is no cap."""
+    return scores if cap is None else cap * torch.tanh(scores / cap)
 
 
 def merge(pieces: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -107,8 +124,10 @@ def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _run(
-    q: Tensor, keys: Tensor, values: Tensor, added: Tensor | None, scale: float, square: bool
+    q: Tensor, keys: Tensor, values: Tensor, added: Tensor | None, scale: float, square: bool, cap: float | None
 ) -> tuple[Tensor, Tensor]:
+    if cap is not None:
+        return _products(q, keys, values, _with_square(added, q, square), (scale, cap))
     if added is None and calls.can_prefill(q, keys, values):
         return calls.prefill(q, keys, values, scale, square)
     if q.device.type == "cpu":
@@ -118,7 +137,7 @@ def _run(
         return _forward(q, keys, values, 0.0, square, attn_mask=added, scale=scale)
     if added is None and gpu.can_attend(q, keys, values):
         return gpu.forward(q, keys, values, scale, square)
-    return _products(q, keys, values, _with_square(added, q, square), scale)
+    return _products(q, keys, values, _with_square(added, q, square), (scale, None))
 
 
 def _with_square(added: Tensor | None, q: Tensor, square: bool) -> Tensor | None:
@@ -128,12 +147,17 @@ def _with_square(added: Tensor | None, q: Tensor, square: bool) -> Tensor | None
     return additive(ones.tril()[None], q.dtype)
 
 
-def _products(q: Tensor, keys: Tensor, values: Tensor, added: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """Any device: plain products with float32 softmax, a tile of queries at a time so that the scores stay small."""
+def _products(
+    q: Tensor, keys: Tensor, values: Tensor, added: Tensor | None, scaling: tuple[float, float | None]
+) -> tuple[Tensor, Tensor]:
+    """Any device: plain products with float32 softmax, a tile of queries at a time so that the scores stay small.
+
+    `scaling` of the scores: what they are multiplied by, and the cap.
+    """
     outs, lses = [], []
     for rows in _tiles(q, keys):
         part = None if added is None else added[:, :, rows]
-        scores = _scores(q[:, :, rows], keys, part, scale)
+        scores = _scores(q[:, :, rows], keys, part, scaling)
         lse = torch.logsumexp(scores, dim=-1)
         weights = torch.exp(scores - lse.unsqueeze(-1)).to(q.dtype)
         outs.append((_folded(weights, keys) @ values).reshape(q[:, :, rows].shape))
@@ -147,23 +171,26 @@ def _products_backward(
     out: Tensor,
     lse: Tensor,
     added: Tensor | None,
-    scale: float,
+    scaling: tuple[float, float | None],
     take: Callable[[int, Tensor], None] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     q, keys, values = inputs
-    wide = accumulator(q)
+    wide, (scale, cap) = accumulator(q), scaling
     grad_q = torch.empty_like(q)
     grad_keys, grad_values = torch.zeros_like(keys, dtype=wide), torch.zeros_like(values, dtype=wide)
     for rows in _tiles(q, keys):
         part = None if added is None else added[:, :, rows]
         here, up = q[:, :, rows], slope[:, :, rows]
-        weights = torch.exp(_scores(here, keys, part, scale) - lse[:, :, rows].unsqueeze(-1))
+        bare = _scores(here, keys, None, scaling)
+        weights = torch.exp((bare if part is None else bare + part) - lse[:, :, rows].unsqueeze(-1))
         inner = (up.to(wide) * out[:, :, rows].to(wide)).sum(dim=-1, keepdim=True)
         up_folded, here_folded = _folded(up, keys), _folded(here, keys)
         change = (up_folded @ values.transpose(-1, -2)).to(wide).reshape(weights.shape)
         change = weights * (change - inner)
         if take is not None:
             take(rows.start, change)
+        if cap is not None:
+            change = change * (1.0 - (bare / cap).square())  # the slope of cap * tanh(s / cap)
         change = (change * scale).to(q.dtype)
         grad_q[:, :, rows] = (_folded(change, keys) @ keys).reshape(here.shape)
         grad_keys += (_folded(change, keys).transpose(-1, -2) @ here_folded).to(wide)
@@ -185,7 +212,8 @@ def _folded(x: Tensor, keys: Tensor) -> Tensor:
     return x.reshape(batch, kv, heads // kv * count, size)
 
 
-def _scores(q: Tensor, keys: Tensor, added: Tensor | None, scale: float) -> Tensor:
-    scores = (_folded(q, keys) @ keys.transpose(-1, -2)).to(accumulator(q)) * scale
+def _scores(q: Tensor, keys: Tensor, added: Tensor | None, scaling: tuple[float, float | None]) -> Tensor:
+    scale, cap = scaling
+    scores = capped((_folded(q, keys) @ keys.transpose(-1, -2)).to(accumulator(q)) * scale, cap)
     scores = scores.reshape(*q.shape[:3], keys.shape[2])
     return scores if added is None else scores + added

@@ -96,7 +96,7 @@ class Under(Model):
 
     def __init__(self, model: EncoderDecoder, memory: Memory):
         super().__init__()
-        self.config = model.config
+        self.config, self.logit_cap = model.config, model.logit_cap
         self.model = model
         self.memory = model.keep(memory)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from handscroll.base.errors import ConfigError
 from handscroll.cache.full import Cache
 from handscroll.kernels.native.calls import FEW
+from handscroll.kernels.runs import capped
 from handscroll.nn.attention import Attention, Context
 from handscroll.nn.bias import Bias
 from handscroll.nn.compiled import graph as gpu
@@ -58,6 +59,7 @@ class Model(nn.Module):
     config: Any
     instead: str = "take a causal model (llama, gpt2, ...)"  # of one that reads in both directions
     cached: bool = True  # whether a text can be read in pieces, over what was kept of those before
+    logit_cap: float | None = None  # logits z are cap * tanh(z / cap) (Gemma 2)
     recurrent: bool = False  # whether it keeps a state of constant size instead of keys: `nn/recurrence.py`
 
     def embed(self, tokens: Tokens, marks: Marks) -> Embeddings:
@@ -73,7 +75,7 @@ class Model(nn.Module):
 
     @property
     def head(self) -> Tensor:
-        """The (V, D) projection to the vocabulary, for the chunked loss; logits = hidden @ head.T."""
+        """The (V, D) projection to the vocabulary, for the chunked loss; logits = hidden @ head.T, then `logit_cap`."""
         raise NotImplementedError
 
     def mask(self) -> Mask:
@@ -170,7 +172,8 @@ class Decoder(Model):
         return x
 
     def logits(self, hidden: Embeddings) -> Logits:
-        return self.embedding.project(hidden) if self.projection is None else self.projection(hidden)
+        bare = self.embedding.project(hidden) if self.projection is None else self.projection(hidden)
+        return capped(bare, self.logit_cap)
 
     @property
     def head(self) -> Tensor:

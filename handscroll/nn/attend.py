@@ -94,6 +94,7 @@ def attend(  # noqa: PLR0913 - one signature for every kind of attention
     kernel: str | None = None,
     exchange: Exchange | None = None,
     bias: Bias | None = None,
+    cap: float | None = None,
 ) -> tuple[Float[Tensor, "B H T E"], Float[Tensor, "B H T"]]:
     """Softmax attention of queries with `marks` over all keys of `spans`; grouped kv heads are shared.
 
@@ -104,6 +105,7 @@ def attend(  # noqa: PLR0913 - one signature for every kind of attention
         kernel: force one of `KERNELS` (tests, benchmarks); chosen by `choose` otherwise.
         exchange: where the tokens of a row lie on several ranks: q and spans are this rank's.
         bias: added to the scaled scores (ALiBi, T5's); a learned one gets its gradient.
+        cap: the scaled scores s become cap * tanh(s / cap), before bias and mask (Gemma Team 2024, arXiv:2408.00118).
 
     Returns:
         out and the natural log-sum-exp of the scaled scores (not differentiable). A query that may see no
@@ -111,36 +113,43 @@ def attend(  # noqa: PLR0913 - one signature for every kind of attention
     """
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     if isinstance(spans, Pages):
-        return paged(q, spans, mask, scale)
+        return paged(q, spans, mask, scale, cap)
     if isinstance(spans, Slots):
+        assert cap is None, "this kernel caps no scores"
         return spans.attend(q, scale)
     if exchange is not None:
         assert all(span.observer is None for span in spans), "keys of several ranks are not observed"
-        return tiles(q, spans, mask, marks, scale, bias, exchange)
+        return tiles(q, spans, mask, marks, scale, bias, cap, exchange)
     if kernel is None:
         kernel = "fold" if q.shape[2] <= FOLD and not _tracked(q, spans, bias) else "tiles"
-    out, lse = KERNELS[kernel](q, spans, mask, marks, scale, bias)
+    out, lse = KERNELS[kernel](q, spans, mask, marks, scale, bias, cap)
     if any(span.observer is not None for span in spans):
-        observe(q, spans, mask, marks, scale, lse, bias)
+        observe(q, spans, mask, marks, scale, lse, bias, cap)
     return out, lse
 
 
 def attend_parts(
-    parts: Sequence[Part], marks: Marks, scale: float, exchange: Exchange | None = None
+    parts: Sequence[Part], marks: Marks, scale: float, exchange: Exchange | None = None, cap: float | None = None
 ) -> Float[Tensor, "B H T E"]:
     """Attention of queries with `marks` over disjoint sets of keys, each of which they meet with another rotation.
 
     The result is the softmax over all sets together; its gradient is formed set by set from the common log-sum-exp.
     """
     if not any(_tracked(part.queries, part.spans) for part in parts):
-        return merge([attend(p.queries, p.spans, p.mask, marks, scale, exchange=exchange) for p in parts])[0]
-    calls = tuple(_Call(tuple(part.spans), part.mask, marks, scale, None, exchange) for part in parts)
+        return merge([attend(p.queries, p.spans, p.mask, marks, scale, exchange=exchange, cap=cap) for p in parts])[0]
+    calls = tuple(_Call(tuple(part.spans), part.mask, marks, scale, None, cap, exchange) for part in parts)
     tensors = [tensor for part in parts for tensor in (part.queries, *_own(part.spans))]
     return _Attention.apply(calls, *tensors)[0]
 
 
 def eager(
-    q: Tensor, spans: Sequence[Span], mask: Mask, marks: Marks, scale: float, bias: Bias | None = None
+    q: Tensor,
+    spans: Sequence[Span],
+    mask: Mask,
+    marks: Marks,
+    scale: float,
+    bias: Bias | None = None,
+    cap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The oracle: dense scores in float64, all spans side by side. Memory is T x S; for tests only."""
     groups = q.shape[1] // spans[0].keys.shape[1]
@@ -152,6 +161,8 @@ def eager(
         [mask.allowed(marks, s.marks, q.device).expand(q.shape[0], -1, -1) for s in spans], dim=2
     ).unsqueeze(1)
     scores = q.double() @ keys.transpose(-1, -2) * scale
+    if cap is not None:
+        scores = cap * torch.tanh(scores / cap)
     if bias is not None:
         parts = [bias.values(marks, s.marks, q.device).expand(q.shape[0], -1, -1, -1) for s in spans]
         scores = scores + torch.cat(parts, dim=3)
@@ -162,7 +173,13 @@ def eager(
 
 
 def fold(
-    q: Tensor, spans: Sequence[Span], mask: Mask, marks: Marks, scale: float, bias: Bias | None = None
+    q: Tensor,
+    spans: Sequence[Span],
+    mask: Mask,
+    marks: Marks,
+    scale: float,
+    bias: Bias | None = None,
+    cap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Few queries over long spans: the query heads of a kv head are the rows of one pass over its keys."""
     batch, heads, count, size = q.shape
@@ -171,7 +188,7 @@ def fold(
     found = []
     for span in spans:
         for piece in pieces(mask, marks, span.marks):
-            plain = piece.mask is None and not piece.square and bias is None
+            plain = piece.mask is None and not piece.square and bias is None and cap is None
             if plain and calls.can_decode(folded, span, piece.first):
                 out, lse = calls.decode(folded, span, piece.first, piece.last, scale)
             else:
@@ -182,7 +199,7 @@ def fold(
                     # The few keys of the queries' own tokens: as exact as the compiled kernel over the past is, so
                     # that tokens verified together have the logits of tokens read one by one.
                     wide = accumulator(q) if piece.square else q.dtype
-                    out, lse = _rows(folded.to(wide) * scale, keys, values, piece, (marks, span.marks), bias)
+                    out, lse = _rows(folded.to(wide) * scale, keys, values, piece, (marks, span.marks), (bias, cap))
             found.append((out.reshape(batch, heads, count, size), lse.reshape(batch, heads, count)))
         span.release()
     out, lse = merge(found) if found else _unseen(q)
@@ -190,10 +207,17 @@ def fold(
 
 
 def _rows(
-    folded: Tensor, keys: Tensor, values: Tensor, piece: Piece, marks: tuple[Marks, Marks], bias: Bias | None
+    folded: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    piece: Piece,
+    marks: tuple[Marks, Marks],
+    changes: tuple[Bias | None, float | None],
 ) -> tuple[Tensor, Tensor]:
-    """Scaled query rows (B, K, R, E) over a piece by plain products, under what its mask leaves open and a bias."""
+    """Scaled query rows (B, K, R, E) over a piece by plain products, under what its mask leaves open; `changes` of the
+    scores are a bias and a cap."""
     kv, query, part = keys.shape[1], marks[0], marks[1].part(piece.first, piece.last)
+    bias, cap = changes
     left = Causal() if piece.square else piece.mask
     allowed, added = None, None
     if left is not None:
@@ -201,38 +225,39 @@ def _rows(
         allowed = seen[:, None].repeat(1, 1, folded.shape[2] // query.length, 1)
     if bias is not None:
         added = bias.values(query, part, folded.device).unflatten(1, (kv, -1)).flatten(2, 3)
-    return fused.rows(folded, keys.to(folded.dtype), values.to(folded.dtype), allowed, added)
+    return fused.rows(folded, keys.to(folded.dtype), values.to(folded.dtype), allowed, added, cap)
 
 
 def paged(
-    q: Float[Tensor, "B H 1 E"], pages: Pages, mask: Mask, scale: float
+    q: Float[Tensor, "B H 1 E"], pages: Pages, mask: Mask, scale: float, cap: float | None = None
 ) -> tuple[Float[Tensor, "B H 1 E"], Float[Tensor, "B H 1"]]:
     """One new token of every row over its own pages: all rows in one compiled call, or each alone through `fold`."""
     batch, heads, count, size = q.shape
     assert count == 1 and batch == len(pages.table.rows), (q.shape, len(pages.table.rows))
-    runs = None if any(pages.past) else pages.table.runs(mask)
+    runs = None if any(pages.past) or cap is not None else pages.table.runs(mask)
     if runs is not None and calls.can_page(q, pages.keys, pages.values):
         folded = q.reshape(batch, pages.keys.shape[0], -1, size)
         out, lse = calls.paged(folded, pages.keys, pages.values, pages.table.page, pages.table.pages, runs, scale)
         return out.reshape(q.shape).to(q.dtype), lse.reshape(batch, heads, 1)
     if batch > 1:
-        alone = [paged(q[row : row + 1], pages.part([row]), mask, scale) for row in range(batch)]
+        alone = [paged(q[row : row + 1], pages.part([row]), mask, scale, cap) for row in range(batch)]
         return torch.cat([out for out, _ in alone]), torch.cat([lse for _, lse in alone])
     row = pages.table.rows[0]
-    return fold(q, pages.spans(0), mask, Marks.run(row.start + row.length - 1, 1), scale)
+    return fold(q, pages.spans(0), mask, Marks.run(row.start + row.length - 1, 1), scale, cap=cap)
 
 
-def tiles(
+def tiles(  # noqa: PLR0913 - all there is to know of one attention
     q: Tensor,
     spans: Sequence[Span],
     mask: Mask,
     marks: Marks,
     scale: float,
     bias: Bias | None = None,
+    cap: float | None = None,
     exchange: Exchange | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Any mask, any spans, with gradient: query tiles over the pieces of each span that they can see."""
-    call = _Call(tuple(spans), mask, marks, scale, bias, exchange)
+    call = _Call(tuple(spans), mask, marks, scale, bias, cap, exchange)
     if not _tracked(q, spans, bias):
         return _whole_forward(q, call)
     return _Attention.apply((call,), q, *_own(spans), *_learned(bias))
@@ -250,7 +275,13 @@ class _Call:
     marks: Marks
     scale: float
     bias: Bias | None
+    cap: float | None
     exchange: Exchange | None
+
+    @property
+    def changed(self) -> bool:
+        """Whether scores are more than scaled: a tensor of every head's scores is made, so tiles are smaller."""
+        return self.bias is not None or self.cap is not None
 
 
 class _Attention(torch.autograd.Function):
@@ -333,7 +364,7 @@ def _forward(q: Tensor, call: _Call) -> tuple[Tensor, Tensor]:
             for piece in _pieces(call, here, span.marks, q.shape[1]):
                 keys, values = span.read(piece.first, piece.last, q.dtype)
                 added = _added(piece, call.bias, here, span.marks, q)
-                found.append(fused.forward(part, keys, values, added, call.scale, piece.square))
+                found.append(fused.forward(part, keys, values, added, call.scale, piece.square, call.cap))
                 if len(found) == JOINED:  # a past of many blocks must not hold an output for each
                     found = [merge(found)]
             span.release()
@@ -373,6 +404,7 @@ def _backward(
                     call.scale,
                     piece.square,
                     take,
+                    call.cap,
                 )
                 grad_q[:, :, rows] += change
                 if span.accumulate is not None:
@@ -398,12 +430,12 @@ def _taker(bias: Bias | None, query: Marks, key: Marks, table: list[Tensor]) -> 
 
 
 def _tiles(call: _Call) -> list[tuple[int, int]]:
-    return query_tiles(call.mask, call.marks, [span.marks for span in call.spans], call.bias is not None)
+    return query_tiles(call.mask, call.marks, [span.marks for span in call.spans], call.changed)
 
 
 def _pieces(call: _Call, here: Marks, key: Marks, heads: int) -> list[Piece]:
     found = pieces(call.mask, here, key)
-    return found if call.bias is None else narrow(found, heads)
+    return narrow(found, heads) if call.changed else found
 
 
 def _added(piece: Piece, bias: Bias | None, query: Marks, key: Marks, q: Tensor) -> Tensor | None:

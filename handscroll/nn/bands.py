@@ -17,7 +17,7 @@ from handscroll.nn.rope import BandRotation, Rotation
 from handscroll.nn.span import Span
 
 
-def attend_bands(
+def attend_bands(  # noqa: PLR0913 - the arguments of `attend`, with the bands besides
     q: Float[Tensor, "B H T E"],
     spans: Sequence[Span],
     mask: Mask,
@@ -25,6 +25,7 @@ def attend_bands(
     scale: float,
     bands: Sequence[BandRotation],
     exchange: Exchange | None = None,
+    cap: float | None = None,
 ) -> Float[Tensor, "B H T E"]:
     """Attention of unrotated queries over keys as they are kept; the softmax is over all bands together."""
     every = marks if exchange is None else exchange.marks
@@ -33,7 +34,7 @@ def attend_bands(
         seen = mask & band.mask
         read = spans if band.further is None else [_turned(span, seen, every, band, q) for span in spans]
         parts.append(Part(band.queries.turn(q), [span for span in read if span.marks.length], seen))
-    return attend_parts(parts, marks, scale, exchange)
+    return attend_parts(parts, marks, scale, exchange, cap)
 
 
 def _turned(span: Span, mask: Mask, marks: Marks, band: BandRotation, q: Tensor) -> Span:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from handscroll.kernels.runs import accumulator
+from handscroll.kernels.runs import accumulator, capped
 from handscroll.nn.bias import Bias
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Mask
@@ -22,7 +22,7 @@ KEYS = 2048  # keys of a tile: 512 x 2,048 float32 scores are 4 MiB a query head
 
 
 @torch.no_grad()
-def observe(
+def observe(  # noqa: PLR0913 - what one attention was given
     q: Float[Tensor, "B H T E"],
     spans: Sequence[Span],
     mask: Mask,
@@ -30,6 +30,7 @@ def observe(
     scale: float,
     lse: Float[Tensor, "B H T"],
     bias: Bias | None = None,
+    cap: float | None = None,
 ) -> None:
     """Tell every observer of `spans` the mass on its keys; `lse` is that of the queries over all spans together."""
     for span in spans:
@@ -41,7 +42,7 @@ def observe(
         for first in range(counting[0], counting[-1] + 1, QUERIES):
             last = min(first + QUERIES, counting[-1] + 1)
             here, rows = marks.part(first, last), slice(first, last)
-            _tile(q[:, :, rows], (span, span.observer, rows), mask, here, (scale, lse[:, :, rows], bias))
+            _tile(q[:, :, rows], (span, span.observer, rows), mask, here, (scale, lse[:, :, rows], bias, cap))
 
 
 def _tile(
@@ -49,9 +50,9 @@ def _tile(
     watched: tuple[Span, Observer, slice],
     mask: Mask,
     marks: Marks,
-    softmax: tuple[float, Tensor, Bias | None],
+    softmax: tuple[float, Tensor, Bias | None, float | None],
 ) -> None:
-    (span, observer, rows), (scale, lse, bias) = watched, softmax
+    (span, observer, rows), (scale, lse, bias, cap) = watched, softmax
     batch, heads, count, size = q.shape
     kv = span.keys.shape[1]
     folded = q.reshape(batch, kv, heads // kv * count, size)
@@ -61,7 +62,7 @@ def _tile(
         for first in range(piece.first, piece.last, KEYS):
             last = min(first + KEYS, piece.last)
             keys, _ = span.read(first, last, q.dtype)
-            scores = (folded @ keys.transpose(-1, -2)).to(accumulator(q)) * scale
+            scores = capped((folded @ keys.transpose(-1, -2)).to(accumulator(q)) * scale, cap)
             scores, part = scores.view(batch, kv, -1, count, last - first), span.marks.part(first, last)
             if bias is not None:
                 scores = scores + bias.values(marks, part, q.device).unflatten(1, (kv, -1))

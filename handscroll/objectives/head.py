@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from handscroll.base.errors import ConfigError
+from handscroll.kernels.runs import capped
 
 # Bytes of one chunk of float32 logits; small enough for a cache-friendly laptop, large enough for fast products.
 CHUNK_BYTES = 32 << 20
@@ -31,12 +32,13 @@ def cross_entropy(
     targets: Int[Tensor, "N"],
     smoothing: float = 0.0,
     bias: Float[Tensor, "V"] | None = None,
+    cap: float | None = None,
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
     """Sum of the cross-entropy in nats over targets that are not -100, and their count.
 
-    Logits are hidden @ head.T + bias. Differentiable in hidden, head and bias. Softmax and sum are in float32 (float64
-    for float64 input); the products run in autocast's dtype when autocast is on. Nothing counted: a differentiable
-    zero.
+    Logits z are hidden @ head.T + bias, and cap * tanh(z / cap) with a cap. Differentiable in hidden, head and
+    bias. Softmax and sum are in float32 (float64 for float64 input); the products run in autocast's dtype when autocast
+    is on. Nothing counted: a differentiable zero.
 
     With label smoothing s the loss of a target y is -(1 - s) log p(y) - s / V sum_v log p(v) (Szegedy et al. 2015,
     arXiv:1512.00567, section 7), as in torch. It is then no measure of the text: exp of it is no perplexity, and
@@ -45,7 +47,7 @@ def cross_entropy(
     Raises:
         ConfigError: smoothing is not in [0, 1).
     """
-    total, _, counted = cross_entropy_by_token(hidden, head, targets, smoothing, bias)
+    total, _, counted = cross_entropy_by_token(hidden, head, targets, smoothing, bias, cap)
     return total, counted.sum()
 
 
@@ -55,6 +57,7 @@ def cross_entropy_by_token(
     targets: Int[Tensor, "N"],
     smoothing: float = 0.0,
     bias: Float[Tensor, "V"] | None = None,
+    cap: float | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "M"], Bool[Tensor, "N"]]:
     """`cross_entropy`, with the loss of each counted target besides (not differentiable, never smoothed)."""
     if not 0 <= smoothing < 1:
@@ -64,7 +67,7 @@ def cross_entropy_by_token(
         hidden, head, bias = hidden.detach(), head.detach(), None if bias is None else bias.detach()
     if not bool(counted.all()):  # leave out of the products what is left out of the loss
         hidden, targets = hidden[counted], targets[counted]
-    total, losses = _ChunkedCrossEntropy.apply(hidden, head, targets, smoothing, bias)
+    total, losses = _ChunkedCrossEntropy.apply(hidden, head, targets, smoothing, bias, cap)
     return total, losses, counted
 
 
@@ -74,12 +77,13 @@ def token_losses(
     head: Float[Tensor, "V D"],
     targets: Int[Tensor, "N"],
     bias: Float[Tensor, "V"] | None = None,
+    cap: float | None = None,
 ) -> Tensor:
     """Cross-entropy in nats of each target (N,), without gradients; 0 where the target is -100."""
     losses = []
     rows = chunk_rows(head.shape[0], hidden.shape[0], hidden.device.type)
     for first in range(0, hidden.shape[0], rows):
-        logits = _biased(_project(hidden[first : first + rows], head), bias)
+        logits = capped(_biased(_project(hidden[first : first + rows], head), bias), cap)
         chosen = targets[first : first + rows]
         picked = logits.gather(1, chosen.clamp_min(0).unsqueeze(1)).squeeze(1)
         losses.append(torch.where(chosen == IGNORE, 0.0, logits.logsumexp(dim=1) - picked))
@@ -99,7 +103,13 @@ def _biased(logits: Tensor, bias: Tensor | None) -> Tensor:
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, hidden: Tensor, head: Tensor, targets: Tensor, smoothing: float, bias: Tensor | None
+        ctx,
+        hidden: Tensor,
+        head: Tensor,
+        targets: Tensor,
+        smoothing: float,
+        bias: Tensor | None,
+        cap: float | None,
     ) -> tuple[Tensor, Tensor]:
         if torch.is_autocast_enabled(hidden.device.type):
             working = torch.get_autocast_dtype(hidden.device.type)
@@ -107,7 +117,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         else:
             hidden_work, head_work = hidden, head
         wide = torch.promote_types(hidden_work.dtype, torch.float32)
-        need_hidden, need_head, _, _, need_bias = ctx.needs_input_grad
+        need_hidden, need_head, _, _, need_bias, _ = ctx.needs_input_grad
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_head = torch.zeros(head.shape, dtype=wide, device=head.device) if need_head else None
         grad_bias = torch.zeros(head.shape[0], dtype=wide, device=head.device) if need_bias else None
@@ -117,7 +127,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for first in range(0, hidden.shape[0], rows):
                 part, chosen = hidden_work[first : first + rows], targets[first : first + rows].unsqueeze(1)
-                logits = _biased(_project(part, head_work), bias)
+                logits = capped(_biased(_project(part, head_work), bias), cap)
+                bend = None if cap is None or not any(ctx.needs_input_grad) else 1.0 - (logits / cap).square()
                 logits.sub_(logits.amax(dim=1, keepdim=True))
                 picked = logits.gather(1, chosen)
                 if smoothing:
@@ -131,6 +142,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 if smoothing:
                     logits.sub_(smoothing / logits.shape[1])
                 logits.scatter_add_(1, chosen, torch.full_like(weight, smoothing - 1))  # now d loss / d logits
+                if bend is not None:
+                    logits.mul_(bend)  # the slope of cap * tanh(z / cap)
                 if grad_bias is not None:
                     grad_bias += logits.sum(dim=0)
                 slope = logits.to(hidden_work.dtype)
@@ -141,7 +154,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                         grad_head.addmm_(slope.T, part)
                     else:
                         grad_head += (slope.T @ part).to(wide)
-                del logits, slope  # before those of the next chunk are made
+                del logits, slope, bend  # before those of the next chunk are made
         ctx.save_for_backward(grad_hidden, grad_head, grad_bias)
         ctx.head_dtype = head.dtype
         ctx.mark_non_differentiable(losses)
@@ -156,4 +169,4 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad_head = (grad_head * grad_total.to(grad_head.dtype)).to(ctx.head_dtype)
         if grad_bias is not None:
             grad_bias = (grad_bias * grad_total.to(grad_bias.dtype)).to(ctx.head_dtype)
-        return grad_hidden, grad_head, None, None, grad_bias
+        return grad_hidden, grad_head, None, None, grad_bias, None

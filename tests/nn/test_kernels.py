@@ -202,10 +202,10 @@ def test_plain_products_equal_the_fused_kernel(square):
     added = None if allowed is None else fused.additive(allowed, q.dtype)
     want, want_lse = fused.forward(q, k, v, added, 0.3, square)
     additive = fused._with_square(added, q, square)
-    out, lse = fused._products(q, k, v, additive, 0.3)
+    out, lse = fused._products(q, k, v, additive, (0.3, None))
     torch.testing.assert_close(out, want)
     torch.testing.assert_close(lse, want_lse)
     wants = fused.backward(slope, (q, k, v), out, lse, added, 0.3, square)
-    gots = fused._products_backward(slope, (q, k, v), out, lse, additive, 0.3)
+    gots = fused._products_backward(slope, (q, k, v), out, lse, additive, (0.3, None))
     for got, wanted in zip(gots, wants, strict=True):
         torch.testing.assert_close(got, wanted)

@@ -21,7 +21,8 @@ def case(count=301, width=24, vocab=97, dtype=torch.float64, seed=0):
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
 @pytest.mark.parametrize("chunk", [1, 10_000, 1 << 25])
-def test_loss_and_gradients_equal_torch(monkeypatch, chunk, smoothing, biased):
+@pytest.mark.parametrize("cap", [None, 2.5])
+def test_loss_and_gradients_equal_torch(monkeypatch, cap, chunk, smoothing, biased):
     monkeypatch.setattr(module, "CHUNK_BYTES", chunk)
     grads = []
     for ours in (True, False):
@@ -29,12 +30,14 @@ def test_loss_and_gradients_equal_torch(monkeypatch, chunk, smoothing, biased):
         bias = torch.linspace(-2, 2, 97, dtype=torch.float64) if biased else torch.zeros(97, dtype=torch.float64)
         hidden.requires_grad_(), weight.requires_grad_(), bias.requires_grad_()
         if ours:
-            total, count = cross_entropy(hidden, weight, targets, smoothing, bias if biased else None)
+            total, count = cross_entropy(hidden, weight, targets, smoothing, bias if biased else None, cap)
             assert int(count) == int((targets >= 0).sum())
         else:
-            total = F.cross_entropy(hidden @ weight.T + bias, targets, reduction="sum", label_smoothing=smoothing)
-            expected = F.cross_entropy(hidden @ weight.T + bias, targets, reduction="none")
-            torch.testing.assert_close(token_losses(hidden, weight, targets, bias), expected.detach())
+            logits = hidden @ weight.T + bias
+            logits = logits if cap is None else cap * torch.tanh(logits / cap)
+            total = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
+            expected = F.cross_entropy(logits, targets, reduction="none")
+            torch.testing.assert_close(token_losses(hidden, weight, targets, bias, cap), expected.detach())
         (total * 0.37).backward()
         grads.append((total.detach(), hidden.grad, weight.grad, *([bias.grad] if biased else [])))
     for got, want in zip(*grads, strict=True):
