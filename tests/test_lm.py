@@ -14,6 +14,7 @@ from handscroll.base.errors import CapacityError, CheckpointError, ConfigError, 
 from handscroll.cache.reading.store import Store
 from handscroll.generate.sample import Sampling
 from tests.conftest import ROOT, shared
+from tests.naming import naming
 
 
 @pytest.fixture(scope="module")
@@ -94,14 +95,14 @@ def test_a_request_past_the_context_is_refused(lm):
     with pytest.raises(CapacityError, match="64"):
         lm.generate("def read(", max_tokens=64)
     assert isinstance(lm.generate("def read(", max_tokens=70, beyond=True), str)
-    with pytest.raises(ConfigError, match="did you mean 'temperature'"):
+    with pytest.raises(ConfigError, match="'temperature'"):
         lm.generate("x", temperatur=1)
 
 
 def test_ids_outside_the_vocabulary_are_refused(lm):
     with pytest.raises(DataError, match="512"):
         lm.nll([1, 2, 512])
-    with pytest.raises(DataError, match="at least two tokens"):
+    with pytest.raises(DataError, match="two tokens"):
         lm.nll([1])
 
 
@@ -147,16 +148,16 @@ def pickled(folder):
 
 
 BROKEN = {
-    "truncated": (cut, CheckpointError, "cut short"),
-    "missing tensor": (drop_tensor, CheckpointError, "no tensor 'model.layers.1.mlp.up_proj.weight'"),
-    "wrong shape": (edit_config(intermediate_size=100), CheckpointError, "has shape"),
+    "truncated": (cut, CheckpointError, "model.safetensors"),
+    "missing tensor": (drop_tensor, CheckpointError, "'model.layers.1.mlp.up_proj.weight'"),
+    "wrong shape": (edit_config(intermediate_size=100), CheckpointError, "shape"),
     "too many layers": (edit_config(num_hidden_layers=3), CheckpointError, "layers.2"),
-    "too few layers": (edit_config(num_hidden_layers=1), CheckpointError, "does not explain"),
-    "no config": (lambda f: (f / "config.json").unlink(), CheckpointError, "no config.json"),
+    "too few layers": (edit_config(num_hidden_layers=1), CheckpointError, "layers.1"),
+    "no config": (lambda f: (f / "config.json").unlink(), CheckpointError, "config.json"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), CheckpointError, "tokenizer"),
     "pickle only": (pickled, CheckpointError, "pickle"),
-    "broken json": (lambda f: (f / "config.json").write_text("{"), CheckpointError, "not valid JSON"),
-    "unknown family": (edit_config(model_type="lama"), ConfigError, "did you mean 'llama'"),
+    "broken json": (lambda f: (f / "config.json").write_text("{"), CheckpointError, "JSON"),
+    "unknown family": (edit_config(model_type="lama"), ConfigError, "'llama'"),
     "unknown key": (edit_config(layer_drop=0.5), ConfigError, "layer_drop"),
     "unknown rope": (edit_config(rope_scaling={"rope_type": "yarm", "factor": 2.0}), ConfigError, "yarn"),
     "no size": (edit_config(hidden_size="remove"), ConfigError, "hidden_size"),
@@ -176,9 +177,9 @@ def test_broken_folders_are_refused(case, tiny_folder, tmp_path):
 
 
 def test_names_that_are_no_checkpoint(tmp_path):
-    with pytest.raises(CheckpointError, match="neither a folder nor a hub id"):
+    with pytest.raises(CheckpointError, match="hub id"):
         handscroll.load(tmp_path / "nowhere" / "at" / "all")
-    with pytest.raises(ConfigError, match="did you mean 'bfloat16'"):
+    with pytest.raises(ConfigError, match="'bfloat16'"):
         handscroll.load(tmp_path, dtype="bfloat")
     (tmp_path / "file").write_text("x")
     with pytest.raises(CheckpointError, match="is a file"):
@@ -231,7 +232,7 @@ def test_a_cache_longer_than_the_memory_is_refused_before_anything_is_read(lm, m
         "beams": lambda **how: lm.beams(ids, 4, max_tokens=10_000, beyond=True, **how),
     }
     for name, request in requests.items():
-        with pytest.raises(CapacityError, match="16 MB of it for keys and values; 13 MB of the 14 MB") as refused:
+        with pytest.raises(CapacityError, match=naming("16 MB", "13 MB", "14 MB")) as refused:
             request()
         suited = [words for words in ("--cache offload (", "--cache int8 (") if words in str(refused.value)]
         assert len(suited) == {"generate": 2, "continuations": 1, "beams": 0}[name], str(refused.value)
@@ -253,16 +254,16 @@ def test_questions_turns_and_engines_that_the_memory_does_not_hold_are_refused(l
     talk.afford = refuse
     monkeypatch.setattr("handscroll.lm.spare", lambda _: (14_000_000, 10**9))
     before = list(talk.ids)
-    with pytest.raises(CapacityError, match="15 MB of it for keys and values; 13 MB of the 14 MB"):
+    with pytest.raises(CapacityError, match=naming("15 MB", "13 MB", "14 MB")):
         lm.ask("text", "What?", store, max_tokens=40_000, beyond=True)
-    with pytest.raises(CapacityError, match="15 MB of it for keys and values"):
+    with pytest.raises(CapacityError, match="15 MB"):
         lm.generate([*ids, 5], store=store, max_tokens=40_000, beyond=True)
-    with pytest.raises(CapacityError, match=r"20 MB of keys and values for an engine .* give it at most 10 MB"):
+    with pytest.raises(CapacityError, match=naming("20 MB", "10 MB")):
         lm.engine(20_000_000)
     assert lm.engine(8_000_000, deterministic=True).deterministic
     monkeypatch.setattr("handscroll.lm.spare", lambda _: (100_000, 10**9))
-    with pytest.raises(CapacityError, match="of the 0 MB free may be planned"):
+    with pytest.raises(CapacityError, match="0 MB"):
         talk.say("def third", plain)
-    with pytest.raises(CapacityError, match="use a smaller model"):
+    with pytest.raises(CapacityError, match="smaller"):
         lm.engine(1_000_000)
     assert talk.ids == before and asked == asked[:1]

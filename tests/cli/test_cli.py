@@ -42,11 +42,11 @@ def test_train_refuses_resumes_and_overrides(tmp_path):
     small = ["--set", "stages.0.steps=2", "--set", "stages.1.steps=2", "--set", "threads=1"]
     text = run("train", TINY, *small, "--out", tmp_path / "run")
     assert "4 steps" in text and (tmp_path / "run" / "model" / "model.safetensors").exists()
-    run("train", TINY, *small, "--out", tmp_path / "run", fails="already holds a run")
+    run("train", TINY, *small, "--out", tmp_path / "run", fails="--resume")
     assert "4 steps" in run("train", TINY, *small, "--resume", tmp_path / "run")
-    run("train", TINY, "--resume", tmp_path / "nothing", fails="no run there")
-    run("train", TINY, "--set", "optimizer.lrr=1", "--out", tmp_path / "x", fails="did you mean 'lr'")
-    run("train", tmp_path / "none.toml", fails="does not exist")
+    run("train", TINY, "--resume", tmp_path / "nothing", fails="nothing")
+    run("train", TINY, "--set", "optimizer.lrr=1", "--out", tmp_path / "x", fails="'lr'")
+    run("train", tmp_path / "none.toml", fails="none.toml")
     assert not (tmp_path / "x").exists()
 
 
@@ -54,7 +54,7 @@ def test_extend_evaluate_generate(tiny_folder, tmp_path):
     text = run("extend", tiny_folder, "--to", "128", "--text", LIBRARY, "--out", tmp_path / "longer")
     assert "chosen" in text and "64 -> 128 tokens" in text and "yarn" in text and "ntk" in text
     assert handscroll.load(tmp_path / "longer").context == 128
-    run("extend", tiny_folder, "--to", "128", "--out", tmp_path / "longer", fails="exists")
+    run("extend", tiny_folder, "--to", "128", "--out", tmp_path / "longer", fails="longer")
     json_out = tmp_path / "loss.jsonl"
     text = run(
         "evaluate", "perplexity", tmp_path / "longer", LIBRARY, "--length", "128", "--windows", "3",
@@ -87,8 +87,8 @@ def test_chat_goes_on_and_says_what_happened_when_it_outgrew(tiny_folder, tmp_pa
         notes[how] = result.stderr
     assert "are read again" in notes["read"] and "approximate" not in notes["read"]
     assert "keys were rotated" in notes["rotate"] and "nats per token (KL)" in notes["rotate"]
-    run("chat", tiny_folder, "--outgrown", "rotat", fails="did you mean 'rotate'", input=lines)
-    run("chat", tiny_folder, fails="the model's context is 64", input=lines * 9)
+    run("chat", tiny_folder, "--outgrown", "rotat", fails="'rotate'", input=lines)
+    run("chat", tiny_folder, fails="64", input=lines * 9)
     said = run(
         "extend", tiny_folder, "--to", 256, "--method", "self-extend", "--out", tmp_path / "own", "--text", LIBRARY
     )
@@ -106,24 +106,24 @@ def test_extend_with_lora_tuning(tiny_folder, tmp_path):
 
 
 BAD = {
-    "shorter": (["extend", "{m}", "--to", "32", "--out", "{t}/o"], "not longer than the context"),
-    "method": (["extend", "{m}", "--to", "128", "--method", "yarm", "--out", "{t}/o"], "did you mean 'yarn'"),
+    "shorter": (["extend", "{m}", "--to", "32", "--out", "{t}/o"], "64"),
+    "method": (["extend", "{m}", "--to", "128", "--method", "yarm", "--out", "{t}/o"], "'yarn'"),
     "factors": (
         ["extend", "{m}", "--to", "128", "--method", "longrope", "--factors", "{t}/short.txt", "--out", "{t}/o"],
-        "not a readable JSON file",
+        "JSON",
     ),
     "no factors": (["extend", "{m}", "--to", "128", "--method", "longrope", "--out", "{t}/o"], "--factors FILE"),
-    "no model": (["info", "{t}/nothing/here"], "neither a folder nor a hub id"),
-    "binary": (["evaluate", "perplexity", "{m}", "{t}/binary.txt", "--length", "64"], "not a text file"),
-    "empty": (["evaluate", "perplexity", "{m}", "{t}/empty.txt", "--length", "64"], "empty"),
+    "no model": (["info", "{t}/nothing/here"], "hub id"),
+    "binary": (["evaluate", "perplexity", "{m}", "{t}/binary.txt", "--length", "64"], "binary.txt"),
+    "empty": (["evaluate", "perplexity", "{m}", "{t}/empty.txt", "--length", "64"], "empty.txt"),
     "missing": (["evaluate", "perplexity", "{m}", "{t}/missing.txt", "--length", "64"], "missing.txt"),
-    "too short": (["evaluate", "perplexity", "{m}", "{t}/short.txt", "--length", "64"], "no document has 64 tokens"),
-    "numbers": (["evaluate", "needle", "{m}", "--lengths", "1k"], "numbers separated by commas"),
-    "depth": (["evaluate", "needle", "{m}", "--lengths", "64", "--depths", "7"], "outside 0 .. 1"),
-    "dtype": (["generate", "{m}", "--prompt", "x", "--dtype", "bf16"], "did you mean"),
+    "too short": (["evaluate", "perplexity", "{m}", "{t}/short.txt", "--length", "64"], "64 tokens"),
+    "numbers": (["evaluate", "needle", "{m}", "--lengths", "1k"], "commas"),
+    "depth": (["evaluate", "needle", "{m}", "--lengths", "64", "--depths", "7"], "7"),
+    "dtype": (["generate", "{m}", "--prompt", "x", "--dtype", "bf16"], "bfloat16"),
     "too long": (["generate", "{m}", "--prompt", "x", "--max-tokens", "100"], "64"),
     "temperature": (["generate", "{m}", "--prompt", "x", "--temperature", "-1"], "temperature"),
-    "no text": (["generate", "{m}", "--prompt", "-"], "standard input is empty"),
+    "no text": (["generate", "{m}", "--prompt", "-"], "standard input"),
 }
 
 

@@ -7,6 +7,7 @@ from handscroll.base.errors import ConfigError
 from handscroll.cli.main import app
 from handscroll.lm import load
 from handscroll.train.recipe import Recipe, run_recipe
+from tests.naming import naming
 
 VERBS = {
     "generate": ["--prompt", "x"],
@@ -26,19 +27,19 @@ def test_unknown_devices_are_refused(verb, tiny_folder, tmp_path, monkeypatch):
     (tmp_path / "requests.jsonl").write_text('{"prompt": "x"}\n')
     names = {"TEXT": tmp_path / "text.txt", "OUT": tmp_path / "out", "REQUESTS": tmp_path / "requests.jsonl"}
     arguments = [str(names.get(word, word)) for word in VERBS[verb]]
-    with pytest.raises(ConfigError, match=r"unknown device 'gpu'.*cuda"):
+    with pytest.raises(ConfigError, match=naming("'gpu'", "cuda")):
         app([*verb.split(), str(tiny_folder), *arguments, "--device", "gpu"], standalone_mode=False)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_that_is_not_there_is_refused(tiny_folder, tmp_path):
-    with pytest.raises(ConfigError, match="torch sees 0 GPUs"):
+    with pytest.raises(ConfigError, match="0 GPUs"):
         load(tiny_folder, device="cuda")
     values = {"text": {"files": ["x"]}, "model": {"path": str(tiny_folder)}, "data": {"text": {"kind": "text"}}}
     stage = {"length": 32, "rows": 1, "steps": 1, "mix": {"text": 1.0}}
     recipe = Recipe.parse(values | {"stages": [stage], "device": "cuda"}, "recipe")
-    with pytest.raises(ConfigError, match="torch sees 0 GPUs"):
+    with pytest.raises(ConfigError, match="0 GPUs"):
         run_recipe(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -48,7 +49,7 @@ def test_what_frozen_weights_may_be(tiny_folder):
     values["stages"] = [{"length": 32, "rows": 1, "steps": 1, "mix": {"text": 1.0}}]
     with pytest.raises(ConfigError, match=r"loop\.precision = 'bfloat16'"):
         Recipe.parse(values | {"lora": {"frozen": "bfloat16"}}, "recipe")
-    with pytest.raises(ConfigError, match="too coarse"):
+    with pytest.raises(ConfigError, match="coarse"):
         Recipe.parse(values | {"lora": {"frozen": "bfloat16", "tables": True}}, "recipe")
     new = {"model": {"family": "llama"}, "loop": {"precision": "bfloat16"}, "tokenizer": {"path": "x"}}
     with pytest.raises(ConfigError, match="nothing frozen"):

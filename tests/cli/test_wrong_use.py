@@ -20,8 +20,9 @@ from handscroll.train.step import Step
 from tests.conformance.families import FORMS
 from tests.conformance.material import WORDS, tokenizer
 from tests.conftest import ROOT
+from tests.naming import naming
 
-BOTH_WAYS = "reads a text in both directions: no token is predicted by those before it"
+BOTH_WAYS = "both directions"
 TINY = ROOT / "recipes" / "tiny"
 
 
@@ -55,10 +56,10 @@ def text(tmp_path):
 @pytest.mark.parametrize(
     ("form", "instead"),
     [
-        ("bert", "take a causal model (llama, gpt2, ...)"),
-        ("bert-bare", "use embed or logits"),
-        ("roberta-classifier", "take a causal model"),
-        ("glm-blank", "fill its blanks (lm.fill)"),
+        ("bert", "causal model"),
+        ("bert-bare", "embed"),
+        ("roberta-classifier", "causal model"),
+        ("glm-blank", "lm.fill"),
     ],
 )
 def test_models_that_read_both_ways_generate_nothing(form, instead, folder, text, tmp_path):
@@ -85,25 +86,25 @@ def test_models_that_read_both_ways_generate_nothing(form, instead, folder, text
         lambda: lm.read("w30 w31", store),
         lambda: lm.choose_cache("w30", "50%"),
     ):
-        with pytest.raises(ConfigError, match="no text is continued"):
+        with pytest.raises(ConfigError, match=r"continued|causal"):
             asked()
 
 
 def test_encoders_are_not_planned_to_generate(folder):
     for verb in (("generate", "--prompt-tokens", "10"), ("serve", "--context", "10")):
-        refused("plan", verb[0], folder("bert"), *verb[1:], fails="an encoder generates nothing")
+        refused("plan", verb[0], folder("bert"), *verb[1:], fails="encoder")
 
 
 def test_a_state_is_planned_and_takes_no_policy(folder):
     words = ["plan", "generate", str(folder("lstm")), "--prompt-tokens", "5000", "--json"]
     done = CliRunner().invoke(app, words, catch_exceptions=False)
     assert json.loads(done.stdout)["stages"][0]["parts"]["cache"] == FORMS["lstm"].config.state_bytes(4)
-    refused(*words, "--cache", "int8", fails="no cache policy applies to it, leave 'int8' out")
+    refused(*words, "--cache", "int8", fails="'int8'")
 
 
 @pytest.mark.parametrize("form", ["lstm-classifier", "bert-classifier"])
 def test_a_classifier_predicts_no_tokens(form, folder, text):
-    words = "predicts no tokens" if form.startswith("lstm") else "no masked-LM head (a classifier of documents)"
+    words = "predicts" if form.startswith("lstm") else "masked-LM head"
     with pytest.raises(ConfigError) as told:
         handscroll.load(folder(form)).logits("w30 w31")
     assert words in str(told.value)
@@ -113,22 +114,20 @@ def test_a_classifier_predicts_no_tokens(form, folder, text):
 @pytest.mark.parametrize(
     ("recipe", "objective", "kinds", "instead"),
     [
-        ("llama", "masked", ("text",), "take 'causal'"),
-        ("llama", "span-corruption", ("text",), "take 'causal'"),
-        ("bert", "causal", ("text",), "take 'masked'"),
-        ("t5", "masked", ("text",), "take 'span-corruption'"),
-        ("t5", "causal", ("text",), "take 'span-corruption'"),
+        ("llama", "masked", ("text",), "'causal'"),
+        ("llama", "span-corruption", ("text",), "'causal'"),
+        ("bert", "causal", ("text",), "'masked'"),
+        ("t5", "masked", ("text",), "'span-corruption'"),
+        ("t5", "causal", ("text",), "'span-corruption'"),
     ],
 )
 def test_an_objective_that_does_not_fit_the_model_is_refused(recipe, objective, kinds, instead, tmp_path):
     only = 'data={x={kind="text"}}', "stages=[{length=32,rows=2,steps=1,mix={x=1.0}}]", "tokenizer.train.vocab=300"
     given = [word for value in (f"objective={objective}", *only) for word in ("--set", value)]
-    words = f"objective '{objective}' does not fit family '{recipe}' as it is here: {instead}"
-    refused("train", TINY / f"{recipe}.toml", "--out", tmp_path / "run", *given, fails=words)
+    refused("train", TINY / f"{recipe}.toml", "--out", tmp_path / "run", *given, fails=f"'{objective}'", also=instead)
     model = FORMS[recipe].build(torch.float32)
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError, match=naming(f"'{objective}'", f"'{recipe}'", instead)):
         task_from(objective).objective(model)
-    assert words in str(told.value)
 
 
 def test_rows_of_another_objective_are_refused_in_one_line(tmp_path):
@@ -139,7 +138,7 @@ def test_rows_of_another_objective_are_refused_in_one_line(tmp_path):
 
 def test_a_causal_model_under_the_masked_loss_is_refused():
     model, ids = FORMS["llama"].build(torch.float32), torch.full((1, 4), 30)
-    with pytest.raises(ConfigError, match=r"needs an encoder with a masked-LM head .* a llama is none: use objective"):
+    with pytest.raises(ConfigError, match=naming("masked-LM", "llama")):
         Step(Plain())(model, [Batch(ids, ids)], Masked())  # type: ignore[arg-type]
 
 
@@ -151,67 +150,69 @@ def test_a_t5_without_a_token_to_begin_with_is_refused(folder, tmp_path):
         (tmp_path / name).write_bytes((model / name).read_bytes())
     for settings["decoder_start_token_id"] in (None, 97):
         path.write_text(json.dumps(settings))
-        words = "start 97 is no token" if settings["decoder_start_token_id"] else 'add "decoder_start_token_id": 0'
+        words = "97" if settings["decoder_start_token_id"] else '"decoder_start_token_id": 0'
         for verb in (("info", tmp_path), ("generate", tmp_path, "--prompt", "w30")):
             refused(*verb, fails=words)
         with pytest.raises(ConfigError) as told:
             handscroll.load(tmp_path)
         assert words in str(told.value)
     given = ("--set", 'tokenizer.train.special=["<|x|>"]', "--set", "tokenizer.train.vocab=300")
-    words = "this tokenizer has neither: train one with '<pad>' or '</s>' in tokenizer.train.special"
+    words = "tokenizer.train.special"
     refused("train", TINY / "t5.toml", "--out", tmp_path / "run", *given, fails=words)
 
 
 @pytest.mark.parametrize(("form", "context"), [("gpt2", 256), ("bert", 64), ("roberta", 64)])
 def test_positions_past_a_learned_table_are_refused(form, context, folder, text):
     model, longer = folder(form), context + 10
-    past = f"is past the learned position table of {context}"
+    past = f"table of {context}"
     score = ("evaluate", "perplexity", model, text, "--length", longer, "--windows", "1")
-    refused(*score, kind=CapacityError, fails=past, also="lengthen the checkpoint first")
+    refused(*score, kind=CapacityError, fails=past, also="lengthen")
     lm = handscroll.load(model)
     with pytest.raises(CapacityError, match=past):
         lm.logits([30] * longer)
     with pytest.raises(CapacityError, match=past):
         lm.model.embed(torch.full((1, 1), 30), Marks.run(context, 1))
     if lm.model.both_ways:
-        with pytest.raises(CapacityError, match=rf"the model's context is {context}; shorten it, give windows=True"):
+        with pytest.raises(CapacityError, match=naming(context, "windows=True")):
             lm.embed([" ".join(WORDS[:50] * 2)])
         return
     prompt = " ".join(WORDS * 4)[: 4 * (context - 6) - 1]
     asked = ("generate", model, "--prompt", prompt, "--max-tokens", "16")
-    refused(*asked, kind=CapacityError, fails="ask for at most 6 new tokens, or lengthen the model first")
+    refused(*asked, kind=CapacityError, fails="at most 6 new tokens")
     refused(*asked, "--beyond", kind=CapacityError, fails=past)
     with pytest.raises(CapacityError, match=past):
         lm.generate(prompt, max_tokens=16, beyond=True)
 
 
 def test_rows_past_a_learned_table_are_refused_before_the_run(tmp_path):
-    words = "rows of 64 tokens (stages.length) are longer than the learned position table of 48: shorten them, or give"
+    words = "stages.length"
     given = ("--set", "model.sizes.context=48", "--set", "tokenizer.train.vocab=300")
-    refused("train", TINY / "bert.toml", "--out", tmp_path / "run", *given, kind=CapacityError, fails=words)
+    refused("train", TINY / "bert.toml", "--out", tmp_path / "run", *given, kind=CapacityError, fails=words, also="48")
     assert not (tmp_path / "run" / "records.jsonl").exists()
 
 
 @pytest.mark.parametrize("recipe", ["llama", "t5"])
 def test_rows_past_the_declared_context_are_refused_before_the_run(recipe, tmp_path):
-    words = "rows of 64 tokens (stages.length) are longer than the declared context of 48"
+    words = "stages.length"
     given = ("--set", "model.sizes.context=48", "--set", "tokenizer.train.vocab=300")
-    refused("train", TINY / f"{recipe}.toml", "--out", tmp_path / "run", *given, kind=CapacityError, fails=words)
+    refused(
+        "train", TINY / f"{recipe}.toml", "--out", tmp_path / "run", *given, kind=CapacityError, fails=words, also="48"
+    )
 
 
 def test_held_out_windows_past_a_learned_table_are_refused_before_the_run(tmp_path):
     given = ("--set", "validation.length=256", "--set", "tokenizer.train.vocab=300")
-    words = "windows of 256 tokens (validation.length) are longer than the learned position table of 64"
-    refused("train", TINY / "bert.toml", "--out", tmp_path / "run", *given, kind=CapacityError, fails=words)
+    words = "validation.length"
+    refused("train", TINY / "bert.toml", "--out", tmp_path / "run", *given, kind=CapacityError, fails=words, also="64")
 
 
 def test_what_is_never_done_is_not_planned(folder):
-    refused("plan", "extend", folder("bert-classifier"), "--to", "100", fails="without a masked-LM head")
-    refused("plan", "serve", folder("glm-blank"), "--context", "100", fails="the engine reads no blocks")
-    for form, why in (("lstm", "nothing to lengthen"), ("glm-blank", "two learned tables"), ("t5-v1.1", "span-corr")):
+    refused("plan", "extend", folder("bert-classifier"), "--to", "100", fails="masked-LM head")
+    refused("plan", "serve", folder("glm-blank"), "--context", "100", fails="blocks")
+    for form, why in (("lstm", "lengthen"), ("glm-blank", "learned tables"), ("t5-v1.1", "span-corruption")):
         refused("plan", "extend", folder(form), "--to", "4096", fails=why)
     for form in ("lstm", "t5-v1.1", "bloom"):
-        refused("plan", "serve", folder(form), "--context", "128", fails="the engine reads no blocks of keys")
+        refused("plan", "serve", folder(form), "--context", "128", fails="blocks")
 
 
 @pytest.mark.parametrize(
@@ -219,7 +220,7 @@ def test_what_is_never_done_is_not_planned(folder):
 )
 def test_options_of_a_tuning_need_one(given, folder, tmp_path):
     words = ("extend", folder("bert"), "--to", "128", "--method", "tile", "--out", tmp_path / "longer", *given)
-    refused(*words, fails=f"{given[0]} is of a tuning")
+    refused(*words, fails=given[0])
     assert not (tmp_path / "longer").exists()
 
 
@@ -251,14 +252,14 @@ def test_rates_are_finite_and_validations_have_text(tmp_path):
     text = (TINY / "llama.toml").read_text()
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(text[: text.index("[validation]")])
-    refused("train", recipe, "--out", tmp_path / "run", fails="loop.evaluate_every is of a validation")
+    refused("train", recipe, "--out", tmp_path / "run", fails="loop.evaluate_every")
 
 
 def test_an_empty_file_and_a_wrong_key_are_named(tmp_path):
     (tmp_path / "empty.txt").touch()
     train = ("train", TINY / "llama.toml", "--out", tmp_path / "run")
     given = f'text.files=["{tmp_path}/empty.txt"]'
-    refused(*train, "--set", given, kind=DataError, fails="all files are empty")
+    refused(*train, "--set", given, kind=DataError, fails="empty")
     for value, key, near in (
         ("data.copies.segmnt=3", "data.copies.segmnt", "'segment'"),
         ('data.facts={kind="facts",digitz=4}', "data.facts.digitz", "'digits'"),
@@ -267,13 +268,13 @@ def test_an_empty_file_and_a_wrong_key_are_named(tmp_path):
         ("stages.0.lenth=3", "stages.0.lenth", "'length'"),
         ("validation.lenth=3", "validation.lenth", "'length'"),
     ):
-        refused(*train, "--set", value, fails=f"unknown key '{key}'", also=f"did you mean {near}")
+        refused(*train, "--set", value, fails=f"'{key}'", also=near)
 
 
 def test_what_is_no_text_is_told_from_text(folder, tmp_path):
     lm = handscroll.load(folder("bert"))
     for wrong in ([1, 2], b"abc"):
-        with pytest.raises(DataError, match="expected a text"):
+        with pytest.raises(DataError, match="text"):
             lm.embed(["w30", wrong])
     with pytest.raises(DataError, match="whole numbers"):
         lm.logits([1.5, 2.5])

@@ -36,6 +36,7 @@ from handscroll.train.ladder.plain import Plain
 from handscroll.train.step import Memory, Step, build_rung
 from tests.conformance.families import SCALINGS, Form, reference_class
 from tests.conformance.material import LENGTH, Learned, documents, learned_by, padded
+from tests.naming import naming
 
 FLOAT32 = 1e-4  # largest difference of logits from the reference library's
 EXACT = 1e-11  # of hidden states in float64
@@ -153,7 +154,7 @@ def is_scaled_as_the_reference(form: Form, folder: Path) -> None:
 
 
 def has_no_scaling(form: Form, folder: Path) -> None:
-    with pytest.raises(ConfigError, match="unknown key 'rope_scaling'"):
+    with pytest.raises(ConfigError, match="'rope_scaling'"):
         form.kind.read(form.foreign | {"rope_scaling": SCALINGS["yarn"]})
 
 
@@ -186,7 +187,7 @@ def reads_in_pieces(form: Form, folder: Path) -> None:
 
 def keeps_nothing(form: Form, folder: Path) -> None:
     model = random(form)
-    with pytest.raises(ConfigError, match="nothing is cached"):
+    with pytest.raises(ConfigError, match="cache"):
         model.new_cache()
     assert model.config.cache_bytes_per_token(4) == 0
 
@@ -232,7 +233,7 @@ def stays_within_its_positions(form: Form, folder: Path) -> None:
     model = random(form)
     context, tokens = model.config.context, ids(1, 1)
     model.embed(tokens, Marks.run(context - 1, 1))
-    with pytest.raises(CapacityError, match=f"{context} is past the learned .*table of {context}"):
+    with pytest.raises(CapacityError, match=rf"\b{context}\b.*\b{context}\b"):
         model.embed(tokens, Marks.run(context, 1))
 
 
@@ -260,7 +261,7 @@ def goes_on_with_a_text(form: Form, folder: Path) -> None:
 
 
 def writes_nothing(form: Form, folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no text is continued|predicts no tokens"):
+    with pytest.raises(ConfigError, match=r"continued|predicts|causal"):
         for _ in decode(random(form), [[30, 41]], Sampling(max_tokens=2)):
             pass
 
@@ -348,13 +349,13 @@ def learns(form: Form, folder: Path) -> None:
     assert losses[-1] < HALF * losses[0], losses
     fitting = {learned.task.name for learned in learned_by(random(form)) if learned.task is not None}
     for name in TASKS.keys() - fitting:
-        with pytest.raises(ConfigError, match=f"'{name}' does not fit family '{form.config.family}'.*take '"):
+        with pytest.raises(ConfigError, match=naming(f"'{name}'", f"'{form.config.family}'", "take '")):
             task_from(name).objective(random(form))
 
 
 def learns_nothing(form: Form, folder: Path) -> None:
     for name in TASKS:
-        with pytest.raises(ConfigError, match=f"'{name}' does not fit family '{form.config.family}'.*nothing here"):
+        with pytest.raises(ConfigError, match=naming(f"'{name}'", f"'{form.config.family}'")):
             task_from(name).objective(random(form))
 
 
@@ -404,7 +405,7 @@ def rises_of_the_loss(form: Form, made: dict[str, list[Candidate]]) -> dict[str,
 
 def is_not_lengthened(form: Form, folder: Path) -> None:
     assert form.config.unlengthened
-    with pytest.raises(ConfigError, match=f"family '{form.config.family}' has"):
+    with pytest.raises(ConfigError, match=f"'{form.config.family}'"):
         candidates(random(form), "all", 2 * 64)
 
 

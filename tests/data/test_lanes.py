@@ -14,6 +14,7 @@ from handscroll.data.row import IGNORED
 from handscroll.data.sources import TokenSource
 from handscroll.data.stream import Repeat
 from handscroll.data.windows import CyclicWindows, SlidingWindows
+from tests.naming import naming
 
 SIZES = (23, 5, 8, 40, 16, 31, 9)
 
@@ -96,17 +97,17 @@ def test_a_state_of_other_lanes_is_refused():
     data = source(*SIZES)
     state = next(iter(sliding(data, 8, 3)))[1]
     for other, words in (
-        (sliding(data, 8, 2), "count: stored 3, here 2"),
-        (sliding(data, 4, 3), "'length': 4"),
-        (cyclic(data, 8, 3), "cyclic windows"),
-        (sliding(source(*SIZES[:-1], 10), 8, 3), "'source'"),
+        (sliding(data, 8, 2), naming("count", 3, 2)),
+        (sliding(data, 4, 3), naming("length", 4)),
+        (cyclic(data, 8, 3), "cyclic"),
+        (sliding(source(*SIZES[:-1], 10), 8, 3), "source"),
     ):
         with pytest.raises(CheckpointError, match=words):
             other.resume(state)
 
 
 def test_lanes_refuse_what_they_cannot_deal_out():
-    with pytest.raises(DataError, match=r"2 documents for 3 lanes.*at most 2 rows"):
+    with pytest.raises(DataError, match=naming("2 documents", "3 lanes", "2 rows")):
         sliding(source(20, 30), 8, 3)
     with pytest.raises(ConfigError, match="0 lanes"):
         sliding(source(20, 30), 8, 0)

@@ -16,6 +16,7 @@ from handscroll.text.tokenizer import Tokenizer
 from handscroll.text.training import TokenizerConfig, train_tokenizer
 from handscroll.text.wordpiece import wordpiece_json
 from handscroll.text.words import Words
+from tests.naming import naming
 
 LETTERS = [chr(letter) for letter in range(ord("a"), ord("z") + 1)]
 WORDS = [
@@ -124,7 +125,7 @@ def test_chinese_words_need_jieba(bert):
     try:
         import jieba  # noqa: F401
     except ModuleNotFoundError:
-        with pytest.raises(ConfigError, match=r"pip install 'handscroll\[chinese\]'"):
+        with pytest.raises(ConfigError, match="chinese"):
             Words(bert, chinese=True)
         return
     words = Words(bert, chinese=True)
@@ -169,11 +170,11 @@ def test_refusals(bert, source):
         Masking.of(bare)
     with pytest.raises(ConfigError, match="between 0 and 1"):
         Masking.of(bert, rate=1.5)
-    with pytest.raises(ConfigError, match="make 1 at most"):
+    with pytest.raises(ConfigError, match=naming("1")):
         Masking.of(bert, masked=0.9, random=0.2)
-    with pytest.raises(ConfigError, match=r"\[CLS\] and a \[SEP\]"):
+    with pytest.raises(ConfigError, match=naming("[CLS]", "[SEP]")):
         Pairs(source, bare, 64)
-    with pytest.raises(DataError, match="at least two such documents"):
+    with pytest.raises(DataError, match="two"):
         Pairs(TokenSource([source[0]]), bert, 64)
     with pytest.raises(ConfigError, match="8 tokens"):
         Pairs(source, bert, 64, pairs=9)

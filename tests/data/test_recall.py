@@ -92,7 +92,7 @@ def test_reserved_words_are_no_training_words(text):
 
 def test_impossible_settings_are_refused(text):
     source, tokenizer = text
-    with pytest.raises(ConfigError, match="make no row"):
+    with pytest.raises(ConfigError, match="row"):
         Copies(source, 600, 64, seed=0, segment=(12, 4))
-    with pytest.raises(DataError, match="longer than 1000000 tokens"):
+    with pytest.raises(DataError, match="1000000"):
         Facts(source, tokenizer, 1_000_000, seed=0)

@@ -19,6 +19,7 @@ from handscroll.data.sources import TokenSource
 from handscroll.data.windows import CyclicWindows, SlidingWindows
 from handscroll.text.readers import Document
 from handscroll.text.training import TokenizerConfig, train_tokenizer
+from tests.naming import naming
 
 LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=6)
 
@@ -75,7 +76,7 @@ def test_overlapping_windows_and_dropped_tails(lengths, length, stride):
     padded = [row for row, _ in SlidingWindows(data, length, stride)]
     assert set(counted_targets(padded)) == set(followers(data))
     if max(lengths) < length:
-        with pytest.raises(DataError, match="no document has"):
+        with pytest.raises(DataError, match="document"):
             SlidingWindows(data, length, stride, tails="drop")
         return
     stream = SlidingWindows(data, length, stride, tails="drop")
@@ -135,9 +136,9 @@ def test_short_documents_are_padded_dropped_or_refused():
     assert last.tokens.tolist()[:3] == [20, 21, 22] and last.segment.tolist() == [0, 0, 0, -1, -1, -1, -1, -1]
     dropped = CyclicWindows(data, 8, seed=0, short="drop")
     assert dropped.dropped == 3 and len(dropped) == len(padded) - 1
-    with pytest.raises(DataError, match="1 documents are shorter than 8 tokens, first document 1 with 3"):
+    with pytest.raises(DataError, match=naming("1 document", "8 tokens", "document 1", "3")):
         CyclicWindows(data, 8, seed=0, short="error")
-    with pytest.raises(DataError, match="no document has 50 tokens"):
+    with pytest.raises(DataError, match="50 tokens"):
         CyclicWindows(data, 50, seed=0, short="drop")
 
 
@@ -188,9 +189,9 @@ def test_collate():
     assert mixed.index.tolist() == [list(range(8)), [0, 1, 2, -1, -1, -1, -1, -1]]
     assert mixed.positions.tolist() == [list(range(8)), [0, 1, 2, 0, 0, 0, 0, 0]]
     assert {t.dtype for t in (mixed.index, mixed.segment, mixed.positions)} == {torch.int64}
-    with pytest.raises(DataError, match="rows of 4, 8 tokens"):
+    with pytest.raises(DataError, match=naming("4", "8 tokens")):
         collate([next(iter(SlidingWindows(source(9), n)))[0] for n in (8, 4)])
-    with pytest.raises(DataError, match="no rows"):
+    with pytest.raises(DataError, match="rows"):
         collate([])
 
 
@@ -225,21 +226,21 @@ def test_saved_sources_are_mapped_and_checked(tokenizer, tmp_path):
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    with pytest.raises(CheckpointError, match="do not belong together"):
+    with pytest.raises(CheckpointError, match="belong"):
         TokenSource.load(tmp_path / "s")
-    with pytest.raises(CheckpointError, match="not a saved token source"):
+    with pytest.raises(CheckpointError, match="source"):
         TokenSource.load(tmp_path)
 
 
 def test_source_refusals(tokenizer):
-    with pytest.raises(DataError, match="give at least one"):
+    with pytest.raises(DataError, match="at least one"):
         TokenSource([])
-    with pytest.raises(DataError, match="document 1: tokens of shape"):
+    with pytest.raises(DataError, match="document 1"):
         TokenSource([np.arange(3), np.array([], dtype=np.int32)])
     with pytest.raises(DataError, match="float64"):
         TokenSource([np.array([1.0])])
     bare = train_tokenizer(["one two three\n" * 9], TokenizerConfig(vocab=257, special=("<|x|>",)))
-    with pytest.raises(ConfigError, match="no eos token"):
+    with pytest.raises(ConfigError, match="eos"):
         TokenSource.build([Document("one", "x")], bare, end=True)
 
 

@@ -10,6 +10,7 @@ from handscroll.data.recall import FORMS, RESERVED, needle_prompt
 from handscroll.evaluate.haystack import haystack
 from handscroll.evaluate.needle import NeedleGrid, needle_grid
 from tests.conftest import ROOT
+from tests.naming import naming
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +62,9 @@ def test_the_grid_repeats_and_counts(lm, filler):
 
 def test_impossible_grids_are_refused(lm, filler):
     for values, kind, words in (
-        ({"lengths": (64,), "depths": (50.0,)}, ConfigError, "outside 0 .. 1"),
-        ({"lengths": (10,)}, ConfigError, "no room"),
-        ({"lengths": (100_000,)}, DataError, "needs as many"),
+        ({"lengths": (64,), "depths": (50.0,)}, ConfigError, naming(50.0)),
+        ({"lengths": (10,)}, ConfigError, "room"),
+        ({"lengths": (100_000,)}, DataError, "100,000|100000"),
     ):
         with pytest.raises(kind, match=words):
             needle_grid(lm, filler, NeedleGrid(**values), "x")

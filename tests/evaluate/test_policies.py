@@ -74,10 +74,10 @@ def test_distances_are_those_of_a_plain_loop(lm, samples, record):
 
 def test_impossible_tables_are_refused(lm, samples):
     for values, words in (
-        ({"budgets": (12.5,)}, "at least one block of 64"),
-        ({"budgets": (100.0,)}, "below 100%"),
-        ({"policies": ("full",)}, "no policy to measure: 'full'"),
-        ({"policies": ("int9",)}, "did you mean 'int8'"),
+        ({"budgets": (12.5,)}, r"\b64\b"),
+        ({"budgets": (100.0,)}, "100%"),
+        ({"policies": ("full",)}, "'full'"),
+        ({"policies": ("int9",)}, "'int8'"),
     ):
         with pytest.raises(ConfigError, match=words):
             policy_table(lm, samples, PolicyGrid(length=160, **values))

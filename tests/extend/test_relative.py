@@ -81,10 +81,10 @@ def test_what_would_be_measured_on_one_text_is_refused(model):
     tokenizer = train_tokenizer(["hello hello world " * 20], TokenizerConfig(vocab=266))
     lm = LM(model, tokenizer, "somewhere")
     for settings in ({}, {"method": "all"}, {"method": "reach", "text": "book.txt"}):
-        with pytest.raises(ConfigError, match="name the method"):
+        with pytest.raises(ConfigError, match="method"):
             extension(lm, 2048, **settings)
     longer = extension(lm, 2048, "reach")
     assert longer.lm.context == 2048 and lm.context == 512 and longer.lm.provenance["read_by"] == "any library"
     assert longer.lm.provenance["exact_to"] == lm.model.config.buckets // 4
-    with pytest.raises(ConfigError, match="learned relative bias"):
+    with pytest.raises(ConfigError, match="relative"):
         extension(lm, 2048, "pi")

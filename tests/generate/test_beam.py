@@ -15,6 +15,7 @@ from handscroll.models.weights import load_model
 from tests.conformance.families import reference, save
 from tests.generate.test_decode import loaded, prompts_of
 from tests.generate.test_speculative import tiny
+from tests.naming import naming
 
 EOS = 3
 
@@ -114,18 +115,18 @@ def test_a_saved_beginning_is_used(tmp_path, tiny_folder):
     assert [item.tokens for item in found] == [item.tokens for item in want]
     assert [item.score for item in found] == pytest.approx([item.score for item in want], abs=1e-5)
     assert all(abs(item.score - other.score) > 1e-3 for item, other in zip(found, without, strict=True))
-    with pytest.raises(DataError, match="does not go on from the reading"):
+    with pytest.raises(DataError, match="reading"):
         beam_search(lm.model, ids[1:], 3, 8, reading=reading)
 
 
 def test_refusals(tmp_path):
     model = loaded(tmp_path)
     for wrong in ({"beams": 0}, {"count": 3}, {"count": 0}, {"max_tokens": 0}):
-        with pytest.raises(ConfigError, match="count is 1 to beams"):
+        with pytest.raises(ConfigError, match=naming("count", "beams")):
             beam_search(model, [5], **({"beams": 2, "max_tokens": 4} | wrong))
-    with pytest.raises(ConfigError, match="early is 'soon'"):
+    with pytest.raises(ConfigError, match="'soon'"):
         beam_search(model, [5], 2, 4, early="soon")
-    with pytest.raises(ConfigError, match="length_penalty nan"):
+    with pytest.raises(ConfigError, match=naming("length_penalty", "nan")):
         beam_search(model, [5], 2, 4, length_penalty=math.nan)
-    with pytest.raises(CapacityError, match="context is 64"):
+    with pytest.raises(CapacityError, match=r"\b64\b"):
         beam_search(model, [5], 2, 64)

@@ -174,11 +174,11 @@ def test_buckets_are_powers_of_two_and_end_at_the_factor():
 
 def test_impossible_requests_are_refused(base):
     lm = scaled(base, "dynamic-yarn")
-    with pytest.raises(ConfigError, match="did you mean 'rotate'"):
+    with pytest.raises(ConfigError, match="'rotate'"):
         lm.conversation("rotat")
     talk = lm.conversation()
-    with pytest.raises(DataError, match="nothing was said"):
+    with pytest.raises(DataError, match="nothing"):
         talk.say("", SHORT)
-    with pytest.raises(CapacityError, match="context is 512"):
+    with pytest.raises(CapacityError, match=r"\b512\b"):
         talk.say("import re\n", Sampling(max_tokens=600))
     assert not talk.ids

@@ -11,6 +11,7 @@ from handscroll.generate.decode import decode
 from handscroll.generate.sample import Sampling
 from handscroll.models.weights import load_model
 from tests.conformance.families import reference, save
+from tests.naming import naming
 
 COUNTS = (5, 30, 1, 17)
 
@@ -208,7 +209,7 @@ def test_longer_than_the_context_is_refused_at_the_call(tmp_path):
     message = str(caught.value)
     for part in ("prompt 1", "60 tokens", "65 in all", "context is 64", "at most 4 new tokens", "--to 65"):
         assert part in message
-    with pytest.raises(CapacityError, match="shorten the prompt"):
+    with pytest.raises(CapacityError, match="shorten"):
         decode(model, prompts_of((64,)), Sampling(max_tokens=1))
     assert len(written(model, prompts_of((60,)), Sampling(max_tokens=4))[0][0]) == 4
     assert len(written(model, prompts, Sampling(max_tokens=10), beyond=True)[0][1]) == 10
@@ -216,7 +217,7 @@ def test_longer_than_the_context_is_refused_at_the_call(tmp_path):
 
 def test_a_learned_position_table_cannot_be_exceeded(tmp_path):
     model = loaded(tmp_path, "gpt2")
-    with pytest.raises(CapacityError, match="position table of 256"):
+    with pytest.raises(CapacityError, match=r"\b256\b"):
         decode(model, prompts_of((250,)), Sampling(max_tokens=10), beyond=True)
     assert len(written(model, prompts_of((250,)), Sampling(max_tokens=6))[0][0]) == 6
     assert len(written(model, prompts_of((250,)), Sampling(max_tokens=7), beyond=True)[0][0]) == 7  # never read back
@@ -227,16 +228,16 @@ def test_empty_prompts_begin_with_bos_or_are_refused(tmp_path):
     sampling = Sampling(max_tokens=5)
     assert written(model, [[]], sampling) == written(model, [[model.config.bos]], sampling)
     model.config = model.config.model_copy(update={"bos": None})
-    with pytest.raises(DataError, match="prompt 1 is empty"):
+    with pytest.raises(DataError, match="prompt 1"):
         decode(model, [[5], []], sampling)
 
 
 def test_other_refusals(tmp_path):
     model = loaded(tmp_path)
     assert list(decode(model, [], Sampling())) == []
-    with pytest.raises(DataError, match="token id 97, but the model's vocabulary is 0 to 96"):
+    with pytest.raises(DataError, match=naming("97", "0 to 96")):
         decode(model, [[5, 97]], Sampling(max_tokens=5))
-    with pytest.raises(ConfigError, match="chunk is 0"):
+    with pytest.raises(ConfigError, match=naming("chunk", "0")):
         decode(model, [[5]], Sampling(max_tokens=5), chunk=0)
     with torch.no_grad():
         model.head[0, 0] = torch.nan

@@ -20,6 +20,7 @@ from handscroll.models.weights import load_model
 from handscroll.nn.marks import Marks
 from handscroll.nn.quantised import quantise
 from tests.conformance.families import reference, save
+from tests.naming import naming
 
 needs_library = pytest.mark.skipif(library() is None, reason=f"no compiled kernels: {reason()}")
 GREEDY = Sampling(max_tokens=24, ignore_eos=True)
@@ -366,42 +367,40 @@ def test_a_request_goes_on_after_a_saved_reading(tmp_path):
         for prompt, request in zip(prompts, requests, strict=True):
             assert request.answer == alone(model, prompt, GREEDY)
         del model.hidden
-    with pytest.raises(DataError, match="does not go on from the reading"):
+    with pytest.raises(DataError, match="reading"):
         engine.submit(prompts[2], GREEDY, reading=reading)
-    with pytest.raises(DataError, match="at least one must follow"):
+    with pytest.raises(DataError, match="at least one"):
         engine.submit(text, GREEDY, reading=reading)
 
 
 def test_what_can_never_fit_is_refused_with_the_numbers():
     model = llama()
     one = 8 * model.config.cache_bytes_per_token(4)
-    with pytest.raises(CapacityError, match=rf"{one - 1:,} bytes holds no block: one of 8 tokens takes {one:,} bytes"):
+    with pytest.raises(CapacityError, match=naming(f"{one - 1:,} bytes", "8 tokens", f"{one:,} bytes")):
         Engine(model, memory=one - 1, block=8)
-    with pytest.raises(CapacityError, match="0 blocks holds no block"):
+    with pytest.raises(CapacityError, match="0 blocks"):
         Engine(model, blocks=0)
     assert Engine(model, memory=2 * one - 1, block=8).blocks.count == 1
     engine = Engine(model, memory=10 * one, block=8)
     assert engine.pool.nbytes == 10 * one
-    with pytest.raises(
-        CapacityError, match=r"prompt 0 needs 81 tokens of cache \(11 blocks of 8, .*\), but the engine has 10"
-    ):
+    with pytest.raises(CapacityError, match=naming("prompt 0", "81 tokens", "11 blocks", "10")):
         engine.submit(prompts_of((58,))[0], GREEDY)
     fits = engine.submit(prompts_of((57,))[0], GREEDY)
     finished(engine)
     assert len(fits.answer) == 24
-    with pytest.raises(CapacityError, match="context is 4096"):
+    with pytest.raises(CapacityError, match=r"\b4096\b"):
         engine.submit(prompts_of((4090,))[0], GREEDY)
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, "either memory"),
-        ({"memory": 1 << 20, "blocks": 4}, "either memory"),
-        ({"blocks": 4, "block": 0}, "block is 0; it must be at least 1"),
-        ({"blocks": 4, "budget": 0}, "budget is 0; it must be at least 1"),
-        ({"blocks": 4, "budget": 32, "deterministic": True}, "budget is 32; it must be at least 64"),
-        ({"blocks": 4, "most": 0}, "most is 0"),
+        ({}, naming("memory", "blocks")),
+        ({"memory": 1 << 20, "blocks": 4}, naming("memory", "blocks")),
+        ({"blocks": 4, "block": 0}, naming("block", 0)),
+        ({"blocks": 4, "budget": 0}, naming("budget", 0)),
+        ({"blocks": 4, "budget": 32, "deterministic": True}, naming("budget", 32, 64)),
+        ({"blocks": 4, "most": 0}, naming("most", 0)),
     ],
 )
 def test_impossible_engines_are_refused(options, words):
@@ -411,7 +410,7 @@ def test_impossible_engines_are_refused(options, words):
 
 def test_positions_that_blocks_cannot_tell_are_refused():
     bands = {"name": "self-extend", "factor": 4.0, "original": 64, "window": 20, "group": 6}
-    with pytest.raises(ConfigError, match="scaling 'self-extend'"):
+    with pytest.raises(ConfigError, match="'self-extend'"):
         Engine(llama(scaling=bands, context=256), blocks=4)
     with pytest.raises(ConfigError, match="ALiBi"):
         Engine(Bloom(BloomConfig(vocab=97, width=32, layers=2, heads=4, context=256)), blocks=4)
@@ -420,15 +419,15 @@ def test_positions_that_blocks_cannot_tell_are_refused():
 def test_impossible_requests_are_refused():
     model = llama()
     engine = Engine(model, blocks=10, block=8)
-    with pytest.raises(DataError, match="token id 97"):
+    with pytest.raises(DataError, match=r"\b97\b"):
         engine.submit([5, 97], GREEDY)
-    with pytest.raises(ConfigError, match="give on_token"):
+    with pytest.raises(ConfigError, match="on_token"):
         engine.submit([5], Sampling(stop=("x",)))
     assert engine.idle
     with torch.no_grad():
         model.head[0, 0] = torch.nan
     engine.submit([5], GREEDY)
-    with pytest.raises(CheckpointError, match="not numbers"):
+    with pytest.raises(CheckpointError, match="numbers"):
         engine.step()
 
 
@@ -439,12 +438,12 @@ def test_a_model_whose_scaling_depends_on_the_length_and_a_reading_of_another(tm
     with torch.no_grad():
         model(torch.tensor([text]), Marks.run(0, 60), cache, length=64)
     number = store.save(identity(model, "test", 64), torch.tensor(text), cache, None, "test")
-    with pytest.raises(ConfigError, match="read the text again"):
+    with pytest.raises(ConfigError, match="again"):
         Engine(model, blocks=10).submit([*text, 5], GREEDY, reading=store.open(number))
 
 
 def test_positions_are_checked_by_the_same_rules_as_decode():
     assert isinstance(llama().config.positions, Positions)
     engine = Engine(gpt2(), blocks=100)
-    with pytest.raises(CapacityError, match="position table of 512"):
+    with pytest.raises(CapacityError, match=r"\b512\b"):
         engine.submit(prompts_of((500,))[0], GREEDY, beyond=True)

@@ -25,6 +25,7 @@ from handscroll.nn.attend import attend, eager
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Window
 from tests.generate.test_policies import TEXT
+from tests.naming import naming
 
 EXACT = [
     "offload",
@@ -146,7 +147,7 @@ def test_offloaded_caches_are_copied_and_cut_like_full_ones(lm, policy):
         single = lm.model(torch.tensor([[5]]), cache=copy)
         torch.testing.assert_close(single, lm.model(torch.tensor([[5]])), rtol=1e-5, atol=1e-5)
     for refused in (cache.state_dict, lambda: OffloadCache.from_state({})):
-        with pytest.raises(ConfigError, match="use the policy full or int8"):
+        with pytest.raises(ConfigError, match="int8"):
             refused()
 
 
@@ -313,16 +314,16 @@ def test_recall_is_one_where_the_mass_is_and_less_where_it_is_not(lm):
 @pytest.mark.parametrize(
     ("policy", "match"),
     [
-        ("retrieval:blocks=0", "blocks=0: it must be at least 1"),
-        ("retrieval:block=0", "block=0: it must be at least 1"),
-        ("offload:recent=-1", "recent=-1: it must be at least 0"),
-        ("retrieval:measure=-2", "measure=-2: it must be at least 0"),
-        ("offload:block=x", "option 'block=x' of the cache policy 'offload': give a whole number"),
-        ("offload:blocks=3", "unknown option 'blocks=3' .* did you mean 'block'"),
-        ("offload:place=moon", "place=moon: it may be disk or host"),
-        ("offload:folder=/no/such", "folder=/no/such: there is no such folder"),
-        ("retrival", "unknown cache policy 'retrival': did you mean 'retrieval'"),
-        ("full:block=3", "unknown option 'block=3' of the cache policy 'full'.*it has none"),
+        ("retrieval:blocks=0", "blocks=0"),
+        ("retrieval:block=0", "block=0"),
+        ("offload:recent=-1", "recent=-1"),
+        ("retrieval:measure=-2", "measure=-2"),
+        ("offload:block=x", naming("'block=x'", "'offload'")),
+        ("offload:blocks=3", naming("'blocks=3'", "'block'")),
+        ("offload:place=moon", naming("place=moon", "disk", "host")),
+        ("offload:folder=/no/such", "folder=/no/such"),
+        ("retrival", naming("'retrival'", "'retrieval'")),
+        ("full:block=3", naming("'block=3'", "'full'")),
     ],
 )
 def test_what_is_refused(lm, policy, match):
@@ -332,17 +333,17 @@ def test_what_is_refused(lm, policy, match):
 
 @pytest.mark.parametrize("policy", ["int4", "offload"])
 def test_gradients_are_refused(lm, policy):
-    with torch.enable_grad(), pytest.raises(ConfigError, match="carries no gradients: run the model under"):
+    with torch.enable_grad(), pytest.raises(ConfigError, match="gradient"):
         lm.model(torch.tensor([[5, 6]]), cache=cache_of(policy)(2))
 
 
 def test_a_reading_is_not_kept_in_an_offloaded_cache(lm, tmp_path):
-    with pytest.raises(ConfigError, match="a reading is not kept in 'offload'"):
+    with pytest.raises(ConfigError, match="'offload'"):
         lm.read(TEXT, Store(tmp_path), policy="offload", beyond=True)
 
 
 def test_a_folder_that_takes_no_files(lm):
-    with pytest.raises(CapacityError, match="the folder /proc for the cache cannot be used"):
+    with pytest.raises(CapacityError, match="/proc"):
         lm.generate(TEXT, policy="offload:block=16,recent=0,folder=/proc", max_tokens=1, beyond=True)
 
 

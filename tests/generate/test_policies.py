@@ -12,6 +12,7 @@ from handscroll.cli.main import app
 from handscroll.generate.prefill import prefill
 from handscroll.lm import load
 from handscroll.nn.marks import Marks
+from tests.naming import naming
 
 TEXT = "import os\n\n\ndef walk(top):\n    for name in os.listdir(top):\n        yield os.path.join(top, name)\n\n" * 6
 
@@ -97,15 +98,15 @@ def test_int8_weights_are_near_and_are_not_saved(tiny_folder, lm, tmp_path):
     before = sum(p.numel() * p.element_size() for p in lm.model.parameters())
     tensors = {t.data_ptr(): t for t in (*rounded.model.parameters(), *rounded.model.buffers())}
     assert sum(t.numel() * t.element_size() for t in tensors.values()) < 0.32 * before
-    with pytest.raises(ConfigError, match="were rounded at loading"):
+    with pytest.raises(ConfigError, match="rounded"):
         rounded.save(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_unknown_names_are_refused(lm, tiny_folder):
-    with pytest.raises(ConfigError, match="unknown cache policy 'int9': did you mean 'int8'"):
+    with pytest.raises(ConfigError, match=naming("'int9'", "'int8'")):
         lm.generate("import", policy="int9", max_tokens=1)
-    with pytest.raises(ConfigError, match="unknown rounding of the weights 'int9'"):
+    with pytest.raises(ConfigError, match="'int9'"):
         load(tiny_folder, weights="int9")
 
 

@@ -17,6 +17,7 @@ from handscroll.generate.sample import Sampling
 from handscroll.lm import load
 from handscroll.models.fingerprint import fingerprint
 from handscroll.models.positions import Positions
+from tests.naming import naming
 
 TEXT = "import os\n\n\ndef walk(top):\n    for name in os.listdir(top):\n        yield os.path.join(top, name)\n\n" * 6
 
@@ -127,9 +128,9 @@ def test_rows_of_a_batch_share_a_reading(lm, store):
         return found
 
     assert rows(prompts, reading) == rows(prompts)
-    with pytest.raises(DataError, match="does not go on from the reading"):
+    with pytest.raises(DataError, match="reading"):
         rows([ids], reading)
-    with pytest.raises(DataError, match="does not go on from the reading"):
+    with pytest.raises(DataError, match="reading"):
         rows([[4, *ids]], reading)
 
 
@@ -150,10 +151,10 @@ def test_a_length_dependent_scaling_is_read_for_its_bucket(lm, store, monkeypatc
     lm.generate(prompt, max_tokens=3000, stop=("\n",), store=store)
     assert sum(counted) > len(ids)
     reading = store.open(store.names()["code"][0])
-    with pytest.raises(ConfigError, match="read for shorter requests than"):
+    with pytest.raises(ConfigError, match="shorter"):
         lm.ask("code", "?", store, max_tokens=3000)
     lm.ask("code", "?", store, max_tokens=3000, stop=("e", " ", "\n"), again=True)
-    with pytest.raises(ConfigError, match="scaling depends on the length"):
+    with pytest.raises(ConfigError, match="length"):
         decode(lm.model, [prompt], Sampling(max_tokens=3000), reading=reading)
 
 
@@ -239,7 +240,7 @@ def test_a_foreign_model_is_refused(lm, store):
     before = float(lm.model.head[3, 3].detach())
     with torch.no_grad():
         lm.model.head[3, 3] += 0.5
-    with pytest.raises(ConfigError, match=r"'code' was read with another model .*read it again"):
+    with pytest.raises(ConfigError, match=naming("'code'", "model")):
         lm.ask("code", "?", store)
     assert store.find(lm.identity(500), torch.tensor(lm.encode(TEXT))) is None
     with torch.no_grad():
@@ -247,14 +248,14 @@ def test_a_foreign_model_is_refused(lm, store):
     lm.ask("code", "?", store, max_tokens=1)
     config = lm.model.config
     lm.model.config = config.model_copy(update={"norm_eps": 1e-3})
-    with pytest.raises(ConfigError, match="another model"):
+    with pytest.raises(ConfigError, match="model"):
         lm.ask("code", "?", store)
     lm.model.config = config
     lm.model.to(torch.bfloat16).to(torch.float32)
-    with pytest.raises(ConfigError, match="another model"):
+    with pytest.raises(ConfigError, match="model"):
         lm.ask("code", "?", store)
     lm.model.to(torch.bfloat16)
-    with pytest.raises(ConfigError, match="another model, dtype"):
+    with pytest.raises(ConfigError, match=naming("model", "dtype")):
         lm.ask("code", "?", store)
 
 
@@ -286,10 +287,10 @@ def test_the_least_recently_used_goes_first(lm, tmp_path):
     store.open(store.names()["text-0"][0])  # used now
     lm.read([9, *ids[:99]], store, "text-3")
     assert store.nbytes <= store.limit
-    with pytest.raises(CheckpointError, match="'text-1' was evicted"):
+    with pytest.raises(CheckpointError, match="'text-1'"):
         lm.ask("text-1", "?", store)
     lm.ask("text-0", "?", store, max_tokens=1)
-    with pytest.raises(CapacityError, match="more than the store's limit"):
+    with pytest.raises(CapacityError, match="limit"):
         lm.read(ids * 2, store)
 
 
@@ -299,7 +300,7 @@ def test_what_others_go_on_from_is_kept(lm, tmp_path):
     store = Store(tmp_path, limit=int(2.5 * each))
     lm.read(ids[:100], store, "first")
     lm.read(ids[:200], store, "second")  # goes on from the first
-    with pytest.raises(CapacityError, match="beside what the new reading goes on from"):
+    with pytest.raises(CapacityError, match="reading"):
         lm.read(ids[:300], store)
     lm.read([5, *ids[:99]], store, "third")  # evicts the second, which nothing goes on from
     assert {name for name in store.names() if _there(store, name)} == {"first", "third"}
@@ -316,18 +317,18 @@ def _there(store, name):
 
 
 def test_wrong_use_is_refused(lm, store):
-    with pytest.raises(ConfigError, match="no reading is named 'cod': none is saved"):
+    with pytest.raises(ConfigError, match="'cod'"):
         lm.ask("cod", "?", store)
     lm.read(TEXT, store, "code")
-    with pytest.raises(ConfigError, match="did you mean 'code'"):
+    with pytest.raises(ConfigError, match="'code'"):
         lm.ask("cod", "?", store)
-    with pytest.raises(ConfigError, match=r"no \{question\}"):
+    with pytest.raises(ConfigError, match=naming("{question}")):
         lm.ask("code", "?", store, template="hello")
-    with pytest.raises(ConfigError, match="use letters"):
+    with pytest.raises(ConfigError, match="letters"):
         lm.read(TEXT, store, "../code")
-    with pytest.raises(CapacityError, match="the model's context is 4096"):
+    with pytest.raises(CapacityError, match=r"\b4096\b"):
         lm.read(list(range(5, 400)) * 20, store)
-    with pytest.raises(DataError, match="nothing to read"):
+    with pytest.raises(DataError, match="nothing"):
         lm.read([], store)
 
 

@@ -29,6 +29,7 @@ from handscroll.generate.sample import (
     penalise_repetition,
     pick,
 )
+from tests.naming import naming
 
 
 def logits_of(seed, rows=4, vocab=50, spread=3.0):
@@ -170,22 +171,22 @@ def test_half_precision_is_sampled_in_float32():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"max_tokens": 0}, "max_tokens is 0; it must be at least 1"),
-        ({"temperature": -0.5}, "temperature is -0.5; it must be 0"),
+        ({"max_tokens": 0}, naming("max_tokens", 0, 1)),
+        ({"temperature": -0.5}, naming("temperature", -0.5)),
         ({"temperature": math.inf}, "finite"),
         ({"temperature": math.nan}, "finite"),
-        ({"top_k": -1}, "top_k is -1"),
-        ({"top_p": 0.0}, "top_p is 0.0; it must be above 0 and at most 1"),
-        ({"top_p": 1.5}, "top_p is 1.5"),
-        ({"min_p": 1.0}, "min_p is 1.0"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
-        ({"stop": ["a", ""]}, "empty string"),
-        ({"top_k": 5, "top_p": 0.9}, "top_k and top_p would have no effect"),
-        ({"temperatur": 1.0}, "did you mean 'temperature'"),
+        ({"top_k": -1}, naming("top_k", -1)),
+        ({"top_p": 0.0}, naming("top_p", 0.0, 0, 1)),
+        ({"top_p": 1.5}, naming("top_p", 1.5)),
+        ({"min_p": 1.0}, naming("min_p", 1.0)),
+        ({"repetition_penalty": 0.0}, naming("repetition_penalty", 0.0)),
+        ({"stop": ["a", ""]}, "empty"),
+        ({"top_k": 5, "top_p": 0.9}, naming("top_k", "top_p")),
+        ({"temperatur": 1.0}, "'temperature'"),
     ],
 )
 def test_bad_settings_are_explained(values, message):
-    with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
+    with pytest.raises(ConfigError, match=message):
         Sampling.parse(values, "--set")
 
 

@@ -8,6 +8,7 @@ from handscroll.generate.decode import decode
 from handscroll.generate.sample import Sampling
 from handscroll.models.model import Model
 from tests.generate.test_decode import loaded, prompts_of, written
+from tests.naming import naming
 
 SAMPLED = Sampling(max_tokens=15, temperature=1.1, top_p=0.95, seed=4)
 
@@ -91,7 +92,7 @@ def test_logprobs_change_no_token_and_may_be_alone(tmp_path):
 
 def test_impossible_numbers_are_refused(tmp_path):
     model = loaded(tmp_path)
-    with pytest.raises(ConfigError, match="samples is 0"):
+    with pytest.raises(ConfigError, match=naming("samples", 0)):
         decode(model, [[5]], SAMPLED, samples=0)
-    with pytest.raises(ConfigError, match="logprobs -1"):
+    with pytest.raises(ConfigError, match=naming("logprobs", -1)):
         decode(model, [[5]], SAMPLED, logprobs=-1)

@@ -17,6 +17,7 @@ from handscroll.nn.marks import Marks
 from handscroll.nn.mask import SameSegment
 from handscroll.text.tokenizer import Tokenizer
 from handscroll.text.wordpiece import wordpiece_json
+from tests.naming import naming
 
 SIZES = {
     "vocab_size": 97,
@@ -164,7 +165,7 @@ def test_files_of_the_first_release(tmp_path):
     near(ours_say(model, ids, Marks.run(0, 12))[1:2], theirs_say(theirs.bert, ids)[1:2])
     old["cls.predictions.decoder.bias"] += 1
     save_file(old, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match="must repeat another tensor"):
+    with pytest.raises(CheckpointError, match="repeat"):
         load_model(tmp_path)
 
 
@@ -198,48 +199,48 @@ def test_long_texts_are_refused_or_read_in_windows(folder):
     lm = handscroll.load(folder)
     long = "the cat sat on a dog . " * 14
     assert len(lm.encode(long)) == 100
-    with pytest.raises(CapacityError, match="text 1 has 100 tokens, the model's context is 64"):
+    with pytest.raises(CapacityError, match=naming("text 1", 100, 64)):
         lm.embed(["a", long])
     halves = lm.embed(["the cat sat on a dog . " * 7] * 2, normalise=False)
     torch.testing.assert_close(lm.embed([long], windows=True, normalise=False)[0], halves.mean(dim=0))
-    with pytest.raises(ConfigError, match="list of texts"):
+    with pytest.raises(ConfigError, match="list"):
         lm.embed(long)
-    with pytest.raises(ConfigError, match="mean and cls"):
+    with pytest.raises(ConfigError, match=naming("mean", "cls")):
         lm.embed(["a"], pooling="max")
 
 
 def test_what_an_encoder_cannot_do_is_refused(folder, tiny_folder):
     lm = handscroll.load(folder)
     assert lm.logits("the cat").shape == (4, 97)
-    with pytest.raises(ConfigError, match="no text is continued"):
+    with pytest.raises(ConfigError, match=r"continued|causal"):
         lm.generate("the cat")
-    with pytest.raises(ConfigError, match="no text is continued"):
+    with pytest.raises(ConfigError, match=r"continued|causal"):
         lm.beams("the cat")
-    with pytest.raises(ConfigError, match="none has a likelihood"):
+    with pytest.raises(ConfigError, match="likelihood"):
         lm.nll("the cat sat")
-    with pytest.raises(ConfigError, match="nothing is cached"):
+    with pytest.raises(ConfigError, match="cache"):
         lm.model.new_cache()
-    with pytest.raises(CapacityError, match="position 64 is past the learned position table of 64"):
+    with pytest.raises(CapacityError, match=naming("position 64", "table of 64")):
         lm.logits([5] * 65)
     with pytest.raises(DataError, match="token type 2"):
         lm.model.embed(tokens(1, 3), Marks.of(torch.arange(3)[None], kinds=torch.tensor([[0, 1, 2]])))
-    with pytest.raises(ConfigError, match="is causal"):
+    with pytest.raises(ConfigError, match="causal"):
         handscroll.load(tiny_folder).embed(["a"])
     bare = reference("bare")
     bare.save_pretrained(folder / "bare")
-    with pytest.raises(ConfigError, match="no masked-LM head"):
+    with pytest.raises(ConfigError, match="masked-LM"):
         load_model(folder / "bare")(tokens(1, 3))
-    with pytest.raises(ConfigError, match="no next-sentence head"):
+    with pytest.raises(ConfigError, match="next-sentence"):
         load_model(folder / "bare").following_logits(torch.zeros(1, 48))
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"position_embedding_type": "relative_key"}, "only 'absolute'"),
-        ({"is_decoder": True}, "only False"),
+        ({"position_embedding_type": "relative_key"}, "'absolute'"),
+        ({"is_decoder": True}, "False"),
         ({"hidden_act": "silu"}, "gelu_new"),
-        ({"rope_theta": 1e4}, "unknown key 'rope_theta'"),
+        ({"rope_theta": 1e4}, "'rope_theta'"),
     ],
 )
 def test_unknown_forms_are_refused(folder, change, words):
@@ -264,8 +265,8 @@ def test_a_saved_encoder_loads_in_the_reference_with_its_tokenizer(folder, tmp_p
 
 
 def test_a_damaged_vocabulary_is_refused():
-    with pytest.raises(CheckpointError, match=r"no \[SEP\]"):
+    with pytest.raises(CheckpointError, match=naming("[SEP]")):
         wordpiece_json("[UNK]\n[CLS]\na\n", {}, "vocab.txt")
-    with pytest.raises(CheckpointError, match="1 tokens twice"):
+    with pytest.raises(CheckpointError, match="twice"):
         wordpiece_json("[UNK]\n[CLS]\n[SEP]\na\na\n", {}, "vocab.txt")
     assert tokenizers.Tokenizer.from_str(wordpiece_json("\n".join(WORDS), {}, "")).encode("cats").ids == [2, 8, 6, 3]

@@ -93,7 +93,7 @@ def test_mimetic_relative_bias_falls_with_distance(ahead):
 
 
 def test_mimetic_is_for_learned_positions():
-    with pytest.raises(ConfigError, match="learned positions"):
+    with pytest.raises(ConfigError, match="learned"):
         initialise(model(), "mimetic", 3, torch.Generator().manual_seed(0))
 
 
@@ -115,5 +115,5 @@ def test_induction_heads_copy_at_step_zero():
 
 
 def test_models_without_room_are_refused():
-    with pytest.raises(ConfigError, match="at least 3 layers"):
+    with pytest.raises(ConfigError, match=r"\b3\b"):
         set_induction_heads(model(layers=2), torch.Generator())

@@ -190,9 +190,9 @@ def test_masks_of_the_bands_share_no_key_and_leave_none_out():
 
 
 def test_a_promise_that_the_groups_do_not_reach_is_refused():
-    with pytest.raises(ConfigError, match="reach 240 tokens"):
+    with pytest.raises(ConfigError, match="240 tokens"):
         model_with(SELF_EXTEND | {"group": 5})
-    with pytest.raises(ConfigError, match="leaves no trained distance"):
+    with pytest.raises(ConfigError, match="distance"):
         model_with(SELF_EXTEND | {"window": 64})
-    with pytest.raises(ConfigError, match="shorter than the trained"):
+    with pytest.raises(ConfigError, match="shorter"):
         model_with(DUAL_CHUNK | {"chunk": 64})

@@ -323,9 +323,9 @@ def test_rounding_to_int4(size):
 
 
 def test_int4_refuses_odd_rows_and_keeps_what_is_no_number():
-    with pytest.raises(ConfigError, match="a row of 33 is odd"):
+    with pytest.raises(ConfigError, match=r"\b33\b"):
         to_int4(random(2, 33))
-    with pytest.raises(ConfigError, match="a row of 5 is odd"):
+    with pytest.raises(ConfigError, match=r"\b5\b"):
         to_int4_columns(random(32, 5))
     x = random(2, 64)
     x[0, 3] = math.nan

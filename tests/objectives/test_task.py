@@ -11,6 +11,7 @@ from handscroll.models.table import FAMILIES
 from handscroll.objectives.head import cross_entropy
 from handscroll.objectives.task import TASKS, task_from
 from handscroll.text.training import TokenizerConfig, train_tokenizer
+from tests.naming import naming
 
 SPECIAL = ("<|endoftext|>", "[MASK]", "[gMASK]", "[sop]", "[eop]")
 SIZES = {"width": 16, "layers": 1, "heads": 2, "mlp_width": 32}
@@ -43,7 +44,7 @@ def test_settings_come_back_with_their_name():
         task = task_from(name)
         assert task.name == name and task_from(task.model_dump(mode="json")) == task
     assert task_from({"name": "masked", "rate": 0.3}).share({}) == 0.3
-    for wrong, told in (("masks", "'masked'"), ({"name": "causal", "rate": 1}, "'rate'"), ({}, "a name")):
+    for wrong, told in (("masks", "'masked'"), ({"name": "causal", "rate": 1}, "'rate'"), ({}, "name")):
         with pytest.raises(ConfigError, match=told):
             task_from(wrong)
 
@@ -58,9 +59,7 @@ def test_every_new_model_is_learned_by_one_objective(family, about):
     for model, wanted in cases:
         assert [name for name in TASKS if task_from(name).fits(model)] == [wanted]
         for name in set(TASKS) - {wanted}:
-            with pytest.raises(
-                ConfigError, match=f"'{name}' does not fit family '{family}' as it is here: take '{wanted}'"
-            ):
+            with pytest.raises(ConfigError, match=naming(f"'{name}'", f"'{family}'", f"'{wanted}'")):
                 task_from(name).objective(model)
 
 

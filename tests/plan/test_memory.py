@@ -125,9 +125,9 @@ def test_an_encoder_keeps_one_input_more_and_all_keys(workload, machine):
         "checkpoint",
         "layer-outer",
     }
-    with pytest.raises(ConfigError, match="needs a causal mask"):
+    with pytest.raises(ConfigError, match="causal"):
         check(workload(rung="chunk-outer", **there), machine(10_000))
-    with pytest.raises(ConfigError, match="generates nothing"):
+    with pytest.raises(ConfigError, match="generates"):
         check(workload(kind="generate", rung="auto", shape=shape), machine(10_000))
     few = memory.loss_bytes(workload(shape=shape, targets=0.15), 2048)
     assert few < memory.loss_bytes(workload(), 2048)

@@ -8,6 +8,7 @@ import pytest
 
 from handscroll.base.errors import DataError
 from handscroll.text.readers import read
+from tests.naming import naming
 
 CHINESE = "　　却说贾雨村授了应天府，一到任就有件人命官司详至案下，却是两家争买一婢，各不相让，以致殴伤人命。\r\n"
 DATA = Path(__file__).parents[2] / "../shared/data"
@@ -55,7 +56,7 @@ def test_other_encodings_are_refused_then_read_by_name(tmp_path, text, encoding)
     data = text.encode(encoding)
     (tmp_path / "a.txt").write_bytes(b"plain, " + data)
     bad = next(i for i, byte in enumerate(b"plain, " + data) if byte > 127)
-    with pytest.raises(DataError, match=rf"a\.txt: not valid UTF-8: byte 0x{data[bad - 7]:02x} at offset {bad},"):
+    with pytest.raises(DataError, match=naming("a.txt", f"0x{data[bad - 7]:02x}", f"offset {bad}")):
         texts(tmp_path / "a.txt")
     assert texts(tmp_path / "a.txt", encoding=encoding) == ["plain, " + text]
 
@@ -72,24 +73,24 @@ def test_every_chinese_book_is_recognised_as_gb18030(tmp_path):
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("a.txt", b"", r"a\.txt: the file is empty"),
-        ("a.txt", b"\xef\xbb\xbf", "byte order mark and no text"),
-        ("a.txt", b"abc\0def", r"not a text file \(a NUL byte at offset 3\)"),
-        ("a.txt", b"\xff\xfea\0\0\0", "not a text file"),
-        ("a.txt", b"\x89PNG\r\n\x1a\n\x93\x94", "byte 0x89 at offset 0"),
-        ("a.txt.gz", b"not gzip", "damaged gzip"),
-        ("a.txt.gz", gzip.compress(b"abc" * 999)[:-9], "damaged gzip"),
-        ("a.jsonl", b"\n\n", "the file is empty"),
-        ("a.jsonl", b'{"text": "x"}\n{"text": \n', r"a\.jsonl:2: not valid JSON"),
-        ("a.jsonl", b'["x"]\n', "a JSON list, not an object"),
-        ("a.jsonl", b'{"body": "x"}\n', "neither 'text' nor 'content' among the keys body"),
-        ("a.jsonl", b'{"text": ""}\n', "'text' is empty"),
-        ("a.jsonl", b'{"text": 3}\n', "'text' holds a int"),
+        ("a.txt", b"", r"a\.txt.*empty"),
+        ("a.txt", b"\xef\xbb\xbf", "byte order mark"),
+        ("a.txt", b"abc\0def", naming("NUL", "offset 3")),
+        ("a.txt", b"\xff\xfea\0\0\0", "text file"),
+        ("a.txt", b"\x89PNG\r\n\x1a\n\x93\x94", naming("0x89", "offset 0")),
+        ("a.txt.gz", b"not gzip", "gzip"),
+        ("a.txt.gz", gzip.compress(b"abc" * 999)[:-9], "gzip"),
+        ("a.jsonl", b"\n\n", "empty"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', r"a\.jsonl:2: .*JSON"),
+        ("a.jsonl", b'["x"]\n', naming("list", "object")),
+        ("a.jsonl", b'{"body": "x"}\n', naming("'text'", "'content'", "body")),
+        ("a.jsonl", b'{"text": ""}\n', naming("'text'", "empty")),
+        ("a.jsonl", b'{"text": 3}\n', naming("'text'", "int")),
         ("a.jsonl", b'{"text": "\\ud800"}\n', "surrogate"),
         ("a.jsonl", b'{"text": "\xe9"}\n', "offset 10"),
-        ("a.html", b"<script>var a = 1; the rest", "<script> opened on line 1 is never closed"),
-        ("a.html", b"<p> <style>p {}</style>", "no visible text"),
-        ("a.csv", b"a,b\n", r"unknown suffix '\.csv'"),
+        ("a.html", b"<script>var a = 1; the rest", naming("<script>", "line 1")),
+        ("a.html", b"<p> <style>p {}</style>", "visible"),
+        ("a.csv", b"a,b\n", naming("'.csv'")),
     ],
 )
 def test_refusals(tmp_path, name, data, message):
@@ -102,11 +103,11 @@ def test_paths_are_checked_before_anything_is_read(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "empty").mkdir()
     for paths, message in [
-        ([tmp_path / "a.txt", tmp_path / "none.txt"], r"none\.txt does not exist"),
-        ([str(tmp_path / "*.rst")], "matches no file"),
-        ([tmp_path / "empty"], "holds no text files"),
-        ([tmp_path, tmp_path / "a.txt"], "named twice"),
-        ([], "no files to read"),
+        ([tmp_path / "a.txt", tmp_path / "none.txt"], r"none\.txt"),
+        ([str(tmp_path / "*.rst")], naming("*.rst")),
+        ([tmp_path / "empty"], "empty"),
+        ([tmp_path, tmp_path / "a.txt"], "twice"),
+        ([], "no files"),
     ]:
         with pytest.raises(DataError, match=message):
             read(paths)  # not iterated

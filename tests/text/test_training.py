@@ -82,11 +82,11 @@ def test_same_text_same_file_in_every_process(kind):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"vocab": 256}, "ask for at least 257"),
-        ({"special": ("a", "a"), "vocab": 400}, "empty or double"),
-        ({"special": ("", "a"), "vocab": 400}, "empty or double"),
-        ({"special": ("e",), "vocab": 400, "kind": "wordpiece"}, "'e' is an ordinary piece"),
-        ({"kind": "unigram", "min_frequency": 3}, "min_frequency has no meaning"),
+        ({"vocab": 256}, r"\b257\b"),
+        ({"special": ("a", "a"), "vocab": 400}, "empty|double"),
+        ({"special": ("", "a"), "vocab": 400}, "empty|double"),
+        ({"special": ("e",), "vocab": 400, "kind": "wordpiece"}, "'e'"),
+        ({"kind": "unigram", "min_frequency": 3}, "min_frequency"),
     ],
 )
 def test_settings_that_cannot_be_met(changes, message):
@@ -96,9 +96,9 @@ def test_settings_that_cannot_be_met(changes, message):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_too_little_text_names_the_size_it_allows(kind):
-    with pytest.raises(DataError, match="no text"):
+    with pytest.raises(DataError, match="text"):
         train_tokenizer([], TokenizerConfig(kind=kind))
-    with pytest.raises(DataError, match=r"ask for vocab <= \d+") as caught:
+    with pytest.raises(DataError, match=r"vocab <= \d+") as caught:
         train_tokenizer(CORPUS, TokenizerConfig(kind=kind, vocab=100_000))
     allowed = int(str(caught.value).split("<= ")[1].split(" ")[0])
     assert train_tokenizer(CORPUS, TokenizerConfig(kind=kind, vocab=allowed)).vocab_size == allowed

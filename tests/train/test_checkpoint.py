@@ -18,6 +18,7 @@ from handscroll.train.checkpoint import (
     rng_state,
     save_checkpoint,
 )
+from tests.naming import naming
 
 DTYPES = [
     torch.float64,
@@ -122,7 +123,7 @@ def test_views_and_tied_tensors(tmp_path):
     ids=["sparse", "complex", "meta"],
 )
 def test_what_cannot_be_stored_is_refused(tmp_path, tensor):
-    with pytest.raises(CheckpointError, match="odd cannot be stored"):
+    with pytest.raises(CheckpointError, match="odd"):
         save_checkpoint(tmp_path / "run", 1, {"model": {"odd": tensor}}, {})
     assert not (tmp_path / "run").exists()
 
@@ -133,7 +134,7 @@ def test_what_cannot_be_stored_is_refused(tmp_path, tensor):
     ids=lambda value: repr(value)[:12],
 )
 def test_a_state_that_json_would_change_is_refused(tmp_path, value):
-    with pytest.raises(CheckpointError, match="state of a checkpoint must"):
+    with pytest.raises(CheckpointError, match="state"):
         save_checkpoint(tmp_path / "run", 1, {}, {"value": value})
 
 
@@ -269,17 +270,17 @@ def test_a_different_optimizer_is_refused_and_left_alone():
     def adamw(**settings):
         return torch.optim.AdamW(groups(Net(torch.float32)), **{"lr": 0.01, **settings})
 
-    refused("kind was AdamW, is Muon", torch.optim.Muon(groups(Net(torch.float32))))
-    refused(r"betas of group 0 was \[0.9, 0.999\], is \[0.9, 0.95\]", adamw(betas=(0.9, 0.95)))
-    refused("weight_decay of group 0", adamw(weight_decay=0.2))
-    refused("amsgrad of group 1 was False, is True", adamw(amsgrad=True))
-    refused("shapes was", torch.optim.AdamW(nn.Linear(6, 8, bias=False).parameters(), lr=0.01))
-    refused(r"groups was \[1, 1\], is \[2\]", torch.optim.AdamW(Net(torch.float32).parameters(), lr=0.01))
-    refused(r"\['0.step'\] are missing", adamw(), {k: v for k, v in tensors.items() if k != "0.step"})
-    refused(r"\['2.step'\] are missing", adamw(), {**tensors, "2.step": torch.ones(())})
+    refused(naming("AdamW", "Muon"), torch.optim.Muon(groups(Net(torch.float32))))
+    refused(naming("betas", "[0.9, 0.999]", "[0.9, 0.95]"), adamw(betas=(0.9, 0.95)))
+    refused("weight_decay", adamw(weight_decay=0.2))
+    refused(naming("amsgrad", "False", "True"), adamw(amsgrad=True))
+    refused("shapes", torch.optim.AdamW(nn.Linear(6, 8, bias=False).parameters(), lr=0.01))
+    refused(naming("[1, 1]", "[2]"), torch.optim.AdamW(Net(torch.float32).parameters(), lr=0.01))
+    refused(naming("'0.step'"), adamw(), {k: v for k, v in tensors.items() if k != "0.step"})
+    refused(naming("'2.step'"), adamw(), {**tensors, "2.step": torch.ones(())})
     unknown = json.loads(json.dumps(state))
     unknown["groups"][0]["settings"]["cautious"] = True
-    refused("cautious of group 0 was True, is 'unknown'", adamw(), state=unknown)
+    refused("cautious", adamw(), state=unknown)
     restore_optimizer(adamw(foreach=True, lr=0.5), tensors, state)
 
 
@@ -304,7 +305,7 @@ def test_state_that_is_neither_tensor_nor_value_is_refused():
         return loss
 
     optimizer.step(closure)
-    with pytest.raises(CheckpointError, match="LBFGS keeps"):
+    with pytest.raises(CheckpointError, match="LBFGS"):
         optimizer_tensors(optimizer)
 
 
@@ -334,9 +335,9 @@ def test_generators_go_on_where_they_were():
 
 def test_a_different_set_of_generators_is_refused():
     state = rng_state({"data": random.Random(3)})
-    with pytest.raises(CheckpointError, match=r"generators \['data'\], this run \['sampler'\]"):
+    with pytest.raises(CheckpointError, match=naming("'data'", "'sampler'")):
         restore_rng(state, {"sampler": random.Random(3)})
-    with pytest.raises(CheckpointError, match="random state of 99 CUDA devices"):
+    with pytest.raises(CheckpointError, match="99 CUDA devices"):
         restore_rng({**state, "cuda": ["00"] * 99}, {"data": random.Random(3)})
 
 

@@ -18,6 +18,7 @@ from handscroll.nn.marks import Marks
 from handscroll.objectives.classify import Classify
 from handscroll.train.lora import LoRA, add_lora
 from handscroll.train.recipe import Recipe, Ways, build_model, run_recipe
+from tests.naming import naming
 from tests.train.test_masked_run import TINY
 
 SIZES: dict[str, Any] = {"vocab": 50, "width": 24, "layers": 2, "heads": 4, "mlp_width": 40, "context": 16}
@@ -79,15 +80,15 @@ def test_a_classifier_begins_with_a_pretrained_encoder(tmp_path):
     assert found.argmax(dim=1).tolist() == [0, 1] * 6
     torch.testing.assert_close(found, torch.cat([again.classify([text]) for text in texts]))
     torch.testing.assert_close(found.sum(dim=1), torch.ones(12))
-    with pytest.raises(CapacityError, match=r"text 1 has .* the model's context is 64"):
+    with pytest.raises(CapacityError, match=naming("text 1", 64)):
         again.classify(["a", texts[0] * 20])
-    with pytest.raises(ConfigError, match="no classifier"):
+    with pytest.raises(ConfigError, match="classifier"):
         before.classify(texts)
-    with pytest.raises(ConfigError, match="list of texts"):
+    with pytest.raises(ConfigError, match="list"):
         again.classify("a")
     three = settings | {"data": {"two": settings["data"]["two"] | {"labels": ["0", "1", "2"]}}}
     three["model"] = {"path": str(tmp_path / "run" / "model")}
-    with pytest.raises(ConfigError, match=r"the rows have the labels .*, the model tells apart"):
+    with pytest.raises(ConfigError, match="labels"):
         run_recipe(Recipe.parse(three, "recipe"), tmp_path / "three")
 
 
@@ -96,9 +97,9 @@ def test_wrong_use_is_refused():
         with pytest.raises(ConfigError, match="classifier"):
             BertConfig.parse(SIZES | {"masked": False, "pooler": True, "labels": ("a", "b")} | changes, "sizes")
     plain = Bert(BertConfig(**SIZES, pooler=True))
-    with pytest.raises(ConfigError, match="no labels"):
+    with pytest.raises(ConfigError, match="labels"):
         plain.classify(torch.zeros(1, 1, 24), Marks.run(0, 1), torch.ones(1, 1, dtype=torch.bool))
-    with pytest.raises(ConfigError, match="no masked-LM head"):
+    with pytest.raises(ConfigError, match="masked-LM"):
         classifier().logits(torch.zeros(1, 1, 24).double())
 
 

@@ -93,14 +93,14 @@ def test_wrong_stages_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="factor"):
         run_recipe(recipe("stages.1.positions.scaling.factor=2.0", "stages.0.steps=1"), tmp_path / "a")
     gpt2 = ["model={family='gpt2',sizes={width=48,layers=2,heads=4,mlp_width=96,context=256}}", "stages.0.steps=1"]
-    with pytest.raises(ConfigError, match="no rotary positions"):
+    with pytest.raises(ConfigError, match="rotary"):
         run_recipe(recipe(*gpt2), tmp_path / "b")
 
 
 def test_a_certificate_that_does_not_fit_is_refused(tmp_path, monkeypatch):
     """Refused before it is made; --force makes it all the same."""
     monkeypatch.setattr(planned_module, "resident_bytes", lambda: planned_module.this_machine().usable - 1000)
-    with pytest.raises(CapacityError, match=r"certificate takes \d+ MB, and 0 MB may be planned; leave --certify out"):
+    with pytest.raises(CapacityError, match=r"certificate.* 0 MB.*--certify"):
         run_recipe(recipe("stages.1.steps=1"), tmp_path / "run", Ways(certify=True))
     assert not (tmp_path / "run" / "certificate.json").exists()
     run_recipe(recipe("stages.1.steps=1"), tmp_path / "forced", Ways(certify=True, force=True))

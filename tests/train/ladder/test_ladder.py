@@ -128,24 +128,24 @@ def test_chunks_are_refused_where_they_would_be_wrong(tmp_path):
     class Contrastive(Causal):
         additive = False
 
-    with pytest.raises(ConfigError, match="Contrastive does not add up"):
+    with pytest.raises(ConfigError, match="Contrastive"):
         Step(Staged(64))(llama(), [batch("plain")], Contrastive(additive=False))
 
-    with pytest.raises(ConfigError, match="on the CPU"):
+    with pytest.raises(ConfigError, match="CPU"):
         build_rung(Memory(rung="layer-outer", offload="host"), llama(), tmp_path)
-    with pytest.raises(CapacityError, match="folder you may write to"):
+    with pytest.raises(CapacityError, match="write"):
         DiskBlocks(tmp_path / "missing", CPU)
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"rung": "plain", "chunk": 64}, "no chunks"),
-        ({"rung": "checkpoint", "offload": "disk"}, "no chunks"),
-        ({"rung": "chunk-outer", "chunk": 100}, "multiple of 64"),
-        ({"rung": "staged"}, "needs it"),
-        ({"rung": "chunk-outer", "stage_layers": 2}, "belongs to rung 'staged'"),
-        ({"rung": "chunk-outer", "folder": "x"}, "belongs to offload"),
+        ({"rung": "plain", "chunk": 64}, "chunk"),
+        ({"rung": "checkpoint", "offload": "disk"}, "chunk"),
+        ({"rung": "chunk-outer", "chunk": 100}, r"\b64\b"),
+        ({"rung": "staged"}, "chunk"),
+        ({"rung": "chunk-outer", "stage_layers": 2}, "'staged'"),
+        ({"rung": "chunk-outer", "folder": "x"}, "offload"),
         ({"rung": "chunked"}, "chunk-outer"),
     ],
 )

@@ -150,7 +150,7 @@ def test_a_step_can_be_given_up_between_chunks():
 
 def test_stages_of_several_layers_are_refused():
     for rung in (Staged(64), Staged(64, 2)):
-        with pytest.raises(ConfigError, match="so each layer needs all chunks of the one below"):
+        with pytest.raises(ConfigError, match="layer"):
             Step(rung)(bert(), [batch("plain", False)], Masked())
-    with pytest.raises(ConfigError, match="truncated training in chunks cannot"):
+    with pytest.raises(ConfigError, match="chunks"):
         Step(Recurrent(64, 64))(llama(), [batch("plain", False)], Prefixed())

@@ -19,6 +19,7 @@ from handscroll.nn.noise import Noise
 from handscroll.train.ladder.plain import Plain
 from handscroll.train.parallel.world import Parallel, World, join_world
 from handscroll.train.step import Memory, Step, build_rung
+from tests.naming import naming
 from tests.train.ladder.test_ladder import batch, distance, llama
 from tests.train.parallel.ranks import CASES, built, objective
 
@@ -154,8 +155,8 @@ def test_a_dead_or_stopped_rank_ends_the_run_by_name_and_the_run_resumes(how, tm
 def test_wrong_sharing_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="torchrun"):
         join_world(Parallel(context=2))
-    with pytest.raises(ConfigError, match="has no chunks"):
+    with pytest.raises(ConfigError, match="chunks"):
         build_rung(Memory(rung="checkpoint"), llama(), tmp_path, World(0, 2, 2))
-    with pytest.raises(ConfigError, match=r"3 rows .* 2 data-parallel ranks"):
+    with pytest.raises(ConfigError, match=naming("3 rows", "2 data-parallel ranks")):
         World(0, 2, 1).rows(batch("plain", rows=3))
     assert World(1, 4, 2).cut(0, 7) == [0, 3, 7]
