@@ -15,8 +15,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)           ## install into .venv, lengthen the starter model 8x and prove it
 	$(BIN)/handscroll demo --out demo
 
-test: $(STAMP)           ## install and run the ordinary suite
-	$(BIN)/python -m pytest -q
+WORKERS ?= 2
+
+test: $(STAMP)           ## install and run the ordinary suite in WORKERS processes of one thread
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 test-long: $(STAMP)      ## the longer campaigns
 	$(BIN)/python -m pytest -q -m long

@@ -1,6 +1,7 @@
 """Shared real models: small enough to train in seconds, trained once a session."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from jaxtyping import install_import_hook
 
 # Shapes in signatures are promises: checked on every call of a test run, before anything is imported.
 CHECKED = [
-    "nn.kernels",
+    "nn.attend",
     "nn.pages",
     "nn.rope",
     "nn.norm",
@@ -46,9 +47,10 @@ def shared(name: str) -> Path:
     return path
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _two_threads():
-    torch.set_num_threads(2)
+@pytest.fixture(autouse=True)
+def _threads():
+    """One thread where several workers share the processors, else two; whatever the test before has left."""
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +59,7 @@ def tiny_folder(tmp_path_factory) -> Path:
     from handscroll.base.config import read_recipe
     from handscroll.train.recipe import Recipe, run_recipe
 
-    recipe = Recipe.parse(read_recipe(ROOT / "recipes" / "tiny" / "llama.toml", ["threads=2"]), "recipe")
+    recipe = Recipe.parse(read_recipe(ROOT / "recipes" / "tiny" / "llama.toml", ["threads=1"]), "recipe")
     folder = tmp_path_factory.mktemp("tiny")
     run_recipe(recipe, folder)
     return folder / "model"

@@ -9,22 +9,12 @@ import pytest
 from typer.testing import CliRunner
 
 import handscroll
-from handscroll.base.errors import HandscrollError
 from handscroll.cli.main import app
+from tests.cli.material import run
 from tests.conftest import ROOT
 
 LIBRARY = Path(__import__("argparse").__file__)
 TINY = ROOT / "recipes" / "tiny" / "llama.toml"
-
-
-def run(*words: str, fails: str | None = None, **options) -> str:
-    result = CliRunner().invoke(app, [str(word) for word in words], **options)
-    if fails is not None:
-        assert isinstance(result.exception, HandscrollError), result.output
-        assert fails in str(result.exception), str(result.exception)
-        return ""
-    assert result.exit_code == 0, result.output + repr(result.exception)
-    return result.stdout
 
 
 def test_info(tiny_folder):

@@ -1,7 +1,5 @@
 """`auto` picks by measurement: on real and on freshly trained models, different methods win."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -16,9 +14,9 @@ from handscroll.lm import LM
 from handscroll.models.bloom import Bloom, BloomConfig
 from handscroll.train.recipe import Recipe, run_recipe
 from tests.conftest import ROOT
+from tests.extend.material import TEXT
 
 STEPS = ["stages.0.steps=40", "stages.1.steps=160", "stages.1.micro=8", "loop.save_every=500", "loop.evaluate_every=0"]
-TEXT = str(Path(__import__("argparse").__file__))
 
 
 def trained(folder, *overrides):

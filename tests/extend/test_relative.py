@@ -13,7 +13,7 @@ from handscroll.lm import LM
 from handscroll.models.weights import load_model, save_model
 from handscroll.nn.marks import Marks
 from handscroll.text.training import TokenizerConfig, train_tokenizer
-from tests.models.test_t5 import save, theirs_at, tokens
+from tests.models.t5 import save, theirs_at, tokens
 
 
 @pytest.fixture

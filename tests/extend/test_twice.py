@@ -18,7 +18,7 @@ from handscroll.lm import LM
 from handscroll.models.bert import Bert, BertConfig
 from handscroll.models.bloom import Bloom, BloomConfig
 from handscroll.models.t5 import T5, T5Config
-from tests.extend.test_auto import TEXT
+from tests.extend.material import TEXT
 from tests.naming import naming
 
 

@@ -13,8 +13,7 @@ from handscroll.generate.decode import decode
 from handscroll.generate.sample import Sampling
 from handscroll.models.weights import load_model
 from tests.conformance.families import reference, save
-from tests.generate.test_decode import loaded, prompts_of
-from tests.generate.test_speculative import tiny
+from tests.generate.material import loaded, prompts_of, tiny
 from tests.naming import naming
 
 EOS = 3

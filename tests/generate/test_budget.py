@@ -18,7 +18,7 @@ from handscroll.models.weights import load_model
 from handscroll.nn.marks import Marks
 from tests.conformance.families import reference, save
 from tests.naming import naming
-from tests.nn.test_bands import SELF_EXTEND, model_with
+from tests.nn.material import SELF_EXTEND, model_with
 
 TEXT = "import os\n\n\ndef walk(top):\n    for name in os.listdir(top):\n        yield os.path.join(top, name)\n\n" * 4
 

@@ -16,7 +16,7 @@ from handscroll.generate.constrain import Constraint
 from handscroll.generate.decode import decode
 from handscroll.generate.draft import DraftModel, Lookup
 from handscroll.generate.sample import Sampling
-from tests.generate.test_speculative import chi_squared, tiny
+from tests.generate.material import chi_squared, tiny
 from tests.naming import naming
 
 SCHEMA = {

@@ -12,7 +12,7 @@ from handscroll.cache.reading.store import Store
 from handscroll.generate.constrain import Constraint
 from handscroll.generate.draft import Lookup
 from handscroll.text.training import TokenizerConfig, train_tokenizer
-from tests.cli.test_cli import run
+from tests.cli.material import run
 
 PROMPT = "def read(self, size):\n    return "
 SAMPLED = {"max_tokens": 12, "temperature": 0.9, "seed": 3}

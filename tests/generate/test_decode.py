@@ -11,33 +11,8 @@ from handscroll.generate.decode import decode
 from handscroll.generate.sample import Sampling
 from handscroll.models.weights import load_model
 from tests.conformance.families import reference, save
+from tests.generate.material import loaded, prompts_of, written
 from tests.naming import naming
-
-COUNTS = (5, 30, 1, 17)
-
-
-def prompts_of(counts=COUNTS, seed=0):
-    stream = torch.Generator().manual_seed(seed)
-    return [torch.randint(3, 97, (count,), generator=stream).tolist() for count in counts]
-
-
-def rows_of(steps, count):
-    rows, ends = [[] for _ in range(count)], [None] * count
-    for step in steps:
-        for item in step:
-            assert ends[item.row] is None, "a token after the end of its row"
-            rows[item.row].append(item.token)
-            ends[item.row] = item.finish
-    assert all(ends)
-    return rows, ends
-
-
-def written(model, prompts, sampling, **options):
-    return rows_of(decode(model, prompts, sampling, **options), len(prompts))
-
-
-def loaded(tmp_path, family="llama", scaling="none", dtype=torch.float32):
-    return load_model(save(reference(family, scaling), tmp_path / f"{family}-{scaling}"), dtype=dtype)
 
 
 @pytest.mark.parametrize(

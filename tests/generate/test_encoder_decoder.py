@@ -14,7 +14,7 @@ from handscroll.generate.engine.engine import Engine
 from handscroll.generate.sample import Sampling
 from handscroll.models.weights import load_model
 from tests.conftest import shared
-from tests.models.test_t5 import SIZES, save, tokens
+from tests.models.t5 import SIZES, save, tokens
 from tests.naming import naming
 
 SOURCES = [tokens(1, n, 11)[0].tolist() for n in (30, 5, 70)]

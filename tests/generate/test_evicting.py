@@ -349,7 +349,7 @@ def test_rows_taken_from_a_padded_batch_go_on_alike(policy, model):
 
 
 def test_scalings_of_several_rotations_go_without_scored_keys():
-    from tests.nn.test_bands import SELF_EXTEND, model_with
+    from tests.nn.material import SELF_EXTEND, model_with
 
     model, tokens = model_with(SELF_EXTEND), tokens_of(1)
     for policy in ("h2o", "tova", "snapkv"):

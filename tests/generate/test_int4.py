@@ -13,7 +13,7 @@ from handscroll.lm import load
 from handscroll.nn import attend as kernels
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal
-from tests.generate.test_policies import TEXT, filled, kl
+from tests.generate.material import TEXT, filled, kl
 from tests.naming import naming
 
 

@@ -24,7 +24,7 @@ from handscroll.models.llama import Llama
 from handscroll.nn.attend import attend, eager
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Window
-from tests.generate.test_policies import TEXT
+from tests.generate.material import TEXT
 from tests.naming import naming
 
 EXACT = [

@@ -9,29 +9,14 @@ from handscroll.cache.full import Cache
 from handscroll.cache.int8 import Int8Cache
 from handscroll.cache.reading.store import Store
 from handscroll.cli.main import app
-from handscroll.generate.prefill import prefill
 from handscroll.lm import load
-from handscroll.nn.marks import Marks
+from tests.generate.material import TEXT, filled, kl
 from tests.naming import naming
-
-TEXT = "import os\n\n\ndef walk(top):\n    for name in os.listdir(top):\n        yield os.path.join(top, name)\n\n" * 6
 
 
 @pytest.fixture
 def lm(tiny_folder):
     return load(tiny_folder)
-
-
-def filled(lm, kind, ids, chunk=1024):
-    cache = kind(lm.model.config.layers)
-    hidden = prefill(lm.model, torch.tensor([ids]), Marks.run(0, len(ids)), cache, len(ids), chunk)
-    return cache, lm.model.logits(hidden)[0, -1].detach()
-
-
-def kl(exact, other):
-    """KL divergence in nats of next-token distributions."""
-    exact, other = exact.double().log_softmax(-1), other.double().log_softmax(-1)
-    return float((exact.exp() * (exact - other)).sum())
 
 
 def test_int8_holds_little_more_than_a_byte_a_number(lm):

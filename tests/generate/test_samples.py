@@ -7,7 +7,7 @@ from handscroll.base.errors import ConfigError
 from handscroll.generate.decode import decode
 from handscroll.generate.sample import Sampling
 from handscroll.models.model import Model
-from tests.generate.test_decode import loaded, prompts_of, written
+from tests.generate.material import loaded, prompts_of, written
 from tests.naming import naming
 
 SAMPLED = Sampling(max_tokens=15, temperature=1.1, top_p=0.95, seed=4)

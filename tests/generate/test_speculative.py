@@ -11,14 +11,13 @@ from handscroll.generate.draft import DraftModel, Lookup, Proposal
 from handscroll.generate.sample import Sampling, candidates, generator
 from handscroll.generate.speculative import accept, residual
 from handscroll.kernels.native.library import library
-from handscroll.models.llama import Llama, LlamaConfig
 from handscroll.models.weights import load_model
 from handscroll.nn.attend import attend
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal
 from handscroll.nn.span import Span
 from tests.conformance.families import reference, save
-from tests.generate.test_decode import loaded, prompts_of, written
+from tests.generate.material import chi_squared, loaded, prompts_of, tiny, written
 from tests.naming import naming
 
 
@@ -46,19 +45,6 @@ def test_accepted_and_redrawn_tokens_add_up_to_the_target(seed):
     torch.testing.assert_close(total, p, atol=1e-12, rtol=0)
 
 
-def chi_squared(counts, expected):
-    """The statistic over cells of at least 5 expected; the rest is one cell. With its bound at one in ten thousand."""
-    common = expected >= 5
-    cells = [(counts[common], expected[common])]
-    if bool((~common).any()):
-        cells.append((counts[~common].sum()[None], expected[~common].sum()[None]))
-    found, want = (torch.cat(part) for part in zip(*cells, strict=True))
-    free = len(want) - 1
-    # Wilson and Hilferty's approximation of the quantile; 3.719 is the normal's at 1 - 1e-4.
-    bound = free * (1 - 2 / (9 * free) + 3.719 * (2 / (9 * free)) ** 0.5) ** 3
-    return float(((found - want) ** 2 / want.clamp_min(1e-9)).sum()), bound
-
-
 @pytest.mark.parametrize("certain", [True, False])
 def test_drawn_tokens_follow_the_target(certain):
     p, q = distributions(3)
@@ -68,22 +54,6 @@ def test_drawn_tokens_follow_the_target(certain):
     statistic, bound = chi_squared(torch.bincount(drawn, minlength=len(p)).double(), p * count)
     assert statistic < bound
     assert not (drawn[:, None] == torch.nonzero(p == 0)[:, 0]).any()
-
-
-def tiny(seed, vocab=4, scale=1.0):
-    """A random Llama of a few tokens."""
-    positions = {"base": 100.0, "scaling": {"name": "none"}, "context": 32, "trained": 32}
-    config = LlamaConfig(
-        vocab=vocab, width=16, layers=1, heads=2, kv_heads=1, head_size=8, mlp_width=16, positions=positions
-    )
-    torch.manual_seed(seed)
-    model = Llama(config).double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0.0, 0.5)
-        model.head.mul_(scale)
-    return model
 
 
 @torch.no_grad()

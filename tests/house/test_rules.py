@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import CHECKED
+
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "handscroll").rglob("*.py"))
 LONGEST = 520
@@ -81,3 +83,16 @@ def test_files_are_short_and_sober(path):
             bare = isinstance(node.type, ast.Name) and node.type.id == "Exception"
             excused = "the library raises bare Exceptions" in text.splitlines()[node.lineno - 1]
             assert not bare or excused, f"line {node.lineno}"
+
+
+def test_tests_are_no_libraries():
+    """What several tests need stands in a module that holds no tests."""
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            parts = (getattr(node, "module", None) or "").split(".") if isinstance(node, ast.ImportFrom) else []
+            assert not any(part.startswith("test_") for part in parts), f"{path}, line {node.lineno}"
+
+
+def test_every_module_whose_shapes_are_checked_is_there():
+    for name in CHECKED:
+        assert (ROOT / "handscroll" / f"{name.replace('.', '/')}.py").exists(), f"tests/conftest.py checks {name}"

@@ -7,25 +7,12 @@ import torch
 
 from handscroll.base.errors import ConfigError
 from handscroll.generate.prefill import hidden_chunks, prefill
-from handscroll.models.llama import Llama, LlamaConfig
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Beyond, Causal, ChunksBack, SameSegment, Window
+from tests.nn.material import SELF_EXTEND, model_with
 
 LENGTH = 200
-SELF_EXTEND = {"name": "self-extend", "factor": 4.0, "original": 64, "window": 20, "group": 6}
 DUAL_CHUNK = {"name": "dual-chunk", "factor": 4.0, "original": 64, "chunk": 48}
-
-
-def model_with(scaling, dtype=torch.float64, windows=()):
-    positions = {"base": 500.0, "scaling": scaling, "context": 256, "trained": 64 if scaling["name"] != "none" else 256}
-    sizes = {"vocab": 97, "width": 48, "layers": 3, "heads": 6, "kv_heads": 2, "head_size": 16, "mlp_width": 80}
-    torch.manual_seed(0)
-    model = Llama(LlamaConfig.parse(sizes | {"positions": positions, "windows": windows}, "test")).to(dtype).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * (0.15 if parameter.dim() > 1 else 0.1))
-            parameter.add_(1.0 if parameter.dim() == 1 else 0.0)
-    return model
 
 
 def self_extend_distance(i, j):

@@ -10,7 +10,7 @@ from handscroll.nn.bias import ALiBi
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, SameSegment, Window
 from handscroll.nn.span import Span
-from tests.nn.test_kernels import heads, packed_marks
+from tests.nn.material import heads, packed_marks
 
 
 def dense(q, k, v, marks, key_marks, mask, slopes, scale):

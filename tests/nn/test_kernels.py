@@ -11,31 +11,9 @@ from handscroll.kernels import runs as fused
 from handscroll.kernels.runs import merge
 from handscroll.nn.attend import attend, choose
 from handscroll.nn.marks import Marks
-from handscroll.nn.mask import Causal, Everything, Prefix, SameSegment, Sinks, Window
+from handscroll.nn.mask import Causal, Prefix, Sinks, Window
 from handscroll.nn.span import Span
-
-MASKS = {
-    "causal": Causal(),
-    "everything": Everything(),
-    "window": Causal() & Window(5),
-    "window+sinks": Causal() & (Window(5) | Sinks(2)),
-    "prefix": Prefix(7) | Causal(),
-    "packed": Causal() & SameSegment(),
-}
-
-
-def heads(batch, tokens, keys, dtype=torch.float32, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    q = torch.randn(batch, 8, tokens, 16, generator=generator, dtype=dtype)
-    k, v = (torch.randn(batch, 2, keys, 16, generator=generator, dtype=dtype) for _ in range(2))
-    return q, k, v
-
-
-def packed_marks(batch, tokens):
-    index = torch.arange(tokens).expand(batch, -1).clone()
-    index[0, -4:] = -1  # padding in one row only
-    segment = (torch.arange(tokens) >= tokens // 3).long().expand(batch, -1)
-    return Marks.of(index, segment)
+from tests.nn.material import MASKS, heads, packed_marks
 
 
 @pytest.mark.parametrize("mask", MASKS)

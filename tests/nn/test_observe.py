@@ -9,7 +9,7 @@ from handscroll.nn.bias import ALiBi
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal
 from handscroll.nn.span import Observer, Span
-from tests.nn.test_kernels import MASKS, heads, packed_marks
+from tests.nn.material import MASKS, heads, packed_marks
 
 
 def dense(q, k, mask, marks, key_marks, queries, added=0.0):

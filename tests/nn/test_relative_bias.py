@@ -10,7 +10,7 @@ from handscroll.nn.bias import Buckets, Relative
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Everything, SameSegment, Window
 from handscroll.nn.span import Span
-from tests.nn.test_kernels import heads, packed_marks
+from tests.nn.material import heads, packed_marks
 
 
 def table(dtype=torch.float32, buckets=32):

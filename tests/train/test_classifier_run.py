@@ -19,7 +19,7 @@ from handscroll.objectives.classify import Classify
 from handscroll.train.lora import LoRA, add_lora
 from handscroll.train.recipe import Recipe, Ways, build_model, run_recipe
 from tests.naming import naming
-from tests.train.test_masked_run import TINY
+from tests.train.material import TINY
 
 SIZES: dict[str, Any] = {"vocab": 50, "width": 24, "layers": 2, "heads": 4, "mlp_width": 40, "context": 16}
 

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from handscroll.base.config import read_recipe
 from handscroll.base.errors import CapacityError, ConfigError
@@ -28,13 +27,6 @@ GROWING = [
     "stages.1.positions={scaling={name='yarn',factor=4.0},base=20000.0}",
     "memory={rung='chunk-outer',chunk=64}",
 ]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def recipe(*more):

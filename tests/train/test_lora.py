@@ -10,8 +10,8 @@ from handscroll.base.errors import ConfigError
 from handscroll.models.weights import load_model, save_model
 from handscroll.train.lora import LoRA, add_lora, merge_lora, save_adapter
 from tests.conformance.families import reference, reference_logits, save
-from tests.models.test_t5 import reference as t5_reference
-from tests.models.test_t5 import save as save_t5
+from tests.models.t5 import reference as t5_reference
+from tests.models.t5 import save as save_t5
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """BERT's pre-training through the one loop: learns, resumes exactly, refuses what does not fit."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +16,7 @@ from handscroll.objectives.masked import Masked
 from handscroll.train.recipe import Recipe, run_recipe
 from tests.naming import naming
 from tests.resuming import resumes_to_the_same_bytes
-
-TINY = Path(__file__).parents[2] / "recipes" / "tiny" / "bert.toml"
+from tests.train.material import TINY
 
 
 def recipe(*overrides):

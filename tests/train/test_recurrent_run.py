@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from handscroll.base.config import read_recipe
 from handscroll.base.errors import CheckpointError, ConfigError
@@ -26,7 +25,6 @@ def test_a_recurrent_run_resumes_to_the_same_bytes(sampling, tmp_path):
         "model.sizes.context=128",  # enough for chunk and remembered; the rows are longer
         "regularise.dropout=0.1",
     ]
-    before = torch.get_num_threads()
     recipe = Recipe.parse(read_recipe(RECIPE, settings), "recipe")
     shown = []
     run_recipe(recipe, tmp_path / "straight", Ways(show=shown.append))
@@ -38,7 +36,6 @@ def test_a_recurrent_run_resumes_to_the_same_bytes(sampling, tmp_path):
         run_recipe(other, tmp_path / "straight")
     with pytest.raises(ConfigError, match="certify"):
         run_recipe(recipe, tmp_path / "certified", Ways(certify=True))
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

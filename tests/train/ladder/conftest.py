@@ -7,7 +7,4 @@ import torch
 @pytest.fixture(autouse=True)
 def _one_thread():
     """Products this small only wait for a second thread."""
-    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

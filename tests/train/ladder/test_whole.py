@@ -5,7 +5,6 @@ import torch
 
 from handscroll.base.errors import ConfigError
 from handscroll.data.batch import Batch
-from handscroll.models.bert import Bert, BertConfig
 from handscroll.models.llama import Llama, LlamaConfig
 from handscroll.nn.init import initialise
 from handscroll.nn.mask import Prefix, SameSegment
@@ -18,14 +17,7 @@ from handscroll.train.ladder.plain import Plain
 from handscroll.train.ladder.recurrent import Recurrent
 from handscroll.train.ladder.staged import Staged
 from handscroll.train.step import Memory, Step
-from tests.train.ladder.common import CPU, adapted, distance, gradients, marked
-
-
-def bert(**more):
-    sizes = {"vocab": 67, "width": 32, "layers": 3, "heads": 4, "mlp_width": 48, "context": 256}
-    model = Bert(BertConfig(**{**sizes, "pooler": True, "following": True, **more}))
-    initialise(model, "normal", 3, torch.Generator().manual_seed(0), std=0.1)
-    return model
+from tests.train.ladder.common import CPU, adapted, bert, distance, gradients, marked
 
 
 def llama():

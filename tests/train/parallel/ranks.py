@@ -14,9 +14,8 @@ from handscroll.train.ladder.staged import Staged
 from handscroll.train.parallel.shard import gathered, shard
 from handscroll.train.parallel.world import Parallel, join_world
 from handscroll.train.step import Step
-from tests.train.ladder.test_ladder import MODELS as DECODERS
-from tests.train.ladder.test_ladder import batch
-from tests.train.ladder.test_whole import bert
+from tests.train.ladder.common import MODELS as DECODERS
+from tests.train.ladder.common import batch, bert
 
 RUNGS = {
     "plain": Plain(),
