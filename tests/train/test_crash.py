@@ -1,7 +1,7 @@
 """kill -9 in the middle of a training run, then resume: the records are byte-identical to an undisturbed run.
 
-A child kills itself at a given call of the system. The calls of an undisturbed run are counted, so every kill strikes in
-flight on a machine of any speed. `base/test_runs.py` kills from outside, at random moments.
+A child kills itself at a given call of the system. The calls of an undisturbed run are counted, so every kill strikes
+in flight on a machine of any speed. `base/test_runs.py` kills from outside, at random moments.
 """
 
 import random
