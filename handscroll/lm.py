@@ -262,19 +262,18 @@ class LM:
 
     def conversation(
         self,
-        outgrown: str = "read",
         on_note: Callable[[str], None] | None = None,
         kv_budget: str | int | None = None,
         kv_guard: float = GUARD,
     ) -> Conversation:
-        """A text that grows by turns, of which nothing is read twice; `outgrown` is for scalings by length.
+        """A text that grows by turns, of which nothing is read twice, unless a scaling by length makes that wrong.
 
         `kv_budget` bounds its cache, which is exact as long as it fits; a share is one of the whole context's.
         """
         self._one_text("a conversation")
         self.model.check_one_way()
         kept: dict[str, Any] = {"budget": kv_budget, "guard": kv_guard, "afford": partial(self._afford, others=())}
-        return Conversation(self.model, self.tokenizer, outgrown, on_note, **kept)
+        return Conversation(self.model, self.tokenizer, on_note, **kept)
 
     def engine(self, memory: int, **settings: Any) -> Engine:
         """An engine over `memory` bytes of keys and values, refused (CapacityError) where they are not free."""

@@ -1,6 +1,6 @@
 """The exact full cache: one span per layer in a buffer that grows by doubling."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -100,18 +100,6 @@ class Cache:
             first = f", of which {self._before} are only read" if self._before else ""
             raise ValueError(f"cannot trim a cache of {self.length} tokens{first} to {length}")
         self.marks, self._pending = self.marks.part(0, length - self._before), None
-
-    def change_keys(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Replace the keys (B, K, S, E) of every layer by `change` of them; those of the past stay as they are.
-
-        Raises:
-            ValueError: there is a past, or the keys are no plain numbers.
-        """
-        if self.past or any(store.keys is not None and store.keys.dtype == torch.int8 for store in self._store):
-            raise ValueError("keys of a saved reading or in int8 cannot be changed; read the text again")
-        for store in self._store:
-            if store.keys is not None:
-                store.keys[:, :, : self.marks.length] = change(store.keys[:, :, : self.marks.length])
 
     def clone(self) -> "Cache":
         """An independent copy (branches of one prompt)."""

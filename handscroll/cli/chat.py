@@ -12,7 +12,6 @@ from handscroll.cli.screen import error_screen
 
 def chat(
     model: Annotated[str, typer.Argument(help="checkpoint folder or hub id")],
-    outgrown: Annotated[str, typer.Option(help="past the bucket of lengths: read (exact) or rotate")] = "read",
     max_tokens: Annotated[int, typer.Option(help="most new tokens of a reply")] = 128,
     temperature: Annotated[float, typer.Option(help="0: greedy")] = 0.0,
     top_p: Annotated[float, typer.Option(help="keep the likeliest tokens up to this mass")] = 1.0,
@@ -33,7 +32,7 @@ def chat(
     lm = load(model, device, dtype)
     notes = error_screen()
     guard = GUARD if kv_guard is None else kv_guard
-    talk = lm.conversation(outgrown, lambda note: notes.print(note, markup=False), kv_budget or None, guard)
+    talk = lm.conversation(lambda note: notes.print(note, markup=False), kv_budget or None, guard)
     values: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     sampling = Sampling.parse(values | {"stop": tuple(stop or ())}, "chat")
     for line in sys.stdin:
@@ -41,12 +40,6 @@ def chat(
             typer.echo(piece, nl=False)
             sys.stdout.flush()
         typer.echo("")
-    if talk.rotations:
-        notes.print(
-            f"approximate: keys were rotated {talk.rotations} times; the replies since differ from reading again by "
-            f"{talk.divergence():.4f} nats per token (KL)",
-            markup=False,
-        )
 
 
 def register(app: typer.Typer) -> None:

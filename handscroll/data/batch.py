@@ -1,15 +1,14 @@
 """Rows to tensors."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from handscroll.base.errors import ConfigError, DataError
+from handscroll.base.errors import DataError
 from handscroll.data.row import IGNORED, Row
-from handscroll.data.stream import State, Stream
 from handscroll.nn.marks import Marks
 
 
@@ -146,26 +145,3 @@ def _either(arrays: Sequence[np.ndarray | None], otherwise: np.ndarray) -> Tenso
 
 def _stack(arrays: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(arrays).astype(np.int64, copy=False))
-
-
-class Batches(Stream[Batch]):
-    """Batches of `size` rows of a stream; a shorter last batch is kept (`last="keep"`) or left out (`"drop"`)."""
-
-    def __init__(self, rows: Stream[Row], size: int, last: str = "keep"):
-        if size < 1 or last not in ("keep", "drop"):
-            raise ConfigError(f"size {size}, last {last!r}: need size >= 1 and last 'keep' or 'drop'")
-        self.rows, self.size, self.last = rows, size, last
-
-    def identity(self) -> State:
-        return {"stream": "batches", "size": self.size, "last": self.last, "inner": self.rows.identity()}
-
-    def _items(self, position: State | None) -> Iterator[tuple[Batch, State]]:
-        group: list[Row] = []
-        state: State = {}
-        for row, state in self.rows.resume(position["inner"] if position else None):
-            group.append(row)
-            if len(group) == self.size:
-                yield collate(group), {"inner": state}
-                group = []
-        if group and self.last == "keep":
-            yield collate(group), {"inner": state}

@@ -1,8 +1,7 @@
 """`Conversation`: one text that grows by turns; what was read of it is kept between them.
 
 Under a scaling that depends on the length (`Scaling.bucket`) a conversation can outgrow the bucket that its keys were
-rotated for. Then it is read again, which is exact and the default, or its keys are turned to the new angles, which is
-exact in the first layer only: the layers above have read what came out of the older angles.
+rotated for. Then it is read again.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,64 +10,50 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from handscroll.base.errors import CapacityError, ConfigError, DataError, nearest
+from handscroll.base.errors import CapacityError, DataError
 from handscroll.cache.full import Cache
 from handscroll.cache.table import BLOCK, cache_of
 from handscroll.generate.budget import GUARD, Choice, Request, choose, size_of
-from handscroll.generate.prefill import CHUNK, hidden_chunks, prefill
+from handscroll.generate.prefill import CHUNK, prefill
 from handscroll.generate.rows import finite
 from handscroll.generate.sample import Sampling, generator, pick
 from handscroll.generate.stream import TextStream
 from handscroll.models.model import Model
 from handscroll.nn.marks import Marks
-from handscroll.nn.rope import moved
 from handscroll.text.tokenizer import Tokenizer
-
-OUTGROWN = ("read", "rotate")
 
 
 @dataclass(eq=False)
 class Conversation:
     """A conversation with a plain language model: `say` appends a text and returns how the model goes on.
 
-    `ids` are all tokens so far. `outgrown` says what happens when the declared length (all tokens so far, the new text
-    and its max_tokens) leaves the bucket: "read" everything again, or "rotate" the keys (approximate above the first
-    layer). `budget` (bytes, "2GiB", or a share of a full cache of the whole context) bounds the cache: it is exact as
-    long as it fits; then everything is read again under what `generate/budget.py` takes for the whole context, with the
-    `guard` given there. `on_note` hears of all this. `afford` is asked, with a request, the policy of its cache and the
-    tokens of a chunk, before anything is read, and raises where the memory does not suffice. Made by `LM.conversation`.
+    `ids` are all tokens so far. When the declared length (all tokens so far, the new text and its max_tokens) leaves
+    the bucket, everything is read again, which is exact. `budget` (bytes, "2GiB", or a share of a full cache of the
+    whole context) bounds the cache: it is exact as long as it fits; then everything is read again under what
+    `generate/budget.py` takes for the whole context, with the `guard` given there. `on_note` hears of all this. `afford`
+    is asked, with a request, the policy of its cache and the tokens of a chunk, before anything is read, and raises
+    where the memory does not suffice. Made by `LM.conversation`.
 
-    Limits: one row; keys are rotated in the full cache only. A text is encoded by itself, so that tokens never reach
-    over a turn's border. An end token ends a reply and is no part of the text.
+    Limits: one row. A text is encoded by itself, so that tokens never reach over a turn's border. An end token ends a
+    reply and is no part of the text.
     """
 
     model: Model
     tokenizer: Tokenizer
-    outgrown: str = "read"
     on_note: Callable[[str], None] | None = None
     ids: list[int] = field(default_factory=list)
     tokens_read: int = 0  # by all forwards so far, replies included
-    rotations: int = 0
     budget: str | int | None = None
     guard: float = GUARD
     afford: Callable[[Request, str, int], None] | None = None
     choice: Choice | None = None  # of the cache, once it is no longer exact
     _cache: Cache | None = None
     _declared: int = 0
-    _rotated_at: int = 0  # tokens whose keys were turned at some time
-
-    def __post_init__(self):
-        if self.outgrown not in OUTGROWN:
-            raise ConfigError(f"outgrown is '{self.outgrown}': {nearest(self.outgrown, OUTGROWN)}")
-        if self.budget is not None and self.outgrown == "rotate":
-            raise ConfigError(
-                "keys are rotated in the full cache only: leave out the budget, or let outgrown be 'read'"
-            )
 
     @property
     def approximate(self) -> bool:
-        """Whether keys that later layers would have now are not those they have."""
-        return self.rotations > 0 or self.choice is not None
+        """Whether the cache is one that rounds or evicts."""
+        return self.choice is not None
 
     def say(self, text: str, sampling: Sampling) -> Iterator[str]:
         """Append `text`; yields the reply piece by piece. What is yielded has become part of the text.
@@ -93,24 +78,6 @@ class Conversation:
             policy, chunk = ("full", CHUNK) if self.choice is None else (self.choice.policy, self.choice.chunk)
             self.afford(Request([*self.ids, *new], sampling.max_tokens, grows=True, past=past), policy, chunk)
         return self._reply(new, total, sampling)
-
-    @torch.no_grad()
-    def divergence(self) -> float:
-        """Mean KL divergence, nats per token, of the next-token distributions from those of reading everything again,
-        over the tokens read since keys were last rotated; 0 where nothing was.
-
-        Costs one reading of the whole conversation and leaves it as it was.
-        """
-        if not self.rotations or self._cache is None or self._cache.length <= self._rotated_at:
-            return 0.0
-        count, first = self._cache.length, self._rotated_at
-        kept = self._cache.clone()
-        kept.trim(first)
-        fresh = self.model.new_cache(capacity=count)
-        exact = torch.cat([h for _, _, h in self._chunks(0, count, fresh)], dim=1)[:, first:]
-        turned = torch.cat([h for _, _, h in self._chunks(first, count, kept)], dim=1)
-        wanted, found = (self.model.logits(h).double().log_softmax(dim=-1) for h in (exact, turned))
-        return float((wanted.exp() * (wanted - found)).sum(dim=-1).mean())
 
     @torch.no_grad()
     def _reply(self, new: Sequence[int], total: int, sampling: Sampling) -> Iterator[str]:
@@ -174,7 +141,7 @@ class Conversation:
         return self.model.hidden(embedded, marks, self.model.mask(), cache, self._declared)
 
     def _declare(self, total: int) -> None:
-        """Fix the scaling for `total` tokens; what is cached is thrown away or turned where its bucket is another."""
+        """Fix the scaling for `total` tokens; what is cached is thrown away where its bucket is another."""
         positions = getattr(self.model.config, "positions", None)
         if positions is None:
             return
@@ -184,28 +151,8 @@ class Conversation:
             self._declared = after
             return
         count, self._declared = self._cache.length, after
-        if self.outgrown == "read":
-            self._cache, self._rotated_at = None, 0
-            self._note(f"{total} tokens outgrow the bucket of {before}: all {count} are read again")
-            return
-        rotation = moved(
-            Marks.run(0, count),
-            positions.scaling,
-            positions.base,
-            self.model.config.rotated_size,
-            (before, after),
-            self.model.head,
-        )
-        self._cache.change_keys(rotation.turn)
-        self.rotations, self._rotated_at = self.rotations + 1, count
-        self._note(
-            f"approximate: {total} tokens outgrow the bucket of {before}; the keys of {count} tokens are rotated to "
-            "the new angles, which is exact in the first layer only"
-        )
-
-    def _chunks(self, first: int, last: int, cache: Cache) -> Iterator[tuple[int, int, Tensor]]:
-        tokens = torch.tensor([self.ids[first:last]], device=self.model.device)
-        return hidden_chunks(self.model, tokens, Marks.run(first, last - first), cache, self._declared)
+        self._cache = None
+        self._note(f"{total} tokens outgrow the bucket of {before}: all {count} are read again")
 
     def _note(self, text: str) -> None:
         if self.on_note is not None:

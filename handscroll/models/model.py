@@ -1,7 +1,7 @@
 """The `Model` contract that every family keeps, and what training and generation may rely on."""
 
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,31 +22,6 @@ from handscroll.nn.rope import Rotation
 from handscroll.nn.shapes import Embeddings, Logits, Tokens
 from handscroll.nn.span import Keeper
 from handscroll.nn.tile import tiled
-
-
-class ModelConfig(Protocol):
-    """What a family's frozen configuration offers to everybody."""
-
-    family: str
-    vocab: int
-    width: int
-    layers: int
-    bos: int | None
-    eos: tuple[int, ...]
-
-    @property
-    def context(self) -> int:
-        """Tokens that the checkpoint may be used to now."""
-        ...
-
-    @property
-    def trained(self) -> int:
-        """Tokens it was trained to before any lengthening."""
-        ...
-
-    def cache_bytes_per_token(self, element_size: int) -> int:
-        """Bytes of keys and values that one token adds to a full cache."""
-        ...
 
 
 class Model(nn.Module):

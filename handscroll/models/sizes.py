@@ -11,7 +11,7 @@ Told = Literal["rotary", "learned", "slopes", "buckets", "pairs", "order"]
 
 
 class Sizes(Config):
-    """A family's configuration. Its fields are its own; `models/model.py: ModelConfig` says which everybody reads.
+    """A family's configuration. Its fields are its own.
 
     `told`: how positions are told, by which `extend/methods.py` knows what lengthens it; where nothing does,
     `unlengthened` says why, and what to do instead.

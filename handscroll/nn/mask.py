@@ -130,32 +130,6 @@ class SameSegment(Mask):
 
 
 @dataclass(frozen=True)
-class Sinks(Mask):
-    """Every query sees the first `count` keys (attention sinks; combine with `|`)."""
-
-    count: int
-
-    def sees(self, query, key):
-        return (key[0] < self.count) & (query[0] == query[0])
-
-    def within(self, query, key):
-        return _decided(self, key.last < self.count, key.first >= self.count)
-
-
-@dataclass(frozen=True)
-class Prefix(Mask):
-    """Every query sees the first `length` keys (prefix language model; combine with `| Causal()`)."""
-
-    length: int
-
-    def sees(self, query, key):
-        return (key[0] < self.length) & (query[0] == query[0])
-
-    def within(self, query, key):
-        return _decided(self, key.last < self.length, key.first >= self.length)
-
-
-@dataclass(frozen=True)
 class And(Mask):
     left: Mask
     right: Mask

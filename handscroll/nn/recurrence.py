@@ -7,7 +7,7 @@ without padding), so that a state never passes a document's border.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,18 +28,6 @@ class State:
         """Another state, of every tensor changed."""
         segment = None if self.segment is None else change(self.segment)
         return State(change(self.hidden), change(self.cell), segment)
-
-
-class StateKeeper(Protocol):
-    """What a recurrent layer asks of whatever keeps its state: the cache below, or the carry of a long step."""
-
-    def state(self, layer: int) -> State | None:
-        """The state before the tokens of this forward; None at the beginning."""
-        ...
-
-    def keep(self, layer: int, out: Embeddings, after: State) -> Embeddings:
-        """Keep the state behind them; returns the layer's outputs (B, T, D), through which gradients come back."""
-        ...
 
 
 class LSTMLayer(nn.Module):

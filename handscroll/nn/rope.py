@@ -120,18 +120,6 @@ def _ahead(
         return found.cosine, found.sine
 
 
-def moved(
-    marks: Marks, scaling: Scaling, base: float, head_size: int, lengths: tuple[int, int], like: Tensor
-) -> Rotation:
-    """What turns keys with `marks`, rotated for a request of the first length, to where the second would have them."""
-    positions = scaling.stored(marks.tensors(like.device)[2])
-    before, after = (
-        _angles(positions, scaling.inverse_frequencies(head_size, base, length).to(like.device, torch.float64))
-        for length in lengths
-    )
-    return Rotation(*_tables(after - before, like))
-
-
 def _band(band: Band, scaling: Scaling, positions: Tensor, frequencies: Tensor, like: Tensor) -> BandRotation:
     def further(marks: Marks) -> Rotation:
         at = marks.tensors(like.device)[2]

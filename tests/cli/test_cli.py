@@ -68,16 +68,10 @@ def test_chat_goes_on_and_says_what_happened_when_it_outgrew(tiny_folder, tmp_pa
     said = run("extend", tiny_folder, "--to", 512, "--method", "dynamic-ntk", "--out", tmp_path / "longer")
     assert "only Handscroll" not in said
     lines = "import re\n" * 6
-    notes = {}
-    for how in ("read", "rotate"):
-        words = ["chat", str(tmp_path / "longer"), "--outgrown", how, "--max-tokens", "20"]
-        result = CliRunner().invoke(app, words, input=lines)
-        assert result.exit_code == 0 and len(result.stdout.splitlines()) >= 6
-        assert "outgrow" not in result.stdout, "only the text goes to standard output"
-        notes[how] = result.stderr
-    assert "are read again" in notes["read"] and "approximate" not in notes["read"]
-    assert "keys were rotated" in notes["rotate"] and "nats per token (KL)" in notes["rotate"]
-    run("chat", tiny_folder, "--outgrown", "rotat", fails="'rotate'", input=lines)
+    result = CliRunner().invoke(app, ["chat", str(tmp_path / "longer"), "--max-tokens", "20"], input=lines)
+    assert result.exit_code == 0 and len(result.stdout.splitlines()) >= 6
+    assert "outgrow" not in result.stdout, "only the text goes to standard output"
+    assert "again" in result.stderr and "approximate" not in result.stderr
     run("chat", tiny_folder, fails="64", input=lines * 9)
     said = run(
         "extend", tiny_folder, "--to", 256, "--method", "self-extend", "--out", tmp_path / "own", "--text", LIBRARY

@@ -61,7 +61,6 @@ def test_settings_that_exclude_each_other(command, tiny_folder):
     run(*command, "--kv-budget", "2%", fails="64 tokens")
     run(*command, "--kv-budget", "60%", "--kv-guard", "0", fails="guard")
     run("chat", tiny_folder, "--kv-guard", "1", fails="--kv-budget")
-    run("chat", tiny_folder, "--kv-budget", "50%", "--outgrown", "rotate", fails="budget")
 
 
 def test_nothing_is_announced_before_it_is_refused(command):

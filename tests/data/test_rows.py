@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handscroll.base.errors import CheckpointError, ConfigError, DataError
-from handscroll.data.batch import Batches, collate
+from handscroll.data.batch import collate
 from handscroll.data.pack import Packed, pack
 from handscroll.data.row import IGNORED
 from handscroll.data.sources import TokenSource
@@ -193,12 +193,6 @@ def test_collate():
         collate([next(iter(SlidingWindows(source(9), n)))[0] for n in (8, 4)])
     with pytest.raises(DataError, match="rows"):
         collate([])
-
-
-def test_batches_keep_or_drop_the_last():
-    rows = SlidingWindows(source(80), 8)
-    assert [len(batch.tokens) for batch, _ in Batches(rows, 4)] == [4, 4, 2]
-    assert [len(batch.tokens) for batch, _ in Batches(rows, 4, last="drop")] == [4, 4]
 
 
 @pytest.fixture(scope="module")

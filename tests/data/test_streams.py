@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from handscroll.base.errors import CheckpointError, ConfigError
-from handscroll.data.batch import Batches
 from handscroll.data.pack import Packed
 from handscroll.data.sources import TokenSource
 from handscroll.data.stream import Chain, Mixture, Repeat, Take
@@ -35,8 +34,6 @@ STREAMS = {
     "chain": Chain([SlidingWindows(A, 8), Packed(B, 16), SlidingWindows(B, 4)]),
     "mixture": Take(Mixture([CyclicWindows(A, 8, seed=1), CyclicWindows(B, 8, seed=2)], [1, 2.5], seed=9), 40),
     "nested": Repeat(Take(Mixture([Repeat(SlidingWindows(A, 8)), CyclicWindows(B, 8, seed=2)], [1, 2], seed=9), 7), 3),
-    "batches": Batches(Take(Mixture([CyclicWindows(A, 8, seed=1), Repeat(Packed(B, 8))], [1, 1], seed=9), 22), 4),
-    "batches drop": Batches(SlidingWindows(A, 8), 4, last="drop"),
 }
 
 
@@ -111,8 +108,6 @@ def test_mixture_ends_with_the_drawn_stream():
         lambda: Take(STREAMS["packed"], 0),
         lambda: Repeat(STREAMS["packed"], 0),
         lambda: Chain([]),
-        lambda: Batches(STREAMS["packed"], 0),
-        lambda: Batches(STREAMS["packed"], 1, last="pad"),
         lambda: SlidingWindows(A, 8, stride=9),
         lambda: SlidingWindows(A, 8, tails="keep"),
         lambda: CyclicWindows(A, 0, seed=1),

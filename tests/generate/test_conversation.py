@@ -1,4 +1,4 @@
-"""A conversation keeps what it read; outgrowing a bucket is exact by reading again, announced when keys are rotated."""
+"""A conversation keeps what it read; outgrowing a bucket is exact by reading again, announced."""
 
 import copy
 
@@ -6,14 +6,14 @@ import pytest
 import torch
 
 import handscroll
-from handscroll.base.errors import CapacityError, ConfigError, DataError
+from handscroll.base.errors import CapacityError, DataError
 from handscroll.cache.reading.store import Store
 from handscroll.extend.methods import Candidate, apply
 from handscroll.generate.sample import Sampling
 from handscroll.lm import LM
 from handscroll.models.positions import Positions
 from handscroll.nn.marks import Marks
-from handscroll.nn.rope import moved, rotation
+from handscroll.nn.rope import rotation
 from handscroll.nn.scaling.base import plain_frequencies
 from handscroll.nn.scaling.dynamic import DynamicNTK
 from handscroll.nn.scaling.dynamic_yarn import DynamicYaRN
@@ -62,7 +62,7 @@ def greedy(model, ids, count, length):
 def test_every_turn_is_what_reading_everything_gives(base, name):
     lm = scaled(base, name)
     lm.model.double()
-    talk, notes, ids, declared = lm.conversation("read"), [], [], 0
+    talk, notes, ids, declared = lm.conversation(), [], [], 0
     talk.on_note = notes.append
     for turn in TURNS:
         ids = ids + lm.tokenizer.encode(turn, special=not ids)
@@ -76,7 +76,7 @@ def test_every_turn_is_what_reading_everything_gives(base, name):
             lm.model(torch.tensor([ids[:count]]), cache=fresh, length=declared)
         for kept, read in zip(talk._cache._store, fresh._store, strict=True):
             assert (kept.keys[:, :, :count] - read.keys[:, :, :count]).abs().max() < 1e-10
-    assert not talk.approximate and talk.divergence() == 0.0
+    assert not talk.approximate
     assert bool(notes) == (name != "self-extend")
     assert all("read again" in note for note in notes)
 
@@ -87,30 +87,6 @@ def test_what_was_read_is_not_read_again(base):
     for turn in TURNS:
         list(talk.say(turn, SHORT))
     assert talk.tokens_read == len(talk.ids) - 1  # the last token of a reply is read with the next turn
-
-
-@pytest.mark.parametrize("name", ["dynamic-ntk", "dynamic-yarn"])
-def test_rotating_reads_nothing_again_and_says_how_far_it_is(base, name):
-    lm, notes = scaled(base, name), []
-    talk = lm.conversation("rotate", notes.append)
-    for turn in TURNS:
-        list(talk.say(turn, SHORT))
-    assert talk.tokens_read == len(talk.ids) - 1
-    assert talk.approximate and len(notes) == talk.rotations >= 1
-    assert all(note.startswith("approximate") for note in notes)
-    kept, length = list(talk.ids), talk._cache.length
-    assert 0.0 < talk.divergence() < 1.0
-    assert talk.ids == kept and talk._cache.length == length and talk.tokens_read == len(talk.ids) - 1
-    first, declared, turned = talk._rotated_at, talk._declared, talk._cache.clone()
-    turned.trim(first)
-    with torch.no_grad():
-        exact = lm.model(torch.tensor([ids_of(talk)]), length=declared)[0, first:].double().softmax(-1)
-        found = lm.model(torch.tensor([ids_of(talk)[first:]]), cache=turned, length=declared)[0].double().softmax(-1)
-    assert talk.divergence() == pytest.approx(float((exact * (exact / found).log()).sum(-1).mean()), rel=1e-3)
-    again = lm.conversation("read")
-    for turn in TURNS:
-        list(again.say(turn, SHORT))
-    assert again.tokens_read > len(again.ids)
 
 
 @pytest.mark.parametrize("name", SCALINGS)
@@ -124,26 +100,6 @@ def test_saved_readings_serve_what_was_read_in_the_same_bucket(base, name, tmp_p
     assert lm.generate(prompt, store=store, **new) == lm.generate(prompt, **new)
     if name != "self-extend":  # another bucket has other keys
         assert store.find(lm.identity(500), torch.tensor(prompt[:-1])) is None
-
-
-@pytest.mark.parametrize("name", ["dynamic-ntk", "dynamic-yarn"])
-def test_rotated_keys_are_exact_in_the_first_layer_only(base, name):
-    lm = scaled(base, name)
-    model = lm.model.double()
-    tokens, marks = torch.randint(0, 500, (1, 60)), Marks.run(0, 60)
-    caches = {}
-    for length in (64, 256):
-        caches[length] = model.new_cache()
-        with torch.no_grad():
-            model(tokens, cache=caches[length], length=length)
-    positions = model.config.positions
-    turn = moved(marks, positions.scaling, positions.base, model.config.head_size, (64, 256), model.head)
-    caches[64].change_keys(turn.turn)
-    gaps = [
-        float((a.keys[:, :, :60] - b.keys[:, :, :60]).abs().max())
-        for a, b in zip(caches[64]._store, caches[256]._store, strict=True)
-    ]
-    assert gaps[0] < 1e-12 and gaps[1] > 1e-4
 
 
 @pytest.mark.parametrize("length", [1, 63, 64])
@@ -174,8 +130,6 @@ def test_buckets_are_powers_of_two_and_end_at_the_factor():
 
 def test_impossible_requests_are_refused(base):
     lm = scaled(base, "dynamic-yarn")
-    with pytest.raises(ConfigError, match="'rotate'"):
-        lm.conversation("rotat")
     talk = lm.conversation()
     with pytest.raises(DataError, match="nothing"):
         talk.say("", SHORT)

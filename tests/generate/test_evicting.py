@@ -11,8 +11,9 @@ from handscroll.cache.table import POLICIES, cache_of
 from handscroll.generate.prefill import hidden_chunks, prefill
 from handscroll.models.weights import load_model
 from handscroll.nn.marks import Marks
-from handscroll.nn.mask import Causal, Sinks, Window
+from handscroll.nn.mask import Causal, Window
 from tests.conformance.families import reference, save
+from tests.masks import First
 from tests.naming import naming
 
 EVICTING = [name for name, kind in POLICIES.items() if issubclass(kind, EvictingCache)]
@@ -68,8 +69,8 @@ def test_with_room_for_all_a_policy_is_the_full_cache_bit_for_bit(policy, dtype,
     [
         ("window", 9, Causal() & Window(10)),
         ("window", 1, Causal() & Window(2)),
-        ("sinks", 12, Causal() & (Window(9) | Sinks(4))),
-        ("sinks", 5, Causal() & (Window(2) | Sinks(4))),
+        ("sinks", 12, Causal() & (Window(9) | First(4))),
+        ("sinks", 5, Causal() & (Window(2) | First(4))),
     ],
 )
 def test_window_and_sinks_are_their_masks_exactly(policy, budget, mask, model):
@@ -359,7 +360,7 @@ def test_scalings_of_several_rotations_go_without_scored_keys():
     assert torch.equal(read(model, tokens, new_cache("sinks", 3, budget=LENGTH), 16), want)
     with torch.no_grad():
         marks = Marks.run(0, LENGTH)
-        masked = model.hidden(model.embed(tokens, marks), marks, Causal() & (Window(37) | Sinks(4)), length=LENGTH)
+        masked = model.hidden(model.embed(tokens, marks), marks, Causal() & (Window(37) | First(4)), length=LENGTH)
     got = read(model, tokens, new_cache("sinks", 3, budget=40), 1)
     assert (got - model.logits(masked)).abs().max() < 1e-5
 

@@ -4,14 +4,15 @@ import torch
 
 from handscroll.models.llama import Llama, LlamaConfig
 from handscroll.nn.marks import Marks
-from handscroll.nn.mask import Causal, Everything, Prefix, SameSegment, Sinks, Window
+from handscroll.nn.mask import Causal, Everything, SameSegment, Window
+from tests.masks import First
 
 MASKS = {
     "causal": Causal(),
     "everything": Everything(),
     "window": Causal() & Window(5),
-    "window+sinks": Causal() & (Window(5) | Sinks(2)),
-    "prefix": Prefix(7) | Causal(),
+    "window+sinks": Causal() & (Window(5) | First(2)),
+    "prefix": First(7) | Causal(),
     "packed": Causal() & SameSegment(),
 }
 

@@ -11,8 +11,9 @@ from handscroll.kernels import runs as fused
 from handscroll.kernels.runs import merge
 from handscroll.nn.attend import attend, choose
 from handscroll.nn.marks import Marks
-from handscroll.nn.mask import Causal, Prefix, Sinks, Window
+from handscroll.nn.mask import Causal, Window
 from handscroll.nn.span import Span
+from tests.masks import First
 from tests.nn.material import MASKS, heads, packed_marks
 
 
@@ -119,8 +120,8 @@ def test_masks_by_hand():
     rows = {
         "causal": (Causal(), ["x...", "xx..", "xxx.", "xxxx"]),
         "window": (Causal() & Window(2), ["x...", "xx..", ".xx.", "..xx"]),
-        "sinks": (Causal() & (Window(1) | Sinks(1)), ["x...", "xx..", "x.x.", "x..x"]),
-        "prefix": (Prefix(3) | Causal(), ["xxx.", "xxx.", "xxx.", "xxxx"]),
+        "sinks": (Causal() & (Window(1) | First(1)), ["x...", "xx..", "x.x.", "x..x"]),
+        "prefix": (First(3) | Causal(), ["xxx.", "xxx.", "xxx.", "xxxx"]),
     }
     for mask, picture in rows.values():
         want = torch.tensor([[mark == "x" for mark in row] for row in picture])

@@ -10,10 +10,11 @@ from handscroll.kernels.native.library import library, reason
 from handscroll.nn import attend as kernels
 from handscroll.nn.linear import Linear
 from handscroll.nn.marks import Marks
-from handscroll.nn.mask import Causal, Mask, Sinks, Window
+from handscroll.nn.mask import Causal, Mask, Window
 from handscroll.nn.pages import Pages, Row, Table, gathered
 from handscroll.nn.quantised import Int8Linear
 from handscroll.nn.span import Span
+from tests.masks import First
 
 needs_library = pytest.mark.skipif(library() is None, reason=f"no compiled kernels: {reason()}")
 KV, SIZE, PAGE = 2, 32, 8
@@ -49,7 +50,7 @@ def oracle(q, pages: Pages, mask: Mask):
     return torch.cat([out for out, _ in found]), torch.cat([lse for _, lse in found])
 
 
-MASKS = [Causal(), Causal() & Window(20), Causal() & Window(600), Causal() & (Window(20) | Sinks(4))]
+MASKS = [Causal(), Causal() & Window(20), Causal() & Window(600), Causal() & (Window(20) | First(4))]
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=str)

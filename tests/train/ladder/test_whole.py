@@ -7,7 +7,7 @@ from handscroll.base.errors import ConfigError
 from handscroll.data.batch import Batch
 from handscroll.models.llama import Llama, LlamaConfig
 from handscroll.nn.init import initialise
-from handscroll.nn.mask import Prefix, SameSegment
+from handscroll.nn.mask import SameSegment
 from handscroll.nn.noise import Noise
 from handscroll.objectives.causal import Causal
 from handscroll.objectives.masked import Masked
@@ -17,6 +17,7 @@ from handscroll.train.ladder.plain import Plain
 from handscroll.train.ladder.recurrent import Recurrent
 from handscroll.train.ladder.staged import Staged
 from handscroll.train.step import Memory, Step
+from tests.masks import First
 from tests.train.ladder.common import CPU, adapted, bert, distance, gradients, marked
 
 
@@ -32,7 +33,7 @@ class Prefixed(Causal):
     """The mask of a prefix language model."""
 
     def mask(self, model, marks):
-        mask = Prefix(90) | model.mask()
+        mask = First(90) | model.mask()
         return mask if marks.plain else mask & SameSegment()
 
 
