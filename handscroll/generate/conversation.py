@@ -30,7 +30,7 @@ class Conversation:
     `ids` are all tokens so far. When the declared length (all tokens so far, the new text and its max_tokens) leaves
     the bucket, everything is read again, which is exact. `budget` (bytes, "2GiB", or a share of a full cache of the
     whole context) bounds the cache: it is exact as long as it fits; then everything is read again under what
-    `generate/budget.py` takes for the whole context, with the `guard` given there. `on_note` hears of all this. `afford`
+    `generate/budget.py` takes for the whole context, with the `guard` given there. `on_note` hears of this. `afford`
     is asked, with a request, the policy of its cache and the tokens of a chunk, before anything is read, and raises
     where the memory does not suffice. Made by `LM.conversation`.
 
