@@ -21,28 +21,14 @@ def train(
     set_: Set = None,
     as_json: Json = False,
     probe: Probe = False,
-    nodes: Annotated[int, typer.Option(help="plan on paper: machines; 0: this machine")] = 0,
-    gpus: Annotated[int, typer.Option(help="on paper: GPUs of each machine")] = 8,
-    gpu: Annotated[str, typer.Option(help="on paper: h100-80gb, h200 or a100-80gb")] = "h100-80gb",
-    context_parallel: Annotated[int, typer.Option(help="on paper: GPUs that share a row")] = 1,
-    price_per_gpu_hour: Annotated[float, typer.Option(help="on paper: for the cost")] = 0.0,
 ) -> None:
-    """Plan the training run of RECIPE, here or (--nodes) on GPUs that are not here."""
+    """Plan the training run of RECIPE, on this machine."""
     from handscroll.base.config import read_recipe
-    from handscroll.plan.choose import widest
-    from handscroll.plan.paper import Cluster, on_paper
-    from handscroll.plan.show import paper_lines
     from handscroll.plan.workloads import recipe_workloads
     from handscroll.train.recipe import Recipe
 
     settings = Recipe.parse(read_recipe(recipe, set_ or ()), str(recipe))
-    workloads = recipe_workloads(settings)
-    if nodes:
-        cluster = Cluster(nodes, gpus, gpu, context_parallel, price_per_gpu_hour)
-        found = on_paper(widest(workloads), cluster)
-        show(paper_lines(found, cluster), found.record(), as_json)
-        return
-    _here(workloads, as_json, probe)
+    _here(recipe_workloads(settings), as_json, probe)
 
 
 @app.command()

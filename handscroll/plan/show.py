@@ -10,7 +10,6 @@ from handscroll.base.workload import MEMORY, Workload
 from handscroll.plan.choose import check, chosen, fits, gigabytes, options, widest
 from handscroll.plan.forecast import Forecast, predict
 from handscroll.plan.machine import Machine
-from handscroll.plan.paper import Cluster, Paper
 
 Line = str | tuple[str, list[str], list[list[str]]]
 TRAINING = ("train", "extend")
@@ -117,24 +116,6 @@ def plan_lines(made: Plan) -> list[Line]:
         columns = ["--set memory.", "memory", "disk", "an update", "verdict"]
         lines.append(("\nwhat else there is (each with --set memory. before it)", columns, table))
     return lines
-
-
-def paper_lines(found: Paper, cluster: Cluster) -> list[Line]:
-    """A plan on paper: parts of one GPU, speed, cost, assumptions."""
-    parts = [[name, gigabytes(int(size))] for name, size in found.parts.items()]
-    parts.append(["together", gigabytes(int(found.memory))])
-    verdict = "fits" if found.fits else "does not fit"
-    lines: list[Line] = [
-        (f"one of {cluster.ranks} x {cluster.gpu}", ["part", "bytes"], parts),
-        f"\nverdict: {verdict} in {gigabytes(int(found.room))}, on rung '{found.rung}'",
-        f"an update: {clock(found.seconds)} ({clock(found.compute)} computing, {clock(found.exchange)} exchanging), "
-        f"{found.tokens:,} tokens",
-        f"tokens a day: {found.tokens_a_day:,.0f}; this stage of {found.steps:,} updates: "
-        f"{clock(found.seconds * found.steps)}",
-    ]
-    if cluster.price:
-        lines.append(f"cost: {found.day_price:,.2f} a day, {found.run_price:,.2f} for this stage")
-    return [*lines, "\non paper, not measured; it assumes:", *(f"- {line}" for line in found.assumptions)]
 
 
 def clock(seconds: float) -> str:
