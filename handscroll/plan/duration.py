@@ -142,6 +142,13 @@ def _counted(workload: Workload) -> Work:
     )
 
 
+def operations(workload: Workload) -> float:
+    """Operations of an update as they are counted on any device: products, and attention of the pairs that are seen."""
+    pairs = sum(_seen(workload, window) for window in _windows(workload.shape))
+    each = workload.shape.inner * (4 * forwards(workload) + 10)
+    return count(workload).products + workload.rows * workload.micro * pairs * each
+
+
 def _attention(workload: Workload, again: float, train: bool) -> float:
     """Operations of attention, exponentials included; the backward's threads share rows and kv heads."""
     shape = workload.shape
