@@ -1,7 +1,6 @@
 """Shared real models: small enough to train in seconds, trained once a session."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -48,9 +47,9 @@ def shared(name: str) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _threads():
-    """One thread where several workers share the processors, else two; whatever the test before has left."""
-    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+def _one_thread():
+    """Products this small only wait for a second thread, and two workers share the processors; whatever a test left."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -67,7 +67,7 @@ def test_a_decoder_without_a_source_is_refused(tmp_path):
         ({"is_decoder": True}, "is_decoder|encoder-decoder"),
         ({"global_block_size": 16}, "global_block_size"),
         ({"hidden_size": 99}, naming(99)),
-        ({"relative_attention_max_distance": 16}, "distance"),
+        ({"relative_attention_max_distance": 16}, "16 tokens"),
         ({"decoder_start_token_id": 97}, naming(97)),
     ],
 )

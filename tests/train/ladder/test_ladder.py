@@ -105,7 +105,7 @@ def test_chunks_are_refused_where_they_would_be_wrong(tmp_path):
         ({"rung": "plain", "chunk": 64}, "chunk"),
         ({"rung": "checkpoint", "offload": "disk"}, "chunk"),
         ({"rung": "chunk-outer", "chunk": 100}, r"\b64\b"),
-        ({"rung": "staged"}, "chunk"),
+        ({"rung": "staged"}, "stage_layers"),
         ({"rung": "chunk-outer", "stage_layers": 2}, "'staged'"),
         ({"rung": "chunk-outer", "folder": "x"}, "offload"),
         ({"rung": "chunked"}, "chunk-outer"),
