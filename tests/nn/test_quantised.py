@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from handscroll.kernels.formats import FORMATS
 from handscroll.nn.quantised import Quantised, QuantisedTable
-from tests.kernels.test_formats import random_raw
+from tests.kernels.material import random_raw
 
 
 @pytest.mark.parametrize("name", sorted(FORMATS))
