@@ -1,22 +1,41 @@
-"""Attention of some queries over one run of keys, forward and backward: our compiled kernel, torch's, or products.
+"""Attention of queries over one run of keys: `OVER`, its gradient `GRADIENT`, and `FEW` queries over a span.
 
-All give and take the log-sum-exp, so that runs of keys are joined exactly (`merge`) and the backward of one run
-needs only the queries' global output and log-sum-exp (Dao et al. 2022, "FlashAttention", appendix B).
+All give and take the log-sum-exp, so that runs of keys are joined exactly (`kernels/merge.py`) and the backward of one
+run needs only the queries' global output and log-sum-exp (Dao et al. 2022, "FlashAttention", appendix B).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from handscroll.kernels.gpu import fused as gpu
+from handscroll.kernels.merge import NOTHING
 from handscroll.kernels.native import calls
+from handscroll.kernels.native.calls import KeysValues
+from handscroll.kernels.registry import Kernel, Operation, always
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 SCORES = 256 << 20  # bytes of the scores of a tile of plain products
-NOTHING = 1e30  # log-sum-exp that makes every weight zero, for queries that see no key
+ADDED = "something is added to the scores: a mask that is undecided here, or a bias"
+CAPPED = "it caps no scores"
+KEPT = "it keeps the slope of the scores to itself"
+Inputs = tuple[Tensor, Tensor, Tensor]  # queries, keys, values, or their gradients
+Result = tuple[Tensor, Tensor]  # output and log-sum-exp
+Take = Callable[[int, Tensor], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """How products of queries and keys become scores: times `scale`, capped, plus `added`, or under the diagonal."""
+
+    scale: float
+    cap: float | None = None
+    added: Tensor | None = None  # (B or 1, H or 1, T, S), -inf where a key is not seen
+    square: bool = False
 
 
 def accumulator(q: Tensor) -> torch.dtype:
@@ -39,11 +58,11 @@ def forward(
     diagonal. Query heads share kv heads evenly. `cap`: scaled scores s are cap * tanh(s / cap) before that.
     """
     if added is None:
-        return _run(q, keys, values, None, scale, square, cap)
+        return OVER(q, keys, values, Scores(scale, cap, None, square))
     empty = (added == -math.inf).all(dim=-1)  # (B or 1, H or 1, T)
     if not bool(empty.any()):
-        return _run(q, keys, values, added, scale, False, cap)
-    out, lse = _run(q, keys, values, added.masked_fill(empty.unsqueeze(-1), 0.0), scale, False, cap)
+        return OVER(q, keys, values, Scores(scale, cap, added))
+    out, lse = OVER(q, keys, values, Scores(scale, cap, added.masked_fill(empty.unsqueeze(-1), 0.0)))
     return out.masked_fill(empty.unsqueeze(-1), 0.0), lse.masked_fill(empty, -math.inf)
 
 
@@ -64,14 +83,7 @@ def backward(  # noqa: PLR0913 - one run of keys, all there is to know of it
     is seen). The gradients of the queries add up over runs. `take(first, slope)`, where given, gets the slope of the
     scores (B, H, t, S) of the queries from `first` on, in the accumulator's dtype.
     """
-    q, keys, values = inputs
-    if q.device.type == "cpu" and take is None and cap is None:  # the fused kernel keeps the scores to itself
-        if added is not None:
-            added = added.expand(q.shape[0], q.shape[1], -1, -1)
-        return _backward(slope, q, keys, values, out, lse, 0.0, square, attn_mask=added, scale=scale)
-    if added is None and take is None and cap is None and gpu.can_attend(q, keys, values):
-        return gpu.backward(slope, inputs, out, lse, scale, square)
-    return _products_backward(slope, inputs, out, lse, _with_square(added, q, square), (scale, cap), take)
+    return GRADIENT(slope, inputs, (out, lse), Scores(scale, cap, added, square), take)
 
 
 def rows(
@@ -101,88 +113,94 @@ def capped(scores: Tensor, cap: float | None) -> Tensor:
     return scores if cap is None else cap * torch.tanh(scores / cap)
 
 
-def merge(pieces: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Join attention over disjoint key sets, exactly, from each one's output and log-sum-exp."""
-    if len(pieces) == 1:
-        return pieces[0]
-    if len(pieces) == 2:  # the usual case of decoding, in a third of the operations
-        (first, first_lse), (second, second_lse) = pieces
-        lse = torch.logaddexp(first_lse, second_lse)
-        share = torch.exp(second_lse - lse.clamp_min(-NOTHING)).unsqueeze(-1)
-        return torch.lerp(first.to(lse.dtype), second.to(lse.dtype), share).to(first.dtype), lse
-    lse = torch.logsumexp(torch.stack([piece[1] for piece in pieces]), dim=0)
-    finite = lse.clamp_min(-NOTHING)  # no key anywhere: weights become zero instead of NaN
-    out = sum(out.to(lse.dtype) * torch.exp(part - finite).unsqueeze(-1) for out, part in pieces)
-    assert isinstance(out, Tensor)
-    return out.to(pieces[0][0].dtype), lse
-
-
 def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where a key (B or 1, T, S) is seen and -inf elsewhere, for all heads."""
     zeros = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
     return zeros.masked_fill_(~allowed, -math.inf).unsqueeze(1)
 
 
-def _run(
-    q: Tensor, keys: Tensor, values: Tensor, added: Tensor | None, scale: float, square: bool, cap: float | None
-) -> tuple[Tensor, Tensor]:
-    if cap is not None:
-        return _products(q, keys, values, _with_square(added, q, square), (scale, cap))
-    if added is None and calls.can_prefill(q, keys, values):
-        return calls.prefill(q, keys, values, scale, square)
-    if q.device.type == "cpu":
-        # The fused CPU kernel wants whole (B, heads) masks and returns the log-sum-exp, which F.sdpa hides.
-        if added is not None:
-            added = added.expand(q.shape[0], q.shape[1], -1, -1)
-        return _forward(q, keys, values, 0.0, square, attn_mask=added, scale=scale)
-    if added is None and gpu.can_attend(q, keys, values):
-        return gpu.forward(q, keys, values, scale, square)
-    return _products(q, keys, values, _with_square(added, q, square), (scale, None))
-
-
-def _with_square(added: Tensor | None, q: Tensor, square: bool) -> Tensor | None:
-    if not square:
-        return added
+def _with_square(scores: Scores, q: Tensor) -> Tensor | None:
+    """What is added, or what makes the causal diagonal."""
+    if not scores.square:
+        return scores.added
     ones = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device)
     return additive(ones.tril()[None], q.dtype)
 
 
-def _products(
-    q: Tensor, keys: Tensor, values: Tensor, added: Tensor | None, scaling: tuple[float, float | None]
-) -> tuple[Tensor, Tensor]:
-    """Any device: plain products with float32 softmax, a tile of queries at a time so that the scores stay small.
+def _every_head(added: Tensor | None, q: Tensor) -> Tensor | None:
+    """The fused CPU kernel wants whole (B, heads) masks, and gives the log-sum-exp, which F.sdpa hides."""
+    return None if added is None else added.expand(q.shape[0], q.shape[1], -1, -1)
 
-    `scaling` of the scores: what they are multiplied by, and the cap.
-    """
+
+def _refuses_compiled(q: Tensor, keys: Tensor, values: Tensor, scores: Scores) -> str:
+    return _changed(scores) or calls.refuses_prefill(q, keys, values)
+
+
+def _compiled(q: Tensor, keys: Tensor, values: Tensor, scores: Scores) -> Result:
+    return calls.prefill(q, keys, values, scores.scale, scores.square)
+
+
+def _refuses_torch(q: Tensor, keys: Tensor, values: Tensor, scores: Scores) -> str:
+    return CAPPED if scores.cap is not None else "" if q.device.type == "cpu" else calls.NOT_CPU
+
+
+def _torch(q: Tensor, keys: Tensor, values: Tensor, scores: Scores) -> Result:
+    mask = _every_head(scores.added, q)
+    return _forward(q, keys, values, 0.0, scores.square, attn_mask=mask, scale=scores.scale)
+
+
+def _refuses_gpu(q: Tensor, keys: Tensor, values: Tensor, scores: Scores) -> str:
+    return _changed(scores) or gpu.refuses(q, keys, values)
+
+
+def _gpu(q: Tensor, keys: Tensor, values: Tensor, scores: Scores) -> Result:
+    return gpu.forward(q, keys, values, scores.scale, scores.square)
+
+
+def _changed(scores: Scores) -> str:
+    return CAPPED if scores.cap is not None else ADDED if scores.added is not None else ""
+
+
+def _products(q: Tensor, keys: Tensor, values: Tensor, scores: Scores) -> Result:
+    """Any device: plain products with float32 softmax, a tile of queries at a time so that the scores stay small."""
+    added = _with_square(scores, q)
     outs, lses = [], []
     for rows in _tiles(q, keys):
-        part = None if added is None else added[:, :, rows]
-        scores = _scores(q[:, :, rows], keys, part, scaling)
-        lse = torch.logsumexp(scores, dim=-1)
-        weights = torch.exp(scores - lse.unsqueeze(-1)).to(q.dtype)
+        found = _scores(q[:, :, rows], keys, scores)
+        found = found if added is None else found + added[:, :, rows]
+        lse = torch.logsumexp(found, dim=-1)
+        weights = torch.exp(found - lse.unsqueeze(-1)).to(q.dtype)
         outs.append((_folded(weights, keys) @ values).reshape(q[:, :, rows].shape))
         lses.append(lse)
     return torch.cat(outs, dim=2), torch.cat(lses, dim=2)
 
 
-def _products_backward(
-    slope: Tensor,
-    inputs: tuple[Tensor, Tensor, Tensor],
-    out: Tensor,
-    lse: Tensor,
-    added: Tensor | None,
-    scaling: tuple[float, float | None],
-    take: Callable[[int, Tensor], None] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    q, keys, values = inputs
-    wide, (scale, cap) = accumulator(q), scaling
+def _refuses_torch_gradient(slope: Tensor, inputs: Inputs, result: Result, scores: Scores, take: Take | None) -> str:
+    return KEPT if take is not None else _refuses_torch(*inputs, scores)
+
+
+def _torch_gradient(slope: Tensor, inputs: Inputs, result: Result, scores: Scores, take: Take | None) -> Inputs:
+    mask = _every_head(scores.added, inputs[0])
+    return _backward(slope, *inputs, *result, 0.0, scores.square, attn_mask=mask, scale=scores.scale)
+
+
+def _refuses_gpu_gradient(slope: Tensor, inputs: Inputs, result: Result, scores: Scores, take: Take | None) -> str:
+    return KEPT if take is not None else _refuses_gpu(*inputs, scores)
+
+
+def _gpu_gradient(slope: Tensor, inputs: Inputs, result: Result, scores: Scores, take: Take | None) -> Inputs:
+    return gpu.backward(slope, inputs, *result, scores.scale, scores.square)
+
+
+def _products_gradient(slope: Tensor, inputs: Inputs, result: Result, scores: Scores, take: Take | None) -> Inputs:
+    (q, keys, values), (out, lse), added = inputs, result, _with_square(scores, inputs[0])
+    wide, cap = accumulator(q), scores.cap
     grad_q = torch.empty_like(q)
     grad_keys, grad_values = torch.zeros_like(keys, dtype=wide), torch.zeros_like(values, dtype=wide)
     for rows in _tiles(q, keys):
-        part = None if added is None else added[:, :, rows]
         here, up = q[:, :, rows], slope[:, :, rows]
-        bare = _scores(here, keys, None, scaling)
-        weights = torch.exp((bare if part is None else bare + part) - lse[:, :, rows].unsqueeze(-1))
+        bare = _scores(here, keys, scores)
+        weights = torch.exp((bare if added is None else bare + added[:, :, rows]) - lse[:, :, rows].unsqueeze(-1))
         inner = (up.to(wide) * out[:, :, rows].to(wide)).sum(dim=-1, keepdim=True)
         up_folded, here_folded = _folded(up, keys), _folded(here, keys)
         change = (up_folded @ values.transpose(-1, -2)).to(wide).reshape(weights.shape)
@@ -191,7 +209,7 @@ def _products_backward(
             take(rows.start, change)
         if cap is not None:
             change = change * (1.0 - (bare / cap).square())  # the slope of cap * tanh(s / cap)
-        change = (change * scale).to(q.dtype)
+        change = (change * scores.scale).to(q.dtype)
         grad_q[:, :, rows] = (_folded(change, keys) @ keys).reshape(here.shape)
         grad_keys += (_folded(change, keys).transpose(-1, -2) @ here_folded).to(wide)
         grad_values += (_folded(weights.to(q.dtype), keys).transpose(-1, -2) @ up_folded).to(wide)
@@ -212,8 +230,54 @@ def _folded(x: Tensor, keys: Tensor) -> Tensor:
     return x.reshape(batch, kv, heads // kv * count, size)
 
 
-def _scores(q: Tensor, keys: Tensor, added: Tensor | None, scaling: tuple[float, float | None]) -> Tensor:
-    scale, cap = scaling
-    scores = capped((_folded(q, keys) @ keys.transpose(-1, -2)).to(accumulator(q)) * scale, cap)
-    scores = scores.reshape(*q.shape[:3], keys.shape[2])
-    return scores if added is None else scores + added
+def _scores(q: Tensor, keys: Tensor, scores: Scores) -> Tensor:
+    """Scaled and capped, without what is added."""
+    found = capped((_folded(q, keys) @ keys.transpose(-1, -2)).to(accumulator(q)) * scores.scale, scores.cap)
+    return found.reshape(*q.shape[:3], keys.shape[2])
+
+
+def _refuses_few_compiled(q: Tensor, span: KeysValues, first: int, last: int, scale: float, cap: float | None) -> str:
+    return CAPPED if cap is not None else calls.refuses_decode(q, span, first)
+
+
+def _few_compiled(q: Tensor, span: KeysValues, first: int, last: int, scale: float, cap: float | None) -> Result:
+    return calls.decode(q, span, first, last, scale)
+
+
+def _refuses_few_gpu(q: Tensor, span: KeysValues, first: int, last: int, scale: float, cap: float | None) -> str:
+    if q.device.type != "cuda":
+        return "the tensors are not on a GPU"
+    read = (span.keys, span.values) if span.scales is None else (q, q)
+    return CAPPED if cap is not None else gpu.refuses(q, *read)
+
+
+def _few_gpu(q: Tensor, span: KeysValues, first: int, last: int, scale: float, cap: float | None) -> Result:
+    return gpu.forward(q, *span.read(first, last, q.dtype), scale, square=False)
+
+
+def _few_products(q: Tensor, span: KeysValues, first: int, last: int, scale: float, cap: float | None) -> Result:
+    keys, values = (x.to(q.dtype) for x in span.read(first, last, q.dtype))
+    out, lse = rows(_folded(q, keys) * scale, keys, values, None, None, cap)
+    return out.reshape(q.shape), lse.reshape(q.shape[:3])
+
+
+# A few queries (B, H, T, E), all of which see the keys first .. last - 1 of a span.
+FEW = Operation(
+    "attention of a few queries over a span",
+    Kernel("compiled", "reads each key once, rounded ones as they lie", _refuses_few_compiled, _few_compiled),
+    Kernel("gpu", "the fused kernels that come with torch", _refuses_few_gpu, _few_gpu),
+    Kernel("products", "two matrix products over folded query heads, any dtype and device", always, _few_products),
+)
+OVER = Operation(
+    "attention of many queries over a run of keys",
+    Kernel("compiled", "the processor's bfloat16 products, grouped heads without copies", _refuses_compiled, _compiled),
+    Kernel("torch", "the fused kernel for CPUs that comes with torch", _refuses_torch, _torch),
+    Kernel("gpu", "the fused kernels for GPUs that come with torch", _refuses_gpu, _gpu),
+    Kernel("products", "plain products by tiles, any dtype and device", always, _products),
+)
+GRADIENT = Operation(
+    "gradient of attention over a run of keys",
+    Kernel("torch", "the fused kernel for CPUs that comes with torch", _refuses_torch_gradient, _torch_gradient),
+    Kernel("gpu", "the fused kernels for GPUs that come with torch", _refuses_gpu_gradient, _gpu_gradient),
+    Kernel("products", "plain products by tiles, any dtype and device", always, _products_gradient),
+)

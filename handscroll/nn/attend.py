@@ -1,4 +1,4 @@
-"""`attend`: the one attention signature, its implementations and the function that chooses among them.
+"""`attend`: the one attention signature, over spans under a mask; its kernels are `ATTENTION` and those of `kernels/`.
 
 No implementation builds a T x S mask for a whole sequence: what a mask leaves undecided is cut into tiles
 (`nn/pieces.py`). Pieces are merged by log-sum-exp, which is exact (Milakov & Gimelshein 2018, "Online normalizer
@@ -15,11 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from handscroll.kernels import runs as fused
-from handscroll.kernels.gpu import fused as gpu
+from handscroll.kernels import runs
 from handscroll.kernels.gpu.slots import Slots
-from handscroll.kernels.native import calls
-from handscroll.kernels.runs import NOTHING, accumulator, merge
+from handscroll.kernels.merge import NOTHING, merge
+from handscroll.kernels.native import calls as native
+from handscroll.kernels.registry import Kernel, Operation, always
+from handscroll.kernels.runs import accumulator
 from handscroll.nn.bias import Bias
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Mask
@@ -56,12 +57,22 @@ class Exchange(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Choice:
-    """Which implementation runs, and why."""
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One attention besides its queries: what is read, and how. `spans` are also pages or slots, as `attend` says."""
 
-    kernel: str
-    reason: str
+    spans: Any
+    mask: Mask
+    marks: Marks
+    scale: float
+    bias: Bias | None = None
+    cap: float | None = None
+    exchange: Exchange | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether scores are more than scaled: a tensor of every head's scores is made, so tiles are smaller."""
+        return self.bias is not None or self.cap is not None
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,18 +82,6 @@ class Part:
     queries: Tensor
     spans: Sequence[Span]
     mask: Mask
-
-
-def choose(q: Tensor, spans: Sequence[Span], mask: Mask, marks: Marks, bias: Bias | None = None) -> Choice:
-    """Decide the implementation from shapes, marks and gradients: `fold` or `tiles`."""
-    if q.shape[2] <= FOLD and not _tracked(q, spans, bias):
-        return Choice("fold", f"{q.shape[2]} query tokens, no gradient: two products over folded groups")
-    if bias is not None:
-        return Choice("tiles", "a bias is added to the scores: query tiles with a small tensor for every head")
-    tiles = query_tiles(mask, marks, [span.marks for span in spans])
-    if len(tiles) == 1:
-        return Choice("tiles", "the mask is decided block by block: unmasked past + causal square, no mask tensor")
-    return Choice("tiles", f"the mask is undecided in places: {len(tiles)} query tiles with small mask tensors")
 
 
 def attend(  # noqa: PLR0913 - one signature for every kind of attention
@@ -102,7 +101,7 @@ def attend(  # noqa: PLR0913 - one signature for every kind of attention
         spans: or the pages of a pool (`nn/pages.py`) or the buffers of a GPU's cache (`kernels/gpu/slots.py`), for one
             new token of every row.
         scale: multiplies q.k; 1/sqrt(E) unless given. A scaling's squared attention factor belongs here.
-        kernel: force one of `KERNELS` (tests, benchmarks); chosen by `choose` otherwise.
+        kernel: force one of `ATTENTION` (tests, benchmarks); the registry chooses otherwise.
         exchange: where the tokens of a row lie on several ranks: q and spans are this rank's.
         bias: added to the scaled scores (ALiBi, T5's); a learned one gets its gradient.
         cap: the scaled scores s become cap * tanh(s / cap), before bias and mask (Gemma Team 2024, arXiv:2408.00118).
@@ -112,20 +111,8 @@ def attend(  # noqa: PLR0913 - one signature for every kind of attention
         key (padding) gives zeros and -inf. Spans with an `observer` are told the mass on their keys.
     """
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
-    if isinstance(spans, Pages):
-        return paged(q, spans, mask, scale, cap)
-    if isinstance(spans, Slots):
-        assert cap is None, "this kernel caps no scores"
-        return spans.attend(q, scale)
-    if exchange is not None:
-        assert all(span.observer is None for span in spans), "keys of several ranks are not observed"
-        return tiles(q, spans, mask, marks, scale, bias, cap, exchange)
-    if kernel is None:
-        kernel = "fold" if q.shape[2] <= FOLD and not _tracked(q, spans, bias) else "tiles"
-    out, lse = KERNELS[kernel](q, spans, mask, marks, scale, bias, cap)
-    if any(span.observer is not None for span in spans):
-        observe(q, spans, mask, marks, scale, lse, bias, cap)
-    return out, lse
+    run = ATTENTION if kernel is None else ATTENTION.kernel(kernel).run
+    return run(q, Call(spans, mask, marks, scale, bias, cap, exchange))
 
 
 def attend_parts(
@@ -137,21 +124,15 @@ def attend_parts(
     """
     if not any(_tracked(part.queries, part.spans) for part in parts):
         return merge([attend(p.queries, p.spans, p.mask, marks, scale, exchange=exchange, cap=cap) for p in parts])[0]
-    calls = tuple(_Call(tuple(part.spans), part.mask, marks, scale, None, cap, exchange) for part in parts)
+    calls = tuple(Call(tuple(part.spans), part.mask, marks, scale, None, cap, exchange) for part in parts)
     tensors = [tensor for part in parts for tensor in (part.queries, *_own(part.spans))]
     return _Attention.apply(calls, *tensors)[0]
 
 
-def eager(
-    q: Tensor,
-    spans: Sequence[Span],
-    mask: Mask,
-    marks: Marks,
-    scale: float,
-    bias: Bias | None = None,
-    cap: float | None = None,
-) -> tuple[Tensor, Tensor]:
+def eager(q: Tensor, call: Call) -> tuple[Tensor, Tensor]:
     """The oracle: dense scores in float64, all spans side by side. Memory is T x S; for tests only."""
+    assert call.exchange is None, "the oracle has all keys"
+    spans, mask, marks, cap = call.spans, call.mask, call.marks, call.cap
     groups = q.shape[1] // spans[0].keys.shape[1]
     read = [s.read(0, s.marks.length, torch.float64) for s in spans]
     keys, values = (
@@ -160,11 +141,11 @@ def eager(
     allowed = torch.cat(
         [mask.allowed(marks, s.marks, q.device).expand(q.shape[0], -1, -1) for s in spans], dim=2
     ).unsqueeze(1)
-    scores = q.double() @ keys.transpose(-1, -2) * scale
+    scores = q.double() @ keys.transpose(-1, -2) * call.scale
     if cap is not None:
         scores = cap * torch.tanh(scores / cap)
-    if bias is not None:
-        parts = [bias.values(marks, s.marks, q.device).expand(q.shape[0], -1, -1, -1) for s in spans]
+    if call.bias is not None:
+        parts = [call.bias.values(marks, s.marks, q.device).expand(q.shape[0], -1, -1, -1) for s in spans]
         scores = scores + torch.cat(parts, dim=3)
     scores = scores.masked_fill(~allowed, -math.inf)
     lse = torch.logsumexp(scores, dim=-1)
@@ -172,123 +153,136 @@ def eager(
     return (weights @ values).to(q.dtype), lse.detach().to(accumulator(q))
 
 
-def fold(
-    q: Tensor,
-    spans: Sequence[Span],
-    mask: Mask,
-    marks: Marks,
-    scale: float,
-    bias: Bias | None = None,
-    cap: float | None = None,
-) -> tuple[Tensor, Tensor]:
+def fold(q: Tensor, call: Call) -> tuple[Tensor, Tensor]:
     """Few queries over long spans: the query heads of a kv head are the rows of one pass over its keys."""
-    batch, heads, count, size = q.shape
-    kv = spans[-1].keys.shape[1]  # the newest are in memory, older ones may be elsewhere
-    folded = q.reshape(batch, kv, heads // kv * count, size)
     found = []
-    for span in spans:
-        for piece in pieces(mask, marks, span.marks):
-            plain = piece.mask is None and not piece.square and bias is None and cap is None
-            if plain and calls.can_decode(folded, span, piece.first):
-                out, lse = calls.decode(folded, span, piece.first, piece.last, scale)
+    for span in call.spans:
+        for piece in pieces(call.mask, call.marks, span.marks):
+            if piece.mask is None and not piece.square and call.bias is None:
+                found.append(runs.FEW(q, span, piece.first, piece.last, call.scale, call.cap))
             else:
-                keys, values = span.read(piece.first, piece.last, q.dtype)
-                if plain and gpu.can_attend(q, keys, values):
-                    out, lse = gpu.forward(q, keys, values, scale, square=False)
-                else:
-                    # The few keys of the queries' own tokens: as exact as the compiled kernel over the past is, so
-                    # that tokens verified together have the logits of tokens read one by one.
-                    wide = accumulator(q) if piece.square else q.dtype
-                    out, lse = _rows(folded.to(wide) * scale, keys, values, piece, (marks, span.marks), (bias, cap))
-            found.append((out.reshape(batch, heads, count, size), lse.reshape(batch, heads, count)))
+                found.append(_rows(q, span, piece, call))
         span.release()
     out, lse = merge(found) if found else _unseen(q)
     return out.to(q.dtype), lse
 
 
-def _rows(
-    folded: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    piece: Piece,
-    marks: tuple[Marks, Marks],
-    changes: tuple[Bias | None, float | None],
-) -> tuple[Tensor, Tensor]:
-    """Scaled query rows (B, K, R, E) over a piece by plain products, under what its mask leaves open; `changes` of the
-    scores are a bias and a cap."""
-    kv, query, part = keys.shape[1], marks[0], marks[1].part(piece.first, piece.last)
-    bias, cap = changes
+def _rows(q: Tensor, span: Span, piece: Piece, call: Call) -> tuple[Tensor, Tensor]:
+    """Few queries over a piece by plain products, under what its mask leaves open and a bias."""
+    batch, heads, count, size = q.shape
+    keys, values = span.read(piece.first, piece.last, q.dtype)
+    kv, part = keys.shape[1], span.marks.part(piece.first, piece.last)
+    # The few keys of the queries' own tokens: as exact as the compiled kernel over the past is, so that tokens
+    # verified together have the logits of tokens read one by one.
+    wide = accumulator(q) if piece.square else q.dtype
+    folded = q.reshape(batch, kv, heads // kv * count, size).to(wide) * call.scale
     left = Causal() if piece.square else piece.mask
     allowed, added = None, None
     if left is not None:
-        seen = left.allowed(query, part, folded.device)
-        allowed = seen[:, None].repeat(1, 1, folded.shape[2] // query.length, 1)
-    if bias is not None:
-        added = bias.values(query, part, folded.device).unflatten(1, (kv, -1)).flatten(2, 3)
-    return fused.rows(folded, keys.to(folded.dtype), values.to(folded.dtype), allowed, added, cap)
+        allowed = left.allowed(call.marks, part, q.device)[:, None].repeat(1, 1, heads // kv, 1)
+    if call.bias is not None:
+        added = call.bias.values(call.marks, part, q.device).unflatten(1, (kv, -1)).flatten(2, 3)
+    out, lse = runs.rows(folded, keys.to(wide), values.to(wide), allowed, added, call.cap)
+    return out.reshape(q.shape), lse.reshape(q.shape[:3])
 
 
-def paged(
-    q: Float[Tensor, "B H 1 E"], pages: Pages, mask: Mask, scale: float, cap: float | None = None
-) -> tuple[Float[Tensor, "B H 1 E"], Float[Tensor, "B H 1"]]:
-    """One new token of every row over its own pages: all rows in one compiled call, or each alone through `fold`."""
-    batch, heads, count, size = q.shape
-    assert count == 1 and batch == len(pages.table.rows), (q.shape, len(pages.table.rows))
-    runs = None if any(pages.past) or cap is not None else pages.table.runs(mask)
-    if runs is not None and calls.can_page(q, pages.keys, pages.values):
-        folded = q.reshape(batch, pages.keys.shape[0], -1, size)
-        out, lse = calls.paged(folded, pages.keys, pages.values, pages.table.page, pages.table.pages, runs, scale)
-        return out.reshape(q.shape).to(q.dtype), lse.reshape(batch, heads, 1)
-    if batch > 1:
-        alone = [paged(q[row : row + 1], pages.part([row]), mask, scale, cap) for row in range(batch)]
+def paged(q: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    """One new token of every row (B, H, 1, E) over its own pages."""
+    assert q.shape[2] == 1 and q.shape[0] == len(call.spans.table.rows), (q.shape, len(call.spans.table.rows))
+    return PAGED(q, call)
+
+
+def _refuses_together(q: Tensor, call: Call) -> str:
+    pages: Pages = call.spans
+    if call.cap is not None:
+        return runs.CAPPED
+    if any(pages.past):
+        return "a row goes on after a saved reading"
+    if pages.table.runs(call.mask) is None:
+        return "what a row sees of its pages is no run"
+    return native.refuses_pages(q, pages.keys, pages.values)
+
+
+def _together(q: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    pages: Pages = call.spans
+    seen, (batch, heads, _, size) = pages.table.runs(call.mask), q.shape
+    assert seen is not None
+    folded = q.reshape(batch, pages.keys.shape[0], -1, size)
+    out, lse = native.paged(folded, pages.keys, pages.values, pages.table.page, pages.table.pages, seen, call.scale)
+    return out.reshape(q.shape).to(q.dtype), lse.reshape(batch, heads, 1)
+
+
+def _one_by_one(q: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    pages: Pages = call.spans
+    rows = pages.table.rows
+    if len(rows) > 1:  # a row alone may be taken by the faster kernel
+        alone = [PAGED(q[n : n + 1], replace(call, spans=pages.part([n]))) for n in range(len(rows))]
         return torch.cat([out for out, _ in alone]), torch.cat([lse for _, lse in alone])
-    row = pages.table.rows[0]
-    return fold(q, pages.spans(0), mask, Marks.run(row.start + row.length - 1, 1), scale, cap=cap)
+    marks = Marks.run(rows[0].start + rows[0].length - 1, 1)
+    return fold(q, replace(call, spans=pages.spans(0), marks=marks))
 
 
-def tiles(  # noqa: PLR0913 - all there is to know of one attention
-    q: Tensor,
-    spans: Sequence[Span],
-    mask: Mask,
-    marks: Marks,
-    scale: float,
-    bias: Bias | None = None,
-    cap: float | None = None,
-    exchange: Exchange | None = None,
-) -> tuple[Tensor, Tensor]:
+def tiles(q: Tensor, call: Call) -> tuple[Tensor, Tensor]:
     """Any mask, any spans, with gradient: query tiles over the pieces of each span that they can see."""
-    call = _Call(tuple(spans), mask, marks, scale, bias, cap, exchange)
-    if not _tracked(q, spans, bias):
+    if not _tracked(q, call.spans, call.bias):
         return _whole_forward(q, call)
-    return _Attention.apply((call,), q, *_own(spans), *_learned(bias))
+    return _Attention.apply((call,), q, *_own(call.spans), *_learned(call.bias))
 
 
-KERNELS = {"eager": eager, "fold": fold, "tiles": tiles}
+def _refuses_paged(q: Tensor, call: Call) -> str:
+    return "" if isinstance(call.spans, Pages) else "the keys lie in no pages"
 
 
-@dataclass(frozen=True, eq=False)
-class _Call:
-    """What of one `attend` is no tensor that autograd tracks."""
+def _refuses_slots(q: Tensor, call: Call) -> str:
+    return "" if isinstance(call.spans, Slots) else "no CUDA graph is recorded"
 
-    spans: tuple[Span, ...]
-    mask: Mask
-    marks: Marks
-    scale: float
-    bias: Bias | None
-    cap: float | None
-    exchange: Exchange | None
 
-    @property
-    def changed(self) -> bool:
-        """Whether scores are more than scaled: a tensor of every head's scores is made, so tiles are smaller."""
-        return self.bias is not None or self.cap is not None
+def _slots(q: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    assert call.cap is None, "this kernel caps no scores"
+    return call.spans.attend(q, call.scale)
+
+
+def _refuses_fold(q: Tensor, call: Call) -> str:
+    if q.shape[2] > FOLD:
+        return f"more than {FOLD} queries"
+    if call.exchange is not None:
+        return "the keys lie on several ranks"
+    return "a gradient is wanted" if _tracked(q, call.spans, call.bias) else ""
+
+
+def _observed(run: Callable[[Tensor, Call], tuple[Tensor, Tensor]]) -> Callable[[Tensor, Call], tuple[Tensor, Tensor]]:
+    """A kernel over spans that tells the observers of spans the mass on their keys."""
+
+    def told(q: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+        out, lse = run(q, call)
+        if any(span.observer is not None for span in call.spans):
+            assert call.exchange is None, "keys of several ranks are not observed"
+            observe(q, call.spans, call.mask, call.marks, call.scale, lse, call.bias, call.cap)
+        return out, lse
+
+    return told
+
+
+PAGED = Operation(
+    "paged attention",
+    Kernel("compiled", "all rows in one call, each over its own pages", _refuses_together, _together),
+    Kernel("row by row", "each row over a copy of its pages", always, _one_by_one),
+)
+ATTENTION = Operation(
+    "attention",
+    Kernel("paged", "one new token of every row over pages of a pool", _refuses_paged, paged),
+    Kernel("slots", "one new token of every row inside a CUDA graph", _refuses_slots, _slots),
+    Kernel("fold", "few queries: the query heads of a kv head share one pass", _refuses_fold, _observed(fold)),
+    Kernel("tiles", "any mask, any number of queries and ranks, with gradient", always, _observed(tiles)),
+    Kernel("eager", "the float64 oracle of the tests; never chosen", always, _observed(eager)),
+)
 
 
 class _Attention(torch.autograd.Function):
     """Tensors: for each call its queries, keys and values of the spans that autograd tracks, and a learned bias."""
 
     @staticmethod
-    def forward(ctx: Any, calls: tuple[_Call, ...], *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, calls: tuple[Call, ...], *tensors: Tensor) -> tuple[Tensor, Tensor]:
         left, found = iter(tensors), []
         for call in calls:
             found.append(_whole_forward(next(left), call))
@@ -333,7 +327,7 @@ def _bare(span: Span) -> Span:
     return span if span.accumulate is not None else replace(span, keys=nothing, values=nothing)
 
 
-def _whole_forward(q: Tensor, call: _Call) -> tuple[Tensor, Tensor]:
+def _whole_forward(q: Tensor, call: Call) -> tuple[Tensor, Tensor]:
     """Attention of this rank's queries, whoever holds the keys."""
     exchange = call.exchange
     if exchange is None:
@@ -342,7 +336,7 @@ def _whole_forward(q: Tensor, call: _Call) -> tuple[Tensor, Tensor]:
 
 
 def _whole_backward(
-    slope: Tensor, q: Tensor, spans: Sequence[Span], call: _Call, result: tuple[Tensor, Tensor]
+    slope: Tensor, q: Tensor, spans: Sequence[Span], call: Call, result: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
     exchange = call.exchange
     if exchange is None:
@@ -355,7 +349,7 @@ def _whole_backward(
     return exchange.sum(grad_q), grads
 
 
-def _forward(q: Tensor, call: _Call) -> tuple[Tensor, Tensor]:
+def _forward(q: Tensor, call: Call) -> tuple[Tensor, Tensor]:
     outs, lses = [], []
     for first, last in _tiles(call):
         here, part = call.marks.part(first, last), q[:, :, first:last]
@@ -364,7 +358,7 @@ def _forward(q: Tensor, call: _Call) -> tuple[Tensor, Tensor]:
             for piece in _pieces(call, here, span.marks, q.shape[1]):
                 keys, values = span.read(piece.first, piece.last, q.dtype)
                 added = _added(piece, call.bias, here, span.marks, q)
-                found.append(fused.forward(part, keys, values, added, call.scale, piece.square, call.cap))
+                found.append(runs.forward(part, keys, values, added, call.scale, piece.square, call.cap))
                 if len(found) == JOINED:  # a past of many blocks must not hold an output for each
                     found = [merge(found)]
             span.release()
@@ -375,7 +369,7 @@ def _forward(q: Tensor, call: _Call) -> tuple[Tensor, Tensor]:
 
 
 def _backward(
-    slope: Tensor, q: Tensor, spans: Sequence[Span], call: _Call, result: tuple[Tensor, Tensor]
+    slope: Tensor, q: Tensor, spans: Sequence[Span], call: Call, result: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
     """The gradient of the queries, of the keys and values of every span that does not take its own, of the bias."""
     out, lse = result
@@ -395,7 +389,7 @@ def _backward(
                 keys, values = span.read(piece.first, piece.last, q.dtype)
                 added = _added(piece, call.bias, here, span.marks, q)
                 take = _taker(call.bias, here, span.marks.part(piece.first, piece.last), table)
-                change, change_keys, change_values = fused.backward(
+                change, change_keys, change_values = runs.backward(
                     slope[:, :, rows],
                     (q[:, :, rows], keys, values),
                     out[:, :, rows],
@@ -429,11 +423,11 @@ def _taker(bias: Bias | None, query: Marks, key: Marks, table: list[Tensor]) -> 
     return take
 
 
-def _tiles(call: _Call) -> list[tuple[int, int]]:
+def _tiles(call: Call) -> list[tuple[int, int]]:
     return query_tiles(call.mask, call.marks, [span.marks for span in call.spans], call.changed)
 
 
-def _pieces(call: _Call, here: Marks, key: Marks, heads: int) -> list[Piece]:
+def _pieces(call: Call, here: Marks, key: Marks, heads: int) -> list[Piece]:
     found = pieces(call.mask, here, key)
     return narrow(found, heads) if call.changed else found
 
@@ -443,7 +437,7 @@ def _added(piece: Piece, bias: Bias | None, query: Marks, key: Marks, q: Tensor)
     part = key.part(piece.first, piece.last)
     allowed = None if piece.mask is None else piece.mask.allowed(query, part, q.device)
     if bias is None:
-        return None if allowed is None else fused.additive(allowed, q.dtype)
+        return None if allowed is None else runs.additive(allowed, q.dtype)
     values = bias.values(query, part, q.device).to(accumulator(q))
     return values if allowed is None else values.masked_fill(~allowed.unsqueeze(1), -math.inf)
 

@@ -1,12 +1,10 @@
 """Root-mean-square normalisation (Zhang & Sennrich 2019), computed in float32 whatever the input."""
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from handscroll.kernels.gpu import slots
-from handscroll.kernels.native import calls
+from handscroll.kernels.rows import NORM
 
 
 class RMSNorm(nn.Module):
@@ -18,15 +16,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
-        if not torch.is_grad_enabled() and calls.can_norm(x, self.weight):
-            return calls.norm(x, self.weight, self.eps)
-        if not torch.is_grad_enabled() and slots.can_norm(x, self.weight):
-            return slots.norm(x, self.weight, self.eps)
-        if x.device.type == "cuda" and x.dtype == self.weight.dtype != torch.float64:  # one pass, and x alone is kept
-            return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps).to(x.dtype)
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        scaled = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
-        return self.weight * scaled.to(x.dtype)
+        return NORM(x, self.weight, self.eps)
 
 
 class LayerNorm(nn.LayerNorm):

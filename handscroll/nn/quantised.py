@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from handscroll.kernels.formats import Format
 from handscroll.kernels.native import calls
+from handscroll.kernels.registry import Kernel, Operation, always
 from handscroll.kernels.rounding import from_int4, from_int8, to_int4, to_int8
-from handscroll.nn.linear import FEW, TokenTable, linear
+from handscroll.kernels.rows import PRODUCT
+from handscroll.nn.linear import TokenTable
 
 WIDENED = 1 << 22  # weights that are dequantised at a time, so that the matrix never exists in floats
 
@@ -50,7 +52,7 @@ class Quantised(nn.Module):
     def project(self, x: Tensor) -> Tensor:
         """x (..., D) times the weights (N, D) transposed, plus bias."""
         step = max(1, WIDENED // self.inner)
-        parts = [linear(x, self.format.dequantise(rows, self.dtype)) for rows in self.raw.split(step)]
+        parts = [PRODUCT(x, self.format.dequantise(rows, self.dtype), None) for rows in self.raw.split(step)]
         out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         return out if self.bias is None else out + self.bias
 
@@ -95,10 +97,26 @@ class Rounded(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """x (..., D) times the weights (N, D) transposed, plus bias."""
-        few = x.numel() <= FEW * x.shape[-1] and not x.requires_grad
-        if few and calls.can_multiply_rounded(x, self.numbers, self.scales):
-            return calls.multiply(x, self.numbers, self.bias, self.scales)
-        return linear(x, self.weight, self.bias)
+        return ROUNDED(x, self)
+
+
+def _multiply(x: Tensor, by: Rounded) -> Tensor:
+    return calls.multiply(x, by.numbers, by.bias, by.scales)
+
+
+def _refuses(x: Tensor, by: Rounded) -> str:
+    return calls.refuses_rounded(x, by.numbers, by.scales)
+
+
+def _widened(x: Tensor, by: Rounded) -> Tensor:
+    return PRODUCT(x, by.weight, by.bias)
+
+
+ROUNDED = Operation(
+    "product of rows with a rounded matrix",
+    Kernel("compiled", "a few rows: the rounded matrix is read as it lies", _refuses, _multiply),
+    Kernel("widened", "many rows: the matrix is widened once, then multiplied as ever", always, _widened),
+)
 
 
 class Int8Linear(Rounded):

@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from handscroll.kernels.gpu import slots
-from handscroll.kernels.native import calls
+from handscroll.kernels.rows import TURN
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Mask
 from handscroll.nn.scaling.base import Band, Scaling
@@ -52,18 +51,7 @@ class Rotation:
 
         Tables of fewer than E / 2 pairs rotate the first part of each head; the rest is left as it is.
         """
-        size = 2 * self.cosine.shape[-1]
-        if not torch.is_grad_enabled() and slots.can_turn(x, self.cosine):
-            return slots.turn(x, self.cosine, -self.sine if back else self.sine)
-        if size < x.shape[-1]:
-            return torch.cat([self.turn(x[..., :size], back), x[..., size:]], dim=-1)
-        sine = -self.sine if back else self.sine
-        if not torch.is_grad_enabled() and calls.can_turn(x, self.cosine):
-            return calls.turn(x, self.cosine, sine)
-        cosine, sine = self.cosine.unsqueeze(1), sine.unsqueeze(1)
-        first, second = x.to(torch.promote_types(x.dtype, cosine.dtype)).chunk(2, dim=-1)
-        turned = torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
-        return turned.to(x.dtype)
+        return TURN(x, self.cosine, -self.sine if back else self.sine)
 
     def part(self, first: int, last: int) -> "Rotation":
         """The tables of tokens first .. last - 1."""

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from handscroll.nn.attend import attend, choose
+from handscroll.nn.attend import attend
 from handscroll.nn.bias import ALiBi
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, SameSegment, Window
@@ -92,8 +92,3 @@ def test_bfloat16_keeps_the_bias_in_float32():
     last, _ = attend(q[:, :, -1:], span, Causal(), Marks.run(2999, 1), 0.25, bias=bias)
     for out in (whole, last):
         torch.testing.assert_close(out[:, 7, -1].double(), want, atol=0, rtol=0.01)
-
-
-def test_choice_names_the_bias():
-    q, k, v = heads(1, 600, 600)
-    assert "bias" in choose(q, [Span(k, v, Marks.run(0, 600))], Causal(), Marks.run(0, 600), ALiBi(8)).reason

@@ -8,8 +8,8 @@ import torch
 
 from handscroll.cache.full import Cache
 from handscroll.kernels import runs as fused
-from handscroll.kernels.runs import merge
-from handscroll.nn.attend import attend, choose
+from handscroll.kernels.merge import merge
+from handscroll.nn.attend import attend
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Window
 from handscroll.nn.span import Span
@@ -87,15 +87,6 @@ def test_merge_with_an_empty_piece():
     torch.testing.assert_close(merged_lse, lse)
     empty, _ = merge([nothing, nothing])
     assert torch.equal(empty, nothing[0])
-
-
-def test_choice_is_explained():
-    q, k, v = heads(1, 600, 600)
-    choice = choose(q, [Span(k, v, Marks.run(0, 600))], Causal(), Marks.run(0, 600))
-    assert choice.kernel == "tiles" and "no mask" in choice.reason
-    choice = choose(q, [Span(k, v, Marks.run(0, 600))], Causal() & Window(9), Marks.run(0, 600))
-    assert choice.kernel == "tiles" and "small mask" in choice.reason
-    assert choose(q[:, :, -1:], [Span(k, v, Marks.run(0, 600))], Causal(), Marks.run(599, 1)).kernel == "fold"
 
 
 def test_chunked_appends_equal_the_whole():
@@ -179,12 +170,12 @@ def test_plain_products_equal_the_fused_kernel(square):
     slope = torch.randn_like(q)
     allowed = None if square else (torch.rand(2, 40, 40) > 0.4) | torch.eye(40, dtype=torch.bool)
     added = None if allowed is None else fused.additive(allowed, q.dtype)
-    want, want_lse = fused.forward(q, k, v, added, 0.3, square)
-    additive = fused._with_square(added, q, square)
-    out, lse = fused._products(q, k, v, additive, (0.3, None))
+    scores = fused.Scores(0.3, added=added, square=square)
+    want, want_lse = fused.OVER(q, k, v, scores)
+    out, lse = fused.OVER.kernel("products").run(q, k, v, scores)
     torch.testing.assert_close(out, want)
     torch.testing.assert_close(lse, want_lse)
-    wants = fused.backward(slope, (q, k, v), out, lse, added, 0.3, square)
-    gots = fused._products_backward(slope, (q, k, v), out, lse, additive, (0.3, None))
+    given = slope, (q, k, v), (out, lse), scores, None
+    wants, gots = fused.GRADIENT(*given), fused.GRADIENT.kernel("products").run(*given)
     for got, wanted in zip(gots, wants, strict=True):
         torch.testing.assert_close(got, wanted)

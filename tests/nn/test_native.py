@@ -13,7 +13,9 @@ from handscroll.base.errors import ConfigError
 from handscroll.kernels.native import calls
 from handscroll.kernels.native import library as module
 from handscroll.kernels.native.library import library, reason
+from handscroll.kernels.registry import recording, without
 from handscroll.kernels.rounding import from_int4, from_int4_columns, from_int8, to_int4, to_int4_columns, to_int8
+from handscroll.kernels.runs import OVER
 from handscroll.nn import attend as kernels
 from handscroll.nn.linear import Linear
 from handscroll.nn.marks import Marks
@@ -54,7 +56,7 @@ def test_decode_equals_float64(monkeypatch, dtype, threads, shape):
     keys, values = (x[:, :, 2 : length + 2] for x in room)  # a part of a larger buffer, as caches hold them
     q = q.to(dtype)
     span = Span(keys, values, Marks.run(0, length))
-    assert calls.can_decode(q, span)
+    assert not calls.refuses_decode(q, span)
     out, lse = calls.decode(q, span, 0, length)
     want, want_lse = oracle(q, keys, values)
     torch.testing.assert_close(out.double(), want, rtol=2e-6, atol=2e-6)
@@ -139,14 +141,17 @@ def test_prefill_equals_float64(shape, square):
 
 
 @needs_narrow
-def test_bfloat16_training_takes_the_compiled_forward(monkeypatch):
+def test_bfloat16_training_takes_the_compiled_forward():
     """The backward of torch's kernel works from the compiled forward's output and log-sum-exp."""
     tensors = [random(1, heads, 70, 32, dtype=torch.bfloat16, seed=n) for n, heads in enumerate((4, 2, 2))]
     grads = []
-    for compiled in (True, False):
-        monkeypatch.setattr(calls, "can_prefill", (lambda *_: True) if compiled else (lambda *_: False))
+    for others in ((), ("compiled",)):
         q, keys, values = (x.clone().requires_grad_() for x in tensors)
-        out, _ = kernels.attend(q, [Span(keys, values, Marks.run(0, 70))], Causal(), Marks.run(0, 70))
+        with without(OVER, *others), recording() as made:
+            out, _ = kernels.attend(q, [Span(keys, values, Marks.run(0, 70))], Causal(), Marks.run(0, 70))
+        assert {choice.kernel for choice in made if choice.operation == OVER.name} == {
+            "torch" if others else "compiled"
+        }
         out.float().square().sum().backward()
         grads.append([x.grad.float() for x in (q, keys, values)])
     for got, want in zip(*grads, strict=True):
@@ -159,7 +164,8 @@ def test_bfloat16_training_takes_the_compiled_forward(monkeypatch):
 def test_products_equal_float64(rows, bias):
     layer = Linear(592, 100, bias=bias).to(torch.bfloat16)
     x = random(rows, 1, 592, dtype=torch.bfloat16)
-    assert calls.can_multiply(x, layer.weight)
+    with torch.no_grad():
+        assert not calls.refuses_product(x, layer.weight)
     with torch.no_grad():
         got = layer(x)
     want = F.linear(x.double(), layer.weight.double(), layer.bias.double() if bias else None)
@@ -178,8 +184,8 @@ def test_folded_attention_equals_the_oracle_under_masks(mask, count, dtype):
         for at, n in ((0, 200), (200, 100 + count))
     ]
     marks = Marks.run(300, count)
-    got, got_lse = kernels.fold(q, spans, mask, marks, 0.2)
-    want, want_lse = kernels.eager(q, spans, mask, marks, 0.2)
+    got, got_lse = kernels.attend(q, spans, mask, marks, 0.2, "fold")
+    want, want_lse = kernels.attend(q, spans, mask, marks, 0.2, "eager")
     limit = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float64: 1e-12}[dtype]
     torch.testing.assert_close(got, want, rtol=limit, atol=limit)
     torch.testing.assert_close(got_lse, want_lse, rtol=limit, atol=limit)
@@ -206,7 +212,7 @@ def test_decode_reads_int8_as_what_it_stands_for(run, rows, size, dtype):
     """
     span = int8_span(2, 3, 700, size, length=650)
     q = (random(2, 3, rows, size) / math.sqrt(size)).to(dtype)
-    assert calls.can_decode(q, span)
+    assert not calls.refuses_decode(q, span)
     out, lse = calls.decode(q, span, *run)
     want, want_lse = oracle(q, *span.read(*run, torch.float64))
     torch.testing.assert_close(out.double(), want, rtol=0, atol=4e-5)
@@ -266,7 +272,7 @@ def int4_span(*shape, seed=0):
 def test_decode_reads_int4_as_what_it_stands_for(run, rows, size, dtype):
     span = int4_span(2, 3, 704, size)
     q = (random(2, 3, rows, size) / 8).to(dtype)
-    assert calls.can_decode(q, span, run[0])
+    assert not calls.refuses_decode(q, span, run[0])
     out, lse = calls.decode(q, span, *run)
     want, want_lse = oracle(q, *span.read(*run, torch.float64))
     torch.testing.assert_close(out.double(), want, rtol=4e-6, atol=4e-6)
@@ -277,13 +283,14 @@ def test_int4_is_read_from_any_token_on():
     """Also where no group begins, which the compiled kernel leaves to the other path."""
     span = int4_span(1, 2, 256, 32)
     keys, values = span.read(0, 192, torch.float32)
-    assert not calls.can_decode(random(1, 2, 1, 32), span, 40)
+    assert calls.refuses_decode(random(1, 2, 1, 32), span, 40)
     for first, last in ((40, 41), (40, 100), (31, 192), (64, 96)):
         got = span.read(first, last, torch.float32)
         assert torch.equal(got[0], keys[:, :, first:last]) and torch.equal(got[1], values[:, :, first:last])
     marks, q = Marks.run(191, 1), random(1, 4, 1, 32)
     got, want = (
-        kernels.fold(q, [s], Causal() & Window(150), marks, 0.2)[0] for s in (span, Span(keys, values, span.marks))
+        kernels.attend(q, [s], Causal() & Window(150), marks, 0.2, "fold")[0]
+        for s in (span, Span(keys, values, span.marks))
     )
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
@@ -295,13 +302,13 @@ def test_int4_is_read_from_any_token_on():
 def test_int4_products_are_those_of_the_widened_weights(rows, inner, dtype):
     layer = Int4Linear(random(100, inner).to(dtype), random(100).to(dtype))
     x = random(rows, inner, seed=5).to(dtype)
-    assert calls.can_multiply_rounded(x, layer.numbers, layer.scales)
+    assert not calls.refuses_rounded(x, layer.numbers, layer.scales)
     want = F.linear(x.double(), from_int4(layer.numbers, layer.scales, torch.float64), layer.bias.double())
     limit = 2e-6 if dtype == torch.float32 else 2**-7
     torch.testing.assert_close(layer(x).double(), want, rtol=limit, atol=20 * limit)
     wide = Int4Linear(random(10, 48).to(dtype))  # no groups of 32: plain torch
     x = random(rows, 48).to(dtype)
-    assert not calls.can_multiply_rounded(x, wide.numbers, wide.scales)
+    assert calls.refuses_rounded(x, wide.numbers, wide.scales)
     torch.testing.assert_close(wide(x), F.linear(x, wide.weight), rtol=limit, atol=20 * limit)
 
 
@@ -351,7 +358,7 @@ def test_norms_of_few_tokens_are_those_of_torch(dtype, shape):
     x = random(*shape, dtype=dtype) * 3
     with torch.no_grad():
         norm.weight.copy_(random(shape[-1], seed=1))
-        assert calls.can_norm(x, norm.weight)
+        assert not calls.refuses_norm(x, norm.weight)
         found = norm(x)
     wanted = norm.weight.double() * x.double() / (x.double().square().mean(-1, keepdim=True) + 1e-5).sqrt()
     limit = 1e-6 if dtype == torch.float32 else 1e-2
@@ -372,7 +379,7 @@ def test_rotations_of_few_tokens_are_those_of_torch(dtype, shape, rows):
     x = random(batch, count, heads, size, dtype=dtype).transpose(1, 2)  # as attention splits it
     for back in (False, True):
         with torch.no_grad():
-            assert calls.can_turn(x, rotation.cosine)
+            assert not calls.refuses_turn(x, rotation.cosine)
             found = rotation.turn(x, back)
         first, second = x.double().chunk(2, dim=-1)
         cosine, sine = rotation.cosine.double()[:, None], rotation.sine.double()[:, None] * (-1 if back else 1)
@@ -381,35 +388,38 @@ def test_rotations_of_few_tokens_are_those_of_torch(dtype, shape, rows):
         torch.testing.assert_close(found.double(), wanted, rtol=limit, atol=limit)
 
 
+@torch.no_grad()
 def test_norms_and_rotations_that_are_left_to_torch():
     weight, table = torch.ones(64), torch.ones(1, 1, 32)
     few = random(1, 1, 64)
-    assert not calls.can_norm(few.double(), weight.double())
-    assert not calls.can_norm(few.bfloat16(), weight)  # the product is in the dtype of the weight then
+    assert calls.refuses_norm(few.double(), weight.double())
+    assert calls.refuses_norm(few.bfloat16(), weight)  # the product is in the dtype of the weight then
     many = random(1, calls.FEW + 1, 64)
-    assert not calls.can_norm(many, weight)  # chunks of a long step run with and without gradient alike
-    assert not calls.can_norm(random(1, 1, 24), torch.ones(24))
-    assert not calls.can_norm(few.requires_grad_(), weight)
-    assert not calls.can_turn(random(1, 2, 1, 48), torch.ones(1, 1, 24))
-    assert not calls.can_turn(random(1, 2, 1, 64).double(), table.double())
+    assert calls.refuses_norm(many, weight)  # chunks of a long step run with and without gradient alike
+    assert calls.refuses_norm(random(1, 1, 24), torch.ones(24))
+    with torch.enable_grad():
+        assert calls.refuses_norm(few, weight)
+    assert calls.refuses_turn(random(1, 2, 1, 48), torch.ones(1, 1, 24))
+    assert calls.refuses_turn(random(1, 2, 1, 64).double(), table.double())
 
 
+@torch.no_grad()
 def test_what_the_kernels_do_not_take():
     def span(x):
         return Span(x, x, Marks.run(0, x.shape[2]))
 
     q = random(1, 2, 3, 32)
-    assert not calls.can_decode(q.double(), span(q.double()))
-    assert not calls.can_decode(q, span(q.bfloat16()))
-    assert not calls.can_decode(q, span(q.to(torch.int8)))  # without scales
+    assert calls.refuses_decode(q.double(), span(q.double()))
+    assert calls.refuses_decode(q, span(q.bfloat16()))
+    assert calls.refuses_decode(q, span(q.to(torch.int8)))  # without scales
     wide = int8_span(1, 1, 3, 528, length=3)  # sums of 32 bits would not hold it
-    assert not calls.can_decode(random(1, 1, 2, 528), wide)
-    assert not calls.can_decode(q[..., :20], span(q[..., :20].contiguous()))
-    assert not calls.can_decode(q, span(random(1, 2, 9, 32)[:, :, ::2]))
-    assert not calls.can_prefill(q, q, q)
-    assert not calls.can_multiply(q.double(), random(4, 32).double())
-    assert not calls.can_multiply(q, random(4, 40))
-    assert not calls.can_multiply(q[..., :20], random(4, 20))
+    assert calls.refuses_decode(random(1, 1, 2, 528), wide)
+    assert calls.refuses_decode(q[..., :20], span(q[..., :20].contiguous()))
+    assert calls.refuses_decode(q, span(random(1, 2, 9, 32)[:, :, ::2]))
+    assert calls.refuses_prefill(q, q, q)
+    assert calls.refuses_product(q.double(), random(4, 32).double())
+    assert calls.refuses_product(q, random(4, 40))
+    assert calls.refuses_product(q[..., :20], random(4, 20))
 
 
 def test_without_a_compiler_there_is_a_reason(monkeypatch):

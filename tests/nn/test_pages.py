@@ -46,7 +46,7 @@ def oracle(q, pages: Pages, mask: Mask):
     found = []
     for number, row in enumerate(pages.table.rows):
         marks = Marks.run(row.start + row.length - 1, 1)
-        found.append(kernels.eager(q[number : number + 1], pages.spans(number), mask, marks, 0.2))
+        found.append(kernels.attend(q[number : number + 1], pages.spans(number), mask, marks, 0.2, "eager"))
     return torch.cat([out for out, _ in found]), torch.cat([lse for _, lse in found])
 
 
@@ -58,8 +58,8 @@ MASKS = [Causal(), Causal() & Window(20), Causal() & Window(600), Causal() & (Wi
 @pytest.mark.parametrize("compiled", [True, False])
 def test_every_row_equals_the_oracle(mask, dtype, compiled, monkeypatch):
     if not compiled:
-        monkeypatch.setattr(calls, "can_page", lambda *tensors: False)
-        monkeypatch.setattr(calls, "can_decode", lambda *tensors: False)
+        monkeypatch.setattr(calls, "refuses_pages", lambda *tensors: "not now")
+        monkeypatch.setattr(calls, "refuses_decode", lambda *tensors: "not now")
     keys, values, rows = pool(dtype)
     pages = Pages(keys, values, Table(PAGE, rows), [()] * len(rows))
     q = queries(len(rows), dtype=dtype)
@@ -95,10 +95,10 @@ def test_a_row_has_the_same_bits_in_any_company(dtype, threads, monkeypatch):
     keys, values, rows = pool(dtype)
     whole = Pages(keys, values, Table(PAGE, rows), [()] * len(rows))
     q = queries(len(rows), dtype=dtype)
-    assert calls.can_page(q, keys, values)
-    together, lse = kernels.paged(q, whole, Causal(), 0.2)
+    assert not calls.refuses_pages(q, keys, values)
+    together, lse = kernels.attend(q, whole, Causal(), Marks.run(0, 1), 0.2)
     for order in ([4], [3, 0], [2, 4, 1], [4, 3, 2, 1, 0]):
-        got, got_lse = kernels.paged(q[order], whole.part(order), Causal(), 0.2)
+        got, got_lse = kernels.attend(q[order], whole.part(order), Causal(), Marks.run(0, 1), 0.2)
         assert torch.equal(got, together[order]) and torch.equal(got_lse, lse[order])
 
 

@@ -5,7 +5,6 @@ from torch import nn
 
 from handscroll.kernels.native import calls
 from handscroll.models.model import Model
-from handscroll.nn.linear import FEW
 from handscroll.nn.quantised import Rounded
 
 # A vectorised loop of torch takes two vectors at a time (AVX-512: 64 numbers in bfloat16, 32 in float32, 16 in
@@ -13,6 +12,7 @@ from handscroll.nn.quantised import Rounded
 LOOP, WIDE_LOOP, ALONE = 64, 16, 1 << 15
 
 
+@torch.no_grad()
 def rows_together(model: Model) -> int:
     """Rows of one token that give the same bits in one forward as each alone; 1 where that cannot be promised.
 
@@ -27,11 +27,11 @@ def rows_together(model: Model) -> int:
     if rounded:  # then there is no other weight
         inner = [m.numbers.shape[1] * (2 if m.numbers.dtype == torch.uint8 else 1) for m in rounded]
         probes = [(probe.expand(1, width), m.numbers, m.scales) for width, m in zip(inner, rounded, strict=True)]
-        ours = all(calls.can_multiply_rounded(*one) for one in probes)
+        ours = all(not calls.refuses_rounded(*one) for one in probes)
         widest = max(*inner, config.mlp_width)
     else:
-        ours = all(calls.can_multiply(probe.expand(1, w.shape[1]), w) for w in weights)
+        ours = all(not calls.refuses_product(probe.expand(1, w.shape[1]), w) for w in weights)
         widest = max(max(w.shape[1] for w in weights), config.mlp_width)
     rotated = getattr(config, "positions", None) is not None
     whole = config.mlp_width % LOOP == 0 and (not rotated or config.rotated_size // 2 % WIDE_LOOP == 0)
-    return max(1, min(FEW, (ALONE - 1) // widest)) if ours and whole else 1
+    return max(1, min(calls.FEW, (ALONE - 1) // widest)) if ours and whole else 1

@@ -14,6 +14,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from handscroll.kernels.merge import merge
+
 RUN = 32_768  # keys of a call: the gradients of a call's keys are made for every query head, whatever shares them
 ROUND = 64  # cuDNN makes a plan for every new shape (40 ms), so it is asked for round ones only
 LARGE = 1 << 20  # query-key pairs of a head for which that pays
@@ -21,13 +23,19 @@ LARGE = 1 << 20  # query-key pairs of a head for which that pays
 _aten = torch.ops.aten
 
 
-def can_attend(q: Tensor, keys: Tensor, values: Tensor) -> bool:
-    """Whether `forward` and `backward` take them: half precision on a GPU, whole vectors."""
-    if q.device.type != "cuda" or q.dtype not in (torch.bfloat16, torch.float16):
-        return False
-    alike = all(x.dtype == q.dtype and x.stride(-1) == 1 for x in (q, keys, values))
-    fits = q.shape[-1] % 8 == 0 and q.shape[-1] <= 256 and bool(q.numel()) and bool(keys.shape[2])
-    return alike and fits and not torch.are_deterministic_algorithms_enabled()
+def refuses(q: Tensor, keys: Tensor, values: Tensor) -> str:
+    """Why `forward` and `backward` do not take them: they want half precision on a GPU and whole vectors."""
+    if q.device.type != "cuda":
+        return "the tensors are not on a GPU"
+    if q.dtype not in (torch.bfloat16, torch.float16):
+        return "it computes in half precision only"
+    if not all(x.dtype == q.dtype and x.stride(-1) == 1 for x in (q, keys, values)):
+        return "keys or values are of another dtype, or lie with gaps"
+    if q.shape[-1] % 8 or q.shape[-1] > 256:
+        return "the head size is no multiple of 8 up to 256"
+    if not q.numel() or not keys.shape[2]:
+        return "there is nothing to read"
+    return "its order of additions is not fixed" if torch.are_deterministic_algorithms_enabled() else ""
 
 
 def forward(q: Tensor, keys: Tensor, values: Tensor, scale: float, square: bool) -> tuple[Tensor, Tensor]:
@@ -39,7 +47,7 @@ def forward(q: Tensor, keys: Tensor, values: Tensor, scale: float, square: bool)
     for first, last in _runs(keys.shape[2], square):
         run = slice(first, last)
         out, lse = _forward(q, keys[:, :, run], values[:, :, run], scale, square)
-        found = (out, lse) if found is None else _joined(*found, out, lse)
+        found = (out, lse) if found is None else merge([(found[0].float(), found[1]), (out, lse)])
     assert found is not None, "no keys"
     return found[0].to(q.dtype), found[1]
 
@@ -65,12 +73,6 @@ def backward(
 def _runs(length: int, square: bool) -> list[tuple[int, int]]:
     edges = [0, length] if square else [*range(0, length, RUN), length]
     return list(pairwise(edges))
-
-
-def _joined(out: Tensor, lse: Tensor, more: Tensor, more_lse: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention over two sets of keys from that over each; the output in float32, whatever number of sets follows."""
-    both = torch.logaddexp(lse, more_lse)
-    return torch.lerp(out.float(), more.float(), torch.exp(more_lse - both).unsqueeze(-1)), both
 
 
 def _forward(q: Tensor, keys: Tensor, values: Tensor, scale: float, square: bool) -> tuple[Tensor, Tensor]:

@@ -36,11 +36,11 @@ class Slots:
         step.append(self.keys, self.values, keys, values, self.slot)
 
 
-def can_turn(x: Tensor, cosine: Tensor) -> bool:
-    """Whether `turn` takes them: few tokens (B, H, T, E) on a GPU in half precision, tables in float32."""
-    if x.device.type != "cuda" or x.shape[-2] > FEW or cosine.dtype != torch.float32 or x.stride(-1) != 1:
-        return False
-    return x.dtype in (torch.bfloat16, torch.float16) and bool(x.numel()) and works(x.device)
+def refuses_turn(x: Tensor, cosine: Tensor) -> str:
+    """Why `turn` does not take them: it wants few tokens (B, H, T, E) on a GPU in half precision, float32 tables."""
+    if refused := _refuses_few(x):
+        return refused
+    return "" if cosine.dtype == torch.float32 and x.stride(-1) == 1 else "tables are not float32, or there are gaps"
 
 
 def turn(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
@@ -50,12 +50,12 @@ def turn(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return step.turn(x, cosine, sine)
 
 
-def can_norm(x: Tensor, weight: Tensor) -> bool:
-    """Whether `norm` takes them: few tokens (..., T, D) without gaps on a GPU in half precision, as the weight is."""
-    if x.device.type != "cuda" or x.dim() < 2 or x.shape[-2] > FEW or x.dtype != weight.dtype:
-        return False
-    half = x.dtype in (torch.bfloat16, torch.float16) and x.shape[-1] <= 1 << 14
-    return half and x.is_contiguous() and bool(x.numel()) and works(x.device)
+def refuses_norm(x: Tensor, weight: Tensor) -> str:
+    """Why `norm` does not take them: it wants few tokens (..., T, D) without gaps on a GPU, in the weight's dtype."""
+    if refused := _refuses_few(x):
+        return refused
+    fits = x.dtype == weight.dtype and x.shape[-1] <= 1 << 14 and x.is_contiguous()
+    return "" if fits else "the weight is in another dtype, or rows are too long or have gaps"
 
 
 def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -63,6 +63,16 @@ def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     from handscroll.kernels.gpu import step
 
     return step.norm(x, weight, epsilon)
+
+
+def _refuses_few(x: Tensor) -> str:
+    if x.device.type != "cuda":
+        return "the tensors are not on a GPU"
+    if x.dim() < 2 or x.shape[-2] > FEW or not x.numel():
+        return f"more than {FEW} tokens"
+    if x.dtype not in (torch.bfloat16, torch.float16):
+        return "it computes in half precision only"
+    return "" if works(x.device) else "Triton is not here, or does not know this GPU"
 
 
 @cache

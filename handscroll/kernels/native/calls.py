@@ -1,4 +1,4 @@
-"""The compiled kernels as functions of tensors. Each has a `can_...` that says whether it takes these tensors.
+"""The compiled kernels as functions of tensors. Each has a `refuses_...`: why it does not take these, or "".
 
 All are for the CPU and without gradient. Threads: torch's.
 """
@@ -11,13 +11,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from handscroll.kernels.native.library import library
+from handscroll.kernels.native.library import library, reason
 from handscroll.kernels.rounding import GROUP
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3}  # the last: two int4 a byte
 LANES = 16  # sizes must be multiples of this
 WIDEST = 512  # numbers of an int8 key, whose products are added up in 32 bits
 FEW = 16  # tokens up to which products, norms and rotations are asked here
+NOT_CPU = "the tensors are not on the CPU"
+GRADIENT = "a gradient is wanted"
+EMPTY = "there is nothing to read"
+MANY = f"more than {FEW} tokens"
+VECTORS = f"a size is no multiple of {LANES}"
+GAPS = "the tensors lie with gaps"
 
 
 class KeysValues(Protocol):
@@ -34,36 +40,45 @@ class KeysValues(Protocol):
 
     def scales_of(self, first: int, last: int) -> tuple[Tensor, Tensor]: ...
 
+    def read(self, first: int, last: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]: ...
 
-def can_decode(q: Tensor, span: KeysValues, first: int = 0) -> bool:
-    """Whether `decode` takes a run from `first` on: a CPU, a known dtype, whole vectors, rows without gaps."""
-    if q.device.type != "cpu" or q.dtype not in (torch.float32, torch.bfloat16):
-        return False
+
+def refuses_decode(q: Tensor, span: KeysValues, first: int = 0) -> str:
+    """Why `decode` does not take a run from `first` on: a CPU, a known dtype, rows of whole vectors without gaps."""
+    if refused := _refuses_floats(q):
+        return refused
     keys, values = span.keys, span.values
-    if not q.numel() or not keys.shape[2] or not _untracked(q, keys, values) or keys.dtype != values.dtype:
-        return False
+    if not q.numel() or not keys.shape[2]:
+        return EMPTY
+    if _tracked(q, keys, values):
+        return GRADIENT
+    if keys.dtype != values.dtype:
+        return "keys and values are of two dtypes"
     if span.scales is None:
-        alike = keys.dtype == q.dtype
+        if keys.dtype != q.dtype:
+            return "keys and queries are of two dtypes"
     elif keys.dtype == torch.uint8:
-        alike = first % GROUP == 0 and q.shape[3] % GROUP == 0 and all(s[0, 0].is_contiguous() for s in span.scales)
-    else:
-        alike = keys.dtype == torch.int8 and q.shape[3] <= WIDEST
-    return alike and _whole(keys, values) and library() is not None
+        if first % GROUP or q.shape[3] % GROUP or not all(s[0, 0].is_contiguous() for s in span.scales):
+            return "int4 keys are read in whole groups of 32"
+    elif keys.dtype != torch.int8 or q.shape[3] > WIDEST:
+        return f"rounded keys are int8 of at most {WIDEST} numbers, or int4"
+    return _refuses_gaps(keys, values) or _missing()
 
 
 def decode(
-    q: Float[Tensor, "B K R E"], span: KeysValues, first: int, last: int, scale: float = 1.0
-) -> tuple[Float[Tensor, "B K R E"], Float[Tensor, "B K R"]]:
-    """Attention of R query rows of each kv head over a run of a span: output and log-sum-exp, both float32.
+    q: Float[Tensor, "B H T E"], span: KeysValues, first: int, last: int, scale: float = 1.0
+) -> tuple[Float[Tensor, "B H T E"], Float[Tensor, "B H T"]]:
+    """Attention of a few queries, all of which see a whole run of a span: output and log-sum-exp, both float32.
 
-    Over int8 on a processor with AVX-512 VNNI, queries and softmax weights are rounded to 16 bits (integers.h).
+    Query heads share kv heads evenly: those of one are the rows of one pass over its keys. Over int8 on a processor
+    with AVX-512 VNNI, queries and softmax weights are rounded to 16 bits (integers.h).
     """
     keys, values = span.keys[:, :, first:last], span.values[:, :, first:last]
     key_scales, value_scales = (None, None) if span.scales is None else span.scales_of(first, last)
     found = library()
     assert found is not None
-    batch, kv, rows, size = q.shape
-    q = q.contiguous()
+    batch, heads, count, size = q.shape
+    kv, q = keys.shape[1], q.contiguous()
     out, lse = _floats(*q.shape), _floats(*q.shape[:3])
     strides = [n for x in (keys, values, key_scales, value_scales) for n in ((0, 0) if x is None else x.stride()[:2])]
     found.handscroll_decode(
@@ -75,7 +90,7 @@ def decode(
         _at(values),
         _at(key_scales),
         _at(value_scales),
-        _numbers(batch, kv, rows, keys.shape[2], size, torch.get_num_threads(), 1),
+        _numbers(batch, kv, heads // kv * count, keys.shape[2], size, torch.get_num_threads(), 1),
         _numbers(*strides),
         _at(out),
         _at(lse),
@@ -83,13 +98,17 @@ def decode(
     return out, lse
 
 
-def can_page(q: Tensor, keys: Tensor, values: Tensor) -> bool:
-    """Whether `paged` takes them: a CPU, float32 or bfloat16, whole vectors, a pool (K, slots, E) without gaps."""
-    tensors = (q, keys, values)
-    if any(x.device.type != "cpu" or x.dtype != q.dtype for x in tensors) or not _untracked(*tensors):
-        return False
-    fits = q.dtype in (torch.float32, torch.bfloat16) and q.shape[-1] % LANES == 0
-    return fits and bool(q.numel()) and keys.is_contiguous() and values.is_contiguous() and library() is not None
+def refuses_pages(q: Tensor, keys: Tensor, values: Tensor) -> str:
+    """Why `paged` does not take them: it wants a CPU, whole vectors, a pool (K, slots, E) in q's dtype without gaps."""
+    if refused := _refuses_floats(q):
+        return refused
+    if keys.device.type != "cpu" or keys.dtype != q.dtype or values.dtype != q.dtype:
+        return "the pool is in another dtype than the queries"
+    if _tracked(q, keys, values):
+        return GRADIENT
+    if not q.numel() or q.shape[-1] % LANES:
+        return VECTORS
+    return "" if keys.is_contiguous() and values.is_contiguous() and library() is not None else _missing() or GAPS
 
 
 def paged(
@@ -117,13 +136,20 @@ def paged(
     return out, lse
 
 
-def can_prefill(q: Tensor, keys: Tensor, values: Tensor) -> bool:
-    """Whether `prefill` takes them: bfloat16 on a CPU that multiplies it (AVX-512 BF16)."""
-    tensors = (q, keys, values)
-    if any(x.device.type != "cpu" or x.dtype != torch.bfloat16 or x.stride(3) != 1 for x in tensors):
-        return False
-    tracked = not _untracked(*tensors)
-    return bool(q.numel()) and bool(keys.shape[2]) and not tracked and _whole(keys, values) and _narrow_products()
+def refuses_prefill(q: Tensor, keys: Tensor, values: Tensor) -> str:
+    """Why `prefill` does not take them: it wants bfloat16 on a CPU that multiplies it (AVX-512 BF16)."""
+    for x in (q, keys, values):
+        if x.device.type != "cpu":
+            return NOT_CPU
+        if x.dtype != torch.bfloat16:
+            return "it multiplies bfloat16 only"
+        if x.stride(3) != 1:
+            return GAPS
+    if not q.numel() or not keys.shape[2]:
+        return EMPTY
+    if _tracked(q, keys, values):
+        return GRADIENT
+    return _refuses_gaps(keys, values) or ("" if _narrow_products() else _missing() or "no AVX-512 BF16 here")
 
 
 def prefill(
@@ -150,20 +176,32 @@ def prefill(
     return out, lse
 
 
-def can_multiply(x: Tensor, weight: Tensor) -> bool:
-    """Whether `multiply` takes them: bfloat16 on a CPU, whole vectors, a matrix without gaps."""
-    alike = x.dtype == weight.dtype and x.dtype in (torch.float32, torch.bfloat16)
-    return alike and _fits(x, weight) and library() is not None
+def refuses_product(x: Tensor, weight: Tensor) -> str:
+    """Why `multiply` does not take them: few rows in the weight's dtype, whole vectors, no gaps."""
+    if torch.is_grad_enabled():
+        return GRADIENT
+    if x.numel() > FEW * x.shape[-1]:
+        return MANY
+    if refused := _refuses_floats(x):
+        return refused
+    if x.dtype != weight.dtype:
+        return "the weights are in another dtype"
+    return _refuses_matrix(x, weight, weight.shape[1])
 
 
-def can_multiply_rounded(x: Tensor, numbers: Tensor, scales: Tensor) -> bool:
-    """The same for a matrix in int8, or in int4 with groups of 32."""
-    if x.dtype not in (torch.float32, torch.bfloat16) or library() is None:
-        return False
+def refuses_rounded(x: Tensor, numbers: Tensor, scales: Tensor) -> str:
+    """The same for a matrix in int8, or in int4 with groups of 32; the weights want no gradient."""
+    if x.requires_grad:
+        return GRADIENT
+    if x.numel() > FEW * x.shape[-1]:
+        return MANY
+    if refused := _refuses_floats(x):
+        return refused
     if numbers.dtype == torch.int8:
-        return _fits(x, numbers)
-    grouped = scales.shape[-1] * GROUP == x.shape[-1] and scales.is_contiguous()
-    return numbers.dtype == torch.uint8 and grouped and _fits(x, numbers, 2 * numbers.shape[1])
+        return _refuses_matrix(x, numbers, numbers.shape[1])
+    if numbers.dtype != torch.uint8 or scales.shape[-1] * GROUP != x.shape[-1] or not scales.is_contiguous():
+        return "int4 weights have a scale for each 32"
+    return _refuses_matrix(x, numbers, 2 * numbers.shape[1])
 
 
 def multiply(
@@ -192,9 +230,13 @@ def multiply(
     return out
 
 
-def can_norm(x: Tensor, weight: Tensor) -> bool:
-    """Whether `norm` takes them: few tokens (..., T, D) without gaps on a CPU, in the dtype of the weight."""
-    return weight.dtype == x.dtype and x.is_contiguous() and x.shape[-1] % LANES == 0 and _few(x)
+def refuses_norm(x: Tensor, weight: Tensor) -> str:
+    """Why `norm` does not take them: it wants few tokens (..., T, D) without gaps, in the dtype of the weight."""
+    if x.dtype != weight.dtype:
+        return "the weight is in another dtype"
+    if not x.is_contiguous():
+        return GAPS
+    return VECTORS if x.shape[-1] % LANES else _refuses_few(x)
 
 
 def norm(x: Float[Tensor, "*rows D"], weight: Float[Tensor, "D"], epsilon: float) -> Float[Tensor, "*rows D"]:
@@ -207,10 +249,15 @@ def norm(x: Float[Tensor, "*rows D"], weight: Float[Tensor, "D"], epsilon: float
     return out
 
 
-def can_turn(x: Tensor, cosine: Tensor) -> bool:
-    """Whether `turn` takes them: few tokens (B, H, T, E) on a CPU, tables in float32, halves of whole vectors."""
-    fits = x.stride(-1) == 1 and x.shape[-1] % (2 * LANES) == 0 and cosine.dtype == torch.float32
-    return fits and cosine.is_contiguous() and _few(x)
+def refuses_turn(x: Tensor, cosine: Tensor) -> str:
+    """Why `turn` does not take them: it wants few tokens (B, H, T, E), tables in float32, halves of whole vectors."""
+    if cosine.dtype != torch.float32 or not cosine.is_contiguous():
+        return "the tables are not float32 without gaps"
+    if x.shape[-1] != 2 * cosine.shape[-1]:
+        return "only a part of each head is rotated"
+    if x.stride(-1) != 1:
+        return GAPS
+    return VECTORS if x.shape[-1] % (2 * LANES) else _refuses_few(x)
 
 
 def turn(
@@ -225,10 +272,15 @@ def turn(
     return out
 
 
-def _few(x: Tensor) -> bool:
-    """Whether x (..., T, D) is of few tokens, on the CPU, and no gradient is wanted of it."""
-    placed = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
-    return placed and x.dim() > 1 and x.shape[-2] <= FEW and bool(x.numel()) and _untracked(x) and library() is not None
+def _refuses_few(x: Tensor) -> str:
+    """Why x (..., T, D) is not a few tokens on the CPU of which no gradient is wanted."""
+    if torch.is_grad_enabled():
+        return GRADIENT
+    if refused := _refuses_floats(x):
+        return refused
+    if x.dim() < 2 or x.shape[-2] > FEW or not x.numel():
+        return MANY
+    return _missing()
 
 
 @cache
@@ -237,28 +289,43 @@ def _narrow_products() -> bool:
     return found is not None and bool(found.handscroll_has_prefill())
 
 
-def _fits(x: Tensor, weight: Tensor, inner: int | None = None) -> bool:
-    """Whether rows are whole vectors on the CPU and go with the matrix of `inner` columns."""
-    inner = weight.shape[1] if inner is None else inner
-    placed = x.device.type == weight.device.type == "cpu" and bool(x.numel())
-    return placed and x.shape[-1] == inner and inner % LANES == 0 and weight.is_contiguous()
+def _refuses_floats(x: Tensor) -> str:
+    if x.device.type != "cpu":
+        return NOT_CPU
+    return "" if x.dtype in (torch.float32, torch.bfloat16) else "it computes in float32 and bfloat16 only"
 
 
-def _untracked(*tensors: Tensor) -> bool:
-    """Whether no gradient is wanted of any."""
-    return not torch.is_grad_enabled() or not any(x.requires_grad for x in tensors)
+def _refuses_matrix(x: Tensor, weight: Tensor, inner: int) -> str:
+    """Why rows and a matrix of `inner` columns are not whole vectors on the CPU that go together."""
+    if weight.device.type != "cpu":
+        return NOT_CPU
+    if not x.numel() or x.shape[-1] != inner or inner % LANES:
+        return VECTORS
+    return _missing() if weight.is_contiguous() else GAPS
+
+
+def _refuses_gaps(*tensors: Tensor) -> str:
+    """Why rows are not whole vectors, or the (S, E) of a head does not lie without gaps."""
+    for x in tensors:
+        if x.shape[3] % LANES:
+            return VECTORS
+        if x.stride(3) != 1 or (x.stride(2) != x.shape[3] and x.shape[2] != 1):
+            return GAPS
+    return ""
+
+
+def _missing() -> str:
+    return "" if library() is not None else f"there are no compiled kernels: {reason()}"
+
+
+def _tracked(*tensors: Tensor) -> bool:
+    """Whether a gradient is wanted of any."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 def _floats(*shape: int) -> Tensor:
     """Room for float32 results, whatever torch's default dtype and device are."""
     return torch.empty(shape, dtype=torch.float32, device="cpu")
-
-
-def _whole(*tensors: Tensor) -> bool:
-    """Whether rows are whole vectors and the (S, E) of a head lie without gaps."""
-    return all(
-        x.shape[3] % LANES == 0 and x.stride(3) == 1 and (x.stride(2) == x.shape[3] or x.shape[2] == 1) for x in tensors
-    )
 
 
 def _at(x: Tensor | None) -> int | None:

@@ -15,7 +15,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
-from handscroll.kernels.native.calls import KINDS, can_decode
+from handscroll.kernels.native.calls import KINDS, refuses_decode
 from handscroll.kernels.native.library import library
 from handscroll.nn.attention import Context
 from handscroll.nn.compiled.halves import Halves, Kept, LayerTable, PastTable, Places, halves_of
@@ -130,7 +130,7 @@ def _tables_of(spans: Sequence[Span], like: Halves) -> ctypes.Array | None:
     for table, span in zip(tables, spans, strict=True):
         plain = type(span) is Span and span.rotated and span.accumulate is None and span.observer is None
         probe = torch.empty((1, like.kv, 1, like.size), dtype=like.dtype)
-        if not plain or span.keys.shape[0] != 1 or span.keys.dtype == torch.uint8 or not can_decode(probe, span):
+        if not plain or span.keys.shape[0] != 1 or span.keys.dtype == torch.uint8 or refuses_decode(probe, span):
             return None
         scales = span.scales or (None, None)
         table.keys, table.values = span.keys.data_ptr(), span.values.data_ptr()

@@ -1,0 +1,112 @@
+"""The registry of kernels: every operation lists its kernels, fastest first; the first that takes the tensors runs.
+
+This is the only place that chooses a kernel, and the same code says why: `Operation.explain` for given arguments, and
+`recording` for whatever runs inside it. A refusal is a sentence, made by the very test that decides, so that what is
+printed is what was done.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One implementation of an operation.
+
+    `refuses(*arguments)` is the reason why it does not take these arguments, or "" if it takes them; `run` has the
+    same arguments. `why` says in a line what it is good for.
+    """
+
+    name: str
+    why: str
+    refuses: Callable[..., str]
+    run: Callable[..., Any]
+
+    def takes(self, *given: Any) -> bool:
+        """Whether it runs with these arguments."""
+        return not self.refuses(*given)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which kernel runs for an operation, and for each faster one why it does not."""
+
+    operation: str
+    kernel: str
+    why: str
+    refused: tuple[tuple[str, str], ...]
+
+
+class Operation:
+    """Something that several kernels can do: called, it runs the first of them that takes the arguments.
+
+    The last kernel takes everything (`always`).
+    """
+
+    every: ClassVar[list["Operation"]] = []
+
+    def __init__(self, name: str, *kernels: Kernel):
+        self.name = name
+        self._take(kernels)
+        self.every.append(self)
+
+    def _take(self, kernels: tuple[Kernel, ...]) -> None:
+        self.kernels = kernels
+        self._pairs = tuple((kernel.refuses, kernel.run) for kernel in kernels)
+
+    def kernel(self, name: str) -> Kernel:
+        """One of the kernels by its name (tests, benchmarks)."""
+        return next(kernel for kernel in self.kernels if kernel.name == name)
+
+    def __call__(self, *given: Any) -> Any:
+        if _RECORDS:
+            choice = self.explain(*given)
+            for record in _RECORDS:
+                record[choice] += 1
+        for refuses, run in self._pairs:
+            if not refuses(*given):
+                return run(*given)
+        raise AssertionError(f"no kernel of '{self.name}' takes this")
+
+    def explain(self, *given: Any) -> Choice:
+        """The kernel that runs with these arguments, and why the faster ones do not."""
+        refused = []
+        for kernel in self.kernels:
+            reason = kernel.refuses(*given)
+            if not reason:
+                return Choice(self.name, kernel.name, kernel.why, tuple(refused))
+            refused.append((kernel.name, reason))
+        raise AssertionError(f"no kernel of '{self.name}' takes this: {refused}")
+
+
+_RECORDS: list[Counter[Choice]] = []
+
+
+@contextmanager
+def recording() -> Iterator[Counter[Choice]]:
+    """Count the choices that are made inside, in every thread."""
+    made: Counter[Choice] = Counter()
+    _RECORDS.append(made)
+    try:
+        yield made
+    finally:
+        _RECORDS[:] = [record for record in _RECORDS if record is not made]
+
+
+@contextmanager
+def without(operation: Operation, *names: str) -> Iterator[None]:
+    """Leave out kernels of an operation inside, in every thread: for tests and measurements of the others."""
+    before = operation.kernels
+    operation._take(tuple(kernel for kernel in before if kernel.name not in names))
+    try:
+        yield
+    finally:
+        operation._take(before)
+
+
+def always(*_: Any) -> str:
+    """The `refuses` of a kernel that takes everything."""
+    return ""

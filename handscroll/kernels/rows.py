@@ -1,0 +1,78 @@
+"""What a layer does to rows of numbers besides attention: `PRODUCT` with a matrix, `NORM`, and `TURN` (rotation)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from handscroll.kernels.gpu import slots
+from handscroll.kernels.native import calls
+from handscroll.kernels.registry import Kernel, Operation, always
+
+
+def _refuses_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
+    return calls.refuses_product(x, weight)
+
+
+def _refuses_gpu_norm(x: Tensor, weight: Tensor, epsilon: float) -> str:
+    return calls.GRADIENT if torch.is_grad_enabled() else slots.refuses_norm(x, weight)
+
+
+def _refuses_fused_norm(x: Tensor, weight: Tensor, epsilon: float) -> str:
+    fits = x.device.type == "cuda" and x.dtype == weight.dtype != torch.float64
+    return "" if fits else "it is for a GPU, and for a weight in the numbers' own dtype"
+
+
+def _fused_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    return F.rms_norm(x, (x.shape[-1],), weight, epsilon).to(x.dtype)
+
+
+def _norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    scaled = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + epsilon)
+    return weight * scaled.to(x.dtype)
+
+
+def _refuses_gpu_turn(x: Tensor, cosine: Tensor, sine: Tensor) -> str:
+    return calls.GRADIENT if torch.is_grad_enabled() else slots.refuses_turn(x, cosine)
+
+
+def _refuses_turn(x: Tensor, cosine: Tensor, sine: Tensor) -> str:
+    return calls.refuses_turn(x, cosine)
+
+
+def _turn(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    size = 2 * cosine.shape[-1]
+    if size < x.shape[-1]:
+        return torch.cat([TURN(x[..., :size], cosine, sine), x[..., size:]], dim=-1)
+    cosine, sine = cosine.unsqueeze(1), sine.unsqueeze(1)
+    first, second = x.to(torch.promote_types(x.dtype, cosine.dtype)).chunk(2, dim=-1)
+    turned = torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
+    return turned.to(x.dtype)
+
+
+# x (..., D), weight (N, D), bias (N,) or None -> x times weight transposed, plus bias; sums in float32 at least.
+PRODUCT = Operation(
+    "product of rows with a matrix",
+    Kernel(
+        "compiled",
+        "a few rows: the matrix is read once, rows do not depend on each other",
+        _refuses_product,
+        calls.multiply,
+    ),
+    Kernel("torch", "the matrix product of torch's BLAS, for many rows and for training", always, F.linear),
+)
+# x (..., D), weight (D,), epsilon -> x / rms(x) in float32, rounded, times weight (Zhang & Sennrich 2019).
+NORM = Operation(
+    "root-mean-square norm",
+    Kernel("compiled", "one pass over a few rows", lambda x, weight, _: calls.refuses_norm(x, weight), calls.norm),
+    Kernel("gpu", "one pass over a few rows", _refuses_gpu_norm, slots.norm),
+    Kernel("torch fused", "one pass, of which training keeps x alone", _refuses_fused_norm, _fused_norm),
+    Kernel("torch", "five loops, any dtype and device", always, _norm),
+)
+# x (B, H, T, E), cosine and sine (1 or B, T, R / 2) -> the first R numbers of each head rotated, in float32 at least.
+TURN = Operation(
+    "rotation of heads",
+    Kernel("gpu", "one pass over a few tokens", _refuses_gpu_turn, slots.turn),
+    Kernel("compiled", "one pass over a few tokens", _refuses_turn, calls.turn),
+    Kernel("torch", "plain products, any dtype and device", always, _turn),
+)
