@@ -40,11 +40,11 @@ from handscroll.data.sources import TokenSource
 from handscroll.evaluate.perplexity import measure
 from handscroll.evaluate.samples import Sample, windows
 from handscroll.extend.extend import extension
-from handscroll.extend.learned import LEARNED
 from handscroll.lm import LM, load
 from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.models.new import About, new_model
 from handscroll.nn.init import initialise
+from handscroll.nn.positions.learned import LEARNED
 from handscroll.objectives.causal import NextToken
 from handscroll.objectives.masked import MaskedTokens
 from handscroll.objectives.span_corruption import SpanCorruption
@@ -381,7 +381,7 @@ def tuned(job: Job, way: Way) -> float:
 
 def lengthened(job: Job, lm: LM, method: str, choose: Path) -> Way:
     """A lengthened copy; of what has no positions, a copy."""
-    if lm.model.config.told == "order":
+    if lm.model.spec.recurrent:
         return Way(method, LM(copy.deepcopy(lm.model), lm.tokenizer, lm.source))
     text = choose if method in job.family.chosen else None
     made = extension(lm, LONG, method, text=text, measured=2 * LONG)

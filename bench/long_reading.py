@@ -28,7 +28,7 @@ def main() -> None:
     print("| method | " + " | ".join(f"{first}-{first + step}" for first in range(0, options.to, step)) + " |")
     print("|---|" + "---|" * 4)
     for row in outcome.rows:
-        with applied(lm.model, row.candidate, options.to):
+        with applied(lm.model, row.candidate):
             losses = measure(lm, samples, row.candidate.name)
         means = [losses.mean(first, first + step) for first in range(0, options.to, step)]
         print(f"| {row.candidate.name} | " + " | ".join(f"{mean:.3f}" for mean in means) + " |")

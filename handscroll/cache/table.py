@@ -69,7 +69,7 @@ def footprint(policy: str, config: Any, itemsize: int) -> Footprint:
     Raises:
         ConfigError: as `cache_of`, or a policy for a model that keeps a state instead of keys.
     """
-    if config.told == "order":
+    if config.spec.recurrent:
         if policy != "full":
             raise ConfigError(
                 f"family '{config.family}' keeps a state of constant size: no cache policy applies to it, leave "

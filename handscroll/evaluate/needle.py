@@ -114,7 +114,7 @@ def _check(lm: LM, filler: Sequence[int], grid: NeedleGrid) -> None:
     unknown = lm.tokenizer.unknown(pieces[0][1])
     if unknown:
         raise DataError(f"the tokenizer does not know {unknown} tokens of the needle {NEEDLE!r}; it cannot be asked")
-    if lm.model.config.told == "learned" and max(grid.lengths) > lm.context:
+    if (limit := lm.model.spec.limit) is not None and max(grid.lengths) > limit:
         raise CapacityError(
             f"length {max(grid.lengths)} is past the learned position table of {lm.context}; extend the model first"
         )

@@ -12,9 +12,10 @@ from typing import Any
 
 from handscroll.evaluate.perplexity import measure, token_nll
 from handscroll.evaluate.samples import Sample, fingerprint
-from handscroll.extend.methods import Candidate, apply
+from handscroll.extend.methods import apply
 from handscroll.lm import LM
 from handscroll.models.model import Model
+from handscroll.nn.positions.candidate import Candidate
 
 Progress = Callable[[str], None]
 MARGIN = 0.02  # nats by which a change must beat the model as it is
@@ -97,13 +98,13 @@ def bake_off(
     excess. (A hard limit would let the untouched model win by harming nothing.) The model as it is has the benefit
     of `MARGIN`: a change must earn its place.
     """
-    to, trained, guard = goal.target, goal.trained, goal.guard
+    trained, guard = goal.trained, goal.guard
     note = progress or (lambda text: None)
     base = sum(float(token_nll(lm, s.ids[:trained]).double().mean()) for s in samples) / len(samples)
     finalists: dict[str, Row] = {}
     for number, entry in enumerate(entries):
         note(f"candidate {number + 1} of {len(entries)}: {entry.name}")
-        row = _measured(lm, entry, samples[:1], to, trained)
+        row = _measured(lm, entry, samples[:1], trained)
         best = finalists.get(entry.method)
         if best is None or _rank(row, base, guard) < _rank(best, base, guard):
             finalists[entry.method] = row
@@ -112,7 +113,7 @@ def bake_off(
         rows = []
         for row in finalists.values():
             note(f"all windows: {row.candidate.name}")
-            rows.append(_measured(lm, row.candidate, samples, to, trained))
+            rows.append(_measured(lm, row.candidate, samples, trained))
     rows.sort(key=lambda row: _rank(row, base, guard))
     verdicts = [_verdict(row, rank == 0, base, guard) for rank, row in enumerate(rows)]
     ranked = tuple(Row(r.candidate, r.long, r.short, v) for r, v in zip(rows, verdicts, strict=True))
@@ -120,11 +121,11 @@ def bake_off(
 
 
 @contextmanager
-def applied(model: Model, candidate: Candidate, to: int, trained: int = 0) -> Iterator[None]:
+def applied(model: Model, candidate: Candidate) -> Iterator[None]:
     """The lengthened model for as long as the block runs."""
     config, table = model.config, getattr(model, "position_embedding", None)
     try:
-        apply(model, candidate, to, trained)
+        apply(model, candidate)
         yield
     finally:
         model.config = config
@@ -132,8 +133,8 @@ def applied(model: Model, candidate: Candidate, to: int, trained: int = 0) -> It
             model.set_submodule("position_embedding", table)
 
 
-def _measured(lm: LM, candidate: Candidate, samples: Sequence[Sample], to: int, trained: int) -> Row:
-    with applied(lm.model, candidate, to, trained):
+def _measured(lm: LM, candidate: Candidate, samples: Sequence[Sample], trained: int) -> Row:
+    with applied(lm.model, candidate):
         losses = measure(lm, samples, candidate.name)
     return Row(candidate, losses.mean(trained), losses.mean(0, trained))
 

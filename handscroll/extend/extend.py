@@ -11,14 +11,14 @@ from handscroll.base.errors import CapacityError, ConfigError
 from handscroll.evaluate.perplexity import measure
 from handscroll.evaluate.samples import Sample, windows
 from handscroll.extend.bakeoff import Goal, Outcome, Progress, bake_off
-from handscroll.extend.methods import RELATIVE, Candidate, apply, candidates, only_ours
-from handscroll.extend.origin import origin, remembered
+from handscroll.extend.methods import apply, candidates
+from handscroll.extend.origin import origin
 from handscroll.extend.own_text import own_text
 from handscroll.extend.tune import TuneSettings
 from handscroll.extend.tune import tune as run_tuning
 from handscroll.lm import LM
-from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.models.model import Model
+from handscroll.nn.positions.candidate import Candidate
 from handscroll.plan.choose import gigabytes
 from handscroll.plan.machine import spare
 from handscroll.text.readers import read
@@ -26,7 +26,6 @@ from handscroll.train.loop import OnRecord
 
 GUARD = 0.1  # nats that the loss of short text may rise
 MEASURED = 8192  # tokens of a bake-off's final round, about
-WIDE, DISTANCE = 24, 96  # bytes of one number of a learned table while it is made; of one distance of a relative bias
 
 
 @dataclass(frozen=True)
@@ -76,10 +75,11 @@ def extension(  # noqa: PLR0913
 
     More than seven arguments: each is one of the user's own decisions about this one verb.
     """
-    if isinstance(lm.model, EncoderDecoder) and (method in ("auto", "all") or text is not None or tune is not None):
+    if lm.model.spec.encoder and (method in ("auto", "all") or text is not None or tune is not None):
+        methods = ", ".join(lm.model.spec.positions[0].methods)
         raise ConfigError(
             "candidates are measured, and tuned, by the loss of one text; an encoder-decoder writes under a source: "
-            f"name the method ({', '.join(RELATIVE)}), and tune with handscroll train (objective = 'span-corruption')"
+            f"name the method ({methods}), and tune with handscroll train (objective = 'span-corruption')"
         )
     _check(guard, measured)
     to, first = _whole(to), origin(lm)
@@ -97,14 +97,14 @@ def extension(  # noqa: PLR0913
         "made_by": "handscroll extend",
         "from": lm.source,
         "trained": first.trained,
-        "before": remembered(first),
+        "before": first.remembered(),
         "to": to,
         "method": chosen.name,
         "exact_to": chosen.exact,
         "measured": None if outcome is None else outcome.record(),
     }
-    apply(longer.model, chosen, to, first.trained)
-    longer.provenance["read_by"] = "handscroll only" if only_ours(longer.model.config) else "any library"
+    apply(longer.model, chosen)
+    longer.provenance["read_by"] = "handscroll only" if longer.model.spec.positions[0].only_ours else "any library"
     if tune is not None:
         if folder is None:
             raise ConfigError("tuning needs a run folder for its checkpoints: give folder=")
@@ -133,7 +133,7 @@ def _check(guard: float, measured: int) -> None:
 
 def _check_memory(model: Model, to: int) -> None:
     """Refuse a table of positions, or of distances, that cannot be made here."""
-    needs = to * {"learned": WIDE * model.config.width, "buckets": DISTANCE}.get(model.config.told, 0)
+    needs = model.spec.positions[0].making(to, model.spec.width)
     there, _ = spare()
     if needs > there:
         raise CapacityError(

@@ -113,7 +113,7 @@ def tell(lm: LM, texts: Texts, plan: Plan, folder: Path, note: Note) -> Story:
     trained = lm.model.config.trained
     proof = windows(texts.prove, lm.tokenizer, plan.to, plan.windows, plan.seed)
     note(f"1/5 how it fails: loss by position to {plan.to:,} (trained to {trained:,})")
-    curves = {} if lm.model.config.told == "learned" else {"before": measure(lm, proof, "before")}
+    curves = {} if lm.model.spec.limit is not None else {"before": measure(lm, proof, "before")}
     curves["sliding window"] = measure(lm, proof, "sliding window", window=trained)
     needles = {}
     if plan.needles:
@@ -153,7 +153,7 @@ def tell(lm: LM, texts: Texts, plan: Plan, folder: Path, note: Note) -> Story:
 
 
 def _needle(lm: LM, texts: Texts, plan: Plan, label: str, trained: int) -> dict[str, Any]:
-    limit = lm.context if lm.model.config.told == "learned" else plan.to
+    limit = lm.model.spec.limit or plan.to
     lengths = tuple(length for length in _doublings(trained, plan.to) if length <= limit)
     filler = [token for document in texts.prove for token in lm.tokenizer.encode(document.text, special=False)]
     return needle_grid(lm, filler, NeedleGrid(lengths=lengths, samples=plan.needle_samples, seed=plan.seed), label)

@@ -13,6 +13,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from handscroll.base.errors import CapacityError, ConfigError, DataError
+from handscroll.base.spec import ModelSpec
 from handscroll.cache.full import Cache
 from handscroll.models.foreign import (
     Entry,
@@ -33,6 +34,7 @@ from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Everything, Mask
 from handscroll.nn.mlp import MLP, gelu_tanh
 from handscroll.nn.norm import LayerNorm
+from handscroll.nn.positions.table import Table
 from handscroll.nn.shapes import Embeddings, Logits, Tokens
 from handscroll.nn.span import Keeper
 from handscroll.nn.tile import tiled
@@ -48,7 +50,6 @@ class BertConfig(WholeHeads, Labels):
     `labels` it is a classifier of documents, by the pooled state of their first token, and has no other head.
     """
 
-    told = "learned"
     family: Literal["bert", "roberta"] = "bert"
     mlp_width: int
     context: int
@@ -85,6 +86,25 @@ class BertConfig(WholeHeads, Labels):
         """0: an encoder reads a text at once and keeps nothing."""
         return 0
 
+    @property
+    def spec(self) -> ModelSpec:
+        square, width = self.width * self.width, self.width
+        heads = self.masked * (square + 3 * width + self.vocab) + self.pooler * (square + width)
+        told_apart = 2 * self.following + len(self.labels)
+        return ModelSpec(
+            family=self.family,
+            vocab=self.vocab,
+            layers=(self.layer_spec(activation=self.activation),) * self.layers,
+            positions=(Table(context=self.context, trained=self.trained, unused=self.offset),),
+            tied=self.tied or not self.masked,
+            norm="",
+            reads="both",
+            predicts=self.masked,
+            transformed=self.masked,
+            labels=self.labels,
+            extra=heads + (self.kinds + 2) * width + told_apart * (width + 1),  # 2: the norm of the embedding
+        )
+
     def shape(self) -> dict[str, Any]:
         """Of a GPT-2 that is an encoder: its layers have the same parts."""
         square, width = self.width * self.width, self.width
@@ -93,9 +113,6 @@ class BertConfig(WholeHeads, Labels):
         tables = (self.offset + self.kinds) * width + told_apart * (width + 1)
         own = {"both_ways": True, "encoder": True, "extra": heads + tables, "tied": self.tied or not self.masked}
         return super().shape() | {"family": "gpt2", "positions": self.context} | own
-
-    def describe_positions(self) -> str:
-        return f"learned table of {self.context:,} rows"
 
 
 class Layer(nn.Module):

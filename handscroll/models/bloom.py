@@ -6,6 +6,7 @@ from pydantic import Field
 from torch import nn
 
 from handscroll.base.errors import ConfigError
+from handscroll.base.spec import ModelSpec
 from handscroll.models.foreign import (
     Entry,
     Family,
@@ -23,6 +24,7 @@ from handscroll.nn.bias import ALiBi
 from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
 from handscroll.nn.norm import LayerNorm
+from handscroll.nn.positions.slopes import Slopes
 from handscroll.nn.shapes import Embeddings, Tokens
 
 
@@ -32,7 +34,6 @@ class BloomConfig(WholeHeads):
     `factor` divides the slopes of ALiBi (`nn/bias.py`).
     """
 
-    told = "slopes"
     family: str = "bloom"
     context: int
     original: int | None = None
@@ -50,12 +51,21 @@ class BloomConfig(WholeHeads):
     def trained(self) -> int:
         return self.original or self.context
 
+    @property
+    def spec(self) -> ModelSpec:
+        return ModelSpec(
+            family=self.family,
+            vocab=self.vocab,
+            layers=(self.layer_spec(),) * self.layers,
+            positions=(Slopes(context=self.context, trained=self.trained, factor=self.factor),),
+            tied=self.tied,
+            norm="layer",
+            extra=2 * self.width,  # the norm of the embedding
+        )
+
     def shape(self) -> dict[str, Any]:
         """Of a GPT-2 without positions; the norm of the embedding (2 D numbers) is left out."""
         return super().shape() | {"family": "gpt2", "sloped": True}
-
-    def describe_positions(self) -> str:
-        return "ALiBi" + (f", slopes divided by {self.factor:g}" if self.factor != 1.0 else "")
 
 
 class Bloom(Decoder):

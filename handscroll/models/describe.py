@@ -9,7 +9,7 @@ def facts(folder: Path) -> list[tuple[str, str]]:
     """(name, value) lines about a checkpoint, read from its configuration and safetensors headers alone."""
     kind, config = read_config(folder)
     parameters, dtype, stored = weight_sizes(folder)
-    if config.told == "order":
+    if config.spec.recurrent:
         return _recurrent(config, parameters, dtype, stored) + _labels(config)
     per_token = {name: config.cache_bytes_per_token(size) for name, size in (("float32", 4), ("bfloat16", 2))}
     layers = " + ".join(str(getattr(config, name)) for name in ("encoder_layers", "layers") if hasattr(config, name))

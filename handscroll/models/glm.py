@@ -9,12 +9,13 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from handscroll.base.errors import ConfigError
+from handscroll.base.spec import ModelSpec
 from handscroll.models import llama
 from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
 from handscroll.models.model import PreNormLayer
 from handscroll.models.new import SIZES, About
 from handscroll.models.positions import read_positions, rotated_size, unscaled
-from handscroll.models.sizes import Rotary
+from handscroll.models.sizes import RotaryHeads
 from handscroll.nn.attention import Attention, Context, Heads
 from handscroll.nn.mlp import GatedMLP
 from handscroll.nn.norm import RMSNorm
@@ -22,7 +23,7 @@ from handscroll.nn.shapes import Embeddings
 from handscroll.nn.tile import tiled
 
 
-class GLMConfig(Rotary):
+class GLMConfig(RotaryHeads):
     """Sizes and switches. `rotated_size` is how many numbers of each head are rotated; the rest tells no position."""
 
     family: str = "glm"
@@ -44,6 +45,11 @@ class GLMConfig(Rotary):
     def branch_norms(self) -> bool:
         """Whether what attention and the MLP give is normalised before it is added."""
         return self.family == "glm4"
+
+    @property
+    def spec(self) -> ModelSpec:
+        norms = 4 if self.branch_norms else 2
+        return self.model_spec(self.rotated_size, norms=norms, attention_bias=self.attention_bias)
 
     def shape(self) -> dict[str, Any]:
         return super().shape() | {"norms": 4 if self.branch_norms else 2}

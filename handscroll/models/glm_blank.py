@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from handscroll.base.errors import CapacityError
+from handscroll.base.spec import ModelSpec
 from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
 from handscroll.models.gpt2 import Layer
 from handscroll.models.model import Decoder
@@ -21,6 +22,7 @@ from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Mask
 from handscroll.nn.norm import LayerNorm
+from handscroll.nn.positions.pairs import Pairs
 from handscroll.nn.shapes import Embeddings, Tokens
 from handscroll.text.blanks import BlankTokens
 
@@ -32,11 +34,6 @@ class BlankGLMConfig(WholeHeads):
     what fills one ([sop]), `end` ends it ([eop]).
     """
 
-    told = "pairs"
-    unlengthened = (
-        "has two learned tables of positions and predicts no plain text to measure a longer one by: it is not "
-        "lengthened; train one with a larger context"
-    )
     family: str = "glm-blank"
     mlp_width: int
     context: int = Field(ge=1)
@@ -60,12 +57,21 @@ class BlankGLMConfig(WholeHeads):
     def trained(self) -> int:
         return self.context
 
+    @property
+    def spec(self) -> ModelSpec:
+        return ModelSpec(
+            family=self.family,
+            vocab=self.vocab,
+            layers=(self.layer_spec(),) * self.layers,
+            positions=(Pairs(context=self.context, trained=self.trained, inside=self.inside),),
+            tied=self.tied,
+            norm="layer",
+            reads="blanks",
+        )
+
     def shape(self) -> dict[str, Any]:
         """Of a GPT-2 with two tables that reads in both directions."""
         return super().shape() | {"family": "gpt2", "positions": self.context + self.inside, "both_ways": True}
-
-    def describe_positions(self) -> str:
-        return f"learned tables of {self.context:,} places and {self.inside:,} inside a blank"
 
 
 class BlankGLM(Decoder):

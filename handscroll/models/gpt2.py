@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from handscroll.base.errors import CapacityError, ConfigError
+from handscroll.base.spec import ModelSpec
 from handscroll.models.foreign import (
     Entry,
     Family,
@@ -23,13 +24,13 @@ from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
 from handscroll.nn.mlp import MLP
 from handscroll.nn.norm import LayerNorm
+from handscroll.nn.positions.table import Table
 from handscroll.nn.shapes import Embeddings, Tokens
 
 
 class GPT2Config(WholeHeads):
     """Sizes of a GPT-2; `context` is the number of rows of the learned position table."""
 
-    told = "learned"
     family: str = "gpt2"
     mlp_width: int
     context: int
@@ -43,11 +44,19 @@ class GPT2Config(WholeHeads):
     def trained(self) -> int:
         return self.original or self.context
 
+    @property
+    def spec(self) -> ModelSpec:
+        return ModelSpec(
+            family=self.family,
+            vocab=self.vocab,
+            layers=(self.layer_spec(),) * self.layers,
+            positions=(Table(context=self.context, trained=self.trained),),
+            tied=self.tied,
+            norm="layer",
+        )
+
     def shape(self) -> dict[str, Any]:
         return super().shape() | {"family": "gpt2", "positions": self.context}
-
-    def describe_positions(self) -> str:
-        return f"learned table of {self.context:,} rows"
 
 
 class Layer(PreNormLayer):

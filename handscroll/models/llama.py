@@ -10,11 +10,12 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from handscroll.base.errors import ConfigError
+from handscroll.base.spec import ModelSpec
 from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required, written_ends
 from handscroll.models.model import Decoder, PreNormLayer
 from handscroll.models.new import SIZES, About
 from handscroll.models.positions import POSITION_KEYS, read_positions, unscaled, write_positions
-from handscroll.models.sizes import Rotary
+from handscroll.models.sizes import RotaryHeads
 from handscroll.nn.attention import Attention, Heads
 from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
@@ -25,7 +26,7 @@ from handscroll.nn.rope import Rotation
 from handscroll.nn.shapes import Embeddings, Tokens
 
 
-class LlamaConfig(Rotary):
+class LlamaConfig(RotaryHeads):
     """Sizes and switches. `windows` has one entry a layer (None: full attention), or is empty."""
 
     family: str = "llama"
@@ -52,6 +53,11 @@ class LlamaConfig(Rotary):
     def rotated_size(self) -> int:
         """Numbers of each head that are rotated."""
         return self.head_size
+
+    @property
+    def spec(self) -> ModelSpec:
+        biases = {"attention_bias": self.attention_bias, "output_bias": self.output_bias, "mlp_bias": self.mlp_bias}
+        return self.model_spec(self.rotated_size, self.windows, head_norms=self.query_key_norm, **biases)
 
     def shape(self) -> dict[str, Any]:
         return super().shape() | {"windows": self.windows}

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from handscroll.base.errors import ConfigError
+from handscroll.base.spec import LayerSpec, ModelSpec
 from handscroll.cache.state import StateCache
 from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
 from handscroll.models.model import Decoder
@@ -20,21 +21,15 @@ from handscroll.models.sizes import Labels
 from handscroll.nn.attention import Context
 from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
+from handscroll.nn.positions.order import ENDLESS, Order
 from handscroll.nn.recurrence import LSTMLayer
 from handscroll.nn.shapes import Embeddings, Logits, Tokens
-
-ENDLESS = 1 << 40  # tokens: no position ends the context
 
 
 class LSTMConfig(Labels):
     """Sizes. `trained` is the length of the rows that it learned from. With `labels` it is a classifier of documents,
     by the state behind the last token or the mean of all outputs (`pool`), and predicts no tokens."""
 
-    told = "order"
-    unlengthened = (
-        "has no positions: nothing ends its context, and there is nothing to lengthen; train it on longer rows (its "
-        "state is carried exactly through rows of any length)"
-    )
     family: str = "lstm"
     vocab: int = Field(ge=1)
     width: int = Field(ge=1)
@@ -69,14 +64,27 @@ class LSTMConfig(Labels):
         """Bytes of the state of one row, whatever the length of its text."""
         return 2 * self.layers * self.width * element_size
 
+    @property
+    def spec(self) -> ModelSpec:
+        """Its gates are to a layer what an MLP is to others, four times as wide as the layer."""
+        layer = LayerSpec(kind="recurrent", width=self.width, mlp_width=4 * self.width, gated=False, norms=0)
+        return ModelSpec(
+            family=self.family,
+            vocab=self.vocab,
+            layers=(layer,) * self.layers,
+            positions=(Order(trained=self.trained),),
+            tied=self.tied,
+            norm="",
+            predicts=not self.labels,
+            labels=self.labels,
+            extra=len(self.labels) * (self.width + 1),
+        )
+
     def shape(self) -> dict[str, Any]:
         """No heads and no keys; its gates are what an MLP is to the others, four times as wide as it is."""
         sizes = {name: getattr(self, name) for name in ("layers", "width", "vocab", "tied")}
         heads = {"heads": 1, "kv_heads": 1, "head_size": 1}
         return sizes | heads | {"family": "lstm", "mlp_width": 4 * self.width}
-
-    def describe_positions(self) -> str:
-        return "none: read in order"
 
 
 class Layer(nn.Module):

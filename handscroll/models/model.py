@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from handscroll.base.errors import ConfigError
+from handscroll.base.spec import ModelSpec
 from handscroll.cache.full import Cache
 from handscroll.kernels.native.calls import FEW
 from handscroll.kernels.runs import capped
@@ -47,6 +48,11 @@ class Model(nn.Module):
 
     def logits(self, hidden: Embeddings) -> Logits:
         raise NotImplementedError
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the model is, layer by layer."""
+        return self.config.spec
 
     @property
     def head(self) -> Tensor:

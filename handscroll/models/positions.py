@@ -4,20 +4,14 @@ Two forms are in circulation: `rope_theta` with `rope_scaling` (transformers 4) 
 `rope_theta` inside (transformers 5). Both are read, alone or together when they agree; nothing is guessed.
 """
 
-import math
 from collections.abc import Mapping
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
-from torch import Tensor
-
-from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError, nearest
 from handscroll.base.tables import resolve
-from handscroll.nn.marks import Marks
-from handscroll.nn.rope import Rotation, rotation
-from handscroll.nn.scaling.base import Scaling, Tokens
-from handscroll.nn.scaling.table import SCALINGS, scaling_from
+from handscroll.nn.positions.rotary import Rotary, agree, contradiction, stretched
+from handscroll.nn.scaling.base import Scaling
+from handscroll.nn.scaling.table import SCALINGS
 
 # Every top-level key that this module reads or writes. Remove them before merging what `write_positions` returns,
 # or a stale one of the other form contradicts it.
@@ -58,58 +52,11 @@ _FORMS = {
     "self-extend": _Form("self-extend", _STRETCH | {"window": "window", "group_size": "group"}),
     "dual-chunk": _Form("dual-chunk", _STRETCH | {"chunk_size": "chunk"}),
 }
-# Ours: no other library computes them, so their names are ones that the others do not know and refuse to load.
-OWN = frozenset({"dynamic-yarn", "self-extend", "dual-chunk"})
 _ALIASES = {"su": "longrope"}  # the name of Phi-3's first release
 _COMMON = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 _PLAIN = {"rope_type": "default"}
 # `finetuned` stands in the YaRN authors' Llama 2 checkpoints; their static embedding takes it and never reads it.
 _IGNORED = {"yarn": ("finetuned",)}
-
-
-class Positions(Config):
-    """The rotary positions of a checkpoint.
-
-    `base` is rope_theta; `trained` the tokens the frequencies were trained for; `context` the tokens that the
-    checkpoint may be used to now.
-
-    Raises:
-        ConfigError: (through `parse`) lengths, factor and original of the scaling contradict each other.
-    """
-
-    base: Annotated[float, Field(gt=1.0, allow_inf_nan=False, strict=True)]
-    scaling: Annotated[SerializeAsAny[Scaling], BeforeValidator(scaling_from)]
-    context: Tokens
-    trained: Tokens
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        scaling = self.scaling
-        if scaling.original not in (None, self.trained):
-            raise ConfigError(
-                f"trained is {self.trained} and the scaling's original {scaling.original}; make them equal"
-            )
-        if self.context < self.trained:
-            raise ConfigError(f"context ({self.context}) is below trained ({self.trained}); no scaling shortens a text")
-        if scaling.name == "dynamic-ntk" and self.context != _stretched(self.trained, scaling.factor):
-            # A foreign file holds the trained length only, so the context has to follow from it.
-            raise ConfigError(_contradiction(scaling.factor, self.trained, self.context))
-        if scaling.name not in ("none", "llama3") and not _agree(self.trained, scaling.factor, self.context):
-            raise ConfigError(_contradiction(scaling.factor, self.trained, self.context))
-        return self
-
-    def rotation(self, marks: Marks, rotated: int, length: int | None, like: Tensor) -> Rotation:
-        """Tables for tokens with `marks`, of `rotated` numbers of each head, in a request of `length` tokens.
-
-        Raises:
-            ConfigError: the scaling depends on the length, and none is declared.
-        """
-        if self.scaling.depends_on_length and length is None:
-            raise ConfigError(
-                f"scaling '{self.scaling.name}' depends on the length of the request: "
-                "declare it (length = prompt + new tokens) so that cached keys stay valid"
-            )
-        return rotation(marks, self.scaling, self.base, rotated, length, like)
 
 
 def unscaled(sizes: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,7 +90,7 @@ def rotated_size(config: Mapping[str, Any], head_size: int, default: float = 1.0
 
 def read_positions(
     config: Mapping[str, Any], head_size: int, default_base: float = 10000.0, partial: bool = False
-) -> Positions:
+) -> Rotary:
     """The position settings of a parsed `config.json` whose heads have `head_size` rotated numbers.
 
     `default_base` is the family's rope_theta where the file has none (10000 for Llama, Mistral and Qwen). `partial`:
@@ -176,7 +123,7 @@ def read_positions(
     return positions
 
 
-def write_positions(positions: Positions) -> dict[str, Any]:
+def write_positions(positions: Rotary) -> dict[str, Any]:
     """The keys of `config.json` that say the same to `transformers` 4 and 5, and to `read_positions`.
 
     Merge them after removing `POSITION_KEYS`. The older form is written: version 4 reads only that one, version 5
@@ -248,8 +195,8 @@ def _agreed(name: str, config: Mapping[str, Any], rope_dicts: Mapping[str, Mappi
     return next(iter(found.values()), None)
 
 
-def _read_one(where: str, values: Mapping[str, Any], config: Mapping[str, Any], base: float) -> Positions:
-    """`Positions` from one normalised rope table and the top-level lengths."""
+def _read_one(where: str, values: Mapping[str, Any], config: Mapping[str, Any], base: float) -> Rotary:
+    """`Rotary` from one normalised rope table and the top-level lengths."""
     rope_type = values["rope_type"]
     if rope_type not in _FORMS:
         raise ConfigError(f"config.json: {where} has the unknown rope_type {rope_type!r}: {nearest(rope_type, _FORMS)}")
@@ -264,7 +211,7 @@ def _read_one(where: str, values: Mapping[str, Any], config: Mapping[str, Any], 
     scaling = _scaling(where, values, stated, original)
     context, trained = _lengths(rope_type, scaling.factor, stated, original)
     found = {"base": base, "scaling": scaling, "context": context, "trained": trained}
-    return Positions.parse(found, "config.json")
+    return Rotary.parse(found, "config.json")
 
 
 def _scaling(where: str, values: Mapping[str, Any], stated: int, original: int | None) -> Scaling:
@@ -306,37 +253,19 @@ def _lengths(rope_type: str, factor: float, stated: int, original: int | None) -
                 f"config.json: original_max_position_embeddings is {original} and max_position_embeddings {stated}; "
                 "dynamic scaling counts from max_position_embeddings, so that one must be the original length"
             )
-        context, trained = _stretched(stated, factor), stated
+        context, trained = stretched(stated, factor), stated
     elif rope_type == "llama3":  # its factor divides frequencies and is not a ratio of lengths
         context, trained = stated, original or stated
     elif original is None:
         context, trained = stated, max(1, round(stated / factor))
     elif stated == original:
-        context, trained = _stretched(original, factor), original
-    elif _agree(original, factor, stated):
+        context, trained = stretched(original, factor), original
+    elif agree(original, factor, stated):
         context, trained = stated, original
     else:
-        raise ConfigError("config.json: " + _contradiction(factor, original, stated))
+        raise ConfigError("config.json: " + contradiction(factor, original, stated))
     if context < trained:
         raise ConfigError(
             f"config.json: max_position_embeddings ({context}) is below original_max_position_embeddings ({trained})"
         )
     return context, trained
-
-
-def _stretched(trained: int, factor: float) -> int:
-    """trained * factor in whole tokens, never more; the small term undoes rounding in factor = context / trained."""
-    return math.floor(trained * factor + 1e-6)
-
-
-def _agree(trained: int, factor: float, context: int) -> bool:
-    """Whether the three fit to within one trained token."""
-    return abs(context / factor - trained) < 1.0
-
-
-def _contradiction(factor: float, trained: int, context: int) -> str:
-    return (
-        f"the scaling factor {factor:g} contradicts the lengths: original length {trained} x {factor:g} = "
-        f"{_stretched(trained, factor)}, but the length stated is {context} (ratio {context / trained:g}); "
-        "correct the factor, original_max_position_embeddings or max_position_embeddings"
-    )

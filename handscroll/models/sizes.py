@@ -1,28 +1,27 @@
 """What a family's configuration says of itself, whatever its fields: what planner, `info` and lengthening ask."""
 
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
 from handscroll.base.config import Config
-from handscroll.models.positions import Positions
-
-Told = Literal["rotary", "learned", "slopes", "buckets", "pairs", "order"]
+from handscroll.base.spec import LayerSpec, ModelSpec
+from handscroll.nn.positions.rotary import Rotary
 
 
 class Sizes(Config):
-    """A family's configuration. Its fields are its own.
+    """A family's configuration. Its fields are its own; `spec` is what everybody else reads."""
 
-    `told`: how positions are told, by which `extend/methods.py` knows what lengthens it; where nothing does,
-    `unlengthened` says why, and what to do instead.
-    """
+    if TYPE_CHECKING:  # a field of every family
+        family: str
 
-    told: ClassVar[Told]
-    unlengthened: ClassVar[str] = ""
+    @property
+    def spec(self) -> ModelSpec:
+        """What a model of these sizes is, layer by layer."""
+        raise NotImplementedError
 
     def describe_positions(self) -> str:
-        """One line on the position method and its dials."""
-        raise NotImplementedError
+        return self.spec.describe_positions()
 
     def shape(self) -> dict[str, Any]:
         """The fields of `base/workload.py: Shape` by which the planner counts a model of these sizes."""
@@ -67,18 +66,26 @@ class WholeHeads(Sizes):
     def cache_bytes_per_token(self, element_size: int) -> int:
         return 2 * self.layers * self.width * element_size
 
+    def layer_spec(self, **more: Any) -> LayerSpec:
+        """A layer with layer norms and biases everywhere and a plain GELU MLP; `more` are fields of `LayerSpec`."""
+        names = ("width", "heads", "kv_heads", "head_size", "mlp_width")
+        biases = {"attention_bias": True, "output_bias": True, "mlp_bias": True}
+        form = {"norm": "layer", "gated": False, "activation": "gelu-tanh"} | biases | more
+        return LayerSpec(**{name: getattr(self, name) for name in names}, **form)
 
-class Rotary(Sizes):
+
+class RotaryHeads(Sizes):
     """Rotary positions, and heads of a size of their own that share keys and values in even groups."""
 
-    told = "rotary"
     vocab: int = Field(ge=1)
     width: int = Field(ge=1)
     layers: int = Field(ge=1)
     heads: int = Field(ge=1)
     kv_heads: int = Field(ge=1)
     head_size: int = Field(ge=1)
-    positions: Positions
+    mlp_width: int
+    tied: bool = False
+    positions: Rotary
 
     @model_validator(mode="after")
     def _shared_evenly(self):
@@ -97,17 +104,14 @@ class Rotary(Sizes):
     def cache_bytes_per_token(self, element_size: int) -> int:
         return 2 * self.layers * self.kv_heads * self.head_size * element_size
 
+    def model_spec(self, rotated: int, windows: tuple[int | None, ...] = (), **layer: Any) -> ModelSpec:
+        """A decoder of these sizes whose layers differ in their windows alone; `layer` are fields of `LayerSpec`."""
+        names = ("width", "heads", "kv_heads", "head_size", "mlp_width")
+        one = LayerSpec(**{name: getattr(self, name) for name in names}, rotated=rotated, **layer)
+        found = {window: one.model_copy(update={"window": window}) for window in {*windows, None}}
+        layers = tuple(found[window] for window in windows or (None,) * self.layers)
+        about: dict[str, Any] = {"family": self.family, "vocab": self.vocab, "tied": self.tied}
+        return ModelSpec(**about, layers=layers, positions=(self.positions,))
+
     def shape(self) -> dict[str, Any]:
         return super().shape() | {"family": "llama"}
-
-    def describe_positions(self) -> str:
-        fields = self.positions.scaling.model_dump(exclude_none=True)
-        name = fields.pop("name")
-        for key in ("short_factor", "long_factor"):
-            if key in fields:
-                fields[key] = f"{len(fields[key])} numbers"
-        dials = ", ".join(f"{key} {value}" for key, value in fields.items())
-        scaling = "no scaling" if name == "none" else f"{name} ({dials})" if dials else name
-        rotated: int = getattr(self, "rotated_size", self.head_size)
-        part = "" if rotated == self.head_size else f"{rotated} of {self.head_size} numbers, "
-        return f"rotary, {part}base {self.positions.base:g}, {scaling}"

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from handscroll.base.errors import ConfigError, nearest
+from handscroll.base.spec import LayerSpec, ModelSpec
 from handscroll.models.encoder_decoder import Encoder, EncoderDecoder
 from handscroll.models.foreign import (
     Entry,
@@ -34,14 +35,15 @@ from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
 from handscroll.nn.mlp import MLP, GatedMLP, gelu_tanh
 from handscroll.nn.norm import RMSNorm
+from handscroll.nn.positions.buckets import Buckets as BucketPositions
 from handscroll.nn.shapes import Embeddings, Tokens
 from handscroll.nn.tile import tiled
 
 TRAINED = 512  # tokens of source, of every published T5 (mT5: 1,024, which its files say nowhere)
-ACTIVATIONS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
-    "relu": ("relu", F.relu),
-    "gated-gelu": ("gelu_new", gelu_tanh),
-    "gated-silu": ("silu", F.silu),
+ACTIVATIONS: dict[str, tuple[str, Callable[[Tensor], Tensor], str]] = {  # the name in files, the function, ours
+    "relu": ("relu", F.relu, "relu"),
+    "gated-gelu": ("gelu_new", gelu_tanh, "gelu-tanh"),
+    "gated-silu": ("silu", F.silu, "silu"),
 }
 
 
@@ -52,7 +54,6 @@ class T5Config(Sizes):
     `scaled`: hidden states are multiplied by 1/sqrt(width) before the head. `start` begins every decoder text.
     """
 
-    told = "buckets"
     family: Literal["t5", "mt5"] = "t5"
     vocab: int = Field(ge=1)
     width: int = Field(ge=1)
@@ -94,14 +95,27 @@ class T5Config(Sizes):
         """Of a decoder token; one of the source adds as many."""
         return 2 * self.layers * self.heads * self.head_size * element_size
 
+    @property
+    def spec(self) -> ModelSpec:
+        names = ("width", "heads", "kv_heads", "head_size", "mlp_width")
+        form = {"gated": self.mlp != "relu", "activation": ACTIVATIONS[self.mlp][2], "scale": 1.0}
+        layer = LayerSpec(**{name: getattr(self, name) for name in names}, **form)
+        about = ("context", "trained", "buckets", "reach", "factor")
+        return ModelSpec(
+            family=self.family,
+            vocab=self.vocab,
+            layers=(layer.model_copy(update={"crossed": True}),) * self.layers,
+            encoder=(layer,) * self.encoder_layers,
+            positions=(BucketPositions(**{name: getattr(self, name) for name in about}),),
+            tied=self.tied,
+            reads="source",
+            extra=2 * self.buckets * self.heads,
+        )
+
     def shape(self) -> dict[str, Any]:
         """Layers of the Llama form on both sides."""
         own = {"encoder_layers": self.encoder_layers, "biased": True, "gated": self.mlp != "relu"}
         return super().shape() | own | {"family": "llama", "extra": 2 * self.buckets * self.heads}
-
-    def describe_positions(self) -> str:
-        divided = f", distances divided by {self.factor:g}" if self.factor != 1.0 else ""
-        return f"learned relative bias: {self.buckets} buckets up to {self.reach:,} tokens{divided}"
 
 
 class FinalNorm(RMSNorm):

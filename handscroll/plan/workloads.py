@@ -104,16 +104,17 @@ def checkpoint_workload(source: str, values: dict[str, Any], lora: int = 0) -> W
 def _check_possible(config: Any, kind: str) -> None:
     """Refuse plans for what the verb itself refuses, whatever the memory."""
     family = f"family '{config.family}'"
-    if kind == "extend" and config.unlengthened:
-        raise ConfigError(f"{family} {config.unlengthened}")
-    if kind == "extend" and config.told == "buckets":
+    spec = config.spec
+    if kind == "extend" and (why := spec.positions[0].unlengthened):
+        raise ConfigError(f"{family} {why}")
+    if kind == "extend" and spec.encoder:
         raise ConfigError(
             f"{family} is tuned by handscroll train (objective = 'span-corruption') after handscroll extend: plan that "
             "recipe, handscroll plan train"
         )
-    if kind == "extend" and not getattr(config, "masked", True):
+    if kind == "extend" and not spec.predicts:
         raise ConfigError(f"{family} without a masked-LM head is not tuned by its loss: it has none")
-    if kind == "serve" and config.told in ("order", "buckets", "slopes", "pairs"):
+    if kind == "serve" and (spec.recurrent or spec.bias or spec.reads == "blanks"):
         raise ConfigError(f"the engine reads no blocks of keys of {family}; use handscroll generate, and plan that")
 
 

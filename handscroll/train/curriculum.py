@@ -14,7 +14,7 @@ from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError
 from handscroll.base.tables import resolve
 from handscroll.models.model import Decoder
-from handscroll.models.positions import Positions
+from handscroll.nn.positions.rotary import Rotary
 from handscroll.nn.scaling.table import SCALINGS, scaling_from
 from handscroll.objectives.causal import QUARTERS
 
@@ -90,9 +90,9 @@ class Curriculum:
         new = self.positions[stage]
         if new is None:
             return
-        before: Positions | None = getattr(model.config, "positions", None)
-        if before is None:
-            instead = model.config.unlengthened or "is lengthened between two runs, by handscroll extend"
+        before = model.spec.positions[0]
+        if not isinstance(before, Rotary):
+            instead = before.unlengthened or "is lengthened between two runs, by handscroll extend"
             raise ConfigError(
                 f"stages.{stage}.positions: family '{model.config.family}' has no rotary positions whose scaling could "
                 f"change; it {instead}"
@@ -103,5 +103,5 @@ class Curriculum:
         scaling = scaling_from(values, f"recipe: stages.{stage}.positions.scaling")
         values = {"base": new.base or before.base, "scaling": scaling, "trained": before.trained}
         context = max(self.lengths[stage], before.trained)
-        positions = Positions.parse(values | {"context": context}, f"recipe: stages.{stage}.positions")
+        positions = Rotary.parse(values | {"context": context}, f"recipe: stages.{stage}.positions")
         model.config = model.config.model_copy(update={"positions": positions})

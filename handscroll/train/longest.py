@@ -20,14 +20,14 @@ def check_positions(recipe: "Recipe", config: Any, document: int) -> None:
     Raises:
         CapacityError: says what would fit.
     """
-    if config.told == "order" or recipe.memory.rung == "recurrent":
+    if config.spec.recurrent or recipe.memory.rung == "recurrent":
         return
-    if config.told == "pairs":
+    if config.spec.reads == "blanks":
         _check_blanks(recipe, config, document)
         return
     context = config.context
     for stage in recipe.stages:
-        if stage.positions is not None and config.told == "rotary":
+        if stage.positions is not None and config.spec.rotates:
             context = max(stage.length, config.trained)
         longest = max(_positions(recipe.data[name], stage.length, document) for name in stage.mix)
         if longest > context:
@@ -35,13 +35,13 @@ def check_positions(recipe: "Recipe", config: Any, document: int) -> None:
                 _too_long(recipe, config, f"rows of {longest} tokens (stages.length)", longest, context)
             )
     held_out = 0 if recipe.validation is None else recipe.validation.length
-    if config.told == "learned" and held_out > config.context:
+    if config.spec.limit is not None and held_out > config.spec.limit:
         what = f"windows of {held_out} tokens (validation.length)"
         raise CapacityError(_too_long(recipe, config, what, held_out, config.context))
 
 
 def _too_long(recipe: "Recipe", config: Any, what: str, longest: int, context: int) -> str:
-    than = "the learned position table" if config.told == "learned" else "the declared context"
+    than = "the learned position table" if config.spec.limit is not None else "the declared context"
     new = f"give model.sizes.context = {longest}"
     ready = f"lengthen the checkpoint first (handscroll extend ... --to {longest})"
     instead = new if recipe.model.path is None else ready

@@ -20,7 +20,7 @@ from handscroll.base.workload import CHUNKED, Shape, Workload
 from handscroll.data.batch import Batch, collate
 from handscroll.extend.bakeoff import applied
 from handscroll.extend.extend import GUARD
-from handscroll.extend.methods import WAYS, Candidate, candidates
+from handscroll.extend.methods import candidates
 from handscroll.generate.decode import decode
 from handscroll.generate.sample import Sampling
 from handscroll.models.encoder_decoder import EncoderDecoder
@@ -29,6 +29,7 @@ from handscroll.models.weights import load_model, save_model
 from handscroll.nn.init import initialise
 from handscroll.nn.marks import Marks
 from handscroll.nn.noise import Noise
+from handscroll.nn.positions.candidate import Candidate
 from handscroll.objectives.task import TASKS, task_from
 from handscroll.plan.choose import options
 from handscroll.plan.machine import Machine
@@ -77,7 +78,7 @@ def said(model: Model, tokens: torch.Tensor, source: torch.Tensor) -> torch.Tens
     marks = Marks.run(0, tokens.shape[1])
     here = model.under(model.encode(source)) if isinstance(model, EncoderDecoder) else model
     hidden = here.hidden(here.embed(tokens, marks), marks, here.mask(), length=tokens.shape[1])
-    if getattr(model.config, "labels", ()):
+    if model.spec.labels:
         at = torch.zeros_like(tokens, dtype=torch.bool)
         at[:, 0 if model.both_ways else -1] = True
         return model.classify(hidden, Marks.rows(*torch.tensor([[0] * len(at), [at.shape[1]] * len(at)])), at)
@@ -379,7 +380,7 @@ def is_lengthened(form: Form, folder: Path) -> None:
         candidate = found[-1]  # the others differ in their dials
         short = max(1, min(candidate.exact, model.config.trained, LENGTH))
         want = said(model, ids(1, short), ids(1, short))
-        with applied(model, candidate, to):
+        with applied(model, candidate):
             apart = (said(model, ids(1, short), ids(1, short)) - want).abs().max()
             assert not candidate.exact or apart < EXACT, candidate.name
             assert said(model, ids(1, min(to, 150)), ids(1, 30)).isfinite().all()
@@ -394,38 +395,38 @@ def is_lengthened(form: Form, folder: Path) -> None:
 def rises_of_the_loss(form: Form, made: dict[str, list[Candidate]]) -> dict[str, list[float]]:
     """By how many nats a target each candidate raises the loss of rows that the model was taught."""
     learned, batch, _ = taught(form)
-    to, before = FACTOR * form.config.context, learned.loss(batch)
+    before = learned.loss(batch)
     found: dict[str, list[float]] = {}
     for method, several in made.items():
         for candidate in (several[0], several[-1])[: len(several)]:
-            with applied(learned.model, candidate, to):
+            with applied(learned.model, candidate):
                 found.setdefault(method, []).append((learned.loss(batch) - before) / batch.counted)
     return found
 
 
 def is_not_lengthened(form: Form, folder: Path) -> None:
-    assert form.config.unlengthened
+    assert form.config.spec.positions[0].unlengthened
     with pytest.raises(ConfigError, match=f"'{form.config.family}'"):
         candidates(random(form), "all", 2 * 64)
 
 
 CHECKS: dict[str, Check] = {
     "reference": Check(lambda form: not form.kind.own, holds_to_the_reference, others_refuse_it),
-    "scalings": Check(lambda form: form.config.told == "rotary", is_scaled_as_the_reference, has_no_scaling),
+    "scalings": Check(lambda form: form.config.spec.rotates, is_scaled_as_the_reference, has_no_scaling),
     "folder": Check(always, comes_back, never),
     "pieces": Check(lambda form: random(form).cached, reads_in_pieces, keeps_nothing),
     "rows": Check(always, rows_are_alone, never),
     "packed": Check(always, packed_are_separate, never),
-    "table": Check(lambda form: form.config.told in ("learned", "pairs"), stays_within_its_positions, runs_on),
+    "table": Check(lambda form: form.config.spec.limit is not None, stays_within_its_positions, runs_on),
     "text": Check(lambda form: not random(form).both_ways and not labels(form), goes_on_with_a_text, writes_nothing),
     "gradients": Check(lambda form: learns_something(form), gradients_are_certified, learns_nothing),
     "overfit": Check(lambda form: learns_something(form), learns, learns_nothing),
-    "lengthened": Check(lambda form: form.config.told in WAYS, is_lengthened, is_not_lengthened),
+    "lengthened": Check(lambda form: bool(form.config.spec.positions[0].methods), is_lengthened, is_not_lengthened),
 }
 
 
 def labels(form: Form) -> tuple[str, ...]:
-    return getattr(form.config, "labels", ())
+    return form.config.spec.labels
 
 
 def learns_something(form: Form) -> bool:

@@ -1,6 +1,5 @@
 """What every family can, and what it is held to, as tables for the pages, from what the checks themselves ask."""
 
-from handscroll.extend.methods import WAYS
 from handscroll.models.table import FAMILIES
 from handscroll.models.table import family as family_of
 from tests.conformance.checks import CHECKS, random, settings_of_memory
@@ -43,7 +42,7 @@ def matrix() -> str:
         forms = [form for form in FORMS.values() if form.family == family]
         tasks = [learned.task.name for form in forms for learned in learned_by(random(form)) if learned.task]
         rungs = settings_of_memory(forms[0])
-        ways = WAYS.get(forms[0].config.told)
+        ways = forms[0].config.spec.positions[0]
         rows.append(
             [
                 f"`{family}`",
@@ -51,7 +50,7 @@ def matrix() -> str:
                 ", ".join(sorted(rungs, key=list(RUNGS).index)),
                 "state" if random(forms[0]).recurrent else _word(any(CHECKS["pieces"].can(form) for form in forms)),
                 _word(any(CHECKS["text"].can(form) for form in forms)),
-                "no" if ways is None else ways[0],
+                ways.words if ways.methods else "no",
                 _word(CHECKS["reference"].can(forms[0])),
             ]
         )

@@ -8,10 +8,10 @@ from handscroll.base.config import read_recipe
 from handscroll.evaluate.perplexity import measure
 from handscroll.evaluate.samples import read_windows
 from handscroll.extend.extend import extension
-from handscroll.extend.learned import LEARNED
 from handscroll.extend.tune import TuneSettings
 from handscroll.lm import LM
 from handscroll.models.bloom import Bloom, BloomConfig
+from handscroll.nn.positions.learned import LEARNED
 from handscroll.train.recipe import Recipe, run_recipe
 from tests.conftest import ROOT
 from tests.extend.material import TEXT

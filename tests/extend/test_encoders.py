@@ -11,10 +11,10 @@ from handscroll.evaluate.masked import FOLDS, masked_nll
 from handscroll.evaluate.perplexity import measure
 from handscroll.evaluate.samples import windows
 from handscroll.extend.extend import extension
-from handscroll.extend.learned import LEARNED, extrapolate
 from handscroll.extend.methods import apply, candidates
 from handscroll.extend.tune import TuneSettings
 from handscroll.models.weights import load_model, save_model
+from handscroll.nn.positions.learned import LEARNED, extrapolate
 from handscroll.text.readers import Document
 from handscroll.train.recipe import Recipe, run_recipe
 from tests.conftest import ROOT
@@ -48,7 +48,7 @@ def test_longer_tables_are_read_by_the_reference(kind, method, tmp_path):
     model = load_model(tmp_path / "short")
     before = model.position_embedding.weight.detach().clone()
     (entry,) = candidates(model, method, 40)
-    apply(model, entry, 40)
+    apply(model, entry)
     assert (model.config.context, model.config.trained) == (40, 16)
     table, offset = model.position_embedding.weight, rows - 16
     assert torch.equal(table[:offset], before[:offset]) and table.shape[0] == 40 + offset

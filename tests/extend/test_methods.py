@@ -10,11 +10,12 @@ from transformers import AutoModelForCausalLM
 
 import handscroll
 from handscroll.base.errors import ConfigError
-from handscroll.extend.learned import LEARNED, extrapolate, hierarchical, interpolate, tile
-from handscroll.extend.methods import METHODS, apply, candidates, only_ours
+from handscroll.extend.methods import apply, candidates
 from handscroll.lm import LM
-from handscroll.models.positions import OWN
 from handscroll.models.weights import load_model, save_model
+from handscroll.nn.positions.learned import LEARNED, extrapolate, hierarchical, interpolate, tile
+from handscroll.nn.positions.stretch import METHODS
+from handscroll.nn.scaling.table import OWN
 from tests.conformance.families import reference, reference_logits, save
 from tests.naming import naming
 
@@ -40,7 +41,7 @@ def test_every_method_writes_what_the_reference_reads(method, llama, tmp_path):
     before = llama.config
     for number, entry in enumerate(entries[:3]):
         llama.config = before
-        apply(llama, entry, 256)
+        apply(llama, entry)
         assert llama.config.context == 256
         save_model(llama, tmp_path / str(number))
         theirs = AutoModelForCausalLM.from_pretrained(tmp_path / str(number), dtype=torch.float32).eval()
@@ -59,10 +60,10 @@ def test_what_only_handscroll_computes_is_refused_elsewhere(method, llama, tmp_p
     assert entries and all(entry.method == method for entry in entries)
     for number, entry in enumerate(entries):
         llama.config = before
-        apply(llama, entry, 256)
+        apply(llama, entry)
         save_model(llama, tmp_path / str(number))
         again = load_model(tmp_path / str(number))
-        assert only_ours(llama.config)
+        assert llama.spec.positions[0].only_ours
         assert again.config == llama.config and again.config.context == 256 and again.config.trained == 64
         with torch.no_grad():
             assert torch.equal(again(tokens, length=256), llama(tokens, length=256))
@@ -75,10 +76,13 @@ def test_what_only_handscroll_computes_is_refused_elsewhere(method, llama, tmp_p
 
 
 def test_a_self_extended_checkpoint_is_lengthened_again(llama):
-    apply(llama, candidates(llama, "self-extend", 256)[0], 256)
+    apply(llama, candidates(llama, "self-extend", 256)[0])
     longer = candidates(llama, "all", 1024)
     assert {entry.method for entry in longer} == {"self-extend"}
-    assert all(entry.positions.scaling.reach >= 1024 and entry.positions.trained == 64 for entry in longer)
+    assert all(
+        entry.changes["positions"].scaling.reach >= 1024 and entry.changes["positions"].trained == 64
+        for entry in longer
+    )
 
 
 def test_slopes_of_bloom(tmp_path):
@@ -93,7 +97,7 @@ def test_slopes_of_bloom(tmp_path):
     before = model.config
     for name, entry in found.items():
         model.config = before
-        apply(model, entry, 256)
+        apply(model, entry)
         assert (model.config.context, model.config.trained) == (256, 64)
         save_model(model, tmp_path / name)
         again = load_model(tmp_path / name)
@@ -115,7 +119,7 @@ def test_slopes_of_bloom(tmp_path):
 def test_learned_tables_go_on(method, gpt2, tmp_path):
     table = gpt2.get_parameter("position_embedding.weight").detach().clone()
     (entry,) = candidates(gpt2, method, 600)
-    apply(gpt2, entry, 600)
+    apply(gpt2, entry)
     longer = gpt2.get_parameter("position_embedding.weight")
     assert longer.shape == (600, 48) and gpt2.config.context == 600 and gpt2.config.trained == 256
     torch.testing.assert_close(longer[0], table[0])
@@ -205,7 +209,7 @@ def test_wrong_requests_are_refused(llama, gpt2):
 def test_a_scaled_checkpoint_is_lengthened_by_its_own_method(tmp_path):
     model = load_model(save(reference("llama", "yarn"), tmp_path))
     (entry,) = candidates(model, "auto", 512)
-    assert entry.positions.scaling.factor == 8.0 and entry.positions.trained == 64
+    assert entry.changes["positions"].scaling.factor == 8.0 and entry.changes["positions"].trained == 64
     with pytest.raises(ConfigError, match="'yarn'"):
         candidates(model, "pi", 512)
 

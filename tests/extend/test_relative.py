@@ -8,7 +8,7 @@ import transformers
 
 from handscroll.base.errors import ConfigError
 from handscroll.extend.extend import extension
-from handscroll.extend.methods import apply, candidates, only_ours
+from handscroll.extend.methods import apply, candidates
 from handscroll.lm import LM
 from handscroll.models.weights import load_model, save_model
 from handscroll.nn.marks import Marks
@@ -24,8 +24,8 @@ def model(tmp_path):
 
 def lengthened(model, method):
     (candidate,) = candidates(model, method, 2048)
-    apply(model, candidate, 2048)
-    return only_ours(model.config)
+    apply(model, candidate)
+    return model.spec.positions[0].only_ours
 
 
 def at(model, length):

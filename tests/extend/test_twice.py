@@ -62,10 +62,10 @@ def test_yarn_keeps_the_strength_of_its_attention(tiny_folder, tmp_path):
     lm = handscroll.load(tiny_folder)
     for candidate in candidates(lm.model, "yarn", 128):
         model = copy.deepcopy(lm.model)
-        apply(model, candidate, 128)
+        apply(model, candidate)
         (longer,) = candidates(model, "yarn", 256)
         (same,) = [one for one in candidates(lm.model, "yarn", 256) if one.detail == candidate.detail]
-        ours, theirs = (one.positions.scaling.model_dump() for one in (longer, same))
+        ours, theirs = (one.changes["positions"].scaling.model_dump() for one in (longer, same))
         assert ours == pytest.approx(theirs, abs=1e-4), candidate.detail
 
 
@@ -136,10 +136,10 @@ def test_slopes_tuned_at_their_length_are_divided_by_what_is_new(tiny_folder, tm
 def test_what_stays_exact_of_a_scaled_checkpoint(tiny_folder):
     lm = handscroll.load(tiny_folder)
     first = next(one for one in candidates(lm.model, "self-extend", 128) if one.exact == 16)
-    apply(lm.model, first, 128)
+    apply(lm.model, first)
     assert {one.exact for one in candidates(lm.model, "self-extend", 256)} == {16}
     lm = handscroll.load(tiny_folder)
-    apply(lm.model, candidates(lm.model, "dynamic-ntk", 128)[0], 128)
+    apply(lm.model, candidates(lm.model, "dynamic-ntk", 128)[0])
     assert candidates(lm.model, "dynamic-ntk", 256)[0].exact == 64
 
 

@@ -8,11 +8,12 @@ import torch
 import handscroll
 from handscroll.base.errors import CapacityError, DataError
 from handscroll.cache.reading.store import Store
-from handscroll.extend.methods import Candidate, apply
+from handscroll.extend.methods import apply
 from handscroll.generate.sample import Sampling
 from handscroll.lm import LM
-from handscroll.models.positions import Positions
 from handscroll.nn.marks import Marks
+from handscroll.nn.positions.candidate import Candidate
+from handscroll.nn.positions.rotary import Rotary
 from handscroll.nn.rope import rotation
 from handscroll.nn.scaling.base import plain_frequencies
 from handscroll.nn.scaling.dynamic import DynamicNTK
@@ -41,7 +42,7 @@ def scaled(base, name):
     lm = LM(copy.deepcopy(base.model), base.tokenizer, base.source)
     before = base.model.config.positions
     values = {"base": before.base, "scaling": SCALINGS[name], "context": 512, "trained": 64}
-    apply(lm.model, Candidate(name, "", Positions.parse(values, "test")), 512)
+    apply(lm.model, Candidate(name, "", {"positions": Rotary.parse(values, "test")}))
     return lm
 
 

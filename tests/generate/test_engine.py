@@ -15,9 +15,9 @@ from handscroll.models.bloom import Bloom, BloomConfig
 from handscroll.models.fingerprint import identity
 from handscroll.models.gpt2 import GPT2, GPT2Config
 from handscroll.models.llama import Llama, LlamaConfig
-from handscroll.models.positions import Positions
 from handscroll.models.weights import load_model
 from handscroll.nn.marks import Marks
+from handscroll.nn.positions.rotary import Rotary
 from handscroll.nn.quantised import quantise
 from tests.conformance.families import reference, save
 from tests.naming import naming
@@ -443,7 +443,7 @@ def test_a_model_whose_scaling_depends_on_the_length_and_a_reading_of_another(tm
 
 
 def test_positions_are_checked_by_the_same_rules_as_decode():
-    assert isinstance(llama().config.positions, Positions)
+    assert isinstance(llama().config.positions, Rotary)
     engine = Engine(gpt2(), blocks=100)
     with pytest.raises(CapacityError, match=r"\b512\b"):
         engine.submit(prompts_of((500,))[0], GREEDY, beyond=True)

@@ -16,7 +16,7 @@ from handscroll.generate.decode import decode
 from handscroll.generate.sample import Sampling
 from handscroll.lm import load
 from handscroll.models.fingerprint import fingerprint
-from handscroll.models.positions import Positions
+from handscroll.nn.positions.rotary import Rotary
 from tests.naming import naming
 
 TEXT = "import os\n\n\ndef walk(top):\n    for name in os.listdir(top):\n        yield os.path.join(top, name)\n\n" * 6
@@ -139,7 +139,7 @@ def test_a_length_dependent_scaling_is_read_for_its_bucket(lm, store, monkeypatc
     values = lm.model.config.positions.model_dump() | {
         "scaling": {"name": "dynamic-ntk", "factor": 64.0, "original": 64}
     }
-    config = lm.model.config.model_copy(update={"positions": Positions.model_validate(values)})
+    config = lm.model.config.model_copy(update={"positions": Rotary.model_validate(values)})
     lm.model.config = config
     ids = lm.encode(TEXT)
     lm.read(ids, store, "code", room=20)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from handscroll.cli.main import app
-from handscroll.extend.learned import LEARNED
-from handscroll.extend.methods import METHODS
 from handscroll.models.table import FAMILIES
+from handscroll.nn.positions.learned import LEARNED
+from handscroll.nn.positions.stretch import METHODS
 from handscroll.nn.scaling.table import SCALINGS
 from handscroll.objectives.task import TASKS
 

@@ -9,7 +9,7 @@ import transformers
 from handscroll.base.config import read_recipe
 from handscroll.base.errors import ConfigError
 from handscroll.base.workload import Shape
-from handscroll.extend.methods import apply, candidates, only_ours
+from handscroll.extend.methods import apply, candidates
 from handscroll.generate.decode import decode
 from handscroll.generate.engine.engine import Engine
 from handscroll.generate.prefill import hidden_chunks
@@ -91,7 +91,7 @@ def test_extension_works_and_keeps_short_text_where_it_is_promised(method, tmp_p
     model, ids = build("glm"), tokens(1, 60)
     short = model(ids)
     (chosen, *_) = candidates(model, method, 256)
-    apply(model, chosen, 256)
+    apply(model, chosen)
     if method in ("dynamic-ntk", "dynamic-yarn"):
         assert torch.equal(model(ids, length=60), short)
     long = tokens(1, 250)
@@ -101,7 +101,7 @@ def test_extension_works_and_keeps_short_text_where_it_is_promised(method, tmp_p
     assert again.config == model.config and again.config.context == 256
     want = model(long, length=250)
     assert torch.equal(again(long, length=250), want)
-    if not only_ours(model.config):
+    if not model.spec.positions[0].only_ours:
         theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "longer", dtype=torch.float32).eval()
         assert (reference_logits(theirs, long) - want).abs().max() < 1e-4
 

@@ -10,7 +10,8 @@ from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from handscroll.base.errors import ConfigError
-from handscroll.models.positions import POSITION_KEYS, Positions, read_positions, write_positions
+from handscroll.models.positions import POSITION_KEYS, read_positions, write_positions
+from handscroll.nn.positions.rotary import Rotary
 from handscroll.nn.scaling.base import Scaling
 from handscroll.nn.scaling.dynamic import DynamicNTK
 from handscroll.nn.scaling.llama3 import Llama3
@@ -30,8 +31,8 @@ longrope = LongRoPE(
 )
 
 
-def positions(scaling: Scaling, context: int, trained: int, base: float = 10000.0) -> Positions:
-    return Positions(base=base, scaling=scaling, context=context, trained=trained)
+def positions(scaling: Scaling, context: int, trained: int, base: float = 10000.0) -> Rotary:
+    return Rotary(base=base, scaling=scaling, context=context, trained=trained)
 
 
 def old(maximum: int, **rope) -> dict:
@@ -271,14 +272,14 @@ def test_llama3_needs_all_its_numbers(missing):
 def test_positions_must_agree_in_themselves(scaling, context, trained, message):
     values = {"base": 10000.0, "scaling": scaling, "context": context, "trained": trained}
     with pytest.raises(ConfigError, match=message):
-        Positions.parse(values, "test")
+        Rotary.parse(values, "test")
 
 
 # --- the way back ---
 
 
 @st.composite
-def any_positions(draw) -> Positions:
+def any_positions(draw) -> Rotary:
     kind = draw(st.sampled_from(["none", "pi", "dynamic-ntk", "yarn", "llama3", "longrope"]))
     trained = draw(st.integers(64, 32768))
     context = draw(st.integers(trained, 40 * trained))
@@ -366,7 +367,7 @@ def test_the_reference_library_reads_every_form_the_same(form, tmp_path):
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_survives_a_record_and_a_rewrite(form):
     expected = FORMS[form][1]
-    assert Positions.parse(expected.model_dump(mode="json"), "record") == expected
+    assert Rotary.parse(expected.model_dump(mode="json"), "record") == expected
     assert read_positions(json.loads(json.dumps(write_positions(expected))), 8) == expected
 
 

@@ -17,6 +17,8 @@ SCALINGS = {
     "dual-chunk": "handscroll.nn.scaling.dual_chunk:DualChunk",
     "longrope": "handscroll.nn.scaling.longrope:LongRoPE",
 }
+# Ours: no other library computes them, so their foreign names are ones that the others do not know and refuse to load.
+OWN = frozenset({"dynamic-yarn", "self-extend", "dual-chunk"})
 
 
 def scaling_from(values: Any, where: str = "scaling") -> Scaling:

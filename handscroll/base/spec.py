@@ -1,0 +1,354 @@
+"""What a model is, layer by layer, as plain numbers: a family's configuration writes it, everybody else reads it.
+
+Imports no torch, so that the planner can read it without weights.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BeforeValidator, Field, SerializeAsAny
+
+from handscroll.base.config import Config
+from handscroll.base.errors import ConfigError
+from handscroll.base.tables import resolve
+
+# The ways of telling positions. A new one is a file in `nn/positions/` and a line here.
+POSITIONS: dict[str, str] = {
+    "rotary": "handscroll.nn.positions.rotary:Rotary",
+    "table": "handscroll.nn.positions.table:Table",
+    "slopes": "handscroll.nn.positions.slopes:Slopes",
+    "buckets": "handscroll.nn.positions.buckets:Buckets",
+    "pairs": "handscroll.nn.positions.pairs:Pairs",
+    "order": "handscroll.nn.positions.order:Order",
+}
+
+
+class LayerSpec(Config):
+    """One layer. `heads`, `kv_heads` and `head_size` belong to attention; a recurrent layer has a state instead.
+
+    `window`: an attention layer reads at most so many tokens back, itself included, and keeps no more (None: all).
+    `positions` is the place of the layer's own way of telling positions in `ModelSpec.positions`; `rotated` is how many
+    numbers of each head are rotated. `norms` are vectors of the width, of kind `norm` ("layer": with a bias).
+    `crossed`: it also reads a source. `scale` multiplies the scores (None: 1 / sqrt(head size)).
+    """
+
+    kind: Literal["attention", "recurrent"] = "attention"
+    width: int = Field(ge=1)
+    heads: int = Field(default=1, ge=1)
+    kv_heads: int = Field(default=1, ge=1)
+    head_size: int = Field(default=1, ge=1)
+    window: int | None = Field(default=None, ge=1)
+    positions: int = Field(default=0, ge=0)
+    rotated: int = Field(default=0, ge=0)
+    norms: int = Field(default=2, ge=0)
+    norm: Literal["rms", "layer"] = "rms"
+    mlp_width: int = Field(ge=1)
+    gated: bool = True
+    activation: str = "silu"
+    scale: float | None = None
+    head_norms: bool = Field(default=False, description="norms of each query and key head")
+    crossed: bool = False
+    attention_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+
+    @property
+    def recurrent(self) -> bool:
+        return self.kind == "recurrent"
+
+    @property
+    def inner(self) -> int:
+        """Width of all query heads together."""
+        return 0 if self.recurrent else self.heads * self.head_size
+
+    @property
+    def shared(self) -> int:
+        """Width of all key (or value) heads together."""
+        return 0 if self.recurrent else self.kv_heads * self.head_size
+
+    @property
+    def products(self) -> int:
+        """Matrices of the MLP."""
+        return 3 if self.gated else 2
+
+    @property
+    def matrices(self) -> int:
+        """Numbers in the projections; of an LSTM's four gates, from input and state."""
+        if self.recurrent:
+            return 8 * self.width**2
+        attention = 2 * self.inner + 2 * self.shared
+        return self.width * ((2 if self.crossed else 1) * attention + self.products * self.mlp_width)
+
+    @property
+    def vectors(self) -> int:
+        """Numbers in norms and biases."""
+        if self.recurrent:
+            return 8 * self.width
+        norms = (self.norms + self.crossed) * self.width * (2 if self.norm == "layer" else 1)
+        heads = 2 * self.head_size if self.head_norms else 0
+        attention = (self.inner + 2 * self.shared) * self.attention_bias + self.width * self.output_bias
+        mlp = ((self.products - 1) * self.mlp_width + self.width) * self.mlp_bias
+        return norms + heads + attention + mlp
+
+    @property
+    def numbers(self) -> int:
+        """All numbers of the layer."""
+        return self.matrices + self.vectors
+
+    def kept(self, tokens: int) -> int:
+        """Tokens whose keys and values a layer holds once `tokens` have gone by."""
+        if self.recurrent:
+            return 0
+        return tokens if self.window is None else min(tokens, self.window)
+
+    def cache_bytes(self, tokens: int, itemsize: int) -> int:
+        """Bytes of what the layer keeps of a row of `tokens`: keys and values, or the two vectors of a state."""
+        if self.recurrent:
+            return 2 * self.width * itemsize
+        return 2 * self.kept(tokens) * self.shared * itemsize
+
+
+class Positions(Config):
+    """How a model tells where a token stands. One class a way, in `nn/positions/`; this says what is asked of each.
+
+    `way` is its name in `POSITIONS`. `context` are the tokens that the model may be used to now, `trained` those that
+    it learned from before it was lengthened. What a subclass leaves as it is here means: no length matters, nothing
+    ends, nothing is lengthened.
+    """
+
+    words: ClassVar[str]  # how a sentence names the way
+    bias: ClassVar[Literal["", "fixed", "learned"]] = ""  # what is added to the scores
+    methods: ClassVar[dict[str, Any]] = {}  # of lengthening, by name
+    unlengthened: ClassVar[str] = ""  # where there is none: why, and what to do instead
+
+    if TYPE_CHECKING:  # fields of the subclasses; real ones here would be shadowed by them
+        way: str
+        context: int
+        trained: int
+
+    @property
+    def limit(self) -> int | None:
+        """The first position that the model refuses; None where it can be read on."""
+        return None
+
+    @property
+    def rows(self) -> int:
+        """Vectors of the width that are learned for positions."""
+        return 0
+
+    @property
+    def only_ours(self) -> bool:
+        """Whether other libraries cannot compute them; such checkpoints are written so that they are refused there."""
+        return False
+
+    @property
+    def several_distances(self) -> bool:
+        """Whether parts of the keys are read at distances of their own (Self-Extend, dual chunks)."""
+        return False
+
+    def declared(self, length: int) -> int:
+        """What a request of `length` tokens declares, so that requests that can share keys do."""
+        return length
+
+    def bucket(self, length: int) -> int:
+        """Requests whose buckets are equal give a token the same keys."""
+        return 0
+
+    def reaching(self, length: int) -> Self:
+        """Positions of the same kind for `length` tokens at least, as lengthening makes them; for the planner."""
+        return self
+
+    def making(self, to: int, width: int) -> int:
+        """Bytes that lengthening to `to` tokens takes beside the model."""
+        return 0
+
+    def describe(self, layer: LayerSpec) -> str:
+        """One line on the way and its settings."""
+        return self.words
+
+    def candidates(self, method: str, to: int, first: Any, layer: LayerSpec, factors: Any = None) -> list[Any]:
+        """The candidates (`nn/positions/candidate.py`) for `to` tokens of one method, or of "auto" or "all".
+
+        `first` are the positions that the model was trained with, `layer` is one that tells positions so.
+        """
+        raise NotImplementedError
+
+    def origin(self) -> Self:
+        """As if the model had been trained with these positions: it was tuned since it was lengthened."""
+        return self
+
+    def remembered(self) -> dict[str, Any] | None:
+        """What of the trained positions no `config.json` says once they are lengthened; None: nothing."""
+        return None
+
+    def restored(self, before: dict[str, Any] | None, trained: int) -> Self:
+        """The positions that the model was trained with, from what was `remembered` (None: no record has it)."""
+        return self
+
+
+def _positions_from(values: Any) -> Any:
+    if not isinstance(values, dict):
+        return values
+    return resolve(POSITIONS, values.get("way", ""), "way of telling positions").model_validate(values)
+
+
+AnyPositions = Annotated[SerializeAsAny[Positions], BeforeValidator(_positions_from)]
+
+# Why a model is refused what it is asked for: one reason a line, asked by `ModelSpec.require`.
+_INSTEAD = {
+    "blanks": "fill its blanks (lm.fill)",
+    "both": "use embed or logits, or measure its masked-LM loss (handscroll evaluate perplexity), or take a causal "
+    "model (llama, gpt2, ...)",
+}
+
+
+class ModelSpec(Config):
+    """A model. `layers` read the text; `encoder` are those that read a source before it, where there are some.
+
+    `positions`: the ways of telling positions, each layer naming its own; lengthening acts on the first, and the others
+    follow it. `norm` is that behind the last layer ("": none).
+    `reads`: "forward", each token what came before it; "both", all of a text at once, so nothing is kept of it;
+    "blanks", a text in both directions and what fills its blanks forward; "source", a text under another one.
+    `predicts`: it has a head for tokens (`transformed`: with a layer of its own before it); `labels`: what a classifier
+    tells apart. `extra` are numbers that belong to no layer, table, head or position.
+    """
+
+    family: str = ""
+    vocab: int = Field(ge=1)
+    layers: tuple[LayerSpec, ...] = Field(min_length=1)
+    encoder: tuple[LayerSpec, ...] = ()
+    positions: tuple[AnyPositions, ...] = Field(min_length=1)
+    tied: bool = False
+    norm: Literal["", "rms", "layer"] = "rms"
+    reads: Literal["forward", "both", "blanks", "source"] = "forward"
+    predicts: bool = True
+    transformed: bool = False
+    labels: tuple[str, ...] = ()
+    extra: int = Field(default=0, ge=0)
+
+    @property
+    def width(self) -> int:
+        return self.layers[0].width
+
+    @property
+    def both_ways(self) -> bool:
+        """Whether plain text is read in both directions: its tokens cannot be scored or continued one by one."""
+        return self.reads in ("both", "blanks")
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether it keeps a state of constant size instead of keys."""
+        return self.layers[0].recurrent
+
+    @property
+    def cached(self) -> bool:
+        """Whether a text can be read in pieces, over what was kept of those before."""
+        return self.reads != "both"
+
+    @property
+    def limit(self) -> int | None:
+        """The first position that is refused."""
+        return min((one.limit for one in self.positions if one.limit is not None), default=None)
+
+    @property
+    def rotates(self) -> bool:
+        return any(layer.rotated for layer in self.layers)
+
+    @property
+    def bias(self) -> str:
+        """What is added to the scores: "learned", "fixed" or nothing."""
+        return max((one.bias for one in self.positions), key=("", "fixed", "learned").index)
+
+    @property
+    def several_distances(self) -> bool:
+        return any(one.several_distances for one in self.positions)
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The window of each layer."""
+        return tuple(layer.window for layer in self.layers)
+
+    def declared(self, length: int) -> int:
+        """What a request of `length` tokens declares: the longest that any of the positions asks for."""
+        return max(one.declared(length) for one in self.positions)
+
+    def bucket(self, length: int) -> int:
+        """Requests of equal buckets can share keys."""
+        return max(one.bucket(length) for one in self.positions)
+
+    def describe_positions(self) -> str:
+        """A line for people: each way, with the number of its layers where there are several."""
+        counts = Counter(layer.positions for layer in self.layers)
+        layers = {layer.positions: layer for layer in self.layers}
+        parts = {at: self.positions[at].describe(layers[at]) for at in sorted(counts)}
+        return "; ".join(part if len(parts) == 1 else f"{counts[at]} layers: {part}" for at, part in parts.items())
+
+    def reaching(self, length: int) -> Self:
+        """The same model with positions for `length` tokens."""
+        return self.model_copy(update={"positions": tuple(one.reaching(length) for one in self.positions)})
+
+    @property
+    def table(self) -> int:
+        """Numbers of the embedding, which are those of the head."""
+        return self.vocab * self.width
+
+    @property
+    def tables(self) -> int:
+        """Numbers in the embedding, an own head and learned positions."""
+        return (1 if self.tied else 2) * self.table + sum(one.rows for one in self.positions) * self.width
+
+    @property
+    def matrices(self) -> int:
+        """Numbers in the projections of all layers."""
+        return total(self.layers, "matrices") + total(self.encoder, "matrices")
+
+    @property
+    def parameters(self) -> int:
+        """All numbers of the model."""
+        norm = self.width * {"": 0, "rms": 1, "layer": 2}[self.norm]
+        layers = total(self.layers, "numbers") + total(self.encoder, "numbers")
+        return layers + self.tables + norm * (2 if self.encoder else 1) + self.extra
+
+    def cache_bytes(self, tokens: int, itemsize: int) -> int:
+        """Bytes of keys and values (or of the state) of a row of `tokens` in an exact cache."""
+        return 0 if not self.cached else sum(layer.cache_bytes(tokens, itemsize) for layer in self.layers)
+
+    def require(
+        self, what: str, *, forward: bool = False, keys: bool = False, one_text: bool = False, head: bool = False
+    ) -> None:
+        """Refuse what a model of this kind cannot do; `what` is asked for ("a saved reading").
+
+        forward: a text is scored or continued token by token. keys: keys and values are kept, which can be cut, saved
+        or rounded. one_text: one text goes on, with no source beside it. head: there is a head for tokens.
+
+        Raises:
+            ConfigError: says which of these is not so, and what to do instead.
+        """
+        family = f"family '{self.family}'"
+        if one_text and self.reads == "source":
+            raise ConfigError(
+                f"{family} is an encoder-decoder, which writes one text under another; {what} is for one text that "
+                "goes on. Use generate, whose prompt is the source"
+            )
+        if forward and self.both_ways:
+            raise ConfigError(
+                f"{family} reads a text in both directions: no token is predicted by those before it, so none has a "
+                f"likelihood and no text is continued; {_INSTEAD[self.reads]}"
+            )
+        if keys and self.recurrent:
+            raise ConfigError(f"{family} keeps a state of constant size and no keys, which {what} needs; leave it out")
+        if head and not self.predicts:
+            raise ConfigError(f"{family} as it is here has no head for tokens, which {what} needs")
+
+
+def total(layers: Sequence[LayerSpec], name: str) -> int:
+    """The sum of a property over layers, most of which are equal."""
+    return sum(count * getattr(layer, name) for layer, count in kinds(tuple(layers)))
+
+
+@lru_cache(maxsize=256)
+def kinds(layers: tuple[LayerSpec, ...]) -> tuple[tuple[LayerSpec, int], ...]:
+    """The different layers and how many there are of each, in order of first appearance."""
+    return tuple(Counter(layers).items())

@@ -1,0 +1,30 @@
+"""Pairs of learned positions (GLM 2022): a place in the text, and a place in the blank that is filled there."""
+
+from typing import Literal
+
+from handscroll.base.spec import LayerSpec, Positions
+
+
+class Pairs(Positions):
+    """Tables of `context` places of a text with its blanks, and of `inside` places in one blank (`nn/blanks.py`)."""
+
+    words = "pairs of learned positions"
+    unlengthened = (
+        "has two learned tables of positions and predicts no plain text to measure a longer one by: it is not "
+        "lengthened; train one with a larger context"
+    )
+    way: Literal["pairs"] = "pairs"
+    context: int
+    trained: int
+    inside: int
+
+    @property
+    def limit(self) -> int:
+        return self.context
+
+    @property
+    def rows(self) -> int:
+        return self.context + self.inside
+
+    def describe(self, layer: LayerSpec) -> str:
+        return f"learned tables of {self.context:,} places and {self.inside:,} inside a blank"
