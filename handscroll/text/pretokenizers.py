@@ -4,8 +4,8 @@ Sources: GPT-2 `encoder.py`; `tokenizer.json` of Llama 3 and Qwen 2; llama.cpp `
 Qwen 2 also normalises to NFC; tokenizers trained here do not, because NFC changes text and llama.cpp leaves it out.
 """
 
-import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from tokenizers import Regex, pre_tokenizers
@@ -36,9 +36,8 @@ def byte_level(name: str, longest: int | None = None) -> pre_tokenizers.PreToken
     return pre_tokenizers.Sequence(parts)
 
 
-def cuttable(tokenizer_json: str) -> bool:
+def cuttable(spec: Mapping[str, Any]) -> bool:
     """Whether `pieces` may cut text for this tokenizer: byte level, a published split, no normaliser but NFC."""
-    spec = json.loads(tokenizer_json)
     if (spec.get("normalizer") or {"type": "NFC"}) != {"type": "NFC"}:
         return False
     outer = spec.get("pre_tokenizer") or {}

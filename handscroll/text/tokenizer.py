@@ -12,6 +12,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from handscroll.base.errors import CheckpointError, DataError
+from handscroll.base.gguf import is_gguf, read_gguf
+from handscroll.text.gguf import tokenizer_of
 from handscroll.text.pretokenizers import SEPARATORS, cuttable, pieces
 from handscroll.text.special import ROLES, special_ids
 from handscroll.text.wordpiece import wordpiece_json
@@ -47,13 +49,13 @@ class Tokenizer:
         vocabulary = self._plain.get_vocab()
         self._ids = special_ids(spec, vocabulary, self.settings, model or {})
         self._known = frozenset(vocabulary.values())
-        self._cuttable = cuttable(tokenizer_json)
+        self._cuttable = cuttable(spec)
         self._added: list[dict[str, Any]] = spec.get("added_tokens") or []
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read a folder that holds `tokenizer.json` (or GPT-2's `vocab.json` and `merges.txt`, or BERT's `vocab.txt`),
-        or one JSON file.
+        one JSON file, or a GGUF file.
 
         Truncation and padding stored in the file are not applied: a text is never cut in silence.
 
@@ -61,6 +63,8 @@ class Tokenizer:
             CheckpointError: nothing to read there, a format that must be converted first, or a damaged file.
         """
         here = Path(path)
+        if is_gguf(here):
+            return cls(*tokenizer_of(read_gguf(here).metadata, str(here)))
         folder = here if here.is_dir() else here.parent
         settings = _read_object(folder / _SETTINGS)
         template = folder / "chat_template.jinja"
@@ -228,7 +232,6 @@ class Tokenizer:
 
 def _build(tokenizer_json: str) -> tokenizers.Tokenizer:
     try:
-        json.loads(tokenizer_json)
         built = tokenizers.Tokenizer.from_str(tokenizer_json)
     except Exception as error:  # the library raises bare Exceptions for anything it cannot read
         raise CheckpointError(f"not a readable tokenizer.json ({error}); copy or export the tokenizer again") from error
