@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from handscroll.base.errors import CapacityError, ConfigError, DataError, nearest
+from handscroll.base.gguf import is_gguf, read_gguf
 from handscroll.base.runs import write_file
 from handscroll.cache.reading.identity import Identity
 from handscroll.cache.reading.reading import Reading
@@ -33,18 +34,17 @@ from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.models.fingerprint import identity
 from handscroll.models.model import Model
 from handscroll.models.sentences import framed
-from handscroll.models.weights import load_model, locate, read_json, save_model
+from handscroll.models.weights import PROVENANCE, load_model, locate, read_provenance, save_model
 from handscroll.nn.marks import Marks
-from handscroll.nn.quantised import PROJECTIONS, Rounded, quantise
+from handscroll.nn.quantised import PROJECTIONS, Quantised, Rounded, quantise
 from handscroll.objectives.head import token_losses
 from handscroll.objectives.windowed import windowed_losses
 from handscroll.plan.choose import afford, afford_pool
 from handscroll.plan.machine import spare
 from handscroll.text.tokenizer import Tokenizer
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-WEIGHTS = ("", *PROJECTIONS)
-PROVENANCE = "handscroll.json"
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
+WEIGHTS = ("", "float", *PROJECTIONS)
 SMALL = 16  # a request whose full cache is so many times smaller than the free memory is not planned
 ROOM = 1024  # tokens kept free for question and answer when a text is read
 QUESTION = "\n\nQuestion: {question}\nAnswer:"
@@ -458,8 +458,8 @@ class LM:
     def save(self, folder: str | Path) -> Path:
         """Write an ordinary Hugging Face folder: config, safetensors, tokenizer, and `handscroll.json`."""
         folder = Path(folder)
-        if any(isinstance(module, Rounded) for module in self.model.modules()):
-            raise ConfigError(f"the weights of {self.source} were rounded at loading; save the original")
+        if any(isinstance(module, Rounded | Quantised) for module in self.model.modules()):
+            raise ConfigError(f"the weights of {self.source} are rounded: load it with weights='float' to save it")
         save_model(self.model, folder, pad=self.tokenizer.pad)
         self.tokenizer.save(folder)
         if self.provenance:
@@ -488,31 +488,33 @@ class LM:
         return hidden_chunks(self.model, tokens, marks, cache, length or len(ids), prefill_chunk(tokens.device))
 
 
-def load(source: str | Path, device: str = "cpu", dtype: str = "float32", weights: str = "") -> LM:
-    """Load a checkpoint: a local folder or a hub id (safetensors only, no remote code, no pickle).
+def load(source: str | Path, device: str = "cpu", dtype: str = "auto", weights: str = "") -> LM:
+    """Load a checkpoint: a local folder, a GGUF file or a hub id (safetensors only, no remote code, no pickle).
 
-    `weights` "int8" or "int4" rounds all projections, token table and head to int8 in both cases (approximate; for
-    reading and decoding, not for training or saving).
+    `dtype` "auto" is what the checkpoint is stored in (float32 on a CPU for float16 and for quantised weights).
+    `weights`: "" keeps quantised matrices of a GGUF file as they are, "float" dequantises them, as training needs.
+    "int8" or "int4" rounds all projections, token table and head to int8 in both cases (approximate; for reading and
+    decoding, not for training or saving).
 
     Raises:
         CheckpointError: the folder is incomplete or damaged. ConfigError: an unknown dtype, family or setting.
     """
     if weights not in WEIGHTS:
-        raise ConfigError(f"unknown rounding of the weights '{weights}': {nearest(weights, WEIGHTS[1:])}")
-    if dtype not in DTYPES:
-        raise ConfigError(f"unknown dtype '{dtype}': {nearest(dtype, DTYPES)}")
-    folder = locate(source)
-    tokenizer = Tokenizer.load(folder)
-    model = load_model(folder, DTYPES[dtype], device)
+        raise ConfigError(f"unknown form of the weights '{weights}': {nearest(weights, WEIGHTS[1:])}")
+    if dtype not in ("auto", *DTYPES):
+        raise ConfigError(f"unknown dtype '{dtype}': {nearest(dtype, ('auto', *DTYPES))}")
+    path = locate(source)
+    held = read_gguf(path) if is_gguf(path) else None  # so that its header is read once
+    tokenizer = Tokenizer.load(path)
+    model = load_model(path, DTYPES.get(dtype), device, as_stored=not weights)
+    del held
     if tokenizer.vocab_size > model.config.vocab:
         raise CapacityError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab}; "
+            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab}; "
             "the tokenizer belongs to another checkpoint"
         )
-    if weights and model.recurrent:
+    if weights in PROJECTIONS and model.recurrent:
         raise ConfigError(f"family '{model.config.family}' has no projections to round: load it without weights")
-    if weights:
+    if weights in PROJECTIONS:
         quantise(model, weights)
-    path = folder / PROVENANCE
-    provenance = read_json(path) if path.exists() else {}
-    return LM(model, tokenizer, str(source), provenance)
+    return LM(model, tokenizer, str(source), read_provenance(path))

@@ -10,6 +10,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from handscroll.base.errors import CheckpointError
 
@@ -32,7 +33,7 @@ class Stored:
     offset: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GGUF:
     """What the header of a GGUF file says; `files` are its parts in order."""
 
@@ -78,11 +79,23 @@ def found_in(folder: Path) -> Path | None:
 
 
 def read_gguf(path: Path) -> GGUF:
-    """Read the header of a GGUF file, and of all its parts where it is split.
+    """The header of a GGUF file, and of all its parts where it is split; not read again while somebody holds it.
 
     Raises:
         CheckpointError: it is no GGUF file of version 2 or 3, is cut short, or a part is missing.
     """
+    state = path.stat()
+    key = (str(path.resolve()), state.st_mtime_ns, state.st_size)
+    held = _held.get(key)
+    if held is None:
+        held = _held[key] = _read_parts(path)
+    return held
+
+
+_held: WeakValueDictionary[tuple[str, int, int], GGUF] = WeakValueDictionary()
+
+
+def _read_parts(path: Path) -> GGUF:
     part = _PART.match(path.name)
     files = (path,)
     if part is not None:

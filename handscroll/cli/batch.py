@@ -6,18 +6,18 @@ from typing import Annotated
 import typer
 
 from handscroll.base.errors import ConfigError
-from handscroll.cli.options import Device
+from handscroll.cli.options import Device, Dtype
 from handscroll.cli.screen import bar, error_screen, screen
 
 
 def batch(
-    model: Annotated[str, typer.Argument(help="checkpoint folder or hub id")],
+    model: Annotated[str, typer.Argument(help="checkpoint folder, GGUF file or hub id")],
     requests: Annotated[Path, typer.Argument(help='JSON lines: {"prompt": ..., "max_tokens": ..., ...}')],
     out: Annotated[Path, typer.Option(help="file of the answers; a run that was killed goes on with it")],
     memory: Annotated[float, typer.Option(help="GB of keys and values")] = 1.0,
     deterministic: Annotated[bool, typer.Option("--deterministic", help="bits do not depend on neighbours")] = False,
     beyond: Annotated[bool, typer.Option("--beyond", help="allow more tokens than the model's context")] = False,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
+    dtype: Dtype = "auto",
     device: Device = "cpu",
     weights: Annotated[str, typer.Option(help="int8 or int4: read rounded weights (approximate)")] = "",
 ) -> None:

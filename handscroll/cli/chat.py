@@ -6,18 +6,18 @@ from typing import Annotated, Any
 import typer
 
 from handscroll.base.errors import ConfigError
-from handscroll.cli.options import Device
+from handscroll.cli.options import Device, Dtype
 from handscroll.cli.screen import error_screen
 
 
 def chat(
-    model: Annotated[str, typer.Argument(help="checkpoint folder or hub id")],
+    model: Annotated[str, typer.Argument(help="checkpoint folder, GGUF file or hub id")],
     max_tokens: Annotated[int, typer.Option(help="most new tokens of a reply")] = 128,
     temperature: Annotated[float, typer.Option(help="0: greedy")] = 0.0,
     top_p: Annotated[float, typer.Option(help="keep the likeliest tokens up to this mass")] = 1.0,
     seed: Annotated[int, typer.Option(help="equal seeds give equal text")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="end a reply before this text (repeatable)")] = None,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
+    dtype: Dtype = "auto",
     device: Device = "cpu",
     kv_budget: Annotated[str, typer.Option(help="most bytes of keys and values; a share is of the whole context")] = "",
     kv_guard: Annotated[float | None, typer.Option(help="with --kv-budget: most mean KL, nats (0.01)")] = None,

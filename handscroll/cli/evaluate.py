@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from handscroll.base.errors import ConfigError
-from handscroll.cli.options import Device
+from handscroll.cli.options import Device, Dtype
 from handscroll.cli.screen import bar, screen, table
 
 evaluations = typer.Typer(
@@ -15,19 +15,18 @@ evaluations = typer.Typer(
 )
 Json = Annotated[Path | None, typer.Option("--json", help="write the records here, one JSON object a line")]
 Report = Annotated[Path | None, typer.Option(help="write a self-contained report.html into this folder")]
-Dtype = Annotated[str, typer.Option(help="float32 or bfloat16")]
 
 
 @evaluations.command()
 def perplexity(
-    model: Annotated[str, typer.Argument(help="checkpoint folder or hub id")],
+    model: Annotated[str, typer.Argument(help="checkpoint folder, GGUF file or hub id")],
     files: Annotated[list[str], typer.Argument(help="text files, folders or globs")],
     length: Annotated[int, typer.Option(help="tokens per window; may exceed the trained length")],
     windows: Annotated[int, typer.Option(help="windows to measure (a seeded choice)")] = 8,
     reference: Annotated[int | None, typer.Option(help="sliding-window reference of so many tokens (0: none)")] = None,
     block: Annotated[int | None, typer.Option(help="positions per block of the curve")] = None,
     seed: Annotated[int, typer.Option(help="choice of windows")] = 0,
-    dtype: Dtype = "float32",
+    dtype: Dtype = "auto",
     device: Device = "cpu",
     json_out: Json = None,
     report: Report = None,
@@ -61,13 +60,13 @@ def perplexity(
 
 @evaluations.command()
 def needle(
-    model: Annotated[str, typer.Argument(help="checkpoint folder or hub id")],
+    model: Annotated[str, typer.Argument(help="checkpoint folder, GGUF file or hub id")],
     lengths: Annotated[str, typer.Option(help="prompt lengths in tokens, comma-separated")],
     depths: Annotated[str, typer.Option(help="needle depths, 0 (first) to 1 (last)")] = "0,0.25,0.5,0.75,1",
     samples: Annotated[int, typer.Option(help="samples per cell")] = 20,
     text: Annotated[list[str] | None, typer.Option(help="haystack files (default: Python's standard library)")] = None,
     seed: Annotated[int, typer.Option(help="keys, values and places")] = 0,
-    dtype: Dtype = "float32",
+    dtype: Dtype = "auto",
     device: Device = "cpu",
     json_out: Json = None,
     report: Report = None,
@@ -94,7 +93,7 @@ def needle(
 
 @evaluations.command()
 def policies(
-    model: Annotated[str, typer.Argument(help="checkpoint folder or hub id")],
+    model: Annotated[str, typer.Argument(help="checkpoint folder, GGUF file or hub id")],
     files: Annotated[list[str], typer.Argument(help="text files, folders or globs")],
     length: Annotated[int, typer.Option(help="tokens per window; 0: the context, at most 512")] = 0,
     budgets: Annotated[str, typer.Option(help="percent of the tokens that may stay")] = "50,25,12.5",
@@ -102,7 +101,7 @@ def policies(
     windows: Annotated[int, typer.Option(help="windows of the text (a seeded choice)")] = 8,
     samples: Annotated[int, typer.Option(help="needles at each depth; sums: five times as many")] = 4,
     seed: Annotated[int, typer.Option(help="choice of windows")] = 0,
-    dtype: Dtype = "float32",
+    dtype: Dtype = "auto",
     device: Device = "cpu",
     json_out: Json = None,
     report: Report = None,

@@ -15,7 +15,7 @@ TUNING = ("steps", "rows", "lora", "lr", "precision", "rung", "offload", "force"
 
 def extend(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="checkpoint folder or hub id")],
+    model: Annotated[str, typer.Argument(help="checkpoint folder, GGUF file or hub id")],
     to: Annotated[int, typer.Option(help="tokens of the new context")],
     out: Annotated[Path, typer.Option(help="folder for the lengthened checkpoint; must not exist")],
     method: Annotated[str, typer.Option(help="auto, all (ours too), or a method (docs/extend.md)")] = "auto",
@@ -54,7 +54,7 @@ def extend(
     elif idle := [one.name for one in context.command.params if one.name in TUNING and _given(context, one)]:
         raise ConfigError(f"--{idle[0]} is of a tuning, which needs text: give --tune FILES, or leave it out")
     given = None if factors is None else _read_factors(factors)
-    lm = load(model, device)
+    lm = load(model, device, "float32" if tune else "auto", weights="float")  # small steps need float32 weights
     with bar("tuning" if tune else "measuring", steps if tune else None) as advance:
         result = extension(
             lm,

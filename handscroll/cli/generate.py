@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from handscroll.base.errors import ConfigError, DataError
-from handscroll.cli.options import Device
+from handscroll.cli.options import Device, Dtype
 from handscroll.cli.screen import error_screen
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def generate(
-    model: Annotated[str, typer.Argument(help="checkpoint folder or hub id")],
+    model: Annotated[str, typer.Argument(help="checkpoint folder, GGUF file or hub id")],
     prompt: Annotated[str, typer.Option(help="the prompt, or - for standard input")],
     max_tokens: Annotated[int, typer.Option(help="most new tokens")] = 256,
     temperature: Annotated[float, typer.Option(help="0: greedy")] = 0.0,
@@ -32,7 +32,7 @@ def generate(
     seed: Annotated[int, typer.Option(help="equal seeds give equal text")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="end before this text (repeatable)")] = None,
     beyond: Annotated[bool, typer.Option("--beyond", help="allow more tokens than the model's context")] = False,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
+    dtype: Dtype = "auto",
     device: Device = "cpu",
     cache: Annotated[str, typer.Option(help="what is kept, and where (docs/generate.md); full unless given")] = "",
     kv_budget: Annotated[str, typer.Option(help="most bytes of keys and values: 2GiB, 500MB, 50%")] = "",

@@ -9,7 +9,7 @@ from handscroll.cli.screen import screen
 
 
 def info(
-    model: Annotated[str, typer.Argument(help="checkpoint folder or hub id")],
+    model: Annotated[str, typer.Argument(help="checkpoint folder, GGUF file or hub id")],
 ) -> None:
     """Show family, parameters, context, position method and bytes per token of KV cache."""
     from handscroll.models.describe import facts

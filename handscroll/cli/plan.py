@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from handscroll.cli.options import Dtype
 from handscroll.cli.screen import error_screen, screen, table
 
 app = typer.Typer(help="Predict memory, disk and time of a run, and what else would fit.", no_args_is_help=True)
@@ -33,7 +34,7 @@ def train(
 
 @app.command()
 def extend(
-    model: Annotated[str, typer.Argument(help="checkpoint folder or hub id")],
+    model: Annotated[str, typer.Argument(help="checkpoint folder, GGUF file or hub id")],
     to: Annotated[int, typer.Option(help="tokens of the new context")],
     rows: Annotated[int, typer.Option(help="tuning rows per step")] = 4,
     steps: Annotated[int, typer.Option(help="tuning steps")] = 100,
@@ -51,10 +52,10 @@ def extend(
 
 @app.command()
 def generate(
-    model: Annotated[str, typer.Argument(help="checkpoint folder or hub id")],
+    model: Annotated[str, typer.Argument(help="checkpoint folder, GGUF file or hub id")],
     prompt_tokens: Annotated[int, typer.Option(help="tokens of the prompt")],
     max_tokens: Annotated[int, typer.Option(help="most new tokens")] = 256,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
+    dtype: Dtype = "auto",
     cache: Annotated[str, typer.Option(help="what is kept, as in generate")] = "full",
     as_json: Json = False,
     probe: Probe = False,
@@ -62,9 +63,10 @@ def generate(
     """Plan a continuation of a prompt by MODEL."""
     from handscroll.cache.table import footprint
     from handscroll.models.weights import locate, read_config
-    from handscroll.plan.workloads import checkpoint_workload
+    from handscroll.plan.workloads import checkpoint_workload, precision_of
 
     _, config = read_config(locate(model))
+    dtype = precision_of(model, dtype)
     kept = footprint(cache, config, 2 if dtype == "bfloat16" else 4).model_dump()
     values = {"kind": "generate", "cache": kept, "length": prompt_tokens, "new": max_tokens, "precision": dtype}
     _here([checkpoint_workload(model, values)], as_json, probe)
@@ -72,17 +74,17 @@ def generate(
 
 @app.command()
 def serve(
-    model: Annotated[str, typer.Argument(help="checkpoint folder or hub id")],
+    model: Annotated[str, typer.Argument(help="checkpoint folder, GGUF file or hub id")],
     context: Annotated[int, typer.Option(help="tokens of a conversation")],
     slots: Annotated[int, typer.Option(help="conversations at a time")] = 1,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
+    dtype: Dtype = "auto",
     as_json: Json = False,
     probe: Probe = False,
 ) -> None:
     """Plan a server of MODEL with --slots conversations of --context tokens."""
-    from handscroll.plan.workloads import checkpoint_workload
+    from handscroll.plan.workloads import checkpoint_workload, precision_of
 
-    values = {"kind": "serve", "length": context, "rows": slots, "precision": dtype}
+    values = {"kind": "serve", "length": context, "rows": slots, "precision": precision_of(model, dtype)}
     _here([checkpoint_workload(model, values)], as_json, probe)
 
 

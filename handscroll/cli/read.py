@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from handscroll.base.errors import ConfigError
-from handscroll.cli.options import Device
+from handscroll.cli.options import Device, Dtype
 from handscroll.cli.screen import bar, screen, table
 
 StoreOption = Annotated[Path | None, typer.Option("--store", help="folder of the readings (default: your data folder)")]
@@ -15,11 +15,11 @@ OwnerOption = Annotated[str, typer.Option(help="whose readings; owners never see
 
 
 def read(
-    model: Annotated[str, typer.Argument(help="checkpoint folder or hub id")],
+    model: Annotated[str, typer.Argument(help="checkpoint folder, GGUF file or hub id")],
     texts: Annotated[list[str], typer.Argument(help="files to read, one after the other")],
     save: Annotated[str, typer.Option(help="name of the reading")],
     room: Annotated[int, typer.Option(help="tokens kept free for question and answer")] = 1024,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
+    dtype: Dtype = "auto",
     device: Device = "cpu",
     store: StoreOption = None,
     owner: OwnerOption = "",

@@ -6,12 +6,15 @@ refused. Defaults for absent keys are those that the published configuration of 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from handscroll.base.errors import ConfigError, nearest
 from handscroll.models.model import Model
+
+if TYPE_CHECKING:  # its reader needs what stands here
+    from handscroll.models.gguf.side import GGUFSide
 
 Foreign = dict[str, Any]
 
@@ -35,7 +38,7 @@ class Entry:
 
     `transposed`: stored (in, out), as GPT-2's Conv1D does. `heads`: ours are interleaved head by head, so many.
     `pairs` (E, R): of each head of E outputs the first R are rotated, stored as pairs side by side, ours in halves.
-    `also`: names that it has in other files.
+    `also`: names that it has in other files. `plus`: stored with so much added (a norm's 1 + w).
     """
 
     theirs: str
@@ -44,6 +47,7 @@ class Entry:
     heads: int = 0
     pairs: tuple[int, int] | None = None
     also: tuple[str, ...] = ()
+    plus: float = 0.0
 
 
 def _tied_head(config: Any) -> dict[str, str]:
@@ -59,7 +63,7 @@ class Family:
     the family, and they refuse its folders; what others know is held to them.
     `settle(config, tensor)`, where given, decides by the weights (`tensor(name)`, None where absent) what `config.json`
     leaves open. `copies(config)`: foreign tensors that files may hold besides, and which of ours each must be equal to
-    (None: the reference library does not read it).
+    (None: the reference library does not read it). `gguf`: how its models lie in GGUF files, where llama.cpp has it.
     """
 
     name: str
@@ -71,6 +75,7 @@ class Family:
     own: bool = False
     settle: Callable[[Any, Callable[[str], Tensor | None]], Any] | None = None
     copies: Callable[[Any], Mapping[str, str | None]] = _tied_head
+    gguf: "GGUFSide | None" = None
 
 
 def known_keys(foreign: Foreign, allowed: frozenset[str], name: str) -> None:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from handscroll.base.errors import ConfigError
 from handscroll.base.spec import ModelSpec
 from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required, written_ends
+from handscroll.models.gguf.rope import read_rope, write_rope
+from handscroll.models.gguf.side import GGUFSide, Header, Written, gguf_ends
 from handscroll.models.model import Decoder, PreNormLayer
 from handscroll.models.new import SIZES, About
 from handscroll.models.positions import POSITION_KEYS, read_positions, unscaled, write_positions
@@ -256,6 +258,74 @@ def _entries(config: LlamaConfig) -> list[Entry]:
     return entries
 
 
+GGUF_KEYS = {
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+}
+
+
+def _from_gguf(header: Header, name: str) -> Foreign:
+    width, heads = header.need("embedding_length"), header.need("attention.head_count")
+    head_size = header.get("attention.key_length", width // heads)
+    header.only("attention.value_length", head_size)
+    header.only("expert_count", 0)
+    biases = {"attention_bias": header.has("blk.0.attn_q.bias")} if name != "qwen2" else {}
+    if name == "llama":
+        biases["mlp_bias"] = header.has("blk.0.ffn_up.bias")
+    return {
+        "head_dim": head_size,
+        "vocab_size": header.rows("token_embd.weight"),
+        "tie_word_embeddings": not header.has("output.weight"),
+        **biases,
+        **read_rope(header, head_size, tensors=name == "llama"),
+    }
+
+
+def _to_gguf(config: LlamaConfig, foreign: Foreign) -> Written:
+    if config.windows:
+        raise ConfigError(f"llama.cpp reads all keys in every layer of a '{config.family}': windows are not exported")
+    rope = write_rope(config.positions, config.head_size, tensors=config.family in ("llama", "mistral"))
+    return Written({"attention.value_length": config.head_size} | rope.keys, rope.tensors)
+
+
+def _gguf_entries(config: LlamaConfig) -> list[Entry]:
+    """Heads of the architecture 'llama' are stored in pairs; those of the others are not."""
+    turned = (config.head_size, config.head_size) if config.family in ("llama", "mistral") else None
+    names = {
+        "attn_q": ("attention.query", config.attention_bias, turned),
+        "attn_k": ("attention.key", config.attention_bias, turned),
+        "attn_v": ("attention.value", config.attention_bias, None),
+        "attn_output": ("attention.output", config.output_bias, None),
+        "ffn_gate": ("mlp.gate", config.mlp_bias, None),
+        "ffn_up": ("mlp.up", config.mlp_bias, None),
+        "ffn_down": ("mlp.down", config.mlp_bias, None),
+        "attn_norm": ("attention_norm", False, None),
+        "ffn_norm": ("mlp_norm", False, None),
+    }
+    if config.query_key_norm:
+        names |= {
+            "attn_q_norm": ("attention.query_norm", False, None),
+            "attn_k_norm": ("attention.key_norm", False, None),
+        }
+    entries = gguf_ends(config.tied)
+    for number in range(config.layers):
+        for theirs, (ours, bias, pairs) in names.items():
+            for part in ("weight", "bias") if bias else ("weight",):
+                entries.append(Entry(f"blk.{number}.{theirs}.{part}", (f"layers.{number}.{ours}.{part}",), pairs=pairs))
+    return entries
+
+
+def _gguf(name: str) -> GGUFSide:
+    architecture = "llama" if name == "mistral" else name
+    return GGUFSide(architecture, GGUF_KEYS, lambda header: _from_gguf(header, architecture), _to_gguf, _gguf_entries)
+
+
 SMALL: Foreign = {
     "vocab_size": 97,
     "hidden_size": 48,
@@ -282,7 +352,7 @@ FORMS: dict[str, dict[str, Foreign]] = {
 
 
 def _family(name: str) -> Family:
-    return Family(name, Llama, lambda foreign: _read(foreign, name), _write, _entries, FORMS[name])
+    return Family(name, Llama, lambda foreign: _read(foreign, name), _write, _entries, FORMS[name], gguf=_gguf(name))
 
 
 LLAMA, MISTRAL, QWEN2, QWEN3 = (_family(name) for name in FORMS)

@@ -1,7 +1,8 @@
-"""Checkpoint folders in and out: safetensors (sharded or not) and `config.json`, never pickle."""
+"""Checkpoints in and out: folders of safetensors (sharded or not) and `config.json`, never pickle; GGUF files in."""
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,31 +14,38 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from handscroll.base.errors import CheckpointError, ConfigError, nearest
+from handscroll.base.gguf import found_in, is_gguf, read_gguf
 from handscroll.base.runs import write_file
-from handscroll.models.foreign import Entry, Family
+from handscroll.models.foreign import Family
+from handscroll.models.gguf.load import load_gguf, read_header, settled, sizes_of, stored_dtype
 from handscroll.models.model import Model
 from handscroll.models.table import family
+from handscroll.models.unpack import empty_model, pack, unpack
 
 # Buffers that old checkpoints carry and that are recomputed from the configuration.
 BUFFERS = re.compile(r"(rotary_emb\.inv_freq|\.attn\.bias|\.attn\.masked_bias|embeddings\.position_ids)$")
 PREFIXES = ("model.", "transformer.", "bert.", "roberta.")
+PROVENANCE, PROVENANCE_KEY = "handscroll.json", "handscroll.provenance"
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 HUB_FILES = ["*.safetensors", "*.json", "*.txt"]
 
 
 def locate(source: str | Path) -> Path:
-    """A local folder as it is; a hub id downloaded (safetensors and JSON only, no code, no pickle).
+    """A local folder, or a GGUF file (given, or alone in its folder), as it is; a hub id downloaded (safetensors and
+    JSON only, no code, no pickle).
 
     Raises:
-        CheckpointError: neither a folder nor a reachable hub id.
+        CheckpointError: none of these.
     """
     path = Path(source)
     if path.is_dir():
+        return path if (path / "config.json").exists() else found_in(path) or path
+    if is_gguf(path):
         return path
     if path.exists():
-        raise CheckpointError(f"{path} is a file; give the checkpoint folder that holds config.json")
+        raise CheckpointError(f"{path} is a file; give the checkpoint folder that holds config.json, or a GGUF file")
     if not HUB_ID.match(str(source)):
-        raise CheckpointError(f"{source} is neither a folder nor a hub id of the form owner/name")
+        raise CheckpointError(f"{source} is neither a folder nor a GGUF file, nor a hub id of the form owner/name")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -61,39 +69,62 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_config(folder: Path) -> tuple[Family, Any]:
-    """The family and its configuration from `config.json`."""
-    foreign = read_json(folder / "config.json")
+def read_config(source: Path) -> tuple[Family, Any]:
+    """The family and its configuration, from `config.json` or the metadata of a GGUF file."""
+    if is_gguf(source):
+        kind, config, _ = read_header(source)
+        return kind, config
+    foreign = read_json(source / "config.json")
     if "model_type" not in foreign:
-        raise CheckpointError(f"{folder / 'config.json'} has no 'model_type'")
+        raise CheckpointError(f"{source / 'config.json'} has no 'model_type'")
     kind = family(foreign["model_type"])
     return kind, kind.read(foreign)
 
 
-def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Model:
-    """Build the model of a checkpoint folder and read its weights, one tensor at a time.
+def load_model(
+    source: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu", as_stored: bool = False
+) -> Model:
+    """Build the model of a checkpoint folder or a GGUF file and read its weights.
+
+    Files are mapped: a tensor that is stored in `dtype` (None: what most of them are stored in) is a view of its file.
+    `as_stored` keeps the quantised matrices of a GGUF file as they are; otherwise they are dequantised.
 
     Raises:
         CheckpointError: missing, unexpected, truncated or misshapen tensors, named.
         ConfigError: there is no such device here.
     """
     check_device(device)
-    kind, config = read_config(folder)
+    if is_gguf(source):
+        return load_gguf(source, dtype, device, as_stored)
+    kind, config = read_config(source)
     state: dict[str, Tensor] = {}
     with ExitStack() as stack:
-        reader = _Reader(folder, stack)
+        reader = _Reader(source, stack)
+        dtype = dtype or settled(reader.dtype, device)
         if kind.settle is not None:
             config = kind.settle(config, reader.look)
-        with torch.device("meta"):
-            model = kind.build(config)
+        model = empty_model(kind, config)
         shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         for entry in kind.entries(config):
-            for name, tensor in _unpack(entry, reader.take(entry.theirs, *entry.also), shapes, folder):
-                state[name] = tensor.to(device=device, dtype=dtype, copy=True)
+            tensor = reader.take(entry.theirs, *entry.also)
+            if not tensor.is_floating_point():
+                raise CheckpointError(
+                    f"{source}: tensor '{entry.theirs}' is {tensor.dtype}; quantised weights are read from GGUF files"
+                )
+            for name, part in unpack(entry, tensor, tuple(tensor.shape), shapes, source):
+                state[name] = part.to(device=device, dtype=dtype).contiguous()
         copies = kind.copies(config)
         reader.check_rest({theirs: None if ours is None else state[ours] for theirs, ours in copies.items()})
     model.load_state_dict(state, assign=True)
     return model.eval()
+
+
+def loaded_dtype(source: Path, device: str | torch.device = "cpu") -> torch.dtype:
+    """What a checkpoint is loaded in where nothing else is asked for."""
+    if is_gguf(source):
+        return stored_dtype(read_gguf(source), device)
+    with ExitStack() as stack:
+        return settled(_Reader(source, stack).dtype, device)
 
 
 def check_device(device: str | torch.device) -> None:
@@ -126,7 +157,7 @@ def save_model(model: Model, folder: Path, shard_bytes: int = 4 << 30, pad: int 
     shards: list[dict[str, Tensor]] = [{}]
     filled = 0
     for entry in kind.entries(model.config):
-        tensor = _pack(entry, state)
+        tensor = pack(entry, state)
         size = tensor.numel() * tensor.element_size()
         if filled and filled + size > shard_bytes:
             shards.append({})
@@ -154,6 +185,16 @@ class _Reader:
                 raise CheckpointError(f"{path} is damaged or cut short: {error}; fetch or write it again") from None
             self.files |= dict.fromkeys(handle.keys(), handle)
         self.taken: set[str] = set()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What most of the numbers are stored in."""
+        sizes: Counter[str] = Counter()
+        for name, handle in self.files.items():
+            part = handle.get_slice(name)
+            sizes[part.get_dtype()] += torch.Size(part.get_shape()).numel()
+        floats = [_DTYPES[name] for name, _ in sizes.most_common() if name in _DTYPES]
+        return floats[0] if floats else torch.float32
 
     def find(self, name: str) -> str | None:
         """The name under which the files hold a tensor."""
@@ -209,41 +250,6 @@ def _weight_files(folder: Path) -> Iterator[Path]:
         raise CheckpointError(f"{folder} has no model.safetensors{hint}")
 
 
-def _unpack(entry: Entry, tensor: Tensor, shapes: dict[str, tuple[int, ...]], folder: Path):
-    """Our tensors from one foreign tensor, with shapes checked against the configuration."""
-    if entry.transposed and tensor.dim() == 2:
-        tensor = tensor.T
-    wanted = [shapes[name] for name in entry.ours]
-    total = (sum(shape[0] for shape in wanted), *wanted[0][1:])
-    if tuple(tensor.shape) != total:
-        raise CheckpointError(
-            f"{folder}: tensor '{entry.theirs}' has shape {tuple(tensor.shape)}, config.json calls for {total}"
-        )
-    if not tensor.is_floating_point():
-        raise CheckpointError(f"{folder}: tensor '{entry.theirs}' is {tensor.dtype}; quantised weights are not read")
-    if entry.heads:
-        tensor = tensor.unflatten(0, (entry.heads, len(entry.ours), -1)).transpose(0, 1).flatten(0, 2)
-    if entry.pairs is not None:
-        tensor = _paired(tensor, entry.pairs, (-1, 2))
-    yield from zip(entry.ours, tensor.split([shape[0] for shape in wanted]), strict=True)
-
-
-def _pack(entry: Entry, state: dict[str, Tensor]) -> Tensor:
-    tensor = state[entry.ours[0]] if len(entry.ours) == 1 else torch.cat([state[name] for name in entry.ours])
-    if entry.heads:
-        tensor = tensor.unflatten(0, (len(entry.ours), entry.heads, -1)).transpose(0, 1).flatten(0, 2)
-    if entry.pairs is not None:
-        tensor = _paired(tensor, entry.pairs, (2, -1))
-    return (tensor.T if entry.transposed else tensor).contiguous().cpu()
-
-
-def _paired(tensor: Tensor, pairs: tuple[int, int], form: tuple[int, int]) -> Tensor:
-    """The rotated outputs of each head as two halves, from pairs side by side (`form` (-1, 2)), or back ((2, -1))."""
-    size, rotated = pairs
-    turned, rest = tensor.unflatten(0, (-1, size)).split([rotated, size - rotated], dim=1)
-    return torch.cat([turned.unflatten(1, form).transpose(1, 2).flatten(1, 2), rest], dim=1).flatten(0, 1)
-
-
 def _write_shards(shards: list[dict[str, Tensor]], folder: Path) -> None:
     metadata = {"format": "pt"}
     if len(shards) == 1:
@@ -261,12 +267,22 @@ def _write_shards(shards: list[dict[str, Tensor]], folder: Path) -> None:
     (folder / "model.safetensors").unlink(missing_ok=True)
 
 
-def weight_sizes(folder: Path) -> tuple[int, str, int]:
-    """(parameters, dtypes, bytes) of the stored weights, from the safetensors headers alone."""
+def read_provenance(source: Path) -> dict[str, Any]:
+    """How a checkpoint came to be, where it was made here: `handscroll.json`, or a key of a GGUF file."""
+    if is_gguf(source):
+        return json.loads(read_gguf(source).metadata.get(PROVENANCE_KEY, "{}"))
+    path = source / PROVENANCE
+    return read_json(path) if path.exists() else {}
+
+
+def weight_sizes(source: Path) -> tuple[int, str, int]:
+    """(parameters, dtypes, bytes) of the stored weights, from the headers of the files alone."""
+    if is_gguf(source):
+        return sizes_of(read_gguf(source))
     parameters, stored = 0, 0
     dtypes: set[str] = set()
     with ExitStack() as stack:
-        reader = _Reader(folder, stack)
+        reader = _Reader(source, stack)
         for name, handle in reader.files.items():
             if BUFFERS.search(name):
                 continue
@@ -274,8 +290,8 @@ def weight_sizes(folder: Path) -> tuple[int, str, int]:
             count = torch.Size(part.get_shape()).numel()
             dtypes.add(part.get_dtype())
             parameters += count
-            stored += count * _BYTES.get(part.get_dtype(), 4)
+            stored += count * _DTYPES.get(part.get_dtype(), torch.float32).itemsize
     return parameters, "/".join(sorted(dtypes)), stored
 
 
-_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -85,6 +85,13 @@ def _config(source: str) -> Any:
     return config
 
 
+def precision_of(source: str, dtype: str) -> str:
+    """The name of a dtype; of "auto", what the checkpoint is loaded in."""
+    from handscroll.models.weights import loaded_dtype, locate
+
+    return str(loaded_dtype(Path(locate(source)))).removeprefix("torch.") if dtype == "auto" else dtype
+
+
 def checkpoint_workload(source: str, values: dict[str, Any], lora: int = 0) -> Workload:
     """A workload on a checkpoint; `lora` is a rank, 0 for none.
 

@@ -325,7 +325,7 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Decoder:
     """A new model of the recipe's family and sizes, or the checkpoint it starts from, in float32."""
     labels = recipe.objective.labels(recipe.mixed)
     if recipe.model.path is not None:
-        loaded = load(recipe.model.path).model
+        loaded = load(recipe.model.path, dtype="float32", weights="float").model
         if labels:
             seeded = torch.Generator().manual_seed(recipe.seed)
             loaded = as_classifier(loaded, labels, recipe.model.initialise, seeded)

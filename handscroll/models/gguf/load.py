@@ -1,0 +1,191 @@
+"""Models out of GGUF files. The file is mapped: what stays as it is stored is a view of it, never a copy."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from handscroll.base.errors import CheckpointError, ConfigError
+from handscroll.base.gguf import GGUF, Stored, read_gguf
+from handscroll.kernels.formats import BY_GGML, FORMATS, Format
+from handscroll.models.foreign import Family
+from handscroll.models.gguf.side import GGUFSide, Header
+from handscroll.models.model import Model
+from handscroll.models.table import family
+from handscroll.models.unpack import empty_model, unpack
+from handscroll.nn.linear import TokenTable
+from handscroll.nn.quantised import Quantised, QuantisedTable
+from handscroll.text.gguf import ends, roles
+
+FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def side_of(kind: Family, where: Any) -> GGUFSide:
+    """
+    Raises:
+        ConfigError: the family has no GGUF files.
+    """
+    if kind.gguf is None:
+        raise ConfigError(f"{where}: llama.cpp does not know the family '{kind.name}', so it has no GGUF files")
+    return kind.gguf
+
+
+def read_header(path: Path) -> tuple[Family, Any, Header]:
+    """The family, its configuration, and the header with what was asked of it.
+
+    Raises:
+        ConfigError: an architecture, a key or a setting that is not known.
+    """
+    header = Header(read_gguf(path))
+    kind = family(header.file.architecture)
+    side = side_of(kind, path)
+    foreign = header.foreign(side) | _tokens(header.file)
+    config = kind.read(foreign)
+    return kind, config if kind.settle is None else kind.settle(config, lambda name: None), header
+
+
+def _tokens(file: GGUF) -> dict[str, Any]:
+    """What the tokenizer says of tokens that begin and end a text."""
+    if "tokenizer.ggml.tokens" not in file.metadata:
+        raise CheckpointError(f"{file.path} has no tokenizer")
+    found = ends(file.metadata)
+    return {"bos_token_id": roles(file.metadata)["bos"], "eos_token_id": found or None}
+
+
+def load_gguf(path: Path, dtype: torch.dtype | None, device: str | torch.device, as_stored: bool) -> Model:
+    """The model of a GGUF file.
+
+    `dtype` is what it computes in (None: see `stored_dtype`). `as_stored` keeps quantised matrices as they are, else
+    they are dequantised.
+
+    Raises:
+        CheckpointError: missing, unexpected, truncated or misshapen tensors, named. ConfigError: see `read_header`.
+    """
+    kind, config, header = read_header(path)
+    file = header.file
+    dtype = dtype or stored_dtype(file, device)
+    model = empty_model(kind, config)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    reader = Mapped(file)
+    state: dict[str, Tensor] = {}
+    for entry in side_of(kind, path).entries(config):
+        stored = reader.take(entry.theirs)
+        format = _format(stored)
+        quantised = format.name not in FLOATS
+        raw = reader.bytes(stored, format) if quantised else reader.numbers(stored)
+        for name, part in unpack(entry, raw, stored.shape, shapes, path):
+            if quantised and as_stored and (made := _kept(model, name, format, part.to(device), dtype)):
+                model.set_submodule(name.rpartition(".")[0], made)
+                continue
+            numbers = format.dequantise(part, dtype) if quantised else part
+            state[name] = (numbers - entry.plus if entry.plus else numbers).to(device=device, dtype=dtype)
+    reader.check_rest(header.tensors)
+    _give(model, state)
+    return model.eval()
+
+
+def _kept(model: Model, name: str, format: Format, raw: Tensor, dtype: torch.dtype) -> Quantised | None:
+    """The module that computes with a quantised matrix; None where only numbers are of use."""
+    owner = model.get_submodule(name.rpartition(".")[0])
+    if isinstance(owner, TokenTable):
+        return QuantisedTable(format, raw, None, dtype)
+    return Quantised(format, raw, None, dtype) if isinstance(owner, nn.Linear) else None
+
+
+def _give(model: Model, state: dict[str, Tensor]) -> None:
+    """Put numbers into the model, biases of quantised projections too."""
+    for name in list(state):
+        owner = model.get_submodule(name.rpartition(".")[0])
+        if isinstance(owner, Quantised):
+            owner.bias = state.pop(name)
+    kept = {name: tensor for name, tensor in model.state_dict().items() if tensor.device.type != "meta"}
+    model.load_state_dict(state | kept, assign=True)
+
+
+def stored_dtype(file: GGUF, device: str | torch.device) -> torch.dtype:
+    """What a file is stored in, by most of its bytes; of quantised weights, what is computed with them."""
+    sizes: Counter[str] = Counter()
+    for stored in file.tensors.values():
+        sizes[_format(stored).name] += _format(stored).row_bytes(stored.shape[-1]) * _rows(stored)
+    (name, _), *_ = sizes.most_common(1) or [("F32", 0)]
+    return settled(FLOATS.get(name, QUANTISED), device)
+
+
+QUANTISED = torch.float32  # what quantised weights are computed with where nothing else is asked for
+
+
+def settled(dtype: torch.dtype, device: str | torch.device) -> torch.dtype:
+    """float16 is computed in float32 on a CPU, which has no arithmetic for it; all else as it is stored."""
+    half = dtype is torch.float16 and torch.device(device).type == "cpu"
+    return torch.float32 if half else dtype
+
+
+def sizes_of(file: GGUF) -> tuple[int, str, int]:
+    """(numbers, formats, bytes) of the tensors."""
+    numbers, total, formats = 0, 0, set()
+    for stored in file.tensors.values():
+        format = _format(stored)
+        numbers += torch.Size(stored.shape).numel()
+        total += format.row_bytes(stored.shape[-1]) * _rows(stored)
+        formats.add(format.name)
+    return numbers, "/".join(name for name in FORMATS if name in formats), total
+
+
+def _format(stored: Stored) -> Format:
+    if stored.kind not in BY_GGML:
+        raise ConfigError(
+            f"{stored.path}: tensor '{stored.name}' is of the ggml type {stored.kind}, which is not read; known are "
+            f"{', '.join(format.name for format in BY_GGML.values())}"
+        )
+    return BY_GGML[stored.kind]
+
+
+def _rows(stored: Stored) -> int:
+    return torch.Size(stored.shape[:-1]).numel()
+
+
+class Mapped:
+    """The tensors of a GGUF file as views of it."""
+
+    def __init__(self, file: GGUF):
+        self.file = file
+        self.taken: set[str] = set()
+        # Private mappings: a model that is trained writes to its own pages, not to the file.
+        self.files = {
+            path: torch.from_file(str(path), False, path.stat().st_size, dtype=torch.uint8) for path in file.files
+        }
+
+    def take(self, name: str) -> Stored:
+        if name not in self.file.tensors:
+            raise CheckpointError(f"{self.file.path} has no tensor '{name}', which its metadata calls for")
+        self.taken.add(name)
+        return self.file.tensors[name]
+
+    def bytes(self, stored: Stored, format: Format) -> Tensor:
+        """Raw uint8 (rows, bytes of a row)."""
+        rows, row = _rows(stored), format.row_bytes(stored.shape[-1])
+        whole = self.files[stored.path]
+        if stored.offset + rows * row > len(whole):
+            raise CheckpointError(f"{stored.path} is cut short within '{stored.name}'; fetch or write it again")
+        return whole[stored.offset : stored.offset + rows * row].view(rows, row)
+
+    def numbers(self, stored: Stored) -> Tensor:
+        """A float tensor in its shape."""
+        format = _format(stored)
+        return self.bytes(stored, format).view(FLOATS[format.name]).view(stored.shape)
+
+    def check_rest(self, also: set[str]) -> None:
+        """
+        Raises:
+            CheckpointError: tensors that nobody asked for.
+        """
+        rest: Iterator[str] = (name for name in self.file.tensors if name not in self.taken and name not in also)
+        names = sorted(rest)
+        if names:
+            raise CheckpointError(
+                f"{self.file.path} holds {len(names)} tensors that its metadata does not explain: "
+                + ", ".join(names[:4])
+            )

@@ -1,0 +1,139 @@
+"""What a family says of its GGUF files, and the header of one as its reader sees it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from handscroll.base.errors import CheckpointError, ConfigError, nearest
+from handscroll.base.gguf import GGUF
+from handscroll.models.foreign import Entry, Foreign
+
+# Keys of the file as a whole, which change no number or are read with the container (`general.alignment`, `split.*`).
+BOOKKEEPING = ("general.", "tokenizer.", "split.", "quantize.", "imatrix.", "handscroll.")
+# Keys under the architecture's name that change no logit.
+SILENT = frozenset(["vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "pooling_type"])
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a configuration becomes in a file: keys (without the architecture's name) and small tensors of their own."""
+
+    keys: dict[str, Any]
+    tensors: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class GGUFSide:
+    """How the models of a family lie in GGUF files.
+
+    `keys` are renamed: key of the file (without the architecture's name) -> key of `config.json`. `read(header)` adds
+    what needs more than a name. `write(config, foreign)` gives what `keys` does not, and refuses (ConfigError) what
+    llama.cpp does not compute. `entries(config)` are the tensors by their names in the file.
+    """
+
+    architecture: str
+    keys: Mapping[str, str]
+    read: Callable[["Header"], Foreign]
+    write: Callable[[Any, Foreign], Written]
+    entries: Callable[[Any], list[Entry]]
+
+
+class Header:
+    """The metadata of a file, which remembers what was asked for: what nobody asked for may change the model."""
+
+    def __init__(self, file: GGUF):
+        self.file = file
+        self.prefix = file.architecture + "."
+        self.asked: set[str] = set()
+        self.tensors: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A value by its key without the architecture's name; numbers as they were before they became float32."""
+        self.asked.add(self.prefix + key)
+        value = self.file.metadata.get(self.prefix + key, default)
+        return shortest(value) if isinstance(value, float) else value
+
+    def need(self, key: str) -> Any:
+        """
+        Raises:
+            CheckpointError: the file has no such key.
+        """
+        value = self.get(key)
+        if value is None:
+            raise CheckpointError(f"{self.file.path} has no '{self.prefix}{key}'; it cannot be guessed")
+        return value
+
+    def only(self, key: str, *allowed: Any) -> None:
+        """
+        Raises:
+            ConfigError: the key is there with another value than those `allowed`.
+        """
+        value = self.get(key, allowed[0])
+        if value not in allowed:
+            known = " or ".join(map(str, allowed))
+            raise ConfigError(f"{self.file.path}: '{self.prefix}{key}' is {value}; only {known} is known")
+
+    def has(self, tensor: str) -> bool:
+        return tensor in self.file.tensors
+
+    def rows(self, tensor: str) -> int:
+        """Rows of a matrix.
+
+        Raises:
+            CheckpointError: the file has no such tensor.
+        """
+        if tensor not in self.file.tensors:
+            raise CheckpointError(f"{self.file.path} has no tensor '{tensor}'")
+        return self.file.tensors[tensor].shape[0]
+
+    def vector(self, tensor: str) -> list[float] | None:
+        """The numbers of a small float32 tensor, or None."""
+        stored = self.file.tensors.get(tensor)
+        if stored is None:
+            return None
+        self.tensors.add(tensor)
+        if stored.kind != 0 or len(stored.shape) != 1:
+            raise CheckpointError(f"{self.file.path}: '{tensor}' is no vector of float32 numbers")
+        with stored.path.open("rb") as file:
+            file.seek(stored.offset)
+            raw = file.read(4 * stored.shape[0])
+        return [shortest(number) for number in np.frombuffer(raw, "<f4").tolist()]
+
+    def foreign(self, side: GGUFSide) -> Foreign:
+        """The `config.json` that says the same.
+
+        Raises:
+            ConfigError: a key that nobody has looked at.
+        """
+        found: Foreign = {"model_type": side.architecture}
+        for key, theirs in side.keys.items():
+            value = self.get(key)
+            if value is not None:
+                found[theirs] = value
+        found |= side.read(self)
+        known = {key.removeprefix(self.prefix) for key in self.asked}
+        for key in self.file.metadata:
+            name = key.removeprefix(self.prefix)
+            if key in self.asked or key.startswith(BOOKKEEPING) or (name != key and name in SILENT):
+                continue
+            raise ConfigError(
+                f"{self.file.path} has the unknown key '{key}', which may change the model: {nearest(name, known)}"
+            )
+        return found
+
+    def ignored(self) -> list[str]:
+        """Keys that were not asked for: they change no number."""
+        return [key for key in self.file.metadata if key not in self.asked and not key.startswith("tokenizer.")]
+
+
+def shortest(number: float) -> float:
+    """The decimal that a float32 number was written from: 1e-06 of 9.999999974752427e-07."""
+    return float(str(np.float32(number)))
+
+
+def gguf_ends(tied: bool) -> list[Entry]:
+    """What every decoder has before and after its layers: token table, last norm, and a head of its own."""
+    head = [] if tied else [Entry("output.weight", ("projection.weight",))]
+    return [Entry("token_embd.weight", ("embedding.weight",)), Entry("output_norm.weight", ("norm.weight",)), *head]
