@@ -459,7 +459,7 @@ class LM:
         """Write an ordinary Hugging Face folder: config, safetensors, tokenizer, and `handscroll.json`."""
         folder = Path(folder)
         if any(isinstance(module, Rounded | Quantised) for module in self.model.modules()):
-            raise ConfigError(f"the weights of {self.source} are rounded: load it with weights='float' to save it")
+            raise ConfigError(f"the weights of {self.source} were rounded at loading: load it with weights='float'")
         save_model(self.model, folder, pad=self.tokenizer.pad)
         self.tokenizer.save(folder)
         if self.provenance:
@@ -504,10 +504,9 @@ def load(source: str | Path, device: str = "cpu", dtype: str = "auto", weights: 
     if dtype not in ("auto", *DTYPES):
         raise ConfigError(f"unknown dtype '{dtype}': {nearest(dtype, ('auto', *DTYPES))}")
     path = locate(source)
-    held = read_gguf(path) if is_gguf(path) else None  # so that its header is read once
+    _held = read_gguf(path) if is_gguf(path) else None  # so that its header is read once
     tokenizer = Tokenizer.load(path)
     model = load_model(path, DTYPES.get(dtype), device, as_stored=not weights)
-    del held
     if tokenizer.vocab_size > model.config.vocab:
         raise CapacityError(
             f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab}; "
