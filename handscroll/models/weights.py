@@ -45,7 +45,7 @@ def locate(source: str | Path) -> Path:
     if path.exists():
         raise CheckpointError(f"{path} is a file; give the checkpoint folder that holds config.json, or a GGUF file")
     if not HUB_ID.match(str(source)):
-        raise CheckpointError(f"{source} is neither a folder nor a GGUF file, nor a hub id of the form owner/name")
+        raise CheckpointError(f"{source} is neither a folder, a GGUF file nor a hub id of the form owner/name")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
