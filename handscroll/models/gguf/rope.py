@@ -8,7 +8,7 @@ import torch
 from handscroll.base.errors import ConfigError
 from handscroll.models.foreign import Foreign
 from handscroll.models.gguf.side import Header, Written
-from handscroll.models.positions import Positions
+from handscroll.nn.positions.rotary import Rotary
 from handscroll.nn.scaling.llama3 import Llama3
 from handscroll.nn.scaling.table import scaling_from
 
@@ -87,7 +87,7 @@ def _factors(scaling: Any, rotated: int, base: float) -> list[float]:
     return (plain / scaled).tolist()
 
 
-def write_rope(positions: Positions, rotated: int, tensors: bool = False) -> Written:
+def write_rope(positions: Rotary, rotated: int, tensors: bool = False) -> Written:
     """The keys and tensors of rotary positions.
 
     Raises:
