@@ -30,9 +30,8 @@ from handscroll.generate.prefill import hidden_chunks, prefill_chunk
 from handscroll.generate.read import read_into
 from handscroll.generate.sample import Sampling
 from handscroll.models.documents import classified
-from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.models.fingerprint import identity
-from handscroll.models.model import Model
+from handscroll.models.model import Decoder
 from handscroll.models.sentences import framed
 from handscroll.models.weights import PROVENANCE, load_model, locate, read_provenance, save_model
 from handscroll.nn.marks import Marks
@@ -57,7 +56,7 @@ class LM:
     `provenance` is what `handscroll.json` in the folder says of how the checkpoint came to be.
     """
 
-    model: Model
+    model: Decoder
     tokenizer: Tokenizer
     source: str
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -87,7 +86,7 @@ class LM:
         Of an encoder (BERT): of the token at each place itself, by the masked-LM head. May run past the trained length
         (learned position tables refuse). `length` declares that of the request for a scaling that asks; T unless given.
         """
-        self._one_text("logits")
+        self.model.spec.require("logits", one_text=True)
         ids = self._ids(text_or_ids)
         if not len(ids):
             raise DataError("no tokens: logits are of each token of a text, and this one has none")
@@ -106,8 +105,7 @@ class LM:
             DataError: fewer than two tokens. CapacityError: past a learned position table without `window`.
             ConfigError: an encoder, which has seen the tokens that it would be asked for.
         """
-        self._one_text("nll")
-        self.model.check_one_way()
+        self.model.spec.require("a likelihood", one_text=True, forward=True)
         ids = self._ids(text_or_ids)
         if len(ids) < 2:
             raise DataError(f"a loss needs at least two tokens, got {len(ids)}")
@@ -212,7 +210,7 @@ class LM:
         store: Store | None = None,
     ) -> list[Continuation]:
         """The `count` best continuations that beam search finds (`generate/beam.py`), best first, with their scores."""
-        self._one_text("beams")
+        self.model.spec.require("beam search", one_text=True)
         ids, ends = self._started(prompt), self.model.config.eos
         reading = self._known(ids, max_tokens, store, "full")
         self._afford(Request(ids, max_tokens, beams).after(reading), "full", others=())
@@ -253,8 +251,7 @@ class LM:
             ConfigError: no such size, or one below 64 tokens. CapacityError: prompt + max_tokens exceed the context,
                 or nothing fits and is near enough; says what would.
         """
-        self._one_text("a budget of keys and values")
-        self._keeps_keys()
+        self.model.spec.require("a budget of keys and values", one_text=True, keys=True)
         ids = started(self.model, 0, self._started(prompt))
         check_length(self.model, 0, len(ids), max_tokens, beyond)
         request = Request(ids, max_tokens, samples, rewinds=drafts)
@@ -270,8 +267,7 @@ class LM:
 
         `kv_budget` bounds its cache, which is exact as long as it fits; a share is one of the whole context's.
         """
-        self._one_text("a conversation")
-        self.model.check_one_way()
+        self.model.spec.require("a conversation", one_text=True, forward=True)
         kept: dict[str, Any] = {"budget": kv_budget, "guard": kv_guard, "afford": partial(self._afford, others=())}
         return Conversation(self.model, self.tokenizer, on_note, **kept)
 
@@ -300,9 +296,7 @@ class LM:
             ConfigError: a policy whose cache is not saved. DataError: no text.
             CheckpointError: the disk refused, or a saved beginning is damaged.
         """
-        self._one_text("a saved reading")
-        self.model.check_one_way()
-        self._keeps_keys()
+        self.model.spec.require("a saved reading", one_text=True, forward=True, keys=True)
         ids = self._ids(text_or_ids)
         cache_of(policy)  # refuses an unknown one
         if policy not in SAVED:
@@ -319,7 +313,7 @@ class LM:
             check_name(name)
         source = str(Path(self.source).resolve()) if Path(self.source).exists() else self.source
         about = self.identity(len(ids) + room, policy)
-        number = read_into(store, self.model, about, ids, self._declared(len(ids) + room), source, on_read)
+        number = read_into(store, self.model, about, ids, self.model.spec.declared(len(ids) + room), source, on_read)
         if name:
             store.name(name, number, len(ids))
         return store.open(number).part(len(ids))
@@ -367,14 +361,6 @@ class LM:
         )
         return pieces if stream else "".join(pieces)
 
-    def _one_text(self, what: str) -> None:
-        """Refuse an encoder-decoder (ConfigError) where one text is read and goes on."""
-        if isinstance(self.model, EncoderDecoder):
-            raise ConfigError(
-                f"{self.source} is an encoder-decoder, which writes one text under another; {what} is of one text that "
-                "goes on. Use generate, whose prompt is the source"
-            )
-
     def _several(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
         if isinstance(texts, str):
             raise ConfigError("expected a list of texts; for one text give [text]")
@@ -414,7 +400,7 @@ class LM:
         """Refuse what does not fit into the free memory beside the model, and say what would."""
         chunk = chunk or prefill_chunk(self.model.device)
         free, disk = spare(self.model.device)
-        grows = request.prompt and not self.model.recurrent  # a state is kept, whatever the length
+        grows = request.prompt and not self.model.spec.recurrent  # a state is kept, whatever the length
         if grows and request.bytes("full", self.model, chunk) * SMALL > free:
             names = request.others(policy) if others is None else others
             known = {f"--cache {name}": request.workload(name, self.model) for name in names}
@@ -426,17 +412,9 @@ class LM:
             return None
         if policy.partition(":")[0] in EVICTING:
             raise ConfigError(f"saved readings keep every token, '{policy}' does not: generate without the store")
-        self._one_text("a saved reading")
-        self._keeps_keys()
+        self.model.spec.require("a saved reading", one_text=True, keys=True)
         # The last token is read anyway: the first new one is predicted from it.
         return store.find(self.identity(len(ids) + new, policy), torch.tensor(ids[:-1])) if len(ids) > 1 else None
-
-    def _keeps_keys(self) -> None:
-        if self.model.recurrent:
-            raise ConfigError(
-                f"family '{self.model.config.family}' keeps a state of constant size and no keys: there is nothing to "
-                "save of what it read"
-            )
 
     def draft(self, other: "LM") -> DraftModel:
         """Another model of the same tokens as the draft of speculative decoding, for `generate(draft=...)`."""
@@ -445,10 +423,6 @@ class LM:
                 f"{other.source} has another vocabulary than {self.source}: a draft needs the same tokens"
             )
         return DraftModel(other.model)
-
-    def _declared(self, length: int) -> int:
-        positions = getattr(self.model.config, "positions", None)
-        return length if positions is None else positions.scaling.declared(length)
 
     def identity(self, length: int, policy: str = "full") -> Identity:
         """What a text read in a request of `length` tokens belongs to."""
@@ -480,7 +454,7 @@ class LM:
 
     def _chunks(self, ids: Tensor, length: int | None) -> Iterator[tuple[int, int, Tensor]]:
         tokens = ids[None].to(self.model.device)
-        if not self.model.cached:  # nothing to keep between chunks: the text is read at once
+        if not self.model.spec.cached:  # nothing to keep between chunks: the text is read at once
             marks = Marks.run(0, len(ids))
             hidden = self.model.hidden(self.model.embed(tokens, marks), marks, self.model.mask(), length=length)
             return iter([(0, len(ids), hidden)])
@@ -512,7 +486,7 @@ def load(source: str | Path, device: str = "cpu", dtype: str = "auto", weights: 
             f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab}; "
             "the tokenizer belongs to another checkpoint"
         )
-    if weights in PROJECTIONS and model.recurrent:
+    if weights in PROJECTIONS and model.spec.recurrent:
         raise ConfigError(f"family '{model.config.family}' has no projections to round: load it without weights")
     if weights in PROJECTIONS:
         quantise(model, weights)

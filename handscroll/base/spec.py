@@ -139,6 +139,11 @@ class Positions(Config):
         return 0
 
     @property
+    def pads(self) -> bool:
+        """Whether the number of the padding token tells where the positions begin (RoBERTa)."""
+        return False
+
+    @property
     def only_ours(self) -> bool:
         """Whether other libraries cannot compute them; such checkpoints are written so that they are refused there."""
         return False
@@ -211,8 +216,9 @@ class ModelSpec(Config):
     follow it. `norm` is that behind the last layer ("": none).
     `reads`: "forward", each token what came before it; "both", all of a text at once, so nothing is kept of it;
     "blanks", a text in both directions and what fills its blanks forward; "source", a text under another one.
-    `predicts`: it has a head for tokens (`transformed`: with a layer of its own before it); `labels`: what a classifier
-    tells apart. `extra` are numbers that belong to no layer, table, head or position.
+    `predicts`: it has a head for tokens (`transformed`: with a layer of its own before it). `labels`: what a classifier
+    tells apart, by the state of the first or last token of a document or by the mean of all (`pool`). `extra` are
+    numbers that belong to no layer, table, head or position.
     """
 
     family: str = ""
@@ -226,6 +232,7 @@ class ModelSpec(Config):
     predicts: bool = True
     transformed: bool = False
     labels: tuple[str, ...] = ()
+    pool: Literal["first", "last", "mean"] = "first"
     extra: int = Field(default=0, ge=0)
 
     @property
@@ -251,6 +258,10 @@ class ModelSpec(Config):
     def limit(self) -> int | None:
         """The first position that is refused."""
         return min((one.limit for one in self.positions if one.limit is not None), default=None)
+
+    @property
+    def pads(self) -> bool:
+        return any(one.pads for one in self.positions)
 
     @property
     def rotates(self) -> bool:
@@ -316,12 +327,20 @@ class ModelSpec(Config):
         return 0 if not self.cached else sum(layer.cache_bytes(tokens, itemsize) for layer in self.layers)
 
     def require(
-        self, what: str, *, forward: bool = False, keys: bool = False, one_text: bool = False, head: bool = False
+        self,
+        what: str,
+        *,
+        forward: bool = False,
+        keys: bool = False,
+        one_text: bool = False,
+        head: bool = False,
+        blocks: bool = False,
     ) -> None:
         """Refuse what a model of this kind cannot do; `what` is asked for ("a saved reading").
 
         forward: a text is scored or continued token by token. keys: keys and values are kept, which can be cut, saved
-        or rounded. one_text: one text goes on, with no source beside it. head: there is a head for tokens.
+        or rounded. one_text: one text goes on, with no source beside it. head: there is a head for tokens. blocks: keys
+        are read block by block, by kernels that know one rotation and no bias.
 
         Raises:
             ConfigError: says which of these is not so, and what to do instead.
@@ -341,6 +360,11 @@ class ModelSpec(Config):
             raise ConfigError(f"{family} keeps a state of constant size and no keys, which {what} needs; leave it out")
         if head and not self.predicts:
             raise ConfigError(f"{family} as it is here has no head for tokens, which {what} needs")
+        if blocks and (self.bias or self.several_distances):
+            raise ConfigError(
+                f"{family} tells positions by {self.describe_positions()}, under which keys cannot be read in blocks; "
+                f"{what} needs that: use lm.generate, one request at a time"
+            )
 
 
 def total(layers: Sequence[LayerSpec], name: str) -> int:

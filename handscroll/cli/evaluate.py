@@ -112,7 +112,7 @@ def policies(
     from handscroll.lm import load
 
     lm = load(model, device, dtype)
-    lm.model.check_one_way()  # what reads both ways keeps nothing that could be freed
+    lm.model.spec.require("a cache policy", forward=True)
     values: dict[str, Any] = {"length": length or min(lm.context, 512), "samples": samples}
     values["budgets"] = _numbers(budgets, float, "--budgets")
     if policies:

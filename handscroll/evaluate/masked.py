@@ -6,7 +6,7 @@ from torch import Tensor
 
 from handscroll.base.errors import ConfigError, DataError
 from handscroll.lm import LM
-from handscroll.models.bert import Bert
+from handscroll.models.model import Model
 from handscroll.models.sentences import evenly
 from handscroll.nn.marks import Marks
 from handscroll.objectives.head import token_losses
@@ -30,13 +30,13 @@ def masked_nll(lm: LM, ids: list[int], window: int | None = None) -> Tensor:
         raise DataError(f"a loss needs at least two tokens, got {len(ids)}")
     if window is not None and window < 2:
         raise ConfigError(f"a window of {window} tokens sees nothing; give at least 2")
-    if not isinstance(lm.model, Bert) or lm.tokenizer.mask is None:
+    if lm.model.spec.reads != "both" or not lm.model.spec.predicts or lm.tokenizer.mask is None:
         raise ConfigError(f"masked loss needs an encoder (bert, roberta) and a mask token; {lm.source} has not both")
     parts = [ids[1:]] if window is None else evenly(ids[1:], window - 1)
     return torch.cat([_scored(lm.model, torch.tensor([ids[0], *part]), lm.tokenizer.mask) for part in parts])
 
 
-def _scored(model: Bert, ids: Tensor, mask: int) -> Tensor:
+def _scored(model: Model, ids: Tensor, mask: int) -> Tensor:
     """Seven rows, in each of which another seventh of the tokens is hidden; one at a time, since texts are long."""
     generator = torch.Generator().manual_seed(len(ids))
     fold = torch.randperm(len(ids) - 1, generator=generator) % FOLDS

@@ -16,8 +16,6 @@ from torch import Tensor
 from handscroll.evaluate.masked import masked_nll
 from handscroll.evaluate.samples import Sample, fingerprint
 from handscroll.lm import LM
-from handscroll.models.bert import Bert
-from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.models.model import Model
 
 Progress = Callable[[int, int], None]
@@ -91,13 +89,12 @@ def measure(
 
 def measurable(model: Model) -> bool:
     """Whether texts have a loss by position: under a decoder, and under an encoder with a masked-LM head."""
-    headless = isinstance(model, Bert) and model.masked is None
-    return not (headless or isinstance(model, EncoderDecoder) or getattr(model.config, "labels", ()))
+    return model.spec.predicts and not model.spec.encoder
 
 
 def token_nll(lm: LM, ids: list[int], window: int | None = None) -> Tensor:
     """Loss (T - 1,) of tokens 1 .. T - 1: given those before them, or, by an encoder, given all others but some."""
-    return masked_nll(lm, ids, window) if isinstance(lm.model, Bert) else lm.nll(ids, window=window)
+    return masked_nll(lm, ids, window) if lm.model.spec.reads == "both" else lm.nll(ids, window=window)
 
 
 def default_block(length: int) -> int:

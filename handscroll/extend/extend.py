@@ -17,7 +17,7 @@ from handscroll.extend.own_text import own_text
 from handscroll.extend.tune import TuneSettings
 from handscroll.extend.tune import tune as run_tuning
 from handscroll.lm import LM
-from handscroll.models.model import Model
+from handscroll.models.model import Decoder, Model
 from handscroll.nn.positions.candidate import Candidate
 from handscroll.plan.choose import gigabytes
 from handscroll.plan.machine import spare
@@ -142,7 +142,7 @@ def _check_memory(model: Model, to: int) -> None:
         )
 
 
-def _keep_the_better(longer: LM, untuned: Model, outcome: Outcome) -> None:
+def _keep_the_better(longer: LM, untuned: Decoder, outcome: Outcome) -> None:
     """Measure tuned and untuned on the text that chose; a tuning that hurts is undone, and the record says so."""
     tuned = longer.model
     loss = {}
@@ -155,7 +155,7 @@ def _keep_the_better(longer: LM, untuned: Model, outcome: Outcome) -> None:
 def _samples(lm: LM, text: Any, to: int, count: int, seed: int, progress: Progress | None) -> list[Sample]:
     if text is not None:
         return windows(read(text), lm.tokenizer, to, count, seed)
-    if lm.model.both_ways:
+    if lm.model.spec.both_ways:
         raise ConfigError("an encoder writes no text of its own to choose on: give --text FILES, or name a --method")
     if progress is not None:
         progress(f"no --text: the model writes {count * to} tokens of its own to choose on")

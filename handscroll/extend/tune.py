@@ -12,14 +12,13 @@ from handscroll.base.workload import Shape, Workload
 from handscroll.data.pack import Packed
 from handscroll.data.sources import TokenSource
 from handscroll.lm import LM
-from handscroll.models.model import Decoder
 from handscroll.models.weights import read_json
 from handscroll.objectives.causal import NextToken
 from handscroll.objectives.masked import MaskedTokens
 from handscroll.plan.workloads import MASKED
 from handscroll.train.assemble import Updates
 from handscroll.train.loop import Callbacks, OnRecord, train
-from handscroll.train.lora import FUSED, LoRA, add_lora, merge_lora, save_adapter
+from handscroll.train.lora import LoRA, add_lora, merge_lora, save_adapter, stands_apart
 from handscroll.train.optim import Optimizer
 from handscroll.train.planned import planned
 from handscroll.train.run import Loop, Run, write_recipe
@@ -60,7 +59,7 @@ def tune(lm: LM, to: int, settings: TuneSettings, folder: Path, on_record: OnRec
     optimizer = Optimizer(name="adamw", lr=rate, weight_decay=0.0)
     schedule = Schedule(name="cosine", warmup=max(1, settings.steps // 10), final=0.1)
     loop = Loop(steps=settings.steps, precision=settings.precision, save_every=settings.save_every)
-    task = MaskedTokens() if lm.model.both_ways else NextToken()
+    task = MaskedTokens() if lm.model.spec.both_ways else NextToken()
     objective = task.objective(lm.model)
     packed = Packed(source, to, seed=settings.seed, epochs=None)
     rows = task.rows(packed, to, settings.seed, lm.model, lm.tokenizer)
@@ -71,12 +70,11 @@ def tune(lm: LM, to: int, settings: TuneSettings, folder: Path, on_record: OnRec
         begun.unlink()  # a tuning in which nothing was learned: other settings may begin anew
     write_recipe(folder, {"tune": done, "from": lm.source})
     plan = planned(settings.memory, [_workload(lm, to, settings, source)], folder, force=settings.force)
-    assert isinstance(lm.model, Decoder)
     run = Run(folder, lm.model, optimizer, schedule, loop, plan.memory)
     progress = train(run, Updates(rows, settings.rows, 1), objective, Callbacks(on_record=on_record))
     plan.compare()
     if settings.lora is not None:
-        if lm.model.config.family not in FUSED:
+        if stands_apart(lm.model):
             save_adapter(lm.model, settings.lora, folder / "adapter", lm.source)
         merge_lora(lm.model)
     return done | {"steps": progress.step, "tokens": progress.tokens}
@@ -93,7 +91,7 @@ def _workload(lm: LM, to: int, settings: TuneSettings, source: TokenSource) -> W
         micro=settings.rows,
         steps=settings.steps,
         packed=True,
-        targets=MASKED if lm.model.both_ways else 1.0,
+        targets=MASKED if lm.model.spec.both_ways else 1.0,
         precision=settings.precision,
         device="cuda" if lm.model.device.type == "cuda" else "cpu",
         data_bytes=sum(document.nbytes for document in source.tokens),

@@ -10,7 +10,6 @@ import torch
 from handscroll.base.errors import CapacityError, ConfigError, DataError
 from handscroll.generate.rows import Request, Rows
 from handscroll.generate.sample import Sampling
-from handscroll.models.glm_blank import BlankGLM, BlankGLMConfig
 from handscroll.models.model import Model
 from handscroll.nn.blanks import joined
 from handscroll.nn.marks import Marks
@@ -35,7 +34,8 @@ def filled(model: Model, tokenizer: Tokenizer, text: str, settings: dict[str, An
     Raises:
         ConfigError: the model fills no blanks.
     """
-    config = _filler(model).config
+    _check(model)
+    config = model.config
     ids, most = _read(config, tokenizer, text), min(config.inside - 1, Sampling().max_tokens)
     parts, done = [], 0
     for filling in fill(model, ids, Sampling.of({"max_tokens": most} | settings)):
@@ -44,7 +44,7 @@ def filled(model: Model, tokenizer: Tokenizer, text: str, settings: dict[str, An
     return [*parts, *ids[done:]]
 
 
-def _read(config: BlankGLMConfig, tokenizer: Tokenizer, text: str) -> list[int]:
+def _read(config: Any, tokenizer: Tokenizer, text: str) -> list[int]:
     """Token ids of a text in which the names of the two blanks stand for them, and all else is ordinary text."""
     names = {tokenizer.token(number): number for number in (config.blank, config.rest)}
     before, after = tokenizer.frame()
@@ -54,10 +54,9 @@ def _read(config: BlankGLMConfig, tokenizer: Tokenizer, text: str) -> list[int]:
     return [*ids, *after]
 
 
-def _filler(model: Model) -> BlankGLM:
-    if not isinstance(model, BlankGLM):
+def _check(model: Model) -> None:
+    if model.spec.reads != "blanks":
         raise ConfigError(f"family '{model.config.family}' fills no blanks; generate a continuation")
-    return model
 
 
 @torch.no_grad()
@@ -71,7 +70,7 @@ def fill(model: Model, prompt: Sequence[int], sampling: Sampling) -> list[Fillin
         ConfigError: the model fills no blanks, or stop strings or a constraint's settings are asked for.
         DataError: an id outside the vocabulary. CapacityError: more than the learned tables hold.
     """
-    model = _filler(model)
+    _check(model)
     if sampling.stop or sampling.ignore_eos:
         raise ConfigError("a blank ends with the model's own end token: leave stop strings and ignore_eos out")
     config, device = model.config, model.device

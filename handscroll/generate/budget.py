@@ -195,8 +195,7 @@ def candidates(model: Model, request: Request, allowed: int) -> list[Candidate]:
         chunk = _chunk(policy, model, request, allowed)
         if chunk:
             found.append(Candidate(policy, chunk, request.bytes(policy, model, chunk)))
-    positions = getattr(config, "positions", None)
-    banded = positions is not None and bool(positions.scaling.bands())
+    banded = model.spec.several_distances
     for name in EVICTING if alone else ():
         if not (banded and name in SCORED):
             found += _evicting(name, model, request, allowed)
@@ -240,9 +239,7 @@ class Guard:
             self.ids = begin + prompt[-min(size, len(prompt)) :][len(begin) :]
         self.written = max(0, len(self.ids) - len(prompt))
         self.first = len(self.ids) - min(TAIL, len(self.ids) // 2)
-        positions = getattr(model.config, "positions", None)
-        whole = len(prompt) + request.new
-        self.declared = whole if positions is None else positions.scaling.declared(whole)
+        self.declared = model.spec.declared(len(prompt) + request.new)
         self._rows = torch.tensor([self.ids])
         self._exact = decoded(model, self._rows, self.first, Way(length=self.declared))[0]
 

@@ -8,7 +8,6 @@ from handscroll.generate.decode import decode
 from handscroll.generate.rows import NewToken, Scored
 from handscroll.generate.sample import Sampling
 from handscroll.generate.stream import Decodes, TextStream
-from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.models.model import Model
 
 
@@ -55,7 +54,7 @@ def continuations(
 
 def before(model: Model, prompt: Sequence[int]) -> Sequence[int]:
     """The tokens that new ones go on from as text; those of an encoder-decoder begin a text of their own."""
-    return () if isinstance(model, EncoderDecoder) else prompt
+    return () if model.spec.encoder else prompt
 
 
 def text_of(tokenizer: Decodes, prompt: Sequence[int], tokens: Sequence[int]) -> str:

@@ -142,12 +142,10 @@ class Conversation:
 
     def _declare(self, total: int) -> None:
         """Fix the scaling for `total` tokens; what is cached is thrown away where its bucket is another."""
-        positions = getattr(self.model.config, "positions", None)
-        if positions is None:
-            return
+        spec = self.model.spec
         before = self._declared
-        after = max(before, positions.scaling.declared(total))  # what was promised before is kept
-        if self._cache is None or positions.scaling.bucket(before) == positions.scaling.bucket(after):
+        after = max(before, spec.declared(total))  # what was promised before is kept
+        if self._cache is None or spec.bucket(before) == spec.bucket(after):
             self._declared = after
             return
         count, self._declared = self._cache.length, after

@@ -17,7 +17,6 @@ from handscroll.generate.rows import NewToken, Request, Rows
 from handscroll.generate.sample import Sampling
 from handscroll.generate.source import check_source, only_whole, under_sources
 from handscroll.generate.speculative import speculate
-from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.models.model import Model
 from handscroll.nn.marks import Marks
 
@@ -100,7 +99,7 @@ def decode(  # noqa: PLR0913 - what is asked, how it ends, what is known already
     keeping = _Keeping(chunk, reading, cache_of(policy), on_report)
     if (samples > 1 or drafts is not None) and policy not in REWINDABLE:
         raise ConfigError(f"several samples and drafts need a cache that can be shared and cut back: not '{policy}'")
-    if model.recurrent and (policy != "full" or drafts is not None or reading is not None):
+    if model.spec.recurrent and (policy != "full" or drafts is not None or reading is not None):
         raise ConfigError(
             f"family '{model.config.family}' keeps a state of constant size: no cache policy, draft or saved reading "
             "applies to it; leave them out"
@@ -108,7 +107,7 @@ def decode(  # noqa: PLR0913 - what is asked, how it ends, what is known already
     if constraint is not None and (sampling.stop or sampling.ignore_eos):
         raise ConfigError("a constraint says how the text ends; remove stop strings and ignore_eos")
     begun = [started(model, number, prompt) for number, prompt in enumerate(prompts)]
-    if isinstance(model, EncoderDecoder):
+    if model.spec.encoder:
         only_whole(policy, reading=reading, drafts=drafts)
     for number, prompt in enumerate(begun):
         check_length(model, number, len(prompt), sampling.max_tokens, beyond)
@@ -146,7 +145,7 @@ def read_prompt(
 def started(model: Model, number: int, prompt: Sequence[int]) -> list[int]:
     """The ids of prompt `number`, or the model's bos for an empty one; the errors are those of `decode`."""
     config = model.config
-    model.check_one_way()
+    model.spec.require("decoding", forward=True)
     ids = [int(token) for token in prompt] or ([] if config.bos is None else [config.bos])
     if not ids:
         raise DataError(f"prompt {number} is empty and the model has no bos token to begin with; give some text")
@@ -161,7 +160,7 @@ def started(model: Model, number: int, prompt: Sequence[int]) -> list[int]:
 
 def check_length(model: Model, number: int, prompt: int, new: int, beyond: bool) -> None:
     """Refuse prompt `number` of `prompt` tokens where `new` more do not fit; the errors are those of `decode`."""
-    if isinstance(model, EncoderDecoder):
+    if model.spec.encoder:
         check_source(model, number, prompt, new, beyond)
         return
     context, total = model.config.context, prompt + new
@@ -178,7 +177,7 @@ def check_length(model: Model, number: int, prompt: int, new: int, beyond: bool)
 
 def _check_reading(model: Model, reading: Reading, groups: list[_Group]) -> None:
     """Every prompt begins with the reading, goes on after it, and has the scaling that it was read with."""
-    begin, positions = reading.tokens.tolist(), getattr(model.config, "positions", None)
+    begin, spec = reading.tokens.tolist(), model.spec
     for group in groups:
         for number, prompt in zip(group.numbers, group.prompts, strict=True):
             if len(prompt) <= len(begin) or prompt[: len(begin)] != begin:
@@ -186,7 +185,7 @@ def _check_reading(model: Model, reading: Reading, groups: list[_Group]) -> None
                     f"prompt {number} does not go on from the reading: its first {len(begin)} tokens must be those "
                     "of the reading, and at least one must follow"
                 )
-        bucket = 0 if positions is None else positions.scaling.bucket(group.length)
+        bucket = spec.bucket(group.length)
         if bucket != reading.identity.bucket:
             raise ConfigError(
                 f"the text was read for requests of up to {reading.identity.bucket} tokens, this one has "
@@ -200,12 +199,12 @@ def _groups(model: Model, prompts: list[list[int]], new: int) -> list[_Group]:
     Batch invariance: under a length-dependent scaling one declared length for all rows would let a long
     neighbour change a short row's text.
     """
-    positions = getattr(model.config, "positions", None)
+    spec = model.spec
     buckets: dict[int, list[int]] = {}
     declared: dict[int, int] = {}
     for number, prompt in enumerate(prompts):
-        length = len(prompt) + new if positions is None else positions.scaling.declared(len(prompt) + new)
-        bucket = 0 if positions is None else positions.scaling.bucket(length)
+        length = spec.declared(len(prompt) + new)
+        bucket = spec.bucket(length)
         buckets.setdefault(bucket, []).append(number)
         declared[bucket] = max(length, declared.get(bucket, 0))
     return [
@@ -227,7 +226,7 @@ def _run(
     """Read the prompts of a group and continue them."""
     vocab, new = model.config.vocab, request.sampling.max_tokens
     count = len(group.numbers)
-    if isinstance(model, EncoderDecoder):
+    if model.spec.encoder:
         model = under_sources(model, group.prompts[:1] if group.alike else group.prompts)
         group = replace(group, prompts=([model.config.start],) * count)
     if not group.alike:

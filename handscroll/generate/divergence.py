@@ -152,10 +152,10 @@ class _Reader:
     """A text (B, T) as it is read, with room for `new` tokens; `scores` (B, 1, V): log-probabilities of the next."""
 
     def __init__(self, model: Model, tokens: Tensor, way: Way, new: int):
-        count, positions = tokens.shape[1], getattr(model.config, "positions", None)
+        count = tokens.shape[1]
         self.model, self.length = model, way.length
         if self.length is None:
-            self.length = count + new + 1 if positions is None else positions.scaling.declared(count + new + 1)
+            self.length = model.spec.declared(count + new + 1)
         self.cache = way.kind(model.config.layers, capacity=count + new)
         tokens = tokens.to(model.device)
         self._scored(prefill(model, tokens, Marks.run(0, count), self.cache, self.length, way.chunk))

@@ -115,8 +115,7 @@ class DraftModel:
     def check(self, target: Model, total: int, beyond: bool) -> None:
         """Raises: ConfigError: another vocabulary. CapacityError: the request exceeds the draft model's context."""
         own, theirs = self.model.config, target.config
-        if self.model.recurrent:
-            raise ConfigError(f"a model of family '{own.family}' cannot draft: its state cannot be cut back")
+        self.model.spec.require("a draft model", forward=True, keys=True, one_text=True)
         if own.vocab != theirs.vocab:
             raise ConfigError(
                 f"the draft model has {own.vocab} tokens, the model {theirs.vocab}: a draft needs the same vocabulary"
@@ -136,8 +135,7 @@ class DraftModel:
 class _ModelDraft:
     def __init__(self, model: Model, sampling: Sampling, stream: torch.Generator, total: int):
         self._model, self._sampling, self._stream = model, sampling, stream
-        positions = getattr(model.config, "positions", None)
-        self._length = total if positions is None else positions.scaling.declared(total)
+        self._length = model.spec.declared(total)
         self._cache = model.new_cache(total)
         self._fed: list[int] = []  # the tokens that the cache holds
         self._agreed = 0  # how many of them are known to be the text's

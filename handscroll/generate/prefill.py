@@ -40,7 +40,7 @@ def hidden_chunks(
     """
     if chunk < 1:
         raise ConfigError(f"the prefill chunk is {chunk} tokens; it must be at least 1 ({CHUNK} is usual)")
-    model.check_one_way()
+    model.spec.require("prefill", forward=True)
     assert tokens.shape[1] == marks.length, (tokens.shape, marks.length)
     cache.expect(marks)
     mask = model.mask() if marks.plain else model.mask() & SameSegment()

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 
 from handscroll.base.errors import CapacityError, ConfigError
-from handscroll.models.encoder_decoder import EncoderDecoder, Under
+from handscroll.models.model import Model
 from handscroll.nn.marks import Marks
 
 
-def check_source(model: EncoderDecoder, number: int, source: int, new: int, beyond: bool) -> None:
+def check_source(model: Model, number: int, source: int, new: int, beyond: bool) -> None:
     """Refuse prompt `number` of `source` tokens, or `new` of them, past the context; each has the context to itself.
 
     Raises:
@@ -41,7 +41,7 @@ def only_whole(policy: str, **given: object) -> None:
 
 
 @torch.no_grad()
-def under_sources(model: EncoderDecoder, sources: Sequence[Sequence[int]]) -> Under:
+def under_sources(model: Model, sources: Sequence[Sequence[int]]) -> Model:
     """The decoder under these sources, one a row, each encoded as if it were alone."""
     lengths = torch.tensor([len(source) for source in sources], device=model.device)
     tokens = torch.zeros(len(sources), int(lengths.max()), dtype=torch.long, device=model.device)

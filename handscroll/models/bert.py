@@ -79,6 +79,8 @@ class BertConfig(WholeHeads, Labels):
 
     def classifying(self, labels: tuple[str, ...]) -> "BertConfig":
         """The same encoder as a classifier of documents."""
+        if self.labels:
+            return self
         heads = {"masked": False, "following": False, "pooler": True, "tied": True}
         return BertConfig.parse(self.model_dump() | heads | {"labels": labels}, "labels")
 
@@ -102,6 +104,7 @@ class BertConfig(WholeHeads, Labels):
             predicts=self.masked,
             transformed=self.masked,
             labels=self.labels,
+            pool="first",
             extra=heads + (self.kinds + 2) * width + told_apart * (width + 1),  # 2: the norm of the embedding
         )
 
@@ -158,12 +161,6 @@ class Bert(Decoder):
     table are refused, never clamped. Dropout acts on embeddings and on both branches of a layer, not on attention
     weights.
     """
-
-    cached = False
-    instead = (
-        "use embed or logits, or measure its masked-LM loss (handscroll evaluate perplexity), or take a causal model "
-        "(llama, gpt2, ...)"
-    )
 
     def __init__(self, config: BertConfig):
         super().__init__()

@@ -12,7 +12,8 @@ def facts(folder: Path) -> list[tuple[str, str]]:
     if config.spec.recurrent:
         return _recurrent(config, parameters, dtype, stored) + _labels(config)
     per_token = {name: config.cache_bytes_per_token(size) for name, size in (("float32", 4), ("bfloat16", 2))}
-    layers = " + ".join(str(getattr(config, name)) for name in ("encoder_layers", "layers") if hasattr(config, name))
+    spec = config.spec
+    layers = " + ".join(str(len(side)) for side in (spec.encoder, spec.layers) if side)
     lines = [
         ("family", kind.name),
         ("parameters", f"{parameters:,} ({dtype}, {stored / 1e6:.1f} MB on disk)"),
@@ -22,8 +23,8 @@ def facts(folder: Path) -> list[tuple[str, str]]:
         ("trained length", f"{config.trained:,} tokens"),
         ("positions", config.describe_positions()),
     ]
-    windows = getattr(config, "windows", ())
-    if windows:
+    windows = spec.windows
+    if any(windows):
         sizes = sorted({w for w in windows if w is not None})
         count = sum(w is not None for w in windows)
         lines.append(("attention window", f"{', '.join(map(str, sizes))} tokens in {count} of {config.layers} layers"))
@@ -35,7 +36,7 @@ def facts(folder: Path) -> list[tuple[str, str]]:
 
 
 def _labels(config) -> list[tuple[str, str]]:
-    found = getattr(config, "labels", ())
+    found = config.spec.labels
     return [("labels", ", ".join(found))] if found else []
 
 

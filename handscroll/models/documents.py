@@ -21,7 +21,7 @@ def classified(model: Model, rows: Sequence[Sequence[int]], tokens: int = TOKENS
     Raises:
         ConfigError: the model is no classifier. DataError: a row without tokens. CapacityError: one past the context.
     """
-    labels = getattr(model.config, "labels", ())
+    labels = model.spec.labels
     if not labels:
         raise ConfigError(
             f"this {model.config.family} is no classifier: train one with objective 'classify' (docs/models.md)"
@@ -42,10 +42,10 @@ def classified(model: Model, rows: Sequence[Sequence[int]], tokens: int = TOKENS
         at = torch.zeros_like(ids, dtype=torch.bool)
         for place, number in enumerate(group):
             ids[place, : len(rows[number])] = torch.as_tensor(rows[number])
-            at[place, 0 if model.both_ways else len(rows[number]) - 1] = True
+            at[place, 0 if model.spec.pool == "first" else len(rows[number]) - 1] = True
         ids, at, lengths = ids.to(model.device), at.to(model.device), lengths.to(model.device)
         marks = Marks.rows(torch.zeros_like(lengths), lengths)
         hidden = model.hidden(model.embed(ids, marks), marks, model.mask(), length=ids.shape[1])
-        logits = model.classify(hidden, marks, at)  # type: ignore[operator]
+        logits = model.classify(hidden, marks, at)
         found[group] = logits.float().softmax(dim=-1).cpu()
     return found

@@ -16,11 +16,11 @@ _known: WeakKeyDictionary[Model, tuple[Any, str]] = WeakKeyDictionary()
 
 def identity(model: Model, tokenizer: str, length: int, policy: str = "full") -> Identity:
     """The identity of what `model` reads in a request of `length` tokens; `tokenizer` is its fingerprint."""
-    positions = getattr(model.config, "positions", None)
+    spec = model.spec
     return Identity(
         model=fingerprint(model),
-        positions="" if positions is None else json.dumps(positions.model_dump(mode="json"), sort_keys=True),
-        bucket=0 if positions is None else positions.scaling.bucket(positions.scaling.declared(length)),
+        positions=json.dumps([one.model_dump(mode="json") for one in spec.positions], sort_keys=True),
+        bucket=spec.bucket(spec.declared(length)),
         tokenizer=tokenizer,
         dtype=str(model.dtype).removeprefix("torch."),
         policy=policy,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from handscroll.base.errors import ConfigError, nearest
-from handscroll.models.model import Model
+from handscroll.models.model import Decoder
 
 if TYPE_CHECKING:  # its reader needs what stands here
     from handscroll.models.gguf.side import GGUFSide
@@ -67,7 +67,7 @@ class Family:
     """
 
     name: str
-    build: Callable[[Any], Model]
+    build: Callable[[Any], Decoder]
     read: Callable[[Foreign], Any]
     write: Callable[[Any], Foreign]
     entries: Callable[[Any], list[Entry]]

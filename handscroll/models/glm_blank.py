@@ -77,8 +77,6 @@ class BlankGLMConfig(WholeHeads):
 class BlankGLM(Decoder):
     """A GLM of 2022; its layers are those of GPT-2. Positions are pairs (`nn/blanks.py`); past a table: refused."""
 
-    instead = "fill its blanks (lm.fill)"
-
     def __init__(self, config: BlankGLMConfig):
         super().__init__()
         self.config = config

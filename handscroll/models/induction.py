@@ -20,6 +20,7 @@ from torch import Tensor
 
 from handscroll.base.errors import ConfigError
 from handscroll.models.llama import Layer, Llama
+from handscroll.models.model import Decoder
 from handscroll.nn.attention import Attention
 from handscroll.nn.scaling.base import plain_frequencies
 
@@ -32,12 +33,14 @@ MATCH_SCORE = 30.0
 COPY_WEIGHT = 6.0
 
 
-def set_induction_heads(model: Llama, generator: torch.Generator) -> None:
+def set_induction_heads(model: Decoder, generator: torch.Generator) -> None:
     """Set the heads of a freshly initialised model, in place; all other residual writes become zero.
 
     Raises:
         ConfigError: fewer than 3 layers or 2 kv heads, head size below 16, or width too small for the subspaces.
     """
+    if not isinstance(model, Llama):
+        raise ConfigError("recipe: model.induction is made for family 'llama' only")
     config = model.config
     size, width = config.head_size, config.width
     if config.layers < 3 or config.kv_heads < 2 or size < 16 or width < 6 * size + 1 or config.query_key_norm:

@@ -54,6 +54,8 @@ class LSTMConfig(Labels):
 
     def classifying(self, labels: tuple[str, ...]) -> "LSTMConfig":
         """The same layers as a classifier of documents."""
+        if self.labels:
+            return self
         return LSTMConfig.parse(self.model_dump() | {"labels": labels, "tied": True}, "labels")
 
     def cache_bytes_per_token(self, element_size: int) -> int:
@@ -77,6 +79,7 @@ class LSTMConfig(Labels):
             norm="",
             predicts=not self.labels,
             labels=self.labels,
+            pool=self.pool,
             extra=len(self.labels) * (self.width + 1),
         )
 
@@ -116,8 +119,6 @@ class Layer(nn.Module):
 
 class LSTM(Decoder):
     """A stack of LSTM layers over token embeddings; a tied or own head, or a classifier of documents."""
-
-    recurrent = True
 
     def __init__(self, config: LSTMConfig):
         super().__init__()

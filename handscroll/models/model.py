@@ -1,7 +1,7 @@
 """The `Model` contract that every family keeps, and what training and generation may rely on."""
 
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,15 @@ from handscroll.nn.compiled.halves import halves
 from handscroll.nn.compiled.stack import stack
 from handscroll.nn.linear import TokenTable
 from handscroll.nn.marks import Marks
-from handscroll.nn.mask import Causal, Mask, looks_ahead
+from handscroll.nn.mask import Causal, Mask
+from handscroll.nn.memory import Memory
 from handscroll.nn.rope import Rotation
 from handscroll.nn.shapes import Embeddings, Logits, Tokens
 from handscroll.nn.span import Keeper
 from handscroll.nn.tile import tiled
+
+if TYPE_CHECKING:
+    from handscroll.models.encoder_decoder import Encoder
 
 
 class Model(nn.Module):
@@ -33,10 +37,7 @@ class Model(nn.Module):
     """
 
     config: Any
-    instead: str = "take a causal model (llama, gpt2, ...)"  # of one that reads in both directions
-    cached: bool = True  # whether a text can be read in pieces, over what was kept of those before
     logit_cap: float | None = None  # logits z are cap * tanh(z / cap) (Gemma 2)
-    recurrent: bool = False  # whether it keeps a state of constant size instead of keys: `nn/recurrence.py`
 
     def embed(self, tokens: Tokens, marks: Marks) -> Embeddings:
         raise NotImplementedError
@@ -63,21 +64,39 @@ class Model(nn.Module):
         """The family's own mask for plain text."""
         raise NotImplementedError
 
-    @property
-    def both_ways(self) -> bool:
-        """Whether plain text is read in both directions: its tokens cannot be scored or continued one by one."""
-        return looks_ahead(self.mask())
+    # What only some models have: `spec` says which, and the others refuse.
 
-    def check_one_way(self) -> None:
-        """
-        Raises:
-            ConfigError: plain text is read in both directions.
-        """
-        if self.both_ways:
-            raise ConfigError(
-                f"family '{self.config.family}' reads a text in both directions: no token is predicted by those before "
-                f"it, so none has a likelihood and no text is continued; {self.instead}"
-            )
+    def prepared(self, hidden: Tensor) -> Tensor:
+        """What `head` and `head_bias` are applied to, for hidden states (..., D)."""
+        return hidden
+
+    @property
+    def head_bias(self) -> Tensor | None:
+        """What is added to hidden @ head.T (V,)."""
+        return None
+
+    def following_logits(self, first: Tensor) -> Tensor:
+        """(..., 2) from the states of first tokens: 0, the second text follows the first; 1, it does not."""
+        raise self._lacks("next-sentence head")
+
+    def classify(self, hidden: Embeddings, marks: Marks, at: Tensor) -> Tensor:
+        """Logits (N, labels) of the N documents whose states are read where `at` (B, T) is true, in their order."""
+        raise self._lacks("labels to tell apart")
+
+    def encode(self, source: Tokens, marks: Marks | None = None, **shared: Any) -> Memory:
+        """The memory of a source (B, S); `shared` are fields of `Context`."""
+        raise self._lacks("encoder, which reads a source")
+
+    def under(self, memory: Memory) -> "Model":
+        """The decoder alone, under what was read of a source: a model like any other."""
+        raise self._lacks("encoder, which reads a source")
+
+    def source_context(self, marks: Marks, **shared: Any) -> Context:
+        """What the encoder's layers share in a forward."""
+        raise self._lacks("encoder, which reads a source")
+
+    def _lacks(self, what: str) -> ConfigError:
+        return ConfigError(f"family '{self.config.family}' as it is here has no {what}")
 
     def new_cache(self, capacity: int = 0) -> Cache:
         return Cache(self.config.layers, capacity=capacity)
@@ -113,6 +132,12 @@ class Decoder(Model):
     layers: nn.ModuleList
     norm: nn.Module
     projection: nn.Linear | None
+    encoder: "Encoder"  # of an encoder-decoder alone
+
+    @property
+    def stacks(self) -> "list[Decoder | Encoder]":
+        """What has layers and a final norm: the model itself, and its encoder."""
+        return [self, self.encoder] if self.spec.encoder else [self]
 
     def ready(self) -> None:
         """Make the parameters outside the layers usable; a sharded model gathers them here."""

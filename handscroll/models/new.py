@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from handscroll.base.tables import resolve
-from handscroll.models.model import Model
+from handscroll.models.model import Decoder
 from handscroll.models.table import family
 from handscroll.nn.init import initialise
 from handscroll.text.tokenizer import Tokenizer
@@ -46,19 +46,20 @@ def new_config(name: str, sizes: dict[str, Any], about: About) -> Any:
     return make({"vocab": tokenizer.vocab_size, **ids, **sizes}, about)
 
 
-def new_model(name: str, sizes: dict[str, Any], about: About) -> Model:
+def new_model(name: str, sizes: dict[str, Any], about: About) -> Decoder:
     """A model of `new_config`, its weights not yet initialised."""
     return family(name).build(new_config(name, sizes, about))
 
 
-def as_classifier(model: Model, labels: tuple[str, ...], scheme: str, generator: torch.Generator) -> Model:
+def as_classifier(model: Decoder, labels: tuple[str, ...], scheme: str, generator: torch.Generator) -> Decoder:
     """A classifier of documents that begins with the weights of `model`; its new head is drawn, the old ones go.
 
     The model itself where it is a classifier already, or of a family that makes none.
     """
-    if getattr(model.config, "labels", ()) or not hasattr(model.config, "classifying"):
+    config = model.config.classifying(labels)
+    if config is model.config:
         return model
-    made = family(model.config.family).build(model.config.classifying(labels))
+    made = family(config.family).build(config)
     initialise(made, scheme, model.config.layers, generator)
     kept = model.state_dict()
     made.load_state_dict({name: kept.get(name, value) for name, value in made.state_dict().items()})

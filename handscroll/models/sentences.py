@@ -27,7 +27,7 @@ def pooled(
         ConfigError: a causal model, whose tokens have not seen what follows them; an unknown pooling.
         DataError: a row without tokens. CapacityError: a row past the position table.
     """
-    if not model.both_ways:
+    if not model.spec.both_ways:
         raise ConfigError(
             f"a {model.config.family} is causal: its tokens have not seen what follows them, so their states are no "
             "vector of the text; take an encoder (bert, roberta)"

@@ -1,6 +1,6 @@
 """What a family's configuration says of itself, whatever its fields: what planner, `info` and lengthening ask."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -19,6 +19,10 @@ class Sizes(Config):
     def spec(self) -> ModelSpec:
         """What a model of these sizes is, layer by layer."""
         raise NotImplementedError
+
+    def classifying(self, labels: tuple[str, ...]) -> Self:
+        """The same layers as a classifier of documents; itself where it is one already, or a family makes none."""
+        return self
 
     def describe_positions(self) -> str:
         return self.spec.describe_positions()
@@ -70,7 +74,7 @@ class WholeHeads(Sizes):
         """A layer with layer norms and biases everywhere and a plain GELU MLP; `more` are fields of `LayerSpec`."""
         names = ("width", "heads", "kv_heads", "head_size", "mlp_width")
         biases = {"attention_bias": True, "output_bias": True, "mlp_bias": True}
-        form = {"norm": "layer", "gated": False, "activation": "gelu-tanh"} | biases | more
+        form: dict[str, Any] = {"norm": "layer", "gated": False, "activation": "gelu-tanh"} | biases | more
         return LayerSpec(**{name: getattr(self, name) for name in names}, **form)
 
 

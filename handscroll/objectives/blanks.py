@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from handscroll.data.batch import Batch
-from handscroll.models.glm_blank import BlankGLM
 from handscroll.models.model import Model
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Mask, SameSegment
@@ -41,7 +40,7 @@ class BlankInfilling(Task):
     text: ClassVar[bool] = False
 
     def fits(self, model: Model) -> bool:
-        return isinstance(model, BlankGLM)
+        return model.spec.reads == "blanks"
 
     def build(self, model: Model, data: Mapping[str, Any], smoothing: float, by_position: bool) -> Infill:
         return Infill(smoothing)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from handscroll.base.errors import ConfigError
 from handscroll.data.batch import Batch
-from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.models.model import Model
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Mask, SameSegment
@@ -36,7 +35,7 @@ class Causal:
 
     def mask(self, model: Model, marks: Marks) -> Mask:
         """Raises ConfigError where the model sees the very tokens that it would predict (an encoder)."""
-        if model.both_ways:
+        if model.spec.both_ways:
             raise ConfigError(
                 f"objective 'causal' predicts the next token, and a {model.config.family} sees it: use objective "
                 "'masked', or a causal model (llama, gpt2, ...)"
@@ -60,7 +59,7 @@ class NextToken(Task):
     continued: ClassVar[bool] = True
 
     def fits(self, model: Model) -> bool:
-        return not (isinstance(model, EncoderDecoder) or model.both_ways or getattr(model.config, "labels", ()))
+        return model.spec.reads == "forward" and model.spec.predicts
 
     def build(self, model: Model, data: Mapping[str, Any], smoothing: float, by_position: bool) -> Causal:
         return Causal(smoothing, by_position=by_position)

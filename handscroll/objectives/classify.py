@@ -39,16 +39,16 @@ class Classify:
         Raises:
             ConfigError: it is no classifier.
         """
-        if not getattr(model.config, "labels", ()):
+        if not model.spec.labels:
             raise ConfigError(f"family '{model.config.family}' as it is here has no labels to tell apart")
-        return cls(smoothing, additive=getattr(model.config, "pool", "first") != "mean")
+        return cls(smoothing, additive=model.spec.pool != "mean")
 
     def mask(self, model: Model, marks: Marks) -> Mask:
         return model.mask() & SameSegment()
 
     def loss(self, model: Model, hidden: Embeddings, batch: Batch) -> Loss:
         at = batch.targets != IGNORED
-        logits = model.classify(hidden, batch.marks(), at)  # type: ignore[operator]
+        logits = model.classify(hidden, batch.marks(), at)
         logits, targets = logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.targets[at]
         total = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=self.smoothing)
         count = len(targets)
@@ -63,13 +63,13 @@ class Classification(Task):
     text: ClassVar[bool] = False
 
     def fits(self, model: Model) -> bool:
-        return bool(getattr(model.config, "labels", ()))
+        return bool(model.spec.labels)
 
     def labels(self, data: Mapping[str, Any]) -> tuple[str, ...]:
         return next((rows.labels for rows in data.values()), ())
 
     def rows(self, rows: Stream[Row], length: int, seed: int, model: Model, tokenizer: Tokenizer) -> Stream[Row]:
-        return AtFirst(rows) if model.both_ways else rows
+        return AtFirst(rows) if model.spec.pool == "first" else rows
 
     def check(self, data: Mapping[str, Any], validated: bool) -> None:
         super().check(data, validated)
@@ -77,7 +77,7 @@ class Classification(Task):
             raise ValueError("labelled data with different labels cannot train one classifier")
 
     def build(self, model: Model, data: Mapping[str, Any], smoothing: float, by_position: bool) -> Classify:
-        own, wanted = tuple(model.config.labels), self.labels(data)
+        own, wanted = model.spec.labels, self.labels(data)
         if own != wanted:
             raise ConfigError(
                 f"the rows have the labels {list(wanted)}, the model tells apart {list(own)}: make them equal"

@@ -14,7 +14,6 @@ from handscroll.data.batch import Batch
 from handscroll.data.masking import MaskedRows, Masking
 from handscroll.data.row import Row
 from handscroll.data.stream import Stream
-from handscroll.models.bert import Bert
 from handscroll.models.model import Model
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Mask, SameSegment
@@ -46,17 +45,16 @@ class Masked:
         Raises:
             ConfigError: the model is causal, or has no masked-LM head.
         """
-        if not isinstance(model, Bert):
+        if model.spec.reads != "both":
             raise ConfigError(
                 "objective 'masked' needs an encoder with a masked-LM head (bert, roberta); a "
                 f"{model.config.family} is none: use objective 'causal'"
             )
-        _ = model.head_bias  # refuses where there is no head
+        model.spec.require("objective 'masked'", head=True)
         return model.mask() if marks.plain else model.mask() & SameSegment()
 
     def loss(self, model: Model, hidden: Embeddings, batch: Batch) -> Loss:
         """Raises ConfigError where the batch has labels and the model no next-sentence head."""
-        assert isinstance(model, Bert)
         counted = batch.targets.flatten() != IGNORE
         total, losses, _ = cross_entropy_by_token(
             model.prepared(hidden.flatten(0, 1)[counted]),
@@ -74,7 +72,7 @@ class Masked:
             metrics |= {"masked_loss": (float(losses.double().sum()), count)} | found
         return Loss(total, count, metrics)
 
-    def _pairs(self, model: Bert, hidden: Embeddings, labels: Tensor) -> tuple[Tensor, dict[str, tuple[float, int]]]:
+    def _pairs(self, model: Model, hidden: Embeddings, labels: Tensor) -> tuple[Tensor, dict[str, tuple[float, int]]]:
         """Summed cross-entropy of the labels, and what the record says of it."""
         where = labels != IGNORE
         logits = model.following_logits(hidden[where])
@@ -98,10 +96,9 @@ class MaskedTokens(Task):
     words: Literal["none", "whole", "chinese"] = Field(default="none", description="hide whole words only")
 
     def fits(self, model: Model) -> bool:
-        return isinstance(model, Bert) and model.masked is not None
+        return model.spec.reads == "both" and model.spec.predicts
 
     def build(self, model: Model, data: Mapping[str, Any], smoothing: float, by_position: bool) -> Masked:
-        assert isinstance(model, Bert)
         pairs = [rows.pairs for rows in data.values() if rows.kind == "pairs"]
         if pairs:
             model.following_logits(model.head.new_zeros(1, model.config.width))  # refuses where there is no head

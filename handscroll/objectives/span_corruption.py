@@ -14,7 +14,6 @@ from pydantic import Field
 from handscroll.base.errors import ConfigError
 from handscroll.data.row import IGNORED, Row
 from handscroll.data.stream import State, Stream
-from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.models.model import Model
 from handscroll.objectives.causal import Causal
 from handscroll.objectives.task import Task
@@ -36,7 +35,7 @@ class SpanCorruption(Task):
         return cut, min(max(round(cut / self.mean_span), 1), cut, length - cut)
 
     def fits(self, model: Model) -> bool:
-        return isinstance(model, EncoderDecoder)
+        return model.spec.reads == "source"
 
     def build(self, model: Model, data: Mapping[str, Any], smoothing: float, by_position: bool) -> Causal:
         return Causal(smoothing, by_position=by_position)

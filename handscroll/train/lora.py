@@ -18,14 +18,11 @@ from torch import Tensor, nn
 from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError
 from handscroll.base.runs import write_file
-from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.models.foreign import Entry
 from handscroll.models.model import Model
 from handscroll.models.table import family
 
 TARGETS = ("query", "key", "value", "output")
-# Families whose projections are stored in another form, or that PEFT knows as no language model: merged only.
-FUSED = ("gpt2", "bloom", "glm", "glm4", "glm-blank", "bert", "roberta")
 MLP_TARGETS = ("gate", "up", "down")
 
 
@@ -85,7 +82,7 @@ def add_lora(model: Model, settings: LoRA, seed: int = 0) -> None:
     if wrong:
         allowed = ", ".join(sorted(known - {"projection"}))
         raise ConfigError(f"lora.targets: this model has no projection '{wrong[0]}'. Allowed: {allowed}")
-    generator, labelled = torch.Generator().manual_seed(seed), bool(getattr(model.config, "labels", ()))
+    generator, labelled = torch.Generator().manual_seed(seed), bool(model.spec.labels)
     for name, parameter in model.named_parameters():
         table = settings.tables and ("norm" in name or "embedding" in name)
         parameter.requires_grad_(table or (labelled and name.startswith(("classifier.", "pooler."))))
@@ -100,6 +97,15 @@ def merge_lora(model: Model) -> None:
         if isinstance(module, Adapted):
             model.set_submodule(name, module.merged())
     model.requires_grad_(True)
+
+
+def stands_apart(model: Model) -> bool:
+    """Whether PEFT can load the updates of `model` by themselves: others know the family as a language model, and store
+    each adapted projection as a tensor of its own. Otherwise they are only merged."""
+    kind = family(model.config.family)
+    known = {entry.ours[0] for entry in _fitting(kind.entries(model.config))}
+    adapted = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Adapted)}
+    return not kind.own and not model.spec.both_ways and adapted <= known
 
 
 def save_adapter(model: Model, settings: LoRA, folder: Path, base: str) -> None:
@@ -125,7 +131,7 @@ def save_adapter(model: Model, settings: LoRA, folder: Path, base: str) -> None:
         tensors[f"base_model.model.{theirs}.lora_B.weight"] = module.b.detach().contiguous().cpu()
     config = {
         "peft_type": "LORA",
-        "task_type": "SEQ_2_SEQ_LM" if isinstance(model, EncoderDecoder) else "CAUSAL_LM",
+        "task_type": "SEQ_2_SEQ_LM" if model.spec.encoder else "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": settings.rank,
         "lora_alpha": settings.alpha,

@@ -22,9 +22,7 @@ from handscroll.data.sources import TokenSource
 from handscroll.data.stream import Chain, Listed, Mixture, Stream, Take
 from handscroll.data.windows import SlidingWindows
 from handscroll.lm import LM, load
-from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.models.induction import set_induction_heads
-from handscroll.models.llama import Llama
 from handscroll.models.model import Decoder, Model
 from handscroll.models.new import NEW, About, as_classifier, new_model
 from handscroll.models.weights import check_device
@@ -42,7 +40,7 @@ from handscroll.train.curriculum import Curriculum, Grow, NewPositions
 from handscroll.train.ladder.certificate import certify, memory_needed
 from handscroll.train.longest import check_positions
 from handscroll.train.loop import Callbacks, OnPulse, OnRecord, train
-from handscroll.train.lora import FUSED, LoRA, add_lora, merge_lora, save_adapter
+from handscroll.train.lora import LoRA, add_lora, merge_lora, save_adapter, stands_apart
 from handscroll.train.optim import Optimizer
 from handscroll.train.parallel.shard import shard, unsharded
 from handscroll.train.parallel.world import Parallel, World, join_world, same_everywhere
@@ -292,7 +290,7 @@ def _run(recipe: Recipe, folder: Path, world: World, ways: Ways) -> tuple[LM, Pr
     progress = train(run, stream, objective, callbacks)
     model = unsharded(model, world, lambda fresh: recipe.lora and add_lora(fresh, recipe.lora, recipe.seed))
     if recipe.lora is not None and world.first:
-        if model.config.family not in FUSED:
+        if stands_apart(model):
             save_adapter(model, recipe.lora, folder / "adapter", str(recipe.model.path))
         merge_lora(model)
     lm = LM(model, tokenizer, str(folder / "model"))
@@ -329,16 +327,12 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Decoder:
         if labels:
             seeded = torch.Generator().manual_seed(recipe.seed)
             loaded = as_classifier(loaded, labels, recipe.model.initialise, seeded)
-        assert isinstance(loaded, Decoder)
         return loaded
     about = About(tokenizer, max(stage.length for stage in recipe.stages), labels)
     model = new_model(str(recipe.model.family), recipe.model.sizes, about)
-    assert isinstance(model, Decoder)
     generator = torch.Generator().manual_seed(recipe.seed)
     initialise(model, recipe.model.initialise, model.config.layers, generator)
     if recipe.model.induction:
-        if not isinstance(model, Llama):
-            raise ConfigError("recipe: model.induction is made for family 'llama' only")
         set_induction_heads(model, generator)
     return model.to(recipe.device)
 
@@ -357,7 +351,6 @@ def validator(settings: Validation, tokenizer: Tokenizer, model: Model, task: Ta
             batch = one.to(model.device)
             marks, here = batch.marks(), model
             if batch.source is not None:
-                assert isinstance(model, EncoderDecoder)
                 here = model.under(model.encode(batch.source.tokens, batch.source.marks()))
             mask = objective.mask(here, marks)
             hidden = here.hidden(here.embed(batch.tokens, marks), marks, mask, length=settings.length)
@@ -370,7 +363,7 @@ def validator(settings: Validation, tokenizer: Tokenizer, model: Model, task: Ta
 
 def _check_source(recipe: Recipe, model: Decoder, world: World) -> None:
     """Refuse what an encoder-decoder cannot do."""
-    if isinstance(model, EncoderDecoder) and world.size > 1 and recipe.parallel.shard:
+    if model.spec.encoder and world.size > 1 and recipe.parallel.shard:
         raise ConfigError(f"parallel.shard is for decoders, not for family '{model.config.family}': leave it out")
 
 

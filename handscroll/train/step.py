@@ -11,7 +11,6 @@ from pydantic import Field, model_validator
 from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError
 from handscroll.data.batch import Batch
-from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.models.model import Decoder
 from handscroll.nn.noise import Noise
 from handscroll.objectives.loss import Loss, summed
@@ -80,13 +79,13 @@ def build_rung(memory: Memory, model: Decoder, folder: Path, world: World = ALON
             f"parallel.context = {world.context} shares the tokens of a row chunk by chunk; rung '{memory.rung}' "
             "has no chunks: choose memory.rung = 'chunk-outer', 'layer-outer' or 'staged'"
         )
-    if isinstance(model, EncoderDecoder) and memory.rung not in ("plain", "checkpoint", "layer-outer"):
+    if model.spec.encoder and memory.rung not in ("plain", "checkpoint", "layer-outer"):
         raise ConfigError(
             f"rung '{memory.rung}' works on several layers at once, and each layer of the encoder of family "
             f"'{model.config.family}' needs all of the one below: choose memory.rung = 'layer-outer', 'checkpoint' or "
             "'plain'"
         )
-    if isinstance(model, EncoderDecoder) and world.context > 1:
+    if model.spec.encoder and world.context > 1:
         raise ConfigError(
             f"parallel.context = {world.context} shares the tokens of one text, and family '{model.config.family}' "
             "reads a source besides: leave it out"

@@ -21,8 +21,7 @@ from handscroll.generate.engine.request import Options, Request
 from handscroll.generate.engine.scheduler import Chunk, Scheduler
 from handscroll.generate.rows import finite
 from handscroll.generate.sample import Sampling, generator, pick
-from handscroll.models.encoder_decoder import EncoderDecoder
-from handscroll.models.model import Decoder, Model
+from handscroll.models.model import Model
 from handscroll.nn.marks import Marks
 
 BLOCK = 32  # tokens of a block
@@ -278,18 +277,7 @@ def workload(model: Model, memory: int, budget: int = BUDGET, most: int = MOST, 
 
 def _check_positions(model: Model) -> None:
     """Blocks are read by kernels that know one rotation and no bias."""
-    model.check_one_way()
-    if model.recurrent:
-        raise ConfigError(
-            f"family '{model.config.family}' keeps a state and no keys to lay in blocks; use lm.generate, one "
-            "request at a time"
-        )
-    positions = getattr(model.config, "positions", None)
-    bands = positions is not None and bool(positions.scaling.bands())
-    if bands or (isinstance(model, Decoder) and model.bias() is not None):
-        own = "a source" if isinstance(model, EncoderDecoder) else "ALiBi"
-        how = f"scaling '{positions.scaling.name}'" if positions is not None and bands else own
-        raise ConfigError(f"the engine cannot read blocks of keys under {how}; use lm.generate, one request at a time")
+    model.spec.require("the engine", forward=True, one_text=True, keys=True, blocks=True)
 
 
 def _count(memory: int | None, blocks: int | None, block_bytes: int, block: int) -> int:
@@ -307,11 +295,8 @@ def _count(memory: int | None, blocks: int | None, block_bytes: int, block: int)
 
 def _bucket(model: Model, length: int) -> tuple[int, int]:
     """The declared length of a request, and the key of its rotary tables."""
-    positions = getattr(model.config, "positions", None)
-    if positions is None:
-        return length, 0
-    declared = positions.scaling.declared(length)
-    return declared, positions.scaling.bucket(declared)
+    declared = model.spec.declared(length)
+    return declared, model.spec.bucket(declared)
 
 
 def _check_reading(ids: list[int], bucket: int, reading: Reading) -> None:

@@ -32,6 +32,5 @@ def rows_together(model: Model) -> int:
     else:
         ours = all(not calls.refuses_product(probe.expand(1, w.shape[1]), w) for w in weights)
         widest = max(max(w.shape[1] for w in weights), config.mlp_width)
-    rotated = getattr(config, "positions", None) is not None
-    whole = config.mlp_width % LOOP == 0 and (not rotated or config.rotated_size // 2 % WIDE_LOOP == 0)
+    whole = config.mlp_width % LOOP == 0 and all(layer.rotated // 2 % WIDE_LOOP == 0 for layer in model.spec.layers)
     return max(1, min(calls.FEW, (ALONE - 1) // widest)) if ours and whole else 1

@@ -30,6 +30,10 @@ class Table(Positions):
         return self.context
 
     @property
+    def pads(self) -> bool:
+        return self.unused > 0
+
+    @property
     def rows(self) -> int:
         return self.unused + self.context
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from handscroll.base.errors import ConfigError
 from handscroll.data.batch import Batch
-from handscroll.models.encoder_decoder import Encoder, EncoderDecoder
 from handscroll.models.model import Decoder
 from handscroll.nn.noise import Noise
 from handscroll.objectives.objective import Objective
@@ -106,7 +105,7 @@ def _piece(batch: Batch) -> Batch:
 def memory_needed(model: Decoder, memory: Memory) -> int:
     """Bytes that `certify` takes on top of the model, about: a float64 copy, its gradients, and those of both ways."""
     kept = _layers(model, memory)
-    left_out = [layer for side in _sides(model) for layer in side.layers[kept:]]
+    left_out = [layer for side in model.stacks for layer in side.layers[kept:]]
     numbers = sum(p.numel() for p in model.parameters())
     return 4 * 8 * (numbers - sum(p.numel() for layer in left_out for p in layer.parameters()))
 
@@ -118,7 +117,7 @@ def _layers(model: Decoder, memory: Memory) -> int:
 
 
 def _copy(model: Decoder, layers: int, dtype: torch.dtype) -> Decoder:
-    sides = _sides(model)
+    sides = model.stacks
     kept = [side.layers for side in sides]
     for side in sides:
         side.layers = side.layers[:layers]  # a deep model is copied without its upper layers
@@ -127,11 +126,6 @@ def _copy(model: Decoder, layers: int, dtype: torch.dtype) -> Decoder:
     finally:
         for side, whole in zip(sides, kept, strict=True):
             side.layers = whole
-
-
-def _sides(model: Decoder) -> list[Decoder | Encoder]:
-    """What has layers: the model, and its encoder."""
-    return [model, model.encoder] if isinstance(model, EncoderDecoder) else [model]
 
 
 def _gradients(

@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from handscroll.base.allocator import trim
 from handscroll.data.batch import Batch
-from handscroll.models.encoder_decoder import Encoder, EncoderDecoder
+from handscroll.models.encoder_decoder import Encoder
 from handscroll.models.model import Decoder
 from handscroll.nn.attention import Context
 from handscroll.nn.memory import Memory
@@ -45,7 +45,7 @@ class Plain:
 
     def _read(self, model: Decoder, source: Batch, request: Request) -> Memory:
         """The source of an encoder-decoder, its layers run as the decoder's are."""
-        assert isinstance(model, EncoderDecoder), "a source, but nothing that reads it"
+        assert model.spec.encoder, "a source, but nothing that reads it"
         marks = source.marks()
         context = model.source_context(marks, noise=request.noise, mlp_tile=self.mlp_tile)
         return Memory(self._run(model.encoder, model.embed(source.tokens, marks), context), marks)

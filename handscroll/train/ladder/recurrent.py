@@ -102,7 +102,7 @@ class Recurrent:
             ConfigError: its positions are a learned table.
             CapacityError: a chunk with its memory is longer than the model's context.
         """
-        if model.recurrent:
+        if model.spec.recurrent:
             raise ConfigError(
                 f"family {model.config.family} keeps a state and no keys to remember; rung 'chunk-outer' is exact "
                 "through time and holds no more than a chunk: take that"

@@ -11,7 +11,6 @@ those, and 4 x H x E for the decoder layer in work. Keys and values are projecte
 import torch
 
 from handscroll.data.batch import Batch
-from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.nn.attention import CrossAttention
 from handscroll.nn.memory import Memory
 from handscroll.nn.span import Span
@@ -22,7 +21,7 @@ class Source:
     """What the decoder of a step reads (`stack.py: Reads`)."""
 
     def __init__(self, work: Work, source: Batch):
-        assert isinstance(work.model, EncoderDecoder), "a source, but nothing that reads it"
+        assert work.model.spec.encoder, "a source, but nothing that reads it"
         self.work, self.model, self.source = work, work.model, source
         self.stack = Stack(work, Side.encoder(work, source))
         self.states = self.stack.last + 1  # where the stack keeps its end, and behind it the gradient of that

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from handscroll.base.allocator import trim
 from handscroll.base.errors import ConfigError
 from handscroll.data.batch import Batch
-from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.models.model import Decoder
 from handscroll.nn.attention import Context
 from handscroll.nn.marks import Marks
@@ -93,7 +92,7 @@ class Side:
     def encoder(cls, work: Work, source: Batch) -> Self:
         """The layers of an encoder-decoder's encoder."""
         model = work.model
-        assert isinstance(model, EncoderDecoder), "a source, but nothing that reads it"
+        assert model.spec.encoder, "a source, but nothing that reads it"
 
         def context(x: Tensor, marks: Marks, **shared: Any) -> Context:
             return model.source_context(marks, **shared)
