@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from handscroll.base.errors import CheckpointError
 from handscroll.models.foreign import Entry, Family
-from handscroll.models.model import Model
+from handscroll.models.model import Decoder
 
 
 class _Uninitialised(TorchFunctionMode):
@@ -22,7 +22,7 @@ class _Uninitialised(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def empty_model(kind: Family, config: Any) -> Model:
+def empty_model(kind: Family, config: Any) -> Decoder:
     """A model of a family without numbers (on the meta device)."""
     with torch.device("meta"), _Uninitialised():
         return kind.build(config)

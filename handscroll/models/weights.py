@@ -16,14 +16,9 @@ from torch import Tensor
 from handscroll.base.errors import CheckpointError, ConfigError, nearest
 from handscroll.base.gguf import found_in, is_gguf, read_gguf
 from handscroll.base.runs import write_file
-<<<<<<< HEAD
 from handscroll.models.foreign import Family
 from handscroll.models.gguf.load import load_gguf, read_header, settled, sizes_of, stored_dtype
-from handscroll.models.model import Model
-=======
-from handscroll.models.foreign import Entry, Family
 from handscroll.models.model import Decoder, Model
->>>>>>> cf87c5d (Sources: any model that the spec says reads one)
 from handscroll.models.table import family
 from handscroll.models.unpack import empty_model, pack, unpack
 
@@ -86,18 +81,13 @@ def read_config(source: Path) -> tuple[Family, Any]:
     return kind, kind.read(foreign)
 
 
-<<<<<<< HEAD
 def load_model(
     source: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu", as_stored: bool = False
-) -> Model:
+) -> Decoder:
     """Build the model of a checkpoint folder or a GGUF file and read its weights.
 
     Files are mapped: a tensor that is stored in `dtype` (None: what most of them are stored in) is a view of its file.
     `as_stored` keeps the quantised matrices of a GGUF file as they are; otherwise they are dequantised.
-=======
-def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Decoder:
-    """Build the model of a checkpoint folder and read its weights, one tensor at a time.
->>>>>>> cf87c5d (Sources: any model that the spec says reads one)
 
     Raises:
         CheckpointError: missing, unexpected, truncated or misshapen tensors, named.

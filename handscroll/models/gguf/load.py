@@ -13,7 +13,7 @@ from handscroll.base.gguf import GGUF, Stored, read_gguf
 from handscroll.kernels.formats import BY_GGML, FORMATS, Format
 from handscroll.models.foreign import Family
 from handscroll.models.gguf.side import GGUFSide, Header
-from handscroll.models.model import Model
+from handscroll.models.model import Decoder
 from handscroll.models.table import family
 from handscroll.models.unpack import empty_model, unpack
 from handscroll.nn.linear import TokenTable
@@ -55,7 +55,7 @@ def _tokens(file: GGUF) -> dict[str, Any]:
     return {"bos_token_id": roles(file.metadata)["bos"], "eos_token_id": found or None}
 
 
-def load_gguf(path: Path, dtype: torch.dtype | None, device: str | torch.device, as_stored: bool) -> Model:
+def load_gguf(path: Path, dtype: torch.dtype | None, device: str | torch.device, as_stored: bool) -> Decoder:
     """The model of a GGUF file.
 
     `dtype` is what it computes in (None: see `stored_dtype`). `as_stored` keeps quantised matrices as they are, else
@@ -87,7 +87,7 @@ def load_gguf(path: Path, dtype: torch.dtype | None, device: str | torch.device,
     return model.eval()
 
 
-def _kept(model: Model, name: str, format: Format, raw: Tensor, dtype: torch.dtype) -> Quantised | None:
+def _kept(model: Decoder, name: str, format: Format, raw: Tensor, dtype: torch.dtype) -> Quantised | None:
     """The module that computes with a quantised matrix; None where only numbers are of use."""
     owner = model.get_submodule(name.rpartition(".")[0])
     if isinstance(owner, TokenTable):
@@ -95,7 +95,7 @@ def _kept(model: Model, name: str, format: Format, raw: Tensor, dtype: torch.dty
     return Quantised(format, raw, None, dtype) if isinstance(owner, nn.Linear) else None
 
 
-def _give(model: Model, state: dict[str, Tensor]) -> None:
+def _give(model: Decoder, state: dict[str, Tensor]) -> None:
     """Put numbers into the model, biases of quantised projections too."""
     for name in list(state):
         owner = model.get_submodule(name.rpartition(".")[0])
