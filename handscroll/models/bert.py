@@ -28,7 +28,8 @@ from handscroll.models.foreign import (
 from handscroll.models.model import Decoder
 from handscroll.models.new import SIZES, About
 from handscroll.models.sizes import Labels, WholeHeads
-from handscroll.nn.attention import Attention, Context, Heads
+from handscroll.nn.attention import Attention, Heads
+from handscroll.nn.block import Block, Norms
 from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Everything, Mask
@@ -37,7 +38,6 @@ from handscroll.nn.norm import LayerNorm
 from handscroll.nn.positions.table import Table
 from handscroll.nn.shapes import Embeddings, Logits, Tokens
 from handscroll.nn.span import Keeper
-from handscroll.nn.tile import tiled
 
 ACTIVATIONS = {"gelu": F.gelu, "gelu-tanh": gelu_tanh, "relu": F.relu}
 
@@ -118,26 +118,12 @@ class BertConfig(WholeHeads, Labels):
         return super().shape() | {"family": "gpt2", "positions": self.context} | own
 
 
-class Layer(nn.Module):
+def block(config: BertConfig, number: int) -> Block:
     """norm(x + attention(x)), then norm(x + mlp(x))."""
-
-    def __init__(self, config: BertConfig, number: int):
-        super().__init__()
-        self.number = number
-        heads = Heads(config.width, config.heads, config.heads, config.head_size, bias=True, output_bias=True)
-        self.attention = Attention(heads)
-        self.attention_norm = LayerNorm(config.width, eps=config.norm_eps)
-        self.mlp = MLP(config.width, config.mlp_width, activation=ACTIVATIONS[config.activation])
-        self.mlp_norm = LayerNorm(config.width, eps=config.norm_eps)
-
-    def forward(self, x: Embeddings, context: Context) -> Embeddings:
-        read = self.attention(x, context, context.mask, self.number)
-        x = self.attention_norm(x + context.dropped(read, 2 * self.number + 1))
-        return self.mlp_norm(x + context.dropped(tiled(self.mlp, x, context.mlp_tile), 2 * self.number + 2))
-
-    def remember(self, x: Embeddings, context: Context) -> Any:
-        """Append the keys and values of `x` to the context's cache, and nothing else; what the cache said to that."""
-        return self.attention.remember(x, context, self.number)
+    heads = Heads(config.width, config.heads, config.heads, config.head_size, bias=True, output_bias=True)
+    mlp = MLP(config.width, config.mlp_width, activation=ACTIVATIONS[config.activation])
+    norms = Norms(lambda: LayerNorm(config.width, eps=config.norm_eps), before=False, sum=True)
+    return Block(Attention(heads, number), mlp, norms)
 
 
 class MaskedHead(nn.Module):
@@ -169,7 +155,7 @@ class Bert(Decoder):
         self.position_embedding = nn.Embedding(config.offset + config.context, config.width)
         self.kind_embedding = nn.Embedding(config.kinds, config.width)
         self.embedding_norm = LayerNorm(config.width, eps=config.norm_eps)
-        self.layers = nn.ModuleList(Layer(config, number) for number in range(config.layers))
+        self.layers = nn.ModuleList(block(config, number) for number in range(config.layers))
         self.norm = nn.Identity()
         self.projection = None if config.tied or not config.masked else Linear(config.width, config.vocab, bias=False)
         self.masked = MaskedHead(config) if config.masked else None
@@ -381,10 +367,10 @@ _LAYER = {
     "attention.key": "attention.self.key",
     "attention.value": "attention.self.value",
     "attention.output": "attention.output.dense",
-    "attention_norm": "attention.output.LayerNorm",
+    "attention_sum_norm": "attention.output.LayerNorm",
     "mlp.up": "intermediate.dense",
     "mlp.down": "output.dense",
-    "mlp_norm": "output.LayerNorm",
+    "mlp_sum_norm": "output.LayerNorm",
 }
 _HEADS = {
     "bert": {

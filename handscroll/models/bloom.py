@@ -17,7 +17,7 @@ from handscroll.models.foreign import (
     required,
     written_ends,
 )
-from handscroll.models.gpt2 import Layer
+from handscroll.models.gpt2 import block
 from handscroll.models.model import Decoder
 from handscroll.models.sizes import WholeHeads
 from handscroll.nn.bias import ALiBi
@@ -76,7 +76,7 @@ class Bloom(Decoder):
         self.config = config
         self.embedding = TokenTable(config.vocab, config.width)
         self.embedding_norm = LayerNorm(config.width, eps=config.norm_eps)
-        self.layers = nn.ModuleList(Layer(config, number) for number in range(config.layers))
+        self.layers = nn.ModuleList(block(config, number) for number in range(config.layers))
         self.norm = LayerNorm(config.width, eps=config.norm_eps)
         self.projection = None if config.tied else Linear(config.width, config.vocab, bias=False)
 

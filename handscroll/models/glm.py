@@ -12,15 +12,13 @@ from handscroll.base.errors import ConfigError
 from handscroll.base.spec import ModelSpec
 from handscroll.models import llama
 from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
-from handscroll.models.model import PreNormLayer
 from handscroll.models.new import SIZES, About
 from handscroll.models.positions import read_positions, rotated_size, unscaled
 from handscroll.models.sizes import RotaryHeads
-from handscroll.nn.attention import Attention, Context, Heads
+from handscroll.nn.attention import Attention, Heads
+from handscroll.nn.block import Block, Norms
 from handscroll.nn.mlp import GatedMLP
 from handscroll.nn.norm import RMSNorm
-from handscroll.nn.shapes import Embeddings
-from handscroll.nn.tile import tiled
 
 
 class GLMConfig(RotaryHeads):
@@ -55,42 +53,16 @@ class GLMConfig(RotaryHeads):
         return super().shape() | {"norms": 4 if self.branch_norms else 2}
 
 
-class Layer(PreNormLayer):
-    """Grouped-query attention and a gated MLP."""
-
-    def __init__(self, config: GLMConfig, number: int):
-        super().__init__()
-        self.number, self.window = number, None
-        self.attention_norm = RMSNorm(config.width, config.norm_eps)
-        self.attention = Attention(
-            Heads(config.width, config.heads, config.kv_heads, config.head_size, bias=config.attention_bias)
-        )
-        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
-        self.mlp = GatedMLP(config.width, config.mlp_width, bias=False)
-
-
-class NormedLayer(Layer):
-    """x + norm(attention(norm x)), then x + norm(mlp(norm x))."""
-
-    def __init__(self, config: GLMConfig, number: int):
-        super().__init__(config, number)
-        self.attention_branch_norm = RMSNorm(config.width, config.norm_eps)
-        self.mlp_branch_norm = RMSNorm(config.width, config.norm_eps)
-
-    def forward(self, x: Embeddings, context: Context) -> Embeddings:
-        read = self.attention_branch_norm(self.attention(self.attention_norm(x), context, context.mask, self.number))
-        x = x + context.dropped(read, 2 * self.number + 1)
-        made = self.mlp_branch_norm(tiled(self.mlp, self.mlp_norm(x), context.mlp_tile))
-        return x + context.dropped(made, 2 * self.number + 2)
-
-
 class GLM(llama.Llama):
     """A decoder of the GLM-4 form."""
 
     config: GLMConfig
 
-    def layer(self, number: int) -> Layer:
-        return (NormedLayer if self.config.branch_norms else Layer)(self.config, number)
+    def block(self, number: int) -> Block:
+        config = self.config
+        heads = Heads(config.width, config.heads, config.kv_heads, config.head_size, bias=config.attention_bias)
+        norms = Norms(lambda: RMSNorm(config.width, config.norm_eps), branch=config.branch_norms)
+        return Block(Attention(heads, number), GatedMLP(config.width, config.mlp_width, bias=False), norms)
 
 
 ARCHITECTURES = {"glm": "GlmForCausalLM", "glm4": "Glm4ForCausalLM"}

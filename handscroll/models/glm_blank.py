@@ -13,7 +13,7 @@ from torch import nn
 from handscroll.base.errors import CapacityError
 from handscroll.base.spec import ModelSpec
 from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
-from handscroll.models.gpt2 import Layer
+from handscroll.models.gpt2 import block
 from handscroll.models.model import Decoder
 from handscroll.models.new import SIZES, About
 from handscroll.models.sizes import WholeHeads
@@ -83,7 +83,7 @@ class BlankGLM(Decoder):
         self.embedding = TokenTable(config.vocab, config.width)
         self.position_embedding = nn.Embedding(config.context, config.width)
         self.inside_embedding = nn.Embedding(config.inside, config.width)
-        self.layers = nn.ModuleList(Layer(config, number) for number in range(config.layers))
+        self.layers = nn.ModuleList(block(config, number) for number in range(config.layers))
         self.norm = LayerNorm(config.width, eps=config.norm_eps)
         self.projection = None if config.tied else Linear(config.width, config.vocab, bias=False)
 

@@ -16,10 +16,11 @@ from handscroll.models.foreign import (
     required,
     written_ends,
 )
-from handscroll.models.model import Decoder, PreNormLayer
+from handscroll.models.model import Decoder
 from handscroll.models.new import SIZES, About
 from handscroll.models.sizes import WholeHeads
 from handscroll.nn.attention import Attention, Heads
+from handscroll.nn.block import Block, Norms
 from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
 from handscroll.nn.mlp import MLP
@@ -59,18 +60,11 @@ class GPT2Config(WholeHeads):
         return super().shape() | {"family": "gpt2", "positions": self.context}
 
 
-class Layer(PreNormLayer):
+def block(config: Any, number: int) -> Block:
     """Multi-head attention and a GELU MLP, with layer norms and biases; also the layer of BLOOM."""
-
-    def __init__(self, config: Any, number: int):
-        super().__init__()
-        self.number, self.window = number, None
-        self.attention_norm = LayerNorm(config.width, eps=config.norm_eps)
-        self.attention = Attention(
-            Heads(config.width, config.heads, config.heads, config.head_size, bias=True, output_bias=True)
-        )
-        self.mlp_norm = LayerNorm(config.width, eps=config.norm_eps)
-        self.mlp = MLP(config.width, config.mlp_width)
+    heads = Heads(config.width, config.heads, config.heads, config.head_size, bias=True, output_bias=True)
+    norms = Norms(lambda: LayerNorm(config.width, eps=config.norm_eps))
+    return Block(Attention(heads, number), MLP(config.width, config.mlp_width), norms)
 
 
 class GPT2(Decoder):
@@ -81,7 +75,7 @@ class GPT2(Decoder):
         self.config = config
         self.embedding = TokenTable(config.vocab, config.width)
         self.position_embedding = nn.Embedding(config.context, config.width)
-        self.layers = nn.ModuleList(Layer(config, number) for number in range(config.layers))
+        self.layers = nn.ModuleList(block(config, number) for number in range(config.layers))
         self.norm = LayerNorm(config.width, eps=config.norm_eps)
         self.projection = None if config.tied else Linear(config.width, config.vocab, bias=False)
 

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from handscroll.base.errors import ConfigError
-from handscroll.models.llama import Layer, Llama
+from handscroll.models.llama import Llama
 from handscroll.models.model import Decoder
 from handscroll.nn.attention import Attention
+from handscroll.nn.block import Block
 from handscroll.nn.scaling.base import plain_frequencies
 
 EMBEDDING_STD = 0.4
@@ -51,7 +52,7 @@ def set_induction_heads(model: Decoder, generator: torch.Generator) -> None:
         model.embedding.weight.normal_(0.0, EMBEDDING_STD, generator=generator)
         model.embedding.weight[:, 0] = CONSTANT
         model.get_parameter("norm.weight").fill_(HEAD_NORM)
-        layers = [layer for layer in model.layers if isinstance(layer, Layer)]
+        layers = [layer for layer in model.layers if isinstance(layer, Block)]
         for layer in layers:
             layer.attention.output.weight.zero_()
             layer.mlp.down.weight.zero_()

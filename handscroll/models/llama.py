@@ -14,14 +14,14 @@ from handscroll.base.spec import ModelSpec
 from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required, written_ends
 from handscroll.models.gguf.rope import read_rope, write_rope
 from handscroll.models.gguf.side import GGUFSide, Header, Written, gguf_ends
-from handscroll.models.model import Decoder, PreNormLayer
+from handscroll.models.model import Decoder
 from handscroll.models.new import SIZES, About
 from handscroll.models.positions import POSITION_KEYS, read_positions, unscaled, write_positions
 from handscroll.models.sizes import RotaryHeads
 from handscroll.nn.attention import Attention, Heads
+from handscroll.nn.block import Block, Norms
 from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
-from handscroll.nn.mask import Window
 from handscroll.nn.mlp import GatedMLP
 from handscroll.nn.norm import RMSNorm
 from handscroll.nn.rope import Rotation
@@ -65,52 +65,38 @@ class LlamaConfig(RotaryHeads):
         return super().shape() | {"windows": self.windows}
 
 
-class Layer(PreNormLayer):
-    """Grouped-query attention, windowed where the configuration says so, and a gated MLP."""
-
-    mlp: GatedMLP
-
-    def __init__(self, config: LlamaConfig, number: int):
-        super().__init__()
-        self.number = number
-        window = config.windows[number] if config.windows else None
-        self.window = None if window is None else Window(window)
-        self.attention_norm = RMSNorm(config.width, config.norm_eps)
-        self.attention = Attention(
-            Heads(
-                width=config.width,
-                heads=config.heads,
-                kv_heads=config.kv_heads,
-                head_size=config.head_size,
-                bias=config.attention_bias,
-                output_bias=config.output_bias,
-                norm_eps=config.norm_eps if config.query_key_norm else None,
-            )
-        )
-        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
-        self.mlp = GatedMLP(config.width, config.mlp_width, config.mlp_bias)
-
-
 class Llama(Decoder):
-    """A decoder of the Llama form; one with layers of its own writes `layer`."""
+    """A decoder of the Llama form; one with layers of its own writes `block`."""
 
     def __init__(self, config: Any):
         super().__init__()
         self.config = config
         self.embedding = TokenTable(config.vocab, config.width)
-        self.layers = nn.ModuleList(self.layer(number) for number in range(config.layers))
+        self.layers = nn.ModuleList(self.block(number) for number in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.projection = None if config.tied else Linear(config.width, config.vocab, bias=False)
 
-    def layer(self, number: int) -> PreNormLayer:
-        """Layer `number` of the stack."""
-        return Layer(self.config, number)
+    def block(self, number: int) -> Block:
+        """Layer `number` of the stack: grouped-query attention, windowed where that is configured, and a gated MLP."""
+        config = self.config
+        heads = Heads(
+            width=config.width,
+            heads=config.heads,
+            kv_heads=config.kv_heads,
+            head_size=config.head_size,
+            bias=config.attention_bias,
+            output_bias=config.output_bias,
+            norm_eps=config.norm_eps if config.query_key_norm else None,
+            window=config.windows[number] if config.windows else None,
+        )
+        mlp = GatedMLP(config.width, config.mlp_width, config.mlp_bias)
+        return Block(Attention(heads, number), mlp, Norms(lambda: RMSNorm(config.width, config.norm_eps)))
 
     def embed(self, tokens: Tokens, marks: Marks) -> Embeddings:
         return self.embedding(tokens)
 
-    def rotation(self, marks: Marks, length: int | None, like: Tensor) -> Rotation:
-        return self.config.positions.rotation(marks, self.config.rotated_size, length, like)
+    def rotations(self, marks: Marks, length: int | None, like: Tensor) -> tuple[Rotation, ...]:
+        return (self.config.positions.rotation(marks, self.config.rotated_size, length, like),)
 
 
 ARCHITECTURES = {

@@ -11,10 +11,10 @@ from handscroll.base.spec import ModelSpec
 from handscroll.cache.full import Cache
 from handscroll.kernels.native.calls import FEW
 from handscroll.kernels.runs import capped
-from handscroll.nn.attention import Attention, Context
+from handscroll.nn.attention import Context
 from handscroll.nn.bias import Bias
+from handscroll.nn.block import Block
 from handscroll.nn.compiled import graph as gpu
-from handscroll.nn.compiled.halves import halves
 from handscroll.nn.compiled.stack import stack
 from handscroll.nn.linear import TokenTable
 from handscroll.nn.marks import Marks
@@ -23,7 +23,6 @@ from handscroll.nn.memory import Memory
 from handscroll.nn.rope import Rotation
 from handscroll.nn.shapes import Embeddings, Logits, Tokens
 from handscroll.nn.span import Keeper
-from handscroll.nn.tile import tiled
 
 if TYPE_CHECKING:
     from handscroll.models.encoder_decoder import Encoder
@@ -123,7 +122,7 @@ class Model(nn.Module):
 class Decoder(Model):
     """What decoders share: token table, layers, final norm, tied or own projection, causal mask.
 
-    Subclasses set `embedding`, `layers`, `norm` and `projection` (None: tied), write `embed`, and `rotation` or
+    Subclasses set `embedding`, `layers`, `norm` and `projection` (None: tied), write `embed`, and `rotations` or
     `bias` where those tell positions. A layer is `layer(x, context) -> x`, and `layer.remember(x, context)` only
     appends its keys and values.
     """
@@ -144,11 +143,11 @@ class Decoder(Model):
 
     def context(self, like: Tensor, marks: Marks, mask: Mask, length: int | None = None, **shared: Any) -> Context:
         """What the layers share in one forward: `shared` are further fields of `Context`."""
-        return Context(marks, mask, self.rotation(marks, length, like), self.bias(), **shared)
+        return Context(marks, mask, self.rotations(marks, length, like), self.bias(), **shared)
 
-    def rotation(self, marks: Marks, length: int | None, like: Tensor) -> Rotation | None:
-        """Rotary tables for tokens with `marks` in a request of `length`; None where positions are no rotation."""
-        return None
+    def rotations(self, marks: Marks, length: int | None, like: Tensor) -> tuple[Rotation, ...]:
+        """Rotary tables for tokens with `marks` in a request of `length`, one for each kind of layer."""
+        return ()
 
     def bias(self) -> Bias | None:
         """What is added to the attention scores of every layer, where that is how positions are told."""
@@ -168,9 +167,10 @@ class Decoder(Model):
 
     def through(self, x: Embeddings, context: Context) -> Embeddings:
         """All layers, one after the other or, for a few new tokens where it can be, in one call (compiled, a graph)."""
-        if x.shape[1] <= FEW and all(type(layer).forward is PreNormLayer.forward for layer in self.layers):
+        if x.shape[1] <= FEW and all(type(layer).forward is Block.forward for layer in self.layers):
             through = gpu.stack if x.device.type == "cuda" else stack
-            found = through(self.layers, [layer.window for layer in self.layers], x, context)  # type: ignore[misc]
+            windows = [layer.attention.window for layer in self.layers]  # type: ignore[union-attr]
+            found = through(self.layers, windows, x, context)  # type: ignore[arg-type]
             if found is not None:
                 return found
         for layer in self.layers:
@@ -187,34 +187,3 @@ class Decoder(Model):
 
     def mask(self) -> Mask:
         return Causal()
-
-
-class PreNormLayer(nn.Module):
-    """x + attention(norm x), then x + mlp(norm x): the layer of every decoder here.
-
-    Subclasses set `number`, `window` (None: the shared mask as it is), and the four parts.
-    """
-
-    number: int
-    window: Mask | None
-    attention_norm: nn.Module
-    attention: Attention
-    mlp_norm: nn.Module
-    mlp: nn.Module
-
-    def forward(self, x: Embeddings, context: Context) -> Embeddings:
-        mask = context.mask if self.window is None else context.mask & self.window
-        plain = context.noise is None and context.known is None
-        compiled = halves(self, x, context.rotation) if plain else None
-        if compiled is not None:
-            assert context.rotation is not None
-            q, k, v = compiled.before(x, context.rotation)
-            spans = context.append(self.number, k, v)
-            return compiled.after(x, self.attention.read(q, spans, context, mask, self.number))
-        read = self.attention(self.attention_norm(x), context, mask, self.number)
-        x = x + context.dropped(read, 2 * self.number + 1)
-        return x + context.dropped(tiled(self.mlp, self.mlp_norm(x), context.mlp_tile), 2 * self.number + 2)
-
-    def remember(self, x: Embeddings, context: Context) -> Any:
-        """Append the keys and values of `x` to the context's cache, and nothing else; what the cache said to that."""
-        return self.attention.remember(self.attention_norm(x), context, self.number)

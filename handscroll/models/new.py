@@ -18,6 +18,8 @@ NEW: dict[str, str] = {
     "llama": "handscroll.models.llama:new",
     "gpt2": "handscroll.models.gpt2:new",
     "glm": "handscroll.models.glm:new",
+    "gemma2": "handscroll.models.gemma:new",
+    "gemma3_text": "handscroll.models.gemma:new_3",
     "bert": "handscroll.models.bert:new",
     "glm-blank": "handscroll.models.glm_blank:new",
     "lstm": "handscroll.models.lstm:new",

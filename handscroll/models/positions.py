@@ -4,7 +4,7 @@ Two forms are in circulation: `rope_theta` with `rope_scaling` (transformers 4) 
 `rope_theta` inside (transformers 5). Both are read, alone or together when they agree; nothing is guessed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from handscroll.base.errors import ConfigError, nearest
@@ -121,6 +121,29 @@ def read_positions(
     for length in (positions.trained, positions.context):  # factor lists and ramps are checked against the head here
         positions.scaling.inverse_frequencies(head_size, base, length)
     return positions
+
+
+def of_layer_type(config: Mapping[str, Any], kind: str, kinds: Collection[str]) -> dict[str, Any]:
+    """The configuration as layers of one `kind` read it, where rope tables may have a table for each of `kinds`.
+
+    transformers 5 writes `rope_parameters` so for models whose layers differ in their rope (Gemma 3).
+
+    Raises:
+        ConfigError: a table for an unknown kind of layer, or settings beside such tables.
+    """
+    found = dict(config)
+    for key in ("rope_scaling", "rope_parameters"):
+        values = config.get(key)
+        if not isinstance(values, dict) or not any(isinstance(value, dict) for value in values.values()):
+            continue
+        wrong = [name for name, value in values.items() if name not in kinds or not isinstance(value, dict | None)]
+        if wrong:
+            raise ConfigError(
+                f"config.json: {key} has a table for each kind of layer and beside them {wrong[0]!r}, which is none: "
+                f"{nearest(wrong[0], kinds)}"
+            )
+        found[key] = values.get(kind)
+    return found
 
 
 def write_positions(positions: Rotary) -> dict[str, Any]:

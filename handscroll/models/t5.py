@@ -26,18 +26,17 @@ from handscroll.models.foreign import (
     required,
     written_ends,
 )
-from handscroll.models.model import PreNormLayer
 from handscroll.models.new import SIZES, About
 from handscroll.models.sizes import Sizes
-from handscroll.nn.attention import Attention, Context, CrossAttention, Heads
+from handscroll.nn.attention import Attention, CrossAttention, Heads
 from handscroll.nn.bias import Buckets, Relative
+from handscroll.nn.block import Block, Norms
 from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
 from handscroll.nn.mlp import MLP, GatedMLP, gelu_tanh
 from handscroll.nn.norm import RMSNorm
 from handscroll.nn.positions.buckets import Buckets as BucketPositions
 from handscroll.nn.shapes import Embeddings, Tokens
-from handscroll.nn.tile import tiled
 
 TRAINED = 512  # tokens of source, of every published T5 (mT5: 1,024, which its files say nowhere)
 ACTIVATIONS: dict[str, tuple[str, Callable[[Tensor], Tensor], str]] = {  # the name in files, the function, ours
@@ -130,37 +129,13 @@ class FinalNorm(RMSNorm):
         return normed if self.scale == 1.0 else normed * self.scale
 
 
-class Layer(PreNormLayer):
-    """The encoder's layer: attention and MLP."""
-
-    def __init__(self, config: T5Config, number: int):
-        super().__init__()
-        self.number, self.window = number, None
-        self.attention_norm = RMSNorm(config.width, config.norm_eps)
-        self.attention = Attention(_heads(config))
-        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
-        kind = GatedMLP if config.mlp.startswith("gated") else MLP
-        self.mlp = kind(config.width, config.mlp_width, bias=False, activation=ACTIVATIONS[config.mlp][1])
-
-
-class DecoderLayer(Layer):
-    """Attention, attention to the source, MLP."""
-
-    def __init__(self, config: T5Config, number: int):
-        super().__init__(config, number)
-        self.cross_norm = RMSNorm(config.width, config.norm_eps)
-        self.cross = CrossAttention(_heads(config))
-        self.cross_site = 2 * config.layers + 1 + number
-
-    def forward(self, x: Embeddings, context: Context) -> Embeddings:
-        read = self.attention(self.attention_norm(x), context, context.mask, self.number)
-        x = x + context.dropped(read, 2 * self.number + 1)
-        x = x + context.dropped(self.cross(self.cross_norm(x), context, self.number), self.cross_site)
-        return x + context.dropped(tiled(self.mlp, self.mlp_norm(x), context.mlp_tile), 2 * self.number + 2)
-
-
-def _heads(config: T5Config) -> Heads:
-    return Heads(config.width, config.heads, config.heads, config.head_size, scale=1.0)
+def block(config: T5Config, number: int, crossed: bool = False) -> Block:
+    """Attention and MLP; `crossed`, in the decoder, with attention to the source between them."""
+    heads = Heads(config.width, config.heads, config.heads, config.head_size, scale=1.0)
+    kind = GatedMLP if config.mlp.startswith("gated") else MLP
+    mlp = kind(config.width, config.mlp_width, bias=False, activation=ACTIVATIONS[config.mlp][1])
+    cross = CrossAttention(heads, number, site=2 * config.layers + 1 + number) if crossed else None
+    return Block(Attention(heads, number), mlp, Norms(lambda: RMSNorm(config.width, config.norm_eps)), cross)
 
 
 class T5Encoder(Encoder):
@@ -169,7 +144,7 @@ class T5Encoder(Encoder):
     def __init__(self, config: T5Config):
         super().__init__()
         self.position_bias = nn.Embedding(config.buckets, config.heads)
-        self.layers = nn.ModuleList(Layer(config, number) for number in range(config.encoder_layers))
+        self.layers = nn.ModuleList(block(config, number) for number in range(config.encoder_layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
 
 
@@ -182,7 +157,7 @@ class T5(EncoderDecoder):
         self.embedding = TokenTable(config.vocab, config.width)
         self.encoder = T5Encoder(config)
         self.position_bias = nn.Embedding(config.buckets, config.heads)
-        self.layers = nn.ModuleList(DecoderLayer(config, number) for number in range(config.layers))
+        self.layers = nn.ModuleList(block(config, number, crossed=True) for number in range(config.layers))
         self.norm = FinalNorm(config)
         self.projection = None if config.tied else Linear(config.width, config.vocab, bias=False)
 

@@ -1,5 +1,6 @@
 """The table of families: foreign `model_type` -> its file's `Family` (a file and a line here are a new family)."""
 
+from handscroll.base.errors import ConfigError
 from handscroll.base.tables import resolve
 
 FAMILIES: dict[str, str] = {
@@ -9,6 +10,8 @@ FAMILIES: dict[str, str] = {
     "qwen3": "handscroll.models.llama:QWEN3",
     "glm": "handscroll.models.glm:GLM_4",
     "glm4": "handscroll.models.glm:GLM_4_0414",
+    "gemma2": "handscroll.models.gemma:GEMMA_2",
+    "gemma3_text": "handscroll.models.gemma:GEMMA_3",
     "gpt2": "handscroll.models.gpt2:FAMILY",
     "glm-blank": "handscroll.models.glm_blank:FAMILY",
     "lstm": "handscroll.models.lstm:FAMILY",
@@ -23,6 +26,16 @@ FAMILIES: dict[str, str] = {
 }
 
 
+# What a `model_type` is that is known and not read.
+REFUSED: dict[str, str] = {
+    "gemma3": "is a model of pictures and text (its config.json has text_config and vision_config), of which only the "
+    "text part could be read: save that part alone, with model_type 'gemma3_text', or take a Gemma 3 of text "
+    "(gemma-3-270m, gemma-3-1b, or a GGUF file of any size, which holds the text part)",
+}
+
+
 def family(name: str):
     """The `Family` of a foreign `model_type`; unknown names are refused with the nearest valid one."""
+    if name in REFUSED:
+        raise ConfigError(f"model_type '{name}' {REFUSED[name]}")
     return resolve(FAMILIES, name, "model family")

@@ -14,7 +14,7 @@ from handscroll.nn.bands import attend_bands
 from handscroll.nn.bias import Bias
 from handscroll.nn.linear import Linear
 from handscroll.nn.marks import Marks
-from handscroll.nn.mask import Everything, Mask, SameSegment
+from handscroll.nn.mask import Everything, Mask, SameSegment, Window
 from handscroll.nn.memory import Memory
 from handscroll.nn.noise import Noise
 from handscroll.nn.norm import RMSNorm
@@ -26,7 +26,7 @@ from handscroll.nn.span import Keeper, Span
 
 @dataclass(frozen=True)
 class Heads:
-    """Head counts and switches of one attention block."""
+    """Head counts and switches of the attention of one layer."""
 
     width: int
     heads: int
@@ -34,23 +34,31 @@ class Heads:
     head_size: int
     bias: bool = False
     output_bias: bool = False
-    norm_eps: float | None = None  # Qwen3: RMS norm of each query and key head
+    norm_eps: float | None = None  # Qwen3, Gemma 3: RMS norm of each query and key head
+    norm: Callable[[int, float], nn.Module] = RMSNorm  # which kind of norm, of a size and epsilon
     scale: float | None = None  # what q.k is multiplied by; 1/sqrt(E) unless given (T5: 1)
+    cap: float | None = None  # scaled scores s are cap * tanh(s / cap) (Gemma 2)
+    window: int | None = None  # tokens that are seen, the query's own included; None: all that the mask shows
+    positions: int = 0  # which of the model's rotations turns queries and keys (`Context.rotations`)
 
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """What every layer of one forward shares: marks, mask, rotation or bias, cache, dropout, tiling of the MLP."""
+    """What every layer of one forward shares: marks, mask, rotations or bias, cache, dropout, tiling of the MLP."""
 
     marks: Marks
     mask: Mask
-    rotation: Rotation | None = None
+    rotations: tuple[Rotation, ...] = ()  # layers pick theirs (`Heads.positions`); none where positions are no rotation
     bias: Bias | None = None  # added to the scores of every layer (ALiBi, T5's)
     cache: Keeper | None = None
     noise: Noise | None = None
     exchange: Exchange | None = None  # of the ranks that hold the tokens together
     memory: Memory | None = None  # what the decoder of an encoder-decoder reads besides its own text
     mlp_tile: int = 0  # tokens the MLP sees at a time, recomputed in the backward; 0: all at once
+
+    def rotation(self, positions: int) -> Rotation | None:
+        """The rotation of the layers that tell positions so; None where positions are no rotation."""
+        return self.rotations[positions] if self.rotations else None
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> Any:
         """Keep (B, K, T, E) keys and values of a layer; returns what its queries may read: spans or pages, or what else
@@ -70,61 +78,69 @@ class Context:
 
 
 class Attention(nn.Module):
-    """Grouped-query attention (Ainslie et al. 2023); kv_heads == heads is multi-head attention."""
+    """Grouped-query attention (Ainslie et al. 2023) of layer `number`; kv_heads == heads is multi-head attention."""
 
-    def __init__(self, heads: Heads):
+    def __init__(self, heads: Heads, number: int):
         super().__init__()
-        self.shape = heads
+        self.shape, self.number = heads, number
+        self.window = None if heads.window is None else Window(heads.window)
         inner, shared = heads.heads * heads.head_size, heads.kv_heads * heads.head_size
         self.query = Linear(heads.width, inner, bias=heads.bias)
         self.key = Linear(heads.width, shared, bias=heads.bias)
         self.value = Linear(heads.width, shared, bias=heads.bias)
         self.output = Linear(inner, heads.width, bias=heads.output_bias)
         if heads.norm_eps is not None:
-            self.query_norm = RMSNorm(heads.head_size, heads.norm_eps)
-            self.key_norm = RMSNorm(heads.head_size, heads.norm_eps)
+            self.query_norm = heads.norm(heads.head_size, heads.norm_eps)
+            self.key_norm = heads.norm(heads.head_size, heads.norm_eps)
 
-    def forward(self, x: Embeddings, context: Context, mask: Mask, layer: int) -> Embeddings:
-        """Attention of `layer` under `mask` (the shared mask, narrowed by the layer's own window)."""
-        q = self._split(self.query(x))
+    def forward(self, x: Embeddings, context: Context) -> Embeddings:
+        """What every token reads of those that mask and window let it see, in this document and in the cache."""
+        return self.output(self.read(self.queries(x, context), self.remember(x, context), context))
+
+    def queries(self, x: Embeddings, context: Context) -> Float[Tensor, "B H T E"]:
+        """Queries of `x`, turned by their positions, unless bands turn them while they read."""
+        q, rotation = self._split(self.query(x)), context.rotation(self.shape.positions)
         if self.shape.norm_eps is not None:
             q = self.query_norm(q).to(q.dtype)  # under autocast the norm gives float32
-        if context.rotation is not None and not context.rotation.bands:
-            q = context.rotation.queries(q)
-        return self.output(self.read(q, self.remember(x, context, layer), context, mask, layer))
+        return q if rotation is None or rotation.bands else rotation.queries(q)
 
     def read(
-        self, q: Float[Tensor, "B H T E"], spans: list[Span] | Pages | Slots, context: Context, mask: Mask, layer: int
+        self, q: Float[Tensor, "B H T E"], spans: list[Span] | Pages | Slots, context: Context
     ) -> Float[Tensor, "B T HE"]:
-        """What queries read of the spans of `layer`, before the output projection; bands turn the queries here."""
-        scale = self._scale
-        rotation, bands = context.rotation, () if context.rotation is None else context.rotation.bands
+        """What queries read of the spans of this layer, before the output projection; bands turn the queries here."""
+        scale, cap, rotation = self._scale, self.shape.cap, context.rotation(self.shape.positions)
+        mask = context.mask if self.window is None else context.mask & self.window
+        bands = () if rotation is None else rotation.bands
         if rotation is not None:
             scale *= rotation.factor(self.shape.head_size)
         select = getattr(context.cache, "select", None)  # asked by name: a protocol's check takes longer than the call
         if select is not None:
             if bands:
                 raise ConfigError("this cache ranks keys by one rotation, the scaling has several: use 'offload'")
-            spans = select(layer, q, spans, mask, context.marks, scale)
+            if cap is not None:
+                raise ConfigError("this cache ranks keys by scores as they are, this model caps them: use 'offload'")
+            spans = select(self.number, q, spans, mask, context.marks, scale)
         if bands:
             assert isinstance(spans, list), "blocks are read with one rotation; the engine refuses bands"
             if any(span.observer is not None for span in spans):
                 raise ConfigError("this cache scores keys under one rotation, the scaling has several: use 'sinks'")
-            out = attend_bands(q, spans, mask, context.marks, scale, bands, context.exchange)
+            out = attend_bands(q, spans, mask, context.marks, scale, bands, context.exchange, cap)
         else:
-            out, _ = attend(q, spans, mask, context.marks, scale, exchange=context.exchange, bias=context.bias)
+            shared = {"exchange": context.exchange, "bias": context.bias, "cap": cap}
+            out, _ = attend(q, spans, mask, context.marks, scale, **shared)
         return out.transpose(1, 2).flatten(2)
 
-    def remember(self, x: Embeddings, context: Context, layer: int) -> Any:
-        """Keys and values of `x`, appended to the cache of `layer`; returns what `Context.append` does."""
+    def remember(self, x: Embeddings, context: Context) -> Any:
+        """Keys and values of `x`, appended to the cache of this layer; returns what `Context.append` does."""
         if context.known is not None:
-            return context.known(layer)
+            return context.known(self.number)
         k, v = self._split(self.key(x)), self._split(self.value(x))
+        rotation = context.rotation(self.shape.positions)
         if self.shape.norm_eps is not None:
             k = self.key_norm(k).to(k.dtype)
-        if context.rotation is not None:
-            k = context.rotation.turn(k)
-        return context.append(layer, k, v)
+        if rotation is not None:
+            k = rotation.turn(k)
+        return context.append(self.number, k, v)
 
     @property
     def _scale(self) -> float:
@@ -136,10 +152,17 @@ class Attention(nn.Module):
 
 
 class CrossAttention(Attention):
-    """Attention of a decoder to a source: no positions, no cache; packed rows read their own source only."""
+    """Attention of a decoder to a source: no positions, no cache; packed rows read their own source only.
 
-    def forward(self, x: Embeddings, context: Context, layer: int) -> Embeddings:
-        """Attention of `x` in `layer` to `context.memory`.
+    `site` is its place for dropout (`Context.dropped`).
+    """
+
+    def __init__(self, heads: Heads, number: int, site: int):
+        super().__init__(heads, number)
+        self.site = site
+
+    def forward(self, x: Embeddings, context: Context) -> Embeddings:
+        """Attention of `x` to `context.memory`.
 
         Raises:
             ConfigError: there is no source to read.
@@ -150,7 +173,7 @@ class CrossAttention(Attention):
                 "an encoder-decoder reads a source besides its text, and was given none: this is for models of one "
                 "text (in Python: model.hidden(..., memory=model.encode(source)))"
             )
-        spans = [self.keep(memory)] if memory.known is None else memory.known(layer)
+        spans = [self.keep(memory)] if memory.known is None else memory.known(self.number)
         mask = Everything() if memory.marks.plain and context.marks.plain else SameSegment()
         spans = [span.rows(x.shape[0]) for span in spans]
         out, _ = attend(self._split(self.query(x)), spans, mask, context.marks, self._scale)

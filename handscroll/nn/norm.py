@@ -19,6 +19,23 @@ class RMSNorm(nn.Module):
         return NORM(x, self.weight, self.eps)
 
 
+class OffsetRMSNorm(nn.Module):
+    """x / rms(x) * (1 + weight) over the last dimension, all of it in float32 before it is rounded to the dtype of x.
+
+    Gemma's norm: its weight is learned around 0 (Gemma Team 2024, arXiv:2403.08295, and its released code).
+    """
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+        self.eps = eps
+
+    def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        scaled = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
+        return (scaled * (1.0 + self.weight.to(scaled.dtype))).to(x.dtype)
+
+
 class LayerNorm(nn.LayerNorm):
     """Layer normalisation with bias in float32 (Ba et al. 2016)."""
 

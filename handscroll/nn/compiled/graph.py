@@ -45,10 +45,12 @@ def stack(layers: nn.ModuleList, windows: Sequence[Mask | None], x: Embeddings, 
     `windows` narrow the shared mask of each layer.
     """
     cache: Any = context.cache
-    rotation = context.rotation
+    rotation = context.rotation(0)
     if x.device.type != "cuda" or not getattr(cache, "recordable", False) or cache.past or x.shape[1] != 1:
         return None
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cuda") or context.noise is not None:
+        return None
+    if len(context.rotations) > 1 or any(layer.attention.shape.cap is not None for layer in layers):  # type: ignore
         return None
     if context.bias is not None or context.memory is not None or (rotation is not None and rotation.bands):
         return None
@@ -93,14 +95,14 @@ class _Graph:
         stores: list[tuple[Tensor, ...]],
         slot: int,
     ) -> "_Graph":
-        turned = context.rotation
+        turned = context.rotation(0)
         if turned is not None:
             turned = Rotation(turned.cosine.clone(), turned.sine.clone(), turned.attention_factor)
         place = torch.full((1,), slot, dtype=torch.int64, device=x.device)
         made = cls(layers, stores, x.clone(), turned, place)
         sizes = [0 if window is None else window.size for window in windows]  # type: ignore[attr-defined]
         slots = [Slots(store[0], store[1], place, size) for store, size in zip(stores, sizes, strict=True)]
-        inner = Context(context.marks, context.mask, turned, cache=_Filled(slots))
+        inner = Context(context.marks, context.mask, () if turned is None else (turned,), cache=_Filled(slots))
         side = torch.cuda.Stream(x.device)
         side.wait_stream(torch.cuda.current_stream(x.device))
         with torch.cuda.stream(side):  # kernels are compiled and workspaces made before anything is recorded

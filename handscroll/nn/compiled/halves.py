@@ -189,9 +189,12 @@ class Halves(Kept):
         found = library()
         parts = {name: self.places.module(layer, name) for name in ("attention_norm", "attention", "mlp_norm", "mlp")}
         attention, mlp = parts["attention"], parts["mlp"]
-        if found is None or type(attention) is not Attention or type(mlp) is not GatedMLP:
+        unused = ("attention_branch_norm", "attention_sum_norm", "mlp_branch_norm", "mlp_sum_norm")
+        if any(type(self.places.module(layer, name)) is not nn.Identity for name in unused):
             return False
-        if attention.shape.scale is not None or mlp.activation is not F.silu:
+        if found is None or type(attention) is not Attention or type(mlp) is not GatedMLP or layer.cross is not None:
+            return False
+        if attention.shape.scale is not None or attention.shape.cap is not None or mlp.activation is not F.silu:
             return False
         self._library, shape = found, attention.shape
         self.heads, self.kv, self.size = shape.heads, shape.kv_heads, shape.head_size
@@ -253,7 +256,7 @@ class Halves(Kept):
 def halves(layer: nn.Module, x: Embeddings, rotation: Rotation | None) -> Halves | None:
     """The compiled halves of a decoder layer for these hidden states, where there are any.
 
-    `layer` has `attention_norm`, `attention`, `mlp_norm` and `mlp`.
+    `layer` is a `Block`.
     """
     if torch.is_grad_enabled() or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return None

@@ -50,7 +50,7 @@ def stack(layers: nn.ModuleList, windows: Sequence[Mask | None], x: Embeddings, 
     `windows` narrow the shared mask of each layer.
     """
     cache: Any = context.cache
-    rotation = context.rotation
+    rotation = context.rotations[0] if len(context.rotations) == 1 else None
     if "extend" not in vars(type(cache)) or rotation is None or context.bias is not None:
         return None
     if (
@@ -87,8 +87,8 @@ def _layers(layers: nn.ModuleList) -> _Layers:
 
 
 def _call(tables: ctypes.Array, x: Tensor, context: Context, slot: int) -> Tensor:
-    found, rotation, out = library(), context.rotation, torch.empty_like(x)
-    assert found is not None and rotation is not None
+    found, rotation, out = library(), context.rotations[0], torch.empty_like(x)
+    assert found is not None
     cosine, sine = rotation.cosine.contiguous(), rotation.sine.contiguous()
     shape = (ctypes.c_int64 * 5)(x.shape[0], x.shape[1], cosine.shape[0], torch.get_num_threads(), slot)
     scale = tables[0].before.size ** -0.5 * rotation.attention_factor**2

@@ -108,7 +108,7 @@ class Recurrent:
                 "through time and holds no more than a chunk: take that"
             )
         seen = self.chunk + self.remembered
-        if model.rotation(Marks.run(0, 1), seen, model.head) is None and model.bias() is None:
+        if not model.rotations(Marks.run(0, 1), seen, model.head) and model.bias() is None:
             raise ConfigError(
                 f"family {model.config.family} has learned positions, which end with their table, while recurrent "
                 "training counts on through the document; use rotary positions (llama) or an exact rung"

@@ -92,7 +92,7 @@ def oracle(model, one, chunk, remembered, divisor=100, start=0):
         for a in range(0, length, chunk):
             b = min(a + chunk, length)
             x = model.embedding(one.tokens[row : row + 1, a:b])
-            turn = model.rotation(Marks.of(place[None, a:b] + start), chunk + remembered, x).turn
+            turn = model.rotations(Marks.of(place[None, a:b] + start), chunk + remembered, x)[0].turn
             for number, layer in enumerate(model.layers):
                 attention, h = layer.attention, layer.attention_norm(x)
                 q, k, v = (

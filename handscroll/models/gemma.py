@@ -1,0 +1,316 @@
+"""Gemma 2 and the text models of Gemma 3 (Gemma Team 2024, arXiv:2408.00118; 2025, arXiv:2503.19786).
+
+A Llama form with norms before and after each branch, norms that multiply by 1 + weight, a GELU gate, token vectors
+multiplied by sqrt(width), and windows in most layers. Gemma 2 caps scores and logits. Gemma 3 has norms of queries and
+keys instead, and two rope bases: a small one in its windowed layers, a large one, which alone is lengthened, in the
+others.
+"""
+
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from handscroll.base.errors import ConfigError
+from handscroll.base.spec import ModelSpec
+from handscroll.models import llama
+from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
+from handscroll.models.new import SIZES, About
+from handscroll.models.positions import of_layer_type, read_positions, unscaled
+from handscroll.models.sizes import RotaryHeads
+from handscroll.nn.attention import Attention, Heads
+from handscroll.nn.block import Block, Norms
+from handscroll.nn.marks import Marks
+from handscroll.nn.mlp import GatedMLP, gelu_tanh
+from handscroll.nn.norm import OffsetRMSNorm
+from handscroll.nn.positions.rotary import Rotary
+from handscroll.nn.rope import Rotation
+from handscroll.nn.shapes import Embeddings, Tokens
+
+Name = Literal["gemma2", "gemma3_text"]
+
+
+class GemmaConfig(RotaryHeads):
+    """Sizes and switches. `windows` has one entry a layer (None: full attention).
+
+    Scores are q.k / sqrt(`query_scalar`). `score_cap` and `logit_cap` bound scores and logits (None: unbounded).
+    `local_base` is the rope base of the windowed layers (None: as the others), whose positions are never scaled.
+    """
+
+    family: Name = "gemma3_text"
+    mlp_width: int
+    norm_eps: float = 1e-6
+    tied: bool = True
+    attention_bias: bool = False
+    query_key_norm: bool = True
+    query_scalar: float = Field(gt=0)
+    score_cap: float | None = Field(default=None, gt=0)
+    logit_cap: float | None = Field(default=None, gt=0)
+    windows: tuple[int | None, ...]
+    local_base: float | None = Field(default=None, gt=1)
+    bos: int | None = None
+    eos: tuple[int, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.head_size % 2:
+            raise ValueError(f"rotary positions need an even head size, got {self.head_size}")
+        if len(self.windows) != self.layers:
+            raise ValueError(f"{len(self.windows)} windows for {self.layers} layers")
+        return self
+
+    @property
+    def rotated_size(self) -> int:
+        """Numbers of each head that are rotated."""
+        return self.head_size
+
+    @property
+    def every_positions(self) -> tuple[Rotary, ...]:
+        """Those of the layers that see all, and those of the windowed ones where they are others."""
+        if self.local_base is None:
+            return (self.positions,)
+        return self.positions, _unscaled(self.local_base, self.context, self.trained)
+
+    def positions_of(self, number: int) -> int:
+        """Which of them layer `number` has."""
+        return 0 if self.local_base is None or self.windows[number] is None else 1
+
+    @property
+    def spec(self) -> ModelSpec:
+        biases = {"attention_bias": self.attention_bias, "output_bias": self.attention_bias}
+        form = {"norms": 4, "activation": "gelu-tanh", "scale": self.query_scalar**-0.5}
+        spec = self.model_spec(self.rotated_size, self.windows, head_norms=self.query_key_norm, **form, **biases)
+        layers = (
+            layer.model_copy(update={"positions": self.positions_of(number)})
+            for number, layer in enumerate(spec.layers)
+        )
+        return spec.model_copy(update={"layers": tuple(layers), "positions": self.every_positions})
+
+    def shape(self) -> dict[str, Any]:
+        return super().shape() | {"windows": self.windows, "norms": 4}
+
+
+@lru_cache(maxsize=64)
+def _unscaled(base: float, context: int, trained: int) -> Rotary:
+    values = {"base": base, "scaling": {"name": "none"}, "context": context, "trained": trained}
+    return Rotary.parse(values, "positions of windowed layers")
+
+
+class Gemma(llama.Llama):
+    """A decoder of the Gemma form."""
+
+    config: GemmaConfig
+
+    def __init__(self, config: GemmaConfig):
+        super().__init__(config)
+        self.norm = OffsetRMSNorm(config.width, config.norm_eps)
+        self.logit_cap = config.logit_cap
+
+    def block(self, number: int) -> Block:
+        config = self.config
+        heads = Heads(
+            width=config.width,
+            heads=config.heads,
+            kv_heads=config.kv_heads,
+            head_size=config.head_size,
+            bias=config.attention_bias,
+            output_bias=config.attention_bias,
+            norm_eps=config.norm_eps if config.query_key_norm else None,
+            norm=OffsetRMSNorm,
+            scale=config.query_scalar**-0.5,
+            cap=config.score_cap,
+            window=config.windows[number],
+            positions=config.positions_of(number),
+        )
+        mlp = GatedMLP(config.width, config.mlp_width, bias=False, activation=gelu_tanh)
+        return Block(
+            Attention(heads, number), mlp, Norms(lambda: OffsetRMSNorm(config.width, config.norm_eps), branch=True)
+        )
+
+    def embed(self, tokens: Tokens, marks: Marks) -> Embeddings:
+        """Token vectors times sqrt(width), which is rounded to their dtype first, as the reference library does."""
+        x = self.embedding(tokens)
+        return x * float(torch.tensor(self.config.width**0.5).to(x.dtype))
+
+    def rotations(self, marks: Marks, length: int | None, like: Tensor) -> tuple[Rotation, ...]:
+        size = self.config.rotated_size
+        return tuple(one.rotation(marks, size, length, like) for one in self.config.every_positions)
+
+
+ARCHITECTURES = {"gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM"}
+ACTIVATION = "gelu_pytorch_tanh"
+FULL, SLIDING = "full_attention", "sliding_attention"
+EVERY = {"gemma2": 2, "gemma3_text": 6}  # where no layer types are given, every so many layers one sees all
+BASES = {"gemma2": 10_000.0, "gemma3_text": 1_000_000.0}  # where the file has none
+LOCAL_BASE = 10_000.0
+CAPS = {"gemma2": (50.0, 30.0), "gemma3_text": (None, None)}  # of scores and logits, where the file has none
+# `hidden_act` is what older files say beside `hidden_activation`, which alone is read by the reference library;
+# `cache_implementation` says how that keeps keys.
+KEYS = (llama.KEYS - {"mlp_bias"}) | frozenset(
+    """
+    hidden_activation query_pre_attn_scalar sliding_window layer_types attn_logit_softcapping final_logit_softcapping
+    use_bidirectional_attention cache_implementation
+""".split()
+)
+KEYS_3 = KEYS | frozenset(["rope_local_base_freq", "sliding_window_pattern", "_sliding_window_pattern"])
+
+
+def new(sizes: dict[str, Any], about: About, name: Name = "gemma2") -> GemmaConfig:
+    """Of a recipe's sizes; where they do not say it, no layer is windowed and the scores are scaled by the head size.
+
+    `context` (with `base`) stands for unscaled positions of so many tokens.
+    """
+    form: dict[str, Any] = {"family": name, "query_key_norm": name == "gemma3_text"}
+    form["score_cap"], form["logit_cap"] = CAPS[name]
+    if "head_size" in sizes:
+        form["query_scalar"] = sizes["head_size"]
+    if "layers" in sizes:
+        form["windows"] = (None,) * sizes["layers"]
+    return GemmaConfig.parse(form | unscaled(sizes), SIZES)
+
+
+def new_3(sizes: dict[str, Any], about: About) -> GemmaConfig:
+    """`new`, of Gemma 3."""
+    return new(sizes, about, "gemma3_text")
+
+
+def _read(foreign: Foreign, name: Name) -> GemmaConfig:
+    third = name == "gemma3_text"
+    known_keys(foreign, KEYS_3 if third else KEYS, name)
+    for key in ("hidden_activation", "hidden_act"):
+        if foreign.get(key) not in (None, ACTIVATION):
+            raise ConfigError(f"family '{name}' with {key} '{foreign[key]}': only '{ACTIVATION}' is known for it")
+    if foreign.get("use_bidirectional_attention"):
+        raise ConfigError(f"family '{name}' with use_bidirectional_attention: only models that read forward are known")
+    head_size = foreign.get("head_dim") or 256
+    caps = [foreign.get(key, default) for key, default in zip(CAP_KEYS, CAPS[name], strict=True)]
+    if third and caps[0] is not None:
+        raise ConfigError(f"family '{name}' with {CAP_KEYS[0]} {caps[0]}: the reference library reads it nowhere")
+    layers = required(foreign, "num_hidden_layers", name)
+    values = {
+        "family": name,
+        "vocab": required(foreign, "vocab_size", name),
+        "width": required(foreign, "hidden_size", name),
+        "layers": layers,
+        "heads": required(foreign, "num_attention_heads", name),
+        "kv_heads": required(foreign, "num_key_value_heads", name),
+        "head_size": head_size,
+        "mlp_width": required(foreign, "intermediate_size", name),
+        "norm_eps": foreign.get("rms_norm_eps", 1e-6),
+        "tied": bool(foreign.get("tie_word_embeddings", True)),
+        "attention_bias": bool(foreign.get("attention_bias", False)),
+        "query_key_norm": third,
+        "query_scalar": foreign.get("query_pre_attn_scalar", 256),
+        "score_cap": caps[0],
+        "logit_cap": caps[1],
+        "windows": _windows(foreign, name, layers),
+        "positions": read_positions(of_layer_type(foreign, FULL, (FULL, SLIDING)), head_size, BASES[name]),
+        "local_base": _local_base(foreign, head_size) if third else None,
+        "bos": foreign.get("bos_token_id"),
+        "eos": end_tokens(foreign.get("eos_token_id")),
+    }
+    return GemmaConfig.parse(values, "config.json")
+
+
+CAP_KEYS = ("attn_logit_softcapping", "final_logit_softcapping")
+
+
+def _windows(foreign: Foreign, name: Name, layers: int) -> tuple[int | None, ...]:
+    """One window a layer, by `layer_types`, or the pattern that stands for them in older files."""
+    found = [foreign[key] for key in ("sliding_window_pattern", "_sliding_window_pattern") if foreign.get(key)]
+    every = found[0] if found else EVERY[name]
+    types = foreign.get("layer_types") or [SLIDING if (number + 1) % every else FULL for number in range(layers)]
+    if set(types) - {FULL, SLIDING} or len(types) != layers:
+        raise ConfigError(f"layer_types {sorted(set(types))} x {len(types)} does not describe {layers} layers")
+    window = foreign.get("sliding_window", 4096)
+    if SLIDING in types and window is None:
+        raise ConfigError("layer_types names sliding_attention but no sliding_window is in force")
+    return tuple(window if kind == SLIDING else None for kind in types)
+
+
+def _local_base(foreign: Foreign, head_size: int) -> float:
+    """The rope base of the windowed layers: in a table of their own, or beside that of the others."""
+    beside = foreign.get("rope_local_base_freq")
+    table = (of_layer_type(foreign, SLIDING, (FULL, SLIDING)).get("rope_parameters") or {}) if _nested(foreign) else {}
+    own = {"max_position_embeddings": foreign.get("max_position_embeddings"), "rope_parameters": table}
+    positions = read_positions(own, head_size, LOCAL_BASE if beside is None else float(beside))
+    if positions.scaling.name != "none":
+        raise ConfigError(
+            f"config.json: the rope of {SLIDING} is scaled ({table}); layers that see a window never need it, so only "
+            f"that of {FULL} may be"
+        )
+    if beside is not None and positions.base != float(beside):
+        raise ConfigError(
+            f"config.json: rope_local_base_freq {beside} contradicts rope_theta {positions.base:g} of {SLIDING}"
+        )
+    return positions.base
+
+
+def _nested(foreign: Foreign) -> bool:
+    """Whether `rope_parameters` has a table for each kind of layer."""
+    return any(isinstance(value, dict) for value in (foreign.get("rope_parameters") or {}).values())
+
+
+def _write(config: GemmaConfig) -> Foreign:
+    foreign = llama.written_form(config, ARCHITECTURES[config.family])
+    del foreign["hidden_act"]
+    foreign |= {
+        "hidden_activation": ACTIVATION,
+        "attention_bias": config.attention_bias,
+        "query_pre_attn_scalar": config.query_scalar,
+        "sliding_window": next((window for window in config.windows if window is not None), 4096),
+        "layer_types": [FULL if window is None else SLIDING for window in config.windows],
+        "attn_logit_softcapping": config.score_cap,
+        "final_logit_softcapping": config.logit_cap,
+    }
+    return foreign if config.local_base is None else foreign | {"rope_local_base_freq": config.local_base}
+
+
+def _entries(config: GemmaConfig) -> list[Entry]:
+    entries = [Entry("model.embed_tokens.weight", ("embedding.weight",)), Entry("model.norm.weight", ("norm.weight",))]
+    if not config.tied:
+        entries.append(Entry("lm_head.weight", ("projection.weight",)))
+    modules = {
+        "self_attn.q_proj": ("attention.query", config.attention_bias),
+        "self_attn.k_proj": ("attention.key", config.attention_bias),
+        "self_attn.v_proj": ("attention.value", config.attention_bias),
+        "self_attn.o_proj": ("attention.output", config.attention_bias),
+        "mlp.gate_proj": ("mlp.gate", False),
+        "mlp.up_proj": ("mlp.up", False),
+        "mlp.down_proj": ("mlp.down", False),
+        "input_layernorm": ("attention_norm", False),
+        "post_attention_layernorm": ("attention_branch_norm", False),
+        "pre_feedforward_layernorm": ("mlp_norm", False),
+        "post_feedforward_layernorm": ("mlp_branch_norm", False),
+    }
+    if config.query_key_norm:
+        modules |= {f"self_attn.{short}_norm": (f"attention.{name}_norm", False) for short, name in HEADS.items()}
+    return entries + [
+        Entry(f"model.layers.{number}.{theirs}.{part}", (f"layers.{number}.{ours}.{part}",))
+        for number in range(config.layers)
+        for theirs, (ours, bias) in modules.items()
+        for part in (("weight", "bias") if bias else ("weight",))
+    ]
+
+
+HEADS = {"q": "query", "k": "key"}
+SMALL = llama.SMALL | {"query_pre_attn_scalar": 12, "sliding_window": 16, "pad_token_id": None}
+FORMS: dict[str, dict[str, Foreign]] = {
+    "gemma2": {
+        "": SMALL | {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0},
+        "uncapped": SMALL | {"attn_logit_softcapping": None, "final_logit_softcapping": None, "attention_bias": True},
+    },
+    "gemma3_text": {
+        "": SMALL | {"layer_types": [SLIDING, SLIDING, FULL], "rope_local_base_freq": 200.0, "head_dim": 16},
+        "untied": SMALL | {"layer_types": [FULL, SLIDING, FULL], "tie_word_embeddings": False},
+    },
+}
+
+
+def _family(name: Name) -> Family:
+    return Family(name, Gemma, lambda foreign: _read(foreign, name), _write, _entries, FORMS[name])
+
+
+GEMMA_2, GEMMA_3 = (_family(name) for name in ("gemma2", "gemma3_text"))
