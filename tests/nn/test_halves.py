@@ -16,6 +16,7 @@ from handscroll.models import model as models
 from handscroll.models.glm import GLM, GLMConfig
 from handscroll.models.gpt2 import GPT2, GPT2Config
 from handscroll.models.llama import Llama, LlamaConfig
+from handscroll.nn import block
 from handscroll.nn.compiled import stack as stacking
 from handscroll.nn.compiled.halves import Halves, halves
 from handscroll.nn.marks import Marks
@@ -59,7 +60,7 @@ def apart(monkeypatch, model, tokens, parts=1):
     """Logits with and without the compiled halves."""
     got = logits(model, tokens, parts)
     with monkeypatch.context() as patch:
-        patch.setattr(models, "halves", lambda *_: None)
+        patch.setattr(block, "halves", lambda *_: None)
         return got, logits(model, tokens, parts)
 
 
@@ -89,7 +90,7 @@ def test_padding_and_windows(monkeypatch, counted):
     with torch.no_grad():
         got = model(tokens, marks)
         assert len(counted) == 2
-        monkeypatch.setattr(models, "halves", lambda *_: None)
+        monkeypatch.setattr(block, "halves", lambda *_: None)
         want = model(tokens, marks)
     torch.testing.assert_close(got[index >= 0], want[index >= 0], rtol=1e-5, atol=1e-4)
 
