@@ -45,7 +45,7 @@ class GemmaConfig(RotaryHeads):
     tied: bool = True
     attention_bias: bool = False
     query_key_norm: bool = True
-    query_scalar: float = Field(gt=0)
+    query_scalar: int = Field(gt=0)
     score_cap: float | None = Field(default=None, gt=0)
     logit_cap: float | None = Field(default=None, gt=0)
     windows: tuple[int | None, ...]
