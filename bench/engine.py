@@ -24,6 +24,7 @@ class Desk:
         import torch
 
         from handscroll.generate.engine.engine import Engine
+        from handscroll.generate.request import Request
         from handscroll.generate.sample import Sampling
         from handscroll.models.weights import load_model
 
@@ -39,14 +40,14 @@ class Desk:
         }
         for engine in self.engines.values():
             for prompt in self.prompts:
-                engine.submit(prompt, Sampling(max_tokens=1))
+                engine.submit(Request(prompt, Sampling(max_tokens=1)))
             for _ in engine.run():
                 pass
 
     def together(self, strict: bool) -> list[tuple[list[int], list[float]]]:
         """Tokens and log-probabilities of all prompts, answered together."""
         engine = self.engines[strict]
-        requests = [engine.submit(prompt, self.sampling) for prompt in self.prompts]
+        requests = [engine.submit(Request(prompt, self.sampling)) for prompt in self.prompts]
         for _ in engine.run():
             pass
         return [(request.answer, request.logprobs) for request in requests]
@@ -55,7 +56,7 @@ class Desk:
         """The same, one after the other."""
         engine, found = self.engines[strict], []
         for prompt in self.prompts:
-            request = engine.submit(prompt, self.sampling)
+            request = engine.submit(Request(prompt, self.sampling))
             for _ in engine.run():
                 pass
             found.append((request.answer, request.logprobs))
@@ -64,10 +65,11 @@ class Desk:
     def decoded(self) -> float:
         """Seconds that `generate.decode` takes for all prompts one after the other, after each one's first token."""
         from handscroll.generate.decode import decode
+        from handscroll.generate.request import Request
 
         seconds = 0.0
         for prompt in self.prompts:
-            steps = decode(self.model, [prompt], self.sampling)
+            steps = decode(self.model, [Request(prompt, self.sampling)])
             next(steps)
             started = time.perf_counter()
             for _ in steps:

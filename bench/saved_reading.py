@@ -64,11 +64,13 @@ class Desk:
     def answer(self, saved: bool, tokens: int = 1) -> list[int]:
         """The first greedy tokens after the question."""
         from handscroll.generate.decode import decode
+        from handscroll.generate.request import Request
         from handscroll.generate.sample import Sampling
 
         reading = self.store.find(self.identity(), self.ids[:-1]) if saved else None
         assert not saved or (reading is not None and reading.length == self.length)
-        steps = decode(self.model, [self.ids.tolist()], Sampling(max_tokens=tokens), reading=reading)
+        request = Request(self.ids.tolist(), Sampling(max_tokens=tokens), ends=frozenset(), reading=reading)
+        steps = decode(self.model, [request])
         return [new.token for step in steps for new in step]
 
 

@@ -26,8 +26,9 @@ from handscroll.text.readers import read
 from handscroll.text.tokenizer import Tokenizer
 from handscroll.text.training import TokenizerConfig, train_tokenizer
 from handscroll.train.loop import Callbacks, train
-from handscroll.train.recipe import Recipe, build_model, updates
+from handscroll.train.recipe import Recipe
 from handscroll.train.run import Run
+from handscroll.train.start import build_model, updates
 
 SEEDS = (1, 2, 3)
 

@@ -56,7 +56,8 @@ def _one_thread():
 def tiny_folder(tmp_path_factory) -> Path:
     """A Llama of 60,000 parameters trained for 30 steps: vocabulary 512, context 64."""
     from handscroll.base.config import read_recipe
-    from handscroll.train.recipe import Recipe, run_recipe
+    from handscroll.train.recipe import Recipe
+    from handscroll.train.start import run_recipe
 
     recipe = Recipe.parse(read_recipe(ROOT / "recipes" / "tiny" / "llama.toml", ["threads=1"]), "recipe")
     folder = tmp_path_factory.mktemp("tiny")

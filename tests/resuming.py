@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from handscroll.lm import LM
-from handscroll.train.recipe import Recipe, Ways, run_recipe
+from handscroll.train.recipe import Recipe
+from handscroll.train.start import RunOptions, run_recipe
 
 
 class Killed(Exception):
@@ -21,7 +22,7 @@ def resumes_to_the_same_bytes(recipe: Recipe, whole: Path, step: int) -> LM:
 
     folder = whole.with_name("killed")
     with pytest.raises(Killed):
-        run_recipe(recipe, folder, Ways(on_record=kill))
+        run_recipe(recipe, folder, RunOptions(on_record=kill))
     lm, _ = run_recipe(recipe, folder)
     for name in ("records.jsonl", "model/model.safetensors"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name

@@ -86,7 +86,7 @@ def test_lengthened_babyllama_equals_the_reference_library(babyllama, tmp_path):
 def test_generate_streams_what_it_returns(lm):
     settings = {"max_tokens": 12, "temperature": 0.8, "top_p": 0.9, "seed": 3}
     whole = lm.generate("def read(", **settings)
-    assert "".join(lm.generate("def read(", stream=True, **settings)) == whole
+    assert "".join(lm.stream("def read(", **settings)) == whole
     assert lm.generate("def read(", **settings) == whole
     assert lm.generate("def read(", **(settings | {"seed": 4})) != whole
 
@@ -224,7 +224,7 @@ def test_exact_loss_of_a_book_in_bounded_memory(count, limit):
 
 def test_a_cache_longer_than_the_memory_is_refused_before_anything_is_read(lm, monkeypatch):
     ids = text_ids(lm, 2000)
-    monkeypatch.setattr("handscroll.lm.spare", lambda _: (14_000_000, 10**9))
+    monkeypatch.setattr("handscroll.generate.admission.spare", lambda _: (14_000_000, 10**9))
     monkeypatch.setattr("handscroll.generate.decode.prefill", lambda *_: pytest.fail("something was read"))
     requests = {
         "generate": lambda **how: lm.generate(ids, max_tokens=40_000, beyond=True, **how),
@@ -252,7 +252,7 @@ def test_questions_turns_and_engines_that_the_memory_does_not_hold_are_refused(l
     assert (policy, chunk, request.past) == ("full", 1024, read)
     assert len(request.prompt) + request.new == len(talk.ids)
     talk.afford = refuse
-    monkeypatch.setattr("handscroll.lm.spare", lambda _: (14_000_000, 10**9))
+    monkeypatch.setattr("handscroll.generate.admission.spare", lambda _: (14_000_000, 10**9))
     before = list(talk.ids)
     with pytest.raises(CapacityError, match=naming("15 MB", "13 MB", "14 MB")):
         lm.ask("text", "What?", store, max_tokens=40_000, beyond=True)
@@ -261,7 +261,7 @@ def test_questions_turns_and_engines_that_the_memory_does_not_hold_are_refused(l
     with pytest.raises(CapacityError, match=naming("20 MB", "10 MB")):
         lm.engine(20_000_000)
     assert lm.engine(8_000_000, deterministic=True).deterministic
-    monkeypatch.setattr("handscroll.lm.spare", lambda _: (100_000, 10**9))
+    monkeypatch.setattr("handscroll.generate.admission.spare", lambda _: (100_000, 10**9))
     with pytest.raises(CapacityError, match="0 MB"):
         talk.say("def third", plain)
     with pytest.raises(CapacityError, match="smaller"):

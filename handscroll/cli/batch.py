@@ -33,7 +33,7 @@ def batch(
     if weights:
         error_screen().print(f"approximate: --weights {weights} (docs/generate.md says how far)", markup=False)
     with bar("answering", len(asked)) as advance:
-        kept = answer(asked, engine, lm.tokenizer, out, beyond, advance)
+        kept = answer(asked, engine, lm.tokenizer, out, advance)
     screen().print(f"{out}: {len(asked)} answers" + (f", {kept} of them from before" if kept else ""), markup=False)
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from handscroll.generate.constrain import Constraint
     from handscroll.generate.continuation import Continuation
     from handscroll.generate.draft import Drafts
+    from handscroll.generate.settings import SamplingSettings, Settings
     from handscroll.lm import LM
 
 
@@ -50,12 +51,13 @@ def generate(
     logprobs: Annotated[int | None, typer.Option(help="in --json: log-probabilities, of the N likeliest too")] = None,
 ) -> None:
     """Continue --prompt with MODEL; only the new text goes to standard output."""
+    from handscroll.generate.budget import GUARD
     from handscroll.lm import load
 
     text = sys.stdin.read() if prompt == "-" else prompt
     if prompt == "-" and not text:
         raise DataError("--prompt -: standard input is empty")
-    settings: dict[str, Any] = {
+    sampling: SamplingSettings = {
         "max_tokens": max_tokens,
         "temperature": temperature,
         "top_k": top_k,
@@ -70,39 +72,41 @@ def generate(
     _one_cache(cache, kv_budget, kv_guard, beams)
     lm = load(model, device, dtype, weights)
     reports: list[str] = []
-    how: dict[str, Any] = {
+    drafts = _draft(lm, lookup, draft, dtype)
+    settings: Settings = {
+        **sampling,
         "beyond": beyond,
         "policy": cache or "full",
         "constraint": _constraint(lm, json_schema, regex, choice),
-        "draft": _draft(lm, lookup, draft, dtype),
+        "draft": drafts,
     }
+    taken = None
     if kv_budget:
-        drafted, guard = how["draft"] is not None, {} if kv_guard is None else {"kv_guard": kv_guard}
-        how["kv_budget"] = lm.choose_cache(
-            text, kv_budget, max_tokens, **guard, samples=samples, drafts=drafted, beyond=beyond
-        )
+        guard = GUARD if kv_guard is None else kv_guard
+        taken = settings["kv_budget"] = lm.choose_cache(text, kv_budget, max_tokens, guard, samples, drafts, beyond)
     if beams:
-        _only_likelihood(settings, how, logprobs)
-        options = {"max_tokens": max_tokens, "count": samples, "length_penalty": length_penalty, "beyond": beyond}
-        found = lm.beams(text, beams, **options)
+        if logprobs is not None:
+            raise ConfigError("--beams looks for the likeliest text and goes without --logprobs")
+        found = lm.beams(text, beams, samples, length_penalty, **settings)
     elif length_penalty != 1.0:
         raise ConfigError("--length-penalty belongs to --beams")
-    elif samples != 1 or json_out or how["constraint"] is not None:
-        found = lm.continuations(text, samples, logprobs, on_report=reports.append, **how, **settings)
+    elif samples != 1 or json_out or settings["constraint"] is not None:
+        found = lm.continuations(text, samples, logprobs, **settings, on_report=reports.append)
     else:
-        found = lm.generate(text, stream=True, on_report=reports.append, **how, **settings)
-    _announce(cache, weights, how.get("kv_budget"))
+        found = lm.stream(text, **settings, on_report=reports.append)
+    _announce(cache, weights, taken)
     if json_out and isinstance(found, list):
-        search = {"beams": beams, "length_penalty": length_penalty} if beams else settings
-        about = {"model": model, "prompt_tokens": len(lm.encode(text)), "settings": search | {"dtype": dtype}}
-        kept = _kept(how, reports)
-        typer.echo(json.dumps(about | kept | _told(lm, found, how["draft"]), ensure_ascii=False))
+        search = {"max_tokens": max_tokens, "beams": beams, "length_penalty": length_penalty}
+        about = {"model": model, "prompt_tokens": len(lm.encode(text))}
+        about["settings"] = (search if beams else sampling) | {"dtype": dtype}
+        kept = _kept(cache or "full", taken, reports)
+        typer.echo(json.dumps(about | kept | _told(lm, found, drafts), ensure_ascii=False))
         return
-    _write(found, samples, how["constraint"])
-    if how["draft"] is not None:
-        error_screen().print(f"draft: {_counted(how['draft'])}", markup=False)
+    _write(found, samples, settings["constraint"])
+    if drafts is not None:
+        error_screen().print(f"draft: {_counted(drafts)}", markup=False)
     for report in reports:
-        error_screen().print(f"--cache {how['kv_budget'].policy if kv_budget else cache}: {report}", markup=False)
+        error_screen().print(f"--cache {cache if taken is None else taken.policy}: {report}", markup=False)
 
 
 def _one_cache(cache: str, kv_budget: str, kv_guard: float | None, beams: int) -> None:
@@ -126,11 +130,10 @@ def _announce(cache: str, weights: str, choice: "Choice | None") -> None:
         error_screen().print(f"approximate: --kv-budget: {choice.report()}", markup=False)
 
 
-def _kept(how: dict[str, Any], reports: list[str]) -> dict[str, Any]:
+def _kept(policy: str, choice: "Choice | None", reports: list[str]) -> dict[str, Any]:
     """What --json says of a cache that is not simply the full one."""
     from handscroll.cache.table import exact
 
-    policy, choice = how["policy"], how.get("kv_budget")
     if choice is not None:
         return {"cache": choice.record() | {"report": " ".join(reports)}}
     return (
@@ -186,45 +189,22 @@ def _draft(lm: "LM", lookup: int, draft: str, dtype: str) -> "Drafts | None":
     return lm.draft(load(draft, str(lm.model.device), dtype)) if draft else None
 
 
-def _only_likelihood(settings: dict[str, Any], how: dict[str, Any], logprobs: int | None) -> None:
-    """Refuse what beam search would have to ignore."""
-    plain = {
-        "temperature": 0.0,
-        "top_k": 0,
-        "top_p": 1.0,
-        "min_p": 0.0,
-        "repetition_penalty": 1.0,
-        "seed": 0,
-        "stop": (),
-    }
-    other = [f"--{name.replace('_', '-')}" for name, value in plain.items() if settings[name] != value]
-    other += ["a constraint"] * (how["constraint"] is not None) + ["a draft"] * (how["draft"] is not None)
-    other += ["--cache"] * (how["policy"] != "full") + ["--logprobs"] * (logprobs is not None)
-    if other:
-        raise ConfigError(f"--beams looks for the likeliest text and goes without {', '.join(other)}")
-
-
 def _told(lm: "LM", found: "Sequence[Continuation]", drafts: "Drafts | None") -> dict[str, Any]:
     """What --json says of the continuations."""
+    from handscroll.generate.continuation import told
 
-    def token(number: int, logprob: float) -> dict[str, Any]:
-        return {"token": lm.tokenizer.decode([number], special=True), "id": number, "logprob": logprob}
-
-    told = []
+    every = []
     for item in found:
         one: dict[str, Any] = {"text": item.text, "finish": item.finish, "tokens": list(item.tokens)}
         if item.score is not None:
             one["score"] = item.score
         if item.scored:
-            one["logprobs"] = [
-                token(number, scored.logprob) | {"top": [token(*pair) for pair in scored.top]}
-                for number, scored in zip(item.tokens, item.scored, strict=True)
-            ]
-        told.append(one)
+            one["logprobs"] = told(lm.tokenizer, item.tokens, item.scored)
+        every.append(one)
     if drafts is None:
-        return {"continuations": told}
+        return {"continuations": every}
     counts = drafts.acceptance
-    return {"continuations": told, "draft": {**vars(counts), "rate": counts.rate}}
+    return {"continuations": every, "draft": {**vars(counts), "rate": counts.rate}}
 
 
 def _counted(drafts: "Drafts") -> str:

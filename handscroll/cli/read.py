@@ -71,15 +71,16 @@ def ask(
 ) -> None:
     """Answer QUESTION about the text read under NAME; only the answer goes to standard output."""
     from handscroll.cache.reading.store import Store
-    from handscroll.lm import QUESTION, load
+    from handscroll.generate.ask import QUESTION, AskSettings
+    from handscroll.lm import load
 
     kept = Store(store, owner)
     about, _ = kept.named(name)
     lm = load(model or about.source, device, about.identity.dtype)
     text = sys.stdin.read() if question == "-" else question
-    settings = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "stop": tuple(stop or ())}
+    settings: AskSettings = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "stop": stop or ()}
     template = template.replace("\\n", "\n") or QUESTION
-    for piece in lm.ask(name, text, kept, template, stream=True, beyond=beyond, again=again, **settings):
+    for piece in lm.ask_stream(name, text, kept, template, beyond=beyond, again=again, **settings):
         typer.echo(piece, nl=False)
         sys.stdout.flush()
     typer.echo("")

@@ -21,7 +21,8 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="start a run that the planner says will not fit")] = False,
 ) -> None:
     """Train by RECIPE; the model is saved to RUN/model when it is done."""
-    from handscroll.train.recipe import Recipe, Ways, run_recipe
+    from handscroll.train.recipe import Recipe
+    from handscroll.train.start import RunOptions, run_recipe
 
     settings = Recipe.parse(read_recipe(recipe, set_ or ()), str(recipe))
     folder = resume or out or Path("runs") / recipe.stem
@@ -31,8 +32,8 @@ def train(
         raise ConfigError(f"{folder} already holds a run; go on with --resume {folder} or give another --out")
     with bar("training", settings.steps) as advance:
         shown = Shown(advance)
-        ways = Ways(certify, force, shown.record, shown.pulse, lambda text: screen().print(text, markup=False))
-        lm, progress = run_recipe(settings, folder, ways)
+        options = RunOptions(certify, force, shown.record, shown.pulse, lambda text: screen().print(text, markup=False))
+        lm, progress = run_recipe(settings, folder, options)
     if os.environ.get("RANK", "0") != "0":
         return  # the first rank speaks for all
     if progress.planned < settings.steps and not progress.stopped:

@@ -6,6 +6,7 @@ still work, not whether far context is used; the user's own long text is always 
 
 from handscroll.base.errors import ConfigError
 from handscroll.generate.decode import decode
+from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
 from handscroll.lm import LM
 from handscroll.text.readers import Document
@@ -29,7 +30,7 @@ def own_text(lm: LM, tokens: int, seed: int = 0) -> Document:
     for batch in range(1, 1000):
         rows: list[list[int]] = [[] for _ in range(ROWS)]
         sampling = Sampling(max_tokens=size, temperature=0.8, seed=seed * 1000 + batch)
-        for step in decode(lm.model, [[start]] * ROWS, sampling, config.eos):
+        for step in decode(lm.model, [Request([start], sampling)] * ROWS):
             for new in step:
                 rows[new.row].append(new.token)
         parts += [lm.decode(row) for row in rows if len(row) > 1]

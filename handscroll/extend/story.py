@@ -164,7 +164,6 @@ def _sample(lm: LM, proof: Sample, plan: Plan) -> dict[str, str]:
     size, new = min(plan.to - 128, 3 * plan.to // 4), 80
     ids = proof.ids[:size]
     text = lm.generate(ids, max_tokens=new, temperature=0.0)
-    assert isinstance(text, str)
     shown = lm.decode(ids[-60:])
     return {"kind": "sample", "prompt": f"[{size - 60:,} tokens before this]{shown}", "text": text}
 

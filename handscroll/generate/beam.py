@@ -1,7 +1,6 @@
 """Beam search: the likeliest continuations that are found when only so many are kept at every length."""
 
 import math
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,9 +9,9 @@ from torch import Tensor
 
 from handscroll.base.errors import ConfigError
 from handscroll.cache.full import Cache
-from handscroll.cache.reading.reading import Reading
 from handscroll.generate.decode import read_prompt
-from handscroll.generate.prefill import CHUNK
+from handscroll.generate.request import Request
+from handscroll.generate.sample import Sampling
 from handscroll.models.model import Model
 from handscroll.nn.marks import Marks
 
@@ -28,65 +27,73 @@ class Hypothesis:
     finish: str
 
 
+@dataclass(frozen=True)
+class Beams:
+    """Settings of a search with `beams` beams.
+
+    `length_penalty`: the sum of log-probabilities is divided by the number of tokens to this power; 0 is the plain
+    likelihood, higher favours long texts. `early` says when to stop before max_tokens, once there are `beams` results.
+    "enough": at once. "never": when no beam can still beat the worst of them at any length. "bound": when the best
+    beam, if it ended here, would not (it may miss longer ones under a length penalty above 0; this is
+    `early_stopping=False` of transformers).
+
+    Raises:
+        ConfigError: a number out of range, or an unknown `early`.
+    """
+
+    beams: int = 4
+    length_penalty: float = 1.0
+    early: Early = "bound"
+
+    def __post_init__(self):
+        if self.beams < 1:
+            raise ConfigError(f"beams is {self.beams}; it must be at least 1")
+        if self.early not in ("bound", "enough", "never") or not math.isfinite(self.length_penalty):
+            raise ConfigError(
+                f"early is '{self.early}' (bound, enough or never), length_penalty {self.length_penalty} (a number)"
+            )
+
+
 @torch.no_grad()
-def beam_search(  # noqa: PLR0913 - what is asked, how it ends, what is known already
-    model: Model,
-    prompt: Sequence[int],
-    beams: int,
-    max_tokens: int,
-    eos: Collection[int] = (),
-    count: int = 1,
-    length_penalty: float = 1.0,
-    early: Early = "bound",
-    beyond: bool = False,
-    chunk: int = CHUNK,
-    reading: Reading | None = None,
-) -> list[Hypothesis]:
-    """The `count` best of the continuations that a search with `beams` beams finds, best first.
+def beam_search(model: Model, request: Request, settings: Beams = Beams()) -> list[Hypothesis]:
+    """The `samples` best of the continuations that a search finds, best first.
 
     The score is the sum of the tokens' log-probabilities (natural, of the unprocessed logits; the end token counts)
-    divided by their number to the power `length_penalty`: 0 is the plain likelihood, higher favours long texts. At
+    divided by their number to the power `length_penalty`. At
     every length the best candidates, `beams` of them and as many again for each end token, are taken from all
     continuations of all beams; those that end among the first `beams` are kept as results, and the first `beams` that
     go on are the next beams. These are the rules, and the scores, of `num_beams` in `transformers` 5.
 
-    Args:
-        early: when to stop before `max_tokens`, once there are `beams` results. "enough": at once. "never": when no
-            beam can still beat the worst of them at any length. "bound": when the best beam, if it ended here, would
-            not (may miss longer ones under a length penalty above 0; the default there: `early_stopping=False`).
-
     Memory: the prompt's keys and values once, however many beams; those of the new tokens for every beam, twice while
-    beams change places. Limits: greedy choice of likelihood only, no sampling settings; an exact cache.
+    beams change places.
 
     Raises:
-        ConfigError: `beams`, `count` or `max_tokens` out of range, or an unknown `early`; CapacityError, DataError: as
-            `decode`.
+        ConfigError: the request asks for sampling, a constraint, a draft, an approximate cache or log-probabilities,
+            none of which a search for the likeliest text has. CapacityError, DataError: as `decode`.
     """
-    if beams < 1 or max_tokens < 1 or not 1 <= count <= beams:
-        raise ConfigError(
-            f"beams is {beams}, count {count}, max_tokens {max_tokens}; count is 1 to beams, all from 1 up"
-        )
-    if early not in ("bound", "enough", "never") or not math.isfinite(length_penalty):
-        raise ConfigError(f"early is '{early}' (bound, enough or never), length_penalty {length_penalty} (a number)")
-    tokens, length, hidden, whole = read_prompt(model, prompt, max_tokens, beyond, chunk, reading)
-    search = _Search(beams, max_tokens, frozenset(eos), length_penalty, early)
-    logits, cache = model.logits(hidden)[:, -1], whole.branch(max_tokens - 1)
+    _only_likelihood(request)
+    if request.samples > settings.beams:
+        raise ConfigError(f"beams is {settings.beams}, count {request.samples}; the count is at most that of the beams")
+    new = request.sampling.max_tokens
+    request, length, hidden, whole = read_prompt(model, request)
+    search = _Search(settings, new, request.end_tokens(model))
+    logits, cache = model.logits(hidden)[:, -1], whole.branch(new - 1)
     while True:
         rows = search.step(logits.float().log_softmax(dim=-1))
         if search.over:
-            return search.results[:count]
+            return search.results[: request.samples]
         cache = _reordered(cache, rows)
         new = torch.tensor([[beam[-1]] for beam in search.texts], device=model.device)
-        marks = Marks.run(len(tokens) + search.length - 1, 1)
+        marks = Marks.run(len(request.prompt) + search.length - 1, 1)
         logits = model.logits(model.hidden(model.embed(new, marks), marks, model.mask(), cache, length))[:, -1]
 
 
 class _Search:
     """The beams (texts and sums of log-probabilities) and the results so far."""
 
-    def __init__(self, beams: int, max_tokens: int, ends: frozenset[int], length_penalty: float, early: Early):
-        self._beams, self._last, self._ends = beams, max_tokens, ends
-        self._penalty, self._early = length_penalty, early
+    def __init__(self, settings: Beams, max_tokens: int, ends: frozenset[int]):
+        self._beams, self._last, self._ends = settings.beams, max_tokens, ends
+        self._penalty, self._early = settings.length_penalty, settings.early
         self.texts: list[tuple[int, ...]] = [()]
         self._sums = [0.0]
         self.results: list[Hypothesis] = []
@@ -130,3 +137,19 @@ def _reordered(cache: Cache, rows: list[int]) -> Cache:
     if not cache.marks.length or rows == list(range(len(rows))):
         return cache
     return cache.take_rows(torch.tensor(rows))
+
+
+def _only_likelihood(request: Request) -> None:
+    """Refuse what the search would have to ignore."""
+    plain = Sampling(max_tokens=request.sampling.max_tokens, ignore_eos=request.sampling.ignore_eos)
+    given = [name for name in Sampling.model_fields if getattr(request.sampling, name) != getattr(plain, name)]
+    others = {
+        "a constraint": request.constraint is not None,
+        "a draft": request.draft is not None,
+        f"the cache '{request.policy}'": request.policy != "full",
+        "log-probabilities": request.logprobs is not None,
+        "a report of the cache": request.on_report is not None,
+    }
+    given += [what for what, asked in others.items() if asked]
+    if given:
+        raise ConfigError(f"beam search looks for the likeliest text and goes without {', '.join(given)}")

@@ -3,13 +3,14 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from handscroll.base.errors import CapacityError, ConfigError, DataError
-from handscroll.generate.rows import Request, Rows
+from handscroll.generate.chooser import Chooser, finite, next_tokens
+from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
+from handscroll.generate.settings import SamplingSettings, sampling_of
 from handscroll.models.model import Model
 from handscroll.nn.blanks import joined
 from handscroll.nn.marks import Marks
@@ -25,11 +26,10 @@ class Filling:
     finish: str
 
 
-def filled(model: Model, tokenizer: Tokenizer, text: str, settings: dict[str, Any]) -> list[int]:
+def filled(model: Model, tokenizer: Tokenizer, text: str, settings: SamplingSettings) -> list[int]:
     """Token ids of `text` with its blanks filled.
 
-    `settings` are those of `Sampling`; max_tokens, unless given, is as many as the learned table holds, and no more
-    than a generation writes unless told.
+    max_tokens, unless given, is as many as the learned table holds, and no more than a generation writes unless told.
 
     Raises:
         ConfigError: the model fills no blanks.
@@ -38,7 +38,8 @@ def filled(model: Model, tokenizer: Tokenizer, text: str, settings: dict[str, An
     config = model.config
     ids, most = _read(config, tokenizer, text), min(config.inside - 1, Sampling().max_tokens)
     parts, done = [], 0
-    for filling in fill(model, ids, Sampling.of({"max_tokens": most} | settings)):
+    settings = {"max_tokens": most, **settings}
+    for filling in fill(model, ids, sampling_of(settings)):
         parts += [*ids[done : filling.place], *filling.tokens]
         done = filling.place + 1
     return [*parts, *ids[done:]]
@@ -94,19 +95,19 @@ def fill(model: Model, prompt: Sequence[int], sampling: Sampling) -> list[Fillin
     cache = model.new_cache(len(ids) + len(blanks) * sampling.max_tokens)
     marks = Marks.run(0, len(ids))
     model.hidden(model.embed(torch.tensor([ids], device=device), marks), marks, model.mask(), cache)
-    request, found = Request(sampling, frozenset([config.end])), []
+    request, found = Request(ids, sampling, ends=frozenset([config.end])), []
     for number, place in enumerate(blanks):
-        rows, written = Rows(request, [number], [ids], config.vocab, device), []
-        finish, token, inside = None, config.start, 0
-        while finish is None:
+        chooser, written = Chooser(request, model, number), []
+        token, inside = config.start, 0
+        while chooser.finish is None:
             inside += 1
             index = torch.tensor([[cache.length]], device=device)
             position = joined(torch.full_like(index, place), torch.full_like(index, inside))
             here = Marks.of(index, positions=position)
             new = torch.tensor([[token]], device=device)
-            logits = model.logits(model.hidden(model.embed(new, here), here, model.mask(), cache))[:, -1]
-            (taken,) = rows.take(rows.pick(logits), logits, final=inside == sampling.max_tokens)
-            token, finish = taken.token, taken.finish
+            logits = finite(model.logits(model.hidden(model.embed(new, here), here, model.mask(), cache))[:, -1])
+            (token,) = next_tokens([chooser], logits)
+            chooser.take(token, logits[0])
             written += [] if token == config.end else [token]
-        found.append(Filling(place, tuple(written), finish))
+        found.append(Filling(place, tuple(written), chooser.finish))
     return found

@@ -17,13 +17,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 
 from handscroll.base.errors import CapacityError, ConfigError
 from handscroll.base.workload import Shape, Workload
-from handscroll.cache.reading.reading import Reading
 from handscroll.cache.table import (
     BLOCK,
     EVICTING,
@@ -35,6 +34,7 @@ from handscroll.cache.table import (
 from handscroll.generate.decode import decode
 from handscroll.generate.divergence import Answers, Distance, Tasks, Way, answers, decoded, distance, right, tasks
 from handscroll.generate.prefill import CHUNK
+from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
 from handscroll.models.model import Model
 from handscroll.text.tokenizer import Tokenizer
@@ -50,8 +50,8 @@ UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 UNITS |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
 
 
-class Request(NamedTuple):
-    """Ids of the prompt, most new tokens; `samples` share the prompt.
+class Demand(NamedTuple):
+    """What a request asks of a cache: ids of the prompt, most new tokens; `samples` share the prompt.
 
     `rewinds`: the cache is cut back (drafts). `grows`: more is read after the prompt (a conversation). The first `past`
     tokens of the prompt were read before: their keys and values lie in files, or in a cache that goes on.
@@ -69,9 +69,12 @@ class Request(NamedTuple):
         """Tokens that a cache gets to see; the last new one is never read."""
         return len(self.prompt) + self.new - 1
 
-    def after(self, reading: Reading | None) -> "Request":
-        """The same request where a reading holds the beginning of the prompt."""
-        return self if reading is None else self._replace(past=reading.length)
+    @classmethod
+    def of(cls, request: Request) -> Self:
+        """That of a request."""
+        past = 0 if request.reading is None else request.reading.length
+        new, rewinds = request.sampling.max_tokens, request.draft is not None
+        return cls(request.prompt, new, request.samples, rewinds, past=past)
 
     def bytes(self, policy: str, model: Model, chunk: int) -> int:
         """Most bytes of a policy's cache at any time."""
@@ -154,7 +157,7 @@ class Choice:
         return made | {"exact": False, "chunk": self.chunk, "piece": self.piece, "written": self.written, **measured}
 
 
-def choose(model: Model, tokenizer: Tokenizer, request: Request, budget: str | int, guard: float = GUARD) -> Choice:
+def choose(model: Model, tokenizer: Tokenizer, demand: Demand, budget: str | int, guard: float = GUARD) -> Choice:
     """The cache for a request within `budget`: bytes, "2GiB", "500MB", or "50%" of the full cache.
 
     guard: the most mean KL, nats, that an approximate cache may cost.
@@ -165,7 +168,7 @@ def choose(model: Model, tokenizer: Tokenizer, request: Request, budget: str | i
     """
     if not 0 <= guard < math.inf:
         raise ConfigError(f"the guard is {guard} nats; it must be a number from 0 on ({GUARD} is usual)")
-    full = request.bytes("full", model, CHUNK)
+    full = demand.bytes("full", model, CHUNK)
     allowed = size_of(budget, full)
     block = BLOCK * model.config.cache_bytes_per_token(model.dtype.itemsize)
     if allowed < block:
@@ -175,8 +178,8 @@ def choose(model: Model, tokenizer: Tokenizer, request: Request, budget: str | i
         )
     if full <= allowed:
         return Choice("full", CHUNK, full, full, allowed)
-    guarded = Guard(model, tokenizer, request, allowed / full)
-    tried = [(one, guarded.distance(one)) for one in candidates(model, request, allowed)]
+    guarded = Guard(model, tokenizer, demand, allowed / full)
+    tried = [(one, guarded.distance(one)) for one in candidates(model, demand, allowed)]
     passed = [pair for pair in tried if pair[1].kl <= guard]
     if not passed:
         raise CapacityError(_refusal(guarded, allowed, guard, tried))
@@ -185,20 +188,20 @@ def choose(model: Model, tokenizer: Tokenizer, request: Request, budget: str | i
     return Choice(*taken, full, allowed, loss, tuple(tried), **measured)
 
 
-def candidates(model: Model, request: Request, allowed: int) -> list[Candidate]:
+def candidates(model: Model, demand: Demand, allowed: int) -> list[Candidate]:
     """Approximate caches that suit a request and stay within `allowed` bytes, rounding first."""
     found, config = [], model.config
-    alone = request.samples == 1 and not request.rewinds
+    alone = demand.samples == 1 and not demand.rewinds
     for policy in ("int8", "int4") if config.head_size % 2 == 0 else ("int8",):
         if not alone and policy not in REWINDABLE:
             continue
-        chunk = _chunk(policy, model, request, allowed)
+        chunk = _chunk(policy, model, demand, allowed)
         if chunk:
-            found.append(Candidate(policy, chunk, request.bytes(policy, model, chunk)))
+            found.append(Candidate(policy, chunk, demand.bytes(policy, model, chunk)))
     banded = model.spec.several_distances
     for name in EVICTING if alone else ():
         if not (banded and name in SCORED):
-            found += _evicting(name, model, request, allowed)
+            found += _evicting(name, model, demand, allowed)
     return found
 
 
@@ -228,10 +231,10 @@ def size_text(size: float) -> str:
 class Guard:
     """Holds candidates to the exact cache on a piece of the prompt: its end, or more where the prompt is short."""
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, request: Request, share: float):
-        self.model, self.tokenizer, self.request = model, tokenizer, request
-        prompt, bos = list(request.prompt), model.config.bos
-        size = min(max(PIECE, math.ceil(BLOCK / share)), LARGEST, request.tokens)
+    def __init__(self, model: Model, tokenizer: Tokenizer, demand: Demand, share: float):
+        self.model, self.tokenizer, self.demand = model, tokenizer, demand
+        prompt, bos = list(demand.prompt), model.config.bos
+        size = min(max(PIECE, math.ceil(BLOCK / share)), LARGEST, demand.tokens)
         if len(prompt) < min(size, LEAST):
             self.ids = prompt + self._own(prompt, min(size, LEAST) - len(prompt))
         else:
@@ -239,7 +242,7 @@ class Guard:
             self.ids = begin + prompt[-min(size, len(prompt)) :][len(begin) :]
         self.written = max(0, len(self.ids) - len(prompt))
         self.first = len(self.ids) - min(TAIL, len(self.ids) // 2)
-        self.declared = model.spec.declared(len(prompt) + request.new)
+        self.declared = model.spec.declared(len(prompt) + demand.new)
         self._rows = torch.tensor([self.ids])
         self._exact = decoded(model, self._rows, self.first, Way(length=self.declared))[0]
 
@@ -268,28 +271,29 @@ class Guard:
 
     def _own(self, prompt: list[int], count: int) -> list[int]:
         sampling = Sampling(max_tokens=count, temperature=0.8, ignore_eos=True)
-        return [item.token for step in decode(self.model, [prompt], sampling, beyond=True) for item in step]
+        request = Request(prompt, sampling, beyond=True)
+        return [item.token for step in decode(self.model, [request]) for item in step]
 
     def _way(self, candidate: Candidate) -> Way:
         """The candidate with the piece for the whole: a budget of tokens and a chunk in proportion."""
-        share, kind = len(self.ids) / self.request.tokens, cache_of(candidate.policy)
-        chunk = max(1, round(min(candidate.chunk, len(self.request.prompt)) * share))
+        share, kind = len(self.ids) / self.demand.tokens, cache_of(candidate.policy)
+        chunk = max(1, round(min(candidate.chunk, len(self.demand.prompt)) * share))
         if isinstance(kind, partial):  # of an evicting policy, and below what users may ask for
             least = getattr(kind.func, "minimum", 1)
             kind = partial(kind, budget=max(least, int(kind.keywords["budget"] * share)))
         return Way(kind, chunk, self.declared)
 
 
-def _chunk(policy: str, model: Model, request: Request, allowed: int) -> int:
+def _chunk(policy: str, model: Model, demand: Demand, allowed: int) -> int:
     """The largest chunk of a prompt with which rounding stays within the bytes; 0: none does."""
     sizes = (CHUNK >> n for n in range(CHUNK.bit_length()) if CHUNK >> n >= SMALLEST)
-    return next((chunk for chunk in sizes if request.bytes(policy, model, chunk) <= allowed), 0)
+    return next((chunk for chunk in sizes if demand.bytes(policy, model, chunk) <= allowed), 0)
 
 
-def _evicting(name: str, model: Model, request: Request, allowed: int) -> list[Candidate]:
+def _evicting(name: str, model: Model, demand: Demand, allowed: int) -> list[Candidate]:
     """The policy with as many tokens as fit, an eighth of them for the chunk that is read; none or one candidate."""
     made = footprint(f"{name}:budget={BLOCK}", model.config, model.dtype.itemsize)
-    if made.whole and request.grows:  # every new text would be kept whole beside the budget
+    if made.whole and demand.grows:  # every new text would be kept whole beside the budget
         return []
     room = int((allowed - made.fixed) / made.each)
     budget = room - 1 if made.whole else max(BLOCK, room - max(1, min(CHUNK, room // 8)))
@@ -297,14 +301,14 @@ def _evicting(name: str, model: Model, request: Request, allowed: int) -> list[C
     if budget < BLOCK or chunk < 1:
         return []
     policy = f"{name}:budget={budget}"
-    size = request.bytes(policy, model, chunk)
+    size = demand.bytes(policy, model, chunk)
     return [Candidate(policy, chunk, size)] if size <= allowed else []
 
 
 def _refusal(guarded: Guard, allowed: int, guard: float, tried: Sequence[tuple[Candidate, Distance]]) -> str:
     """What came, what was measured, and what would pass: a larger budget, another guard, a disk."""
-    model, request = guarded.model, guarded.request
-    full = request.bytes("full", model, CHUNK)
+    model, demand = guarded.model, guarded.demand
+    full = demand.bytes("full", model, CHUNK)
     said = f"within {size_text(allowed)} of the {size_text(full)} that a full cache of this request takes, "
     if tried:
         best, loss = min(tried, key=lambda pair: pair[1].kl)
@@ -319,7 +323,7 @@ def _refusal(guarded: Guard, allowed: int, guard: float, tried: Sequence[tuple[C
     passing = _passing(guarded, allowed, guard, tried)
     needed, which = (full, "full") if passing is None else (passing.nbytes, passing.policy)
     said += f"give {size_text(needed)} (--kv-budget {needed}: {which})"
-    if request.samples == 1 and not request.rewinds and not request.grows:
+    if demand.samples == 1 and not demand.rewinds and not demand.grows:
         said += ", or keep all of it on disk, exactly (--cache offload)"
     return said
 
@@ -331,18 +335,18 @@ def _passing(
 
     Rounding, and the evicting policy that was nearest, at half and three quarters of the full cache.
     """
-    model, request = guarded.model, guarded.request
-    full, known = request.bytes("full", model, CHUNK), {one.policy for one, _ in tried}
-    suited = candidates(model, request, full)
+    model, demand = guarded.model, guarded.demand
+    full, known = demand.bytes("full", model, CHUNK), {one.policy for one, _ in tried}
+    suited = candidates(model, demand, full)
     nearest = [one.policy.partition(":")[0] for one, _ in sorted(tried, key=lambda pair: pair[1].kl)]
     name = next((name for name in nearest if name in EVICTING), "h2o")
     found = [
-        one._replace(chunk=SMALLEST, nbytes=request.bytes(one.policy, model, SMALLEST))
+        one._replace(chunk=SMALLEST, nbytes=demand.bytes(one.policy, model, SMALLEST))
         for one in suited
         if one.policy in ("int8", "int4") and one.policy not in known
     ]
     if any(one.policy.startswith(f"{name}:") for one in suited):
-        found += [one for share in (0.5, 0.75) for one in _evicting(name, model, request, int(full * share))]
+        found += [one for share in (0.5, 0.75) for one in _evicting(name, model, demand, int(full * share))]
     larger = sorted((one for one in found if allowed < one.nbytes < full), key=lambda one: one.nbytes)
     return next((one for one in larger if guarded.distance(one).kl <= guard), None)
 

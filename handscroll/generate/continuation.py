@@ -4,11 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from handscroll.generate.beam import Beams, beam_search
+from handscroll.generate.chooser import NewToken, Scored
 from handscroll.generate.decode import decode
-from handscroll.generate.rows import NewToken, Scored
-from handscroll.generate.sample import Sampling
+from handscroll.generate.request import Request
 from handscroll.generate.stream import Decodes, TextStream
 from handscroll.models.model import Model
+from handscroll.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -27,62 +29,50 @@ class Continuation:
     score: float | None = None
 
 
-def continuations(
-    model: Model, tokenizer: Decodes, prompt: Sequence[int], sampling: Sampling, samples: int = 1, **how: Any
-) -> list[Continuation]:
-    """All `samples` of a prompt that is not empty, in the order of their rows; `how` is passed on to `decode`."""
-    streams = [TextStream(tokenizer, before(model, prompt), sampling.stop) for _ in range(samples)]
-    texts, rows = [""] * samples, [list[NewToken]() for _ in range(samples)]
-
-    def push(row: int, token: int) -> bool:
-        texts[row] += streams[row].push(token)
-        return streams[row].stopped is not None
-
-    for step in decode(model, [prompt], sampling, model.config.eos, push, samples=samples, **how):
+def continuations(model: Model, tokenizer: Decodes, request: Request) -> list[Continuation]:
+    """All samples of a request, in order."""
+    rows = [list[NewToken]() for _ in range(request.samples)]
+    for step in decode(model, [request], tokenizer):
         for item in step:
             rows[item.row].append(item)
     return [
         Continuation(
-            text + stream.finish(),
+            "".join(item.text for item in row),
             tuple(item.token for item in row),
             row[-1].finish or "",
             tuple(item.scored for item in row if item.scored is not None),
         )
-        for text, stream, row in zip(texts, streams, rows, strict=True)
+        for row in rows
     ]
 
 
-def before(model: Model, prompt: Sequence[int]) -> Sequence[int]:
-    """The tokens that new ones go on from as text; those of an encoder-decoder begin a text of their own."""
-    return () if model.spec.encoder else prompt
+def streamed(model: Model, tokenizer: Decodes, request: Request) -> Iterator[str]:
+    """The new text of a request, piece by piece; what is impossible is refused here and not at the first piece."""
+    steps = decode(model, [request], tokenizer)
+    return (item.text for step in steps for item in step if item.text)
 
 
-def text_of(tokenizer: Decodes, prompt: Sequence[int], tokens: Sequence[int]) -> str:
-    """The text of `tokens` where they follow `prompt`."""
+def searched(model: Model, tokenizer: Decodes, request: Request, settings: Beams) -> list[Continuation]:
+    """The continuations that beam search finds, best first, with their scores."""
+    prompt = request.prompt
+    return [
+        Continuation(_text_of(tokenizer, prompt, item.tokens), item.tokens, item.finish, score=item.score)
+        for item in beam_search(model, request, settings)
+    ]
+
+
+def told(tokenizer: Tokenizer, tokens: Sequence[int], scored: Sequence[Scored]) -> list[dict[str, Any]]:
+    """Log-probabilities as JSON: each token with its text, and the likeliest ones."""
+
+    def one(number: int, logprob: float) -> dict[str, Any]:
+        return {"token": tokenizer.decode([number], special=True), "id": number, "logprob": logprob}
+
+    return [
+        one(number, some.logprob) | {"top": [one(*pair) for pair in some.top]}
+        for number, some in zip(tokens, scored, strict=True)
+    ]
+
+
+def _text_of(tokenizer: Decodes, prompt: Sequence[int], tokens: Sequence[int]) -> str:
     stream = TextStream(tokenizer, prompt)
     return "".join([*(stream.push(token) for token in tokens), stream.finish()])
-
-
-def streamed(
-    model: Model, tokenizer: Decodes, ids: Sequence[int], sampling: Sampling, how: dict[str, Any]
-) -> Iterator[str]:
-    """The new text of one prompt, piece by piece; what is impossible is refused here and not at the first piece.
-
-    `how` are further arguments of `decode`.
-    """
-    text = TextStream(tokenizer, before(model, ids), sampling.stop)
-    pieces: list[str] = []
-
-    def push(row: int, token: int) -> bool:
-        pieces.append(text.push(token))
-        return text.stopped is not None
-
-    steps = decode(model, [ids], sampling, model.config.eos, push, **how)
-
-    def flow() -> Iterator[str]:
-        for _ in steps:
-            yield from pieces
-            pieces.clear()
-        yield text.finish()
-
-    return flow()

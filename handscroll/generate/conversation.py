@@ -4,7 +4,7 @@ Under a scaling that depends on the length (`Scaling.bucket`) a conversation can
 rotated for. Then it is read again.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -13,11 +13,12 @@ from torch import Tensor
 from handscroll.base.errors import CapacityError, DataError
 from handscroll.cache.full import Cache
 from handscroll.cache.table import BLOCK, cache_of
-from handscroll.generate.budget import GUARD, Choice, Request, choose, size_of
+from handscroll.generate.budget import GUARD, Choice, Demand, choose, size_of
+from handscroll.generate.chooser import Chooser, finite, next_tokens
+from handscroll.generate.constrain import Constraint
 from handscroll.generate.prefill import CHUNK, prefill
-from handscroll.generate.rows import finite
-from handscroll.generate.sample import Sampling, generator, pick
-from handscroll.generate.stream import TextStream
+from handscroll.generate.request import Request
+from handscroll.generate.sample import Sampling
 from handscroll.models.model import Model
 from handscroll.nn.marks import Marks
 from handscroll.text.tokenizer import Tokenizer
@@ -31,8 +32,8 @@ class Conversation:
     the bucket, everything is read again, which is exact. `budget` (bytes, "2GiB", or a share of a full cache of the
     whole context) bounds the cache: it is exact as long as it fits; then everything is read again under what
     `generate/budget.py` takes for the whole context, with the `guard` given there. `on_note` hears of this. `afford`
-    is asked, with a request, the policy of its cache and the tokens of a chunk, before anything is read, and raises
-    where the memory does not suffice. Made by `LM.conversation`.
+    is asked before anything is read, with what a turn demands of the cache, its policy and the tokens of a chunk; it
+    raises where the memory does not suffice. Made by `LM.conversation`.
 
     Limits: one row. A text is encoded by itself, so that tokens never reach over a turn's border. An end token ends a
     reply and is no part of the text.
@@ -45,7 +46,7 @@ class Conversation:
     tokens_read: int = 0  # by all forwards so far, replies included
     budget: str | int | None = None
     guard: float = GUARD
-    afford: Callable[[Request, str, int], None] | None = None
+    afford: Callable[[Demand, str, int], None] | None = None
     choice: Choice | None = None  # of the cache, once it is no longer exact
     _cache: Cache | None = None
     _declared: int = 0
@@ -55,8 +56,10 @@ class Conversation:
         """Whether the cache is one that rounds or evicts."""
         return self.choice is not None
 
-    def say(self, text: str, sampling: Sampling) -> Iterator[str]:
+    def say(self, text: str, sampling: Sampling, constraint: Constraint | None = None) -> Iterator[str]:
         """Append `text`; yields the reply piece by piece. What is yielded has become part of the text.
+
+        The reply follows `constraint`, where one is given.
 
         Raises:
             CapacityError: all tokens so far, the text and max_tokens exceed the context, or the memory. DataError: the
@@ -76,36 +79,30 @@ class Conversation:
         if self.afford is not None:
             past = 0 if self._cache is None else self._cache.length
             policy, chunk = ("full", CHUNK) if self.choice is None else (self.choice.policy, self.choice.chunk)
-            self.afford(Request([*self.ids, *new], sampling.max_tokens, grows=True, past=past), policy, chunk)
-        return self._reply(new, total, sampling)
+            self.afford(Demand([*self.ids, *new], sampling.max_tokens, grows=True, past=past), policy, chunk)
+        return self._reply(Request([*self.ids, *new], sampling, constraint=constraint))
 
     @torch.no_grad()
-    def _reply(self, new: Sequence[int], total: int, sampling: Sampling) -> Iterator[str]:
-        self.ids += new
-        self._declare(total)
+    def _reply(self, request: Request) -> Iterator[str]:
+        self._declare(len(request.prompt) + request.sampling.max_tokens)
+        self.ids = list(request.prompt)
         cache, first = self._cache, 0 if self._cache is None else self._cache.length
         if cache is None:
-            cache = self._cache = self._new_cache(total)
-        device = self.model.device
-        text, stream = TextStream(self.tokenizer, self.ids, sampling.stop), generator(sampling.seed, 0)
-        seen = torch.zeros(1, self.model.config.vocab, dtype=torch.bool, device=device)
-        seen[0, self.ids] = True
-        penalised = seen if sampling.repetition_penalty != 1.0 else None
-        tokens = torch.tensor([self.ids[first:]], device=device)
+            cache = self._cache = self._new_cache(len(self.ids) + request.sampling.max_tokens)
+        chooser = Chooser(request, self.model, tokenizer=self.tokenizer)
+        tokens = torch.tensor([self.ids[first:]], device=self.model.device)
         chunk = CHUNK if self.choice is None else self.choice.chunk
         hidden = prefill(self.model, tokens, Marks.run(first, tokens.shape[1]), cache, self._declared, chunk)
         self.tokens_read += tokens.shape[1]
-        for left in reversed(range(sampling.max_tokens)):
-            token = int(pick(finite(self.model.logits(hidden)[:, -1]), sampling, [stream], penalised))
-            if token in self.model.config.eos and not sampling.ignore_eos:
-                break
-            self.ids.append(token)
-            seen[0, token] = True
-            yield text.push(token)
-            if text.stopped is not None or not left:
-                break
-            hidden = self._forward(token, cache)
-        yield text.finish()
+        while True:
+            logits = finite(self.model.logits(hidden)[:, -1])
+            new = chooser.take(*next_tokens([chooser], logits), logits[0])
+            if new.finish != "eos":
+                self.ids.append(new.token)
+            yield new.text
+            if new.finish is not None:
+                return
+            hidden = self._forward(new.token, cache)
 
     def _stay_within(self, total: int, ids: list[int]) -> None:
         """Choose a cache for the whole context once `total` tokens do not fit the budget exactly."""
@@ -115,8 +112,8 @@ class Conversation:
         allowed = size_of(self.budget, each * (context - 1))
         if each * (total - 1) <= allowed and allowed >= each * BLOCK:
             return
-        request = Request(ids, context - len(ids), grows=True)
-        self.choice = choose(self.model, self.tokenizer, request, allowed, self.guard)
+        demand = Demand(ids, context - len(ids), grows=True)
+        self.choice = choose(self.model, self.tokenizer, demand, allowed, self.guard)
         self._cache = None
         self._note(f"approximate: {total} tokens outgrow the budget, all are read again; {self.choice.report()}")
 

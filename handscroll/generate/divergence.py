@@ -18,8 +18,8 @@ from torch import Tensor
 from handscroll.base.errors import DataError
 from handscroll.cache.full import Cache
 from handscroll.data.recall import needle_prompt
+from handscroll.generate.chooser import finite
 from handscroll.generate.prefill import prefill
-from handscroll.generate.rows import finite
 from handscroll.models.model import Model
 from handscroll.nn.marks import Marks
 from handscroll.text.tokenizer import Tokenizer

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from handscroll.base.errors import CapacityError, ConfigError
 from handscroll.generate.prefill import prefill
-from handscroll.generate.sample import Sampling, candidates, draw
+from handscroll.generate.sample import Sampling, candidates, draw, seen_in
 from handscroll.models.model import Model
 from handscroll.nn.marks import Marks
 
@@ -150,8 +150,7 @@ class _ModelDraft:
         self._fed, self._agreed = [*self._fed[:agreed], *tokens[agreed:]], len(tokens)
         seen = None
         if self._sampling.repetition_penalty != 1.0:
-            seen = torch.zeros(1, self._model.config.vocab, dtype=torch.bool, device=self._model.device)
-            seen[0, torch.tensor(tokens, device=seen.device)] = True
+            seen = seen_in(tokens, self._model.config.vocab, self._model.device)
         guesses: list[int] = []
         chances: list[Tensor] = []
         hidden = self._hidden(tokens[agreed:], agreed)

@@ -1,38 +1,76 @@
 """Reading a text into the store, from where the store already knows it."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from handscroll.base.errors import CapacityError, ConfigError, DataError, nearest
 from handscroll.cache.reading.identity import Identity
-from handscroll.cache.reading.store import Store
-from handscroll.cache.table import cache_of
+from handscroll.cache.reading.reading import Reading
+from handscroll.cache.reading.store import Store, check_name
+from handscroll.cache.table import SAVED, cache_of
+from handscroll.generate.admission import identity_of
 from handscroll.generate.prefill import hidden_chunks
 from handscroll.models.model import Model
 from handscroll.nn.marks import Marks
+from handscroll.text.tokenizer import Tokenizer
+
+ROOM = 1024  # tokens kept free for question and answer when a text is read
+
+
+@dataclass(frozen=True, eq=False)
+class ToRead:
+    """A text (ids) to read and keep.
+
+    `source` is where the model came from. `name` is what the reading is asked for by. `room` tokens are declared for
+    question and answer (a length-dependent scaling is fixed by it). `on_read(done, all)` is called after every chunk.
+    """
+
+    ids: Int[Tensor, "T"]
+    source: str
+    name: str = ""
+    room: int = ROOM
+    beyond: bool = False
+    policy: str = "full"
+    on_read: Callable[[int, int], None] | None = None
+
+
+def read(model: Model, tokenizer: Tokenizer, store: Store, text: ToRead) -> Reading:
+    """Read a text once and save what was read. What the store already holds of its beginning is not read again.
+
+    Raises:
+        CapacityError: text and room exceed the context (unless `beyond`), or the store's limit.
+        ConfigError: a policy whose cache is not saved. DataError: no text.
+        CheckpointError: the disk refused, or a saved beginning is damaged.
+    """
+    model.spec.require("a saved reading", one_text=True, forward=True, keys=True)
+    cache_of(text.policy)  # refuses an unknown one
+    if text.policy not in SAVED:
+        raise ConfigError(f"a reading is not kept in '{text.policy}': {nearest(text.policy, SAVED)}")
+    if not len(text.ids):
+        raise DataError("there is nothing to read: the text is empty")
+    total = len(text.ids) + text.room
+    if total > model.config.context and not text.beyond:
+        raise CapacityError(
+            f"the text has {len(text.ids)} tokens and {text.room} are kept free for question and answer: "
+            f"{total} in all, but the model's context is {model.config.context}; read less, or lengthen the "
+            f"model first (handscroll extend ... --to {total})"
+        )
+    if text.name:
+        check_name(text.name)
+    number = _read_into(store, model, identity_of(model, tokenizer, total, text.policy), text)
+    if text.name:
+        store.name(text.name, number, len(text.ids))
+    return store.open(number).part(len(text.ids))
 
 
 @torch.no_grad()
-def read_into(
-    store: Store,
-    model: Model,
-    about: Identity,
-    ids: Int[Tensor, "T"],
-    declared: int,
-    source: str,
-    on_read: Callable[[int, int], None] | None = None,
-) -> str:
-    """Read what the store does not hold of `ids` and keep it; returns the number of the reading that holds all.
-
-    `about` says what the reading belongs to and the policy of its cache, `declared` is the length that is declared to
-    the model's scaling, `source` where the model came from. `on_read(done, all)` is called after every chunk.
-
-    Raises:
-        CapacityError: the store's limit. CheckpointError: the disk refused, or a saved beginning is damaged.
-    """
-    before = store.find(about, ids)
+def _read_into(store: Store, model: Model, about: Identity, text: ToRead) -> str:
+    """Read what the store does not hold of a text and keep it; returns the number of the reading that holds all."""
+    ids, before = text.ids, store.find(about, text.ids)
     first = 0 if before is None else before.length
     if before is not None and first >= len(ids):
         return before.number
@@ -44,7 +82,8 @@ def read_into(
     else:
         cache = before.cache(len(ids) - first, model.device, kind)
     marks, tokens = Marks.run(first, len(ids) - first), ids[None, first:].to(model.device)
-    for _, last, _ in hidden_chunks(model, tokens, marks, cache, declared):
-        if on_read is not None:
-            on_read(first + last, len(ids))
-    return store.save(about, ids, cache, before, source)
+    length = model.spec.declared(len(ids) + text.room)
+    for _, last, _ in hidden_chunks(model, tokens, marks, cache, length):
+        if text.on_read is not None:
+            text.on_read(first + last, len(ids))
+    return store.save(about, ids, cache, before, text.source)

@@ -7,7 +7,7 @@ mean the same distribution there.
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from handscroll.base.config import Config
-from handscroll.base.errors import ConfigError, nearest
+from handscroll.base.errors import ConfigError
 
 Scores = Float[Tensor, "B V"]
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -41,14 +41,6 @@ class Sampling(Config):
     seed: int = 0
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
-
-    @classmethod
-    def of(cls, settings: dict[str, Any]) -> Self:
-        """From keyword arguments; an unknown one is named with the nearest that there is."""
-        unknown = [name for name in settings if name not in cls.model_fields]
-        if unknown:
-            raise ConfigError(f"unknown setting '{unknown[0]}': {nearest(unknown[0], cls.model_fields)}")
-        return cls.parse(settings, "generate")
 
     @model_validator(mode="after")
     def _in_range(self) -> Self:
@@ -165,3 +157,10 @@ def pick(
     """The next token id of every row: the most probable one when greedy, a draw otherwise."""
     logits = candidates(logits, sampling, seen)
     return logits.argmax(dim=-1) if sampling.temperature == 0.0 else draw(logits, generators)
+
+
+def seen_in(tokens: Sequence[int], vocab: int, device: torch.device) -> Bool[Tensor, "1 V"]:
+    """Which tokens of the vocabulary a row holds, for the repetition penalty."""
+    seen = torch.zeros(1, vocab, dtype=torch.bool, device=device)
+    seen[0, torch.tensor(list(tokens), device=device)] = True
+    return seen

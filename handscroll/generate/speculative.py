@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from handscroll.cache.full import Cache
+from handscroll.generate.chooser import Chooser, NewToken, finite, scores
 from handscroll.generate.draft import Drafts, Proposal
-from handscroll.generate.rows import NewToken, Rows
 from handscroll.generate.sample import draw
 from handscroll.models.model import Model
 from handscroll.nn.marks import Marks
@@ -21,7 +21,7 @@ from handscroll.nn.shapes import Embeddings
 
 @torch.no_grad()
 def speculate(
-    model: Model, hidden: Embeddings, cache: Cache, rows: Rows, prompt: list[int], length: int, drafts: Drafts
+    model: Model, hidden: Embeddings, cache: Cache, chooser: Chooser, length: int, drafts: Drafts
 ) -> Iterator[list[NewToken]]:
     """Continue one row whose prompt is in `cache` and ends with `hidden` (1, 1, D); one new token an item.
 
@@ -33,31 +33,33 @@ def speculate(
 
     The number of guesses follows success: doubled when all were accepted, else one more than were.
     """
-    left, count = rows.request.sampling.max_tokens, 1 + drafts.longest // 2
-    tokens = list(prompt)
-    stream, greedy = rows.generators[0], rows.request.sampling.temperature == 0.0
-    draft = drafts.begin(rows.request.sampling, stream, len(prompt) + left)
+    sampling, stream = chooser.request.sampling, chooser.random
+    left, count, greedy = sampling.max_tokens, 1 + drafts.longest // 2, sampling.temperature == 0.0
+    tokens = list(chooser.request.prompt)
+    draft = drafts.begin(sampling, stream, len(tokens) + left)
     guessed = Proposal([])
     while True:
-        logits, accepted = model.logits(hidden)[0], 0
+        logits, accepted = finite(model.logits(hidden)[0]), 0
         for place in range(len(guessed.tokens) + 1):
             here = logits[place : place + 1]
-            scores = rows.candidates(here)
+            weighed = scores(chooser, here)
             if place == len(guessed.tokens):
-                token = int(scores.argmax()) if greedy else int(draw(scores, [stream]))
+                token = int(weighed.argmax()) if greedy else int(draw(weighed, [stream]))
             else:
                 guess = guessed.tokens[place]
                 chances = None if guessed.probabilities is None else guessed.probabilities[place]
-                token = int(scores.argmax()) if greedy else accept(_target(scores), guess, chances, stream)
+                token = int(weighed.argmax()) if greedy else accept(_target(weighed), guess, chances, stream)
                 accepted += token == guess
             left -= 1
             tokens.append(token)
-            yield rows.take(torch.tensor([token], device=here.device), here, left == 0)
-            if not rows.live or (place < len(guessed.tokens) and token != guessed.tokens[place]):
+            yield [chooser.take(token, here[0])]
+            if chooser.finish is not None or (place < len(guessed.tokens) and token != guessed.tokens[place]):
                 break
-        drafts.acceptance.drafted += len(guessed.tokens) if rows.live else min(place + 1, len(guessed.tokens))
+        drafts.acceptance.drafted += (
+            len(guessed.tokens) if chooser.finish is None else min(place + 1, len(guessed.tokens))
+        )
         drafts.acceptance.accepted += accepted
-        if not rows.live:
+        if chooser.finish is not None:
             return
         if guessed.tokens:
             count = min(2 * count, drafts.longest) if accepted == len(guessed.tokens) else accepted + 1

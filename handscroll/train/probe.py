@@ -259,7 +259,7 @@ def fitted(runs: Sequence[Workload], times: Sequence[float], start: Calibration)
 
 
 def main() -> None:
-    import handscroll.train.recipe  # noqa: F401 - a run has the readers and the tokenizers in memory too
+    import handscroll.train.start  # noqa: F401 - a run has the readers and the tokenizers in memory too
 
     request = json.loads(sys.stdin.read())
     torch.set_num_threads(request["threads"])

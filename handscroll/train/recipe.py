@@ -1,53 +1,27 @@
-"""A recipe: everything a training run is made of, read from TOML and resolved into a run folder."""
+"""A recipe: everything a training run is made of, read from TOML. `start.py` runs it."""
 
-import hashlib
-import json
-import platform
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
-import handscroll
 from handscroll.base.config import Config
-from handscroll.base.errors import ConfigError, nearest
-from handscroll.base.runs import write_file
-from handscroll.data.batch import Batch, collate
-from handscroll.data.row import Row
+from handscroll.base.errors import nearest
 from handscroll.data.sources import TokenSource
-from handscroll.data.stream import Chain, Listed, Mixture, Stream, Take
-from handscroll.data.windows import SlidingWindows
-from handscroll.lm import LM, load
-from handscroll.models.induction import set_induction_heads
-from handscroll.models.model import Decoder, Model
-from handscroll.models.new import NEW, About, as_classifier, new_model
-from handscroll.models.weights import check_device
-from handscroll.nn.init import initialise
-from handscroll.nn.noise import Noise
+from handscroll.models.model import Model
+from handscroll.models.new import NEW
 from handscroll.objectives.causal import NextToken
 from handscroll.objectives.objective import Objective
 from handscroll.objectives.task import Task, task_from
-from handscroll.plan.workloads import recipe_workloads
-from handscroll.text.readers import read
 from handscroll.text.tokenizer import Tokenizer
-from handscroll.text.training import TokenizerConfig, train_tokenizer
-from handscroll.train.assemble import Updates
+from handscroll.text.training import TokenizerConfig
 from handscroll.train.curriculum import Curriculum, Grow, NewPositions
-from handscroll.train.ladder.certificate import certify, memory_needed
-from handscroll.train.longest import check_positions
-from handscroll.train.loop import Callbacks, OnPulse, OnRecord, train
-from handscroll.train.lora import LoRA, add_lora, merge_lora, save_adapter, stands_apart
+from handscroll.train.lora import LoRA
 from handscroll.train.optim import Optimizer
-from handscroll.train.parallel.shard import shard, unsharded
-from handscroll.train.parallel.world import Parallel, World, join_world, same_everywhere
-from handscroll.train.planned import afford, planned
+from handscroll.train.parallel.world import Parallel
 from handscroll.train.regularise import Regularise
-from handscroll.train.rows import Files, RowData, TextData
-from handscroll.train.run import Loop, Progress, Run, write_recipe
+from handscroll.train.rows import Files, RowData
+from handscroll.train.run import Loop
 from handscroll.train.schedule import Schedule
 from handscroll.train.spike import Spike
 from handscroll.train.step import Memory
@@ -192,199 +166,3 @@ class Recipe(Config):
 
     def loop_settings(self) -> Loop:
         return Loop.parse({"seed": self.seed, **self.loop, "steps": self.steps}, "recipe: loop")
-
-
-def updates(recipe: Recipe, text: TokenSource, tokenizer: Tokenizer, model: Model) -> Chain[list[Batch]]:
-    """The whole curriculum as one stream of updates; every stage and kind of row has a seed of its own."""
-    chain = []
-    for number, stage in enumerate(recipe.stages):
-        names = sorted(stage.mix)
-        seeds = [recipe.seed * 10_007 + number * 101 + at for at in range(len(names) + 2)]
-        streams = [
-            _rows(recipe.data[name], text, tokenizer, stage, seed) for name, seed in zip(names, seeds, strict=False)
-        ]
-        rows = Mixture(streams, [stage.mix[name] for name in names], seeds[-2]) if len(streams) > 1 else streams[0]
-        rows = recipe.objective.rows(rows, stage.length, seeds[-1], model, tokenizer)
-        chain.append(Take(Updates(rows, stage.rows, stage.micro or stage.rows), stage.steps))
-    return Chain(chain)
-
-
-def _rows(data: RowData, text: TokenSource, tokenizer: Tokenizer, stage: Stage, seed: int) -> Stream[Row]:
-    if isinstance(data, TextData) and data.order == "reading":
-        return data.lanes(text, stage.length, seed, stage.rows)
-    return data.stream(text, tokenizer, stage.length, seed)
-
-
-@dataclass(frozen=True)
-class Ways:
-    """How a recipe is run, which is no part of the recipe. `show` gets what a person should read before the run."""
-
-    certify: bool = False
-    force: bool = False
-    on_record: OnRecord | None = None
-    on_pulse: OnPulse | None = None
-    show: Callable[[str], None] = lambda text: None
-
-
-def run_recipe(recipe: Recipe, folder: Path, ways: Ways = Ways()) -> tuple[LM, Progress]:
-    """Train by the recipe in `folder` (new, or one to resume) and save the result to `folder/model`.
-
-    Under torchrun every rank calls this with the same arguments; the first one writes.
-
-    Raises:
-        ConfigError, DataError, CheckpointError: as the parts do; nothing is half-written.
-    """
-    if recipe.threads:
-        torch.set_num_threads(recipe.threads)
-    check_device(recipe.device)
-    torch.manual_seed(recipe.seed)
-    world = join_world(recipe.parallel, recipe.device)
-    made = _run(recipe, folder, world, ways)
-    world.close()  # not after an error: the other ranks may never come to say goodbye, and torchrun ends them
-    return made
-
-
-def _run(recipe: Recipe, folder: Path, world: World, ways: Ways) -> tuple[LM, Progress]:
-    tokenizer = _tokenizer(recipe, folder, world)
-    text = recipe.source(tokenizer)
-    model = build_model(recipe, tokenizer)
-    objective = recipe.learned(model, by_position=True)
-    _check_source(recipe, model, world)
-    check_positions(recipe, model.config, int(text.lengths.max()))
-    stream = updates(recipe, text, tokenizer, model)
-    # How the work is done may change when a run goes on elsewhere; what is done may not.
-    what = recipe.model_dump(mode="json", exclude={"memory", "parallel", "device"})
-    if recipe.memory.rung == "recurrent":  # but this rung is no exact one: its settings are part of what is done
-        what["memory"] = recipe.memory.model_dump(mode="json", include={"rung", "chunk", "remembered"})
-    resolved = {"recipe": what, "versions": versions(), "text": text.fingerprint}
-    if world.first:
-        write_recipe(folder, resolved | {"threads": torch.get_num_threads()})
-    same_everywhere(world, "the recipe, text or version", _digest(resolved))
-    workloads = recipe_workloads(recipe, model.config, sum(document.nbytes for document in text.tokens))
-    plan = planned(recipe.memory, workloads, folder, world, ways.force)
-    memory = plan.memory
-    if world.first:
-        ways.show(str(plan))
-    if recipe.lora is not None:
-        add_lora(model, recipe.lora, recipe.seed)
-    if ways.certify and world.first:
-        _certify(recipe, memory, model, stream, ways, folder)
-    if world.size > 1 and recipe.parallel.shard:
-        shard(model, world)
-    run = Run(
-        folder,
-        model,
-        recipe.optimizer,
-        recipe.schedule,
-        recipe.loop_settings(),
-        memory,
-        recipe.regularise,
-        recipe.spike,
-        world,
-        recipe.curriculum(),
-    )
-    validate = None
-    if recipe.validation is not None:
-        validate = validator(recipe.validation, tokenizer, model, recipe.objective)
-    callbacks = Callbacks(validate, ways.on_record if world.first else None, ways.on_pulse if world.first else None)
-    progress = train(run, stream, objective, callbacks)
-    model = unsharded(model, world, lambda fresh: recipe.lora and add_lora(fresh, recipe.lora, recipe.seed))
-    if recipe.lora is not None and world.first:
-        if stands_apart(model):
-            save_adapter(model, recipe.lora, folder / "adapter", str(recipe.model.path))
-        merge_lora(model)
-    lm = LM(model, tokenizer, str(folder / "model"))
-    if world.first:
-        plan.compare()
-    if world.first and (progress.planned >= recipe.steps or progress.stopped):
-        lm.save(folder / "model")
-    return lm, progress
-
-
-def _certify(recipe: Recipe, memory: Memory, model: Decoder, stream: Chain, ways: Ways, folder: Path) -> None:
-    """Hold the rung to the plain step on a row of the run's longest stage; the result is shown and kept."""
-    longest = max(range(len(recipe.stages)), key=lambda stage: recipe.stages[stage].length)
-    (first, *_), _ = next(stream.resume(stream.beginning(longest)))
-    noise = Noise(recipe.regularise.dropout, recipe.seed, 0) if recipe.regularise.dropout else None
-    objective = recipe.learned(model)
-    if not ways.force:
-        afford(memory_needed(model, memory), "the gradient certificate", "leave --certify out, or use --force")
-    certificate = certify(model, memory, first, objective, folder, noise)
-    write_file(folder / "certificate.json", (json.dumps(certificate.as_record(), indent=2) + "\n").encode())
-    ways.show(str(certificate))
-
-
-def _digest(value: Any) -> int:
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
-
-
-def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Decoder:
-    """A new model of the recipe's family and sizes, or the checkpoint it starts from, in float32."""
-    labels = recipe.objective.labels(recipe.mixed)
-    if recipe.model.path is not None:
-        loaded = load(recipe.model.path, dtype="float32", weights="float").model
-        if labels:
-            seeded = torch.Generator().manual_seed(recipe.seed)
-            loaded = as_classifier(loaded, labels, recipe.model.initialise, seeded)
-        return loaded
-    about = About(tokenizer, max(stage.length for stage in recipe.stages), labels)
-    model = new_model(str(recipe.model.family), recipe.model.sizes, about)
-    generator = torch.Generator().manual_seed(recipe.seed)
-    initialise(model, recipe.model.initialise, model.config.layers, generator)
-    if recipe.model.induction:
-        set_induction_heads(model, generator)
-    return model.to(recipe.device)
-
-
-def validator(settings: Validation, tokenizer: Tokenizer, model: Model, task: Task) -> Callable[[Model], float]:
-    """Mean loss on fixed windows of held-out text, spread evenly over it; made into the task's rows once for all."""
-    windows = [row for row, _ in SlidingWindows(settings.source(tokenizer), settings.length, tails="drop")]
-    step = max(1, len(windows) // settings.windows)
-    rows = task.rows(Listed(windows[::step][: settings.windows]), settings.length, 0, model, tokenizer)
-    batches, objective = [collate([row]) for row, _ in rows], task.objective(model)
-
-    @torch.no_grad()
-    def validate(model: Model) -> float:
-        total, count = 0.0, 0
-        for one in batches:
-            batch = one.to(model.device)
-            marks, here = batch.marks(), model
-            if batch.source is not None:
-                here = model.under(model.encode(batch.source.tokens, batch.source.marks()))
-            mask = objective.mask(here, marks)
-            hidden = here.hidden(here.embed(batch.tokens, marks), marks, mask, length=settings.length)
-            loss = objective.loss(model, hidden, batch)
-            total, count = total + float(loss.total), count + loss.count
-        return total / count
-
-    return validate
-
-
-def _check_source(recipe: Recipe, model: Decoder, world: World) -> None:
-    """Refuse what an encoder-decoder cannot do."""
-    if model.spec.encoder and world.size > 1 and recipe.parallel.shard:
-        raise ConfigError(f"parallel.shard is for decoders, not for family '{model.config.family}': leave it out")
-
-
-def _tokenizer(recipe: Recipe, folder: Path, world: World) -> Tokenizer:
-    """The named tokenizer, the checkpoint's, or one trained once and kept in the run folder."""
-    settings = recipe.tokenizer
-    if settings.path is not None:
-        return Tokenizer.load(settings.path)
-    if settings.train is None:
-        if recipe.model.path is None:
-            raise ConfigError("recipe: tokenizer needs a path or settings to train one, since the model is new")
-        return Tokenizer.load(recipe.model.path)
-    kept = folder / "tokenizer"
-    if world.first and not (kept / "tokenizer.json").exists():
-        assert recipe.text is not None, "the recipe's own check"
-        documents = (document.text for document in read(recipe.text.paths()))
-        train_tokenizer(documents, settings.train).save(kept)
-    world.agree(True)  # the others wait until it is there
-    return Tokenizer.load(kept)
-
-
-def versions() -> dict[str, str]:
-    """What the numbers of a run depend on besides the recipe."""
-    return {"handscroll": handscroll.__version__, "torch": torch.__version__, "python": platform.python_version()}

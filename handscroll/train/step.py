@@ -18,7 +18,7 @@ from handscroll.objectives.objective import Objective
 from handscroll.train.ladder.blocks import Blocks, DiskBlocks, HostBlocks
 from handscroll.train.ladder.plain import Plain
 from handscroll.train.ladder.recurrent import Recurrent
-from handscroll.train.ladder.rung import Request, Rung
+from handscroll.train.ladder.rung import Pass, Rung
 from handscroll.train.ladder.staged import Staged
 from handscroll.train.parallel.world import ALONE, World
 
@@ -136,7 +136,7 @@ class Step:
             here = None if noise is None else replace(noise, first_row=first_row + first)
             beat = _shared(pulse, number, len(batches))
             length, start = batch.tokens.shape[1], first_row + first
-            request = Request(objective, max(1, count), length, self.autocast, here, self.world, start, beat)
+            request = Pass(objective, max(1, count), length, self.autocast, here, self.world, start, beat)
             losses.append(self.rung(model, mine.to(model.device), request).detached())
             first_row += batch.tokens.shape[0]
         self.world.sum_gradients(model)

@@ -6,7 +6,8 @@ import torch
 from handscroll.base.errors import ConfigError
 from handscroll.cli.main import app
 from handscroll.lm import load
-from handscroll.train.recipe import Recipe, run_recipe
+from handscroll.train.recipe import Recipe
+from handscroll.train.start import run_recipe
 from tests.naming import naming
 
 VERBS = {

@@ -21,7 +21,6 @@ from handscroll.data.batch import Batch, collate
 from handscroll.extend.bakeoff import applied
 from handscroll.extend.extend import GUARD
 from handscroll.extend.methods import candidates
-from handscroll.generate.decode import decode
 from handscroll.generate.sample import Sampling
 from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.models.model import Model
@@ -37,6 +36,7 @@ from handscroll.train.ladder.plain import Plain
 from handscroll.train.step import Memory, Step, build_rung
 from tests.conformance.families import SCALINGS, Form, reference_class
 from tests.conformance.material import LENGTH, Learned, documents, learned_by, padded
+from tests.generate.asking import decode
 from tests.naming import naming
 
 FLOAT32 = 1e-4  # largest difference of logits from the reference library's

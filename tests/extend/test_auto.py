@@ -12,7 +12,8 @@ from handscroll.extend.tune import TuneSettings
 from handscroll.lm import LM
 from handscroll.models.bloom import Bloom, BloomConfig
 from handscroll.nn.positions.learned import LEARNED
-from handscroll.train.recipe import Recipe, run_recipe
+from handscroll.train.recipe import Recipe
+from handscroll.train.start import run_recipe
 from tests.conftest import ROOT
 from tests.extend.material import TEXT
 

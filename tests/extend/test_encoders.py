@@ -16,7 +16,8 @@ from handscroll.extend.tune import TuneSettings
 from handscroll.models.weights import load_model, save_model
 from handscroll.nn.positions.learned import LEARNED, extrapolate
 from handscroll.text.readers import Document
-from handscroll.train.recipe import Recipe, run_recipe
+from handscroll.train.recipe import Recipe
+from handscroll.train.start import run_recipe
 from tests.conftest import ROOT
 
 TEXT = "\n".join(f"def function_{n}(x, y):\n    return json.loads(x + {n})" for n in range(120))

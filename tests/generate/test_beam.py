@@ -8,11 +8,10 @@ import torch
 
 from handscroll.base.errors import CapacityError, ConfigError, DataError
 from handscroll.cache.full import Cache
-from handscroll.generate.beam import beam_search
-from handscroll.generate.decode import decode
 from handscroll.generate.sample import Sampling
 from handscroll.models.weights import load_model
 from tests.conformance.families import reference, save
+from tests.generate.asking import beam_search, decode
 from tests.generate.material import loaded, prompts_of, tiny
 from tests.naming import naming
 
@@ -36,7 +35,7 @@ def every_continuation(model, prompt, new, penalty):
 def test_beams_enough_for_all_find_the_best_of_all(penalty, seed):
     model, prompt, new = tiny(seed), [1, 2, 0], 4
     every = sorted(every_continuation(model, prompt, new, penalty).items(), key=lambda item: -item[1])
-    found = beam_search(model, prompt, 256, new, (EOS,), count=5, length_penalty=penalty, early="never")
+    found = beam_search(model, prompt, 256, new, (EOS,), count=5, penalty=penalty, early="never")
     assert [item.tokens for item in found] == [tokens for tokens, _ in every[:5]]
     for item, (tokens, score) in zip(found, every, strict=False):
         assert item.score == pytest.approx(score, abs=1e-5)
@@ -126,6 +125,6 @@ def test_refusals(tmp_path):
     with pytest.raises(ConfigError, match="'soon'"):
         beam_search(model, [5], 2, 4, early="soon")
     with pytest.raises(ConfigError, match=naming("length_penalty", "nan")):
-        beam_search(model, [5], 2, 4, length_penalty=math.nan)
+        beam_search(model, [5], 2, 4, penalty=math.nan)
     with pytest.raises(CapacityError, match=r"\b64\b"):
         beam_search(model, [5], 2, 64)

@@ -10,7 +10,7 @@ from handscroll.base.errors import CapacityError, ConfigError
 from handscroll.cache.full import Cache
 from handscroll.cache.table import cache_of, footprint
 from handscroll.generate import budget as module
-from handscroll.generate.budget import Request, candidates, choose, size_of
+from handscroll.generate.budget import Demand, candidates, choose, size_of
 from handscroll.generate.divergence import Way, decoded, distance, said
 from handscroll.generate.prefill import hidden_chunks
 from handscroll.lm import load
@@ -98,7 +98,7 @@ def test_sizes_as_people_write_them():
 
 
 def test_a_full_cache_that_fits_is_taken_and_nothing_is_said(lm):
-    request = Request(lm.encode(TEXT), 20)
+    request = Demand(lm.encode(TEXT), 20)
     full = request.bytes("full", lm.model, 1024)
     choice = choose(lm.model, lm.tokenizer, request, full)
     assert choice.policy == "full" and choice.report() == "" and choice.record()["exact"]
@@ -106,7 +106,7 @@ def test_a_full_cache_that_fits_is_taken_and_nothing_is_said(lm):
 
 
 def test_the_nearest_of_those_that_fit_is_taken(lm):
-    request = Request(ids := lm.encode(TEXT), 20)
+    request = Demand(ids := lm.encode(TEXT), 20)
     choice = choose(lm.model, lm.tokenizer, request, "65%")
     assert {one.policy.partition(":")[0] for one, _ in choice.tried} >= {
         "int8",
@@ -128,7 +128,7 @@ def test_the_nearest_of_those_that_fit_is_taken(lm):
 def test_the_divergence_is_that_of_a_plain_loop(lm):
     """For a request that ends with its prompt, so that the piece is the whole and nothing is scaled."""
     ids = lm.encode(TEXT + TEXT)
-    choice = choose(lm.model, lm.tokenizer, Request(ids, 1), "30%", guard=9)
+    choice = choose(lm.model, lm.tokenizer, Demand(ids, 1), "30%", guard=9)
     found, first = {}, len(ids) - module.TAIL
     edges = [*range(0, first, choice.chunk), *range(first, len(ids))]
     for name in ("full", choice.policy):
@@ -154,7 +154,7 @@ def test_the_budget_is_kept_at_any_time(share, lm, monkeypatch):
         return lambda *words, **options: made.append(watched(real(policy)(*words, **options))) or made[-1][0]
 
     ids = lm.encode(TEXT)
-    request, settings = Request(ids, 30), {"max_tokens": 30, "beyond": True}
+    request, settings = Demand(ids, 30), {"max_tokens": 30, "beyond": True}
     allowed = size_of(share, request.bytes("full", lm.model, 1024))
     for one in candidates(lm.model, request, allowed):
         monkeypatch.setattr(decode, "cache_of", spied)
@@ -168,7 +168,7 @@ def test_the_budget_is_kept_at_any_time(share, lm, monkeypatch):
 
 
 def test_what_is_refused_says_what_would_pass(lm):
-    request = Request(lm.encode(TEXT), 20)
+    request = Demand(lm.encode(TEXT), 20)
     full = request.bytes("full", lm.model, 1024)
     with pytest.raises(CapacityError, match=naming("guard", "0.")) as refused:
         choose(lm.model, lm.tokenizer, request, "65%", guard=0.0)
@@ -185,7 +185,7 @@ def test_what_is_refused_says_what_would_pass(lm):
 
 
 def test_wrong_budgets_are_refused(lm):
-    request = Request(lm.encode(TEXT), 20)
+    request = Demand(lm.encode(TEXT), 20)
     block = 64 * lm.model.config.cache_bytes_per_token(4)
     for budget, guard, words in (
         (block - 1, 0.1, r"\b64\b"),
@@ -197,7 +197,7 @@ def test_wrong_budgets_are_refused(lm):
         with pytest.raises(ConfigError, match=words):
             choose(lm.model, lm.tokenizer, request, budget, guard)
     with pytest.raises(CapacityError, match="room"):
-        choose(lm.model, lm.tokenizer, Request(lm.encode(TEXT), 20, samples=2), block)
+        choose(lm.model, lm.tokenizer, Demand(lm.encode(TEXT), 20, samples=2), block)
 
 
 def test_only_what_suits_the_request_is_a_candidate(lm):
@@ -205,16 +205,16 @@ def test_only_what_suits_the_request_is_a_candidate(lm):
     names = lambda request, model=lm.model: {  # noqa: E731
         one.policy.partition(":")[0] for one in candidates(model, request, request.bytes("full", model, 64) * 3 // 4)
     }
-    assert names(Request(ids, 20)) == {"int8", "int4", "window", "sinks", "h2o", "tova"}  # the prompt is too long
-    assert "snapkv" in names(Request(ids[:100], 100))
-    assert "snapkv" not in names(Request(ids[:100], 100, grows=True))
-    assert names(Request(ids, 20, samples=3)) == names(Request(ids, 20, rewinds=True)) == {"int8"}
+    assert names(Demand(ids, 20)) == {"int8", "int4", "window", "sinks", "h2o", "tova"}  # the prompt is too long
+    assert "snapkv" in names(Demand(ids[:100], 100))
+    assert "snapkv" not in names(Demand(ids[:100], 100, grows=True))
+    assert names(Demand(ids, 20, samples=3)) == names(Demand(ids, 20, rewinds=True)) == {"int8"}
     banded = model_with(SELF_EXTEND)
-    assert names(Request(list(range(3, 90)) * 3, 200), banded) == {"int8", "int4", "window", "sinks"}
+    assert names(Demand(list(range(3, 90)) * 3, 200), banded) == {"int8", "int4", "window", "sinks"}
 
 
 def test_samples_share_a_prompt_within_the_budget(lm):
-    request = Request(lm.encode(TEXT), 20, samples=3)
+    request = Demand(lm.encode(TEXT), 20, samples=3)
     one = request.bytes("full", lm.model, 1024)
     each = lm.model.config.cache_bytes_per_token(4)
     assert one == each * (len(request.prompt) + 3 * 19)
@@ -227,7 +227,7 @@ def test_samples_share_a_prompt_within_the_budget(lm):
 
 
 def test_a_short_prompt_is_continued_by_the_model_for_the_measure(lm):
-    request = Request(lm.encode("import os"), 400)
+    request = Demand(lm.encode("import os"), 400)
     choice = choose(lm.model, lm.tokenizer, request, "60%")
     assert choice.piece == module.LEAST and choice.written == module.LEAST - len(request.prompt)
     assert f"{choice.written} of them written by the model" in choice.report()

@@ -13,9 +13,9 @@ import handscroll
 from handscroll.base.errors import ConfigError, DataError
 from handscroll.extend.story import STARTER
 from handscroll.generate.constrain import Constraint
-from handscroll.generate.decode import decode
 from handscroll.generate.draft import DraftModel, Lookup
 from handscroll.generate.sample import Sampling
+from tests.generate.asking import decode
 from tests.generate.material import chi_squared, tiny
 from tests.naming import naming
 

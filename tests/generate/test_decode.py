@@ -7,11 +7,11 @@ import torch
 
 from handscroll.base.errors import CapacityError, CheckpointError, ConfigError, DataError
 from handscroll.cache.full import Cache
-from handscroll.generate.decode import decode
 from handscroll.generate.sample import Sampling
 from handscroll.models.weights import load_model
 from tests.conformance.families import reference, save
-from tests.generate.material import loaded, prompts_of, written
+from tests.generate.asking import decode
+from tests.generate.material import Letters, loaded, prompts_of, written
 from tests.naming import naming
 
 
@@ -143,20 +143,23 @@ def test_decoding_stops_when_the_last_row_has_ended(tmp_path):
     assert len(steps) == free.index(free[2]) + 1
 
 
-def test_on_token_ends_a_row_and_is_not_called_for_end_tokens(tmp_path):
+def test_a_stop_string_ends_its_row_alone_and_is_no_part_of_the_text(tmp_path):
     model = loaded(tmp_path)
     prompts, sampling = prompts_of((8, 8)), Sampling(max_tokens=10)
     free, _ = written(model, prompts, sampling)
-    calls = []
-
-    def on_token(row, token):
-        calls.append((row, token))
-        return row == 0 and len([c for c in calls if c[0] == 0]) == 4
-
     end = next(token for token in free[1] if token not in free[0][:4])
-    rows, ends = written(model, prompts, sampling, eos=(end,), on_token=on_token)
-    assert rows[0] == free[0][:4] and ends == ["stop", "eos"]
-    assert (1, end) not in calls
+    stop = sampling.model_copy(update={"stop": (Letters().decode(free[0][2:4]),)})
+    rows, ends, texts = {}, {}, {}
+    for step in decode(model, prompts, stop, (end,), Letters()):
+        for item in step:
+            rows.setdefault(item.row, []).append(item.token)
+            texts[item.row] = texts.get(item.row, "") + item.text
+            ends[item.row] = item.finish
+    assert rows[0] == free[0][:4] and texts[0] == Letters().decode(free[0][:2])
+    assert texts[1] == Letters().decode(rows[1][:-1]) and rows[1][-1] == end
+    assert ends == {0: "stop", 1: "eos"}
+    with pytest.raises(ConfigError, match="tokenizer"):
+        decode(model, prompts, stop)
 
 
 def test_cache_is_reserved_once_and_the_last_token_is_not_read_back(tmp_path, monkeypatch):

@@ -8,12 +8,12 @@ import torch
 import handscroll
 from handscroll.base.errors import CapacityError, ConfigError, DataError
 from handscroll.cache.reading.store import Store
-from handscroll.generate.decode import decode
 from handscroll.generate.draft import Lookup
 from handscroll.generate.engine.engine import Engine
 from handscroll.generate.sample import Sampling
 from handscroll.models.weights import load_model
 from tests.conftest import shared
+from tests.generate.asking import decode
 from tests.models.t5 import SIZES, save, tokens
 from tests.naming import naming
 
@@ -105,7 +105,7 @@ def test_a_source_ends_with_its_end_token(lm):
 
 def test_text_under_a_source(lm):
     whole = lm.generate("Hello there", max_tokens=8)
-    assert "".join(lm.generate("Hello there", max_tokens=8, stream=True)) == whole
+    assert "".join(lm.stream("Hello there", max_tokens=8)) == whole
     (told,) = lm.continuations("Hello there", max_tokens=8, logprobs=2)
     assert told.text == whole == lm.decode(told.tokens) and len(told.scored) == len(told.tokens)
     several = lm.continuations("Hello there", 6, max_tokens=8, temperature=1.0)

@@ -5,9 +5,9 @@ import torch
 
 from handscroll.base.errors import CapacityError, CheckpointError, ConfigError, DataError
 from handscroll.cache.reading.store import Store
-from handscroll.generate.decode import decode
 from handscroll.generate.engine.engine import Engine
 from handscroll.generate.engine.independent import rows_together
+from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
 from handscroll.kernels.native import calls
 from handscroll.kernels.native.library import library, reason
@@ -20,6 +20,7 @@ from handscroll.nn.marks import Marks
 from handscroll.nn.positions.rotary import Rotary
 from handscroll.nn.quantised import quantise
 from tests.conformance.families import reference, save
+from tests.generate.asking import decode
 from tests.naming import naming
 
 needs_library = pytest.mark.skipif(library() is None, reason=f"no compiled kernels: {reason()}")
@@ -85,7 +86,7 @@ def test_every_request_equals_decoding_it_alone(name, sampling, deterministic, d
     model = MODELS[name](dtype)
     engine = Engine(model, blocks=120, block=8, deterministic=deterministic, budget=64, poison=True)
     prompts = prompts_of((5, 70, 1, 130, 17, 64))
-    requests = [engine.submit(prompt, sampling) for prompt in prompts]
+    requests = [engine.submit(Request(prompt, sampling)) for prompt in prompts]
     finished(engine)
     for prompt, request in zip(prompts, requests, strict=True):
         assert request.answer == alone(model, prompt, sampling)
@@ -97,7 +98,7 @@ def test_families_end_at_their_end_tokens(family, tmp_path):
     model = load_model(save(reference(family), tmp_path))
     engine = Engine(model, blocks=60, block=4, budget=16)
     prompts, sampling = prompts_of((5, 30, 17, 23)), Sampling(max_tokens=30, temperature=1.5, seed=1)
-    requests = [engine.submit(prompt, sampling) for prompt in prompts]
+    requests = [engine.submit(Request(prompt, sampling)) for prompt in prompts]
     finished(engine)
     for prompt, request in zip(prompts, requests, strict=True):
         assert request.answer == alone(model, prompt, sampling)
@@ -107,7 +108,7 @@ def test_families_end_at_their_end_tokens(family, tmp_path):
 def test_log_probabilities_are_the_models_own():
     model = llama(torch.float64)
     engine = Engine(model, blocks=40, block=8)
-    requests = [engine.submit(prompt, SAMPLED) for prompt in prompts_of((5, 40))]
+    requests = [engine.submit(Request(prompt, SAMPLED)) for prompt in prompts_of((5, 40))]
     finished(engine)
     for request in requests:
         with torch.no_grad():
@@ -121,7 +122,7 @@ def test_rows_of_different_rotary_tables_do_not_mix():
     model = llama(scaling=scaling, context=256)
     prompts = prompts_of((10, 70, 12, 150, 90), begin=range(3, 20))
     engine = Engine(model, blocks=100, block=8, budget=32)
-    requests = [engine.submit(prompt, GREEDY) for prompt in prompts]
+    requests = [engine.submit(Request(prompt, GREEDY)) for prompt in prompts]
     finished(engine)
     assert len({request.bucket for request in requests}) == 3
     for prompt, request in zip(prompts, requests, strict=True):
@@ -129,7 +130,7 @@ def test_rows_of_different_rotary_tables_do_not_mix():
 
 
 def answers(engine, prompts, sampling):
-    requests = [engine.submit(prompt, sampling) for prompt in prompts]
+    requests = [engine.submit(Request(prompt, sampling)) for prompt in prompts]
     finished(engine)
     return [(request.answer, request.logprobs) for request in requests]
 
@@ -184,17 +185,17 @@ def test_a_shared_beginning_is_read_once_and_changes_nothing():
     prompts = prompts_of((9, 3, 30), begin=begin)
     engine, read = Engine(model, blocks=100, block=8, budget=64), []
     _note_reads(engine, read)
-    first = engine.submit(prompts[0], GREEDY)
+    first = engine.submit(Request(prompts[0], GREEDY))
     finished(engine)
     assert sum(read) == 109 + 23
     read.clear()
-    others = [engine.submit(prompt, GREEDY) for prompt in prompts[1:]]
+    others = [engine.submit(Request(prompt, GREEDY)) for prompt in prompts[1:]]
     finished(engine)
     assert sum(read) == (103 - 96) + (130 - 96) + 2 * 23  # 96: the whole blocks of the 100
     for prompt, request in zip(prompts, [first, *others], strict=True):
         assert request.answer == alone(model, prompt, GREEDY)
     read.clear()
-    chat = engine.submit([*first.tokens, 5, 6, 7], GREEDY)  # an answer is a beginning too
+    chat = engine.submit(Request([*first.tokens, 5, 6, 7], GREEDY))  # an answer is a beginning too
     finished(engine)
     assert sum(read) == len(first.tokens) + 3 - 128 + 23
     assert chat.answer == alone(model, [*first.tokens, 5, 6, 7], GREEDY)
@@ -205,7 +206,7 @@ def test_requests_that_come_together_share_what_the_first_reads():
     engine = Engine(model, blocks=100, block=8, budget=64)
     _note_reads(engine, read)
     prompts = prompts_of((9, 3, 30), begin=prompts_of((128,), seed=5)[0])
-    requests = [engine.submit(prompt, GREEDY) for prompt in prompts]
+    requests = [engine.submit(Request(prompt, GREEDY)) for prompt in prompts]
     finished(engine)
     assert sum(read) == 128 + 9 + 3 + 30 + 3 * 23
     for prompt, request in zip(prompts, requests, strict=True):
@@ -219,11 +220,11 @@ def test_owners_never_share():
     (prompt,) = prompts_of((100,))
     for owner in ("", "anna", "bert"):
         read.clear()
-        engine.submit(prompt, GREEDY, owner=owner)
+        engine.submit(Request(prompt, GREEDY), owner=owner)
         finished(engine)
         assert sum(read) == 100 + 23
     read.clear()
-    engine.submit(prompt, GREEDY, owner="anna")
+    engine.submit(Request(prompt, GREEDY), owner="anna")
     finished(engine)
     assert sum(read) == 4 + 23
 
@@ -245,7 +246,7 @@ def test_when_blocks_run_out_the_last_one_waits_and_writes_the_same(deterministi
     engine = Engine(model, blocks=14, block=8, deterministic=deterministic, budget=64, poison=True)
     prompts = prompts_of((30, 40, 20))
     sampling = Sampling(max_tokens=60, ignore_eos=True, temperature=0.9, seed=3)
-    requests = [engine.submit(prompt, sampling) for prompt in prompts]
+    requests = [engine.submit(Request(prompt, sampling)) for prompt in prompts]
     back = []
     for _ in engine.run():
         back += [r.number for r in requests if r.answer and not r.blocks and r.finish is None]
@@ -268,7 +269,7 @@ def test_random_cancellations_leak_nothing_and_change_nobody(deterministic, coun
     while cancelled < count:
         while len(live) < 8:
             number = int(torch.randint(len(prompts), (1,), generator=draw))
-            live.append((number, engine.submit(prompts[number], sampling, priority=number % 3)))
+            live.append((number, engine.submit(Request(prompts[number], sampling), priority=number % 3)))
         for _ in range(int(torch.randint(4, (1,), generator=draw))):
             engine.step()
         _, victim = live.pop(int(torch.randint(len(live), (1,), generator=draw)))
@@ -299,9 +300,9 @@ def test_a_callback_may_cancel_and_stop():
             other.cancel()  # its row was in the same forward, after this one
         return len(stopped.answer) == 4
 
-    stopped = engine.submit(prompts[0], GREEDY, on_token=stops)
-    other = engine.submit(prompts[1], GREEDY)
-    third = engine.submit(prompts[2], GREEDY)
+    stopped = engine.submit(Request(prompts[0], GREEDY), on_token=stops)
+    other = engine.submit(Request(prompts[1], GREEDY))
+    third = engine.submit(Request(prompts[2], GREEDY))
     finished(engine)
     assert stopped.answer == alone(model, prompts[0], GREEDY)[:4] and stopped.finish == "stop"
     assert other.finish == "cancelled" and other.answer == alone(model, prompts[1], GREEDY)[:2]
@@ -312,12 +313,12 @@ def test_a_long_prompt_does_not_stop_short_ones():
     """Counted in steps: beside a prompt of 3,000 tokens, short requests begin at once and go on in every step."""
     model = llama()
     engine = Engine(model, blocks=500, block=8, budget=64)
-    early = engine.submit(prompts_of((20,))[0], Sampling(max_tokens=200, ignore_eos=True))
+    early = engine.submit(Request(prompts_of((20,))[0], Sampling(max_tokens=200, ignore_eos=True)))
     engine.step()
     (long,) = prompts_of((3000,), seed=1)
-    slow = engine.submit(long, GREEDY)
+    slow = engine.submit(Request(long, GREEDY))
     engine.step()
-    late = [engine.submit(prompt, GREEDY) for prompt in prompts_of((20, 30), seed=2)]
+    late = [engine.submit(Request(prompt, GREEDY)) for prompt in prompts_of((20, 30), seed=2)]
     for step in range(40):
         before = len(early.answer)
         engine.step()
@@ -333,17 +334,18 @@ def test_high_priority_goes_first_and_low_priority_does_not_starve():
     model = llama()
     engine = Engine(model, blocks=40, block=8, most=1)
     first, low, high = (
-        engine.submit(prompt, Sampling(max_tokens=4, ignore_eos=True), priority=level)
+        engine.submit(Request(prompt, Sampling(max_tokens=4, ignore_eos=True)), priority=level)
         for prompt, level in zip(prompts_of((5, 6, 7)), (0, 0, 5), strict=True)
     )
     order = []
     for _ in engine.run():
         order += [r for r in (first, low, high) if r.finish and r not in order]
     assert order == [high, first, low]
-    low = engine.submit(prompts_of((5,))[0], GREEDY)
+    low = engine.submit(Request(prompts_of((5,))[0], GREEDY))
     for _ in range(600):  # somebody more important is always there
         if engine.blocks.available == engine.blocks.count or all(r.finish for r in order):
-            order.append(engine.submit(prompts_of((6,))[0], Sampling(max_tokens=4, ignore_eos=True), priority=2))
+            short = Sampling(max_tokens=4, ignore_eos=True)
+            order.append(engine.submit(Request(prompts_of((6,))[0], short), priority=2))
         engine.step()
     assert low.finish == "length"
 
@@ -361,16 +363,17 @@ def test_a_request_goes_on_after_a_saved_reading(tmp_path):
     for deterministic in (True, False):
         engine, read = Engine(model, blocks=40, block=8, deterministic=deterministic, poison=True), []
         _note_reads(engine, read)
-        requests = [engine.submit(p, GREEDY, reading=None if n == 2 else reading) for n, p in enumerate(prompts)]
+        known = [None if n == 2 else reading for n in range(len(prompts))]
+        requests = [engine.submit(Request(p, GREEDY, reading=r)) for p, r in zip(prompts, known, strict=True)]
         finished(engine)
         assert sum(read) == 5 + 40 + 30 + 3 * 23
         for prompt, request in zip(prompts, requests, strict=True):
             assert request.answer == alone(model, prompt, GREEDY)
         del model.hidden
     with pytest.raises(DataError, match="reading"):
-        engine.submit(prompts[2], GREEDY, reading=reading)
+        engine.submit(Request(prompts[2], GREEDY, reading=reading))
     with pytest.raises(DataError, match="at least one"):
-        engine.submit(text, GREEDY, reading=reading)
+        engine.submit(Request(text, GREEDY, reading=reading))
 
 
 def test_what_can_never_fit_is_refused_with_the_numbers():
@@ -384,12 +387,12 @@ def test_what_can_never_fit_is_refused_with_the_numbers():
     engine = Engine(model, memory=10 * one, block=8)
     assert engine.pool.nbytes == 10 * one
     with pytest.raises(CapacityError, match=naming("prompt 0", "81 tokens", "11 blocks", "10")):
-        engine.submit(prompts_of((58,))[0], GREEDY)
-    fits = engine.submit(prompts_of((57,))[0], GREEDY)
+        engine.submit(Request(prompts_of((58,))[0], GREEDY))
+    fits = engine.submit(Request(prompts_of((57,))[0], GREEDY))
     finished(engine)
     assert len(fits.answer) == 24
     with pytest.raises(CapacityError, match=r"\b4096\b"):
-        engine.submit(prompts_of((4090,))[0], GREEDY)
+        engine.submit(Request(prompts_of((4090,))[0], GREEDY))
 
 
 @pytest.mark.parametrize(
@@ -420,13 +423,13 @@ def test_impossible_requests_are_refused():
     model = llama()
     engine = Engine(model, blocks=10, block=8)
     with pytest.raises(DataError, match=r"\b97\b"):
-        engine.submit([5, 97], GREEDY)
+        engine.submit(Request([5, 97], GREEDY))
     with pytest.raises(ConfigError, match="on_token"):
-        engine.submit([5], Sampling(stop=("x",)))
+        engine.submit(Request([5], Sampling(stop=("x",))))
     assert engine.idle
     with torch.no_grad():
         model.head[0, 0] = torch.nan
-    engine.submit([5], GREEDY)
+    engine.submit(Request([5], GREEDY))
     with pytest.raises(CheckpointError, match="numbers"):
         engine.step()
 
@@ -439,11 +442,11 @@ def test_a_model_whose_scaling_depends_on_the_length_and_a_reading_of_another(tm
         model(torch.tensor([text]), Marks.run(0, 60), cache, length=64)
     number = store.save(identity(model, "test", 64), torch.tensor(text), cache, None, "test")
     with pytest.raises(ConfigError, match="again"):
-        Engine(model, blocks=10).submit([*text, 5], GREEDY, reading=store.open(number))
+        Engine(model, blocks=10).submit(Request([*text, 5], GREEDY, reading=store.open(number)))
 
 
 def test_positions_are_checked_by_the_same_rules_as_decode():
     assert isinstance(llama().config.positions, Rotary)
     engine = Engine(gpt2(), blocks=100)
     with pytest.raises(CapacityError, match=r"\b512\b"):
-        engine.submit(prompts_of((500,))[0], GREEDY, beyond=True)
+        engine.submit(Request(prompts_of((500,))[0], GREEDY, beyond=True))

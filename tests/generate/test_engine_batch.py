@@ -8,6 +8,8 @@ from typer.testing import CliRunner
 
 from handscroll.base.errors import CapacityError, ConfigError, DataError, HandscrollError
 from handscroll.cli.main import app
+from handscroll.extend.story import STARTER
+from handscroll.generate.constrain import Constraint
 from handscroll.generate.engine import batch as module
 from handscroll.generate.engine.batch import answer, read_requests
 from handscroll.generate.engine.engine import Engine
@@ -56,6 +58,31 @@ def test_every_answer_is_that_of_generate(tiny_folder, tmp_path, mode):
     assert found[3]["finish"] == "stop" and found[2]["finish"] in ("length", "eos")
 
 
+def test_a_line_may_have_a_grammar_and_ask_for_log_probabilities(tmp_path):
+    lines = [
+        {"prompt": "x = ", "max_tokens": 6, "regex": "[0-9]{3}", "logprobs": 2},
+        {"prompt": "y = ", "max_tokens": 9, "choices": ["yes", "no"]},
+        {"prompt": "z = ", "max_tokens": 40, "json_schema": {"type": "integer"}, "temperature": 0.7},
+        {"prompt": "x = ", "max_tokens": 6, "regex": "[0-9]{3}"},
+    ]
+    out = tmp_path / "a.jsonl"
+    run("batch", STARTER, write(tmp_path / "r.jsonl", lines), "--out", out)
+    found = records(out)
+    assert found[0]["text"] == found[3]["text"] and len(found[0]["text"]) == 3 and found[0]["text"].isdigit()
+    assert found[1]["text"] in ("yes", "no") and int(found[2]["text"]) is not None
+    (want,) = load(STARTER).continuations("x = ", logprobs=2, max_tokens=6, constraint=_digits())
+    assert [[pair["id"] for pair in one["top"]] for one in found[0]["logprobs"]] == [
+        [pair[0] for pair in one.top] for one in want.scored
+    ]
+    assert "logprobs" not in found[3]
+    wrong = write(tmp_path / "w.jsonl", [lines[0] | {"choices": ["a"]}, {"prompt": "x", "regex": "("}])
+    run("batch", STARTER, wrong, "--out", tmp_path / "b", fails="2 of 2 lines")
+
+
+def _digits():
+    return Constraint.regex("[0-9]{3}", load(STARTER).tokenizer)
+
+
 def test_a_run_that_was_killed_goes_on(tiny_folder, tmp_path, monkeypatch):
     requests, out = write(tmp_path / "requests.jsonl", LINES), tmp_path / "answers.jsonl"
     run("batch", tiny_folder, requests, "--out", out)
@@ -82,7 +109,7 @@ def test_answers_are_written_while_later_ones_are_open(tiny_folder, tmp_path, mo
     """At most AHEAD requests are open, and what `on_answer` counts is in the file."""
     monkeypatch.setattr(module, "AHEAD", 3)
     lm = load(tiny_folder)
-    engine = Engine(lm.model, blocks=30, block=8)
+    engine = Engine(lm.model, lm.tokenizer, blocks=30, block=8)
     lines = [{"prompt": "x" * (1 + n % 7), "max_tokens": 1 + n % 9} for n in range(30)]
     asked = read_requests(write(tmp_path / "r.jsonl", lines), engine, lm.tokenizer)
     out, seen = tmp_path / "a.jsonl", []
@@ -92,7 +119,7 @@ def test_answers_are_written_while_later_ones_are_open(tiny_folder, tmp_path, mo
         assert len(engine._scheduler.waiting) + len(engine._scheduler.running) <= 3
         seen.append(done)
 
-    answer(asked, engine, lm.tokenizer, out, on_answer=on_answer)
+    answer(asked, engine, lm.tokenizer, out, on_answer)
     assert seen == sorted(seen) and len(seen) > 5 and seen[-1] == 30
     assert engine.idle and engine.blocks.available == 30
 

@@ -4,26 +4,27 @@ import random
 from collections import Counter
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handscroll.generate.engine.blocks import Blocks, beginning, following
-from handscroll.generate.engine.request import Options, Request
+from handscroll.generate.engine.job import Job
 from handscroll.generate.engine.scheduler import AGEING, PATIENCE, Scheduler
+from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
 
 
 def request(number, prompt, new, priority=0, owner=""):
-    return Request(
+    return Job(
         number=number,
-        tokens=list(prompt),
-        options=Options(Sampling(max_tokens=new), priority, owner),
+        request=Request(list(prompt), Sampling(max_tokens=new)),
+        chooser=None,
         bucket=0,
         declared=len(prompt) + new,
         begin=beginning(owner, 0, ""),
-        random=torch.Generator(),
         cancel=lambda: None,
+        priority=priority,
+        owner=owner,
     )
 
 
@@ -57,7 +58,7 @@ class World:
         self.scheduler.advance(one, last)
         if last == len(one.tokens):
             one.tokens.append(self.random.randrange(4))
-            if len(one.answer) == one.options.sampling.max_tokens:
+            if len(one.answer) == one.request.sampling.max_tokens:
                 self.end(one)
 
     def end(self, one):
@@ -71,7 +72,7 @@ class World:
         self.steps += 1
         assert sum(last - first for _, first, last in plan.chunks) <= self.scheduler.budget
         assert len({id(one) for one in plan.rows}) == len(plan.rows)
-        assert not {id(one) for one in plan.rows} & {id(chunk.request) for chunk in plan.chunks}
+        assert not {id(one) for one in plan.rows} & {id(chunk.job) for chunk in plan.chunks}
         assert plan.rows or plan.chunks or not self.live, "nobody is read for, and somebody waits"
         for one in plan.rows:
             self.write(one, one.done, one.done + 1)

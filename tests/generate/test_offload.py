@@ -16,7 +16,6 @@ from handscroll.cache.reading.store import Store
 from handscroll.cache.retrieval import RetrievalCache
 from handscroll.cache.table import cache_of
 from handscroll.cli.main import app
-from handscroll.generate.decode import decode
 from handscroll.generate.prefill import hidden_chunks
 from handscroll.generate.sample import Sampling
 from handscroll.lm import load
@@ -24,6 +23,7 @@ from handscroll.models.llama import Llama
 from handscroll.nn.attend import attend
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Window
+from tests.generate.asking import decode
 from tests.generate.material import TEXT
 from tests.naming import naming
 
@@ -154,7 +154,7 @@ def test_offloaded_caches_are_copied_and_cut_like_full_ones(lm, policy):
 def test_nothing_is_left_behind(lm, tmp_path):
     before = opened()
     lm.generate(TEXT, policy=f"offload:block=16,recent=0,folder={tmp_path}", max_tokens=3, beyond=True)
-    stream = lm.generate(TEXT, policy=f"retrieval:block=16,folder={tmp_path}", max_tokens=30, beyond=True, stream=True)
+    stream = lm.stream(TEXT, policy=f"retrieval:block=16,folder={tmp_path}", max_tokens=30, beyond=True)
     next(stream)
     assert opened() > before and not list(tmp_path.iterdir())
     stream.close()

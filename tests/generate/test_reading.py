@@ -12,11 +12,11 @@ from handscroll.base.errors import CapacityError, CheckpointError, ConfigError, 
 from handscroll.cache.reading import store as module
 from handscroll.cache.reading.store import Store
 from handscroll.cli.main import app
-from handscroll.generate.decode import decode
 from handscroll.generate.sample import Sampling
 from handscroll.lm import load
 from handscroll.models.fingerprint import fingerprint
 from handscroll.nn.positions.rotary import Rotary
+from tests.generate.asking import decode
 from tests.naming import naming
 
 TEXT = "import os\n\n\ndef walk(top):\n    for name in os.listdir(top):\n        yield os.path.join(top, name)\n\n" * 6
@@ -57,7 +57,7 @@ def test_an_answer_from_a_reading_is_that_of_reading_anew(lm, store, dtype):
     answer = lm.ask("code", question, store, max_tokens=40)
     ids = lm.encode(TEXT) + lm.encode(f"\n\nQuestion: {question}\nAnswer:", special=False)
     assert answer == lm.generate(ids, max_tokens=40) and answer
-    assert answer == "".join(lm.ask("code", question, store, stream=True, max_tokens=40))
+    assert answer == "".join(lm.ask_stream("code", question, store, max_tokens=40))
 
 
 def test_logits_after_a_reading_equal_those_without(lm, store):

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from handscroll.base.errors import ConfigError
-from handscroll.generate.decode import decode
 from handscroll.generate.sample import Sampling
 from handscroll.models.model import Model
+from tests.generate.asking import decode
 from tests.generate.material import loaded, prompts_of, written
 from tests.naming import naming
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from handscroll.base.errors import CapacityError, ConfigError
-from handscroll.generate.decode import decode
 from handscroll.generate.draft import DraftModel, Lookup, Proposal
 from handscroll.generate.sample import Sampling, candidates, generator
 from handscroll.generate.speculative import accept, residual
@@ -17,7 +16,8 @@ from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal
 from handscroll.nn.span import Span
 from tests.conformance.families import reference, save
-from tests.generate.material import chi_squared, loaded, prompts_of, tiny, written
+from tests.generate.asking import decode
+from tests.generate.material import Letters, chi_squared, loaded, prompts_of, tiny, written
 from tests.naming import naming
 
 
@@ -176,17 +176,11 @@ def test_rows_end_as_they_do_without_a_draft(tmp_path):
     model = loaded(tmp_path)
     prompts, sampling = prompts_of((8, 8)), Sampling(max_tokens=25)
     free, _ = written(model, prompts, sampling)
-    calls = []
-
-    def on_token(row, token):
-        calls.append((row, token))
-        return row == 1 and len([c for c in calls if c[0] == 1]) == 4
-
     drafts = DraftModel(model)  # guesses always right, also past the end
-    rows, ends = written(model, prompts, sampling, eos=(free[0][5],), on_token=on_token, drafts=drafts)
+    stop = sampling.model_copy(update={"stop": (Letters().decode(free[1][2:4]),)})
+    rows, ends = written(model, prompts, stop, eos=(free[0][5],), tokenizer=Letters(), drafts=drafts)
     cut = free[0].index(free[0][5]) + 1
     assert rows == [free[0][:cut], free[1][:4]] and ends == ["eos", "stop"]
-    assert (0, free[0][5]) not in calls
 
 
 def test_look_up_guesses_what_followed_last_time():

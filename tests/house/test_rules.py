@@ -11,7 +11,7 @@ from tests.conftest import CHECKED
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "handscroll").rglob("*.py"))
-LONGEST = 520
+LONGEST = 500
 
 
 def run(code: str) -> str:
@@ -81,7 +81,8 @@ def test_files_are_short_and_sober(path):
             assert not {"pickle", "joblib", "dill", "marshal"} & set(names), f"line {node.lineno}: pickle"
         if isinstance(node, ast.ExceptHandler):
             bare = isinstance(node.type, ast.Name) and node.type.id == "Exception"
-            excused = "the library raises bare Exceptions" in text.splitlines()[node.lineno - 1]
+            line = text.splitlines()[node.lineno - 1]
+            excused = "the library raises bare Exceptions" in line or "the code is the caller's" in line
             assert not bare or excused, f"line {node.lineno}"
 
 

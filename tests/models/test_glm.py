@@ -10,9 +10,9 @@ from handscroll.base.config import read_recipe
 from handscroll.base.errors import ConfigError
 from handscroll.base.workload import Shape
 from handscroll.extend.methods import apply, candidates
-from handscroll.generate.decode import decode
 from handscroll.generate.engine.engine import Engine
 from handscroll.generate.prefill import hidden_chunks
+from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
 from handscroll.models.glm import GLM, GLMConfig
 from handscroll.models.new import About, new_model
@@ -21,9 +21,11 @@ from handscroll.nn.init import initialise
 from handscroll.nn.marks import Marks
 from handscroll.plan.workloads import recipe_workloads
 from handscroll.train.lora import LoRA, add_lora, merge_lora, save_adapter
-from handscroll.train.recipe import Recipe, run_recipe
+from handscroll.train.recipe import Recipe
+from handscroll.train.start import run_recipe
 from tests.conformance.families import reference, reference_logits, save
 from tests.conftest import ROOT
+from tests.generate.asking import decode
 
 YARN = {"name": "yarn", "factor": 4.0, "original": 64}
 
@@ -123,7 +125,7 @@ def test_the_engine_and_int8_keys_read_half_rotated_heads(deterministic):
     model = model if deterministic else model.double()
     sampling, prompts = Sampling(max_tokens=7), [[4, 9, 11], [*range(3, 40)]]
     engine = Engine(model, blocks=40, block=8, deterministic=deterministic)
-    requests = [engine.submit(prompt, sampling) for prompt in prompts]
+    requests = [engine.submit(Request(prompt, sampling)) for prompt in prompts]
     for _ in engine.run():
         pass
     for request, prompt in zip(requests, prompts, strict=True):

@@ -14,7 +14,6 @@ from handscroll.evaluate.perplexity import measure
 from handscroll.evaluate.samples import Sample
 from handscroll.extend.methods import candidates
 from handscroll.generate.blanks import fill
-from handscroll.generate.decode import decode
 from handscroll.generate.engine.engine import Engine
 from handscroll.generate.sample import Sampling
 from handscroll.lm import load
@@ -28,7 +27,9 @@ from handscroll.plan.choose import options
 from handscroll.plan.machine import this_machine
 from handscroll.plan.workloads import recipe_workloads
 from handscroll.text.blanks import BlankTokens
-from handscroll.train.recipe import Recipe, Ways, run_recipe
+from handscroll.train.recipe import Recipe
+from handscroll.train.start import RunOptions, run_recipe
+from tests.generate.asking import decode
 from tests.naming import naming
 from tests.resuming import resumes_to_the_same_bytes
 
@@ -211,7 +212,7 @@ def test_a_recipe_teaches_it_to_fill_blanks(tmp_path):
     (workload,) = recipe_workloads(recipe)
     assert {one.workload.rung for one in options(workload, this_machine())} == {"plain", "checkpoint", "layer-outer"}
     seen: list[dict] = []
-    run_recipe(recipe, tmp_path / "straight", Ways(on_record=seen.append))
+    run_recipe(recipe, tmp_path / "straight", RunOptions(on_record=seen.append))
     assert seen[-1]["loss"] < seen[0]["loss"] - 0.2
 
     resumes_to_the_same_bytes(recipe, tmp_path / "straight", step=5)

@@ -11,8 +11,6 @@ from handscroll.cache.full import Cache
 from handscroll.cache.state import StateCache
 from handscroll.data.batch import Batch
 from handscroll.extend.methods import candidates
-from handscroll.generate.beam import beam_search
-from handscroll.generate.decode import decode
 from handscroll.generate.draft import DraftModel, Lookup
 from handscroll.generate.engine.engine import Engine
 from handscroll.generate.prefill import hidden_chunks, prefill
@@ -28,6 +26,7 @@ from handscroll.objectives.classify import Classify
 from handscroll.train.ladder.certificate import certify
 from handscroll.train.ladder.plain import Plain
 from handscroll.train.step import Memory, Step, build_rung
+from tests.generate.asking import beam_search, decode
 
 
 def build(layers: int = 2, width: int = 24, **more) -> LSTM:

@@ -24,7 +24,8 @@ from handscroll.plan.workloads import recipe_workloads
 from handscroll.text.training import TokenizerConfig, train_tokenizer
 from handscroll.train.ladder.certificate import certify
 from handscroll.train.ladder.plain import Plain
-from handscroll.train.recipe import Recipe, Ways, build_model, run_recipe
+from handscroll.train.recipe import Recipe
+from handscroll.train.start import RunOptions, build_model, run_recipe
 from handscroll.train.step import Memory, Step, build_rung
 from tests.naming import naming
 from tests.resuming import resumes_to_the_same_bytes
@@ -256,7 +257,7 @@ def test_a_run_in_chunks_on_disk_with_lora(recipe, tmp_path):
     short = ("stages=[{length=64,rows=4,steps=4,mix={text=1.0}}]", "loop.evaluate_every=100", "lora={rank=2}")
     losses = []
     for name, memory in (("whole", "memory={rung='plain'}"), ("disk", "memory={rung='layer-outer',offload='disk'}")):
-        run_recipe(recipe(*short, memory), tmp_path / name, Ways(certify=True))
+        run_recipe(recipe(*short, memory), tmp_path / name, RunOptions(certify=True))
         losses.append(
             [json.loads(line)["loss"] for line in (tmp_path / name / "records.jsonl").read_text().split("\n")[:4]]
         )

@@ -14,7 +14,7 @@ from handscroll.plan.machine import Machine
 from handscroll.plan.memory import fixed_parts, phases
 from handscroll.plan.workloads import recipe_workloads
 from handscroll.train.probe import measure
-from handscroll.train.recipe import run_recipe
+from handscroll.train.start import run_recipe
 
 LLAMA = Shape(
     family="llama", layers=6, width=256, heads=8, kv_heads=4, head_size=32, mlp_width=688, vocab=1024, tied=True

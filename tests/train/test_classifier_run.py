@@ -17,7 +17,8 @@ from handscroll.nn.init import initialise
 from handscroll.nn.marks import Marks
 from handscroll.objectives.classify import Classify
 from handscroll.train.lora import LoRA, add_lora
-from handscroll.train.recipe import Recipe, Ways, build_model, run_recipe
+from handscroll.train.recipe import Recipe
+from handscroll.train.start import RunOptions, build_model, run_recipe
 from tests.naming import naming
 from tests.train.material import TINY
 
@@ -69,7 +70,7 @@ def test_a_classifier_begins_with_a_pretrained_encoder(tmp_path):
     fresh, held = build_model(recipe, before.tokenizer).state_dict(), before.model.state_dict()
     assert all(torch.equal(fresh[name], held[name]) for name in fresh if not name.startswith("classifier."))
     assert "classifier.weight" in fresh and not any(name.startswith(("masked.", "following.")) for name in fresh)
-    run_recipe(recipe, tmp_path / "run", Ways(certify=True))
+    run_recipe(recipe, tmp_path / "run", RunOptions(certify=True))
     assert json.loads((tmp_path / "run" / "certificate.json").read_text())["float64"] < 1e-12
     records = [json.loads(line) for line in (tmp_path / "run" / "records.jsonl").read_text().splitlines()]
     assert records[-1]["loss"] < 0.5 * records[0]["loss"] and records[-1]["accuracy"] == 1.0

@@ -22,7 +22,8 @@ from handscroll.base.config import read_recipe
 from handscroll.extend.extend import extension
 from handscroll.extend.tune import TuneSettings
 from handscroll.lm import load
-from handscroll.train.recipe import Recipe, run_recipe
+from handscroll.train.recipe import Recipe
+from handscroll.train.start import run_recipe
 torch.set_num_threads(1)
 kind, where, *settings = sys.argv[1:]
 if kind == "train":

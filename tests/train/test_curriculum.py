@@ -11,7 +11,8 @@ from handscroll.base.records import read_records
 from handscroll.lm import load
 from handscroll.train import planned as planned_module
 from handscroll.train.curriculum import Curriculum, Grow
-from handscroll.train.recipe import Recipe, Ways, run_recipe
+from handscroll.train.recipe import Recipe
+from handscroll.train.start import RunOptions, run_recipe
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "tiny" / "llama.toml"
 GROWING = [
@@ -62,7 +63,7 @@ def test_a_stop_anywhere_leaves_the_bytes_of_a_straight_run(tmp_path):
                 raise Stop
 
         with pytest.raises(Stop):
-            run_recipe(recipe("loop.save_every=1" if cut % 2 else "loop.save_every=7"), run, Ways(on_record=die))
+            run_recipe(recipe("loop.save_every=1" if cut % 2 else "loop.save_every=7"), run, RunOptions(on_record=die))
         run_recipe(recipe("loop.save_every=1" if cut % 2 else "loop.save_every=7"), run)
         assert (run / "records.jsonl").read_bytes() == want, cut
         assert (run / "model" / "model.safetensors").read_bytes() == weights, cut
@@ -93,15 +94,15 @@ def test_a_certificate_that_does_not_fit_is_refused(tmp_path, monkeypatch):
     """Refused before it is made; --force makes it all the same."""
     monkeypatch.setattr(planned_module, "resident_bytes", lambda: planned_module.this_machine().usable - 1000)
     with pytest.raises(CapacityError, match=r"certificate.* 0 MB.*--certify"):
-        run_recipe(recipe("stages.1.steps=1"), tmp_path / "run", Ways(certify=True))
+        run_recipe(recipe("stages.1.steps=1"), tmp_path / "run", RunOptions(certify=True))
     assert not (tmp_path / "run" / "certificate.json").exists()
-    run_recipe(recipe("stages.1.steps=1"), tmp_path / "forced", Ways(certify=True, force=True))
+    run_recipe(recipe("stages.1.steps=1"), tmp_path / "forced", RunOptions(certify=True, force=True))
     assert (tmp_path / "forced" / "certificate.json").exists()
 
 
 def test_the_certificate_is_shown_kept_and_can_fail(tmp_path, monkeypatch):
     shown = []
-    run_recipe(recipe("stages.1.steps=1"), tmp_path / "run", Ways(certify=True, show=shown.append))
+    run_recipe(recipe("stages.1.steps=1"), tmp_path / "run", RunOptions(certify=True, show=shown.append))
     kept = json.loads((tmp_path / "run" / "certificate.json").read_text())
     assert kept["passed"] and kept["rung"] == "chunk-outer" and kept["tokens"] == 256 and kept["layers"] == 2
     assert 0 <= kept["float64"] <= 1e-12 and 0 < kept["float32"] <= 1e-5
@@ -112,5 +113,5 @@ def test_the_certificate_is_shown_kept_and_can_fail(tmp_path, monkeypatch):
     monkeypatch.setattr(carry.HeldCarry, "left", lambda self, layer, chunk: None)  # forget carried gradients
     with pytest.raises(ConfigError, match="FAILED"):
         long = recipe("stages.0.length=256", "stages.1.steps=1", "model.sizes.context=256", "stages.1.positions={}")
-        run_recipe(long, tmp_path / "broken", Ways(certify=True))
+        run_recipe(long, tmp_path / "broken", RunOptions(certify=True))
     assert not (tmp_path / "broken" / "latest").exists()

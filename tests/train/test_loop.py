@@ -12,8 +12,9 @@ from handscroll.data.batch import Batch
 from handscroll.objectives.causal import Causal
 from handscroll.train import loop as loop_module
 from handscroll.train.ladder.plain import Plain
-from handscroll.train.recipe import Recipe, Ways, run_recipe
+from handscroll.train.recipe import Recipe
 from handscroll.train.schedule import Schedule
+from handscroll.train.start import RunOptions, run_recipe
 from handscroll.train.step import Step
 
 
@@ -55,7 +56,7 @@ def test_stopped_and_resumed_equals_straight(recipe, tmp_path, cut, monkeypatch)
             yield names
 
     monkeypatch.setattr(loop_module, "_asked_to_stop", watched)
-    _, progress = run_recipe(recipe("loop.average=0.9"), tmp_path / "cut", Ways(on_record=stop_at))
+    _, progress = run_recipe(recipe("loop.average=0.9"), tmp_path / "cut", RunOptions(on_record=stop_at))
     assert progress.step == cut
     monkeypatch.undo()
     resumed, _ = run_recipe(recipe("loop.average=0.9"), tmp_path / "cut")
@@ -152,7 +153,7 @@ def test_early_stopping_keeps_the_best_weights(recipe, tmp_path):
     settings = recipe("loop.patience=2", "loop.evaluate_every=2", "optimizer.lr=2.0", "optimizer.matrix_lr=2.0")
     lm, progress = run_recipe(settings, tmp_path / "run")
     assert progress.stopped and progress.step < 30
-    from handscroll.train.recipe import validator
+    from handscroll.train.start import validator
 
     validate = validator(settings.validation, lm.tokenizer, lm.model, settings.objective)
     assert validate(lm.model) == pytest.approx(progress.best_loss, abs=1e-6)

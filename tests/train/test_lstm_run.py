@@ -14,7 +14,8 @@ from handscroll.evaluate.samples import Sample
 from handscroll.lm import load
 from handscroll.models.lstm import LSTM
 from handscroll.plan.workloads import recipe_workloads
-from handscroll.train.recipe import Recipe, Ways, run_recipe
+from handscroll.train.recipe import Recipe
+from handscroll.train.start import RunOptions, run_recipe
 from tests.conftest import shared
 from tests.naming import naming
 from tests.resuming import resumes_to_the_same_bytes
@@ -41,7 +42,7 @@ def recipe(**changes) -> Recipe:
 def test_a_recipe_trains_an_lstm_in_chunks_and_goes_on_exactly(tmp_path):
     settings = recipe(regularise={"dropout": 0.1})
     seen: list[dict] = []
-    lm, progress = run_recipe(settings, tmp_path / "straight", Ways(certify=True, on_record=seen.append))
+    lm, progress = run_recipe(settings, tmp_path / "straight", RunOptions(certify=True, on_record=seen.append))
     assert isinstance(lm.model, LSTM) and lm.model.config.trained == 192 and progress.step == 6
     assert seen[-1]["loss"] < seen[0]["loss"] - 0.3
     assert json.loads((tmp_path / "straight" / "certificate.json").read_text())["float64"] < 1e-12

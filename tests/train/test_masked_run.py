@@ -13,7 +13,8 @@ from handscroll.models.weights import load_model
 from handscroll.nn.init import initialise
 from handscroll.objectives.causal import Causal
 from handscroll.objectives.masked import Masked
-from handscroll.train.recipe import Recipe, run_recipe
+from handscroll.train.recipe import Recipe
+from handscroll.train.start import run_recipe
 from tests.naming import naming
 from tests.resuming import resumes_to_the_same_bytes
 from tests.train.material import TINY

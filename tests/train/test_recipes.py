@@ -7,7 +7,8 @@ import pytest
 
 from handscroll.base.config import read_recipe
 from handscroll.lm import load
-from handscroll.train.recipe import Recipe, run_recipe
+from handscroll.train.recipe import Recipe
+from handscroll.train.start import run_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SMALL = ["threads=1", "text.files=['{stdlib}/json/*.py']", "tokenizer.train.vocab=400", "stages.0.steps=3"]

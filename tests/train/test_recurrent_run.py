@@ -6,7 +6,8 @@ import pytest
 
 from handscroll.base.config import read_recipe
 from handscroll.base.errors import CheckpointError, ConfigError
-from handscroll.train.recipe import Recipe, Ways, run_recipe
+from handscroll.train.recipe import Recipe
+from handscroll.train.start import RunOptions, run_recipe
 from handscroll.train.step import Memory
 from tests.resuming import resumes_to_the_same_bytes
 
@@ -27,7 +28,7 @@ def test_a_recurrent_run_resumes_to_the_same_bytes(sampling, tmp_path):
     ]
     recipe = Recipe.parse(read_recipe(RECIPE, settings), "recipe")
     shown = []
-    run_recipe(recipe, tmp_path / "straight", Ways(show=shown.append))
+    run_recipe(recipe, tmp_path / "straight", RunOptions(show=shown.append))
     assert "truncated" in shown[0]
 
     resumes_to_the_same_bytes(recipe, tmp_path / "straight", step=4)
@@ -35,7 +36,7 @@ def test_a_recurrent_run_resumes_to_the_same_bytes(sampling, tmp_path):
     with pytest.raises(CheckpointError, match="another recipe"):
         run_recipe(other, tmp_path / "straight")
     with pytest.raises(ConfigError, match="certify"):
-        run_recipe(recipe, tmp_path / "certified", Ways(certify=True))
+        run_recipe(recipe, tmp_path / "certified", RunOptions(certify=True))
 
 
 @pytest.mark.parametrize(

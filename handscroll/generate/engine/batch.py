@@ -1,7 +1,8 @@
 """A file of requests answered by the engine into a file of answers, which a run that was killed goes on with.
 
-One JSON object a line. A request is a "prompt" and, if wanted, the settings of `Sampling` and a "priority"; an answer
-is its line's number, what it answers (a hash), text, tokens, finish and log-probability, in the order of the requests.
+One JSON object a line. A request is a "prompt" and, if wanted, the settings of `Sampling`, a "priority", "logprobs" and
+a grammar ("json_schema", "regex" or "choices"); an answer is its line's number, what it answers (a hash), text, tokens,
+finish and log-probability, in the order of the requests.
 """
 
 import hashlib
@@ -11,12 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import model_validator
+
 from handscroll.base.errors import ConfigError, DataError, HandscrollError
 from handscroll.base.records import RecordWriter, read_records
+from handscroll.generate.constrain import Constraint
+from handscroll.generate.continuation import told
 from handscroll.generate.engine.engine import Engine
-from handscroll.generate.engine.request import Request
+from handscroll.generate.engine.job import Job
+from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
-from handscroll.generate.stream import TextStream
 from handscroll.models.fingerprint import fingerprint
 from handscroll.text.tokenizer import Tokenizer
 
@@ -29,18 +34,42 @@ class Line(Sampling):
 
     prompt: str
     priority: int = 0
+    logprobs: int | None = None
+    json_schema: dict[str, Any] | None = None
+    regex: str = ""
+    choices: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_grammar(self):
+        given = [name for name in ("json_schema", "regex", "choices") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)}: give one of them")
+        return self
+
+    def request(self, tokenizer: Tokenizer, grammars: dict[str, Constraint], beyond: bool) -> Request:
+        """What it asks for; `grammars` are the constraints that were compiled before, by their text."""
+        sampling = Sampling(**self.model_dump(include=set(Sampling.model_fields)))
+        name = self.model_dump_json(include={"json_schema", "regex", "choices"})
+        constraint = grammars.get(name)
+        if constraint is None and (constraint := self._constraint(tokenizer)) is not None:
+            grammars[name] = constraint
+        ids = tokenizer.encode(self.prompt)
+        return Request(ids, sampling, logprobs=self.logprobs, constraint=constraint, beyond=beyond)
+
+    def _constraint(self, tokenizer: Tokenizer) -> Constraint | None:
+        if self.json_schema is not None:
+            return Constraint.schema(self.json_schema, tokenizer)
+        if self.regex:
+            return Constraint.regex(self.regex, tokenizer)
+        return Constraint.choices(self.choices, tokenizer) if self.choices else None
 
 
 class Asked(NamedTuple):
-    """A line with its number, counted from 1, and the ids of its prompt."""
+    """A line with its number, counted from 1, and its request."""
 
     number: int
     line: Line
-    ids: list[int]
-
-    @property
-    def sampling(self) -> Sampling:
-        return Sampling(**self.line.model_dump(include=set(Sampling.model_fields)))
+    request: Request
 
 
 def read_requests(path: Path, engine: Engine, tokenizer: Tokenizer, beyond: bool = False) -> list[Asked]:
@@ -55,13 +84,14 @@ def read_requests(path: Path, engine: Engine, tokenizer: Tokenizer, beyond: bool
         raise DataError(f"requests {path} cannot be read: {error.strerror}; give a file of JSON lines") from None
     found: list[Asked] = []
     wrong: list[str] = []
+    grammars: dict[str, Constraint] = {}
     for number, line in enumerate(lines, start=1):
         where = f"line {number}"
         try:
             parsed = Line.parse(_object(line), where)
-            ids = tokenizer.encode(parsed.prompt)
-            engine.check(ids, parsed, beyond=beyond, number=number)
-            found.append(Asked(number, parsed, ids))
+            request = parsed.request(tokenizer, grammars, beyond)
+            engine.check(request, number)
+            found.append(Asked(number, parsed, request))
         except HandscrollError as error:
             wrong.append(str(error) if where in str(error) else f"{where}: {error}")
     if wrong:
@@ -81,7 +111,6 @@ def answer(
     engine: Engine,
     tokenizer: Tokenizer,
     out: Path,
-    beyond: bool = False,
     on_answer: Callable[[int], None] = lambda done: None,
 ) -> int:
     """Answer all requests into `out`, durably and in order; returns how many answers were there before.
@@ -95,7 +124,7 @@ def answer(
     hashes = [hashlib.sha256(f"{model} {one.line.model_dump_json()}".encode()).hexdigest()[:16] for one in requests]
     kept = _kept(out, requests, hashes)
     waiting = list(zip(requests, hashes, strict=True))[kept:][::-1]
-    open_ = _Open(engine, tokenizer, beyond)
+    open_ = _Open(engine, tokenizer)
     done = kept
     with RecordWriter(out) as writer:
         while waiting or open_.answers:
@@ -116,19 +145,23 @@ def answer(
 class _Answer:
     asked: Asked
     digest: str
-    request: Request
-    text: TextStream
-    pieces: list[str]
+    job: Job
+    tokenizer: Tokenizer
 
     def record(self) -> dict[str, Any]:
-        return {
+        if self.job.error is not None:
+            raise self.job.error
+        record: dict[str, Any] = {
             "line": self.asked.number,
             "request": self.digest,
-            "text": "".join([*self.pieces, self.text.finish()]),
-            "tokens": len(self.request.answer),
-            "finish": self.request.finish,
-            "logprob": sum(self.request.logprobs),
+            "text": self.job.text,
+            "tokens": len(self.job.answer),
+            "finish": self.job.finish,
+            "logprob": sum(self.job.logprobs),
         }
+        if self.asked.line.logprobs is not None:
+            record["logprobs"] = told(self.tokenizer, self.job.answer, self.job.scored)
+        return record
 
 
 @dataclass(eq=False)
@@ -137,23 +170,15 @@ class _Open:
 
     engine: Engine
     tokenizer: Tokenizer
-    beyond: bool
     answers: list[_Answer] = field(default_factory=list)
 
     def add(self, asked: Asked, digest: str) -> None:
-        begun = self.engine.check(asked.ids, asked.line, beyond=self.beyond)
-        text, pieces = TextStream(self.tokenizer, begun, asked.line.stop), []
-
-        def push(token: int) -> bool:
-            pieces.append(text.push(token))
-            return text.stopped is not None
-
-        request = self.engine.submit(asked.ids, asked.sampling, asked.line.priority, on_token=push, beyond=self.beyond)
-        self.answers.append(_Answer(asked, digest, request, text, pieces))
+        job = self.engine.submit(asked.request, asked.line.priority)
+        self.answers.append(_Answer(asked, digest, job, self.tokenizer))
 
     def ready(self) -> list[dict[str, Any]]:
         """What can be written now: the answers up to the first that is not finished."""
-        count = next((n for n, one in enumerate(self.answers) if one.request.finish is None), len(self.answers))
+        count = next((n for n, one in enumerate(self.answers) if one.job.finish is None), len(self.answers))
         found, self.answers = self.answers[:count], self.answers[count:]
         return [one.record() for one in found]
 

@@ -4,23 +4,25 @@ A step reads one token for every request that answers, in one forward, and some 
 "Orca"; Kwon et al. 2023, "PagedAttention"; Agrawal et al. 2023, "Sarathi", for prompts in chunks beside decoding).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 
-from handscroll.base.errors import CapacityError, ConfigError, DataError
+from handscroll.base.errors import CapacityError, ConfigError, HandscrollError
 from handscroll.base.workload import Footprint, Shape, Workload
-from handscroll.cache.reading.reading import Reading
-from handscroll.generate.decode import check_length, started
+from handscroll.generate.check import checked, declared
+from handscroll.generate.chooser import Chooser, NewToken, check_stops, finite, next_tokens
 from handscroll.generate.engine.blocks import Blocks, beginning
 from handscroll.generate.engine.independent import rows_together
+from handscroll.generate.engine.job import Job
 from handscroll.generate.engine.pool import Pool, Rows, Run
-from handscroll.generate.engine.request import Options, Request
 from handscroll.generate.engine.scheduler import Chunk, Scheduler
-from handscroll.generate.rows import finite
-from handscroll.generate.sample import Sampling, generator, pick
+from handscroll.generate.request import Request
+from handscroll.generate.stream import Decodes
 from handscroll.models.model import Model
 from handscroll.nn.marks import Marks
 
@@ -31,18 +33,33 @@ MOST = 32  # requests that hold blocks at once
 
 
 class Answered(NamedTuple):
-    """One new token of a request. `finish` is None while it goes on, else "eos", "stop" or "length"."""
+    """One new token of a job, what it adds to the text, and its natural log-probability under the model itself.
 
-    request: Request
-    token: int
-    logprob: float
+    `finish` is None while the job goes on, else as in `Job`. Where no token could follow (`job.error` says why),
+    `token` and `logprob` are None.
+    """
+
+    job: Job
+    token: int | None
+    text: str
+    logprob: float | None
     finish: str | None
+
+
+class EngineSettings(TypedDict, total=False):
+    """What `Engine` may be told besides its memory."""
+
+    block: int
+    deterministic: bool
+    budget: int
+    most: int
 
 
 class Engine:
     """A model that answers several requests together.
 
     Args:
+        tokenizer: gives answers their text; stop strings need it.
         memory: bytes of keys and values, all layers together; or give
         blocks: how many blocks.
         block: tokens of a block.
@@ -63,6 +80,7 @@ class Engine:
     def __init__(  # noqa: PLR0913 - what it runs, in how much memory, how
         self,
         model: Model,
+        tokenizer: Decodes | None = None,
         *,
         memory: int | None = None,
         blocks: int | None = None,
@@ -74,7 +92,7 @@ class Engine:
     ):
         _check_positions(model)
         self._fixed = max(FIXED // block, 1) * block if deterministic and block >= 1 else 0
-        self.model, self.deterministic = model, deterministic
+        self.model, self.tokenizer, self.deterministic = model, tokenizer, deterministic
         self.block_bytes = block * model.config.cache_bytes_per_token(model.dtype.itemsize)
         for name, value, least in (("block", block, 1), ("budget", budget, max(1, self._fixed)), ("most", most, 1)):
             if value < least:
@@ -91,74 +109,61 @@ class Engine:
         self._scheduler = Scheduler(self.blocks, block, budget, most, self._fixed)
         self._together = rows_together(model) if deterministic else 0
         self._submitted = 0
+        self._chosen: deque[tuple[Job, NewToken | HandscrollError]] = deque()  # not delivered yet
 
     def submit(
         self,
-        prompt: Sequence[int],
-        sampling: Sampling,
+        request: Request,
         priority: int = 0,
         owner: str = "",
-        on_token: Callable[[int], bool] | None = None,
-        reading: Reading | None = None,
-        beyond: bool = False,
-    ) -> Request:
+        on_token: Callable[[NewToken], object] | None = None,
+    ) -> Job:
         """Queue a request and return its handle; nothing is computed before `step`.
 
         Args:
-            sampling: as for `decode`; the random stream is that of a single prompt with this seed.
-            priority: higher goes first; a request that waits rises by one every `scheduler.AGEING` steps.
-            owner: beginnings that were read are shared among requests of one owner only.
-            on_token: called with every token but end tokens; True ends the request (stop strings).
-            reading: what the prompt begins with and need not be read again.
-            beyond: allow prompt + max_tokens past the model's context.
+            request: the random stream is that of a single prompt with this seed.
+            priority: higher goes first; a job that waits rises by one every `scheduler.AGEING` steps.
+            owner: beginnings that were read are shared among jobs of one owner only.
+            on_token: called with every new token; if it returns something true, the job ends ("stop"). If it raises,
+                the job ends with the error (`Job.error`), and the others go on.
+
+        Raises: those of `check`.
+        """
+        number, model = self._submitted, self.model
+        request = self.check(request, number)
+        length, bucket = declared(model, len(request.prompt) + request.sampling.max_tokens)
+        reading = request.reading
+        job = Job(
+            number=number,
+            request=request,
+            chooser=Chooser(replace(request, logprobs=request.logprobs or 0), model, tokenizer=self.tokenizer),
+            bucket=bucket,
+            declared=length,
+            begin=beginning(owner, bucket, "" if reading is None else f"{reading.number}:{reading.length}"),
+            cancel=lambda: self.cancel(job),
+            priority=priority,
+            owner=owner,
+            on_token=on_token,
+        )
+        self._scheduler.add(job)
+        self._submitted += 1
+        return job
+
+    def check(self, request: Request, number: int = 0) -> Request:
+        """The request with the ids that it begins with; refuses what cannot be answered, and computes nothing.
 
         Raises:
             CapacityError: it needs more blocks than the pool has, or is longer than the context.
             DataError: an empty prompt without a bos, a token id outside the vocabulary, or not what the reading reads.
-            ConfigError: stop strings without `on_token`, or a reading that belongs to other settings.
+            ConfigError: stop strings without a tokenizer, a reading that belongs to other settings, or what the engine
+                does not do: several samples, drafts, and caches other than the full one.
+            Messages call the prompt by its `number`.
         """
-        if sampling.stop and on_token is None:
-            raise ConfigError("stop strings are looked for in text: give on_token, or end tokens")
-        number, model = self._submitted, self.model
-        ids = self.check(prompt, sampling, reading, beyond, number)
-        declared, bucket = _bucket(model, len(ids) + sampling.max_tokens)
-        before = "" if reading is None else f"{reading.number}:{reading.length}"
-        ends = frozenset() if sampling.ignore_eos else frozenset(model.config.eos)
-        request = Request(
-            number=number,
-            tokens=ids,
-            options=Options(sampling, priority, owner, ends, on_token, reading),
-            bucket=bucket,
-            declared=declared,
-            begin=beginning(owner, bucket, before),
-            random=generator(sampling.seed, 0),
-            cancel=lambda: self.cancel(request),
-        )
-        if sampling.repetition_penalty != 1.0:
-            request.seen = torch.zeros(1, model.config.vocab, dtype=torch.bool, device=model.device)
-            request.seen[0, torch.tensor(ids, device=model.device)] = True
-        self._scheduler.add(request)
-        self._submitted += 1
-        return request
-
-    def check(
-        self,
-        prompt: Sequence[int],
-        sampling: Sampling,
-        reading: Reading | None = None,
-        beyond: bool = False,
-        number: int = 0,
-    ) -> list[int]:
-        """The ids that a request begins with; refuses what `submit` would refuse, and computes nothing.
-
-        Raises:
-            CapacityError, DataError, ConfigError: those of `submit`; messages call the prompt by its `number`.
-        """
-        ids = started(self.model, number, prompt)
-        check_length(self.model, number, len(ids), sampling.max_tokens, beyond)
-        if reading is not None:
-            _check_reading(ids, _bucket(self.model, len(ids) + sampling.max_tokens)[1], reading)
-        tokens = len(ids) + sampling.max_tokens - 1 - (0 if reading is None else reading.length)
+        _check_supported(request)
+        check_stops(request, self.tokenizer)
+        request = checked(self.model, request, number)
+        reading = request.reading
+        tokens = len(request.prompt) + request.sampling.max_tokens - 1 - (0 if reading is None else reading.length)
         size, count = self.pool.size, self.blocks.count
         needed = -(-tokens // size)
         if needed > count:
@@ -167,105 +172,119 @@ class Engine:
                 f"{needed * self.block_bytes / 1e6:,.1f} MB), but the engine has {count} blocks "
                 f"({count * self.block_bytes / 1e6:,.1f} MB): give the engine more memory, or ask for a shorter text"
             )
-        return ids
+        return request
 
-    def cancel(self, request: Request) -> None:
-        """End a request and give its blocks back now; nothing happens to one that has ended."""
-        if request.finish is None:
-            self._end(request, "cancelled")
+    def cancel(self, job: Job) -> None:
+        """End a job and give its blocks back now; nothing happens to one that has ended."""
+        if job.finish is None:
+            self._end(job, "cancelled")
 
     @property
     def idle(self) -> bool:
-        """Whether no request is left."""
+        """Whether no job is left."""
         return not self._scheduler.waiting and not self._scheduler.running
 
     def run(self) -> Iterator[list[Answered]]:
-        """Step until no request is left; each item is what one step answered."""
+        """Step until no job is left; each item is what one step answered."""
         while not self.idle:
             yield self.step()
 
     @torch.no_grad()
     def step(self) -> list[Answered]:
-        """One forward for the requests that answer, one for each chunk of a prompt; returns the new tokens.
+        """One forward for the jobs that answer, one for each chunk of a prompt; returns the new tokens.
+
+        All tokens are chosen before the first is delivered, so that nothing that a callback does reaches another job.
+        Tokens that an interrupted step did not deliver are what the next step delivers.
 
         Raises:
-            CheckpointError: the model gives what is no number; requests stay as they were.
+            CheckpointError: the model gives what is no number; jobs stay as they were.
         """
-        plan = self._scheduler.plan()
-        answered = [item for rows in self._batches(plan.rows) for item in self._read_rows(rows)]
-        for chunk in plan.chunks:
-            answered += self._read_chunk(chunk)
+        if not self._chosen:
+            plan = self._scheduler.plan()
+            for rows in self._batches(plan.rows):
+                self._read_rows(rows)
+            for chunk in plan.chunks:
+                self._read_chunk(chunk)
+        answered = []
+        while self._chosen:
+            job, new = self._chosen.popleft()
+            if job.finish is None:  # a callback may have cancelled it
+                answered.append(self._deliver(job, new))
         return answered
 
-    def _batches(self, rows: list[Request]) -> Iterator[list[Request]]:
+    def _batches(self, rows: list[Job]) -> Iterator[list[Job]]:
         """Rows that go through one forward: of one rotation, and in deterministic mode few enough."""
-        for bucket in dict.fromkeys(request.bucket for request in rows):
-            same = [request for request in rows if request.bucket == bucket]
+        for bucket in dict.fromkeys(job.bucket for job in rows):
+            same = [job for job in rows if job.bucket == bucket]
             few = self._together or len(same)
             yield from (same[first : first + few] for first in range(0, len(same), few))
 
-    def _read_rows(self, rows: list[Request]) -> list[Answered]:
-        rows = [request for request in rows if request.finish is None]  # a callback may have cancelled it
-        if not rows:
-            return []
+    def _read_rows(self, rows: list[Job]) -> None:
         device = self.model.device
-        tokens = torch.tensor([[request.tokens[request.done]] for request in rows], device=device)
-        marks = Marks.of(torch.tensor([[request.done] for request in rows], device=device))
-        hidden = self._hidden(tokens, marks, Rows(self.pool, rows), max(request.declared for request in rows))
-        answers = [at for at, request in enumerate(rows) if request.done + 1 == len(request.tokens)]
+        tokens = torch.tensor([[job.tokens[job.done]] for job in rows], device=device)
+        marks = Marks.of(torch.tensor([[job.done] for job in rows], device=device))
+        hidden = self._hidden(tokens, marks, Rows(self.pool, rows), max(job.declared for job in rows))
+        answers = [at for at, job in enumerate(rows) if job.done + 1 == len(job.tokens)]
         logits = finite(self.model.logits(hidden[answers])[:, -1]) if answers else hidden
-        for request in rows:
-            self._scheduler.advance(request, request.done + 1)
-        return [
+        for job in rows:
+            self._scheduler.advance(job, job.done + 1)
+        for place, at in enumerate(answers):
             self._choose(rows[at], logits[place : place + 1])
-            for place, at in enumerate(answers)
-            if rows[at].finish is None
-        ]
 
-    def _read_chunk(self, chunk: Chunk) -> list[Answered]:
-        request, first, last = chunk
-        if request.finish is not None:
-            return []
-        tokens = torch.tensor([request.tokens[first:last]], device=self.model.device)
-        keeper = Run(self.pool, request, first, last, copy=self.deterministic)
-        hidden = self._hidden(tokens, Marks.run(first, last - first), keeper, request.declared)
-        whole = last == len(request.tokens)
+    def _read_chunk(self, chunk: Chunk) -> None:
+        job, first, last = chunk
+        tokens = torch.tensor([job.tokens[first:last]], device=self.model.device)
+        keeper = Run(self.pool, job, first, last, copy=self.deterministic)
+        hidden = self._hidden(tokens, Marks.run(first, last - first), keeper, job.declared)
+        whole = last == len(job.tokens)
         logits = finite(self.model.logits(hidden[:, -1:])[:, -1]) if whole else hidden
-        self._scheduler.advance(request, last)
-        return [self._choose(request, logits)] if whole else []
+        self._scheduler.advance(job, last)
+        if whole:
+            self._choose(job, logits)
 
     def _hidden(self, tokens: Tensor, marks: Marks, keeper: Rows | Run, length: int) -> Tensor:
         model = self.model
         return model.hidden(model.embed(tokens, marks), marks, model.mask(), keeper, length)
 
-    def _choose(self, request: Request, logits: Tensor) -> Answered:
-        """The next token of a request from its logits (1, V)."""
-        options = request.options
-        token = int(pick(logits, options.sampling, [request.random], request.seen))
-        wide = logits[0].to(torch.promote_types(logits.dtype, torch.float32))
-        logprob = float(wide.log_softmax(dim=-1)[token])
-        request.tokens.append(token)
-        request.logprobs.append(logprob)
-        if request.seen is not None:
-            request.seen[0, token] = True
-        if token in options.ends:
-            finish = "eos"
-        elif options.on_token is not None and options.on_token(token):
-            finish = "stop"
-        else:
-            finish = "length" if len(request.answer) == options.sampling.max_tokens else None
-        if request.finish is None and finish is not None:
-            self._end(request, finish)
-        return Answered(request, token, logprob, request.finish)
+    def _choose(self, job: Job, logits: Tensor) -> None:
+        """Choose the next token of a job from its logits (1, V)."""
+        try:
+            (token,) = next_tokens([job.chooser], logits)
+            self._chosen.append((job, job.chooser.take(token, logits[0])))
+        except HandscrollError as error:  # a constraint that leads nowhere
+            self._chosen.append((job, error))
 
-    def _end(self, request: Request, finish: str) -> None:
-        request.finish = finish
-        self._scheduler.drop(request)
+    def _deliver(self, job: Job, new: NewToken | HandscrollError) -> Answered:
+        """Make a chosen token part of its job, and hand it to the callback."""
+        if isinstance(new, HandscrollError):
+            job.error = new
+            self._end(job, "error")
+            return Answered(job, None, "", None, job.finish)
+        assert new.scored is not None, "the engine asks for log-probabilities"
+        job.tokens.append(new.token)
+        job.scored.append(new.scored)
+        job.pieces.append(new.text)
+        finish = new.finish
+        if job.on_token is not None:
+            try:
+                stop = job.on_token(new)
+            except Exception as error:  # noqa: BLE001 - the code is the caller's, and others wait
+                job.error, finish = error, "error"
+            else:
+                finish = finish or ("stop" if stop else None)
+        if job.finish is None and finish is not None:
+            self._end(job, finish)
+        return Answered(job, new.token, new.text, new.scored.logprob, job.finish)
+
+    def _end(self, job: Job, finish: str) -> None:
+        job.finish = finish
+        self._scheduler.drop(job)
 
 
-def workload(model: Model, memory: int, budget: int = BUDGET, most: int = MOST, **_: Any) -> Workload:
+def workload(model: Model, memory: int, settings: EngineSettings) -> Workload:
     """The planner's question: a step of an engine with these settings, its pool and the logits of all that answer."""
     config, itemsize = model.config, model.dtype.itemsize
+    budget, most = settings.get("budget", BUDGET), settings.get("most", MOST)
     return Workload(
         kind="serve",
         shape=Shape.of(config),
@@ -293,21 +312,20 @@ def _count(memory: int | None, blocks: int | None, block_bytes: int, block: int)
     return count
 
 
-def _bucket(model: Model, length: int) -> tuple[int, int]:
-    """The declared length of a request, and the key of its rotary tables."""
-    declared = model.spec.declared(length)
-    return declared, model.spec.bucket(declared)
-
-
-def _check_reading(ids: list[int], bucket: int, reading: Reading) -> None:
-    begin = reading.tokens.tolist()
-    if len(ids) <= len(begin) or ids[: len(begin)] != begin:
-        raise DataError(
-            f"the prompt does not go on from the reading: its first {len(begin)} tokens must be those of the reading, "
-            "and at least one must follow"
-        )
-    if reading.identity.policy != "full" or reading.identity.bucket != bucket:
+def _check_supported(request: Request) -> None:
+    """Refuse what the engine does not do (ConfigError)."""
+    reading = request.reading
+    if reading is not None and reading.identity.policy != "full":
         raise ConfigError(
-            f"the text was read with cache '{reading.identity.policy}' for requests of up to "
-            f"{reading.identity.bucket} tokens; the engine wants 'full' and {bucket}: read the text again"
+            f"the text was read with cache '{reading.identity.policy}'; the engine needs 'full': read the text again"
         )
+    others = {
+        "several samples": request.samples != 1,
+        "a draft": request.draft is not None,
+        f"the cache '{request.policy}'": request.policy != "full",
+        "a chunk of its own": request.chunk is not None,
+        "a report of the cache": request.on_report is not None,
+    }
+    given = [what for what, asked in others.items() if asked]
+    if given:
+        raise ConfigError(f"the engine answers without {', '.join(given)}: leave it out, or use generate")

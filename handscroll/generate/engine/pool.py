@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from handscroll.generate.engine.request import Request
+from handscroll.generate.engine.job import Job
 from handscroll.models.model import Model
 from handscroll.nn.marks import Marks
 from handscroll.nn.pages import Pages, Row, Table, gathered
@@ -40,10 +40,10 @@ class Pool:
             for x in (*self.keys, *self.values):
                 x[:, block * self.size : (block + 1) * self.size] = math.nan
 
-    def slot(self, request: Request, token: int) -> int:
+    def slot(self, job: Job, token: int) -> int:
         """Where the keys and values of a token of a request lie."""
-        number, place = divmod(token - request.before, self.size)
-        return request.blocks[number] * self.size + place
+        number, place = divmod(token - job.before, self.size)
+        return job.blocks[number] * self.size + place
 
     def write(
         self, layer: int, slots: Int[Tensor, "n"], keys: Float[Tensor, "K n E"], values: Float[Tensor, "K n E"]
@@ -58,17 +58,17 @@ class Rows:
     """Keeps one new token of each of several requests."""
 
     pool: Pool
-    requests: Sequence[Request]
+    jobs: Sequence[Job]
 
     def __post_init__(self):
         device = self.pool.keys[0].device
-        self._slots = torch.tensor([self.pool.slot(r, r.done) for r in self.requests], device=device)
-        rows = [Row(r.blocks, r.before, r.done + 1 - r.before) for r in self.requests]
+        self._slots = torch.tensor([self.pool.slot(r, r.done) for r in self.jobs], device=device)
+        rows = [Row(r.blocks, r.before, r.done + 1 - r.before) for r in self.jobs]
         self._table = Table(self.pool.size, rows)
 
     def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> Pages:
         self.pool.write(layer, self._slots, keys[:, :, 0].transpose(0, 1), values[:, :, 0].transpose(0, 1))
-        past = [_past(request, layer) for request in self.requests]
+        past = [_past(job, layer) for job in self.jobs]
         return Pages(self.pool.keys[layer], self.pool.values[layer], self._table, past)
 
     def commit(self) -> None:
@@ -80,31 +80,31 @@ class Run:
     """Keeps tokens first .. last - 1 of one request; with `copy`, what came before is read from a copy in any case."""
 
     pool: Pool
-    request: Request
+    job: Job
     first: int
     last: int
     copy: bool
 
     def __post_init__(self):
-        slots = [self.pool.slot(self.request, token) for token in range(self.first, self.last)]
+        slots = [self.pool.slot(self.job, token) for token in range(self.first, self.last)]
         self._slots = torch.tensor(slots, device=self.pool.keys[0].device)
 
     def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
         self.pool.write(layer, self._slots, keys[0], values[0])
-        length, size = self.last - self.request.before, self.pool.size
-        blocks = self.request.blocks[: -(-length // size)]
+        length, size = self.last - self.job.before, self.pool.size
+        blocks = self.job.blocks[: -(-length // size)]
         keys, values = (
             gathered(x[layer], blocks, size, view=not self.copy)[:, :, :length]
             for x in (self.pool.keys, self.pool.values)
         )
-        return [*_past(self.request, layer), Span(keys, values, Marks.run(self.request.before, length))]
+        return [*_past(self.job, layer), Span(keys, values, Marks.run(self.job.before, length))]
 
     def commit(self) -> None:
         """Nothing: the scheduler counts what was read."""
 
 
-def _past(request: Request, layer: int) -> Sequence[Span]:
-    return () if request.options.reading is None else request.options.reading.spans[layer]
+def _past(job: Job, layer: int) -> Sequence[Span]:
+    return () if job.request.reading is None else job.request.reading.spans[layer]
 
 
 def _room(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device, fill: float | None) -> Tensor:

@@ -1,7 +1,7 @@
-"""Who is read for in the next step: one token of every request that answers, and some tokens of prompts.
+"""Who is read for in the next step: one token of every job that answers, and some tokens of prompts.
 
-Order is by priority, raised by one for every `AGEING` steps that a request has waited, then by who was served longest
-ago: so a long prompt is read in turns with short ones, and nobody waits for ever. When blocks run out, the request of
+Order is by priority, raised by one for every `AGEING` steps that a job has waited, then by who was served longest
+ago: so a long prompt is read in turns with short ones, and nobody waits for ever. When blocks run out, the job of
 the lowest priority that came last gives its own back and is read again later. No tensor is touched here.
 """
 
@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from handscroll.generate.engine.blocks import Blocks
-from handscroll.generate.engine.request import Request
+from handscroll.generate.engine.job import Job
 
 AGEING = 64  # steps of waiting that count as one level of priority
-PATIENCE = 128  # steps after which a request that finds no room lets nobody pass
+PATIENCE = 128  # steps after which a job that finds no room lets nobody pass
 
 
 class Chunk(NamedTuple):
-    """Tokens first .. last - 1 of one request."""
+    """Tokens first .. last - 1 of one job."""
 
-    request: Request
+    job: Job
     first: int
     last: int
 
@@ -26,7 +26,7 @@ class Chunk(NamedTuple):
 class Plan(NamedTuple):
     """One step: requests of which one token is read, and chunks of prompts, in order."""
 
-    rows: list[Request]
+    rows: list[Job]
     chunks: list[Chunk]
 
 
@@ -45,142 +45,142 @@ class Scheduler:
     most: int
     fixed: int = 0
     now: int = 0
-    waiting: list[Request] = field(default_factory=list)
-    running: list[Request] = field(default_factory=list)
+    waiting: list[Job] = field(default_factory=list)
+    running: list[Job] = field(default_factory=list)
 
-    def add(self, request: Request) -> None:
-        request.served = self.now
-        self.waiting.append(request)
+    def add(self, job: Job) -> None:
+        job.served = self.now
+        self.waiting.append(job)
 
-    def drop(self, request: Request) -> None:
-        """Forget a request, wherever it is; its blocks are given back now."""
-        (self.running if request in self.running else self.waiting).remove(request)
-        self._give_back(request)
+    def drop(self, job: Job) -> None:
+        """Forget a job, wherever it is; its blocks are given back now."""
+        (self.running if job in self.running else self.waiting).remove(job)
+        self._give_back(job)
 
     def plan(self) -> Plan:
         """The next step. Every block that it writes to is there."""
         self.now += 1
         self._admit()
-        for request in self.running:  # others may have read what it comes to next
-            self._match(request)
+        for job in self.running:  # others may have read what it comes to next
+            self._match(job)
         rows, chunks, left = [], [], self.budget
-        for request in sorted(self.running, key=_standing):
-            if request in self.running and self._single(request) and self._reserve(request, request.done + 1):
-                rows.append(request)
-        for request in sorted(self.running, key=self._turn):
-            if request in self.running and not self._single(request):
-                taken = self._chunks(request, left)
+        for job in sorted(self.running, key=_standing):
+            if job in self.running and self._single(job) and self._reserve(job, job.done + 1):
+                rows.append(job)
+        for job in sorted(self.running, key=self._turn):
+            if job in self.running and not self._single(job):
+                taken = self._chunks(job, left)
                 chunks += taken
                 left -= sum(chunk.last - chunk.first for chunk in taken)
         # Whoever had to give blocks back to a better one is not read for.
-        return Plan([r for r in rows if r in self.running], [c for c in chunks if c.request in self.running])
+        return Plan([r for r in rows if r in self.running], [c for c in chunks if c.job in self.running])
 
-    def advance(self, request: Request, last: int) -> None:
+    def advance(self, job: Job, last: int) -> None:
         """Keys and values of the tokens before `last` are in its blocks: full ones may be shared from now on."""
-        request.done = last
-        end = last - request.before
+        job.done = last
+        end = last - job.before
         if self.fixed:
-            end = min(end, (request.asked - request.before) // self.fixed * self.fixed)
-        while (request.named + 1) * self.size <= end:
-            self.blocks.name(request.blocks[request.named], request.name(request.named, self.size))
-            request.named += 1
+            end = min(end, (job.asked - job.before) // self.fixed * self.fixed)
+        while (job.named + 1) * self.size <= end:
+            self.blocks.name(job.blocks[job.named], job.name(job.named, self.size))
+            job.named += 1
 
     def _admit(self) -> None:
         """Let requests in while their prompts find room beside those that are being read."""
-        owed = sum(self._lacking(request) for request in self.running)
-        for request in sorted(self.waiting, key=self._turn):
+        owed = sum(self._lacking(job) for job in self.running)
+        for job in sorted(self.waiting, key=self._turn):
             if len(self.running) == self.most:
                 return
-            self._match(request)
-            lacking = self._lacking(request)
+            self._match(job)
+            lacking = self._lacking(job)
             # One block more for each that answers, or it would be sent away again at once.
             if not self.running or lacking + owed + len(self.running) <= self.blocks.available:
-                self.waiting.remove(request)
-                self.running.append(request)
+                self.waiting.remove(job)
+                self.running.append(job)
                 owed += lacking
             else:
-                self._give_back(request)
-                if self.now - request.served > PATIENCE:
+                self._give_back(job)
+                if self.now - job.served > PATIENCE:
                     return
 
-    def _chunks(self, request: Request, left: int) -> list[Chunk]:
-        """What of a request is read with `left` tokens of the budget."""
+    def _chunks(self, job: Job, left: int) -> list[Chunk]:
+        """What of a job is read with `left` tokens of the budget."""
         found: list[Chunk] = []
-        first = request.done
-        while first < (request.asked if self.fixed else len(request.tokens)):
-            last = self._end(request, first) if self.fixed else min(len(request.tokens), first + left)
+        first = job.done
+        while first < (job.asked if self.fixed else len(job.tokens)):
+            last = self._end(job, first) if self.fixed else min(len(job.tokens), first + left)
             if not 0 < last - first <= left or (found and last - first == 1):
                 break
-            if not self._reserve(request, last):
+            if not self._reserve(job, last):
                 break
-            found.append(Chunk(request, first, last))
+            found.append(Chunk(job, first, last))
             first, left = last, left - (last - first)
         if found:
-            request.served = self.now
+            job.served = self.now
         return found
 
-    def _end(self, request: Request, first: int) -> int:
+    def _end(self, job: Job, first: int) -> int:
         """Where the chunk that begins at `first` ends if nothing limits it."""
         if not self.fixed:
-            return len(request.tokens)
-        if first >= request.asked:
+            return len(job.tokens)
+        if first >= job.asked:
             return first + 1
-        return min(first + self.fixed - (first - request.before) % self.fixed, request.asked)
+        return min(first + self.fixed - (first - job.before) % self.fixed, job.asked)
 
-    def _single(self, request: Request) -> bool:
-        return self._end(request, request.done) - request.done == 1
+    def _single(self, job: Job) -> bool:
+        return self._end(job, job.done) - job.done == 1
 
-    def _reserve(self, request: Request, last: int) -> bool:
+    def _reserve(self, job: Job, last: int) -> bool:
         """Take blocks for the tokens before `last`, from those of lower standing if need be."""
-        while len(request.blocks) < self._count(last - request.before):
+        while len(job.blocks) < self._count(last - job.before):
             block = self.blocks.take()
             if block is not None:
-                request.blocks.append(block)
+                job.blocks.append(block)
                 continue
             victim = max(self.running, key=_standing)
-            if victim is request:
+            if victim is job:
                 return False
             self.running.remove(victim)
             self.waiting.append(victim)
             self._give_back(victim)
         return True
 
-    def _match(self, request: Request) -> None:
+    def _match(self, job: Job) -> None:
         """Go on after blocks that hold the same beginning; the last token is read in any case."""
-        if len(request.blocks) * self.size != request.done - request.before:
+        if len(job.blocks) * self.size != job.done - job.before:
             return
-        end = (request.asked if self.fixed else len(request.tokens)) - 1 - request.before
+        end = (job.asked if self.fixed else len(job.tokens)) - 1 - job.before
         found: list[int] = []
-        while (len(request.blocks) + len(found) + 1) * self.size <= end:
-            block = self.blocks.find(request.name(len(request.blocks) + len(found), self.size))
+        while (len(job.blocks) + len(found) + 1) * self.size <= end:
+            block = self.blocks.find(job.name(len(job.blocks) + len(found), self.size))
             if block is None:
                 break
             found.append(block)
         if self.fixed:
-            whole = (len(request.blocks) + len(found)) * self.size // self.fixed * self.fixed // self.size
-            found = found[: max(0, whole - len(request.blocks))]
+            whole = (len(job.blocks) + len(found)) * self.size // self.fixed * self.fixed // self.size
+            found = found[: max(0, whole - len(job.blocks))]
         for block in found:
             self.blocks.share(block)
-        request.blocks += found
-        request.done += len(found) * self.size
-        request.named = max(request.named, len(request.blocks)) if found else request.named
+        job.blocks += found
+        job.done += len(found) * self.size
+        job.named = max(job.named, len(job.blocks)) if found else job.named
 
-    def _give_back(self, request: Request) -> None:
-        self.blocks.release(request.blocks)
-        request.blocks, request.named, request.done = [], 0, request.before
+    def _give_back(self, job: Job) -> None:
+        self.blocks.release(job.blocks)
+        job.blocks, job.named, job.done = [], 0, job.before
 
-    def _lacking(self, request: Request) -> int:
+    def _lacking(self, job: Job) -> int:
         """Blocks that it still needs for what is known of it."""
-        return self._count(len(request.tokens) - request.before) - len(request.blocks)
+        return self._count(len(job.tokens) - job.before) - len(job.blocks)
 
     def _count(self, tokens: int) -> int:
         return -(-tokens // self.size)
 
-    def _turn(self, request: Request) -> tuple[int, ...]:
-        aged = request.options.priority + (self.now - request.served) // AGEING
-        return -aged, request.served, request.number
+    def _turn(self, job: Job) -> tuple[int, ...]:
+        aged = job.priority + (self.now - job.served) // AGEING
+        return -aged, job.served, job.number
 
 
-def _standing(request: Request) -> tuple[int, ...]:
+def _standing(job: Job) -> tuple[int, ...]:
     """Who keeps its blocks: high priority first, then who came first."""
-    return -request.options.priority, request.number
+    return -job.priority, job.number

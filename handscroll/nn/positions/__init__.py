@@ -1,1 +1,1 @@
-"""Ways of telling positions: one small file each, named in `base/spec.py: POSITIONS`."""
+"""RunOptions of telling positions: one small file each, named in `base/spec.py: POSITIONS`."""

@@ -12,7 +12,7 @@ from handscroll.models.model import Decoder
 from handscroll.nn.attention import Context
 from handscroll.nn.memory import Memory
 from handscroll.objectives.loss import Loss
-from handscroll.train.ladder.rung import Request
+from handscroll.train.ladder.rung import Pass
 
 TRIMS = 4  # times that a step in which everything is kept gives free pages back, on the way there and on the way back
 
@@ -28,7 +28,7 @@ class Plain:
     recompute: bool = False
     mlp_tile: int = 0
 
-    def __call__(self, model: Decoder, batch: Batch, request: Request) -> Loss:
+    def __call__(self, model: Decoder, batch: Batch, request: Pass) -> Loss:
         marks = batch.marks()
         with request.precision(model):
             memory = None if batch.source is None else self._read(model, batch.source, request)
@@ -43,7 +43,7 @@ class Plain:
         request.pulse(1.0)
         return loss
 
-    def _read(self, model: Decoder, source: Batch, request: Request) -> Memory:
+    def _read(self, model: Decoder, source: Batch, request: Pass) -> Memory:
         """The source of an encoder-decoder, its layers run as the decoder's are."""
         assert model.spec.encoder, "a source, but nothing that reads it"
         marks = source.marks()

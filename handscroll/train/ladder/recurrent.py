@@ -24,7 +24,7 @@ from handscroll.nn.marks import PADDING, Marks
 from handscroll.nn.mask import looks_ahead
 from handscroll.nn.span import Span
 from handscroll.objectives.loss import Loss, summed
-from handscroll.train.ladder.rung import Request
+from handscroll.train.ladder.rung import Pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ class Recurrent:
         self._before: dict[int, _Lane] = {}  # what the update that runs, or ran last, began with
         self._lanes: dict[int, _Lane] = {}
 
-    def __call__(self, model: Decoder, batch: Batch, request: Request) -> Loss:
+    def __call__(self, model: Decoder, batch: Batch, request: Pass) -> Loss:
         """A micro-batch; the one with `request.first_row` 0 begins an update.
 
         Where it is given up (whatever is raised), the memory is again the one before the update.
@@ -158,7 +158,7 @@ class Recurrent:
     def _undo(self) -> None:
         self._lanes = self._before
 
-    def _run(self, model: Decoder, batch: Batch, request: Request) -> Loss:
+    def _run(self, model: Decoder, batch: Batch, request: Pass) -> Loss:
         marks = _in_document(batch)
         past = self._recalled(batch, marks, request.first_row)
         edges = range(0, marks.length, self.chunk)
@@ -171,7 +171,7 @@ class Recurrent:
         self._hand_on(batch, past, request.first_row)
         return summed(losses)
 
-    def _back(self, model: Decoder, part: Batch, marks: Marks, past: "_Past", request: Request) -> Loss:
+    def _back(self, model: Decoder, part: Batch, marks: Marks, past: "_Past", request: Pass) -> Loss:
         """One chunk forward and back; its keys and values are remembered."""
         with request.precision(model):
             x = model.embed(part.tokens, marks)

@@ -20,8 +20,8 @@ def _nothing(done: float) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Request:
-    """What a rung is asked to do with a micro-batch.
+class Pass:
+    """One forward and backward pass of a rung over a micro-batch.
 
     Gradients are of the summed loss over `divisor`; `length` is the declared length of the rows;
     `first_row` numbers the first row within the update. `pulse(done)` is
@@ -47,4 +47,4 @@ class Request:
 class Rung(Protocol):
     """Adds the gradients of a micro-batch to the parameters and returns its loss."""
 
-    def __call__(self, model: Decoder, batch: Batch, request: Request) -> Loss: ...
+    def __call__(self, model: Decoder, batch: Batch, request: Pass) -> Loss: ...

@@ -19,7 +19,7 @@ from handscroll.nn.memory import Memory
 from handscroll.objectives.loss import Loss, summed
 from handscroll.train.ladder.blocks import Blocks
 from handscroll.train.ladder.carry import BlockCarry, Carry, Collect, HeldCarry, Known, Made, Recompute
-from handscroll.train.ladder.rung import Request
+from handscroll.train.ladder.rung import Pass
 from handscroll.train.parallel.exchange import Exchange
 
 
@@ -28,7 +28,7 @@ class Work:
     """One micro-batch on a chunked rung: what its stacks share, and how far it has come."""
 
     model: Decoder
-    request: Request
+    request: Pass
     chunk: int
     stage_layers: int
     mlp_tile: int

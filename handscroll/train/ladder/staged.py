@@ -25,7 +25,7 @@ from handscroll.data.batch import Batch
 from handscroll.models.model import Decoder
 from handscroll.objectives.loss import Loss
 from handscroll.train.ladder.blocks import Blocks
-from handscroll.train.ladder.rung import Request
+from handscroll.train.ladder.rung import Pass
 from handscroll.train.ladder.source import Source
 from handscroll.train.ladder.stack import Side, Stack, Work
 
@@ -42,7 +42,7 @@ class Staged:
     mlp_tile: int = 0
     blocks: Callable[[], Blocks] | None = None
 
-    def __call__(self, model: Decoder, batch: Batch, request: Request) -> Loss:
+    def __call__(self, model: Decoder, batch: Batch, request: Pass) -> Loss:
         if not request.objective.additive:
             name = type(request.objective).__name__
             raise ConfigError(f"objective {name} does not add up over positions, so it cannot be trained in chunks")

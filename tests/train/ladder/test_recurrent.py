@@ -26,7 +26,7 @@ from handscroll.objectives.causal import Causal
 from handscroll.train.assemble import Updates
 from handscroll.train.ladder.plain import Plain
 from handscroll.train.ladder.recurrent import Recurrent
-from handscroll.train.ladder.rung import Request
+from handscroll.train.ladder.rung import Pass
 from handscroll.train.parallel.world import World
 from handscroll.train.step import Step
 from tests.naming import naming
@@ -71,7 +71,7 @@ def packed(length=200):
 
 
 def run(rung, model, one, noise=None, first_row=0, autocast=None, divisor=100):
-    request = Request(Causal(), divisor, one.tokens.shape[1], autocast, noise, first_row=first_row)
+    request = Pass(Causal(), divisor, one.tokens.shape[1], autocast, noise, first_row=first_row)
     return rung(model, one, request)
 
 
@@ -302,7 +302,7 @@ def test_an_update_that_is_given_up_leaves_the_memory_as_it_was():
     before = {name: value.clone() for name, value in rung.state().items()}
     run(rung, model, second[0])
     with pytest.raises(Enough):
-        rung(model, second[1], Request(Causal(), 1, 64, pulse=stop, first_row=2))
+        rung(model, second[1], Pass(Causal(), 1, 64, pulse=stop, first_row=2))
     assert before.keys() == rung.state().keys() and len(before["lanes"]) == 4
     assert all(torch.equal(value, before[name]) for name, value in rung.state().items())
     model.zero_grad(set_to_none=True)
@@ -376,9 +376,9 @@ def test_refusals():
         class Contrastive(Causal):
             additive = False
 
-        Recurrent(32, 64)(model, one, Request(Contrastive(additive=False), 1, 64))
+        Recurrent(32, 64)(model, one, Pass(Contrastive(additive=False), 1, 64))
     with pytest.raises(ConfigError, match="has 2"):
-        Recurrent(32, 64)(model, one, Request(Causal(), 1, 64, world=World(size=2)))
+        Recurrent(32, 64)(model, one, Pass(Causal(), 1, 64, world=World(size=2)))
     for settings in ((0, 64), (64, 0), (64, 64, -1)):
         with pytest.raises(ConfigError, match=naming("chunk", "remembered", 1)):
             Recurrent(*settings)

@@ -1,0 +1,154 @@
+"""What `LM` does before a request is answered: settings become a `Request` that model and memory can hold."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from handscroll.base.errors import ConfigError
+from handscroll.cache.reading.identity import Identity
+from handscroll.cache.reading.store import Store
+from handscroll.cache.table import EVICTING, cache_of
+from handscroll.generate.budget import GUARD, Choice, Demand, choose
+from handscroll.generate.check import check_length, started
+from handscroll.generate.engine.engine import EngineSettings, workload
+from handscroll.generate.prefill import prefill_chunk
+from handscroll.generate.request import Request
+from handscroll.generate.settings import Settings, sampling_of
+from handscroll.models.fingerprint import identity
+from handscroll.models.model import Model
+from handscroll.plan.choose import afford, afford_pool
+from handscroll.plan.machine import spare
+from handscroll.text.tokenizer import Tokenizer
+
+SMALL = 16  # a request whose full cache is so many times smaller than the free memory is not planned
+
+
+def admit(
+    model: Model,
+    tokenizer: Tokenizer,
+    prompt: str | Sequence[int],
+    settings: Settings,
+    samples: int = 1,
+    logprobs: int | None = None,
+) -> Request:
+    """The request for a prompt: settled, and refused (CapacityError) where the memory is not enough for it."""
+    request = settled(model, tokenizer, prompt, settings, samples, logprobs)
+    afford_request(model, request)
+    return request
+
+
+def settled(
+    model: Model,
+    tokenizer: Tokenizer,
+    prompt: str | Sequence[int],
+    settings: Settings,
+    samples: int = 1,
+    logprobs: int | None = None,
+) -> Request:
+    """The request for a prompt: its cache is chosen, and what was read before is found.
+
+    Raises:
+        CapacityError: under a budget, prompt + max_tokens exceed the context, or no cache within the
+            budget is near enough to the exact one. ConfigError: an unknown or impossible setting.
+    """
+    request = Request(
+        prompt=begun(model, tokenizer, prompt),
+        sampling=sampling_of(settings, Settings.__optional_keys__),
+        samples=samples,
+        logprobs=logprobs,
+        constraint=settings.get("constraint"),
+        draft=settings.get("draft"),
+        beyond=settings.get("beyond", False),
+        policy=settings.get("policy", "full"),
+        on_report=settings.get("on_report"),
+    )
+    store = settings.get("store")
+    if (budget := settings.get("kv_budget")) is not None:
+        if request.policy != "full" or store is not None:
+            other = "saved readings lie in their files" if store is not None else f"the policy is '{request.policy}'"
+            raise ConfigError(f"kv_budget chooses how the cache is kept, but {other}: leave out one of the two")
+        request = _within(model, tokenizer, request, budget, settings.get("kv_guard", GUARD))
+    if store is not None:
+        request = after_reading(model, tokenizer, request, store)
+    return request
+
+
+def begun(model: Model, tokenizer: Tokenizer, prompt: str | Sequence[int]) -> list[int]:
+    """The ids of a prompt; the bos of the model, if it has one, for an empty one."""
+    ids = tokenizer.encode(prompt, special=True) if isinstance(prompt, str) else list(prompt)
+    return ids or ([] if model.config.bos is None else [model.config.bos])
+
+
+def choose_cache(
+    model: Model, tokenizer: Tokenizer, request: Request, budget: str | int, guard: float = GUARD
+) -> Choice:
+    """The cache that stays within `budget` for a request and is nearest to the exact one (`budget.py`).
+
+    Raises:
+        ConfigError: no such size, or one below 64 tokens. CapacityError: prompt + max_tokens exceed the context,
+            or nothing fits and is near enough; says what would.
+    """
+    model.spec.require("a budget of keys and values", one_text=True, keys=True)
+    ids = started(model, 0, request.prompt)
+    check_length(model, 0, len(ids), request.sampling.max_tokens, request.beyond)
+    return choose(model, tokenizer, Demand.of(replace(request, prompt=ids)), budget, guard)
+
+
+def after_reading(model: Model, tokenizer: Tokenizer, request: Request, store: Store) -> Request:
+    """The request with what the store holds of the beginning of its prompt."""
+    if request.policy.partition(":")[0] in EVICTING:
+        raise ConfigError(f"saved readings keep every token, '{request.policy}' does not: generate without the store")
+    model.spec.require("a saved reading", one_text=True, keys=True)
+    ids = request.prompt
+    if len(ids) < 2:
+        return request
+    about = identity_of(model, tokenizer, len(ids) + request.sampling.max_tokens, request.policy)
+    # The last token is read anyway: the first new one is predicted from it.
+    return replace(request, reading=store.find(about, torch.tensor(ids[:-1])))
+
+
+def afford_request(model: Model, request: Request, others: Sequence[str] | None = None) -> None:
+    """Refuse a request that does not fit into the free memory beside the model, and say what would.
+
+    `others` are the policies that may be named instead; those that suit the request unless given.
+
+    Raises:
+        CapacityError: it does not fit.
+    """
+    demand = Demand.of(request)
+    afford_demand(
+        model, demand, request.policy, request.chunk, demand.others(request.policy) if others is None else others
+    )
+
+
+def afford_demand(
+    model: Model, demand: Demand, policy: str, chunk: int | None = None, others: Sequence[str] = ()
+) -> None:
+    """`afford_request` of what a request demands of a cache."""
+    chunk = chunk or prefill_chunk(model.device)
+    free, disk = spare(model.device)
+    grows = demand.prompt and not model.spec.recurrent  # a state is kept, whatever the length
+    if grows and demand.bytes("full", model, chunk) * SMALL > free:
+        known = {f"--cache {name}": demand.workload(name, model) for name in others}
+        afford(demand.workload(policy, model, chunk), free, disk, known)
+
+
+def afford_engine(model: Model, memory: int, settings: EngineSettings) -> None:
+    """Refuse (CapacityError) an engine over `memory` bytes of keys and values that are not free."""
+    afford_pool(workload(model, memory, settings), memory, spare(model.device)[0])
+
+
+def identity_of(model: Model, tokenizer: Tokenizer, length: int, policy: str = "full") -> Identity:
+    """What a text read in a request of `length` tokens belongs to."""
+    cache_of(policy)  # refuses an unknown one
+    return identity(model, tokenizer.fingerprint, length, policy)
+
+
+def _within(model: Model, tokenizer: Tokenizer, request: Request, budget: str | int | Choice, guard: float) -> Request:
+    """The request with the cache that a budget takes."""
+    if not isinstance(budget, Choice):
+        budget = choose_cache(model, tokenizer, request, budget, guard)
+        if request.on_report is not None and budget.loss is not None:
+            request.on_report(f"approximate: {budget.report()}")
+    return replace(request, policy=budget.policy, chunk=budget.chunk)

@@ -1,0 +1,97 @@
+"""Whether a model can answer a request: everything is refused here, before any work."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from handscroll.base.errors import CapacityError, ConfigError, DataError
+from handscroll.generate.request import Request
+from handscroll.generate.source import check_source, only_whole
+from handscroll.models.model import Model
+from handscroll.nn.marks import Marks
+
+
+def checked(model: Model, request: Request, number: int = 0) -> Request:
+    """The request with the token ids that it begins with; messages call its prompt by `number`.
+
+    Raises:
+        CapacityError: it is longer than the model's context, or than a learned position table.
+        DataError: an empty prompt without a bos, a token id outside the vocabulary, or not what the reading reads.
+        ConfigError: the model is an encoder, or cannot do what is asked.
+    """
+    request = replace(request, prompt=started(model, number, request.prompt))
+    if model.spec.recurrent and (request.policy != "full" or request.draft is not None or request.reading is not None):
+        raise ConfigError(
+            f"family '{model.config.family}' keeps a state of constant size: no cache policy, draft or saved reading "
+            "applies to it; leave them out"
+        )
+    if model.spec.encoder:
+        only_whole(request.policy, reading=request.reading, drafts=request.draft)
+    new = request.sampling.max_tokens
+    check_length(model, number, len(request.prompt), new, request.beyond)
+    if request.draft is not None:
+        request.draft.check(model, len(request.prompt) + new, request.beyond)
+    if request.reading is not None:
+        _check_reading(model, request, number)
+    return request
+
+
+def started(model: Model, number: int, prompt: Sequence[int]) -> list[int]:
+    """The ids of prompt `number`, or the model's bos for an empty one; the errors are those of `checked`."""
+    config = model.config
+    model.spec.require("decoding", forward=True)
+    ids = [int(token) for token in prompt] or ([] if config.bos is None else [config.bos])
+    if not ids:
+        raise DataError(f"prompt {number} is empty and the model has no bos token to begin with; give some text")
+    wrong = next((token for token in ids if not 0 <= token < config.vocab), None)
+    if wrong is not None:
+        raise DataError(
+            f"prompt {number} holds token id {wrong}, but the model's vocabulary is 0 to {config.vocab - 1}; "
+            "was it encoded with this model's tokenizer?"
+        )
+    return ids
+
+
+def check_length(model: Model, number: int, prompt: int, new: int, beyond: bool) -> None:
+    """Refuse prompt `number` of `prompt` tokens where `new` more do not fit; the errors are those of `checked`."""
+    if model.spec.encoder:
+        check_source(model, number, prompt, new, beyond)
+        return
+    context, total = model.config.context, prompt + new
+    if total > context and not beyond:
+        room = f"ask for at most {context - prompt} new tokens" if prompt < context else "shorten the prompt"
+        raise CapacityError(
+            f"prompt {number} has {prompt} tokens and {new} more are asked for: {total} in all, but the model's "
+            f"context is {context}; {room}, or lengthen the model first (handscroll extend ... --to {total})"
+        )
+    # A learned position table cannot be exceeded at all, and says so itself: here, not in the middle of the text.
+    # The last new token is never read back, hence total - 2.
+    model.embed(torch.zeros(1, 1, dtype=torch.long, device=model.device), Marks.run(total - 2, 1))
+
+
+def declared(model: Model, length: int) -> tuple[int, int]:
+    """The length that a request of `length` tokens declares to the model's scaling, and the key of its rotary tables.
+
+    Requests with different keys are not read together: one length for all would let a long neighbour change the text
+    of a short one.
+    """
+    found = model.spec.declared(length)
+    return found, model.spec.bucket(found)
+
+
+def _check_reading(model: Model, request: Request, number: int) -> None:
+    """The prompt begins with the reading, goes on after it, and has the scaling that it was read with."""
+    assert request.reading is not None
+    begin, prompt = request.reading.tokens.tolist(), list(request.prompt)
+    if len(prompt) <= len(begin) or prompt[: len(begin)] != begin:
+        raise DataError(
+            f"prompt {number} does not go on from the reading: its first {len(begin)} tokens must be those "
+            "of the reading, and at least one must follow"
+        )
+    length, bucket = declared(model, len(prompt) + request.sampling.max_tokens)
+    if bucket != request.reading.identity.bucket:
+        raise ConfigError(
+            f"the text was read for requests of up to {request.reading.identity.bucket} tokens, this one has "
+            f"{length}: the model's scaling depends on the length, so read the text again"
+        )

@@ -1,0 +1,178 @@
+"""How likely a model holds given continuations of given contexts: what multiple-choice tasks ask, many at once."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from handscroll.base.errors import DataError
+from handscroll.generate.check import check_length, declared, started
+from handscroll.generate.prefill import hidden_chunks, prefill, prefill_chunk
+from handscroll.models.model import Model
+from handscroll.nn.marks import Marks
+from handscroll.objectives.head import chunk_rows
+from handscroll.text.tokenizer import Tokenizer
+
+TOGETHER = 4096  # tokens of the rows that are read in one batch, padding included
+WORTH = 128  # tokens that a context must save before it is read by itself: a forward of its own costs about as much
+
+Pair = tuple[Sequence[int], Sequence[int]]
+
+
+class Likelihood(NamedTuple):
+    """Natural log-probability of a continuation after its context: the sum over its `tokens`.
+
+    `greedy` says whether each of them is the model's likeliest one.
+    """
+
+    logprob: float
+    greedy: bool
+    tokens: int
+
+
+class _Row(NamedTuple):
+    """A pair by its number: context and continuation, not empty, and the length that they declare."""
+
+    number: int
+    context: list[int]
+    continuation: list[int]
+    length: int
+    tables: int  # the key of the rotary tables
+
+    @property
+    def fed(self) -> list[int]:
+        """What is read: the last token predicts nothing that is asked."""
+        return self.context + self.continuation[:-1]
+
+
+@torch.no_grad()
+def loglikelihood(model: Model, pairs: Sequence[Pair], beyond: bool = False) -> list[Likelihood]:
+    """The likelihood of every (context, continuation), token ids, in order. Exact, up to the rounding of batches.
+
+    Rows of similar length are read together; a long context that several continuations share is read once, and its
+    keys and values are shared. An empty context begins with the model's bos.
+
+    Raises:
+        CapacityError: a pair is longer than the context (unless `beyond`) or a learned table. DataError: an empty
+            continuation, an empty context without a bos, or a token id outside the vocabulary. ConfigError: a model
+            that does not read from left to right, or an encoder-decoder.
+    """
+    model.spec.require("a likelihood", one_text=True, forward=True)
+    rows = [_row(model, number, pair, beyond) for number, pair in enumerate(pairs)]
+    groups: dict[tuple[int, tuple[int, ...]], list[_Row]] = {}
+    for row in rows:
+        groups.setdefault((row.tables, tuple(row.context)), []).append(row)
+    shared = [group for group in groups.values() if (len(group) - 1) * len(group[0].context) >= WORTH]
+    known = {row.number for group in shared for row in group}
+    found: dict[int, Likelihood] = {}
+    for group in shared:
+        found |= _after_one_context(model, group)
+    for batch in _batches([row for row in rows if row.number not in known]):
+        found |= _whole(model, batch)
+    return [found[number] for number in range(len(rows))]
+
+
+def split_pair(tokenizer: Tokenizer, context: str | Sequence[int], continuation: str | Sequence[int]) -> Pair:
+    """The token ids of a context and of its continuation.
+
+    Two texts are encoded together, and the blanks at the end of the context go to the continuation, since a token often
+    begins with its blank: the tokens after those of the context alone are the continuation's.
+    """
+    if not isinstance(context, str) or not isinstance(continuation, str):
+        first = tokenizer.encode(context) if isinstance(context, str) else context
+        return first, tokenizer.encode(continuation, special=False) if isinstance(continuation, str) else continuation
+    before, _ = tokenizer.frame()
+    kept = context.rstrip()
+    ids = tokenizer.encode(kept + context[len(kept) :] + continuation, special=False)
+    cut = len(tokenizer.encode(kept, special=False))
+    return [*before, *ids[:cut]], ids[cut:]
+
+
+def _row(model: Model, number: int, pair: Pair, beyond: bool) -> _Row:
+    context, continuation = started(model, number, pair[0]), list(pair[1])
+    if not continuation:
+        raise DataError(f"pair {number} has an empty continuation; give at least one token")
+    started(model, number, continuation)  # refuses ids outside the vocabulary
+    check_length(model, number, len(context), len(continuation), beyond)
+    return _Row(number, context, continuation, *declared(model, len(context) + len(continuation)))
+
+
+def _batches(rows: Sequence[_Row]) -> Iterator[list[_Row]]:
+    """Rows of one rotation and similar length, as many as `TOGETHER` tokens hold."""
+    batch: list[_Row] = []
+    for row in sorted(rows, key=lambda row: (row.tables, len(row.fed))):
+        if batch and (row.tables != batch[0].tables or (len(batch) + 1) * len(row.fed) > TOGETHER):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _whole(model: Model, rows: Sequence[_Row]) -> dict[int, Likelihood]:
+    """Contexts and continuations, read from their beginnings."""
+    tokens, marks = _padded([row.fed for row in rows], 0, model.device)
+    cache = model.new_cache(tokens.shape[1])
+    length = max(row.length for row in rows)
+    firsts = [len(row.context) - 1 for row in rows]
+    lasts = [len(row.fed) for row in rows]
+    return _scored(model, rows, _ends(hidden_chunks(model, tokens, marks, cache, length, _chunk(model)), firsts, lasts))
+
+
+def _after_one_context(model: Model, rows: Sequence[_Row]) -> dict[int, Likelihood]:
+    """Continuations of a context that is read once."""
+    context, length = rows[0].context, max(row.length for row in rows)
+    cache = model.new_cache(len(context))
+    begin = torch.tensor([context], device=model.device)
+    first = prefill(model, begin, Marks.run(0, len(context)), cache, length, _chunk(model))[0]
+    fed = [row.continuation[:-1] for row in rows]
+    parts = [[first] for _ in rows]
+    if longest := max(map(len, fed)):
+        # A continuation of one token has nothing left to read; its row reads that token, which harms nobody.
+        tokens, marks = _padded([row.continuation[:-1] or row.continuation for row in rows], len(context), model.device)
+        chunks = hidden_chunks(model, tokens, marks, cache.branch(longest), length, _chunk(model))
+        for part, more in zip(parts, _ends(chunks, [0] * len(rows), list(map(len, fed))), strict=True):
+            part.append(more)
+    return _scored(model, rows, [torch.cat(part) for part in parts])
+
+
+def _ends(chunks: Iterator[tuple[int, int, Tensor]], firsts: Sequence[int], lasts: Sequence[int]) -> list[Tensor]:
+    """Of every row the hidden states (n, D) from its `first` place up to its `last`, the end not included."""
+    parts: list[list[Tensor]] = [[] for _ in firsts]
+    for begin, end, hidden in chunks:
+        for row, (first, last) in enumerate(zip(firsts, lasts, strict=True)):
+            parts[row].append(hidden[row, max(first - begin, 0) : max(min(last, end) - begin, 0)].clone())
+    return [torch.cat(part) for part in parts]
+
+
+def _scored(model: Model, rows: Sequence[_Row], states: Sequence[Tensor]) -> dict[int, Likelihood]:
+    """The likelihoods from the hidden states that predict each token of the continuations."""
+    hidden = torch.cat(list(states))
+    targets = torch.tensor([token for row in rows for token in row.continuation], device=hidden.device)
+    count = chunk_rows(model.config.vocab, len(targets), hidden.device.type)
+    logprobs, likeliest = [], []
+    for part, wanted in zip(hidden.split(count), targets.split(count), strict=True):
+        logits = model.logits(part[None])[0]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logprobs.append(logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(dim=1))
+        likeliest.append(logits.argmax(dim=1) == wanted)
+    sizes = [len(row.continuation) for row in rows]
+    each = zip(rows, torch.cat(logprobs).split(sizes), torch.cat(likeliest).split(sizes), strict=True)
+    return {row.number: Likelihood(float(some.sum()), bool(same.all()), len(some)) for row, some, same in each}
+
+
+def _padded(rows: Sequence[Sequence[int]], start: int, device: torch.device) -> tuple[Tensor, Marks]:
+    """Tokens (B, T), padded on the right, and their marks, counted from `start`."""
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    longest = int(lengths.max())
+    tokens = torch.zeros(len(rows), longest, dtype=torch.long, device=device)
+    for number, row in enumerate(rows):
+        tokens[number, : len(row)] = torch.tensor(row, device=device)
+    if bool((lengths == longest).all()):
+        return tokens, Marks.run(start, longest)
+    return tokens, Marks.rows(torch.full_like(lengths, start), lengths)
+
+
+def _chunk(model: Model) -> int:
+    return prefill_chunk(model.device)

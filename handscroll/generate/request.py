@@ -1,0 +1,69 @@
+"""`Request`: what is asked of a model, the same object from `LM.generate` and the engine down to `decode`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from handscroll.base.errors import ConfigError
+from handscroll.cache.reading.reading import Reading
+from handscroll.cache.table import REWINDABLE, cache_of
+from handscroll.generate.constrain import Constraint
+from handscroll.generate.draft import Drafts
+from handscroll.generate.sample import Sampling
+from handscroll.models.model import Model
+
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One prompt and how it is continued. Whoever does not support a field refuses it; nobody ignores it.
+
+    Args:
+        prompt: token ids; an empty prompt begins with the model's bos.
+        sampling: how tokens are chosen, how many at most, and the strings that end the text.
+        samples: continuations of the prompt, which is read once. Each has a random stream of its own.
+        logprobs: how many of the likeliest tokens are given with each new one (0: only its own log-probability).
+        constraint: a grammar that the new text follows (`constrain.py`).
+        draft: who guesses for speculative decoding (`speculative.py`).
+        beyond: allow prompt + max_tokens past the model's context, on your own responsibility.
+        policy: what the cache keeps (`cache/table.py`), with options; those that are not exact say so.
+        chunk: prompt tokens of a forward; what suits the device unless given.
+        reading: what the prompt begins with and need not be read again.
+        ends: the end tokens; the model's own unless given. None of them counts under `sampling.ignore_eos`.
+        on_report: called at the end with what the cache has to say (the recall of a retrieval).
+
+    Raises:
+        ConfigError: a number out of range, an unknown policy, or fields that exclude each other.
+    """
+
+    prompt: Sequence[int]
+    sampling: Sampling = GREEDY
+    samples: int = 1
+    logprobs: int | None = None
+    constraint: Constraint | None = None
+    draft: Drafts | None = None
+    beyond: bool = False
+    policy: str = "full"
+    chunk: int | None = None
+    reading: Reading | None = None
+    ends: frozenset[int] | None = None
+    on_report: Callable[[str], None] | None = None
+
+    def __post_init__(self):
+        if self.chunk is not None and self.chunk < 1:
+            raise ConfigError(f"the prefill chunk is {self.chunk} tokens; it must be at least 1 (1024 is usual)")
+        if self.samples < 1 or (self.logprobs is not None and self.logprobs < 0):
+            raise ConfigError(f"samples is {self.samples} and logprobs {self.logprobs}; they must be at least 1 and 0")
+        cache_of(self.policy)  # refuses an unknown one
+        if (self.samples > 1 or self.draft is not None) and self.policy not in REWINDABLE:
+            raise ConfigError(
+                f"several samples and drafts need a cache that can be shared and cut back: not '{self.policy}'"
+            )
+        if self.constraint is not None and (self.sampling.stop or self.sampling.ignore_eos):
+            raise ConfigError("a constraint says how the text ends; remove stop strings and ignore_eos")
+
+    def end_tokens(self, model: Model) -> frozenset[int]:
+        """The tokens that end a row."""
+        if self.sampling.ignore_eos:
+            return frozenset()
+        return frozenset(model.config.eos) if self.ends is None else self.ends

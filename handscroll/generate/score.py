@@ -1,0 +1,62 @@
+"""What a model says of a given text: logits and losses of each token, in chunks, so that memory stays bounded."""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from handscroll.base.errors import ConfigError, DataError
+from handscroll.generate.prefill import hidden_chunks, prefill_chunk
+from handscroll.models.model import Model
+from handscroll.nn.marks import Marks
+from handscroll.objectives.head import token_losses
+from handscroll.objectives.windowed import windowed_losses
+
+
+@torch.no_grad()
+def logits(model: Model, ids: Int[Tensor, "T"], length: int | None = None) -> Float[Tensor, "T V"]:
+    """Logits in float32 on the CPU of every position.
+
+    For an encoder these are the masked-LM logits at each position. `length` is the declared length of the request, for
+    a scaling that depends on it; T unless given. May run past the trained length (learned position tables refuse).
+
+    Raises:
+        DataError: no tokens. ConfigError: an encoder-decoder.
+    """
+    model.spec.require("logits", one_text=True)
+    if not len(ids):
+        raise DataError("no tokens: logits are of each token of a text, and this one has none")
+    return torch.cat([model.logits(hidden)[0].float().cpu() for _, _, hidden in _chunks(model, ids, length)])
+
+
+@torch.no_grad()
+def nll(model: Model, ids: Int[Tensor, "T"], window: int | None = None) -> Float[Tensor, "T-1"]:
+    """Negative log-likelihood in nats of tokens 1 .. T-1, float32 on the CPU; `LM.nll` explains.
+
+    Raises:
+        DataError: fewer than two tokens. CapacityError: past a learned position table without `window`.
+        ConfigError: an encoder or encoder-decoder, or a window below 2.
+    """
+    model.spec.require("a likelihood", one_text=True, forward=True)
+    if len(ids) < 2:
+        raise DataError(f"a loss needs at least two tokens, got {len(ids)}")
+    if window is None or len(ids) <= window:
+        parts = []
+        for first, last, hidden in _chunks(model, ids[:-1], len(ids)):
+            targets = ids[first + 1 : last + 1].to(hidden.device)
+            parts.append(token_losses(hidden[0], model.head, targets, cap=model.logit_cap).float().cpu())
+        return torch.cat(parts)
+    if window < 2:
+        raise ConfigError(f"a window of {window} tokens sees nothing; give at least 2")
+    return windowed_losses(model, ids, window)
+
+
+def _chunks(model: Model, ids: Tensor, length: int | None) -> Iterator[tuple[int, int, Tensor]]:
+    tokens = ids[None].to(model.device)
+    if not model.spec.cached:  # nothing to keep between chunks: the text is read at once
+        marks = Marks.run(0, len(ids))
+        hidden = model.hidden(model.embed(tokens, marks), marks, model.mask(), length=length)
+        return iter([(0, len(ids), hidden)])
+    cache, marks = model.new_cache(capacity=len(ids)), Marks.run(0, len(ids))
+    return hidden_chunks(model, tokens, marks, cache, length or len(ids), prefill_chunk(tokens.device))
