@@ -66,11 +66,11 @@ def test_a_line_may_have_a_grammar_and_ask_for_log_probabilities(tmp_path):
         {"prompt": "x = ", "max_tokens": 6, "regex": "[0-9]{3}"},
     ]
     out = tmp_path / "a.jsonl"
-    run("batch", STARTER, write(tmp_path / "r.jsonl", lines), "--out", out)
+    run("batch", STARTER, write(tmp_path / "r.jsonl", lines), "--out", out, "--dtype", "float32")
     found = records(out)
     assert found[0]["text"] == found[3]["text"] and len(found[0]["text"]) == 3 and found[0]["text"].isdigit()
     assert found[1]["text"] in ("yes", "no") and int(found[2]["text"]) is not None
-    (want,) = load(STARTER).continuations("x = ", logprobs=2, max_tokens=6, constraint=_digits())
+    (want,) = load(STARTER, dtype="float32").continuations("x = ", logprobs=2, max_tokens=6, constraint=_digits())
     assert [[pair["id"] for pair in one["top"]] for one in found[0]["logprobs"]] == [
         [pair[0] for pair in one.top] for one in want.scored
     ]

@@ -19,7 +19,7 @@ GREEDY = Sampling(max_tokens=16)
 
 @pytest.fixture(scope="module")
 def lm():
-    return handscroll.load(STARTER)
+    return handscroll.load(STARTER, dtype="float32")
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def test_rows_of_different_rotary_tables_do_not_mix(scaling, tmp_path):
 
 
 def test_texts_are_encoded_together():
-    lm = handscroll.load(STARTER)
+    lm = handscroll.load(STARTER, dtype="float32")
     context, continuation = split_pair(lm.tokenizer, "def read(self, ", "size)")
     assert lm.decode(context) == "def read(self," and lm.decode(continuation) == " size)"
     found = lm.loglikelihood([("for line in ", "lines:"), ("for line in", " lines:"), ("import", " os")])
