@@ -8,6 +8,9 @@ import torch
 
 from handscroll.base.errors import CapacityError, ConfigError, DataError
 from handscroll.cache.full import Cache
+from handscroll.generate import beam
+from handscroll.generate.draft import Lookup
+from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
 from handscroll.models.weights import load_model
 from tests.conformance.families import reference, save
@@ -119,9 +122,12 @@ def test_a_saved_beginning_is_used(tmp_path, tiny_folder):
 
 def test_refusals(tmp_path):
     model = loaded(tmp_path)
-    for wrong in ({"beams": 0}, {"count": 3}, {"count": 0}, {"max_tokens": 0}):
-        with pytest.raises(ConfigError, match=naming("count", "beams")):
+    for wrong, words in (({"beams": 0}, "beams"), ({"count": 3}, "count"), ({"count": 0}, "samples")):
+        with pytest.raises(ConfigError, match=words):
             beam_search(model, [5], **({"beams": 2, "max_tokens": 4} | wrong))
+    for unasked in ({"draft": Lookup(2)}, {"policy": "int8"}, {"logprobs": 1}, {"sampling": Sampling(seed=3)}):
+        with pytest.raises(ConfigError, match="likeliest"):
+            beam.beam_search(model, Request([5], **unasked))
     with pytest.raises(ConfigError, match="'soon'"):
         beam_search(model, [5], 2, 4, early="soon")
     with pytest.raises(ConfigError, match=naming("length_penalty", "nan")):

@@ -424,7 +424,7 @@ def test_impossible_requests_are_refused():
     engine = Engine(model, blocks=10, block=8)
     with pytest.raises(DataError, match=r"\b97\b"):
         engine.submit(Request([5, 97], GREEDY))
-    with pytest.raises(ConfigError, match="on_token"):
+    with pytest.raises(ConfigError, match="tokenizer"):
         engine.submit(Request([5], Sampling(stop=("x",))))
     assert engine.idle
     with torch.no_grad():
