@@ -1,0 +1,75 @@
+"""Which kernels run a model on this machine, and why the faster ones do not: recorded while the model runs."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import torch
+
+from handscroll.kernels.native.library import reason
+from handscroll.kernels.registry import Choice, recording
+from handscroll.models.llama import Llama, LlamaConfig
+from handscroll.models.model import Model
+from handscroll.nn.marks import Marks
+
+PROMPT, DRAFT = 64, 4  # tokens of the text that is read, and of a few that are read together after it
+# Of no model in particular: what the machine can do for the usual form.
+USUAL = {"vocab": 256, "width": 256, "layers": 2, "heads": 4, "kv_heads": 2, "head_size": 64, "mlp_width": 512}
+POSITIONS = {"base": 10000.0, "scaling": {"name": "none"}, "context": 256, "trained": 256}
+
+
+def usual(dtype: torch.dtype) -> Model:
+    """A small decoder of the usual form, with weights that mean nothing."""
+    return Llama(LlamaConfig.parse(USUAL | {"positions": POSITIONS}, "kernels")).to(dtype).eval()
+
+
+def situations(model: Model) -> Iterator[tuple[str, Counter[Choice]]]:
+    """What was chosen while the model read a text, a few tokens after it, one token, and learned."""
+    run = _runner(model)
+    cache = model.new_cache() if model.cached else None
+    steps = [(f"reading {PROMPT} tokens", 0, PROMPT)]
+    if cache is not None:
+        steps.append((f"{DRAFT} new tokens after them (a draft)", PROMPT, DRAFT))
+        # A GPU records its graph at the third token.
+        steps += [("one new token", PROMPT + DRAFT + n, 1) for n in range(3 if model.device.type == "cuda" else 1)]
+    found: dict[str, Counter[Choice]] = {}
+    for name, start, count in steps:
+        with recording() as made, torch.no_grad():
+            run(start, count, cache)
+        found[name] = made
+    yield from found.items()
+    if all(parameter.requires_grad for parameter in model.parameters()) and not list(model.buffers()):
+        with recording() as made:
+            out = run(0, PROMPT, None)
+            torch.autograd.grad(out.sum(), next(iter(model.parameters())), allow_unused=True)
+        yield f"training on {PROMPT} tokens", made
+
+
+def lines(model: Model) -> Iterator[str]:
+    """The same as text: a line for each choice, and one for each faster kernel that was refused."""
+    yield f"compiled kernels: {reason()}"
+    for name, made in situations(model):
+        yield ""
+        yield name
+        for choice, count in made.items():
+            yield f"  {choice.operation}: {choice.kernel} ({choice.why}){_times(count)}"
+            for kernel, refusal in choice.refused:
+                yield f"      not {kernel}: {refusal}"
+
+
+def _times(count: int) -> str:
+    return f", {count} times" if count > 1 else ""
+
+
+def _runner(model: Model) -> Callable:
+    """A forward of some tokens from `start` on, over a cache."""
+    tokens = torch.zeros(1, PROMPT, dtype=torch.int64, device=model.device)
+    source = getattr(model, "encode", None)
+    with torch.no_grad():
+        reader = model if source is None else model.under(source(tokens, Marks.run(0, PROMPT)))  # type: ignore[operator]
+
+    def run(start: int, count: int, cache) -> torch.Tensor:
+        marks = Marks.run(start, count)
+        hidden = reader.hidden(reader.embed(tokens[:, :count], marks), marks, reader.mask(), cache, 2 * PROMPT)
+        return reader.logits(hidden)
+
+    return run
