@@ -63,9 +63,10 @@ class Operation:
 
     def __call__(self, *given: Any) -> Any:
         if _RECORDS:
-            choice = self.explain(*given)
+            kernel, choice = self._chosen(given)
             for record in _RECORDS:
                 record[choice] += 1
+            return kernel.run(*given)
         for refuses, run in self._pairs:
             if not refuses(*given):
                 return run(*given)
@@ -73,11 +74,14 @@ class Operation:
 
     def explain(self, *given: Any) -> Choice:
         """The kernel that runs with these arguments, and why the faster ones do not."""
+        return self._chosen(given)[1]
+
+    def _chosen(self, given: tuple[Any, ...]) -> tuple[Kernel, Choice]:
         refused = []
         for kernel in self.kernels:
             reason = kernel.refuses(*given)
             if not reason:
-                return Choice(self.name, kernel.name, kernel.why, tuple(refused))
+                return kernel, Choice(self.name, kernel.name, kernel.why, tuple(refused))
             refused.append((kernel.name, reason))
         raise AssertionError(f"no kernel of '{self.name}' takes this: {refused}")
 

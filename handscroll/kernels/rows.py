@@ -8,27 +8,43 @@ from handscroll.kernels.gpu import slots
 from handscroll.kernels.native import calls
 from handscroll.kernels.registry import Kernel, Operation, always
 
+OFFSET = "it does not multiply by 1 + weight in float32"
+
 
 def _refuses_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
     return calls.refuses_product(x, weight)
 
 
-def _refuses_gpu_norm(x: Tensor, weight: Tensor, epsilon: float) -> str:
+def _refuses_compiled_norm(x: Tensor, weight: Tensor, epsilon: float, offset: bool) -> str:
+    return calls.refuses_norm(x, weight)
+
+
+def _refuses_gpu_norm(x: Tensor, weight: Tensor, epsilon: float, offset: bool) -> str:
+    if offset:
+        return OFFSET
     return calls.GRADIENT if torch.is_grad_enabled() else slots.refuses_norm(x, weight)
 
 
-def _refuses_fused_norm(x: Tensor, weight: Tensor, epsilon: float) -> str:
+def _gpu_norm(x: Tensor, weight: Tensor, epsilon: float, offset: bool) -> Tensor:
+    return slots.norm(x, weight, epsilon)
+
+
+def _refuses_fused_norm(x: Tensor, weight: Tensor, epsilon: float, offset: bool) -> str:
+    if offset:
+        return OFFSET
     fits = x.device.type == "cuda" and x.dtype == weight.dtype != torch.float64
     return "" if fits else "it is for a GPU, and for a weight in the numbers' own dtype"
 
 
-def _fused_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+def _fused_norm(x: Tensor, weight: Tensor, epsilon: float, offset: bool) -> Tensor:
     return F.rms_norm(x, (x.shape[-1],), weight, epsilon).to(x.dtype)
 
 
-def _norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+def _norm(x: Tensor, weight: Tensor, epsilon: float, offset: bool) -> Tensor:
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     scaled = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + epsilon)
+    if offset:
+        return (scaled * (1.0 + weight.to(scaled.dtype))).to(x.dtype)
     return weight * scaled.to(x.dtype)
 
 
@@ -61,11 +77,12 @@ PRODUCT = Operation(
     ),
     Kernel("torch", "the matrix product of torch's BLAS, for many rows and for training", always, F.linear),
 )
-# x (..., D), weight (D,), epsilon -> x / rms(x) in float32, rounded, times weight (Zhang & Sennrich 2019).
+# x (..., D), weight (D,), epsilon, offset -> x / rms(x) in float32 (Zhang & Sennrich 2019), rounded, times weight; offset:
+# times 1 + weight in float32, then rounded.
 NORM = Operation(
     "root-mean-square norm",
-    Kernel("compiled", "one pass over a few rows", lambda x, weight, _: calls.refuses_norm(x, weight), calls.norm),
-    Kernel("gpu", "one pass over a few rows", _refuses_gpu_norm, slots.norm),
+    Kernel("compiled", "one pass over a few rows", _refuses_compiled_norm, calls.norm),
+    Kernel("gpu", "one pass over a few rows", _refuses_gpu_norm, _gpu_norm),
     Kernel("torch fused", "one pass, of which training keeps x alone", _refuses_fused_norm, _fused_norm),
     Kernel("torch", "five loops, any dtype and device", always, _norm),
 )

@@ -9,13 +9,10 @@ from torch import Tensor, nn
 from handscroll.base.errors import ConfigError
 from handscroll.base.spec import ModelSpec
 from handscroll.cache.full import Cache
-from handscroll.kernels.native.calls import FEW
 from handscroll.kernels.runs import capped
 from handscroll.nn.attention import Context
 from handscroll.nn.bias import Bias
-from handscroll.nn.block import Block
-from handscroll.nn.compiled import graph as gpu
-from handscroll.nn.compiled.stack import stack
+from handscroll.nn.block import LAYERS
 from handscroll.nn.linear import TokenTable
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Mask
@@ -166,16 +163,8 @@ class Decoder(Model):
         return self.norm(x)
 
     def through(self, x: Embeddings, context: Context) -> Embeddings:
-        """All layers, one after the other or, for a few new tokens where it can be, in one call (compiled, a graph)."""
-        if x.shape[1] <= FEW and all(type(layer).forward is Block.forward for layer in self.layers):
-            through = gpu.stack if x.device.type == "cuda" else stack
-            windows = [layer.attention.window for layer in self.layers]  # type: ignore[union-attr]
-            found = through(self.layers, windows, x, context)  # type: ignore[arg-type]
-            if found is not None:
-                return found
-        for layer in self.layers:
-            x = layer(x, context)
-        return x
+        """All layers, one after the other or, for a few new tokens where it can be, together."""
+        return LAYERS(self.layers, x, context)
 
     def logits(self, hidden: Embeddings) -> Logits:
         bare = self.embedding.project(hidden) if self.projection is None else self.projection(hidden)

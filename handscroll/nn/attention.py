@@ -4,11 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from handscroll.base.errors import ConfigError
 from handscroll.kernels.gpu.slots import Slots
+from handscroll.kernels.native import tables
+from handscroll.kernels.native.calls import KINDS, LANES
+from handscroll.nn.addresses import Addresses, whole
 from handscroll.nn.attend import Exchange, attend
 from handscroll.nn.bands import attend_bands
 from handscroll.nn.bias import Bias
@@ -108,7 +112,7 @@ class Attention(nn.Module):
         self, q: Float[Tensor, "B H T E"], spans: list[Span] | Pages | Slots, context: Context
     ) -> Float[Tensor, "B T HE"]:
         """What queries read of the spans of this layer, before the output projection; bands turn the queries here."""
-        scale, cap, rotation = self._scale, self.shape.cap, context.rotation(self.shape.positions)
+        scale, cap, rotation = self.scale, self.shape.cap, context.rotation(self.shape.positions)
         mask = context.mask if self.window is None else context.mask & self.window
         bands = () if rotation is None else rotation.bands
         if rotation is not None:
@@ -142,8 +146,18 @@ class Attention(nn.Module):
             k = rotation.turn(k)
         return context.append(self.number, k, v)
 
+    def table(self, addresses: Addresses, dtype: torch.dtype) -> tuple[tables.Before, tables.Product]:
+        """As compiled layers in `dtype` compute it: what is before reading but for the norm; the output."""
+        shape, kind = self.shape, KINDS[dtype]
+        whole("head", shape.head_size, of=2 * LANES)
+        sizes = (kind, shape.width, shape.heads, shape.kv_heads, shape.head_size)
+        norms = [addresses.norm(self, name, dtype) for name in ("query_norm", "key_norm")]
+        parts = [addresses.table(self, name, dtype) for name in ("query", "key", "value", "output")]
+        return tables.Before(*sizes, tables.Norm(), *norms, *parts[:3]), parts[3]
+
     @property
-    def _scale(self) -> float:
+    def scale(self) -> float:
+        """What q.k is multiplied by, besides what a rotation asks for."""
         return self.shape.head_size**-0.5 if self.shape.scale is None else self.shape.scale
 
     def _split(self, x: Tensor) -> Tensor:
@@ -176,7 +190,7 @@ class CrossAttention(Attention):
         spans = [self.keep(memory)] if memory.known is None else memory.known(self.number)
         mask = Everything() if memory.marks.plain and context.marks.plain else SameSegment()
         spans = [span.rows(x.shape[0]) for span in spans]
-        out, _ = attend(self._split(self.query(x)), spans, mask, context.marks, self._scale)
+        out, _ = attend(self._split(self.query(x)), spans, mask, context.marks, self.scale)
         return self.output(out.transpose(1, 2).flatten(2))
 
     def keep(self, memory: Memory) -> Span:

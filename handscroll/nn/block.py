@@ -12,14 +12,19 @@ Families differ in where they normalise (`Norms`) and in whether a decoder also 
 for a norm is unused, an `nn.Identity` stands there, so that `Block.forward` is one sum for all of them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
+from handscroll.kernels.native import tables
+from handscroll.kernels.registry import Kernel, Operation, always
+from handscroll.nn.addresses import Addresses, Unfit
 from handscroll.nn.attention import Attention, Context, CrossAttention
-from handscroll.nn.compiled.halves import halves
+from handscroll.nn.compiled import graph, stack
+from handscroll.nn.compiled.layer import Form, compiled, refuses_pass
 from handscroll.nn.shapes import Embeddings
 from handscroll.nn.tile import tiled
 
@@ -65,9 +70,10 @@ class Block(nn.Module):
         self.mlp_sum_norm = norms.at(norms.sum)
 
     def forward(self, x: Embeddings, context: Context) -> Embeddings:
-        compiled = self._compiled(x, context)
-        if compiled is not None:
-            return compiled
+        return LAYER(self, x, context)
+
+    def sum(self, x: Embeddings, context: Context) -> Embeddings:
+        """The layer, part by part."""
         read = self.attention_branch_norm(self.attention(self.attention_norm(x), context))
         x = self.attention_sum_norm(x + context.dropped(read, 2 * self.number + 1))
         if self.cross is not None:
@@ -79,14 +85,56 @@ class Block(nn.Module):
         """Append the keys and values of `x` to the context's cache, and nothing else; what the cache said to that."""
         return self.attention.remember(self.attention_norm(x), context)
 
-    def _compiled(self, x: Embeddings, context: Context) -> Embeddings | None:
-        """The same by the compiled halves of the layer around its attention; None where there are none for this."""
-        rotation = context.rotation(self.attention.shape.positions)
-        if context.noise is not None or context.known is not None or rotation is None:
-            return None
-        found = halves(self, x, rotation)
-        if found is None:
-            return None
-        q, k, v = found.before(x, rotation)
-        spans = context.append(self.number, k, v)
-        return found.after(x, self.attention.read(q, spans, context))
+    def table(self, addresses: Addresses) -> Form:
+        """As compiled code computes the layer.
+
+        Raises:
+            Unfit: a part of it is none of those that are compiled.
+        """
+        dtype, about = next(self.parameters()).dtype, self.attention.shape
+        if dtype not in (torch.float32, torch.bfloat16):
+            raise Unfit("layers are compiled in float32 and bfloat16")
+        before, output = addresses.table(self, "attention", dtype)
+        names = ("attention_norm", "attention_branch_norm", "mlp_norm", "mlp_branch_norm")
+        before.norm, attention_branch, norm, mlp_branch = (addresses.norm(self, name, dtype) for name in names)
+        sums = [addresses.module(self, name) for name in ("attention_sum_norm", "mlp_sum_norm", "cross")]
+        if not (before.norm.weight and norm.weight) or any(type(x) not in (nn.Identity, type(None)) for x in sums):
+            raise Unfit("the layer does not norm before both branches, norms after the sums, or reads a source")
+        activation, parts = addresses.table(self, "mlp", dtype)
+        sizes, norms = (before.kind, before.width, activation), (attention_branch, norm, mlp_branch)
+        after = tables.After(*sizes, *norms, output, *parts)
+        return Form(before, after, self.attention.scale, about.positions, about.window, about.cap)
+
+
+def _refuses_compiled(block: Block, x: Embeddings, context: Context) -> str:
+    if refused := refuses_pass(x, context):
+        return refused
+    if context.known is not None:
+        return "the cache knows all keys already"
+    return compiled(block).refuses(x, context.rotation(block.attention.shape.positions))
+
+
+def _compiled(block: Block, x: Embeddings, context: Context) -> Embeddings:
+    halves, rotation = vars(block)["_compiled"], context.rotation(block.attention.shape.positions)
+    q, k, v = halves.before(x, rotation)
+    spans = context.append(block.number, k, v)
+    return halves.after(x, block.attention.read(q, spans, context))
+
+
+def _one_by_one(layers: Sequence[nn.Module], x: Embeddings, context: Context) -> Embeddings:
+    for layer in layers:
+        x = layer(x, context)
+    return x
+
+
+LAYER = Operation(
+    "a layer",
+    Kernel("compiled", "a few tokens: two calls and the attention between them", _refuses_compiled, _compiled),
+    Kernel("parts", "norms, attention and MLP one after the other, each by its own kernel", always, Block.sum),
+)
+LAYERS = Operation(
+    "all layers",
+    Kernel("graph", "a new token of every row on a GPU: one recorded graph", graph.refuses, graph.run),
+    Kernel("one call", "a few new tokens on a CPU: one compiled call", stack.refuses, stack.run),
+    Kernel("one by one", "any number of tokens, any cache; each layer by its own kernel", always, _one_by_one),
+)

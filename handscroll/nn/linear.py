@@ -1,12 +1,21 @@
 """Projections. For a few rows on a CPU the time is that of reading the weights once; a compiled product does that."""
 
+import torch
 from torch import Tensor, nn
 
+from handscroll.kernels.native import tables
 from handscroll.kernels.rows import PRODUCT
+from handscroll.nn.addresses import Addresses, product
 
 
 class Linear(nn.Linear):
     """`nn.Linear` through the registry."""
+
+    def table(self, addresses: Addresses, dtype: torch.dtype) -> tables.Product:
+        """As compiled layers in `dtype` multiply by it."""
+        weight, bias = addresses.tensor(self, "weight"), addresses.tensor(self, "bias")
+        assert weight is not None
+        return product(weight, None, bias, dtype, weight.shape[1])
 
     def forward(self, x: Tensor) -> Tensor:
         return PRODUCT(x, self.weight, self.bias)

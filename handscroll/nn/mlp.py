@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from handscroll.kernels.native import tables
+from handscroll.nn.addresses import Addresses, Unfit
 from handscroll.nn.linear import Linear
 from handscroll.nn.shapes import Embeddings
 
@@ -22,10 +25,20 @@ class GatedMLP(nn.Module):
     def forward(self, x: Embeddings) -> Embeddings:
         return self.down(self.activation(self.gate(x)) * self.up(x))
 
+    def table(self, addresses: Addresses, dtype: torch.dtype) -> tuple[int, list[tables.Product]]:
+        """As compiled layers in `dtype` compute it: the number of the activation; gate, up and down."""
+        if self.activation not in COMPILED:
+            raise Unfit("the gate's activation is not compiled")
+        parts = [addresses.table(self, name, dtype) for name in ("gate", "up", "down")]
+        return COMPILED.index(self.activation), parts
+
 
 def gelu_tanh(x: Tensor) -> Tensor:
     """The tanh form of GELU (Hendrycks & Gimpel 2016), `gelu_new` in foreign configurations."""
     return F.gelu(x, approximate="tanh")
+
+
+COMPILED = (F.silu, gelu_tanh)  # by their numbers in `kernels/native/tables.py`
 
 
 class MLP(nn.Module):

@@ -4,11 +4,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from handscroll.kernels.native import tables
 from handscroll.kernels.rows import NORM
+from handscroll.nn.addresses import Addresses, Unfit, whole
 
 
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last dimension; the product with the weight is in the dtype of x."""
+
+    offset = False  # times 1 + weight, in float32
 
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -16,24 +20,28 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
-        return NORM(x, self.weight, self.eps)
+        return NORM(x, self.weight, self.eps, self.offset)
+
+    def table(self, addresses: Addresses, dtype: torch.dtype) -> tables.Norm:
+        """As compiled layers in `dtype` compute it."""
+        weight = addresses.tensor(self, "weight")
+        if weight is None or weight.dtype != dtype:
+            raise Unfit("the norms are in several dtypes")
+        whole("norm", weight.shape[0])
+        return tables.Norm(weight.data_ptr(), self.eps, self.offset)
 
 
-class OffsetRMSNorm(nn.Module):
+class OffsetRMSNorm(RMSNorm):
     """x / rms(x) * (1 + weight) over the last dimension, all of it in float32 before it is rounded to the dtype of x.
 
     Gemma's norm: its weight is learned around 0 (Gemma Team 2024, arXiv:2403.08295, and its released code).
     """
 
-    def __init__(self, width: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(width))
-        self.eps = eps
+    offset = True
 
-    def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        scaled = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
-        return (scaled * (1.0 + self.weight.to(scaled.dtype))).to(x.dtype)
+    def __init__(self, width: int, eps: float):
+        super().__init__(width, eps)
+        nn.init.zeros_(self.weight)
 
 
 class LayerNorm(nn.LayerNorm):

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from handscroll.kernels.formats import Format
-from handscroll.kernels.native import calls
+from handscroll.kernels.native import calls, tables
+from handscroll.kernels.native.calls import LANES
 from handscroll.kernels.registry import Kernel, Operation, always
-from handscroll.kernels.rounding import from_int4, from_int8, to_int4, to_int8
+from handscroll.kernels.rounding import GROUP, from_int4, from_int8, to_int4, to_int8
 from handscroll.kernels.rows import PRODUCT
+from handscroll.nn.addresses import Addresses, Unfit, product, whole
 from handscroll.nn.linear import TokenTable
 
 WIDENED = 1 << 22  # weights that are dequantised at a time, so that the matrix never exists in floats
@@ -98,6 +100,17 @@ class Rounded(nn.Module):
     def project(self, x: Tensor) -> Tensor:
         """x (..., D) times the weights (N, D) transposed, plus bias."""
         return ROUNDED(x, self)
+
+    def table(self, addresses: Addresses, dtype: torch.dtype) -> tables.Product:
+        """As compiled layers in `dtype` multiply by it."""
+        numbers, scales, bias = (addresses.tensor(self, name) for name in ("numbers", "scales", "bias"))
+        assert numbers is not None and scales is not None
+        packed = numbers.dtype == torch.uint8
+        if self.dtype != dtype or scales.dtype != (torch.bfloat16 if packed else torch.float32):
+            raise Unfit("a rounded projection is in another dtype than the norms")
+        inner = numbers.shape[1] * (2 if packed else 1)
+        whole("projection", inner, of=GROUP if packed else LANES)
+        return product(numbers, scales, bias, dtype, inner)
 
 
 def _multiply(x: Tensor, by: Rounded) -> Tensor:

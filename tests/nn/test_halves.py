@@ -1,4 +1,4 @@
-"""The compiled halves of a layer: they are the layer, they see what changes, and they stand back where they must."""
+"""Compiled layers: they are the layers, they see what changes, and they stand back where they must."""
 
 import copy
 import gc
@@ -12,13 +12,14 @@ from handscroll.cache.full import Cache
 from handscroll.cache.table import cache_of
 from handscroll.kernels.native.calls import FEW
 from handscroll.kernels.native.library import library, reason
-from handscroll.models import model as models
+from handscroll.kernels.registry import recording, without
+from handscroll.models.gemma import Gemma, GemmaConfig
 from handscroll.models.glm import GLM, GLMConfig
 from handscroll.models.gpt2 import GPT2, GPT2Config
 from handscroll.models.llama import Llama, LlamaConfig
-from handscroll.nn import block
+from handscroll.nn.block import LAYER, LAYERS
 from handscroll.nn.compiled import stack as stacking
-from handscroll.nn.compiled.halves import Halves, halves
+from handscroll.nn.compiled.layer import Compiled, compiled
 from handscroll.nn.marks import Marks
 from handscroll.nn.quantised import quantise
 from handscroll.train.lora import LoRA, add_lora
@@ -41,10 +42,10 @@ def llama(dtype=torch.float32, **changes) -> Llama:
 def counted(monkeypatch):
     """How often a layer went through its compiled halves, alone."""
     calls = []
-    monkeypatch.setattr(models, "stack", lambda *_: None)
-    before = Halves.before
-    monkeypatch.setattr(Halves, "before", lambda self, x, rotation: calls.append(1) or before(self, x, rotation))
-    return calls
+    before = Compiled.before
+    monkeypatch.setattr(Compiled, "before", lambda self, x, rotation: calls.append(1) or before(self, x, rotation))
+    with without(LAYERS, "one call"):
+        yield calls
 
 
 @torch.no_grad()
@@ -56,11 +57,10 @@ def logits(model, tokens, parts=1):
     return torch.cat(found, dim=1)
 
 
-def apart(monkeypatch, model, tokens, parts=1):
+def apart(model, tokens, parts=1):
     """Logits with and without the compiled halves."""
     got = logits(model, tokens, parts)
-    with monkeypatch.context() as patch:
-        patch.setattr(block, "halves", lambda *_: None)
+    with without(LAYER, "compiled"):
         return got, logits(model, tokens, parts)
 
 
@@ -69,20 +69,20 @@ def apart(monkeypatch, model, tokens, parts=1):
 @pytest.mark.parametrize(
     "changes", [{}, {"query_key_norm": True}, {"attention_bias": True, "output_bias": True, "mlp_bias": True}]
 )
-def test_they_are_the_layer(monkeypatch, counted, dtype, weights, changes):
+def test_they_are_the_layer(counted, dtype, weights, changes):
     model = llama(dtype, **changes)
     if weights:
         quantise(model, weights)
     for rows, count in ((1, 6), (2, 6), (3, 2), (2, 16), (3, 12)):
         tokens = torch.randint(0, 96, (rows, count), generator=torch.Generator().manual_seed(1))
         counted.clear()
-        got, want = apart(monkeypatch, model, tokens, parts=2)
+        got, want = apart(model, tokens, parts=2)
         assert len(counted) == 4 if rows * count // 2 <= FEW else not counted
         near = 1e-5 if dtype == torch.float32 else 3e-2  # of the largest: bfloat16 rounds in another place now and then
         assert (got - want).abs().max() <= near * want.abs().max()
 
 
-def test_padding_and_windows(monkeypatch, counted):
+def test_padding_and_windows(counted):
     model = llama(windows=(2, None))
     index = torch.tensor([[0, 1, 2], [0, 1, -1]])
     marks = Marks.of(index)
@@ -90,8 +90,8 @@ def test_padding_and_windows(monkeypatch, counted):
     with torch.no_grad():
         got = model(tokens, marks)
         assert len(counted) == 2
-        monkeypatch.setattr(block, "halves", lambda *_: None)
-        want = model(tokens, marks)
+        with without(LAYER, "compiled"):
+            want = model(tokens, marks)
     torch.testing.assert_close(got[index >= 0], want[index >= 0], rtol=1e-5, atol=1e-4)
 
 
@@ -121,12 +121,11 @@ def steps(model, rows, count, start=17, capacity=0, policy="full", each=1):
 @pytest.mark.parametrize(
     "changes", [{}, {"query_key_norm": True, "attention_bias": True}, {"windows": (4, None)}, {"layers": 1}]
 )
-def test_all_layers_in_one_call_are_the_layers(monkeypatch, stacked, dtype, rows, changes, policy):
+def test_all_layers_in_one_call_are_the_layers(stacked, dtype, rows, changes, policy):
     model = llama(dtype, **changes)
     got, cache = steps(model, rows, 9, policy=policy)
     assert len(stacked) == 9 and cache.length == 26
-    with monkeypatch.context() as patch:
-        patch.setattr(models, "stack", lambda *_: None)
+    with without(LAYERS, "one call"):
         want, by_layer = steps(model, rows, 9, policy=policy)
     assert len(stacked) == 9
     kept, other = cache.state_dict(), by_layer.state_dict()
@@ -141,12 +140,11 @@ def test_all_layers_in_one_call_are_the_layers(monkeypatch, stacked, dtype, rows
 @pytest.mark.parametrize("policy", ["full", "int8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows, each, start", [(1, 2, 17), (1, 16, 17), (1, 5, 0), (4, 4, 9), (2, 3, 70), (1, 7, 600)])
-def test_several_tokens_in_one_call_are_the_layers(monkeypatch, stacked, dtype, rows, each, start, policy):
+def test_several_tokens_in_one_call_are_the_layers(stacked, dtype, rows, each, start, policy):
     model = llama(dtype, positions=POSITIONS | {"context": 1024, "trained": 1024}, windows=(1024, None))
     got, cache = steps(model, rows, 2 * each, start, policy=policy, each=each)
     assert len(stacked) == 2 and cache.length == start + 2 * each
-    with monkeypatch.context() as patch:
-        patch.setattr(models, "stack", lambda *_: None)
+    with without(LAYERS, "one call"):
         want, by_layer = steps(model, rows, 2 * each, start, policy=policy, each=each)
     assert len(stacked) == 2
     kept, other = cache.state_dict(), by_layer.state_dict()
@@ -158,23 +156,22 @@ def test_several_tokens_in_one_call_are_the_layers(monkeypatch, stacked, dtype, 
 @pytest.mark.parametrize("policy", ["full", "int8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows, each", [(1, 1), (3, 1), (2, 4)])
-def test_what_comes_before_is_read_in_the_same_call(monkeypatch, stacked, dtype, rows, each, policy):
+def test_what_comes_before_is_read_in_the_same_call(stacked, dtype, rows, each, policy):
     """Two spans that are only read, of 70 and 20 tokens, and the cache's own tokens after them."""
     model = llama(dtype, positions=POSITIONS | {"context": 256, "trained": 256})
     tokens = torch.randint(0, 96, (rows, 4 * each), generator=torch.Generator().manual_seed(2))
     begin = torch.randint(0, 96, (1, 90), generator=torch.Generator().manual_seed(3))
     found = []
-    for through in (stacking.stack, lambda *_: None):
-        with monkeypatch.context() as patch, torch.no_grad():
+    for others in ((), ("one call",)):
+        with without(LAYERS, *others), torch.no_grad():
             cache = cache_of(policy)(2)
             model(begin[:, :70], cache=cache, length=128)
             cache = cache.branch()
             model(begin[:, 70:], cache=cache, length=128)
             cache = cache.branch(capacity=30)
             stacked.clear()
-            patch.setattr(models, "stack", through)
             logits = [model(part, cache=cache, length=128).float() for part in tokens.split(each, dim=1)]
-            assert len(stacked) == (4 if through is stacking.stack else 0) and cache.length == 90 + 4 * each
+            assert len(stacked) == (0 if others else 4) and cache.length == 90 + 4 * each
             found.append(torch.cat(logits, dim=1))
     got, want = found
     limit = 3e-2 if dtype == torch.bfloat16 else 1e-3 if policy == "int8" else 1e-5
@@ -217,15 +214,15 @@ def test_the_stack_sees_what_changes(stacked):
 
 
 @torch.no_grad()
-def test_a_layer_more_is_a_layer_more(monkeypatch, stacked):
+def test_a_layer_more_is_a_layer_more(stacked):
     model, token = copy.deepcopy(llama()), torch.tensor([[3]])
     model(token, cache=Cache(2))
     model.layers.append(copy.deepcopy(model.layers[0]))
     model.layers[2].number = 2
     got = model(token, cache=Cache(3))
     assert len(stacked) == 2
-    monkeypatch.setattr(models, "stack", lambda *_: None)
-    torch.testing.assert_close(got, model(token, cache=Cache(3)), rtol=1e-5, atol=1e-4)
+    with without(LAYERS, "one call"):
+        torch.testing.assert_close(got, model(token, cache=Cache(3)), rtol=1e-5, atol=1e-4)
 
 
 def test_a_model_in_use_is_copied(stacked):
@@ -265,7 +262,7 @@ def test_what_goes_layer_by_layer(stacked):
     assert stacked  # rounded weights are the halves' own
 
 
-def test_they_see_what_changes(monkeypatch, counted):
+def test_they_see_what_changes(counted):
     model, tokens = llama(), torch.tensor([[3, 4, 5]])
     before = logits(model, tokens)
     up = model.layers[0].mlp.up
@@ -281,7 +278,7 @@ def test_they_see_what_changes(monkeypatch, counted):
     torch.testing.assert_close(logits(model, tokens), before)
     assert len(counted) == 10
     model.to(torch.bfloat16)
-    got, want = apart(monkeypatch, model, tokens)
+    got, want = apart(model, tokens)
     torch.testing.assert_close(got, want, rtol=3e-2, atol=1.0)
     assert len(counted) == 12
 
@@ -337,18 +334,18 @@ def test_layers_of_glm_4_are_taken_only_where_they_are_the_form(counted, family,
     want = logits(model, tokens)  # too many for the halves, and nothing cached
     assert not counted
     got = logits(model, tokens, parts=12)
-    assert bool(counted) == (family == "glm" and rotated == 32)
+    assert bool(counted) == (rotated == 32)
     assert (got - want).abs().max() <= 2e-5 * want.abs().max()
 
 
 @pytest.mark.parametrize("family", ["glm", "glm4"])
 @pytest.mark.parametrize("rotated", [16, 32])
-def test_the_stack_takes_no_other_layers(stacked, family, rotated):
+def test_the_stack_of_glm_4_takes_whole_rotations(stacked, family, rotated):
     settings = SIZES | {"family": family, "rotated_size": rotated}
     torch.manual_seed(0)
     model = GLM(GLMConfig.parse(settings | {"positions": POSITIONS | {"scaling": YARN, "context": 256}}, "test")).eval()
     got, cache = steps(model, 2, 5, start=3)
-    assert bool(stacked) == (family == "glm" and rotated == 32)
+    assert bool(stacked) == (rotated == 32)
     tokens = torch.randint(0, 96, (2, 8), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         want = model(tokens, length=64)[:, 3:]
@@ -370,4 +367,61 @@ def test_nothing_is_kept_of_a_model_that_is_gone(counted):
     del again
     gc.collect()
     assert weight() is None
-    assert halves(llama().layers[0], torch.zeros(1, 1, 64), None) is None
+    assert compiled(llama().layers[0]).refuses(torch.zeros(1, 1, 64), None)
+
+
+def gemma(dtype=torch.float32, **changes) -> Gemma:
+    """Gemma 3: norms of 1 + weight around both branches, a GELU gate, two rotations, windows, a scale of its own."""
+    sizes = SIZES | {"layers": 3, "windows": (5, None, 5), "local_base": 100.0, "query_scalar": 20.0}
+    positions = POSITIONS | {"scaling": YARN, "context": 256}
+    torch.manual_seed(0)
+    model = Gemma(GemmaConfig.parse(sizes | {"positions": positions} | changes, "test")).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    return model.to(dtype)
+
+
+@pytest.mark.parametrize("weights", ["", "int8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_of_gemma_are_compiled(counted, dtype, weights):
+    model = gemma(dtype)
+    if weights:
+        quantise(model, weights)
+    tokens = torch.randint(0, 96, (2, 12), generator=torch.Generator().manual_seed(1))
+    got, want = apart(model, tokens, parts=3)
+    assert len(counted) == 9
+    near = 2e-5 if dtype == torch.float32 else 5e-2
+    assert (got - want).abs().max() <= near * want.abs().max()
+
+
+@pytest.mark.parametrize("policy", ["full", "int8"])
+def test_all_layers_of_gemma_go_in_one_call(stacked, policy):
+    model = gemma()
+    got, _ = steps(model, 2, 9, policy=policy)
+    assert len(stacked) == 9
+    with without(LAYERS, "one call"), without(LAYER, "compiled"):
+        want, _ = steps(model, 2, 9, policy=policy)
+    assert len(stacked) == 9
+    assert (got - want).abs().max() <= (1e-3 if policy == "int8" else 2e-5) * want.abs().max()
+
+
+def test_capped_scores_go_layer_by_layer(stacked):
+    model = gemma(score_cap=5.0, query_key_norm=False, local_base=None)
+    with recording() as made:
+        got, _ = steps(model, 1, 2)
+    assert not stacked and "capped" in str([choice.refused for choice in made if choice.operation == LAYERS.name])
+    with without(LAYER, "compiled"):
+        want, _ = steps(model, 1, 2)
+    assert (got - want).abs().max() <= 2e-5 * want.abs().max()
+
+
+def test_a_subclass_with_another_forward_is_left_to_torch(counted):
+    class Louder(type(llama().layers[0].mlp)):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model, tokens = llama(), torch.tensor([[3, 4]])
+    model.layers[0].mlp.__class__ = Louder
+    logits(model, tokens)
+    assert len(counted) == 1 and "Louder" in compiled(model.layers[0]).unfit

@@ -239,12 +239,14 @@ def refuses_norm(x: Tensor, weight: Tensor) -> str:
     return VECTORS if x.shape[-1] % LANES else _refuses_few(x)
 
 
-def norm(x: Float[Tensor, "*rows D"], weight: Float[Tensor, "D"], epsilon: float) -> Float[Tensor, "*rows D"]:
+def norm(
+    x: Float[Tensor, "*rows D"], weight: Float[Tensor, "D"], epsilon: float, offset: bool = False
+) -> Float[Tensor, "*rows D"]:
     """Root-mean-square norm times weight, in one pass a row; rounded where `nn/norm.py` rounds."""
     found = library()
     assert found is not None
     out, width = torch.empty_like(x), x.shape[-1]
-    numbers = _numbers(x.numel() // width, width)
+    numbers = _numbers(x.numel() // width, width, offset)
     found.handscroll_norm(KINDS[x.dtype], _at(x), _at(weight), epsilon, numbers, _at(out))
     return out
 

@@ -1,6 +1,7 @@
 // The two halves of a decoder layer around its attention, for a few tokens, each in one call and one parallel region:
 // norm, the projections to queries, keys and values, and their rotation; output projection, norm, gated MLP and the two
-// sums. The arithmetic is that of products.h and rows.cpp. What is saved are calls, which take longer than the work
+// sums, each branch normed before it is added where the layer has such a norm. The arithmetic is that of products.h and
+// rows.cpp. What is saved are calls, which take longer than the work
 // between the products, and threads that wait: each makes its own copy of what is small, and its share of the columns.
 
 #include <cmath>
@@ -18,17 +19,22 @@ void handscroll_turn(int kind, const void* x, const float* cosine, const float* 
 
 namespace {
 
-struct Before {  // kind of the hidden states: 0 float32, 1 bfloat16; head norms: null without
+// A root-mean-square norm as `handscroll_norm` has it; weight null: there is none. offset: times 1 + weight.
+struct Norm {
+    const void* weight;
+    double epsilon;
+    int64_t offset;
+};
+
+struct Before {  // kind of the hidden states: 0 float32, 1 bfloat16
     int64_t kind, width, heads, kv, size;
-    double epsilon, head_epsilon;
-    const void *norm, *query_norm, *key_norm;
+    Norm norm, query_norm, key_norm;
     Product query, key, value;
 };
 
-struct After {
-    int64_t kind, width;
-    double epsilon;
-    const void* norm;
+struct After {  // activation: 0 silu, 1 the tanh form of gelu; branch norms: of what is added
+    int64_t kind, width, activation;
+    Norm attention_branch, norm, mlp_branch;
     Product output, gate, up, down;
 };
 
@@ -45,7 +51,8 @@ struct Layer {  // keys and values (B, kv, room, E), scales (B, kv, room) of int
     float *key_scales, *value_scales;
     int64_t batch_stride, head_stride, scale_batch_stride, scale_head_stride, first;
     const Past* past;  // what lies before all that
-    int64_t pasts;
+    int64_t pasts, rotation;  // the number of the layer's tables
+    double scale;             // of the scores
 };
 
 constexpr int64_t FETCHED = 8 << 10;  // bytes of a thread's next matrix that are asked for before it waits
@@ -69,17 +76,17 @@ struct Share {
 };
 
 template <class T>
-void norm(const T* x, const void* weight, double epsilon, int64_t rows, int64_t width, T* y) {
-    const int64_t shape[] = {rows, width};
-    handscroll_norm(sizeof(T) == 2, x, weight, (float)epsilon, shape, y);
+void norm(const T* x, const Norm& by, int64_t rows, int64_t width, T* y) {
+    const int64_t shape[] = {rows, width, by.offset};
+    handscroll_norm(sizeof(T) == 2, x, by.weight, (float)by.epsilon, shape, y);
 }
 
 // (B, T, heads, E) -> (B, heads, T, E), normed by head where there is a weight, and turned.
 template <class T>
-void heads(T* x, int64_t count, const Before& about, const void* weight, const float* cosine, const float* sine,
+void heads(T* x, int64_t count, const Before& about, const Norm& by, const float* cosine, const float* sine,
            const int64_t* shape, T* y) {
     const int64_t batch = shape[0], tokens = shape[1], size = about.size;
-    if (weight) norm(x, weight, about.head_epsilon, batch * tokens * count, size, x);
+    if (by.weight) norm(x, by, batch * tokens * count, size, x);
     const int64_t dims[] = {batch, count, tokens, size, shape[2]};
     const int64_t strides[] = {tokens * count * size, size, count * size};
     handscroll_turn(sizeof(T) == 2, x, cosine, sine, dims, strides, y);
@@ -95,7 +102,7 @@ void before(const Before& about, const T* x, const float* cosine, const float* s
     {
         const Share queries(about.query), keys(about.key), values(about.value);
         std::vector<T> normed(rows * about.width);
-        norm(x, about.norm, about.epsilon, rows, about.width, normed.data());
+        norm(x, about.norm, rows, about.width, normed.data());
         queries.make(normed.data(), rows, query);
         keys.make(normed.data(), rows, key);
         values.make(normed.data(), rows, v);
@@ -104,12 +111,17 @@ void before(const Before& about, const T* x, const float* cosine, const float* s
     heads(key, about.kv, about, about.key_norm, cosine, sine, shape, k);
 }
 
-// x / (1 + e^-x), rounded to T, times y, rounded to T; 16 numbers at a time.
-template <class T>
+// The gate of x, rounded to T, times y, rounded to T; 16 numbers at a time. Both gates are x / (1 + e^-u): u is x for silu,
+// and sqrt(8 / pi) (x + 0.044715 x^3) for the tanh form of gelu, of which 0.5 (1 + tanh(u / 2)) is the same.
+// A constant says which: GCC 12 takes one lane of the other where a number chooses between vectors.
+template <bool GELU, class T>
 void gate(T* x, const T* y, int64_t count) {
     for (int64_t i = 0; i < count; i += 16) {
-        const f16v a = load(x + i), e = exponential(a < (f16v){} ? a : -a);
-        const f16v s = a * ((a < (f16v){} ? e : splat(1.0f)) / (e + splat(1.0f)));
+        const f16v a = load(x + i);
+        f16v u = a;
+        if constexpr (GELU) u = splat(1.5957691216057308f) * (a + splat(0.044715f) * a * a * a);
+        const f16v e = exponential(u < (f16v){} ? u : -u);
+        const f16v s = a * ((u < (f16v){} ? e : splat(1.0f)) / (e + splat(1.0f)));
         for (int j = 0; j < 16; j++) put(x + i + j, s[j]);
         const f16v both = load(x + i) * load(y + i);
         for (int j = 0; j < 16; j++) put(x + i + j, both[j]);
@@ -119,8 +131,8 @@ void gate(T* x, const T* y, int64_t count) {
 template <class T>
 void after(const After& about, const T* x, const T* read, int64_t rows, int64_t threads, T* y) {
     const int64_t width = about.width, inner = about.gate.outer;
-    std::vector<T> room(rows * (width + 2 * inner));
-    T *middle = room.data(), *gated = middle + rows * width, *upper = gated + rows * inner;
+    std::vector<T> room(rows * (2 * width + 2 * inner));
+    T *middle = room.data(), *lower = middle + rows * width, *gated = lower + rows * width, *upper = gated + rows * inner;
 #pragma omp parallel num_threads(threads)
     {
         const Share output(about.output), gates(about.gate), ups(about.up), down(about.down);
@@ -129,18 +141,28 @@ void after(const After& about, const T* x, const T* read, int64_t rows, int64_t 
 #pragma omp barrier
         std::vector<T> mine(2 * rows * width);
         T *sum = mine.data(), *normed = sum + rows * width;
-        for (int64_t i = 0; i < rows * width; i++) put(sum + i, widen(x[i]) + widen(middle[i]));
-        norm(sum, about.norm, about.epsilon, rows, width, normed);
+        const T* added = middle;
+        if (about.attention_branch.weight) norm(middle, about.attention_branch, rows, width, normed), added = normed;
+        for (int64_t i = 0; i < rows * width; i++) put(sum + i, widen(x[i]) + widen(added[i]));
+        norm(sum, about.norm, rows, width, normed);
         gates.make(normed, rows, gated);
         ups.make(normed, rows, upper);
-        for (int64_t r = 0; r < rows; r++)
-            gate(gated + r * inner + gates.first, upper + r * inner + gates.first, gates.last - gates.first);
+        for (int64_t r = 0; r < rows; r++) {
+            T *these = gated + r * inner + gates.first, *others = upper + r * inner + gates.first;
+            if (about.activation == 1) gate<true>(these, others, gates.last - gates.first);
+            else gate<false>(these, others, gates.last - gates.first);
+        }
         down.fetch();
 #pragma omp barrier
-        down.make(gated, rows, y);
+        down.make(gated, rows, lower);
+        added = lower;
+        if (about.mlp_branch.weight) {  // of whole rows
+#pragma omp barrier
+            norm(lower, about.mlp_branch, rows, width, normed), added = normed;
+        }
         for (int64_t r = 0; r < rows; r++)
             for (int64_t n = down.first; n < down.last; n++)
-                put(y + r * width + n, widen(sum[r * width + n]) + widen(y[r * width + n]));
+                put(y + r * width + n, widen(sum[r * width + n]) + widen(added[r * width + n]));
     }
 }
 
@@ -179,8 +201,7 @@ void merge(float* out, float* lse, const float* other, const float* other_lse, i
 
 // A few new tokens of every row through all layers: their keys and values go to the slots from `last` on of each layer.
 template <class T>
-void step(Layer* layers, int64_t count, const T* x, const float* cosine, const float* sine, const int64_t* shape,
-          float scale, T* y) {
+void step(Layer* layers, int64_t count, const T* x, const float* const* tables, const int64_t* shape, T* y) {
     const int64_t batch = shape[0], tokens = shape[1], last = shape[4], rows = batch * tokens;
     const Before& like = layers[0].before;
     const int64_t inner = like.heads * like.size, shared = like.kv * like.size, size = like.size;
@@ -191,8 +212,9 @@ void step(Layer* layers, int64_t count, const T* x, const float* cosine, const f
     float *lse = wide.data() + rows * inner, *other = wide.data() + found, *other_lse = lse + found;
     for (int64_t n = 0; n < count; n++) {
         Layer& layer = layers[n];
-        before(layer.before, x, cosine, sine, shape, q, k, v);
+        before(layer.before, x, tables[2 * layer.rotation], tables[2 * layer.rotation + 1], shape, q, k, v);
         const bool narrow = layer.key_scales != nullptr;
+        const float scale = (float)layer.scale;
         for (int64_t b = 0; b < batch; b++)
             for (int64_t h = 0; h < like.kv; h++)
                 for (int64_t t = 0; t < tokens; t++) {
@@ -252,11 +274,13 @@ extern "C" void handscroll_after(const void* about, const void* x, const void* r
     else after(given, (const bf16*)x, (const bf16*)read, shape[0], shape[1], (bf16*)y);
 }
 
-// x and y (B, T, width); shape: B, T, batches of the tables, threads, slot of the first new token. All layers are of one shape
-// and kind, which is that of x; keys and values are of it too, or in int8.
-extern "C" void handscroll_step(void* layers, int64_t count, const void* x, const float* cosine, const float* sine,
-                                const int64_t* shape, float scale, void* y) {
+// x and y (B, T, width); tables: cosines and sines (batches, T, E / 2) of every rotation in turn; shape: B, T, batches of the
+// tables, threads, slot of the first new token. All layers are of one shape and kind, which is that of x; keys and values
+// are of it too, or in int8.
+extern "C" void handscroll_step(void* layers, int64_t count, const void* x, const void* tables, const int64_t* shape,
+                                void* y) {
     Layer* all = (Layer*)layers;
-    if (all->before.kind == 0) step(all, count, (const float*)x, cosine, sine, shape, scale, (float*)y);
-    else step(all, count, (const bf16*)x, cosine, sine, shape, scale, (bf16*)y);
+    const float* const* turns = (const float* const*)tables;
+    if (all->before.kind == 0) step(all, count, (const float*)x, turns, shape, (float*)y);
+    else step(all, count, (const bf16*)x, turns, shape, (bf16*)y);
 }

@@ -36,7 +36,7 @@ ARGUMENTS = {
     "turn": "ipppppp",
     "before": "pppppppp",
     "after": "ppppp",
-    "step": "pippppfp",
+    "step": "pipppp",
 }
 TYPES = {"i": ctypes.c_int, "f": ctypes.c_float, "p": ctypes.c_void_p}
 SWITCH = "HANDSCROLL_NATIVE"

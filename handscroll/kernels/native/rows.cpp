@@ -11,9 +11,10 @@ void keep(bf16* p, f16v x) {
     for (int i = 0; i < 16; i++) p[i] = narrow(x[i]);
 }
 
-// As nn/norm.py has it: the vector over its root mean square in float32, rounded to T, times the weight, rounded to T.
+// The vector over its root mean square in float32, times the weight: as `RMSNorm` in nn/norm.py has it, rounded to T before
+// the product and after it, or with an offset: 1 + weight in float32, rounded once.
 template <class T>
-void norm(const T* x, const T* weight, float epsilon, int64_t rows, int64_t width, T* y) {
+void norm(const T* x, const T* weight, float epsilon, int64_t rows, int64_t width, bool offset, T* y) {
     for (int64_t r = 0; r < rows; r++, x += width, y += width) {
         f16v total = {};
         for (int64_t e = 0; e < width; e += 16) {
@@ -22,8 +23,12 @@ void norm(const T* x, const T* weight, float epsilon, int64_t rows, int64_t widt
         }
         const f16v scale = splat(1.0f / std::sqrt(sum(total) / (float)width + epsilon));
         for (int64_t e = 0; e < width; e += 16) {
-            keep(y + e, load(x + e) * scale);
-            keep(y + e, load(y + e) * load(weight + e));
+            if (offset) {
+                keep(y + e, load(x + e) * scale * (splat(1.0f) + load(weight + e)));
+            } else {
+                keep(y + e, load(x + e) * scale);
+                keep(y + e, load(y + e) * load(weight + e));
+            }
         }
     }
 }
@@ -48,10 +53,12 @@ void turn(const T* x, const float* cosine, const float* sine, const int64_t* sha
 
 }  // namespace
 
-// x and y (rows, width), weight (width), width a multiple of 16; kind: 0 float32, 1 bfloat16.
+// x and y (rows, width), weight (width), all of one kind: 0 float32, 1 bfloat16. shape: rows, width (a multiple of 16), and
+// whether 1 is added to the weight.
 extern "C" void handscroll_norm(int kind, const void* x, const void* weight, float epsilon, const int64_t* shape, void* y) {
-    if (kind == 0) norm((const float*)x, (const float*)weight, epsilon, shape[0], shape[1], (float*)y);
-    else norm((const bf16*)x, (const bf16*)weight, epsilon, shape[0], shape[1], (bf16*)y);
+    const bool offset = shape[2];
+    if (kind == 0) norm((const float*)x, (const float*)weight, epsilon, shape[0], shape[1], offset, (float*)y);
+    else norm((const bf16*)x, (const bf16*)weight, epsilon, shape[0], shape[1], offset, (bf16*)y);
 }
 
 // shape: B, H, T, E (a multiple of 32), batches of the tables (1 or B); kind: 0 float32, 1 bfloat16.

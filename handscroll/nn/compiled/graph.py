@@ -9,7 +9,6 @@ order of additions.
 Limits: the weights must stay where they are while a cache is used.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,7 +20,6 @@ from handscroll.kernels.gpu.slots import Slots, works
 from handscroll.nn.attention import Context
 from handscroll.nn.compiled.stack import first_keys
 from handscroll.nn.marks import Marks
-from handscroll.nn.mask import Mask
 from handscroll.nn.rope import Rotation
 from handscroll.nn.shapes import Embeddings
 
@@ -39,38 +37,47 @@ class _Known:
 _KNOWN: "WeakKeyDictionary[Any, _Known]" = WeakKeyDictionary()
 
 
-def stack(layers: nn.ModuleList, windows: Sequence[Mask | None], x: Embeddings, context: Context) -> Embeddings | None:
-    """The layers' output (B, 1, D) for one new token of every row, its keys and values appended; None: not this way.
-
-    `windows` narrow the shared mask of each layer.
-    """
+def refuses(layers: nn.ModuleList, x: Embeddings, context: Context) -> str:
+    """Why a pass (B, 1, D) cannot be a graph: it wants one new token of every row over a full cache on a GPU."""
+    if x.device.type != "cuda":
+        return "the tensors are not on a GPU"
     cache: Any = context.cache
-    rotation = context.rotation(0)
-    if x.device.type != "cuda" or not getattr(cache, "recordable", False) or cache.past or x.shape[1] != 1:
-        return None
+    if x.shape[1] != 1 or not getattr(cache, "recordable", False) or cache.past:
+        return "a graph is recorded of one new token over a full cache"
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cuda") or context.noise is not None:
-        return None
-    if len(context.rotations) > 1 or any(layer.attention.shape.cap is not None for layer in layers):  # type: ignore
-        return None
-    if context.bias is not None or context.memory is not None or (rotation is not None and rotation.bands):
-        return None
+        return "a gradient, several precisions (autocast) or dropout are wanted"
+    if context.bias is not None or context.memory is not None or any(turn.bands for turn in context.rotations):
+        return "there is a bias, a source, or keys that are met at several distances"
     if x.dtype not in (torch.bfloat16, torch.float16) or not works(x.device):
-        return None
+        return "its kernels want half precision, and Triton for this GPU"
     if any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):
-        return None
-    if first_keys(windows, context, cache, x.shape[0]) is None:
-        return None
+        return "a hook is to be called"
+    if any(attention.shape.cap is not None for attention in _attentions(layers)):
+        return "the scores are capped"
+    if first_keys(_windows(layers), context, cache, x.shape[0]) is None:
+        return "a new token does not see all keys before itself, or all of a window"
     known = _KNOWN.setdefault(cache, _Known())
     known.tokens += 1
-    if known.tokens <= EAGER:
-        return None
-    attention: Any = layers[0].attention
-    shape = attention.shape
+    return "" if known.tokens > EAGER else f"the first {EAGER} tokens of a cache are read layer by layer"
+
+
+def run(layers: nn.ModuleList, x: Embeddings, context: Context) -> Embeddings:
+    """The layers' output (B, 1, D) for one new token of every row; its keys and values are appended."""
+    cache: Any = context.cache
+    known, shape = _KNOWN[cache], _attentions(layers)[0].shape
     stores = cache.extend(x.new_empty(x.shape[0], shape.kv_heads, 0, shape.head_size), context.marks)
     slot = cache.marks.length
-    if known.graph is None or not known.graph.fits(layers, x, rotation, stores):
-        known.graph = _Graph.of(layers, windows, x, context, stores, slot)
-    return known.graph.replay(x, rotation, slot)
+    if known.graph is None or not known.graph.fits(layers, x, context.rotations, stores):
+        known.graph = _Graph.of(layers, x, context, stores, slot)
+    return known.graph.replay(x, context.rotations, slot)
+
+
+def _attentions(layers: nn.ModuleList) -> list[Any]:
+    return [layer.attention for layer in layers]
+
+
+def _windows(layers: nn.ModuleList) -> list[int | None]:
+    return [attention.shape.window for attention in _attentions(layers)]
 
 
 @dataclass(eq=False)
@@ -80,7 +87,7 @@ class _Graph:
     layers: nn.ModuleList
     stores: list[tuple[Tensor, ...]]
     x: Tensor
-    rotation: Rotation | None
+    rotations: tuple[Rotation, ...]
     slot: Tensor
     graph: torch.cuda.CUDAGraph = field(default_factory=torch.cuda.CUDAGraph)
     out: Tensor | None = None
@@ -89,20 +96,18 @@ class _Graph:
     def of(
         cls,
         layers: nn.ModuleList,
-        windows: Sequence[Mask | None],
         x: Tensor,
         context: Context,
         stores: list[tuple[Tensor, ...]],
         slot: int,
     ) -> "_Graph":
-        turned = context.rotation(0)
-        if turned is not None:
-            turned = Rotation(turned.cosine.clone(), turned.sine.clone(), turned.attention_factor)
+        turns = context.rotations
+        turned = tuple(Rotation(turn.cosine.clone(), turn.sine.clone(), turn.attention_factor) for turn in turns)
         place = torch.full((1,), slot, dtype=torch.int64, device=x.device)
         made = cls(layers, stores, x.clone(), turned, place)
-        sizes = [0 if window is None else window.size for window in windows]  # type: ignore[attr-defined]
+        sizes = [window or 0 for window in _windows(layers)]
         slots = [Slots(store[0], store[1], place, size) for store, size in zip(stores, sizes, strict=True)]
-        inner = Context(context.marks, context.mask, () if turned is None else (turned,), cache=_Filled(slots))
+        inner = Context(context.marks, context.mask, turned, cache=_Filled(slots))
         side = torch.cuda.Stream(x.device)
         side.wait_stream(torch.cuda.current_stream(x.device))
         with torch.cuda.stream(side):  # kernels are compiled and workspaces made before anything is recorded
@@ -113,22 +118,21 @@ class _Graph:
         return made
 
     def fits(
-        self, layers: nn.ModuleList, x: Tensor, rotation: Rotation | None, stores: list[tuple[Tensor, ...]]
+        self, layers: nn.ModuleList, x: Tensor, rotations: tuple[Rotation, ...], stores: list[tuple[Tensor, ...]]
     ) -> bool:
         """Whether it was recorded for these layers, rows and buffers."""
-        if layers is not self.layers or x.shape != self.x.shape or (rotation is None) != (self.rotation is None):
+        if layers is not self.layers or x.shape != self.x.shape or len(rotations) != len(self.rotations):
             return False
-        if rotation is not None and self.rotation is not None:
-            alike = rotation.cosine.shape == self.rotation.cosine.shape
-            if not alike or rotation.attention_factor != self.rotation.attention_factor:
+        for new, old in zip(rotations, self.rotations, strict=True):
+            if new.cosine.shape != old.cosine.shape or new.attention_factor != old.attention_factor:
                 return False
         return all(a is b for old, new in zip(self.stores, stores, strict=True) for a, b in zip(old, new, strict=True))
 
-    def replay(self, x: Tensor, rotation: Rotation | None, slot: int) -> Tensor:
+    def replay(self, x: Tensor, rotations: tuple[Rotation, ...], slot: int) -> Tensor:
         self.x.copy_(x)
-        if rotation is not None and self.rotation is not None:
-            self.rotation.cosine.copy_(rotation.cosine)
-            self.rotation.sine.copy_(rotation.sine)
+        for old, new in zip(self.rotations, rotations, strict=True):
+            old.cosine.copy_(new.cosine)
+            old.sine.copy_(new.sine)
         self.slot.fill_(slot)
         self.graph.replay()
         assert self.out is not None

@@ -1,6 +1,6 @@
 """All layers of a decoder in one compiled call, for a few new tokens (one of every row, a draft) over a full cache.
 
-Between the halves of a layer (`halves.py`) lie appending to the cache and attention, which for a full cache of which
+Between the halves of a layer (`layer.py`) lie appending to the cache and attention, which for a full cache of which
 every query sees all that is before it are again little work and many calls. What this cannot do goes layer by layer,
 with the same numbers but for the order in which the attention of several tokens is summed.
 """
@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from handscroll.kernels.native.calls import KINDS, refuses_decode
 from handscroll.kernels.native.library import library
+from handscroll.kernels.native.tables import Layer, Past
+from handscroll.nn.addresses import Addresses
 from handscroll.nn.attention import Context
-from handscroll.nn.compiled.halves import Halves, Kept, LayerTable, PastTable, Places, halves_of
-from handscroll.nn.mask import Mask, Window
+from handscroll.nn.compiled.layer import Compiled, Kept, compiled, refuses_pass
 from handscroll.nn.pieces import Piece, pieces
 from handscroll.nn.shapes import Embeddings
 from handscroll.nn.span import Span
@@ -27,11 +28,11 @@ from handscroll.nn.span import Span
 
 @dataclass(eq=False)
 class _Layers(Kept):
-    """The halves of a model's layers; `alike`: all can be used and are of one shape."""
+    """The halves of a model's layers; `unfit` says why they do not go together, "" if they do."""
 
-    parts: list[Halves]
-    places: Places
-    alike: bool
+    parts: list[Compiled]
+    addresses: Addresses
+    unfit: str
 
 
 @dataclass(eq=False)
@@ -41,64 +42,73 @@ class _Tables:
     layers: "ref[_Layers]"
     buffers: "list[ref[Tensor]]"
     firsts: list[int]
+    scales: list[float]
     array: ctypes.Array
 
 
-def stack(layers: nn.ModuleList, windows: Sequence[Mask | None], x: Embeddings, context: Context) -> Embeddings | None:
-    """The layers' output (B, T, D) for a few new tokens, their keys and values appended; None: not this way.
-
-    `windows` narrow the shared mask of each layer.
-    """
+def refuses(layers: nn.ModuleList, x: Embeddings, context: Context) -> str:
+    """Why the layers do not take these hidden states (B, T, D) in one call."""
+    if refused := refuses_pass(x, context):
+        return refused
     cache: Any = context.cache
-    rotation = context.rotations[0] if len(context.rotations) == 1 else None
-    if "extend" not in vars(type(cache)) or rotation is None or context.bias is not None:
-        return None
-    if (
-        torch.is_grad_enabled()
-        or x.device.type != "cpu"
-        or torch.is_autocast_enabled("cpu")
-        or context.noise is not None
-    ):
-        return None
+    if "extend" not in vars(type(cache)) or context.bias is not None or not context.rotations:
+        return "the cache has no buffers that a compiled call may fill, or positions are no rotation"
     known = _layers(layers)
+    if known.unfit:
+        return known.unfit
+    for part in {part.form.positions: part for part in known.parts}.values():
+        if refused := part.refuses(x, context.rotation(part.form.positions)):
+            return refused
+    if known.addresses.hooked():
+        return "a hook is to be called"
+    if first_keys([part.form.window for part in known.parts], context, cache, x.shape[0]) is None:
+        return "not every query sees all keys before itself, or all of a window"
+    return "" if _past(cache, known.parts[0]) is not None else "the keys that come before are in no compiled form"
+
+
+def run(layers: nn.ModuleList, x: Embeddings, context: Context) -> Embeddings:
+    """The layers' output (B, T, D) for a few new tokens; their keys and values are appended."""
+    known: _Layers = vars(layers)["_stack"]
+    cache: Any = context.cache
     like = known.parts[0]
-    if not known.alike or known.places.hooked() or not like.takes(x, rotation):
-        return None
-    firsts = first_keys(windows, context, cache, x.shape[0])
-    past = _past(cache, like) if firsts is not None else None
-    if firsts is None or past is None:
-        return None
+    firsts, past = (
+        first_keys([part.form.window for part in known.parts], context, cache, x.shape[0]),
+        _past(cache, like),
+    )
+    assert firsts is not None and past is not None
     stores = cache.extend(x.new_empty(x.shape[0], like.kv, 0, like.size), context.marks)
-    return _call(_tables(cache, known, stores, firsts, past), x, context, cache.marks.length)
+    return _call(_tables(cache, known, stores, (firsts, past), context), x, context, cache.marks.length)
 
 
 def _layers(layers: nn.ModuleList) -> _Layers:
     """The layers as they are now."""
     known: _Layers | None = vars(layers).get("_stack")
-    if known is None or len(known.parts) != len(layers) or not known.places.fresh():
-        parts = [halves_of(layer) for layer in layers]
-        own = Places()
+    if known is None or len(known.parts) != len(layers) or not known.addresses.fresh():
+        parts = [compiled(layer) for layer in layers]
+        own = Addresses()
         for name in layers._modules:
             own.module(layers, name)
-        places = Places([own, *(part.places for part in parts)])
-        alike = all(part.usable and part.sizes == parts[0].sizes for part in parts)
-        known = vars(layers)["_stack"] = _Layers(parts, places, alike)
+        addresses = Addresses([own, *(part.addresses for part in parts)])
+        unfit = next((part.unfit for part in parts if part.unfit), "")
+        if not unfit and any(part.sizes != parts[0].sizes for part in parts):
+            unfit = "the layers are of several sizes"
+        if not unfit and any(part.form.cap is not None for part in parts):
+            unfit = "the scores are capped"
+        known = vars(layers)["_stack"] = _Layers(parts, addresses, unfit)
     return known
 
 
-def _call(tables: ctypes.Array, x: Tensor, context: Context, slot: int) -> Tensor:
-    found, rotation, out = library(), context.rotations[0], torch.empty_like(x)
+def _call(array: ctypes.Array, x: Tensor, context: Context, slot: int) -> Tensor:
+    found, out = library(), torch.empty_like(x)
     assert found is not None
-    cosine, sine = rotation.cosine.contiguous(), rotation.sine.contiguous()
-    shape = (ctypes.c_int64 * 5)(x.shape[0], x.shape[1], cosine.shape[0], torch.get_num_threads(), slot)
-    scale = tables[0].before.size ** -0.5 * rotation.attention_factor**2
-    found.handscroll_step(
-        tables, len(tables), x.data_ptr(), cosine.data_ptr(), sine.data_ptr(), shape, scale, out.data_ptr()
-    )
+    tables = [table.contiguous() for turn in context.rotations for table in (turn.cosine, turn.sine)]
+    turns = (ctypes.c_void_p * len(tables))(*(table.data_ptr() for table in tables))
+    shape = (ctypes.c_int64 * 5)(x.shape[0], x.shape[1], tables[0].shape[0], torch.get_num_threads(), slot)
+    found.handscroll_step(array, len(array), x.data_ptr(), turns, shape, out.data_ptr())
     return out
 
 
-def first_keys(windows: Sequence[Mask | None], context: Context, cache: Any, batch: int) -> list[int] | None:
+def first_keys(windows: Sequence[int | None], context: Context, cache: Any, batch: int) -> list[int] | None:
     """The first key that the queries of each layer see, and with it all before themselves; None where it is not so."""
     every, count = cache.marks.joined(context.marks, batch, torch.device("cpu")), context.marks.length
     square = Piece(every.length - count, every.length, square=True)
@@ -108,15 +118,13 @@ def first_keys(windows: Sequence[Mask | None], context: Context, cache: Any, bat
     for span in cache.past[0] if cache.past else ():
         if any(windows) or pieces(context.mask, context.marks, span.marks) != [Piece(0, span.marks.length)]:
             return None
-    if not all(window is None or type(window) is Window for window in windows):
-        return None
     if any(windows) and not (every.plain and context.marks.plain):
         return None
-    firsts = [0 if window is None else max(0, every.length - window.size) for window in windows]  # type: ignore[attr-defined]
+    firsts = [0 if window is None else max(0, every.length - window) for window in windows]
     return None if count > 1 and any(firsts) else firsts
 
 
-def _past(cache: Any, like: Halves) -> list[ctypes.Array] | None:
+def _past(cache: Any, like: Compiled) -> list[ctypes.Array] | None:
     """The tables of what comes before the cache's own tokens, by layer; None where the kernels do not take it."""
     if "native" not in cache.tables:
         cache.tables["native"] = [_tables_of(spans, like) for spans in cache.past or [()] * cache.layers]
@@ -125,8 +133,8 @@ def _past(cache: Any, like: Halves) -> list[ctypes.Array] | None:
     return usable if len(usable) == len(found) else None
 
 
-def _tables_of(spans: Sequence[Span], like: Halves) -> ctypes.Array | None:
-    tables = (PastTable * len(spans))()
+def _tables_of(spans: Sequence[Span], like: Compiled) -> ctypes.Array | None:
+    tables = (Past * len(spans))()
     for table, span in zip(tables, spans, strict=True):
         plain = type(span) is Span and span.rotated and span.accumulate is None and span.observer is None
         probe = torch.empty((1, like.kv, 1, like.size), dtype=like.dtype)
@@ -143,22 +151,32 @@ def _tables_of(spans: Sequence[Span], like: Halves) -> ctypes.Array | None:
 
 
 def _tables(
-    cache: Any, layers: _Layers, stores: list[tuple[Tensor, ...]], firsts: list[int], past: list[ctypes.Array]
+    cache: Any,
+    layers: _Layers,
+    stores: list[tuple[Tensor, ...]],
+    before: tuple[list[int], list[ctypes.Array]],
+    context: Context,
 ) -> ctypes.Array:
+    firsts, past = before
     known: _Tables | None = cache.tables.get("layers")
     buffers = [tensor for store in stores for tensor in store]
     if known is None or known.layers() is not layers or not all(map(is_, buffers, map(call, known.buffers))):
-        array = (LayerTable * len(stores))()
-        for table, part, before, (keys, values, *scales) in zip(array, layers.parts, past, stores, strict=True):
-            table.before, table.after = part.first, part.second
-            table.past, table.pasts = before, len(before)
+        array = (Layer * len(stores))()
+        for table, part, held, (keys, values, *scales) in zip(array, layers.parts, past, stores, strict=True):
+            table.before, table.after, table.rotation = part.form.before, part.form.after, part.form.positions
+            table.past, table.pasts = held, len(held)
             table.keys, table.values = keys.data_ptr(), values.data_ptr()
             table.batch_stride, table.head_stride = keys.stride(0), keys.stride(1)
             table.key_scales, table.value_scales = (x.data_ptr() for x in scales) if scales else (None, None)
             table.scale_batch_stride, table.scale_head_stride = scales[0].stride()[:2] if scales else (0, 0)
-        known = cache.tables["layers"] = _Tables(ref(layers), list(map(ref, buffers)), [], array)
+        known = cache.tables["layers"] = _Tables(ref(layers), list(map(ref, buffers)), [], [], array)
     if known.firsts != firsts:
         known.firsts = firsts
         for table, first in zip(known.array, firsts, strict=True):
             table.first = first
+    factors = [turn.attention_factor**2 for turn in context.rotations]
+    if known.scales != factors:
+        known.scales = factors
+        for table, part in zip(known.array, layers.parts, strict=True):
+            table.scale = part.form.scale * factors[part.form.positions]
     return known.array
