@@ -77,8 +77,8 @@ PRODUCT = Operation(
     ),
     Kernel("torch", "the matrix product of torch's BLAS, for many rows and for training", always, F.linear),
 )
-# x (..., D), weight (D,), epsilon, offset -> x / rms(x) in float32 (Zhang & Sennrich 2019), rounded, times weight; offset:
-# times 1 + weight in float32, then rounded.
+# x (..., D), weight (D,), epsilon, offset -> x / rms(x) in float32 (Zhang & Sennrich 2019), rounded, times weight. With
+# an offset: times 1 + weight in float32, then rounded.
 NORM = Operation(
     "root-mean-square norm",
     Kernel("compiled", "one pass over a few rows", _refuses_compiled_norm, calls.norm),

@@ -17,6 +17,14 @@ LIBRARY = Path(__import__("argparse").__file__)
 TINY = ROOT / "recipes" / "tiny" / "llama.toml"
 
 
+def test_info_says_which_kernels_run_and_why_no_faster_ones(tiny_folder):
+    text = run("info", "--kernels", tiny_folder, "--dtype", "float32")
+    assert text.startswith("compiled kernels: ")
+    for words in ("one new token", "training on", "gradient of attention", "not fold: more than 16 queries"):
+        assert words in text
+    assert "not graph: the tensors are not on a GPU" in run("info", "--kernels")
+
+
 def test_info(tiny_folder):
     text = run("info", tiny_folder)
     for words in (
