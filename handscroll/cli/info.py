@@ -9,8 +9,8 @@ from handscroll.cli.screen import screen
 
 
 def info(
-    model: Annotated[str, typer.Argument(help="checkpoint folder, GGUF file or hub id; not needed with --kernels")] = "",
-    kernels: Annotated[bool, typer.Option("--kernels", help="which kernels run here, and why no faster ones")] = False,
+    model: Annotated[str, typer.Argument(help="checkpoint folder, GGUF file or hub id; --kernels needs none")] = "",
+    kernels: Annotated[bool, typer.Option("--kernels", help="which kernels run here, and why")] = False,
     dtype: Annotated[str, typer.Option(help="with --kernels: what the model is loaded in")] = "auto",
     device: Annotated[str, typer.Option(help="with --kernels: where it runs")] = "cpu",
     weights: Annotated[str, typer.Option(help="with --kernels: as generate's")] = "",
