@@ -25,7 +25,7 @@ def usual(dtype: torch.dtype) -> Model:
 def situations(model: Model) -> Iterator[tuple[str, Counter[Choice]]]:
     """What was chosen while the model read a text, a few tokens after it, one token, and learned."""
     run = _runner(model)
-    cache = model.new_cache() if model.cached else None
+    cache = model.new_cache() if model.spec.cached else None
     steps = [(f"reading {PROMPT} tokens", 0, PROMPT)]
     if cache is not None:
         steps.append((f"{DRAFT} new tokens after them (a draft)", PROMPT, DRAFT))

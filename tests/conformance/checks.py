@@ -414,7 +414,7 @@ CHECKS: dict[str, Check] = {
     "reference": Check(lambda form: not form.kind.own, holds_to_the_reference, others_refuse_it),
     "scalings": Check(lambda form: form.config.spec.rotates, is_scaled_as_the_reference, has_no_scaling),
     "folder": Check(always, comes_back, never),
-    "pieces": Check(lambda form: random(form).cached, reads_in_pieces, keeps_nothing),
+    "pieces": Check(lambda form: random(form).spec.cached, reads_in_pieces, keeps_nothing),
     "rows": Check(always, rows_are_alone, never),
     "packed": Check(always, packed_are_separate, never),
     "table": Check(lambda form: form.config.spec.limit is not None, stays_within_its_positions, runs_on),
