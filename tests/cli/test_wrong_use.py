@@ -172,7 +172,7 @@ def test_positions_past_a_learned_table_are_refused(form, context, folder, text)
         lm.logits([30] * longer)
     with pytest.raises(CapacityError, match=past):
         lm.model.embed(torch.full((1, 1), 30), Marks.run(context, 1))
-    if lm.model.both_ways:
+    if lm.model.spec.both_ways:
         with pytest.raises(CapacityError, match=naming(context, "windows=True")):
             lm.embed([" ".join(WORDS[:50] * 2)])
         return

@@ -80,7 +80,7 @@ def said(model: Model, tokens: torch.Tensor, source: torch.Tensor) -> torch.Tens
     hidden = here.hidden(here.embed(tokens, marks), marks, here.mask(), length=tokens.shape[1])
     if model.spec.labels:
         at = torch.zeros_like(tokens, dtype=torch.bool)
-        at[:, 0 if model.both_ways else -1] = True
+        at[:, 0 if model.spec.both_ways else -1] = True
         return model.classify(hidden, Marks.rows(*torch.tensor([[0] * len(at), [at.shape[1]] * len(at)])), at)
     return hidden if learned_by(model)[0].task is None else model.logits(hidden)
 
@@ -174,7 +174,7 @@ def reads_in_pieces(form: Form, folder: Path) -> None:
             here = here.under(here.encode(batch.source.tokens, batch.source.marks()))
         counted = (batch.targets[0] != -100).nonzero()
         # What is given of a text that is read in both directions is read at once: all before the first target.
-        first = int(counted[0]) if here.both_ways else 0
+        first = int(counted[0]) if here.spec.both_ways else 0
         length = batch.tokens.shape[1]
         edges = sorted({0, *(edge for edge in (first, first + 1, first + 2, length - 3, length) if edge > 0)})
         cache, parts = here.new_cache(), []
@@ -418,7 +418,9 @@ CHECKS: dict[str, Check] = {
     "rows": Check(always, rows_are_alone, never),
     "packed": Check(always, packed_are_separate, never),
     "table": Check(lambda form: form.config.spec.limit is not None, stays_within_its_positions, runs_on),
-    "text": Check(lambda form: not random(form).both_ways and not labels(form), goes_on_with_a_text, writes_nothing),
+    "text": Check(
+        lambda form: not random(form).spec.both_ways and not labels(form), goes_on_with_a_text, writes_nothing
+    ),
     "gradients": Check(lambda form: learns_something(form), gradients_are_certified, learns_nothing),
     "overfit": Check(lambda form: learns_something(form), learns, learns_nothing),
     "lengthened": Check(lambda form: bool(form.config.spec.positions[0].methods), is_lengthened, is_not_lengthened),

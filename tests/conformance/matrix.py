@@ -48,7 +48,9 @@ def matrix() -> str:
                 f"`{family}`",
                 ", ".join(dict.fromkeys(tasks)) or "no",
                 ", ".join(sorted(rungs, key=list(RUNGS).index)),
-                "state" if random(forms[0]).recurrent else _word(any(CHECKS["pieces"].can(form) for form in forms)),
+                "state"
+                if random(forms[0]).spec.recurrent
+                else _word(any(CHECKS["pieces"].can(form) for form in forms)),
                 _word(any(CHECKS["text"].can(form) for form in forms)),
                 ways.words if ways.methods else "no",
                 _word(CHECKS["reference"].can(forms[0])),
