@@ -18,7 +18,7 @@ demo: $(STAMP)           ## install into .venv, lengthen the starter model 8x an
 WORKERS ?= 2
 
 test: $(STAMP)           ## install and run the ordinary suite in WORKERS processes of one thread
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 test-long: $(STAMP)      ## the longer campaigns
 	$(BIN)/python -m pytest -q -m long

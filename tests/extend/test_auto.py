@@ -17,7 +17,14 @@ from handscroll.train.start import run_recipe
 from tests.conftest import ROOT
 from tests.extend.material import TEXT
 
-STEPS = ["stages.0.steps=40", "stages.1.steps=160", "stages.1.micro=8", "loop.save_every=500", "loop.evaluate_every=0"]
+STEPS = [
+    "threads=1",
+    "stages.0.steps=40",
+    "stages.1.steps=160",
+    "stages.1.micro=8",
+    "loop.save_every=500",
+    "loop.evaluate_every=0",
+]
 
 
 def trained(folder, *overrides):
