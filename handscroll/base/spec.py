@@ -4,15 +4,17 @@ Imports no torch, so that the planner can read it without weights.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError
 from handscroll.base.tables import resolve
+
+Number = TypeVar("Number", int, float)
 
 # The ways of telling positions. A new one is a file in `nn/positions/` and a line here.
 POSITIONS: dict[str, str] = {
@@ -368,8 +370,13 @@ class ModelSpec(Config):
 
 
 def total(layers: Sequence[LayerSpec], name: str) -> int:
-    """The sum of a property over layers, most of which are equal."""
-    return sum(count * getattr(layer, name) for layer, count in kinds(tuple(layers)))
+    """The sum of a property over layers."""
+    return over(layers, lambda layer: getattr(layer, name))
+
+
+def over(layers: Sequence[LayerSpec], count: Callable[[LayerSpec], Number]) -> Number:
+    """The sum of what `count` says of each layer; most are equal, and are asked for once."""
+    return sum(number * count(layer) for layer, number in kinds(tuple(layers)))  # type: ignore[return-value]
 
 
 @lru_cache(maxsize=256)

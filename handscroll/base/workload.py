@@ -6,148 +6,13 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from handscroll.base.config import Config
+from handscroll.base.spec import LayerSpec, ModelSpec, kinds, over
 
 Kind = Literal["train", "extend", "generate", "serve"]
 RungName = Literal["auto", "plain", "checkpoint", "chunk-outer", "layer-outer", "staged"]
 # The settings of a recipe's table `memory` that a forecast depends on.
 MEMORY = ("rung", "stage_layers", "chunk", "offload", "mlp_tile")
 CHUNKED = ("chunk-outer", "layer-outer", "staged")
-
-
-class Shape(Config):
-    """Sizes of a model. `positions` are rows of a learned position table (0: none). `both_ways`: tokens see those after
-    them, so layers are worked on one by one (rung layer-outer) or whole.
-
-    An encoder-decoder has `encoder_layers` besides the decoder's `layers`; it is counted as its two `sides`, of which
-    the decoder's is `crossed`: its layers read the other's states. `biased`: a learned bias is added to the scores, and
-    nothing is rotated; `sloped`: a fixed one is (ALiBi). `gated` False: a layer of the Llama form has a plain MLP.
-
-    `encoder`: those of a BERT, whose hidden tokens alone go through a transform to the head, with no norm before it.
-    `extra` are numbers that belong to no layer and no table: an encoder's heads, transform and pooler.
-    `trainable` None means all of it; less means LoRA of `lora_rank` on `lora_targets` projections of each layer.
-    """
-
-    family: Literal["llama", "gpt2", "lstm"]
-    layers: int = Field(ge=1)
-    width: int = Field(ge=1)
-    heads: int = Field(ge=1)
-    kv_heads: int = Field(ge=1)
-    head_size: int = Field(ge=1)
-    mlp_width: int = Field(ge=1)
-    vocab: int = Field(ge=1)
-    tied: bool = False
-    positions: int = Field(default=0, ge=0)
-    both_ways: bool = False
-    encoder: bool = False
-    extra: int = Field(default=0, ge=0)
-    windows: tuple[int | None, ...] = ()
-    encoder_layers: int = Field(default=0, ge=0)
-    crossed: bool = False
-    biased: bool = False
-    sloped: bool = False
-    gated: bool = True
-    norms: int = Field(default=2, ge=2, description="norms of a layer of the Llama form")
-    lora_rank: int = Field(default=0, ge=0)
-    lora_targets: int = Field(default=4, ge=0)
-
-    @classmethod
-    def of(cls, config: Any, **changes: Any) -> Self:
-        """The shape of a model's configuration, which says itself how it is counted (`models/sizes.py: Sizes`)."""
-        return cls(**config.shape() | changes)
-
-    @property
-    def inner(self) -> int:
-        """Width of all query heads together."""
-        return 0 if self.family == "lstm" else self.heads * self.head_size
-
-    @property
-    def shared(self) -> int:
-        """Width of all key (or value) heads together."""
-        return 0 if self.family == "lstm" else self.kv_heads * self.head_size
-
-    @property
-    def products(self) -> int:
-        """Matrices of a layer's MLP."""
-        return 3 if self.family == "llama" and self.gated else 2
-
-    @property
-    def sides(self) -> tuple[Self, Self]:
-        """The encoder of an encoder-decoder, without tables or a head, and the decoder with them."""
-        rest = {"encoder_layers": 0}
-        return (
-            self.model_copy(update=rest | {"layers": self.encoder_layers, "both_ways": True, "extra": 0, "tied": True}),
-            self.model_copy(update=rest | {"crossed": True}),
-        )
-
-    @property
-    def layer_matrices(self) -> int:
-        """Numbers in the projections of one layer; of an LSTM's four gates, from input and state."""
-        if self.family == "lstm":
-            return 8 * self.width**2
-        attention = 2 * self.inner + 2 * self.shared
-        return self.width * ((2 if self.crossed else 1) * attention + self.products * self.mlp_width)
-
-    @property
-    def table(self) -> int:
-        """Numbers of the embedding, which are those of the head."""
-        return self.vocab * self.width
-
-    @property
-    def tables(self) -> int:
-        """Numbers in the embedding, an own head and learned positions."""
-        return (1 if self.tied else 2) * self.table + self.positions * self.width
-
-    @property
-    def layer_vectors(self) -> int:
-        """Norms and biases of one layer (Llama's optional biases and head norms are left out: under 0.1 %)."""
-        if self.family == "lstm":
-            return 8 * self.width
-        if self.family == "llama":
-            return (self.norms + self.crossed) * self.width
-        return 6 * self.width + self.inner + 2 * self.shared + self.mlp_width
-
-    @property
-    def adapters(self) -> int:
-        """Numbers of the LoRA matrices of one layer: rank x (in + out) of each target, attention first."""
-        attention = [self.inner, self.shared, self.shared, self.inner]
-        sizes = [self.width + out for out in attention] + [self.width + self.mlp_width] * 3
-        again = sum(sizes[: min(self.lora_targets, 4)]) if self.crossed else 0
-        return self.lora_rank * (sum(sizes[: self.lora_targets]) + again)
-
-    @property
-    def parameters(self) -> int:
-        """All numbers of the model, adapters included."""
-        if self.encoder_layers:
-            source, target = self.sides
-            return target.parameters + source.in_layers + self.width
-        norm = self.width * {"llama": 1, "gpt2": 2, "lstm": 0}[self.family]
-        return self.in_layers + self.tables + norm + self.extra
-
-    @property
-    def matrices(self) -> int:
-        """Numbers in the projections of all layers."""
-        if self.encoder_layers:
-            return sum(side.matrices for side in self.sides)
-        return self.layers * self.layer_matrices
-
-    @property
-    def in_layers(self) -> int:
-        """Numbers of all layers, adapters included."""
-        return self.layers * (self.layer_matrices + self.layer_vectors + self.adapters)
-
-    @property
-    def trainable(self) -> int:
-        """Numbers that get gradients."""
-        if self.lora_rank and self.encoder_layers:
-            return sum(side.layers * side.adapters for side in self.sides)
-        return self.layers * self.adapters if self.lora_rank else self.parameters
-
-    @property
-    def largest(self) -> int:
-        """Numbers of the largest tensor that gets a gradient."""
-        if self.lora_rank:
-            return self.lora_rank * max(self.width, self.inner, self.mlp_width if self.lora_targets > 4 else 0)
-        return max(self.table, self.width * self.mlp_width, self.width * self.inner, self.positions * self.width)
 
 
 class Footprint(Config):
@@ -187,7 +52,9 @@ class Workload(Config):
     """
 
     kind: Kind = "train"
-    shape: Shape
+    spec: ModelSpec
+    lora: int = Field(default=0, ge=0, description="rank of LoRA; 0: all weights are trained")
+    lora_targets: int = Field(default=4, ge=0, description="projections of a layer that LoRA adapts, attention first")
     length: int = Field(ge=1)
     rows: int = Field(default=1, ge=1)
     micro: int = Field(default=1, ge=1)
@@ -225,13 +92,48 @@ class Workload(Config):
     @property
     def sides(self) -> tuple[Self, Self]:
         """Of an encoder-decoder, what is done with the source, and with the target."""
-        source, target = self.shape.sides
+        spec = self.spec
+        alone = {"encoder": (), "reads": "both", "layers": spec.encoder, "extra": 0, "tied": True}
+        source = spec.model_copy(update=alone)
+        target = spec.model_copy(update={"encoder": (), "reads": "forward"})
         shares = ((source, self.read), (target, self.written))
         return tuple(  # type: ignore[return-value]
-            self.model_copy(update={"shape": side, "length": max(1, math.ceil(share * self.length))})
+            self.model_copy(update={"spec": side, "length": max(1, math.ceil(share * self.length))})
             for side, share in shares
         )
 
+    def adapters(self, layer: LayerSpec) -> int:
+        """Numbers of the LoRA matrices of one layer: rank x (in + out) of each target, attention first."""
+        attention = [layer.inner, layer.shared, layer.shared, layer.inner]
+        sizes = [layer.width + out for out in attention] + [layer.width + layer.mlp_width] * 3
+        again = sum(sizes[: min(self.lora_targets, 4)]) if layer.crossed else 0
+        return self.lora * (sum(sizes[: self.lora_targets]) + again)
+
+    @property
+    def adapted(self) -> int:
+        """Numbers of all LoRA matrices."""
+        return over((*self.spec.encoder, *self.spec.layers), self.adapters)
+
+    @property
+    def parameters(self) -> int:
+        """All numbers of the model, LoRA's included."""
+        return self.spec.parameters + self.adapted
+
+    @property
+    def trainable(self) -> int:
+        """Numbers that get gradients."""
+        return self.adapted if self.lora else self.parameters
+
+    @property
+    def largest(self) -> int:
+        """Numbers of the largest tensor that gets a gradient."""
+        layers = [layer for layer, _ in kinds((*self.spec.layers, *self.spec.encoder))]
+        if self.lora:
+            mlp = self.lora_targets > 4
+            return self.lora * max(max(one.width, one.inner, one.mlp_width if mlp else 0) for one in layers)
+        widest = max(one.width * max(one.mlp_width, one.inner) for one in layers)
+        return max(self.spec.table, widest, max(one.rows for one in self.spec.positions) * self.spec.width)
+
     def changed(self, **values: Any) -> Self:
         """A validated copy with other values."""
-        return type(self).model_validate(self.model_dump() | values)
+        return type(self).model_validate(dict(self) | values)

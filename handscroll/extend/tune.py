@@ -8,7 +8,7 @@ from pydantic import Field
 from handscroll.base.config import Config
 from handscroll.base.errors import DataError
 from handscroll.base.runs import latest_checkpoint
-from handscroll.base.workload import Shape, Workload
+from handscroll.base.workload import Workload
 from handscroll.data.pack import Packed
 from handscroll.data.sources import TokenSource
 from handscroll.lm import LM
@@ -83,10 +83,11 @@ def tune(lm: LM, to: int, settings: TuneSettings, folder: Path, on_record: OnRec
 def _workload(lm: LM, to: int, settings: TuneSettings, source: TokenSource) -> Workload:
     """The tuning as the planner sees it."""
     lora = settings.lora
-    changes = {} if lora is None else {"lora_rank": lora.rank, "lora_targets": len(lora.targets)}
+    changes: dict[str, Any] = {} if lora is None else {"lora": lora.rank, "lora_targets": len(lora.targets)}
     return Workload(
         kind="extend",
-        shape=Shape.of(lm.model.config, **changes),
+        spec=lm.model.spec,
+        **changes,
         length=to,
         micro=settings.rows,
         steps=settings.steps,

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Self
 import torch
 
 from handscroll.base.errors import CapacityError, ConfigError
-from handscroll.base.workload import Shape, Workload
+from handscroll.base.workload import Workload
 from handscroll.cache.table import (
     BLOCK,
     EVICTING,
@@ -88,7 +88,7 @@ class Demand(NamedTuple):
         itemsize = model.dtype.itemsize
         return Workload(
             kind="generate",
-            shape=Shape.of(model.config),
+            spec=model.spec,
             length=len(self.prompt) - self.past,
             past=self.past,
             new=self.new * self.samples,

@@ -108,15 +108,6 @@ class BertConfig(WholeHeads, Labels):
             extra=heads + (self.kinds + 2) * width + told_apart * (width + 1),  # 2: the norm of the embedding
         )
 
-    def shape(self) -> dict[str, Any]:
-        """Of a GPT-2 that is an encoder: its layers have the same parts."""
-        square, width = self.width * self.width, self.width
-        heads = self.masked * (square + 3 * width + self.vocab) + self.pooler * (square + width)
-        told_apart = 2 * self.following + len(self.labels)
-        tables = (self.offset + self.kinds) * width + told_apart * (width + 1)
-        own = {"both_ways": True, "encoder": True, "extra": heads + tables, "tied": self.tied or not self.masked}
-        return super().shape() | {"family": "gpt2", "positions": self.context} | own
-
 
 def block(config: BertConfig, number: int) -> Block:
     """norm(x + attention(x)), then norm(x + mlp(x))."""

@@ -1,7 +1,5 @@
 """BLOOM (BigScience 2022, arXiv:2211.05100): pre-norm decoder with ALiBi, a norm after the embedding and a GELU MLP."""
 
-from typing import Any
-
 from pydantic import Field
 from torch import nn
 
@@ -62,10 +60,6 @@ class BloomConfig(WholeHeads):
             norm="layer",
             extra=2 * self.width,  # the norm of the embedding
         )
-
-    def shape(self) -> dict[str, Any]:
-        """Of a GPT-2 without positions; the norm of the embedding (2 D numbers) is left out."""
-        return super().shape() | {"family": "gpt2", "sloped": True}
 
 
 class Bloom(Decoder):

@@ -49,9 +49,6 @@ class GLMConfig(RotaryHeads):
         norms = 4 if self.branch_norms else 2
         return self.model_spec(self.rotated_size, norms=norms, attention_bias=self.attention_bias)
 
-    def shape(self) -> dict[str, Any]:
-        return super().shape() | {"norms": 4 if self.branch_norms else 2}
-
 
 class GLM(llama.Llama):
     """A decoder of the GLM-4 form."""

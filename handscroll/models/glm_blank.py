@@ -69,10 +69,6 @@ class BlankGLMConfig(WholeHeads):
             reads="blanks",
         )
 
-    def shape(self) -> dict[str, Any]:
-        """Of a GPT-2 with two tables that reads in both directions."""
-        return super().shape() | {"family": "gpt2", "positions": self.context + self.inside, "both_ways": True}
-
 
 class BlankGLM(Decoder):
     """A GLM of 2022; its layers are those of GPT-2. Positions are pairs (`nn/blanks.py`); past a table: refused."""

@@ -56,9 +56,6 @@ class GPT2Config(WholeHeads):
             norm="layer",
         )
 
-    def shape(self) -> dict[str, Any]:
-        return super().shape() | {"family": "gpt2", "positions": self.context}
-
 
 def block(config: Any, number: int) -> Block:
     """Multi-head attention and a GELU MLP, with layer norms and biases; also the layer of BLOOM."""

@@ -61,9 +61,6 @@ class LlamaConfig(RotaryHeads):
         biases = {"attention_bias": self.attention_bias, "output_bias": self.output_bias, "mlp_bias": self.mlp_bias}
         return self.model_spec(self.rotated_size, self.windows, head_norms=self.query_key_norm, **biases)
 
-    def shape(self) -> dict[str, Any]:
-        return super().shape() | {"windows": self.windows}
-
 
 class Llama(Decoder):
     """A decoder of the Llama form; one with layers of its own writes `block`."""

@@ -83,12 +83,6 @@ class LSTMConfig(Labels):
             extra=len(self.labels) * (self.width + 1),
         )
 
-    def shape(self) -> dict[str, Any]:
-        """No heads and no keys; its gates are what an MLP is to the others, four times as wide as it is."""
-        sizes = {name: getattr(self, name) for name in ("layers", "width", "vocab", "tied")}
-        heads = {"heads": 1, "kv_heads": 1, "head_size": 1}
-        return sizes | heads | {"family": "lstm", "mlp_width": 4 * self.width}
-
 
 class Layer(nn.Module):
     """One LSTM layer of the stack, with dropout on its output."""

@@ -27,11 +27,6 @@ class Sizes(Config):
     def describe_positions(self) -> str:
         return self.spec.describe_positions()
 
-    def shape(self) -> dict[str, Any]:
-        """The fields of `base/workload.py: Shape` by which the planner counts a model of these sizes."""
-        names = ("layers", "width", "heads", "kv_heads", "head_size", "mlp_width", "vocab", "tied")
-        return {name: getattr(self, name) for name in names}
-
 
 class Labels(Sizes):
     """With `labels` it is a classifier of documents."""
@@ -116,6 +111,3 @@ class RotaryHeads(Sizes):
         layers = tuple(found[window] for window in windows or (None,) * self.layers)
         about: dict[str, Any] = {"family": self.family, "vocab": self.vocab, "tied": self.tied}
         return ModelSpec(**about, layers=layers, positions=(self.positions,))
-
-    def shape(self) -> dict[str, Any]:
-        return super().shape() | {"family": "llama"}

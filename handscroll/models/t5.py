@@ -111,11 +111,6 @@ class T5Config(Sizes):
             extra=2 * self.buckets * self.heads,
         )
 
-    def shape(self) -> dict[str, Any]:
-        """Layers of the Llama form on both sides."""
-        own = {"encoder_layers": self.encoder_layers, "biased": True, "gated": self.mlp != "relu"}
-        return super().shape() | own | {"family": "llama", "extra": 2 * self.buckets * self.heads}
-
 
 class FinalNorm(RMSNorm):
     """RMS norm, and the 1/sqrt(width) that a tied T5 multiplies by before its head (1 otherwise)."""

@@ -18,13 +18,13 @@ def options(workload: Workload, machine: Machine) -> list[Forecast]:
     memory. For generate and serve there is one: the workload itself.
     """
     if workload.kind in ("generate", "serve"):
-        if workload.shape.encoder:
+        if not workload.spec.cached:
             raise ConfigError(f"an encoder generates nothing: '{workload.kind}' is for causal models")
         return [predict(workload, machine)]
     rungs: list[str] = ["plain", "checkpoint", *CHUNKED] if workload.rung == "auto" else [workload.rung]
     if workload.rung == "auto" and (workload.chunk or workload.offload != "none"):
         rungs = list(CHUNKED)
-    if workload.shape.both_ways or workload.shape.encoder_layers:
+    if workload.spec.both_ways or workload.spec.encoder:
         rungs = [rung for rung in rungs if rung not in ("chunk-outer", "staged")]
         if not rungs:
             raise ConfigError(
@@ -210,7 +210,7 @@ def _stages(workload: Workload, rung: str) -> list[int]:
         return [0]
     if workload.stage_layers:
         return [workload.stage_layers]
-    return [size for size in (2, 4, 8, 16, 32) if size < workload.shape.layers]
+    return [size for size in (2, 4, 8, 16, 32) if size < len(workload.spec.layers)]
 
 
 def _places(workload: Workload, rung: str) -> list[str]:

@@ -12,9 +12,10 @@ fitted to the same runs the median error is 7 %.
 import os
 from dataclasses import dataclass, fields, replace
 
-from handscroll.base.workload import CHUNKED, Shape, Workload
+from handscroll.base.spec import LayerSpec, over, total
+from handscroll.base.workload import CHUNKED, Workload
 from handscroll.plan.calibration import Calibration
-from handscroll.plan.layer import DOCUMENTS, QUERIES, WIDE, Layer, stepwise
+from handscroll.plan.layer import DOCUMENTS, QUERIES, WIDE, kept_by_all, stepwise
 from handscroll.plan.memory import carried, stage_layers
 
 EDGE = 256  # keys that a query is given besides those it sees: kernels work in blocks
@@ -55,7 +56,7 @@ class Work:
 def seconds(workload: Workload, calibration: Calibration) -> float:
     """Seconds of one update, with nothing overlapped."""
     work, narrow = count(workload), workload.precision == "bfloat16"
-    product = calibration.product_narrow if narrow and workload.shape.family != "lstm" else calibration.product
+    product = calibration.product_narrow if narrow and not workload.spec.recurrent else calibration.product
     attention = calibration.attention_narrow if narrow else calibration.attention
     found = work.products * product + work.attention * attention + work.narrow_products * calibration.product_narrow
     return (
@@ -73,7 +74,7 @@ def forwards(workload: Workload) -> float:
         return 1.0
     if workload.rung not in CHUNKED:
         return 2.0
-    layers, size = workload.shape.layers, stage_layers(workload)
+    layers, size = len(workload.spec.layers), stage_layers(workload)
     before = 1 - workload.chunk / workload.length if workload.length > workload.chunk else 0.0
     stages = -(-layers // size)
     # Outputs of every stage but the last; keys and values of all chunks but the last, whose last layer does nothing
@@ -83,7 +84,7 @@ def forwards(workload: Workload) -> float:
 
 def count(workload: Workload) -> Work:
     """The work of one update."""
-    if not workload.shape.encoder_layers:
+    if not workload.spec.encoder:
         return _counted(workload)
     source, target = workload.sides
     parts = (_counted(source.model_copy(update={"targets": 0.0})), _counted(target), _crossed(source, target))
@@ -93,17 +94,19 @@ def count(workload: Workload) -> Work:
 
 def _crossed(source: Workload, target: Workload) -> Work:
     """What is not in the decoder's own work: attention to the source, and its keys and values in every layer."""
-    shape, train = target.shape, target.kind in ("train", "extend")
+    layers, train = target.spec.layers, target.kind in ("train", "extend")
     again = forwards(target)
     made = again + (1.0 if target.rung in CHUNKED else 0.0)  # keys and values, which chunks have made apart
     pairs = source.length * target.length / (DOCUMENTS if target.packed else 1)
-    each = _pair_cost(target, again, train)
-    keys = 2.0 * shape.width * shape.inner * (2 * made + (4.0 if train else 0.0))
     tokens, written = (side.rows * side.micro * side.length for side in (source, target))
-    return Work(
-        products=shape.layers * (tokens - written) * keys,  # those of the target are counted as tokens of its own
-        attention=target.rows * target.micro * shape.layers * pairs * shape.heads * each,
-        activations=tokens * shape.layers * 2 * WIDE * shape.inner * (made + (2 if train else 0)),
+    share = 2.0 * (2 * made + (4.0 if train else 0.0))
+    return Work(  # keys and values of the target are counted as tokens of its own
+        products=(tokens - written) * share * over(layers, lambda layer: layer.width * layer.inner),
+        attention=target.rows
+        * target.micro
+        * pairs
+        * over(layers, lambda layer: layer.heads * _pair_cost(target, layer, again, train)),
+        activations=tokens * 2 * WIDE * (made + (2 if train else 0)) * over(layers, lambda layer: layer.inner),
         calls=0.0,
         traffic=0.0,
     )
@@ -111,26 +114,22 @@ def _crossed(source: Workload, target: Workload) -> Work:
 
 def _counted(workload: Workload) -> Work:
     """That of a decoder, an encoder, or of one side of both."""
-    shape, tokens = workload.shape, workload.rows * workload.micro * workload.length
+    spec, tokens = workload.spec, workload.rows * workload.micro * workload.length
     again, train = forwards(workload), workload.kind in ("train", "extend")
-    back = (2.0 if shape.lora_rank else 4.0) if train else 0.0
-    matrices = shape.layer_matrices + 3 * shape.adapters
-    tiled = 2.0 * shape.products * shape.width * shape.mlp_width if workload.mlp_tile else 0.0
-    per_token = shape.layers * ((2 * again + back) * matrices + tiled)
-    head = (6.0 if not shape.lora_rank else 4.0) * shape.table * workload.targets
-    apart = shape.family == "lstm" and workload.precision == "bfloat16"  # whose layers stay in float32
+    back = (2.0 if workload.lora else 4.0) if train else 0.0
+    per_token = over(spec.layers, lambda layer: _products(workload, layer, 2 * again + back))
+    head = (6.0 if not workload.lora else 4.0) * spec.table * workload.targets
+    apart = spec.recurrent and workload.precision == "bfloat16"  # whose layers stay in float32
     per_token += 0.0 if apart else head
-    if shape.both_ways and workload.rung == "layer-outer":  # keys and values once forward, once more on the way back
-        per_token += 2 * shape.layers * 4 * shape.width * shape.shared
     chunks = -(-workload.length // workload.chunk) if workload.rung in CHUNKED else 1
     passes = again + (2 if train else 0)
-    masked = workload.packed and shape.family != "lstm"
+    masked = workload.packed and not spec.recurrent
     tiles = -(-workload.length // QUERIES) * (again + 1) if masked else 0
-    if shape.family == "lstm":
+    if spec.recurrent:
         steps = STEP * workload.length / (DOCUMENTS if workload.packed else 1) + ALONE * chunks * stepwise(workload)
     else:
         steps = float(chunks)
-    calls = shape.layers * (steps * passes * (1.5 if shape.lora_rank else 1.0) + tiles)
+    calls = len(spec.layers) * (steps * passes * (1.5 if workload.lora else 1.0) + tiles)
     return Work(
         products=tokens * per_token,
         attention=_attention(workload, again, train),
@@ -142,66 +141,73 @@ def _counted(workload: Workload) -> Work:
     )
 
 
+def _products(workload: Workload, layer: LayerSpec, each: float) -> float:
+    """Operations of a token in a layer's projections, `each` of which is gone through so often."""
+    found = each * (layer.matrices + 3 * workload.adapters(layer))
+    found += 2.0 * layer.products * layer.width * layer.mlp_width if workload.mlp_tile else 0.0
+    if workload.spec.both_ways and workload.rung == "layer-outer":  # keys and values once forward, once on the way back
+        found += 2 * 4 * layer.width * layer.shared
+    return found
+
+
 def operations(workload: Workload) -> float:
     """Operations of an update as they are counted on any device: products, and attention of the pairs that are seen."""
-    pairs = sum(_seen(workload, window) for window in _windows(workload.shape))
-    each = workload.shape.inner * (4 * forwards(workload) + 10)
-    return count(workload).products + workload.rows * workload.micro * pairs * each
+    again = 4 * forwards(workload) + 10
+    pairs = over(workload.spec.layers, lambda layer: layer.inner * _seen(workload, layer))
+    return count(workload).products + workload.rows * workload.micro * pairs * again
 
 
 def _attention(workload: Workload, again: float, train: bool) -> float:
     """Operations of attention, exponentials included; the backward's threads share rows and kv heads."""
-    shape = workload.shape
-    if shape.family == "lstm":
+    if workload.spec.recurrent:
         return 0.0
     edge = BLOCKS if workload.packed else EDGE
-    pairs = sum(_seen(workload, window) + edge * workload.length for window in _windows(shape))
-    each = _pair_cost(workload, again, train)
-    return workload.rows * workload.micro * pairs * shape.heads * each
+
+    def one(layer: LayerSpec) -> float:
+        pairs = _seen(workload, layer) + edge * workload.length
+        return pairs * layer.heads * _pair_cost(workload, layer, again, train)
+
+    return workload.rows * workload.micro * over(workload.spec.layers, one)
 
 
-def _pair_cost(workload: Workload, again: float, train: bool) -> float:
+def _pair_cost(workload: Workload, layer: LayerSpec, again: float, train: bool) -> float:
     """Operations of a query, a key and a head, exponentials included."""
-    shape, precision = workload.shape, workload.precision
+    precision = workload.precision
     (forward, backward), (there, back) = OPERATIONS[precision], EXPONENTIALS[precision]
-    parts, threads = workload.rows * shape.kv_heads, workload.threads or os.cpu_count() or 1
+    parts, threads = workload.rows * layer.kv_heads, workload.threads or os.cpu_count() or 1
     uneven = min(UNEVEN[precision], -(-parts // threads) * threads / parts)
-    each = again * (forward * shape.head_size + there)
-    return each + (uneven * (backward * shape.head_size + back) if train else 0)
+    each = again * (forward * layer.head_size + there)
+    return each + (uneven * (backward * layer.head_size + back) if train else 0)
 
 
 def _activations(workload: Workload, chunks: int, again: float, train: bool) -> float:
     """Bytes of activations that are written and read, and what costs as much."""
-    shape, precision = workload.shape, workload.precision
-    tokens = workload.rows * workload.micro * workload.length
+    spec, precision = workload.spec, workload.precision
+    tokens, layers = workload.rows * workload.micro * workload.length, len(spec.layers)
     passes = again + (2 if train else 0)
-    kept = Layer.of(workload.changed(mlp_tile=0)).kept * (NARROW if precision == "bfloat16" else 1.0)
+    kept = kept_by_all(workload.changed(mlp_tile=0)) * (NARROW if precision == "bfloat16" else 1.0)
     kept *= UNTRIMMED if workload.rung == "plain" else 1.0
-    found = tokens * shape.layers * kept * passes + workload.targets * tokens * shape.vocab * LOGITS[precision]
-    if shape.biased:
+    found = tokens * kept * passes + workload.targets * tokens * spec.vocab * LOGITS[precision]
+    if spec.bias == "learned":
         edge, each = (BLOCKS, LOOKED_UP) if workload.packed else (0, BIASED + SHARED / workload.rows)
-        pairs = sum(_seen(workload, window) + edge * workload.length for window in _windows(shape))
-        found += each * workload.rows * workload.micro * pairs * shape.heads * passes
-    if workload.packed and shape.family != "lstm":
-        found += MASKED * tokens * shape.layers * (workload.length / 8 + BLOCKS) * (again + 1)
+        pairs = over(spec.layers, lambda one: one.heads * (_seen(workload, one) + edge * workload.length))
+        found += each * workload.rows * workload.micro * pairs * passes
+    if workload.packed and not spec.recurrent:
+        found += MASKED * tokens * layers * (workload.length / 8 + BLOCKS) * (again + 1)
     if workload.dropout:
-        found += DROPPED * tokens * shape.width * (2 * shape.layers + 1) * (again + 1)
+        found += DROPPED * tokens * spec.width * (2 * layers + 1) * (again + 1)
     if precision == "bfloat16":
-        found += CAST * workload.micro * chunks * shape.layers * shape.layer_matrices * again
-    if shape.lora_rank:
-        adapted = 3 * shape.width + 2 * shape.inner + 2 * shape.shared
-        found += ADAPTED * tokens * shape.layers * adapted * (again + 1)
+        found += CAST * workload.micro * chunks * total(spec.layers, "matrices") * again
+    if workload.lora:
+        adapted = over(spec.layers, lambda one: 3 * one.width + 2 * one.inner + 2 * one.shared)
+        found += ADAPTED * tokens * adapted * (again + 1)
     return found
 
 
-def _windows(shape: Shape) -> tuple[int | None, ...]:
-    return shape.windows or (None,) * shape.layers
-
-
-def _seen(workload: Workload, window: int | None) -> float:
+def _seen(workload: Workload, layer: LayerSpec) -> float:
     """Query-key pairs of one row in one layer. A packed row is taken as one of four documents of equal length."""
-    length = workload.length
-    if workload.shape.both_ways:
+    length, window = workload.length, layer.window
+    if workload.spec.both_ways:
         return length * length / (DOCUMENTS if workload.packed else 1)
     if window is not None and window < length:
         return length * window - window * window / 2
@@ -211,16 +217,20 @@ def _seen(workload: Workload, window: int | None) -> float:
 def _traffic(workload: Workload) -> float:
     """Bytes that clipping, the optimiser and the average move for each trainable number."""
     passes = {"adam": 14, "adamw": 14, "sgd": 6, "lamb": 20, "adafactor": 12, "muon": 12}[workload.optimizer]
-    return 4 * workload.shape.trainable * (passes + 4 + (3 if workload.average else 0))
+    return 4 * workload.trainable * (passes + 4 + (3 if workload.average else 0))
 
 
 def _orthogonal(workload: Workload) -> float:
     """Operations of muon's five Newton-Schulz iterations: 4 m m n + 2 m m m each, m the smaller side."""
-    shape = workload.shape
-    if workload.optimizer != "muon" or shape.lora_rank:
+    if workload.optimizer != "muon" or workload.lora:
         return 0.0
-    attention = [shape.inner, shape.shared, shape.shared, shape.inner]
-    sides = [(shape.width, out) for out in attention] if shape.inner else []
-    sides += [(shape.width, shape.mlp_width)] * shape.products
+    return ORTHOGONAL * 5.0 * over(workload.spec.layers, _iterations)
+
+
+def _iterations(layer: LayerSpec) -> float:
+    """Operations of one iteration on each matrix of a layer."""
+    attention = [layer.inner, layer.shared, layer.shared, layer.inner]
+    sides = [(layer.width, out) for out in attention] if layer.inner else []
+    sides += [(layer.width, layer.mlp_width)] * layer.products
     small = [(min(pair), max(pair)) for pair in sides]
-    return ORTHOGONAL * 5.0 * shape.layers * sum(4 * m * m * n + 2 * m**3 for m, n in small)
+    return float(sum(4 * m * m * n + 2 * m**3 for m, n in small))

@@ -96,7 +96,7 @@ def disk_bytes(workload: Workload) -> int:
     if workload.kind not in ("train", "extend"):
         filed = inference.footprint(workload).filed
         return math.ceil(workload.rows * filed * (workload.length + max(0, workload.new - 1)))
-    each = 4 * workload.shape.trainable * (2 if workload.average else 1) + memory.state_bytes(workload)
+    each = 4 * workload.trainable * (2 if workload.average else 1) + memory.state_bytes(workload)
     offloaded = sum(memory.carried(workload).values()) if workload.offload == "disk" else 0
     return (workload.keep + 1) * each + memory.weight_bytes(workload) + offloaded
 
@@ -107,9 +107,9 @@ def _heap(workload: Workload, phase: Parts) -> int:
     if workload.device == "cuda":
         return int(CUDA_HOLES * sum(phase.get(name, 0) for name in PASSING))
     least, share, adapted, packed = HEAP.get(workload.rung, HEAP_CHUNKED)
-    if workload.shape.family == "lstm" and workload.rung == "plain":
+    if workload.spec.recurrent and workload.rung == "plain":
         least = 10_000_000
-    elif workload.shape.both_ways and workload.rung in CHUNKED:  # every layer is gone through six times in chunks
+    elif workload.spec.both_ways and workload.rung in CHUNKED:  # every layer is gone through six times in chunks
         least = 20_000_000
-    share += (adapted if workload.shape.lora_rank else 0) + (packed if workload.packed else 0)
+    share += (adapted if workload.lora else 0) + (packed if workload.packed else 0)
     return int(least + share * short)

@@ -4,18 +4,18 @@ A full cache is reserved once for prompt + new tokens of every row: 2 x layers x
 caches take they say themselves (`Footprint`).
 """
 
+from handscroll.base.spec import kinds
 from handscroll.base.workload import Footprint, Workload
 from handscroll.plan.layer import KEYS, QUERIES, WIDE, WIDEST, narrow
-from handscroll.plan.memory import Parts, weight_bytes
+from handscroll.plan.memory import Parts, rotated, weight_bytes
 
 PREFILL = 1024  # tokens of a prompt per forward (generate/prefill.py)
 
 
 def fixed_parts(workload: Workload) -> Parts:
     """Weights and cache; they stay through the request."""
-    shape = workload.shape
-    if shape.family == "lstm":  # its state, whatever the length
-        cache = 2 * shape.layers * workload.rows * shape.width * narrow(workload)
+    if workload.spec.recurrent:  # its state, whatever the length
+        cache = workload.rows * workload.spec.cache_bytes(1, narrow(workload))
     else:
         kept = footprint(workload)
         chunk = min(workload.chunk or PREFILL, workload.length)
@@ -26,24 +26,24 @@ def fixed_parts(workload: Workload) -> Parts:
 
 def footprint(workload: Workload) -> Footprint:
     """Of a row's cache: the workload's own, or every token in its dtype."""
-    full = Footprint(each=2 * workload.shape.layers * workload.shape.shared * narrow(workload))
-    return workload.cache or full
+    return workload.cache or Footprint(each=workload.spec.cache_bytes(1, narrow(workload)))
 
 
 def phases(workload: Workload) -> dict[str, Parts]:
-    """Reading a chunk of the prompt; making one token."""
-    shape, e, rows = workload.shape, narrow(workload), workload.rows
+    """Reading a chunk of the prompt; making one token. Each is that of the layer that takes most."""
+    spec, e, rows = workload.spec, narrow(workload), workload.rows
     n = rows * min(workload.length, workload.chunk or PREFILL)
-    gates = 3 if shape.family == "llama" else 2
-    mlp = n * (gates * e * shape.mlp_width + 3 * e * shape.width)
-    # q and its float32 rotation; per span of the past an output, joined in float32.
-    attention = n * (4 * WIDE * shape.inner + 3 * e * shape.width)
-    table = n * WIDE * shape.head_size if shape.family == "llama" else 0
     length = workload.past + workload.length + workload.new
-    scores = 0 if shape.family == "lstm" else rows * shape.heads * length * (WIDE + e)
-    logits = rows * shape.vocab * 3 * WIDE
-    if shape.biased or shape.sloped:  # of a tile, and the same under its mask; of a new token, and its scores with it
-        attention += WIDE * (2 * shape.heads + 1) * min(n, QUERIES) * min(length, max(KEYS, WIDEST // shape.heads))
-        scores += 2 * WIDE * shape.heads * length
+    layers = [layer for layer, _ in kinds(spec.layers)]
+    mlp = n * max(layer.products * e * layer.mlp_width + 3 * e * layer.width for layer in layers)
+    # q and its float32 rotation; per span of the past an output, joined in float32.
+    attention = n * max(4 * WIDE * layer.inner + 3 * e * layer.width for layer in layers)
+    table = n * WIDE * rotated(spec)
+    heads = 0 if spec.recurrent else max(layer.heads for layer in layers)
+    scores = rows * heads * length * (WIDE + e)
+    logits = rows * spec.vocab * 3 * WIDE
+    if spec.bias:  # of a tile, and the same under its mask; of a new token, and its scores with it
+        attention += WIDE * (2 * heads + 1) * min(n, QUERIES) * min(length, max(KEYS, WIDEST // heads))
+        scores += 2 * WIDE * heads * length
     # Copies that grouped decoding makes of nothing: keys are read where they lie.
     return {"prompt": {"work": max(mlp, attention) + table}, "token": {"work": scores + logits}}

@@ -15,9 +15,11 @@ once: all T of a row on the rungs plain and checkpoint, a chunk on the others.
 """
 
 import math
+from collections.abc import Sequence
 
+from handscroll.base.spec import LayerSpec, ModelSpec, over
 from handscroll.base.workload import Workload
-from handscroll.plan.layer import WIDE, Layer, narrow, source_bytes, stream, tile_bytes
+from handscroll.plan.layer import WIDE, Layer, kept_by_all, narrow, source_bytes, stream, tile_bytes
 
 LOGITS = {"cpu": 32 << 20, "cuda": 256 << 20}  # objectives/head.py: bytes of one chunk of float32 logits
 RUN = 32_768  # nn/gpu/fused.py: keys of a call on a GPU, whose gradients are made for every query head
@@ -28,46 +30,54 @@ def weight_bytes(workload: Workload) -> int:
     """Weights in float32 (autocast keeps them so), frozen ones as they are said to be; for generate and serve in the
     model's own dtype."""
     size = WIDE if workload.kind in ("train", "extend") else narrow(workload)
-    if workload.frozen == "bfloat16" and workload.shape.lora_rank:
-        return 2 * (workload.shape.parameters - workload.shape.trainable) + WIDE * workload.shape.trainable
-    return size * workload.shape.parameters
+    if workload.frozen == "bfloat16" and workload.lora:
+        return 2 * (workload.parameters - workload.trainable) + WIDE * workload.trainable
+    return size * workload.parameters
 
 
 def state_bytes(workload: Workload) -> int:
     """What the optimiser keeps: two moments for the Adam family, one for sgd and for muon's matrices."""
-    shape = workload.shape
+    trainable, spec = workload.trainable, workload.spec
     if workload.optimizer == "sgd":
-        return WIDE * shape.trainable
+        return WIDE * trainable
     if workload.optimizer == "adafactor":
-        if shape.lora_rank:
-            return WIDE * shape.trainable // 2
-        rows = shape.vocab + shape.width + shape.positions
-        products = 2 * (shape.inner + shape.shared) + 3 * shape.mlp_width + 7 * shape.width
-        products = 10 * shape.width if shape.family == "lstm" else products
-        return WIDE * (2 * rows + (shape.layers + shape.encoder_layers) * (products + shape.layer_vectors))
+        if workload.lora:
+            return WIDE * trainable // 2
+        rows = spec.vocab + spec.width + sum(one.rows for one in spec.positions)
+        return WIDE * (2 * rows + over((*spec.layers, *spec.encoder), _sides))
     if workload.optimizer == "muon":
-        return WIDE * (2 * shape.trainable - (shape.trainable if shape.lora_rank else shape.matrices))
-    return 2 * WIDE * shape.trainable
+        return WIDE * (2 * trainable - (trainable if workload.lora else spec.matrices))
+    return 2 * WIDE * trainable
+
+
+def _sides(layer: LayerSpec) -> int:
+    """Rows and columns of a layer's matrices, and its vectors: what adafactor keeps a number of."""
+    products = 2 * (layer.inner + layer.shared) + 3 * layer.mlp_width + 7 * layer.width
+    return (10 * layer.width if layer.recurrent else products) + layer.vectors
 
 
 def update_bytes(workload: Workload) -> int:
     """Temporaries of the optimiser for its largest tensor; torch's CPU loops take one tensor after another."""
-    shape = workload.shape
     tensors = {"adam": 3, "adamw": 2, "sgd": 1, "lamb": 3, "adafactor": 1, "muon": 2}[workload.optimizer]
-    largest = tensors * WIDE * shape.largest
-    if workload.optimizer != "muon" or shape.lora_rank:
+    largest = tensors * WIDE * workload.largest
+    if workload.optimizer != "muon" or workload.lora:
         return largest
-    small = min(shape.width, shape.mlp_width)
-    matrix = shape.width * max(shape.mlp_width, shape.inner)
-    return max(largest, (WIDE + 3 * 2) * matrix + 3 * 2 * small * small)
+    return max(largest, *(_orthogonal(layer) for layer in workload.spec.layers))
+
+
+def _orthogonal(layer: LayerSpec) -> int:
+    """Temporaries of muon for a layer's largest matrix."""
+    small = min(layer.width, layer.mlp_width)
+    matrix = layer.width * max(layer.mlp_width, layer.inner)
+    return (WIDE + 3 * 2) * matrix + 3 * 2 * small * small
 
 
 def fixed_parts(workload: Workload) -> Parts:
     """What is held from the second update on, in every phase."""
     parts = {"weights": weight_bytes(workload), "optimizer": state_bytes(workload) if workload.steps > 1 else 0}
-    parts["average"] = WIDE * workload.shape.trainable if workload.average else 0
+    parts["average"] = WIDE * workload.trainable if workload.average else 0
     length = workload.length
-    if workload.shape.encoder_layers:
+    if workload.spec.encoder:
         length = sum(side.length for side in workload.sides)
     batch = workload.rows * length * 8 * (5 if workload.packed else 2)
     on_gpu = workload.device == "cuda"  # a micro-batch at a time, text and others in the host's memory
@@ -77,8 +87,8 @@ def fixed_parts(workload: Workload) -> Parts:
 
 def phases(workload: Workload) -> dict[str, Parts]:
     """What every phase holds besides `fixed_parts`, by phase and part."""
-    found = _sourced(workload) if workload.shape.encoder_layers else _rung(workload)
-    grads = WIDE * workload.shape.trainable
+    found = _sourced(workload) if workload.spec.encoder else _rung(workload)
+    grads = WIDE * workload.trainable
     found["update"] = {"gradients": grads, "update": update_bytes(workload)}
     if workload.micro > 1:  # gradients of the micro-batches before are there from the start
         for name in found.keys() - {"update"}:
@@ -101,26 +111,29 @@ def _sourced(workload: Workload) -> dict[str, Parts]:
     decoder layers read of them, all of them on rung plain, else those of one layer with their gradients.
     """
     source, target = workload.sides
-    layers, n, wide = source.shape.layers, source.rows * source.length, WIDE * source.shape.width
+    n, wide = source.rows * source.length, WIDE * source.spec.width
+    inner = max(layer.inner for layer in target.spec.layers)
+    kept = over(target.spec.layers, lambda layer: source_bytes(target, layer))
     read, write = _rung(source), _rung(target)
     states = 3 * n * wide  # into the norm, scaled, out of it
-    keys = n * (source_bytes(target) + 2 * (narrow(workload) + WIDE) * target.shape.inner)
+    one = max(source_bytes(target, layer) for layer in target.spec.layers)
+    keys = n * (one + 2 * (narrow(workload) + WIDE) * inner)
     if workload.rung == "plain":
-        waits = layers * n * Layer.of(source).kept + _cast_weights(source, layers) + states
-        keys = target.shape.layers * n * source_bytes(target)
+        waits = n * kept_by_all(source) + _cast_weights(source) + states
+        keys = n * kept
     elif workload.rung == "checkpoint":
-        waits = layers * n * wide + states
+        waits = len(source.spec.layers) * n * wide + states
         keys += 2 * n * wide  # the gradient of the states, of this layer and of those above
     else:
         here = workload.offload == "none"
         waits = carried(source)["inputs"] + n * wide if here else 0
         block = source.rows * min(workload.chunk, source.length)
-        keys = (n if here else block) * 2 * (2 * narrow(workload) + WIDE) * target.shape.inner
+        keys = (n if here else block) * 2 * (2 * narrow(workload) + WIDE) * inner
     found: dict[str, Parts] = {}
     for name, parts in write.items():
         if name != "embedding":
             found[name] = parts | {"source": waits + keys}
-    above = WIDE * target.shape.trainable
+    above = WIDE * target.trainable
     for name in read.keys() & {"mlp", "attention", "top", "last"}:
         parts = read[name]
         found[f"source {name}"] = parts | {"gradients": above + parts.get("gradients", 0) - _head_gradient(source)}
@@ -129,64 +142,70 @@ def _sourced(workload: Workload) -> dict[str, Parts]:
 
 def loss_bytes(workload: Workload, tokens: int) -> int:
     """The chunked loss of `tokens` hidden states at its widest, gradients of hidden and head included."""
-    shape, e = workload.shape, narrow(workload)
+    spec, e = workload.spec, narrow(workload)
     whole, tokens = tokens, math.ceil(tokens * workload.targets)
-    rows = max(16, LOGITS[workload.device] // (WIDE * shape.vocab))
+    rows = max(16, LOGITS[workload.device] // (WIDE * spec.vocab))
     rows = -(-tokens // max(1, round(tokens / rows)))  # chunks of equal size
-    head = 0 if shape.lora_rank else WIDE * shape.table
-    hidden = stream(workload) * tokens * shape.width * (2 if workload.packed else 1)
-    if shape.encoder:  # the chosen states and what their transform keeps; the gradient of all, in its own shape
-        hidden = WIDE * shape.width * (6 * tokens + whole)
-    cast = e * (shape.table + tokens * shape.width) if e < stream(workload) else 0
+    head = 0 if workload.lora else WIDE * spec.table
+    hidden = stream(workload) * tokens * spec.width * (2 if workload.packed else 1)
+    if spec.transformed:  # the chosen states and what their transform keeps; the gradient of all, in its own shape
+        hidden = WIDE * spec.width * (6 * tokens + whole)
+    cast = e * (spec.table + tokens * spec.width) if e < stream(workload) else 0
     held = hidden + head + cast
-    logits = WIDE * rows * shape.vocab
+    logits = WIDE * rows * spec.vocab
     slope = product = 0  # in float32 the logits become their slope, and its product is added where the gradient lies
     if e < WIDE:
-        slope, product = e * rows * shape.vocab, head + e * shape.table if head else 0
+        slope, product = e * rows * spec.vocab, head + e * spec.table if head else 0
     return held + logits + slope + product
 
 
 def norm_bytes(workload: Workload, tokens: int) -> int:
     """The final norm: its input, its scaled input and its output; encoders and LSTMs have none."""
-    if workload.shape.encoder or workload.shape.family == "lstm":
+    norm = workload.spec.norm
+    if not norm:
         return 0
-    fused = workload.shape.family == "gpt2" or workload.shape.lora_rank or workload.device == "cuda"
-    return (2 if fused else 3) * stream(workload) * tokens * workload.shape.width
+    fused = norm == "layer" or workload.lora or workload.device == "cuda"
+    return (2 if fused else 3) * stream(workload) * tokens * workload.spec.width
 
 
-def grads_of_a_layer(workload: Workload) -> int:
-    """Gradients of one layer's parameters."""
-    shape = workload.shape
-    return WIDE * (shape.adapters if shape.lora_rank else shape.layer_matrices + shape.layer_vectors)
+def grads_of_layers(workload: Workload, layers: Sequence[LayerSpec]) -> int:
+    """Gradients of the parameters of some layers."""
+    return WIDE * over(layers, workload.adapters if workload.lora else lambda layer: layer.numbers)
 
 
 def _head_gradient(workload: Workload) -> int:
-    return 0 if workload.shape.lora_rank else WIDE * workload.shape.table
+    return 0 if workload.lora else WIDE * workload.spec.table
 
 
-def _cast_weights(workload: Workload, layers: int) -> int:
-    """bfloat16 copies of the projections of some layers, which live as long as their graph."""
+def _cast_weights(workload: Workload, layers: Sequence[LayerSpec] | None = None) -> int:
+    """bfloat16 copies of the projections of some layers (None: all), which live as long as their graph."""
     cast = narrow(workload) < stream(workload)
-    return 2 * layers * workload.shape.layer_matrices if cast else 0
+    layers = workload.spec.layers if layers is None else layers
+    return 2 * over(layers, lambda layer: layer.matrices) if cast else 0
+
+
+def rotated(spec: ModelSpec) -> int:
+    """Numbers of the rotary tables of a token: a table for each way that turns queries."""
+    sizes = {layer.positions: layer.rotated for layer in spec.layers}
+    return sum(sizes.values())
 
 
 def _common(workload: Workload, tokens: int) -> int:
     """Rotary tables (float64 angles are gone by then) and marks."""
-    size = 0 if workload.shape.family == "gpt2" or workload.shape.biased else WIDE * workload.shape.head_size
-    return tokens * ((0 if workload.shape.family == "lstm" else size) + 8)
+    return tokens * (WIDE * rotated(workload.spec) + 8)
 
 
 def _plain(workload: Workload) -> dict[str, Parts]:
-    shape, n = workload.shape, workload.rows * workload.length
-    layer = Layer.of(workload)
-    kept = shape.layers * n * layer.kept + _cast_weights(workload, shape.layers)
+    spec, n = workload.spec, workload.rows * workload.length
+    layer, every = Layer.widest(workload), kept_by_all(workload)
+    kept = n * every + _cast_weights(workload)
     shared = _common(workload, workload.length) + norm_bytes(workload, n)
     tiles = tile_bytes(workload, workload.length)
     head = _head_gradient(workload)
-    slopes = 2 * stream(workload) * n * shape.width
-    top = shape.layers * n * layer.kept - n * layer.kept_mlp + _cast_weights(workload, shape.layers)
-    grads = WIDE * shape.trainable
-    above = grads - grads_of_a_layer(workload)
+    slopes = 2 * stream(workload) * n * spec.width
+    top = n * (every - layer.kept_mlp) + _cast_weights(workload)
+    grads = WIDE * workload.trainable
+    above = grads - grads_of_layers(workload, spec.layers[:1])
     return {
         "loss": {"kept": kept + shared, "loss": loss_bytes(workload, n)},
         "head": {"kept": kept + shared, "loss": slopes + 2 * head},
@@ -198,17 +217,17 @@ def _plain(workload: Workload) -> dict[str, Parts]:
 
 
 def _checkpoint(workload: Workload) -> dict[str, Parts]:
-    shape, n = workload.shape, workload.rows * workload.length
-    layer = Layer.of(workload)
-    inputs = shape.layers * n * stream(workload) * shape.width
-    cast, one = _cast_weights(workload, shape.layers), _cast_weights(workload, 1)
+    spec, n = workload.spec, workload.rows * workload.length
+    layer = Layer.widest(workload)
+    inputs = len(spec.layers) * n * stream(workload) * spec.width
+    cast, one = _cast_weights(workload), _cast_weights(workload, spec.layers[:1])
     shared = _common(workload, workload.length)
     tiles = tile_bytes(workload, workload.length)
-    head, grads = _head_gradient(workload), WIDE * shape.trainable
+    head, grads = _head_gradient(workload), WIDE * workload.trainable
     kept = n * layer.kept + one
     attention = kept - n * layer.kept_mlp + n * layer.attention_backward + tiles
     work = max(kept + n * layer.mlp_backward, attention)
-    above = grads - grads_of_a_layer(workload)
+    above = grads - grads_of_layers(workload, spec.layers[:1])
     return {
         "loss": {
             "kept": inputs + shared,
@@ -217,36 +236,36 @@ def _checkpoint(workload: Workload) -> dict[str, Parts]:
         },
         "forward": {"kept": inputs + shared, "work": cast + n * layer.forward + tiles},
         "top": {"kept": inputs + shared, "gradients": head, "work": work},
-        "last": {"kept": 2 * n * stream(workload) * shape.width + shared, "gradients": above, "work": work},
-        "embedding": {"gradients": grads, "work": head + 2 * n * stream(workload) * shape.width},
+        "last": {"kept": 2 * n * stream(workload) * spec.width + shared, "gradients": above, "work": work},
+        "embedding": {"gradients": grads, "work": head + 2 * n * stream(workload) * spec.width},
     }
 
 
 def _staged(workload: Workload) -> dict[str, Parts]:
-    shape, length, rows = workload.shape, workload.length, workload.rows
+    spec, length, rows = workload.spec, workload.length, workload.rows
     chunk = min(workload.chunk, length)
-    size = stage_layers(workload)
-    stages = -(-shape.layers // size)
+    size, count = stage_layers(workload), len(spec.layers)
+    stages = -(-count // size)
     n = rows * chunk
-    layer = Layer.of(workload)
+    layer = Layer.widest(workload)
     here = carried(workload)
     if workload.offload != "none":
-        block = n * shape.shared * (2 * narrow(workload) + 2 * 2 * WIDE)
+        block = n * _shared(spec) * (2 * narrow(workload) + 2 * 2 * WIDE)
         here = {
-            "inputs": stream(workload) * n * shape.width if stages > 1 or shape.both_ways else 0,
+            "inputs": stream(workload) * n * spec.width if stages > 1 or spec.both_ways else 0,
             "keys": block,
             "key gradients": block,
         }
-    head, grads = _head_gradient(workload), WIDE * shape.trainable
-    graph = size * n * layer.kept + _cast_weights(workload, size)
+    head, grads = _head_gradient(workload), WIDE * workload.trainable
+    graph = size * n * layer.kept + _cast_weights(workload, spec.layers[:size])
     shared = _common(workload, chunk) + norm_bytes(workload, n)
     past = _past_bytes(workload, chunk)
     attention = n * layer.attention_backward + past + tile_bytes(workload, length)
     work = max(n * layer.mlp_backward, attention - n * layer.kept_mlp)
-    several = length > chunk or shape.both_ways
-    above = grads - size * grads_of_a_layer(workload)
-    lowest = here["inputs"] // max(1, stages if shape.both_ways else stages - 1)
-    below = grads * (shape.layers - size) // shape.layers if stages > 1 else 0  # layers whose turn has not come
+    several = length > chunk or spec.both_ways
+    above = grads - grads_of_layers(workload, spec.layers[:size])
+    lowest = here["inputs"] // max(1, stages if spec.both_ways else stages - 1)
+    below = grads * (count - size) // count if stages > 1 else 0  # layers whose turn has not come
     first = {"inputs": here["inputs"], "keys": here["keys"]}
     held = first | {"key gradients": here["key gradients"] if several else 0}
     return {
@@ -256,32 +275,32 @@ def _staged(workload: Workload) -> dict[str, Parts]:
         "top": held | {"gradients": grads - below, "kept": graph, "work": work},
         "last": held | {"inputs": lowest, "gradients": grads if several else above, "kept": graph, "work": work},
         "embedding": held
-        | {"inputs": lowest, "gradients": grads, "kept": 0, "work": head + 2 * n * stream(workload) * shape.width},
+        | {"inputs": lowest, "gradients": grads, "kept": 0, "work": head + 2 * n * stream(workload) * spec.width},
     }
 
 
 def stage_layers(workload: Workload) -> int:
     """Layers of a stage on the chunked rungs."""
-    return {"chunk-outer": workload.shape.layers, "layer-outer": 1}.get(workload.rung, workload.stage_layers)
+    return {"chunk-outer": len(workload.spec.layers), "layer-outer": 1}.get(workload.rung, workload.stage_layers)
 
 
 def carried(workload: Workload) -> Parts:
     """Stage inputs, keys and values, and their gradients: what a chunked rung keeps here, or offloads."""
-    if workload.shape.encoder_layers:  # and the final states, with their gradient
+    if workload.spec.encoder:  # and the final states, with their gradient
         source, target = workload.sides
         read, write = carried(source), carried(target)
-        numbers = source.rows * source.length * source.shape.width
+        numbers = source.rows * source.length * source.spec.width
         more = {"inputs": WIDE * numbers, "keys": read["keys"], "key gradients": read["key gradients"]}
         return {name: read[name] + write[name] + more[name] for name in read}
-    shape, rows, length = workload.shape, workload.rows, workload.length
+    spec, rows, length = workload.spec, workload.rows, workload.length
     size = stage_layers(workload)
-    stages = -(-shape.layers // size)
-    before = length if shape.both_ways else max(0, (-(-length // workload.chunk) - 1) * workload.chunk)
-    keys = 2 * size * rows * before * shape.shared
-    if shape.family == "lstm":  # two vectors before each chunk
-        keys = 2 * size * rows * (before // workload.chunk) * shape.width
+    stages = -(-len(spec.layers) // size)
+    before = length if spec.both_ways else max(0, (-(-length // workload.chunk) - 1) * workload.chunk)
+    keys = 2 * size * rows * before * _shared(spec)
+    if spec.recurrent:  # two vectors before each chunk
+        keys = 2 * size * rows * (before // workload.chunk) * spec.width
     return {
-        "inputs": (stages if shape.both_ways else stages - 1) * rows * length * stream(workload) * shape.width,
+        "inputs": (stages if spec.both_ways else stages - 1) * rows * length * stream(workload) * spec.width,
         "keys": keys * narrow(workload),
         "key gradients": keys * WIDE,
     }
@@ -289,14 +308,20 @@ def carried(workload: Workload) -> Parts:
 
 def _past_bytes(workload: Workload, chunk: int) -> int:
     """Gradients of all past keys of a layer before they are added up, or one output per block where they wait."""
-    shape, rows, e = workload.shape, workload.rows, narrow(workload)
-    past = workload.length if shape.both_ways else max(0, workload.length - chunk)
-    merged = 3 * WIDE * rows * chunk * shape.inner if past else 0
+    spec, rows, e = workload.spec, workload.rows, narrow(workload)
+    inner, shared = max(layer.inner for layer in spec.layers), _shared(spec)
+    past = workload.length if spec.both_ways else max(0, workload.length - chunk)
+    merged = 3 * WIDE * rows * chunk * inner if past else 0
     if workload.device == "cuda":  # a run's gradients for all query heads, the sums of queries, what is offloaded
-        run = 2 * rows * min(past, RUN) * (shape.inner + shape.shared) * e if past else 0
-        whole = 2 * rows * (past if workload.offload == "none" else min(past, chunk)) * shape.shared * e
+        run = 2 * rows * min(past, RUN) * (inner + shared) * e if past else 0
+        whole = 2 * rows * (past if workload.offload == "none" else min(past, chunk)) * shared * e
         return whole + run + merged
     if workload.offload != "none":
-        outs = rows * past * shape.inner * e
-        return max(outs + merged, 2 * rows * chunk * shape.shared * (e + WIDE))
-    return max(2 * rows * past * shape.shared * e, merged)
+        outs = rows * past * inner * e
+        return max(outs + merged, 2 * rows * chunk * shared * (e + WIDE))
+    return max(2 * rows * past * shared * e, merged)
+
+
+def _shared(spec: ModelSpec) -> int:
+    """Width of the key heads of a layer, at most."""
+    return max(layer.shared for layer in spec.layers)

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from handscroll.base.errors import ConfigError
-from handscroll.base.workload import MEMORY, Shape, Workload
+from handscroll.base.spec import ModelSpec
+from handscroll.base.workload import MEMORY, Workload
 from handscroll.text.blanks import NAMES
 
 MASKED = 0.15  # share of tokens that are hidden unless a recipe says otherwise (data/masking.py)
@@ -20,13 +21,13 @@ def recipe_workloads(recipe: Any, config: Any = None, data_bytes: int | None = N
     """
     loop = recipe.loop_settings()
     longest = max(stage.length for stage in recipe.stages)
-    shape = recipe_shape(recipe, longest) if config is None else Shape.of(config)
-    if recipe.lora is not None:
-        shape = shape.model_copy(update={"lora_rank": recipe.lora.rank, "lora_targets": len(recipe.lora.targets)})
+    spec = recipe_spec(recipe, longest) if config is None else config.spec
     if data_bytes is None:
         data_bytes = 0 if recipe.text is None else sum(path.stat().st_size for path in recipe.text.paths())
     common = {
-        "shape": shape.model_dump(),
+        "spec": spec,
+        "lora": 0 if recipe.lora is None else recipe.lora.rank,
+        "lora_targets": 4 if recipe.lora is None else len(recipe.lora.targets),
         "precision": loop.precision,
         "optimizer": recipe.optimizer.name,
         "average": bool(loop.average),
@@ -50,32 +51,30 @@ def recipe_workloads(recipe: Any, config: Any = None, data_bytes: int | None = N
         packed = bool({"packed", "labelled", "blanks"} & kinds) or any(getattr(data, "pairs", 1) > 1 for data in mixed)
         length = min(stage.length, memory.chunk) if memory.rung == "recurrent" else stage.length
         own = {"length": length, "rows": micro, "micro": stage.rows // micro, "steps": stage.steps}
-        if (
-            shape.encoder_layers
-        ):  # what is cut out of a text goes to the target, each span with a sentinel on both sides
+        if spec.encoder:  # what is cut out of a text goes to the target, each span with a sentinel on both sides
             cut, spans = recipe.objective.counts(max(2, length))
             own |= {"read": (length - cut + spans + 1) / length, "written": (cut + spans + 1) / length}
         found.append(Workload.model_validate(common | own | {"packed": packed}))
     return found
 
 
-def recipe_shape(recipe: Any, longest: int) -> Shape:
-    """The shape of a recipe's model before its tokenizer exists: trained tokenizers are taken at their full size.
+def recipe_spec(recipe: Any, longest: int) -> ModelSpec:
+    """The spec of a recipe's model before its tokenizer exists: trained tokenizers are taken at their full size.
 
     Raises:
         ConfigError: sizes that the family does not have, or that do not fit together, as the run would.
     """
     if recipe.model.path is not None:
-        return checkpoint_shape(recipe.model.path)
+        return checkpoint_spec(recipe.model.path)
     from handscroll.models.new import About, new_config
 
     about = About(_tokenizer(recipe.tokenizer), longest, recipe.objective.labels(recipe.mixed))
-    return Shape.of(new_config(recipe.model.family, recipe.model.sizes, about))
+    return new_config(recipe.model.family, recipe.model.sizes, about).spec
 
 
-def checkpoint_shape(source: str) -> Shape:
-    """The shape of a checkpoint folder or hub id."""
-    return Shape.of(_config(source))
+def checkpoint_spec(source: str) -> ModelSpec:
+    """The spec of a checkpoint folder or hub id."""
+    return _config(source).spec
 
 
 def _config(source: str) -> Any:
@@ -100,12 +99,12 @@ def checkpoint_workload(source: str, values: dict[str, Any], lora: int = 0) -> W
     """
     config = _config(source)
     _check_possible(config, values.get("kind", ""))
-    shape = Shape.of(config).model_dump() | {"lora_rank": lora}
-    if values.get("kind") == "extend" and shape["positions"]:
-        shape["positions"] = max(shape["positions"], values["length"])
-    if shape["encoder"]:
+    spec = config.spec
+    if values.get("kind") == "extend":
+        spec = spec.reaching(values["length"])
+    if spec.reads == "both":
         values = {"targets": MASKED} | values
-    return Workload.parse({"shape": shape} | values, "plan")
+    return Workload.parse({"spec": spec, "lora": lora} | values, "plan")
 
 
 def _check_possible(config: Any, kind: str) -> None:

@@ -114,7 +114,7 @@ class RandomBatches(Stream[list[Batch]]):
             yield [self._batch(generator) for _ in range(self.workload.micro)], {"number": number}
 
     def _batch(self, generator: torch.Generator) -> Batch:
-        if self.workload.shape.encoder_layers:
+        if self.workload.spec.encoder:
             source, target = (self._row(side, generator) for side in self.workload.sides)
             return replace(target, source=source)
         return self._row(self.workload, generator)
@@ -122,7 +122,7 @@ class RandomBatches(Stream[list[Batch]]):
     @staticmethod
     def _row(workload: Workload, generator: torch.Generator) -> Batch:
         shape = (workload.rows, workload.length)
-        tokens, targets = (torch.randint(0, workload.shape.vocab, shape, generator=generator) for _ in range(2))
+        tokens, targets = (torch.randint(0, workload.spec.vocab, shape, generator=generator) for _ in range(2))
         if workload.targets < 1:
             targets[torch.rand(shape, generator=generator) >= workload.targets] = -100
         if not workload.packed:
@@ -137,30 +137,31 @@ class RandomBatches(Stream[list[Batch]]):
 
 def build(workload: Workload) -> Decoder:
     """A model of random weights in a workload's shape, where and in what it is trained."""
-    shape, length = workload.shape, workload.length
-    names = ("vocab", "width", "layers", "heads", "mlp_width", "tied")
-    sizes: dict[str, Any] = {name: getattr(shape, name) for name in names}
+    spec, length = workload.spec, workload.length
+    layer = spec.layers[0]
+    sizes: dict[str, Any] = {"vocab": spec.vocab, "width": spec.width, "layers": len(spec.layers), "tied": spec.tied}
+    attention: dict[str, Any] = sizes | {"heads": layer.heads, "mlp_width": layer.mlp_width}
+    positions = spec.reaching(length).positions[0]
     model: Decoder
-    if shape.family == "lstm":
-        sizes = {name: sizes[name] for name in ("vocab", "width", "layers", "tied")}
+    if spec.recurrent:
         model = LSTM(LSTMConfig(**sizes, trained=length))
-    elif shape.encoder_layers:
-        mlp: Any = "gated-gelu" if shape.gated else "relu"
-        sizes |= {"encoder_layers": shape.encoder_layers, "head_size": shape.head_size, "mlp": mlp, "start": 0}
-        model = T5(T5Config(**sizes))
-    elif shape.encoder:
-        model = Bert(BertConfig(**sizes, context=max(length, shape.positions)))
-    elif shape.family == "gpt2":
-        model = GPT2(GPT2Config(**sizes, context=max(length, shape.positions)))
+    elif spec.encoder:
+        mlp: Any = "gated-gelu" if layer.gated else "relu"
+        attention |= {"encoder_layers": len(spec.encoder), "head_size": layer.head_size, "mlp": mlp, "start": 0}
+        model = T5(T5Config(**attention))
+    elif spec.reads == "both":
+        model = Bert(BertConfig(**attention, context=positions.context))
+    elif positions.rows:
+        model = GPT2(GPT2Config(**attention, context=positions.context))
     else:
-        positions: Any = {"base": 1e4, "scaling": {"name": "none"}, "context": length, "trained": length}
-        sizes |= {"kv_heads": shape.kv_heads, "head_size": shape.head_size, "windows": shape.windows}
-        model = Llama(LlamaConfig(**sizes, positions=positions))
-    initialise(model, "normal", shape.layers, torch.Generator().manual_seed(0))
-    if shape.lora_rank:
-        targets = (*TARGETS, *MLP_TARGETS)[: shape.lora_targets]
+        rotary: Any = {"base": 1e4, "scaling": {"name": "none"}, "context": length, "trained": length}
+        heads: dict[str, Any] = {"kv_heads": layer.kv_heads, "head_size": layer.head_size}
+        model = Llama(LlamaConfig(**attention, **heads, windows=spec.windows, positions=rotary))
+    initialise(model, "normal", len(spec.layers), torch.Generator().manual_seed(0))
+    if workload.lora:
+        targets = (*TARGETS, *MLP_TARGETS)[: workload.lora_targets]
         frozen = getattr(torch, workload.frozen)
-        add_lora(model.to(frozen), LoRA(rank=shape.lora_rank, targets=targets))
+        add_lora(model.to(frozen), LoRA(rank=workload.lora, targets=targets))
     return model.to(workload.device)
 
 
@@ -192,7 +193,10 @@ def train_here(workload: Workload) -> list[float]:
             memory,
             Regularise(dropout=0.1 if workload.dropout else 0.0),
         )
-        updates, objective = RandomBatches(workload), cast(Objective, Masked() if workload.shape.encoder else Causal())
+        updates, objective = (
+            RandomBatches(workload),
+            cast(Objective, Masked() if workload.spec.reads == "both" else Causal()),
+        )
         train(run, updates, objective, Callbacks(on_record=lambda record: found.append(record["seconds"])))
     return found
 
@@ -209,9 +213,11 @@ def _calibrated(threads: int) -> Calibration:
 
 def _small(width: int, layers: int, length: int, vocab: int = 512, **changes: Any) -> Workload:
     heads = max(1, width // 64)
-    shape = {"layers": layers, "width": width, "heads": heads, "kv_heads": heads, "head_size": width // heads}
-    shape |= {"mlp_width": 8 * width // 3 // 16 * 16, "vocab": vocab, "tied": True, "family": "llama"}
-    return Workload.model_validate({"shape": shape, "length": length, "rung": "plain", "steps": 3} | changes)
+    sizes: dict[str, Any] = {"width": width, "layers": layers, "heads": heads, "kv_heads": heads, "vocab": vocab}
+    sizes |= {"head_size": width // heads, "mlp_width": 8 * width // 3 // 16 * 16, "tied": True}
+    positions: Any = {"base": 1e4, "scaling": {"name": "none"}, "context": length, "trained": length}
+    spec = LlamaConfig(**sizes, positions=positions).spec
+    return Workload.model_validate({"spec": spec, "length": length, "rung": "plain", "steps": 3} | changes)
 
 
 def _timed(precision: str) -> list[Workload]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from handscroll.base.errors import CapacityError, ConfigError, HandscrollError
-from handscroll.base.workload import Footprint, Shape, Workload
+from handscroll.base.workload import Footprint, Workload
 from handscroll.generate.check import checked, declared
 from handscroll.generate.chooser import Chooser, NewToken, check_stops, finite, next_tokens
 from handscroll.generate.engine.blocks import Blocks, beginning
@@ -287,7 +287,7 @@ def workload(model: Model, memory: int, settings: EngineSettings) -> Workload:
     budget, most = settings.get("budget", BUDGET), settings.get("most", MOST)
     return Workload(
         kind="serve",
-        shape=Shape.of(config),
+        spec=config.spec,
         length=max(1, budget),
         precision="bfloat16" if itemsize == 2 else "float32",
         cache=Footprint(each=0, fixed=memory + 3 * 4 * most * config.vocab),
