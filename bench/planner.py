@@ -19,8 +19,11 @@ from statistics import median
 from typing import Any
 
 from handscroll.base.errors import CapacityError
-from handscroll.base.workload import CHUNKED, Shape, Workload
+from handscroll.base.spec import ModelSpec
+from handscroll.base.workload import CHUNKED, Workload
 from handscroll.models.bert import BertConfig
+from handscroll.models.gpt2 import GPT2Config
+from handscroll.models.llama import LlamaConfig
 from handscroll.models.lstm import LSTMConfig
 from handscroll.models.t5 import T5Config
 from handscroll.plan.choose import fits
@@ -32,31 +35,105 @@ from handscroll.train.probe import calibrate, measure, measure_here
 PAPER = Machine(memory=1 << 37, disk=1 << 40, gpu=1 << 37)  # of which a forecast on a GPU asks nothing
 
 SHAPES = {
-    "llama 1M": Shape(
-        family="llama", layers=4, width=128, heads=4, kv_heads=2, head_size=32, mlp_width=352, vocab=2048, tied=True
-    ),
-    "llama 5M": Shape(
-        family="llama", layers=6, width=256, heads=8, kv_heads=8, head_size=32, mlp_width=688, vocab=1024, tied=True
-    ),
-    "llama 15M": Shape(
-        family="llama", layers=8, width=384, heads=6, kv_heads=3, head_size=64, mlp_width=1024, vocab=4096, tied=True
-    ),
-    "llama 40M": Shape(
-        family="llama", layers=8, width=512, heads=8, kv_heads=2, head_size=64, mlp_width=1408, vocab=16384
-    ),
-    "llama 135M": Shape(
-        family="llama", layers=30, width=576, heads=9, kv_heads=3, head_size=64, mlp_width=1536, vocab=49152, tied=True
-    ),
-    "gpt2 3M": Shape(
-        family="gpt2", layers=4, width=192, heads=6, kv_heads=6, head_size=32, mlp_width=768, vocab=4096, tied=True
-    ),
-    "gpt2 30M": Shape(
-        family="gpt2", layers=6, width=512, heads=8, kv_heads=8, head_size=64, mlp_width=2048, vocab=16384, tied=True
-    ),
-    "gpt2 124M": Shape(
-        family="gpt2", layers=12, width=768, heads=12, kv_heads=12, head_size=64, mlp_width=3072, vocab=50257, tied=True
-    ),
+    "llama 1M": {
+        "family": "llama",
+        "layers": 4,
+        "width": 128,
+        "heads": 4,
+        "kv_heads": 2,
+        "head_size": 32,
+        "mlp_width": 352,
+        "vocab": 2048,
+        "tied": True,
+    },
+    "llama 5M": {
+        "family": "llama",
+        "layers": 6,
+        "width": 256,
+        "heads": 8,
+        "kv_heads": 8,
+        "head_size": 32,
+        "mlp_width": 688,
+        "vocab": 1024,
+        "tied": True,
+    },
+    "llama 15M": {
+        "family": "llama",
+        "layers": 8,
+        "width": 384,
+        "heads": 6,
+        "kv_heads": 3,
+        "head_size": 64,
+        "mlp_width": 1024,
+        "vocab": 4096,
+        "tied": True,
+    },
+    "llama 40M": {
+        "family": "llama",
+        "layers": 8,
+        "width": 512,
+        "heads": 8,
+        "kv_heads": 2,
+        "head_size": 64,
+        "mlp_width": 1408,
+        "vocab": 16384,
+    },
+    "llama 135M": {
+        "family": "llama",
+        "layers": 30,
+        "width": 576,
+        "heads": 9,
+        "kv_heads": 3,
+        "head_size": 64,
+        "mlp_width": 1536,
+        "vocab": 49152,
+        "tied": True,
+    },
+    "gpt2 3M": {
+        "family": "gpt2",
+        "layers": 4,
+        "width": 192,
+        "heads": 6,
+        "kv_heads": 6,
+        "head_size": 32,
+        "mlp_width": 768,
+        "vocab": 4096,
+        "tied": True,
+    },
+    "gpt2 30M": {
+        "family": "gpt2",
+        "layers": 6,
+        "width": 512,
+        "heads": 8,
+        "kv_heads": 8,
+        "head_size": 64,
+        "mlp_width": 2048,
+        "vocab": 16384,
+        "tied": True,
+    },
+    "gpt2 124M": {
+        "family": "gpt2",
+        "layers": 12,
+        "width": 768,
+        "heads": 12,
+        "kv_heads": 12,
+        "head_size": 64,
+        "mlp_width": 3072,
+        "vocab": 50257,
+        "tied": True,
+    },
 }
+
+
+def spec_of(family: str, length: int, sizes: dict[str, Any]) -> ModelSpec:
+    """The spec of a Llama or a GPT-2 of these sizes for rows of `length` tokens."""
+    if family == "gpt2":
+        names = ("layers", "width", "heads", "mlp_width", "vocab")
+        return GPT2Config(**{name: sizes[name] for name in names}, context=length).spec
+    positions: Any = {"base": 1e4, "scaling": {"name": "none"}, "context": length, "trained": length}
+    return LlamaConfig(**sizes, positions=positions).spec
+
+
 FAMILIES = ("llama", "llama", "gpt2")
 KNOWN = ("llama", "gpt2", "bert", "t5", "lstm")
 RUNS = """
@@ -138,13 +215,13 @@ def workloads(threads: int) -> list[tuple[str, Workload]]:
         for item in rest.split():
             key, _, text = item.partition("=")
             values[key] = int(text) if text.isdigit() else text
-        shape = SHAPES[name].model_dump() | {"lora_rank": values.pop("lora_rank", 0)}
-        if name.startswith("gpt2"):
-            shape["positions"] = values["length"]
+        sizes = dict(SHAPES[name])
+        values["spec"] = spec_of(sizes.pop("family"), values["length"], sizes)
+        values["lora"] = values.pop("lora_rank", 0)
         values = {
             key: bool(value) if key in ("packed", "average", "dropout") else value for key, value in values.items()
         }
-        found.append((line, Workload.model_validate({"shape": shape} | values)))
+        found.append((line, Workload.model_validate(values)))
     return found
 
 
@@ -169,21 +246,20 @@ def drawn_for_a_gpu(seed: int, runs: int) -> list[tuple[str, Workload]]:
         width, lora = kv * groups * size, dice.random() < 0.4
         rung = dice.choice(["plain", "checkpoint", "chunk-outer", "layer-outer", "staged"])
         chunked, length = rung in CHUNKED, 512 * round(2 ** dice.uniform(1, 7))
-        shape = Shape(
-            family="llama",
-            layers=dice.randint(4, 24),
-            width=width,
-            heads=kv * groups,
-            kv_heads=kv,
-            head_size=size,
-            mlp_width=128 * round(dice.uniform(2, 4) * width / 128),
-            vocab=round(2 ** dice.uniform(13, 17)),
-            tied=dice.random() < 0.5,
-            lora_rank=8 if lora else 0,
-        )
+        sizes = {
+            "layers": dice.randint(4, 24),
+            "width": width,
+            "heads": kv * groups,
+            "kv_heads": kv,
+            "head_size": size,
+            "mlp_width": 128 * round(dice.uniform(2, 4) * width / 128),
+            "vocab": round(2 ** dice.uniform(13, 17)),
+            "tied": dice.random() < 0.5,
+        }
         workload = Workload(
             device="cuda",
-            shape=shape,
+            spec=spec_of("llama", length, sizes),
+            lora=8 if lora else 0,
             rung=rung,
             length=length,
             steps=2,
@@ -191,22 +267,22 @@ def drawn_for_a_gpu(seed: int, runs: int) -> list[tuple[str, Workload]]:
             frozen="bfloat16" if lora and dice.random() < 0.7 else "float32",
             optimizer=dice.choice(["adamw", "adam", "sgd"]),
             chunk=min(dice.choice([1024, 2048, 4096, 8192]), length) if chunked else 0,
-            stage_layers=dice.randint(2, max(2, shape.layers // 2)) if rung == "staged" else 0,
+            stage_layers=dice.randint(2, max(2, sizes["layers"] // 2)) if rung == "staged" else 0,
             offload="host" if chunked and dice.random() < 0.15 else "none",
             mlp_tile=512 if dice.random() < 0.15 else 0,
         )
-        small = shape.parameters < 6e8 and shape.trainable < 1.2e8  # made on the CPU, and written at the end
+        small = workload.parameters < 6e8 and workload.trainable < 1.2e8  # made on the CPU, and written at the end
         if small and operations(workload) < 2.5e14 and 2e9 < predict(workload, PAPER).gpu < 6e10:
             found.append((_named(workload), workload))
     return found
 
 
 def _named(workload: Workload) -> str:
-    shape = workload.shape
-    name = "bert" if shape.encoder else "t5" if shape.encoder_layers else shape.family
-    sizes = f"{name} {shape.parameters / 1e6:.0f}M ({shape.layers} x {shape.width}): "
-    shown = workload.model_dump(exclude_defaults=True, exclude={"shape", "threads", "steps"})
-    lora = [f"lora={shape.lora_rank}"] if shape.lora_rank else []
+    spec = workload.spec
+    name = "t5" if spec.encoder else spec.family
+    sizes = f"{name} {workload.parameters / 1e6:.0f}M ({len(spec.layers)} x {spec.width}): "
+    shown = workload.model_dump(exclude_defaults=True, exclude={"spec", "threads", "steps", "lora"})
+    lora = [f"lora={workload.lora}"] if workload.lora else []
     return sizes + " ".join([*lora, *(f"{name}={value}" for name, value in shown.items())])
 
 
@@ -216,25 +292,27 @@ def _draw(dice: random.Random, threads: int, families: tuple[str, ...]) -> Workl
     kv, groups = dice.randint(1, 6), dice.randint(1, 3) if drawn == "llama" else 1
     width = kv * groups * size
     length = 64 * round(2 ** dice.uniform(2, 8))
-    shape = Shape(
-        family=family,
-        layers=dice.randint(2, 16),
-        width=width,
-        heads=kv * groups,
-        kv_heads=kv,
-        head_size=size,
-        mlp_width=4 * width if family == "gpt2" else 32 * round(dice.uniform(2, 4) * width / 32),
-        vocab=round(2 ** dice.uniform(9, 15.6)),
-        tied=family == "gpt2" or dice.random() < 0.5,
-        positions=length if family == "gpt2" else 0,
-        lora_rank=dice.choice([4, 16]) if dice.random() < 0.15 else 0,
-    )
+    sizes = {
+        "layers": dice.randint(2, 16),
+        "width": width,
+        "heads": kv * groups,
+        "kv_heads": kv,
+        "head_size": size,
+        "mlp_width": 4 * width if family == "gpt2" else 32 * round(dice.uniform(2, 4) * width / 32),
+        "vocab": round(2 ** dice.uniform(9, 15.6)),
+        "tied": family == "gpt2" or dice.random() < 0.5,
+    }
+    lora = dice.choice([4, 16]) if dice.random() < 0.15 else 0
     rung = dice.choice(["plain", "checkpoint", "chunk-outer", "layer-outer", "staged"])
     if drawn in ("bert", "t5", "lstm"):
-        shape, rung = _other(dice, drawn, shape, length)
+        spec, rung = _other(dice, drawn, sizes, length)
+        lora = 0 if drawn == "lstm" else lora
+    else:
+        spec = spec_of(family, length, sizes)
     chunked = rung in CHUNKED
     return Workload(
-        shape=shape,
+        spec=spec,
+        lora=lora,
         rung=rung,
         length=length,
         steps=3,
@@ -244,7 +322,7 @@ def _draw(dice: random.Random, threads: int, families: tuple[str, ...]) -> Workl
         precision=dice.choice(["float32", "bfloat16"]),
         optimizer=dice.choice(["adamw", "adamw", "adam", "sgd", "adafactor", "lamb", "muon"]),
         chunk=min(dice.choice([256, 512, 1024, 2048]), length) if chunked else 0,
-        stage_layers=dice.randint(2, max(2, shape.layers // 2)) if rung == "staged" else 0,
+        stage_layers=dice.randint(2, max(2, len(spec.layers) // 2)) if rung == "staged" else 0,
         offload="disk" if chunked and dice.random() < 0.2 else "none",
         packed=dice.random() < 0.25,
         average=dice.random() < 0.1,
@@ -254,23 +332,22 @@ def _draw(dice: random.Random, threads: int, families: tuple[str, ...]) -> Workl
     )
 
 
-def _other(dice: random.Random, name: str, shape: Shape, length: int) -> tuple[Shape, Any]:
-    """A shape of a family whose layers do not read a text from left to right by attention, and a rung it may take."""
-    sizes = {field: getattr(shape, field) for field in ("layers", "width", "vocab")}
+def _other(dice: random.Random, name: str, drawn: dict[str, Any], length: int) -> tuple[ModelSpec, Any]:
+    """The spec of a family whose layers do not read a text from left to right by attention, and a rung it may take."""
+    sizes = {field: drawn[field] for field in ("layers", "width", "vocab")}
     tied = dice.random() < 0.7
     if name == "lstm":
         config = LSTMConfig(**sizes, tied=tied, trained=length)
-        return Shape.of(config), dice.choice(["plain", "plain", "chunk-outer", "checkpoint"])
-    sizes |= {"heads": shape.heads, "mlp_width": 4 * shape.width}
+        return config.spec, dice.choice(["plain", "plain", "chunk-outer", "checkpoint"])
+    sizes |= {"heads": drawn["heads"], "mlp_width": 4 * drawn["width"]}
     rung = dice.choice(["plain", "checkpoint", "layer-outer", "layer-outer"])
-    lora = {"lora_rank": shape.lora_rank}
     if name == "bert":
-        return Shape.of(BertConfig(**sizes, tied=True, context=length), **lora), rung
+        return BertConfig(**sizes, tied=True, context=length).spec, rung
     gated: Any = dice.choice(["gated-gelu", "relu"])
     sizes |= {"encoder_layers": sizes["layers"], "layers": dice.randint(1, sizes["layers"])}
-    sizes["mlp_width"] = (3 if gated == "gated-gelu" else 4) * shape.width
-    config = T5Config(**sizes, head_size=shape.head_size, mlp=gated, tied=tied, scaled=tied, start=0)
-    return Shape.of(config, **lora), rung
+    sizes["mlp_width"] = (3 if gated == "gated-gelu" else 4) * drawn["width"]
+    config = T5Config(**sizes, head_size=drawn["head_size"], mlp=gated, tied=tied, scaled=tied, start=0)
+    return config.spec, rung
 
 
 def summary(errors: list[float]) -> str:

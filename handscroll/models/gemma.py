@@ -88,9 +88,6 @@ class GemmaConfig(RotaryHeads):
         )
         return spec.model_copy(update={"layers": tuple(layers), "positions": self.every_positions})
 
-    def shape(self) -> dict[str, Any]:
-        return super().shape() | {"windows": self.windows, "norms": 4}
-
 
 @lru_cache(maxsize=64)
 def _unscaled(base: float, context: int, trained: int) -> Rotary:

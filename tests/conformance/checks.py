@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from handscroll.base.errors import CapacityError, ConfigError
-from handscroll.base.workload import CHUNKED, Shape, Workload
+from handscroll.base.workload import CHUNKED, Workload
 from handscroll.data.batch import Batch, collate
 from handscroll.extend.bakeoff import applied
 from handscroll.extend.extend import GUARD
@@ -275,7 +275,7 @@ CHUNK = 24  # tokens: three chunks of a row
 
 def settings_of_memory(form: Form) -> dict[str, list[dict[str, Any]]]:
     """What the planner offers for a form, by rung; of the places to offload to, disk for the last rung alone."""
-    workload = Workload(shape=Shape.of(form.config), length=LENGTH, rung="auto")
+    workload = Workload(spec=form.config.spec, length=LENGTH, rung="auto")
     found: dict[str, list[dict[str, Any]]] = {}
     for forecast in options(workload, MACHINE):
         one = forecast.workload

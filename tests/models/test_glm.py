@@ -8,7 +8,6 @@ import transformers
 
 from handscroll.base.config import read_recipe
 from handscroll.base.errors import ConfigError
-from handscroll.base.workload import Shape
 from handscroll.extend.methods import apply, candidates
 from handscroll.generate.engine.engine import Engine
 from handscroll.generate.prefill import hidden_chunks
@@ -172,7 +171,7 @@ def test_a_recipe_makes_one_that_the_planner_and_the_reference_know(tmp_path):
     config = lm.model.config
     assert (config.family, config.rotated_size, config.positions.base, config.trained) == ("glm", 6, 10_000.0, 64)
     (workload,) = recipe_workloads(recipe)
-    assert workload.shape == Shape.of(config)
+    assert workload.spec == config.spec
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model", dtype=torch.float32).eval()
     ids = torch.tensor([lm.encode("import json\nfrom email import policy\n")])
     assert (lm.logits(ids[0]) - reference_logits(theirs, ids)[0]).abs().max() < 1e-4

@@ -9,7 +9,6 @@ import torch
 
 from handscroll.base.config import read_recipe
 from handscroll.base.errors import ConfigError
-from handscroll.base.workload import Shape
 from handscroll.data.batch import collate
 from handscroll.data.pack import Packed
 from handscroll.data.row import Row
@@ -272,7 +271,7 @@ def test_the_planner_offers_what_there_is(recipe):
     exact_rungs = {"plain", "checkpoint", "layer-outer"}
     assert {one.workload.rung for one in options(workloads[0], this_machine())} == exact_rungs
     made = build_model(recipe(), train_tokenizer(["hello " * 200], TokenizerConfig(vocab=261, sentinels=4)))
-    assert Shape.of(made.config).parameters == sum(p.numel() for p in made.parameters())
+    assert made.spec.parameters == sum(p.numel() for p in made.parameters())
     length = 120
     cut, spans = SpanCorruption(density=0.3, mean_span=4.0).counts(length)
     told = recipe_workloads(recipe("objective.density=0.3", "objective.mean_span=4.0", f"stages.0.length={length}"))[0]

@@ -3,14 +3,14 @@
 import pytest
 
 from handscroll.base.errors import CapacityError
-from handscroll.base.workload import Shape, Workload
+from handscroll.base.workload import Workload
 from handscroll.plan.choose import check, fits
 from handscroll.plan.forecast import predict
 from handscroll.plan.machine import Machine
+from tests.plan.conftest import llama
 
-SHAPES = {
-    "8b": Shape(
-        family="llama",
+SPECS = {
+    "8b": llama(
         vocab=128256,
         width=4096,
         layers=32,
@@ -18,10 +18,9 @@ SHAPES = {
         kv_heads=8,
         head_size=128,
         mlp_width=14336,
-        lora_rank=8,
+        tied=False,
     ),
-    "0.5b": Shape(
-        family="llama",
+    "0.5b": llama(
         vocab=151936,
         width=896,
         layers=24,
@@ -46,7 +45,8 @@ def workload(name, rung, length, chunk, tile):
     frozen = "bfloat16" if name == "8b" else "float32"
     return Workload(
         device="cuda",
-        shape=SHAPES[name],
+        spec=SPECS[name],
+        lora=8 if name == "8b" else 0,
         rung=rung,
         length=length,
         chunk=chunk,

@@ -2,11 +2,11 @@
 
 import pytest
 
-from handscroll.base.workload import Shape
 from handscroll.plan.calibration import Calibration, cache_file, load_calibration, save_calibration
 from handscroll.plan.duration import seconds
 from handscroll.plan.machine import available_memory, this_machine
 from handscroll.train.probe import _timed, fitted
+from tests.plan.conftest import llama
 
 STATUS = "VmSize: 900 kB\nVmRSS:\t 100 kB\n"
 MEMORY = "MemTotal: 9000 kB\nMemAvailable: 5000 kB\n"
@@ -66,7 +66,7 @@ def test_the_fit_finds_the_speeds_that_made_the_times():
     truth = Calibration(product=1.1e-11, product_narrow=4e-12, attention=6e-12, attention_narrow=4e-12)
     runs = [run for precision in ("float32", "bfloat16") for run in _timed(precision)]
     found = fitted(runs, [seconds(run, truth) for run in runs], Calibration())
-    shape = Shape(family="llama", layers=8, width=384, heads=6, kv_heads=3, head_size=64, mlp_width=1024, vocab=4096)
+    spec = llama(layers=8, width=384, heads=6, kv_heads=3, head_size=64, mlp_width=1024, vocab=4096, tied=False)
     for run in runs:
-        other = run.changed(shape=shape, length=2 * run.length)
+        other = run.changed(spec=spec, length=2 * run.length)
         assert seconds(other, found) == pytest.approx(seconds(other, truth), rel=0.05)

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from handscroll.base.errors import ConfigError
-from handscroll.base.workload import Footprint, Shape
+from handscroll.base.workload import Footprint, Workload
 from handscroll.models.bert import Bert, BertConfig
 from handscroll.models.bloom import BloomConfig
 from handscroll.models.glm import GLM, GLMConfig
@@ -14,11 +14,13 @@ from handscroll.models.llama import Llama, LlamaConfig
 from handscroll.models.lstm import LSTM, LSTMConfig
 from handscroll.models.model import Model
 from handscroll.models.t5 import T5, T5Config
+from handscroll.nn.positions.slopes import Slopes
 from handscroll.plan import inference, memory
 from handscroll.plan.choose import check, options
 from handscroll.plan.forecast import disk_bytes, predict
 from handscroll.plan.layer import Layer
 from handscroll.train.lora import LoRA, add_lora
+from tests.plan.conftest import SIZES, llama
 
 POSITIONS = {"base": 1e4, "scaling": {"name": "none"}, "context": 64, "trained": 64}
 LLAMA = {"vocab": 90, "width": 24, "layers": 3, "heads": 4, "kv_heads": 2, "head_size": 6, "mlp_width": 40}
@@ -52,10 +54,10 @@ def test_parameters_are_those_of_the_model(family, rank, tied):
         model = GPT2(GPT2Config(vocab=90, width=24, layers=3, heads=4, mlp_width=96, context=64, tied=tied))
     if rank:
         add_lora(model, LoRA(rank=rank))
-    shape = Shape.of(model.config, lora_rank=rank)
-    assert shape.parameters == sum(p.numel() for p in model.parameters())
-    assert shape.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert shape.largest == max(p.numel() for p in model.parameters() if p.requires_grad)
+    run = Workload(spec=model.spec, lora=rank, length=64)
+    assert run.parameters == sum(p.numel() for p in model.parameters())
+    assert run.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert run.largest == max(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def test_what_was_read_before_is_not_counted_again(workload, machine):
@@ -77,27 +79,26 @@ def test_what_was_read_before_is_not_counted_again(workload, machine):
 def test_bias_tensors_of_a_tile_are_counted(workload):
     """Of 512 queries over 1,024 keys, the bias and its sum with the mask; of a new token over all keys."""
     plain = workload(kind="generate", rung="auto", length=4096, new=1)
-    biased = plain.changed(shape=plain.shape.model_dump() | {"sloped": True})
+    biased = plain.changed(spec=plain.spec.model_copy(update={"positions": (Slopes(context=64, trained=64),)}))
     more = {name: inference.phases(biased)[name]["work"] - inference.phases(plain)[name]["work"] for name in ("token",)}
     assert more["token"] == 2 * 4 * 8 * 4097
     tile = 4 * (2 * 8 + 1) * 512 * 1024
     assert inference.phases(biased)["prompt"]["work"] > tile
-    assert Shape.of(BloomConfig(vocab=90, width=24, layers=3, heads=4, context=64)).sloped
+    assert BloomConfig(vocab=90, width=24, layers=3, heads=4, context=64).spec.bias == "fixed"
 
 
 @pytest.mark.parametrize("heads", [{"masked": False}, {"pooler": True}, {"pooler": True, "following": True}])
 def test_parameters_of_an_encoder(heads):
     model = Bert(BertConfig(vocab=90, width=24, layers=3, heads=4, mlp_width=96, context=64, offset=2, **heads))
-    shape = Shape.of(model.config)
-    assert shape.encoder and shape.parameters == sum(p.numel() for p in model.parameters())
+    spec = model.spec
+    assert not spec.cached and spec.parameters == sum(p.numel() for p in model.parameters())
 
 
 def test_an_encoder_decoder_by_hand(workload, machine):
     """1,843 tokens of source and 410 of target in a text of 2,048; encoder of 4 layers, decoder of 3, 4 heads of 16."""
     sizes = {"vocab": 90, "width": 32, "layers": 3, "encoder_layers": 4, "heads": 4, "head_size": 16, "mlp_width": 40}
-    shape = Shape.of(T5Config(**sizes, start=0))
-    assert [side.layers for side in shape.sides] == [4, 3]
-    text = workload(shape=shape, chunk=256, rung="layer-outer", read=0.9, written=0.2)
+    text = workload(spec=T5Config(**sizes, start=0).spec, chunk=256, rung="layer-outer", read=0.9, written=0.2)
+    assert [len(side.spec.layers) for side in text.sides] == [4, 3]
     assert [side.length for side in text.sides] == [1844, 410]
     # inputs of encoder layers 2 to 4, their end and its gradient; of decoder layers 2 and 3
     assert memory.carried(text)["inputs"] == 4 * 32 * (5 * 1844 + 2 * 410)
@@ -116,11 +117,11 @@ def test_an_encoder_decoder_by_hand(workload, machine):
 
 
 def test_an_encoder_keeps_one_input_more_and_all_keys(workload, machine):
-    shape = workload().shape.model_dump() | {"both_ways": True, "encoder": True}
-    there = {"shape": shape, "chunk": 512}
+    spec = workload().spec.model_copy(update={"reads": "both", "transformed": True})
+    there = {"spec": spec, "chunk": 512}
     carried = memory.carried(workload(rung="layer-outer", **there))
     assert carried["inputs"] == 6 * 2048 * 256 * 4 and carried["keys"] == 2 * 2048 * 128 * 4
-    assert {one.workload.rung for one in options(workload(shape=shape, rung="auto"), machine(10_000))} == {
+    assert {one.workload.rung for one in options(workload(spec=spec, rung="auto"), machine(10_000))} == {
         "plain",
         "checkpoint",
         "layer-outer",
@@ -128,25 +129,25 @@ def test_an_encoder_keeps_one_input_more_and_all_keys(workload, machine):
     with pytest.raises(ConfigError, match="causal"):
         check(workload(rung="chunk-outer", **there), machine(10_000))
     with pytest.raises(ConfigError, match="generates"):
-        check(workload(kind="generate", rung="auto", shape=shape), machine(10_000))
-    few = memory.loss_bytes(workload(shape=shape, targets=0.15), 2048)
+        check(workload(kind="generate", rung="auto", spec=spec), machine(10_000))
+    few = memory.loss_bytes(workload(spec=spec, targets=0.15), 2048)
     assert few < memory.loss_bytes(workload(), 2048)
 
 
 def test_what_a_layer_keeps_by_hand(workload):
     """D 256, H E 256, K E 128, H 8, F 688: 4 (6 D + 3 H E + 2 K E + H + 4 F + 2) bytes a token."""
-    assert Layer.of(workload()).kept == 4 * (6 * 256 + 3 * 256 + 2 * 128 + 8 + 4 * 688 + 2) + 0
-    narrow = Layer.of(workload(precision="bfloat16")).kept
+    assert Layer.widest(workload()).kept == 4 * (6 * 256 + 3 * 256 + 2 * 128 + 8 + 4 * 688 + 2) + 0
+    narrow = Layer.widest(workload(precision="bfloat16")).kept
     # float32: two inputs and two scaled inputs of norms, two root mean squares, log-sum-exps; bfloat16: five copies
     # of the norms' outputs, q, k, v, output twice, four of the MLP.
     assert narrow == 4 * (4 * 256 + 2 + 8) + 2 * (5 * 256 + 3 * 256 + 2 * 128 + 4 * 688)
-    assert Layer.of(workload(mlp_tile=256)).kept < 0.5 * Layer.of(workload()).kept
+    assert Layer.widest(workload(mlp_tile=256)).kept < 0.5 * Layer.widest(workload()).kept
 
 
 def test_the_widest_moment_of_a_plain_step_by_hand(workload):
     """In the loss: all layers, the final norm (3 D), rotary tables and marks, and one chunk of logits (1,024 wide)."""
     found = memory.phases(workload())["loss"]
-    assert found["kept"] == 2048 * (6 * Layer.of(workload()).kept + 3 * 256 * 4 + 32 * 4 + 8)
+    assert found["kept"] == 2048 * (6 * Layer.widest(workload()).kept + 3 * 256 * 4 + 32 * 4 + 8)
     assert found["loss"] == 2048 * 256 * 4 + 1024 * 256 * 4 + 2048 * 1024 * 4
 
 
@@ -165,8 +166,8 @@ def test_more_takes_more(workload, machine, settings, change):
     if change in ("length", "rows", "micro"):
         after = workload(**settings, **{change: 2 * getattr(before, change)})
     else:
-        shape = before.shape.model_dump()
-        after = workload(**settings, shape=shape | {change: 2 * shape[change]})
+        sizes = {name: 2 * size if name == change else size for name, size in SIZES.items()}
+        after = workload(**settings, spec=llama(**sizes))
     small, large = predict(before, here), predict(after, here)
     assert small.host < large.host
     assert small.seconds < large.seconds
@@ -189,7 +190,7 @@ def test_parts_add_up(workload, machine):
 
 
 def test_what_stays_by_hand(workload):
-    count = workload().shape.parameters
+    count = workload().parameters
     assert memory.fixed_parts(workload(average=True, rows=2, packed=True)) == {
         "weights": 4 * count,
         "optimizer": 8 * count,
@@ -200,7 +201,7 @@ def test_what_stays_by_hand(workload):
 
 
 def test_optimisers_keep_what_they_keep(workload):
-    count = workload().shape.trainable
+    count = workload().trainable
     state = {name: memory.state_bytes(workload(optimizer=name)) for name in ("adamw", "sgd", "muon", "adafactor")}
     assert state["adamw"] == 8 * count
     assert state["sgd"] == 4 * count
@@ -210,7 +211,7 @@ def test_optimisers_keep_what_they_keep(workload):
 
 def test_disk_counts_one_checkpoint_more_than_are_kept(workload):
     here = workload(keep=3)
-    assert disk_bytes(here) == 4 * (4 + 8) * here.shape.parameters + 4 * here.shape.parameters
+    assert disk_bytes(here) == 4 * (4 + 8) * here.parameters + 4 * here.parameters
 
 
 def test_generation_grows_by_its_cache(workload, machine):
@@ -225,12 +226,12 @@ def test_generation_grows_by_its_cache(workload, machine):
 
 
 def test_a_state_does_not_grow_and_its_steps_follow_each_other(workload, machine):
-    shape = Shape.of(LSTMConfig(vocab=1024, width=256, layers=3, trained=64))
+    spec = LSTMConfig(vocab=1024, width=256, layers=3, trained=64).spec
     state = 2 * 3 * 256 * 4
     for length in (512, 1 << 20):
-        asked = workload(shape=shape, kind="generate", length=length, new=64)
+        asked = workload(spec=spec, kind="generate", length=length, new=64)
         assert predict(asked, machine(4000)).parts["cache"] == state
-    chunked = workload(shape=shape, rung="chunk-outer", chunk=256, length=4096)
+    chunked = workload(spec=spec, rung="chunk-outer", chunk=256, length=4096)
     assert memory.carried(chunked) == {"inputs": 0, "keys": 15 * state, "key gradients": 15 * state}
     longer = predict(chunked.changed(length=1 << 20), machine(4000))
     assert longer.host - predict(chunked, machine(4000)).host < 100e6  # 53 MB of them are tokens and targets

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from handscroll.base.errors import CapacityError
-from handscroll.base.workload import Shape
+from handscroll.models.gpt2 import GPT2Config
 from handscroll.models.lstm import LSTMConfig
 from handscroll.models.t5 import T5Config
 from handscroll.plan.calibration import Calibration
@@ -15,28 +15,23 @@ from handscroll.plan.memory import fixed_parts, phases
 from handscroll.plan.workloads import recipe_workloads
 from handscroll.train.probe import measure
 from handscroll.train.start import run_recipe
+from tests.plan.conftest import llama
 
-LLAMA = Shape(
-    family="llama", layers=6, width=256, heads=8, kv_heads=4, head_size=32, mlp_width=688, vocab=1024, tied=True
-)
-GPT2 = Shape(
-    family="gpt2", layers=4, width=256, heads=4, kv_heads=4, head_size=64, mlp_width=1024, vocab=8192, tied=True
-)
-T5 = Shape.of(
-    T5Config(vocab=1024, width=256, layers=3, encoder_layers=4, heads=4, head_size=64, mlp_width=512, start=0)
-)
-LSTM = Shape.of(LSTMConfig(vocab=1024, width=256, layers=3, trained=64))
+LLAMA = llama()
+GPT2 = GPT2Config(vocab=8192, width=256, layers=4, heads=4, mlp_width=1024, context=1024).spec
+T5 = T5Config(vocab=1024, width=256, layers=3, encoder_layers=4, heads=4, head_size=64, mlp_width=512, start=0).spec
+LSTM = LSTMConfig(vocab=1024, width=256, layers=3, trained=64).spec
 RUNS = [
     {"length": 1024, "rows": 2},
     {"length": 2048, "precision": "bfloat16", "packed": True, "optimizer": "adafactor"},
     {"length": 4096, "rung": "checkpoint"},
     {"length": 4096, "rung": "chunk-outer", "chunk": 512, "precision": "bfloat16"},
     {"length": 4096, "rung": "layer-outer", "chunk": 1024, "offload": "disk"},
-    {"shape": GPT2.model_dump() | {"positions": 1024}, "length": 1024, "optimizer": "muon"},
-    {"shape": LSTM, "length": 4096},
-    {"shape": T5, "length": 2048},
-    {"shape": T5, "length": 4096, "rung": "layer-outer", "chunk": 512},
-    {"shape": LSTM, "length": 8192, "packed": True, "rung": "chunk-outer", "chunk": 1024},
+    {"spec": GPT2, "length": 1024, "optimizer": "muon"},
+    {"spec": LSTM, "length": 4096},
+    {"spec": T5, "length": 2048},
+    {"spec": T5, "length": 4096, "rung": "layer-outer", "chunk": 512},
+    {"spec": LSTM, "length": 8192, "packed": True, "rung": "chunk-outer", "chunk": 1024},
 ]
 
 
@@ -45,8 +40,8 @@ def here() -> Machine:
     """A machine whose bare process was measured by one tiny run."""
     from handscroll.base.workload import Workload
 
-    shape = Shape(family="llama", layers=1, width=32, heads=1, kv_heads=1, head_size=32, mlp_width=32, vocab=64)
-    tiny = Workload(shape=shape, length=64, rung="plain", steps=2, threads=1)
+    spec = llama(layers=1, width=32, heads=1, kv_heads=1, mlp_width=32, vocab=64, tied=False)
+    tiny = Workload(spec=spec, length=64, rung="plain", steps=2, threads=1)
     held = sum(fixed_parts(tiny).values()) + max(sum(phase.values()) for phase in phases(tiny).values())
     base = measure(tiny).peak - held
     return Machine(memory=10**11, disk=10**12, calibration=Calibration(base=base))
@@ -54,7 +49,7 @@ def here() -> Machine:
 
 @pytest.mark.parametrize("settings", RUNS, ids=lambda item: "-".join(map(str, list(item.values())[-3:])))
 def test_memory_is_as_forecast(workload, here, settings):
-    run = workload(**{"shape": LLAMA, "threads": 1} | settings)
+    run = workload(**{"spec": LLAMA, "threads": 1} | settings)
     forecast, peaks = predict(run, here).host, []
     near = pytest.approx(forecast, rel=0.10)
     # Equal runs differ by up to 4 % (where the heap's holes come to lie), so what is outside is measured again.
@@ -81,7 +76,7 @@ def test_a_recipe_takes_the_disk_it_was_told(recipe, tmp_path):
     # Headers and the state of muon's counters are not forecast: some kilobytes on a model of 60,000 parameters.
     assert 3 * size + saved == pytest.approx(disk_bytes(planned[-1]), rel=0.05)
     vocab = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["vocab_size"]
-    assert planned[0].shape.vocab == vocab
+    assert planned[0].spec.vocab == vocab
 
 
 @pytest.fixture
