@@ -21,7 +21,7 @@ from handscroll.nn.marks import Marks
 @torch.no_grad()
 def read(lm: LM, ids: torch.Tensor, policy: str) -> tuple[torch.Tensor, int]:
     """Log-probabilities (T, V) after every token, and the bytes of the cache."""
-    cache = cache_of(policy)(lm.model.config.layers, capacity=len(ids))
+    cache = lm.model.new_cache(len(ids), cache_of(policy))
     marks, parts = Marks.run(0, len(ids)), []
     for _, _, hidden in hidden_chunks(lm.model, ids[None], marks, cache, len(ids), 64):
         parts.append(lm.model.logits(hidden)[0].float().log_softmax(-1))

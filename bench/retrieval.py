@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from handscroll.cache.full import Cache
+from handscroll.cache.cache import Cache
 from handscroll.cache.retrieval import RetrievalCache
 from handscroll.cache.table import cache_of
 from handscroll.generate.prefill import prefill
@@ -52,7 +52,7 @@ def main() -> None:
     print(f"{'cache':<24} {'memory':>9} {'read':>7} {'ms':>6} {'KL mean':>8} {'worst':>8} {'same':>7}  recall  worst")
     exact = None
     for policy in options.policies:
-        cache = cache_of(policy)(lm.model.config.layers, capacity=len(ids))
+        cache = lm.model.new_cache(len(ids), cache_of(policy))
         if isinstance(cache, RetrievalCache):
             cache.measure = 8
         got, seconds = read(lm, ids, options.new, cache)

@@ -20,7 +20,8 @@ class Footprint(Config):
 
     `most` tokens are kept at most (0: all), and one more while it is read; with `whole` all of a prompt is kept until
     its end. `fixed` are buffers whatever the length. `reading`: bytes of a token of the chunk being read, until it is
-    put away. `filed`: bytes of a token on disk.
+    put away. `filed`: bytes of a token on disk. `rolling`: of layers that keep a window, bytes of a token and the most
+    tokens, for each size of window; twice that while more than a window is read.
     """
 
     each: float = Field(ge=0)
@@ -29,18 +30,23 @@ class Footprint(Config):
     fixed: int = Field(default=0, ge=0)
     reading: float = Field(default=0.0, ge=0)
     filed: float = Field(default=0.0, ge=0)
+    rolling: tuple[tuple[float, int], ...] = ()
 
     def held(self, tokens: int) -> int:
         """Bytes once `tokens` have gone by and the next is read."""
-        return math.ceil(self.fixed + self.each * (min(tokens, self.most + 1) if self.most else tokens))
+        windows = sum(each * min(tokens, most) for each, most in self.rolling)
+        return math.ceil(self.fixed + self.each * (min(tokens, self.most + 1) if self.most else tokens) + windows)
 
     def peak(self, prompt: int, new: int, chunk: int) -> int:
         """Most bytes at any time of a request: a prompt in chunks, then `new` tokens, the last of which is not kept."""
         tokens, chunk = prompt + max(0, new - 1), min(chunk, prompt)
+        windows = math.ceil(sum(each * min(prompt, most) * (1 + (prompt > most)) for each, most in self.rolling))
         if not self.most:
-            return self.held(tokens) + math.ceil(self.reading * chunk)
+            without = self.model_copy(update={"rolling": ()})
+            reading = without.held(tokens) + math.ceil(self.reading * chunk) + windows
+            return max(self.held(tokens), reading)
         read = prompt if self.whole else min(prompt, self.most + chunk)
-        return max(self.held(tokens), math.ceil(self.fixed + self.each * read))
+        return max(self.held(tokens), math.ceil(self.fixed + self.each * read) + windows)
 
 
 class Workload(Config):

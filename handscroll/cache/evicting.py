@@ -1,5 +1,7 @@
 """`EvictingCache`: what the policies share that hold at most `budget` tokens of each row and layer and forget the rest.
 
+Layers that see a window keep it whole: budget and scores are those of the full layers.
+
 A policy is a file with up to three methods: which queries count (`counted`), what is remembered of the attention mass
 (`remembered`), and the scores by which tokens stay (`scores`). After every forward the lowest are evicted until
 `budget` are left, and their memory is given back: the buffers have room for the budget and one new token. Slots of
@@ -21,47 +23,45 @@ from torch import Tensor
 
 from handscroll.base.errors import ConfigError
 from handscroll.base.workload import Footprint
-from handscroll.cache.full import Cache, _Layer
+from handscroll.cache.cache import Cache
+from handscroll.cache.columns import Columns, copied, nbytes, part, put
 from handscroll.nn.marks import Marks
 from handscroll.nn.span import Observer, Span
 
 PROTECTED = 1e12  # above any mass: protected tokens go last, the oldest of them first
 
 
-@dataclass
+@dataclass(eq=False)
 class EvictingCache(Cache):
-    """At most `budget` tokens a row and layer after each forward; `length` counts those gone by, `held` those left.
+    """At most `budget` tokens a row and full layer after each forward; `length` counts all, `held` those that are left.
 
     Raises:
         ConfigError: no budget or one below `minimum`; a `past`; packed rows; a `trim` that cannot be done.
     """
 
-    recordable: ClassVar[bool] = False
-
-    name: ClassVar[str] = ""
-    minimum: ClassVar[int] = 1
+    evicts: ClassVar[bool] = True
+    options: ClassVar[tuple[str, ...]] = ("budget",)
     by_layer: ClassVar[bool] = True  # False: all layers keep the same tokens
 
     budget: int | None = None
-    _gone_by: int = 0
-    _kept: list[Marks] = field(default_factory=list)  # of each layer
-    _mass: list[Tensor | None] = field(default_factory=list)  # (B, held) float32 of each layer
-    _new: list[tuple[Marks, Tensor | None]] = field(default_factory=list)  # of the forward that is running
+    _store: dict[int, Columns] = field(init=False, default_factory=dict)
+    _kept: dict[int, Marks] = field(init=False)  # of each full layer
+    _mass: dict[int, Tensor] = field(init=False, default_factory=dict)  # (B, held) float32 of each full layer
+    _new: dict[int, tuple[Marks, Tensor | None]] = field(init=False, default_factory=dict)  # of the forward that runs
 
     def __post_init__(self):
         super().__post_init__()
         if self.budget is None:
             raise ConfigError(
-                f"the cache policy '{self.name}' evicts tokens and needs a budget, such as {self.name}:budget=4096"
+                f"the cache policy '{self.policy}' evicts tokens and needs a budget, such as {self.policy}:budget=4096"
             )
         if self.budget < self.minimum:
             raise ConfigError(
-                f"a budget of {self.budget} tokens: the policy '{self.name}' needs at least {self.minimum}"
+                f"a budget of {self.budget} tokens: the policy '{self.policy}' needs at least {self.minimum}"
             )
         if self.past:
-            raise ConfigError(f"a saved reading keeps every token; the policy '{self.name}' cannot go on from one")
-        self._kept = self._kept or [Marks.run(0, 0)] * self.layers
-        self._mass = self._mass or [None] * self.layers
+            raise ConfigError(f"a saved reading keeps every token; the policy '{self.policy}' cannot go on from one")
+        self._kept = dict.fromkeys(self.full, Marks.run(0, 0))
 
     def counted(self, marks: Marks, device: torch.device) -> Tensor | None:
         """How much each new query counts, (B or 1, T); None: no attention mass is needed."""
@@ -80,64 +80,67 @@ class EvictingCache(Cache):
         return self.budget
 
     @property
-    def length(self) -> int:
-        return self._gone_by
-
-    @property
     def held(self) -> int:
         """Tokens held per row and layer, padding included."""
         return self.marks.length
 
-    @property
-    def nbytes(self) -> int:
+    def _nbytes(self) -> int:
         """Bytes of keys, values, indices and masses."""
-        small = {t.data_ptr(): t.nbytes for t in (*(m.index for m in self._kept), *self._mass) if t is not None}
-        return super().nbytes + sum(small.values())
+        small = {
+            t.data_ptr(): t.nbytes
+            for t in (*(m.index for m in self._kept.values()), *self._mass.values())
+            if t is not None
+        }
+        return sum(nbytes(columns) for columns in self._store.values()) + sum(small.values())
 
-    def footprint(self, kv_heads: int, head_size: int, itemsize: int) -> Footprint:
-        full = super().footprint(kv_heads, head_size, itemsize)
-        named = 12 * self.layers if self.by_layer else 8  # an index a layer and its mass, or one index
-        return full.model_copy(update={"each": full.each + named, "most": self.budget})
+    def _footprint(self, kv_heads: int, head_size: int, itemsize: int) -> Footprint:
+        made = super()._footprint(kv_heads, head_size, itemsize)
+        named = 12 * len(self.full) if self.by_layer else 8  # an index a layer and its mass, or one index
+        return made.model_copy(update={"each": made.each + named, "most": self.budget})
 
     def report(self) -> str:
         return f"{self.held:,} of {self.length:,} tokens are held, the others were evicted"
 
     def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
-        batch, device = keys.shape[0], keys.device
         if layer == 0:
-            self._new = []
-            if not marks.plain and bool(marks.tensors(device)[1].any()):
-                raise ConfigError(f"the cache policy '{self.name}' holds one document a row; these rows are packed")
-        if layer and not self.by_layer:
-            self._pending = self._new[0][0]
+            self._new = {}
+            if not marks.plain and bool(marks.tensors(keys.device)[1].any()):
+                raise ConfigError(f"the cache policy '{self.policy}' holds one document a row; these rows are packed")
+        return super().append(layer, keys, values, marks)
+
+    def _append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
+        batch, device = keys.shape[0], keys.device
+        if self.by_layer or not self._new:
+            pending = _joined(self._kept[layer], marks, batch, device)
         else:
-            self._pending = _joined(self._kept[layer], marks, batch, device)
-        store, end = self._store[layer], self._pending.length
-        store.keys = self._write(store.keys, keys, end)
-        store.values = self._write(store.values, values, end)
-        span = Span(store.keys[:, :, :end], store.values[:, :, :end], self._pending)
+            pending = next(iter(self._new.values()))[0]
+        start, end = self._kept[layer].length, pending.length
+        self._store[layer] = put(self._store.get(layer), (keys, values), start, self._room)
+        held_keys, held_values = part(self._store[layer], 0, end)
+        span = Span(held_keys, held_values, pending)
         counted = self.counted(marks, device)
         if counted is None:
-            self._new.append((self._pending, None))
+            self._new[layer] = (pending, None)
             return [span]
         mass = torch.zeros(batch, end, device=device)
-        self._new.append((self._pending, mass))
+        self._new[layer] = (pending, mass)
 
-        def take(first: int, part: Tensor) -> None:
-            mass[:, first : first + part.shape[2]] += part.sum(dim=1)
+        def take(first: int, new: Tensor) -> None:
+            mass[:, first : first + new.shape[2]] += new.sum(dim=1)
 
         return [replace(span, observer=Observer(counted, take))]
 
-    def commit(self) -> None:
-        if self._pending is None:
-            return
+    def _joined(self, marks: Marks, like: Tensor) -> Marks:
+        return _joined(self.marks, marks, like.shape[0], like.device)
+
+    def _commit(self) -> None:
+        assert self._pending is not None
         before, end = self.held, self._pending.length
-        self._gone_by += end - before
-        limit = self.limit(self._gone_by)
+        limit = self.limit(self._gone + end - before)
         moves = None
-        for layer, (marks, mass) in enumerate(self._new):
+        for layer, (marks, mass) in self._new.items():
             if mass is not None:
-                old, known = torch.zeros_like(mass), self._mass[layer]
+                old, known = torch.zeros_like(mass), self._mass.get(layer)
                 if known is not None:
                     old[:, :before] = known
                 mass = self._mass[layer] = self.remembered(old, mass)
@@ -147,93 +150,57 @@ class EvictingCache(Cache):
                     moves = self._moves(self._store[layer], marks, mass, limit)
                     self._kept[layer] = _indexed(moved(moves[0], *moves[1:], limit))
                 else:
-                    self._kept[layer] = self._kept[0]
+                    self._kept[layer] = self._kept[self.full[0]]
                 self._evict(layer, moves[1], moves[2], limit)
-        self.marks, self._pending, self._new = self._kept[0], None, []
+        self._new = {}
 
-    def trim(self, length: int) -> None:
-        self._pending, self._new = None, []
-        if length == self.length:
+    def commit(self) -> None:
+        super().commit()
+        if self.full:
+            self.marks = self._kept[self.full[0]]
+
+    def _trim(self, length: int) -> None:
+        self._new = {}
+        if length == self._gone:
             return
-        if self.held < self.length or self._mass[0] is not None:
+        if self.held < self._gone or self._mass:
             raise ConfigError(
-                f"a '{self.name}' cache of {self.length} tokens cannot be trimmed to {length}: what was evicted or "
+                f"a '{self.policy}' cache of {self.length} tokens cannot be trimmed to {length}: what was evicted or "
                 "scored since then cannot be undone; clone it before the tokens that may be taken back"
             )
-        super().trim(length)
-        self._kept, self._gone_by = [self.marks] * self.layers, length
+        self._kept = dict.fromkeys(self.full, self.marks.part(0, length))
 
-    def clone(self) -> Self:
-        return self._with(super().clone(), None)
-
-    def take_rows(self, rows: Tensor) -> Self:
-        return self._with(super().take_rows(rows), rows)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        state = {name: t for name, t in super().state_dict().items() if name.endswith((".keys", ".values"))}
-        for name, number in (("layers", self.layers), ("budget", self.budget), ("gone_by", self._gone_by)):
-            state[name] = torch.tensor(number)
-        for layer, (marks, mass) in enumerate(zip(self._kept, self._mass, strict=True)):
-            if marks.index is None:
-                state[f"{layer}.run"] = torch.tensor([marks.start, marks.length])
-            else:
-                state[f"{layer}.index"] = marks.index
-            if mass is not None:
-                state[f"{layer}.mass"] = mass
-        return state
-
-    @classmethod
-    def from_state(cls, state: dict[str, Tensor]) -> Self:
-        layers = range(int(state["layers"]))
-        kept = [
-            _indexed(state[f"{n}.index"]) if f"{n}.index" in state else Marks.run(*state[f"{n}.run"].tolist())
-            for n in layers
-        ]
-        return cls(
-            len(layers),
-            marks=kept[0],
-            budget=int(state["budget"]),
-            _store=[_Layer(state.get(f"{n}.keys"), state.get(f"{n}.values")) for n in layers],
-            _gone_by=int(state["gone_by"]),
-            _kept=kept,
-            _mass=[state.get(f"{n}.mass") for n in layers],
-        )
-
-    def _with(self, copy: Cache, rows: Tensor | None) -> Self:
-        """This cache with the buffers of `copy`, and its own marks and masses copied alike."""
-
-        def copied(x: Tensor) -> Tensor:
+    def _copy(self, other: Self, rows: Tensor | None) -> None:
+        def taken(x: Tensor) -> Tensor:
             return x.clone() if rows is None else x[rows]
 
-        kept = [marks if marks.index is None else _indexed(copied(marks.index)) for marks in self._kept]
-        if not self.by_layer:
-            kept = kept[:1] * self.layers
-        masses = [None if mass is None else copied(mass) for mass in self._mass]
-        return replace(self, marks=kept[0], _store=copy._store, _kept=kept, _mass=masses, _new=[], _pending=None)
+        kept = {n: marks if marks.index is None else _indexed(taken(marks.index)) for n, marks in self._kept.items()}
+        other._kept = kept if self.by_layer else dict.fromkeys(self.full, kept[self.full[0]]) if kept else {}
+        other._mass = {layer: taken(mass) for layer, mass in self._mass.items()}
+        other._store = {layer: copied(held, 0, self.held, rows) for layer, held in self._store.items()}
+        if kept:
+            other.marks = other._kept[self.full[0]]
 
-    def _moves(self, store: _Layer, marks: Marks, mass: Tensor | None, limit: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _moves(self, store: Columns, marks: Marks, mass: Tensor | None, limit: int) -> tuple[Tensor, Tensor, Tensor]:
         """Index (B, S) of the tokens of a layer, and the moves that leave `limit` of them."""
-        assert store.keys is not None
-        index = marks.tensors(store.keys.device)[0].expand(store.keys.shape[0], -1)
+        index = marks.tensors(store[0].device)[0].expand(store[0].shape[0], -1)
         found = self.scores(index, index if mass is None else mass).double().masked_fill(index < 0, -torch.inf)
         return index, *moves(found, limit)
 
     def _evict(self, layer: int, into: Tensor, source: Tensor, limit: int) -> None:
         """Move what stays into the first `limit` slots, and give back what lies behind."""
-        store, mass = self._store[layer], self._mass[layer]
-        assert store.keys is not None and store.values is not None
+        store, mass = self._store[layer], self._mass.get(layer)
         rows = torch.arange(into.shape[0], device=into.device)[:, None]
-        for buffer in (store.keys, store.values):
+        for buffer in store:
             buffer[rows, :, into] = buffer[rows, :, source]
-        if store.keys.shape[2] > limit + 1:
-            store.keys, store.values = (t[:, :, : limit + 1].clone() for t in (store.keys, store.values))
+        if store[0].shape[2] > limit + 1:
+            self._store[layer] = copied(store, 0, limit + 1)
         if mass is not None:
             self._mass[layer] = moved(mass, into, source, limit)
 
-    def _room(self, end: int, before: int) -> int:
-        limit = self.limit(self._gone_by)
-        wanted = super()._room(end, before)
-        return wanted if limit is None else max(end, min(wanted, limit + 1))
+    def _room(self, needed: int, had: int) -> int:
+        limit, wanted = self.limit(self._gone), max(needed, self.capacity, 2 * had)
+        return wanted if limit is None else max(needed, min(wanted, limit + 1))
 
 
 def moves(scores: Tensor, keep: int) -> tuple[Tensor, Tensor]:

@@ -18,11 +18,12 @@ from handscroll.cache.evicting import PROTECTED, EvictingCache
 from handscroll.nn.marks import Marks
 
 
-@dataclass
+@dataclass(eq=False)
 class H2OCache(EvictingCache):
     """Heavy hitters and recent tokens, half and half."""
 
-    name: ClassVar[str] = "h2o"
+    policy: ClassVar[str] = "h2o"
+    scored: ClassVar[bool] = True
     minimum: ClassVar[int] = 2
 
     def counted(self, marks: Marks, device: torch.device) -> Tensor:

@@ -8,15 +8,13 @@ exactly.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import ClassVar, Self
 
-import torch
 from torch import Tensor
 
 from handscroll.base.errors import ConfigError
 from handscroll.base.workload import Footprint
 from handscroll.cache.blocked import Blocked
-from handscroll.cache.full import Cache
 from handscroll.kernels.rounding import GROUP, to_int4, to_int4_columns
 from handscroll.nn.marks import Marks
 from handscroll.nn.span import Span
@@ -26,55 +24,41 @@ NAMES = ("packed_keys", "packed_values", "key_scales", "value_scales")
 _Packed = list[Tensor]
 
 
-@dataclass
+@dataclass(eq=False)
 class Int4Cache(Blocked):
     """A full cache in int4."""
 
-    _packed: list[_Packed] = field(default_factory=list)
+    policy: ClassVar[str] = "int4"
+    rounds: ClassVar[bool] = True
+
+    _packed: dict[int, _Packed] = field(init=False, default_factory=dict)
 
     def __post_init__(self):
         self.block, self.recent = GROUP, 0
         super().__post_init__()
-        self._packed = self._packed or [[] for _ in range(self.layers)]
 
-    @property
-    def nbytes(self) -> int:
-        return super().nbytes + sum(t.nbytes for packed in self._packed for t in packed)
-
-    def footprint(self, kv_heads: int, head_size: int, itemsize: int) -> Footprint:
-        full = super().footprint(kv_heads, head_size, itemsize)
-        groups = head_size // GROUP if head_size % GROUP == 0 else 1
-        scales = 4 * head_size / GROUP + 4 * groups  # of keys, of values: two bfloat16 a group
-        return full.model_copy(update={"each": self.layers * kv_heads * (head_size + scales)})
+    @classmethod
+    def takes(cls, head_size: int) -> bool:
+        return head_size % 2 == 0
 
     def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
-        if keys.shape[3] % 2:
+        if not self.takes(keys.shape[3]):
             raise ConfigError(f"int4 keeps two numbers a byte, and a head of {keys.shape[3]} numbers is odd; use int8")
         return super().append(layer, keys, values, marks)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Named tensors from which `from_state` rebuilds the cache; not the past."""
-        held = self._copy(None)  # without spare room
-        state: dict[str, Tensor] = {"stored": torch.tensor(self._stored)}
-        for layer, packed in enumerate(held._packed):
-            state |= {f"{layer}.{name}": t for name, t in zip(NAMES, packed, strict=True)} if packed else {}
-        return Cache(self.layers, marks=self.marks, _store=held._store).state_dict() | state
+    def _nbytes(self) -> int:
+        return super()._nbytes() + sum(t.nbytes for packed in self._packed.values() for t in packed)
 
-    @classmethod
-    def from_state(cls, state: dict[str, Tensor]) -> "Int4Cache":
-        whole, made = Cache.from_state(state), cls(int(state["layers"]))
-        made.marks, made._store, made._stored = whole.marks, whole._store, int(state["stored"])
-        if made._stored:
-            made._packed = [[state[f"{layer}.{name}"] for name in NAMES] for layer in range(made.layers)]
-        return made
-
-    def _options(self) -> dict[str, Any]:
-        return {}
+    def _footprint(self, kv_heads: int, head_size: int, itemsize: int) -> Footprint:
+        made = super()._footprint(kv_heads, head_size, itemsize)
+        groups = head_size // GROUP if head_size % GROUP == 0 else 1
+        scales = 4 * head_size / GROUP + 4 * groups  # of keys, of values: two bfloat16 a group
+        return made.model_copy(update={"each": len(self.full) * kv_heads * (head_size + scales)})
 
     def _put(self, layer: int, keys: Tensor, values: Tensor) -> None:
         (keys, key_scales), (values, value_scales) = to_int4_columns(keys), to_int4(values)
         new, starts = (keys, values, key_scales, value_scales), self._lengths(self._stored)
-        held = self._packed[layer] or [None] * len(NAMES)
+        held = self._packed.get(layer) or [None] * len(NAMES)
         # The capacity is that of a whole request; a part of a group of tokens never comes here.
         room = self._lengths(self.capacity // GROUP * GROUP)
         parts = zip(held, new, starts, room, strict=True)
@@ -85,11 +69,8 @@ class Int4Cache(Blocked):
         keys, values, *scales = (t[:, :, :n] for t, n in zip(self._packed[layer], lengths, strict=True))
         return [Span(keys, values, self._part(0, self._stored), scales=(scales[0], scales[1]))]
 
-    def _forget(self, length: int) -> None:
-        """Nothing is to be done: what is past `_stored` is written over."""
-
     def _copy_away(self, other: Self, rows: Tensor | None) -> None:
-        for layer, packed in enumerate(self._packed):
+        for layer, packed in self._packed.items():
             kept = [t[:, :, :n] for t, n in zip(packed, self._lengths(self._stored), strict=True)]
             other._packed[layer] = [t.clone() if rows is None else t[rows] for t in kept]
 

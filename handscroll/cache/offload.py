@@ -7,10 +7,10 @@ length; the price is reading the whole cache from where it lies for every token 
 import math
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import ClassVar, Self
 
 from torch import Tensor
 
@@ -25,19 +25,23 @@ RUN = 4096  # tokens that are read back at a time, in whole blocks
 PLACES = ("", "disk", "host")
 
 
-@dataclass
+@dataclass(eq=False)
 class OffloadCache(Blocked):
-    """A full cache of which at least the `recent` newest tokens are in memory.
+    """A full cache of which at least the `recent` newest tokens are in memory, and windows whole.
 
     `place`: "disk" (a CPU's default), "host" (memory; a GPU's default). `folder` is where the files without a name lie
     (the system's folder for temporary files unless given; on some systems that is memory).
     """
 
+    policy: ClassVar[str] = "offload"
+    exact: ClassVar[bool] = True
+    options: ClassVar[tuple[str, ...]] = ("block", "recent", "place", "folder")
+
     block: int = 256
     recent: int = 256
     place: str = ""
     folder: str = ""
-    _pages: Pages | None = None
+    _pages: Pages | None = field(init=False, default=None)
 
     def __post_init__(self):
         super().__post_init__()
@@ -46,32 +50,21 @@ class OffloadCache(Blocked):
         if self.folder and not Path(self.folder).is_dir():
             raise ConfigError(f"a cache with folder={self.folder}: there is no such folder")
 
-    @property
-    def nbytes(self) -> int:
-        return super().nbytes + (0 if self._pages is None else self._pages.nbytes)
+    def _nbytes(self) -> int:
+        return super()._nbytes() + (0 if self._pages is None else self._pages.nbytes)
 
     @property
     def filed(self) -> int:
         """Bytes on disk."""
         return 0 if self._pages is None else self._pages.filed
 
-    def footprint(self, kv_heads: int, head_size: int, itemsize: int) -> Footprint:
+    def _footprint(self, kv_heads: int, head_size: int, itemsize: int) -> Footprint:
         """In memory: the newest tokens and two runs of a layer read back; in host memory (`place`) all of it."""
-        made = super().footprint(kv_heads, head_size, itemsize)
+        made = super()._footprint(kv_heads, head_size, itemsize)
         if self.place == "host":
             return made.model_copy(update={"each": made.reading})
-        fetched = math.ceil(made.reading / max(1, self.layers) * 2 * RUN)
+        fetched = math.ceil(made.reading / max(1, len(self.full)) * 2 * RUN)
         return made.model_copy(update={"fixed": made.fixed + fetched, "filed": made.reading})
-
-    def state_dict(self) -> dict[str, Tensor]:
-        raise ConfigError("an offloaded cache lies in files of its own and is not saved; use the policy full or int8")
-
-    @classmethod
-    def from_state(cls, state: dict[str, Tensor]) -> "OffloadCache":
-        raise ConfigError("an offloaded cache is not made from a saved state; use the policy full or int8")
-
-    def _options(self) -> dict[str, Any]:
-        return super()._options() | {"place": self.place, "folder": self.folder}
 
     def _put(self, layer: int, keys: Tensor, values: Tensor) -> None:
         if self._pages is None:
@@ -92,11 +85,8 @@ class OffloadCache(Blocked):
         fetch = partial(self._pages.run, layer, first // self.block, last // self.block)
         return Fetched(self._pages, fetch, self._part(first, last))
 
-    def _forget(self, length: int) -> None:
-        """Nothing is to be done: what is past `_stored` is written over."""
-
     def _copy_away(self, other: Self, rows: Tensor | None) -> None:
-        for layer in range(self.layers):
+        for layer in self.full:
             for span in self._away(layer):
                 keys, values = span.keys, span.values
                 other._put(layer, *(x if rows is None else x[rows] for x in (keys, values)))

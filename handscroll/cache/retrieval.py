@@ -11,12 +11,11 @@ Prompts are read exactly: forwards of more than one token attend to all blocks.
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from handscroll.base.errors import ConfigError
 from handscroll.base.workload import Footprint
 from handscroll.cache.offload import Fetched, OffloadCache
 from handscroll.nn.attend import attend
@@ -42,36 +41,35 @@ class _Seen(NamedTuple):
     marks: Marks | None  # of what is picked
 
 
-@dataclass
+@dataclass(eq=False)
 class RetrievalCache(OffloadCache):
     """An offloaded cache of which every new token reads `blocks` blocks of `block` tokens for each kv head.
 
     Every `measure`-th token the recall is measured, which reads all blocks once; 0: never.
     """
 
+    policy: ClassVar[str] = "retrieval"
+    exact: ClassVar[bool] = False
+    selects: ClassVar[bool] = True
+    options: ClassVar[tuple[str, ...]] = ("blocks", "block", "recent", "measure", "place", "folder")
+    least_options: ClassVar[dict[str, int]] = OffloadCache.least_options | {"blocks": 1, "measure": 0}
+
     block: int = 32
     blocks: int = 64
     measure: int = 64
-    _summaries: list[Tensor | None] = field(default_factory=list)  # (B, K, 3, blocks, E): mean, smallest, largest
-    _seen: dict[Mask, _Seen] = field(default_factory=dict)
-    _recall: list[float] = field(default_factory=list)  # summed, by layer
-    _measured: int = 0
-    _tokens: int = 0  # of forwards of one
+    _summaries: dict[int, Tensor] = field(
+        init=False, default_factory=dict
+    )  # (B, K, 3, blocks, E): mean, least, largest
+    _seen: dict[Mask, _Seen] = field(init=False, default_factory=dict)
+    _recall: dict[int, float] = field(init=False, default_factory=dict)  # summed, by layer
+    _measured: int = field(init=False, default=0)
+    _tokens: int = field(init=False, default=0)  # of forwards of one
 
-    def __post_init__(self):
-        super().__post_init__()
-        for name, least in (("blocks", 1), ("measure", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"a cache with {name}={getattr(self, name)}: it must be at least {least}")
-        self._summaries = self._summaries or [None] * self.layers
-        self._recall = self._recall or [0.0] * self.layers
+    def _nbytes(self) -> int:
+        return super()._nbytes() + sum(t.nbytes for t in self._summaries.values())
 
-    @property
-    def nbytes(self) -> int:
-        return super().nbytes + sum(t.nbytes for t in self._summaries if t is not None)
-
-    def footprint(self, kv_heads: int, head_size: int, itemsize: int) -> Footprint:
-        made = super().footprint(kv_heads, head_size, itemsize)
+    def _footprint(self, kv_heads: int, head_size: int, itemsize: int) -> Footprint:
+        made = super()._footprint(kv_heads, head_size, itemsize)
         return made.model_copy(update={"each": made.each + 1.5 * made.reading / self.block})  # three vectors a block
 
     @property
@@ -79,7 +77,7 @@ class RetrievalCache(OffloadCache):
         """What was measured so far; None before the first measure."""
         if not self._measured:
             return None
-        shares = [total / self._measured for total in self._recall]
+        shares = [total / self._measured for total in self._recall.values()]
         return Recall(sum(shares) / len(shares), min(shares), self._measured)
 
     @property
@@ -96,7 +94,7 @@ class RetrievalCache(OffloadCache):
 
     def select(self, layer: int, q: Tensor, spans: list[Span], mask: Mask, marks: Marks, scale: float) -> list[Span]:
         """Of the spans that `append` returned, what queries (B, H, T, E) read."""
-        if q.shape[2] > 1 or self._stored <= self.blocks * self.block:
+        if layer not in self.full or q.shape[2] > 1 or self._stored <= self.blocks * self.block:
             return spans
         seen = self._visible(mask, marks)
         if len(seen.whole) <= self.blocks:
@@ -109,14 +107,14 @@ class RetrievalCache(OffloadCache):
         if self.measure and self._tokens % self.measure == 0:
             _, every = attend(q, spans, mask, marks, scale)
             _, some = attend(q, found, mask, marks, scale)
-            self._recall[layer] += float(torch.exp(some - every).mean())
-            self._measured += layer == self.layers - 1
+            self._recall[layer] = self._recall.get(layer, 0.0) + float(torch.exp(some - every).mean())
+            self._measured += layer == self.full[-1]
         return found
 
-    def commit(self) -> None:
-        if self._pending is not None and self._pending.length - self.marks.length == 1:
-            self._tokens += 1
-        super().commit()
+    def _commit(self) -> None:
+        assert self._pending is not None
+        self._tokens += self._pending.length - self.marks.length == 1
+        super()._commit()
         self._seen.clear()
 
     def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
@@ -124,12 +122,9 @@ class RetrievalCache(OffloadCache):
             self._seen.clear()
         return super().append(layer, keys, values, marks)
 
-    def _options(self) -> dict[str, Any]:
-        return super()._options() | {"blocks": self.blocks, "measure": self.measure}
-
     def _put(self, layer: int, keys: Tensor, values: Tensor) -> None:
         super()._put(layer, keys, values)
-        groups, held = keys.unflatten(2, (-1, self.block)), self._summaries[layer]
+        groups, held = keys.unflatten(2, (-1, self.block)), self._summaries.get(layer)
         new = torch.stack((groups.mean(dim=3), groups.amin(dim=3), groups.amax(dim=3)), dim=2)
         if held is not None:
             new = torch.cat((held[:, :, :, : self._stored // self.block], new), dim=3)
@@ -138,7 +133,6 @@ class RetrievalCache(OffloadCache):
     def _choose(self, layer: int, q: Tensor, whole: list[int]) -> Tensor:
         """Numbers (B, K, blocks) of the blocks that each kv head reads for scaled queries (B, H, 1, E), in order."""
         held = self._summaries[layer]
-        assert held is not None
         summaries = held if len(whole) == held.shape[3] else held[:, :, :, whole]
         mean, lowest, largest = summaries.to(torch.float32).unbind(dim=2)
         folded = q.to(torch.float32).unflatten(1, (mean.shape[1], -1)).flatten(2, 3)  # the heads of a kv head

@@ -17,11 +17,11 @@ from handscroll.cache.evicting import PROTECTED, EvictingCache
 SINKS = 4
 
 
-@dataclass
+@dataclass(eq=False)
 class SinksCache(EvictingCache):
     """Sinks and window. Read token by token it is `Causal() & (Window(budget - 3) | Sinks(4))`."""
 
-    name: ClassVar[str] = "sinks"
+    policy: ClassVar[str] = "sinks"
     by_layer: ClassVar[bool] = False
     minimum: ClassVar[int] = SINKS + 1
 

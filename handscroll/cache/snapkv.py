@@ -10,7 +10,7 @@ Limits: **the whole prompt is held until its end**, so only decoding is within t
 that comes after the prompt finds what the prompt's end looked at.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
 import torch
@@ -19,7 +19,6 @@ from torch.nn.functional import avg_pool1d
 
 from handscroll.base.workload import Footprint
 from handscroll.cache.evicting import PROTECTED, EvictingCache
-from handscroll.cache.full import Cache
 from handscroll.nn.marks import Marks
 from handscroll.nn.span import Span
 
@@ -27,23 +26,24 @@ WINDOW = 32
 NEIGHBOURS = 7
 
 
-@dataclass
+@dataclass(eq=False)
 class SnapKVCache(EvictingCache):
     """The prompt compressed by its end. `expect` says where that is; without it the first forward is the prompt."""
 
-    name: ClassVar[str] = "snapkv"
+    policy: ClassVar[str] = "snapkv"
+    scored: ClassVar[bool] = True
     minimum: ClassVar[int] = WINDOW + 1
 
-    _until: int = 0  # tokens gone by at the end of the prompt
-    _ends: Tensor | None = None  # (B or 1, 1): index of each row's last token of the prompt
+    _until: int = field(init=False, default=0)  # tokens gone by at the end of the prompt
+    _ends: Tensor | None = field(init=False, default=None)  # (B or 1, 1): index of each row's last token of the prompt
 
-    def footprint(self, kv_heads: int, head_size: int, itemsize: int) -> Footprint:
-        return super().footprint(kv_heads, head_size, itemsize).model_copy(update={"whole": True})
+    def _footprint(self, kv_heads: int, head_size: int, itemsize: int) -> Footprint:
+        return super()._footprint(kv_heads, head_size, itemsize).model_copy(update={"whole": True})
 
     def expect(self, marks: Marks) -> None:
         index = marks.tensors(torch.device("cpu"))[0]
         self._until, self._ends = self.length + marks.length, index.amax(dim=1, keepdim=True)
-        self._mass = [None] * self.layers  # a further prompt is judged by its own end
+        self._mass = {}  # a further prompt is judged by its own end
         self.capacity = self._until
 
     def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
@@ -70,18 +70,8 @@ class SnapKVCache(EvictingCache):
         scores = torch.zeros_like(mass).scatter(1, order, pooled).double()
         return torch.where(last, PROTECTED + index.double(), scores)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        state = super().state_dict() | {"until": torch.tensor(self._until)}
-        return state if self._ends is None else state | {"ends": self._ends}
-
-    @classmethod
-    def from_state(cls, state: dict[str, Tensor]) -> Self:
-        cache = super().from_state(state)
-        cache._until, cache._ends = int(state["until"]), state.get("ends")
-        return cache
-
-    def _with(self, copy: Cache, rows: Tensor | None) -> Self:
-        made = super()._with(copy, rows)
+    def _copy(self, other: Self, rows: Tensor | None) -> None:
+        super()._copy(other, rows)
+        other._until, other._ends = self._until, self._ends
         if rows is not None and self._ends is not None and len(self._ends) > 1:
-            made._ends = self._ends[rows]
-        return made
+            other._ends = self._ends[rows]

@@ -2,30 +2,31 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from handscroll.base.errors import ConfigError
-from handscroll.cache.full import Cache
+from handscroll.cache.cache import Cache
 from handscroll.nn.marks import Marks
 from handscroll.nn.recurrence import State
 from handscroll.nn.shapes import Embeddings
+from handscroll.nn.span import Span
 
 
-@dataclass
+@dataclass(eq=False)
 class StateCache(Cache):
     """The cache of a recurrent model: one `State` a layer, as large after a million tokens as after one.
 
     It can be copied, branched and written down, but not cut back: what was forgotten is gone.
     """
 
-    recordable: ClassVar[bool] = False
+    policy: ClassVar[str] = "full"
+    exact: ClassVar[bool] = True
 
-    states: dict[int, State] = field(default_factory=dict)
-    _coming: dict[int, State] = field(default_factory=dict)
-    _read: int = 0  # tokens of the forward that runs
+    states: dict[int, State] = field(init=False, default_factory=dict)
+    _coming: dict[int, State] = field(init=False, default_factory=dict)
+    _read: int = field(init=False, default=0)  # tokens of the forward that runs
 
     @property
     def nbytes(self) -> int:
@@ -43,9 +44,9 @@ class StateCache(Cache):
         """The states of this forward become those of the cache."""
         if self._coming:
             self.states, self._coming = self._coming, {}
-            self.marks = Marks.run(0, self.marks.length + self._read)
+            self._gone += self._read
 
-    def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> Any:
+    def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
         raise ConfigError("this cache keeps a recurrent state, no keys; it belongs to a family without attention")
 
     def trim(self, length: int) -> None:
@@ -65,23 +66,8 @@ class StateCache(Cache):
         """A copy that any number of rows may go on from."""
         return self.clone()
 
-    def state_dict(self) -> dict[str, Tensor]:
-        found = {"layers": torch.tensor(self.layers), "length": torch.tensor(self.marks.length)}
-        for layer, state in self.states.items():
-            named = {"hidden": state.hidden, "cell": state.cell, "segment": state.segment}
-            found |= {f"{layer}.{name}": tensor for name, tensor in named.items() if tensor is not None}
-        return found
-
-    @classmethod
-    def from_state(cls, state: dict[str, Tensor]) -> "StateCache":
-        layers = range(int(state["layers"]))
-        states = {
-            n: State(state[f"{n}.hidden"], state[f"{n}.cell"], state.get(f"{n}.segment"))
-            for n in layers
-            if f"{n}.hidden" in state
-        }
-        return cls(len(layers), marks=Marks.run(0, int(state["length"])), states=states)
-
     def _with(self, change: Callable[[Tensor], Tensor]) -> "StateCache":
         states = {layer: state.each(change) for layer, state in self.states.items()}
-        return StateCache(self.layers, marks=self.marks, states=states)
+        made = StateCache(self.layers)
+        made.states, made._gone = states, self._gone
+        return made

@@ -17,11 +17,12 @@ from handscroll.cache.evicting import EvictingCache
 from handscroll.nn.marks import Marks
 
 
-@dataclass
+@dataclass(eq=False)
 class TovaCache(EvictingCache):
     """The tokens with most weight from the row's last query."""
 
-    name: ClassVar[str] = "tova"
+    policy: ClassVar[str] = "tova"
+    scored: ClassVar[bool] = True
 
     def counted(self, marks: Marks, device: torch.device) -> Tensor:
         index = marks.tensors(device)[0]

@@ -13,11 +13,11 @@ from torch import Tensor
 from handscroll.cache.evicting import EvictingCache
 
 
-@dataclass
+@dataclass(eq=False)
 class WindowCache(EvictingCache):
     """The last `budget` tokens. Read token by token it is attention under `Causal() & Window(budget + 1)`."""
 
-    name: ClassVar[str] = "window"
+    policy: ClassVar[str] = "window"
     by_layer: ClassVar[bool] = False
 
     def scores(self, index: Tensor, mass: Tensor) -> Tensor:

@@ -121,9 +121,11 @@ def _one_cache(cache: str, kv_budget: str, kv_guard: float | None, beams: int) -
 
 def _announce(cache: str, weights: str, choice: "Choice | None") -> None:
     """Say on standard error what is approximate."""
-    from handscroll.cache.table import exact
+    from handscroll.cache.table import kind_of
 
-    approximate = [f"--cache {cache}"] * (bool(cache) and not exact(cache)) + [f"--weights {weights}"] * bool(weights)
+    approximate = [f"--cache {cache}"] * (bool(cache) and not kind_of(cache).exact) + [f"--weights {weights}"] * bool(
+        weights
+    )
     if approximate:
         error_screen().print(f"approximate: {' and '.join(approximate)} (docs/generate.md says how far)", markup=False)
     if choice is not None and choice.loss is not None:
@@ -132,12 +134,14 @@ def _announce(cache: str, weights: str, choice: "Choice | None") -> None:
 
 def _kept(policy: str, choice: "Choice | None", reports: list[str]) -> dict[str, Any]:
     """What --json says of a cache that is not simply the full one."""
-    from handscroll.cache.table import exact
+    from handscroll.cache.table import kind_of
 
     if choice is not None:
         return {"cache": choice.record() | {"report": " ".join(reports)}}
     return (
-        {} if policy == "full" else {"cache": {"policy": policy, "exact": exact(policy), "report": " ".join(reports)}}
+        {}
+        if policy == "full"
+        else {"cache": {"policy": policy, "exact": kind_of(policy).exact, "report": " ".join(reports)}}
     )
 
 

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError, nearest
-from handscroll.cache.table import BLOCK, EVICTING, cache_of, footprint
+from handscroll.cache.table import BLOCK, POLICIES, cache_of, footprint
 from handscroll.evaluate.haystack import haystack
 from handscroll.evaluate.samples import Sample, fingerprint
 from handscroll.generate.divergence import Answers, Tasks, Way, answers, decoded, distance, right, tasks
 from handscroll.lm import LM
 
-ROUNDING = ("int8", "int4")
+MEASURED = tuple(name for name, kind in POLICIES.items() if kind.rounds or kind.evicts)
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -33,7 +33,7 @@ class PolicyGrid(Config):
 
     length: int = Field(ge=2 * BLOCK)
     budgets: tuple[float, ...] = (50.0, 25.0, 12.5)
-    policies: tuple[str, ...] = (*ROUNDING, *EVICTING)
+    policies: tuple[str, ...] = MEASURED
     samples: int = Field(default=4, ge=1)
 
     def rows(self) -> list[tuple[str, float | None]]:
@@ -43,9 +43,9 @@ class PolicyGrid(Config):
             ConfigError: a policy that has nothing to measure; a budget below one block of 64 tokens, or not below 100.
         """
         for name in self.policies:
-            if name not in (*ROUNDING, *EVICTING):
-                raise ConfigError(f"no policy to measure: '{name}': {nearest(name, (*ROUNDING, *EVICTING))}")
-        made: list[tuple[str, float | None]] = [(name, None) for name in self.policies if name in ROUNDING]
+            if name not in MEASURED:
+                raise ConfigError(f"no policy to measure: '{name}': {nearest(name, MEASURED)}")
+        made: list[tuple[str, float | None]] = [(name, None) for name in self.policies if POLICIES[name].rounds]
         for percent in self.budgets:
             tokens = int(self.length * percent / 100)
             if tokens < BLOCK or percent >= 100:
@@ -53,7 +53,7 @@ class PolicyGrid(Config):
                     f"a budget of {percent:g}% of {self.length} tokens is {tokens}: it must be at least one block of "
                     f"{BLOCK} and below 100%"
                 )
-            made += [(f"{name}:budget={tokens}", percent / 100) for name in self.policies if name in EVICTING]
+            made += [(f"{name}:budget={tokens}", percent / 100) for name in self.policies if POLICIES[name].evicts]
         return made
 
 

@@ -8,7 +8,7 @@ import torch
 from handscroll.base.errors import ConfigError
 from handscroll.cache.reading.identity import Identity
 from handscroll.cache.reading.store import Store
-from handscroll.cache.table import EVICTING, cache_of
+from handscroll.cache.table import cache_of, kind_of
 from handscroll.generate.budget import GUARD, Choice, Demand, choose
 from handscroll.generate.check import check_length, started
 from handscroll.generate.engine.engine import EngineSettings, workload
@@ -97,7 +97,7 @@ def choose_cache(
 
 def after_reading(model: Model, tokenizer: Tokenizer, request: Request, store: Store) -> Request:
     """The request with what the store holds of the beginning of its prompt."""
-    if request.policy.partition(":")[0] in EVICTING:
+    if kind_of(request.policy).evicts:
         raise ConfigError(f"saved readings keep every token, '{request.policy}' does not: generate without the store")
     model.spec.require("a saved reading", one_text=True, keys=True)
     ids = request.prompt

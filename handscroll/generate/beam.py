@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from handscroll.base.errors import ConfigError
-from handscroll.cache.full import Cache
+from handscroll.cache.cache import Cache
 from handscroll.generate.decode import read_prompt
 from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
@@ -134,7 +134,7 @@ class _Search:
 
 
 def _reordered(cache: Cache, rows: list[int]) -> Cache:
-    if not cache.marks.length or rows == list(range(len(rows))):
+    if not cache.own or rows == list(range(len(rows))):
         return cache
     return cache.take_rows(torch.tensor(rows))
 

@@ -23,14 +23,9 @@ import torch
 
 from handscroll.base.errors import CapacityError, ConfigError
 from handscroll.base.workload import Workload
-from handscroll.cache.table import (
-    BLOCK,
-    EVICTING,
-    REWINDABLE,
-    SCORED,
-    cache_of,
-    footprint,
-)
+from handscroll.cache.cache import Cache
+from handscroll.cache.full import FullCache
+from handscroll.cache.table import BLOCK, POLICIES, cache_of, footprint, kind_of
 from handscroll.generate.decode import decode
 from handscroll.generate.divergence import Answers, Distance, Tasks, Way, answers, decoded, distance, right, tasks
 from handscroll.generate.prefill import CHUNK
@@ -99,8 +94,13 @@ class Demand(NamedTuple):
 
     def others(self, policy: str) -> list[str]:
         """Other policies without a budget that suit this request, exact ones first."""
-        alone = self.samples == 1 and not self.rewinds
-        return [name for name in ("offload", "int8", "int4") if name != policy and (alone or name in REWINDABLE)]
+        kinds = [kind for kind in POLICIES.values() if (kind.exact or kind.rounds) and kind is not FullCache]
+        fitting = [kind.policy for kind in sorted(kinds, key=lambda kind: not kind.exact) if self.suits(kind)]
+        return [name for name in fitting if name != policy]
+
+    def suits(self, kind: type[Cache]) -> bool:
+        """Whether a policy's cache can be shared and cut back as this request wants it."""
+        return kind.rewinds or (self.samples == 1 and not self.rewinds)
 
 
 class Candidate(NamedTuple):
@@ -170,7 +170,7 @@ def choose(model: Model, tokenizer: Tokenizer, demand: Demand, budget: str | int
         raise ConfigError(f"the guard is {guard} nats; it must be a number from 0 on ({GUARD} is usual)")
     full = demand.bytes("full", model, CHUNK)
     allowed = size_of(budget, full)
-    block = BLOCK * model.config.cache_bytes_per_token(model.dtype.itemsize)
+    block = footprint("full", model.config, model.dtype.itemsize).held(BLOCK)
     if allowed < block:
         raise ConfigError(
             f"a budget of {size_text(allowed)} for keys and values is below one block of {BLOCK} tokens, which takes "
@@ -191,16 +191,14 @@ def choose(model: Model, tokenizer: Tokenizer, demand: Demand, budget: str | int
 def candidates(model: Model, demand: Demand, allowed: int) -> list[Candidate]:
     """Approximate caches that suit a request and stay within `allowed` bytes, rounding first."""
     found, config = [], model.config
-    alone = demand.samples == 1 and not demand.rewinds
-    for policy in ("int8", "int4") if config.head_size % 2 == 0 else ("int8",):
-        if not alone and policy not in REWINDABLE:
-            continue
-        chunk = _chunk(policy, model, demand, allowed)
+    for policy, kind in POLICIES.items():
+        suits = demand.suits(kind) and kind.takes(config.head_size)
+        chunk = _chunk(policy, model, demand, allowed) if kind.rounds and suits else 0
         if chunk:
             found.append(Candidate(policy, chunk, demand.bytes(policy, model, chunk)))
     banded = model.spec.several_distances
-    for name in EVICTING if alone else ():
-        if not (banded and name in SCORED):
+    for name, kind in POLICIES.items():
+        if kind.evicts and demand.suits(kind) and not (banded and kind.scored):
             found += _evicting(name, model, demand, allowed)
     return found
 
@@ -278,9 +276,9 @@ class Guard:
         """The candidate with the piece for the whole: a budget of tokens and a chunk in proportion."""
         share, kind = len(self.ids) / self.demand.tokens, cache_of(candidate.policy)
         chunk = max(1, round(min(candidate.chunk, len(self.demand.prompt)) * share))
-        if isinstance(kind, partial):  # of an evicting policy, and below what users may ask for
-            least = getattr(kind.func, "minimum", 1)
-            kind = partial(kind, budget=max(least, int(kind.keywords["budget"] * share)))
+        policy = kind_of(candidate.policy)
+        if isinstance(kind, partial):  # an evicting policy, with fewer tokens than users may ask for
+            kind = partial(kind, budget=max(policy.minimum, int(kind.keywords["budget"] * share)))
         return Way(kind, chunk, self.declared)
 
 
@@ -295,7 +293,10 @@ def _evicting(name: str, model: Model, demand: Demand, allowed: int) -> list[Can
     made = footprint(f"{name}:budget={BLOCK}", model.config, model.dtype.itemsize)
     if made.whole and demand.grows:  # every new text would be kept whole beside the budget
         return []
-    room = int((allowed - made.fixed) / made.each)
+    if not made.each:  # windowed layers alone, whose windows nobody evicts
+        return []
+    others = made.model_copy(update={"each": 0}).peak(len(demand.prompt), demand.new, CHUNK)
+    room = int((allowed - others) / made.each)
     budget = room - 1 if made.whole else max(BLOCK, room - max(1, min(CHUNK, room // 8)))
     chunk = CHUNK if made.whole else room - budget
     if budget < BLOCK or chunk < 1:
@@ -339,11 +340,11 @@ def _passing(
     full, known = demand.bytes("full", model, CHUNK), {one.policy for one, _ in tried}
     suited = candidates(model, demand, full)
     nearest = [one.policy.partition(":")[0] for one, _ in sorted(tried, key=lambda pair: pair[1].kl)]
-    name = next((name for name in nearest if name in EVICTING), "h2o")
+    name = next((name for name in nearest if POLICIES[name].evicts), "h2o")
     found = [
         one._replace(chunk=SMALLEST, nbytes=demand.bytes(one.policy, model, SMALLEST))
         for one in suited
-        if one.policy in ("int8", "int4") and one.policy not in known
+        if kind_of(one.policy).rounds and one.policy not in known
     ]
     if any(one.policy.startswith(f"{name}:") for one in suited):
         found += [one for share in (0.5, 0.75) for one in _evicting(name, model, demand, int(full * share))]

@@ -4,6 +4,7 @@ Under a scaling that depends on the length (`Scaling.bucket`) a conversation can
 rotated for. Then it is read again.
 """
 
+from bisect import bisect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor
 
 from handscroll.base.errors import CapacityError, DataError
-from handscroll.cache.full import Cache
-from handscroll.cache.table import BLOCK, cache_of
+from handscroll.base.workload import Footprint
+from handscroll.cache.cache import Cache
+from handscroll.cache.table import BLOCK, cache_of, footprint
 from handscroll.generate.budget import GUARD, Choice, Demand, choose, size_of
 from handscroll.generate.chooser import Chooser, finite, next_tokens
 from handscroll.generate.constrain import Constraint
@@ -108,9 +110,9 @@ class Conversation:
         """Choose a cache for the whole context once `total` tokens do not fit the budget exactly."""
         if self.budget is None or self.choice is not None:
             return
-        context, each = self.model.config.context, self._each
-        allowed = size_of(self.budget, each * (context - 1))
-        if each * (total - 1) <= allowed and allowed >= each * BLOCK:
+        context, full = self.model.config.context, self._full
+        allowed = size_of(self.budget, full.held(context - 1))
+        if full.held(total - 1) <= allowed and allowed >= full.held(BLOCK):
             return
         demand = Demand(ids, context - len(ids), grows=True)
         self.choice = choose(self.model, self.tokenizer, demand, allowed, self.guard)
@@ -119,17 +121,18 @@ class Conversation:
 
     def _new_cache(self, total: int) -> Cache:
         if self.choice is not None:
-            return cache_of(self.choice.policy)(self.model.config.layers, capacity=self.model.config.context - 1)
+            return self.model.new_cache(self.model.config.context - 1, cache_of(self.choice.policy))
         if self.budget is None:
             return self.model.new_cache(capacity=total)
         # All at once: a buffer that doubles would leave the budget.
-        context = self.model.config.context
-        return self.model.new_cache(min(context, size_of(self.budget, self._each * (context - 1)) // self._each))
+        context, full = self.model.config.context, self._full
+        allowed = size_of(self.budget, full.held(context - 1))
+        return self.model.new_cache(bisect(range(1, context + 1), allowed, key=full.held))
 
     @property
-    def _each(self) -> int:
-        """Bytes of a token in the full cache."""
-        return self.model.config.cache_bytes_per_token(self.model.dtype.itemsize)
+    def _full(self) -> Footprint:
+        """What the full cache takes."""
+        return footprint("full", self.model.config, self.model.dtype.itemsize)
 
     def _forward(self, token: int, cache: Cache) -> Tensor:
         marks = Marks.run(cache.length, 1)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from handscroll.cache.full import Cache
+from handscroll.cache.cache import REWIND, Cache
 from handscroll.cache.table import cache_of
 from handscroll.generate.check import checked, declared
 from handscroll.generate.chooser import Chooser, NewToken, check_stops, finite, next_tokens
@@ -140,10 +140,9 @@ def _read(model: Model, requests: Sequence[Request], length: int, room: int) -> 
 
 
 def _new_cache(model: Model, request: Request, room: int) -> Cache:
-    kind = cache_of(request.policy)
-    if request.reading is not None:
-        return request.reading.cache(room, model.device, kind)
-    return model.new_cache(room) if kind is Cache else kind(model.config.layers, capacity=room)
+    past = {} if request.reading is None else request.reading.past(model.device)
+    rewind = REWIND if request.draft is None else max(REWIND, request.draft.longest + 1)
+    return model.new_cache(room, cache_of(request.policy), rewind=rewind, **past)
 
 
 def _continue(

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from handscroll.base.errors import DataError
-from handscroll.cache.full import Cache
+from handscroll.cache.cache import Cache
+from handscroll.cache.full import FullCache
 from handscroll.data.recall import needle_prompt
 from handscroll.generate.chooser import finite
 from handscroll.generate.prefill import prefill
@@ -48,7 +49,7 @@ class Way:
     Without a `length` every text has its own, under a scaling that depends on it.
     """
 
-    kind: Kind = Cache
+    kind: Kind = FullCache
     chunk: int = 64
     length: int | None = None
 
@@ -156,7 +157,7 @@ class _Reader:
         self.model, self.length = model, way.length
         if self.length is None:
             self.length = model.spec.declared(count + new + 1)
-        self.cache = way.kind(model.config.layers, capacity=count + new)
+        self.cache = model.new_cache(count + new, way.kind)
         tokens = tokens.to(model.device)
         self._scored(prefill(model, tokens, Marks.run(0, count), self.cache, self.length, way.chunk))
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from handscroll.base.errors import CapacityError, ConfigError
+from handscroll.cache.cache import REWIND
 from handscroll.generate.prefill import prefill
 from handscroll.generate.sample import Sampling, candidates, draw, seen_in
 from handscroll.models.model import Model
@@ -129,14 +130,14 @@ class DraftModel:
         self.model.embed(torch.zeros(1, 1, dtype=torch.long, device=self.model.device), Marks.run(total - 2, 1))
 
     def begin(self, sampling: Sampling, stream: torch.Generator, total: int) -> Draft:
-        return _ModelDraft(self.model, sampling, stream, total)
+        return _ModelDraft(self.model, sampling, stream, total, self.longest)
 
 
 class _ModelDraft:
-    def __init__(self, model: Model, sampling: Sampling, stream: torch.Generator, total: int):
+    def __init__(self, model: Model, sampling: Sampling, stream: torch.Generator, total: int, longest: int):
         self._model, self._sampling, self._stream = model, sampling, stream
         self._length = model.spec.declared(total)
-        self._cache = model.new_cache(total)
+        self._cache = model.new_cache(total, rewind=max(REWIND, longest + 1))
         self._fed: list[int] = []  # the tokens that the cache holds
         self._agreed = 0  # how many of them are known to be the text's
 

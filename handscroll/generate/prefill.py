@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from handscroll.base.errors import ConfigError
-from handscroll.cache.full import Cache
+from handscroll.cache.cache import Cache
 from handscroll.models.model import Model
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import SameSegment

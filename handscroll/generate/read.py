@@ -8,16 +8,20 @@ from jaxtyping import Int
 from torch import Tensor
 
 from handscroll.base.errors import CapacityError, ConfigError, DataError, nearest
+from handscroll.cache.buffered import Buffered
 from handscroll.cache.reading.identity import Identity
 from handscroll.cache.reading.reading import Reading
 from handscroll.cache.reading.store import Store, check_name
-from handscroll.cache.table import SAVED, cache_of
+from handscroll.cache.table import POLICIES, cache_of, footprint, kind_of
 from handscroll.generate.admission import identity_of
 from handscroll.generate.prefill import hidden_chunks
 from handscroll.models.model import Model
 from handscroll.nn.marks import Marks
 from handscroll.text.tokenizer import Tokenizer
 
+# A model with windows is read in parts of so many times its largest window. A text that shares only a part of what was
+# read goes on from the end of one of them; each costs a window of keys in the windowed layers.
+STRETCH = 32
 ROOM = 1024  # tokens kept free for question and answer when a text is read
 
 
@@ -47,9 +51,9 @@ def read(model: Model, tokenizer: Tokenizer, store: Store, text: ToRead) -> Read
         CheckpointError: the disk refused, or a saved beginning is damaged.
     """
     model.spec.require("a saved reading", one_text=True, forward=True, keys=True)
-    cache_of(text.policy)  # refuses an unknown one
-    if text.policy not in SAVED:
-        raise ConfigError(f"a reading is not kept in '{text.policy}': {nearest(text.policy, SAVED)}")
+    if not kind_of(text.policy).saved:
+        saved = [name for name, kind in POLICIES.items() if kind.saved]
+        raise ConfigError(f"a reading is not kept in '{text.policy}': {nearest(text.policy, saved)}")
     if not len(text.ids):
         raise DataError("there is nothing to read: the text is empty")
     total = len(text.ids) + text.room
@@ -74,16 +78,18 @@ def _read_into(store: Store, model: Model, about: Identity, text: ToRead) -> str
     first = 0 if before is None else before.length
     if before is not None and first >= len(ids):
         return before.number
-    element = 1 if about.policy == "int8" else model.dtype.itemsize
-    store.afford(model.config.cache_bytes_per_token(element) * (len(ids) - first))
-    kind = cache_of(about.policy)
-    if before is None:
-        cache = kind(model.config.layers, capacity=len(ids))
-    else:
-        cache = before.cache(len(ids) - first, model.device, kind)
-    marks, tokens = Marks.run(first, len(ids) - first), ids[None, first:].to(model.device)
-    length = model.spec.declared(len(ids) + text.room)
-    for _, last, _ in hidden_chunks(model, tokens, marks, cache, length):
-        if text.on_read is not None:
-            text.on_read(first + last, len(ids))
-    return store.save(about, ids, cache, before, text.source)
+    store.afford(footprint(about.policy, model.config, model.dtype.itemsize).held(len(ids) - first))
+    length, most = model.spec.declared(len(ids) + text.room), STRETCH * max(window or 0 for window in model.windows)
+    number = ""
+    for begin in range(first, len(ids), most or len(ids)):
+        end = min(begin + most, len(ids)) if most else len(ids)
+        past = {} if before is None else before.past(model.device)
+        cache = model.new_cache(end - begin, cache_of(about.policy), **past)
+        assert isinstance(cache, Buffered), "what is saved lies in buffers"
+        marks, tokens = Marks.run(begin, end - begin), ids[None, begin:end].to(model.device)
+        for _, last, _ in hidden_chunks(model, tokens, marks, cache, length):
+            if text.on_read is not None:
+                text.on_read(begin + last, len(ids))
+        number = store.save(about, ids[:end], cache, before, text.source)
+        before = store.open(number) if end < len(ids) else None
+    return number

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from handscroll.base.errors import ConfigError
 from handscroll.cache.reading.reading import Reading
-from handscroll.cache.table import REWINDABLE, cache_of
+from handscroll.cache.table import cache_of, kind_of
 from handscroll.generate.constrain import Constraint
 from handscroll.generate.draft import Drafts
 from handscroll.generate.sample import Sampling
@@ -55,7 +55,7 @@ class Request:
         if self.samples < 1 or (self.logprobs is not None and self.logprobs < 0):
             raise ConfigError(f"samples is {self.samples} and logprobs {self.logprobs}; they must be at least 1 and 0")
         cache_of(self.policy)  # refuses an unknown one
-        if (self.samples > 1 or self.draft is not None) and self.policy not in REWINDABLE:
+        if (self.samples > 1 or self.draft is not None) and not kind_of(self.policy).rewinds:
             raise ConfigError(
                 f"several samples and drafts need a cache that can be shared and cut back: not '{self.policy}'"
             )

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from handscroll.cache.full import Cache
+from handscroll.cache.cache import Cache
 from handscroll.generate.chooser import Chooser, NewToken, finite, scores
 from handscroll.generate.draft import Drafts, Proposal
 from handscroll.generate.sample import draw

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from handscroll.base.errors import CapacityError, ConfigError, DataError
 from handscroll.base.spec import ModelSpec
-from handscroll.cache.full import Cache
+from handscroll.cache.cache import Cache
+from handscroll.cache.full import FullCache
 from handscroll.models.foreign import (
     Entry,
     Family,
@@ -227,7 +228,7 @@ class Bert(Decoder):
     def mask(self) -> Mask:
         return Everything()
 
-    def new_cache(self, capacity: int = 0) -> Cache:
+    def new_cache(self, capacity: int = 0, kind: Callable[..., Cache] = FullCache, **options: Any) -> Cache:
         raise ConfigError(_no_cache(self.config.family))
 
     def _masked(self) -> MaskedHead:

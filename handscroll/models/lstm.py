@@ -5,6 +5,7 @@ The honest baseline of every memory table: what it keeps of a text is two vector
 and there is nothing to lengthen.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from handscroll.base.errors import ConfigError
 from handscroll.base.spec import LayerSpec, ModelSpec
+from handscroll.cache.cache import Cache
+from handscroll.cache.full import FullCache
 from handscroll.cache.state import StateCache
 from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
 from handscroll.models.model import Decoder
@@ -98,12 +101,10 @@ class Layer(nn.Module):
                 "family 'lstm' reads token after token, so ranks cannot share a row: parallel.context = 1"
             )
         keeper = context.cache
-        if keeper is not None and not hasattr(keeper, "state"):
-            raise ConfigError("family 'lstm' keeps a state and no keys: take the cache that model.new_cache() makes")
-        before = None if keeper is None else keeper.state(self.number)  # type: ignore[attr-defined]
+        before = None if keeper is None else keeper.state(self.number)
         out, after = self.lstm(x, before, context.marks)
         if keeper is not None:
-            out = keeper.keep(self.number, out, after)  # type: ignore[attr-defined]
+            out = keeper.keep(self.number, out, after)
         return context.dropped(out, 2 * self.number + 1)
 
     def remember(self, x: Embeddings, context: Context) -> None:
@@ -126,7 +127,8 @@ class LSTM(Decoder):
     def embed(self, tokens: Tokens, marks: Marks) -> Embeddings:
         return self.embedding(tokens)
 
-    def new_cache(self, capacity: int = 0) -> StateCache:
+    def new_cache(self, capacity: int = 0, kind: Callable[..., Cache] = FullCache, **options: Any) -> Cache:
+        assert kind is FullCache and not options, "a state is kept, whatever the policy"
         return StateCache(self.config.layers)
 
     def logits(self, hidden: Embeddings) -> Logits:

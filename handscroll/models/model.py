@@ -1,5 +1,6 @@
 """The `Model` contract that every family keeps, and what training and generation may rely on."""
 
+from collections.abc import Callable
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,8 @@ from torch import Tensor, nn
 
 from handscroll.base.errors import ConfigError
 from handscroll.base.spec import ModelSpec
-from handscroll.cache.full import Cache
+from handscroll.cache.cache import Cache
+from handscroll.cache.full import FullCache
 from handscroll.kernels.runs import capped
 from handscroll.nn.attention import Context
 from handscroll.nn.bias import Bias
@@ -94,8 +96,14 @@ class Model(nn.Module):
     def _lacks(self, what: str) -> ConfigError:
         return ConfigError(f"family '{self.config.family}' as it is here has no {what}")
 
-    def new_cache(self, capacity: int = 0) -> Cache:
-        return Cache(self.config.layers, capacity=capacity)
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """How many tokens each layer sees, itself included; None: all of them."""
+        return self.spec.windows
+
+    def new_cache(self, capacity: int = 0, kind: Callable[..., Cache] = FullCache, **options: Any) -> Cache:
+        """A cache of a policy for the layers of this model, with the options of its class."""
+        return kind(self.config.layers, capacity=capacity, windows=self.windows, **options)
 
     @property
     def device(self) -> torch.device:

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from handscroll.base.errors import ConfigError
-from handscroll.kernels.gpu.slots import Slots
 from handscroll.kernels.native import tables
 from handscroll.kernels.native.calls import KINDS, LANES
 from handscroll.nn.addresses import Addresses, whole
@@ -22,10 +21,12 @@ from handscroll.nn.mask import Everything, Mask, SameSegment, Window
 from handscroll.nn.memory import Memory
 from handscroll.nn.noise import Noise
 from handscroll.nn.norm import RMSNorm
-from handscroll.nn.pages import Pages
 from handscroll.nn.rope import Rotation
 from handscroll.nn.shapes import Embeddings
 from handscroll.nn.span import Keeper, Span
+
+if TYPE_CHECKING:
+    from handscroll.nn.span import Reads
 
 
 @dataclass(frozen=True)
@@ -64,17 +65,16 @@ class Context:
         """The rotation of the layers that tell positions so; None where positions are no rotation."""
         return self.rotations[positions] if self.rotations else None
 
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> Any:
-        """Keep (B, K, T, E) keys and values of a layer; returns what its queries may read: spans or pages, or what else
-        a cache says of a pass without queries (`train/ladder/carry.py: Made`)."""
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> "Reads":
+        """Keep (B, K, T, E) keys and values of a layer; returns what its queries may read."""
         if self.cache is None:
             return [Span(keys, values, self.marks)]
         return self.cache.append(layer, keys, values, self.marks)
 
     @property
-    def known(self) -> Callable[[int], list[Span]] | None:
-        """Where the cache holds all that queries may read already, what gives it by layer: nothing is appended then."""
-        return getattr(self.cache, "known", None)
+    def complete(self) -> bool:
+        """Whether the cache holds all that queries may read already: nothing is appended then."""
+        return self.cache is not None and self.cache.complete
 
     def dropped(self, x: Embeddings, site: int) -> Embeddings:
         """`x` with dropout at a numbered place of the model (0: embeddings; 2n + 1, 2n + 2: layer n's branches)."""
@@ -108,22 +108,20 @@ class Attention(nn.Module):
             q = self.query_norm(q).to(q.dtype)  # under autocast the norm gives float32
         return q if rotation is None or rotation.bands else rotation.queries(q)
 
-    def read(
-        self, q: Float[Tensor, "B H T E"], spans: list[Span] | Pages | Slots, context: Context
-    ) -> Float[Tensor, "B T HE"]:
+    def read(self, q: Float[Tensor, "B H T E"], spans: "Reads", context: Context) -> Float[Tensor, "B T HE"]:
         """What queries read of the spans of this layer, before the output projection; bands turn the queries here."""
         scale, cap, rotation = self.scale, self.shape.cap, context.rotation(self.shape.positions)
         mask = context.mask if self.window is None else context.mask & self.window
         bands = () if rotation is None else rotation.bands
         if rotation is not None:
             scale *= rotation.factor(self.shape.head_size)
-        select = getattr(context.cache, "select", None)  # asked by name: a protocol's check takes longer than the call
-        if select is not None:
+        if context.cache is not None and context.cache.selects:
             if bands:
                 raise ConfigError("this cache ranks keys by one rotation, the scaling has several: use 'offload'")
             if cap is not None:
                 raise ConfigError("this cache ranks keys by scores as they are, this model caps them: use 'offload'")
-            spans = select(self.number, q, spans, mask, context.marks, scale)
+            assert isinstance(spans, list), "what selects gives spans"
+            spans = context.cache.select(self.number, q, spans, mask, context.marks, scale)
         if bands:
             assert isinstance(spans, list), "blocks are read with one rotation; the engine refuses bands"
             if any(span.observer is not None for span in spans):
@@ -134,17 +132,22 @@ class Attention(nn.Module):
             out, _ = attend(q, spans, mask, context.marks, scale, **shared)
         return out.transpose(1, 2).flatten(2)
 
-    def remember(self, x: Embeddings, context: Context) -> Any:
+    def remember(self, x: Embeddings, context: Context) -> "Reads":
         """Keys and values of `x`, appended to the cache of this layer; returns what `Context.append` does."""
-        if context.known is not None:
-            return context.known(self.number)
+        if context.complete:
+            assert context.cache is not None
+            return context.cache.known(self.number)
+        return context.append(self.number, *self.made(x, context))
+
+    def made(self, x: Embeddings, context: Context) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, K, T, E) of `x`, as a cache keeps them."""
         k, v = self._split(self.key(x)), self._split(self.value(x))
         rotation = context.rotation(self.shape.positions)
         if self.shape.norm_eps is not None:
             k = self.key_norm(k).to(k.dtype)
         if rotation is not None:
             k = rotation.turn(k)
-        return context.append(self.number, k, v)
+        return k, v
 
     def table(self, addresses: Addresses, dtype: torch.dtype) -> tuple[tables.Before, tables.Product]:
         """As compiled layers in `dtype` compute it: what is before reading but for the norm; the output."""

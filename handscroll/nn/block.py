@@ -14,10 +14,9 @@ for a norm is unused, an `nn.Identity` stands there, so that `Block.forward` is 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from handscroll.kernels.native import tables
 from handscroll.kernels.registry import Kernel, Operation, always
@@ -81,9 +80,13 @@ class Block(nn.Module):
         made = self.mlp_branch_norm(tiled(self.mlp, self.mlp_norm(x), context.mlp_tile))
         return self.mlp_sum_norm(x + context.dropped(made, 2 * self.number + 2))
 
-    def remember(self, x: Embeddings, context: Context) -> Any:
-        """Append the keys and values of `x` to the context's cache, and nothing else; what the cache said to that."""
-        return self.attention.remember(self.attention_norm(x), context)
+    def remember(self, x: Embeddings, context: Context) -> None:
+        """Append the keys and values of `x` to the context's cache, and nothing else."""
+        self.attention.remember(self.attention_norm(x), context)
+
+    def made(self, x: Embeddings, context: Context) -> tuple[Tensor, Tensor]:
+        """The keys and values of `x`, which are appended to nothing."""
+        return self.attention.made(self.attention_norm(x), context)
 
     def table(self, addresses: Addresses) -> Form:
         """As compiled code computes the layer.
@@ -109,7 +112,7 @@ class Block(nn.Module):
 def _refuses_compiled(block: Block, x: Embeddings, context: Context) -> str:
     if refused := refuses_pass(x, context):
         return refused
-    if context.known is not None:
+    if context.complete:
         return "the cache knows all keys already"
     return compiled(block).refuses(x, context.rotation(block.attention.shape.positions))
 

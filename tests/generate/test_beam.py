@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from handscroll.base.errors import CapacityError, ConfigError, DataError
-from handscroll.cache.full import Cache
+from handscroll.cache.full import FullCache
 from handscroll.generate import beam
 from handscroll.generate.draft import Lookup
 from handscroll.generate.request import Request
@@ -90,13 +90,13 @@ def test_one_beam_is_greedy_decoding(scaling, tmp_path):
 
 def test_the_prompt_is_kept_once_and_only_new_tokens_change_places(tmp_path, monkeypatch):
     model = loaded(tmp_path)
-    copied, real = [], Cache.take_rows
+    copied, real = [], FullCache.take_rows
 
     def noting(self, rows):
         copied.append((self.marks.length, self.past[0][0].keys.data_ptr(), self.nbytes))
         return real(self, rows)
 
-    monkeypatch.setattr(Cache, "take_rows", noting)
+    monkeypatch.setattr(FullCache, "take_rows", noting)
     beam_search(model, prompts_of((40,))[0], 4, 12)
     assert copied and max(length for length, _, _ in copied) <= 12
     assert len({place for _, place, _ in copied}) == 1

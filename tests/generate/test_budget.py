@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from handscroll.base.errors import CapacityError, ConfigError
-from handscroll.cache.full import Cache
+from handscroll.cache.full import FullCache
 from handscroll.cache.table import cache_of, footprint
 from handscroll.generate import budget as module
 from handscroll.generate.budget import Demand, candidates, choose, size_of
@@ -274,5 +274,5 @@ def test_reading_token_by_token_is_reading_and_greedy_is_generate(lm):
     ids = lm.encode(TEXT)
     scores, size = decoded(lm.model, torch.tensor([ids]), 100, Way(chunk=7))
     torch.testing.assert_close(scores[0], lm.logits(ids)[99:-1].log_softmax(-1), atol=1e-4, rtol=1e-4)
-    assert size == Cache(2).footprint(2, 12, 4).held(len(ids) - 1)
+    assert size == FullCache(2).footprint(2, 12, 4).held(len(ids) - 1)
     assert lm.decode(said(lm.model, ids, 8, Way())) == lm.generate(ids, max_tokens=8, beyond=True)

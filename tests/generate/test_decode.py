@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from handscroll.base.errors import CapacityError, CheckpointError, ConfigError, DataError
-from handscroll.cache.full import Cache
+from handscroll.cache.full import FullCache
 from handscroll.generate.sample import Sampling
 from handscroll.models.weights import load_model
 from tests.conformance.families import reference, save
@@ -164,19 +164,11 @@ def test_a_stop_string_ends_its_row_alone_and_is_no_part_of_the_text(tmp_path):
 
 def test_cache_is_reserved_once_and_the_last_token_is_not_read_back(tmp_path, monkeypatch):
     model = loaded(tmp_path)
-    made = []
-    monkeypatch.setattr(model, "new_cache", lambda capacity: made.append(Cache(3, capacity=capacity)) or made[-1])
-    grown = []
-    monkeypatch.setattr(Cache, "_write", lambda *a, real=Cache._write: _noting(grown, real, a))
+    made, sizes, real = [], set(), FullCache.commit
+    monkeypatch.setattr(FullCache, "commit", lambda cache: made.append(cache) or real(cache) or sizes.add(cache.nbytes))
     written(model, prompts_of(), Sampling(max_tokens=30))
     assert made[0].length == 30 + 29
-    assert set(grown) == {30 + 29}
-
-
-def _noting(grown, real, arguments):
-    buffer = real(*arguments)
-    grown.append(buffer.shape[2])
-    return buffer
+    assert sizes == {4 * (30 + 29) * model.config.cache_bytes_per_token(4)}
 
 
 def test_longer_than_the_context_is_refused_at_the_call(tmp_path):

@@ -2,11 +2,13 @@
 
 import random
 from collections import Counter
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from handscroll.cache.pool import Layout, reach
 from handscroll.generate.engine.blocks import Blocks, beginning, following
 from handscroll.generate.engine.job import Job
 from handscroll.generate.engine.scheduler import AGEING, PATIENCE, Scheduler
@@ -31,30 +33,43 @@ def request(number, prompt, new, priority=0, owner=""):
 class World:
     """Runs a scheduler without a model: a block's content is the list of tokens that were written to it."""
 
-    def __init__(self, blocks, size, budget, most, fixed=0):
-        self.content = [[] for _ in range(blocks)]
-        self.scheduler = Scheduler(Blocks(blocks, lambda b: self.content[b].clear()), size, budget, most, fixed)
+    def __init__(self, blocks, size, budget, most, fixed=0, windows=()):
+        spaces = Layout(windows, size, most, budget).spaces(blocks)
+        self.content = [[[] for _ in range(space.count)] for space in spaces]
+        made = [Blocks(space.count, partial(self.give_up, number)) for number, space in enumerate(spaces)]
+        windowed = {space.window: held for space, held in zip(spaces[1:], made[1:], strict=True)}
+        self.scheduler = Scheduler(made[0], size, budget, most, fixed, windowed)
         self.live, self.steps, self.random = [], 0, random.Random(blocks)
 
+    def give_up(self, space, block):
+        self.content[space][block].clear()
+
     def check(self):
-        scheduler, blocks = self.scheduler, self.scheduler.blocks
-        held = Counter(block for one in scheduler.running for block in one.blocks)
-        assert all(blocks.references(block) == held[block] for block in range(blocks.count))
-        assert blocks.available == blocks.count - len(held)
-        assert not any(one.blocks for one in scheduler.waiting)
+        scheduler = self.scheduler
+        for number, (window, blocks) in enumerate(scheduler.spaces):
+            held = Counter(block for one in scheduler.running for block in one.held[number].blocks)
+            assert all(blocks.references(block) == held[block] for block in range(blocks.count))
+            assert blocks.available == blocks.count - len(held)
+            assert not any(one.held[number].blocks for one in scheduler.waiting)
+            most = blocks.count if window is None else reach(window, scheduler.size, scheduler.budget)
+            assert all(len(one.held[number].blocks) <= most for one in scheduler.running)
         assert sorted(map(id, scheduler.running + scheduler.waiting)) == sorted(map(id, self.live))
         assert len(scheduler.running) <= scheduler.most
 
     def write(self, one, first, last):
-        """What a forward would do: write some tokens, having read all before them."""
-        size, blocks = self.scheduler.size, self.scheduler.blocks
-        read = [token for block in one.blocks for token in self.content[block]][:first]
-        assert read == one.tokens[:first], "a forward reads what was not written, or by another"
-        for token in range(first, last):
-            block = one.blocks[token // size]
-            assert blocks.references(block) == 1, "a forward writes where others read"
-            del self.content[block][token % size :]
-            self.content[block].append(one.tokens[token])
+        """What a forward would do: write some tokens, having read all before them, or the windows."""
+        size = self.scheduler.size
+        for number, (window, blocks) in enumerate(self.scheduler.spaces):
+            held, content = one.held[number], self.content[number]
+            begin = held.dropped * size
+            assert begin <= max(0, first - (first if window is None else window - 1)), "a window is not there"
+            read = [token for block in held.blocks for token in content[block]][: first - begin]
+            assert read == one.tokens[begin:first], "a forward reads what was not written, or by another"
+            for token in range(first, last):
+                block = held.blocks[token // size - held.dropped]
+                assert blocks.references(block) == 1, "a forward writes where others read"
+                del content[block][token % size :]
+                content[block].append(one.tokens[token])
         self.scheduler.advance(one, last)
         if last == len(one.tokens):
             one.tokens.append(self.random.randrange(4))
@@ -94,11 +109,16 @@ moves = st.one_of(
 
 @settings(max_examples=400)
 @given(
-    st.lists(moves, max_size=40), st.integers(1, 5), st.sampled_from([0, 1, 2]), st.integers(13, 30), st.integers(1, 5)
+    st.lists(moves, max_size=40),
+    st.integers(1, 5),
+    st.sampled_from([0, 1, 2]),
+    st.integers(13, 30),
+    st.integers(1, 5),
+    st.sampled_from([(), (3,), (1, 8), (20, 4)]),
 )
-def test_blocks_add_up_and_everyone_ends(moves, size, multiple, blocks, most):
+def test_blocks_add_up_and_everyone_ends(moves, size, multiple, blocks, most, windows):
     fixed = multiple * size if multiple * size > 1 else 0
-    world = World(max(blocks, -(-52 // size)), size, max(7, fixed), most, fixed)
+    world = World(max(blocks, -(-52 // size)), size, max(7, fixed), most, fixed, windows)
     number = 0
     for kind, *values in moves:
         if kind == "add":
@@ -116,11 +136,33 @@ def test_blocks_add_up_and_everyone_ends(moves, size, multiple, blocks, most):
     while world.live:
         world.step()
         assert world.steps <= bound, "somebody waits for ever"
-    assert world.scheduler.blocks.available == world.scheduler.blocks.count
+    assert all(blocks.available == blocks.count for _, blocks in world.scheduler.spaces)
 
 
-def test_a_thousand_requests_in_a_small_pool():
-    world, draw = World(20, 4, 16, 6), random.Random(1)
+def test_a_beginning_is_shared_only_where_its_windows_are_there():
+    """Of 40 tokens that two prompts share, the windows before the end alone are still in the blocks of the first."""
+    shared, tails = [n % 5 for n in range(40)], ([1] * 9, [2] * 9)
+    for windows, room, begun in (((), 0, 40), ((10,), 0, 40), ((10,), 12, 0)):
+        world = World(30, 4, 60, 3, windows=windows)
+        for number, tail in enumerate(tails):
+            one = request(number, shared + tail, 2)
+            world.live.append(one)
+            world.scheduler.add(one)
+            plan = world.scheduler.plan()
+            if number:
+                assert plan.chunks[0].first == begun
+                break
+            world.write(one, 0, 40)
+            world.write(one, 40, 49)
+            world.step()
+            assert one.finish
+            taken = [world.scheduler.spaces[-1][1].take() for _ in range(room and world.scheduler.spaces[-1][1].count)]
+            world.scheduler.spaces[-1][1].release(taken)  # others have had all the blocks since
+
+
+@pytest.mark.parametrize("windows", [(), (7, 30)])
+def test_a_thousand_requests_in_a_small_pool(windows):
+    world, draw = World(20, 4, 16, 6, windows=windows), random.Random(1)
     for number in range(1000):
         prompt = [draw.randrange(2) for _ in range(draw.randrange(1, 60))]
         one = request(number, prompt, draw.randrange(1, 20), draw.randrange(3))

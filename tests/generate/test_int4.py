@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from handscroll.base.errors import ConfigError
-from handscroll.cache.full import Cache
+from handscroll.cache.full import FullCache
 from handscroll.cache.int4 import Int4Cache
 from handscroll.cache.reading.store import Store
 from handscroll.generate.prefill import prefill
@@ -45,14 +45,14 @@ def grown(cache, tokens, heads=2, size=32, chunk=100, dtype=torch.float32):
 
 def test_a_third_of_bfloat16(lm):
     small, _, _ = grown(Int4Cache(1, capacity=8192), 8192, size=64, dtype=torch.bfloat16)
-    full, _, _ = grown(Cache(1, capacity=8192), 8192, size=64, dtype=torch.bfloat16)
+    full, _, _ = grown(FullCache(1, capacity=8192), 8192, size=64, dtype=torch.bfloat16)
     buffers = 2 * 2 * 64 * 64 * 2
     assert small.nbytes == buffers + full.nbytes * 5 // 16
 
 
 def test_int4_is_near_the_exact_cache_and_not_equal(lm):
     ids = lm.encode(TEXT)
-    _, exact = filled(lm, Cache, ids, chunk=16)
+    _, exact = filled(lm, FullCache, ids, chunk=16)
     _, rounded = filled(lm, Int4Cache, ids, chunk=16)
     assert 0 < kl(exact, rounded) < 2e-2
 
@@ -60,7 +60,7 @@ def test_int4_is_near_the_exact_cache_and_not_equal(lm):
 def test_tokens_stay_exact_until_their_group_is_complete(lm):
     ids = lm.encode(TEXT)[:40]
     for count, equal in ((31, True), (33, False)):
-        caches = [filled(lm, kind, ids[:count], chunk=1)[0] for kind in (Cache, Int4Cache)]
+        caches = [filled(lm, kind, ids[:count], chunk=1)[0] for kind in (FullCache, Int4Cache)]
         logits = [lm.model(torch.tensor([ids[count : count + 1]]), cache=cache) for cache in caches]
         assert torch.allclose(*logits, atol=1e-6) is equal
 
@@ -98,7 +98,7 @@ def test_keys_are_rounded_within_half_a_step_of_their_channel():
 def test_int4_caches_are_copied_cut_and_kept_like_full_ones(lm):
     ids = lm.encode(TEXT)[:150]
     cache, _ = filled(lm, Int4Cache, ids)
-    copies = [cache.clone(), cache.take_rows(torch.tensor([0])), Int4Cache.from_state(cache.state_dict())]
+    copies = [cache.clone(), cache.take_rows(torch.tensor([0]))]
     new = torch.tensor([[5, 9, 3]])
     want = lm.model(new, cache=cache, length=400)
     for copy in copies:
@@ -119,7 +119,7 @@ def test_cut_inside_a_group_the_rest_of_it_comes_back(lm):
     cache.trim(77)
     assert cache.length == 77 and cache._stored == 64
     new = torch.tensor([ids[77:80]])
-    exact, _ = filled(lm, Cache, ids[:77])
+    exact, _ = filled(lm, FullCache, ids[:77])
     got, want = (lm.model(new, cache=c)[0, -1].detach() for c in (cache, exact))
     assert 0 < kl(want, got) < 2e-2
     cache.trim(0)
@@ -146,7 +146,7 @@ def test_rows_of_different_lengths(lm):
     cache = Int4Cache(lm.model.config.layers)
     hidden = prefill(lm.model, tokens, Marks.rows(torch.zeros(2, dtype=torch.long), lengths), cache, 200, 16)
     for row, length in enumerate(lengths.tolist()):
-        _, want = filled(lm, Cache, ids[:length])
+        _, want = filled(lm, FullCache, ids[:length])
         assert kl(want, lm.model.logits(hidden)[row, -1].detach()) < 2e-2
 
 

@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from handscroll.base.errors import CapacityError, ConfigError
-from handscroll.cache.full import Cache
+from handscroll.cache.full import FullCache
 from handscroll.cache.offload import OffloadCache
 from handscroll.cache.reading.store import Store
 from handscroll.cache.retrieval import RetrievalCache
@@ -80,7 +80,7 @@ def filled(cache, keys, values, chunk=50):
 @pytest.mark.parametrize("chunk", [7, 64, 1000])
 def test_exact_policies_are_the_full_cache(lm, policy, chunk):
     ids = lm.encode(TEXT)[:260]
-    want = logits(lm.model, ids, Cache(lm.model.config.layers), 230, chunk)
+    want = logits(lm.model, ids, FullCache(lm.model.config.layers), 230, chunk)
     cache = cache_of(policy)(lm.model.config.layers)
     torch.testing.assert_close(logits(lm.model, ids, cache, 230, chunk), want, rtol=1e-5, atol=1e-5)
     assert cache.length == 260
@@ -91,8 +91,8 @@ def test_windows_are_kept(lm, windowed, policy):
     """A window of 50 tokens lies in at most 8 blocks of 8; the first layer, which sees all, reads all it may."""
     windowed.layers[0].window = Window(60)
     ids = lm.encode(TEXT)[:260]
-    want = logits(windowed, ids, Cache(2), 230)
-    assert not torch.allclose(want, logits(lm.model, ids, Cache(2), 230), atol=1e-3)
+    want = logits(windowed, ids, FullCache(2), 230)
+    assert not torch.allclose(want, logits(lm.model, ids, FullCache(2), 230), atol=1e-3)
     torch.testing.assert_close(logits(windowed, ids, cache_of(policy)(2), 230), want, rtol=1e-5, atol=1e-5)
 
 
@@ -130,7 +130,7 @@ def test_memory_is_that_of_the_newest_tokens(lm):
 @pytest.mark.parametrize("policy", ["offload:block=16,recent=5", "retrieval:block=16,blocks=4,recent=5,place=host"])
 def test_offloaded_caches_are_copied_and_cut_like_full_ones(lm, policy):
     ids, new = lm.encode(TEXT)[:150], torch.tensor([[5, 9, 3]])
-    cache, full = cache_of(policy)(2), Cache(2)
+    cache, full = cache_of(policy)(2), FullCache(2)
     for each in (cache, full):
         logits(lm.model, ids, each, 150, 40)
     want = lm.model(new, cache=full.clone())
@@ -146,9 +146,8 @@ def test_offloaded_caches_are_copied_and_cut_like_full_ones(lm, policy):
             copy.trim(length)
         single = lm.model(torch.tensor([[5]]), cache=copy)
         torch.testing.assert_close(single, lm.model(torch.tensor([[5]])), rtol=1e-5, atol=1e-5)
-    for refused in (cache.state_dict, lambda: OffloadCache.from_state({})):
-        with pytest.raises(ConfigError, match="int8"):
-            refused()
+    with pytest.raises(ConfigError, match="cannot be shared"):
+        cache.branch()
 
 
 def test_nothing_is_left_behind(lm, tmp_path):
@@ -305,7 +304,7 @@ def test_recall_is_one_where_the_mass_is_and_less_where_it_is_not(lm):
         policy = f"retrieval:block=16,blocks={blocks},recent=0,measure=1"
         cache = cache_of(policy)(2)
         got = logits(lm.model, ids, cache, 290, 64)
-        torch.testing.assert_close(got[:290], logits(lm.model, ids, Cache(2), 290, 64)[:290], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(got[:290], logits(lm.model, ids, FullCache(2), 290, 64)[:290], rtol=1e-5, atol=1e-5)
         assert cache.recall.tokens == 10
         said.append(cache.recall.mean)
     assert 0.05 < said[0] < said[1] < said[2] < 1

@@ -67,7 +67,7 @@ def test_logits_after_a_reading_equal_those_without(lm, store):
     reading = lm.read(ids, store)
     assert len(reading.spans[0]) == 2 and reading.length == len(ids)
     new = torch.randint(0, 500, (1, 9), generator=torch.Generator().manual_seed(0))
-    cache = reading.cache(9, torch.device("cpu"))
+    cache = lm.model.new_cache(9, **reading.past(torch.device("cpu")))
     assert cache.length == len(ids)
     got = lm.model(new, cache=cache, length=1000)[0]
     want = lm.model(torch.cat([ids[None], new], dim=1), length=1000)[0, -9:]

@@ -58,7 +58,7 @@ def test_the_prompt_is_read_once_and_not_copied(tmp_path, monkeypatch):
     assert read == [(1, 30)] + [(4, 1)] * 14
     # 2 kv heads of 8 numbers, keys and values, float32, 3 layers: 14 new tokens of 4 rows, and no prompt.
     assert caches[-1].nbytes == 3 * 2 * 2 * 8 * 4 * 4 * 14
-    prompt = caches[0]._store[0].keys.data_ptr()
+    prompt = caches[0]._store[0][0].data_ptr()
     assert caches[-1].past[0][0].keys.data_ptr() == prompt
 
 

@@ -7,8 +7,7 @@ import torch
 import transformers
 
 from handscroll.base.errors import ConfigError
-from handscroll.cache.full import Cache
-from handscroll.cache.state import StateCache
+from handscroll.cache.full import FullCache
 from handscroll.data.batch import Batch
 from handscroll.extend.methods import candidates
 from handscroll.generate.draft import DraftModel, Lookup
@@ -91,7 +90,7 @@ def test_the_cache_is_a_state_of_constant_size_and_changes_nothing():
         assert cache.length == last
     assert (torch.cat(parts, dim=1) - whole).abs().max() < 1e-12
     assert sizes == {2 * model.config.state_bytes(8)} and model.config.cache_bytes_per_token(8) == 0
-    copy = StateCache.from_state(cache.state_dict())
+    copy = cache.clone()
     new = ids[:, :1]
     assert torch.equal(model(new, cache=copy), model(new, cache=cache.clone()))
     one = model(new[:1], cache=cache.take_rows(torch.tensor([0])))
@@ -259,7 +258,7 @@ def test_what_does_not_apply_to_a_state_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="exact"):
         build_rung(Memory(rung="recurrent", chunk=64, remembered=64), model, tmp_path)
     with pytest.raises(ConfigError, match="new_cache"):
-        model(tokens(1, 4), cache=Cache(2))
+        model(tokens(1, 4), cache=FullCache(2))
     cache = model.new_cache()
     model(tokens(1, 4), cache=cache)
     with pytest.raises(ConfigError, match="cut back"):

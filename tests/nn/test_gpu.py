@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from handscroll.cache.full import Cache
+from handscroll.cache.full import FullCache
 from handscroll.kernels.gpu import fused as gpu
 from handscroll.models.llama import Llama, LlamaConfig
 from handscroll.nn.attend import attend
@@ -103,7 +103,7 @@ def model(windows=(), family="llama"):
 
 @torch.no_grad()
 def steps(one, batch, count, start=700):
-    cache, found = Cache(3, capacity=start + count), []
+    cache, found = FullCache(3, capacity=start + count), []
     tokens = torch.randint(0, 97, (batch, start), generator=torch.Generator().manual_seed(1)).cuda()
     one(tokens, Marks.run(0, start), cache)
     for number in range(count):
@@ -125,15 +125,15 @@ def test_recorded_layers_equal_the_layers_one_by_one(batch, windows, monkeypatch
     wide, _ = steps(one.double(), batch, 12)
     assert distance(found, wide) < 1.5 * distance(want, wide) + 1e-3
     for layer in range(3):
-        ours, theirs = cache._store[layer], other._store[layer]
-        assert distance(ours.keys, theirs.keys) < 1e-2
-        assert distance(ours.values, theirs.values) < 1e-2
+        ours, theirs = (list(one.columns(layer).values()) for one in (cache, other))
+        assert distance(ours[0], theirs[0]) < 1e-2
+        assert distance(ours[1], theirs[1]) < 1e-2
 
 
 def test_a_cache_that_grows_is_recorded_anew():
     one = model()
     with torch.no_grad():
-        cache = Cache(3)
+        cache = FullCache(3)
         tokens = torch.randint(0, 97, (1, 40)).cuda()
         one(tokens[:, :4], Marks.run(0, 4), cache)
         found = [one(tokens[:, n : n + 1], Marks.run(n, 1), cache) for n in range(4, 40)]

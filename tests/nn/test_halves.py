@@ -8,7 +8,7 @@ import weakref
 import pytest
 import torch
 
-from handscroll.cache.full import Cache
+from handscroll.cache.full import FullCache
 from handscroll.cache.table import cache_of
 from handscroll.kernels.native.calls import FEW
 from handscroll.kernels.native.library import library, reason
@@ -104,9 +104,14 @@ def stacked(monkeypatch):
     return calls
 
 
+def kept_in(cache):
+    """All that a cache keeps, by layer and name."""
+    return {(layer, name): x for layer in range(cache.layers) for name, x in cache.columns(layer).items()}
+
+
 def steps(model, rows, count, start=17, capacity=0, policy="full", each=1):
     """Logits of new tokens, `each` at a time, after `start` that were read together, and the cache."""
-    cache = cache_of(policy)(model.config.layers, capacity=capacity)
+    cache = model.new_cache(capacity, cache_of(policy))
     tokens = torch.randint(0, 96, (rows, start + count), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         if start:
@@ -128,7 +133,7 @@ def test_all_layers_in_one_call_are_the_layers(stacked, dtype, rows, changes, po
     with without(LAYERS, "one call"):
         want, by_layer = steps(model, rows, 9, policy=policy)
     assert len(stacked) == 9
-    kept, other = cache.state_dict(), by_layer.state_dict()
+    kept, other = kept_in(cache), kept_in(by_layer)
     assert kept.keys() == other.keys()
     if "windows" in changes:  # layer by layer torch reads them under a mask
         limit = 3e-2 if dtype == torch.bfloat16 else 1e-3 if policy == "int8" else 1e-5  # int8: other roundings follow
@@ -147,7 +152,7 @@ def test_several_tokens_in_one_call_are_the_layers(stacked, dtype, rows, each, s
     with without(LAYERS, "one call"):
         want, by_layer = steps(model, rows, 2 * each, start, policy=policy, each=each)
     assert len(stacked) == 2
-    kept, other = cache.state_dict(), by_layer.state_dict()
+    kept, other = kept_in(cache), kept_in(by_layer)
     assert kept.keys() == other.keys() and all(kept[name].shape == other[name].shape for name in kept)
     limit = 3e-2 if dtype == torch.bfloat16 else 1e-3 if policy == "int8" else 1e-5  # sums in another order
     assert (got - want).abs().max() <= limit * want.abs().max()
@@ -216,13 +221,13 @@ def test_the_stack_sees_what_changes(stacked):
 @torch.no_grad()
 def test_a_layer_more_is_a_layer_more(stacked):
     model, token = copy.deepcopy(llama()), torch.tensor([[3]])
-    model(token, cache=Cache(2))
+    model(token, cache=FullCache(2))
     model.layers.append(copy.deepcopy(model.layers[0]))
     model.layers[2].number = 2
-    got = model(token, cache=Cache(3))
+    got = model(token, cache=FullCache(3))
     assert len(stacked) == 2
     with without(LAYERS, "one call"):
-        torch.testing.assert_close(got, model(token, cache=Cache(3)), rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(got, model(token, cache=FullCache(3)), rtol=1e-5, atol=1e-4)
 
 
 def test_a_model_in_use_is_copied(stacked):
@@ -237,7 +242,7 @@ def test_a_model_in_use_is_copied(stacked):
 def test_a_cache_keeps_neither_outgrown_buffers_nor_a_model_that_is_gone(stacked):
     model = copy.deepcopy(llama())
     _, cache = steps(model, 1, 2)
-    buffer, weight = (weakref.ref(x) for x in (cache._store[0].keys, model.layers[0].mlp.up.weight))
+    buffer, weight = (weakref.ref(x) for x in (cache._store[0][0], model.layers[0].mlp.up.weight))
     model(torch.zeros((1, 40), dtype=torch.int64), cache=cache, length=64)  # layer by layer, into larger ones
     assert stacked and buffer() is None
     del model

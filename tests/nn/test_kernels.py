@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from handscroll.cache.full import Cache
+from handscroll.cache.full import FullCache
 from handscroll.kernels import runs as fused
 from handscroll.kernels.merge import merge
 from handscroll.nn.attend import attend
@@ -95,7 +95,7 @@ def test_chunked_appends_equal_the_whole():
     q = torch.randn(2, 8, 48, 16)
     want, _ = attend(q, [Span(k, v, Marks.run(0, 48))], Causal(), Marks.run(0, 48), kernel="eager")
     for step in (1, 7, 17, 48):
-        cache, outs = Cache(1), []
+        cache, outs = FullCache(1), []
         for first in range(0, 48, step):
             last = min(first + step, 48)
             marks = Marks.run(first, last - first)

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from handscroll.base.errors import CapacityError, CheckpointError, ConfigError, DataError, nearest
 from handscroll.base.runs import MANIFEST, Entry, verify_folder, write_chunks, write_file, write_folder
-from handscroll.cache.full import Cache
+from handscroll.cache.buffered import Buffered
 from handscroll.cache.reading.identity import Identity
 from handscroll.cache.reading.reading import LAYER, Part, Reading, mapped
 
@@ -42,22 +42,39 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class About:
-    """What a part is. `first` tokens before it are those of `parent` ("" where it begins a text)."""
+    """What a part is. `first` tokens before it are those of `parent` ("" where it begins a text).
+
+    Of a layer with a window it keeps the last window - 1 + `rewind` tokens before its end.
+    """
 
     number: str
     identity: Identity
     first: int
     length: int
     parent: str
-    layers: int
+    windows: tuple[int | None, ...]  # of each layer
+    rewind: int
     kv_heads: int
     head_size: int
     source: str
 
     @property
+    def counts(self) -> tuple[int, ...]:
+        """Tokens that it keeps of each layer."""
+        own = self.length - self.first
+        return tuple(own if w is None else min(self.length, w - 1 + self.rewind) for w in self.windows)
+
+    @property
     def nbytes(self) -> int:
         each = self.head_size * self.kept.itemsize + (4 if self.kept == torch.int8 else 0)
-        return 2 * self.layers * self.kv_heads * (self.length - self.first) * each
+        return 2 * self.kv_heads * sum(self.counts) * each
+
+    def reached(self, length: int) -> int | None:
+        """The most of the first `length` tokens that a text can go on from with this part's windows; None: nothing."""
+        wanted = min(length, self.length)
+        windowed = [(w, count) for w, count in zip(self.windows, self.counts, strict=True) if w is not None]
+        able = all(self.length - count <= max(0, wanted - w + 1) for w, count in windowed)
+        return wanted if able else None
 
     @property
     def kept(self) -> torch.dtype:
@@ -76,13 +93,14 @@ class Store:
             (self.folder / name).mkdir(parents=True, exist_ok=True)
 
     def find(self, identity: Identity, tokens: Tensor) -> Reading | None:
-        """The longest saved beginning of `tokens` (S,), opened; None where nothing worth it is shared."""
+        """The longest saved beginning of `tokens` (S,) that a text can go on from, opened; None: nothing worth it."""
         wanted = tokens.to(torch.int32).numpy()
         found = []
         for about in self.parts():
             if about.identity == identity:
                 with suppress(CheckpointError):
-                    found.append((_shared(wanted, self.tokens(about.number)), -about.length, about.number))
+                    shared = about.reached(_shared(wanted, self.tokens(about.number)))
+                    found.append((shared or 0, -about.length, about.number))
         for shared, _, number in sorted(found, reverse=True):
             if shared < SHARED:
                 return None
@@ -92,43 +110,45 @@ class Store:
                 _log.warning("a saved reading is passed over: %s", error)
         return None
 
-    def save(self, identity: Identity, tokens: Tensor, cache: Cache, before: Reading | None, source: str) -> str:
+    def save(self, identity: Identity, tokens: Tensor, cache: Buffered, before: Reading | None, source: str) -> str:
         """Keep what `cache` holds of `tokens` (S,), of which `before` had read the beginning; returns the number.
 
         Raises:
             CapacityError: it is larger than the limit. CheckpointError: the disk refused; nothing is left behind.
         """
-        state = cache.state_dict()
+        state = [cache.saving(layer) for layer in range(cache.layers)]
+        about = self._about(identity, tokens, cache, before, source)
         with self._lock():
             self._sweep()
             parent = "" if before is None else self._parent(before)
             if before is not None and not parent:  # evicted while the text was read: keep all of it
-                state, before = _joined(before, state, cache.layers), None
-            return self._publish(self._about(identity, tokens, state, before, source), parent, tokens, state)
+                about, state = replace(about, first=0), _joined(before, state, about.windows)
+            return self._publish(replace(about, parent=parent), tokens, state)
 
-    def _about(
-        self, identity: Identity, tokens: Tensor, state: dict[str, Tensor], before: Reading | None, source: str
-    ) -> About:
+    def _about(self, identity: Identity, tokens: Tensor, cache: Buffered, before: Reading | None, source: str) -> About:
         first = before.length if before is not None else 0
-        shape = state["0.keys"].shape
-        layers = sum(name.endswith(".keys") for name in state)
-        if first + shape[2] != len(tokens):
-            raise DataError(f"the cache holds {first + shape[2]} tokens, the text {len(tokens)}")
+        if (cache.before, cache.length) != (first, len(tokens)):
+            raise DataError(
+                f"the cache goes on from {cache.before} tokens and holds {cache.length}, the reading has {first} and "
+                f"the text {len(tokens)}"
+            )
+        _, kv_heads, _, head_size = cache.saving(0)["keys"].shape
         return About(
             number=self._number(identity, tokens),
             identity=identity,
             first=first,
             length=len(tokens),
             parent="",
-            layers=layers,
-            kv_heads=shape[1],
-            head_size=shape[3],
+            windows=tuple(cache.windows) or (None,) * cache.layers,
+            rewind=cache.rewind,
+            kv_heads=kv_heads,
+            head_size=head_size,
             source=source,
         )
 
-    def _publish(self, about: About, parent: str, tokens: Tensor, state: dict[str, Tensor]) -> str:
+    def _publish(self, about: About, tokens: Tensor, state: list[dict[str, Tensor]]) -> str:
         """Write a part unless it is there and whole already; the lock is held."""
-        folder, about = self.folder / "parts" / about.number, replace(about, parent=parent)
+        folder = self.folder / "parts" / about.number
         if folder.exists():
             with suppress(CheckpointError):
                 self.open(about.number)
@@ -139,9 +159,8 @@ class Store:
             "about.json": (json.dumps(asdict(about), indent=1, sort_keys=True) + "\n").encode(),
             "tokens.bin": tokens.to(torch.int32).numpy().tobytes(),
         }
-        for layer in range(about.layers):
-            names = ("keys", "values", "key_scales", "value_scales")
-            files[LAYER.format(layer)] = _writer([state[key] for name in names if (key := f"{layer}.{name}") in state])
+        for layer, columns in enumerate(state):
+            files[LAYER.format(layer)] = _writer(list(columns.values()))
         self._make_room(about.nbytes, keep=about.parent)
         write_folder(folder, files, about.nbytes)
         self.touch(about.number)
@@ -172,7 +191,7 @@ class Store:
             verify_folder(folder)
             if about.first >= last:
                 raise CheckpointError(f"{folder} begins at token {about.first}, past the {last} that go on from it")
-            parts.append(Part(folder, about.first, last, about.length - about.first))
+            parts.append(Part(folder, about.first, last, about.length - about.first, about.counts))
             last = about.first
             self.touch(about.number)
         if last:
@@ -180,10 +199,10 @@ class Store:
         dtype, shape = chain[0].kept, (chain[0].kv_heads, chain[0].head_size)
         tokens = torch.from_numpy(self.tokens(number).astype(np.int64))
         try:
-            spans = mapped(parts[::-1], chain[0].layers, shape, dtype)
+            spans = mapped(parts[::-1], chain[0].windows, shape, dtype)
         except RuntimeError as error:  # evicted between the look and the mapping
             raise CheckpointError(f"{self.folder / 'parts' / number} cannot be mapped: {error}") from None
-        return Reading(number, chain[0].identity, tokens, spans)
+        return Reading(number, chain[0].identity, tokens, spans, chain[0].windows)
 
     def name(self, name: str, number: str, length: int) -> None:
         """Let `name` stand for the first `length` tokens of a part; a name that stood for another is moved.
@@ -255,7 +274,7 @@ class Store:
         path = self.folder / "parts" / number / "about.json"
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            return About(**values | {"identity": Identity(**values["identity"])})
+            return About(**values | {"identity": Identity(**values["identity"]), "windows": tuple(values["windows"])})
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise CheckpointError(f"{path} is missing or damaged ({error}); read the text again") from None
 
@@ -354,17 +373,15 @@ def check_name(name: str) -> None:
         raise ConfigError(f"reading name {name!r}: use letters, digits, '.', '-' and '_', at most 100 of them")
 
 
-def _joined(before: Reading, state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
-    """The state with what came before it, copied from the mapped files."""
-    found = {}
-    for layer in range(layers):
-        spans = before.spans[layer]
-        columns = {"keys": [s.keys for s in spans], "values": [s.values for s in spans]}
-        if spans[0].scales is not None:
-            columns["key_scales"] = [s.scales[0] for s in spans if s.scales]
-            columns["value_scales"] = [s.scales[1] for s in spans if s.scales]
-        for name, parts in columns.items():
-            found[f"{layer}.{name}"] = torch.cat([*parts, state[f"{layer}.{name}"]], dim=2)
+def _joined(before: Reading, state: list[dict[str, Tensor]], windows: Sequence[int | None]) -> list[dict[str, Tensor]]:
+    """The state with what came before it in full layers, copied from the mapped files."""
+    found = []
+    for spans, columns, window in zip(before.spans, state, windows, strict=True):
+        if window is None:
+            parts = [(span.keys, span.values, *(span.scales or ())) for span in spans]
+            whole = (torch.cat(column, dim=2) for column in zip(*parts, columns.values(), strict=True))
+            columns = dict(zip(columns, whole, strict=True))
+        found.append(columns)
     return found
 
 

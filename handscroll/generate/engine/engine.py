@@ -4,9 +4,11 @@ A step reads one token for every request that answers, in one forward, and some 
 "Orca"; Kwon et al. 2023, "PagedAttention"; Agrawal et al. 2023, "Sarathi", for prompts in chunks beside decoding).
 """
 
+from bisect import bisect
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple, TypedDict
 
 import torch
@@ -14,12 +16,13 @@ from torch import Tensor
 
 from handscroll.base.errors import CapacityError, ConfigError, HandscrollError
 from handscroll.base.workload import Footprint, Workload
+from handscroll.cache.pool import Layout, Pool
 from handscroll.generate.check import checked, declared
 from handscroll.generate.chooser import Chooser, NewToken, check_stops, finite, next_tokens
 from handscroll.generate.engine.blocks import Blocks, beginning
 from handscroll.generate.engine.independent import rows_together
 from handscroll.generate.engine.job import Job
-from handscroll.generate.engine.pool import Pool, Rows, Run
+from handscroll.generate.engine.keepers import Rows, Run
 from handscroll.generate.engine.scheduler import Chunk, Scheduler
 from handscroll.generate.request import Request
 from handscroll.generate.stream import Decodes
@@ -70,7 +73,8 @@ class Engine:
         most: requests that hold blocks at once; the others wait.
         poison: overwrite blocks that are given up with not-a-number (tests).
 
-    Limits: the full cache only (`generate/policies` has others); a window's old blocks are kept. Not thread-safe.
+    Layers that see a window hold blocks for it alone. Limits: the full cache only (`cache/table.py` has others). Not
+    thread-safe.
 
     Raises:
         ConfigError: a number out of range, neither or both of `memory` and `blocks`.
@@ -93,20 +97,32 @@ class Engine:
         _check_positions(model)
         self._fixed = max(FIXED // block, 1) * block if deterministic and block >= 1 else 0
         self.model, self.tokenizer, self.deterministic = model, tokenizer, deterministic
-        self.block_bytes = block * model.config.cache_bytes_per_token(model.dtype.itemsize)
         for name, value, least in (("block", block, 1), ("budget", budget, max(1, self._fixed)), ("most", most, 1)):
             if value < least:
                 raise ConfigError(f"{name} is {value}; it must be at least {least}")
-        count = _count(memory, blocks, self.block_bytes, block)
+        layout = Layout(model.windows, block, most, budget)
+        layer_bytes = block * model.config.cache_bytes_per_token(model.dtype.itemsize) // model.config.layers
+        # Without a full layer more blocks cost nothing once every job has its windows.
+        longest = most * -(-model.config.context // block)
+        if None in model.windows:
+            longest = (memory or 0) // layer_bytes
+        count = _count(memory, blocks, lambda count: layout.blocks(count) * layer_bytes, block, longest)
+        self.bytes = layout.blocks(count) * layer_bytes
+        like = torch.empty(0, dtype=model.dtype, device=model.device)
         try:
-            self.pool = Pool(model, count, block, poison)
+            self.pool = Pool(layout, count, (model.config.kv_heads, model.config.head_size), like, poison)
         except RuntimeError as error:
             raise CapacityError(
-                f"the machine has no {count * self.block_bytes / 1e9:,.1f} GB for the engine's {count} blocks; give it "
-                f"less memory ({error})"
+                f"the machine has no {self.bytes / 1e9:,.1f} GB for the engine's {count} blocks; give it less memory "
+                f"({error})"
             ) from None
-        self.blocks = Blocks(count, self.pool.give_up)
-        self._scheduler = Scheduler(self.blocks, block, budget, most, self._fixed)
+        made = {
+            space.window: Blocks(space.count, partial(self.pool.give_up, number))
+            for number, space in enumerate(self.pool.spaces)
+        }
+        self.blocks = made.pop(None)
+        windowed = {window: held for window, held in made.items() if window is not None}
+        self._scheduler = Scheduler(self.blocks, block, budget, most, self._fixed, windowed)
         self._together = rows_together(model) if deterministic else 0
         self._submitted = 0
         self._chosen: deque[tuple[Job, NewToken | HandscrollError]] = deque()  # not delivered yet
@@ -168,9 +184,8 @@ class Engine:
         needed = -(-tokens // size)
         if needed > count:
             raise CapacityError(
-                f"prompt {number} needs {tokens} tokens of cache ({needed} blocks of {size}, "
-                f"{needed * self.block_bytes / 1e6:,.1f} MB), but the engine has {count} blocks "
-                f"({count * self.block_bytes / 1e6:,.1f} MB): give the engine more memory, or ask for a shorter text"
+                f"prompt {number} needs {tokens} tokens of cache ({needed} blocks of {size}), but the engine has "
+                f"{count} blocks ({self.bytes / 1e6:,.1f} MB): give the engine more memory, or ask for a shorter text"
             )
         return request
 
@@ -299,14 +314,15 @@ def _check_positions(model: Model) -> None:
     model.spec.require("the engine", forward=True, one_text=True, keys=True, blocks=True)
 
 
-def _count(memory: int | None, blocks: int | None, block_bytes: int, block: int) -> int:
+def _count(memory: int | None, blocks: int | None, size: Callable[[int], int], block: int, longest: int) -> int:
+    """The number of blocks of a whole text; with `memory`, the most of which the `size` fits, up to `longest`."""
     if (memory is None) == (blocks is None):
         raise ConfigError("give either memory (bytes) or blocks, and not both")
-    count = blocks if memory is None else memory // block_bytes
+    count = blocks if memory is None else bisect(range(1, longest + 1), memory, key=size)
     if count is None or count < 1:
         came = f"{blocks} blocks" if memory is None else f"{memory:,} bytes"
         raise CapacityError(
-            f"the engine's memory of {came} holds no block: one of {block} tokens takes {block_bytes:,} bytes; give at "
+            f"the engine's memory of {came} holds no block: one of {block} tokens takes {size(1):,} bytes; give at "
             "least that, better some hundred times as much"
         )
     return count

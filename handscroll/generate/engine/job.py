@@ -9,6 +9,20 @@ from handscroll.generate.request import Request
 
 
 @dataclass(eq=False)
+class Held:
+    """The blocks that a job holds in one space, in the order of its tokens, after `dropped` that it let go."""
+
+    blocks: list[int] = field(default_factory=list)
+    dropped: int = 0
+    named: int = 0  # of all its blocks, from the first on
+
+    @property
+    def end(self) -> int:
+        """Blocks up to the last, those included that were let go."""
+        return self.dropped + len(self.blocks)
+
+
+@dataclass(eq=False)
 class Job:
     """The handle that `Engine.submit` returns.
 
@@ -16,7 +30,8 @@ class Job:
     engine has a tokenizer; `scored` has log-probabilities for each token of the answer. `finish` is None while the job
     lives, else "eos", "stop", "complete", "length", "cancelled" or "error"; `error` is then what was raised.
 
-    `before` tokens come from a saved reading; keys and values of tokens before .. done - 1 lie in `blocks`.
+    `before` tokens come from a saved reading; keys and values of tokens before .. done - 1 lie in the blocks that are
+    `held`, of each space of the pool: those of full layers first.
     """
 
     number: int
@@ -34,8 +49,7 @@ class Job:
     before: int = field(init=False)
     done: int = field(init=False)
     served: int = 0  # the step in which it was last read for, or submitted
-    named: int = 0  # of its blocks, from the first on
-    blocks: list[int] = field(default_factory=list)
+    held: list[Held] = field(default_factory=lambda: [Held()])
     names: list[bytes] = field(default_factory=list)
     scored: list[Scored] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
@@ -46,6 +60,17 @@ class Job:
         self.tokens = list(self.request.prompt)
         self.asked = len(self.tokens)
         self.before = self.done = 0 if self.request.reading is None else self.request.reading.length
+
+    @property
+    def blocks(self) -> list[int]:
+        """Its blocks of full layers."""
+        return self.held[0].blocks
+
+    def slot(self, space: int, token: int, size: int) -> int:
+        """Where the keys and values of a token lie, in blocks of `size` tokens."""
+        number, place = divmod(token - self.before, size)
+        held = self.held[space]
+        return held.blocks[number - held.dropped] * size + place
 
     @property
     def answer(self) -> list[int]:

@@ -5,11 +5,13 @@ ago: so a long prompt is read in turns with short ones, and nobody waits for eve
 the lowest priority that came last gives its own back and is read again later. No tensor is touched here.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from handscroll.cache.pool import reach
 from handscroll.generate.engine.blocks import Blocks
-from handscroll.generate.engine.job import Job
+from handscroll.generate.engine.job import Held, Job
 
 AGEING = 64  # steps of waiting that count as one level of priority
 PATIENCE = 128  # steps after which a job that finds no room lets nobody pass
@@ -32,10 +34,14 @@ class Plan(NamedTuple):
 
 @dataclass(eq=False)
 class Scheduler:
-    """Requests over `blocks` of `size` tokens each.
+    """Requests over `blocks` of `size` tokens each; `windowed` are those of layers that see a window, by its size.
+
+    A job holds blocks for all of its tokens and, in each space of a window, for those that its next tokens see:
+    the others are let go as it is read. A job goes on after blocks that hold the same beginning only where the
+    windows before that place are there too.
 
     `budget` is how many prompt tokens a step may read, `most` how many requests may hold blocks at once. With `fixed`
-    every prompt is cut at multiples of that many tokens, whatever else runs, and what was answered before a request
+    every prompt is cut at multiples of that many tokens, whatever else runs, and what was answered before a job
     gave its blocks back is read token by token, as it was written.
     """
 
@@ -44,12 +50,16 @@ class Scheduler:
     budget: int
     most: int
     fixed: int = 0
+    windowed: Mapping[int, Blocks] = field(default_factory=dict)
     now: int = 0
     waiting: list[Job] = field(default_factory=list)
     running: list[Job] = field(default_factory=list)
 
+    def __post_init__(self):
+        self.spaces: list[tuple[int | None, Blocks]] = [(None, self.blocks), *self.windowed.items()]
+
     def add(self, job: Job) -> None:
-        job.served = self.now
+        job.served, job.held = self.now, [Held() for _ in self.spaces]
         self.waiting.append(job)
 
     def drop(self, job: Job) -> None:
@@ -81,23 +91,29 @@ class Scheduler:
         end = last - job.before
         if self.fixed:
             end = min(end, (job.asked - job.before) // self.fixed * self.fixed)
-        while (job.named + 1) * self.size <= end:
-            self.blocks.name(job.blocks[job.named], job.name(job.named, self.size))
-            job.named += 1
+        for (window, blocks), held in zip(self.spaces, job.held, strict=True):
+            while (held.named + 1) * self.size <= end:
+                if held.named >= held.dropped:
+                    name = job.name(held.named, self.size)
+                    blocks.name(held.blocks[held.named - held.dropped], name)
+                held.named += 1
+            self._let_go(blocks, held, self._first(window, last - job.before))
 
     def _admit(self) -> None:
         """Let requests in while their prompts find room beside those that are being read."""
-        owed = sum(self._lacking(job) for job in self.running)
+        owed = [sum(column) for column in zip(*map(self._lacking, self.running), strict=True)] or [0] * len(self.spaces)
         for job in sorted(self.waiting, key=self._turn):
             if len(self.running) == self.most:
                 return
             self._match(job)
             lacking = self._lacking(job)
             # One block more for each that answers, or it would be sent away again at once.
-            if not self.running or lacking + owed + len(self.running) <= self.blocks.available:
+            wanted = [more + due + len(self.running) for more, due in zip(lacking, owed, strict=True)]
+            fits = all(count <= blocks.available for count, (_, blocks) in zip(wanted, self.spaces, strict=True))
+            if not self.running or fits:
                 self.waiting.remove(job)
                 self.running.append(job)
-                owed += lacking
+                owed = [more + due for more, due in zip(lacking, owed, strict=True)]
             else:
                 self._give_back(job)
                 if self.now - job.served > PATIENCE:
@@ -132,17 +148,19 @@ class Scheduler:
 
     def _reserve(self, job: Job, last: int) -> bool:
         """Take blocks for the tokens before `last`, from those of lower standing if need be."""
-        while len(job.blocks) < self._count(last - job.before):
-            block = self.blocks.take()
-            if block is not None:
-                job.blocks.append(block)
-                continue
-            victim = max(self.running, key=_standing)
-            if victim is job:
-                return False
-            self.running.remove(victim)
-            self.waiting.append(victim)
-            self._give_back(victim)
+        for number, (_, blocks) in enumerate(self.spaces):
+            held = job.held[number]
+            while held.end < self._count(last - job.before):
+                block = blocks.take()
+                if block is not None:
+                    held.blocks.append(block)
+                    continue
+                victim = max(self.running, key=_standing)
+                if victim is job:
+                    return False
+                self.running.remove(victim)
+                self.waiting.append(victim)
+                self._give_back(victim)
         return True
 
     def _match(self, job: Job) -> None:
@@ -156,22 +174,56 @@ class Scheduler:
             if block is None:
                 break
             found.append(block)
-        if self.fixed:
-            whole = (len(job.blocks) + len(found)) * self.size // self.fixed * self.fixed // self.size
-            found = found[: max(0, whole - len(job.blocks))]
-        for block in found:
-            self.blocks.share(block)
-        job.blocks += found
-        job.done += len(found) * self.size
-        job.named = max(job.named, len(job.blocks)) if found else job.named
+        for end in range(len(job.blocks) + len(found), len(job.blocks), -1):
+            if (self.fixed and end * self.size % self.fixed) or not self._windows_there(job, end):
+                continue
+            more = found[: end - len(job.blocks)]
+            for block in more:
+                self.blocks.share(block)
+            job.blocks.extend(more)
+            job.held[0].named = max(job.held[0].named, end)
+            for (window, blocks), held in zip(self.spaces[1:], job.held[1:], strict=True):
+                self._let_go(blocks, held, self._first(window, end * self.size))
+                for number in range(held.end, end):
+                    block = blocks.find(job.name(number, self.size))
+                    assert block is not None, "it was there just now"
+                    blocks.share(block)
+                    held.blocks.append(block)
+                held.named = max(held.named, end)
+            job.done = job.before + end * self.size
+            return
+
+    def _windows_there(self, job: Job, end: int) -> bool:
+        """Whether a job that goes on after `end` blocks finds what windowed layers see before."""
+        for (window, blocks), held in zip(self.spaces[1:], job.held[1:], strict=True):
+            first = max(held.end, self._first(window, end * self.size))
+            if any(blocks.find(job.name(number, self.size)) is None for number in range(first, end)):
+                return False
+        return True
+
+    def _first(self, window: int | None, tokens: int) -> int:
+        """The first block that is still seen once so many tokens have been read."""
+        return 0 if window is None else max(0, tokens - window + 1) // self.size
+
+    def _let_go(self, blocks: Blocks, held: Held, first: int) -> None:
+        """Give back the blocks before number `first`."""
+        if first > held.dropped:
+            gone, held.blocks = held.blocks[: first - held.dropped], held.blocks[first - held.dropped :]
+            blocks.release(gone)
+            held.dropped = first
 
     def _give_back(self, job: Job) -> None:
-        self.blocks.release(job.blocks)
-        job.blocks, job.named, job.done = [], 0, job.before
+        for (_, blocks), held in zip(self.spaces, job.held, strict=True):
+            blocks.release(held.blocks)
+        job.held, job.done = [Held() for _ in self.spaces], job.before
 
-    def _lacking(self, job: Job) -> int:
-        """Blocks that it still needs for what is known of it."""
-        return self._count(len(job.tokens) - job.before) - len(job.blocks)
+    def _lacking(self, job: Job) -> list[int]:
+        """Blocks of each space that it still needs for what is known of it."""
+        whole = self._count(len(job.tokens) - job.before)
+        return [
+            max(0, (whole if window is None else min(whole, reach(window, self.size, self.budget))) - len(held.blocks))
+            for (window, _), held in zip(self.spaces, job.held, strict=True)
+        ]
 
     def _count(self, tokens: int) -> int:
         return -(-tokens // self.size)

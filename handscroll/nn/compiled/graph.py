@@ -22,6 +22,7 @@ from handscroll.nn.compiled.stack import first_keys
 from handscroll.nn.marks import Marks
 from handscroll.nn.rope import Rotation
 from handscroll.nn.shapes import Embeddings
+from handscroll.nn.span import Keeper, Room
 
 EAGER = 2  # tokens of a cache that are read layer by layer before a graph is recorded
 
@@ -42,7 +43,7 @@ def refuses(layers: nn.ModuleList, x: Embeddings, context: Context) -> str:
     if x.device.type != "cuda":
         return "the tensors are not on a GPU"
     cache: Any = context.cache
-    if x.shape[1] != 1 or not getattr(cache, "recordable", False) or cache.past:
+    if x.shape[1] != 1 or cache is None or not cache.recordable or cache.past or not cache.fits(1):
         return "a graph is recorded of one new token over a full cache"
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cuda") or context.noise is not None:
         return "a gradient, several precisions (autocast) or dropout are wanted"
@@ -65,11 +66,10 @@ def run(layers: nn.ModuleList, x: Embeddings, context: Context) -> Embeddings:
     """The layers' output (B, 1, D) for one new token of every row; its keys and values are appended."""
     cache: Any = context.cache
     known, shape = _KNOWN[cache], _attentions(layers)[0].shape
-    stores = cache.extend(x.new_empty(x.shape[0], shape.kv_heads, 0, shape.head_size), context.marks)
-    slot = cache.marks.length
-    if known.graph is None or not known.graph.fits(layers, x, context.rotations, stores):
-        known.graph = _Graph.of(layers, x, context, stores, slot)
-    return known.graph.replay(x, context.rotations, slot)
+    rooms = cache.room(x.new_empty(x.shape[0], shape.kv_heads, 0, shape.head_size), context.marks)
+    if known.graph is None or not known.graph.fits(layers, x, context.rotations, rooms):
+        known.graph = _Graph.of(layers, x, context, rooms)
+    return known.graph.replay(x, context.rotations, [room.end for room in rooms])
 
 
 def _attentions(layers: nn.ModuleList) -> list[Any]:
@@ -88,25 +88,19 @@ class _Graph:
     stores: list[tuple[Tensor, ...]]
     x: Tensor
     rotations: tuple[Rotation, ...]
-    slot: Tensor
+    ends: Tensor  # of each layer the slot of the new token
     graph: torch.cuda.CUDAGraph = field(default_factory=torch.cuda.CUDAGraph)
     out: Tensor | None = None
 
     @classmethod
-    def of(
-        cls,
-        layers: nn.ModuleList,
-        x: Tensor,
-        context: Context,
-        stores: list[tuple[Tensor, ...]],
-        slot: int,
-    ) -> "_Graph":
+    def of(cls, layers: nn.ModuleList, x: Tensor, context: Context, rooms: list[Room]) -> "_Graph":
         turns = context.rotations
         turned = tuple(Rotation(turn.cosine.clone(), turn.sine.clone(), turn.attention_factor) for turn in turns)
-        place = torch.full((1,), slot, dtype=torch.int64, device=x.device)
-        made = cls(layers, stores, x.clone(), turned, place)
+        stores, ends = [room.columns for room in rooms], torch.tensor([room.end for room in rooms], device=x.device)
+        made = cls(layers, stores, x.clone(), turned, ends)
         sizes = [window or 0 for window in _windows(layers)]
-        slots = [Slots(store[0], store[1], place, size) for store, size in zip(stores, sizes, strict=True)]
+        places = zip(stores, ends.split(1), sizes, strict=True)
+        slots = [Slots(store[0], store[1], place, size) for store, place, size in places]
         inner = Context(context.marks, context.mask, turned, cache=_Filled(slots))
         side = torch.cuda.Stream(x.device)
         side.wait_stream(torch.cuda.current_stream(x.device))
@@ -117,23 +111,22 @@ class _Graph:
             made.out = made._run(inner)
         return made
 
-    def fits(
-        self, layers: nn.ModuleList, x: Tensor, rotations: tuple[Rotation, ...], stores: list[tuple[Tensor, ...]]
-    ) -> bool:
+    def fits(self, layers: nn.ModuleList, x: Tensor, rotations: tuple[Rotation, ...], rooms: list[Room]) -> bool:
         """Whether it was recorded for these layers, rows and buffers."""
         if layers is not self.layers or x.shape != self.x.shape or len(rotations) != len(self.rotations):
             return False
         for new, old in zip(rotations, self.rotations, strict=True):
             if new.cosine.shape != old.cosine.shape or new.attention_factor != old.attention_factor:
                 return False
-        return all(a is b for old, new in zip(self.stores, stores, strict=True) for a, b in zip(old, new, strict=True))
+        held = (tensor for store in self.stores for tensor in store)
+        return all(a is b for a, b in zip(held, (x for room in rooms for x in room.columns), strict=True))
 
-    def replay(self, x: Tensor, rotations: tuple[Rotation, ...], slot: int) -> Tensor:
+    def replay(self, x: Tensor, rotations: tuple[Rotation, ...], ends: list[int]) -> Tensor:
         self.x.copy_(x)
         for old, new in zip(self.rotations, rotations, strict=True):
             old.cosine.copy_(new.cosine)
             old.sine.copy_(new.sine)
-        self.slot.fill_(slot)
+        self.ends.copy_(torch.tensor(ends))
         self.graph.replay()
         assert self.out is not None
         return self.out.clone()
@@ -146,7 +139,7 @@ class _Graph:
 
 
 @dataclass(eq=False)
-class _Filled:
+class _Filled(Keeper):
     """The cache of a recorded pass: every layer's new keys and values go into its slot."""
 
     slots: list[Slots]
@@ -154,6 +147,3 @@ class _Filled:
     def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> Slots:
         self.slots[layer].append(keys, values)
         return self.slots[layer]
-
-    def commit(self) -> None:
-        """The real cache commits."""

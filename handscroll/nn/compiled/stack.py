@@ -7,10 +7,10 @@ with the same numbers but for the order in which the attention of several tokens
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import call, is_
 from typing import Any
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from handscroll.nn.attention import Context
 from handscroll.nn.compiled.layer import Compiled, Kept, compiled, refuses_pass
 from handscroll.nn.pieces import Piece, pieces
 from handscroll.nn.shapes import Embeddings
-from handscroll.nn.span import Span
+from handscroll.nn.span import Keeper, Room, Span
 
 
 @dataclass(eq=False)
@@ -37,13 +37,23 @@ class _Layers(Kept):
 
 @dataclass(eq=False)
 class _Tables:
-    """What the compiled call is given of a cache, as long as neither layers nor buffers are replaced; it keeps none."""
+    """What the compiled call is given of a cache, as long as neither layers nor buffers are replaced; it keeps none.
 
-    layers: "ref[_Layers]"
-    buffers: "list[ref[Tensor]]"
-    firsts: list[int]
-    scales: list[float]
-    array: ctypes.Array
+    `array` holds a table a layer. Slots are counted from the cache's first token in every layer: where a windowed layer
+    has let `gone` tokens go, its addresses are those that slot 0 would have. `past` are the tables of what comes before
+    the cache's own tokens, by layer; None where the kernels do not take it.
+    """
+
+    past: list[ctypes.Array] | None
+    layers: "ref[_Layers] | None" = None
+    buffers: "list[ref[Tensor]]" = field(default_factory=list)
+    gone: list[int] = field(default_factory=list)
+    firsts: list[int] = field(default_factory=list)
+    scales: list[float] = field(default_factory=list)
+    array: ctypes.Array | None = None
+
+
+_KNOWN: "WeakKeyDictionary[Keeper, _Tables]" = WeakKeyDictionary()
 
 
 def refuses(layers: nn.ModuleList, x: Embeddings, context: Context) -> str:
@@ -51,8 +61,10 @@ def refuses(layers: nn.ModuleList, x: Embeddings, context: Context) -> str:
     if refused := refuses_pass(x, context):
         return refused
     cache: Any = context.cache
-    if "extend" not in vars(type(cache)) or context.bias is not None or not context.rotations:
+    if cache is None or not cache.fillable or context.bias is not None or not context.rotations:
         return "the cache has no buffers that a compiled call may fill, or positions are no rotation"
+    if not cache.fits(x.shape[1]):
+        return "the buffers of a windowed layer have too few slots to spare"
     known = _layers(layers)
     if known.unfit:
         return known.unfit
@@ -63,7 +75,7 @@ def refuses(layers: nn.ModuleList, x: Embeddings, context: Context) -> str:
         return "a hook is to be called"
     if first_keys([part.form.window for part in known.parts], context, cache, x.shape[0]) is None:
         return "not every query sees all keys before itself, or all of a window"
-    return "" if _past(cache, known.parts[0]) is not None else "the keys that come before are in no compiled form"
+    return "the keys that come before are in no compiled form" if _known(cache, known.parts[0]).past is None else ""
 
 
 def run(layers: nn.ModuleList, x: Embeddings, context: Context) -> Embeddings:
@@ -71,13 +83,12 @@ def run(layers: nn.ModuleList, x: Embeddings, context: Context) -> Embeddings:
     known: _Layers = vars(layers)["_stack"]
     cache: Any = context.cache
     like = known.parts[0]
-    firsts, past = (
-        first_keys([part.form.window for part in known.parts], context, cache, x.shape[0]),
-        _past(cache, like),
-    )
-    assert firsts is not None and past is not None
-    stores = cache.extend(x.new_empty(x.shape[0], like.kv, 0, like.size), context.marks)
-    return _call(_tables(cache, known, stores, (firsts, past), context), x, context, cache.marks.length)
+    firsts = first_keys([part.form.window for part in known.parts], context, cache, x.shape[0])
+    assert firsts is not None
+    rooms = cache.room(x.new_empty(x.shape[0], like.kv, 0, like.size), context.marks)
+    array = _filled(_known(cache, like), known, rooms, firsts, cache.own)
+    _scale(_known(cache, like), known, context)
+    return _call(array, x, context, cache.own)
 
 
 def _layers(layers: nn.ModuleList) -> _Layers:
@@ -124,13 +135,13 @@ def first_keys(windows: Sequence[int | None], context: Context, cache: Any, batc
     return None if count > 1 and any(firsts) else firsts
 
 
-def _past(cache: Any, like: Compiled) -> list[ctypes.Array] | None:
-    """The tables of what comes before the cache's own tokens, by layer; None where the kernels do not take it."""
-    if "native" not in cache.tables:
-        cache.tables["native"] = [_tables_of(spans, like) for spans in cache.past or [()] * cache.layers]
-    found: list[ctypes.Array | None] = cache.tables["native"]
-    usable = [tables for tables in found if tables is not None]
-    return usable if len(usable) == len(found) else None
+def _known(cache: Any, like: Compiled) -> _Tables:
+    """What is known of a cache; at first, the tables of what comes before its own tokens."""
+    if cache not in _KNOWN:
+        found = [_tables_of(spans, like) for spans in cache.past or [()] * cache.layers]
+        usable = [tables for tables in found if tables is not None]
+        _KNOWN[cache] = _Tables(usable if len(usable) == len(found) else None)
+    return _KNOWN[cache]
 
 
 def _tables_of(spans: Sequence[Span], like: Compiled) -> ctypes.Array | None:
@@ -150,33 +161,40 @@ def _tables_of(spans: Sequence[Span], like: Compiled) -> ctypes.Array | None:
     return tables
 
 
-def _tables(
-    cache: Any,
-    layers: _Layers,
-    stores: list[tuple[Tensor, ...]],
-    before: tuple[list[int], list[ctypes.Array]],
-    context: Context,
-) -> ctypes.Array:
-    firsts, past = before
-    known: _Tables | None = cache.tables.get("layers")
-    buffers = [tensor for store in stores for tensor in store]
-    if known is None or known.layers() is not layers or not all(map(is_, buffers, map(call, known.buffers))):
-        array = (Layer * len(stores))()
-        for table, part, held, (keys, values, *scales) in zip(array, layers.parts, past, stores, strict=True):
+def _filled(known: _Tables, layers: _Layers, rooms: list[Room], firsts: list[int], own: int) -> ctypes.Array:
+    """The table of every layer, for a cache of `own` tokens."""
+    buffers, gone = [tensor for room in rooms for tensor in room.columns], [own - room.end for room in rooms]
+    same = known.layers is not None and known.layers() is layers and known.gone == gone
+    if known.array is None or not same or not all(map(is_, buffers, map(call, known.buffers))):
+        known.array = (Layer * len(rooms))()
+        assert known.past is not None
+        for table, part, held, (columns, end) in zip(known.array, layers.parts, known.past, rooms, strict=True):
+            keys, values, *scales = columns
             table.before, table.after, table.rotation = part.form.before, part.form.after, part.form.positions
             table.past, table.pasts = held, len(held)
-            table.keys, table.values = keys.data_ptr(), values.data_ptr()
+            table.keys, table.values = (_slot_0(x, own - end) for x in (keys, values))
             table.batch_stride, table.head_stride = keys.stride(0), keys.stride(1)
-            table.key_scales, table.value_scales = (x.data_ptr() for x in scales) if scales else (None, None)
+            table.key_scales, table.value_scales = (_slot_0(x, own - end) for x in scales) if scales else (None, None)
             table.scale_batch_stride, table.scale_head_stride = scales[0].stride()[:2] if scales else (0, 0)
-        known = cache.tables["layers"] = _Tables(ref(layers), list(map(ref, buffers)), [], [], array)
+        known.layers, known.buffers, known.gone = ref(layers), list(map(ref, buffers)), gone
+        known.firsts, known.scales = [], []
     if known.firsts != firsts:
         known.firsts = firsts
         for table, first in zip(known.array, firsts, strict=True):
             table.first = first
+    return known.array
+
+
+def _slot_0(buffer: Tensor, gone: int) -> int:
+    """The address that the cache's first token would have in a buffer that begins with the one after `gone` of them."""
+    return buffer.data_ptr() - gone * buffer.stride(2) * buffer.element_size()
+
+
+def _scale(known: _Tables, layers: _Layers, context: Context) -> None:
+    """What q.k is multiplied by in each layer."""
     factors = [turn.attention_factor**2 for turn in context.rotations]
     if known.scales != factors:
         known.scales = factors
+        assert known.array is not None
         for table, part in zip(known.array, layers.parts, strict=True):
             table.scale = part.form.scale * factors[part.form.positions]
-    return known.array

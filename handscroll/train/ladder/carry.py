@@ -5,20 +5,20 @@ To the model a carry is its cache. In the first pass (`collect`) chunks leave th
 adds to its own keys and values what later chunks left there.
 
 Where tokens see later ones (`whole`), all chunks leave keys and values first (`Collect`); then every chunk reads all of
-them and leaves gradients on all of them (`Known`); then each chunk takes the gradient of its own (`Made`).
+them and leaves gradients on all of them (`Known`); then each chunk makes its own once more and takes their gradient.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from handscroll.nn.marks import Marks
 from handscroll.nn.recurrence import State
-from handscroll.nn.span import Span
+from handscroll.nn.span import Keeper, Span
 from handscroll.train.ladder.blocks import Blocks
 
 
@@ -64,8 +64,35 @@ class States:
         self._slopes.clear()
 
 
+@dataclass(frozen=True)
+class Reach:
+    """What of a chunk later chunks see: layer n of a stack sees `windows[n]` tokens (None, or no windows: all).
+
+    Chunk c of a row is tokens edges[c] .. edges[c + 1] - 1, of which this rank has `mine[c]`, first and last + 1.
+    """
+
+    windows: Sequence[int | None]
+    edges: Sequence[int]
+    mine: Sequence[tuple[int, int]]
+
+    def window(self, layer: int) -> int | None:
+        return self.windows[layer] if self.windows else None
+
+    def kept(self, layer: int, chunk: int) -> int:
+        """How many of this rank's last tokens of a chunk any later one sees."""
+        (first, last), window = self.mine[chunk], self.window(layer)
+        return last - first if window is None else max(0, last - max(first, self.edges[chunk + 1] - window + 1))
+
+    def seen(self, layer: int, chunk: int) -> range:
+        """The chunks before `chunk` of which it sees anything."""
+        window = self.window(layer)
+        begin = 0 if window is None else self.edges[min(chunk, len(self.mine))] - window + 1
+        return range(sum(end <= begin for end in self.edges[1 : chunk + 1]), chunk)
+
+
 class Carry(Protocol):
-    """Keys, values and their gradients by layer and chunk; of recurrent layers their states."""
+    """Keys, values and their gradients by layer and chunk, as far as later chunks see them; of recurrent layers their
+    states."""
 
     states: States
 
@@ -77,7 +104,8 @@ class Carry(Protocol):
         ...
 
     def left(self, layer: int, chunk: int) -> tuple[Tensor, Tensor] | None:
-        """What other chunks left as gradient of this chunk's keys and values."""
+        """What other chunks left as gradient of this chunk's keys and values: of those of its last tokens that any
+        sees."""
         ...
 
     def drop(self, chunk: int) -> None:
@@ -86,12 +114,13 @@ class Carry(Protocol):
 
 
 class HeldCarry:
-    """On the device: per layer one run of keys and values, so that the past is one span and no join is needed.
+    """On the device: per full layer one run of keys and values, so that the past is one span and no join is needed; per
+    windowed layer and chunk the tokens at its end that later chunks see.
 
-    Memory per token and layer: keys, values, and their gradients in float32.
+    Memory per token and layer that is kept: keys, values, and their gradients in float32.
     """
 
-    def __init__(self, marks: list[Marks], like: Tensor, whole: bool = False):
+    def __init__(self, marks: list[Marks], like: Tensor, reach: Reach, whole: bool = False):
         """`marks` of each chunk's tokens on this rank; `like` (B, T) tells rows and device.
 
         `whole`: the last chunk's keys and values are kept too; otherwise they are never anybody's past.
@@ -100,12 +129,25 @@ class HeldCarry:
         self._end = self.edges[-1] if whole else self.edges[-2]
         every = Marks.join(marks, like.shape[0], like.device)
         self._past = [every.part(0, end) for end in self.edges]
+        self._reach, self._marks = reach, marks
         self.states = States()
         self._keys: dict[int, tuple[Tensor, Tensor]] = {}
         self._grads: dict[int, tuple[Tensor, Tensor]] = {}
+        self._windowed: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # by layer and chunk
+        self._slopes: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys, values and gradients."""
+        held = (self._keys, self._grads, self._windowed, self._slopes)
+        return sum(x.numel() * x.element_size() for kept in held for pair in kept.values() for x in pair)
 
     def put(self, layer: int, chunk: int, keys: Tensor, values: Tensor) -> None:
         if self.edges[chunk] >= self._end:
+            return
+        if self._reach.window(layer) is not None:
+            first = keys.shape[2] - self._reach.kept(layer, chunk)
+            self._windowed[layer, chunk] = (keys[:, :, first:].clone(), values[:, :, first:].clone())
             return
         if layer not in self._keys:
             shape = (*keys.shape[:2], self._end, keys.shape[3])
@@ -114,18 +156,23 @@ class HeldCarry:
             held[:, :, self.edges[chunk] : self.edges[chunk + 1]] = new
 
     def past(self, layer: int, chunk: int) -> list[Span]:
+        if self._reach.window(layer) is not None:
+            return [self._tail(layer, n) for n in self._reach.seen(layer, chunk) if self._reach.kept(layer, n)]
         end = self.edges[chunk]
         if not end:
             return []
         keys, values = (held[:, :, :end] for held in self._keys[layer])
 
         def take(first: int, *changes: Tensor) -> None:
-            for held, change in zip(self._gradients(layer), changes, strict=True):
-                held[:, :, first : first + change.shape[2]] += change
+            if layer not in self._grads:
+                self._grads[layer] = _slopes(self._keys[layer])
+            _add(self._grads[layer], first, changes)
 
         return [Span(keys, values, self._past[chunk], accumulate=take)]
 
     def left(self, layer: int, chunk: int) -> tuple[Tensor, Tensor] | None:
+        if self._reach.window(layer) is not None:
+            return self._slopes.pop((layer, chunk), None)
         if layer not in self._grads or self.edges[chunk] >= self._end:
             return None
         here = slice(self.edges[chunk], self.edges[chunk + 1])
@@ -133,35 +180,64 @@ class HeldCarry:
         return keys[:, :, here], values[:, :, here]
 
     def drop(self, chunk: int) -> None:
+        for held in (self._windowed, self._slopes):
+            for key in [key for key in held if key[1] >= chunk]:
+                del held[key]
         if not chunk:
             self._keys.clear()
             self._grads.clear()
             self.states.drop()
 
-    def _gradients(self, layer: int) -> tuple[Tensor, Tensor]:
-        if layer not in self._grads:
-            keys, _ = self._keys[layer]
-            wide = torch.float64 if keys.dtype == torch.float64 else torch.float32
-            self._grads[layer] = (torch.zeros_like(keys, dtype=wide), torch.zeros_like(keys, dtype=wide))
-        return self._grads[layer]
+    def _tail(self, layer: int, chunk: int) -> Span:
+        """What is kept of a chunk in a windowed layer."""
+        held, place = self._windowed[layer, chunk], (layer, chunk)
+
+        def take(first: int, *changes: Tensor) -> None:
+            if place not in self._slopes:
+                self._slopes[place] = _slopes(held)
+            _add(self._slopes[place], first, changes)
+
+        return Span(*held, tail(self._marks[chunk], held[0].shape[2]), accumulate=take)
+
+
+def tail(marks: Marks, count: int) -> Marks:
+    """The marks of the last tokens; one object for all layers, since kernels remember by it."""
+    if ("tail", count) not in marks.pieces:
+        marks.pieces["tail", count] = marks.part(marks.length - count, marks.length)
+    return marks.pieces["tail", count]
+
+
+def _slopes(held: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Zeros for the gradients of keys and values."""
+    wide = torch.float64 if held[0].dtype == torch.float64 else torch.float32
+    return torch.zeros_like(held[0], dtype=wide), torch.zeros_like(held[1], dtype=wide)
+
+
+def _add(held: tuple[Tensor, Tensor], first: int, changes: Sequence[Tensor]) -> None:
+    for total, change in zip(held, changes, strict=True):
+        total[:, :, first : first + change.shape[2]] += change
 
 
 class BlockCarry:
     """In host memory or on disk: one block per layer, chunk and kind, brought to the device one at a time."""
 
-    def __init__(self, marks: list[Marks], blocks: Blocks, whole: bool = False):
+    def __init__(self, marks: list[Marks], blocks: Blocks, reach: Reach, whole: bool = False):
         self.marks, self.blocks, self.whole, self.states = marks, blocks, whole, States()
+        self._reach = reach
         self._layers: set[int] = set()
 
     def put(self, layer: int, chunk: int, keys: Tensor, values: Tensor) -> None:
-        if chunk == len(self.marks) - 1 and not self.whole:
+        count = self._reach.kept(layer, chunk)
+        if (chunk == len(self.marks) - 1 and not self.whole) or not count:
             return
         self._layers.add(layer)
-        self.blocks.write(("keys", layer, chunk), keys)
-        self.blocks.write(("values", layer, chunk), values)
+        first = keys.shape[2] - count
+        self.blocks.write(("keys", layer, chunk), keys[:, :, first:])
+        self.blocks.write(("values", layer, chunk), values[:, :, first:])
 
     def past(self, layer: int, chunk: int) -> list[Span]:
-        return [_BlockSpan(self.blocks, layer, before, self.marks[before]) for before in range(chunk)]
+        kept = [(seen, self._reach.kept(layer, seen)) for seen in self._reach.seen(layer, chunk)]
+        return [_BlockSpan(self.blocks, layer, seen, tail(self.marks[seen], count)) for seen, count in kept if count]
 
     def left(self, layer: int, chunk: int) -> tuple[Tensor, Tensor] | None:
         names = [("key gradients", layer, chunk), ("value gradients", layer, chunk)]
@@ -211,7 +287,7 @@ class _BlockSpan(Span):
 
 
 @dataclass(eq=False)
-class Collect:
+class Collect(Keeper):
     """The cache of the first pass: keeps what a chunk appends."""
 
     carry: Carry
@@ -228,13 +304,12 @@ class Collect:
         self.carry.states.put(layer, self.chunk + 1, after)
         return out
 
-    def commit(self) -> None:
-        """Nothing is pending: chunks are complete by construction."""
-
 
 @dataclass(eq=False)
-class Known:
+class Known(Keeper):
     """The cache of a pass over queries alone: reads the keys and values of all `chunks`, and makes none."""
+
+    complete: ClassVar[bool] = True
 
     carry: Carry
     chunks: int
@@ -242,28 +317,9 @@ class Known:
     def known(self, layer: int) -> list[Span]:
         return self.carry.past(layer, self.chunks)
 
-    def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
-        raise AssertionError("the keys and values of this layer are known")
-
-    def commit(self) -> None:
-        """Nothing is pending."""
-
-
-class Made:
-    """The cache of a pass over keys and values alone: gives those of one chunk back, for their gradient.
-
-    As bare tensors, not spans, so that sharded layers see that a gradient will come through them.
-    """
-
-    def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> Any:
-        return [keys, values]
-
-    def commit(self) -> None:
-        """Nothing is pending."""
-
 
 @dataclass(eq=False)
-class Recompute:
+class Recompute(Keeper):
     """The cache of the second pass: gradients of the past go to the carry, and come back for this chunk."""
 
     carry: Carry
@@ -282,9 +338,6 @@ class Recompute:
     def keep(self, layer: int, out: Tensor, after: State) -> Tensor:
         return self.carry.states.joined(layer, self.chunk, out, after)
 
-    def commit(self) -> None:
-        """Nothing is pending."""
-
 
 class _Returned(torch.autograd.Function):
     """Identity; its backward adds the gradients that later chunks left."""
@@ -299,7 +352,14 @@ class _Returned(torch.autograd.Function):
         left = ctx.left()
         if left is None:
             return (*slopes, None)
-        return (*((slope + more).to(slope.dtype) for slope, more in zip(slopes, left, strict=True)), None)
+        return (*(_plus(slope, more) for slope, more in zip(slopes, left, strict=True)), None)
+
+
+def _plus(slope: Tensor, more: Tensor) -> Tensor:
+    """The gradient of a chunk, with what is more for its last tokens."""
+    first = slope.shape[2] - more.shape[2]
+    added = (slope[:, :, first:] + more).to(slope.dtype)
+    return added if not first else torch.cat([slope[:, :, :first], added], dim=2)
 
 
 class _Joined(torch.autograd.Function):

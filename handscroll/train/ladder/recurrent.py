@@ -22,7 +22,7 @@ from handscroll.data.batch import Batch
 from handscroll.models.model import Decoder
 from handscroll.nn.marks import PADDING, Marks
 from handscroll.nn.mask import looks_ahead
-from handscroll.nn.span import Span
+from handscroll.nn.span import Keeper, Span
 from handscroll.objectives.loss import Loss, summed
 from handscroll.train.ladder.rung import Pass
 
@@ -228,8 +228,8 @@ class Recurrent:
             self._lanes[first_row + row] = _Lane(keys, values, origin[0], following)
 
 
-class _Past:
-    """The cache of a chunk (`nn.cache.Keeper`): gives what is remembered, takes the chunk's keys and values."""
+class _Past(Keeper):
+    """The cache of a chunk: gives what is remembered, takes the chunk's keys and values."""
 
     def __init__(self, remembered: int):
         self.remembered = remembered

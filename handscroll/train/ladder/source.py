@@ -26,7 +26,7 @@ class Source:
         self.stack = Stack(work, Side.encoder(work, source))
         self.states = self.stack.last + 1  # where the stack keeps its end, and behind it the gradient of that
         self.slopes = self.states + 1
-        self.carry = work.carry(self.stack.marks, source.tokens, work.place(), whole=True)
+        self.carry = work.carry(self.stack.marks, source.tokens, work.place(), self.stack.reach, whole=True)
         work.expect(self.stack.chunks * 3 * len(self.model.layers))
 
     def read(self) -> None:

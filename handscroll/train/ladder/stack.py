@@ -1,6 +1,6 @@
 """One stack of layers on its way through a long step: stage by stage and chunk by chunk, forwards, then back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol, Self
@@ -16,9 +16,10 @@ from handscroll.nn.attention import Context
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Mask, looks_ahead
 from handscroll.nn.memory import Memory
+from handscroll.nn.span import Keeper
 from handscroll.objectives.loss import Loss, summed
 from handscroll.train.ladder.blocks import Blocks
-from handscroll.train.ladder.carry import BlockCarry, Carry, Collect, HeldCarry, Known, Made, Recompute
+from handscroll.train.ladder.carry import BlockCarry, Carry, Collect, HeldCarry, Known, Reach, Recompute
 from handscroll.train.ladder.rung import Pass
 from handscroll.train.parallel.exchange import Exchange
 
@@ -44,9 +45,9 @@ class Work:
             return self._open[-1]
         return None
 
-    def carry(self, marks: list[Marks], like: Tensor, blocks: Blocks | None, whole: bool) -> Carry:
+    def carry(self, marks: list[Marks], like: Tensor, blocks: Blocks | None, reach: Reach, whole: bool) -> Carry:
         """What passes between chunks with these marks; `like` and `whole` as in `HeldCarry`."""
-        return HeldCarry(marks, like, whole) if blocks is None else BlockCarry(marks, blocks, whole)
+        return HeldCarry(marks, like, reach, whole) if blocks is None else BlockCarry(marks, blocks, reach, whole)
 
     def close(self) -> None:
         for blocks in self._open:
@@ -72,6 +73,7 @@ class Side:
     batch: Batch
     mask: Mask
     context: Callable[..., Context]
+    windows: Sequence[int | None] = ()  # of each layer; empty where none has one
     loss: Callable[[Tensor, Batch], Loss] | None = None  # of final states; None: their gradient comes from elsewhere
 
     @classmethod
@@ -86,7 +88,7 @@ class Side:
             return request.objective.loss(model, hidden, part)
 
         mask = request.objective.mask(model, batch.marks())
-        return cls(model.layers, model.norm, batch, mask, context, loss)
+        return cls(model.layers, model.norm, batch, mask, context, model.windows, loss)
 
     @classmethod
     def encoder(cls, work: Work, source: Batch) -> Self:
@@ -138,6 +140,7 @@ class Stack:
         self.inputs: dict[tuple[int, int], Tensor] = {}
         self._parts = [batch.part(a, b) for a, b in mine]
         self.marks = [marks.part(a, b) for a, b in mine]
+        self.reach = Reach(() if self.whole else side.windows, edges, mine)
         self._exchanges: list[Exchange | None] = [None] * self.chunks
         if world.context > 1:
             sizes = [tuple(b - a for a, b in pairwise(cut)) for cut in cuts]
@@ -244,8 +247,8 @@ class Stack:
         (number,) = self.stages[stage]
         with self.request.precision(self.model):
             entry = self.kept(stage, chunk).requires_grad_() if stage else None
-            x, context = self._enter(stage, chunk, Made(), None, entry)
-            made = self.side.layers[number].remember(x, context)  # type: ignore[operator]
+            x, context = self._enter(stage, chunk, None, None, entry)
+            made = self.side.layers[number].made(x, context)  # type: ignore[operator]
         give(carry, number, chunk, *made)
         carry.drop(chunk)
         if entry is not None:
@@ -255,7 +258,7 @@ class Stack:
         self.work.pulse()
 
     def _enter(
-        self, stage: int, chunk: int, cache: Any, memory: Memory | None, x: Tensor | None = None
+        self, stage: int, chunk: int, cache: Keeper | None, memory: Memory | None, x: Tensor | None = None
     ) -> tuple[Tensor, Context]:
         marks = self.marks[chunk]
         self.model.ready()
@@ -273,7 +276,7 @@ class Stack:
             self.source.leave(self.stages[stage], back)
 
     def _carry(self) -> Carry:
-        return self.work.carry(self.marks, self.side.batch.tokens, self.blocks, self.whole)
+        return self.work.carry(self.marks, self.side.batch.tokens, self.blocks, self.reach, self.whole)
 
     def keep(self, stage: int, chunk: int, x: Tensor) -> None:
         """Keep a chunk of the inputs of a stage (of the outputs of the one before), or of their gradient."""

@@ -15,13 +15,14 @@ from handscroll.train.parallel.world import World, whole
 def shard(model: Decoder, world: World) -> None:
     """Shard the parameters in place; each layer is gathered while it runs.
 
-    `remember`, `embed` and `ready` gather like a forward. Losses are divided by the global count before the backward,
-    so gradients are added up over ranks without a further division.
+    `remember`, `made`, `embed` and `ready` gather like a forward. Losses are divided by the global count before the
+    backward, so gradients are added up over ranks without a further division.
     """
     mesh = init_device_mesh(model.device.type, (world.size,))
     for layer in model.layers:
         fully_shard(layer, mesh=mesh)
-        register_fsdp_forward_method(layer, "remember")
+        for method in ("remember",) if model.spec.recurrent else ("remember", "made"):
+            register_fsdp_forward_method(layer, method)
     fully_shard(model, mesh=mesh)
     for method in ("embed", "ready"):
         register_fsdp_forward_method(model, method)

@@ -1,0 +1,86 @@
+"""The pool of keys and values of an engine: blocks of tokens, which many requests take and give back.
+
+Layers that see the same number of tokens share the numbers of their blocks: a space. A request holds blocks for all of
+its tokens in the space of the full layers, and for a window in the others (`generate/engine/scheduler.py`).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class Space(NamedTuple):
+    """`count` blocks of the layers whose window this is (None: of those that see all tokens)."""
+
+    window: int | None
+    count: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The blocks of a model's layers: `windows` of each, tokens of a block, requests at once, tokens each reads."""
+
+    windows: Sequence[int | None]
+    size: int
+    most: int
+    budget: int
+
+    def spaces(self, count: int) -> list[Space]:
+        """For `count` blocks of a whole text: those, and for each size of window as many as all requests need."""
+        found = [Space(None, count)]
+        for window in sorted({window for window in self.windows if window is not None}):
+            found.append(Space(window, min(count, self.most * reach(window, self.size, self.budget))))
+        return found
+
+    def blocks(self, count: int) -> int:
+        """Blocks of all layers together."""
+        return sum(list(self.windows).count(space.window) * space.count for space in self.spaces(count))
+
+
+def reach(window: int, size: int, budget: int) -> int:
+    """Blocks of `size` tokens that a request needs at most in the space of a window."""
+    return (window - 1 + budget) // size + 2
+
+
+class Pool:
+    """Keys and values (K, slots, E) of every layer, in the blocks of its space; `shape` is (kv heads, head size).
+
+    With `poison`, what a block held is overwritten with not-a-number when it is given up, so that whoever still reads
+    it is found out.
+    """
+
+    def __init__(self, layout: Layout, count: int, shape: tuple[int, int], like: Tensor, poison: bool = False):
+        self.size, self.poison, self.spaces = layout.size, poison, layout.spaces(count)
+        numbers = {space.window: number for number, space in enumerate(self.spaces)}
+        self.space_of = [numbers[window] for window in layout.windows]
+        fill = math.nan if poison else None
+        rooms = [(shape[0], self.spaces[number].count * self.size, shape[1]) for number in self.space_of]
+        self.keys, self.values = ([_room(room, like, fill) for room in rooms] for _ in "kv")
+
+    @property
+    def nbytes(self) -> int:
+        return sum(x.numel() * x.element_size() for x in (*self.keys, *self.values))
+
+    def give_up(self, space: int, block: int) -> None:
+        """The content of a block is not needed any more."""
+        for layer in self._layers(space) if self.poison else ():
+            for x in (self.keys[layer], self.values[layer]):
+                x[:, block * self.size : (block + 1) * self.size] = math.nan
+
+    def write(
+        self, layer: int, slots: Int[Tensor, "n"], keys: Float[Tensor, "K n E"], values: Float[Tensor, "K n E"]
+    ) -> None:
+        """Put keys and values of one layer into n slots."""
+        self.keys[layer].index_copy_(1, slots, keys)
+        self.values[layer].index_copy_(1, slots, values)
+
+    def _layers(self, space: int) -> list[int]:
+        return [layer for layer, number in enumerate(self.space_of) if number == space]
+
+
+def _room(shape: tuple[int, int, int], like: Tensor, fill: float | None) -> Tensor:
+    return like.new_empty(shape) if fill is None else like.new_full(shape, fill)
