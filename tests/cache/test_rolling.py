@@ -13,11 +13,12 @@ from handscroll.cache.reading.store import Store
 from handscroll.cache.rolling import slots
 from handscroll.cache.table import POLICIES, cache_of, footprint
 from handscroll.generate import read as reading_module
-from handscroll.generate.beam import beam_search
+from handscroll.generate.beam import Beams, beam_search
 from handscroll.generate.decode import decode
 from handscroll.generate.draft import DraftModel, Lookup
 from handscroll.generate.prefill import prefill
-from handscroll.generate.read import read_into
+from handscroll.generate.read import ToRead
+from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
 from handscroll.models.llama import Llama, LlamaConfig
 from handscroll.models.model import Model
@@ -188,12 +189,12 @@ def test_the_footprint_is_what_is_held(policy):
 @pytest.mark.parametrize("policy", ["full", "int8"])
 def test_text_is_that_of_a_cache_that_keeps_everything(policy, drafts, everything):
     one = model((24, None, 9, 24))
-    prompts, sampling = [tokens(1, 110)[0].tolist() * 2], Sampling(max_tokens=20, ignore_eos=True)
+    prompt, sampling = tokens(1, 110)[0].tolist() * 2, Sampling(max_tokens=20, ignore_eos=True)
 
     def written():
         made = {"look-up": Lookup, "model": lambda: DraftModel(copy.deepcopy(one))}.get(drafts, lambda: None)()
-        steps = decode(one, prompts, sampling, chunk=64, policy=policy, drafts=made)
-        return [item.token for step in steps for item in step]
+        request = Request(prompt, sampling, chunk=64, policy=policy, draft=made)
+        return [item.token for step in decode(one, [request]) for item in step]
 
     got = written()
     everything()
@@ -205,8 +206,9 @@ def test_samples_and_beams_are_those_of_a_cache_that_keeps_everything(everything
     sampling = Sampling(max_tokens=20, ignore_eos=True, temperature=1.0, seed=5)
 
     def found():
-        steps = decode(one, [prompt], sampling, samples=2)
-        return [(item.row, item.token) for step in steps for item in step], beam_search(one, prompt, 2, 20)
+        steps = decode(one, [Request(prompt, sampling, samples=2)])
+        beams = beam_search(one, Request(prompt, Sampling(max_tokens=20)), Beams(2))
+        return [(item.row, item.token) for step in steps for item in step], beams
 
     rows, beams = found()
     everything()
@@ -236,7 +238,7 @@ def test_a_saved_reading_goes_on_from_the_ends_of_its_parts(policy, tmp_path, mo
     if policy == "int8":
         one = one.float()
         about = Identity("model", "positions", 0, "tokenizer", "float32", policy)
-    number = read_into(store, one, about, ids, 8000, "here")
+    number = reading_module._read_into(store, one, about, ToRead(ids, "here"))
     assert sorted(part.length for part in store.parts()) == [320, 640, 700]
     equal = 2 * 2 * 4 * 700 * (8 * (8 if policy == "full" else 1) + (4 if policy == "int8" else 0))
     assert store.nbytes == sum(part.nbytes for part in store.parts()) < 0.55 * equal
@@ -259,7 +261,7 @@ def test_a_saved_reading_goes_on_from_the_ends_of_its_parts(policy, tmp_path, mo
 def test_a_reading_whose_beginning_was_evicted_is_kept_whole(tmp_path):
     one, ids = model((8, None, 16, 8)), tokens(1, 300)[0]
     store = Store(tmp_path)
-    first = read_into(store, one, ABOUT, ids[:150], 8000, "here")
+    first = reading_module._read_into(store, one, ABOUT, ToRead(ids[:150], "here"))
     before = store.open(first)
     cache = one.new_cache(150, **before.past(torch.device("cpu")))
     one(ids[None, 150:], cache=cache)
