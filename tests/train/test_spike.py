@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from handscroll.train.spike import Spike, SpikeGuard, culprits
+from tests.naming import naming
 
 RECOMMENDED = Spike(threshold=7.5)
 
@@ -101,7 +103,7 @@ def test_warm_up_and_off():
 
 def test_the_message_names_loss_trend_spread_and_threshold():
     message = filled([3.0] * 200).check(5.0)
-    assert message == ("loss 5 is 666.7 robust standard deviations (0.003) above its trend (3); the threshold is 7.5")
+    assert re.match(naming("loss 5", 666.7, 0.003, 3, 7.5), message), message
     for loss in (math.nan, math.inf):
         assert SpikeGuard(RECOMMENDED).check(loss) == f"loss {loss} is not finite", "also in the warm-up"
 
