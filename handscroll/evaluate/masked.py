@@ -31,7 +31,7 @@ def masked_nll(lm: LM, ids: list[int], window: int | None = None) -> Tensor:
     if window is not None and window < 2:
         raise ConfigError(f"a window of {window} tokens sees nothing; give at least 2")
     if lm.model.spec.reads != "both" or not lm.model.spec.predicts or lm.tokenizer.mask is None:
-        raise ConfigError(f"masked loss needs an encoder (bert, roberta) and a mask token; {lm.source} has not both")
+        raise ConfigError(f"masked loss needs a masked-LM head (bert, roberta) and a mask token; {lm.source} lacks one")
     parts = [ids[1:]] if window is None else evenly(ids[1:], window - 1)
     return torch.cat([_scored(lm.model, torch.tensor([ids[0], *part]), lm.tokenizer.mask) for part in parts])
 
