@@ -26,6 +26,7 @@ from handscroll.models.foreign import (
     required,
     written_ends,
 )
+from handscroll.models.gguf.bert import GGUF
 from handscroll.models.model import Decoder
 from handscroll.models.new import SIZES, About
 from handscroll.models.sizes import Labels, WholeHeads
@@ -454,5 +455,16 @@ FORMS: dict[str, dict[str, Foreign]] = {
     },
 }
 BERT, ROBERTA = (
-    Family(name, Bert, _read, _write, _entries, forms, settle=_settle, copies=_copies) for name, forms in FORMS.items()
+    Family(
+        name,
+        Bert,
+        _read,
+        _write,
+        _entries,
+        forms,
+        settle=_settle,
+        copies=_copies,
+        gguf=GGUF if name == GGUF.architecture else None,
+    )
+    for name, forms in FORMS.items()
 )

@@ -15,6 +15,7 @@ from handscroll.models.foreign import (
     required,
     written_ends,
 )
+from handscroll.models.gguf.side import GGUF_LAYER, GGUFSide, Header, Written, gguf_ends, gguf_layers
 from handscroll.models.gpt2 import block
 from handscroll.models.model import Decoder
 from handscroll.models.sizes import WholeHeads
@@ -176,6 +177,33 @@ def _entries(config: BloomConfig) -> list[Entry]:
     return entries
 
 
+GGUF_KEYS = {
+    "context_length": "seq_length",
+    "embedding_length": "hidden_size",
+    "block_count": "n_layer",
+    "attention.head_count": "n_head",
+    "attention.layer_norm_epsilon": "layer_norm_epsilon",
+}
+
+
+def _from_gguf(header: Header) -> Foreign:
+    header.only("attention.head_count_kv", header.need("attention.head_count"))
+    header.only("feed_forward_length", 4 * header.need("embedding_length"))
+    tied = not header.has("output.weight")
+    return {"vocab_size": header.rows("token_embd.weight"), "tie_word_embeddings": tied}
+
+
+def _to_gguf(config: BloomConfig, foreign: Foreign) -> Written:
+    return Written({"attention.head_count_kv": config.heads, "feed_forward_length": 4 * config.width}, {})
+
+
+def _gguf_entries(config: BloomConfig) -> list[Entry]:
+    entries = [*gguf_ends(config.tied), Entry("output_norm.bias", ("norm.bias",))]
+    entries += [Entry(f"token_embd_norm.{part}", (f"embedding_norm.{part}",)) for part in ("weight", "bias")]
+    return entries + gguf_layers(config.layers, GGUF_LAYER)
+
+
+GGUF = GGUFSide("bloom", GGUF_KEYS, _from_gguf, _to_gguf, _gguf_entries)
 SMALL: Foreign = {
     "vocab_size": 97,
     "hidden_size": 48,
@@ -198,6 +226,7 @@ BLOOM, BLOOM_INTERPOLATED = (
         _entries,
         forms,
         own=name == INTERPOLATED,
+        gguf=None if name == INTERPOLATED else GGUF,
     )
     for name, forms in FORMS.items()
 )

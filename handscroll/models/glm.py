@@ -12,6 +12,8 @@ from handscroll.base.errors import ConfigError
 from handscroll.base.spec import ModelSpec
 from handscroll.models import llama
 from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
+from handscroll.models.gguf.rope import read_rope, write_rope
+from handscroll.models.gguf.side import GGUFSide, Header, Written, gguf_ends
 from handscroll.models.new import SIZES, About
 from handscroll.models.positions import read_positions, rotated_size, unscaled
 from handscroll.models.sizes import RotaryHeads
@@ -136,6 +138,52 @@ def _entries(config: GLMConfig) -> list[Entry]:
     return entries
 
 
+def _from_gguf(header: Header) -> Foreign:
+    head_size = header.get(
+        "attention.key_length", header.need("embedding_length") // header.need("attention.head_count")
+    )
+    header.only("attention.value_length", head_size)
+    header.only("expert_count", 0)
+    rotated = header.get("rope.dimension_count", int(HALF * head_size))
+    return {
+        "head_dim": head_size,
+        "partial_rotary_factor": rotated / head_size,
+        "vocab_size": header.rows("token_embd.weight"),
+        "tie_word_embeddings": not header.has("output.weight"),
+        "attention_bias": header.has("blk.0.attn_q.bias"),
+        **read_rope(header, rotated),
+    }
+
+
+def _to_gguf(config: GLMConfig, foreign: Foreign) -> Written:
+    rope = write_rope(config.positions, config.rotated_size)
+    return Written({"attention.value_length": config.head_size} | rope.keys, rope.tensors)
+
+
+def _gguf_entries(config: GLMConfig) -> list[Entry]:
+    entries, turned = gguf_ends(config.tied), (config.head_size, config.rotated_size)
+    modules = {
+        "attn_output": ("attention.output",),
+        "ffn_up": ("mlp.gate", "mlp.up"),
+        "ffn_down": ("mlp.down",),
+        "attn_norm": ("attention_norm",),
+        "ffn_norm": ("mlp_norm",),
+        "post_attention_norm": ("attention_branch_norm",),
+        "post_ffw_norm": ("mlp_branch_norm",),
+    }
+    heads = {"attn_q": ("query", turned), "attn_k": ("key", turned), "attn_v": ("value", None)}
+    for number in range(config.layers):
+        for theirs, ours in modules.items():
+            names = tuple(f"layers.{number}.{name}.weight" for name in ours)
+            entries.append(Entry(f"blk.{number}.{theirs}.weight", names))
+        for theirs, (ours, pairs) in heads.items():
+            for part in ("weight", "bias") if config.attention_bias else ("weight",):
+                place = (f"layers.{number}.attention.{ours}.{part}",)
+                entries.append(Entry(f"blk.{number}.{theirs}.{part}", place, pairs=pairs))
+    return entries
+
+
+GGUF = GGUFSide("glm4", llama.GGUF_KEYS, _from_gguf, _to_gguf, _gguf_entries)
 SMALL = llama.SMALL | {"head_dim": 16, "pad_token_id": None}
 FORMS: dict[str, dict[str, Foreign]] = {
     "glm": {"": SMALL, "unbiased": SMALL | {"attention_bias": False, "tie_word_embeddings": True}},
@@ -144,7 +192,8 @@ FORMS: dict[str, dict[str, Foreign]] = {
 
 
 def _family(name: str) -> Family:
-    return Family(name, GLM, lambda foreign: _read(foreign, name), _write, _entries, FORMS[name])
+    side = GGUF if name == "glm4" else None  # llama.cpp has the older form as 'chatglm', whose files are not read
+    return Family(name, GLM, lambda foreign: _read(foreign, name), _write, _entries, FORMS[name], gguf=side)
 
 
 GLM_4, GLM_4_0414 = (_family(name) for name in FORMS)

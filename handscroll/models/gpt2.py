@@ -16,6 +16,7 @@ from handscroll.models.foreign import (
     required,
     written_ends,
 )
+from handscroll.models.gguf.side import GGUF_LAYER, GGUFSide, Header, Written, gguf_ends, gguf_layers
 from handscroll.models.model import Decoder
 from handscroll.models.new import SIZES, About
 from handscroll.models.sizes import WholeHeads
@@ -177,6 +178,30 @@ def _entries(config: GPT2Config) -> list[Entry]:
     return entries
 
 
+GGUF_KEYS = {
+    "context_length": "n_positions",
+    "embedding_length": "n_embd",
+    "block_count": "n_layer",
+    "attention.head_count": "n_head",
+    "feed_forward_length": "n_inner",
+    "attention.layer_norm_epsilon": "layer_norm_epsilon",
+}
+
+
+def _from_gguf(header: Header) -> Foreign:
+    header.only("attention.head_count_kv", header.need("attention.head_count"))
+    header.only("rope.dimension_count", header.need("embedding_length") // header.need("attention.head_count"))
+    tied = not header.has("output.weight")
+    return {"vocab_size": header.rows("token_embd.weight"), "tie_word_embeddings": tied}
+
+
+def _gguf_entries(config: GPT2Config) -> list[Entry]:
+    entries = [*gguf_ends(config.tied), Entry("output_norm.bias", ("norm.bias",))]
+    entries.append(Entry("position_embd.weight", ("position_embedding.weight",)))
+    return entries + gguf_layers(config.layers, GGUF_LAYER)
+
+
+GGUF = GGUFSide("gpt2", GGUF_KEYS, _from_gguf, lambda config, foreign: Written({}, {}), _gguf_entries)
 SMALL: Foreign = {
     "vocab_size": 97,
     "n_embd": 48,
@@ -187,4 +212,4 @@ SMALL: Foreign = {
     "eos_token_id": 2,
 }
 FORMS = {"": SMALL, "untied": SMALL | {"tie_word_embeddings": False, "n_inner": 100}}
-FAMILY = Family("gpt2", GPT2, _read, _write, _entries, FORMS)
+FAMILY = Family("gpt2", GPT2, _read, _write, _entries, FORMS, gguf=GGUF)

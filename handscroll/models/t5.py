@@ -26,6 +26,7 @@ from handscroll.models.foreign import (
     required,
     written_ends,
 )
+from handscroll.models.gguf.side import GGUFSide, Header, Written
 from handscroll.models.new import SIZES, About
 from handscroll.models.sizes import Sizes
 from handscroll.nn.attention import Attention, CrossAttention, Heads
@@ -338,6 +339,62 @@ def _names(config: T5Config, part: str) -> dict[str, str]:
     return {"wi": "up", "wo": "down"}
 
 
+GGUF_KEYS = {
+    "context_length": "n_positions",
+    "embedding_length": "d_model",
+    "feed_forward_length": "d_ff",
+    "block_count": "num_layers",
+    "decoder_block_count": "num_decoder_layers",
+    "attention.head_count": "num_heads",
+    "attention.key_length": "d_kv",
+    "attention.layer_norm_epsilon": "layer_norm_epsilon",
+    "attention.relative_buckets_count": "relative_attention_num_buckets",
+    "decoder_start_token_id": "decoder_start_token_id",
+}
+
+
+def _from_gguf(header: Header) -> Foreign:
+    header.only("attention.value_length", header.need("attention.key_length"))
+    header.only("attention.layer_norm_rms_epsilon", header.need("attention.layer_norm_epsilon"))
+    header.only("attention.head_count_kv", header.need("attention.head_count"))
+    return {
+        "vocab_size": header.rows("token_embd.weight"),
+        "feed_forward_proj": "gated-gelu" if header.has("enc.blk.0.ffn_gate.weight") else "relu",
+        "tie_word_embeddings": not header.has("output.weight"),
+    }
+
+
+def _to_gguf(config: T5Config, foreign: Foreign) -> Written:
+    if config.reach != 128 or config.mlp not in ("relu", "gated-gelu"):
+        raise ConfigError(
+            f"llama.cpp computes a T5 with buckets up to distance 128 and relu or gated-gelu, not {config.reach} and "
+            f"{config.mlp}: save a folder"
+        )
+    rms = {"attention.layer_norm_rms_epsilon": config.norm_eps, "attention.value_length": config.head_size}
+    return Written(rms, {})
+
+
+def _gguf_entries(config: T5Config) -> list[Entry]:
+    entries = [Entry("token_embd.weight", ("embedding.weight",))]
+    if not config.tied:
+        entries.append(Entry("output.weight", ("projection.weight",)))
+    heads = {"q": "query", "k": "key", "v": "value", "o": "output"}
+    for side, ours, count in (("enc", "encoder.", config.encoder_layers), ("dec", "", config.layers)):
+        entries.append(Entry(f"{side}.blk.0.attn_rel_b.weight", (f"{ours}position_bias.weight",)))
+        entries.append(Entry(f"{side}.output_norm.weight", (f"{ours}norm.weight",)))
+        names = {"attn_norm": "attention_norm", "ffn_norm": "mlp_norm"}
+        names |= {f"attn_{theirs}": f"attention.{name}" for theirs, name in heads.items()}
+        if side == "dec":
+            names |= {"cross_attn_norm": "cross_norm"}
+            names |= {f"cross_attn_{theirs}": f"cross.{name}" for theirs, name in heads.items()}
+        names |= {f"ffn_{name}": f"mlp.{name}" for name in _names(config, "mlp").values()}
+        for number in range(count):
+            for theirs, name in names.items():
+                entries.append(Entry(f"{side}.blk.{number}.{theirs}.weight", (f"{ours}layers.{number}.{name}.weight",)))
+    return entries
+
+
+GGUF = GGUFSide("t5", GGUF_KEYS, _from_gguf, _to_gguf, _gguf_entries)
 SMALL: Foreign = {
     "vocab_size": 97,
     "d_model": 48,
@@ -373,6 +430,7 @@ T5_FAMILY, MT5, T5_INTERPOLATED, MT5_INTERPOLATED = (
         own=name.endswith(INTERPOLATED),
         settle=_settle,
         copies=_copies,
+        gguf=None if name.endswith(INTERPOLATED) else GGUF,
     )
     for name, forms in FORMS.items()
 )

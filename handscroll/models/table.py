@@ -33,6 +33,9 @@ REFUSED: dict[str, str] = {
     "(gemma-3-270m, gemma-3-1b, or a GGUF file of any size, which holds the text part)",
 }
 
+# Architectures of GGUF files that are called otherwise than the family.
+ARCHITECTURES = {"gemma3": "gemma3_text"}
+
 
 def family(name: str):
     """The `Family` of a foreign `model_type`; unknown names are refused with the nearest valid one."""

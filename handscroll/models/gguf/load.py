@@ -14,7 +14,7 @@ from handscroll.kernels.formats import BY_GGML, FORMATS, Format
 from handscroll.models.foreign import Family
 from handscroll.models.gguf.side import GGUFSide, Header
 from handscroll.models.model import Decoder
-from handscroll.models.table import family
+from handscroll.models.table import ARCHITECTURES, family
 from handscroll.models.unpack import empty_model, unpack
 from handscroll.nn.linear import TokenTable
 from handscroll.nn.quantised import Quantised, QuantisedTable
@@ -40,9 +40,9 @@ def read_header(path: Path) -> tuple[Family, Any, Header]:
         ConfigError: an architecture, a key or a setting that is not known.
     """
     header = Header(read_gguf(path))
-    kind = family(header.file.architecture)
+    kind = family(ARCHITECTURES.get(header.file.architecture, header.file.architecture))
     side = side_of(kind, path)
-    foreign = header.foreign(side) | _tokens(header.file)
+    foreign = header.foreign(side, kind.name) | _tokens(header.file)
     config = kind.read(foreign)
     return kind, config if kind.settle is None else kind.settle(config, lambda name: None), header
 

@@ -101,13 +101,13 @@ class Header:
             raw = file.read(4 * stored.shape[0])
         return [shortest(number) for number in np.frombuffer(raw, "<f4").tolist()]
 
-    def foreign(self, side: GGUFSide) -> Foreign:
-        """The `config.json` that says the same.
+    def foreign(self, side: GGUFSide, name: str) -> Foreign:
+        """The `config.json` of the family `name` that says the same.
 
         Raises:
             ConfigError: a key that nobody has looked at.
         """
-        found: Foreign = {"model_type": side.architecture}
+        found: Foreign = {"model_type": name}
         for key, theirs in side.keys.items():
             value = self.get(key)
             if value is not None:
@@ -137,3 +137,27 @@ def gguf_ends(tied: bool) -> list[Entry]:
     """What every decoder has before and after its layers: token table, last norm, and a head of its own."""
     head = [] if tied else [Entry("output.weight", ("projection.weight",))]
     return [Entry("token_embd.weight", ("embedding.weight",)), Entry("output_norm.weight", ("norm.weight",)), *head]
+
+
+# The layer of a GPT-2, and of a BLOOM: one fused projection of queries, keys and values; biases everywhere.
+GGUF_LAYER = {
+    "attn_norm": "attention_norm",
+    "attn_qkv": ("attention.query", "attention.key", "attention.value"),
+    "attn_output": "attention.output",
+    "ffn_norm": "mlp_norm",
+    "ffn_up": "mlp.up",
+    "ffn_down": "mlp.down",
+}
+
+
+def gguf_layers(count: int, names: Mapping[str, str | tuple[str, ...]]) -> list[Entry]:
+    """Weights and biases of `count` layers, by their names in the file and ours."""
+    return [
+        Entry(
+            f"blk.{number}.{theirs}.{part}",
+            tuple(f"layers.{number}.{one}.{part}" for one in ((ours,) if isinstance(ours, str) else ours)),
+        )
+        for number in range(count)
+        for theirs, ours in names.items()
+        for part in ("weight", "bias")
+    ]
