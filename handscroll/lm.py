@@ -38,10 +38,12 @@ from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
 from handscroll.generate.settings import SamplingSettings, Settings
 from handscroll.models.documents import classified
+from handscroll.models.gguf.save import save_gguf
 from handscroll.models.model import Decoder
 from handscroll.models.sentences import framed
 from handscroll.models.weights import PROVENANCE, load_model, locate, read_provenance, save_model
 from handscroll.nn.quantised import PROJECTIONS, Quantised, Rounded, quantise
+from handscroll.text.gguf_out import metadata_of
 from handscroll.text.tokenizer import Tokenizer
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
@@ -276,8 +278,7 @@ class LM:
     def save(self, folder: str | Path) -> Path:
         """Write an ordinary Hugging Face folder: config, safetensors, tokenizer, and `handscroll.json`."""
         folder = Path(folder)
-        if any(isinstance(module, Rounded | Quantised) for module in self.model.modules()):
-            raise ConfigError(f"the weights of {self.source} were rounded at loading: load it with weights='float'")
+        self._check_whole()
         save_model(self.model, folder, pad=self.tokenizer.pad)
         self.tokenizer.save(folder)
         if self.provenance:
@@ -289,6 +290,16 @@ class LM:
         if isinstance(texts, str):
             raise ConfigError("expected a list of texts; for one text give [text]")
         return [self.encode(text, special=special) for text in texts]
+
+    def export_gguf(self, path: str | Path, weights: str = "f16") -> Path:
+        """Write a GGUF file that llama.cpp reads, with matrices as f32, f16, bf16, q8_0 or q4_0."""
+        self._check_whole()
+        tokens = metadata_of(self.tokenizer, self.model.config.vocab, self.model.config.eos)
+        return save_gguf(self.model, tokens, Path(path), weights, self.provenance)
+
+    def _check_whole(self) -> None:
+        if any(isinstance(module, Rounded | Quantised) for module in self.model.modules()):
+            raise ConfigError(f"the weights of {self.source} were rounded at loading: load it with weights='float'")
 
     def _ids(self, text_or_ids: str | Sequence[int] | Tensor) -> Tensor:
         if isinstance(text_or_ids, str):

@@ -5,7 +5,21 @@ import sys
 import typer
 
 from handscroll.base.errors import HandscrollError
-from handscroll.cli import batch, chat, data, demo, evaluate, extend, generate, info, plan, read, tokenizer, train
+from handscroll.cli import (
+    batch,
+    chat,
+    data,
+    demo,
+    evaluate,
+    export,
+    extend,
+    generate,
+    info,
+    plan,
+    read,
+    tokenizer,
+    train,
+)
 from handscroll.cli.screen import error_screen
 
 app = typer.Typer(
@@ -16,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (demo, train, plan, extend, evaluate, generate, chat, batch, read, info, tokenizer, data):
+for verb in (demo, train, plan, extend, export, evaluate, generate, chat, batch, read, info, tokenizer, data):
     verb.register(app)
 
 

@@ -370,6 +370,10 @@ def _to_gguf(config: T5Config, foreign: Foreign) -> Written:
             f"llama.cpp computes a T5 with buckets up to distance 128 and relu or gated-gelu, not {config.reach} and "
             f"{config.mlp}: save a folder"
         )
+    if config.scaled != config.tied:
+        raise ConfigError(
+            "GGUF does not say whether a T5 scales its outputs: only tied ones that do, and untied ones, are exported"
+        )
     rms = {"attention.layer_norm_rms_epsilon": config.norm_eps, "attention.value_length": config.head_size}
     return Written(rms, {})
 

@@ -54,7 +54,7 @@ _SAME = {
 }
 NAMES = {name: name for name in SPLITS} | {other: name for name, same in _SAME.items() for other in same.split()}
 # A word that is a token is that token, whatever the merges say; and a text begins with BOS unless the file denies it.
-_WHOLE = frozenset("llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral lfm2 tekken".split())
+WHOLE = frozenset("llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral lfm2 tekken".split())
 
 _KEYS = frozenset(
     """
@@ -161,7 +161,7 @@ def _added(tokens: list[str], types: list[int]) -> list[dict[str, Any]]:
 def _frame(metadata: Metadata, kind: str, found: Mapping[str, int | None], tokens: list[str]) -> dict | None:
     """What is put before and after a text."""
     pre = metadata.get("tokenizer.ggml.pre", "")
-    default_bos = kind in ("llama", "bert") or (kind == "gpt2" and pre in _WHOLE)
+    default_bos = kind in ("llama", "bert") or (kind == "gpt2" and pre in WHOLE)
     begin, end = (found["cls"], found["sep"]) if kind == "bert" else (found["bos"], found["eos"])
     default_end = kind in ("t5", "bert")
     before = [begin] if metadata.get("tokenizer.ggml.add_bos_token", default_bos) and begin is not None else []
@@ -214,7 +214,7 @@ def _byte_level(metadata: Metadata, tokens: list[str], types: list[int], where: 
         for pattern in SPLITS[NAMES[pre]]
     ]
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    model = _BPE | {"ignore_merges": pre in _WHOLE, "vocab": _vocabulary(tokens, where), "merges": merges}
+    model = _BPE | {"ignore_merges": pre in WHOLE, "vocab": _vocabulary(tokens, where), "merges": merges}
     return {
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*splits, level]},
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
