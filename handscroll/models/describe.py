@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
+from handscroll.base.gguf import is_gguf
+from handscroll.models.gguf.load import ignored_keys
 from handscroll.models.weights import read_config, weight_sizes
 
 
-def facts(folder: Path) -> list[tuple[str, str]]:
-    """(name, value) lines about a checkpoint, read from its configuration and safetensors headers alone."""
-    kind, config = read_config(folder)
-    parameters, dtype, stored = weight_sizes(folder)
+def facts(source: Path) -> list[tuple[str, str]]:
+    """(name, value) lines about a checkpoint, read from its configuration and the headers of its weights alone."""
+    kind, config = read_config(source)
+    parameters, dtype, stored = weight_sizes(source)
     if config.spec.recurrent:
         return _recurrent(config, parameters, dtype, stored) + _labels(config)
     per_token = {name: config.cache_bytes_per_token(size) for name, size in (("float32", 4), ("bfloat16", 2))}
@@ -32,7 +34,13 @@ def facts(folder: Path) -> list[tuple[str, str]]:
     full = per_token["float32"] * config.context
     lines.append(("KV cache per token", each))
     lines.append(("KV cache, full context", f"{full / 1e6:,.1f} MB in float32"))
-    return lines + _labels(config)
+    return lines + _labels(config) + _ignored(source)
+
+
+def _ignored(source: Path) -> list[tuple[str, str]]:
+    """What a GGUF file says besides, which changes nothing here."""
+    names = ignored_keys(source) if is_gguf(source) else []
+    return [("metadata not used", ", ".join(names))] if names else []
 
 
 def _labels(config) -> list[tuple[str, str]]:

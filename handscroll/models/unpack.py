@@ -22,6 +22,14 @@ class _Uninitialised(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def mapped(path: Path) -> Tensor:
+    """The bytes of a file, mapped: pages are read when they are looked at and given back when memory is short.
+
+    The mapping is private: a model that is trained writes to pages of its own, never to the file.
+    """
+    return torch.from_file(str(path), False, path.stat().st_size, dtype=torch.uint8)
+
+
 def empty_model(kind: Family, config: Any) -> Decoder:
     """A model of a family without numbers (on the meta device)."""
     with torch.device("meta"), _Uninitialised():

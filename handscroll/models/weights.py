@@ -20,7 +20,7 @@ from handscroll.models.foreign import Family
 from handscroll.models.gguf.load import load_gguf, read_header, settled, sizes_of, stored_dtype
 from handscroll.models.model import Decoder, Model
 from handscroll.models.table import family
-from handscroll.models.unpack import empty_model, pack, unpack
+from handscroll.models.unpack import empty_model, mapped, pack, unpack
 
 # Buffers that old checkpoints carry and that are recomputed from the configuration.
 BUFFERS = re.compile(r"(rotary_emb\.inv_freq|\.attn\.bias|\.attn\.masked_bias|embeddings\.position_ids)$")
@@ -178,12 +178,14 @@ class _Reader:
     def __init__(self, folder: Path, stack: ExitStack):
         self.folder = folder
         self.files: dict[str, Any] = {}
+        self.places: dict[str, tuple[Tensor, dict[str, Any]]] = {}  # bytes of the numbers of a file, and its header
         for path in _weight_files(folder):
             try:
                 handle = stack.enter_context(safe_open(path, framework="pt"))
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(f"{path} is damaged or cut short: {error}; fetch or write it again") from None
-            self.files |= dict.fromkeys(handle.keys(), handle)
+            self.files |= dict.fromkeys(handle.keys(), handle)  # its header is sound
+            self.places |= dict.fromkeys(handle.keys(), _mapped(path))
         self.taken: set[str] = set()
 
     @property
@@ -204,20 +206,29 @@ class _Reader:
     def look(self, name: str) -> Tensor | None:
         """A tensor, or None."""
         held = self.find(name)
-        return None if held is None else self.files[held].get_tensor(held)
+        return None if held is None else self._tensor(held)
 
     def take(self, name: str, *also: str) -> Tensor:
         held = next((found for found in map(self.find, (name, *also)) if found is not None), None)
         if held is None:
             raise CheckpointError(f"{self.folder} has no tensor '{name}', which config.json calls for")
         self.taken.add(held)
-        return self.files[held].get_tensor(held)
+        return self._tensor(held)
+
+    def _tensor(self, name: str) -> Tensor:
+        """A view of the file where it is floats (the library itself copies)."""
+        numbers, header = self.places[name]
+        dtype, (first, last) = _DTYPES.get(header[name]["dtype"]), header[name]["data_offsets"]
+        raw = numbers[first:last]
+        if dtype is None or raw.data_ptr() % dtype.itemsize:
+            return self.files[name].get_tensor(name)
+        return raw.view(dtype).view(header[name]["shape"])
 
     def check_rest(self, copies: dict[str, Tensor | None]) -> None:
         """Refuse tensors that nobody asked for; `copies` may repeat one of the model's (None: say nothing)."""
         rest = {name for name in self.files if name not in self.taken and not BUFFERS.search(name)}
         for name in rest & copies.keys():
-            held, ours = self.files[name].get_tensor(name), copies[name]
+            held, ours = self._tensor(name), copies[name]
             if ours is None:
                 continue
             if held.shape != ours.shape or not torch.equal(held.to(ours), ours):
@@ -229,6 +240,13 @@ class _Reader:
         if rest:
             names = ", ".join(sorted(rest)[:4])
             raise CheckpointError(f"{self.folder} holds {len(rest)} tensors that config.json does not explain: {names}")
+
+
+def _mapped(path: Path) -> tuple[Tensor, dict[str, Any]]:
+    """The numbers of a safetensors file as mapped bytes, and its header, which the library has checked."""
+    whole = mapped(path)
+    size = int.from_bytes(whole[:8].numpy().tobytes(), "little")
+    return whole[8 + size :], json.loads(whole[8 : 8 + size].numpy().tobytes())
 
 
 def _weight_files(folder: Path) -> Iterator[Path]:

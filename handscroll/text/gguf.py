@@ -250,17 +250,17 @@ def _sentencepiece(metadata: Metadata, tokens: list[str], types: list[int], wher
     }
 
 
-def _merges(tokens: list[str], scores: list[float], mergeable: list[int]) -> list[list[str]]:
+def _merges(tokens: list[str], scores: list[float], mergeable: list[int]) -> list[str] | list[list[str]]:
     """The pairs that SentencePiece joins, the best first: the score of a pair is that of the token that it makes."""
     parts = {tokens[number] for number in mergeable}
-    ranked = []
+    ranked: list[list[str]] = []
     for number in sorted(mergeable, key=lambda number: (-scores[number], number)):
         token = tokens[number]
         for cut in range(len(token) - 1, 0, -1):
             left, right = token[:cut], token[cut:]
             if left in parts and right in parts:
                 ranked.append([left, right])
-    return ranked
+    return ranked if any(" " in part for part in parts) else [" ".join(pair) for pair in ranked]
 
 
 def _scores(metadata: Metadata, tokens: list[str], where: str) -> list[float]:

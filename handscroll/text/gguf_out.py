@@ -41,7 +41,8 @@ def metadata_of(tokenizer: Tokenizer, vocab: int, ends: tuple[int, ...]) -> dict
     spec = json.loads(tokenizer.source)
     model = spec["model"]
     # Old files do not name the kind of their model: what has merges is BPE.
-    kind = model.get("type") or ("BPE" if "merges" in model else "")
+    unnamed = "BPE" if "merges" in model else "Unigram" if isinstance(model.get("vocab"), list) else ""
+    kind = model.get("type") or unnamed
     if kind == "BPE" and model.get("byte_fallback"):
         found = _sentencepiece(spec)
     elif kind == "BPE":
@@ -140,9 +141,8 @@ def _tokens(tokenizer: Tokenizer, spec: dict[str, Any], vocab: int, found: dict[
     """Tokens, their types and scores, one for each row of the model."""
     added = {token["id"]: token for token in spec.get("added_tokens") or []}
     pieces, kind = found["tokenizer.ggml.model"] == "bert", found["tokenizer.ggml.model"]
-    tokens, types = [], []
-    for number in range(vocab):
-        token = tokenizer.token(number) if number < tokenizer.vocab_size else None
+    tokens, types, unknown = [], [], tokenizer.unk
+    for number, token in enumerate([*tokenizer.words, *[None] * vocab][:vocab]):
         if token is None:
             tokens.append(f"[PAD{number}]")
             types.append(UNUSED)
@@ -152,7 +152,7 @@ def _tokens(tokenizer: Tokenizer, spec: dict[str, Any], vocab: int, found: dict[
         if pieces and not control and not named:
             token = token.removeprefix("##") if token.startswith("##") else SPACE + token
         tokens.append(token)
-        if number == tokenizer.unk and kind != "gpt2":
+        if number == unknown and kind != "gpt2":
             types.append(UNKNOWN)
         elif control:
             types.append(CONTROL)

@@ -15,7 +15,7 @@ from handscroll.models.foreign import Family
 from handscroll.models.gguf.side import GGUFSide, Header
 from handscroll.models.model import Decoder
 from handscroll.models.table import ARCHITECTURES, family
-from handscroll.models.unpack import empty_model, unpack
+from handscroll.models.unpack import empty_model, mapped, unpack
 from handscroll.nn.linear import TokenTable
 from handscroll.nn.quantised import Quantised, QuantisedTable
 from handscroll.text.gguf import ends, roles
@@ -45,6 +45,12 @@ def read_header(path: Path) -> tuple[Family, Any, Header]:
     foreign = header.foreign(side, kind.name) | _tokens(header.file)
     config = kind.read(foreign)
     return kind, config if kind.settle is None else kind.settle(config, lambda name: None), header
+
+
+def ignored_keys(path: Path) -> list[str]:
+    """Keys of the metadata that change nothing here."""
+    _, _, header = read_header(path)
+    return header.ignored()
 
 
 def _tokens(file: GGUF) -> dict[str, Any]:
@@ -153,10 +159,7 @@ class Mapped:
     def __init__(self, file: GGUF):
         self.file = file
         self.taken: set[str] = set()
-        # Private mappings: a model that is trained writes to its own pages, not to the file.
-        self.files = {
-            path: torch.from_file(str(path), False, path.stat().st_size, dtype=torch.uint8) for path in file.files
-        }
+        self.files = {path: mapped(path) for path in file.files}
 
     def take(self, name: str) -> Stored:
         if name not in self.file.tensors:

@@ -85,12 +85,14 @@ def _write(path: Path, architecture: str, metadata: dict[str, Any], tensors: _Te
         shape = (*tensor.shape[:-1], format.row_bytes(tensor.shape[-1]))
         kind = gguf.GGMLQuantizationType(format.ggml)
         writer.add_tensor_info(name, shape, np.dtype(np.uint8), torch.Size(shape).numel(), kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for name, tensor, format in tensors:
-        writer.write_tensor_data(_bytes(name, tensor, format))
-    writer.close()
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for name, tensor, format in tensors:
+            writer.write_tensor_data(_bytes(name, tensor, format))
+    finally:
+        writer.close()
 
 
 def _bytes(name: str, tensor: Tensor, format: Format) -> Any:

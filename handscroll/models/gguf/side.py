@@ -125,7 +125,8 @@ class Header:
 
     def ignored(self) -> list[str]:
         """Keys that were not asked for: they change no number."""
-        return [key for key in self.file.metadata if key not in self.asked and not key.startswith("tokenizer.")]
+        read = (*self.asked, "general.architecture", "general.alignment")
+        return [key for key in self.file.metadata if key not in read and not key.startswith(("tokenizer.", "split."))]
 
 
 def shortest(number: float) -> float:
