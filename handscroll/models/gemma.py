@@ -17,6 +17,8 @@ from handscroll.base.errors import ConfigError
 from handscroll.base.spec import ModelSpec
 from handscroll.models import llama
 from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
+from handscroll.models.gguf.gemma import GEMMA_2 as GGUF_2
+from handscroll.models.gguf.gemma import GEMMA_3 as GGUF_3
 from handscroll.models.new import SIZES, About
 from handscroll.models.positions import of_layer_type, read_positions, unscaled
 from handscroll.models.sizes import RotaryHeads
@@ -296,18 +298,21 @@ HEADS = {"q": "query", "k": "key"}
 SMALL = llama.SMALL | {"query_pre_attn_scalar": 12, "sliding_window": 16, "pad_token_id": None}
 FORMS: dict[str, dict[str, Foreign]] = {
     "gemma2": {
-        "": SMALL | {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0},
+        "": SMALL | {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0, "query_pre_attn_scalar": 8},
         "uncapped": SMALL | {"attn_logit_softcapping": None, "final_logit_softcapping": None, "attention_bias": True},
     },
     "gemma3_text": {
         "": SMALL | {"layer_types": [SLIDING, SLIDING, FULL], "rope_local_base_freq": 200.0, "head_dim": 16},
-        "untied": SMALL | {"layer_types": [FULL, SLIDING, FULL], "tie_word_embeddings": False},
+        "untied": SMALL | {"num_hidden_layers": 6, "query_pre_attn_scalar": 8, "tie_word_embeddings": False},
     },
 }
 
 
+GGUF = {"gemma2": GGUF_2, "gemma3_text": GGUF_3}
+
+
 def _family(name: Name) -> Family:
-    return Family(name, Gemma, lambda foreign: _read(foreign, name), _write, _entries, FORMS[name])
+    return Family(name, Gemma, lambda foreign: _read(foreign, name), _write, _entries, FORMS[name], gguf=GGUF[name])
 
 
 GEMMA_2, GEMMA_3 = (_family(name) for name in ("gemma2", "gemma3_text"))

@@ -10,8 +10,8 @@ from handscroll.base.gguf import read_gguf
 from handscroll.text.gguf import SPLITS, tokenizer_of
 from handscroll.text.gguf_out import metadata_of
 from handscroll.text.tokenizer import Tokenizer
-from handscroll.text.training import TokenizerConfig, train_tokenizer
 from tests.conftest import shared
+from tests.text.small import trained
 
 HARD = [
     "Hello,  world! don't DON'T we'Ve 3.14159 1,000,000 ２０２６",
@@ -23,7 +23,6 @@ HARD = [
     " ",
     "\t",
 ]
-LINES = ["the quick brown fox jumps over the lazy dog, 12 times; don't stop\n", "北京大学的学生在图书馆里看书。\n"]
 
 
 @pytest.mark.parametrize("name", ["gpt-2", "llama-spm", "bert-bge"])
@@ -44,16 +43,6 @@ def test_bert_keeps_to_the_tokenizer_of_its_release():
     tokenizer = Tokenizer.load(file)
     assert tokenizer.encode("x" * 101, special=False) == [tokenizer.unk]
     assert tokenizer.encode("Café") == [tokenizer.cls, *tokenizer.encode("cafe", special=False), tokenizer.sep]
-
-
-def trained(kind: str, pretokenizer: str = "qwen2") -> Tokenizer:
-    values = {
-        "kind": kind,
-        "vocab": 300 if kind == "bpe" else 270,
-        "pretokenizer": pretokenizer,
-        "special": ("<|endoftext|>",),
-    }
-    return train_tokenizer(LINES * 40, TokenizerConfig.parse(values, "test"))
 
 
 def there_and_back(tokenizer: Tokenizer) -> Tokenizer:

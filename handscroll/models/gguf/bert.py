@@ -19,10 +19,10 @@ _GGUF_LAYER = {
     "attn_k": "attention.key",
     "attn_v": "attention.value",
     "attn_output": "attention.output",
-    "attn_output_norm": "attention_norm",
+    "attn_output_norm": "attention_sum_norm",
     "ffn_up": "mlp.up",
     "ffn_down": "mlp.down",
-    "layer_output_norm": "mlp_norm",
+    "layer_output_norm": "mlp_sum_norm",
 }
 
 

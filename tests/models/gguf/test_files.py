@@ -16,7 +16,7 @@ from handscroll.nn.quantised import Quantised, QuantisedTable
 from handscroll.text.gguf_out import metadata_of
 from handscroll.text.tokenizer import Tokenizer
 from tests.conformance.families import FORMS
-from tests.text.test_gguf import trained
+from tests.text.small import trained
 
 TOKENIZER = trained("bpe")
 SIZES = {"vocab_size": 300, "hidden_size": 256, "intermediate_size": 256, "head_dim": 32, "num_attention_heads": 8}
