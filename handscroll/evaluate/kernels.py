@@ -63,9 +63,9 @@ def _times(count: int) -> str:
 def _runner(model: Model) -> Callable:
     """A forward of some tokens from `start` on, over a cache."""
     tokens = torch.zeros(1, PROMPT, dtype=torch.int64, device=model.device)
-    source = getattr(model, "encode", None)
     with torch.no_grad():
-        reader = model if source is None else model.under(source(tokens, Marks.run(0, PROMPT)))  # type: ignore[operator]
+        under_source = model.spec.reads == "source"
+        reader = model.under(model.encode(tokens, Marks.run(0, PROMPT))) if under_source else model
 
     def run(start: int, count: int, cache) -> torch.Tensor:
         marks = Marks.run(start, count)
