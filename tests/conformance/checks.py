@@ -23,6 +23,7 @@ from handscroll.extend.extend import GUARD
 from handscroll.extend.methods import candidates
 from handscroll.generate.sample import Sampling
 from handscroll.models.encoder_decoder import EncoderDecoder
+from handscroll.models.gguf.save import save_gguf
 from handscroll.models.model import Model
 from handscroll.models.weights import load_model, save_model
 from handscroll.nn.init import initialise
@@ -35,7 +36,7 @@ from handscroll.plan.machine import Machine
 from handscroll.train.ladder.plain import Plain
 from handscroll.train.step import Memory, Step, build_rung
 from tests.conformance.families import SCALINGS, Form, reference_class
-from tests.conformance.material import LENGTH, Learned, documents, learned_by, padded
+from tests.conformance.material import LENGTH, Learned, documents, gguf_tokens, learned_by, padded
 from tests.generate.asking import decode
 from tests.naming import naming
 
@@ -146,6 +147,37 @@ def comes_back(form: Form, folder: Path) -> None:
         assert kept.keys() == model.state_dict().keys()
         assert all(torch.equal(tensor, kept[key]) for key, tensor in model.state_dict().items())
         assert torch.equal(said(again, ids(2, 9), ids(2, 12)), said(model, ids(2, 9), ids(2, 12)))
+
+
+def unwritten(form: Form) -> str:
+    """Why llama.cpp does not compute a form; empty where it does."""
+    if form.kind.gguf is None:
+        return "llama.cpp does not know the family"
+    try:
+        form.kind.gguf.write(form.config, form.kind.write(form.config))
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def comes_back_from_gguf(form: Form, folder: Path) -> None:
+    """Written as a GGUF file and read: the same sizes and, in float32, the same numbers (norms of 1 + w: 1e-6)."""
+    model = form.build(torch.float32)
+    again = load_model(save_gguf(model, gguf_tokens(), folder / "a.gguf", "f32", {}))
+    kept = again.state_dict()
+    left_out = model.state_dict().keys() - kept.keys()
+    assert all(name.startswith("pooler.") for name in left_out)
+    assert all((tensor - model.state_dict()[name]).abs().max() < 1e-6 for name, tensor in kept.items())
+    assert (again.config.spec.layers, again.config.spec.positions) == (
+        model.config.spec.layers,
+        model.config.spec.positions,
+    )
+    assert (said(again, ids(2, 9), ids(2, 12)) - said(model, ids(2, 9), ids(2, 12))).abs().max() < 1e-4
+
+
+def is_not_exported(form: Form, folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"llama\.cpp|GGUF"):
+        save_gguf(form.build(torch.float32), gguf_tokens(), folder / "a.gguf", "f32", {})
 
 
 def is_scaled_as_the_reference(form: Form, folder: Path) -> None:
@@ -414,6 +446,7 @@ CHECKS: dict[str, Check] = {
     "reference": Check(lambda form: not form.kind.own, holds_to_the_reference, others_refuse_it),
     "scalings": Check(lambda form: form.config.spec.rotates, is_scaled_as_the_reference, has_no_scaling),
     "folder": Check(always, comes_back, never),
+    "gguf": Check(lambda form: not unwritten(form), comes_back_from_gguf, is_not_exported),
     "pieces": Check(lambda form: random(form).spec.cached, reads_in_pieces, keeps_nothing),
     "rows": Check(always, rows_are_alone, never),
     "packed": Check(always, packed_are_separate, never),

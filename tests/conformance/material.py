@@ -47,6 +47,13 @@ def tokenizer() -> Tokenizer:
     return Tokenizer(json.dumps(spec))
 
 
+def gguf_tokens() -> dict[str, Any]:
+    """The keys of a tokenizer of 97 words in a GGUF file."""
+    tokens = {"model": "llama", "tokens": [*NAMES, *WORDS], "scores": [0.0] * 97, "token_type": [3] * 3 + [1] * 94}
+    tokens |= {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 3, "padding_token_id": 0}
+    return {f"tokenizer.ggml.{key}": value for key, value in tokens.items()}
+
+
 @cache
 def source() -> TokenSource:
     draw = np.random.default_rng(0)

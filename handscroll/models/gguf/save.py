@@ -39,9 +39,8 @@ def save_gguf(model: Model, tokens: dict[str, Any], path: Path, kind: str, about
         raise ConfigError(f"unknown type of weights '{kind}': {nearest(kind, TYPES)}")
     if path.suffix != SUFFIX:
         raise ConfigError(f"{path} is not called *{SUFFIX}, by which such files are known")
-    family_ = family(model.config.family)
-    side = side_of(family_, path)
-    foreign = family_.write(model.config)
+    foreign = family(model.config.family).write(model.config)
+    side = side_of(family(foreign["model_type"]), path)  # a lengthened one may be called otherwise than its family
     written = side.write(model.config, foreign)
     keys = {name: foreign[theirs] for name, theirs in side.keys.items() if foreign.get(theirs) is not None}
     metadata = {f"{side.architecture}.{name}": value for name, value in (keys | written.keys).items()}
