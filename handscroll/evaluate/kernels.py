@@ -63,13 +63,14 @@ def _times(count: int) -> str:
 def _runner(model: Model) -> Callable:
     """A forward of some tokens from `start` on, over a cache."""
     tokens = torch.zeros(1, PROMPT, dtype=torch.int64, device=model.device)
-    with torch.no_grad():
-        under_source = model.spec.reads == "source"
-        reader = model.under(model.encode(tokens, Marks.run(0, PROMPT))) if under_source else model
+    reader = model
+    if model.spec.reads == "source":
+        with torch.no_grad():
+            reader = model.under(model.encode(tokens, Marks.run(0, PROMPT)))
 
     def run(start: int, count: int, cache) -> torch.Tensor:
         marks = Marks.run(start, count)
         hidden = reader.hidden(reader.embed(tokens[:, :count], marks), marks, reader.mask(), cache, 2 * PROMPT)
-        return reader.logits(hidden)
+        return reader.logits(hidden) if model.spec.predicts else hidden
 
     return run
