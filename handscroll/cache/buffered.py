@@ -10,8 +10,9 @@ from torch import Tensor
 from handscroll.base.workload import Footprint
 from handscroll.cache.cache import Cache
 from handscroll.cache.columns import Columns, copied, nbytes, part, put, roomy
+from handscroll.nn.keeper import Room
 from handscroll.nn.marks import Marks
-from handscroll.nn.span import Room, Span
+from handscroll.nn.span import Span
 
 
 @dataclass(eq=False)

@@ -1,6 +1,6 @@
 """`Cache`: what the policies share. A cache is made from a model's layers, and a policy says how full ones are kept.
 
-The contract that a forward relies on is `nn/span.py: Keeper`. A cache adds what generation asks of it: how long it is,
+The contract that a forward relies on is `nn/keeper.py: Keeper`. A cache adds what generation asks: how long it is,
 how many bytes it takes, cutting back, copies, branches. The layers that see a window are kept in the same way under
 every policy (`rolling.py`); a policy is a subclass that keeps the other layers, and its properties are attributes of
 that class.
@@ -17,8 +17,9 @@ from handscroll.base.errors import ConfigError
 from handscroll.base.workload import Footprint
 from handscroll.cache.columns import PLAIN, Form
 from handscroll.cache.rolling import Rolling, groups, refuse_rewind, slots
+from handscroll.nn.keeper import Keeper
 from handscroll.nn.marks import Marks
-from handscroll.nn.span import Keeper, Span
+from handscroll.nn.span import Span
 
 REWIND = 64  # tokens that a windowed layer can be cut back by, where nobody says: drafts guess seven
 

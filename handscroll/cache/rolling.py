@@ -17,8 +17,9 @@ from torch import Tensor
 
 from handscroll.base.errors import ConfigError
 from handscroll.cache.columns import PLAIN, Columns, Form, copied, gathered, nbytes, part, put, roomy
+from handscroll.nn.keeper import Room
 from handscroll.nn.marks import Marks
-from handscroll.nn.span import Room, Span
+from handscroll.nn.span import Span
 
 FEW = 8  # tokens for which there are free slots after every forward (a new token, a draft)
 

@@ -11,7 +11,7 @@ from handscroll.models.llama import Llama, LlamaConfig
 from handscroll.models.model import Model
 from handscroll.nn.marks import Marks
 
-PROMPT, DRAFT = 64, 4  # tokens of the text that is read, and of a few that are read together after it
+PROMPT, DRAFT = 32, 4  # tokens of the text that is read, and of a few that are read together after it
 # Of no model in particular: what the machine can do for the usual form.
 USUAL = {"vocab": 256, "width": 256, "layers": 2, "heads": 4, "kv_heads": 2, "head_size": 64, "mlp_width": 512}
 POSITIONS = {"base": 10000.0, "scaling": {"name": "none"}, "context": 256, "trained": 256}

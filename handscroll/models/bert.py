@@ -32,6 +32,7 @@ from handscroll.models.new import SIZES, About
 from handscroll.models.sizes import Labels, WholeHeads
 from handscroll.nn.attention import Attention, Heads
 from handscroll.nn.block import Block, Norms
+from handscroll.nn.keeper import Keeper
 from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Everything, Mask
@@ -39,7 +40,6 @@ from handscroll.nn.mlp import MLP, gelu_tanh
 from handscroll.nn.norm import LayerNorm
 from handscroll.nn.positions.table import Table
 from handscroll.nn.shapes import Embeddings, Logits, Tokens
-from handscroll.nn.span import Keeper
 
 ACTIVATIONS = {"gelu": F.gelu, "gelu-tanh": gelu_tanh, "relu": F.relu}
 

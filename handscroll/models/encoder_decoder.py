@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from handscroll.models.model import Decoder, Model
 from handscroll.nn.attention import Context, CrossAttention
 from handscroll.nn.bias import Bias
+from handscroll.nn.keeper import Keeper
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Everything, Mask, SameSegment
 from handscroll.nn.memory import Memory
 from handscroll.nn.shapes import Embeddings, Logits, Sources, Tokens
-from handscroll.nn.span import Keeper
 
 
 class Encoder(nn.Module):

@@ -15,13 +15,13 @@ from handscroll.kernels.runs import capped
 from handscroll.nn.attention import Context
 from handscroll.nn.bias import Bias
 from handscroll.nn.block import LAYERS
+from handscroll.nn.keeper import Keeper
 from handscroll.nn.linear import TokenTable
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Mask
 from handscroll.nn.memory import Memory
 from handscroll.nn.rope import Rotation
 from handscroll.nn.shapes import Embeddings, Logits, Tokens
-from handscroll.nn.span import Keeper
 
 if TYPE_CHECKING:
     from handscroll.models.encoder_decoder import Encoder

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -15,6 +14,7 @@ from handscroll.nn.addresses import Addresses, whole
 from handscroll.nn.attend import Exchange, attend
 from handscroll.nn.bands import attend_bands
 from handscroll.nn.bias import Bias
+from handscroll.nn.keeper import Keeper, Reads
 from handscroll.nn.linear import Linear
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Everything, Mask, SameSegment, Window
@@ -23,10 +23,7 @@ from handscroll.nn.noise import Noise
 from handscroll.nn.norm import RMSNorm
 from handscroll.nn.rope import Rotation
 from handscroll.nn.shapes import Embeddings
-from handscroll.nn.span import Keeper, Span
-
-if TYPE_CHECKING:
-    from handscroll.nn.span import Reads
+from handscroll.nn.span import Span
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ class Context:
         """The rotation of the layers that tell positions so; None where positions are no rotation."""
         return self.rotations[positions] if self.rotations else None
 
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> "Reads":
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> Reads:
         """Keep (B, K, T, E) keys and values of a layer; returns what its queries may read."""
         if self.cache is None:
             return [Span(keys, values, self.marks)]
@@ -108,7 +105,7 @@ class Attention(nn.Module):
             q = self.query_norm(q).to(q.dtype)  # under autocast the norm gives float32
         return q if rotation is None or rotation.bands else rotation.queries(q)
 
-    def read(self, q: Float[Tensor, "B H T E"], spans: "Reads", context: Context) -> Float[Tensor, "B T HE"]:
+    def read(self, q: Float[Tensor, "B H T E"], spans: Reads, context: Context) -> Float[Tensor, "B T HE"]:
         """What queries read of the spans of this layer, before the output projection; bands turn the queries here."""
         scale, cap, rotation = self.scale, self.shape.cap, context.rotation(self.shape.positions)
         mask = context.mask if self.window is None else context.mask & self.window
@@ -132,7 +129,7 @@ class Attention(nn.Module):
             out, _ = attend(q, spans, mask, context.marks, scale, **shared)
         return out.transpose(1, 2).flatten(2)
 
-    def remember(self, x: Embeddings, context: Context) -> "Reads":
+    def remember(self, x: Embeddings, context: Context) -> Reads:
         """Keys and values of `x`, appended to the cache of this layer; returns what `Context.append` does."""
         if context.complete:
             assert context.cache is not None

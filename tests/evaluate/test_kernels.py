@@ -17,7 +17,7 @@ def test_every_family_is_explained(form):
 
 def test_the_refusals_are_those_of_the_run():
     made = dict(situations(random(FORMS["llama"])))
-    seen = {choice.operation: choice for choice in made["reading 64 tokens"]}
+    seen = {choice.operation: choice for choice in made["reading 32 tokens"]}
     assert seen["attention"].kernel == "tiles" and dict(seen["attention"].refused)["fold"] == "more than 16 queries"
-    learned = {choice.operation: choice for choice in made["training on 64 tokens"]}
+    learned = {choice.operation: choice for choice in made["training on 32 tokens"]}
     assert dict(learned["product of rows with a matrix"].refused)["compiled"] == "a gradient is wanted"

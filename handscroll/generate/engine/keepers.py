@@ -8,9 +8,10 @@ from torch import Tensor
 
 from handscroll.cache.pool import Pool
 from handscroll.generate.engine.job import Job
+from handscroll.nn.keeper import Keeper
 from handscroll.nn.marks import Marks
 from handscroll.nn.pages import Pages, Row, Table, gathered
-from handscroll.nn.span import Keeper, Span
+from handscroll.nn.span import Span
 
 
 @dataclass(eq=False)

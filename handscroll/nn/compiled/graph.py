@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from handscroll.kernels.gpu.slots import Slots, works
 from handscroll.nn.attention import Context
 from handscroll.nn.compiled.stack import first_keys
+from handscroll.nn.keeper import Keeper, Room
 from handscroll.nn.marks import Marks
 from handscroll.nn.rope import Rotation
 from handscroll.nn.shapes import Embeddings
-from handscroll.nn.span import Keeper, Room
 
 EAGER = 2  # tokens of a cache that are read layer by layer before a graph is recorded
 

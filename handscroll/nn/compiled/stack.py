@@ -21,9 +21,10 @@ from handscroll.kernels.native.tables import Layer, Past
 from handscroll.nn.addresses import Addresses
 from handscroll.nn.attention import Context
 from handscroll.nn.compiled.layer import Compiled, Kept, compiled, refuses_pass
+from handscroll.nn.keeper import Keeper, Room
 from handscroll.nn.pieces import Piece, pieces
 from handscroll.nn.shapes import Embeddings
-from handscroll.nn.span import Keeper, Room, Span
+from handscroll.nn.span import Span
 
 
 @dataclass(eq=False)

@@ -16,9 +16,10 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from handscroll.nn.keeper import Keeper
 from handscroll.nn.marks import Marks
 from handscroll.nn.recurrence import State
-from handscroll.nn.span import Keeper, Span
+from handscroll.nn.span import Span
 from handscroll.train.ladder.blocks import Blocks
 
 

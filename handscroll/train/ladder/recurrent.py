@@ -20,9 +20,10 @@ from torch import Tensor
 from handscroll.base.errors import CapacityError, CheckpointError, ConfigError
 from handscroll.data.batch import Batch
 from handscroll.models.model import Decoder
+from handscroll.nn.keeper import Keeper
 from handscroll.nn.marks import PADDING, Marks
 from handscroll.nn.mask import looks_ahead
-from handscroll.nn.span import Keeper, Span
+from handscroll.nn.span import Span
 from handscroll.objectives.loss import Loss, summed
 from handscroll.train.ladder.rung import Pass
 

@@ -13,10 +13,10 @@ from handscroll.base.errors import ConfigError
 from handscroll.data.batch import Batch
 from handscroll.models.model import Decoder
 from handscroll.nn.attention import Context
+from handscroll.nn.keeper import Keeper
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Mask, looks_ahead
 from handscroll.nn.memory import Memory
-from handscroll.nn.span import Keeper
 from handscroll.objectives.loss import Loss, summed
 from handscroll.train.ladder.blocks import Blocks
 from handscroll.train.ladder.carry import BlockCarry, Carry, Collect, HeldCarry, Known, Reach, Recompute
