@@ -78,9 +78,16 @@ def ask(
     about, _ = kept.named(name)
     lm = load(model or about.source, device, about.identity.dtype)
     text = sys.stdin.read() if question == "-" else question
-    settings: AskSettings = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "stop": stop or ()}
+    settings: AskSettings = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "seed": seed,
+        "stop": stop or (),
+        "beyond": beyond,
+        "again": again,
+    }
     template = template.replace("\\n", "\n") or QUESTION
-    for piece in lm.ask_stream(name, text, kept, template, beyond=beyond, again=again, **settings):
+    for piece in lm.ask_stream(name, text, kept, template, **settings):
         typer.echo(piece, nl=False)
         sys.stdout.flush()
     typer.echo("")

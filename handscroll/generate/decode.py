@@ -158,7 +158,8 @@ def _continue(
         logits = finite(model.logits(hidden)[:, -1])
         logits = logits if len(live) == len(choosers) else logits[live]
         chosen = next_tokens([choosers[place] for place in live], logits)
-        yield [choosers[place].take(*one) for place, *one in zip(live, chosen, logits, strict=True)]
+        steps = zip(live, chosen, logits, strict=True)
+        yield [choosers[place].take(token, scores) for place, token, scores in steps]
         if all(chooser.finish is not None for chooser in choosers):
             return
         read = [0] * len(choosers)  # what a row that has ended reads does not matter
