@@ -84,8 +84,6 @@ def generate(
     if kv_budget:
         guard = GUARD if kv_guard is None else kv_guard
         taken = settings["kv_budget"] = lm.choose_cache(text, kv_budget, max_tokens, guard, samples, drafts, beyond)
-    if not beams:
-        settings["on_report"] = reports.append
     if beams:
         if logprobs is not None:
             raise ConfigError("--beams looks for the likeliest text and goes without --logprobs")
@@ -93,14 +91,16 @@ def generate(
     elif length_penalty != 1.0:
         raise ConfigError("--length-penalty belongs to --beams")
     elif samples != 1 or json_out or settings["constraint"] is not None:
+        settings["on_report"] = reports.append
         found = lm.continuations(text, samples, logprobs, **settings)
     else:
+        settings["on_report"] = reports.append
         found = lm.stream(text, **settings)
     _announce(cache, weights, taken)
     if json_out and isinstance(found, list):
         search = {"max_tokens": max_tokens, "beams": beams, "length_penalty": length_penalty}
         about = {"model": model, "prompt_tokens": len(lm.encode(text))}
-        about["settings"] = (search if beams else sampling) | {"dtype": dtype}
+        about["settings"] = (search if beams else sampling) | {"dtype": str(lm.model.dtype).removeprefix("torch.")}
         kept = _kept(cache or "full", taken, reports)
         typer.echo(json.dumps(about | kept | _told(lm, found, drafts), ensure_ascii=False))
         return

@@ -85,7 +85,7 @@ def test_the_command_writes_json(tiny_folder, lm):
     assert len(several["continuations"]) == 3 and several["settings"]["seed"] == 2
     assert "logprobs" not in several["continuations"][0]
     best = json.loads(run(*words, "--beams", "3", "--samples", "2", "--length-penalty", "0.5", "--json"))
-    assert best["settings"] == {"beams": 3, "length_penalty": 0.5, "dtype": "float32"}
+    assert best["settings"] == {"max_tokens": 6, "beams": 3, "length_penalty": 0.5, "dtype": "float32"}
     assert [item["score"] for item in best["continuations"]] == sorted(
         (item["score"] for item in best["continuations"]), reverse=True
     )
