@@ -42,7 +42,7 @@ from handscroll.models.gguf.save import save_gguf
 from handscroll.models.model import Decoder
 from handscroll.models.sentences import framed
 from handscroll.models.weights import PROVENANCE, load_model, locate, read_provenance, save_model
-from handscroll.nn.quantised import PROJECTIONS, Quantised, Rounded, quantise
+from handscroll.nn.quantised import PROJECTIONS, Quantised, quantise
 from handscroll.text.gguf_out import metadata_of
 from handscroll.text.tokenizer import Tokenizer
 
@@ -298,7 +298,7 @@ class LM:
         return save_gguf(self.model, tokens, Path(path), weights, self.provenance)
 
     def _check_whole(self) -> None:
-        if any(isinstance(module, Rounded | Quantised) for module in self.model.modules()):
+        if any(isinstance(module, Quantised) for module in self.model.modules()):
             raise ConfigError(f"the weights of {self.source} were rounded at loading: load it with weights='float'")
 
     def _ids(self, text_or_ids: str | Sequence[int] | Tensor) -> Tensor:

@@ -1,18 +1,35 @@
-"""What a layer does to rows of numbers besides attention: `PRODUCT` with a matrix, `NORM`, and `TURN` (rotation)."""
+"""What a layer does to rows of numbers besides attention: products with a matrix, `NORM`, and `TURN` (rotation)."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from handscroll.kernels.formats import Format
 from handscroll.kernels.gpu import slots
 from handscroll.kernels.native import calls
 from handscroll.kernels.registry import Kernel, Operation, always
 
 OFFSET = "it does not multiply by 1 + weight in float32"
+WIDENED = 1 << 22  # weights that are dequantised at a time, so that the matrix never exists in floats
 
 
 def _refuses_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
     return calls.refuses_product(x, weight)
+
+
+def _refuses_quantised(x: Tensor, format: Format, raw: Tensor, bias: Tensor | None) -> str:
+    return calls.refuses_raw(x, raw, format.row_size(raw.shape[1]))
+
+
+def _multiply_quantised(x: Tensor, format: Format, raw: Tensor, bias: Tensor | None) -> Tensor:
+    return calls.multiply_raw(x, format.number, raw, bias)
+
+
+def _multiply_dequantised(x: Tensor, format: Format, raw: Tensor, bias: Tensor | None) -> Tensor:
+    step = max(1, WIDENED // format.row_size(raw.shape[1]))
+    parts = [PRODUCT(x, format.dequantise(rows, x.dtype), None) for rows in raw.split(step)]
+    out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+    return out if bias is None else out + bias
 
 
 def _refuses_compiled_norm(x: Tensor, weight: Tensor, epsilon: float, offset: bool) -> str:
@@ -76,6 +93,12 @@ PRODUCT = Operation(
         calls.multiply,
     ),
     Kernel("torch", "the matrix product of torch's BLAS, for many rows and for training", always, F.linear),
+)
+# x (..., D), format, raw uint8 (N, row_bytes), bias (N,) or None -> the same with a matrix in a number format.
+QUANTISED = Operation(
+    "product of rows with a quantised matrix",
+    Kernel("compiled", "a few rows: the matrix is read once, as it lies", _refuses_quantised, _multiply_quantised),
+    Kernel("dequantised", "many rows: parts of the matrix, one after the other", always, _multiply_dequantised),
 )
 # x (..., D), weight (D,), epsilon, offset -> x / rms(x) in float32 (Zhang & Sennrich 2019), rounded, times weight. With
 # an offset: times 1 + weight in float32, then rounded.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from handscroll.kernels.native import tables
-from handscroll.kernels.native.calls import KINDS, LANES
+from handscroll.kernels.native.calls import LANES
 
 
 class Unfit(Exception):
@@ -116,20 +116,16 @@ def whole(name: str, *sizes: int, of: int = LANES) -> None:
         raise Unfit(f"a size of the {name} is no multiple of {of}")
 
 
-def product(
-    weight: Tensor, scales: Tensor | None, bias: Tensor | None, dtype: torch.dtype, inner: int
-) -> tables.Product:
-    """The table of a matrix (N, `inner`) whose rows and results are in `dtype`.
+def product(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, inner: int, number: int) -> tables.Product:
+    """The table of a matrix (N, `inner`) in the number format `number`, whose rows and results are in `dtype`.
 
     Raises:
-        Unfit: the weights or the bias are in another dtype, or sizes are no whole vectors.
+        Unfit: the bias is in another dtype, or sizes are no whole vectors.
     """
-    if weight.is_floating_point() and weight.dtype != dtype:
-        raise Unfit("a projection is in another dtype than the norms")
     if bias is not None and bias.dtype != dtype:
         raise Unfit("a bias is in another dtype than the norms")
     whole("projection", inner, weight.shape[0])
-    return tables.Product(KINDS[weight.dtype], inner, weight.shape[0], *map(_at, (weight, scales, bias)))
+    return tables.Product(number, inner, weight.shape[0], *map(_at, (weight, bias)))
 
 
 def _at(x: Tensor | None) -> int | None:

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from handscroll.kernels.native import tables
+from handscroll.kernels.native.calls import KINDS
 from handscroll.kernels.rows import PRODUCT
-from handscroll.nn.addresses import Addresses, product
+from handscroll.nn.addresses import Addresses, Unfit, product
 
 
 class Linear(nn.Linear):
@@ -15,7 +16,9 @@ class Linear(nn.Linear):
         """As compiled layers in `dtype` multiply by it."""
         weight, bias = addresses.tensor(self, "weight"), addresses.tensor(self, "bias")
         assert weight is not None
-        return product(weight, None, bias, dtype, weight.shape[1])
+        if weight.dtype != dtype:
+            raise Unfit("a projection is in another dtype than the norms")
+        return product(weight, bias, dtype, weight.shape[1], KINDS[dtype])
 
     def forward(self, x: Tensor) -> Tensor:
         return PRODUCT(x, self.weight, self.bias)

@@ -1,24 +1,17 @@
-"""Weights in few bits: less to read for every decoded token. Approximate; no gradient reaches them.
-
-A few rows go through the compiled product, which reads them as they are; more rows widen the weights once and multiply
-as ever.
-"""
-
-from collections.abc import Callable
+"""Weights in a number format: less to read for every decoded token, and nothing to widen. No gradient reaches them."""
 
 import torch
 from torch import Tensor, nn
 
-from handscroll.kernels.formats import Format
-from handscroll.kernels.native import calls, tables
-from handscroll.kernels.native.calls import LANES
-from handscroll.kernels.registry import Kernel, Operation, always
-from handscroll.kernels.rounding import GROUP, from_int4, from_int8, to_int4, to_int8
-from handscroll.kernels.rows import PRODUCT
-from handscroll.nn.addresses import Addresses, Unfit, product, whole
+from handscroll.kernels.formats import FORMATS, Format
+from handscroll.kernels.native import tables
+from handscroll.kernels.rows import QUANTISED
+from handscroll.nn.addresses import Addresses, Unfit, product
 from handscroll.nn.linear import TokenTable
 
-WIDENED = 1 << 22  # weights that are dequantised at a time, so that the matrix never exists in floats
+# What `weights=` names -> the format of the projections. The token table and the head are in int8 always: in four bits
+# they would be a third to a half of the whole distance (docs/log.md).
+PROJECTIONS = {"int8": FORMATS["int8"], "int4": FORMATS["Q4_1"]}
 
 
 class Quantised(nn.Module):
@@ -53,10 +46,15 @@ class Quantised(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """x (..., D) times the weights (N, D) transposed, plus bias."""
-        step = max(1, WIDENED // self.inner)
-        parts = [PRODUCT(x, self.format.dequantise(rows, self.dtype), None) for rows in self.raw.split(step)]
-        out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-        return out if self.bias is None else out + self.bias
+        return QUANTISED(x, self.format, self.raw, self.bias)
+
+    def table(self, addresses: Addresses, dtype: torch.dtype) -> tables.Product:
+        """As compiled layers in `dtype` multiply by it."""
+        if self.dtype != dtype:
+            raise Unfit("a quantised projection is in another dtype than the norms")
+        raw, bias = addresses.tensor(self, "raw"), addresses.tensor(self, "bias")
+        assert raw is not None
+        return product(raw, bias, dtype, self.inner, self.format.number)
 
     def extra_repr(self) -> str:
         return f"{self.inner}, {self.raw.shape[0]}, format={self.format.name}"
@@ -69,107 +67,19 @@ class QuantisedTable(Quantised):
         return self.format.dequantise(self.raw[tokens], self.dtype)
 
 
-class Rounded(nn.Module):
-    """A projection whose weights (N, D) are kept as rounded numbers with scales.
-
-    Subclasses say how: `narrow(weights)` gives numbers and scales, `widen` takes them back.
-    """
-
-    narrow: Callable[[Tensor], tuple[Tensor, Tensor]]
-    widen: Callable[[Tensor, Tensor, torch.dtype], Tensor]
-    numbers: Tensor
-    scales: Tensor
-    bias: Tensor | None
-
-    def __init__(self, weight: Tensor, bias: Tensor | None = None):
-        super().__init__()
-        numbers, scales = self.narrow(weight.detach())
-        self.dtype = weight.dtype
-        self.register_buffer("numbers", numbers)
-        self.register_buffer("scales", scales)
-        self.register_buffer("bias", None if bias is None else bias.detach().clone())
-
-    @property
-    def weight(self) -> Tensor:
-        """The weights that are meant, widened anew at every call."""
-        return self.widen(self.numbers, self.scales, self.dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.project(x)
-
-    def project(self, x: Tensor) -> Tensor:
-        """x (..., D) times the weights (N, D) transposed, plus bias."""
-        return ROUNDED(x, self)
-
-    def table(self, addresses: Addresses, dtype: torch.dtype) -> tables.Product:
-        """As compiled layers in `dtype` multiply by it."""
-        numbers, scales, bias = (addresses.tensor(self, name) for name in ("numbers", "scales", "bias"))
-        assert numbers is not None and scales is not None
-        packed = numbers.dtype == torch.uint8
-        if self.dtype != dtype or scales.dtype != (torch.bfloat16 if packed else torch.float32):
-            raise Unfit("a rounded projection is in another dtype than the norms")
-        inner = numbers.shape[1] * (2 if packed else 1)
-        whole("projection", inner, of=GROUP if packed else LANES)
-        return product(numbers, scales, bias, dtype, inner)
-
-
-def _multiply(x: Tensor, by: Rounded) -> Tensor:
-    return calls.multiply(x, by.numbers, by.bias, by.scales)
-
-
-def _refuses(x: Tensor, by: Rounded) -> str:
-    return calls.refuses_rounded(x, by.numbers, by.scales)
-
-
-def _widened(x: Tensor, by: Rounded) -> Tensor:
-    return PRODUCT(x, by.weight, by.bias)
-
-
-ROUNDED = Operation(
-    "product of rows with a rounded matrix",
-    Kernel("compiled", "a few rows: the rounded matrix is read as it lies", _refuses, _multiply),
-    Kernel("widened", "many rows: the matrix is widened once, then multiplied as ever", always, _widened),
-)
-
-
-class Int8Linear(Rounded):
-    """In int8 with a scale per output: half of bfloat16's bytes."""
-
-    narrow = staticmethod(to_int8)
-    widen = staticmethod(from_int8)
-
-
-class Int4Linear(Rounded):
-    """In int4 with a scale and a lowest number for 32 weights of an output: five bits a weight."""
-
-    narrow = staticmethod(to_int4)
-    widen = staticmethod(from_int4)
-
-
-class Int8Embedding(Int8Linear):
-    """A token table in int8, one scale a token; as a projection it is the tied head."""
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return from_int8(self.numbers[tokens], self.scales[tokens], self.dtype)
-
-
-PROJECTIONS: dict[str, type[Rounded]] = {"int8": Int8Linear, "int4": Int4Linear}
-
-
 def quantise(model: nn.Module, weights: str = "int8") -> nn.Module:
-    """Replace every linear layer and token table of a model by its rounded form, one after the other, in place.
+    """Round every linear layer and token table of a model, one after the other, in place.
 
-    `weights` names the form of the projections. The token table and the head are in int8 always: in int4 they would be
-    a third to a half of the whole distance (docs/log.md).
+    `weights` is a name of `PROJECTIONS`.
 
     Raises:
-        ConfigError: int4, and a width is odd.
+        ConfigError: int4, and a width is no multiple of 32.
     """
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
-                kind = Int8Linear if name == "projection" else PROJECTIONS[weights]
-                setattr(parent, name, kind(child.weight, child.bias))
+                format = PROJECTIONS["int8" if name == "projection" else weights]
+                setattr(parent, name, Quantised.of(format, child.weight, child.bias))
             elif isinstance(child, TokenTable):
-                setattr(parent, name, Int8Embedding(child.weight))
+                setattr(parent, name, QuantisedTable.of(PROJECTIONS["int8"], child.weight))
     return model

@@ -12,7 +12,7 @@ from handscroll.nn.linear import Linear
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Mask, Window
 from handscroll.nn.pages import Pages, Row, Table, gathered
-from handscroll.nn.quantised import Int8Linear
+from handscroll.nn.quantised import PROJECTIONS, Quantised
 from handscroll.nn.span import Span
 from tests.masks import First
 
@@ -110,7 +110,7 @@ def test_a_row_has_the_same_bits_in_any_company(dtype, threads, monkeypatch):
 def test_a_product_has_the_same_bits_for_any_number_of_rows(dtype, inner, bias, rounded):
     stream = torch.Generator().manual_seed(inner)
     layer = Linear(inner, 101, bias=bias).to(dtype)
-    layer = Int8Linear(layer.weight, layer.bias) if rounded else layer
+    layer = Quantised.of(PROJECTIONS["int8"], layer.weight, layer.bias) if rounded else layer
     x = torch.randn(8, inner, generator=stream).to(dtype)
     with torch.no_grad():
         together = layer(x)

@@ -3,21 +3,34 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from handscroll.kernels.formats import FORMATS
-from handscroll.nn.quantised import Quantised, QuantisedTable
-from tests.kernels.material import random_raw
+from handscroll.kernels.native import calls
+from handscroll.kernels.native.library import library, reason
+from handscroll.nn.linear import Linear, TokenTable
+from handscroll.nn.quantised import PROJECTIONS, Quantised, QuantisedTable, quantise
+from tests.kernels.test_formats import random_raw
+
+
+def assert_near(got, want, x, wide):
+    """Inputs in 16 bits are off by up to 1 / 65,024 of the largest."""
+    limit = x.abs().amax() * wide.abs().sum(dim=1) / 30_000
+    assert bool(((got - want).abs() <= limit).all())
+
+
+needs_library = pytest.mark.skipif(library() is None, reason=reason())
 
 
 @pytest.mark.parametrize("name", sorted(FORMATS))
 def test_a_projection_is_that_of_the_dequantised_weights(name, monkeypatch):
     raw, bias = random_raw(name, 50, 512), torch.randn(50)
     layer = Quantised(FORMATS[name], raw, bias)
-    monkeypatch.setattr("handscroll.nn.quantised.WIDENED", 512 * 16)  # four parts, the last of them short
+    monkeypatch.setattr("handscroll.kernels.rows.WIDENED", 512 * 16)  # four parts, the last of them short
     wide = FORMATS[name].dequantise(raw)
     for count in (1, 3, 40):
         x = torch.randn(2, count, 512)
-        torch.testing.assert_close(layer(x), F.linear(x, wide, bias), rtol=1e-4, atol=1e-4)
+        assert_near(layer(x), F.linear(x, wide, bias), x, wide)
 
 
 def test_the_bytes_are_those_that_were_given():
@@ -40,3 +53,61 @@ def test_a_gradient_goes_through_to_the_input():
     x = torch.randn(3, 32, requires_grad=True)
     layer(x).sum().backward()
     torch.testing.assert_close(x.grad, layer.weight.sum(0).expand(3, -1))
+
+
+@needs_library
+@pytest.mark.parametrize("inner", [256, 1280])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_compiled_products_are_those_of_the_dequantised_weights(name, dtype, inner):
+    """Against float64; bfloat16 rounds the output."""
+    layer = Quantised(FORMATS[name], random_raw(name, 48, inner), torch.randn(48), dtype)
+    wide = layer.format.dequantise(layer.raw).double()
+    for rows in (1, 2, 7, 8, 11):
+        x = torch.randn(rows, inner).to(dtype)
+        want = x.double() @ wide.T + layer.bias.double()
+        got = calls.multiply_raw(x, layer.format.number, layer.raw, layer.bias)
+        if dtype == torch.bfloat16:
+            assert bool(
+                ((got.double() - want).abs() <= want.abs() / 200 + x.abs().amax() * wide.abs().sum(1) / 30_000).all()
+            )
+        else:
+            assert_near(got.double(), want, x, wide)
+        assert torch.equal(got, layer(x))
+        assert torch.equal(got[:1], layer(x[:1]))  # a row does not depend on the others
+
+
+@needs_library
+@pytest.mark.parametrize("name", ["int8", "F16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
+def test_the_last_row_ends_where_the_matrix_ends(name, tmp_path):
+    """A mapped file ends with its last block; rows of an odd number of blocks end within a vector."""
+    for inner in (32, 96, 608):
+        raw = random_raw(name, 16, inner)
+        padded = torch.full((raw.numel() + 4096,), 255, dtype=torch.uint8)
+        padded[: raw.numel()] = raw.flatten()
+        one = FORMATS[name]
+        x = torch.randn(3, inner)
+        got = calls.multiply_raw(x, one.number, padded[: raw.numel()].view_as(raw), None)
+        wide = one.dequantise(raw)
+        assert_near(got, x @ wide.T, x, wide)
+
+
+@needs_library
+def test_what_is_no_number_stays_so():
+    layer = Quantised(FORMATS["Q4_K"], random_raw("Q4_K", 16, 512))
+    for wrong in (float("nan"), float("inf")):
+        x = torch.randn(2, 512)
+        x[1, 300] = wrong
+        got = layer(x)
+        assert bool(got[0].isfinite().all()) and not bool(got[1].isfinite().any())
+
+
+@pytest.mark.parametrize("weights", sorted(PROJECTIONS))
+def test_a_model_is_rounded_in_place(weights):
+    block = nn.ModuleDict({"up": Linear(64, 96), "projection": Linear(64, 32, bias=False), "table": TokenTable(20, 64)})
+    wide = {name: child.weight.detach().clone() for name, child in block.items()}
+    assert quantise(block, weights) is block
+    assert block["up"].format is PROJECTIONS[weights] and block["projection"].format is PROJECTIONS["int8"]
+    assert type(block["table"]) is QuantisedTable
+    for name, child in block.items():
+        assert (child.weight - wide[name]).abs().max() <= (wide[name].max() - wide[name].min()) / 29

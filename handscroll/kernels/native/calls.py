@@ -14,7 +14,8 @@ from torch import Tensor
 from handscroll.kernels.native.library import library, reason
 from handscroll.kernels.rounding import GROUP
 
-KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3}  # the last: two int4 a byte
+# Of keys and values; the last: two int4 a byte. The first two are the formats of a matrix too (kernels/formats.py).
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3}
 LANES = 16  # sizes must be multiples of this
 WIDEST = 512  # numbers of an int8 key, whose products are added up in 32 bits
 FEW = 16  # tokens up to which products, norms and rotations are asked here
@@ -189,44 +190,42 @@ def refuses_product(x: Tensor, weight: Tensor) -> str:
     return _refuses_matrix(x, weight, weight.shape[1])
 
 
-def refuses_rounded(x: Tensor, numbers: Tensor, scales: Tensor) -> str:
-    """The same for a matrix in int8, or in int4 with groups of 32; the weights want no gradient."""
+def refuses_raw(x: Tensor, raw: Tensor, inner: int) -> str:
+    """The same for `multiply_raw` and a matrix (N, row_bytes) of `inner` numbers a row, which wants no gradient."""
     if x.requires_grad:
         return GRADIENT
     if x.numel() > FEW * x.shape[-1]:
         return MANY
-    if refused := _refuses_floats(x):
-        return refused
-    if numbers.dtype == torch.int8:
-        return _refuses_matrix(x, numbers, numbers.shape[1])
-    if numbers.dtype != torch.uint8 or scales.shape[-1] * GROUP != x.shape[-1] or not scales.is_contiguous():
-        return "int4 weights have a scale for each 32"
-    return _refuses_matrix(x, numbers, 2 * numbers.shape[1])
+    return _refuses_floats(x) or _refuses_matrix(x, raw, inner)
 
 
 def multiply(
-    x: Float[Tensor, "*rows D"],
-    weight: Tensor,
-    bias: Float[Tensor, "N"] | None,
-    scales: Float[Tensor, "..."] | None = None,
+    x: Float[Tensor, "*rows D"], weight: Float[Tensor, "N D"], bias: Float[Tensor, "N"] | None
 ) -> Float[Tensor, "*rows N"]:
     """x times weight transposed plus bias, with float32 sums; the weights are read once per 4 rows.
 
-    Rounded weights come with their scales, as `kernels/rounding.py` makes them. A row's result does not depend on the
-    other rows. In bfloat16 the weights are read once per 8 rows where the processor multiplies it.
+    A row's result does not depend on the other rows. In bfloat16 the weights are read once per 8 rows where the
+    processor multiplies it.
+    """
+    return multiply_raw(x, KINDS[weight.dtype], weight, bias)
+
+
+def multiply_raw(
+    x: Float[Tensor, "*rows D"], number: int, raw: Tensor, bias: Float[Tensor, "N"] | None
+) -> Float[Tensor, "*rows N"]:
+    """The same with a matrix (N, row_bytes) in the number format that has this `number` (kernels/formats.py).
+
+    With AVX-512 VNNI, every 64 numbers of x are rounded to 16 bits, and the weights are those of the format
+    (quantised.h).
     """
     found = library()
     assert found is not None
-    outer, inner = weight.shape[0], x.shape[-1]
+    outer, inner = raw.shape[0], x.shape[-1]
     out = torch.empty(*x.shape[:-1], outer, dtype=x.dtype, device="cpu")
     bias = None if bias is None else bias.to(x.dtype).contiguous()
-    numbers = _numbers(x.numel() // inner, inner, outer, torch.get_num_threads())
-    x = x.contiguous()
-    if scales is not None:  # int8: float32, int4: bfloat16
-        scales = scales.to(torch.float32 if weight.dtype == torch.int8 else torch.bfloat16).contiguous()
-    narrow = int(x.dtype == torch.bfloat16)
-    kind = KINDS[weight.dtype]
-    found.handscroll_product(kind, narrow, _at(x), _at(weight), _at(scales), _at(bias), numbers, _at(out))
+    shape = _numbers(x.numel() // inner, inner, outer, torch.get_num_threads())
+    x, narrow = x.contiguous(), int(x.dtype == torch.bfloat16)
+    found.handscroll_product(number, narrow, _at(x), _at(raw), _at(bias), shape, _at(out))
     return out
 
 

@@ -65,8 +65,7 @@ struct Share {
     explicit Share(const Product& by) : by(by) { share(by.outer, omp_get_thread_num(), omp_get_num_threads(), first, last); }
 
     void fetch() const {
-        constexpr int64_t bits[] = {32, 16, 8, 4};
-        const int64_t row = by.inner * bits[by.kind] / 8, all = (last - first) * row;
+        const int64_t row = row_bytes(by.kind, by.inner), all = (last - first) * row;
         const char* from = (const char*)by.weight + first * row;
         for (int64_t at = 0; at < std::min(all, FETCHED); at += 64) __builtin_prefetch(from + at, 0, 0);
     }

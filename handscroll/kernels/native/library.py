@@ -20,8 +20,8 @@ from tempfile import TemporaryDirectory
 import torch
 from filelock import FileLock
 
-SOURCES = ("decode.cpp", "prefill.cpp", "products.cpp", "rows.cpp", "halves.cpp")
-HEADERS = ("simd.h", "blocks.h", "integers.h", "products.h")
+SOURCES = ("decode.cpp", "prefill.cpp", "products.cpp", "quantised.cpp", "rows.cpp", "halves.cpp")
+HEADERS = ("simd.h", "blocks.h", "integers.h", "products.h", "formats.h", "quantised.h")
 COMPILE = ("-O3", "-march=native", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-fopenmp", "-c")
 LINK = ("-shared",)  # without -fopenmp: its symbols are those that torch has loaded
 COMPILERS = ("c++", "g++", "clang++")
@@ -31,7 +31,8 @@ ARGUMENTS = {
     "paged": "ipfppppppp",
     "prefill": "pppfppp",
     "has_prefill": "",
-    "product": "iipppppp",
+    "product": "iippppp",
+    "widen": "ippp",
     "norm": "ippfpp",
     "turn": "ipppppp",
     "before": "pppppppp",

@@ -18,12 +18,32 @@ void product(const T* x, const Product& by, int64_t count, int64_t threads, T* y
 
 }  // namespace
 
-// x (R, inner) and y (R, outer), float32 or (narrow) bfloat16; w (outer, inner); scales (outer) float32 for int8, (outer,
-// 2, inner / 32) bfloat16 for int4; bias (outer) or null, of x's kind. shape: R, inner (a multiple of 16; of 32 for
-// int4), outer, threads. kind: that of w, as `Product` has it; int4 is (outer, inner / 2) bytes.
-extern "C" void handscroll_product(int kind, int narrow, const void* x, const void* w, const void* scales,
-                                   const void* bias, const int64_t* shape, void* y) {
-    const Product by{kind, shape[1], shape[2], w, scales, bias};
+// x (R, inner) and y (R, outer), float32 or (narrow) bfloat16; w (outer, row_bytes) in the format `kind`; bias (outer) or
+// null, of x's kind. shape: R, inner (a multiple of 16 and whole blocks), outer, threads.
+extern "C" void handscroll_product(int kind, int narrow, const void* x, const void* w, const void* bias,
+                                   const int64_t* shape, void* y) {
+    const Product by{kind, shape[1], shape[2], w, bias};
     if (narrow) product((const bf16*)x, by, shape[0], shape[3], (bf16*)y);
     else product((const float*)x, by, shape[0], shape[3], (float*)y);
+}
+
+// Rows (count, row_bytes) of a format in float32 (count, inner). shape: count, inner, threads.
+extern "C" void handscroll_widen(int kind, const void* w, const int64_t* shape, float* y) {
+    const int64_t count = shape[0], inner = shape[1], bytes = row_bytes(kind, inner);
+    of_format(kind, [&](auto constant) {
+        constexpr int KIND = constant;
+        constexpr int64_t numbers = BLOCK_NUMBERS[KIND] == 1 ? 32 : BLOCK_NUMBERS[KIND];
+#pragma omp parallel for num_threads(shape[2])
+        for (int64_t n = 0; n < count; n++) {
+            const uint8_t* row = (const uint8_t*)w + n * bytes;
+            float* to = y + n * inner;
+            for (int64_t e = 0; e < inner; e += numbers)
+                widen_block<KIND>(row + e / BLOCK_NUMBERS[KIND] * BLOCK_BYTES[KIND], to + e, std::min(numbers, inner - e));
+            if constexpr (KIND == INT8) {
+                float scale;
+                memcpy(&scale, row + inner, 4);
+                for (int64_t e = 0; e < inner; e++) to[e] *= scale;
+            }
+        }
+    });
 }

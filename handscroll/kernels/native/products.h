@@ -1,17 +1,19 @@
-// y = x W^T for a few rows x and a matrix W that is read once: float32, bfloat16, int8 with a scale per row of W, or
-// int4 with a scale and a lowest number per 32. What decoding one token spends its time on besides the cache.
+// y = x W^T for a few rows x and a matrix W in any number format (formats.h), which is read once. What decoding one token
+// spends its time on besides the cache.
 //
 // `Rows` are the rows of x as the kernel of a matrix reads them; `slice` makes some columns of y in the calling thread.
 
 #pragma once
 #include <algorithm>
+#include <deque>
 #include <type_traits>
 #include <vector>
-#include "simd.h"
+#include "formats.h"
+#include "quantised.h"
 
-struct Product {  // kind: 0 float32, 1 bfloat16, 2 int8, 3 int4; scales and bias may be null
+struct Product {  // kind: the number of the format of W; bias may be null
     int64_t kind, inner, outer;
-    const void *weight, *scales, *bias;
+    const void *weight, *bias;
 };
 
 namespace {
@@ -32,83 +34,8 @@ void row(const float* x, int64_t inner, const T* w, float* y) {
     for (int r = 0; r < R; r++) y[r] = sum(a[r] + b[r]);
 }
 
-// The same for four bits: bytes of a row, and its scales followed by its lowest numbers, one of each for 32.
-template <int R>
-void row(const float* x, int64_t inner, const uint8_t* w, const bf16* scales, float* y) {
-    const int64_t groups = inner / 32;
-    f16v a[R] = {}, b[R] = {};
-    for (int64_t g = 0; g < groups; g++) {
-        f16v w0, w1;
-        load(w + 16 * g, widen(scales[g]), widen(scales[groups + g]), w0, w1);
-        const float* at = x + 32 * g;
-        for (int r = 0; r < R; r++) a[r] += w0 * load(at + r * inner), b[r] += w1 * load(at + r * inner + 16);
-    }
-    for (int r = 0; r < R; r++) y[r] = sum(a[r] + b[r]);
-}
-
 #if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 #define NARROW 1
-
-// Rows of bfloat16 numbers for `row_narrow`: 64 at a time as [0..15, 32..47, 16..31, 48..63], and the sums of every 32.
-struct Narrow {
-    std::vector<uint16_t> x;
-    std::vector<float> sums;
-    int64_t padded;  // sums of a row
-
-    Narrow(const float* given, int64_t rows, int64_t inner)
-        : x(rows * inner), padded((inner / 32 + 15) / 16 * 16) {
-        sums.resize(rows * padded);
-        for (int64_t r = 0; r < rows; r++)
-            for (int64_t e = 0; e < inner; e += 64) {
-                const float* at = given + r * inner + e;
-                uint16_t* out = x.data() + r * inner + e;
-                const f16v part[4] = {load(at), load(at + 16), load(at + 32), load(at + 48)};
-                const int places[4] = {0, 32, 16, 48};
-                for (int i = 0; i < 4; i++) {  // bfloat16 numbers, widened: their upper halves are all
-                    const u16v bits = __builtin_convertvector((w16v)part[i] >> 16, u16v);
-                    memcpy(out + places[i], &bits, 32);
-                }
-                sums[r * padded + e / 32] = sum(part[0] + part[1]);
-                sums[r * padded + e / 32 + 1] = sum(part[2] + part[3]);
-            }
-    }
-};
-
-// int4 times bfloat16: the products of two groups of 32 fill a register of sums, which then meets their scales.
-template <int R>
-void row_narrow(const Narrow& given, int64_t first, int64_t inner, const uint8_t* w, const bf16* scales, float* y) {
-    const int64_t groups = inner / 32;
-    alignas(64) static const uint16_t counted[32] = {  // 0 .. 15 in bfloat16, twice: five bits of an index are read
-        0,      0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0, 0x4100, 0x4110, 0x4120,
-        0x4130, 0x4140, 0x4150, 0x4160, 0x4170, 0,      0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0,
-        0x40c0, 0x40e0, 0x4100, 0x4110, 0x4120, 0x4130, 0x4140, 0x4150, 0x4160, 0x4170};
-    const __m512i table = _mm512_load_si512(counted);
-    const __m512i halves = _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
-    f16v total[R] = {};
-    for (int64_t g = 0; g < groups; g += 16) {
-        const int64_t here = groups - g < 16 ? groups - g : 16;
-        const __mmask16 some = (__mmask16)((1u << here) - 1);
-        auto wide = [&](const bf16* p) {
-            return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, p)), 16));
-        };
-        const __m512 steps = wide(scales + g);
-        const f16v lows = (f16v)wide(scales + groups + g);
-        for (int r = 0; r < R; r++) total[r] += lows * load(given.sums.data() + (first + r) * given.padded + g);
-        for (int64_t i = 0; i < here; i += 2) {
-            const __m512i both = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)(w + 16 * (g + i))));
-            const __m512bh a = (__m512bh)_mm512_permutexvar_epi16(both, table);
-            const __m512bh b = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(both, 4), table);
-            const f16v step = (f16v)_mm512_permutexvar_ps(_mm512_add_epi32(halves, _mm512_set1_epi32((int)i)), steps);
-            for (int r = 0; r < R; r++) {
-                const uint16_t* at = given.x.data() + (first + r) * inner + 32 * (g + i);
-                __m512 found = _mm512_dpbf16_ps(_mm512_setzero_ps(), a, (__m512bh)_mm512_loadu_si512(at));
-                found = _mm512_dpbf16_ps(found, b, (__m512bh)_mm512_loadu_si512(at + 32));
-                total[r] += (f16v)found * step;
-            }
-        }
-    }
-    for (int r = 0; r < R; r++) y[r] = sum(total[r]);
-}
 
 // R rows of x and N rows of w, both bfloat16, in the processor's own products with float32 sums. Every sum has one
 // chain, so that a row does not depend on how many there are. Rows of w are fetched ahead: N
@@ -142,8 +69,6 @@ void narrow_block(const bf16* x, int64_t inner, const bf16* w, const bf16* bias,
         for (int n = 0; n < N; n++) put(y + r * outer + n, found[r * N + n] + (bias ? widen(bias[n]) : 0.0f));
 }
 
-#else
-struct Narrow {};
 #endif
 
 // Which columns of `outer` thread `t` of `n` makes: whole vectors.
@@ -182,26 +107,22 @@ class Rows {
   public:
     Rows(const T* x, int64_t count, const Product& by) : x(x), count(count), by(by) {
 #if defined(NARROW)
-        as_is = sizeof(T) == 2 && by.kind == 1;
+        as_is = sizeof(T) == 2 && by.kind == BF16;
 #endif
         if (as_is) return;
         if constexpr (sizeof(T) == 2) {
             wide.resize(count * by.inner);
             for (size_t i = 0; i < wide.size(); i++) wide[i] = widen(x[i]);
         }
-#if defined(NARROW)
-        if (sizeof(T) == 2 && by.kind == 3 && by.inner % 64 == 0) packed.emplace_back(floats(), count, by.inner);
-#endif
+        if (by.kind > BF16) planes.emplace_back(floats(), count, by.inner, by.kind);
     }
 
     // Columns first .. last - 1 of y (count x by.outer).
     void slice(int64_t first, int64_t last, T* y) const {
-        if (by.kind == 0) plain((const float*)by.weight, first, last, y);
-        else if (by.kind == 1 && as_is) narrow(first, last, y);
-        else if (by.kind == 1) plain((const bf16*)by.weight, first, last, y);
-        else if (by.kind == 2) plain((const int8_t*)by.weight, first, last, y);
-        else if (packed.empty()) plain((const nibbles*)by.weight, first, last, y);
-        else looked_up(first, last, y);
+        if (by.kind == F32) plain((const float*)by.weight, first, last, y);
+        else if (as_is) narrow(first, last, y);
+        else if (by.kind == BF16) plain((const bf16*)by.weight, first, last, y);
+        else quantised(first, last, y);
     }
 
   private:
@@ -214,18 +135,10 @@ class Rows {
     void plain(const W* w, int64_t first, int64_t last, T* y) const {
         grouped<4>(count, [&](auto constant, int64_t r) {
             constexpr int R = constant;
-            const float* here = floats() + r * by.inner;
             for (int64_t n = first; n < last; n++) {
-                float found[R], scale = 1.0f;
-                if constexpr (std::is_same_v<W, nibbles>) {
-                    row<R>(here, by.inner, (const uint8_t*)w + n * by.inner / 2,
-                           (const bf16*)by.scales + n * by.inner / 16, found);
-                } else {
-                    row<W, R>(here, by.inner, w + n * by.inner, found);
-                    if (by.scales) scale = ((const float*)by.scales)[n];
-                }
-                for (int i = 0; i < R; i++)  // written out, or the compiler fuses it for some R only
-                    put(y + (r + i) * by.outer + n, __builtin_fmaf(found[i], scale, bias(n)));
+                float found[R];
+                row<W, R>(floats() + r * by.inner, by.inner, w + n * by.inner, found);
+                keep<R>(found, r, n, y);
             }
         });
     }
@@ -247,28 +160,25 @@ class Rows {
 #endif
     }
 
-    void looked_up(int64_t first, int64_t last, T* y) const {
-#if defined(NARROW)
-        grouped<4>(count, [&](auto constant, int64_t r) {
-            constexpr int R = constant;
-            for (int64_t n = first; n < last; n++) {
-                float found[R];
-                row_narrow<R>(packed[0], r, by.inner, (const uint8_t*)by.weight + n * by.inner / 2,
-                              (const bf16*)by.scales + n * by.inner / 16, found);
-                for (int i = 0; i < R; i++) put(y + (r + i) * by.outer + n, found[i] + bias(n));
-            }
-        });
-#endif
+    void quantised(int64_t first, int64_t last, T* y) const {
+        std::vector<float> found(count * (last - first));
+        quantised_slice(floats(), planes[0], count, by.kind, by.inner, (const uint8_t*)by.weight, first, last, found.data());
+        for (int64_t r = 0; r < count; r++)
+            for (int64_t n = first; n < last; n++) keep<1>(&found[r * (last - first) + n - first], r, n, y);
     }
 
-    float bias(int64_t n) const { return by.bias ? widen(((const T*)by.bias)[n]) : 0.0f; }
+    template <int R>
+    void keep(const float* found, int64_t r, int64_t n, T* y) const {
+        const float more = by.bias ? widen(((const T*)by.bias)[n]) : 0.0f;
+        for (int i = 0; i < R; i++) put(y + (r + i) * by.outer + n, found[i] + more);
+    }
 
     const T* x;
     int64_t count;
     const Product& by;
     bool as_is = false;
     std::vector<float> wide;
-    std::vector<Narrow> packed;  // one, for int4 in bfloat16
+    std::deque<Planes> planes;  // one, for all but float32 and bfloat16
 };
 
 }  // namespace

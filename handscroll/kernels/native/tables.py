@@ -13,7 +13,7 @@ def _of(kind: type, *names: str) -> list[tuple[str, type]]:
 class Product(ctypes.Structure):
     """A matrix (outer, inner) in the number format `kind`, and a bias; null where there are none."""
 
-    _fields_ = [*_of(ctypes.c_int64, "kind", "inner", "outer"), *_of(ctypes.c_void_p, "weight", "scales", "bias")]
+    _fields_ = [*_of(ctypes.c_int64, "kind", "inner", "outer"), *_of(ctypes.c_void_p, "weight", "bias")]
 
 
 class Norm(ctypes.Structure):
