@@ -79,6 +79,7 @@ def test_they_are_the_layer(counted, dtype, weights, changes):
         got, want = apart(model, tokens, parts=2)
         assert len(counted) == 4 if rows * count // 2 <= FEW else not counted
         near = 1e-5 if dtype == torch.float32 else 3e-2  # of the largest: bfloat16 rounds in another place now and then
+        near = max(near, 2e-4) if weights else near  # the product of a few rows takes them in 16 bits
         assert (got - want).abs().max() <= near * want.abs().max()
 
 
@@ -339,7 +340,7 @@ def test_layers_of_glm_4_are_taken_only_where_they_are_the_form(counted, family,
     assert not counted
     got = logits(model, tokens, parts=12)
     assert bool(counted) == (rotated == 32)
-    assert (got - want).abs().max() <= 2e-5 * want.abs().max()
+    assert (got - want).abs().max() <= (5e-4 if weights else 2e-5) * want.abs().max()
 
 
 @pytest.mark.parametrize("family", ["glm", "glm4"])

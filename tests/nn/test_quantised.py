@@ -10,7 +10,7 @@ from handscroll.kernels.native import calls
 from handscroll.kernels.native.library import library, reason
 from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.quantised import PROJECTIONS, Quantised, QuantisedTable, quantise
-from tests.kernels.test_formats import random_raw
+from tests.kernels.material import random_raw
 
 
 def assert_near(got, want, x, wide):
