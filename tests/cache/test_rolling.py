@@ -8,6 +8,7 @@ import torch
 
 from handscroll.base.errors import ConfigError, DataError
 from handscroll.cache.full import FullCache
+from handscroll.cache.pool import reach
 from handscroll.cache.reading.identity import Identity
 from handscroll.cache.reading.store import Store
 from handscroll.cache.rolling import slots
@@ -16,6 +17,7 @@ from handscroll.generate import read as reading_module
 from handscroll.generate.beam import Beams, beam_search
 from handscroll.generate.decode import decode
 from handscroll.generate.draft import DraftModel, Lookup
+from handscroll.generate.engine.engine import Engine
 from handscroll.generate.prefill import prefill
 from handscroll.generate.read import ToRead
 from handscroll.generate.request import Request
@@ -294,3 +296,24 @@ def test_the_carry_of_a_windowed_layer_is_its_windows():
     reach = Reach((40, None), [0, 16, 32, 48, 64], [(0, 16), (16, 32), (32, 48), (48, 64)])
     assert [list(reach.seen(0, chunk)) for chunk in range(4)] == [[], [0], [0, 1], [0, 1, 2]]
     assert [list(Reach((10,), reach.edges, reach.mine).seen(0, chunk)) for chunk in range(4)] == [[], [0], [1], [2]]
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_the_engine_gives_back_what_left_the_windows(deterministic):
+    """Blocks that were given up hold not-a-number, so whoever still read one would be found out."""
+    one, shared = model((24, None, 9, 24), torch.float32), tokens(1, 150)[0].tolist()
+    prompts = [shared + tokens(1, 20, seed=seed)[0].tolist() for seed in (3, 4)] + [tokens(1, 9, seed=5)[0].tolist()]
+    requests = [Request(prompt, Sampling(max_tokens=12, ignore_eos=True)) for prompt in prompts]
+    settings = {"block": 8, "budget": 64, "most": 2, "poison": True, "deterministic": deterministic}
+    engine = Engine(one, blocks=50, **settings)
+    jobs = [engine.submit(request) for request in requests]
+    while not engine.idle:
+        engine.step()
+        assert all(len(job.held[1].blocks) <= reach(9, 8, 64) for job in jobs)
+    for job, request in zip(jobs, requests, strict=True):
+        assert job.answer == [item.token for step in decode(one, [request]) for item in step]
+    equal = 50 * 8 * one.config.cache_bytes_per_token(4)
+    assert engine.pool.nbytes == engine.bytes < 0.75 * equal
+    assert engine.blocks.available == 50
+    large = Engine(one, memory=4 * equal, **settings)  # what windows leave over is room for more of the text
+    assert 4 * equal - 8 * one.config.cache_bytes_per_token(4) < large.bytes <= 4 * equal and large.blocks.count > 350
