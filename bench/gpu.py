@@ -25,13 +25,13 @@ SHAPES = {
 }
 ADAPTED = ("8b",)  # shapes that are trained through adapters
 TIED = ("0.5b",)
-RUNGS = {
-    "plain": {"rung": "plain"},
-    "checkpoint": {"rung": "checkpoint"},
-    "chunk-outer": {"rung": "chunk-outer", "chunk": 2048, "mlp_tile": 1024},
-    "chunk-outer-wide": {"rung": "chunk-outer", "chunk": 8192},
-    "layer-outer": {"rung": "layer-outer", "chunk": 8192},
-    "layer-outer-host": {"rung": "layer-outer", "chunk": 8192, "offload": "host"},
+STRATEGIES = {
+    "plain": {"strategy": "plain"},
+    "checkpoint": {"strategy": "checkpoint"},
+    "chunk-outer": {"strategy": "chunk-outer", "chunk": 2048, "mlp_tile": 1024},
+    "chunk-outer-wide": {"strategy": "chunk-outer", "chunk": 8192},
+    "layer-outer": {"strategy": "layer-outer", "chunk": 8192},
+    "layer-outer-host": {"strategy": "layer-outer", "chunk": 8192, "offload": "host"},
 }
 PEERS = ("transformers", "transformers-chunked", "transformers-static")
 NEW = 48  # decoded tokens that are timed
@@ -145,18 +145,18 @@ def their_model(name: str, length: int, train: bool):
     return model
 
 
-def our_step(name: str, rung: str, length: int, tokens):
+def our_step(name: str, strategy: str, length: int, tokens):
     import tempfile
 
     import torch
 
     from handscroll.data.batch import Batch
     from handscroll.objectives.causal import Causal
-    from handscroll.train.step import Memory, Step, build_rung
+    from handscroll.train.step import Memory, Step, build_strategy
 
     model = our_model(name, length, train=True)
     folder = Path(tempfile.mkdtemp())
-    step = Step(build_rung(Memory(**RUNGS[rung]), model, folder), autocast=torch.bfloat16)
+    step = Step(build_strategy(Memory(**STRATEGIES[strategy]), model, folder), autocast=torch.bfloat16)
 
     def run(length: int) -> float:
         model.zero_grad(set_to_none=True)
@@ -329,7 +329,7 @@ def main() -> None:
         print(
             f"shapes {', '.join(SHAPES)}; jobs {', '.join(JOBS)}; systems handscroll (read, decode), {', '.join(PEERS)}"
         )
-        print(f"and for steps the rungs {', '.join(RUNGS)}")
+        print(f"and for steps the strategies {', '.join(STRATEGIES)}")
         return
     cases = options.jobs.split(",")
     if any(case.split(":")[1] in PEERS for case in cases) and importlib.util.find_spec("transformers") is None:

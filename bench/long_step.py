@@ -1,7 +1,7 @@
-"""One exact training step against length: peak memory and time, Handscroll's rungs beside transformers.
+"""One exact training step against length: peak memory and time, Handscroll's strategies beside transformers.
 
 python -m bench.long_step [--shape llama-135m|gpt2-small|starter|bert-mini|bert-base] [--lengths 2048,4096,8192]
-    [--rungs layer-outer,lstm] [--repeat 3]
+    [--strategies layer-outer,lstm] [--repeat 3]
 
 Every point is a fresh process with random weights (speed and memory only): build, one step (forward and backward, no
 update), peak resident memory and seconds. Systems alternate within a length. The slope is the growth of the peak
@@ -54,20 +54,20 @@ SHAPES = {
     },
 }
 MASKED = 0.15
-RUNGS = {
-    "plain": {"rung": "plain"},
-    "checkpoint": {"rung": "checkpoint"},
-    "checkpoint-tile": {"rung": "checkpoint", "mlp_tile": 1024},
-    "chunk-outer": {"rung": "chunk-outer"},
-    "layer-outer": {"rung": "layer-outer"},
-    "staged-2": {"rung": "staged", "stage_layers": 2},
-    "staged-3": {"rung": "staged", "stage_layers": 3},
-    "staged-5": {"rung": "staged", "stage_layers": 5},
-    "chunk-outer-disk": {"rung": "chunk-outer", "offload": "disk"},
-    "layer-outer-disk": {"rung": "layer-outer", "offload": "disk"},
-    "staged-5-disk": {"rung": "staged", "stage_layers": 5, "offload": "disk"},
+STRATEGIES = {
+    "plain": {"strategy": "plain"},
+    "checkpoint": {"strategy": "checkpoint"},
+    "checkpoint-tile": {"strategy": "checkpoint", "mlp_tile": 1024},
+    "chunk-outer": {"strategy": "chunk-outer"},
+    "layer-outer": {"strategy": "layer-outer"},
+    "staged-2": {"strategy": "staged", "stage_layers": 2},
+    "staged-3": {"strategy": "staged", "stage_layers": 3},
+    "staged-5": {"strategy": "staged", "stage_layers": 5},
+    "chunk-outer-disk": {"strategy": "chunk-outer", "offload": "disk"},
+    "layer-outer-disk": {"strategy": "layer-outer", "offload": "disk"},
+    "staged-5-disk": {"strategy": "staged", "stage_layers": 5, "offload": "disk"},
 }
-RECURRENT = {"lstm": {"rung": "chunk-outer"}, "lstm-plain": {"rung": "plain"}}
+RECURRENT = {"lstm": {"strategy": "chunk-outer"}, "lstm-plain": {"strategy": "plain"}}
 PEERS = ("transformers", "transformers-chunked")
 DEFAULT = {
     "llama-135m": "chunk-outer,layer-outer,staged-5,chunk-outer-disk",
@@ -89,10 +89,10 @@ def lstm(shape: dict, length: int) -> dict:
     return {"family": "lstm", "vocab": shape["vocab"], "width": max(16, round(width / 16) * 16), "layers": 2}
 
 
-def kept_bytes(shape: dict, rung: dict, bytes_each: int = 4) -> int:
-    """Bytes per token that a chunked rung must keep: stage inputs, and keys, values and their float32 gradients."""
-    size = {"chunk-outer": shape["layers"], "layer-outer": 1}.get(rung["rung"], rung.get("stage_layers", 0))
-    if not size or rung.get("offload"):
+def kept_bytes(shape: dict, strategy: dict, bytes_each: int = 4) -> int:
+    """Bytes per token that a chunked strategy must keep: stage inputs, and keys, values and their float32 gradients."""
+    size = {"chunk-outer": shape["layers"], "layer-outer": 1}.get(strategy["strategy"], strategy.get("stage_layers", 0))
+    if not size or strategy.get("offload"):
         return 0
     stages = -(-shape["layers"] // size) + (shape["family"] == "bert")  # an encoder keeps the first inputs too
     kv = shape["kv_heads"] * shape["width"] // shape["heads"]
@@ -144,18 +144,18 @@ def ours(shape: dict, length: int, memory: dict, chunk: int, precision: str, thr
     import torch
 
     from handscroll.nn.init import initialise
-    from handscroll.train.step import Memory, Step, build_rung
+    from handscroll.train.step import Memory, Step, build_strategy
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     model, batch, objective = built(shape, length)
     initialise(model, "normal", shape["layers"], torch.Generator().manual_seed(0))
-    settings = dict(memory) | ({} if memory["rung"] in ("plain", "checkpoint") else {"chunk": chunk})
+    settings = dict(memory) | ({} if memory["strategy"] in ("plain", "checkpoint") else {"chunk": chunk})
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        rung = build_rung(Memory(**settings), model, Path(folder))
+        strategy = build_strategy(Memory(**settings), model, Path(folder))
         autocast = torch.bfloat16 if precision == "bfloat16" else None
         started = time.perf_counter()
-        loss = Step(rung, autocast=autocast)(model, [batch], objective)
+        loss = Step(strategy, autocast=autocast)(model, [batch], objective)
         report(time.perf_counter() - started, float(loss.total) / loss.count)
 
 
@@ -264,10 +264,10 @@ def one(options: argparse.Namespace) -> None:
     if options.one in PEERS:
         theirs(shape, length, options.one == "transformers-chunked", options.precision, options.threads)
     elif options.one in RECURRENT:
-        rung = RECURRENT[options.one]
-        ours(lstm(shape, length), length, rung, options.chunk, options.precision, options.threads)
+        strategy = RECURRENT[options.one]
+        ours(lstm(shape, length), length, strategy, options.chunk, options.precision, options.threads)
     else:
-        ours(shape, length, RUNGS[options.one], options.chunk, options.precision, options.threads)
+        ours(shape, length, STRATEGIES[options.one], options.chunk, options.precision, options.threads)
 
 
 def draw(options: argparse.Namespace) -> None:
@@ -303,7 +303,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="llama-135m")
     parser.add_argument("--lengths", default="2048,4096,8192")
-    parser.add_argument("--rungs", default="")
+    parser.add_argument("--strategies", default="")
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--chunk", type=int, default=512)
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
@@ -321,7 +321,7 @@ def main() -> None:
         return
     if not options.no_peers and importlib.util.find_spec("transformers") is None:
         sys.exit("the peer is missing: pip install transformers, or say --no-peers")
-    systems = [*(() if options.no_peers else PEERS), *(options.rungs or DEFAULT[options.shape]).split(",")]
+    systems = [*(() if options.no_peers else PEERS), *(options.strategies or DEFAULT[options.shape]).split(",")]
     print(f"shape {options.shape}, {options.precision}, chunk {options.chunk}, {options.threads} threads")
     print(f"{'tokens':>8} {'system':<22} {'peak MiB':>9} {'seconds':>8} {'against the faster peer':>24}")
     peaks: dict[str, list[tuple[int, float]]] = {}
@@ -347,7 +347,7 @@ def main() -> None:
     for system, points in peaks.items():
         if len(points) > 1:
             (a, low), (b, high) = points[-2:]
-            must = 0 if system in (*PEERS, *RECURRENT) else kept_bytes(SHAPES[options.shape], RUNGS[system])
+            must = 0 if system in (*PEERS, *RECURRENT) else kept_bytes(SHAPES[options.shape], STRATEGIES[system])
             print(f"{system:<22} {(high - low) * 1048.576 / (b - a):>13.1f} {must / 1000 or '':>10}")
 
 

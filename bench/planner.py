@@ -4,7 +4,7 @@ python -m bench.planner [--seed N --runs 64 --families llama,gpt2] [--threads 2]
     [--device cuda]
 
 Without --seed: the written list, by which the heap's shares in plan/forecast.py were set. With --seed: configurations
-drawn at random (shape, rung, chunk, precision, optimiser, options), by which nothing was set. --families may name
+drawn at random (shape, strategy, chunk, precision, optimiser, options), by which nothing was set. --families may name
 bert, t5 and lstm too: encoders under masked language modelling, encoder-decoders under span corruption, recurrent
 models. None is among the runs that calibrate the machine (train/probe.py). Prints a table and the errors' median, 95th
 percentile and worst, of memory and of time. With --device cuda: memory of the GPU (context and what torch reserved),
@@ -141,68 +141,68 @@ llama 1M: length=256
 llama 1M: length=1024 rows=4
 llama 1M: length=4096 precision=bfloat16
 llama 1M: length=8192
-llama 1M: length=4096 rows=2 rung=checkpoint
-llama 1M: length=8192 rung=checkpoint precision=bfloat16
-llama 1M: length=16384 rung=chunk-outer chunk=1024
-llama 1M: length=32768 rung=layer-outer chunk=2048 precision=bfloat16 steps=2
-llama 1M: length=16384 rung=layer-outer chunk=4096 packed=1
-llama 1M: length=8192 rung=staged stage_layers=2 chunk=512 precision=bfloat16
-llama 1M: length=8192 rung=chunk-outer chunk=512 offload=disk
+llama 1M: length=4096 rows=2 strategy=checkpoint
+llama 1M: length=8192 strategy=checkpoint precision=bfloat16
+llama 1M: length=16384 strategy=chunk-outer chunk=1024
+llama 1M: length=32768 strategy=layer-outer chunk=2048 precision=bfloat16 steps=2
+llama 1M: length=16384 strategy=layer-outer chunk=4096 packed=1
+llama 1M: length=8192 strategy=staged stage_layers=2 chunk=512 precision=bfloat16
+llama 1M: length=8192 strategy=chunk-outer chunk=512 offload=disk
 llama 1M: length=2048 rows=2 packed=1 average=1
 llama 1M: length=2048 dropout=1 optimizer=lamb
 llama 5M: length=512 rows=4 optimizer=adafactor
 llama 5M: length=2048 optimizer=sgd
-llama 5M: length=4096 rung=checkpoint
-llama 5M: length=1024 rung=checkpoint rows=4 precision=bfloat16
-llama 5M: length=8192 rung=chunk-outer chunk=1024
-llama 5M: length=8192 rung=layer-outer chunk=512
-llama 5M: length=16384 rung=staged stage_layers=2 chunk=2048 precision=bfloat16 steps=2
-llama 5M: length=8192 rung=layer-outer chunk=1024 offload=disk
+llama 5M: length=4096 strategy=checkpoint
+llama 5M: length=1024 strategy=checkpoint rows=4 precision=bfloat16
+llama 5M: length=8192 strategy=chunk-outer chunk=1024
+llama 5M: length=8192 strategy=layer-outer chunk=512
+llama 5M: length=16384 strategy=staged stage_layers=2 chunk=2048 precision=bfloat16 steps=2
+llama 5M: length=8192 strategy=layer-outer chunk=1024 offload=disk
 llama 5M: length=1024 micro=3 precision=bfloat16
-llama 5M: length=2048 packed=1 rung=chunk-outer chunk=512
+llama 5M: length=2048 packed=1 strategy=chunk-outer chunk=512
 llama 5M: length=1024 lora_rank=8 rows=2
 llama 15M: length=512 rows=2
 llama 15M: length=1024 optimizer=sgd
 llama 15M: length=2048 optimizer=adafactor precision=bfloat16
-llama 15M: length=2048 rung=checkpoint
-llama 15M: length=1024 rung=checkpoint packed=1 rows=2 precision=bfloat16
-llama 15M: length=4096 rung=chunk-outer chunk=512
-llama 15M: length=4096 rung=layer-outer chunk=1024 precision=bfloat16
-llama 15M: length=4096 rung=staged stage_layers=4 chunk=512
-llama 15M: length=2048 rung=chunk-outer chunk=512 offload=disk
+llama 15M: length=2048 strategy=checkpoint
+llama 15M: length=1024 strategy=checkpoint packed=1 rows=2 precision=bfloat16
+llama 15M: length=4096 strategy=chunk-outer chunk=512
+llama 15M: length=4096 strategy=layer-outer chunk=1024 precision=bfloat16
+llama 15M: length=4096 strategy=staged stage_layers=4 chunk=512
+llama 15M: length=2048 strategy=chunk-outer chunk=512 offload=disk
 llama 15M: length=1024 rows=2 packed=1
-llama 15M: length=1024 lora_rank=8 rung=checkpoint
+llama 15M: length=1024 lora_rank=8 strategy=checkpoint
 llama 15M: length=2048 lora_rank=16 precision=bfloat16
 llama 15M: length=1024 dropout=1
 llama 15M: length=1024 mlp_tile=256
-llama 15M: length=2048 mlp_tile=512 rung=checkpoint precision=bfloat16
+llama 15M: length=2048 mlp_tile=512 strategy=checkpoint precision=bfloat16
 llama 15M: length=512 micro=3 optimizer=muon
 llama 40M: length=512
 llama 40M: length=1024 precision=bfloat16 optimizer=muon
-llama 40M: length=1024 rung=checkpoint average=1
-llama 40M: length=2048 rung=chunk-outer chunk=512 precision=bfloat16
-llama 40M: length=2048 rung=layer-outer chunk=512
-llama 40M: length=2048 rung=staged stage_layers=4 chunk=1024 optimizer=sgd
-llama 40M: length=1024 lora_rank=8 rung=layer-outer chunk=256
+llama 40M: length=1024 strategy=checkpoint average=1
+llama 40M: length=2048 strategy=chunk-outer chunk=512 precision=bfloat16
+llama 40M: length=2048 strategy=layer-outer chunk=512
+llama 40M: length=2048 strategy=staged stage_layers=4 chunk=1024 optimizer=sgd
+llama 40M: length=1024 lora_rank=8 strategy=layer-outer chunk=256
 gpt2 3M: length=256 rows=4
 gpt2 3M: length=2048
-gpt2 3M: length=4096 rung=checkpoint precision=bfloat16
-gpt2 3M: length=8192 rung=chunk-outer chunk=1024
-gpt2 3M: length=8192 rung=layer-outer chunk=1024 precision=bfloat16
-gpt2 3M: length=4096 rung=staged stage_layers=2 chunk=512 packed=1
+gpt2 3M: length=4096 strategy=checkpoint precision=bfloat16
+gpt2 3M: length=8192 strategy=chunk-outer chunk=1024
+gpt2 3M: length=8192 strategy=layer-outer chunk=1024 precision=bfloat16
+gpt2 3M: length=4096 strategy=staged stage_layers=2 chunk=512 packed=1
 gpt2 3M: length=1024 rows=2 dropout=1 precision=bfloat16
 gpt2 30M: length=512 rows=2
 gpt2 30M: length=1024 precision=bfloat16 optimizer=muon
-gpt2 30M: length=2048 rung=layer-outer chunk=512
-gpt2 30M: length=1024 rung=checkpoint average=1
-gpt2 30M: length=2048 rung=chunk-outer chunk=512 precision=bfloat16
+gpt2 30M: length=2048 strategy=layer-outer chunk=512
+gpt2 30M: length=1024 strategy=checkpoint average=1
+gpt2 30M: length=2048 strategy=chunk-outer chunk=512 precision=bfloat16
 gpt2 30M: length=1024 lora_rank=8
 gpt2 124M: length=256 optimizer=adafactor steps=2
-gpt2 124M: length=512 rung=checkpoint precision=bfloat16 steps=2
-gpt2 124M: length=512 rung=chunk-outer chunk=256 optimizer=sgd steps=2
+gpt2 124M: length=512 strategy=checkpoint precision=bfloat16 steps=2
+gpt2 124M: length=512 strategy=chunk-outer chunk=256 optimizer=sgd steps=2
 llama 135M: length=256 precision=bfloat16 steps=2
-llama 135M: length=512 rung=checkpoint steps=2
-llama 135M: length=1024 lora_rank=8 precision=bfloat16 rung=chunk-outer chunk=256 steps=2
+llama 135M: length=512 strategy=checkpoint steps=2
+llama 135M: length=1024 lora_rank=8 precision=bfloat16 strategy=chunk-outer chunk=256 steps=2
 """
 
 
@@ -211,7 +211,7 @@ def workloads(threads: int) -> list[tuple[str, Workload]]:
     found = []
     for line in RUNS.strip().splitlines():
         name, _, rest = line.partition(": ")
-        values: dict = {"rung": "plain", "steps": 3, "threads": threads}
+        values: dict = {"strategy": "plain", "steps": 3, "threads": threads}
         for item in rest.split():
             key, _, text = item.partition("=")
             values[key] = int(text) if text.isdigit() else text
@@ -244,8 +244,8 @@ def drawn_for_a_gpu(seed: int, runs: int) -> list[tuple[str, Workload]]:
     while len(found) < runs:
         size, kv, groups = dice.choice([64, 128]), dice.choice([2, 4, 8]), dice.choice([1, 2, 4])
         width, lora = kv * groups * size, dice.random() < 0.4
-        rung = dice.choice(["plain", "checkpoint", "chunk-outer", "layer-outer", "staged"])
-        chunked, length = rung in CHUNKED, 512 * round(2 ** dice.uniform(1, 7))
+        strategy = dice.choice(["plain", "checkpoint", "chunk-outer", "layer-outer", "staged"])
+        chunked, length = strategy in CHUNKED, 512 * round(2 ** dice.uniform(1, 7))
         sizes = {
             "layers": dice.randint(4, 24),
             "width": width,
@@ -260,14 +260,14 @@ def drawn_for_a_gpu(seed: int, runs: int) -> list[tuple[str, Workload]]:
             device="cuda",
             spec=spec_of("llama", length, sizes),
             lora=8 if lora else 0,
-            rung=rung,
+            strategy=strategy,
             length=length,
             steps=2,
             precision="bfloat16",
             frozen="bfloat16" if lora and dice.random() < 0.7 else "float32",
             optimizer=dice.choice(["adamw", "adam", "sgd"]),
             chunk=min(dice.choice([1024, 2048, 4096, 8192]), length) if chunked else 0,
-            stage_layers=dice.randint(2, max(2, sizes["layers"] // 2)) if rung == "staged" else 0,
+            stage_layers=dice.randint(2, max(2, sizes["layers"] // 2)) if strategy == "staged" else 0,
             offload="host" if chunked and dice.random() < 0.15 else "none",
             mlp_tile=512 if dice.random() < 0.15 else 0,
         )
@@ -303,17 +303,17 @@ def _draw(dice: random.Random, threads: int, families: tuple[str, ...]) -> Workl
         "tied": family == "gpt2" or dice.random() < 0.5,
     }
     lora = dice.choice([4, 16]) if dice.random() < 0.15 else 0
-    rung = dice.choice(["plain", "checkpoint", "chunk-outer", "layer-outer", "staged"])
+    strategy = dice.choice(["plain", "checkpoint", "chunk-outer", "layer-outer", "staged"])
     if drawn in ("bert", "t5", "lstm"):
-        spec, rung = _other(dice, drawn, sizes, length)
+        spec, strategy = _other(dice, drawn, sizes, length)
         lora = 0 if drawn == "lstm" else lora
     else:
         spec = spec_of(family, length, sizes)
-    chunked = rung in CHUNKED
+    chunked = strategy in CHUNKED
     return Workload(
         spec=spec,
         lora=lora,
-        rung=rung,
+        strategy=strategy,
         length=length,
         steps=3,
         threads=threads,
@@ -322,7 +322,7 @@ def _draw(dice: random.Random, threads: int, families: tuple[str, ...]) -> Workl
         precision=dice.choice(["float32", "bfloat16"]),
         optimizer=dice.choice(["adamw", "adamw", "adam", "sgd", "adafactor", "lamb", "muon"]),
         chunk=min(dice.choice([256, 512, 1024, 2048]), length) if chunked else 0,
-        stage_layers=dice.randint(2, max(2, len(spec.layers) // 2)) if rung == "staged" else 0,
+        stage_layers=dice.randint(2, max(2, len(spec.layers) // 2)) if strategy == "staged" else 0,
         offload="disk" if chunked and dice.random() < 0.2 else "none",
         packed=dice.random() < 0.25,
         average=dice.random() < 0.1,
@@ -333,21 +333,21 @@ def _draw(dice: random.Random, threads: int, families: tuple[str, ...]) -> Workl
 
 
 def _other(dice: random.Random, name: str, drawn: dict[str, Any], length: int) -> tuple[ModelSpec, Any]:
-    """The spec of a family whose layers do not read a text from left to right by attention, and a rung it may take."""
+    """The spec of a family whose layers do not read a text from left to right by attention, and a strategy for it."""
     sizes = {field: drawn[field] for field in ("layers", "width", "vocab")}
     tied = dice.random() < 0.7
     if name == "lstm":
         config = LSTMConfig(**sizes, tied=tied, trained=length)
         return config.spec, dice.choice(["plain", "plain", "chunk-outer", "checkpoint"])
     sizes |= {"heads": drawn["heads"], "mlp_width": 4 * drawn["width"]}
-    rung = dice.choice(["plain", "checkpoint", "layer-outer", "layer-outer"])
+    strategy = dice.choice(["plain", "checkpoint", "layer-outer", "layer-outer"])
     if name == "bert":
-        return BertConfig(**sizes, tied=True, context=length).spec, rung
+        return BertConfig(**sizes, tied=True, context=length).spec, strategy
     gated: Any = dice.choice(["gated-gelu", "relu"])
     sizes |= {"encoder_layers": sizes["layers"], "layers": dice.randint(1, sizes["layers"])}
     sizes["mlp_width"] = (3 if gated == "gated-gelu" else 4) * drawn["width"]
     config = T5Config(**sizes, head_size=drawn["head_size"], mlp=gated, tied=tied, scaled=tied, start=0)
-    return config.spec, rung
+    return config.spec, strategy
 
 
 def summary(errors: list[float]) -> str:
@@ -424,7 +424,7 @@ def main() -> None:
             f"{time[-1]:+7.1%}  {line}",
             flush=True,
         )
-    chunked = sum(workload.rung in CHUNKED for _, workload in chosen)
+    chunked = sum(workload.strategy in CHUNKED for _, workload in chosen)
     print(f"\n{len(memory)} runs ({chunked} of all in chunks)")
     print(f"memory: {summary(memory)}; over the safety margin: {sum(under)}")
     print(f"time:   {summary(time)}")

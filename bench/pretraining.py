@@ -115,7 +115,7 @@ def pretraining(options: argparse.Namespace, seed: int, place: Place) -> Recipe:
         "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.05},
         "schedule": {"name": "cosine", "warmup": max(1, steps // 20), "final": 0.05},
         "loop": {"save_every": steps, "precision": "bfloat16" if place.cuda else "float32"},
-        "memory": {"rung": "plain"},
+        "memory": {"strategy": "plain"},
     }
     return Recipe.parse(values, "bench")
 
@@ -136,7 +136,7 @@ def tuning(options: argparse.Namespace, seed: int, place: Place, task: str, rate
         "schedule": {"name": "cosine", "warmup": max(1, steps // 10)},
         "regularise": {"dropout": 0.1},
         "loop": {"save_every": steps},
-        "memory": {"rung": "plain"},
+        "memory": {"strategy": "plain"},
     }
     return Recipe.parse(values, "bench")
 

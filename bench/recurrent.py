@@ -70,7 +70,7 @@ def recipe(options: argparse.Namespace, family: str, seed: int, place: Place, co
         "optimizer": {"name": "adamw", "lr": rate, "weight_decay": 0.01},
         "schedule": {"name": "cosine", "warmup": max(1, steps // 20), "final": 0.05},
         "loop": {"save_every": steps},
-        "memory": {"rung": "plain"},
+        "memory": {"strategy": "plain"},
     }
     return Recipe.parse(values, "bench")
 

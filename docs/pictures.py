@@ -14,9 +14,12 @@ INK, PAPER, SOFT, LINE, ACCENT = "#22303c", "#ffffff", "#eef3f6", "#9fb2bf", "#b
 FONT = "font-family='Helvetica, Arial, sans-serif'"
 
 
-def text(x: float, y: float, words: str, size: int = 13, fill: str = INK, anchor: str = "start", bold: bool = False) -> str:
+def text(
+    x: float, y: float, words: str, size: int = 13, fill: str = INK, anchor: str = "start", bold: bool = False
+) -> str:
     weight = " font-weight='bold'" if bold else ""
-    return f"<text x='{x}' y='{y}' {FONT} font-size='{size}' fill='{fill}' text-anchor='{anchor}'{weight}>{escape(words)}</text>"
+    style = f"{FONT} font-size='{size}' fill='{fill}' text-anchor='{anchor}'{weight}"
+    return f"<text x='{x}' y='{y}' {style}>{escape(words)}</text>"
 
 
 def box(x: float, y: float, width: float, height: float, fill: str = SOFT, line: str = LINE) -> str:
@@ -24,7 +27,9 @@ def box(x: float, y: float, width: float, height: float, fill: str = SOFT, line:
 
 
 def arrow(x1: float, y1: float, x2: float, y2: float, colour: str = INK) -> str:
-    return f"<line x1='{x1}' y1='{y1}' x2='{x2}' y2='{y2}' stroke='{colour}' stroke-width='1.4' marker-end='url(#tip)'/>"
+    return (
+        f"<line x1='{x1}' y1='{y1}' x2='{x2}' y2='{y2}' stroke='{colour}' stroke-width='1.4' marker-end='url(#tip)'/>"
+    )
 
 
 def sheet(width: int, height: int, parts: list[str]) -> str:
@@ -99,7 +104,7 @@ INSIDE = [
 
 def forward() -> str:
     parts = [text(20, 26, "A forward of a Llama, from tokens to logits", 15, bold=True)]
-    y, x, width = 46, 150, 330
+    y, x = 46, 150
     for name, file, shape in STEPS:
         if name == "BLOCK":
             top = y
@@ -109,13 +114,19 @@ def forward() -> str:
             inner = top + 14
             for number, (what, where, note) in enumerate(INSIDE):
                 at = inner + number * 46
-                parts += [box(x + 40, at, 260, 32), text(x + 52, at + 21, what), text(x + 314, at + 14, where, 11, ACCENT)]
+                parts += [
+                    box(x + 40, at, 260, 32),
+                    text(x + 52, at + 21, what),
+                    text(x + 314, at + 14, where, 11, ACCENT),
+                ]
                 parts.append(text(x + 314, at + 28, note, 11))
                 parts.append(arrow(x + 170, at + 32, x + 170, at + 46))
             for begin, end in ((0, 5), (6, 7)):  # the residual paths
                 a, b = inner + 46 * begin - 7, inner + 46 * end + 16
                 path = f"M{x + 170},{a} H{x + 20} V{b} H{x + 39}"
-                parts.append(f"<path d='{path}' fill='none' stroke='{ACCENT}' stroke-width='1.4' marker-end='url(#tip)'/>")
+                parts.append(
+                    f"<path d='{path}' fill='none' stroke='{ACCENT}' stroke-width='1.4' marker-end='url(#tip)'/>"
+                )
             y = top + 40 + 46 * len(INSIDE)
             parts.append(arrow(x + 170, y - 18, x + 170, y))
             continue

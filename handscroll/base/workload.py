@@ -9,9 +9,9 @@ from handscroll.base.config import Config
 from handscroll.base.spec import LayerSpec, ModelSpec, kinds, over
 
 Kind = Literal["train", "extend", "generate", "serve"]
-RungName = Literal["auto", "plain", "checkpoint", "chunk-outer", "layer-outer", "staged"]
+StrategyName = Literal["auto", "plain", "checkpoint", "chunk-outer", "layer-outer", "staged"]
 # The settings of a recipe's table `memory` that a forecast depends on.
-MEMORY = ("rung", "stage_layers", "chunk", "offload", "mlp_tile")
+MEMORY = ("strategy", "stage_layers", "chunk", "offload", "mlp_tile")
 CHUNKED = ("chunk-outer", "layer-outer", "staged")
 
 
@@ -74,7 +74,7 @@ class Workload(Config):
     optimizer: Literal["adam", "adamw", "sgd", "lamb", "muon", "adafactor"] = "adamw"
     average: bool = False
     dropout: bool = False
-    rung: RungName = "auto"
+    strategy: StrategyName = "auto"
     chunk: int = Field(default=0, ge=0)
     stage_layers: int = Field(default=0, ge=0)
     mlp_tile: int = Field(default=0, ge=0)
@@ -89,10 +89,10 @@ class Workload(Config):
 
     @model_validator(mode="after")
     def _meant(self):
-        if (self.rung == "staged") != bool(self.stage_layers):
-            raise ValueError("stage_layers belongs to rung 'staged', and 'staged' needs it")
-        if self.rung in ("plain", "checkpoint") and (self.chunk or self.offload != "none"):
-            raise ValueError(f"rung '{self.rung}' has no chunks and offloads nothing: leave both out")
+        if (self.strategy == "staged") != bool(self.stage_layers):
+            raise ValueError("stage_layers belongs to strategy 'staged', and 'staged' needs it")
+        if self.strategy in ("plain", "checkpoint") and (self.chunk or self.offload != "none"):
+            raise ValueError(f"strategy '{self.strategy}' has no chunks and offloads nothing: leave both out")
         return self
 
     @property

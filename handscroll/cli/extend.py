@@ -10,7 +10,16 @@ from handscroll.base.errors import ConfigError
 from handscroll.cli.options import Device
 from handscroll.cli.screen import bar, error_screen, screen, table
 
-TUNING = ("steps", "rows", "lora", "lr", "precision", "rung", "offload", "force")  # options that --tune is asked for
+TUNING = (
+    "steps",
+    "rows",
+    "lora",
+    "lr",
+    "precision",
+    "strategy",
+    "offload",
+    "force",
+)  # options that --tune is asked for
 
 
 def extend(
@@ -30,8 +39,8 @@ def extend(
     precision: Annotated[str, typer.Option(help="tuning precision: float32 or bfloat16")] = "float32",
     seed: Annotated[int, typer.Option(help="choice of text, tuning order")] = 0,
     device: Device = "cpu",
-    rung: Annotated[str, typer.Option(help="rung of the memory ladder for the tuning (docs/ladder.md)")] = "auto",
-    offload: Annotated[str, typer.Option(help="where a chunked rung keeps things: none, host or disk")] = "none",
+    strategy: Annotated[str, typer.Option(help="memory strategy of the tuning (docs/strategies.md)")] = "auto",
+    offload: Annotated[str, typer.Option(help="where a chunked strategy keeps things: none, host or disk")] = "none",
     force: Annotated[bool, typer.Option("--force", help="tune though the planner says it will not fit")] = False,
 ) -> None:
     """Lengthen MODEL to --to tokens and write an ordinary Hugging Face folder.
@@ -49,7 +58,7 @@ def extend(
     if tune:
         values: dict[str, Any] = {"files": tuple(tune), "steps": steps, "rows": rows, "lr": lr, "seed": seed}
         values |= {"precision": precision, "lora": {"rank": lora, "alpha": 2.0 * lora} if lora else None}
-        values |= {"memory": {"rung": rung, "offload": offload}, "force": force}
+        values |= {"memory": {"strategy": strategy, "offload": offload}, "force": force}
         settings = TuneSettings.parse(values, "extend --tune")
     elif idle := [one.name for one in context.command.params if one.name in TUNING and _given(context, one)]:
         raise ConfigError(f"--{idle[0]} is of a tuning, which needs text: give --tune FILES, or leave it out")

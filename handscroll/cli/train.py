@@ -17,7 +17,7 @@ def train(
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="override")] = None,
     out: Annotated[Path | None, typer.Option(help="run folder; runs/NAME of the recipe unless given")] = None,
     resume: Annotated[Path | None, typer.Option(help="run folder to go on with")] = None,
-    certify: Annotated[bool, typer.Option("--certify", help="first hold the rung to the plain step")] = False,
+    certify: Annotated[bool, typer.Option("--certify", help="first hold the strategy to the plain step")] = False,
     force: Annotated[bool, typer.Option("--force", help="start a run that the planner says will not fit")] = False,
 ) -> None:
     """Train by RECIPE; the model is saved to RUN/model when it is done."""

@@ -1,7 +1,7 @@
 """Masked rows (Devlin et al. 2019, section 3.1): some tokens are hidden, and are what is to be predicted.
 
-What is hidden depends on (seed, number of the row in its stream) alone. So every rung and rank sees the same masks, a
-resumed run goes on with those that it would have had, and a text that comes again is masked anew.
+What is hidden depends on (seed, number of the row in its stream) alone. So every strategy and rank sees the same masks,
+a resumed run goes on with those that it would have had, and a text that comes again is masked anew.
 """
 
 from collections.abc import Iterator

@@ -18,7 +18,7 @@ from handscroll.objectives.task import Task
 class Infill:
     """Targets of rows made by `data/blanks.py`: the spans and their ends; the text around them is given.
 
-    It adds up over positions, but the text is read in both directions, which rungs that work in chunks refuse.
+    It adds up over positions, but the text is read in both directions, which strategies that work in chunks refuse.
     """
 
     smoothing: float = 0.0

@@ -26,7 +26,7 @@ class Classify:
     """Labels of whole documents (`data/labelled.py`), by a model with `classify(hidden, marks, ends)`.
 
     It adds up over pieces of a row where one state counts, of an encoder that of the first token; a mean over a
-    document that a chunk holds in part is another mean, so rungs that work in chunks refuse it.
+    document that a chunk holds in part is another mean, so strategies that work in chunks refuse it.
     """
 
     smoothing: float = 0.0

@@ -1,4 +1,4 @@
-"""The `Objective` contract: what a training step asks of a task, whichever rung of the memory ladder runs it."""
+"""The `Objective` contract: what a training step asks of a task, whichever memory strategy runs it."""
 
 from typing import Protocol
 
@@ -13,7 +13,7 @@ from handscroll.objectives.loss import Loss
 class Objective(Protocol):
     """A loss on hidden states.
 
-    `additive` says that the loss of a row is the sum of the losses of any pieces of it; rungs that work in chunks
+    `additive` says that the loss of a row is the sum of the losses of any pieces of it; strategies that work in chunks
     refuse objectives without it.
     """
 

@@ -1,4 +1,4 @@
-"""`options`, `resolve`, `check`: which rung, chunk and place fit, which is fastest, what to say when none does."""
+"""`options`, `resolve`, `check`: which strategy, chunk and place fit, which is fastest, what to say when none does."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,35 +12,35 @@ CHUNKS = (4096, 2048, 1024, 512, 256)
 
 
 def options(workload: Workload, machine: Machine) -> list[Forecast]:
-    """Every rung, chunk, stage and place that the workload's own settings leave open, with its forecast.
+    """Every strategy, chunk, stage and place that the workload's own settings leave open, with its forecast.
 
-    Settings that are given stay: with rung "staged" only its chunk and place are varied. Sorted by time, then by
+    Settings that are given stay: with strategy "staged" only its chunk and place are varied. Sorted by time, then by
     memory. For generate and serve there is one: the workload itself.
     """
     if workload.kind in ("generate", "serve"):
         if not workload.spec.cached:
             raise ConfigError(f"an encoder generates nothing: '{workload.kind}' is for causal models")
         return [predict(workload, machine)]
-    rungs: list[str] = ["plain", "checkpoint", *CHUNKED] if workload.rung == "auto" else [workload.rung]
-    if workload.rung == "auto" and (workload.chunk or workload.offload != "none"):
-        rungs = list(CHUNKED)
+    strategies: list[str] = ["plain", "checkpoint", *CHUNKED] if workload.strategy == "auto" else [workload.strategy]
+    if workload.strategy == "auto" and (workload.chunk or workload.offload != "none"):
+        strategies = list(CHUNKED)
     if workload.spec.both_ways or workload.spec.encoder:
-        rungs = [rung for rung in rungs if rung not in ("chunk-outer", "staged")]
-        if not rungs:
+        strategies = [strategy for strategy in strategies if strategy not in ("chunk-outer", "staged")]
+        if not strategies:
             raise ConfigError(
-                f"rung '{workload.rung}' needs a causal mask, and tokens that this model reads see those after them: "
-                "choose memory.rung = 'layer-outer', 'checkpoint', 'plain' or 'auto'"
+                f"strategy '{workload.strategy}' needs a causal mask, and this model's tokens see those after them: "
+                "choose memory.strategy = 'layer-outer', 'checkpoint', 'plain' or 'auto'"
             )
     found: dict[Workload, Forecast] = {}
-    for rung in rungs:
-        for stage in _stages(workload, rung):
-            for offload in _places(workload, rung):
-                for chunk in _chunks(workload, rung):
-                    changes = {"rung": rung, "stage_layers": stage, "offload": offload, "chunk": chunk}
+    for strategy in strategies:
+        for stage in _stages(workload, strategy):
+            for offload in _places(workload, strategy):
+                for chunk in _chunks(workload, strategy):
+                    changes = {"strategy": strategy, "stage_layers": stage, "offload": offload, "chunk": chunk}
                     one = workload.changed(**changes)
                     found[one] = predict(one, machine)
-    # A tie goes to the simpler rung: chunk-outer in one chunk is plain with more ado.
-    return sorted(found.values(), key=lambda one: (one.seconds, rungs.index(one.workload.rung), one.host))
+    # A tie goes to the simpler strategy: chunk-outer in one chunk is plain with more ado.
+    return sorted(found.values(), key=lambda one: (one.seconds, strategies.index(one.workload.strategy), one.host))
 
 
 def fits(forecast: Forecast, machine: Machine) -> bool:
@@ -51,7 +51,7 @@ def fits(forecast: Forecast, machine: Machine) -> bool:
 
 
 def resolve(workload: Workload, machine: Machine) -> Workload:
-    """The workload with rung and chunk settled: the fastest that fits, what is given being kept.
+    """The workload with strategy and chunk settled: the fastest that fits, what is given being kept.
 
     Deterministic for the same machine numbers. Without offloading first; with it only where nothing else fits.
 
@@ -73,7 +73,7 @@ def check(workload: Workload, machine: Machine) -> Forecast:
         CapacityError: it cannot; names what is needed, what is there, and a setting that would fit.
     """
     if workload.kind in ("train", "extend") and (
-        workload.rung == "auto" or (workload.rung in CHUNKED and not workload.chunk)
+        workload.strategy == "auto" or (workload.strategy in CHUNKED and not workload.chunk)
     ):
         workload = resolve(workload, machine)
     (forecast,) = options(workload, machine)
@@ -153,7 +153,7 @@ def longest(workload: Workload, machine: Machine) -> int:
 
 
 def chosen(workload: Workload) -> dict[str, str | int]:
-    """The settings of the recipe's table `memory` that ask for a workload's rung, stage, chunk and place."""
+    """The settings of the recipe's table `memory` that ask for a workload's strategy, stage, chunk and place."""
     values = {name: getattr(workload, name) for name in MEMORY}
     return {name: value for name, value in values.items() if value not in (0, "none")}
 
@@ -171,11 +171,13 @@ def gigabytes(size: int) -> str:
 def _refusal(workload: Workload, machine: Machine, forecast: Forecast | None = None) -> str:
     """What came, what is there, what would fit."""
     free = (
-        workload.changed(rung="auto", chunk=0, stage_layers=0, offload="none") if workload.rung != "auto" else workload
+        workload.changed(strategy="auto", chunk=0, stage_layers=0, offload="none")
+        if workload.strategy != "auto"
+        else workload
     )
     others = options(free, machine)
     needed = forecast or min(others, key=lambda one: one.host)
-    what = f"{workload.rows} x {workload.length:,} tokens on rung '{needed.workload.rung}'"
+    what = f"{workload.rows} x {workload.length:,} tokens on strategy '{needed.workload.strategy}'"
     if workload.kind in ("generate", "serve"):
         what = f"{workload.rows} rows of {workload.length + workload.new:,} tokens"
     said = f"{what} would take {_needs(needed, machine)}"
@@ -185,9 +187,7 @@ def _refusal(workload: Workload, machine: Machine, forecast: Forecast | None = N
         return f"{said}. This fits ({gigabytes(fitting.gpu or fitting.host)}): {change}"
     most = longest(free, machine)
     if most:
-        return (
-            f"{said}, and no setting of the memory ladder fits. Rows of up to {most:,} tokens would: lower the length"
-        )
+        return f"{said}, and no memory strategy fits. Rows of up to {most:,} tokens would: lower the length"
     return f"{said}, and no length fits: use a smaller model, fewer rows, or a machine with more memory"
 
 
@@ -205,25 +205,25 @@ def _offloaded(forecast: Forecast) -> tuple[bool, float]:
     return forecast.workload.offload != "none", forecast.seconds
 
 
-def _stages(workload: Workload, rung: str) -> list[int]:
-    if rung != "staged":
+def _stages(workload: Workload, strategy: str) -> list[int]:
+    if strategy != "staged":
         return [0]
     if workload.stage_layers:
         return [workload.stage_layers]
     return [size for size in (2, 4, 8, 16, 32) if size < len(workload.spec.layers)]
 
 
-def _places(workload: Workload, rung: str) -> list[str]:
-    if rung not in CHUNKED or workload.offload != "none":
-        return [workload.offload if rung in CHUNKED else "none"]
-    if workload.rung != "auto":
+def _places(workload: Workload, strategy: str) -> list[str]:
+    if strategy not in CHUNKED or workload.offload != "none":
+        return [workload.offload if strategy in CHUNKED else "none"]
+    if workload.strategy != "auto":
         return ["none"]
     return ["none", "disk"] if workload.device == "cpu" else ["none", "host", "disk"]
 
 
-def _chunks(workload: Workload, rung: str) -> list[int]:
+def _chunks(workload: Workload, strategy: str) -> list[int]:
     """Chunks to weigh: the given one, or powers of two no longer than the row."""
-    if rung not in CHUNKED:
+    if strategy not in CHUNKED:
         return [0]
     if workload.chunk:
         return [workload.chunk]

@@ -1,8 +1,9 @@
 """Seconds of an update from counted work and measured speeds (`Calibration`).
 
 Per token a matrix of P numbers costs 2 P operations forward and 4 P backward (2 P where it is frozen). Attention of one
-query and one key costs 4 E operations a head forward and 10 E backward, and exponentials besides. Rungs repeat parts of
-the forward: checkpoint and chunk-outer once, stages of several layers nearly twice; the tiled MLP costs one more.
+query and one key costs 4 E operations a head forward and 10 E backward, and exponentials besides. Strategies
+repeat parts of the forward: checkpoint and chunk-outer once, stages of several layers nearly twice; the tiled MLP costs
+one more.
 What is written and read again (activations, logits, masks, copies) is counted in bytes of activations.
 
 The constants are those of 128 drawn runs on a two-core AVX-512 server (bench/planner.runs.jsonl, 2026-11): with speeds
@@ -33,7 +34,7 @@ MASKED, DROPPED, CAST, ADAPTED = 10, 25, 9, 10
 # share; of packed rows, whose distances are looked up one by one.
 BIASED, SHARED, LOOKED_UP = 10, 10, 27
 NARROW = 1.6  # a byte of bfloat16 activations, which are cast to and fro
-UNTRIMMED = 0.6  # a byte on rung plain, whose memory is mostly not new
+UNTRIMMED = 0.6  # a byte on strategy plain, whose memory is mostly not new
 ORTHOGONAL = 1.7  # an operation of muon's small products
 STEP = 0.003  # calls that a step of an LSTM layer costs besides its products (2 us where nothing else runs, 2026-11)
 ALONE = 0.13  # the same of a step that torch makes alone: packed rows in several chunks
@@ -70,9 +71,9 @@ def seconds(workload: Workload, calibration: Calibration) -> float:
 
 def forwards(workload: Workload) -> float:
     """How often the layers run forward in an update."""
-    if workload.kind not in ("train", "extend") or workload.rung == "plain":
+    if workload.kind not in ("train", "extend") or workload.strategy == "plain":
         return 1.0
-    if workload.rung not in CHUNKED:
+    if workload.strategy not in CHUNKED:
         return 2.0
     layers, size = len(workload.spec.layers), stage_layers(workload)
     before = 1 - workload.chunk / workload.length if workload.length > workload.chunk else 0.0
@@ -96,7 +97,7 @@ def _crossed(source: Workload, target: Workload) -> Work:
     """What is not in the decoder's own work: attention to the source, and its keys and values in every layer."""
     layers, train = target.spec.layers, target.kind in ("train", "extend")
     again = forwards(target)
-    made = again + (1.0 if target.rung in CHUNKED else 0.0)  # keys and values, which chunks have made apart
+    made = again + (1.0 if target.strategy in CHUNKED else 0.0)  # keys and values, which chunks have made apart
     pairs = source.length * target.length / (DOCUMENTS if target.packed else 1)
     tokens, written = (side.rows * side.micro * side.length for side in (source, target))
     share = 2.0 * (2 * made + (4.0 if train else 0.0))
@@ -121,7 +122,7 @@ def _counted(workload: Workload) -> Work:
     head = (6.0 if not workload.lora else 4.0) * spec.table * workload.targets
     apart = spec.recurrent and workload.precision == "bfloat16"  # whose layers stay in float32
     per_token += 0.0 if apart else head
-    chunks = -(-workload.length // workload.chunk) if workload.rung in CHUNKED else 1
+    chunks = -(-workload.length // workload.chunk) if workload.strategy in CHUNKED else 1
     passes = again + (2 if train else 0)
     masked = workload.packed and not spec.recurrent
     tiles = -(-workload.length // QUERIES) * (again + 1) if masked else 0
@@ -145,7 +146,9 @@ def _products(workload: Workload, layer: LayerSpec, each: float) -> float:
     """Operations of a token in a layer's projections, `each` of which is gone through so often."""
     found = each * (layer.matrices + 3 * workload.adapters(layer))
     found += 2.0 * layer.products * layer.width * layer.mlp_width if workload.mlp_tile else 0.0
-    if workload.spec.both_ways and workload.rung == "layer-outer":  # keys and values once forward, once on the way back
+    if (
+        workload.spec.both_ways and workload.strategy == "layer-outer"
+    ):  # keys and values once forward, once on the way back
         found += 2 * 4 * layer.width * layer.shared
     return found
 
@@ -186,7 +189,7 @@ def _activations(workload: Workload, chunks: int, again: float, train: bool) -> 
     tokens, layers = workload.rows * workload.micro * workload.length, len(spec.layers)
     passes = again + (2 if train else 0)
     kept = kept_by_all(workload.changed(mlp_tile=0)) * (NARROW if precision == "bfloat16" else 1.0)
-    kept *= UNTRIMMED if workload.rung == "plain" else 1.0
+    kept *= UNTRIMMED if workload.strategy == "plain" else 1.0
     found = tokens * kept * passes + workload.targets * tokens * spec.vocab * LOGITS[precision]
     if spec.bias == "learned":
         edge, each = (BLOCKS, LOOKED_UP) if workload.packed else (0, BIASED + SHARED / workload.rows)

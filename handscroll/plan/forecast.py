@@ -11,7 +11,7 @@ from handscroll.plan.duration import seconds
 from handscroll.plan.machine import Machine
 from handscroll.plan.memory import Parts
 
-# What the C library's heap takes on top of tensors although every rung trims it as it goes (base/allocator.py): bytes,
+# What the C library's heap takes on top of tensors although every strategy trims it (base/allocator.py): bytes,
 # and shares of the short-lived tensors: always, more with LoRA, more for packed rows (120 runs, 2026-11).
 HEAP = {"plain": (20_000_000, 0.07, 0.12, 0.0), "checkpoint": (30_000_000, 0.25, 0.4, 0.1)}
 HEAP_CHUNKED = (2_000_000, 0.25, 0.25, 0.08)
@@ -50,14 +50,14 @@ class Forecast:
 
 
 def predict(workload: Workload, machine: Machine) -> Forecast:
-    """The forecast of a workload whose rung and chunk are settled (`resolve` settles them).
+    """The forecast of a workload whose strategy and chunk are settled (`resolve` settles them).
 
     Host memory is the peak of resident pages (VmHWM) of the one process: base + weights + what stays + the largest
     phase + what the heap wastes. Measured errors: docs/plan.md. Limits: one process; validation, tokenizer training
     and reading the text are not in it; on a GPU the numbers are counted, not measured.
     """
-    assert workload.rung != "auto" or workload.kind in ("generate", "serve"), "settle the rung first (plan.resolve)"
-    assert workload.chunk or workload.rung not in CHUNKED, "settle the chunk first (plan.resolve)"
+    assert workload.strategy != "auto" or workload.kind in ("generate", "serve"), "plan.resolve comes first"
+    assert workload.chunk or workload.strategy not in CHUNKED, "settle the chunk first (plan.resolve)"
     train = workload.kind in ("train", "extend")
     source = memory if train else inference
     fixed, found = source.fixed_parts(workload), source.phases(workload)
@@ -106,10 +106,10 @@ def _heap(workload: Workload, phase: Parts) -> int:
     short = sum(size for name, size in phase.items() if name != "gradients")
     if workload.device == "cuda":
         return int(CUDA_HOLES * sum(phase.get(name, 0) for name in PASSING))
-    least, share, adapted, packed = HEAP.get(workload.rung, HEAP_CHUNKED)
-    if workload.spec.recurrent and workload.rung == "plain":
+    least, share, adapted, packed = HEAP.get(workload.strategy, HEAP_CHUNKED)
+    if workload.spec.recurrent and workload.strategy == "plain":
         least = 10_000_000
-    elif workload.spec.both_ways and workload.rung in CHUNKED:  # every layer is gone through six times in chunks
+    elif workload.spec.both_ways and workload.strategy in CHUNKED:  # every layer is gone through six times in chunks
         least = 20_000_000
     share += (adapted if workload.lora else 0) + (packed if workload.packed else 0)
     return int(least + share * short)

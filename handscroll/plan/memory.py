@@ -1,7 +1,7 @@
-"""Peak memory of a training step: what each rung holds in each phase, from shapes alone.
+"""Peak memory of a training step: what each strategy holds in each phase, from shapes alone.
 
 A phase is a moment at which much is held at once; the peak is that of the largest phase. n = rows x tokens in work at
-once: all T of a row on the rungs plain and checkpoint, a chunk on the others.
+once: all T of a row on the strategies plain and checkpoint, a chunk on the others.
 
 - plain: L layers x n x `Layer.kept`.
 - checkpoint: L x n x 4 D, and one layer's `kept` while it is recomputed.
@@ -87,7 +87,7 @@ def fixed_parts(workload: Workload) -> Parts:
 
 def phases(workload: Workload) -> dict[str, Parts]:
     """What every phase holds besides `fixed_parts`, by phase and part."""
-    found = _sourced(workload) if workload.spec.encoder else _rung(workload)
+    found = _sourced(workload) if workload.spec.encoder else _strategy(workload)
     grads = WIDE * workload.trainable
     found["update"] = {"gradients": grads, "update": update_bytes(workload)}
     if workload.micro > 1:  # gradients of the micro-batches before are there from the start
@@ -96,10 +96,10 @@ def phases(workload: Workload) -> dict[str, Parts]:
     return found
 
 
-def _rung(workload: Workload) -> dict[str, Parts]:
-    if workload.rung == "plain":
+def _strategy(workload: Workload) -> dict[str, Parts]:
+    if workload.strategy == "plain":
         return _plain(workload)
-    if workload.rung == "checkpoint":
+    if workload.strategy == "checkpoint":
         return _checkpoint(workload)
     return _staged(workload)
 
@@ -108,20 +108,20 @@ def _sourced(workload: Workload) -> dict[str, Parts]:
     """The decoder's phases while the source waits, and the encoder's backward behind them.
 
     What waits: what the encoder keeps for its backward, its final states with their norm, and the keys and values that
-    decoder layers read of them, all of them on rung plain, else those of one layer with their gradients.
+    decoder layers read of them, all of them on strategy plain, else those of one layer with their gradients.
     """
     source, target = workload.sides
     n, wide = source.rows * source.length, WIDE * source.spec.width
     inner = max(layer.inner for layer in target.spec.layers)
     kept = over(target.spec.layers, lambda layer: source_bytes(target, layer))
-    read, write = _rung(source), _rung(target)
+    read, write = _strategy(source), _strategy(target)
     states = 3 * n * wide  # into the norm, scaled, out of it
     one = max(source_bytes(target, layer) for layer in target.spec.layers)
     keys = n * (one + 2 * (narrow(workload) + WIDE) * inner)
-    if workload.rung == "plain":
+    if workload.strategy == "plain":
         waits = n * kept_by_all(source) + _cast_weights(source) + states
         keys = n * kept
-    elif workload.rung == "checkpoint":
+    elif workload.strategy == "checkpoint":
         waits = len(source.spec.layers) * n * wide + states
         keys += 2 * n * wide  # the gradient of the states, of this layer and of those above
     else:
@@ -280,12 +280,12 @@ def _staged(workload: Workload) -> dict[str, Parts]:
 
 
 def stage_layers(workload: Workload) -> int:
-    """Layers of a stage on the chunked rungs."""
-    return {"chunk-outer": len(workload.spec.layers), "layer-outer": 1}.get(workload.rung, workload.stage_layers)
+    """Layers of a stage on the chunked strategies."""
+    return {"chunk-outer": len(workload.spec.layers), "layer-outer": 1}.get(workload.strategy, workload.stage_layers)
 
 
 def carried(workload: Workload) -> Parts:
-    """Stage inputs, keys and values, and their gradients: what a chunked rung keeps here, or offloads."""
+    """Stage inputs, keys and values, and their gradients: what a chunked strategy keeps here, or offloads."""
     if workload.spec.encoder:  # and the final states, with their gradient
         source, target = workload.sides
         read, write = carried(source), carried(target)

@@ -42,7 +42,7 @@ class Plan:
 
 
 def plan(workloads: Sequence[Workload], machine: Machine) -> Plan:
-    """The plan of a run's stages: the widest one decides rung and chunk for all, and each must fit with them."""
+    """The plan of a run's stages: the widest one decides strategy and chunk for all, and each must fit with them."""
     widest_one = widest(workloads)
     try:
         settled, refusal = check(widest_one, machine).workload, ""
@@ -51,7 +51,7 @@ def plan(workloads: Sequence[Workload], machine: Machine) -> Plan:
     stages = tuple(predict(settle(one, settled), machine) for one in workloads)
     if not refusal:
         refusal = next((_refused(one.workload, machine) for one in stages if not fits(one, machine)), "")
-    free = widest_one.changed(rung="auto", chunk=0, stage_layers=0, offload="none")
+    free = widest_one.changed(strategy="auto", chunk=0, stage_layers=0, offload="none")
     others = tuple(best_of_each(options(free, machine), machine)) if widest_one.kind in TRAINING else ()
     return Plan(machine, stages, others, refusal)
 
@@ -66,7 +66,7 @@ def _refused(workload: Workload, machine: Machine) -> str:
 
 
 def settle(workload: Workload, settled: Workload) -> Workload:
-    """A stage's workload with the rung, chunk and place that were settled for the run."""
+    """A stage's workload with the strategy, chunk and place that were settled for the run."""
     return workload.changed(**{name: getattr(settled, name) for name in MEMORY})
 
 
@@ -76,10 +76,10 @@ def smallest(workload: Workload, machine: Machine) -> Forecast:
 
 
 def best_of_each(found: Sequence[Forecast], machine: Machine) -> list[Forecast]:
-    """The fastest of each rung, stage and place, those that fit first."""
+    """The fastest of each strategy, stage and place, those that fit first."""
     best: dict[tuple[Any, ...], Forecast] = {}
     for one in sorted(found, key=lambda one: (not fits(one, machine), one.seconds)):
-        best.setdefault((one.workload.rung, one.workload.stage_layers, one.workload.offload), one)
+        best.setdefault((one.workload.strategy, one.workload.stage_layers, one.workload.offload), one)
     return list(best.values())
 
 
@@ -141,4 +141,4 @@ def _setting(workload: Workload) -> str:
     stage = f" of {workload.stage_layers} layers" if workload.stage_layers else ""
     chunk = f", chunk {workload.chunk:,}" if workload.chunk else ""
     place = f", on {workload.offload}" if workload.offload != "none" else ""
-    return f"{workload.rung}{stage}{chunk}{place}"
+    return f"{workload.strategy}{stage}{chunk}{place}"

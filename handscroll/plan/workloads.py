@@ -41,15 +41,15 @@ def recipe_workloads(recipe: Any, config: Any = None, data_bytes: int | None = N
     common["targets"] = recipe.objective.share(recipe.mixed)
     memory = recipe.memory
     common |= {name: getattr(memory, name) for name in MEMORY}
-    if memory.rung == "recurrent":  # it keeps no more than the plain step of one chunk
-        common |= {"rung": "plain", "chunk": 0}
+    if memory.strategy == "recurrent":  # it keeps no more than the plain step of one chunk
+        common |= {"strategy": "plain", "chunk": 0}
     found = []
     for stage in recipe.stages:
         micro = stage.micro or stage.rows
         mixed = [recipe.data[name] for name in stage.mix]
         kinds = {getattr(data, "sampling", data.kind) for data in mixed}
         packed = bool({"packed", "labelled", "blanks"} & kinds) or any(getattr(data, "pairs", 1) > 1 for data in mixed)
-        length = min(stage.length, memory.chunk) if memory.rung == "recurrent" else stage.length
+        length = min(stage.length, memory.chunk) if memory.strategy == "recurrent" else stage.length
         own = {"length": length, "rows": micro, "micro": stage.rows // micro, "steps": stage.steps}
         if spec.encoder:  # what is cut out of a text goes to the target, each span with a sentinel on both sides
             cut, spans = recipe.objective.counts(max(2, length))

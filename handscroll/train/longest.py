@@ -14,13 +14,13 @@ def check_positions(recipe: "Recipe", config: Any, document: int) -> None:
 
     Positions begin anew in each document of a row, of `document` tokens at most, and in each of several pairs; labelled
     documents that are too long the model itself refuses. A stage that gives new rotary positions makes them for its own
-    rows; the recurrent form asks for its chunks alone (`train/ladder/recurrent.py`). Held-out text may be longer than
-    the context of a model without a table.
+    rows; the recurrent form asks for its chunks alone (`train/strategies/recurrent.py`). Held-out text may be longer
+    than the context of a model without a table.
 
     Raises:
         CapacityError: says what would fit.
     """
-    if config.spec.recurrent or recipe.memory.rung == "recurrent":
+    if config.spec.recurrent or recipe.memory.strategy == "recurrent":
         return
     if config.spec.reads == "blanks":
         _check_blanks(recipe, config, document)

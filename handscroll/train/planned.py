@@ -34,8 +34,8 @@ class Planned:
         widest = max(self.plan.stages, key=lambda stage: stage.host)
         place = ", ".join(f"{name} {value}" for name, value in chosen(widest.workload).items())
         free = gigabytes(self.plan.machine.usable)
-        if self.memory.rung == "recurrent":
-            place = "rung recurrent, truncated: what is learned from ends at each chunk's edge"
+        if self.memory.strategy == "recurrent":
+            place = "strategy recurrent, truncated: what is learned from ends at each chunk's edge"
         card = f"GPU {gigabytes(widest.gpu)} (has {gigabytes(self.plan.machine.gpu)}), " if widest.gpu else ""
         return (
             f"plan: {place}; {card}peak memory {gigabytes(widest.host)} (may use {free}), "
@@ -79,12 +79,12 @@ def planned(
     machine = this_machine(folder, torch.get_num_threads(), gpu)
     machine = machine.model_copy(update={"memory": machine.memory // world.neighbours})
     kept = _kept(folder)
-    if memory.rung == "auto" and kept is not None:
+    if memory.strategy == "auto" and kept is not None:
         again = plan([_part(_with(one, kept), world) for one in workloads], machine)
         if not again.refusal:
             memory = kept
-    if memory.rung == "recurrent":
-        short = [one.changed(length=min(one.length, memory.chunk), rung="plain") for one in workloads]
+    if memory.strategy == "recurrent":
+        short = [one.changed(length=min(one.length, memory.chunk), strategy="plain") for one in workloads]
         return _written(Planned(memory, plan(short, machine), folder), world, force)
     if world.context > 1:  # ranks share chunks; plain rows have none
         memory = memory.model_copy(update={"chunk": memory.chunk or 1024})

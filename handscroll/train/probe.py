@@ -217,7 +217,7 @@ def _small(width: int, layers: int, length: int, vocab: int = 512, **changes: An
     sizes |= {"head_size": width // heads, "mlp_width": 8 * width // 3 // 16 * 16, "tied": True}
     positions: Any = {"base": 1e4, "scaling": {"name": "none"}, "context": length, "trained": length}
     spec = LlamaConfig(**sizes, positions=positions).spec
-    return Workload.model_validate({"spec": spec, "length": length, "rung": "plain", "steps": 3} | changes)
+    return Workload.model_validate({"spec": spec, "length": length, "strategy": "plain", "steps": 3} | changes)
 
 
 def _timed(precision: str) -> list[Workload]:
@@ -228,12 +228,12 @@ def _timed(precision: str) -> list[Workload]:
     return [
         _small(256, 6, 768, precision=precision, rows=2),
         _small(128, 4, 4096, precision=precision),
-        _small(64, 10, 1536, precision=precision, rung="chunk-outer", chunk=128),
-        _small(448, 4, 1536, precision=precision, rung="checkpoint"),
+        _small(64, 10, 1536, precision=precision, strategy="chunk-outer", chunk=128),
+        _small(448, 4, 1536, precision=precision, strategy="checkpoint"),
         _small(512, 2, 128, vocab=24_000, precision=precision),
         _small(128, 2, 1024, vocab=24_000, precision=precision, optimizer="sgd"),
         _small(128, 6, 2048, precision=precision, rows=2, packed=True),
-        _small(192, 8, 512, precision=precision, rows=4, rung="layer-outer", chunk=256),
+        _small(192, 8, 512, precision=precision, rows=4, strategy="layer-outer", chunk=256),
     ]
 
 

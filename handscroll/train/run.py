@@ -25,14 +25,14 @@ from handscroll.train.checkpoint import (
     save_checkpoint,
 )
 from handscroll.train.curriculum import Curriculum
-from handscroll.train.ladder.recurrent import Recurrent
 from handscroll.train.optim import Optimizer
 from handscroll.train.parallel.shard import assign, gathered, like
 from handscroll.train.parallel.world import ALONE, World
 from handscroll.train.regularise import Regularise, scalar
 from handscroll.train.schedule import Schedule
 from handscroll.train.spike import Spike, SpikeGuard
-from handscroll.train.step import Memory, Step, build_rung
+from handscroll.train.step import Memory, Step, build_strategy
+from handscroll.train.strategies.recurrent import Recurrent
 
 BEST = "best"  # folder of the best validated weights, inside the run folder
 
@@ -81,7 +81,7 @@ class Run:
     optimizer: Optimizer
     schedule: Schedule
     loop: Loop
-    memory: Memory = field(default_factory=lambda: Memory(rung="plain"))
+    memory: Memory = field(default_factory=lambda: Memory(strategy="plain"))
     regularise: Regularise = field(default_factory=Regularise)
     spike: Spike = field(default_factory=Spike)
     world: World = ALONE
@@ -94,9 +94,9 @@ class Run:
 
     def __post_init__(self):
         self.optimizers = self.optimizer.build(self.model)
-        rung = build_rung(self.memory, self.model, self.folder, self.world)
+        strategy = build_strategy(self.memory, self.model, self.folder, self.world)
         autocast = torch.bfloat16 if self.loop.precision == "bfloat16" else None
-        self.step = Step(rung, self.world, autocast)
+        self.step = Step(strategy, self.world, autocast)
         self.guard = SpikeGuard(self.spike)
         if self.loop.average:
             self.average = {name: p.detach().clone() for name, p in self._trainable()}
@@ -105,14 +105,14 @@ class Run:
         return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
 
     def remembered(self) -> dict[str, Tensor]:
-        """The segment memory of the recurrent form; nothing for exact rungs."""
-        return self.step.rung.state() if isinstance(self.step.rung, Recurrent) else {}
+        """The segment memory of the recurrent form; nothing for exact strategies."""
+        return self.step.strategy.state() if isinstance(self.step.strategy, Recurrent) else {}
 
     def begin_stage(self) -> None:
         """At a new stage: judge the next losses by themselves, and remember no keys of the old positions."""
         self.guard = SpikeGuard(self.spike)
-        if isinstance(self.step.rung, Recurrent):
-            self.step.rung.forget()
+        if isinstance(self.step.strategy, Recurrent):
+            self.step.strategy.forget()
 
     def noise(self) -> Noise | None:
         """The dropout of the coming update; None when there is none."""
@@ -186,8 +186,8 @@ class Run:
         if self.curriculum is not None:
             self.curriculum.enter(self.model, max(0, self.progress.planned - 1))
             self.curriculum.recent = [tuple(one) for one in self.progress.recent]
-        if isinstance(self.step.rung, Recurrent):
-            self.step.rung.restore(tensors.get("memory", {}), self.model.device)
+        if isinstance(self.step.strategy, Recurrent):
+            self.step.strategy.restore(tensors.get("memory", {}), self.model.device)
         self.guard = SpikeGuard.from_state(self.spike, state.get("spike", []))
         restore_rng(state["rng"])
         return state

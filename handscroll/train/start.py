@@ -31,7 +31,6 @@ from handscroll.text.readers import read
 from handscroll.text.tokenizer import Tokenizer
 from handscroll.text.training import train_tokenizer
 from handscroll.train.assemble import Updates
-from handscroll.train.ladder.certificate import certify, memory_needed
 from handscroll.train.longest import check_positions
 from handscroll.train.loop import Callbacks, OnPulse, OnRecord, train
 from handscroll.train.lora import add_lora, merge_lora, save_adapter, stands_apart
@@ -42,6 +41,7 @@ from handscroll.train.recipe import Recipe, Stage, Validation
 from handscroll.train.rows import RowData, TextData
 from handscroll.train.run import Progress, Run, write_recipe
 from handscroll.train.step import Memory
+from handscroll.train.strategies.certificate import certify, memory_needed
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,8 @@ def _keep_resolved(recipe: Recipe, text: TokenSource, folder: Path, world: World
     """Keep the resolved recipe in the run folder; one that differs from it, or between ranks, is refused."""
     # How the work is done may change when a run goes on elsewhere; what is done may not.
     what = recipe.model_dump(mode="json", exclude={"memory", "parallel", "device"})
-    if recipe.memory.rung == "recurrent":  # but this rung is no exact one: its settings are part of what is done
-        what["memory"] = recipe.memory.model_dump(mode="json", include={"rung", "chunk", "remembered"})
+    if recipe.memory.strategy == "recurrent":  # but this strategy is no exact one: its settings count
+        what["memory"] = recipe.memory.model_dump(mode="json", include={"strategy", "chunk", "remembered"})
     resolved = {"recipe": what, "versions": versions(), "text": text.fingerprint}
     if world.first:
         write_recipe(folder, resolved | {"threads": torch.get_num_threads()})
@@ -192,7 +192,7 @@ def _rows(data: RowData, text: TokenSource, tokenizer: Tokenizer, stage: Stage, 
 
 
 def _certify(recipe: Recipe, memory: Memory, model: Decoder, stream: Chain, options: RunOptions, folder: Path) -> None:
-    """Hold the rung to the plain step on a row of the run's longest stage; the result is shown and kept."""
+    """Hold the strategy to the plain step on a row of the run's longest stage; the result is shown and kept."""
     longest = max(range(len(recipe.stages)), key=lambda stage: recipe.stages[stage].length)
     (first, *_), _ = next(stream.resume(stream.beginning(longest)))
     noise = Noise(recipe.regularise.dropout, recipe.seed, 0) if recipe.regularise.dropout else None

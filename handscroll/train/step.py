@@ -1,4 +1,4 @@
-"""The `Step` seam: loss and accumulated gradients of one update's micro-batches, by any rung of the memory ladder."""
+"""The `Step` seam: loss and accumulated gradients of one update's micro-batches, by any memory strategy."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,45 +15,45 @@ from handscroll.models.model import Decoder
 from handscroll.nn.noise import Noise
 from handscroll.objectives.loss import Loss, summed
 from handscroll.objectives.objective import Objective
-from handscroll.train.ladder.blocks import Blocks, DiskBlocks, HostBlocks
-from handscroll.train.ladder.plain import Plain
-from handscroll.train.ladder.recurrent import Recurrent
-from handscroll.train.ladder.rung import Pass, Rung
-from handscroll.train.ladder.staged import Staged
 from handscroll.train.parallel.world import ALONE, World
+from handscroll.train.strategies.blocks import Blocks, DiskBlocks, HostBlocks
+from handscroll.train.strategies.plain import Plain
+from handscroll.train.strategies.recurrent import Recurrent
+from handscroll.train.strategies.staged import Staged
+from handscroll.train.strategies.strategy import Pass, Strategy
 
 EDGE = 64  # chunk edges are multiples of this
 
 
 class Memory(Config):
-    """Which rung of the ladder, and where what it keeps lies. All rungs give the same gradients.
+    """Which strategy of the memory strategies, and where what it keeps lies. All strategies give the same gradients.
 
     plain: everything is kept. checkpoint: layer inputs. chunk-outer: keys, values and their gradients.
     layer-outer: layer inputs, and keys and values of one layer. staged: in between, `stage_layers` layers at a
-    time. auto: the planner takes the fastest one that fits. recurrent is no exact rung but the truncated form, with
+    time. auto: the planner takes the fastest one that fits. recurrent is no exact strategy but the truncated form, with
     `remembered` keys and values before each chunk.
     """
 
-    rung: Literal["auto", "plain", "checkpoint", "chunk-outer", "layer-outer", "staged", "recurrent"] = "auto"
+    strategy: Literal["auto", "plain", "checkpoint", "chunk-outer", "layer-outer", "staged", "recurrent"] = "auto"
     chunk: int = Field(default=0, ge=0, description="tokens of a chunk, a multiple of 64; 0: the planner's choice")
     stage_layers: int = Field(default=0, ge=0, description="staged: layers of a stage")
     mlp_tile: int = Field(default=0, ge=0, description="tokens the MLP sees at a time; 0: all of the chunk")
     remembered: int = Field(default=0, ge=0, description="recurrent: keys and values kept before a chunk")
-    offload: Literal["none", "host", "disk"] = Field(default="none", description="where chunked rungs keep things")
+    offload: Literal["none", "host", "disk"] = Field(default="none", description="where chunked strategies keep things")
     folder: str = Field(default="", description="offload = 'disk': where the unnamed file lies; the run folder unless")
 
     @model_validator(mode="after")
     def _meant(self):
         if self.chunk % EDGE:
             raise ValueError(f"chunk {self.chunk} is not a multiple of {EDGE}")
-        if (self.rung == "staged") != bool(self.stage_layers):
-            raise ValueError("stage_layers belongs to rung 'staged', and 'staged' needs it")
-        if (self.rung == "recurrent") != bool(self.remembered):
-            raise ValueError("remembered belongs to rung 'recurrent', and 'recurrent' needs it")
-        if self.rung == "recurrent" and (not self.chunk or self.offload != "none"):
-            raise ValueError("rung 'recurrent' needs a chunk and offloads nothing")
-        if self.rung in ("plain", "checkpoint") and (self.chunk or self.offload != "none"):
-            raise ValueError(f"rung '{self.rung}' has no chunks and offloads nothing: leave both out")
+        if (self.strategy == "staged") != bool(self.stage_layers):
+            raise ValueError("stage_layers belongs to strategy 'staged', and 'staged' needs it")
+        if (self.strategy == "recurrent") != bool(self.remembered):
+            raise ValueError("remembered belongs to strategy 'recurrent', and 'recurrent' needs it")
+        if self.strategy == "recurrent" and (not self.chunk or self.offload != "none"):
+            raise ValueError("strategy 'recurrent' needs a chunk and offloads nothing")
+        if self.strategy in ("plain", "checkpoint") and (self.chunk or self.offload != "none"):
+            raise ValueError(f"strategy '{self.strategy}' has no chunks and offloads nothing: leave both out")
         if self.folder and self.offload != "disk":
             raise ValueError("folder belongs to offload = 'disk'")
         return self
@@ -63,55 +63,55 @@ class Abandoned(Exception):
     """A step was given up between two chunks, on request; the gradients are worthless, the weights untouched."""
 
 
-def build_rung(memory: Memory, model: Decoder, folder: Path, world: World = ALONE) -> Rung:
-    """The rung that resolved settings describe (`auto` is the planner's business); `folder` for offloading.
+def build_strategy(memory: Memory, model: Decoder, folder: Path, world: World = ALONE) -> Strategy:
+    """The strategy that resolved settings describe (`auto` is the planner's business); `folder` for offloading.
 
     Raises:
         ConfigError: host memory as a place away from the CPU, when the model is on the CPU; ranks that share tokens
-            on a rung without chunks.
+            on a strategy without chunks.
     """
-    assert memory.rung != "auto", "resolve settings with plan.resolve first"
+    assert memory.strategy != "auto", "resolve settings with plan.resolve first"
     device = model.device
     if memory.offload == "host" and device.type == "cpu":
         raise ConfigError("memory.offload = 'host': the model is on the CPU, host memory is its own; use 'disk'")
-    if memory.rung in ("plain", "checkpoint") and world.context > 1:
+    if memory.strategy in ("plain", "checkpoint") and world.context > 1:
         raise ConfigError(
-            f"parallel.context = {world.context} shares the tokens of a row chunk by chunk; rung '{memory.rung}' "
-            "has no chunks: choose memory.rung = 'chunk-outer', 'layer-outer' or 'staged'"
+            f"parallel.context = {world.context} shares the tokens of a row chunk by chunk; strategy "
+            f"'{memory.strategy}' has no chunks: choose memory.strategy = 'chunk-outer', 'layer-outer' or 'staged'"
         )
-    if model.spec.encoder and memory.rung not in ("plain", "checkpoint", "layer-outer"):
+    if model.spec.encoder and memory.strategy not in ("plain", "checkpoint", "layer-outer"):
         raise ConfigError(
-            f"rung '{memory.rung}' works on several layers at once, and each layer of the encoder of family "
-            f"'{model.config.family}' needs all of the one below: choose memory.rung = 'layer-outer', 'checkpoint' or "
-            "'plain'"
+            f"strategy '{memory.strategy}' works on several layers at once, and each layer of the encoder of family "
+            f"'{model.config.family}' needs all of the one below: choose memory.strategy = 'layer-outer', "
+            "'checkpoint' or 'plain'"
         )
     if model.spec.encoder and world.context > 1:
         raise ConfigError(
             f"parallel.context = {world.context} shares the tokens of one text, and family '{model.config.family}' "
             "reads a source besides: leave it out"
         )
-    if memory.rung == "recurrent":
+    if memory.strategy == "recurrent":
         if world.size > 1:
-            raise ConfigError("rung 'recurrent' remembers in one process; start the run without torchrun")
+            raise ConfigError("strategy 'recurrent' remembers in one process; start the run without torchrun")
         recurrent = Recurrent(memory.chunk, memory.remembered, memory.mlp_tile)
         recurrent.check(model)
         return recurrent
-    if memory.rung in ("plain", "checkpoint"):
-        return Plain(recompute=memory.rung == "checkpoint", mlp_tile=memory.mlp_tile)
+    if memory.strategy in ("plain", "checkpoint"):
+        return Plain(recompute=memory.strategy == "checkpoint", mlp_tile=memory.mlp_tile)
     places: dict[str, Callable[[], Blocks] | None] = {
         "none": None,
         "host": lambda: HostBlocks(device),
         "disk": lambda: DiskBlocks(Path(memory.folder or folder), device),
     }
-    layers = {"chunk-outer": 0, "layer-outer": 1, "staged": memory.stage_layers}[memory.rung]
+    layers = {"chunk-outer": 0, "layer-outer": 1, "staged": memory.stage_layers}[memory.strategy]
     return Staged(memory.chunk or 1024, layers, memory.mlp_tile, places[memory.offload])
 
 
 @dataclass(frozen=True)
 class Step:
-    """Gradients of one update on the parameters' `.grad`, and its loss, by a rung, in a world of ranks."""
+    """Gradients of one update on the parameters' `.grad`, and its loss, by a strategy, in a world of ranks."""
 
-    rung: Rung
+    strategy: Strategy
     world: World = ALONE
     autocast: torch.dtype | None = None
 
@@ -137,7 +137,7 @@ class Step:
             beat = _shared(pulse, number, len(batches))
             length, start = batch.tokens.shape[1], first_row + first
             request = Pass(objective, max(1, count), length, self.autocast, here, self.world, start, beat)
-            losses.append(self.rung(model, mine.to(model.device), request).detached())
+            losses.append(self.strategy(model, mine.to(model.device), request).detached())
             first_row += batch.tokens.shape[0]
         self.world.sum_gradients(model)
         together = summed(losses)

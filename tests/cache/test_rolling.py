@@ -26,7 +26,7 @@ from handscroll.models.llama import Llama, LlamaConfig
 from handscroll.models.model import Model
 from handscroll.nn.compiled import stack as stacking
 from handscroll.nn.marks import Marks
-from handscroll.train.ladder.carry import HeldCarry, Reach
+from handscroll.train.strategies.carry import HeldCarry, Reach
 
 POSITIONS = {"base": 1e4, "scaling": {"name": "none"}, "context": 8192, "trained": 8192}
 WINDOWS = (8, None, 5, 8)

@@ -16,8 +16,8 @@ from handscroll.models.weights import save_model
 from handscroll.nn.marks import Marks
 from handscroll.objectives.masked import Masked
 from handscroll.objectives.task import task_from
-from handscroll.train.ladder.plain import Plain
 from handscroll.train.step import Step
+from handscroll.train.strategies.plain import Plain
 from tests.conformance.families import FORMS
 from tests.conformance.material import WORDS, tokenizer
 from tests.conftest import ROOT
@@ -218,7 +218,7 @@ def test_what_is_never_done_is_not_planned(folder):
 
 
 @pytest.mark.parametrize(
-    "given", [("--steps", "5"), ("--lr", "0.1"), ("--precision", "float12"), ("--rung", "x"), ("--rows", "-3")]
+    "given", [("--steps", "5"), ("--lr", "0.1"), ("--precision", "float12"), ("--strategy", "x"), ("--rows", "-3")]
 )
 def test_options_of_a_tuning_need_one(given, folder, tmp_path):
     words = ("extend", folder("bert"), "--to", "128", "--method", "tile", "--out", tmp_path / "longer", *given)

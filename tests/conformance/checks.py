@@ -33,8 +33,8 @@ from handscroll.nn.positions.candidate import Candidate
 from handscroll.objectives.task import TASKS, task_from
 from handscroll.plan.choose import options
 from handscroll.plan.machine import Machine
-from handscroll.train.ladder.plain import Plain
-from handscroll.train.step import Memory, Step, build_rung
+from handscroll.train.step import Memory, Step, build_strategy
+from handscroll.train.strategies.plain import Plain
 from tests.conformance.families import SCALINGS, Form, reference_class
 from tests.conformance.material import LENGTH, Learned, documents, gguf_tokens, learned_by, padded
 from tests.generate.asking import decode
@@ -306,39 +306,39 @@ CHUNK = 24  # tokens: three chunks of a row
 
 
 def settings_of_memory(form: Form) -> dict[str, list[dict[str, Any]]]:
-    """What the planner offers for a form, by rung; of the places to offload to, disk for the last rung alone."""
-    workload = Workload(spec=form.config.spec, length=LENGTH, rung="auto")
+    """What the planner offers for a form, by strategy; of the places to offload to, disk for the last one alone."""
+    workload = Workload(spec=form.config.spec, length=LENGTH, strategy="auto")
     found: dict[str, list[dict[str, Any]]] = {}
     for forecast in options(workload, MACHINE):
         one = forecast.workload
-        setting = {"rung": one.rung, "offload": one.offload, "stage_layers": one.stage_layers}
-        if setting not in found.setdefault(one.rung, []):
-            found[one.rung].append(setting)
-    last = [rung for rung in CHUNKED if rung in found][-1:]
+        setting = {"strategy": one.strategy, "offload": one.offload, "stage_layers": one.stage_layers}
+        if setting not in found.setdefault(one.strategy, []):
+            found[one.strategy].append(setting)
+    last = [strategy for strategy in CHUNKED if strategy in found][-1:]
     return {
-        rung: [setting for setting in offered if rung in last or setting["offload"] == "none"]
-        for rung, offered in found.items()
+        strategy: [setting for setting in offered if strategy in last or setting["offload"] == "none"]
+        for strategy, offered in found.items()
     }
 
 
 def gradients_are_certified(form: Form, folder: Path) -> None:
-    """Rungs that the planner offers give the gradients of the plain step, 1e-12 in float64; others are refused."""
+    """Strategies that the planner offers give the gradients of the plain step, 1e-12 in float64; others are refused."""
     model, offered = form.build(), settings_of_memory(form)
     for learned in learned_by(model):
         batch, objective, noise = collate(learned.rows(1)), learned.objective, Noise(0.1, seed=3, update=1)
         assert objective is not None
         wanted = gradients(model, Step(Plain()), batch, objective, noise)
-        for rung in ("checkpoint", *CHUNKED):
-            free = {"rung": rung, "offload": "none", "stage_layers": 2 if rung == "staged" else 0}
-            possible = rung in offered and (objective.additive or rung not in CHUNKED)
-            for setting in offered[rung] if possible else [free]:
-                memory = Memory.parse({"chunk": 64 if rung in CHUNKED else 0, **setting}, "test")
+        for strategy in ("checkpoint", *CHUNKED):
+            free = {"strategy": strategy, "offload": "none", "stage_layers": 2 if strategy == "staged" else 0}
+            possible = strategy in offered and (objective.additive or strategy not in CHUNKED)
+            for setting in offered[strategy] if possible else [free]:
+                memory = Memory.parse({"chunk": 64 if strategy in CHUNKED else 0, **setting}, "test")
                 memory = memory.model_copy(update={"chunk": CHUNK}) if memory.chunk else memory
                 if not possible:
-                    with pytest.raises(ConfigError, match=r"rung|add up"):
-                        gradients(model, Step(build_rung(memory, model, folder)), batch, objective, noise)
+                    with pytest.raises(ConfigError, match=r"strategy|add up"):
+                        gradients(model, Step(build_strategy(memory, model, folder)), batch, objective, noise)
                     continue
-                found = gradients(model, Step(build_rung(memory, model, folder)), batch, objective, noise)
+                found = gradients(model, Step(build_strategy(memory, model, folder)), batch, objective, noise)
                 apart = sum(float((found[name] - value).square().sum()) for name, value in wanted.items())
                 size = sum(float(value.square().sum()) for value in wanted.values())
                 assert found.keys() == wanted.keys() and (apart / size) ** 0.5 < GRADIENTS, setting

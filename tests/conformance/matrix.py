@@ -9,7 +9,7 @@ from tests.conformance.material import learned_by
 COLUMNS = (
     "`model_type`",
     "learns",
-    "rungs",
+    "strategies",
     "cache",
     "goes on with a text",
     "lengthened: methods for",
@@ -41,13 +41,13 @@ def matrix() -> str:
     for family in FAMILIES:
         forms = [form for form in FORMS.values() if form.family == family]
         tasks = [learned.task.name for form in forms for learned in learned_by(random(form)) if learned.task]
-        rungs = settings_of_memory(forms[0])
+        strategies = settings_of_memory(forms[0])
         ways = forms[0].config.spec.positions[0]
         rows.append(
             [
                 f"`{family}`",
                 ", ".join(dict.fromkeys(tasks)) or "no",
-                ", ".join(sorted(rungs, key=list(RUNGS).index)),
+                ", ".join(sorted(strategies, key=list(STRATEGIES).index)),
                 "state"
                 if random(forms[0]).spec.recurrent
                 else _word(any(CHECKS["pieces"].can(form) for form in forms)),
@@ -63,7 +63,7 @@ def _table(rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
-RUNGS = ("plain", "checkpoint", "chunk-outer", "layer-outer", "staged")
+STRATEGIES = ("plain", "checkpoint", "chunk-outer", "layer-outer", "staged")
 
 
 def _word(can: bool) -> str:

@@ -210,7 +210,11 @@ def test_a_recipe_teaches_it_to_fill_blanks(tmp_path):
     }
     recipe = Recipe.parse(settings, "recipe")
     (workload,) = recipe_workloads(recipe)
-    assert {one.workload.rung for one in options(workload, this_machine())} == {"plain", "checkpoint", "layer-outer"}
+    assert {one.workload.strategy for one in options(workload, this_machine())} == {
+        "plain",
+        "checkpoint",
+        "layer-outer",
+    }
     seen: list[dict] = []
     run_recipe(recipe, tmp_path / "straight", RunOptions(on_record=seen.append))
     assert seen[-1]["loss"] < seen[0]["loss"] - 0.2

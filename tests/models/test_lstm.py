@@ -22,9 +22,9 @@ from handscroll.nn.marks import Marks
 from handscroll.nn.noise import Noise
 from handscroll.objectives.causal import Causal
 from handscroll.objectives.classify import Classify
-from handscroll.train.ladder.certificate import certify
-from handscroll.train.ladder.plain import Plain
-from handscroll.train.step import Memory, Step, build_rung
+from handscroll.train.step import Memory, Step, build_strategy
+from handscroll.train.strategies.certificate import certify
+from handscroll.train.strategies.plain import Plain
 from tests.generate.asking import beam_search, decode
 
 
@@ -139,12 +139,12 @@ def batch(rows: int = 2, width: int = 300, documents: bool = True) -> Batch:
     return Batch(ids[:, :-1], targets, index, segment, places)
 
 
-RUNGS = {
-    "checkpoint": {"rung": "checkpoint"},
-    "chunk-outer": {"rung": "chunk-outer", "chunk": 64},
-    "layer-outer": {"rung": "layer-outer", "chunk": 64},
-    "staged": {"rung": "staged", "chunk": 128, "stage_layers": 2},
-    "disk": {"rung": "chunk-outer", "chunk": 64, "offload": "disk"},
+STRATEGIES = {
+    "checkpoint": {"strategy": "checkpoint"},
+    "chunk-outer": {"strategy": "chunk-outer", "chunk": 64},
+    "layer-outer": {"strategy": "layer-outer", "chunk": 64},
+    "staged": {"strategy": "staged", "chunk": 128, "stage_layers": 2},
+    "disk": {"strategy": "chunk-outer", "chunk": 64, "offload": "disk"},
 }
 
 
@@ -154,13 +154,15 @@ def gradients(model, step, piece, objective, noise=None):
     return {name: p.grad.clone() for name, p in model.named_parameters()} | {"loss": loss.total}
 
 
-@pytest.mark.parametrize("rung", RUNGS)
-def test_every_rung_goes_back_through_all_of_time(rung, tmp_path):
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_goes_back_through_all_of_time(strategy, tmp_path):
     """Of rows of one document each; packed ones are in tests/conformance."""
     model, piece = build(layers=3).double(), batch(documents=False)
-    noise = Noise(0.2, 5, 0) if rung == "chunk-outer" else None
+    noise = Noise(0.2, 5, 0) if strategy == "chunk-outer" else None
     want = gradients(model, Step(Plain()), piece, Causal(), noise)
-    got = gradients(model, Step(build_rung(Memory(**RUNGS[rung]), model, tmp_path)), piece, Causal(), noise)
+    got = gradients(
+        model, Step(build_strategy(Memory(**STRATEGIES[strategy]), model, tmp_path)), piece, Causal(), noise
+    )
     for name, value in want.items():
         assert (got[name] - value).norm() <= 1e-12 * value.norm(), name
 
@@ -178,7 +180,7 @@ def test_cut_off_gradients_would_be_seen():
 
 
 def test_the_certificate_is_given(tmp_path):
-    memory = Memory(rung="chunk-outer", chunk=64)
+    memory = Memory(strategy="chunk-outer", chunk=64)
     certificate = certify(build(), memory, batch(1), Causal(), tmp_path)
     assert certificate.passed and certificate.float64 < 1e-12
 
@@ -231,13 +233,13 @@ def test_a_classifier_of_last_states_is_trained_in_chunks_and_one_of_means_is_no
     piece = Batch(piece.tokens, targets, piece.index, piece.segment, piece.positions)
     model = build(labels=("bad", "good")).double()
     objective = Classify.of(model)
-    rung = build_rung(Memory(rung="chunk-outer", chunk=64), model, tmp_path)
-    want, got = (gradients(model, Step(one), piece, objective) for one in (Plain(), rung))
+    strategy = build_strategy(Memory(strategy="chunk-outer", chunk=64), model, tmp_path)
+    want, got = (gradients(model, Step(one), piece, objective) for one in (Plain(), strategy))
     for name, value in want.items():
         assert (got[name] - value).norm() <= 1e-12 * value.norm(), name
     model = build(labels=("bad", "good"), pool="mean")
     with pytest.raises(ConfigError, match="add up"):
-        Step(rung)(model, [piece], Classify.of(model))
+        Step(strategy)(model, [piece], Classify.of(model))
     with pytest.raises(ConfigError, match="predicts"):
         model(piece.tokens)
     with pytest.raises(ConfigError, match="labels"):
@@ -256,7 +258,7 @@ def test_what_does_not_apply_to_a_state_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="keys"):
         Engine(model, blocks=8)
     with pytest.raises(ConfigError, match="exact"):
-        build_rung(Memory(rung="recurrent", chunk=64, remembered=64), model, tmp_path)
+        build_strategy(Memory(strategy="recurrent", chunk=64, remembered=64), model, tmp_path)
     with pytest.raises(ConfigError, match="new_cache"):
         model(tokens(1, 4), cache=FullCache(2))
     cache = model.new_cache()

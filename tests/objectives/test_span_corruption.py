@@ -21,11 +21,11 @@ from handscroll.plan.choose import options
 from handscroll.plan.machine import this_machine
 from handscroll.plan.workloads import recipe_workloads
 from handscroll.text.training import TokenizerConfig, train_tokenizer
-from handscroll.train.ladder.certificate import certify
-from handscroll.train.ladder.plain import Plain
 from handscroll.train.recipe import Recipe
 from handscroll.train.start import RunOptions, build_model, run_recipe
-from handscroll.train.step import Memory, Step, build_rung
+from handscroll.train.step import Memory, Step, build_strategy
+from handscroll.train.strategies.certificate import certify
+from handscroll.train.strategies.plain import Plain
 from tests.naming import naming
 from tests.resuming import resumes_to_the_same_bytes
 
@@ -185,18 +185,18 @@ def test_checkpoint_has_the_gradients_of_plain_with_dropout(form, tmp_path):
     batch = collate([row for (row, _), _ in zip(rows(), range(4), strict=False)])
     noise = Noise(0.1, seed=5, update=2)
     want = gradients(made, Step(Plain()), [batch], noise)
-    for memory in (Memory(rung="checkpoint"), Memory(rung="checkpoint", mlp_tile=20)):
-        assert apart(gradients(made, Step(build_rung(memory, made, tmp_path)), [batch], noise), want) < 1e-12
+    for memory in (Memory(strategy="checkpoint"), Memory(strategy="checkpoint", mlp_tile=20)):
+        assert apart(gradients(made, Step(build_strategy(memory, made, tmp_path)), [batch], noise), want) < 1e-12
     halves = [batch.rows(0, 2), batch.rows(2, 4)]
     assert apart(gradients(made, Step(Plain()), halves, noise), want) < 1e-12
-    certificate = certify(made, Memory(rung="checkpoint"), batch, Causal(), tmp_path, noise)
+    certificate = certify(made, Memory(strategy="checkpoint"), batch, Causal(), tmp_path, noise)
     assert certificate.passed and certificate.float64 < 1e-12
     with pytest.raises(ConfigError, match="encoder"):
-        build_rung(Memory(rung="chunk-outer"), made, tmp_path)
+        build_strategy(Memory(strategy="chunk-outer"), made, tmp_path)
 
 
 def test_dropout_reaches_encoder_and_decoder():
-    """The rung's loss is that of the model's own forward under the same noise; each side's dropout changes it."""
+    """The strategy's loss is that of the model's own forward under the same noise; each side's dropout changes it."""
     made, noise = model(), Noise(0.2, seed=5, update=2)
     batch = collate([row for (row, _), _ in zip(rows(), range(3), strict=False)])
     assert batch.source is not None
@@ -255,7 +255,10 @@ def test_a_run_learns_and_resumes_to_the_same_bytes(recipe, tmp_path):
 def test_a_run_in_chunks_on_disk_with_lora(recipe, tmp_path):
     short = ("stages=[{length=64,rows=4,steps=4,mix={text=1.0}}]", "loop.evaluate_every=100", "lora={rank=2}")
     losses = []
-    for name, memory in (("whole", "memory={rung='plain'}"), ("disk", "memory={rung='layer-outer',offload='disk'}")):
+    for name, memory in (
+        ("whole", "memory={strategy='plain'}"),
+        ("disk", "memory={strategy='layer-outer',offload='disk'}"),
+    ):
         run_recipe(recipe(*short, memory), tmp_path / name, RunOptions(certify=True))
         losses.append(
             [json.loads(line)["loss"] for line in (tmp_path / name / "records.jsonl").read_text().split("\n")[:4]]
@@ -263,13 +266,13 @@ def test_a_run_in_chunks_on_disk_with_lora(recipe, tmp_path):
         assert (tmp_path / name / "adapter" / "adapter_model.safetensors").exists()
     assert losses[1] == pytest.approx(losses[0], rel=1e-4) and losses[0][-1] != losses[0][0]
     certificate = json.loads((tmp_path / "disk" / "certificate.json").read_text())
-    assert certificate["passed"] and certificate["rung"] == "layer-outer" and certificate["float64"] < 1e-12
+    assert certificate["passed"] and certificate["strategy"] == "layer-outer" and certificate["float64"] < 1e-12
 
 
 def test_the_planner_offers_what_there_is(recipe):
     workloads = recipe_workloads(recipe())
-    exact_rungs = {"plain", "checkpoint", "layer-outer"}
-    assert {one.workload.rung for one in options(workloads[0], this_machine())} == exact_rungs
+    exact_strategies = {"plain", "checkpoint", "layer-outer"}
+    assert {one.workload.strategy for one in options(workloads[0], this_machine())} == exact_strategies
     made = build_model(recipe(), train_tokenizer(["hello " * 200], TokenizerConfig(vocab=261, sentinels=4)))
     assert made.spec.parameters == sum(p.numel() for p in made.parameters())
     length = 120
@@ -282,7 +285,7 @@ def test_recipes_that_do_not_fit_are_refused(recipe, tmp_path):
     with pytest.raises(ConfigError, match="'t5'"):
         run_recipe(recipe("objective=causal"), tmp_path / "a")
     with pytest.raises(ConfigError, match="causal"):
-        run_recipe(recipe("memory={rung='chunk-outer',chunk=64}"), tmp_path / "d")
+        run_recipe(recipe("memory={strategy='chunk-outer',chunk=64}"), tmp_path / "d")
     with pytest.raises(ConfigError, match="sentinels"):
         run_recipe(recipe("tokenizer.train.sentinels=0"), tmp_path / "c")
     with pytest.raises(ConfigError, match="'text'"):

@@ -22,7 +22,7 @@ def llama(**changes: Any) -> ModelSpec:
 @pytest.fixture
 def workload():
     def make(**changes) -> Workload:
-        values = {"spec": llama(), "length": 2048, "rung": "plain", "steps": 2} | changes
+        values = {"spec": llama(), "length": 2048, "strategy": "plain", "steps": 2} | changes
         return Workload.model_validate(values)
 
     return make

@@ -26,12 +26,12 @@ def run(*words: str) -> str:
 
 def test_a_recipe_is_planned():
     text = run("train", RECIPE)
-    assert "verdict: fits" in text and "rung=checkpoint" in text
+    assert "verdict: fits" in text and "strategy=checkpoint" in text
     assert "2      8 x 64" in text
 
 
 def test_a_run_that_cannot_fit_says_what_would():
-    text = run("train", RECIPE, "--set", "stages.1.length=8388608", "--set", "memory.rung=plain")
+    text = run("train", RECIPE, "--set", "stages.1.length=8388608", "--set", "memory.strategy=plain")
     assert "verdict: does not fit" in text and "This fits" in text
 
 
@@ -40,7 +40,7 @@ def test_json_holds_the_same():
     assert record["fits"] and len(record["stages"]) == 2
     stage = record["stages"][1]
     assert stage["host"] == sum(stage["parts"].values())
-    assert stage["workload"]["rung"] == "plain"
+    assert stage["workload"]["strategy"] == "plain"
 
 
 def test_a_checkpoint_is_planned(tiny_folder):

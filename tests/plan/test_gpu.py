@@ -41,13 +41,13 @@ MEASURED = {
 }
 
 
-def workload(name, rung, length, chunk, tile):
+def workload(name, strategy, length, chunk, tile):
     frozen = "bfloat16" if name == "8b" else "float32"
     return Workload(
         device="cuda",
         spec=SPECS[name],
         lora=8 if name == "8b" else 0,
-        rung=rung,
+        strategy=strategy,
         length=length,
         chunk=chunk,
         mlp_tile=tile,

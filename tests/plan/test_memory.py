@@ -24,13 +24,13 @@ from tests.plan.conftest import SIZES, llama
 
 POSITIONS = {"base": 1e4, "scaling": {"name": "none"}, "context": 64, "trained": 64}
 LLAMA = {"vocab": 90, "width": 24, "layers": 3, "heads": 4, "kv_heads": 2, "head_size": 6, "mlp_width": 40}
-RUNGS = [
-    {"rung": "plain"},
-    {"rung": "checkpoint"},
-    {"rung": "chunk-outer", "chunk": 512},
-    {"rung": "layer-outer", "chunk": 512},
-    {"rung": "staged", "stage_layers": 2, "chunk": 512},
-    {"rung": "layer-outer", "chunk": 512, "offload": "disk"},
+STRATEGIES = [
+    {"strategy": "plain"},
+    {"strategy": "checkpoint"},
+    {"strategy": "chunk-outer", "chunk": 512},
+    {"strategy": "layer-outer", "chunk": 512},
+    {"strategy": "staged", "stage_layers": 2, "chunk": 512},
+    {"strategy": "layer-outer", "chunk": 512, "offload": "disk"},
 ]
 
 
@@ -62,23 +62,23 @@ def test_parameters_are_those_of_the_model(family, rank, tied):
 
 def test_what_was_read_before_is_not_counted_again(workload, machine):
     parts = {
-        past: predict(workload(kind="generate", rung="auto", length=100, new=9, past=past), machine(2000)).parts
+        past: predict(workload(kind="generate", strategy="auto", length=100, new=9, past=past), machine(2000)).parts
         for past in (0, 5000)
     }
     each = 2 * 6 * 128 * 4
     assert parts[0]["cache"] == parts[5000]["cache"] == each * 108
-    evicting = workload(kind="generate", rung="auto", length=100, past=5000, cache=Footprint(each=1000, most=200))
+    evicting = workload(kind="generate", strategy="auto", length=100, past=5000, cache=Footprint(each=1000, most=200))
     assert predict(evicting, machine(2000)).parts["cache"] == 1000 * (300 - 201)
-    whole = inference.phases(workload(kind="generate", rung="auto", length=5100, new=9))
+    whole = inference.phases(workload(kind="generate", strategy="auto", length=5100, new=9))
     assert (
-        inference.phases(workload(kind="generate", rung="auto", length=100, new=9, past=5000))["token"]
+        inference.phases(workload(kind="generate", strategy="auto", length=100, new=9, past=5000))["token"]
         == whole["token"]
     )
 
 
 def test_bias_tensors_of_a_tile_are_counted(workload):
     """Of 512 queries over 1,024 keys, the bias and its sum with the mask; of a new token over all keys."""
-    plain = workload(kind="generate", rung="auto", length=4096, new=1)
+    plain = workload(kind="generate", strategy="auto", length=4096, new=1)
     biased = plain.changed(spec=plain.spec.model_copy(update={"positions": (Slopes(context=64, trained=64),)}))
     more = {name: inference.phases(biased)[name]["work"] - inference.phases(plain)[name]["work"] for name in ("token",)}
     assert more["token"] == 2 * 4 * 8 * 4097
@@ -97,20 +97,20 @@ def test_parameters_of_an_encoder(heads):
 def test_an_encoder_decoder_by_hand(workload, machine):
     """1,843 tokens of source and 410 of target in a text of 2,048; encoder of 4 layers, decoder of 3, 4 heads of 16."""
     sizes = {"vocab": 90, "width": 32, "layers": 3, "encoder_layers": 4, "heads": 4, "head_size": 16, "mlp_width": 40}
-    text = workload(spec=T5Config(**sizes, start=0).spec, chunk=256, rung="layer-outer", read=0.9, written=0.2)
+    text = workload(spec=T5Config(**sizes, start=0).spec, chunk=256, strategy="layer-outer", read=0.9, written=0.2)
     assert [len(side.spec.layers) for side in text.sides] == [4, 3]
     assert [side.length for side in text.sides] == [1844, 410]
     # inputs of encoder layers 2 to 4, their end and its gradient; of decoder layers 2 and 3
     assert memory.carried(text)["inputs"] == 4 * 32 * (5 * 1844 + 2 * 410)
     # of one layer: the encoder's or the decoder's of the source, and the decoder's own of all chunks but the last
     assert memory.carried(text)["keys"] == 4 * 2 * 4 * 16 * (2 * 1844 + 256)
-    assert {one.workload.rung for one in options(text.changed(rung="auto", chunk=0), machine(10_000))} == {
+    assert {one.workload.strategy for one in options(text.changed(strategy="auto", chunk=0), machine(10_000))} == {
         "plain",
         "checkpoint",
         "layer-outer",
     }
-    order = [{"rung": "plain", "chunk": 0}, {"rung": "checkpoint", "chunk": 0}, {}, {"offload": "disk"}]
-    peaks = [predict(text.changed(length=65_536, **rung), machine(10_000)).host for rung in order]
+    order = [{"strategy": "plain", "chunk": 0}, {"strategy": "checkpoint", "chunk": 0}, {}, {"offload": "disk"}]
+    peaks = [predict(text.changed(length=65_536, **strategy), machine(10_000)).host for strategy in order]
     assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == 4
     longer, shorter = (predict(text.changed(written=share), machine(10_000)) for share in (0.4, 0.2))
     assert longer.host > shorter.host and longer.seconds > shorter.seconds
@@ -119,17 +119,17 @@ def test_an_encoder_decoder_by_hand(workload, machine):
 def test_an_encoder_keeps_one_input_more_and_all_keys(workload, machine):
     spec = workload().spec.model_copy(update={"reads": "both", "transformed": True})
     there = {"spec": spec, "chunk": 512}
-    carried = memory.carried(workload(rung="layer-outer", **there))
+    carried = memory.carried(workload(strategy="layer-outer", **there))
     assert carried["inputs"] == 6 * 2048 * 256 * 4 and carried["keys"] == 2 * 2048 * 128 * 4
-    assert {one.workload.rung for one in options(workload(spec=spec, rung="auto"), machine(10_000))} == {
+    assert {one.workload.strategy for one in options(workload(spec=spec, strategy="auto"), machine(10_000))} == {
         "plain",
         "checkpoint",
         "layer-outer",
     }
     with pytest.raises(ConfigError, match="causal"):
-        check(workload(rung="chunk-outer", **there), machine(10_000))
+        check(workload(strategy="chunk-outer", **there), machine(10_000))
     with pytest.raises(ConfigError, match="generates"):
-        check(workload(kind="generate", rung="auto", spec=spec), machine(10_000))
+        check(workload(kind="generate", strategy="auto", spec=spec), machine(10_000))
     few = memory.loss_bytes(workload(spec=spec, targets=0.15), 2048)
     assert few < memory.loss_bytes(workload(), 2048)
 
@@ -152,13 +152,13 @@ def test_the_widest_moment_of_a_plain_step_by_hand(workload):
 
 
 def test_what_chunks_carry_by_hand(workload):
-    carried = memory.carried(workload(rung="staged", stage_layers=2, chunk=512))
+    carried = memory.carried(workload(strategy="staged", stage_layers=2, chunk=512))
     assert carried["inputs"] == 2 * 2048 * 256 * 4
     assert carried["keys"] == 2 * 2 * 1536 * 128 * 4
     assert carried["key gradients"] == carried["keys"]
 
 
-@pytest.mark.parametrize("settings", RUNGS, ids=lambda item: "-".join(map(str, item.values())))
+@pytest.mark.parametrize("settings", STRATEGIES, ids=lambda item: "-".join(map(str, item.values())))
 @pytest.mark.parametrize("change", ["length", "rows", "micro", "layers", "width", "vocab"])
 def test_more_takes_more(workload, machine, settings, change):
     here = machine(10_000)
@@ -173,18 +173,18 @@ def test_more_takes_more(workload, machine, settings, change):
     assert small.seconds < large.seconds
 
 
-def test_the_ladder_goes_down_in_memory_and_up_in_time(workload, machine):
-    ladder = [predict(workload(length=8192, **settings), machine(10_000)) for settings in RUNGS]
-    plain, checkpoint, chunked, layered, staged, disk = (forecast.host for forecast in ladder)
+def test_strategies_go_down_in_memory_and_up_in_time(workload, machine):
+    strategies = [predict(workload(length=8192, **settings), machine(10_000)) for settings in STRATEGIES]
+    plain, checkpoint, chunked, layered, staged, disk = (forecast.host for forecast in strategies)
     assert plain > checkpoint > chunked > disk
     assert plain > 2 * layered
     assert layered < staged < chunked
     assert disk < layered
-    assert all(ladder[0].seconds < other.seconds for other in ladder[1:])
+    assert all(strategies[0].seconds < other.seconds for other in strategies[1:])
 
 
 def test_parts_add_up(workload, machine):
-    for settings in RUNGS:
+    for settings in STRATEGIES:
         forecast = predict(workload(**settings), machine(10_000))
         assert sum(forecast.parts.values()) == forecast.host
 
@@ -216,7 +216,7 @@ def test_disk_counts_one_checkpoint_more_than_are_kept(workload):
 
 def test_generation_grows_by_its_cache(workload, machine):
     sizes = [
-        predict(workload(kind="generate", rung="auto", length=length, new=1), machine(10_000)).parts["cache"]
+        predict(workload(kind="generate", strategy="auto", length=length, new=1), machine(10_000)).parts["cache"]
         for length in (1024, 2048)
     ]
     assert sizes[0] == 2 * 6 * 1024 * 128 * 4
@@ -231,7 +231,7 @@ def test_a_state_does_not_grow_and_its_steps_follow_each_other(workload, machine
     for length in (512, 1 << 20):
         asked = workload(spec=spec, kind="generate", length=length, new=64)
         assert predict(asked, machine(4000)).parts["cache"] == state
-    chunked = workload(spec=spec, rung="chunk-outer", chunk=256, length=4096)
+    chunked = workload(spec=spec, strategy="chunk-outer", chunk=256, length=4096)
     assert memory.carried(chunked) == {"inputs": 0, "keys": 15 * state, "key gradients": 15 * state}
     longer = predict(chunked.changed(length=1 << 20), machine(4000))
     assert longer.host - predict(chunked, machine(4000)).host < 100e6  # 53 MB of them are tokens and targets

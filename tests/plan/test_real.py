@@ -24,14 +24,14 @@ LSTM = LSTMConfig(vocab=1024, width=256, layers=3, trained=64).spec
 RUNS = [
     {"length": 1024, "rows": 2},
     {"length": 2048, "precision": "bfloat16", "packed": True, "optimizer": "adafactor"},
-    {"length": 4096, "rung": "checkpoint"},
-    {"length": 4096, "rung": "chunk-outer", "chunk": 512, "precision": "bfloat16"},
-    {"length": 4096, "rung": "layer-outer", "chunk": 1024, "offload": "disk"},
+    {"length": 4096, "strategy": "checkpoint"},
+    {"length": 4096, "strategy": "chunk-outer", "chunk": 512, "precision": "bfloat16"},
+    {"length": 4096, "strategy": "layer-outer", "chunk": 1024, "offload": "disk"},
     {"spec": GPT2, "length": 1024, "optimizer": "muon"},
     {"spec": LSTM, "length": 4096},
     {"spec": T5, "length": 2048},
-    {"spec": T5, "length": 4096, "rung": "layer-outer", "chunk": 512},
-    {"spec": LSTM, "length": 8192, "packed": True, "rung": "chunk-outer", "chunk": 1024},
+    {"spec": T5, "length": 4096, "strategy": "layer-outer", "chunk": 512},
+    {"spec": LSTM, "length": 8192, "packed": True, "strategy": "chunk-outer", "chunk": 1024},
 ]
 
 
@@ -41,7 +41,7 @@ def here() -> Machine:
     from handscroll.base.workload import Workload
 
     spec = llama(layers=1, width=32, heads=1, kv_heads=1, mlp_width=32, vocab=64, tied=False)
-    tiny = Workload(spec=spec, length=64, rung="plain", steps=2, threads=1)
+    tiny = Workload(spec=spec, length=64, strategy="plain", steps=2, threads=1)
     held = sum(fixed_parts(tiny).values()) + max(sum(phase.values()) for phase in phases(tiny).values())
     base = measure(tiny).peak - held
     return Machine(memory=10**11, disk=10**12, calibration=Calibration(base=base))
@@ -62,7 +62,7 @@ def test_memory_is_as_forecast(workload, here, settings):
 
 def test_a_run_that_dies_is_told(workload):
     with pytest.raises(CapacityError, match="status"):
-        measure(workload(rung="chunk-outer", chunk=0, stage_layers=0, offload="host"))
+        measure(workload(strategy="chunk-outer", chunk=0, stage_layers=0, offload="host"))
 
 
 def test_a_recipe_takes_the_disk_it_was_told(recipe, tmp_path):

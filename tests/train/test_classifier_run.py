@@ -1,4 +1,4 @@
-"""BERT as a classifier of documents: begun from a pre-trained encoder, in packed rows, on the exact rungs."""
+"""BERT as a classifier of documents: begun from a pre-trained encoder, in packed rows, on the exact strategies."""
 
 import json
 from typing import Any
@@ -63,7 +63,7 @@ def test_a_classifier_begins_with_a_pretrained_encoder(tmp_path):
         "data": {"two": {"kind": "labelled", "file": str(tmp_path / "labelled.tsv"), "labels": ["0", "1"]}},
         "stages": [{"length": 128, "rows": 4, "steps": 12, "mix": {"two": 1.0}}],
         "optimizer": {"name": "adamw", "lr": 0.01},
-        "memory": {"rung": "layer-outer", "chunk": 64},
+        "memory": {"strategy": "layer-outer", "chunk": 64},
         "loop": {"save_every": 5},
     }
     recipe, before = Recipe.parse(settings, "recipe"), load(tmp_path / "before" / "model")

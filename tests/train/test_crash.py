@@ -40,8 +40,8 @@ def counted(real, last):
 def work(folder):
     if kind == "train":
         return run_recipe(recipe, folder)
-    lm = load(where)  # the whole of extend: the choice of a method, tuning on the chunked rung with its file, saving
-    memory = {"rung": "staged", "stage_layers": 1, "chunk": 64, "offload": "disk"}
+    lm = load(where)  # the whole of extend: the choice of a method, tuning in chunks with its file, saving
+    memory = {"strategy": "staged", "stage_layers": 1, "chunk": 64, "offload": "disk"}
     files = (str(Path(os.__file__).parent / "argparse.py"),)
     values = {"files": files, "steps": 12, "rows": 2, "save_every": 2, "memory": memory, "lora": {"rank": 2}}
     settings = TuneSettings.parse(values, "tune")
@@ -65,7 +65,7 @@ for line in sys.stdin:
     sys.stdout.write(f"{status} {made}\\n"); sys.stdout.flush()
 """
 RECIPE = Path(__file__).parents[2] / "recipes" / "tiny" / "llama.toml"
-OFFLOAD = ["memory={rung='staged',stage_layers=1,chunk=64,offload='disk'}", "regularise.dropout=0.1"]
+OFFLOAD = ["memory={strategy='staged',stage_layers=1,chunk=64,offload='disk'}", "regularise.dropout=0.1"]
 CASES = {
     "train": ["train", str(RECIPE), "threads=1", "loop.save_every=3"],
     "train, offloading": ["train", str(RECIPE), "threads=1", "loop.save_every=3", *OFFLOAD],

@@ -26,7 +26,7 @@ GROWING = [
     "stages.1.length=256",
     "stages.1.steps=12",
     "stages.1.positions={scaling={name='yarn',factor=4.0},base=20000.0}",
-    "memory={rung='chunk-outer',chunk=64}",
+    "memory={strategy='chunk-outer',chunk=64}",
 ]
 
 
@@ -104,11 +104,11 @@ def test_the_certificate_is_shown_kept_and_can_fail(tmp_path, monkeypatch):
     shown = []
     run_recipe(recipe("stages.1.steps=1"), tmp_path / "run", RunOptions(certify=True, show=shown.append))
     kept = json.loads((tmp_path / "run" / "certificate.json").read_text())
-    assert kept["passed"] and kept["rung"] == "chunk-outer" and kept["tokens"] == 256 and kept["layers"] == 2
+    assert kept["passed"] and kept["strategy"] == "chunk-outer" and kept["tokens"] == 256 and kept["layers"] == 2
     assert 0 <= kept["float64"] <= 1e-12 and 0 < kept["float32"] <= 1e-5
-    assert shown[0].startswith("plan: rung chunk-outer") and "passed" in shown[1] and "1e-12" in shown[1]
+    assert shown[0].startswith("plan: strategy chunk-outer") and "passed" in shown[1] and "1e-12" in shown[1]
 
-    from handscroll.train.ladder import carry
+    from handscroll.train.strategies import carry
 
     monkeypatch.setattr(carry.HeldCarry, "left", lambda self, layer, chunk: None)  # forget carried gradients
     with pytest.raises(ConfigError, match="FAILED"):

@@ -11,11 +11,11 @@ from handscroll.base.records import read_records
 from handscroll.data.batch import Batch
 from handscroll.objectives.causal import Causal
 from handscroll.train import loop as loop_module
-from handscroll.train.ladder.plain import Plain
 from handscroll.train.recipe import Recipe
 from handscroll.train.schedule import Schedule
 from handscroll.train.start import RunOptions, run_recipe
 from handscroll.train.step import Step
+from handscroll.train.strategies.plain import Plain
 
 
 def test_a_tiny_run_learns_and_saves_an_ordinary_folder(recipe, tmp_path):

@@ -52,7 +52,7 @@ ALONE = ["stages=[{length=64,rows=2,steps=2,mix={pairs=1.0}}]"]
         (["model.sizes.masked=false"], naming("'masked'", "'bert'")),
         (["model.sizes.following=false"], "next-sentence"),
         (["objective.rate=0"], "rate"),
-        (["memory.rung=recurrent", "memory.chunk=64", "memory.remembered=64"], "learned"),
+        (["memory.strategy=recurrent", "memory.chunk=64", "memory.remembered=64"], "learned"),
     ],
 )
 def test_refusals(overrides, words, tmp_path):

@@ -22,7 +22,7 @@ def test_a_recurrent_run_resumes_to_the_same_bytes(sampling, tmp_path):
         "loop.evaluate_every=0",
         f"data={{text={{kind='text',sampling='{sampling}',order='reading'}}}}",
         "stages=[{length=256,rows=4,micro=2,steps=6,mix={text=1.0}}]",
-        "memory={rung='recurrent',chunk=64,remembered=64}",
+        "memory={strategy='recurrent',chunk=64,remembered=64}",
         "model.sizes.context=128",  # enough for chunk and remembered; the rows are longer
         "regularise.dropout=0.1",
     ]
@@ -42,9 +42,9 @@ def test_a_recurrent_run_resumes_to_the_same_bytes(sampling, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"rung": "recurrent", "chunk": 64}, "chunk|remembered"),
-        ({"rung": "recurrent", "remembered": 64}, "chunk"),
-        ({"rung": "plain", "remembered": 64}, "remembered"),
+        ({"strategy": "recurrent", "chunk": 64}, "chunk|remembered"),
+        ({"strategy": "recurrent", "remembered": 64}, "chunk"),
+        ({"strategy": "plain", "remembered": 64}, "remembered"),
     ],
 )
 def test_settings_that_would_be_ignored_are_refused(settings, words):

@@ -9,22 +9,22 @@ from handscroll.nn.init import initialise
 from handscroll.nn.noise import Noise
 from handscroll.objectives.causal import Causal
 from handscroll.objectives.masked import Masked
-from handscroll.train.ladder.plain import Plain
-from handscroll.train.ladder.staged import Staged
 from handscroll.train.parallel.shard import gathered, shard
 from handscroll.train.parallel.world import Parallel, join_world
 from handscroll.train.step import Step
-from tests.train.ladder.common import MODELS as DECODERS
-from tests.train.ladder.common import batch, bert
+from handscroll.train.strategies.plain import Plain
+from handscroll.train.strategies.staged import Staged
+from tests.train.strategies.common import MODELS as DECODERS
+from tests.train.strategies.common import batch, bert
 
-RUNGS = {
+STRATEGIES = {
     "plain": Plain(),
     "checkpoint": Plain(recompute=True, mlp_tile=48),
     "chunk-outer": Staged(64),
     "layer-outer": Staged(64, 1),
     "staged": Staged(64, 2, mlp_tile=20),
 }
-CASES = [  # rung, context ranks, sharded, kind of rows, model
+CASES = [  # strategy, context ranks, sharded, kind of rows, model
     ("plain", 1, True, "packed", "llama"),
     ("checkpoint", 1, True, "plain", "gpt2"),
     ("staged", 1, True, "packed", "tied"),
@@ -58,15 +58,15 @@ def main():
     torch.set_num_threads(1)
     found = {}
     for dtype in (torch.float64, torch.float32):
-        for rung, context, sharded, kind, name in CASES:
+        for strategy, context, sharded, kind, name in CASES:
             world = join_world(Parallel(context=context))
             model = built(name, dtype)
             if sharded:
                 shard(model, world)
             noise = Noise(0.1, seed=3, update=4)
-            loss = Step(RUNGS[rung], world)(model, [batch(kind), batch("plain")], objective(name), noise=noise)
+            loss = Step(STRATEGIES[strategy], world)(model, [batch(kind), batch("plain")], objective(name), noise=noise)
             grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-            case = f"{dtype}|{rung}|{context}|{sharded}|{kind}|{name}"
+            case = f"{dtype}|{strategy}|{context}|{sharded}|{kind}|{name}"
             found |= {f"{case}|{n}": t for n, t in gathered(grads, world).items()}
             found[f"{case}|loss"] = loss.total
     if world.first:

@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 
 from handscroll.base.errors import ConfigError
 from handscroll.nn.noise import Noise
-from handscroll.train.ladder.plain import Plain
 from handscroll.train.parallel.world import Parallel, World, join_world
-from handscroll.train.step import Memory, Step, build_rung
+from handscroll.train.step import Memory, Step, build_strategy
+from handscroll.train.strategies.plain import Plain
 from tests.naming import naming
-from tests.train.ladder.common import batch, distance, llama
 from tests.train.parallel.ranks import CASES, built, objective
+from tests.train.strategies.common import batch, distance, llama
 
 ROOT = Path(__file__).parents[3]
 RECIPE = ROOT / "recipes" / "tiny" / "llama.toml"
@@ -106,7 +106,7 @@ def reached(run):
 
 def test_a_run_may_go_on_with_another_number_of_ranks(tmp_path):
     """1 -> 2 -> 2 -> 1 ranks, stopped politely in between: the losses and weights of one rank all along."""
-    chunked = ["memory.rung=staged", "memory.stage_layers=1", "memory.chunk=64", "loop.average=0.9"]
+    chunked = ["memory.strategy=staged", "memory.stage_layers=1", "memory.chunk=64", "loop.average=0.9"]
     long = ["stages.1.steps=400", "loop.save_every=5", "loop.evaluate_every=0", "optimizer.name=adamw"]
     alone, moved = tmp_path / "alone", tmp_path / "moved"
     status, text = finished(train(1, alone, *chunked, *long))
@@ -154,7 +154,7 @@ def test_wrong_sharing_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="torchrun"):
         join_world(Parallel(context=2))
     with pytest.raises(ConfigError, match="chunks"):
-        build_rung(Memory(rung="checkpoint"), llama(), tmp_path, World(0, 2, 2))
+        build_strategy(Memory(strategy="checkpoint"), llama(), tmp_path, World(0, 2, 2))
     with pytest.raises(ConfigError, match=naming("3 rows", "2 data-parallel ranks")):
         World(0, 2, 1).rows(batch("plain", rows=3))
     assert World(1, 4, 2).cut(0, 7) == [0, 3, 7]

@@ -1,4 +1,4 @@
-"""The layer-outer rung of encoder-decoders: gradients of the plain step, to 1e-12 in float64."""
+"""The layer-outer strategy of encoder-decoders: the plain gradients, to 1e-12 in float64."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ from handscroll.data.batch import Batch
 from handscroll.models.t5 import T5, T5Config
 from handscroll.nn.noise import Noise
 from handscroll.objectives.causal import Causal
-from handscroll.train.ladder.blocks import DiskBlocks, HostBlocks
-from handscroll.train.ladder.certificate import certify
-from handscroll.train.ladder.plain import Plain
-from handscroll.train.ladder.staged import Staged
 from handscroll.train.step import Memory, Step
-from tests.train.ladder.common import CPU, adapted, gradients
+from handscroll.train.strategies.blocks import DiskBlocks, HostBlocks
+from handscroll.train.strategies.certificate import certify
+from handscroll.train.strategies.plain import Plain
+from handscroll.train.strategies.staged import Staged
+from tests.train.strategies.common import CPU, adapted, gradients
 
 SIZES: dict[str, Any] = {
     "vocab": 67,
@@ -66,7 +66,7 @@ def batch(kind, rows=2, source=110, target=70):
     )
 
 
-def rungs(folder):
+def strategies(folder):
     return {
         "chunks": Staged(40, 1),
         "one chunk": Staged(256, 1),
@@ -90,10 +90,10 @@ def test_gradients_of_the_plain_step(name, kind, tmp_path):
         model = MODELS[name]().to(dtype)
         want = Step(Plain())(model, [data], Causal(), noise=noise)
         wanted = gradients(model)
-        every = rungs(tmp_path)
+        every = strategies(tmp_path)
         every = every if kind == "plain" else {label: every[label] for label in ("chunks", "tiled", "disk")}
-        for label, rung in every.items() if noise else [("tiled", every["tiled"])]:
-            loss = Step(rung)(model, [data], Causal(), noise=noise)
+        for label, strategy in every.items() if noise else [("tiled", every["tiled"])]:
+            loss = Step(strategy)(model, [data], Causal(), noise=noise)
             assert loss.count == want.count and float(loss.total) == pytest.approx(float(want.total), rel=limit)
             assert distance(gradients(model), wanted) <= limit, (label, dtype)
     assert not any(tmp_path.iterdir()), "offloading leaves nothing behind"
@@ -106,15 +106,15 @@ def test_bfloat16_agrees_to_bfloat16():
             parameter.mul_(0.5 if parameter.dim() > 1 else 1.0)
     Step(Plain())(model, [batch("packed")], Causal())
     exact, apart = torch.cat([grad.flatten() for grad in gradients(model).values()]), []
-    for rung in (Plain(), Staged(64, 1)):
-        Step(rung, autocast=torch.bfloat16)(model, [batch("packed")], Causal())
+    for strategy in (Plain(), Staged(64, 1)):
+        Step(strategy, autocast=torch.bfloat16)(model, [batch("packed")], Causal())
         found = torch.cat([grad.flatten() for grad in gradients(model).values()])
         apart.append(float((found - exact).norm() / exact.norm()))
     assert 0 < apart[1] < 1.2 * apart[0] < 0.2, apart
 
 
 def test_the_certificate_cuts_both_texts(tmp_path):
-    memory = Memory(rung="layer-outer", chunk=128, mlp_tile=64)
+    memory = Memory(strategy="layer-outer", chunk=128, mlp_tile=64)
     certificate = certify(t5(), memory, batch("packed", 1, 400, 320), Causal(), tmp_path, Noise(0.1, seed=1, update=0))
     assert certificate.passed and certificate.float64 < 1e-12 and certificate.tokens == 288 + 288
 

@@ -1,7 +1,7 @@
-"""The gradient certificate: a rung held to the plain step on a short piece of the user's own data.
+"""The gradient certificate: a strategy held to the plain step on a short piece of the user's own data.
 
-The model is copied (to float64 and to float32), the piece is cut so that the rung has several chunks, and the loss and
-all gradients of both ways are compared: relative distance of the whole gradient, and of the worst single tensor.
+The model is copied (to float64 and to float32), the piece is cut so that the strategy has several chunks, and the loss
+and all gradients of both ways are compared: relative distance of the whole gradient, and of the worst single tensor.
 """
 
 import copy
@@ -16,8 +16,8 @@ from handscroll.data.batch import Batch
 from handscroll.models.model import Decoder
 from handscroll.nn.noise import Noise
 from handscroll.objectives.objective import Objective
-from handscroll.train.ladder.plain import Plain
-from handscroll.train.step import EDGE, Memory, Step, build_rung
+from handscroll.train.step import EDGE, Memory, Step, build_strategy
+from handscroll.train.strategies.plain import Plain
 
 LIMITS = {"float64": 1e-12, "float32": 1e-5}
 TOKENS = 4 * EDGE + EDGE // 2  # four whole chunks and a part of one
@@ -29,7 +29,7 @@ WORST = 100.0  # a single tensor may be this much farther off than the whole: it
 class Certificate:
     """What was compared, and how far apart it was."""
 
-    rung: str
+    strategy: str
     tokens: int
     chunk: int
     layers: int
@@ -46,8 +46,8 @@ class Certificate:
     def __str__(self) -> str:
         depth = "" if self.layers == self.of_layers else f", first {self.layers} of {self.of_layers} layers"
         return (
-            f"gradient certificate: rung '{self.rung}' against the plain step on {self.tokens} tokens of this run "
-            f"(chunks of {self.chunk}{depth}): relative difference {self.float64:.1e} in float64 (limit 1e-12), "
+            f"gradient certificate: strategy '{self.strategy}' against the plain step on {self.tokens} tokens of this "
+            f"run (chunks of {self.chunk}{depth}): relative difference {self.float64:.1e} in float64 (limit 1e-12), "
             f"{self.float32:.1e} in float32 (limit 1e-5); {'passed' if self.passed else 'FAILED'}"
         )
 
@@ -55,16 +55,16 @@ class Certificate:
 def certify(
     model: Decoder, memory: Memory, batch: Batch, objective: Objective, folder: Path, noise: Noise | None = None
 ) -> Certificate:
-    """Compare the rung of `memory` with the plain step on the first row of `batch`, cut to `TOKENS`.
+    """Compare the strategy of `memory` with the plain step on the first row of `batch`, cut to `TOKENS`.
 
     Raises:
-        ConfigError: the rung is an approximation, or the gradients differ; the run must then not start.
+        ConfigError: the strategy is an approximation, or the gradients differ; the run must then not start.
     """
-    if memory.rung == "recurrent":
-        raise ConfigError("rung 'recurrent' stops gradients on purpose: nothing to certify; leave --certify out")
+    if memory.strategy == "recurrent":
+        raise ConfigError("strategy 'recurrent' stops gradients on purpose: nothing to certify; leave --certify out")
     piece = _piece(batch)
     small = memory
-    if memory.rung not in ("plain", "checkpoint"):
+    if memory.strategy not in ("plain", "checkpoint"):
         sides = [piece] if piece.source is None else [piece, piece.source]
         shortest = min(side.tokens.shape[1] for side in sides)
         small = memory.model_copy(update={"chunk": min(EDGE, max(1, shortest // 4))})
@@ -74,12 +74,12 @@ def certify(
     for name, dtype in (("float64", torch.float64), ("float32", torch.float32)):
         short = _copy(model, layers, dtype)
         want = _gradients(short, Step(Plain()), piece, objective, noise)
-        got = _gradients(short, Step(build_rung(small, short, folder)), piece, objective, noise)
+        got = _gradients(short, Step(build_strategy(small, short, folder)), piece, objective, noise)
         found[name] = _distance(got, want)
     (double, worst, farthest), (single, _, _) = found["float64"], found["float32"]
     passed = double <= LIMITS["float64"] and single <= LIMITS["float32"] and farthest <= WORST * LIMITS["float64"]
     certificate = Certificate(
-        rung=memory.rung,
+        strategy=memory.strategy,
         tokens=piece.size,
         chunk=small.chunk,
         layers=layers,
@@ -91,7 +91,7 @@ def certify(
         passed=passed,
     )
     if not passed:
-        raise ConfigError(f"{certificate}. Train with memory.rung = 'plain' and report this; worst tensor: {worst}")
+        raise ConfigError(f"{certificate}. Train with memory.strategy = 'plain' and report this; worst tensor: {worst}")
     return certificate
 
 

@@ -24,13 +24,13 @@ from handscroll.nn.marks import Marks
 from handscroll.nn.noise import Noise
 from handscroll.objectives.causal import Causal
 from handscroll.train.assemble import Updates
-from handscroll.train.ladder.plain import Plain
-from handscroll.train.ladder.recurrent import Recurrent
-from handscroll.train.ladder.rung import Pass
 from handscroll.train.parallel.world import World
 from handscroll.train.step import Step
+from handscroll.train.strategies.plain import Plain
+from handscroll.train.strategies.recurrent import Recurrent
+from handscroll.train.strategies.strategy import Pass
 from tests.naming import naming
-from tests.train.ladder.common import adapted, distance, gradients
+from tests.train.strategies.common import adapted, distance, gradients
 
 LLAMA = {"vocab": 67, "width": 32, "layers": 3, "heads": 4, "kv_heads": 2, "head_size": 8, "mlp_width": 48}
 
@@ -70,9 +70,9 @@ def packed(length=200):
     return Batch(tokens, targets, index, segment, positions, torch.tensor([[3, 0], [8, 0]]))
 
 
-def run(rung, model, one, noise=None, first_row=0, autocast=None, divisor=100):
+def run(strategy, model, one, noise=None, first_row=0, autocast=None, divisor=100):
     request = Pass(Causal(), divisor, one.tokens.shape[1], autocast, noise, first_row=first_row)
-    return rung(model, one, request)
+    return strategy(model, one, request)
 
 
 def check(model, loss, wanted, want, limit=1e-12):
@@ -156,7 +156,7 @@ def test_the_loss_is_the_exact_one_where_the_memory_holds_the_whole_past(name, k
         assert float(loss.total) == pytest.approx(exact, rel=1e-12)
         found = gradients(model)
         apart = max(float((found[key] - wanted[key]).abs().max()) for key in wanted)
-        assert apart > 1e-6, "the gradient is truncated; were it not, the test would compare a rung with itself"
+        assert apart > 1e-6, "the gradient is truncated; were it not, the test would compare a strategy with itself"
         check(model, run(Recurrent(200, 1), model, one, noise), wanted, exact)  # one chunk: nothing is cut off
 
 
@@ -167,12 +167,12 @@ def test_rows_that_continue_each_other_equal_one_long_row():
         origins = [(7, starts[0]), (2, starts[1])]
         want = run(Recurrent(32, 75), model, batch(tokens, targets, *origins), Noise(0.1, 1, 1))
         wanted = gradients(model)
-        rung, total = Recurrent(32, 75), 0.0
+        strategy, total = Recurrent(32, 75), 0.0
         for a, b in itertools.pairwise((0, 96, 192, 288)):
             part = batch(tokens[:, a:b], targets[:, a:b], *((d, s + a) for d, s in origins))
             for lanes in [(0, 2)] if a == 96 else [(0, 1), (1, 2)]:
                 noise = Noise(0.1, 1, 1, first_row=lanes[0])
-                total += float(run(rung, model, part.rows(*lanes), noise, first_row=lanes[0]).total)
+                total += float(run(strategy, model, part.rows(*lanes), noise, first_row=lanes[0]).total)
         check(model, dataclasses.replace(want, total=torch.tensor(total, dtype=torch.float64)), wanted, want.total)
 
 
@@ -199,10 +199,10 @@ def test_a_lane_that_does_not_continue_sees_nothing_of_what_it_had(origins):
     following = batch(*one, *(origins or []))
     alone = run(Recurrent(32, 64), model, following)
     wanted = gradients(model)
-    rung = Recurrent(32, 64)
-    run(rung, model, batch(*text(64, rows=2), (1, 0), (2, 0)))
+    strategy = Recurrent(32, 64)
+    run(strategy, model, batch(*text(64, rows=2), (1, 0), (2, 0)))
     model.zero_grad(set_to_none=True)
-    loss = run(rung, model, following)
+    loss = run(strategy, model, following)
     assert torch.equal(loss.total, alone.total)
     found = gradients(model)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
@@ -210,16 +210,16 @@ def test_a_lane_that_does_not_continue_sees_nothing_of_what_it_had(origins):
 
 def test_rows_of_a_batch_remember_each_for_itself():
     """One lane goes on, one begins another document, one had a shorter past: each as if it were alone."""
-    model, rung = llama(), Recurrent(32, 80)
+    model, strategy = llama(), Recurrent(32, 80)
     first = batch(*text(64, rows=3), (1, 0), (2, 0), (3, 0))
     second = batch(*text(64, seed=2, rows=3), (1, 64), (9, 500), (3, 64))
     third = batch(*text(64, seed=3, rows=3), (1, 128), (9, 564), (4, 0))
-    together = [float(run(rung, model, one).total) for one in (first, second, third)]
+    together = [float(run(strategy, model, one).total) for one in (first, second, third)]
     alone = [0.0, 0.0, 0.0]
     for row in range(3):
-        rung = Recurrent(32, 80)
+        strategy = Recurrent(32, 80)
         for number, one in enumerate((first, second, third)):
-            alone[number] += float(run(rung, model, one.rows(row, row + 1)).total)
+            alone[number] += float(run(strategy, model, one.rows(row, row + 1)).total)
     assert together == pytest.approx(alone, rel=1e-12)
     fresh = [float(run(Recurrent(32, 80), model, one).total) for one in (second, third)]
     assert fresh != pytest.approx(together[1:], rel=1e-6), "the memory matters"
@@ -230,18 +230,18 @@ def test_packed_rows_continue_with_their_first_document_and_hand_nothing_on():
     tokens, targets = text(160)
     whole = batch(tokens[:, :130], targets[:, :130], (6, 0))
     want = float(run(Recurrent(32, 64), model, whole).total)
-    rung = Recurrent(32, 64)
-    total = float(run(rung, model, batch(tokens[:, :96], targets[:, :96], (6, 0))).total)
+    strategy = Recurrent(32, 64)
+    total = float(run(strategy, model, batch(tokens[:, :96], targets[:, :96], (6, 0))).total)
     steps = torch.arange(64)[None]
     segment = (steps >= 34).long()
     positions = torch.where(segment == 1, steps - 34, steps)
     row = Batch(tokens[:, 96:], targets[:, 96:], steps, segment, positions, torch.tensor([[6, 96]]))
-    total += float(run(rung, model, row).total)
+    total += float(run(strategy, model, row).total)
     want += float(run(Recurrent(30, 64), model, batch(tokens[:, 130:], targets[:, 130:])).total)
     assert total == pytest.approx(want, rel=1e-12)
-    assert len(rung.state()["lanes"]) == 0, "the last document's number is not known"
-    run(rung, model, packed())
-    assert len(rung.state()["lanes"]) == 0
+    assert len(strategy.state()["lanes"]) == 0, "the last document's number is not known"
+    run(strategy, model, packed())
+    assert len(strategy.state()["lanes"]) == 0
 
 
 def updates(count):
@@ -251,13 +251,13 @@ def updates(count):
     return [one for one, _ in itertools.islice(Updates(lanes, 4, 2), count)]
 
 
-def trained(model, rung, every, autocast=None):
+def trained(model, strategy, every, autocast=None):
     """Weights after plain gradient steps of `every` update, and the losses; lanes in two micro-batches."""
     losses = []
     for number, micro in enumerate(every):
         for at, one in enumerate(micro):
             noise = Noise(0.1, 1, number, first_row=2 * at)
-            losses.append(float(run(rung, model, one.part(0, one.filled), noise, 2 * at, autocast).total))
+            losses.append(float(run(strategy, model, one.part(0, one.filled), noise, 2 * at, autocast).total))
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter -= 0.1 * parameter.grad
@@ -269,21 +269,21 @@ def trained(model, rung, every, autocast=None):
 def test_a_restored_memory_goes_on_bit_for_bit(autocast, tmp_path):
     every = updates(8)
     for cut in (1, 4):
-        model, rung = llama(), Recurrent(32, 80)
+        model, strategy = llama(), Recurrent(32, 80)
         if autocast is not None:
             model = model.float()
-        trained(model, rung, every[:cut], autocast)
-        save_file(rung.state(), tmp_path / "memory.safetensors")
-        assert len(rung.state()["lanes"]) == {1: 4, 4: 3}[cut]  # the others came to their document's end
+        trained(model, strategy, every[:cut], autocast)
+        save_file(strategy.state(), tmp_path / "memory.safetensors")
+        assert len(strategy.state()["lanes"]) == {1: 4, 4: 3}[cut]  # the others came to their document's end
         weights = {name: value.clone() for name, value in model.state_dict().items()}
-        straight = trained(model, rung, every[cut:], autocast)
+        straight = trained(model, strategy, every[cut:], autocast)
         again = Recurrent(32, 80)
         again.restore(load_file(tmp_path / "memory.safetensors"))
         model.load_state_dict(weights)
         assert trained(model, again, every[cut:], autocast) == straight
         model.load_state_dict(weights)
         assert trained(model, Recurrent(32, 80), every[cut:], autocast) != straight, "the memory matters"
-        for name, value in rung.state().items():
+        for name, value in strategy.state().items():
             assert torch.equal(value, again.state()[name]), name
 
 
@@ -295,20 +295,20 @@ def test_an_update_that_is_given_up_leaves_the_memory_as_it_was():
         if done == 1.0:
             raise Enough
 
-    model, rung = llama(), Recurrent(32, 80)
+    model, strategy = llama(), Recurrent(32, 80)
     first, second = updates(2)
     for at, one in enumerate(first):
-        run(rung, model, one, first_row=2 * at)
-    before = {name: value.clone() for name, value in rung.state().items()}
-    run(rung, model, second[0])
+        run(strategy, model, one, first_row=2 * at)
+    before = {name: value.clone() for name, value in strategy.state().items()}
+    run(strategy, model, second[0])
     with pytest.raises(Enough):
-        rung(model, second[1], Pass(Causal(), 1, 64, pulse=stop, first_row=2))
-    assert before.keys() == rung.state().keys() and len(before["lanes"]) == 4
-    assert all(torch.equal(value, before[name]) for name, value in rung.state().items())
+        strategy(model, second[1], Pass(Causal(), 1, 64, pulse=stop, first_row=2))
+    assert before.keys() == strategy.state().keys() and len(before["lanes"]) == 4
+    assert all(torch.equal(value, before[name]) for name, value in strategy.state().items())
     model.zero_grad(set_to_none=True)
     again, fresh = [], Recurrent(32, 80)
     fresh.restore(before)
-    for used in (rung, fresh):
+    for used in (strategy, fresh):
         again.append([float(run(used, model, one, first_row=2 * at).total) for at, one in enumerate(second)])
     assert again[0] == again[1]
 
@@ -322,7 +322,7 @@ def test_bfloat16_agrees_to_bfloat16():
     check(model, loss, exact, loss.total, 0.02)
 
 
-def test_a_step_by_this_rung_has_metrics_and_pulses():
+def test_a_step_by_this_strategy_has_metrics_and_pulses():
     seen = []
     one = packed()
     loss = Step(Recurrent(64, 100))(llama(), [one], Causal(by_position=True), pulse=seen.append)
@@ -353,10 +353,10 @@ def test_memory_does_not_grow_with_the_row():
     peaks = {}
     for length in (256, 512, 1024):
         model, one = llama(), batch(*text(length), (0, 0))
-        for name, rung in (("recurrent", Recurrent(64, 96)), ("plain", Plain())):
+        for name, strategy in (("recurrent", Recurrent(64, 96)), ("plain", Plain())):
             run(Recurrent(64, 96), model, one)  # gradients are allocated
             with _Peak() as measured:
-                run(rung, model, one)
+                run(strategy, model, one)
             peaks[name, length] = measured.peak
     assert peaks["plain", 1024] > 3 * peaks["plain", 256]
     growth = peaks["recurrent", 1024] - peaks["recurrent", 512]
@@ -382,13 +382,13 @@ def test_refusals():
     for settings in ((0, 64), (64, 0), (64, 64, -1)):
         with pytest.raises(ConfigError, match=naming("chunk", "remembered", 1)):
             Recurrent(*settings)
-    rung = Recurrent(32, 64)
-    run(rung, model, batch(*text(64), (1, 0)))
+    strategy = Recurrent(32, 64)
+    run(strategy, model, batch(*text(64), (1, 0)))
     with pytest.raises(CheckpointError, match=naming("64 tokens", 48)):
-        Recurrent(32, 48).restore(rung.state())
+        Recurrent(32, 48).restore(strategy.state())
     with pytest.raises(CheckpointError, match=naming("'0.keys'")):
-        Recurrent(32, 64).restore({"lanes": rung.state()["lanes"]})
-    rung.forget()
-    assert len(rung.state()["lanes"]) == 0
+        Recurrent(32, 64).restore({"lanes": strategy.state()["lanes"]})
+    strategy.forget()
+    assert len(strategy.state()["lanes"]) == 0
     again = Recurrent(32, 64)
-    again.restore(rung.state())
+    again.restore(strategy.state())

@@ -1,4 +1,4 @@
-"""Rows with documents and padding, and how far apart gradients are: what the tests of every rung share."""
+"""Rows with documents and padding, and how far apart gradients are: what the tests of every strategy share."""
 
 import torch
 

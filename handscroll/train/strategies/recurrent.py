@@ -1,4 +1,4 @@
-"""Truncated recurrent training with a memory of keys and values; no exact rung, and no stand-in for one.
+"""Truncated recurrent training with a memory of keys and values; no exact strategy, and no stand-in for one.
 
 A row goes forward and back chunk by chunk. A chunk attends to its own tokens and to the last `remembered` tokens
 before it, whose cached keys and values get no gradient ("Transformer-XL", Dai et al. 2019, arXiv:1901.02860, 3.2).
@@ -25,7 +25,7 @@ from handscroll.nn.marks import PADDING, Marks
 from handscroll.nn.mask import looks_ahead
 from handscroll.nn.span import Span
 from handscroll.objectives.loss import Loss, summed
-from handscroll.train.ladder.rung import Pass
+from handscroll.train.strategies.strategy import Pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ class Recurrent:
     Order (what masks and dropout read) and positions count through the document: the first token of a row gets
     the place it has there. So windows and rotary distances are right across rows, and dropout, a hash of (seed, update,
     lane, order), differs between the chunks and rows of a document; a row at a document's beginning is dropped
-    as on the exact rungs. A length-dependent scaling is asked for the length chunk + remembered.
+    as on the exact strategies. A length-dependent scaling is asked for the length chunk + remembered.
 
     Limits: one process; causal masks; a memory of documents without end is `remembered` tokens, never more.
     """
@@ -80,13 +80,13 @@ class Recurrent:
         mask = request.objective.mask(model, batch.marks())
         if looks_ahead(mask):
             raise ConfigError(
-                f"mask {mask} shows a token later ones, which truncated training in chunks cannot: take memory.rung = "
-                "'layer-outer', 'checkpoint' or 'plain'"
+                f"mask {mask} shows a token later ones, which truncated training in chunks cannot: take "
+                "memory.strategy = 'layer-outer', 'checkpoint' or 'plain'"
             )
         if request.world.size > 1:
             raise ConfigError(
                 f"the recurrent memory lives in one process, this run has {request.world.size}; start it without "
-                "torchrun, or choose an exact rung"
+                "torchrun, or choose an exact strategy"
             )
         if not request.first_row:
             self._before, self._lanes = self._lanes, {}
@@ -105,14 +105,14 @@ class Recurrent:
         """
         if model.spec.recurrent:
             raise ConfigError(
-                f"family {model.config.family} keeps a state and no keys to remember; rung 'chunk-outer' is exact "
+                f"family {model.config.family} keeps a state and no keys to remember; strategy 'chunk-outer' is exact "
                 "through time and holds no more than a chunk: take that"
             )
         seen = self.chunk + self.remembered
         if not model.rotations(Marks.run(0, 1), seen, model.head) and model.bias() is None:
             raise ConfigError(
                 f"family {model.config.family} has learned positions, which end with their table, while recurrent "
-                "training counts on through the document; use rotary positions (llama) or an exact rung"
+                "training counts on through the document; use rotary positions (llama) or an exact strategy"
             )
         if seen > model.config.context:
             raise CapacityError(

@@ -14,7 +14,7 @@ from handscroll.data.batch import Batch
 from handscroll.nn.attention import CrossAttention
 from handscroll.nn.memory import Memory
 from handscroll.nn.span import Span
-from handscroll.train.ladder.stack import Side, Stack, Work, give
+from handscroll.train.strategies.stack import Side, Stack, Work, give
 
 
 class Source:

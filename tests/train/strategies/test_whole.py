@@ -1,4 +1,4 @@
-"""The layer-outer rung under masks that show a token later ones: gradients of the plain step, to 1e-12 in float64."""
+"""The layer-outer strategy under masks that show a token later ones: the plain gradients, to 1e-12 in float64."""
 
 import pytest
 import torch
@@ -11,14 +11,14 @@ from handscroll.nn.mask import SameSegment
 from handscroll.nn.noise import Noise
 from handscroll.objectives.causal import Causal
 from handscroll.objectives.masked import Masked
-from handscroll.train.ladder.blocks import DiskBlocks, HostBlocks
-from handscroll.train.ladder.certificate import certify
-from handscroll.train.ladder.plain import Plain
-from handscroll.train.ladder.recurrent import Recurrent
-from handscroll.train.ladder.staged import Staged
 from handscroll.train.step import Memory, Step
+from handscroll.train.strategies.blocks import DiskBlocks, HostBlocks
+from handscroll.train.strategies.certificate import certify
+from handscroll.train.strategies.plain import Plain
+from handscroll.train.strategies.recurrent import Recurrent
+from handscroll.train.strategies.staged import Staged
 from tests.masks import First
-from tests.train.ladder.common import CPU, adapted, bert, distance, gradients, marked
+from tests.train.strategies.common import CPU, adapted, bert, distance, gradients, marked
 
 
 def llama():
@@ -59,7 +59,7 @@ def batch(kind, pairs, rows=2, length=200):
     return Batch(tokens, targets.masked_fill(padding, -100), index, segment, positions, **more)
 
 
-def rungs(folder):
+def strategies(folder):
     return {
         "chunks": Staged(64, 1),
         "one chunk": Staged(256, 1),
@@ -80,9 +80,9 @@ def test_gradients_of_the_plain_step(name, kind, tmp_path):
         model = build().to(dtype)
         want = Step(Plain())(model, [data], objective, noise=noise)
         wanted = gradients(model)
-        every = rungs(tmp_path)
-        for label, rung in every.items() if noise else [("tiled", every["tiled"])]:
-            loss = Step(rung)(model, [data], objective, noise=noise)
+        every = strategies(tmp_path)
+        for label, strategy in every.items() if noise else [("tiled", every["tiled"])]:
+            loss = Step(strategy)(model, [data], objective, noise=noise)
             assert loss.count == want.count and loss.metrics.keys() == want.metrics.keys()
             assert float(loss.total) == pytest.approx(float(want.total), rel=limit)
             assert distance(gradients(model), wanted) <= limit, (label, dtype)
@@ -129,7 +129,7 @@ def test_bfloat16_agrees_to_bfloat16():
 
 
 def test_the_certificate_covers_encoders(tmp_path):
-    memory = Memory(rung="layer-outer", chunk=128, mlp_tile=64)
+    memory = Memory(strategy="layer-outer", chunk=128, mlp_tile=64)
     noise = Noise(0.1, seed=1, update=0)
     certificate = certify(bert(context=320), memory, batch("packed", True, 1, 320), Masked(), tmp_path, noise)
     assert certificate.passed and certificate.float64 < 1e-12 and certificate.tokens == 288
@@ -142,8 +142,8 @@ def test_a_step_can_be_given_up_between_chunks():
 
 
 def test_stages_of_several_layers_are_refused():
-    for rung in (Staged(64), Staged(64, 2)):
+    for strategy in (Staged(64), Staged(64, 2)):
         with pytest.raises(ConfigError, match="layer"):
-            Step(rung)(bert(), [batch("plain", False)], Masked())
+            Step(strategy)(bert(), [batch("plain", False)], Masked())
     with pytest.raises(ConfigError, match="chunks"):
         Step(Recurrent(64, 64))(llama(), [batch("plain", False)], Prefixed())

@@ -24,10 +24,10 @@ from handscroll.base.errors import ConfigError
 from handscroll.data.batch import Batch
 from handscroll.models.model import Decoder
 from handscroll.objectives.loss import Loss
-from handscroll.train.ladder.blocks import Blocks
-from handscroll.train.ladder.rung import Pass
-from handscroll.train.ladder.source import Source
-from handscroll.train.ladder.stack import Side, Stack, Work
+from handscroll.train.strategies.blocks import Blocks
+from handscroll.train.strategies.source import Source
+from handscroll.train.strategies.stack import Side, Stack, Work
+from handscroll.train.strategies.strategy import Pass
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A rung of the memory ladder: one way to get the loss and the gradients of a micro-batch. All exact ones agree."""
+"""A memory strategy: one way to get the loss and the gradients of a micro-batch. All exact ones agree."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -21,7 +21,7 @@ def _nothing(done: float) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """One forward and backward pass of a rung over a micro-batch.
+    """One forward and backward pass of a strategy over a micro-batch.
 
     Gradients are of the summed loss over `divisor`; `length` is the declared length of the rows;
     `first_row` numbers the first row within the update. `pulse(done)` is
@@ -44,7 +44,7 @@ class Pass:
         return torch.autocast(model.device.type, dtype=self.autocast, enabled=self.autocast is not None)
 
 
-class Rung(Protocol):
+class Strategy(Protocol):
     """Adds the gradients of a micro-batch to the parameters and returns its loss."""
 
     def __call__(self, model: Decoder, batch: Batch, request: Pass) -> Loss: ...

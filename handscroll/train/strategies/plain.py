@@ -1,4 +1,4 @@
-"""The first two rungs: everything kept by autograd, or only the layers' inputs (Chen et al. 2016, checkpointing)."""
+"""The first two strategies: everything kept by autograd, or only the layers' inputs (Chen et al. 2016)."""
 
 from dataclasses import dataclass
 
@@ -12,14 +12,14 @@ from handscroll.models.model import Decoder
 from handscroll.nn.attention import Context
 from handscroll.nn.memory import Memory
 from handscroll.objectives.loss import Loss
-from handscroll.train.ladder.rung import Pass
+from handscroll.train.strategies.strategy import Pass
 
 TRIMS = 4  # times that a step in which everything is kept gives free pages back, on the way there and on the way back
 
 
 @dataclass(frozen=True)
 class Plain:
-    """Forward and backward of whole rows; the loss is chunked, so no T x V logits exist on any rung.
+    """Forward and backward of whole rows; the loss is chunked, so no T x V logits exist on any strategy.
 
     `recompute` keeps one input per layer and runs each layer again in the backward; `mlp_tile` does the same
     with tiles of tokens inside the MLP.

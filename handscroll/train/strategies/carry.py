@@ -20,7 +20,7 @@ from handscroll.nn.keeper import Keeper
 from handscroll.nn.marks import Marks
 from handscroll.nn.recurrence import State
 from handscroll.nn.span import Span
-from handscroll.train.ladder.blocks import Blocks
+from handscroll.train.strategies.blocks import Blocks
 
 
 class States:

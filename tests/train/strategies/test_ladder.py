@@ -1,4 +1,4 @@
-"""Every rung of the memory ladder gives the gradients of the plain step: float64 to 1e-12, float32 to 1e-5."""
+"""Every strategy of the memory strategies gives the gradients of the plain step: float64 to 1e-12, float32 to 1e-5."""
 
 import itertools
 
@@ -10,14 +10,14 @@ from handscroll.data.batch import Batch
 from handscroll.nn.init import initialise
 from handscroll.nn.noise import Noise
 from handscroll.objectives.causal import Causal
-from handscroll.train.ladder.blocks import DiskBlocks, HostBlocks
-from handscroll.train.ladder.plain import Plain
-from handscroll.train.ladder.staged import Staged
-from handscroll.train.step import Memory, Step, build_rung
-from tests.train.ladder.common import CPU, MODELS, batch, distance, gradients, llama
+from handscroll.train.step import Memory, Step, build_strategy
+from handscroll.train.strategies.blocks import DiskBlocks, HostBlocks
+from handscroll.train.strategies.plain import Plain
+from handscroll.train.strategies.staged import Staged
+from tests.train.strategies.common import CPU, MODELS, batch, distance, gradients, llama
 
 
-def rungs(folder):
+def strategies(folder):
     return {
         "checkpoint": Plain(recompute=True),
         "mlp tile": Plain(mlp_tile=48),
@@ -34,7 +34,7 @@ def rungs(folder):
 
 @pytest.mark.parametrize("kind", ["plain", "packed", "short"])
 @pytest.mark.parametrize("name", MODELS)
-def test_every_rung_gives_the_gradients_of_the_plain_step(name, kind, tmp_path):
+def test_every_strategy_gives_the_gradients_of_the_plain_step(name, kind, tmp_path):
     whole = batch(kind)
     micro = [_row(whole, 0), _row(whole, 1)]  # gradients accumulate, and rows keep their dropout
     cases = [(torch.float64, 1e-12, Noise(0.1, seed=3, update=4)), (torch.float32, 1e-5, None)]
@@ -45,9 +45,9 @@ def test_every_rung_gives_the_gradients_of_the_plain_step(name, kind, tmp_path):
         model = model.to(dtype)
         want = Step(Plain())(model, [whole], Causal(0.1), noise=noise)
         wanted = gradients(model)
-        for number, (label, rung) in enumerate(rungs(tmp_path).items()):
+        for number, (label, strategy) in enumerate(strategies(tmp_path).items()):
             batches = micro if number % 2 else [whole]
-            loss = Step(rung)(model, batches, Causal(0.1), noise=noise)
+            loss = Step(strategy)(model, batches, Causal(0.1), noise=noise)
             assert loss.count == want.count
             assert float(loss.total) == pytest.approx(float(want.total), rel=limit)
             assert distance(gradients(model), wanted) <= limit, (label, dtype)
@@ -59,14 +59,14 @@ def _row(whole, row):
     return Batch(whole.tokens[row : row + 1], whole.targets[row : row + 1], *marks)
 
 
-def test_bfloat16_rungs_agree_to_bfloat16():
+def test_bfloat16_strategies_agree_to_bfloat16():
     """Autocast: casts made in the pass without gradient are not found again by the pass that needs one."""
     model = llama()
     initialise(model, "normal", 4, torch.Generator().manual_seed(0), std=0.1)
     Step(Plain())(model, [batch("plain")], Causal())
     exact = gradients(model)
-    for rung in (Plain(), Plain(mlp_tile=48), Plain(recompute=True), Staged(64), Staged(64, 1), Staged(64, 2)):
-        Step(rung, autocast=torch.bfloat16)(model, [batch("plain")], Causal())
+    for strategy in (Plain(), Plain(mlp_tile=48), Plain(recompute=True), Staged(64), Staged(64, 1), Staged(64, 2)):
+        Step(strategy, autocast=torch.bfloat16)(model, [batch("plain")], Causal())
         assert distance(gradients(model), exact) < 0.02
 
 
@@ -94,7 +94,7 @@ def test_chunks_are_refused_where_they_would_be_wrong(tmp_path):
         Step(Staged(64))(llama(), [batch("plain")], Contrastive(additive=False))
 
     with pytest.raises(ConfigError, match="CPU"):
-        build_rung(Memory(rung="layer-outer", offload="host"), llama(), tmp_path)
+        build_strategy(Memory(strategy="layer-outer", offload="host"), llama(), tmp_path)
     with pytest.raises(CapacityError, match="write"):
         DiskBlocks(tmp_path / "missing", CPU)
 
@@ -102,13 +102,13 @@ def test_chunks_are_refused_where_they_would_be_wrong(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"rung": "plain", "chunk": 64}, "chunk"),
-        ({"rung": "checkpoint", "offload": "disk"}, "chunk"),
-        ({"rung": "chunk-outer", "chunk": 100}, r"\b64\b"),
-        ({"rung": "staged"}, "stage_layers"),
-        ({"rung": "chunk-outer", "stage_layers": 2}, "'staged'"),
-        ({"rung": "chunk-outer", "folder": "x"}, "offload"),
-        ({"rung": "chunked"}, "chunk-outer"),
+        ({"strategy": "plain", "chunk": 64}, "chunk"),
+        ({"strategy": "checkpoint", "offload": "disk"}, "chunk"),
+        ({"strategy": "chunk-outer", "chunk": 100}, r"\b64\b"),
+        ({"strategy": "staged"}, "stage_layers"),
+        ({"strategy": "chunk-outer", "stage_layers": 2}, "'staged'"),
+        ({"strategy": "chunk-outer", "folder": "x"}, "offload"),
+        ({"strategy": "chunked"}, "chunk-outer"),
     ],
 )
 def test_settings_that_would_be_ignored_are_refused(settings, words):

@@ -18,15 +18,15 @@ from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Mask, looks_ahead
 from handscroll.nn.memory import Memory
 from handscroll.objectives.loss import Loss, summed
-from handscroll.train.ladder.blocks import Blocks
-from handscroll.train.ladder.carry import BlockCarry, Carry, Collect, HeldCarry, Known, Reach, Recompute
-from handscroll.train.ladder.rung import Pass
 from handscroll.train.parallel.exchange import Exchange
+from handscroll.train.strategies.blocks import Blocks
+from handscroll.train.strategies.carry import BlockCarry, Carry, Collect, HeldCarry, Known, Reach, Recompute
+from handscroll.train.strategies.strategy import Pass
 
 
 @dataclass(eq=False)
 class Work:
-    """One micro-batch on a chunked rung: what its stacks share, and how far it has come."""
+    """One micro-batch on a chunked strategy: what its stacks share, and how far it has come."""
 
     model: Decoder
     request: Pass
@@ -127,7 +127,7 @@ class Stack:
         if self.whole and work.stage_layers != 1:
             raise ConfigError(
                 f"mask {side.mask} shows a token later ones, so each layer needs all chunks of the one below: take "
-                "memory.rung = 'layer-outer', 'checkpoint' or 'plain'"
+                "memory.strategy = 'layer-outer', 'checkpoint' or 'plain'"
             )
         world = self.request.world
         edges = _edges(batch.tokens.shape[1], work.chunk, world.context)
