@@ -128,7 +128,8 @@ class LSTM(Decoder):
         return self.embedding(tokens)
 
     def new_cache(self, capacity: int = 0, kind: Callable[..., Cache] = FullCache, **options: Any) -> Cache:
-        assert kind is FullCache and not options, "a state is kept, whatever the policy"
+        # How many tokens may be taken back is a question of keys; a state takes none back, and says so when asked.
+        assert kind is FullCache and not options.keys() - {"rewind"}, "a state is kept, whatever the policy"
         return StateCache(self.config.layers)
 
     def logits(self, hidden: Embeddings) -> Logits:
