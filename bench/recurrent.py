@@ -92,7 +92,7 @@ def work(options: argparse.Namespace, part: str, seed: int, place: Place) -> Non
             losses = measure(lm, proof, part)
             characters = sum(len(tokenizer.decode(sample.ids[1:])) for sample in proof)
             config = model.config
-            kept = config.state_bytes(4) if part == "lstm" else context * config.cache_bytes_per_token(4)
+            kept = config.spec.cache_bytes(context, 4)
             place.say(
                 {
                     "family": part,

@@ -175,6 +175,15 @@ class Positions(Config):
         """One line on the way and its settings."""
         return self.words
 
+    def rescaled(self, scaling: dict[str, Any], base: float | None, context: int, where: str) -> Self:
+        """The same way with another scaling for `context` tokens at least, of the same trained length.
+
+        Raises:
+            ConfigError: there is nothing to scale.
+        """
+        instead = self.unlengthened or "is lengthened between two runs, by handscroll extend"
+        raise ConfigError(f"{where}: the model has {self.words}, whose scaling cannot change; it {instead}")
+
     def candidates(self, method: str, to: int, first: Any, layer: LayerSpec, factors: Any = None) -> list[Any]:
         """The candidates (`nn/positions/candidate.py`) for `to` tokens of one method, or of "auto" or "all".
 

@@ -76,7 +76,7 @@ def footprint(policy: str, config: Any, itemsize: int) -> Footprint:
                 f"family '{config.family}' keeps a state of constant size: no cache policy applies to it, leave "
                 f"'{policy}' out"
             )
-        return Footprint(each=0, fixed=config.state_bytes(itemsize))
+        return Footprint(each=0, fixed=config.spec.cache_bytes(1, itemsize))
     made = cache_of(policy)(config.layers, windows=config.spec.windows)
     return made.footprint(config.kv_heads, config.head_size, itemsize)
 

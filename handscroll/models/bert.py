@@ -86,10 +86,6 @@ class BertConfig(WholeHeads, Labels):
         heads = {"masked": False, "following": False, "pooler": True, "tied": True}
         return BertConfig.parse(self.model_dump() | heads | {"labels": labels}, "labels")
 
-    def cache_bytes_per_token(self, element_size: int) -> int:
-        """0: an encoder reads a text at once and keeps nothing."""
-        return 0
-
     @property
     def spec(self) -> ModelSpec:
         square, width = self.width * self.width, self.width

@@ -31,7 +31,7 @@ def facts(source: Path) -> list[tuple[str, str]]:
         count = sum(w is not None for w in windows)
         lines.append(("attention window", f"{', '.join(map(str, sizes))} tokens in {count} of {config.layers} layers"))
     each = ", ".join(f"{size:,} bytes in {name}" for name, size in per_token.items())
-    full = per_token["float32"] * config.context
+    full = spec.cache_bytes(config.context, 4)
     lines.append(("KV cache per token", each))
     lines.append(("KV cache, full context", f"{full / 1e6:,.1f} MB in float32"))
     return lines + _labels(config) + _ignored(source)
@@ -58,5 +58,5 @@ def _recurrent(config, parameters: int, dtype: str, stored: int) -> list[tuple[s
         ("context", "any length"),
         ("trained length", f"{config.trained:,} tokens"),
         ("positions", config.describe_positions()),
-        ("state", f"{config.state_bytes(4):,} bytes in float32, whatever the length"),
+        ("state", f"{config.spec.cache_bytes(1, 4):,} bytes in float32, whatever the length"),
     ]

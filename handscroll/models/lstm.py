@@ -61,14 +61,6 @@ class LSTMConfig(Labels):
             return self
         return LSTMConfig.parse(self.model_dump() | {"labels": labels, "tied": True}, "labels")
 
-    def cache_bytes_per_token(self, element_size: int) -> int:
-        """0: the state does not grow (`state_bytes`)."""
-        return 0
-
-    def state_bytes(self, element_size: int) -> int:
-        """Bytes of the state of one row, whatever the length of its text."""
-        return 2 * self.layers * self.width * element_size
-
     @property
     def spec(self) -> ModelSpec:
         """Its gates are to a layer what an MLP is to others, four times as wide as the layer."""

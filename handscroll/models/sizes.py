@@ -20,6 +20,11 @@ class Sizes(Config):
         """What a model of these sizes is, layer by layer."""
         raise NotImplementedError
 
+    def cache_bytes_per_token(self, element_size: int) -> int:
+        """Bytes that a token adds to a full cache as long as no window is full; a state does not grow."""
+        spec = self.spec
+        return 0 if spec.recurrent else spec.cache_bytes(1, element_size)
+
     def classifying(self, labels: tuple[str, ...]) -> Self:
         """The same layers as a classifier of documents; itself where it is one already, or a family makes none."""
         return self
@@ -62,9 +67,6 @@ class WholeHeads(Sizes):
     def kv_heads(self) -> int:
         return self.heads
 
-    def cache_bytes_per_token(self, element_size: int) -> int:
-        return 2 * self.layers * self.width * element_size
-
     def layer_spec(self, **more: Any) -> LayerSpec:
         """A layer with layer norms and biases everywhere and a plain GELU MLP; `more` are fields of `LayerSpec`."""
         names = ("width", "heads", "kv_heads", "head_size", "mlp_width")
@@ -99,9 +101,6 @@ class RotaryHeads(Sizes):
     @property
     def trained(self) -> int:
         return self.positions.trained
-
-    def cache_bytes_per_token(self, element_size: int) -> int:
-        return 2 * self.layers * self.kv_heads * self.head_size * element_size
 
     def model_spec(self, rotated: int, windows: tuple[int | None, ...] = (), **layer: Any) -> ModelSpec:
         """A decoder of these sizes whose layers differ in their windows alone; `layer` are fields of `LayerSpec`."""

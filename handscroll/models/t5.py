@@ -91,10 +91,6 @@ class T5Config(Sizes):
     def trained(self) -> int:
         return self.original or self.context
 
-    def cache_bytes_per_token(self, element_size: int) -> int:
-        """Of a decoder token; one of the source adds as many."""
-        return 2 * self.layers * self.heads * self.head_size * element_size
-
     @property
     def spec(self) -> ModelSpec:
         names = ("width", "heads", "kv_heads", "head_size", "mlp_width")

@@ -25,8 +25,15 @@ def fixed_parts(workload: Workload) -> Parts:
 
 
 def footprint(workload: Workload) -> Footprint:
-    """Of a row's cache: the workload's own, or every token in its dtype."""
-    return workload.cache or Footprint(each=workload.spec.cache_bytes(1, narrow(workload)))
+    """Of a row's cache: the workload's own, or the exact one in its dtype, whose windowed layers keep a window."""
+    if workload.cache is not None:
+        return workload.cache
+    spec, e = workload.spec, narrow(workload)
+    each = dict.fromkeys(spec.windows, 0)
+    for layer, count in kinds(spec.layers):
+        each[layer.window] += count * layer.cache_bytes(1, e)
+    rolling = tuple((size, window) for window, size in each.items() if window is not None)
+    return Footprint(each=each.get(None, 0), rolling=rolling)
 
 
 def phases(workload: Workload) -> dict[str, Parts]:

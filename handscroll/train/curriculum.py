@@ -11,11 +11,7 @@ from typing import Any
 from pydantic import Field
 
 from handscroll.base.config import Config
-from handscroll.base.errors import ConfigError
-from handscroll.base.tables import resolve
 from handscroll.models.model import Decoder
-from handscroll.nn.positions.rotary import Rotary
-from handscroll.nn.scaling.table import SCALINGS, scaling_from
 from handscroll.objectives.causal import QUARTERS
 
 
@@ -90,18 +86,6 @@ class Curriculum:
         new = self.positions[stage]
         if new is None:
             return
-        before = model.spec.positions[0]
-        if not isinstance(before, Rotary):
-            instead = before.unlengthened or "is lengthened between two runs, by handscroll extend"
-            raise ConfigError(
-                f"stages.{stage}.positions: family '{model.config.family}' has no rotary positions whose scaling could "
-                f"change; it {instead}"
-            )
-        values = dict(new.scaling)
-        if "original" in getattr(resolve(SCALINGS, values.get("name", ""), "scaling"), "model_fields", {}):
-            values.setdefault("original", before.trained)
-        scaling = scaling_from(values, f"recipe: stages.{stage}.positions.scaling")
-        values = {"base": new.base or before.base, "scaling": scaling, "trained": before.trained}
-        context = max(self.lengths[stage], before.trained)
-        positions = Rotary.parse(values | {"context": context}, f"recipe: stages.{stage}.positions")
+        where = f"recipe: stages.{stage}.positions"
+        positions = model.spec.positions[0].rescaled(new.scaling, new.base, self.lengths[stage], where)
         model.config = model.config.model_copy(update={"positions": positions})

@@ -99,7 +99,7 @@ def test_encoders_are_not_planned_to_generate(folder):
 def test_a_state_is_planned_and_takes_no_policy(folder):
     words = ["plan", "generate", str(folder("lstm")), "--prompt-tokens", "5000", "--json"]
     done = CliRunner().invoke(app, words, catch_exceptions=False)
-    assert json.loads(done.stdout)["stages"][0]["parts"]["cache"] == FORMS["lstm"].config.state_bytes(4)
+    assert json.loads(done.stdout)["stages"][0]["parts"]["cache"] == FORMS["lstm"].config.spec.cache_bytes(1, 4)
     refused(*words, "--cache", "int8", fails="'int8'")
 
 

@@ -16,6 +16,7 @@ import torch
 import transformers
 
 from handscroll.base.errors import CapacityError, ConfigError
+from handscroll.base.spec import ModelSpec
 from handscroll.base.workload import CHUNKED, Workload
 from handscroll.data.batch import Batch, collate
 from handscroll.extend.bakeoff import applied
@@ -28,6 +29,7 @@ from handscroll.models.model import Model
 from handscroll.models.weights import load_model, save_model
 from handscroll.nn.init import initialise
 from handscroll.nn.marks import Marks
+from handscroll.nn.mask import looks_ahead
 from handscroll.nn.noise import Noise
 from handscroll.nn.positions.candidate import Candidate
 from handscroll.objectives.task import TASKS, task_from
@@ -189,6 +191,15 @@ def is_scaled_as_the_reference(form: Form, folder: Path) -> None:
 def has_no_scaling(form: Form, folder: Path) -> None:
     with pytest.raises(ConfigError, match="'rope_scaling'"):
         form.kind.read(form.foreign | {"rope_scaling": SCALINGS["yarn"]})
+
+
+def is_as_its_spec_says(form: Form, folder: Path) -> None:
+    """The spec that a family writes counts the model's own parameters, and is the same read back from JSON."""
+    model, spec = random(form), form.config.spec
+    assert spec.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert ModelSpec.model_validate_json(spec.model_dump_json()) == spec
+    assert [len(stack.layers) for stack in model.stacks] == [len(side) for side in (spec.layers, spec.encoder) if side]
+    assert spec.both_ways == looks_ahead(model.mask())
 
 
 # --- reading ---
@@ -445,6 +456,7 @@ def is_not_lengthened(form: Form, folder: Path) -> None:
 CHECKS: dict[str, Check] = {
     "reference": Check(lambda form: not form.kind.own, holds_to_the_reference, others_refuse_it),
     "scalings": Check(lambda form: form.config.spec.rotates, is_scaled_as_the_reference, has_no_scaling),
+    "spec": Check(always, is_as_its_spec_says, never),
     "folder": Check(always, comes_back, never),
     "gguf": Check(lambda form: not unwritten(form), comes_back_from_gguf, is_not_exported),
     "pieces": Check(lambda form: random(form).spec.cached, reads_in_pieces, keeps_nothing),

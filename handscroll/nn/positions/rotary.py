@@ -8,12 +8,13 @@ from torch import Tensor
 
 from handscroll.base.errors import ConfigError
 from handscroll.base.spec import LayerSpec, Positions
+from handscroll.base.tables import resolve
 from handscroll.nn.marks import Marks
 from handscroll.nn.positions.candidate import Candidate
 from handscroll.nn.positions.stretch import METHODS, longrope_with, rotary_candidates
 from handscroll.nn.rope import Rotation, rotation
 from handscroll.nn.scaling.base import Scaling, Tokens
-from handscroll.nn.scaling.table import OWN, scaling_from
+from handscroll.nn.scaling.table import OWN, SCALINGS, scaling_from
 
 
 class Rotary(Positions):
@@ -87,6 +88,13 @@ class Rotary(Positions):
         scaling = "no scaling" if name == "none" else f"{name} ({settings})" if settings else name
         part = "" if layer.rotated == layer.head_size else f"{layer.rotated} of {layer.head_size} numbers, "
         return f"rotary, {part}base {self.base:g}, {scaling}"
+
+    def rescaled(self, scaling: dict[str, Any], base: float | None, context: int, where: str) -> "Rotary":
+        fields = dict(scaling)
+        if "original" in getattr(resolve(SCALINGS, fields.get("name", ""), "scaling"), "model_fields", {}):
+            fields.setdefault("original", self.trained)
+        values = {"base": base or self.base, "scaling": scaling_from(fields, f"{where}.scaling")}
+        return Rotary.parse(values | {"trained": self.trained, "context": max(context, self.trained)}, where)
 
     def candidates(
         self, method: str, to: int, first: "Rotary", layer: LayerSpec, factors: Any = None
