@@ -8,11 +8,13 @@ from handscroll.cache.full import FullCache
 from handscroll.cache.int4 import Int4Cache
 from handscroll.cache.reading.store import Store
 from handscroll.generate.prefill import prefill
-from handscroll.kernels.native import calls
+from handscroll.kernels.registry import without
+from handscroll.kernels.runs import FEW
 from handscroll.lm import load
 from handscroll.nn import attend as kernels
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal
+from tests.conftest import ROOT
 from tests.generate.material import TEXT, filled, kl
 from tests.naming import naming
 
@@ -65,7 +67,7 @@ def test_tokens_stay_exact_until_their_group_is_complete(lm):
         assert torch.allclose(*logits, atol=1e-6) is equal
 
 
-def test_compiled_and_plain_attention_over_the_cache_agree(monkeypatch):
+def test_compiled_and_plain_attention_over_the_cache_agree():
     cache, _, _ = grown(Int4Cache(1), 333)
     new = random(1, 2, 1, 32, seed=5)
     spans = cache.append(0, new, new, Marks.run(333, 1))
@@ -73,8 +75,8 @@ def test_compiled_and_plain_attention_over_the_cache_agree(monkeypatch):
     q = random(1, 6, 1, 32)
     got = kernels.attend(q, spans, Causal(), Marks.run(333, 1))
     want = kernels.attend(q, spans, Causal(), Marks.run(333, 1), 32**-0.5, "eager")
-    monkeypatch.setattr(calls, "can_decode", lambda *_: False)
-    plain = kernels.attend(q, spans, Causal(), Marks.run(333, 1))
+    with without(FEW, "compiled"):
+        plain = kernels.attend(q, spans, Causal(), Marks.run(333, 1))
     for a, b, c in zip(got, plain, want, strict=True):
         torch.testing.assert_close(a, c, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(b, c, rtol=1e-5, atol=1e-5)
@@ -150,22 +152,22 @@ def test_rows_of_different_lengths(lm):
         assert kl(want, lm.model.logits(hidden)[row, -1].detach()) < 2e-2
 
 
-def test_int4_weights_are_near_and_are_not_saved(tiny_folder, lm, tmp_path):
-    rounded, coarse = load(tiny_folder, weights="int8"), load(tiny_folder, weights="int4")
+def test_int4_weights_are_near_and_are_not_saved(tiny_folder, tmp_path):
+    with pytest.raises(ConfigError, match="48"):  # no whole number of blocks
+        load(tiny_folder, weights="int4")
+    folder = ROOT / "handscroll" / "starter"
+    lm, rounded, coarse = (load(folder, dtype="float32", weights=weights) for weights in ("", "int8", "int4"))
     ids = lm.encode(TEXT)[:60]
     exact = lm.logits(ids)
     apart = [sum(kl(a, b) for a, b in zip(exact, x.logits(ids), strict=True)) / 60 for x in (rounded, coarse)]
     assert apart[0] < apart[1] < 0.1
     torch.testing.assert_close(coarse.nll(ids), lm.nll(ids), rtol=0.2, atol=0.5)
     few = coarse.model(torch.tensor([ids[:3]]))
-    torch.testing.assert_close(few[0], coarse.logits(ids)[:3], rtol=1e-4, atol=1e-4)
-    assert coarse.model.embedding.numbers.dtype == torch.int8
+    torch.testing.assert_close(few[0], coarse.logits(ids)[:3], rtol=1e-3, atol=1e-3)
+    assert coarse.model.embedding.format.name == "int8"
     sizes = [sum(t.nbytes for t in x.model.layers.buffers()) for x in (rounded, coarse)]
     assert sizes[1] < 0.7 * sizes[0]
-    assert (
-        coarse.model.dtype == torch.float32
-        and load(tiny_folder, "cpu", "bfloat16", "int4").model.dtype == torch.bfloat16
-    )
+    assert coarse.model.dtype == torch.float32 and load(folder, "cpu", "bfloat16", "int4").model.dtype == torch.bfloat16
     assert coarse.identity(400) != rounded.identity(400) != lm.identity(400)
     with pytest.raises(ConfigError, match="rounded"):
         coarse.save(tmp_path / "out")

@@ -396,7 +396,7 @@ def test_layers_of_gemma_are_compiled(counted, dtype, weights):
     tokens = torch.randint(0, 96, (2, 12), generator=torch.Generator().manual_seed(1))
     got, want = apart(model, tokens, parts=3)
     assert len(counted) == 9
-    near = 2e-5 if dtype == torch.float32 else 5e-2
+    near = 5e-2 if dtype == torch.bfloat16 else 5e-4 if weights else 2e-5
     assert (got - want).abs().max() <= near * want.abs().max()
 
 
