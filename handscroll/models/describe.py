@@ -31,6 +31,10 @@ def facts(source: Path) -> list[tuple[str, str]]:
         count = sum(w is not None for w in windows)
         lines.append(("attention window", f"{', '.join(map(str, sizes))} tokens in {count} of {config.layers} layers"))
     each = ", ".join(f"{size:,} bytes in {name}" for name, size in per_token.items())
+    if any(windows):  # behind the longest window only the other layers grow
+        longest = max(w for w in windows if w is not None)
+        further = spec.cache_bytes(longest + 1, 4) - spec.cache_bytes(longest, 4)
+        each += f"; {further:,} bytes in float32 behind token {longest:,}"
     full = spec.cache_bytes(config.context, 4)
     lines.append(("KV cache per token", each))
     lines.append(("KV cache, full context", f"{full / 1e6:,.1f} MB in float32"))
