@@ -1,4 +1,4 @@
-"""Blank infilling: the cross-entropy of what fills the blanks (Du et al. 2022, arXiv:2103.10360, equation 1)."""
+"""Blank infilling: cross-entropy of the spans that fill the blanks (Du et al. 2022, arXiv:2103.10360, equation 1)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,9 +16,10 @@ from handscroll.objectives.task import Task
 
 @dataclass(frozen=True)
 class Infill:
-    """Targets of rows made by `data/blanks.py`: the spans and their ends; the text around them is given.
+    """Cross-entropy over the rows of `data/blanks.py`: spans and their end tokens are targets, the text is not.
 
-    It adds up over positions, but the text is read in both directions, which strategies that work in chunks refuse.
+    The loss adds up over positions. But the model reads the text in both directions, so memory strategies that work
+    in chunks refuse it.
     """
 
     smoothing: float = 0.0
@@ -33,7 +34,7 @@ class Infill:
 
 
 class BlankInfilling(Task):
-    """Spans of a text, written where they are blanked; the rows say how much is."""
+    """Write the blanked spans of a text. The settings of the rows say how much is blanked."""
 
     name: ClassVar[str] = "blanks"
     kinds: ClassVar[tuple[str, ...]] = ("blanks",)

@@ -25,8 +25,8 @@ class Causal:
     """Cross-entropy of the batch's targets; packed rows neither attend nor predict across documents.
 
     With `smoothing` s each target keeps 1 - s of its weight and the rest is spread over the vocabulary (Szegedy et
-    al. 2016); the loss is then no log-likelihood. With `by_position` the metrics hold the loss of targets whose place
-    in their document lies in each quarter of the row's length.
+    al. 2016); the loss is then not a log-likelihood. With `by_position` the metrics hold four losses: targets are
+    grouped by the quarter of the row's length in which their position in their document lies.
     """
 
     smoothing: float = 0.0
@@ -34,11 +34,15 @@ class Causal:
     additive: bool = True
 
     def mask(self, model: Model, marks: Marks) -> Mask:
-        """Raises ConfigError where the model sees the very tokens that it would predict (an encoder)."""
+        """The model's own mask, restricted to one document when rows are packed.
+
+        Raises:
+            ConfigError: the model is an encoder, so it sees the tokens that it should predict.
+        """
         if model.spec.both_ways:
             raise ConfigError(
-                f"objective 'causal' predicts the next token, and a {model.config.family} sees it: use objective "
-                "'masked', or a causal model (llama, gpt2, ...)"
+                f"objective 'causal' predicts the next token, but a {model.config.family} already sees it: use "
+                "objective 'masked', or a causal model (llama, gpt2, ...)"
             )
         return model.mask() if marks.plain else model.mask() & SameSegment()
 
@@ -52,7 +56,7 @@ class Causal:
 
 
 class NextToken(Task):
-    """The next token of real text, of repeated segments and of questions."""
+    """Predict the next token in real text, in repeated segments and in answers to questions."""
 
     name: ClassVar[str] = "causal"
     kinds: ClassVar[tuple[str, ...]] = ("text", "copies", "facts")
@@ -66,8 +70,11 @@ class NextToken(Task):
 
 
 def by_quarter(batch: Batch, losses: Tensor, counted: Tensor) -> dict[str, tuple[float, int]]:
-    """(sum, count) of the `losses` of the `counted` (B x T) targets, by quarters of the row's length that their place
-    in their document lies in."""
+    """(sum, count) of `losses` for each quarter of the row's length.
+
+    `counted` (B * T) marks the targets that `losses` belong to. The position of a target in its document decides its
+    quarter.
+    """
     targets = batch.targets
     positions = batch.marks().tensors(targets.device)[2].expand_as(targets).flatten()[counted]
     quarter = (positions * 4 // (batch.width or targets.shape[1])).clamp_max(3)

@@ -1,4 +1,4 @@
-"""Classification of documents: cross-entropy over labels, the target standing at the token whose state is read."""
+"""Classification of documents: cross-entropy over labels. The target stands at the token whose state is classified."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,10 +23,11 @@ from handscroll.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Classify:
-    """Labels of whole documents (`data/labelled.py`), by a model with `classify(hidden, marks, ends)`.
+    """Cross-entropy of the labels of whole documents (`data/labelled.py`), for a model with `classify`.
 
-    It adds up over pieces of a row where one state counts, of an encoder that of the first token; a mean over a
-    document that a chunk holds in part is another mean, so strategies that work in chunks refuse it.
+    The loss adds up over pieces of a row when the model classifies one state (for an encoder: the first token's).
+    A model that classifies the mean state needs the whole document, so memory strategies that work in chunks refuse
+    it.
     """
 
     smoothing: float = 0.0
@@ -34,13 +35,16 @@ class Classify:
 
     @classmethod
     def of(cls, model: Model, smoothing: float = 0.0) -> "Classify":
-        """For a model.
+        """The loss for a given model.
 
         Raises:
-            ConfigError: it is no classifier.
+            ConfigError: the model is not a classifier.
         """
         if not model.spec.labels:
-            raise ConfigError(f"family '{model.config.family}' as it is here has no labels to tell apart")
+            raise ConfigError(
+                f"this model of family '{model.config.family}' has no labels: it is not a classifier; build it with "
+                "the labels that it should tell apart"
+            )
         return cls(smoothing, additive=model.spec.pool != "mean")
 
     def mask(self, model: Model, marks: Marks) -> Mask:
@@ -56,7 +60,7 @@ class Classify:
 
 
 class Classification(Task):
-    """Labels of whole documents, by a model made for them or begun with the weights of another (`model.path`)."""
+    """Predict the label of a whole document, with a new model or from another model's weights (`model.path`)."""
 
     name: ClassVar[str] = "classify"
     kinds: ClassVar[tuple[str, ...]] = ("labelled",)
@@ -74,12 +78,15 @@ class Classification(Task):
     def check(self, data: Mapping[str, Any], validated: bool) -> None:
         super().check(data, validated)
         if len({rows.labels for rows in data.values()}) > 1:
-            raise ValueError("labelled data with different labels cannot train one classifier")
+            raise ValueError(
+                "the [data] tables have different labels, but they train one classifier: give all of them the same "
+                "labels"
+            )
 
     def build(self, model: Model, data: Mapping[str, Any], smoothing: float, by_position: bool) -> Classify:
         own, wanted = model.spec.labels, self.labels(data)
         if own != wanted:
             raise ConfigError(
-                f"the rows have the labels {list(wanted)}, the model tells apart {list(own)}: make them equal"
+                f"the rows have the labels {list(wanted)}, but the model has the labels {list(own)}: make them equal"
             )
         return Classify.of(model, smoothing)

@@ -1,7 +1,7 @@
 """Chunked projection + cross-entropy: the loss of T tokens without T x V logits.
 
-The gradient is formed chunk by chunk in the forward pass (as in Hsu et al. 2024, "Liger Kernel"), so a
-chunk's logits are made once and dropped at once: three matrix products a chunk, as many as without chunks.
+The forward pass forms the gradient chunk by chunk (as in Hsu et al. 2024, "Liger Kernel"). So each chunk's logits are
+computed once and freed at once. This takes three matrix products per chunk, as many as without chunks.
 """
 
 import torch
@@ -11,16 +11,16 @@ from torch import Tensor
 from handscroll.base.errors import ConfigError
 from handscroll.kernels.runs import capped
 
-# Bytes of one chunk of float32 logits; small enough for a cache-friendly laptop, large enough for fast products.
+# Bytes of one chunk of float32 logits: small enough for a laptop's memory, large enough for fast products.
 CHUNK_BYTES = 32 << 20
-CHUNK_BYTES_GPU = 256 << 20  # a GPU has the room, and needs more rows to be busy
+CHUNK_BYTES_GPU = 256 << 20  # a GPU has more memory, and needs more rows per product to be busy
 IGNORE = -100
 
 
 def chunk_rows(vocab: int, count: int = 0, device: str = "cpu") -> int:
-    """Tokens per chunk for a vocabulary, so that their float32 logits take about `CHUNK_BYTES` (on a GPU more).
+    """Tokens per chunk, such that their float32 logits take about `CHUNK_BYTES` (on a GPU `CHUNK_BYTES_GPU`).
 
-    Given `count` tokens to share out, chunks of nearly equal size: each chunk reads the whole head once.
+    Given the `count` of all tokens, the chunks get nearly equal sizes, because each chunk reads the whole head once.
     """
     rows = max(16, (CHUNK_BYTES if device == "cpu" else CHUNK_BYTES_GPU) // (4 * vocab))
     return rows if not count else -(-count // max(1, round(count / rows)))
@@ -36,13 +36,13 @@ def cross_entropy(
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
     """Sum of the cross-entropy in nats over targets that are not -100, and their count.
 
-    Logits z are hidden @ head.T + bias, and cap * tanh(z / cap) with a cap. Differentiable in hidden, head and
-    bias. Softmax and sum are in float32 (float64 for float64 input); the products run in autocast's dtype when autocast
-    is on. Nothing counted: a differentiable zero.
+    The logits are z = hidden @ head.T + bias; with a cap they are cap * tanh(z / cap). The sum is differentiable in
+    hidden, head and bias. Softmax and sum use float32 (float64 for float64 input); the products use autocast's dtype
+    when autocast is on. When no target counts, the result is a differentiable zero.
 
     With label smoothing s the loss of a target y is -(1 - s) log p(y) - s / V sum_v log p(v) (Szegedy et al. 2015,
-    arXiv:1512.00567, section 7), as in torch. It is then no measure of the text: exp of it is no perplexity, and
-    it is compared with no unsmoothed loss; `token_losses` never smooths.
+    arXiv:1512.00567, section 7), as in torch. A smoothed loss does not measure the text: its exponential is not a
+    perplexity, and it cannot be compared with an unsmoothed loss. `token_losses` never smooths.
 
     Raises:
         ConfigError: smoothing is not in [0, 1).
@@ -59,13 +59,18 @@ def cross_entropy_by_token(
     bias: Float[Tensor, "V"] | None = None,
     cap: float | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "M"], Bool[Tensor, "N"]]:
-    """`cross_entropy`, with the loss of each counted target besides (not differentiable, never smoothed)."""
+    """`cross_entropy`, and the loss of each counted target.
+
+    Returns the sum, the M losses (not differentiable, never smoothed) and the mask of the counted targets.
+    """
     if not 0 <= smoothing < 1:
-        raise ConfigError(f"label smoothing {smoothing}: give a share from 0 (none) to below 1, for example 0.1")
+        raise ConfigError(
+            f"label smoothing is {smoothing}: give a share of at least 0 (none) and below 1, for example 0.1"
+        )
     counted = targets != IGNORE
-    if not torch.is_grad_enabled():  # else the slopes would be formed, for nobody
+    if not torch.is_grad_enabled():  # otherwise the gradients would be computed without any use
         hidden, head, bias = hidden.detach(), head.detach(), None if bias is None else bias.detach()
-    if not bool(counted.all()):  # leave out of the products what is left out of the loss
+    if not bool(counted.all()):  # tokens that do not count need no logits
         hidden, targets = hidden[counted], targets[counted]
     total, losses = _ChunkedCrossEntropy.apply(hidden, head, targets, smoothing, bias, cap)
     return total, losses, counted
@@ -96,7 +101,7 @@ def _project(hidden: Tensor, head: Tensor) -> Tensor:
 
 
 def _biased(logits: Tensor, bias: Tensor | None) -> Tensor:
-    """Logits that nobody else holds, with the bias added in place."""
+    """`logits` with the bias added in place; no other code may hold these logits."""
     return logits if bias is None else logits.add_(bias)
 
 
@@ -143,7 +148,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     logits.sub_(smoothing / logits.shape[1])
                 logits.scatter_add_(1, chosen, torch.full_like(weight, smoothing - 1))  # now d loss / d logits
                 if bend is not None:
-                    logits.mul_(bend)  # the slope of cap * tanh(z / cap)
+                    logits.mul_(bend)  # the derivative of cap * tanh(z / cap)
                 if grad_bias is not None:
                     grad_bias += logits.sum(dim=0)
                 slope = logits.to(hidden_work.dtype)
@@ -154,7 +159,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                         grad_head.addmm_(slope.T, part)
                     else:
                         grad_head += (slope.T @ part).to(wide)
-                del logits, slope, bend  # before those of the next chunk are made
+                del logits, slope, bend  # free them before the next chunk allocates its own
         ctx.save_for_backward(grad_hidden, grad_head, grad_bias)
         ctx.head_dtype = head.dtype
         ctx.mark_non_differentiable(losses)

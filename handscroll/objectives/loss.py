@@ -1,4 +1,4 @@
-"""A loss is a sum and a count; division happens once, by the global count."""
+"""A loss is a sum and a count. It is divided only once, by the global count."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -9,19 +9,19 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Loss:
-    """`total` nats over `count` targets, and further sums that add up the same way (`name`: (sum, count))."""
+    """`total` nats over `count` targets, and `metrics` that add up in the same way (name: (sum, count))."""
 
     total: Tensor
     count: int
     metrics: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     def detached(self) -> "Loss":
-        """The numbers without the graph, which would otherwise be held by whoever collects losses."""
+        """The same numbers without the graph, so that a list of losses does not keep graphs in memory."""
         return replace(self, total=self.total.detach())
 
 
 def summed(losses: Iterable[Loss]) -> Loss:
-    """The loss of several pieces together, in float64 on the CPU, without a graph."""
+    """The sum of several losses and their metrics, in float64 on the CPU, without a graph."""
     total, count = torch.zeros((), dtype=torch.float64), 0
     metrics: dict[str, tuple[float, int]] = {}
     for loss in losses:

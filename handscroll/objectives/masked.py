@@ -1,4 +1,4 @@
-"""Masked language modelling, and next-sentence prediction where rows have labels for it (Devlin et al. 2019)."""
+"""Masked language modelling, and next-sentence prediction for rows that have labels for it (Devlin et al. 2019)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,11 +28,11 @@ from handscroll.text.words import Words
 
 @dataclass(frozen=True)
 class Masked:
-    """Cross-entropy of the hidden tokens (`data/masking.py`), each in the place where it stood.
+    """Cross-entropy of the hidden tokens (`data/masking.py`), each predicted at its own place.
 
-    Where a batch has labels, the cross-entropy of each is added, as heavy as `pair_share` x row length hidden tokens:
-    with the rate of masking divided by the pairs of a row this is the paper's sum of two means. `smoothing` and
-    `by_position` as in `Causal`; smoothing does not act on labels.
+    When a batch has labels, their cross-entropy is added. One label weighs as much as `pair_share` * row length hidden
+    tokens. With `pair_share` = masking rate / pairs per row, this is the paper's sum of two means. `smoothing` and
+    `by_position` work as in `Causal`; smoothing does not act on labels.
     """
 
     smoothing: float = 0.0
@@ -41,20 +41,25 @@ class Masked:
     additive: bool = True
 
     def mask(self, model: Model, marks: Marks) -> Mask:
-        """
+        """The model's own mask, restricted to one document when rows are packed.
+
         Raises:
             ConfigError: the model is causal, or has no masked-LM head.
         """
         if model.spec.reads != "both":
             raise ConfigError(
-                "objective 'masked' needs an encoder with a masked-LM head (bert, roberta); a "
-                f"{model.config.family} is none: use objective 'causal'"
+                "objective 'masked' needs an encoder with a masked-LM head (bert, roberta), and a "
+                f"{model.config.family} is not an encoder: use objective 'causal'"
             )
         model.spec.require("objective 'masked'", head=True)
         return model.mask() if marks.plain else model.mask() & SameSegment()
 
     def loss(self, model: Model, hidden: Embeddings, batch: Batch) -> Loss:
-        """Raises ConfigError where the batch has labels and the model no next-sentence head."""
+        """Sum and count of the hidden tokens, with the weighted loss of the labels in the sum.
+
+        Raises:
+            ConfigError: the batch has labels, but the model has no next-sentence head.
+        """
         counted = batch.targets.flatten() != IGNORE
         total, losses, _ = cross_entropy_by_token(
             model.prepared(hidden.flatten(0, 1)[counted]),
@@ -73,7 +78,7 @@ class Masked:
         return Loss(total, count, metrics)
 
     def _pairs(self, model: Model, hidden: Embeddings, labels: Tensor) -> tuple[Tensor, dict[str, tuple[float, int]]]:
-        """Summed cross-entropy of the labels, and what the record says of it."""
+        """Summed cross-entropy of the labels, and its metrics for the record."""
         where = labels != IGNORE
         logits = model.following_logits(hidden[where])
         wanted = labels[where]
@@ -83,7 +88,7 @@ class Masked:
 
 
 class MaskedTokens(Task):
-    """Hidden tokens (`data/masking.py` says which), and next sentences where there are rows for them.
+    """Predict hidden tokens (chosen by `data/masking.py`), and next sentences if the data has rows of pairs.
 
     words = "chinese" needs the package jieba.
     """
@@ -101,7 +106,7 @@ class MaskedTokens(Task):
     def build(self, model: Model, data: Mapping[str, Any], smoothing: float, by_position: bool) -> Masked:
         pairs = [rows.pairs for rows in data.values() if rows.kind == "pairs"]
         if pairs:
-            model.following_logits(model.head.new_zeros(1, model.config.width))  # refuses where there is no head
+            model.following_logits(model.head.new_zeros(1, model.config.width))  # raises if there is no such head
         return Masked(smoothing, by_position, pair_share=self.rate / max(pairs, default=1))
 
     def rows(self, rows: Stream[Row], length: int, seed: int, model: Model, tokenizer: Tokenizer) -> MaskedRows:

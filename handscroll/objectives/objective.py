@@ -1,4 +1,4 @@
-"""The `Objective` contract: what a training step asks of a task, whichever memory strategy runs it."""
+"""The `Objective` contract: the methods that a training step calls, the same for every memory strategy."""
 
 from typing import Protocol
 
@@ -13,17 +13,17 @@ from handscroll.objectives.loss import Loss
 class Objective(Protocol):
     """A loss on hidden states.
 
-    `additive` says that the loss of a row is the sum of the losses of any pieces of it; strategies that work in chunks
-    refuse objectives without it.
+    `additive` means that a row may be cut into any pieces: the losses of the pieces add up to the loss of the row.
+    Memory strategies that work in chunks refuse objectives that are not additive.
     """
 
     @property
     def additive(self) -> bool:
-        """Whether pieces of a row may be scored apart."""
+        """Whether the loss of a row is the sum of the losses of its pieces."""
         ...
 
     def mask(self, model: Model, marks: Marks) -> Mask:
-        """Who sees whom, for rows with these marks."""
+        """The attention mask for rows with these marks."""
         ...
 
     def loss(self, model: Model, hidden: Embeddings, batch: Batch) -> Loss:

@@ -1,7 +1,7 @@
-"""Span corruption (Raffel et al. 2020, arXiv:1910.10683, section 3.1.4): write what was cut out of a text.
+"""Span corruption (Raffel et al. 2020, arXiv:1910.10683, section 3.1.4): write the spans that were cut out of a text.
 
-Spans of the text are replaced by one sentinel each, and the target is every sentinel with what it stands for. The loss
-of the target is that of `Causal`, under a source.
+In the source one sentinel replaces each span. The target lists every sentinel, followed by its span. The loss is that
+of `Causal` on the target, with the source as the encoder's input.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,14 +23,14 @@ SENTINEL = "<extra_id_{}>"  # the name of the sentinel of span 0, 1, ... of a te
 
 
 class SpanCorruption(Task):
-    """How much of a text is cut out: a share of its tokens, in spans of `mean_span` tokens on average."""
+    """Cut out a share `density` of a text's tokens, in spans of `mean_span` tokens on average, and predict them."""
 
     name: ClassVar[str] = "span-corruption"
     density: float = Field(default=0.15, gt=0, lt=1)
     mean_span: float = Field(default=3.0, ge=1, allow_inf_nan=False)
 
     def counts(self, length: int) -> tuple[int, int]:
-        """(tokens, spans) that are cut out of `length` tokens (2 or more); something is left, something is cut."""
+        """(tokens, spans) to cut out of `length` tokens (2 or more): at least one is cut, and at least one is left."""
         cut = min(max(round(length * self.density), 1), length - 1)
         return cut, min(max(round(cut / self.mean_span), 1), cut, length - cut)
 
@@ -48,7 +48,10 @@ class SpanCorruption(Task):
 
 @dataclass(frozen=True)
 class Frame:
-    """The tokens that corruption adds: `sentinels` of the spans in order, `start` of a decoder text, `end` of both."""
+    """The special tokens that corruption adds to a text.
+
+    `sentinels` stand for the spans, in order. `start` begins the decoder's input. `end` ends source and target.
+    """
 
     sentinels: tuple[int, ...]
     start: int
@@ -56,10 +59,10 @@ class Frame:
 
     @classmethod
     def of(cls, words: Mapping[str, int], start: int, end: int | None) -> "Frame":
-        """From a tokenizer's tokens, whose sentinels are `<extra_id_0>`, `<extra_id_1>`, ...
+        """Find the sentinels `<extra_id_0>`, `<extra_id_1>`, ... among a tokenizer's tokens.
 
         Raises:
-            ConfigError: no sentinels, or no end token.
+            ConfigError: the tokenizer has no sentinels, or no end token.
         """
         found: list[int] = []
         while (name := SENTINEL.format(len(found))) in words:
@@ -67,8 +70,8 @@ class Frame:
         if not found or end is None:
             lacks = "an end token" if found else f"{SENTINEL.format(0)} and the sentinels after it"
             raise ConfigError(
-                f"span corruption: the tokenizer has not {lacks}; take that of a T5, or train one with "
-                "tokenizer.train.sentinels and an end token among its special ones"
+                f"span corruption: the tokenizer lacks {lacks}; use the tokenizer of a T5, or train one with "
+                "tokenizer.train.sentinels and an end token among its special tokens"
             )
         return cls(tuple(found), start, end)
 
@@ -78,10 +81,10 @@ def corrupt(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Source and target (int64, each with its end token) of a text of at least 2 tokens.
 
-    The spans are parted by one kept token at least, and every such way to place spans of these many tokens in all is as
-    likely as any other. The released code always keeps the beginning and cuts the end, so that a short text, with one
-    span, would lose its end every time; here any place is cut. The last sentinel of the paper's figure 2, which stands
-    for nothing, is left out, as there.
+    At least one kept token separates two spans. All such placements with the same total of cut tokens are equally
+    likely. The released code always keeps the beginning and cuts the end, so a short text with one span would lose its
+    end every time; here a span may lie anywhere. Figure 2 of the paper shows a last sentinel without a span; like the
+    released code, this function leaves it out.
 
     >>> frame = Frame(sentinels=(99, 98), start=0, end=1)
     >>> source, target = corrupt(np.arange(10, 20), SpanCorruption(density=0.3), frame, np.random.default_rng(0))
@@ -91,7 +94,7 @@ def corrupt(
     cut, spans = settings.counts(len(tokens))
     assert spans <= len(frame.sentinels), (spans, len(frame.sentinels))
     kept, gone = _divided(len(tokens) - cut + 2, spans + 1, random), _divided(cut, spans, random)
-    kept[[0, -1]] -= 1  # before the first span and after the last there may be nothing
+    kept[[0, -1]] -= 1  # a span may stand at the very beginning or end of the text
     ends = np.cumsum(kept[:-1]) + np.cumsum(gone)
     source: list[np.ndarray] = []
     target: list[np.ndarray] = []
@@ -107,28 +110,29 @@ def corrupt(
 
 
 def _divided(count: int, parts: int, random: np.random.Generator) -> np.ndarray:
-    """`count` as the sum of `parts` positive numbers."""
+    """Random positive numbers, `parts` of them, whose sum is `count`."""
     cuts = np.sort(random.choice(count - 1, parts - 1, replace=False)) + 1
     return np.diff(np.concatenate([[0], cuts, [count]]))
 
 
 class Corrupted(Stream[Row]):
-    """Rows of text to rows with a source: each document of a row is corrupted by itself, with sentinels of its own.
+    """Turns rows of text into rows with a source. Each document of a row is corrupted by itself, from sentinel 0 on.
 
-    What is cut out of a document depends on (seed, number of its row in the stream, number of the document in the row)
-    alone. Source and target keep the document's segment and count positions from 0, so packed ones do not meet. An end
-    token that the text has is not cut out. Documents of fewer than two tokens are left out, and rows of such.
+    The cut depends only on the seed, the number of the row in the stream and the number of the document in the row.
+    Each document is a segment with positions from 0, in the source and in the target, so packed documents do not see
+    each other. An end token at the end of a document is not cut out. Documents with fewer than two tokens are left
+    out, and so are rows that hold only such documents.
     """
 
     def __init__(self, rows: Stream[Row], length: int, settings: SpanCorruption, frame: Frame, seed: int):
         """
         Raises:
-            ConfigError: a document as long as a row, `length` tokens, would need more sentinels than there are.
+            ConfigError: a document of `length` tokens (a full row) would need more sentinels than the tokenizer has.
         """
         spans, there = settings.counts(max(2, length))[1], len(frame.sentinels)
         if spans > there:
             raise ConfigError(
-                f"rows of {length} tokens need {spans} sentinels and the tokenizer has {there}: raise "
+                f"rows of {length} tokens need {spans} sentinels, but the tokenizer has {there}: raise "
                 f"objective.mean_span to {settings.mean_span * spans / there:.2f} or more, or shorten the rows"
             )
         self.rows, self.settings, self.frame, self.seed = rows, settings, frame, seed
@@ -139,7 +143,7 @@ class Corrupted(Stream[Row]):
         return {"stream": "span corruption", **how, "inner": self.rows.identity()}
 
     def row(self, row: Row, number: int) -> Row | None:
-        """The corrupted row `number`; None where nothing is left."""
+        """`row` corrupted, as number `number` of the stream; None if no document has two tokens."""
         segment = np.zeros(len(row.tokens), dtype=np.int64) if row.segment is None else row.segment
         sources: list[np.ndarray] = []
         targets: list[np.ndarray] = []
@@ -168,7 +172,7 @@ class Corrupted(Stream[Row]):
 
 
 def _joined(row: Row, tokens: list[np.ndarray], targets: list[np.ndarray], source: Row | None = None) -> Row:
-    """One row of several texts, a segment each, from where `row` is."""
+    """One row of several texts, one segment for each text; its place in the data is that of `row`."""
     plain = len(tokens) == 1
     segment = None if plain else np.concatenate([np.full(len(part), n) for n, part in enumerate(tokens)])
     positions = None if plain else np.concatenate([np.arange(len(part)) for part in tokens])

@@ -1,4 +1,4 @@
-"""What a run learns, as the key `objective` of a recipe names it: its rows, and its loss on them."""
+"""Tasks: the value of `objective` in a recipe names one. A task makes the training rows and the loss on them."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -25,10 +25,11 @@ TASKS = {
 
 
 class Task(Config):
-    """A task; its fields are its settings in a recipe. Frozen, and the same for every stage.
+    """A task. Its fields are its settings in a recipe. It is frozen, and the same for every stage of a run.
 
-    `kinds` are the kinds of rows that it learns from (`train/rows.py`); `continued`: also rows that continue those of
-    the update before. `text`: held-out text can be turned into its rows, so that there is a loss to validate by.
+    `kinds` are the kinds of rows that it can learn from (`train/rows.py`). `continued`: it also accepts contiguous
+    rows, which continue the rows of the previous update. `text`: it can turn held-out text into rows, so a run can
+    compute a validation loss.
     """
 
     name: ClassVar[str]
@@ -38,71 +39,78 @@ class Task(Config):
 
     @abstractmethod
     def fits(self, model: Model) -> bool:
-        """Whether a model can learn this."""
+        """Whether a model can learn this task."""
 
     @abstractmethod
     def build(self, model: Model, data: Mapping[str, Any], smoothing: float, by_position: bool) -> Objective:
-        """The loss, for a model that fits; `data` and the rest are those of `objective`."""
+        """The loss for a model that fits; the arguments are those of `objective`."""
 
     def rows(self, rows: Stream[Row], length: int, seed: int, model: Model, tokenizer: Tokenizer) -> Stream[Row]:
-        """Rows to learn from, made of rows of at most `length` tokens.
+        """The rows of this task, made from `rows` of at most `length` tokens.
 
         Raises:
-            ConfigError: tokenizer or length cannot do for it.
+            ConfigError: the tokenizer or the length does not suit the task.
         """
         return rows
 
     def labels(self, data: Mapping[str, Any]) -> tuple[str, ...]:
-        """The labels that a model has to tell apart for it."""
+        """The labels that the model must tell apart; empty if the task has no labels."""
         return ()
 
     def share(self, data: Mapping[str, Any]) -> float:
-        """Of the tokens of a row that the loss is of, about; the planner asks."""
+        """Approximate fraction of a row's tokens that count in the loss (used by the planner)."""
         return 1.0
 
     def check(self, data: Mapping[str, Any], validated: bool) -> None:
-        """Whether rows made by `data` (name to settings of a recipe's rows) are what it learns from.
+        """Check that the task can learn from `data`, a recipe's tables of rows by name.
 
         Raises:
-            ValueError: they are not; says which and why.
+            ValueError: a table does not suit the task, or `validated` is set and the task cannot validate.
         """
         for name, rows in data.items():
             if rows.kind not in self.kinds:
                 raise ValueError(
-                    f"data.{name} is of kind '{rows.kind}', objective '{self.name}' learns from {_listed(self.kinds)}"
+                    f"data.{name} is of kind '{rows.kind}', but objective '{self.name}' learns from "
+                    f"{_listed(self.kinds)}"
                 )
             if getattr(rows, "order", "") == "reading" and not self.continued:
-                raise ValueError(f"data.{name} is read in order, which is for objective 'causal', not '{self.name}'")
+                raise ValueError(
+                    f"data.{name} is read in order, which only objective 'causal' supports, not '{self.name}'"
+                )
         if validated and not self.text:
-            raise ValueError(f"validation scores plain text, objective '{self.name}' does not; leave it out")
+            raise ValueError(
+                f"validation scores plain text, and objective '{self.name}' cannot: leave the [validation] table out"
+            )
 
     def objective(
         self, model: Model, data: Mapping[str, Any] = {}, smoothing: float = 0.0, by_position: bool = False
     ) -> Objective:
-        """The loss of `model` on the rows of `data`, with label smoothing, and metrics by position where there are any.
+        """The loss of `model` on the rows of `data`.
+
+        `smoothing` is the label smoothing. `by_position` adds metrics by position, for tasks that have them.
 
         Raises:
-            ConfigError: the model cannot learn this.
+            ConfigError: the model cannot learn this task.
         """
         if not self.fits(model):
             fitting = [name for name in TASKS if resolve(TASKS, name, "objective").model_construct().fits(model)]
             raise ConfigError(
-                f"objective '{self.name}' does not fit family '{model.config.family}' as it is here: "
-                + (f"take {_listed(fitting)}" if fitting else "nothing here trains it")
+                f"objective '{self.name}' does not fit this model of family '{model.config.family}': "
+                + (f"use {_listed(fitting)}" if fitting else "no objective can train it")
             )
         return self.build(model, data, smoothing, by_position)
 
     @model_serializer(mode="wrap")
     def _with_name(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The fields and the name, so that `task_from` can read the record back."""
+        """The fields together with the name, so that `task_from` can read them back from a record."""
         return {"name": self.name, **handler(self)}
 
 
 def task_from(values: Any, where: str = "objective") -> Task:
-    """A task from its name, or from a table with name and settings; a `Task` is returned as it is.
+    """A task from its name, or from a table with a name and settings. A `Task` is returned unchanged.
 
     Raises:
-        ConfigError: no name, an unknown name, or wrong settings, with the nearest valid name.
+        ConfigError: the name is missing or unknown, or a setting is wrong; the message gives the nearest valid name.
     """
     if isinstance(values, Task):
         return values

@@ -1,4 +1,4 @@
-"""Losses of a text of any length in constant memory: overlapping windows, each read anew."""
+"""Losses of a text of any length in constant memory, from overlapping windows that are read separately."""
 
 import torch
 from jaxtyping import Float, Int
@@ -8,14 +8,15 @@ from handscroll.models.model import Model
 from handscroll.nn.marks import Marks
 from handscroll.objectives.head import token_losses
 
-TOKENS = 4096  # of the windows that are read together
+TOKENS = 4096  # per batch of windows
 
 
 @torch.no_grad()
 def windowed_losses(model: Model, ids: Int[Tensor, "T"], window: int) -> Float[Tensor, "T-1"]:
-    """Cross-entropy in nats, float32 on the CPU, of tokens 1 .. T-1; T is more than `window`, which is at least 2.
+    """Cross-entropy in nats of tokens 1 .. T-1, in float32 on the CPU. T must exceed `window`; `window` is at least 2.
 
-    Windows of equal length, several in one batch, overlap by half; each scores its second half, the first all of it.
+    All windows have the same length and overlap by half; a batch holds several. Each window scores its second half,
+    and the first window scores all of its tokens.
     """
     stride = max(1, window // 2)
     losses = torch.empty(len(ids) - 1)
