@@ -1,4 +1,4 @@
-"""Rows to tensors."""
+"""Batches: rows stacked to tensors."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,15 +14,16 @@ from handscroll.nn.marks import Marks
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Tokens and what they predict, each (B, T) int64.
+    """Tokens and their targets, each (B, T) int64.
 
-    `targets[b, t]` is the token after `tokens[b, t]` in its document, -100 where it is not counted. `index` is the
-    order in the row (-1: padding), `segment` the document in the row (-1: padding), `positions` the place in the
-    document's piece. All three are None in the plain case: one document in each row, no padding; `start` is then the
-    place of the first column. `width` is the length of the rows that these columns were cut from (0: their own).
-    `origins` (B, 2), where known, are document and place of each row's first token in the text. `kinds` and `labels`
-    (B, T) are those of `data/row.py: Row`, None where no row has any. `source` is what encoder-decoders write the
-    tokens under, row by row: never cut into columns.
+    - `targets[b, t]` is the token after `tokens[b, t]` in its document; -100 means that it does not count.
+    - `index` is the order in the row, `segment` the document in the row (both -1 at padding) and `positions` the place
+      in the document's piece. All three are None in the plain case, when each row is one document without padding;
+      `start` is then the position of the first column.
+    - `width` is the length of the rows from which these columns were cut (0: this batch was not cut).
+    - `origins` (B, 2), if known, holds the document of each row's first token and its place in that document.
+    - `kinds` and `labels` (B, T) are those of `data/row.py: Row`; None if no row has any.
+    - `source` holds the encoder's input for each row, for encoder-decoders. It is never cut into columns.
     """
 
     tokens: Tensor
@@ -39,24 +40,24 @@ class Batch:
 
     @property
     def size(self) -> int:
-        """Tokens that are read, padding included."""
+        """Number of tokens that the model reads: rows and their sources, padding included."""
         return self.tokens.numel() + (0 if self.source is None else self.source.tokens.numel())
 
     @property
     def counted(self) -> int:
-        """Number of targets that are counted: the divisor of the loss."""
+        """Number of targets that count; the loss is divided by it."""
         return int((self.targets != IGNORED).sum())
 
     @property
     def filled(self) -> int:
-        """Columns up to the last one that is not padding in every row (at least 1)."""
+        """Number of columns up to the last one that holds a token in some row (at least 1)."""
         if self.index is None:
             return self.tokens.shape[1]
         columns = (self.index >= 0).any(dim=0).nonzero()
         return int(columns[-1]) + 1 if len(columns) else 1
 
     def marks(self) -> Marks:
-        """The marks that masks and positions read."""
+        """The marks of these tokens, for masks and positions."""
         if self.index is None:
             return Marks.run(self.start, self.tokens.shape[1])
         return Marks.of(self.index, self.segment, self.positions, self.kinds)
@@ -76,7 +77,7 @@ class Batch:
         return self._each(lambda tensor: tensor.to(device), whole=True)
 
     def _each(self, change: Callable[[Tensor], Tensor], whole: bool = False) -> "Batch":
-        """Every tensor changed, with `whole` those of the source too."""
+        """The batch with `change` applied to every tensor; `whole` includes the tensors of the source."""
         names = ("tokens", "targets", "index", "segment", "positions", "origins", "kinds", "labels")
         held = {name: getattr(self, name) for name in names}
         changed = replace(self, **{name: change(tensor) for name, tensor in held.items() if tensor is not None})
@@ -84,10 +85,12 @@ class Batch:
 
 
 def collate(rows: Sequence[Row]) -> Batch:
-    """Stack rows of one length; those with a source may differ in both lengths, and are padded to the longest.
+    """Stack rows of one length.
+
+    Rows with a source may have different lengths, and so may their sources; both are padded to the longest.
 
     Raises:
-        DataError: no rows, or rows of different lengths.
+        DataError: there are no rows, or rows without a source have different lengths.
     """
     sources = [row.source for row in rows if row.source is not None]
     if sources:
@@ -97,7 +100,7 @@ def collate(rows: Sequence[Row]) -> Batch:
 
 
 def _padded(rows: Sequence[Row]) -> list[Row]:
-    """The same rows, all as long as the longest."""
+    """The same rows, padded to the length of the longest."""
     longest = max(len(row.tokens) for row in rows)
     padded = []
     for row in rows:
@@ -120,7 +123,9 @@ def _stacked(rows: Sequence[Row]) -> Batch:
     lengths = sorted({len(row.tokens) for row in rows})
     if len(lengths) != 1:
         what = f"rows of {', '.join(map(str, lengths))} tokens" if lengths else "no rows"
-        raise DataError(f"{what} in one batch; give rows of one length (streams of different lengths go in a Chain)")
+        raise DataError(
+            f"a batch cannot be made of {what}: give rows of one length (put streams of different lengths into a Chain)"
+        )
     tokens, targets = _stack([row.tokens for row in rows]), _stack([row.targets for row in rows])
     origins = torch.tensor([(row.document, row.start) for row in rows], dtype=torch.int64)
     length = lengths[0]
@@ -137,7 +142,7 @@ def _stacked(rows: Sequence[Row]) -> Batch:
 
 
 def _either(arrays: Sequence[np.ndarray | None], otherwise: np.ndarray) -> Tensor | None:
-    """Stacked, `otherwise` in the place of those that are not there; None where none is."""
+    """The arrays stacked, with `otherwise` for each missing one; None if all are missing."""
     if all(array is None for array in arrays):
         return None
     return _stack([otherwise if array is None else array for array in arrays])

@@ -1,7 +1,7 @@
-"""Rows of blank infilling: pieces of real text with spans blanked, and the spans to be written behind them.
+"""Rows for blank infilling: pieces of real text with blanked spans, followed by the spans to predict.
 
-Spans have lengths drawn from Poisson(3) and take 15 % of the tokens; their order behind the text is shuffled (Du et al.
-2022, arXiv:2103.10360, 2.1 and 2.3). Each row is a function of (seed, number) alone.
+Span lengths are drawn from Poisson(3), and the spans take 15 % of the tokens. The spans follow the text in shuffled
+order (Du et al. 2022, arXiv:2103.10360, 2.1 and 2.3). Each row depends only on the seed and its number.
 """
 
 import math
@@ -16,14 +16,15 @@ from handscroll.data.stream import State, Stream
 from handscroll.nn.blanks import SPAN
 from handscroll.text.blanks import BlankTokens
 
-LEAST = 8  # tokens of the shortest piece of text that is worth blanking
+LEAST = 8  # tokens of the shortest piece of text that is used
 
 
 class Blanks(Stream[Row]):
-    """Endless rows of `length` tokens, packed with pieces of documents and the spans blanked in them.
+    """Endless rows of `length` tokens, packed with pieces of documents and their blanked spans.
 
-    Positions are pairs of places (`nn/blanks.py`). A share `document` of the pieces blanks everything from a point in
-    their first half on ([gMASK], the document-level objective) instead of spans of mean length `mean`.
+    Positions are pairs of places (`nn/blanks.py`). In a share `document` of the pieces one blank ([gMASK]) replaces
+    everything after a point in the first half (the document-level objective). In the other pieces, spans of mean length
+    `mean` are blanked.
     """
 
     def __init__(  # noqa: PLR0913 - the settings of the objective
@@ -37,10 +38,11 @@ class Blanks(Stream[Row]):
         document: float = 0.0,
         longest: int = 0,
     ):
-        """`longest` is the most tokens of one piece; 0: the row.
+        """`longest` is the maximum number of tokens in one piece; 0 means the row's length.
 
         Raises:
-            ConfigError: a setting out of range. DataError: no document is long enough to be blanked.
+            ConfigError: a setting is out of range.
+            DataError: every document is too short.
         """
         if length < 2 * LEAST or seed < 0 or not 0 < share <= 0.5 or mean <= 0 or not 0 <= document <= 1:
             raise ConfigError(
@@ -48,12 +50,14 @@ class Blanks(Stream[Row]):
                 f"{2 * LEAST}, seed >= 0, share in (0, 0.5], mean > 0 and document in [0, 1]"
             )
         if longest and longest < LEAST:
-            raise ConfigError(f"pieces of {longest} tokens at most: give at least {LEAST}, or 0 for the row's length")
+            raise ConfigError(
+                f"pieces of at most {longest} tokens are too short: give at least {LEAST}, or 0 for the row's length"
+            )
         self.source, self.tokens, self.length, self.seed = source, tokens, length, seed
         self.share, self.mean, self.document, self.longest = share, mean, document, longest or length
         self._documents = np.flatnonzero(source.lengths >= LEAST)
         if not len(self._documents):
-            raise DataError(f"no document has {LEAST} tokens to blank some of; give longer texts")
+            raise DataError(f"no document has {LEAST} tokens, the least for a piece with blanks: give longer texts")
         self._ends = np.cumsum(source.lengths[self._documents] - LEAST + 1)
 
     def identity(self) -> State:
@@ -67,7 +71,7 @@ class Blanks(Stream[Row]):
             number += 1
 
     def row(self, number: int) -> Row:
-        """Row `number`: pieces until what is left is too short for one, then padding."""
+        """Row `number`: pieces as long as another one fits, then padding."""
         random = np.random.default_rng([self.seed, number])
         tokens, targets = np.zeros(self.length, dtype=np.int64), np.full(self.length, IGNORED, dtype=np.int64)
         segment, positions = np.full(self.length, -1, dtype=np.int64), np.zeros(self.length, dtype=np.int64)
@@ -83,7 +87,7 @@ class Blanks(Stream[Row]):
         return Row(tokens, targets, *origin, segment, positions)
 
     def _piece(self, random: np.random.Generator, most: int) -> tuple[int, int, np.ndarray]:
-        """At most `most` tokens from a place that is drawn evenly over the text."""
+        """(document, place, tokens) of a piece of at most `most` tokens; every place of the text is equally likely."""
         drawn = int(random.integers(self._ends[-1]))
         number = int(np.searchsorted(self._ends, drawn, side="right"))
         document = int(self._documents[number])
@@ -100,18 +104,23 @@ class Blanks(Stream[Row]):
 
 
 def largest_piece(length: int, share: float) -> int:
-    """Tokens of the longest piece of text that fits into `length` with its blanks: a span adds two tokens (its blank
-    and its beginning), and there are at most as many as blanked tokens."""
+    """Tokens of the longest piece of text that fits into `length` tokens together with its spans.
+
+    Each span adds two tokens (its blank and its start token), and there are at most as many spans as blanked tokens.
+    """
     return int((length - 2) / (1 + 2 * share))
 
 
 def longest_span(mean: float) -> int:
-    """Tokens of the longest span: one draw in 10^11 would be longer, and is cut."""
+    """Maximum tokens of a span. About one draw in 10^11 is longer; it is cut to this length."""
     return math.ceil(mean + 8 * math.sqrt(mean)) + 4
 
 
 def draw_spans(random: np.random.Generator, size: int, share: float, mean: float) -> list[tuple[int, int]]:
-    """Spans (first, past the last) of `share` of `size` tokens in order, never side by side; at least one token."""
+    """Spans (first, end) that cover a `share` of `size` tokens, at least one token.
+
+    The spans are in order, and at least one kept token separates two of them.
+    """
     wanted = max(1, round(share * size))
     lengths: list[int] = []
     while (left := wanted - sum(lengths)) > 0:
@@ -127,9 +136,9 @@ def draw_spans(random: np.random.Generator, size: int, share: float, mean: float
 def corrupt(
     text: np.ndarray, spans: Sequence[tuple[int, int]], order: Sequence[int], tokens: BlankTokens, blank: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The text with `blank` for each span, then the spans in `order`: tokens, targets, positions.
+    """(tokens, targets, positions) of the text with `blank` for each span, followed by the spans in `order`.
 
-    A span is [sop] and its tokens; its targets are its tokens and [eop]; its place is that of its blank.
+    The input of a span is [sop] and its tokens. Its targets are its tokens and [eop]. Its place is that of its blank.
     """
     given: list[int] = []
     places: list[int] = []

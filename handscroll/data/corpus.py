@@ -1,4 +1,4 @@
-"""Which files a recipe means: globs, folders, `{stdlib}` for the running Python's library, and exclusions."""
+"""Finds the files that a recipe names: globs, folders, `{stdlib}` (the running Python's library) and exclusions."""
 
 import sysconfig
 from collections.abc import Sequence
@@ -14,13 +14,14 @@ def stdlib() -> Path:
 
 
 def select(files: Sequence[str], exclude: Sequence[str] = (), include: Sequence[str] = ()) -> list[Path]:
-    """Files of globs in which `{stdlib}` stands for the standard library's folder, sorted, without repeats.
+    """The files that match the globs in `files`, each once, and sorted within each glob.
 
-    `exclude` and `include` are patterns on the path relative to the glob's fixed part (`test/*`, `argparse.py`);
-    with `include`, only files that match one of them are taken. Empty files (package markers) are left out.
+    In a glob `{stdlib}` stands for the standard library's folder. `exclude` and `include` are patterns on the path
+    relative to the glob's fixed part (`test/*`, `argparse.py`). If `include` is given, only files that match one of its
+    patterns are taken. Empty files (package markers) are left out.
 
     Raises:
-        DataError: a pattern in `files` matches nothing, or nothing is left.
+        DataError: a pattern in `files` matches nothing, or no file is left.
     """
     chosen: dict[Path, None] = {}
     for pattern in files:
@@ -42,5 +43,5 @@ def select(files: Sequence[str], exclude: Sequence[str] = (), include: Sequence[
             if wanted and not any(fnmatch(name, item) for item in exclude):
                 chosen[path] = None
     if not chosen:
-        raise DataError(f"nothing is left of {', '.join(files)} after exclude = {list(exclude)}")
+        raise DataError(f"no file of {', '.join(files)} is left after exclude = {list(exclude)}")
     return list(chosen)

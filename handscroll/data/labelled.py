@@ -1,6 +1,6 @@
-"""Labelled documents, whole and packed: the label is the target of a document's last token, and nothing else is one.
+"""Packed rows of whole, labelled documents. The label is the target of a document's last token, its only target.
 
-For encoders it is that of the first one (`AtFirst`), whose state their head reads.
+For encoders the label is the target of the first token (`AtFirst`), because their head reads that token's state.
 """
 
 import json
@@ -19,15 +19,17 @@ from handscroll.text.tokenizer import Tokenizer
 
 
 def read_labelled(path: str | Path, labels: Sequence[str]) -> tuple[list[Document], list[int]]:
-    """The documents of a file and their labels' numbers: `.jsonl` with `text` and `label` in each line, `.tsv` with a
-    label, a tab and the text (no header).
+    """The documents of a file, and the number of each one's label in `labels`.
+
+    A `.jsonl` file has an object with `text` and `label` in each line. A `.tsv` file has a label, a tab and the text in
+    each line, and no header.
 
     Raises:
-        DataError: a missing file, another suffix, or a line without text, or with a label that is not in `labels`.
+        DataError: the file is missing, its suffix is another one, a line has no text, or a label is not in `labels`.
     """
     path = Path(path)
     if path.suffix not in (".tsv", ".jsonl"):
-        raise DataError(f"{path}: labelled text is a .tsv (label, tab, text) or a .jsonl (text, label)")
+        raise DataError(f"{path}: labelled text must be a .tsv file (label, tab, text) or a .jsonl file (text, label)")
     if not path.is_file():
         raise DataError(f"there is no file {path}")
     documents: list[Document] = []
@@ -47,7 +49,7 @@ def read_labelled(path: str | Path, labels: Sequence[str]) -> tuple[list[Documen
 def _columns(path: Path, number: int, line: str) -> tuple[str, str]:
     label, tab, text = line.rstrip("\r\n").partition("\t")
     if not tab or not text:
-        raise DataError(f"{path}:{number} is no label, tab and text")
+        raise DataError(f"{path}:{number} is not a label, a tab and a text")
     return label, text
 
 
@@ -56,27 +58,29 @@ def _json(path: Path, number: int, line: str) -> tuple[str, str]:
         values = json.loads(line)
         return str(values["label"]), str(values["text"])
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}:{number} is no JSON object with text and label ({error})") from None
+        raise DataError(f"{path}:{number} is not a JSON object with text and label ({error})") from None
 
 
 class Labelled(Stream[Row]):
-    """Whole documents one behind the other in rows of `length`, shuffled anew by (seed, epoch), without end.
+    """Endless rows of `length` tokens, packed with whole documents; (seed, epoch) decides their order.
 
-    A document that does not fit into what is left of a row begins the next one, and the rest is padding.
+    A document that does not fit into the rest of a row begins the next row, and the rest is padded.
     """
 
     def __init__(self, source: TokenSource, labels: Sequence[int], length: int, seed: int):
         """
         Raises:
-            ConfigError: a setting out of range. DataError: a document is longer than a row.
+            ConfigError: a setting is out of range.
+            DataError: a document is longer than a row.
         """
         if length < 1 or seed < 0 or len(labels) != len(source):
             raise ConfigError(f"length {length}, seed {seed}, {len(labels)} labels for {len(source)} documents")
         long = np.flatnonzero(source.lengths > length)
         if len(long):
             raise DataError(
-                f"{len(long)} documents are longer than a row of {length} tokens, first {source.names[int(long[0])]} "
-                f"with {source.lengths[long[0]]}; nothing is cut off in silence: give longer rows or shorter texts"
+                f"{len(long)} documents are longer than a row of {length} tokens; the first is "
+                f"{source.names[int(long[0])]} with {source.lengths[long[0]]}. Documents are not cut: give longer rows "
+                "or shorter texts"
             )
         self.source, self.labels, self.length, self.seed = source, np.asarray(labels), length, seed
 
@@ -91,7 +95,7 @@ class Labelled(Stream[Row]):
         return {"stream": "labelled", "length": self.length, "seed": self.seed, **of}
 
     def row(self, documents: Sequence[int]) -> Row:
-        """The row of some whole documents."""
+        """The row that holds these documents."""
         pieces = [Piece(document, 0, int(self.source.lengths[document])) for document in documents]
         row = join(pieces, [self.source[document] for document in documents], self.length, counted=0)
         row.targets[np.cumsum([piece.size for piece in pieces]) - 1] = self.labels[list(documents)]
@@ -119,7 +123,7 @@ class Labelled(Stream[Row]):
 
 
 class AtFirst(Stream[Row]):
-    """The rows of `Labelled`, each label at its document's first token."""
+    """The rows of `Labelled`, with each label moved to its document's first token."""
 
     def __init__(self, rows: Stream[Row]):
         self.rows = rows

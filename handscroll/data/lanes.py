@@ -1,4 +1,4 @@
-"""Documents in lanes, so that every row of an update continues the same row of the update before it."""
+"""Contiguous rows: each row of an update continues the same row of the previous update."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -10,29 +10,30 @@ from handscroll.data.stream import State, Stream
 
 
 class Lanes(Stream[Row]):
-    """Rows of `count` streams in turn: row n is row n // count of lane n % count.
+    """Takes rows from `count` streams (lanes) in turn: row n is row n // count of lane n % count.
 
-    Lane i reads documents i, i + count, ...: `read` makes its stream of them, which must come in reading order for
-    rows to continue each other: `Repeat(SlidingWindows(...))`, `CyclicWindows(..., order="reading")`. So updates of
-    `count` rows continue each other row by row, as a recurrent memory needs it. `row.document` is the number in the
-    whole source: two lanes never share one. Ends with the first lane that ends.
+    Lane i holds documents i, i + count, ... `read` makes its stream of rows. For contiguous rows that stream must be in
+    reading order: `Repeat(SlidingWindows(...))`, `CyclicWindows(..., order="reading")`. Then updates of `count` rows
+    continue each other row by row, which a recurrent memory needs. `row.document` is the number in the whole source;
+    two lanes never share a document. The stream ends when one lane ends.
 
-    Limits: a lane of fewer tokens comes round more often, so its documents are seen more often. What continues is
-    read from document and start alone, so a ring's memory begins anew at its seam.
+    Limits: a lane with fewer tokens repeats sooner, so its documents are seen more often. Continuation is recognised by
+    document and start only, so with rings the memory starts anew at the seam.
     """
 
     def __init__(self, source: TokenSource, count: int, read: Callable[[TokenSource], Stream[Row]]):
         """
         Raises:
-            ConfigError: no lane.
-            DataError: fewer documents than lanes; what `read` raises.
+            ConfigError: `count` is below 1.
+            DataError: there are fewer documents than lanes, or `read` raises it.
         """
         if count < 1:
-            raise ConfigError(f"{count} lanes: at least 1 is needed")
+            raise ConfigError(f"count is {count} lanes, but at least 1 is needed")
         if len(source) < count:
             raise DataError(
-                f"{len(source)} documents for {count} lanes, but every row of an update reads documents of its own; "
-                f"give more documents (or cut these into {count}), or make at most {len(source)} rows an update"
+                f"there are {len(source)} documents for {count} lanes, but each row of an update reads its own "
+                f"documents: give more documents (or cut these into {count}), or use at most {len(source)} rows per "
+                "update"
             )
         self.count = count
         self.lanes = tuple(read(source.every(lane, count)) for lane in range(count))

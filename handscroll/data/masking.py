@@ -1,7 +1,7 @@
-"""Masked rows (Devlin et al. 2019, section 3.1): some tokens are hidden, and are what is to be predicted.
+"""Masked rows (Devlin et al. 2019, section 3.1): some tokens are hidden, and the model predicts them.
 
-What is hidden depends on (seed, number of the row in its stream) alone. So every strategy and rank sees the same masks,
-a resumed run goes on with those that it would have had, and a text that comes again is masked anew.
+The choice depends only on the seed and the number of the row in its stream. So every memory strategy and every rank
+sees the same masks, a resumed run gets the masks of an uninterrupted one, and a repeated text is masked differently.
 """
 
 from collections.abc import Iterator
@@ -19,11 +19,11 @@ from handscroll.text.words import Words
 
 @dataclass(frozen=True)
 class Masking:
-    """Which tokens are hidden, and behind what.
+    """Chooses the tokens to predict, and what replaces them.
 
-    `rate` of the tokens that stand for text are chosen, at least one a row. Of the chosen ones a share `masked` becomes
-    `mask`, a share `random` one of `ordinary` (ids that stand for text), the rest stays as it is (80, 10 and 10 % in
-    the paper). With `words` whole words are chosen, as many as fit into the rate.
+    A share `rate` of the text tokens is chosen, at least one in each row. A share `masked` of the chosen tokens becomes
+    `mask`, a share `random` becomes a random one of `ordinary` (ids that stand for text), and the rest stays unchanged
+    (80, 10 and 10 % in the paper). With `words` whole words are chosen, as many as fit into the rate.
     """
 
     mask: int
@@ -36,16 +36,16 @@ class Masking:
     def __post_init__(self):
         if not 0 < self.rate < 1 or min(self.masked, self.random) < 0 or self.masked + self.random > 1:
             raise ConfigError(
-                f"masking: rate {self.rate}, masked {self.masked}, random {self.random}: the rate lies between 0 and "
-                "1, the other two are shares of it and make 1 at most together"
+                f"masking: rate {self.rate}, masked {self.masked}, random {self.random}: the rate must lie between 0 "
+                "and 1; the other two are shares of the chosen tokens, and their sum must be at most 1"
             )
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, words: Words | None = None, **shares: float) -> "Masking":
-        """For the rows of a tokenizer.
+        """The masking for rows of this tokenizer's tokens.
 
         Raises:
-            ConfigError: it has no mask token, or a share is out of range.
+            ConfigError: the tokenizer has no mask token, or a share is out of range.
         """
         if tokenizer.mask is None:
             raise ConfigError(
@@ -58,12 +58,12 @@ class Masking:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the masks depend on, for a stream's identity."""
+        """The settings that the masks depend on, for a stream's identity."""
         shares = {name: getattr(self, name) for name in ("mask", "rate", "masked", "random")}
         return shares | {"ordinary": len(self.ordinary), "words": None if self.words is None else self.words.name}
 
     def apply(self, row: Row, draw: np.random.Generator) -> Row:
-        """The row with tokens hidden; targets are what stood there, -100 elsewhere."""
+        """The row with tokens hidden; its targets are the hidden tokens, and -100 elsewhere."""
         text = np.isin(row.tokens, self.ordinary)
         if row.segment is not None:
             text &= row.segment >= 0
@@ -94,7 +94,7 @@ class Masking:
                 left -= sizes[at]
             if not left:
                 break
-        if not taken:  # every word is longer than the rate allows: the shortest one
+        if not taken:  # every word is longer than the rate allows: take the shortest one
             taken = [numbers[np.argmin(sizes)]]
         return places[np.isin(groups[places], taken)]
 

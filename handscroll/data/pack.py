@@ -1,4 +1,4 @@
-"""Rows of exactly one length from documents of any length, with their boundaries."""
+"""Packed rows: rows of one length, made from documents of any length, that keep the documents' boundaries."""
 
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -12,15 +12,15 @@ from handscroll.data.stream import State, Stream
 
 
 class Packed(Stream[Row]):
-    """Documents one behind the other in rows of `length`; the last row of an epoch is padded.
+    """Documents one after the other in rows of `length` tokens; the last row of an epoch is padded.
 
-    Each row carries segments (0, 1, 2, ...; -1 padding) and positions that restart with each of them. A document that
-    meets the end of its row goes on in the next row as a new segment (`tails="keep"`), or its rest is left out
-    (`tails="drop"`: no segment begins in mid-document; `dropped` counts the tokens). The last target of a row is
-    read from the document, so with "keep" every token but each document's first is a target exactly once.
+    Each row has segments (0, 1, 2, ...; -1 for padding), and positions restart in each segment. When a row ends within
+    a document, `tails` decides: with "keep" the next row continues the document as a new segment; with "drop" the rest
+    of the document is left out (`dropped` counts these tokens), so every segment begins at a document's beginning. The
+    last target of a row is read from the document. So with "keep" every token is a target exactly once, except the
+    first token of each document.
 
-    `seed` shuffles the documents by `(seed, epoch)`; None keeps their order. One epoch unless `epochs` says otherwise
-    (None: without end).
+    `(seed, epoch)` decides the order of the documents; `seed=None` keeps their order. `epochs=None` means endless.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Packed(Stream[Row]):
     ):
         """
         Raises:
-            ConfigError: a setting out of range.
+            ConfigError: a setting is out of range.
         """
         if tails not in ("keep", "drop"):
             raise ConfigError(f"tails = {tails!r}; allowed are 'keep' and 'drop'")
@@ -70,7 +70,7 @@ class Packed(Stream[Row]):
     def _items(self, position: State | None) -> Iterator[tuple[Row, State]]:
         epoch, done = (position["epoch"], position["row"]) if position else (0, 0)
         while self.epochs is None or epoch < self.epochs:
-            # Skipped rows only cost their layout (a few integers), not their tokens.
+            # A skipped row costs only its layout (a few integers); its tokens are not read.
             for number, pieces in enumerate(self._layout(epoch)):
                 if number >= done:
                     row = join(pieces, [self.source[piece.document] for piece in pieces], self.length)
@@ -79,7 +79,7 @@ class Packed(Stream[Row]):
 
 
 def pack(documents: Sequence[np.ndarray], length: int, tails: Literal["keep", "drop"] = "keep") -> Iterator[Row]:
-    """Rows of `Packed` over bare token arrays, in order, without states.
+    """The rows of `Packed` for plain token arrays, in order, without states.
 
     >>> [row.segment.tolist() for row in pack([np.array([5, 6, 7]), np.array([8, 9])], length=4)]
     [[0, 0, 0, 1], [0, -1, -1, -1]]

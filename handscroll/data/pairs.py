@@ -10,28 +10,30 @@ from handscroll.data.sources import TokenSource
 from handscroll.data.stream import State, Stream
 from handscroll.text.tokenizer import Tokenizer
 
-SHORT = 0.1  # share of pairs that are shorter than there is room, as in the paper
+SHORT = 0.1  # share of pairs that are shorter than their room, as in the paper
 
 
 class Pairs(Stream[Row]):
-    """Rows of `pairs` documents [CLS] A [SEP] B [SEP], each of at most length // pairs tokens, one segment each.
+    """Endless rows that hold `pairs` pairs [CLS] A [SEP] B [SEP], one segment each, of at most length // pairs tokens.
 
-    A is a run of a document's tokens (a "sentence" is any run of text, as in the paper; it ends where it ends, not at a
-    full stop), drawn by length. B is what follows it (label 0) or, half the time, a run of another document (label 1).
-    The label stands at [CLS]; the second text and its [SEP] are of kind 1. Row `n` depends on (seed, n) alone; there is
-    no end.
+    A is a run of a document's tokens. As in the paper a "sentence" is any run of text and need not end at a full stop.
+    Long documents are drawn more often. B is the text after A (label 0) or, half the time, a run of another document
+    (label 1). The label stands at [CLS]. The second text and its [SEP] have kind 1. Row `n` depends only on (seed, n).
     """
 
     def __init__(self, source: TokenSource, tokenizer: Tokenizer, length: int, pairs: int = 1, seed: int = 0):
         """
         Raises:
-            ConfigError: a setting out of range, or a tokenizer without [CLS] and [SEP].
-            DataError: fewer than two documents with two tokens of text.
+            ConfigError: a setting is out of range, or the tokenizer lacks [CLS] or [SEP].
+            DataError: fewer than two documents have two tokens of text.
         """
         if tokenizer.cls is None or tokenizer.sep is None:
             raise ConfigError("pairs need a tokenizer with a [CLS] and a [SEP] token (cls_token, sep_token)")
         if pairs < 1 or seed < 0 or length // pairs < 8:
-            raise ConfigError(f"{pairs} pairs in rows of {length}, seed {seed}: a pair needs 8 tokens, a seed is >= 0")
+            raise ConfigError(
+                f"{pairs} pairs in rows of {length} tokens, seed {seed}: need at least 1 pair, 8 tokens for each, and "
+                "a seed >= 0"
+            )
         self.source, self.length, self.pairs, self.seed = source, length, pairs, seed
         self.cls, self.sep = tokenizer.cls, tokenizer.sep
         before, after = tokenizer.frame()
@@ -41,8 +43,8 @@ class Pairs(Stream[Row]):
         self._usable = np.flatnonzero(self._sizes >= 2)
         if len(self._usable) < 2:
             raise DataError(
-                f"{len(self._usable)} of {len(source)} documents have two tokens of text; pairs need at least two such "
-                "documents, since a text that does not follow comes from another one"
+                f"{len(self._usable)} of {len(source)} documents have two tokens of text, but pairs need at least two "
+                "such documents: half of the second texts come from another document"
             )
         self._ends = np.cumsum(self._sizes[self._usable])
 
@@ -75,7 +77,7 @@ class Pairs(Stream[Row]):
         return Row(tokens, targets, *origin, segment, positions, kinds, labels)
 
     def _pair(self, draw: np.random.Generator) -> tuple[tuple[int, int], np.ndarray, np.ndarray, int]:
-        """((document, place), A, B, label)."""
+        """((document, place of A), A, B, label)."""
         room = self.length // self.pairs - 3
         wanted = int(draw.integers(2, room + 1)) if draw.random() < SHORT else room
         document = self._document(draw)
@@ -93,7 +95,7 @@ class Pairs(Stream[Row]):
         return (document, start), first, self._run(other, begin, size), 1
 
     def _document(self, draw: np.random.Generator) -> int:
-        """By length, so that every place of the text is as likely as any other."""
+        """A document, drawn in proportion to its length, so that every place of the text is equally likely."""
         return int(self._usable[np.searchsorted(self._ends, draw.integers(0, self._ends[-1]), side="right")])
 
     def _run(self, document: int, start: int, size: int) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Synthetic rows that teach a small model to look things up in its context.
 
-A small model learns real text long before it learns retrieval, because real text seldom rewards it. These
-rows reward it densely: `Copies` repeats segments (the signal under which induction heads form, Olsson et al.
-2022), `Facts` scatters facts and questions through real text. Only what can be known from the context is a
-target of the synthetic parts, so no capacity goes into guessing random symbols.
+A small model learns real text long before it learns retrieval, because real text seldom rewards retrieval. These rows
+reward it densely. `Copies` repeats segments (the signal under which induction heads form, Olsson et al. 2022). `Facts`
+scatters facts and questions through real text. In the synthetic parts a token is a target only if the context
+determines it, so no capacity goes into guessing random symbols.
 """
 
 import random
@@ -18,7 +18,7 @@ from handscroll.data.sources import TokenSource
 from handscroll.data.stream import State, Stream
 from handscroll.text.tokenizer import Tokenizer
 
-# Keys of evaluation (`evaluate/needle.py`); training never uses them.
+# Keys for the evaluation (`evaluate/needle.py`); training never uses them.
 RESERVED = """
     apple beaver candle dolphin ember falcon garden hammer island jungle kettle lantern meadow needle
     orchard pepper quartz ribbon saddle timber umbrella violin walnut yogurt zebra anchor button canyon
@@ -27,7 +27,7 @@ RESERVED = """
     lemon marble nectar
 """.split()
 NEEDLE = ("The secret number of {key} is", " {value}", ".\n")
-# Every form that facts take in training: statement, answer, what follows. The first is the needle of evaluation.
+# Every form of a fact in training: (statement, answer, text after it). The first form is that of the evaluation.
 FORMS = (
     NEEDLE,
     ("# The secret number of {key} is", " {value}", ".\n"),
@@ -40,7 +40,7 @@ FORMS = (
 
 
 class _Drawn(Stream[Row]):
-    """Endless rows, each a function of (seed, number) alone, so that resuming is counting."""
+    """Endless rows that depend only on (seed, number), so a state is just the number of the next row."""
 
     def __init__(self, length: int, seed: int):
         if length < 16 or seed < 0:
@@ -57,7 +57,7 @@ class _Drawn(Stream[Row]):
         raise NotImplementedError
 
     def _finish(self, tokens: Sequence[int], known: Sequence[bool]) -> Row:
-        """A row from one token more than its length; `known[t]`: token t is a target for what precedes it."""
+        """A row from `length + 1` tokens; token t is a target if `known[t]`."""
         ids = np.array(tokens[: self.length + 1], dtype=np.int64)
         counted = np.array(known[1 : self.length + 1])
         return Row(ids[:-1], np.where(counted, ids[1:], IGNORED), document=0, start=0)
@@ -66,9 +66,10 @@ class _Drawn(Stream[Row]):
 class Copies(_Drawn):
     """Segments of distinct random symbols (or of real text), repeated until the row is full.
 
-    `segment` bounds a segment's tokens, `symbols` the symbols in use in one row (None: the whole vocabulary),
-    `gap` the random tokens between repeats, `several` the number of segments that take turns, `real` the share
-    of rows whose segments are cut from `source`. Targets: every token of a repeat but its first.
+    `segment` gives the minimum and maximum tokens of a segment. `symbols` is the number of different symbols a segment
+    is drawn from (None: the whole vocabulary). `gap` is the maximum number of random tokens between repeats. `several`
+    is the maximum number of segments that alternate. `real` is the share of rows whose segments are cut from `source`.
+    Every token of a repeat is a target, except its first.
     """
 
     def __init__(  # noqa: PLR0913
@@ -87,12 +88,15 @@ class Copies(_Drawn):
         super().__init__(length, seed)
         low, high = segment
         if not 2 <= low <= high < vocab or gap < 0 or several < 1 or not 0 <= real <= 1:
-            raise ConfigError(f"copies: segment {segment}, gap {gap}, several {several}, real {real} make no row")
+            raise ConfigError(
+                f"copies: segment {segment}, gap {gap}, several {several}, real {real} make no row: "
+                f"give 2 <= segment[0] <= segment[1] < {vocab}, gap >= 0, several >= 1 and real in [0, 1]"
+            )
         self.source, self.vocab, self.segment, self.symbols = source, vocab, (low, high), symbols
         self.gap, self.several, self.real = gap, several, real
         self._long = [document for document in source if len(document) > high]
         if real and not self._long:
-            raise DataError(f"no document is longer than a segment of {high} tokens")
+            raise DataError(f"no document is longer than a segment of {high} tokens: give longer texts, or real = 0")
 
     def identity(self) -> State:
         names = ("length", "seed", "vocab", "segment", "symbols", "gap", "several", "real")
@@ -127,12 +131,13 @@ class Copies(_Drawn):
 
 
 class Facts(_Drawn):
-    """Real text with facts and, later, questions about them at random places.
+    """Real text with facts at random places and, later, questions about them.
 
-    Each row draws `facts` keys and asks `questions` of them, a key perhaps several times. Targets: the text
-    (with `text`), and the answers of questions; a fact's own value cannot be known and is none. `plain` is the
-    share of rows in the needle's form, the others take any form; `edges` the share of rows that begin with a fact,
-    and of those that end with a question, which random places seldom do.
+    `facts` and `questions` give the minimum and maximum per row; several questions may ask for the same key. Targets
+    are the answers of questions and, with `text`, the real text. The value in a fact itself cannot be known, so it is
+    not a target. `plain` is the share of rows in the needle's form; the other rows take any form. `edges` is the share
+    of rows whose first fact stands at the very beginning, and the share of rows whose last question stands at the very
+    end; random places seldom give either.
     """
 
     def __init__(  # noqa: PLR0913
@@ -192,7 +197,7 @@ class Facts(_Drawn):
         return self._finish(tokens + text[at:], known + [self.text] * (room - at))
 
     def _events(self, draw: random.Random, form: tuple[str, str, str]) -> list[tuple[list[int], list[bool]]]:
-        """Facts and questions in order, as (tokens, which of them can be known); they fit half of the row."""
+        """Facts and questions in order, as (tokens, mask of the known ones); together at most half of the row."""
         keys = draw.sample(self.words, draw.randint(*self.facts))
         order = [(key, False) for key in keys]
         for _ in range(draw.randint(*self.questions)):
@@ -229,7 +234,7 @@ def training_words(source: TokenSource, tokenizer: Tokenizer, most: int = 400_00
             break
     words -= set(RESERVED)
     if len(words) < 100:
-        raise DataError(f"the text has only {len(words)} plain words to make keys of; at least 100 are needed")
+        raise DataError(f"the text has only {len(words)} plain words, but keys need at least 100: give more text")
     return sorted(words)
 
 
@@ -238,18 +243,21 @@ def needle_prompt(
 ) -> tuple[list[int], list[int]]:
     """Token ids of a prompt and of its answer, together exactly `length`.
 
-    A sentence in the form `NEEDLE` with a reserved key and `digits` digits lies at `depth` (0: first, 1: last) of
-    filler that begins at a random place; the prompt ends with the question.
+    A sentence in the form `NEEDLE` with a reserved key and `digits` digits lies at `depth` (0: first, 1: last) of the
+    filler, which is read from a random place. The prompt ends with the question.
 
     Raises:
-        DataError: `length` has no room for needle and question, or the filler is shorter than what is left.
+        DataError: needle and question do not fit into `length`, or the filler is shorter than the rest.
     """
     key = draw.choice(RESERVED)
     value = "".join(draw.choice("0123456789") for _ in range(digits))
     before, needle, question, answer = needle_pieces(tokenizer, key, value)
     room = length - len(before) - len(needle) - len(question) - len(answer)
     if not 0 <= room <= len(filler):
-        raise DataError(f"{length} tokens leave {room} for a haystack beside the needle; the filler has {len(filler)}")
+        raise DataError(
+            f"{length} tokens leave {room} for the haystack beside needle and question, but the filler has "
+            f"{len(filler)}: change the length or give a longer text"
+        )
     start = draw.randrange(len(filler) - room + 1)
     haystack = list(filler[start : start + room])
     cut = round(depth * room)
@@ -257,12 +265,12 @@ def needle_prompt(
 
 
 def needle_pieces(tokenizer: Tokenizer, key: str, value: str) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Ids of what precedes a text, of the needle line, of the question and of the answer."""
-    encode, (question, told, end) = tokenizer.encode, NEEDLE
+    """Ids of the tokens before a text (BOS, if the tokenizer adds it), of the needle, the question and the answer."""
+    encode, (question, value_form, end) = tokenizer.encode, NEEDLE
     before = [tokenizer.bos] if tokenizer.bos is not None and tokenizer.bos in encode("") else []
-    line = (question + told + end.rstrip("\n")).format(key=key, value=value)
+    line = (question + value_form + end.rstrip("\n")).format(key=key, value=value)
     needle = encode(f"\n{line}\n", special=False)
     asked = encode("\n" + question.format(key=key), special=False)
-    whole = encode("\n" + (question + told).format(key=key, value=value), special=False)
+    whole = encode("\n" + (question + value_form).format(key=key, value=value), special=False)
     same = next((n for n, (a, b) in enumerate(zip(asked, whole, strict=False)) if a != b), len(asked))
     return before, needle, whole[:same], whole[same:]

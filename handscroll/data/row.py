@@ -1,23 +1,24 @@
-"""One row of a batch before it becomes tensors."""
+"""One row of a batch, as numpy arrays."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-IGNORED = -100  # target of a position that is not counted
+IGNORED = -100  # target of a position that does not count in the loss
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
-    """`length` tokens of one or more documents. Arrays are (T,); None stands for the plain case.
+    """T tokens of one or more documents. All arrays are (T,); the optional ones are None in the plain case.
 
-    `tokens` and `targets` are int64; `targets[t]` is the token that follows `tokens[t]` in its document, read from the
-    document even where the row ends, and -100 at a document's end, at padding and where a token is counted elsewhere.
-    `segment` numbers the documents of the row from 0 (-1: padding), `positions` restart in each of them.
-    `document` and `start` say where the first token came from. Of masked rows `targets[t]` is the token that stood at
-    `tokens[t]` itself. `kinds` are token types; `labels` say at a document's first token whether its second text
-    follows the first (0) or not (1), and are -100 elsewhere. `source`, for encoder-decoders, is what the tokens are
-    written under: a row of the same segments, whose targets nobody reads.
+    - `tokens` and `targets` are int64. `targets[t]` is the token after `tokens[t]` in its document; for the last token
+      of a row it is read from the document. It is -100 at a document's end, at padding and where another row counts the
+      token. In masked rows `targets[t]` is the original token at t itself.
+    - `document` and `start` give the place of the first token: the document's number and the offset in it.
+    - `segment` numbers the documents of the row from 0 (-1: padding), and `positions` restart in each of them.
+    - `kinds` are token types.
+    - `labels` stand at a document's first token: 0 if its second text follows the first, 1 if not; -100 elsewhere.
+    - `source` is the encoder's input, for encoder-decoders: a row with the same segments, whose targets are unused.
     """
 
     tokens: np.ndarray
@@ -32,13 +33,13 @@ class Row:
 
     @property
     def counted(self) -> int:
-        """Number of targets that are counted."""
+        """Number of targets that count in the loss."""
         return int(np.count_nonzero(self.targets != IGNORED))
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A run of one document's tokens: `size` of them from `start`."""
+    """`size` tokens of one document, from `start` on."""
 
     document: int
     start: int
@@ -46,9 +47,9 @@ class Piece:
 
 
 def join(pieces: list[Piece], documents: "list[np.ndarray]", length: int, counted: int | None = None) -> Row:
-    """A row of exactly `length` from pieces in order, padded at the end; one segment per piece.
+    """A row of exactly `length` tokens: the pieces in order, one segment for each, then padding.
 
-    `documents[i]` is the whole document of `pieces[i]`. Only the first `counted` targets are kept.
+    `documents[i]` is the whole document of `pieces[i]`. If `counted` is given, only the first `counted` targets count.
     """
     tokens = np.zeros(length, dtype=np.int64)
     targets = np.full(length, IGNORED, dtype=np.int64)

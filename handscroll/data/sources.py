@@ -1,4 +1,4 @@
-"""Documents as token arrays: encoded once, held in memory or memory-mapped, with their boundaries and names."""
+"""Documents as token arrays, with their boundaries and names. They are encoded once, and may be memory-mapped."""
 
 import hashlib
 import json
@@ -20,8 +20,8 @@ _INDEX = "index.json"
 class TokenSource:
     """Token arrays of documents, in order.
 
-    `unknown[i]` counts the tokens of document i that stand for text its tokenizer does not know: a number to look at
-    before trusting a loss. `tokenizer` is that tokenizer's fingerprint.
+    `unknown[i]` counts the unknown tokens of document i, which stand for text that the tokenizer cannot encode. Look at
+    this number before you trust a loss. `tokenizer` is the tokenizer's fingerprint.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class TokenSource:
     ):
         """
         Raises:
-            DataError: no documents, an empty one, or arrays that are not one-dimensional and integer.
+            DataError: there are no documents, one is empty, or an array is not one-dimensional and integer.
         """
         self.tokens = [np.asarray(document) for document in tokens]
         self.names = list(names) if names is not None else [f"document {i}" for i in range(len(self.tokens))]
@@ -41,13 +41,14 @@ class TokenSource:
         self.tokenizer = tokenizer
         if not self.tokens or not len(self.tokens) == len(self.names) == len(self.unknown):
             raise DataError(
-                f"{len(self.tokens)} token arrays with {len(self.names)} names; give at least one, and a name to each"
+                f"{len(self.tokens)} token arrays with {len(self.names)} names: give at least one array, and one name "
+                "for each"
             )
         for name, document in zip(self.names, self.tokens, strict=True):
             if document.ndim != 1 or document.dtype.kind not in "iu" or not len(document):
                 raise DataError(
-                    f"{name}: tokens of shape {document.shape} and type {document.dtype}; each document must be a "
-                    "one-dimensional integer array that is not empty"
+                    f"{name}: the tokens have shape {document.shape} and type {document.dtype}; each document must be "
+                    "a one-dimensional integer array that is not empty"
                 )
         self.lengths = np.array([len(document) for document in self.tokens], dtype=np.int64)
         self._fingerprint: str | None = None
@@ -56,17 +57,18 @@ class TokenSource:
     def build(
         cls, documents: Iterable[Document], tokenizer: Tokenizer, special: bool = True, end: bool = False
     ) -> Self:
-        """Encode documents (uint16 where the vocabulary fits, else int32).
+        """Encode documents, as uint16 if the vocabulary fits into it, else as int32.
 
-        `special` adds what the tokenizer adds by itself (BOS); `end` puts its eos after each document.
+        `special` adds the tokenizer's own special tokens (such as BOS). `end` adds its eos token after each document.
 
         Raises:
-            ConfigError: `end` without an eos token.
-            DataError: no documents, or one without tokens.
+            ConfigError: `end` is set, but the tokenizer has no eos token.
+            DataError: there are no documents, or one has no tokens.
         """
         if end and tokenizer.eos is None:
             raise ConfigError(
-                "end = true, but this tokenizer has no eos token; leave it out or name one in its settings"
+                "end = true, but this tokenizer has no eos token: leave `end` out, or name an eos token in the "
+                "tokenizer's settings"
             )
         kind = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
         tokens, names, unknown = [], [], []
@@ -111,12 +113,12 @@ class TokenSource:
         return iter(self.tokens)
 
     def every(self, first: int, step: int) -> "TokenSource":
-        """Documents first, first + step, ... as a source of their own, with a fingerprint of its own; no copies."""
+        """A source of documents first, first + step, ..., with its own fingerprint; the tokens are not copied."""
         taken = slice(first, None, step)
         return TokenSource(self.tokens[taken], self.names[taken], self.unknown[taken], self.tokenizer)
 
     def save(self, folder: str | Path) -> None:
-        """Write `tokens.npy` and `index.json`, for `load` to map into memory."""
+        """Write `tokens.npy` and `index.json` into a folder; `load` maps them into memory."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         kind = np.result_type(*(document.dtype for document in self.tokens))
@@ -143,10 +145,10 @@ class TokenSource:
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Map a saved source into memory; its content is checked against the stored fingerprint (one pass).
+        """Map a saved source into memory. One pass over the content checks it against the stored fingerprint.
 
         Raises:
-            CheckpointError: files are missing, or do not belong together.
+            CheckpointError: a file is missing or damaged, or the files do not belong together.
         """
         folder = Path(folder)
         try:

@@ -1,7 +1,7 @@
 """Streams: iterators that yield `(item, state)`, so that a run resumes on the exact next item.
 
-A stream is a description; iterating never changes it. `state` is a small JSON-able dict that stands just behind its
-item: `stream.resume(state)` continues with the item after it. Streams draw no global random numbers.
+A stream is a description; iteration never changes it. `state` is a small dict that JSON can store. It marks the place
+just after its item: `stream.resume(state)` continues with the next item. Streams never use the global random state.
 """
 
 import bisect
@@ -19,21 +19,21 @@ State = dict[str, Any]
 
 
 class Stream(ABC, Generic[T]):
-    """What every source of training items is. Subclasses write `identity` and `_items`."""
+    """Base class of every source of training items. Subclasses implement `identity` and `_items`."""
 
     @abstractmethod
     def identity(self) -> State:
-        """What must be equal for a state to fit: the kind of stream, its settings and its data's fingerprint."""
+        """The kind of stream, its settings and its data's fingerprint; a state fits only an equal identity."""
 
     @abstractmethod
     def _items(self, position: State | None) -> Iterator[tuple[T, State]]:
-        """Items after `position` (None: from the first), each with the position behind it."""
+        """Items after `position` (None: from the first), each with the position after it."""
 
     def __iter__(self) -> Iterator[tuple[T, State]]:
         return self._stated(None)
 
     def resume(self, state: State | None) -> Iterator[tuple[T, State]]:
-        """Continue behind the item that came with `state`; None begins at the first item.
+        """Continue after the item that came with `state`; None begins at the first item.
 
         Raises:
             CheckpointError: the state belongs to other data or other settings.
@@ -59,7 +59,7 @@ class Stream(ABC, Generic[T]):
 
 
 class Listed(Stream[T]):
-    """Items at hand, in their order; for streams that nobody resumes in another process."""
+    """Items of a list, in order. Only their number is checked on resuming, so do not resume in another process."""
 
     def __init__(self, items: Sequence[T]):
         self.items = items
@@ -78,7 +78,7 @@ class Take(Stream[T]):
 
     def __init__(self, stream: Stream[T], count: int):
         if count < 1:
-            raise ConfigError(f"take {count} items: at least 1 is needed")
+            raise ConfigError(f"count is {count} items to take, but at least 1 is needed")
         self.stream, self.count = stream, count
 
     def identity(self) -> State:
@@ -92,11 +92,11 @@ class Take(Stream[T]):
 
 
 class Repeat(Stream[T]):
-    """A finite stream over and over, `times` times or without end."""
+    """A finite stream repeated `times` times (None: endlessly)."""
 
     def __init__(self, stream: Stream[T], times: int | None = None):
         if times is not None and times < 1:
-            raise ConfigError(f"repeat {times} times: at least 1 is needed")
+            raise ConfigError(f"times is {times} repeats, but at least 1 is needed")
         self.stream, self.times = stream, times
 
     def identity(self) -> State:
@@ -115,18 +115,18 @@ class Repeat(Stream[T]):
 
 
 class Chain(Stream[T]):
-    """Streams one after the other: stages, such as short windows first and long ones later."""
+    """Streams one after the other, as stages: for example short windows first and long windows later."""
 
     def __init__(self, streams: Sequence[Stream[T]]):
         if not streams:
-            raise ConfigError("a chain of streams needs at least one")
+            raise ConfigError("a chain needs at least one stream")
         self.streams = tuple(streams)
 
     def identity(self) -> State:
         return {"stream": "chain", "inner": [stream.identity() for stream in self.streams]}
 
     def beginning(self, stage: int) -> State:
-        """The state from which `resume` goes on at the beginning of a stage, whatever came before."""
+        """A state from which `resume` continues at the beginning of a stage."""
         return {"of": self.identity(), "at": {"stage": stage, "inner": None}}
 
     def _items(self, position: State | None) -> Iterator[tuple[T, State]]:
@@ -138,24 +138,26 @@ class Chain(Stream[T]):
 
 
 class Mixture(Stream[T]):
-    """Items drawn from several streams with fixed chances; ends when the drawn stream has ended.
+    """Items drawn from several streams with fixed probabilities. It ends when the drawn stream has no more items.
 
-    Draw `n` depends on `(seed, n)` alone, so the generator's state is the number of draws. The weights count items,
-    not tokens. A finite member that should not end the mixture goes into `Repeat`.
+    Draw `n` depends only on `(seed, n)`, so the random state is just the number of draws. The weights count items, not
+    tokens. Put a finite stream into `Repeat` if it should not end the mixture.
     """
 
     def __init__(self, streams: Sequence[Stream[T]], weights: Sequence[float], seed: int):
         """
         Raises:
-            ConfigError: no streams, as many weights as streams are not given, or a weight is not a positive number.
+            ConfigError: there are no streams, their number differs from that of the weights, or a weight is not a
+                positive number.
         """
         if not streams or len(streams) != len(weights):
             raise ConfigError(
-                f"a mixture of {len(streams)} streams and {len(weights)} weights; give one weight to each"
+                f"a mixture of {len(streams)} streams has {len(weights)} weights: give at least one stream, and one "
+                "weight for each"
             )
         if not all(math.isfinite(weight) and weight > 0 for weight in weights):
             raise ConfigError(
-                f"mixture weights {list(weights)}: each must be a positive number; leave a stream out instead"
+                f"mixture weights {list(weights)}: each must be a positive number; to skip a stream, leave it out"
             )
         self.streams, self.weights, self.seed = tuple(streams), tuple(float(weight) for weight in weights), seed
         self._edges = list(itertools.accumulate(self.weights))
@@ -165,7 +167,7 @@ class Mixture(Stream[T]):
         return {"stream": "mixture", "weights": list(self.weights), "seed": self.seed, "inner": inner}
 
     def _choice(self, draw: int) -> int:
-        # Seeding with text goes through SHA-512, so neighbouring draws are unrelated; 10 microseconds a draw.
+        # Python hashes a text seed with SHA-512, so neighbouring draws are unrelated. A draw takes 10 microseconds.
         chance = random.Random(f"mixture {self.seed} {draw}").random()
         return bisect.bisect_right(self._edges, chance * self._edges[-1], hi=len(self._edges) - 1)
 

@@ -1,4 +1,4 @@
-"""Windows along long documents: in reading order, or from another cyclic offset in every epoch."""
+"""Windows of long documents: in reading order, or from a different cyclic offset in every epoch."""
 
 import math
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ from handscroll.data.stream import State, Stream
 
 
 class SlidingWindows(Stream[Row]):
-    """Every document from its first token on: windows of `length` tokens, `stride` apart, one pass.
+    """One pass over every document, from its first token on, in windows of `length` tokens that start `stride` apart.
 
-    With `stride == length` (the default) every token stands in exactly one window. With a smaller stride windows
-    overlap and targets are counted again each time. The last window of a document, and the only one of a document
-    shorter than `length`, is padded (`tails="pad"`) or left out (`tails="drop"`; `dropped` says how many tokens).
-    Windows of one document follow each other, so a recurrent state can be carried; `row.start == 0` begins a document.
+    With `stride == length` (the default) every token is in exactly one window. With a smaller stride windows overlap,
+    and targets in the overlap count more than once. The last window of a document may have fewer than `length` tokens.
+    It is padded (`tails="pad"`) or left out (`tails="drop"`; `dropped` counts the tokens). Windows of one document
+    follow each other, so a recurrent state can be carried on; a row with `start == 0` begins a document.
     """
 
     def __init__(
@@ -26,13 +26,13 @@ class SlidingWindows(Stream[Row]):
     ):
         """
         Raises:
-            ConfigError: a length, stride or name out of range.
-            DataError: `tails="drop"` leaves nothing.
+            ConfigError: `length`, `stride` or `tails` is not allowed.
+            DataError: no window is left (`tails="drop"`).
         """
         stride = length if stride is None else stride
         if length < 1 or not 1 <= stride <= length:
             raise ConfigError(
-                f"length {length}, stride {stride}: need 1 <= stride <= length, or tokens would be skipped"
+                f"length {length}, stride {stride}: need 1 <= stride <= length; a larger stride would skip tokens"
             )
         if tails not in ("pad", "drop"):
             raise ConfigError(f"tails = {tails!r}; allowed are 'pad' and 'drop'")
@@ -69,21 +69,22 @@ class SlidingWindows(Stream[Row]):
 
 
 class CyclicWindows(Stream[Row]):
-    """Documents as rings, cut into windows of `length` from another offset in every epoch; endless unless `epochs`.
+    """Documents as rings, cut into windows of `length` tokens from a different offset in every epoch.
 
-    Cut from a fixed offset, a token would stand at the same place in its window in every epoch and some would never
-    be seen with a long past. Here document d of N tokens starts at `(first_d + epoch * step) mod N`. The step has no
-    common divisor with N, so over N epochs every token stands at every place of a window, and lies near 0.618 of the
-    length, so a few epochs already spread well. A document gives `ceil(N / length)` windows; tokens that the last one
-    repeats are not counted again, so every token is a target once per epoch (but the first, which follows nothing).
+    With a fixed offset a token would have the same place in its window in every epoch, and some tokens would never be
+    seen with a long past. Here document d of N tokens is cut at `(first_d + epoch * step) mod N`. The step has no
+    common divisor with N, so over N epochs every token takes every place of a window. The step is near 0.618 of
+    `length`, so a few epochs already spread the places well. A document gives `ceil(N / length)` windows. The last
+    window may repeat tokens, which do not count again. So every token is a target once per epoch, except the first one
+    of the document.
 
-    Where a window passes the document's end it goes on at its beginning: as a new segment (`seam="split"`), or as if
-    the ring were one text (`seam="join"`: every token really is seen with every amount of past, but the past
-    of the beginning is then the end). The end never predicts the beginning. Documents shorter than `length` are one
-    padded window from their beginning (`short="pad"`), are left out (`"drop"`; `dropped` counts tokens) or refused
-    (`"error"`).
+    A window that passes the document's end continues at its beginning. With `seam="split"` this is a new segment. With
+    `seam="join"` the ring is one text: every token is then seen with every amount of past, but the past of the
+    beginning is the end. The end never predicts the beginning. A document shorter than `length` becomes one padded
+    window (`short="pad"`), is left out (`"drop"`; `dropped` counts the tokens) or raises an error (`"error"`).
 
-    The order is shuffled by `(seed, epoch)`, or documents in order (`order="reading"`).
+    `(seed, epoch)` shuffles the windows; `order="reading"` keeps documents and windows in order. The stream is endless
+    unless `epochs` is given.
     """
 
     def __init__(
@@ -95,11 +96,11 @@ class CyclicWindows(Stream[Row]):
         short: Literal["pad", "drop", "error"] = "pad",
         seam: Literal["split", "join"] = "split",
         order: Literal["shuffled", "reading"] = "shuffled",
-    ):  # seven settings: all of them choices of the user's, none with a natural group
+    ):  # the user chooses each of these seven settings, and they have no natural groups
         """
         Raises:
-            ConfigError: a setting out of range.
-            DataError: short documents with `short="error"`, or nothing left.
+            ConfigError: a setting is out of range.
+            DataError: a document is too short (`short="error"`), or no window is left (`short="drop"`).
         """
         _allowed("short", short, ("pad", "drop", "error"))
         _allowed("seam", seam, ("split", "join"))
@@ -112,8 +113,9 @@ class CyclicWindows(Stream[Row]):
         if short == "error" and too_short.any():
             first = int(np.flatnonzero(too_short)[0])
             raise DataError(
-                f"{int(too_short.sum())} documents are shorter than {length} tokens, first {source.names[first]} with "
-                f"{source.lengths[first]}; join them, shorten the length, or choose short='pad' or 'drop'"
+                f"{int(too_short.sum())} documents are shorter than {length} tokens; the first is "
+                f"{source.names[first]} with {source.lengths[first]}. Join them, give a smaller length, or choose "
+                "short='pad' or 'drop'"
             )
         windows = -(-source.lengths // length)
         self.dropped = int(source.lengths[too_short].sum()) if short == "drop" else 0
@@ -130,7 +132,7 @@ class CyclicWindows(Stream[Row]):
         return {"stream": "cyclic windows", **settings, "source": self.source.fingerprint}
 
     def offset(self, document: int, epoch: int) -> int:
-        """Where the ring of a document is cut in an epoch."""
+        """The token at which a document's ring is cut in an epoch."""
         size = int(self.source.lengths[document])
         if size < self.length:
             return 0
@@ -138,7 +140,7 @@ class CyclicWindows(Stream[Row]):
         return (first + epoch * _step(size, self.length)) % size
 
     def row(self, epoch: int, number: int) -> Row:
-        """Window `number` of an epoch, documents in order."""
+        """Window `number` of an epoch, counted in the order of the documents."""
         document = int(np.searchsorted(self._firsts, number, side="right")) - 1
         size, before = int(self.source.lengths[document]), int(number - self._firsts[document]) * self.length
         start = (self.offset(document, epoch) + before) % size
@@ -163,7 +165,7 @@ class CyclicWindows(Stream[Row]):
 
 
 def _step(size: int, length: int) -> int:
-    """The number nearest to 0.618 of `length` that shares no divisor with `size`."""
+    """The positive number nearest to 0.618 * `length` that has no common divisor with `size`."""
     golden = round(0.6180339887498949 * length) or 1
     candidates = (golden + sign * away for away in range(golden + size + 1) for sign in (1, -1))
     return next(step for step in candidates if step > 0 and math.gcd(step, size) == 1)
