@@ -78,7 +78,7 @@ def house() -> str:
         for place, (name, words) in enumerate(rooms):
             x = 46 + place * (each + 10)
             parts += [box(x, y, each, height), text(x + 10, y + 20, name, 14, bold=True)]
-            for at, line in enumerate(wrapped(words, int(each / 6.1), 3)):
+            for at, line in enumerate(wrapped(words, int(each / 6.1), 2)):
                 parts.append(text(x + 10, y + 37 + 14 * at, line, 11))
     return sheet(width, 54 + len(floors) * (height + 10), parts)
 
