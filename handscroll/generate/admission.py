@@ -1,4 +1,4 @@
-"""What `LM` does before a request is answered: settings become a `Request` that model and memory can hold."""
+"""Admits requests: turns the arguments of `LM` into a `Request`, and refuses what model or memory cannot hold."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,7 +21,7 @@ from handscroll.plan.choose import afford, afford_pool
 from handscroll.plan.machine import spare
 from handscroll.text.tokenizer import Tokenizer
 
-SMALL = 16  # a request whose full cache is so many times smaller than the free memory is not planned
+SMALL = 16  # a request is not planned if its full cache is so many times smaller than the free memory
 
 
 def admit(
@@ -32,7 +32,7 @@ def admit(
     samples: int = 1,
     logprobs: int | None = None,
 ) -> Request:
-    """The request for a prompt: settled, and refused (CapacityError) where the memory is not enough for it."""
+    """The settled request for a prompt; refused (CapacityError) if the memory does not suffice."""
     request = settled(model, tokenizer, prompt, settings, samples, logprobs)
     afford_request(model, request)
     return request
@@ -96,7 +96,7 @@ def choose_cache(
 
 
 def after_reading(model: Model, tokenizer: Tokenizer, request: Request, store: Store) -> Request:
-    """The request with what the store holds of the beginning of its prompt."""
+    """The request with the saved beginning of its prompt, if the store has one."""
     if kind_of(request.policy).evicts:
         raise ConfigError(f"saved readings keep every token, '{request.policy}' does not: generate without the store")
     model.spec.require("a saved reading", one_text=True, keys=True)
@@ -125,10 +125,10 @@ def afford_request(model: Model, request: Request, others: Sequence[str] | None 
 def afford_demand(
     model: Model, demand: Demand, policy: str, chunk: int | None = None, others: Sequence[str] = ()
 ) -> None:
-    """`afford_request` of what a request demands of a cache."""
+    """The same check for a `Demand`."""
     chunk = chunk or prefill_chunk(model.device)
     free, disk = spare(model.device)
-    grows = demand.prompt and not model.spec.recurrent  # a state is kept, whatever the length
+    grows = demand.prompt and not model.spec.recurrent  # a recurrent state has a constant size
     if grows and demand.bytes("full", model, chunk) * SMALL > free:
         known = {f"--cache {name}": demand.workload(name, model) for name in others}
         afford(demand.workload(policy, model, chunk), free, disk, known)
@@ -140,13 +140,13 @@ def afford_engine(model: Model, memory: int, settings: EngineSettings) -> None:
 
 
 def identity_of(model: Model, tokenizer: Tokenizer, length: int, policy: str = "full") -> Identity:
-    """What a text read in a request of `length` tokens belongs to."""
+    """The identity of a text that is read in a request of `length` tokens."""
     cache_of(policy)  # refuses an unknown one
     return identity(model, tokenizer.fingerprint, length, policy)
 
 
 def _within(model: Model, tokenizer: Tokenizer, request: Request, budget: str | int | Choice, guard: float) -> Request:
-    """The request with the cache that a budget takes."""
+    """The request with the cache that was chosen for its budget."""
     if not isinstance(budget, Choice):
         budget = choose_cache(model, tokenizer, request, budget, guard)
         if request.on_report is not None and budget.loss is not None:

@@ -30,7 +30,7 @@ class Filling:
 def filled(model: Model, tokenizer: Tokenizer, text: str, settings: SamplingSettings) -> list[int]:
     """Token ids of `text` with its blanks filled.
 
-    max_tokens, unless given, is as many as the learned table holds, and no more than a generation writes unless told.
+    Unless given, max_tokens is what the learned table has room for, and at most the default of a generation.
 
     Raises:
         ConfigError: the model fills no blanks.
@@ -47,7 +47,7 @@ def filled(model: Model, tokenizer: Tokenizer, text: str, settings: SamplingSett
 
 
 def _read(config: Any, tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of a text in which the names of the two blanks stand for them, and all else is ordinary text."""
+    """Token ids of a text; only the names of the two blanks become special tokens."""
     names = {tokenizer.token(number): number for number in (config.blank, config.rest)}
     before, after = tokenizer.frame()
     ids = list(before)
@@ -65,8 +65,8 @@ def _check(model: Model) -> None:
 def fill(model: Model, prompt: Sequence[int], sampling: Sampling) -> list[Filling]:
     """Fill every blank of `prompt` (token ids) with at most `sampling.max_tokens` tokens.
 
-    A prompt without a blank is gone on from: [gMASK] is appended. The text is read in one forward, since it is read in
-    both directions; after that one token is read at a time, over the cache. Each blank has a random stream of its own.
+    If the prompt has no blank, [gMASK] is appended and the model continues from there. The text is read in one forward,
+    since every token of it sees all others; after that one token is read at a time, over the cache. Each blank has a random stream of its own.
 
     Raises:
         ConfigError: the model fills no blanks, or stop strings or a constraint's settings are asked for.

@@ -1,4 +1,4 @@
-"""`choose`: the cache that stays within a number of bytes and is nearest to the exact one, by measurement.
+"""`choose`: finds by measurement the cache that stays within a number of bytes and is nearest to the exact one.
 
 If the full cache fits, it is taken. Otherwise the candidates that fit are rounding (int8, int4) and the evicting
 policies with as many tokens as the bytes hold. A guard reads a piece of the prompt with the exact cache and with each
@@ -36,7 +36,7 @@ from handscroll.text.tokenizer import Tokenizer
 
 # The mean KL is what a token of the exact model's own text costs more, in nats. Rounding cost up to 0.004 on two
 # models, evicting half of the cache 0.02 at least, and with it a sixth to four fifths of the needles
-# (docs/benchmarks.md, 2026-11-25). The limit lies between: what forgets is taken only where it is asked for.
+# (docs/benchmarks.md, 2026-11-25). The limit lies between: evicting policies are chosen only when a larger guard allows them.
 GUARD = 0.01
 PIECE, LARGEST, LEAST = 512, 2048, 192  # tokens of the piece: usual, at most, and made up to by the model itself
 TAIL = 64  # tokens of it that are read one by one
@@ -46,7 +46,7 @@ UNITS |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
 
 
 class Demand(NamedTuple):
-    """What a request asks of a cache: ids of the prompt, most new tokens; `samples` share the prompt.
+    """What a request needs from a cache: the prompt's ids and the most new tokens; `samples` share the prompt.
 
     `rewinds`: the cache is cut back (drafts). `grows`: more is read after the prompt (a conversation). The first `past`
     tokens of the prompt were read before: their keys and values lie in files, or in a cache that goes on.
@@ -61,7 +61,7 @@ class Demand(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Tokens that a cache gets to see; the last new one is never read."""
+        """Tokens that a cache receives; the last new token is never read."""
         return len(self.prompt) + self.new - 1
 
     @classmethod
@@ -79,7 +79,7 @@ class Demand(NamedTuple):
         return made.peak(len(self.prompt), 1, chunk) + self.samples * made.held(self.new - 1)
 
     def workload(self, policy: str, model: Model, chunk: int = CHUNK) -> Workload:
-        """The planner's question: this request in a policy's cache. Samples are counted as one long continuation."""
+        """The workload of this request with a policy's cache, for the planner. Samples count as one long continuation."""
         itemsize = model.dtype.itemsize
         return Workload(
             kind="generate",
@@ -132,7 +132,7 @@ class Choice:
     tasks: dict[str, tuple[float, float] | None] = field(default_factory=dict)
 
     def report(self) -> str:
-        """What was chosen and what it costs; nothing where the cache is exact."""
+        """A line on what was chosen and what it costs; empty if the cache is exact."""
         if self.loss is None:
             return ""
         own = f", {self.written} of them written by the model" if self.written else ""
@@ -227,7 +227,7 @@ def size_text(size: float) -> str:
 
 
 class Guard:
-    """Holds candidates to the exact cache on a piece of the prompt: its end, or more where the prompt is short."""
+    """Compares candidates with the exact cache on a piece of the prompt: its end, continued if the prompt is short."""
 
     def __init__(self, model: Model, tokenizer: Tokenizer, demand: Demand, share: float):
         self.model, self.tokenizer, self.demand = model, tokenizer, demand
@@ -291,9 +291,9 @@ def _chunk(policy: str, model: Model, demand: Demand, allowed: int) -> int:
 def _evicting(name: str, model: Model, demand: Demand, allowed: int) -> list[Candidate]:
     """The policy with as many tokens as fit, an eighth of them for the chunk that is read; none or one candidate."""
     made = footprint(f"{name}:budget={BLOCK}", model.config, model.dtype.itemsize)
-    if made.whole and demand.grows:  # every new text would be kept whole beside the budget
+    if made.whole and demand.grows:  # such a cache would keep every new text whole beside the budget
         return []
-    if not made.each:  # windowed layers alone, whose windows nobody evicts
+    if not made.each:  # all layers are windowed, and windows are never evicted
         return []
     others = made.model_copy(update={"each": 0}).peak(len(demand.prompt), demand.new, CHUNK)
     room = int((allowed - others) / made.each)
@@ -307,7 +307,7 @@ def _evicting(name: str, model: Model, demand: Demand, allowed: int) -> list[Can
 
 
 def _refusal(guarded: Guard, allowed: int, guard: float, tried: Sequence[tuple[Candidate, Distance]]) -> str:
-    """What came, what was measured, and what would pass: a larger budget, another guard, a disk."""
+    """The refusal: what came, what was measured, and what would pass (a larger budget, another guard, a disk)."""
     model, demand = guarded.model, guarded.demand
     full = demand.bytes("full", model, CHUNK)
     said = f"within {size_text(allowed)} of the {size_text(full)} that a full cache of this request takes, "
@@ -332,7 +332,7 @@ def _refusal(guarded: Guard, allowed: int, guard: float, tried: Sequence[tuple[C
 def _passing(
     guarded: Guard, allowed: int, guard: float, tried: Sequence[tuple[Candidate, Distance]]
 ) -> Candidate | None:
-    """The smallest of a few candidates above the budget that the guard lets pass.
+    """The smallest of a few candidates above the budget that passes the guard.
 
     Rounding, and the evicting policy that was nearest, at half and three quarters of the full cache.
     """

@@ -1,7 +1,6 @@
-"""`Chooser`: what decides the next token of a row, and whether it is the row's last.
+"""`Chooser` decides the next token of a row, and whether it is the row's last.
 
-Decoding, drafts that are verified, conversations, blanks and the engine choose by it alone, so that what one of them
-can do the others can.
+Decoding, verified drafts, conversations, blanks and the engine all use it, so each of them can do what the others can.
 """
 
 import math
@@ -90,7 +89,7 @@ class Chooser:
         return NewToken(self.row, token, self.finish, self._scored(token, logits), text)
 
     def _advance(self, token: int) -> tuple[str | None, str]:
-        """Why the row ends with `token`, if it does, and the text that it adds."""
+        """The reason why the row ends with `token`, or None, and the text that the token adds."""
         if token in self._ends:
             return "eos", ""
         if self._progress is not None:
@@ -110,9 +109,8 @@ class Chooser:
 
 
 def scores(chooser: Chooser, logits: Scores) -> Scores:
-    """What the model's logits (1, V) become under the settings and the constraint of a row.
+    """The logits (1, V) from whose softmax a row's token is drawn, after its settings and its constraint.
 
-    The softmax of it is what a token is drawn from.
 
     Raises:
         DataError: no token can follow under the constraint.

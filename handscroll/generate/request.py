@@ -1,4 +1,4 @@
-"""`Request`: what is asked of a model, the same object from `LM.generate` and the engine down to `decode`."""
+"""`Request`: one prompt and how it is continued; `LM.generate` and the engine hand it down to `decode`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ GREEDY = Sampling()
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """One prompt and how it is continued. Whoever does not support a field refuses it; nobody ignores it.
+    """One prompt and how it is continued. Code that does not support a field refuses it; no field is ever ignored.
 
     Args:
         prompt: token ids; an empty prompt begins with the model's bos.
@@ -24,13 +24,13 @@ class Request:
         samples: continuations of the prompt, which is read once. Each has a random stream of its own.
         logprobs: how many of the likeliest tokens are given with each new one (0: only its own log-probability).
         constraint: a grammar that the new text follows (`constrain.py`).
-        draft: who guesses for speculative decoding (`speculative.py`).
+        draft: guesses tokens for speculative decoding (`speculative.py`).
         beyond: allow prompt + max_tokens past the model's context, on your own responsibility.
         policy: what the cache keeps (`cache/table.py`), with options; those that are not exact say so.
-        chunk: prompt tokens of a forward; what suits the device unless given.
-        reading: what the prompt begins with and need not be read again.
+        chunk: prompt tokens of one forward; the default suits the device.
+        reading: the saved beginning of the prompt, which is not read again.
         ends: the end tokens; the model's own unless given. None of them counts under `sampling.ignore_eos`.
-        on_report: called at the end with what the cache has to say (the recall of a retrieval).
+        on_report: called at the end with the report of the cache (for retrieval, its recall).
 
     Raises:
         ConfigError: a number out of range, an unknown policy, or fields that exclude each other.

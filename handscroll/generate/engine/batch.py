@@ -1,4 +1,4 @@
-"""A file of requests answered by the engine into a file of answers, which a run that was killed goes on with.
+"""Answers a file of requests with the engine and writes a file of answers; a killed run goes on where it stopped.
 
 One JSON object a line. A request is a "prompt" and, if wanted, the settings of `Sampling`, a "priority", "logprobs" and
 a grammar ("json_schema", "regex" or "choices"); an answer is its line's number, what it answers (a hash), text, tokens,
@@ -166,7 +166,7 @@ class _Answer:
 
 @dataclass(eq=False)
 class _Open:
-    """Answers that are being written, in the order of their lines."""
+    """The answers that are being written, in the order of their lines."""
 
     engine: Engine
     tokenizer: Tokenizer
@@ -177,7 +177,7 @@ class _Open:
         self.answers.append(_Answer(asked, digest, job, self.tokenizer))
 
     def ready(self) -> list[dict[str, Any]]:
-        """What can be written now: the answers up to the first that is not finished."""
+        """The answers that can be written now: all before the first unfinished one."""
         count = next((n for n, one in enumerate(self.answers) if one.job.finish is None), len(self.answers))
         found, self.answers = self.answers[:count], self.answers[count:]
         return [one.record() for one in found]

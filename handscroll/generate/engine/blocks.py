@@ -1,7 +1,8 @@
-"""Which blocks of the pool are free, who refers to the others, and which of them hold a known beginning.
+"""Counts the blocks of the pool: which are free, how many jobs use the others, and which hold a known beginning.
 
-A block that is full and named by the hash of everything up to its end may be read by several requests. When the last
-one lets go of it, it stays as it is until room is needed; the least recently used goes first. Numbers only: no tensor.
+A full block is named by the hash of everything up to its end, and several requests may read it. When the last of them
+lets go of it, the block keeps its content until room is needed; the least recently used block goes first. This file
+handles numbers only, no tensors.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ class Blocks:
 
     @property
     def available(self) -> int:
-        """Blocks that `take` can give."""
+        """How many blocks `take` can give."""
         return len(self._free) + len(self._unused)
 
     @property
@@ -36,7 +37,7 @@ class Blocks:
         return self._references[block]
 
     def take(self) -> int | None:
-        """A block of one's own, evicting what is least recently used if need be; None when all are in use."""
+        """A block for one job alone, evicting the least recently used one if needed; None when all are in use."""
         if not self._free and self._unused:
             block, _ = self._unused.popitem(last=False)
             del self._named[self._names.pop(block)]
@@ -52,13 +53,13 @@ class Blocks:
         return self._named.get(name)
 
     def share(self, block: int) -> None:
-        """Refer to a named block."""
+        """Count one more user of a named block."""
         assert block in self._names, f"block {block} has no name, so its content may still change"
         self._unused.pop(block, None)
         self._references[block] += 1
 
     def name(self, block: int, name: bytes) -> None:
-        """Let others find a full block; nothing happens where another block has the name already."""
+        """Give a full block its name, so that others find it; a name that is taken stays with its block."""
         if name not in self._named and block not in self._names:
             self._named[name], self._names[block] = block, name
 
@@ -80,7 +81,7 @@ class Blocks:
 
 
 def beginning(owner: str, bucket: int, before: str) -> bytes:
-    """The name of nothing read yet: of one owner, one bucket of a length-dependent scaling, after one saved reading."""
+    """The name before any token was read, for one owner, one length bucket and one saved reading."""
     whole = hashlib.sha256(b"handscroll blocks")
     for part in (owner, str(bucket), before):
         data = part.encode()

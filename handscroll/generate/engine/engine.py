@@ -1,4 +1,4 @@
-"""Several requests at once over one pool of blocks: continuous batching, a synchronous step at a time.
+"""Continuous batching: several requests over one pool of blocks, one synchronous step at a time.
 
 A step reads one token for every request that answers, in one forward, and some tokens of prompts (Yu et al. 2022,
 "Orca"; Kwon et al. 2023, "PagedAttention"; Agrawal et al. 2023, "Sarathi", for prompts in chunks beside decoding).
@@ -50,7 +50,7 @@ class Answered(NamedTuple):
 
 
 class EngineSettings(TypedDict, total=False):
-    """What `Engine` may be told besides its memory."""
+    """The settings of `Engine` besides its memory."""
 
     block: int
     deterministic: bool
@@ -228,7 +228,7 @@ class Engine:
         return answered
 
     def _batches(self, rows: list[Job]) -> Iterator[list[Job]]:
-        """Rows that go through one forward: of one rotation, and in deterministic mode few enough."""
+        """Groups of rows that share a forward: rows of one rotation and, in deterministic mode, few enough of them."""
         for bucket in dict.fromkeys(job.bucket for job in rows):
             same = [job for job in rows if job.bucket == bucket]
             few = self._together or len(same)
@@ -297,7 +297,7 @@ class Engine:
 
 
 def workload(model: Model, memory: int, settings: EngineSettings) -> Workload:
-    """The planner's question: a step of an engine with these settings, its pool and the logits of all that answer."""
+    """The workload that the planner is asked about: one step, the pool, and the logits of all jobs that answer."""
     config, itemsize = model.config, model.dtype.itemsize
     budget, most = settings.get("budget", BUDGET), settings.get("most", MOST)
     return Workload(

@@ -1,4 +1,4 @@
-"""How many rows may share a forward without one bit of a row depending on the others."""
+"""How many rows may share a forward so that no bit of a row depends on the other rows."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""The keepers that a forward of the engine appends to: the new tokens of several requests, or some tokens of one."""
+"""The two keepers of the engine: one new token for each of several requests, or several tokens of one request."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ class Run(Keeper):
 
 
 def _row(job: Job, space: int, last: int, size: int) -> Row:
-    """What a request holds in a space of its tokens before `last`."""
+    """The blocks that a request holds in one space for its tokens before `last`."""
     held = job.held[space]
     start = job.before + held.dropped * size
     return Row(held.blocks[: -(-(last - start) // size)], start, last - start)

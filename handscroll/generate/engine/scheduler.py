@@ -1,8 +1,8 @@
-"""Who is read for in the next step: one token of every job that answers, and some tokens of prompts.
+"""Chooses what the next step reads: one token of every job that answers, and some prompt tokens of the others.
 
-Order is by priority, raised by one for every `AGEING` steps that a job has waited, then by who was served longest
-ago: so a long prompt is read in turns with short ones, and nobody waits for ever. When blocks run out, the job of
-the lowest priority that came last gives its own back and is read again later. No tensor is touched here.
+Jobs are ordered by priority, then by how long ago they were served. A job's priority rises by one for every `AGEING`
+steps that it waits. So a long prompt takes turns with short ones, and no job waits for ever. When blocks run out, the
+youngest job of the lowest priority gives its blocks back and is read again later. This file touches no tensor.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from handscroll.generate.engine.blocks import Blocks
 from handscroll.generate.engine.job import Held, Job
 
 AGEING = 64  # steps of waiting that count as one level of priority
-PATIENCE = 128  # steps after which a job that finds no room lets nobody pass
+PATIENCE = 128  # after so many steps without room, a job lets no other pass
 
 
 class Chunk(NamedTuple):
@@ -26,7 +26,7 @@ class Chunk(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """One step: requests of which one token is read, and chunks of prompts, in order."""
+    """One step: the jobs that get one new token, and the chunks of prompts that are read, in order."""
 
     rows: list[Job]
     chunks: list[Chunk]
@@ -63,7 +63,7 @@ class Scheduler:
         self.waiting.append(job)
 
     def drop(self, job: Job) -> None:
-        """Forget a job, wherever it is; its blocks are given back now."""
+        """Forget a job and give its blocks back now."""
         (self.running if job in self.running else self.waiting).remove(job)
         self._give_back(job)
 
@@ -71,7 +71,7 @@ class Scheduler:
         """The next step. Every block that it writes to is there."""
         self.now += 1
         self._admit()
-        for job in self.running:  # others may have read what it comes to next
+        for job in self.running:  # another job may have read its next tokens by now
             self._match(job)
         rows, chunks, left = [], [], self.budget
         for job in sorted(self.running, key=_standing):
@@ -82,11 +82,11 @@ class Scheduler:
                 taken = self._chunks(job, left)
                 chunks += taken
                 left -= sum(chunk.last - chunk.first for chunk in taken)
-        # Whoever had to give blocks back to a better one is not read for.
+        # A job that gave its blocks to a better one is not read in this step.
         return Plan([r for r in rows if r in self.running], [c for c in chunks if c.job in self.running])
 
     def advance(self, job: Job, last: int) -> None:
-        """Keys and values of the tokens before `last` are in its blocks: full ones may be shared from now on."""
+        """Record that the job's tokens before `last` were read: its full blocks may be shared from now on."""
         job.done = last
         end = last - job.before
         if self.fixed:
@@ -120,7 +120,7 @@ class Scheduler:
                     return
 
     def _chunks(self, job: Job, left: int) -> list[Chunk]:
-        """What of a job is read with `left` tokens of the budget."""
+        """The prompt chunks of a job that fit in the remaining token budget `left`."""
         found: list[Chunk] = []
         first = job.done
         while first < (job.asked if self.fixed else len(job.tokens)):
@@ -136,7 +136,7 @@ class Scheduler:
         return found
 
     def _end(self, job: Job, first: int) -> int:
-        """Where the chunk that begins at `first` ends if nothing limits it."""
+        """The end of the chunk that begins at `first`, if nothing limits it."""
         if not self.fixed:
             return len(job.tokens)
         if first >= job.asked:
@@ -147,7 +147,7 @@ class Scheduler:
         return self._end(job, job.done) - job.done == 1
 
     def _reserve(self, job: Job, last: int) -> bool:
-        """Take blocks for the tokens before `last`, from those of lower standing if need be."""
+        """Take blocks for the tokens before `last`; if none are free, take them from jobs of lower standing."""
         for number, (_, blocks) in enumerate(self.spaces):
             held = job.held[number]
             while held.end < self._count(last - job.before):
@@ -234,5 +234,5 @@ class Scheduler:
 
 
 def _standing(job: Job) -> tuple[int, ...]:
-    """Who keeps its blocks: high priority first, then who came first."""
+    """The order in which jobs keep their blocks: higher priority first, then earlier arrival."""
     return -job.priority, job.number
