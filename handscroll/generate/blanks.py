@@ -66,7 +66,8 @@ def fill(model: Model, prompt: Sequence[int], sampling: Sampling) -> list[Fillin
     """Fill every blank of `prompt` (token ids) with at most `sampling.max_tokens` tokens.
 
     If the prompt has no blank, [gMASK] is appended and the model continues from there. The text is read in one forward,
-    since every token of it sees all others; after that one token is read at a time, over the cache. Each blank has a random stream of its own.
+    since every token of it sees all others; after that one token is read at a time, over the cache. Each blank has its
+    own random stream.
 
     Raises:
         ConfigError: the model fills no blanks, or stop strings or a constraint's settings are asked for.

@@ -36,7 +36,8 @@ from handscroll.text.tokenizer import Tokenizer
 
 # The mean KL is what a token of the exact model's own text costs more, in nats. Rounding cost up to 0.004 on two
 # models, evicting half of the cache 0.02 at least, and with it a sixth to four fifths of the needles
-# (docs/benchmarks.md, 2026-11-25). The limit lies between: evicting policies are chosen only when a larger guard allows them.
+# (docs/benchmarks.md, 2026-11-25). The limit lies between: evicting policies are chosen only when
+# a larger guard allows them.
 GUARD = 0.01
 PIECE, LARGEST, LEAST = 512, 2048, 192  # tokens of the piece: usual, at most, and made up to by the model itself
 TAIL = 64  # tokens of it that are read one by one
@@ -79,7 +80,7 @@ class Demand(NamedTuple):
         return made.peak(len(self.prompt), 1, chunk) + self.samples * made.held(self.new - 1)
 
     def workload(self, policy: str, model: Model, chunk: int = CHUNK) -> Workload:
-        """The workload of this request with a policy's cache, for the planner. Samples count as one long continuation."""
+        """The planner's workload of this request with a policy's cache; samples count as one long continuation."""
         itemsize = model.dtype.itemsize
         return Workload(
             kind="generate",
