@@ -25,6 +25,14 @@ def _multiply_quantised(x: Tensor, format: Format, raw: Tensor, bias: Tensor | N
     return calls.multiply_raw(x, format.number, raw, bias)
 
 
+def _refuses_many(x: Tensor, format: Format, raw: Tensor, bias: Tensor | None) -> str:
+    return calls.refuses_raw_many(x, format.number, raw, format.row_size(raw.shape[1]))
+
+
+def _multiply_many(x: Tensor, format: Format, raw: Tensor, bias: Tensor | None) -> Tensor:
+    return calls.multiply_raw_many(x, format.number, raw, bias)
+
+
 def _multiply_dequantised(x: Tensor, format: Format, raw: Tensor, bias: Tensor | None) -> Tensor:
     step = max(1, WIDENED // format.row_size(raw.shape[1]))
     parts = [PRODUCT(x, format.dequantise(rows, x.dtype), None) for rows in raw.split(step)]
@@ -98,7 +106,8 @@ PRODUCT = Operation(
 QUANTISED = Operation(
     "product of rows with a quantised matrix",
     Kernel("compiled", "a few rows: the matrix is read once, as it lies", _refuses_quantised, _multiply_quantised),
-    Kernel("dequantised", "many rows: parts of the matrix, one after the other", always, _multiply_dequantised),
+    Kernel("compiled, many", "many rows: 16 rows of the matrix at a time are unpacked", _refuses_many, _multiply_many),
+    Kernel("dequantised", "parts of the matrix, one after the other, any dtype", always, _multiply_dequantised),
 )
 # x (..., D), weight (D,), epsilon, offset -> x / rms(x) in float32 (Zhang & Sennrich 2019), rounded, times weight. With
 # an offset: times 1 + weight in float32, then rounded.

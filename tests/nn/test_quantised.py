@@ -8,6 +8,7 @@ from torch import nn
 from handscroll.kernels.formats import FORMATS
 from handscroll.kernels.native import calls
 from handscroll.kernels.native.library import library, reason
+from handscroll.kernels.registry import recording
 from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.quantised import PROJECTIONS, Quantised, QuantisedTable, quantise
 from tests.kernels.material import random_raw
@@ -19,6 +20,7 @@ def assert_near(got, want, x, wide):
     assert bool(((got - want).abs() <= limit).all())
 
 
+BLOCKS = [name for name, one in FORMATS.items() if one.number not in calls.PLAIN]
 needs_library = pytest.mark.skipif(library() is None, reason=reason())
 
 
@@ -111,3 +113,34 @@ def test_a_model_is_rounded_in_place(weights):
     assert type(block["table"]) is QuantisedTable
     for name, child in block.items():
         assert (child.weight - wide[name]).abs().max() <= (wide[name].max() - wide[name].min()) / 29
+
+
+@needs_library
+@pytest.mark.parametrize("inner", [256, 1280])
+@pytest.mark.parametrize("name", sorted(BLOCKS))
+def test_many_rows_are_multiplied_without_a_matrix_of_floats(name, inner):
+    one, raw = FORMATS[name], random_raw(name, 40, inner)
+    if calls.refuses_raw_many(torch.randn(1, inner), one.number, raw, inner):
+        pytest.skip("no products of whole numbers here")
+    layer, wide = Quantised(one, raw, torch.randn(40)), one.dequantise(raw)
+    x = torch.randn(3, 7, inner)
+    x[0, 0, 5] = 40
+    with recording() as made:
+        got = layer(x)
+    assert [choice.kernel for choice in made] == ["compiled, many"]
+    assert_near(got.double(), x.double() @ wide.double().T + layer.bias.double(), x, wide)
+    assert torch.equal(got[0, :1], calls.multiply_raw_many(x[0, :1], one.number, raw, layer.bias))
+    narrow = Quantised(one, raw, layer.bias, torch.bfloat16)(x.to(torch.bfloat16))
+    torch.testing.assert_close(narrow.float(), got, rtol=2e-2, atol=0.02 * float(got.abs().max()))
+    x[1, 2, 3] = float("nan")
+    got = layer(x)
+    assert bool(got[1, 2].isnan().all()) and int(got.isnan().sum()) == 40
+
+
+@needs_library
+@pytest.mark.parametrize("name", ["int8", "Q4_0", "Q5_0", "Q8_0"])
+def test_many_rows_of_an_odd_number_of_blocks(name):
+    for inner in (32, 96, 608):
+        raw = random_raw(name, 24, inner)
+        x, wide = torch.randn(20, inner), FORMATS[name].dequantise(raw)
+        assert_near(Quantised(FORMATS[name], raw)(x), x @ wide.T, x, wide)

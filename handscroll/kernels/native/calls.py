@@ -16,6 +16,7 @@ from handscroll.kernels.rounding import GROUP
 
 # Of keys and values; the last: two int4 a byte. The first two are the formats of a matrix too (kernels/formats.py).
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3}
+PLAIN = (0, 1, 3)  # numbers of the formats without blocks or scales: F32, BF16, F16
 LANES = 16  # sizes must be multiples of this
 WIDEST = 512  # numbers of an int8 key, whose products are added up in 32 bits
 FEW = 16  # tokens up to which products, norms and rotations are asked here
@@ -199,6 +200,17 @@ def refuses_raw(x: Tensor, raw: Tensor, inner: int) -> str:
     return _refuses_floats(x) or _refuses_matrix(x, raw, inner)
 
 
+def refuses_raw_many(x: Tensor, number: int, raw: Tensor, inner: int) -> str:
+    """Why `multiply_raw_many` does not take them: any number of rows, a format with blocks or int8, AVX-512 VNNI."""
+    if x.requires_grad:
+        return GRADIENT
+    if number in PLAIN:
+        return "the format has no blocks of whole numbers"
+    if refused := _refuses_floats(x) or _refuses_matrix(x, raw, inner):
+        return refused
+    return "" if _whole_products() else "no AVX-512 VNNI and VBMI here"
+
+
 def multiply(
     x: Float[Tensor, "*rows D"], weight: Float[Tensor, "N D"], bias: Float[Tensor, "N"] | None
 ) -> Float[Tensor, "*rows N"]:
@@ -218,6 +230,17 @@ def multiply_raw(
     With AVX-512 VNNI, every 64 numbers of x are rounded to 16 bits, and the weights are those of the format
     (quantised.h).
     """
+    return _multiply_raw("product", x, number, raw, bias)
+
+
+def multiply_raw_many(
+    x: Float[Tensor, "*rows D"], number: int, raw: Tensor, bias: Float[Tensor, "N"] | None
+) -> Float[Tensor, "*rows N"]:
+    """The same for many rows: 16 rows of the matrix at a time are unpacked; every 256 numbers of x share a scale."""
+    return _multiply_raw("many", x, number, raw, bias)
+
+
+def _multiply_raw(name: str, x: Tensor, number: int, raw: Tensor, bias: Tensor | None) -> Tensor:
     found = library()
     assert found is not None
     outer, inner = raw.shape[0], x.shape[-1]
@@ -225,7 +248,8 @@ def multiply_raw(
     bias = None if bias is None else bias.to(x.dtype).contiguous()
     shape = _numbers(x.numel() // inner, inner, outer, torch.get_num_threads())
     x, narrow = x.contiguous(), int(x.dtype == torch.bfloat16)
-    found.handscroll_product(number, narrow, _at(x), _at(raw), _at(bias), shape, _at(out))
+    call = getattr(found, f"handscroll_{name}")
+    call(number, narrow, _at(x), _at(raw), _at(bias), shape, _at(out))
     return out
 
 
@@ -282,6 +306,12 @@ def _refuses_few(x: Tensor) -> str:
     if x.dim() < 2 or x.shape[-2] > FEW or not x.numel():
         return MANY
     return _missing()
+
+
+@cache
+def _whole_products() -> bool:
+    found = library()
+    return found is not None and bool(found.handscroll_has_many())
 
 
 @cache

@@ -20,8 +20,8 @@ from tempfile import TemporaryDirectory
 import torch
 from filelock import FileLock
 
-SOURCES = ("decode.cpp", "prefill.cpp", "products.cpp", "quantised.cpp", "rows.cpp", "halves.cpp")
-HEADERS = ("simd.h", "blocks.h", "integers.h", "products.h", "formats.h", "quantised.h")
+SOURCES = ("decode.cpp", "prefill.cpp", "products.cpp", "quantised.cpp", "many.cpp", "rows.cpp", "halves.cpp")
+HEADERS = ("simd.h", "blocks.h", "integers.h", "products.h", "formats.h", "quantised.h", "units.h")
 COMPILE = ("-O3", "-march=native", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-fopenmp", "-c")
 LINK = ("-shared",)  # without -fopenmp: its symbols are those that torch has loaded
 COMPILERS = ("c++", "g++", "clang++")
@@ -33,6 +33,8 @@ ARGUMENTS = {
     "has_prefill": "",
     "product": "iippppp",
     "widen": "ippp",
+    "has_many": "",
+    "many": "iippppp",
     "norm": "ippfpp",
     "turn": "ipppppp",
     "before": "pppppppp",
