@@ -1,4 +1,4 @@
-"""The haystack: text to hide a needle in; the running Python's library unless the user gives files."""
+"""The haystack: text to hide a needle in. The default is the running Python's standard library."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,10 @@ DEFAULT = ("turtle.py", "_pydecimal.py", "typing.py", "tarfile.py", "inspect.py"
 
 
 def haystack(tokenizer: Tokenizer, files: Sequence[str | Path] | None, length: int, most: int = 1 << 20) -> list[int]:
-    """Token ids of at least `length` tokens where the text has them, of at most `most` tokens."""
+    """Token ids of the files' text (default: the standard library), at most `most` of them.
+
+    They may be fewer than `length` if the text is short; the caller checks that.
+    """
     paths = list(files) if files else select([f"{{stdlib}}/{name}" for name in DEFAULT])
     ids: list[int] = []
     for document in read(paths):

@@ -1,4 +1,4 @@
-"""Which kernels run a model on this machine, and why the faster ones do not: recorded while the model runs."""
+"""Records which kernels run a model on this machine, and why faster kernels were refused."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,25 +11,25 @@ from handscroll.models.llama import Llama, LlamaConfig
 from handscroll.models.model import Model
 from handscroll.nn.marks import Marks
 
-PROMPT, DRAFT = 32, 4  # tokens of the text that is read, and of a few that are read together after it
-# Of no model in particular: what the machine can do for the usual form.
+PROMPT, DRAFT = 32, 4  # tokens of a text, and of a draft that is read in one step after it
+# Sizes of a decoder of the usual form, to see the kernels of this machine without a model of one's own.
 USUAL = {"vocab": 256, "width": 256, "layers": 2, "heads": 4, "kv_heads": 2, "head_size": 64, "mlp_width": 512}
 POSITIONS = {"base": 10000.0, "scaling": {"name": "none"}, "context": 256, "trained": 256}
 
 
 def usual(dtype: torch.dtype) -> Model:
-    """A small decoder of the usual form, with weights that mean nothing."""
+    """A small decoder of the usual form, with random weights."""
     return Llama(LlamaConfig.parse(USUAL | {"positions": POSITIONS}, "kernels")).to(dtype).eval()
 
 
 def situations(model: Model) -> Iterator[tuple[str, Counter[Choice]]]:
-    """What was chosen while the model read a text, a few tokens after it, one token, and learned."""
+    """(situation, chosen kernels) for a model that reads a text, a draft after it and one token, and that trains."""
     run = _runner(model)
     cache = model.new_cache() if model.spec.cached else None
     steps = [(f"reading {PROMPT} tokens", 0, PROMPT)]
     if cache is not None:
         steps.append((f"{DRAFT} new tokens after them (a draft)", PROMPT, DRAFT))
-        # A GPU records its graph at the third token.
+        # On a GPU the graph is captured at the third token.
         steps += [("one new token", PROMPT + DRAFT + n, 1) for n in range(3 if model.device.type == "cuda" else 1)]
     found: dict[str, Counter[Choice]] = {}
     for name, start, count in steps:
@@ -45,7 +45,7 @@ def situations(model: Model) -> Iterator[tuple[str, Counter[Choice]]]:
 
 
 def lines(model: Model) -> Iterator[str]:
-    """The same as text: a line for each choice, and one for each faster kernel that was refused."""
+    """`situations` as text: a line for each choice, and a line for each faster kernel that was refused."""
     yield f"compiled kernels: {reason()}"
     for name, made in situations(model):
         yield ""
@@ -61,7 +61,7 @@ def _times(count: int) -> str:
 
 
 def _runner(model: Model) -> Callable:
-    """A forward of some tokens from `start` on, over a cache."""
+    """A function that runs a forward pass over `count` tokens from `start` on, with a cache."""
     tokens = torch.zeros(1, PROMPT, dtype=torch.int64, device=model.device)
     reader = model
     if model.spec.reads == "source":

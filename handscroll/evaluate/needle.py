@@ -1,8 +1,8 @@
 """Needle: does the model find one sentence in a long text? Key retrieval over a grid of length x depth.
 
-After Kamradt (2023, "Needle in a haystack") and the passkey task of Mohtashami & Jaggi (2023), made exact and
-deterministic: every prompt has exactly the stated number of tokens with the answer included, keys and
-values are drawn from a seed, and an answer counts only if greedy decoding gives all of its tokens.
+The task follows Kamradt (2023, "Needle in a haystack") and the passkey task of Mohtashami & Jaggi (2023). Here it is
+exact and deterministic. Prompt and answer together have exactly the given number of tokens. A seed determines keys and
+values. An answer counts only if greedy decoding gives all of its tokens.
 """
 
 import random
@@ -25,7 +25,10 @@ NEEDLE = "".join(FORM).rstrip("\n")
 
 
 class NeedleGrid(Config):
-    """What to measure. `batch_tokens` bounds memory: rows per forward = batch_tokens / length, at least one."""
+    """The cells to measure.
+
+    `batch_tokens` limits memory: a forward pass has batch_tokens / length rows, at least one.
+    """
 
     lengths: tuple[int, ...] = Field(min_length=1)
     depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -38,14 +41,14 @@ class NeedleGrid(Config):
 def needle_grid(
     lm: LM, filler: Sequence[int], grid: NeedleGrid, label: str, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, Any]:
-    """Measure and return the JSON record: accuracy[depth][length] in [0, 1], and every sample's outcome.
+    """Measure the grid and return the JSON record: accuracy[depth][length] in [0, 1], and every sample's outcome.
 
-    `filler`: token ids of the haystack, read from a random place for each sample.
+    `filler` holds the token ids of the haystack; each sample reads it from a random place.
 
     Raises:
-        DataError: the filler is shorter than the longest length, or the tokenizer cannot write the needle.
-        ConfigError: a depth outside [0, 1] or a length too short for needle and question.
-        CapacityError: a length past a learned position table.
+        DataError: the filler is shorter than the longest length, or the tokenizer cannot encode the needle.
+        ConfigError: a depth is outside [0, 1], or a length has no room for needle and question.
+        CapacityError: a length exceeds a learned position table.
     """
     _check(lm, filler, grid)
     accuracy, outcomes = [], []
@@ -78,7 +81,7 @@ def _cell(lm: LM, filler: Sequence[int], grid: NeedleGrid, length: int, depth: f
     rows = max(1, grid.batch_tokens // length)
     correct: list[tuple[int, bool]] = []
     answer = {len(value) for _, value in prompts}
-    for size in sorted(answer):  # values of a vocabulary may differ in tokens; a batch has one answer length
+    for size in sorted(answer):  # values may differ in their number of tokens, and a batch has one answer length
         chosen = [n for n, (_, value) in enumerate(prompts) if len(value) == size]
         for group in (chosen[i : i + rows] for i in range(0, len(chosen), rows)):
             ids = torch.tensor([prompts[n][0] + prompts[n][1] for n in group])
@@ -108,13 +111,20 @@ def _check(lm: LM, filler: Sequence[int], grid: NeedleGrid) -> None:
     pieces = [needle_pieces(lm.tokenizer, key, "9" * grid.digits) for key in RESERVED]
     shortest = max(sum(map(len, parts)) for parts in pieces) + 8
     if min(grid.lengths) < shortest:
-        raise ConfigError(f"length {min(grid.lengths)} has no room for needle and question; at least {shortest} tokens")
+        raise ConfigError(
+            f"length {min(grid.lengths)} has no room for needle and question: give at least {shortest} tokens"
+        )
     if len(filler) < max(grid.lengths):
-        raise DataError(f"the haystack has {len(filler)} tokens, length {max(grid.lengths)} needs as many; add text")
+        raise DataError(
+            f"the haystack has {len(filler)} tokens, but length {max(grid.lengths)} needs as many as that: add text"
+        )
     unknown = lm.tokenizer.unknown(pieces[0][1])
     if unknown:
-        raise DataError(f"the tokenizer does not know {unknown} tokens of the needle {NEEDLE!r}; it cannot be asked")
+        raise DataError(
+            f"the tokenizer cannot encode {unknown} tokens of the needle {NEEDLE!r}, so this model cannot be measured"
+        )
     if (limit := lm.model.spec.limit) is not None and max(grid.lengths) > limit:
         raise CapacityError(
-            f"length {max(grid.lengths)} is past the learned position table of {lm.context}; extend the model first"
+            f"length {max(grid.lengths)} exceeds the learned position table of {lm.context} tokens: extend the model "
+            "first"
         )

@@ -1,8 +1,8 @@
-"""Loss by position: where in a long window a model begins to fail.
+"""Loss by position: shows where in a long window a model begins to fail.
 
-Every token is scored exactly once at its position of a window of `length` tokens; the mean by block of
-positions, with a 95 % interval over windows, is the curve that proves (or refutes) a context claim. The
-sliding-window reference scores the same tokens with at most `reference` tokens of context, read anew.
+Every token is scored exactly once, at its position in a window of `length` tokens. The curve of the mean loss per block
+of positions, with a 95 % interval over windows, proves or refutes a context claim. The sliding-window reference scores
+the same tokens with a short context that is read again for each step of the window.
 """
 
 import math
@@ -35,7 +35,7 @@ class Losses:
         return float(self.values[:, max(0, first - 1) : None if last is None else last - 1].double().mean())
 
     def blocks(self, size: int) -> dict[str, list[Any]]:
-        """Mean and 95 % interval by block of `size` positions; the interval is over windows."""
+        """Mean loss per block of `size` positions, with a 95 % interval over windows."""
         rows: dict[str, list[Any]] = {"positions": [], "loss": [], "low": [], "high": [], "count": []}
         length = self.values.shape[1] + 1
         for first in range(0, length, size):
@@ -75,9 +75,10 @@ class Losses:
 def measure(
     lm: LM, samples: Sequence[Sample], label: str, window: int | None = None, progress: Progress | None = None
 ) -> Losses:
-    """Score every sample, one at a time; memory is one KV cache of a window's length.
+    """Score every sample, one at a time. The memory needed is one KV cache of a window's length.
 
-    `window`: the sliding-window reference instead (see `LM.nll`). Encoders are scored by `masked_nll`.
+    With `window` the samples are scored by the sliding-window reference instead (see `LM.nll`). Encoders are scored by
+    `masked_nll`.
     """
     rows = []
     for number, sample in enumerate(samples):
@@ -88,22 +89,25 @@ def measure(
 
 
 def measurable(model: Model) -> bool:
-    """Whether texts have a loss by position: under a decoder, and under an encoder with a masked-LM head."""
+    """Whether the model can score texts by position: true for decoders, and for encoders with a masked-LM head."""
     return model.spec.predicts and not model.spec.encoder
 
 
 def token_nll(lm: LM, ids: list[int], window: int | None = None) -> Tensor:
-    """Loss (T - 1,) of tokens 1 .. T - 1: given those before them, or, by an encoder, given all others but some."""
+    """Loss (T - 1,) of tokens 1 .. T - 1.
+
+    For a decoder each token is predicted from the tokens before it; for an encoder, from the tokens not hidden.
+    """
     return masked_nll(lm, ids, window) if lm.model.spec.reads == "both" else lm.nll(ids, window=window)
 
 
 def default_block(length: int) -> int:
-    """About 32 blocks, at least 16 tokens, a power of two."""
+    """A block size that gives about 32 blocks: a power of two, at least 16 tokens."""
     return max(16, 1 << max(0, (length // 32) - 1).bit_length())
 
 
 def half_width(means: Tensor) -> float | None:
-    """Half the 95 % interval of the mean of independent window means (Student's t); None below two windows."""
+    """Half the width of the 95 % interval of the mean over windows (Student's t); None for fewer than two windows."""
     count = len(means)
     if count < 2:
         return None
@@ -111,8 +115,8 @@ def half_width(means: Tensor) -> float | None:
 
 
 def _t95(freedom: int) -> float:
-    """The 0.975 quantile of Student's t; the table is from Abramowitz & Stegun, table 26.10."""
+    """The 0.975 quantile of Student's t, from Abramowitz & Stegun, table 26.10."""
     table = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131]
     if freedom <= len(table):
         return table[freedom - 1]
-    return 1.960 + 2.4 / freedom  # within 0.003 of the quantile from 16 degrees of freedom up
+    return 1.960 + 2.4 / freedom  # within 0.003 of the quantile for 16 or more degrees of freedom

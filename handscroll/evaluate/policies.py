@@ -1,9 +1,10 @@
-"""What every cache policy frees and costs at given budgets, against the exact cache, on a real text.
+"""Measures the memory that every cache policy frees, and its harm against the exact cache, on a real text.
 
-Of every window of `length` tokens the first three quarters are a prompt, read in chunks of 64; the rest is read token
-by token. What is measured there and in needles, copying and sums: `generate/divergence.py`. Freed: bytes that the cache
-no longer holds at the end, of those of the full one; beside them how much of what the budget promises was really freed.
-Rounding (int8, int4) has no budget; its row stands at the share that its own arithmetic promises.
+In every window of `length` tokens the first three quarters are a prompt, read in chunks of 64 tokens; the rest is read
+token by token. `generate/divergence.py` describes the measures, and the tasks (needles, copying and sums). "Freed" is
+the share of the full cache's bytes that the policy no longer holds at the end. The table also shows how much of the
+promised saving was really freed. Rounding policies (int8, int4) have no budget; their promise follows from their
+number format.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,9 +27,9 @@ DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 class PolicyGrid(Config):
-    """What to measure: `budgets` in percent of the `length` tokens, for each evicting policy among `policies`.
+    """The measurements: each evicting policy in `policies` with each of `budgets`, in percent of the `length` tokens.
 
-    `samples` needles at each of five depths, five times as many sums.
+    There are `samples` needles at each of five depths, and five times `samples` sums.
     """
 
     length: int = Field(ge=2 * BLOCK)
@@ -37,21 +38,24 @@ class PolicyGrid(Config):
     samples: int = Field(default=4, ge=1)
 
     def rows(self) -> list[tuple[str, float | None]]:
-        """Every policy with its options and the share of the full cache that it may keep; None: what it promises.
+        """Every policy with its options, and the share of the full cache that it may keep.
+
+        The share is None for rounding policies; their number format decides it.
 
         Raises:
-            ConfigError: a policy that has nothing to measure; a budget below one block of 64 tokens, or not below 100.
+            ConfigError: a policy neither rounds nor evicts, or a budget is below one block of 64 tokens or not below
+                100 %.
         """
         for name in self.policies:
             if name not in MEASURED:
-                raise ConfigError(f"no policy to measure: '{name}': {nearest(name, MEASURED)}")
+                raise ConfigError(f"policy '{name}' cannot be measured: {nearest(name, MEASURED)}")
         made: list[tuple[str, float | None]] = [(name, None) for name in self.policies if POLICIES[name].rounds]
         for percent in self.budgets:
             tokens = int(self.length * percent / 100)
             if tokens < BLOCK or percent >= 100:
                 raise ConfigError(
-                    f"a budget of {percent:g}% of {self.length} tokens is {tokens}: it must be at least one block of "
-                    f"{BLOCK} and below 100%"
+                    f"a budget of {percent:g}% of {self.length} tokens is {tokens} tokens: it must be at least one "
+                    f"block of {BLOCK} tokens and below 100%"
                 )
             made += [(f"{name}:budget={tokens}", percent / 100) for name in self.policies if POLICIES[name].evicts]
         return made
@@ -60,22 +64,23 @@ class PolicyGrid(Config):
 def policy_table(
     lm: LM, samples: Sequence[Sample], grid: PolicyGrid, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, Any]:
-    """Measure and return the JSON record: `rows`, the exact cache first.
+    """Measure the grid and return the JSON record. In its `rows` the exact cache comes first.
 
-    A row holds `policy`, `budget` (share of the full cache), `freed` and `kept_promise` (freed, of what was promised),
-    `kl`, `worst`, `same`, `loss` (`harm.Distance`), and the shares `needle`, `copying`, `sums` and `answers_alike`
-    (sums answered as the exact cache answers them). None: not asked, or a task that the exact cache fails too.
-    Deterministic. Memory: the exact distributions of all windows, windows x length / 4 x V float32 numbers.
+    A row holds `policy`, `budget` (share of the full cache), `freed`, `kept_promise` (freed share / promised share),
+    the numbers `kl`, `worst`, `same` and `loss` (`Distance` in `generate/divergence.py`), and the shares `needle`,
+    `copying`, `sums` and `answers_alike` (sums with the same answer as the exact cache). A share is None if the task
+    was not run, or if the exact cache fails it too. The result is deterministic. The memory needed is the exact
+    distributions of all windows: windows x length / 4 x V float32 numbers.
 
     Raises:
-        ConfigError: see `PolicyGrid.rows`; a policy that does not go with the model's scaling.
+        ConfigError: `PolicyGrid.rows` raises it, or a policy does not work with the model's scaling.
     """
     rows, windows = grid.rows(), torch.tensor([sample.ids for sample in samples])
     first, config = grid.length * 3 // 4, lm.model.config
     depths = [depth for depth in DEPTHS for _ in range(grid.samples)]
     filler = haystack(lm.tokenizer, None, grid.length)
     given = tasks(lm.tokenizer, [sample.ids for sample in samples], filler, depths, 5 * grid.samples)
-    sizes: list[int] = []  # of each window's cache
+    sizes: list[int] = []  # bytes of each window's cache
 
     def read(way: Way) -> Iterator[Tensor]:
         sizes.clear()
@@ -85,7 +90,7 @@ def policy_table(
             yield scores
 
     exact = list(read(Way()))
-    full, told = sizes[0], answers(lm.model, lm.tokenizer, given, Way())
+    full, reference = sizes[0], answers(lm.model, lm.tokenizer, given, Way())
     targets = list(windows[:, None, first:])
     table: list[dict[str, Any]] = []
     for number, (policy, share) in enumerate([("full", 1.0), *rows]):
@@ -103,8 +108,8 @@ def policy_table(
             "freed": freed,
             "kept_promise": freed / (1 - share) if table else None,
         }
-        found = answers(lm.model, lm.tokenizer, given, way) if table else told
-        table.append(row | far._asdict() | _tasks(given, found, told))
+        found = answers(lm.model, lm.tokenizer, given, way) if table else reference
+        table.append(row | far._asdict() | _tasks(given, found, reference))
     return {
         "kind": "policies",
         "model": lm.source,
@@ -120,7 +125,7 @@ def policy_table(
 
 
 def _tasks(given: Tasks, found: Answers, exact: Answers) -> dict[str, float | None]:
-    """The shares reached in each task; None where the exact cache reaches nothing."""
+    """The share of right answers in each task; None if the exact cache has none right."""
     best, sums = right(given, exact.sums), right(given, found.sums)
     alike = [a == b for a, b in zip(found.sums, exact.sums, strict=True)]
     return {

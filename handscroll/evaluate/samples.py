@@ -1,4 +1,4 @@
-"""Windows of real text for evaluation: which tokens of which document, fixed by a seed."""
+"""Windows of real text for evaluation, chosen by a seed."""
 
 import hashlib
 import random
@@ -13,7 +13,7 @@ from handscroll.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Sample:
-    """`ids` of one window, and where it was cut: document name and token offset in it."""
+    """The `ids` of one window, and its place: the document's name and the token offset in it."""
 
     ids: list[int]
     source: str
@@ -23,18 +23,18 @@ class Sample:
 def windows(
     documents: Iterable[Document], tokenizer: Tokenizer, length: int, count: int | None = None, seed: int = 0
 ) -> list[Sample]:
-    """Windows of exactly `length` tokens that do not overlap, each beginning as the tokenizer begins a text.
+    """Windows of exactly `length` tokens that do not overlap. Each begins with the tokenizer's first special token.
 
-    Documents are cut from their start; a rest shorter than `length` is not used, and if nothing is long enough
-    the longest document is named. With `count`, a seeded choice of that many, in reading order.
+    Documents are cut from their start, and a rest shorter than `length` is not used. With `count`, the seed chooses
+    that many windows; they stay in reading order.
 
     Raises:
-        DataError: no document has `length` tokens.
+        DataError: no document has `length` tokens; the message names the longest.
     """
     frame = tokenizer.encode("") if tokenizer.bos is not None else []
     prefix = [tokenizer.bos] if tokenizer.bos is not None and tokenizer.bos in frame else []
     if not prefix and tokenizer.cls is not None and tokenizer.cls in tokenizer.frame()[0]:
-        prefix = [tokenizer.cls]  # and no [SEP] at the end: the text goes on
+        prefix = [tokenizer.cls]  # without [SEP] at the end, because the text goes on
     body = length - len(prefix)
     found: list[Sample] = []
     longest, name = 0, "none"
@@ -46,7 +46,7 @@ def windows(
             found.append(Sample([*prefix, *ids[first : first + body]], document.source, first))
     if not found:
         raise DataError(
-            f"no document has {length} tokens; the longest, {name}, has {longest + len(prefix)}. "
+            f"no document has {length} tokens; the longest is {name} with {longest + len(prefix)}. "
             "Give longer files or a smaller length"
         )
     if count is not None and count < len(found):
@@ -58,12 +58,12 @@ def windows(
 def read_windows(
     paths: Sequence[str | Path], tokenizer: Tokenizer, length: int, count: int | None = None, seed: int = 0
 ) -> list[Sample]:
-    """`windows` of the files, folders and globs in `paths`."""
+    """`windows` from the files, folders and globs in `paths`."""
     return windows(read(paths), tokenizer, length, count, seed)
 
 
 def fingerprint(samples: Sequence[Sample]) -> str:
-    """SHA-256 of the token ids of all samples: equal fingerprints, equal evaluation text."""
+    """SHA-256 of the token ids of all samples. Equal fingerprints mean equal evaluation text."""
     digest = hashlib.sha256()
     for sample in samples:
         digest.update(repr(sample.ids).encode())
