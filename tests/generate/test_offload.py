@@ -89,7 +89,7 @@ def test_exact_policies_are_the_full_cache(lm, policy, chunk):
 @pytest.mark.parametrize("policy", [*EXACT, "retrieval:block=8,blocks=8,recent=0"])
 def test_windows_are_kept(lm, windowed, policy):
     """A window of 50 tokens lies in at most 8 blocks of 8; the first layer, which sees all, reads all it may."""
-    windowed.layers[0].window = Window(60)
+    windowed.layers[0].attention.window = Window(60)
     ids = lm.encode(TEXT)[:260]
     want = logits(windowed, ids, FullCache(2), 230)
     assert not torch.allclose(want, logits(lm.model, ids, FullCache(2), 230), atol=1e-3)

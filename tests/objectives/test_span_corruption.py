@@ -232,7 +232,7 @@ def test_dropout_of_the_encoder_is_its_own():
     other = made.source_context(marks, noise=noise).noise
     x = torch.ones(1, marks.length, 32)
     assert not torch.equal(noise.kept(x, marks, 0), other.kept(x, marks, 0))
-    sites = {0, *(layer.cross_site for layer in made.layers), *range(1, 5)}
+    sites = {0, *(layer.cross.site for layer in made.layers), *range(1, 5)}
     assert other.first_site > max(sites)
 
 
