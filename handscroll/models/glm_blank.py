@@ -17,7 +17,7 @@ from handscroll.models.gpt2 import block
 from handscroll.models.model import Decoder
 from handscroll.models.new import SIZES, About
 from handscroll.models.sizes import WholeHeads
-from handscroll.nn.blanks import Given, parted
+from handscroll.nn.blanks import SeesText, parted
 from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Mask
@@ -96,7 +96,7 @@ class BlankGLM(Decoder):
         return self.embedding(tokens) + self.position_embedding(place) + self.inside_embedding(inside)
 
     def mask(self) -> Mask:
-        return Given() | Causal()
+        return SeesText() | Causal()
 
 
 KEYS = frozenset(

@@ -1,9 +1,9 @@
-"""`attend`: the one attention signature, over spans under a mask; its kernels are `ATTENTION` and those of `kernels/`.
+"""`attend`: the one attention signature, over spans under a mask. Its kernels are in `ATTENTION` and in `kernels/`.
 
-No implementation builds a T x S mask for a whole sequence: what a mask leaves undecided is cut into tiles
-(`nn/pieces.py`). Pieces are merged by log-sum-exp, which is exact (Milakov & Gimelshein 2018, "Online normalizer
-calculation for softmax"; Dao et al. 2022). The gradient is formed piece by piece from the global log-sum-exp, so it
-needs no more memory than the forward, and a span may take its gradient itself (`Span.accumulate`).
+No implementation builds a T x S mask for a whole sequence: only the parts that a mask leaves undecided are cut into
+tiles (`nn/pieces.py`). Pieces are merged by log-sum-exp, which is exact (Milakov & Gimelshein 2018, "Online normalizer
+calculation for softmax"; Dao et al. 2022). The gradient is computed piece by piece from the global log-sum-exp, so it
+needs no more memory than the forward. A span may take its gradient itself (`Span.accumulate`).
 """
 
 import math
@@ -29,37 +29,39 @@ from handscroll.nn.pages import Pages
 from handscroll.nn.pieces import Piece, narrow, pieces, query_tiles
 from handscroll.nn.span import Span
 
-# Up to this many query tokens a pass over the folded groups beats torch's fused kernel on a CPU (with grouped queries
-# torch 2.13 reads 1.1 GB of cache a second, two matrix products 10-13; the compiled kernel: docs/benchmarks.md).
+# With at most this many query tokens, one pass over the folded groups beats torch's fused kernel on a CPU. (With
+# grouped queries, torch 2.13 reads 1.1 GB of cache a second and two matrix products read 10-13; compiled kernel:
+# docs/benchmarks.md.)
 FOLD = 16
-JOINED = 4  # pieces of attention that are joined at a time
+JOINED = 4  # outputs of pieces that are merged at a time
 
 
 @runtime_checkable
 class Exchange(Protocol):
     """Attention over keys that lie on several ranks (`train/parallel/exchange.py`).
 
-    `marks` are those of all ranks' queries together.
+    `marks` are the marks of the queries of all ranks together.
     """
 
     marks: Marks
 
     def gather(self, x: Tensor) -> Tensor:
-        """(B, H, t, X) of every rank side by side."""
+        """Join the (B, H, t, X) of all ranks along the tokens."""
         ...
 
     def sum(self, x: Tensor) -> Tensor:
-        """Sum over ranks of (B, H, T, X); each rank gets its own tokens."""
+        """Sum (B, H, T, X) over all ranks; each rank gets its own tokens."""
         ...
 
     def join(self, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
-        """Partial attention of all queries on every rank -> whole attention of this rank's."""
+        """From partial attention of all queries on every rank to the whole attention of this rank's queries."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One attention besides its queries: what is read, and how. `spans` are also pages or slots, as `attend` says."""
+    """The arguments of one attention call besides its queries. `spans` may also be `Pages` or `Slots` (see
+    `attend`)."""
 
     spans: Any
     mask: Mask
@@ -71,13 +73,14 @@ class Call:
 
     @property
     def changed(self) -> bool:
-        """Whether scores are more than scaled: a tensor of every head's scores is made, so tiles are smaller."""
+        """Whether a bias or a cap changes the scores. The scores of every head are then in memory, so tiles are
+        smaller."""
         return self.bias is not None or self.cap is not None
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Keys that are read with queries of their own: `queries` (B, H, T, E), the spans, and which keys of them."""
+    """A set of keys with its own queries (B, H, T, E): the spans, and a mask that says which of their keys are read."""
 
     queries: Tensor
     spans: Sequence[Span]
@@ -95,20 +98,21 @@ def attend(  # noqa: PLR0913 - one signature for every kind of attention
     bias: Bias | None = None,
     cap: float | None = None,
 ) -> tuple[Float[Tensor, "B H T E"], Float[Tensor, "B H T"]]:
-    """Softmax attention of queries with `marks` over all keys of `spans`; grouped kv heads are shared.
+    """Softmax attention of queries with `marks` over all keys of `spans`; grouped query heads share a kv head.
 
     Args:
-        spans: or the pages of a pool (`nn/pages.py`) or the buffers of a GPU's cache (`kernels/gpu/slots.py`), for one
-            new token of every row.
-        scale: multiplies q.k; 1/sqrt(E) unless given. A scaling's squared attention factor belongs here.
-        kernel: force one of `ATTENTION` (tests, benchmarks); the registry chooses otherwise.
-        exchange: where the tokens of a row lie on several ranks: q and spans are this rank's.
-        bias: added to the scaled scores (ALiBi, T5's); a learned one gets its gradient.
+        spans: a list of spans. For one new token of every row it may also be the pages of a pool (`nn/pages.py`) or the
+            buffers of a GPU's cache (`kernels/gpu/slots.py`).
+        scale: multiplies q.k; the default is 1/sqrt(E). The squared attention factor of a scaling belongs here.
+        kernel: the name of a kernel of `ATTENTION` to force (for tests and benchmarks); by default the registry
+            chooses.
+        exchange: needed when the tokens of a row lie on several ranks; q and spans are then this rank's.
+        bias: added to the scaled scores (ALiBi, T5); a learned bias gets its gradient.
         cap: the scaled scores s become cap * tanh(s / cap), before bias and mask (Gemma Team 2024, arXiv:2408.00118).
 
     Returns:
-        out and the natural log-sum-exp of the scaled scores (not differentiable). A query that may see no
-        key (padding) gives zeros and -inf. Spans with an `observer` are told the mass on their keys.
+        The output and the natural log-sum-exp of the scaled scores (not differentiable). A query that may see no key
+        (padding) gives zeros and -inf. The `observer` of a span receives the attention mass on its keys.
     """
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     run = ATTENTION if kernel is None else ATTENTION.kernel(kernel).run
@@ -118,9 +122,9 @@ def attend(  # noqa: PLR0913 - one signature for every kind of attention
 def attend_parts(
     parts: Sequence[Part], marks: Marks, scale: float, exchange: Exchange | None = None, cap: float | None = None
 ) -> Float[Tensor, "B H T E"]:
-    """Attention of queries with `marks` over disjoint sets of keys, each of which they meet with another rotation.
+    """Attention of queries with `marks` over disjoint sets of keys; the queries have another rotation for each set.
 
-    The result is the softmax over all sets together; its gradient is formed set by set from the common log-sum-exp.
+    The softmax is over all sets together. Its gradient is computed set by set from the common log-sum-exp.
     """
     if not any(_tracked(part.queries, part.spans) for part in parts):
         return merge([attend(p.queries, p.spans, p.mask, marks, scale, exchange=exchange, cap=cap) for p in parts])[0]
@@ -130,7 +134,7 @@ def attend_parts(
 
 
 def eager(q: Tensor, call: Call) -> tuple[Tensor, Tensor]:
-    """The oracle: dense scores in float64, all spans side by side. Memory is T x S; for tests only."""
+    """The reference for tests: dense float64 scores over all spans joined together. It needs T x S memory."""
     assert call.exchange is None, "the oracle has all keys"
     spans, mask, marks, cap = call.spans, call.mask, call.marks, call.cap
     groups = q.shape[1] // spans[0].keys.shape[1]
@@ -154,7 +158,7 @@ def eager(q: Tensor, call: Call) -> tuple[Tensor, Tensor]:
 
 
 def fold(q: Tensor, call: Call) -> tuple[Tensor, Tensor]:
-    """Few queries over long spans: the query heads of a kv head are the rows of one pass over its keys."""
+    """Attention of a few queries over long spans: one pass over the keys serves all query heads of a kv head."""
     found = []
     for span in call.spans:
         for piece in pieces(call.mask, call.marks, span.marks):
@@ -168,12 +172,12 @@ def fold(q: Tensor, call: Call) -> tuple[Tensor, Tensor]:
 
 
 def _rows(q: Tensor, span: Span, piece: Piece, call: Call) -> tuple[Tensor, Tensor]:
-    """Few queries over a piece by plain products, under what its mask leaves open and a bias."""
+    """Attention of a few queries over a piece by plain products, with the undecided part of its mask and the bias."""
     batch, heads, count, size = q.shape
     keys, values = span.read(piece.first, piece.last, q.dtype)
     kv, part = keys.shape[1], span.marks.part(piece.first, piece.last)
-    # The few keys of the queries' own tokens: as exact as the compiled kernel over the past is, so that tokens
-    # verified together have the logits of tokens read one by one.
+    # The few keys of the queries' own tokens are computed as exactly as the compiled kernel computes the past, so that
+    # tokens that are verified together get the same logits as tokens read one by one.
     wide = accumulator(q) if piece.square else q.dtype
     folded = q.reshape(batch, kv, heads // kv * count, size).to(wide) * call.scale
     left = Causal() if piece.square else piece.mask
@@ -187,7 +191,7 @@ def _rows(q: Tensor, span: Span, piece: Piece, call: Call) -> tuple[Tensor, Tens
 
 
 def paged(q: Tensor, call: Call) -> tuple[Tensor, Tensor]:
-    """One new token of every row (B, H, 1, E) over its own pages."""
+    """Attention of one new token of every row (B, H, 1, E) over the row's own pages."""
     assert q.shape[2] == 1 and q.shape[0] == len(call.spans.table.rows), (q.shape, len(call.spans.table.rows))
     return PAGED(q, call)
 
@@ -197,9 +201,9 @@ def _refuses_together(q: Tensor, call: Call) -> str:
     if call.cap is not None:
         return runs.CAPPED
     if any(pages.past):
-        return "a row goes on after a saved reading"
+        return "a row continues a saved reading"
     if pages.table.runs(call.mask) is None:
-        return "what a row sees of its pages is no run"
+        return "the tokens that a row sees in its pages are not one run"
     return native.refuses_pages(q, pages.keys, pages.values)
 
 
@@ -215,7 +219,7 @@ def _together(q: Tensor, call: Call) -> tuple[Tensor, Tensor]:
 def _one_by_one(q: Tensor, call: Call) -> tuple[Tensor, Tensor]:
     pages: Pages = call.spans
     rows = pages.table.rows
-    if len(rows) > 1:  # a row alone may be taken by the faster kernel
+    if len(rows) > 1:  # the faster kernel may take a single row
         alone = [PAGED(q[n : n + 1], replace(call, spans=pages.part([n]))) for n in range(len(rows))]
         return torch.cat([out for out, _ in alone]), torch.cat([lse for _, lse in alone])
     marks = Marks.run(rows[0].start + rows[0].length - 1, 1)
@@ -223,14 +227,15 @@ def _one_by_one(q: Tensor, call: Call) -> tuple[Tensor, Tensor]:
 
 
 def tiles(q: Tensor, call: Call) -> tuple[Tensor, Tensor]:
-    """Any mask, any spans, with gradient: query tiles over the pieces of each span that they can see."""
+    """Attention with any mask and any spans, with gradient: each query tile reads the pieces of each span that it
+    sees."""
     if not _tracked(q, call.spans, call.bias):
         return _whole_forward(q, call)
     return _Attention.apply((call,), q, *_own(call.spans), *_learned(call.bias))
 
 
 def _refuses_paged(q: Tensor, call: Call) -> str:
-    return "" if isinstance(call.spans, Pages) else "the keys lie in no pages"
+    return "" if isinstance(call.spans, Pages) else "the keys are not in pages"
 
 
 def _refuses_slots(q: Tensor, call: Call) -> str:
@@ -251,7 +256,7 @@ def _refuses_fold(q: Tensor, call: Call) -> str:
 
 
 def _observed(run: Callable[[Tensor, Call], tuple[Tensor, Tensor]]) -> Callable[[Tensor, Call], tuple[Tensor, Tensor]]:
-    """A kernel over spans that tells the observers of spans the mass on their keys."""
+    """Wrap a kernel over spans so that the spans' observers receive the attention mass on their keys."""
 
     def told(q: Tensor, call: Call) -> tuple[Tensor, Tensor]:
         out, lse = run(q, call)
@@ -279,7 +284,7 @@ ATTENTION = Operation(
 
 
 class _Attention(torch.autograd.Function):
-    """Tensors: for each call its queries, keys and values of the spans that autograd tracks, and a learned bias."""
+    """Its tensors are, for each call: the queries, the keys and values of tracked spans, and a learned bias."""
 
     @staticmethod
     def forward(ctx: Any, calls: tuple[Call, ...], *tensors: Tensor) -> tuple[Tensor, Tensor]:
@@ -290,7 +295,7 @@ class _Attention(torch.autograd.Function):
                 next(left)
         out, lse = merge(found)
         ctx.save_for_backward(out, lse, *tensors)
-        # The spans that autograd tracks come back from the saved tensors; holding them here too would be a cycle.
+        # The tracked spans are rebuilt from the saved tensors; holding them here too would be a reference cycle.
         ctx.calls = [replace(call, spans=tuple(_bare(span) for span in call.spans)) for call in calls]
         ctx.mark_non_differentiable(lse)
         return out, lse
@@ -318,7 +323,7 @@ def _own(spans: Sequence[Span]) -> list[Tensor]:
 
 
 def _learned(bias: Bias | None) -> list[Tensor]:
-    """The parameter of a bias that is trained."""
+    """The bias's parameter if it is trained, as a list."""
     return [bias.learned] if bias is not None and bias.learned is not None and bias.learned.requires_grad else []
 
 
@@ -328,7 +333,7 @@ def _bare(span: Span) -> Span:
 
 
 def _whole_forward(q: Tensor, call: Call) -> tuple[Tensor, Tensor]:
-    """Attention of this rank's queries, whoever holds the keys."""
+    """Attention of this rank's queries, with keys on this rank or on several."""
     exchange = call.exchange
     if exchange is None:
         return _forward(q, call)
@@ -359,7 +364,7 @@ def _forward(q: Tensor, call: Call) -> tuple[Tensor, Tensor]:
                 keys, values = span.read(piece.first, piece.last, q.dtype)
                 added = _added(piece, call.bias, here, span.marks, q)
                 found.append(runs.forward(part, keys, values, added, call.scale, piece.square, call.cap))
-                if len(found) == JOINED:  # a past of many blocks must not hold an output for each
+                if len(found) == JOINED:  # with a past of many blocks, one output for each would fill the memory
                     found = [merge(found)]
             span.release()
         out, lse = merge(found) if found else _unseen(part)
@@ -371,7 +376,7 @@ def _forward(q: Tensor, call: Call) -> tuple[Tensor, Tensor]:
 def _backward(
     slope: Tensor, q: Tensor, spans: Sequence[Span], call: Call, result: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
-    """The gradient of the queries, of the keys and values of every span that does not take its own, of the bias."""
+    """The gradients of the queries, of the keys and values of all spans without `accumulate`, and of the bias."""
     out, lse = result
     lse = lse.masked_fill(lse == -math.inf, NOTHING)
     wide = accumulator(q)
@@ -412,7 +417,7 @@ def _backward(
 
 
 def _taker(bias: Bias | None, query: Marks, key: Marks, table: list[Tensor]) -> Callable[[int, Tensor], None] | None:
-    """What adds the slope of the scores of a piece (queries from `first` on) to the gradient of a learned bias."""
+    """A function that adds the gradient of a piece's scores (queries from `first` on) to that of a learned bias."""
     if not table:
         return None
     assert bias is not None
@@ -433,7 +438,7 @@ def _pieces(call: Call, here: Marks, key: Marks, heads: int) -> list[Piece]:
 
 
 def _added(piece: Piece, bias: Bias | None, query: Marks, key: Marks, q: Tensor) -> Tensor | None:
-    """What is added to the scores of a piece: -inf where the mask forbids, and the bias. None: nothing."""
+    """The sum of bias and mask (-inf where the mask forbids) for the scores of a piece; None if there is neither."""
     part = key.part(piece.first, piece.last)
     allowed = None if piece.mask is None else piece.mask.allowed(query, part, q.device)
     if bias is None:
@@ -447,7 +452,7 @@ def _unseen(q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _tracked(q: Tensor, spans: Sequence[Span], bias: Bias | None = None) -> bool:
-    if not torch.is_grad_enabled():  # spans on disk need not be looked at
+    if not torch.is_grad_enabled():  # avoids looking at spans on disk
         return False
     own = [span for span in spans if span.accumulate is None]
     kept = q.requires_grad or any(span.keys.requires_grad or span.values.requires_grad for span in own)

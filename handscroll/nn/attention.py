@@ -36,41 +36,41 @@ class Heads:
     head_size: int
     bias: bool = False
     output_bias: bool = False
-    norm_eps: float | None = None  # Qwen3, Gemma 3: RMS norm of each query and key head
-    norm: Callable[[int, float], nn.Module] = RMSNorm  # which kind of norm, of a size and epsilon
-    scale: float | None = None  # what q.k is multiplied by; 1/sqrt(E) unless given (T5: 1)
-    cap: float | None = None  # scaled scores s are cap * tanh(s / cap) (Gemma 2)
-    window: int | None = None  # tokens that are seen, the query's own included; None: all that the mask shows
+    norm_eps: float | None = None  # epsilon of the norm of each query and key head (Qwen3, Gemma 3); None: no norm
+    norm: Callable[[int, float], nn.Module] = RMSNorm  # makes that norm from a size and an epsilon
+    scale: float | None = None  # multiplies q.k; None: 1/sqrt(E) (T5: 1)
+    cap: float | None = None  # scaled scores s become cap * tanh(s / cap) (Gemma 2)
+    window: int | None = None  # number of tokens seen, the query's own included; None: all that the mask shows
     positions: int = 0  # which of the model's rotations turns queries and keys (`Context.rotations`)
 
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """What every layer of one forward shares: marks, mask, rotations or bias, cache, dropout, tiling of the MLP."""
+    """What all layers of one forward share: marks, mask, rotations or bias, cache, dropout, and the MLP's tile size."""
 
     marks: Marks
     mask: Mask
-    rotations: tuple[Rotation, ...] = ()  # layers pick theirs (`Heads.positions`); none where positions are no rotation
-    bias: Bias | None = None  # added to the scores of every layer (ALiBi, T5's)
+    rotations: tuple[Rotation, ...] = ()  # a layer picks its own by `Heads.positions`; empty if nothing is rotated
+    bias: Bias | None = None  # added to the scores of every layer (ALiBi, T5)
     cache: Keeper | None = None
     noise: Noise | None = None
-    exchange: Exchange | None = None  # of the ranks that hold the tokens together
-    memory: Memory | None = None  # what the decoder of an encoder-decoder reads besides its own text
-    mlp_tile: int = 0  # tokens the MLP sees at a time, recomputed in the backward; 0: all at once
+    exchange: Exchange | None = None  # between the ranks that share the tokens of a row
+    memory: Memory | None = None  # the source that the decoder of an encoder-decoder reads
+    mlp_tile: int = 0  # tokens that the MLP reads at a time, recomputed in the backward; 0: all at once
 
     def rotation(self, positions: int) -> Rotation | None:
-        """The rotation of the layers that tell positions so; None where positions are no rotation."""
+        """The rotation with this number (`Heads.positions`); None if the model rotates nothing."""
         return self.rotations[positions] if self.rotations else None
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> Reads:
-        """Keep (B, K, T, E) keys and values of a layer; returns what its queries may read."""
+        """Keep keys and values (B, K, T, E) of a layer; return what its queries may read."""
         if self.cache is None:
             return [Span(keys, values, self.marks)]
         return self.cache.append(layer, keys, values, self.marks)
 
     @property
     def complete(self) -> bool:
-        """Whether the cache holds all that queries may read already: nothing is appended then."""
+        """Whether the cache already holds all that queries may read, so that nothing is appended."""
         return self.cache is not None and self.cache.complete
 
     def dropped(self, x: Embeddings, site: int) -> Embeddings:
@@ -95,18 +95,19 @@ class Attention(nn.Module):
             self.key_norm = heads.norm(heads.head_size, heads.norm_eps)
 
     def forward(self, x: Embeddings, context: Context) -> Embeddings:
-        """What every token reads of those that mask and window let it see, in this document and in the cache."""
+        """Each token reads the tokens that mask and window show it, in its document and in the cache."""
         return self.output(self.read(self.queries(x, context), self.remember(x, context), context))
 
     def queries(self, x: Embeddings, context: Context) -> Float[Tensor, "B H T E"]:
-        """Queries of `x`, turned by their positions, unless bands turn them while they read."""
+        """The queries of `x`, rotated by their positions; with distance bands they are rotated later, in `read`."""
         q, rotation = self._split(self.query(x)), context.rotation(self.shape.positions)
         if self.shape.norm_eps is not None:
-            q = self.query_norm(q).to(q.dtype)  # under autocast the norm gives float32
+            q = self.query_norm(q).to(q.dtype)  # under autocast the norm returns float32
         return q if rotation is None or rotation.bands else rotation.queries(q)
 
     def read(self, q: Float[Tensor, "B H T E"], spans: Reads, context: Context) -> Float[Tensor, "B T HE"]:
-        """What queries read of the spans of this layer, before the output projection; bands turn the queries here."""
+        """Attention of queries over this layer's spans, before the output projection; distance bands rotate them
+        here."""
         scale, cap, rotation = self.scale, self.shape.cap, context.rotation(self.shape.positions)
         mask = context.mask if self.window is None else context.mask & self.window
         bands = () if rotation is None else rotation.bands
@@ -114,15 +115,17 @@ class Attention(nn.Module):
             scale *= rotation.factor(self.shape.head_size)
         if context.cache is not None and context.cache.selects:
             if bands:
-                raise ConfigError("this cache ranks keys by one rotation, the scaling has several: use 'offload'")
+                raise ConfigError("this cache ranks keys by one rotation, but the scaling has several: use 'offload'")
             if cap is not None:
-                raise ConfigError("this cache ranks keys by scores as they are, this model caps them: use 'offload'")
-            assert isinstance(spans, list), "what selects gives spans"
+                raise ConfigError(
+                    "this cache ranks keys by plain scores, but this model caps its scores: use 'offload'"
+                )
+            assert isinstance(spans, list), "a cache that selects returns spans"
             spans = context.cache.select(self.number, q, spans, mask, context.marks, scale)
         if bands:
-            assert isinstance(spans, list), "blocks are read with one rotation; the engine refuses bands"
+            assert isinstance(spans, list), "pages are read with one rotation; the engine refuses distance bands"
             if any(span.observer is not None for span in spans):
-                raise ConfigError("this cache scores keys under one rotation, the scaling has several: use 'sinks'")
+                raise ConfigError("this cache scores keys under one rotation, but the scaling has several: use 'sinks'")
             out = attend_bands(q, spans, mask, context.marks, scale, bands, context.exchange, cap)
         else:
             shared = {"exchange": context.exchange, "bias": context.bias, "cap": cap}
@@ -130,14 +133,14 @@ class Attention(nn.Module):
         return out.transpose(1, 2).flatten(2)
 
     def remember(self, x: Embeddings, context: Context) -> Reads:
-        """Keys and values of `x`, appended to the cache of this layer; returns what `Context.append` does."""
+        """Append the keys and values of `x` to this layer's cache; returns what `Context.append` returns."""
         if context.complete:
             assert context.cache is not None
             return context.cache.known(self.number)
         return context.append(self.number, *self.made(x, context))
 
     def made(self, x: Embeddings, context: Context) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, K, T, E) of `x`, as a cache keeps them."""
+        """Keys and values (B, K, T, E) of `x`, in the form that a cache keeps."""
         k, v = self._split(self.key(x)), self._split(self.value(x))
         rotation = context.rotation(self.shape.positions)
         if self.shape.norm_eps is not None:
@@ -147,7 +150,8 @@ class Attention(nn.Module):
         return k, v
 
     def table(self, addresses: Addresses, dtype: torch.dtype) -> tuple[tables.Before, tables.Product]:
-        """As compiled layers in `dtype` compute it: what is before reading but for the norm; the output."""
+        """How compiled layers in `dtype` compute it: all before the reading except the norm, and the output
+        projection."""
         shape, kind = self.shape, KINDS[dtype]
         whole("head", shape.head_size, of=2 * LANES)
         sizes = (kind, shape.width, shape.heads, shape.kv_heads, shape.head_size)
@@ -157,18 +161,19 @@ class Attention(nn.Module):
 
     @property
     def scale(self) -> float:
-        """What q.k is multiplied by, besides what a rotation asks for."""
+        """The factor of q.k, without the part that a rotation adds."""
         return self.shape.head_size**-0.5 if self.shape.scale is None else self.shape.scale
 
     def _split(self, x: Tensor) -> Tensor:
-        """(B, T, heads x E) -> (B, heads, T, E): the one place that converts."""
+        """(B, T, heads x E) -> (B, heads, T, E); the only place that converts."""
         return x.unflatten(-1, (-1, self.shape.head_size)).transpose(1, 2)
 
 
 class CrossAttention(Attention):
-    """Attention of a decoder to a source: no positions, no cache; packed rows read their own source only.
+    """Attention of a decoder to a source, without positions and cache; a packed row's document reads its own source
+    only.
 
-    `site` is its place for dropout (`Context.dropped`).
+    `site` is its number for dropout (`Context.dropped`).
     """
 
     def __init__(self, heads: Heads, number: int, site: int):
@@ -179,13 +184,13 @@ class CrossAttention(Attention):
         """Attention of `x` to `context.memory`.
 
         Raises:
-            ConfigError: there is no source to read.
+            ConfigError: the context has no source.
         """
         memory = context.memory
         if memory is None:
             raise ConfigError(
-                "an encoder-decoder reads a source besides its text, and was given none: this is for models of one "
-                "text (in Python: model.hidden(..., memory=model.encode(source)))"
+                "an encoder-decoder needs a source to read besides its text, and none was given; this call is for models "
+                "of one text (in Python, give one: model.hidden(..., memory=model.encode(source)))"
             )
         spans = [self.keep(memory)] if memory.known is None else memory.known(self.number)
         mask = Everything() if memory.marks.plain and context.marks.plain else SameSegment()
@@ -194,6 +199,6 @@ class CrossAttention(Attention):
         return self.output(out.transpose(1, 2).flatten(2))
 
     def keep(self, memory: Memory) -> Span:
-        """Keys and values of the source's states for this layer."""
-        assert memory.states is not None, "its keys and values are known"
+        """This layer's keys and values of the source's states."""
+        assert memory.states is not None, "the memory holds keys and values already"
         return Span(self._split(self.key(memory.states)), self._split(self.value(memory.states)), memory.marks)

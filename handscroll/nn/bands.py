@@ -1,7 +1,7 @@
-"""Attention at several distances at once: each band of keys meets queries rotated for it, joined by log-sum-exp.
+"""Attention with distance bands: each band of keys meets queries rotated for it, and log-sum-exp joins the bands.
 
-Keys are kept in one rotation. Where a band wants another (the neighbours of Self-Extend), the run of keys that it can
-see is turned on while it is read, by the difference of the angles, and never kept.
+Keys are kept in one rotation. Some bands need another one (the neighbours of Self-Extend). For these, the run of keys
+that the band sees is rotated by the difference of the angles while it is read; the rotated copy is not kept.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from handscroll.nn.rope import BandRotation, Rotation
 from handscroll.nn.span import Span
 
 
-def attend_bands(  # noqa: PLR0913 - the arguments of `attend`, with the bands besides
+def attend_bands(  # noqa: PLR0913 - the arguments of `attend`, and the distance bands
     q: Float[Tensor, "B H T E"],
     spans: Sequence[Span],
     mask: Mask,
@@ -27,7 +27,7 @@ def attend_bands(  # noqa: PLR0913 - the arguments of `attend`, with the bands b
     exchange: Exchange | None = None,
     cap: float | None = None,
 ) -> Float[Tensor, "B H T E"]:
-    """Attention of unrotated queries over keys as they are kept; the softmax is over all bands together."""
+    """Attention of unrotated queries over keys as they are kept; the softmax is over all distance bands together."""
     every = marks if exchange is None else exchange.marks
     parts = []
     for band in bands:
@@ -38,7 +38,7 @@ def attend_bands(  # noqa: PLR0913 - the arguments of `attend`, with the bands b
 
 
 def _turned(span: Span, mask: Mask, marks: Marks, band: BandRotation, q: Tensor) -> Span:
-    """What the band can see of a span, with its keys turned on; their gradient is turned back."""
+    """The part of a span that the band sees, with its keys rotated for the band; their gradient is rotated back."""
     key = (mask, (span.marks.start, span.marks.length) if span.marks.plain else span.marks)
     if key not in band.known:
         found = pieces(mask, marks, span.marks)
@@ -53,7 +53,7 @@ def _turned(span: Span, mask: Mask, marks: Marks, band: BandRotation, q: Tensor)
 
 
 def _returned(span: Span, offset: int, rotation: Rotation | None) -> Callable[[int, Tensor, Tensor], None] | None:
-    """The `accumulate` of a turned run of a span that takes its own gradient."""
+    """The `accumulate` function for a rotated run of a span that takes its own gradient."""
     if span.accumulate is None or rotation is None:
         return span.accumulate
     take = span.accumulate

@@ -1,6 +1,7 @@
-"""Symbolic attention biases: small frozen descriptions of what is added to the scores, made on tiles as masks are.
+"""Symbolic attention biases: small frozen descriptions of the numbers added to the scores, computed on tiles like
+masks.
 
-A bias is a number per head and pair of positions; kernels ask for it piece by piece and never hold it whole.
+A bias is a number per head and pair of positions. Kernels ask for it piece by piece and never hold it whole.
 """
 
 import math
@@ -16,28 +17,29 @@ from handscroll.nn.marks import Marks
 
 
 class Bias:
-    """What is added to the scaled scores of every head. Subclasses implement `values`; a learned one `gradient` too."""
+    """A term added to the scaled scores of every head. Subclasses implement `values`; a learned one also `gradient`."""
 
     @property
     def learned(self) -> Tensor | None:
-        """The parameter that the values are made of; None where nothing is learned."""
+        """The parameter from which the values are computed; None if nothing is learned."""
         return None
 
     def values(self, query: Marks, key: Marks, device: torch.device) -> Float[Tensor, "rows H T S"]:
-        """Float32 (B or 1, H, T, S) from the positions of queries and keys. Called on tiles only."""
+        """Float32 (B or 1, H, T, S), from the positions of queries and keys. Called on tiles only."""
         raise NotImplementedError
 
     def gradient(self, slope: Float[Tensor, "B H T S"], query: Marks, key: Marks) -> Tensor:
-        """What the slope of the scores of one tile adds to the gradient of `learned`, like it, in the slope's dtype."""
+        """The gradient of `learned` (in its shape) from the gradient `slope` of one tile's scores, in the slope's
+        dtype."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class ALiBi(Bias):
-    """m_h * (key position - query position): further back counts less, at a rate of its own in every head.
+    """m_h * (key position - query position): keys further back count less, at each head's own rate.
 
-    Slopes: m_h = 2^(-8 h / n), h = 1 .. n, for n a power of two; of another number of heads the first ones are those
-    of the power of two below it, the rest every other one of the power of two above it.
+    For n heads, n a power of two, the slopes are m_h = 2^(-8 h / n), h = 1 .. n. For another number of heads, the first
+    slopes are those of the power of two below it; the rest are every other slope of the power of two above it.
     `factor` divides all slopes, which is position interpolation for such models.
     Source: Press et al. 2022, "Train Short, Test Long", arXiv:2108.12409, section 3 and its released code;
     Al-Khateeb et al. 2023, "Position Interpolation Improves ALiBi Extrapolation", arXiv:2310.13017.
@@ -48,8 +50,8 @@ class ALiBi(Bias):
 
     @property
     def slopes(self) -> tuple[float, ...]:
-        """One positive number a head."""
-        whole = 1 << (self.heads.bit_length() - 1)  # the power of two that is not above the number of heads
+        """One positive number per head."""
+        whole = 1 << (self.heads.bit_length() - 1)  # the largest power of two that is not above the number of heads
         rest = _slopes(2 * whole)[::2][: self.heads - whole]
         return tuple(slope / self.factor for slope in (*_slopes(whole), *rest))
 
@@ -65,13 +67,14 @@ def _slopes(heads: int) -> list[float]:
 
 @dataclass(frozen=True)
 class Buckets:
-    """Distances sorted into `count` buckets: short ones alone, longer ones together, all from `reach` on in the last.
+    """Distances sorted into `count` buckets: a short distance has its own, long ones share, from `reach` on all share
+    one.
 
-    A causal decoder (`both` False) has all of them for keys behind, and keys ahead count as distance 0; otherwise half
-    of them are for keys behind and half for keys ahead. Of the n of a side the first n / 2 hold one distance each, and
-    the others grow logarithmically up to `reach` tokens. `factor` divides distances, rounded down, before all that.
-    Source: Raffel et al. 2020, "Exploring the Limits of Transfer Learning", arXiv:1910.10683, section 2.1 and its
-    released code, whose rounding in float32 is kept.
+    In a causal decoder (`both` False) all buckets are for keys behind, and keys ahead count as distance 0. Otherwise
+    half of the buckets are for keys behind and half for keys ahead. A direction has n buckets: the first n / 2 hold one
+    distance each, and the others grow logarithmically up to `reach` tokens. Before that, distances are divided by
+    `factor` and rounded down. Source: Raffel et al. 2020, "Exploring the Limits of Transfer Learning",
+    arXiv:1910.10683, section 2.1 and its released code, whose rounding in float32 is kept.
     """
 
     count: int
@@ -81,11 +84,11 @@ class Buckets:
 
     @property
     def last(self) -> int:
-        """The distance from which on nothing changes."""
+        """The distance from which on the bucket no longer changes."""
         return math.ceil(self.reach * self.factor)
 
     def of(self, distance: Tensor) -> Tensor:
-        """The bucket (int64) of each key position minus query position."""
+        """The bucket (int64) of each distance (key position minus query position)."""
         side = self.count // 2 if self.both else self.count
         single = side // 2
         far = distance.abs() if self.both else (-distance).clamp_min(0)
@@ -103,7 +106,8 @@ def _sorted(buckets: Buckets) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Relative(Bias):
-    """T5's learned bias: a number for each head and bucket of distances, `table` (buckets, H); source: `Buckets`."""
+    """T5's learned bias: one number per head and bucket of distances, in `table` (buckets, H); source: see
+    `Buckets`."""
 
     table: Tensor
     buckets: Buckets
@@ -126,14 +130,15 @@ class Relative(Bias):
         if places.dim() > 1:
             slope = slope if len(places) > 1 else slope.sum(dim=0, keepdim=True)
             each = slope.transpose(0, 1).flatten(1)
-        else:  # rows moved apart by one each have equal distances below each other
+        else:  # when each row is shifted by one, equal distances lie below each other
             apart = F.pad(slope.sum(dim=0).flip(1), (0, count)).flatten(1)[:, :-count]
             each = apart.view(heads, count, count + keys - 1).sum(dim=1)
         by_distance = slope.new_zeros(heads, len(order)).index_add_(1, places.flatten(), each)
         return slope.new_zeros(self.table.shape).index_add_(0, order, by_distance.T)
 
     def _places(self, query: Marks, key: Marks, device: torch.device) -> Tensor:
-        """Distance of each pair, counted from -last: (B or 1, T, S), or (T + S - 1) for runs, last query first."""
+        """Distance of each pair, counted from -last: (B or 1, T, S); for two plain runs (T + S - 1), last query
+        first."""
         last = self.buckets.last
         if query.start is not None and key.start is not None:
             first = key.start - (query.start + query.length - 1)

@@ -1,4 +1,4 @@
-"""One layer of a transformer, for every family here: attention and an MLP, each added to what came in.
+"""One layer of a transformer, for every family here: attention and an MLP, each added to its input.
 
 A forward of a whole model, for tokens (B, T), from top to bottom (`models/model.py: Decoder`):
 
@@ -8,8 +8,8 @@ A forward of a whole model, for tokens (B, T), from top to bottom (`models/model
         x = x + mlp(norm(x))                            `nn/mlp.py`
     logits = norm(x) @ head.T                           (B, T, V)
 
-Families differ in where they normalise (`Norms`) and in whether a decoder also reads a source (`cross`). Where a place
-for a norm is unused, an `nn.Identity` stands there, so that `Block.forward` is one sum for all of them.
+Families differ in where they normalise (`Norms`) and in whether a decoder also reads a source (`cross`). An unused
+place for a norm holds an `nn.Identity`, so that `Block.forward` is the same sum for all families.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,10 +30,10 @@ from handscroll.nn.tile import tiled
 
 @dataclass(frozen=True)
 class Norms:
-    """Where a block normalises, by norms that `make` makes.
+    """The places where a block normalises; `make` makes the norms.
 
-    `before`: what a branch reads (pre-norm: GPT-2, Llama, T5). `branch`: what a branch gives, before it is added
-    (besides the former in GLM-4-0414 and Gemma). `sum`: what comes out of the addition (post-norm: BERT).
+    `before`: the input of a branch (pre-norm: GPT-2, Llama, T5). `branch`: the output of a branch, before it is added
+    (GLM-4-0414 and Gemma, besides `before`). `sum`: the result of the addition (post-norm: BERT).
     """
 
     make: Callable[[], nn.Module]
@@ -42,7 +42,7 @@ class Norms:
     sum: bool = False
 
     def at(self, place: bool) -> nn.Module:
-        """The norm of a place; where none belongs, one that changes nothing."""
+        """A norm if `place` is true, else a module that changes nothing."""
         return self.make() if place else nn.Identity()
 
 
@@ -72,7 +72,7 @@ class Block(nn.Module):
         return LAYER(self, x, context)
 
     def sum(self, x: Embeddings, context: Context) -> Embeddings:
-        """The layer, part by part."""
+        """The layer, computed part by part."""
         read = self.attention_branch_norm(self.attention(self.attention_norm(x), context))
         x = self.attention_sum_norm(x + context.dropped(read, 2 * self.number + 1))
         if self.cross is not None:
@@ -81,18 +81,18 @@ class Block(nn.Module):
         return self.mlp_sum_norm(x + context.dropped(made, 2 * self.number + 2))
 
     def remember(self, x: Embeddings, context: Context) -> None:
-        """Append the keys and values of `x` to the context's cache, and nothing else."""
+        """Append the keys and values of `x` to the context's cache and compute nothing else."""
         self.attention.remember(self.attention_norm(x), context)
 
     def made(self, x: Embeddings, context: Context) -> tuple[Tensor, Tensor]:
-        """The keys and values of `x`, which are appended to nothing."""
+        """The keys and values of `x`; nothing is appended."""
         return self.attention.made(self.attention_norm(x), context)
 
     def table(self, addresses: Addresses) -> Form:
-        """As compiled code computes the layer.
+        """How compiled code computes the layer.
 
         Raises:
-            Unfit: a part of it is none of those that are compiled.
+            Unfit: a part of the layer has no compiled form.
         """
         dtype, about = next(self.parameters()).dtype, self.attention.shape
         if dtype not in (torch.float32, torch.bfloat16):
@@ -102,7 +102,7 @@ class Block(nn.Module):
         before.norm, attention_branch, norm, mlp_branch = (addresses.norm(self, name, dtype) for name in names)
         sums = [addresses.module(self, name) for name in ("attention_sum_norm", "mlp_sum_norm", "cross")]
         if not (before.norm.weight and norm.weight) or any(type(x) not in (nn.Identity, type(None)) for x in sums):
-            raise Unfit("the layer does not norm before both branches, norms after the sums, or reads a source")
+            raise Unfit("the layer has no norm before a branch, has a norm after a sum, or reads a source")
         activation, parts = addresses.table(self, "mlp", dtype)
         sizes, norms = (before.kind, before.width, activation), (attention_branch, norm, mlp_branch)
         after = tables.After(*sizes, *norms, output, *parts)
@@ -113,7 +113,7 @@ def _refuses_compiled(block: Block, x: Embeddings, context: Context) -> str:
     if refused := refuses_pass(x, context):
         return refused
     if context.complete:
-        return "the cache knows all keys already"
+        return "the cache already holds all keys"
     return compiled(block).refuses(x, context.rotation(block.attention.shape.positions))
 
 

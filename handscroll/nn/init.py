@@ -1,4 +1,4 @@
-"""Initialisation of a new model: normal, Xavier, He, and one whose attention begins by looking near."""
+"""Initialisation of a new model: normal, Xavier, He, or mimetic (attention begins by looking at neighbours)."""
 
 import math
 
@@ -11,8 +11,8 @@ from handscroll.nn.bias import Relative
 from handscroll.nn.recurrence import LSTMLayer
 
 SCHEMES = ("normal", "xavier", "he", "mimetic")
-AMPLITUDE, BASE, STRENGTH = 0.05, 100.0, 20.0  # of the sinusoids; of the score of a place with itself, in nats
-STEEPEST, FLATTEST, FARTHEST = 2.0, 1 / 32, 8.0  # slopes of relative biases, nats a token; the most that they take away
+AMPLITUDE, BASE, STRENGTH = 0.05, 100.0, 20.0  # of the sinusoids; STRENGTH: score of a place with itself, in nats
+STEEPEST, FLATTEST, FARTHEST = 2.0, 1 / 32, 8.0  # slopes of relative biases, nats a token; their largest reduction
 
 
 def initialise(model: nn.Module, scheme: str, layers: int, generator: torch.Generator, std: float = 0.02) -> None:
@@ -23,15 +23,16 @@ def initialise(model: nn.Module, scheme: str, layers: int, generator: torch.Gene
     (Jozefowicz et al. 2015). Embedding tables are always N(0, std): a lookup has no fan in. Projections
     back into the residual stream (`output`, `down`) are divided by sqrt(2 x layers) (Radford et al. 2019).
 
-    mimetic: normal, but a learned position table begins as sinusoids (Vaswani et al. 2017; wavelengths from 2 pi to
-    200 pi) and the keys of every head as its queries (after Trockman & Kolter 2023, arXiv:2305.09828), so that each
-    token attends to its neighbours from the first update on, and all is learned from there. Without it an encoder that
-    learns hidden tokens stays at the loss of word frequencies until it has found its neighbours. A learned relative
-    bias (T5) begins as one that falls with distance, by a slope of its own in each head (after Press et al. 2022,
-    arXiv:2108.12409): Adam moves a bias by no more than its rate an update, and takes thousands to get there.
+    mimetic: as normal, but a learned position table begins as sinusoids (Vaswani et al. 2017; wavelengths from 2 pi to
+    200 pi), and the keys of every head begin equal to its queries (after Trockman & Kolter 2023, arXiv:2305.09828). So
+    each token attends to its neighbours from the first update on; all of this is then trained. Without it, an encoder
+    that learns hidden tokens stays at the loss of word frequencies until it has found the neighbours. A learned
+    relative bias (T5) begins as one that falls with distance, with its own slope in each head (after Press et al. 2022,
+    arXiv:2108.12409): Adam moves a bias by at most its rate per update, so it would need thousands of updates to get
+    there.
 
     Raises:
-        ConfigError: mimetic, and the model has neither learned positions nor a learned relative bias.
+        ConfigError: mimetic was asked for a model without learned positions and without a learned relative bias.
     """
     assert scheme in SCHEMES, scheme
     if scheme == "mimetic":
@@ -70,7 +71,7 @@ def _look_near(model: nn.Module, generator: torch.Generator) -> None:
     sides = [getattr(model, name) for name in ("bias", "source_bias") if hasattr(model, name)]
     biases = [one for one in (side() for side in sides) if isinstance(one, Relative)]
     if not tables and not biases:
-        raise ConfigError("initialise = 'mimetic' is for learned positions (bert, roberta, gpt2, t5): take 'normal'")
+        raise ConfigError("initialise = 'mimetic' needs learned positions (bert, roberta, gpt2, t5): use 'normal'")
     with torch.no_grad():
         for table in tables:
             _sinusoids(table.weight)
@@ -90,7 +91,7 @@ def _sinusoids(table: torch.Tensor) -> None:
 
 
 def _falling(bias: Relative) -> None:
-    """Each bucket at minus its nearest distance times the head's slope."""
+    """Set each bucket to minus its nearest distance times the head's slope."""
     heads, last = bias.table.shape[1], bias.buckets.last
     slopes = torch.logspace(math.log2(STEEPEST), math.log2(FLATTEST), heads, base=2.0)
     distances = torch.arange(-last, last + 1)

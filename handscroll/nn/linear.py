@@ -1,4 +1,4 @@
-"""Projections. For a few rows on a CPU the time is that of reading the weights once; a compiled product does that."""
+"""Projections. For a few rows on a CPU, reading the weights takes all the time; a compiled product reads them once."""
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +10,10 @@ from handscroll.nn.addresses import Addresses, Unfit, product
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` through the registry."""
+    """An `nn.Linear` whose product is chosen by the registry."""
 
     def table(self, addresses: Addresses, dtype: torch.dtype) -> tables.Product:
-        """As compiled layers in `dtype` multiply by it."""
+        """How compiled layers in `dtype` multiply by it."""
         weight, bias = addresses.tensor(self, "weight"), addresses.tensor(self, "bias")
         assert weight is not None
         if weight.dtype != dtype:
@@ -25,7 +25,7 @@ class Linear(nn.Linear):
 
 
 class TokenTable(nn.Embedding):
-    """A vector (D,) for each of V tokens; tied, it is also the projection to the vocabulary."""
+    """A vector (D,) for each of V tokens; if tied, it is also the projection to the vocabulary."""
 
     def project(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., D)."""

@@ -1,7 +1,7 @@
 """What each token carries besides its vector: its order, its document and its position.
 
-Masks and rotary tables read marks, never the physical slot of a token; so packing, padding, rows of
-different lengths and eviction are right by construction.
+Masks and rotary tables read marks, never the physical slot of a token. So packing, padding, rows of different lengths
+and eviction are right by construction.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,8 @@ PADDING = -1
 
 
 class Extent(NamedTuple):
-    """Smallest and largest index, segment and position of a run of tokens of one row; what a mask is asked first."""
+    """Smallest and largest index, segment and position of a run of tokens of one row; masks are first asked about
+    these."""
 
     first: int
     last: int
@@ -30,11 +31,11 @@ class Extent(NamedTuple):
 class Marks:
     """Marks of `length` tokens in every row of a batch.
 
-    Either a plain run (`start` is set: index and position count up from it, one document, no padding; no
-    tensor is held), or three int64 tensors of shape (B, length): `index`, the order of a token in its row
-    (-1 is padding: never attended to); `segment`, the number of its document in the row; `positions`, what
-    is rotated by or looked up in a learned table. `kinds` (B, length) is BERT's token type (None: 0 everywhere),
-    which only an embedding reads.
+    They are either a plain run or three tensors. In a plain run `start` is set, index and position count up from it,
+    there is one document and no padding, and no tensor is held. Otherwise there are three int64 tensors (B, length):
+    `index`, the order of a token in its row (-1 is padding, which is never attended to); `segment`, the number of its
+    document in the row; and `positions`, the numbers that rotate vectors or select rows of a learned table. `kinds` (B,
+    length) is BERT's token type (None: 0 everywhere); only an embedding reads it.
     """
 
     length: int
@@ -59,7 +60,7 @@ class Marks:
         positions: Tensor | None = None,
         kinds: Tensor | None = None,
     ) -> Self:
-        """Marks from tensors (B, T); one document, positions equal to the index and kind 0 unless given."""
+        """Marks from tensors (B, T). Defaults: one document, positions equal to the index, kind 0."""
         segment = torch.zeros_like(index) if segment is None else segment
         positions = index.clamp_min(0) if positions is None else positions
         return cls(length=index.shape[1], index=index, segment=segment, positions=positions, kinds=kinds)
@@ -86,7 +87,7 @@ class Marks:
     def extents(self, edges: tuple[int, ...]) -> list[list[Extent]]:
         """For every block edges[i] .. edges[i + 1] - 1, the extent of each row (one row for a plain run).
 
-        Remembered, since all layers of a forward ask for the same blocks.
+        The result is remembered, since all layers of a forward ask for the same blocks.
         """
         blocks = list(pairwise(edges))
         if self.start is not None:
@@ -112,19 +113,19 @@ class Marks:
         return Marks.of(*(None if marks is None else marks[:, first:last] for marks in every))  # type: ignore[arg-type]
 
     def take_rows(self, rows: Tensor) -> "Marks":
-        """The marks of the given batch rows; a plain run serves any rows."""
+        """The marks of the given batch rows; a plain run is the same for all rows."""
         if self.plain:
             return self
         every = (*self.tensors(rows.device), self.kinds)
         return Marks.of(*(None if marks is None else marks[rows] for marks in every))  # type: ignore[arg-type]
 
     def joined(self, more: "Marks", batch: int, device: torch.device) -> "Marks":
-        """These and `more` after them."""
+        """These marks with `more` after them."""
         return Marks.join([self, more], batch, device) if self.length else more
 
     @staticmethod
     def join(parts: Sequence["Marks"], batch: int, device: torch.device) -> "Marks":
-        """One after the other, kinds left out; stays plain when plain runs follow each other."""
+        """Concatenate marks without their kinds; plain runs that follow each other stay a plain run."""
         parts = [part for part in parts if part.length]
         starts = [part.start for part in parts]
         follow = all(a is not None and a + p.length == b for a, p, b in zip(starts, parts, starts[1:], strict=False))

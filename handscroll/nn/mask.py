@@ -2,7 +2,7 @@
 
     Causal() & Window(4096) & SameSegment()
 
-A mask never becomes a T x T tensor outside the float64 oracle. Padding keys (index -1) are never
+A mask never becomes a T x T tensor outside the float64 reference of the tests. Padding keys (index -1) are never
 attended to, whatever the mask says.
 """
 
@@ -17,22 +17,22 @@ Seen = tuple[Tensor, Tensor, Tensor]
 
 
 class Mask:
-    """Which keys a query may see. Subclasses implement `sees` and `within` on index, segment and position alone."""
+    """Which keys a query may see. Subclasses implement `sees` and `within` from index, segment and position alone."""
 
     def sees(self, query: Seen, key: Seen) -> Tensor:
         """Boolean (B, T, S) from (index, segment, position) of queries (B, T, 1) and keys (B, 1, S)."""
         raise NotImplementedError
 
     def within(self, query: Extent, key: Extent) -> "Mask | bool":
-        """What is left of the mask for queries and keys of these extents.
+        """The part of the mask that is undecided for queries and keys of these extents.
 
-        True when every pair is allowed, False when none is, else the part that is still undecided. So kernels
-        skip what cannot be seen, and need no mask tensor for what is seen anyway.
+        True if every pair is allowed, False if none is, else a mask for the undecided part. So kernels skip keys that
+        no query sees, and need no mask tensor for keys that all queries see.
         """
         raise NotImplementedError
 
     def allowed(self, query: Marks, key: Marks, device: torch.device) -> Tensor:
-        """Boolean (B or 1, T, S): what the queries may see, padding keys excluded. Called on tiles only."""
+        """Boolean (B or 1, T, S): the keys that each query may see, without padding. Called on tiles only."""
         q_index, q_segment, q_position = (marks[:, :, None] for marks in query.tensors(device))
         k_index, k_segment, k_position = (marks[:, None, :] for marks in key.tensors(device))
         return self.sees((q_index, q_segment, q_position), (k_index, k_segment, k_position)) & (k_index >= 0)
@@ -57,7 +57,7 @@ class Everything(Mask):
 
 @dataclass(frozen=True)
 class Causal(Mask):
-    """A query sees itself and what came before."""
+    """A query sees itself and the tokens before it."""
 
     def sees(self, query, key):
         return key[0] <= query[0]
@@ -81,7 +81,7 @@ class Window(Mask):
 
 @dataclass(frozen=True)
 class Beyond(Mask):
-    """A query sees only keys that are `size` or more before it: what `Window(size)` leaves out."""
+    """A query sees only keys that are `size` or more before it: those that `Window(size)` hides."""
 
     size: int
 
@@ -94,9 +94,9 @@ class Beyond(Mask):
 
 @dataclass(frozen=True)
 class ChunksBack(Mask):
-    """A query sees only keys `least` to `most` chunks (of `size` positions of their document) before its own.
+    """A query sees only keys `least` to `most` chunks before its own; a chunk is `size` positions of the document.
 
-    `most` None: and all that are further back.
+    With `most` None it also sees all keys that are further back.
     """
 
     size: int
@@ -164,7 +164,7 @@ class Or(Mask):
 
 
 def looks_ahead(mask: Mask) -> bool:
-    """Whether a query may see what comes after it: no mask to predict the next token under, nor to keep a cache."""
+    """Whether a query may see tokens after it. Such a mask allows neither next-token prediction nor a cache."""
     return mask.within(Extent(0, 0), Extent(1, 1)) is not False
 
 

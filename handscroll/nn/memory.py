@@ -1,4 +1,4 @@
-"""What the decoder of an encoder-decoder reads of its source."""
+"""The source that the decoder of an encoder-decoder reads."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +14,9 @@ from handscroll.nn.span import Span
 class Memory:
     """The encoder's final states (B, S, D) with the marks of the source; padding is never read.
 
-    `known`, where given, says the keys and values of a decoder layer, which were made before (decoding makes them once;
-    a long training step chunk by chunk, and needs no `states` then). One row serves any number of rows of a decoder.
+    `known`, if given, returns the keys and values of a decoder layer that were computed before. Decoding computes them
+    once; a long training step computes them chunk by chunk and then needs no `states`. One row of a source serves any
+    number of decoder rows.
     """
 
     states: Float[Tensor, "B S D"] | None

@@ -26,7 +26,7 @@ class GatedMLP(nn.Module):
         return self.down(self.activation(self.gate(x)) * self.up(x))
 
     def table(self, addresses: Addresses, dtype: torch.dtype) -> tuple[int, list[tables.Product]]:
-        """As compiled layers in `dtype` compute it: the number of the activation; gate, up and down."""
+        """How compiled layers in `dtype` compute it: the number of the activation; the products gate, up and down."""
         if self.activation not in COMPILED:
             raise Unfit("the gate's activation is not compiled")
         parts = [addresses.table(self, name, dtype) for name in ("gate", "up", "down")]
@@ -34,15 +34,15 @@ class GatedMLP(nn.Module):
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """The tanh form of GELU (Hendrycks & Gimpel 2016), `gelu_new` in foreign configurations."""
+    """The tanh form of GELU (Hendrycks & Gimpel 2016); foreign configurations call it `gelu_new`."""
     return F.gelu(x, approximate="tanh")
 
 
-COMPILED = (F.silu, gelu_tanh)  # by their numbers in `kernels/native/tables.py`
+COMPILED = (F.silu, gelu_tanh)  # in the order of their numbers in `kernels/native/tables.py`
 
 
 class MLP(nn.Module):
-    """down(gelu(up x)) with the tanh form of GELU, as GPT-2 has it, or another `activation`."""
+    """down(gelu(up x)) with the tanh form of GELU as in GPT-2, or another `activation`."""
 
     def __init__(self, width: int, hidden: int, bias: bool = True, activation: Callable[[Tensor], Tensor] = gelu_tanh):
         super().__init__()

@@ -1,8 +1,8 @@
 """Dropout (Srivastava et al. 2014) whose masks depend on the token alone, not on the order of computation.
 
 A bit of a mask is a hash of (seed, update, site, row, order in the row, feature). So chunked, checkpointed, tiled and
-sharded steps drop the same elements as a plain one, a recomputed forward drops what the first one dropped, and no
-mask is kept in memory. The mixing is the finaliser of MurmurHash3 (Appleby 2011).
+sharded steps drop the same elements as a plain step, a recomputed forward drops the same elements as the first one,
+and no mask is kept in memory. The mixing is the finaliser of MurmurHash3 (Appleby 2011).
 """
 
 from dataclasses import dataclass
@@ -16,8 +16,11 @@ from handscroll.nn.marks import Marks
 
 @dataclass(frozen=True, eq=False)
 class Noise:
-    """The dropout of one update. `first_row` numbers the batch's rows within the update, over all micro-batches;
-    `first_site` the sites of this part of the model (an encoder's come after its decoder's)."""
+    """The dropout of one update.
+
+    `first_row` is the number of the batch's first row within the update, over all micro-batches. `first_site` is the
+    first site of this part of the model (an encoder's sites come after its decoder's).
+    """
 
     probability: float
     seed: int
@@ -30,7 +33,7 @@ class Noise:
         return x if self.probability == 0 else _Dropout.apply(x, self, marks, site)
 
     def kept(self, x: Tensor, marks: Marks, site: int) -> Tensor:
-        """Boolean like `x`: which elements stay."""
+        """Boolean like `x`: True for the elements that stay."""
         index = marks.tensors(x.device)[0].expand(x.shape[0], -1)
         rows = torch.arange(self.first_row, self.first_row + x.shape[0], device=x.device)[:, None]
         tokens = _mixed64(
@@ -43,7 +46,7 @@ class Noise:
 
 
 def _number(seed: int, update: int, site: int) -> int:
-    """One 62-bit number of three; Python's integers mix it."""
+    """Mix three numbers into one of 62 bits, with Python's integers."""
     value = 0
     for part in (seed, update, site):
         value = ((value ^ part) * 0x9E3779B97F4A7C15 + 0x7F4A7C15) & ((1 << 64) - 1)
@@ -57,7 +60,7 @@ def _mixed64(x: Tensor) -> Tensor:
 
 
 def _mixed32(x: Tensor) -> Tensor:
-    """In place, on int32; shifts are made logical by masking the sign's copies."""
+    """Mix int32 numbers in place; masking the copies of the sign bit makes the shifts logical."""
     x ^= (x >> 16) & 0xFFFF
     x *= -2048144789
     x ^= (x >> 13) & 0x7FFFF

@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation (Zhang & Sennrich 2019), computed in float32 whatever the input."""
+"""Root-mean-square normalisation (Zhang & Sennrich 2019), computed in float32 for inputs of any dtype."""
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,7 @@ from handscroll.nn.addresses import Addresses, Unfit, whole
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last dimension; the product with the weight is in the dtype of x."""
 
-    offset = False  # times 1 + weight, in float32
+    offset = False  # True: the factor is 1 + weight, in float32
 
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -23,7 +23,7 @@ class RMSNorm(nn.Module):
         return NORM(x, self.weight, self.eps, self.offset)
 
     def table(self, addresses: Addresses, dtype: torch.dtype) -> tables.Norm:
-        """As compiled layers in `dtype` compute it."""
+        """How compiled layers in `dtype` compute it."""
         weight = addresses.tensor(self, "weight")
         if weight is None or weight.dtype != dtype:
             raise Unfit("the norms are in several dtypes")
@@ -34,7 +34,7 @@ class RMSNorm(nn.Module):
 class OffsetRMSNorm(RMSNorm):
     """x / rms(x) * (1 + weight) over the last dimension, all of it in float32 before it is rounded to the dtype of x.
 
-    Gemma's norm: its weight is learned around 0 (Gemma Team 2024, arXiv:2403.08295, and its released code).
+    This is Gemma's norm: its weight is learned around 0 (Gemma Team 2024, arXiv:2403.08295, and its released code).
     """
 
     offset = True

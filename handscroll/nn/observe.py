@@ -1,8 +1,8 @@
-"""Attention mass: how much weight each key got, tile by tile from the log-sum-exp, without a T x S tensor.
+"""Attention mass: how much weight each key got, computed tile by tile from the log-sum-exp without a T x S tensor.
 
-The weights of a tile of queries over a block of keys are exp(scores - log-sum-exp), exactly those that attention used
-(Dao et al. 2022, "FlashAttention", appendix B). They are formed only for spans that ask (`Span.observer`), only for
-queries that count, and cost a second product of queries and keys. No gradient.
+The weights of a tile of queries over a block of keys are exp(scores - log-sum-exp), exactly the weights that attention
+used (Dao et al. 2022, "FlashAttention", appendix B). They are computed only for spans with a `Span.observer` and for
+queries that count, and need a second product of queries and keys. They have no gradient.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ KEYS = 2048  # keys of a tile: 512 x 2,048 float32 scores are 4 MiB a query head
 
 
 @torch.no_grad()
-def observe(  # noqa: PLR0913 - what one attention was given
+def observe(  # noqa: PLR0913 - the arguments of one attention
     q: Float[Tensor, "B H T E"],
     spans: Sequence[Span],
     mask: Mask,
@@ -32,7 +32,7 @@ def observe(  # noqa: PLR0913 - what one attention was given
     bias: Bias | None = None,
     cap: float | None = None,
 ) -> None:
-    """Tell every observer of `spans` the mass on its keys; `lse` is that of the queries over all spans together."""
+    """Give every observer of `spans` the mass on its keys; `lse` is that of the queries over all spans together."""
     for span in spans:
         if span.observer is None:
             continue
@@ -69,5 +69,5 @@ def _tile(
             weights = torch.exp(scores - lse.view(batch, kv, -1, count, 1))
             if left is not None:
                 allowed = left.allowed(marks, part, q.device)
-                weights = weights.masked_fill(~allowed[:, None, None], 0.0)  # also where a query sees no key
+                weights = weights.masked_fill(~allowed[:, None, None], 0.0)  # needed too if a query sees no key
             observer.take(first, torch.einsum("bkgts,bt->bks", weights, counts))

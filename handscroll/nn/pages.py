@@ -1,4 +1,4 @@
-"""Keys and values of many requests in one pool of fixed pages, so that none has to lie in one piece.
+"""Keys and values of many requests in one pool of fixed pages, so that a request's tokens need not be contiguous.
 
 Source: Kwon et al. 2023, "Efficient memory management for large language model serving with PagedAttention",
 arXiv:2309.06180. A page holds a run of tokens of one request; a table lists each request's pages in order.
@@ -19,14 +19,15 @@ from handscroll.nn.span import Span
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One request: its pages in order, the index of their first token, and how many tokens they hold."""
+    """One request: its pages in order, the index of their first token, and the number of tokens in them."""
 
     pages: Sequence[int]
     start: int
     length: int
 
     def run(self, mask: Mask) -> tuple[int, int] | None:
-        """The tokens (counted in the pages) that the newest one sees, as first and last + 1; None: they are no run."""
+        """The run of tokens that the newest token sees: first and last + 1, counted in the pages; None: it is no
+        run."""
         newest = self.start + self.length - 1
         if mask.within(Extent(newest, newest), Extent(self.start, newest)) is True:
             return 0, self.length
@@ -39,7 +40,7 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """The rows of one forward; all its layers share what is worked out here."""
+    """The rows of one forward; it remembers results that all layers share."""
 
     page: int
     rows: Sequence[Row]
@@ -51,7 +52,8 @@ class Table:
         return torch.tensor([page for row in self.rows for page in row.pages], dtype=torch.int64)
 
     def runs(self, mask: Mask) -> Tensor | None:
-        """Per row where its pages begin, first and last + 1 token that is seen (B, 3); None: not of every row a run."""
+        """For each row: where its pages begin, first and last + 1 seen token (B, 3); None if a row does not see a
+        run."""
         if mask not in self._runs:
             self._runs[mask] = self._worked_out(mask)
         return self._runs[mask]
@@ -69,9 +71,10 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class Pages:
-    """What one new token of every row reads in one layer: the pool (K, slots, E), and per row what came before.
+    """The keys and values that one new token of every row reads in one layer: the pool (K, slots, E) and each row's
+    past.
 
-    `past` are spans (1, K, S, E) per row that come before the row's pages (a saved reading), or nothing.
+    `past` lists for each row the spans (1, K, S, E) before its pages (a saved reading), if any.
     """
 
     keys: Tensor
@@ -80,13 +83,13 @@ class Pages:
     past: Sequence[Sequence[Span]]
 
     def spans(self, number: int) -> list[Span]:
-        """The same for one row as spans; its pages are copied."""
+        """The spans that one row reads; its pages are copied."""
         row = self.table.rows[number]
         keys, values = (gathered(x, row.pages, self.table.page)[:, :, : row.length] for x in (self.keys, self.values))
         return [*self.past[number], Span(keys, values, Marks.run(row.start, row.length))]
 
     def part(self, numbers: Sequence[int]) -> "Pages":
-        """Some of the rows."""
+        """The pages of some of the rows."""
         table = Table(self.table.page, [self.table.rows[number] for number in numbers])
         return replace(self, table=table, past=[self.past[number] for number in numbers])
 
@@ -94,7 +97,7 @@ class Pages:
 def gathered(
     pool: Float[Tensor, "K slots E"], pages: Sequence[int], page: int, view: bool = False
 ) -> Float[Tensor, "1 K tokens E"]:
-    """A copy of some pages of `page` tokens, in their order; with `view`, no copy where they follow each other."""
+    """A copy of some pages of `page` tokens, in their order; with `view`, consecutive pages are not copied."""
     first = pages[0] if pages else 0
     if view and list(pages) == list(range(first, first + len(pages))):
         return pool[None, :, first * page : (first + len(pages)) * page]

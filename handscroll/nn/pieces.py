@@ -1,7 +1,7 @@
-"""What a tile of queries has to read of a span of keys: runs that need no mask, runs that do, nothing else.
+"""The parts of a span that a tile of queries reads: runs that need no mask and runs that need one.
 
-The mask is asked about blocks of keys before any tensor is made (`Mask.within`), so a packed row costs its
-documents, not its square, and a window costs its window.
+The mask is asked about blocks of keys before any tensor is made (`Mask.within`). So the cost of a packed row grows
+with its documents, not with its square, and the cost of a window with the window.
 """
 
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from handscroll.nn.marks import Extent, Marks
 from handscroll.nn.mask import Causal, Everything, Mask
 
-QUERIES = 512  # tokens of a query tile where a mask tensor is needed
+QUERIES = 512  # tokens of a query tile that needs a mask tensor
 KEYS = 512  # tokens of the key blocks that a mask is asked about
-WIDEST = 8192  # keys under one mask tensor: 512 x 8192 float32 are 16 MiB a row
+WIDEST = 8192  # most keys under one mask tensor: 512 x 8192 float32 are 16 MiB a row
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Keys first .. last - 1 of a span: `mask` None means all are seen; `square` means the plain causal diagonal."""
+    """Keys first .. last - 1 of a span. `mask` None: all are seen. `square`: the block on the plain causal diagonal."""
 
     first: int
     last: int
@@ -25,7 +25,7 @@ class Piece:
 
 
 def query_tiles(mask: Mask, query: Marks, spans: list[Marks], biased: bool = False) -> list[tuple[int, int]]:
-    """How the queries are cut: not at all where no mask or bias tensor will be needed, else into tiles of `QUERIES`."""
+    """The tiles of the queries: one tile if no mask or bias tensor is needed, else tiles of `QUERIES` tokens."""
     whole = [piece for key in spans for piece in pieces(mask, query, key)]
     if not biased and all(piece.mask is None for piece in whole):
         return [(0, query.length)]
@@ -33,9 +33,9 @@ def query_tiles(mask: Mask, query: Marks, spans: list[Marks], biased: bool = Fal
 
 
 def pieces(mask: Mask, query: Marks, key: Marks) -> list[Piece]:
-    """The pieces of a span that these queries read, in order; empty when they see none of it.
+    """The pieces of a span that these queries read, in order; empty if they see nothing of it.
 
-    Remembered with the queries, since all layers of a forward ask the same.
+    The result is remembered with the queries, since all layers of a forward ask the same.
     """
     known = query.pieces.get((mask, key))
     if known is None:
@@ -44,7 +44,7 @@ def pieces(mask: Mask, query: Marks, key: Marks) -> list[Piece]:
 
 
 def narrow(found: list[Piece], heads: int) -> list[Piece]:
-    """The same pieces for a tensor of every head: none so wide that it is larger than one mask tensor may be."""
+    """The same pieces, cut so that a tensor with a score for every head is no larger than one mask tensor may be."""
     width = max(KEYS, WIDEST // heads)
     cut = []
     for piece in found:
@@ -55,7 +55,7 @@ def narrow(found: list[Piece], heads: int) -> list[Piece]:
 
 
 def decided(mask: Mask, query: Marks, key: Marks, edges: tuple[int, ...]) -> list[Mask | bool]:
-    """Of every block edges[i] .. edges[i + 1] - 1 of the keys: True, all is seen; False, nothing; or what is left."""
+    """For every block edges[i] .. edges[i + 1] - 1 of the keys: True (all seen), False (none seen), or a mask."""
     (queries,) = query.extents((0, query.length))
     return [_left(mask, queries, extents) for extents in key.extents(edges)]
 
@@ -79,7 +79,7 @@ def _pieces(mask: Mask, query: Marks, key: Marks) -> list[Piece]:
 
 
 def _edges(query: Marks, key: Marks) -> tuple[int, ...]:
-    """Block edges in a span, with one where the queries' own run begins and ends, so that the diagonal is a square."""
+    """Block edges in a span, with one at each end of the queries' own run, so that the diagonal block is a square."""
     edges = {*range(0, key.length, KEYS), key.length}
     if query.start is not None and key.start is not None:
         first, last = query.start - key.start, query.start + query.length - key.start
@@ -88,7 +88,7 @@ def _edges(query: Marks, key: Marks) -> tuple[int, ...]:
 
 
 def _left(mask: Mask, queries: list[Extent], keys: list[Extent]) -> Mask | bool:
-    """`within` for all rows together; padding keys are seen by nobody."""
+    """`within` for all rows together; no query sees padding keys."""
     rows = max(len(queries), len(keys))
     answers = [_row(mask, queries[row % len(queries)], keys[row % len(keys)]) for row in range(rows)]
     return answers[0] if all(answer == answers[0] for answer in answers) else mask
@@ -107,6 +107,6 @@ def _same(query: Marks, key: Marks, first: int, last: int) -> bool:
 
 
 def _joins(before: Piece, piece: Piece) -> bool:
-    """Neighbours under the same mask are read together, up to the widest mask tensor."""
+    """Whether two neighbours have the same mask and together fit in the widest mask tensor."""
     follows = before.last == piece.first and before.mask == piece.mask and not before.square and not piece.square
     return follows and (piece.mask is None or piece.last - before.first <= WIDEST)

@@ -1,4 +1,4 @@
-"""Weights in a number format: less to read for every decoded token, and nothing to widen. No gradient reaches them."""
+"""Weights in a number format: decoding reads fewer bytes and does not widen the weights. They get no gradient."""
 
 import torch
 from torch import Tensor, nn
@@ -9,16 +9,16 @@ from handscroll.kernels.rows import QUANTISED
 from handscroll.nn.addresses import Addresses, Unfit, product
 from handscroll.nn.linear import TokenTable
 
-# What `weights=` names -> the format of the projections. The token table and the head are in int8 always: in four bits
-# they would be a third to a half of the whole distance (docs/log.md).
+# From the names of `weights=` to the format of the projections. The token table and the head are always in int8: in
+# four bits they would cause a third to a half of the whole error (docs/log.md).
 PROJECTIONS = {"int8": FORMATS["int8"], "int4": FORMATS["Q4_1"]}
 
 
 class Quantised(nn.Module):
     """A projection whose weights (N, D) stay in the bytes of a number format.
 
-    `raw` uint8 (N, row_bytes) may be a view of a mapped file, of which nothing is copied. `dtype` is that of the inputs
-    and outputs.
+    `raw` uint8 (N, row_bytes) may be a view of a mapped file, of which nothing is copied. `dtype` is the dtype of
+    inputs and outputs.
     """
 
     raw: Tensor
@@ -33,12 +33,12 @@ class Quantised(nn.Module):
 
     @classmethod
     def of(cls, format: Format, weight: Tensor, bias: Tensor | None = None) -> "Quantised":
-        """Weights (N, D) rounded to a format; inputs and outputs are of their dtype."""
+        """A projection with weights (N, D) rounded to a format; inputs and outputs have their dtype."""
         return cls(format, format.quantise(weight), bias, weight.dtype)
 
     @property
     def weight(self) -> Tensor:
-        """The weights (N, D) in `dtype`, dequantised anew at every call."""
+        """The weights (N, D) in `dtype`, dequantised again at every call."""
         return self.format.dequantise(self.raw, self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class Quantised(nn.Module):
         return QUANTISED(x, self.format, self.raw, self.bias)
 
     def table(self, addresses: Addresses, dtype: torch.dtype) -> tables.Product:
-        """As compiled layers in `dtype` multiply by it."""
+        """How compiled layers in `dtype` multiply by it."""
         if self.dtype != dtype:
             raise Unfit("a quantised projection is in another dtype than the norms")
         raw, bias = addresses.tensor(self, "raw"), addresses.tensor(self, "bias")
@@ -61,7 +61,7 @@ class Quantised(nn.Module):
 
 
 class QuantisedTable(Quantised):
-    """A token table in a number format, of which the rows asked for are dequantised; `project` is the tied head."""
+    """A token table in a number format; a lookup dequantises only its rows, and `project` is the tied head."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.format.dequantise(self.raw[tokens], self.dtype)
@@ -73,7 +73,7 @@ def quantise(model: nn.Module, weights: str = "int8") -> nn.Module:
     `weights` is a name of `PROJECTIONS`.
 
     Raises:
-        ConfigError: int4, and a width is no multiple of 32.
+        ConfigError: a width is not a multiple of 32 (int4).
     """
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):

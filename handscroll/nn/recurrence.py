@@ -1,8 +1,8 @@
-"""A recurrent layer over rows of several documents; its state has a constant size, whatever the length.
+"""A recurrent layer over rows of several documents; its state has a constant size for texts of any length.
 
 LSTM: Hochreiter & Schmidhuber 1997; with a forget gate, Gers et al. 2000. Documents of packed rows, and rows of
-different lengths, go through one call of torch's kernel as sequences of their own (a `PackedSequence` laid out by hand,
-without padding), so that a state never passes a document's border.
+different lengths, are separate sequences in one call of torch's kernel (a `PackedSequence` laid out by hand, without
+padding). So a state never crosses the border of a document.
 """
 
 from collections.abc import Callable
@@ -18,21 +18,24 @@ from handscroll.nn.shapes import Embeddings
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """What one layer hands on: hidden and cell (B, D), and the document (B,) they belong to (None: 0 in every row)."""
+    """The state after a layer: hidden and cell (B, D), and the document (B,) they belong to (None: 0 in every row)."""
 
     hidden: Tensor
     cell: Tensor
     segment: Tensor | None = None
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "State":
-        """Another state, of every tensor changed."""
+        """A new state in which `change` was applied to every tensor."""
         segment = None if self.segment is None else change(self.segment)
         return State(change(self.hidden), change(self.cell), segment)
 
 
 class LSTMLayer(nn.Module):
     """One LSTM layer of D inputs and D outputs, with torch's parameters (gates in the order input, forget, cell,
-    output). It computes in the dtype of its weights, under autocast too."""
+    output).
+
+    It computes in the dtype of its weights, under autocast too.
+    """
 
     def __init__(self, width: int):
         super().__init__()
@@ -44,14 +47,15 @@ class LSTMLayer(nn.Module):
     def forward(self, x: Embeddings, before: State | None, marks: Marks) -> tuple[Embeddings, State]:
         """Outputs (B, T, D), zero at padding, and the state after each row's last real token.
 
-        The first document of a row goes on from `before` where that is of the same document; every other begins anew.
+        The first document of a row continues from `before` if that state belongs to the same document. Every other
+        document begins with a new state.
         """
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(self.weight_ih.dtype)
             if before is None:
                 zeros = x.new_zeros(x.shape[0], x.shape[2])
                 before = State(zeros, zeros)
-            elif before.hidden.shape[0] != x.shape[0]:  # one text that several rows go on from
+            elif before.hidden.shape[0] != x.shape[0]:  # several rows continue the same text
                 before = before.each(lambda tensor: tensor.expand(len(x), *tensor.shape[1:]))
             if marks.plain and before.segment is None:
                 out, hidden, cell = torch.lstm(
@@ -91,8 +95,9 @@ class LSTMLayer(nn.Module):
 class _Runs:
     """The documents of rows as N sequences, longest first, and their M tokens in the order of a `PackedSequence`.
 
-    `slots` (M,) are places in the flattened rows; `sizes` how many sequences reach each step; `row` and `segment` (N,)
-    where a sequence lies; `first` (N,) whether it is its row's first; `last` which ones are their rows' last.
+    `slots` (M,) are places in the flattened rows. `sizes` counts the sequences that reach each step. `row` and
+    `segment` (N,) say where a sequence lies, and `first` (N,) whether it is the first of its row. `last` lists the
+    sequences that are the last of their rows.
     """
 
     slots: Tensor
@@ -104,7 +109,7 @@ class _Runs:
 
     @classmethod
     def of(cls, marks: Marks, batch: int, device: torch.device) -> "_Runs":
-        """Remembered with the marks, since all layers of a forward ask for it."""
+        """The runs of these marks, remembered with them since all layers of a forward ask for the same."""
         key: Any = ("documents", batch)
         if key not in marks.pieces:
             marks.pieces[key] = cls._found(marks, batch, device)

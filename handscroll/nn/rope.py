@@ -20,9 +20,10 @@ REFERENCE = 1 << 14  # positions; a float32 angle is off by at most 5e-4 rad bel
 
 @dataclass(frozen=True, eq=False)
 class Rotation:
-    """Cosine and sine (1 or B, T, R / 2) in float32 of the R <= E rotated numbers of a head, and the attention factor.
+    """Cosine and sine (1 or B, T, R / 2) in float32 for the R <= E rotated numbers of a head, and the attention factor.
 
-    With `bands` the tables are those of the keys as they are kept, and each band has its own for the queries.
+    With `bands` (distance bands), these tables rotate the keys as they are kept, and each band has tables for its
+    queries.
     """
 
     cosine: Tensor
@@ -31,15 +32,15 @@ class Rotation:
     bands: tuple["BandRotation", ...] = ()
 
     def queries(self, q: Float[Tensor, "B H T E"]) -> Float[Tensor, "B H T E"]:
-        """Queries turned. Where only a part of the head is rotated, the attention factor is of that part alone, so it
-        goes into the queries, squared; else it is in the scale of the scores (`factor`)."""
+        """Rotate queries. With partial rotation the attention factor applies only to the rotated part, so it is folded
+        (squared) into these queries; otherwise it is in the scale of the scores (`factor`)."""
         factor = self.attention_factor**2
         if factor != 1.0 and self._partial(q.shape[-1]):
             return Rotation(self.cosine * factor, self.sine * factor).turn(q)
         return self.turn(q)
 
     def factor(self, head_size: int) -> float:
-        """What the scale of the scores is multiplied by, for queries from `queries` or turned by bands."""
+        """The factor of the scores' scale, for queries that `queries` or a distance band rotated."""
         assert not (self.bands and self._partial(head_size)) or self.attention_factor == 1.0, "bands of parts of heads"
         return 1.0 if self._partial(head_size) else self.attention_factor**2
 
@@ -47,9 +48,9 @@ class Rotation:
         return 2 * self.cosine.shape[-1] < head_size
 
     def turn(self, x: Float[Tensor, "B H T E"], back: bool = False) -> Float[Tensor, "B H T E"]:
-        """Rotate queries or keys; computed in float32 (float64 stays), returned in the dtype of x.
+        """Rotate queries or keys; the computation is in float32 (or float64), the result in the dtype of x.
 
-        Tables of fewer than E / 2 pairs rotate the first part of each head; the rest is left as it is.
+        Tables of fewer than E / 2 pairs rotate the first part of each head and leave the rest unchanged.
         """
         return TURN(x, self.cosine, -self.sine if back else self.sine)
 
@@ -60,9 +61,10 @@ class Rotation:
 
 @dataclass(frozen=True, eq=False)
 class BandRotation:
-    """How the keys of one band (`Scaling.bands`) are met: the rotation of the queries, and what turns kept keys on.
+    """How queries meet the keys of one distance band (`Scaling.bands`): their rotation, and a further one of kept keys.
 
-    `further(marks)` gives the tables of the keys with these marks; None: they are read as they are kept.
+    `further(marks)` gives the tables that rotate the keys with these marks further; None: keys are read as they are
+    kept.
     """
 
     mask: Mask
@@ -72,11 +74,12 @@ class BandRotation:
 
 
 def rotation(marks: Marks, scaling: Scaling, base: float, head_size: int, length: int | None, like: Tensor) -> Rotation:
-    """Tables for the positions of `marks`, for a request of the declared `length`; `head_size` is what is rotated.
+    """Tables for the positions of `marks`, for a request of the declared `length`.
 
-    Below `REFERENCE` the angle is rounded as the reference library rounds it (a float32 product), because real
-    models amplify the difference: with exact angles babyllama-256 lengthened to 1024 is 2e-4 off the reference's
-    logits, so 4e-5. Beyond, angles are float64: a float32 product would be 0.06 rad off at a million tokens.
+    `head_size` counts the rotated numbers of a head. Below `REFERENCE` the angle is rounded as the reference library
+    rounds it (a float32 product), because real models amplify the difference: with exact angles, the logits of
+    babyllama-256 lengthened to 1024 differ from the reference's by 2e-4; with rounded angles, by 4e-5. Beyond
+    `REFERENCE`, angles are float64: a float32 product would be 0.06 rad off at a million tokens.
     """
     if marks.start is not None and marks.length == 1 and not scaling.bands():
         begin, at = divmod(marks.start, AHEAD)
@@ -100,7 +103,7 @@ def _ahead(
     length: int | None,
     like: tuple[torch.dtype, torch.device],
 ) -> tuple[Tensor, Tensor]:
-    """The tables of `AHEAD` positions from `start` on: a text that grows by a token asks for one after the other."""
+    """The tables of `AHEAD` positions from `start` on, since decoding asks for one position after the other."""
     with torch.inference_mode(False):
         found = rotation(
             Marks.run(start, AHEAD), scaling, base, head_size, length, torch.empty(0, dtype=like[0], device=like[1])
@@ -118,7 +121,7 @@ def _band(band: Band, scaling: Scaling, positions: Tensor, frequencies: Tensor, 
 
 
 def _angles(positions: Tensor, frequencies: Tensor) -> Tensor:
-    """Float64 (1 or B, T, E / 2), rounded below `REFERENCE` as the reference library rounds."""
+    """Float64 angles (1 or B, T, E / 2); below `REFERENCE` they are rounded as the reference library rounds them."""
     positions = positions.unsqueeze(-1)
     rounded = positions.to(torch.float32) * frequencies.to(torch.float32)
     angles = positions.to(torch.float64) * frequencies

@@ -2,7 +2,7 @@
 
 B batch rows; T query tokens; S key tokens; D width; H heads; K kv heads; E head size; F MLP width; V vocabulary.
 q, k, v are (B, heads, T, E) inside kernels and (B, T, D) outside; `nn/attention.py` converts.
-A leading `1` stands where one row serves the whole batch.
+A leading `1` means that one row serves the whole batch.
 """
 
 from jaxtyping import Bool, Float, Int

@@ -12,10 +12,11 @@ from handscroll.nn.marks import Marks
 
 @dataclass(frozen=True, eq=False)
 class Observer:
-    """What a cache wants to know of the attention to a span: how much weight each key got (`nn/observe.py`).
+    """A cache's request for the attention mass on a span: the weight that each key got (`nn/observe.py`).
 
-    `queries` (B or 1, T) says how much each query counts. `take(first, mass)` gets the mass (B, K, S) of a run of keys
-    that begins at `first`: softmax weights summed over queries and over the query heads of a kv head, to be added up.
+    `queries` (B or 1, T) says how much each query counts. `take(first, mass)` receives the mass (B, K, S) of a run of
+    keys that begins at `first`. Mass is the softmax weight, summed over queries and over the query heads of a kv head;
+    the receiver adds up the masses of several calls.
     """
 
     queries: Tensor
@@ -26,13 +27,13 @@ class Observer:
 class Span:
     """Keys and values (B, K, S, E) with marks; `rotated` says whether the keys carry their rotary angle.
 
-    Rounded keys and values have `scales`, one tensor for each: int8 (B, K, S); int4, whose S is a multiple of 32, what
-    `to_int4_columns` and `to_int4` make of keys and values. Kernels read them through `read`, or as they are where they
-    can.
+    Rounded keys and values have `scales`, one tensor for each. In int8 the scales are (B, K, S). In int4, S is a
+    multiple of 32, and keys and values are the results of `to_int4_columns` and `to_int4`. Kernels read rounded numbers
+    through `read`, or directly if they can.
 
-    `accumulate(first, key_gradient, value_gradient)`, where given, takes the gradient of a run of the span that
-    begins at `first`: such a span is no part of autograd's graph (earlier chunks of a long training step).
-    `observer`, where given, is told the attention mass on the span's keys.
+    `accumulate(first, key_gradient, value_gradient)`, if given, takes the gradient of a run of the span that begins at
+    `first`. Such a span is no part of autograd's graph (earlier chunks of a long training step).
+    `observer`, if given, receives the attention mass on the span's keys.
     """
 
     keys: Tensor
@@ -44,7 +45,7 @@ class Span:
     observer: Observer | None = None
 
     def read(self, first: int, last: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, K, last - first, E) of a run; what is rounded is widened to `dtype`."""
+        """Keys and values (B, K, last - first, E) of a run; rounded ones are widened to `dtype`."""
         keys, values = self.keys[:, :, first:last], self.values[:, :, first:last]
         if self.scales is None:
             return keys, values
@@ -58,14 +59,14 @@ class Span:
         return from_int8(keys, key_scales, dtype), from_int8(values, value_scales, dtype)
 
     def scales_of(self, first: int, last: int) -> tuple[Tensor, Tensor]:
-        """The scales of a run; in int4 it begins at a multiple of 32."""
+        """The scales of a run; an int4 run begins at a multiple of 32."""
         assert self.scales is not None
         keys, values = self.scales
         each = GROUP if self.keys.dtype == torch.uint8 else 1
         return keys[:, :, first // each : -(-last // each)], values[:, :, first:last]
 
     def rows(self, batch: int) -> "Span":
-        """The same span for every row of a batch, without a copy."""
+        """The same span expanded to `batch` rows, without a copy."""
         if self.keys.shape[0] == batch:
             return self
         keys, values = (x.expand(batch, -1, -1, -1) for x in (self.keys, self.values))

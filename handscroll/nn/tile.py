@@ -1,7 +1,7 @@
-"""A token-wise module on a tile of tokens at a time: its inner activations exist for one tile only.
+"""Runs a token-wise module on one tile of tokens at a time, so that its inner activations exist for one tile only.
 
-Forward without a graph; backward recomputes tile by tile (the tiled MLP of Bekman et al. 2025, "Arctic Long Sequence
-Training"). Costs one more forward of the module.
+The forward builds no graph; the backward recomputes tile by tile (the tiled MLP of Bekman et al. 2025, "Arctic Long
+Sequence Training"). This costs one more forward of the module.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def tiled(module: nn.Module, x: Tensor, size: int) -> Tensor:
-    """`module(x)` for `x` (B, T, D), `size` tokens at a time; `size` 0 or one tile is the plain call."""
+    """`module(x)` for `x` (B, T, D), `size` tokens at a time; with `size` 0 or a single tile it is the plain call."""
     if not size or x.shape[1] <= size:
         return module(x)
     if not torch.is_grad_enabled():
@@ -20,7 +20,7 @@ def tiled(module: nn.Module, x: Tensor, size: int) -> Tensor:
 
 
 class _Tiled(torch.autograd.Function):
-    """The parameters are inputs so that a graph is made even where `x` needs no gradient."""
+    """The parameters are inputs, so that a graph is built even if `x` needs no gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, module: nn.Module, size: int, *parameters: Tensor) -> Tensor:

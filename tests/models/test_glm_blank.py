@@ -18,7 +18,7 @@ from handscroll.generate.engine.engine import Engine
 from handscroll.generate.sample import Sampling
 from handscroll.lm import load
 from handscroll.models.glm_blank import BlankGLM, BlankGLMConfig
-from handscroll.nn.blanks import SPAN, Given, joined, parted
+from handscroll.nn.blanks import SPAN, SeesText, joined, parted
 from handscroll.nn.init import initialise
 from handscroll.nn.marks import Extent, Marks
 from handscroll.nn.mask import Causal
@@ -65,7 +65,7 @@ def test_the_example_of_the_paper():
     assert inside.tolist() == [0, 0, 0, 0, 0, 1, 2, 3, 1, 2]
     assert torch.equal(joined(place, inside), torch.from_numpy(positions))
     marks = Marks.of(torch.arange(10)[None], positions=torch.from_numpy(positions)[None])
-    seen = (Given() | Causal()).allowed(marks, marks, torch.device("cpu"))[0]
+    seen = (SeesText() | Causal()).allowed(marks, marks, torch.device("cpu"))[0]
     want = torch.ones(10, 10, dtype=torch.bool).tril()
     want[:, :5] = True
     assert torch.equal(seen, want)
@@ -73,9 +73,9 @@ def test_the_example_of_the_paper():
 
 def test_what_the_mask_says_of_blocks_is_what_it_says_of_tokens():
     for near, far in ((0, 9), (SPAN, 3 * SPAN), (3, SPAN + 3)):
-        said = Given().within(Extent(0, 9), Extent(0, 9, near=near, far=far))
+        said = SeesText().within(Extent(0, 9), Extent(0, 9, near=near, far=far))
         keys = torch.tensor([[[near, far]]])
-        each = Given().sees((keys * 0, keys * 0, keys * 0), (keys * 0, keys * 0, keys)).flatten().tolist()
+        each = SeesText().sees((keys * 0, keys * 0, keys * 0), (keys * 0, keys * 0, keys)).flatten().tolist()
         assert said is (True if all(each) else False if not any(each) else said) and (said in (True, False)) == (
             len(set(each)) == 1
         )
