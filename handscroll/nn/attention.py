@@ -189,8 +189,8 @@ class CrossAttention(Attention):
         memory = context.memory
         if memory is None:
             raise ConfigError(
-                "an encoder-decoder needs a source to read besides its text, and none was given; this call is for models "
-                "of one text (in Python, give one: model.hidden(..., memory=model.encode(source)))"
+                "an encoder-decoder needs a source to read besides its text, and none was given; this call is for "
+                "models of one text (in Python, give one: model.hidden(..., memory=model.encode(source)))"
             )
         spans = [self.keep(memory)] if memory.known is None else memory.known(self.number)
         mask = Everything() if memory.marks.plain and context.marks.plain else SameSegment()

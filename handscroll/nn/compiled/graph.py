@@ -1,12 +1,12 @@
 """All layers of a decoder as one CUDA graph: for one new token of every row over a full cache on a GPU.
 
-A layer of a new token is some twenty kernels of microseconds, which Python cannot start as fast as they end. The graph
-is the layers' own code, recorded once for a cache and replayed for every token: its input, rotation and slot lie in
-buffers of its own, and its attention (`step.py`) reads the cache's length from the slot. Recorded at the third token,
-so that a short answer does not pay for it. What this cannot do goes layer by layer, with the same numbers up to the
-order of additions.
+For a new token, a layer is about twenty kernels of microseconds, and Python cannot start them as fast as they end. The
+graph is the layers' own code, recorded once per cache and replayed for every token. Its input, rotation and slot lie in
+its own buffers, and its attention (`step.py`) reads the cache's length from the slot. It is recorded at the third
+token, so that short answers do not pay for the recording. Passes that it refuses run layer by layer, with the same
+numbers up to the order of additions.
 
-Limits: the weights must stay where they are while a cache is used.
+Limits: the weights must stay at their addresses while a cache is used.
 """
 
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ EAGER = 2  # tokens of a cache that are read layer by layer before a graph is re
 
 @dataclass(eq=False)
 class _Known:
-    """What there is of a cache: tokens seen here, and the graph once it is recorded."""
+    """The state kept for a cache: how many tokens were read here, and the graph once it is recorded."""
 
     tokens: int = 0
     graph: "_Graph | None" = None
@@ -39,20 +39,20 @@ _KNOWN: "WeakKeyDictionary[Any, _Known]" = WeakKeyDictionary()
 
 
 def refuses(layers: nn.ModuleList, x: Embeddings, context: Context) -> str:
-    """Why a pass (B, 1, D) cannot be a graph: it wants one new token of every row over a full cache on a GPU."""
+    """The reason why a pass (B, 1, D) cannot be a graph, "" if it can: one new token of every row over a full cache."""
     if x.device.type != "cuda":
         return "the tensors are not on a GPU"
     cache: Any = context.cache
     if x.shape[1] != 1 or cache is None or not cache.recordable or cache.past or not cache.fits(1):
-        return "a graph is recorded of one new token over a full cache"
+        return "a graph is recorded only for one new token over a full cache"
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cuda") or context.noise is not None:
         return "a gradient, several precisions (autocast) or dropout are wanted"
     if context.bias is not None or context.memory is not None or any(turn.bands for turn in context.rotations):
-        return "there is a bias, a source, or keys that are met at several distances"
+        return "there is a bias or a source, or there are distance bands"
     if x.dtype not in (torch.bfloat16, torch.float16) or not works(x.device):
-        return "its kernels want half precision, and Triton for this GPU"
+        return "its kernels need half precision, and Triton for this GPU"
     if any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):
-        return "a hook is to be called"
+        return "a module has a hook"
     if any(attention.shape.cap is not None for attention in _attentions(layers)):
         return "the scores are capped"
     if first_keys(_windows(layers), context, cache, x.shape[0]) is None:
@@ -63,7 +63,7 @@ def refuses(layers: nn.ModuleList, x: Embeddings, context: Context) -> str:
 
 
 def run(layers: nn.ModuleList, x: Embeddings, context: Context) -> Embeddings:
-    """The layers' output (B, 1, D) for one new token of every row; its keys and values are appended."""
+    """The layers' output (B, 1, D) for one new token of every row; appends its keys and values."""
     cache: Any = context.cache
     known, shape = _KNOWN[cache], _attentions(layers)[0].shape
     rooms = cache.room(x.new_empty(x.shape[0], shape.kv_heads, 0, shape.head_size), context.marks)
@@ -88,7 +88,7 @@ class _Graph:
     stores: list[tuple[Tensor, ...]]
     x: Tensor
     rotations: tuple[Rotation, ...]
-    ends: Tensor  # of each layer the slot of the new token
+    ends: Tensor  # the slot of the new token in each layer
     graph: torch.cuda.CUDAGraph = field(default_factory=torch.cuda.CUDAGraph)
     out: Tensor | None = None
 
@@ -104,7 +104,7 @@ class _Graph:
         inner = Context(context.marks, context.mask, turned, cache=_Filled(slots))
         side = torch.cuda.Stream(x.device)
         side.wait_stream(torch.cuda.current_stream(x.device))
-        with torch.cuda.stream(side):  # kernels are compiled and workspaces made before anything is recorded
+        with torch.cuda.stream(side):  # compiles the kernels and makes workspaces before the recording
             made._run(inner)
         torch.cuda.current_stream(x.device).wait_stream(side)
         with torch.cuda.graph(made.graph):
@@ -140,7 +140,7 @@ class _Graph:
 
 @dataclass(eq=False)
 class _Filled(Keeper):
-    """The cache of a recorded pass: every layer's new keys and values go into its slot."""
+    """The cache of a recorded pass: it writes every layer's new keys and values into the layer's slot."""
 
     slots: list[Slots]
 

@@ -1,8 +1,8 @@
 """A decoder layer around its attention, compiled: for a few tokens on a CPU, without gradient.
 
-A layer is some fifteen calls, and with one token each takes longer than its work. Here it is two calls and the
-attention between them, whatever the cache and the format of the weights; the arithmetic is that of the calls they
-replace. A layer says of itself what it is (`table`), so a layer of any form is either described or left to torch.
+A layer is about fifteen calls, and with one token each call takes longer than its work. Here a layer is two calls with
+the attention between them, for any cache and any format of the weights. The arithmetic is that of the calls that they
+replace. A layer describes itself (`table`), so a layer of any form either has a description or is computed by torch.
 """
 
 import ctypes
@@ -24,10 +24,10 @@ _DTYPES = {kind: dtype for dtype, kind in KINDS.items()}
 
 @dataclass(frozen=True, eq=False)
 class Form:
-    """What a layer says of itself: its halves, and how its attention reads.
+    """A layer's description of itself: its halves, and how its attention reads.
 
-    `positions` is the number of its rotation in the context, `window` the tokens it sees (None: all), `cap` bounds its
-    scores (None: they are unbounded).
+    `positions` is the number of its rotation in the context, `window` the number of tokens that it sees (None: all),
+    and `cap` the bound of its scores (None: there is none).
     """
 
     before: tables.Before
@@ -39,17 +39,18 @@ class Form:
 
 
 class Kept:
-    """What a module keeps of itself (`vars(module)`), so that it goes when the module goes; a copy begins without."""
+    """State stored in a module's `vars`, so that it is freed with the module; a copy of the module begins without
+    it."""
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return type(None), ()
 
 
 class Compiled(Kept):
-    """The halves of one layer, as long as its modules and weights stay where they are (`addresses`).
+    """The halves of one layer, valid while its modules and weights stay at their `addresses`.
 
-    `before(x, rotation)` gives queries (B, H, T, E), keys and values (B, K, T, E), rotated; `after(x, read)` the output
-    of the layer, of its input and of what the attention read (B, T, H x E).
+    `before(x, rotation)` returns rotated queries (B, H, T, E), and keys and values (B, K, T, E). `after(x, read)`
+    returns the output of the layer, from its input and from the result of the attention (B, T, H x E).
     """
 
     form: Form
@@ -68,21 +69,21 @@ class Compiled(Kept):
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """What the layers of one call must have in common."""
+        """The sizes that the layers of one call must have in common."""
         first = self.form.before
         return first.kind, first.width, first.heads, first.kv, first.size
 
     def refuses(self, x: Embeddings, rotation: Rotation | None) -> str:
-        """Why it does not take these hidden states (B, T, D), turned by one rotation."""
+        """The reason why it does not take these hidden states (B, T, D) under this rotation; "" if it does."""
         if self.unfit:
             return self.unfit
         if rotation is None or rotation.bands:
-            return "positions are no rotation, or keys are met at several distances"
+            return "positions are no rotation, or there are distance bands"
         if x.dtype != self.dtype or not x.is_contiguous():
-            return "the hidden states are in another dtype than the weights, or lie with gaps"
+            return "the hidden states are in another dtype than the weights, or are not contiguous"
         if rotation.cosine.dtype != torch.float32 or rotation.cosine.shape[-1] * 2 != self.size:
             return "only a part of each head is rotated"
-        return "a hook is to be called" if self.addresses.hooked() else ""
+        return "a module has a hook" if self.addresses.hooked() else ""
 
     def before(self, x: Embeddings, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         batch, tokens, _ = x.shape
@@ -113,7 +114,7 @@ class Compiled(Kept):
 
 
 def compiled(layer: nn.Module) -> Compiled:
-    """The halves of a layer as it is now, whether or not they can be used."""
+    """The halves of a layer as it is now; they may be unusable (`refuses`)."""
     known: Compiled | None = vars(layer).get("_compiled")
     if known is None or not known.addresses.fresh():
         known = vars(layer)["_compiled"] = Compiled(layer)
@@ -121,7 +122,7 @@ def compiled(layer: nn.Module) -> Compiled:
 
 
 def refuses_pass(x: Embeddings, context: Any) -> str:
-    """Why no compiled code takes this pass, whatever the layers: it wants a few tokens on a CPU and no gradient."""
+    """The reason why no compiled code takes this pass, for any layers: it needs a few tokens on a CPU, no gradient."""
     if not 0 < x.numel() <= FEW * x.shape[-1]:
         return MANY
     if x.device.type != "cpu":

@@ -1,8 +1,8 @@
-"""All layers of a decoder in one compiled call, for a few new tokens (one of every row, a draft) over a full cache.
+"""All layers of a decoder in one compiled call, for a few new tokens (one of every row, or a draft) over a full cache.
 
-Between the halves of a layer (`layer.py`) lie appending to the cache and attention, which for a full cache of which
-every query sees all that is before it are again little work and many calls. What this cannot do goes layer by layer,
-with the same numbers but for the order in which the attention of several tokens is summed.
+Between the halves of a layer (`layer.py`) its keys are appended and attention runs. With a full cache of which every
+query sees all that is before it, this is again little work in many calls. Passes that this file refuses run layer by
+layer, with the same numbers up to the order in which the attention of several tokens is summed.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ from handscroll.nn.span import Span
 
 @dataclass(eq=False)
 class _Layers(Kept):
-    """The halves of a model's layers; `unfit` says why they do not go together, "" if they do."""
+    """The halves of a model's layers; `unfit` says why one call cannot compute them together, "" if it can."""
 
     parts: list[Compiled]
     addresses: Addresses
@@ -38,11 +38,12 @@ class _Layers(Kept):
 
 @dataclass(eq=False)
 class _Tables:
-    """What the compiled call is given of a cache, as long as neither layers nor buffers are replaced; it keeps none.
+    """The tables of a cache for the compiled call, valid while neither layers nor buffers are replaced; it keeps
+    neither.
 
-    `array` holds a table a layer. Slots are counted from the cache's first token in every layer: where a windowed layer
-    has let `gone` tokens go, its addresses are those that slot 0 would have. `past` are the tables of what comes before
-    the cache's own tokens, by layer; None where the kernels do not take it.
+    `array` holds a table per layer. In every layer, slots are counted from the cache's first token: if a windowed layer
+    has dropped `gone` tokens, its addresses are those that slot 0 would have. `past` are, by layer, the tables of the
+    spans before the cache's own tokens; None if the kernels do not take these spans.
     """
 
     past: list[ctypes.Array] | None
@@ -58,7 +59,7 @@ _KNOWN: "WeakKeyDictionary[Keeper, _Tables]" = WeakKeyDictionary()
 
 
 def refuses(layers: nn.ModuleList, x: Embeddings, context: Context) -> str:
-    """Why the layers do not take these hidden states (B, T, D) in one call."""
+    """The reason why the layers do not take these hidden states (B, T, D) in one call; "" if they do."""
     if refused := refuses_pass(x, context):
         return refused
     cache: Any = context.cache
@@ -73,14 +74,14 @@ def refuses(layers: nn.ModuleList, x: Embeddings, context: Context) -> str:
         if refused := part.refuses(x, context.rotation(part.form.positions)):
             return refused
     if known.addresses.hooked():
-        return "a hook is to be called"
+        return "a module has a hook"
     if first_keys([part.form.window for part in known.parts], context, cache, x.shape[0]) is None:
         return "not every query sees all keys before itself, or all of a window"
-    return "the keys that come before are in no compiled form" if _known(cache, known.parts[0]).past is None else ""
+    return "the keys of the past have no compiled form" if _known(cache, known.parts[0]).past is None else ""
 
 
 def run(layers: nn.ModuleList, x: Embeddings, context: Context) -> Embeddings:
-    """The layers' output (B, T, D) for a few new tokens; their keys and values are appended."""
+    """The layers' output (B, T, D) for a few new tokens; appends their keys and values."""
     known: _Layers = vars(layers)["_stack"]
     cache: Any = context.cache
     like = known.parts[0]
@@ -121,7 +122,7 @@ def _call(array: ctypes.Array, x: Tensor, context: Context, slot: int) -> Tensor
 
 
 def first_keys(windows: Sequence[int | None], context: Context, cache: Any, batch: int) -> list[int] | None:
-    """The first key that the queries of each layer see, and with it all before themselves; None where it is not so."""
+    """The first key that each layer's queries see; None unless they also see all keys from there to themselves."""
     every, count = cache.marks.joined(context.marks, batch, torch.device("cpu")), context.marks.length
     square = Piece(every.length - count, every.length, square=True)
     before = [Piece(0, every.length - count)] if every.length > count else []
@@ -137,7 +138,7 @@ def first_keys(windows: Sequence[int | None], context: Context, cache: Any, batc
 
 
 def _known(cache: Any, like: Compiled) -> _Tables:
-    """What is known of a cache; at first, the tables of what comes before its own tokens."""
+    """The tables of a cache; at first only those of the past."""
     if cache not in _KNOWN:
         found = [_tables_of(spans, like) for spans in cache.past or [()] * cache.layers]
         usable = [tables for tables in found if tables is not None]
@@ -187,12 +188,12 @@ def _filled(known: _Tables, layers: _Layers, rooms: list[Room], firsts: list[int
 
 
 def _slot_0(buffer: Tensor, gone: int) -> int:
-    """The address that the cache's first token would have in a buffer that begins with the one after `gone` of them."""
+    """The address that slot 0 of the cache would have, from a buffer whose first slot is number `gone`."""
     return buffer.data_ptr() - gone * buffer.stride(2) * buffer.element_size()
 
 
 def _scale(known: _Tables, layers: _Layers, context: Context) -> None:
-    """What q.k is multiplied by in each layer."""
+    """Set the factor of q.k in each layer."""
     factors = [turn.attention_factor**2 for turn in context.rotations]
     if known.scales != factors:
         known.scales = factors

@@ -1,4 +1,4 @@
-"""T5's learned relative bias: a number for each head and bucket of distances is added to the scores."""
+"""T5's learned relative bias: a number per head and bucket of distances is added to the scores."""
 
 import math
 from typing import Any, ClassVar, Literal
@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from handscroll.base.spec import LayerSpec, Positions
 from handscroll.nn.positions.candidate import Candidate
 
-DISTANCE = 96  # bytes of one distance of a relative bias while it is made
+DISTANCE = 96  # bytes that one distance of a relative bias takes while the bias is computed
 
 
 class Buckets(Positions):
@@ -40,14 +40,15 @@ class Buckets(Positions):
     def candidates(
         self, method: str, to: int, first: "Buckets", layer: LayerSpec, factors: Any = None
     ) -> list[Candidate]:
-        """Chen et al. 2023's interpolation carried over to buckets, or only their logarithmic part stretched.
+        """Chen et al. 2023's interpolation applied to buckets, or a stretch of their logarithmic part only.
 
-        Both end where the buckets of training would, stretched once; what is stretched already is counted in.
+        Both reach as far as the buckets of training would reach if they were stretched once. An earlier stretch is
+        taken into account.
         """
         last = first.reach * first.factor * to / first.trained  # the distance from which on nothing changes
         factor = max(1.0, last / self.reach)
         far = max(self.reach, math.ceil(last / self.factor))
-        alone = int(self.factor * (self.buckets // 4))  # distances that keep their buckets on both sides
+        alone = int(self.factor * (self.buckets // 4))  # distances that keep their own buckets in both methods
         changed = {"context": to, "original": first.trained}
         made = [
             Candidate("none", "", changed, exact=to),

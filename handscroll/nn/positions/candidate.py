@@ -1,4 +1,4 @@
-"""One way to lengthen a model, as data: trying it costs no copy of the weights."""
+"""One way to lengthen a model, as data: trying it needs no copy of the weights."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,10 +9,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Candidate:
-    """A method with its settings (`detail` names them), and what it makes of a configuration: `changes` are new values
-    of its fields, `longer` makes the longer table of positions out of the learned rows, where there is one.
+    """A method with its settings, and the changes that it makes to a configuration.
 
-    `exact`: a text of at most so many tokens, in a request declared no longer, gives the very logits of before.
+    `detail` names the settings. `changes` are new values of the configuration's fields. `longer`, if given, makes the
+    longer table of positions from the learned rows. `exact`: texts of at most this many tokens, in a request whose
+    declared length is no longer, give exactly the same logits as before.
     """
 
     method: str

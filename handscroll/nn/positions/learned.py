@@ -1,7 +1,7 @@
-"""Learned position tables made longer: each function gives a table (context, D) `to` rows.
+"""Ways to lengthen a learned position table: each function gives a table (context, D) `to` rows.
 
-Only "extrapolate" gives every position a row of its own whose likeness to its neighbours is what the model learned; the
-others are known remedies, some of them for comparison.
+Only "extrapolate" gives every position its own row, as similar to its neighbours as the model learned it. The others
+are known remedies, some of them for comparison.
 """
 
 from collections.abc import Callable
@@ -10,26 +10,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK_SHARE = 0.4  # of a block's number in a row of "hierarchical"
-SMALLEST = 1e-6  # of the largest singular value: below it a direction is rounding
+BLOCK_SHARE = 0.4  # weight of the block's number in a row of "hierarchical"
+SMALLEST = 1e-6  # times the largest singular value: a direction with a smaller one is rounding noise
 
 
 def interpolate(table: Tensor, to: int) -> Tensor:
-    """Linear between the rows, ends kept (as ViT and BERT extensions do): nothing stays where it was."""
+    """Linear interpolation between the rows with fixed ends (as in ViT and BERT extensions); all other rows move."""
     wide = table.T[None].to(torch.float64)
     return F.interpolate(wide, size=to, mode="linear", align_corners=True)[0].T.to(table.dtype).contiguous()
 
 
 def tile(table: Tensor, to: int) -> Tensor:
-    """The table over and over, so that distances inside a trained length look as they did (Beltagy et al. 2020,
-    "Longformer", section 5); places a trained length apart are the same."""
+    """Repeat the table, so that distances inside a trained length look as before (Beltagy et al. 2020, "Longformer",
+    section 5). Places that are a trained length apart get the same row."""
     return table.repeat(-(-to // len(table)), 1)[:to].clone()
 
 
 def hierarchical(table: Tensor, to: int) -> Tensor:
-    """As tile, but every block tells its number too: with u_k = (p_k - a p_0) / (1 - a), row i n + j is
-    a u_i + (1 - a) u_j, so the first n rows stay (Su 2020, "Hierarchical decomposition of position embeddings",
-    kexue.fm/archives/7947, where a = 0.4 too), up to n^2 rows."""
+    """As `tile`, but each block adds its number: with u_k = (p_k - a p_0) / (1 - a), row i n + j is a u_i + (1 - a)
+    u_j.
+
+    So the first n rows stay (Su 2020, "Hierarchical decomposition of position embeddings", kexue.fm/archives/7947,
+    where a = 0.4 too). It makes up to n^2 rows.
+    """
     assert to <= len(table) ** 2, (to, len(table))
     basis = (table - BLOCK_SHARE * table[:1]) / (1 - BLOCK_SHARE)
     places = torch.arange(to, device=table.device)
@@ -37,24 +40,24 @@ def hierarchical(table: Tensor, to: int) -> Tensor:
 
 
 def copy_last_row(table: Tensor, to: int) -> Tensor:
-    """The last row for all that follow, a folk remedy that tells no position beyond from another."""
+    """Repeat the last row: a folk remedy, under which all new positions look the same."""
     return torch.cat([table, table[-1:].expand(to - len(table), -1)])
 
 
 def extrapolate(table: Tensor, to: int) -> Tensor:
-    """The table continued by the one rotation that best leads each of its rows to the next.
+    """Continue the table by the one rotation that best maps each of its rows to the next.
 
-    Trained tables are nearly such curves: their rows go round in many planes, as sinusoids do (Wang and Chen 2020,
-    "What do position embeddings learn?"). With x the rows less their mean, in the directions that they have, the
-    orthogonal matrix T that makes x_i T nearest to x_i+1 comes from one singular value decomposition (Schoenemann
-    1966), and the rows beyond are mean + x T^i, x averaged over all rows. A row beyond is then about as like its
-    neighbours as rows were to theirs, which is what a model reads from them. It need not be where a longer training had
-    put it: planes that do not go round once within the table are not known well enough for that. Row 0 is not learned
-    from: it often marks the beginning of a text. Rows that follow no curve average out: those beyond are then near the
-    mean and tell little.
+    Trained tables are nearly such curves: like sinusoids, their rows rotate in many planes (Wang and Chen 2020, "What
+    do position embeddings learn?"). Let x be the rows minus their mean, in the directions that they span. The
+    orthogonal matrix T that brings x_i T nearest to x_i+1 comes from one singular value decomposition (Schoenemann
+    1966). The new rows are mean + x T^i, with x averaged over all rows. A new row is then about as similar to its
+    neighbours as trained rows are to theirs, and this similarity is what a model reads from them. A longer training
+    might have put the row elsewhere: a plane that does not rotate once within the table is not known well enough. Row 0
+    is left out of the fit, because it often marks the beginning of a text. If the rows follow no curve, they average
+    out: the new rows are then near the mean and carry little information.
     """
     rows = table[1:].to(torch.float64)
-    if len(rows) < 2:  # no step to learn
+    if len(rows) < 2:  # there is no step to learn from
         return copy_last_row(table, to)
     mean = rows.mean(0)
     _, sizes, axes = torch.linalg.svd(rows - mean, full_matrices=False)

@@ -1,14 +1,14 @@
-"""No positions: the order in which tokens are read tells their places (LSTM)."""
+"""No positions: a token's place follows from the order in which tokens are read (LSTM)."""
 
 from typing import Literal
 
 from handscroll.base.spec import LayerSpec, Positions
 
-ENDLESS = 1 << 40  # tokens: no position ends the context
+ENDLESS = 1 << 40  # tokens; stands for a context without a limit
 
 
 class Order(Positions):
-    """Nothing ends the context; `trained` is the length of the rows that the model learned from."""
+    """The order alone, which does not limit the context; `trained` is the length of the training rows."""
 
     words = "no positions"
     unlengthened = (

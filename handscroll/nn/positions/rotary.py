@@ -1,4 +1,4 @@
-"""Rotary positions (Su et al. 2021): queries and keys are turned by their place, so that a score tells the distance."""
+"""Rotary positions (Su et al. 2021): queries and keys are rotated by their place, so scores depend on the distance."""
 
 import math
 from typing import Annotated, Any, Literal, Self
@@ -20,8 +20,8 @@ from handscroll.nn.scaling.table import OWN, SCALINGS, scaling_from
 class Rotary(Positions):
     """The rotary positions of a checkpoint.
 
-    `base` is rope_theta; `trained` the tokens the frequencies were trained for; `context` the tokens that the
-    checkpoint may be used to now.
+    `base` is rope_theta. `trained` is the number of tokens that the frequencies were trained for; `context` is the
+    number of tokens that the checkpoint may be used with now.
 
     Raises:
         ConfigError: (through `parse`) lengths, factor and original of the scaling contradict each other.
@@ -52,7 +52,7 @@ class Rotary(Positions):
         return self
 
     def rotation(self, marks: Marks, rotated: int, length: int | None, like: Tensor) -> Rotation:
-        """Tables for tokens with `marks`, of `rotated` numbers of each head, in a request of `length` tokens.
+        """Tables for tokens with `marks`, for `rotated` numbers of each head, in a request of `length` tokens.
 
         Raises:
             ConfigError: the scaling depends on the length, and none is declared.
@@ -108,19 +108,19 @@ class Rotary(Positions):
         return {"base": self.base}
 
     def restored(self, before: dict[str, Any] | None, trained: int) -> "Rotary":
-        if before is None or self.scaling.name != "none":  # its own record says all
+        if before is None or self.scaling.name != "none":  # the scaling's own record is complete
             return self
         plain = {"scaling": {"name": "none"}, "context": self.context, "trained": trained}
         return Rotary.parse(plain | before, "handscroll.json: before")
 
 
 def stretched(trained: int, factor: float) -> int:
-    """trained * factor in whole tokens, never more; the small term undoes rounding in factor = context / trained."""
+    """trained * factor, rounded down to whole tokens; the small term undoes rounding in factor = context / trained."""
     return math.floor(trained * factor + 1e-6)
 
 
 def agree(trained: int, factor: float, context: int) -> bool:
-    """Whether the three fit to within one trained token."""
+    """Whether the three agree to within one trained token."""
     return abs(context / factor - trained) < 1.0
 
 

@@ -1,4 +1,4 @@
-"""ALiBi (Press et al. 2022): a fixed bias on the scores grows with the distance, at a rate of its own in every head."""
+"""ALiBi (Press et al. 2022): a fixed bias on the scores grows with the distance, at each head's own rate."""
 
 from typing import Any, ClassVar, Literal
 
@@ -7,7 +7,7 @@ from handscroll.nn.positions.candidate import Candidate
 
 
 class Slopes(Positions):
-    """Slopes that are divided by `factor`."""
+    """ALiBi's slopes, divided by `factor`."""
 
     words = "ALiBi"
     bias = "fixed"
@@ -30,13 +30,14 @@ class Slopes(Positions):
     def candidates(
         self, method: str, to: int, first: "Slopes", layer: LayerSpec, factors: Any = None
     ) -> list[Candidate]:
-        """Al-Khateeb et al. 2023: slopes divided by to / trained; by parts of it too, since ALiBi runs on by itself."""
+        """Al-Khateeb et al. 2023: slopes divided by to / trained. Smaller factors are tried too, as ALiBi
+        extrapolates."""
         changed = {"context": to, "original": first.trained}
         made = [Candidate("none", "", {"factor": self.factor} | changed, exact=to)]
         factor = first.factor * to / first.trained
         found = sorted({max(1.0, share * factor) for share in (0.25, 0.5, 1.0)} - {self.factor, 1.0})
         made += [Candidate("slopes", f"factor {each:g}", {"factor": each} | changed) for each in found]
-        if method == "auto" and not self.only_ours:  # what other libraries can read
+        if method == "auto" and not self.only_ours:  # a form that other libraries can read
             return [one for one in made if one.changes["factor"] == 1.0]
         return made if method in ("auto", "all") else [one for one in made if one.method == method]
 

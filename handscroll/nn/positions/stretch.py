@@ -50,8 +50,8 @@ def dynamic_ntk(positions: "Rotary", head_size: int, to: int) -> list[Candidate]
 def yarn(positions: "Rotary", head_size: int, to: int) -> list[Candidate]:
     """YaRN (Peng et al. 2023), with its published ramp (32, 1) and with ramps that keep more dimensions.
 
-    The paper found its ramp on 4K models; a short-context model has few dimensions that turn 32 times, and on
-    babyllama-256 (beta 8, 0.35) gave 0.55 nats where (32, 1) gave 0.72 (2026-11, docs/log.md).
+    The paper found its ramp on 4K models. In a model with a short context, few dimensions rotate 32 times: on
+    babyllama-256 the ramp (8, 0.35) gave 0.55 nats where (32, 1) gave 0.72 (2026-11, docs/log.md).
     """
     factor = to / positions.trained
     made = []
@@ -72,13 +72,13 @@ def yarn(positions: "Rotary", head_size: int, to: int) -> list[Candidate]:
 
 
 def llama3(positions: "Rotary", head_size: int, to: int) -> list[Candidate]:
-    """The scaling of Llama 3.1: low frequencies divided, high ones kept, a smooth band between."""
+    """The scaling of Llama 3.1: low frequencies are divided, high ones kept, and those between are blended."""
     fields = {"name": "llama3", "factor": to / positions.trained, "original": positions.trained}
     return [_scaled("llama3", "", positions, to, fields | {"low_freq_factor": 1.0, "high_freq_factor": 4.0})]
 
 
 def dynamic_yarn(positions: "Rotary", head_size: int, to: int) -> list[Candidate]:
-    """YaRN with a factor by the declared length; short requests stay exact. Ramps as for `yarn`."""
+    """YaRN with a factor that depends on the declared length; short requests stay exact. Ramps as for `yarn`."""
     made, trained = [], positions.trained
     for fast, slow in ((32.0, 1.0), (16.0, 0.5), (8.0, 0.5), (8.0, 0.35)):
         for strength in (1.0, 0.5):
@@ -90,7 +90,7 @@ def dynamic_yarn(positions: "Rotary", head_size: int, to: int) -> list[Candidate
 
 
 def self_extend(positions: "Rotary", head_size: int, to: int) -> list[Candidate]:
-    """Self-Extend (Jin et al. 2024): exact within a window, groups beyond; three windows, two group sizes."""
+    """Self-Extend (Jin et al. 2024): exact within a window, groups beyond it; three windows and two group sizes."""
     trained, made = positions.trained, []
     for share in (0.25, 0.5, 0.75):
         window = max(1, int(trained * share))
@@ -153,16 +153,16 @@ METHODS: dict[str, Make] = {
 
 
 def rotary_candidates(positions: "Rotary", head_size: int, method: str, to: int, current: str) -> list[Candidate]:
-    """Fresh scalings start from unscaled frequencies; a checkpoint scaled by `current` already keeps that method."""
+    """Candidates for a model without scaling, or for one that `current` scales already and that keeps this method."""
     if current != "none":
         if method not in ("auto", "all", current):
             raise ConfigError(
                 f"the checkpoint is already scaled by '{current}'; it can only be lengthened by the same method "
                 f"(--method {current} or auto)"
             )
-        if current in ("ntk", "self-extend", "dual-chunk"):  # they start from the trained frequencies again
+        if current in ("ntk", "self-extend", "dual-chunk"):  # these always start from the trained frequencies
             scaling = positions.scaling
-            kept = getattr(scaling, "window", getattr(scaling, "chunk", 0))  # tokens that were exact
+            kept = getattr(scaling, "window", getattr(scaling, "chunk", 0))  # tokens that were exact before
             return [replace(one, exact=min(one.exact, kept)) for one in METHODS[current](positions, head_size, to)]
         exact = positions.trained if current.startswith("dynamic") else 0
         fields = _larger(positions, to / positions.trained)
@@ -177,7 +177,7 @@ def rotary_candidates(positions: "Rotary", head_size: int, method: str, to: int,
 
 
 def _larger(positions: "Rotary", factor: float) -> dict[str, Any]:
-    """The fields of the same scaling by a larger factor; a chosen strength of YaRN's attention stays."""
+    """The fields of the same scaling with a larger factor; a chosen strength of YaRN's attention stays."""
     fields = positions.scaling.model_dump() | {"factor": factor}
     override = fields.pop("attention_override", None)
     if override is not None and positions.scaling.name == "yarn" and positions.scaling.factor > 1.0:
@@ -200,7 +200,7 @@ def _scaled(
 
 
 def _try(make):
-    """A candidate that its own formula refuses for this model (no ramp, say) is no candidate."""
+    """Call `make`, and drop the candidate if its own formula refuses this model (it has no ramp, for example)."""
     try:
         return make()
     except ConfigError:

@@ -1,4 +1,4 @@
-"""Learned position tables: a vector for each position is added to the embedding; none is known past the last."""
+"""Learned position tables: a vector per position is added to the embedding; no position beyond the last has one."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,11 +12,11 @@ from handscroll.base.spec import LayerSpec, Positions
 from handscroll.nn.positions.candidate import Candidate
 from handscroll.nn.positions.learned import LEARNED
 
-WIDE = 24  # bytes of one number of a table while it is made longer
+WIDE = 24  # bytes that one number of a table takes while the table is lengthened
 
 
 class Table(Positions):
-    """A table of `context` rows behind `unused` ones (RoBERTa)."""
+    """A table of `context` rows, which come after `unused` rows in the file (RoBERTa)."""
 
     words = "learned positions"
     methods = LEARNED

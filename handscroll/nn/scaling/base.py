@@ -1,4 +1,4 @@
-"""What every scaling of the rotary frequencies answers, and the unscaled frequencies they all start from."""
+"""The contract of every scaling of the rotary frequencies, and the unscaled frequencies from which they start."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -13,15 +13,17 @@ from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError
 from handscroll.nn.mask import Mask
 
-# Strict: in a config.json a factor of "4" or true is a mistake, and the reference library fails on it too.
+# Strict: a factor of "4" or true in a config.json is a mistake, and the reference library fails on it too.
 Factor = Annotated[float, Field(ge=1.0, allow_inf_nan=False, strict=True)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False, strict=True)]
 Tokens = Annotated[int, Field(ge=1, strict=True)]
 
 
 class Band(NamedTuple):
-    """Keys at distances of their own: which they are, and the positions (integers) at which a band's queries and keys
-    are rotated. Bands of one scaling share no key and leave none out."""
+    """A distance band: the mask of its keys, and the positions (integers) at which its queries and keys are rotated.
+
+    Each key is in exactly one distance band of a scaling.
+    """
 
     mask: Mask
     query: Callable[[Tensor], Tensor]
@@ -31,16 +33,15 @@ class Band(NamedTuple):
 class Scaling(Config):
     """A way to stretch the rotary frequencies of a trained model over a longer text; frozen and pure.
 
-    `factor` is how many times longer the text may become, `original` the context that the frequencies were
-    trained for (None where the formula does not need it).
-    `head_size` is how many numbers of a head are rotated.
+    `factor` says how many times longer the text may become. `original` is the context that the frequencies were trained
+    for (None if the formula does not need it). `head_size` counts the rotated numbers of a head.
     Limits: scales all layers alike; no frequencies per layer type.
     """
 
     name: ClassVar[str]
     depends_on_length: ClassVar[bool] = False
 
-    if TYPE_CHECKING:  # fields or constants of the subclasses; a real attribute here would be shadowed by them
+    if TYPE_CHECKING:  # fields or constants of the subclasses; they would shadow a real attribute here
         factor: float
         original: int | None
 
@@ -55,16 +56,18 @@ class Scaling(Config):
         """
 
     def attention_factor(self, length: int | None) -> float:
-        """What cosine and sine are multiplied by in the convention of `transformers`; q.k gets its square."""
+        """The factor of cosine and sine, in the convention of `transformers`; q.k gets its square."""
         return 1.0
 
     def bucket(self, length: int | None) -> int:
-        """Key of the tables for `length`: equal keys mean equal frequencies and attention factor."""
+        """The length bucket of `length`: equal numbers mean equal frequencies and attention factor."""
         return 0
 
     def declared(self, length: int) -> int:
-        """What a request of `length` tokens declares: where every length has its own tables, a longer one that many
-        requests share."""
+        """The length that a request of `length` tokens declares.
+
+        If every length has its own tables, this is a longer one that many requests share.
+        """
         return length
 
     def stored(self, positions: Tensor) -> Tensor:
@@ -72,7 +75,8 @@ class Scaling(Config):
         return positions
 
     def bands(self) -> tuple[Band, ...]:
-        """Parts of the keys that are read at distances of their own; empty: all at the distance that they have."""
+        """The distance bands, if parts of the keys are read at distances of their own; empty: all at their real
+        distance."""
         return ()
 
     @model_serializer(mode="wrap")

@@ -1,4 +1,4 @@
-"""Dual chunk attention: exact distances inside a chunk and over its border, one far distance for the rest."""
+"""Dual chunk attention: exact distances inside a chunk and to the chunk before, one far distance for the rest."""
 
 from typing import ClassVar, Self
 
@@ -12,12 +12,12 @@ from handscroll.nn.scaling.base import Band, Factor, Scaling, Tokens, plain_freq
 
 class DualChunk(Scaling):
     """Keys stand at j mod s. Queries stand at i mod s for keys of their own chunk, at min(i mod s + s, L0 - 1) for the
-    chunk before, and at L0 - 1 for all chunks before that.
+    chunk before, and at L0 - 1 for all earlier chunks.
 
-    With chunks of s < L0 tokens no distance is longer than a trained one, whatever the length; the last L0 - s tokens
-    are always at their exact distance. A text of at most s tokens reads as before.
-    Source: An et al. 2024, "Training-Free Long-Context Scaling of Large Language Models", arXiv:2402.17463, section 3.
-    Limits: distances over more than one chunk say little but that they are far.
+    With chunks of s < L0 tokens, no distance is longer than a trained one in a text of any length. The last L0 - s
+    tokens are always at their exact distance. A text of at most s tokens is read as before. Source: An et al. 2024,
+    "Training-Free Long-Context Scaling of Large Language Models", arXiv:2402.17463, section 3. Limits: a distance of
+    more than one chunk says only that the key is far.
     """
 
     name: ClassVar[str] = "dual-chunk"

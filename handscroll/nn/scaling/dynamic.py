@@ -1,4 +1,4 @@
-"""NTK-aware base that grows with the declared length of the request."""
+"""An NTK-aware base that grows with the declared length of the request."""
 
 from typing import ClassVar
 
@@ -12,10 +12,10 @@ class DynamicNTK(Scaling):
     """base' = base * (s * L / L0 - (s - 1))^(d / (d - 2)) for a declared length L > L0, else the trained base.
 
     Source: emozilla 2023, "Dynamically Scaled RoPE" (r/LocalLLaMA), with bloc97's exponent; Peng et al. 2023,
-    arXiv:2309.00071, section 3.3 and appendix B.1. `dynamic` in foreign configurations.
-    Limits: the length is the declared one, fixed for the request. `transformers` recomputes when a text grows
-    past the length seen so far and leaves the keys already cached in the older rotation; the two agree when the
-    whole text is given at once.
+    arXiv:2309.00071, section 3.3 and appendix B.1. It is called `dynamic` in foreign configurations. Limits: the length
+    is the declared one, fixed for the request. `transformers` recomputes the base when a text grows past the longest
+    length seen so far, and leaves cached keys in the older rotation. The two agree when the whole text is given at
+    once.
     """
 
     name: ClassVar[str] = "dynamic-ntk"
@@ -25,7 +25,7 @@ class DynamicNTK(Scaling):
 
     def inverse_frequencies(self, head_size: int, base: float, length: int | None) -> Tensor:
         """Float64 (head_size / 2,); the errors of `plain_frequencies` and `ntk_exponent`."""
-        plain_frequencies(head_size, base)  # refuses a bad base before it is raised to a power
+        plain_frequencies(head_size, base)  # refuses a bad base before the power is taken
         stretched = max(length or 0, self.original) / self.original
         growth = self.factor * stretched - (self.factor - 1.0)
         return plain_frequencies(head_size, base * growth ** ntk_exponent(head_size))
@@ -35,7 +35,7 @@ class DynamicNTK(Scaling):
         return length if length is not None and length > self.original else 0
 
     def declared(self, length: int) -> int:
-        """The trained length times the next power of two: so a saved reading serves questions of many lengths."""
+        """The trained length times the next power of two, so that a saved reading serves questions of many lengths."""
         whole = self.original
         while whole < length:
             whole *= 2

@@ -10,13 +10,12 @@ from handscroll.nn.scaling.yarn import YaRN
 
 
 class DynamicYaRN(Scaling):
-    """YaRN (`yarn.py`) with the factor s = 2^k, the least that the declared length needs, and `factor` at most.
+    """YaRN (`yarn.py`) with the smallest factor s = 2^k that the declared length needs, and at most `factor`.
 
     Up to the trained length s is 1: frequencies and attention are those of the checkpoint, bit for bit. The attention
-    factor is 1 + 0.1 `sharpening` ln s.
-    Source: Peng et al. 2023, arXiv:2309.00071, section 3.4 and appendix B.1 ("dynamic scaling"); there s follows the
-    length token by token, which the keys already cached do not survive. Here it is fixed for the request.
-    Limits: a request that outgrows its bucket has to be read again (`generate/conversation.py`).
+    factor is 1 + 0.1 `sharpening` ln s. Source: Peng et al. 2023, arXiv:2309.00071, section 3.4 and appendix B.1
+    ("dynamic scaling"). There s follows the length token by token, which makes cached keys invalid; here s is fixed for
+    the request. Limits: a request that outgrows its bucket has to be read again (`generate/conversation.py`).
     """
 
     name: ClassVar[str] = "dynamic-yarn"
@@ -28,7 +27,7 @@ class DynamicYaRN(Scaling):
     sharpening: Positive = 1.0
 
     def stretch(self, length: int | None) -> float:
-        """s for a request of `length` tokens."""
+        """The factor s for a request of `length` tokens."""
         return min(self.declared(length or 1) / self.original, self.factor)
 
     def inverse_frequencies(self, head_size: int, base: float, length: int | None) -> Tensor:
@@ -43,7 +42,7 @@ class DynamicYaRN(Scaling):
         return 1.0 + 0.1 * self.sharpening * math.log(self.stretch(length))
 
     def bucket(self, length: int | None) -> int:
-        """0 up to the trained length, then the tokens that the request may grow to."""
+        """0 up to the trained length, then the number of tokens up to which the request may grow."""
         return 0 if self.stretch(length) == 1.0 else math.ceil(self.stretch(length) * self.original)
 
     def declared(self, length: int) -> int:

@@ -1,4 +1,4 @@
-"""The frequency bands of Llama 3.1."""
+"""The scaling of Llama 3.1, which treats low and high frequencies differently."""
 
 import math
 from typing import ClassVar, Self
@@ -13,8 +13,8 @@ from handscroll.nn.scaling.base import Factor, Positive, Scaling, Tokens, plain_
 class Llama3(Scaling):
     """f_i' = f_i * (m_i + (1 - m_i) / s), m_i = clamp((r_i - low) / (high - low), 0, 1), r_i = L0 f_i / (2 pi).
 
-    r_i is how often a dimension turns within the trained context: above `high_freq_factor` turns it is kept,
-    below `low_freq_factor` divided by s, and blended between.
+    r_i counts the turns of a dimension within the trained context. With more than `high_freq_factor` turns it is kept,
+    with fewer than `low_freq_factor` it is divided by s, and between the two it is blended.
     Source: `apply_scaling` in the released code of Llama 3.1 (github.com/meta-llama/llama-models, 2024); Dubey et
     al. 2024, arXiv:2407.21783, only names the method.
     Limits: s divides the frequencies and is not the ratio of contexts (Llama 3.1: s = 8 for 8192 -> 131072).

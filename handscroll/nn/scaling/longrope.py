@@ -1,4 +1,4 @@
-"""LongRoPE: one searched factor per dimension, one list for short and one for long requests."""
+"""LongRoPE: one searched factor per dimension, with one list for short requests and one for long ones."""
 
 import math
 from typing import ClassVar, Self
@@ -14,11 +14,11 @@ from handscroll.nn.scaling.base import Factor, Positive, Scaling, Tokens, plain_
 class LongRoPE(Scaling):
     """f_i' = f_i / long_i for a declared length L > L0, f_i / short_i otherwise.
 
-    Attention factor for either list: sqrt(1 + ln s / ln L0), or `attention_override`.
+    Attention factor for both lists: sqrt(1 + ln s / ln L0), or `attention_override`.
     Source: Ding et al. 2024, arXiv:2402.13753, section 3; the attention factor is the one of the released Phi-3
-    checkpoints. `longrope` or `su` in foreign configurations.
+    checkpoints. It is called `longrope` or `su` in foreign configurations.
     Limits: the factors are given, not searched for here. The length is the declared one, fixed for the request;
-    `transformers` goes by the highest position so far and switches in the middle of a text that grows past L0.
+    `transformers` uses the highest position so far, and switches in the middle of a text that grows past L0.
 
     Raises:
         ConfigError: (when used) a list does not have one factor for each pair of the head.
@@ -44,7 +44,7 @@ class LongRoPE(Scaling):
         return self
 
     def inverse_frequencies(self, head_size: int, base: float, length: int | None) -> Tensor:
-        """Float64 (head_size / 2,); the errors of `plain_frequencies`, and lists of another size."""
+        """Float64 (head_size / 2,); raises the errors of `plain_frequencies`, and one for lists of another size."""
         plain = plain_frequencies(head_size, base)
         factors = self.long_factor if self.bucket(length) else self.short_factor
         if len(factors) != len(plain):

@@ -8,7 +8,7 @@ from handscroll.nn.scaling.base import Scaling, plain_frequencies
 
 
 class NoScaling(Scaling):
-    """The frequencies of the checkpoint, unchanged; also what remains after a change of base (see `ntk.py`)."""
+    """The frequencies of the checkpoint, unchanged; also used after a change of base (see `ntk.py`)."""
 
     name: ClassVar[str] = "none"
     factor: ClassVar[float] = 1.0

@@ -1,4 +1,4 @@
-"""The NTK-aware change of base; a base and not a scaling, so that it is exported as a plain rotary embedding."""
+"""The NTK-aware change of base. It is no `Scaling`, so that the result is exported as a plain rotary embedding."""
 
 from handscroll.base.errors import ConfigError
 
@@ -9,8 +9,8 @@ def ntk_base(base: float, factor: float, head_size: int) -> float:
     The highest frequency (i = 0) stays 1 and the lowest (i = d/2 - 1) is divided by exactly s, because
     base'^(-(d-2)/d) = base^(-(d-2)/d) / s. Use it with `NoScaling`.
     Source: bloc97 2023, "NTK-Aware Scaled RoPE" (r/LocalLLaMA); Peng et al. 2023, arXiv:2309.00071, section 3.1.
-    Limits: the dimensions in between are stretched by less than s, so the last part of the longer context is out
-    of the trained range; a factor somewhat above (new length / old length) is usual.
+    Limits: the dimensions in between are stretched by less than s, so the last part of the longer context is outside
+    the trained range; a factor somewhat above (new length / old length) is usual.
 
     Raises:
         ConfigError: factor below 1 or not finite, head size odd or below 4.

@@ -11,8 +11,8 @@ class PositionInterpolation(Scaling):
     """Every frequency divided by the factor: f_i' = f_i / s, the same as dividing the positions by s.
 
     Source: Chen et al. 2023, "Extending Context Window of Large Language Models via Positional Interpolation",
-    arXiv:2306.15595, equation 4. `linear` in foreign configurations.
-    Limits: neighbouring tokens move closer in the high frequencies too, so it wants tuning at the new length.
+    arXiv:2306.15595, equation 4. It is called `linear` in foreign configurations.
+    Limits: neighbouring tokens move closer in the high frequencies too, so the model should be tuned at the new length.
     """
 
     name: ClassVar[str] = "pi"

@@ -1,4 +1,4 @@
-"""Self-Extend: neighbours at their exact distance, everything further back in groups that share a position."""
+"""Self-Extend: near keys at their exact distance, all keys further back in groups that share a position."""
 
 from typing import ClassVar, Self
 
@@ -13,11 +13,11 @@ from handscroll.nn.scaling.base import Band, Factor, Scaling, Tokens, plain_freq
 class SelfExtend(Scaling):
     """Keys nearer than `window` are read at the distance i - j, all others at i // G + W - W // G - j // G.
 
-    So a model trained to L0 tokens meets no distance that it was not trained for up to (L0 - W) G + W tokens; no
-    weight and no frequency changes, and a text of at most W tokens reads as before.
-    Source: Jin et al. 2024, "LLM Maybe LongLM: Self-Extend LLM Context Window Without Tuning", arXiv:2401.01325, 3.2.
-    Limits: tokens of one group are told apart by their content alone. Keys are kept once, rotated to their group;
-    neighbours are turned on to their own place while they are read, which costs the window and not the text.
+    So a model trained to L0 tokens meets only trained distances in texts of up to (L0 - W) G + W tokens. No weight and
+    no frequency changes, and a text of at most W tokens is read as before. Source: Jin et al. 2024, "LLM Maybe LongLM:
+    Self-Extend LLM Context Window Without Tuning", arXiv:2401.01325, 3.2. Limits: the tokens of one group differ by
+    their content alone. Keys are kept once, rotated to their group. Near keys are rotated further to their own place
+    while they are read; this cost grows with the window and not with the text.
     """
 
     name: ClassVar[str] = "self-extend"
@@ -41,7 +41,7 @@ class SelfExtend(Scaling):
 
     @property
     def reach(self) -> int:
-        """Tokens up to which no distance is longer than a trained one."""
+        """The number of tokens up to which no distance is longer than a trained one."""
         return (self.original - self.window) * self.group + self.window
 
     def inverse_frequencies(self, head_size: int, base: float, length: int | None) -> Tensor:

@@ -17,7 +17,7 @@ SCALINGS = {
     "dual-chunk": "handscroll.nn.scaling.dual_chunk:DualChunk",
     "longrope": "handscroll.nn.scaling.longrope:LongRoPE",
 }
-# Ours: no other library computes them, so their foreign names are ones that the others do not know and refuse to load.
+# Methods that no other library computes: other libraries do not know these names and refuse to load them.
 OWN = frozenset({"dynamic-yarn", "self-extend", "dual-chunk"})
 
 
@@ -25,7 +25,7 @@ def scaling_from(values: Any, where: str = "scaling") -> Scaling:
     """A scaling from its record, such as {"name": "pi", "factor": 4.0}; a `Scaling` is returned as it is.
 
     Raises:
-        ConfigError: no name, an unknown name, or wrong fields, with the nearest valid name.
+        ConfigError: the name is missing or unknown (the nearest valid one is given), or fields are wrong.
     """
     if isinstance(values, Scaling):
         return values

@@ -16,13 +16,13 @@ class YaRN(Scaling):
     """f_i' = f_i * (1 - g_i) + (f_i / s) * g_i, with a ramp g from 0 (kept) to 1 (interpolated).
 
     The dimension that turns r times within the trained context is i(r) = d ln(L0 / (2 pi r)) / (2 ln base); g is
-    0 up to i(beta_fast), 1 from i(beta_slow) on and linear in i between. `truncate` widens the ramp to whole
+    0 up to i(beta_fast), 1 from i(beta_slow) on, and linear in i between them. `truncate` widens the ramp to whole
     dimensions, as released checkpoints expect.
     Attention factor: 0.1 ln s + 1 (equation 22: q.k times its square), or
-    (0.1 mscale ln s + 1) / (0.1 mscale_all_dim ln s + 1) where a checkpoint gives both (DeepSeek-V2), or
-    `attention_override`, which goes before both.
-    Source: Peng et al. 2023, arXiv:2309.00071, sections 3.2 to 3.4. The paper's ramp is linear in r; the authors'
-    released code and every released checkpoint use the one linear in i, and so does this.
+    (0.1 mscale ln s + 1) / (0.1 mscale_all_dim ln s + 1) if a checkpoint gives both (DeepSeek-V2).
+    `attention_override` takes precedence over both.
+    Source: Peng et al. 2023, arXiv:2309.00071, sections 3.2 to 3.4. The paper's ramp is linear in r. The authors'
+    released code and every released checkpoint use a ramp that is linear in i, and so does this class.
     Limits: the same frequencies for every length, so short texts change slightly.
 
     Raises:
@@ -47,12 +47,12 @@ class YaRN(Scaling):
                 "beta_fast counts the turns of the dimensions to keep and must be the larger one"
             )
         if (self.mscale is None) != (self.mscale_all_dim is None):
-            # The reference library ignores a lone one; a setting without effect is refused here.
+            # The reference library ignores a single one; here a setting without effect is refused.
             raise ConfigError("mscale and mscale_all_dim only act together; give both or neither")
         return self
 
     def inverse_frequencies(self, head_size: int, base: float, length: int | None) -> Tensor:
-        """Float64 (head_size / 2,); the errors of `plain_frequencies` and of the ramp."""
+        """Float64 (head_size / 2,); raises the errors of `plain_frequencies` and of the ramp."""
         plain = plain_frequencies(head_size, base)
         ramp = self._ramp(head_size, base)
         return plain * (1.0 - ramp) + plain / self.factor * ramp
@@ -71,9 +71,9 @@ class YaRN(Scaling):
     def _ramp(self, head_size: int, base: float) -> Float[Tensor, "half"]:
         """0 where the dimension is kept, 1 where it is interpolated.
 
-        The bounds are clipped to 0 .. d - 1 although only d/2 dimensions exist: released checkpoints were
-        trained with that clip. Where it would cross the bounds, the slope turns negative (all kept, or worse,
-        upside down), which is refused.
+        The bounds are clipped to 0 .. d - 1 although only d/2 dimensions exist: released checkpoints were trained with
+        that clip. If the clip made the bounds cross, the slope would be negative (all dimensions kept, or the ramp
+        reversed); this is refused.
         """
         first = self._dimension(self.beta_fast, head_size, base)
         last = self._dimension(self.beta_slow, head_size, base)
@@ -85,7 +85,7 @@ class YaRN(Scaling):
                 f"YaRN has no ramp for base {base}, original {self.original} and head size {head_size}: it would "
                 f"run from dimension {first:g} down to {last:g}; check rope_theta and original_max_position_embeddings"
             )
-        width = last - first if last > first else 0.001  # a step; the value is the one of the released code
+        width = last - first if last > first else 0.001  # a step; the value is that of the released code
         return ((torch.arange(head_size // 2, dtype=torch.float64) - first) / width).clamp(0.0, 1.0)
 
     def _dimension(self, turns: float, head_size: int, base: float) -> float:
