@@ -1,7 +1,7 @@
 """Extension methods, bake-off and tuning.
 
-The folder is named after its verb and so is the public function, `handscroll.extend(lm, to=...)`. Importing
-anything in here makes Python bind the folder to that name, so the folder itself answers the call.
+The folder and the public function `handscroll.extend(lm, to=...)` have the same name. Any import from this folder makes
+Python bind the folder to that name, so the folder itself must be callable.
 """
 
 import sys

@@ -1,8 +1,8 @@
-"""The bake-off: every candidate measured on the same text, the winner chosen by loss, short text guarded.
+"""The bake-off measures every candidate on the same text and chooses the winner by loss, with a guard for short text.
 
-Two rounds: all candidates on one window, then the best of each method on all windows. `long` is the mean loss
-of the positions past the trained length, `short` that of the positions before it in the same windows (so a
-scaling that hurts short text cannot hide), to be compared with the untouched model's short loss.
+It has two rounds: all candidates on one window, then the best candidate of each method on all windows. `long` is the
+mean loss at positions past the trained length. `short` is the mean loss at the positions before it, in the same
+windows. It is compared with the short loss of the unchanged model, which shows whether a scaling hurts short text.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +18,8 @@ from handscroll.models.model import Model
 from handscroll.nn.positions.candidate import Candidate
 
 Progress = Callable[[str], None]
-MARGIN = 0.02  # nats by which a change must beat the model as it is
-PENALTY = 5.0  # of each nat that short text loses past the guard
+MARGIN = 0.02  # nats by which a change must beat the unchanged model
+PENALTY = 5.0  # weight of each nat by which the rise of the short loss exceeds the guard
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Goal:
-    """To lengthen from `trained` to `target` tokens, while the loss of short text rises by at most `guard` nats."""
+    """Lengthen from `trained` to `target` tokens, while the loss of short text rises by at most `guard` nats."""
 
     target: int
     trained: int
@@ -46,7 +46,10 @@ class Goal:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The best candidate of each method, best first, and what they were measured on."""
+    """The best candidate of each method (best first), the goal, and the text of the measurement.
+
+    `base` is the unchanged model's loss on short text, in nats per token.
+    """
 
     rows: tuple[Row, ...]
     base: float
@@ -59,7 +62,7 @@ class Outcome:
 
     @property
     def guarded(self) -> bool:
-        """Whether the winner keeps short text within the guard."""
+        """Whether the winner's rise in the loss of short text stays within the guard."""
         return self.winner.within(self.base, self.goal.guard)
 
     def record(self) -> dict[str, Any]:
@@ -92,11 +95,11 @@ def bake_off(
     goal: Goal,
     progress: Progress | None = None,
 ) -> Outcome:
-    """Measure `entries` on `samples` (windows of `goal.target` tokens) and rank them; the model is left as it was.
+    """Measure `entries` on `samples` (windows of `goal.target` tokens) and rank them; the model stays unchanged.
 
-    The winner has the lowest long loss; short text that loses more than the guard counts `PENALTY` times the
-    excess. (A hard limit would let the untouched model win by harming nothing.) The model as it is has the benefit
-    of `MARGIN`: a change must earn its place.
+    The winner has the lowest score. The score is the long loss, plus `PENALTY` times the part of the rise of the short
+    loss that exceeds the guard. (With a hard limit the unchanged model would win, because it does no harm.) The score
+    of the unchanged model is lowered by `MARGIN`, so a change must be at least that much better.
     """
     trained, guard = goal.trained, goal.guard
     note = progress or (lambda text: None)
@@ -122,7 +125,7 @@ def bake_off(
 
 @contextmanager
 def applied(model: Model, candidate: Candidate) -> Iterator[None]:
-    """The lengthened model for as long as the block runs."""
+    """Lengthen the model while the block runs, then restore it."""
     config, table = model.config, getattr(model, "position_embedding", None)
     try:
         apply(model, candidate)

@@ -1,4 +1,4 @@
-"""`extend`: lengthen a checkpoint's context, by a named method or the measured best, and tune it if asked."""
+"""`extend`: lengthen a checkpoint's context by a named method or by the best measured one, with optional tuning."""
 
 import copy
 import operator
@@ -25,12 +25,12 @@ from handscroll.text.readers import read
 from handscroll.train.loop import OnRecord
 
 GUARD = 0.1  # nats that the loss of short text may rise
-MEASURED = 8192  # tokens of a bake-off's final round, about
+MEASURED = 8192  # approximate number of tokens in a bake-off's final round
 
 
 @dataclass(frozen=True)
 class Extension:
-    """A lengthened model and how it came about. `outcome` is None when the method was named."""
+    """A lengthened model, its candidate and the bake-off's outcome (None if the method was named)."""
 
     lm: LM
     candidate: Candidate
@@ -38,13 +38,14 @@ class Extension:
 
 
 def extend(lm: LM, to: int, method: str = "auto", **settings: Any) -> LM:
-    """A lengthened copy of `lm` for texts of `to` tokens; the original stays as it is.
+    """A lengthened copy of `lm` for texts of `to` tokens; the original stays unchanged.
 
-    `settings` are the keyword arguments of `extension`: `text` (files to choose on; without them the model's own
-    writing), `guard`, `factors`, `tune` and `folder`, `seed`.
+    `settings` are the keyword arguments of `extension`: `text` (files for the measurement; without them the model
+    writes a text itself), `guard`, `factors`, `tune` and `folder`, `seed`.
 
     Raises:
-        ConfigError: an unknown method, a target not above the context. DataError: text too short.
+        ConfigError: the method is unknown, or the target is not above the context.
+        DataError: the text is too short.
     """
     return extension(lm, to, method, **settings).lm
 
@@ -64,21 +65,21 @@ def extension(  # noqa: PLR0913
     progress: Progress | None = None,
     on_record: OnRecord | None = None,
 ) -> Extension:
-    """`extend` with everything it found out: the chosen candidate and the bake-off's table.
+    """`extend` that also returns the chosen candidate and the bake-off's table.
 
     Args:
-        text: files to choose on; without them the model writes its own.
+        text: files for the measurement; without them the model writes a text itself.
         factors: `long_factor` and `short_factor` of method longrope.
-        guard: nats per token that the loss of short text may rise.
-        measured: tokens of the final round of the bake-off, about.
+        guard: nats per token by which the loss of short text may rise.
+        measured: approximate number of tokens in the final round of the bake-off.
         tune: settings of a short tuning afterwards, in the run folder `folder`.
 
-    More than seven arguments: each is one of the user's own decisions about this one verb.
+    There are more than seven arguments because each is a separate decision of the user.
     """
     if lm.model.spec.encoder and (method in ("auto", "all") or text is not None or tune is not None):
         methods = ", ".join(lm.model.spec.positions[0].methods)
         raise ConfigError(
-            "candidates are measured, and tuned, by the loss of one text; an encoder-decoder writes under a source: "
+            "candidates are measured and tuned by the loss of one text, but an encoder-decoder needs a source as well: "
             f"name the method ({methods}), and tune with handscroll train (objective = 'span-corruption')"
         )
     _check(guard, measured)
@@ -107,13 +108,13 @@ def extension(  # noqa: PLR0913
     longer.provenance["read_by"] = "handscroll only" if longer.model.spec.positions[0].only_ours else "any library"
     if tune is not None:
         if folder is None:
-            raise ConfigError("tuning needs a run folder for its checkpoints: give folder=")
+            raise ConfigError("tuning needs a run folder for its checkpoints: give folder=...")
         untuned = copy.deepcopy(longer.model)
         longer.provenance["tuned"] = run_tuning(longer, to, tune, Path(folder), on_record)
         if outcome is not None:
             _keep_the_better(longer, untuned, outcome)
         if longer.provenance["tuned"].get("kept", True):
-            longer.provenance["exact_to"] = 0  # other weights
+            longer.provenance["exact_to"] = 0  # the weights changed
     return Extension(longer, chosen, outcome)
 
 
@@ -121,29 +122,37 @@ def _whole(to: int) -> int:
     try:
         return operator.index(to)
     except TypeError:
-        raise ConfigError(f"to = {to!r}: the new context is a whole number of tokens") from None
+        raise ConfigError(f"to = {to!r}: the new context must be a whole number of tokens") from None
 
 
 def _check(guard: float, measured: int) -> None:
-    if not (isinstance(guard, (int, float)) and guard >= 0):  # not a number is neither
-        raise ConfigError(f"guard = {guard!r}: nats per token that short text may lose, a number from 0 on")
+    if not (isinstance(guard, (int, float)) and guard >= 0):  # this form also refuses NaN
+        raise ConfigError(
+            f"guard = {guard!r}: the rise that is allowed for the loss of short text, in nats per token, must be a "
+            "number of at least 0"
+        )
     if not (isinstance(measured, int) and measured >= 1):
-        raise ConfigError(f"measured = {measured!r}: tokens of the final round, a whole number from 1 on")
+        raise ConfigError(
+            f"measured = {measured!r}: the number of tokens in the final round must be a whole number of at least 1"
+        )
 
 
 def _check_memory(model: Model, to: int) -> None:
-    """Refuse a table of positions, or of distances, that cannot be made here."""
+    """Refuse a table of positions or distances that does not fit into this machine's free memory."""
     needs = model.spec.positions[0].making(to, model.spec.width)
     there, _ = spare()
     if needs > there:
         raise CapacityError(
-            f"a table for {to:,} tokens takes {gigabytes(needs)} to make, and {gigabytes(there)} are there: "
-            "give a smaller --to"
+            f"a table for {to:,} tokens needs {gigabytes(needs)} of memory to make, but only {gigabytes(there)} are "
+            "free: give a smaller --to"
         )
 
 
 def _keep_the_better(longer: LM, untuned: Decoder, outcome: Outcome) -> None:
-    """Measure tuned and untuned on the text that chose; a tuning that hurts is undone, and the record says so."""
+    """Measure the tuned and the untuned model on the bake-off's text, and keep the better one.
+
+    The record holds both losses, and whether the tuning was kept.
+    """
     tuned = longer.model
     loss = {}
     for name, longer.model in (("loss", tuned), ("loss_untuned", untuned)):
@@ -156,7 +165,9 @@ def _samples(lm: LM, text: Any, to: int, count: int, seed: int, progress: Progre
     if text is not None:
         return windows(read(text), lm.tokenizer, to, count, seed)
     if lm.model.spec.both_ways:
-        raise ConfigError("an encoder writes no text of its own to choose on: give --text FILES, or name a --method")
+        raise ConfigError(
+            "an encoder cannot write a text for the measurement itself: give --text FILES, or name a --method"
+        )
     if progress is not None:
-        progress(f"no --text: the model writes {count * to} tokens of its own to choose on")
+        progress(f"no --text: the model writes {count * to} tokens itself for the measurement")
     return windows([own_text(lm, count * to, seed)], lm.tokenizer, to, count, seed)

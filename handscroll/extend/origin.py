@@ -1,8 +1,8 @@
-"""What a lengthened checkpoint was trained with, so that lengthening it once more starts from there.
+"""The positions that a lengthened checkpoint was trained with; lengthening it once more starts from them.
 
-A `config.json` cannot say it of a longer context that was only declared, of a larger rope base, or of stretched buckets
-and slopes: the folder's `handscroll.json` does, under `trained` and `before`. A checkpoint that was tuned since, or
-trained on (which leaves no such record), has learned the positions that it has, and they are its origin.
+A `config.json` does not show that a longer context was only declared, or that the rope base, buckets or slopes were
+changed. The folder's `handscroll.json` records the earlier values under `trained` and `before`. A checkpoint that was
+tuned or trained afterwards (training leaves no such record) has learned its present positions, so they are its origin.
 """
 
 from handscroll.base.spec import Positions
@@ -12,8 +12,8 @@ from handscroll.lm import LM
 def origin(lm: LM) -> Positions:
     """The positions that `lm` was trained with, and their length.
 
-    Of a record of before 2026-11-26, which has no `before`, only method `none` tells what it was; after others the
-    positions are taken as trained with.
+    Records written before 2026-11-26 have no `before`. From such a record the original positions are known only if the
+    method was `none`; after other methods the present positions count as the trained ones.
     """
     own, record = lm.model.spec.positions[0], lm.provenance
     tuned = record.get("tuned")

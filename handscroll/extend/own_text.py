@@ -1,7 +1,7 @@
-"""Text that the model writes itself, for choosing a scaling when the user has given none.
+"""Text that the model writes itself, to choose a scaling when the user gives no text.
 
-Texts no longer than the trained context, sampled at temperature 0.8 and joined. They show whether positions
-still work, not whether far context is used; the user's own long text is always the better choice.
+The texts are no longer than the trained context, sampled at temperature 0.8, and joined. They show whether positions
+still work, but not whether the model uses far context. The user's own long text is always the better choice.
 """
 
 from handscroll.base.errors import ConfigError
@@ -18,12 +18,12 @@ def own_text(lm: LM, tokens: int, seed: int = 0) -> Document:
     """A document of at least `tokens` tokens, written by the model in batches of `ROWS` texts.
 
     Raises:
-        ConfigError: the model has no token to begin a text with.
+        ConfigError: the model has no bos or eos token, so it cannot begin a text.
     """
     config = lm.model.config
     start = config.bos if config.bos is not None else next(iter(config.eos), None)
     if start is None:
-        raise ConfigError("the model has no bos or eos token to begin a text with; give --text FILES to measure on")
+        raise ConfigError("the model has no bos or eos token, so it cannot begin a text: give --text FILES")
     size = config.trained - 1
     parts: list[str] = []
     count = 0

@@ -1,7 +1,7 @@
-"""The whole story of one extension, measured: how it fails, every method, a short tuning, the proof.
+"""A demonstration of one extension with all measurements: the failure, every method, a short tuning, and the proof.
 
-`handscroll demo` tells it on the starter model and the machine's own standard library, or on the user's model
-and text. Texts that choose, tune and prove are disjoint.
+`handscroll demo` runs it on the starter model and this machine's Python standard library, or on the user's model and
+text. The texts for choosing, tuning and proving are disjoint.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from handscroll.lm import LM
 from handscroll.text.readers import Document, read
 
 STARTER = Path(__file__).parent.parent / "starter"
-# Held out of the starter's training (recipes/starter.toml), and apart from each other.
+# These modules were not in the starter's training text (recipes/starter.toml). The three lists are disjoint.
 CHOOSE = ("argparse.py", "zipfile.py", "logging/__init__.py")
 TUNE = (
     "pickle.py",
@@ -41,7 +41,7 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Texts:
-    """Documents of one story, by what they may be used for."""
+    """The documents of one story, by their purpose."""
 
     choose: list[Document]
     tune: list[Document]
@@ -55,9 +55,9 @@ class Texts:
 
     @classmethod
     def of_files(cls, files: Sequence[str | Path]) -> "Texts":
-        """The user's files: 30 % to tune, 20 % to choose, the rest to prove.
+        """The user's files: 30 % for tuning, 20 % for choosing, the rest for the proof.
 
-        Several documents are dealt out whole; fewer than six are cut, each in three.
+        Six documents or more are distributed whole. Fewer documents are each cut into three parts.
         """
         documents = list(read(list(files)))
         if len(documents) >= 6:
@@ -74,7 +74,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class Plan:
-    """How much of everything; the defaults take about three minutes with the starter on two cores."""
+    """The size of each part of the story. The defaults take about three minutes with the starter on two cores."""
 
     to: int
     windows: int = 8
@@ -88,7 +88,7 @@ class Plan:
 
 @dataclass
 class Story:
-    """What was found. `records` are what the report shows; curves have before, after and sliding window."""
+    """All results. `records` gives them for the report; the curves are before, after and sliding window."""
 
     before: LM
     after: LM
@@ -105,7 +105,7 @@ class Story:
 
 
 def tell(lm: LM, texts: Texts, plan: Plan, folder: Path, note: Note) -> Story:
-    """Run the story; checkpoints of the tuning go to `folder`/tuning, the lengthened model to `folder`/model.
+    """Run the story. The tuning's checkpoints go to `folder`/tuning, and the lengthened model to `folder`/model.
 
     Raises:
         DataError: no text is long enough for one window of the target length.
@@ -160,7 +160,7 @@ def _needle(lm: LM, texts: Texts, plan: Plan, label: str, trained: int) -> dict[
 
 
 def _sample(lm: LM, proof: Sample, plan: Plan) -> dict[str, str]:
-    """A continuation after a prompt of most of the new context, shown with the end of its prompt."""
+    """The model's continuation of a prompt that fills most of the new context, with the end of that prompt."""
     size, new = min(plan.to - 128, 3 * plan.to // 4), 80
     ids = proof.ids[:size]
     text = lm.generate(ids, max_tokens=new, temperature=0.0)
@@ -174,9 +174,11 @@ def _training_record(folder: Path) -> dict[str, Any]:
 
 
 def _write_texts(documents: Sequence[Document], folder: Path) -> Path:
-    """The documents as files, so that tuning and choosing record and hash what they read."""
+    """Write the documents to files, so that tuning and choosing can record and hash their texts."""
     if not documents:
-        raise DataError("not enough text: choosing, tuning and proving each need some; give more files")
+        raise DataError(
+            "there is not enough text: choosing, tuning and proving need one document each; give more files"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     for number, document in enumerate(documents):
         (folder / f"{number:03d}.txt").write_text(document.text, encoding="utf-8", newline="")

@@ -1,4 +1,4 @@
-"""Short tuning after a change of positions: a few steps on long packed text, full or LoRA."""
+"""Short tuning after a change of positions: a few steps on long packed text, with all weights or LoRA."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -27,9 +27,9 @@ from handscroll.train.step import Memory
 
 
 class TuneSettings(Config):
-    """How to tune: `files` of long text, `steps` updates of `rows` rows of the target length.
+    """Settings of the tuning: `files` of long text, and `steps` updates of `rows` rows of the target length.
 
-    `lr` None: 1e-4 for all weights, 1e-3 for LoRA.
+    With `lr=None` the learning rate is 1e-4 for all weights and 1e-3 for LoRA.
     """
 
     files: tuple[str, ...] = Field(min_length=1)
@@ -39,20 +39,22 @@ class TuneSettings(Config):
     lora: LoRA | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     memory: Memory = Memory()
-    force: bool = Field(default=False, description="start although the planner says that it will not fit")
+    force: bool = Field(default=False, description="start even if the planner expects that it will not fit")
     seed: int = Field(default=0, ge=0)
     save_every: int = Field(default=50, ge=1)
 
 
 def tune(lm: LM, to: int, settings: TuneSettings, folder: Path, on_record: OnRecord | None = None) -> dict[str, Any]:
-    """Tune `lm` in place on rows of `to` packed tokens; resumes in `folder`; returns what was done.
+    """Tune `lm` in place on rows of `to` packed tokens, and return a record of the tuning.
+
+    A tuning that was interrupted in `folder` resumes.
 
     Raises:
         DataError: the files hold less than one row of text.
     """
     source = TokenSource.from_paths(settings.files, lm.tokenizer)
     if source.total < to:
-        raise DataError(f"the tuning text has {source.total} tokens, one row needs {to}; give more or longer files")
+        raise DataError(f"the tuning text has {source.total} tokens, but one row needs {to}: give more or longer files")
     if settings.lora is not None:
         add_lora(lm.model, settings.lora, settings.seed)
     rate = settings.lr or (1e-4 if settings.lora is None else 1e-3)
@@ -63,11 +65,11 @@ def tune(lm: LM, to: int, settings: TuneSettings, folder: Path, on_record: OnRec
     objective = task.objective(lm.model)
     packed = Packed(source, to, seed=settings.seed, epochs=None)
     rows = task.rows(packed, to, settings.seed, lm.model, lm.tokenizer)
-    how = settings.model_dump(mode="json", exclude={"memory", "force"})  # may change when a run goes on elsewhere
+    how = settings.model_dump(mode="json", exclude={"memory", "force"})  # these two may change when a run resumes
     done = {"text": source.fingerprint, "to": to, **how, "lr": rate}
     begun = folder / "recipe.json"
     if begun.exists() and "tune" in read_json(begun) and latest_checkpoint(folder) is None:
-        begun.unlink()  # a tuning in which nothing was learned: other settings may begin anew
+        begun.unlink()  # this tuning saved no checkpoint, so a new one may start with other settings
     write_recipe(folder, {"tune": done, "from": lm.source})
     plan = planned(settings.memory, [_workload(lm, to, settings, source)], folder, force=settings.force)
     run = Run(folder, lm.model, optimizer, schedule, loop, plan.memory)
@@ -81,7 +83,7 @@ def tune(lm: LM, to: int, settings: TuneSettings, folder: Path, on_record: OnRec
 
 
 def _workload(lm: LM, to: int, settings: TuneSettings, source: TokenSource) -> Workload:
-    """The tuning as the planner sees it."""
+    """The tuning's workload, for the planner."""
     lora = settings.lora
     changes: dict[str, Any] = {} if lora is None else {"lora": lora.rank, "lora_targets": len(lora.targets)}
     return Workload(
