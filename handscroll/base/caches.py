@@ -1,4 +1,4 @@
-"""Where things are kept between runs that can be made again: the user's cache folder."""
+"""The user's cache folder, for files that can be made again (such as compiled kernels)."""
 
 import os
 from pathlib import Path
@@ -7,10 +7,10 @@ from handscroll.base.errors import ConfigError
 
 
 def private_folder(name: str) -> Path:
-    """The folder `handscroll/<name>` in the user's cache folder, made if needed, for this user alone.
+    """The folder `handscroll/<name>` in the user's cache folder. It is created if needed; only this user may read it.
 
     Raises:
-        ConfigError: there is no home folder, or it cannot be written to.
+        ConfigError: there is no home folder, or it is not writable.
     """
     try:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -18,5 +18,7 @@ def private_folder(name: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.chmod(0o700)
     except (OSError, RuntimeError) as error:
-        raise ConfigError(f"no cache folder: {error}; set XDG_CACHE_HOME to a folder you may write to") from None
+        raise ConfigError(
+            f"the cache folder cannot be used ({error}): set XDG_CACHE_HOME to a folder that you may write to"
+        ) from None
     return folder

@@ -11,7 +11,7 @@ from handscroll.base.errors import ConfigError, nearest
 
 
 class Config(BaseModel):
-    """Base of every configuration: frozen, no unknown keys, the nearest valid name in the error."""
+    """Base of every configuration. It is frozen, and refuses unknown keys with the nearest valid name in the error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -20,7 +20,7 @@ class Config(BaseModel):
         """Validate `values` that came from `where` (a file name, an option).
 
         Raises:
-            ConfigError: naming the key, what came and what is allowed.
+            ConfigError: a value is wrong; the message gives the key, the value and what is allowed.
         """
         try:
             return cls.model_validate(values)
@@ -46,7 +46,11 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
-    """Set `table.key=value` in nested dicts, in place; a number as a key indexes a list of tables."""
+    """Set `table.key=value` in nested dicts, in place. A number in the key is an index into a list of tables.
+
+    Raises:
+        ConfigError: the override has no '=', or its key leads into a value or past the end of a list.
+    """
     name, equals, text = override.partition("=")
     if not equals or not name.strip():
         raise ConfigError(f"--set {override!r}: expected table.key=value, for example --set optimizer.lr=0.001")
@@ -59,24 +63,28 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     for table in tables:
         here = _step_into(here, table, override)
     if isinstance(here, list):
-        raise ConfigError(f"--set {override!r}: name a key inside the list item, such as stages.0.steps=10")
+        raise ConfigError(f"--set {override!r}: give a key inside the list item, such as stages.0.steps=10")
     here[key] = value
 
 
 def _step_into(here: Any, table: str, override: str) -> Any:
     if isinstance(here, list):
         if not table.isdigit() or int(table) >= len(here):
-            raise ConfigError(f"--set {override!r}: {table!r} is not an item of a list of {len(here)}")
+            raise ConfigError(
+                f"--set {override!r}: {table!r} is not an index into the list, which has {len(here)} items; the first "
+                "is 0"
+            )
         return here[int(table)]
     inner = here.setdefault(table, {})
     if not isinstance(inner, dict | list):
-        raise ConfigError(f"--set {override!r}: {table!r} is a value, not a table")
+        raise ConfigError(f"--set {override!r}: {table!r} is a value, not a table, so it has no keys")
     return inner
 
 
 def _explain(cls: type[BaseModel], item: Any, where: str) -> str:
     path = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "value_error" and isinstance(item["input"], dict):  # of a whole table: it says what came
+    # A check of a whole table writes its own message, which already says what came.
+    if item["type"] == "value_error" and isinstance(item["input"], dict):
         return ": ".join(part for part in (where, path, item["msg"].removeprefix("Value error, ")) if part)
     if item["type"] != "extra_forbidden":
         return f"{where}: {path or 'value'}: {item['msg']} (got {item['input']!r})"
@@ -85,8 +93,10 @@ def _explain(cls: type[BaseModel], item: Any, where: str) -> str:
 
 
 def _owner(cls: type[BaseModel], loc: Sequence[str | int]) -> tuple[type[BaseModel], list[str]]:
-    """The configuration class that the last key of an error's place was meant for, and the keys as a recipe has them:
-    without the tags that pydantic puts in for the members of a union."""
+    """The configuration class that the last key at `loc` belongs to, and the keys as they stand in a recipe.
+
+    pydantic adds a tag to `loc` for each member of a union; the returned keys leave these tags out.
+    """
     kind, keys = cls, []
     for part in map(str, loc[:-1]):
         inner, tag = _inside(kind, part)
@@ -96,7 +106,7 @@ def _owner(cls: type[BaseModel], loc: Sequence[str | int]) -> tuple[type[BaseMod
 
 
 def _inside(kind: Any, part: str) -> tuple[Any, bool]:
-    """The type under `part` of a place in a value of type `kind`, and whether that was only the tag of a union."""
+    """The type at `part` inside a value of type `kind`, and whether `part` is only the tag of a union's member."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return kind.model_fields[part].annotation if part in kind.model_fields else kind, False
     outer, inner = get_origin(kind), get_args(kind)
@@ -111,13 +121,13 @@ def _inside(kind: Any, part: str) -> tuple[Any, bool]:
 
 
 def _tagged(member: Any, tag: str) -> bool:
-    """Whether `tag` is the only value of one of the member's fields."""
+    """Whether one of the member's fields allows `tag` as its only value."""
     fields = member.model_fields.values() if isinstance(member, type) and issubclass(member, BaseModel) else ()
     return any(get_args(field.annotation) == (tag,) for field in fields)
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The configuration classes that a field's type names, however deep."""
+    """All configuration classes inside a field's type, at any depth."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [found for part in get_args(annotation) for found in _models(part)]

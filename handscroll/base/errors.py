@@ -1,11 +1,11 @@
-"""Errors meant for users: each says what came, what is allowed and what to do."""
+"""Errors for users. Each message says what came, what is allowed and what to do."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class HandscrollError(ValueError):
-    """Base of all errors that a user can cause and mend."""
+    """Base of all errors that a user can cause and correct."""
 
 
 class ConfigError(HandscrollError):
@@ -17,7 +17,7 @@ class DataError(HandscrollError):
 
 
 class CheckpointError(HandscrollError):
-    """A model folder or a saved run is incomplete, damaged or of another shape."""
+    """A model folder or a saved run is incomplete, damaged or does not have the expected shape."""
 
 
 class CapacityError(HandscrollError):
@@ -25,7 +25,7 @@ class CapacityError(HandscrollError):
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """The end of an error message for a wrong name: the closest valid one and the whole list.
+    """The end of an error message for a wrong name: the closest valid name and the list of all names.
 
     >>> nearest("yarm", ["pi", "yarn"])
     "did you mean 'yarn'? Allowed: pi, yarn"

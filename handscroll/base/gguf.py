@@ -1,7 +1,8 @@
-"""The container of GGUF files: metadata and where each tensor's bytes lie, one file or several.
+"""Reads the header of a GGUF model: its metadata, and the place of each tensor in one file or several.
 
-The header is parsed here and not by the `gguf` library, which makes numpy views of every token: it takes 8 s for a
-vocabulary of 150,000 tokens where this takes 0.1 s (2026-11). The format: `docs/gguf.md` of the ggml repository.
+This module parses the header itself. The `gguf` library makes a numpy view of every token, so it takes 8 s for a
+vocabulary of 150,000 tokens; this module takes 0.1 s (2026-11). `docs/gguf.md` in the ggml repository defines the
+format.
 """
 
 import mmap
@@ -24,7 +25,7 @@ _VERSIONS = (2, 3)
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor of the file: its shape (outermost first), the number of its ggml type, and where its bytes begin."""
+    """A tensor in a file: its shape (outermost first), the number of its ggml type, and the offset of its bytes."""
 
     name: str
     shape: tuple[int, ...]
@@ -35,7 +36,7 @@ class Stored:
 
 @dataclass(frozen=True, eq=False)
 class GGUF:
-    """What the header of a GGUF file says; `files` are its parts in order."""
+    """The header of a GGUF model; `files` are the model's parts in order."""
 
     files: tuple[Path, ...]
     metadata: dict[str, Any]
@@ -51,38 +52,38 @@ class GGUF:
         """`general.architecture`.
 
         Raises:
-            CheckpointError: the file names none.
+            CheckpointError: the file does not name its architecture.
         """
         name = self.metadata.get("general.architecture")
         if not isinstance(name, str):
-            raise CheckpointError(f"{self.path} names no 'general.architecture'; it is not a model")
+            raise CheckpointError(f"{self.path} has no key 'general.architecture', so it is not a model")
         return name
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether `path` is a file that is called GGUF."""
+    """Whether `path` is a file with the suffix `.gguf`."""
     return path.suffix == SUFFIX and path.is_file()
 
 
 def found_in(folder: Path) -> Path | None:
-    """The one GGUF model (the first part of a split one) of a folder, or None where there is none.
+    """The only GGUF model in a folder (the first part of a split model), or None if there is none.
 
     Raises:
-        CheckpointError: there are several.
+        CheckpointError: the folder holds several models.
     """
     parts = [(path, _PART.match(path.name)) for path in sorted(folder.glob(f"*{SUFFIX}"))]
     first = [path for path, part in parts if part is None or int(part[2]) == 1]
     if len(first) > 1:
         names = ", ".join(path.name for path in first)
-        raise CheckpointError(f"{folder} holds several models ({names}): name the file that is meant")
+        raise CheckpointError(f"{folder} holds several models ({names}): give the path of one file")
     return first[0] if first else None
 
 
 def read_gguf(path: Path) -> GGUF:
-    """The header of a GGUF file, and of all its parts where it is split; not read again while somebody holds it.
+    """The header of a GGUF model, with all its parts if it is split. It is read once, as long as a caller holds it.
 
     Raises:
-        CheckpointError: it is no GGUF file of version 2 or 3, is cut short, or a part is missing.
+        CheckpointError: the file is not a GGUF file of version 2 or 3, it is cut short, or a part is missing.
     """
     state = path.stat()
     key = (str(path.resolve()), state.st_mtime_ns, state.st_size)
@@ -103,19 +104,23 @@ def _read_parts(path: Path) -> GGUF:
         files = tuple(path.with_name(name) for name in names)
         missing = [file.name for file in files if not file.is_file()]
         if missing:
-            raise CheckpointError(f"{path.parent} lacks {', '.join(missing)}: the model is split into {part[3]} files")
+            raise CheckpointError(
+                f"{path.parent} lacks {', '.join(missing)}: the model is split into {part[3]} files, and all are needed"
+            )
     metadata: dict[str, Any] = {}
     tensors: dict[str, Stored] = {}
     for file in files:
         found, here = _read_file(file)
         metadata = metadata or found
         tensors |= here
-    said = metadata.get("split.count", 1) or 1
-    if said != len(files):
-        raise CheckpointError(f"{path} says that it is one of {said} files; {len(files)} are named as its parts")
+    count = metadata.get("split.count", 1) or 1
+    if count != len(files):
+        raise CheckpointError(
+            f"the header of {path} gives {count} as the number of its parts, but the file names give {len(files)}"
+        )
     whole = metadata.get("split.tensors.count", len(tensors))
     if whole != len(tensors):
-        raise CheckpointError(f"{path} and its parts hold {len(tensors)} tensors, and should hold {whole}")
+        raise CheckpointError(f"{path} and its parts hold {len(tensors)} tensors, but should hold {whole}")
     return GGUF(files, metadata, tensors)
 
 
@@ -129,19 +134,20 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
         try:
             return _read_header(data, path)
         except (struct.error, IndexError):
-            raise CheckpointError(f"{path} is cut short within its header; fetch or write it again") from None
+            raise CheckpointError(f"{path} is cut short within its header: download or write it again") from None
         except UnicodeDecodeError as error:
-            raise CheckpointError(f"{path} holds text that is not UTF-8: {error.reason}") from None
+            raise CheckpointError(f"the header of {path} holds text that is not UTF-8: {error.reason}") from None
 
 
 def _read_header(data: mmap.mmap, path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
     if data[:4] != b"GGUF":
-        raise CheckpointError(f"{path} is no GGUF file: it begins with {data[:4]!r}")
+        raise CheckpointError(f"{path} is not a GGUF file: it begins with {data[:4]!r}, not with b'GGUF'")
     cursor = _Cursor(data, 4)
     version = cursor.number("I")
     if version not in _VERSIONS:
         raise CheckpointError(
-            f"{path} is of GGUF version {version}; read are {' and '.join(map(str, _VERSIONS))}, little-endian"
+            f"{path} has GGUF version {version}; supported are versions {' and '.join(map(str, _VERSIONS))}, "
+            "little-endian"
         )
     count, keys = cursor.number("Q"), cursor.number("Q")
     metadata: dict[str, Any] = {}
@@ -160,7 +166,7 @@ def _read_header(data: mmap.mmap, path: Path) -> tuple[dict[str, Any], dict[str,
 
 
 class _Cursor:
-    """Reads values one after the other."""
+    """Reads values from bytes, one after the other."""
 
     def __init__(self, data: mmap.mmap, at: int):
         self.data, self.at = data, at

@@ -1,4 +1,4 @@
-"""One writer per run folder."""
+"""A lock that allows one writer per run folder."""
 
 import json
 import os
@@ -16,14 +16,14 @@ from handscroll.base.runs import make_folder, saving, write_file
 
 
 class RunLock:
-    """One writer per run folder; the kernel frees the lock when its process dies, however it dies.
+    """Allows one writer per run folder. The kernel frees the lock when its process ends in any way.
 
-    `with RunLock(run): ...` creates the folder if need be. Limits: on a network disk it is as good as that disk's
-    flock. Not re-entrant.
+    `with RunLock(run): ...` creates the folder if needed. Limits: on a network disk the lock is only as reliable as
+    that disk's flock. The lock is not re-entrant.
     """
 
     def __init__(self, run: Path, wait: float = 0.5) -> None:
-        """Prepare the lock of `run`; `wait` is how many seconds a second writer waits before it is refused."""
+        """Prepare the lock of `run`. A second writer waits `wait` seconds before it is refused."""
         self.run = run
         self._wait = wait
         self._owner = run / "writer.json"
@@ -33,7 +33,7 @@ class RunLock:
         """Take the lock.
 
         Raises:
-            CheckpointError: another process writes to this run, or the folder cannot be written.
+            CheckpointError: another process writes to this run, or the folder is not writable.
         """
         assert self._lock is None, "this lock is already held"
         with saving(self.run):
@@ -54,7 +54,7 @@ class RunLock:
         self._lock = lock
 
     def release(self) -> None:
-        """Give the lock back; does nothing if it is not held."""
+        """Release the lock; does nothing if it is not held."""
         if self._lock is not None:
             with suppress(OSError):
                 self._owner.unlink()

@@ -1,6 +1,6 @@
-"""Records: one JSON object a line, appended; a crash loses at most the line being written.
+"""Records: a file to which one JSON object per line is appended. A crash loses at most the line that is being written.
 
-Lines are deterministic: insertion order, Python's shortest exact floats, UTF-8, no NaN or infinity.
+Lines are deterministic: keys in insertion order, Python's shortest exact floats, UTF-8, no NaN or infinity.
 """
 
 import json
@@ -16,19 +16,19 @@ from handscroll.base.runs import saving, sync_folder, write_all
 
 
 class RecordWriter:
-    """Append records to a file; each line is handed to the system at once, so a killed process loses none.
+    """Appends records to a file. Each line goes to the system at once, so a killed process loses none.
 
-    Without `offset` it goes on after the last finished line. With `offset` (what `.offset` was at a checkpoint) the
-    file is cut back to that many bytes, so that a resumed run leaves the same bytes as an undisturbed one.
-    `sync()` before the checkpoint that stores the offset: a power failure may otherwise take lines the checkpoint
-    counts on.
+    Without `offset` the writer continues after the last finished line. With `offset` (the value of `.offset` at a
+    checkpoint) the file is first cut back to that many bytes. So a resumed run leaves the same bytes as an
+    uninterrupted run. Call `sync()` before the checkpoint that stores the offset; otherwise a power failure may remove
+    lines that the checkpoint relies on.
     """
 
     def __init__(self, path: Path, offset: int | None = None) -> None:
         """Open or create the file.
 
         Raises:
-            CheckpointError: it cannot be written, is shorter than `offset`, or `offset` is not the end of a line.
+            CheckpointError: the file is not writable or is shorter than `offset`, or `offset` is not the end of a line.
         """
         self.path = path
         self._descriptor = -1
@@ -49,8 +49,8 @@ class RecordWriter:
         """Write one line.
 
         Raises:
-            DataError: a value is not JSON, not finite, or holds text that is not valid Unicode; nothing is written.
-            CheckpointError: the system refused; the file is cut back to the last whole line.
+            DataError: a value is not JSON, is not finite, or holds invalid Unicode; nothing is written.
+            CheckpointError: the system refused to write; the file is cut back to the last whole line.
         """
         try:
             line = (json.dumps(dict(record), ensure_ascii=False, allow_nan=False) + "\n").encode()
@@ -69,13 +69,17 @@ class RecordWriter:
         self.offset += len(line)
 
     def sync(self) -> int:
-        """Make the lines durable and return `.offset`. Raises CheckpointError if the system refuses."""
+        """Make the lines durable and return `.offset`.
+
+        Raises:
+            CheckpointError: the system refused.
+        """
         with saving(self.path):
             os.fsync(self._descriptor)
         return self.offset
 
     def close(self) -> None:
-        """Close the file; may be called twice."""
+        """Close the file. A second call does nothing."""
         if self._descriptor >= 0:
             descriptor, self._descriptor = self._descriptor, -1
             with saving(self.path):
@@ -91,15 +95,15 @@ class RecordWriter:
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of a file; a last line without its newline (a crash) is left out.
+    """Yield the records of a file. A last line without a newline (after a crash) is left out.
 
     Raises:
-        CheckpointError: the file cannot be read, or a finished line is not a JSON object; names the line.
+        CheckpointError: the file cannot be read, or a finished line is not a JSON object; the message names the line.
     """
     try:
         file = path.open("rb")
     except OSError as error:
-        raise CheckpointError(f"records {path} cannot be read: {error.strerror}; give the path of a run") from error
+        raise CheckpointError(f"the records {path} cannot be read: {error.strerror}; give the path of a run") from error
     with file:
         for number, line in enumerate(file, start=1):
             if line.endswith(b"\n"):
@@ -110,9 +114,11 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line.decode(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where}: not JSON ({error}); restore the file or cut it before this line") from None
+        raise CheckpointError(
+            f"{where}: this line is not JSON ({error}); restore the file, or delete this line and all after it"
+        ) from None
     if not isinstance(record, dict):
-        raise CheckpointError(f"{where}: expected a JSON object, got {type(record).__name__}; cut this line out")
+        raise CheckpointError(f"{where}: expected a JSON object, got {type(record).__name__}; delete this line")
     return record
 
 
@@ -121,7 +127,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _end_of_lines(path: Path) -> int:
-    """The number of bytes up to and with the last newline, searched from the end."""
+    """The number of bytes up to the last newline, which is included. The search starts at the end of the file."""
     with path.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
         while end > 0:
@@ -138,7 +144,7 @@ def _checked_offset(path: Path, offset: int) -> int:
     size = path.stat().st_size
     if not 0 <= offset <= size:
         raise CheckpointError(
-            f"{path} has {size} bytes, the checkpoint expects at least {offset}: records are missing; "
+            f"{path} has {size} bytes, but the checkpoint expects at least {offset}: records are missing; "
             f"restore the file or resume from an older checkpoint"
         )
     with path.open("rb") as file:

@@ -1,7 +1,8 @@
 """Durable writes: files and checkpoint folders that survive a kill, a full disk and a crash of the machine.
 
-The protocol and its reasons are told in docs/runs.md. POSIX only: a rename within one folder is atomic, and a folder
-can be opened and synced. This module imports no torch, so that hundreds of faults can be tried in seconds.
+docs/runs.md explains the protocol and its reasons. It works on POSIX systems only, where a rename within one folder is
+atomic, and a folder can be opened and synced. This module imports no torch, so tests can try hundreds of faults in
+seconds.
 """
 
 import errno
@@ -21,13 +22,13 @@ from typing import Any
 from handscroll.base.errors import CheckpointError, ConfigError
 
 Entry = dict[str, Any]
-"""What a manifest says of a file: its "size" in bytes and the "sha256" of its content."""
+"""A file's entry in a manifest: its "size" in bytes and the "sha256" of its content."""
 
 Content = bytes | Callable[[Path], Entry | None]
-"""What a file is filled with: its bytes, or a function that writes a file at the path it is given.
+"""The content of a file: its bytes, or a function that writes the file at a given path.
 
-A function that returns what `write_chunks` returned has its file held to it; of any other the file itself is taken as
-the truth, and bytes that the disk reported as written and lost go unseen.
+The function may return the entry that `write_chunks` returned; then the file is checked against it. If it returns None,
+the entry is computed from the file itself, so bytes that the disk lost after it reported them as written go unnoticed.
 """
 
 MANIFEST = "manifest.json"
@@ -37,22 +38,23 @@ STEP_NAME = re.compile(r"step-(\d{6,})")
 _FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _TEMPORARY = re.compile(r".+\.tmp-(\d+)-([0-9a-f]{8})")
-_TOKEN = secrets.token_hex(4)  # containers give every process the same number: this tells it from an earlier one
+_TOKEN = secrets.token_hex(4)  # in containers two processes may have the same id; this token distinguishes them
 _ADVICE = {
     errno.ENOSPC: "Free some space or choose another disk",
-    errno.EDQUOT: "Your quota on this disk is used up: free some space or choose another disk",
-    errno.EFBIG: "The file is larger than a limit (ulimit -f, or the file system's own): raise it",
-    errno.EROFS: "The disk is mounted read-only: choose another folder",
-    errno.EACCES: "Choose a folder you may write to",
-    errno.EIO: "The disk reports a fault: choose another one and check this one",
+    errno.EDQUOT: "Your quota on this disk is used up. Free some space or choose another disk",
+    errno.EFBIG: "The file is larger than a limit allows (ulimit -f, or that of the file system). Raise the limit",
+    errno.EROFS: "The disk is mounted read-only. Choose another folder",
+    errno.EACCES: "Choose a folder that you may write to",
+    errno.EIO: "The disk reports a fault. Choose another disk and check this one",
 }
-_FEW_FILES = 16  # left on the disk; a checkpoint needs some six: with fewer, bytes are not what is short
+# A checkpoint needs about six files. If the disk has fewer inodes left than this, inodes are missing and not bytes.
+_FEW_FILES = 16
 _log = logging.getLogger("handscroll.runs")
 
 
 @contextmanager
 def saving(path: Path, needed: int | None = None) -> Iterator[None]:
-    """Turn an OSError of the block into a CheckpointError that names `path`, the bytes needed and the bytes free."""
+    """Turn an OSError in the block into a CheckpointError that names `path`, the bytes needed and the bytes free."""
     try:
         yield
     except OSError as error:
@@ -60,7 +62,10 @@ def saving(path: Path, needed: int | None = None) -> Iterator[None]:
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:
-    """Write all of `data`: the kernel may take only a part, near a full disk or a limit, and call that a success."""
+    """Write all of `data`. Near a full disk or a limit the kernel may write only a part and still report success.
+
+    Raises OSError.
+    """
     rest = memoryview(data).cast("B")
     while rest:
         taken = os.write(descriptor, rest)
@@ -70,10 +75,10 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
 
 
 def write_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> Entry:
-    """Write `chunks` one after another into a new file: for files too large to hold in memory twice.
+    """Write `chunks` one after another into a new file, for files that are too large to hold in memory twice.
 
-    Returns the size and SHA-256 of what it was given. Not durable by itself: use it inside the function given to
-    `write_file` or `write_folder`. Raises OSError.
+    Returns the size and SHA-256 of the given bytes. The file is not durable yet: call this function inside a content
+    function that is given to `write_file` or `write_folder`. Raises OSError.
     """
     size, digest = 0, hashlib.sha256()
     with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as descriptor:
@@ -91,12 +96,12 @@ def sync_folder(path: Path) -> None:
 
 
 def write_file(path: Path, content: Content) -> None:
-    """Replace `path` as a whole: whoever reads it, after any crash, finds the old content or the new.
+    """Replace the file `path` as a whole. After any crash it holds either the old content or the new content.
 
     The folder must exist.
 
     Raises:
-        CheckpointError: the system refused; the old content is still there.
+        CheckpointError: the system refused to write; the old content is still there.
     """
     temporary = _temporary(path)
     with saving(path, len(content) if isinstance(content, bytes) else None):
@@ -110,14 +115,14 @@ def write_file(path: Path, content: Content) -> None:
 
 
 def write_folder(final: Path, files: Mapping[str, Content], needed: int | None = None) -> None:
-    """Write a folder of files with a manifest, so that `final` exists only complete, durable and read back.
+    """Write a folder of files with a manifest. `final` exists only when it is complete, durable and verified.
 
-    `needed` is the size in bytes if the caller knows it; it only serves the error message. A damaged folder of the same
-    name is replaced, a valid one with the same content is left as it is. The parent folder must exist.
+    `needed` is the size in bytes if the caller knows it; only the error message uses it. A damaged folder of the same
+    name is replaced. A valid folder with the same content stays as it is. The parent folder must exist.
 
     Raises:
-        CheckpointError: the system refused, the files read back differ, or `final` holds other valid content.
-            Nothing new stands under the final name then.
+        CheckpointError: the system refused to write, the files differ when they are read back, or `final` holds other
+            valid content. In all these cases `final` holds nothing new.
     """
     for name in files:
         assert _NAME.fullmatch(name) and name != MANIFEST, f"not a plain file name: {name!r}"
@@ -149,12 +154,12 @@ def write_folder(final: Path, files: Mapping[str, Content], needed: int | None =
 
 
 def verify_folder(path: Path) -> None:
-    """Compare every file of a folder with its manifest: sizes, SHA-256, nothing missing, nothing extra.
+    """Compare every file of a folder with its manifest: sizes, SHA-256, no missing and no extra files.
 
-    Detects accidents, not forgery: whoever can change a file can change the manifest too.
+    This detects accidents, not forgery: a person who can change a file can change the manifest too.
 
     Raises:
-        CheckpointError: naming the first file that is damaged, missing, extra or unreadable.
+        CheckpointError: a file is damaged, missing, extra or unreadable; the message names the first one.
     """
     entries = _read_manifest(path)
     try:
@@ -166,11 +171,11 @@ def verify_folder(path: Path) -> None:
                 raise _damaged(path, f"{name} is missing or not a plain file")
             size = (path / name).stat().st_size
             if size != entry["size"]:
-                raise _damaged(path, f"{name} has {size} bytes, the manifest says {entry['size']}")
+                raise _damaged(path, f"{name} has {size} bytes, but the manifest says {entry['size']}")
         digests = _digests([path / name for name in entries])
         for name, entry in entries.items():
             if digests[name] != entry["sha256"]:
-                raise _damaged(path, f"{name} has another SHA-256 than the manifest says")
+                raise _damaged(path, f"the SHA-256 of {name} differs from the manifest")
     except OSError as error:
         raise _damaged(path, f"{error.filename or 'a file'} cannot be read: {error.strerror}") from error
 
@@ -178,18 +183,18 @@ def verify_folder(path: Path) -> None:
 def commit_checkpoint(
     run: Path, step: int, files: Mapping[str, Content], keep: int = 2, needed: int | None = None
 ) -> Path:
-    """Write `run/step-NNNNNN/`, point `latest` to it, then remove what is older than the `keep` newest valid ones.
+    """Write `run/step-NNNNNN/`, point `latest` to it, then remove all but the `keep` newest valid checkpoints.
 
-    Call it under a `RunLock` (base/lock.py): leftovers of other processes are told by their number on this machine.
-    An old checkpoint that cannot be removed is reported by the logger `handscroll.runs`; the save still counts.
+    Call it under a `RunLock` (base/lock.py): leftovers of other processes are recognised by their process id on this
+    machine. If an old checkpoint cannot be removed, the logger `handscroll.runs` reports it, and the save still counts.
 
     Raises:
-        CheckpointError: the system refused, or the run already has a newer valid checkpoint (see `rewind`).
+        CheckpointError: the system refused to write, or the run already has a newer valid checkpoint (see `rewind`).
             All earlier checkpoints are still there.
         ConfigError: `keep` is below 2.
     """
     if keep < 2:
-        raise ConfigError(f"keep={keep}: at least 2 checkpoints are kept, so that one damaged file ends no run")
+        raise ConfigError(f"keep={keep}: keep at least 2 checkpoints, so that one damaged file does not end the run")
     assert step >= 0, f"negative step {step}"
     with saving(run):
         make_folder(run)
@@ -197,8 +202,8 @@ def commit_checkpoint(
     for folder in _checkpoints(run):
         if checkpoint_step(folder) > step and _is_valid(folder):
             raise CheckpointError(
-                f"{run} already holds {folder.name}, newer than step {step}: resume from it, "
-                f"or drop what lies after the older checkpoint with rewind()"
+                f"{run} already holds {folder.name}, which is newer than step {step}: resume from it, or remove the "
+                f"newer checkpoints with rewind()"
             )
     final = run / f"step-{step:06d}"
     write_folder(final, files, needed)
@@ -208,13 +213,13 @@ def commit_checkpoint(
 
 
 def latest_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint that verifies, or None for a run that has saved none yet.
+    """The newest valid checkpoint, or None for a run that has not saved one yet.
 
-    Falling back to an older one is reported by the logger `handscroll.runs` as a warning.
+    If the newest one is damaged, an older one is returned, and the logger `handscroll.runs` writes a warning.
 
     Raises:
-        CheckpointError: there are checkpoints, or `latest` names one, but none is valid: starting over
-            would hide the loss.
+        CheckpointError: there are checkpoints, or `latest` names one, but none is valid. A new start would hide this
+            loss.
     """
     problems = []
     promised = _read_latest(run)
@@ -232,12 +237,16 @@ def latest_checkpoint(run: Path) -> Path | None:
     if promised is not None and not problems:
         problems.append(f"{run / LATEST} names step {promised}, which is not there")
     if problems:
-        raise CheckpointError(f"{run} has no valid checkpoint left; start in a new folder. " + "; ".join(problems))
+        raise CheckpointError(f"{run} has no valid checkpoint left: start in a new folder. " + "; ".join(problems))
     return None
 
 
 def checkpoint_step(folder: Path) -> int:
-    """The step number in a checkpoint's name: step-000200 -> 200. Raises CheckpointError for another name."""
+    """The step number in a checkpoint's name: step-000200 -> 200.
+
+    Raises:
+        CheckpointError: the name does not have this form.
+    """
     match = STEP_NAME.fullmatch(folder.name)
     if match is None:
         raise CheckpointError(f"{folder} is not a checkpoint: expected a name such as step-000200")
@@ -245,10 +254,10 @@ def checkpoint_step(folder: Path) -> int:
 
 
 def rewind(run: Path, step: int) -> Path:
-    """Make `step` the newest checkpoint again by removing every later one; returns its folder.
+    """Remove every checkpoint after `step`, so that `step` is the newest one again; returns its folder.
 
     Raises:
-        CheckpointError: there is no valid checkpoint of that step (nothing is removed), or the system refused.
+        CheckpointError: there is no valid checkpoint of that step (nothing is removed), or the system refused to write.
     """
     target = run / f"step-{step:06d}"
     verify_folder(target)
@@ -270,21 +279,21 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
 
 
 def _fill(path: Path, content: Content) -> Entry:
-    """Create a file, make its content durable, and tell its size and SHA-256.
+    """Create a file, make its content durable, and return its size and SHA-256.
 
-    Both are those of the bytes given, not of the file: a file is no witness to what a disk has lost of it.
+    Both are computed from the given bytes and not from the file, because the file cannot show which bytes a disk lost.
     """
-    told = write_chunks(path, [content]) if isinstance(content, bytes) else content(path)
+    given = write_chunks(path, [content]) if isinstance(content, bytes) else content(path)
     with _opened(path, os.O_RDONLY) as descriptor:
         os.fsync(descriptor)
         if hasattr(os, "posix_fadvise"):
-            # Without this, reading back would compare the page cache with itself; only advice, so it may fail.
+            # Without this, verification would read the page cache and not the disk. It is only advice, so it may fail.
             with suppress(OSError):
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         size = os.fstat(descriptor).st_size
-    entry = told or {"size": size, "sha256": _sha256(path)}
+    entry = given or {"size": size, "sha256": _sha256(path)}
     if entry["size"] != size:
-        raise OSError(errno.EIO, f"The disk reported {entry['size']:,} bytes as written and holds {size:,}")
+        raise OSError(errno.EIO, f"The disk reported {entry['size']:,} bytes as written but holds {size:,}")
     return entry
 
 
@@ -294,7 +303,7 @@ def _sha256(path: Path) -> str:
 
 
 def _digests(paths: list[Path]) -> dict[str, str]:
-    """SHA-256 by name; large files by several threads, since hashlib lets others run."""
+    """SHA-256 by name. Several threads hash large files, because hashlib releases the interpreter lock."""
     if sum(path.stat().st_size for path in paths) < 64 << 20:
         return {path.name: _sha256(path) for path in paths}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -324,9 +333,9 @@ def _read_manifest(folder: Path) -> dict[str, Entry]:
         if isinstance(error, CheckpointError):
             raise
         raise _damaged(folder, f"{MANIFEST} is not a manifest: {error}") from None
-    # Only one spelling of a manifest is valid, so that no flipped bit in it can go unseen.
+    # A manifest must equal its canonical form byte for byte, so that any flipped bit in it is detected.
     if _manifest_bytes(entries) != data or not all(_NAME.fullmatch(name) for name in entries):
-        raise _damaged(folder, f"{MANIFEST} is not as it was written")
+        raise _damaged(folder, f"{MANIFEST} was changed after it was written")
     return entries
 
 
@@ -343,7 +352,7 @@ def _is_valid(folder: Path) -> bool:
 
 
 def _make_room(final: Path, manifest: bytes) -> bool:
-    """Clear the final name of a damaged folder; False if it already holds just what was to be written."""
+    """Move a damaged folder out of the way; False if `final` already holds the same valid content."""
     if not final.exists():
         return True
     if not _is_valid(final):
@@ -376,13 +385,13 @@ def _read_latest(run: Path) -> int | None:
         data = repr(error).encode()
     match = STEP_NAME.fullmatch(data.decode("ascii", "replace").removesuffix("\n"))
     if match is None:
-        # The folders themselves are the truth: a damaged pointer is worth a word, not the run.
+        # `latest` only points to a folder, and the folders are verified themselves. So a damaged pointer is no error.
         _log.warning("%s is unreadable and was ignored: %r", run / LATEST, data[:200])
     return int(match[1]) if match else None
 
 
 def _prune(run: Path, keep: int) -> None:
-    """Remove checkpoints older than the `keep` newest that verify; damaged ones do not count as kept."""
+    """Remove checkpoints older than the `keep` newest valid ones; damaged ones do not count."""
     valid = 0
     for folder in _checkpoints(run):
         if valid < keep:
@@ -395,7 +404,7 @@ def _prune(run: Path, keep: int) -> None:
 
 
 def _retire(folder: Path) -> None:
-    """Remove a checkpoint; it loses its name first, so that a crash halfway leaves no half checkpoint."""
+    """Remove a checkpoint. It is renamed first, so that a crash during removal leaves no incomplete checkpoint."""
     aside = _temporary(folder.with_name(f"{folder.name}.old"))
     _discard(aside)
     folder.rename(aside)
@@ -403,7 +412,7 @@ def _retire(folder: Path) -> None:
 
 
 def _sweep(run: Path) -> None:
-    """Remove what dead processes left under temporary names."""
+    """Remove temporary files and folders of processes that no longer run."""
     for path in run.iterdir():
         match = _TEMPORARY.fullmatch(path.name)
         if match and not _is_alive(int(match[1]), match[2]):
@@ -427,7 +436,7 @@ def _temporary(path: Path) -> Path:
 
 
 def _discard(path: Path) -> None:
-    """Remove a file or folder as far as the system lets us; what stays has a temporary name and is swept later."""
+    """Remove a file or folder as far as the system allows. `_sweep` later removes the rest, by its temporary name."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -450,7 +459,7 @@ def _explain(path: Path, error: OSError, needed: int | None) -> str:
         with suppress(OSError):
             free = f"{shutil.disk_usage(folder).free:,}"
             disk = os.statvfs(folder)
-            # f_files is 0 where a file system does not count its files.
+            # f_files is 0 if the file system does not count its files.
             if error.errno == errno.ENOSPC and disk.f_files and disk.f_favail < _FEW_FILES:
                 advice = f"The disk takes only {disk.f_favail} more files (inodes): remove some or choose another disk"
             break

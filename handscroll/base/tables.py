@@ -1,7 +1,7 @@
 """Tables of names: plain dicts from a public name to an import path.
 
-The same table drives CLI help, the README's lists and the conformance tests.
-Adding a method is one file and one line in a table.
+CLI help, the README's lists and the conformance tests all use the same table.
+A new method needs one file and one line in a table.
 """
 
 from collections.abc import Mapping
@@ -12,10 +12,10 @@ from handscroll.base.errors import ConfigError, nearest
 
 
 def resolve(table: Mapping[str, str], name: str, what: str) -> Any:
-    """Import the object that `name` stands for; `what` names the table in the error.
+    """Import the object that `name` stands for. The error message uses `what` as the kind of the name.
 
     Raises:
-        ConfigError: the name is not in the table (the nearest valid name is suggested).
+        ConfigError: the name is not in the table; the message suggests the nearest valid name.
     """
     if name not in table:
         raise ConfigError(f"unknown {what} '{name}': {nearest(name, table)}")

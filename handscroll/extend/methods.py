@@ -28,7 +28,7 @@ def candidates(
         raise ConfigError(f"family '{spec.family}' {own.unlengthened}")
     if to <= config.context:
         raise ConfigError(
-            f"--to {to} does not exceed the context of this checkpoint ({config.context} tokens"
+            f"--to {to} is not longer than the context of this checkpoint ({config.context} tokens"
             + (f", trained to {config.trained}" if config.trained != config.context else "")
             + "); give a larger number"
         )

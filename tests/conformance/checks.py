@@ -393,7 +393,7 @@ def learns(form: Form, folder: Path) -> None:
     assert losses[-1] < HALF * losses[0], losses
     fitting = {learned.task.name for learned in learned_by(random(form)) if learned.task is not None}
     for name in TASKS.keys() - fitting:
-        with pytest.raises(ConfigError, match=naming(f"'{name}'", f"'{form.config.family}'", "take '")):
+        with pytest.raises(ConfigError, match=naming(f"'{name}'", f"'{form.config.family}'", "use '")):
             task_from(name).objective(random(form))
 
 

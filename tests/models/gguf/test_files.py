@@ -198,7 +198,7 @@ def test_damaged_files_are_named(tmp_path, lm):
     raw = lm.export_gguf(tmp_path / "a.gguf").read_bytes()
     for name, content, said in (
         ("empty", b"", "empty"),
-        ("other", b"PK\x03\x04" + raw[4:], "no GGUF file"),
+        ("other", b"PK\x03\x04" + raw[4:], "not a GGUF file"),
         ("old", raw[:4] + b"\x01" + raw[5:], "version 1"),
         ("short", raw[:200], "cut short"),
         ("shorter", raw[:-1000], "cut short"),
