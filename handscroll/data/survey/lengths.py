@@ -1,4 +1,4 @@
-"""Lengths of any number of documents in constant memory: counts by sixteenths of an octave."""
+"""Counts the lengths of any number of documents in constant memory, on a logarithmic scale."""
 
 import math
 from collections import Counter
@@ -6,24 +6,24 @@ from itertools import pairwise
 
 from handscroll.report.corpus import Lengths
 
-STEPS = 16  # of a doubling: a quantile is within 2.2 %
-BARS = 24  # at most
+STEPS = 16  # classes per doubling of the length; a quantile is then exact to 2.2 %
+BARS = 24  # maximum number of bars in the report
 
 
 class LengthCounts:
-    """Counts of lengths (>= 1) by their logarithm; the least and the greatest exactly."""
+    """Counts of lengths (>= 1) in logarithmic classes. The least and the greatest length are exact."""
 
     def __init__(self):
         self.counts: Counter[int] = Counter()
         self.least, self.most = 1 << 62, 0
 
     def add(self, length: int) -> None:
-        """One more document."""
+        """Count one document."""
         self.counts[_step(length)] += 1
         self.least, self.most = min(self.least, length), max(self.most, length)
 
     def quantile(self, share: float) -> int:
-        """The length that so many documents stay within, to 2.2 %."""
+        """The length that a `share` of the documents does not exceed, exact to 2.2 %."""
         wanted, seen = share * sum(self.counts.values()), 0
         for step in sorted(self.counts):
             seen += self.counts[step]
@@ -32,7 +32,7 @@ class LengthCounts:
         raise ValueError("no lengths were counted")
 
     def record(self) -> Lengths:
-        """For the report, in at most `BARS` bars."""
+        """The counts for the report, in at most `BARS` bars."""
         first, last = min(self.counts), max(self.counts)
         wide = max(1, -(-(last + 1 - first) // BARS))
         wide = next(step for step in (1, 2, 4, 8, 16, 32, 64, 1 << 20) if step >= wide)
@@ -42,7 +42,7 @@ class LengthCounts:
         counts = [sum(self.counts[at] for at in range(step, step + wide)) for step in starts]
         while len(edges) > 2 and any(left >= right for left, right in pairwise(edges)):
             at = next(n for n, (left, right) in enumerate(pairwise(edges)) if left >= right)
-            joined = min(at, len(counts) - 2)  # steps below one character: join them
+            joined = min(at, len(counts) - 2)  # classes narrower than one character are joined
             counts[joined : joined + 2] = [counts[joined] + counts[joined + 1]]
             del edges[joined + 1]
         quantiles = [self.quantile(share) for share in (0.25, 0.5, 0.75, 0.9)]

@@ -1,4 +1,4 @@
-"""What a text is written with and in: scripts by character, languages by a guess that says so."""
+"""Finds the scripts and the language of a text. Scripts are counted by character; languages are guessed."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ _RANGES = {
     "Indic": ((0x900, 0xE00),),
     "Thai": ((0xE00, 0xE80),),
 }
-# U+FFFD stands where a decoder gave up; private and zero-width characters are mostly rests of markup.
+# A decoder writes U+FFFD for bytes that it cannot decode. Private and zero-width characters mostly come from markup.
 _ODD = frozenset([0xFFFD, 0xFEFF, 0x2060, *range(0x200B, 0x2010), *range(0x202A, 0x202F)])
 _ENGLISH = frozenset(
     "the of and to in a is that it he was for on are as with his they at be this from i have or by one had not but "
@@ -49,7 +49,9 @@ _ENGLISH = frozenset(
     "some so these would other into has her him like time no could my than been its who now did made over more you "
     "me upon only very shall must any our where should such".split()
 )
-_FUNCTION = 0.25  # of English words are function words; measured 2026-11: English books 0.45-0.60, Python code < 0.10
+# A text is English if this share of its words are function words. Measured 2026-11: English books have 0.45-0.60,
+# Python code has less than 0.10.
+_FUNCTION = 0.25
 _CODE = frozenset("{}()[];=<>_\\|&*+/")
 _SIMPLE = "们个这来说时对会国过还没学样从头见书问开东长门车马风么为后发与关现经"
 _FULL = "們個這來說時對會國過還沒學樣從頭見書問開東長門車馬風麼為後發與關現經"
@@ -57,7 +59,7 @@ _FULL = "們個這來說時對會國過還沒學樣從頭見書問開東長門�
 
 @cache
 def table() -> np.ndarray:
-    """Number in `SCRIPTS` of every code point (0x110000,) uint8."""
+    """The index in `SCRIPTS` of every code point, (0x110000,) uint8."""
     found = np.zeros(0x110000, dtype=np.uint8)
     kinds = {"N": "digits", "Z": "spaces", "P": "signs", "S": "signs"}
     for code in range(0x30000):
@@ -75,15 +77,15 @@ def table() -> np.ndarray:
 
 
 def codes(text: str) -> np.ndarray:
-    """Code points (T,) uint32."""
+    """The code points of a text, (T,) uint32."""
     return np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
 
 
 def language(text: str, scripts: np.ndarray, words: Sequence[str]) -> str:
-    """The language of some hundred characters or more, guessed by script and common words; `scripts` (16,) counts them.
+    """A guess of the language of a text of some hundred characters or more; `scripts` (16,) counts its characters.
 
-    English by function words, Chinese by its script and whether simplified or traditional forms prevail, code by its
-    signs. Everything else goes by its script.
+    Function words show English, and signs show code. Chinese is found by its script; characteristic forms decide
+    between simplified and traditional. Every other text gets the name of its script.
     """
     letters = scripts[LETTERS]
     total = int(letters.sum())

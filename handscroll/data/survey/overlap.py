@@ -1,4 +1,4 @@
-"""How much of a held-out text stands in another: shared runs of words (Brown et al. 2020, appendix C)."""
+"""The share of a held-out text that another text contains too, by runs of words (Brown et al. 2020, appendix C)."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +15,10 @@ RUN = 13  # words, or Chinese characters
 
 
 class HeldOut:
-    """The different runs of `RUN` words of a held-out text (a sample of them past 400,000), and which were met."""
+    """The different runs of `RUN` words in a held-out text, and which of them another text contains.
+
+    If there are more than `most` runs, a sample of them is kept.
+    """
 
     def __init__(self, paths: Sequence[str | Path] | str | Path, hasher: Hasher, most: int = 400_000):
         self.counts = Sampled(most)
@@ -31,14 +34,14 @@ class HeldOut:
         self.met = np.zeros(len(self.keys), dtype=bool)
 
     def look(self, found: np.ndarray) -> None:
-        """Mark those among the runs `found` (N,) uint64 of another text."""
+        """Mark the kept runs that are among `found`, the runs (N,) uint64 of another text."""
         found = self._kept(found)
         if len(self.keys) and len(found):
             places = np.searchsorted(self.keys, found).clip(max=len(self.keys) - 1)
             self.met[places[self.keys[places] == found]] = True
 
     def record(self) -> Overlap:
-        """Shares, in all and by the documents that the runs stood in first."""
+        """The share of runs that were found, in total and per document; a run belongs to its first document."""
         total: Counter[str] = Counter()
         met: Counter[str] = Counter()
         for key, hit in zip(self.keys.tolist(), self.met.tolist(), strict=True):

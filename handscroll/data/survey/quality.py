@@ -1,4 +1,4 @@
-"""Signs that a text is not what it should be: counted, never judged; an example says where to look."""
+"""Counts signs of poor text quality, with an example of each. It does not judge the text."""
 
 import re
 from dataclasses import dataclass
@@ -22,20 +22,20 @@ _BOILERPLATE = re.compile(
     re.I,
 )
 WHAT = {
-    "control characters": "characters below U+0020 or between U+007F and U+009F, but tab and line ends",
-    "odd characters": "U+FFFD (a decoder gave up), zero-width and private characters",
+    "control characters": "characters below U+0020 or between U+007F and U+009F, except tab and line ends",
+    "odd characters": "U+FFFD (bytes that could not be decoded), zero-width and private characters",
     "mojibake": "text decoded with the wrong encoding (Ã©, â€™, 锟斤拷)",
     "markup": "HTML tags or entities left in the text",
-    "boilerplate": "phrases of licences, web pages and fillers",
+    "boilerplate": "phrases from licences, web pages and placeholder text",
     "very long lines": f"lines of more than {LONG_LINE:,} characters",
-    "few letters": "parts in which fewer than half of the characters that are no spaces are letters",
+    "few letters": "parts in which fewer than half of the characters are letters (spaces do not count)",
     "short documents": f"documents of fewer than {SHORT} characters",
 }
 
 
 @dataclass
 class Sign:
-    """How often a sign was seen, in how many documents, and the first that had it."""
+    """The number of times that a sign was seen, the number of documents with it, and the first of these documents."""
 
     count: int = 0
     documents: int = 0
@@ -43,7 +43,7 @@ class Sign:
     last: int = -1
 
     def add(self, count: int, document: int, source: str) -> None:
-        """`count` more of it in a document."""
+        """Count the sign `count` times in a document."""
         if not count:
             return
         self.example = self.example or source
@@ -53,7 +53,7 @@ class Sign:
 
 
 def signs_of(text: str, scripts: np.ndarray) -> dict[str, int]:
-    """What one part of a document shows; `scripts` (16,) counts its characters (`letters.SCRIPTS`)."""
+    """The count of each sign in one part of a document; `scripts` (16,) counts its characters (`letters.SCRIPTS`)."""
     found = {"control characters": int(scripts[CONTROL]), "odd characters": int(scripts[ODD])}
     for name, pattern in (("mojibake", _MOJIBAKE), ("markup", _MARKUP), ("boilerplate", _BOILERPLATE)):
         found[name] = sum(1 for _ in pattern.finditer(text))

@@ -1,4 +1,4 @@
-"""Counts of more keys than memory holds (adaptive sampling: Wegman 1984, described by Flajolet 1990)."""
+"""Counts more keys than fit into memory, by adaptive sampling (Wegman 1984, described by Flajolet 1990)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -6,7 +6,11 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Seen:
-    """What was counted of one key: copies, documents, characters of one, where it stood first, the last document."""
+    """The counts of one key.
+
+    These are its copies, its documents, the characters of one copy, the source of its first copy, and the number of the
+    last document with it.
+    """
 
     times: int
     documents: int
@@ -17,10 +21,10 @@ class Seen:
 
 @dataclass
 class Sampled:
-    """Counts of 64-bit keys. Past `most` of them every second key is given up, and those like it from then on.
+    """Counts of 64-bit keys. Whenever there are more than `most`, half of the keys are dropped and then ignored.
 
-    A key is kept by its value alone (`key % 2**level == 0`), so each that is kept was counted from its first time, all
-    its copies are seen, and shares among the kept keys estimate those among all.
+    Only the value of a key decides whether it is kept (`key % 2**level == 0`). So all copies of a kept key are counted,
+    and shares among the kept keys estimate the shares among all keys.
     """
 
     most: int = 200_000
@@ -28,7 +32,7 @@ class Sampled:
     seen: dict[int, Seen] = field(default_factory=dict)
 
     def add(self, key: int, size: int, source: str, document: int) -> None:
-        """One more copy of a key."""
+        """Count one copy of a key."""
         if key & ((1 << self.level) - 1):
             return
         found = self.seen.get(key)
@@ -45,15 +49,15 @@ class Sampled:
 
     @property
     def share(self) -> float:
-        """Share of the keys that is kept."""
+        """The share of the keys that are kept."""
         return 0.5**self.level
 
     def repeated(self) -> float:
-        """Share of the characters that are second and later copies; 0 where nothing was counted."""
+        """The share of the characters in second and later copies; 0 if nothing was counted."""
         total = sum(one.times * one.size for one in self.seen.values())
         return sum((one.times - 1) * one.size for one in self.seen.values()) / total if total else 0.0
 
     def commonest(self, documents: int = 1) -> Iterator[Seen]:
-        """Keys with at least two copies in at least so many documents, those that take most room first."""
+        """Keys with two copies or more in at least `documents` documents; those with the most characters come first."""
         found = [one for one in self.seen.values() if one.times > 1 and one.documents >= documents]
         return iter(sorted(found, key=lambda one: (-(one.times - 1) * one.size, one.source)))

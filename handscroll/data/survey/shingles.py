@@ -1,4 +1,4 @@
-"""Runs of words as numbers, and documents as MinHash signatures of them (Broder 1997; bands: Leskovec et al. 2014)."""
+"""Hashes of runs of words, and MinHash signatures of documents (Broder 1997; bands: Leskovec et al. 2014)."""
 
 import hashlib
 import re
@@ -8,19 +8,20 @@ from collections.abc import Sequence
 import numpy as np
 
 WORDS = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\u3040-\u30ff]|[^\W_\u3400-\u4dbf\u4e00-\u9fff\u3040-\u30ff]+")
-_KEPT = 1 << 18  # words whose hashes are kept at hand
-HASHES, BANDS = 128, 32  # bands of four: documents with a Jaccard index of 0.8 meet in one with probability 0.999999
+_KEPT = 1 << 18  # number of words whose hashes are cached
+# 32 bands of four numbers: two documents with a Jaccard index of 0.8 agree in some band with probability 0.999999.
+HASHES, BANDS = 128, 32
 NEAR = 0.8
 
 
 class Hasher:
-    """64-bit hashes of words and of runs of them; the same in every process."""
+    """64-bit hashes of words. They are the same in every process."""
 
     def __init__(self):
         self._known: dict[str, int] = {}
 
     def words(self, words: Sequence[str]) -> np.ndarray:
-        """(N,) uint64."""
+        """The hashes of N words, (N,) uint64."""
         known = self._known
         if len(known) > _KEPT:
             known.clear()
@@ -36,7 +37,7 @@ def key_of(text: str) -> int:
 
 
 def runs(hashes: np.ndarray, size: int) -> np.ndarray:
-    """Hashes (N - size + 1,) uint64 of every run of `size` words; none where there are fewer words."""
+    """Hashes (N - size + 1,) uint64 of every run of `size` words; empty if there are fewer than `size` words."""
     count = len(hashes) - size + 1
     if count < 1:
         return np.zeros(0, dtype=np.uint64)
@@ -47,14 +48,14 @@ def runs(hashes: np.ndarray, size: int) -> np.ndarray:
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 (Steele et al. 2014): every bit depends on all."""
+    """The finaliser of splitmix64 (Steele et al. 2014): every output bit depends on all input bits."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
 class Signature:
-    """The least of each of `HASHES` permutations over the runs of a document, updated part by part."""
+    """The minimum of each of `HASHES` permutations over the runs of a document, updated part by part."""
 
     _salts = _mixed(np.arange(1, HASHES + 1, dtype=np.uint64))
 
@@ -63,7 +64,7 @@ class Signature:
         self.count = 0
 
     def add(self, found: np.ndarray) -> None:
-        """Some more runs."""
+        """Add some runs of the document."""
         self.count += len(found)
         if len(found):
             mixed = [_mixed(found ^ salt).min() for salt in self._salts]
@@ -71,10 +72,10 @@ class Signature:
 
 
 def near_pairs(signatures: Sequence[np.ndarray], near: float = NEAR) -> list[tuple[int, int, float]]:
-    """(document, earlier document, estimated Jaccard index >= near), one partner for a document: the first alike.
+    """(document, earlier document, estimated Jaccard index >= near), with the first similar document as the partner.
 
-    The index is the share of equal numbers in two signatures, known to about 0.04. Only documents that agree in one of
-    `BANDS` bands are compared.
+    The estimate is the share of equal numbers in two signatures; its error is about 0.04. Only documents that agree in
+    one of `BANDS` bands are compared.
     """
     rows = HASHES // BANDS
     buckets: list[dict[bytes, list[int]]] = [defaultdict(list) for _ in range(BANDS)]
@@ -84,7 +85,7 @@ def near_pairs(signatures: Sequence[np.ndarray], near: float = NEAR) -> list[tup
         candidates = sorted({other for bucket, key in zip(buckets, bands, strict=True) for other in bucket[key]})
         alike = ((other, float((one == signatures[other]).mean())) for other in candidates)
         first = next(((other, share) for other, share in alike if share >= near), None)
-        if first is not None:  # the first stands for it: later documents need not be compared with both
+        if first is not None:  # later documents are compared with the partner only
             found.append((number, *first))
             continue
         for bucket, key in zip(buckets, bands, strict=True):

@@ -1,4 +1,4 @@
-"""A look through a text before it is trained on, in one pass and bounded memory (`handscroll data report`)."""
+"""A report on a text before training, made in one pass and with bounded memory (`handscroll data report`)."""
 
 import hashlib
 from collections import Counter
@@ -22,18 +22,18 @@ from handscroll.text.readers import files_of
 from handscroll.text.tokenizer import Tokenizer
 
 Paths = Sequence[str | Path] | str | Path
-Progress = Callable[[int], None]  # characters that were read
+Progress = Callable[[int], None]  # is given the number of characters read so far
 
-LINE = 40  # characters of a line that counts as a copy; shorter ones repeat by themselves (15 of Chinese)
-SHINGLE = 5  # words of a run by which documents are alike
-COMPARED = 50_000  # documents that near duplicates are looked for among: 1 KiB each
-_LONG = 1 << 20  # characters of a line that are held; a longer one is taken in pieces
-_BLOCK = 4000  # characters whose language is guessed together
+LINE = 40  # minimum characters of a line that may count as a copy (15 for Chinese); shorter lines repeat naturally
+SHINGLE = 5  # words in a run, for the comparison of documents
+COMPARED = 50_000  # maximum number of documents that are compared for near duplicates; each needs 1 KiB
+_LONG = 1 << 20  # maximum characters of a line in memory; a longer line is split
+_BLOCK = 4000  # characters per guess of the language
 
 
 @dataclass
 class _Document:
-    """What is held of the document that is being read."""
+    """The state of the document that is being read."""
 
     number: int
     source: str
@@ -41,7 +41,9 @@ class _Document:
     tokens: int = 0
     line: str = ""
     line_length: int = 0
-    words: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))  # the last ones: runs go on
+    words: np.ndarray = field(
+        default_factory=lambda: np.zeros(0, dtype=np.uint64)
+    )  # the last words, for the next part's runs
     signature: Signature = field(default_factory=Signature)
     digest: hashlib.blake2b = field(default_factory=lambda: hashlib.blake2b(digest_size=8))
     languages: Counter[str] = field(default_factory=Counter)
@@ -54,13 +56,14 @@ def survey(
     name: str = "tokenizer",
     progress: Progress = lambda done: None,
 ) -> report.Corpus:
-    """What is in the files of `paths` (`text/readers.py: read`), with a tokenizer's coverage and held-out overlap.
+    """Survey the files of `paths` (`text/readers.py: read`).
 
-    Memory does not grow with the files: counts of lines and runs are sampled by their hashes once there are too many
-    (`sampled.py`), near duplicates are looked for among the first 50,000 documents, lengths are counted by classes.
+    The report includes the coverage of `tokenizer` and the overlap with the texts in `held_out`, if they are given.
+    Memory does not grow with the files. Counts of lines and runs are sampled by their hashes when there are too many
+    (`sampled.py`). Near duplicates are searched for among the first 50,000 documents. Lengths are counted by classes.
 
     Raises:
-        DataError: as `read`.
+        DataError: in the same cases as `read`.
     """
     hasher = Hasher()
     found = _Survey(tokenizer, name, hasher, None if held_out is None else HeldOut(held_out, hasher))
@@ -84,7 +87,7 @@ class _Survey:
         self.now: _Document | None = None
 
     def add(self, part: Part) -> None:
-        """Some more of the text."""
+        """Count one part of the text."""
         now = self.now = self.now or _Document(self.documents, part.source)
         text, codes = part.text, letters.codes(part.text)
         counts = np.bincount(codes) if len(codes) else np.zeros(1, dtype=np.int64)
@@ -138,7 +141,7 @@ class _Survey:
                 self.lines.add(key_of(bare), len(bare), f"{now.source}: {bare[:60]}", now.number)
 
     def _close(self) -> None:
-        """The end of a document."""
+        """Finish the counts of the current document."""
         now = self.now
         assert now is not None
         self.now = None
@@ -162,7 +165,7 @@ class _Survey:
 
     def record(self, files: int) -> report.Corpus:
         if not self.documents:
-            raise DataError("there are no documents to look through")
+            raise DataError("the files hold no documents: give files with text")
         self._cut()
         total = max(1, self.characters)
         scripts = np.bincount(letters.table(), weights=self.letters, minlength=len(letters.SCRIPTS))

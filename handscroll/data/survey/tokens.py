@@ -1,4 +1,4 @@
-"""What a tokenizer makes of a text, counted as the text goes by."""
+"""Measures how well a tokenizer fits a text, part by part."""
 
 import numpy as np
 
@@ -10,8 +10,11 @@ from handscroll.text.tokenizer import Tokenizer
 
 
 class TokenCounts:
-    """How often each token occurs. Parts of a document are encoded by themselves: exact for byte-level tokenizers,
-    within a token a part for others."""
+    """Counts how often each token occurs.
+
+    Parts of a document are encoded separately. This is exact for byte-level tokenizers; for others the error is at most
+    one token per part.
+    """
 
     def __init__(self, tokenizer: Tokenizer, name: str):
         self.tokenizer, self.name = tokenizer, name
@@ -25,7 +28,7 @@ class TokenCounts:
         return len(ids)
 
     def record(self, characters: np.ndarray) -> Coverage:
-        """For the report; `characters` (0x110000,) counts the text's code points."""
+        """The coverage for the report; `characters` (0x110000,) counts the text's code points."""
         ordered = np.sort(self.counts)[::-1]
         reached = np.cumsum(ordered)
         total = int(reached[-1])
@@ -47,7 +50,10 @@ class TokenCounts:
         )
 
     def _spelled(self, characters: np.ndarray) -> dict[str, int]:
-        """Characters that by themselves are unknown, or several tokens of bytes, and how often they occur."""
+        """The characters that have no token of their own, and how often they occur.
+
+        Encoded alone such a character is unknown, or becomes several tokens of bytes.
+        """
         found = {}
         spaces = letters.SCRIPTS.index("spaces")
         for code in np.flatnonzero(characters).tolist():
@@ -61,7 +67,7 @@ class TokenCounts:
 
 
 def _broken(tokenizer: Tokenizer) -> np.ndarray | None:
-    """Which tokens hold a part of a character (V,); None where tokens have no text of their own."""
+    """The mask (V,) of tokens that hold a part of a character; None if tokens have no text of their own."""
     try:
         pieces = spelling(tokenizer)
     except ConfigError:
