@@ -97,12 +97,12 @@ class Format:
         return out
 
 
-def _plain(dtype: torch.dtype) -> dict[str, Callable[[Tensor], Tensor]]:
-    """How numbers of a dtype of torch are read and written."""
-    return {
-        "read": lambda raw: raw.contiguous().view(dtype).to(torch.float32),
-        "write": lambda wide: wide.to(dtype).contiguous().view(torch.uint8),
-    }
+def _plain(dtype: torch.dtype) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """Reads and writes the numbers of a torch dtype."""
+    return (
+        lambda raw: raw.contiguous().view(dtype).to(torch.float32),
+        lambda wide: wide.to(dtype).contiguous().view(torch.uint8),
+    )
 
 
 def _read_int8(raw: Tensor) -> Tensor:
@@ -126,10 +126,10 @@ def _to_blocks(size: int, write: Callable[[Tensor], Tensor]) -> Callable[[Tensor
 FORMATS: dict[str, Format] = {
     one.name: one
     for one in (
-        Format("F32", 0, 1, 4, **_plain(torch.float32), ggml=0),
-        Format("BF16", 1, 1, 2, **_plain(torch.bfloat16), ggml=30),
+        Format("F32", 0, 1, 4, *_plain(torch.float32), ggml=0),
+        Format("BF16", 1, 1, 2, *_plain(torch.bfloat16), ggml=30),
         Format("int8", 2, 1, 1, _read_int8, _write_int8, row_bytes_more=4),
-        Format("F16", 3, 1, 2, **_plain(torch.float16), ggml=1),
+        Format("F16", 3, 1, 2, *_plain(torch.float16), ggml=1),
         Format("Q4_0", 4, 32, 18, _of_blocks(18, q4_0), _to_blocks(32, to_q4_0), ggml=2),
         Format("Q4_1", 5, 32, 20, _of_blocks(20, q4_1), _to_blocks(32, to_q4_1), ggml=3),
         Format("Q5_0", 6, 32, 22, _of_blocks(22, q5_0), ggml=6),

@@ -55,7 +55,7 @@ def set_induction_heads(model: Decoder, generator: torch.Generator) -> None:
         layers = [layer for layer in model.layers if isinstance(layer, Block)]
         for layer in layers:
             layer.attention.output.weight.zero_()
-            layer.mlp.down.weight.zero_()
+            layer.mlp.get_parameter("down.weight").zero_()
         random = torch.randn(width - 1, width - 1, generator=generator)
         basis = torch.cat([torch.zeros(width - 1, 1), torch.linalg.qr(random)[0]], dim=1)  # rows avoid column 0
         token, before, *copied = basis.split(size)[:6]

@@ -39,7 +39,7 @@ def joined(path, **settings):
         ("a.txt", (ENGLISH + CHINESE).encode()),
         ("marked.txt", b"\xef\xbb\xbf" + ENGLISH.encode()),
         ("wide.txt", ENGLISH.encode("utf-16")),
-        ("zipped.txt.gz", gzip.compress(CHINESE.encode())),
+        ("zipped.txt.gz", gzip.compress(CHINESE.encode(), mtime=0)),
         ("plain", b"no suffix, no line end"),
         ("page.html", b"<html><body><p>One</p><p>Two &amp; three</p></body></html>"),
         ("lines.jsonl", b"".join(json.dumps({"text": text}).encode() + b"\n" for text in (ENGLISH, CHINESE))),
