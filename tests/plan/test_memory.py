@@ -247,7 +247,9 @@ def test_a_windowed_layer_keeps_its_window_and_no_more(workload, machine):
     assert footprint.held(4096) == each * (2 * 4096 + 4 * 512) == spec.cache_bytes(4096, 4)
     assert inference.footprint(workload(kind="generate", strategy="auto")).held(4096) == each * 6 * 4096
     long, short = (
-        predict(workload(kind="generate", strategy="auto", spec=spec, length=length, new=1), machine(2000)).parts["cache"]
+        predict(workload(kind="generate", strategy="auto", spec=spec, length=length, new=1), machine(2000)).parts[
+            "cache"
+        ]
         for length in (8192, 4096)
     )
     assert long - short == each * 2 * 4096
