@@ -53,8 +53,9 @@ class Workload(Config):
     """A run on one machine. `rows` are rows of one micro-batch; `micro` are micro-batches of an update.
 
     `keep` checkpoints are kept on disk, and one more exists while it is written. For `generate` and `serve`: `length`
-    tokens of prompt, `new` tokens, `rows` slots, and the dtype of weights and cache is `precision`; `cache` is what the
-    cache of a row takes (None: every token in that dtype). `past` tokens before the prompt are kept already.
+    tokens of prompt, `new` tokens, `rows` slots, and the dtype of weights (unless they are `stored` in other formats)
+    and cache is `precision`; `cache` is what the cache of a row takes (None: every token in that dtype). `past` tokens
+    before the prompt are kept already.
     """
 
     kind: Kind = "train"
@@ -70,6 +71,7 @@ class Workload(Config):
     read: float = Field(default=0.9, gt=0, description="encoder-decoders: tokens of source, by those of the row's text")
     written: float = Field(default=0.2, gt=0, description="encoder-decoders: tokens of target")
     precision: Literal["float32", "bfloat16"] = "float32"
+    stored: int = Field(default=0, ge=0, description="bytes of weights that stay in number formats; 0: in `precision`")
     frozen: Literal["float32", "bfloat16"] = Field(default="float32", description="with LoRA: what the weights are in")
     optimizer: Literal["adam", "adamw", "sgd", "lamb", "muon", "adafactor"] = "adamw"
     average: bool = False

@@ -28,7 +28,9 @@ Parts = dict[str, int]
 
 def weight_bytes(workload: Workload) -> int:
     """Weights in float32 (autocast keeps them so), frozen ones as they are said to be; for generate and serve in the
-    model's own dtype."""
+    model's own dtype, or as they are stored."""
+    if workload.stored and workload.kind in ("generate", "serve"):
+        return workload.stored
     size = WIDE if workload.kind in ("train", "extend") else narrow(workload)
     if workload.frozen == "bfloat16" and workload.lora:
         return 2 * (workload.parameters - workload.trainable) + WIDE * workload.trainable

@@ -104,7 +104,18 @@ def checkpoint_workload(source: str, values: dict[str, Any], lora: int = 0) -> W
         spec = spec.reaching(values["length"])
     if spec.reads == "both":
         values = {"targets": MASKED} | values
+    if values.get("kind") in ("generate", "serve"):
+        values = {"stored": _stored(source)} | values
     return Workload.parse({"spec": spec, "lora": lora} | values, "plan")
+
+
+def _stored(source: str) -> int:
+    """Bytes of the weights of a file whose number formats are kept; 0 where they become numbers of one dtype."""
+    from handscroll.base.gguf import is_gguf
+    from handscroll.models.weights import locate, weight_sizes
+
+    path = Path(locate(source))
+    return weight_sizes(path)[2] if is_gguf(path) else 0
 
 
 def _check_possible(config: Any, kind: str) -> None:
