@@ -1,4 +1,4 @@
-"""`handscroll batch`: answer a file of requests together, in order, durably."""
+"""`handscroll batch`: answer a file of requests together, in order; each answer is on the disk before the next."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,17 +11,19 @@ from handscroll.cli.screen import bar, error_screen, screen
 
 
 def batch(
-    model: Annotated[str, typer.Argument(help="checkpoint folder, GGUF file or hub id")],
-    requests: Annotated[Path, typer.Argument(help='JSON lines: {"prompt": ..., "max_tokens": ..., ...}')],
-    out: Annotated[Path, typer.Option(help="file of the answers; a run that was killed goes on with it")],
-    memory: Annotated[float, typer.Option(help="GB of keys and values")] = 1.0,
-    deterministic: Annotated[bool, typer.Option("--deterministic", help="bits do not depend on neighbours")] = False,
-    beyond: Annotated[bool, typer.Option("--beyond", help="allow more tokens than the model's context")] = False,
+    model: Annotated[str, typer.Argument(help="The model: a checkpoint folder, a GGUF file or a hub id.")],
+    requests: Annotated[Path, typer.Argument(help='JSON lines, such as {"prompt": ..., "max_tokens": ...}.')],
+    out: Annotated[Path, typer.Option(help="File of the answers; a killed run resumes from it.")],
+    memory: Annotated[float, typer.Option(help="GB of memory for keys and values.")] = 1.0,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Make answers independent of neighbours, bit for bit.")
+    ] = False,
+    beyond: Annotated[bool, typer.Option("--beyond", help="Allow more tokens than the model's context.")] = False,
     dtype: Dtype = "auto",
     device: Device = "cpu",
-    weights: Annotated[str, typer.Option(help="int8 or int4: read rounded weights (approximate)")] = "",
+    weights: Annotated[str, typer.Option(help="Round the weights to int8 or int4 (approximate).")] = "",
 ) -> None:
-    """Answer every line of REQUESTS with MODEL; all lines are checked before the first is answered."""
+    """Answer every line of REQUESTS with MODEL. All lines are checked before the first is answered."""
     from handscroll.generate.engine.batch import answer, read_requests
     from handscroll.lm import load
 

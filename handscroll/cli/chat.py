@@ -1,4 +1,4 @@
-"""`handscroll chat`: a text that you and a plain language model write together, line by line."""
+"""`handscroll chat`: you and a plain language model write one text together, line by line."""
 
 import sys
 from typing import Annotated, Any
@@ -11,18 +11,20 @@ from handscroll.cli.screen import error_screen
 
 
 def chat(
-    model: Annotated[str, typer.Argument(help="checkpoint folder, GGUF file or hub id")],
-    max_tokens: Annotated[int, typer.Option(help="most new tokens of a reply")] = 128,
-    temperature: Annotated[float, typer.Option(help="0: greedy")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="keep the likeliest tokens up to this mass")] = 1.0,
-    seed: Annotated[int, typer.Option(help="equal seeds give equal text")] = 0,
-    stop: Annotated[list[str] | None, typer.Option(help="end a reply before this text (repeatable)")] = None,
+    model: Annotated[str, typer.Argument(help="The model: a checkpoint folder, a GGUF file or a hub id.")],
+    max_tokens: Annotated[int, typer.Option(help="Most new tokens in a reply.")] = 128,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens up to this probability mass.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling; equal seeds give equal text.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="End a reply before this text; repeatable.")] = None,
     dtype: Dtype = "auto",
     device: Device = "cpu",
-    kv_budget: Annotated[str, typer.Option(help="most bytes of keys and values; a share is of the whole context")] = "",
-    kv_guard: Annotated[float | None, typer.Option(help="with --kv-budget: most mean KL, nats (0.01)")] = None,
+    kv_budget: Annotated[str, typer.Option(help="Most bytes of keys and values; N% refers to the context.")] = "",
+    kv_guard: Annotated[
+        float | None, typer.Option(help="Largest mean KL divergence for --kv-budget, in nats. [0.01]")
+    ] = None,
 ) -> None:
-    """Append every line of standard input to the text and print how MODEL goes on; nothing is read twice."""
+    """Append each line of standard input to the text and print how MODEL continues it; nothing is read twice."""
     from handscroll.generate.budget import GUARD
     from handscroll.generate.sample import Sampling
     from handscroll.lm import load

@@ -1,4 +1,4 @@
-"""`handscroll data`: what is in a text, before it is trained on."""
+"""`handscroll data`: examine a text before a model is trained on it."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,23 +7,25 @@ import typer
 
 from handscroll.cli.screen import bar, screen, table
 
-texts = typer.Typer(help="Look at a text before it is trained on.", no_args_is_help=True)
+texts = typer.Typer(help="Examine a text before a model is trained on it.", no_args_is_help=True)
 
 
 @texts.callback()
 def _texts() -> None:
-    """Look at a text before it is trained on."""
+    """Examine a text before a model is trained on it."""
 
 
 @texts.command()
 def report(
-    files: Annotated[list[str], typer.Argument(help="text files, folders or globs (.txt .md .html .jsonl, code; .gz)")],
-    tokenizer: Annotated[str, typer.Option(help="folder of a model or tokenizer: its coverage of the text")] = "",
-    valid: Annotated[list[str] | None, typer.Option(help="held-out text: how much of it is in FILES")] = None,
-    report: Annotated[Path | None, typer.Option(help="write a self-contained report.html into this folder")] = None,
-    json_out: Annotated[Path | None, typer.Option("--json", help="write the record here")] = None,
+    files: Annotated[
+        list[str], typer.Argument(help="Text files, folders or globs (.txt .md .html .jsonl, code; .gz).")
+    ],
+    tokenizer: Annotated[str, typer.Option(help="Folder of a model or tokenizer whose coverage is reported.")] = "",
+    valid: Annotated[list[str] | None, typer.Option(help="Held-out text; its overlap with FILES is reported.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a self-contained report.html into this folder.")] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write the record into this file.")] = None,
 ) -> None:
-    """Coverage, lengths, languages, duplicates, signs of poor quality and overlap of FILES, in bounded memory."""
+    """Report coverage, lengths, languages, duplicates, poor quality and overlap of FILES, in bounded memory."""
     from handscroll.base.runs import write_file
     from handscroll.data.survey.survey import survey
     from handscroll.report import Table, write

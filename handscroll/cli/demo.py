@@ -1,4 +1,4 @@
-"""`handscroll demo`: the guided tour on what ships with the package, or on the user's own model and text."""
+"""`handscroll demo`: a guided tour with the bundled model and text, or with the user's own."""
 
 import json
 import time
@@ -12,16 +12,16 @@ from handscroll.base.errors import ConfigError
 from handscroll.cli.extend import show, tell_of_tuning
 from handscroll.cli.screen import error_screen, screen, table
 
-EVERY = 5.0  # seconds between details of one part
+EVERY = 5.0  # seconds between two progress lines of one part
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="folder for report.html, records and the lengthened model")] = Path("demo"),
-    model: Annotated[str | None, typer.Option(help="your checkpoint (default: the starter model)")] = None,
-    text: Annotated[list[str] | None, typer.Option(help="your long text (default: Python's standard library)")] = None,
-    to: Annotated[int | None, typer.Option(help="new context (default: 8x the starter, 4x your model)")] = None,
-    steps: Annotated[int | None, typer.Option(help="tuning steps, 0 for none")] = None,
-    needles: Annotated[bool, typer.Option(help="measure needle retrieval")] = True,
+    out: Annotated[Path, typer.Option(help="Folder for report.html, records and the lengthened model.")] = Path("demo"),
+    model: Annotated[str | None, typer.Option(help="Your checkpoint. [the starter model]")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="Your long text. [Python's standard library]")] = None,
+    to: Annotated[int | None, typer.Option(help="Tokens of the new context. [8x the starter, 4x your model]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of tuning steps; 0 skips the tuning.")] = None,
+    needles: Annotated[bool, typer.Option(help="Measure needle retrieval.")] = True,
 ) -> None:
     """Show how a model fails beyond its context, lengthen it by every method, tune, prove, write report.html."""
     from handscroll.base.runs import write_file
@@ -60,7 +60,7 @@ def demo(
 
 
 class _Notes:
-    """Progress on standard error: each new part at once, details at most every few seconds."""
+    """Prints progress on standard error: each new part at once, its details at most every few seconds."""
 
     def __init__(self, started: float):
         self.started, self.part, self.last = started, "", 0.0

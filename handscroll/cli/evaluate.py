@@ -1,4 +1,4 @@
-"""`handscroll evaluate`: loss by position, needle retrieval, and what cache policies cost."""
+"""`handscroll evaluate`: loss by position, needle retrieval, and the cost of cache policies."""
 
 import json
 from pathlib import Path
@@ -13,25 +13,25 @@ from handscroll.cli.screen import bar, screen, table
 evaluations = typer.Typer(
     help="Measure a checkpoint: perplexity by position, needle retrieval, cache policies.", no_args_is_help=True
 )
-Json = Annotated[Path | None, typer.Option("--json", help="write the records here, one JSON object a line")]
-Report = Annotated[Path | None, typer.Option(help="write a self-contained report.html into this folder")]
+Json = Annotated[Path | None, typer.Option("--json", help="Write the records into this file, one JSON object a line.")]
+Report = Annotated[Path | None, typer.Option(help="Write a self-contained report.html into this folder.")]
 
 
 @evaluations.command()
 def perplexity(
-    model: Annotated[str, typer.Argument(help="checkpoint folder, GGUF file or hub id")],
-    files: Annotated[list[str], typer.Argument(help="text files, folders or globs")],
-    length: Annotated[int, typer.Option(help="tokens per window; may exceed the trained length")],
-    windows: Annotated[int, typer.Option(help="windows to measure (a seeded choice)")] = 8,
-    reference: Annotated[int | None, typer.Option(help="sliding-window reference of so many tokens (0: none)")] = None,
-    block: Annotated[int | None, typer.Option(help="positions per block of the curve")] = None,
-    seed: Annotated[int, typer.Option(help="choice of windows")] = 0,
+    model: Annotated[str, typer.Argument(help="The model: a checkpoint folder, a GGUF file or a hub id.")],
+    files: Annotated[list[str], typer.Argument(help="Text files, folders or globs.")],
+    length: Annotated[int, typer.Option(help="Tokens per window; may exceed the trained length.")],
+    windows: Annotated[int, typer.Option(help="Number of windows to measure.")] = 8,
+    reference: Annotated[int | None, typer.Option(help="Tokens of the sliding-window reference; 0 skips it.")] = None,
+    block: Annotated[int | None, typer.Option(help="Positions per block of the curve.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of windows.")] = 0,
     dtype: Dtype = "auto",
     device: Device = "cpu",
     json_out: Json = None,
     report: Report = None,
 ) -> None:
-    """Loss by position over windows of FILES, exact, beside a sliding window of the trained length."""
+    """Measure the exact loss by position over windows of FILES, and that of a window of the trained length."""
     from handscroll.evaluate.perplexity import default_block, measure
     from handscroll.evaluate.samples import read_windows
     from handscroll.lm import load
@@ -60,18 +60,18 @@ def perplexity(
 
 @evaluations.command()
 def needle(
-    model: Annotated[str, typer.Argument(help="checkpoint folder, GGUF file or hub id")],
-    lengths: Annotated[str, typer.Option(help="prompt lengths in tokens, comma-separated")],
-    depths: Annotated[str, typer.Option(help="needle depths, 0 (first) to 1 (last)")] = "0,0.25,0.5,0.75,1",
-    samples: Annotated[int, typer.Option(help="samples per cell")] = 20,
-    text: Annotated[list[str] | None, typer.Option(help="haystack files (default: Python's standard library)")] = None,
-    seed: Annotated[int, typer.Option(help="keys, values and places")] = 0,
+    model: Annotated[str, typer.Argument(help="The model: a checkpoint folder, a GGUF file or a hub id.")],
+    lengths: Annotated[str, typer.Option(help="Prompt lengths in tokens, separated by commas.")],
+    depths: Annotated[str, typer.Option(help="Needle depths from 0 (first) to 1 (last).")] = "0,0.25,0.5,0.75,1",
+    samples: Annotated[int, typer.Option(help="Samples per cell of the grid.")] = 20,
+    text: Annotated[list[str] | None, typer.Option(help="Haystack files. [Python's standard library]")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of keys, values and places.")] = 0,
     dtype: Dtype = "auto",
     device: Device = "cpu",
     json_out: Json = None,
     report: Report = None,
 ) -> None:
-    """Key retrieval over a grid of length x depth; every prompt has exactly the stated number of tokens."""
+    """Measure key retrieval over a grid of length x depth; each prompt has exactly the stated number of tokens."""
     from handscroll.evaluate.haystack import haystack
     from handscroll.evaluate.needle import NeedleGrid, needle_grid
     from handscroll.lm import load
@@ -93,20 +93,20 @@ def needle(
 
 @evaluations.command()
 def policies(
-    model: Annotated[str, typer.Argument(help="checkpoint folder, GGUF file or hub id")],
-    files: Annotated[list[str], typer.Argument(help="text files, folders or globs")],
-    length: Annotated[int, typer.Option(help="tokens per window; 0: the context, at most 512")] = 0,
-    budgets: Annotated[str, typer.Option(help="percent of the tokens that may stay")] = "50,25,12.5",
-    policies: Annotated[str, typer.Option(help="comma-separated; all approximate ones unless given")] = "",
-    windows: Annotated[int, typer.Option(help="windows of the text (a seeded choice)")] = 8,
-    samples: Annotated[int, typer.Option(help="needles at each depth; sums: five times as many")] = 4,
-    seed: Annotated[int, typer.Option(help="choice of windows")] = 0,
+    model: Annotated[str, typer.Argument(help="The model: a checkpoint folder, a GGUF file or a hub id.")],
+    files: Annotated[list[str], typer.Argument(help="Text files, folders or globs.")],
+    length: Annotated[int, typer.Option(help="Tokens per window; 0 takes the context, at most 512.")] = 0,
+    budgets: Annotated[str, typer.Option(help="Percentages of the tokens that may stay.")] = "50,25,12.5",
+    policies: Annotated[str, typer.Option(help="Policies, separated by commas. [all approximate ones]")] = "",
+    windows: Annotated[int, typer.Option(help="Number of windows of the text.")] = 8,
+    samples: Annotated[int, typer.Option(help="Needles at each depth; sums use five times as many.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of windows.")] = 0,
     dtype: Dtype = "auto",
     device: Device = "cpu",
     json_out: Json = None,
     report: Report = None,
 ) -> None:
-    """Freed bytes and losses of the cache policies on FILES, against the exact cache."""
+    """Compare freed bytes and losses of the cache policies on FILES with the exact cache."""
     from handscroll.evaluate.policies import PolicyGrid, policy_table
     from handscroll.evaluate.samples import read_windows
     from handscroll.lm import load
@@ -128,7 +128,7 @@ def policies(
     title = f"{model}: {len(found)} windows of {grid.length:,} tokens, {dtype}; KL and loss in nats per token"
     screen().print(table(columns, [_policy_row(row) for row in record["rows"]], title))
     if None in [record["rows"][0][name] for name in ("needle", "copying", "sums")]:
-        screen().print("-: not measurable, since the exact cache fails too")
+        screen().print("-: not measurable, because the exact cache fails too")
     _keep([record], json_out, report)
 
 

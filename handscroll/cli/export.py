@@ -1,4 +1,4 @@
-"""`handscroll export`: a checkpoint as a GGUF file."""
+"""`handscroll export`: write a checkpoint as a GGUF file."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,9 +10,9 @@ from handscroll.cli.screen import screen
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="checkpoint folder, GGUF file or hub id")],
-    out: Annotated[Path, typer.Argument(help="the GGUF file to write; it must not exist")],
-    kind: Annotated[str, typer.Option("--type", help="format of the matrices: f32, f16, bf16, q8_0 or q4_0")] = "f16",
+    model: Annotated[str, typer.Argument(help="The model: a checkpoint folder, a GGUF file or a hub id.")],
+    out: Annotated[Path, typer.Argument(help="The GGUF file to write; it must not exist.")],
+    kind: Annotated[str, typer.Option("--type", help="Format of the matrices: f32, f16, bf16, q8_0 or q4_0.")] = "f16",
 ) -> None:
     """Write MODEL as a GGUF file, which llama.cpp and this package read."""
     from handscroll.lm import load

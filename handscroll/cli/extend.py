@@ -10,42 +10,36 @@ from handscroll.base.errors import ConfigError
 from handscroll.cli.options import Device
 from handscroll.cli.screen import bar, error_screen, screen, table
 
-TUNING = (
-    "steps",
-    "rows",
-    "lora",
-    "lr",
-    "precision",
-    "strategy",
-    "offload",
-    "force",
-)  # options that --tune is asked for
+# options that need --tune
+TUNING = ("steps", "rows", "lora", "lr", "precision", "strategy", "offload", "force")
 
 
 def extend(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="checkpoint folder, GGUF file or hub id")],
-    to: Annotated[int, typer.Option(help="tokens of the new context")],
-    out: Annotated[Path, typer.Option(help="folder for the lengthened checkpoint; must not exist")],
-    method: Annotated[str, typer.Option(help="auto, all (ours too), or a method (docs/extend.md)")] = "auto",
-    text: Annotated[list[str] | None, typer.Option(help="files to choose on (default: the model's writing)")] = None,
-    guard: Annotated[float, typer.Option(help="nats per token that short text may lose")] = 0.1,
-    factors: Annotated[Path | None, typer.Option(help="JSON with long_factor and short_factor (longrope)")] = None,
-    tune: Annotated[list[str] | None, typer.Option(help="files of long text to tune on")] = None,
-    steps: Annotated[int, typer.Option(help="tuning steps")] = 100,
-    rows: Annotated[int, typer.Option(help="tuning rows of the new length per step")] = 4,
-    lora: Annotated[int, typer.Option(help="tune by LoRA of this rank; 0: all weights")] = 0,
-    lr: Annotated[float | None, typer.Option(help="tuning rate (1e-4, LoRA 1e-3)")] = None,
-    precision: Annotated[str, typer.Option(help="tuning precision: float32 or bfloat16")] = "float32",
-    seed: Annotated[int, typer.Option(help="choice of text, tuning order")] = 0,
+    model: Annotated[str, typer.Argument(help="The model: a checkpoint folder, a GGUF file or a hub id.")],
+    to: Annotated[int, typer.Option(help="Tokens of the new context.")],
+    out: Annotated[Path, typer.Option(help="Folder for the lengthened checkpoint; must not exist.")],
+    method: Annotated[str, typer.Option(help="auto, all (own methods too), or a name (docs/extend.md).")] = "auto",
+    text: Annotated[list[str] | None, typer.Option(help="Text for the choice. [written by the model]")] = None,
+    guard: Annotated[float, typer.Option(help="Largest loss of short text, in nats per token.")] = 0.1,
+    factors: Annotated[Path | None, typer.Option(help="JSON file with long_factor and short_factor.")] = None,
+    tune: Annotated[list[str] | None, typer.Option(help="Files of long text for the tuning.")] = None,
+    steps: Annotated[int, typer.Option(help="Number of tuning steps.")] = 100,
+    rows: Annotated[int, typer.Option(help="Rows of the new length per tuning step.")] = 4,
+    lora: Annotated[int, typer.Option(help="Rank of the LoRA tuning; 0 tunes all weights.")] = 0,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of the tuning. [1e-4; LoRA 1e-3]")] = None,
+    precision: Annotated[str, typer.Option(help="Precision of the tuning: float32 or bfloat16.")] = "float32",
+    seed: Annotated[int, typer.Option(help="Seed of the choice of text and of the tuning order.")] = 0,
     device: Device = "cpu",
-    strategy: Annotated[str, typer.Option(help="memory strategy of the tuning (docs/strategies.md)")] = "auto",
-    offload: Annotated[str, typer.Option(help="where a chunked strategy keeps things: none, host or disk")] = "none",
-    force: Annotated[bool, typer.Option("--force", help="tune though the planner says it will not fit")] = False,
+    strategy: Annotated[str, typer.Option(help="Memory strategy of the tuning (docs/strategies.md).")] = "auto",
+    offload: Annotated[str, typer.Option(help="Where saved tensors go: none, host or disk.")] = "none",
+    force: Annotated[
+        bool, typer.Option("--force", help="Tune even if the planner predicts that it will not fit.")
+    ] = False,
 ) -> None:
     """Lengthen MODEL to --to tokens and write an ordinary Hugging Face folder.
 
-    With --method auto every candidate is measured on long and on short text and the table is printed.
+    With --method auto each candidate is measured on long and on short text, and the table is printed.
     """
     from handscroll.evaluate.perplexity import measurable
     from handscroll.extend.extend import extension
@@ -87,7 +81,7 @@ def extend(
     )
     if result.lm.provenance["read_by"] != "any library":
         screen().print(
-            "only Handscroll reads this folder: other libraries do not know its positions and refuse to load it",
+            "only Handscroll reads this folder: other libraries do not know its position method and refuse to load it",
             markup=False,
         )
     if result.outcome is not None and not result.outcome.guarded:
@@ -114,7 +108,7 @@ def _read_factors(path: Path) -> dict[str, Any]:
 
 
 def show(outcome: Any) -> None:
-    """The bake-off's table."""
+    """Print the table of the compared methods."""
     rows = [[row.candidate.name, row.long, row.short, row.verdict] for row in outcome.rows]
     trained, target = outcome.goal.trained, outcome.goal.target
     heads = ["method", f"loss {trained:,}-{target:,}", f"loss below {trained:,}", "verdict"]
@@ -124,7 +118,7 @@ def show(outcome: Any) -> None:
 
 
 def tell_of_tuning(lm: Any) -> None:
-    """Whether a tuning helped on the text that chose, or was undone."""
+    """Print whether the tuning improved the loss on the text of the choice and was kept, or was undone."""
     tuned = lm.provenance.get("tuned", {})
     if "kept" in tuned:
         verdict = "kept" if tuned["kept"] else "undone: it made the text that chose worse (lower --lr, more --rows)"

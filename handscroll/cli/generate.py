@@ -1,4 +1,4 @@
-"""`handscroll generate`: continue a prompt, streaming to the terminal."""
+"""`handscroll generate`: continue a prompt and stream the text to the terminal."""
 
 import json
 import sys
@@ -22,33 +22,35 @@ if TYPE_CHECKING:
 
 
 def generate(
-    model: Annotated[str, typer.Argument(help="checkpoint folder, GGUF file or hub id")],
-    prompt: Annotated[str, typer.Option(help="the prompt, or - for standard input")],
-    max_tokens: Annotated[int, typer.Option(help="most new tokens")] = 256,
-    temperature: Annotated[float, typer.Option(help="0: greedy")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="keep the k likeliest tokens; 0: all")] = 0,
-    top_p: Annotated[float, typer.Option(help="keep the likeliest tokens up to this mass")] = 1.0,
-    min_p: Annotated[float, typer.Option(help="keep tokens at least this share as likely as the likeliest")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="above 1: seen tokens become less likely")] = 1.0,
-    seed: Annotated[int, typer.Option(help="equal seeds give equal text")] = 0,
-    stop: Annotated[list[str] | None, typer.Option(help="end before this text (repeatable)")] = None,
-    beyond: Annotated[bool, typer.Option("--beyond", help="allow more tokens than the model's context")] = False,
+    model: Annotated[str, typer.Argument(help="The model: a checkpoint folder, a GGUF file or a hub id.")],
+    prompt: Annotated[str, typer.Option(help="The prompt, or - for standard input.")],
+    max_tokens: Annotated[int, typer.Option(help="Most new tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Keep the K likeliest tokens; 0 keeps all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens up to this probability mass.")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the highest probability.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1, tokens already seen become less likely.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling; equal seeds give equal text.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; repeatable.")] = None,
+    beyond: Annotated[bool, typer.Option("--beyond", help="Allow more tokens than the model's context.")] = False,
     dtype: Dtype = "auto",
     device: Device = "cpu",
-    cache: Annotated[str, typer.Option(help="what is kept, and where (docs/generate.md); full unless given")] = "",
-    kv_budget: Annotated[str, typer.Option(help="most bytes of keys and values: 2GiB, 500MB, 50%")] = "",
-    kv_guard: Annotated[float | None, typer.Option(help="with --kv-budget: most mean KL, nats (0.01)")] = None,
-    weights: Annotated[str, typer.Option(help="int8 or int4: read rounded weights (approximate)")] = "",
-    samples: Annotated[int, typer.Option(help="continuations; the prompt is read once")] = 1,
-    beams: Annotated[int, typer.Option(help="beam search with so many beams; --samples are the best of them")] = 0,
-    length_penalty: Annotated[float, typer.Option(help="beams: divide by length to this power")] = 1.0,
-    lookup: Annotated[int, typer.Option(help="draft: what followed the last N tokens before")] = 0,
-    draft: Annotated[str, typer.Option(help="draft with this smaller model of the same tokenizer")] = "",
-    json_schema: Annotated[Path | None, typer.Option(help="file: the text is JSON under this schema")] = None,
-    regex: Annotated[str, typer.Option(help="the text matches this regular expression")] = "",
-    choice: Annotated[list[str] | None, typer.Option(help="the text is one of these (repeatable)")] = None,
-    json_out: Annotated[bool, typer.Option("--json", help="one JSON object with all that is known")] = False,
-    logprobs: Annotated[int | None, typer.Option(help="in --json: log-probabilities, of the N likeliest too")] = None,
+    cache: Annotated[str, typer.Option(help="Cache policy (docs/generate.md). [full]")] = "",
+    kv_budget: Annotated[str, typer.Option(help="Most bytes of keys and values: 2GiB, 500MB, 50%.")] = "",
+    kv_guard: Annotated[
+        float | None, typer.Option(help="Largest mean KL divergence for --kv-budget, in nats. [0.01]")
+    ] = None,
+    weights: Annotated[str, typer.Option(help="Round the weights to int8 or int4 (approximate).")] = "",
+    samples: Annotated[int, typer.Option(help="Number of continuations; the prompt is read once.")] = 1,
+    beams: Annotated[int, typer.Option(help="Number of beams; --samples best results are written.")] = 0,
+    length_penalty: Annotated[float, typer.Option(help="Beams: divide scores by length to this power.")] = 1.0,
+    lookup: Annotated[int, typer.Option(help="Draft the tokens that followed the last N tokens earlier.")] = 0,
+    draft: Annotated[str, typer.Option(help="Draft with this smaller model of the same tokenizer.")] = "",
+    json_schema: Annotated[Path | None, typer.Option(help="File with a JSON schema that the text must follow.")] = None,
+    regex: Annotated[str, typer.Option(help="Regular expression that the text must match.")] = "",
+    choice: Annotated[list[str] | None, typer.Option(help="A text to choose from; repeatable.")] = None,
+    json_out: Annotated[bool, typer.Option("--json", help="Write one JSON object with settings and results.")] = False,
+    logprobs: Annotated[int | None, typer.Option(help="Add log-probabilities to --json, and the N likeliest.")] = None,
 ) -> None:
     """Continue --prompt with MODEL; only the new text goes to standard output."""
     from handscroll.generate.budget import GUARD
@@ -68,7 +70,7 @@ def generate(
         "stop": tuple(stop or ()),
     }
     if logprobs is not None and not json_out:
-        raise ConfigError("--logprobs are written with --json only; add it")
+        raise ConfigError("--logprobs appear only in the output of --json; add --json")
     _one_cache(cache, kv_budget, kv_guard, beams)
     lm = load(model, device, dtype, weights)
     reports: list[str] = []
@@ -86,7 +88,9 @@ def generate(
         taken = settings["kv_budget"] = lm.choose_cache(text, kv_budget, max_tokens, guard, samples, drafts, beyond)
     if beams:
         if logprobs is not None:
-            raise ConfigError("--beams looks for the likeliest text and goes without --logprobs")
+            raise ConfigError(
+                "--beams searches for the likeliest text and gives no --logprobs; leave out one of the two"
+            )
         found = lm.beams(text, beams, samples, length_penalty, **settings)
     elif length_penalty != 1.0:
         raise ConfigError("--length-penalty belongs to --beams")
@@ -112,9 +116,9 @@ def generate(
 
 
 def _one_cache(cache: str, kv_budget: str, kv_guard: float | None, beams: int) -> None:
-    """Refuse settings of the cache that exclude each other."""
+    """Refuse cache settings that exclude each other."""
     if kv_budget and cache:
-        raise ConfigError(f"--kv-budget chooses the cache, --cache {cache} names one: leave out one of the two")
+        raise ConfigError(f"--kv-budget chooses the cache and --cache {cache} names one: leave out one of the two")
     if kv_budget and beams:
         raise ConfigError("--beams keep the full cache: leave out --kv-budget")
     if kv_guard is not None and not kv_budget:
@@ -122,7 +126,7 @@ def _one_cache(cache: str, kv_budget: str, kv_guard: float | None, beams: int) -
 
 
 def _announce(cache: str, weights: str, choice: "Choice | None") -> None:
-    """Say on standard error what is approximate."""
+    """Print the approximate settings on standard error."""
     from handscroll.cache.table import kind_of
 
     approximate = [f"--cache {cache}"] * (bool(cache) and not kind_of(cache).exact) + [f"--weights {weights}"] * bool(
@@ -135,7 +139,7 @@ def _announce(cache: str, weights: str, choice: "Choice | None") -> None:
 
 
 def _kept(policy: str, choice: "Choice | None", reports: list[str]) -> dict[str, Any]:
-    """What --json says of a cache that is not simply the full one."""
+    """The entry of --json for a cache other than the full one."""
     from handscroll.cache.table import kind_of
 
     if choice is not None:
@@ -148,7 +152,7 @@ def _kept(policy: str, choice: "Choice | None", reports: list[str]) -> dict[str,
 
 
 def _write(found: Any, samples: int, constraint: "Constraint | None") -> None:
-    """Stream pieces, or write one text, or several under a line each."""
+    """Stream pieces, or write the texts, each below a line of its own if there are several."""
     if not isinstance(found, list):
         for piece in found:
             typer.echo(piece, nl=False)
@@ -162,7 +166,7 @@ def _write(found: Any, samples: int, constraint: "Constraint | None") -> None:
         typer.echo(item.text)
     cut = sum(item.finish == "length" for item in found) if constraint is not None else 0
     if cut:
-        error_screen().print(f"{cut} of {len(found)} cut by --max-tokens before the text was whole", markup=False)
+        error_screen().print(f"{cut} of {len(found)} cut by --max-tokens before the text was complete", markup=False)
 
 
 def _constraint(lm: "LM", json_schema: Path | None, regex: str, choice: list[str] | None) -> "Constraint | None":
@@ -196,7 +200,7 @@ def _draft(lm: "LM", lookup: int, draft: str, dtype: str) -> "Drafts | None":
 
 
 def _told(lm: "LM", found: "Sequence[Continuation]", drafts: "Drafts | None") -> dict[str, Any]:
-    """What --json says of the continuations."""
+    """The entries of --json for the continuations."""
     from handscroll.generate.continuation import told
 
     every = []

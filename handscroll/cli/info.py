@@ -1,4 +1,4 @@
-"""`handscroll info`: what a checkpoint is, before anything is spent on it, and which kernels would run it."""
+"""`handscroll info`: the facts of a checkpoint, without loading its weights, and the kernels that run it."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,11 +9,11 @@ from handscroll.cli.screen import screen
 
 
 def info(
-    model: Annotated[str, typer.Argument(help="checkpoint folder, GGUF file or hub id; --kernels needs none")] = "",
-    kernels: Annotated[bool, typer.Option("--kernels", help="which kernels run here, and why")] = False,
-    dtype: Annotated[str, typer.Option(help="with --kernels: what the model is loaded in")] = "auto",
-    device: Annotated[str, typer.Option(help="with --kernels: where it runs")] = "cpu",
-    weights: Annotated[str, typer.Option(help="with --kernels: as generate's")] = "",
+    model: Annotated[str, typer.Argument(help="Checkpoint folder, GGUF file or hub id; optional with --kernels.")] = "",
+    kernels: Annotated[bool, typer.Option("--kernels", help="Show which kernels run here, and why.")] = False,
+    dtype: Annotated[str, typer.Option(help="Dtype of the model for --kernels.")] = "auto",
+    device: Annotated[str, typer.Option(help="Device of the model for --kernels.")] = "cpu",
+    weights: Annotated[str, typer.Option(help="Rounded weights for --kernels: int8 or int4.")] = "",
 ) -> None:
     """Show family, parameters, context, position method and bytes per token of KV cache."""
     from handscroll.base.errors import ConfigError
@@ -24,7 +24,7 @@ def info(
         _kernels(model, dtype, device, weights)
         return
     if not model:
-        raise ConfigError("no model was given: name a checkpoint folder, or ask for --kernels alone")
+        raise ConfigError("no model was given: name a checkpoint folder, or give --kernels")
     for name, value in facts(Path(locate(model))):
         screen().print(f"{name:<22} {value}", markup=False)
 

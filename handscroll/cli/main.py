@@ -1,4 +1,4 @@
-"""The `handscroll` command: one file per verb, each parses, builds a configuration and calls."""
+"""The `handscroll` command. Each verb has one file, which parses options, builds a configuration and calls."""
 
 import sys
 
@@ -35,7 +35,7 @@ for verb in (demo, train, plan, extend, export, evaluate, generate, chat, batch,
 
 
 def main() -> None:
-    """Run the command; errors a user can mend are one paragraph and exit status 2."""
+    """Run the command; an error that the user can mend is one paragraph, and the exit status is 2."""
     try:
         app()
     except HandscrollError as error:

@@ -1,11 +1,11 @@
-"""Options that several verbs have."""
+"""Options that several verbs share."""
 
 from typing import Annotated
 
 import typer
 
-Device = Annotated[str, typer.Option(help="cpu, or cuda for a GPU (docs/gpu.md)")]
+Device = Annotated[str, typer.Option(help="Device: cpu, or cuda for a GPU (docs/gpu.md).")]
 Dtype = Annotated[
     str,
-    typer.Option(help="what is computed in: auto (as the checkpoint is stored), float32, bfloat16, ..."),
+    typer.Option(help="Dtype of the computation: auto (as the checkpoint is stored), float32, bfloat16, ..."),
 ]

@@ -1,4 +1,4 @@
-"""`handscroll plan`: what a run will take, before it is started."""
+"""`handscroll plan`: predict memory, disk and time of a run before it starts."""
 
 import json
 from pathlib import Path
@@ -9,21 +9,25 @@ import typer
 from handscroll.cli.options import Dtype
 from handscroll.cli.screen import error_screen, screen, table
 
-app = typer.Typer(help="Predict memory, disk and time of a run, and what else would fit.", no_args_is_help=True)
+app = typer.Typer(
+    help="Predict memory, disk and time of a run, and list other settings that fit.", no_args_is_help=True
+)
 
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="override")]
-Json = Annotated[bool, typer.Option("--json", help="print the plan as JSON")]
-Probe = Annotated[bool, typer.Option("--probe", help="measure this machine anew (about half a minute)")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key of the recipe.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")]
+Probe = Annotated[bool, typer.Option("--probe", help="Measure this machine again (about half a minute).")]
 
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="TOML recipe")],
+    recipe: Annotated[Path, typer.Argument(help="The TOML recipe.")],
     set_: Set = None,
     as_json: Json = False,
     probe: Probe = False,
 ) -> None:
-    """Plan the training run of RECIPE, on this machine."""
+    """Plan the training run of RECIPE on this machine."""
     from handscroll.base.config import read_recipe
     from handscroll.plan.workloads import recipe_workloads
     from handscroll.train.recipe import Recipe
@@ -34,12 +38,12 @@ def train(
 
 @app.command()
 def extend(
-    model: Annotated[str, typer.Argument(help="checkpoint folder, GGUF file or hub id")],
-    to: Annotated[int, typer.Option(help="tokens of the new context")],
-    rows: Annotated[int, typer.Option(help="tuning rows per step")] = 4,
-    steps: Annotated[int, typer.Option(help="tuning steps")] = 100,
-    lora: Annotated[int, typer.Option(help="tune by LoRA of this rank; 0: all weights")] = 0,
-    precision: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
+    model: Annotated[str, typer.Argument(help="The model: a checkpoint folder, a GGUF file or a hub id.")],
+    to: Annotated[int, typer.Option(help="Tokens of the new context.")],
+    rows: Annotated[int, typer.Option(help="Rows per tuning step.")] = 4,
+    steps: Annotated[int, typer.Option(help="Number of tuning steps.")] = 100,
+    lora: Annotated[int, typer.Option(help="Rank of the LoRA tuning; 0 tunes all weights.")] = 0,
+    precision: Annotated[str, typer.Option(help="Precision of the tuning: float32 or bfloat16.")] = "float32",
     as_json: Json = False,
     probe: Probe = False,
 ) -> None:
@@ -52,15 +56,15 @@ def extend(
 
 @app.command()
 def generate(
-    model: Annotated[str, typer.Argument(help="checkpoint folder, GGUF file or hub id")],
-    prompt_tokens: Annotated[int, typer.Option(help="tokens of the prompt")],
-    max_tokens: Annotated[int, typer.Option(help="most new tokens")] = 256,
+    model: Annotated[str, typer.Argument(help="The model: a checkpoint folder, a GGUF file or a hub id.")],
+    prompt_tokens: Annotated[int, typer.Option(help="Tokens of the prompt.")],
+    max_tokens: Annotated[int, typer.Option(help="Most new tokens.")] = 256,
     dtype: Dtype = "auto",
-    cache: Annotated[str, typer.Option(help="what is kept, as in generate")] = "full",
+    cache: Annotated[str, typer.Option(help="Cache policy, as in generate.")] = "full",
     as_json: Json = False,
     probe: Probe = False,
 ) -> None:
-    """Plan a continuation of a prompt by MODEL."""
+    """Plan how MODEL continues a prompt."""
     from handscroll.cache.table import footprint
     from handscroll.models.weights import locate, read_config
     from handscroll.plan.workloads import checkpoint_workload, precision_of
@@ -74,9 +78,9 @@ def generate(
 
 @app.command()
 def serve(
-    model: Annotated[str, typer.Argument(help="checkpoint folder, GGUF file or hub id")],
-    context: Annotated[int, typer.Option(help="tokens of a conversation")],
-    slots: Annotated[int, typer.Option(help="conversations at a time")] = 1,
+    model: Annotated[str, typer.Argument(help="The model: a checkpoint folder, a GGUF file or a hub id.")],
+    context: Annotated[int, typer.Option(help="Tokens of a conversation.")],
+    slots: Annotated[int, typer.Option(help="Number of simultaneous conversations.")] = 1,
     dtype: Dtype = "auto",
     as_json: Json = False,
     probe: Probe = False,
@@ -89,7 +93,7 @@ def serve(
 
 
 def _here(workloads: Any, as_json: bool, probe: bool) -> None:
-    """The plan on this machine."""
+    """Make the plan for this machine and show it."""
     from handscroll.plan.calibration import load_calibration
     from handscroll.plan.machine import this_machine
     from handscroll.plan.show import plan, plan_lines
@@ -98,13 +102,13 @@ def _here(workloads: Any, as_json: bool, probe: bool) -> None:
     if probe:
         calibrate(workloads[0].threads)
     elif load_calibration(workloads[0].threads) is None:
-        error_screen().print("note: this machine is not measured yet; --probe does it once", markup=False)
+        error_screen().print("note: this machine has not been measured yet; --probe measures it once", markup=False)
     made = plan(workloads, this_machine(threads=workloads[0].threads))
     show(plan_lines(made), made.record(), as_json)
 
 
 def show(lines: Any, record: dict[str, Any], as_json: bool) -> None:
-    """A plan on the screen: sentences, and tables of (title, columns, rows)."""
+    """Print a plan: sentences, and tables given as (title, columns, rows)."""
     if as_json:
         typer.echo(json.dumps(record, indent=2))
         return

@@ -1,4 +1,4 @@
-"""`handscroll read`, `ask` and `readings`: read a text once, ask as often as you like."""
+"""`handscroll read`, `ask` and `readings`: read a text once and ask questions about it as often as you like."""
 
 import sys
 from pathlib import Path
@@ -10,24 +10,24 @@ from handscroll.base.errors import ConfigError
 from handscroll.cli.options import Device, Dtype
 from handscroll.cli.screen import bar, screen, table
 
-StoreOption = Annotated[Path | None, typer.Option("--store", help="folder of the readings (default: your data folder)")]
-OwnerOption = Annotated[str, typer.Option(help="whose readings; owners never see each other's")]
+StoreOption = Annotated[Path | None, typer.Option("--store", help="Folder of the readings. [your data folder]")]
+OwnerOption = Annotated[str, typer.Option(help="Owner of the readings; owners never see each other's.")]
 
 
 def read(
-    model: Annotated[str, typer.Argument(help="checkpoint folder, GGUF file or hub id")],
-    texts: Annotated[list[str], typer.Argument(help="files to read, one after the other")],
-    save: Annotated[str, typer.Option(help="name of the reading")],
-    room: Annotated[int, typer.Option(help="tokens kept free for question and answer")] = 1024,
+    model: Annotated[str, typer.Argument(help="The model: a checkpoint folder, a GGUF file or a hub id.")],
+    texts: Annotated[list[str], typer.Argument(help="Files to read, one after the other.")],
+    save: Annotated[str, typer.Option(help="Name of the reading.")],
+    room: Annotated[int, typer.Option(help="Tokens kept free for question and answer.")] = 1024,
     dtype: Dtype = "auto",
     device: Device = "cpu",
     store: StoreOption = None,
     owner: OwnerOption = "",
-    limit: Annotated[float, typer.Option(help="most GB of all readings; the least recently used go first")] = 20.0,
-    cache: Annotated[str, typer.Option(help="what is kept: full, or int8 (half of bfloat16, approximate)")] = "full",
-    beyond: Annotated[bool, typer.Option("--beyond", help="allow more tokens than the model's context")] = False,
+    limit: Annotated[float, typer.Option(help="Most GB of all readings; the least recently used go first.")] = 20.0,
+    cache: Annotated[str, typer.Option(help="Cache policy: full, or int8 (half of bfloat16, approximate).")] = "full",
+    beyond: Annotated[bool, typer.Option("--beyond", help="Allow more tokens than the model's context.")] = False,
 ) -> None:
-    """Read TEXTS with MODEL and keep what was read under --save."""
+    """Read TEXTS with MODEL and save the reading under the name --save."""
     from handscroll.cache.reading.store import Store
     from handscroll.lm import load
     from handscroll.text.readers import read as read_files
@@ -55,21 +55,23 @@ def read(
 
 
 def ask(
-    name: Annotated[str, typer.Argument(help="a saved reading")],
-    question: Annotated[str, typer.Argument(help="the question, or - for standard input")],
-    model: Annotated[str, typer.Option(help="the model, where it was moved since the reading")] = "",
-    template: Annotated[str, typer.Option(help="what is appended to the text, with {question} in it")] = "",
-    max_tokens: Annotated[int, typer.Option(help="most new tokens")] = 256,
-    temperature: Annotated[float, typer.Option(help="0: greedy")] = 0.0,
-    seed: Annotated[int, typer.Option(help="equal seeds give equal text")] = 0,
-    stop: Annotated[list[str] | None, typer.Option(help="end before this text (repeatable)")] = None,
+    name: Annotated[str, typer.Argument(help="Name of a saved reading.")],
+    question: Annotated[str, typer.Argument(help="The question, or - for standard input.")],
+    model: Annotated[str, typer.Option(help="The model, if it was moved since the reading.")] = "",
+    template: Annotated[str, typer.Option(help="Text appended to the reading, with {question} in it.")] = "",
+    max_tokens: Annotated[int, typer.Option(help="Most new tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling; equal seeds give equal text.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; repeatable.")] = None,
     store: StoreOption = None,
     owner: OwnerOption = "",
-    beyond: Annotated[bool, typer.Option("--beyond", help="allow more tokens than the model's context")] = False,
-    again: Annotated[bool, typer.Option("--again", help="read the text again if need be")] = False,
+    beyond: Annotated[bool, typer.Option("--beyond", help="Allow more tokens than the model's context.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Read the text again if the reading no longer serves.")
+    ] = False,
     device: Device = "cpu",
 ) -> None:
-    """Answer QUESTION about the text read under NAME; only the answer goes to standard output."""
+    """Answer QUESTION about the text of reading NAME; only the answer goes to standard output."""
     from handscroll.cache.reading.store import Store
     from handscroll.generate.ask import QUESTION, AskSettings
     from handscroll.lm import load
@@ -94,7 +96,7 @@ def ask(
 
 
 def readings(
-    forget: Annotated[list[str] | None, typer.Option(help="remove this reading (repeatable)")] = None,
+    forget: Annotated[list[str] | None, typer.Option(help="Remove this reading; repeatable.")] = None,
     store: StoreOption = None,
     owner: OwnerOption = "",
 ) -> None:

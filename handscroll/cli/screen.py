@@ -1,4 +1,4 @@
-"""What the verbs show: tables, progress and one place that knows whether a terminal is there."""
+"""Output of the verbs: tables and progress. Only this file asks whether a terminal is there."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -9,21 +9,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-WIDE = 160  # columns where there is no terminal to ask
+WIDE = 160  # columns of a file or a pipe
 
 
 def screen() -> Console:
-    """Standard output: results. Wide when it is a file or a pipe, so that no table is cut."""
+    """The console on standard output, for results; a file or a pipe gets wide lines, so that no table is cut."""
     return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
 
 
 def error_screen() -> Console:
-    """Standard error: progress, notes, errors."""
+    """The console on standard error, for progress, notes and errors."""
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> Table:
-    """A plain table; numbers are right-aligned."""
+    """A plain table with numbers aligned to the right."""
     made = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
     numeric = [all(_is_number(row[at]) for row in rows) and bool(rows) for at in range(len(columns))]
     for name, right in zip(columns, numeric, strict=True):
@@ -35,7 +35,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = ""
 
 @contextmanager
 def bar(what: str, total: int | None) -> Iterator[Any]:
-    """A progress bar on standard error; the block gets `advance(done, note="")`."""
+    """Show a progress bar on standard error; the block receives `advance(done, note="")`."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[note]}"), console=error_screen(), transient=True) as progress:
         task = progress.add_task(what, total=total, note="")

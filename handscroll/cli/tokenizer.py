@@ -17,10 +17,12 @@ def tokenizer(
     out: Annotated[Path, typer.Option(help="Folder for tokenizer.json and tokenizer_config.json; must hold neither.")],
     kind: Annotated[str, typer.Option(help="bpe, wordpiece or unigram; all are byte level and lossless.")] = "bpe",
     vocab: Annotated[int, typer.Option(help="Number of tokens, special ones included.")] = 4096,
-    pretokenizer: Annotated[str, typer.Option(help="How words are split: qwen2, gpt2 or llama3.")] = "qwen2",
+    pretokenizer: Annotated[str, typer.Option(help="Rule that splits words: qwen2, gpt2 or llama3.")] = "qwen2",
     special: Annotated[list[str] | None, typer.Option(help="A special token; repeatable. [<|endoftext|>]")] = None,
-    sentinels: Annotated[int, typer.Option(help="Sentinels <extra_id_N> for span corruption.")] = 0,
-    min_frequency: Annotated[int | None, typer.Option(help="How often a pair must occur (bpe, wordpiece). [2]")] = None,
+    sentinels: Annotated[int, typer.Option(help="Number of sentinels <extra_id_N> for span corruption.")] = 0,
+    min_frequency: Annotated[
+        int | None, typer.Option(help="Fewest occurrences of a pair (bpe, wordpiece). [2]")
+    ] = None,
 ) -> None:
     """Train a tokenizer on raw text and write it as a Hugging Face tokenizer folder."""
     settings = TokenizerConfig.parse(

@@ -1,4 +1,4 @@
-"""`handscroll train`: run a recipe, or go on with a run."""
+"""`handscroll train`: run a recipe, or resume a run."""
 
 import os
 from collections.abc import Callable
@@ -13,14 +13,16 @@ from handscroll.cli.screen import bar, error_screen, screen
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="TOML recipe (recipes/tiny/llama.toml is a small one)")],
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="override")] = None,
-    out: Annotated[Path | None, typer.Option(help="run folder; runs/NAME of the recipe unless given")] = None,
-    resume: Annotated[Path | None, typer.Option(help="run folder to go on with")] = None,
-    certify: Annotated[bool, typer.Option("--certify", help="first hold the strategy to the plain step")] = False,
-    force: Annotated[bool, typer.Option("--force", help="start a run that the planner says will not fit")] = False,
+    recipe: Annotated[Path, typer.Argument(help="The TOML recipe (recipes/tiny/llama.toml is a small one).")],
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. [runs/NAME of the recipe]")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Folder of the run to resume.")] = None,
+    certify: Annotated[bool, typer.Option("--certify", help="First compare the strategy with the plain step.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Start even if the planner predicts that it will not fit.")
+    ] = False,
 ) -> None:
-    """Train by RECIPE; the model is saved to RUN/model when it is done."""
+    """Train a model by RECIPE; at the end it is saved to RUN/model."""
     from handscroll.train.recipe import Recipe
     from handscroll.train.start import RunOptions, run_recipe
 
@@ -35,7 +37,7 @@ def train(
         options = RunOptions(certify, force, shown.record, shown.pulse, lambda text: screen().print(text, markup=False))
         lm, progress = run_recipe(settings, folder, options)
     if os.environ.get("RANK", "0") != "0":
-        return  # the first rank speaks for all
+        return  # only the first rank prints
     if progress.planned < settings.steps and not progress.stopped:
         error_screen().print(f"stopped at step {progress.step}; go on with --resume {folder}", markup=False)
         raise typer.Exit(130)
@@ -47,7 +49,7 @@ def train(
 
 
 class Shown:
-    """The progress bar: updates, and the share of the current one when it takes long."""
+    """Feeds the progress bar: updates done, and the finished share of a long update."""
 
     def __init__(self, advance: Callable[..., None]):
         self.advance, self.done, self.note = advance, 0, ""
