@@ -1,4 +1,4 @@
-"""`LM`: a model, its tokenizer and what people do with them: encode, logits, nll, generate, save."""
+"""`LM`: a model with its tokenizer, and the operations on them: encode, logits, nll, generate, save."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -52,9 +52,9 @@ WEIGHTS = ("", "float", *PROJECTIONS)
 
 @dataclass(eq=False)
 class LM:
-    """A language model with its tokenizer. Made by `handscroll.load`.
+    """A language model with its tokenizer; `handscroll.load` makes one.
 
-    `provenance` is what `handscroll.json` in the folder says of how the checkpoint came to be.
+    `provenance` is the content of `handscroll.json` in the folder: the record of how the checkpoint was made.
     """
 
     model: Decoder
@@ -64,77 +64,80 @@ class LM:
 
     @property
     def context(self) -> int:
-        """Tokens that the checkpoint may be used to."""
+        """The number of tokens that the checkpoint may be used with now."""
         return self.model.config.context
 
     @property
     def trained(self) -> int:
-        """Tokens it was trained to before any lengthening, as far as the folder tells."""
+        """The number of tokens it was trained with before any lengthening, as far as the folder records it."""
         return self.provenance.get("trained") or self.model.config.trained
 
     def encode(self, text: str, special: bool = True) -> list[int]:
-        """Token ids; `special` adds what the tokenizer puts around a text (a BOS token, mostly)."""
+        """Encode a text; `special` adds the tokens that the tokenizer puts around a text (mostly a BOS token)."""
         return self.tokenizer.encode(text, special=special)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens left out."""
+        """Decode token ids into text, without special tokens."""
         return self.tokenizer.decode(list(ids))
 
     def logits(self, text_or_ids: str | Sequence[int] | Tensor, length: int | None = None) -> Tensor:
-        """Logits (T, V) in float32 of every position (`generate/score.py`); T x V floats are the caller's memory."""
+        """Logits (T, V) in float32 of every position (`generate/score.py`). The caller needs memory for T x V floats."""
         return score.logits(self.model, self._ids(text_or_ids), length)
 
     def nll(self, text_or_ids: str | Sequence[int] | Tensor, window: int | None = None) -> Tensor:
         """Negative log-likelihood (T - 1,) in nats of tokens 1 .. T-1, float32 on the CPU.
 
-        Exact. Memory grows only by the KV cache. With `window`, every token is read anew in windows that
-        overlap by half: it sees at least window / 2 and fewer than `window` tokens before it, whatever the
-        length of the text; memory is then constant and the model never leaves `window` positions.
+        The result is exact, and memory grows only by the KV cache. With `window`, the text is read again in windows
+        that overlap by half: each token sees at least window / 2 and fewer than `window` tokens before it. Memory is
+        then constant for any length of the text, and the model never leaves `window` positions.
 
         Raises:
-            DataError: fewer than two tokens. CapacityError: past a learned position table without `window`.
-            ConfigError: an encoder, which has seen the tokens that it would be asked for.
+            DataError: the text has fewer than two tokens. CapacityError: without `window`, the text is longer than a
+                learned position table. ConfigError: the model is an encoder, which sees the tokens to be predicted.
         """
         return score.nll(self.model, self._ids(text_or_ids), window)
 
     def loglikelihood(
         self, pairs: Sequence[tuple[str | Sequence[int], str | Sequence[int]]], beyond: bool = False
     ) -> list[Likelihood]:
-        """How likely each continuation is after its context, and whether it is what greedy decoding gives.
+        """The likelihood of each continuation after its context, and whether greedy decoding gives it.
 
-        Exact, many at once; a long context that several continuations share is read once (`generate/likelihood.py`).
-        Where both are texts, they are encoded together, so that a token never depends on where the cut is written: the
-        tokens after those of the context (without the blanks at its end) are the continuation's.
+        The results are exact. Many pairs are read at once, and a long context that several continuations share is
+        read once (`generate/likelihood.py`). If both parts are texts, they are encoded together, so that the tokens do
+        not depend on the place of the cut. The tokens after those of the context (without the blanks at its end)
+        belong to the continuation.
         """
         return loglikelihood(self.model, [split_pair(self.tokenizer, *pair) for pair in pairs], beyond)
 
     def embed(
         self, texts: Sequence[str], pooling: str = "mean", normalise: bool = True, windows: bool = False
     ) -> Tensor:
-        """One vector (N, D) a text by an encoder, float32 on the CPU: see `models/sentences.py: framed`; `normalise`
-        makes them of length 1, so that a product of two is their cosine."""
+        """Vectors (N, D) of N texts by an encoder, in float32 on the CPU (`models/sentences.py: framed`).
+
+        `normalise` scales them to length 1, so that the product of two vectors is their cosine.
+        """
         ids = self._several(texts, special=False)
         found = framed(self.model, ids, self.tokenizer.frame(), pooling, windows)
         return torch.nn.functional.normalize(found, dim=1) if normalise else found
 
     def classify(self, texts: Sequence[str]) -> Tensor:
-        """Probabilities (N, labels) of `model.config.labels` by a classifier: see `models/documents.py: classified`."""
+        """Probabilities (N, labels) of `model.config.labels` by a classifier (`models/documents.py: classified`)."""
         return classified(self.model, self._several(texts))
 
     def generate(self, prompt: str | Sequence[int], **settings: Unpack[Settings]) -> str:
         """The text with which the model continues `prompt`.
 
-        An encoder-decoder reads `prompt` as its source and writes a text of its own; `store`, `draft` and caches other
-        than "full" are refused there. `settings` are explained in `generate/settings.py`.
+        An encoder-decoder reads `prompt` as its source and writes a new text; it refuses `store`, `draft` and caches
+        other than "full". `generate/settings.py` explains the `settings`.
 
         Raises:
-            CapacityError: prompt + max_tokens exceed the context or the memory, or no cache within the budget is near
-                enough to the exact one. ConfigError: an unknown or impossible setting.
+            CapacityError: prompt + max_tokens exceed the context or the memory, or no cache within the budget is close
+                enough to the exact one. ConfigError: a setting is unknown or impossible.
         """
         return "".join(self.stream(prompt, **settings))
 
     def stream(self, prompt: str | Sequence[int], **settings: Unpack[Settings]) -> Iterator[str]:
-        """`generate`, piece by piece; what is impossible is refused at the call."""
+        """Like `generate`, but yields the text piece by piece; impossible requests are refused at the call."""
         return streamed(self.model, self.tokenizer, admit(self.model, self.tokenizer, prompt, settings))
 
     def continuations(
@@ -144,10 +147,11 @@ class LM:
         logprobs: int | None = None,
         **settings: Unpack[Settings],
     ) -> list[Continuation]:
-        """`samples` continuations of a prompt that is read once, with tokens, finish reasons and log-probabilities.
+        """Continue a prompt `samples` times, with tokens, finish reasons and log-probabilities.
 
-        Sample 0 is what `generate` gives; the others have random streams of their own. `logprobs` is how many of the
-        likeliest tokens are given with each (0: only the chosen one's). Otherwise as `generate`.
+        The prompt is read once. Sample 0 is the text of `generate`; each other sample has its own random stream.
+        `logprobs` is the number of likeliest tokens to report at each place (0: only the chosen token). The rest is as
+        in `generate`.
         """
         request = admit(self.model, self.tokenizer, prompt, settings, samples, logprobs)
         return continuations(self.model, self.tokenizer, request)
@@ -161,9 +165,9 @@ class LM:
         early: Early = "bound",
         **settings: Unpack[Settings],
     ) -> list[Continuation]:
-        """The `count` best continuations that beam search finds (`generate/beam.py`), best first, with their scores.
+        """The `count` best continuations that beam search finds, best first, with their scores (`generate/beam.py`).
 
-        Of the settings of `generate` it takes max_tokens, ignore_eos, beyond and store.
+        It takes these settings of `generate`: max_tokens, ignore_eos, beyond and store.
         """
         self.model.spec.require("beam search", one_text=True)
         request = settled(self.model, self.tokenizer, prompt, settings, count)
@@ -171,12 +175,14 @@ class LM:
         return searched(self.model, self.tokenizer, request, Beams(beams, length_penalty, early))
 
     def fill(self, text: str, **settings: Unpack[SamplingSettings]) -> str:
-        """`text` with its blanks filled, for models of blank infilling: "[MASK]" stands for a span, "[gMASK]" for all
-        that follows (appended where there is neither); other special tokens written in it are ordinary characters.
-        max_tokens is of each blank, as many as the table holds if not given.
+        """Fill the blanks of `text` by a model of blank infilling and return the whole text.
+
+        "[MASK]" stands for a span and "[gMASK]" for all that follows; "[gMASK]" is appended if the text has neither.
+        Other special tokens written in the text are ordinary characters. max_tokens limits each blank; by default it
+        is the number that the table holds.
 
         Raises:
-            ConfigError: the model fills no blanks. CapacityError: more than its learned tables hold.
+            ConfigError: the model does not fill blanks. CapacityError: the text exceeds its learned tables.
         """
         return self.decode(blanks.filled(self.model, self.tokenizer, text, settings))
 
@@ -190,14 +196,15 @@ class LM:
         draft: Drafts | None = None,
         beyond: bool = False,
     ) -> Choice:
-        """The cache that stays within `kv_budget` for a request and is nearest to the exact one (`generate/budget.py`).
+        """Choose the cache within `kv_budget` that is closest to the exact one (`generate/budget.py`).
 
-        `kv_budget` is bytes, a size such as "2GiB", or a share of the full cache such as "50%"; `kv_guard` the most
-        mean KL divergence, nats per token, that it may cost. The result is for `generate(kv_budget=...)`.
+        `kv_budget` is a number of bytes, a size such as "2GiB", or a share of the full cache such as "50%". `kv_guard`
+        is the largest mean KL divergence that the cache may cost, in nats per token. Pass the result to
+        `generate(kv_budget=...)`.
 
         Raises:
-            ConfigError: no such size, or one below 64 tokens. CapacityError: prompt + max_tokens exceed the context,
-                or nothing fits and is near enough; says what would.
+            ConfigError: the size cannot be read or holds fewer than 64 tokens. CapacityError: prompt + max_tokens
+                exceed the context, or no cache fits and is close enough; the message says what would be.
         """
         ids, sampling = begun(self.model, self.tokenizer, prompt), Sampling.parse({"max_tokens": max_tokens}, "budget")
         request = Request(ids, sampling, samples, draft=draft, beyond=beyond)
@@ -209,9 +216,10 @@ class LM:
         kv_budget: str | int | None = None,
         kv_guard: float = GUARD,
     ) -> Conversation:
-        """A text that grows by turns, of which nothing is read twice, unless a scaling by length makes that wrong.
+        """Begin a text that grows by turns.
 
-        `kv_budget` bounds its cache, which is exact as long as it fits; a share is one of the whole context's.
+        No token is read twice, unless a length-dependent scaling requires it. `kv_budget` bounds the cache, which stays
+        exact while the text fits; a share such as "50%" refers to the full cache of the whole context.
         """
         self.model.spec.require("a conversation", one_text=True, forward=True)
         return Conversation(
@@ -224,7 +232,11 @@ class LM:
         )
 
     def engine(self, memory: int, **settings: Unpack[EngineSettings]) -> Engine:
-        """An engine over `memory` bytes of keys and values, refused (CapacityError) where they are not free."""
+        """An engine with `memory` bytes for keys and values.
+
+        Raises:
+            CapacityError: that much memory is not free.
+        """
         afford_engine(self.model, memory, settings)
         return Engine(self.model, self.tokenizer, memory=memory, **settings)
 
@@ -238,10 +250,10 @@ class LM:
         policy: str = "full",
         on_read: Callable[[int, int], None] | None = None,
     ) -> Reading:
-        """Read a text once and save what was read; `ask` and `generate(store=...)` go on from it.
+        """Read a text once and save the reading, from which `ask` and `generate(store=...)` continue.
 
-        `room` tokens are declared for question and answer. `on_read(done, all)` is called after every chunk. Errors:
-        those of `generate/read.py: read`.
+        `room` is the number of tokens declared for question and answer. `on_read(done, all)` is called after every
+        chunk. The errors are those of `generate/read.py: read`.
         """
         source = str(Path(self.source).resolve()) if Path(self.source).exists() else self.source
         text = ToRead(self._ids(text_or_ids), source, name, room, beyond, policy, on_read)
@@ -250,29 +262,29 @@ class LM:
     def ask(
         self, name: str, question: str, store: Store, template: str = QUESTION, **settings: Unpack[AskSettings]
     ) -> str:
-        """The answer to a question about the text that was read under `name`.
+        """Answer a question about the text of the saved reading `name`.
 
-        `template` is what is appended to the text, with {question} in it. Errors: those of `generate/ask.py: asked`.
+        `template` contains {question} and is appended to the text. The errors are those of `generate/ask.py: asked`.
         """
         return "".join(self.ask_stream(name, question, store, template, **settings))
 
     def ask_stream(
         self, name: str, question: str, store: Store, template: str = QUESTION, **settings: Unpack[AskSettings]
     ) -> Iterator[str]:
-        """`ask`, piece by piece; what is impossible is refused at the call."""
+        """Like `ask`, but yields the answer piece by piece; impossible requests are refused at the call."""
         request = asked(self.model, self.tokenizer, store, Question(name, question, template), settings)
         return streamed(self.model, self.tokenizer, request)
 
     def draft(self, other: "LM") -> DraftModel:
-        """Another model of the same tokens as the draft of speculative decoding, for `generate(draft=...)`."""
+        """Use another model with the same vocabulary as the draft of speculative decoding (`generate(draft=...)`)."""
         if other.tokenizer.fingerprint != self.tokenizer.fingerprint and other.tokenizer.words != self.tokenizer.words:
             raise ConfigError(
-                f"{other.source} has another vocabulary than {self.source}: a draft needs the same tokens"
+                f"{other.source} has another vocabulary than {self.source}: a draft model needs the same tokens"
             )
         return DraftModel(other.model)
 
     def identity(self, length: int, policy: str = "full") -> Identity:
-        """What a text read in a request of `length` tokens belongs to."""
+        """The identity that a reading made in a request of `length` tokens belongs to."""
         return identity_of(self.model, self.tokenizer, length, policy)
 
     def save(self, folder: str | Path) -> Path:
@@ -299,7 +311,9 @@ class LM:
 
     def _check_whole(self) -> None:
         if any(isinstance(module, Quantised) for module in self.model.modules()):
-            raise ConfigError(f"the weights of {self.source} were rounded at loading: load it with weights='float'")
+            raise ConfigError(
+                f"the weights of {self.source} were rounded when it was loaded: load it with weights='float'"
+            )
 
     def _ids(self, text_or_ids: str | Sequence[int] | Tensor) -> Tensor:
         if isinstance(text_or_ids, str):
@@ -314,22 +328,22 @@ class LM:
 
 
 def load(source: str | Path, device: str = "cpu", dtype: str = "auto", weights: str = "") -> LM:
-    """Load a checkpoint: a local folder, a GGUF file or a hub id (safetensors only, no remote code, no pickle).
+    """Load a checkpoint from a local folder, a GGUF file or a hub id (safetensors only, no remote code, no pickle).
 
-    `dtype` "auto" is what the checkpoint is stored in (float32 on a CPU for float16 and for quantised weights).
-    `weights`: "" keeps quantised matrices of a GGUF file as they are, "float" dequantises them, as training needs.
-    "int8" or "int4" rounds all projections, token table and head to int8 in both cases (approximate; for reading and
-    decoding, not for training or saving).
+    `dtype` "auto" is the dtype of the stored checkpoint (float32 on a CPU for float16 and for quantised weights).
+    `weights` "" keeps quantised matrices of a GGUF file as they are; "float" dequantises them, as training requires.
+    "int8" or "int4" rounds all projections to that format, and token table and head to int8 in both cases. Rounded
+    weights are approximate: they serve for reading and decoding, not for training or saving.
 
     Raises:
-        CheckpointError: the folder is incomplete or damaged. ConfigError: an unknown dtype, family or setting.
+        CheckpointError: the folder is incomplete or damaged. ConfigError: the dtype, family or a setting is unknown.
     """
     if weights not in WEIGHTS:
-        raise ConfigError(f"unknown form of the weights '{weights}': {nearest(weights, WEIGHTS[1:])}")
+        raise ConfigError(f"unknown format of the weights '{weights}': {nearest(weights, WEIGHTS[1:])}")
     if dtype not in ("auto", *DTYPES):
         raise ConfigError(f"unknown dtype '{dtype}': {nearest(dtype, ('auto', *DTYPES))}")
     path = locate(source)
-    _held = read_gguf(path) if is_gguf(path) else None  # so that its header is read once
+    _held = read_gguf(path) if is_gguf(path) else None  # held here, so that its header is read only once
     tokenizer = Tokenizer.load(path)
     model = load_model(path, DTYPES.get(dtype), device, as_stored=not weights)
     if tokenizer.vocab_size > model.config.vocab:
@@ -338,7 +352,7 @@ def load(source: str | Path, device: str = "cpu", dtype: str = "auto", weights: 
             "the tokenizer belongs to another checkpoint"
         )
     if weights in PROJECTIONS and model.spec.recurrent:
-        raise ConfigError(f"family '{model.config.family}' has no projections to round: load it without weights")
+        raise ConfigError(f"family '{model.config.family}' has no projections to round: leave out weights")
     if weights in PROJECTIONS:
         quantise(model, weights)
     return LM(model, tokenizer, str(source), read_provenance(path))
