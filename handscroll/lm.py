@@ -81,7 +81,7 @@ class LM:
         return self.tokenizer.decode(list(ids))
 
     def logits(self, text_or_ids: str | Sequence[int] | Tensor, length: int | None = None) -> Tensor:
-        """Logits (T, V) in float32 of every position (`generate/score.py`). The caller needs memory for T x V floats."""
+        """Logits (T, V) in float32 of every position (`generate/score.py`); they need memory for T x V floats."""
         return score.logits(self.model, self._ids(text_or_ids), length)
 
     def nll(self, text_or_ids: str | Sequence[int] | Tensor, window: int | None = None) -> Tensor:

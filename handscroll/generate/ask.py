@@ -1,4 +1,4 @@
-"""A question about a text that was read before, as a request that goes on from the reading."""
+"""Turns a question about a text that was read before into a request that continues the saved reading."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ QUESTION = "\n\nQuestion: {question}\nAnswer:"
 
 
 class AskSettings(SamplingSettings, total=False):
-    """What a question may set. `again`: the text may be read again where its reading does not suit the request."""
+    """The settings of a question. With `again` the text may be read again if its reading does not fit the request."""
 
     again: bool
     beyond: bool
@@ -22,8 +22,7 @@ class AskSettings(SamplingSettings, total=False):
 
 @dataclass(frozen=True)
 class Question:
-    """A question about the text that was read under `name`; `template` is what is appended to the text, with
-    {question} in it."""
+    """A question about the text of the saved reading `name`; `template` contains {question} and follows the text."""
 
     name: str
     question: str
@@ -34,9 +33,9 @@ def asked(model: Model, tokenizer: Tokenizer, store: Store, question: Question, 
     """The request that answers a question.
 
     Raises:
-        ConfigError: no such name, or it was read with another model, positions, tokenizer or dtype; or, under a
-            scaling that depends on the length, for shorter requests than this one (unless it may be read `again`).
-        CheckpointError: what was saved is damaged, or was evicted. CapacityError: the memory does not suffice.
+        ConfigError: the name is unknown; the text was read with another model, positions, tokenizer or dtype; or, under
+            a length-dependent scaling, it was read for shorter requests than this one (unless `again` is set).
+        CheckpointError: the reading is damaged, or was evicted. CapacityError: the memory is too small.
     """
     sampling = sampling_of(settings, AskSettings.__optional_keys__)
     if "{question}" not in question.template:

@@ -1,4 +1,4 @@
-"""Beam search: the likeliest continuations that are found when only so many are kept at every length."""
+"""Beam search: finds likely continuations by keeping a fixed number of the best beginnings at every length."""
 
 import math
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ Early = Literal["bound", "enough", "never"]
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One continuation: its tokens (with the end token), score, and why it ended: "eos" or "length"."""
+    """One continuation: its tokens (including the end token), its score, and its end reason, "eos" or "length"."""
 
     tokens: tuple[int, ...]
     score: float
@@ -31,14 +31,14 @@ class Hypothesis:
 class Beams:
     """Settings of a search with `beams` beams.
 
-    `length_penalty`: the sum of log-probabilities is divided by the number of tokens to this power; 0 is the plain
-    likelihood, higher favours long texts. `early` says when to stop before max_tokens, once there are `beams` results.
-    "enough": at once. "never": when no beam can still beat the worst of them at any length. "bound": when the best
-    beam, if it ended here, would not (it may miss longer ones under a length penalty above 0; this is
-    `early_stopping=False` of transformers).
+    The sum of log-probabilities is divided by the number of tokens to the power `length_penalty`; 0 is the plain
+    likelihood, and higher values favour long texts. `early` decides when the search stops before max_tokens, once there
+    are `beams` results. "enough" stops at once. "never" stops when no beam can still beat the worst result at any
+    length. "bound" stops when the best beam would not beat it if it ended here; under a length penalty above 0 it may
+    miss longer texts (this is `early_stopping=False` of transformers).
 
     Raises:
-        ConfigError: a number out of range, or an unknown `early`.
+        ConfigError: a number is out of range, or `early` is unknown.
     """
 
     beams: int = 4
@@ -56,24 +56,24 @@ class Beams:
 
 @torch.no_grad()
 def beam_search(model: Model, request: Request, settings: Beams = Beams()) -> list[Hypothesis]:
-    """The `samples` best of the continuations that a search finds, best first.
+    """The `samples` best continuations that the search finds, best first.
 
-    The score is the sum of the tokens' log-probabilities (natural, of the unprocessed logits; the end token counts)
-    divided by their number to the power `length_penalty`. At
-    every length the best candidates, `beams` of them and as many again for each end token, are taken from all
-    continuations of all beams; those that end among the first `beams` are kept as results, and the first `beams` that
-    go on are the next beams. These are the rules, and the scores, of `num_beams` in `transformers` 5.
+    The score is the sum of the tokens' natural log-probabilities (of the unprocessed logits, including the end token),
+    divided by their number to the power `length_penalty`. At every length the best candidates are taken from all
+    continuations of all beams: `beams` of them, and as many again for each end token. Candidates that end among the
+    first `beams` become results, and the first `beams` that do not end are the next beams. Rules and scores are those
+    of `num_beams` in `transformers` 5.
 
-    Memory: the prompt's keys and values once, however many beams; those of the new tokens for every beam, twice while
-    beams change places.
+    Memory: the keys and values of the prompt are held once for any number of beams; those of the new tokens are held for
+    every beam, and twice while beams change places.
 
     Raises:
-        ConfigError: the request asks for sampling, a constraint, a draft, an approximate cache or log-probabilities,
-            none of which a search for the likeliest text has. CapacityError, DataError: as `decode`.
+        ConfigError: the request asks for sampling, a constraint, a draft, an approximate cache or log-probabilities;
+            beam search has none of them. CapacityError, DataError: as `decode`.
     """
     _only_likelihood(request)
     if request.samples > settings.beams:
-        raise ConfigError(f"beams is {settings.beams}, count {request.samples}; the count is at most that of the beams")
+        raise ConfigError(f"beams is {settings.beams} and count is {request.samples}; count must not exceed beams")
     new = request.sampling.max_tokens
     request, length, hidden, whole = read_prompt(model, request)
     search = _Search(settings, new, request.end_tokens(model))
@@ -101,7 +101,7 @@ class _Search:
         self.over = False
 
     def step(self, logprobs: Tensor) -> list[int]:
-        """Take the log-probabilities (beams, V) of the next token; returns the row that each new beam goes on from."""
+        """Take the log-probabilities (beams, V) of the next token; returns the row that each new beam continues."""
         self.length += 1
         vocab = logprobs.shape[1]
         sums = torch.tensor(self._sums, dtype=logprobs.dtype, device=logprobs.device)[:, None] + logprobs
@@ -126,7 +126,7 @@ class _Search:
         self.results = sorted([*self.results, found], key=lambda item: -item.score)[: self._beams]
 
     def _hopeless(self) -> bool:
-        """Whether the results are as good as settled."""
+        """Whether the search may stop, by the rule `early`."""
         if len(self.results) < self._beams:
             return False
         longest = self._last if self._early == "never" and self._penalty > 0.0 else self.length
@@ -140,7 +140,7 @@ def _reordered(cache: Cache, rows: list[int]) -> Cache:
 
 
 def _only_likelihood(request: Request) -> None:
-    """Refuse what the search would have to ignore."""
+    """Refuse settings that the search would have to ignore."""
     plain = Sampling(max_tokens=request.sampling.max_tokens, ignore_eos=request.sampling.ignore_eos)
     given = [name for name in Sampling.model_fields if getattr(request.sampling, name) != getattr(plain, name)]
     others = {
@@ -152,4 +152,4 @@ def _only_likelihood(request: Request) -> None:
     }
     given += [what for what, asked in others.items() if asked]
     if given:
-        raise ConfigError(f"beam search looks for the likeliest text and goes without {', '.join(given)}")
+        raise ConfigError(f"beam search looks for the likeliest text and does not take {', '.join(given)}")

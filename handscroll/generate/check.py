@@ -1,4 +1,4 @@
-"""Whether a model can answer a request: everything is refused here, before any work."""
+"""Checks that a model can answer a request; impossible requests are refused here, before any work."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,12 +13,13 @@ from handscroll.nn.marks import Marks
 
 
 def checked(model: Model, request: Request, number: int = 0) -> Request:
-    """The request with the token ids that it begins with; messages call its prompt by `number`.
+    """Check a request and return it with its checked token ids; messages name its prompt by `number`.
 
     Raises:
-        CapacityError: it is longer than the model's context, or than a learned position table.
-        DataError: an empty prompt without a bos, a token id outside the vocabulary, or not what the reading reads.
-        ConfigError: the model is an encoder, or cannot do what is asked.
+        CapacityError: the request is longer than the model's context, or than a learned position table.
+        DataError: the prompt is empty and the model has no bos, a token id is outside the vocabulary, or the prompt does
+            not begin with its reading.
+        ConfigError: the model is an encoder, or lacks a capability that the request needs.
     """
     request = replace(request, prompt=started(model, number, request.prompt))
     if model.spec.recurrent and (request.policy != "full" or request.draft is not None or request.reading is not None):
@@ -38,7 +39,7 @@ def checked(model: Model, request: Request, number: int = 0) -> Request:
 
 
 def started(model: Model, number: int, prompt: Sequence[int]) -> list[int]:
-    """The ids of prompt `number`, or the model's bos for an empty one; the errors are those of `checked`."""
+    """The ids of prompt `number`, or the model's bos if it is empty; the errors are those of `checked`."""
     config = model.config
     model.spec.require("decoding", forward=True)
     ids = [int(token) for token in prompt] or ([] if config.bos is None else [config.bos])
@@ -54,7 +55,7 @@ def started(model: Model, number: int, prompt: Sequence[int]) -> list[int]:
 
 
 def check_length(model: Model, number: int, prompt: int, new: int, beyond: bool) -> None:
-    """Refuse prompt `number` of `prompt` tokens where `new` more do not fit; the errors are those of `checked`."""
+    """Refuse prompt `number` of `prompt` tokens if `new` more do not fit; the errors are those of `checked`."""
     if model.spec.encoder:
         check_source(model, number, prompt, new, beyond)
         return
@@ -65,15 +66,15 @@ def check_length(model: Model, number: int, prompt: int, new: int, beyond: bool)
             f"prompt {number} has {prompt} tokens and {new} more are asked for: {total} in all, but the model's "
             f"context is {context}; {room}, or lengthen the model first (handscroll extend ... --to {total})"
         )
-    # A learned position table cannot be exceeded at all, and says so itself: here, not in the middle of the text.
-    # The last new token is never read back, hence total - 2.
+    # A learned position table refuses positions past its end. It is asked here, not in the middle of the text. The last
+    # new token is never read, hence total - 2.
     model.embed(torch.zeros(1, 1, dtype=torch.long, device=model.device), Marks.run(total - 2, 1))
 
 
 def declared(model: Model, length: int) -> tuple[int, int]:
-    """The length that a request of `length` tokens declares to the model's scaling, and the key of its rotary tables.
+    """The length that a request of `length` tokens declares to the scaling, and the key of its rotary tables.
 
-    Requests with different keys are not read together: one length for all would let a long neighbour change the text
+    Requests with different keys are not read together: with one length for all, a long neighbour would change the text
     of a short one.
     """
     found = model.spec.declared(length)
@@ -81,12 +82,12 @@ def declared(model: Model, length: int) -> tuple[int, int]:
 
 
 def _check_reading(model: Model, request: Request, number: int) -> None:
-    """The prompt begins with the reading, goes on after it, and has the scaling that it was read with."""
+    """Check that the prompt begins with its reading, is longer, and has the scaling of the reading."""
     assert request.reading is not None
     begin, prompt = request.reading.tokens.tolist(), list(request.prompt)
     if len(prompt) <= len(begin) or prompt[: len(begin)] != begin:
         raise DataError(
-            f"prompt {number} does not go on from the reading: its first {len(begin)} tokens must be those "
+            f"prompt {number} does not continue the reading: its first {len(begin)} tokens must be those "
             "of the reading, and at least one must follow"
         )
     length, bucket = declared(model, len(prompt) + request.sampling.max_tokens)

@@ -1,4 +1,4 @@
-"""Whole answers with everything known of them: text, tokens, why they ended, log-probabilities."""
+"""Complete answers with their text, tokens, end reason and log-probabilities."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ from handscroll.text.tokenizer import Tokenizer
 class Continuation:
     """One continuation of a prompt.
 
-    `text` goes on where the prompt's ends, without what a stop string began; `tokens` are all that were generated.
-    `finish` is "eos", "stop", "complete" (nothing can follow under the constraint) or "length". `scored` has one entry
-    a token if log-probabilities were asked for. `score` is beam search's.
+    `text` follows directly after the prompt, and ends before a stop string; `tokens` are all generated tokens. `finish`
+    is "eos", "stop", "complete" (nothing can follow under the constraint) or "length". `scored` has one entry a token
+    if the request asked for log-probabilities. `score` is the score of beam search.
     """
 
     text: str
@@ -47,7 +47,7 @@ def continuations(model: Model, tokenizer: Decodes, request: Request) -> list[Co
 
 
 def streamed(model: Model, tokenizer: Decodes, request: Request) -> Iterator[str]:
-    """The new text of a request, piece by piece; what is impossible is refused here and not at the first piece."""
+    """The new text of a request, piece by piece; impossible requests are refused here, not at the first piece."""
     steps = decode(model, [request], tokenizer)
     return (item.text for step in steps for item in step if item.text)
 
@@ -62,7 +62,7 @@ def searched(model: Model, tokenizer: Decodes, request: Request, settings: Beams
 
 
 def told(tokenizer: Tokenizer, tokens: Sequence[int], scored: Sequence[Scored]) -> list[dict[str, Any]]:
-    """Log-probabilities as JSON: each token with its text, and the likeliest ones."""
+    """Log-probabilities as JSON: each token with its text, and the likeliest tokens at its place."""
 
     def one(number: int, logprob: float) -> dict[str, Any]:
         return {"token": tokenizer.decode([number], special=True), "id": number, "logprob": logprob}

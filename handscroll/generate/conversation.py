@@ -1,7 +1,7 @@
-"""`Conversation`: one text that grows by turns; what was read of it is kept between them.
+"""`Conversation`: one text that grows by turns; its keys and values are kept between the turns.
 
-Under a scaling that depends on the length (`Scaling.bucket`) a conversation can outgrow the bucket that its keys were
-rotated for. Then it is read again.
+Under a length-dependent scaling (`Scaling.bucket`) a conversation can outgrow the length bucket that its keys were
+rotated for. Then the whole text is read again.
 """
 
 from bisect import bisect
@@ -28,54 +28,54 @@ from handscroll.text.tokenizer import Tokenizer
 
 @dataclass(eq=False)
 class Conversation:
-    """A conversation with a plain language model: `say` appends a text and returns how the model goes on.
+    """A conversation with a plain language model: `say` appends a text and yields the model's reply.
 
-    `ids` are all tokens so far. When the declared length (all tokens so far, the new text and its max_tokens) leaves
-    the bucket, everything is read again, which is exact. `budget` (bytes, "2GiB", or a share of a full cache of the
-    whole context) bounds the cache: it is exact as long as it fits; then everything is read again under what
-    `generate/budget.py` takes for the whole context, with the `guard` given there. `on_note` hears of this. `afford`
-    is asked before anything is read, with what a turn demands of the cache, its policy and the tokens of a chunk; it
-    raises where the memory does not suffice. Made by `LM.conversation`.
+    `LM.conversation` makes one. `ids` are all tokens so far. The declared length is that of all tokens so far, the new
+    text and its max_tokens; when it leaves the length bucket, everything is read again, and the result stays exact.
+    `budget` (bytes, "2GiB", or a share of the full cache of the whole context) bounds the cache. The cache is exact
+    while the text fits. After that everything is read again under the policy that `generate/budget.py` chooses for the
+    whole context with `guard`. `on_note` receives a note about each such event. `afford(demand, policy, chunk)` is
+    called before a turn is read, and raises if the memory is too small.
 
-    Limits: one row. A text is encoded by itself, so that tokens never reach over a turn's border. An end token ends a
-    reply and is no part of the text.
+    Limits: there is one row. Each text is encoded by itself, so that no token crosses the border of a turn. An end token
+    ends a reply and is not part of the text.
     """
 
     model: Model
     tokenizer: Tokenizer
     on_note: Callable[[str], None] | None = None
     ids: list[int] = field(default_factory=list)
-    tokens_read: int = 0  # by all forwards so far, replies included
+    tokens_read: int = 0  # by all forwards so far, including replies
     budget: str | int | None = None
     guard: float = GUARD
     afford: Callable[[Demand, str, int], None] | None = None
-    choice: Choice | None = None  # of the cache, once it is no longer exact
+    choice: Choice | None = None  # the chosen cache, once it is no longer exact
     _cache: Cache | None = None
     _declared: int = 0
 
     @property
     def approximate(self) -> bool:
-        """Whether the cache is one that rounds or evicts."""
+        """Whether the cache now rounds or evicts."""
         return self.choice is not None
 
     def say(self, text: str, sampling: Sampling, constraint: Constraint | None = None) -> Iterator[str]:
-        """Append `text`; yields the reply piece by piece. What is yielded has become part of the text.
+        """Append `text` and yield the reply piece by piece; each yielded piece has become part of the text.
 
-        The reply follows `constraint`, where one is given.
+        If there is a `constraint`, the reply follows it.
 
         Raises:
-            CapacityError: all tokens so far, the text and max_tokens exceed the context, or the memory. DataError: the
-                text is empty.
+            CapacityError: all tokens so far, the new text and max_tokens exceed the context or the memory.
+            DataError: the text is empty.
         """
         new = self.tokenizer.encode(text, special=not self.ids)
         if not new:
-            raise DataError("nothing was said: the text has no tokens")
+            raise DataError("the text has no tokens; give some text")
         total = len(self.ids) + len(new) + sampling.max_tokens
         if total > self.model.config.context:
             raise CapacityError(
                 f"the conversation has {len(self.ids)} tokens, {len(new)} are new and {sampling.max_tokens} may "
                 f"follow: {total} in all, but the model's context is {self.model.config.context}; ask for fewer new "
-                "tokens, begin anew, or lengthen the model (handscroll extend)"
+                "tokens, begin a new conversation, or lengthen the model (handscroll extend)"
             )
         self._stay_within(total, [*self.ids, *new])
         if self.afford is not None:
@@ -107,7 +107,7 @@ class Conversation:
             hidden = self._forward(new.token, cache)
 
     def _stay_within(self, total: int, ids: list[int]) -> None:
-        """Choose a cache for the whole context once `total` tokens do not fit the budget exactly."""
+        """Choose a cache for the whole context when the exact cache of `total` tokens exceeds the budget."""
         if self.budget is None or self.choice is not None:
             return
         context, full = self.model.config.context, self._full
@@ -117,21 +117,21 @@ class Conversation:
         demand = Demand(ids, context - len(ids), grows=True)
         self.choice = choose(self.model, self.tokenizer, demand, allowed, self.guard)
         self._cache = None
-        self._note(f"approximate: {total} tokens outgrow the budget, all are read again; {self.choice.report()}")
+        self._note(f"approximate: {total} tokens outgrow the budget, so all are read again; {self.choice.report()}")
 
     def _new_cache(self, total: int) -> Cache:
         if self.choice is not None:
             return self.model.new_cache(self.model.config.context - 1, cache_of(self.choice.policy))
         if self.budget is None:
             return self.model.new_cache(capacity=total)
-        # All at once: a buffer that doubles would leave the budget.
+        # The buffer is reserved at once: one that doubles would exceed the budget.
         context, full = self.model.config.context, self._full
         allowed = size_of(self.budget, full.held(context - 1))
         return self.model.new_cache(bisect(range(1, context + 1), allowed, key=full.held))
 
     @property
     def _full(self) -> Footprint:
-        """What the full cache takes."""
+        """The footprint of the full cache."""
         return footprint("full", self.model.config, self.model.dtype.itemsize)
 
     def _forward(self, token: int, cache: Cache) -> Tensor:
@@ -141,10 +141,10 @@ class Conversation:
         return self.model.hidden(embedded, marks, self.model.mask(), cache, self._declared)
 
     def _declare(self, total: int) -> None:
-        """Fix the scaling for `total` tokens; what is cached is thrown away where its bucket is another."""
+        """Declare `total` tokens for the scaling; the cache is dropped if the length bucket changes."""
         spec = self.model.spec
         before = self._declared
-        after = max(before, spec.declared(total))  # what was promised before is kept
+        after = max(before, spec.declared(total))  # the declared length never shrinks
         if self._cache is None or spec.bucket(before) == spec.bucket(after):
             self._declared = after
             return

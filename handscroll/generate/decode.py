@@ -1,4 +1,4 @@
-"""Batched decoding: requests of different lengths in, per step the new token of every live row out."""
+"""Batched decoding: takes requests of different lengths and gives, at each step, the new token of every live row."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,9 +21,9 @@ from handscroll.nn.marks import Marks
 
 @dataclass(frozen=True, eq=False)
 class _Group:
-    """Rows that are read and continued together: their numbers and requests, and the length that they declare.
+    """Rows that are read and continued together: their numbers and requests, and their declared length.
 
-    `alike`: all rows continue one prompt, which is read once.
+    With `alike` all rows continue one prompt, which is read once.
     """
 
     rows: tuple[int, ...]
@@ -37,22 +37,22 @@ class _Group:
 
 
 def decode(model: Model, requests: Sequence[Request], tokenizer: Decodes | None = None) -> Iterator[list[NewToken]]:
-    """Continue every request; each item of the iterator is one step: the new tokens of the rows still live.
+    """Continue every request. Each item of the iterator is one step: the new tokens of the live rows.
 
-    A row is a continuation: of the first request's `samples` come first. It ends with an end token (which is yielded),
-    after max_tokens, at a stop string, or when nothing can follow under its constraint. Rows do not influence each
-    other: each has its own random stream. Rows whose length-dependent scaling would differ, or whose caches or
-    max_tokens do, are decoded in turn, not together; so are samples and drafts. The cache is reserved once for prompt +
-    max_tokens. For an encoder-decoder every prompt is a source, encoded whole, and what is decoded begins with the
-    model's start token, which is not yielded.
+    A row is one continuation; the `samples` of the first request are the first rows. A row ends with an end token
+    (which is yielded), after max_tokens, at a stop string, or when nothing can follow under its constraint. Rows do not
+    influence each other: each has its own random stream. Rows are decoded one group after the other if their
+    length-dependent scaling, their caches or their max_tokens differ; so are samples and drafts. The cache is reserved
+    once for prompt + max_tokens. For an encoder-decoder every prompt is a source, which is encoded as a whole; its new
+    text begins with the model's start token, which is not yielded.
 
-    `tokenizer` gives the new tokens their text; stop strings need it.
+    `tokenizer` turns new tokens into text; stop strings need it.
 
-    Limits: a finished row keeps its place in the batch until the last one ends (compacting would
-    copy the cache and hold it twice). Equal to a row alone up to the rounding of batched matrix products.
+    Limits: a finished row keeps its place in the batch until the last row ends, because compacting would copy the cache
+    and hold it twice. A row equals the same row alone up to the rounding of batched matrix products.
 
-    Raises (at the call, before any work): those of `checked`, and
-        ConfigError: stop strings without a tokenizer.
+    Raises (at the call, before any work): the errors of `checked`, and
+        ConfigError: a request has stop strings, and there is no tokenizer.
     """
     for request in requests:
         check_stops(request, tokenizer)
@@ -62,10 +62,10 @@ def decode(model: Model, requests: Sequence[Request], tokenizer: Decodes | None 
 
 @torch.no_grad()
 def read_prompt(model: Model, request: Request) -> tuple[Request, int, Tensor, Cache]:
-    """Check and read the prompt of a request, whose cache is exact.
+    """Check a request whose cache is exact, and read its prompt.
 
-    Returns the request with the ids that it begins with, the length that it declares, the hidden state (1, 1, D) of
-    the last token, and a cache of the prompt without room for more.
+    Returns the request with its checked ids, its declared length, the hidden state (1, 1, D) of the last token, and a
+    cache that holds the prompt and has no room for more.
     """
     request = checked(model, request)
     length, _ = declared(model, len(request.prompt) + request.sampling.max_tokens)
@@ -74,7 +74,7 @@ def read_prompt(model: Model, request: Request) -> tuple[Request, int, Tensor, C
 
 
 def _groups(model: Model, requests: Sequence[Request]) -> list[_Group]:
-    """Rows that may be read together, in order of first appearance."""
+    """Group the rows that may be read together, in the order of their first appearance."""
     groups: dict[tuple[object, ...], _Group] = {}
     row = 0
     for request in requests:
@@ -121,9 +121,9 @@ def _run(model: Model, group: _Group, tokenizer: Decodes | None) -> Iterator[lis
 
 
 def _read(model: Model, requests: Sequence[Request], length: int, room: int) -> tuple[Tensor, Cache]:
-    """Hidden state (B, 1, D) of each prompt's last token, and the cache, with `room` for so many tokens after them.
+    """Read the prompts; returns the hidden state (B, 1, D) of each last token, and the cache.
 
-    The requests share their reading, policy and chunk.
+    The cache has room for `room` more tokens a row. The requests share their reading, policy and chunk.
     """
     device, reading = model.device, requests[0].reading
     before = 0 if reading is None else reading.length
@@ -148,7 +148,7 @@ def _new_cache(model: Model, request: Request, room: int) -> Cache:
 def _continue(
     model: Model, hidden: Tensor, cache: Cache, choosers: Sequence[Chooser], group: _Group
 ) -> Iterator[list[NewToken]]:
-    """One token for every row, until the last row has ended."""
+    """Choose one token for every live row at each step, until the last row has ended."""
     device = model.device
     lengths = torch.tensor([len(request.prompt) for request in group.requests], device=device)
     longest = int(lengths.max())
@@ -162,7 +162,7 @@ def _continue(
         yield [choosers[place].take(token, scores) for place, token, scores in steps]
         if all(chooser.finish is not None for chooser in choosers):
             return
-        read = [0] * len(choosers)  # what a row that has ended reads does not matter
+        read = [0] * len(choosers)  # a row that has ended may read any token
         for place, token in zip(live, chosen, strict=True):
             read[place] = token
         new = torch.tensor(read, device=device)[:, None]
@@ -171,8 +171,8 @@ def _continue(
 
 
 def _report(cache: Cache, requests: Sequence[Request]) -> None:
-    """Tell everybody who asked what the cache has to say."""
-    said = cache.report()
+    """Pass the report of the cache to every `on_report` of the requests."""
+    report = cache.report()
     for listener in dict.fromkeys(request.on_report for request in requests):
-        if listener is not None and said:
-            listener(said)
+        if listener is not None and report:
+            listener(report)

@@ -1,10 +1,10 @@
-"""What an approximate cache costs against the exact one: distance of the next-token distributions, and three tasks.
+"""Measures the cost of an approximate cache against the exact one: distance of distributions, and three tasks.
 
-Distance: of every window the first tokens are a prompt, read in chunks; the rest is read token by token, as in
-decoding, and there the distribution is held to the exact cache's. Tasks, each read and answered under the policy: a
-needle is asked for; 40 tokens from the first half of a text are said again at its end, and 8 of them are given; a
-few-shot text of two-digit additions goes on with one more. One measure alone deceives: a cache may leave the loss alone
-and lose what is asked for (docs/policies.md).
+Distance: the first tokens of each window are a prompt, which is read in chunks. The rest is read token by token, as in
+decoding, and its next-token distributions are compared with those of the exact cache. Each task is read and answered
+under the policy. Needle: the prompt asks for a hidden value. Copying: 40 tokens from the first half of a text are
+repeated at its end; 8 of them are given, and the others are predicted. Sums: a few-shot text of two-digit additions ends
+with one to solve. No single measure is enough: a cache may keep the loss and still lose the needle (docs/policies.md).
 """
 
 import random
@@ -26,14 +26,16 @@ from handscroll.nn.marks import Marks
 from handscroll.text.tokenizer import Tokenizer
 
 COPIED, GIVEN = 40, 8
-DIGITS = 5  # of a needle's value
-SUM = 4  # tokens that an answer to a sum may have
+DIGITS = 5  # in the value of a needle
+SUM = 4  # most tokens of the answer to a sum
 Kind = Callable[..., Cache]
 
 
 class Distance(NamedTuple):
-    """From the exact next-token distributions: KL divergence, mean and worst position, in nats; share of positions with
-    the same likeliest token; change of the loss on the text, nats per token.
+    """Distance from the exact next-token distributions.
+
+    `kl` and `worst` are the mean and the largest KL divergence of a position, in nats. `same` is the share of positions
+    with the same likeliest token. `loss` is the change of the loss on the text, in nats per token.
     """
 
     kl: float
@@ -44,9 +46,9 @@ class Distance(NamedTuple):
 
 @dataclass(frozen=True)
 class Way:
-    """How texts are read: the cache's class with its options, tokens of a prompt a forward, the declared length.
+    """Settings for reading a text: the cache class with its options, the tokens of a prefill chunk, the declared length.
 
-    Without a `length` every text has its own, under a scaling that depends on it.
+    Without `length` every text declares its own length.
     """
 
     kind: Kind = FullCache
@@ -56,7 +58,7 @@ class Way:
 
 @dataclass(frozen=True, eq=False)
 class Tasks:
-    """Prompts of needles and sums with their answers; rows (B, T) that end with a copy. What has no room is empty."""
+    """Needle and sum prompts with their answers, and rows (B, T) that end with a copy; tasks without room are empty."""
 
     needles: Sequence[tuple[list[int], list[int]]] = ()
     copies: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))
@@ -64,7 +66,7 @@ class Tasks:
 
 
 class Answers(NamedTuple):
-    """Share of needles found and of copied tokens predicted (None: not asked), and what was said to the sums."""
+    """Shares of needles found and of copied tokens predicted (None without such tasks), and the answers to the sums."""
 
     needle: float | None
     copying: float | None
@@ -75,7 +77,7 @@ class Answers(NamedTuple):
 def decoded(model: Model, tokens: Tensor, prompt: int, way: Way) -> tuple[Tensor, int]:
     """Log-probabilities (B, T - prompt, V) that predict the tokens after the prompt, and the bytes of the cache.
 
-    tokens: (B, T). Memory: B x (T - prompt) x V float32 numbers.
+    `tokens` is (B, T). The result takes B x (T - prompt) x V float32 numbers.
     """
     length = tokens.shape[1]
     reader = _Reader(model, tokens[:, :prompt], way, length - prompt - 1)
@@ -85,7 +87,7 @@ def decoded(model: Model, tokens: Tensor, prompt: int, way: Way) -> tuple[Tensor
 
 @torch.no_grad()
 def said(model: Model, prompt: Sequence[int], new: int, way: Way) -> list[int]:
-    """The `new` likeliest tokens one after another."""
+    """Continue `prompt` greedily by `new` tokens."""
     reader = _Reader(model, torch.tensor([list(prompt)]), way, new - 1)
     found = [int(reader.scores.argmax())]
     while len(found) < new:
@@ -94,16 +96,16 @@ def said(model: Model, prompt: Sequence[int], new: int, way: Way) -> list[int]:
 
 
 def distance(exact: Sequence[Tensor], found: Iterator[Tensor], targets: Sequence[Tensor]) -> Distance:
-    """The distance of log-probabilities (B, T, V) from the exact ones over windows; targets (B, T) are the text.
+    """The distance of log-probabilities (B, T, V) from the exact ones, over windows; targets (B, T) are the text.
 
-    `found` is taken one window at a time, so that only the exact ones are all held.
+    `found` is consumed one window at a time, so that only the exact ones are all in memory.
     """
     apart, same, change = [], [], []
     for want, got, target in zip(exact, found, targets, strict=True):
         apart.append((want.exp() * (want - got)).sum(-1).flatten())
         same.append((want.argmax(-1) == got.argmax(-1)).flatten())
         change.append((want - got).gather(2, target.to(want.device)[..., None]).flatten())
-    kl = torch.cat(apart).double().clamp_min(0)  # rounding can bring it below
+    kl = torch.cat(apart).double().clamp_min(0)  # rounding can make it negative
     return Distance(
         float(kl.mean()), float(kl.max()), float(torch.cat(same).double().mean()), float(torch.cat(change).mean())
     )
@@ -112,9 +114,10 @@ def distance(exact: Sequence[Tensor], found: Iterator[Tensor], targets: Sequence
 def tasks(
     tokenizer: Tokenizer, rows: Sequence[list[int]], filler: Sequence[int], needles: Sequence[float], sums: int
 ) -> Tasks:
-    """Tasks of as many tokens as each of `rows` has; copies are put at the end of each row.
+    """Make tasks as long as each of `rows`; copies are put at the end of each row.
 
-    needles: the depth of each. Deterministic. Where the length leaves no room for a task there is none of it.
+    `needles` are the depths of the needles. The result is deterministic. A task that has no room in this length is left
+    out.
     """
     draw, length, copies = random.Random(0), len(rows[0]), []
     for row in rows if length // 2 > COPIED else ():
@@ -130,7 +133,7 @@ def tasks(
 
 
 def answers(model: Model, tokenizer: Tokenizer, given: Tasks, way: Way) -> Answers:
-    """What comes out of the tasks under one cache."""
+    """Answer the tasks under one cache."""
     needle = copying = None
     if given.needles:
         hits = [said(model, prompt, len(answer), way) == answer for prompt, answer in given.needles]
@@ -144,13 +147,13 @@ def answers(model: Model, tokenizer: Tokenizer, given: Tasks, way: Way) -> Answe
 
 
 def right(given: Tasks, told: Sequence[str]) -> float | None:
-    """Share of the sums that are right; None where none was asked."""
+    """The share of sums with the right answer; None without sums."""
     hits = [text == answer for text, (_, answer) in zip(told, given.sums, strict=True)]
     return sum(hits) / len(hits) if hits else None
 
 
 class _Reader:
-    """A text (B, T) as it is read, with room for `new` tokens; `scores` (B, 1, V): log-probabilities of the next."""
+    """Reads texts (B, T), with room for `new` tokens; `scores` (B, 1, V) are log-probabilities of the next token."""
 
     def __init__(self, model: Model, tokens: Tensor, way: Way, new: int):
         count = tokens.shape[1]
@@ -162,7 +165,7 @@ class _Reader:
         self._scored(prefill(model, tokens, Marks.run(0, count), self.cache, self.length, way.chunk))
 
     def read(self, token: Tensor) -> Tensor:
-        """Read (B, 1) more; the new `scores`."""
+        """Read one more token a row (B, 1); returns the new `scores`."""
         here, model = Marks.run(self.cache.length, 1), self.model
         embedded = model.embed(token.to(model.device), here)
         return self._scored(model.hidden(embedded, here, model.mask(), self.cache, self.length))
@@ -173,7 +176,7 @@ class _Reader:
 
 
 def _sum(tokenizer: Tokenizer, length: int, draw: random.Random) -> tuple[list[int], str] | None:
-    """Additions up to nearly `length` tokens, the last without its answer; None where not even two have room."""
+    """Additions of almost `length` tokens, the last without its answer; None if not even two fit."""
     a, b, shots, found = draw.randrange(10, 50), draw.randrange(10, 50), "", None
     for number in range(length):
         ids = tokenizer.encode(f"{shots}{a} + {b} =")

@@ -1,4 +1,4 @@
-"""Who guesses the next tokens for speculative decoding: the text itself, or a smaller model."""
+"""Drafts for speculative decoding: the next tokens are guessed by look-up in the text, or by a smaller model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,27 +14,27 @@ from handscroll.generate.sample import Sampling, candidates, draw, seen_in
 from handscroll.models.model import Model
 from handscroll.nn.marks import Marks
 
-LONGEST = 7  # with the token before them they are 8 rows, which one pass of the compiled products takes (nn/linear.py)
+LONGEST = 7  # with the token before them these are 8 rows: one pass of the compiled products (nn/linear.py)
 
 
 class Proposal(NamedTuple):
-    """Guessed tokens, and (k, V) in float64 the distributions they were drawn from; None: each was certain."""
+    """Guessed tokens, and their distributions (k, V) in float64; None means that each guess was certain."""
 
     tokens: list[int]
     probabilities: Tensor | None = None
 
 
 class Draft(Protocol):
-    """The guesses for one row."""
+    """Guesses the tokens of one row."""
 
     def propose(self, tokens: Sequence[int], count: int) -> Proposal:
-        """Up to `count` (at least 1) tokens that may follow `tokens`: prompt and all that was generated."""
+        """Guess up to `count` (at least 1) tokens that follow `tokens`, the prompt and all generated tokens."""
         ...
 
 
 @dataclass
 class Acceptance:
-    """What became of the guesses, over all rows: `forwards` of the target model after the prompt, guessed tokens.
+    """Counts over all rows: `forwards` of the target model after the prompt, guessed tokens and accepted ones.
 
     Guesses after the end of a row are not counted.
     """
@@ -45,31 +45,32 @@ class Acceptance:
 
     @property
     def rate(self) -> float:
-        """Share of the guessed tokens that were accepted; 0 if nothing was guessed."""
+        """The share of guessed tokens that were accepted; 0 if there were no guesses."""
         return self.accepted / self.drafted if self.drafted else 0.0
 
 
 class Drafts(Protocol):
-    """What makes a `Draft` for every row. `longest` bounds the guesses of a forward; `acceptance` is counted here."""
+    """Makes a `Draft` for every row. `longest` bounds the guesses of a forward; `acceptance` counts them."""
 
     longest: int
     acceptance: Acceptance
 
     def check(self, target: Model, total: int, beyond: bool) -> None:
-        """Refuse what cannot guess for `target` in a request of `total` tokens."""
+        """Raise an error if it cannot guess for `target` in a request of `total` tokens."""
         ...
 
     def begin(self, sampling: Sampling, stream: torch.Generator, total: int) -> Draft:
-        """A row's draft; random numbers come from the row's own stream."""
+        """The draft of one row; its random numbers come from the row's own stream."""
         ...
 
 
 @dataclass
 class Lookup:
-    """Prompt look-up: what followed the last `ngram` tokens where they last occurred, in the prompt or in the new text.
+    """Prompt look-up: guesses the tokens that followed the previous occurrence of the last `ngram` tokens.
 
-    Costs no model; pays where a text repeats itself or its prompt (code, quotations, corrections). Source: Saxena 2023,
-    "Prompt lookup decoding"; Yang et al. 2023, "Inference with reference", arXiv:2304.04487.
+    It searches the prompt and the new text, and needs no model. It saves time where a text repeats itself or its prompt
+    (code, quotations, corrections). Source: Saxena 2023, "Prompt lookup decoding"; Yang et al. 2023, "Inference with
+    reference", arXiv:2304.04487.
     """
 
     ngram: int = 3
@@ -78,10 +79,12 @@ class Lookup:
 
     def __post_init__(self):
         if self.ngram < 1 or self.longest < 1:
-            raise ConfigError(f"a look-up of {self.ngram} tokens, {self.longest} at most: both must be at least 1")
+            raise ConfigError(
+                f"a look-up of {self.ngram} tokens with at most {self.longest} guesses: both must be at least 1"
+            )
 
     def check(self, target: Model, total: int, beyond: bool) -> None:
-        """Every model will do."""
+        """Accept every model."""
 
     def begin(self, sampling: Sampling, stream: torch.Generator, total: int) -> Draft:
         return _LookupDraft(self.ngram)
@@ -90,8 +93,8 @@ class Lookup:
 class _LookupDraft:
     def __init__(self, ngram: int):
         self._ngram = ngram
-        self._after: dict[tuple[int, ...], int] = {}  # n-gram -> where the token after its last occurrence is
-        self._read = ngram  # the n-grams that end before this place are known
+        self._after: dict[tuple[int, ...], int] = {}  # n-gram -> place of the token after its last occurrence
+        self._read = ngram  # the n-grams that end before this place are in `_after`
 
     def propose(self, tokens: Sequence[int], count: int) -> Proposal:
         for end in range(self._read, len(tokens)):
@@ -103,7 +106,7 @@ class _LookupDraft:
 
 @dataclass
 class DraftModel:
-    """A smaller model with the same vocabulary guesses, by the settings of the request (not by its constraint)."""
+    """A smaller model with the same vocabulary guesses, under the settings of the request but not its constraint."""
 
     model: Model
     longest: int = LONGEST
@@ -111,10 +114,14 @@ class DraftModel:
 
     def __post_init__(self):
         if self.longest < 1:
-            raise ConfigError(f"{self.longest} guessed tokens at most; it must be at least 1")
+            raise ConfigError(f"longest is {self.longest} guessed tokens; it must be at least 1")
 
     def check(self, target: Model, total: int, beyond: bool) -> None:
-        """Raises: ConfigError: another vocabulary. CapacityError: the request exceeds the draft model's context."""
+        """Check vocabulary and context.
+
+        Raises:
+            ConfigError: the vocabularies differ. CapacityError: the request exceeds the draft model's context.
+        """
         own, theirs = self.model.config, target.config
         self.model.spec.require("a draft model", forward=True, keys=True, one_text=True)
         if own.vocab != theirs.vocab:
@@ -126,7 +133,7 @@ class DraftModel:
                 f"prompt and new tokens are {total}, but the draft model's context is {own.context}; "
                 f"lengthen it too (handscroll extend ... --to {total}), or draft by look-up"
             )
-        # A learned position table cannot be exceeded at all. The last guess is never read by its own model.
+        # A learned position table refuses every position past its end. The draft model never reads its last guess.
         self.model.embed(torch.zeros(1, 1, dtype=torch.long, device=self.model.device), Marks.run(total - 2, 1))
 
     def begin(self, sampling: Sampling, stream: torch.Generator, total: int) -> Draft:
@@ -139,12 +146,12 @@ class _ModelDraft:
         self._length = model.spec.declared(total)
         self._cache = model.new_cache(total, rewind=max(REWIND, longest + 1))
         self._fed: list[int] = []  # the tokens that the cache holds
-        self._agreed = 0  # how many of them are known to be the text's
+        self._agreed = 0  # how many of them are known to be tokens of the text
 
     @torch.no_grad()
     def propose(self, tokens: Sequence[int], count: int) -> Proposal:
         agreed = self._agreed
-        # The last token is never among the agreed ones: it took a guess's place, or was never fed.
+        # The last token is never among the agreed ones: it replaced a guess, or was never fed.
         while agreed < len(self._fed) and self._fed[agreed] == tokens[agreed]:
             agreed += 1
         self._cache.trim(agreed)

@@ -1,4 +1,4 @@
-"""How likely a model holds given continuations of given contexts: what multiple-choice tasks ask, many at once."""
+"""The likelihood of given continuations after given contexts, many at once, as multiple-choice tasks need it."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -14,16 +14,16 @@ from handscroll.nn.marks import Marks
 from handscroll.objectives.head import chunk_rows
 from handscroll.text.tokenizer import Tokenizer
 
-TOGETHER = 4096  # tokens of the rows that are read in one batch, padding included
-WORTH = 128  # tokens that a context must save before it is read by itself: a forward of its own costs about as much
+TOGETHER = 4096  # most tokens of one batch, including padding
+WORTH = 128  # a shared context must save so many tokens: a separate forward costs about as much
 
 Pair = tuple[Sequence[int], Sequence[int]]
 
 
 class Likelihood(NamedTuple):
-    """Natural log-probability of a continuation after its context: the sum over its `tokens`.
+    """The natural log-probability of a continuation after its context, summed over its `tokens`.
 
-    `greedy` says whether each of them is the model's likeliest one.
+    `greedy` says whether each token is the likeliest one of the model.
     """
 
     logprob: float
@@ -32,7 +32,7 @@ class Likelihood(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """A pair by its number: context and continuation, not empty, and the length that they declare."""
+    """A pair with its number: context and continuation, which are not empty, and their declared length."""
 
     number: int
     context: list[int]
@@ -42,21 +42,22 @@ class _Row(NamedTuple):
 
     @property
     def fed(self) -> list[int]:
-        """What is read: the last token predicts nothing that is asked."""
+        """The tokens to read: all except the last, whose prediction is not needed."""
         return self.context + self.continuation[:-1]
 
 
 @torch.no_grad()
 def loglikelihood(model: Model, pairs: Sequence[Pair], beyond: bool = False) -> list[Likelihood]:
-    """The likelihood of every (context, continuation), token ids, in order. Exact, up to the rounding of batches.
+    """The likelihood of every pair (context, continuation) of token ids, in order.
 
-    Rows of similar length are read together; a long context that several continuations share is read once, and its
-    keys and values are shared. An empty context begins with the model's bos.
+    The results are exact up to the rounding of batches. Rows of similar length are read together. A long context that
+    several continuations share is read once, and they share its keys and values. An empty context begins with the
+    model's bos.
 
     Raises:
-        CapacityError: a pair is longer than the context (unless `beyond`) or a learned table. DataError: an empty
-            continuation, an empty context without a bos, or a token id outside the vocabulary. ConfigError: a model
-            that does not read from left to right, or an encoder-decoder.
+        CapacityError: a pair is longer than the context (unless `beyond`) or than a learned table. DataError: a
+            continuation is empty, a context is empty and the model has no bos, or a token id is outside the vocabulary.
+            ConfigError: the model does not read from left to right, or is an encoder-decoder.
     """
     model.spec.require("a likelihood", one_text=True, forward=True)
     rows = [_row(model, number, pair, beyond) for number, pair in enumerate(pairs)]
@@ -76,8 +77,8 @@ def loglikelihood(model: Model, pairs: Sequence[Pair], beyond: bool = False) -> 
 def split_pair(tokenizer: Tokenizer, context: str | Sequence[int], continuation: str | Sequence[int]) -> Pair:
     """The token ids of a context and of its continuation.
 
-    Two texts are encoded together, and the blanks at the end of the context go to the continuation, since a token often
-    begins with its blank: the tokens after those of the context alone are the continuation's.
+    Two texts are encoded together. The blanks at the end of the context go to the continuation, because a token often
+    begins with its blank. The tokens after those of the context alone belong to the continuation.
     """
     if not isinstance(context, str) or not isinstance(continuation, str):
         first = tokenizer.encode(context) if isinstance(context, str) else context
@@ -99,7 +100,7 @@ def _row(model: Model, number: int, pair: Pair, beyond: bool) -> _Row:
 
 
 def _batches(rows: Sequence[_Row]) -> Iterator[list[_Row]]:
-    """Rows of one rotation and similar length, as many as `TOGETHER` tokens hold."""
+    """Batches of rows with the same rotary tables and similar lengths, each of at most `TOGETHER` tokens."""
     batch: list[_Row] = []
     for row in sorted(rows, key=lambda row: (row.tables, len(row.fed))):
         if batch and (row.tables != batch[0].tables or (len(batch) + 1) * len(row.fed) > TOGETHER):
@@ -111,7 +112,7 @@ def _batches(rows: Sequence[_Row]) -> Iterator[list[_Row]]:
 
 
 def _whole(model: Model, rows: Sequence[_Row]) -> dict[int, Likelihood]:
-    """Contexts and continuations, read from their beginnings."""
+    """The likelihoods of rows that are read from their beginnings."""
     tokens, marks = _padded([row.fed for row in rows], 0, model.device)
     cache = model.new_cache(tokens.shape[1])
     length = max(row.length for row in rows)
@@ -121,7 +122,7 @@ def _whole(model: Model, rows: Sequence[_Row]) -> dict[int, Likelihood]:
 
 
 def _after_one_context(model: Model, rows: Sequence[_Row]) -> dict[int, Likelihood]:
-    """Continuations of a context that is read once."""
+    """The likelihoods of continuations of one context, which is read once."""
     context, length = rows[0].context, max(row.length for row in rows)
     cache = model.new_cache(len(context))
     begin = torch.tensor([context], device=model.device)
@@ -129,7 +130,7 @@ def _after_one_context(model: Model, rows: Sequence[_Row]) -> dict[int, Likeliho
     fed = [row.continuation[:-1] for row in rows]
     parts = [[first] for _ in rows]
     if longest := max(map(len, fed)):
-        # A continuation of one token has nothing left to read; its row reads that token, which harms nobody.
+        # A continuation of one token has nothing left to read; its row reads that token, and the result is not used.
         tokens, marks = _padded([row.continuation[:-1] or row.continuation for row in rows], len(context), model.device)
         chunks = hidden_chunks(model, tokens, marks, cache.branch(longest), length, _chunk(model))
         for part, more in zip(parts, _ends(chunks, [0] * len(rows), list(map(len, fed))), strict=True):
@@ -138,7 +139,7 @@ def _after_one_context(model: Model, rows: Sequence[_Row]) -> dict[int, Likeliho
 
 
 def _ends(chunks: Iterator[tuple[int, int, Tensor]], firsts: Sequence[int], lasts: Sequence[int]) -> list[Tensor]:
-    """Of every row the hidden states (n, D) from its `first` place up to its `last`, the end not included."""
+    """The hidden states (n, D) of every row from its `first` place to its `last`, without the end."""
     parts: list[list[Tensor]] = [[] for _ in firsts]
     for begin, end, hidden in chunks:
         for row, (first, last) in enumerate(zip(firsts, lasts, strict=True)):
@@ -163,7 +164,7 @@ def _scored(model: Model, rows: Sequence[_Row], states: Sequence[Tensor]) -> dic
 
 
 def _padded(rows: Sequence[Sequence[int]], start: int, device: torch.device) -> tuple[Tensor, Marks]:
-    """Tokens (B, T), padded on the right, and their marks, counted from `start`."""
+    """Tokens (B, T), padded on the right, and their marks, which count from `start`."""
     lengths = torch.tensor([len(row) for row in rows], device=device)
     longest = int(lengths.max())
     tokens = torch.zeros(len(rows), longest, dtype=torch.long, device=device)

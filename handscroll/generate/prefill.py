@@ -1,4 +1,4 @@
-"""Reading a prompt in chunks: activations stay bounded by the chunk, whatever the length of the text."""
+"""Reads a prompt in chunks, so that the size of a chunk bounds the activations for a text of any length."""
 
 from collections.abc import Iterator
 
@@ -13,11 +13,11 @@ from handscroll.nn.mask import SameSegment
 from handscroll.nn.shapes import Embeddings, Tokens
 
 CHUNK = 1024
-CHUNK_GPU = 8192  # a GPU has room for more, and needs them to be busy
+CHUNK_GPU = 8192  # a GPU has room for more tokens, and needs them for full use
 
 
 def prefill_chunk(device: torch.device) -> int:
-    """Tokens of a chunk where nobody says."""
+    """The default number of tokens in a chunk."""
     return CHUNK_GPU if device.type == "cuda" else CHUNK
 
 
@@ -25,18 +25,17 @@ def prefill_chunk(device: torch.device) -> int:
 def hidden_chunks(
     model: Model, tokens: Tokens, marks: Marks, cache: Cache, length: int | None, chunk: int = CHUNK
 ) -> Iterator[tuple[int, int, Embeddings]]:
-    """Run the model over `tokens` (B, T), `chunk` tokens at a time, each attending to all before it.
+    """Run the model over `tokens` (B, T), `chunk` tokens at a time; each token attends to all before it.
 
-    Yields (first, last, hidden (B, last - first, D)) in order; the chunk is in `cache` when it is yielded. Peak
-    memory is the cache plus the activations of one chunk. `marks` describe all T tokens and go on where the cache
-    ends; rows of different lengths are right-padded (`Marks.rows`), and packed rows see their own document only.
-    `length` is the declared length of the request.
-    Limits: no gradients; the hidden states of padding are meaningless.
+    Yields (first, last, hidden (B, last - first, D)) in order. A chunk is already in `cache` when it is yielded. Peak
+    memory is the cache plus the activations of one chunk. `marks` describe all T tokens and continue where the cache
+    ends. Rows of different lengths are padded on the right (`Marks.rows`). In packed rows a token sees only its own
+    document. `length` is the declared length of the request.
+    Limits: there are no gradients, and the hidden states of padding are meaningless.
 
     Raises:
         ConfigError: `chunk` is below 1, the model reads in both directions, or its scaling needs a declared length and
-            there is none.
-        CapacityError: a position is past a learned position table.
+            none is given. CapacityError: a position is past a learned position table.
     """
     if chunk < 1:
         raise ConfigError(f"the prefill chunk is {chunk} tokens; it must be at least 1 ({CHUNK} is usual)")
@@ -56,8 +55,8 @@ def prefill(
 ) -> Embeddings:
     """Fill `cache` with `tokens` (B, T) and return the hidden state (B, 1, D) of each row's last real token.
 
-    `model.logits` of it predicts the next token; logits of the whole prompt (T x V) are never formed.
-    Arguments, errors and limits: those of `hidden_chunks`.
+    `model.logits` of this state predicts the next token; logits of the whole prompt (T x V) are never computed.
+    Arguments, errors and limits are those of `hidden_chunks`.
     """
     ends = last_slots(marks, tokens.shape[0]).to(tokens.device)
     kept: Tensor | None = None
@@ -75,5 +74,5 @@ def last_slots(marks: Marks, batch: int) -> Tensor:
         return torch.full((batch,), marks.length - 1)
     slots = torch.arange(marks.length, device=marks.index.device)
     ends = torch.where(marks.index >= 0, slots, -1).amax(dim=1)
-    assert bool((ends >= 0).all()), "a row of nothing but padding has no last token"
+    assert bool((ends >= 0).all()), "a row that holds only padding has no last token"
     return ends

@@ -1,4 +1,4 @@
-"""Reading a text into the store, from where the store already knows it."""
+"""Reads a text into the store, after the beginning that the store already holds."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ from handscroll.models.model import Model
 from handscroll.nn.marks import Marks
 from handscroll.text.tokenizer import Tokenizer
 
-# A model with windows is read in parts of so many times its largest window. A text that shares only a part of what was
-# read goes on from the end of one of them; each costs a window of keys in the windowed layers.
+# For a model with windows the reading is saved in parts of so many times its largest window. A text that shares only the
+# beginning of a reading continues from the end of such a part; each part costs a window of keys in the windowed layers.
 STRETCH = 32
 ROOM = 1024  # tokens kept free for question and answer when a text is read
 
@@ -29,8 +29,8 @@ ROOM = 1024  # tokens kept free for question and answer when a text is read
 class ToRead:
     """A text (ids) to read and keep.
 
-    `source` is where the model came from. `name` is what the reading is asked for by. `room` tokens are declared for
-    question and answer (a length-dependent scaling is fixed by it). `on_read(done, all)` is called after every chunk.
+    `source` is the place of the model. Questions find the reading by `name`. `room` is the number of tokens declared for
+    question and answer; it fixes a length-dependent scaling. `on_read(done, all)` is called after every chunk.
     """
 
     ids: Int[Tensor, "T"]
@@ -43,17 +43,17 @@ class ToRead:
 
 
 def read(model: Model, tokenizer: Tokenizer, store: Store, text: ToRead) -> Reading:
-    """Read a text once and save what was read. What the store already holds of its beginning is not read again.
+    """Read a text once and save the reading. A beginning that the store already holds is not read again.
 
     Raises:
-        CapacityError: text and room exceed the context (unless `beyond`), or the store's limit.
-        ConfigError: a policy whose cache is not saved. DataError: no text.
-        CheckpointError: the disk refused, or a saved beginning is damaged.
+        CapacityError: text and room exceed the context (unless `beyond`), or the limit of the store.
+        ConfigError: caches of this policy cannot be saved. DataError: the text is empty.
+        CheckpointError: writing failed, or a saved beginning is damaged.
     """
     model.spec.require("a saved reading", one_text=True, forward=True, keys=True)
     if not kind_of(text.policy).saved:
         saved = [name for name, kind in POLICIES.items() if kind.saved]
-        raise ConfigError(f"a reading is not kept in '{text.policy}': {nearest(text.policy, saved)}")
+        raise ConfigError(f"a reading cannot be kept in '{text.policy}': {nearest(text.policy, saved)}")
     if not len(text.ids):
         raise DataError("there is nothing to read: the text is empty")
     total = len(text.ids) + text.room
@@ -73,7 +73,7 @@ def read(model: Model, tokenizer: Tokenizer, store: Store, text: ToRead) -> Read
 
 @torch.no_grad()
 def _read_into(store: Store, model: Model, about: Identity, text: ToRead) -> str:
-    """Read what the store does not hold of a text and keep it; returns the number of the reading that holds all."""
+    """Read and save the part of a text that the store lacks; returns the number of the reading that holds all."""
     ids, before = text.ids, store.find(about, text.ids)
     first = 0 if before is None else before.length
     if before is not None and first >= len(ids):
@@ -85,7 +85,7 @@ def _read_into(store: Store, model: Model, about: Identity, text: ToRead) -> str
         end = min(begin + most, len(ids)) if most else len(ids)
         past = {} if before is None else before.past(model.device)
         cache = model.new_cache(end - begin, cache_of(about.policy), **past)
-        assert isinstance(cache, Buffered), "what is saved lies in buffers"
+        assert isinstance(cache, Buffered), "saved policies keep their tensors in buffers"
         marks, tokens = Marks.run(begin, end - begin), ids[None, begin:end].to(model.device)
         for _, last, _ in hidden_chunks(model, tokens, marks, cache, length):
             if text.on_read is not None:

@@ -1,7 +1,7 @@
 """Choosing the next token: pure functions on logits (B, V) in float32, and the settings that combine them.
 
-Order: repetition penalty, temperature, top-k, top-p, min-p; it is that of `transformers`, so the same settings
-mean the same distribution there.
+The order is repetition penalty, temperature, top-k, top-p, min-p. It is that of `transformers`, so the same settings
+give the same distribution there.
 """
 
 import hashlib
@@ -22,13 +22,13 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Sampling(Config):
-    """How a continuation is chosen and when it ends.
+    """Settings that choose the tokens of a continuation and end it.
 
-    `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0 and `repetition_penalty` 1 are off. A row ends after
-    `max_tokens`, at an end token (unless `ignore_eos`), or where its text contains one of `stop`.
+    `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0 and `repetition_penalty` 1 have no effect. A row ends
+    after `max_tokens`, at an end token (unless `ignore_eos`), or when its text contains one of the strings `stop`.
 
     Raises:
-        ConfigError: (through `parse`) a value out of range, or a cut-off with greedy decoding, where it would have
+        ConfigError: (through `parse`) a value is out of range, or a cut-off is given with greedy decoding, where it has
             no effect.
     """
 
@@ -68,30 +68,30 @@ class Sampling(Config):
 
 
 def penalise_repetition(logits: Scores, seen: Bool[Tensor, "B V"], penalty: float) -> Scores:
-    """Divide positive logits of the tokens `seen` in the row by `penalty`, multiply negative ones.
+    """Divide positive logits of the tokens `seen` in the row by `penalty`, and multiply negative ones by it.
 
-    `seen` holds the prompt and what was generated. Source: Keskar et al. 2019, "CTRL", arXiv:1909.05858, section
+    `seen` marks the tokens of the prompt and the generated ones. Source: Keskar et al. 2019, "CTRL", arXiv:1909.05858, section
     4.1, with the sign rule of `transformers` (the paper's plain division would favour negative logits).
     """
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def divide_by_temperature(logits: Scores, temperature: float) -> Scores:
-    """(logits - row maximum) / temperature; the shift changes no probability and keeps tiny temperatures finite."""
+    """(logits - row maximum) / temperature. The shift changes no probability and keeps results finite."""
     return (logits - logits.amax(dim=-1, keepdim=True)) / temperature
 
 
 def keep_top_k(logits: Scores, k: int) -> Scores:
-    """The k highest logits of a row (and ties with the k-th); the others become -inf."""
+    """Keep the k highest logits of a row (and ties with the k-th); the others become -inf."""
     k = min(k, logits.shape[-1])
     return logits.masked_fill(logits < logits.topk(k, dim=-1).values[:, -1:], -math.inf)
 
 
 def keep_top_p(logits: Scores, p: float) -> Scores:
-    """The smallest set of most probable tokens whose mass reaches p, at least one; the others become -inf.
+    """Keep the smallest set of most probable tokens whose mass reaches p, at least one; the others become -inf.
 
     Source: Holtzman et al. 2020, "The curious case of neural text degeneration", arXiv:1904.09751, section 3.1.
-    Of equally probable tokens at the border the lower id stays.
+    Among equally probable tokens at the border, the lower id is kept.
     """
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     probabilities = ordered.softmax(dim=-1)
@@ -102,7 +102,7 @@ def keep_top_p(logits: Scores, p: float) -> Scores:
 
 
 def keep_min_p(logits: Scores, p: float) -> Scores:
-    """Tokens at least p times as probable as the most probable one; the others become -inf.
+    """Keep tokens that are at least p times as probable as the most probable one; the others become -inf.
 
     Source: Nguyen et al. 2024, "Turning up the heat: min-p sampling", arXiv:2407.01082, section 3.
     """
@@ -111,7 +111,7 @@ def keep_min_p(logits: Scores, p: float) -> Scores:
 
 
 def candidates(logits: Scores, sampling: Sampling, seen: Bool[Tensor, "B V"] | None = None) -> Scores:
-    """Apply the settings to logits in their order; softmax of the result is what `draw` samples from.
+    """Apply the settings to logits in their order; `draw` samples from the softmax of the result.
 
     `seen` is needed only with a repetition penalty. Greedy settings leave the logits undivided.
     """
@@ -132,17 +132,16 @@ def candidates(logits: Scores, sampling: Sampling, seen: Bool[Tensor, "B V"] | N
 
 
 def generator(seed: int, row: int) -> torch.Generator:
-    """The random stream of one row: a hash of both numbers, so that (0, 1) and (1, 0) have nothing in common."""
+    """The random stream of one row, seeded by a hash of both numbers, so that (0, 1) and (1, 0) are unrelated."""
     digest = hashlib.blake2b(f"{seed}:{row}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
 
 
 def draw(logits: Scores, generators: Sequence[torch.Generator]) -> Int[Tensor, "B"]:
-    """One token id a row from softmax(logits), row b from generators[b] alone.
+    """Draw one token id a row from softmax(logits); row b uses generators[b] alone.
 
-    One uniform number a row is drawn on the CPU and inverted through the cumulative sum on the device of the
-    logits, so that a seed means the same stream on every device and in every batch. A token of probability zero
-    is never drawn.
+    One uniform number a row is drawn on the CPU and inverted through the cumulative sum on the device of the logits, so
+    that a seed gives the same stream on every device and in every batch. A token of probability zero is never drawn.
     """
     uniform = torch.stack([torch.rand(1, generator=g, dtype=torch.float64) for g in generators])
     cumulative = logits.softmax(dim=-1).double().cumsum(dim=-1)
@@ -160,7 +159,7 @@ def pick(
 
 
 def seen_in(tokens: Sequence[int], vocab: int, device: torch.device) -> Bool[Tensor, "1 V"]:
-    """Which tokens of the vocabulary a row holds, for the repetition penalty."""
+    """Mark the tokens of the vocabulary that a row holds, for the repetition penalty."""
     seen = torch.zeros(1, vocab, dtype=torch.bool, device=device)
     seen[0, torch.tensor(list(tokens), device=device)] = True
     return seen

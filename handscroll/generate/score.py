@@ -1,4 +1,4 @@
-"""What a model says of a given text: logits and losses of each token, in chunks, so that memory stays bounded."""
+"""Logits and losses of the tokens of a given text, computed in chunks, so that memory stays bounded."""
 
 from collections.abc import Iterator
 
@@ -18,25 +18,26 @@ from handscroll.objectives.windowed import windowed_losses
 def logits(model: Model, ids: Int[Tensor, "T"], length: int | None = None) -> Float[Tensor, "T V"]:
     """Logits in float32 on the CPU of every position.
 
-    For an encoder these are the masked-LM logits at each position. `length` is the declared length of the request, for
-    a scaling that depends on it; T unless given. May run past the trained length (learned position tables refuse).
+    For an encoder these are the masked-LM logits at each position. `length` is the declared length of the request (T by
+    default), which a length-dependent scaling needs. The text may exceed the trained length, but not a learned position
+    table.
 
     Raises:
-        DataError: no tokens. ConfigError: an encoder-decoder.
+        DataError: there are no tokens. ConfigError: the model is an encoder-decoder.
     """
     model.spec.require("logits", one_text=True)
     if not len(ids):
-        raise DataError("no tokens: logits are of each token of a text, and this one has none")
+        raise DataError("the text has no tokens, so it has no logits; give at least one token")
     return torch.cat([model.logits(hidden)[0].float().cpu() for _, _, hidden in _chunks(model, ids, length)])
 
 
 @torch.no_grad()
 def nll(model: Model, ids: Int[Tensor, "T"], window: int | None = None) -> Float[Tensor, "T-1"]:
-    """Negative log-likelihood in nats of tokens 1 .. T-1, float32 on the CPU; `LM.nll` explains.
+    """Negative log-likelihood in nats of tokens 1 .. T-1, float32 on the CPU; see `LM.nll`.
 
     Raises:
-        DataError: fewer than two tokens. CapacityError: past a learned position table without `window`.
-        ConfigError: an encoder or encoder-decoder, or a window below 2.
+        DataError: there are fewer than two tokens. CapacityError: without `window`, the text exceeds a learned position
+            table. ConfigError: the model is an encoder or encoder-decoder, or the window is below 2.
     """
     model.spec.require("a likelihood", one_text=True, forward=True)
     if len(ids) < 2:
@@ -54,7 +55,7 @@ def nll(model: Model, ids: Int[Tensor, "T"], window: int | None = None) -> Float
 
 def _chunks(model: Model, ids: Tensor, length: int | None) -> Iterator[tuple[int, int, Tensor]]:
     tokens = ids[None].to(model.device)
-    if not model.spec.cached:  # nothing to keep between chunks: the text is read at once
+    if not model.spec.cached:  # without a cache the text is read at once
         marks = Marks.run(0, len(ids))
         hidden = model.hidden(model.embed(tokens, marks), marks, model.mask(), length=length)
         return iter([(0, len(ids), hidden)])

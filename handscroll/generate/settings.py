@@ -1,4 +1,4 @@
-"""The keyword arguments of `LM`'s methods, with their types; `admission.py` makes a `Request` of them."""
+"""The keyword arguments of `LM`'s methods, with their types; `admission.py` turns them into a `Request`."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypedDict
@@ -12,7 +12,7 @@ from handscroll.generate.sample import Sampling
 
 
 class SamplingSettings(TypedDict, total=False):
-    """The settings of `Sampling`, which says what they mean."""
+    """The settings of `Sampling`, where they are explained."""
 
     max_tokens: int
     temperature: float
@@ -26,15 +26,15 @@ class SamplingSettings(TypedDict, total=False):
 
 
 class Settings(SamplingSettings, total=False):
-    """What a generation may set.
+    """The settings of a generation.
 
-    A request past the context is refused unless `beyond`. What `store` holds of the prompt's beginning is not read
-    again; the tokens are the same. `policy` is what the cache keeps (docs/generate.md says which are approximate).
-    `kv_budget` chooses the policy instead (`LM.choose_cache`, whose result may be given too); `kv_guard` is the most
-    mean KL divergence, nats per token, that it may cost. `constraint` is a grammar that the new text follows
-    (`constrain.py`). `draft` guesses tokens ahead, by look-up (`Lookup`) or with a smaller model (`LM.draft`); the
-    distribution stays the same. `on_report` hears, before anything is read, what a budget costs, and at the end what
-    the cache has to say.
+    A request longer than the context is refused unless `beyond` is set. A beginning of the prompt that `store` holds is
+    not read again, and the tokens are the same. `policy` is the cache policy (docs/generate.md says which are
+    approximate). `kv_budget` chooses the policy instead (`LM.choose_cache`; its result may be given too), and `kv_guard`
+    is the largest mean KL divergence that it may cost, in nats per token. `constraint` is a grammar that the new text
+    follows (`constrain.py`). `draft` guesses tokens by look-up (`Lookup`) or with a smaller model (`LM.draft`); the
+    distribution stays the same. `on_report` is called with the cost of a budget before the prompt is read, and with the
+    report of the cache at the end.
     """
 
     beyond: bool
@@ -48,10 +48,10 @@ class Settings(SamplingSettings, total=False):
 
 
 def sampling_of(settings: Mapping[str, Any], others: Iterable[str] = ()) -> Sampling:
-    """The part of keyword arguments that says how tokens are chosen.
+    """The keyword arguments that belong to `Sampling`.
 
     Raises:
-        ConfigError: an argument that is neither such a setting nor one of `others`; names the nearest that there is.
+        ConfigError: an argument is neither such a setting nor one of `others`; the message names the nearest one.
     """
     known = {*Sampling.model_fields, *others}
     if unknown := [name for name in settings if name not in known]:

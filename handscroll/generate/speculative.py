@@ -1,4 +1,4 @@
-"""Speculative decoding: several guessed tokens are verified in one forward, and the distribution stays the target's.
+"""Speculative decoding: one forward verifies several guessed tokens, and the target's distribution is kept.
 
 Source: Leviathan et al. 2023, "Fast inference from transformers via speculative decoding", arXiv:2211.17192, section
 2.3 and appendix A.1; Chen et al. 2023, arXiv:2302.01318.
@@ -23,15 +23,15 @@ from handscroll.nn.shapes import Embeddings
 def speculate(
     model: Model, hidden: Embeddings, cache: Cache, chooser: Chooser, length: int, drafts: Drafts
 ) -> Iterator[list[NewToken]]:
-    """Continue one row whose prompt is in `cache` and ends with `hidden` (1, 1, D); one new token an item.
+    """Continue one row whose prompt is in `cache` and ends with `hidden` (1, 1, D); each item holds one new token.
 
-    Each token is distributed as in plain decoding, given those before it: under the settings and the constraint, which
-    are applied at every place as plain decoding applies them. Greedy tokens are therefore those of plain decoding, and
-    sampled ones are not those of the same seed, since random numbers are used otherwise. Both up to the rounding of
-    a forward of several tokens (attention over them is summed in another order): two tokens whose logits differ by less
-    than that may change places.
+    Each token has the distribution of plain decoding, given the tokens before it: settings and constraint are applied
+    at every place as in plain decoding. Greedy tokens are therefore the same. Sampled tokens differ from those of the
+    same seed, because random numbers are used in another way. Both hold up to the rounding of a forward of several
+    tokens, which sums attention in another order: two tokens whose logits are closer than that may change places.
 
-    The number of guesses follows success: doubled when all were accepted, else one more than were.
+    The number of guesses adapts: it doubles after all guesses were accepted, and otherwise becomes one more than the
+    number accepted.
     """
     sampling, stream = chooser.request.sampling, chooser.random
     left, count, greedy = sampling.max_tokens, 1 + drafts.longest // 2, sampling.temperature == 0.0
@@ -64,7 +64,7 @@ def speculate(
         if guessed.tokens:
             count = min(2 * count, drafts.longest) if accepted == len(guessed.tokens) else accepted + 1
         cache.trim(len(tokens) - 1)
-        # The last new token of the row is never read back, so a guess for it would only be thrown away.
+        # The last new token of the row is never read, so a guess for it would be useless.
         guessed = draft.propose(tokens, min(count, left - 1)) if left > 1 else Proposal([])
         fed = torch.tensor([[tokens[-1], *guessed.tokens]], device=model.device)
         marks = Marks.run(len(tokens) - 1, fed.shape[1])
@@ -73,10 +73,10 @@ def speculate(
 
 
 def accept(target: Float[Tensor, "V"], guess: int, chances: Float[Tensor, "V"] | None, stream: torch.Generator) -> int:
-    """Accept `guess`, drawn from `chances` (None: it was certain), or draw another token: distributed as `target`.
+    """Accept `guess`, or draw another token, so that the result is distributed as `target`.
 
-    A guess x is accepted with probability min(1, p(x) / q(x)); else a token is drawn from what p has more than q. Both
-    are probabilities in float64.
+    The guess was drawn from `chances` (None means that it was certain). A guess x is accepted with probability
+    min(1, p(x) / q(x)); otherwise a token is drawn from max(0, p - q), normalised. Both are probabilities in float64.
     """
     share = float(target[guess]) / (1.0 if chances is None else float(chances[guess]))
     if float(torch.rand(1, generator=stream, dtype=torch.float64)) < share:
@@ -93,7 +93,7 @@ def residual(target: Float[Tensor, "V"], guess: int, chances: Float[Tensor, "V"]
     else:
         rest = (target - chances.to(target.device)).clamp_min(0.0)
     total = rest.sum()
-    # p = q up to rounding is never rejected but by rounding; what is left then says nothing.
+    # If p = q up to rounding, only rounding can cause a rejection, and the difference means nothing.
     return rest / total if float(total) > 0.0 else target
 
 

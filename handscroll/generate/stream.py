@@ -1,17 +1,17 @@
-"""Token ids to text while they arrive: whole characters only, stop strings cut off, linear in the text."""
+"""Turns token ids into text as they arrive: in whole characters, without stop strings, in linear time."""
 
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-BROKEN = "\ufffd"  # what decoders write for bytes that are no character, or not yet one
-# A UTF-8 character has four bytes: three of them may wait for the last. Byte-level decoders show an unfinished
-# character as one U+FFFD, byte-fallback decoders as one for each byte.
+BROKEN = "\ufffd"  # decoders write it for bytes that are not a character, or not yet
+# A UTF-8 character has up to four bytes, so three of them may wait for the last. Byte-level decoders show an unfinished
+# character as one U+FFFD, and byte-fallback decoders show one for each byte.
 WAITING = 3
 TAIL, WINDOW, LIMIT = 8, 32, 256
 
 
 class Decodes(Protocol):
-    """The one thing needed of a tokenizer (`text/tokenizer.py`)."""
+    """The only method that is needed from a tokenizer (`text/tokenizer.py`)."""
 
     def decode(self, ids: Iterable[int]) -> str: ...
 
@@ -19,18 +19,18 @@ class Decodes(Protocol):
 class TextStream:
     """Incremental detokenisation of one row.
 
-    The pieces of `push` and the rest from `finish`, joined, are `decode(prompt + new)` without `decode(prompt)`,
-    cut before the first stop string: the spaces that some decoders strip at the start of a text stay inside it.
-    Each push decodes a window of the last few tokens, so n tokens cost O(n).
+    The joined pieces of `push` and `finish` are `decode(prompt + new)` without `decode(prompt)`, cut before the first
+    stop string. Spaces that some decoders strip at the start of a text are therefore kept. Each push decodes a window
+    of the last few tokens, so n tokens cost O(n).
 
     >>> stream = TextStream(tokenizer, stop=("END",))  # doctest: +SKIP
     >>> [stream.push(i) for i in tokenizer.encode("你好 END")], stream.stopped  # doctest: +SKIP
     (['', '', '你', '', '', '好', ' ', '', '', ''], 'END')
 
-    Limits: decoders must be local, as those of language models are (a token may join its neighbours' bytes and may
-    lose its space at the start, no more). A byte-fallback decoder turns a whole run of byte tokens into U+FFFD when
-    one character in it is broken; characters of the run that were already given are not taken back. Characters are
-    code points: emoji joined from several may arrive in parts.
+    Limits: decoders must be local, as those of language models are: a token may only join its neighbours' bytes and
+    lose its space at the start. A byte-fallback decoder turns a whole run of byte tokens into U+FFFD if one character
+    in it is broken; characters of the run that were already given are not taken back. Characters are code points:
+    emoji of several code points may arrive in parts.
     """
 
     def __init__(self, tokenizer: Decodes, prompt: Sequence[int] = (), stop: Sequence[str] = ()):
@@ -39,9 +39,9 @@ class TextStream:
         self._stop = tuple(stop)
         self._window = self._tail(list(prompt))
         self._text = self._decode(self._window)
-        self._given = self._text[: len(self._text) - _unfinished(self._text)]  # what of it was passed on
-        self._echo = len(self._text) - len(self._given)  # U+FFFD that the prompt's own text may already show
-        self._pending = 0  # tokens at the end of the window that gave nothing yet
+        self._given = self._text[: len(self._text) - _unfinished(self._text)]  # the part of the text that was passed on
+        self._echo = len(self._text) - len(self._given)  # number of U+FFFD that the prompt's own text may already show
+        self._pending = 0  # tokens at the end of the window that have given no text yet
         self._buffer = ""  # characters that may be the beginning of a stop string
         self.stopped: str | None = None
 
@@ -51,11 +51,11 @@ class TextStream:
             return ""
         text = self._decode([*self._window, token])
         if text == self._text and not self._decode([token, token]):
-            return ""  # skipped by the decoder (special tokens): keeping it would only make the window grow
+            return ""  # the decoder skips it (special tokens): the window would only grow
         self._window.append(token)
         self._text, self._pending = text, self._pending + 1
         if not text.startswith(self._given):
-            # A byte run that is broken so far. Unless it can still become whole, begin again after what was given.
+            # The byte run is broken so far. Unless it can still become whole, begin again after the given text.
             if text.endswith(BROKEN) and self._pending <= WAITING + 1:
                 return ""
             self._begin_again()
@@ -68,7 +68,7 @@ class TextStream:
         return self._until_stop(self._without_echo(piece), final=False)
 
     def finish(self) -> str:
-        """What was held back, when no more tokens come; unfinished characters show as U+FFFD."""
+        """End the text and return the part held back; unfinished characters show as U+FFFD."""
         if self.stopped is not None:
             return ""
         if not self._text.startswith(self._given):
@@ -80,12 +80,12 @@ class TextStream:
         return self._tokenizer.decode(ids) if ids else ""
 
     def _begin_again(self) -> None:
-        """Make the tokens that gave nothing yet the whole window."""
+        """Reduce the window to the tokens that have given no text yet."""
         self._window = self._window[-self._pending :] if self._pending else []
         self._text, self._given = self._decode(self._window), ""
 
     def _tail(self, ids: list[int]) -> list[int]:
-        """A few last ids that decode to some text and begin with a whole character, if there are such."""
+        """The last few ids; if possible they decode to some text and begin with a whole character."""
         size = TAIL
         while size < len(ids) and not self._decode(ids[-size:]):
             size *= 2
@@ -96,25 +96,25 @@ class TextStream:
         return ids[-size:]
 
     def _shorten(self) -> None:
-        """Forget the old part of the window, if the rest decodes as it did inside of it."""
+        """Drop the old part of the window if the rest decodes as it did within the window."""
         held = len(self._text) - len(self._given)
         tail = self._tail(self._window)
         text = self._decode(tail)
-        # The first character may differ: it can be half of one, or have lost its space.
+        # The first character may differ: it can be incomplete, or have lost its space.
         same = len(text) > held + 1 and self._text.endswith(text[1:])
         if same or len(self._window) > LIMIT:  # past the limit the text is broken anyway: stay linear
             self._window, self._text, self._given = tail, text, text[: max(0, len(text) - held)]
 
     def _without_echo(self, piece: str) -> str:
-        """Drop the U+FFFD at the end of the prompt that turned out not to be the beginning of a character."""
+        """Drop U+FFFD from the end of the prompt that did not become the beginning of a character."""
         same = min(self._echo, len(piece) - len(piece.lstrip(BROKEN)))
         self._echo = self._echo - same if same == len(piece) else 0
         return piece[same:]
 
     def _until_stop(self, piece: str, final: bool) -> str:
-        """Pass `piece` on, without what may be the beginning of a stop string, and end at a whole one.
+        """Pass `piece` on, hold back a possible beginning of a stop string, and end at a complete one.
 
-        The stop string that is complete first counts; so the result does not depend on how tokens cut the text.
+        The stop string that is complete first decides, so the result does not depend on how tokens cut the text.
         """
         if not self._stop:
             return piece
@@ -131,10 +131,10 @@ class TextStream:
 
 
 def _unfinished(text: str) -> int:
-    """Characters at the end of `text` that further bytes may still change."""
+    """The number of characters at the end of `text` that further bytes may still change."""
     return min(WAITING, len(text) - len(text.rstrip(BROKEN)))
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a beginning of `stop`."""
+    """The length of the longest end of `text` that is a beginning of `stop`."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
