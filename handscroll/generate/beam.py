@@ -64,8 +64,8 @@ def beam_search(model: Model, request: Request, settings: Beams = Beams()) -> li
     first `beams` become results, and the first `beams` that do not end are the next beams. Rules and scores are those
     of `num_beams` in `transformers` 5.
 
-    Memory: the keys and values of the prompt are held once for any number of beams; those of the new tokens are held for
-    every beam, and twice while beams change places.
+    Memory: the keys and values of the prompt are held once for any number of beams; those of the new tokens are held
+    for every beam, and twice while beams change places.
 
     Raises:
         ConfigError: the request asks for sampling, a constraint, a draft, an approximate cache or log-probabilities;
@@ -152,4 +152,4 @@ def _only_likelihood(request: Request) -> None:
     }
     given += [what for what, asked in others.items() if asked]
     if given:
-        raise ConfigError(f"beam search looks for the likeliest text and does not take {', '.join(given)}")
+        raise ConfigError(f"beam search looks for the likeliest text and goes without {', '.join(given)}")

@@ -17,8 +17,8 @@ def checked(model: Model, request: Request, number: int = 0) -> Request:
 
     Raises:
         CapacityError: the request is longer than the model's context, or than a learned position table.
-        DataError: the prompt is empty and the model has no bos, a token id is outside the vocabulary, or the prompt does
-            not begin with its reading.
+        DataError: the prompt is empty and the model has no bos, a token id is outside the vocabulary, or the prompt
+            does not begin with its reading.
         ConfigError: the model is an encoder, or lacks a capability that the request needs.
     """
     request = replace(request, prompt=started(model, number, request.prompt))

@@ -37,8 +37,8 @@ class Conversation:
     whole context with `guard`. `on_note` receives a note about each such event. `afford(demand, policy, chunk)` is
     called before a turn is read, and raises if the memory is too small.
 
-    Limits: there is one row. Each text is encoded by itself, so that no token crosses the border of a turn. An end token
-    ends a reply and is not part of the text.
+    Limits: there is one row. Each text is encoded by itself, so that no token crosses the border of a turn. An end
+    token ends a reply and is not part of the text.
     """
 
     model: Model

@@ -3,8 +3,9 @@
 Distance: the first tokens of each window are a prompt, which is read in chunks. The rest is read token by token, as in
 decoding, and its next-token distributions are compared with those of the exact cache. Each task is read and answered
 under the policy. Needle: the prompt asks for a hidden value. Copying: 40 tokens from the first half of a text are
-repeated at its end; 8 of them are given, and the others are predicted. Sums: a few-shot text of two-digit additions ends
-with one to solve. No single measure is enough: a cache may keep the loss and still lose the needle (docs/policies.md).
+repeated at its end; 8 of them are given, and the others are predicted. Sums: a few-shot text of two-digit additions
+ends with one to solve. No single measure is enough: a cache may keep the loss and still lose the needle
+(docs/policies.md).
 """
 
 import random
@@ -46,7 +47,7 @@ class Distance(NamedTuple):
 
 @dataclass(frozen=True)
 class Way:
-    """Settings for reading a text: the cache class with its options, the tokens of a prefill chunk, the declared length.
+    """Settings for reading a text: cache class with options, tokens of a prefill chunk, and declared length.
 
     Without `length` every text declares its own length.
     """

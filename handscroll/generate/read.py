@@ -19,8 +19,9 @@ from handscroll.models.model import Model
 from handscroll.nn.marks import Marks
 from handscroll.text.tokenizer import Tokenizer
 
-# For a model with windows the reading is saved in parts of so many times its largest window. A text that shares only the
-# beginning of a reading continues from the end of such a part; each part costs a window of keys in the windowed layers.
+# For a model with windows the reading is saved in parts of so many times its largest window. A text that shares only
+# the beginning of a reading continues from the end of such a part; each part costs a window of keys in the windowed
+# layers.
 STRETCH = 32
 ROOM = 1024  # tokens kept free for question and answer when a text is read
 
@@ -29,8 +30,8 @@ ROOM = 1024  # tokens kept free for question and answer when a text is read
 class ToRead:
     """A text (ids) to read and keep.
 
-    `source` is the place of the model. Questions find the reading by `name`. `room` is the number of tokens declared for
-    question and answer; it fixes a length-dependent scaling. `on_read(done, all)` is called after every chunk.
+    `source` is the place of the model. Questions find the reading by `name`. `room` is the number of tokens declared
+    for question and answer; it fixes a length-dependent scaling. `on_read(done, all)` is called after every chunk.
     """
 
     ids: Int[Tensor, "T"]

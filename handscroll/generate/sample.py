@@ -70,8 +70,8 @@ class Sampling(Config):
 def penalise_repetition(logits: Scores, seen: Bool[Tensor, "B V"], penalty: float) -> Scores:
     """Divide positive logits of the tokens `seen` in the row by `penalty`, and multiply negative ones by it.
 
-    `seen` marks the tokens of the prompt and the generated ones. Source: Keskar et al. 2019, "CTRL", arXiv:1909.05858, section
-    4.1, with the sign rule of `transformers` (the paper's plain division would favour negative logits).
+    `seen` marks the tokens of the prompt and the generated ones. Source: Keskar et al. 2019, "CTRL", arXiv:1909.05858,
+    section 4.1, with the sign rule of `transformers` (the paper's plain division would favour negative logits).
     """
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 

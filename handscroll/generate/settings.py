@@ -30,11 +30,11 @@ class Settings(SamplingSettings, total=False):
 
     A request longer than the context is refused unless `beyond` is set. A beginning of the prompt that `store` holds is
     not read again, and the tokens are the same. `policy` is the cache policy (docs/generate.md says which are
-    approximate). `kv_budget` chooses the policy instead (`LM.choose_cache`; its result may be given too), and `kv_guard`
-    is the largest mean KL divergence that it may cost, in nats per token. `constraint` is a grammar that the new text
-    follows (`constrain.py`). `draft` guesses tokens by look-up (`Lookup`) or with a smaller model (`LM.draft`); the
-    distribution stays the same. `on_report` is called with the cost of a budget before the prompt is read, and with the
-    report of the cache at the end.
+    approximate). `kv_budget` chooses the policy instead (`LM.choose_cache`; its result may be given too), and
+    `kv_guard` is the largest mean KL divergence that it may cost, in nats per token. `constraint` is a grammar that the
+    new text follows (`constrain.py`). `draft` guesses tokens by look-up (`Lookup`) or with a smaller model
+    (`LM.draft`); the distribution stays the same. `on_report` is called with the cost of a budget before the prompt is
+    read, and with the report of the cache at the end.
     """
 
     beyond: bool
