@@ -182,7 +182,7 @@ class Positions(Config):
             ConfigError: there is nothing to scale.
         """
         instead = self.unlengthened or "is lengthened between two runs, by handscroll extend"
-        raise ConfigError(f"{where}: the model has {self.words}, whose scaling cannot change; it {instead}")
+        raise ConfigError(f"{where}: the model has {self.words}, and only rotary ones can be rescaled; it {instead}")
 
     def candidates(self, method: str, to: int, first: Any, layer: LayerSpec, factors: Any = None) -> list[Any]:
         """The candidates (`nn/positions/candidate.py`) for `to` tokens of one method, or of "auto" or "all".
