@@ -1,7 +1,7 @@
-"""What caches have in common that keep new tokens as they are and put older ones away in blocks.
+"""The base of caches that keep new tokens as they are and put older ones away in blocks.
 
-Blocks leave when a forward is complete, so a chunk of a prompt reads itself exactly and an aborted forward changes
-nothing.
+Blocks are put away when a forward is complete. So a chunk of a prompt reads itself exactly, and an aborted forward
+changes nothing.
 """
 
 import math
@@ -21,18 +21,18 @@ from handscroll.nn.span import Span
 
 @dataclass(eq=False)
 class Blocked(Cache):
-    """The newest `recent` tokens of a full layer at least stay in the buffers; before them, whole blocks of `block` are
-    put away.
+    """At least the newest `recent` tokens of a full layer stay in the buffers; older ones are put away in whole blocks
+    of `block` tokens.
 
-    Subclasses say where to: `_put`, `_away`, and `_copy_away`.
+    Subclasses decide where blocks go, with `_put`, `_away`, and `_copy_away`.
     """
 
-    least_options: ClassVar[dict[str, int]] = {"block": 1, "recent": 0}  # the options that are numbers, and their least
+    least_options: ClassVar[dict[str, int]] = {"block": 1, "recent": 0}  # options that are numbers, and their minimum
 
     block: int = 32
     recent: int = 0
     _store: dict[int, Columns] = field(init=False, default_factory=dict)
-    _stored: int = field(init=False, default=0)  # tokens that were put away
+    _stored: int = field(init=False, default=0)  # number of tokens that were put away
     _parts: dict[tuple[int, int], Marks] = field(init=False, default_factory=dict)
 
     def __post_init__(self):
@@ -43,17 +43,15 @@ class Blocked(Cache):
 
     def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
         if torch.is_grad_enabled() and (keys.requires_grad or values.requires_grad):
-            raise ConfigError(
-                "this cache carries no gradients: run the model under torch.no_grad(), or use policy full"
-            )
+            raise ConfigError("this cache has no gradients: run the model under torch.no_grad(), or use policy full")
         if self._pending is None or layer == 0:
             self._parts.clear()
         return super().append(layer, keys, values, marks)
 
-    # What a subclass does.
+    # Methods of a subclass.
 
     def _put(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Put (B, K, n x block, E) away after what is there; counts only once `_stored` says so."""
+        """Put (B, K, n x block, E) away after the stored tokens; they count only when `_stored` is raised."""
         raise NotImplementedError
 
     def _away(self, layer: int) -> list[Span]:
@@ -61,10 +59,10 @@ class Blocked(Cache):
         raise NotImplementedError
 
     def _copy_away(self, other: Self, rows: Tensor | None) -> None:
-        """Give `other`, which is empty, a copy of what was put away, of all rows or of some."""
+        """Give the empty cache `other` a copy of the tokens put away, for all rows or for the given ones."""
         raise NotImplementedError
 
-    # What is common.
+    # Methods that all subclasses share.
 
     def _append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
         held = self.marks.length - self._stored
@@ -78,18 +76,18 @@ class Blocked(Cache):
         held = self._pending.length - self._stored
         leaving = max(0, held - self.recent) // self.block * self.block
         if leaving:
-            for layer in self.full:  # all or none: a disk may be full
+            for layer in self.full:  # for all layers or for none: a disk may be full
                 keys, values = part(self._store[layer], 0, leaving)
                 self._put(layer, keys, values)
             self._stored += leaving
-            for layer in self.full:  # in buffers of the usual size: that of a prompt's chunk is given back
+            for layer in self.full:  # in buffers of the usual size; the larger one of a prompt's chunk is freed
                 left = part(self._store[layer], leaving, held)
                 self._store[layer] = put(roomy(None, left, 0, self._room(0, 0)), left, 0, self._room)
         self._parts.clear()
 
     def _trim(self, length: int) -> None:
         self._parts.clear()
-        if length < self._stored:  # the rest of a block comes back
+        if length < self._stored:  # the rest of a block returns to the buffers
             first = length // self.block * self.block
             for layer in self.full:
                 back = self._read(layer, first, length)
@@ -99,14 +97,15 @@ class Blocked(Cache):
             self._parts.clear()
 
     def _part(self, first: int, last: int) -> Marks:
-        """Marks of tokens first .. last - 1; one object for all layers of a forward, since kernels remember by it."""
+        """Marks of tokens first .. last - 1; the same object for all layers of a forward, as kernels store results in
+        it."""
         if (first, last) not in self._parts:
             whole = self.marks if self._pending is None else self._pending
             self._parts[first, last] = whole.part(first, last)
         return self._parts[first, last]
 
     def _read(self, layer: int, first: int, last: int) -> tuple[Tensor, Tensor]:
-        """A copy of keys and values that were put away, in the dtype they came in."""
+        """A copy of keys and values that were put away, in their original dtype."""
         held, at = self._store[layer][0], 0
         found: list[tuple[Tensor, Tensor]] = []
         for span in self._away(layer):
@@ -133,10 +132,10 @@ class Blocked(Cache):
         return sum(nbytes(columns) for columns in self._store.values())
 
     def _footprint(self, kv_heads: int, head_size: int, itemsize: int) -> Footprint:
-        """The buffers of the newest tokens, as if none were put away; subclasses say what becomes of the others."""
+        """The buffers, as if no token were put away; subclasses add the memory of the tokens that are."""
         each = super()._footprint(kv_heads, head_size, itemsize).each
         return Footprint(each=0, fixed=math.ceil(each * self._room(0, 0)), reading=each)
 
     def _room(self, needed: int, had: int) -> int:
-        """Tokens to allocate where `needed` are: the buffers have room for two blocks besides the newest tokens."""
+        """Tokens to allocate for `needed` tokens: the buffers have room for two blocks besides the newest tokens."""
         return max(needed, self.recent + 2 * self.block)

@@ -1,4 +1,4 @@
-"""What the policies share that keep every token of the full layers, as it is or rounded, in buffers that grow."""
+"""The base of policies that keep every token of the full layers, plain or rounded, in buffers that grow."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +17,7 @@ from handscroll.nn.span import Span
 
 @dataclass(eq=False)
 class Buffered(Cache):
-    """A cache that keeps all layers in its `form`, one buffer a column, which grows by doubling.
+    """A cache that keeps all layers in its `form`, with one buffer per column, which grows by doubling.
 
     It can be cut back, shared by branches, saved, and filled by a compiled pass.
     """
@@ -54,11 +54,12 @@ class Buffered(Cache):
         return replace(self, capacity=capacity, past=past, before=self.length)
 
     def columns(self, layer: int) -> dict[str, Tensor]:
-        """What is kept of a layer by name, without spare room and without the past."""
+        """The columns of a layer by name, without spare room and without the past."""
         return dict(zip(self.form.names, self._kept(layer), strict=True))
 
     def saving(self, layer: int) -> dict[str, Tensor]:
-        """What a saved reading keeps of a layer: its own tokens; of a windowed one the last, those of the past too."""
+        """The columns of a layer that a saved reading keeps: the cache's own tokens; for a windowed layer the last
+        tokens, with those of the past."""
         group, own = self._rolling.get(layer), self._kept(layer)
         if group is not None:
             count = own[0].shape[2]
@@ -93,5 +94,5 @@ class Buffered(Cache):
         return part(self._store[layer], 0, self.marks.length) if group is None else group.held(layer)
 
     def _room(self, needed: int, had: int) -> int:
-        """Tokens to allocate where `needed` are and there was room for `had`."""
+        """Tokens to allocate for `needed` tokens, after a buffer of `had` tokens."""
         return max(needed, self.capacity, 2 * had)

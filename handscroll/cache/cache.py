@@ -1,9 +1,8 @@
-"""`Cache`: what the policies share. A cache is made from a model's layers, and a policy says how full ones are kept.
+"""`Cache`: the base of all policies. A cache is made for a model's layers; its policy says how full layers are kept.
 
-The contract that a forward relies on is `nn/keeper.py: Keeper`. A cache adds what generation asks: how long it is,
-how many bytes it takes, cutting back, copies, branches. The layers that see a window are kept in the same way under
-every policy (`rolling.py`); a policy is a subclass that keeps the other layers, and its properties are attributes of
-that class.
+The contract that a forward relies on is `nn/keeper.py: Keeper`. A cache adds the methods that generation needs: its
+length, its bytes, cutting back, copies, branches. Layers that see a window are kept in the same way under every policy
+(`rolling.py`). A policy is a subclass that keeps the other layers; its properties are attributes of that class.
 """
 
 from collections.abc import Sequence
@@ -21,31 +20,31 @@ from handscroll.nn.keeper import Keeper
 from handscroll.nn.marks import Marks
 from handscroll.nn.span import Span
 
-REWIND = 64  # tokens that a windowed layer can be cut back by, where nobody says: drafts guess seven
+REWIND = 64  # default number of tokens that a windowed layer can be cut back by; drafts guess seven
 
 
 @dataclass(eq=False)
 class Cache(Keeper):
     """The keys and values of `layers` layers, of which layer n sees the last `windows[n]` tokens (None: all of them).
 
-    `capacity` (tokens) reserves the buffers at once instead of doubling. `past` are spans (1, K, S, E) per layer that
-    come before all else, `before` tokens in all, and are only read, by every row (a saved reading, mapped from its
-    file). A windowed layer can be cut back by at least `rewind` tokens. `marks` are those of the full layers' own
-    tokens.
+    `capacity` (tokens) reserves the buffers at once; without it they grow by doubling. `past` are spans (1, K, S, E)
+    per layer before all other tokens, `before` tokens in all. Every row reads them and none writes them (a saved
+    reading, mapped from its file). A windowed layer can be cut back by at least `rewind` tokens. `marks` are those of
+    the full layers' own tokens.
 
-    A policy writes `_append`, and what it needs of `_commit`, `_trim`, `_copy`, `_nbytes` and `_footprint`.
+    A policy implements `_append`, and as needed `_commit`, `_trim`, `_copy`, `_nbytes` and `_footprint`.
     """
 
-    policy: ClassVar[str] = ""  # its name
-    exact: ClassVar[bool] = False  # attention gives the model's own results
-    saved: ClassVar[bool] = False  # a reading may be saved in it
-    rounds: ClassVar[bool] = False  # keeps every token, rounded
-    evicts: ClassVar[bool] = False  # keeps `budget` tokens of a full layer and forgets the others
-    scored: ClassVar[bool] = False  # asks for the attention on keys, which needs one rotation
-    rewinds: ClassVar[bool] = False  # `trim` and `branch` leave what the kept tokens alone would have left
-    minimum: ClassVar[int] = 1  # tokens of the least budget
+    policy: ClassVar[str] = ""  # the policy's name
+    exact: ClassVar[bool] = False  # whether attention gives the results of the full cache
+    saved: ClassVar[bool] = False  # whether a reading may be saved in it
+    rounds: ClassVar[bool] = False  # whether it keeps every token, rounded
+    evicts: ClassVar[bool] = False  # whether it keeps `budget` tokens of a full layer and forgets the others
+    scored: ClassVar[bool] = False  # whether it needs the attention mass on keys, and so a single rotation
+    rewinds: ClassVar[bool] = False  # whether a cache cut back or branched equals one that read the kept tokens only
+    minimum: ClassVar[int] = 1  # the smallest budget, in tokens
     options: ClassVar[tuple[str, ...]] = ()  # the fields that a user may set
-    form: ClassVar[Form] = PLAIN  # what windowed layers are kept in
+    form: ClassVar[Form] = PLAIN  # the form in which windowed layers are kept
 
     layers: int
     capacity: int = 0
@@ -54,8 +53,8 @@ class Cache(Keeper):
     before: int = 0
     rewind: int = REWIND
     marks: Marks = field(init=False)
-    _gone: int = field(init=False, default=0)  # tokens gone by, those of the past excepted
-    _pending: Marks | None = field(init=False, default=None)  # the marks once the forward that runs is complete
+    _gone: int = field(init=False, default=0)  # tokens read so far, without those of the past
+    _pending: Marks | None = field(init=False, default=None)  # the marks once the running forward is complete
     _rolling: dict[int, Rolling] = field(init=False)
 
     def __post_init__(self):
@@ -65,23 +64,23 @@ class Cache(Keeper):
 
     @classmethod
     def takes(cls, head_size: int) -> bool:
-        """Whether heads of so many numbers can be kept."""
+        """Whether it can keep heads of `head_size` numbers."""
         return True
 
-    # What a policy says.
+    # Methods of a policy.
 
     def _append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
-        """What queries read of a full layer, the past excepted, with the new tokens last."""
+        """The spans that queries read in a full layer, without the past, with the new tokens last."""
         raise NotImplementedError
 
     def _commit(self) -> None:
-        """The forward is complete."""
+        """End the forward in the full layers."""
 
     def _trim(self, length: int) -> None:
-        """Only the first `length` of the cache's own tokens are left."""
+        """Keep only the first `length` of the cache's own tokens."""
 
     def _copy(self, other: Self, rows: Tensor | None) -> None:
-        """Give `other`, which is empty, what full layers hold, of all rows or of the given ones."""
+        """Give the empty cache `other` a copy of the full layers, for all rows or for the given ones."""
         raise NotImplementedError
 
     def _nbytes(self) -> int:
@@ -89,48 +88,50 @@ class Cache(Keeper):
         return 0
 
     def _footprint(self, kv_heads: int, head_size: int, itemsize: int) -> Footprint:
-        """Of the full layers of one row."""
+        """The footprint of the full layers of one row."""
         return Footprint(each=2 * len(self.full) * kv_heads * head_size * itemsize)
 
-    # What everybody may ask.
+    # Public methods.
 
     @property
     def length(self) -> int:
-        """Tokens gone by per row, padding and past included."""
+        """Tokens read so far per row, with padding and past."""
         return self.before + self._gone
 
     @property
     def own(self) -> int:
-        """Tokens gone by per row since the past."""
+        """Tokens read so far per row, without the past."""
         return self._gone
 
     @property
     def least(self) -> int:
-        """The length to which the windowed layers can be cut back."""
+        """The smallest length to which the windowed layers can be cut back."""
         return self.before + max((group.least for group in self._groups), default=0)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the allocated buffers; the past is not its own."""
+        """Bytes of the allocated buffers, without the past, which belongs to others."""
         return self._nbytes() + sum(group.nbytes for group in self._groups)
 
     def footprint(self, kv_heads: int, head_size: int, itemsize: int) -> Footprint:
-        """Bytes of a cache like this of one row, its past excepted, where numbers come in `itemsize` bytes."""
+        """Bytes of a cache like this for one row, without its past, if keys and values have `itemsize` bytes a
+        number."""
         made = self._footprint(kv_heads, head_size, itemsize)
         each = kv_heads * self.form.head_bytes(head_size, itemsize)
         rolling = tuple((len(g.layers) * each, slots(g.window, g.rewind)) for g in self._groups)
         return made.model_copy(update={"rolling": rolling})
 
     def expect(self, marks: Marks) -> None:
-        """Tokens with these marks are about to be read, in one forward or several: for caches that wait for the end."""
+        """Announce the tokens that one or several forwards will now read, for caches that act at the end of a
+        prompt."""
 
     def report(self) -> str:
-        """What there is to say at the end of a generation; nothing of an exact cache."""
+        """A sentence for the user at the end of a generation; empty for an exact cache."""
         return ""
 
     def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
         past = [span.rows(keys.shape[0]) for span in self.past[layer]] if self.past else []
-        if self._pending is None or layer == 0:  # of an aborted forward nothing is left
+        if self._pending is None or layer == 0:  # drops the tokens of an aborted forward
             self._pending = self._joined(marks, keys)
         group = self._rolling.get(layer)
         if group is not None:
@@ -150,8 +151,8 @@ class Cache(Keeper):
         """Forget every token after the first `length`.
 
         Raises:
-            ValueError: there are not as many, or they are part of the past.
-            ConfigError: the windowed layers have let go of what comes before.
+            ValueError: the cache has fewer tokens, or they are part of the past.
+            ConfigError: the windowed layers have dropped tokens that they would need then.
         """
         if not self.before <= length <= self.length:
             first = f", of which {self.before} are only read" if self.before else ""
@@ -173,11 +174,12 @@ class Cache(Keeper):
         return self._copied(rows)
 
     def branch(self, capacity: int = 0) -> Self:
-        """A cache of any number of rows that goes on after the one row of this, which becomes its `past`, uncopied.
+        """A cache of any number of rows that continues the one row of this cache, which becomes its `past` without a
+        copy.
 
-        This cache must not be written to any more while a branch is in use.
+        This cache must not be written while a branch is in use.
         """
-        raise ConfigError(f"a cache of policy '{self.policy}' cannot be shared: take 'full' or 'int8'")
+        raise ConfigError(f"a cache of policy '{self.policy}' cannot be shared: use 'full' or 'int8'")
 
     @cached_property
     def full(self) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
-"""What a cache keeps of a layer: columns, tensors with a token in every place of dimension 2.
+"""The form in which a cache keeps a layer: columns, which are tensors with tokens along dimension 2.
 
-Plain keys and values (B, K, S, E) are two columns. In int8 they have two more, the scales (B, K, S). Buffers are longer
-than what they hold, so that a new token is written and nothing is copied.
+Plain keys and values (B, K, S, E) are two columns. In int8 there are two more, the scales (B, K, S). Buffers are longer
+than their content, so that a new token is written without copying the others.
 """
 
 from collections.abc import Callable
@@ -19,14 +19,15 @@ Columns = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Form:
-    """What keys and values are kept as: `names` of the columns, how they are made, and bytes of a head of a token."""
+    """A form of keys and values: the `names` of its columns, how they are made, and the bytes of one head of a
+    token."""
 
     names: tuple[str, ...]
     made: Callable[[Tensor, Tensor], Columns]
-    head_bytes: Callable[[int, int], float]  # of a head of so many numbers, which come in so many bytes
+    head_bytes: Callable[[int, int], float]  # from the numbers of a head and their original itemsize
 
     def span(self, columns: Columns, marks: Marks) -> Span:
-        """The columns as attention reads them."""
+        """The columns as a span for attention."""
         keys, values, *scales = columns
         return Span(keys, values, marks, scales=(scales[0], scales[1]) if scales else None)
 
@@ -46,12 +47,12 @@ def part(columns: Columns, first: int, last: int) -> Columns:
 
 
 def copied(columns: Columns, first: int, last: int, rows: Tensor | None = None) -> Columns:
-    """Copies of tokens first .. last - 1, of all rows or of the given ones."""
+    """Copies of tokens first .. last - 1, for all rows or for the given ones."""
     return tuple(x[:, :, first:last].clone() if rows is None else x[rows, :, first:last] for x in columns)
 
 
 def roomy(held: Columns | None, like: Columns, kept: int, room: int) -> Columns:
-    """Buffers of `room` tokens, shaped as `like` otherwise, with the first `kept` tokens of those that are held."""
+    """Buffers of `room` tokens, otherwise shaped as `like`, with the first `kept` tokens of `held`."""
     made = tuple(x.new_empty(*x.shape[:2], room, *x.shape[3:]) for x in like)
     for new, old in zip(made, held or (), strict=bool(held)):
         new[:, :, :kept] = old[:, :, :kept]
@@ -59,7 +60,7 @@ def roomy(held: Columns | None, like: Columns, kept: int, room: int) -> Columns:
 
 
 def put(held: Columns | None, new: Columns, start: int, room: Callable[[int, int], int]) -> Columns:
-    """Buffers with `new` from token `start` on: those that are held, or larger ones of `room(needed, had)` tokens."""
+    """Buffers with `new` from token `start` on: those of `held`, or larger ones of `room(needed, had)` tokens."""
     end, had = start + new[0].shape[2], 0 if held is None else held[0].shape[2]
     if held is None or had < end:
         held = roomy(held, new, start, room(end, had))

@@ -1,18 +1,18 @@
-"""`EvictingCache`: what the policies share that hold at most `budget` tokens of each row and layer and forget the rest.
+"""`EvictingCache`: the base of policies that hold at most `budget` tokens of each row and layer and forget the rest.
 
 Layers that see a window keep it whole: budget and scores are those of the full layers.
 
 A policy is a file with up to three methods: which queries count (`counted`), what is remembered of the attention mass
-(`remembered`), and the scores by which tokens stay (`scores`). After every forward the lowest are evicted until
-`budget` are left, and their memory is given back: the buffers have room for the budget and one new token. Slots of
-evicted tokens are filled with what stays of the tail, so that decoding moves one slot a token; masks read marks, so the
-order of slots means nothing. Keys keep the rotation of their original positions.
+(`remembered`), and the scores that decide which tokens stay (`scores`). After every forward the tokens with the lowest
+scores are evicted until `budget` are left. Their memory is freed: the buffers have room for the budget and one new
+token. Tokens from the end of the buffer move into the slots of evicted ones, so decoding moves one slot per token.
+Masks read marks, so the order of slots has no meaning. Keys keep the rotation of their original positions.
 
-Tokens are chosen per layer, for all its kv heads together (their masses are added). Papers that choose per head keep
-other tokens for every head; here a layer has one set of tokens and one set of marks.
-Within a forward nothing is evicted: its T tokens see the budget and each other. A prompt is read in chunks, and at most
-budget + chunk tokens are ever held.
-Limits: no packed rows, nothing saved to go on from (`past`), no gradients; what was evicted never comes back.
+Tokens are chosen per layer, for all its kv heads together (their masses are added). Some papers choose per head and
+keep other tokens for every head; here a layer has one set of tokens and one set of marks.
+Within a forward no token is evicted: its T tokens see the budget and each other. A prompt is read in chunks, so the
+cache never holds more than budget + chunk tokens.
+Limits: no packed rows, no saved reading before it (`past`), no gradients; evicted tokens never come back.
 """
 
 from dataclasses import dataclass, field, replace
@@ -28,15 +28,16 @@ from handscroll.cache.columns import Columns, copied, nbytes, part, put
 from handscroll.nn.marks import Marks
 from handscroll.nn.span import Observer, Span
 
-PROTECTED = 1e12  # above any mass: protected tokens go last, the oldest of them first
+PROTECTED = 1e12  # above any mass: protected tokens are evicted last, the oldest of them first
 
 
 @dataclass(eq=False)
 class EvictingCache(Cache):
-    """At most `budget` tokens a row and full layer after each forward; `length` counts all, `held` those that are left.
+    """At most `budget` tokens a row and full layer after each forward; `length` counts all tokens, `held` those left.
 
     Raises:
-        ConfigError: no budget or one below `minimum`; a `past`; packed rows; a `trim` that cannot be done.
+        ConfigError: there is no budget or one below `minimum`, there is a `past`, rows are packed, or a `trim` is
+            impossible.
     """
 
     evicts: ClassVar[bool] = True
@@ -45,9 +46,9 @@ class EvictingCache(Cache):
 
     budget: int | None = None
     _store: dict[int, Columns] = field(init=False, default_factory=dict)
-    _kept: dict[int, Marks] = field(init=False)  # of each full layer
-    _mass: dict[int, Tensor] = field(init=False, default_factory=dict)  # (B, held) float32 of each full layer
-    _new: dict[int, tuple[Marks, Tensor | None]] = field(init=False, default_factory=dict)  # of the forward that runs
+    _kept: dict[int, Marks] = field(init=False)  # by full layer
+    _mass: dict[int, Tensor] = field(init=False, default_factory=dict)  # (B, held) float32 by full layer
+    _new: dict[int, tuple[Marks, Tensor | None]] = field(init=False, default_factory=dict)  # of the running forward
 
     def __post_init__(self):
         super().__post_init__()
@@ -60,28 +61,30 @@ class EvictingCache(Cache):
                 f"a budget of {self.budget} tokens: the policy '{self.policy}' needs at least {self.minimum}"
             )
         if self.past:
-            raise ConfigError(f"a saved reading keeps every token; the policy '{self.policy}' cannot go on from one")
+            raise ConfigError(
+                f"the policy '{self.policy}' cannot continue a saved reading, because a reading keeps every token"
+            )
         self._kept = dict.fromkeys(self.full, Marks.run(0, 0))
 
     def counted(self, marks: Marks, device: torch.device) -> Tensor | None:
-        """How much each new query counts, (B or 1, T); None: no attention mass is needed."""
+        """The weight of each new query in the attention mass, (B or 1, T); None: no mass is needed."""
         return None
 
     def remembered(self, old: Tensor, new: Tensor) -> Tensor:
-        """What is remembered of the masses (B, S): those from before (0 for new tokens), and the last forward's."""
+        """The masses (B, S) to remember, from the old ones (0 for new tokens) and those of the last forward."""
         raise NotImplementedError
 
     def scores(self, index: Tensor, mass: Tensor) -> Tensor:
-        """Scores (B, S) in float64 of tokens with `index` (B, S) and remembered mass (B, S): the lowest go first."""
+        """Scores (B, S) in float64 of tokens with `index` and remembered mass (B, S); the lowest are evicted first."""
         raise NotImplementedError
 
     def limit(self, gone_by: int) -> int | None:
-        """Tokens that may stay once `gone_by` have gone by; None: all."""
+        """The number of tokens that may stay after `gone_by` tokens were read; None: all."""
         return self.budget
 
     @property
     def held(self) -> int:
-        """Tokens held per row and layer, padding included."""
+        """Tokens that are held per row and layer, padding included."""
         return self.marks.length
 
     def _nbytes(self) -> int:
@@ -95,7 +98,7 @@ class EvictingCache(Cache):
 
     def _footprint(self, kv_heads: int, head_size: int, itemsize: int) -> Footprint:
         made = super()._footprint(kv_heads, head_size, itemsize)
-        named = 12 * len(self.full) if self.by_layer else 8  # an index a layer and its mass, or one index
+        named = 12 * len(self.full) if self.by_layer else 8  # index and mass for each layer, or one index for all
         return made.model_copy(update={"each": made.each + named, "most": self.budget})
 
     def report(self) -> str:
@@ -105,7 +108,9 @@ class EvictingCache(Cache):
         if layer == 0:
             self._new = {}
             if not marks.plain and bool(marks.tensors(keys.device)[1].any()):
-                raise ConfigError(f"the cache policy '{self.policy}' holds one document a row; these rows are packed")
+                raise ConfigError(
+                    f"the cache policy '{self.policy}' holds one document per row, but these rows are packed"
+                )
         return super().append(layer, keys, values, marks)
 
     def _append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
@@ -182,13 +187,13 @@ class EvictingCache(Cache):
             other.marks = other._kept[self.full[0]]
 
     def _moves(self, store: Columns, marks: Marks, mass: Tensor | None, limit: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Index (B, S) of the tokens of a layer, and the moves that leave `limit` of them."""
+        """The index (B, S) of a layer's tokens, and the moves after which `limit` of them are left."""
         index = marks.tensors(store[0].device)[0].expand(store[0].shape[0], -1)
         found = self.scores(index, index if mass is None else mass).double().masked_fill(index < 0, -torch.inf)
         return index, *moves(found, limit)
 
     def _evict(self, layer: int, into: Tensor, source: Tensor, limit: int) -> None:
-        """Move what stays into the first `limit` slots, and give back what lies behind."""
+        """Move the tokens that stay into the first `limit` slots and free the slots after them."""
         store, mass = self._store[layer], self._mass.get(layer)
         rows = torch.arange(into.shape[0], device=into.device)[:, None]
         for buffer in store:
@@ -204,10 +209,10 @@ class EvictingCache(Cache):
 
 
 def moves(scores: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-    """How to leave the `keep` highest of `scores` (B, S) in the first slots: slot into[b, i] takes source[b, i].
+    """The moves after which the `keep` highest `scores` (B, S) are in the first slots: into[b, i] takes source[b, i].
 
-    Slots of the head whose token goes are filled with tokens of the tail that stay; where a row needs fewer moves than
-    another, the rest move in place.
+    Tokens that stay move from the slots after `keep` into slots before it whose tokens are evicted. If a row needs
+    fewer moves than another, its other moves are from a slot to itself.
     """
     gone = torch.zeros_like(scores, dtype=torch.bool)
     gone.scatter_(1, scores.topk(scores.shape[1] - keep, dim=1, largest=False).indices, True)
@@ -233,5 +238,5 @@ def _joined(kept: Marks, new: Marks, batch: int, device: torch.device) -> Marks:
 
 
 def _indexed(index: Tensor) -> Marks:
-    """Marks of one document by their index alone: keys are rotated already, nobody asks for their positions."""
+    """Marks of one document by their index alone; no one reads their positions, because keys are rotated already."""
     return Marks(index.shape[1], index=index, segment=index.new_zeros(()).expand_as(index), positions=index)

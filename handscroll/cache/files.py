@@ -1,7 +1,7 @@
-"""Pages of a cache outside of it: a page is one block of one layer's keys and values, in a file or in host memory.
+"""Pages of a cache outside its buffers: a page is one block of one layer's keys and values, in a file or host memory.
 
-A page holds (B, K, 2, block, E): for every row and kv head its keys, then its values, so that one read brings both of
-one head. Pages come back as runs of a layer, or picked for each head on its own.
+A page holds (B, K, 2, block, E): for every row and kv head its keys, then its values, so that one read brings both for
+one head. Pages are read as runs of a layer, or chosen for each head separately.
 """
 
 import os
@@ -16,11 +16,11 @@ from torch import Tensor
 
 from handscroll.base.errors import CapacityError, CheckpointError
 
-BUFFERS = 1024  # that the system takes in one read (IOV_MAX)
+BUFFERS = 1024  # the most buffers that the system fills in one read (IOV_MAX)
 
 
 class Pages(Protocol):
-    """Pages by layer and number. What `run` returned goes back by `release`, after its last use."""
+    """Pages by layer and number. After their last use, the tensors that `run` returned must be given to `release`."""
 
     @property
     def nbytes(self) -> int:
@@ -33,10 +33,10 @@ class Pages(Protocol):
         ...
 
     def write(self, layer: int, first: int, keys: Tensor, values: Tensor) -> None:
-        """Keep (B, K, n x block, E) keys and values as pages first .. first + n - 1.
+        """Keep keys and values (B, K, n x block, E) as pages first .. first + n - 1.
 
         Raises:
-            CapacityError: there is no room; what was there before is unchanged.
+            CapacityError: there is no room; the pages written before are unchanged.
         """
         ...
 
@@ -52,7 +52,7 @@ class Pages(Protocol):
 
 
 class HostPages:
-    """In host memory, page-locked where the model is on a GPU."""
+    """Pages in host memory, page-locked if the model is on a GPU."""
 
     def __init__(self, block: int, device: torch.device):
         self.block, self.device = block, device
@@ -85,7 +85,7 @@ class HostPages:
         return self._joined(torch.stack(heads))
 
     def release(self, tensors: tuple[Tensor, Tensor]) -> None:
-        """Nothing is held here."""
+        """Do nothing: the tensors are copies."""
 
     def _joined(self, found: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K, n, 2, block, E) -> keys and values (B, K, n x block, E) on the device."""
@@ -94,11 +94,11 @@ class HostPages:
 
 
 class DiskPages:
-    """In one unnamed file a layer, read into buffers that are used again.
+    """Pages in one unnamed file per layer, read into buffers that are reused.
 
-    Room is reserved before it is written, so a full disk is an error here and not a signal later; the files have no
-    name, so nothing is left behind by any kind of death. Nothing is mapped: resident memory is the buffers. What the
-    system keeps of the files in its own cache, it gives up when memory is short.
+    Room is reserved before it is written, so a full disk is an error here and not a signal later. The files have no
+    name, so no file is left behind, however the process ends. Nothing is mapped: resident memory is that of the
+    buffers. The system keeps parts of the files in its own cache, and drops them when memory is short.
     """
 
     def __init__(self, block: int, folder: Path):
@@ -137,7 +137,7 @@ class DiskPages:
             raise CapacityError(
                 f"the cache in {self.folder} needs {len(data):,} bytes more ({self.filed:,} written), "
                 f"{free.f_bavail * free.f_frsize:,} are free: {error.strerror}. "
-                "Free some space, name another folder (folder=...), or use shorter texts"
+                "Free some space, choose another folder (folder=...), or use shorter texts"
             ) from None
 
     def run(self, layer: int, first: int, last: int) -> tuple[Tensor, Tensor]:
@@ -193,7 +193,7 @@ class DiskPages:
         return keys.view(rows, kv, -1, size), values.view(rows, kv, -1, size)
 
     def _read(self, layer: int, at: int, buffers: Sequence[memoryview], each: int) -> None:
-        """Fill buffers of `each` bytes from a place in a layer's file on."""
+        """Fill buffers of `each` bytes, beginning at a place in a layer's file."""
         for first in range(0, len(buffers), BUFFERS):
             some = buffers[first : first + BUFFERS]
             try:
@@ -205,7 +205,7 @@ class DiskPages:
 
 
 def _pages(keys: Tensor, values: Tensor, block: int) -> Iterator[Tensor]:
-    """(B, K, 2, block, E) one after the other."""
+    """The pages (B, K, 2, block, E), one after the other."""
     for some in zip(keys.split(block, dim=2), values.split(block, dim=2), strict=True):
         yield torch.stack(some, dim=2)
 

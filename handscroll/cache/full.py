@@ -1,4 +1,4 @@
-"""Policy `full`: every key and value as it came. Exact."""
+"""Policy `full`: keeps every key and value unchanged. Exact."""
 
 from dataclasses import dataclass
 from typing import ClassVar

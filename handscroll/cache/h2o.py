@@ -1,11 +1,11 @@
-"""Policy `h2o`: the tokens that got most attention so far (heavy hitters), and the most recent ones.
+"""Policy `h2o`: keeps the tokens that got most attention so far (heavy hitters) and the most recent ones.
 
-Score of token s: the sum over all queries t and heads h so far of softmax(q_t k_s / sqrt(E)); half the budget goes to
-the highest scores, half to the last tokens. Source: Zhang et al. 2023, "H2O: heavy-hitter oracle", arXiv:2306.14048,
-algorithm 1. Differences: one set of tokens a layer instead of one a head; prompts are read in chunks, and eviction
-comes after each, not after each token.
-Limits: early tokens had more queries to collect from, so the sum favours them; a second pass over the keys of every
-forward (`nn/observe.py`).
+The score of token s is the sum, over all queries t and heads h so far, of softmax(q_t k_s / sqrt(E)). Half the budget
+goes to the highest scores, half to the last tokens. Source: Zhang et al. 2023, "H2O: heavy-hitter oracle",
+arXiv:2306.14048, algorithm 1. Differences: each layer has one set of tokens instead of one per head; prompts are read
+in chunks, and tokens are evicted after each chunk instead of each token.
+Limits: early tokens had more queries to collect mass from, so the sum favours them; every forward needs a second pass
+over the keys (`nn/observe.py`).
 """
 
 from dataclasses import dataclass

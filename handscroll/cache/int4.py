@@ -1,10 +1,10 @@
-"""Policy `int4`: keys and values in four bits, five with their scales; a third of bfloat16's bytes.
+"""Policy `int4`: keeps keys and values in four bits (five with their scales), a third of bfloat16's bytes.
 
 Approximate. Keys are rounded channel by channel over 32 tokens, values token by token in groups of 32 channels (KIVI,
-Liu et al. 2024, arXiv:2402.02750); the newest tokens, up to 31, are kept as they are, and so is a prompt's chunk while
+Liu et al. 2024, arXiv:2402.02750). The newest tokens, up to 31, are kept unrounded, and so is a chunk of a prompt while
 it is read. Keys are rounded after their rotation.
-Limits: no gradients; the head size is even. The size of prefill chunks matters a little, since a chunk reads itself
-exactly.
+Limits: no gradients; the head size must be even. The size of prefill chunks changes the results a little, since a
+chunk reads itself exactly.
 """
 
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from handscroll.kernels.rounding import GROUP, to_int4, to_int4_columns
 from handscroll.nn.marks import Marks
 from handscroll.nn.span import Span
 
-# One for each of `_Packed`, per row and head: uint8 (S, E / 2) twice, bfloat16 (S / 32, 2, E), bfloat16 (S, 2, G).
+# The tensors of `_Packed`, per row and head: uint8 (S, E / 2) twice, bfloat16 (S / 32, 2, E), bfloat16 (S, 2, G).
 NAMES = ("packed_keys", "packed_values", "key_scales", "value_scales")
 _Packed = list[Tensor]
 
@@ -52,14 +52,14 @@ class Int4Cache(Blocked):
     def _footprint(self, kv_heads: int, head_size: int, itemsize: int) -> Footprint:
         made = super()._footprint(kv_heads, head_size, itemsize)
         groups = head_size // GROUP if head_size % GROUP == 0 else 1
-        scales = 4 * head_size / GROUP + 4 * groups  # of keys, of values: two bfloat16 a group
+        scales = 4 * head_size / GROUP + 4 * groups  # of keys and of values: two bfloat16 per group
         return made.model_copy(update={"each": len(self.full) * kv_heads * (head_size + scales)})
 
     def _put(self, layer: int, keys: Tensor, values: Tensor) -> None:
         (keys, key_scales), (values, value_scales) = to_int4_columns(keys), to_int4(values)
         new, starts = (keys, values, key_scales, value_scales), self._lengths(self._stored)
         held = self._packed.get(layer) or [None] * len(NAMES)
-        # The capacity is that of a whole request; a part of a group of tokens never comes here.
+        # The capacity is that of a whole request; incomplete groups of tokens are never stored here.
         room = self._lengths(self.capacity // GROUP * GROUP)
         parts = zip(held, new, starts, room, strict=True)
         self._packed[layer] = [_written(old, part, start, least) for old, part, start, least in parts]
@@ -75,12 +75,12 @@ class Int4Cache(Blocked):
             other._packed[layer] = [t.clone() if rows is None else t[rows] for t in kept]
 
     def _lengths(self, tokens: int) -> tuple[int, int, int, int]:
-        """Entries along dimension 2 of each packed tensor."""
+        """The length of each packed tensor along dimension 2."""
         return tokens, tokens, tokens // GROUP, tokens
 
 
 def _written(old: Tensor | None, new: Tensor, start: int, least: int) -> Tensor:
-    """A buffer with `new` from `start` on along dimension 2; grows by doubling, to `least` at once."""
+    """A buffer with `new` from `start` on along dimension 2; it grows by doubling, and to at least `least`."""
     end = start + new.shape[2]
     if old is None or old.shape[2] < end:
         size = max(end, least, 0 if old is None else 2 * old.shape[2])

@@ -1,8 +1,9 @@
-"""Policy `int8`: every key and value in int8 with one scale a token and head; half of bfloat16's bytes.
+"""Policy `int8`: keeps keys and values in int8 with one scale per token and head, half of bfloat16's bytes.
 
-Approximate: a number is off by at most 1/254 of its head's largest. Tokens are rounded when they are kept and read
-rounded ever after, by the very forward that made them too, so that the size of prefill chunks does not matter. On a
-processor with AVX-512 VNNI decoding rounds queries and softmax weights too, to 16 bits: some hundredths of that error.
+Approximate: a number is off by at most 1/254 of its head's largest. Tokens are rounded when they are kept and are
+always read rounded, even by the forward that made them, so that the size of prefill chunks does not change the results.
+On a processor with AVX-512 VNNI, decoding also rounds queries and softmax weights, to 16 bits: the additional error is
+a few hundredths of the other.
 Limits: no gradients. Keys are rounded after their rotation.
 """
 

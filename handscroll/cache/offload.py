@@ -1,7 +1,7 @@
-"""Policy `offload`: all but the newest tokens lie on disk, or in host memory where the model is on a GPU. Exact.
+"""Policy `offload`: keeps all but the newest tokens on disk, or in host memory if the model is on a GPU. Exact.
 
-Every forward reads all of them back, a run at a time, so memory is that of the newest tokens and one run, whatever the
-length; the price is reading the whole cache from where it lies for every token (`retrieval` reads a part).
+Every forward reads all of them back, one run at a time, so memory holds the newest tokens and one run for a text of any
+length. The price is that every token reads the whole cache from disk or host memory (`retrieval` reads a part).
 """
 
 import math
@@ -27,10 +27,10 @@ PLACES = ("", "disk", "host")
 
 @dataclass(eq=False)
 class OffloadCache(Blocked):
-    """A full cache of which at least the `recent` newest tokens are in memory, and windows whole.
+    """A full cache that holds at least the `recent` newest tokens in memory, and all of the windowed layers.
 
-    `place`: "disk" (a CPU's default), "host" (memory; a GPU's default). `folder` is where the files without a name lie
-    (the system's folder for temporary files unless given; on some systems that is memory).
+    `place` is "disk" (a CPU's default) or "host" (host memory; a GPU's default). `folder` is the folder of the unnamed
+    files; by default it is the system's folder for temporary files, which on some systems is memory.
     """
 
     policy: ClassVar[str] = "offload"
@@ -46,7 +46,7 @@ class OffloadCache(Blocked):
     def __post_init__(self):
         super().__post_init__()
         if self.place not in PLACES:
-            raise ConfigError(f"a cache with place={self.place}: it may be disk or host")
+            raise ConfigError(f"a cache with place={self.place}: place must be disk or host")
         if self.folder and not Path(self.folder).is_dir():
             raise ConfigError(f"a cache with folder={self.folder}: there is no such folder")
 
@@ -59,7 +59,7 @@ class OffloadCache(Blocked):
         return 0 if self._pages is None else self._pages.filed
 
     def _footprint(self, kv_heads: int, head_size: int, itemsize: int) -> Footprint:
-        """In memory: the newest tokens and two runs of a layer read back; in host memory (`place`) all of it."""
+        """The newest tokens and two runs of a layer read back are in memory; with `place` "host", all tokens are."""
         made = super()._footprint(kv_heads, head_size, itemsize)
         if self.place == "host":
             return made.model_copy(update={"each": made.reading})
@@ -80,7 +80,7 @@ class OffloadCache(Blocked):
         return [self._run(layer, first, last) for first, last in runs]
 
     def _run(self, layer: int, first: int, last: int) -> Span:
-        """Tokens first .. last - 1, whole blocks, as a span that is read when it is looked at."""
+        """Tokens first .. last - 1 (whole blocks) as a span that is read at its first use."""
         assert self._pages is not None
         fetch = partial(self._pages.run, layer, first // self.block, last // self.block)
         return Fetched(self._pages, fetch, self._part(first, last))
@@ -96,7 +96,7 @@ class OffloadCache(Blocked):
 
 
 class Fetched(Span):
-    """A span that `fetch` reads from pages at the first look, and that `release` gives back."""
+    """A span that `fetch` reads from pages at its first use, and that `release` frees."""
 
     def __init__(self, pages: Pages, fetch: Callable[[], tuple[Tensor, Tensor]], marks: Marks):
         fields = {"pages": pages, "fetch": fetch, "marks": marks, "rotated": True, "held": None}

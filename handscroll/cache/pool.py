@@ -1,7 +1,8 @@
 """The pool of keys and values of an engine: blocks of tokens, which many requests take and give back.
 
-Layers that see the same number of tokens share the numbers of their blocks: a space. A request holds blocks for all of
-its tokens in the space of the full layers, and for a window in the others (`generate/engine/scheduler.py`).
+Layers that see the same number of tokens share the numbers of their blocks; together they are a space. A request holds
+blocks for all of its tokens in the space of the full layers, and for a window of tokens in the other spaces
+(`generate/engine/scheduler.py`).
 """
 
 import math
@@ -14,7 +15,7 @@ from torch import Tensor
 
 
 class Space(NamedTuple):
-    """`count` blocks of the layers whose window this is (None: of those that see all tokens)."""
+    """`count` blocks of the layers that have this window (None: of the layers that see all tokens)."""
 
     window: int | None
     count: int
@@ -22,7 +23,8 @@ class Space(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """The blocks of a model's layers: `windows` of each, tokens of a block, requests at once, tokens each reads."""
+    """How a model's layers are divided into blocks: `windows` of the layers, tokens of a block, requests at once,
+    tokens that each reads."""
 
     windows: Sequence[int | None]
     size: int
@@ -30,7 +32,8 @@ class Layout:
     budget: int
 
     def spaces(self, count: int) -> list[Space]:
-        """For `count` blocks of a whole text: those, and for each size of window as many as all requests need."""
+        """One space of `count` blocks for full layers, and for each window one with the blocks that all requests
+        need."""
         found = [Space(None, count)]
         for window in sorted({window for window in self.windows if window is not None}):
             found.append(Space(window, min(count, self.most * reach(window, self.size, self.budget))))
@@ -42,15 +45,14 @@ class Layout:
 
 
 def reach(window: int, size: int, budget: int) -> int:
-    """Blocks of `size` tokens that a request needs at most in the space of a window."""
+    """The most blocks of `size` tokens that a request needs in the space of a window."""
     return (window - 1 + budget) // size + 2
 
 
 class Pool:
     """Keys and values (K, slots, E) of every layer, in the blocks of its space; `shape` is (kv heads, head size).
 
-    With `poison`, what a block held is overwritten with not-a-number when it is given up, so that whoever still reads
-    it is found out.
+    With `poison`, a block that is given up is overwritten with not-a-number, so that a later read of it is noticed.
     """
 
     def __init__(self, layout: Layout, count: int, shape: tuple[int, int], like: Tensor, poison: bool = False):
@@ -66,7 +68,7 @@ class Pool:
         return sum(x.numel() * x.element_size() for x in (*self.keys, *self.values))
 
     def give_up(self, space: int, block: int) -> None:
-        """The content of a block is not needed any more."""
+        """Declare that the content of a block is no longer needed."""
         for layer in self._layers(space) if self.poison else ():
             for x in (self.keys[layer], self.values[layer]):
                 x[:, block * self.size : (block + 1) * self.size] = math.nan
@@ -74,7 +76,7 @@ class Pool:
     def write(
         self, layer: int, slots: Int[Tensor, "n"], keys: Float[Tensor, "K n E"], values: Float[Tensor, "K n E"]
     ) -> None:
-        """Put keys and values of one layer into n slots."""
+        """Write keys and values of one layer into n slots."""
         self.keys[layer].index_copy_(1, slots, keys)
         self.values[layer].index_copy_(1, slots, values)
 

@@ -1,10 +1,10 @@
-"""Policy `retrieval`: offloaded like `offload`, but a new token reads only the blocks whose keys may suit its query.
+"""Policy `retrieval`: offloads like `offload`, but a new token reads only blocks whose keys may match its query.
 
-Approximate. Of every block and kv head a summary stays in memory: the mean, smallest and largest number of each key
-channel. The mean gives a block's mean score; smallest and largest bound the score of any key in it (Quest, Tang et al.
-2024, arXiv:2406.10774). Half way between the two is what a block is chosen by (docs/log.md); the first block is always
-read. What is read is attended exactly, with the newest tokens.
-What was missed is measured: recall is the share of the exact attention's mass that lies in what was attended.
+Approximate. For every block and kv head, memory holds a summary: the mean, smallest and largest number of each key
+channel. The mean gives the mean score of a block; smallest and largest bound the score of any key in it (Quest, Tang et
+al. 2024, arXiv:2406.10774). Blocks are chosen by the number half way between the two (docs/log.md); the first block is
+always read. Attention over the chosen blocks and the newest tokens is exact.
+The loss is measured: recall is the share of the exact attention's mass on the tokens that were attended.
 
 Prompts are read exactly: forwards of more than one token attend to all blocks.
 """
@@ -26,26 +26,26 @@ from handscroll.nn.span import Span
 
 
 class Recall(NamedTuple):
-    """Share of the exact attention's mass that was attended: the mean, and the mean of the worst layer."""
+    """The share of the exact attention's mass that was attended: the mean, and the mean of the worst layer."""
 
     mean: float
     worst: float
-    tokens: int  # that were measured
+    tokens: int  # number of measured tokens
 
 
 class _Seen(NamedTuple):
-    """What a query may see of the blocks under a mask: those it sees all of, those it sees a part of."""
+    """The blocks that a query sees under a mask: those it sees wholly, and those it sees in part."""
 
     whole: list[int]
     partly: list[int]
-    marks: Marks | None  # of what is picked
+    marks: Marks | None  # of the chosen blocks
 
 
 @dataclass(eq=False)
 class RetrievalCache(OffloadCache):
     """An offloaded cache of which every new token reads `blocks` blocks of `block` tokens for each kv head.
 
-    Every `measure`-th token the recall is measured, which reads all blocks once; 0: never.
+    The recall is measured at every `measure`-th token, which reads all blocks once; 0: never.
     """
 
     policy: ClassVar[str] = "retrieval"
@@ -61,9 +61,9 @@ class RetrievalCache(OffloadCache):
         init=False, default_factory=dict
     )  # (B, K, 3, blocks, E): mean, least, largest
     _seen: dict[Mask, _Seen] = field(init=False, default_factory=dict)
-    _recall: dict[int, float] = field(init=False, default_factory=dict)  # summed, by layer
+    _recall: dict[int, float] = field(init=False, default_factory=dict)  # sums by layer
     _measured: int = field(init=False, default=0)
-    _tokens: int = field(init=False, default=0)  # of forwards of one
+    _tokens: int = field(init=False, default=0)  # of forwards of one token
 
     def _nbytes(self) -> int:
         return super()._nbytes() + sum(t.nbytes for t in self._summaries.values())
@@ -74,7 +74,7 @@ class RetrievalCache(OffloadCache):
 
     @property
     def recall(self) -> Recall | None:
-        """What was measured so far; None before the first measure."""
+        """The recall measured so far; None before the first measurement."""
         if not self._measured:
             return None
         shares = [total / self._measured for total in self._recall.values()]
@@ -82,7 +82,7 @@ class RetrievalCache(OffloadCache):
 
     @property
     def reads(self) -> int:
-        """Tokens that a new one reads at most for a kv head, now."""
+        """The most tokens that a new token now reads for a kv head."""
         return min(self.length, self.blocks * self.block + self.length - self._stored)
 
     def report(self) -> str:
@@ -93,7 +93,7 @@ class RetrievalCache(OffloadCache):
         return f"{held}; recall of the attention mass {mean:.1%}, worst layer {worst:.1%} ({tokens} tokens measured)"
 
     def select(self, layer: int, q: Tensor, spans: list[Span], mask: Mask, marks: Marks, scale: float) -> list[Span]:
-        """Of the spans that `append` returned, what queries (B, H, T, E) read."""
+        """The spans, out of those that `append` returned, that the queries (B, H, T, E) read."""
         if layer not in self.full or q.shape[2] > 1 or self._stored <= self.blocks * self.block:
             return spans
         seen = self._visible(mask, marks)
@@ -135,7 +135,7 @@ class RetrievalCache(OffloadCache):
         held = self._summaries[layer]
         summaries = held if len(whole) == held.shape[3] else held[:, :, :, whole]
         mean, lowest, largest = summaries.to(torch.float32).unbind(dim=2)
-        folded = q.to(torch.float32).unflatten(1, (mean.shape[1], -1)).flatten(2, 3)  # the heads of a kv head
+        folded = q.to(torch.float32).unflatten(1, (mean.shape[1], -1)).flatten(2, 3)  # query heads of a kv head
         bound = folded.clamp_min(0) @ largest.mT + folded.clamp_max(0) @ lowest.mT
         likely = ((folded @ mean.mT + bound) / 2).softmax(dim=-1).sum(dim=2)
         likely[:, :, 0] = torch.inf
@@ -143,7 +143,7 @@ class RetrievalCache(OffloadCache):
         return torch.tensor(whole, device=chosen.device)[chosen]
 
     def _visible(self, mask: Mask, marks: Marks) -> _Seen:
-        """What the query may see of the blocks; the same for all layers of a forward under the same mask."""
+        """The blocks that the query sees; the same for all layers of a forward with the same mask."""
         if mask not in self._seen:
             key = self._part(0, self._stored)
             left = decided(mask, marks, key, tuple(range(0, self._stored + 1, self.block)))
@@ -154,6 +154,6 @@ class RetrievalCache(OffloadCache):
         return self._seen[mask]
 
     def _alike(self, key: Marks, token: int) -> Marks:
-        """Marks of what is picked: all of it is seen, so all of it may stand for one token that is."""
+        """Marks of the chosen tokens: the query sees them all, so each may have the mark of one seen token."""
         index, segment, positions = key.part(token, token + 1).tensors(torch.device("cpu"))
         return Marks.of(*(x.expand(-1, self.blocks * self.block) for x in (index, segment, positions)))

@@ -1,12 +1,12 @@
-"""The layers of a model that see a window: they keep the tokens of the window and a few more, whatever the length.
+"""The layers of a model that see a window: they keep the tokens of the window and a few more for texts of any length.
 
-A query sees itself and the window - 1 tokens before it, so of all tokens gone by a layer needs the last window - 1.
-`rewind` more are kept, so that a cache can be cut back by as many (guessed tokens that were wrong). The tokens lie in
-order in buffers with some slots to spare; when these are full, the tokens that stay move to the front. What a forward
-of many tokens reads besides itself is what was kept before it, so the text may be read in chunks of any size, and the
-results are those of a cache that keeps everything.
+A query sees itself and the window - 1 tokens before it, so a layer needs only the last window - 1 tokens. It keeps
+`rewind` more, so that a cache can be cut back by that many (wrongly guessed tokens). The tokens lie in order in buffers
+with some spare slots. When these are full, the tokens that stay move to the front. A forward of many tokens reads the
+tokens kept before it and its own. So the text may be read in chunks of any size, and the results are those of a cache
+that keeps all tokens.
 
-Rows of different lengths keep their own last tokens each: padding goes first, and masks read marks.
+Rows of different lengths each keep their own last tokens: padding is dropped first, and masks read marks.
 """
 
 from collections.abc import Sequence
@@ -21,20 +21,20 @@ from handscroll.nn.keeper import Room
 from handscroll.nn.marks import Marks
 from handscroll.nn.span import Span
 
-FEW = 8  # tokens for which there are free slots after every forward (a new token, a draft)
+FEW = 8  # tokens for which there are free slots after every forward (a new token, or a draft)
 
 
 def slots(window: int, rewind: int) -> int:
-    """Slots of a layer's buffers; those to spare are an eighth, so that a token is moved eight times at most."""
+    """Slots of a layer's buffers; an eighth of them is spare, so that a token is moved eight times at most."""
     kept = window - 1 + rewind
     return kept + max(4 * FEW, kept // 8)
 
 
 @dataclass(eq=False)
 class Rolling:
-    """Keys and values of the `layers` (their numbers, in order) whose window is `window`.
+    """Keys and values of the `layers` (their numbers, in order) with the window `window`.
 
-    `marks` are those of the tokens that are kept; `gone` tokens have gone by, padding included.
+    `marks` are those of the kept tokens; `gone` counts all tokens read so far, padding included.
     """
 
     window: int
@@ -51,7 +51,7 @@ class Rolling:
 
     @property
     def kept(self) -> int:
-        """Tokens that stay, at most."""
+        """The most tokens that stay."""
         return self.window - 1 + self.rewind
 
     @property
@@ -64,7 +64,7 @@ class Rolling:
 
     @property
     def least(self) -> int:
-        """The least number of tokens gone by that can be gone back to."""
+        """The smallest number of tokens to which the layers can be cut back."""
         dropped = self.gone - self.marks.length
         if not dropped:
             return 0
@@ -78,13 +78,13 @@ class Rolling:
         if start + count <= self.slots:
             self.columns[layer] = put(self.columns.get(layer), new, start, self._room)
             return [self.form.span(part(self.columns[layer], 0, start + count), self._pending)]
-        # What stays goes into buffers of its own, so that a forward that is given up changes nothing.
+        # The tokens that stay go into new buffers, so that an aborted forward changes nothing.
         self._next[layer] = self._after(self.columns.get(layer), new)
         spans = [self.form.span(new, marks)]
         return [self.form.span(part(self.columns[layer], 0, start), self.marks), *spans] if start else spans
 
     def fits(self, count: int) -> bool:
-        """Whether there are free slots for so many tokens."""
+        """Whether there are free slots for `count` tokens."""
         return self.marks.length + count <= self.slots
 
     def room(self, like: Columns, marks: Marks) -> dict[int, Room]:
@@ -111,13 +111,13 @@ class Rolling:
             self._move()
 
     def trim(self, count: int) -> None:
-        """Forget the last `count` tokens; `least` says how many may be."""
+        """Forget the last `count` tokens; `least` limits their number."""
         self._pending, self._next = None, {}
         if count:
             self.marks, self.gone = self.marks.part(0, self.marks.length - count), self.gone - count
 
     def copy(self, rows: Tensor | None) -> "Rolling":
-        """A copy, of all rows or of the given ones."""
+        """A copy, for all rows or for the given ones."""
         end = self.marks.length
         made = Rolling(self.window, self.layers, self.rewind, self.capacity, self.form, gone=self.gone)
         made.marks = self.marks if rows is None else self.marks.take_rows(rows)
@@ -125,22 +125,22 @@ class Rolling:
         return made
 
     def held(self, layer: int) -> Columns:
-        """What is kept of a layer, without the spare slots."""
+        """The columns of a layer without the spare slots."""
         return part(self.columns[layer], 0, self.marks.length)
 
     def _begin(self, marks: Marks, like: Tensor) -> None:
-        """A forward of tokens with these marks; of one that was given up nothing is left."""
+        """Begin a forward of tokens with these marks, and drop those of an aborted forward."""
         self._pending = self.marks.joined(marks, like.shape[0], like.device)
         self._next, self._stay = {}, None
         if self._pending.length > self.slots and not self._pending.plain:
             self._stay = _last(self._pending, self.kept, like.shape[0])
 
     def _room(self, needed: int, had: int) -> int:
-        """Slots to allocate: no more than a short request will need, and no more than a window will."""
+        """Slots to allocate: no more than a short request needs, and no more than a window needs."""
         return max(needed, min(self.slots, max(self.capacity, 2 * had)))
 
     def _after(self, held: Columns | None, new: Columns) -> Columns:
-        """Buffers with what stays of the tokens that are held and the new ones after them."""
+        """Buffers with the held tokens that stay and the new ones after them."""
         start, count = self.marks.length, new[0].shape[2]
         before = None if held is None else part(held, 0, start)
         if self._stay is not None:
@@ -154,7 +154,7 @@ class Rolling:
         return put(None, left, 0, lambda *_: self.slots)
 
     def _move(self) -> None:
-        """Give the slots free whose tokens nobody will see again, in the same buffers."""
+        """Free the slots of tokens that no later query sees, within the same buffers."""
         length = self.marks.length
         stay = None if self.marks.plain else _last(self.marks, self.kept, self._rows)
         for held in self.columns.values():
@@ -174,7 +174,7 @@ class Rolling:
 
 
 def groups(windows: Sequence[int | None], rewind: int, capacity: int, form: Form) -> dict[int, Rolling]:
-    """The windowed layers by number: those of one window together, since they keep the same tokens."""
+    """The windowed layers by number; those of the same window share a `Rolling`, since they keep the same tokens."""
     by_size: dict[int, list[int]] = {}
     for layer, window in enumerate(windows):
         if window is not None:
@@ -184,19 +184,20 @@ def groups(windows: Sequence[int | None], rewind: int, capacity: int, form: Form
 
 
 def refuse_rewind(length: int, wanted: int, least: int) -> None:
-    """
+    """Raise the error for a cache that cannot be cut back so far.
+
     Raises:
         ConfigError: a cache of `length` tokens cannot be cut back to `wanted`.
     """
     if wanted < least:
         raise ConfigError(
-            f"a cache of {length} tokens cannot be cut back to {wanted}: its windowed layers have let go of what "
-            f"comes before token {least}. Make it with a larger rewind (now {length - least} tokens), or read the "
+            f"a cache of {length} tokens cannot be cut back to {wanted}: its windowed layers have dropped the tokens "
+            f"that come before token {least}. Make it with a larger rewind (now {length - least} tokens), or read the "
             "text again"
         )
 
 
 def _last(marks: Marks, count: int, rows: int) -> Tensor:
-    """Slots (rows, count), in order, of the last tokens of each row; padding only where there are not as many."""
+    """Slots (rows, count), in order, of the last tokens of each row; they include padding only if a row has fewer."""
     assert marks.index is not None
     return marks.index.expand(rows, -1).topk(count, dim=1).indices.sort(dim=1).values

@@ -1,10 +1,10 @@
-"""Policy `sinks`: the first four tokens and the most recent ones (StreamingLLM).
+"""Policy `sinks`: keeps the first four tokens and the most recent ones (StreamingLLM).
 
-Softmax has to put its weight somewhere; trained models put what they do not need on the first tokens, and lose their
-balance without them. Source: Xiao et al. 2023, "Efficient streaming language models with attention sinks",
-arXiv:2309.17453; four sinks as in section 4.1.
-Difference from the paper: keys keep their original positions, the paper counts positions within the cache (for streams
-past the trained length). Limits: what lies between sinks and window is forgotten, whatever it says.
+Softmax weights have to sum to one; trained models put the weight that they do not need on the first tokens, and fail
+without them. Source: Xiao et al. 2023, "Efficient streaming language models with attention sinks", arXiv:2309.17453;
+four sinks as in section 4.1.
+Difference from the paper: keys keep their original positions, while the paper counts positions within the cache (for
+streams past the trained length). Limits: all tokens between sinks and window are forgotten, important or not.
 """
 
 from dataclasses import dataclass

@@ -1,13 +1,13 @@
-"""Policy `snapkv`: once the prompt is read, the tokens that its last queries looked at, with their neighbours.
+"""Policy `snapkv`: after the prompt, keeps the tokens to which its last queries attended, with their neighbours.
 
-Score of token s: the attention weight from the last W = 32 queries of the prompt, summed over queries and heads and
-then averaged over the 7 tokens around s, so that the surroundings of what was looked at stay too. The W tokens stay
-themselves. Source: Li et al. 2024, "SnapKV: LLM knows what you are looking for before generation", arXiv:2404.14469,
-section 4. Differences: one set of tokens a layer instead of one a head; and where the paper lets the cache grow with
-the answer, the budget is kept: for each new token the prompt's lowest goes (averaged over the neighbours still held),
-the window and the answer last.
-Limits: **the whole prompt is held until its end**, so only decoding is within the budget, reading is not. A question
-that comes after the prompt finds what the prompt's end looked at.
+The score of token s is the attention weight from the last W = 32 queries of the prompt, summed over queries and heads
+and then averaged over the 7 tokens around s, so that the neighbours of attended tokens stay too. The W tokens
+themselves stay. Source: Li et al. 2024, "SnapKV: LLM knows what you are looking for before generation",
+arXiv:2404.14469, section 4. Differences: each layer has one set of tokens instead of one per head. In the paper the
+cache grows with the answer; here the budget is kept: each new token evicts the prompt token with the lowest score
+(averaged over the neighbours still held), and the window and the answer are evicted last.
+Limits: **the whole prompt is held until its end**, so decoding stays within the budget but reading does not. A question
+after the prompt finds only the tokens to which the prompt's end attended.
 """
 
 from dataclasses import dataclass, field
@@ -28,14 +28,14 @@ NEIGHBOURS = 7
 
 @dataclass(eq=False)
 class SnapKVCache(EvictingCache):
-    """The prompt compressed by its end. `expect` says where that is; without it the first forward is the prompt."""
+    """The prompt compressed by its end. `expect` says where it ends; without it the first forward is the prompt."""
 
     policy: ClassVar[str] = "snapkv"
     scored: ClassVar[bool] = True
     minimum: ClassVar[int] = WINDOW + 1
 
-    _until: int = field(init=False, default=0)  # tokens gone by at the end of the prompt
-    _ends: Tensor | None = field(init=False, default=None)  # (B or 1, 1): index of each row's last token of the prompt
+    _until: int = field(init=False, default=0)  # tokens read up to the end of the prompt
+    _ends: Tensor | None = field(init=False, default=None)  # (B or 1, 1): index of the last prompt token of each row
 
     def _footprint(self, kv_heads: int, head_size: int, itemsize: int) -> Footprint:
         return super()._footprint(kv_heads, head_size, itemsize).model_copy(update={"whole": True})
@@ -43,7 +43,7 @@ class SnapKVCache(EvictingCache):
     def expect(self, marks: Marks) -> None:
         index = marks.tensors(torch.device("cpu"))[0]
         self._until, self._ends = self.length + marks.length, index.amax(dim=1, keepdim=True)
-        self._mass = {}  # a further prompt is judged by its own end
+        self._mass = {}  # a further prompt is compressed by its own end
         self.capacity = self._until
 
     def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:

@@ -16,9 +16,9 @@ from handscroll.nn.span import Span
 
 @dataclass(eq=False)
 class StateCache(Cache):
-    """The cache of a recurrent model: one `State` a layer, as large after a million tokens as after one.
+    """The cache of a recurrent model: one `State` per layer, as large after a million tokens as after one.
 
-    It can be copied, branched and written down, but not cut back: what was forgotten is gone.
+    It can be copied, branched and saved, but not cut back: a state cannot forget its last tokens.
     """
 
     policy: ClassVar[str] = "full"
@@ -26,7 +26,7 @@ class StateCache(Cache):
 
     states: dict[int, State] = field(init=False, default_factory=dict)
     _coming: dict[int, State] = field(init=False, default_factory=dict)
-    _read: int = field(init=False, default=0)  # tokens of the forward that runs
+    _read: int = field(init=False, default=0)  # tokens of the running forward
 
     @property
     def nbytes(self) -> int:
@@ -41,19 +41,19 @@ class StateCache(Cache):
         return out
 
     def commit(self) -> None:
-        """The states of this forward become those of the cache."""
+        """Make the states of this forward those of the cache."""
         if self._coming:
             self.states, self._coming = self._coming, {}
             self._gone += self._read
 
     def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
-        raise ConfigError("this cache keeps a recurrent state, no keys; it belongs to a family without attention")
+        raise ConfigError("this cache keeps a recurrent state and no keys; it is for a family without attention")
 
     def trim(self, length: int) -> None:
         if length != self.length:
             raise ConfigError(
-                f"a recurrent state cannot be cut back from {self.length} tokens to {length}: what came before is no "
-                "longer in it; read the text again, without drafts"
+                f"a recurrent state cannot be cut back from {self.length} tokens to {length}: earlier states are not "
+                "kept; read the text again, without drafts"
             )
 
     def clone(self) -> "StateCache":
@@ -63,7 +63,7 @@ class StateCache(Cache):
         return self._with(lambda tensor: tensor[rows])
 
     def branch(self, capacity: int = 0) -> "StateCache":
-        """A copy that any number of rows may go on from."""
+        """A copy that any number of rows may continue."""
         return self.clone()
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> "StateCache":

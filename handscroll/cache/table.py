@@ -1,6 +1,6 @@
-"""The cache policies by name. Adding one: a file beside this, a line here; its properties are attributes of its class.
+"""The cache policies by name. To add one, add a file beside this and a line here; its properties are class attributes.
 
-A policy may be given with options: "retrieval:blocks=16,measure=0", "h2o:budget=512". They are the fields of its class.
+A policy may have options: "retrieval:blocks=16,measure=0", "h2o:budget=512". They are the fields of its class.
 """
 
 from collections.abc import Callable
@@ -35,11 +35,11 @@ KINDS: tuple[type[Cache], ...] = (
     TovaCache,
 )
 POLICIES: dict[str, type[Cache]] = {kind.policy: kind for kind in KINDS}
-BLOCK = 64  # tokens: the smallest budget that anybody may ask for
+BLOCK = 64  # tokens: the smallest budget that a user may ask for
 
 
 def kind_of(policy: str) -> type[Cache]:
-    """The cache class of a policy, whatever its options.
+    """The cache class of a policy; its options are ignored.
 
     Raises:
         ConfigError: there is no such policy.
@@ -54,13 +54,13 @@ def cache_of(policy: str) -> Callable[..., Cache]:
     """The cache class of a policy, with its options.
 
     Raises:
-        ConfigError: there is no such policy or option, or an option has no such value.
+        ConfigError: there is no such policy or option, or the value of an option is not allowed.
     """
     kind, rest = kind_of(policy), policy.partition(":")[2]
     options = dict(_option(kind, part) for part in rest.split(",")) if rest else {}
     if options.get("budget", BLOCK) < BLOCK:
         raise ConfigError(f"'{policy}': the budget is below one block of {BLOCK} tokens; give at least {BLOCK}")
-    kind(0, **options)  # refuses here what it would refuse later
+    kind(0, **options)  # checks the options now, before the cache is needed
     return partial(kind, **options) if options else kind
 
 
@@ -68,12 +68,12 @@ def footprint(policy: str, config: Any, itemsize: int) -> Footprint:
     """Bytes of a policy's cache for a model's configuration; `itemsize` is that of the model's dtype.
 
     Raises:
-        ConfigError: as `cache_of`, or a policy for a model that keeps a state instead of keys.
+        ConfigError: as `cache_of`; or the model keeps a state instead of keys.
     """
     if config.spec.recurrent:
         if policy != FullCache.policy:
             raise ConfigError(
-                f"family '{config.family}' keeps a state of constant size: no cache policy applies to it, leave "
+                f"family '{config.family}' keeps a state of constant size: no cache policy applies to it; leave "
                 f"'{policy}' out"
             )
         return Footprint(each=0, fixed=config.spec.cache_bytes(1, itemsize))

@@ -1,8 +1,8 @@
-"""Policy `window`: the most recent tokens, nothing else; the baseline that the others have to beat.
+"""Policy `window`: keeps only the most recent tokens; it is the baseline for the other policies.
 
 Source: sliding-window attention (Beltagy et al. 2020, arXiv:2004.05150, section 3.1), here for a model that was trained
-without it. A token stays while fewer than `budget` came after it, in all layers alike.
-Limits: most models fall apart once their first tokens are gone (Xiao et al. 2023, arXiv:2309.17453): see `sinks`.
+without it. A token stays while fewer than `budget` tokens came after it, in all layers alike.
+Limits: most models fail once their first tokens are evicted (Xiao et al. 2023, arXiv:2309.17453): see `sinks`.
 """
 
 from dataclasses import dataclass

@@ -147,7 +147,7 @@ def test_a_cache_is_cut_back_as_far_as_promised_and_no_further():
         cache.trim(194)
         want = one(torch.cat([ids[:, :194], new], dim=1))[:, 194:]
         assert (in_chunks(one, new, cache, [3, 8]) - want).abs().max() < 1e-12
-        with pytest.raises(ConfigError, match="let go of what comes before"):
+        with pytest.raises(ConfigError, match="dropped the tokens that come before"):
             cache.trim(cache.least - 1)
         with pytest.raises(ValueError, match="cannot trim a cache of"):
             cache.trim(cache.length + 1)

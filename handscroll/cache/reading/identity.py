@@ -1,4 +1,4 @@
-"""What a reading belongs to: the very weights, positions, tokenizer and dtype. Keys of one are noise to another."""
+"""The identity of a reading: its weights, positions, tokenizer and dtype. Keys of one identity are noise to another."""
 
 import hashlib
 import json
@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class Identity:
-    """Everything that decides what keys and values a text has.
+    """All settings that decide which keys and values a text has.
 
-    `bucket` is that of a length-dependent scaling, or 0; `policy` is the cache's, which rounds what is kept.
+    `bucket` is the length bucket of a scaling that depends on the length, or 0. `policy` is that of the cache, which
+    may round keys and values.
     """
 
     model: str

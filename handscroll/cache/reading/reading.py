@@ -1,11 +1,11 @@
-"""`Reading`: a text that a model has read, as keys and values mapped from files; what generation goes on from.
+"""`Reading`: a text that a model has read, as keys and values mapped from files, which generation continues.
 
-A reading is a chain of parts: each part is a run of tokens in a folder of its own, and a longer text goes on from the
-part of another that it shares. Nothing is copied: a part's keys and values are spans over the mapped files.
+A reading is a chain of parts. Each part is a run of tokens in its own folder, and a longer text continues from the part
+of another text that it shares. Nothing is copied: a part's keys and values are spans over the mapped files.
 
-Of a layer that sees a window a part keeps the last window - 1 + `rewind` tokens before its end, whichever part made
-them. So a text can go on from the end of a part, or from up to `rewind` tokens before it (the border between a text and
-a question may fall within a token), and from nowhere else: what lies between is read again.
+For a layer that sees a window, a part keeps the last window - 1 + `rewind` tokens before its end; earlier parts may
+have made them. So a text can continue from the end of a part, or from up to `rewind` tokens before it (the border
+between a text and a question may fall within a token), and from no other place: tokens after it are read again.
 """
 
 from collections.abc import Sequence
@@ -26,8 +26,11 @@ LAYER = "layer-{:03d}.bin"  # keys (K, S, E), then values; in int8 then the scal
 
 @dataclass(frozen=True)
 class Part:
-    """Tokens first .. last - 1 of a reading, of the `stored` tokens that the folder holds of a full layer from `first`
-    on; `counts` are those that it holds of each layer, the last of them at the same place."""
+    """Tokens first .. last - 1 of a reading, in one folder.
+
+    For a full layer the folder holds `stored` tokens from `first` on. `counts` are the tokens that it holds of each
+    layer; the last of them is the same token in all layers.
+    """
 
     folder: Path
     first: int
@@ -38,7 +41,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """Token ids (S,) and the spans of every layer. Files that are deleted stay mapped as long as it lives."""
+    """Token ids (S,) and the spans of every layer. Deleted files stay mapped as long as the reading is in use."""
 
     number: str
     identity: Identity
@@ -51,22 +54,22 @@ class Reading:
         return len(self.tokens)
 
     def past(self, device: torch.device) -> dict[str, Any]:
-        """What a cache is made with that goes on after the reading."""
+        """The arguments for a cache that continues the reading."""
         spans = self.spans if device.type == "cpu" else [[_moved(s, device) for s in layer] for layer in self.spans]
         return {"past": spans, "before": self.length}
 
     def part(self, length: int) -> "Reading":
-        """The first `length` tokens of it.
+        """The first `length` tokens of the reading.
 
         Raises:
-            DataError: its windows do not reach so far back (`Store.find` gives what does).
+            DataError: its windows do not reach back so far (`Store.find` finds readings that do).
         """
         for layer, window in enumerate(self.windows):
             begin = self.spans[layer][0].marks.start if self.spans[layer] else length
             if window is not None and begin is not None and begin > max(0, length - window + 1):
                 raise DataError(
-                    f"a reading of {self.length} tokens cannot be cut to {length}: of the layers that see {window} "
-                    f"tokens it keeps those from {begin} on; read the text again"
+                    f"a reading of {self.length} tokens cannot be cut to {length}: in layers that see {window} "
+                    f"tokens, it keeps only those from {begin} on; read the text again"
                 )
         spans = [[kept for span in layer if (kept := _until(span, length)) is not None] for layer in self.spans]
         return replace(self, tokens=self.tokens[:length], spans=spans)
@@ -75,10 +78,10 @@ class Reading:
 def mapped(
     parts: Sequence[Part], windows: Sequence[int | None], shape: tuple[int, int], dtype: torch.dtype
 ) -> list[list[Span]]:
-    """Spans of every layer over the files of `parts`, of a windowed layer over the last one's; `shape` is (kv heads,
-    head size).
+    """Spans of every layer over the files of `parts` (for a windowed layer, of the last part).
 
-    The files are mapped privately: what is written to a span stays in memory and never reaches the file.
+    `shape` is (kv heads, head size). The files are mapped privately: changes of a span stay in memory and never reach
+    the file.
     """
     return [
         [_mapped(part, layer, shape, dtype) for part in (parts if window is None else parts[-1:])]

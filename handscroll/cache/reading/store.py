@@ -1,12 +1,12 @@
-"""`Store`: saved readings in a folder, found by what they begin with, verified when opened, evicted when room runs out.
+"""`Store`: saved readings in a folder, found by their first tokens, verified when opened, evicted when room runs out.
 
     root/<owner>/parts/<number>/   about.json, tokens.bin (int32), layer-000.bin ..., manifest.json (SHA-256 of each)
-    root/<owner>/names/<name>.json the part a name stands for
+    root/<owner>/names/<name>.json the part that a name stands for
     root/<owner>/used/<number>     when it was last used (the file's time)
 
 A part's number is the SHA-256 of its owner, the model's identity and its tokens, so the same text is stored once. A
-part that goes on from another names it and holds only its own tokens. Owners never see each other's parts: nobody
-learns, from how soon an answer comes, what another has read.
+part that continues another one names it and holds only its own tokens. Owners never see each other's parts, so that
+nobody learns from a fast answer what another owner has read.
 """
 
 import hashlib
@@ -35,16 +35,16 @@ from handscroll.cache.reading.reading import LAYER, Part, Reading, mapped
 
 LIMIT = 20 << 30  # bytes of all readings of an owner
 _log = logging.getLogger("handscroll.readings")
-SHARED = 64  # tokens that a text must share with another to go on from it
+SHARED = 64  # tokens that a text must share with another to continue from it
 NAME = re.compile(r"[\w][\w.-]{0,99}")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
 @dataclass(frozen=True)
 class About:
-    """What a part is. `first` tokens before it are those of `parent` ("" where it begins a text).
+    """The description of a part. It comes after `first` tokens, which are those of `parent` ("" if it begins a text).
 
-    Of a layer with a window it keeps the last window - 1 + `rewind` tokens before its end.
+    For a layer with a window it keeps the last window - 1 + `rewind` tokens before its end.
     """
 
     number: str
@@ -52,7 +52,7 @@ class About:
     first: int
     length: int
     parent: str
-    windows: tuple[int | None, ...]  # of each layer
+    windows: tuple[int | None, ...]  # one per layer
     rewind: int
     kv_heads: int
     head_size: int
@@ -60,7 +60,7 @@ class About:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Tokens that it keeps of each layer."""
+        """The number of tokens that it keeps of each layer."""
         own = self.length - self.first
         return tuple(own if w is None else min(self.length, w - 1 + self.rewind) for w in self.windows)
 
@@ -70,7 +70,7 @@ class About:
         return 2 * self.kv_heads * sum(self.counts) * each
 
     def reached(self, length: int) -> int | None:
-        """The most of the first `length` tokens that a text can go on from with this part's windows; None: nothing."""
+        """How many of the first `length` tokens a text can continue from with this part's windows; None: none."""
         wanted = min(length, self.length)
         windowed = [(w, count) for w, count in zip(self.windows, self.counts, strict=True) if w is not None]
         able = all(self.length - count <= max(0, wanted - w + 1) for w, count in windowed)
@@ -78,12 +78,12 @@ class About:
 
     @property
     def kept(self) -> torch.dtype:
-        """What keys and values are kept in."""
+        """The dtype in which keys and values are kept."""
         return torch.int8 if self.identity.policy == "int8" else DTYPES[self.identity.dtype]
 
 
 class Store:
-    """Readings of one `owner` under `root`, at most `limit` bytes of them."""
+    """Readings of one `owner` under `root`, which take at most `limit` bytes."""
 
     def __init__(self, root: str | Path | None = None, owner: str = "", limit: int = LIMIT):
         root = Path(root) if root is not None else default_root()
@@ -93,7 +93,8 @@ class Store:
             (self.folder / name).mkdir(parents=True, exist_ok=True)
 
     def find(self, identity: Identity, tokens: Tensor) -> Reading | None:
-        """The longest saved beginning of `tokens` (S,) that a text can go on from, opened; None: nothing worth it."""
+        """The longest saved beginning of `tokens` (S,) from which a text can continue, opened; None: none is long
+        enough."""
         wanted = tokens.to(torch.int32).numpy()
         found = []
         for about in self.parts():
@@ -106,22 +107,24 @@ class Store:
                 return None
             try:
                 return self.open(number).part(shared)
-            except CheckpointError as error:  # damaged, or evicted just now: another may do
-                _log.warning("a saved reading is passed over: %s", error)
+            except CheckpointError as error:  # damaged or just evicted; another may be usable
+                _log.warning("a saved reading is skipped: %s", error)
         return None
 
     def save(self, identity: Identity, tokens: Tensor, cache: Buffered, before: Reading | None, source: str) -> str:
-        """Keep what `cache` holds of `tokens` (S,), of which `before` had read the beginning; returns the number.
+        """Save the keys and values in `cache` of `tokens` (S,), of which `before` had read the beginning; return the
+        number.
 
         Raises:
-            CapacityError: it is larger than the limit. CheckpointError: the disk refused; nothing is left behind.
+            CapacityError: the reading is larger than the limit.
+            CheckpointError: the disk refused the files; nothing is left behind.
         """
         state = [cache.saving(layer) for layer in range(cache.layers)]
         about = self._about(identity, tokens, cache, before, source)
         with self._lock():
             self._sweep()
             parent = "" if before is None else self._parent(before)
-            if before is not None and not parent:  # evicted while the text was read: keep all of it
+            if before is not None and not parent:  # it was evicted while the text was read: keep all tokens
                 about, state = replace(about, first=0), _joined(before, state, about.windows)
             return self._publish(replace(about, parent=parent), tokens, state)
 
@@ -129,7 +132,7 @@ class Store:
         first = before.length if before is not None else 0
         if (cache.before, cache.length) != (first, len(tokens)):
             raise DataError(
-                f"the cache goes on from {cache.before} tokens and holds {cache.length}, the reading has {first} and "
+                f"the cache continues {cache.before} tokens and holds {cache.length}, but the reading has {first} and "
                 f"the text {len(tokens)}"
             )
         _, kv_heads, _, head_size = cache.saving(0)["keys"].shape
@@ -147,13 +150,13 @@ class Store:
         )
 
     def _publish(self, about: About, tokens: Tensor, state: list[dict[str, Tensor]]) -> str:
-        """Write a part unless it is there and whole already; the lock is held."""
+        """Write a part unless it already exists undamaged; the caller holds the lock."""
         folder = self.folder / "parts" / about.number
         if folder.exists():
             with suppress(CheckpointError):
                 self.open(about.number)
                 return about.number
-            self._delete(about.number)  # damaged: written anew
+            self._delete(about.number)  # damaged: it is written again
         self.afford(about.nbytes)
         files: dict[str, Any] = {
             "about.json": (json.dumps(asdict(about), indent=1, sort_keys=True) + "\n").encode(),
@@ -167,10 +170,10 @@ class Store:
         return about.number
 
     def afford(self, size: int) -> None:
-        """Refuse what is larger than the store may ever hold.
+        """Refuse a size that the store may never hold.
 
         Raises:
-            CapacityError: it is.
+            CapacityError: the size is above the limit.
         """
         if size > self.limit:
             raise CapacityError(
@@ -179,7 +182,7 @@ class Store:
             )
 
     def open(self, number: str) -> Reading:
-        """Verify the hashes of a part and of what it goes on from, and map them.
+        """Verify the hashes of a part and of the parts before it, and map them.
 
         Raises:
             CheckpointError: a file is damaged, or a part is missing.
@@ -190,35 +193,36 @@ class Store:
             folder = self.folder / "parts" / about.number
             verify_folder(folder)
             if about.first >= last:
-                raise CheckpointError(f"{folder} begins at token {about.first}, past the {last} that go on from it")
+                raise CheckpointError(f"{folder} begins at token {about.first}, but the part after it begins at {last}")
             parts.append(Part(folder, about.first, last, about.length - about.first, about.counts))
             last = about.first
             self.touch(about.number)
         if last:
-            raise CheckpointError(f"{folder} goes on from a part that is missing; read the text again")
+            raise CheckpointError(f"{folder} continues a part that is missing; read the text again")
         dtype, shape = chain[0].kept, (chain[0].kv_heads, chain[0].head_size)
         tokens = torch.from_numpy(self.tokens(number).astype(np.int64))
         try:
             spans = mapped(parts[::-1], chain[0].windows, shape, dtype)
-        except RuntimeError as error:  # evicted between the look and the mapping
+        except RuntimeError as error:  # evicted between the check and the mapping
             raise CheckpointError(f"{self.folder / 'parts' / number} cannot be mapped: {error}") from None
         return Reading(number, chain[0].identity, tokens, spans, chain[0].windows)
 
     def name(self, name: str, number: str, length: int) -> None:
-        """Let `name` stand for the first `length` tokens of a part; a name that stood for another is moved.
+        """Let `name` stand for the first `length` tokens of a part; an existing name is moved.
 
         Raises:
-            ConfigError: the name is no plain word.
+            ConfigError: the name has characters that are not allowed.
         """
         check_name(name)
         value = json.dumps({"number": number, "length": length}) + "\n"
         write_file(self.folder / "names" / f"{name}.json", value.encode())
 
     def named(self, name: str) -> tuple[About, int]:
-        """The part that a name stands for, and how many of its tokens.
+        """The part that a name stands for, and the number of its tokens that belong to the name.
 
         Raises:
-            ConfigError: there is no such name. CheckpointError: its part was evicted.
+            ConfigError: there is no such name.
+            CheckpointError: its part was evicted.
         """
         number, length = self._look_up(name)
         if not (self.folder / "parts" / number).exists():
@@ -226,23 +230,23 @@ class Store:
         return self.about(number), length
 
     def names(self) -> dict[str, tuple[str, int]]:
-        """Number of the part and length in tokens by name."""
+        """By name: the number of the part, and the length in tokens."""
         found = {}
         for path in sorted((self.folder / "names").glob("*.json")):
             try:
                 value = json.loads(path.read_text(encoding="utf-8"))
                 found[path.stem] = (str(value["number"]), int(value["length"]))
             except (OSError, ValueError, TypeError, KeyError):
-                _log.warning("%s is damaged: the name is passed over; read the text again", path)
+                _log.warning("%s is damaged: the name is skipped; read the text again", path)
         return found
 
     def forget(self, name: str) -> None:
-        """Remove a name; its part goes when no other name stands for it and nothing goes on from it."""
+        """Remove a name, and its part if no other name stands for it and no other part continues it."""
         number, _ = self._look_up(name)
         with self._lock():
             (self.folder / "names" / f"{name}.json").unlink()
             self._sweep()
-            while number and (self.folder / "parts" / number).exists():  # and what only it went on from
+            while number and (self.folder / "parts" / number).exists():  # then the parts before it that nobody needs
                 if number in {other for other, _ in self.names().values()} or self._children(number):
                     return
                 parent = ""
@@ -259,17 +263,17 @@ class Store:
         return known[name]
 
     def parts(self) -> Iterator[About]:
-        """All parts whose description can be read, in no order."""
+        """All parts with a readable description, in any order."""
         for path in list((self.folder / "parts").iterdir()):
             if (path / MANIFEST).exists() and ".tmp-" not in path.name:
                 with suppress(CheckpointError):
                     yield self.about(path.name)
 
     def about(self, number: str) -> About:
-        """What a part is.
+        """The description of a part.
 
         Raises:
-            CheckpointError: it is missing, or its description is damaged.
+            CheckpointError: it is missing or damaged.
         """
         path = self.folder / "parts" / number / "about.json"
         try:
@@ -284,16 +288,16 @@ class Store:
         return sum(about.nbytes for about in self.parts())
 
     def touch(self, number: str) -> None:
-        """Note that a part is used now."""
+        """Record that a part is used now."""
         (self.folder / "used" / number).touch()
 
     def _make_room(self, size: int, keep: str) -> None:
-        """Evict the least recently used parts that nothing goes on from, until `size` more bytes fit."""
+        """Evict the least recently used parts that no other part continues, until `size` more bytes fit."""
         kept = set(self._ancestors(keep))
         if sum(about.nbytes for about in self.parts() if about.number in kept) + size > self.limit:
             raise CapacityError(
                 f"the store's limit of {self.limit / 1e6:,.0f} MB does not hold {size / 1e6:,.0f} MB more beside "
-                "what the new reading goes on from: raise the limit"
+                "the parts that the new reading continues: raise the limit"
             )
         while self.nbytes + size > self.limit:
             loose = [about for about in self.parts() if about.number not in kept and not self._children(about.number)]
@@ -307,7 +311,7 @@ class Store:
         return [about.number for about in self.parts() if about.parent == number]
 
     def _parent(self, before: Reading) -> str:
-        """The part that holds the last token of `before`; "" where one of the chain is gone."""
+        """The part that holds the last token of `before`; "" if one of its chain was evicted."""
         number = before.number
         try:
             while self.about(number).first >= before.length:
@@ -318,12 +322,12 @@ class Store:
         return number
 
     def _sweep(self) -> None:
-        """Remove what kills left behind; with the lock held nobody else is writing."""
+        """Remove files that killed processes left behind; the caller holds the lock, so no one else is writing."""
         for path in (self.folder / "parts").glob("*.tmp-*"):
             shutil.rmtree(path, ignore_errors=True)
 
     def _ancestors(self, number: str) -> list[str]:
-        """The part and all that it goes on from.
+        """The part and all parts before it.
 
         Raises:
             CheckpointError: one of them is missing.
@@ -335,7 +339,7 @@ class Store:
         return found
 
     def _delete(self, number: str) -> None:
-        """Out of sight first, so that a kill leaves no half part under its name."""
+        """Delete a part. It is renamed first, so that a killed process leaves no half part under its name."""
         path = self.folder / "parts" / number
         aside = path.with_name(f"{number}.tmp-{os.getpid()}-{os.urandom(4).hex()}")
         path.rename(aside)
@@ -343,7 +347,7 @@ class Store:
         (self.folder / "used" / number).unlink(missing_ok=True)
 
     def tokens(self, number: str) -> np.ndarray:
-        """Token ids (S,) of a part and of all that comes before it."""
+        """Token ids (S,) of a part and of all parts before it."""
         path = self.folder / "parts" / number / "tokens.bin"
         try:
             return np.fromfile(path, dtype=np.int32)
@@ -364,17 +368,17 @@ class Store:
 
 
 def check_name(name: str) -> None:
-    """Refuse what is no plain word.
+    """Refuse a name with characters that are not allowed.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: the name is not allowed.
     """
     if not NAME.fullmatch(name):
         raise ConfigError(f"reading name {name!r}: use letters, digits, '.', '-' and '_', at most 100 of them")
 
 
 def _joined(before: Reading, state: list[dict[str, Tensor]], windows: Sequence[int | None]) -> list[dict[str, Tensor]]:
-    """The state with what came before it in full layers, copied from the mapped files."""
+    """The state with the earlier tokens of full layers before it, copied from the mapped files."""
     found = []
     for spans, columns, window in zip(before.spans, state, windows, strict=True):
         if window is None:
@@ -391,7 +395,7 @@ def default_root() -> Path:
 
 
 def _shared(a: np.ndarray, b: np.ndarray) -> int:
-    """How many numbers the two begin with alike."""
+    """The length of the common beginning of two arrays."""
     length = min(len(a), len(b))
     differ = np.flatnonzero(a[:length] != b[:length])
     return int(differ[0]) if len(differ) else length
