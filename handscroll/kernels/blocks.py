@@ -1,8 +1,8 @@
 """Blocks of the GGUF number formats in plain torch: (..., bytes) uint8 -> (..., numbers) float32, and back.
 
 Each function reads one layout of ggml-common.h (llama.cpp), in the order of operations of its reference code, so that
-the numbers are the same to the last bit. The `_k` formats are blocks of 256 numbers in groups of 16 or 32, whose scales
-are small whole numbers themselves.
+the numbers are the same to the last bit. The `_k` formats are blocks of 256 numbers in groups of 16 or 32; the scales
+of the groups are themselves small whole numbers.
 """
 
 import torch
@@ -15,7 +15,7 @@ def _half(raw: Tensor, first: int) -> Tensor:
 
 
 def _nibbles(raw: Tensor) -> Tensor:
-    """(..., n) bytes -> (..., 2 n): the low four bits of all, then the high four bits."""
+    """(..., n) bytes -> (..., 2 n): the low four bits of all bytes, then the high four bits."""
     return torch.cat((raw & 15, raw >> 4), dim=-1)
 
 
@@ -52,7 +52,7 @@ def q8_0(raw: Tensor) -> Tensor:
 
 
 def q2_k(raw: Tensor) -> Tensor:
-    """16 bytes of a scale (low half) and a lowest number (high half), 64 bytes of numbers; scales of both."""
+    """16 bytes with a scale (low bits) and a lowest number (high bits) each, 64 bytes of numbers, a scale for both."""
     scales, numbers = raw[..., :16], raw[..., 16:80].unflatten(-1, (2, 32))
     numbers = _shifted(numbers, (0, 2, 4, 6), 3).flatten(-3).unflatten(-1, (16, 16)).to(torch.float32)
     step = _half(raw, 80) * (scales & 15).to(torch.float32)
@@ -61,7 +61,7 @@ def q2_k(raw: Tensor) -> Tensor:
 
 
 def q3_k(raw: Tensor) -> Tensor:
-    """32 bytes of high bits (0 stands for -4), 64 bytes of two low bits, 12 bytes of sixteen 6-bit scales, a scale."""
+    """32 bytes of high bits (0 means -4), 64 bytes of two low bits, 12 bytes of sixteen 6-bit scales, a scale."""
     low = _shifted(raw[..., 32:96].unflatten(-1, (2, 32)), (0, 2, 4, 6), 3).flatten(-3)
     high = _shifted(raw[..., :32], tuple(range(8)), 1).flatten(-2)
     numbers = (low.to(torch.float32) - 4 * (1 - high.to(torch.float32))).unflatten(-1, (16, 16))
@@ -72,14 +72,15 @@ def q3_k(raw: Tensor) -> Tensor:
 
 
 def _scales_and_lows(packed: Tensor) -> tuple[Tensor, Tensor]:
-    """(..., 12) -> eight 6-bit scales and eight lowest numbers; the last four have their high bits with the first."""
+    """(..., 12) -> eight 6-bit scales and eight lowest numbers; the high bits of the last four are with the first
+    four."""
     first, second, both = packed.unflatten(-1, (3, 4)).unbind(-2)
     scales = torch.cat((first & 63, both & 15 | first >> 6 << 4), dim=-1)
     return scales.to(torch.float32), torch.cat((second & 63, both >> 4 | second >> 6 << 4), dim=-1).to(torch.float32)
 
 
 def _k_of_32(raw: Tensor, numbers: Tensor) -> Tensor:
-    """Numbers (..., 8, 32) with the scales that a Q4_K or Q5_K block begins with."""
+    """Numbers (..., 8, 32) times the scales at the beginning of a Q4_K or Q5_K block."""
     scales, lows = _scales_and_lows(raw[..., 4:16])
     step, low = _half(raw, 0) * scales, _half(raw, 2) * lows
     return (step.unsqueeze(-1) * numbers.to(torch.float32) - low.unsqueeze(-1)).flatten(-2)
@@ -113,13 +114,13 @@ def _inverse(x: Tensor) -> Tensor:
 
 
 def _packed(numbers: Tensor) -> Tensor:
-    """(..., 2 n) of 0 .. 15 -> (..., n) bytes, as `_nibbles` reads them."""
+    """(..., 2 n) of 0 .. 15 -> (..., n) bytes, the inverse of `_nibbles`."""
     low, high = numbers.to(torch.uint8).chunk(2, dim=-1)
     return low | high << 4
 
 
 def to_q4_0(wide: Tensor) -> Tensor:
-    """The number of the largest magnitude becomes -8."""
+    """Round a block; the number of the largest magnitude becomes -8."""
     largest = wide.gather(-1, wide.abs().argmax(dim=-1, keepdim=True))
     scale = largest / -8
     numbers = (wide * _inverse(scale) + 8.5).floor_().clamp_(0, 15)
@@ -127,7 +128,7 @@ def to_q4_0(wide: Tensor) -> Tensor:
 
 
 def to_q4_1(wide: Tensor) -> Tensor:
-    """Numbers 0 .. 15 from the lowest of a block to its highest."""
+    """Round a block to numbers 0 .. 15, from its lowest number to its highest."""
     lowest = wide.amin(dim=-1, keepdim=True)
     scale = (wide.amax(dim=-1, keepdim=True) - lowest) / 15
     numbers = ((wide - lowest) * _inverse(scale) + 0.5).floor_().clamp_(0, 15)
@@ -135,7 +136,7 @@ def to_q4_1(wide: Tensor) -> Tensor:
 
 
 def to_q8_0(wide: Tensor) -> Tensor:
-    """The largest magnitude becomes 127; a half is rounded away from zero."""
+    """Round a block; the largest magnitude becomes 127, and halves are rounded away from zero."""
     scale = wide.abs().amax(dim=-1, keepdim=True) / 127
     numbers = wide * _inverse(scale)
     numbers = (numbers.sign() * (numbers.abs() + 0.5).floor_()).clamp_(-127, 127)

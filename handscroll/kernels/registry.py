@@ -1,8 +1,8 @@
 """The registry of kernels: every operation lists its kernels, fastest first; the first that takes the tensors runs.
 
-This is the only place that chooses a kernel, and the same code says why: `Operation.explain` for given arguments, and
-`recording` for whatever runs inside it. A refusal is a sentence, made by the very test that decides, so that what is
-printed is what was done.
+This is the only place that chooses a kernel. The same code gives the reasons: `Operation.explain` for given arguments,
+and `recording` for all calls inside it. A refusal is a sentence from the very test that decides, so the printed reasons
+are those of the choice.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 class Kernel:
     """One implementation of an operation.
 
-    `refuses(*arguments)` is the reason why it does not take these arguments, or "" if it takes them; `run` has the
+    `refuses(*arguments)` returns the reason why it does not take these arguments, or "" if it takes them; `run` has the
     same arguments. `why` says in a line what it is good for.
     """
 
@@ -26,13 +26,13 @@ class Kernel:
     run: Callable[..., Any]
 
     def takes(self, *given: Any) -> bool:
-        """Whether it runs with these arguments."""
+        """Whether it takes these arguments."""
         return not self.refuses(*given)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which kernel runs for an operation, and for each faster one why it does not."""
+    """The kernel that runs for an operation, and the reason why each faster one does not."""
 
     operation: str
     kernel: str
@@ -41,7 +41,7 @@ class Choice:
 
 
 class Operation:
-    """Something that several kernels can do: called, it runs the first of them that takes the arguments.
+    """An operation with several kernels: a call runs the first of them that takes the arguments.
 
     The last kernel takes everything (`always`).
     """
@@ -58,7 +58,7 @@ class Operation:
         self._pairs = tuple((kernel.refuses, kernel.run) for kernel in kernels)
 
     def kernel(self, name: str) -> Kernel:
-        """One of the kernels by its name (tests, benchmarks)."""
+        """The kernel of this name (for tests and benchmarks)."""
         return next(kernel for kernel in self.kernels if kernel.name == name)
 
     def __call__(self, *given: Any) -> Any:
@@ -91,7 +91,7 @@ _RECORDS: list[Counter[Choice]] = []
 
 @contextmanager
 def recording() -> Iterator[Counter[Choice]]:
-    """Count the choices that are made inside, in every thread."""
+    """Count the choices made inside the `with` block, in every thread."""
     made: Counter[Choice] = Counter()
     _RECORDS.append(made)
     try:
@@ -102,7 +102,7 @@ def recording() -> Iterator[Counter[Choice]]:
 
 @contextmanager
 def without(operation: Operation, *names: str) -> Iterator[None]:
-    """Leave out kernels of an operation inside, in every thread: for tests and measurements of the others."""
+    """Leave out kernels inside the `with` block, in every thread, to test or measure the others."""
     before = operation.kernels
     operation._take(tuple(kernel for kernel in before if kernel.name not in names))
     try:

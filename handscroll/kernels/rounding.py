@@ -1,8 +1,8 @@
-"""Numbers in few bits with scales: what quantised caches and weights are made of.
+"""Rounding to few bits with scales, for quantised caches and weights.
 
-int8 has one float32 scale a row. int4 has a scale and a lowest number, both bfloat16, for every group of 32 numbers: of
-a row (weights, values), or of a channel over 32 tokens (keys, whose channels differ more than their tokens: KIVI, Liu
-et al. 2024, arXiv:2402.02750). Why so: docs/log.md.
+int8 has one float32 scale per row. int4 has a scale and a lowest number, both bfloat16, for every group of 32 numbers.
+A group lies in a row (weights, values), or in a channel over 32 tokens (keys, whose channels differ more than their
+tokens: KIVI, Liu et al. 2024, arXiv:2402.02750). The reasons are in docs/log.md.
 """
 
 import torch
@@ -14,9 +14,9 @@ GROUP = 32  # numbers that share a scale in int4
 
 
 def to_int8(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(..., E) -> int8 (..., E) and scales (...): x is about number times scale, off by at most half a scale.
+    """(..., E) -> int8 (..., E) and scales (...). x is about number times scale, with an error of at most half a scale.
 
-    Symmetric, with the largest absolute number of a row at 127; a row of zeros has scale 0.
+    The rounding is symmetric: the largest magnitude of a row becomes 127. A row of zeros has scale 0.
     """
     wide = x.to(torch.float32)
     scales = wide.abs().amax(dim=-1) / 127
@@ -25,7 +25,7 @@ def to_int8(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def from_int8(numbers: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-    """What `to_int8` stands for, in `dtype`; computed in float32 at least."""
+    """The inverse of `to_int8`, in `dtype`; computed in float32 at least."""
     wide = torch.promote_types(dtype, torch.float32)
     return (numbers.to(wide) * scales.to(wide).unsqueeze(-1)).to(dtype)
 
@@ -33,8 +33,8 @@ def from_int8(numbers: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
 def to_int4(x: Tensor) -> tuple[Tensor, Tensor]:
     """(..., E) -> two numbers a byte, uint8 (..., E / 2), and bfloat16 (..., 2, G): scales, then lowest numbers.
 
-    x is about lowest + number times scale, off by little more than half a scale. A row whose size is no multiple of 32
-    is one group.
+    x is about lowest + number times scale, with an error of little more than half a scale. A row whose size is not a
+    multiple of 32 is one group.
 
     Raises:
         ConfigError: E is odd.
@@ -46,14 +46,14 @@ def to_int4(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def from_int4(numbers: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-    """What `to_int4` stands for, in `dtype`; computed in float32 at least."""
+    """The inverse of `to_int4`, in `dtype`; computed in float32 at least."""
     wide = torch.promote_types(dtype, torch.float32)
     step, lowest = scales.to(wide).unsqueeze(-1).unbind(-3)
     return (_unpacked(numbers).to(wide).unflatten(-1, (step.shape[-2], -1)) * step + lowest).flatten(-2).to(dtype)
 
 
 def to_int4_columns(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(..., S, E) -> uint8 (..., S, E / 2) and bfloat16 (..., S / 32, 2, E): a group is a channel of 32 tokens.
+    """(..., S, E) -> uint8 (..., S, E / 2) and bfloat16 (..., S / 32, 2, E); a group is one channel of 32 tokens.
 
     S is a multiple of 32.
 
@@ -66,14 +66,15 @@ def to_int4_columns(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def from_int4_columns(numbers: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-    """What `to_int4_columns` stands for, in `dtype`; computed in float32 at least."""
+    """The inverse of `to_int4_columns`, in `dtype`; computed in float32 at least."""
     wide = torch.promote_types(dtype, torch.float32)
     step, lowest = scales.to(wide).unsqueeze(-2).unbind(-3)
     return (_unpacked(numbers).to(wide).unflatten(-2, (-1, GROUP)) * step + lowest).flatten(-3, -2).to(dtype)
 
 
 def _rounded(groups: Tensor, along: int) -> tuple[Tensor, Tensor]:
-    """Numbers 0 .. 15 of float32 groups along a dimension; (scales, lowest) stacked in the last dimension but one."""
+    """Numbers 0 .. 15 of float32 groups along a dimension, and (scales, lowest) stacked in the last dimension but
+    one."""
     lowest = groups.amin(dim=along).to(torch.bfloat16)
     scales = ((groups.amax(dim=along) - lowest.to(torch.float32)) / 15).to(torch.bfloat16)
     steps = scales.to(torch.float32).clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(along)
@@ -82,14 +83,14 @@ def _rounded(groups: Tensor, along: int) -> tuple[Tensor, Tensor]:
 
 
 def _even(size: int) -> int:
-    """Numbers of a group in a row of `size`."""
+    """The number of numbers in a group, for a row of `size`."""
     if size % 2:
         raise ConfigError(f"int4 keeps two numbers a byte: a row of {size} is odd (head size, or width); use int8")
     return GROUP if size % GROUP == 0 else size
 
 
 def _packed(numbers: Tensor) -> Tensor:
-    """(..., N) of 0 .. 15 -> (..., N / 2): the first half of a run of 32 (or of the row) lies in the low bits."""
+    """(..., N) of 0 .. 15 -> (..., N / 2): the first half of a run of 32 (or of the row) goes into the low bits."""
     low, high = numbers.unflatten(-1, (-1, _even(numbers.shape[-1]))).chunk(2, dim=-1)
     return (low | high << 4).flatten(-2)
 

@@ -1,4 +1,5 @@
-"""What a layer does to rows of numbers besides attention: products with a matrix, `NORM`, and `TURN` (rotation)."""
+"""The operations of a layer on rows of numbers, besides attention: products with a matrix, `NORM`, `TURN`
+(rotation)."""
 
 import torch
 import torch.nn.functional as F
@@ -102,7 +103,7 @@ PRODUCT = Operation(
     ),
     Kernel("torch", "the matrix product of torch's BLAS, for many rows and for training", always, F.linear),
 )
-# x (..., D), format, raw uint8 (N, row_bytes), bias (N,) or None -> the same with a matrix in a number format.
+# x (..., D), format, raw uint8 (N, row_bytes), bias (N,) or None -> the same for a matrix in a number format.
 QUANTISED = Operation(
     "product of rows with a quantised matrix",
     Kernel("compiled", "a few rows: the matrix is read once, as it lies", _refuses_quantised, _multiply_quantised),

@@ -1,6 +1,6 @@
 """Attention of queries over one run of keys: `OVER`, its gradient `GRADIENT`, and `FEW` queries over a span.
 
-All give and take the log-sum-exp, so that runs of keys are joined exactly (`kernels/merge.py`) and the backward of one
+All take and return the log-sum-exp, so that runs of keys are joined exactly (`kernels/merge.py`). The backward of one
 run needs only the queries' global output and log-sum-exp (Dao et al. 2022, "FlashAttention", appendix B).
 """
 
@@ -19,7 +19,7 @@ from handscroll.kernels.registry import Kernel, Operation, always
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-SCORES = 256 << 20  # bytes of the scores of a tile of plain products
+SCORES = 256 << 20  # most bytes for the scores of a tile of plain products
 ADDED = "something is added to the scores: a mask that is undecided here, or a bias"
 CAPPED = "it caps no scores"
 KEPT = "it keeps the slope of the scores to itself"
@@ -30,7 +30,7 @@ Take = Callable[[int, Tensor], None]
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """How products of queries and keys become scores: times `scale`, capped, plus `added`, or under the diagonal."""
+    """How products of queries and keys become scores: times `scale`, capped, plus `added` or the causal diagonal."""
 
     scale: float
     cap: float | None = None
@@ -54,8 +54,8 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Output (B, H, T, E) and log-sum-exp (B, H, T); queries without any key give zeros and -inf.
 
-    `added` (B or 1, H or 1, T, S) goes onto the scaled scores, -inf where a key is not seen; `square` is the causal
-    diagonal. Query heads share kv heads evenly. `cap`: scaled scores s are cap * tanh(s / cap) before that.
+    `added` (B or 1, H or 1, T, S) is added to the scaled scores, -inf where a key is not seen; `square` is the causal
+    diagonal. Query heads share kv heads evenly. With `cap`, scaled scores s first become cap * tanh(s / cap).
     """
     if added is None:
         return OVER(q, keys, values, Scores(scale, cap, None, square))
@@ -66,7 +66,7 @@ def forward(
     return out.masked_fill(empty.unsqueeze(-1), 0.0), lse.masked_fill(empty, -math.inf)
 
 
-def backward(  # noqa: PLR0913 - one run of keys, all there is to know of it
+def backward(  # noqa: PLR0913 - everything about one run of keys
     slope: Tensor,
     inputs: tuple[Tensor, Tensor, Tensor],
     out: Tensor,
@@ -77,10 +77,10 @@ def backward(  # noqa: PLR0913 - one run of keys, all there is to know of it
     take: Callable[[int, Tensor], None] | None = None,
     cap: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the queries, keys and values of one run, from the slope of the *global* output.
+    """Gradients of the queries, keys and values of one run, from the gradient of the *global* output.
 
-    `out` and `lse` are those of the queries over all runs together; `lse` must be finite (`NOTHING` where no key
-    is seen). The gradients of the queries add up over runs. `take(first, slope)`, where given, gets the slope of the
+    `out` and `lse` are those of the queries over all runs together; `lse` must be finite (`NOTHING` where no key is
+    seen). The gradients of the queries add up over runs. `take(first, slope)`, if given, receives the gradient of the
     scores (B, H, t, S) of the queries from `first` on, in the accumulator's dtype.
     """
     return GRADIENT(slope, inputs, (out, lse), Scores(scale, cap, added, square), take)
@@ -94,9 +94,9 @@ def rows(
     added: Tensor | None = None,
     cap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Few scaled query rows (B, K, R, E) of each kv head: two plain products over the keys where they lie.
+    """Attention of few scaled query rows (B, K, R, E) of each kv head: two plain products over the keys in place.
 
-    `allowed` masks, `added` goes onto the scores, capped where there is a `cap`; both (B or 1, K or 1, R, S).
+    `allowed` masks the scores, and `added` is added to them after the `cap`, if any; both (B or 1, K or 1, R, S).
     """
     scores = capped((folded @ keys.transpose(-1, -2)).to(accumulator(folded)), cap)
     if added is not None:
@@ -109,7 +109,7 @@ def rows(
 
 
 def capped(scores: Tensor, cap: float | None) -> Tensor:
-    """Scores between -cap and cap; as they are where there is no cap."""
+    """Scores between -cap and cap; unchanged without a cap."""
     return scores if cap is None else cap * torch.tanh(scores / cap)
 
 
@@ -120,7 +120,7 @@ def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _with_square(scores: Scores, q: Tensor) -> Tensor | None:
-    """What is added, or what makes the causal diagonal."""
+    """The numbers added to the scores, or those that make the causal diagonal."""
     if not scores.square:
         return scores.added
     ones = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device)
@@ -128,7 +128,7 @@ def _with_square(scores: Scores, q: Tensor) -> Tensor | None:
 
 
 def _every_head(added: Tensor | None, q: Tensor) -> Tensor | None:
-    """The fused CPU kernel wants whole (B, heads) masks, and gives the log-sum-exp, which F.sdpa hides."""
+    """A mask for all (B, heads), which the fused CPU kernel needs; it returns the log-sum-exp, unlike F.sdpa."""
     return None if added is None else added.expand(q.shape[0], q.shape[1], -1, -1)
 
 
@@ -162,7 +162,7 @@ def _changed(scores: Scores) -> str:
 
 
 def _products(q: Tensor, keys: Tensor, values: Tensor, scores: Scores) -> Result:
-    """Any device: plain products with float32 softmax, a tile of queries at a time so that the scores stay small."""
+    """Plain products on any device with float32 softmax, for one tile of queries at a time to keep the scores small."""
     added = _with_square(scores, q)
     outs, lses = [], []
     for rows in _tiles(q, keys):
@@ -208,7 +208,7 @@ def _products_gradient(slope: Tensor, inputs: Inputs, result: Result, scores: Sc
         if take is not None:
             take(rows.start, change)
         if cap is not None:
-            change = change * (1.0 - (bare / cap).square())  # the slope of cap * tanh(s / cap)
+            change = change * (1.0 - (bare / cap).square())  # the derivative of cap * tanh(s / cap)
         change = (change * scores.scale).to(q.dtype)
         grad_q[:, :, rows] = (_folded(change, keys) @ keys).reshape(here.shape)
         grad_keys += (_folded(change, keys).transpose(-1, -2) @ here_folded).to(wide)
@@ -224,14 +224,14 @@ def _tiles(q: Tensor, keys: Tensor) -> list[slice]:
 
 
 def _folded(x: Tensor, keys: Tensor) -> Tensor:
-    """(B, H, T, X) -> (B, K, H / K x T, X): the query heads of one kv head as rows of one product."""
+    """(B, H, T, X) -> (B, K, H / K x T, X): the query heads of one kv head become rows of one product."""
     batch, heads, count, size = x.shape
     kv = keys.shape[1]
     return x.reshape(batch, kv, heads // kv * count, size)
 
 
 def _scores(q: Tensor, keys: Tensor, scores: Scores) -> Tensor:
-    """Scaled and capped, without what is added."""
+    """Scaled and capped scores, without `added`."""
     found = capped((_folded(q, keys) @ keys.transpose(-1, -2)).to(accumulator(q)) * scores.scale, scores.cap)
     return found.reshape(*q.shape[:3], keys.shape[2])
 
@@ -261,7 +261,7 @@ def _few_products(q: Tensor, span: KeysValues, first: int, last: int, scale: flo
     return out.reshape(q.shape), lse.reshape(q.shape[:3])
 
 
-# A few queries (B, H, T, E), all of which see the keys first .. last - 1 of a span.
+# Attention of a few queries (B, H, T, E) that all see the keys first .. last - 1 of a span.
 FEW = Operation(
     "attention of a few queries over a span",
     Kernel("compiled", "reads each key once, rounded ones as they lie", _refuses_few_compiled, _few_compiled),

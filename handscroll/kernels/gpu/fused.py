@@ -1,11 +1,11 @@
 """Attention of some queries over one run of keys on a GPU, by the fused kernels that come with torch.
 
-cuDNN's where it is faster (Hopper and later: 690 and 590 TFLOP/s forward and backward at a head size of 128 on an H200,
-2026-11), FlashAttention-2 (Dao 2023, arXiv:2307.08691; 360 and 310) elsewhere. Both give and take the log-sum-exp, so
-that runs are joined exactly, and share kv heads without copies of them.
+cuDNN's kernels are used where they are faster (Hopper and later: 690 and 590 TFLOP/s forward and backward at a head
+size of 128 on an H200, 2026-11), FlashAttention-2 (Dao 2023, arXiv:2307.08691; 360 and 310) elsewhere. Both take and
+return the log-sum-exp, so that runs are joined exactly, and both share kv heads without copying them.
 
 Limits: bfloat16 and float16, head sizes up to 256 in steps of 8; no mask tensor and no bias. The order of additions in
-the backward is not fixed: where `torch.use_deterministic_algorithms` is on, plain products are taken instead.
+the backward is not fixed: under `torch.use_deterministic_algorithms`, plain products are used instead.
 """
 
 from functools import cache
@@ -16,15 +16,15 @@ from torch import Tensor
 
 from handscroll.kernels.merge import merge
 
-RUN = 32_768  # keys of a call: the gradients of a call's keys are made for every query head, whatever shares them
-ROUND = 64  # cuDNN makes a plan for every new shape (40 ms), so it is asked for round ones only
-LARGE = 1 << 20  # query-key pairs of a head for which that pays
+RUN = 32_768  # keys of a call: a call makes the gradients of its keys for every query head, also for shared kv heads
+ROUND = 64  # cuDNN runs only for multiples of this, because it makes a plan for every new shape (40 ms)
+LARGE = 1 << 20  # least query-key pairs of a head for which such a plan pays
 
 _aten = torch.ops.aten
 
 
 def refuses(q: Tensor, keys: Tensor, values: Tensor) -> str:
-    """Why `forward` and `backward` do not take them: they want half precision on a GPU and whole vectors."""
+    """Why `forward` and `backward` do not take them; they need half precision on a GPU and whole vectors."""
     if q.device.type != "cuda":
         return "the tensors are not on a GPU"
     if q.dtype not in (torch.bfloat16, torch.float16):
@@ -41,7 +41,7 @@ def refuses(q: Tensor, keys: Tensor, values: Tensor) -> str:
 def forward(q: Tensor, keys: Tensor, values: Tensor, scale: float, square: bool) -> tuple[Tensor, Tensor]:
     """Output (B, H, T, E) and float32 log-sum-exp (B, H, T) of queries over (B, K, S, E) keys and values.
 
-    `square`: query t sees keys 0 .. t; else all see all.
+    `square`: query t sees keys 0 .. t; otherwise all see all.
     """
     found: tuple[Tensor, Tensor] | None = None
     for first, last in _runs(keys.shape[2], square):
@@ -85,10 +85,10 @@ def _forward(q: Tensor, keys: Tensor, values: Tensor, scale: float, square: bool
     return out, lse
 
 
-def _backward(  # noqa: PLR0913 - one run of keys, all there is to know of it
+def _backward(  # noqa: PLR0913 - everything about one run of keys
     slope: Tensor, q: Tensor, keys: Tensor, values: Tensor, out: Tensor, lse: Tensor, scale: float, square: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    none = _unused(q.device)  # random state of dropout, of which there is none
+    none = _unused(q.device)  # random state for dropout, which is not used
     lengths = (None, None, q.shape[2], keys.shape[2])
     if _takes_cudnn(q, keys):
         stats = lse.unsqueeze(-1).contiguous()

@@ -1,4 +1,4 @@
-"""Where a new token of every row lies in a cache on a GPU, and whether its kernels (`step.py`, Triton) can run."""
+"""The place of a new token of every row in a cache on a GPU, and whether its kernels (`step.py`, Triton) can run."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-FEW = 8  # tokens up to which norms and rotations are asked here
+FEW = 8  # most tokens for which norms and rotations use these kernels
 
 
 @dataclass(frozen=True, eq=False)
 class Slots:
-    """The buffers (B, K, capacity, E) of a layer, filled up to and with `slot` (1,), which the GPU's memory holds.
+    """The buffers (B, K, capacity, E) of a layer, filled up to and including `slot` (1,), a number in the GPU's memory.
 
-    `window`: how many of the last keys are read; 0: all.
+    `window` is the number of last keys that are read; 0: all.
     """
 
     keys: Tensor
@@ -30,14 +30,15 @@ class Slots:
         return step.attend(q, self.keys, self.values, self.slot, scale, self.window)
 
     def append(self, keys: Float[Tensor, "B K 1 E"], values: Float[Tensor, "B K 1 E"]) -> None:
-        """Fill the slot."""
+        """Write keys and values into the slot."""
         from handscroll.kernels.gpu import step
 
         step.append(self.keys, self.values, keys, values, self.slot)
 
 
 def refuses_turn(x: Tensor, cosine: Tensor) -> str:
-    """Why `turn` does not take them: it wants few tokens (B, H, T, E) on a GPU in half precision, float32 tables."""
+    """Why `turn` does not take them; it needs few tokens (B, H, T, E) on a GPU in half precision, and float32
+    tables."""
     if refused := _refuses_few(x):
         return refused
     return "" if cosine.dtype == torch.float32 and x.stride(-1) == 1 else "tables are not float32, or there are gaps"
@@ -51,7 +52,7 @@ def turn(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 
 def refuses_norm(x: Tensor, weight: Tensor) -> str:
-    """Why `norm` does not take them: it wants few tokens (..., T, D) without gaps on a GPU, in the weight's dtype."""
+    """Why `norm` does not take them; it needs few contiguous tokens (..., T, D) on a GPU, in the weight's dtype."""
     if refused := _refuses_few(x):
         return refused
     fits = x.dtype == weight.dtype and x.shape[-1] <= 1 << 14 and x.is_contiguous()
@@ -77,7 +78,7 @@ def _refuses_few(x: Tensor) -> str:
 
 @cache
 def works(device: torch.device) -> bool:
-    """Whether Triton is here and knows this GPU (Ampere or later)."""
+    """Whether Triton is installed and supports this GPU (Ampere or later)."""
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return False
     return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)

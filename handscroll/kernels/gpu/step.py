@@ -1,8 +1,8 @@
-"""Triton kernels for one new token of every row over a long cache; they take its length from the GPU's memory.
+"""Triton kernels for one new token of every row over a long cache; they read its length from the GPU's memory.
 
-So one recorded graph serves every length (`stack.py`). The keys are shared out among many programs, each of which
-folds the query heads of a kv head into the rows of one product; partial results are joined by log-sum-exp (Dao et al.
-2023, "Flash-Decoding"). Scores, sums and the output before rounding are float32.
+So one recorded graph serves every length (`nn/compiled/graph.py`). The keys are divided among many programs. Each
+program folds the query heads of a kv head into the rows of one product; partial results are joined by log-sum-exp
+(Dao et al. 2023, "Flash-Decoding"). Scores, sums and the output before rounding are float32.
 """
 
 # pyright: reportMissingImports=false, reportIndexIssue=false, reportArgumentType=false, reportOperatorIssue=false
@@ -14,8 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 BLOCK = 64  # keys of a step
-ROWS = 16  # query rows of a product, at least
-PROGRAMS = 256  # among which rows, kv heads and keys are shared out (4.2 TB/s of an H200's 4.3; with 512: 3.9)
+ROWS = 16  # least query rows of a product
+PROGRAMS = 256  # that share rows, kv heads and keys (4.2 TB/s of an H200's 4.3; with 512 programs: 3.9)
 LOG2E = 1.4426950408889634
 
 
@@ -54,7 +54,7 @@ def append(
     new_values: Float[Tensor, "B K 1 E"],
     slot: Int[Tensor, "1"],
 ) -> None:
-    """Put a token's keys and values into the slot."""
+    """Write a token's keys and values into the slot."""
     batch, kv, _, size = new_keys.shape
     _append[(batch * kv,)](
         keys, values, new_keys, new_values, slot, *keys.stride()[:3], *values.stride()[:3],
@@ -65,7 +65,7 @@ def append(
 def turn(
     x: Float[Tensor, "B H T E"], cosine: Float[Tensor, "b T half"], sine: Float[Tensor, "b T half"]
 ) -> Float[Tensor, "B H T E"]:
-    """x with the first 2 x half numbers of each head rotated, in float32; the rest as it is."""
+    """x with the first 2 x half numbers of each head rotated, in float32; the rest stays unchanged."""
     batch, heads, count, size = x.shape
     out, half = torch.empty(x.shape, dtype=x.dtype, device=x.device), cosine.shape[-1]
     row = 0 if cosine.shape[0] == 1 else count * half
@@ -77,7 +77,7 @@ def turn(
 
 
 def norm(x: Float[Tensor, "*rows D"], weight: Float[Tensor, "D"], epsilon: float) -> Float[Tensor, "*rows D"]:
-    """Root-mean-square norm times weight of a few rows, a program each; computed in float32."""
+    """Root-mean-square norm times weight of a few rows, one program per row; computed in float32."""
     out, width = torch.empty_like(x), x.shape[-1]
     _norm[(x.numel() // width,)](x, weight, out, epsilon, width, PADDED=triton.next_power_of_2(width), num_warps=8)
     return out

@@ -1,6 +1,6 @@
-"""The compiled kernels as functions of tensors. Each has a `refuses_...`: why it does not take these, or "".
+"""The compiled kernels as functions of tensors. Each has a `refuses_...`: the reason why it does not take them, or "".
 
-All are for the CPU and without gradient. Threads: torch's.
+All run on the CPU and without gradient, with torch's number of threads.
 """
 
 import ctypes
@@ -14,12 +14,12 @@ from torch import Tensor
 from handscroll.kernels.native.library import library, reason
 from handscroll.kernels.rounding import GROUP
 
-# Of keys and values; the last: two int4 a byte. The first two are the formats of a matrix too (kernels/formats.py).
+# Of keys and values; the last is int4, two a byte. The first two are also formats of a matrix (kernels/formats.py).
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3}
 PLAIN = (0, 1, 3)  # numbers of the formats without blocks or scales: F32, BF16, F16
 LANES = 16  # sizes must be multiples of this
-WIDEST = 512  # numbers of an int8 key, whose products are added up in 32 bits
-FEW = 16  # tokens up to which products, norms and rotations are asked here
+WIDEST = 512  # most numbers of an int8 key; the sums of their products are in 32 bits
+FEW = 16  # most tokens for which products, norms and rotations are compiled
 NOT_CPU = "the tensors are not on the CPU"
 GRADIENT = "a gradient is wanted"
 EMPTY = "there is nothing to read"
@@ -29,7 +29,7 @@ GAPS = "the tensors lie with gaps"
 
 
 class KeysValues(Protocol):
-    """Keys and values (B, K, S, E), rounded where `scales` are given (`nn/span.py: Span`)."""
+    """Keys and values (B, K, S, E), rounded if `scales` are given (`nn/span.py: Span`)."""
 
     @property
     def keys(self) -> Tensor: ...
@@ -46,7 +46,8 @@ class KeysValues(Protocol):
 
 
 def refuses_decode(q: Tensor, span: KeysValues, first: int = 0) -> str:
-    """Why `decode` does not take a run from `first` on: a CPU, a known dtype, rows of whole vectors without gaps."""
+    """Why `decode` does not take a run from `first` on; it needs a CPU, a known dtype, contiguous rows of whole
+    vectors."""
     if refused := _refuses_floats(q):
         return refused
     keys, values = span.keys, span.values
@@ -72,8 +73,8 @@ def decode(
 ) -> tuple[Float[Tensor, "B H T E"], Float[Tensor, "B H T"]]:
     """Attention of a few queries, all of which see a whole run of a span: output and log-sum-exp, both float32.
 
-    Query heads share kv heads evenly: those of one are the rows of one pass over its keys. Over int8 on a processor
-    with AVX-512 VNNI, queries and softmax weights are rounded to 16 bits (integers.h).
+    Query heads share kv heads evenly: those of one kv head are the rows of one pass over its keys. For int8 on a
+    processor with AVX-512 VNNI, queries and softmax weights are rounded to 16 bits (integers.h).
     """
     keys, values = span.keys[:, :, first:last], span.values[:, :, first:last]
     key_scales, value_scales = (None, None) if span.scales is None else span.scales_of(first, last)
@@ -101,7 +102,7 @@ def decode(
 
 
 def refuses_pages(q: Tensor, keys: Tensor, values: Tensor) -> str:
-    """Why `paged` does not take them: it wants a CPU, whole vectors, a pool (K, slots, E) in q's dtype without gaps."""
+    """Why `paged` does not take them; it needs a CPU, whole vectors, a contiguous pool (K, slots, E) in q's dtype."""
     if refused := _refuses_floats(q):
         return refused
     if keys.device.type != "cpu" or keys.dtype != q.dtype or values.dtype != q.dtype:
@@ -124,8 +125,8 @@ def paged(
 ) -> tuple[Float[Tensor, "B K R E"], Float[Tensor, "B K R"]]:
     """Attention of R query rows of each kv head of row b over tokens first .. last - 1 of its own pages.
 
-    Pages are `page` slots of the pool. `spans` holds per row where its pages begin in `table`, first and last. Output
-    and log-sum-exp are float32; a row's do not depend on the other rows.
+    A page is `page` slots of the pool. `spans` holds for each row where its pages begin in `table`, first and last.
+    Output and log-sum-exp are float32. The result of a row does not depend on the other rows.
     """
     found = library()
     assert found is not None
@@ -139,7 +140,7 @@ def paged(
 
 
 def refuses_prefill(q: Tensor, keys: Tensor, values: Tensor) -> str:
-    """Why `prefill` does not take them: it wants bfloat16 on a CPU that multiplies it (AVX-512 BF16)."""
+    """Why `prefill` does not take them; it needs bfloat16 on a CPU that multiplies it (AVX-512 BF16)."""
     for x in (q, keys, values):
         if x.device.type != "cpu":
             return NOT_CPU
@@ -161,10 +162,10 @@ def prefill(
     scale: float,
     square: bool,
 ) -> tuple[Float[Tensor, "B H T E"], Float[Tensor, "B H T"]]:
-    """Attention of T queries over S keys in bfloat16; `square`: query t sees keys 0 .. t, else all see all.
+    """Attention of T queries over S keys in bfloat16; `square`: query t sees keys 0 .. t, otherwise all see all.
 
-    The weights are rounded to bfloat16 before they meet the values, as torch's fused kernel does it; scores, sums and
-    the log-sum-exp are float32. The output lies as (B, T, H, E), which the next projection reads.
+    The weights are rounded to bfloat16 before they multiply the values, as in torch's fused kernel; scores, sums and
+    the log-sum-exp are float32. The output lies in memory as (B, T, H, E), which the next projection reads.
     """
     found = library()
     assert found is not None
@@ -179,7 +180,7 @@ def prefill(
 
 
 def refuses_product(x: Tensor, weight: Tensor) -> str:
-    """Why `multiply` does not take them: few rows in the weight's dtype, whole vectors, no gaps."""
+    """Why `multiply` does not take them; it needs few contiguous rows in the weight's dtype and whole vectors."""
     if torch.is_grad_enabled():
         return GRADIENT
     if x.numel() > FEW * x.shape[-1]:
@@ -192,7 +193,7 @@ def refuses_product(x: Tensor, weight: Tensor) -> str:
 
 
 def refuses_raw(x: Tensor, raw: Tensor, inner: int) -> str:
-    """The same for `multiply_raw` and a matrix (N, row_bytes) of `inner` numbers a row, which wants no gradient."""
+    """The same for `multiply_raw` with a matrix (N, row_bytes) of `inner` numbers a row; it computes no gradient."""
     if x.requires_grad:
         return GRADIENT
     if x.numel() > FEW * x.shape[-1]:
@@ -201,7 +202,7 @@ def refuses_raw(x: Tensor, raw: Tensor, inner: int) -> str:
 
 
 def refuses_raw_many(x: Tensor, number: int, raw: Tensor, inner: int) -> str:
-    """Why `multiply_raw_many` does not take them: any number of rows, a format with blocks or int8, AVX-512 VNNI."""
+    """Why `multiply_raw_many` does not take them; it needs int8 or a format with blocks, and AVX-512 VNNI."""
     if x.requires_grad:
         return GRADIENT
     if number in PLAIN:
@@ -216,8 +217,8 @@ def multiply(
 ) -> Float[Tensor, "*rows N"]:
     """x times weight transposed plus bias, with float32 sums; the weights are read once per 4 rows.
 
-    A row's result does not depend on the other rows. In bfloat16 the weights are read once per 8 rows where the
-    processor multiplies it.
+    A row's result does not depend on the other rows. In bfloat16 the weights are read once per 8 rows if the processor
+    can multiply bfloat16.
     """
     return multiply_raw(x, KINDS[weight.dtype], weight, bias)
 
@@ -225,7 +226,7 @@ def multiply(
 def multiply_raw(
     x: Float[Tensor, "*rows D"], number: int, raw: Tensor, bias: Float[Tensor, "N"] | None
 ) -> Float[Tensor, "*rows N"]:
-    """The same with a matrix (N, row_bytes) in the number format that has this `number` (kernels/formats.py).
+    """The same for a matrix (N, row_bytes) in the number format with this `number` (kernels/formats.py).
 
     With AVX-512 VNNI, every 64 numbers of x are rounded to 16 bits, and the weights are those of the format
     (quantised.h).
@@ -254,7 +255,7 @@ def _multiply_raw(name: str, x: Tensor, number: int, raw: Tensor, bias: Tensor |
 
 
 def refuses_norm(x: Tensor, weight: Tensor) -> str:
-    """Why `norm` does not take them: it wants few tokens (..., T, D) without gaps, in the dtype of the weight."""
+    """Why `norm` does not take them; it needs few contiguous tokens (..., T, D) in the dtype of the weight."""
     if x.dtype != weight.dtype:
         return "the weight is in another dtype"
     if not x.is_contiguous():
@@ -265,7 +266,7 @@ def refuses_norm(x: Tensor, weight: Tensor) -> str:
 def norm(
     x: Float[Tensor, "*rows D"], weight: Float[Tensor, "D"], epsilon: float, offset: bool = False
 ) -> Float[Tensor, "*rows D"]:
-    """Root-mean-square norm times weight, in one pass a row; rounded where `nn/norm.py` rounds."""
+    """Root-mean-square norm times weight, in one pass over each row; it rounds where `nn/norm.py` rounds."""
     found = library()
     assert found is not None
     out, width = torch.empty_like(x), x.shape[-1]
@@ -275,7 +276,7 @@ def norm(
 
 
 def refuses_turn(x: Tensor, cosine: Tensor) -> str:
-    """Why `turn` does not take them: it wants few tokens (B, H, T, E), tables in float32, halves of whole vectors."""
+    """Why `turn` does not take them; it needs few tokens (B, H, T, E), float32 tables, half heads of whole vectors."""
     if cosine.dtype != torch.float32 or not cosine.is_contiguous():
         return "the tables are not float32 without gaps"
     if x.shape[-1] != 2 * cosine.shape[-1]:
@@ -288,7 +289,7 @@ def refuses_turn(x: Tensor, cosine: Tensor) -> str:
 def turn(
     x: Float[Tensor, "B H T E"], cosine: Float[Tensor, "b T half"], sine: Float[Tensor, "b T half"]
 ) -> Float[Tensor, "B H T E"]:
-    """x rotated by tables of one row or of every row; computed in float32."""
+    """x rotated by the tables of one row or of every row; computed in float32."""
     found = library()
     assert found is not None
     out = torch.empty(x.shape, dtype=x.dtype, device="cpu")
@@ -298,7 +299,7 @@ def turn(
 
 
 def _refuses_few(x: Tensor) -> str:
-    """Why x (..., T, D) is not a few tokens on the CPU of which no gradient is wanted."""
+    """Why x (..., T, D) is not a few tokens on the CPU without gradient, or ""."""
     if torch.is_grad_enabled():
         return GRADIENT
     if refused := _refuses_floats(x):
@@ -327,7 +328,7 @@ def _refuses_floats(x: Tensor) -> str:
 
 
 def _refuses_matrix(x: Tensor, weight: Tensor, inner: int) -> str:
-    """Why rows and a matrix of `inner` columns are not whole vectors on the CPU that go together."""
+    """Why rows and a matrix of `inner` columns are not matching whole vectors on the CPU, or ""."""
     if weight.device.type != "cpu":
         return NOT_CPU
     if not x.numel() or x.shape[-1] != inner or inner % LANES:
@@ -336,7 +337,7 @@ def _refuses_matrix(x: Tensor, weight: Tensor, inner: int) -> str:
 
 
 def _refuses_gaps(*tensors: Tensor) -> str:
-    """Why rows are not whole vectors, or the (S, E) of a head does not lie without gaps."""
+    """Why rows are not whole vectors, or why the (S, E) of a head is not contiguous; "" if all is well."""
     for x in tensors:
         if x.shape[3] % LANES:
             return VECTORS
@@ -350,12 +351,12 @@ def _missing() -> str:
 
 
 def _tracked(*tensors: Tensor) -> bool:
-    """Whether a gradient is wanted of any."""
+    """Whether any of them needs a gradient."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 def _floats(*shape: int) -> Tensor:
-    """Room for float32 results, whatever torch's default dtype and device are."""
+    """An empty float32 tensor on the CPU, independent of torch's default dtype and device."""
     return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 

@@ -1,9 +1,9 @@
-"""The compiled kernels: built once a machine with the C++ compiler that is there, loaded through ctypes.
+"""The compiled kernels: built once per machine with the installed C++ compiler, loaded through ctypes.
 
-The sources are compiled for this very processor (`-march=native`) and kept in the user's cache folder under a hash of
-sources, flags, compiler, processor and torch. OpenMP is taken from torch's own library, so that both share one pool of
-threads. Without a compiler, on another system, or with HANDSCROLL_NATIVE=0 there is no library, and every kernel has a
-path in plain torch (`reason()` says why).
+The sources are compiled for this machine's processor (`-march=native`) and kept in the user's cache folder under a hash
+of sources, flags, compiler, processor and torch. OpenMP is taken from torch's own library, so that both share one pool
+of threads. Without a compiler, on another system, or with HANDSCROLL_NATIVE=0, there is no library, and plain torch
+computes every operation (`reason()` says why).
 """
 
 import ctypes
@@ -23,9 +23,9 @@ from filelock import FileLock
 SOURCES = ("decode.cpp", "prefill.cpp", "products.cpp", "quantised.cpp", "many.cpp", "rows.cpp", "halves.cpp")
 HEADERS = ("simd.h", "blocks.h", "integers.h", "products.h", "formats.h", "quantised.h", "units.h")
 COMPILE = ("-O3", "-march=native", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-fopenmp", "-c")
-LINK = ("-shared",)  # without -fopenmp: its symbols are those that torch has loaded
+LINK = ("-shared",)  # without -fopenmp: the OpenMP symbols are those that torch has loaded
 COMPILERS = ("c++", "g++", "clang++")
-# What the functions take, in order: i an int, f a float, p a pointer (an address, an array or None).
+# The arguments of the functions, in order: i an int, f a float, p a pointer (an address, an array or None).
 ARGUMENTS = {
     "decode": "iipfpppppppp",
     "paged": "ipfppppppp",
@@ -46,20 +46,20 @@ SWITCH = "HANDSCROLL_NATIVE"
 
 
 def library() -> ctypes.CDLL | None:
-    """The library, built at the first call; None where there is none."""
+    """The library, built at the first call; None if it cannot be built."""
     return _loaded()[0]
 
 
 def reason() -> str:
-    """Where the library lies, or why there is none."""
+    """The path of the library, or the reason why there is none."""
     return _loaded()[1]
 
 
 def build(folder: Path, compiler: str) -> Path:
-    """Compile into `folder` unless it was done before; returns the library's path.
+    """Compile into `folder` unless that was done before; return the library's path.
 
     Raises:
-        OSError: the compiler failed; the message holds what it said.
+        OSError: the compiler failed; the message holds its output.
     """
     here = Path(__file__).parent
     texts = [(here / name).read_bytes() for name in (*SOURCES, *HEADERS)]

@@ -1,6 +1,7 @@
-"""What the compiled layers (`halves.cpp`) are told of a layer: addresses and sizes, as structures of C.
+"""The description of a layer for compiled layers (`halves.cpp`): addresses and sizes, as structures of C.
 
-The tables keep nothing alive: whoever fills them holds the tensors and sees when they move (`nn/addresses.py`).
+The tables keep no tensor alive: the code that fills them holds the tensors and notices when they move
+(`nn/addresses.py`).
 """
 
 import ctypes
@@ -11,19 +12,19 @@ def _of(kind: type, *names: str) -> list[tuple[str, type]]:
 
 
 class Product(ctypes.Structure):
-    """A matrix (outer, inner) in the number format `kind`, and a bias; null where there are none."""
+    """A matrix (outer, inner) in the number format `kind`, and a bias; a missing one is null."""
 
     _fields_ = [*_of(ctypes.c_int64, "kind", "inner", "outer"), *_of(ctypes.c_void_p, "weight", "bias")]
 
 
 class Norm(ctypes.Structure):
-    """A root-mean-square norm; without a weight there is none. `offset`: times 1 + weight, in float32."""
+    """A root-mean-square norm; a null weight means no norm. `offset`: times 1 + weight, in float32."""
 
     _fields_ = [("weight", ctypes.c_void_p), ("epsilon", ctypes.c_double), ("offset", ctypes.c_int64)]
 
 
 class Before(ctypes.Structure):
-    """From the hidden states to queries, keys and values; `kind` is that of the hidden states."""
+    """The half from the hidden states to queries, keys and values; `kind` is that of the hidden states."""
 
     _fields_ = [
         *_of(ctypes.c_int64, "kind", "width", "heads", "kv", "size"),
@@ -33,7 +34,7 @@ class Before(ctypes.Structure):
 
 
 class After(ctypes.Structure):
-    """From what attention read to the layer's output; the branch norms are of what is added.
+    """The half from the result of attention to the layer's output; branch norms normalise what is added.
 
     `activation`: 0 silu, 1 the tanh form of gelu.
     """
@@ -46,7 +47,7 @@ class After(ctypes.Structure):
 
 
 class Past(ctypes.Structure):
-    """Keys and values before those of a cache, which every row sees whole."""
+    """Keys and values before those of a cache; every row sees all of them."""
 
     _fields_ = [
         *_of(ctypes.c_void_p, "keys", "values", "key_scales", "value_scales"),
@@ -56,7 +57,8 @@ class Past(ctypes.Structure):
 
 
 class Layer(ctypes.Structure):
-    """A whole layer: its halves, where its keys and values lie, the first that is seen, its rotation and scale."""
+    """A whole layer: its halves, the place of its keys and values, the first key that is seen, its rotation and
+    scale."""
 
     _fields_ = [
         ("before", Before),
