@@ -1,5 +1,5 @@
-// A block of keys and values as R query rows meet it, in the number kinds that are multiplied as floats: `score` makes
-// the scores of its keys, `add` adds up its values. integers.h is the same for int8.
+// How R query rows read a block of keys and values, for the kinds that are multiplied as floats: `score` computes the
+// scores of its keys, `add` adds up its values. integers.h is the same for int8.
 
 #pragma once
 #include <type_traits>
@@ -10,7 +10,7 @@ namespace {
 
 constexpr int BLOCK = 64;  // keys per softmax block
 
-// What a number of type T is scaled by: int8 a float per token; int4 bfloat16, scales and lowest numbers of a channel
+// The scales of numbers of type T. int8: one float per token. int4, in bfloat16: scales and lowest numbers of a channel
 // over 32 keys (S / 32, 2, E), and of 32 channels of a value (S, 2, E / 32).
 template <class T>
 using Scale = std::conditional_t<std::is_same_v<T, nibbles>, bf16, float>;
@@ -21,13 +21,13 @@ struct Scales {  // of one kv head of one batch row
     const Scale<T>* values = nullptr;
 };
 
-// Asks for one row of `bytes` at `p` that is read soon: keys and values alternate, and the processor's own prefetching
+// Prefetches one row of `bytes` at `p` that is read soon: keys and values alternate, so the processor's own prefetching
 // begins anew with each block.
 inline void fetch(const void* p, int64_t bytes) {
     for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch((const char*)p + b, 0, 0);
 }
 
-// out[r] += sum over values of weights[r][j] * value[j], W vectors of them; values at `next` are read soon.
+// out[r] += sum over values of weights[r][j] * value[j], for W vectors of them; values at `next` are read soon.
 template <int R, int W, class T>
 void add_columns(const float* weights, const T* values, int count, int size, const T* next, float* out) {
     f16v total[R][W];
@@ -60,7 +60,7 @@ class Floats {
         for (float& x : q) x *= scale;
     }
 
-    // scores[r][j] of `count` keys from number `at` on, to the next multiple of 16; rows at `next` are read soon.
+    // scores[r][j] of `count` keys from number `at` on, up to the next multiple of 16; rows at `next` are read soon.
     void score(const T* keys, int64_t at, int count, const T* next, float* scores) const {
         for (int j = 0; j < count; j += 16) {
             const int here = count - j < 16 ? count - j : 16;
@@ -127,7 +127,7 @@ class Narrow {
     static __m512bh take(const void* p) { return (__m512bh)_mm512_loadu_si512(p); }
     static __m512bh half(const void* p) { return (__m512bh)_mm512_maskz_loadu_epi16(0xffff, p); }
 
-    // E: the size where the compiler may know it, whose queries stay in registers; 0: any.
+    // E: the size if the compiler may know it (the queries then stay in registers); 0: any size.
     template <int E>
     void score_of(const bf16* keys, int count, const bf16* next, float* scores) const {
         const int width = E ? E : size;
@@ -149,7 +149,7 @@ class Narrow {
                     }
                 } else {
                     for (int e = 0; e < width; e += 32) {
-                        const bool whole = width - e >= 32;  // a mask hides from the processor what it could fetch ahead
+                        const bool whole = width - e >= 32;  // with a mask the processor would not prefetch
                         const __m512bh k = whole ? take(keys + at + e) : half(keys + at + e);
                         for (int r = 0; r < R; r++) {
                             const uint16_t* x = q.data() + r * width + e;
@@ -168,7 +168,8 @@ class Narrow {
         }
     }
 
-    // As `add_columns`, of 32 W columns: the even ones of a vector of bfloat16 are its numbers shifted, the odd ones masked.
+    // As `add_columns`, for 32 W columns. In a vector of bfloat16, the even columns are its numbers shifted, the odd
+    // ones masked.
     template <int W>
     void add_pairs(const float* weights, const bf16* values, int count, const bf16* next, float* out) const {
         const __m512i odd = _mm512_set1_epi32(0xffff0000);
@@ -211,7 +212,8 @@ template <int R>
 using Narrow = Floats<bf16, R>;
 #endif
 
-// int4: the scales of channels go into the query once for 32 keys, and their lowest numbers into one sum.
+// int4: once per 32 keys, the scales of channels are multiplied into the query and their lowest numbers go into one
+// sum.
 template <int R>
 class Packed {
   public:

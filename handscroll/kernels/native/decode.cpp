@@ -1,8 +1,9 @@
-// Attention of a few query rows over a long run of keys, for decoding: memory-bound, each key and value read once.
+// Attention of a few query rows over a long run of keys, for decoding. Memory limits it, so each key and value is read
+// once.
 //
-// The query heads that share a kv head (and the tokens of a short draft) are the rows of one task. A task takes a run
+// The query heads that share a kv head (and the tokens of a short draft) are the rows of one task. A task reads a run
 // of keys in blocks of 64 with an online softmax; runs are merged by log-sum-exp (Dao et al. 2023, "Flash-Decoding").
-// Keys lie in one piece, or in pages of a pool that a table lists (Kwon et al. 2023, "PagedAttention").
+// Keys are contiguous, or lie in pages of a pool that a table lists (Kwon et al. 2023, "PagedAttention").
 
 #include <algorithm>
 #include <cmath>
@@ -12,9 +13,9 @@
 
 namespace {
 
-constexpr int64_t PART = 512;  // keys of a task over pages: fixed, so that a row does not depend on its neighbours
+constexpr int64_t PART = 512;  // keys of a task over pages: fixed, so that a row does not depend on other rows
 
-// Where the vectors of one kv head lie, and how many from `n` on lie in one piece.
+// Where the vectors of one kv head lie, and how many from `n` on are contiguous.
 template <class T>
 struct Whole {
     const T* start;
@@ -32,7 +33,7 @@ struct Pages {
     int64_t left(int64_t n) const { return page - n % page; }
 };
 
-// How R rows meet keys and values of type T.
+// How R rows read keys and values of type T.
 template <class T, int R>
 struct Ways { using Way = Floats<T, R>; };
 template <int R>
@@ -42,14 +43,14 @@ struct Ways<int8_t, R> { using Way = Integers<R>; };
 template <int R>
 struct Ways<nibbles, R> { using Way = Packed<R>; };
 
-// Which keys the rows of a head see: row r those before number `length` - `tokens` + 1 + r % `tokens`.
+// The keys that the rows of a head see: row r sees those before number `length` - `tokens` + 1 + r % `tokens`.
 struct Sight {
     int64_t length = INT64_MAX, tokens = 1;
     int64_t of(int64_t r) const { return length - tokens + 1 + r % tokens; }
 };
 
-// One task: R rows, the first of which is number `begin` of its head, over keys first .. last - 1. out (R, size)
-// unnormalised, top (R) largest score, mass (R).
+// One task: R rows, the first of which is number `begin` of its head, over keys first .. last - 1. Results: out (R,
+// size) unnormalised, top (R) the largest score, mass (R).
 template <class T, int R, class Place>
 void run(const float* q, float scale, Place keys, Place values, Scales<T> scales, int64_t first, int64_t last,
          Sight sight, int begin, int size, float* out, float* top, float* mass) {
@@ -64,7 +65,7 @@ void run(const float* q, float scale, Place keys, Place values, Scales<T> scales
         for (int r = 0; r < R; r++) {
             float* s = scores + r * BLOCK;
             const int64_t seen = sight.of(begin + r) - at;
-            if (seen <= 0) {  // nothing of this block
+            if (seen <= 0) {  // no key of this block is seen
                 memset(s, 0, sizeof(float) * padded);
                 continue;
             }
@@ -109,7 +110,7 @@ void rows(const float* q, float scale, Place keys, Place values, Scales<T> scale
     }
 }
 
-// The `parts` partial results of a lane, from number `begin` on, merged.
+// Merges the `parts` partial results of a lane, from number `begin` on.
 void join(const float* outs, const float* tops, const float* masses, int64_t begin, int64_t parts, int64_t count,
           int64_t size, float* out, float* lse) {
     for (int64_t r = 0; r < count; r++) {
@@ -124,7 +125,7 @@ void join(const float* outs, const float* tops, const float* masses, int64_t beg
             total += weight * masses[at];
             for (int64_t e = 0; e < size; e++) o[e] += weight * outs[at * size + e];
         }
-        for (int64_t e = 0; e < size && total != 0; e++) o[e] /= total;  // not a number: stays so
+        for (int64_t e = 0; e < size && total != 0; e++) o[e] /= total;  // NaN stays NaN
         lse[r] = total != 0 ? high + std::log(total) : -INFINITY;
     }
 }
@@ -136,7 +137,7 @@ void decode(const float* q, float scale, const T* keys, const T* values, const S
     const int64_t threads = shape[5], lanes = batch * heads;
     const int64_t stride = std::is_same_v<T, nibbles> ? size / 2 : size;
     int64_t parts = (4 * threads + lanes - 1) / lanes, most = (length + 255) / 256;
-    while (lanes * parts % threads) parts++;  // as much for every thread
+    while (lanes * parts % threads) parts++;  // so that every thread gets the same amount
     if (threads == 1) parts = 1;
     if (parts > most) parts = most;
     const int64_t step = ((length + parts - 1) / parts + BLOCK - 1) / BLOCK * BLOCK;
@@ -160,7 +161,7 @@ void decode(const float* q, float scale, const T* keys, const T* values, const S
         join(outs, tops, masses, lane * parts, parts, count, size, out + lane * count * size, lse + lane * count);
 }
 
-// Every batch row has its own pages and its own run of keys: spans (B, 3) are where its table begins, first and last.
+// Every batch row has its own pages and its own run of keys: spans (B, 3) hold where its table begins, first and last.
 template <class T>
 void paged(const float* q, float scale, const T* keys, const T* values, const int64_t* table, const int64_t* spans,
            const int64_t* shape, float* out, float* lse) {
@@ -200,10 +201,11 @@ std::vector<float> widened(const void* q, int narrow, int64_t count) {
 
 }  // namespace
 
-// q (B, K, R, E), float32 or (narrow) bfloat16, times scale; keys and values (B, K, S, E), rows of E contiguous, strides[0..3] of batch and head;
-// int8 with float32 scales (B, K, S), int4 (rows of E / 2 bytes) with bfloat16 ones (see `Scale`), strides[4..7]. shape: B,
-// K, R, S, E (a multiple of 16, of 32 for int4), threads, tokens: row r sees all but the last tokens - 1 - r % tokens keys. kind: 0 float32, 1 bfloat16, 2 int8, 3 int4. out (B, K, R, E) and
-// lse (B, K, R) in float32.
+// q (B, K, R, E), float32 or (narrow) bfloat16, is multiplied by scale. Keys and values (B, K, S, E) have contiguous
+// rows of E; strides[0..3] are those of batch and head. int8 has float32 scales (B, K, S); int4 (rows of E / 2 bytes)
+// has bfloat16 scales (see `Scale`); strides[4..7] are theirs. shape: B, K, R, S, E (a multiple of 16, of 32 for int4),
+// threads, tokens; row r sees all keys but the last tokens - 1 - r % tokens. kind: 0 float32, 1 bfloat16, 2 int8, 3
+// int4. out (B, K, R, E) and lse (B, K, R) are float32.
 extern "C" void handscroll_decode(int kind, int narrow, const void* queries, float scale, const void* keys,
                                   const void* values, const void* key_scales, const void* value_scales,
                                   const int64_t* shape, const int64_t* strides, float* out, float* lse) {
@@ -221,8 +223,9 @@ extern "C" void handscroll_decode(int kind, int narrow, const void* queries, flo
                strides, out, lse);
 }
 
-// q (B, K, R, E), float32 or (narrow) bfloat16, times scale; keys and values (K, slots, E) of q's kind without gaps, `page` slots a page; table: numbers of
-// pages, row after row. shape: B, K, R, E (a multiple of 16), page, slots, threads. kind: 0 float32, 1 bfloat16.
+// q (B, K, R, E), float32 or (narrow) bfloat16, is multiplied by scale. Keys and values (K, slots, E) are contiguous
+// and of q's kind, with `page` slots a page. table: numbers of pages, row after row. shape: B, K, R, E (a multiple of
+// 16), page, slots, threads. kind: 0 float32, 1 bfloat16.
 extern "C" void handscroll_paged(int kind, const void* queries, float scale, const void* keys, const void* values,
                                  const int64_t* table, const int64_t* spans, const int64_t* shape, float* out, float* lse) {
     const std::vector<float> wide = widened(queries, kind == 1, shape[0] * shape[1] * shape[2] * shape[3]);

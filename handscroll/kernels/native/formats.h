@@ -1,7 +1,7 @@
 // The number formats of weight matrices (kernels/formats.py): where the numbers of a block lie, read one by one.
 //
-// `number` of `Format` is what a format is called here. A row of F32, F16, BF16 and int8 is its numbers, of int8 then a
-// float32 scale; the others are blocks of 32 or 256 numbers as ggml-common.h of llama.cpp has them.
+// The `number` of a `Format` is its kind here. A row of F32, F16, BF16 and int8 is its numbers; in int8 a float32 scale
+// follows. The other formats are blocks of 32 or 256 numbers as in ggml-common.h of llama.cpp.
 
 #pragma once
 #include <type_traits>
@@ -24,7 +24,7 @@ inline float half(const uint8_t* p) {
     return (float)x;
 }
 
-// The eight 6-bit scales and eight 6-bit lowest numbers in the 12 bytes of Q4_K and Q5_K, four a word.
+// The eight 6-bit scales and eight 6-bit lowest numbers in the 12 bytes of Q4_K and Q5_K, four per word.
 struct Twelve {
     uint32_t scales[2], lows[2];
     explicit Twelve(const uint8_t* p) {
@@ -36,7 +36,7 @@ struct Twelve {
     }
 };
 
-// The sixteen 6-bit scales in the 12 bytes of Q3_K, 32 too high, four a word.
+// The sixteen 6-bit scales in the 12 bytes of Q3_K, stored with 32 added, four per word.
 struct Sixteen {
     uint32_t scales[4];
     explicit Sixteen(const uint8_t* p) {
@@ -47,7 +47,7 @@ struct Sixteen {
     }
 };
 
-// A block of 32 or 256 numbers in float32; `count` where a format has no blocks.
+// Reads a block of 32 or 256 numbers into float32; `count` is used by formats without blocks.
 template <int KIND>
 inline void widen_block(const uint8_t* b, float* y, int64_t count = 32) {
     if constexpr (KIND <= F16) {

@@ -1,8 +1,8 @@
-// The two halves of a decoder layer around its attention, for a few tokens, each in one call and one parallel region:
-// norm, the projections to queries, keys and values, and their rotation; output projection, norm, gated MLP and the two
-// sums, each branch normed before it is added where the layer has such a norm. The arithmetic is that of products.h and
-// rows.cpp. What is saved are calls, which take longer than the work
-// between the products, and threads that wait: each makes its own copy of what is small, and its share of the columns.
+// The two halves of a decoder layer around its attention, for a few tokens, each in one call and one parallel region.
+// Before: norm, the projections to queries, keys and values, and their rotation. After: output projection, norm, gated
+// MLP and the two sums; if the layer has branch norms, each branch is normed before it is added. The arithmetic is that
+// of products.h and rows.cpp. The halves save calls, which take longer than the work between the products, and waiting
+// threads: each thread makes its own copy of small results, and its share of the columns.
 
 #include <cmath>
 #include <omp.h>
@@ -19,45 +19,45 @@ void handscroll_turn(int kind, const void* x, const float* cosine, const float* 
 
 namespace {
 
-// A root-mean-square norm as `handscroll_norm` has it; weight null: there is none. offset: times 1 + weight.
+// A root-mean-square norm as in `handscroll_norm`; a null weight means no norm. offset: times 1 + weight.
 struct Norm {
     const void* weight;
     double epsilon;
     int64_t offset;
 };
 
-struct Before {  // kind of the hidden states: 0 float32, 1 bfloat16
+struct Before {  // kind is that of the hidden states: 0 float32, 1 bfloat16
     int64_t kind, width, heads, kv, size;
     Norm norm, query_norm, key_norm;
     Product query, key, value;
 };
 
-struct After {  // activation: 0 silu, 1 the tanh form of gelu; branch norms: of what is added
+struct After {  // activation: 0 silu, 1 the tanh form of gelu; branch norms normalise what is added
     int64_t kind, width, activation;
     Norm attention_branch, norm, mlp_branch;
     Product output, gate, up, down;
 };
 
-struct Past {  // keys and values (kv, length, E) that all rows see whole, in the numbers of `handscroll_decode`
+struct Past {  // keys and values (kv, length, E) that all rows see whole, with the kinds of `handscroll_decode`
     const void *keys, *values;
     const float *key_scales, *value_scales;
     int64_t kind, length, key_stride, value_stride, key_scale_stride, value_scale_stride;  // of heads
 };
 
-struct Layer {  // keys and values (B, kv, room, E), scales (B, kv, room) of int8 or null; the first that is seen
+struct Layer {  // keys and values (B, kv, room, E), scales (B, kv, room) of int8 or null; the first key that is seen
     Before before;
     After after;
     void *keys, *values;
     float *key_scales, *value_scales;
     int64_t batch_stride, head_stride, scale_batch_stride, scale_head_stride, first;
-    const Past* past;  // what lies before all that
+    const Past* past;  // keys and values before all these
     int64_t pasts, rotation;  // the number of the layer's tables
-    double scale;             // of the scores
+    double scale;             // factor of the scores
 };
 
-constexpr int64_t FETCHED = 8 << 10;  // bytes of a thread's next matrix that are asked for before it waits
+constexpr int64_t FETCHED = 8 << 10;  // bytes of its next matrix that a thread prefetches before it waits
 
-// This thread's columns of a product.
+// The columns of a product that this thread computes.
 struct Share {
     int64_t first, last;
     const Product& by;
@@ -80,7 +80,7 @@ void norm(const T* x, const Norm& by, int64_t rows, int64_t width, T* y) {
     handscroll_norm(sizeof(T) == 2, x, by.weight, (float)by.epsilon, shape, y);
 }
 
-// (B, T, heads, E) -> (B, heads, T, E), normed by head where there is a weight, and turned.
+// (B, T, heads, E) -> (B, heads, T, E), with each head normed if there is a weight, and rotated.
 template <class T>
 void heads(T* x, int64_t count, const Before& about, const Norm& by, const float* cosine, const float* sine,
            const int64_t* shape, T* y) {
@@ -110,9 +110,9 @@ void before(const Before& about, const T* x, const float* cosine, const float* s
     heads(key, about.kv, about, about.key_norm, cosine, sine, shape, k);
 }
 
-// The gate of x, rounded to T, times y, rounded to T; 16 numbers at a time. Both gates are x / (1 + e^-u): u is x for silu,
-// and sqrt(8 / pi) (x + 0.044715 x^3) for the tanh form of gelu, of which 0.5 (1 + tanh(u / 2)) is the same.
-// A constant says which: GCC 12 takes one lane of the other where a number chooses between vectors.
+// The gate of x, rounded to T, times y, rounded to T; 16 numbers at a time. Both gates are x / (1 + e^-u): for silu u
+// is x; for the tanh form of gelu u is sqrt(8 / pi) (x + 0.044715 x^3), since 0.5 (1 + tanh(u / 2)) is the same. A
+// constant says which: where a number chooses between vectors, GCC 12 takes one lane of the wrong one.
 template <bool GELU, class T>
 void gate(T* x, const T* y, int64_t count) {
     for (int64_t i = 0; i < count; i += 16) {
@@ -155,7 +155,7 @@ void after(const After& about, const T* x, const T* read, int64_t rows, int64_t 
 #pragma omp barrier
         down.make(gated, rows, lower);
         added = lower;
-        if (about.mlp_branch.weight) {  // of whole rows
+        if (about.mlp_branch.weight) {  // norms of whole rows
 #pragma omp barrier
             norm(lower, about.mlp_branch, rows, width, normed), added = normed;
         }
@@ -165,7 +165,7 @@ void after(const After& about, const T* x, const T* read, int64_t rows, int64_t 
     }
 }
 
-// As nn/rounding.py has it: symmetric, the largest at 127.
+// Rounds as kernels/rounding.py does: symmetric, with the largest magnitude at 127.
 template <class T>
 void rounded(const T* x, int64_t size, int8_t* y, float* scale) {
     float most = 0;
@@ -181,14 +181,14 @@ void rounded(const T* x, int64_t size, int8_t* y, float* scale) {
         y[e] = (int8_t)std::fmin(127.0f, std::fmax(-127.0f, std::nearbyint(widen(x[e]) / by)));
 }
 
-// The vector of a new token into its slot.
+// Writes the vector of a new token into its slot.
 template <class T>
 void keep(const T* from, int64_t size, void* to, int64_t at, float* scale) {
     if (scale) rounded(from, size, (int8_t*)to + at, scale);
     else memcpy((T*)to + at, from, sizeof(T) * size);
 }
 
-// The results of two runs of keys in one: out (rows, size), lse (rows), into the first.
+// Merges the results of two runs of keys, out (rows, size) and lse (rows), into the first.
 void merge(float* out, float* lse, const float* other, const float* other_lse, int64_t rows, int64_t size) {
     for (int64_t r = 0; r < rows; r++) {
         const float high = std::fmax(lse[r], other_lse[r]);
@@ -198,7 +198,8 @@ void merge(float* out, float* lse, const float* other, const float* other_lse, i
     }
 }
 
-// A few new tokens of every row through all layers: their keys and values go to the slots from `last` on of each layer.
+// Computes all layers for a few new tokens of every row; writes their keys and values to the slots from `last` on of
+// each layer.
 template <class T>
 void step(Layer* layers, int64_t count, const T* x, const float* const* tables, const int64_t* shape, T* y) {
     const int64_t batch = shape[0], tokens = shape[1], last = shape[4], rows = batch * tokens;
@@ -256,9 +257,9 @@ void step(Layer* layers, int64_t count, const T* x, const float* const* tables, 
 
 }  // namespace
 
-// x (B, T, width) without gaps; tables (batches, T, E / 2) float32; shape: B, T, batches of the tables, threads.
-// q (B, heads, T, E), k (B, kv, T, E), v (B, T, kv, E), all of x's kind. Sizes as products.h and rows.cpp ask; all widths
-// are multiples of 16.
+// x (B, T, width) is contiguous; tables (batches, T, E / 2) are float32. shape: B, T, batches of the tables, threads. q
+// (B, heads, T, E), k (B, kv, T, E) and v (B, T, kv, E) are of x's kind. Sizes are as products.h and rows.cpp need
+// them; all widths are multiples of 16.
 extern "C" void handscroll_before(const void* about, const void* x, const float* cosine, const float* sine,
                                   const int64_t* shape, void* q, void* k, void* v) {
     const Before& given = *(const Before*)about;
@@ -266,16 +267,16 @@ extern "C" void handscroll_before(const void* about, const void* x, const float*
     else before(given, (const bf16*)x, cosine, sine, shape, (bf16*)q, (bf16*)k, (bf16*)v);
 }
 
-// x and y (rows, width), which may be the same; read (rows, heads x E); shape: rows, threads.
+// x and y are (rows, width) and may be the same; read is (rows, heads x E). shape: rows, threads.
 extern "C" void handscroll_after(const void* about, const void* x, const void* read, const int64_t* shape, void* y) {
     const After& given = *(const After*)about;
     if (given.kind == 0) after(given, (const float*)x, (const float*)read, shape[0], shape[1], (float*)y);
     else after(given, (const bf16*)x, (const bf16*)read, shape[0], shape[1], (bf16*)y);
 }
 
-// x and y (B, T, width); tables: cosines and sines (batches, T, E / 2) of every rotation in turn; shape: B, T, batches of the
-// tables, threads, slot of the first new token. All layers are of one shape and kind, which is that of x; keys and values
-// are of it too, or in int8.
+// x and y are (B, T, width). tables: cosines and sines (batches, T, E / 2) of every rotation in turn. shape: B, T,
+// batches of the tables, threads, slot of the first new token. All layers have the same shape and the kind of x; keys
+// and values have that kind too, or int8.
 extern "C" void handscroll_step(void* layers, int64_t count, const void* x, const void* tables, const int64_t* shape,
                                 void* y) {
     Layer* all = (Layer*)layers;

@@ -1,9 +1,9 @@
-// Attention over int8 keys and values in the processor's integer products (AVX-512 VNNI: four products of bytes and
-// their sum a lane), so that neither is widened.
+// Attention over int8 keys and values in the processor's integer products (AVX-512 VNNI: each lane sums four products
+// of bytes), so that neither is widened.
 //
-// The other side of a product is rounded to 16 bits, which are two planes of bytes: a query to 1 / 65,024 of its largest
-// number, the softmax weights of a block (times their values' scales) to 1 / 131,070 of the largest. Keys and values
-// themselves are off by up to 1 / 254.
+// The other factor of a product is rounded to 16 bits, which are two planes of bytes. A query is rounded to 1 / 65,024
+// of its largest number, the softmax weights of a block (times their values' scales) to 1 / 131,070 of the largest.
+// Keys and values themselves are off by up to 1 / 254.
 
 #pragma once
 #include <algorithm>
@@ -23,8 +23,8 @@ inline void across(__m512i* y) {
     y[2] = _mm512_shuffle_i32x4(b, d, 0x88), y[3] = _mm512_shuffle_i32x4(b, d, 0xdd);
 }
 
-// R query rows over int8 keys and values of at most 512 numbers: their sums of 32 bits may run over on the way, the
-// result does not.
+// R query rows over int8 keys and values of at most 512 numbers. Their 32-bit sums may overflow on the way; the result
+// does not.
 template <int R>
 class Integers {
   public:
@@ -36,7 +36,7 @@ class Integers {
                 const f16v x = load(q + e);
                 high = max(x < (f16v){} ? -x : x, high), sound += x * splat(0.0f);
             }
-            const float most = largest(high), step = most / 32512 + sum(sound);  // not a number: stays so
+            const float most = largest(high), step = most / 32512 + sum(sound);  // NaN stays NaN
             const f16v by = splat(most > 1e-30f ? 32512 / most : 0.0f);
             __m512i total = _mm512_setzero_si512();
             for (int c = 0; c < chunks; c++) {
@@ -70,14 +70,14 @@ class Integers {
             for (int i = 0; i < 2 * R; i++) sums[i] = _mm512_setzero_si512();
             for (int c = 0; c < chunks; c++) {
                 __m512i k[4];
-                four(keys, j, count, c, next, k);  // the products take numbers without a sign on this side
+                four(keys, j, count, c, next, k);  // on this side the products take unsigned numbers
                 for (int i = 0; i < 4; i++) k[i] = _mm512_xor_si512(k[i], _mm512_set1_epi8(-128));
                 const __m512i a = _mm512_unpacklo_epi32(k[0], k[1]), b = _mm512_unpackhi_epi32(k[0], k[1]);
                 const __m512i d = _mm512_unpacklo_epi32(k[2], k[3]), e = _mm512_unpackhi_epi32(k[2], k[3]);
                 k[0] = _mm512_unpacklo_epi64(a, d), k[1] = _mm512_unpackhi_epi64(a, d);
                 k[2] = _mm512_unpacklo_epi64(b, e), k[3] = _mm512_unpackhi_epi64(b, e);
                 const Line* q = planes.data() + c * 4 * 2 * R;
-                asm("" : "+r"(q));  // or the compiler keeps queries in registers and sums in memory
+                asm("" : "+r"(q));  // otherwise the compiler keeps queries in registers and sums in memory
                 for (int m = 0; m < 4; m++)
                     for (int i = 0; i < 2 * R; i++)
                         sums[i] = _mm512_dpbusd_epi32(sums[i], k[m], _mm512_load_si512(q + m * 2 * R + i));
@@ -104,7 +104,7 @@ class Integers {
         float steps[R];
         for (int r = 0; r < R; r++) {
             float* w = weights + r * BLOCK;
-            __m512i most = _mm512_setzero_si512();  // numbers >= 0 are ordered as their bits, no number is above them
+            __m512i most = _mm512_setzero_si512();  // numbers >= 0 are ordered like their bits, NaN above them
             for (int j = 0; j < count; j += 16) {
                 const __m512 by = _mm512_maskz_loadu_ps(some(count - j), scales.values + at + j);
                 const __m512 x = _mm512_mul_ps(_mm512_load_ps(w + j), by);
@@ -139,18 +139,18 @@ class Integers {
   private:
     struct alignas(64) Line { int8_t bytes[CHUNK]; };
 
-    // Chunk c of rows j .. j + 3, the last one again where there are fewer; those at `next` are read soon.
+    // Chunk c of rows j .. j + 3; if there are fewer rows, the last one is repeated. The rows at `next` are read soon.
     void four(const int8_t* rows, int j, int count, int c, const int8_t* next, __m512i* found) const {
         const int here = size - CHUNK * c;
         for (int i = 0; i < 4; i++) {
             const int64_t at = (int64_t)std::min(j + i, count - 1) * size + CHUNK * c;
             found[i] = here < CHUNK ? _mm512_maskz_loadu_epi8((1ull << here) - 1, rows + at)
-                                    : _mm512_loadu_si512(rows + at);  // as in blocks.h: no mask without need
+                                    : _mm512_loadu_si512(rows + at);  // as in blocks.h, a mask only if it is needed
             __builtin_prefetch(next + at, 0, 0);
         }
     }
 
-    // out += numbers CHUNK * c .. of the values, weighted by two planes of bytes.
+    // out += the numbers from CHUNK * c on of the values, weighted by two planes of bytes.
     void columns(const __m512i* turned, const uint8_t* upper, const uint8_t* lower, float step, int count, int c,
                  float* out) const {
         __m512i high[4], low[4];

@@ -1,8 +1,9 @@
 // Attention of many queries over a run of keys in bfloat16, in blocks that stay in cache: two small matrix products
 // (AVX-512 BF16, float32 sums) around an online softmax (Dao et al. 2022, "FlashAttention").
 //
-// A task is 256 tokens of the query heads that share one kv head. Keys are packed so that a vector holds sixteen keys
-// times two features, values so that it holds sixteen features times two keys; each is packed once a task and block.
+// A task is 256 tokens of the query heads that share one kv head. Keys are packed so that a vector holds two features
+// of sixteen keys, values so that it holds two keys' numbers of sixteen features. Both are packed once per task and
+// block.
 
 #include <cmath>
 #include <vector>
@@ -16,7 +17,7 @@ namespace {
 constexpr int KEYS = 256;    // keys of a block
 constexpr int TOKENS = 256;  // query tokens of a task
 constexpr int TALL = 6;      // rows of the register tile
-constexpr int ROWS = 48;     // query rows whose scores are made at a time
+constexpr int ROWS = 48;     // query rows whose scores are computed at a time
 
 // C (R x 64, row stride n) (+)= A (R rows of bfloat16 pairs, row stride a_stride) x B (packed: depth pairs x 64 x 2).
 template <int R, bool ADD>
@@ -97,9 +98,9 @@ void pack_values(const uint16_t* values, int count, int size, uint16_t* packed) 
 
 constexpr float LOG2E = 1.44269504f, LN2 = 0.693147181f;
 
-// 2^x for x <= 0, relative error below 3e-7, 0 below -150. What is no number stays so.
+// 2^x for x <= 0, relative error below 3e-7, 0 below -150. NaN stays NaN.
 inline f16v power(f16v x) {
-    const __m512 t = _mm512_max_ps(_mm512_set1_ps(-200.0f), (__m512)x);  // of no number and a number: the second
+    const __m512 t = _mm512_max_ps(_mm512_set1_ps(-200.0f), (__m512)x);  // if x is NaN, it returns x, its second argument
     const __m512 whole = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const f16v r = (f16v)_mm512_sub_ps(t, whole);
     f16v p = splat(1.33908668e-3f);
@@ -111,8 +112,8 @@ inline f16v power(f16v x) {
     return (f16v)_mm512_scalef_ps((__m512)p, whole);
 }
 
-// Softmax of one row of KEYS scores of which `seen` count, joined to what the row has: weights in bfloat16. `scale` and `top`
-// are in powers of two.
+// Softmax of one row of KEYS scores, of which `seen` count, merged with the earlier keys of the row; writes weights in
+// bfloat16. `scale` and `top` are in powers of two.
 void weigh(float* scores, int seen, float scale, uint16_t* weights, float* top, float* mass, float* out, int size) {
     f16v high = splat(-INFINITY);
     int end = (seen + 15) / 16 * 16;
@@ -193,7 +194,7 @@ void task(const Job& job, int64_t b, int64_t kv, int64_t first) {
         for (int64_t t = 0; t < here; t++) {
             int64_t r = g * here + t;
             uint16_t* to = job.out + b * job.out_batch + (kv * groups + g) * job.out_head + (first + t) * job.out_token;
-            float by = mass[r] != 0 ? 1.0f / mass[r] : 0.0f;  // not a number: stays so
+            float by = mass[r] != 0 ? 1.0f / mass[r] : 0.0f;  // NaN stays NaN
             for (int64_t e = 0; e < size; e += 16) {
                 __m256bh half = _mm512_cvtneps_pbh((__m512)(load(out + r * size + e) * splat(by)));
                 memcpy(to + e, &half, 32);
@@ -205,9 +206,9 @@ void task(const Job& job, int64_t b, int64_t kv, int64_t first) {
 
 }  // namespace
 
-// q (B, H, T, E), keys and values (B, K, S, E), out (B, H, T, E) in bfloat16, lse (B, H, T) float32. E a multiple of 16.
-// numbers: B, H, K, T, S, E, square, threads, then strides: q batch, head, token; keys batch, head; values batch, head;
-// out batch, head, token (the rows of keys and values are contiguous).
+// q (B, H, T, E), keys and values (B, K, S, E) and out (B, H, T, E) are bfloat16, lse (B, H, T) is float32. E is a
+// multiple of 16. numbers: B, H, K, T, S, E, square, threads, then strides: q batch, head, token; keys batch, head;
+// values batch, head; out batch, head, token (the rows of keys and values are contiguous).
 extern "C" int handscroll_has_prefill() { return 1; }
 extern "C" void handscroll_prefill(const void* q, const void* keys, const void* values, float scale,
                                   const int64_t* numbers, void* out, float* lse) {

@@ -18,8 +18,8 @@ void product(const T* x, const Product& by, int64_t count, int64_t threads, T* y
 
 }  // namespace
 
-// x (R, inner) and y (R, outer), float32 or (narrow) bfloat16; w (outer, row_bytes) in the format `kind`; bias (outer) or
-// null, of x's kind. shape: R, inner (a multiple of 16 and whole blocks), outer, threads.
+// x (R, inner) and y (R, outer) are float32 or (narrow) bfloat16; w (outer, row_bytes) is in the format `kind`; bias
+// (outer) is of x's kind, or null. shape: R, inner (a multiple of 16 and whole blocks), outer, threads.
 extern "C" void handscroll_product(int kind, int narrow, const void* x, const void* w, const void* bias,
                                    const int64_t* shape, void* y) {
     const Product by{kind, shape[1], shape[2], w, bias};
@@ -27,7 +27,7 @@ extern "C" void handscroll_product(int kind, int narrow, const void* x, const vo
     else product((const float*)x, by, shape[0], shape[3], (float*)y);
 }
 
-// Rows (count, row_bytes) of a format in float32 (count, inner). shape: count, inner, threads.
+// Widens rows (count, row_bytes) of a format to float32 (count, inner). shape: count, inner, threads.
 extern "C" void handscroll_widen(int kind, const void* w, const int64_t* shape, float* y) {
     const int64_t count = shape[0], inner = shape[1], bytes = row_bytes(kind, inner);
     of_format(kind, [&](auto constant) {

@@ -1,7 +1,8 @@
-// y = x W^T for a few rows x and a matrix W in any number format (formats.h), which is read once. What decoding one token
-// spends its time on besides the cache.
+// y = x W^T for a few rows x and a matrix W in any number format (formats.h), which is read once. Besides reading the
+// cache, this product takes most of the time of decoding a token.
 //
-// `Rows` are the rows of x as the kernel of a matrix reads them; `slice` makes some columns of y in the calling thread.
+// `Rows` are the rows of x in the form that the kernel of a matrix reads; `slice` computes some columns of y in the
+// calling thread.
 
 #pragma once
 #include <algorithm>
@@ -38,15 +39,15 @@ void row(const float* x, int64_t inner, const T* w, float* y) {
 #define NARROW 1
 
 // R rows of x and N rows of w, both bfloat16, in the processor's own products with float32 sums. Every sum has one
-// chain, so that a row does not depend on how many there are. Rows of w are fetched ahead: N
-// short streams are too much for the processor's own prefetching.
+// chain, so that the result of a row does not depend on the number of rows. Rows of w are prefetched: N short streams
+// are too many for the processor's own prefetching.
 template <int R, int N>
 void narrow_block(const bf16* x, int64_t inner, const bf16* w, const bf16* bias, int64_t outer, bf16* y) {
     static_assert(R * N <= 16);
     __m512 total[16];
     for (int i = 0; i < 16; i++) total[i] = _mm512_setzero_ps();
     for (int64_t e = 0; e < inner; e += 32) {
-        const bool whole = inner - e >= 32;  // a mask hides from the processor what it could fetch ahead
+        const bool whole = inner - e >= 32;  // with a mask the processor would not prefetch
         const auto take = [whole](const void* p) {
             return (__m512bh)(whole ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi16(0xffff, p));
         };
@@ -71,7 +72,7 @@ void narrow_block(const bf16* x, int64_t inner, const bf16* w, const bf16* bias,
 
 #endif
 
-// Which columns of `outer` thread `t` of `n` makes: whole vectors.
+// The columns of `outer` that thread `t` of `n` computes: whole vectors.
 inline void share(int64_t outer, int64_t t, int64_t n, int64_t& first, int64_t& last) {
     const int64_t units = (outer + 15) / 16;
     first = std::min(outer, units * t / n * 16), last = std::min(outer, units * (t + 1) / n * 16);
@@ -101,7 +102,7 @@ inline void grouped(int64_t count, With with) {
     }
 }
 
-// `count` rows of numbers of type T (float or bf16), without gaps, for the product `by`.
+// `count` contiguous rows of numbers of type T (float or bf16), for the product `by`.
 template <class T>
 class Rows {
   public:
@@ -147,7 +148,7 @@ class Rows {
 #if defined(NARROW)
         if constexpr (sizeof(T) == 2)
             grouped<8>(count, [&](auto constant, int64_t r) {
-                constexpr int R = constant, N = R > 4 ? 2 : 1;  // few rows: memory is the limit, one stream is fastest
+                constexpr int R = constant, N = R > 4 ? 2 : 1;  // for few rows memory is the limit, and one stream is fastest
                 const T *w = (const T*)by.weight, *add = (const T*)by.bias;
                 int64_t n = first;
                 for (; n + N <= last; n += N)

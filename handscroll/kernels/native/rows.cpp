@@ -1,5 +1,5 @@
-// What lies between the products of a few rows: the norm of a vector, the rotation of a head. Each would be five to eight
-// small loops of torch, whose calls take longer than their work.
+// The work between the products of a few rows: the norm of a vector and the rotation of a head. In torch, each would be
+// five to eight small loops, whose calls take longer than their work.
 
 #include <cmath>
 #include "simd.h"
@@ -11,8 +11,8 @@ void keep(bf16* p, f16v x) {
     for (int i = 0; i < 16; i++) p[i] = narrow(x[i]);
 }
 
-// The vector over its root mean square in float32, times the weight: as `RMSNorm` in nn/norm.py has it, rounded to T before
-// the product and after it, or with an offset: 1 + weight in float32, rounded once.
+// The vector over its root mean square in float32, times the weight. As `RMSNorm` in nn/norm.py, it is rounded to T
+// before the product and after it; with an offset it is multiplied by 1 + weight in float32 and rounded once.
 template <class T>
 void norm(const T* x, const T* weight, float epsilon, int64_t rows, int64_t width, bool offset, T* y) {
     for (int64_t r = 0; r < rows; r++, x += width, y += width) {
@@ -33,7 +33,7 @@ void norm(const T* x, const T* weight, float epsilon, int64_t rows, int64_t widt
     }
 }
 
-// y (B, H, T, E) without gaps; x with strides of batch, head and token; tables (batches, T, E / 2).
+// y (B, H, T, E) is contiguous; x has strides of batch, head and token; tables are (batches, T, E / 2).
 template <class T>
 void turn(const T* x, const float* cosine, const float* sine, const int64_t* shape, const int64_t* strides, T* y) {
     const int64_t batch = shape[0], heads = shape[1], count = shape[2], half = shape[3] / 2, tables = shape[4];
@@ -53,8 +53,8 @@ void turn(const T* x, const float* cosine, const float* sine, const int64_t* sha
 
 }  // namespace
 
-// x and y (rows, width), weight (width), all of one kind: 0 float32, 1 bfloat16. shape: rows, width (a multiple of 16), and
-// whether 1 is added to the weight.
+// x and y (rows, width) and weight (width) are all of one kind: 0 float32, 1 bfloat16. shape: rows, width (a multiple
+// of 16), and whether 1 is added to the weight.
 extern "C" void handscroll_norm(int kind, const void* x, const void* weight, float epsilon, const int64_t* shape, void* y) {
     const bool offset = shape[2];
     if (kind == 0) norm((const float*)x, (const float*)weight, epsilon, shape[0], shape[1], offset, (float*)y);

@@ -38,7 +38,8 @@ static inline f16v load(const int8_t* p) {
 #endif
 }
 
-// 32 numbers of four bits, low + number times scale: the low halves of 16 bytes, then the high ones.
+// 32 numbers of four bits, each low + number times scale: those in the low bits of 16 bytes, then those in the high
+// bits.
 static inline void load(const uint8_t* p, float scale, float low, f16v& a, f16v& b) {
     const f16v counted = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 #if defined(__AVX512F__)  // sixteen possible numbers are a register to look up in; the upper bits of an index are ignored
@@ -58,7 +59,7 @@ static inline void load(const uint8_t* p, float scale, float low, f16v& a, f16v&
 static inline float widen(float x) { return x; }
 static inline float widen(bf16 x) { uint32_t w = (uint32_t)x.bits << 16; float y; memcpy(&y, &w, 4); return y; }
 
-// Round to nearest even; not-a-number stays so.
+// Rounds to nearest even; NaN stays NaN.
 static inline bf16 narrow(float x) {
     uint32_t w; memcpy(&w, &x, 4);
     if ((w & 0x7fffffffu) > 0x7f800000u) return {(uint16_t)((w >> 16) | 0x40)};
@@ -117,10 +118,10 @@ static inline float largest(f16v x) {
 #endif
 }
 
-// e^x for x <= 0, relative error below 2e-7; 0 below -104 (-87 without AVX-512). What is no number stays so.
+// e^x for x <= 0, relative error below 2e-7; 0 below -104 (-87 without AVX-512). NaN stays NaN.
 static inline f16v exponential(f16v x) {
 #if defined(__AVX512F__)
-    x = (f16v)_mm512_max_ps(_mm512_set1_ps(-104.0f), (__m512)x);  // the second where one is no number
+    x = (f16v)_mm512_max_ps(_mm512_set1_ps(-104.0f), (__m512)x);  // returns its second argument, x, if that is NaN
     const f16v n = (f16v)_mm512_roundscale_ps((__m512)(x * splat(1.44269504088896f)), 8);
 #else
     const f16v magic = splat(12582912.0f), given = x;
