@@ -1,4 +1,4 @@
-"""Rows to updates: the micro-batches of one optimiser step, as a stream that resumes exactly."""
+"""Groups rows into updates: a stream of the micro-batches of one optimiser step, which resumes exactly."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from handscroll.data.stream import State, Stream
 
 
 class Updates(Stream[list[Batch]]):
-    """`count` rows of a stream to an update, `micro` of them at a time."""
+    """Updates of `count` rows of a stream, in micro-batches of `micro` rows."""
 
     def __init__(self, rows: Stream[Row], count: int, micro: int):
         self.rows, self.count, self.micro = rows, count, micro

@@ -1,4 +1,7 @@
-"""Checkpoints of a training run: tensors as safetensors, all else as JSON, never pickle; bit-exact both ways."""
+"""Checkpoints of a training run: tensors as safetensors, everything else as JSON, never pickle.
+
+Saving and loading are bit-exact.
+"""
 
 import json
 import math
@@ -31,7 +34,7 @@ _CODES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-# How a step is computed, not what: they follow the machine and may differ when a run moves.
+# These settings change how a step is computed, not its result. They may differ when a run moves to another machine.
 _EXECUTION = {"foreach", "fused", "capturable", "differentiable"}
 
 
@@ -40,12 +43,12 @@ def save_checkpoint(
 ) -> Path:
     """Commit `run/step-NNNNNN/` with one `<stem>.safetensors` per item of `tensors` and `state.json`.
 
-    Tensors may lie on any device and in any layout of memory; each is copied to the CPU only while it is written.
-    Two names of the very same tensor (tied weights) are stored once. See `base.runs.commit_checkpoint`.
+    Tensors may be on any device and in any memory layout. Each is copied to the CPU only while it is written. A tensor
+    with two names (tied weights) is stored once. See `base.runs.commit_checkpoint`.
 
     Raises:
         CheckpointError: the system refused, a tensor cannot be stored (sparse, complex, quantised), or `state` would
-            not come back from JSON as it is (tuples, keys that are not text, NaN).
+            not come back from JSON unchanged (tuples, keys that are not text, NaN).
     """
     kept: dict[str, dict[str, Tensor]] = {}
     tied: dict[str, dict[str, str]] = {}
@@ -58,13 +61,13 @@ def save_checkpoint(
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Verify a checkpoint and read it: tensors by stem and name on the CPU, and the state as it was given.
+    """Verify a checkpoint and read it: the tensors by stem and name, on the CPU, and the state as it was saved.
 
-    Tied names come back as one tensor object.
+    Tied names return as one tensor object.
 
     Raises:
-        CheckpointError: a file is damaged or missing, a newer version of Handscroll wrote it, or the folder is named
-            after another step than the one it holds.
+        CheckpointError: a file is damaged or missing, a newer version of Handscroll wrote it, or the folder's name
+            gives another step than its content.
     """
     verify_folder(folder)
     try:
@@ -76,7 +79,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
         raise CheckpointError(f"{folder}/state.json is not of format {_FORMAT}; use the version that wrote it")
     named = STEP_NAME.fullmatch(folder.name)
     if named and int(named[1]) != outer["step"]:
-        # A whole folder of an older step agrees with its own manifest.
+        # The manifest cannot detect this: a complete folder of an older step agrees with its own manifest.
         raise CheckpointError(
             f"{folder} holds step {outer['step']}: a folder was copied or renamed; remove or rename it"
         )
@@ -90,7 +93,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
     """Flatten an optimizer: tensors named `<parameter number>.<state name>`, and the rest as JSON values.
 
     Raises:
-        CheckpointError: it keeps state other than tensors and plain values (LBFGS does).
+        CheckpointError: the optimizer keeps state other than tensors and plain values (LBFGS does).
     """
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {}
@@ -122,15 +125,15 @@ def restore_optimizer(
     scheduled: Collection[str] = ("lr", "initial_lr"),
     place: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> None:
-    """Give a fresh optimizer of the same make the state that `optimizer_tensors` took, bit for bit.
+    """Restore, bit for bit, the state that `optimizer_tensors` saved, into a new optimizer with the same settings.
 
     Unlike `Optimizer.load_state_dict` it keeps the dtype of each state tensor: torch casts float32 moments to the
-    dtype of bfloat16 parameters. Settings named in `scheduled` are restored, all others must agree, except `foreach`,
-    `fused` and the like, which belong to the machine. State tensors are copies. `place(parameter, value)` cuts a whole
-    tensor of the parameter's shape the way the parameter is cut (sharded training).
+    dtype of bfloat16 parameters. Settings named in `scheduled` are restored. All others must agree, except `foreach`,
+    `fused` and similar ones, which belong to the machine. State tensors are copies. `place(parameter, value)` shards a
+    whole tensor of the parameter's shape in the same way as the parameter (sharded training).
 
     Raises:
-        CheckpointError: another optimizer, parameters or settings; the optimizer is then unchanged.
+        CheckpointError: the optimizer, its parameters or its settings differ. The optimizer is then unchanged.
     """
     _check_same(optimizer, tensors, state, scheduled)
     parameters = _parameters(optimizer)
@@ -155,7 +158,7 @@ def restore_optimizer(
 
 
 def rng_state(generators: Mapping[str, random.Random | torch.Generator] | None = None) -> dict[str, Any]:
-    """The state of torch's and Python's global generators (CUDA's where it is in use) and of `generators`, as JSON."""
+    """The state of `generators` and of the global generators of torch, Python and (if in use) CUDA, as JSON."""
     state: dict[str, Any] = {
         "torch": _hex(torch.get_rng_state()),
         "python": _plain(random.getstate()),
@@ -164,7 +167,7 @@ def rng_state(generators: Mapping[str, random.Random | torch.Generator] | None =
             for name, source in (generators or {}).items()
         },
     }
-    # Asking a CUDA that nobody uses would start it, for hundreds of megabytes.
+    # A query would initialise CUDA if it is not in use yet, which takes hundreds of megabytes.
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         state["cuda"] = [_hex(one) for one in torch.cuda.get_rng_state_all()]
     return state
@@ -173,11 +176,11 @@ def rng_state(generators: Mapping[str, random.Random | torch.Generator] | None =
 def restore_rng(
     state: Mapping[str, Any], generators: Mapping[str, random.Random | torch.Generator] | None = None
 ) -> None:
-    """Set the generators to what `rng_state` took.
+    """Set the generators to the state that `rng_state` returned.
 
     Raises:
-        CheckpointError: other names in `generators`, or another number of CUDA devices (remove the key "cuda" from
-            the state to resume without their exact random numbers).
+        CheckpointError: the names in `generators` differ, or the number of CUDA devices does. Remove the key "cuda"
+            from the state to resume without their exact random numbers.
     """
     generators = generators or {}
     if generators.keys() != state["generators"].keys():
@@ -203,7 +206,7 @@ def restore_rng(
 
 
 def _split_tied(stem: str, named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What to store, and which further names stand for the very same memory."""
+    """The tensors to store, and the other names that stand for the same memory."""
     kept: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     seen: dict[tuple[Any, ...], str] = {}
@@ -225,14 +228,15 @@ def _split_tied(stem: str, named: Mapping[str, Tensor]) -> tuple[dict[str, Tenso
 def _write_tensors(named: Mapping[str, Tensor], path: Path) -> Entry:
     """Write the safetensors format one tensor at a time.
 
-    The library's own writer (0.8) raises errors without an errno, leaves the file unreadable to the group, and on the
-    way through bytes needs the whole file in memory twice. Tests hold this one to the library's output, byte for byte.
+    The library's own writer (0.8) raises errors without an errno, makes a file that the group cannot read, and, when it
+    writes through bytes, needs the whole file in memory twice. Tests compare this writer with the library's, byte for
+    byte.
     """
     return write_chunks(path, _chunks(named))
 
 
 def _chunks(named: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    # Wide types first keeps every tensor aligned to its element size, as the format recommends.
+    # With wide types first, every tensor is aligned to its element size, as the format recommends.
     order = sorted(named, key=lambda name: (-named[name].element_size(), name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0
@@ -265,7 +269,7 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
-    """A parameter group as JSON: how many parameters, and every setting."""
+    """A parameter group as JSON: the number of its parameters, and every setting."""
     settings = {name: _plain(value) for name, value in group.items() if name != "params"}
     return {"count": len(group["params"]), "settings": settings}
 
@@ -291,7 +295,7 @@ def _check_same(
         for name, value in old["settings"].items():
             if name in _EXECUTION or name in scheduled:
                 continue
-            # A setting that only the live one has is the default of a newer torch.
+            # A setting that only the current optimizer has is the default of a newer torch, and is not compared.
             if name not in now or now[name] != value:
                 differences.append(f"{name} of group {number} was {value!r}, is {now.get(name, 'unknown')!r}")
     if differences:
@@ -308,7 +312,7 @@ def _set(group: dict[str, Any], name: str, value: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists and scalar tensors as numbers, so that JSON gives back what it got."""
+    """Turn tuples into lists and scalar tensors into numbers, so that JSON returns the same value."""
     if isinstance(value, Tensor):
         return value.item()
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

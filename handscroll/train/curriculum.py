@@ -1,7 +1,7 @@
-"""A length curriculum: stages of (context, positions, rows, steps) in one run, entered at their steps.
+"""A length curriculum: stages of (context, positions, rows, steps) in one run, each of which begins at its step.
 
-A stage may end early, once its loss by position has flattened: when the last quarter of the window is predicted no
-worse than the second, the model uses the whole window and is ready for a longer one.
+A stage may end early once its loss by position is flat. When the model predicts the last quarter of a row no worse
+than the second, it uses the whole row and is ready for a longer one.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from handscroll.objectives.causal import QUARTERS
 
 
 class Grow(Config):
-    """End a stage early when mean loss of the last quarter - that of the second <= `tolerance` nats.
+    """End a stage early when (mean loss of the last quarter) - (mean loss of the second) <= `tolerance` nats.
 
-    Both are means over the targets of the last `window` updates; never before `least` updates of the stage.
+    Both are means over the targets of the last `window` updates. A stage has at least `least` updates.
     """
 
     tolerance: float = 0.02
@@ -27,15 +27,15 @@ class Grow(Config):
 
 
 class NewPositions(Config):
-    """The position settings that a stage begins with; the stage's length becomes the context."""
+    """The position settings that a stage begins with. The stage's length becomes the context."""
 
     scaling: dict[str, Any] = Field(default_factory=lambda: {"name": "none"})
-    base: float | None = Field(default=None, gt=0, description="rotary base; as before unless given")
+    base: float | None = Field(default=None, gt=0, description="rotary base; if not given, it stays as it is")
 
 
 @dataclass
 class Curriculum:
-    """The stages of a run: `ends` are the steps after which each is over, when none is cut short."""
+    """The stages of a run. `steps` are the planned updates of each stage; a stage with `grow` may end earlier."""
 
     lengths: Sequence[int]
     steps: Sequence[int]
@@ -45,7 +45,7 @@ class Curriculum:
     recent: list[tuple[float, ...]] = field(default_factory=list)
 
     def stage_at(self, planned: int) -> int:
-        """The stage of the update number `planned` (from 0; skipped ones count)."""
+        """The stage of the update number `planned` (from 0; skipped updates count)."""
         for stage in range(len(self.steps)):
             planned -= self.steps[stage]
             if planned < 0:
@@ -53,21 +53,21 @@ class Curriculum:
         return len(self.steps) - 1
 
     def enter(self, model: Decoder, planned: int) -> bool:
-        """Give the model the positions of the stage that update `planned` belongs to; True when it is a new stage.
+        """Give the model the positions of the stage that update `planned` belongs to. Returns True for a new stage.
 
         Raises:
-            ConfigError: the model has a learned position table, which cannot be re-scaled in mid-run.
+            ConfigError: the model has a learned position table, which cannot be rescaled during a run.
         """
         stage = self.stage_at(planned)
         if stage == self.stage:
             return False
         self.stage, self.recent = stage, []
-        for entered in range(stage + 1):  # a resumed run passes through the earlier ones
+        for entered in range(stage + 1):  # a resumed run applies the earlier stages too
             self._apply(model, entered)
         return True
 
     def flat(self, planned: int, metrics: dict[str, tuple[float, int]]) -> int:
-        """After the update number `planned`: how many updates of its stage to leave out, 0 to go on."""
+        """How many updates of the stage to skip after the update number `planned`. 0: continue the stage."""
         settings = self.grow[self.stage]
         if settings is None:
             return 0

@@ -1,4 +1,4 @@
-"""LAMB: Adam's step of each tensor, made as long as its weights, for large batches (You et al. 2019)."""
+"""LAMB, for large batches: Adam's step of each tensor, scaled to the norm of its weights (You et al. 2019)."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,13 +10,13 @@ from torch import Tensor
 class Lamb(torch.optim.Optimizer):
     """w -= lr * ratio * u, with u = m' / (sqrt(v') + eps) + weight_decay * w and ratio = |w| / |u|.
 
-    m and v are Adam's moments, m' = m / (1 - beta1^t) and v' = v / (1 - beta2^t); norms are over one tensor.
+    m and v are Adam's moments, m' = m / (1 - beta1^t) and v' = v / (1 - beta2^t). Norms are taken over one tensor.
     The ratio is 1 where |w| or |u| is 0, and in groups with `adapt=False`.
     Source: You et al. 2019, arXiv:1904.00962, algorithm 2, with phi the identity. The authors' released code
-    leaves norms and biases out of weight decay and of the ratio; `train/optim.py` does so with `adapt`. Without
+    leaves norms and biases out of weight decay and of the ratio. `train/optim.py` does the same with `adapt`. Without
     `bias_correction` it is the variant of their version 3, which relies on the warm-up of the rate.
-    Limits: dense real gradients; one small kernel after another, no fused form. The norm of the whole gradient is
-    not divided out here (NVIDIA's variant does); the loop's `clip` is the place for it.
+    Limits: dense real gradients only; it has no fused form and runs many small kernels. It does not divide by the norm
+    of the whole gradient, as NVIDIA's variant does; use the loop's `clip` for that.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Lamb(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter that has a gradient; returns what `closure` returns."""
+        """Update every parameter that has a gradient. Returns the result of `closure`."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -47,7 +47,7 @@ class Lamb(torch.optim.Optimizer):
     def _direction(self, weight: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
         state, (beta1, beta2) = self.state[weight], group["betas"]
         if not state:
-            # On the CPU, as torch's optimisers keep it: reading a counter must not wait for the GPU.
+            # The counter is on the CPU, as in torch's optimisers, so that reading it never waits for the GPU.
             state["step"] = torch.zeros(())
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
         state["step"] += 1
@@ -61,6 +61,6 @@ class Lamb(torch.optim.Optimizer):
         if not group["adapt"]:
             return update
         size, length = torch.linalg.vector_norm(weight), torch.linalg.vector_norm(update)
-        # Zero weights (fresh biases, LoRA's B) would never move, and 0 / 0 is no number.
+        # Otherwise zero weights (new biases, LoRA's B) would never move, and 0 / 0 would give NaN.
         ratio = torch.where((size > 0) & (length > 0), size / length, torch.ones_like(size))
         return update.mul_(ratio)

@@ -1,4 +1,4 @@
-"""Whether a model has positions for the rows of a recipe, asked before anything is trained."""
+"""Checks, before training starts, that a model has positions for the rows of a recipe."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,15 +10,15 @@ if TYPE_CHECKING:
 
 
 def check_positions(recipe: "Recipe", config: Any, document: int) -> None:
-    """Refuse rows that are longer than a learned table, or than the context that a model declares.
+    """Refuse rows that are longer than a learned position table, or than the context that a model declares.
 
-    Positions begin anew in each document of a row, of `document` tokens at most, and in each of several pairs; labelled
-    documents that are too long the model itself refuses. A stage that gives new rotary positions makes them for its own
-    rows; the recurrent form asks for its chunks alone (`train/strategies/recurrent.py`). Held-out text may be longer
-    than the context of a model without a table.
+    Positions restart in each document of a row (of at most `document` tokens), and in each of several pairs. The model
+    itself refuses labelled documents that are too long. A stage with new rotary positions makes them for the length of
+    its rows. The recurrent strategy checks its chunks itself (`train/strategies/recurrent.py`). Held-out text may be
+    longer than the context of a model without a table.
 
     Raises:
-        CapacityError: says what would fit.
+        CapacityError: rows are too long; the message says what would fit.
     """
     if config.spec.recurrent or recipe.memory.strategy == "recurrent":
         return
@@ -59,14 +59,14 @@ def _check_blanks(recipe: "Recipe", config: Any, document: int) -> None:
     if places > config.context or inside > config.inside:
         sizes = f", or give model.sizes.context = {places} and model.sizes.inside = {inside} at least"
         raise CapacityError(
-            f"the rows ask for {places} places and {inside} inside a blank, and the learned tables have "
+            f"the rows need {places} places and {inside} inside a blank, but the learned tables have "
             f"{config.context} and {config.inside}: shorten them (stages.length, or `longest` of the blanks)"
             + (sizes if recipe.model.path is None else "")
         )
 
 
 def _positions(data: RowData, length: int, document: int) -> int:
-    """Positions that rows of `length` tokens count at most, of documents of `document`; 0: not told."""
+    """The most positions in a row of `length` tokens with documents of at most `document` tokens. 0: not known."""
     if data.kind == "labelled":
         return 0
     if data.kind == "pairs":

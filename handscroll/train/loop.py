@@ -1,7 +1,7 @@
-"""The one training loop: takes batches and an objective, keeps a run folder, resumes exactly.
+"""The only training loop: it takes batches and an objective, keeps a run folder, and resumes exactly.
 
-What is written to `records.jsonl` is deterministic: an interrupted and resumed run leaves the same bytes as
-an undisturbed one with the same seed and number of threads. The clock goes to `timing.jsonl`.
+`records.jsonl` is deterministic: an interrupted and resumed run writes the same bytes as an uninterrupted one with the
+same seed and number of threads. Times go to `timing.jsonl`.
 """
 
 import math
@@ -35,7 +35,7 @@ Updates = Stream[list[Batch]]  # micro-batches of one update after another
 
 @dataclass(frozen=True)
 class Callbacks:
-    """What others do while a run goes on: judge it, show it."""
+    """Functions that a run calls: to validate the model, and to show records and progress."""
 
     validate: Validate | None = None
     on_record: OnRecord | None = None
@@ -43,15 +43,16 @@ class Callbacks:
 
 
 def train(run: Run, updates: Updates, objective: Objective, callbacks: Callbacks = Callbacks()):
-    """Train to `run.loop.steps` updates, or until validation stops improving, or until asked to stop.
+    """Train for `run.loop.steps` updates, or until validation stops improving, or until a signal stops the run.
 
-    SIGTERM and SIGINT finish the chunk, give up an update that has more chunks (ranks that share the work finish the
-    update), save and return; calling again with the same folder resumes. On return the model holds the averaged
-    weights if `average` is on, else the best validated ones if `patience` is on, else the last.
+    On SIGTERM or SIGINT the current chunk is finished, and an update that has more chunks is abandoned (ranks that
+    share the work finish the update). Then the run saves and returns; a call with the same folder resumes it. On return
+    the model holds the averaged weights if `average` is on, otherwise the best validated ones if `patience` is on,
+    otherwise the last ones.
 
     Raises:
-        DataError: the loss or the gradient is not finite, or a spike; raised before the update, which is not applied.
-        CheckpointError: another process writes the run, or a checkpoint cannot be saved or read.
+        DataError: the loss or the gradient is not finite, or the loss is a spike. The update is then not applied.
+        CheckpointError: another process writes to the run, or a checkpoint cannot be saved or read.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     lock = RunLock(run.folder) if run.world.first else nullcontext()
@@ -66,7 +67,7 @@ def train(run: Run, updates: Updates, objective: Objective, callbacks: Callbacks
 
 
 class _Silent(nullcontext):
-    """The writer of every rank but the first."""
+    """The writer of every rank except the first; it writes nothing."""
 
     offset = 0
 
@@ -74,7 +75,7 @@ class _Silent(nullcontext):
         return self
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Another rank writes it."""
+        """Do nothing: the first rank writes the record."""
 
     def sync(self) -> int:
         return 0
@@ -86,7 +87,7 @@ def _writer(run: Run, name: str, offset: int | None) -> RecordWriter | _Silent:
 
 @dataclass
 class _Session:
-    """One process's stretch of a run, from where its folder stands to the end or to a stop."""
+    """The part of a run in one process: from the state in the run folder to the end or to a stop."""
 
     run: Run
     updates: Updates
@@ -95,7 +96,7 @@ class _Session:
     records: RecordWriter | _Silent
     timing: RecordWriter | _Silent
     asked: list[str]
-    data: dict[str, Any]  # position of the stream behind the last update that was applied
+    data: dict[str, Any]  # position of the stream after the last applied update
     saved: int = 0
     stream: Iterator[tuple[list[Batch], dict[str, Any]]] = field(init=False)
 
@@ -122,7 +123,7 @@ class _Session:
                 return
 
     def _apply(self, loss: Loss) -> dict[str, Any]:
-        """The update itself; what it says for the record."""
+        """Apply the update and return its entries for the record."""
         run = self.run
         mean = float(loss.total) / max(1, loss.count)
         why = run.guard.check(mean)
@@ -134,12 +135,12 @@ class _Session:
         if not math.isfinite(norm):
             raise DataError(_not_applied(run, f"loss {mean}, gradient norm {norm}"))
         run.guard.add(mean)
-        said = {"loss": mean, "count": loss.count, "gradient_norm": norm, "lr_factor": factor}
-        said |= {"penalty": penalty} if penalty else {}
-        return said | {name: value / number for name, (value, number) in loss.metrics.items() if number}
+        entries = {"loss": mean, "count": loss.count, "gradient_norm": norm, "lr_factor": factor}
+        entries |= {"penalty": penalty} if penalty else {}
+        return entries | {name: value / number for name, (value, number) in loss.metrics.items() if number}
 
-    def _finish(self, micro: list[Batch], said: dict[str, Any], loss: Loss, started: float) -> None:
-        """Count, validate, record, save when it is time."""
+    def _finish(self, micro: list[Batch], entries: dict[str, Any], loss: Loss, started: float) -> None:
+        """Count the update and write its record. Validate and save when they are due."""
         run, progress, loop = self.run, self.run.progress, self.run.loop
         left_out = 0 if run.curriculum is None else run.curriculum.flat(progress.planned, loss.metrics)
         progress.step += 1
@@ -148,8 +149,8 @@ class _Session:
             progress.skipped += left_out
             self.data = self.updates.beginning(run.curriculum.stage + 1)  # type: ignore[attr-defined, union-attr]
             self.stream = self.updates.resume(self.data)
-            said["stage_ended_early"] = left_out
-        record = {"step": progress.step, "tokens": progress.tokens, **said}
+            entries["stage_ended_early"] = left_out
+        record = {"step": progress.step, "tokens": progress.tokens, **entries}
         last = progress.planned >= loop.steps
         due = loop.evaluate_every and (last or progress.step % loop.evaluate_every == 0)
         if self.callbacks.validate is not None and due:
@@ -163,18 +164,21 @@ class _Session:
             self._save()
 
     def _save(self) -> None:
-        """A checkpoint of the last applied update, unless there is one."""
+        """Save a checkpoint of the last applied update, unless there is one already."""
         if self.run.progress.step > self.saved:
             self.records.sync()
             self.run.save(self.data, self.records.offset)
             self.saved = self.run.progress.step
 
     def _pulse(self, done: float) -> None:
-        """Between the chunks of a long step: a stop signal gives it up, since its end may be half an hour away."""
+        """Show the progress between two chunks, and abandon the update if a stop signal came.
+
+        The end of a long step may be half an hour away.
+        """
         if self.callbacks.on_pulse is not None:
             self.callbacks.on_pulse(done)
         if self.asked and done < 1 and self.run.world.size == 1:
-            raise Abandoned  # ranks would have to agree; together they finish the update
+            raise Abandoned  # several ranks finish the update instead, since all would have to abandon it together
 
     def _next(self) -> tuple[list[Batch], dict[str, Any]]:
         try:
@@ -187,7 +191,7 @@ class _Session:
 
 
 def _validated(run: Run, validate: Validate) -> float:
-    """Validation loss; keeps the best weights and marks the run stopped when patience has run out."""
+    """The validation loss. Saves the best weights, and marks the run as stopped when `patience` is used up."""
     progress, loop = run.progress, run.loop
     run.model.eval()
     with averaged(run):
@@ -207,7 +211,10 @@ def _validated(run: Run, validate: Validate) -> float:
 
 @contextmanager
 def _asked_to_stop():
-    """A list that gets the name of a stop signal; the old handlers come back afterwards (main thread only)."""
+    """Yield a list that receives the names of stop signals. Afterwards the old handlers are restored.
+
+    Outside the main thread it handles no signals.
+    """
     asked: list[str] = []
 
     def note(number, frame):
@@ -215,7 +222,7 @@ def _asked_to_stop():
 
     try:
         old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not the main thread: signals are somebody else's business
+    except ValueError:  # only the main thread may set signal handlers
         old = {}
     try:
         yield asked

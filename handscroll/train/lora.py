@@ -1,7 +1,7 @@
 """LoRA (Hu et al. 2021): low-rank updates of frozen projections, in PEFT's file format.
 
-An adapted projection computes W x + (alpha / rank) B A x. A is drawn as torch draws a linear layer, B is
-zero, so that training starts from the model as it is.
+An adapted projection computes W x + (alpha / rank) B A x. A is initialised as torch initialises a linear layer. B is
+zero, so that training starts from the unchanged model.
 """
 
 import json
@@ -27,9 +27,9 @@ MLP_TARGETS = ("gate", "up", "down")
 
 
 class LoRA(Config):
-    """Rank, scale and targets; `tables` also trains norms and embeddings (LongLoRA, Chen et al. 2023).
+    """Rank, scale and targets of LoRA. `tables` also trains norms and embeddings (LongLoRA, Chen et al. 2023).
 
-    `frozen` is what the weights that are not trained are held in; the updates are float32.
+    `frozen` is the dtype of the weights that are not trained. The updates are float32.
     """
 
     rank: int = Field(default=8, ge=1)
@@ -41,7 +41,7 @@ class LoRA(Config):
     @model_validator(mode="after")
     def _held(self):
         if self.tables and self.frozen != "float32":
-            raise ValueError("tables are trained, which bfloat16 is too coarse for: leave out one of tables and frozen")
+            raise ValueError("tables are trained, and bfloat16 is too coarse for that: leave out tables or frozen")
         return self
 
 
@@ -56,12 +56,12 @@ class Adapted(nn.Module):
         self.b = nn.Parameter(torch.zeros(base.out_features, rank, dtype=dtype, device=device))
         bound = 1 / math.sqrt(base.in_features)
         with torch.no_grad():
-            drawn = torch.empty(rank, base.in_features, dtype=dtype)  # on the CPU: the same on every device
+            drawn = torch.empty(rank, base.in_features, dtype=dtype)  # on the CPU: all devices get the same
             self.a.copy_(drawn.uniform_(-bound, bound, generator=generator))
 
     def forward(self, x: Tensor) -> Tensor:
-        # The scale meets the narrow tensor: no third one as wide as the output.
-        a, b = self.a.to(x.dtype), self.b.to(x.dtype)  # of a base in half precision too, updates are float32
+        # Scaling the narrow tensor avoids another tensor as wide as the output.
+        a, b = self.a.to(x.dtype), self.b.to(x.dtype)  # updates are float32 even if the base is in half precision
         return self.base(x) + F.linear(F.linear(x, a) * self.scale, b)
 
     def merged(self) -> nn.Linear:
@@ -72,10 +72,10 @@ class Adapted(nn.Module):
 
 
 def add_lora(model: Model, settings: LoRA, seed: int = 0) -> None:
-    """Freeze `model` and adapt its target projections, in place; what labels documents goes on learning.
+    """Freeze `model` and adapt its target projections, in place. The classifier of a labelled model is still trained.
 
     Raises:
-        ConfigError: a target that no layer has.
+        ConfigError: no layer has one of the targets.
     """
     known = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     wrong = [target for target in settings.targets if target not in known or target == "projection"]
@@ -92,7 +92,7 @@ def add_lora(model: Model, settings: LoRA, seed: int = 0) -> None:
 
 
 def merge_lora(model: Model) -> None:
-    """Fold every update into its weight and make all parameters trainable again, in place."""
+    """Add every update to its weight, in place, and make all parameters trainable again."""
     for name, module in list(model.named_modules()):
         if isinstance(module, Adapted):
             model.set_submodule(name, module.merged())
@@ -100,8 +100,10 @@ def merge_lora(model: Model) -> None:
 
 
 def stands_apart(model: Model) -> bool:
-    """Whether PEFT can load the updates of `model` by themselves: others know the family as a language model, and store
-    each adapted projection as a tensor of its own. Otherwise they are only merged."""
+    """Whether PEFT can load the updates of `model` without the base weights. Otherwise they can only be merged.
+
+    It can if other libraries know the family as a language model and store each adapted projection as its own tensor.
+    """
     kind = family(model.config.family)
     known = {entry.ours[0] for entry in _fitting(kind.entries(model.config))}
     adapted = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Adapted)}
@@ -109,10 +111,10 @@ def stands_apart(model: Model) -> bool:
 
 
 def save_adapter(model: Model, settings: LoRA, folder: Path, base: str) -> None:
-    """Write `adapter_model.safetensors` and `adapter_config.json` as PEFT reads them.
+    """Write `adapter_model.safetensors` and `adapter_config.json` in the form that PEFT reads.
 
     Raises:
-        ConfigError: the family stores the target fused (GPT-2's c_attn) or reordered (GLM-4's q); merge instead.
+        ConfigError: the family stores the target fused (GPT-2's c_attn) or reordered (GLM-4's q). Merge instead.
     """
     folder.mkdir(parents=True, exist_ok=True)
     adapted = {name: module for name, module in model.named_modules() if isinstance(module, Adapted)}

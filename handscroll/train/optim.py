@@ -1,4 +1,4 @@
-"""Optimisers: one settings model over torch's Adam, AdamW, SGD, Adafactor and Muon, and our LAMB."""
+"""Optimisers: one settings class for torch's Adam, AdamW, SGD, Adafactor and Muon, and for our LAMB."""
 
 from typing import Any, Literal, Self
 
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from handscroll.base.config import Config
 from handscroll.train.lamb import Lamb
 
-# What each optimiser takes besides `lr`, `weight_decay` and `clip`, and its defaults (the last is its rate).
-# Anything else that is given is refused: an option that is accepted and then ignored is a defect.
+# The options of each optimiser besides `weight_decay` and `clip`, with their defaults (the last is its rate).
+# Any other option is refused: an option that is accepted and then ignored would be a defect.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "adam": {"betas": (0.9, 0.95), "eps": 1e-8, "lr": 3e-4},
     "adamw": {"betas": (0.9, 0.95), "eps": 1e-8, "lr": 3e-4},
@@ -23,21 +23,21 @@ _OPTIONS = ("betas", "eps", "matrix_lr", "momentum", "nesterov")
 
 
 class Optimizer(Config):
-    """Which update rule, and its rates. Rates are peaks; the schedule multiplies them.
+    """The update rule and its rates. Rates are peak values; the schedule multiplies them.
 
-    Options that the rule does not use are None, and refused when given; those left out get `DEFAULTS`.
-    Weight decay acts on matrices only, embeddings and head included (`decays`), and means, with rate lr:
+    Options that the rule does not use are None, and are refused when given. Options that are left out get `DEFAULTS`.
+    Weight decay acts on matrices only, including embeddings and head (`decays`). With rate lr it means:
 
-    - adam (Kingma & Ba 2014), sgd (momentum, optionally Nesterov's, as in Sutskever et al. 2013): coupled, the
-      gradient becomes g + weight_decay * w. It passes through the moments, and Adam divides it by them.
+    - adam (Kingma & Ba 2014), sgd (momentum, optionally Nesterov's, as in Sutskever et al. 2013): coupled. The
+      gradient becomes g + weight_decay * w, which passes through the moments, and Adam divides it by them.
     - adamw (Loshchilov & Hutter 2017), adafactor (Shazeer & Stern 2018): decoupled, w -= lr * weight_decay * w.
     - lamb (You et al. 2019): weight_decay * w joins Adam's step before the trust ratio. The ratio acts on matrices
       only, as in the authors' code; vectors take Adam's plain step.
     - muon (Jordan et al. 2024): orthogonalised momentum (Nesterov's) on the matrices of the layers at `matrix_lr`;
       embeddings, heads, norms and biases use AdamW at `lr`. Decoupled on both sides, each with its own rate.
 
-    `eps` is added to the root of the second moment (muon: in its AdamW part); for adafactor it is the floor of that
-    root. Adafactor keeps a row and a column of second moments, no momentum, and scales its step by the size of the
+    `eps` is added to the root of the second moment (muon: in its AdamW part). For adafactor it is the minimum of that
+    root. Adafactor keeps a row and a column of second moments and no momentum, and scales its step by the size of the
     weights: min(lr, 1 / sqrt(t)) * max(0.001, rms(w)). torch has this variant; the paper fixes lr at 0.01.
     Limits: torch's Adafactor (2.13) cannot step sharded parameters (DTensor); the others can.
     """
@@ -55,13 +55,13 @@ class Optimizer(Config):
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, values: Any) -> Any:
-        """Defaults of the named rule, so that a kept recipe shows the numbers that were used."""
+        """Fill in the defaults of the named rule, so that a saved recipe shows the numbers that were used."""
         if not isinstance(values, dict):
             return values
         name = values.get("name", "adamw")
         defaults = DEFAULTS.get(name) if isinstance(name, str) else None
         if defaults is None:
-            return values  # the name is refused when the fields are validated
+            return values  # validation of the fields refuses the name
         ignored = [option for option in _OPTIONS if option not in defaults and values.get(option) is not None]
         if ignored:
             given = ", ".join(f"{option} = {values[option]!r}" for option in ignored)
@@ -78,7 +78,7 @@ class Optimizer(Config):
         return self
 
     def build(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
-        """The optimisers by name over the parameters that require gradients; each group keeps its rate as `peak`."""
+        """The optimisers by name for all parameters that require gradients. Each group stores its rate as `peak`."""
         tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
         head = id(getattr(getattr(model, "projection", None), "weight", None))
         matrices, decayed, rest = [], [], []
@@ -114,18 +114,18 @@ class Optimizer(Config):
         if self.name == "sgd":
             return torch.optim.SGD(groups, lr=self.lr, momentum=_set(self.momentum), nesterov=bool(self.nesterov))
         if self.name == "adafactor":
-            # 0.001: the paper's floor of the size of the weights, without which zero weights would never move.
+            # 0.001 is the paper's minimum for the size of the weights. Without it zero weights would never move.
             return torch.optim.Adafactor(groups, lr=self.lr, eps=(_set(self.eps), 1e-3))
         make = {"adam": torch.optim.Adam, "lamb": Lamb}.get(self.name, torch.optim.AdamW)
         return make(groups, lr=self.lr, betas=_set(self.betas), eps=_set(self.eps))
 
 
 def decays(parameter: Tensor) -> bool:
-    """Whether weight decay and the penalties of `regularise.py` act on a parameter: matrices, not norms and biases."""
+    """Whether weight decay and the penalties of `regularise.py` act on a parameter: on matrices only."""
     return parameter.dim() >= 2
 
 
 def _set(value: Any) -> Any:
-    """A setting that the validator has filled in."""
+    """A setting that the validator must have filled in."""
     assert value is not None
     return value

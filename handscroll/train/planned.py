@@ -1,4 +1,4 @@
-"""A run asks the planner before it starts, keeps the answer, and writes beside it what really happened."""
+"""Plans a run before it starts, saves the plan in the run folder, and adds the measured values at the end."""
 
 import json
 import statistics
@@ -24,7 +24,7 @@ PLAN = "plan.json"
 
 @dataclass(frozen=True)
 class Planned:
-    """What was predicted for a run, and the settings that it takes."""
+    """The forecast of a run, and the memory settings that it uses."""
 
     memory: Memory
     plan: Plan
@@ -35,7 +35,7 @@ class Planned:
         place = ", ".join(f"{name} {value}" for name, value in chosen(widest.workload).items())
         free = gigabytes(self.plan.machine.usable)
         if self.memory.strategy == "recurrent":
-            place = "strategy recurrent, truncated: what is learned from ends at each chunk's edge"
+            place = "strategy recurrent, truncated: gradients end at each chunk's edge"
         card = f"GPU {gigabytes(widest.gpu)} (has {gigabytes(self.plan.machine.gpu)}), " if widest.gpu else ""
         return (
             f"plan: {place}; {card}peak memory {gigabytes(widest.host)} (may use {free}), "
@@ -43,7 +43,7 @@ class Planned:
         )
 
     def compare(self) -> dict[str, Any]:
-        """Plan against actual, written to `plan.json`: peak memory of this process, median seconds of an update."""
+        """Add the measured values to `plan.json`: peak memory of this process, and median seconds of an update."""
         actual: dict[str, Any] = {"peak": peak_bytes()}
         if torch.cuda.is_initialized():
             actual["gpu"] = torch.cuda.max_memory_reserved()
@@ -64,16 +64,16 @@ class Planned:
 def planned(
     memory: Memory, workloads: Sequence[Workload], folder: Path, world: World = ALONE, force: bool = False
 ) -> Planned:
-    """Settle the memory settings of a run and refuse one that cannot fit, before anything is spent.
+    """Choose the memory settings of a run, and refuse a run that cannot fit before it uses any resources.
 
-    A run folder keeps what was settled: `auto` means the same again when it goes on, as long as that still fits.
-    Ranks on one machine share its memory evenly, and are planned for their part of the rows and tokens, with whole
-    weights: sharding them leaves more room than is planned.
+    The run folder keeps the chosen settings. When the run resumes, `auto` chooses the same again if they still fit.
+    Ranks on one machine share its memory evenly. Each is planned for its part of the rows and tokens, but with whole
+    weights, so sharding uses less memory than planned.
 
-    The recurrent form is planned as the plain step of one chunk: it keeps no more.
+    The recurrent strategy is planned as the plain step of one chunk, because it keeps no more than that.
 
     Raises:
-        CapacityError: it will not fit and `force` is not given; names the setting that would.
+        CapacityError: the run does not fit and `force` is not given. The message names a setting that would fit.
     """
     gpu = card_bytes() if any(one.device == "cuda" for one in workloads) else 0
     machine = this_machine(folder, torch.get_num_threads(), gpu)
@@ -86,37 +86,38 @@ def planned(
     if memory.strategy == "recurrent":
         short = [one.changed(length=min(one.length, memory.chunk), strategy="plain") for one in workloads]
         return _written(Planned(memory, plan(short, machine), folder), world, force)
-    if world.context > 1:  # ranks share chunks; plain rows have none
+    if world.context > 1:  # ranks share the tokens of a chunk, so a chunk is needed
         memory = memory.model_copy(update={"chunk": memory.chunk or 1024})
     made = plan([_part(_with(one, memory), world) for one in workloads], machine)
     settled = made.stages[0].workload
     taken = Memory(**{name: getattr(settled, name) for name in MEMORY}, folder=memory.folder)
     if world.context > 1:
-        taken = taken.model_copy(update={"chunk": memory.chunk})  # of all ranks together
+        taken = taken.model_copy(update={"chunk": memory.chunk})  # the chunk of all ranks together
     return _written(Planned(taken, made, folder), world, force)
 
 
 def card_bytes() -> int:
-    """Bytes of the current GPU that this process has or may take."""
+    """Bytes of the current GPU that this process has reserved or may still take."""
     return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
 
 
 def afford(size: int, what: str, way_out: str) -> None:
-    """Refuse `what` if it takes `size` bytes more than may be planned now.
+    """Refuse `what` if its `size` bytes are more than the memory that may be planned now.
 
     Raises:
-        CapacityError: it will not fit; names `way_out`.
+        CapacityError: it does not fit. The message ends with `way_out`.
     """
     machine = this_machine()
     free = machine.usable - resident_bytes()
     if size > free:
-        raise CapacityError(f"{what} takes {gigabytes(size)}, and {gigabytes(max(0, free))} may be planned; {way_out}")
+        room = gigabytes(max(0, free))
+        raise CapacityError(f"{what} takes {gigabytes(size)}, but only {room} may be planned; {way_out}")
 
 
 def _written(found: Planned, world: World, force: bool) -> Planned:
-    """Refuse, or keep the plan in the run folder."""
+    """Write the plan to the run folder, or raise if it was refused."""
     if found.plan.refusal and not force:
-        raise CapacityError(f"{found.plan.refusal}; or start it all the same with --force")
+        raise CapacityError(f"{found.plan.refusal}; or start it anyway with --force")
     if world.first:
         found.folder.mkdir(parents=True, exist_ok=True)
         found.write({})
@@ -128,7 +129,7 @@ def _with(workload: Workload, memory: Memory) -> Workload:
 
 
 def _part(workload: Workload, world: World) -> Workload:
-    """What one rank has of it."""
+    """The part of a workload that one rank has."""
     if world.size == 1:
         return workload
     rows = max(1, workload.rows // world.data)

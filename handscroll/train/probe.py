@@ -1,6 +1,6 @@
-"""Real runs of a `Workload` on random tokens: measured in a fresh process, to calibrate the planner and to judge it.
+"""Measures real runs of a `Workload` on random tokens, in a new process, to calibrate and to check the planner.
 
-`python -m handscroll.train.probe` reads a request from standard input and answers in one line of JSON.
+`python -m handscroll.train.probe` reads a request from standard input and answers with one line of JSON.
 """
 
 import json
@@ -44,14 +44,17 @@ from handscroll.train.run import Loop, Run
 from handscroll.train.schedule import Schedule
 from handscroll.train.step import Memory
 
-DOCUMENTS = 4  # of a packed row of random tokens
-LEAST = 0.01  # of the known ratio: what a speed is at least
-DRAW = 0.01  # pull of the known ratios of speeds, in runs whose whole time goes into one of them
+DOCUMENTS = 4  # documents in a packed row of random tokens
+LEAST = 0.01  # smallest fitted speed, as a fraction of its known ratio
+DRAW = 0.01  # weight of the known ratios, counted in runs that spend all their time on one speed
 
 
 class Measured(Config):
-    """Peak resident bytes of the process (VmHWM), those of the GPU (context and what torch reserved), and seconds of
-    each update."""
+    """The measured memory and time of a run.
+
+    `peak`: peak resident bytes of the process (VmHWM). `gpu`: bytes of the GPU (its context and the memory that torch
+    reserved). `seconds`: the time of each update.
+    """
 
     peak: int = Field(gt=0)
     gpu: int = Field(default=0, ge=0)
@@ -59,21 +62,21 @@ class Measured(Config):
 
     @property
     def update(self) -> float:
-        """Seconds of a typical update: the quickest after the first, which warms up."""
+        """Seconds of a typical update: the fastest one after the first, which is a warm-up."""
         return min(self.seconds[1:] or self.seconds)
 
 
 def measure(workload: Workload, timeout: float = 600.0) -> Measured:
-    """Run `workload.steps` updates (and the checkpoint at their end) in a fresh process.
+    """Run `workload.steps` updates, and the checkpoint after them, in a new process.
 
     Raises:
-        CapacityError: the process died, which is mostly the system's answer to too much memory.
+        CapacityError: the process died. In most cases the system killed it because it used too much memory.
     """
     return Measured.model_validate(_ask({"run": workload.model_dump()}, workload.threads, timeout))
 
 
 def calibrate(threads: int = 0, keep: bool = True) -> Calibration:
-    """Measure this machine: the bare process, and speeds fitted to a dozen small runs. Takes some half a minute."""
+    """Measure this machine: the memory of a bare process, and the speeds in 16 small runs. It takes half a minute."""
     calibration = Calibration.model_validate(_ask({"calibrate": True}, threads, 600.0))
     if keep:
         save_calibration(calibration)
@@ -99,7 +102,7 @@ def _ask(request: dict[str, Any], threads: int, timeout: float) -> dict[str, Any
 
 
 class RandomBatches(Stream[list[Batch]]):
-    """Updates of random tokens in the workload's shape; packed rows hold four documents."""
+    """Updates of random tokens in the workload's shape. Packed rows hold four documents."""
 
     def __init__(self, workload: Workload):
         self.workload = workload
@@ -136,7 +139,7 @@ class RandomBatches(Stream[list[Batch]]):
 
 
 def build(workload: Workload) -> Decoder:
-    """A model of random weights in a workload's shape, where and in what it is trained."""
+    """A model with random weights in a workload's shape, on its device and in its dtypes."""
     spec, length = workload.spec, workload.length
     layer = spec.layers[0]
     sizes: dict[str, Any] = {"vocab": spec.vocab, "width": spec.width, "layers": len(spec.layers), "tied": spec.tied}
@@ -166,7 +169,7 @@ def build(workload: Workload) -> Decoder:
 
 
 def measure_here(workload: Workload) -> Measured:
-    """The same in this process, whose peak of resident memory may be of something before."""
+    """Do the same as `measure`, but in this process. Its peak of resident memory may come from earlier work."""
     card = workload.device == "cuda"
     if card:
         torch.cuda.empty_cache()
@@ -180,7 +183,7 @@ def measure_here(workload: Workload) -> Measured:
 
 
 def train_here(workload: Workload) -> list[float]:
-    """Train on random tokens in this process; seconds of each update."""
+    """Train on random tokens in this process. Returns the seconds of each update."""
     found: list[float] = []
     memory = Memory(**{name: getattr(workload, name) for name in MEMORY})
     with tempfile.TemporaryDirectory(dir=os.environ.get("HANDSCROLL_PROBE_FOLDER")) as folder:
@@ -221,9 +224,10 @@ def _small(width: int, layers: int, length: int, vocab: int = 512, **changes: An
 
 
 def _timed(precision: str) -> list[Workload]:
-    """Runs whose shares of products, attention, activations, calls and optimiser differ; none is in the benchmark.
+    """Runs that spend different shares of time on products, attention, activations, calls and the optimiser.
 
-    An update takes some 0.1 to 0.6 seconds: with shorter ones what is not counted (records, timers) is taken for calls.
+    None of them is in the benchmark. An update takes about 0.1 to 0.6 seconds. With shorter updates the fit would
+    count the time of records and timers as time of calls.
     """
     return [
         _small(256, 6, 768, precision=precision, rows=2),
@@ -238,10 +242,10 @@ def _timed(precision: str) -> list[Workload]:
 
 
 def fitted(runs: Sequence[Workload], times: Sequence[float], start: Calibration) -> Calibration:
-    """Speeds with the least squared relative error over measured runs, drawn to those of `start`; none is zero.
+    """Fit the speeds by least squares of the relative error over measured runs. No speed becomes zero.
 
-    What the runs do not tell apart keeps the ratios of `start`, at the speed of this machine as a whole: ridge
-    regression in units of (speed / its start), by coordinate descent on the normal equations.
+    The fit is a ridge regression towards `start`, in units of (speed / its start), by coordinate descent on the normal
+    equations. Speeds that the runs cannot separate keep the ratios of `start`, scaled to this machine.
     """
     names = ["product", "product_narrow", "attention", "attention_narrow", "activation", "call", "traffic"]
     known = np.array([getattr(start, name) for name in names])
@@ -252,7 +256,7 @@ def fitted(runs: Sequence[Workload], times: Sequence[float], start: Calibration)
         both = [total * on for total in (work.products, work.attention) for on in pair]
         both[1] += work.narrow_products
         rows.append([*both, work.activations, work.calls, work.traffic])
-    shares = np.array(rows) * known / np.array(times)[:, None]  # of the measured time, at the speeds of `start`
+    shares = np.array(rows) * known / np.array(times)[:, None]  # shares of the measured time, at the speeds of `start`
     pace = float(np.median(1 / shares.sum(axis=1)))
     shares, known = shares * pace, known * pace
     gram, aim = shares.T @ shares, shares.sum(axis=0)
@@ -265,7 +269,7 @@ def fitted(runs: Sequence[Workload], times: Sequence[float], start: Calibration)
 
 
 def main() -> None:
-    import handscroll.train.start  # noqa: F401 - a run has the readers and the tokenizers in memory too
+    import handscroll.train.start  # noqa: F401 - a real run also has the readers and tokenizers in memory
 
     request = json.loads(sys.stdin.read())
     torch.set_num_threads(request["threads"])

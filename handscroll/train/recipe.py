@@ -1,4 +1,4 @@
-"""A recipe: everything a training run is made of, read from TOML. `start.py` runs it."""
+"""A recipe: all settings of a training run, read from TOML. `start.py` runs it."""
 
 from typing import Annotated, Any, Literal
 
@@ -28,14 +28,17 @@ from handscroll.train.step import Memory
 
 
 class Stage(Config):
-    """`steps` updates of `rows` rows of `length` tokens, `micro` rows at a time, drawn from `mix` by weight."""
+    """A stage of `steps` updates of `rows` rows of `length` tokens, drawn from `mix` by weight.
+
+    Each update runs in micro-batches of `micro` rows.
+    """
 
     length: int = Field(ge=16)
     rows: int = Field(ge=1)
     micro: int | None = Field(default=None, ge=1)
     steps: int = Field(ge=1)
     mix: dict[str, float]
-    positions: NewPositions | None = Field(default=None, description="what the rotary positions become here")
+    positions: NewPositions | None = Field(default=None, description="new rotary positions from this stage on")
     grow: Grow | None = Field(default=None, description="end early once the loss by position is flat")
 
     @model_validator(mode="after")
@@ -49,7 +52,7 @@ class ModelRecipe(Config):
     """A checkpoint to start from (`path`), or a `family` with its sizes and an initialisation."""
 
     path: str | None = None
-    family: str | None = Field(default=None, description="of a new model (models/new.py)")
+    family: str | None = Field(default=None, description="family of a new model (models/new.py)")
     initialise: Literal["normal", "xavier", "he", "mimetic"] = "normal"
     induction: bool = Field(default=False, description="set induction heads by hand (models/induction.py)")
     sizes: dict[str, Any] = Field(default_factory=dict)
@@ -58,7 +61,7 @@ class ModelRecipe(Config):
     @classmethod
     def _known(cls, family: str | None) -> str | None:
         if family is not None and family not in NEW:
-            raise ValueError(f"no new model of this family is made: {nearest(family, NEW)}")
+            raise ValueError(f"no new model can be made of this family: {nearest(family, NEW)}")
         return family
 
     @model_validator(mode="after")
@@ -76,16 +79,16 @@ class TokenizerRecipe(Config):
 
 
 class Validation(Files):
-    """Held-out text: `windows` windows of `length` tokens, the same ones every time."""
+    """Held-out text: `windows` windows of `length` tokens, the same ones in every validation."""
 
     length: int = Field(ge=16)
     windows: int = Field(default=8, ge=1)
 
 
 class Recipe(Config):
-    """A training run. `text` is the training text, `data` names kinds of rows made of it, `stages` mix them.
+    """A training run. `text` is the training text, `data` names kinds of rows made of it, and `stages` mix them.
 
-    Labelled documents are read from files of their own; where all rows are such, there may be no `text`.
+    Labelled documents are read from their own files. If all rows are labelled documents, `text` may be left out.
     """
 
     seed: int = Field(default=0, ge=0)
@@ -115,7 +118,7 @@ class Recipe(Config):
                     raise ValueError(f"stages: mix names '{name}': {nearest(name, self.data)}")
             in_order = [name for name in stage.mix if getattr(self.data[name], "order", "") == "reading"]
             if in_order and len(stage.mix) > 1:
-                raise ValueError(f"stages: '{in_order[0]}' is read in order; rows mixed in would tear its lanes apart")
+                raise ValueError(f"stages: '{in_order[0]}' is read in order, so no other rows can be mixed with it")
         self.objective.check(self.mixed, self.validation is not None)
         made = [name for name, data in self.mixed.items() if data.kind != "labelled"]
         if self.text is None and (made or self.tokenizer.train is not None):
@@ -129,7 +132,7 @@ class Recipe(Config):
             )
         idle = [name for name in ("evaluate_every", "patience") if self.loop.get(name)]
         if self.validation is None and idle:
-            raise ValueError(f"loop.{idle[0]} is of a validation: give [validation] files and length, or leave it out")
+            raise ValueError(f"loop.{idle[0]} needs [validation] with files and length: give that, or leave it out")
         if self.loop.get("steps") not in (None, self.steps):
             raise ValueError(f"loop.steps {self.loop['steps']} contradicts the stages' {self.steps}; leave it out")
         return self
@@ -140,11 +143,11 @@ class Recipe(Config):
 
     @property
     def mixed(self) -> dict[str, Any]:
-        """The kinds of rows that its stages use."""
+        """The kinds of rows that the stages use."""
         return {name: self.data[name] for stage in self.stages for name in stage.mix}
 
     def source(self, tokenizer: Tokenizer) -> TokenSource:
-        """The training text as tokens; a single one where none is asked for."""
+        """The training text as tokens. Without a text it is a single token."""
         return (
             TokenSource([np.zeros(1, dtype=np.int32)], ["no text"])
             if self.text is None
@@ -152,7 +155,7 @@ class Recipe(Config):
         )
 
     def learned(self, model: Model, by_position: bool = False) -> Objective:
-        """The loss that `model` is trained by; refuses a model that cannot be."""
+        """The objective for `model`. It refuses a model that cannot be trained by it."""
         return self.objective.objective(model, self.mixed, self.regularise.label_smoothing, by_position)
 
     def curriculum(self) -> Curriculum:

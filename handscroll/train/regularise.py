@@ -9,27 +9,29 @@ from handscroll.train.optim import decays
 
 
 class Regularise(Config):
-    """Penalty l1 * sum |w| + (l2 / 2) * sum w^2, added to the mean loss in nats per token.
+    """The penalty l1 * sum |w| + (l2 / 2) * sum w^2, added to the mean loss in nats per token, and dropout.
 
-    It acts on the trainable matrices, embeddings and head included, norms and biases not: the set that weight decay
-    acts on (`optim.decays`). Unlike weight decay it passes through clipping and through the optimiser's moments; the
-    L2 part and Adam's coupled weight decay differ only in the clipping. With adamw, Adam or LAMB the L1 part makes
-    weights small but, since their steps have a size of their own, leaves them swinging around 0, never exactly 0.
+    The penalty acts on the same parameters as weight decay (`optim.decays`): trainable matrices, including embeddings
+    and head, but not norms and biases. Unlike weight decay it passes through clipping and through the optimiser's
+    moments. The L2 part differs from Adam's coupled weight decay only in the clipping. With adamw, Adam or LAMB the L1
+    part makes weights small. But the size of their steps does not depend on the gradient's, so the weights swing around
+    0 and never become exactly 0.
     """
 
     l1: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     l2: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="of embeddings and of each layer's two branches")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="share dropped from embeddings and layer branches")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of a target spread over the vocabulary")
 
 
 @torch.no_grad()
 def add_penalty(model: nn.Module, settings: Regularise) -> float:
-    """Add the penalty's gradient, l1 * sign(w) + l2 * w (0 at w = 0), to `.grad`; returns the penalty.
+    """Add the penalty's gradient, l1 * sign(w) + l2 * w (0 at w = 0), to `.grad`. Returns the penalty.
 
-    Call it once an update: after the gradients of all micro-batches and workers are together and divided by the
-    count of targets, before clipping. A missing `.grad` is made. With both settings 0 nothing is touched.
-    Elementwise, so sharded parameters (DTensor) stay sharded; every rank must call it, for the sum is of all shards.
+    Call it once an update: before clipping, and after the gradients of all micro-batches and workers are summed and
+    divided by the count of targets. A missing `.grad` is made. If both settings are 0, nothing changes. The gradient is
+    elementwise, so sharded parameters (DTensor) stay sharded. Every rank must call it, because the penalty is a sum
+    over all shards.
     """
     if not settings.l1 and not settings.l2:
         return 0.0
@@ -46,11 +48,11 @@ def add_penalty(model: nn.Module, settings: Regularise) -> float:
         if settings.l2:
             parameter.grad.add_(parameter, alpha=settings.l2)
             parts.append(settings.l2 / 2 * wide.square().sum())
-    return sum(scalar(part) for part in parts)  # last, so that a GPU is waited for once all work is queued
+    return sum(scalar(part) for part in parts)  # at the end, so that the CPU waits for the GPU only once
 
 
 def scalar(value: Tensor) -> float:
-    """A reduced tensor as a Python number. That of a sharded one (DTensor) is put together first, by every rank."""
-    # float() of a DTensor takes the part of this rank without a word (torch 2.13).
+    """A reduced tensor as a Python number. A sharded tensor (DTensor) is gathered first, so every rank must call it."""
+    # float() of a DTensor silently takes only this rank's part (torch 2.13).
     whole = getattr(value, "full_tensor", None)
     return float(value if whole is None else whole())

@@ -1,4 +1,4 @@
-"""The kinds of rows that a recipe can name under `data`; a kind is a class here, and a place in `RowData`."""
+"""The kinds of rows that a recipe can name under `data`. Each kind is a class here and a member of `RowData`."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -39,8 +39,9 @@ class Files(Config):
 class TextData(Config):
     """Rows of real text. cyclic: shuffled rings; sliding: reading order, once; packed: several documents a row.
 
-    `order = "reading"` (cyclic, sliding): as many lanes as rows in an update, each reading its own documents on and
-    on, so that every update continues the one before it: what the recurrent form needs.
+    `order = "reading"` (cyclic, sliding) makes contiguous rows, which the recurrent strategy needs. An update has as
+    many lanes as rows. Each lane reads its own documents one after the other, so that every update continues the one
+    before it.
     """
 
     kind: Literal["text"]
@@ -50,7 +51,9 @@ class TextData(Config):
     @model_validator(mode="after")
     def _possible(self):
         if self.order == "reading" and self.sampling == "packed":
-            raise ValueError("packed rows hold several documents and continue nothing; use sampling sliding or cyclic")
+            raise ValueError(
+                "packed rows hold several documents and do not continue each other; use sampling sliding or cyclic"
+            )
         return self
 
     def lanes(self, text: TokenSource, length: int, seed: int, rows: int) -> Stream[Row]:
@@ -116,8 +119,8 @@ class BlanksData(Config):
     """Pieces of the text with spans blanked (`data/blanks.py`)."""
 
     kind: Literal["blanks"]
-    share: float = Field(default=0.15, gt=0, le=0.5, description="of the tokens that are blanked")
-    mean: float = Field(default=3.0, gt=0, description="tokens of a span, about")
+    share: float = Field(default=0.15, gt=0, le=0.5, description="share of the tokens that are blanked")
+    mean: float = Field(default=3.0, gt=0, description="mean number of tokens in a span")
     document: float = Field(default=0.0, ge=0, le=1, description="share of pieces whose whole rest is blanked")
     longest: int = Field(default=0, ge=0, description="tokens of a piece; 0: as many as fit")
 
@@ -125,15 +128,18 @@ class BlanksData(Config):
         return Blanks(text, BlankTokens.of(tokenizer), length, seed, **self.model_dump(exclude={"kind"}))
 
     def places(self, length: int, document: int) -> tuple[int, int]:
-        """Rows of the two position tables that rows of `length` tokens may ask for, of documents of `document`."""
+        """How many entries of the two position tables rows of `length` tokens may use.
+
+        `document`: tokens of the longest document.
+        """
         piece = min(largest_piece(length, self.share), document)
         piece = min(piece, self.longest or piece)
         blanked = piece if self.document else min(longest_span(self.mean), max(1, round(self.share * piece)))
-        return piece, blanked + 2  # a blank's places count from 1, its beginning first
+        return piece, blanked + 2  # places in a blank count from 1, and the first one is its start token
 
 
 class PairsData(Config):
-    """Two texts a document, and whether the second follows the first (`data/pairs.py`)."""
+    """Pairs of texts, with a label that says whether the second follows the first (`data/pairs.py`)."""
 
     kind: Literal["pairs"]
     pairs: int = Field(default=1, ge=1, description="pairs packed into a row")

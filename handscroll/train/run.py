@@ -1,4 +1,4 @@
-"""A run: a model in training, its optimisers, its settings, and all that a checkpoint of it holds."""
+"""A run: a model in training, its optimisers, its settings, and everything that its checkpoints hold."""
 
 import json
 import math
@@ -38,7 +38,7 @@ BEST = "best"  # folder of the best validated weights, inside the run folder
 
 
 class Loop(Config):
-    """Length, precision and rhythm of a run. Steps are updates."""
+    """Length and precision of a run, and how often it saves and validates. Steps are updates."""
 
     steps: int = Field(gt=0)
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="bfloat16 runs through autocast")
@@ -49,26 +49,26 @@ class Loop(Config):
         default=0, ge=0, description="validations without a better loss before stopping; 0: never stop"
     )
     average: float = Field(default=0.0, ge=0, lt=1, description="decay of the moving average of weights; 0: none")
-    seed: int = Field(default=0, ge=0, description="of dropout")
+    seed: int = Field(default=0, ge=0, description="seed of dropout")
 
 
 @dataclass
 class Progress:
-    """Where a run stands; saved in every checkpoint."""
+    """The progress of a run. It is saved in every checkpoint."""
 
     step: int = 0
     tokens: int = 0
-    skipped: int = 0  # planned updates that stages left out
+    skipped: int = 0  # planned updates that were skipped because stages ended early
 
     best_loss: float | None = None
     best_step: int = 0
     bad: int = 0
     stopped: str = ""
-    recent: list[list[float]] = field(default_factory=list)  # what the curriculum judges by
+    recent: list[list[float]] = field(default_factory=list)  # recent losses, by which the curriculum ends a stage
 
     @property
     def planned(self) -> int:
-        """Number (from 0) of the coming update in the plan; the schedule and the stages go by it."""
+        """The number (from 0) of the next update in the plan. The schedule and the stages use it."""
         return self.step + self.skipped
 
 
@@ -105,22 +105,22 @@ class Run:
         return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
 
     def remembered(self) -> dict[str, Tensor]:
-        """The segment memory of the recurrent form; nothing for exact strategies."""
+        """The segment memory of the recurrent strategy. It is empty for exact strategies."""
         return self.step.strategy.state() if isinstance(self.step.strategy, Recurrent) else {}
 
     def begin_stage(self) -> None:
-        """At a new stage: judge the next losses by themselves, and remember no keys of the old positions."""
+        """Begin a new stage: the spike guard starts afresh, and keys with the old positions are forgotten."""
         self.guard = SpikeGuard(self.spike)
         if isinstance(self.step.strategy, Recurrent):
             self.step.strategy.forget()
 
     def noise(self) -> Noise | None:
-        """The dropout of the coming update; None when there is none."""
+        """The dropout noise of the next update. None: no dropout."""
         share = self.regularise.dropout
         return Noise(share, self.loop.seed, self.progress.step) if share else None
 
     def update(self, lr_factor: float) -> float:
-        """Clip, step, average; returns the gradient norm before clipping."""
+        """Clip the gradient, step and average the weights. Returns the gradient norm before clipping."""
         parameters = [p for _, p in self._trainable()]
         norm = scalar(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         if not math.isfinite(norm):
@@ -138,7 +138,10 @@ class Run:
         return norm
 
     def save(self, data: dict[str, Any], offset: int) -> None:
-        """Write a crash-safe checkpoint of this step: whole tensors, whatever the number of ranks; the first writes."""
+        """Write a crash-safe checkpoint of this step.
+
+        It holds whole tensors for any number of ranks, and the first rank writes it.
+        """
         tensors = {"model": gathered(dict(self._trainable()), self.world)}
         states: dict[str, Any] = {}
         for name, optimizer in self.optimizers.items():
@@ -167,7 +170,7 @@ class Run:
         return [] if self.curriculum is None else [list(one) for one in self.curriculum.recent]
 
     def restore(self) -> dict[str, Any] | None:
-        """Load the newest valid checkpoint of the folder; its state, or None when there is none yet."""
+        """Load the newest valid checkpoint of the folder. Returns its state, or None if there is no checkpoint yet."""
         folder = latest_checkpoint(self.folder)
         if folder is None:
             return None
@@ -195,7 +198,7 @@ class Run:
 
 @contextmanager
 def averaged(run: Run):
-    """The averaged weights in place of the current ones, for as long as the block runs."""
+    """Put the averaged weights in place of the current ones while the block runs."""
     if not run.average:
         yield
         return
@@ -216,7 +219,7 @@ def save_best(run: Run) -> None:
 
 
 def settle(run: Run) -> None:
-    """Put the weights that the run is about into the model."""
+    """Put the final weights of the run into the model: the averaged, the best or the last ones."""
     parameters = dict(run.model.named_parameters())
     chosen = run.average
     if not chosen and run.loop.patience:
@@ -229,7 +232,7 @@ def settle(run: Run) -> None:
 
 
 def write_recipe(folder: Path, resolved: dict[str, Any]) -> None:
-    """Keep the resolved configuration and versions beside the records; a different one later is refused."""
+    """Save the resolved configuration and versions in the run folder. A later run with different ones is refused."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "recipe.json"
     text = json.dumps(resolved, indent=2, ensure_ascii=False, sort_keys=True) + "\n"

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: a factor in [0, 1] of the step, multiplied onto every base rate."""
+"""Learning-rate schedules: a factor in [0, 1] for each step, by which every base rate is multiplied."""
 
 import math
 from typing import Literal
@@ -21,7 +21,7 @@ class Schedule(Config):
     final: float = Field(default=0.0, ge=0, le=1, description="factor at the last step")
 
     def factor(self, step: int, steps: int) -> float:
-        """Factor for the update number `step` (from 0) of `steps`."""
+        """The factor for the update number `step` (from 0) of `steps`."""
         if step < self.warmup:
             return (step + 1) / self.warmup
         if self.name == "constant":

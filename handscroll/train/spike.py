@@ -1,4 +1,4 @@
-"""Stop before an update when the loss jumps out of its own recent noise, and say which tensors look guilty."""
+"""Stops a run before an update if the loss jumps far above its recent noise, and names the likely tensors."""
 
 import math
 from collections.abc import Sequence
@@ -13,19 +13,19 @@ from handscroll.base.config import Config
 from handscroll.train.regularise import scalar
 
 _NORMAL = 1.4826  # median absolute deviation times this is the standard deviation of normal noise
-# A jump of thousandths of the loss is no reason to stop, however flat the curve (a tiny set learnt by heart).
+# A jump of thousandths of the loss never stops a run, even if the curve is flat (a memorised tiny data set).
 _FLOOR = 1e-3
-# Weights below this root mean square count as this large: fresh biases and LoRA's B are zero without being guilty.
+# Smaller root mean squares of weights count as this one: new biases and LoRA's B are zero without being at fault.
 _SMALL = 1e-3
 
 
 class Spike(Config):
     """When a loss counts as a spike: more than `threshold` robust standard deviations above its recent trend.
 
-    Recommended 7.5. Measured on 200,000 steps of falling curves (20 seeds, window 128): of spikes of 10 true standard
-    deviations it catches 96 % under normal noise, without a false alarm; under Student's t with 8 degrees of freedom
-    98 % with 0.3 false alarms in 10,000 steps; with 5 degrees (very heavy tails) 99 % with 2.7, where a threshold of
-    10 gives 0.6 and catches 89 %.
+    The recommended threshold is 7.5. It was measured on 200,000 steps of falling curves (20 seeds, window 128) with
+    spikes of 10 true standard deviations. Under normal noise it catches 96 % of them without a false alarm. Under
+    Student's t with 8 degrees of freedom it catches 98 %, with 0.3 false alarms in 10,000 steps. With 5 degrees (very
+    heavy tails) it catches 99 %, with 2.7 false alarms; there a threshold of 10 catches 89 %, with 0.6.
     """
 
     threshold: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="0: off; recommended 7.5")
@@ -34,13 +34,13 @@ class Spike(Config):
 
 
 class SpikeGuard:
-    """Judges each loss by those before it; its whole state is a list of losses.
+    """Compares each loss with the losses before it. Its whole state is a list of losses.
 
-    The trend is the line through the medians of the two halves of the window (Tukey's resistant line), drawn on to
-    the next step; the noise is the median absolute deviation from it, times 1.4826, and at least a thousandth of the
-    loss. Both bear outliers in the window. Only upward jumps count.
-    Limits: a slow divergence is no jump. A jump that is meant (a new stage with other text or length) is taken for
-    a spike: start a new guard there.
+    The trend is the line through the medians of the two halves of the window (Tukey's resistant line), extended to the
+    next step. The noise is the median absolute deviation from it, times 1.4826, and at least a thousandth of the loss.
+    Both are robust against outliers in the window. Only upward jumps count.
+    Limits: a slow divergence is not detected. An intended jump (a new stage with other text or length) counts as a
+    spike, so start a new guard there.
 
     >>> guard = SpikeGuard(Spike(threshold=7.5, warmup=16))
     >>> for step in range(20):
@@ -60,7 +60,7 @@ class SpikeGuard:
         return max(self.settings.window, self.settings.warmup)
 
     def check(self, loss: float) -> str | None:
-        """None, or why this mean loss of the coming update is a spike. Does not remember it: see `add`."""
+        """Why this mean loss of the next update is a spike, or None if it is not. It does not remember the loss."""
         settings = self.settings
         if not settings.threshold:
             return None
@@ -84,17 +84,17 @@ class SpikeGuard:
             self._losses = [*self._losses, loss][-self._kept :]
 
     def state(self) -> list[float]:
-        """What `from_state` needs to go on exactly here; JSON keeps it bit for bit."""
+        """The state for `from_state`, which continues exactly from here. JSON keeps it bit for bit."""
         return list(self._losses)
 
     @classmethod
     def from_state(cls, settings: Spike, state: Sequence[float]) -> Self:
-        """The guard that `state` was taken from; settings may differ."""
+        """The guard that returned `state`. The settings may differ."""
         return cls(settings, state)
 
 
 def _forecast(losses: list[float]) -> tuple[float, float]:
-    """Trend at the step after `losses`, and the robust standard deviation around the trend."""
+    """The trend at the step after `losses`, and the robust standard deviation around the trend."""
     half = len(losses) // 2
     slope = (median(losses[-half:]) - median(losses[:half])) / (len(losses) - half)
     level = [loss - slope * (number - len(losses)) for number, loss in enumerate(losses)]
@@ -105,11 +105,11 @@ def _forecast(losses: list[float]) -> tuple[float, float]:
 
 @torch.no_grad()
 def culprits(model: nn.Module, limit: int = 3) -> str:
-    """The tensors to look at, for the message of a stopped run: at most `limit` names; "" without any gradient.
+    """Name the tensors to look at, for the message of a stopped run: at most `limit` names. "": there is no gradient.
 
-    The first weights that are not finite; else the first such gradients; else the largest gradients relative to
-    their weights (root mean squares; weights below 0.001 count as 0.001), largest first. With sharded parameters
-    every rank must call it, and gets the same answer.
+    They are the first weights that are not finite. If all are finite, they are the first gradients that are not finite.
+    Otherwise they are the largest gradients relative to their weights, largest first (root mean squares; weights below
+    0.001 count as 0.001). With sharded parameters every rank must call it, and gets the same answer.
     """
     named = list(model.named_parameters())
     slopes = [(name, p, p.grad) for name, p in named if p.grad is not None]

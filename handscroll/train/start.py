@@ -1,4 +1,4 @@
-"""A recipe is run: tokenizer, model, rows, plan and loop are made of it, in this order, and the result is saved."""
+"""Runs a recipe: makes the tokenizer, model, rows and plan in this order, trains, and saves the result."""
 
 import hashlib
 import json
@@ -46,7 +46,7 @@ from handscroll.train.strategies.certificate import certify, memory_needed
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a recipe is run, which is no part of the recipe. `show` gets what a person should read before the run."""
+    """Options of a run that are not part of the recipe. `show` receives the text to read before the run."""
 
     certify: bool = False
     force: bool = False
@@ -56,12 +56,12 @@ class RunOptions:
 
 
 def run_recipe(recipe: Recipe, folder: Path, options: RunOptions = RunOptions()) -> tuple[LM, Progress]:
-    """Train by the recipe in `folder` (new, or one to resume) and save the result to `folder/model`.
+    """Train with a recipe in the run folder `folder` (new, or one to resume), and save the result to `folder/model`.
 
-    Under torchrun every rank calls this with the same arguments; the first one writes.
+    Under torchrun every rank calls this with the same arguments, and the first rank writes.
 
     Raises:
-        ConfigError, DataError, CheckpointError: as the parts do; nothing is half-written.
+        ConfigError, DataError, CheckpointError: raised by the parts of the run. No file is left half-written.
     """
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
@@ -69,7 +69,7 @@ def run_recipe(recipe: Recipe, folder: Path, options: RunOptions = RunOptions())
     torch.manual_seed(recipe.seed)
     world = join_world(recipe.parallel, recipe.device)
     made = _run(recipe, folder, world, options)
-    world.close()  # not after an error: the other ranks may never come to say goodbye, and torchrun ends them
+    world.close()  # not after an error: the other ranks may never reach this barrier, and torchrun ends them
     return made
 
 
@@ -123,10 +123,10 @@ def _run(recipe: Recipe, folder: Path, world: World, options: RunOptions) -> tup
 
 
 def _keep_resolved(recipe: Recipe, text: TokenSource, folder: Path, world: World) -> None:
-    """Keep the resolved recipe in the run folder; one that differs from it, or between ranks, is refused."""
-    # How the work is done may change when a run goes on elsewhere; what is done may not.
+    """Save the resolved recipe in the run folder. Refuse a recipe that differs from it, or between ranks."""
+    # These three say how the result is computed, so they may change when a run resumes elsewhere.
     what = recipe.model_dump(mode="json", exclude={"memory", "parallel", "device"})
-    if recipe.memory.strategy == "recurrent":  # but this strategy is no exact one: its settings count
+    if recipe.memory.strategy == "recurrent":  # this strategy is not exact, so its settings change the result
         what["memory"] = recipe.memory.model_dump(mode="json", include={"strategy", "chunk", "remembered"})
     resolved = {"recipe": what, "versions": versions(), "text": text.fingerprint}
     if world.first:
@@ -135,7 +135,7 @@ def _keep_resolved(recipe: Recipe, text: TokenSource, folder: Path, world: World
 
 
 def _tokenizer(recipe: Recipe, folder: Path, world: World) -> Tokenizer:
-    """The named tokenizer, the checkpoint's, or one trained once and kept in the run folder."""
+    """The named tokenizer, the checkpoint's, or one that is trained once and saved in the run folder."""
     settings = recipe.tokenizer
     if settings.path is not None:
         return Tokenizer.load(settings.path)
@@ -148,7 +148,7 @@ def _tokenizer(recipe: Recipe, folder: Path, world: World) -> Tokenizer:
         assert recipe.text is not None, "the recipe's own check"
         documents = (document.text for document in read(recipe.text.paths()))
         train_tokenizer(documents, settings.train).save(kept)
-    world.agree(True)  # the others wait until it is there
+    world.agree(True)  # the other ranks wait until it is saved
     return Tokenizer.load(kept)
 
 
@@ -171,7 +171,7 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Decoder:
 
 
 def updates(recipe: Recipe, text: TokenSource, tokenizer: Tokenizer, model: Model) -> Chain[list[Batch]]:
-    """The whole curriculum as one stream of updates; every stage and kind of row has a seed of its own."""
+    """The whole curriculum as one stream of updates. Every stage and every kind of row has its own seed."""
     chain = []
     for number, stage in enumerate(recipe.stages):
         names = sorted(stage.mix)
@@ -192,7 +192,7 @@ def _rows(data: RowData, text: TokenSource, tokenizer: Tokenizer, stage: Stage, 
 
 
 def _certify(recipe: Recipe, memory: Memory, model: Decoder, stream: Chain, options: RunOptions, folder: Path) -> None:
-    """Hold the strategy to the plain step on a row of the run's longest stage; the result is shown and kept."""
+    """Compare the strategy with the plain step on a row of the run's longest stage. Show and save the result."""
     longest = max(range(len(recipe.stages)), key=lambda stage: recipe.stages[stage].length)
     (first, *_), _ = next(stream.resume(stream.beginning(longest)))
     noise = Noise(recipe.regularise.dropout, recipe.seed, 0) if recipe.regularise.dropout else None
@@ -205,7 +205,10 @@ def _certify(recipe: Recipe, memory: Memory, model: Decoder, stream: Chain, opti
 
 
 def validator(settings: Validation, tokenizer: Tokenizer, model: Model, task: Task) -> Callable[[Model], float]:
-    """Mean loss on fixed windows of held-out text, spread evenly over it; made into the task's rows once for all."""
+    """A function that computes the mean loss on fixed windows, spread evenly over the held-out text.
+
+    The windows are made into the task's rows only once.
+    """
     windows = [row for row, _ in SlidingWindows(settings.source(tokenizer), settings.length, tails="drop")]
     step = max(1, len(windows) // settings.windows)
     rows = task.rows(Listed(windows[::step][: settings.windows]), settings.length, 0, model, tokenizer)
@@ -229,7 +232,7 @@ def validator(settings: Validation, tokenizer: Tokenizer, model: Model, task: Ta
 
 
 def _check_source(recipe: Recipe, model: Decoder, world: World) -> None:
-    """Refuse what an encoder-decoder cannot do."""
+    """Refuse settings that do not work for an encoder-decoder."""
     if model.spec.encoder and world.size > 1 and recipe.parallel.shard:
         raise ConfigError(f"parallel.shard is for decoders, not for family '{model.config.family}': leave it out")
 
@@ -240,5 +243,5 @@ def _digest(value: Any) -> int:
 
 
 def versions() -> dict[str, str]:
-    """What the numbers of a run depend on besides the recipe."""
+    """The versions that the numbers of a run depend on besides the recipe."""
     return {"handscroll": handscroll.__version__, "torch": torch.__version__, "python": platform.python_version()}

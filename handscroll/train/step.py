@@ -1,4 +1,4 @@
-"""The `Step` seam: loss and accumulated gradients of one update's micro-batches, by any memory strategy."""
+"""`Step` computes the loss and the accumulated gradients of one update's micro-batches, with any memory strategy."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,12 +26,15 @@ EDGE = 64  # chunk edges are multiples of this
 
 
 class Memory(Config):
-    """Which strategy of the memory strategies, and where what it keeps lies. All strategies give the same gradients.
+    """The memory strategy, and where it stores the tensors that it keeps. All exact strategies give the same gradients.
 
-    plain: everything is kept. checkpoint: layer inputs. chunk-outer: keys, values and their gradients.
-    layer-outer: layer inputs, and keys and values of one layer. staged: in between, `stage_layers` layers at a
-    time. auto: the planner takes the fastest one that fits. recurrent is no exact strategy but the truncated form, with
-    `remembered` keys and values before each chunk.
+    - plain keeps everything.
+    - checkpoint keeps the layer inputs.
+    - chunk-outer keeps keys, values and their gradients.
+    - layer-outer keeps the layer inputs, and keys and values of one layer.
+    - staged lies between the last two and works on `stage_layers` layers at a time.
+    - auto lets the planner choose the fastest one that fits.
+    - recurrent is truncated and not exact. It keeps `remembered` keys and values before each chunk.
     """
 
     strategy: Literal["auto", "plain", "checkpoint", "chunk-outer", "layer-outer", "staged", "recurrent"] = "auto"
@@ -39,8 +42,10 @@ class Memory(Config):
     stage_layers: int = Field(default=0, ge=0, description="staged: layers of a stage")
     mlp_tile: int = Field(default=0, ge=0, description="tokens the MLP sees at a time; 0: all of the chunk")
     remembered: int = Field(default=0, ge=0, description="recurrent: keys and values kept before a chunk")
-    offload: Literal["none", "host", "disk"] = Field(default="none", description="where chunked strategies keep things")
-    folder: str = Field(default="", description="offload = 'disk': where the unnamed file lies; the run folder unless")
+    offload: Literal["none", "host", "disk"] = Field(
+        default="none", description="where chunked strategies store data"
+    )
+    folder: str = Field(default="", description="offload = 'disk': folder of the unnamed file; default: the run folder")
 
     @model_validator(mode="after")
     def _meant(self):
@@ -60,39 +65,39 @@ class Memory(Config):
 
 
 class Abandoned(Exception):
-    """A step was given up between two chunks, on request; the gradients are worthless, the weights untouched."""
+    """A step was abandoned between two chunks on request. Its gradients are invalid; the weights are unchanged."""
 
 
 def build_strategy(memory: Memory, model: Decoder, folder: Path, world: World = ALONE) -> Strategy:
-    """The strategy that resolved settings describe (`auto` is the planner's business); `folder` for offloading.
+    """Build the strategy of resolved settings (the planner resolves `auto`). `folder` is for offloading.
 
     Raises:
-        ConfigError: host memory as a place away from the CPU, when the model is on the CPU; ranks that share tokens
-            on a strategy without chunks.
+        ConfigError: the settings ask for offload = 'host' while the model is on the CPU, for ranks that share tokens
+            with a strategy without chunks, or for a combination that the model does not support.
     """
     assert memory.strategy != "auto", "resolve settings with plan.resolve first"
     device = model.device
     if memory.offload == "host" and device.type == "cpu":
-        raise ConfigError("memory.offload = 'host': the model is on the CPU, host memory is its own; use 'disk'")
+        raise ConfigError("memory.offload = 'host' while the model is on the CPU frees no memory; use 'disk'")
     if memory.strategy in ("plain", "checkpoint") and world.context > 1:
         raise ConfigError(
-            f"parallel.context = {world.context} shares the tokens of a row chunk by chunk; strategy "
+            f"parallel.context = {world.context} shares the tokens of a row chunk by chunk, but strategy "
             f"'{memory.strategy}' has no chunks: choose memory.strategy = 'chunk-outer', 'layer-outer' or 'staged'"
         )
     if model.spec.encoder and memory.strategy not in ("plain", "checkpoint", "layer-outer"):
         raise ConfigError(
-            f"strategy '{memory.strategy}' works on several layers at once, and each layer of the encoder of family "
-            f"'{model.config.family}' needs all of the one below: choose memory.strategy = 'layer-outer', "
-            "'checkpoint' or 'plain'"
+            f"strategy '{memory.strategy}' works on several layers at once, but each encoder layer of family "
+            f"'{model.config.family}' needs the whole output of the layer below: choose memory.strategy = "
+            "'layer-outer', 'checkpoint' or 'plain'"
         )
     if model.spec.encoder and world.context > 1:
         raise ConfigError(
-            f"parallel.context = {world.context} shares the tokens of one text, and family '{model.config.family}' "
-            "reads a source besides: leave it out"
+            f"parallel.context = {world.context} shares the tokens of one text, but family '{model.config.family}' "
+            "also reads a source: leave parallel.context out"
         )
     if memory.strategy == "recurrent":
         if world.size > 1:
-            raise ConfigError("strategy 'recurrent' remembers in one process; start the run without torchrun")
+            raise ConfigError("strategy 'recurrent' runs in one process only; start the run without torchrun")
         recurrent = Recurrent(memory.chunk, memory.remembered, memory.mlp_tile)
         recurrent.check(model)
         return recurrent
@@ -109,7 +114,7 @@ def build_strategy(memory: Memory, model: Decoder, folder: Path, world: World = 
 
 @dataclass(frozen=True)
 class Step:
-    """Gradients of one update on the parameters' `.grad`, and its loss, by a strategy, in a world of ranks."""
+    """Computes the loss of one update and adds its gradients to `.grad`, with a strategy and in a world of ranks."""
 
     strategy: Strategy
     world: World = ALONE
@@ -123,10 +128,11 @@ class Step:
         noise: Noise | None = None,
         pulse: Callable[[float], None] | None = None,
     ) -> Loss:
-        """The update of `batches` (whole, on every rank); each rank works on its rows and tokens.
+        """Run the micro-batches `batches` of one update. Every rank gets all of them and runs its rows and tokens.
 
-        Every micro-batch is divided by the count of all of them, so that one step of 8 rows and two of 4 give
-        the same gradient whatever their padding. `pulse(done)` is called between chunks and may raise `Abandoned`.
+        The loss of every micro-batch is divided by the count of all of them together. So one step of 8 rows and two of
+        4 give the same gradient, whatever their padding. `pulse(done)` is called between chunks and may raise
+        `Abandoned`.
         """
         count = sum(batch.counted for batch in batches)
         losses: list[Loss] = []
@@ -149,7 +155,7 @@ class Step:
 
 
 def _shared(pulse: Callable[[float], None] | None, number: int, parts: int) -> Callable[[float], None]:
-    """The pulse of one of several micro-batches."""
+    """The pulse for one of several micro-batches."""
     if pulse is None:
         return lambda done: None
     return lambda done: pulse((number + done) / parts)

@@ -1,9 +1,10 @@
-"""Attention over keys that lie on several ranks: the queries travel, keys and values stay.
+"""Attention over keys that are spread over several ranks: queries are sent, keys and values stay in place.
 
-Each rank holds a part of every chunk. The queries of a chunk are gathered on all ranks of the context group, each rank
-attends with them to the keys it holds, and the partial results are joined by their log-sum-exp on the rank that owns
-the query (Yang et al. 2024, "Context Parallelism for Scalable Million-Token Inference", call it pass-Q). What travels
-is proportional to the chunk, however long the past; keys, values and their gradients are divided by the ranks.
+Each rank holds a part of every chunk. The queries of a chunk are gathered on all ranks of the context group. Each rank
+attends with them to its own keys. The partial results are joined by their log-sum-exp on the rank that owns the query.
+This is the pass-Q of Yang et al. 2024, "Context Parallelism for Scalable Million-Token Inference". The amount of data
+sent is proportional to the chunk, for a past of any length. Keys, values and their gradients are divided among the
+ranks.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from handscroll.nn.marks import Marks
 
 @dataclass(frozen=True, eq=False)
 class Exchange:
-    """The exchange of one chunk. `marks` are those of all its tokens; rank p holds `sizes[p]` of them, in order."""
+    """The exchange of one chunk. `marks` covers all its tokens; rank p holds `sizes[p]` of them, in order."""
 
     marks: Marks
     sizes: tuple[int, ...]
@@ -26,7 +27,7 @@ class Exchange:
     group: Any
 
     def gather(self, x: Tensor) -> Tensor:
-        """(B, H, t, X) of every rank, side by side: (B, H, T, X)."""
+        """Concatenate the (B, H, t, X) of all ranks to (B, H, T, X)."""
         longest = max(self.sizes)
         padded = torch.cat([x, x.new_zeros(*x.shape[:2], longest - x.shape[2], x.shape[3])], dim=2).contiguous()
         parts = [torch.empty_like(padded) for _ in self.sizes]
@@ -34,7 +35,7 @@ class Exchange:
         return torch.cat([part[:, :, :size] for part, size in zip(parts, self.sizes, strict=True)], dim=2)
 
     def sum(self, x: Tensor) -> Tensor:
-        """Sum over ranks of (B, H, T, X), of which each rank gets its own tokens: (B, H, t, X)."""
+        """Sum (B, H, T, X) over all ranks. Each rank gets the sum for its own tokens: (B, H, t, X)."""
         by_token = x.movedim(2, 0).contiguous()
         shape = by_token.shape[1:]
         mine = self.sizes[self.place]
@@ -43,7 +44,7 @@ class Exchange:
         return received.view(len(self.sizes), mine, *shape).sum(dim=0).movedim(0, 2)
 
     def join(self, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
-        """This rank's tokens of the attention over all ranks' keys, from every rank's partial one."""
+        """Join the partial results of all ranks to the attention of this rank's tokens over all keys."""
         parts = [torch.empty_like(lse) for _ in self.sizes]
         dist.all_gather(parts, lse.contiguous(), group=self.group)
         total = torch.logsumexp(torch.stack(parts), dim=0)

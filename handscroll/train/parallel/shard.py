@@ -1,4 +1,4 @@
-"""FSDP2 for a decoder: every layer, and the rest, sharded over all ranks; gradients are sums, not means."""
+"""FSDP2 for a decoder: the layers and all other modules are sharded over all ranks. Gradients are sums, not means."""
 
 from collections.abc import Callable, Mapping
 
@@ -13,10 +13,10 @@ from handscroll.train.parallel.world import World, whole
 
 
 def shard(model: Decoder, world: World) -> None:
-    """Shard the parameters in place; each layer is gathered while it runs.
+    """Shard the parameters in place. Each layer is gathered while it runs.
 
-    `remember`, `made`, `embed` and `ready` gather like a forward. Losses are divided by the global count before the
-    backward, so gradients are added up over ranks without a further division.
+    `remember`, `made`, `embed` and `ready` gather parameters as a forward does. Losses are divided by the global count
+    before the backward, so gradients are summed over ranks without another division.
     """
     mesh = init_device_mesh(model.device.type, (world.size,))
     for layer in model.layers:
@@ -34,7 +34,10 @@ def shard(model: Decoder, world: World) -> None:
 
 
 def gathered(named: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
-    """Whole tensors on the first rank (empty elsewhere), one at a time; every rank must call it with the same names."""
+    """Gather whole tensors on the first rank, one at a time. Other ranks get an empty dictionary.
+
+    Every rank must call it with the same names.
+    """
     held: dict[str, Tensor] = {}
     for name, tensor in named.items():
         full = whole(tensor.detach())
@@ -44,13 +47,13 @@ def gathered(named: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
 
 
 def unsharded(model: Decoder, world: World, prepare: Callable[[Decoder], object]) -> Decoder:
-    """The model itself, or on the first rank a whole copy of a sharded one (on other ranks it has no weights).
+    """The model itself if it is not sharded, otherwise a whole copy. The copy has weights on the first rank only.
 
-    `prepare` gives a fresh model of the family the modules that were added to this one (LoRA).
+    `prepare` adds to a new model of the family the modules that were added to this one (LoRA).
     """
     if not isinstance(model, FSDPModule):
         return model
-    # FSDP2 swaps the class of a module for a subclass; the family's own stands behind it.
+    # FSDP2 replaces the class of a module by a subclass. The family's own class comes after it in the method order.
     kind = type(model).__mro__[2]
     with torch.device("meta"):
         fresh = kind(model.config)
@@ -63,12 +66,12 @@ def unsharded(model: Decoder, world: World, prepare: Callable[[Decoder], object]
 
 @torch.no_grad()
 def assign(parameter: Tensor, value: Tensor) -> None:
-    """Copy a whole tensor into a parameter, sharded or not."""
+    """Copy a whole tensor into a parameter, which may be sharded."""
     parameter.copy_(like(parameter, value))
 
 
 def like(pattern: Tensor, value: Tensor) -> Tensor:
-    """A whole tensor cut the way `pattern` is."""
+    """Shard a whole tensor in the same way as `pattern`."""
     if isinstance(pattern, DTensor) and not isinstance(value, DTensor):
         return distribute_tensor(value.to(pattern.device), pattern.device_mesh, pattern.placements)
     return value

@@ -1,8 +1,9 @@
-"""Ranks watch each other: one that is dead or stopped ends the run, by name, instead of leaving it waiting.
+"""Ranks watch each other: if one is dead or stopped, the others name it and end the run instead of waiting for it.
 
-Each rank rewrites a beat in `run/ranks/` every two seconds; a rank whose beat has not changed for `SILENCE` is named,
-killed if it is on this machine (a stopped process does not answer a polite signal), and this process ends with status
-70, so that torchrun ends the rest. Ages are measured by the reader's own clock. Imports no torch.
+Each rank writes a new beat to its file in `run/ranks/` every two seconds. A rank whose beat has not changed for
+`SILENCE` is named. If it is on this machine, it is killed with SIGKILL, since a stopped process does not react to
+SIGTERM. This process then ends with status 70, so that torchrun ends the rest. Ages are measured by the reader's own
+clock. This module does not import torch.
 """
 
 import contextlib
@@ -19,13 +20,13 @@ from pathlib import Path
 from handscroll.base.runs import write_file
 
 BEAT = 2.0  # seconds between beats
-SILENCE = 15.0  # seconds without a new beat until a rank counts as gone
+SILENCE = 15.0  # seconds without a new beat after which a rank counts as dead
 EXIT = 70
 
 
 @contextlib.contextmanager
 def watched(folder: Path, rank: int, size: int) -> Iterator[None]:
-    """Beat and watch for as long as the block runs; does nothing for a single rank."""
+    """Write beats and watch the other ranks while the block runs. It does nothing for a single rank."""
     if size == 1:
         yield
         return
@@ -47,13 +48,13 @@ def watched(folder: Path, rank: int, size: int) -> Iterator[None]:
 
 def _write(place: Path, rank: int, beat: int | str) -> None:
     text = json.dumps({"beat": beat, "process": os.getpid(), "host": socket.gethostname()})
-    # Whole lines in one write to a file of one line; a torn one is read as "no news".
+    # The file has one line, which is written at once. A reader takes a partial line as a new beat.
     with contextlib.suppress(OSError):
         (place / f"rank-{rank}.json").write_text(text + "\n", encoding="utf-8")
 
 
 def _beat(place: Path, rank: int, done: threading.Event) -> None:
-    count = time.time_ns()  # never what an earlier run left in the file
+    count = time.time_ns()  # never equal to the count that an earlier run left in the file
     while not done.is_set():
         count += 1
         _write(place, rank, count)

@@ -1,8 +1,8 @@
-"""The processes of a run: who they are, which rows and which tokens each works on.
+"""The processes of a run, and the rows and tokens that each of them works on.
 
-Ranks are numbered by torchrun. `context` neighbouring ranks share the tokens of the same rows (context parallel);
-the rest multiplies the rows (data parallel). Every rank reads the same stream and takes its part, so a run may go
-on with another number of ranks and sees the same rows.
+torchrun numbers the ranks. `context` neighbouring ranks share the tokens of the same rows (context parallel). Groups of
+such ranks share the rows (data parallel). Every rank reads the same stream and takes its part, so a run may resume with
+another number of ranks and sees the same rows.
 """
 
 import os
@@ -19,11 +19,11 @@ from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError
 from handscroll.data.batch import Batch
 
-PATIENCE = timedelta(minutes=60)  # of collectives; dead ranks are noticed much earlier (`watch.py`)
+PATIENCE = timedelta(minutes=60)  # timeout of collectives; `watch.py` finds dead ranks much earlier
 
 
 class Parallel(Config):
-    """How the ranks of a run share the work; one process needs no setting."""
+    """How the ranks of a run share the work. A single process needs no setting."""
 
     context: int = Field(default=1, ge=1, description="ranks that share the tokens of a row (context parallel)")
     shard: bool = Field(default=True, description="shard weights, gradients and optimiser over all ranks (FSDP2)")
@@ -31,7 +31,7 @@ class Parallel(Config):
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """This process among the ranks of a run. The default is the only one."""
+    """The place of this process among the ranks of a run. The default is a run with one process."""
 
     rank: int = 0
     size: int = 1
@@ -45,21 +45,21 @@ class World:
 
     @property
     def data(self) -> int:
-        """How many parts the rows are cut into."""
+        """The number of parts that the rows are divided into."""
         return self.size // self.context
 
     @property
     def neighbours(self) -> int:
-        """Ranks on this machine."""
+        """The number of ranks on this machine."""
         return 1 if self.size == 1 else int(os.environ.get("LOCAL_WORLD_SIZE", str(self.size)))
 
     @property
     def place(self) -> int:
-        """This rank's place among those that share its tokens."""
+        """This rank's place among the ranks that share its tokens."""
         return self.rank % self.context
 
     def rows(self, batch: Batch) -> tuple[Batch, int]:
-        """This rank's rows of a micro-batch, and the number of the first of them.
+        """This rank's rows of a micro-batch, and the number of the first one.
 
         Raises:
             ConfigError: the rows cannot be shared evenly.
@@ -77,7 +77,7 @@ class World:
         return batch.rows(first, first + size), first
 
     def cut(self, first: int, last: int) -> list[int]:
-        """Edges of the parts of tokens first .. last - 1 that the ranks of a context group hold, as even as can be."""
+        """The edges that divide tokens first .. last - 1 among the ranks of a context group, as evenly as possible."""
         count = last - first
         return [first + count * part // self.context for part in range(self.context + 1)]
 
@@ -85,13 +85,13 @@ class World:
         """Sums over all ranks, in float64."""
         if self.size == 1:
             return values
-        # gloo and nccl both take tensors of the device the run is on.
+        # The tensor must be on the device that the backend uses (gloo: CPU, nccl: GPU).
         total = torch.tensor(values, dtype=torch.float64, device=_device())
         dist.all_reduce(total)
         return total.tolist()
 
     def sum_gradients(self, model: torch.nn.Module) -> None:
-        """Add up over all ranks the gradients of parameters that are not sharded (sharded ones already are)."""
+        """Sum over all ranks the gradients of parameters that are not sharded (FSDP2 has summed the sharded ones)."""
         if self.size == 1:
             return
         for parameter in model.parameters():
@@ -101,7 +101,7 @@ class World:
                 dist.all_reduce(parameter.grad)
 
     def agree(self, flag: bool) -> bool:
-        """True on every rank when it is true on any."""
+        """True on every rank if `flag` is true on any rank."""
         return self.sum([float(flag)])[0] > 0
 
     def close(self) -> None:
@@ -114,10 +114,10 @@ ALONE = World()
 
 
 def join_world(settings: Parallel, device: str = "cpu") -> World:
-    """The world that torchrun set up, or the only process; ranks on GPUs ("cuda") speak through NCCL, others gloo.
+    """The world that torchrun set up, or `ALONE` for a single process. GPUs ("cuda") use NCCL, CPUs use gloo.
 
     Raises:
-        ConfigError: the number of ranks is no multiple of `context`, or one process is asked to share.
+        ConfigError: the number of ranks is not a multiple of `context`.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size % settings.context:
@@ -133,16 +133,16 @@ def join_world(settings: Parallel, device: str = "cpu") -> World:
     group = None
     for first in range(0, size, settings.context):
         ranks = list(range(first, first + settings.context))
-        made = dist.new_group(ranks)  # every rank takes part in making every group
+        made = dist.new_group(ranks)  # every rank must take part in the creation of every group
         group = made if rank in ranks else group
     return World(rank, size, settings.context, group)
 
 
 def same_everywhere(world: World, what: str, digest: int) -> None:
-    """Refuse to start when ranks disagree (another recipe, text or checkpoint on one machine).
+    """Refuse to start if ranks disagree, for example because one machine has another recipe, text or checkpoint.
 
     Raises:
-        ConfigError: naming the ranks that differ from the first.
+        ConfigError: some ranks differ from the first. The message names them.
     """
     if world.size == 1:
         return
@@ -159,6 +159,6 @@ def _device() -> torch.device:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor put together (every rank must ask), any other as it is."""
+    """Gather a sharded tensor (every rank must call this). Return any other tensor unchanged."""
     gather = getattr(tensor, "full_tensor", None)
     return tensor if gather is None else gather()

@@ -1,6 +1,6 @@
-"""Where the tensors of a long step wait: on the device, in host memory, or in a file mapped into memory.
+"""Storage for the tensors that a long step sets aside: page-locked host memory, or a file mapped into memory.
 
-A `Blocks` is a dictionary of tensors that are written whole, read, and added to.
+A `Blocks` works like a dictionary of tensors. A tensor is written whole, can be read, and can be added to.
 """
 
 import mmap
@@ -15,18 +15,21 @@ from torch import Tensor
 
 from handscroll.base.errors import CapacityError
 
-POPULATE = getattr(mmap, "MAP_POPULATE", 0)  # read ahead in one go, where the system can
+POPULATE = getattr(mmap, "MAP_POPULATE", 0)  # read all pages at once if the system can
 
 
 class Blocks(Protocol):
-    """Tensors by key. What `read` returns is to be used before the next `release` of its key."""
+    """Tensors by key. A tensor that `read` returned is valid until the next `release` of its key."""
 
     def write(self, key: Hashable, tensor: Tensor) -> None: ...
 
     def read(self, key: Hashable) -> Tensor: ...
 
     def add(self, key: Hashable, first: int, change: Tensor, like: Tensor) -> None:
-        """Add `change` along dimension 2 from `first` on, to float32 (float64) zeros shaped like `like` at first."""
+        """Add `change` to a tensor, along dimension 2 from index `first` on.
+
+        A new key starts as zeros with the shape of `like`, in float32 (in float64 if `like` is float64).
+        """
         ...
 
     def release(self, key: Hashable) -> None: ...
@@ -34,16 +37,16 @@ class Blocks(Protocol):
     def __contains__(self, key: Hashable) -> bool: ...
 
     def discard(self, key: Hashable) -> None:
-        """Forget a tensor, if it is there; its room is free again."""
+        """Forget a tensor if it is stored, and free its space."""
         ...
 
     def close(self) -> None:
-        """Forget everything and give the room back."""
+        """Forget all tensors and free their space."""
         ...
 
 
 class HostBlocks:
-    """Tensors in (page-locked, where there is a GPU) host memory, copied to the device when read."""
+    """Tensors in host memory (page-locked if there is a GPU), which are copied to the device when they are read."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -53,7 +56,7 @@ class HostBlocks:
     def write(self, key: Hashable, tensor: Tensor) -> None:
         if key not in self._held:
             self._held[key] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self.device.type == "cuda")
-        # Not asynchronous: the caller may overwrite or free the tensor at once.
+        # The copy is synchronous, because the caller may overwrite or free the tensor at once.
         self._held[key].copy_(tensor)
 
     def read(self, key: Hashable) -> Tensor:
@@ -82,13 +85,15 @@ class HostBlocks:
 
 
 class DiskBlocks:
-    """Tensors in one unnamed file; each is mapped into memory only while somebody holds it.
+    """Tensors in one unnamed file. Each is mapped into memory only while a caller uses it.
 
-    The room is reserved before it is written, so a full disk is an error here and not a signal later; the file has no
-    name, so nothing is left behind by any kind of death. The system writes and reads ahead on its own
-    (asynchronously); what nobody holds stays in the system's cache while there is room, and costs this process nothing.
-    Only places are remembered, no tensors: small lasting objects between large passing ones would leave holes in the
-    heap that grow with the text (4 KB a token on a model of 5M parameters, 2026-11).
+    Space is reserved before it is written, so a full disk raises an error here and sends no signal later. The file has
+    no name, so nothing is left behind however the process ends. The system writes and reads ahead on its own
+    (asynchronously). Tensors that are not mapped stay in the system's cache while it has room, and take no memory of
+    this process.
+
+    The dictionary holds places in the file and no tensors. Small long-lived objects between large short-lived ones
+    would leave holes in the heap that grow with the text (4 KB a token on a model of 5M parameters, 2026-11).
     """
 
     def __init__(self, folder: Path, device: torch.device):
@@ -120,7 +125,7 @@ class DiskBlocks:
         held[:, :, first : first + change.shape[2]] += change.to("cpu")
 
     def release(self, key: Hashable) -> None:
-        """Nothing is held here."""
+        """Do nothing: no tensor is kept in memory between reads."""
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._places
@@ -141,7 +146,7 @@ class DiskBlocks:
         return torch.frombuffer(region, dtype=dtype, count=shape.numel()).view(shape)
 
     def _place(self, key: Hashable, shape: torch.Size, dtype: torch.dtype) -> None:
-        """Room for a tensor: one that was discarded, or new room at the file's end."""
+        """Give a tensor a place: the space of a discarded tensor, or new space at the end of the file."""
         if key in self._places:
             return
         size = _pages(shape, dtype)
@@ -153,7 +158,7 @@ class DiskBlocks:
         except OSError as error:
             free = os.statvfs(self.folder)
             raise CapacityError(
-                f"offloading to {self.folder} needs {size:,} bytes more ({self._end:,} written), "
+                f"offloading to {self.folder} needs {size:,} bytes more ({self._end:,} written), but only "
                 f"{free.f_bavail * free.f_frsize:,} are free: {error.strerror}. "
                 "Free some space, name another memory.folder, or use shorter rows"
             ) from None
@@ -162,7 +167,7 @@ class DiskBlocks:
 
 
 def _pages(shape: torch.Size, dtype: torch.dtype) -> int:
-    """Bytes in whole pages."""
+    """The bytes of a tensor, rounded up to whole pages."""
     return -(-shape.numel() * dtype.itemsize // mmap.PAGESIZE) * mmap.PAGESIZE
 
 

@@ -1,11 +1,13 @@
-"""What passes between the chunks of a long step: keys and values, or states, forwards, their gradients backwards.
+"""The carry: the data that passes between the chunks of a long step.
 
-To the model a carry is its cache. In the first pass (`collect`) chunks leave their keys and values; in the second
-(`recompute`, from the last chunk to the first) a chunk reads those of earlier ones, adds its gradient to them, and
-adds to its own keys and values what later chunks left there.
+Keys and values (or recurrent states) pass forwards, and their gradients pass backwards. The model uses a carry as its
+cache. In the first pass (`Collect`) each chunk stores its keys and values. The second pass (`Recompute`) goes from the
+last chunk to the first: a chunk reads the keys and values of earlier chunks, adds its gradient to theirs, and adds the
+gradient that later chunks stored to that of its own keys and values.
 
-Where tokens see later ones (`whole`), all chunks leave keys and values first (`Collect`); then every chunk reads all of
-them and leaves gradients on all of them (`Known`); then each chunk makes its own once more and takes their gradient.
+If tokens see later ones (`whole`), all chunks first store their keys and values (`Collect`). Then every chunk reads all
+of them and adds a gradient to all of them (`Known`). Last, each chunk computes its own keys and values again and
+backpropagates their gradient.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,10 +26,11 @@ from handscroll.train.strategies.blocks import Blocks
 
 
 class States:
-    """Recurrent states before each chunk, by layer, and their gradients: two vectors a row, so always on the device.
+    """Recurrent states before each chunk, by layer, and their gradients.
 
-    Back through time, chunk by chunk, is exact: the state before a chunk is a leaf whose gradient becomes that of the
-    state behind the chunk before.
+    A state is two vectors a row, so it always stays on the device. Backpropagation through time, chunk by chunk, is
+    exact: the state before a chunk is a leaf, and its gradient becomes the gradient of the state after the previous
+    chunk.
     """
 
     def __init__(self):
@@ -35,7 +38,7 @@ class States:
         self._slopes: dict[tuple[int, int], list[Tensor | None]] = {}
 
     def before(self, layer: int, chunk: int, tracked: bool = False) -> State | None:
-        """The state before a chunk; `tracked`: as leaves whose gradients are taken up here."""
+        """The state before a chunk. If `tracked`, its tensors are leaves whose gradients are stored here."""
         state = self._before.get((layer, chunk))
         if state is None or not tracked:
             return state
@@ -56,7 +59,7 @@ class States:
         self._before[layer, chunk] = state.each(lambda tensor: tensor.detach())
 
     def joined(self, layer: int, chunk: int, out: Tensor, after: State) -> Tensor:
-        """`out`, through whose backward the state behind the chunk gets what later chunks left."""
+        """`out`, whose backward gives the state after the chunk the gradients that later chunks stored."""
         slopes = self._slopes.pop((layer, chunk + 1), None)
         return out if slopes is None else _Joined.apply(out, after.hidden, after.cell, slopes)
 
@@ -67,9 +70,10 @@ class States:
 
 @dataclass(frozen=True)
 class Reach:
-    """What of a chunk later chunks see: layer n of a stack sees `windows[n]` tokens (None, or no windows: all).
+    """Which tokens of a chunk later chunks see.
 
-    Chunk c of a row is tokens edges[c] .. edges[c + 1] - 1, of which this rank has `mine[c]`, first and last + 1.
+    Layer n of a stack sees `windows[n]` tokens. None, or an empty `windows`, means that it sees all of them. Chunk c of
+    a row holds the tokens edges[c] .. edges[c + 1] - 1. This rank has the part `mine[c]` of them (first, last + 1).
     """
 
     windows: Sequence[int | None]
@@ -80,51 +84,58 @@ class Reach:
         return self.windows[layer] if self.windows else None
 
     def kept(self, layer: int, chunk: int) -> int:
-        """How many of this rank's last tokens of a chunk any later one sees."""
+        """How many of this rank's last tokens in a chunk any later chunk sees."""
         (first, last), window = self.mine[chunk], self.window(layer)
         return last - first if window is None else max(0, last - max(first, self.edges[chunk + 1] - window + 1))
 
     def seen(self, layer: int, chunk: int) -> range:
-        """The chunks before `chunk` of which it sees anything."""
+        """The earlier chunks of which `chunk` sees at least one token."""
         window = self.window(layer)
         begin = 0 if window is None else self.edges[min(chunk, len(self.mine))] - window + 1
         return range(sum(end <= begin for end in self.edges[1 : chunk + 1]), chunk)
 
 
 class Carry(Protocol):
-    """Keys, values and their gradients by layer and chunk, as far as later chunks see them; of recurrent layers their
-    states."""
+    """Keys, values and their gradients by layer and chunk, as far as later chunks see them.
+
+    For recurrent layers it holds their states instead.
+    """
 
     states: States
 
     def put(self, layer: int, chunk: int, keys: Tensor, values: Tensor) -> None: ...
 
     def past(self, layer: int, chunk: int) -> list[Span]:
-        """The spans before `chunk` (the number of chunks: all of them); gradients of them are taken up here, outside
-        autograd."""
+        """The spans before `chunk`; the number of chunks gives all spans.
+
+        Their gradients are collected here, outside autograd.
+        """
         ...
 
     def left(self, layer: int, chunk: int) -> tuple[Tensor, Tensor] | None:
-        """What other chunks left as gradient of this chunk's keys and values: of those of its last tokens that any
-        sees."""
+        """The gradients that other chunks stored for this chunk's keys and values.
+
+        They cover the chunk's last tokens, as far as any other chunk sees them.
+        """
         ...
 
     def drop(self, chunk: int) -> None:
-        """Nobody will ask for this chunk, or a later one, any more."""
+        """Free the data of this chunk and of all later ones."""
         ...
 
 
 class HeldCarry:
-    """On the device: per full layer one run of keys and values, so that the past is one span and no join is needed; per
-    windowed layer and chunk the tokens at its end that later chunks see.
+    """A carry on the device.
 
-    Memory per token and layer that is kept: keys, values, and their gradients in float32.
+    A full layer has one tensor of keys and one of values for the whole row, so its past is one span and needs no
+    concatenation. A windowed layer keeps, for each chunk, the last tokens that later chunks see. Memory per kept token
+    and layer: keys, values, and their gradients in float32.
     """
 
     def __init__(self, marks: list[Marks], like: Tensor, reach: Reach, whole: bool = False):
-        """`marks` of each chunk's tokens on this rank; `like` (B, T) tells rows and device.
+        """`marks`: one entry for each chunk, for its tokens on this rank. `like` (B, T) gives the rows and the device.
 
-        `whole`: the last chunk's keys and values are kept too; otherwise they are never anybody's past.
+        `whole`: the keys and values of the last chunk are kept too. Under a causal mask no chunk reads them.
         """
         self.edges = [0, *accumulate(part.length for part in marks)]
         self._end = self.edges[-1] if whole else self.edges[-2]
@@ -190,7 +201,7 @@ class HeldCarry:
             self.states.drop()
 
     def _tail(self, layer: int, chunk: int) -> Span:
-        """What is kept of a chunk in a windowed layer."""
+        """The kept tokens of a chunk in a windowed layer."""
         held, place = self._windowed[layer, chunk], (layer, chunk)
 
         def take(first: int, *changes: Tensor) -> None:
@@ -202,7 +213,7 @@ class HeldCarry:
 
 
 def tail(marks: Marks, count: int) -> Marks:
-    """The marks of the last tokens; one object for all layers, since kernels remember by it."""
+    """The marks of the last `count` tokens. All layers get the same object, because kernels cache by its identity."""
     if ("tail", count) not in marks.pieces:
         marks.pieces["tail", count] = marks.part(marks.length - count, marks.length)
     return marks.pieces["tail", count]
@@ -220,7 +231,7 @@ def _add(held: tuple[Tensor, Tensor], first: int, changes: Sequence[Tensor]) -> 
 
 
 class BlockCarry:
-    """In host memory or on disk: one block per layer, chunk and kind, brought to the device one at a time."""
+    """A carry in host memory or on disk: one block per layer, chunk and kind, copied to the device one at a time."""
 
     def __init__(self, marks: list[Marks], blocks: Blocks, reach: Reach, whole: bool = False):
         self.marks, self.blocks, self.whole, self.states = marks, blocks, whole, States()
@@ -276,7 +287,7 @@ class _BlockSpan(Span):
         return self.blocks.read(("values", *self.place))  # type: ignore[attr-defined]
 
     def rows(self, batch: int) -> Span:
-        return self  # of every row already
+        return self  # it holds every row already
 
     def release(self) -> None:
         for kind in ("keys", "values"):
@@ -289,7 +300,7 @@ class _BlockSpan(Span):
 
 @dataclass(eq=False)
 class Collect(Keeper):
-    """The cache of the first pass: keeps what a chunk appends."""
+    """The cache of the first pass: it stores the keys and values that a chunk appends."""
 
     carry: Carry
     chunk: int
@@ -308,7 +319,7 @@ class Collect(Keeper):
 
 @dataclass(eq=False)
 class Known(Keeper):
-    """The cache of a pass over queries alone: reads the keys and values of all `chunks`, and makes none."""
+    """The cache of a pass over queries alone: it reads the keys and values of all `chunks` and adds none."""
 
     complete: ClassVar[bool] = True
 
@@ -321,7 +332,7 @@ class Known(Keeper):
 
 @dataclass(eq=False)
 class Recompute(Keeper):
-    """The cache of the second pass: gradients of the past go to the carry, and come back for this chunk."""
+    """The cache of the second pass: it sends gradients of the past to the carry and takes those of its own chunk."""
 
     carry: Carry
     chunk: int
@@ -341,7 +352,7 @@ class Recompute(Keeper):
 
 
 class _Returned(torch.autograd.Function):
-    """Identity; its backward adds the gradients that later chunks left."""
+    """The identity. Its backward adds the gradients that later chunks stored."""
 
     @staticmethod
     def forward(ctx: Any, keys: Tensor, values: Tensor, left: Callable[[], tuple[Tensor, Tensor] | None]) -> Any:
@@ -357,14 +368,14 @@ class _Returned(torch.autograd.Function):
 
 
 def _plus(slope: Tensor, more: Tensor) -> Tensor:
-    """The gradient of a chunk, with what is more for its last tokens."""
+    """The gradient of a chunk, with `more` added to its last tokens."""
     first = slope.shape[2] - more.shape[2]
     added = (slope[:, :, first:] + more).to(slope.dtype)
     return added if not first else torch.cat([slope[:, :, :first], added], dim=2)
 
 
 class _Joined(torch.autograd.Function):
-    """Identity of the outputs; its backward gives the state behind them the gradients that later chunks left."""
+    """The identity on the outputs. Its backward gives the state after them the gradients that later chunks stored."""
 
     @staticmethod
     def forward(ctx: Any, out: Tensor, hidden: Tensor, cell: Tensor, slopes: list[Tensor | None]) -> Tensor:

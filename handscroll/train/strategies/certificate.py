@@ -1,7 +1,7 @@
-"""The gradient certificate: a strategy held to the plain step on a short piece of the user's own data.
+"""The gradient certificate compares a strategy with the plain step on a short piece of the user's own data.
 
-The model is copied (to float64 and to float32), the piece is cut so that the strategy has several chunks, and the loss
-and all gradients of both ways are compared: relative distance of the whole gradient, and of the worst single tensor.
+The model is copied (to float64 and to float32), and the piece is cut so that the strategy has several chunks. The loss
+and all gradients are compared, by the relative distance of the whole gradient and of the worst single tensor.
 """
 
 import copy
@@ -20,14 +20,14 @@ from handscroll.train.step import EDGE, Memory, Step, build_strategy
 from handscroll.train.strategies.plain import Plain
 
 LIMITS = {"float64": 1e-12, "float32": 1e-5}
-TOKENS = 4 * EDGE + EDGE // 2  # four whole chunks and a part of one
-LARGEST = 512 << 20  # bytes of a float64 copy; of a larger model the first layers are certified
-WORST = 100.0  # a single tensor may be this much farther off than the whole: its own norm may be tiny
+TOKENS = 4 * EDGE + EDGE // 2  # four whole chunks and part of a fifth
+LARGEST = 512 << 20  # bytes of a float64 copy; for a larger model only the first layers are certified
+WORST = 100.0  # factor by which a single tensor may exceed the limit, because its own norm may be tiny
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was compared, and how far apart it was."""
+    """The result of a certificate: what was compared, and the relative differences."""
 
     strategy: str
     tokens: int
@@ -58,10 +58,12 @@ def certify(
     """Compare the strategy of `memory` with the plain step on the first row of `batch`, cut to `TOKENS`.
 
     Raises:
-        ConfigError: the strategy is an approximation, or the gradients differ; the run must then not start.
+        ConfigError: the strategy is an approximation, or the gradients differ. The run must then not start.
     """
     if memory.strategy == "recurrent":
-        raise ConfigError("strategy 'recurrent' stops gradients on purpose: nothing to certify; leave --certify out")
+        raise ConfigError(
+            "strategy 'recurrent' stops gradients on purpose and cannot be certified; leave --certify out"
+        )
     piece = _piece(batch)
     small = memory
     if memory.strategy not in ("plain", "checkpoint"):
@@ -96,14 +98,14 @@ def certify(
 
 
 def _piece(batch: Batch) -> Batch:
-    """The first row, and its source, each cut to `TOKENS`."""
+    """The first row and its source, each cut to `TOKENS` tokens."""
     row = batch.rows(0, 1)
     source = None if row.source is None else row.source.part(0, min(TOKENS, row.source.tokens.shape[1]))
     return replace(row.part(0, min(TOKENS, row.tokens.shape[1])), source=source)
 
 
 def memory_needed(model: Decoder, memory: Memory) -> int:
-    """Bytes that `certify` takes on top of the model, about: a float64 copy, its gradients, and those of both ways."""
+    """Approximate bytes that `certify` takes besides the model: a float64 copy, its gradients, and both results."""
     kept = _layers(model, memory)
     left_out = [layer for side in model.stacks for layer in side.layers[kept:]]
     numbers = sum(p.numel() for p in model.parameters())
@@ -111,7 +113,7 @@ def memory_needed(model: Decoder, memory: Memory) -> int:
 
 
 def _layers(model: Decoder, memory: Memory) -> int:
-    """How many layers (of an encoder too) are certified: all, or of a large model enough for several stages."""
+    """How many layers are certified (in an encoder too): all, or for a large model enough for several stages."""
     size = 8 * sum(p.numel() for p in model.parameters())
     return len(model.layers) if size <= LARGEST else min(len(model.layers), max(2, memory.stage_layers + 1))
 
@@ -120,7 +122,7 @@ def _copy(model: Decoder, layers: int, dtype: torch.dtype) -> Decoder:
     sides = model.stacks
     kept = [side.layers for side in sides]
     for side in sides:
-        side.layers = side.layers[:layers]  # a deep model is copied without its upper layers
+        side.layers = side.layers[:layers]  # so that only the certified layers are copied
     try:
         return copy.deepcopy(model).to(dtype)
     finally:
@@ -138,11 +140,11 @@ def _gradients(
 
 
 def _distance(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> tuple[float, str, float]:
-    """Relative distance over all tensors, and the worst tensor's name and own relative distance."""
+    """The relative distance over all tensors, and the worst tensor's name and relative distance."""
     assert found.keys() == wanted.keys()
     apart = {name: float((found[name] - wanted[name]).norm()) for name in wanted}
     size = {name: float(wanted[name].norm()) for name in wanted}
-    floor = max(size.values()) * 1e-6  # a tensor with hardly any gradient has hardly any direction
+    floor = max(size.values()) * 1e-6  # the direction of a nearly zero gradient means little
     ratios = {name: apart[name] / max(size[name], floor) for name in wanted}
     worst = max(ratios, key=lambda name: ratios[name])
     gradient = [name for name in wanted if name != "loss"]

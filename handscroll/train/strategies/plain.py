@@ -1,4 +1,4 @@
-"""The first two strategies: everything kept by autograd, or only the layers' inputs (Chen et al. 2016)."""
+"""The first two strategies: autograd keeps everything, or only the layers' inputs (Chen et al. 2016)."""
 
 from dataclasses import dataclass
 
@@ -14,15 +14,15 @@ from handscroll.nn.memory import Memory
 from handscroll.objectives.loss import Loss
 from handscroll.train.strategies.strategy import Pass
 
-TRIMS = 4  # times that a step in which everything is kept gives free pages back, on the way there and on the way back
+TRIMS = 4  # how often a plain step gives free pages back, in the forward and again in the backward
 
 
 @dataclass(frozen=True)
 class Plain:
-    """Forward and backward of whole rows; the loss is chunked, so no T x V logits exist on any strategy.
+    """The strategy that runs whole rows. The loss is chunked, so T x V logits never exist, here as in every strategy.
 
-    `recompute` keeps one input per layer and runs each layer again in the backward; `mlp_tile` does the same
-    with tiles of tokens inside the MLP.
+    `recompute` keeps one input per layer and runs each layer again in the backward. `mlp_tile` does the same with
+    tiles of tokens inside the MLP.
     """
 
     recompute: bool = False
@@ -39,19 +39,19 @@ class Plain:
             hidden = self._run(model, x, context)
             loss = request.objective.loss(model, hidden, batch)
         (loss.total / request.divisor).backward()
-        trim()  # before the update's own tensors
+        trim()  # before the update allocates its own tensors
         request.pulse(1.0)
         return loss
 
     def _read(self, model: Decoder, source: Batch, request: Pass) -> Memory:
-        """The source of an encoder-decoder, its layers run as the decoder's are."""
-        assert model.spec.encoder, "a source, but nothing that reads it"
+        """Run the source of an encoder-decoder through the encoder, in the same way as the decoder runs."""
+        assert model.spec.encoder, "the batch has a source, but the model has no encoder"
         marks = source.marks()
         context = model.source_context(marks, noise=request.noise, mlp_tile=self.mlp_tile)
         return Memory(self._run(model.encoder, model.embed(source.tokens, marks), context), marks)
 
     def _run(self, model: Decoder | Encoder, embeddings: Tensor, context: Context) -> Tensor:
-        """All layers and the final norm, with the heap's free pages given back on the way there and back."""
+        """Run all layers and the final norm. Free heap pages are given back during the forward and the backward."""
         x = context.dropped(embeddings, 0)
         every = 1 if self.recompute else max(1, len(model.layers) // TRIMS)
         for number, layer in enumerate(model.layers):
@@ -59,7 +59,7 @@ class Plain:
                 trim()
                 if x.requires_grad:
                     x.register_hook(_trimmed)
-            # Dropout depends on the token alone, so no generator's state has to be kept for the second run.
+            # Dropout depends on the token alone, so no generator state has to be kept for the second run.
             x = (
                 checkpoint(layer, x, context, use_reentrant=False, preserve_rng_state=False)
                 if self.recompute
@@ -70,5 +70,5 @@ class Plain:
 
 
 def _trimmed(_: Tensor) -> None:
-    """A hook of the backward: what the layers above held goes back before those below begin."""
+    """A backward hook that gives back the memory of the layers above before the layers below begin."""
     trim()

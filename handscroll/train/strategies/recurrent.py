@@ -1,13 +1,13 @@
-"""Truncated recurrent training with a memory of keys and values; no exact strategy, and no stand-in for one.
+"""Truncated recurrent training with a memory of keys and values. It is not exact and never replaces an exact strategy.
 
-A row goes forward and back chunk by chunk. A chunk attends to its own tokens and to the last `remembered` tokens
+A row runs forward and backward chunk by chunk. A chunk attends to its own tokens and to the last `remembered` tokens
 before it, whose cached keys and values get no gradient ("Transformer-XL", Dai et al. 2019, arXiv:1901.02860, 3.2).
-What is approximate: the gradient ends at the edge of the chunk; and keys and values that come from an earlier update
-were made by the weights of that time (Rae et al. 2020, arXiv:1911.05507, train the same way). The forward of a
-chunk is exact for the tokens that it sees, and layers reach back `layers x remembered` tokens together.
+Two things are approximate. The gradient ends at the edge of the chunk. Keys and values from an earlier update were
+computed with the weights of that time (Rae et al. 2020, arXiv:1911.05507, train the same way). The forward of a chunk
+is exact for the tokens that it sees, and all layers together reach back `layers x remembered` tokens.
 
-Memory: the graph of one chunk, and per lane and layer twice `remembered` keys and values (the memory before the update
-waits until the next one begins, in case this one is given up); nothing grows with the row.
+Memory: the graph of one chunk, and per lane and layer twice `remembered` keys and values. The memory from before an
+update is kept until the next one begins, in case the update is abandoned. Nothing grows with the row.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,10 @@ from handscroll.train.strategies.strategy import Pass
 
 @dataclass(frozen=True, eq=False)
 class _Lane:
-    """What a row hands on: keys and values (layers, K, r, E) of the r tokens of `document` before place `following`."""
+    """The memory that a row leaves: keys and values (layers, K, r, E) of r tokens of a document.
+
+    They are the r tokens of `document` before the place `following`.
+    """
 
     keys: Tensor
     values: Tensor
@@ -39,39 +42,39 @@ class _Lane:
 
 
 class Recurrent:
-    """Chunks of `chunk` tokens that see `remembered` tokens before them, across chunks, rows and updates.
+    """Trains in chunks of `chunk` tokens that see `remembered` tokens before them, across chunks, rows and updates.
 
-    A lane is the number of a row within its update, over all micro-batches. A row whose `Batch.origins` continue the
-    row that its lane had in the update before begins with that row's memory, any other row with none. A row of
-    several documents, or with padding at its end, hands nothing on: where its last document goes on is not known.
-    A batch without origins remembers within its rows only.
+    A lane is the number of a row within its update, over all micro-batches. If the `Batch.origins` of a row continue
+    the row that its lane had in the update before, the row begins with that row's memory. Any other row begins with
+    none. A row of several documents, or with padding at its end, leaves no memory, because the place where its last
+    document continues is not known. A batch without origins remembers within its rows only.
 
-    Order (what masks and dropout read) and positions count through the document: the first token of a row gets
-    the place it has there. So windows and rotary distances are right across rows, and dropout, a hash of (seed, update,
-    lane, order), differs between the chunks and rows of a document; a row at a document's beginning is dropped
-    as on the exact strategies. A length-dependent scaling is asked for the length chunk + remembered.
+    Order (which masks and dropout read) and positions count through the document: the first token of a row gets its
+    place in the document. So windows and rotary distances are right across rows. Dropout, a hash of (seed, update,
+    lane, order), differs between the chunks and rows of a document. A row at the beginning of a document gets the same
+    dropout as in the exact strategies. A length-dependent scaling is computed for the length chunk + remembered.
 
-    Limits: one process; causal masks; a memory of documents without end is `remembered` tokens, never more.
+    Limits: one process and causal masks. However long a document is, its memory is at most `remembered` tokens.
     """
 
     def __init__(self, chunk: int, remembered: int, mlp_tile: int = 0):
         """
         Raises:
-            ConfigError: a number out of range.
+            ConfigError: a number is out of range.
         """
         if chunk < 1 or remembered < 1 or mlp_tile < 0:
             raise ConfigError(
-                f"chunk {chunk}, remembered {remembered}, mlp_tile {mlp_tile}: need chunk and remembered >= 1 (for no "
-                "memory shorten the rows) and mlp_tile >= 0"
+                f"chunk {chunk}, remembered {remembered}, mlp_tile {mlp_tile}: chunk and remembered must be >= 1 (to "
+                "train without a memory, shorten the rows), and mlp_tile must be >= 0"
             )
         self.chunk, self.remembered, self.mlp_tile = chunk, remembered, mlp_tile
-        self._before: dict[int, _Lane] = {}  # what the update that runs, or ran last, began with
+        self._before: dict[int, _Lane] = {}  # the memory at the beginning of the current (or last) update
         self._lanes: dict[int, _Lane] = {}
 
     def __call__(self, model: Decoder, batch: Batch, request: Pass) -> Loss:
-        """A micro-batch; the one with `request.first_row` 0 begins an update.
+        """Train one micro-batch. The one with `request.first_row` 0 begins an update.
 
-        Where it is given up (whatever is raised), the memory is again the one before the update.
+        If any exception ends it, the memory is reset to its state before the update.
         """
         self.check(model)
         if not request.objective.additive:
@@ -80,12 +83,12 @@ class Recurrent:
         mask = request.objective.mask(model, batch.marks())
         if looks_ahead(mask):
             raise ConfigError(
-                f"mask {mask} shows a token later ones, which truncated training in chunks cannot: take "
+                f"mask {mask} shows a token later ones, which truncated training in chunks cannot do: choose "
                 "memory.strategy = 'layer-outer', 'checkpoint' or 'plain'"
             )
         if request.world.size > 1:
             raise ConfigError(
-                f"the recurrent memory lives in one process, this run has {request.world.size}; start it without "
+                f"the recurrent memory lives in one process, but this run has {request.world.size}; start it without "
                 "torchrun, or choose an exact strategy"
             )
         if not request.first_row:
@@ -97,36 +100,39 @@ class Recurrent:
         return loss
 
     def check(self, model: Decoder) -> None:
-        """Whether the model can be trained this way.
+        """Check that the model can be trained by this strategy.
 
         Raises:
-            ConfigError: its positions are a learned table.
+            ConfigError: the model's positions are a learned table, or the model is recurrent.
             CapacityError: a chunk with its memory is longer than the model's context.
         """
         if model.spec.recurrent:
             raise ConfigError(
-                f"family {model.config.family} keeps a state and no keys to remember; strategy 'chunk-outer' is exact "
-                "through time and holds no more than a chunk: take that"
+                f"family {model.config.family} keeps a state and no keys to remember; choose strategy 'chunk-outer', "
+                "which is exact through time and holds no more than a chunk"
             )
         seen = self.chunk + self.remembered
         if not model.rotations(Marks.run(0, 1), seen, model.head) and model.bias() is None:
             raise ConfigError(
-                f"family {model.config.family} has learned positions, which end with their table, while recurrent "
-                "training counts on through the document; use rotary positions (llama) or an exact strategy"
+                f"family {model.config.family} has learned positions, which end with their table, but recurrent "
+                "training counts positions through the document; use rotary positions (llama) or an exact strategy"
             )
         if seen > model.config.context:
             raise CapacityError(
-                f"chunk {self.chunk} + remembered {self.remembered} = {seen} tokens, but the model is used to "
-                f"{model.config.context}; shorten one of them or lengthen the model's context first"
+                f"chunk {self.chunk} + remembered {self.remembered} = {seen} tokens, but the model's context is "
+                f"{model.config.context}; make one of them smaller, or lengthen the model's context first"
             )
 
     def forget(self) -> None:
-        """Empty every lane: what was cached no longer fits the model (its rotation changed)."""
+        """Empty every lane. This is needed when the model's rotation changes, since the cached keys no longer fit."""
         self._before, self._lanes = {}, {}
 
     def state(self) -> dict[str, Tensor]:
-        """What the next update begins with: `lanes` (n, 3) int64 = lane, document, place of the token that follows;
-        and of each lane `<lane>.keys` and `<lane>.values` (layers, K, r, E). Their marks are the r places before it."""
+        """The memory that the next update begins with.
+
+        `lanes` (n, 3) int64 holds lane, document and the place of the token that follows. Each lane has `<lane>.keys`
+        and `<lane>.values` (layers, K, r, E), whose marks are the r places before that token.
+        """
         rows = [(number, lane.document, lane.following) for number, lane in sorted(self._lanes.items())]
         state = {"lanes": torch.tensor(rows, dtype=torch.int64).reshape(-1, 3)}
         for number, lane in sorted(self._lanes.items()):
@@ -134,7 +140,7 @@ class Recurrent:
         return state
 
     def restore(self, state: dict[str, Tensor], device: torch.device | None = None) -> None:
-        """Go on from `state()`, on the given device; the next update gives the same bits.
+        """Continue from `state()` on the given device. The next update gives the same bits.
 
         Raises:
             CheckpointError: tensors are missing, or remember more than `remembered` tokens.
@@ -151,7 +157,7 @@ class Recurrent:
         longest = max((lane.keys.shape[2] for lane in lanes.values()), default=0)
         if longest > self.remembered:
             raise CheckpointError(
-                f"the checkpoint remembers {longest} tokens, this run {self.remembered}; resume with "
+                f"the checkpoint remembers {longest} tokens, but this run only {self.remembered}; resume with "
                 f"remembered = {longest}"
             )
         self._before, self._lanes = {}, lanes
@@ -173,7 +179,7 @@ class Recurrent:
         return summed(losses)
 
     def _back(self, model: Decoder, part: Batch, marks: Marks, past: "_Past", request: Pass) -> Loss:
-        """One chunk forward and back; its keys and values are remembered."""
+        """Run one chunk forward and backward. Its keys and values are remembered."""
         with request.precision(model):
             x = model.embed(part.tokens, marks)
             mask = request.objective.mask(model, marks)
@@ -184,7 +190,10 @@ class Recurrent:
         return loss
 
     def _recalled(self, batch: Batch, marks: Marks, first_row: int) -> "_Past":
-        """The lanes' memories side by side, the newest token last; rows that continue nothing have padding there."""
+        """The memories of all lanes as one batch, with the newest token last.
+
+        Rows that continue no earlier row have padding there.
+        """
         origins = _origins(batch)
         lanes: list[_Lane | None] = []
         for row, origin in enumerate(origins):
@@ -230,7 +239,7 @@ class Recurrent:
 
 
 class _Past(Keeper):
-    """The cache of a chunk: gives what is remembered, takes the chunk's keys and values."""
+    """The cache of a chunk: it gives the remembered tokens and stores the chunk's keys and values."""
 
     def __init__(self, remembered: int):
         self.remembered = remembered
@@ -245,7 +254,7 @@ class _Past(Keeper):
         new_keys, new_values = (self._tail(a, b.detach()) for a, b in zip(old, (keys, values), strict=True))
         self._next[layer], self._new = (new_keys, new_values), marks
         own = Span(keys, values, marks)
-        # A span that takes its own gradient is no part of the graph; this one throws it away.
+        # A span with its own `accumulate` is no part of the graph. This one drops its gradient.
         return [own] if held is None else [Span(*held, self.marks, accumulate=_stopped), own]
 
     def commit(self) -> None:
@@ -256,7 +265,7 @@ class _Past(Keeper):
         self.held, self._next, self._new = self._next, {}, None
 
     def _tail(self, old: Tensor | None, new: Tensor) -> Tensor:
-        """The last `remembered` tokens, in memory of their own."""
+        """A copy of the last `remembered` tokens."""
         if old is None or new.shape[2] >= self.remembered:
             return new[:, :, -self.remembered :].clone(memory_format=torch.contiguous_format)
         surplus = max(0, old.shape[2] + new.shape[2] - self.remembered)
@@ -264,11 +273,14 @@ class _Past(Keeper):
 
 
 def _stopped(first: int, keys: Tensor, values: Tensor) -> None:
-    """The gradient of the memory ends here: the truncation."""
+    """Drop the gradient of the memory. This is the truncation."""
 
 
 def _in_document(batch: Batch) -> Marks:
-    """The batch's marks, counted through the documents: order of all of a row, positions of its first segment."""
+    """The batch's marks, counted through the documents.
+
+    The order of all tokens of a row is shifted, but only the positions of its first segment.
+    """
     starts = torch.zeros(batch.tokens.shape[0], dtype=torch.int64) if batch.origins is None else batch.origins[:, 1]
     starts = starts.to(batch.tokens.device)
     if batch.index is None and bool((starts == starts[0]).all()):
@@ -283,14 +295,14 @@ def _in_document(batch: Batch) -> Marks:
 
 
 def _origins(batch: Batch) -> list[tuple[int, int] | None]:
-    """Of each row the document, and the place in it, that it begins with; None where the batch does not know."""
+    """For each row, the document and the place in it where the row begins. None: the batch does not know."""
     if batch.origins is None:
         return [None] * batch.tokens.shape[0]
     return [(document, start) for document, start in batch.origins.tolist()]
 
 
 def _aligned(parts: Sequence[tuple[int, Tensor]], rows: int, length: int) -> Tensor:
-    """(rows, K, length, E) with each row's (K, r, E) at its end."""
+    """A tensor (rows, K, length, E) that has each row's part (K, r, E) at the end."""
     like = parts[0][1]
     joined = like.new_zeros((rows, like.shape[0], length, like.shape[2]))
     for row, part in parts:

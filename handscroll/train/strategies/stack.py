@@ -1,4 +1,4 @@
-"""One stack of layers on its way through a long step: stage by stage and chunk by chunk, forwards, then back."""
+"""Runs one stack of layers in a long step: stage by stage and chunk by chunk, first forward and then backward."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,8 +25,8 @@ from handscroll.train.strategies.strategy import Pass
 
 
 @dataclass(eq=False)
-class Work:
-    """One micro-batch on a chunked strategy: what its stacks share, and how far it has come."""
+class LongStep:
+    """The step of one micro-batch on a chunked strategy: the settings that its stacks share, and its progress."""
 
     model: Decoder
     request: Pass
@@ -39,14 +39,14 @@ class Work:
     _done: int = 0
 
     def place(self) -> Blocks | None:
-        """A place of its own for whatever waits; None: on the device."""
+        """Open a new storage for tensors that are set aside. None: they stay on the device."""
         if self.blocks is not None:
             self._open.append(self.blocks())
             return self._open[-1]
         return None
 
     def carry(self, marks: list[Marks], like: Tensor, blocks: Blocks | None, reach: Reach, whole: bool) -> Carry:
-        """What passes between chunks with these marks; `like` and `whole` as in `HeldCarry`."""
+        """The carry of chunks with these marks. `like` and `whole` are as in `HeldCarry`."""
         return HeldCarry(marks, like, reach, whole) if blocks is None else BlockCarry(marks, blocks, reach, whole)
 
     def close(self) -> None:
@@ -54,32 +54,35 @@ class Work:
             blocks.close()
 
     def expect(self, parts: int) -> None:
-        """So many parts of the work are to come."""
+        """Add `parts` to the total that the progress is measured against."""
         self._all += parts
 
     def pulse(self, parts: int = 1) -> None:
-        """So many are done."""
+        """Count `parts` as done and report the progress."""
         trim()
         self._done += parts
         self.request.pulse(min(1.0, self._done / self._all))
 
 
 @dataclass(frozen=True, eq=False)
-class Side:
-    """A stack of layers and what it reads. `context(x, marks, **shared)` is what its layers share."""
+class StackSetup:
+    """The layers of one stack, with their batch, mask and loss.
+
+    `context(x, marks, **shared)` makes the context that all layers get in one forward.
+    """
 
     layers: nn.ModuleList
     norm: nn.Module
     batch: Batch
     mask: Mask
     context: Callable[..., Context]
-    windows: Sequence[int | None] = ()  # of each layer; empty where none has one
-    loss: Callable[[Tensor, Batch], Loss] | None = None  # of final states; None: their gradient comes from elsewhere
+    windows: Sequence[int | None] = ()  # one for each layer; empty if no layer has a window
+    loss: Callable[[Tensor, Batch], Loss] | None = None  # takes final states; None: another stack gives their gradient
 
     @classmethod
-    def own(cls, work: Work, batch: Batch) -> Self:
-        """The model's own layers."""
-        model, request = work.model, work.request
+    def own(cls, step: LongStep, batch: Batch) -> Self:
+        """The setup for the model's own layers."""
+        model, request = step.model, step.request
 
         def context(x: Tensor, marks: Marks, **shared: Any) -> Context:
             return model.context(x, marks, mask, request.length, **shared)
@@ -91,10 +94,10 @@ class Side:
         return cls(model.layers, model.norm, batch, mask, context, model.windows, loss)
 
     @classmethod
-    def encoder(cls, work: Work, source: Batch) -> Self:
-        """The layers of an encoder-decoder's encoder."""
-        model = work.model
-        assert model.spec.encoder, "a source, but nothing that reads it"
+    def encoder(cls, step: LongStep, source: Batch) -> Self:
+        """The setup for the encoder layers of an encoder-decoder."""
+        model = step.model
+        assert model.spec.encoder, "the batch has a source, but the model has no encoder"
 
         def context(x: Tensor, marks: Marks, **shared: Any) -> Context:
             return model.source_context(marks, **shared)
@@ -103,44 +106,44 @@ class Side:
         return cls(model.encoder.layers, model.encoder.norm, source, mask, context)
 
 
-class Reads(Protocol):
-    """What the layers of a stage read besides their own tokens: a source."""
+class SourceReader(Protocol):
+    """The source that the layers of a stage read besides their own tokens."""
 
     def remember(self, layers: range) -> Memory:
-        """Keys and values for these layers, of all of the source."""
+        """Compute the keys and values of the whole source for these layers."""
         ...
 
     def leave(self, layers: range, back: bool) -> None:
-        """Drop them; `back`: having taken the gradients that were left on them further."""
+        """Drop these keys and values. If `back`, first backpropagate the gradients that were stored for them."""
         ...
 
 
 class Stack:
-    """A side on its way through its stages; `source` is what its layers read besides."""
+    """Runs the layers of a setup through their stages. `source` gives what they read besides their own tokens."""
 
-    def __init__(self, work: Work, side: Side, source: Reads | None = None):
-        self.work, self.side, self.source = work, side, source
-        self.model, self.request = work.model, work.request
-        batch, layers = side.batch, len(side.layers)
+    def __init__(self, step: LongStep, setup: StackSetup, source: SourceReader | None = None):
+        self.step, self.setup, self.source = step, setup, source
+        self.model, self.request = step.model, step.request
+        batch, layers = setup.batch, len(setup.layers)
         marks = batch.marks()
-        self.whole = looks_ahead(side.mask)
-        if self.whole and work.stage_layers != 1:
+        self.whole = looks_ahead(setup.mask)
+        if self.whole and step.stage_layers != 1:
             raise ConfigError(
-                f"mask {side.mask} shows a token later ones, so each layer needs all chunks of the one below: take "
+                f"mask {setup.mask} shows a token later ones, so each layer needs all chunks of the one below: choose "
                 "memory.strategy = 'layer-outer', 'checkpoint' or 'plain'"
             )
         world = self.request.world
-        edges = _edges(batch.tokens.shape[1], work.chunk, world.context)
+        edges = _edges(batch.tokens.shape[1], step.chunk, world.context)
         self.chunks = len(edges) - 1
-        cuts = [world.cut(a, b) for a, b in pairwise(edges)]  # of each chunk, among the ranks that share it
+        cuts = [world.cut(a, b) for a, b in pairwise(edges)]  # for each chunk, the edges of the ranks' parts
         mine = [(cut[world.place], cut[world.place + 1]) for cut in cuts]
-        size = work.stage_layers or layers
+        size = step.stage_layers or layers
         self.stages = [range(a, min(a + size, layers)) for a in range(0, layers, size)]
-        self.blocks = work.place()
+        self.blocks = step.place()
         self.inputs: dict[tuple[int, int], Tensor] = {}
         self._parts = [batch.part(a, b) for a, b in mine]
         self.marks = [marks.part(a, b) for a, b in mine]
-        self.reach = Reach(() if self.whole else side.windows, edges, mine)
+        self.reach = Reach(() if self.whole else setup.windows, edges, mine)
         self._exchanges: list[Exchange | None] = [None] * self.chunks
         if world.context > 1:
             sizes = [tuple(b - a for a, b in pairwise(cut)) for cut in cuts]
@@ -148,17 +151,20 @@ class Stack:
                 Exchange(marks.part(a, b), size, world.place, world.context_group)
                 for (a, b), size in zip(pairwise(edges), sizes, strict=True)
             ]
-        work.expect(self.chunks * len(self.stages) * (6 if self.whole else 4))
+        step.expect(self.chunks * len(self.stages) * (6 if self.whole else 4))
 
     def run(self) -> Loss:
-        """Forwards and back; the loss."""
+        """Run forward and backward, and return the loss."""
         for stage in range(len(self.stages) - 1):
             self.forward(stage)
         return self.back()
 
     @torch.no_grad()
     def forward(self, stage: int) -> None:
-        """Outputs of a stage, which are the inputs of the next, or the normed end; keys and values are dropped."""
+        """Compute and keep the outputs of a stage: the inputs of the next stage, or the normed final states.
+
+        The keys and values are dropped afterwards.
+        """
         carry = self._carry()
         memory = self._remember(stage)
         if self.whole:
@@ -168,16 +174,16 @@ class Stack:
                 cache = Known(carry, self.chunks) if self.whole else Collect(carry, chunk)
                 x, context = self._enter(stage, chunk, cache, memory)
                 for number in self.stages[stage]:
-                    x = self.side.layers[number](x, context)
+                    x = self.setup.layers[number](x, context)
                 if stage == self.last:
-                    x = self.side.norm(x)
+                    x = self.setup.norm(x)
             self.keep(stage + 1, chunk, x)
-            self.work.pulse()
+            self.step.pulse()
         carry.drop(0)
         self._leave(stage, back=False)
 
     def back(self) -> Loss:
-        """Back through all stages: from the loss, or from the gradients that lie in the place of the outputs."""
+        """Run the backward of all stages, from the loss or from the gradients that are kept in place of the outputs."""
         losses: list[Loss] = []
         for stage in range(self.last, -1, -1):
             carry = self._carry()
@@ -197,22 +203,25 @@ class Stack:
 
     @torch.no_grad()
     def _collect(self, stage: int, carry: Carry, memory: Memory | None) -> None:
-        """Keys and values of all chunks (but the last, whose own are never anybody's past, where masks are causal);
-        the last layer makes nothing else."""
+        """Store the keys and values of all chunks. The last layer of the stage computes nothing else.
+
+        Under a causal mask the last chunk is left out, because no other chunk reads its keys and values.
+        """
         *before, last = self.stages[stage]
         for chunk in range(self.chunks if self.whole else self.chunks - 1):
             with self.request.precision(self.model):
                 x, context = self._enter(stage, chunk, Collect(carry, chunk), memory)
                 for number in before:
-                    x = self.side.layers[number](x, context)
-                self.side.layers[last].remember(x, context)  # type: ignore[operator]
-            self.work.pulse()
+                    x = self.setup.layers[number](x, context)
+                self.setup.layers[last].remember(x, context)  # type: ignore[operator]
+            self.step.pulse()
 
     def _back(self, stage: int, chunk: int, carry: Carry, memory: Memory | None) -> Loss | None:
-        """Gradients of one chunk of a stage; its input's gradient replaces the input. The loss, in the last stage.
+        """Run the backward of one chunk of a stage. The last stage also returns the chunk's loss.
 
-        Where all chunks see each other, the gradient that does not come through keys and values, which replaces the
-        output's: the input is still needed.
+        The gradient of the chunk's input replaces the input. If all chunks see each other, only the gradient that does
+        not pass through keys and values is computed here, and it replaces the output's gradient, because the input is
+        still needed.
         """
         entry: Tensor | None = None
         loss = None
@@ -221,41 +230,41 @@ class Stack:
             if stage:
                 entry = self.kept(stage, chunk).requires_grad_()
             x, context = self._enter(stage, chunk, cache, memory, entry)
-            # The queries' backward forms the gradient of keys that were made apart.
+            # The backward of the queries also gives the gradient of keys that were computed outside this graph.
             if (self.whole or memory is not None) and not x.requires_grad:
                 x = x.detach().requires_grad_()
             for number in self.stages[stage]:
-                x = self.side.layers[number](x, context)
-            if stage == self.last and self.side.loss is not None:
-                loss = self.side.loss(self.side.norm(x), self._parts[chunk])
+                x = self.setup.layers[number](x, context)
+            if stage == self.last and self.setup.loss is not None:
+                loss = self.setup.loss(self.setup.norm(x), self._parts[chunk])
             elif stage == self.last:
-                x = self.side.norm(x)
+                x = self.setup.norm(x)
         if loss is not None:
             (loss.total / self.request.divisor).backward()
-        elif x.requires_grad:  # nothing below is trained otherwise
+        elif x.requires_grad:  # otherwise no layer below is trained
             x.backward(self.kept(stage + 1, chunk))
             self.forget(stage + 1, chunk)
         if not self.whole:
             carry.drop(chunk)
         if entry is not None and entry.grad is not None:
             self.keep(stage + 1 if self.whole else stage, chunk, entry.grad)
-        self.work.pulse(2)
+        self.step.pulse(2)
         return loss
 
     def _back_keys(self, stage: int, chunk: int, carry: Carry) -> None:
-        """Gradients of one chunk through its keys and values; with those through its queries they replace the input."""
+        """Backpropagate through one chunk's keys and values. The sum with the queries' gradient replaces the input."""
         (number,) = self.stages[stage]
         with self.request.precision(self.model):
             entry = self.kept(stage, chunk).requires_grad_() if stage else None
             x, context = self._enter(stage, chunk, None, None, entry)
-            made = self.side.layers[number].made(x, context)  # type: ignore[operator]
+            made = self.setup.layers[number].made(x, context)  # type: ignore[operator]
         give(carry, number, chunk, *made)
         carry.drop(chunk)
         if entry is not None:
             grad = self.kept(stage + 1, chunk)
             self.keep(stage, chunk, grad if entry.grad is None else grad + entry.grad)
             self.forget(stage + 1, chunk)
-        self.work.pulse()
+        self.step.pulse()
 
     def _enter(
         self, stage: int, chunk: int, cache: Keeper | None, memory: Memory | None, x: Tensor | None = None
@@ -264,8 +273,8 @@ class Stack:
         self.model.ready()
         if x is None:
             x = self.kept(stage, chunk) if stage else self.model.embed(self._parts[chunk].tokens, marks)
-        shared = {"noise": self.request.noise, "mlp_tile": self.work.mlp_tile, "exchange": self._exchanges[chunk]}
-        context = self.side.context(x, marks, cache=cache, memory=memory, **shared)
+        shared = {"noise": self.request.noise, "mlp_tile": self.step.mlp_tile, "exchange": self._exchanges[chunk]}
+        context = self.setup.context(x, marks, cache=cache, memory=memory, **shared)
         return (x if stage else context.dropped(x, 0)), context
 
     def _remember(self, stage: int) -> Memory | None:
@@ -276,10 +285,10 @@ class Stack:
             self.source.leave(self.stages[stage], back)
 
     def _carry(self) -> Carry:
-        return self.work.carry(self.marks, self.side.batch.tokens, self.blocks, self.reach, self.whole)
+        return self.step.carry(self.marks, self.setup.batch.tokens, self.blocks, self.reach, self.whole)
 
     def keep(self, stage: int, chunk: int, x: Tensor) -> None:
-        """Keep a chunk of the inputs of a stage (of the outputs of the one before), or of their gradient."""
+        """Keep one chunk of a stage's inputs (the outputs of the stage before), or of their gradient."""
         if self.blocks is not None:
             self.blocks.write(("input", stage, chunk), x)
         elif (stage, chunk) in self.inputs:
@@ -295,7 +304,7 @@ class Stack:
         return x
 
     def add(self, stage: int, chunk: int, x: Tensor) -> None:
-        """Add to what is kept there, if anything is."""
+        """Add `x` to the kept tensor, or keep `x` if there is none."""
         blocks = self.inputs if self.blocks is None else self.blocks
         key = (stage, chunk) if self.blocks is None else ("input", stage, chunk)
         self.keep(stage, chunk, self.kept(stage, chunk) + x if key in blocks else x)
@@ -307,7 +316,7 @@ class Stack:
 
 
 def give(carry: Carry, layer: int, chunk: int, keys: Tensor, values: Tensor) -> None:
-    """Give keys and values, made with a graph, the gradients that were left on them."""
+    """Backpropagate through keys and values, which have a graph, from the gradients that other chunks stored."""
     left = carry.left(layer, chunk)
     if left is None:
         return
@@ -318,7 +327,7 @@ def give(carry: Carry, layer: int, chunk: int, keys: Tensor, values: Tensor) -> 
 
 
 def _edges(length: int, chunk: int, ranks: int) -> list[int]:
-    """Chunk edges; every chunk has a token for each rank."""
+    """The edges of the chunks. Every chunk has at least one token for each rank."""
     if length < ranks:
         raise ConfigError(f"rows of {length} tokens cannot be shared by {ranks} ranks")
     edges = [*range(0, length, chunk), length]

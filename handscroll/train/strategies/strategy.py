@@ -1,4 +1,7 @@
-"""A memory strategy: one way to get the loss and the gradients of a micro-batch. All exact ones agree."""
+"""The interface of a memory strategy, which computes the loss and the gradients of a micro-batch.
+
+All exact strategies give the same result.
+"""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -16,17 +19,16 @@ from handscroll.train.parallel.world import ALONE, World
 
 
 def _nothing(done: float) -> None:
-    """No one is waiting."""
+    """The default pulse, which does nothing."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pass:
     """One forward and backward pass of a strategy over a micro-batch.
 
-    Gradients are of the summed loss over `divisor`; `length` is the declared length of the rows;
-    `first_row` numbers the first row within the update. `pulse(done)` is
-    called between chunks with the share of the work that is done; it may raise to abandon the step, and the gradients
-    are then worthless.
+    The gradients are those of the summed loss divided by `divisor`. `length` is the declared length of the rows.
+    `first_row` is the number of the first row within the update. `pulse(done)` is called between chunks with the share
+    of the work that is done. It may raise to abandon the step; the gradients are then invalid.
     """
 
     objective: Objective
@@ -39,8 +41,11 @@ class Pass:
     pulse: Callable[[float], None] = _nothing
 
     def precision(self, model: Decoder) -> AbstractContextManager:
-        """The one place where mixed precision is entered. Weights are cast anew in each block: a cast made without
-        gradient must not be found in autocast's cache by a pass that needs one."""
+        """The context of mixed precision; it is entered nowhere else.
+
+        Weights are cast again in each block. Otherwise a pass that needs gradients could find in autocast's cache a
+        cast that was made without them.
+        """
         return torch.autocast(model.device.type, dtype=self.autocast, enabled=self.autocast is not None)
 
 

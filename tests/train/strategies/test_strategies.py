@@ -1,4 +1,4 @@
-"""Every strategy of the memory strategies gives the gradients of the plain step: float64 to 1e-12, float32 to 1e-5."""
+"""Every memory strategy gives the gradients of the plain step: to 1e-12 in float64, to 1e-5 in float32."""
 
 import itertools
 
