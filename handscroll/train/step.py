@@ -42,9 +42,7 @@ class Memory(Config):
     stage_layers: int = Field(default=0, ge=0, description="staged: layers of a stage")
     mlp_tile: int = Field(default=0, ge=0, description="tokens the MLP sees at a time; 0: all of the chunk")
     remembered: int = Field(default=0, ge=0, description="recurrent: keys and values kept before a chunk")
-    offload: Literal["none", "host", "disk"] = Field(
-        default="none", description="where chunked strategies store data"
-    )
+    offload: Literal["none", "host", "disk"] = Field(default="none", description="where chunked strategies store data")
     folder: str = Field(default="", description="offload = 'disk': folder of the unnamed file; default: the run folder")
 
     @model_validator(mode="after")
