@@ -1,4 +1,4 @@
-"""What a probe measured on this machine, kept in the user's cache: memory of the bare process, and speeds."""
+"""The measurements of a probe on this machine, kept in the user's cache: memory of a bare process, and speeds."""
 
 import importlib.metadata
 import json
@@ -15,12 +15,12 @@ FORMAT = 3
 
 
 class Calibration(Config):
-    """Numbers of one machine and torch version. The defaults are those of a two-core AVX-512 server.
+    """The measured numbers of one machine and torch version. The defaults were measured on a two-core AVX-512 server.
 
-    base: bytes of a process that has trained a step of nothing (code, libraries, threads).
-    The others are seconds per unit of work (`plan/duration.py`): a floating-point operation of a matrix product and
-    of attention in float32 and under bfloat16 autocast, a byte of activations, a call of a layer, a byte of optimiser
-    traffic.
+    base: bytes of a process that has trained a tiny model for a step (code, libraries, threads).
+    The other numbers are seconds per unit of work (`plan/duration.py`). The units are a floating-point operation of a
+    matrix product and of attention (in float32 and under bfloat16 autocast), a byte of activations, a call of a layer,
+    and a byte of optimiser traffic.
     """
 
     base: int = Field(default=347 << 20, gt=0)
@@ -35,8 +35,8 @@ class Calibration(Config):
     measured: bool = False
 
 
-# An H200 under bfloat16 autocast, fitted to 20 drawn steps of 0.03 to 3 s and 8 long ones (2026-11, torch 2.11; median
-# error 11 %, of the long ones 6). No other card was measured.
+# An H200 under bfloat16 autocast, fitted to 20 random steps of 0.03 to 3 s and 8 long ones (2026-11, torch 2.11). The
+# median error is 11 %, and 6 % for the long steps. No other GPU was measured.
 GPU = Calibration(
     product=1.9e-15,
     product_narrow=9.2e-16,
@@ -50,7 +50,10 @@ GPU = Calibration(
 
 
 def cache_file(threads: int = 0) -> Path:
-    """`$XDG_CACHE_HOME/handscroll/plan-*.json`: one file a processor, torch version and number of threads."""
+    """The path `$XDG_CACHE_HOME/handscroll/plan-*.json`.
+
+    There is one file for each processor, torch version and number of threads.
+    """
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     try:
         version = importlib.metadata.version("torch")
@@ -62,7 +65,7 @@ def cache_file(threads: int = 0) -> Path:
 
 
 def load_calibration(threads: int = 0, path: Path | None = None) -> Calibration | None:
-    """The kept calibration; None where there is none, or one of another format (a cache is never an error)."""
+    """The saved calibration. None if there is none or it has another format, since a cache never causes an error."""
     try:
         values = json.loads((path or cache_file(threads)).read_text(encoding="utf-8"))
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
@@ -73,7 +76,7 @@ def load_calibration(threads: int = 0, path: Path | None = None) -> Calibration 
 
 
 def save_calibration(calibration: Calibration, path: Path | None = None) -> Path:
-    """Keep a calibration, atomically; returns where."""
+    """Save a calibration atomically. Returns the path of its file."""
     path = path or cache_file(calibration.threads)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"format": FORMAT, **calibration.model_dump()}, indent=2) + "\n"
@@ -82,7 +85,7 @@ def save_calibration(calibration: Calibration, path: Path | None = None) -> Path
 
 
 def _processor() -> str:
-    """The processor's name, as far as the system tells."""
+    """The processor's name, if the system gives one."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""`options`, `resolve`, `check`: which strategy, chunk and place fit, which is fastest, what to say when none does."""
+"""Chooses memory settings: which strategy, chunk and place fit, which is fastest, and the refusal if none fits."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,14 +12,14 @@ CHUNKS = (4096, 2048, 1024, 512, 256)
 
 
 def options(workload: Workload, machine: Machine) -> list[Forecast]:
-    """Every strategy, chunk, stage and place that the workload's own settings leave open, with its forecast.
+    """Forecasts for every strategy, chunk, stage and place that the workload's own settings leave open.
 
-    Settings that are given stay: with strategy "staged" only its chunk and place are varied. Sorted by time, then by
-    memory. For generate and serve there is one: the workload itself.
+    Given settings are kept: with strategy "staged", for example, only its chunk and place vary. The forecasts are
+    sorted by time, then by memory. For generate and serve there is only one, for the workload itself.
     """
     if workload.kind in ("generate", "serve"):
         if not workload.spec.cached:
-            raise ConfigError(f"an encoder generates nothing: '{workload.kind}' is for causal models")
+            raise ConfigError(f"an encoder generates no text: '{workload.kind}' is for causal models")
         return [predict(workload, machine)]
     strategies: list[str] = ["plain", "checkpoint", *CHUNKED] if workload.strategy == "auto" else [workload.strategy]
     if workload.strategy == "auto" and (workload.chunk or workload.offload != "none"):
@@ -28,7 +28,7 @@ def options(workload: Workload, machine: Machine) -> list[Forecast]:
         strategies = [strategy for strategy in strategies if strategy not in ("chunk-outer", "staged")]
         if not strategies:
             raise ConfigError(
-                f"strategy '{workload.strategy}' needs a causal mask, and this model's tokens see those after them: "
+                f"strategy '{workload.strategy}' needs a causal mask, but this model's tokens see later ones: "
                 "choose memory.strategy = 'layer-outer', 'checkpoint', 'plain' or 'auto'"
             )
     found: dict[Workload, Forecast] = {}
@@ -39,24 +39,24 @@ def options(workload: Workload, machine: Machine) -> list[Forecast]:
                     changes = {"strategy": strategy, "stage_layers": stage, "offload": offload, "chunk": chunk}
                     one = workload.changed(**changes)
                     found[one] = predict(one, machine)
-    # A tie goes to the simpler strategy: chunk-outer in one chunk is plain with more ado.
+    # On a tie the simpler strategy comes first: chunk-outer in one chunk computes the same as plain.
     return sorted(found.values(), key=lambda one: (one.seconds, strategies.index(one.workload.strategy), one.host))
 
 
 def fits(forecast: Forecast, machine: Machine) -> bool:
-    """Whether memory and disk suffice, the safety margin included."""
+    """Whether memory and disk suffice, including the safety margin."""
     if forecast.workload.device == "cuda" and forecast.gpu > machine.gpu * GPU_SAFETY:
         return False
     return forecast.host <= machine.usable and forecast.disk <= machine.disk
 
 
 def resolve(workload: Workload, machine: Machine) -> Workload:
-    """The workload with strategy and chunk settled: the fastest that fits, what is given being kept.
+    """Choose the strategy and chunk of a workload: the fastest that fits. Given settings are kept.
 
-    Deterministic for the same machine numbers. Without offloading first; with it only where nothing else fits.
+    The result is deterministic for the same machine numbers. Offloading is chosen only if nothing else fits.
 
     Raises:
-        CapacityError: nothing fits (`check` says what would).
+        CapacityError: nothing fits. The message says what would.
     """
     found = options(workload, machine)
     kept = [forecast for forecast in found if fits(forecast, machine)]
@@ -67,10 +67,10 @@ def resolve(workload: Workload, machine: Machine) -> Workload:
 
 
 def check(workload: Workload, machine: Machine) -> Forecast:
-    """The forecast of a run that fits.
+    """The forecast of a run, which must fit.
 
     Raises:
-        CapacityError: it cannot; names what is needed, what is there, and a setting that would fit.
+        CapacityError: it does not fit. The message names what is needed, what is available, and a setting that fits.
     """
     if workload.kind in ("train", "extend") and (
         workload.strategy == "auto" or (workload.strategy in CHUNKED and not workload.chunk)
@@ -83,14 +83,14 @@ def check(workload: Workload, machine: Machine) -> Forecast:
 
 
 def afford(workload: Workload, free: int, disk: int, others: Mapping[str, Workload]) -> None:
-    """Refuse a request of generation that does not fit beside the model, which is loaded.
+    """Refuse a generation request that does not fit in memory beside the loaded model.
 
-    free, disk: bytes of memory, and where temporary files lie. `others` are the same request under other settings, by
-    the words that ask for them, the preferred ones first. Whether the disk suffices is asked of these only: the request
-    may name another folder, and reserves its room before it writes.
+    `free`: free bytes of memory. `disk`: free bytes of the disk with the temporary files. `others`: the same request
+    with alternative settings, keyed by the option that selects them, preferred ones first. The disk is checked for
+    these only, because the request itself may name another folder and reserves its space before it writes.
 
     Raises:
-        CapacityError: it does not fit; names what is needed, what is there, and what would fit.
+        CapacityError: it does not fit. The message names what is needed, what is available, and what would fit.
     """
     room = int(free * SAFETY)
 
@@ -101,7 +101,7 @@ def afford(workload: Workload, free: int, disk: int, others: Mapping[str, Worklo
         return
     parts = beside(workload)
     total = sum(parts.values())
-    said = (
+    message = (
         f"{workload.length:,} tokens of prompt and {workload.new:,} new ones would take {gigabytes(total)} of memory "
         f"beside the model, {gigabytes(parts['cache'])} of it for keys and values; {gigabytes(room)} of the "
         f"{gigabytes(free)} free may be planned"
@@ -118,23 +118,25 @@ def afford(workload: Workload, free: int, disk: int, others: Mapping[str, Worklo
         low, high = (middle, high) if fit(workload.changed(length=middle)) else (low, middle)
     if low:
         fitting.append(f"a prompt of up to {low:,} tokens")
-    raise CapacityError(f"{said}. " + (f"This fits: {'; '.join(fitting)}" if fitting else "Ask for fewer new tokens"))
+    raise CapacityError(
+        f"{message}. " + (f"This fits: {'; '.join(fitting)}" if fitting else "Ask for fewer new tokens")
+    )
 
 
 def afford_pool(workload: Workload, pool: int, free: int) -> None:
-    """Refuse an engine that does not fit beside the model, which is loaded.
+    """Refuse an engine that does not fit in memory beside the loaded model.
 
-    `workload` is a step of it, whose cache is all that stays; `pool` bytes of that are keys and values, which are the
-    caller's to choose; free: bytes of memory.
+    `workload` is one step of the engine, and its cache is everything that the engine keeps. `pool`: the bytes of the
+    cache for keys and values, which the caller chooses. `free`: free bytes of memory.
 
     Raises:
-        CapacityError: it does not fit; names what is needed, what is there, and how much would fit.
+        CapacityError: it does not fit. The message names what is needed, what is available, and how much would fit.
     """
     room, total = int(free * SAFETY), sum(beside(workload).values())
     if total <= room:
         return
     most = room - (total - pool)
-    fits = f"give it at most {gigabytes(most)}" if most > 0 else "nothing is left for them; use a smaller model"
+    fits = f"give it at most {gigabytes(most)}" if most > 0 else "no memory is left for them; use a smaller model"
     raise CapacityError(
         f"{gigabytes(pool)} of keys and values for an engine would take {gigabytes(total)} of memory beside the model; "
         f"{gigabytes(room)} of the {gigabytes(free)} free may be planned: {fits}"
@@ -142,7 +144,7 @@ def afford_pool(workload: Workload, pool: int, free: int) -> None:
 
 
 def longest(workload: Workload, machine: Machine) -> int:
-    """The longest row (a multiple of 64) that fits with any setting left open; 0 where none does."""
+    """The longest row (a multiple of 64) that fits with some setting that is left open. 0: no row fits."""
     low, high = 0, 1 << 24
     while high - low > EDGE:
         middle = (low + high) // 2 // EDGE * EDGE
@@ -153,7 +155,7 @@ def longest(workload: Workload, machine: Machine) -> int:
 
 
 def chosen(workload: Workload) -> dict[str, str | int]:
-    """The settings of the recipe's table `memory` that ask for a workload's strategy, stage, chunk and place."""
+    """The settings of the recipe's table `memory` that select a workload's strategy, stage, chunk and place."""
     values = {name: getattr(workload, name) for name in MEMORY}
     return {name: value for name, value in values.items() if value not in (0, "none")}
 
@@ -164,12 +166,12 @@ def settings(workload: Workload) -> str:
 
 
 def gigabytes(size: int) -> str:
-    """1,234 MB below ten gigabytes, GB above; decimal units."""
+    """Format bytes in decimal units: as "1,234 MB" below ten gigabytes, in GB above."""
     return f"{size / 1e6:,.0f} MB" if size < 1e10 else f"{size / 1e9:,.1f} GB"
 
 
 def _refusal(workload: Workload, machine: Machine, forecast: Forecast | None = None) -> str:
-    """What came, what is there, what would fit."""
+    """The message of a refusal: what was asked for, what is available, and what would fit."""
     free = (
         workload.changed(strategy="auto", chunk=0, stage_layers=0, offload="none")
         if workload.strategy != "auto"
@@ -180,15 +182,15 @@ def _refusal(workload: Workload, machine: Machine, forecast: Forecast | None = N
     what = f"{workload.rows} x {workload.length:,} tokens on strategy '{needed.workload.strategy}'"
     if workload.kind in ("generate", "serve"):
         what = f"{workload.rows} rows of {workload.length + workload.new:,} tokens"
-    said = f"{what} would take {_needs(needed, machine)}"
+    message = f"{what} would take {_needs(needed, machine)}"
     fitting = next((one for one in sorted(others, key=_offloaded) if fits(one, machine)), None)
     if fitting is not None and workload.kind in ("train", "extend"):
         change = settings(fitting.workload)
-        return f"{said}. This fits ({gigabytes(fitting.gpu or fitting.host)}): {change}"
+        return f"{message}. This fits ({gigabytes(fitting.gpu or fitting.host)}): {change}"
     most = longest(free, machine)
     if most:
-        return f"{said}, and no memory strategy fits. Rows of up to {most:,} tokens would: lower the length"
-    return f"{said}, and no length fits: use a smaller model, fewer rows, or a machine with more memory"
+        return f"{message}, and no memory strategy fits. Rows of up to {most:,} tokens would: lower the length"
+    return f"{message}, and no length fits: use a smaller model, fewer rows, or a machine with more memory"
 
 
 def _needs(forecast: Forecast, machine: Machine) -> str:
@@ -222,7 +224,7 @@ def _places(workload: Workload, strategy: str) -> list[str]:
 
 
 def _chunks(workload: Workload, strategy: str) -> list[int]:
-    """Chunks to weigh: the given one, or powers of two no longer than the row."""
+    """The chunks to compare: the given one, or powers of two that are shorter than the row."""
     if strategy not in CHUNKED:
         return [0]
     if workload.chunk:
@@ -232,5 +234,5 @@ def _chunks(workload: Workload, strategy: str) -> list[int]:
 
 
 def widest(workloads: Sequence[Workload]) -> Workload:
-    """The stage of a run that needs the most: it decides the setting of all. By tokens kept, then by length."""
+    """The stage of a run that needs most: by its tokens, then by length. It decides the settings of all stages."""
     return max(workloads, key=lambda one: (one.rows * one.length, one.length, one.micro > 1))

@@ -1,12 +1,11 @@
-"""Seconds of an update from counted work and measured speeds (`Calibration`).
+"""Computes the seconds of an update from counted work and measured speeds (`Calibration`).
 
-Per token a matrix of P numbers costs 2 P operations forward and 4 P backward (2 P where it is frozen). Attention of one
-query and one key costs 4 E operations a head forward and 10 E backward, and exponentials besides. Strategies
-repeat parts of the forward: checkpoint and chunk-outer once, stages of several layers nearly twice; the tiled MLP costs
-one more.
-What is written and read again (activations, logits, masks, copies) is counted in bytes of activations.
+Per token a matrix of P numbers costs 2 P operations forward and 4 P backward (2 P if it is frozen). Attention of one
+query and one key costs 4 E operations a head forward and 10 E backward, plus exponentials. Strategies repeat parts of
+the forward: checkpoint and chunk-outer once, stages of several layers nearly twice. A tiled MLP repeats its own forward
+once more. Data that is written and read again (activations, logits, masks, copies) is counted as bytes of activations.
 
-The constants are those of 128 drawn runs on a two-core AVX-512 server (bench/planner.runs.jsonl, 2026-11): with speeds
+The constants come from 128 random runs on a two-core AVX-512 server (bench/planner.runs.jsonl, 2026-11). With speeds
 fitted to the same runs the median error is 7 %.
 """
 
@@ -19,43 +18,47 @@ from handscroll.plan.calibration import Calibration
 from handscroll.plan.layer import DOCUMENTS, QUERIES, WIDE, kept_by_all, stepwise
 from handscroll.plan.memory import carried, stage_layers
 
-EDGE = 256  # keys that a query is given besides those it sees: kernels work in blocks
-BLOCKS = 384  # the same under mask tensors (nn/pieces.py: tiles of 512 queries over blocks of 512 keys)
-# Exponentials of a query and a key, in operations of a product: forward and backward, in float32 and in bfloat16; and
-# the operations of their products a head size.
+EDGE = 256  # keys that a query computes besides those it sees, because kernels work in blocks
+BLOCKS = 384  # the same with mask tensors (nn/pieces.py: tiles of 512 queries over blocks of 512 keys)
+# EXPONENTIALS: the cost of the exponentials of a query and a key (forward, backward), in operations of a product.
+# OPERATIONS: the operations of their products (forward, backward), per number of the head size.
 EXPONENTIALS = {"float32": (56, 172), "bfloat16": (105, 330)}
 OPERATIONS = {"float32": (4, 10), "bfloat16": (4, 15)}
-UNEVEN = {"float32": 1.3, "bfloat16": 1.75}  # most that rows x kv heads cost that the threads cannot share evenly
-# Bytes of activations that cost the same as: a logit, a number of a mask, of a token that dropout meets, of a weight
-# that is cast, of what a LoRA adapter reads and adds.
+UNEVEN = {"float32": 1.3, "bfloat16": 1.75}  # largest factor if the threads cannot share rows x kv heads evenly
+# Costs in bytes of activations: of a logit, a number of a mask, a number that dropout reads, a weight that is cast, and
+# a number that a LoRA adapter reads or adds.
 LOGITS = {"float32": 12, "bfloat16": 16}
 MASKED, DROPPED, CAST, ADAPTED = 10, 25, 9, 10
-# The same for what a learned bias costs a query, a key and a head in every pass: of a row's own, and of what rows
-# share; of packed rows, whose distances are looked up one by one.
+# The same for a learned bias, per query, key and head in every pass: the part of each row, the part that rows share,
+# and the cost for packed rows, whose distances are looked up one by one.
 BIASED, SHARED, LOOKED_UP = 10, 10, 27
-NARROW = 1.6  # a byte of bfloat16 activations, which are cast to and fro
-UNTRIMMED = 0.6  # a byte on strategy plain, whose memory is mostly not new
-ORTHOGONAL = 1.7  # an operation of muon's small products
-STEP = 0.003  # calls that a step of an LSTM layer costs besides its products (2 us where nothing else runs, 2026-11)
-ALONE = 0.13  # the same of a step that torch makes alone: packed rows in several chunks
-DISK = 8e-9  # seconds that a byte written to and read from disk takes
+NARROW = 1.6  # factor for a byte of bfloat16 activations, which are cast in both directions
+UNTRIMMED = 0.6  # factor for a byte in strategy plain, which mostly reuses memory
+ORTHOGONAL = 1.7  # factor for an operation of muon's small products
+STEP = 0.003  # cost of an LSTM layer's step besides its products, in calls (2 us on an idle machine, 2026-11)
+ALONE = 0.13  # the same for a step that torch runs by itself: packed rows in several chunks
+DISK = 8e-9  # seconds to write a byte to disk and read it back
 
 
 @dataclass(frozen=True)
 class Work:
-    """Counts of one update: operations of products and of attention, bytes of activations, calls, traffic, disk."""
+    """The counted work of one update.
+
+    It has the operations of matrix products and of attention, bytes of activations, calls of layers, bytes of optimiser
+    traffic, and bytes written to disk.
+    """
 
     products: float
     attention: float
     activations: float
     calls: float
     traffic: float
-    narrow_products: float = 0.0  # those in bfloat16 where the others are not: muon's orthogonalisation, LSTMs' head
+    narrow_products: float = 0.0  # in bfloat16 even if the others are not: muon's orthogonalisation, LSTMs' head
     disk: float = 0.0
 
 
 def seconds(workload: Workload, calibration: Calibration) -> float:
-    """Seconds of one update, with nothing overlapped."""
+    """The seconds of one update, if nothing overlaps."""
     work, narrow = count(workload), workload.precision == "bfloat16"
     product = calibration.product_narrow if narrow and not workload.spec.recurrent else calibration.product
     attention = calibration.attention_narrow if narrow else calibration.attention
@@ -84,7 +87,7 @@ def forwards(workload: Workload) -> float:
 
 
 def count(workload: Workload) -> Work:
-    """The work of one update."""
+    """Count the work of one update."""
     if not workload.spec.encoder:
         return _counted(workload)
     source, target = workload.sides
@@ -94,14 +97,14 @@ def count(workload: Workload) -> Work:
 
 
 def _crossed(source: Workload, target: Workload) -> Work:
-    """What is not in the decoder's own work: attention to the source, and its keys and values in every layer."""
+    """The work of a decoder for its source: attention to it, and the source's keys and values in every layer."""
     layers, train = target.spec.layers, target.kind in ("train", "extend")
     again = forwards(target)
-    made = again + (1.0 if target.strategy in CHUNKED else 0.0)  # keys and values, which chunks have made apart
+    made = again + (1.0 if target.strategy in CHUNKED else 0.0)  # chunked strategies compute keys and values once more
     pairs = source.length * target.length / (DOCUMENTS if target.packed else 1)
     tokens, written = (side.rows * side.micro * side.length for side in (source, target))
     share = 2.0 * (2 * made + (4.0 if train else 0.0))
-    return Work(  # keys and values of the target are counted as tokens of its own
+    return Work(  # `_counted` counts these keys and values as the target's own, which is corrected here
         products=(tokens - written) * share * over(layers, lambda layer: layer.width * layer.inner),
         attention=target.rows
         * target.micro
@@ -114,13 +117,13 @@ def _crossed(source: Workload, target: Workload) -> Work:
 
 
 def _counted(workload: Workload) -> Work:
-    """That of a decoder, an encoder, or of one side of both."""
+    """The work of a decoder, of an encoder, or of one side of an encoder-decoder."""
     spec, tokens = workload.spec, workload.rows * workload.micro * workload.length
     again, train = forwards(workload), workload.kind in ("train", "extend")
     back = (2.0 if workload.lora else 4.0) if train else 0.0
     per_token = over(spec.layers, lambda layer: _products(workload, layer, 2 * again + back))
     head = (6.0 if not workload.lora else 4.0) * spec.table * workload.targets
-    apart = spec.recurrent and workload.precision == "bfloat16"  # whose layers stay in float32
+    apart = spec.recurrent and workload.precision == "bfloat16"  # an LSTM's layers stay in float32
     per_token += 0.0 if apart else head
     chunks = -(-workload.length // workload.chunk) if workload.strategy in CHUNKED else 1
     passes = again + (2 if train else 0)
@@ -143,7 +146,7 @@ def _counted(workload: Workload) -> Work:
 
 
 def _products(workload: Workload, layer: LayerSpec, each: float) -> float:
-    """Operations of a token in a layer's projections, `each` of which is gone through so often."""
+    """The operations of a token in a layer's projections, with `each` operations per weight."""
     found = each * (layer.matrices + 3 * workload.adapters(layer))
     found += 2.0 * layer.products * layer.width * layer.mlp_width if workload.mlp_tile else 0.0
     if (
@@ -154,14 +157,17 @@ def _products(workload: Workload, layer: LayerSpec, each: float) -> float:
 
 
 def operations(workload: Workload) -> float:
-    """Operations of an update as they are counted on any device: products, and attention of the pairs that are seen."""
+    """The operations of an update, counted in the same way for any device.
+
+    They are the matrix products, and the attention of the query-key pairs that are seen.
+    """
     again = 4 * forwards(workload) + 10
     pairs = over(workload.spec.layers, lambda layer: layer.inner * _seen(workload, layer))
     return count(workload).products + workload.rows * workload.micro * pairs * again
 
 
 def _attention(workload: Workload, again: float, train: bool) -> float:
-    """Operations of attention, exponentials included; the backward's threads share rows and kv heads."""
+    """The operations of attention, with exponentials. In the backward the threads share rows and kv heads."""
     if workload.spec.recurrent:
         return 0.0
     edge = BLOCKS if workload.packed else EDGE
@@ -174,7 +180,7 @@ def _attention(workload: Workload, again: float, train: bool) -> float:
 
 
 def _pair_cost(workload: Workload, layer: LayerSpec, again: float, train: bool) -> float:
-    """Operations of a query, a key and a head, exponentials included."""
+    """The operations of one query, key and head, with exponentials."""
     precision = workload.precision
     (forward, backward), (there, back) = OPERATIONS[precision], EXPONENTIALS[precision]
     parts, threads = workload.rows * layer.kv_heads, workload.threads or os.cpu_count() or 1
@@ -184,7 +190,7 @@ def _pair_cost(workload: Workload, layer: LayerSpec, again: float, train: bool) 
 
 
 def _activations(workload: Workload, chunks: int, again: float, train: bool) -> float:
-    """Bytes of activations that are written and read, and what costs as much."""
+    """The bytes of activations that are written and read, with other work that is counted in such bytes."""
     spec, precision = workload.spec, workload.precision
     tokens, layers = workload.rows * workload.micro * workload.length, len(spec.layers)
     passes = again + (2 if train else 0)
@@ -208,7 +214,7 @@ def _activations(workload: Workload, chunks: int, again: float, train: bool) -> 
 
 
 def _seen(workload: Workload, layer: LayerSpec) -> float:
-    """Query-key pairs of one row in one layer. A packed row is taken as one of four documents of equal length."""
+    """The query-key pairs of one row in one layer. A packed row counts as four documents of equal length."""
     length, window = workload.length, layer.window
     if workload.spec.both_ways:
         return length * length / (DOCUMENTS if workload.packed else 1)
@@ -218,20 +224,20 @@ def _seen(workload: Workload, layer: LayerSpec) -> float:
 
 
 def _traffic(workload: Workload) -> float:
-    """Bytes that clipping, the optimiser and the average move for each trainable number."""
+    """The bytes that clipping, the optimiser and the weight average read and write."""
     passes = {"adam": 14, "adamw": 14, "sgd": 6, "lamb": 20, "adafactor": 12, "muon": 12}[workload.optimizer]
     return 4 * workload.trainable * (passes + 4 + (3 if workload.average else 0))
 
 
 def _orthogonal(workload: Workload) -> float:
-    """Operations of muon's five Newton-Schulz iterations: 4 m m n + 2 m m m each, m the smaller side."""
+    """The operations of muon's five Newton-Schulz iterations: 4 m m n + 2 m m m each, with m the smaller side."""
     if workload.optimizer != "muon" or workload.lora:
         return 0.0
     return ORTHOGONAL * 5.0 * over(workload.spec.layers, _iterations)
 
 
 def _iterations(layer: LayerSpec) -> float:
-    """Operations of one iteration on each matrix of a layer."""
+    """The operations of one iteration on all matrices of a layer."""
     attention = [layer.inner, layer.shared, layer.shared, layer.inner]
     sides = [(layer.width, out) for out in attention] if layer.inner else []
     sides += [(layer.width, layer.mlp_width)] * layer.products

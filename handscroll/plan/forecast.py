@@ -1,4 +1,4 @@
-"""`predict`: memory, disk and time of a workload on a machine, with the parts they are made of."""
+"""Predicts the memory, disk and time of a workload on a machine, with the parts of the memory."""
 
 import math
 from dataclasses import dataclass, field
@@ -11,20 +11,24 @@ from handscroll.plan.duration import seconds
 from handscroll.plan.machine import Machine
 from handscroll.plan.memory import Parts
 
-# What the C library's heap takes on top of tensors although every strategy trims it (base/allocator.py): bytes,
-# and shares of the short-lived tensors: always, more with LoRA, more for packed rows (120 runs, 2026-11).
+# Memory that the C library's heap takes besides the tensors, although every strategy trims it (base/allocator.py):
+# bytes, a share of the short-lived tensors, and additional shares with LoRA and for packed rows (120 runs, 2026-11).
 HEAP = {"plain": (20_000_000, 0.07, 0.12, 0.0), "checkpoint": (30_000_000, 0.25, 0.4, 0.1)}
 HEAP_CHUNKED = (2_000_000, 0.25, 0.25, 0.08)
-NARROW_BASE = 12 << 20  # oneDNN's bfloat16 kernels, which the probe's bare process has not made
-# On a GPU: context, loaded kernels and their workspaces; and what the allocator loses to holes among activations (20
-# runs and 8 long steps on an H200, 2026-11). What waits from chunk to chunk lies in few large tensors and leaves none.
+NARROW_BASE = 12 << 20  # oneDNN's bfloat16 kernels, which the probe's bare process did not load
+# On a GPU: the context with loaded kernels and their workspaces, and the share that the allocator loses to holes
+# between activations (20 runs and 8 long steps on an H200, 2026-11). Tensors kept from chunk to chunk are few and large
+# and leave no holes.
 CUDA_BASE, CUDA_HOLES = 900_000_000, 0.05
 PASSING = ("kept", "work", "loss", "update")
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a workload will take. `parts` add up to `host` (on a GPU: to `gpu`); `phase` is the moment of the peak."""
+    """The predicted memory, disk and time of a workload, in bytes and seconds of an update.
+
+    `parts` add up to `host` (on a GPU: to `gpu`). `phase` is the phase with the peak.
+    """
 
     workload: Workload
     host: int
@@ -36,11 +40,11 @@ class Forecast:
 
     @property
     def tokens(self) -> int:
-        """Tokens of an update, or of a request."""
+        """The tokens of an update or of a request."""
         return self.workload.rows * self.workload.micro * self.workload.length
 
     def record(self) -> dict[str, Any]:
-        """As JSON, for `plan.json` in the run folder and for --json."""
+        """The forecast as JSON, for `plan.json` in the run folder and for --json."""
         names = ("host", "gpu", "disk", "phase", "parts")
         rounded = float(f"{self.seconds:.4g}") if math.isfinite(self.seconds) else None
         return {name: getattr(self, name) for name in names} | {
@@ -50,11 +54,11 @@ class Forecast:
 
 
 def predict(workload: Workload, machine: Machine) -> Forecast:
-    """The forecast of a workload whose strategy and chunk are settled (`resolve` settles them).
+    """The forecast of a workload whose strategy and chunk are chosen (`resolve` chooses them).
 
-    Host memory is the peak of resident pages (VmHWM) of the one process: base + weights + what stays + the largest
-    phase + what the heap wastes. Measured errors: docs/plan.md. Limits: one process; validation, tokenizer training
-    and reading the text are not in it; on a GPU the numbers are counted, not measured.
+    Host memory is the peak of resident pages (VmHWM) of the process: base + weights + other fixed parts + the largest
+    phase + the waste of the heap. docs/plan.md gives the measured errors. Limits: one process. Validation, tokenizer
+    training and reading the text are not included. On a GPU the base and the speeds are those of an H200.
     """
     assert workload.strategy != "auto" or workload.kind in ("generate", "serve"), "plan.resolve comes first"
     assert workload.chunk or workload.strategy not in CHUNKED, "settle the chunk first (plan.resolve)"
@@ -84,7 +88,7 @@ def predict(workload: Workload, machine: Machine) -> Forecast:
 
 
 def beside(workload: Workload) -> Parts:
-    """What a request takes beside a model that is loaded: cache, ids, the larger phase, and what the heap wastes."""
+    """The memory of a request beside the loaded model: cache, ids, the larger phase, and the waste of the heap."""
     fixed, found = inference.fixed_parts(workload), inference.phases(workload)
     phase = max(found.values(), key=lambda parts: sum(parts.values()))
     parts = {name: size for name, size in (fixed | phase).items() if name != "weights"}
@@ -92,7 +96,10 @@ def beside(workload: Workload) -> Parts:
 
 
 def disk_bytes(workload: Workload) -> int:
-    """Checkpoints (one more than are kept while a new one is written), the saved model, and the offload file."""
+    """The bytes on disk: checkpoints, the saved model, and the offload file.
+
+    While a new checkpoint is written, there is one more than are kept. For a request it is the cache on disk.
+    """
     if workload.kind not in ("train", "extend"):
         filed = inference.footprint(workload).filed
         return math.ceil(workload.rows * filed * (workload.length + max(0, workload.new - 1)))
@@ -102,14 +109,14 @@ def disk_bytes(workload: Workload) -> int:
 
 
 def _heap(workload: Workload, phase: Parts) -> int:
-    """What the allocator takes besides what tensors ask for."""
+    """The memory that the allocator takes besides the tensors."""
     short = sum(size for name, size in phase.items() if name != "gradients")
     if workload.device == "cuda":
         return int(CUDA_HOLES * sum(phase.get(name, 0) for name in PASSING))
     least, share, adapted, packed = HEAP.get(workload.strategy, HEAP_CHUNKED)
     if workload.spec.recurrent and workload.strategy == "plain":
         least = 10_000_000
-    elif workload.spec.both_ways and workload.strategy in CHUNKED:  # every layer is gone through six times in chunks
+    elif workload.spec.both_ways and workload.strategy in CHUNKED:  # every layer runs six times in chunks
         least = 20_000_000
     share += (adapted if workload.lora else 0) + (packed if workload.packed else 0)
     return int(least + share * short)

@@ -1,7 +1,7 @@
-"""Memory of generation: weights, the key-value cache (an LSTM: its state), one chunk of the prompt in a layer.
+"""The memory of generation: weights, the key-value cache (for an LSTM its state), and one prompt chunk in a layer.
 
-A full cache is reserved once for prompt + new tokens of every row: 2 x layers x rows x tokens x K E numbers; what other
-caches take they say themselves (`Footprint`).
+A full cache is reserved once for the prompt and new tokens of every row: 2 x layers x rows x tokens x K E numbers.
+Other caches report their own size (`Footprint`).
 """
 
 from handscroll.base.spec import kinds
@@ -13,8 +13,8 @@ PREFILL = 1024  # tokens of a prompt per forward (generate/prefill.py)
 
 
 def fixed_parts(workload: Workload) -> Parts:
-    """Weights and cache; they stay through the request."""
-    if workload.spec.recurrent:  # its state, whatever the length
+    """Weights and cache, which stay during the whole request."""
+    if workload.spec.recurrent:  # its state has the same size for any length
         cache = workload.rows * workload.spec.cache_bytes(1, narrow(workload))
     else:
         kept = footprint(workload)
@@ -25,7 +25,10 @@ def fixed_parts(workload: Workload) -> Parts:
 
 
 def footprint(workload: Workload) -> Footprint:
-    """Of a row's cache: the workload's own, or the exact one in its dtype, whose windowed layers keep a window."""
+    """The footprint of a row's cache: the workload's own, or that of the exact cache in its dtype.
+
+    In the exact cache, windowed layers keep only their window.
+    """
     if workload.cache is not None:
         return workload.cache
     spec, e = workload.spec, narrow(workload)
@@ -37,20 +40,23 @@ def footprint(workload: Workload) -> Footprint:
 
 
 def phases(workload: Workload) -> dict[str, Parts]:
-    """Reading a chunk of the prompt; making one token. Each is that of the layer that takes most."""
+    """The memory of the two phases: reading a chunk of the prompt, and making one token.
+
+    Each is computed for the layer that takes most.
+    """
     spec, e, rows = workload.spec, narrow(workload), workload.rows
     n = rows * min(workload.length, workload.chunk or PREFILL)
     length = workload.past + workload.length + workload.new
     layers = [layer for layer, _ in kinds(spec.layers)]
     mlp = n * max(layer.products * e * layer.mlp_width + 3 * e * layer.width for layer in layers)
-    # q and its float32 rotation; per span of the past an output, joined in float32.
+    # q and its float32 rotation, and one output for each span of the past, joined in float32.
     attention = n * max(4 * WIDE * layer.inner + 3 * e * layer.width for layer in layers)
     table = n * WIDE * rotated(spec)
     heads = 0 if spec.recurrent else max(layer.heads for layer in layers)
     scores = rows * heads * length * (WIDE + e)
     logits = rows * spec.vocab * 3 * WIDE
-    if spec.bias:  # of a tile, and the same under its mask; of a new token, and its scores with it
+    if spec.bias:  # the bias of a tile, also with its mask; the bias of a new token, and its scores with it
         attention += WIDE * (2 * heads + 1) * min(n, QUERIES) * min(length, max(KEYS, WIDEST // heads))
         scores += 2 * WIDE * heads * length
-    # Copies that grouped decoding makes of nothing: keys are read where they lie.
+    # Grouped decoding makes no copies: it reads keys in place.
     return {"prompt": {"work": max(mlp, attention) + table}, "token": {"work": scores + logits}}

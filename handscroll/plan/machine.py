@@ -1,4 +1,4 @@
-"""What a machine has: memory that a process may still take, disk, and measured speeds."""
+"""Describes a machine: the memory that a process may still take, the free disk, and the measured speeds."""
 
 import os
 import resource
@@ -19,7 +19,10 @@ SAFETY = 0.9  # share of the available memory that a plan may use; the worst for
 
 
 class Machine(Config):
-    """`memory`: bytes that a process of ours may take in all; `disk`: free bytes where the run folder lies."""
+    """The numbers of a machine that a plan needs.
+
+    `memory`: bytes that our process may take in total. `disk`: free bytes of the disk with the run folder.
+    """
 
     memory: int = Field(gt=0)
     disk: int = Field(ge=0)
@@ -29,12 +32,15 @@ class Machine(Config):
 
     @property
     def usable(self) -> int:
-        """Memory that a plan may fill."""
+        """The memory that a plan may use."""
         return int(self.memory * SAFETY)
 
 
 def this_machine(folder: Path = Path(), threads: int = 0, gpu: int = 0) -> Machine:
-    """This machine now: min(MemAvailable, what the control group has left, what RLIMIT_AS has left)."""
+    """The current state of this machine.
+
+    Its memory is the minimum of MemAvailable and of the rest that the control groups and RLIMIT_AS leave.
+    """
     return Machine(
         memory=available_memory(),
         disk=shutil.disk_usage(_existing(folder)).free,
@@ -45,10 +51,10 @@ def this_machine(folder: Path = Path(), threads: int = 0, gpu: int = 0) -> Machi
 
 
 def available_memory(read: Callable[[str], str | None] | None = None) -> int:
-    """Bytes this process may take, its own resident pages included.
+    """The bytes that this process may take, including its own resident pages.
 
-    `read(path)` gives the text of a system file or None (tests give their own). Without /proc (macOS) it is the
-    physical memory.
+    `read(path)` returns the text of a system file, or None (tests pass their own function). Without /proc (macOS) the
+    result is the physical memory.
     """
     read = read or _read
     own = _field(read("/proc/self/status"), "VmRSS:") or 0
@@ -63,9 +69,9 @@ def available_memory(read: Callable[[str], str | None] | None = None) -> int:
 
 
 def spare(device: Any = None) -> tuple[int, int]:
-    """Bytes of memory that this process may take besides what it holds, and of disk where temporary files lie.
+    """The bytes that this process may still take: of memory, and of the disk with the temporary files.
 
-    The memory is that of a GPU where the torch `device` is one.
+    If the torch `device` is a GPU, the memory is that of the GPU.
     """
     disk = shutil.disk_usage(tempfile.gettempdir()).free
     if device is not None and device.type == "cuda":
@@ -76,20 +82,20 @@ def spare(device: Any = None) -> tuple[int, int]:
 
 
 def peak_bytes() -> int:
-    """The most resident memory this process has had (VmHWM)."""
+    """The peak of this process's resident memory so far (VmHWM)."""
     for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
-    raise CapacityError("/proc/self/status has no VmHWM: the planner can be compared on Linux only")
+    raise CapacityError("/proc/self/status has no VmHWM: peak memory can be measured on Linux only")
 
 
 def resident_bytes() -> int:
-    """The resident memory of this process now; 0 where /proc does not say."""
+    """The current resident memory of this process. 0: /proc does not give it."""
     return _field(_read("/proc/self/status"), "VmRSS:") or 0
 
 
 def _group_room(read: Callable[[str], str | None]) -> list[int]:
-    """What the control groups above this process leave, versions 1 and 2."""
+    """The memory that the control groups above this process leave (versions 1 and 2)."""
     rooms = []
     for line in (read("/proc/self/cgroup") or "").splitlines():
         _, controllers, path = line.split(":", 2)
@@ -121,7 +127,7 @@ def _read(path: str) -> str | None:
 
 
 def _field(text: str | None, name: str) -> int | None:
-    """Bytes of a line `name  123 kB`."""
+    """The bytes in a line `name  123 kB`."""
     for line in (text or "").splitlines():
         if line.startswith(name):
             return int(line.split()[1]) * 1024
@@ -129,7 +135,7 @@ def _field(text: str | None, name: str) -> int | None:
 
 
 def _stat(text: str | None, name: str) -> int:
-    """Pages of files that the system drops when memory runs short; they count as used by the group."""
+    """The bytes of file pages that the system drops when memory is short. The group counts them as used."""
     return next((int(line.split()[1]) for line in (text or "").splitlines() if line.split()[0] == name), 0)
 
 

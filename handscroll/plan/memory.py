@@ -1,17 +1,17 @@
-"""Peak memory of a training step: what each strategy holds in each phase, from shapes alone.
+"""Computes the peak memory of a training step: what each strategy holds in each phase, from shapes alone.
 
-A phase is a moment at which much is held at once; the peak is that of the largest phase. n = rows x tokens in work at
-once: all T of a row on the strategies plain and checkpoint, a chunk on the others.
+A phase is a moment at which much memory is held. The peak is that of the largest phase. n = rows x tokens that are
+processed at once: the T tokens of a row in the strategies plain and checkpoint, a chunk in the others.
 
 - plain: L layers x n x `Layer.kept`.
 - checkpoint: L x n x 4 D, and one layer's `kept` while it is recomputed.
-- staged, of s layers (chunk-outer: all, layer-outer: 1), per stage: (stages - 1) x T x 4 D of inputs, s x T x K E x
-  2 (narrow + 4) of keys, values and float32 gradients (all chunks but the last), and s layers' `kept` of one chunk.
-  With offload these three wait elsewhere, and one block of each is here. Encoders (layer-outer only): inputs of one
-  stage more, where gradients wait, and keys, values and gradients of all chunks.
-- encoder-decoders: the phases of the decoder while the source's part waits, then those of the encoder (`_sourced`).
-- loss, everywhere: the head's float32 gradient (V D) twice, hidden gradients, one float32 chunk of logits.
-- update: the optimiser's temporaries of its largest tensor.
+- staged, with s layers a stage (chunk-outer: all, layer-outer: 1): (stages - 1) x T x 4 D for stage inputs,
+  s x T x K E x 2 (narrow + 4) for keys, values and float32 gradients (all chunks but the last), and the `kept` of s
+  layers for one chunk. With offload these are stored elsewhere, and only one block of each is in memory. Encoders
+  (layer-outer only) hold the inputs of one more stage, for gradients, and keys, values and gradients of all chunks.
+- encoder-decoders: the phases of the decoder while the source's part is kept, then those of the encoder (`_sourced`).
+- loss, in every strategy: the head's float32 gradient (V D) twice, hidden gradients, one float32 chunk of logits.
+- update: the optimiser's temporaries for its largest tensor.
 """
 
 import math
@@ -22,13 +22,16 @@ from handscroll.base.workload import Workload
 from handscroll.plan.layer import WIDE, Layer, kept_by_all, narrow, source_bytes, stream, tile_bytes
 
 LOGITS = {"cpu": 32 << 20, "cuda": 256 << 20}  # objectives/head.py: bytes of one chunk of float32 logits
-RUN = 32_768  # nn/gpu/fused.py: keys of a call on a GPU, whose gradients are made for every query head
+RUN = 32_768  # nn/gpu/fused.py: keys of one call on a GPU, which makes their gradients for every query head
 Parts = dict[str, int]
 
 
 def weight_bytes(workload: Workload) -> int:
-    """Weights in float32 (autocast keeps them so), frozen ones as they are said to be; for generate and serve in the
-    model's own dtype, or as they are stored."""
+    """The bytes of the weights.
+
+    They are float32 in training, also under autocast. Frozen weights have their own dtype. For generate and serve the
+    weights are in the model's dtype, or in the format in which they are stored.
+    """
     if workload.stored and workload.kind in ("generate", "serve"):
         return workload.stored
     size = WIDE if workload.kind in ("train", "extend") else narrow(workload)
@@ -38,7 +41,7 @@ def weight_bytes(workload: Workload) -> int:
 
 
 def state_bytes(workload: Workload) -> int:
-    """What the optimiser keeps: two moments for the Adam family, one for sgd and for muon's matrices."""
+    """The bytes that the optimiser keeps: two moments for the Adam family, one for sgd and for muon's matrices."""
     trainable, spec = workload.trainable, workload.spec
     if workload.optimizer == "sgd":
         return WIDE * trainable
@@ -53,13 +56,13 @@ def state_bytes(workload: Workload) -> int:
 
 
 def _sides(layer: LayerSpec) -> int:
-    """Rows and columns of a layer's matrices, and its vectors: what adafactor keeps a number of."""
+    """The numbers that adafactor keeps: one for each row and column of a layer's matrices, and its vectors."""
     products = 2 * (layer.inner + layer.shared) + 3 * layer.mlp_width + 7 * layer.width
     return (10 * layer.width if layer.recurrent else products) + layer.vectors
 
 
 def update_bytes(workload: Workload) -> int:
-    """Temporaries of the optimiser for its largest tensor; torch's CPU loops take one tensor after another."""
+    """The optimiser's temporaries for its largest tensor. On the CPU torch updates one tensor after another."""
     tensors = {"adam": 3, "adamw": 2, "sgd": 1, "lamb": 3, "adafactor": 1, "muon": 2}[workload.optimizer]
     largest = tensors * WIDE * workload.largest
     if workload.optimizer != "muon" or workload.lora:
@@ -68,31 +71,31 @@ def update_bytes(workload: Workload) -> int:
 
 
 def _orthogonal(layer: LayerSpec) -> int:
-    """Temporaries of muon for a layer's largest matrix."""
+    """The temporaries of muon for a layer's largest matrix."""
     small = min(layer.width, layer.mlp_width)
     matrix = layer.width * max(layer.mlp_width, layer.inner)
     return (WIDE + 3 * 2) * matrix + 3 * 2 * small * small
 
 
 def fixed_parts(workload: Workload) -> Parts:
-    """What is held from the second update on, in every phase."""
+    """The memory that every phase holds, from the second update on."""
     parts = {"weights": weight_bytes(workload), "optimizer": state_bytes(workload) if workload.steps > 1 else 0}
     parts["average"] = WIDE * workload.trainable if workload.average else 0
     length = workload.length
     if workload.spec.encoder:
         length = sum(side.length for side in workload.sides)
     batch = workload.rows * length * 8 * (5 if workload.packed else 2)
-    on_gpu = workload.device == "cuda"  # a micro-batch at a time, text and others in the host's memory
+    on_gpu = workload.device == "cuda"  # one micro-batch at a time; the text and other batches stay in host memory
     parts["data"] = batch if on_gpu else workload.data_bytes + workload.micro * batch
     return parts
 
 
 def phases(workload: Workload) -> dict[str, Parts]:
-    """What every phase holds besides `fixed_parts`, by phase and part."""
+    """The memory of every phase besides `fixed_parts`, by phase and part."""
     found = _sourced(workload) if workload.spec.encoder else _strategy(workload)
     grads = WIDE * workload.trainable
     found["update"] = {"gradients": grads, "update": update_bytes(workload)}
-    if workload.micro > 1:  # gradients of the micro-batches before are there from the start
+    if workload.micro > 1:  # gradients of earlier micro-batches are held from the start
         for name in found.keys() - {"update"}:
             found[name] = found[name] | {"gradients": grads}
     return found
@@ -107,17 +110,18 @@ def _strategy(workload: Workload) -> dict[str, Parts]:
 
 
 def _sourced(workload: Workload) -> dict[str, Parts]:
-    """The decoder's phases while the source waits, and the encoder's backward behind them.
+    """The phases of an encoder-decoder: the decoder's phases while the source is kept, then the encoder's backward.
 
-    What waits: what the encoder keeps for its backward, its final states with their norm, and the keys and values that
-    decoder layers read of them, all of them on strategy plain, else those of one layer with their gradients.
+    For the source three things are kept: the tensors for the encoder's backward, its final states with their norm, and
+    the keys and values that decoder layers read. Strategy plain keeps the keys and values of all layers, the others
+    those of one layer with their gradients.
     """
     source, target = workload.sides
     n, wide = source.rows * source.length, WIDE * source.spec.width
     inner = max(layer.inner for layer in target.spec.layers)
     kept = over(target.spec.layers, lambda layer: source_bytes(target, layer))
     read, write = _strategy(source), _strategy(target)
-    states = 3 * n * wide  # into the norm, scaled, out of it
+    states = 3 * n * wide  # the norm's input, its scaled input and its output
     one = max(source_bytes(target, layer) for layer in target.spec.layers)
     keys = n * (one + 2 * (narrow(workload) + WIDE) * inner)
     if workload.strategy == "plain":
@@ -125,7 +129,7 @@ def _sourced(workload: Workload) -> dict[str, Parts]:
         keys = n * kept
     elif workload.strategy == "checkpoint":
         waits = len(source.spec.layers) * n * wide + states
-        keys += 2 * n * wide  # the gradient of the states, of this layer and of those above
+        keys += 2 * n * wide  # the gradients of the states from this layer and from those above
     else:
         here = workload.offload == "none"
         waits = carried(source)["inputs"] + n * wide if here else 0
@@ -143,26 +147,27 @@ def _sourced(workload: Workload) -> dict[str, Parts]:
 
 
 def loss_bytes(workload: Workload, tokens: int) -> int:
-    """The chunked loss of `tokens` hidden states at its widest, gradients of hidden and head included."""
+    """The peak bytes of the chunked loss of `tokens` hidden states, with the gradients of hidden states and head."""
     spec, e = workload.spec, narrow(workload)
     whole, tokens = tokens, math.ceil(tokens * workload.targets)
     rows = max(16, LOGITS[workload.device] // (WIDE * spec.vocab))
     rows = -(-tokens // max(1, round(tokens / rows)))  # chunks of equal size
     head = 0 if workload.lora else WIDE * spec.table
     hidden = stream(workload) * tokens * spec.width * (2 if workload.packed else 1)
-    if spec.transformed:  # the chosen states and what their transform keeps; the gradient of all, in its own shape
+    if spec.transformed:  # the selected states, the tensors their transform keeps, and the gradient of all states
         hidden = WIDE * spec.width * (6 * tokens + whole)
     cast = e * (spec.table + tokens * spec.width) if e < stream(workload) else 0
     held = hidden + head + cast
     logits = WIDE * rows * spec.vocab
-    slope = product = 0  # in float32 the logits become their slope, and its product is added where the gradient lies
+    # In float32 the gradient replaces the logits, and its product is added in place to the head's gradient.
+    slope = product = 0
     if e < WIDE:
         slope, product = e * rows * spec.vocab, head + e * spec.table if head else 0
     return held + logits + slope + product
 
 
 def norm_bytes(workload: Workload, tokens: int) -> int:
-    """The final norm: its input, its scaled input and its output; encoders and LSTMs have none."""
+    """The bytes of the final norm: its input, scaled input and output. Encoders and LSTMs have no final norm."""
     norm = workload.spec.norm
     if not norm:
         return 0
@@ -171,7 +176,7 @@ def norm_bytes(workload: Workload, tokens: int) -> int:
 
 
 def grads_of_layers(workload: Workload, layers: Sequence[LayerSpec]) -> int:
-    """Gradients of the parameters of some layers."""
+    """The bytes of the gradients of some layers' parameters."""
     return WIDE * over(layers, workload.adapters if workload.lora else lambda layer: layer.numbers)
 
 
@@ -180,20 +185,20 @@ def _head_gradient(workload: Workload) -> int:
 
 
 def _cast_weights(workload: Workload, layers: Sequence[LayerSpec] | None = None) -> int:
-    """bfloat16 copies of the projections of some layers (None: all), which live as long as their graph."""
+    """The bytes of bfloat16 copies of some layers' projections (None: all). They exist as long as their graph."""
     cast = narrow(workload) < stream(workload)
     layers = workload.spec.layers if layers is None else layers
     return 2 * over(layers, lambda layer: layer.matrices) if cast else 0
 
 
 def rotated(spec: ModelSpec) -> int:
-    """Numbers of the rotary tables of a token: a table for each way that turns queries."""
+    """The numbers of the rotary tables for a token. There is one table for each kind of rotary positions."""
     sizes = {layer.positions: layer.rotated for layer in spec.layers}
     return sum(sizes.values())
 
 
 def _common(workload: Workload, tokens: int) -> int:
-    """Rotary tables (float64 angles are gone by then) and marks."""
+    """The bytes of rotary tables and marks. The float64 angles of the tables are already freed."""
     return tokens * (WIDE * rotated(workload.spec) + 8)
 
 
@@ -267,7 +272,7 @@ def _staged(workload: Workload) -> dict[str, Parts]:
     several = length > chunk or spec.both_ways
     above = grads - grads_of_layers(workload, spec.layers[:size])
     lowest = here["inputs"] // max(1, stages if spec.both_ways else stages - 1)
-    below = grads * (count - size) // count if stages > 1 else 0  # layers whose turn has not come
+    below = grads * (count - size) // count if stages > 1 else 0  # layers that have not run yet
     first = {"inputs": here["inputs"], "keys": here["keys"]}
     held = first | {"key gradients": here["key gradients"] if several else 0}
     return {
@@ -282,13 +287,13 @@ def _staged(workload: Workload) -> dict[str, Parts]:
 
 
 def stage_layers(workload: Workload) -> int:
-    """Layers of a stage on the chunked strategies."""
+    """The number of layers in a stage of a chunked strategy."""
     return {"chunk-outer": len(workload.spec.layers), "layer-outer": 1}.get(workload.strategy, workload.stage_layers)
 
 
 def carried(workload: Workload) -> Parts:
-    """Stage inputs, keys and values, and their gradients: what a chunked strategy keeps here, or offloads."""
-    if workload.spec.encoder:  # and the final states, with their gradient
+    """The bytes that a chunked strategy keeps or offloads: stage inputs, keys and values, and their gradients."""
+    if workload.spec.encoder:  # the final states and their gradient too
         source, target = workload.sides
         read, write = carried(source), carried(target)
         numbers = source.rows * source.length * source.spec.width
@@ -309,12 +314,15 @@ def carried(workload: Workload) -> Parts:
 
 
 def _past_bytes(workload: Workload, chunk: int) -> int:
-    """Gradients of all past keys of a layer before they are added up, or one output per block where they wait."""
+    """The bytes for a layer's past keys in the backward.
+
+    They are the gradients of all past keys before they are summed, or one output per offloaded block.
+    """
     spec, rows, e = workload.spec, workload.rows, narrow(workload)
     inner, shared = max(layer.inner for layer in spec.layers), _shared(spec)
     past = workload.length if spec.both_ways else max(0, workload.length - chunk)
     merged = 3 * WIDE * rows * chunk * inner if past else 0
-    if workload.device == "cuda":  # a run's gradients for all query heads, the sums of queries, what is offloaded
+    if workload.device == "cuda":  # gradients of one call for all query heads
         run = 2 * rows * min(past, RUN) * (inner + shared) * e if past else 0
         whole = 2 * rows * (past if workload.offload == "none" else min(past, chunk)) * shared * e
         return whole + run + merged
@@ -325,5 +333,5 @@ def _past_bytes(workload: Workload, chunk: int) -> int:
 
 
 def _shared(spec: ModelSpec) -> int:
-    """Width of the key heads of a layer, at most."""
+    """The largest width of a layer's key heads."""
     return max(layer.shared for layer in spec.layers)

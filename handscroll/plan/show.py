@@ -1,4 +1,4 @@
-"""A plan as tables of plain values: what the command prints, and its JSON."""
+"""A plan as tables of plain values, for the printed output of the command and its JSON."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ TRAINING = ("train", "extend")
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of all stages of a run on a machine. `refusal` is empty where it fits."""
+    """The plan of all stages of a run on a machine. `refusal` is empty if the run fits."""
 
     machine: Machine
     stages: tuple[Forecast, ...]
@@ -26,11 +26,11 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Of all updates of all stages."""
+        """The seconds of all updates of all stages."""
         return sum(stage.seconds * stage.workload.steps for stage in self.stages)
 
     def record(self) -> dict[str, Any]:
-        """As JSON: `plan.json` of a run folder, and --json."""
+        """The plan as JSON, for `plan.json` of a run folder and for --json."""
         seconds = None if math.isnan(self.seconds) else round(self.seconds, 3)
         return {
             "machine": self.machine.model_dump(),
@@ -42,7 +42,7 @@ class Plan:
 
 
 def plan(workloads: Sequence[Workload], machine: Machine) -> Plan:
-    """The plan of a run's stages: the widest one decides strategy and chunk for all, and each must fit with them."""
+    """Plan the stages of a run. The widest one decides the strategy and chunk of all, and each must fit with them."""
     widest_one = widest(workloads)
     try:
         settled, refusal = check(widest_one, machine).workload, ""
@@ -57,7 +57,7 @@ def plan(workloads: Sequence[Workload], machine: Machine) -> Plan:
 
 
 def _refused(workload: Workload, machine: Machine) -> str:
-    """Why a stage does not fit."""
+    """The reason why a stage does not fit."""
     try:
         check(workload, machine)
     except CapacityError as error:
@@ -66,17 +66,17 @@ def _refused(workload: Workload, machine: Machine) -> str:
 
 
 def settle(workload: Workload, settled: Workload) -> Workload:
-    """A stage's workload with the strategy, chunk and place that were settled for the run."""
+    """A stage's workload with the strategy, chunk and place that were chosen for the run."""
     return workload.changed(**{name: getattr(settled, name) for name in MEMORY})
 
 
 def smallest(workload: Workload, machine: Machine) -> Forecast:
-    """The setting with the least memory, to show what was refused; the workload itself where it is settled."""
+    """The forecast with the least memory, to show what was refused. If all settings are given, it is the only one."""
     return min(options(workload, machine), key=lambda one: one.gpu or one.host)
 
 
 def best_of_each(found: Sequence[Forecast], machine: Machine) -> list[Forecast]:
-    """The fastest of each strategy, stage and place, those that fit first."""
+    """The fastest forecast for each strategy, stage and place, with those that fit first."""
     best: dict[tuple[Any, ...], Forecast] = {}
     for one in sorted(found, key=lambda one: (not fits(one, machine), one.seconds)):
         best.setdefault((one.workload.strategy, one.workload.stage_layers, one.workload.offload), one)
@@ -84,7 +84,7 @@ def best_of_each(found: Sequence[Forecast], machine: Machine) -> list[Forecast]:
 
 
 def plan_lines(made: Plan) -> list[Line]:
-    """Sentences and (title, columns, rows) tables."""
+    """The plan as sentences and (title, columns, rows) tables."""
     machine = made.machine
     rows = []
     for number, stage in enumerate(made.stages, start=1):
@@ -114,12 +114,12 @@ def plan_lines(made: Plan) -> list[Line]:
             for one in made.others
         ]
         columns = ["--set memory.", "memory", "disk", "an update", "verdict"]
-        lines.append(("\nwhat else there is (each with --set memory. before it)", columns, table))
+        lines.append(("\nother settings (put --set memory. before each)", columns, table))
     return lines
 
 
 def clock(seconds: float) -> str:
-    """Seconds as people say them.
+    """Format seconds for a reader.
 
     >>> clock(0.25), clock(90), clock(7200), clock(200_000)
     ('0.25 s', '90 s', '2.0 h', '2.3 days')

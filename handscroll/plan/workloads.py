@@ -1,4 +1,4 @@
-"""Workloads from what users give: a recipe (one a stage), a checkpoint folder. Reads configurations, never weights."""
+"""Makes workloads from a recipe (one for each stage) or from a checkpoint folder. It never reads weights."""
 
 import os
 from pathlib import Path
@@ -16,8 +16,9 @@ MASKED = 0.15  # share of tokens that are hidden unless a recipe says otherwise 
 def recipe_workloads(recipe: Any, config: Any = None, data_bytes: int | None = None) -> list[Workload]:
     """One workload for each stage of a training recipe (`train/recipe.py: Recipe`), in order.
 
-    `config` is the model's configuration where it is at hand; else it is read from the recipe, with the vocabulary
-    that the tokenizer will have at most. `data_bytes` is the text in memory; four bytes a byte of text unless given.
+    `config` is the model's configuration. Without it the configuration comes from the recipe, with the largest
+    vocabulary that the tokenizer can have. `data_bytes` is the size of the tokenized text in memory. The default is the
+    size of the text files.
     """
     loop = recipe.loop_settings()
     longest = max(stage.length for stage in recipe.stages)
@@ -41,7 +42,7 @@ def recipe_workloads(recipe: Any, config: Any = None, data_bytes: int | None = N
     common["targets"] = recipe.objective.share(recipe.mixed)
     memory = recipe.memory
     common |= {name: getattr(memory, name) for name in MEMORY}
-    if memory.strategy == "recurrent":  # it keeps no more than the plain step of one chunk
+    if memory.strategy == "recurrent":  # it keeps as much as the plain step of one chunk
         common |= {"strategy": "plain", "chunk": 0}
     found = []
     for stage in recipe.stages:
@@ -51,7 +52,7 @@ def recipe_workloads(recipe: Any, config: Any = None, data_bytes: int | None = N
         packed = bool({"packed", "labelled", "blanks"} & kinds) or any(getattr(data, "pairs", 1) > 1 for data in mixed)
         length = min(stage.length, memory.chunk) if memory.strategy == "recurrent" else stage.length
         own = {"length": length, "rows": micro, "micro": stage.rows // micro, "steps": stage.steps}
-        if spec.encoder:  # what is cut out of a text goes to the target, each span with a sentinel on both sides
+        if spec.encoder:  # spans cut from a text go to the target; each leaves a sentinel on both sides
             cut, spans = recipe.objective.counts(max(2, length))
             own |= {"read": (length - cut + spans + 1) / length, "written": (cut + spans + 1) / length}
         found.append(Workload.model_validate(common | own | {"packed": packed}))
@@ -59,10 +60,10 @@ def recipe_workloads(recipe: Any, config: Any = None, data_bytes: int | None = N
 
 
 def recipe_spec(recipe: Any, longest: int) -> ModelSpec:
-    """The spec of a recipe's model before its tokenizer exists: trained tokenizers are taken at their full size.
+    """The spec of a recipe's model before its tokenizer exists. A tokenizer to be trained counts with its full size.
 
     Raises:
-        ConfigError: sizes that the family does not have, or that do not fit together, as the run would.
+        ConfigError: the family does not have these sizes, or they do not fit together. The run raises the same error.
     """
     if recipe.model.path is not None:
         return checkpoint_spec(recipe.model.path)
@@ -85,17 +86,17 @@ def _config(source: str) -> Any:
 
 
 def precision_of(source: str, dtype: str) -> str:
-    """The name of a dtype; of "auto", what the checkpoint is loaded in."""
+    """The name of a dtype. For "auto" it is the dtype in which the checkpoint is loaded."""
     from handscroll.models.weights import loaded_dtype, locate
 
     return str(loaded_dtype(Path(locate(source)))).removeprefix("torch.") if dtype == "auto" else dtype
 
 
 def checkpoint_workload(source: str, values: dict[str, Any], lora: int = 0) -> Workload:
-    """A workload on a checkpoint; `lora` is a rank, 0 for none.
+    """A workload on a checkpoint. `lora` is the rank, 0 for no LoRA.
 
     Raises:
-        ConfigError: what such a checkpoint is never asked to do.
+        ConfigError: this kind of checkpoint cannot do the workload.
     """
     config = _config(source)
     _check_possible(config, values.get("kind", ""))
@@ -119,7 +120,7 @@ def _stored(source: str) -> int:
 
 
 def _check_possible(config: Any, kind: str) -> None:
-    """Refuse plans for what the verb itself refuses, whatever the memory."""
+    """Refuse plans for workloads that the command itself refuses for any amount of memory."""
     family = f"family '{config.family}'"
     spec = config.spec
     if kind == "extend" and (why := spec.positions[0].unlengthened):
@@ -127,16 +128,19 @@ def _check_possible(config: Any, kind: str) -> None:
     if kind == "extend" and spec.encoder:
         raise ConfigError(
             f"{family} is tuned by handscroll train (objective = 'span-corruption') after handscroll extend: plan that "
-            "recipe, handscroll plan train"
+            "recipe with handscroll plan train"
         )
     if kind == "extend" and not spec.predicts:
-        raise ConfigError(f"{family} without a masked-LM head is not tuned by its loss: it has none")
+        raise ConfigError(f"{family} without a masked-LM head cannot be tuned, because it has no loss")
     if kind == "serve" and (spec.recurrent or spec.bias or spec.reads == "blanks"):
-        raise ConfigError(f"the engine reads no blocks of keys of {family}; use handscroll generate, and plan that")
+        raise ConfigError(f"the engine has no key blocks for {family}; use handscroll generate, and plan that")
 
 
 def _tokenizer(settings: Any) -> Any:
-    """A recipe's tokenizer; of one that is not trained yet what a new model asks of it, whose ids change no size."""
+    """A recipe's tokenizer. If it is not trained yet, a stand-in with the values that a new model reads.
+
+    The ids of the stand-in do not change any size.
+    """
     if settings.train is not None:
         return SimpleNamespace(vocab_size=settings.train.vocab, bos=None, eos=0, pad=0, words=NAMES)
     if settings.path is None:
