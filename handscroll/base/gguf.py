@@ -80,7 +80,7 @@ def found_in(folder: Path) -> Path | None:
 
 
 def read_gguf(path: Path) -> GGUF:
-    """The header of a GGUF model, with all its parts if it is split. It is read once, as long as a caller holds it.
+    """The header of a GGUF model, with all its parts if it is split. A header that is still in use is not read again.
 
     Raises:
         CheckpointError: the file is not a GGUF file of version 2 or 3, it is cut short, or a part is missing.

@@ -23,7 +23,7 @@ class Sample:
 def windows(
     documents: Iterable[Document], tokenizer: Tokenizer, length: int, count: int | None = None, seed: int = 0
 ) -> list[Sample]:
-    """Windows of exactly `length` tokens that do not overlap. Each begins with the tokenizer's first special token.
+    """Windows of exactly `length` tokens that do not overlap. Each begins as the tokenizer begins a text.
 
     Documents are cut from their start, and a rest shorter than `length` is not used. With `count`, the seed chooses
     that many windows; they stay in reading order.
