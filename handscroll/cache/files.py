@@ -137,7 +137,7 @@ class DiskPages:
             raise CapacityError(
                 f"the cache in {self.folder} needs {len(data):,} bytes more ({self.filed:,} written), "
                 f"{free.f_bavail * free.f_frsize:,} are free: {error.strerror}. "
-                "Free some space, choose another folder (folder=...), or use shorter texts"
+                "Free some space, name another folder (folder=...), or use shorter texts"
             ) from None
 
     def run(self, layer: int, first: int, last: int) -> tuple[Tensor, Tensor]:

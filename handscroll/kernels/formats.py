@@ -1,11 +1,11 @@
-"""Number formats of weight matrices: how a row of numbers lies in bytes.
+"""Number formats of weight matrices: how a row of numbers is stored in bytes.
 
-A matrix of N rows of D numbers is kept as raw bytes (N, row_bytes), a copy or a view of a mapped file. Most formats cut
-a row into blocks of 32 or 256 numbers, which are small whole numbers with scales of their own; these are the layouts of
-GGUF files (ggml-common.h of llama.cpp; their scales are float16, little-endian). `int8` is ours: a row of int8 numbers,
-then its scale in float32.
+A matrix of N rows of D numbers is kept as raw bytes (N, row_bytes), which are a copy or a view of a mapped file. Most
+formats divide a row into blocks of 32 or 256 numbers, which are small whole numbers with their own scales. These are
+the layouts of GGUF files (ggml-common.h of llama.cpp; their scales are float16, little-endian). `int8` is ours: a row
+of int8 numbers, then its scale in float32.
 
-A new format is a function here, a line in `FORMATS` and, to be fast, a reader in `native/quantised.h`.
+To add a format, add a function here, a line in `FORMATS` and, to make it fast, a reader in `native/quantised.h`.
 """
 
 from collections.abc import Callable
@@ -37,9 +37,9 @@ AT_ONCE = 1 << 22  # numbers that are dequantised at a time, so that intermediat
 
 @dataclass(frozen=True)
 class Format:
-    """A number format: `block` numbers lie in `block_bytes` bytes; a row has `row_bytes_more` bytes besides its blocks.
+    """A number format: `block` numbers take `block_bytes` bytes; a row has `row_bytes_more` bytes besides its blocks.
 
-    `number` is what the compiled kernels call it, and `ggml` its type number in GGUF files (None: not in such files).
+    `number` is its number in the compiled kernels, `ggml` its type number in GGUF files (None: not in such files).
     """
 
     name: str
@@ -53,14 +53,14 @@ class Format:
 
     @property
     def bytes_per_weight(self) -> float:
-        """Bytes that a number takes in a long row."""
+        """Bytes per number in a long row."""
         return self.block_bytes / self.block
 
     def row_bytes(self, size: int) -> int:
         """Bytes of a row of `size` numbers.
 
         Raises:
-            ConfigError: the row is no whole number of blocks.
+            ConfigError: the row is not a whole number of blocks.
         """
         if size % self.block:
             raise ConfigError(
@@ -83,10 +83,10 @@ class Format:
         return out.unflatten(0, raw.shape[:-1]) if raw.dim() != 2 else out
 
     def quantise(self, weights: Tensor) -> Tensor:
-        """(N, D) -> raw uint8 (N, row_bytes); `dequantise` gives the nearest numbers that the format has.
+        """(N, D) -> raw uint8 (N, row_bytes); each number becomes the nearest one that the format has.
 
         Raises:
-            ConfigError: the format is only read, or the rows are no whole number of blocks.
+            ConfigError: the format can only be read, or the rows are not whole numbers of blocks.
         """
         if self.write is None:
             raise ConfigError(f"{self.name} is only read; written are {', '.join(WRITTEN)}")
@@ -115,7 +115,7 @@ def _write_int8(wide: Tensor) -> Tensor:
 
 
 def _of_blocks(size: int, read: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Rows (N, row_bytes) by a function of blocks (N, blocks, size) -> (N, blocks, numbers)."""
+    """From a function of blocks (N, blocks, size) -> (N, blocks, numbers) to one of rows (N, row_bytes)."""
     return lambda raw: read(raw.unflatten(1, (-1, size))).flatten(1)
 
 

@@ -1,6 +1,6 @@
-// Many rows of x times a matrix in a number format, in products of whole numbers (AVX-512 VNNI) as in quantised.cpp: x in
-// 16 bits, with a scale for 256 numbers. The matrix is never widened: 16 of its rows at a time are put side by side, so
-// that a lane is a column of the result, and what is read of them is small enough to stay in the processor's cache.
+// Many rows of x times a matrix in a number format, in products of whole numbers (AVX-512 VNNI) as in quantised.cpp: x
+// is in 16 bits, with a scale for 256 numbers. The matrix is never widened: 16 of its rows at a time are put side by
+// side, so that a lane is a column of the result. These 16 rows are small enough to stay in the processor's cache.
 
 #include <algorithm>
 #include <omp.h>
@@ -12,12 +12,12 @@
 namespace {
 
 constexpr int64_t WIDE = 256;    // numbers of x that share a scale
-constexpr int64_t COLUMNS = 16;  // of a tile
+constexpr int64_t COLUMNS = 16;  // columns of a tile
 constexpr int TALL = 8;          // rows of a tile
 
-// Rows of x in 16 bits, in the order of a format; sums of every `group` numbers, in units of the scale.
+// Rows of x in 16 bits, in the order that a format needs, and sums of every `group` numbers in units of the scale.
 struct Tall {
-    int64_t size, groups, wides;  // of a row: numbers, groups, scales
+    int64_t size, groups, wides;  // per row: numbers, groups, scales
     std::vector<int8_t> high, low;
     std::vector<float> sums, scales;
 
@@ -162,7 +162,7 @@ void of_kind(int kind, const T* x, const void* w, const T* bias, const int64_t* 
 
 extern "C" int handscroll_has_many() { return 1; }
 
-// As `handscroll_product`, for int8 and the formats that have blocks.
+// As `handscroll_product`, for int8 and the formats with blocks.
 extern "C" void handscroll_many(int kind, int narrow, const void* x, const void* w, const void* bias,
                                 const int64_t* shape, void* y) {
     if (narrow) of_kind(kind, (const bf16*)x, w, (const bf16*)bias, shape, (bf16*)y);

@@ -1,8 +1,8 @@
-// Rows of x times a matrix in a number format (formats.h) that is read as it lies.
+// Rows of x times a matrix in a number format (formats.h), which is read in its own bytes.
 //
-// With AVX-512 VNNI the products are of whole numbers: the numbers of a block as they are, unsigned, with those of x
-// in 16 bits (`Planes`). A weight is low + scale * number; what `low` adds is that times sums of x. Elsewhere a block is
-// widened to float32 first, in vector extensions that the compiler maps to what the processor has.
+// With AVX-512 VNNI the products are of whole numbers: the unsigned numbers of a block times those of x in 16 bits
+// (`Planes`). A weight is low + scale * number; the part of `low` is low times sums of x. On other processors a block
+// is first widened to float32, in vector extensions that the compiler maps to the processor's instructions.
 
 #include "quantised.h"
 #include <algorithm>
@@ -12,9 +12,9 @@ namespace {
 
 #if defined(WHOLE)
 
-constexpr int64_t SOON = 2048;  // bytes of weights that are fetched ahead
+constexpr int64_t SOON = 2048;  // bytes of weights that are prefetched
 
-// The products of 64 numbers 0 .. 255 with those of x, four to a lane.
+// The products of 64 numbers 0 .. 255 with those of x; each lane sums four.
 inline __m512i multiplied(__m512i numbers, const Planes::Chunk& x) {
     const __m512i high = _mm512_dpbusd_epi32(_mm512_setzero_si512(), numbers, _mm512_load_si512(x.high));
     return _mm512_dpbusd_epi32(_mm512_slli_epi32(high, 8), numbers, _mm512_load_si512(x.low));
@@ -28,7 +28,7 @@ float split(const f16v* part, Planes::Chunk& to) {
     return scale;
 }
 
-// y[r] of R rows of x, from number `first` on, and one row of weights.
+// y[r] of R rows of x, from number `first` on, with one row of weights.
 template <int KIND, int R>
 inline void whole_row(const Planes& x, int64_t first, int64_t inner, const uint8_t* w, float* y) {
     constexpr int64_t numbers = BLOCK_NUMBERS[KIND], in_unit = 64 * Unit<KIND>::CHUNKS / numbers;
@@ -67,7 +67,7 @@ inline void float_row(const float* x, int64_t inner, const uint8_t* w, float* y)
     for (int r = 0; r < R; r++) y[r] = sum(total[r]);
 }
 
-// y[r] of R rows of x, of which `whole` are the same in 16 bits (unused where the processor has no such products).
+// y[r] of R rows of x; `whole` are the same rows in 16 bits (unused if the processor has no such products).
 template <int KIND, int R>
 inline void quantised_row(const float* x, const Planes& whole, int64_t first, int64_t inner, const uint8_t* w, float* y) {
 #if defined(WHOLE)

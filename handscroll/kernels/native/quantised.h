@@ -1,11 +1,11 @@
-// Rows of x times a matrix in a number format (formats.h) that is read as it lies; made in quantised.cpp.
+// Rows of x times a matrix in a number format (formats.h), which is read in its own bytes; defined in quantised.cpp.
 
 #pragma once
 #include <cstdint>
 #include <vector>
 
-// Rows of x in the order in which a format takes them. Every 64 numbers are rounded to 16 bits, two planes of bytes, with
-// a scale of their own: off by at most 1 / 65,024 of the largest of them. Empty where the products are of floats.
+// Rows of x in the order that a format needs. Every 64 numbers are rounded to 16 bits (two planes of bytes) with their
+// own scale: they are off by at most 1 / 65,024 of the largest. Empty if the products are of floats.
 struct Planes {
     struct Chunk {
         int8_t high[64], low[64];
@@ -20,6 +20,6 @@ struct Planes {
     Planes(const Planes&) = delete;
 };
 
-// y (count, last - first) of `count` rows x (count, inner), which `planes` are of, and rows first .. last - 1 of w.
+// y (count, last - first) = `count` rows x (count, inner), also given as `planes`, times rows first .. last - 1 of w.
 void quantised_slice(const float* x, const Planes& planes, int64_t count, int64_t kind, int64_t inner, const uint8_t* w,
                      int64_t first, int64_t last, float* y);

@@ -1,5 +1,5 @@
-// Blocks of the number formats as the processor's products of whole numbers take them (AVX-512 VNNI): the numbers of a
-// block as they are, unsigned, 64 at a time, and rows of x in 16 bits. A weight is low + scale * number.
+// Blocks of the number formats for the processor's products of whole numbers (AVX-512 VNNI): the numbers of a block are
+// taken unsigned, 64 at a time, and rows of x in 16 bits. A weight is low + scale * number.
 
 #pragma once
 #include "formats.h"
@@ -9,7 +9,8 @@
 
 namespace {
 
-// Where 64 numbers that are multiplied together begin: two runs of 32. The 256 of a block are four such chunks.
+// Where the two runs of 32 begin whose 64 numbers are multiplied together. The 256 numbers of a block are four such
+// chunks.
 inline void runs_of(int64_t kind, int64_t chunk, int64_t& first, int64_t& second) {
     const int64_t base = chunk / 4 * 256, c = chunk % 4;
     if (kind == Q4_K || kind == Q5_K) first = base + c / 2 * 128 + c % 2 * 32, second = first + 64;
@@ -17,7 +18,7 @@ inline void runs_of(int64_t kind, int64_t chunk, int64_t& first, int64_t& second
     else first = 64 * chunk, second = first + 32;
 }
 
-// The 64 numbers of x that go with a chunk; zeros behind its end.
+// The 64 numbers of x for a chunk, with zeros after the end of x.
 inline void take(const float* x, int64_t inner, int64_t kind, int64_t chunk, f16v* part) {
     int64_t runs[2];
     runs_of(kind, chunk, runs[0], runs[1]);
@@ -27,14 +28,14 @@ inline void take(const float* x, int64_t inner, int64_t kind, int64_t chunk, f16
     }
 }
 
-// The largest magnitude of 64 numbers; no number where one of them is none.
+// The largest magnitude of 64 numbers; NaN if one of them is NaN.
 inline float peak_of(const f16v* part) {
     f16v most = {}, none = {};
     for (int i = 0; i < 4; i++) most = max(most, max(part[i], -part[i])), none += part[i] * splat(0.0f);
     return largest(most) + sum(none);
 }
 
-// 64 numbers as 256 * high + low times peak / 32,512.
+// Splits 64 numbers into high and low bytes: a number is about (256 * high + low) * peak / 32,512.
 inline void halve(const f16v* part, float peak, int8_t* highs, int8_t* lows) {
     const __m512 by = _mm512_set1_ps(peak > 1e-35f ? 32512 / peak : 0.0f);
     for (int i = 0; i < 4; i++) {
@@ -54,12 +55,13 @@ inline __m512i lanes(int a, int b, int c, int d) {
     return _mm512_setr_epi32(a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d);
 }
 
-// One unit of a row, 64 or 256 numbers: `use(chunk, numbers, scales, lows)` of every 64, where lane i is of four numbers.
+// One unit of a row, 64 or 256 numbers: calls `use(chunk, numbers, scales, lows)` for every 64; lane i is for four
+// numbers.
 template <int KIND>
 struct Unit {
     static constexpr int64_t CHUNKS = KIND >= Q2_K ? 4 : 1;
 
-    // `blocks` are left in the row.
+    // `blocks` are the blocks that are left in the row.
     template <class Use>
     static void each(const uint8_t* p, int64_t blocks, Use use) {
         if constexpr (KIND == INT8) {
