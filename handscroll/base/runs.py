@@ -281,7 +281,7 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
 def _fill(path: Path, content: Content) -> Entry:
     """Create a file, make its content durable, and return its size and SHA-256.
 
-    Both are computed from the given bytes and not from the file, because the file cannot show which bytes a disk lost.
+    Both are computed from the given bytes if they are known, because the file cannot show which bytes a disk lost.
     """
     given = write_chunks(path, [content]) if isinstance(content, bytes) else content(path)
     with _opened(path, os.O_RDONLY) as descriptor:

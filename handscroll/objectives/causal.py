@@ -56,7 +56,7 @@ class Causal:
 
 
 class NextToken(Task):
-    """Predict the next token in real text, in repeated segments and in answers to questions."""
+    """Predict the next token of real text, of repeated segments, and of answers about facts in the text."""
 
     name: ClassVar[str] = "causal"
     kinds: ClassVar[tuple[str, ...]] = ("text", "copies", "facts")
