@@ -22,7 +22,7 @@ from handscroll.text.tokenizer import Tokenizer
 RESERVED = """
     apple beaver candle dolphin ember falcon garden hammer island jungle kettle lantern meadow needle
     orchard pepper quartz ribbon saddle timber umbrella violin walnut yogurt zebra anchor button canyon
-    desert engine forest guitar harbor insect jacket kitten strategies mirror napkin oyster pillow rabbit
+    desert engine forest guitar harbor insect jacket kitten ladder mirror napkin oyster pillow rabbit
     silver tunnel valley wizard amber bridge cactus dragon eagle feather glacier helmet ivory jewel kiwi
     lemon marble nectar
 """.split()
