@@ -317,7 +317,7 @@ CHUNK = 24  # tokens: three chunks of a row
 
 
 def settings_of_memory(form: Form) -> dict[str, list[dict[str, Any]]]:
-    """What the planner offers for a form, by strategy; of the places to offload to, disk for the last one alone."""
+    """The settings that the planner offers for a form, by strategy. Only the last chunked one is offloaded too."""
     workload = Workload(spec=form.config.spec, length=LENGTH, strategy="auto")
     found: dict[str, list[dict[str, Any]]] = {}
     for forecast in options(workload, MACHINE):
@@ -333,7 +333,7 @@ def settings_of_memory(form: Form) -> dict[str, list[dict[str, Any]]]:
 
 
 def gradients_are_certified(form: Form, folder: Path) -> None:
-    """Strategies that the planner offers give the gradients of the plain step, 1e-12 in float64; others are refused."""
+    """Offered strategies give the gradients of the plain step, to 1e-12 in float64. All others are refused."""
     model, offered = form.build(), settings_of_memory(form)
     for learned in learned_by(model):
         batch, objective, noise = collate(learned.rows(1)), learned.objective, Noise(0.1, seed=3, update=1)

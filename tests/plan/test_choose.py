@@ -1,4 +1,4 @@
-"""Which strategy fits, which is taken, and what a refusal says."""
+"""The choice of a strategy that fits, and the message of a refusal."""
 
 import math
 import re

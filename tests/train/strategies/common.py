@@ -1,4 +1,4 @@
-"""Rows with documents and padding, and how far apart gradients are: what the tests of every strategy share."""
+"""Shared by the tests of every strategy: rows with documents and padding, and the distance between gradients."""
 
 import torch
 
