@@ -97,8 +97,10 @@ class Blocked(Cache):
             self._parts.clear()
 
     def _part(self, first: int, last: int) -> Marks:
-        """Marks of tokens first .. last - 1; the same object for all layers of a forward, as kernels store results in
-        it."""
+        """Marks of tokens first .. last - 1.
+
+        All layers of a forward get the same object, since kernels store results in it.
+        """
         if (first, last) not in self._parts:
             whole = self.marks if self._pending is None else self._pending
             self._parts[first, last] = whole.part(first, last)

@@ -58,8 +58,10 @@ class Buffered(Cache):
         return dict(zip(self.form.names, self._kept(layer), strict=True))
 
     def saving(self, layer: int) -> dict[str, Tensor]:
-        """The columns of a layer that a saved reading keeps: the cache's own tokens; for a windowed layer the last
-        tokens, with those of the past."""
+        """The columns of a layer that a saved reading keeps.
+
+        For a full layer these are the cache's own tokens; for a windowed one the last tokens, with those of the past.
+        """
         group, own = self._rolling.get(layer), self._kept(layer)
         if group is not None:
             count = own[0].shape[2]

@@ -114,16 +114,14 @@ class Cache(Keeper):
         return self._nbytes() + sum(group.nbytes for group in self._groups)
 
     def footprint(self, kv_heads: int, head_size: int, itemsize: int) -> Footprint:
-        """Bytes of a cache like this for one row, without its past, if keys and values have `itemsize` bytes a
-        number."""
+        """Bytes of a cache like this for one row, without its past; numbers have `itemsize` bytes."""
         made = self._footprint(kv_heads, head_size, itemsize)
         each = kv_heads * self.form.head_bytes(head_size, itemsize)
         rolling = tuple((len(g.layers) * each, slots(g.window, g.rewind)) for g in self._groups)
         return made.model_copy(update={"rolling": rolling})
 
     def expect(self, marks: Marks) -> None:
-        """Announce the tokens that one or several forwards will now read, for caches that act at the end of a
-        prompt."""
+        """Announce the tokens that the next forwards will read, for caches that act at the end of a prompt."""
 
     def report(self) -> str:
         """A sentence for the user at the end of a generation; empty for an exact cache."""

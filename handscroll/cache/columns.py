@@ -19,8 +19,7 @@ Columns = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Form:
-    """A form of keys and values: the `names` of its columns, how they are made, and the bytes of one head of a
-    token."""
+    """A form of keys and values: its columns' `names`, how they are made, and the bytes of one head of a token."""
 
     names: tuple[str, ...]
     made: Callable[[Tensor, Tensor], Columns]

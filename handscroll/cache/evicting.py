@@ -170,8 +170,8 @@ class EvictingCache(Cache):
             return
         if self.held < self._gone or self._mass:
             raise ConfigError(
-                f"a '{self.policy}' cache of {self.length} tokens cannot be trimmed to {length}: what was evicted or "
-                "scored since then cannot be undone; clone it before the tokens that may be taken back"
+                f"a '{self.policy}' cache of {self.length} tokens cannot be trimmed to {length}: tokens that "
+                "were evicted or scored since then cannot be restored; clone it before tokens that may be taken back"
             )
         self._kept = dict.fromkeys(self.full, self.marks.part(0, length))
 

@@ -23,8 +23,11 @@ class Space(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """How a model's layers are divided into blocks: `windows` of the layers, tokens of a block, requests at once,
-    tokens that each reads."""
+    """The blocks of a model's layers.
+
+    `windows` are those of the layers, and `size` is the number of tokens of a block. `most` is the number of requests
+    at once, and `budget` the number of tokens that a step reads.
+    """
 
     windows: Sequence[int | None]
     size: int
@@ -32,8 +35,7 @@ class Layout:
     budget: int
 
     def spaces(self, count: int) -> list[Space]:
-        """One space of `count` blocks for full layers, and for each window one with the blocks that all requests
-        need."""
+        """One space of `count` blocks for full layers, and one for each window, with blocks for all requests."""
         found = [Space(None, count)]
         for window in sorted({window for window in self.windows if window is not None}):
             found.append(Space(window, min(count, self.most * reach(window, self.size, self.budget))))

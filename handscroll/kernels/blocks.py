@@ -72,8 +72,10 @@ def q3_k(raw: Tensor) -> Tensor:
 
 
 def _scales_and_lows(packed: Tensor) -> tuple[Tensor, Tensor]:
-    """(..., 12) -> eight 6-bit scales and eight lowest numbers; the high bits of the last four are with the first
-    four."""
+    """(..., 12) -> eight 6-bit scales and eight lowest numbers.
+
+    The high bits of the last four are stored with the first four.
+    """
     first, second, both = packed.unflatten(-1, (3, 4)).unbind(-2)
     scales = torch.cat((first & 63, both & 15 | first >> 6 << 4), dim=-1)
     return scales.to(torch.float32), torch.cat((second & 63, both >> 4 | second >> 6 << 4), dim=-1).to(torch.float32)

@@ -64,7 +64,7 @@ class Format:
         """
         if size % self.block:
             raise ConfigError(
-                f"{self.name} keeps {self.block} numbers a block; a row of {size} is no whole number of them; use int8"
+                f"{self.name} keeps {self.block} numbers a block, but a row has {size}, which is no multiple; use int8"
             )
         return size // self.block * self.block_bytes + self.row_bytes_more
 
@@ -89,7 +89,7 @@ class Format:
             ConfigError: the format can only be read, or the rows are not whole numbers of blocks.
         """
         if self.write is None:
-            raise ConfigError(f"{self.name} is only read; written are {', '.join(WRITTEN)}")
+            raise ConfigError(f"{self.name} can only be read; formats that can be written: {', '.join(WRITTEN)}")
         out = torch.empty(len(weights), self.row_bytes(weights.shape[1]), dtype=torch.uint8, device=weights.device)
         step = max(1, AT_ONCE // max(1, weights.shape[1]))
         for first in range(0, len(weights), step):

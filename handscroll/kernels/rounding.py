@@ -73,8 +73,10 @@ def from_int4_columns(numbers: Tensor, scales: Tensor, dtype: torch.dtype) -> Te
 
 
 def _rounded(groups: Tensor, along: int) -> tuple[Tensor, Tensor]:
-    """Numbers 0 .. 15 of float32 groups along a dimension, and (scales, lowest) stacked in the last dimension but
-    one."""
+    """Numbers 0 .. 15 of float32 groups along a dimension, with their scales and lowest numbers.
+
+    Scales and lowest numbers are stacked in the last dimension but one.
+    """
     lowest = groups.amin(dim=along).to(torch.bfloat16)
     scales = ((groups.amax(dim=along) - lowest.to(torch.float32)) / 15).to(torch.bfloat16)
     steps = scales.to(torch.float32).clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(along)

@@ -60,8 +60,7 @@ class Exchange(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """The arguments of one attention call besides its queries. `spans` may also be `Pages` or `Slots` (see
-    `attend`)."""
+    """The arguments of one attention call besides its queries. `spans` may also be `Pages` or `Slots`."""
 
     spans: Any
     mask: Mask
@@ -73,8 +72,10 @@ class Call:
 
     @property
     def changed(self) -> bool:
-        """Whether a bias or a cap changes the scores. The scores of every head are then in memory, so tiles are
-        smaller."""
+        """Whether a bias or a cap changes the scores.
+
+        The scores of every head are then in memory, so tiles are smaller.
+        """
         return self.bias is not None or self.cap is not None
 
 
@@ -227,8 +228,7 @@ def _one_by_one(q: Tensor, call: Call) -> tuple[Tensor, Tensor]:
 
 
 def tiles(q: Tensor, call: Call) -> tuple[Tensor, Tensor]:
-    """Attention with any mask and any spans, with gradient: each query tile reads the pieces of each span that it
-    sees."""
+    """Attention with any mask and any spans, with gradient: each query tile reads the pieces that it sees."""
     if not _tracked(q, call.spans, call.bias):
         return _whole_forward(q, call)
     return _Attention.apply((call,), q, *_own(call.spans), *_learned(call.bias))
@@ -258,14 +258,14 @@ def _refuses_fold(q: Tensor, call: Call) -> str:
 def _observed(run: Callable[[Tensor, Call], tuple[Tensor, Tensor]]) -> Callable[[Tensor, Call], tuple[Tensor, Tensor]]:
     """Wrap a kernel over spans so that the spans' observers receive the attention mass on their keys."""
 
-    def told(q: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    def observed(q: Tensor, call: Call) -> tuple[Tensor, Tensor]:
         out, lse = run(q, call)
         if any(span.observer is not None for span in call.spans):
             assert call.exchange is None, "keys of several ranks are not observed"
             observe(q, call.spans, call.mask, call.marks, call.scale, lse, call.bias, call.cap)
         return out, lse
 
-    return told
+    return observed
 
 
 PAGED = Operation(

@@ -106,8 +106,10 @@ class Attention(nn.Module):
         return q if rotation is None or rotation.bands else rotation.queries(q)
 
     def read(self, q: Float[Tensor, "B H T E"], spans: Reads, context: Context) -> Float[Tensor, "B T HE"]:
-        """Attention of queries over this layer's spans, before the output projection; distance bands rotate them
-        here."""
+        """Attention of queries over this layer's spans, before the output projection.
+
+        With distance bands the queries are rotated here.
+        """
         scale, cap, rotation = self.scale, self.shape.cap, context.rotation(self.shape.positions)
         mask = context.mask if self.window is None else context.mask & self.window
         bands = () if rotation is None else rotation.bands
@@ -150,8 +152,7 @@ class Attention(nn.Module):
         return k, v
 
     def table(self, addresses: Addresses, dtype: torch.dtype) -> tuple[tables.Before, tables.Product]:
-        """How compiled layers in `dtype` compute it: all before the reading except the norm, and the output
-        projection."""
+        """The tables for compiled layers in `dtype`: the half before the reading without its norm, and the output."""
         shape, kind = self.shape, KINDS[dtype]
         whole("head", shape.head_size, of=2 * LANES)
         sizes = (kind, shape.width, shape.heads, shape.kv_heads, shape.head_size)

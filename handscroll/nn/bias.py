@@ -29,8 +29,10 @@ class Bias:
         raise NotImplementedError
 
     def gradient(self, slope: Float[Tensor, "B H T S"], query: Marks, key: Marks) -> Tensor:
-        """The gradient of `learned` (in its shape) from the gradient `slope` of one tile's scores, in the slope's
-        dtype."""
+        """The gradient of `learned`, in its shape, from the gradient `slope` of the scores of one tile.
+
+        It has the dtype of the slope.
+        """
         raise NotImplementedError
 
 
@@ -106,8 +108,10 @@ def _sorted(buckets: Buckets) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Relative(Bias):
-    """T5's learned bias: one number per head and bucket of distances, in `table` (buckets, H); source: see
-    `Buckets`."""
+    """T5's learned bias: one number per head and bucket of distances, in `table` (buckets, H).
+
+    Source: see `Buckets`.
+    """
 
     table: Tensor
     buckets: Buckets
@@ -137,8 +141,10 @@ class Relative(Bias):
         return slope.new_zeros(self.table.shape).index_add_(0, order, by_distance.T)
 
     def _places(self, query: Marks, key: Marks, device: torch.device) -> Tensor:
-        """Distance of each pair, counted from -last: (B or 1, T, S); for two plain runs (T + S - 1), last query
-        first."""
+        """Distance of each pair, counted from -last: (B or 1, T, S).
+
+        For two plain runs it is (T + S - 1), with the last query first.
+        """
         last = self.buckets.last
         if query.start is not None and key.start is not None:
             first = key.start - (query.start + query.length - 1)

@@ -25,8 +25,10 @@ def parted(positions: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class SeesText(Mask):
-    """Every query sees the text around the blanks (use with `| Causal()`, and with `& SameSegment()` in packed
-    rows)."""
+    """Every query sees the text around the blanks.
+
+    Use it with `| Causal()`, and with `& SameSegment()` in packed rows.
+    """
 
     def sees(self, query, key):
         return (key[2] < SPAN) & (query[2] == query[2])

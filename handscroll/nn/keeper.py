@@ -1,5 +1,4 @@
-"""The contract of all that keep the keys and values of a forward: what they take, and what attention reads from
-them."""
+"""The contract of caches and other keepers of keys and values: what they take, and what attention reads from them."""
 
 from typing import ClassVar, NamedTuple
 
@@ -61,8 +60,10 @@ class Keeper:
         return False
 
     def room(self, like: Tensor, marks: Marks) -> list[Room]:
-        """Room in every layer for tokens with these marks, shaped (B, K, any, E) and in the dtype of `like`. The caller
-        fills it, and `commit` keeps the tokens."""
+        """Room in every layer for tokens with these marks, shaped (B, K, any, E) and in the dtype of `like`.
+
+        The caller fills it, and `commit` keeps the tokens.
+        """
         raise NotImplementedError
 
     def state(self, layer: int) -> State | None:
@@ -73,6 +74,8 @@ class Keeper:
         )
 
     def keep(self, layer: int, out: Tensor, after: State) -> Tensor:
-        """Keep the state after these tokens; return the layer's outputs (B, T, D), through which gradients come
-        back."""
+        """Keep the state after these tokens; return the layer's outputs (B, T, D).
+
+        Gradients come back through these outputs.
+        """
         raise NotImplementedError

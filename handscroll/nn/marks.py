@@ -16,8 +16,10 @@ PADDING = -1
 
 
 class Extent(NamedTuple):
-    """Smallest and largest index, segment and position of a run of tokens of one row; masks are first asked about
-    these."""
+    """Smallest and largest index, segment and position of a run of tokens of one row.
+
+    Masks are first asked about these.
+    """
 
     first: int
     last: int

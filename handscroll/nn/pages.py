@@ -26,8 +26,10 @@ class Row:
     length: int
 
     def run(self, mask: Mask) -> tuple[int, int] | None:
-        """The run of tokens that the newest token sees: first and last + 1, counted in the pages; None: it is no
-        run."""
+        """The run of tokens that the newest token sees, as first and last + 1, counted in the pages.
+
+        None if it is no run.
+        """
         newest = self.start + self.length - 1
         if mask.within(Extent(newest, newest), Extent(self.start, newest)) is True:
             return 0, self.length
@@ -52,8 +54,10 @@ class Table:
         return torch.tensor([page for row in self.rows for page in row.pages], dtype=torch.int64)
 
     def runs(self, mask: Mask) -> Tensor | None:
-        """For each row: where its pages begin, first and last + 1 seen token (B, 3); None if a row does not see a
-        run."""
+        """For each row: where its pages begin, first and last + 1 seen token (B, 3).
+
+        None if a row does not see a run.
+        """
         if mask not in self._runs:
             self._runs[mask] = self._worked_out(mask)
         return self._runs[mask]

@@ -32,8 +32,11 @@ class Rotation:
     bands: tuple["BandRotation", ...] = ()
 
     def queries(self, q: Float[Tensor, "B H T E"]) -> Float[Tensor, "B H T E"]:
-        """Rotate queries. With partial rotation the attention factor applies only to the rotated part, so it is folded
-        (squared) into these queries; otherwise it is in the scale of the scores (`factor`)."""
+        """Rotate queries, and apply the attention factor if only a part of each head is rotated.
+
+        The factor then belongs to the rotated part only, so it is folded (squared) into these queries. Otherwise it is
+        in the scale of the scores (`factor`).
+        """
         factor = self.attention_factor**2
         if factor != 1.0 and self._partial(q.shape[-1]):
             return Rotation(self.cosine * factor, self.sine * factor).turn(q)

@@ -93,8 +93,10 @@ class Store:
             (self.folder / name).mkdir(parents=True, exist_ok=True)
 
     def find(self, identity: Identity, tokens: Tensor) -> Reading | None:
-        """The longest saved beginning of `tokens` (S,) from which a text can continue, opened; None: none is long
-        enough."""
+        """The longest saved beginning of `tokens` (S,) from which a text can continue, opened.
+
+        None if no saved beginning is long enough.
+        """
         wanted = tokens.to(torch.int32).numpy()
         found = []
         for about in self.parts():

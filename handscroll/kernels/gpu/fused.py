@@ -30,7 +30,7 @@ def refuses(q: Tensor, keys: Tensor, values: Tensor) -> str:
     if q.dtype not in (torch.bfloat16, torch.float16):
         return "it computes in half precision only"
     if not all(x.dtype == q.dtype and x.stride(-1) == 1 for x in (q, keys, values)):
-        return "keys or values are of another dtype, or lie with gaps"
+        return "keys or values have another dtype, or gaps"
     if q.shape[-1] % 8 or q.shape[-1] > 256:
         return "the head size is no multiple of 8 up to 256"
     if not q.numel() or not keys.shape[2]:

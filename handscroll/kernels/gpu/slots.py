@@ -37,8 +37,10 @@ class Slots:
 
 
 def refuses_turn(x: Tensor, cosine: Tensor) -> str:
-    """Why `turn` does not take them; it needs few tokens (B, H, T, E) on a GPU in half precision, and float32
-    tables."""
+    """Why `turn` does not take them, or "".
+
+    It needs few tokens (B, H, T, E) on a GPU in half precision, and float32 tables.
+    """
     if refused := _refuses_few(x):
         return refused
     return "" if cosine.dtype == torch.float32 and x.stride(-1) == 1 else "tables are not float32, or there are gaps"

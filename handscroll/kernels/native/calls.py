@@ -25,7 +25,7 @@ GRADIENT = "a gradient is wanted"
 EMPTY = "there is nothing to read"
 MANY = f"more than {FEW} tokens"
 VECTORS = f"a size is no multiple of {LANES}"
-GAPS = "the tensors lie with gaps"
+GAPS = "the tensors have gaps"
 
 
 class KeysValues(Protocol):
@@ -46,8 +46,10 @@ class KeysValues(Protocol):
 
 
 def refuses_decode(q: Tensor, span: KeysValues, first: int = 0) -> str:
-    """Why `decode` does not take a run from `first` on; it needs a CPU, a known dtype, contiguous rows of whole
-    vectors."""
+    """Why `decode` does not take a run from `first` on, or "".
+
+    It needs a CPU, a known dtype, and contiguous rows of whole vectors.
+    """
     if refused := _refuses_floats(q):
         return refused
     keys, values = span.keys, span.values

@@ -57,8 +57,7 @@ class Past(ctypes.Structure):
 
 
 class Layer(ctypes.Structure):
-    """A whole layer: its halves, the place of its keys and values, the first key that is seen, its rotation and
-    scale."""
+    """A whole layer: its halves, the place of its keys and values, the first seen key, its rotation and scale."""
 
     _fields_ = [
         ("before", Before),

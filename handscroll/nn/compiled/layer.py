@@ -39,8 +39,10 @@ class Form:
 
 
 class Kept:
-    """State stored in a module's `vars`, so that it is freed with the module; a copy of the module begins without
-    it."""
+    """State that is stored in a module's `vars` and freed with the module.
+
+    A copy of the module begins without it.
+    """
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return type(None), ()

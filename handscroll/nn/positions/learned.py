@@ -21,8 +21,10 @@ def interpolate(table: Tensor, to: int) -> Tensor:
 
 
 def tile(table: Tensor, to: int) -> Tensor:
-    """Repeat the table, so that distances inside a trained length look as before (Beltagy et al. 2020, "Longformer",
-    section 5). Places that are a trained length apart get the same row."""
+    """Repeat the table, so that distances inside a trained length look as before.
+
+    Places that are a trained length apart get the same row. Source: Beltagy et al. 2020, "Longformer", section 5.
+    """
     return table.repeat(-(-to // len(table)), 1)[:to].clone()
 
 

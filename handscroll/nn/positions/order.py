@@ -12,7 +12,7 @@ class Order(Positions):
 
     words = "no positions"
     unlengthened = (
-        "has no positions: nothing ends its context, and there is nothing to lengthen; train it on longer rows (its "
+        "has no positions, so its context has no limit and cannot be lengthened; train it on longer rows (its "
         "state is carried exactly through rows of any length)"
     )
     way: Literal["order"] = "order"

@@ -10,8 +10,8 @@ class Pairs(Positions):
 
     words = "pairs of learned positions"
     unlengthened = (
-        "has two learned tables of positions and predicts no plain text to measure a longer one by: it is not "
-        "lengthened; train one with a larger context"
+        "has two learned tables of positions and does not predict plain text, so a longer table cannot be measured; "
+        "train a new model with a larger context"
     )
     way: Literal["pairs"] = "pairs"
     context: int

@@ -30,8 +30,10 @@ class Slopes(Positions):
     def candidates(
         self, method: str, to: int, first: "Slopes", layer: LayerSpec, factors: Any = None
     ) -> list[Candidate]:
-        """Al-Khateeb et al. 2023: slopes divided by to / trained. Smaller factors are tried too, as ALiBi
-        extrapolates."""
+        """Al-Khateeb et al. 2023: slopes divided by to / trained.
+
+        Smaller factors are tried too, since ALiBi reads somewhat past its trained length unchanged.
+        """
         changed = {"context": to, "original": first.trained}
         made = [Candidate("none", "", {"factor": self.factor} | changed, exact=to)]
         factor = first.factor * to / first.trained

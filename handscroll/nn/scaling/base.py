@@ -75,8 +75,7 @@ class Scaling(Config):
         return positions
 
     def bands(self) -> tuple[Band, ...]:
-        """The distance bands, if parts of the keys are read at distances of their own; empty: all at their real
-        distance."""
+        """The distance bands of the scaling; empty if all keys are read at their real distance."""
         return ()
 
     @model_serializer(mode="wrap")
