@@ -110,7 +110,7 @@ def their_model(form: Form, folder: Path) -> Any:
 
 
 def holds_to_the_reference(form: Form, folder: Path, foreign: dict[str, Any] | None = None, longest: int = 64) -> None:
-    """Written by us and read by `transformers`, written there and read by us: the same logits, 1e-4 in float32."""
+    """Logits equal those of `transformers` to 1e-4 in float32, for folders written by either side."""
     model = form.build(torch.float32, foreign=foreign)
     save_model(model, folder / "ours", shard_bytes=60_000)
     theirs = their_model(form, folder / "ours")
@@ -134,7 +134,7 @@ def others_refuse_it(form: Form, folder: Path) -> None:
 
 
 def comes_back(form: Form, folder: Path) -> None:
-    """What a folder says is kept; what is written is read, in one file or several, to the last bit."""
+    """Settings and weights survive writing and reading a folder bit for bit, in one file or several."""
     model = form.build(torch.float32)
     written = form.kind.write(model.config)
     assert {key: written[key] for key in form.foreign if key in written} == {
@@ -163,7 +163,7 @@ def unwritten(form: Form) -> str:
 
 
 def comes_back_from_gguf(form: Form, folder: Path) -> None:
-    """Written as a GGUF file and read: the same sizes and, in float32, the same numbers (norms of 1 + w: 1e-6)."""
+    """A GGUF file gives back the same sizes and, in float32, the same numbers (norms of 1 + w: 1e-6)."""
     model = form.build(torch.float32)
     again = load_model(save_gguf(model, gguf_tokens(), folder / "a.gguf", "f32", {}))
     kept = again.state_dict()
@@ -183,7 +183,7 @@ def is_not_exported(form: Form, folder: Path) -> None:
 
 
 def is_scaled_as_the_reference(form: Form, folder: Path) -> None:
-    """The same under every rotary scaling, to four times the trained length."""
+    """The same holds under every rotary scaling, to four times the trained length."""
     for scaling in SCALINGS.keys() - {"none"}:
         holds_to_the_reference(form, folder / scaling, form.scaled(scaling), longest=256)
 
@@ -194,7 +194,7 @@ def has_no_scaling(form: Form, folder: Path) -> None:
 
 
 def is_as_its_spec_says(form: Form, folder: Path) -> None:
-    """The spec that a family writes counts the model's own parameters, and is the same read back from JSON."""
+    """The spec of a family counts the parameters of the model, and is the same after a round trip through JSON."""
     model, spec = random(form), form.config.spec
     assert spec.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert ModelSpec.model_validate_json(spec.model_dump_json()) == spec
@@ -207,7 +207,7 @@ def is_as_its_spec_says(form: Form, folder: Path) -> None:
 
 @torch.no_grad()
 def reads_in_pieces(form: Form, folder: Path) -> None:
-    """A text read over a cache, in pieces and token by token, is the text read at once: 1e-11 in float64."""
+    """Reading over a cache, in pieces or token by token, equals reading at once: 1e-11 in float64."""
     for learned in learned_by(random(form)):
         (row, *_) = documents(max(learned.rows(4), key=lambda row: max(map(len, map(_tokens, documents(row))))))
         batch = collate([row])
@@ -241,7 +241,7 @@ def _tokens(row: Any) -> Any:
 
 
 def rows_are_alone(form: Form, folder: Path) -> None:
-    """Rows of different lengths in one batch, padded, are those rows alone: states (1e-11) and losses."""
+    """Padded rows of different lengths in one batch equal each row alone: states (1e-11) and losses."""
     for learned in learned_by(random(form)):
         rows = [row for packed in learned.rows(2) for row in documents(packed)][:4]
         assert len({len(row.tokens) for row in rows}) > 1
@@ -261,7 +261,7 @@ def _unparted(batch: Batch) -> Batch:
 
 
 def packed_are_separate(form: Form, folder: Path) -> None:
-    """The documents of a packed row are those documents alone: states (1e-11) and losses."""
+    """The documents of a packed row equal each document alone: states (1e-11) and losses."""
     for learned in learned_by(random(form)):
         row = next(row for row in learned.rows(4) if len(documents(row)) > 1)
         together, alone = collate([row]), [collate([one]) for one in documents(row)]
@@ -290,7 +290,7 @@ def runs_on(form: Form, folder: Path) -> None:
 
 @torch.no_grad()
 def goes_on_with_a_text(form: Form, folder: Path) -> None:
-    """Greedy tokens of a batch are the likeliest ones of each text, read anew without a cache."""
+    """Greedy tokens of a batch are the likeliest ones of each text when it is read again without a cache."""
     model, prompts = random(form), [[30, 41, 52, 63], [70, 71]]
     found: list[list[int]] = [[], []]
     for step in decode(model, prompts, Sampling(max_tokens=6, ignore_eos=True)):
@@ -388,7 +388,7 @@ HALF = 0.5
 
 
 def learns(form: Form, folder: Path) -> None:
-    """A few steps on one batch halve its loss; objectives that do not fit are refused, naming what does."""
+    """A few steps on one batch halve its loss; other objectives are refused, and the error names those that fit."""
     _, _, losses = taught(form)
     assert losses[-1] < HALF * losses[0], losses
     fitting = {learned.task.name for learned in learned_by(random(form)) if learned.task is not None}
@@ -413,8 +413,8 @@ MOVED = {"pi": 1.0, "interpolate": 2.5}  # these move every position alike: they
 
 
 def is_lengthened(form: Form, folder: Path) -> None:
-    """Every method: the folder comes back, a longer text is read, and a short one is as it was where that is promised;
-    elsewhere, once learned, it loses no more than a stated loss, and some method keeps it within the guard."""
+    """For every method the folder can be read back and a longer text is read. Short text is unchanged where the method
+    promises it; otherwise its loss rises by no more than a stated bound, and some method stays within the guard."""
     model, made = random(form), {}
     to = FACTOR * model.config.context
     for candidate in candidates(model, "all", to):

@@ -1,4 +1,4 @@
-"""What every family can, and what it is held to, as tables for the pages, from what the checks themselves ask."""
+"""Tables for the pages: the capabilities of every family and its checks, made from the checks themselves."""
 
 from handscroll.models.table import FAMILIES
 from handscroll.models.table import family as family_of
@@ -11,15 +11,15 @@ COLUMNS = (
     "learns",
     "strategies",
     "cache",
-    "goes on with a text",
-    "lengthened: methods for",
-    "held to `transformers`",
+    "continues a text",
+    "lengthening methods",
+    "tested against `transformers`",
 )
 
 
 def checks() -> str:
-    """A row a check: what it holds true, and who is seen to be refused instead. A family stands for all its forms."""
-    rows = [["check", "what holds", "the opposite is checked of"], ["---"] * 3]
+    """One row a check: what it tests, and which families must refuse instead. A family stands for all its forms."""
+    rows = [["check", "what it tests", "refusal is tested for"], ["---"] * 3]
     for name, check in CHECKS.items():
         cannot = {form.family: [] for form in FORMS.values()}
         for form in FORMS.values():
@@ -31,12 +31,12 @@ def checks() -> str:
             for entry in ([family] if len(found) == len(family_of(family).forms) else found)
         ]
         holds = " ".join((check.run.__doc__ or "").split())
-        rows.append([name, holds, ", ".join(told) or "nobody"])
+        rows.append([name, holds, ", ".join(told) or "none"])
     return _table(rows)
 
 
 def matrix() -> str:
-    """A row a family; what only some of its forms can is counted too."""
+    """One row a family; it counts what any of its forms can do."""
     rows = [list(COLUMNS), ["---"] * len(COLUMNS)]
     for family in FAMILIES:
         forms = [form for form in FORMS.values() if form.family == family]
