@@ -1,7 +1,8 @@
 """BERT (Devlin et al. 2019) and RoBERTa (Liu et al. 2019): post-norm encoders with learned positions.
 
-Heads are where the checkpoint has them: the masked-LM head (transform, norm, tied projection, bias), the pooler, and
-the next-sentence head. A bare encoder (sentence embeddings) has none, a classifier of documents its own on the pooler.
+The model has the heads of its checkpoint: the masked-LM head (transform, norm, tied projection, bias), the pooler, and
+the next-sentence head. A bare encoder (for sentence vectors) has none. A classifier of documents has its own head on
+the pooler.
 """
 
 from collections.abc import Callable
@@ -45,17 +46,18 @@ ACTIVATIONS = {"gelu": F.gelu, "gelu-tanh": gelu_tanh, "relu": F.relu}
 
 
 class BertConfig(WholeHeads, Labels):
-    """Sizes of an encoder, and which heads it has.
+    """Sizes of an encoder, and switches for its heads.
 
-    `context` are the positions a text may have; the learned table has `offset` unused rows before them (RoBERTa:
-    padding id + 1). `kinds` is the number of token types. `following`: the next-sentence head, on the pooler. With
-    `labels` it is a classifier of documents, by the pooled state of their first token, and has no other head.
+    `context` is the number of positions of a text; the learned table has `offset` unused rows before them (RoBERTa:
+    padding id + 1). `kinds` is the number of token types. `following` is the next-sentence head, which reads the
+    pooler. With `labels` the model classifies documents by the pooled state of their first token, and has no other
+    head.
     """
 
     family: Literal["bert", "roberta"] = "bert"
     mlp_width: int
     context: int
-    original: int | None = None  # positions before interpolation, when the table was lengthened here
+    original: int | None = None  # positions before interpolation, if the table was lengthened here
     offset: int = 0
     kinds: int = 2
     activation: Literal["gelu", "gelu-tanh", "relu"] = "gelu"
@@ -103,12 +105,12 @@ class BertConfig(WholeHeads, Labels):
             transformed=self.masked,
             labels=self.labels,
             pool="first",
-            extra=heads + (self.kinds + 2) * width + told_apart * (width + 1),  # 2: the norm of the embedding
+            extra=heads + (self.kinds + 2) * width + told_apart * (width + 1),  # 2 for the norm of the embedding
         )
 
 
 def block(config: BertConfig, number: int) -> Block:
-    """norm(x + attention(x)), then norm(x + mlp(x))."""
+    """A post-norm layer: norm(x + attention(x)), then norm(x + mlp(x))."""
     heads = Heads(config.width, config.heads, config.heads, config.head_size, bias=True, output_bias=True)
     mlp = MLP(config.width, config.mlp_width, activation=ACTIVATIONS[config.activation])
     norms = Norms(lambda: LayerNorm(config.width, eps=config.norm_eps), before=False, sum=True)
@@ -116,7 +118,7 @@ def block(config: BertConfig, number: int) -> Block:
 
 
 class MaskedHead(nn.Module):
-    """What stands between hidden states and the (tied) projection: norm(act(W h)); and the projection's bias (V,)."""
+    """The transform norm(act(W h)) before the (tied) projection, and the bias (V,) of the projection."""
 
     def __init__(self, config: BertConfig):
         super().__init__()
@@ -130,11 +132,10 @@ class MaskedHead(nn.Module):
 
 
 class Bert(Decoder):
-    """An encoder: every token sees every other of its document, so there is no cache and nothing is generated.
+    """An encoder: every token sees all tokens of its document, so it has no cache and generates nothing.
 
-    Runs on the stack of layers that decoders have; there is no norm behind the last layer. Positions past the learned
-    table are refused, never clamped. Dropout acts on embeddings and on both branches of a layer, not on attention
-    weights.
+    It uses the same stack of layers as decoders, without a norm after the last layer. Positions past the learned table
+    are refused, never clamped. Dropout acts on embeddings and on both branches of a layer, not on attention weights.
     """
 
     def __init__(self, config: BertConfig):
@@ -153,7 +154,7 @@ class Bert(Decoder):
         self.classifier = Linear(config.width, len(config.labels)) if config.labels else None
 
     def embed(self, tokens: Tokens, marks: Marks) -> Embeddings:
-        """Sum of token, position and token-type vectors, normalised; marks without kinds are of type 0."""
+        """The normalised sum of token, position and token-type vectors; marks without kinds mean type 0."""
         positions = marks.tensors(tokens.device)[2]
         last = int(positions.max())
         if last >= self.config.context:
@@ -163,7 +164,9 @@ class Bert(Decoder):
             )
         kinds = torch.zeros_like(positions) if marks.kinds is None else marks.kinds
         if int(kinds.max()) >= self.config.kinds:
-            raise DataError(f"token type {int(kinds.max())}: this checkpoint has types 0 to {self.config.kinds - 1}")
+            raise DataError(
+                f"token type {int(kinds.max())} is unknown: this checkpoint has types 0 to {self.config.kinds - 1}"
+            )
         summed = self.embedding(tokens) + self.kind_embedding(kinds)
         return self.embedding_norm(summed + self.position_embedding(positions + self.config.offset))
 
@@ -175,13 +178,13 @@ class Bert(Decoder):
         return super().hidden(embeddings, marks, mask, None, length)
 
     def logits(self, hidden: Embeddings) -> Logits:
-        """Masked-LM logits: of the token at each place itself."""
+        """Masked-LM logits for the token at each position."""
         prepared = self.prepared(hidden)
         bare = self.embedding.project(prepared) if self.projection is None else self.projection(prepared)
         return bare + self.head_bias
 
     def prepared(self, hidden: Tensor) -> Tensor:
-        """What `head` and `head_bias` are applied to, for hidden states (..., D).
+        """The input of `head` and `head_bias` for hidden states (..., D).
 
         Raises:
             ConfigError: the checkpoint has no masked-LM head.
@@ -203,7 +206,9 @@ class Bert(Decoder):
         return torch.tanh(self.pooler(first))
 
     def following_logits(self, first: Tensor) -> Tensor:
-        """(..., 2) from the hidden states of first tokens: 0, the second text follows the first; 1, it does not.
+        """Next-sentence logits (..., 2) from the hidden states of first tokens.
+
+        Class 0 means that the second text follows the first, class 1 that it does not.
 
         Raises:
             ConfigError: the checkpoint has no next-sentence head.
@@ -213,13 +218,13 @@ class Bert(Decoder):
         return self.following(self.pooled(first))
 
     def classify(self, hidden: Embeddings, marks: Marks, at: Tensor) -> Tensor:
-        """Logits (N, labels) of the N documents whose first tokens stand where `at` (B, T) is true, in their order.
+        """Logits (N, labels) of the N documents whose first tokens are where `at` (B, T) is true, in their order.
 
         Raises:
-            ConfigError: the checkpoint is no classifier.
+            ConfigError: the checkpoint is not a classifier.
         """
         if self.classifier is None:
-            raise ConfigError(f"this {self.config.family} checkpoint is no classifier: it has no labels to tell apart")
+            raise ConfigError(f"this {self.config.family} checkpoint is not a classifier: it has no labels")
         return self.classifier(self.pooled(hidden[at]))
 
     def mask(self) -> Mask:
@@ -232,8 +237,9 @@ class Bert(Decoder):
         if self.masked is None:
             kind = "a classifier of documents" if self.config.labels else "a bare encoder"
             raise ConfigError(
-                f"this {self.config.family} checkpoint has no masked-LM head ({kind}): no logits, no masked "
-                "language modelling. Use embed, or a checkpoint with the head (to lengthen it, name a method, no text)"
+                f"this {self.config.family} checkpoint has no masked-LM head ({kind}), so it gives no logits "
+                "and cannot learn masked tokens. Use embed, or a checkpoint with the head "
+                "(to lengthen it, name a method)"
             )
         return self.masked
 
@@ -247,7 +253,7 @@ def _no_cache(family: str) -> str:
 
 CLASSIFIER = "ForSequenceClassification"
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu-tanh", "gelu_pytorch_tanh": "gelu-tanh", "relu": "relu"}
-# The last line stood in early releases and changes nothing: the pooler is as it is, texts are read in one direction.
+# Early releases have the keys of the last line; they change nothing, as pooler and reading direction are fixed.
 KEYS = frozenset(
     """
     vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act layer_norm_eps
@@ -260,7 +266,7 @@ KEYS = frozenset(
 
 
 def new(sizes: dict[str, Any], about: About) -> BertConfig:
-    """Of a recipe's sizes; with labels a classifier."""
+    """A configuration from the sizes of a recipe; with labels it is a classifier."""
     heads = {"masked": False, "pooler": True, "labels": about.labels} if about.labels else {}
     return BertConfig.parse(heads | sizes, SIZES)
 
@@ -304,13 +310,13 @@ def _read(foreign: Foreign) -> BertConfig:
 
 
 def _labels(named: dict[str, str] | None) -> tuple[str, ...]:
-    """Labels in the order of their numbers; two where the file says nothing, as in the reference library."""
+    """The labels in the order of their numbers; two by default, as in the reference library."""
     named = named or {"0": "LABEL_0", "1": "LABEL_1"}
     return tuple(str(named[key]) for key in sorted(named, key=int))
 
 
 def _settle(config: BertConfig, tensor: Callable[[str], Tensor | None]) -> BertConfig:
-    """Which heads there are: published files keep heads that their `architectures` does not name, and lack others."""
+    """Detect the heads from the weights: published files contain heads that `architectures` omits, and lack others."""
     names = _HEADS[config.family]
     if config.labels:
         return config
@@ -383,7 +389,7 @@ _HEADS = {
 def _entries(config: BertConfig) -> list[Entry]:
     heads = _HEADS[config.family]
     headed = config.masked or config.following or config.labels
-    base = f"{config.family}." if headed else ""  # a bare encoder is the whole file
+    base = f"{config.family}." if headed else ""  # in a file with only the encoder, names have no prefix
     tables = {"embedding": "word", "position_embedding": "position", "kind_embedding": "token_type"}
     entries = [
         Entry(f"{base}embeddings.{theirs}_embeddings.weight", (f"{ours}.weight",)) for ours, theirs in tables.items()
@@ -395,7 +401,7 @@ def _entries(config: BertConfig) -> list[Entry]:
         modules["pooler"] = f"{base}pooler.dense"
     if config.labels:
         modules["classifier"] = heads["classifier"]
-        if config.family == "roberta":  # its classifiers have a dense layer of their own where others have the pooler
+        if config.family == "roberta":  # its classifiers have a separate dense layer in place of the pooler
             modules["pooler"] = "classifier.dense"
     if config.following:
         modules["following"] = heads["following"]
@@ -404,10 +410,10 @@ def _entries(config: BertConfig) -> list[Entry]:
         bias = f"{heads['masked']}.bias"
         if config.tied:
             entries.append(Entry(bias, ("masked.bias",)))
-        else:  # then the reference library unties the bias too, and reads the projection's own
+        else:  # the reference library then also unties the bias, and reads that of the projection
             entries.append(Entry(f"{heads['projection']}.weight", ("projection.weight",)))
             entries.append(Entry(f"{heads['projection']}.bias", ("masked.bias",), also=(bias,)))
-    # Files of the first release call a norm's weight and bias gamma and beta.
+    # Files of the first release name the weight and bias of a norm gamma and beta.
     old = {"weight": "gamma", "bias": "beta"}
     for ours, theirs in modules.items():
         for part in ("weight", "bias"):
@@ -417,7 +423,7 @@ def _entries(config: BertConfig) -> list[Entry]:
 
 
 def _copies(config: BertConfig) -> dict[str, str | None]:
-    """What older files repeat; and a bias that only tied heads use."""
+    """Tensors that older files repeat, and a bias that only tied heads use."""
     if not config.masked:
         return {}
     heads = _HEADS[config.family]

@@ -28,8 +28,9 @@ from handscroll.nn.shapes import Embeddings, Tokens
 
 
 class BloomConfig(WholeHeads):
-    """Sizes of a BLOOM. `context` is the tokens that it may be used to, `original` those before it was lengthened here.
+    """Sizes of a BLOOM.
 
+    `context` is the number of tokens that it may be used with now, and `original` that before it was lengthened here.
     `factor` divides the slopes of ALiBi (`nn/bias.py`).
     """
 
@@ -82,7 +83,7 @@ class Bloom(Decoder):
         return ALiBi(self.config.heads, self.config.factor)
 
 
-# How Megatron trained and how it sharded, in the published configurations; `transformers` reads none of them.
+# Keys of published configurations about training and sharding in Megatron; `transformers` reads none of them.
 UNREAD = frozenset(
     """
     attention_softmax_in_fp32 bias_dropout_fusion masked_softmax_fusion offset_alibi skip_bias_add skip_bias_add_qkv
@@ -96,9 +97,9 @@ KEYS = frozenset(
     original_max_position_embeddings
 """.split()
 )
-TRAINED = 2048  # tokens, of every published BLOOM
-# A model_type that other libraries refuse, since they would use the slopes as trained. A class that is told to load
-# such a folder whatever its type finds no number of heads (`alibi_heads` has it) and refuses too.
+TRAINED = 2048  # tokens, for every published BLOOM
+# Other libraries refuse this model_type, because they would use the trained slopes. A class that loads the folder
+# despite its type refuses it too: it does not find the number of heads, which is under `alibi_heads`.
 INTERPOLATED = "bloom-interpolated"
 
 
@@ -208,7 +209,7 @@ SMALL: Foreign = {
     "vocab_size": 97,
     "hidden_size": 48,
     "n_layer": 3,
-    "n_head": 6,  # slopes of no power of two
+    "n_head": 6,  # a number of heads that is not a power of two
     "seq_length": 64,
     "bos_token_id": 1,
     "eos_token_id": 2,

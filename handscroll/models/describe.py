@@ -1,4 +1,4 @@
-"""What a checkpoint is, in lines that `info` prints and reports repeat."""
+"""The facts of a checkpoint, as lines for `info` and for reports."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from handscroll.models.weights import read_config, weight_sizes
 
 
 def facts(source: Path) -> list[tuple[str, str]]:
-    """(name, value) lines about a checkpoint, read from its configuration and the headers of its weights alone."""
+    """Lines (name, value) about a checkpoint, read only from its configuration and the headers of its weights."""
     kind, config = read_config(source)
     parameters, dtype, stored = weight_sizes(source)
     if config.spec.recurrent:
@@ -31,7 +31,7 @@ def facts(source: Path) -> list[tuple[str, str]]:
         count = sum(w is not None for w in windows)
         lines.append(("attention window", f"{', '.join(map(str, sizes))} tokens in {count} of {config.layers} layers"))
     each = ", ".join(f"{size:,} bytes in {name}" for name, size in per_token.items())
-    if any(windows):  # behind the longest window only the other layers grow
+    if any(windows):  # past the longest window only the layers without windows grow
         longest = max(w for w in windows if w is not None)
         further = spec.cache_bytes(longest + 1, 4) - spec.cache_bytes(longest, 4)
         each += f"; {further:,} bytes in float32 behind token {longest:,}"
@@ -42,7 +42,7 @@ def facts(source: Path) -> list[tuple[str, str]]:
 
 
 def _ignored(source: Path) -> list[tuple[str, str]]:
-    """What a GGUF file says besides, which changes nothing here."""
+    """The keys of a GGUF file that change nothing here."""
     names = ignored_keys(source) if is_gguf(source) else []
     return [("metadata not used", ", ".join(names))] if names else []
 
@@ -53,7 +53,7 @@ def _labels(config) -> list[tuple[str, str]]:
 
 
 def _recurrent(config, parameters: int, dtype: str, stored: int) -> list[tuple[str, str]]:
-    """The lines of a model whose memory of a text is a state."""
+    """The lines of a model that keeps a state instead of a cache."""
     return [
         ("family", config.family),
         ("parameters", f"{parameters:,} ({dtype}, {stored / 1e6:.1f} MB on disk)"),

@@ -1,4 +1,4 @@
-"""The label of a document, by a classifier."""
+"""Labels of documents, by a classifier."""
 
 from collections.abc import Sequence
 
@@ -14,17 +14,19 @@ from handscroll.nn.marks import Marks
 
 @torch.no_grad()
 def classified(model: Model, rows: Sequence[Sequence[int]], tokens: int = TOKENS) -> Float[Tensor, "N L"]:
-    """Probabilities of the labels of `model.config.labels` for each row of tokens, float32 on the CPU.
+    """Probabilities of `model.config.labels` for each row of tokens, in float32 on the CPU.
 
-    Rows are read in batches of similar length, of at most `tokens` tokens; they do not influence each other.
+    Rows are read in batches of similar length with at most `tokens` tokens; they do not influence each other.
 
     Raises:
-        ConfigError: the model is no classifier. DataError: a row without tokens. CapacityError: one past the context.
+        ConfigError: the model is not a classifier.
+        DataError: a row has no tokens.
+        CapacityError: a row exceeds the context.
     """
     labels = model.spec.labels
     if not labels:
         raise ConfigError(
-            f"this {model.config.family} is no classifier: train one with objective 'classify' (docs/models.md)"
+            f"this {model.config.family} is not a classifier: train one with objective 'classify' (docs/models.md)"
         )
     for number, row in enumerate(rows):
         if not len(row):

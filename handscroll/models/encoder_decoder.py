@@ -1,4 +1,4 @@
-"""The contract of encoder-decoders: a source is encoded once, and a decoder goes on under what was read."""
+"""The contract of encoder-decoders: a source is encoded once, and a decoder reads its memory."""
 
 from dataclasses import replace
 from typing import Any
@@ -16,13 +16,13 @@ from handscroll.nn.shapes import Embeddings, Logits, Sources, Tokens
 
 
 class Encoder(nn.Module):
-    """Layers and final norm of an encoder."""
+    """The layers and final norm of an encoder."""
 
     layers: nn.ModuleList
     norm: nn.Module
 
     def run(self, embeddings: Embeddings, context: Context) -> Embeddings:
-        """All layers and the final norm."""
+        """Run all layers and the final norm."""
         x = context.dropped(embeddings, 0)
         for layer in self.layers:
             x = layer(x, context)
@@ -30,32 +30,32 @@ class Encoder(nn.Module):
 
 
 class EncoderDecoder(Decoder):
-    """A decoder whose layers also read a source, which its `encoder` reads in both directions.
+    """A decoder whose layers also attend to a source, which its `encoder` reads in both directions.
 
-    Subclasses set `encoder` besides what a decoder has; a decoder layer has `cross`, its attention to the source.
-    `config.start` is the token that every decoder text begins with, `config.layers` counts decoder layers.
+    In addition to a decoder, subclasses set `encoder`, and a decoder layer has `cross`, its attention to the source.
+    `config.start` is the token that begins every decoder text; `config.layers` counts decoder layers.
     """
 
     encoder: Encoder
 
     def source_bias(self) -> Bias | None:
-        """What is added to the encoder's attention scores, where that is how positions are told."""
+        """The bias that is added to the encoder's attention scores, if the family encodes positions so."""
         return None
 
     def source_context(self, marks: Marks, **shared: Any) -> Context:
-        """What the encoder's layers share: everything of one document is seen. `shared` are fields of `Context`."""
+        """The context of the encoder: every token sees all of its document. `shared` are fields of `Context`."""
         mask: Mask = Everything() if marks.plain else SameSegment()
-        if shared.get("noise") is not None:  # dropout of its own: three sites a decoder layer come before
+        if shared.get("noise") is not None:  # its dropout sites come after the decoder's three a layer
             shared["noise"] = replace(shared["noise"], first_site=3 * self.config.layers + 1)
         return Context(marks, mask, bias=self.source_bias(), **shared)
 
     def encode(self, source: Sources, marks: Marks | None = None, **shared: Any) -> Memory:
-        """The memory of a source (B, S); rows of different lengths and packed documents are told by `marks`."""
+        """Encode a source (B, S) and return its memory; `marks` separate padding and packed documents."""
         marks = Marks.run(0, source.shape[1]) if marks is None else marks
         return Memory(self.encoder.run(self.embed(source, marks), self.source_context(marks, **shared)), marks)
 
     def keep(self, memory: Memory) -> Memory:
-        """The memory with keys and values of every decoder layer, so that decoding does not make them again."""
+        """The memory with the keys and values of every decoder layer, so that decoding does not compute them again."""
         crosses = [layer.cross for layer in self.layers]
         assert all(isinstance(cross, CrossAttention) for cross in crosses)
         spans = [[cross.keep(memory)] for cross in crosses]  # type: ignore[union-attr]
@@ -70,21 +70,21 @@ class EncoderDecoder(Decoder):
         length: int | None = None,
         memory: Memory | None = None,
     ) -> Embeddings:
-        """As of a decoder, with the `memory` of the source.
+        """As in a decoder, but it needs the `memory` of the source.
 
         Raises:
-            ConfigError: no memory.
+            ConfigError: there is no memory.
         """
         return self.run(embeddings, self.context(embeddings, marks, mask, length, cache=cache, memory=memory))
 
     def under(self, memory: Memory) -> "Under":
-        """The decoder alone, under what was read of a source: a model like any other."""
+        """The decoder with the memory of a source, as an ordinary decoder model."""
         return Under(self, memory)
 
     def forward(  # type: ignore[override]
         self, source: Sources, tokens: Tokens, source_marks: Marks | None = None, marks: Marks | None = None
     ) -> Logits:
-        """Logits (B, T, V) of decoder texts (B, T) under sources (B, S); a convenience for short input."""
+        """Logits (B, T, V) of decoder texts (B, T) for sources (B, S), for convenience with short input."""
         marks = Marks.run(0, tokens.shape[1]) if marks is None else marks
         memory = self.encode(source, source_marks)
         mask = self.mask() if marks.plain else self.mask() & SameSegment()
@@ -92,7 +92,7 @@ class EncoderDecoder(Decoder):
 
 
 class Under(Model):
-    """An encoder-decoder with the memory of its source; what decodes text needs not know of either."""
+    """An encoder-decoder with the memory of its source; decoding code needs no knowledge of either."""
 
     def __init__(self, model: EncoderDecoder, memory: Memory):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The identity of what a model reads, and the fingerprint of its weights."""
+"""The identity of a reading, and the fingerprint of the weights of a model."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ _known: WeakKeyDictionary[Model, tuple[Any, str]] = WeakKeyDictionary()
 
 
 def identity(model: Model, tokenizer: str, length: int, policy: str = "full") -> Identity:
-    """The identity of what `model` reads in a request of `length` tokens; `tokenizer` is its fingerprint."""
+    """The identity of a reading that `model` makes in a request of `length` tokens; `tokenizer` is its fingerprint."""
     spec = model.spec
     return Identity(
         model=fingerprint(model),
@@ -30,7 +30,7 @@ def identity(model: Model, tokenizer: str, length: int, policy: str = "full") ->
 def fingerprint(model: Model) -> str:
     """SHA-256 over the configuration and the names, shapes and bytes of all weights.
 
-    Remembered until a weight is written to or replaced.
+    The result is kept until a weight is changed or replaced.
     """
     weights = sorted(model.state_dict(keep_vars=True).items())
     config = model.config.model_dump_json(exclude={"positions", "bos", "eos"})

@@ -1,7 +1,7 @@
 """Foreign configurations in and out: the Hugging Face `config.json` of each family.
 
-Every key is either read here, listed as knowingly ignored (it does not change the logits at inference), or
-refused. Defaults for absent keys are those that the published configuration of the family defines.
+Every key is read here, or is listed as ignored because it does not change the logits at inference, or is refused.
+Defaults of absent keys are those of the family's published configuration.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,12 +13,12 @@ from torch import Tensor
 from handscroll.base.errors import ConfigError, nearest
 from handscroll.models.model import Decoder
 
-if TYPE_CHECKING:  # its reader needs what stands here
+if TYPE_CHECKING:  # side.py imports this file
     from handscroll.models.gguf.side import GGUFSide
 
 Foreign = dict[str, Any]
 
-# Knowingly ignored: training-time dropout, initialisation, bookkeeping, decoding defaults.
+# Keys ignored on purpose: training-time dropout, initialisation, bookkeeping, decoding defaults.
 IGNORED = frozenset(
     """
     _name_or_path architectures model_type torch_dtype dtype transformers_version use_cache
@@ -34,11 +34,13 @@ IGNORED = frozenset(
 
 @dataclass(frozen=True)
 class Entry:
-    """One foreign tensor. Several of ours: stacked along their output dimension (a fused projection).
+    """One foreign tensor and the names of our tensors in it.
 
-    `transposed`: stored (in, out), as GPT-2's Conv1D does. `heads`: ours are interleaved head by head, so many.
-    `pairs` (E, R): of each head of E outputs the first R are rotated, stored as pairs side by side, ours in halves.
-    `also`: names that it has in other files. `plus`: stored with so much added (a norm's 1 + w).
+    Several of ours are stacked along their output dimension (a fused projection). `transposed`: the tensor is stored as
+    (in, out), as in GPT-2's Conv1D. `heads`: ours are interleaved head by head, for this number of heads. `pairs` (E,
+    R): the first R of the E outputs of each head are rotated; the file stores them as adjacent pairs, and we store them
+    as halves. `also`: names of the tensor in other files. `plus`: the number that the stored values have added (a
+    norm's 1 + w).
     """
 
     theirs: str
@@ -56,14 +58,14 @@ def _tied_head(config: Any) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Family:
-    """How one foreign `model_type` is read, built and written.
+    """Functions that read, build and write one foreign `model_type`.
 
-    `forms` are small configurations, as `config.json` gives them, one for each form that the family has ("" names the
-    plain one): tests/conformance runs over them, and so over every family of the table. `own`: no other library knows
-    the family, and they refuse its folders; what others know is held to them.
-    `settle(config, tensor)`, where given, decides by the weights (`tensor(name)`, None where absent) what `config.json`
-    leaves open. `copies(config)`: foreign tensors that files may hold besides, and which of ours each must be equal to
-    (None: the reference library does not read it). `gguf`: how its models lie in GGUF files, where llama.cpp has it.
+    `forms` are small configurations in the format of `config.json`, one for each form of the family ("" is the plain
+    one); tests/conformance runs over them. `own`: no other library knows the family, and others refuse its folders;
+    families that others know are tested against them. `settle(config, tensor)` reads from the weights what
+    `config.json` leaves open; `tensor(name)` is None if absent. `copies(config)` names further foreign tensors that
+    files may hold, and which of our tensors each must equal (None: the reference library does not read it). `gguf`
+    describes its GGUF files, if llama.cpp supports the family.
     """
 
     name: str
@@ -79,10 +81,10 @@ class Family:
 
 
 def known_keys(foreign: Foreign, allowed: frozenset[str], name: str) -> None:
-    """Refuse quantised checkpoints, remote code and keys that nobody has looked at."""
+    """Refuse quantised checkpoints, remote code and unknown keys."""
     if "quantization_config" in foreign:
         raise ConfigError(
-            "config.json has 'quantization_config': the weights are quantised; use the full-precision one"
+            "config.json has 'quantization_config': the weights are quantised; use the full-precision checkpoint"
         )
     if foreign.get("auto_map"):
         raise ConfigError("config.json has 'auto_map': the model needs remote code, which is never run")
@@ -101,9 +103,10 @@ def required(foreign: Foreign, key: str, name: str) -> Any:
 
 
 def original_length(config: Any, unused: int = 0) -> Foreign:
-    """The key that keeps the trained length of a context that was lengthened here; others store it and read it not.
+    """The key that stores the trained length of a context that was lengthened here.
 
-    `unused`: rows of a learned table before the first position.
+    Other libraries store this key without reading it. `unused` is the number of rows of a learned table before the
+    first position.
     """
     return {} if config.original is None else {"original_max_position_embeddings": config.original + unused}
 
@@ -113,5 +116,5 @@ def end_tokens(value: int | list[int] | None) -> tuple[int, ...]:
 
 
 def written_ends(ends: tuple[int, ...]) -> int | list[int] | None:
-    """`eos_token_id` as most files have it: none, a number, or several in a list."""
+    """`eos_token_id` in the usual form of files: none, a number, or a list of several."""
     return list(ends) if len(ends) > 1 else ends[0] if ends else None

@@ -1,9 +1,9 @@
 """Gemma 2 and the text models of Gemma 3 (Gemma Team 2024, arXiv:2408.00118; 2025, arXiv:2503.19786).
 
-A Llama form with norms before and after each branch, norms that multiply by 1 + weight, a GELU gate, token vectors
-multiplied by sqrt(width), and windows in most layers. Gemma 2 caps scores and logits. Gemma 3 has norms of queries and
-keys instead, and two rope bases: a small one in its windowed layers, a large one, which alone is lengthened, in the
-others.
+They have the Llama form with these changes: norms before and after each branch, norms that multiply by 1 + weight, a
+GELU gate, token vectors multiplied by sqrt(width), and windows in most layers. Gemma 2 caps scores and logits. Gemma 3
+has norms of queries and keys instead, and two rope bases: a small one in its windowed layers, and a large one in the
+full layers. Only the large one is lengthened.
 """
 
 from functools import lru_cache
@@ -35,10 +35,11 @@ Name = Literal["gemma2", "gemma3_text"]
 
 
 class GemmaConfig(RotaryHeads):
-    """Sizes and switches. `windows` has one entry a layer (None: full attention).
+    """Sizes and switches. `windows` has one entry for each layer (None: full attention).
 
     Scores are q.k / sqrt(`query_scalar`). `score_cap` and `logit_cap` bound scores and logits (None: unbounded).
-    `local_base` is the rope base of the windowed layers (None: as the others), whose positions are never scaled.
+    `local_base` is the rope base of the windowed layers, whose positions are never scaled (None: the same positions as
+    in full layers).
     """
 
     family: Name = "gemma3_text"
@@ -65,18 +66,18 @@ class GemmaConfig(RotaryHeads):
 
     @property
     def rotated_size(self) -> int:
-        """Numbers of each head that are rotated."""
+        """The number of values of each head that are rotated."""
         return self.head_size
 
     @property
     def every_positions(self) -> tuple[Rotary, ...]:
-        """Those of the layers that see all, and those of the windowed ones where they are others."""
+        """The positions of the full layers, and those of the windowed layers if they differ."""
         if self.local_base is None:
             return (self.positions,)
         return self.positions, _unscaled(self.local_base, self.context, self.trained)
 
     def positions_of(self, number: int) -> int:
-        """Which of them layer `number` has."""
+        """The index of the positions that layer `number` uses."""
         return 0 if self.local_base is None or self.windows[number] is None else 1
 
     @property
@@ -129,7 +130,7 @@ class Gemma(llama.Llama):
         )
 
     def embed(self, tokens: Tokens, marks: Marks) -> Embeddings:
-        """Token vectors times sqrt(width), which is rounded to their dtype first, as the reference library does."""
+        """Token vectors times sqrt(width), which is first rounded to their dtype, as in the reference library."""
         x = self.embedding(tokens)
         return x * float(torch.tensor(self.config.width**0.5).to(x.dtype))
 
@@ -141,12 +142,12 @@ class Gemma(llama.Llama):
 ARCHITECTURES = {"gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM"}
 ACTIVATION = "gelu_pytorch_tanh"
 FULL, SLIDING = "full_attention", "sliding_attention"
-EVERY = {"gemma2": 2, "gemma3_text": 6}  # where no layer types are given, every so many layers one sees all
-BASES = {"gemma2": 10_000.0, "gemma3_text": 1_000_000.0}  # where the file has none
+EVERY = {"gemma2": 2, "gemma3_text": 6}  # without layer types, one layer in so many has full attention
+BASES = {"gemma2": 10_000.0, "gemma3_text": 1_000_000.0}  # default if the file has none
 LOCAL_BASE = 10_000.0
-CAPS = {"gemma2": (50.0, 30.0), "gemma3_text": (None, None)}  # of scores and logits, where the file has none
-# `hidden_act` is what older files say beside `hidden_activation`, which alone is read by the reference library;
-# `cache_implementation` says how that keeps keys.
+CAPS = {"gemma2": (50.0, 30.0), "gemma3_text": (None, None)}  # of scores and logits, if the file has none
+# Older files have `hidden_act` beside `hidden_activation`; the reference library reads only the latter.
+# `cache_implementation` sets how that library stores keys.
 KEYS = (llama.KEYS - {"mlp_bias"}) | frozenset(
     """
     hidden_activation query_pre_attn_scalar sliding_window layer_types attn_logit_softcapping final_logit_softcapping
@@ -157,9 +158,9 @@ KEYS_3 = KEYS | frozenset(["rope_local_base_freq", "sliding_window_pattern", "_s
 
 
 def new(sizes: dict[str, Any], about: About, name: Name = "gemma2") -> GemmaConfig:
-    """Of a recipe's sizes; where they do not say it, no layer is windowed and the scores are scaled by the head size.
+    """A configuration from the sizes of a recipe; by default no layer is windowed, and the head size scales the scores.
 
-    `context` (with `base`) stands for unscaled positions of so many tokens.
+    `context` (with `base`) is short for unscaled positions of that many tokens.
     """
     form: dict[str, Any] = {"family": name, "query_key_norm": name == "gemma3_text"}
     form["score_cap"], form["logit_cap"] = CAPS[name]
@@ -171,7 +172,7 @@ def new(sizes: dict[str, Any], about: About, name: Name = "gemma2") -> GemmaConf
 
 
 def new_3(sizes: dict[str, Any], about: About) -> GemmaConfig:
-    """`new`, of Gemma 3."""
+    """The same as `new`, for Gemma 3."""
     return new(sizes, about, "gemma3_text")
 
 
@@ -182,11 +183,13 @@ def _read(foreign: Foreign, name: Name) -> GemmaConfig:
         if foreign.get(key) not in (None, ACTIVATION):
             raise ConfigError(f"family '{name}' with {key} '{foreign[key]}': only '{ACTIVATION}' is known for it")
     if foreign.get("use_bidirectional_attention"):
-        raise ConfigError(f"family '{name}' with use_bidirectional_attention: only models that read forward are known")
+        raise ConfigError(
+            f"family '{name}' with use_bidirectional_attention: only models that read from left to right are known"
+        )
     head_size = foreign.get("head_dim") or 256
     caps = [foreign.get(key, default) for key, default in zip(CAP_KEYS, CAPS[name], strict=True)]
     if third and caps[0] is not None:
-        raise ConfigError(f"family '{name}' with {CAP_KEYS[0]} {caps[0]}: the reference library reads it nowhere")
+        raise ConfigError(f"family '{name}' with {CAP_KEYS[0]} {caps[0]}: the reference library does not read it")
     layers = required(foreign, "num_hidden_layers", name)
     values = {
         "family": name,
@@ -217,7 +220,7 @@ CAP_KEYS = ("attn_logit_softcapping", "final_logit_softcapping")
 
 
 def _windows(foreign: Foreign, name: Name, layers: int) -> tuple[int | None, ...]:
-    """One window a layer, by `layer_types`, or the pattern that stands for them in older files."""
+    """One window for each layer, from `layer_types` or from the pattern in older files."""
     found = [foreign[key] for key in ("sliding_window_pattern", "_sliding_window_pattern") if foreign.get(key)]
     every = found[0] if found else EVERY[name]
     types = foreign.get("layer_types") or [SLIDING if (number + 1) % every else FULL for number in range(layers)]
@@ -230,7 +233,7 @@ def _windows(foreign: Foreign, name: Name, layers: int) -> tuple[int | None, ...
 
 
 def _local_base(foreign: Foreign, head_size: int) -> float:
-    """The rope base of the windowed layers: in a table of their own, or beside that of the others."""
+    """The rope base of the windowed layers, from a separate table or from a key beside the other base."""
     beside = foreign.get("rope_local_base_freq")
     table = (of_layer_type(foreign, SLIDING, (FULL, SLIDING)).get("rope_parameters") or {}) if _nested(foreign) else {}
     own = {"max_position_embeddings": foreign.get("max_position_embeddings"), "rope_parameters": table}

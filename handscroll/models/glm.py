@@ -1,7 +1,7 @@
 """The GLM-4 form: `glm` (GLM-4, 2024) and `glm4` (GLM-4-0414, two more norms a layer; GLM Team 2024, arXiv:2406.12793).
 
-A Llama that rotates half of each head, in pairs of neighbours: their weights' rows are put into halves on reading and
-back into pairs on writing, which changes no number. The original GLM of blank infilling is another family.
+It is a Llama that rotates half of each head, in adjacent pairs. Reading reorders the weight rows into halves and
+writing reorders them into pairs, which changes no number. The original GLM of blank infilling is another family.
 """
 
 from typing import Annotated, Any
@@ -24,7 +24,7 @@ from handscroll.nn.norm import RMSNorm
 
 
 class GLMConfig(RotaryHeads):
-    """Sizes and switches. `rotated_size` is how many numbers of each head are rotated; the rest tells no position."""
+    """Sizes and switches. `rotated_size` is the number of rotated values of each head; the rest has no position."""
 
     family: str = "glm"
     rotated_size: Annotated[int, Field(ge=2, multiple_of=2)]
@@ -43,7 +43,7 @@ class GLMConfig(RotaryHeads):
 
     @property
     def branch_norms(self) -> bool:
-        """Whether what attention and the MLP give is normalised before it is added."""
+        """Whether the outputs of attention and MLP are normalised before they are added."""
         return self.family == "glm4"
 
     @property
@@ -66,12 +66,12 @@ class GLM(llama.Llama):
 
 ARCHITECTURES = {"glm": "GlmForCausalLM", "glm4": "Glm4ForCausalLM"}
 KEYS = llama.KEYS - {"mlp_bias"}
-ENDS = (151329, 151336, 151338)  # end tokens of every published GLM-4 where the file names none
-HALF = 0.5  # of each head is rotated where the file does not say
+ENDS = (151329, 151336, 151338)  # end tokens of every published GLM-4, if the file names none
+HALF = 0.5  # fraction of each head that is rotated by default
 
 
 def new(sizes: dict[str, Any], about: About) -> GLMConfig:
-    """Of a recipe's sizes, `context` and `base` as for a Llama; half of each head is rotated unless they say more."""
+    """A configuration from the sizes of a recipe, as for a Llama; half of each head is rotated by default."""
     values = {"context": about.longest, **sizes} if "positions" not in sizes else sizes
     half = {} if "head_size" not in sizes else {"rotated_size": int(HALF * sizes["head_size"])}
     return GLMConfig.parse(half | unscaled(values), SIZES)
@@ -192,7 +192,7 @@ FORMS: dict[str, dict[str, Foreign]] = {
 
 
 def _family(name: str) -> Family:
-    side = GGUF if name == "glm4" else None  # llama.cpp has the older form as 'chatglm', whose files are not read
+    side = GGUF if name == "glm4" else None  # llama.cpp stores the older form as 'chatglm'; such files are not read
     return Family(name, GLM, lambda foreign: _read(foreign, name), _write, _entries, FORMS[name], gguf=side)
 
 

@@ -1,8 +1,8 @@
 """The original GLM (Du et al. 2022, arXiv:2103.10360): blank infilling with two-dimensional learned positions.
 
-The text around the blanks is read in both directions; what fills them is written from left to right and sees it all.
-`model_type` "glm-blank" is ours alone: the published checkpoints of this model are pickles with remote code under the
-name "glm", which is GLM-4's in `transformers`; they are not read.
+The text around the blanks is read in both directions. The fillings are written from left to right and see all of it.
+`model_type` "glm-blank" exists only here: the published checkpoints of this model are pickles with remote code under
+the name "glm", which belongs to GLM-4 in `transformers`; they are not read.
 """
 
 from typing import Any
@@ -28,10 +28,11 @@ from handscroll.text.blanks import BlankTokens
 
 
 class BlankGLMConfig(WholeHeads):
-    """Sizes. `context` places of a text with its blanks, `inside` places in one blank, its beginning included.
+    """Sizes. `context` counts the positions of a text with its blanks, `inside` those in one blank, with its start
+    token.
 
-    `blank` and `rest` are the tokens that stand for a span ([MASK]) and for all that follows ([gMASK]); `start` begins
-    what fills one ([sop]), `end` ends it ([eop]).
+    `blank` and `rest` are the tokens of a span ([MASK]) and of all that follows ([gMASK]). `start` ([sop]) begins the
+    filling of a blank, and `end` ([eop]) ends it.
     """
 
     family: str = "glm-blank"
@@ -71,7 +72,7 @@ class BlankGLMConfig(WholeHeads):
 
 
 class BlankGLM(Decoder):
-    """A GLM of 2022; its layers are those of GPT-2. Positions are pairs (`nn/blanks.py`); past a table: refused."""
+    """A GLM of 2022 with the layers of GPT-2. Positions are pairs (`nn/blanks.py`); those past a table are refused."""
 
     def __init__(self, config: BlankGLMConfig):
         super().__init__()
@@ -91,7 +92,7 @@ class BlankGLM(Decoder):
         ):
             if last >= rows:
                 raise CapacityError(
-                    f"{name} {last} is past the learned table of {rows}: give less text, or fill in less"
+                    f"{name} {last} is past the learned table of {rows}: shorten the text or the filling"
                 )
         return self.embedding(tokens) + self.position_embedding(place) + self.inside_embedding(inside)
 
@@ -124,7 +125,7 @@ NAMES = {
 
 
 def new(sizes: dict[str, Any], about: About) -> BlankGLMConfig:
-    """Of a recipe's sizes: tables for the longest rows unless they say otherwise."""
+    """A configuration from the sizes of a recipe; by default its tables hold the longest rows."""
     context = sizes.get("context", about.longest)
     tables = {"context": context, "inside": context} | vars(BlankTokens.of(about.tokenizer))
     return BlankGLMConfig.parse(tables | sizes, SIZES)

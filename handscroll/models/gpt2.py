@@ -36,7 +36,7 @@ class GPT2Config(WholeHeads):
     family: str = "gpt2"
     mlp_width: int
     context: int
-    original: int | None = None  # rows before interpolation, when the table was lengthened here
+    original: int | None = None  # rows before interpolation, if the table was lengthened here
     norm_eps: float = 1e-5
     tied: bool = True
     bos: int | None = None
@@ -59,7 +59,7 @@ class GPT2Config(WholeHeads):
 
 
 def block(config: Any, number: int) -> Block:
-    """Multi-head attention and a GELU MLP, with layer norms and biases; also the layer of BLOOM."""
+    """Multi-head attention and a GELU MLP, with layer norms and biases; BLOOM uses this layer too."""
     heads = Heads(config.width, config.heads, config.heads, config.head_size, bias=True, output_bias=True)
     norms = Norms(lambda: LayerNorm(config.width, eps=config.norm_eps))
     return Block(Attention(heads, number), MLP(config.width, config.mlp_width), norms)
@@ -98,7 +98,7 @@ KEYS = frozenset(
 
 
 def new(sizes: dict[str, Any], about: About) -> GPT2Config:
-    """Of a recipe's sizes."""
+    """A configuration from the sizes of a recipe."""
     return GPT2Config.parse(sizes, SIZES)
 
 

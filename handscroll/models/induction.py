@@ -1,18 +1,18 @@
-"""An initialisation that already looks things up: hand-set induction heads for small models of the Llama form.
+"""An initialisation with hand-set induction heads, for small models of the Llama form.
 
-Retrieval needs a previous-token head and, above it, heads that match "what came before me" with "what I am"
-(Elhage et al. 2021; Olsson et al. 2022). From a random start a small model needs very many tokens to find this
-pair; set by hand it copies at step 0 and training only has to refine it (in the spirit of Trockman & Kolter
-2023, "Mimetic initialization"). What the trained model retrieves is thus partly constructed, and its model card
-says so.
+Retrieval needs a previous-token head and, above it, heads that match "the token before this key" with "the current
+token" (Elhage et al. 2021; Olsson et al. 2022). From a random start a small model needs very many tokens to find this
+pair. With hand-set heads it copies at step 0, and training only has to refine it (in the spirit of Trockman & Kolter
+2023, "Mimetic initialization"). The retrieval of the trained model is thus partly constructed, and its model card
+states this.
 
 The construction, in the basis of the embeddings:
 
 - column 0 of every embedding is the same constant, so that a head can attend by position alone;
-- layer 0, head 0: query and key are that constant in the fastest rotary pairs, the key turned back by one
-  token: attention to the token before. It writes a projection of that token into a second subspace;
-- layers 1 and 2, one head in each of two kv groups: query = the present token, key = the token before the key,
-  both in the slowest rotary pairs, where positions hardly matter; values copy part of the token found.
+- layer 0, head 0: query and key are that constant in the fastest rotary pairs, and the key is turned back by one token,
+  which gives attention to the previous token. The head writes a projection of that token into a second subspace;
+- layers 1 and 2, one head in each of two kv groups: the query is the current token and the key is the token before the
+  key, both in the slowest rotary pairs, where positions hardly matter; values copy part of the token found.
 """
 
 import torch
@@ -27,18 +27,19 @@ from handscroll.nn.scaling.base import plain_frequencies
 
 EMBEDDING_STD = 0.4
 CONSTANT = 4 * EMBEDDING_STD
-HEAD_NORM = 0.05 / EMBEDDING_STD  # keeps first logits small although the embeddings are large
+HEAD_NORM = 0.05 / EMBEDDING_STD  # keeps the first logits small although the embeddings are large
 FAST_PAIRS = 5
-FAST_SCORE = 13.0  # of each fast pair: attention to the previous token is above 0.99
+FAST_SCORE = 13.0  # for each fast pair; attention to the previous token is then above 0.99
 MATCH_SCORE = 30.0
 COPY_WEIGHT = 6.0
 
 
 def set_induction_heads(model: Decoder, generator: torch.Generator) -> None:
-    """Set the heads of a freshly initialised model, in place; all other residual writes become zero.
+    """Set the heads of a freshly initialised model, in place; all other writes to the residual stream become zero.
 
     Raises:
-        ConfigError: fewer than 3 layers or 2 kv heads, head size below 16, or width too small for the subspaces.
+        ConfigError: the model has fewer than 3 layers or 2 kv heads, a head size below 16, or a width that is too small
+            for the subspaces.
     """
     if not isinstance(model, Llama):
         raise ConfigError("recipe: model.induction is made for family 'llama' only")
@@ -57,7 +58,9 @@ def set_induction_heads(model: Decoder, generator: torch.Generator) -> None:
             layer.attention.output.weight.zero_()
             layer.mlp.get_parameter("down.weight").zero_()
         random = torch.randn(width - 1, width - 1, generator=generator)
-        basis = torch.cat([torch.zeros(width - 1, 1), torch.linalg.qr(random)[0]], dim=1)  # rows avoid column 0
+        basis = torch.cat(
+            [torch.zeros(width - 1, 1), torch.linalg.qr(random)[0]], dim=1
+        )  # the rows are zero in column 0
         token, before, *copied = basis.split(size)[:6]
         frequencies = plain_frequencies(size, config.positions.base).float()
         _previous_token(layers[0].attention, frequencies, token, before)
@@ -67,7 +70,7 @@ def set_induction_heads(model: Decoder, generator: torch.Generator) -> None:
 
 def _previous_token(attention: Attention, frequencies: Tensor, token: Tensor, before: Tensor) -> None:
     size, half = attention.shape.head_size, attention.shape.head_size // 2
-    normed = CONSTANT / EMBEDDING_STD  # what the constant is after the norm, about
+    normed = CONSTANT / EMBEDDING_STD  # approximate value of the constant after the norm
     strength = torch.zeros(half)
     strength[:FAST_PAIRS] = FAST_SCORE / normed
     query, key = attention.query.weight[:size], attention.key.weight[:size]

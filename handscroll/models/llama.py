@@ -1,7 +1,7 @@
 """The Llama form: Llama 2/3, Mistral, Qwen2, Qwen3 (Touvron et al. 2023 and successors).
 
-Pre-norm decoder layers with rotary grouped-query attention and a gated MLP; the families differ in biases,
-q/k norms, windows and tied heads, all of which are plain fields of the configuration.
+Decoder layers are pre-norm, with rotary grouped-query attention and a gated MLP. The families differ in biases, q/k
+norms, windows and tied heads, which are plain fields of the configuration.
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ from handscroll.nn.shapes import Embeddings, Tokens
 
 
 class LlamaConfig(RotaryHeads):
-    """Sizes and switches. `windows` has one entry a layer (None: full attention), or is empty."""
+    """Sizes and switches. `windows` is empty, or has one entry for each layer (None: full attention)."""
 
     family: str = "llama"
     mlp_width: int
@@ -53,7 +53,7 @@ class LlamaConfig(RotaryHeads):
 
     @property
     def rotated_size(self) -> int:
-        """Numbers of each head that are rotated."""
+        """The number of values of each head that are rotated."""
         return self.head_size
 
     @property
@@ -63,7 +63,7 @@ class LlamaConfig(RotaryHeads):
 
 
 class Llama(Decoder):
-    """A decoder of the Llama form; one with layers of its own writes `block`."""
+    """A decoder of the Llama form; a family with other layers overrides `block`."""
 
     def __init__(self, config: Any):
         super().__init__()
@@ -74,7 +74,7 @@ class Llama(Decoder):
         self.projection = None if config.tied else Linear(config.width, config.vocab, bias=False)
 
     def block(self, number: int) -> Block:
-        """Layer `number` of the stack: grouped-query attention, windowed where that is configured, and a gated MLP."""
+        """Layer `number` of the stack: grouped-query attention, with a window if configured, and a gated MLP."""
         config = self.config
         heads = Heads(
             width=config.width,
@@ -113,7 +113,7 @@ WINDOW_KEYS = frozenset(["sliding_window", "use_sliding_window", "max_window_lay
 
 
 def new(sizes: dict[str, Any], about: About) -> LlamaConfig:
-    """Of a recipe's sizes; `context` (with `base`) stands for unscaled positions of so many tokens."""
+    """A configuration from the sizes of a recipe; `context` (with `base`) stands for unscaled positions."""
     return LlamaConfig.parse(unscaled(sizes), SIZES)
 
 
@@ -151,7 +151,7 @@ def _read(foreign: Foreign, name: str) -> LlamaConfig:
 
 
 def _windows(foreign: Foreign, name: str, layers: int) -> tuple[int | None, ...]:
-    """One window a layer. Mistral: every layer; Qwen: only when switched on, from `max_window_layers` up."""
+    """One window for each layer: in Mistral always; in Qwen if switched on, from layer `max_window_layers` up."""
     window = foreign.get("sliding_window")
     types = foreign.get("layer_types")
     if name in ("qwen2", "qwen3") and not foreign.get("use_sliding_window", False):
@@ -161,10 +161,10 @@ def _windows(foreign: Foreign, name: str, layers: int) -> tuple[int | None, ...]
         if unknown or len(types) != layers:
             raise ConfigError(f"layer_types {sorted(set(types))} x {len(types)} does not describe {layers} layers")
         if "sliding_attention" in types and window is None:
-            raise ConfigError("layer_types names sliding_attention but no sliding_window is in force")
+            raise ConfigError("layer_types names sliding_attention, but no sliding_window is set")
         sliding = [kind == "sliding_attention" for kind in types]
         if name == "mistral" and window is not None:
-            sliding = [True] * layers  # transformers' Mistral reads sliding_window alone
+            sliding = [True] * layers  # transformers' Mistral reads only sliding_window
     elif name in ("qwen2", "qwen3"):
         sliding = [number >= foreign.get("max_window_layers", 28) for number in range(layers)]
     else:
@@ -175,7 +175,7 @@ def _windows(foreign: Foreign, name: str, layers: int) -> tuple[int | None, ...]
 
 
 def written_form(config: Any, architecture: str) -> Foreign:
-    """What `config.json` says of a model of the Llama form, of whichever family."""
+    """The entries of `config.json` that all families of the Llama form share."""
     return {
         "architectures": [architecture],
         "model_type": config.family,
@@ -278,7 +278,7 @@ def _to_gguf(config: LlamaConfig, foreign: Foreign) -> Written:
 
 
 def _gguf_entries(config: LlamaConfig) -> list[Entry]:
-    """Heads of the architecture 'llama' are stored in pairs; those of the others are not."""
+    """The tensors in GGUF files; architecture 'llama' stores heads in pairs, the others do not."""
     turned = (config.head_size, config.head_size) if config.family in ("llama", "mistral") else None
     names = {
         "attn_q": ("attention.query", config.attention_bias, turned),

@@ -1,8 +1,8 @@
-"""LSTM language model and classifier (Hochreiter & Schmidhuber 1997; Zaremba et al. 2014 for the dropout's places).
+"""LSTM language model and classifier (Hochreiter & Schmidhuber 1997; Zaremba et al. 2014 for the places of dropout).
 
-The honest baseline of every memory table: what it keeps of a text is two vectors a layer, however long the text is.
-`model_type` "lstm" is ours alone, so other libraries refuse the folder. It has no positions: nothing ends its context,
-and there is nothing to lengthen.
+It is the baseline in every table of memory use: it keeps two vectors a layer of a text of any length. `model_type`
+"lstm" exists only here, so other libraries refuse the folder. It has no position limit, and there is nothing to
+lengthen.
 """
 
 from collections.abc import Callable
@@ -30,8 +30,11 @@ from handscroll.nn.shapes import Embeddings, Logits, Tokens
 
 
 class LSTMConfig(Labels):
-    """Sizes. `trained` is the length of the rows that it learned from. With `labels` it is a classifier of documents,
-    by the state behind the last token or the mean of all outputs (`pool`), and predicts no tokens."""
+    """Sizes. `trained` is the length of the rows in training.
+
+    With `labels` it classifies documents by the state after the last token or by the mean of all outputs (`pool`), and
+    does not predict tokens.
+    """
 
     family: str = "lstm"
     vocab: int = Field(ge=1)
@@ -63,7 +66,7 @@ class LSTMConfig(Labels):
 
     @property
     def spec(self) -> ModelSpec:
-        """Its gates are to a layer what an MLP is to others, four times as wide as the layer."""
+        """The description of the model; the gates count as an MLP that is four times as wide as the layer."""
         layer = LayerSpec(kind="recurrent", width=self.width, mlp_width=4 * self.width, gated=False, norms=0)
         return ModelSpec(
             family=self.family,
@@ -90,7 +93,7 @@ class Layer(nn.Module):
     def forward(self, x: Embeddings, context: Context) -> Embeddings:
         if context.exchange is not None:
             raise ConfigError(
-                "family 'lstm' reads token after token, so ranks cannot share a row: parallel.context = 1"
+                "family 'lstm' reads token after token, so ranks cannot share a row: set parallel.context = 1"
             )
         keeper = context.cache
         before = None if keeper is None else keeper.state(self.number)
@@ -100,12 +103,12 @@ class Layer(nn.Module):
         return context.dropped(out, 2 * self.number + 1)
 
     def remember(self, x: Embeddings, context: Context) -> None:
-        """Pass the state on, and nothing else."""
+        """Only pass the state on."""
         self(x, context)
 
 
 class LSTM(Decoder):
-    """A stack of LSTM layers over token embeddings; a tied or own head, or a classifier of documents."""
+    """LSTM layers over token embeddings, with a tied or own head or as a classifier of documents."""
 
     def __init__(self, config: LSTMConfig):
         super().__init__()
@@ -120,7 +123,7 @@ class LSTM(Decoder):
         return self.embedding(tokens)
 
     def new_cache(self, capacity: int = 0, kind: Callable[..., Cache] = FullCache, **options: Any) -> Cache:
-        # How many tokens may be taken back is a question of keys; a state takes none back, and says so when asked.
+        # The limit of tokens to take back applies to keys; a state refuses to take any token back.
         assert kind is FullCache and not options.keys() - {"rewind"}, "a state is kept, whatever the policy"
         return StateCache(self.config.layers)
 
@@ -137,17 +140,17 @@ class LSTM(Decoder):
         """Logits (N, labels) of the N documents that end where `ends` (B, T) is true, in the order of the rows.
 
         Raises:
-            ConfigError: the model is no classifier.
+            ConfigError: the model is not a classifier.
         """
         if self.classifier is None:
-            raise ConfigError("this LSTM is a language model: a classifier has model.sizes.labels")
+            raise ConfigError("this LSTM is a language model: a classifier needs model.sizes.labels")
         return self.classifier(hidden[ends] if self.config.pool == "last" else _means(hidden, marks, ends))
 
     def _predicts_tokens(self) -> None:
         if self.classifier is not None:
             raise ConfigError(
                 f"this LSTM classifies documents ({', '.join(self.config.labels)}) and predicts no tokens; train one "
-                "without labels for that"
+                "without labels to predict tokens"
             )
 
 
@@ -174,7 +177,7 @@ KEYS = frozenset(
 
 
 def new(sizes: dict[str, Any], about: About) -> LSTMConfig:
-    """Of a recipe's sizes, trained on rows as long as the longest; with labels a classifier."""
+    """A configuration from the sizes of a recipe; `trained` is the longest row, and with labels it is a classifier."""
     return LSTMConfig.parse({"trained": about.longest, "labels": about.labels} | sizes, SIZES)
 
 

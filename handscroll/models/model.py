@@ -1,4 +1,4 @@
-"""The `Model` contract that every family keeps, and what training and generation may rely on."""
+"""The `Model` contract that every family fulfils, and on which training and generation rely."""
 
 from collections.abc import Callable
 from itertools import chain
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class Model(nn.Module):
     """A language model: `embed`, `hidden`, `logits` and a frozen `config`.
 
-    `hidden` runs all layers and the final norm. `length` is the declared length of the request (prompt +
-    new tokens); only a length-dependent scaling needs it, and then refuses to run without it.
+    `hidden` runs all layers and the final norm. `length` is the declared length of the request (prompt + new tokens).
+    Only a length-dependent scaling needs it, and such a scaling refuses to run without it.
     """
 
     config: Any
@@ -50,7 +50,7 @@ class Model(nn.Module):
 
     @property
     def spec(self) -> ModelSpec:
-        """What the model is, layer by layer."""
+        """The description of the model, layer by layer."""
         return self.config.spec
 
     @property
@@ -59,22 +59,22 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def mask(self) -> Mask:
-        """The family's own mask for plain text."""
+        """The family's mask for plain text."""
         raise NotImplementedError
 
-    # What only some models have: `spec` says which, and the others refuse.
+    # Only some models have the following; `spec` says which, and the others raise an error.
 
     def prepared(self, hidden: Tensor) -> Tensor:
-        """What `head` and `head_bias` are applied to, for hidden states (..., D)."""
+        """The input of `head` and `head_bias` for hidden states (..., D)."""
         return hidden
 
     @property
     def head_bias(self) -> Tensor | None:
-        """What is added to hidden @ head.T (V,)."""
+        """The bias (V,) that is added to hidden @ head.T, or None."""
         return None
 
     def following_logits(self, first: Tensor) -> Tensor:
-        """(..., 2) from the states of first tokens: 0, the second text follows the first; 1, it does not."""
+        """Next-sentence logits (..., 2) from states of first tokens; class 0: the second text follows the first."""
         raise self._lacks("next-sentence head")
 
     def classify(self, hidden: Embeddings, marks: Marks, at: Tensor) -> Tensor:
@@ -82,15 +82,15 @@ class Model(nn.Module):
         raise self._lacks("labels to tell apart")
 
     def encode(self, source: Tokens, marks: Marks | None = None, **shared: Any) -> Memory:
-        """The memory of a source (B, S); `shared` are fields of `Context`."""
+        """Encode a source (B, S) and return its memory; `shared` are fields of `Context`."""
         raise self._lacks("encoder, which reads a source")
 
     def under(self, memory: Memory) -> "Model":
-        """The decoder alone, under what was read of a source: a model like any other."""
+        """The decoder with the memory of a source, as an ordinary decoder model."""
         raise self._lacks("encoder, which reads a source")
 
     def source_context(self, marks: Marks, **shared: Any) -> Context:
-        """What the encoder's layers share in a forward."""
+        """The context that the encoder's layers share in one forward."""
         raise self._lacks("encoder, which reads a source")
 
     def _lacks(self, what: str) -> ConfigError:
@@ -98,11 +98,11 @@ class Model(nn.Module):
 
     @property
     def windows(self) -> tuple[int | None, ...]:
-        """How many tokens each layer sees, itself included; None: all of them."""
+        """The number of tokens that each layer sees, including the current one; None means all of them."""
         return self.spec.windows
 
     def new_cache(self, capacity: int = 0, kind: Callable[..., Cache] = FullCache, **options: Any) -> Cache:
-        """A cache of a policy for the layers of this model, with the options of its class."""
+        """A cache of class `kind` for the layers of this model, with the options of that class."""
         return kind(self.config.layers, capacity=capacity, windows=self.windows, **options)
 
     @property
@@ -111,13 +111,13 @@ class Model(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the model computes in; of rounded weights, what they are widened to (norms are never rounded)."""
+        """The dtype of the computation; rounded weights are widened to it (norms are never rounded)."""
         return next(self.parameters()).dtype
 
     def forward(
         self, tokens: Tokens, marks: Marks | None = None, cache: Cache | None = None, length: int | None = None
     ) -> Logits:
-        """Logits (B, T, V) of whole sequences; a convenience for short input."""
+        """Logits (B, T, V) of whole sequences, for convenience with short input."""
         start = 0 if cache is None else cache.length
         marks = Marks.run(start, tokens.shape[1]) if marks is None else marks
         hidden = self.hidden(self.embed(tokens, marks), marks, self.mask(), cache, length)
@@ -125,29 +125,29 @@ class Model(nn.Module):
 
 
 class Decoder(Model):
-    """What decoders share: token table, layers, final norm, tied or own projection, causal mask.
+    """The common parts of decoders: token table, layers, final norm, tied or own projection, causal mask.
 
-    Subclasses set `embedding`, `layers`, `norm` and `projection` (None: tied), write `embed`, and `rotations` or
-    `bias` where those tell positions. A layer is `layer(x, context) -> x`, and `layer.remember(x, context)` only
-    appends its keys and values.
+    Subclasses set `embedding`, `layers`, `norm` and `projection` (None: tied), and write `embed`, and `rotations` or
+    `bias` if those encode positions. A layer is `layer(x, context) -> x`; `layer.remember(x, context)` only appends its
+    keys and values.
     """
 
     embedding: TokenTable
     layers: nn.ModuleList
     norm: nn.Module
     projection: nn.Linear | None
-    encoder: "Encoder"  # of an encoder-decoder alone
+    encoder: "Encoder"  # only in an encoder-decoder
 
     @property
     def stacks(self) -> "list[Decoder | Encoder]":
-        """What has layers and a final norm: the model itself, and its encoder."""
+        """The modules that have layers and a final norm: the model itself, and its encoder if it has one."""
         return [self, self.encoder] if self.spec.encoder else [self]
 
     def ready(self) -> None:
         """Make the parameters outside the layers usable; a sharded model gathers them here."""
 
     def context(self, like: Tensor, marks: Marks, mask: Mask, length: int | None = None, **shared: Any) -> Context:
-        """What the layers share in one forward: `shared` are further fields of `Context`."""
+        """The context that the layers share in one forward; `shared` are further fields of `Context`."""
         return Context(marks, mask, self.rotations(marks, length, like), self.bias(), **shared)
 
     def rotations(self, marks: Marks, length: int | None, like: Tensor) -> tuple[Rotation, ...]:
@@ -155,7 +155,7 @@ class Decoder(Model):
         return ()
 
     def bias(self) -> Bias | None:
-        """What is added to the attention scores of every layer, where that is how positions are told."""
+        """The bias that is added to the attention scores of every layer, if the family encodes positions so."""
         return None
 
     def hidden(
@@ -164,14 +164,14 @@ class Decoder(Model):
         return self.run(embeddings, self.context(embeddings, marks, mask, length, cache=cache))
 
     def run(self, embeddings: Embeddings, context: Context) -> Embeddings:
-        """All layers and the final norm; what the layers appended to the cache becomes part of it."""
+        """Run all layers and the final norm, and commit what the layers appended to the cache."""
         x = self.through(context.dropped(embeddings, 0), context)
         if context.cache is not None:
             context.cache.commit()
         return self.norm(x)
 
     def through(self, x: Embeddings, context: Context) -> Embeddings:
-        """All layers, one after the other or, for a few new tokens where it can be, together."""
+        """Run all layers, one after the other or, for a few new tokens where this is possible, in one call."""
         return LAYERS(self.layers, x, context)
 
     def logits(self, hidden: Embeddings) -> Logits:

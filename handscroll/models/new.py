@@ -1,4 +1,4 @@
-"""New models: the table of families that a recipe can begin one of, and what each is told besides its sizes."""
+"""New models: the table of families that a recipe can start from sizes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ NEW: dict[str, str] = {
 
 @dataclass(frozen=True)
 class About:
-    """What a new model is for: its tokens, rows of at most `longest` tokens, `labels` to tell apart."""
+    """The purpose of a new model: its tokenizer, rows of at most `longest` tokens, and the `labels` of a classifier."""
 
     tokenizer: Tokenizer
     longest: int
@@ -37,10 +37,10 @@ class About:
 
 
 def new_config(name: str, sizes: dict[str, Any], about: About) -> Any:
-    """The configuration of a new model of a family and of sizes; vocabulary and ends are the tokenizer's.
+    """The configuration of a new model of a family with these sizes; the tokenizer gives vocabulary and end tokens.
 
     Raises:
-        ConfigError: no such family, or sizes that it does not have or that do not fit together.
+        ConfigError: the family is unknown, does not have these sizes, or they do not fit together.
     """
     tokenizer = about.tokenizer
     ids = {"bos": tokenizer.bos, "eos": () if tokenizer.eos is None else (tokenizer.eos,)}
@@ -49,14 +49,14 @@ def new_config(name: str, sizes: dict[str, Any], about: About) -> Any:
 
 
 def new_model(name: str, sizes: dict[str, Any], about: About) -> Decoder:
-    """A model of `new_config`, its weights not yet initialised."""
+    """A model of `new_config` whose weights are not initialised yet."""
     return family(name).build(new_config(name, sizes, about))
 
 
 def as_classifier(model: Decoder, labels: tuple[str, ...], scheme: str, generator: torch.Generator) -> Decoder:
-    """A classifier of documents that begins with the weights of `model`; its new head is drawn, the old ones go.
+    """A classifier of documents with the weights of `model`; its new head is drawn, and the old heads are dropped.
 
-    The model itself where it is a classifier already, or of a family that makes none.
+    Returns the model itself if it is a classifier already, or if its family has none.
     """
     config = model.config.classifying(labels)
     if config is model.config:

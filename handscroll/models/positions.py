@@ -1,7 +1,7 @@
-"""Position settings of foreign `config.json` files, in and out.
+"""Position settings of foreign `config.json` files, reading and writing.
 
-Two forms are in circulation: `rope_theta` with `rope_scaling` (transformers 4) and `rope_parameters` with
-`rope_theta` inside (transformers 5). Both are read, alone or together when they agree; nothing is guessed.
+Two forms are in use: `rope_theta` with `rope_scaling` (transformers 4), and `rope_parameters` with `rope_theta` inside
+(transformers 5). Either form is read, or both if they agree; nothing is guessed.
 """
 
 from collections.abc import Collection, Mapping
@@ -14,7 +14,7 @@ from handscroll.nn.scaling.base import Scaling
 from handscroll.nn.scaling.table import SCALINGS
 
 # Every top-level key that this module reads or writes. Remove them before merging what `write_positions` returns,
-# or a stale one of the other form contradicts it.
+# because a stale key of the other form would contradict it.
 POSITION_KEYS = (
     "max_position_embeddings",
     "original_max_position_embeddings",
@@ -26,7 +26,7 @@ POSITION_KEYS = (
 
 
 class _Form(NamedTuple):
-    """A foreign rope_type: our scaling, and {foreign key: our field}."""
+    """A foreign rope_type: the name of our scaling, and {foreign key: our field}."""
 
     scaling: str
     fields: dict[str, str]
@@ -52,16 +52,15 @@ _FORMS = {
     "self-extend": _Form("self-extend", _STRETCH | {"window": "window", "group_size": "group"}),
     "dual-chunk": _Form("dual-chunk", _STRETCH | {"chunk_size": "chunk"}),
 }
-_ALIASES = {"su": "longrope"}  # the name of Phi-3's first release
+_ALIASES = {"su": "longrope"}  # the name in the first release of Phi-3
 _COMMON = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 _PLAIN = {"rope_type": "default"}
-# `finetuned` stands in the YaRN authors' Llama 2 checkpoints; their static embedding takes it and never reads it.
+# The Llama 2 checkpoints of the YaRN authors have `finetuned`; their static embedding never reads it.
 _IGNORED = {"yarn": ("finetuned",)}
 
 
 def unscaled(sizes: Mapping[str, Any]) -> dict[str, Any]:
-    """The sizes of a new rotary model, in which `context` (with `base`) stands for unscaled positions of so many
-    tokens."""
+    """The sizes of a new rotary model, with `context` (and `base`) replaced by unscaled positions of that length."""
     values = dict(sizes)
     context = values.pop("context", None)
     if context is not None:
@@ -71,10 +70,11 @@ def unscaled(sizes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rotated_size(config: Mapping[str, Any], head_size: int, default: float = 1.0) -> int:
-    """How many numbers of each head are rotated: partial_rotary_factor, or the family's default, times the head size.
+    """The number of rotated values of each head: partial_rotary_factor, or the default of the family, times the head
+    size.
 
     Raises:
-        ConfigError: a factor outside (0, 1], one that gives an odd number, or two that differ.
+        ConfigError: the factor is outside (0, 1] or gives an odd number, or two factors differ.
     """
     forms = {key: _rope_dict(config, key) for key in ("rope_scaling", "rope_parameters")}
     factor = _agreed("partial_rotary_factor", config, forms)
@@ -91,15 +91,15 @@ def rotated_size(config: Mapping[str, Any], head_size: int, default: float = 1.0
 def read_positions(
     config: Mapping[str, Any], head_size: int, default_base: float = 10000.0, partial: bool = False
 ) -> Rotary:
-    """The position settings of a parsed `config.json` whose heads have `head_size` rotated numbers.
+    """The position settings of a parsed `config.json` whose heads have `head_size` rotated values.
 
-    `default_base` is the family's rope_theta where the file has none (10000 for Llama, Mistral and Qwen). `partial`:
-    the family rotates parts of heads, and `head_size` is already what `rotated_size` makes of it.
-    For `linear`, a file without original_max_position_embeddings is taken to state the extended length: published
-    files differ on this, and reading it so never claims more tokens than the file does.
+    `default_base` is the rope_theta of the family if the file has none (10000 for Llama, Mistral and Qwen). With
+    `partial` the family rotates parts of heads, and `head_size` is the result of `rotated_size`. For `linear`, a file
+    without original_max_position_embeddings is taken to state the extended length: published files differ on this, and
+    this reading never claims more tokens than the file does.
 
     Raises:
-        ConfigError: an unknown or contradictory setting; see the messages. Nothing is defaulted or ignored except
+        ConfigError: a setting is unknown or contradictory; see the messages. Nothing is defaulted or ignored except
             `finetuned` beside yarn.
     """
     forms = {key: _rope_dict(config, key) for key in ("rope_scaling", "rope_parameters")}
@@ -115,21 +115,21 @@ def read_positions(
     positions, *others = read.values()
     if any(other != positions for other in others):
         raise ConfigError(
-            "config.json has rope_scaling and rope_parameters, and they say different things: "
+            "config.json has rope_scaling and rope_parameters, and they differ: "
             f"{forms['rope_scaling']} and {forms['rope_parameters']}; remove the wrong one"
         )
-    for length in (positions.trained, positions.context):  # factor lists and ramps are checked against the head here
+    for length in (positions.trained, positions.context):  # checks factor lists and ramps against the head size
         positions.scaling.inverse_frequencies(head_size, base, length)
     return positions
 
 
 def of_layer_type(config: Mapping[str, Any], kind: str, kinds: Collection[str]) -> dict[str, Any]:
-    """The configuration as layers of one `kind` read it, where rope tables may have a table for each of `kinds`.
+    """The configuration for layers of one `kind`, when rope tables may have a table for each of `kinds`.
 
-    transformers 5 writes `rope_parameters` so for models whose layers differ in their rope (Gemma 3).
+    transformers 5 writes such `rope_parameters` for models whose layers differ in their rope (Gemma 3).
 
     Raises:
-        ConfigError: a table for an unknown kind of layer, or settings beside such tables.
+        ConfigError: there is a table for an unknown kind of layer, or there are settings beside such tables.
     """
     found = dict(config)
     for key in ("rope_scaling", "rope_parameters"):
@@ -139,18 +139,18 @@ def of_layer_type(config: Mapping[str, Any], kind: str, kinds: Collection[str]) 
         wrong = [name for name, value in values.items() if name not in kinds or not isinstance(value, dict | None)]
         if wrong:
             raise ConfigError(
-                f"config.json: {key} has a table for each kind of layer and beside them {wrong[0]!r}, which is none: "
-                f"{nearest(wrong[0], kinds)}"
+                f"config.json: {key} has a table for each kind of layer and beside them {wrong[0]!r}, which is "
+                f"not a kind: {nearest(wrong[0], kinds)}"
             )
         found[key] = values.get(kind)
     return found
 
 
 def write_positions(positions: Rotary) -> dict[str, Any]:
-    """The keys of `config.json` that say the same to `transformers` 4 and 5, and to `read_positions`.
+    """The keys of `config.json` for these positions, as `transformers` 4 and 5 and `read_positions` read them.
 
-    Merge them after removing `POSITION_KEYS`. The older form is written: version 4 reads only that one, version 5
-    converts it while loading and lets it win over `rope_parameters`, and two forms side by side could drift apart.
+    Remove `POSITION_KEYS` before merging the result. The older form is written: version 4 reads only that one, version
+    5 converts it while loading and prefers it to `rope_parameters`, and two forms in one file could diverge.
     """
     scaling = positions.scaling
     rope_type, form = next((name, form) for name, form in _FORMS.items() if form.scaling == scaling.name)
@@ -162,14 +162,14 @@ def write_positions(positions: Rotary) -> dict[str, Any]:
     if rope_type in ("dynamic", "linear"):
         written["rope_scaling"].pop("original_max_position_embeddings", None)  # version 5 warns about it
     if rope_type in ("linear", "longrope") or (rope_type == "default" and positions.trained != positions.context):
-        # Phi-3 and version 4 take longrope's original from the top level. For the other two `transformers` ignores
-        # it; it keeps the trained length from being lost.
+        # Phi-3 and version 4 read longrope's original length from the top level. `transformers` ignores it for the
+        # other two; it is written so that the trained length is not lost.
         written["original_max_position_embeddings"] = positions.trained
     return written
 
 
 def _foreign_fields(scaling: Scaling, form: _Form) -> dict[str, Any]:
-    """Required fields, and optional ones that differ from the default, under their foreign names."""
+    """The required fields, and the optional ones that differ from the default, under their foreign names."""
     values: dict[str, Any] = {}
     for key, field in form.fields.items():
         info = type(scaling).model_fields.get(field)
@@ -180,7 +180,7 @@ def _foreign_fields(scaling: Scaling, form: _Form) -> dict[str, Any]:
 
 
 def _rope_dict(config: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """The rope table under `key` with one spelling of its type and without nulls; empty when absent."""
+    """The rope table under `key`, with one spelling of its type and without nulls; empty if absent."""
     values = config.get(key)
     if values is None or values == {}:
         return {}
@@ -192,7 +192,7 @@ def _rope_dict(config: Mapping[str, Any], key: str) -> dict[str, Any]:
             f"config.json: {key} has its own settings per layer type ({', '.join(nested)}); "
             "only one setting for all layers is supported"
         )
-    # A null is an absent key to the reference library, except `truncate`, where it means false.
+    # The reference library treats a null as an absent key, except for `truncate`, where it means false.
     present = {name: value for name, value in values.items() if value is not None or name == "truncate"}
     types = {_ALIASES.get(str(present[name]), str(present[name])) for name in ("rope_type", "type") if name in present}
     if len(types) > 1:
@@ -206,7 +206,7 @@ def _rope_dict(config: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _agreed(name: str, config: Mapping[str, Any], rope_dicts: Mapping[str, Mapping[str, Any]]) -> int | float | None:
-    """The number called `name`, wherever it stands; None when absent."""
+    """The number called `name`, from any of the places; None if absent."""
     places = {"the top level": config, **rope_dicts}
     found = {place: values[name] for place, values in places.items() if values.get(name) is not None}
     for place, value in found.items():
@@ -238,7 +238,7 @@ def _read_one(where: str, values: Mapping[str, Any], config: Mapping[str, Any], 
 
 
 def _scaling(where: str, values: Mapping[str, Any], stated: int, original: int | None) -> Scaling:
-    """The scaling of a rope table, with what foreign files keep at the top level put into its fields."""
+    """The scaling of a rope table, including the fields that foreign files keep at the top level."""
     rope_type = values["rope_type"]
     form = _FORMS[rope_type]
     owner = resolve(SCALINGS, form.scaling, "scaling")
@@ -247,7 +247,7 @@ def _scaling(where: str, values: Mapping[str, Any], stated: int, original: int |
     if "original" in foreign:
         fields["original"] = stated if rope_type == "dynamic" else original
     if rope_type == "longrope" and "factor" not in fields and original is not None:
-        fields["factor"] = stated / original  # Phi-3 leaves it out; the reference library takes the ratio too
+        fields["factor"] = stated / original  # Phi-3 omits it; the reference library also uses the ratio
     missing = [
         key for field, key in foreign.items() if owner.model_fields[field].is_required() and fields.get(field) is None
     ]
@@ -263,10 +263,10 @@ def _length(name: str, value: Any) -> int:
 
 
 def _lengths(rope_type: str, factor: float, stated: int, original: int | None) -> tuple[int, int]:
-    """(context, trained) from max_position_embeddings as stated and the original length where given.
+    """(context, trained) from max_position_embeddings and the original length, if given.
 
-    Where the factor is the ratio of both, a file may state the extended length, or the original one with the
-    factor to be applied on top (the way scaling is switched on in published model cards).
+    If the factor is the ratio of both, a file may state the extended length, or the original length with a factor to
+    apply to it (published model cards switch scaling on in this way).
     """
     if rope_type == "default":
         context, trained = stated, original or stated

@@ -1,4 +1,4 @@
-"""One vector a text: the hidden states of an encoder, pooled (Reimers & Gurevych 2019, "Sentence-BERT")."""
+"""Sentence vectors: the pooled hidden states of an encoder (Reimers & Gurevych 2019, "Sentence-BERT")."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -12,25 +12,27 @@ from handscroll.models.model import Model
 from handscroll.nn.marks import PADDING, Marks
 
 POOLINGS = ("mean", "cls")
-TOKENS = 8192  # of a batch, padding included
+TOKENS = 8192  # most tokens of a batch, including padding
 
 
 @torch.no_grad()
 def pooled(
     model: Model, rows: Sequence[Sequence[int]], pooling: str = "mean", tokens: int = TOKENS
 ) -> Float[Tensor, "N D"]:
-    """The mean of a row's hidden states (special tokens included), or the first one ("cls"); float32 on the CPU.
+    """One vector a row, in float32 on the CPU: the mean of its hidden states (with special tokens), or the first one
+    ("cls").
 
-    Rows are read in batches of similar length, of at most `tokens` tokens; they do not influence each other.
+    Rows are read in batches of similar length with at most `tokens` tokens; they do not influence each other.
 
     Raises:
-        ConfigError: a causal model, whose tokens have not seen what follows them; an unknown pooling.
-        DataError: a row without tokens. CapacityError: a row past the position table.
+        ConfigError: the model is causal, so that no token has seen what follows it, or the pooling is unknown.
+        DataError: a row has no tokens.
+        CapacityError: a row exceeds the position table.
     """
     if not model.spec.both_ways:
         raise ConfigError(
-            f"a {model.config.family} is causal: its tokens have not seen what follows them, so their states are no "
-            "vector of the text; take an encoder (bert, roberta)"
+            f"a {model.config.family} is causal: its tokens have not seen what follows them, so their states are not "
+            "vectors of the whole text; use an encoder (bert, roberta)"
         )
     if pooling not in POOLINGS:
         raise ConfigError(f"pooling '{pooling}': allowed are {' and '.join(POOLINGS)}")
@@ -62,12 +64,13 @@ def framed(
     pooling: str = "mean",
     windows: bool = False,
 ) -> Float[Tensor, "N D"]:
-    """`pooled` of texts between the special tokens of `frame`; one that is too long is read in `windows`, if at all.
+    """`pooled` for texts between the special tokens of `frame`; with `windows`, a text that is too long is read in
+    windows.
 
-    Windows are of nearly equal length, each within its own frame; their vectors are averaged, weighted by tokens.
+    Windows have nearly equal length, each with its own frame. Their vectors are averaged, weighted by tokens.
 
     Raises:
-        CapacityError: a text is longer than the context, without `windows`. What `pooled` raises.
+        CapacityError: a text is longer than the context, and `windows` is False. The errors of `pooled` are raised too.
     """
     before, after = frame
     rows: list[list[int]] = []
@@ -77,7 +80,7 @@ def framed(
         if whole > model.config.context and not windows:
             raise CapacityError(
                 f"text {number} has {whole} tokens, the model's context is {model.config.context}; shorten it, give "
-                "windows=True (read in windows, their vectors averaged), or lengthen the model "
+                "windows=True (it is read in windows, and their vectors are averaged), or lengthen the model "
                 f"(handscroll extend ... --to {whole})"
             )
         parts = evenly(ids, model.config.context - len(before) - len(after))
@@ -90,14 +93,14 @@ def framed(
 
 
 def evenly(ids: Sequence[int], most: int) -> list[Sequence[int]]:
-    """`ids` in as few runs of at most `most` as there can be, of nearly equal length."""
+    """Split `ids` into the fewest runs of at most `most` tokens, of nearly equal length."""
     count = max(1, -(-len(ids) // most))
     edges = [len(ids) * number // count for number in range(count + 1)]
     return [ids[a:b] for a, b in pairwise(edges)]
 
 
 def groups(order: list[int], lengths: list[int], tokens: int) -> Iterator[list[int]]:
-    """Runs of `order` (by length) that are at most `tokens` when padded to their longest, one row at least."""
+    """Split `order` (sorted by length) into groups of at most `tokens` tokens when padded, and at least one row."""
     group: list[int] = []
     for number in order:
         if group and (len(group) + 1) * lengths[number] > tokens:

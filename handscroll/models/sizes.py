@@ -1,4 +1,4 @@
-"""What a family's configuration says of itself, whatever its fields: what planner, `info` and lengthening ask."""
+"""The facts that every configuration gives about its model, for planner, `info` and lengthening."""
 
 from typing import TYPE_CHECKING, Any, Self
 
@@ -10,23 +10,26 @@ from handscroll.nn.positions.rotary import Rotary
 
 
 class Sizes(Config):
-    """A family's configuration. Its fields are its own; `spec` is what everybody else reads."""
+    """The configuration of a family. Its fields belong to the family; all other code reads `spec`."""
 
-    if TYPE_CHECKING:  # a field of every family
+    if TYPE_CHECKING:  # every family has this field
         family: str
 
     @property
     def spec(self) -> ModelSpec:
-        """What a model of these sizes is, layer by layer."""
+        """The description of the model, layer by layer."""
         raise NotImplementedError
 
     def cache_bytes_per_token(self, element_size: int) -> int:
-        """Bytes that a token adds to a full cache as long as no window is full; a state does not grow."""
+        """The bytes that a token adds to a full cache while no window is full; 0 for a state of constant size."""
         spec = self.spec
         return 0 if spec.recurrent else spec.cache_bytes(1, element_size)
 
     def classifying(self, labels: tuple[str, ...]) -> Self:
-        """The same layers as a classifier of documents; itself where it is one already, or a family makes none."""
+        """The same layers as a classifier of documents.
+
+        Returns the configuration itself if it is a classifier already, or if the family has none.
+        """
         return self
 
     def describe_positions(self) -> str:
@@ -34,19 +37,19 @@ class Sizes(Config):
 
 
 class Labels(Sizes):
-    """With `labels` it is a classifier of documents."""
+    """A configuration that describes a classifier of documents if it has `labels`."""
 
     labels: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _apart(self):
         if len(self.labels) == 1 or len(set(self.labels)) != len(self.labels):
-            raise ValueError(f"labels {list(self.labels)}: a classifier needs at least two different ones")
+            raise ValueError(f"labels {list(self.labels)}: a classifier needs at least two different labels")
         return self
 
 
 class WholeHeads(Sizes):
-    """Heads that share the width evenly, each with keys and values of its own."""
+    """Heads that share the width evenly, each with its own keys and values."""
 
     vocab: int = Field(ge=1)
     width: int = Field(ge=1)
@@ -68,7 +71,7 @@ class WholeHeads(Sizes):
         return self.heads
 
     def layer_spec(self, **more: Any) -> LayerSpec:
-        """A layer with layer norms and biases everywhere and a plain GELU MLP; `more` are fields of `LayerSpec`."""
+        """A layer with layer norms, biases everywhere and a plain GELU MLP; `more` are fields of `LayerSpec`."""
         names = ("width", "heads", "kv_heads", "head_size", "mlp_width")
         biases = {"attention_bias": True, "output_bias": True, "mlp_bias": True}
         form: dict[str, Any] = {"norm": "layer", "gated": False, "activation": "gelu-tanh"} | biases | more
@@ -76,7 +79,7 @@ class WholeHeads(Sizes):
 
 
 class RotaryHeads(Sizes):
-    """Rotary positions, and heads of a size of their own that share keys and values in even groups."""
+    """Rotary positions, and heads of a free size that share keys and values in even groups."""
 
     vocab: int = Field(ge=1)
     width: int = Field(ge=1)
@@ -103,7 +106,7 @@ class RotaryHeads(Sizes):
         return self.positions.trained
 
     def model_spec(self, rotated: int, windows: tuple[int | None, ...] = (), **layer: Any) -> ModelSpec:
-        """A decoder of these sizes whose layers differ in their windows alone; `layer` are fields of `LayerSpec`."""
+        """A decoder of these sizes whose layers differ only in their windows; `layer` are fields of `LayerSpec`."""
         names = ("width", "heads", "kv_heads", "head_size", "mlp_width")
         one = LayerSpec(**{name: getattr(self, name) for name in names}, rotated=rotated, **layer)
         found = {window: one.model_copy(update={"window": window}) for window in {*windows, None}}

@@ -1,8 +1,8 @@
 """T5 (Raffel et al. 2020, arXiv:1910.10683), T5 v1.1, Flan-T5 and mT5: encoder-decoders with a learned relative bias.
 
-Pre-norm with RMS norm, no biases, no scale in attention (initialisation took it up). v1.0: ReLU, a head tied to the
-embedding, hidden states multiplied by 1/sqrt(width) before it. v1.1 (Shazeer 2020, arXiv:2002.05202) and mT5
-(Xue et al. 2021, arXiv:2010.11934): a gated MLP and a head of its own.
+They are pre-norm with RMS norm, without biases, and without a scale in attention, because the initialisation contains
+it. v1.0 has ReLU and a head tied to the embedding, and multiplies hidden states by 1/sqrt(width) before the head. v1.1
+(Shazeer 2020, arXiv:2002.05202) and mT5 (Xue et al. 2021, arXiv:2010.11934) have a gated MLP and a head of their own.
 """
 
 from collections.abc import Callable
@@ -39,8 +39,10 @@ from handscroll.nn.norm import RMSNorm
 from handscroll.nn.positions.buckets import Buckets as BucketPositions
 from handscroll.nn.shapes import Embeddings, Tokens
 
-TRAINED = 512  # tokens of source, of every published T5 (mT5: 1,024, which its files say nowhere)
-ACTIVATIONS: dict[str, tuple[str, Callable[[Tensor], Tensor], str]] = {  # the name in files, the function, ours
+TRAINED = 512  # source tokens for every published T5 (mT5: 1,024, which its files do not record)
+ACTIVATIONS: dict[
+    str, tuple[str, Callable[[Tensor], Tensor], str]
+] = {  # by file name: library name, function, our name
     "relu": ("relu", F.relu, "relu"),
     "gated-gelu": ("gelu_new", gelu_tanh, "gelu-tanh"),
     "gated-silu": ("silu", F.silu, "silu"),
@@ -48,10 +50,10 @@ ACTIVATIONS: dict[str, tuple[str, Callable[[Tensor], Tensor], str]] = {  # the n
 
 
 class T5Config(Sizes):
-    """Sizes of a T5. `layers` are those of the decoder; `context` the tokens that source and target may each have.
+    """Sizes of a T5. `layers` counts those of the decoder; `context` is the limit of tokens for source and target each.
 
-    `buckets` and `reach` are those of the relative bias (`nn/bias.py: Buckets`), and `factor` divides its distances.
-    `scaled`: hidden states are multiplied by 1/sqrt(width) before the head. `start` begins every decoder text.
+    `buckets` and `reach` describe the relative bias (`nn/bias.py: Buckets`), and `factor` divides its distances. With
+    `scaled`, hidden states are multiplied by 1/sqrt(width) before the head. `start` begins every decoder text.
     """
 
     family: Literal["t5", "mt5"] = "t5"
@@ -80,7 +82,7 @@ class T5Config(Sizes):
         if self.reach <= self.buckets // 2:
             raise ValueError(f"reach {self.reach} tokens: the first {self.buckets // 2} have buckets of their own")
         if not 0 <= self.start < self.vocab:
-            raise ValueError(f"start {self.start} is no token of a vocabulary of {self.vocab}")
+            raise ValueError(f"start {self.start} is outside the vocabulary of {self.vocab} tokens")
         return self
 
     @property
@@ -110,7 +112,7 @@ class T5Config(Sizes):
 
 
 class FinalNorm(RMSNorm):
-    """RMS norm, and the 1/sqrt(width) that a tied T5 multiplies by before its head (1 otherwise)."""
+    """RMS norm, and the factor 1/sqrt(width) of a tied T5 before its head (1 otherwise)."""
 
     def __init__(self, config: T5Config):
         super().__init__(config.width, config.norm_eps)
@@ -122,7 +124,7 @@ class FinalNorm(RMSNorm):
 
 
 def block(config: T5Config, number: int, crossed: bool = False) -> Block:
-    """Attention and MLP; `crossed`, in the decoder, with attention to the source between them."""
+    """Attention and MLP; `crossed` adds attention to the source between them, for the decoder."""
     heads = Heads(config.width, config.heads, config.heads, config.head_size, scale=1.0)
     kind = GatedMLP if config.mlp.startswith("gated") else MLP
     mlp = kind(config.width, config.mlp_width, bias=False, activation=ACTIVATIONS[config.mlp][1])
@@ -131,7 +133,7 @@ def block(config: T5Config, number: int, crossed: bool = False) -> Block:
 
 
 class T5Encoder(Encoder):
-    """Layers that share one table of relative positions."""
+    """Encoder layers that share one table of relative positions."""
 
     def __init__(self, config: T5Config):
         super().__init__()
@@ -141,7 +143,7 @@ class T5Encoder(Encoder):
 
 
 class T5(EncoderDecoder):
-    """A T5: encoder, decoder and one token table for both."""
+    """A T5: an encoder, a decoder, and one token table for both."""
 
     def __init__(self, config: T5Config):
         super().__init__()
@@ -175,12 +177,12 @@ KEYS = frozenset(
     original_max_position_embeddings
 """.split()
 )
-# Makes a model_type that other libraries refuse, since they would not divide distances. A class that is told to load
-# such a folder whatever its type meets an activation that it does not know, and refuses too.
+# Other libraries refuse this model_type, because they would not divide the distances. A class that loads the folder
+# despite its type meets an unknown activation, and refuses it too.
 INTERPOLATED, DIVIDED = "-interpolated", "interpolated-"
 # Training and task heads; `output_past` and `tokenizer_class` are bookkeeping of old releases.
 UNREAD = frozenset("dropout_rate classifier_dropout initializer_factor output_past tokenizer_class".split())
-SAME = {  # names that newer files may give too
+SAME = {  # further names in newer files
     "hidden_size": "d_model",
     "num_attention_heads": "num_heads",
     "num_hidden_layers": "num_layers",
@@ -189,10 +191,11 @@ SAME = {  # names that newer files may give too
 
 
 def new(sizes: dict[str, Any], about: About) -> T5Config:
-    """Of a recipe's sizes; decoder texts begin with the padding token, or without one with the end token.
+    """A configuration from the sizes of a recipe; decoder texts begin with the padding token, or else with the end
+    token.
 
     Raises:
-        ConfigError: the tokenizer has neither, and the sizes no `start`; or sizes that do not fit.
+        ConfigError: the tokenizer has neither token and the sizes have no `start`, or the sizes do not fit together.
     """
     start = sizes.get("start", about.tokenizer.eos if about.tokenizer.pad is None else about.tokenizer.pad)
     if start is None:
@@ -215,10 +218,10 @@ def _read(foreign: Foreign, model_type: str) -> T5Config:
         if foreign.get(other) not in (None, foreign.get(key)):
             raise ConfigError(f"config.json: {other} {foreign[other]} contradicts {key} {foreign.get(key)}")
     if foreign.get("is_encoder_decoder") is False or foreign.get("is_decoder"):
-        raise ConfigError(f"{name} without encoder or decoder: only whole encoder-decoders are known")
+        raise ConfigError(f"{name} without encoder or decoder: only complete encoder-decoders are known")
     if foreign.get("decoder_start_token_id") is None:
         raise ConfigError(
-            f"config.json of family '{name}' has no 'decoder_start_token_id', which every decoder text begins with; "
+            f"config.json of family '{name}' has no 'decoder_start_token_id', which begins every decoder text; "
             f'published ones use the padding token: add "decoder_start_token_id": {foreign.get("pad_token_id", 0)} '
             "if this model was trained so"
         )
@@ -260,7 +263,7 @@ def _mlp(foreign: Foreign, name: str) -> str:
 
 
 def _settle(config: T5Config, tensor: Callable[[str], Tensor | None]) -> T5Config:
-    """`transformers` 5 writes tie_word_embeddings true whatever the model has; an own head in the file decides."""
+    """Untie the head if the file has its own: `transformers` 5 writes tie_word_embeddings true for every model."""
     head, table = tensor("lm_head.weight"), tensor("shared.weight")
     if config.tied and not config.scaled and head is not None and table is not None and not torch.equal(head, table):
         return config.model_copy(update={"tied": False})
@@ -268,7 +271,7 @@ def _settle(config: T5Config, tensor: Callable[[str], Tensor | None]) -> T5Confi
 
 
 def _copies(config: T5Config) -> dict[str, str | None]:
-    """Where old checkpoints repeat the token table, and a table of the first cross-attention that nothing reads."""
+    """Copies of the token table in old checkpoints, and an unused table of the first cross-attention."""
     tied = {"lm_head.weight": "embedding.weight"} if config.tied else {}
     tables = {f"{side}.embed_tokens.weight": "embedding.weight" for side in ("encoder", "decoder")}
     return tied | tables | {"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": None}
@@ -295,7 +298,7 @@ def _write(config: T5Config) -> Foreign:
         "decoder_start_token_id": config.start,
         "bos_token_id": config.bos,
         "eos_token_id": written_ends(config.eos),
-        "pad_token_id": config.start,  # of every published one; `save_model` is told the tokenizer's
+        "pad_token_id": config.start,  # as in every published T5; `save_model` gets that of the tokenizer
     }
     if config.family == "t5":
         foreign["scale_decoder_outputs"] = config.scaled

@@ -1,4 +1,4 @@
-"""The table of families: foreign `model_type` -> its file's `Family` (a file and a line here are a new family)."""
+"""The table of families: foreign `model_type` -> `Family`. A new family is one file and one line here."""
 
 from handscroll.base.errors import ConfigError
 from handscroll.base.tables import resolve
@@ -26,19 +26,19 @@ FAMILIES: dict[str, str] = {
 }
 
 
-# What a `model_type` is that is known and not read.
+# Explanations for a known `model_type` that is not read.
 REFUSED: dict[str, str] = {
     "gemma3": "is a model of pictures and text (its config.json has text_config and vision_config), of which only the "
     "text part could be read: save that part alone, with model_type 'gemma3_text', or take a Gemma 3 of text "
     "(gemma-3-270m, gemma-3-1b, or a GGUF file of any size, which holds the text part)",
 }
 
-# Architectures of GGUF files that are called otherwise than the family.
+# Architectures of GGUF files whose name differs from that of the family.
 ARCHITECTURES = {"gemma3": "gemma3_text"}
 
 
 def family(name: str):
-    """The `Family` of a foreign `model_type`; unknown names are refused with the nearest valid one."""
+    """The `Family` of a foreign `model_type`; an unknown name is refused, and the error gives the nearest valid one."""
     if name in REFUSED:
         raise ConfigError(f"model_type '{name}' {REFUSED[name]}")
     return resolve(FAMILIES, name, "model family")

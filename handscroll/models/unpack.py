@@ -1,4 +1,4 @@
-"""Our tensors out of foreign ones and back: shapes, fused projections, orders of rows."""
+"""Converts foreign tensors into ours and back: shapes, fused projections, orders of rows."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ from handscroll.models.model import Decoder
 
 
 class _Uninitialised(TorchFunctionMode):
-    """Leaves out random initial weights. On the meta device torch imports its compiler for them, which takes 2 s."""
+    """Skips random initial weights. On the meta device torch would import its compiler for them, which takes 2 s."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__module__", "") == "torch.nn.init":
@@ -23,9 +23,9 @@ class _Uninitialised(TorchFunctionMode):
 
 
 def mapped(path: Path) -> Tensor:
-    """The bytes of a file, mapped: pages are read when they are looked at and given back when memory is short.
+    """The mapped bytes of a file; pages are read on access and dropped when memory is short.
 
-    The mapping is private: a model that is trained writes to pages of its own, never to the file.
+    The mapping is private: training writes to separate pages and never to the file.
     """
     return torch.from_file(str(path), False, path.stat().st_size, dtype=torch.uint8)
 
@@ -39,9 +39,9 @@ def empty_model(kind: Family, config: Any) -> Decoder:
 def unpack(
     entry: Entry, tensor: Tensor, shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]], where: Path
 ) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of ours from one foreign tensor of numbers, or of the raw rows of a quantised matrix.
+    """Our tensors, as (name, tensor), from one foreign tensor of numbers or from the raw rows of a quantised matrix.
 
-    `shape` is the foreign tensor's in numbers; `shapes` are those that the configuration calls for.
+    `shape` is the shape of the foreign tensor in numbers; `shapes` are the shapes that the configuration requires.
     """
     if entry.transposed and tensor.dim() == 2:
         tensor, shape = tensor.T, shape[::-1]
@@ -49,7 +49,7 @@ def unpack(
     total = (sum(one[0] for one in wanted), *wanted[0][1:])
     if shape != total:
         raise CheckpointError(
-            f"{where}: tensor '{entry.theirs}' has shape {shape}, its configuration calls for {total}"
+            f"{where}: tensor '{entry.theirs}' has shape {shape}, but its configuration requires {total}"
         )
     if entry.heads:
         tensor = tensor.unflatten(0, (entry.heads, len(entry.ours), -1)).transpose(0, 1).flatten(0, 2)
@@ -59,7 +59,7 @@ def unpack(
 
 
 def pack(entry: Entry, state: Mapping[str, Tensor]) -> Tensor:
-    """One foreign tensor from ours."""
+    """One foreign tensor from our tensors."""
     tensor = state[entry.ours[0]] if len(entry.ours) == 1 else torch.cat([state[name] for name in entry.ours])
     if entry.heads:
         tensor = tensor.unflatten(0, (len(entry.ours), entry.heads, -1)).transpose(0, 1).flatten(0, 2)
@@ -71,7 +71,7 @@ def pack(entry: Entry, state: Mapping[str, Tensor]) -> Tensor:
 
 
 def _paired(tensor: Tensor, pairs: tuple[int, int], form: tuple[int, int]) -> Tensor:
-    """The rotated outputs of each head as two halves, from pairs side by side (`form` (-1, 2)), or back ((2, -1))."""
+    """Reorder the rotated outputs of each head from adjacent pairs to halves (`form` (-1, 2)), or back ((2, -1))."""
     size, rotated = pairs
     turned, rest = tensor.unflatten(0, (-1, size)).split([rotated, size - rotated], dim=1)
     return torch.cat([turned.unflatten(1, form).transpose(1, 2).flatten(1, 2), rest], dim=1).flatten(0, 1)

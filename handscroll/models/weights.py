@@ -1,4 +1,4 @@
-"""Checkpoints in and out: folders of safetensors (sharded or not) and `config.json`, never pickle; GGUF files in."""
+"""Reads and writes checkpoints: folders of safetensors (sharded or not), never pickle; reads GGUF files."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from handscroll.models.model import Decoder, Model
 from handscroll.models.table import family
 from handscroll.models.unpack import empty_model, mapped, pack, unpack
 
-# Buffers that old checkpoints carry and that are recomputed from the configuration.
+# Buffers in old checkpoints that are recomputed from the configuration.
 BUFFERS = re.compile(r"(rotary_emb\.inv_freq|\.attn\.bias|\.attn\.masked_bias|embeddings\.position_ids)$")
 PREFIXES = ("model.", "transformer.", "bert.", "roberta.")
 PROVENANCE, PROVENANCE_KEY = "handscroll.json", "handscroll.provenance"
@@ -31,11 +31,12 @@ HUB_FILES = ["*.safetensors", "*.json", "*.txt"]
 
 
 def locate(source: str | Path) -> Path:
-    """A local folder, or a GGUF file (given, or alone in its folder), as it is; a hub id downloaded (safetensors and
-    JSON only, no code, no pickle).
+    """The path of a checkpoint: a local folder, a GGUF file (given, or alone in its folder), or a downloaded hub id.
+
+    Only safetensors and JSON are downloaded, no code and no pickle.
 
     Raises:
-        CheckpointError: none of these.
+        CheckpointError: `source` is none of these.
     """
     path = Path(source)
     if path.is_dir():
@@ -53,11 +54,13 @@ def locate(source: str | Path) -> Path:
         return Path(snapshot_download(str(source), allow_patterns=HUB_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{source} is no local folder and could not be fetched from the hub: {reason}") from None
+        raise CheckpointError(
+            f"{source} is not a local folder and could not be fetched from the hub: {reason}"
+        ) from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a checkpoint folder; what is missing or broken is named."""
+    """Read a JSON object from a checkpoint folder; an error names a missing or broken file."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -86,12 +89,12 @@ def load_model(
 ) -> Decoder:
     """Build the model of a checkpoint folder or a GGUF file and read its weights.
 
-    Files are mapped: a tensor that is stored in `dtype` (None: what most of them are stored in) is a view of its file.
-    `as_stored` keeps the quantised matrices of a GGUF file as they are; otherwise they are dequantised.
+    Files are mapped: a tensor stored in `dtype` (None: the dtype of most tensors) is a view of its file. `as_stored`
+    keeps quantised matrices of a GGUF file as they are; otherwise they are dequantised.
 
     Raises:
-        CheckpointError: missing, unexpected, truncated or misshapen tensors, named.
-        ConfigError: there is no such device here.
+        CheckpointError: tensors are missing, unexpected, truncated or of the wrong shape; the message names them.
+        ConfigError: the device does not exist here.
     """
     check_device(device)
     if is_gguf(source):
@@ -120,7 +123,7 @@ def load_model(
 
 
 def loaded_dtype(source: Path, device: str | torch.device = "cpu") -> torch.dtype:
-    """What a checkpoint is loaded in where nothing else is asked for."""
+    """The default dtype of a loaded checkpoint."""
     if is_gguf(source):
         return stored_dtype(read_gguf(source), device)
     with ExitStack() as stack:
@@ -128,7 +131,8 @@ def loaded_dtype(source: Path, device: str | torch.device = "cpu") -> torch.dtyp
 
 
 def check_device(device: str | torch.device) -> None:
-    """
+    """Check a device name.
+
     Raises:
         ConfigError: it is neither the CPU nor a GPU that torch sees here.
     """
@@ -145,8 +149,8 @@ def check_device(device: str | torch.device) -> None:
 def save_model(model: Model, folder: Path, shard_bytes: int = 4 << 30, pad: int | None = None) -> None:
     """Write `config.json` and safetensors (sharded above `shard_bytes`) that the reference library loads.
 
-    `pad` is the tokenizer's padding token, which the reference library pads with, and whose row it never trains, so one
-    that begins or ends texts is not written; a RoBERTa's follows from its positions.
+    `pad` is the padding token of the tokenizer. The reference library never trains its row, so a padding token that
+    also begins or ends texts is not written. That of a RoBERTa follows from its positions.
     """
     if folder.is_file():
         raise ConfigError(f"{folder} is a file: give a folder to write the checkpoint into")
@@ -166,31 +170,31 @@ def save_model(model: Model, folder: Path, shard_bytes: int = 4 << 30, pad: int 
         filled += size
     _write_shards(shards, folder)
     foreign = kind.write(model.config) | {"torch_dtype": str(dtype).removeprefix("torch.")}
-    taken = (*model.config.eos, model.config.bos)  # must be trained
+    taken = (*model.config.eos, model.config.bos)  # these must be trained
     if pad is not None and pad not in taken and not model.spec.pads:
         foreign["pad_token_id"] = pad
     write_file(folder / "config.json", (json.dumps(foreign, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 class _Reader:
-    """Tensors of a folder by name, whichever shard holds them, with or without the base-model prefix."""
+    """The tensors of a folder by name, from any shard, with or without the base-model prefix."""
 
     def __init__(self, folder: Path, stack: ExitStack):
         self.folder = folder
         self.files: dict[str, Any] = {}
-        self.places: dict[str, tuple[Tensor, dict[str, Any]]] = {}  # bytes of the numbers of a file, and its header
+        self.places: dict[str, tuple[Tensor, dict[str, Any]]] = {}  # bytes of the numbers in a file, and its header
         for path in _weight_files(folder):
             try:
                 handle = stack.enter_context(safe_open(path, framework="pt"))
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(f"{path} is damaged or cut short: {error}; fetch or write it again") from None
-            self.files |= dict.fromkeys(handle.keys(), handle)  # its header is sound
+            self.files |= dict.fromkeys(handle.keys(), handle)  # its header is valid
             self.places |= dict.fromkeys(handle.keys(), _mapped(path))
         self.taken: set[str] = set()
 
     @property
     def dtype(self) -> torch.dtype:
-        """What most of the numbers are stored in."""
+        """The dtype of most of the stored numbers."""
         sizes: Counter[str] = Counter()
         for name, handle in self.files.items():
             part = handle.get_slice(name)
@@ -199,24 +203,24 @@ class _Reader:
         return floats[0] if floats else torch.float32
 
     def find(self, name: str) -> str | None:
-        """The name under which the files hold a tensor."""
+        """The name of a tensor in the files."""
         names = [name, *map(name.removeprefix, PREFIXES), *(prefix + name for prefix in PREFIXES)]
         return next((other for other in names if other in self.files), None)
 
     def look(self, name: str) -> Tensor | None:
-        """A tensor, or None."""
+        """The tensor, or None."""
         held = self.find(name)
         return None if held is None else self._tensor(held)
 
     def take(self, name: str, *also: str) -> Tensor:
         held = next((found for found in map(self.find, (name, *also)) if found is not None), None)
         if held is None:
-            raise CheckpointError(f"{self.folder} has no tensor '{name}', which config.json calls for")
+            raise CheckpointError(f"{self.folder} has no tensor '{name}', which config.json requires")
         self.taken.add(held)
         return self._tensor(held)
 
     def _tensor(self, name: str) -> Tensor:
-        """A view of the file where it is floats (the library itself copies)."""
+        """A view of the file for float tensors; the library would copy."""
         numbers, header = self.places[name]
         dtype, (first, last) = _DTYPES.get(header[name]["dtype"]), header[name]["data_offsets"]
         raw = numbers[first:last]
@@ -225,7 +229,7 @@ class _Reader:
         return raw.view(dtype).view(header[name]["shape"])
 
     def check_rest(self, copies: dict[str, Tensor | None]) -> None:
-        """Refuse tensors that nobody asked for; `copies` may repeat one of the model's (None: say nothing)."""
+        """Refuse unexpected tensors; `copies` may repeat one of the model (None: they are ignored)."""
         rest = {name for name in self.files if name not in self.taken and not BUFFERS.search(name)}
         for name in rest & copies.keys():
             held, ours = self._tensor(name), copies[name]
@@ -243,7 +247,7 @@ class _Reader:
 
 
 def _mapped(path: Path) -> tuple[Tensor, dict[str, Any]]:
-    """The numbers of a safetensors file as mapped bytes, and its header, which the library has checked."""
+    """The mapped bytes of a safetensors file, and its header, which the library has checked."""
     whole = mapped(path)
     size = int.from_bytes(whole[:8].numpy().tobytes(), "little")
     return whole[8 + size :], json.loads(whole[8 : 8 + size].numpy().tobytes())
@@ -264,7 +268,7 @@ def _weight_files(folder: Path) -> Iterator[Path]:
         yield folder / "model.safetensors"
     else:
         pickled = sorted(path.name for path in folder.glob("*.bin"))
-        hint = f"; {pickled[0]} is a pickle and never loaded: convert it to safetensors" if pickled else ""
+        hint = f"; {pickled[0]} is a pickle, which is never loaded: convert it to safetensors" if pickled else ""
         raise CheckpointError(f"{folder} has no model.safetensors{hint}")
 
 
@@ -286,7 +290,7 @@ def _write_shards(shards: list[dict[str, Tensor]], folder: Path) -> None:
 
 
 def read_provenance(source: Path) -> dict[str, Any]:
-    """How a checkpoint came to be, where it was made here: `handscroll.json`, or a key of a GGUF file."""
+    """The record of how a checkpoint was made here: `handscroll.json`, or a key of a GGUF file."""
     if is_gguf(source):
         return json.loads(read_gguf(source).metadata.get(PROVENANCE_KEY, "{}"))
     path = source / PROVENANCE
@@ -294,7 +298,7 @@ def read_provenance(source: Path) -> dict[str, Any]:
 
 
 def weight_sizes(source: Path) -> tuple[int, str, int]:
-    """(parameters, dtypes, bytes) of the stored weights, from the headers of the files alone."""
+    """(parameters, dtypes, bytes) of the stored weights, read only from the headers of the files."""
     if is_gguf(source):
         return sizes_of(read_gguf(source))
     parameters, stored = 0, 0

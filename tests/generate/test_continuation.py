@@ -106,7 +106,7 @@ def test_the_command_writes_text(tiny_folder, tmp_path):
 
 def test_the_command_refuses_what_it_would_ignore(tiny_folder, tmp_path):
     words = ["generate", tiny_folder, "--prompt", PROMPT, "--max-tokens", "5"]
-    run(*words, "--logprobs", "1", fails="with --json only")
+    run(*words, "--logprobs", "1", fails="appear only in the output of --json")
     run(*words, "--length-penalty", "2", fails="belongs to --beams")
     run(*words, "--choice", "a", "--regex", "b", fails="give one of them")
     run(*words, "--lookup", "2", "--draft", tiny_folder, fails="give one of them")

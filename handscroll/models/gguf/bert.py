@@ -1,4 +1,4 @@
-"""BERT in GGUF files: bare encoders (llama.cpp reads a RoBERTa as a BERT whose unused positions are cut off)."""
+"""BERT in GGUF files: bare encoders (llama.cpp reads a RoBERTa as a BERT without its unused positions)."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ _GGUF_LAYER = {
 
 
 def _from_gguf(header: Header) -> Foreign:
-    """A bare encoder: the files have no masked-LM head, and those of classifiers are refused by their tensors."""
+    """A bare encoder: the files have no masked-LM head, and the unexpected tensors of a classifier are refused."""
     header.only("attention.causal", False)
     header.only("attention.head_count_kv", header.need("attention.head_count"))
     sizes = {"vocab_size": header.rows("token_embd.weight"), "type_vocab_size": header.rows("token_types.weight")}
@@ -37,7 +37,7 @@ def _from_gguf(header: Header) -> Foreign:
 def _to_gguf(config: Any, foreign: Foreign) -> Written:
     if config.masked or config.labels or config.following or config.activation != "gelu":
         raise ConfigError(
-            "GGUF keeps bare encoders with a GELU: heads (masked-LM, next sentence, classifier) have no place in it; "
+            "GGUF holds bare encoders with a GELU, without heads (masked-LM, next sentence, classifier); "
             "load the bare encoder, or save a folder"
         )
     return Written({"attention.causal": False, "pooling_type": 1, "context_length": config.context}, {})

@@ -1,4 +1,4 @@
-"""Gemma 2 and 3 in GGUF files: norms are stored as 1 + w, windows follow a pattern."""
+"""Gemma 2 and 3 in GGUF files: norms are stored as 1 + w, and windows follow a pattern."""
 
 from typing import Any
 
@@ -21,13 +21,13 @@ KEYS = {
     "final_logit_softcapping": "final_logit_softcapping",
 }
 FULL, SLIDING = "full_attention", "sliding_attention"
-EVERY = {"gemma2": 2, "gemma3": 6}  # every so many layers one sees all
+EVERY = {"gemma2": 2, "gemma3": 6}  # one layer in so many has full attention
 LARGE = {"gemma2": 46, "gemma3": 62}  # layers of the 27B models, whose scores are scaled by width / heads
 LOCAL_BASE = 10_000.0
 
 
 def _scalar(architecture: str, layers: int, width: int, heads: int, head_size: int) -> float:
-    """What scores are divided by the root of; the files do not say it, and llama.cpp goes by the number of layers."""
+    """The square of the divisor of the scores; the files omit it, and llama.cpp infers it from the number of layers."""
     return width / heads if layers == LARGE[architecture] else head_size
 
 

@@ -1,4 +1,4 @@
-"""Models out of GGUF files. The file is mapped: what stays as it is stored is a view of it, never a copy."""
+"""Loads models from GGUF files. The file is mapped: a tensor that keeps its format is a view of it, never a copy."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -24,7 +24,8 @@ FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def side_of(kind: Family, where: Any) -> GGUFSide:
-    """
+    """The GGUF description of a family.
+
     Raises:
         ConfigError: the family has no GGUF files.
     """
@@ -34,10 +35,10 @@ def side_of(kind: Family, where: Any) -> GGUFSide:
 
 
 def read_header(path: Path) -> tuple[Family, Any, Header]:
-    """The family, its configuration, and the header with what was asked of it.
+    """The family, its configuration, and the header, which records the keys that were read.
 
     Raises:
-        ConfigError: an architecture, a key or a setting that is not known.
+        ConfigError: an architecture, a key or a setting is unknown.
     """
     header = Header(read_gguf(path))
     kind = family(ARCHITECTURES.get(header.file.architecture, header.file.architecture))
@@ -54,7 +55,7 @@ def ignored_keys(path: Path) -> list[str]:
 
 
 def _tokens(file: GGUF) -> dict[str, Any]:
-    """What the tokenizer says of tokens that begin and end a text."""
+    """The tokens that begin and end a text, from the tokenizer."""
     if "tokenizer.ggml.tokens" not in file.metadata:
         raise CheckpointError(f"{file.path} has no tokenizer")
     found = ends(file.metadata)
@@ -64,11 +65,12 @@ def _tokens(file: GGUF) -> dict[str, Any]:
 def load_gguf(path: Path, dtype: torch.dtype | None, device: str | torch.device, as_stored: bool) -> Decoder:
     """The model of a GGUF file.
 
-    `dtype` is what it computes in (None: see `stored_dtype`). `as_stored` keeps quantised matrices as they are, else
-    they are dequantised.
+    `dtype` is the dtype of the computation (None: see `stored_dtype`). `as_stored` keeps quantised matrices as they
+    are; otherwise they are dequantised.
 
     Raises:
-        CheckpointError: missing, unexpected, truncated or misshapen tensors, named. ConfigError: see `read_header`.
+        CheckpointError: tensors are missing, unexpected, truncated or of the wrong shape; the message names them.
+        ConfigError: see `read_header`.
     """
     kind, config, header = read_header(path)
     file = header.file
@@ -94,7 +96,7 @@ def load_gguf(path: Path, dtype: torch.dtype | None, device: str | torch.device,
 
 
 def _kept(model: Decoder, name: str, format: Format, raw: Tensor, dtype: torch.dtype) -> Quantised | None:
-    """The module that computes with a quantised matrix; None where only numbers are of use."""
+    """The module that computes with a quantised matrix; None if only its numbers can be used."""
     owner = model.get_submodule(name.rpartition(".")[0])
     if isinstance(owner, TokenTable):
         return QuantisedTable(format, raw, None, dtype)
@@ -102,7 +104,7 @@ def _kept(model: Decoder, name: str, format: Format, raw: Tensor, dtype: torch.d
 
 
 def _give(model: Decoder, state: dict[str, Tensor]) -> None:
-    """Put numbers into the model, biases of quantised projections too."""
+    """Copy numbers into the model, including the biases of quantised projections."""
     for name in list(state):
         owner = model.get_submodule(name.rpartition(".")[0])
         if isinstance(owner, Quantised):
@@ -112,7 +114,7 @@ def _give(model: Decoder, state: dict[str, Tensor]) -> None:
 
 
 def stored_dtype(file: GGUF, device: str | torch.device) -> torch.dtype:
-    """What a file is stored in, by most of its bytes; of quantised weights, what is computed with them."""
+    """The dtype of most bytes of a file; for quantised weights, the dtype of the computation."""
     sizes: Counter[str] = Counter()
     for stored in file.tensors.values():
         sizes[_format(stored).name] += _format(stored).row_bytes(stored.shape[-1]) * _rows(stored)
@@ -120,11 +122,11 @@ def stored_dtype(file: GGUF, device: str | torch.device) -> torch.dtype:
     return settled(FLOATS.get(name, QUANTISED), device)
 
 
-QUANTISED = torch.float32  # what quantised weights are computed with where nothing else is asked for
+QUANTISED = torch.float32  # default dtype of the computation with quantised weights
 
 
 def settled(dtype: torch.dtype, device: str | torch.device) -> torch.dtype:
-    """float16 is computed in float32 on a CPU, which has no arithmetic for it; all else as it is stored."""
+    """The dtype of the computation: float32 for float16 on a CPU, which lacks float16; otherwise unchanged."""
     half = dtype is torch.float16 and torch.device(device).type == "cpu"
     return torch.float32 if half else dtype
 
@@ -143,8 +145,8 @@ def sizes_of(file: GGUF) -> tuple[int, str, int]:
 def _format(stored: Stored) -> Format:
     if stored.kind not in BY_GGML:
         raise ConfigError(
-            f"{stored.path}: tensor '{stored.name}' is of the ggml type {stored.kind}, which is not read; known are "
-            f"{', '.join(format.name for format in BY_GGML.values())}"
+            f"{stored.path}: tensor '{stored.name}' has the ggml type {stored.kind}, which is not supported; "
+            f"known types are {', '.join(format.name for format in BY_GGML.values())}"
         )
     return BY_GGML[stored.kind]
 
@@ -154,7 +156,7 @@ def _rows(stored: Stored) -> int:
 
 
 class Mapped:
-    """The tensors of a GGUF file as views of it."""
+    """The tensors of a GGUF file, as views of it."""
 
     def __init__(self, file: GGUF):
         self.file = file
@@ -163,12 +165,12 @@ class Mapped:
 
     def take(self, name: str) -> Stored:
         if name not in self.file.tensors:
-            raise CheckpointError(f"{self.file.path} has no tensor '{name}', which its metadata calls for")
+            raise CheckpointError(f"{self.file.path} has no tensor '{name}', which its metadata requires")
         self.taken.add(name)
         return self.file.tensors[name]
 
     def bytes(self, stored: Stored, format: Format) -> Tensor:
-        """Raw uint8 (rows, bytes of a row)."""
+        """The raw uint8 rows (rows, bytes of a row)."""
         rows, row = _rows(stored), format.row_bytes(stored.shape[-1])
         whole = self.files[stored.path]
         if stored.offset + rows * row > len(whole):
@@ -176,14 +178,15 @@ class Mapped:
         return whole[stored.offset : stored.offset + rows * row].view(rows, row)
 
     def numbers(self, stored: Stored) -> Tensor:
-        """A float tensor in its shape."""
+        """The values of a float tensor in its shape."""
         format = _format(stored)
         return self.bytes(stored, format).view(FLOATS[format.name]).view(stored.shape)
 
     def check_rest(self, also: set[str]) -> None:
-        """
+        """Refuse tensors that were not read.
+
         Raises:
-            CheckpointError: tensors that nobody asked for.
+            CheckpointError: the file holds such tensors.
         """
         rest: Iterator[str] = (name for name in self.file.tensors if name not in self.taken and name not in also)
         names = sorted(rest)

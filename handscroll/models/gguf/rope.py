@@ -1,4 +1,4 @@
-"""Rotary positions in GGUF files, in the words of `config.json` (`models/positions.py` judges them), and back."""
+"""Rotary positions of GGUF files: converted to keys of `config.json`, which `models/positions.py` checks, and back."""
 
 import math
 from typing import Any
@@ -12,15 +12,17 @@ from handscroll.nn.positions.rotary import Rotary
 from handscroll.nn.scaling.llama3 import Llama3
 from handscroll.nn.scaling.table import scaling_from
 
-LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}  # of every published model
-TRAINED = 8192  # the length that the first ones of them were trained to
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}  # the values of every published model
+TRAINED = 8192  # the training length of the first such models
 
 
 def read_rope(header: Header, rotated: int, tensors: bool = False) -> Foreign:
-    """`rope_theta` and `rope_scaling`. `tensors`: the architecture's models may have factors of their own in tensors.
+    """Read `rope_theta` and `rope_scaling`.
+
+    With `tensors`, models of the architecture may have their own factors in tensors.
 
     Raises:
-        ConfigError: a scaling that is not known.
+        ConfigError: the scaling is unknown.
     """
     base, kind = header.get("rope.freq_base", 10000.0), header.get("rope.scaling.type", "none")
     header.only("rope.dimension_count", rotated)
@@ -66,7 +68,7 @@ def _longrope(header: Header) -> dict[str, Any]:
 
 
 def _llama3(header: Header, factors: list[float], base: float, original: int | None) -> dict[str, Any]:
-    """The scaling of Llama 3 whose factors the file holds; it keeps them alone, so the published dials are tried."""
+    """The scaling of Llama 3 for the factors of the file; it stores only factors, so published settings are tried."""
     largest = max(factors)
     fields = {"factor": largest, **LLAMA3}
     context = header.need("context_length")
@@ -76,12 +78,13 @@ def _llama3(header: Header, factors: list[float], base: float, original: int | N
         if max(abs(ours / theirs - 1) for ours, theirs in zip(made, factors, strict=True)) < 1e-4:
             return {"rope_type": "llama3", "original_max_position_embeddings": length, **fields}
     raise ConfigError(
-        f"{header.file.path}: the factors of its tensor rope_freqs (up to {largest:g}) follow from no published scaling"
+        f"{header.file.path}: the factors of its tensor rope_freqs (up to {largest:g}) do not "
+        "follow from any published scaling"
     )
 
 
 def _factors(scaling: Any, rotated: int, base: float) -> list[float]:
-    """What each frequency is divided by."""
+    """The divisor of each frequency."""
     plain = base ** -(torch.arange(0, rotated, 2, dtype=torch.float64) / rotated)
     scaled = torch.as_tensor(scaling.inverse_frequencies(rotated, base, 0), dtype=torch.float64)
     return (plain / scaled).tolist()
@@ -108,7 +111,10 @@ def write_rope(positions: Rotary, rotated: int, tensors: bool = False) -> Writte
         return Written(keys if abs(own - 1.0) < 1e-6 else keys | {"rope.scaling.attn_factor": own}, {})
     if isinstance(scaling, Llama3) and tensors:
         if any(getattr(scaling, name) != usual for name, usual in LLAMA3.items()):
-            raise ConfigError("GGUF keeps no dials of a llama3 scaling: only low_freq_factor 1, high_freq_factor 4")
+            raise ConfigError(
+                "GGUF stores no settings of a llama3 scaling: only low_freq_factor 1 and "
+                "high_freq_factor 4 can be written"
+            )
         return Written(keys, {"rope_freqs.weight": _factors(scaling, rotated, base)})
     if scaling.name == "longrope" and tensors:
         keys |= {"rope.scaling.type": "longrope", "rope.scaling.factor": scaling.factor}

@@ -1,4 +1,4 @@
-"""Models into GGUF files, as llama.cpp reads them. The `gguf` library writes the container."""
+"""Writes models as GGUF files that llama.cpp reads. The library `gguf` writes the container."""
 
 import json
 from collections.abc import Iterator
@@ -21,26 +21,27 @@ from handscroll.models.unpack import pack
 
 TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
 FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7, "q4_0": 2}  # general.file_type
-ENDS = ("token_embd.weight", "output.weight")  # kept in Q8_0 beside Q4_0: an error there is an error of every logit
+ENDS = ("token_embd.weight", "output.weight")  # Q8_0 when the rest is Q4_0: an error here affects every logit
 WHOLE = ("position_embd", "token_types", "_norm", "attn_rel_b", "rope_")  # small tables stay float32
-QUANTISATION = 2  # general.quantization_version: of the layouts that are written
+QUANTISATION = 2  # general.quantization_version of the written layouts
 
 
 def save_gguf(model: Model, tokens: dict[str, Any], path: Path, kind: str, about: dict[str, Any]) -> Path:
-    """Write one GGUF file. `tokens` are the tokenizer's keys, `about` how the model came to be.
+    """Write one GGUF file. `tokens` are the keys of the tokenizer, and `about` records how the model was made.
 
-    `kind` is the format of the matrices; norms, biases and small tables are float32 always, and what no format of
-    blocks fits is float16.
+    `kind` is the format of the matrices. Norms, biases and small tables are always float32, and matrices that do not
+    fit blocks of the format are float16.
 
     Raises:
-        ConfigError: an unknown format, a family or a setting that llama.cpp does not know, numbers past float16.
+        ConfigError: the format is unknown, llama.cpp does not support the family or a setting, or numbers exceed
+            float16.
     """
     if kind not in TYPES:
         raise ConfigError(f"unknown type of weights '{kind}': {nearest(kind, TYPES)}")
     if path.suffix != SUFFIX:
-        raise ConfigError(f"{path} is not called *{SUFFIX}, by which such files are known")
+        raise ConfigError(f"{path} does not end in {SUFFIX}; give a file name with this ending")
     foreign = family(model.config.family).write(model.config)
-    side = side_of(family(foreign["model_type"]), path)  # a lengthened one may be called otherwise than its family
+    side = side_of(family(foreign["model_type"]), path)  # a lengthened model may have another type than its family
     written = side.write(model.config, foreign)
     keys = {name: foreign[theirs] for name, theirs in side.keys.items() if foreign.get(theirs) is not None}
     metadata = {f"{side.architecture}.{name}": value for name, value in (keys | written.keys).items()}
@@ -96,13 +97,13 @@ def _write(path: Path, architecture: str, metadata: dict[str, Any], tensors: _Te
 
 def _bytes(name: str, tensor: Tensor, format: Format) -> Any:
     if format.name == "F16" and float(tensor.abs().max()) > torch.finfo(torch.float16).max:
-        raise ConfigError(f"tensor '{name}' has numbers past float16's: export it as bf16, f32 or q8_0")
+        raise ConfigError(f"tensor '{name}' has numbers beyond float16: export it as bf16, f32 or q8_0")
     rows = tensor.reshape(-1, tensor.shape[-1])
     return format.quantise(rows).numpy()
 
 
 def _add(writer: Any, key: str, value: Any) -> None:
-    """A key with the type that llama.cpp reads it in."""
+    """Add a key with the type that llama.cpp expects."""
     import gguf
 
     if isinstance(value, bool):

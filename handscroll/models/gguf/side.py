@@ -1,4 +1,4 @@
-"""What a family says of its GGUF files, and the header of one as its reader sees it."""
+"""The GGUF description of a family, and the header of a file as its reader sees it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from handscroll.base.errors import CheckpointError, ConfigError, nearest
 from handscroll.base.gguf import GGUF
 from handscroll.models.foreign import Entry, Foreign
 
-# Keys of the file as a whole, which change no number or are read with the container (`general.alignment`, `split.*`).
+# Keys of the whole file that change no number or are read with the container (`general.alignment`, `split.*`).
 BOOKKEEPING = ("general.", "tokenizer.", "split.", "quantize.", "imatrix.", "handscroll.")
-# Keys under the architecture's name that change no logit.
+# Keys under the name of the architecture that change no logit.
 SILENT = frozenset(["vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "pooling_type"])
 
 
 @dataclass(frozen=True)
 class Written:
-    """What a configuration becomes in a file: keys (without the architecture's name) and small tensors of their own."""
+    """The GGUF form of a configuration: keys (without the name of the architecture) and small tensors."""
 
     keys: dict[str, Any]
     tensors: dict[str, list[float]]
@@ -26,11 +26,12 @@ class Written:
 
 @dataclass(frozen=True)
 class GGUFSide:
-    """How the models of a family lie in GGUF files.
+    """Describes how GGUF files store the models of a family.
 
-    `keys` are renamed: key of the file (without the architecture's name) -> key of `config.json`. `read(header)` adds
-    what needs more than a name. `write(config, foreign)` gives what `keys` does not, and refuses (ConfigError) what
-    llama.cpp does not compute. `entries(config)` are the tensors by their names in the file.
+    `keys` maps keys of the file (without the name of the architecture) to keys of `config.json`. `read(header)` adds
+    the entries that need more than a new name. `write(config, foreign)` gives the keys that `keys` does not, and raises
+    ConfigError for models that llama.cpp does not compute. `entries(config)` are the tensors by their names in the
+    file.
     """
 
     architecture: str
@@ -41,7 +42,7 @@ class GGUFSide:
 
 
 class Header:
-    """The metadata of a file, which remembers what was asked for: what nobody asked for may change the model."""
+    """The metadata of a file. It records which keys were read, because a key that was not read may change the model."""
 
     def __init__(self, file: GGUF):
         self.file = file
@@ -50,15 +51,16 @@ class Header:
         self.tensors: set[str] = set()
 
     def get(self, key: str, default: Any = None) -> Any:
-        """A value by its key without the architecture's name; numbers as they were before they became float32."""
+        """The value of a key (without the name of the architecture); float32 numbers get their original decimals."""
         self.asked.add(self.prefix + key)
         value = self.file.metadata.get(self.prefix + key, default)
         return shortest(value) if isinstance(value, float) else value
 
     def need(self, key: str) -> Any:
-        """
+        """The value of a required key.
+
         Raises:
-            CheckpointError: the file has no such key.
+            CheckpointError: the file does not have this key.
         """
         value = self.get(key)
         if value is None:
@@ -66,9 +68,10 @@ class Header:
         return value
 
     def only(self, key: str, *allowed: Any) -> None:
-        """
+        """Check that a key is absent or has one of the `allowed` values.
+
         Raises:
-            ConfigError: the key is there with another value than those `allowed`.
+            ConfigError: the key has another value.
         """
         value = self.get(key, allowed[0])
         if value not in allowed:
@@ -79,10 +82,10 @@ class Header:
         return tensor in self.file.tensors
 
     def rows(self, tensor: str) -> int:
-        """Rows of a matrix.
+        """The number of rows of a matrix.
 
         Raises:
-            CheckpointError: the file has no such tensor.
+            CheckpointError: the file does not have this tensor.
         """
         if tensor not in self.file.tensors:
             raise CheckpointError(f"{self.file.path} has no tensor '{tensor}'")
@@ -95,17 +98,17 @@ class Header:
             return None
         self.tensors.add(tensor)
         if stored.kind != 0 or len(stored.shape) != 1:
-            raise CheckpointError(f"{self.file.path}: '{tensor}' is no vector of float32 numbers")
+            raise CheckpointError(f"{self.file.path}: '{tensor}' is not a vector of float32 numbers")
         with stored.path.open("rb") as file:
             file.seek(stored.offset)
             raw = file.read(4 * stored.shape[0])
         return [shortest(number) for number in np.frombuffer(raw, "<f4").tolist()]
 
     def foreign(self, side: GGUFSide, name: str) -> Foreign:
-        """The `config.json` of the family `name` that says the same.
+        """The same configuration as a `config.json` of the family `name`.
 
         Raises:
-            ConfigError: a key that nobody has looked at.
+            ConfigError: a key is unknown.
         """
         found: Foreign = {"model_type": name}
         for key, theirs in side.keys.items():
@@ -124,23 +127,23 @@ class Header:
         return found
 
     def ignored(self) -> list[str]:
-        """Keys that were not asked for: they change no number."""
+        """The keys that were not read; they change no number."""
         read = (*self.asked, "general.architecture", "general.alignment")
         return [key for key in self.file.metadata if key not in read and not key.startswith(("tokenizer.", "split."))]
 
 
 def shortest(number: float) -> float:
-    """The decimal that a float32 number was written from: 1e-06 of 9.999999974752427e-07."""
+    """The decimal that a float32 number was written from, such as 1e-06 for 9.999999974752427e-07."""
     return float(str(np.float32(number)))
 
 
 def gguf_ends(tied: bool) -> list[Entry]:
-    """What every decoder has before and after its layers: token table, last norm, and a head of its own."""
+    """The tensors of every decoder outside its layers: token table, last norm, and an own head."""
     head = [] if tied else [Entry("output.weight", ("projection.weight",))]
     return [Entry("token_embd.weight", ("embedding.weight",)), Entry("output_norm.weight", ("norm.weight",)), *head]
 
 
-# The layer of a GPT-2, and of a BLOOM: one fused projection of queries, keys and values; biases everywhere.
+# The layer of GPT-2 and BLOOM: one fused projection of queries, keys and values, with biases everywhere.
 GGUF_LAYER = {
     "attn_norm": "attention_norm",
     "attn_qkv": ("attention.query", "attention.key", "attention.value"),
@@ -152,7 +155,7 @@ GGUF_LAYER = {
 
 
 def gguf_layers(count: int, names: Mapping[str, str | tuple[str, ...]]) -> list[Entry]:
-    """Weights and biases of `count` layers, by their names in the file and ours."""
+    """The weights and biases of `count` layers, by their names in the file and ours."""
     return [
         Entry(
             f"blk.{number}.{theirs}.{part}",
