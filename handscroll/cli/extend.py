@@ -21,7 +21,7 @@ def extend(
     out: Annotated[Path, typer.Option(help="Folder for the lengthened checkpoint; must not exist.")],
     method: Annotated[str, typer.Option(help="auto, all (own methods too), or a name (docs/extend.md).")] = "auto",
     text: Annotated[list[str] | None, typer.Option(help="Text for the choice. [written by the model]")] = None,
-    guard: Annotated[float, typer.Option(help="Largest loss of short text, in nats per token.")] = 0.1,
+    guard: Annotated[float, typer.Option(help="Largest rise of the loss on short text, in nats per token.")] = 0.1,
     factors: Annotated[Path | None, typer.Option(help="JSON file with long_factor and short_factor.")] = None,
     tune: Annotated[list[str] | None, typer.Option(help="Files of long text for the tuning.")] = None,
     steps: Annotated[int, typer.Option(help="Number of tuning steps.")] = 100,
@@ -32,7 +32,9 @@ def extend(
     seed: Annotated[int, typer.Option(help="Seed of the choice of text and of the tuning order.")] = 0,
     device: Device = "cpu",
     strategy: Annotated[str, typer.Option(help="Memory strategy of the tuning (docs/strategies.md).")] = "auto",
-    offload: Annotated[str, typer.Option(help="Where saved tensors go: none, host or disk.")] = "none",
+    offload: Annotated[
+        str, typer.Option(help="Where a chunked strategy keeps its tensors: none, host or disk.")
+    ] = "none",
     force: Annotated[
         bool, typer.Option("--force", help="Tune even if the planner predicts that it will not fit.")
     ] = False,
@@ -55,7 +57,7 @@ def extend(
         values |= {"memory": {"strategy": strategy, "offload": offload}, "force": force}
         settings = TuneSettings.parse(values, "extend --tune")
     elif idle := [one.name for one in context.command.params if one.name in TUNING and _given(context, one)]:
-        raise ConfigError(f"--{idle[0]} is of a tuning, which needs text: give --tune FILES, or leave it out")
+        raise ConfigError(f"--{idle[0]} belongs to a tuning, which needs text: give --tune FILES, or leave it out")
     given = None if factors is None else _read_factors(factors)
     lm = load(model, device, "float32" if tune else "auto", weights="float")  # small steps need float32 weights
     with bar("tuning" if tune else "measuring", steps if tune else None) as advance:

@@ -106,7 +106,7 @@ def generate(
         about = {"model": model, "prompt_tokens": len(lm.encode(text))}
         about["settings"] = (search if beams else sampling) | {"dtype": str(lm.model.dtype).removeprefix("torch.")}
         kept = _kept(cache or "full", taken, reports)
-        typer.echo(json.dumps(about | kept | _told(lm, found, drafts), ensure_ascii=False))
+        typer.echo(json.dumps(about | kept | _record(lm, found, drafts), ensure_ascii=False))
         return
     _write(found, samples, settings["constraint"])
     if drafts is not None:
@@ -199,7 +199,7 @@ def _draft(lm: "LM", lookup: int, draft: str, dtype: str) -> "Drafts | None":
     return lm.draft(load(draft, str(lm.model.device), dtype)) if draft else None
 
 
-def _told(lm: "LM", found: "Sequence[Continuation]", drafts: "Drafts | None") -> dict[str, Any]:
+def _record(lm: "LM", found: "Sequence[Continuation]", drafts: "Drafts | None") -> dict[str, Any]:
     """The entries of --json for the continuations."""
     from handscroll.generate.continuation import told
 

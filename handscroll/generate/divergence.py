@@ -143,13 +143,13 @@ def answers(model: Model, tokenizer: Tokenizer, given: Tasks, way: Way) -> Answe
         first = given.copies.shape[1] - COPIED + GIVEN
         found = torch.cat([decoded(model, row[None], first, way)[0].argmax(-1).cpu() for row in given.copies])
         copying = float((found == given.copies[:, first:]).double().mean())
-    told = [tokenizer.decode(said(model, prompt, SUM, way)) for prompt, _ in given.sums]
-    return Answers(needle, copying, [text.split("\n")[0].strip() for text in told])
+    texts = [tokenizer.decode(said(model, prompt, SUM, way)) for prompt, _ in given.sums]
+    return Answers(needle, copying, [text.split("\n")[0].strip() for text in texts])
 
 
-def right(given: Tasks, told: Sequence[str]) -> float | None:
+def right(given: Tasks, found: Sequence[str]) -> float | None:
     """The share of sums with the right answer; None without sums."""
-    hits = [text == answer for text, (_, answer) in zip(told, given.sums, strict=True)]
+    hits = [text == answer for text, (_, answer) in zip(found, given.sums, strict=True)]
     return sum(hits) / len(hits) if hits else None
 
 

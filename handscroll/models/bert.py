@@ -92,7 +92,7 @@ class BertConfig(WholeHeads, Labels):
     def spec(self) -> ModelSpec:
         square, width = self.width * self.width, self.width
         heads = self.masked * (square + 3 * width + self.vocab) + self.pooler * (square + width)
-        told_apart = 2 * self.following + len(self.labels)
+        classes = 2 * self.following + len(self.labels)
         return ModelSpec(
             family=self.family,
             vocab=self.vocab,
@@ -105,7 +105,7 @@ class BertConfig(WholeHeads, Labels):
             transformed=self.masked,
             labels=self.labels,
             pool="first",
-            extra=heads + (self.kinds + 2) * width + told_apart * (width + 1),  # 2 for the norm of the embedding
+            extra=heads + (self.kinds + 2) * width + classes * (width + 1),  # 2 for the norm of the embedding
         )
 
 

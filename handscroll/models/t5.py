@@ -256,9 +256,9 @@ def _mlp(foreign: Foreign, name: str) -> str:
     mlp = str(foreign.get("feed_forward_proj", "relu" if name == "t5" else "gated-gelu")).removeprefix(DIVIDED)
     if mlp not in ACTIVATIONS:
         raise ConfigError(f"{name} with feed_forward_proj {mlp!r}: {nearest(mlp, ACTIVATIONS)}")
-    said = (foreign.get("dense_act_fn"), foreign.get("is_gated_act"))
-    if said[0] not in (None, ACTIVATIONS[mlp][0]) or said[1] not in (None, mlp.startswith("gated")):
-        raise ConfigError(f"config.json: dense_act_fn {said[0]} and is_gated_act {said[1]} contradict {mlp}")
+    stated = (foreign.get("dense_act_fn"), foreign.get("is_gated_act"))
+    if stated[0] not in (None, ACTIVATIONS[mlp][0]) or stated[1] not in (None, mlp.startswith("gated")):
+        raise ConfigError(f"config.json: dense_act_fn {stated[0]} and is_gated_act {stated[1]} contradict {mlp}")
     return mlp
 
 

@@ -25,13 +25,13 @@ def checks() -> str:
         for form in FORMS.values():
             if not check.can(form):
                 cannot[form.family].append(str(form))
-        told = [
+        entries = [
             f"`{entry}`"
             for family, found in cannot.items()
             for entry in ([family] if len(found) == len(family_of(family).forms) else found)
         ]
         holds = " ".join((check.run.__doc__ or "").split())
-        rows.append([name, holds, ", ".join(told) or "none"])
+        rows.append([name, holds, ", ".join(entries) or "none"])
     return _table(rows)
 
 
