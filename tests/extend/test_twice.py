@@ -126,11 +126,11 @@ def test_slopes_tuned_at_their_length_are_divided_by_what_is_new(tiny_folder, tm
     tune = TuneSettings(files=(TEXT,), steps=1, rows=1)
     longer = saved(extension(lm, 256, "none", tune=tune, folder=tmp_path / "run").lm, tmp_path / "longer")
     twice = extension(longer, 512, "slopes")
-    assert twice.candidate.slopes == 2.0 and twice.lm.trained == 256 and twice.lm.model.config.trained == 256
+    assert twice.candidate.changes["factor"] == 2.0 and twice.lm.trained == 256 and twice.lm.model.config.trained == 256
     untuned = extension(
         extension(lm, 256, "slopes", text=TEXT, measured=256).lm, 512, "slopes", text=TEXT, measured=512
     )
-    assert {row.candidate.slopes for row in untuned.outcome.rows} <= {2.0, 4.0, 8.0}
+    assert {row.candidate.changes["factor"] for row in untuned.outcome.rows} <= {2.0, 4.0, 8.0}
 
 
 def test_what_stays_exact_of_a_scaled_checkpoint(tiny_folder):

@@ -163,7 +163,7 @@ def test_int4_weights_are_near_and_are_not_saved(tiny_folder, tmp_path):
     assert apart[0] < apart[1] < 0.1
     torch.testing.assert_close(coarse.nll(ids), lm.nll(ids), rtol=0.2, atol=0.5)
     few = coarse.model(torch.tensor([ids[:3]]))
-    torch.testing.assert_close(few[0], coarse.logits(ids)[:3], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(few[0], coarse.logits(ids)[:3], rtol=2e-3, atol=5e-3)
     assert coarse.model.embedding.format.name == "int8"
     sizes = [sum(t.nbytes for t in x.model.layers.buffers()) for x in (rounded, coarse)]
     assert sizes[1] < 0.7 * sizes[0]

@@ -214,6 +214,8 @@ class HeldCarry:
 
 def tail(marks: Marks, count: int) -> Marks:
     """The marks of the last `count` tokens. All layers get the same object, because kernels cache by its identity."""
+    if count >= marks.length:  # marks must not hold themselves: a sharded model looks through all that a layer is given
+        return marks
     if ("tail", count) not in marks.pieces:
         marks.pieces["tail", count] = marks.part(marks.length - count, marks.length)
     return marks.pieces["tail", count]

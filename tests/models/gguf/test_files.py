@@ -73,7 +73,8 @@ def test_every_type_of_weights_is_read_as_it_was_written(kind, apart, tmp_path, 
     quantised = [one for one in stored.model.modules() if isinstance(one, Quantised)]
     assert bool(quantised) == kind.startswith("q")
     assert any(isinstance(one, QuantisedTable) for one in quantised) == kind.startswith("q")
-    assert (stored.model(TOKENS) - floats(TOKENS)).abs().max() < 1e-4
+    near = 5e-3 if quantised else 1e-4  # compiled products over stored bytes round what comes in to 16 bits
+    assert (stored.model(TOKENS) - floats(TOKENS)).abs().max() < near
     assert stored.tokenizer.encode("the fox") == TOKENIZER.encode("the fox")
 
 
