@@ -111,7 +111,7 @@ def test_the_command_refuses_what_it_would_ignore(tiny_folder, tmp_path):
     run(*words, "--choice", "a", "--regex", "b", fails="give one of them")
     run(*words, "--lookup", "2", "--draft", tiny_folder, fails="give one of them")
     run(*words, "--beams", "2", "--temperature", "1", "--lookup", "1", fails="goes without temperature, a draft")
-    run(*words, "--beams", "2", "--samples", "3", fails="count 3")
+    run(*words, "--beams", "2", "--samples", "3", fails="count is 3")
     run(*words, "--json-schema", tmp_path / "none", fails="cannot be read")
     run(*words, "--choice", "a", "--stop", "b", fails="constraint")
     run(*words, "--samples", "0", fails="samples is 0")

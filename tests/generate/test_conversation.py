@@ -133,7 +133,7 @@ def test_buckets_are_powers_of_two_and_end_at_the_factor():
 def test_impossible_requests_are_refused(base):
     lm = scaled(base, "dynamic-yarn")
     talk = lm.conversation()
-    with pytest.raises(DataError, match="nothing"):
+    with pytest.raises(DataError, match="no tokens"):
         talk.say("", SHORT)
     with pytest.raises(CapacityError, match=r"\b512\b"):
         talk.say("import re\n", Sampling(max_tokens=600))

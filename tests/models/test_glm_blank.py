@@ -173,7 +173,7 @@ def test_blanks_are_filled_over_the_cache_as_without_it():
 def test_what_it_cannot_do_is_refused():
     model = build()
     assert model.config.describe_positions() == "learned tables of 96 places and 64 inside a blank"
-    with pytest.raises(ConfigError, match="lengthened"):
+    with pytest.raises(ConfigError, match="two learned tables"):
         candidates(model, "auto", 1000)
     with pytest.raises(ConfigError, match="blanks"):
         decode(model, [[5]], Sampling(max_tokens=2))

@@ -182,11 +182,11 @@ REFUSED = {
     "default with a factor": (old(64, rope_type="default", factor=2.0), "'factor'"),
     "contradictory forms": (
         old(8192, **YARN) | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
-        "different",
+        "they differ",
     ),
     "contradictory forms, one number": (
         old(8192, **YARN) | {"rope_parameters": YARN | {"beta_fast": 16}},
-        "different",
+        "they differ",
     ),
     "two thetas": ({"rope_theta": 1e4} | new(64, rope_type="default", rope_theta=1e6), "rope_theta"),
     "theta is text": ({"rope_theta": "1e4", "max_position_embeddings": 64}, naming("rope_theta", "'1e4'")),
