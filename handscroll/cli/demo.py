@@ -32,7 +32,7 @@ def demo(
     started = time.monotonic()
     if (out / "model").exists() or (out / "tuning").exists():
         raise ConfigError(f"--out {out} holds an earlier demo; remove it or choose another folder")
-    lm = load(model or STARTER)
+    lm = load(model or STARTER, dtype="float32", weights="float")  # small steps need float32 weights
     goal = to or lm.model.config.trained * (4 if model else 8)
     plan = Plan(to=goal, needles=needles)
     if steps is not None:
