@@ -32,7 +32,6 @@ ARGUMENTS = {
     "prefill": "pppfppp",
     "has_prefill": "",
     "product": "iippppp",
-    "widen": "ippp",
     "has_many": "",
     "many": "iippppp",
     "norm": "ippfpp",

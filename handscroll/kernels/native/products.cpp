@@ -26,24 +26,3 @@ extern "C" void handscroll_product(int kind, int narrow, const void* x, const vo
     if (narrow) product((const bf16*)x, by, shape[0], shape[3], (bf16*)y);
     else product((const float*)x, by, shape[0], shape[3], (float*)y);
 }
-
-// Widens rows (count, row_bytes) of a format to float32 (count, inner). shape: count, inner, threads.
-extern "C" void handscroll_widen(int kind, const void* w, const int64_t* shape, float* y) {
-    const int64_t count = shape[0], inner = shape[1], bytes = row_bytes(kind, inner);
-    of_format(kind, [&](auto constant) {
-        constexpr int KIND = constant;
-        constexpr int64_t numbers = BLOCK_NUMBERS[KIND] == 1 ? 32 : BLOCK_NUMBERS[KIND];
-#pragma omp parallel for num_threads(shape[2])
-        for (int64_t n = 0; n < count; n++) {
-            const uint8_t* row = (const uint8_t*)w + n * bytes;
-            float* to = y + n * inner;
-            for (int64_t e = 0; e < inner; e += numbers)
-                widen_block<KIND>(row + e / BLOCK_NUMBERS[KIND] * BLOCK_BYTES[KIND], to + e, std::min(numbers, inner - e));
-            if constexpr (KIND == INT8) {
-                float scale;
-                memcpy(&scale, row + inner, 4);
-                for (int64_t e = 0; e < inner; e++) to[e] *= scale;
-            }
-        }
-    });
-}
