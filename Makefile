@@ -9,7 +9,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "torch>=2.11"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	$(BIN)/python -c "from handscroll.nn.native.library import reason; print('compiled kernels:', reason())"
+	$(BIN)/python -c "from handscroll.kernels.native.library import reason; print('compiled kernels:', reason())"
 	touch $(STAMP)
 
 demo: $(STAMP)           ## install into .venv, lengthen the starter model 8x and prove it

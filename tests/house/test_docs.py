@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import handscroll
 from handscroll.cli.main import app
 from handscroll.models.table import FAMILIES
 from handscroll.nn.positions.learned import LEARNED
@@ -55,6 +56,21 @@ def test_links_lead_somewhere_and_no_placeholder_is_left(page):
     assert not re.search(r"<!-- \w+ -->\s*\n\s*\n", text), "a place for real output is still empty"
     for module in re.findall(r"`((?:nn|extend|models|train|data|evaluate|text|generate)/[\w/]+\.py)", text):
         assert (ROOT / "handscroll" / module).exists(), module
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "Makefile", ROOT / ".ci" / "run"], ids=lambda page: page.name)
+def test_modules_and_files_of_the_package_that_a_page_or_the_makefile_names_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"\bhandscroll(?:\.\w+)+", text):
+        parts = name.split(".")
+        known = hasattr(handscroll, parts[1])  # such as handscroll.load
+        assert known or any(find(Path(*parts[:end])) for end in range(len(parts), max(1, len(parts) - 3), -1)), name
+    for path in re.findall(r"(?<![\w/.-])handscroll/[\w/]+(?:\.\w+)?", text):
+        assert (ROOT / path).exists(), path
+
+
+def find(module: Path) -> bool:
+    return (ROOT / module).is_dir() or (ROOT / f"{module}.py").exists()
 
 
 def test_options_in_the_pages_exist():
