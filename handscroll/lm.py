@@ -30,13 +30,14 @@ from handscroll.generate.beam import Beams, Early
 from handscroll.generate.budget import GUARD, Choice, Demand
 from handscroll.generate.continuation import Continuation, continuations, searched, streamed
 from handscroll.generate.conversation import Conversation
+from handscroll.generate.defaults import Defaults
 from handscroll.generate.draft import DraftModel, Drafts
 from handscroll.generate.engine.engine import Engine, EngineSettings
 from handscroll.generate.likelihood import Likelihood, loglikelihood, split_pair
 from handscroll.generate.read import ROOM, ToRead, read
 from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
-from handscroll.generate.settings import SamplingSettings, Settings
+from handscroll.generate.settings import SamplingSettings, Settings, sampling_of
 from handscroll.models.documents import classified
 from handscroll.models.gguf.save import save_gguf
 from handscroll.models.model import Decoder
@@ -55,12 +56,14 @@ class LM:
     """A language model with its tokenizer; `handscroll.load` makes one.
 
     `provenance` is the content of `handscroll.json` in the folder: the record of how the checkpoint was made.
+    `defaults` are the settings that the checkpoint recommends, under those that a call gives.
     """
 
     model: Decoder
     tokenizer: Tokenizer
     source: str
     provenance: dict[str, Any] = field(default_factory=dict)
+    defaults: Defaults = field(default_factory=Defaults)
 
     @property
     def context(self) -> int:
@@ -71,6 +74,10 @@ class LM:
     def trained(self) -> int:
         """The number of tokens it was trained with before any lengthening, as far as the folder records it."""
         return self.provenance.get("trained") or self.model.config.trained
+
+    def sampling(self, **settings: Unpack[SamplingSettings]) -> Sampling:
+        """The given settings over those that the checkpoint recommends (`plain=True` leaves the latter out)."""
+        return sampling_of(self.defaults.under(settings))
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Encode a text; `special` adds the tokens that the tokenizer puts around a text (mostly a BOS token)."""
@@ -138,7 +145,8 @@ class LM:
 
     def stream(self, prompt: str | Sequence[int], **settings: Unpack[Settings]) -> Iterator[str]:
         """Like `generate`, but yields the text piece by piece; impossible requests are refused at the call."""
-        return streamed(self.model, self.tokenizer, admit(self.model, self.tokenizer, prompt, settings))
+        request = admit(self.model, self.tokenizer, prompt, self._settled(settings))
+        return streamed(self.model, self.tokenizer, request)
 
     def continuations(
         self,
@@ -153,7 +161,7 @@ class LM:
         `logprobs` is the number of likeliest tokens to report at each place (0: only the chosen token). The rest is as
         in `generate`.
         """
-        request = admit(self.model, self.tokenizer, prompt, settings, samples, logprobs)
+        request = admit(self.model, self.tokenizer, prompt, self._settled(settings), samples, logprobs)
         return continuations(self.model, self.tokenizer, request)
 
     def beams(
@@ -167,10 +175,11 @@ class LM:
     ) -> list[Continuation]:
         """The `count` best continuations that beam search finds, best first, with their scores (`generate/beam.py`).
 
-        It takes these settings of `generate`: max_tokens, ignore_eos, beyond and store.
+        It takes these settings of `generate`: max_tokens, ignore_eos, beyond and store. What the checkpoint
+        recommends for drawing tokens plays no part.
         """
         self.model.spec.require("beam search", one_text=True)
-        request = settled(self.model, self.tokenizer, prompt, settings, count)
+        request = settled(self.model, self.tokenizer, prompt, self._settled({**settings, "plain": True}), count)
         afford_demand(self.model, Demand.of(request)._replace(samples=beams), request.policy)
         return searched(self.model, self.tokenizer, request, Beams(beams, length_penalty, early))
 
@@ -184,7 +193,7 @@ class LM:
         Raises:
             ConfigError: the model does not fill blanks. CapacityError: the text exceeds its learned tables.
         """
-        return self.decode(blanks.filled(self.model, self.tokenizer, text, settings))
+        return self.decode(blanks.filled(self.model, self.tokenizer, text, self._settled(settings)))
 
     def choose_cache(
         self,
@@ -272,7 +281,8 @@ class LM:
         self, name: str, question: str, store: Store, template: str = QUESTION, **settings: Unpack[AskSettings]
     ) -> Iterator[str]:
         """Like `ask`, but yields the answer piece by piece; impossible requests are refused at the call."""
-        request = asked(self.model, self.tokenizer, store, Question(name, question, template), settings)
+        about = Question(name, question, template)
+        request = asked(self.model, self.tokenizer, store, about, self._settled(settings))
         return streamed(self.model, self.tokenizer, request)
 
     def draft(self, other: "LM") -> DraftModel:
@@ -293,10 +303,16 @@ class LM:
         self._check_whole()
         save_model(self.model, folder, pad=self.tokenizer.pad)
         self.tokenizer.save(folder)
+        config = self.model.config
+        self.defaults.write(folder, config.bos, config.eos, self.tokenizer.pad)
         if self.provenance:
             text = json.dumps(self.provenance, indent=2, ensure_ascii=False) + "\n"
             write_file(folder / PROVENANCE, text.encode())
         return folder
+
+    def _settled(self, settings: Any) -> Any:
+        """The settings of a call over those that the checkpoint recommends."""
+        return self.defaults.under(settings)
 
     def _several(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
         if isinstance(texts, str):
@@ -307,7 +323,7 @@ class LM:
         """Write a GGUF file that llama.cpp reads, with matrices as f32, f16, bf16, q8_0 or q4_0."""
         self._check_whole()
         tokens = metadata_of(self.tokenizer, self.model.config.vocab, self.model.config.eos)
-        return save_gguf(self.model, tokens, Path(path), weights, self.provenance)
+        return save_gguf(self.model, tokens | self.defaults.metadata(), Path(path), weights, self.provenance)
 
     def _check_whole(self) -> None:
         if any(isinstance(module, Quantised) for module in self.model.modules()):
@@ -355,4 +371,7 @@ def load(source: str | Path, device: str = "cpu", dtype: str = "auto", weights: 
         raise ConfigError(f"family '{model.config.family}' has no projections to round: leave out weights")
     if weights in PROJECTIONS:
         quantise(model, weights)
-    return LM(model, tokenizer, str(source), read_provenance(path))
+    defaults = Defaults.load(path)
+    if ends := defaults.ends(model.config.vocab):
+        model.config = model.config.model_copy(update={"eos": ends})
+    return LM(model, tokenizer, str(source), read_provenance(path), defaults)

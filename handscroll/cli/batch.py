@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from handscroll.base.errors import ConfigError
-from handscroll.cli.options import Device, Dtype
+from handscroll.cli.options import Device, Dtype, Plain, say_defaults
 from handscroll.cli.screen import bar, error_screen, screen
 
 
@@ -19,11 +19,13 @@ def batch(
         bool, typer.Option("--deterministic", help="Make answers independent of neighbours, bit for bit.")
     ] = False,
     beyond: Annotated[bool, typer.Option("--beyond", help="Allow more tokens than the model's context.")] = False,
+    plain: Plain = False,
     dtype: Dtype = "auto",
     device: Device = "cpu",
     weights: Annotated[str, typer.Option(help="Round the weights to int8 or int4 (approximate).")] = "",
 ) -> None:
     """Answer every line of REQUESTS with MODEL. All lines are checked before the first is answered."""
+    from handscroll.generate.defaults import Defaults
     from handscroll.generate.engine.batch import answer, read_requests
     from handscroll.lm import load
 
@@ -31,7 +33,8 @@ def batch(
         raise ConfigError(f"--memory {memory} GB holds nothing; give more than 0")
     lm = load(model, device, dtype, weights)
     engine = lm.engine(int(memory * 1e9), deterministic=deterministic)
-    asked = read_requests(requests, engine, lm.tokenizer, beyond)
+    asked = read_requests(requests, engine, lm.tokenizer, beyond, Defaults() if plain else lm.defaults)
+    say_defaults(lm, {"plain": plain})
     if weights:
         error_screen().print(f"approximate: --weights {weights} (docs/generate.md says how far)", markup=False)
     with bar("answering", len(asked)) as advance:

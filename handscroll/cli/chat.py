@@ -1,20 +1,21 @@
 """`handscroll chat`: you and a plain language model write one text together, line by line."""
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from handscroll.base.errors import ConfigError
-from handscroll.cli.options import Device, Dtype
+from handscroll.cli.options import Device, Dtype, Plain, Temperature, TopP, given, say_defaults
 from handscroll.cli.screen import error_screen
 
 
 def chat(
     model: Annotated[str, typer.Argument(help="The model: a checkpoint folder, a GGUF file or a hub id.")],
     max_tokens: Annotated[int, typer.Option(help="Most new tokens in a reply.")] = 128,
-    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens up to this probability mass.")] = 1.0,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    plain: Plain = False,
     seed: Annotated[int, typer.Option(help="Seed of the sampling; equal seeds give equal text.")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="End a reply before this text; repeatable.")] = None,
     dtype: Dtype = "auto",
@@ -26,7 +27,6 @@ def chat(
 ) -> None:
     """Append each line of standard input to the text and print how MODEL continues it; nothing is read twice."""
     from handscroll.generate.budget import GUARD
-    from handscroll.generate.sample import Sampling
     from handscroll.lm import load
 
     if kv_guard is not None and not kv_budget:
@@ -35,8 +35,11 @@ def chat(
     notes = error_screen()
     guard = GUARD if kv_guard is None else kv_guard
     talk = lm.conversation(lambda note: notes.print(note, markup=False), kv_budget or None, guard)
-    values: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
-    sampling = Sampling.parse(values | {"stop": tuple(stop or ())}, "chat")
+    settings = given(
+        max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=tuple(stop or ()), plain=plain
+    )
+    sampling = lm.sampling(**settings)
+    say_defaults(lm, settings)
     for line in sys.stdin:
         for piece in talk.say(line, sampling):
             typer.echo(piece, nl=False)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from handscroll.base.errors import ConfigError, DataError
-from handscroll.cli.options import Device, Dtype
+from handscroll.cli.options import Device, Dtype, Plain, Temperature, TopP, given, say_defaults
 from handscroll.cli.screen import error_screen
 
 if TYPE_CHECKING:
@@ -25,11 +25,14 @@ def generate(
     model: Annotated[str, typer.Argument(help="The model: a checkpoint folder, a GGUF file or a hub id.")],
     prompt: Annotated[str, typer.Option(help="The prompt, or - for standard input.")],
     max_tokens: Annotated[int, typer.Option(help="Most new tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Keep the K likeliest tokens; 0 keeps all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens up to this probability mass.")] = 1.0,
-    min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the highest probability.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1, tokens already seen become less likely.")] = 1.0,
+    temperature: Temperature = None,
+    top_k: Annotated[int | None, typer.Option(help="Keep the K likeliest tokens; 0 keeps all.")] = None,
+    top_p: TopP = None,
+    min_p: Annotated[float | None, typer.Option(help="Drop tokens below this share of the highest.")] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Above 1, tokens already seen become less likely.")
+    ] = None,
+    plain: Plain = False,
     seed: Annotated[int, typer.Option(help="Seed of the sampling; equal seeds give equal text.")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; repeatable.")] = None,
     beyond: Annotated[bool, typer.Option("--beyond", help="Allow more tokens than the model's context.")] = False,
@@ -59,16 +62,17 @@ def generate(
     text = sys.stdin.read() if prompt == "-" else prompt
     if prompt == "-" and not text:
         raise DataError("--prompt -: standard input is empty")
-    sampling: SamplingSettings = {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "seed": seed,
-        "stop": tuple(stop or ()),
-    }
+    sampling: SamplingSettings = given(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=tuple(stop or ()),
+        plain=plain,
+    )
     if logprobs is not None and not json_out:
         raise ConfigError("--logprobs appear only in the output of --json; add --json")
     _one_cache(cache, kv_budget, kv_guard, beams)
@@ -101,10 +105,13 @@ def generate(
         settings["on_report"] = reports.append
         found = lm.stream(text, **settings)
     _announce(cache, weights, taken)
+    if not beams:
+        say_defaults(lm, sampling)
     if json_out and isinstance(found, list):
         search = {"max_tokens": max_tokens, "beams": beams, "length_penalty": length_penalty}
         about = {"model": model, "prompt_tokens": len(lm.encode(text))}
-        about["settings"] = (search if beams else sampling) | {"dtype": str(lm.model.dtype).removeprefix("torch.")}
+        drawn = lm.sampling(**sampling).model_dump(exclude={"ignore_eos"})
+        about["settings"] = (search if beams else drawn) | {"dtype": str(lm.model.dtype).removeprefix("torch.")}
         kept = _kept(cache or "full", taken, reports)
         typer.echo(json.dumps(about | kept | _record(lm, found, drafts), ensure_ascii=False))
         return

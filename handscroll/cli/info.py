@@ -25,8 +25,28 @@ def info(
         return
     if not model:
         raise ConfigError("no model was given: name a checkpoint folder, or give --kernels")
-    for name, value in facts(Path(locate(model))):
+    path = Path(locate(model))
+    for name, value in [*facts(path), *_recommended(path)]:
         screen().print(f"{name:<22} {value}", markup=False)
+
+
+def _recommended(path: Path) -> list[tuple[str, str]]:
+    """What the checkpoint says about its continuations: end tokens and settings."""
+    from handscroll.base.errors import CheckpointError
+    from handscroll.generate.defaults import Defaults, told
+    from handscroll.models.weights import read_config
+    from handscroll.text.tokenizer import Tokenizer
+
+    defaults, (_, config) = Defaults.load(path), read_config(path)
+    ends = defaults.ends(config.vocab) or config.eos
+    try:
+        named = [f"{number} {Tokenizer.load(path).token(number)}" for number in ends]
+    except CheckpointError:  # the facts of a model are shown without its tokenizer too
+        named = [str(number) for number in ends]
+    lines = [("end tokens", ", ".join(named))] if ends else []
+    taken, unused = defaults.taken({}), defaults.unused()
+    lines += [("sampling", f"{told(taken)} (recommended by the checkpoint)")] if taken else []
+    return lines + ([("generation, not used", told(unused))] if unused else [])
 
 
 def _kernels(model: str, dtype: str, device: str, weights: str) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from handscroll.base.errors import ConfigError
-from handscroll.cli.options import Device, Dtype
+from handscroll.cli.options import Device, Dtype, Plain, Temperature, given, say_defaults
 from handscroll.cli.screen import bar, screen, table
 
 StoreOption = Annotated[Path | None, typer.Option("--store", help="Folder of the readings. [your data folder]")]
@@ -60,7 +60,8 @@ def ask(
     model: Annotated[str, typer.Option(help="The model, if it was moved since the reading.")] = "",
     template: Annotated[str, typer.Option(help="Text appended to the reading, with {question} in it.")] = "",
     max_tokens: Annotated[int, typer.Option(help="Most new tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.0,
+    temperature: Temperature = None,
+    plain: Plain = False,
     seed: Annotated[int, typer.Option(help="Seed of the sampling; equal seeds give equal text.")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; repeatable.")] = None,
     store: StoreOption = None,
@@ -80,14 +81,16 @@ def ask(
     about, _ = kept.named(name)
     lm = load(model or about.source, device, about.identity.dtype)
     text = sys.stdin.read() if question == "-" else question
-    settings: AskSettings = {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "seed": seed,
-        "stop": stop or (),
-        "beyond": beyond,
-        "again": again,
-    }
+    settings: AskSettings = given(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+        stop=stop or (),
+        beyond=beyond,
+        again=again,
+        plain=plain,
+    )
+    say_defaults(lm, settings)
     template = template.replace("\\n", "\n") or QUESTION
     for piece in lm.ask_stream(name, text, kept, template, **settings):
         typer.echo(piece, nl=False)

@@ -93,7 +93,7 @@ def extension(  # noqa: PLR0913
         chosen = outcome.winner.candidate
     else:
         chosen = entries[0]
-    longer = LM(copy.deepcopy(lm.model), lm.tokenizer, lm.source)
+    longer = LM(copy.deepcopy(lm.model), lm.tokenizer, lm.source, defaults=lm.defaults)
     longer.provenance = {
         "made_by": "handscroll extend",
         "from": lm.source,

@@ -163,7 +163,7 @@ def _sample(lm: LM, proof: Sample, plan: Plan) -> dict[str, str]:
     """The model's continuation of a prompt that fills most of the new context, with the end of that prompt."""
     size, new = min(plan.to - 128, 3 * plan.to // 4), 80
     ids = proof.ids[:size]
-    text = lm.generate(ids, max_tokens=new, temperature=0.0)
+    text = lm.generate(ids, max_tokens=new, plain=True)
     shown = lm.decode(ids[-60:])
     return {"kind": "sample", "prompt": f"[{size - 60:,} tokens before this]{shown}", "text": text}
 

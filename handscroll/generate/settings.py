@@ -12,7 +12,10 @@ from handscroll.generate.sample import Sampling
 
 
 class SamplingSettings(TypedDict, total=False):
-    """The settings of `Sampling`, where they are explained."""
+    """The settings of `Sampling`, where they are explained.
+
+    What is left out comes from the checkpoint (`generation_config.json`: `defaults.py`), unless `plain` is set.
+    """
 
     max_tokens: int
     temperature: float
@@ -23,6 +26,7 @@ class SamplingSettings(TypedDict, total=False):
     seed: int
     stop: Sequence[str]
     ignore_eos: bool
+    plain: bool
 
 
 class Settings(SamplingSettings, total=False):

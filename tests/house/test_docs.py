@@ -78,9 +78,8 @@ def test_options_in_the_pages_exist():
     known = set()
     for source in (ROOT / "handscroll" / "cli").glob("*.py"):
         text = source.read_text(encoding="utf-8")
-        known |= {
-            f"--{name.replace('_', '-')}" for name in re.findall(r"^    (\w+): (?:Annotated|Report|Dtype)", text, re.M)
-        }
+        options = re.findall(r"^    (\w+): (?:Annotated|Report|Dtype|Temperature|TopP)", text, re.M)
+        known |= {f"--{name.replace('_', '-')}" for name in options}
         known |= set(re.findall(r'"(--[\w-]+)"', text))
         known.add("--nproc-per-node")  # of torchrun, which starts our command
     known |= {f"--no-{name.replace('_', '-')}" for name in re.findall(r"^    (\w+): Annotated\[bool", text, re.M)}

@@ -18,6 +18,7 @@ from handscroll.base.errors import ConfigError, DataError, HandscrollError
 from handscroll.base.records import RecordWriter, read_records
 from handscroll.generate.constrain import Constraint
 from handscroll.generate.continuation import told
+from handscroll.generate.defaults import Defaults
 from handscroll.generate.engine.engine import Engine
 from handscroll.generate.engine.job import Job
 from handscroll.generate.request import Request
@@ -72,8 +73,12 @@ class Asked(NamedTuple):
     request: Request
 
 
-def read_requests(path: Path, engine: Engine, tokenizer: Tokenizer, beyond: bool = False) -> list[Asked]:
+def read_requests(
+    path: Path, engine: Engine, tokenizer: Tokenizer, beyond: bool = False, defaults: Defaults | None = None
+) -> list[Asked]:
     """All lines of a file, checked: each can be answered by the engine.
+
+    `defaults` are the settings under those of each line.
 
     Raises:
         DataError: the file cannot be read or has no line, or some lines cannot be answered; names them and says why.
@@ -88,7 +93,7 @@ def read_requests(path: Path, engine: Engine, tokenizer: Tokenizer, beyond: bool
     for number, line in enumerate(lines, start=1):
         where = f"line {number}"
         try:
-            parsed = Line.parse(_object(line), where)
+            parsed = Line.parse((defaults or Defaults()).under(_object(line)), where)
             request = parsed.request(tokenizer, grammars, beyond)
             engine.check(request, number)
             found.append(Asked(number, parsed, request))
