@@ -22,7 +22,6 @@ from handscroll.models.foreign import (
     Family,
     Foreign,
     end_tokens,
-    known_keys,
     original_length,
     required,
     written_ends,
@@ -253,14 +252,11 @@ def _no_cache(family: str) -> str:
 
 CLASSIFIER = "ForSequenceClassification"
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu-tanh", "gelu_pytorch_tanh": "gelu-tanh", "relu": "relu"}
-# Early releases have the keys of the last line; they change nothing, as pooler and reading direction are fixed.
 KEYS = frozenset(
     """
     vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act layer_norm_eps
     max_position_embeddings type_vocab_size position_embedding_type is_decoder add_cross_attention
-    tie_word_embeddings bos_token_id eos_token_id original_max_position_embeddings
-    hidden_dropout_prob attention_probs_dropout_prob classifier_dropout cross_attention_hidden_size output_past
-    directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type
+    tie_word_embeddings bos_token_id eos_token_id pad_token_id original_max_position_embeddings architectures id2label
 """.split()
 )
 
@@ -273,7 +269,6 @@ def new(sizes: dict[str, Any], about: About) -> BertConfig:
 
 def _read(foreign: Foreign) -> BertConfig:
     name = foreign["model_type"]
-    known_keys(foreign, KEYS, name)
     for key, only in (("position_embedding_type", "absolute"), ("is_decoder", False), ("add_cross_attention", False)):
         if (foreign.get(key) or only) != only:
             raise ConfigError(f"{name} with {key} = {foreign[key]!r}: only {only!r} is known")
@@ -456,6 +451,10 @@ FORMS: dict[str, dict[str, Foreign]] = {
         "bare": OFFSET | {"architectures": ["RobertaModel"], "hidden_act": "relu"},
     },
 }
+ABSENT: dict[str, Foreign] = {
+    "bert": {"max_position_embeddings": 512},
+    "roberta": {"max_position_embeddings": 512, "bos_token_id": 0, "eos_token_id": 2},
+}
 BERT, ROBERTA = (
     Family(
         name,
@@ -464,6 +463,8 @@ BERT, ROBERTA = (
         _write,
         _entries,
         forms,
+        KEYS,
+        absent=ABSENT[name],
         settle=_settle,
         copies=_copies,
         gguf=GGUF if name == GGUF.architecture else None,

@@ -10,7 +10,6 @@ from handscroll.models.foreign import (
     Family,
     Foreign,
     end_tokens,
-    known_keys,
     original_length,
     required,
     written_ends,
@@ -83,18 +82,11 @@ class Bloom(Decoder):
         return ALiBi(self.config.heads, self.config.factor)
 
 
-# Keys of published configurations about training and sharding in Megatron; `transformers` reads none of them.
-UNREAD = frozenset(
-    """
-    attention_softmax_in_fp32 bias_dropout_fusion masked_softmax_fusion offset_alibi skip_bias_add skip_bias_add_qkv
-    n_inner slow_but_exact
-""".split()
-)
 KEYS = frozenset(
     """
     vocab_size hidden_size n_embed n_layer num_hidden_layers n_head num_attention_heads layer_norm_epsilon seq_length
     apply_residual_connection_post_layernorm tie_word_embeddings bos_token_id eos_token_id alibi_factor alibi_heads
-    original_max_position_embeddings
+    original_max_position_embeddings n_inner
 """.split()
 )
 TRAINED = 2048  # tokens, for every published BLOOM
@@ -104,7 +96,6 @@ INTERPOLATED = "bloom-interpolated"
 
 
 def _read(foreign: Foreign, name: str) -> BloomConfig:
-    known_keys(foreign, KEYS | UNREAD, name)
     if foreign.get("apply_residual_connection_post_layernorm", False):
         raise ConfigError(f"{name} with apply_residual_connection_post_layernorm: only false is known")
     if ("alibi_factor" in foreign) != (name == INTERPOLATED):
@@ -226,6 +217,8 @@ BLOOM, BLOOM_INTERPOLATED = (
         _write,
         _entries,
         forms,
+        KEYS,
+        absent={"bos_token_id": 1, "eos_token_id": 2},
         own=name == INTERPOLATED,
         gguf=None if name == INTERPOLATED else GGUF,
     )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from handscroll.base.gguf import is_gguf
 from handscroll.models.gguf.load import ignored_keys
-from handscroll.models.weights import read_config, weight_sizes
+from handscroll.models.weights import read_config, read_json, weight_sizes
 
 
 def facts(source: Path) -> list[tuple[str, str]]:
@@ -12,7 +12,7 @@ def facts(source: Path) -> list[tuple[str, str]]:
     kind, config = read_config(source)
     parameters, dtype, stored = weight_sizes(source)
     if config.spec.recurrent:
-        return _recurrent(config, parameters, dtype, stored) + _labels(config)
+        return _recurrent(config, parameters, dtype, stored) + _labels(config) + _ignored(source)
     per_token = {name: config.cache_bytes_per_token(size) for name, size in (("float32", 4), ("bfloat16", 2))}
     spec = config.spec
     layers = " + ".join(str(len(side)) for side in (spec.encoder, spec.layers) if side)
@@ -42,9 +42,12 @@ def facts(source: Path) -> list[tuple[str, str]]:
 
 
 def _ignored(source: Path) -> list[tuple[str, str]]:
-    """The keys of a GGUF file that change nothing here."""
-    names = ignored_keys(source) if is_gguf(source) else []
-    return [("metadata not used", ", ".join(names))] if names else []
+    """The keys of a file that change nothing here."""
+    if is_gguf(source):
+        title, names = "metadata not used", ignored_keys(source)
+    else:
+        title, names = "config keys not used", read_config(source)[0].ignored(read_json(source / "config.json"))
+    return [(title, ", ".join(names))] if names else []
 
 
 def _labels(config) -> list[tuple[str, str]]:

@@ -1,35 +1,24 @@
 """Foreign configurations in and out: the Hugging Face `config.json` of each family.
 
-Every key is read here, or is listed as ignored because it does not change the logits at inference, or is refused.
-Defaults of absent keys are those of the family's published configuration.
+Each family names the keys that it reads; `keys.py` judges the others and checks the values. Defaults of absent keys are
+those of the family's published configuration.
 """
 
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from handscroll.base.errors import ConfigError, nearest
+from handscroll.base.errors import ConfigError
+from handscroll.models.keys import check_keys, check_values, unread
 from handscroll.models.model import Decoder
 
 if TYPE_CHECKING:  # side.py imports this file
     from handscroll.models.gguf.side import GGUFSide
 
 Foreign = dict[str, Any]
-
-# Keys ignored on purpose: training-time dropout, initialisation, bookkeeping, decoding defaults.
-IGNORED = frozenset(
-    """
-    _name_or_path architectures model_type torch_dtype dtype transformers_version use_cache
-    initializer_range attention_dropout hidden_dropout embd_pdrop attn_pdrop resid_pdrop pretraining_tp
-    return_dict output_attentions output_hidden_states pad_token_id unk_token_id task_specific_params
-    gradient_checkpointing chunk_size_feed_forward is_encoder_decoder problem_type id2label label2id
-    bad_words_ids num_beams do_sample temperature top_k top_p max_length min_length repetition_penalty
-    summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
-    attn_implementation _attn_implementation_autoset
-""".split()
-)
 
 
 @dataclass(frozen=True)
@@ -65,7 +54,8 @@ class Family:
     families that others know are tested against them. `settle(config, tensor)` reads from the weights what
     `config.json` leaves open; `tensor(name)` is None if absent. `copies(config)` names further foreign tensors that
     files may hold, and which of our tensors each must equal (None: the reference library does not read it). `gguf`
-    describes its GGUF files, if llama.cpp supports the family.
+    describes its GGUF files, if llama.cpp supports the family. `keys` are the keys that `read` reads, `also` gives
+    other names of them, and `absent` the published values of keys that a file leaves out.
     """
 
     name: str
@@ -74,26 +64,66 @@ class Family:
     write: Callable[[Any], Foreign]
     entries: Callable[[Any], list[Entry]]
     forms: Mapping[str, Foreign]
+    keys: frozenset[str]
     own: bool = False
     settle: Callable[[Any, Callable[[str], Tensor | None]], Any] | None = None
     copies: Callable[[Any], Mapping[str, str | None]] = _tied_head
     gguf: "GGUFSide | None" = None
+    also: Mapping[str, str] = field(default_factory=dict)
+    absent: Foreign = field(default_factory=dict)
 
+    def parse(self, foreign: Foreign) -> Any:
+        """The configuration that a `config.json` describes.
 
-def known_keys(foreign: Foreign, allowed: frozenset[str], name: str) -> None:
-    """Refuse quantised checkpoints, remote code and unknown keys."""
-    if "quantization_config" in foreign:
-        raise ConfigError(
-            "config.json has 'quantization_config': the weights are quantised; use the full-precision checkpoint"
-        )
-    if foreign.get("auto_map"):
-        raise ConfigError("config.json has 'auto_map': the model needs remote code, which is never run")
-    for key in foreign:
-        if key not in allowed and key not in IGNORED and key != "auto_map":
+        Raises:
+            ConfigError: a key may bear on the forward pass and is not understood, a value is wrong, or the model needs
+                code of its own.
+        """
+        read = self.keys | self.also.keys()
+        check_keys(foreign, read, self.name)
+        check_values(foreign, read)
+        known = {key: value for key, value in foreign.items() if key in read or key == "model_type"}
+        config = self.read(self.absent | self._renamed(known))
+        self._check_form(foreign, config)
+        return config
+
+    def ignored(self, foreign: Foreign) -> list[str]:
+        """The keys of a file that change nothing here."""
+        return sorted(unread(foreign, self.keys | self.also.keys()))
+
+    def _renamed(self, foreign: Foreign) -> Foreign:
+        """The file with one name for each key."""
+        found = {key: value for key, value in foreign.items() if key not in self.also}
+        for other, key in self.also.items():
+            value = foreign.get(other)
+            if value is not None and found.setdefault(key, value) != value:
+                raise ConfigError(f"config.json: {other} {value} contradicts {key} {found[key]}; keep one of them")
+        return found
+
+    def _check_form(self, foreign: Foreign, config: Any) -> None:
+        """Refuse a file that says of itself what the family is not: causal, an encoder-decoder, a class of its own."""
+        reads = config.spec.reads
+        truths = {"is_causal": reads == "forward", "is_encoder_decoder": reads == "source"}
+        if reads != "forward":
+            truths |= {"is_decoder": False}
+        if reads != "source":
+            truths |= {"add_cross_attention": False}
+        for key, truth in truths.items():
+            if key not in self.keys and foreign.get(key) not in (None, truth):
+                raise ConfigError(
+                    f"config.json has '{key}' = {foreign[key]!r}, but a model of family '{self.name}' here is one with "
+                    f"{str(truth).lower()}: such a model would give other numbers"
+                )
+        ours = _CLASS.split(self.write(config)["architectures"][0])[0]
+        theirs = (foreign.get("architectures") or ["?"])[0]
+        if foreign.get("auto_map") and not (isinstance(theirs, str) and _CLASS.split(theirs)[0] == ours):
             raise ConfigError(
-                f"config.json of family '{name}' has the unknown key '{key}' = {foreign[key]!r}, which may change "
-                f"the model: {nearest(key, allowed)}"
+                f"config.json has 'auto_map' and the class '{theirs}', which is not of the family '{self.name}': the "
+                "model needs remote code, which is never run"
             )
+
+
+_CLASS = re.compile(r"For|LMHead|Model|Encoder")  # what follows the family's part of a class name
 
 
 def required(foreign: Foreign, key: str, name: str) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor
 from handscroll.base.errors import ConfigError
 from handscroll.base.spec import ModelSpec
 from handscroll.models import llama
-from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
+from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, required
 from handscroll.models.gguf.gemma import GEMMA_2 as GGUF_2
 from handscroll.models.gguf.gemma import GEMMA_3 as GGUF_3
 from handscroll.models.new import SIZES, About
@@ -146,12 +146,15 @@ EVERY = {"gemma2": 2, "gemma3_text": 6}  # without layer types, one layer in so 
 BASES = {"gemma2": 10_000.0, "gemma3_text": 1_000_000.0}  # default if the file has none
 LOCAL_BASE = 10_000.0
 CAPS = {"gemma2": (50.0, 30.0), "gemma3_text": (None, None)}  # of scores and logits, if the file has none
+ABSENT: dict[str, Foreign] = {
+    name: {"max_position_embeddings": length, "bos_token_id": 2, "eos_token_id": 1}
+    for name, length in (("gemma2", 8192), ("gemma3_text", 131_072))
+}
 # Older files have `hidden_act` beside `hidden_activation`; the reference library reads only the latter.
-# `cache_implementation` sets how that library stores keys.
 KEYS = (llama.KEYS - {"mlp_bias"}) | frozenset(
     """
     hidden_activation query_pre_attn_scalar sliding_window layer_types attn_logit_softcapping final_logit_softcapping
-    use_bidirectional_attention cache_implementation
+    use_bidirectional_attention
 """.split()
 )
 KEYS_3 = KEYS | frozenset(["rope_local_base_freq", "sliding_window_pattern", "_sliding_window_pattern"])
@@ -178,7 +181,6 @@ def new_3(sizes: dict[str, Any], about: About) -> GemmaConfig:
 
 def _read(foreign: Foreign, name: Name) -> GemmaConfig:
     third = name == "gemma3_text"
-    known_keys(foreign, KEYS_3 if third else KEYS, name)
     for key in ("hidden_activation", "hidden_act"):
         if foreign.get(key) not in (None, ACTIVATION):
             raise ConfigError(f"family '{name}' with {key} '{foreign[key]}': only '{ACTIVATION}' is known for it")
@@ -315,7 +317,8 @@ GGUF = {"gemma2": GGUF_2, "gemma3_text": GGUF_3}
 
 
 def _family(name: Name) -> Family:
-    return Family(name, Gemma, lambda foreign: _read(foreign, name), _write, _entries, FORMS[name], gguf=GGUF[name])
+    about = {"keys": KEYS_3 if name == "gemma3_text" else KEYS, "absent": ABSENT[name], "gguf": GGUF[name]}
+    return Family(name, Gemma, lambda foreign: _read(foreign, name), _write, _entries, FORMS[name], **about)
 
 
 GEMMA_2, GEMMA_3 = (_family(name) for name in ("gemma2", "gemma3_text"))

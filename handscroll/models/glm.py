@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from handscroll.base.errors import ConfigError
 from handscroll.base.spec import ModelSpec
 from handscroll.models import llama
-from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
+from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, required
 from handscroll.models.gguf.rope import read_rope, write_rope
 from handscroll.models.gguf.side import GGUFSide, Header, Written, gguf_ends
 from handscroll.models.new import SIZES, About
@@ -67,6 +67,7 @@ class GLM(llama.Llama):
 ARCHITECTURES = {"glm": "GlmForCausalLM", "glm4": "Glm4ForCausalLM"}
 KEYS = llama.KEYS - {"mlp_bias"}
 ENDS = (151329, 151336, 151338)  # end tokens of every published GLM-4, if the file names none
+ABSENT = {"max_position_embeddings": 131_072}
 HALF = 0.5  # fraction of each head that is rotated by default
 
 
@@ -78,7 +79,6 @@ def new(sizes: dict[str, Any], about: About) -> GLMConfig:
 
 
 def _read(foreign: Foreign, name: str) -> GLMConfig:
-    known_keys(foreign, KEYS, name)
     if foreign.get("hidden_act", "silu") != "silu":
         raise ConfigError(f"family '{name}' with hidden_act '{foreign['hidden_act']}': only 'silu' is known for it")
     vocab, head_size = required(foreign, "vocab_size", name), foreign.get("head_dim") or 128
@@ -193,7 +193,9 @@ FORMS: dict[str, dict[str, Foreign]] = {
 
 def _family(name: str) -> Family:
     side = GGUF if name == "glm4" else None  # llama.cpp stores the older form as 'chatglm'; such files are not read
-    return Family(name, GLM, lambda foreign: _read(foreign, name), _write, _entries, FORMS[name], gguf=side)
+    return Family(
+        name, GLM, lambda foreign: _read(foreign, name), _write, _entries, FORMS[name], KEYS, gguf=side, absent=ABSENT
+    )
 
 
 GLM_4, GLM_4_0414 = (_family(name) for name in FORMS)

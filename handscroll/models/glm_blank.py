@@ -12,7 +12,7 @@ from torch import nn
 
 from handscroll.base.errors import CapacityError
 from handscroll.base.spec import ModelSpec
-from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
+from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, required
 from handscroll.models.gpt2 import block
 from handscroll.models.model import Decoder
 from handscroll.models.new import SIZES, About
@@ -132,7 +132,6 @@ def new(sizes: dict[str, Any], about: About) -> BlankGLMConfig:
 
 
 def _read(foreign: Foreign) -> BlankGLMConfig:
-    known_keys(foreign, KEYS, "glm-blank")
     values = {ours: required(foreign, theirs, "glm-blank") for ours, theirs in NAMES.items()}
     values |= {"bos": foreign.get("bos_token_id"), "eos": end_tokens(foreign.get("eos_token_id"))}
     return BlankGLMConfig.parse(values, "config.json")
@@ -171,4 +170,4 @@ SMALL: Foreign = {
     "eos_token_id": [2],
 }
 FORMS = {"": SMALL, "untied": SMALL | {"tie_word_embeddings": False}}
-FAMILY = Family("glm-blank", BlankGLM, _read, _write, _entries, FORMS, own=True)
+FAMILY = Family("glm-blank", BlankGLM, _read, _write, _entries, FORMS, KEYS, own=True)

@@ -11,7 +11,6 @@ from handscroll.models.foreign import (
     Family,
     Foreign,
     end_tokens,
-    known_keys,
     original_length,
     required,
     written_ends,
@@ -92,9 +91,16 @@ KEYS = frozenset(
     """
     vocab_size n_embd n_layer n_head n_inner n_positions n_ctx layer_norm_epsilon activation_function
     tie_word_embeddings bos_token_id eos_token_id original_max_position_embeddings scale_attn_weights
-    scale_attn_by_inverse_layer_idx reorder_and_upcast_attn add_cross_attention
+    scale_attn_by_inverse_layer_idx add_cross_attention
 """.split()
 )
+ALSO = {  # names that the reference library takes as well
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+ABSENT = {"n_positions": 1024, "bos_token_id": 50_256, "eos_token_id": 50_256}
 
 
 def new(sizes: dict[str, Any], about: About) -> GPT2Config:
@@ -103,7 +109,6 @@ def new(sizes: dict[str, Any], about: About) -> GPT2Config:
 
 
 def _read(foreign: Foreign) -> GPT2Config:
-    known_keys(foreign, KEYS, "gpt2")
     for key, only in (
         ("activation_function", "gelu_new"),
         ("scale_attn_weights", True),
@@ -212,4 +217,4 @@ SMALL: Foreign = {
     "eos_token_id": 2,
 }
 FORMS = {"": SMALL, "untied": SMALL | {"tie_word_embeddings": False, "n_inner": 100}}
-FAMILY = Family("gpt2", GPT2, _read, _write, _entries, FORMS, gguf=GGUF)
+FAMILY = Family("gpt2", GPT2, _read, _write, _entries, FORMS, KEYS, gguf=GGUF, also=ALSO, absent=ABSENT)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from handscroll.base.errors import ConfigError
 from handscroll.base.spec import ModelSpec
-from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required, written_ends
+from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, required, written_ends
 from handscroll.models.gguf.rope import read_rope, write_rope
 from handscroll.models.gguf.side import GGUFSide, Header, Written, gguf_ends
 from handscroll.models.model import Decoder
@@ -118,8 +118,6 @@ def new(sizes: dict[str, Any], about: About) -> LlamaConfig:
 
 
 def _read(foreign: Foreign, name: str) -> LlamaConfig:
-    windowed = name in ("mistral", "qwen2", "qwen3")
-    known_keys(foreign, KEYS | WINDOW_KEYS if windowed else KEYS | {"layer_types"}, name)
     activation = foreign.get("hidden_act", "silu")
     if activation != "silu":
         raise ConfigError(f"family '{name}' with hidden_act '{activation}': only 'silu' is known for it")
@@ -334,8 +332,25 @@ FORMS: dict[str, dict[str, Foreign]] = {
 }
 
 
+# What a file leaves out, as published.
+ABSENT: dict[str, Foreign] = {
+    "llama": {"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2},
+    "mistral": {
+        "max_position_embeddings": 131_072,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "num_key_value_heads": 8,
+        "sliding_window": 4096,
+    },
+    "qwen2": {"max_position_embeddings": 32_768, "num_key_value_heads": 32, "sliding_window": 4096},
+    "qwen3": {"max_position_embeddings": 32_768, "num_key_value_heads": 32, "sliding_window": 4096},
+}
+
+
 def _family(name: str) -> Family:
-    return Family(name, Llama, lambda foreign: _read(foreign, name), _write, _entries, FORMS[name], gguf=_gguf(name))
+    keys = KEYS | (WINDOW_KEYS if "sliding_window" in ABSENT[name] else {"layer_types"})
+    about = {"keys": keys, "absent": ABSENT[name], "gguf": _gguf(name)}
+    return Family(name, Llama, lambda foreign: _read(foreign, name), _write, _entries, FORMS[name], **about)
 
 
 LLAMA, MISTRAL, QWEN2, QWEN3 = (_family(name) for name in FORMS)

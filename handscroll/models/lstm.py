@@ -17,7 +17,7 @@ from handscroll.base.spec import LayerSpec, ModelSpec
 from handscroll.cache.cache import Cache
 from handscroll.cache.full import FullCache
 from handscroll.cache.state import StateCache
-from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, known_keys, required
+from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, required
 from handscroll.models.model import Decoder
 from handscroll.models.new import SIZES, About
 from handscroll.models.sizes import Labels
@@ -182,7 +182,6 @@ def new(sizes: dict[str, Any], about: About) -> LSTMConfig:
 
 
 def _read(foreign: Foreign) -> LSTMConfig:
-    known_keys(foreign, KEYS, "lstm")
     values = {
         "vocab": required(foreign, "vocab_size", "lstm"),
         "width": required(foreign, "hidden_size", "lstm"),
@@ -235,4 +234,4 @@ FORMS = {
     "classifier": LABELLED | {"pool": "last"},
     "mean-classifier": LABELLED | {"pool": "mean"},
 }
-FAMILY = Family("lstm", LSTM, _read, _write, _entries, FORMS, own=True)
+FAMILY = Family("lstm", LSTM, _read, _write, _entries, FORMS, KEYS, own=True)

@@ -21,7 +21,6 @@ from handscroll.models.foreign import (
     Family,
     Foreign,
     end_tokens,
-    known_keys,
     original_length,
     required,
     written_ends,
@@ -173,16 +172,13 @@ KEYS = frozenset(
     vocab_size d_model d_kv d_ff num_layers num_decoder_layers num_heads relative_attention_num_buckets
     relative_attention_max_distance layer_norm_epsilon feed_forward_proj dense_act_fn is_gated_act n_positions
     tie_word_embeddings scale_decoder_outputs decoder_start_token_id eos_token_id bos_token_id is_decoder
-    hidden_size num_attention_heads num_hidden_layers head_dim relative_attention_factor
-    original_max_position_embeddings
+    relative_attention_factor original_max_position_embeddings is_encoder_decoder pad_token_id
 """.split()
 )
 # Other libraries refuse this model_type, because they would not divide the distances. A class that loads the folder
 # despite its type meets an unknown activation, and refuses it too.
 INTERPOLATED, DIVIDED = "-interpolated", "interpolated-"
-# Training and task heads; `output_past` and `tokenizer_class` are bookkeeping of old releases.
-UNREAD = frozenset("dropout_rate classifier_dropout initializer_factor output_past tokenizer_class".split())
-SAME = {  # further names in newer files
+ALSO = {  # further names in newer files
     "hidden_size": "d_model",
     "num_attention_heads": "num_heads",
     "num_hidden_layers": "num_layers",
@@ -209,14 +205,10 @@ def new(sizes: dict[str, Any], about: About) -> T5Config:
 
 def _read(foreign: Foreign, model_type: str) -> T5Config:
     name = model_type.removesuffix(INTERPOLATED)
-    known_keys(foreign, KEYS | UNREAD, model_type)
     if ("relative_attention_factor" in foreign) != (name != model_type):
         raise ConfigError(
             f"config.json: 'relative_attention_factor' belongs to model_type '{name}{INTERPOLATED}', which needs it"
         )
-    for other, key in SAME.items():
-        if foreign.get(other) not in (None, foreign.get(key)):
-            raise ConfigError(f"config.json: {other} {foreign[other]} contradicts {key} {foreign.get(key)}")
     if foreign.get("is_encoder_decoder") is False or foreign.get("is_decoder"):
         raise ConfigError(f"{name} without encoder or decoder: only complete encoder-decoders are known")
     if foreign.get("decoder_start_token_id") is None:
@@ -430,6 +422,8 @@ T5_FAMILY, MT5, T5_INTERPOLATED, MT5_INTERPOLATED = (
         _write,
         _entries,
         forms,
+        KEYS,
+        also=ALSO,
         own=name.endswith(INTERPOLATED),
         settle=_settle,
         copies=_copies,

@@ -81,7 +81,7 @@ def read_config(source: Path) -> tuple[Family, Any]:
     if "model_type" not in foreign:
         raise CheckpointError(f"{source / 'config.json'} has no 'model_type'")
     kind = family(foreign["model_type"])
-    return kind, kind.read(foreign)
+    return kind, kind.parse(foreign)
 
 
 def load_model(

@@ -190,7 +190,7 @@ def is_scaled_as_the_reference(form: Form, folder: Path) -> None:
 
 def has_no_scaling(form: Form, folder: Path) -> None:
     with pytest.raises(ConfigError, match="'rope_scaling'"):
-        form.kind.read(form.foreign | {"rope_scaling": SCALINGS["yarn"]})
+        form.kind.parse(form.foreign | {"rope_scaling": SCALINGS["yarn"]})
 
 
 def is_as_its_spec_says(form: Form, folder: Path) -> None:

@@ -58,7 +58,7 @@ class Form:
 
     @cached_property
     def config(self) -> Any:
-        return self.kind.read(self.foreign)
+        return self.kind.parse(self.foreign)
 
     def scaled(self, scaling: str) -> dict[str, Any]:
         """Its `config.json` with a rotary scaling."""
@@ -76,7 +76,7 @@ class Form:
         """A random model of ours, with weights large enough to make attention matter."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = self.kind.build(self.config if foreign is None else self.kind.read(foreign))
+            model = self.kind.build(self.config if foreign is None else self.kind.parse(foreign))
             scatter(model)
         return model.to(dtype).eval()
 

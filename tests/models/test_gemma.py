@@ -19,7 +19,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 def read(name="gemma3_text", **changes):
     kind = family(name)
-    return kind.read({"model_type": name, **kind.forms[""], **changes})
+    return kind.parse({"model_type": name, **kind.forms[""], **changes})
 
 
 def nested(**full):

@@ -44,7 +44,7 @@ def read_header(path: Path) -> tuple[Family, Any, Header]:
     kind = family(ARCHITECTURES.get(header.file.architecture, header.file.architecture))
     side = side_of(kind, path)
     foreign = header.foreign(side, kind.name) | _tokens(header.file)
-    config = kind.read(foreign)
+    config = kind.parse(foreign)
     return kind, config if kind.settle is None else kind.settle(config, lambda name: None), header
 
 
