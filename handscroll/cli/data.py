@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from handscroll.cli.options import FILES, Encoding, Key, SkipPictures, reader
 from handscroll.cli.screen import bar, screen, table
 
 texts = typer.Typer(help="Examine a text before a model is trained on it.", no_args_is_help=True)
@@ -17,13 +18,14 @@ def _texts() -> None:
 
 @texts.command()
 def report(
-    files: Annotated[
-        list[str], typer.Argument(help="Text files, folders or globs (.txt .md .html .jsonl, code; .gz).")
-    ],
+    files: Annotated[list[str], typer.Argument(help=FILES)],
     tokenizer: Annotated[str, typer.Option(help="Folder of a model or tokenizer whose coverage is reported.")] = "",
     valid: Annotated[list[str] | None, typer.Option(help="Held-out text; its overlap with FILES is reported.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write a self-contained report.html into this folder.")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the record into this file.")] = None,
+    key: Key = "",
+    encoding: Encoding = "",
+    skip_pictures: SkipPictures = False,
 ) -> None:
     """Report coverage, lengths, languages, duplicates, poor quality and overlap of FILES, in bounded memory."""
     from handscroll.base.runs import write_file
@@ -34,7 +36,7 @@ def report(
 
     loaded = Tokenizer.load(tokenizer) if tokenizer else None
     with bar("characters", None) as advance:
-        corpus = survey(files, loaded, valid, tokenizer, advance)
+        corpus = survey(files, loaded, valid, tokenizer, advance, reader(key, encoding, skip_pictures))
     page = corpus_page(corpus, {"Files": ", ".join(files)} | ({"Tokenizer": tokenizer} if tokenizer else {}))
     size = f"{corpus.characters:,} characters, {corpus.bytes:,} bytes, {corpus.words:,} words or Chinese characters"
     screen().print(f"{corpus.files:,} files, {corpus.documents:,} documents, {size}")

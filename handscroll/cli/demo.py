@@ -10,6 +10,7 @@ import typer
 
 from handscroll.base.errors import ConfigError
 from handscroll.cli.extend import show, tell_of_tuning
+from handscroll.cli.options import Encoding, Key, SkipPictures, reader
 from handscroll.cli.screen import error_screen, screen, table
 
 EVERY = 5.0  # seconds between two progress lines of one part
@@ -22,6 +23,9 @@ def demo(
     to: Annotated[int | None, typer.Option(help="Tokens of the new context. [8x the starter, 4x your model]")] = None,
     steps: Annotated[int | None, typer.Option(help="Number of tuning steps; 0 skips the tuning.")] = None,
     needles: Annotated[bool, typer.Option(help="Measure needle retrieval.")] = True,
+    key: Key = "",
+    encoding: Encoding = "",
+    skip_pictures: SkipPictures = False,
 ) -> None:
     """Show how a model fails beyond its context, lengthen it by every method, tune, prove, write report.html."""
     from handscroll.base.runs import write_file
@@ -32,12 +36,12 @@ def demo(
     started = time.monotonic()
     if (out / "model").exists() or (out / "tuning").exists():
         raise ConfigError(f"--out {out} holds an earlier demo; remove it or choose another folder")
+    texts = Texts.of_files(text, reader(key, encoding, skip_pictures)) if text else Texts.of_library()
     lm = load(model or STARTER, dtype="float32", weights="float")  # small steps need float32 weights
     goal = to or lm.model.config.trained * (4 if model else 8)
     plan = Plan(to=goal, needles=needles)
     if steps is not None:
         plan = replace(plan, tune_steps=steps)
-    texts = Texts.of_files(text) if text else Texts.of_library()
     note = _Notes(started)
     story = tell(lm, texts, plan, out, note)
     records = story.records()

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from handscroll.base.errors import ConfigError
-from handscroll.cli.options import Device, Dtype
+from handscroll.cli.options import FILES, Device, Dtype, Encoding, Key, SkipPictures, reader
 from handscroll.cli.screen import bar, screen, table
 
 evaluations = typer.Typer(
@@ -20,7 +20,7 @@ Report = Annotated[Path | None, typer.Option(help="Write a self-contained report
 @evaluations.command()
 def perplexity(
     model: Annotated[str, typer.Argument(help="The model: a checkpoint folder, a GGUF file or a hub id.")],
-    files: Annotated[list[str], typer.Argument(help="Text files, folders or globs.")],
+    files: Annotated[list[str], typer.Argument(help=FILES)],
     length: Annotated[int, typer.Option(help="Tokens per window; may exceed the trained length.")],
     windows: Annotated[int, typer.Option(help="Number of windows to measure.")] = 8,
     reference: Annotated[int | None, typer.Option(help="Tokens of the sliding-window reference; 0 skips it.")] = None,
@@ -28,16 +28,20 @@ def perplexity(
     seed: Annotated[int, typer.Option(help="Seed of the choice of windows.")] = 0,
     dtype: Dtype = "auto",
     device: Device = "cpu",
+    key: Key = "",
+    encoding: Encoding = "",
+    skip_pictures: SkipPictures = False,
     json_out: Json = None,
     report: Report = None,
 ) -> None:
     """Measure the exact loss by position over windows of FILES, and that of a window of the trained length."""
     from handscroll.evaluate.perplexity import default_block, measure
-    from handscroll.evaluate.samples import read_windows
+    from handscroll.evaluate.samples import windows as cut
     from handscroll.lm import load
 
+    texts = list(reader(key, encoding, skip_pictures).read(files))
     lm = load(model, device, dtype)
-    samples = read_windows(files, lm.tokenizer, length, windows, seed)
+    samples = cut(texts, lm.tokenizer, length, windows, seed)
     _report_unknown(lm.tokenizer, samples)
     window = min(lm.trained, length) if reference is None else reference
     with bar("exact", len(samples)) as advance:
@@ -68,6 +72,9 @@ def needle(
     seed: Annotated[int, typer.Option(help="Seed of keys, values and places.")] = 0,
     dtype: Dtype = "auto",
     device: Device = "cpu",
+    key: Key = "",
+    encoding: Encoding = "",
+    skip_pictures: SkipPictures = False,
     json_out: Json = None,
     report: Report = None,
 ) -> None:
@@ -78,8 +85,11 @@ def needle(
 
     values = {"lengths": _numbers(lengths, int, "--lengths"), "depths": _numbers(depths, float, "--depths")}
     grid = NeedleGrid.parse(values | {"samples": samples, "seed": seed}, "evaluate needle")
+    how = reader(key, encoding, skip_pictures)
+    if text:
+        how.check(text)
     lm = load(model, device, dtype)
-    filler = haystack(lm.tokenizer, text, max(grid.lengths))
+    filler = haystack(lm.tokenizer, text, max(grid.lengths), reader=how)
     with bar("cells", len(grid.lengths) * len(grid.depths)) as advance:
         record = needle_grid(lm, filler, grid, "needle", lambda done, total: advance(done))
     rows = [
@@ -94,7 +104,7 @@ def needle(
 @evaluations.command()
 def policies(
     model: Annotated[str, typer.Argument(help="The model: a checkpoint folder, a GGUF file or a hub id.")],
-    files: Annotated[list[str], typer.Argument(help="Text files, folders or globs.")],
+    files: Annotated[list[str], typer.Argument(help=FILES)],
     length: Annotated[int, typer.Option(help="Tokens per window; 0 takes the context, at most 512.")] = 0,
     budgets: Annotated[str, typer.Option(help="Percentages of the tokens that may stay.")] = "50,25,12.5",
     policies: Annotated[str, typer.Option(help="Policies, separated by commas. [all approximate ones]")] = "",
@@ -103,14 +113,18 @@ def policies(
     seed: Annotated[int, typer.Option(help="Seed of the choice of windows.")] = 0,
     dtype: Dtype = "auto",
     device: Device = "cpu",
+    key: Key = "",
+    encoding: Encoding = "",
+    skip_pictures: SkipPictures = False,
     json_out: Json = None,
     report: Report = None,
 ) -> None:
     """Compare freed bytes and losses of the cache policies on FILES with the exact cache."""
     from handscroll.evaluate.policies import PolicyGrid, policy_table
-    from handscroll.evaluate.samples import read_windows
+    from handscroll.evaluate.samples import windows as cut
     from handscroll.lm import load
 
+    texts = list(reader(key, encoding, skip_pictures).read(files))
     lm = load(model, device, dtype)
     lm.model.spec.require("a cache policy", forward=True)
     values: dict[str, Any] = {"length": length or min(lm.context, 512), "samples": samples}
@@ -119,7 +133,7 @@ def policies(
         values["policies"] = policies.split(",")
     grid = PolicyGrid.parse(values, "evaluate policies")
     rows = len(grid.rows())
-    found = read_windows(files, lm.tokenizer, grid.length, windows, seed)
+    found = cut(texts, lm.tokenizer, grid.length, windows, seed)
     _report_unknown(lm.tokenizer, found)
     with bar("policies", rows) as advance:
         record = policy_table(lm, found, grid, lambda done, total: advance(done))

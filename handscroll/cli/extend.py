@@ -1,13 +1,15 @@
 """`handscroll extend`: lengthen a checkpoint's context."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from handscroll.base.errors import ConfigError
-from handscroll.cli.options import Device
+from handscroll.cli.options import Device, Encoding, Key, SkipPictures, reader
 from handscroll.cli.screen import bar, error_screen, screen, table
 
 # options that need --tune
@@ -38,6 +40,9 @@ def extend(
     force: Annotated[
         bool, typer.Option("--force", help="Tune even if the planner predicts that it will not fit.")
     ] = False,
+    key: Key = "",
+    encoding: Encoding = "",
+    skip_pictures: SkipPictures = False,
 ) -> None:
     """Lengthen MODEL to --to tokens and write an ordinary Hugging Face folder.
 
@@ -45,6 +50,7 @@ def extend(
     """
     from handscroll.evaluate.perplexity import measurable
     from handscroll.extend.extend import extension
+    from handscroll.extend.remembered import Remembered
     from handscroll.extend.tune import TuneSettings
     from handscroll.lm import load
 
@@ -53,23 +59,31 @@ def extend(
     settings = None
     if tune:
         values: dict[str, Any] = {"files": tuple(tune), "steps": steps, "rows": rows, "lr": lr, "seed": seed}
+        values |= {"key": key or None, "encoding": encoding or None, "skip_pictures": skip_pictures}
         values |= {"precision": precision, "lora": {"rank": lora, "alpha": 2.0 * lora} if lora else None}
         values |= {"memory": {"strategy": strategy, "offload": offload}, "force": force}
         settings = TuneSettings.parse(values, "extend --tune")
     elif idle := [one.name for one in context.command.params if one.name in TUNING and _given(context, one)]:
         raise ConfigError(f"--{idle[0]} belongs to a tuning, which needs text: give --tune FILES, or leave it out")
     given = None if factors is None else _read_factors(factors)
+    how = reader(key, encoding, skip_pictures)
+    for files in (text, tune):
+        if files:
+            how.check(files)
     lm = load(model, device, "float32" if tune else "auto", weights="float")  # small steps need float32 weights
-    with bar("tuning" if tune else "measuring", steps if tune else None) as advance:
+    remember = out.with_name(out.name + ".measuring")
+    with bar("tuning" if tune else "measuring", steps if tune else None) as advance, _kept(remember):
         result = extension(
             lm,
             to,
             method,
             text=text,
+            reader=how,
             factors=given,
             guard=guard,
             tune=settings,
             folder=out.with_name(out.name + ".tuning"),
+            remember=remember,
             seed=seed,
             progress=lambda note: advance(0, note),
             on_record=lambda record: advance(record["step"], f"loss {record['loss']:.4f}"),
@@ -78,6 +92,7 @@ def extend(
         show(result.outcome)
     tell_of_tuning(result.lm)
     result.lm.save(out)
+    Remembered(remember, lm).forget()
     screen().print(
         f"{model}: {lm.context:,} -> {to:,} tokens by {result.candidate.name}; written to {out}", markup=False
     )
@@ -93,6 +108,18 @@ def extend(
         )
     if measurable(result.lm.model):
         screen().print(f"proof: handscroll evaluate perplexity {out} FILES --length {to}", markup=False)
+
+
+@contextmanager
+def _kept(folder: Path) -> Iterator[None]:
+    """On an interruption say where it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if folder.exists():
+            told = f"kept: what was measured, in {folder}; the same command goes on from there"
+            error_screen().print(told, markup=False)
+        raise
 
 
 def _given(context: typer.Context, option: Any) -> bool:

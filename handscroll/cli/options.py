@@ -8,6 +8,7 @@ from handscroll.cli.screen import error_screen
 
 if TYPE_CHECKING:
     from handscroll.lm import LM
+    from handscroll.text.readers import Reader
 
 Device = Annotated[str, typer.Option(help="Device: cpu, or cuda for a GPU (docs/gpu.md).")]
 Dtype = Annotated[
@@ -18,6 +19,12 @@ Temperature = Annotated[
     float | None, typer.Option(help="Sampling temperature; 0 is greedy. [the checkpoint's, or greedy]")
 ]
 TopP = Annotated[float | None, typer.Option(help="Keep the likeliest tokens up to this probability mass.")]
+FILES = "Text, code, HTML, PDF, Word, EPUB, JSON lines, CSV, Parquet: files, folders or globs."
+Key = Annotated[str, typer.Option(help="JSON key or table column that holds the text. [text, else content]")]
+Encoding = Annotated[str, typer.Option(help="Encoding of text files, such as big5. [recognised]")]
+SkipPictures = Annotated[
+    bool, typer.Option("--skip-pictures", help="Leave out pages of PDF files that are only pictures.")
+]
 Plain = Annotated[
     bool, typer.Option("--plain", help="Leave out the settings that the checkpoint recommends (docs/generate.md).")
 ]
@@ -34,3 +41,10 @@ def say_defaults(lm: "LM", settings: Any) -> None:
 
     if taken := lm.defaults.taken(settings):
         error_screen().print(f"as the checkpoint recommends: {told(taken)} (--plain leaves it out)", markup=False)
+
+
+def reader(key: str, encoding: str, skip_pictures: bool) -> "Reader":
+    """How the files of a verb are read, from its options."""
+    from handscroll.text.readers import Reader
+
+    return Reader(key or None, encoding or None, skip_pictures)

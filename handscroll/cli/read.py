@@ -1,14 +1,27 @@
 """`handscroll read`, `ask` and `readings`: read a text once and ask questions about it as often as you like."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from handscroll.base.errors import ConfigError
-from handscroll.cli.options import Device, Dtype, Plain, Temperature, given, say_defaults
-from handscroll.cli.screen import bar, screen, table
+from handscroll.cli.options import (
+    FILES,
+    Device,
+    Dtype,
+    Encoding,
+    Key,
+    Plain,
+    SkipPictures,
+    Temperature,
+    given,
+    reader,
+    say_defaults,
+)
+from handscroll.cli.screen import bar, error_screen, screen, table
 
 StoreOption = Annotated[Path | None, typer.Option("--store", help="Folder of the readings. [your data folder]")]
 OwnerOption = Annotated[str, typer.Option(help="Owner of the readings; owners never see each other's.")]
@@ -16,7 +29,7 @@ OwnerOption = Annotated[str, typer.Option(help="Owner of the readings; owners ne
 
 def read(
     model: Annotated[str, typer.Argument(help="The model: a checkpoint folder, a GGUF file or a hub id.")],
-    texts: Annotated[list[str], typer.Argument(help="Files to read, one after the other.")],
+    texts: Annotated[list[str], typer.Argument(help=FILES)],
     save: Annotated[str, typer.Option(help="Name of the reading.")],
     room: Annotated[int, typer.Option(help="Tokens kept free for question and answer.")] = 1024,
     dtype: Dtype = "auto",
@@ -26,32 +39,40 @@ def read(
     limit: Annotated[float, typer.Option(help="Most GB of all readings; the least recently used go first.")] = 20.0,
     cache: Annotated[str, typer.Option(help="Cache policy: full, or int8 (half of bfloat16, approximate).")] = "full",
     beyond: Annotated[bool, typer.Option("--beyond", help="Allow more tokens than the model's context.")] = False,
+    pages: Annotated[
+        bool, typer.Option("--pages", help="Write [page 7] into the text where a page or chapter begins.")
+    ] = False,
+    key: Key = "",
+    encoding: Encoding = "",
+    skip_pictures: SkipPictures = False,
 ) -> None:
     """Read TEXTS with MODEL and save the reading under the name --save."""
+    import torch
+
     from handscroll.cache.reading.store import Store
     from handscroll.lm import load
-    from handscroll.text.readers import read as read_files
 
     if limit <= 0:
         raise ConfigError(f"--limit {limit} GB holds nothing; give more than 0")
-    lm = load(model, device, dtype)
-    ids = lm.encode("\n\n".join(document.text for document in read_files(texts)))
+    found = reader(key, encoding, skip_pictures).read(texts)
+    text = "\n\n".join(document.marked() if pages else document.text for document in found)
+    lm = load(model, device, dtype)  # only now: a file that cannot be read is told at once
+    ids = lm.encode(text)
     kept = Store(store, owner, int(limit * 1e9))
-    read_now = 0
+    known = partial(kept.kept, lm.identity(len(ids) + room, cache), torch.tensor(ids))
+    shared = known()
     with bar("reading", len(ids)) as advance:
-
-        def on_read(done: int, _: int) -> None:
-            nonlocal read_now
-            read_now += 1
-            advance(done, "")
-
-        reading = lm.read(ids, kept, save, room, beyond, cache, on_read)
-    about, length = kept.named(save)
-    shared = length if not read_now else about.first
+        advance(shared)
+        try:
+            reading = lm.read(ids, kept, save, room, beyond, cache, lambda done, _: advance(done))
+        except KeyboardInterrupt:
+            told = f"kept: {known():,} of {len(ids):,} tokens; the same command goes on from there"
+            error_screen().print(told, markup=False)
+            raise
+    about, _ = kept.named(save)
     what = f"{reading.length:,} tokens" + (f", {shared:,} of them from an earlier reading" if shared else "")
-    screen().print(
-        f"{save}: {what}; {about.nbytes / 1e6:,.0f} MB of its own. Ask: handscroll ask {save} QUESTION", markup=False
-    )
+    size = f"{kept.size(about.number) / 1e6:,.0f} MB"
+    screen().print(f"{save}: {what}; {size}. Ask: handscroll ask {save} QUESTION", markup=False)
 
 
 def ask(
@@ -100,6 +121,7 @@ def ask(
 
 def readings(
     forget: Annotated[list[str] | None, typer.Option(help="Remove this reading; repeatable.")] = None,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove what no named reading needs.")] = False,
     store: StoreOption = None,
     owner: OwnerOption = "",
 ) -> None:
@@ -109,11 +131,13 @@ def readings(
     kept = Store(store, owner)
     for name in forget or ():
         kept.forget(name)
+    if prune:
+        screen().print(f"{kept.prune() / 1e6:,.0f} MB removed")
     rows = []
     for name, (number, length) in kept.names().items():
         try:
             about, _ = kept.named(name)
-            rows.append([name, f"{length:,}", f"{about.nbytes / 1e6:,.0f}", about.identity.dtype, about.source])
+            rows.append([name, f"{length:,}", f"{kept.size(number) / 1e6:,.0f}", about.identity.dtype, about.source])
         except ValueError:  # evicted
             rows.append([name, f"{length:,}", "evicted", "", number])
     title = f"{kept.nbytes / 1e6:,.0f} MB in {kept.folder}"

@@ -6,14 +6,12 @@ from typing import Annotated
 import typer
 
 from handscroll.base.errors import ConfigError
-from handscroll.text.readers import read
+from handscroll.cli.options import FILES, Encoding, Key, SkipPictures, reader
 from handscroll.text.training import TokenizerConfig, train_tokenizer
 
 
 def tokenizer(
-    files: Annotated[
-        list[str], typer.Argument(help="Text files, folders or globs (.txt .md .html .jsonl, code; .gz).")
-    ],
+    files: Annotated[list[str], typer.Argument(help=FILES)],
     out: Annotated[Path, typer.Option(help="Folder for tokenizer.json and tokenizer_config.json; must hold neither.")],
     kind: Annotated[str, typer.Option(help="bpe, wordpiece or unigram; all are byte level and lossless.")] = "bpe",
     vocab: Annotated[int, typer.Option(help="Number of tokens, special ones included.")] = 4096,
@@ -23,6 +21,9 @@ def tokenizer(
     min_frequency: Annotated[
         int | None, typer.Option(help="Fewest occurrences of a pair (bpe, wordpiece). [2]")
     ] = None,
+    key: Key = "",
+    encoding: Encoding = "",
+    skip_pictures: SkipPictures = False,
 ) -> None:
     """Train a tokenizer on raw text and write it as a Hugging Face tokenizer folder."""
     settings = TokenizerConfig.parse(
@@ -34,7 +35,7 @@ def tokenizer(
     taken = [name for name in ("tokenizer.json", "tokenizer_config.json") if (out / name).exists()]
     if taken:
         raise ConfigError(f"--out {out} already holds {' and '.join(taken)}; choose another folder")
-    texts = [document.text for document in read(files)]
+    texts = [document.text for document in reader(key, encoding, skip_pictures).read(files)]
     trained = train_tokenizer(texts, settings)
     size = sum(len(text.encode("utf-8")) for text in texts)
     count = 0

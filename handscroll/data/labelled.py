@@ -3,62 +3,74 @@
 For encoders the label is the target of the first token (`AtFirst`), because their head reads that token's state.
 """
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from handscroll.base.errors import ConfigError, DataError, nearest
+from handscroll.base.errors import ConfigError, DataError
 from handscroll.data.row import IGNORED, Piece, Row, join
 from handscroll.data.sources import TokenSource
 from handscroll.data.stream import State, Stream
-from handscroll.text.readers import Document
+from handscroll.text.document import Document
+from handscroll.text.files import ROWS, kind, lines
+from handscroll.text.rows import TEXT_KEYS, label_of, rows, text_of
 from handscroll.text.tokenizer import Tokenizer
 
 
-def read_labelled(path: str | Path, labels: Sequence[str]) -> tuple[list[Document], list[int]]:
+@dataclass(frozen=True)
+class Columns:
+    """Where text and label stand in a line or row; `text` None is `text`, else `content`."""
+
+    text: str | None = None
+    label: str = "label"
+
+
+def read_labelled(
+    path: str | Path, labels: Sequence[str], columns: Columns | None = None
+) -> tuple[list[Document], list[int]]:
     """The documents of a file, and the number of each one's label in `labels`.
 
-    A `.jsonl` file has an object with `text` and `label` in each line. A `.tsv` file has a label, a tab and the text in
-    each line, and no header.
+    A `.jsonl` file has an object with `text` and `label` in each line, a `.csv` or `.parquet` table has such columns. A
+    `.tsv` file has a label, a tab and the text in each line, and no header. Encodings and texts are judged as in
+    `text/readers.py`.
 
     Raises:
-        DataError: the file is missing, its suffix is another one, a line has no text, or a label is not in `labels`.
+        DataError: the file is missing or of another kind, a line has no text, or a label is not in `labels`.
     """
-    path = Path(path)
-    if path.suffix not in (".tsv", ".jsonl"):
-        raise DataError(f"{path}: labelled text must be a .tsv file (label, tab, text) or a .jsonl file (text, label)")
+    path, columns = Path(path), columns or Columns()
+    if kind(path) not in ROWS:
+        raise DataError(
+            f"{path}: labelled text must be a .tsv file (label, tab, text without a header), or a .jsonl, .csv or "
+            ".parquet file (text, label)"
+        )
     if not path.is_file():
         raise DataError(f"there is no file {path}")
     documents: list[Document] = []
     numbers: list[int] = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            label, text = _json(path, number, line) if path.suffix == ".jsonl" else _columns(path, number, line)
-            if label not in labels:
-                raise DataError(f"{path}:{number} has the label '{label}': {nearest(label, labels)}")
-            documents.append(Document(text, f"{path}:{number}"))
-            numbers.append(list(labels).index(label))
+    for where, values in _tabbed(path) if kind(path) == ".tsv" else rows(path, _asked(columns), None):
+        numbers.append(label_of(values, where, columns.label, labels))
+        documents.append(Document(text_of(values, where, columns.text), where))
     return documents, numbers
 
 
-def _columns(path: Path, number: int, line: str) -> tuple[str, str]:
-    label, tab, text = line.rstrip("\r\n").partition("\t")
-    if not tab or not text:
-        raise DataError(f"{path}:{number} is not a label, a tab and a text")
-    return label, text
+def _asked(columns: Columns) -> list[str]:
+    return [*(TEXT_KEYS if columns.text is None else (columns.text,)), columns.label]
 
 
-def _json(path: Path, number: int, line: str) -> tuple[str, str]:
-    try:
-        values = json.loads(line)
-        return str(values["label"]), str(values["text"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}:{number} is not a JSON object with text and label ({error})") from None
+def _tabbed(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    count = 0
+    for number, line in lines(path, None):
+        if not line.strip():
+            continue
+        label, tab, text = line.partition("\t")
+        if not tab or not text:
+            raise DataError(f"{path}:{number} is not a label, a tab and a text")
+        count += 1
+        yield f"{path}:{number}", {"text": text, "label": label}
+    if not count:
+        raise DataError(f"{path}: the file has no labelled lines; remove it or fill it")
 
 
 class Labelled(Stream[Row]):
@@ -85,7 +97,14 @@ class Labelled(Stream[Row]):
         self.source, self.labels, self.length, self.seed = source, np.asarray(labels), length, seed
 
     @classmethod
-    def read(cls, path: str | Path, labels: Sequence[str], tokenizer: Tokenizer, length: int, seed: int) -> "Labelled":
+    def read(
+        cls,
+        path: str | Path,
+        labels: Sequence[str],
+        tokenizer: Tokenizer,
+        length: int,
+        seed: int,
+    ) -> "Labelled":
         """Rows of a labelled file."""
         documents, numbers = read_labelled(path, labels)
         return cls(TokenSource.build(documents, tokenizer), numbers, length, seed)

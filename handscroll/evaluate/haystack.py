@@ -4,20 +4,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from handscroll.data.corpus import select
-from handscroll.text.readers import read
+from handscroll.text.readers import Reader
 from handscroll.text.tokenizer import Tokenizer
 
 DEFAULT = ("turtle.py", "_pydecimal.py", "typing.py", "tarfile.py", "inspect.py")  # held out of the starter's training
 
 
-def haystack(tokenizer: Tokenizer, files: Sequence[str | Path] | None, length: int, most: int = 1 << 20) -> list[int]:
+def haystack(
+    tokenizer: Tokenizer,
+    files: Sequence[str | Path] | None,
+    length: int,
+    most: int = 1 << 20,
+    reader: Reader | None = None,
+) -> list[int]:
     """Token ids of the files' text (default: the standard library), at most `most` of them.
 
     They may be fewer than `length` if the text is short; the caller checks that.
     """
     paths = list(files) if files else select([f"{{stdlib}}/{name}" for name in DEFAULT])
     ids: list[int] = []
-    for document in read(paths):
+    for document in (reader or Reader()).read(paths):
         ids += tokenizer.encode(document.text, special=False)
         if len(ids) > most:
             break

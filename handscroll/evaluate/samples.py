@@ -4,10 +4,10 @@ import hashlib
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from handscroll.base.errors import DataError
-from handscroll.text.readers import Document, read
+from handscroll.text.files import Paths
+from handscroll.text.readers import Document, Reader
 from handscroll.text.tokenizer import Tokenizer
 
 
@@ -56,10 +56,15 @@ def windows(
 
 
 def read_windows(
-    paths: Sequence[str | Path], tokenizer: Tokenizer, length: int, count: int | None = None, seed: int = 0
+    paths: Paths,
+    tokenizer: Tokenizer,
+    length: int,
+    count: int | None = None,
+    seed: int = 0,
+    reader: Reader | None = None,
 ) -> list[Sample]:
     """`windows` from the files, folders and globs in `paths`."""
-    return windows(read(paths), tokenizer, length, count, seed)
+    return windows((reader or Reader()).read(paths), tokenizer, length, count, seed)
 
 
 def fingerprint(samples: Sequence[Sample]) -> str:

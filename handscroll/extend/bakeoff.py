@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from handscroll.evaluate.perplexity import measure, token_nll
+from handscroll.evaluate.perplexity import token_nll
 from handscroll.evaluate.samples import Sample, fingerprint
 from handscroll.extend.methods import apply
+from handscroll.extend.remembered import Remembered, Values
 from handscroll.lm import LM
 from handscroll.models.model import Model
 from handscroll.nn.positions.candidate import Candidate
@@ -94,20 +95,23 @@ def bake_off(
     samples: Sequence[Sample],
     goal: Goal,
     progress: Progress | None = None,
+    remembered: Remembered | None = None,
 ) -> Outcome:
     """Measure `entries` on `samples` (windows of `goal.target` tokens) and rank them; the model stays unchanged.
 
     The winner has the lowest score. The score is the long loss, plus `PENALTY` times the part of the rise of the short
     loss that exceeds the guard. (With a hard limit the unchanged model would win, because it does no harm.) The score
-    of the unchanged model is lowered by `MARGIN`, so a change must be at least that much better.
+    of the unchanged model is lowered by `MARGIN`, so a change must be at least that much better. Windows that
+    `remembered` holds are not measured again.
     """
+    memory = remembered or Remembered(None, lm)
     trained, guard = goal.trained, goal.guard
     note = progress or (lambda text: None)
-    base = sum(float(token_nll(lm, s.ids[:trained]).double().mean()) for s in samples) / len(samples)
+    base = sum(_window(lm, s.ids[:trained], trained, None, memory)[1] for s in samples) / len(samples)
     finalists: dict[str, Row] = {}
     for number, entry in enumerate(entries):
         note(f"candidate {number + 1} of {len(entries)}: {entry.name}")
-        row = _measured(lm, entry, samples[:1], trained)
+        row = _measured(lm, entry, samples[:1], trained, memory)
         best = finalists.get(entry.method)
         if best is None or _rank(row, base, guard) < _rank(best, base, guard):
             finalists[entry.method] = row
@@ -116,7 +120,7 @@ def bake_off(
         rows = []
         for row in finalists.values():
             note(f"all windows: {row.candidate.name}")
-            rows.append(_measured(lm, row.candidate, samples, trained))
+            rows.append(_measured(lm, row.candidate, samples, trained, memory))
     rows.sort(key=lambda row: _rank(row, base, guard))
     verdicts = [_verdict(row, rank == 0, base, guard) for rank, row in enumerate(rows)]
     ranked = tuple(Row(r.candidate, r.long, r.short, v) for r, v in zip(rows, verdicts, strict=True))
@@ -136,10 +140,29 @@ def applied(model: Model, candidate: Candidate) -> Iterator[None]:
             model.set_submodule("position_embedding", table)
 
 
-def _measured(lm: LM, candidate: Candidate, samples: Sequence[Sample], trained: int) -> Row:
-    with applied(lm.model, candidate):
-        losses = measure(lm, samples, candidate.name)
-    return Row(candidate, losses.mean(trained), losses.mean(0, trained))
+def _measured(lm: LM, candidate: Candidate, samples: Sequence[Sample], trained: int, memory: Remembered) -> Row:
+    losses = [_window(lm, sample.ids, trained, candidate, memory) for sample in samples]
+    long, short = (sum(column) / len(samples) for column in zip(*losses, strict=True))
+    return Row(candidate, long, short)
+
+
+def _window(
+    lm: LM, ids: list[int], trained: int, candidate: Candidate | None, memory: Remembered
+) -> tuple[float, float]:
+    """Mean loss at the positions past the trained length (0 if there are none), and before it."""
+
+    def measured() -> Values:
+        if candidate is None:
+            losses = token_nll(lm, ids).double()
+        else:
+            with applied(lm.model, candidate):
+                losses = token_nll(lm, ids).double()
+        far = losses[max(0, trained - 1) :]
+        return {"long": float(far.mean()) if len(far) else 0.0, "short": float(losses[: trained - 1].mean())}
+
+    how = None if candidate is None else [candidate.name, candidate.changes]
+    found = memory.value([how, trained, ids], measured)
+    return found["long"], found["short"]
 
 
 def _rank(row: Row, base: float, guard: float) -> float:

@@ -2,18 +2,18 @@
 
 import copy
 import operator
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from handscroll.base.errors import CapacityError, ConfigError
 from handscroll.evaluate.perplexity import measure
-from handscroll.evaluate.samples import Sample, windows
+from handscroll.evaluate.samples import windows
 from handscroll.extend.bakeoff import Goal, Outcome, Progress, bake_off
 from handscroll.extend.methods import apply, candidates
 from handscroll.extend.origin import origin
 from handscroll.extend.own_text import own_text
+from handscroll.extend.remembered import Remembered
 from handscroll.extend.tune import TuneSettings
 from handscroll.extend.tune import tune as run_tuning
 from handscroll.lm import LM
@@ -21,7 +21,8 @@ from handscroll.models.model import Decoder, Model
 from handscroll.nn.positions.candidate import Candidate
 from handscroll.plan.choose import gigabytes
 from handscroll.plan.machine import spare
-from handscroll.text.readers import read
+from handscroll.text.files import Paths
+from handscroll.text.readers import Document, Reader
 from handscroll.train.loop import OnRecord
 
 GUARD = 0.1  # nats that the loss of short text may rise
@@ -55,7 +56,8 @@ def extension(  # noqa: PLR0913
     to: int,
     method: str = "auto",
     *,
-    text: Sequence[str | Path] | str | Path | None = None,
+    text: Paths | None = None,
+    reader: Reader | None = None,
     factors: dict[str, Any] | None = None,
     guard: float = GUARD,
     tune: TuneSettings | None = None,
@@ -64,14 +66,17 @@ def extension(  # noqa: PLR0913
     measured: int = MEASURED,
     progress: Progress | None = None,
     on_record: OnRecord | None = None,
+    remember: Path | None = None,
 ) -> Extension:
     """`extend` that also returns the chosen candidate and the bake-off's table.
 
     Args:
         text: files for the measurement; without them the model writes a text itself.
+        reader: how the files are read.
         factors: `long_factor` and `short_factor` of method longrope.
         guard: nats per token by which the loss of short text may rise.
         measured: approximate number of tokens in the final round of the bake-off.
+        remember: folder of what was measured before an interruption, which is not measured again.
         tune: settings of a short tuning afterwards, in the run folder `folder`.
 
     There are more than seven arguments because each is a separate decision of the user.
@@ -88,8 +93,11 @@ def extension(  # noqa: PLR0913
     _check_memory(lm.model, to)
     outcome = None
     if len(entries) > 1 or text is not None:
-        samples = _samples(lm, text, to, max(1, measured // to), seed, progress)
-        outcome = bake_off(lm, entries, samples, Goal(to, first.trained, guard), progress)
+        documents = None if text is None else (reader or Reader()).read(text)
+        memory = Remembered(remember, lm)
+        documents = _own(lm, to * max(1, measured // to), seed, progress, memory) if documents is None else documents
+        samples = windows(documents, lm.tokenizer, to, max(1, measured // to), seed)
+        outcome = bake_off(lm, entries, samples, Goal(to, first.trained, guard), progress, memory)
         chosen = outcome.winner.candidate
     else:
         chosen = entries[0]
@@ -161,13 +169,18 @@ def _keep_the_better(longer: LM, untuned: Decoder, outcome: Outcome) -> None:
     longer.provenance["tuned"] |= {**loss, "kept": longer.model is tuned}
 
 
-def _samples(lm: LM, text: Any, to: int, count: int, seed: int, progress: Progress | None) -> list[Sample]:
-    if text is not None:
-        return windows(read(text), lm.tokenizer, to, count, seed)
+def _own(lm: LM, tokens: int, seed: int, progress: Progress | None, memory: Remembered) -> list[Document]:
+    """A text for the measurement that the model writes itself."""
     if lm.model.spec.both_ways:
         raise ConfigError(
             "an encoder cannot write a text for the measurement itself: give --text FILES, or name a --method"
         )
     if progress is not None:
-        progress(f"no --text: the model writes {count * to} tokens itself for the measurement")
-    return windows([own_text(lm, count * to, seed)], lm.tokenizer, to, count, seed)
+        progress(f"no --text: the model writes {tokens} tokens itself for the measurement")
+
+    def written() -> dict[str, str]:
+        document = own_text(lm, tokens, seed)
+        return {"text": document.text, "source": document.source}
+
+    found = memory.value(["own text", tokens, seed], written)
+    return [Document(found["text"], found["source"])]

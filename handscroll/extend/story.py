@@ -19,7 +19,7 @@ from handscroll.extend.bakeoff import Outcome
 from handscroll.extend.extend import extension
 from handscroll.extend.tune import TuneSettings
 from handscroll.lm import LM
-from handscroll.text.readers import Document, read
+from handscroll.text.readers import Document, Reader, read
 
 STARTER = Path(__file__).parent.parent / "starter"
 # These modules were not in the starter's training text (recipes/starter.toml). The three lists are disjoint.
@@ -54,12 +54,12 @@ class Texts:
         return cls(*parts)
 
     @classmethod
-    def of_files(cls, files: Sequence[str | Path]) -> "Texts":
+    def of_files(cls, files: Sequence[str | Path], reader: Reader | None = None) -> "Texts":
         """The user's files: 30 % for tuning, 20 % for choosing, the rest for the proof.
 
         Six documents or more are distributed whole. Fewer documents are each cut into three parts.
         """
-        documents = list(read(list(files)))
+        documents = list((reader or Reader()).read(list(files)))
         if len(documents) >= 6:
             return cls(
                 choose=documents[3::5], tune=documents[1::5], prove=documents[0::5] + documents[2::5] + documents[4::5]

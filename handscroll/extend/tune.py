@@ -16,6 +16,7 @@ from handscroll.models.weights import read_json
 from handscroll.objectives.causal import NextToken
 from handscroll.objectives.masked import MaskedTokens
 from handscroll.plan.workloads import MASKED
+from handscroll.text.readers import Reader
 from handscroll.train.assemble import Updates
 from handscroll.train.loop import Callbacks, OnRecord, train
 from handscroll.train.lora import LoRA, add_lora, merge_lora, save_adapter, stands_apart
@@ -33,6 +34,9 @@ class TuneSettings(Config):
     """
 
     files: tuple[str, ...] = Field(min_length=1)
+    key: str | None = Field(default=None, description="key or column of the files that holds the text")
+    encoding: str | None = Field(default=None, description="encoding of the files, where it is not recognised")
+    skip_pictures: bool = Field(default=False, description="leave out pages of PDF files that are only pictures")
     steps: int = Field(default=100, ge=1)
     rows: int = Field(default=4, ge=1)
     lr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -52,7 +56,8 @@ def tune(lm: LM, to: int, settings: TuneSettings, folder: Path, on_record: OnRec
     Raises:
         DataError: the files hold less than one row of text.
     """
-    source = TokenSource.from_paths(settings.files, lm.tokenizer)
+    reader = Reader(settings.key, settings.encoding, settings.skip_pictures)
+    source = TokenSource.build(reader.read(settings.files), lm.tokenizer)
     if source.total < to:
         raise DataError(f"the tuning text has {source.total} tokens, but one row needs {to}: give more or longer files")
     if settings.lora is not None:

@@ -1,7 +1,8 @@
 """Reads a text into the store, after the beginning that the store already holds."""
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Int
@@ -23,6 +24,10 @@ from handscroll.text.tokenizer import Tokenizer
 # the beginning of a reading continues from the end of such a part; each part costs a window of keys in the windowed
 # layers.
 STRETCH = 32
+# What was read is saved as it grows, so that a text goes on where it stopped: every so many seconds, at most this share
+# of the time spent writing, and a part holds at least this share of the text before it. So a reading of hours has some
+# hundred parts, and what a kill costs is at most a fiftieth of it.
+EVERY, WRITING, LEAST = 15.0, 0.05, 0.02
 ROOM = 1024  # tokens kept free for question and answer when a text is read
 
 
@@ -45,6 +50,8 @@ class ToRead:
 
 def read(model: Model, tokenizer: Tokenizer, store: Store, text: ToRead) -> Reading:
     """Read a text once and save the reading. A beginning that the store already holds is not read again.
+
+    What was read is saved as it grows. If the process is interrupted or killed, the same call goes on from there.
 
     Raises:
         CapacityError: text and room exceed the context (unless `beyond`), or the limit of the store.
@@ -72,6 +79,36 @@ def read(model: Model, tokenizer: Tokenizer, store: Store, text: ToRead) -> Read
     return store.open(number).part(len(text.ids))
 
 
+@dataclass(eq=False)
+class Growing:
+    """Saves what a cache has read of a text while it grows, in parts that follow each other."""
+
+    store: Store
+    about: Identity
+    ids: Tensor
+    cache: Buffered
+    before: Reading | None
+    source: str
+    part: str = ""
+    saved: int = 0
+    cost: float = 0.0
+    last: float = field(default_factory=time.monotonic)
+
+    def keep(self, done: int) -> None:
+        """Save the first `done` tokens if that is due."""
+        now = time.monotonic()
+        if now - self.last >= max(EVERY, self.cost / WRITING) and done - self.saved >= LEAST * done:
+            self.save(done)
+
+    def save(self, done: int) -> str:
+        """Save the first `done` tokens; returns the number of their part."""
+        begun = time.monotonic()
+        self.part = self.store.save(self.about, self.ids[:done], self.cache, self.before, self.source, self.part)
+        self.saved, self.last = done, time.monotonic()
+        self.cost = self.last - begun
+        return self.part
+
+
 @torch.no_grad()
 def _read_into(store: Store, model: Model, about: Identity, text: ToRead) -> str:
     """Read and save the part of a text that the store lacks; returns the number of the reading that holds all."""
@@ -88,9 +125,12 @@ def _read_into(store: Store, model: Model, about: Identity, text: ToRead) -> str
         cache = model.new_cache(end - begin, cache_of(about.policy), **past)
         assert isinstance(cache, Buffered), "saved policies keep their tensors in buffers"
         marks, tokens = Marks.run(begin, end - begin), ids[None, begin:end].to(model.device)
+        grown = Growing(store, about, ids, cache, before, text.source)
         for _, last, _ in hidden_chunks(model, tokens, marks, cache, length):
             if text.on_read is not None:
                 text.on_read(begin + last, len(ids))
-        number = store.save(about, ids[:end], cache, before, text.source)
+            if begin + last < end:
+                grown.keep(begin + last)
+        number = grown.save(end)
         before = store.open(number) if end < len(ids) else None
     return number

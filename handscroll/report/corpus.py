@@ -101,12 +101,14 @@ class Corpus(Record):
     signs: tuple[Sign, ...]
     overlap: Overlap | None
     largest: tuple[Source, ...]
+    skipped: tuple[str, ...] = Field(default=(), description="files that could not be used, and why")
 
 
 def corpus_page(corpus: Corpus, provenance: Mapping[str, str] | None = None) -> Page:
     """The page of a corpus, in the order of the decisions before training: is it enough, is it clean, is it fair."""
     sections = [
         Section("In short", "", [Facts(_facts(corpus))]),
+        *([_skipped(corpus.skipped)] if corpus.skipped else []),
         _languages(corpus),
         _lengths(corpus),
         *([_coverage(corpus.coverage, corpus)] if corpus.coverage else []),
@@ -137,6 +139,11 @@ def _facts(corpus: Corpus) -> list[tuple[str, str]]:
     if corpus.overlap is not None:
         facts.append((percent(corpus.overlap.share), "of the held-out text stands in the training text"))
     return facts
+
+
+def _skipped(problems: Sequence[str]) -> Section:
+    lead = f"{len(problems):,} files could not be used. What follows is about the others."
+    return Section("Left out", lead, [Table(("file and reason",), [(problem,) for problem in problems])])
 
 
 def _languages(corpus: Corpus) -> Section:

@@ -81,7 +81,8 @@ def sniff(head: bytes, source: str, encoding: str | None = None) -> tuple[str, i
         codecs.getincrementaldecoder("utf-8")().decode(head)
     except UnicodeDecodeError as error:
         text = codecs.getincrementaldecoder("gb18030")(errors="replace").decode(head)
-        _as_gb18030(text.encode("gb18030", errors="replace"), source, error.start)
+        if not _reads_like_chinese(text):
+            raise _unknown(source, head, error.start) from None
         return "gb18030", 0
     return "utf-8", 0
 
@@ -99,18 +100,25 @@ def _strict(data: bytes, encoding: str, source: str, skip: int = 0) -> str:
 
 
 def _as_gb18030(data: bytes, source: str, bad: int) -> str:
-    failure = DataError(
-        f"{source}: not valid UTF-8: byte 0x{data[bad]:02x} at offset {bad}, and it does not read as Chinese text in "
-        "gb18030 either; convert the file to UTF-8, or name its encoding (encoding='cp1252', 'big5', ...)"
-    )
     try:
         text = data.decode("gb18030")
     except UnicodeDecodeError:
-        raise failure from None
-    foreign = [character for character in text if character > "\x7f"]
-    if sum(character in _COMMON for character in foreign) < _LIKELY * len(foreign):
-        raise failure
+        raise _unknown(source, data, bad) from None
+    if not _reads_like_chinese(text):
+        raise _unknown(source, data, bad)
     return _checked(text, source)
+
+
+def _reads_like_chinese(text: str) -> bool:
+    foreign = [character for character in text if character > "\x7f"]
+    return sum(character in _COMMON for character in foreign) >= _LIKELY * len(foreign)
+
+
+def _unknown(source: str, data: bytes, bad: int) -> DataError:
+    return DataError(
+        f"{source}: not valid UTF-8: byte 0x{data[bad]:02x} at offset {bad}, and it does not read as Chinese text in "
+        "gb18030 either; convert the file to UTF-8, or name its encoding (--encoding cp1252, big5, ...)"
+    )
 
 
 def _checked(text: str, source: str) -> str:

@@ -1,19 +1,15 @@
 """Documents in parts, so that a file larger than memory can be looked through from beginning to end."""
 
-import codecs
-import gzip
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from handscroll.base.errors import DataError
-from handscroll.text.encodings import sniff
+from handscroll.text.files import BOOKS, PAGES, ROWS, Files, Paths, characters, kind
 from handscroll.text.pretokenizers import pieces
-from handscroll.text.readers import files_of, open_file, read, streams
+from handscroll.text.readers import Reader
 
 PART = 1 << 16  # characters
-_BLOCK = 1 << 20  # bytes that are read at a time; the first block decides the encoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,25 +21,40 @@ class Part:
     last: bool
 
 
-def parts(
-    paths: Sequence[str | Path] | str | Path, key: str | None = None, encoding: str | None = None, size: int = PART
-) -> Iterator[Part]:
-    """The documents of `readers.read`, each in parts of about `size` characters; joined they are its text.
+def parts(paths: Paths | Files, reader: Reader | None = None, size: int = PART) -> Iterator[Part]:
+    """The documents of `Reader.read`, each in parts of about `size` characters; joined they are its text.
 
     Parts end behind a letter before a space or a sign, where the tokens of byte-level tokenizers end too; text without
     such places is cut at a space, or anywhere, within four times the size. Memory is bounded for plain text, gzipped or
-    not, and for JSON lines by the longest line; an HTML page is read whole. An encoding without a mark is judged by the
-    first MiB.
+    not, and for lines and rows by the longest; a page or book is read whole. An encoding without a mark is judged by
+    the first MiB.
 
     Raises:
-        DataError: as `readers.read`; bad bytes far down in a file when they are reached.
+        DataError: as `Reader.read`; bad bytes far down in a file when they are reached.
     """
-    for file in files_of(paths):
-        if streams(file):
-            yield from _cut(_characters(file, encoding), str(file), size)
-        else:
-            for document in read(file, key, encoding):
-                yield from _cut(iter([document.text]), document.source, size)
+    files = paths if isinstance(paths, Files) else Files.of(paths)
+    files.begin()
+    for file in files.paths:
+        done, open_ = 0, ""
+        try:
+            for part in _parts(file, reader or Reader(), size):
+                done, open_ = done + part.last, "" if part.last else part.source
+                yield part
+            files.used += 1
+        except DataError as error:
+            if open_:  # what was passed on is a document; what follows is left out
+                yield Part("", open_, last=True)
+            files.used += done > 0 or bool(open_)
+            files.skip(error, done)
+    files.close()
+
+
+def _parts(file: Path, reader: Reader, size: int) -> Iterator[Part]:
+    if kind(file) in ROWS | BOOKS | PAGES:
+        for document in reader.documents(file):
+            yield from _cut(iter([document.text]), document.source, size)
+    else:
+        yield from _cut(characters(file, reader.encoding), str(file), size)
 
 
 def _cut(texts: Iterator[str], source: str, size: int) -> Iterator[Part]:
@@ -64,33 +75,3 @@ def _cut(texts: Iterator[str], source: str, size: int) -> Iterator[Part]:
     for piece in whole:
         yield Part(piece, source, last=False)
     yield Part(held, source, last=True)
-
-
-def _characters(file: Path, encoding: str | None) -> Iterator[str]:
-    """The text of a plain file, block by block."""
-    done = 0
-    try:
-        with open_file(file) as stream:
-            block = stream.read(_BLOCK)
-            name, skip = sniff(block, str(file), encoding)
-            decoder = codecs.getincrementaldecoder(name)()
-            block, done = block[skip:], skip
-            while True:
-                ended = len(block) == 0
-                text = decoder.decode(block, final=ended)
-                if "\0" in text:
-                    raise DataError(f"{file}: not a text file (a NUL character after byte {done}); convert it first")
-                yield text
-                if ended:
-                    return
-                done += len(block)
-                block = stream.read(_BLOCK)
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{file}: not valid {error.encoding} after byte {done} ({error.reason}); repair the file or name its real "
-            "encoding"
-        ) from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{file}: damaged gzip file ({error}); compress it again") from None
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror or error}); check its permissions") from None

@@ -1,5 +1,6 @@
 """The kinds of rows that a recipe can name under `data`. Each kind is a class here and a member of `RowData`."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,7 +9,7 @@ from pydantic import Field, model_validator
 from handscroll.base.config import Config
 from handscroll.data.blanks import Blanks, largest_piece, longest_span
 from handscroll.data.corpus import select
-from handscroll.data.labelled import Labelled
+from handscroll.data.labelled import Columns, Labelled, read_labelled
 from handscroll.data.lanes import Lanes
 from handscroll.data.pack import Packed
 from handscroll.data.pairs import Pairs
@@ -18,7 +19,7 @@ from handscroll.data.sources import TokenSource
 from handscroll.data.stream import Repeat, Stream
 from handscroll.data.windows import CyclicWindows, SlidingWindows
 from handscroll.text.blanks import BlankTokens
-from handscroll.text.readers import read
+from handscroll.text.readers import Document, Reader
 from handscroll.text.tokenizer import Tokenizer
 
 
@@ -28,12 +29,18 @@ class Files(Config):
     files: tuple[str, ...] = Field(min_length=1)
     exclude: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
+    key: str | None = Field(default=None, description="key or column that holds the text; text, else content")
+    encoding: str | None = Field(default=None, description="encoding, where it is not recognised")
+    skip_pictures: bool = Field(default=False, description="leave out pages of PDF files that are only pictures")
 
     def paths(self) -> list[Path]:
         return select(self.files, self.exclude, self.include)
 
     def source(self, tokenizer: Tokenizer) -> TokenSource:
-        return TokenSource.build(read(self.paths()), tokenizer)
+        return TokenSource.build(self.documents(), tokenizer)
+
+    def documents(self) -> Iterator[Document]:
+        return Reader(self.key, self.encoding, self.skip_pictures).read(self.paths())
 
 
 class TextData(Config):
@@ -105,14 +112,17 @@ class FactsData(Config):
 
 
 class LabelledData(Config):
-    """Whole documents with labels, from a `.tsv` or `.jsonl` file (`data/labelled.py`)."""
+    """Whole documents with labels, from a `.tsv`, `.jsonl`, `.csv` or `.parquet` file (`data/labelled.py`)."""
 
     kind: Literal["labelled"]
     file: str
     labels: tuple[str, ...] = Field(min_length=2)
+    key: str | None = Field(default=None, description="key or column that holds the text; text, else content")
+    label: str = Field(default="label", description="key or column that holds the label")
 
     def stream(self, text: TokenSource, tokenizer: Tokenizer, length: int, seed: int) -> Stream[Row]:
-        return Labelled.read(self.file, self.labels, tokenizer, length, seed)
+        documents, numbers = read_labelled(self.file, self.labels, Columns(self.key, self.label))
+        return Labelled(TokenSource.build(documents, tokenizer), numbers, length, seed)
 
 
 class BlanksData(Config):

@@ -27,7 +27,6 @@ from handscroll.nn.init import initialise
 from handscroll.nn.noise import Noise
 from handscroll.objectives.task import Task
 from handscroll.plan.workloads import recipe_workloads
-from handscroll.text.readers import read
 from handscroll.text.tokenizer import Tokenizer
 from handscroll.text.training import train_tokenizer
 from handscroll.train.assemble import Updates
@@ -146,7 +145,7 @@ def _tokenizer(recipe: Recipe, folder: Path, world: World) -> Tokenizer:
     kept = folder / "tokenizer"
     if world.first and not (kept / "tokenizer.json").exists():
         assert recipe.text is not None, "the recipe's own check"
-        documents = (document.text for document in read(recipe.text.paths()))
+        documents = (document.text for document in recipe.text.documents())
         train_tokenizer(documents, settings.train).save(kept)
     world.agree(True)  # the other ranks wait until it is saved
     return Tokenizer.load(kept)

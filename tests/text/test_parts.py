@@ -6,9 +6,9 @@ import json
 import pytest
 
 from handscroll.base.errors import DataError
-from handscroll.text import parts as module
+from handscroll.text import files as module
 from handscroll.text.parts import parts
-from handscroll.text.readers import read
+from handscroll.text.readers import Reader, read
 from handscroll.text.training import TokenizerConfig, train_tokenizer
 
 ENGLISH = "It was a dark night; the café was — naïvely — open.\nNobody came, and nothing was said.\r\n" * 9
@@ -18,13 +18,13 @@ CHINESE = "他們說：你好，今天的天氣很好，我們出去走走吧。
 @pytest.fixture
 def small(monkeypatch):
     """Blocks of seven bytes: every character of several bytes is cut somewhere."""
-    monkeypatch.setattr(module, "_BLOCK", 7)
+    monkeypatch.setattr(module, "BLOCK", 7)
 
 
 def joined(path, **settings):
     found: list[tuple[str, str]] = []
     text = ""
-    for part in parts(path, **settings):
+    for part in parts(path, Reader(encoding=settings.pop("encoding", None)), **settings):
         text += part.text
         if part.last:
             found.append((part.source, text))
@@ -54,7 +54,7 @@ def test_parts_make_the_documents(name, data, tmp_path, small):
 
 def test_chinese_without_a_mark_is_judged_by_the_first_block(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_bytes(CHINESE.encode("gb18030"))
-    monkeypatch.setattr(module, "_BLOCK", 91)
+    monkeypatch.setattr(module, "BLOCK", 91)
     assert joined(tmp_path)[0][1] == CHINESE
     (tmp_path / "a.txt").write_bytes(ENGLISH.encode("latin-1", errors="replace"))
     with pytest.raises(DataError, match="UTF-8"):
@@ -73,15 +73,19 @@ def test_parts_have_the_tokens_of_the_whole(tmp_path):
     assert sum(1 for _ in parts(tmp_path, size=40)) > 20
 
 
-def test_memory_is_bounded_and_a_first_part_comes_early(tmp_path, small):
+def test_memory_is_bounded_and_a_first_part_comes_early(tmp_path, small, caplog):
     (tmp_path / "a.txt").write_text(ENGLISH * 50 + "x" * 5000, encoding="utf-8")
-    (tmp_path / "b.txt").write_bytes(b"text " * 40 + b"\xff")
+    (tmp_path / "b.txt").write_bytes(b"text " * 99 + b"\xff")
     found = list(parts(tmp_path / "a.txt", size=100))
     assert max(len(part.text) for part in found) <= 400
     stream = parts([tmp_path / "a.txt", tmp_path / "b.txt"], size=100)
     assert next(stream).text == found[0].text
-    with pytest.raises(DataError, match=r"b.txt.*byte 19\d"):
-        list(stream)
+    rest = list(stream)  # b.txt is named and left out after what was passed on
+    told = "".join(part.text for part in rest if part.source.endswith("b.txt"))
+    assert told and ("text " * 99).startswith(told) and rest[-1].last
+    assert any("b.txt" in line and "offset 495" in line for line in caplog.messages)
+    with pytest.raises(DataError, match=r"b.txt.*offset 495"):
+        list(parts(tmp_path / "b.txt", size=100))
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,8 @@ def test_every_chinese_book_is_recognised_as_gb18030(tmp_path):
         ("a.jsonl", b'{"text": "\xe9"}\n', "offset 10"),
         ("a.html", b"<script>var a = 1; the rest", naming("<script>", "line 1")),
         ("a.html", b"<p> <style>p {}</style>", "visible"),
-        ("a.csv", b"a,b\n", naming("'.csv'")),
+        ("a.csv", b"a,b\n", "no rows"),
+        ("a.odt", b"a,b\n", naming("'.odt'")),
     ],
 )
 def test_refusals(tmp_path, name, data, message):

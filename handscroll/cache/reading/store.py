@@ -97,6 +97,19 @@ class Store:
 
         None if no saved beginning is long enough.
         """
+        for shared, number in self._beginnings(identity, tokens):
+            try:
+                return self.open(number).part(shared)
+            except CheckpointError as error:  # damaged or just evicted; another may be usable
+                _log.warning("a saved reading is skipped: %s", error)
+        return None
+
+    def kept(self, identity: Identity, tokens: Tensor) -> int:
+        """How many of `tokens` (S,) were read before, by the descriptions of the parts alone."""
+        return next(self._beginnings(identity, tokens), (0, ""))[0]
+
+    def _beginnings(self, identity: Identity, tokens: Tensor) -> Iterator[tuple[int, str]]:
+        """Lengths and numbers of the parts from which a text can continue, the longest beginning first."""
         wanted = tokens.to(torch.int32).numpy()
         found = []
         for about in self.parts():
@@ -104,18 +117,21 @@ class Store:
                 with suppress(CheckpointError):
                     shared = about.reached(_shared(wanted, self.tokens(about.number)))
                     found.append((shared or 0, -about.length, about.number))
-        for shared, _, number in sorted(found, reverse=True):
-            if shared < SHARED:
-                return None
-            try:
-                return self.open(number).part(shared)
-            except CheckpointError as error:  # damaged or just evicted; another may be usable
-                _log.warning("a saved reading is skipped: %s", error)
-        return None
+        return ((shared, number) for shared, _, number in sorted(found, reverse=True) if shared >= SHARED)
 
-    def save(self, identity: Identity, tokens: Tensor, cache: Buffered, before: Reading | None, source: str) -> str:
+    def save(
+        self,
+        identity: Identity,
+        tokens: Tensor,
+        cache: Buffered,
+        before: Reading | None,
+        source: str,
+        after: str = "",
+    ) -> str:
         """Save the keys and values in `cache` of `tokens` (S,), of which `before` had read the beginning; return the
         number.
+
+        `after` is the part that holds what this cache saved earlier; then only the tokens after it are written.
 
         Raises:
             CapacityError: the reading is larger than the limit.
@@ -125,10 +141,20 @@ class Store:
         about = self._about(identity, tokens, cache, before, source)
         with self._lock():
             self._sweep()
+            if after and (there := self._there(after)):
+                state = _later(state, about.windows, there.length - about.first)
+                return self._publish(replace(about, first=there.length, parent=after), tokens, state)
             parent = "" if before is None else self._parent(before)
             if before is not None and not parent:  # it was evicted while the text was read: keep all tokens
                 about, state = replace(about, first=0), _joined(before, state, about.windows)
             return self._publish(replace(about, parent=parent), tokens, state)
+
+    def _there(self, number: str) -> About | None:
+        """The description of a part, if it and all parts before it still exist."""
+        with suppress(CheckpointError):
+            self._ancestors(number)
+            return self.about(number)
+        return None
 
     def _about(self, identity: Identity, tokens: Tensor, cache: Buffered, before: Reading | None, source: str) -> About:
         first = before.length if before is not None else 0
@@ -238,7 +264,7 @@ class Store:
             try:
                 value = json.loads(path.read_text(encoding="utf-8"))
                 found[path.stem] = (str(value["number"]), int(value["length"]))
-            except (OSError, ValueError, TypeError, KeyError):
+            except (OSError, ValueError, TypeError, KeyError, RecursionError):
                 _log.warning("%s is damaged: the name is skipped; read the text again", path)
         return found
 
@@ -281,8 +307,29 @@ class Store:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             return About(**values | {"identity": Identity(**values["identity"]), "windows": tuple(values["windows"])})
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise CheckpointError(f"{path} is missing or damaged ({error}); read the text again") from None
+
+    def size(self, number: str) -> int:
+        """Bytes of keys and values of a part and of all parts before it.
+
+        Raises:
+            CheckpointError: one of them is missing or damaged.
+        """
+        return sum(self.about(one).nbytes for one in self._ancestors(number))
+
+    def prune(self) -> int:
+        """Delete the parts that no named reading needs, such as those of readings never finished; returns the bytes."""
+        with self._lock():
+            self._sweep()
+            needed: set[str] = set()
+            for number, _ in self.names().values():
+                with suppress(CheckpointError):
+                    needed |= set(self._ancestors(number))
+            loose = [about for about in self.parts() if about.number not in needed]
+            for about in loose:
+                self._delete(about.number)
+        return sum(about.nbytes for about in loose)
 
     @property
     def nbytes(self) -> int:
@@ -389,6 +436,14 @@ def _joined(before: Reading, state: list[dict[str, Tensor]], windows: Sequence[i
             columns = dict(zip(columns, whole, strict=True))
         found.append(columns)
     return found
+
+
+def _later(state: list[dict[str, Tensor]], windows: Sequence[int | None], first: int) -> list[dict[str, Tensor]]:
+    """The state without the first tokens of full layers; windowed layers keep their last tokens."""
+    return [
+        {name: column[:, :, first:] for name, column in columns.items()} if window is None else columns
+        for columns, window in zip(state, windows, strict=True)
+    ]
 
 
 def default_root() -> Path:

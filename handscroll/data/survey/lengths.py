@@ -38,7 +38,7 @@ class LengthCounts:
         wide = next(step for step in (1, 2, 4, 8, 16, 32, 64, 1 << 20) if step >= wide)
         first -= first % wide
         starts = range(first, last + 1, wide)
-        edges = [round(2 ** (step / STEPS)) for step in (*starts, starts[-1] + wide)]
+        edges = [math.ceil(2 ** (step / STEPS)) for step in (*starts, starts[-1] + wide)]
         counts = [sum(self.counts[at] for at in range(step, step + wide)) for step in starts]
         while len(edges) > 2 and any(left >= right for left, right in pairwise(edges)):
             at = next(n for n, (left, right) in enumerate(pairwise(edges)) if left >= right)

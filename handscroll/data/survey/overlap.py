@@ -1,15 +1,15 @@
 """The share of a held-out text that another text contains too, by runs of words (Brown et al. 2020, appendix C)."""
 
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from handscroll.data.survey.sampled import Sampled
 from handscroll.data.survey.shingles import WORDS, Hasher, runs
 from handscroll.report.corpus import SHOWN, Overlap
+from handscroll.text.files import Paths
 from handscroll.text.parts import parts
+from handscroll.text.readers import Reader
 
 RUN = 13  # words, or Chinese characters
 
@@ -20,10 +20,10 @@ class HeldOut:
     If there are more than `most` runs, a sample of them is kept.
     """
 
-    def __init__(self, paths: Sequence[str | Path] | str | Path, hasher: Hasher, most: int = 400_000):
+    def __init__(self, paths: Paths, hasher: Hasher, most: int = 400_000, reader: Reader | None = None):
         self.counts = Sampled(most)
         number, before = 0, np.zeros(0, dtype=np.uint64)
-        for part in parts(paths):
+        for part in parts(paths, reader):
             hashes = np.concatenate([before, hasher.words(WORDS.findall(part.text.lower()))])
             for key in self._kept(runs(hashes, RUN)).tolist():
                 self.counts.add(key, 1, part.source, number)

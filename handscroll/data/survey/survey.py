@@ -2,9 +2,8 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -17,11 +16,11 @@ from handscroll.data.survey.sampled import Sampled
 from handscroll.data.survey.shingles import WORDS, Hasher, Signature, key_of, near_pairs, runs
 from handscroll.data.survey.tokens import TokenCounts
 from handscroll.report import corpus as report
+from handscroll.text.files import Files, Paths
 from handscroll.text.parts import Part, parts
-from handscroll.text.readers import files_of
+from handscroll.text.readers import Reader
 from handscroll.text.tokenizer import Tokenizer
 
-Paths = Sequence[str | Path] | str | Path
 Progress = Callable[[int], None]  # is given the number of characters read so far
 
 LINE = 40  # minimum characters of a line that may count as a copy (15 for Chinese); shorter lines repeat naturally
@@ -55,22 +54,23 @@ def survey(
     held_out: Paths | None = None,
     name: str = "tokenizer",
     progress: Progress = lambda done: None,
+    reader: Reader | None = None,
 ) -> report.Corpus:
-    """Survey the files of `paths` (`text/readers.py: read`).
+    """Survey the files of `paths` as `reader` reads them; those that cannot be used are named in the record.
 
     The report includes the coverage of `tokenizer` and the overlap with the texts in `held_out`, if they are given.
     Memory does not grow with the files. Counts of lines and runs are sampled by their hashes when there are too many
     (`sampled.py`). Near duplicates are searched for among the first 50,000 documents. Lengths are counted by classes.
 
     Raises:
-        DataError: in the same cases as `read`.
+        DataError: in the same cases as `Reader.read`.
     """
-    hasher = Hasher()
-    found = _Survey(tokenizer, name, hasher, None if held_out is None else HeldOut(held_out, hasher))
-    for part in parts(paths):
+    hasher, files = Hasher(), Files.of(paths)
+    found = _Survey(tokenizer, name, hasher, None if held_out is None else HeldOut(held_out, hasher, reader=reader))
+    for part in parts(files, reader):
         found.add(part)
         progress(found.characters)
-    return found.record(len(files_of(paths)))
+    return found.record(files)
 
 
 class _Survey:
@@ -163,7 +163,7 @@ class _Survey:
     def _cut(self) -> None:
         self.largest = sorted(self.largest, key=lambda one: (-one.characters, one.name))[: report.SHOWN]
 
-    def record(self, files: int) -> report.Corpus:
+    def record(self, files: Files) -> report.Corpus:
         if not self.documents:
             raise DataError("the files hold no documents: give files with text")
         self._cut()
@@ -171,7 +171,8 @@ class _Survey:
         scripts = np.bincount(letters.table(), weights=self.letters, minlength=len(letters.SCRIPTS))
         named = sorted(zip(letters.SCRIPTS, (scripts / total).tolist(), strict=True), key=lambda one: -one[1])
         return report.Corpus(
-            files=files,
+            files=files.used,
+            skipped=tuple(files.skipped),
             documents=self.documents,
             characters=self.characters,
             bytes=self.bytes,

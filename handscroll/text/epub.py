@@ -1,0 +1,83 @@
+"""Text of a book in EPUB: its chapters in the order of reading, with headings, and printed pages where it has them."""
+
+import posixpath
+import re
+from pathlib import Path
+from urllib.parse import unquote
+from xml.etree.ElementTree import Element
+
+from handscroll.base.errors import DataError
+from handscroll.text.archive import Archive, opened
+from handscroll.text.document import Document, Place, Writer
+from handscroll.text.encodings import decode
+from handscroll.text.html import declared_encoding, visible
+
+_DECLARED = re.compile(rb"""<\?xml[^>]{0,100}?encoding\s*=\s*["']([A-Za-z0-9_.-]+)""")
+_PAGES = frozenset({"application/xhtml+xml", "text/html", "application/x-dtbook+xml", "text/x-oeb1-document"})
+
+
+def read_epub(file: Path) -> Document:
+    """The text of a book. Places are the pages of the printed edition if the book marks them, else its chapters.
+
+    Raises:
+        DataError: it is no book, damaged, protected against copying, too large, or has no text.
+    """
+    with opened(file) as archive:
+        root = archive.xml("META-INF/container.xml")
+        where = next((one.get("full-path", "") for one in root.iter() if _tag(one) == "rootfile"), "")
+        package = archive.xml(where)
+        names = _order(package, posixpath.dirname(where), archive)
+        locked = _locked(archive) & set(names)
+        if locked:
+            raise DataError(f"{file} is protected against copying ({min(locked)}); only its seller's reader opens it")
+        out, pages, chapters = Writer(), [], []
+        for name in names:
+            found = visible(_decoded(archive, name), f"{file}: {name}", headings=True)
+            if not found.text:
+                continue  # a picture of the cover
+            start = out.block(found.text)
+            pages += [Place(start + at, page) for at, page in found.places]
+            chapters.append(Place(start, f"chapter '{_heading(found.text, found.title)}'"))
+    if not out.length:
+        raise DataError(f"{file}: the book has no text, only pictures; save it as .pdf and read that")
+    about = {_tag(one): (one.text or "").strip() for one in package.iter() if _tag(one) in ("title", "creator")}
+    return Document(
+        out.text, str(file), {key: value for key, value in about.items() if value}, tuple(pages or chapters)
+    )
+
+
+def _tag(element: Element) -> str:
+    return element.tag.rpartition("}")[2].lower() if isinstance(element.tag, str) else ""
+
+
+def _order(package: Element, folder: str, archive: Archive) -> list[str]:
+    """The names of the parts with text, in the order of reading."""
+    items = {one.get("id"): one for one in package.iter() if _tag(one) == "item"}
+    found = []
+    for one in package.iter():
+        item = items.get(one.get("idref")) if _tag(one) == "itemref" else None
+        if item is not None and item.get("media-type", "") in _PAGES:
+            found.append(posixpath.normpath(posixpath.join(folder, unquote(item.get("href", "")))))
+    if not found:
+        raise DataError(f"{archive.file}: the book lists no chapters; save it again")
+    return list(dict.fromkeys(found))
+
+
+def _locked(archive: Archive) -> set[str]:
+    """The encrypted parts. (Fonts often are, which does not matter.)"""
+    if "META-INF/encryption.xml" not in archive.names:
+        return set()
+    root = archive.xml("META-INF/encryption.xml")
+    return {posixpath.normpath(unquote(one.get("URI", ""))) for one in root.iter() if _tag(one) == "cipherreference"}
+
+
+def _decoded(archive: Archive, name: str) -> str:
+    data = archive.read(name)
+    declared = _DECLARED.search(data[:200])
+    label = declared.group(1).decode("ascii").lower() if declared else declared_encoding(data)
+    return decode(data, f"{archive.file}: {name}", label)[0]
+
+
+def _heading(text: str, title: str | None) -> str:
+    first = text.partition("\n")[0]
+    return (first.lstrip("# ") if first.startswith("#") or not title else title)[:80]

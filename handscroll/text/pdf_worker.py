@@ -1,0 +1,97 @@
+"""The process that opens a PDF: `python -m handscroll.text.pdf_worker FILE [PAGE ...]`, started by `pdf.py`.
+
+PDFium is C++ and a file may come from anywhere, so it runs where a crash, a loop or a flood of memory ends this process
+alone. Without pages it writes a JSON line for each page (its text, its label, whether it has pictures); with pages it
+writes each one's picture: a JSON line with the width and height, then the bytes (RGB).
+"""
+
+import json
+import resource
+import signal
+import sys
+from typing import Any
+
+MEMORY = 3 << 30  # bytes of address space, of which Python and PDFium take 0.3 GB
+SECONDS = 60  # for a page
+MOST_PAGES = 50_000
+SIDE = 2000  # pixels of the longer side of a page's picture; letters of 8 points are then 18 pixels high
+FEW = 50  # a page with fewer letters (a stamp, a page number) may be a scan; as many paths may be drawn letters
+WIDE = 1.2  # a space that is wider than this many times the height of its letters parts the cells of a table
+
+
+def main(arguments: list[str]) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    signal.alarm(SECONDS)
+    import pypdfium2
+
+    file, *pages = arguments
+    try:
+        document = pypdfium2.PdfDocument(file)
+    except pypdfium2.PdfiumError as error:
+        return _write({"error": str(error)})
+    if len(document) > MOST_PAGES:
+        return _write({"error": f"{len(document):,} pages, more than are read ({MOST_PAGES:,})"})
+    if not pages:
+        _write({"pages": len(document)})
+    for number in [int(page) for page in pages] or range(1, len(document) + 1):
+        signal.alarm(SECONDS)
+        try:
+            page = document[number - 1]
+            _picture(page) if pages else _write(_text(pypdfium2, document, page, number))
+        except pypdfium2.PdfiumError as error:
+            return _write({"error": f"page {number}: {error}"})
+    return None
+
+
+def _write(record: dict[str, Any]) -> None:
+    sys.stdout.buffer.write(json.dumps(record).encode() + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _picture(page: Any) -> None:
+    scale = SIDE / max(1.0, *page.get_size())
+    bitmap = page.render(scale=min(scale, 10.0), rev_byteorder=True, prefer_bgrx=False)
+    pixels = bitmap.to_numpy()[:, :, :3]
+    _write({"width": pixels.shape[1], "height": pixels.shape[0]})
+    sys.stdout.buffer.write(pixels.tobytes())
+    sys.stdout.buffer.flush()
+
+
+def _text(pdfium: Any, document: Any, page: Any, number: int) -> dict[str, Any]:
+    text = _lines(pdfium.raw, page.get_textpage())
+    picture = len(text.strip()) < FEW and _picture_of_text(pdfium.raw, page, not text.strip())
+    return {"text": text, "label": document.get_page_label(number - 1), "picture": picture}
+
+
+def _picture_of_text(raw: Any, page: Any, blank: bool) -> bool:
+    """Whether a page with few letters may be a scan: an image on most of it, or any image or drawing if it is blank."""
+    objects = list(page.get_objects(max_depth=4))
+    images = [one.get_bounds() for one in objects if one.type == raw.FPDF_PAGEOBJ_IMAGE]
+    width, height = page.get_size()
+    large = any((right - left) * (top - bottom) > width * height / 2 for left, bottom, right, top in images)
+    paths = sum(one.type == raw.FPDF_PAGEOBJ_PATH for one in objects)
+    return large or (blank and (bool(images) or paths > FEW))
+
+
+def _lines(raw: Any, page: Any) -> str:
+    """The text of a page; a tab stands for a gap as wide as that between cells of a table."""
+    codes = [raw.FPDFText_GetUnicode(page, at) for at in range(page.count_chars())]
+    found: list[str] = []
+    for at, code in enumerate(codes):
+        if code == 0x20 and 0 < at < len(codes) - 1 and not {codes[at - 1], codes[at + 1]} & {0x20, 0x0A, 0x0D}:
+            found.append("\t" if _wide(page, at) else " ")
+        # 0x02 and 0xFFFE are the hyphen of a word that goes on in the next line.
+        elif code not in (0, 0x02, 0x0D, 0xFFFE) and not 0xD800 <= code <= 0xDFFF:
+            found.append(chr(code))
+    return "".join(found)
+
+
+def _wide(page: Any, at: int) -> bool:
+    _, bottom, right, top = page.get_charbox(at - 1, loose=True)
+    after = page.get_charbox(at + 1, loose=True)
+    level = min(top, after[3]) - max(bottom, after[1]) > 0  # vertical writing and turned pages have no tables
+    return level and after[0] - right > WIDE * (top - bottom)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

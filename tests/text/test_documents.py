@@ -1,0 +1,196 @@
+"""PDF, Word and EPUB files: the text in order, tables and headings readable, pages known, bombs refused."""
+
+import importlib
+import zipfile
+import zlib
+
+import docx
+import pytest
+
+from handscroll.base.errors import DataError
+from handscroll.text import archive, ocr, pdf_worker
+from handscroll.text.document import Document, Place
+from handscroll.text.readers import Reader, read
+from tests.naming import naming
+from tests.text.documents import PICTURE, RELATIONS, paragraph, write_docx, write_epub, write_pdf
+
+TABLE = [
+    (72, 620, "Name"),
+    (200, 620, "Price"),
+    (300, 620, "Colour"),
+    (72, 605, "Apple"),
+    (200, 605, "3"),
+    (300, 605, "red"),
+]
+
+
+def only(path, **settings):
+    (document,) = Reader(**settings).read(path)
+    return document
+
+
+def test_a_pdf_gives_lines_tables_and_pages(tmp_path):
+    first = [(72, 700, "A heading"), (72, 670, "It is a hyphen-"), (72, 655, "ated word (in brackets)."), *TABLE]
+    write_pdf(tmp_path / "a.pdf", [first, [(72, 700, "Second page, café")], [], [(72, 700, "Fourth")]])
+    found = only(tmp_path / "a.pdf")
+    lines = "A heading\nIt is a hyphenated word (in brackets).\nName\tPrice\tColour\nApple\t3\tred"
+    assert found.text == f"{lines}\n\nSecond page, café\n\nFourth"
+    assert [place.name for place in found.places] == ["page 1", "page 2", "page 4"]
+    assert found.place(found.text.index("café")) == "page 2" and found.place(len(found.text)) == "page 4"
+    assert found.marked().startswith("[page 1]\nA heading") and "\n\n[page 2]\nSecond page" in found.marked()
+
+
+def test_pages_of_pictures_are_named_left_out_or_read(tmp_path, monkeypatch, caplog):
+    stamp = [PICTURE, (72, 30, "page 3")]  # a scan that bears a page number
+    write_pdf(tmp_path / "s.pdf", [[(72, 700, "Text")], [PICTURE], stamp, [], [PICTURE]])
+    monkeypatch.setattr(ocr, "installed", lambda: False)
+    with pytest.raises(DataError, match=naming("s.pdf", "2-3, 5", "(of 5)", "handscroll[ocr]", "--skip-pictures")):
+        list(read(tmp_path / "s.pdf"))
+    left = only(tmp_path / "s.pdf", skip_pictures=True)
+    assert (left.text, left.metadata) == ("Text\n\npage 3", {"skipped pages": (2, 3, 5)})
+    assert "2-3, 5" in caplog.text
+    monkeypatch.setattr(ocr, "installed", lambda: True)
+    monkeypatch.setattr(ocr, "texts", lambda pictures: (f"{w} x {h}, {len(data)} bytes" for w, h, data in pictures))
+    scanned = only(tmp_path / "s.pdf")
+    width = round(pdf_worker.SIDE * 612 / 792)
+    assert scanned.metadata == {"ocr": (2, 3, 5)} and scanned.places[-1].name == "page 5"
+    assert scanned.text.count(f" x {pdf_worker.SIDE}, {3 * (width + 1) * pdf_worker.SIDE} bytes") == 3, scanned.text
+
+
+@pytest.mark.long  # loading the models takes seconds
+def test_pictures_are_read_line_by_line(tmp_path):
+    if not ocr.installed():
+        pytest.skip("the optional packages rapidocr and onnxruntime are not installed")
+    font = importlib.import_module("matplotlib").get_data_path() + "/fonts/ttf/DejaVuSans.ttf"
+    image = importlib.import_module("PIL.Image").new("L", (918, 1188), 255)
+    letters = importlib.import_module("PIL.ImageFont").truetype(font, 36)
+    draw = importlib.import_module("PIL.ImageDraw").Draw(image)
+    for place, text in (((60, 60), "The captain was called Ferguson."), ((60, 160), "Name"), ((560, 160), "Age")):
+        draw.text(place, text, fill=0, font=letters)
+    write_pdf(tmp_path / "o.pdf", [[PICTURE]], image.tobytes(), image.size)
+    assert only(tmp_path / "o.pdf").text == "The captain was called Ferguson.\nName\tAge"
+
+
+def test_word_files_keep_headings_lists_and_tables_as_python_docx_writes_them(tmp_path):
+    made = docx.Document()
+    made.add_heading("A contract", 0)
+    made.add_heading("Parties", 2)
+    made.add_paragraph("Between A\tand B.")
+    for style in ("List Number", "List Number", "List Bullet"):
+        made.add_paragraph("item", style=style)
+    table = made.add_table(2, 3)
+    for number, cell in enumerate(cell for row in table.rows for cell in row.cells):
+        cell.text = "" if number == 4 else f"c{number}\nmore" if number == 1 else f"c{number}"
+    made.add_paragraph("End.")
+    made.save(str(tmp_path / "a.docx"))
+    found = only(tmp_path / "a.docx")
+    items = "1. item\n2. item\n- item"
+    assert found.text == (
+        f"# A contract\n\n## Parties\n\nBetween A\tand B.\n\n{items}\n\nc0\tc1 more\tc2\nc3\t\tc5\n\nEnd."
+    )
+    assert found.place(found.text.index("End")) == "under 'Parties'"
+
+
+def test_word_files_keep_what_python_docx_leaves_out(tmp_path):
+    """Insertions, content controls, notes, text boxes; deleted text is not on the page."""
+    box = '<w:r><mc:AlternateContent xmlns:mc="m"><mc:Choice><w:txbxContent>%s</w:txbxContent></mc:Choice><mc:Fallback>'
+    box += "<w:txbxContent>%s</w:txbxContent></mc:Fallback></mc:AlternateContent></w:r>"
+    body = (
+        "<w:p><w:r><w:t>Kept </w:t></w:r><w:ins><w:r><w:t>inserted</w:t></w:r></w:ins><w:del><w:r><w:delText>gone"
+        '</w:delText></w:r></w:del><w:r><w:t>, noted</w:t></w:r><w:r><w:footnoteReference w:id="2"/></w:r></w:p>'
+        f"<w:sdt><w:sdtPr><w:alias/></w:sdtPr><w:sdtContent>{paragraph('In a control')}</w:sdtContent></w:sdt>"
+        f"<w:p>{box % (paragraph('Boxed'), paragraph('Boxed'))}<w:r><w:t>Around</w:t></w:r></w:p>"
+        '<w:p><w:r><w:instrText>PAGE</w:instrText><w:noBreakHyphen/><w:sym w:char="F0B7"/></w:r></w:p>'
+    )
+    notes = f'<w:footnote w:type="separator" w:id="0"/><w:footnote w:id="2">{paragraph("The note")}</w:footnote>'
+    write_docx(tmp_path / "a.docx", body, footnotes=notes)
+    assert only(tmp_path / "a.docx").text == (
+        "Kept inserted, noted[1]\n\nIn a control\n\nAround\n\nBoxed\n\n\u2011•\n\n[1] The note"
+    )
+
+
+def test_clauses_of_word_files_are_numbered_as_on_the_page(tmp_path):
+    def level(number, form, text):
+        inside = f'<w:start w:val="1"/><w:numFmt w:val="{form}"/><w:lvlText w:val="{text}"/>'
+        return f'<w:lvl w:ilvl="{number}">{inside}</w:lvl>'
+
+    levels = level(0, "upperRoman", "%1.") + level(1, "decimal", "%1.%2") + level(2, "lowerLetter", "(%3)")
+    numbering = f'<w:abstractNum w:abstractNumId="7">{levels}</w:abstractNum>'
+    numbering += '<w:num w:numId="3"><w:abstractNumId w:val="7"/></w:num>'
+    shape = '<w:numPr><w:ilvl w:val="%d"/><w:numId w:val="3"/></w:numPr>'
+    body = "".join(paragraph(f"at {deep}", properties=shape % deep) for deep in (0, 1, 1, 2, 2, 0, 1))
+    write_docx(tmp_path / "a.docx", body, numbering=numbering)
+    assert only(tmp_path / "a.docx").text.split("\n") == [
+        "I. at 0", "I.1 at 1", "I.2 at 1", "(a) at 2", "(b) at 2", "II. at 0", "II.1 at 1",
+    ]  # fmt: skip
+
+
+def test_pages_of_word_files_are_those_that_word_recorded(tmp_path):
+    broken = "<w:p><w:r><w:lastRenderedPageBreak/><w:t>On two</w:t></w:r></w:p>"
+    write_docx(tmp_path / "a.docx", paragraph("On one") + broken + paragraph("Still two"))
+    found = only(tmp_path / "a.docx")
+    places = [found.place(found.text.index(text)) for text in ("On one", "On two", "Still")]
+    assert places == ["page 1", "page 2", "page 2"]
+
+
+def test_a_book_is_read_in_its_order_with_headings_tables_and_printed_pages(tmp_path):
+    table = "<table><tr><td><p>a</p></td><td/><td>c</td></tr><tr><td></td><td>e</td><td><p>f</p></td></tr></table>"
+    one = f'<h1>One</h1><p>Text of <span epub:type="pagebreak" title="12"/>one.</p>{table}'
+    write_epub(tmp_path / "a.epub", [one, '<img src="cover.png"/>', "<h2>Two</h2><p>More &amp; more</p>"])
+    found = only(tmp_path / "a.epub")
+    assert found.text == "# One\n\nText of one.\n\na\t\tc\n\te\tf\n\n## Two\n\nMore & more"
+    assert found.places == (Place(found.text.index("one."), "page 12"),) and found.metadata == {"title": "A book"}
+    write_epub(tmp_path / "b.epub", ["<h1>One</h1><p>a</p>", "<h1>Two</h1><p>b</p>"])
+    assert [place.name for place in only(tmp_path / "b.epub").places] == ["chapter 'One'", "chapter 'Two'"]
+
+
+def test_a_document_without_places_has_none():
+    assert Document("text", "a").place(2) == "" and Document("text", "a").marked() == "text"
+
+
+def refused(path, *words):
+    with pytest.raises(DataError, match=naming(path.name, *words)):
+        list(read(path))
+
+
+def test_bombs_and_damage_are_refused(tmp_path, monkeypatch):
+    bomb = zlib.compress(b"BT /F1 12 Tf (" + b" " * 10_000_000 + b") Tj ET")  # a page that unpacks a thousandfold
+    write_pdf(tmp_path / "a.pdf", [[(72, 700, "Text")]], bomb, (10_000_000, 10_000_000))
+    assert only(tmp_path / "a.pdf").text == "Text"  # what is not shown is not unpacked
+    (tmp_path / "b.pdf").write_bytes((tmp_path / "a.pdf").read_bytes()[:300])
+    refused(tmp_path / "b.pdf", "not a PDF")
+    (tmp_path / "c.pdf").write_bytes(b"")
+    refused(tmp_path / "c.pdf", "empty")
+    write_docx(tmp_path / "a.docx", paragraph("a" * (9 << 20)))
+    refused(tmp_path / "a.docx", "word/document.xml", "unpacks")
+    monkeypatch.setattr(archive, "MOST", 1000)
+    write_docx(tmp_path / "b.docx", paragraph("a" * 2000))
+    refused(tmp_path / "b.docx", "1,000")
+    write_docx(tmp_path / "c.docx", "")
+    refused(tmp_path / "c.docx", "no text")
+    write_docx(tmp_path / "d.docx", "<w:p>" * 20_000 + "</w:p>" * 20_000)
+    monkeypatch.setattr(archive, "MOST", 1 << 20)
+    refused(tmp_path / "d.docx", "nested")
+    (tmp_path / "e.docx").write_bytes(b"PK\x03\x04 no archive")
+    refused(tmp_path / "e.docx", "packed document")
+    with zipfile.ZipFile(tmp_path / "f.docx", "w") as out:
+        out.writestr("_rels/.rels", RELATIONS)
+        lol = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 9))
+        out.writestr("word/document.xml", f'<!DOCTYPE x [<!ENTITY l0 "lol">{lol}]><x>&l8;</x>')
+    refused(tmp_path / "f.docx", "entities")
+    write_epub(tmp_path / "a.epub", ["<img/>"])
+    refused(tmp_path / "a.epub", "pictures")
+    lock = '<encryption xmlns:e="e"><e:CipherReference URI="OEBPS/text/c%200.xhtml"/></encryption>'
+    write_epub(tmp_path / "b.epub", ["<p>a</p>"], {"META-INF/encryption.xml": lock})
+    refused(tmp_path / "b.epub", "protected")
+    (tmp_path / "a.docx.gz").write_bytes(b"")
+    refused(tmp_path / "a.docx.gz", "gunzip")
+
+
+def test_a_page_that_takes_too_long_ends_its_own_process(tmp_path, monkeypatch):
+    write_pdf(tmp_path / "a.pdf", [[(72, 700, "Text")]])
+    slow = tmp_path / "slow.py"
+    slow.write_text("import os, signal; os.kill(os.getpid(), signal.SIGALRM)")
+    monkeypatch.setattr(pdf_worker, "__name__", "slow")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    refused(tmp_path / "a.pdf", "60 s")
