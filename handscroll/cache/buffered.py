@@ -32,6 +32,7 @@ class Buffered(Cache):
         return all(group.fits(count) for group in self._groups)
 
     def room(self, like: Tensor, marks: Marks) -> list[Room]:
+        like = like if self.dtype is None else like.to(self.dtype)
         shaped: Columns = self.form.made(like, like)
         rooms: dict[int, Room] = {}
         for group in self._groups:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar, Self
 
+import torch
 from torch import Tensor
 
 from handscroll.base.errors import ConfigError
@@ -29,7 +30,8 @@ class Cache(Keeper):
 
     `capacity` (tokens) reserves the buffers at once; without it they grow by doubling. `past` are spans (1, K, S, E)
     per layer before all other tokens, `before` tokens in all. Every row reads them and none writes them (a saved
-    reading, mapped from its file). A windowed layer can be cut back by at least `rewind` tokens. `marks` are those of
+    reading, mapped from its file). Keys and values are kept in `dtype`; None: in the one in which they come. A windowed
+    layer can be cut back by at least `rewind` tokens. `marks` are those of
     the full layers' own tokens.
 
     A policy implements `_append`, and as needed `_commit`, `_trim`, `_copy`, `_nbytes` and `_footprint`.
@@ -52,6 +54,7 @@ class Cache(Keeper):
     windows: Sequence[int | None] = ()
     before: int = 0
     rewind: int = REWIND
+    dtype: torch.dtype | None = None
     marks: Marks = field(init=False)
     _gone: int = field(init=False, default=0)  # tokens read so far, without those of the past
     _pending: Marks | None = field(init=False, default=None)  # the marks once the running forward is complete
@@ -131,6 +134,7 @@ class Cache(Keeper):
         past = [span.rows(keys.shape[0]) for span in self.past[layer]] if self.past else []
         if self._pending is None or layer == 0:  # drops the tokens of an aborted forward
             self._pending = self._joined(marks, keys)
+        keys, values = (x if self.dtype is None else x.to(self.dtype) for x in (keys, values))
         group = self._rolling.get(layer)
         if group is not None:
             return [*past, *group.append(layer, self.form.made(keys, values), marks)]

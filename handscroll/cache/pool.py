@@ -79,8 +79,8 @@ class Pool:
         self, layer: int, slots: Int[Tensor, "n"], keys: Float[Tensor, "K n E"], values: Float[Tensor, "K n E"]
     ) -> None:
         """Write keys and values of one layer into n slots."""
-        self.keys[layer].index_copy_(1, slots, keys)
-        self.values[layer].index_copy_(1, slots, values)
+        self.keys[layer].index_copy_(1, slots, keys.to(self.keys[layer].dtype))
+        self.values[layer].index_copy_(1, slots, values.to(self.values[layer].dtype))
 
     def _layers(self, space: int) -> list[int]:
         return [layer for layer, number in enumerate(self.space_of) if number == space]

@@ -98,7 +98,7 @@ def policy_table(
             progress(number, len(rows))
         way = Way(cache_of(policy))
         if share is None:
-            promised = [footprint(name, config, lm.model.dtype.itemsize) for name in (policy, "full")]
+            promised = [footprint(name, config, lm.model.cache_dtype.itemsize) for name in (policy, "full")]
             share = promised[0].held(grid.length - 1) / promised[1].held(grid.length - 1)
         far = distance(exact, read(way) if table else iter(exact), targets)
         freed = 1 - sizes[0] / full

@@ -74,14 +74,13 @@ class Demand(NamedTuple):
 
     def bytes(self, policy: str, model: Model, chunk: int) -> int:
         """Most bytes of a policy's cache at any time."""
-        made = footprint(policy, model.config, model.dtype.itemsize)
+        made = footprint(policy, model.config, model.cache_dtype.itemsize)
         if self.samples == 1:
             return made.peak(len(self.prompt), self.new, chunk)
         return made.peak(len(self.prompt), 1, chunk) + self.samples * made.held(self.new - 1)
 
     def workload(self, policy: str, model: Model, chunk: int = CHUNK) -> Workload:
         """The planner's workload of this request with a policy's cache; samples count as one long continuation."""
-        itemsize = model.dtype.itemsize
         return Workload(
             kind="generate",
             spec=model.spec,
@@ -89,8 +88,8 @@ class Demand(NamedTuple):
             past=self.past,
             new=self.new * self.samples,
             chunk=chunk,
-            precision="bfloat16" if itemsize == 2 else "float32",
-            cache=footprint(policy, model.config, itemsize),
+            precision="bfloat16" if model.dtype.itemsize == 2 else "float32",
+            cache=footprint(policy, model.config, model.cache_dtype.itemsize),
         )
 
     def others(self, policy: str) -> list[str]:
@@ -171,7 +170,7 @@ def choose(model: Model, tokenizer: Tokenizer, demand: Demand, budget: str | int
         raise ConfigError(f"the guard is {guard} nats; it must be a number from 0 on ({GUARD} is usual)")
     full = demand.bytes("full", model, CHUNK)
     allowed = size_of(budget, full)
-    block = footprint("full", model.config, model.dtype.itemsize).held(BLOCK)
+    block = footprint("full", model.config, model.cache_dtype.itemsize).held(BLOCK)
     if allowed < block:
         raise ConfigError(
             f"a budget of {size_text(allowed)} for keys and values is below one block of {BLOCK} tokens, which takes "
@@ -291,7 +290,7 @@ def _chunk(policy: str, model: Model, demand: Demand, allowed: int) -> int:
 
 def _evicting(name: str, model: Model, demand: Demand, allowed: int) -> list[Candidate]:
     """The policy with as many tokens as fit, an eighth of them for the chunk that is read; none or one candidate."""
-    made = footprint(f"{name}:budget={BLOCK}", model.config, model.dtype.itemsize)
+    made = footprint(f"{name}:budget={BLOCK}", model.config, model.cache_dtype.itemsize)
     if made.whole and demand.grows:  # such a cache would keep every new text whole beside the budget
         return []
     if not made.each:  # all layers are windowed, and windows are never evicted

@@ -132,7 +132,7 @@ class Conversation:
     @property
     def _full(self) -> Footprint:
         """The footprint of the full cache."""
-        return footprint("full", self.model.config, self.model.dtype.itemsize)
+        return footprint("full", self.model.config, self.model.cache_dtype.itemsize)
 
     def _forward(self, token: int, cache: Cache) -> Tensor:
         marks = Marks.run(cache.length, 1)

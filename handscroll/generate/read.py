@@ -116,7 +116,7 @@ def _read_into(store: Store, model: Model, about: Identity, text: ToRead) -> str
     first = 0 if before is None else before.length
     if before is not None and first >= len(ids):
         return before.number
-    store.afford(footprint(about.policy, model.config, model.dtype.itemsize).held(len(ids) - first))
+    store.afford(footprint(about.policy, model.config, model.cache_dtype.itemsize).held(len(ids) - first))
     length, most = model.spec.declared(len(ids) + text.room), STRETCH * max(window or 0 for window in model.windows)
     number = ""
     for begin in range(first, len(ids), most or len(ids)):

@@ -55,7 +55,7 @@ def forward(
     """Output (B, H, T, E) and log-sum-exp (B, H, T); queries without any key give zeros and -inf.
 
     `added` (B or 1, H or 1, T, S) is added to the scaled scores, -inf where a key is not seen; `square` is the causal
-    diagonal. Query heads share kv heads evenly. With `cap`, scaled scores s first become cap * tanh(s / cap).
+    diagonal. Query heads share kv heads evenly. Keys and values may be float16 under float32 queries. With `cap`, scaled scores s first become cap * tanh(s / cap).
     """
     if added is None:
         return OVER(q, keys, values, Scores(scale, cap, None, square))
@@ -83,7 +83,8 @@ def backward(  # noqa: PLR0913 - everything about one run of keys
     seen). The gradients of the queries add up over runs. `take(first, slope)`, if given, receives the gradient of the
     scores (B, H, t, S) of the queries from `first` on, in the accumulator's dtype.
     """
-    return GRADIENT(slope, inputs, (out, lse), Scores(scale, cap, added, square), take)
+    q, keys, values = inputs
+    return GRADIENT(slope, (q, keys.to(q.dtype), values.to(q.dtype)), (out, lse), Scores(scale, cap, added, square), take)
 
 
 def rows(
@@ -146,6 +147,7 @@ def _refuses_torch(q: Tensor, keys: Tensor, values: Tensor, scores: Scores) -> s
 
 def _torch(q: Tensor, keys: Tensor, values: Tensor, scores: Scores) -> Result:
     mask = _every_head(scores.added, q)
+    keys, values = keys.to(q.dtype), values.to(q.dtype)
     return _forward(q, keys, values, 0.0, scores.square, attn_mask=mask, scale=scores.scale)
 
 
@@ -164,6 +166,7 @@ def _changed(scores: Scores) -> str:
 def _products(q: Tensor, keys: Tensor, values: Tensor, scores: Scores) -> Result:
     """Plain products on any device with float32 softmax, for one tile of queries at a time to keep the scores small."""
     added = _with_square(scores, q)
+    keys, values = keys.to(q.dtype), values.to(q.dtype)
     outs, lses = [], []
     for rows in _tiles(q, keys):
         found = _scores(q[:, :, rows], keys, scores)

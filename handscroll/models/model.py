@@ -20,6 +20,7 @@ from handscroll.nn.linear import TokenTable
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Causal, Mask
 from handscroll.nn.memory import Memory
+from handscroll.nn.quantised import Quantised
 from handscroll.nn.rope import Rotation
 from handscroll.nn.shapes import Embeddings, Logits, Tokens
 
@@ -103,7 +104,8 @@ class Model(nn.Module):
 
     def new_cache(self, capacity: int = 0, kind: Callable[..., Cache] = FullCache, **options: Any) -> Cache:
         """A cache of class `kind` for the layers of this model, with the options of that class."""
-        return kind(self.config.layers, capacity=capacity, windows=self.windows, **options)
+        kept = None if self.cache_dtype == self.dtype else self.cache_dtype
+        return kind(self.config.layers, capacity=capacity, windows=self.windows, dtype=kept, **options)
 
     @property
     def device(self) -> torch.device:
@@ -113,6 +115,16 @@ class Model(nn.Module):
     def dtype(self) -> torch.dtype:
         """The dtype of the computation; rounded weights are widened to it (norms are never rounded)."""
         return next(self.parameters()).dtype
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """The dtype in which caches keep keys and values: `dtype`, or float16 under weights in a number format on a CPU.
+
+        Such weights are rounded more than float16 rounds keys (docs/log.md); a model of float weights keeps its dtype.
+        """
+        rounded = any(isinstance(module, Quantised) for module in self.modules())
+        narrow = rounded and self.dtype == torch.float32 and self.device.type == "cpu"
+        return torch.float16 if narrow else self.dtype
 
     def forward(
         self, tokens: Tokens, marks: Marks | None = None, cache: Cache | None = None, length: int | None = None

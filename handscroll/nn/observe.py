@@ -62,7 +62,7 @@ def _tile(
         for first in range(piece.first, piece.last, KEYS):
             last = min(first + KEYS, piece.last)
             keys, _ = span.read(first, last, q.dtype)
-            scores = capped((folded @ keys.transpose(-1, -2)).to(accumulator(q)) * scale, cap)
+            scores = capped((folded @ keys.to(q.dtype).transpose(-1, -2)).to(accumulator(q)) * scale, cap)
             scores, part = scores.view(batch, kv, -1, count, last - first), span.marks.part(first, last)
             if bias is not None:
                 scores = scores + bias.values(marks, part, q.device).unflatten(1, (kv, -1))

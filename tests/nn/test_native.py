@@ -42,7 +42,7 @@ def oracle(q, keys, values, allowed=None):
 
 
 @needs_library
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
     "shape", [(1, 3, 3, 1000, 64), (2, 2, 7, 257, 80), (1, 1, 1, 1, 16), (1, 2, 16, 4097, 128), (3, 1, 5, 63, 32)]
@@ -53,7 +53,7 @@ def test_decode_equals_float64(monkeypatch, dtype, threads, shape):
     q = random(batch, kv, rows, size) * 2 / math.sqrt(size)
     room = [random(batch, kv, length + 5, size, dtype=dtype, seed=n) for n in (1, 2)]
     keys, values = (x[:, :, 2 : length + 2] for x in room)  # a part of a larger buffer, as caches hold them
-    q = q.to(dtype)
+    q = q.to(torch.float32 if dtype == torch.float16 else dtype)
     span = Span(keys, values, Marks.run(0, length))
     assert not calls.refuses_decode(q, span)
     out, lse = calls.decode(q, span, 0, length)
@@ -137,6 +137,30 @@ def test_prefill_equals_float64(shape, square):
     torch.testing.assert_close(lse.double(), want_lse, rtol=1e-6, atol=4e-6)
     error = (out.double() - want).abs().max() / want.abs().max()
     assert error < 2**-8  # the output's own rounding, and that of the weights
+
+
+@needs_narrow
+@pytest.mark.parametrize("square", [True, False])
+@pytest.mark.parametrize("shape", [(1, 6, 2, 300, 300, 64), (2, 2, 1, 70, 513, 80), (1, 2, 1, 1, 5, 16)])
+def test_prefill_multiplies_float16_keys_exactly(shape, square):
+    """Keys with a large common part, as biases make them: a rounding of theirs would be seen in the scores.
+
+    The queries are representable in bfloat16, so only weights and values are rounded.
+    """
+    batch, heads, kv, count, length, size = shape
+    length = count if square else length
+    q = random(batch, count, heads, size, dtype=torch.bfloat16).float().transpose(1, 2)
+    keys, values = (random(batch, kv, length + 3, size, seed=n) for n in (1, 2))
+    keys = (keys + 40 * random(size, seed=3)).half()[:, :, :length]
+    values = values.half()[:, :, :length]
+    assert not calls.refuses_prefill(q, keys, values)
+    out, lse = calls.prefill(q, keys, values, 1 / math.sqrt(size), square)
+    assert out.dtype == torch.float32
+    wide = [x.repeat_interleave(heads // kv, dim=1) for x in (keys, values)]
+    allowed = torch.ones(count, length, dtype=torch.bool).tril() if square else None
+    want, want_lse = oracle(q.double() / math.sqrt(size), *wide, allowed)
+    torch.testing.assert_close(lse.double(), want_lse, rtol=1e-6, atol=2e-4)
+    assert (out.double() - want).abs().max() / want.abs().max() < 2**-8
 
 
 @needs_narrow
@@ -382,12 +406,14 @@ def test_what_the_kernels_do_not_take():
     q = random(1, 2, 3, 32)
     assert calls.refuses_decode(q.double(), span(q.double()))
     assert calls.refuses_decode(q, span(q.bfloat16()))
+    assert calls.refuses_decode(q.bfloat16(), span(q.half()))
     assert calls.refuses_decode(q, span(q.to(torch.int8)))  # without scales
     wide = int8_span(1, 1, 3, 528, length=3)  # sums of 32 bits would not hold it
     assert calls.refuses_decode(random(1, 1, 2, 528), wide)
     assert calls.refuses_decode(q[..., :20], span(q[..., :20].contiguous()))
     assert calls.refuses_decode(q, span(random(1, 2, 9, 32)[:, :, ::2]))
     assert calls.refuses_prefill(q, q, q)
+    assert calls.refuses_prefill(q.bfloat16(), q.half(), q.half())
     assert calls.refuses_product(q.double(), random(4, 32).double())
     assert calls.refuses_product(q, random(4, 40))
     assert calls.refuses_product(q[..., :20], random(4, 20))

@@ -101,14 +101,14 @@ class Engine:
             if value < least:
                 raise ConfigError(f"{name} is {value}; it must be at least {least}")
         layout = Layout(model.windows, block, most, budget)
-        layer_bytes = block * model.config.cache_bytes_per_token(model.dtype.itemsize) // model.config.layers
+        layer_bytes = block * model.config.cache_bytes_per_token(model.cache_dtype.itemsize) // model.config.layers
         # Without a full layer more blocks cost nothing once every job has its windows.
         longest = most * -(-model.config.context // block)
         if None in model.windows:
             longest = (memory or 0) // layer_bytes
         count = _count(memory, blocks, lambda count: layout.blocks(count) * layer_bytes, block, longest)
         self.bytes = layout.blocks(count) * layer_bytes
-        like = torch.empty(0, dtype=model.dtype, device=model.device)
+        like = torch.empty(0, dtype=model.cache_dtype, device=model.device)
         try:
             self.pool = Pool(layout, count, (model.config.kv_heads, model.config.head_size), like, poison)
         except RuntimeError as error:

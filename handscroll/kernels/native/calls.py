@@ -14,9 +14,11 @@ from torch import Tensor
 from handscroll.kernels.native.library import library, reason
 from handscroll.kernels.rounding import GROUP
 
-# Of keys and values; the last is int4, two a byte. The first two are also formats of a matrix (kernels/formats.py).
-KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3}
+# The numbers of the dtypes of keys and values; uint8 is int4, two a byte. The first two are also formats of a matrix
+# (kernels/formats.py).
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3, torch.float16: 4}
 PLAIN = (0, 1, 3)  # numbers of the formats without blocks or scales: F32, BF16, F16
+NARROW = ((torch.bfloat16,) * 3, (torch.float32, torch.float16, torch.float16))  # queries, keys, values of `prefill`
 LANES = 16  # sizes must be multiples of this
 WIDEST = 512  # most numbers of an int8 key; the sums of their products are in 32 bits
 FEW = 16  # most tokens for which products, norms and rotations are compiled
@@ -60,8 +62,8 @@ def refuses_decode(q: Tensor, span: KeysValues, first: int = 0) -> str:
     if keys.dtype != values.dtype:
         return "keys and values are of two dtypes"
     if span.scales is None:
-        if keys.dtype != q.dtype:
-            return "keys and queries are of two dtypes"
+        if refused := _refuses_pair(q.dtype, keys.dtype):
+            return refused
     elif keys.dtype == torch.uint8:
         if first % GROUP or q.shape[3] % GROUP or not all(s[0, 0].is_contiguous() for s in span.scales):
             return "int4 keys are read in whole groups of 32"
@@ -104,11 +106,13 @@ def decode(
 
 
 def refuses_pages(q: Tensor, keys: Tensor, values: Tensor) -> str:
-    """Why `paged` does not take them; it needs a CPU, whole vectors, a contiguous pool (K, slots, E) in q's dtype."""
+    """Why `paged` does not take them; it needs a CPU, whole vectors, a contiguous pool (K, slots, E) in a known dtype."""
     if refused := _refuses_floats(q):
         return refused
-    if keys.device.type != "cpu" or keys.dtype != q.dtype or values.dtype != q.dtype:
-        return "the pool is in another dtype than the queries"
+    if keys.device.type != "cpu":
+        return NOT_CPU
+    if refused := _refuses_pair(q.dtype, keys.dtype):
+        return refused
     if _tracked(q, keys, values):
         return GRADIENT
     if not q.numel() or q.shape[-1] % LANES:
@@ -137,19 +141,21 @@ def paged(
     out, lse = _floats(*q.shape), _floats(*q.shape[:3])
     numbers = _numbers(batch, kv, rows, size, page, keys.shape[1], torch.get_num_threads())
     at = [_at(x) for x in (keys, values, table, spans)]
-    found.handscroll_paged(KINDS[keys.dtype], _at(q), scale, *at, numbers, _at(out), _at(lse))
+    found.handscroll_paged(KINDS[keys.dtype], int(q.dtype == torch.bfloat16), _at(q), scale, *at, numbers, _at(out), _at(lse))
     return out, lse
 
 
 def refuses_prefill(q: Tensor, keys: Tensor, values: Tensor) -> str:
-    """Why `prefill` does not take them; it needs bfloat16 on a CPU that multiplies it (AVX-512 BF16)."""
-    for x in (q, keys, values):
-        if x.device.type != "cpu":
-            return NOT_CPU
-        if x.dtype != torch.bfloat16:
-            return "it multiplies bfloat16 only"
-        if x.stride(3) != 1:
-            return GAPS
+    """Why `prefill` does not take them.
+
+    It needs bfloat16, or float32 queries over float16, on a CPU that multiplies bfloat16 (AVX-512 BF16).
+    """
+    if any(x.device.type != "cpu" for x in (q, keys, values)):
+        return NOT_CPU
+    if (q.dtype, keys.dtype, values.dtype) not in NARROW:
+        return "it multiplies bfloat16, or float32 queries and float16 keys"
+    if any(x.stride(3) != 1 for x in (q, keys, values)):
+        return GAPS
     if not q.numel() or not keys.shape[2]:
         return EMPTY
     if _tracked(q, keys, values):
@@ -166,7 +172,9 @@ def prefill(
 ) -> tuple[Float[Tensor, "B H T E"], Float[Tensor, "B H T"]]:
     """Attention of T queries over S keys in bfloat16; `square`: query t sees keys 0 .. t, otherwise all see all.
 
-    The weights are rounded to bfloat16 before they multiply the values, as in torch's fused kernel; scores, sums and
+    Float32 queries and float16 values are rounded to bfloat16; a float16 key is the sum of two bfloat16 numbers. (In the
+    keys alone a rounding to bfloat16 would move the logits: 1.8e-4 nats where all others together move them by 2e-5,
+    docs/log.md.) The weights are rounded to bfloat16 before they multiply the values, as in torch's fused kernel; scores, sums and
     the log-sum-exp are float32. The output lies in memory as (B, T, H, E), which the next projection reads.
     """
     found = library()
@@ -177,7 +185,7 @@ def prefill(
     shape = (batch, heads, keys.shape[1], count, keys.shape[2], size, int(square), torch.get_num_threads())
     strides = (*q.stride()[:3], *keys.stride()[:2], *values.stride()[:2], *out.stride()[:3])
     numbers = _numbers(*shape, *strides)
-    found.handscroll_prefill(_at(q), _at(keys), _at(values), scale, numbers, _at(out), _at(lse))
+    found.handscroll_prefill(KINDS[keys.dtype], _at(q), _at(keys), _at(values), scale, numbers, _at(out), _at(lse))
     return out, lse
 
 
@@ -327,6 +335,12 @@ def _refuses_floats(x: Tensor) -> str:
     if x.device.type != "cpu":
         return NOT_CPU
     return "" if x.dtype in (torch.float32, torch.bfloat16) else "it computes in float32 and bfloat16 only"
+
+
+def _refuses_pair(queries: torch.dtype, keys: torch.dtype) -> str:
+    """Why plain keys are not read with these queries, or ""."""
+    pair = queries == keys or (queries == torch.float32 and keys == torch.float16)
+    return "" if pair else "keys and queries are of two dtypes (only float32 queries read float16 keys)"
 
 
 def _refuses_matrix(x: Tensor, weight: Tensor, inner: int) -> str:

@@ -205,7 +205,7 @@ std::vector<float> widened(const void* q, int narrow, int64_t count) {
 // rows of E; strides[0..3] are those of batch and head. int8 has float32 scales (B, K, S); int4 (rows of E / 2 bytes)
 // has bfloat16 scales (see `Scale`); strides[4..7] are theirs. shape: B, K, R, S, E (a multiple of 16, of 32 for int4),
 // threads, tokens; row r sees all keys but the last tokens - 1 - r % tokens. kind: 0 float32, 1 bfloat16, 2 int8, 3
-// int4. out (B, K, R, E) and lse (B, K, R) are float32.
+// int4, 4 float16. out (B, K, R, E) and lse (B, K, R) are float32.
 extern "C" void handscroll_decode(int kind, int narrow, const void* queries, float scale, const void* keys,
                                   const void* values, const void* key_scales, const void* value_scales,
                                   const int64_t* shape, const int64_t* strides, float* out, float* lse) {
@@ -218,18 +218,21 @@ extern "C" void handscroll_decode(int kind, int narrow, const void* queries, flo
     else if (kind == 2)
         decode(q, scale, (const int8_t*)keys, (const int8_t*)values, (const float*)key_scales, (const float*)value_scales, shape,
                strides, out, lse);
+    else if (kind == 4)
+        decode(q, scale, (const float16*)keys, (const float16*)values, nullptr, nullptr, shape, strides, out, lse);
     else
         decode(q, scale, (const nibbles*)keys, (const nibbles*)values, (const bf16*)key_scales, (const bf16*)value_scales, shape,
                strides, out, lse);
 }
 
 // q (B, K, R, E), float32 or (narrow) bfloat16, is multiplied by scale. Keys and values (K, slots, E) are contiguous
-// and of q's kind, with `page` slots a page. table: numbers of pages, row after row. shape: B, K, R, E (a multiple of
-// 16), page, slots, threads. kind: 0 float32, 1 bfloat16.
-extern "C" void handscroll_paged(int kind, const void* queries, float scale, const void* keys, const void* values,
+// and of kind 0, 1 or 4, with `page` slots a page. table: numbers of pages, row after row. shape: B, K, R, E (a multiple
+// of 16), page, slots, threads.
+extern "C" void handscroll_paged(int kind, int narrow, const void* queries, float scale, const void* keys, const void* values,
                                  const int64_t* table, const int64_t* spans, const int64_t* shape, float* out, float* lse) {
-    const std::vector<float> wide = widened(queries, kind == 1, shape[0] * shape[1] * shape[2] * shape[3]);
+    const std::vector<float> wide = widened(queries, narrow, shape[0] * shape[1] * shape[2] * shape[3]);
     const float* q = wide.data();
     if (kind == 0) paged(q, scale, (const float*)keys, (const float*)values, table, spans, shape, out, lse);
+    else if (kind == 4) paged(q, scale, (const float16*)keys, (const float16*)values, table, spans, shape, out, lse);
     else paged(q, scale, (const bf16*)keys, (const bf16*)values, table, spans, shape, out, lse);
 }

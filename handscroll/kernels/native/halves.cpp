@@ -47,6 +47,7 @@ struct Past {  // keys and values (kv, length, E) that all rows see whole, with 
 struct Layer {  // keys and values (B, kv, room, E), scales (B, kv, room) of int8 or null; the first key that is seen
     Before before;
     After after;
+    int64_t kind;  // of keys and values, as in `handscroll_decode`
     void *keys, *values;
     float *key_scales, *value_scales;
     int64_t batch_stride, head_stride, scale_batch_stride, scale_head_stride, first;
@@ -183,8 +184,10 @@ void rounded(const T* x, int64_t size, int8_t* y, float* scale) {
 
 // Writes the vector of a new token into its slot.
 template <class T>
-void keep(const T* from, int64_t size, void* to, int64_t at, float* scale) {
-    if (scale) rounded(from, size, (int8_t*)to + at, scale);
+void keep(int64_t kind, const T* from, int64_t size, void* to, int64_t at, float* scale) {
+    if (kind == 2) rounded(from, size, (int8_t*)to + at, scale);
+    else if (kind == 4)
+        for (int64_t e = 0; e < size; e++) put((float16*)to + at + e, widen(from[e]));
     else memcpy((T*)to + at, from, sizeof(T) * size);
 }
 
@@ -222,16 +225,16 @@ void step(Layer* layers, int64_t count, const T* x, const float* const* tables, 
                     const T* value = v + ((b * tokens + t) * like.kv + h) * size;
                     const int64_t to = b * layer.batch_stride + h * layer.head_stride + (last + t) * size;
                     const int64_t scale_to = b * layer.scale_batch_stride + h * layer.scale_head_stride + last + t;
-                    keep(key, size, layer.keys, to, narrow ? layer.key_scales + scale_to : nullptr);
-                    keep(value, size, layer.values, to, narrow ? layer.value_scales + scale_to : nullptr);
+                    keep(layer.kind, key, size, layer.keys, to, narrow ? layer.key_scales + scale_to : nullptr);
+                    keep(layer.kind, value, size, layer.values, to, narrow ? layer.value_scales + scale_to : nullptr);
                 }
         const int64_t seen[] = {batch, like.kv, like.heads / like.kv * tokens, last + tokens - layer.first, size,
                                 shape[3], tokens};
         const int64_t strides[] = {layer.batch_stride, layer.head_stride, layer.batch_stride, layer.head_stride,
                                    layer.scale_batch_stride, layer.scale_head_stride, layer.scale_batch_stride,
                                    layer.scale_head_stride};
-        const int64_t skipped = layer.first * size * (narrow ? 1 : (int64_t)sizeof(T));
-        handscroll_decode(narrow ? 2 : sizeof(T) == 2, sizeof(T) == 2, q, scale, (char*)layer.keys + skipped,
+        const int64_t skipped = layer.first * size * (layer.kind == 2 ? 1 : layer.kind == 0 ? 4 : 2);
+        handscroll_decode((int)layer.kind, sizeof(T) == 2, q, scale, (char*)layer.keys + skipped,
                           (char*)layer.values + skipped, narrow ? layer.key_scales + layer.first : nullptr,
                           narrow ? layer.value_scales + layer.first : nullptr, seen, strides, wide.data(),
                           lse);
@@ -276,7 +279,7 @@ extern "C" void handscroll_after(const void* about, const void* x, const void* r
 
 // x and y are (B, T, width). tables: cosines and sines (batches, T, E / 2) of every rotation in turn. shape: B, T,
 // batches of the tables, threads, slot of the first new token. All layers have the same shape and the kind of x; keys
-// and values have that kind too, or int8.
+// and values have that kind too, or they are int8, or float16 where x is float32.
 extern "C" void handscroll_step(void* layers, int64_t count, const void* x, const void* tables, const int64_t* shape,
                                 void* y) {
     Layer* all = (Layer*)layers;

@@ -28,8 +28,8 @@ COMPILERS = ("c++", "g++", "clang++")
 # The arguments of the functions, in order: i an int, f a float, p a pointer (an address, an array or None).
 ARGUMENTS = {
     "decode": "iipfpppppppp",
-    "paged": "ipfppppppp",
-    "prefill": "pppfppp",
+    "paged": "iipfppppppp",
+    "prefill": "ipppfppp",
     "has_prefill": "",
     "product": "iippppp",
     "has_many": "",

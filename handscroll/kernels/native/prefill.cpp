@@ -1,6 +1,9 @@
 // Attention of many queries over a run of keys in bfloat16, in blocks that stay in cache: two small matrix products
 // (AVX-512 BF16, float32 sums) around an online softmax (Dao et al. 2022, "FlashAttention").
 //
+// Queries are bfloat16 over keys and values of bfloat16, or float32 over float16. A float16 key is the sum of two
+// bfloat16 numbers, so its products are exact; float32 queries and float16 values are rounded to bfloat16.
+//
 // A task is 256 tokens of the query heads that share one kv head. Keys are packed so that a vector holds two features
 // of sixteen keys, values so that it holds two keys' numbers of sixteen features. Both are packed once per task and
 // block.
@@ -71,30 +74,77 @@ void product(const uint16_t* a, int64_t a_stride, const uint16_t* b, int columns
     }
 }
 
-// Keys (count rows of `size`) -> (size / 2) x KEYS x 2; missing keys are zero.
-void pack_keys(const uint16_t* keys, int count, int size, uint16_t* packed) {
-    uint32_t* to = (uint32_t*)packed;
-    for (int j = 0; j < count; j++) {
-        const uint32_t* from = (const uint32_t*)(keys + (int64_t)j * size);
-        for (int e = 0; e < size / 2; e++) to[e * KEYS + j] = from[e];
-    }
-    for (int e = 0; e < size / 2; e++) memset(to + e * KEYS + count, 0, 4 * (KEYS - count));
+// The high and low part of 16 float16 numbers, as bfloat16.
+inline void split(const float16* from, uint16_t* high, uint16_t* low) {
+    const __m512 x = (__m512)load(from);
+    const __m256i part = (__m256i)_mm512_cvtneps_pbh(x);
+    const __m512 wide = (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(part), 16);
+    const __m256i rest = (__m256i)_mm512_cvtneps_pbh(_mm512_sub_ps(x, wide));
+    memcpy(high, &part, 32);
+    memcpy(low, &rest, 32);
 }
 
+// One key -> column j of (size / 2) x KEYS x 2.
+inline void pack_key(const uint16_t* key, int j, int size, uint16_t* packed) {
+    const uint32_t* from = (const uint32_t*)key;
+    uint32_t* to = (uint32_t*)packed + j;
+    for (int e = 0; e < size / 2; e++) to[e * KEYS] = from[e];
+}
+
+// The columns of missing keys are zero.
+void pack_nothing(int count, int size, uint16_t* packed) {
+    for (int e = 0; e < size / 2; e++) memset(packed + 2 * (e * KEYS + count), 0, 4 * (KEYS - count));
+}
+
+// Keys (count rows of `size`) -> (size / 2) x KEYS x 2, and `rest`, the low parts of float16 keys, in the same way.
+void pack_keys(const bf16* keys, int count, int size, uint16_t* packed, uint16_t*) {
+    for (int j = 0; j < count; j++) pack_key((const uint16_t*)keys + (int64_t)j * size, j, size, packed);
+    pack_nothing(count, size, packed);
+}
+
+void pack_keys(const float16* keys, int count, int size, uint16_t* packed, uint16_t* rest) {
+    static thread_local std::vector<uint16_t> parts;
+    parts.resize(2 * size);
+    uint16_t *high = parts.data(), *low = high + size;
+    for (int j = 0; j < count; j++) {
+        for (int e = 0; e < size; e += 16) split(keys + (int64_t)j * size + e, high + e, low + e);
+        pack_key(high, j, size, packed);
+        pack_key(low, j, size, rest);
+    }
+    pack_nothing(count, size, packed);
+    pack_nothing(count, size, rest);
+}
+
+inline __m256i take(const bf16* p) { return _mm256_loadu_si256((const __m256i*)p); }
+inline __m256i take(const float16* p) { return (__m256i)_mm512_cvtneps_pbh((__m512)load(p)); }
+
 // Values (count rows of `size`) -> (KEYS / 2) x size x 2; missing values are zero.
-void pack_values(const uint16_t* values, int count, int size, uint16_t* packed) {
+template <class K>
+void pack_values(const K* values, int count, int size, uint16_t* packed) {
     for (int j = 0; j < KEYS / 2; j++) {
-        const uint16_t* a = 2 * j < count ? values + (int64_t)2 * j * size : nullptr;
-        const uint16_t* b = 2 * j + 1 < count ? a + size : nullptr;
+        const K* a = 2 * j < count ? values + (int64_t)2 * j * size : nullptr;
+        const K* b = 2 * j + 1 < count ? a + size : nullptr;
         uint16_t* to = packed + (int64_t)j * size * 2;
         for (int e = 0; e < size; e += 16) {
-            __m256i x = a ? _mm256_loadu_si256((const __m256i*)(a + e)) : _mm256_setzero_si256();
-            __m256i y = b ? _mm256_loadu_si256((const __m256i*)(b + e)) : _mm256_setzero_si256();
+            __m256i x = a ? take(a + e) : _mm256_setzero_si256();
+            __m256i y = b ? take(b + e) : _mm256_setzero_si256();
             __m512i low = _mm512_cvtepu16_epi32(x), high = _mm512_slli_epi32(_mm512_cvtepu16_epi32(y), 16);
             _mm512_storeu_si512(to + 2 * e, _mm512_or_si512(low, high));
         }
     }
 }
+
+// A query or a result of 16 numbers.
+inline void take(const bf16* from, uint16_t* to) { memcpy(to, from, 32); }
+inline void take(const float* from, uint16_t* to) {
+    const __m256i half = (__m256i)_mm512_cvtneps_pbh((__m512)load(from));
+    memcpy(to, &half, 32);
+}
+inline void give(f16v x, bf16* to) {
+    const __m256i half = (__m256i)_mm512_cvtneps_pbh((__m512)x);
+    memcpy(to, &half, 32);
+}
+inline void give(f16v x, float* to) { store(to, x); }
 
 constexpr float LOG2E = 1.44269504f, LN2 = 0.693147181f;
 
@@ -138,43 +188,50 @@ void weigh(float* scores, int seen, float scale, uint16_t* weights, float* top, 
     *mass += sum(total);
 }
 
+// T: the type of queries and results, K: that of keys and values.
+template <class T, class K>
 struct Job {
-    const uint16_t *q, *keys, *values;
+    const T* q;
+    const K *keys, *values;
     int64_t q_batch, q_head, q_token, k_batch, k_head, v_batch, v_head, out_batch, out_head, out_token;
     int64_t batch, heads, kv, tokens, length, size;
     int square;  // query t sees keys 0 .. t
     float scale;
-    uint16_t* out;
+    T* out;
     float* lse;
 };
 
-void task(const Job& job, int64_t b, int64_t kv, int64_t first) {
+template <class T, class K>
+void task(const Job<T, K>& job, int64_t b, int64_t kv, int64_t first) {
+    constexpr bool SPLIT = std::is_same_v<K, float16>;
     const int64_t groups = job.heads / job.kv, size = job.size;
     const int64_t here = job.tokens - first < TOKENS ? job.tokens - first : TOKENS;
     const int64_t rows = groups * here;
     const int64_t length = job.square ? first + here : job.length;
     static thread_local std::vector<uint16_t> narrow;
     static thread_local std::vector<float> wide;
-    narrow.resize(rows * size + 2 * KEYS * size + ROWS * KEYS);
+    narrow.resize(rows * size + (SPLIT ? 3 : 2) * KEYS * size + ROWS * KEYS);
     wide.resize(rows * (size + 2) + ROWS * KEYS);
     uint16_t *q = narrow.data(), *packed_keys = q + rows * size, *packed_values = packed_keys + KEYS * size;
-    uint16_t* weights = packed_values + KEYS * size;
+    uint16_t *weights = packed_values + KEYS * size, *rest = weights + ROWS * KEYS;
     float *out = wide.data(), *top = out + rows * size, *mass = top + rows, *scores = mass + rows;
     for (int64_t g = 0; g < groups; g++)
-        for (int64_t t = 0; t < here; t++)
-            memcpy(q + (g * here + t) * size,
-                   job.q + b * job.q_batch + (kv * groups + g) * job.q_head + (first + t) * job.q_token, 2 * size);
+        for (int64_t t = 0; t < here; t++) {
+            const T* from = job.q + b * job.q_batch + (kv * groups + g) * job.q_head + (first + t) * job.q_token;
+            for (int64_t e = 0; e < size; e += 16) take(from + e, q + (g * here + t) * size + e);
+        }
     memset(out, 0, sizeof(float) * rows * size);
     for (int64_t r = 0; r < rows; r++) top[r] = -INFINITY, mass[r] = 0;
-    const uint16_t* keys = job.keys + b * job.k_batch + kv * job.k_head;
-    const uint16_t* values = job.values + b * job.v_batch + kv * job.v_head;
+    const K* keys = job.keys + b * job.k_batch + kv * job.k_head;
+    const K* values = job.values + b * job.v_batch + kv * job.v_head;
     for (int64_t at = 0; at < length; at += KEYS) {
         int count = (int)(length - at < KEYS ? length - at : KEYS);
-        pack_keys(keys + at * size, count, (int)size, packed_keys);
+        pack_keys(keys + at * size, count, (int)size, packed_keys, rest);
         pack_values(values + at * size, count, (int)size, packed_values);
         for (int64_t r = 0; r < rows; r += ROWS) {
             int some = (int)(rows - r < ROWS ? rows - r : ROWS);
             product<false>(q + r * size, size, packed_keys, KEYS, (int)size / 2, some, scores, KEYS);
+            if (SPLIT) product<true>(q + r * size, size, rest, KEYS, (int)size / 2, some, scores, KEYS);
             for (int i = 0; i < some; i++) {
                 int64_t seen = count;
                 if (job.square) {
@@ -193,29 +250,19 @@ void task(const Job& job, int64_t b, int64_t kv, int64_t first) {
     for (int64_t g = 0; g < groups; g++)
         for (int64_t t = 0; t < here; t++) {
             int64_t r = g * here + t;
-            uint16_t* to = job.out + b * job.out_batch + (kv * groups + g) * job.out_head + (first + t) * job.out_token;
+            T* to = job.out + b * job.out_batch + (kv * groups + g) * job.out_head + (first + t) * job.out_token;
             float by = mass[r] != 0 ? 1.0f / mass[r] : 0.0f;  // NaN stays NaN
-            for (int64_t e = 0; e < size; e += 16) {
-                __m256bh half = _mm512_cvtneps_pbh((__m512)(load(out + r * size + e) * splat(by)));
-                memcpy(to + e, &half, 32);
-            }
+            for (int64_t e = 0; e < size; e += 16) give(load(out + r * size + e) * splat(by), to + e);
             job.lse[(b * job.heads + kv * groups + g) * job.tokens + first + t] =
                 mass[r] != 0 ? top[r] * LN2 + std::log(mass[r]) : -INFINITY;
         }
 }
 
-}  // namespace
-
-// q (B, H, T, E), keys and values (B, K, S, E) and out (B, H, T, E) are bfloat16, lse (B, H, T) is float32. E is a
-// multiple of 16. numbers: B, H, K, T, S, E, square, threads, then strides: q batch, head, token; keys batch, head;
-// values batch, head; out batch, head, token (the rows of keys and values are contiguous).
-extern "C" int handscroll_has_prefill() { return 1; }
-extern "C" void handscroll_prefill(const void* q, const void* keys, const void* values, float scale,
-                                  const int64_t* numbers, void* out, float* lse) {
-    const int64_t* n = numbers;
-    Job job{(const uint16_t*)q, (const uint16_t*)keys, (const uint16_t*)values,
-            n[8], n[9], n[10], n[11], n[12], n[13], n[14], n[15], n[16], n[17],
-            n[0], n[1], n[2], n[3], n[4], n[5], (int)n[6], scale, (uint16_t*)out, lse};
+template <class T, class K>
+void prefill(const void* q, const void* keys, const void* values, float scale, const int64_t* n, void* out, float* lse) {
+    const Job<T, K> job{(const T*)q, (const K*)keys, (const K*)values,
+                        n[8], n[9], n[10], n[11], n[12], n[13], n[14], n[15], n[16], n[17],
+                        n[0], n[1], n[2], n[3], n[4], n[5], (int)n[6], scale, (T*)out, lse};
     const int64_t tiles = (job.tokens + TOKENS - 1) / TOKENS, lanes = job.batch * job.kv;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(n[7])
     for (int64_t i = 0; i < lanes * tiles; i++) {
@@ -223,7 +270,20 @@ extern "C" void handscroll_prefill(const void* q, const void* keys, const void* 
         task(job, at % lanes / job.kv, at % lanes % job.kv, at / lanes * TOKENS);
     }
 }
+
+}  // namespace
+
+// q and out (B, H, T, E) are bfloat16 over keys and values (B, K, S, E) of bfloat16 (kind 1), or float32 over float16
+// (kind 4); lse (B, H, T) is float32. E is a multiple of 16. numbers: B, H, K, T, S, E, square, threads, then strides: q
+// batch, head, token; keys batch, head; values batch, head; out batch, head, token (the rows of keys and values are
+// contiguous).
+extern "C" int handscroll_has_prefill() { return 1; }
+extern "C" void handscroll_prefill(int kind, const void* q, const void* keys, const void* values, float scale,
+                                  const int64_t* numbers, void* out, float* lse) {
+    if (kind == 4) prefill<float, float16>(q, keys, values, scale, numbers, out, lse);
+    else prefill<bf16, bf16>(q, keys, values, scale, numbers, out, lse);
+}
 #else
 extern "C" int handscroll_has_prefill() { return 0; }
-extern "C" void handscroll_prefill(const void*, const void*, const void*, float, const int64_t*, void*, float*) {}
+extern "C" void handscroll_prefill(int, const void*, const void*, const void*, float, const int64_t*, void*, float*) {}
 #endif

@@ -16,6 +16,7 @@ typedef uint8_t c16v __attribute__((vector_size(16)));
 typedef uint32_t w16v __attribute__((vector_size(64)));
 
 struct bf16 { uint16_t bits; };
+struct float16 { uint16_t bits; };
 struct nibbles { uint8_t two; };  // two numbers of four bits; 32 lie in 16 bytes as `load` says
 
 static inline f16v splat(float x) { return x - (f16v){}; }
@@ -27,6 +28,19 @@ static inline f16v load(const bf16* p) {
     u16v x; memcpy(&x, p, 32);
     w16v wide = __builtin_convertvector(x, w16v) << 16;
     return (f16v)wide;
+}
+
+static inline float widen(float16 x) { _Float16 y; memcpy(&y, &x, 2); return (float)y; }
+static inline float16 narrow_half(float x) { _Float16 y = (_Float16)x; float16 bits; memcpy(&bits, &y, 2); return bits; }
+
+static inline f16v load(const float16* p) {
+#if defined(__AVX512F__)
+    return (f16v)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#else
+    f16v x;
+    for (int i = 0; i < 16; i++) x[i] = widen(p[i]);
+    return x;
+#endif
 }
 
 static inline f16v load(const int8_t* p) {
@@ -67,6 +81,7 @@ static inline bf16 narrow(float x) {
 }
 static inline void put(float* p, float x) { *p = x; }
 static inline void put(bf16* p, float x) { *p = narrow(x); }
+static inline void put(float16* p, float x) { *p = narrow_half(x); }
 
 #if defined(__clang__)
 #define PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)

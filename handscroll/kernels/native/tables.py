@@ -57,11 +57,12 @@ class Past(ctypes.Structure):
 
 
 class Layer(ctypes.Structure):
-    """A whole layer: its halves, the place of its keys and values, the first seen key, its rotation and scale."""
+    """A whole layer: its halves, the kind and place of its keys and values, the first seen key, rotation and scale."""
 
     _fields_ = [
         ("before", Before),
         ("after", After),
+        ("kind", ctypes.c_int64),
         *_of(ctypes.c_void_p, "keys", "values", "key_scales", "value_scales"),
         *_of(ctypes.c_int64, "batch_stride", "head_stride", "scale_batch_stride", "scale_head_stride", "first"),
         ("past", ctypes.POINTER(Past)),

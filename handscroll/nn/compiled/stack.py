@@ -173,6 +173,7 @@ def _filled(known: _Tables, layers: _Layers, rooms: list[Room], firsts: list[int
         for table, part, held, (columns, end) in zip(known.array, layers.parts, known.past, rooms, strict=True):
             keys, values, *scales = columns
             table.before, table.after, table.rotation = part.form.before, part.form.after, part.form.positions
+            table.kind = KINDS[keys.dtype]
             table.past, table.pasts = held, len(held)
             table.keys, table.values = (_slot_0(x, own - end) for x in (keys, values))
             table.batch_stride, table.head_stride = keys.stride(0), keys.stride(1)
