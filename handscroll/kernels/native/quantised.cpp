@@ -28,9 +28,9 @@ float split(const f16v* part, Planes::Chunk& to) {
     return scale;
 }
 
-// y[r] of R rows of x, from number `first` on, with one row of weights.
+// The results of R rows of x, from number `first` on, with one row of weights: y[r] holds them as sixteen sums.
 template <int KIND, int R>
-inline void whole_row(const Planes& x, int64_t first, int64_t inner, const uint8_t* w, float* y) {
+inline void whole_row(const Planes& x, int64_t first, int64_t inner, const uint8_t* w, f16v* y) {
     constexpr int64_t numbers = BLOCK_NUMBERS[KIND], in_unit = 64 * Unit<KIND>::CHUNKS / numbers;
     const int64_t blocks = inner / numbers;
     __m512 total[R], lows[R];
@@ -47,14 +47,14 @@ inline void whole_row(const Planes& x, int64_t first, int64_t inner, const uint8
             }
         });
     }
-    for (int r = 0; r < R; r++) y[r] = sum((f16v)_mm512_add_ps(total[r], lows[r]));
+    for (int r = 0; r < R; r++) y[r] = (f16v)_mm512_add_ps(total[r], lows[r]);
 }
 
 #endif
 
 // The same in float32.
 template <int KIND, int R>
-inline void float_row(const float* x, int64_t inner, const uint8_t* w, float* y) {
+inline void float_row(const float* x, int64_t inner, const uint8_t* w, f16v* y) {
     constexpr int64_t numbers = BLOCK_NUMBERS[KIND] == 1 ? 32 : BLOCK_NUMBERS[KIND];
     f16v total[R] = {};
     float wide[numbers];
@@ -64,12 +64,12 @@ inline void float_row(const float* x, int64_t inner, const uint8_t* w, float* y)
         for (int64_t i = 0; i < here; i += 16)
             for (int r = 0; r < R; r++) total[r] += load(wide + i) * load(x + r * inner + e + i);
     }
-    for (int r = 0; r < R; r++) y[r] = sum(total[r]);
+    for (int r = 0; r < R; r++) y[r] = total[r];
 }
 
-// y[r] of R rows of x; `whole` are the same rows in 16 bits (unused if the processor has no such products).
+// The same for any format; `whole` are the rows of x in 16 bits (unused if the processor has no such products).
 template <int KIND, int R>
-inline void quantised_row(const float* x, const Planes& whole, int64_t first, int64_t inner, const uint8_t* w, float* y) {
+inline void quantised_row(const float* x, const Planes& whole, int64_t first, int64_t inner, const uint8_t* w, f16v* y) {
 #if defined(WHOLE)
     if constexpr (KIND != F16) whole_row<KIND, R>(whole, first, inner, w, y);
     else
@@ -78,7 +78,7 @@ inline void quantised_row(const float* x, const Planes& whole, int64_t first, in
     if constexpr (KIND == INT8) {
         float scale;
         memcpy(&scale, w + inner, 4);
-        for (int r = 0; r < R; r++) y[r] *= scale;
+        for (int r = 0; r < R; r++) y[r] *= splat(scale);
     }
     (void)whole;
 }
@@ -86,13 +86,21 @@ inline void quantised_row(const float* x, const Planes& whole, int64_t first, in
 template <int KIND>
 void slice(const float* x, const Planes& planes, int64_t count, int64_t inner, const uint8_t* w, int64_t first, int64_t last,
            float* y) {
+    constexpr int AT_ONCE = 16;  // rows of weights whose results are summed together
     const int64_t bytes = row_bytes(KIND, inner), width = last - first;
-    for (int64_t n = first; n < last; n++) {
-        float found[8];
+    for (int64_t n = first; n < last; n += AT_ONCE) {
+        const int64_t here = std::min((int64_t)AT_ONCE, last - n);
         const auto some = [&](auto constant, int64_t r) {
             constexpr int R = constant;
-            quantised_row<KIND, R>(x, planes, r, inner, w + n * bytes, found);
-            for (int i = 0; i < R; i++) y[(r + i) * width + n - first] = found[i];
+            f16v parts[R][AT_ONCE] = {}, found[R];
+            for (int64_t i = 0; i < here; i++) {
+                quantised_row<KIND, R>(x, planes, r, inner, w + (n + i) * bytes, found);
+                for (int k = 0; k < R; k++) parts[k][i] = found[k];
+            }
+            for (int k = 0; k < R; k++) {
+                const f16v y16 = sums(parts[k]);
+                memcpy(y + (r + k) * width + n - first, &y16, 4 * here);
+            }
         };
         int64_t r = 0;
         for (; r + 8 <= count; r += 8) some(std::integral_constant<int, 8>(), r);
