@@ -68,7 +68,6 @@ def handscroll(path: str, tokens: int) -> dict[str, list]:
 
 def llama_cpp(path: str, tokens: int) -> list[list[int]]:
     import llama_cpp
-
     import numpy
 
     ids = json.loads(sys.stdin.readline())

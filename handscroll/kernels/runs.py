@@ -55,7 +55,8 @@ def forward(
     """Output (B, H, T, E) and log-sum-exp (B, H, T); queries without any key give zeros and -inf.
 
     `added` (B or 1, H or 1, T, S) is added to the scaled scores, -inf where a key is not seen; `square` is the causal
-    diagonal. Query heads share kv heads evenly. Keys and values may be float16 under float32 queries. With `cap`, scaled scores s first become cap * tanh(s / cap).
+    diagonal. Query heads share kv heads evenly. Keys and values may be float16 under float32 queries. With `cap`,
+    scaled scores s first become cap * tanh(s / cap).
     """
     if added is None:
         return OVER(q, keys, values, Scores(scale, cap, None, square))
@@ -84,7 +85,8 @@ def backward(  # noqa: PLR0913 - everything about one run of keys
     scores (B, H, t, S) of the queries from `first` on, in the accumulator's dtype.
     """
     q, keys, values = inputs
-    return GRADIENT(slope, (q, keys.to(q.dtype), values.to(q.dtype)), (out, lse), Scores(scale, cap, added, square), take)
+    inputs = q, keys.to(q.dtype), values.to(q.dtype)
+    return GRADIENT(slope, inputs, (out, lse), Scores(scale, cap, added, square), take)
 
 
 def rows(

@@ -118,7 +118,7 @@ class Model(nn.Module):
 
     @property
     def cache_dtype(self) -> torch.dtype:
-        """The dtype in which caches keep keys and values: `dtype`, or float16 under weights in a number format on a CPU.
+        """The dtype in which caches keep keys and values: `dtype`, or float16 for rounded weights on a CPU.
 
         Such weights are rounded more than float16 rounds keys (docs/log.md); a model of float weights keeps its dtype.
         """

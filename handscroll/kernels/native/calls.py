@@ -106,7 +106,7 @@ def decode(
 
 
 def refuses_pages(q: Tensor, keys: Tensor, values: Tensor) -> str:
-    """Why `paged` does not take them; it needs a CPU, whole vectors, a contiguous pool (K, slots, E) in a known dtype."""
+    """Why `paged` does not take them; it needs a CPU, whole vectors, and a contiguous pool (K, slots, E)."""
     if refused := _refuses_floats(q):
         return refused
     if keys.device.type != "cpu":
@@ -141,7 +141,8 @@ def paged(
     out, lse = _floats(*q.shape), _floats(*q.shape[:3])
     numbers = _numbers(batch, kv, rows, size, page, keys.shape[1], torch.get_num_threads())
     at = [_at(x) for x in (keys, values, table, spans)]
-    found.handscroll_paged(KINDS[keys.dtype], int(q.dtype == torch.bfloat16), _at(q), scale, *at, numbers, _at(out), _at(lse))
+    kinds = KINDS[keys.dtype], int(q.dtype == torch.bfloat16)
+    found.handscroll_paged(*kinds, _at(q), scale, *at, numbers, _at(out), _at(lse))
     return out, lse
 
 
@@ -172,10 +173,9 @@ def prefill(
 ) -> tuple[Float[Tensor, "B H T E"], Float[Tensor, "B H T"]]:
     """Attention of T queries over S keys in bfloat16; `square`: query t sees keys 0 .. t, otherwise all see all.
 
-    Float32 queries and float16 values are rounded to bfloat16; a float16 key is the sum of two bfloat16 numbers. (In the
-    keys alone a rounding to bfloat16 would move the logits: 1.8e-4 nats where all others together move them by 2e-5,
-    docs/log.md.) The weights are rounded to bfloat16 before they multiply the values, as in torch's fused kernel; scores, sums and
-    the log-sum-exp are float32. The output lies in memory as (B, T, H, E), which the next projection reads.
+    Float32 queries and float16 values are rounded to bfloat16. A float16 key is the sum of two bfloat16 numbers, so it
+    is exact: only a rounding of keys moves the logits (docs/log.md). The weights are rounded to bfloat16 before they
+    multiply the values, as in torch's fused kernel; scores, sums and the log-sum-exp are float32. The output lies in memory as (B, T, H, E), which the next projection reads.
     """
     found = library()
     assert found is not None
