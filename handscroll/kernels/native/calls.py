@@ -175,7 +175,8 @@ def prefill(
 
     Float32 queries and float16 values are rounded to bfloat16. A float16 key is the sum of two bfloat16 numbers, so it
     is exact: only a rounding of keys moves the logits (docs/log.md). The weights are rounded to bfloat16 before they
-    multiply the values, as in torch's fused kernel; scores, sums and the log-sum-exp are float32. The output lies in memory as (B, T, H, E), which the next projection reads.
+    multiply the values, as in torch's fused kernel; scores, sums and the log-sum-exp are float32.
+    The output lies in memory as (B, T, H, E), which the next projection reads.
     """
     found = library()
     assert found is not None
