@@ -67,11 +67,11 @@ def generate(
     """Plan how MODEL continues a prompt."""
     from handscroll.cache.table import footprint
     from handscroll.models.weights import locate, read_config
-    from handscroll.plan.workloads import checkpoint_workload, precision_of
+    from handscroll.plan.workloads import cache_itemsize, checkpoint_workload, precision_of
 
     _, config = read_config(locate(model))
     dtype = precision_of(model, dtype)
-    kept = footprint(cache, config, 2 if dtype == "bfloat16" else 4).model_dump()
+    kept = footprint(cache, config, cache_itemsize(model, dtype)).model_dump()
     values = {"kind": "generate", "cache": kept, "length": prompt_tokens, "new": max_tokens, "precision": dtype}
     _here([checkpoint_workload(model, values)], as_json, probe)
 

@@ -9,7 +9,6 @@ from handscroll.base.workload import Footprint, Workload
 from handscroll.plan.layer import KEYS, QUERIES, WIDE, WIDEST, narrow
 from handscroll.plan.memory import Parts, rotated, weight_bytes
 
-HALF = 2  # bytes of a kept number under weights in a number format (models/model.py: cache_dtype)
 PREFILL = 1024  # tokens of a prompt per forward (generate/prefill.py)
 
 
@@ -32,7 +31,7 @@ def footprint(workload: Workload) -> Footprint:
     """
     if workload.cache is not None:
         return workload.cache
-    spec, e = workload.spec, HALF if workload.stored else narrow(workload)
+    spec, e = workload.spec, narrow(workload)
     each = dict.fromkeys(spec.windows, 0)
     for layer, count in kinds(spec.layers):
         each[layer.window] += count * layer.cache_bytes(1, e)

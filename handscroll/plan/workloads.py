@@ -8,6 +8,7 @@ from typing import Any
 from handscroll.base.errors import ConfigError
 from handscroll.base.spec import ModelSpec
 from handscroll.base.workload import MEMORY, Workload
+from handscroll.cache.table import footprint
 from handscroll.text.blanks import NAMES
 
 MASKED = 0.15  # share of tokens that are hidden unless a recipe says otherwise (data/masking.py)
@@ -106,8 +107,22 @@ def checkpoint_workload(source: str, values: dict[str, Any], lora: int = 0) -> W
     if spec.reads == "both":
         values = {"targets": MASKED} | values
     if values.get("kind") in ("generate", "serve"):
-        values = {"stored": _stored(source)} | values
+        kept = footprint("full", config, cache_itemsize(source, values["precision"])).model_dump()
+        values = {"stored": _stored(source), "cache": kept} | values
     return Workload.parse({"spec": spec, "lora": lora} | values, "plan")
+
+
+def cache_itemsize(source: str, precision: str) -> int:
+    """Bytes of a number in the cache of a checkpoint on a CPU, as `Model.cache_dtype` decides."""
+    from handscroll.base.gguf import is_gguf
+    from handscroll.models.gguf.load import FLOATS
+    from handscroll.models.weights import locate, weight_sizes
+
+    if precision in ("bfloat16", "float16"):
+        return 2
+    path = Path(locate(source))
+    rounded = is_gguf(path) and any(name not in FLOATS for name in weight_sizes(path)[1].split("/"))
+    return 2 if rounded else 4
 
 
 def _stored(source: str) -> int:

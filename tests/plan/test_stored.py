@@ -1,5 +1,6 @@
 """Weights that stay in number formats are counted as they are stored."""
 
+from handscroll.cache.table import footprint
 from handscroll.lm import load
 from handscroll.models.weights import weight_sizes
 from handscroll.plan.memory import weight_bytes
@@ -14,3 +15,15 @@ def test_the_weights_of_a_gguf_file_take_what_the_file_holds(tmp_path):
     small = checkpoint_workload(str(path), values)
     assert weight_bytes(small) == weight_sizes(path)[2] < path.stat().st_size
     assert weight_bytes(small) < weight_bytes(checkpoint_workload(str(starter), values)) / 5
+
+
+def test_the_cache_under_rounded_weights_is_counted_in_16_bits(tmp_path):
+    starter = load(ROOT / "handscroll" / "starter", dtype="float32")
+    values = {"kind": "generate", "length": 100, "new": 10, "precision": "float32"}
+    kept = {}
+    for weights in ("q4_0", "f32"):
+        path = starter.export_gguf(tmp_path / f"{weights}.gguf", weights)
+        kept[weights] = checkpoint_workload(str(path), values).cache.each
+        model = load(path).model
+        assert kept[weights] == footprint("full", model.config, model.cache_dtype.itemsize).each
+    assert kept["f32"] == 2 * kept["q4_0"]
