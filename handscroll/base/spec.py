@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BeforeValidator, Field, SerializeAsAny
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError
@@ -33,7 +33,8 @@ class LayerSpec(Config):
     `window`: an attention layer reads at most so many tokens back, itself included, and keeps no more (None: all).
     `positions` is the place of the layer's own way of telling positions in `ModelSpec.positions`; `rotated` is how many
     numbers of each head are rotated. `norms` are vectors of the width, of kind `norm` ("layer": with a bias).
-    `crossed`: it also reads a source. `scale` multiplies the scores (None: 1 / sqrt(head size)).
+    `ahead`: the window reaches as far ahead as back. `crossed`: it also reads a source. `scale` multiplies the scores
+    (None: 1 / sqrt(head size)). `norm_bias`: a norm of kind "layer" has a bias.
     """
 
     kind: Literal["attention", "recurrent"] = "attention"
@@ -42,10 +43,12 @@ class LayerSpec(Config):
     kv_heads: int = Field(default=1, ge=1)
     head_size: int = Field(default=1, ge=1)
     window: int | None = Field(default=None, ge=1)
+    ahead: bool = False
     positions: int = Field(default=0, ge=0)
     rotated: int = Field(default=0, ge=0)
     norms: int = Field(default=2, ge=0)
     norm: Literal["rms", "layer"] = "rms"
+    norm_bias: bool = True
     mlp_width: int = Field(ge=1)
     gated: bool = True
     activation: str = "silu"
@@ -88,7 +91,7 @@ class LayerSpec(Config):
         """Numbers in norms and biases."""
         if self.recurrent:
             return 8 * self.width
-        norms = (self.norms + self.crossed) * self.width * (2 if self.norm == "layer" else 1)
+        norms = (self.norms + self.crossed) * self.width * (2 if self.norm == "layer" and self.norm_bias else 1)
         heads = 2 * self.head_size if self.head_norms else 0
         attention = (self.inner + 2 * self.shared) * self.attention_bias + self.width * self.output_bias
         mlp = ((self.products - 1) * self.mlp_width + self.width) * self.mlp_bias
@@ -110,6 +113,55 @@ class LayerSpec(Config):
         if self.recurrent:
             return 2 * self.width * itemsize
         return 2 * self.kept(tokens) * self.shared * itemsize
+
+
+class HeadSpec(Config):
+    """A head that says something of a text instead of predicting its tokens.
+
+    `kind` "text": one number a label for a whole text, read from the state of its first or last token or from the mean
+    of all (`pool`). "tokens": one number a label for every token. "answer": two numbers for every token, for an answer
+    that begins and that ends there. "none": a bare model. `problem`: "one" of the labels is right, "several" are, or
+    the outputs are plain numbers ("number": a regression, a reward). `pad`: tokens at the end of a text that are passed
+    over to find the last one. `bias`: its last layer has one.
+    """
+
+    kind: Literal["text", "tokens", "answer", "none"] = "text"
+    labels: tuple[str, ...] = ()
+    problem: Literal["one", "several", "number"] = "one"
+    pool: Literal["first", "last", "mean"] = "first"
+    pad: int | None = None
+    bias: bool = True
+
+    @model_validator(mode="after")
+    def _apart(self):
+        if self.kind in ("text", "tokens") and not self.labels:
+            raise ValueError(f"a head of kind '{self.kind}' needs labels, or at least one output")
+        if self.kind == "text" and self.problem == "one" and len(self.labels) < 2:
+            raise ValueError(f"labels {list(self.labels)}: a classifier needs at least two different labels")
+        return self
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that the head gives for a text, or for a token."""
+        return {"answer": 2, "none": 0}.get(self.kind, len(self.labels))
+
+    def numbers(self, width: int) -> int:
+        """Numbers in its last layer."""
+        return self.outputs * (width + self.bias)
+
+    @property
+    def words(self) -> str:
+        """What it is, for people."""
+        several = ", several at once" if self.problem == "several" else ""
+        if self.kind == "text" and self.problem == "number":
+            count = "one number" if len(self.labels) == 1 else f"{len(self.labels)} numbers"
+            return f"{count} a text (regression or reward)"
+        return {
+            "text": f"sequence classification, {len(self.labels)} labels{several}",
+            "tokens": f"token classification, {len(self.labels)} labels{several}",
+            "answer": "question answering (where an answer begins and ends)",
+            "none": "none (a bare model, for vectors of texts)",
+        }[self.kind]
 
 
 class Positions(Config):
@@ -227,9 +279,9 @@ class ModelSpec(Config):
     follow it. `norm` is that behind the last layer ("": none).
     `reads`: "forward", each token what came before it; "both", all of a text at once, so nothing is kept of it;
     "blanks", a text in both directions and what fills its blanks forward; "source", a text under another one.
-    `predicts`: it has a head for tokens (`transformed`: with a layer of its own before it). `labels`: what a classifier
-    tells apart, by the state of the first or last token of a document or by the mean of all (`pool`). `extra` are
-    numbers that belong to no layer, table, head or position.
+    `predicts`: it has a head for tokens (`transformed`: with a layer of its own before it). `head`: another one.
+    `table_width`: the width of the tables of tokens and positions (None: that of the layers). `extra` are numbers that
+    belong to no layer, table, head or position.
     """
 
     family: str = ""
@@ -242,9 +294,20 @@ class ModelSpec(Config):
     reads: Literal["forward", "both", "blanks", "source"] = "forward"
     predicts: bool = True
     transformed: bool = False
-    labels: tuple[str, ...] = ()
-    pool: Literal["first", "last", "mean"] = "first"
+    head: HeadSpec | None = None
+    table_width: int | None = Field(default=None, ge=1)
     extra: int = Field(default=0, ge=0)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What a classifier of whole texts tells apart, one label a text; else nothing."""
+        head = self.head
+        return head.labels if head is not None and (head.kind, head.problem) == ("text", "one") else ()
+
+    @property
+    def pool(self) -> str:
+        """Which state a head of whole texts reads: that of the first or last token, or the mean."""
+        return "first" if self.head is None else self.head.pool
 
     @property
     def width(self) -> int:
@@ -314,12 +377,13 @@ class ModelSpec(Config):
     @property
     def table(self) -> int:
         """Numbers of the embedding, which are those of the head."""
-        return self.vocab * self.width
+        return self.vocab * (self.table_width or self.width)
 
     @property
     def tables(self) -> int:
         """Numbers in the embedding, an own head and learned positions."""
-        return (1 if self.tied else 2) * self.table + sum(one.rows for one in self.positions) * self.width
+        rows = sum(one.rows for one in self.positions)
+        return (1 if self.tied else 2) * self.table + rows * (self.table_width or self.width)
 
     @property
     def matrices(self) -> int:
@@ -370,7 +434,10 @@ class ModelSpec(Config):
         if keys and self.recurrent:
             raise ConfigError(f"{family} keeps a state of constant size and no keys, which {what} needs; leave it out")
         if head and not self.predicts:
-            raise ConfigError(f"{family} as it is here has no head for tokens, which {what} needs")
+            other = "" if self.head is None else f"; its head: {self.head.words}"
+            raise ConfigError(
+                f"{family} as it is here predicts no tokens: it has no head for them, as {what} needs{other}"
+            )
         if blocks and (self.bias or self.several_distances):
             raise ConfigError(
                 f"{family} tells positions by {self.describe_positions()}, under which keys cannot be read in blocks; "

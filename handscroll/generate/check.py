@@ -41,7 +41,7 @@ def checked(model: Model, request: Request, number: int = 0) -> Request:
 def started(model: Model, number: int, prompt: Sequence[int]) -> list[int]:
     """The ids of prompt `number`, or the model's bos if it is empty; the errors are those of `checked`."""
     config = model.config
-    model.spec.require("decoding", forward=True)
+    model.spec.require("decoding", forward=True, head=True)
     ids = [int(token) for token in prompt] or ([] if config.bos is None else [config.bos])
     if not ids:
         raise DataError(f"prompt {number} is empty and the model has no bos token to begin with; give some text")

@@ -59,7 +59,7 @@ def loglikelihood(model: Model, pairs: Sequence[Pair], beyond: bool = False) -> 
             continuation is empty, a context is empty and the model has no bos, or a token id is outside the vocabulary.
             ConfigError: the model does not read from left to right, or is an encoder-decoder.
     """
-    model.spec.require("a likelihood", one_text=True, forward=True)
+    model.spec.require("a likelihood", one_text=True, forward=True, head=True)
     rows = [_row(model, number, pair, beyond) for number, pair in enumerate(pairs)]
     groups: dict[tuple[int, tuple[int, ...]], list[_Row]] = {}
     for row in rows:

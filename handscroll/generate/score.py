@@ -25,7 +25,7 @@ def logits(model: Model, ids: Int[Tensor, "T"], length: int | None = None) -> Fl
     Raises:
         DataError: there are no tokens. ConfigError: the model is an encoder-decoder.
     """
-    model.spec.require("logits", one_text=True)
+    model.spec.require("logits", one_text=True, head=True)
     if not len(ids):
         raise DataError("the text has no tokens, so it has no logits; give at least one token")
     return torch.cat([model.logits(hidden)[0].float().cpu() for _, _, hidden in _chunks(model, ids, length)])
@@ -39,7 +39,7 @@ def nll(model: Model, ids: Int[Tensor, "T"], window: int | None = None) -> Float
         DataError: there are fewer than two tokens. CapacityError: without `window`, the text exceeds a learned position
             table. ConfigError: the model is an encoder or encoder-decoder, or the window is below 2.
     """
-    model.spec.require("a likelihood", one_text=True, forward=True)
+    model.spec.require("a likelihood", one_text=True, forward=True, head=True)
     if len(ids) < 2:
         raise DataError(f"a loss needs at least two tokens, got {len(ids)}")
     if window is None or len(ids) <= window:

@@ -1,8 +1,8 @@
-"""BERT (Devlin et al. 2019) and RoBERTa (Liu et al. 2019): post-norm encoders with learned positions.
+"""BERT (Devlin et al. 2019), RoBERTa (Liu et al. 2019), XLM-RoBERTa and CamemBERT: post-norm encoders.
 
-The model has the heads of its checkpoint: the masked-LM head (transform, norm, tied projection, bias), the pooler, and
-the next-sentence head. A bare encoder (for sentence vectors) has none. A classifier of documents has its own head on
-the pooler.
+Positions are learned. The model has the heads of its checkpoint: the masked-LM head (transform, norm, tied projection,
+bias), the pooler, and the next-sentence head. A bare encoder (for sentence vectors) has none. A head for labels or
+answers (`HeadSpec`) stands alone. DistilBERT and ELECTRA are further forms (`distilbert.py`, `electra.py`).
 """
 
 from collections.abc import Callable
@@ -10,60 +10,59 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from handscroll.base.errors import CapacityError, ConfigError, DataError
 from handscroll.base.spec import ModelSpec
-from handscroll.cache.cache import Cache
-from handscroll.cache.full import FullCache
-from handscroll.models.foreign import (
-    Entry,
-    Family,
-    Foreign,
-    end_tokens,
-    original_length,
-    required,
-    written_ends,
+from handscroll.models.encoder_files import (
+    KEYS,
+    encoder_modules,
+    encoder_values,
+    tables,
+    weights_and_biases,
+    written_encoder,
 )
+from handscroll.models.foreign import Entry, Family, Foreign
 from handscroll.models.gguf.bert import GGUF
 from handscroll.models.model import Decoder
 from handscroll.models.new import SIZES, About
-from handscroll.models.sizes import Labels, WholeHeads
+from handscroll.models.sizes import WholeHeads
 from handscroll.nn.attention import Attention, Heads
 from handscroll.nn.block import Block, Norms
-from handscroll.nn.keeper import Keeper
 from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
-from handscroll.nn.mask import Everything, Mask
 from handscroll.nn.mlp import MLP, gelu_tanh
 from handscroll.nn.norm import LayerNorm
 from handscroll.nn.positions.table import Table
 from handscroll.nn.shapes import Embeddings, Logits, Tokens
 
-ACTIVATIONS = {"gelu": F.gelu, "gelu-tanh": gelu_tanh, "relu": F.relu}
+ACTIVATIONS = {"gelu": F.gelu, "gelu-tanh": gelu_tanh, "relu": F.relu, "tanh": torch.tanh}
 
 
-class BertConfig(WholeHeads, Labels):
+class BertConfig(WholeHeads):
     """Sizes of an encoder, and switches for its heads.
 
     `context` is the number of positions of a text; the learned table has `offset` unused rows before them (RoBERTa:
-    padding id + 1). `kinds` is the number of token types. `following` is the next-sentence head, which reads the
-    pooler. With `labels` the model classifies documents by the pooled state of their first token, and has no other
-    head.
+    padding id + 1). `kinds` is the number of token types (0: there are none). `table_width` is the width of the tables
+    where it differs from that of the layers (ELECTRA). `following` is the next-sentence head, which reads the pooler. A
+    `head` reads the state of the first token, or of each token, through the pooler if there is one.
     """
 
-    family: Literal["bert", "roberta"] = "bert"
+    head_kinds = ("text", "tokens", "answer")
+    family: str = "bert"
     mlp_width: int
     context: int
     original: int | None = None  # positions before interpolation, if the table was lengthened here
     offset: int = 0
-    kinds: int = 2
+    kinds: int = Field(default=2, ge=0)
+    table_width: int | None = Field(default=None, ge=1)
     activation: Literal["gelu", "gelu-tanh", "relu"] = "gelu"
     norm_eps: float = 1e-12
     tied: bool = True
     masked: bool = True
     pooler: bool = False
+    pooler_activation: Literal["tanh", "gelu", "gelu-tanh", "relu"] = "tanh"
     following: bool = False
     bos: int | None = None
     eos: tuple[int, ...] = ()
@@ -72,26 +71,39 @@ class BertConfig(WholeHeads, Labels):
     def _consistent(self):
         if self.following and not self.pooler:
             raise ValueError("the next-sentence head reads the pooler's output: pooler = true belongs to it")
-        if self.labels and (self.masked or self.following or not self.pooler):
-            raise ValueError("a classifier has a pooler and no other head: masked = false, following = false")
+        if self.head and (self.masked or self.following):
+            raise ValueError("a model with a head for labels or answers has no other: masked and following are false")
+        if self.head and self.head.kind == "text" and not self.pooler:
+            raise ValueError("a classifier of texts reads the pooler's output: pooler = true belongs to it")
         return self
 
     @property
     def trained(self) -> int:
         return self.original or self.context
 
+    @property
+    def narrow(self) -> int:
+        """The width of the tables."""
+        return self.table_width or self.width
+
+    @property
+    def masked_activation(self) -> str:
+        """The activation in the masked-LM head."""
+        return self.activation
+
     def classifying(self, labels: tuple[str, ...]) -> "BertConfig":
         """The same encoder as a classifier of documents."""
-        if self.labels:
+        if self.spec.labels:
             return self
-        heads = {"masked": False, "following": False, "pooler": True, "tied": True}
-        return BertConfig.parse(self.model_dump() | heads | {"labels": labels}, "labels")
+        heads = {"masked": False, "following": False, "pooler": True, "tied": True, "head": {"labels": labels}}
+        return self.parse(self.model_dump() | heads, "labels")
 
     @property
     def spec(self) -> ModelSpec:
-        square, width = self.width * self.width, self.width
-        heads = self.masked * (square + 3 * width + self.vocab) + self.pooler * (square + width)
-        classes = 2 * self.following + len(self.labels)
+        width, narrow = self.width, self.narrow
+        heads = self.masked * (width * narrow + 3 * narrow + self.vocab) + self.pooler * (width + 1) * width
+        heads += 2 * self.following * (width + 1) + (0 if self.head is None else self.head.numbers(width))
+        widening = 0 if narrow == width else (narrow + 1) * width
         return ModelSpec(
             family=self.family,
             vocab=self.vocab,
@@ -102,9 +114,9 @@ class BertConfig(WholeHeads, Labels):
             reads="both",
             predicts=self.masked,
             transformed=self.masked,
-            labels=self.labels,
-            pool="first",
-            extra=heads + (self.kinds + 2) * width + classes * (width + 1),  # 2 for the norm of the embedding
+            head=self.head,
+            table_width=self.table_width,
+            extra=heads + widening + (self.kinds + 2) * narrow,  # 2 for the norm of the embedding
         )
 
 
@@ -121,10 +133,10 @@ class MaskedHead(nn.Module):
 
     def __init__(self, config: BertConfig):
         super().__init__()
-        self.dense = Linear(config.width, config.width)
-        self.norm = LayerNorm(config.width, eps=config.norm_eps)
+        self.dense = Linear(config.width, config.narrow)
+        self.norm = LayerNorm(config.narrow, eps=config.norm_eps)
         self.bias = nn.Parameter(torch.zeros(config.vocab))
-        self.activation = ACTIVATIONS[config.activation]
+        self.activation = ACTIVATIONS[config.masked_activation]
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.norm(self.activation(self.dense(hidden)))
@@ -139,18 +151,20 @@ class Bert(Decoder):
 
     def __init__(self, config: BertConfig):
         super().__init__()
-        self.config = config
-        self.embedding = TokenTable(config.vocab, config.width)
-        self.position_embedding = nn.Embedding(config.offset + config.context, config.width)
-        self.kind_embedding = nn.Embedding(config.kinds, config.width)
-        self.embedding_norm = LayerNorm(config.width, eps=config.norm_eps)
+        self.config, self.both_ways = config, True
+        narrow = config.narrow
+        self.embedding = TokenTable(config.vocab, narrow)
+        self.position_embedding = nn.Embedding(config.offset + config.context, narrow)
+        self.kind_embedding = nn.Embedding(config.kinds, narrow) if config.kinds else None
+        self.embedding_norm = LayerNorm(narrow, eps=config.norm_eps)
+        self.widening = None if narrow == config.width else Linear(narrow, config.width)
         self.layers = nn.ModuleList(block(config, number) for number in range(config.layers))
         self.norm = nn.Identity()
-        self.projection = None if config.tied or not config.masked else Linear(config.width, config.vocab, bias=False)
+        self.projection = None if config.tied or not config.masked else Linear(narrow, config.vocab, bias=False)
         self.masked = MaskedHead(config) if config.masked else None
         self.pooler = Linear(config.width, config.width) if config.pooler else None
         self.following = Linear(config.width, 2) if config.following else None
-        self.classifier = Linear(config.width, len(config.labels)) if config.labels else None
+        self.classifier = Linear(config.width, config.head.outputs) if config.head else None
 
     def embed(self, tokens: Tokens, marks: Marks) -> Embeddings:
         """The normalised sum of token, position and token-type vectors; marks without kinds mean type 0."""
@@ -161,20 +175,19 @@ class Bert(Decoder):
                 f"position {last} is past the learned position table of {self.config.context}; shorten the text, cut "
                 f"it into windows, or lengthen the checkpoint first (handscroll extend ... --to {last + 1})"
             )
+        summed = self.embedding(tokens) + self.position_embedding(positions + self.config.offset)
+        if self.kind_embedding is not None:
+            summed = summed + self.kind_embedding(self._kinds(marks, positions))
+        summed = self.embedding_norm(summed)
+        return summed if self.widening is None else self.widening(summed)
+
+    def _kinds(self, marks: Marks, positions: Tensor) -> Tensor:
         kinds = torch.zeros_like(positions) if marks.kinds is None else marks.kinds
         if int(kinds.max()) >= self.config.kinds:
             raise DataError(
                 f"token type {int(kinds.max())} is unknown: this checkpoint has types 0 to {self.config.kinds - 1}"
             )
-        summed = self.embedding(tokens) + self.kind_embedding(kinds)
-        return self.embedding_norm(summed + self.position_embedding(positions + self.config.offset))
-
-    def hidden(
-        self, embeddings: Embeddings, marks: Marks, mask: Mask, cache: Keeper | None = None, length: int | None = None
-    ) -> Embeddings:
-        if cache is not None:
-            raise ConfigError(_no_cache(self.config.family))
-        return super().hidden(embeddings, marks, mask, None, length)
+        return kinds
 
     def logits(self, hidden: Embeddings) -> Logits:
         """Masked-LM logits for the token at each position."""
@@ -195,14 +208,14 @@ class Bert(Decoder):
         return self._masked().bias
 
     def pooled(self, first: Tensor) -> Tensor:
-        """tanh(W h) of the hidden states (..., D) of first tokens.
+        """tanh(W h) of the hidden states (..., D) of first tokens; some families have another activation.
 
         Raises:
             ConfigError: the checkpoint has no pooler.
         """
         if self.pooler is None:
             raise ConfigError(f"this {self.config.family} checkpoint has no pooler; use the hidden states themselves")
-        return torch.tanh(self.pooler(first))
+        return ACTIVATIONS[self.config.pooler_activation](self.pooler(first))
 
     def following_logits(self, first: Tensor) -> Tensor:
         """Next-sentence logits (..., 2) from the hidden states of first tokens.
@@ -216,25 +229,12 @@ class Bert(Decoder):
             raise ConfigError(f"this {self.config.family} checkpoint has no next-sentence head")
         return self.following(self.pooled(first))
 
-    def classify(self, hidden: Embeddings, marks: Marks, at: Tensor) -> Tensor:
-        """Logits (N, labels) of the N documents whose first tokens are where `at` (B, T) is true, in their order.
-
-        Raises:
-            ConfigError: the checkpoint is not a classifier.
-        """
-        if self.classifier is None:
-            raise ConfigError(f"this {self.config.family} checkpoint is not a classifier: it has no labels")
-        return self.classifier(self.pooled(hidden[at]))
-
-    def mask(self) -> Mask:
-        return Everything()
-
-    def new_cache(self, capacity: int = 0, kind: Callable[..., Cache] = FullCache, **options: Any) -> Cache:
-        raise ConfigError(_no_cache(self.config.family))
+    def judge(self, states: Tensor) -> Tensor:
+        return super().judge(states if self.pooler is None else self.pooled(states))
 
     def _masked(self) -> MaskedHead:
         if self.masked is None:
-            kind = "a classifier of documents" if self.config.labels else "a bare encoder"
+            kind = f"its head: {self.config.head.words}" if self.config.head else "a bare encoder"
             raise ConfigError(
                 f"this {self.config.family} checkpoint has no masked-LM head ({kind}), so it gives no logits "
                 "and cannot learn masked tokens. Use embed, or a checkpoint with the head "
@@ -243,125 +243,40 @@ class Bert(Decoder):
         return self.masked
 
 
-def _no_cache(family: str) -> str:
-    return (
-        f"a {family} is an encoder: every token sees those after it, so nothing is cached and no text is generated; "
-        "use embed or logits, or a causal model (llama, gpt2, ...)"
-    )
-
-
-CLASSIFIER = "ForSequenceClassification"
-_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu-tanh", "gelu_pytorch_tanh": "gelu-tanh", "relu": "relu"}
-KEYS = frozenset(
-    """
-    vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act layer_norm_eps
-    max_position_embeddings type_vocab_size position_embedding_type is_decoder add_cross_attention
-    tie_word_embeddings bos_token_id eos_token_id pad_token_id original_max_position_embeddings architectures id2label
-""".split()
-)
+ROBERTAS = {"roberta": "Roberta", "xlm-roberta": "XLMRoberta", "camembert": "Camembert"}
 
 
 def new(sizes: dict[str, Any], about: About) -> BertConfig:
     """A configuration from the sizes of a recipe; with labels it is a classifier."""
-    heads = {"masked": False, "pooler": True, "labels": about.labels} if about.labels else {}
+    heads = {"masked": False, "pooler": True, "head": {"labels": about.labels}} if about.labels else {}
     return BertConfig.parse(heads | sizes, SIZES)
 
 
 def _read(foreign: Foreign) -> BertConfig:
     name = foreign["model_type"]
-    for key, only in (("position_embedding_type", "absolute"), ("is_decoder", False), ("add_cross_attention", False)):
-        if (foreign.get(key) or only) != only:
-            raise ConfigError(f"{name} with {key} = {foreign[key]!r}: only {only!r} is known")
-    act = foreign.get("hidden_act", "gelu")
-    if act not in _ACTIVATIONS:
-        raise ConfigError(f"{name} with hidden_act = {act!r}: only {', '.join(_ACTIVATIONS)} are known")
-    offset = (1 if foreign.get("pad_token_id") is None else foreign["pad_token_id"]) + 1 if name == "roberta" else 0
-    context = required(foreign, "max_position_embeddings", name) - offset
-    original = foreign.get("original_max_position_embeddings")
-    made = (foreign.get("architectures") or [""])[0]
-    full, classifier = made.endswith("ForPreTraining"), made.endswith(CLASSIFIER)
-    values = {
-        "family": name,
-        "vocab": required(foreign, "vocab_size", name),
-        "width": required(foreign, "hidden_size", name),
-        "layers": required(foreign, "num_hidden_layers", name),
-        "heads": required(foreign, "num_attention_heads", name),
-        "mlp_width": required(foreign, "intermediate_size", name),
-        "context": context,
-        "original": None if original is None else original - offset,
-        "offset": offset,
-        "kinds": foreign.get("type_vocab_size", 2),
-        "activation": _ACTIVATIONS[act],
-        "norm_eps": foreign.get("layer_norm_eps", 1e-12),
-        "tied": bool(foreign.get("tie_word_embeddings", True)),
-        "masked": full or made.endswith("ForMaskedLM"),
-        "pooler": not made.endswith("ForMaskedLM"),
-        "following": full,
-        "labels": _labels(foreign.get("id2label")) if classifier else (),
-        "bos": foreign.get("bos_token_id"),
-        "eos": end_tokens(foreign.get("eos_token_id")),
-    }
-    return BertConfig.parse(values, "config.json")
-
-
-def _labels(named: dict[str, str] | None) -> tuple[str, ...]:
-    """The labels in the order of their numbers; two by default, as in the reference library."""
-    named = named or {"0": "LABEL_0", "1": "LABEL_1"}
-    return tuple(str(named[key]) for key in sorted(named, key=int))
+    offset = 0
+    if name in ROBERTAS:
+        offset = (1 if foreign.get("pad_token_id") is None else foreign["pad_token_id"]) + 1
+    return BertConfig.parse(encoder_values(foreign, name, offset), "config.json")
 
 
 def _settle(config: BertConfig, tensor: Callable[[str], Tensor | None]) -> BertConfig:
     """Detect the heads from the weights: published files contain heads that `architectures` omits, and lack others."""
-    names = _HEADS[config.family]
-    if config.labels:
+    names = _heads(config)
+    if config.head:
         return config
     found = {
         "masked": tensor(names["masked.dense"] + ".weight") is not None,
-        "pooler": tensor(f"{config.family}.pooler.dense.weight") is not None,
+        "pooler": tensor("pooler.dense.weight") is not None,
         "following": "following" in names and tensor(names["following"] + ".weight") is not None,
     }
     return BertConfig.parse(config.model_dump() | found, "checkpoint")
 
 
 def _write(config: BertConfig) -> Foreign:
-    kind = {"bert": "Bert", "roberta": "Roberta"}[config.family]
-    head = "ForPreTraining" if config.following else "ForMaskedLM" if config.masked else "Model"
-    head = CLASSIFIER if config.labels else head
-    written: Foreign = {
-        "architectures": [kind + head],
-        "model_type": config.family,
-        "vocab_size": config.vocab,
-        "hidden_size": config.width,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "intermediate_size": config.mlp_width,
-        "hidden_act": next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == config.activation),
-        "max_position_embeddings": config.context + config.offset,
-        "type_vocab_size": config.kinds,
-        "layer_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tied,
-        "bos_token_id": config.bos,
-        "eos_token_id": written_ends(config.eos),
-    }
-    if config.offset:
-        written["pad_token_id"] = config.offset - 1
-    written |= original_length(config, config.offset)
-    if config.labels:
-        written["id2label"] = {str(number): label for number, label in enumerate(config.labels)}
-        written["label2id"] = {label: number for number, label in enumerate(config.labels)}
-    return written
+    return written_encoder(config, {"bert": "Bert", **ROBERTAS}[config.family])
 
 
-_LAYER = {
-    "attention.query": "attention.self.query",
-    "attention.key": "attention.self.key",
-    "attention.value": "attention.self.value",
-    "attention.output": "attention.output.dense",
-    "attention_sum_norm": "attention.output.LayerNorm",
-    "mlp.up": "intermediate.dense",
-    "mlp.down": "output.dense",
-    "mlp_sum_norm": "output.LayerNorm",
-}
 _HEADS = {
     "bert": {
         "masked.dense": "cls.predictions.transform.dense",
@@ -381,22 +296,23 @@ _HEADS = {
 }
 
 
+def _heads(config: BertConfig) -> dict[str, str]:
+    return _HEADS["roberta" if config.family in ROBERTAS else config.family]
+
+
 def _entries(config: BertConfig) -> list[Entry]:
-    heads = _HEADS[config.family]
-    headed = config.masked or config.following or config.labels
-    base = f"{config.family}." if headed else ""  # in a file with only the encoder, names have no prefix
-    tables = {"embedding": "word", "position_embedding": "position", "kind_embedding": "token_type"}
-    entries = [
-        Entry(f"{base}embeddings.{theirs}_embeddings.weight", (f"{ours}.weight",)) for ours, theirs in tables.items()
-    ]
-    modules = {"embedding_norm": f"{base}embeddings.LayerNorm"}
-    for number in range(config.layers):
-        modules |= {f"layers.{number}.{ours}": f"{base}encoder.layer.{number}.{part}" for ours, part in _LAYER.items()}
+    heads = _heads(config)
+    headed = config.masked or config.following or config.head
+    base = f"{'roberta' if config.family in ROBERTAS else 'bert'}." if headed else ""  # bare files have no prefix
+    entries = tables(base, "embedding", "position_embedding", "kind_embedding")
+    modules = encoder_modules(config, base)
     if config.pooler:
         modules["pooler"] = f"{base}pooler.dense"
-    if config.labels:
-        modules["classifier"] = heads["classifier"]
-        if config.family == "roberta":  # its classifiers have a separate dense layer in place of the pooler
+    if config.head:
+        modules["classifier"] = {"answer": "qa_outputs", "tokens": "classifier"}.get(
+            config.head.kind, heads["classifier"]
+        )
+        if config.family in ROBERTAS and config.pooler:  # their classifiers have a dense layer in place of the pooler
             modules["pooler"] = "classifier.dense"
     if config.following:
         modules["following"] = heads["following"]
@@ -408,20 +324,15 @@ def _entries(config: BertConfig) -> list[Entry]:
         else:  # the reference library then also unties the bias, and reads that of the projection
             entries.append(Entry(f"{heads['projection']}.weight", ("projection.weight",)))
             entries.append(Entry(f"{heads['projection']}.bias", ("masked.bias",), also=(bias,)))
-    # Files of the first release name the weight and bias of a norm gamma and beta.
-    old = {"weight": "gamma", "bias": "beta"}
-    for ours, theirs in modules.items():
-        for part in ("weight", "bias"):
-            also = (f"{theirs}.{old[part]}",) if theirs.endswith("LayerNorm") else ()
-            entries.append(Entry(f"{theirs}.{part}", (f"{ours}.{part}",), also=also))
-    return entries
+    return entries + weights_and_biases(modules)
 
 
 def _copies(config: BertConfig) -> dict[str, str | None]:
-    """Tensors that older files repeat, and a bias that only tied heads use."""
+    """Tensors that older files repeat, a bias that only tied heads use, and a pooler beside a head that reads none."""
+    heads = _heads(config)
     if not config.masked:
-        return {}
-    heads = _HEADS[config.family]
+        pooler = {f"{base}.pooler.dense.{part}": None for base in ("bert", "roberta") for part in ("weight", "bias")}
+        return pooler if config.head and (config.family in ROBERTAS or not config.pooler) else {}
     if not config.tied:
         return {f"{heads['masked']}.bias": None}
     return {f"{heads['projection']}.weight": "embedding.weight", f"{heads['projection']}.bias": "masked.bias"}
@@ -437,25 +348,33 @@ SMALL: Foreign = {
 }
 OFFSET: Foreign = SMALL | {"max_position_embeddings": 66, "pad_token_id": 1}
 LABELLED = {"id2label": {"0": "bad", "1": "good"}}
+TAGS = {"id2label": {"0": "O", "1": "NAME", "2": "PLACE"}}
 FORMS: dict[str, dict[str, Foreign]] = {
     "bert": {
         "": SMALL | {"architectures": ["BertForPreTraining"]},
         "masked": SMALL | {"architectures": ["BertForMaskedLM"], "hidden_act": "gelu_new"},
         "untied": SMALL | {"architectures": ["BertForMaskedLM"], "tie_word_embeddings": False},
         "classifier": SMALL | {"architectures": ["BertForSequenceClassification"], **LABELLED},
+        "tagger": SMALL | {"architectures": ["BertForTokenClassification"], **TAGS},
         "bare": SMALL | {"architectures": ["BertModel"], "type_vocab_size": 3},
     },
     "roberta": {
         "": OFFSET | {"architectures": ["RobertaForMaskedLM"], "type_vocab_size": 1},
         "classifier": OFFSET | {"architectures": ["RobertaForSequenceClassification"], **LABELLED},
+        "answers": OFFSET | {"architectures": ["RobertaForQuestionAnswering"]},
         "bare": OFFSET | {"architectures": ["RobertaModel"], "hidden_act": "relu"},
     },
+    "xlm-roberta": {
+        "": OFFSET | {"architectures": ["XLMRobertaForMaskedLM"], "type_vocab_size": 1},
+        "score": OFFSET | {"architectures": ["XLMRobertaForSequenceClassification"], "id2label": {"0": "LABEL_0"}},
+    },
+    "camembert": {"": OFFSET | {"architectures": ["CamembertForMaskedLM"], "type_vocab_size": 1}},
 }
 ABSENT: dict[str, Foreign] = {
     "bert": {"max_position_embeddings": 512},
-    "roberta": {"max_position_embeddings": 512, "bos_token_id": 0, "eos_token_id": 2},
+    **dict.fromkeys(ROBERTAS, {"max_position_embeddings": 512, "bos_token_id": 0, "eos_token_id": 2}),
 }
-BERT, ROBERTA = (
+BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT = (
     Family(
         name,
         Bert,

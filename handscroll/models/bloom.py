@@ -1,5 +1,7 @@
 """BLOOM (BigScience 2022, arXiv:2211.05100): pre-norm decoder with ALiBi, a norm after the embedding and a GELU MLP."""
 
+from dataclasses import replace
+
 from pydantic import Field
 from torch import nn
 
@@ -16,8 +18,9 @@ from handscroll.models.foreign import (
 )
 from handscroll.models.gguf.side import GGUF_LAYER, GGUFSide, Header, Written, gguf_ends, gguf_layers
 from handscroll.models.gpt2 import block
+from handscroll.models.heads import Places, headed
 from handscroll.models.model import Decoder
-from handscroll.models.sizes import WholeHeads
+from handscroll.models.sizes import DECODER_HEADS, WholeHeads
 from handscroll.nn.bias import ALiBi
 from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
@@ -33,6 +36,8 @@ class BloomConfig(WholeHeads):
     `factor` divides the slopes of ALiBi (`nn/bias.py`).
     """
 
+    head_kinds = DECODER_HEADS
+    head_pool = "last"
     family: str = "bloom"
     context: int
     original: int | None = None
@@ -57,9 +62,9 @@ class BloomConfig(WholeHeads):
             vocab=self.vocab,
             layers=(self.layer_spec(),) * self.layers,
             positions=(Slopes(context=self.context, trained=self.trained, factor=self.factor),),
-            tied=self.tied,
             norm="layer",
-            extra=2 * self.width,  # the norm of the embedding
+            extra=2 * self.width + (0 if self.head is None else self.head.numbers(self.width)),  # 2: embedding norm
+            **self.headed,
         )
 
 
@@ -209,18 +214,23 @@ FORMS: dict[str, dict[str, Foreign]] = {
     "bloom": {"": SMALL, "untied": SMALL | {"tie_word_embeddings": False}},
     INTERPOLATED: {"": SMALL | {"alibi_factor": 1.5, "n_head": None, "alibi_heads": 6}},
 }
+TAGGER = {"architectures": ["BloomForTokenClassification"], "id2label": {"0": "O", "1": "NAME", "2": "PLACE"}}
+PLACES = Places("Bloom", tokens="classifier", base="transformer.", answer_base="transformer.", forms={"tagger": TAGGER})
 BLOOM, BLOOM_INTERPOLATED = (
-    Family(
-        name,
-        Bloom,
-        lambda foreign, name=name: _read(foreign, name),
-        _write,
-        _entries,
-        forms,
-        KEYS,
-        absent={"bos_token_id": 1, "eos_token_id": 2},
-        own=name == INTERPOLATED,
-        gguf=None if name == INTERPOLATED else GGUF,
+    headed(
+        Family(
+            name,
+            Bloom,
+            lambda foreign, name=name: _read(foreign, name),
+            _write,
+            _entries,
+            forms,
+            KEYS,
+            absent={"bos_token_id": 1, "eos_token_id": 2},
+            own=name == INTERPOLATED,
+            gguf=None if name == INTERPOLATED else GGUF,
+        ),
+        PLACES if name == "bloom" else replace(PLACES, prefix="BloomInterpolated", forms={}),
     )
     for name, forms in FORMS.items()
 )

@@ -19,6 +19,7 @@ from handscroll.models import llama
 from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, required
 from handscroll.models.gguf.gemma import GEMMA_2 as GGUF_2
 from handscroll.models.gguf.gemma import GEMMA_3 as GGUF_3
+from handscroll.models.heads import Places, headed
 from handscroll.models.new import SIZES, About
 from handscroll.models.positions import of_layer_type, read_positions, unscaled
 from handscroll.models.sizes import RotaryHeads
@@ -316,9 +317,16 @@ FORMS: dict[str, dict[str, Foreign]] = {
 GGUF = {"gemma2": GGUF_2, "gemma3_text": GGUF_3}
 
 
+PLACES = {
+    "gemma2": Places("Gemma2", answer=""),
+    "gemma3_text": Places("Gemma3Text", tokens="", answer=""),
+}
+
+
 def _family(name: Name) -> Family:
     about = {"keys": KEYS_3 if name == "gemma3_text" else KEYS, "absent": ABSENT[name], "gguf": GGUF[name]}
-    return Family(name, Gemma, lambda foreign: _read(foreign, name), _write, _entries, FORMS[name], **about)
+    kind = Family(name, Gemma, lambda foreign: _read(foreign, name), _write, _entries, FORMS[name], **about)
+    return headed(kind, PLACES[name])
 
 
 GEMMA_2, GEMMA_3 = (_family(name) for name in ("gemma2", "gemma3_text"))

@@ -14,6 +14,7 @@ from handscroll.models import llama
 from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, required
 from handscroll.models.gguf.rope import read_rope, write_rope
 from handscroll.models.gguf.side import GGUFSide, Header, Written, gguf_ends
+from handscroll.models.heads import Places, headed
 from handscroll.models.new import SIZES, About
 from handscroll.models.positions import read_positions, rotated_size, unscaled
 from handscroll.models.sizes import RotaryHeads
@@ -193,9 +194,10 @@ FORMS: dict[str, dict[str, Foreign]] = {
 
 def _family(name: str) -> Family:
     side = GGUF if name == "glm4" else None  # llama.cpp stores the older form as 'chatglm'; such files are not read
-    return Family(
+    kind = Family(
         name, GLM, lambda foreign: _read(foreign, name), _write, _entries, FORMS[name], KEYS, gguf=side, absent=ABSENT
     )
+    return headed(kind, Places({"glm": "Glm", "glm4": "Glm4"}[name], answer=""))
 
 
 GLM_4, GLM_4_0414 = (_family(name) for name in FORMS)

@@ -16,9 +16,10 @@ from handscroll.models.foreign import (
     written_ends,
 )
 from handscroll.models.gguf.side import GGUF_LAYER, GGUFSide, Header, Written, gguf_ends, gguf_layers
+from handscroll.models.heads import Places, headed
 from handscroll.models.model import Decoder
 from handscroll.models.new import SIZES, About
-from handscroll.models.sizes import WholeHeads
+from handscroll.models.sizes import DECODER_HEADS, WholeHeads
 from handscroll.nn.attention import Attention, Heads
 from handscroll.nn.block import Block, Norms
 from handscroll.nn.linear import Linear, TokenTable
@@ -32,6 +33,8 @@ from handscroll.nn.shapes import Embeddings, Tokens
 class GPT2Config(WholeHeads):
     """Sizes of a GPT-2; `context` is the number of rows of the learned position table."""
 
+    head_kinds = DECODER_HEADS
+    head_pool = "last"
     family: str = "gpt2"
     mlp_width: int
     context: int
@@ -52,8 +55,9 @@ class GPT2Config(WholeHeads):
             vocab=self.vocab,
             layers=(self.layer_spec(),) * self.layers,
             positions=(Table(context=self.context, trained=self.trained),),
-            tied=self.tied,
             norm="layer",
+            extra=0 if self.head is None else self.head.numbers(self.width),
+            **self.headed,
         )
 
 
@@ -217,4 +221,9 @@ SMALL: Foreign = {
     "eos_token_id": 2,
 }
 FORMS = {"": SMALL, "untied": SMALL | {"tie_word_embeddings": False, "n_inner": 100}}
-FAMILY = Family("gpt2", GPT2, _read, _write, _entries, FORMS, KEYS, gguf=GGUF, also=ALSO, absent=ABSENT)
+CLASSIFIER = {"architectures": ["GPT2ForSequenceClassification"], "id2label": {"0": "bad", "1": "good"}}
+CLASSIFIER |= {"pad_token_id": 0}
+PLACES = Places(
+    "GPT2", tokens="classifier", base="transformer.", answer_base="transformer.", forms={"classifier": CLASSIFIER}
+)
+FAMILY = headed(Family("gpt2", GPT2, _read, _write, _entries, FORMS, KEYS, gguf=GGUF, also=ALSO, absent=ABSENT), PLACES)

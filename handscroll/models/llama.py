@@ -14,6 +14,7 @@ from handscroll.base.spec import ModelSpec
 from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, required, written_ends
 from handscroll.models.gguf.rope import read_rope, write_rope
 from handscroll.models.gguf.side import GGUFSide, Header, Written, gguf_ends
+from handscroll.models.heads import Places, headed
 from handscroll.models.model import Decoder
 from handscroll.models.new import SIZES, About
 from handscroll.models.positions import POSITION_KEYS, read_positions, unscaled, write_positions
@@ -49,6 +50,8 @@ class LlamaConfig(RotaryHeads):
             raise ValueError(f"rotary positions need an even head size, got {self.head_size}")
         if self.windows and len(self.windows) != self.layers:
             raise ValueError(f"{len(self.windows)} windows for {self.layers} layers")
+        if self.windows and self.both_ways:
+            raise ValueError("windows of a model that reads both ways (is_causal: false) are not known")
         return self
 
     @property
@@ -67,7 +70,7 @@ class Llama(Decoder):
 
     def __init__(self, config: Any):
         super().__init__()
-        self.config = config
+        self.config, self.both_ways = config, config.both_ways
         self.embedding = TokenTable(config.vocab, config.width)
         self.layers = nn.ModuleList(self.block(number) for number in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
@@ -141,6 +144,7 @@ def _read(foreign: Foreign, name: str) -> LlamaConfig:
         "mlp_bias": bool(foreign.get("mlp_bias", False)),
         "query_key_norm": name == "qwen3",
         "windows": _windows(foreign, name, layers),
+        "both_ways": foreign.get("is_causal") is False,
         "positions": read_positions(foreign, head_size),
         "bos": foreign.get("bos_token_id"),
         "eos": end_tokens(foreign.get("eos_token_id")),
@@ -209,7 +213,7 @@ def _write(config: LlamaConfig) -> Foreign:
         ]
         foreign["layer_types"] = kinds
         foreign["max_window_layers"] = kinds.count("full_attention")
-    return foreign
+    return foreign | ({"is_causal": False} if config.both_ways else {})
 
 
 def _entries(config: LlamaConfig) -> list[Entry]:
@@ -320,6 +324,13 @@ SMALL: Foreign = {
     "eos_token_id": 2,
 }
 WINDOWS = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}
+LABELS = {"0": "bad", "1": "good"}
+HEADED: dict[str, Foreign] = {
+    "text": {"architectures": ["LlamaForSequenceClassification"], "id2label": LABELS, "pad_token_id": 0},
+    "number": {"architectures": ["Qwen2ForSequenceClassification"], "id2label": {"0": "LABEL_0"}, "pad_token_id": 0},
+    "answer": {"architectures": ["Qwen3ForQuestionAnswering"]},
+    "none": {"architectures": ["MistralModel"], "sliding_window": None},
+}
 FORMS: dict[str, dict[str, Foreign]] = {
     "llama": {
         "": SMALL,
@@ -327,7 +338,11 @@ FORMS: dict[str, dict[str, Foreign]] = {
         "mha": SMALL | {"num_key_value_heads": 6, "head_dim": 16},
     },
     "mistral": {"": SMALL | {"sliding_window": None}, "window": SMALL | {"sliding_window": 24}},
-    "qwen2": {"": SMALL | {"tie_word_embeddings": True}, "window": SMALL | WINDOWS},
+    "qwen2": {
+        "": SMALL | {"tie_word_embeddings": True},
+        "window": SMALL | WINDOWS,
+        "encoder": SMALL | {"is_causal": False},
+    },
     "qwen3": {"": SMALL | {"head_dim": 16, "attention_bias": False}},
 }
 
@@ -345,12 +360,20 @@ ABSENT: dict[str, Foreign] = {
     "qwen2": {"max_position_embeddings": 32_768, "num_key_value_heads": 32, "sliding_window": 4096},
     "qwen3": {"max_position_embeddings": 32_768, "num_key_value_heads": 32, "sliding_window": 4096},
 }
+# The reference library keeps an old prefix beside the heads for answers of some of these families.
+PLACES = {
+    "llama": Places("Llama", answer_base="transformer.", forms={"classifier": HEADED["text"]}),
+    "mistral": Places("Mistral", forms={"bare": HEADED["none"]}),
+    "qwen2": Places("Qwen2", answer_base="transformer.", forms={"reward": HEADED["number"]}),
+    "qwen3": Places("Qwen3", answer_base="transformer.", forms={"answers": HEADED["answer"]}),
+}
 
 
 def _family(name: str) -> Family:
-    keys = KEYS | (WINDOW_KEYS if "sliding_window" in ABSENT[name] else {"layer_types"})
+    keys = KEYS | {"is_causal"} | (WINDOW_KEYS if "sliding_window" in ABSENT[name] else {"layer_types"})
     about = {"keys": keys, "absent": ABSENT[name], "gguf": _gguf(name)}
-    return Family(name, Llama, lambda foreign: _read(foreign, name), _write, _entries, FORMS[name], **about)
+    kind = Family(name, Llama, lambda foreign: _read(foreign, name), _write, _entries, FORMS[name], **about)
+    return headed(kind, PLACES[name])
 
 
 LLAMA, MISTRAL, QWEN2, QWEN3 = (_family(name) for name in FORMS)

@@ -8,19 +8,18 @@ lengthen.
 from collections.abc import Callable
 from typing import Any, Literal
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from handscroll.base.errors import ConfigError
-from handscroll.base.spec import LayerSpec, ModelSpec
+from handscroll.base.spec import HeadSpec, LayerSpec, ModelSpec
 from handscroll.cache.cache import Cache
 from handscroll.cache.full import FullCache
 from handscroll.cache.state import StateCache
 from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, required
 from handscroll.models.model import Decoder
 from handscroll.models.new import SIZES, About
-from handscroll.models.sizes import Labels
+from handscroll.models.sizes import Sizes
 from handscroll.nn.attention import Context
 from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
@@ -29,7 +28,7 @@ from handscroll.nn.recurrence import LSTMLayer
 from handscroll.nn.shapes import Embeddings, Logits, Tokens
 
 
-class LSTMConfig(Labels):
+class LSTMConfig(Sizes):
     """Sizes. `trained` is the length of the rows in training.
 
     With `labels` it classifies documents by the state after the last token or by the mean of all outputs (`pool`), and
@@ -42,12 +41,15 @@ class LSTMConfig(Labels):
     layers: int = Field(ge=1)
     trained: int = Field(ge=1)
     tied: bool = True
+    labels: tuple[str, ...] = ()
     pool: Literal["last", "mean"] = "last"
     bos: int | None = None
     eos: tuple[int, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self):
+        if len(self.labels) == 1 or len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"labels {list(self.labels)}: a classifier needs at least two different labels")
         if self.labels and not self.tied:
             raise ValueError("a classifier has no head for tokens: leave tied = true")
         if self.pool != "last" and not self.labels:
@@ -76,8 +78,7 @@ class LSTMConfig(Labels):
             tied=self.tied,
             norm="",
             predicts=not self.labels,
-            labels=self.labels,
-            pool=self.pool,
+            head=HeadSpec(labels=self.labels, pool=self.pool) if self.labels else None,
             extra=len(self.labels) * (self.width + 1),
         )
 
@@ -136,37 +137,12 @@ class LSTM(Decoder):
         self._predicts_tokens()
         return super().head
 
-    def classify(self, hidden: Embeddings, marks: Marks, ends: Tensor) -> Tensor:
-        """Logits (N, labels) of the N documents that end where `ends` (B, T) is true, in the order of the rows.
-
-        Raises:
-            ConfigError: the model is not a classifier.
-        """
-        if self.classifier is None:
-            raise ConfigError("this LSTM is a language model: a classifier needs model.sizes.labels")
-        return self.classifier(hidden[ends] if self.config.pool == "last" else _means(hidden, marks, ends))
-
     def _predicts_tokens(self) -> None:
         if self.classifier is not None:
             raise ConfigError(
                 f"this LSTM classifies documents ({', '.join(self.config.labels)}) and predicts no tokens; train one "
                 "without labels to predict tokens"
             )
-
-
-def _means(hidden: Embeddings, marks: Marks, ends: Tensor) -> Tensor:
-    """The mean output (N, D) of each document, in the order of `ends`."""
-    index, segment, _ = (tensor.expand(ends.shape) for tensor in marks.tensors(hidden.device))
-    real = index >= 0
-    row = torch.arange(len(ends), device=hidden.device)[:, None].expand_as(segment)
-    document = row * (int(segment.max()) + 1) + segment
-    _, numbers = torch.unique(document[real], return_inverse=True)  # in the order of rows and documents
-    sums = hidden.new_zeros(int(numbers.max()) + 1, hidden.shape[2]).index_add(0, numbers, hidden[real])
-    counts = torch.bincount(numbers).to(hidden.dtype)
-    place = torch.zeros_like(segment)
-    place[real] = numbers
-    chosen = place[ends]
-    return sums[chosen] / counts[chosen][:, None]
 
 
 KEYS = frozenset(

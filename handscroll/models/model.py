@@ -18,7 +18,7 @@ from handscroll.nn.block import LAYERS
 from handscroll.nn.keeper import Keeper
 from handscroll.nn.linear import TokenTable
 from handscroll.nn.marks import Marks
-from handscroll.nn.mask import Causal, Mask
+from handscroll.nn.mask import Causal, Everything, Mask
 from handscroll.nn.memory import Memory
 from handscroll.nn.quantised import Quantised
 from handscroll.nn.rope import Rotation
@@ -36,6 +36,8 @@ class Model(nn.Module):
     """
 
     config: Any
+    both_ways = False  # True: every token sees those after it (an encoder)
+    silent = False  # True: it has no head for tokens
     logit_cap: float | None = None  # logits z are cap * tanh(z / cap) (Gemma 2)
 
     def embed(self, tokens: Tokens, marks: Marks) -> Embeddings:
@@ -74,13 +76,20 @@ class Model(nn.Module):
         """The bias (V,) that is added to hidden @ head.T, or None."""
         return None
 
+    def judge(self, states: Tensor) -> Tensor:
+        """The outputs (..., N) of the head `spec.head` for hidden states (..., D): one number a label."""
+        raise self._lacks("head besides that for tokens")
+
     def following_logits(self, first: Tensor) -> Tensor:
         """Next-sentence logits (..., 2) from states of first tokens; class 0: the second text follows the first."""
         raise self._lacks("next-sentence head")
 
     def classify(self, hidden: Embeddings, marks: Marks, at: Tensor) -> Tensor:
-        """Logits (N, labels) of the N documents whose states are read where `at` (B, T) is true, in their order."""
-        raise self._lacks("labels to tell apart")
+        """Logits (N, labels) of the N documents whose states are read where `at` (B, T) is true, in their order.
+
+        `at` marks the first or the last token of each document, as `spec.pool` says; either for a mean over the whole.
+        """
+        return self.judge(means(hidden, marks, at) if self.spec.pool == "mean" else hidden[at])
 
     def encode(self, source: Tokens, marks: Marks | None = None, **shared: Any) -> Memory:
         """Encode a source (B, S) and return its memory; `shared` are fields of `Context`."""
@@ -97,13 +106,25 @@ class Model(nn.Module):
     def _lacks(self, what: str) -> ConfigError:
         return ConfigError(f"family '{self.config.family}' as it is here has no {what}")
 
+    def _no_cache(self) -> ConfigError:
+        return ConfigError(
+            f"a {self.config.family} is an encoder here: every token sees those after it, so nothing is cached and no "
+            "text is generated; use embed or logits, or a causal model (llama, gpt2, ...)"
+        )
+
     @property
     def windows(self) -> tuple[int | None, ...]:
         """The number of tokens that each layer sees, including the current one; None means all of them."""
         return self.spec.windows
 
     def new_cache(self, capacity: int = 0, kind: Callable[..., Cache] = FullCache, **options: Any) -> Cache:
-        """A cache of class `kind` for the layers of this model, with the options of that class."""
+        """A cache of class `kind` for the layers of this model, with the options of that class.
+
+        Raises:
+            ConfigError: every token sees those after it, so nothing can be kept.
+        """
+        if self.both_ways:
+            raise self._no_cache()
         kept = None if self.cache_dtype == self.dtype else self.cache_dtype
         return kind(self.config.layers, capacity=capacity, windows=self.windows, dtype=kept, **options)
 
@@ -148,7 +169,12 @@ class Decoder(Model):
     layers: nn.ModuleList
     norm: nn.Module
     projection: nn.Linear | None
+    classifier: nn.Linear | None  # the last layer of a head that says something else than tokens
     encoder: "Encoder"  # only in an encoder-decoder
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier = None
 
     @property
     def stacks(self) -> "list[Decoder | Encoder]":
@@ -173,6 +199,8 @@ class Decoder(Model):
     def hidden(
         self, embeddings: Embeddings, marks: Marks, mask: Mask, cache: Keeper | None = None, length: int | None = None
     ) -> Embeddings:
+        if cache is not None and self.both_ways:
+            raise self._no_cache()
         return self.run(embeddings, self.context(embeddings, marks, mask, length, cache=cache))
 
     def run(self, embeddings: Embeddings, context: Context) -> Embeddings:
@@ -186,7 +214,12 @@ class Decoder(Model):
         """Run all layers, one after the other or, for a few new tokens where this is possible, in one call."""
         return LAYERS(self.layers, x, context)
 
+    def judge(self, states: Tensor) -> Tensor:
+        return super().judge(states) if self.classifier is None else self.classifier(states)
+
     def logits(self, hidden: Embeddings) -> Logits:
+        if self.silent:
+            self.spec.require("logits", head=True)
         bare = self.embedding.project(hidden) if self.projection is None else self.projection(hidden)
         return capped(bare, self.logit_cap)
 
@@ -195,4 +228,19 @@ class Decoder(Model):
         return self.embedding.weight if self.projection is None else self.projection.weight
 
     def mask(self) -> Mask:
-        return Causal()
+        return Everything() if self.both_ways else Causal()
+
+
+def means(hidden: Embeddings, marks: Marks, at: Tensor) -> Tensor:
+    """The mean state (N, D) of each document that has a mark in `at` (B, T), in the order of the marks."""
+    index, segment, _ = (tensor.expand(at.shape) for tensor in marks.tensors(hidden.device))
+    real = index >= 0
+    row = torch.arange(len(at), device=hidden.device)[:, None].expand_as(segment)
+    document = row * (int(segment.max()) + 1) + segment
+    _, numbers = torch.unique(document[real], return_inverse=True)  # in the order of rows and documents
+    sums = hidden.new_zeros(int(numbers.max()) + 1, hidden.shape[2]).index_add(0, numbers, hidden[real])
+    counts = torch.bincount(numbers).to(hidden.dtype)
+    place = torch.zeros_like(segment)
+    place[real] = numbers
+    chosen = place[at]
+    return sums[chosen] / counts[chosen][:, None]

@@ -63,6 +63,6 @@ def as_classifier(model: Decoder, labels: tuple[str, ...], scheme: str, generato
         return model
     made = family(config.family).build(config)
     initialise(made, scheme, model.config.layers, generator)
-    kept = model.state_dict()
+    kept = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("classifier.")}
     made.load_state_dict({name: kept.get(name, value) for name, value in made.state_dict().items()})
     return made

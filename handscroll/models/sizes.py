@@ -1,19 +1,35 @@
 """The facts that every configuration gives about its model, for planner, `info` and lengthening."""
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from handscroll.base.config import Config
-from handscroll.base.spec import LayerSpec, ModelSpec
+from handscroll.base.spec import HeadSpec, LayerSpec, ModelSpec
 from handscroll.nn.positions.rotary import Rotary
+
+DECODER_HEADS = ("text", "tokens", "answer", "none")
 
 
 class Sizes(Config):
-    """The configuration of a family. Its fields belong to the family; all other code reads `spec`."""
+    """The configuration of a family. Its fields belong to the family; all other code reads `spec`.
 
-    if TYPE_CHECKING:  # every family has this field
+    `head` is a head that says something else than tokens; there is then none for tokens.
+    """
+
+    head_kinds: ClassVar[tuple[str, ...]] = ()  # the heads that a family can have
+    head_pool: ClassVar[Literal["first", "last"]] = "first"  # the state that a new classifier reads
+    head: HeadSpec | None = None
+
+    if TYPE_CHECKING:  # every family has these fields
         family: str
+        tied: bool
+
+    @model_validator(mode="after")
+    def _known_head(self):
+        if self.head is not None and self.head.kind not in self.head_kinds:
+            raise ValueError(f"the family has no head of kind '{self.head.kind}', only {list(self.head_kinds)}")
+        return self
 
     @property
     def spec(self) -> ModelSpec:
@@ -30,22 +46,17 @@ class Sizes(Config):
 
         Returns the configuration itself if it is a classifier already, or if the family has none.
         """
-        return self
+        if self.spec.labels or "text" not in self.head_kinds:
+            return self
+        return self.parse(self.model_dump() | {"head": {"labels": labels, "pool": self.head_pool}}, "labels")
+
+    @property
+    def headed(self) -> dict[str, Any]:
+        """The fields of `ModelSpec` that the head of a decoder decides."""
+        return {"head": self.head, "predicts": self.head is None, "tied": self.tied or self.head is not None}
 
     def describe_positions(self) -> str:
         return self.spec.describe_positions()
-
-
-class Labels(Sizes):
-    """A configuration that describes a classifier of documents if it has `labels`."""
-
-    labels: tuple[str, ...] = ()
-
-    @model_validator(mode="after")
-    def _apart(self):
-        if len(self.labels) == 1 or len(set(self.labels)) != len(self.labels):
-            raise ValueError(f"labels {list(self.labels)}: a classifier needs at least two different labels")
-        return self
 
 
 class WholeHeads(Sizes):
@@ -79,7 +90,13 @@ class WholeHeads(Sizes):
 
 
 class RotaryHeads(Sizes):
-    """Rotary positions, and heads of a free size that share keys and values in even groups."""
+    """Rotary positions, and heads of a free size that share keys and values in even groups.
+
+    `both_ways`: every token sees the whole text, as in an encoder.
+    """
+
+    head_kinds = DECODER_HEADS
+    head_pool = "last"
 
     vocab: int = Field(ge=1)
     width: int = Field(ge=1)
@@ -89,6 +106,7 @@ class RotaryHeads(Sizes):
     head_size: int = Field(ge=1)
     mlp_width: int
     tied: bool = False
+    both_ways: bool = False
     positions: Rotary
 
     @model_validator(mode="after")
@@ -96,6 +114,10 @@ class RotaryHeads(Sizes):
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} kv heads evenly")
         return self
+
+    @property
+    def reads(self) -> Literal["forward", "both"]:
+        return "both" if self.both_ways else "forward"
 
     @property
     def context(self) -> int:
@@ -111,5 +133,6 @@ class RotaryHeads(Sizes):
         one = LayerSpec(**{name: getattr(self, name) for name in names}, rotated=rotated, **layer)
         found = {window: one.model_copy(update={"window": window}) for window in {*windows, None}}
         layers = tuple(found[window] for window in windows or (None,) * self.layers)
-        about: dict[str, Any] = {"family": self.family, "vocab": self.vocab, "tied": self.tied}
-        return ModelSpec(**about, layers=layers, positions=(self.positions,))
+        about: dict[str, Any] = {"family": self.family, "vocab": self.vocab} | self.headed
+        extra = 0 if self.head is None else self.head.numbers(self.width)
+        return ModelSpec(**about, layers=layers, positions=(self.positions,), reads=self.reads, extra=extra)

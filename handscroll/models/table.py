@@ -23,6 +23,11 @@ FAMILIES: dict[str, str] = {
     "bloom-interpolated": "handscroll.models.bloom:BLOOM_INTERPOLATED",
     "bert": "handscroll.models.bert:BERT",
     "roberta": "handscroll.models.bert:ROBERTA",
+    "xlm-roberta": "handscroll.models.bert:XLM_ROBERTA",
+    "camembert": "handscroll.models.bert:CAMEMBERT",
+    "distilbert": "handscroll.models.distilbert:FAMILY",
+    "electra": "handscroll.models.electra:FAMILY",
+    "modernbert": "handscroll.models.modernbert:FAMILY",
 }
 
 

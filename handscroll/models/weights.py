@@ -18,13 +18,14 @@ from handscroll.base.gguf import found_in, is_gguf, read_gguf
 from handscroll.base.runs import write_file
 from handscroll.models.foreign import Family
 from handscroll.models.gguf.load import load_gguf, read_header, settled, sizes_of, stored_dtype
+from handscroll.models.heads import SUFFIXES, part_of_head
 from handscroll.models.model import Decoder, Model
 from handscroll.models.table import family
 from handscroll.models.unpack import empty_model, mapped, pack, unpack
 
 # Buffers in old checkpoints that are recomputed from the configuration.
 BUFFERS = re.compile(r"(rotary_emb\.inv_freq|\.attn\.bias|\.attn\.masked_bias|embeddings\.position_ids)$")
-PREFIXES = ("model.", "transformer.", "bert.", "roberta.")
+PREFIXES = ("model.", "transformer.", "bert.", "roberta.", "distilbert.", "electra.")
 PROVENANCE, PROVENANCE_KEY = "handscroll.json", "handscroll.provenance"
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 HUB_FILES = ["*.safetensors", "*.json", "*.txt"]
@@ -204,7 +205,8 @@ class _Reader:
 
     def find(self, name: str) -> str | None:
         """The name of a tensor in the files."""
-        names = [name, *map(name.removeprefix, PREFIXES), *(prefix + name for prefix in PREFIXES)]
+        bare = [name, *(name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix))]
+        names = [*bare, *(prefix + one for prefix in PREFIXES for one in bare)]
         return next((other for other in names if other in self.files), None)
 
     def look(self, name: str) -> Tensor | None:
@@ -215,9 +217,19 @@ class _Reader:
     def take(self, name: str, *also: str) -> Tensor:
         held = next((found for found in map(self.find, (name, *also)) if found is not None), None)
         if held is None:
-            raise CheckpointError(f"{self.folder} has no tensor '{name}', which config.json requires")
+            raise CheckpointError(self._missing(name))
         self.taken.add(held)
         return self._tensor(held)
+
+    def _missing(self, name: str) -> str:
+        part = part_of_head(name)
+        if not part:
+            return f"{self.folder} has no tensor '{name}', which config.json requires"
+        return (
+            f"{self.folder} lacks {part} (there is no tensor '{name}'), which config.json requires: these are the "
+            "weights of the model without it, or with another head. Name the class that they belong to in "
+            "'architectures' (...Model for a bare one), or fetch the weights of the whole model"
+        )
 
     def _tensor(self, name: str) -> Tensor:
         """A view of the file for float tensors; the library would copy."""
@@ -241,6 +253,14 @@ class _Reader:
                     "the embedding), but differs from it"
                 )
         rest -= copies.keys()
+        heads = sorted({part for part in map(part_of_head, rest) if part})
+        if heads:
+            names = ", ".join(sorted(name for name in rest if part_of_head(name))[:4])
+            raise CheckpointError(
+                f"{self.folder} holds {' and '.join(heads)} ({names}), which config.json does not name, or names "
+                "otherwise: write the class that these weights belong to into 'architectures' (for example "
+                f'["...{SUFFIXES["text"]}"]), or leave the tensors of the head out to load the model without it'
+            )
         if rest:
             names = ", ".join(sorted(rest)[:4])
             raise CheckpointError(f"{self.folder} holds {len(rest)} tensors that config.json does not explain: {names}")

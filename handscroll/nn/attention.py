@@ -17,7 +17,7 @@ from handscroll.nn.bias import Bias
 from handscroll.nn.keeper import Keeper, Reads
 from handscroll.nn.linear import Linear
 from handscroll.nn.marks import Marks
-from handscroll.nn.mask import Everything, Mask, SameSegment, Window
+from handscroll.nn.mask import Around, Everything, Mask, SameSegment, Window
 from handscroll.nn.memory import Memory
 from handscroll.nn.noise import Noise
 from handscroll.nn.norm import RMSNorm
@@ -41,6 +41,7 @@ class Heads:
     scale: float | None = None  # multiplies q.k; None: 1/sqrt(E) (T5: 1)
     cap: float | None = None  # scaled scores s become cap * tanh(s / cap) (Gemma 2)
     window: int | None = None  # number of tokens seen, the query's own included; None: all that the mask shows
+    ahead: bool = False  # the window reaches as far ahead as back
     positions: int = 0  # which of the model's rotations turns queries and keys (`Context.rotations`)
 
 
@@ -84,7 +85,7 @@ class Attention(nn.Module):
     def __init__(self, heads: Heads, number: int):
         super().__init__()
         self.shape, self.number = heads, number
-        self.window = None if heads.window is None else Window(heads.window)
+        self.window = None if heads.window is None else (Around if heads.ahead else Window)(heads.window)
         inner, shared = heads.heads * heads.head_size, heads.kv_heads * heads.head_size
         self.query = Linear(heads.width, inner, bias=heads.bias)
         self.key = Linear(heads.width, shared, bias=heads.bias)

@@ -80,6 +80,21 @@ class Window(Mask):
 
 
 @dataclass(frozen=True)
+class Around(Mask):
+    """A query sees the keys at most `size` - 1 before or after it (combine with Everything)."""
+
+    size: int
+
+    def sees(self, query, key):
+        return (query[0] - key[0]).abs() < self.size
+
+    def within(self, query, key):
+        furthest = max(query.last - key.first, key.last - query.first)
+        nearest = max(query.first - key.last, key.first - query.last)
+        return _decided(self, furthest < self.size, nearest >= self.size)
+
+
+@dataclass(frozen=True)
 class Beyond(Mask):
     """A query sees only keys that are `size` or more before it: those that `Window(size)` hides."""
 

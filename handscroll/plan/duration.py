@@ -216,10 +216,10 @@ def _activations(workload: Workload, chunks: int, again: float, train: bool) -> 
 def _seen(workload: Workload, layer: LayerSpec) -> float:
     """The query-key pairs of one row in one layer. A packed row counts as four documents of equal length."""
     length, window = workload.length, layer.window
+    if window is not None and window < length:
+        return (length * window - window * window / 2) * (2 if layer.ahead else 1)
     if workload.spec.both_ways:
         return length * length / (DOCUMENTS if workload.packed else 1)
-    if window is not None and window < length:
-        return length * window - window * window / 2
     return length * length / (8 if workload.packed else 2)
 
 

@@ -81,9 +81,12 @@ def said(model: Model, tokens: torch.Tensor, source: torch.Tensor) -> torch.Tens
     marks = Marks.run(0, tokens.shape[1])
     here = model.under(model.encode(source)) if isinstance(model, EncoderDecoder) else model
     hidden = here.hidden(here.embed(tokens, marks), marks, here.mask(), length=tokens.shape[1])
-    if model.spec.labels:
+    head = model.spec.head
+    if head is not None and head.kind in ("tokens", "answer"):
+        return model.judge(hidden)
+    if head is not None and head.kind == "text":
         at = torch.zeros_like(tokens, dtype=torch.bool)
-        at[:, 0 if model.spec.both_ways else -1] = True
+        at[:, 0 if head.pool == "first" else -1] = True
         return model.classify(hidden, Marks.rows(*torch.tensor([[0] * len(at), [at.shape[1]] * len(at)])), at)
     return hidden if learned_by(model)[0].task is None else model.logits(hidden)
 
@@ -95,6 +98,10 @@ def theirs_say(model: Any, tokens: torch.Tensor, source: torch.Tensor) -> torch.
     if model.config.is_encoder_decoder:
         given = {"input_ids": source, "decoder_input_ids": tokens}
     out = model(**given)
+    if "start_logits" in out:
+        return torch.stack([out.start_logits, out.end_logits], dim=-1)
+    if hasattr(model, "discriminator_predictions"):  # one number a token
+        return out.logits.unsqueeze(-1)
     return next(out[name] for name in ("prediction_logits", "logits", "last_hidden_state") if name in out)
 
 
@@ -148,7 +155,8 @@ def comes_back(form: Form, folder: Path) -> None:
         kept = again.state_dict()
         assert kept.keys() == model.state_dict().keys()
         assert all(torch.equal(tensor, kept[key]) for key, tensor in model.state_dict().items())
-        assert torch.equal(said(again, ids(2, 9), ids(2, 12)), said(model, ids(2, 9), ids(2, 12)))
+        # A product may round otherwise where its weights begin elsewhere in memory, as those of a mapped file do.
+        assert (said(again, ids(2, 9), ids(2, 12)) - said(model, ids(2, 9), ids(2, 12))).abs().max() < 1e-5
 
 
 def unwritten(form: Form) -> str:
@@ -464,16 +472,12 @@ CHECKS: dict[str, Check] = {
     "packed": Check(always, packed_are_separate, never),
     "table": Check(lambda form: form.config.spec.limit is not None, stays_within_its_positions, runs_on),
     "text": Check(
-        lambda form: not random(form).spec.both_ways and not labels(form), goes_on_with_a_text, writes_nothing
+        lambda form: not random(form).spec.both_ways and form.config.spec.predicts, goes_on_with_a_text, writes_nothing
     ),
     "gradients": Check(lambda form: learns_something(form), gradients_are_certified, learns_nothing),
     "overfit": Check(lambda form: learns_something(form), learns, learns_nothing),
     "lengthened": Check(lambda form: bool(form.config.spec.positions[0].methods), is_lengthened, is_not_lengthened),
 }
-
-
-def labels(form: Form) -> tuple[str, ...]:
-    return form.config.spec.labels
 
 
 def learns_something(form: Form) -> bool:

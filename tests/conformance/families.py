@@ -70,6 +70,12 @@ class Form:
             if key in rope:
                 rope[key] = [rope[key][number * 4 // pairs] for number in range(pairs)]
         longer = {} if scaling == "dynamic" else {"max_position_embeddings": 256}
+        tables = self.kind.write(self.config).get("rope_parameters")
+        if tables is not None:  # a table for each kind of layer, of which the first is scaled
+            first, *_ = tables
+            tables[first] = {"rope_theta": 500.0, **rope}
+            kept = {key: value for key, value in self.foreign.items() if not key.endswith("rope_theta")}
+            return kept | longer | {"rope_parameters": tables}
         return self.foreign | longer | {"rope_theta": 500.0, "rope_scaling": rope}
 
     def build(self, dtype: torch.dtype = torch.float64, seed: int = 0, foreign: dict[str, Any] | None = None) -> Model:

@@ -100,8 +100,8 @@ def test_equal_outputs_both_ways(kind, tmp_path):
     again = type(theirs).from_pretrained(tmp_path / "ours", dtype=torch.float32).eval()
     written = json.loads((tmp_path / "ours" / "config.json").read_text())
     assert written["architectures"] == [type(theirs).__name__]
-    if model.config.labels:
-        assert model.config.labels == tuple(theirs.config.id2label.values()) and again.config.id2label == (
+    if model.spec.labels:
+        assert model.spec.labels == tuple(theirs.config.id2label.values()) and again.config.id2label == (
             theirs.config.id2label
         )
     ours, given = (load_file(tmp_path / name / "model.safetensors").keys() for name in ("ours", "theirs"))

@@ -8,6 +8,7 @@ import torch
 
 from handscroll.base.config import read_recipe
 from handscroll.base.errors import CapacityError, ConfigError
+from handscroll.base.spec import HeadSpec
 from handscroll.data.batch import collate
 from handscroll.data.labelled import AtFirst, Labelled
 from handscroll.data.sources import TokenSource
@@ -26,7 +27,7 @@ SIZES: dict[str, Any] = {"vocab": 50, "width": 24, "layers": 2, "heads": 4, "mlp
 
 
 def classifier(**changes):
-    config = BertConfig(**SIZES | {"masked": False, "pooler": True, "labels": ("a", "b", "c")} | changes)
+    config = BertConfig(**SIZES | {"masked": False, "pooler": True, "head": HeadSpec(labels=("a", "b", "c"))} | changes)
     model = Bert(config)
     initialise(model, "xavier", 2, torch.Generator().manual_seed(0))
     return model.double()
@@ -75,7 +76,7 @@ def test_a_classifier_begins_with_a_pretrained_encoder(tmp_path):
     records = [json.loads(line) for line in (tmp_path / "run" / "records.jsonl").read_text().splitlines()]
     assert records[-1]["loss"] < 0.5 * records[0]["loss"] and records[-1]["accuracy"] == 1.0
     again = load(tmp_path / "run" / "model")
-    assert again.model.config.labels == ("0", "1") and again.embed(["import json"]).shape == (1, 48)
+    assert again.model.spec.labels == ("0", "1") and again.embed(["import json"]).shape == (1, 48)
     texts = [line.partition("\t")[2] for line in lines]
     found = again.classify(texts)
     assert found.argmax(dim=1).tolist() == [0, 1] * 6
@@ -94,11 +95,13 @@ def test_a_classifier_begins_with_a_pretrained_encoder(tmp_path):
 
 
 def test_wrong_use_is_refused():
-    for changes in ({"labels": ("a",)}, {"labels": ("a", "a")}, {"masked": True}, {"pooler": False}):
-        with pytest.raises(ConfigError, match="classifier"):
-            BertConfig.parse(SIZES | {"masked": False, "pooler": True, "labels": ("a", "b")} | changes, "sizes")
+    for changes in ({"head": {"labels": ("a",)}}, {"masked": True}, {"pooler": False}, {"head": {"kind": "none"}}):
+        with pytest.raises(ConfigError, match="head|classifier"):
+            BertConfig.parse(
+                SIZES | {"masked": False, "pooler": True, "head": {"labels": ("a", "b")}} | changes, "sizes"
+            )
     plain = Bert(BertConfig(**SIZES, pooler=True))
-    with pytest.raises(ConfigError, match="labels"):
+    with pytest.raises(ConfigError, match="no head"):
         plain.classify(torch.zeros(1, 1, 24), Marks.run(0, 1), torch.ones(1, 1, dtype=torch.bool))
     with pytest.raises(ConfigError, match="masked-LM"):
         classifier().logits(torch.zeros(1, 1, 24).double())

@@ -311,7 +311,7 @@ def workload(model: Model, memory: int, settings: EngineSettings) -> Workload:
 
 def _check_positions(model: Model) -> None:
     """Blocks are read by kernels that know one rotation and no bias."""
-    model.spec.require("the engine", forward=True, one_text=True, keys=True, blocks=True)
+    model.spec.require("the engine", forward=True, one_text=True, keys=True, head=True, blocks=True)
 
 
 def _count(memory: int | None, blocks: int | None, size: Callable[[int], int], block: int, longest: int) -> int:

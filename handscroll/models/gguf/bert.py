@@ -35,7 +35,7 @@ def _from_gguf(header: Header) -> Foreign:
 
 
 def _to_gguf(config: Any, foreign: Foreign) -> Written:
-    if config.masked or config.labels or config.following or config.activation != "gelu":
+    if config.masked or config.head or config.following or config.activation != "gelu":
         raise ConfigError(
             "GGUF holds bare encoders with a GELU, without heads (masked-LM, next sentence, classifier); "
             "load the bare encoder, or save a folder"
