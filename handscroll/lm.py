@@ -38,12 +38,13 @@ from handscroll.generate.read import ROOM, ToRead, read
 from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
 from handscroll.generate.settings import SamplingSettings, Settings, sampling_of
-from handscroll.models.documents import classified
 from handscroll.models.gguf.save import save_gguf
+from handscroll.models.labels import Answer, Tag, answered, probabilities, scored, tagged
 from handscroll.models.model import Decoder
 from handscroll.models.sentences import framed
 from handscroll.models.weights import PROVENANCE, load_model, locate, read_provenance, save_model
 from handscroll.nn.quantised import PROJECTIONS, Quantised, quantise
+from handscroll.text.framed import Text
 from handscroll.text.gguf_out import metadata_of
 from handscroll.text.tokenizer import Tokenizer
 
@@ -127,9 +128,31 @@ class LM:
         found = framed(self.model, ids, self.tokenizer.frame(), pooling, windows)
         return torch.nn.functional.normalize(found, dim=1) if normalise else found
 
-    def classify(self, texts: Sequence[str]) -> Tensor:
-        """Probabilities (N, labels) of `model.config.labels` by a classifier (`models/documents.py: classified`)."""
-        return classified(self.model, self._several(texts))
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the head of the model tells apart, in the order of its outputs; empty if it has no such head."""
+        head = self.model.spec.head
+        return () if head is None else head.labels
+
+    def scores(self, texts: Sequence[Text], windows: bool = False) -> Tensor:
+        """The outputs (N, labels) of a head for whole texts or pairs, as they are (`models/labels.py: scored`).
+
+        They are logits of labels, or rewards and other numbers. With `windows` a text that is longer than the context
+        is read in windows, whose outputs are averaged; otherwise it is refused.
+        """
+        return scored(self.model, self.tokenizer, texts, windows)
+
+    def classify(self, texts: Sequence[Text], windows: bool = False) -> Tensor:
+        """Probabilities (N, labels) of `labels` by a classifier (`models/labels.py: probabilities`)."""
+        return probabilities(self.model, self.tokenizer, texts, windows)
+
+    def tag(self, texts: Sequence[str], windows: bool = False) -> list[list[Tag]]:
+        """The label of every token of each text, with its place (`models/labels.py: tagged`; `entities` joins them)."""
+        return tagged(self.model, self.tokenizer, texts, windows)
+
+    def answers(self, question: str, text: str, count: int = 1, windows: bool = False) -> list[Answer]:
+        """The best parts of a text as answers to a question, by a head that was trained so (`models/labels.py`)."""
+        return answered(self.model, self.tokenizer, question, text, count, windows)
 
     def generate(self, prompt: str | Sequence[int], **settings: Unpack[Settings]) -> str:
         """The text with which the model continues `prompt`.

@@ -145,6 +145,12 @@ class HeadSpec(Config):
         """Numbers that the head gives for a text, or for a token."""
         return {"answer": 2, "none": 0}.get(self.kind, len(self.labels))
 
+    @property
+    def name(self) -> str:
+        """What it gives."""
+        names = {"text": "labels or numbers of texts", "tokens": "labels of tokens", "answer": "answers to questions"}
+        return names.get(self.kind, "vectors of texts")
+
     def numbers(self, width: int) -> int:
         """Numbers in its last layer."""
         return self.outputs * (width + self.bias)

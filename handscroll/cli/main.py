@@ -17,6 +17,7 @@ from handscroll.cli import (
     info,
     plan,
     read,
+    scores,
     tokenizer,
     train,
 )
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (demo, train, plan, extend, export, evaluate, generate, chat, batch, read, info, tokenizer, data):
+for verb in (demo, train, plan, extend, export, evaluate, generate, chat, batch, read, scores, info, tokenizer, data):
     verb.register(app)
 
 

@@ -372,7 +372,7 @@ FORMS: dict[str, dict[str, Foreign]] = {
 }
 ABSENT: dict[str, Foreign] = {
     "bert": {"max_position_embeddings": 512},
-    **dict.fromkeys(ROBERTAS, {"max_position_embeddings": 512, "bos_token_id": 0, "eos_token_id": 2}),
+    **{name: {"max_position_embeddings": 512, "bos_token_id": 0, "eos_token_id": 2} for name in ROBERTAS},
 }
 BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT = (
     Family(

@@ -4,16 +4,15 @@ from pathlib import Path
 
 from handscroll.base.gguf import is_gguf
 from handscroll.models.gguf.load import ignored_keys
-from handscroll.models.weights import read_config, read_json, weight_sizes
+from handscroll.models.weights import read_config, read_json, settled_config, weight_sizes
 
 
 def facts(source: Path) -> list[tuple[str, str]]:
     """Lines (name, value) about a checkpoint, read only from its configuration and the headers of its weights."""
-    kind, config = read_config(source)
+    kind, config = settled_config(source)
     parameters, dtype, stored = weight_sizes(source)
     if config.spec.recurrent:
         return _recurrent(config, parameters, dtype, stored) + _labels(config) + _ignored(source)
-    per_token = {name: config.cache_bytes_per_token(size) for name, size in (("float32", 4), ("bfloat16", 2))}
     spec = config.spec
     layers = " + ".join(str(len(side)) for side in (spec.encoder, spec.layers) if side)
     lines = [
@@ -29,16 +28,26 @@ def facts(source: Path) -> list[tuple[str, str]]:
     if any(windows):
         sizes = sorted({w for w in windows if w is not None})
         count = sum(w is not None for w in windows)
-        lines.append(("attention window", f"{', '.join(map(str, sizes))} tokens in {count} of {config.layers} layers"))
-    each = ", ".join(f"{size:,} bytes in {name}" for name, size in per_token.items())
-    if any(windows):  # past the longest window only the layers without windows grow
-        longest = max(w for w in windows if w is not None)
+        side = "on each side and the own one, " if any(layer.ahead for layer in spec.layers) else ""
+        sizes = [size - 1 for size in sizes] if side else sizes
+        told = f"{', '.join(map(str, sizes))} tokens {side}in {count} of {config.layers} layers"
+        lines.append(("attention window", told))
+    return lines + _cache(config) + _labels(config) + _ignored(source)
+
+
+def _cache(config) -> list[tuple[str, str]]:
+    """What a full cache takes; an encoder has none."""
+    spec = config.spec
+    if not spec.cached:
+        return []
+    sizes = (("float32", 4), ("bfloat16", 2))
+    each = ", ".join(f"{config.cache_bytes_per_token(size):,} bytes in {name}" for name, size in sizes)
+    longest = max((window for window in spec.windows if window is not None), default=0)
+    if longest:  # past the longest window only the layers without windows grow
         further = spec.cache_bytes(longest + 1, 4) - spec.cache_bytes(longest, 4)
         each += f"; {further:,} bytes in float32 behind token {longest:,}"
     full = spec.cache_bytes(config.context, 4)
-    lines.append(("KV cache per token", each))
-    lines.append(("KV cache, full context", f"{full / 1e6:,.1f} MB in float32"))
-    return lines + _labels(config) + _ignored(source)
+    return [("KV cache per token", each), ("KV cache, full context", f"{full / 1e6:,.1f} MB in float32")]
 
 
 def _ignored(source: Path) -> list[tuple[str, str]]:
@@ -51,8 +60,14 @@ def _ignored(source: Path) -> list[tuple[str, str]]:
 
 
 def _labels(config) -> list[tuple[str, str]]:
-    found = config.spec.labels
-    return [("labels", ", ".join(found))] if found else []
+    """The head, where it is another one than that for the next token, and its labels."""
+    spec = config.spec
+    if spec.head is not None:
+        labels = spec.head.labels
+        return [("head", spec.head.words), *([("labels", ", ".join(labels))] if labels else [])]
+    if spec.both_ways:
+        return [("head", "hidden tokens (masked)" if spec.predicts else "none (a bare encoder, for vectors of texts)")]
+    return []
 
 
 def _recurrent(config, parameters: int, dtype: str, stored: int) -> list[tuple[str, str]]:

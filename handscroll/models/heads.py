@@ -45,7 +45,7 @@ PARTS = (
 
 
 # The keys of `config.json` that tell of heads.
-HEAD_KEYS = frozenset("architectures id2label num_labels problem_type pad_token_id".split())
+HEAD_KEYS = frozenset("architectures id2label label2id num_labels problem_type pad_token_id".split())
 
 
 def part_of_head(name: str) -> str:
@@ -105,9 +105,12 @@ def read_head(foreign: Foreign, kind: str, pool: str = "first", **more: Any) -> 
 def labels_of(foreign: Foreign) -> tuple[str, ...]:
     """The labels in the order of their numbers; two by default, as in the reference library."""
     named, count = foreign.get("id2label"), foreign.get("num_labels")
+    back = foreign.get("label2id")
+    if not named and isinstance(back, dict) and len(set(map(str, back.values()))) == len(back):
+        named = {number: label for label, number in back.items()}
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
         raise ConfigError(f"config.json: num_labels is {count!r}; expected a positive whole number")
-    if not named:
+    if not named:  # an empty table says nothing
         return tuple(f"LABEL_{number}" for number in range(count or 2))
     numbers = list(named) if isinstance(named, dict) else []
     if not numbers or not all(str(number).isdecimal() for number in numbers):

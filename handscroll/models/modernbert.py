@@ -230,7 +230,8 @@ KEYS = (
     | set(POSITION_KEYS)
 )
 # Beside norm_eps older files have layer_norm_eps, and position_embedding_type for rotary positions; neither is read.
-UNREAD = frozenset(["layer_norm_eps", "position_embedding_type"])
+# The sparse prediction is how training leaves out tokens.
+UNREAD = frozenset(["layer_norm_eps", "position_embedding_type", "sparse_prediction", "sparse_pred_ignore_index"])
 
 
 def _read(foreign: Foreign) -> ModernBertConfig:

@@ -11,7 +11,7 @@ from handscroll.base.errors import CapacityError, ConfigError, DataError
 from handscroll.models.model import Model
 from handscroll.nn.marks import PADDING, Marks
 
-POOLINGS = ("mean", "cls")
+POOLINGS = ("mean", "cls", "last")
 TOKENS = 8192  # most tokens of a batch, including padding
 
 
@@ -19,8 +19,8 @@ TOKENS = 8192  # most tokens of a batch, including padding
 def pooled(
     model: Model, rows: Sequence[Sequence[int]], pooling: str = "mean", tokens: int = TOKENS
 ) -> Float[Tensor, "N D"]:
-    """One vector a row, in float32 on the CPU: the mean of its hidden states (with special tokens), or the first one
-    ("cls").
+    """One vector a row, in float32 on the CPU: the mean of its hidden states (with special tokens), the first one
+    ("cls") or the last one ("last", which a causal model can give too).
 
     Rows are read in batches of similar length with at most `tokens` tokens; they do not influence each other.
 
@@ -29,10 +29,10 @@ def pooled(
         DataError: a row has no tokens.
         CapacityError: a row exceeds the position table.
     """
-    if not model.spec.both_ways:
+    if not model.spec.both_ways and pooling != "last":
         raise ConfigError(
-            f"a {model.config.family} is causal: its tokens have not seen what follows them, so their states are not "
-            "vectors of the whole text; use an encoder (bert, roberta)"
+            f"a {model.config.family} is causal: its tokens have not seen what follows them, so only the state of the "
+            "last one is a vector of the whole text (pooling 'last', if the model was trained so); or use an encoder"
         )
     if pooling not in POOLINGS:
         raise ConfigError(f"pooling '{pooling}': allowed are {' and '.join(POOLINGS)}")
@@ -51,6 +51,8 @@ def pooled(
         hidden = model.hidden(model.embed(ids, marks), marks, model.mask(), length=ids.shape[1]).float()
         if pooling == "cls":
             found[group] = hidden[:, 0].cpu()
+        elif pooling == "last":
+            found[group] = hidden[torch.arange(len(group)), lengths - 1].cpu()
         else:
             real = (marks.tensors(ids.device)[0] != PADDING).unsqueeze(-1)
             found[group] = (hidden.masked_fill(~real, 0.0).sum(dim=1) / lengths[:, None]).cpu()

@@ -85,6 +85,15 @@ def read_config(source: Path) -> tuple[Family, Any]:
     return kind, kind.parse(foreign)
 
 
+def settled_config(source: Path) -> tuple[Family, Any]:
+    """As `read_config`, with what only the weights show (which heads there are)."""
+    kind, config = read_config(source)
+    if kind.settle is None or is_gguf(source):
+        return kind, config
+    with ExitStack() as stack:
+        return kind, kind.settle(config, _Reader(source, stack).look)
+
+
 def load_model(
     source: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu", as_stored: bool = False
 ) -> Decoder:
