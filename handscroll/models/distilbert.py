@@ -9,9 +9,10 @@ from collections.abc import Callable
 from torch import Tensor
 
 from handscroll.models.bert import Bert, BertConfig
+from handscroll.models.classes import SUFFIXES
 from handscroll.models.encoder_files import ACTIVATIONS, activation, head_values, tables, weights_and_biases
 from handscroll.models.foreign import Entry, Family, Foreign, original_length, required, written_ends
-from handscroll.models.heads import HEAD_KEYS, SUFFIXES, written_head
+from handscroll.models.heads import HEAD_KEYS, written_head
 
 NAME = "distilbert"
 KEYS = HEAD_KEYS | frozenset(

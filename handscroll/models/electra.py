@@ -11,6 +11,7 @@ from torch import Tensor
 
 from handscroll.base.spec import HeadSpec
 from handscroll.models.bert import Bert, BertConfig
+from handscroll.models.classes import architecture
 from handscroll.models.encoder_files import (
     KEYS,
     encoder_modules,
@@ -20,7 +21,6 @@ from handscroll.models.encoder_files import (
     written_encoder,
 )
 from handscroll.models.foreign import Entry, Family, Foreign, required
-from handscroll.models.heads import architecture
 
 NAME = "electra"
 REPLACED = HeadSpec(kind="tokens", labels=("REPLACED",), problem="several")

@@ -3,8 +3,9 @@
 from typing import Any
 
 from handscroll.base.errors import ConfigError
+from handscroll.models.classes import SUFFIXES, architecture, named_head
 from handscroll.models.foreign import Entry, Foreign, end_tokens, original_length, required, written_ends
-from handscroll.models.heads import HEAD_KEYS, SUFFIXES, architecture, named_head, read_head, written_head
+from handscroll.models.heads import HEAD_KEYS, read_head, written_head
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu-tanh", "gelu_pytorch_tanh": "gelu-tanh", "relu": "relu"}
 KEYS = HEAD_KEYS | frozenset(

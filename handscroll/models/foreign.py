@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from handscroll.base.errors import ConfigError
+from handscroll.models.classes import architecture, named_head
 from handscroll.models.keys import check_keys, check_values, unread
 from handscroll.models.model import Decoder
 
@@ -114,12 +115,17 @@ class Family:
                     f"config.json has '{key}' = {foreign[key]!r}, but a model of family '{self.name}' here is one with "
                     f"{str(truth).lower()}: such a model would give other numbers"
                 )
-        ours = _CLASS.split(self.write(config)["architectures"][0])[0]
-        theirs = (foreign.get("architectures") or ["?"])[0]
-        if foreign.get("auto_map") and not (isinstance(theirs, str) and _CLASS.split(theirs)[0] == ours):
+        made, named = architecture(foreign), named_head(foreign, self.name)
+        if (named not in ("", "none") and config.head is None) or (reads == "source" and made.endswith("EncoderModel")):
+            what = "model" if named == "none" else "head"
             raise ConfigError(
-                f"config.json has 'auto_map' and the class '{theirs}', which is not of the family '{self.name}': the "
-                "model needs remote code, which is never run"
+                f"config.json names the class {made}, but no {what} of that kind is known for family '{self.name}'"
+            )
+        ours = _CLASS.split(self.write(config)["architectures"][0])[0]
+        if foreign.get("auto_map") and _CLASS.split(made or "?")[0] != ours:
+            raise ConfigError(
+                f"config.json has 'auto_map' and the class '{made or '?'}', which is not of the family '{self.name}': "
+                "the model needs remote code, which is never run"
             )
 
 

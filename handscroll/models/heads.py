@@ -12,19 +12,11 @@ from torch import Tensor
 
 from handscroll.base.errors import ConfigError
 from handscroll.base.spec import HeadSpec
+from handscroll.models.classes import SUFFIXES, named_head
 from handscroll.models.foreign import Entry, Family, Foreign
 from handscroll.models.model import Decoder
 from handscroll.nn.linear import Linear
 
-SUFFIXES = {
-    "text": "ForSequenceClassification",
-    "tokens": "ForTokenClassification",
-    "answer": "ForQuestionAnswering",
-    "none": "Model",
-}
-# Classes with heads of pre-training; the name of a class is free up to here.
-TOKENS = ("ForCausalLM", "ForMaskedLM", "ForPreTraining", "ForNextSentencePrediction")
-TOKENS += ("ForConditionalGeneration", "LMHeadModel")
 PROBLEMS = {
     "single_label_classification": "one",
     "multi_label_classification": "several",
@@ -51,35 +43,6 @@ HEAD_KEYS = frozenset("architectures id2label label2id num_labels problem_type p
 def part_of_head(name: str) -> str:
     """What the foreign tensor `name` is for if it belongs to a head, else nothing."""
     return next((words for pattern, words in PARTS if re.match(rf"(\w+\.)?{pattern}", name)), "")
-
-
-def named_head(foreign: Foreign, name: str) -> str:
-    """The kind of head (`HeadSpec.kind`) that `architectures` names; empty for one of tokens, or if nothing is said.
-
-    Raises:
-        ConfigError: the head is not known here.
-    """
-    made = architecture(foreign)
-    for kind, suffix in SUFFIXES.items():
-        if made.endswith(suffix) and not made.endswith(TOKENS):
-            return kind
-    head = re.search(r"For([A-Z]\w*)$", made)
-    if head and not made.endswith(TOKENS):
-        known = ", ".join(suffix for suffix in (*SUFFIXES.values(), *TOKENS) if suffix.startswith("For"))
-        raise ConfigError(
-            f"config.json of family '{name}' names the class {made}, whose head ({head[1]}) is not known here. Known "
-            f"are {known}; the encoder or decoder alone is loaded if 'architectures' names its bare class (...Model) "
-            "and the tensors of the head are left out"
-        )
-    return ""
-
-
-def architecture(foreign: Foreign) -> str:
-    """The class that `config.json` names first, or nothing."""
-    named = foreign.get("architectures") or [""]
-    if not isinstance(named, list) or not isinstance(named[0], str):
-        raise ConfigError(f"config.json: architectures is {named!r}; expected a list of names")
-    return named[0]
 
 
 def read_head(foreign: Foreign, kind: str, pool: str = "first", **more: Any) -> HeadSpec | None:
@@ -198,23 +161,23 @@ def _read(kind: Family, places: Places, foreign: Foreign) -> Any:
     named = named_head(foreign, kind.name)
     if not named or (named == "none" and config.tied):  # a tied head is there in any case
         return config
-    if named != "none" and not places.module(named):
-        raise ConfigError(
-            f"config.json names the class {architecture(foreign)}, but family '{kind.name}' has no head of that kind; "
-            "no reference computes it"
-        )
+    if named != "none" and not places.module(named):  # `Family.parse` refuses it
+        return config
     pad = foreign.get("pad_token_id") if named == "text" else None
     head = read_head(foreign, named, "last", pad=pad, bias=named in places.biased)
     return config.parse(config.model_dump() | {"head": head}, "config.json")
 
 
 def _settle(kind: Family, config: Any, tensor: Callable[[str], Tensor | None]) -> Any:
+    """A model that is named bare has its head for tokens if the file holds it; one that reads both ways may lack it."""
     config = config if kind.settle is None else kind.settle(config, tensor)
-    whole = config.model_copy(update={"head": None})
-    if config.head is not None and config.head.kind == "none":
-        theirs = next(entry.theirs for entry in kind.entries(whole) if entry.ours == ("projection.weight",))
-        return config if tensor(theirs) is None else whole
-    return config
+    head, whole = config.head, config.model_copy(update={"head": None})
+    unsure = config.spec.both_ways if head is None else head.kind == "none"
+    if config.tied or not unsure:
+        return config
+    theirs = next(entry.theirs for entry in kind.entries(whole) if entry.ours == ("projection.weight",))
+    bare = tensor(theirs) is None
+    return config.model_copy(update={"head": HeadSpec(kind="none", pool="last", bias=False)}) if bare else whole
 
 
 def _write(kind: Family, places: Places, config: Any) -> Foreign:

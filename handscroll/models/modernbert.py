@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from handscroll.base.errors import ConfigError
 from handscroll.base.spec import LayerSpec, ModelSpec
 from handscroll.models.bert import ACTIVATIONS
+from handscroll.models.classes import SUFFIXES
 from handscroll.models.encoder_files import activation, head_values
 from handscroll.models.foreign import Entry, Family, Foreign, required, written_ends
-from handscroll.models.heads import HEAD_KEYS, SUFFIXES, written_head
+from handscroll.models.heads import HEAD_KEYS, written_head
 from handscroll.models.model import Decoder
 from handscroll.models.positions import POSITION_KEYS, of_layer_type, read_positions, write_positions
 from handscroll.models.sizes import WholeHeads

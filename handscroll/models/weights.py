@@ -16,9 +16,10 @@ from torch import Tensor
 from handscroll.base.errors import CheckpointError, ConfigError, nearest
 from handscroll.base.gguf import found_in, is_gguf, read_gguf
 from handscroll.base.runs import write_file
+from handscroll.models.classes import SUFFIXES
 from handscroll.models.foreign import Family
 from handscroll.models.gguf.load import load_gguf, read_header, settled, sizes_of, stored_dtype
-from handscroll.models.heads import SUFFIXES, part_of_head
+from handscroll.models.heads import part_of_head
 from handscroll.models.model import Decoder, Model
 from handscroll.models.table import family
 from handscroll.models.unpack import empty_model, mapped, pack, unpack

@@ -39,6 +39,8 @@ def framed(tokenizer: Tokenizer, text: Text, most: int, windows: bool = False, o
         DataError: a text is none, or has no token.
         CapacityError: the text is too long and `windows` is false, or the first of a pair leaves no room.
     """
+    if not isinstance(text, str | tuple | list):
+        raise DataError(f"expected a text (str) or a pair of texts, not {type(text).__name__}: {str(text)[:60]}")
     first, *rest = (text,) if isinstance(text, str) else text
     if len(rest) > 1:
         raise ConfigError(f"expected a text or a pair of texts, not {len(rest) + 1} texts")

@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 import handscroll
 from handscroll.base.errors import CapacityError, CheckpointError, ConfigError, DataError
 from handscroll.base.spec import HeadSpec
+from handscroll.models.classes import SUFFIXES, named_head
 from handscroll.models.describe import facts
-from handscroll.models.heads import SUFFIXES, labels_of, named_head, read_head
+from handscroll.models.heads import labels_of, read_head
 from handscroll.models.labels import Tag, entities
 from handscroll.models.weights import load_model, save_model
 from handscroll.nn.marks import Marks
@@ -140,7 +141,8 @@ def test_an_encoder_with_a_head_that_nothing_names(tmp_path):
     ("changes", "told"),
     [
         ({"architectures": ["BertForMultipleChoice"]}, ("BertForMultipleChoice", "MultipleChoice", "not known")),
-        ({"architectures": ["T5ForSequenceClassification"]}, ("ForSequenceClassification",)),
+        ({"architectures": ["T5ForSequenceClassification"]}, ("T5ForSequenceClassification", "head", "'t5'")),
+        ({"architectures": ["T5EncoderModel"]}, ("T5EncoderModel", "model", "'t5'")),
         ({"architectures": "BertModel"}, ("architectures", "list")),
         ({"id2label": ["a", "b"]}, ("id2label", "table")),
         ({"id2label": {"0": "a", "2": "b"}}, ("id2label", "0, 2")),
@@ -297,6 +299,9 @@ def test_a_model_that_reads_both_ways_gives_vectors_and_keeps_nothing(tmp_path):
     form = FORMS["qwen2-encoder"]
     save_model(form.build(torch.float32), tmp_path)
     (tmp_path / "tokenizer.json").write_text(words(), encoding="utf-8")
+    state = load_file(tmp_path / "model.safetensors")
+    assert load_model(tmp_path).spec.predicts and state.pop("lm_head.weight").shape == (97, 48)
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})  # as it is published, without a head
     lm = handscroll.load(tmp_path)
     theirs = transformers.Qwen2Model.from_pretrained(tmp_path).eval()
     with torch.no_grad():
