@@ -182,7 +182,7 @@ def save_model(model: Model, folder: Path, shard_bytes: int = 4 << 30, pad: int 
     _write_shards(shards, folder)
     foreign = kind.write(model.config) | {"torch_dtype": str(dtype).removeprefix("torch.")}
     taken = (*model.config.eos, model.config.bos)  # these must be trained
-    if pad is not None and pad not in taken and not model.spec.pads:
+    if pad is not None and pad not in taken and not model.spec.pads and foreign.get("pad_token_id") is None:
         foreign["pad_token_id"] = pad
     write_file(folder / "config.json", (json.dumps(foreign, indent=2, ensure_ascii=False) + "\n").encode())
 

@@ -45,6 +45,11 @@ def framed(tokenizer: Tokenizer, text: Text, most: int, windows: bool = False, o
     if len(rest) > 1:
         raise ConfigError(f"expected a text or a pair of texts, not {len(rest) + 1} texts")
     encodings, special = [tokenizer.encoding(part) for part in (first, *rest)], tokenizer.room(bool(rest))
+    if rest and not special:
+        raise ConfigError(
+            "this tokenizer puts nothing between the two texts of a pair: write both into one text, as the model was "
+            "trained to read them"
+        )
     whole = special + sum(len(encoding) for encoding in encodings)
     if not whole:
         raise DataError("the text has no tokens")

@@ -102,12 +102,13 @@ def merge_lora(model: Model) -> None:
 def stands_apart(model: Model) -> bool:
     """Whether PEFT can load the updates of `model` without the base weights. Otherwise they can only be merged.
 
-    It can if other libraries know the family as a language model and store each adapted projection as its own tensor.
+    It can if other libraries know it as a language model (a head of another kind is trained too, and would be missing)
+    and store each adapted projection as its own tensor.
     """
     kind = family(model.config.family)
     known = {entry.ours[0] for entry in _fitting(kind.entries(model.config))}
     adapted = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Adapted)}
-    return not kind.own and not model.spec.both_ways and adapted <= known
+    return not kind.own and not model.spec.both_ways and model.spec.head is None and adapted <= known
 
 
 def save_adapter(model: Model, settings: LoRA, folder: Path, base: str) -> None:
