@@ -24,18 +24,20 @@ def named_head(foreign: Mapping[str, Any], name: str) -> str:
         ConfigError: the head is not known here.
     """
     made = architecture(foreign)
-    for kind, suffix in SUFFIXES.items():
-        if made.endswith(suffix) and not made.endswith(TOKENS):
-            return kind
     head = re.search(r"For([A-Z]\w*)$", made)
-    if head and not made.endswith(TOKENS):
+    if made.endswith(TOKENS) or (head is None and not made.endswith(SUFFIXES["none"])):
+        return ""
+    if head is None:
+        return "none"
+    kinds = {suffix: kind for kind, suffix in SUFFIXES.items()}
+    if head[0] not in kinds:
         known = ", ".join(suffix for suffix in (*SUFFIXES.values(), *TOKENS) if suffix.startswith("For"))
         raise ConfigError(
             f"config.json of family '{name}' names the class {made}, whose head ({head[1]}) is not known here. Known "
             f"are {known}; the encoder or decoder alone is loaded if 'architectures' names its bare class (...Model) "
             "and the tensors of the head are left out"
         )
-    return ""
+    return kinds[head[0]]
 
 
 def architecture(foreign: Mapping[str, Any]) -> str:

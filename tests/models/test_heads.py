@@ -142,6 +142,7 @@ def test_an_encoder_with_a_head_that_nothing_names(tmp_path):
     [
         ({"architectures": ["BertForMultipleChoice"]}, ("BertForMultipleChoice", "MultipleChoice", "not known")),
         ({"architectures": ["T5ForSequenceClassification"]}, ("T5ForSequenceClassification", "head", "'t5'")),
+        ({"architectures": ["BertForRewardModel"]}, ("BertForRewardModel", "RewardModel", "not known")),
         ({"architectures": ["T5EncoderModel"]}, ("T5EncoderModel", "model", "'t5'")),
         ({"architectures": "BertModel"}, ("architectures", "list")),
         ({"id2label": ["a", "b"]}, ("id2label", "table")),
