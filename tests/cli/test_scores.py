@@ -8,7 +8,7 @@ from handscroll.base.errors import ConfigError, DataError
 from handscroll.cli.main import app
 from handscroll.lm import load
 from handscroll.models.weights import save_model
-from tests.models.test_heads import PLAIN, WORDS, foreign_of
+from tests.models.heads import PLAIN, WORDS, foreign_of
 
 RUN = CliRunner()
 

@@ -9,7 +9,6 @@ from safetensors.torch import load_file, save_file
 
 import handscroll
 from handscroll.base.errors import CapacityError, CheckpointError, ConfigError, DataError
-from handscroll.base.spec import HeadSpec
 from handscroll.models.classes import SUFFIXES, named_head
 from handscroll.models.describe import facts
 from handscroll.models.heads import labels_of, read_head
@@ -18,23 +17,10 @@ from handscroll.models.weights import load_model, save_model
 from handscroll.nn.marks import Marks
 from tests.conformance.checks import holds_to_the_reference
 from tests.conformance.families import FORMS
+from tests.models.heads import KINDS, PLAIN, WORDS, foreign_of, words
 from tests.naming import naming
 
-KINDS = {"text": ("good", "bad", "neither"), "tokens": ("O", "B-NAME", "I-NAME"), "answer": ()}
-PLAIN = {name: form for name, form in FORMS.items() if not form.name and not form.kind.own}
 HEADED = [(name, kind) for name, form in PLAIN.items() for kind in KINDS if kind in type(form.config).head_kinds]
-
-
-def foreign_of(form, kind, **more):
-    """The `config.json` of a form with a head."""
-    labels = {"id2label": {str(number): label for number, label in enumerate(KINDS[kind])}} if KINDS[kind] else {}
-    return form.foreign | {"architectures": [class_of(form, kind)], "pad_token_id": 1, **labels, **more}
-
-
-def class_of(form, kind):
-    head = HeadSpec(kind=kind, labels=KINDS[kind])
-    config = form.config.model_copy(update={"head": head, "masked": False, "following": False})
-    return form.kind.write(config)["architectures"][0]
 
 
 @pytest.mark.parametrize(("name", "kind"), HEADED)
@@ -69,12 +55,6 @@ def test_the_last_token_that_is_no_padding_is_read(tmp_path):
     torch.testing.assert_close(lm.scores(texts), want, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(lm.classify(texts), want.softmax(dim=1), atol=1e-5, rtol=1e-5)
     assert lm.labels == KINDS["text"]
-
-
-def words(post=None):
-    vocabulary = {f"w{number}": number for number in range(97)}
-    spec = {"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "Whitespace"}, "post_processor": post}
-    return json.dumps(spec | {"model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "w0"}})
 
 
 def test_numbers_and_several_labels(tmp_path):
@@ -168,8 +148,6 @@ def test_labels_of_a_file():
 
 
 # --- what heads say of texts ---
-
-WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the ##s ##ly cat dog run sat quick on a b c . , 猫 狗".split()
 
 
 @pytest.fixture
