@@ -97,8 +97,18 @@ def tagged(model: Model, tokenizer: Tokenizer, texts: Sequence[str], windows: bo
 
 
 def _tag(text: str, span: tuple[int, int], chance: Tensor, labels: tuple[str, ...]) -> Tag:
-    number = int(chance.argmax())
+    number, span = int(chance.argmax()), _trimmed(text, span)
     return Tag(*span, text[slice(*span)], labels[number], float(chance[number]))
+
+
+def _trimmed(text: str, span: tuple[int, int]) -> tuple[int, int]:
+    """A span without the blanks around it, which many tokenizers count to the word behind them."""
+    first, last = span
+    while first < last and text[first].isspace():
+        first += 1
+    while first < last and text[last - 1].isspace():
+        last -= 1
+    return first, last
 
 
 def answered(
@@ -119,6 +129,7 @@ def answered(
     found: dict[tuple[int, int], float] = {}
     for row, output in zip(rows, judged(model, rows), strict=True):
         for span, score in _spans(row, output):
+            span = _trimmed(text, span)
             found[span] = max(score, found.get(span, score))
     if not found:
         raise DataError("the text has no tokens in which an answer could stand")

@@ -13,6 +13,7 @@ from handscroll.models.classes import SUFFIXES, named_head
 from handscroll.models.describe import facts
 from handscroll.models.heads import labels_of, read_head
 from handscroll.models.labels import Tag, entities
+from handscroll.models.new import as_classifier
 from handscroll.models.weights import load_model, save_model
 from handscroll.nn.marks import Marks
 from tests.conformance.checks import holds_to_the_reference
@@ -74,6 +75,16 @@ def test_numbers_and_several_labels(tmp_path):
     torch.testing.assert_close(lm.classify(["w20 w21"]), lm.scores(["w20 w21"]).sigmoid())
     written = json.loads((tmp_path / "several" / "config.json").read_text())
     assert written["problem_type"] == "multi_label_classification" and written["label2id"]["bad"] == 1
+
+
+def test_a_decoder_becomes_a_classifier_that_reads_its_last_token():
+    model, marks = PLAIN["llama"].build(torch.float32), Marks.run(0, 5)
+    made = as_classifier(model, ("a", "b"), "xavier", torch.Generator().manual_seed(0))
+    assert made.spec.labels == ("a", "b") and made.spec.pool == "last" and made.projection is None
+    ids = torch.arange(20, 25)[None]
+    same, new = (one.hidden(one.embed(ids, marks), marks, one.mask(), length=5) for one in (model, made))
+    assert torch.equal(same, new) and made.judge(new).shape == (1, 5, 2)
+    assert as_classifier(made, ("a", "b"), "xavier", torch.Generator()) is made
 
 
 # --- what is wrong with a head is said ---
@@ -213,6 +224,22 @@ def test_tokens_are_tagged_at_their_places(encoder):
         ConfigError, match=naming("labels or numbers of texts", "labels of tokens|token classification")
     ):
         lm.classify([text])
+
+
+def test_places_leave_out_the_blank_before_a_word(tmp_path):
+    """As SentencePiece's tokenizers count it to the word."""
+    form = PLAIN["xlm-roberta"]
+    save_model(form.build(torch.float32, foreign=foreign_of(form, "tokens")), tmp_path)
+    spec = json.loads(words())
+    spec["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"}
+    spec["model"]["vocab"] = {"w0": 0, "▁Ada": 20, "▁met": 21, "▁Bob": 22}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
+    found = handscroll.load(tmp_path).tag(["Ada met  Bob"])[0]
+    assert [(tag.start, tag.text) for tag in found if tag.text in ("Ada", "met", "Bob")] == [
+        (0, "Ada"),
+        (4, "met"),
+        (9, "Bob"),
+    ]
 
 
 def test_names_are_joined_from_their_tokens():
