@@ -87,12 +87,18 @@ def extension(  # noqa: PLR0913
             "candidates are measured and tuned by the loss of one text, but an encoder-decoder needs a source as well: "
             f"name the method ({methods}), and tune with handscroll train (objective = 'span-corruption')"
         )
+    if not lm.model.spec.predicts and (method in ("auto", "all") or text is not None or tune is not None):
+        methods = ", ".join(lm.model.spec.positions[0].methods)
+        raise ConfigError(
+            "candidates are measured and tuned by the loss of tokens, and this model has no head for them (no masked-LM "
+            f"head, if it is an encoder): name a method ({methods}), which is then taken as published"
+        )
     _check(guard, measured)
     to, first = _whole(to), origin(lm)
     entries = candidates(lm.model, method, to, factors, first)
     _check_memory(lm.model, to)
     outcome = None
-    if len(entries) > 1 or text is not None:
+    if (len(entries) > 1 and lm.model.spec.predicts) or text is not None:
         documents = None if text is None else (reader or Reader()).read(text)
         memory = Remembered(remember, lm)
         documents = _own(lm, to * max(1, measured // to), seed, progress, memory) if documents is None else documents

@@ -87,6 +87,16 @@ def test_a_decoder_becomes_a_classifier_that_reads_its_last_token():
     assert as_classifier(made, ("a", "b"), "xavier", torch.Generator()) is made
 
 
+def test_a_model_with_a_head_is_lengthened_by_a_named_method(tmp_path):
+    save_model(PLAIN["llama"].build(torch.float32, foreign=foreign_of(PLAIN["llama"], "text")), tmp_path)
+    (tmp_path / "tokenizer.json").write_text(words(), encoding="utf-8")
+    lm = handscroll.load(tmp_path)
+    longer = handscroll.extend(lm, to=128, method="yarn")
+    assert longer.context == 128 and longer.labels == lm.labels and longer.scores(["w20 " * 100]).isfinite().all()
+    with pytest.raises(ConfigError, match=naming("no head", "name a method", "yarn")):
+        handscroll.extend(lm, to=128)
+
+
 # --- what is wrong with a head is said ---
 
 
