@@ -441,9 +441,8 @@ class ModelSpec(Config):
             raise ConfigError(f"{family} keeps a state of constant size and no keys, which {what} needs; leave it out")
         if head and not self.predicts:
             other = "" if self.head is None else f"; its head: {self.head.words}"
-            raise ConfigError(
-                f"{family} as it is here predicts no tokens: it has no head for them, as {what} needs{other}"
-            )
+            needed = "masked-LM head" if self.both_ways else "head for tokens"
+            raise ConfigError(f"{family} as it is here predicts no tokens: it has no {needed}, as {what} needs{other}")
         if blocks and (self.bias or self.several_distances):
             raise ConfigError(
                 f"{family} tells positions by {self.describe_positions()}, under which keys cannot be read in blocks; "

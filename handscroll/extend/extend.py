@@ -90,8 +90,8 @@ def extension(  # noqa: PLR0913
     if not lm.model.spec.predicts and (method in ("auto", "all") or text is not None or tune is not None):
         methods = ", ".join(lm.model.spec.positions[0].methods)
         raise ConfigError(
-            "candidates are measured and tuned by the loss of tokens, and this model has no head for them (no masked-LM "
-            f"head, if it is an encoder): name a method ({methods}), which is then taken as published"
+            "candidates are measured and tuned by the loss of tokens, and this model has no head for them: "
+            f"name a method ({methods}), which is then taken as published"
         )
     _check(guard, measured)
     to, first = _whole(to), origin(lm)
