@@ -28,6 +28,7 @@ from handscroll.models.unpack import empty_model, mapped, pack, unpack
 BUFFERS = re.compile(r"(rotary_emb\.inv_freq|\.attn\.bias|\.attn\.masked_bias|embeddings\.position_ids)$")
 PREFIXES = ("model.", "transformer.", "bert.", "roberta.", "distilbert.", "electra.")
 PROVENANCE, PROVENANCE_KEY = "handscroll.json", "handscroll.provenance"
+ADAPTER = "adapter_config.json"  # the configuration of an adapter folder of PEFT's form
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 HUB_FILES = ["*.safetensors", "*.json", "*.txt"]
 
@@ -41,8 +42,16 @@ def locate(source: str | Path) -> Path:
         CheckpointError: `source` is none of these.
     """
     path = Path(source)
+    if path.is_dir() and not (path / "config.json").exists():
+        if (path / ADAPTER).is_file():
+            base = read_json(path / ADAPTER).get("base_model_name_or_path") or "a base that it does not name"
+            raise CheckpointError(
+                f"{path} is an adapter, not a model: it changes {base}. Give that model, and the adapter with "
+                f"--adapter {path} (in Python: load(model, adapter=...))"
+            )
+        return found_in(path) or path
     if path.is_dir():
-        return path if (path / "config.json").exists() else found_in(path) or path
+        return path
     if is_gguf(path):
         return path
     if path.exists():

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -18,9 +17,11 @@ from torch import Tensor, nn
 from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError
 from handscroll.base.runs import write_file
+from handscroll.models.adapters import merge
 from handscroll.models.foreign import Entry
 from handscroll.models.model import Model
 from handscroll.models.table import family
+from handscroll.nn.adapted import Adapted, Update
 
 TARGETS = ("query", "key", "value", "output")
 MLP_TARGETS = ("gate", "up", "down")
@@ -45,30 +46,14 @@ class LoRA(Config):
         return self
 
 
-class Adapted(nn.Module):
-    """A frozen linear layer with a trained low-rank update."""
-
-    def __init__(self, base: nn.Linear, rank: int, scale: float, generator: torch.Generator):
-        super().__init__()
-        self.base, self.scale = base, scale
-        dtype, device = torch.promote_types(base.weight.dtype, torch.float32), base.weight.device
-        self.a = nn.Parameter(torch.empty(rank, base.in_features, dtype=dtype, device=device))
-        self.b = nn.Parameter(torch.zeros(base.out_features, rank, dtype=dtype, device=device))
-        bound = 1 / math.sqrt(base.in_features)
-        with torch.no_grad():
-            drawn = torch.empty(rank, base.in_features, dtype=dtype)  # on the CPU: all devices get the same
-            self.a.copy_(drawn.uniform_(-bound, bound, generator=generator))
-
-    def forward(self, x: Tensor) -> Tensor:
-        # Scaling the narrow tensor avoids another tensor as wide as the output.
-        a, b = self.a.to(x.dtype), self.b.to(x.dtype)  # updates are float32 even if the base is in half precision
-        return self.base(x) + F.linear(F.linear(x, a) * self.scale, b)
-
-    def merged(self) -> nn.Linear:
-        """The plain layer with the update added to its weight."""
-        with torch.no_grad():
-            self.base.weight += (self.b @ self.a) * self.scale
-        return self.base
+def _fresh(base: nn.Linear, rank: int, scale: float, generator: torch.Generator) -> Adapted:
+    """A frozen linear layer with an update that will be trained."""
+    dtype, device = torch.promote_types(base.weight.dtype, torch.float32), base.weight.device
+    bound = 1 / math.sqrt(base.in_features)
+    drawn = torch.empty(rank, base.in_features, dtype=dtype)  # on the CPU: all devices get the same
+    a = nn.Parameter(drawn.uniform_(-bound, bound, generator=generator).to(device))
+    b = nn.Parameter(torch.zeros(base.out_features, rank, dtype=dtype, device=device))
+    return Adapted(base, Update(a, b, scale))
 
 
 def add_lora(model: Model, settings: LoRA, seed: int = 0) -> None:
@@ -88,14 +73,12 @@ def add_lora(model: Model, settings: LoRA, seed: int = 0) -> None:
         parameter.requires_grad_(table or (labelled and name.startswith(("classifier.", "pooler."))))
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in settings.targets:
-            model.set_submodule(name, Adapted(module, settings.rank, settings.alpha / settings.rank, generator))
+            model.set_submodule(name, _fresh(module, settings.rank, settings.alpha / settings.rank, generator))
 
 
 def merge_lora(model: Model) -> None:
     """Add every update to its weight, in place, and make all parameters trainable again."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, Adapted):
-            model.set_submodule(name, module.merged())
+    merge(model)
     model.requires_grad_(True)
 
 
@@ -130,8 +113,8 @@ def save_adapter(model: Model, settings: LoRA, folder: Path, base: str) -> None:
             )
         theirs = entry.theirs.removesuffix(".weight")
         modules.add(theirs.rsplit(".", 1)[-1])
-        tensors[f"base_model.model.{theirs}.lora_A.weight"] = module.a.detach().contiguous().cpu()
-        tensors[f"base_model.model.{theirs}.lora_B.weight"] = module.b.detach().contiguous().cpu()
+        tensors[f"base_model.model.{theirs}.lora_A.weight"] = module.update.a.detach().contiguous().cpu()
+        tensors[f"base_model.model.{theirs}.lora_B.weight"] = module.update.b.detach().contiguous().cpu()
     config = {
         "peft_type": "LORA",
         "task_type": "SEQ_2_SEQ_LM" if model.spec.encoder else "CAUSAL_LM",

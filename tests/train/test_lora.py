@@ -106,7 +106,7 @@ def test_updates_of_half_precision_weights_are_float32(tmp_path, tokens):
     with torch.autocast("cpu", torch.bfloat16):
         model(tokens).float().square().mean().backward()
     assert any(float(parameter.grad.norm()) > 0 for parameter in trained)
-    torch.nn.init.normal_(model.layers[0].attention.query.b, std=0.1)
+    torch.nn.init.normal_(model.layers[0].attention.query.update.b, std=0.1)
     with torch.no_grad():
         want = model(tokens)
         merge_lora(model)

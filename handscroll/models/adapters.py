@@ -1,0 +1,352 @@
+"""Puts adapters on a model: low-rank updates over its matrices in any format, whole tensors in place of its own.
+
+An adapter changes the weights of its base from W to W'. With a weight w it changes them by w (W' - W), and several
+adapters add up, all measured from the base. The base stays as it is, in the bytes of its file.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from handscroll.base.errors import CheckpointError, ConfigError
+from handscroll.models.foreign import Entry
+from handscroll.models.model import Decoder, Model
+from handscroll.models.peft import Adapter, LowRank, read_adapter
+from handscroll.models.table import family
+from handscroll.models.unpack import unpack
+from handscroll.models.weights import PREFIXES
+from handscroll.nn.adapted import AT_ONCE, Adapted, AdaptedTable, Update
+from handscroll.nn.linear import Linear, TokenTable
+from handscroll.nn.quantised import Quantised, QuantisedTable
+
+One = str | Path | tuple[str | Path, float]
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """An adapter folder and the share of its change that is taken."""
+
+    folder: Path
+    weight: float = 1.0
+
+    def __str__(self) -> str:
+        return str(self.folder) if self.weight == 1.0 else f"{self.folder}={self.weight:g}"
+
+
+def weighted(adapter: One | Sequence[One] | None) -> tuple[Weighted, ...]:
+    """Adapters from what a user gives: a folder, "FOLDER=WEIGHT", (folder, weight), or several of these.
+
+    Raises:
+        ConfigError: a weight is no finite number.
+    """
+    if adapter is None:
+        return ()
+    pair = isinstance(adapter, tuple) and len(adapter) == 2 and isinstance(adapter[1], (int, float))
+    given: Any = [adapter] if pair or isinstance(adapter, (str, Path)) else adapter
+    return tuple(map(_one, given))
+
+
+def _one(given: One) -> Weighted:
+    if isinstance(given, tuple):
+        folder, weight = given
+    else:
+        folder, weight = given, 1.0
+        name, _, number = str(given).rpartition("=")
+        if name and not Path(given).exists():
+            try:
+                folder, weight = name, float(number)
+            except ValueError:
+                raise ConfigError(f"--adapter {given}: '{number}' is no number; give FOLDER or FOLDER=0.5") from None
+    if not isfinite(weight):
+        raise ConfigError(f"adapter {folder}: the weight {weight} is not finite")
+    return Weighted(Path(folder), float(weight))
+
+
+def adapt(model: Decoder, adapters: Sequence[Weighted]) -> list[Adapter]:
+    """Put adapters on `model`, in place.
+
+    Raises:
+        CheckpointError: a folder is damaged, or belongs to another base. ConfigError: it is of another kind.
+    """
+    found = [(read_adapter(one.folder), one.weight) for one in adapters]
+    places = _Places(model)
+    changes: dict[str, _Changes] = {}
+    for adapter, weight in found:
+        places.gather(adapter, weight, changes)
+    for name, change in changes.items():
+        _put(model, name, change)
+    return [adapter for adapter, _ in found]
+
+
+@dataclass(eq=False)
+class _Changes:
+    """All changes of one tensor of ours, the base being `base`.
+
+    `low` are updates of a projection or of what a table looks up, `head` of a tied head.
+    """
+
+    low: list[Update] = field(default_factory=list)
+    head: list[Update] = field(default_factory=list)
+    whole: list[tuple[Tensor, float]] = field(default_factory=list)
+    rows: list[tuple[Tensor, Tensor, float]] = field(default_factory=list)
+
+
+class _Places:
+    """Where tensors of the reference library lie in a model."""
+
+    def __init__(self, model: Decoder):
+        self.model, kind = model, family(model.config.family)
+        self.entries: dict[str, Entry] = {}
+        for entry in kind.entries(model.config):
+            self.entries |= dict.fromkeys((entry.theirs, *entry.also), entry)
+        self.copies = {theirs: ours for theirs, ours in kind.copies(model.config).items() if ours is not None}
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in _numbers(model)}
+
+    def find(self, theirs: str, adapter: Adapter) -> Entry:
+        """The entry of a foreign tensor, with or without the prefix of the base model.
+
+        Raises:
+            CheckpointError: the base has no such tensor.
+        """
+        names = [theirs, *map(theirs.removeprefix, PREFIXES), *(prefix + theirs for prefix in PREFIXES)]
+        for name in names:
+            if name in self.entries:
+                return self.entries[name]
+        for name in names:
+            if name in self.copies:
+                return Entry(name, (self.copies[name],))
+        raise CheckpointError(
+            f"{adapter.folder} changes '{theirs}', which this model of family '{self.model.config.family}' does not "
+            f"have; the adapter was made for {adapter.base or 'a base that it does not name'}"
+        )
+
+    def gather(self, adapter: Adapter, weight: float, changes: "dict[str, _Changes]") -> None:
+        """Add what an adapter changes, by names of ours."""
+        for module, low in adapter.low.items():
+            entry = self.find(f"{module}.weight", adapter)
+            head = entry.theirs in self.copies
+            if head and low.table:
+                raise ConfigError(
+                    f"{adapter.folder} changes '{module}', one of several names of a table: merge it first"
+                )
+            for name, part in self._parts(entry, low, adapter):
+                own = changes.setdefault(name, _Changes())
+                (own.head if head else own.low).append(_update(self.model, name, part, weight))
+        for theirs, tensor in adapter.whole.items():
+            entry = self.find(theirs, adapter)
+            if entry.theirs in self.copies:
+                entry = self._own_head(entry)
+            turned = tensor.T if entry.transposed and tensor.dim() == 2 else tensor
+            for name, part in self._unpacked(entry, turned, tuple(turned.shape), adapter):
+                changes.setdefault(name, _Changes()).whole.append((part, weight))
+        for module, (ids, vectors) in adapter.rows.items():
+            (name,) = self.find(f"{module}.weight", adapter).ours
+            if vectors.shape[1:] != self.shapes[name][1:] or int(ids[-1]) >= self.shapes[name][0]:
+                raise CheckpointError(f"{adapter.folder}: tokens of '{module}' do not fit a table {self.shapes[name]}")
+            changes.setdefault(name, _Changes()).rows.append((ids, vectors, weight))
+        for theirs, tensor in adapter.same.items():
+            self._check_same(theirs, tensor, adapter)
+
+    def _own_head(self, entry: Entry) -> Entry:
+        """The entry of a head that was tied to the token table, and has become a matrix of its own."""
+        untie(self.model)
+        self.shapes["projection.weight"] = self.shapes[entry.ours[0]]
+        return Entry(entry.theirs, ("projection.weight",))
+
+    def _parts(self, entry: Entry, low: LowRank, adapter: Adapter) -> Iterator[tuple[str, LowRank]]:
+        """The update of each of our tensors; rows of B belong to rows of the matrix, however these are ordered."""
+        shape, rank = (low.b.shape[0], low.a.shape[1]), low.b.shape[1]
+        vectors = [each for each in (low.magnitude, low.bias) if each is not None]
+        if wrong := [tuple(each.shape) for each in vectors if each.shape != shape[:1]]:
+            raise CheckpointError(f"{adapter.folder}: '{entry.theirs}' has {shape[0]} rows, not {wrong[0]}")
+        columns = torch.cat([low.b, *(each.to(low.b).unsqueeze(1) for each in vectors)], 1)
+        for name, part in self._unpacked(entry, columns, shape, adapter):
+            rest = iter(part[:, rank:].unbind(1))
+            magnitude, bias = (None if each is None else next(rest) for each in (low.magnitude, low.bias))
+            yield name, replace(low, b=part[:, :rank].contiguous(), magnitude=magnitude, bias=bias)
+
+    def _unpacked(
+        self, entry: Entry, tensor: Tensor, shape: tuple[int, ...], adapter: Adapter
+    ) -> Iterator[tuple[str, Tensor]]:
+        yield from unpack(replace(entry, transposed=False), tensor, shape, self.shapes, adapter.folder)
+
+    def _check_same(self, theirs: str, tensor: Tensor, adapter: Adapter) -> None:
+        """Compare the copy of a tensor of the base with the base, if that is in floats."""
+        entry = self.find(theirs, adapter)
+        turned = tensor.T if entry.transposed else tensor
+        for name, part in self._unpacked(entry, turned, tuple(turned.shape), adapter):
+            ours = dict(_numbers(self.model))[name]
+            if ours.is_floating_point():
+                far = float((part.to(ours) - ours).abs().max())
+                if far > 0.01 * float(ours.abs().max()):
+                    raise CheckpointError(f"{adapter.folder} was trained over another base: its '{theirs}' is another")
+
+
+def _numbers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names of weights and biases, with a tensor of their shape; of a quantised matrix no numbers are made."""
+    for name, module in model.named_modules():
+        if isinstance(module, Quantised):
+            size = (module.raw.shape[0], module.inner)
+            yield f"{name}.weight", torch.empty(size, dtype=torch.uint8, device="meta")
+            if module.bias is not None:
+                yield f"{name}.bias", module.bias
+    yield from model.named_parameters()
+
+
+def _widened(module: nn.Module) -> Iterator[tuple[slice, Tensor]]:
+    """The base matrix in float32, some rows at a time."""
+    rows, size = (module.raw if isinstance(module, Quantised) else module.weight).shape[0], 1
+    size = module.inner if isinstance(module, Quantised) else module.weight.shape[1]  # type: ignore[union-attr, index]
+    step = max(1, AT_ONCE // size)
+    for first in range(0, rows, step):
+        part = slice(first, first + step)
+        if isinstance(module, Quantised):
+            yield part, module.format.dequantise(module.raw[part])
+        else:
+            yield part, module.weight[part].detach().to(torch.float32)  # type: ignore[index]
+
+
+def _update(model: Decoder, name: str, low: LowRank, weight: float) -> Update:
+    """One update as it is computed: the scale is in B, and DoRA's magnitudes have become a gain."""
+    module = model.get_submodule(name.removesuffix(".weight"))
+    device = model.device
+    a, b = low.a.to(device), low.b.to(device) * low.scale
+    gain = shift = None
+    if low.magnitude is not None:
+        norms = torch.cat([torch.linalg.norm(wide + b[part] @ a, dim=1) for part, wide in _widened(module)])
+        factor = low.magnitude.to(device) / norms
+        gain, b = weight * (factor - 1), factor.unsqueeze(1) * b
+    if low.bias is not None:
+        shift = weight * low.scale * low.bias.to(device)
+    return Update(a, b * weight, gain=gain, shift=shift)
+
+
+def _joined(updates: Sequence[Update]) -> Update | None:
+    """One update that does what several do together."""
+    if len(updates) < 2:
+        return updates[0] if updates else None
+    sums = [_sum([getattr(one, name) for one in updates]) for name in ("gain", "shift")]
+    a, b = torch.cat([one.a for one in updates]), torch.cat([one.b for one in updates], 1)
+    return Update(a, b, gain=sums[0], shift=sums[1])
+
+
+def _sum(parts: Sequence[Tensor | None]) -> Tensor | None:
+    there = [part for part in parts if part is not None]
+    return None if not there else torch.stack(there).sum(0)
+
+
+def _put(model: Decoder, name: str, change: _Changes) -> None:
+    """Change one tensor of the model."""
+    path, _, part = name.rpartition(".")
+    if change.whole:
+        _replace(model, path, part, change.whole)
+    if not (change.low or change.head or change.rows):
+        return
+    base, low = model.get_submodule(path), _joined(change.low)
+    if isinstance(base, (TokenTable, QuantisedTable)):
+        made: nn.Module = AdaptedTable(base, low, _joined(change.head), _trained(base, change.rows))
+    elif isinstance(base, (nn.Linear, Quantised)) and low is not None and not change.rows:
+        made = Adapted(base, low)
+    else:
+        raise ConfigError(f"an adapter changes '{name}' by an update of low rank, which is for projections and tables")
+    model.set_submodule(path, made)
+
+
+def _trained(base: nn.Module, rows: Sequence[tuple[Tensor, Tensor, float]]) -> tuple[Tensor, Tensor] | None:
+    """Ids, in order, and the vectors that all adapters together give them."""
+    if not rows:
+        return None
+    raw: Tensor = base.raw if isinstance(base, Quantised) else base.weight  # type: ignore[assignment]
+    ids = torch.cat([own for own, _, _ in rows]).unique().to(raw.device)
+    before = base.format.dequantise(raw[ids]) if isinstance(base, Quantised) else raw[ids].to(torch.float32)
+    after = before.clone()
+    for own, vectors, weight in rows:
+        place = torch.searchsorted(ids, own.to(ids.device))
+        after[place] += weight * (vectors.to(before) - before[place])
+    return ids, after
+
+
+def _replace(model: Decoder, path: str, part: str, whole: Sequence[tuple[Tensor, float]]) -> None:
+    """Put whole tensors in the place of one of the base; a quantised matrix becomes one in floats."""
+    module = model.get_submodule(path)
+    if isinstance(module, Quantised) and part == "weight":
+        table, rows, size = isinstance(module, QuantisedTable), module.raw.shape[0], module.inner
+        bare = TokenTable(rows, size, device="meta") if table else Linear(size, rows, bias=False, device="meta")
+        before, bias = module.weight, module.bias
+        model.set_submodule(path, bare)
+        if bias is not None:
+            bare.register_parameter("bias", nn.Parameter(bias, requires_grad=False))
+        module = bare
+    else:
+        before = getattr(module, part).detach()
+    wide = before.to(torch.float32)
+    after = sum((weight * (tensor.to(wide) - wide) for tensor, weight in whole), wide)
+    if len(whole) == 1 and whole[0][1] == 1.0:
+        after = whole[0][0]  # exactly, whatever the base is
+    made = after.to(before).contiguous()
+    setattr(module, part, made if isinstance(module, Quantised) else nn.Parameter(made, requires_grad=False))
+
+
+def merge(model: Model) -> None:
+    """Add all updates to the weights of their base, in place and in the dtype of the base.
+
+    Raises:
+        ConfigError: the base is quantised, or has no place for a change.
+    """
+    changed = {name: one for name, one in model.named_modules() if isinstance(one, (Adapted, AdaptedTable))}
+    for name, module in changed.items():
+        if not isinstance(module.base, (nn.Linear, TokenTable)):
+            raise ConfigError(
+                f"'{name}' is quantised, and an update cannot be added to rounded weights: load the model with "
+                "weights='float' (the command does) and merge then"
+            )
+        if isinstance(module, Adapted) and module.update.shift is not None and module.base.bias is None:
+            raise ConfigError(
+                f"the adapter adds a bias to '{name}', which has none in this family; it cannot be merged"
+            )
+    with torch.no_grad():
+        for name, module in changed.items():
+            base = module.base
+            assert isinstance(base, (nn.Linear, TokenTable))
+            if isinstance(module, AdaptedTable):
+                _merge_table(model, module, base)
+            else:
+                shift = module.update.shift
+                base.weight = _parameter(module.weight, base)
+                if shift is not None:
+                    base.bias = _parameter(base.bias + shift.to(base.bias), base)
+            model.set_submodule(name, base)
+
+
+def _merge_table(model: Model, module: AdaptedTable, base: nn.Linear | TokenTable) -> None:
+    """Merge a table; where the head changes otherwise than the table, it becomes a matrix of its own."""
+    if getattr(model, "projection", None) is None and (module.lookup is not None or module.head is not None):
+        untie(model).weight = _parameter(module.merged(module.head), base)
+    base.weight = _parameter(module.merged(module.lookup), base)
+
+
+def untie(model: Model) -> Linear:
+    """Give a tied head a matrix of its own, with the numbers of the token table.
+
+    Raises:
+        ConfigError: the family always ties its head.
+    """
+    if "tied" not in type(model.config).model_fields:
+        raise ConfigError(
+            f"the adapter changes the token table and the head differently, but family '{model.config.family}' always "
+            "ties them"
+        )
+    table: Any = model.embedding
+    own = Linear(model.config.width, model.config.vocab, bias=False, device="meta")
+    own.weight = nn.Parameter(table.weight.detach().clone(), requires_grad=False)
+    model.projection, model.config = own, model.config.model_copy(update={"tied": False})
+    return own
+
+
+def _parameter(tensor: Tensor, like: nn.Module) -> nn.Parameter:
+    return nn.Parameter(tensor.contiguous(), requires_grad=next(like.parameters()).requires_grad)
