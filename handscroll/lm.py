@@ -38,6 +38,7 @@ from handscroll.generate.read import ROOM, ToRead, read
 from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
 from handscroll.generate.settings import SamplingSettings, Settings, sampling_of
+from handscroll.models.adapters import One, Weighted, adapt, merge, over_base, weighted
 from handscroll.models.gguf.save import save_gguf
 from handscroll.models.labels import Answer, Tag, answered, probabilities, scored, tagged
 from handscroll.models.model import Decoder
@@ -57,7 +58,8 @@ class LM:
     """A language model with its tokenizer; `handscroll.load` makes one.
 
     `provenance` is the content of `handscroll.json` in the folder: the record of how the checkpoint was made.
-    `defaults` are the settings that the checkpoint recommends, under those that a call gives.
+    `defaults` are the settings that the checkpoint recommends, under those that a call gives. `adapters` are those that
+    are on the model and not merged.
     """
 
     model: Decoder
@@ -65,6 +67,7 @@ class LM:
     source: str
     provenance: dict[str, Any] = field(default_factory=dict)
     defaults: Defaults = field(default_factory=Defaults)
+    adapters: tuple[Weighted, ...] = ()
 
     @property
     def context(self) -> int:
@@ -288,7 +291,8 @@ class LM:
         chunk. The errors are those of `generate/read.py: read`.
         """
         source = str(Path(self.source).resolve()) if Path(self.source).exists() else self.source
-        text = ToRead(self._ids(text_or_ids), source, name, room, beyond, policy, on_read)
+        adapters = tuple(str(one.resolved()) for one in self.adapters)
+        text = ToRead(self._ids(text_or_ids), source, name, room, beyond, policy, on_read, adapters)
         return read(self.model, self.tokenizer, store, text)
 
     def ask(
@@ -333,6 +337,18 @@ class LM:
             write_file(folder / PROVENANCE, text.encode())
         return folder
 
+    def merge(self) -> "LM":
+        """Add the adapters to the weights, in place and in their dtype; `save` then writes a plain checkpoint.
+
+        Raises:
+            ConfigError: the weights are quantised (load the model with weights='float').
+        """
+        merge(self.model)
+        if self.adapters:
+            self.provenance |= {"merged": [*self.provenance.get("merged", ()), *map(str, self.adapters)]}
+        self.adapters = ()
+        return self
+
     def _settled(self, settings: Any) -> Any:
         """The settings of a call over those that the checkpoint recommends."""
         return self.defaults.under(settings)
@@ -349,6 +365,10 @@ class LM:
         return save_gguf(self.model, tokens | self.defaults.metadata(), Path(path), weights, self.provenance)
 
     def _check_whole(self) -> None:
+        if self.adapters:
+            raise ConfigError(
+                f"{self.source} has an adapter over it ({', '.join(map(str, self.adapters))}): call merge() first"
+            )
         if any(isinstance(module, Quantised) for module in self.model.modules()):
             raise ConfigError(
                 f"the weights of {self.source} were rounded when it was loaded: load it with weights='float'"
@@ -366,7 +386,13 @@ class LM:
         return ids
 
 
-def load(source: str | Path, device: str = "cpu", dtype: str = "auto", weights: str = "") -> LM:
+def load(
+    source: str | Path,
+    device: str = "cpu",
+    dtype: str = "auto",
+    weights: str = "",
+    adapter: One | Sequence[One] | None = None,
+) -> LM:
     """Load a checkpoint from a local folder, a GGUF file or a hub id (safetensors only, no remote code, no pickle).
 
     `dtype` "auto" is the dtype of the stored checkpoint (float32 on a CPU for float16 and for quantised weights).
@@ -374,9 +400,16 @@ def load(source: str | Path, device: str = "cpu", dtype: str = "auto", weights: 
     "int8" or "int4" rounds all projections to that format, and token table and head to int8 in both cases. Rounded
     weights are approximate: they serve for reading and decoding, not for training or saving.
 
+    `adapter` is a folder in PEFT's form, "FOLDER=0.5" or (folder, 0.5) for a share of its change, or several of these
+    (`models/adapters.py`). The base stays as it is, quantised weights included. A `source` that is an adapter is loaded
+    over the base that it names, if that is here.
+
     Raises:
-        CheckpointError: the folder is incomplete or damaged. ConfigError: the dtype, family or a setting is unknown.
+        CheckpointError: the folder is incomplete or damaged, or an adapter belongs to another base.
+        ConfigError: the dtype, family or a setting is unknown.
     """
+    adapters = weighted(adapter)
+    source, adapters = over_base(source, adapters)
     if weights not in WEIGHTS:
         raise ConfigError(f"unknown format of the weights '{weights}': {nearest(weights, WEIGHTS[1:])}")
     if dtype not in ("auto", *DTYPES):
@@ -394,7 +427,8 @@ def load(source: str | Path, device: str = "cpu", dtype: str = "auto", weights: 
         raise ConfigError(f"family '{model.config.family}' has no projections to round: leave out weights")
     if weights in PROJECTIONS:
         quantise(model, weights)
+    adapt(model, adapters)
     defaults = Defaults.load(path)
     if ends := defaults.ends(model.config.vocab):
         model.config = model.config.model_copy(update={"eos": ends})
-    return LM(model, tokenizer, str(source), read_provenance(path), defaults)
+    return LM(model, tokenizer, str(source), read_provenance(path), defaults, adapters)

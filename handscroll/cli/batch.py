@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from handscroll.base.errors import ConfigError
-from handscroll.cli.options import Device, Dtype, Plain, say_defaults
+from handscroll.cli.options import Adapter, Device, Dtype, Plain, say_defaults
 from handscroll.cli.screen import bar, error_screen, screen
 
 
@@ -22,6 +22,7 @@ def batch(
     plain: Plain = False,
     dtype: Dtype = "auto",
     device: Device = "cpu",
+    adapter: Adapter = None,
     weights: Annotated[str, typer.Option(help="Round the weights to int8 or int4 (approximate).")] = "",
 ) -> None:
     """Answer every line of REQUESTS with MODEL. All lines are checked before the first is answered."""
@@ -31,7 +32,7 @@ def batch(
 
     if not 0 < memory < float("inf"):
         raise ConfigError(f"--memory {memory} GB holds nothing; give more than 0")
-    lm = load(model, device, dtype, weights)
+    lm = load(model, device, dtype, weights, adapter)
     engine = lm.engine(int(memory * 1e9), deterministic=deterministic)
     asked = read_requests(requests, engine, lm.tokenizer, beyond, Defaults() if plain else lm.defaults)
     say_defaults(lm, {"plain": plain})

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from handscroll.base.errors import ConfigError
-from handscroll.cli.options import Device, Dtype, Plain, Temperature, TopP, given, say_defaults
+from handscroll.cli.options import Adapter, Device, Dtype, Plain, Temperature, TopP, given, say_defaults
 from handscroll.cli.screen import error_screen
 
 
@@ -20,6 +20,7 @@ def chat(
     stop: Annotated[list[str] | None, typer.Option(help="End a reply before this text; repeatable.")] = None,
     dtype: Dtype = "auto",
     device: Device = "cpu",
+    adapter: Adapter = None,
     kv_budget: Annotated[str, typer.Option(help="Most bytes of keys and values; N% refers to the context.")] = "",
     kv_guard: Annotated[
         float | None, typer.Option(help="Largest mean KL divergence for --kv-budget, in nats. [0.01]")
@@ -31,7 +32,7 @@ def chat(
 
     if kv_guard is not None and not kv_budget:
         raise ConfigError("--kv-guard belongs to --kv-budget; add it")
-    lm = load(model, device, dtype)
+    lm = load(model, device, dtype, adapter=adapter)
     notes = error_screen()
     guard = GUARD if kv_guard is None else kv_guard
     talk = lm.conversation(lambda note: notes.print(note, markup=False), kv_budget or None, guard)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from handscroll.base.errors import ConfigError
-from handscroll.cli.options import FILES, Device, Dtype, Encoding, Key, SkipPictures, reader
+from handscroll.cli.options import FILES, Adapter, Device, Dtype, Encoding, Key, SkipPictures, reader
 from handscroll.cli.screen import bar, screen, table
 
 evaluations = typer.Typer(
@@ -28,6 +28,7 @@ def perplexity(
     seed: Annotated[int, typer.Option(help="Seed of the choice of windows.")] = 0,
     dtype: Dtype = "auto",
     device: Device = "cpu",
+    adapter: Adapter = None,
     key: Key = "",
     encoding: Encoding = "",
     skip_pictures: SkipPictures = False,
@@ -40,7 +41,7 @@ def perplexity(
     from handscroll.lm import load
 
     texts = list(reader(key, encoding, skip_pictures).read(files))
-    lm = load(model, device, dtype)
+    lm = load(model, device, dtype, adapter=adapter)
     samples = cut(texts, lm.tokenizer, length, windows, seed)
     _report_unknown(lm.tokenizer, samples)
     window = min(lm.trained, length) if reference is None else reference
@@ -72,6 +73,7 @@ def needle(
     seed: Annotated[int, typer.Option(help="Seed of keys, values and places.")] = 0,
     dtype: Dtype = "auto",
     device: Device = "cpu",
+    adapter: Adapter = None,
     key: Key = "",
     encoding: Encoding = "",
     skip_pictures: SkipPictures = False,
@@ -88,7 +90,7 @@ def needle(
     how = reader(key, encoding, skip_pictures)
     if text:
         how.check(text)
-    lm = load(model, device, dtype)
+    lm = load(model, device, dtype, adapter=adapter)
     filler = haystack(lm.tokenizer, text, max(grid.lengths), reader=how)
     with bar("cells", len(grid.lengths) * len(grid.depths)) as advance:
         record = needle_grid(lm, filler, grid, "needle", lambda done, total: advance(done))
@@ -113,6 +115,7 @@ def policies(
     seed: Annotated[int, typer.Option(help="Seed of the choice of windows.")] = 0,
     dtype: Dtype = "auto",
     device: Device = "cpu",
+    adapter: Adapter = None,
     key: Key = "",
     encoding: Encoding = "",
     skip_pictures: SkipPictures = False,
@@ -125,7 +128,7 @@ def policies(
     from handscroll.lm import load
 
     texts = list(reader(key, encoding, skip_pictures).read(files))
-    lm = load(model, device, dtype)
+    lm = load(model, device, dtype, adapter=adapter)
     lm.model.spec.require("a cache policy", forward=True)
     values: dict[str, Any] = {"length": length or min(lm.context, 512), "samples": samples}
     values["budgets"] = _numbers(budgets, float, "--budgets")

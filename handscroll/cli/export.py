@@ -1,26 +1,51 @@
-"""`handscroll export`: write a checkpoint as a GGUF file."""
+"""`handscroll export`: write a checkpoint as a GGUF file or as a folder, with adapters merged into its weights."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from handscroll.base.errors import ConfigError
+from handscroll.base.errors import ConfigError, nearest
+from handscroll.cli.options import Adapter
 from handscroll.cli.screen import screen
+
+FOLDER_TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
 def export(
     model: Annotated[str, typer.Argument(help="The model: a checkpoint folder, a GGUF file or a hub id.")],
-    out: Annotated[Path, typer.Argument(help="The GGUF file to write; it must not exist.")],
-    kind: Annotated[str, typer.Option("--type", help="Format of the matrices: f32, f16, bf16, q8_0 or q4_0.")] = "f16",
+    out: Annotated[Path, typer.Argument(help="The GGUF file, or the folder, to write; it must not exist.")],
+    kind: Annotated[
+        str,
+        typer.Option("--type", help="Matrices: f32, f16, bf16, and in a file q8_0 or q4_0. [f16; folder: as MODEL]"),
+    ] = "",
+    adapter: Adapter = None,
 ) -> None:
-    """Write MODEL as a GGUF file, which llama.cpp and this package read."""
+    """Write MODEL as a GGUF file, which llama.cpp and this package read, or as a folder of safetensors."""
+    import torch
+
+    from handscroll.base.gguf import SUFFIX
     from handscroll.lm import load
+    from handscroll.models.adapters import over_base
+    from handscroll.models.weights import loaded_dtype, locate
 
     if out.exists():
         raise ConfigError(f"{out} exists; give a new name, so that nothing is overwritten")
-    load(model, weights="float").export_gguf(out, kind)
-    screen().print(f"written: {out} ({out.stat().st_size / 1e6:,.1f} MB)", markup=False)
+    if out.suffix == SUFFIX:
+        load(model, weights="float", adapter=adapter).merge().export_gguf(out, kind or "f16")
+        size = out.stat().st_size
+    else:
+        if kind and kind not in FOLDER_TYPES:
+            raise ConfigError(
+                f"--type {kind} for the folder {out}: {nearest(kind, FOLDER_TYPES)}; other types are for files that "
+                f"end in {SUFFIX}"
+            )
+        lm = load(model, weights="float", adapter=adapter).merge()
+        stored = loaded_dtype(locate(over_base(model, ())[0]), "cuda")  # a CPU would widen float16
+        lm.model.to(getattr(torch, FOLDER_TYPES[kind]) if kind else stored)
+        lm.save(out)
+        size = sum(path.stat().st_size for path in out.iterdir())
+    screen().print(f"written: {out} ({size / 1e6:,.1f} MB)", markup=False)
 
 
 def register(app: typer.Typer) -> None:

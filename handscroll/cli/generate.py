@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from handscroll.base.errors import ConfigError, DataError
-from handscroll.cli.options import Device, Dtype, Plain, Temperature, TopP, given, say_defaults
+from handscroll.cli.options import Adapter, Device, Dtype, Plain, Temperature, TopP, given, say_defaults
 from handscroll.cli.screen import error_screen
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def generate(
     beyond: Annotated[bool, typer.Option("--beyond", help="Allow more tokens than the model's context.")] = False,
     dtype: Dtype = "auto",
     device: Device = "cpu",
+    adapter: Adapter = None,
     cache: Annotated[str, typer.Option(help="Cache policy (docs/generate.md). [full]")] = "",
     kv_budget: Annotated[str, typer.Option(help="Most bytes of keys and values: 2GiB, 500MB, 50%.")] = "",
     kv_guard: Annotated[
@@ -76,7 +77,7 @@ def generate(
     if logprobs is not None and not json_out:
         raise ConfigError("--logprobs appear only in the output of --json; add --json")
     _one_cache(cache, kv_budget, kv_guard, beams)
-    lm = load(model, device, dtype, weights)
+    lm = load(model, device, dtype, weights, adapter)
     reports: list[str] = []
     drafts = _draft(lm, lookup, draft, dtype)
     settings: Settings = {

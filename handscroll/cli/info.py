@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from handscroll.cli.options import Adapter
 from handscroll.cli.screen import screen
 
 
@@ -14,19 +15,27 @@ def info(
     dtype: Annotated[str, typer.Option(help="Dtype of the model for --kernels.")] = "auto",
     device: Annotated[str, typer.Option(help="Device of the model for --kernels.")] = "cpu",
     weights: Annotated[str, typer.Option(help="Rounded weights for --kernels: int8 or int4.")] = "",
+    adapter: Adapter = None,
 ) -> None:
     """Show family, parameters, context, position method and bytes per token of KV cache."""
     from handscroll.base.errors import ConfigError
-    from handscroll.models.describe import facts
+    from handscroll.models.adapters import over_base, weighted
+    from handscroll.models.describe import adapter_facts, facts
+    from handscroll.models.peft import is_adapter
     from handscroll.models.weights import locate
 
     if kernels:
-        _kernels(model, dtype, device, weights)
+        _kernels(model, dtype, device, weights, adapter)
         return
     if not model:
         raise ConfigError("no model was given: name a checkpoint folder, or give --kernels")
-    path = Path(locate(model))
-    for name, value in [*facts(path), *_recommended(path)]:
+    source, adapters = over_base(model, weighted(adapter))
+    if is_adapter(Path(source)):  # its base is not here
+        lines = adapter_facts(Path(source))
+    else:
+        path = Path(locate(source))
+        lines = [*facts(path), *_recommended(path)]
+    for name, value in lines + [line for one in adapters for line in adapter_facts(one.folder)]:
         screen().print(f"{name:<22} {value}", markup=False)
 
 
@@ -49,13 +58,13 @@ def _recommended(path: Path) -> list[tuple[str, str]]:
     return lines + ([("generation, not used", told(unused))] if unused else [])
 
 
-def _kernels(model: str, dtype: str, device: str, weights: str) -> None:
+def _kernels(model: str, dtype: str, device: str, weights: str, adapter: list[str] | None) -> None:
     from handscroll import lm
     from handscroll.evaluate.kernels import lines, usual
     from handscroll.nn.quantised import quantise
 
     if model:
-        loaded = lm.load(model, device, dtype, weights).model
+        loaded = lm.load(model, device, dtype, weights, adapter).model
     else:
         loaded = usual(lm.DTYPES["bfloat16" if dtype == "auto" else dtype]).to(device)
         loaded = quantise(loaded, weights) if weights else loaded

@@ -48,3 +48,9 @@ def reader(key: str, encoding: str, skip_pictures: bool) -> "Reader":
     from handscroll.text.readers import Reader
 
     return Reader(key or None, encoding or None, skip_pictures)
+
+
+Adapter = Annotated[
+    list[str] | None,
+    typer.Option(help="Adapter folder (LoRA of PEFT's form) over the model; FOLDER=0.5 takes half of it; repeatable."),
+]

@@ -10,6 +10,7 @@ import typer
 from handscroll.base.errors import ConfigError
 from handscroll.cli.options import (
     FILES,
+    Adapter,
     Device,
     Dtype,
     Encoding,
@@ -34,6 +35,7 @@ def read(
     room: Annotated[int, typer.Option(help="Tokens kept free for question and answer.")] = 1024,
     dtype: Dtype = "auto",
     device: Device = "cpu",
+    adapter: Adapter = None,
     store: StoreOption = None,
     owner: OwnerOption = "",
     limit: Annotated[float, typer.Option(help="Most GB of all readings; the least recently used go first.")] = 20.0,
@@ -56,7 +58,7 @@ def read(
         raise ConfigError(f"--limit {limit} GB holds nothing; give more than 0")
     found = reader(key, encoding, skip_pictures).read(texts)
     text = "\n\n".join(document.marked() if pages else document.text for document in found)
-    lm = load(model, device, dtype)  # only now: a file that cannot be read is told at once
+    lm = load(model, device, dtype, adapter=adapter)  # only now: a file that cannot be read is told at once
     ids = lm.encode(text)
     kept = Store(store, owner, int(limit * 1e9))
     known = partial(kept.kept, lm.identity(len(ids) + room, cache), torch.tensor(ids))
@@ -92,6 +94,7 @@ def ask(
         bool, typer.Option("--again", help="Read the text again if the reading no longer serves.")
     ] = False,
     device: Device = "cpu",
+    adapter: Adapter = None,
 ) -> None:
     """Answer QUESTION about the text of reading NAME; only the answer goes to standard output."""
     from handscroll.cache.reading.store import Store
@@ -100,7 +103,7 @@ def ask(
 
     kept = Store(store, owner)
     about, _ = kept.named(name)
-    lm = load(model or about.source, device, about.identity.dtype)
+    lm = load(model or about.source, device, about.identity.dtype, adapter=adapter or about.adapters)
     text = sys.stdin.read() if question == "-" else question
     settings: AskSettings = given(
         max_tokens=max_tokens,

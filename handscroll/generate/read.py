@@ -37,6 +37,7 @@ class ToRead:
 
     `source` is the place of the model. Questions find the reading by `name`. `room` is the number of tokens declared
     for question and answer; it fixes a length-dependent scaling. `on_read(done, all)` is called after every chunk.
+    `adapters` are those of the model.
     """
 
     ids: Int[Tensor, "T"]
@@ -46,6 +47,7 @@ class ToRead:
     beyond: bool = False
     policy: str = "full"
     on_read: Callable[[int, int], None] | None = None
+    adapters: tuple[str, ...] = ()
 
 
 def read(model: Model, tokenizer: Tokenizer, store: Store, text: ToRead) -> Reading:
@@ -85,10 +87,9 @@ class Growing:
 
     store: Store
     about: Identity
-    ids: Tensor
     cache: Buffered
     before: Reading | None
-    source: str
+    text: ToRead
     part: str = ""
     saved: int = 0
     cost: float = 0.0
@@ -103,7 +104,9 @@ class Growing:
     def save(self, done: int) -> str:
         """Save the first `done` tokens; returns the number of their part."""
         begun = time.monotonic()
-        self.part = self.store.save(self.about, self.ids[:done], self.cache, self.before, self.source, self.part)
+        text = self.text
+        own = (text.source, self.part, text.adapters)
+        self.part = self.store.save(self.about, text.ids[:done], self.cache, self.before, *own)
         self.saved, self.last = done, time.monotonic()
         self.cost = self.last - begun
         return self.part
@@ -125,7 +128,7 @@ def _read_into(store: Store, model: Model, about: Identity, text: ToRead) -> str
         cache = model.new_cache(end - begin, cache_of(about.policy), **past)
         assert isinstance(cache, Buffered), "saved policies keep their tensors in buffers"
         marks, tokens = Marks.run(begin, end - begin), ids[None, begin:end].to(model.device)
-        grown = Growing(store, about, ids, cache, before, text.source)
+        grown = Growing(store, about, cache, before, text)
         for _, last, _ in hidden_chunks(model, tokens, marks, cache, length):
             if text.on_read is not None:
                 text.on_read(begin + last, len(ids))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from handscroll.base.errors import CheckpointError, ConfigError
 from handscroll.models.foreign import Entry
 from handscroll.models.model import Decoder, Model
-from handscroll.models.peft import Adapter, LowRank, read_adapter
+from handscroll.models.peft import Adapter, LowRank, is_adapter, named_base, read_adapter
 from handscroll.models.table import family
 from handscroll.models.unpack import unpack
 from handscroll.models.weights import PREFIXES
@@ -33,6 +33,10 @@ class Weighted:
 
     folder: Path
     weight: float = 1.0
+
+    def resolved(self) -> "Weighted":
+        """The same with an absolute path."""
+        return replace(self, folder=self.folder.resolve())
 
     def __str__(self) -> str:
         return str(self.folder) if self.weight == 1.0 else f"{self.folder}={self.weight:g}"
@@ -67,6 +71,15 @@ def _one(given: One) -> Weighted:
     return Weighted(Path(folder), float(weight))
 
 
+def over_base(source: str | Path, adapters: tuple[Weighted, ...]) -> tuple[str | Path, tuple[Weighted, ...]]:
+    """A model and its adapters; a model that is itself an adapter becomes the base that it names, if that is here."""
+    folder = Path(source)
+    if not is_adapter(folder) or not (name := named_base(folder)):
+        return source, adapters
+    base = next((path for path in (Path(name), folder / name) if path.exists()), None)
+    return (source, adapters) if base is None else (base, (Weighted(folder), *adapters))
+
+
 def adapt(model: Decoder, adapters: Sequence[Weighted]) -> list[Adapter]:
     """Put adapters on `model`, in place.
 
@@ -79,7 +92,11 @@ def adapt(model: Decoder, adapters: Sequence[Weighted]) -> list[Adapter]:
     for adapter, weight in found:
         places.gather(adapter, weight, changes)
     for name, change in changes.items():
-        _put(model, name, change)
+        if change.whole:
+            _replace(model, name, change.whole)
+    for name, change in changes.items():
+        if change.low or change.head or change.rows:
+            _put(model, name.removesuffix(".weight"), change)
     return [adapter for adapter, _ in found]
 
 
@@ -137,13 +154,8 @@ class _Places:
             for name, part in self._parts(entry, low, adapter):
                 own = changes.setdefault(name, _Changes())
                 (own.head if head else own.low).append(_update(self.model, name, part, weight))
-        for theirs, tensor in adapter.whole.items():
-            entry = self.find(theirs, adapter)
-            if entry.theirs in self.copies:
-                entry = self._own_head(entry)
-            turned = tensor.T if entry.transposed and tensor.dim() == 2 else tensor
-            for name, part in self._unpacked(entry, turned, tuple(turned.shape), adapter):
-                changes.setdefault(name, _Changes()).whole.append((part, weight))
+        for name, part in self._whole(adapter):
+            changes.setdefault(name, _Changes()).whole.append((part, weight))
         for module, (ids, vectors) in adapter.rows.items():
             (name,) = self.find(f"{module}.weight", adapter).ours
             if vectors.shape[1:] != self.shapes[name][1:] or int(ids[-1]) >= self.shapes[name][0]:
@@ -151,6 +163,20 @@ class _Places:
             changes.setdefault(name, _Changes()).rows.append((ids, vectors, weight))
         for theirs, tensor in adapter.same.items():
             self._check_same(theirs, tensor, adapter)
+
+    def _whole(self, adapter: Adapter) -> Iterator[tuple[str, Tensor]]:
+        """Whole tensors by our names, each once."""
+        taken: dict[str, Tensor] = {}
+        for theirs, tensor in adapter.whole.items():
+            entry = self.find(theirs, adapter)
+            if entry.theirs in self.copies and tensor.dim() == 2:
+                entry = self._own_head(entry)
+            turned = tensor.T if entry.transposed and tensor.dim() == 2 else tensor
+            for name, part in self._unpacked(entry, turned, tuple(turned.shape), adapter):
+                if name in taken and not torch.equal(taken[name], part):
+                    raise CheckpointError(f"{adapter.folder} holds '{theirs}' twice, with different numbers")
+                taken[name] = part
+        yield from taken.items()
 
     def _own_head(self, entry: Entry) -> Entry:
         """The entry of a head that was tied to the token table, and has become a matrix of its own."""
@@ -180,7 +206,7 @@ class _Places:
         entry = self.find(theirs, adapter)
         turned = tensor.T if entry.transposed else tensor
         for name, part in self._unpacked(entry, turned, tuple(turned.shape), adapter):
-            ours = dict(_numbers(self.model))[name]
+            ours = dict(_numbers(self.model))[name].detach()
             if ours.is_floating_point():
                 far = float((part.to(ours) - ours).abs().max())
                 if far > 0.01 * float(ours.abs().max()):
@@ -198,17 +224,14 @@ def _numbers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_parameters()
 
 
-def _widened(module: nn.Module) -> Iterator[tuple[slice, Tensor]]:
+def _widened(module: Any) -> Iterator[tuple[slice, Tensor]]:
     """The base matrix in float32, some rows at a time."""
-    rows, size = (module.raw if isinstance(module, Quantised) else module.weight).shape[0], 1
-    size = module.inner if isinstance(module, Quantised) else module.weight.shape[1]  # type: ignore[union-attr, index]
+    quantised = isinstance(module, Quantised)
+    rows, size = (len(module.raw), module.inner) if quantised else module.weight.shape
     step = max(1, AT_ONCE // size)
     for first in range(0, rows, step):
         part = slice(first, first + step)
-        if isinstance(module, Quantised):
-            yield part, module.format.dequantise(module.raw[part])
-        else:
-            yield part, module.weight[part].detach().to(torch.float32)  # type: ignore[index]
+        yield part, module.format.dequantise(module.raw[part]) if quantised else module.weight[part].detach().float()
 
 
 def _update(model: Decoder, name: str, low: LowRank, weight: float) -> Update:
@@ -240,20 +263,15 @@ def _sum(parts: Sequence[Tensor | None]) -> Tensor | None:
     return None if not there else torch.stack(there).sum(0)
 
 
-def _put(model: Decoder, name: str, change: _Changes) -> None:
-    """Change one tensor of the model."""
-    path, _, part = name.rpartition(".")
-    if change.whole:
-        _replace(model, path, part, change.whole)
-    if not (change.low or change.head or change.rows):
-        return
+def _put(model: Decoder, path: str, change: _Changes) -> None:
+    """Put updates over one matrix of the model."""
     base, low = model.get_submodule(path), _joined(change.low)
     if isinstance(base, (TokenTable, QuantisedTable)):
         made: nn.Module = AdaptedTable(base, low, _joined(change.head), _trained(base, change.rows))
     elif isinstance(base, (nn.Linear, Quantised)) and low is not None and not change.rows:
         made = Adapted(base, low)
     else:
-        raise ConfigError(f"an adapter changes '{name}' by an update of low rank, which is for projections and tables")
+        raise ConfigError(f"an adapter changes '{path}' by an update of low rank, which is for projections and tables")
     model.set_submodule(path, made)
 
 
@@ -271,8 +289,9 @@ def _trained(base: nn.Module, rows: Sequence[tuple[Tensor, Tensor, float]]) -> t
     return ids, after
 
 
-def _replace(model: Decoder, path: str, part: str, whole: Sequence[tuple[Tensor, float]]) -> None:
+def _replace(model: Decoder, name: str, whole: Sequence[tuple[Tensor, float]]) -> None:
     """Put whole tensors in the place of one of the base; a quantised matrix becomes one in floats."""
+    path, _, part = name.rpartition(".")
     module = model.get_submodule(path)
     if isinstance(module, Quantised) and part == "weight":
         table, rows, size = isinstance(module, QuantisedTable), module.raw.shape[0], module.inner
@@ -285,7 +304,9 @@ def _replace(model: Decoder, path: str, part: str, whole: Sequence[tuple[Tensor,
     else:
         before = getattr(module, part).detach()
     wide = before.to(torch.float32)
-    after = sum((weight * (tensor.to(wide) - wide) for tensor, weight in whole), wide)
+    after = wide.clone()
+    for tensor, weight in whole:
+        after += weight * (tensor.to(wide) - wide)
     if len(whole) == 1 and whole[0][1] == 1.0:
         after = whole[0][0]  # exactly, whatever the base is
     made = after.to(before).contiguous()
@@ -316,10 +337,10 @@ def merge(model: Model) -> None:
             if isinstance(module, AdaptedTable):
                 _merge_table(model, module, base)
             else:
-                shift = module.update.shift
+                shift, bias = module.update.shift, base.bias
                 base.weight = _parameter(module.weight, base)
-                if shift is not None:
-                    base.bias = _parameter(base.bias + shift.to(base.bias), base)
+                if shift is not None and isinstance(bias, Tensor):
+                    base.bias = _parameter(bias + shift.to(bias), base)
             model.set_submodule(name, base)
 
 

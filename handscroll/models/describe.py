@@ -4,6 +4,7 @@ from pathlib import Path
 
 from handscroll.base.gguf import is_gguf
 from handscroll.models.gguf.load import ignored_keys
+from handscroll.models.peft import read_adapter
 from handscroll.models.weights import read_config, read_json, settled_config, weight_sizes
 
 
@@ -48,6 +49,12 @@ def _cache(config) -> list[tuple[str, str]]:
         each += f"; {further:,} bytes in float32 behind token {longest:,}"
     full = spec.cache_bytes(config.context, 4)
     return [("KV cache per token", each), ("KV cache, full context", f"{full / 1e6:,.1f} MB in float32")]
+
+
+def adapter_facts(folder: Path) -> list[tuple[str, str]]:
+    """Lines about an adapter folder."""
+    found = read_adapter(folder)
+    return [("adapter", found.describe()), ("adapter of", found.base or "a base that it does not name")]
 
 
 def _ignored(source: Path) -> list[tuple[str, str]]:

@@ -107,8 +107,9 @@ def read_adapter(folder: Path) -> Adapter:
     for name, tensor in tensors.items():
         module, part = _split(name)
         if part in ("weight", "bias"):
-            same = module.endswith(".base_layer") and part == "weight"
-            (found.same if same else found.whole)[f"{module.removesuffix('.base_layer')}.{part}"] = tensor
+            same = (module.endswith(".base_layer") and part == "weight") or ".original_module" in module
+            module = WRAPPED.sub("", module)
+            (found.same if same else found.whole)[f"{module}.{part}"] = tensor
         else:
             parts.setdefault(module, {})[part] = tensor
     for module, own in parts.items():
@@ -121,6 +122,8 @@ def read_adapter(folder: Path) -> Adapter:
     return found
 
 
+# What PEFT puts into the names of modules that it wraps.
+WRAPPED = re.compile(r"\.(base_layer|original_module|modules_to_save(\.default)?)(?=\.|$)")
 PARTS = {
     "lora_A.weight": "a",
     "lora_B.weight": "b",

@@ -4,7 +4,7 @@ A matrix W (N, D) becomes (1 + gain) * W + scale * B A. LoRA is B A alone; DoRA 
 has a `gain` for each row; a bias may have a `shift`. Several adapters add up: their A and B are joined into one.
 """
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,8 @@ class Update(nn.Module):
     A and B are parameters in training and buffers otherwise.
     """
 
+    a: Tensor
+    b: Tensor
     gain: Tensor | None
     shift: Tensor | None
 
@@ -65,6 +67,9 @@ class Update(nn.Module):
 class Adapted(nn.Module):
     """A linear layer, float or quantised, with an update."""
 
+    base: Any
+    update: Update
+
     def __init__(self, base: nn.Module, update: Update):
         super().__init__()
         self.base, self.update = base, update
@@ -72,12 +77,12 @@ class Adapted(nn.Module):
     @property
     def bias(self) -> Tensor | None:
         """The bias of the layer below."""
-        return self.base.bias  # type: ignore[return-value]
+        return self.base.bias
 
     @property
     def weight(self) -> Tensor:
         """The changed weights (N, D), computed at every call."""
-        return self.update.merged(self.base.weight)  # type: ignore[arg-type]
+        return self.update.merged(self.base.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.update.of(self.base(x), x, self.bias)
@@ -88,6 +93,12 @@ class AdaptedTable(nn.Module):
 
     `rows` are token ids (n,) and the vectors (n, D) that replace theirs, in both uses of the table.
     """
+
+    base: Any
+    lookup: Update | None
+    head: Update | None
+    ids: Tensor | None
+    vectors: Tensor
 
     def __init__(
         self,
@@ -114,8 +125,7 @@ class AdaptedTable(nn.Module):
 
     def project(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., D)."""
-        project: Callable[[Tensor], Tensor] = self.base.project  # type: ignore[assignment]
-        out = project(hidden)
+        out = self.base.project(hidden)
         if self.head is not None:
             out = self.head.of(out, hidden)
         if self.ids is not None:
@@ -124,7 +134,7 @@ class AdaptedTable(nn.Module):
 
     def merged(self, update: Update | None) -> Tensor:
         """The table (V, D) with one of its updates, and its own rows."""
-        weight: Tensor = self.base.weight.detach()  # type: ignore[union-attr, assignment]
+        weight = self.base.weight.detach()
         weight = weight if update is None else update.merged(weight)
         return weight if self.ids is None else weight.index_copy(0, self.ids, self.vectors.to(weight.dtype))
 

@@ -57,6 +57,7 @@ class About:
     kv_heads: int
     head_size: int
     source: str
+    adapters: tuple[str, ...] = ()  # that the model had
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -127,6 +128,7 @@ class Store:
         before: Reading | None,
         source: str,
         after: str = "",
+        adapters: tuple[str, ...] = (),
     ) -> str:
         """Save the keys and values in `cache` of `tokens` (S,), of which `before` had read the beginning; return the
         number.
@@ -138,7 +140,7 @@ class Store:
             CheckpointError: the disk refused the files; nothing is left behind.
         """
         state = [cache.saving(layer) for layer in range(cache.layers)]
-        about = self._about(identity, tokens, cache, before, source)
+        about = replace(self._about(identity, tokens, cache, before, source), adapters=adapters)
         with self._lock():
             self._sweep()
             if after and (there := self._there(after)):
@@ -306,7 +308,8 @@ class Store:
         path = self.folder / "parts" / number / "about.json"
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            return About(**values | {"identity": Identity(**values["identity"]), "windows": tuple(values["windows"])})
+            lists = {name: tuple(values.get(name, ())) for name in ("windows", "adapters")}
+            return About(**values | {"identity": Identity(**values["identity"]), **lists})
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise CheckpointError(f"{path} is missing or damaged ({error}); read the text again") from None
 
