@@ -44,7 +44,7 @@ from handscroll.models.labels import Answer, Tag, answered, probabilities, score
 from handscroll.models.model import Decoder
 from handscroll.models.sentences import framed
 from handscroll.models.weights import PROVENANCE, load_model, locate, read_provenance, save_model
-from handscroll.nn.quantised import PROJECTIONS, Quantised, quantise
+from handscroll.nn.quantised import PROJECTIONS, Quantised
 from handscroll.text.framed import Text
 from handscroll.text.gguf_out import metadata_of
 from handscroll.text.tokenizer import Tokenizer
@@ -417,7 +417,7 @@ def load(
     path = locate(source)
     _held = read_gguf(path) if is_gguf(path) else None  # held here, so that its header is read only once
     tokenizer = Tokenizer.load(path)
-    model = load_model(path, DTYPES.get(dtype), device, as_stored=not weights)
+    model = load_model(path, DTYPES.get(dtype), device, not weights, weights if weights in PROJECTIONS else "")
     if tokenizer.vocab_size > model.config.vocab:
         raise CapacityError(
             f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab}; "
@@ -425,8 +425,6 @@ def load(
         )
     if weights in PROJECTIONS and model.spec.recurrent:
         raise ConfigError(f"family '{model.config.family}' has no projections to round: leave out weights")
-    if weights in PROJECTIONS:
-        quantise(model, weights)
     adapt(model, adapters)
     defaults = Defaults.load(path)
     if ends := defaults.ends(model.config.vocab):

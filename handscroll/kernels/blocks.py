@@ -51,6 +51,11 @@ def q8_0(raw: Tensor) -> Tensor:
     return _half(raw, 0) * raw[..., 2:].view(torch.int8).to(torch.float32)
 
 
+def fp8(raw: Tensor) -> Tensor:
+    scale = raw[..., :4].contiguous().view(torch.float32)
+    return raw[..., 4:].contiguous().view(torch.float8_e4m3fn).to(torch.float32) * scale
+
+
 def q2_k(raw: Tensor) -> Tensor:
     """16 bytes with a scale (low bits) and a lowest number (high bits) each, 64 bytes of numbers, a scale for both."""
     scales, numbers = raw[..., :16], raw[..., 16:80].unflatten(-1, (2, 32))

@@ -3,7 +3,7 @@
 A matrix of N rows of D numbers is kept as raw bytes (N, row_bytes), which are a copy or a view of a mapped file. Most
 formats divide a row into blocks of 32 or 256 numbers, which are small whole numbers with their own scales. These are
 the layouts of GGUF files (ggml-common.h of llama.cpp; their scales are float16, little-endian). `int8` is ours: a row
-of int8 numbers, then its scale in float32.
+of int8 numbers, then its scale in float32; `FP8` is blocks of a float32 scale and 32 numbers in float8 (E4M3).
 
 To add a format, add a function here, a line in `FORMATS` and, to make it fast, a reader in `native/quantised.h`.
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from handscroll.base.errors import ConfigError, nearest
 from handscroll.kernels.blocks import (
+    fp8,
     q2_k,
     q3_k,
     q4_0,
@@ -140,6 +141,7 @@ FORMATS: dict[str, Format] = {
         Format("Q4_K", 11, 256, 144, _of_blocks(144, q4_k), ggml=12),
         Format("Q5_K", 12, 256, 176, _of_blocks(176, q5_k), ggml=13),
         Format("Q6_K", 13, 256, 210, _of_blocks(210, q6_k), ggml=14),
+        Format("FP8", 14, 32, 36, _of_blocks(36, fp8)),
     )
 }
 WRITTEN = tuple(name for name, one in FORMATS.items() if one.write is not None)

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,21 @@ from torch import Tensor
 from handscroll.base.errors import CheckpointError, ConfigError, nearest
 from handscroll.base.gguf import found_in, is_gguf, read_gguf
 from handscroll.base.runs import write_file
+from handscroll.kernels.formats import Format
 from handscroll.models.classes import SUFFIXES
-from handscroll.models.foreign import Family
+from handscroll.models.foreign import Entry, Family
 from handscroll.models.gguf.load import load_gguf, read_header, settled, sizes_of, stored_dtype
 from handscroll.models.heads import part_of_head
 from handscroll.models.model import Decoder, Model
+from handscroll.models.packed.numbers import Packed
+from handscroll.models.packed.table import QUANTISATION, Scheme, scheme_of
 from handscroll.models.table import family
 from handscroll.models.unpack import empty_model, mapped, pack, unpack
+from handscroll.nn.quantised import give, keep, round_one
 
 # Buffers in old checkpoints that are recomputed from the configuration.
+# Tensors beside quantised matrices that only rounded activations and caches need.
+_SPARE = re.compile(r"\.((input|output|k|v|q)_(scale|zero_point)|input_global_scale)$")
 BUFFERS = re.compile(r"(rotary_emb\.inv_freq|\.attn\.bias|\.attn\.masked_bias|embeddings\.position_ids)$")
 PREFIXES = ("model.", "transformer.", "bert.", "roberta.", "distilbert.", "electra.")
 PROVENANCE, PROVENANCE_KEY = "handscroll.json", "handscroll.provenance"
@@ -92,6 +99,8 @@ def read_config(source: Path) -> tuple[Family, Any]:
     if "model_type" not in foreign:
         raise CheckpointError(f"{source / 'config.json'} has no 'model_type'")
     kind = family(foreign["model_type"])
+    if scheme_of(foreign) is not None:
+        foreign = {key: value for key, value in foreign.items() if key not in QUANTISATION}
     return kind, kind.parse(foreign)
 
 
@@ -104,13 +113,22 @@ def settled_config(source: Path) -> tuple[Family, Any]:
         return kind, kind.settle(config, _Reader(source, stack).look)
 
 
+def _scheme(source: Path) -> Scheme | None:
+    return scheme_of(read_json(source / "config.json"))
+
+
 def load_model(
-    source: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu", as_stored: bool = False
+    source: Path,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    as_stored: bool = False,
+    rounded: str = "",
 ) -> Decoder:
     """Build the model of a checkpoint folder or a GGUF file and read its weights.
 
     Files are mapped: a tensor stored in `dtype` (None: the dtype of most tensors) is a view of its file. `as_stored`
-    keeps quantised matrices of a GGUF file as they are; otherwise they are dequantised.
+    keeps quantised matrices as they are; otherwise they are dequantised. `rounded` rounds projections and tables to a
+    format of `PROJECTIONS` while they are read, so that the float model never exists as a whole.
 
     Raises:
         CheckpointError: tensors are missing, unexpected, truncated or of the wrong shape; the message names them.
@@ -118,7 +136,7 @@ def load_model(
     """
     check_device(device)
     if is_gguf(source):
-        return load_gguf(source, dtype, device, as_stored)
+        return load_gguf(source, dtype, device, as_stored, rounded)
     kind, config = read_config(source)
     state: dict[str, Tensor] = {}
     with ExitStack() as stack:
@@ -128,18 +146,44 @@ def load_model(
             config = kind.settle(config, reader.look)
         model = empty_model(kind, config)
         shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        scheme = _scheme(source)
         for entry in kind.entries(config):
-            tensor = reader.take(entry.theirs, *entry.also)
-            if not tensor.is_floating_point():
-                raise CheckpointError(
-                    f"{source}: tensor '{entry.theirs}' is {tensor.dtype}; quantised weights are read from GGUF files"
-                )
-            for name, part in unpack(entry, tensor, tuple(tensor.shape), shapes, source):
-                state[name] = part.to(device=device, dtype=dtype).contiguous()
+            stored, format, shape, entry = _stored(reader, entry, scheme, dtype if not as_stored else None)
+            for name, part in unpack(entry, stored, shape, shapes, source):
+                part = part.to(device).contiguous()
+                if format is not None and keep(model, name, format, part, dtype):
+                    continue
+                numbers = part.to(dtype) if format is None else format.dequantise(part, dtype)
+                if not round_one(model, name, numbers, rounded):
+                    state[name] = numbers
         copies = kind.copies(config)
-        reader.check_rest({theirs: None if ours is None else state[ours] for theirs, ours in copies.items()})
-    model.load_state_dict(state, assign=True)
+        # The copy of a matrix that was rounded cannot be compared.
+        reader.check_rest({theirs: state.get(ours) if ours else None for theirs, ours in copies.items()})
+    give(model, state)
     return model.eval()
+
+
+def _stored(
+    reader: "_Reader", entry: Entry, scheme: Scheme | None, dtype: torch.dtype | None
+) -> tuple[Tensor, Format | None, tuple[int, ...], Entry]:
+    """A foreign tensor, or the rows of a quantised matrix and their format; its shape in numbers; its entry.
+
+    With a `dtype` quantised matrices are read as numbers.
+    """
+    packed = None if scheme is None else reader.packed(entry, scheme)
+    if packed is not None:
+        entry = replace(entry, transposed=False)  # layouts of quantised matrices have rows of outputs
+        kept = packed.raw() if dtype is None else None
+        if kept is not None:
+            return kept[1], kept[0], packed.shape, entry
+        return packed.floats(dtype or torch.float32), None, packed.shape, entry
+    stored = reader.take(entry.theirs, *entry.also)
+    if not stored.is_floating_point():
+        raise CheckpointError(
+            f"{reader.folder}: tensor '{entry.theirs}' is {stored.dtype}, and config.json has no quantization_config "
+            "that says how it is read"
+        )
+    return stored, None, tuple(stored.shape), entry
 
 
 def loaded_dtype(source: Path, device: str | torch.device = "cpu") -> torch.dtype:
@@ -211,6 +255,7 @@ class _Reader:
             self.files |= dict.fromkeys(handle.keys(), handle)  # its header is valid
             self.places |= dict.fromkeys(handle.keys(), _mapped(path))
         self.taken: set[str] = set()
+        self.spare = BUFFERS
 
     @property
     def dtype(self) -> torch.dtype:
@@ -250,6 +295,31 @@ class _Reader:
             "'architectures' (...Model for a bare one), or fetch the weights of the whole model"
         )
 
+    def packed(self, entry: Entry, scheme: Scheme) -> Packed | None:
+        """The quantised matrix of an entry, or None.
+
+        Raises:
+            CheckpointError: its tensors do not fit each other.
+        """
+        module = entry.theirs.removesuffix(".weight")
+        taken: list[str] = []
+
+        def take(ending: str) -> Tensor | None:
+            held = self.find(f"{module}.{ending}")
+            if held is None:
+                return None
+            taken.append(held)
+            return self._tensor(held)
+
+        try:
+            found = scheme(take) if entry.theirs.endswith(".weight") else None
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.folder}: '{module}': {error}") from None
+        if found is not None:
+            self.taken |= set(taken)
+            self.spare = _SPARE
+        return found
+
     def _tensor(self, name: str) -> Tensor:
         """A view of the file for float tensors; the library would copy."""
         numbers, header = self.places[name]
@@ -261,7 +331,11 @@ class _Reader:
 
     def check_rest(self, copies: dict[str, Tensor | None]) -> None:
         """Refuse unexpected tensors; `copies` may repeat one of the model (None: they are ignored)."""
-        rest = {name for name in self.files if name not in self.taken and not BUFFERS.search(name)}
+        rest = {
+            name
+            for name in self.files
+            if name not in self.taken and not (BUFFERS.search(name) or self.spare.search(name))
+        }
         for name in rest & copies.keys():
             held, ours = self._tensor(name), copies[name]
             if ours is None:

@@ -67,19 +67,48 @@ class QuantisedTable(Quantised):
         return self.format.dequantise(self.raw[tokens], self.dtype)
 
 
-def quantise(model: nn.Module, weights: str = "int8") -> nn.Module:
-    """Round every linear layer and token table of a model, one after the other, in place.
+def keep(model: nn.Module, name: str, format: Format, raw: Tensor, dtype: torch.dtype) -> bool:
+    """Let the owner of weight `name` compute with the bytes of a format; false if only its numbers can be used."""
+    path, _, part = name.rpartition(".")
+    owner = model.get_submodule(path)
+    if part != "weight" or not isinstance(owner, (nn.Linear, TokenTable)):
+        return False
+    kind = QuantisedTable if isinstance(owner, TokenTable) else Quantised
+    bias = owner.bias if isinstance(owner, nn.Linear) and owner.bias is not None else None
+    model.set_submodule(path, kind(format, raw, bias, dtype))
+    return True
+
+
+def round_one(model: nn.Module, name: str, weight: Tensor, weights: str) -> bool:
+    """Round the weights (N, D) of one projection or table of a model; false if `name` is another tensor, or `weights`
+    is "".
 
     `weights` is a name of `PROJECTIONS`.
 
     Raises:
         ConfigError: a width is not a multiple of 32 (int4).
     """
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear):
-                format = PROJECTIONS["int8" if name == "projection" else weights]
-                setattr(parent, name, Quantised.of(format, child.weight, child.bias))
-            elif isinstance(child, TokenTable):
-                setattr(parent, name, QuantisedTable.of(PROJECTIONS["int8"], child.weight))
+    path, _, part = name.rpartition(".")
+    owner = model.get_submodule(path)
+    if not weights or part != "weight" or not isinstance(owner, (nn.Linear, TokenTable)):
+        return False
+    ends = isinstance(owner, TokenTable) or path.rpartition(".")[2] == "projection"
+    format = PROJECTIONS["int8" if ends else weights]
+    return keep(model, name, format, format.quantise(weight), weight.dtype)
+
+
+def give(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Give a model without numbers its numbers, including the biases of quantised projections."""
+    for name in list(state):
+        owner = model.get_submodule(name.rpartition(".")[0])
+        if isinstance(owner, Quantised):
+            owner.bias = state.pop(name)
+    kept = {name: tensor for name, tensor in model.state_dict().items() if tensor.device.type != "meta"}
+    model.load_state_dict(state | kept, assign=True)
+
+
+def quantise(model: nn.Module, weights: str = "int8") -> nn.Module:
+    """Round every linear layer and token table of a model, one after the other, in place."""
+    for name, parameter in list(model.named_parameters()):
+        round_one(model, name, parameter.detach(), weights)
     return model

@@ -17,6 +17,10 @@ def random_raw(name: str, rows: int, size: int, seed: int = 0) -> torch.Tensor:
     if name in ("F32", "F16", "BF16", "int8"):
         return one.quantise(torch.from_numpy(random.normal(size=(rows, size)).astype(np.float32)))
     raw = random.integers(0, 256, (rows, size // one.block, one.block_bytes), dtype=np.uint8)
+    if name == "FP8":
+        raw[raw & 127 == 127] = 0  # not a number
+        raw[:, :, :4] = random.normal(scale=0.01, size=(*raw.shape[:2], 1)).astype(np.float32).view(np.uint8)
+        return torch.from_numpy(raw.reshape(rows, -1))
     for at in HALVES[name]:
         scales = random.normal(scale=0.01, size=(*raw.shape[:2], 1)).astype(np.float16)
         raw[:, :, at : at + 2] = scales.view(np.uint8)

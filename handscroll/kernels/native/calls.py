@@ -17,7 +17,7 @@ from handscroll.kernels.rounding import GROUP
 # The numbers of the dtypes of keys and values; uint8 is int4, two a byte. The first two are also formats of a matrix
 # (kernels/formats.py).
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3, torch.float16: 4}
-PLAIN = (0, 1, 3)  # numbers of the formats without blocks or scales: F32, BF16, F16
+PLAIN = (0, 1, 3, 14)  # numbers of the formats whose numbers are not whole: F32, BF16, F16, FP8
 NARROW = ((torch.bfloat16,) * 3, (torch.float32, torch.float16, torch.float16))  # queries, keys, values of `prefill`
 LANES = 16  # sizes must be multiples of this
 WIDEST = 512  # most numbers of an int8 key; the sums of their products are in 32 bits

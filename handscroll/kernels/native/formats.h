@@ -1,18 +1,19 @@
 // The number formats of weight matrices (kernels/formats.py): where the numbers of a block lie, read one by one.
 //
 // The `number` of a `Format` is its kind here. A row of F32, F16, BF16 and int8 is its numbers; in int8 a float32 scale
-// follows. The other formats are blocks of 32 or 256 numbers as in ggml-common.h of llama.cpp.
+// follows. FP8 is blocks of a float32 scale and 32 numbers in float8 (E4M3). The other formats are blocks of 32 or 256
+// numbers as in ggml-common.h of llama.cpp.
 
 #pragma once
 #include <type_traits>
 #include "simd.h"
 
-enum FormatNumber { F32, BF16, INT8, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, FORMATS };
+enum FormatNumber { F32, BF16, INT8, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, FP8, FORMATS };
 
 namespace {
 
-constexpr int64_t BLOCK_NUMBERS[FORMATS] = {1, 1, 1, 1, 32, 32, 32, 32, 32, 256, 256, 256, 256, 256};
-constexpr int64_t BLOCK_BYTES[FORMATS] = {4, 2, 1, 2, 18, 20, 22, 24, 34, 84, 110, 144, 176, 210};
+constexpr int64_t BLOCK_NUMBERS[FORMATS] = {1, 1, 1, 1, 32, 32, 32, 32, 32, 256, 256, 256, 256, 256, 32};
+constexpr int64_t BLOCK_BYTES[FORMATS] = {4, 2, 1, 2, 18, 20, 22, 24, 34, 84, 110, 144, 176, 210, 36};
 
 inline int64_t row_bytes(int64_t kind, int64_t inner) {
     return inner / BLOCK_NUMBERS[kind] * BLOCK_BYTES[kind] + (kind == INT8 ? 4 : 0);
@@ -56,6 +57,13 @@ inline void widen_block(const uint8_t* b, float* y, int64_t count = 32) {
             else if constexpr (KIND == F16) y[i] = half(b + 2 * i);
             else if constexpr (KIND == INT8) y[i] = (float)(int8_t)b[i];
             else y[i] = widen(bf16{(uint16_t)(b[2 * i] | b[2 * i + 1] << 8)});
+        }
+    } else if constexpr (KIND == FP8) {
+        float scale;
+        memcpy(&scale, b, 4);
+        for (int i = 0; i < 32; i++) {  // as float16 the exponent of the same bits is 8 less
+            const uint16_t bits = (b[4 + i] & 0x80) << 8 | (b[4 + i] & 0x7f) << 7;
+            y[i] = half((const uint8_t*)&bits) * 256 * scale;
         }
     } else if constexpr (KIND == Q8_0) {
         for (int i = 0; i < 32; i++) y[i] = half(b) * (int8_t)b[2 + i];
@@ -130,6 +138,7 @@ inline void of_format(int64_t kind, With with) {
         case Q4_K: return with(std::integral_constant<int, Q4_K>());
         case Q5_K: return with(std::integral_constant<int, Q5_K>());
         case Q6_K: return with(std::integral_constant<int, Q6_K>());
+        case FP8: return with(std::integral_constant<int, FP8>());
     }
 }
 

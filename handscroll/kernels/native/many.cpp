@@ -154,7 +154,7 @@ void many(const T* x, const uint8_t* w, const T* bias, const int64_t* shape, T* 
 template <class T>
 void of_kind(int kind, const T* x, const void* w, const T* bias, const int64_t* shape, T* y) {
     of_format(kind, [&](auto constant) {
-        if constexpr (constant == INT8 || constant >= Q4_0) many<constant, T>(x, (const uint8_t*)w, bias, shape, y);
+        if constexpr (constant == INT8 || (constant >= Q4_0 && constant != FP8)) many<constant, T>(x, (const uint8_t*)w, bias, shape, y);
     });
 }
 

@@ -71,7 +71,7 @@ inline void float_row(const float* x, int64_t inner, const uint8_t* w, f16v* y) 
 template <int KIND, int R>
 inline void quantised_row(const float* x, const Planes& whole, int64_t first, int64_t inner, const uint8_t* w, f16v* y) {
 #if defined(WHOLE)
-    if constexpr (KIND != F16) whole_row<KIND, R>(whole, first, inner, w, y);
+    if constexpr (KIND != F16 && KIND != FP8) whole_row<KIND, R>(whole, first, inner, w, y);
     else
 #endif
         float_row<KIND, R>(x + first * inner, inner, w, y);

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from handscroll.base.errors import CheckpointError, ConfigError
 from handscroll.base.gguf import GGUF, Stored, read_gguf
@@ -16,8 +16,7 @@ from handscroll.models.gguf.side import GGUFSide, Header
 from handscroll.models.model import Decoder
 from handscroll.models.table import ARCHITECTURES, family
 from handscroll.models.unpack import empty_model, mapped, unpack
-from handscroll.nn.linear import TokenTable
-from handscroll.nn.quantised import Quantised, QuantisedTable
+from handscroll.nn.quantised import give, keep, round_one
 from handscroll.text.gguf import ends, roles
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -62,11 +61,13 @@ def _tokens(file: GGUF) -> dict[str, Any]:
     return {"bos_token_id": roles(file.metadata)["bos"], "eos_token_id": found or None}
 
 
-def load_gguf(path: Path, dtype: torch.dtype | None, device: str | torch.device, as_stored: bool) -> Decoder:
+def load_gguf(
+    path: Path, dtype: torch.dtype | None, device: str | torch.device, as_stored: bool, rounded: str = ""
+) -> Decoder:
     """The model of a GGUF file.
 
     `dtype` is the dtype of the computation (None: see `stored_dtype`). `as_stored` keeps quantised matrices as they
-    are; otherwise they are dequantised.
+    are; otherwise they are dequantised, or `rounded` to a format of `PROJECTIONS`, one after the other.
 
     Raises:
         CheckpointError: tensors are missing, unexpected, truncated or of the wrong shape; the message names them.
@@ -85,32 +86,15 @@ def load_gguf(path: Path, dtype: torch.dtype | None, device: str | torch.device,
         quantised = format.name not in FLOATS
         raw = reader.bytes(stored, format) if quantised else reader.numbers(stored)
         for name, part in unpack(entry, raw, stored.shape, shapes, path):
-            if quantised and as_stored and (made := _kept(model, name, format, part.to(device), dtype)):
-                model.set_submodule(name.rpartition(".")[0], made)
+            if quantised and as_stored and keep(model, name, format, part.to(device), dtype):
                 continue
             numbers = format.dequantise(part, dtype) if quantised else part
-            state[name] = (numbers - entry.plus if entry.plus else numbers).to(device=device, dtype=dtype)
+            numbers = (numbers - entry.plus if entry.plus else numbers).to(device=device, dtype=dtype)
+            if not round_one(model, name, numbers, rounded):
+                state[name] = numbers
     reader.check_rest(header.tensors)
-    _give(model, state)
+    give(model, state)
     return model.eval()
-
-
-def _kept(model: Decoder, name: str, format: Format, raw: Tensor, dtype: torch.dtype) -> Quantised | None:
-    """The module that computes with a quantised matrix; None if only its numbers can be used."""
-    owner = model.get_submodule(name.rpartition(".")[0])
-    if isinstance(owner, TokenTable):
-        return QuantisedTable(format, raw, None, dtype)
-    return Quantised(format, raw, None, dtype) if isinstance(owner, nn.Linear) else None
-
-
-def _give(model: Decoder, state: dict[str, Tensor]) -> None:
-    """Copy numbers into the model, including the biases of quantised projections."""
-    for name in list(state):
-        owner = model.get_submodule(name.rpartition(".")[0])
-        if isinstance(owner, Quantised):
-            owner.bias = state.pop(name)
-    kept = {name: tensor for name, tensor in model.state_dict().items() if tensor.device.type != "meta"}
-    model.load_state_dict(state | kept, assign=True)
 
 
 def stored_dtype(file: GGUF, device: str | torch.device) -> torch.dtype:
