@@ -44,7 +44,7 @@ from handscroll.models.labels import Answer, Tag, answered, probabilities, score
 from handscroll.models.model import Decoder
 from handscroll.models.sentences import framed
 from handscroll.models.weights import PROVENANCE, load_model, locate, read_provenance, save_model
-from handscroll.nn.quantised import PROJECTIONS, Quantised
+from handscroll.nn.quantised import PROJECTIONS, quantised
 from handscroll.text.framed import Text
 from handscroll.text.gguf_out import metadata_of
 from handscroll.text.tokenizer import Tokenizer
@@ -325,9 +325,13 @@ class LM:
         return identity_of(self.model, self.tokenizer, length, policy)
 
     def save(self, folder: str | Path) -> Path:
-        """Write an ordinary Hugging Face folder: config, safetensors, tokenizer, and `handscroll.json`."""
+        """Write an ordinary Hugging Face folder: config, safetensors, tokenizer, and `handscroll.json`.
+
+        Quantised weights are written as they lie; only this package reads such a folder (`weights="float"` writes one
+        that others read).
+        """
         folder = Path(folder)
-        self._check_whole()
+        self._check_merged()
         save_model(self.model, folder, pad=self.tokenizer.pad)
         self.tokenizer.save(folder)
         config = self.model.config
@@ -364,12 +368,15 @@ class LM:
         tokens = metadata_of(self.tokenizer, self.model.config.vocab, self.model.config.eos)
         return save_gguf(self.model, tokens | self.defaults.metadata(), Path(path), weights, self.provenance)
 
-    def _check_whole(self) -> None:
+    def _check_merged(self) -> None:
         if self.adapters:
             raise ConfigError(
                 f"{self.source} has an adapter over it ({', '.join(map(str, self.adapters))}): call merge() first"
             )
-        if any(isinstance(module, Quantised) for module in self.model.modules()):
+
+    def _check_whole(self) -> None:
+        self._check_merged()
+        if quantised(self.model):
             raise ConfigError(
                 f"the weights of {self.source} were rounded when it was loaded: load it with weights='float'"
             )
@@ -398,7 +405,7 @@ def load(
     `dtype` "auto" is the dtype of the stored checkpoint (float32 on a CPU for float16 and for quantised weights).
     `weights` "" keeps quantised matrices of a GGUF file as they are; "float" dequantises them, as training requires.
     "int8" or "int4" rounds all projections to that format, and token table and head to int8 in both cases. Rounded
-    weights are approximate: they serve for reading and decoding, not for training or saving.
+    weights are approximate: they serve for reading and decoding, not for training.
 
     `adapter` is a folder in PEFT's form, "FOLDER=0.5" or (folder, 0.5) for a share of its change, or several of these
     (`models/adapters.py`). The base stays as it is, quantised weights included. A `source` that is an adapter is loaded

@@ -17,17 +17,13 @@ def export(
     out: Annotated[Path, typer.Argument(help="The GGUF file, or the folder, to write; it must not exist.")],
     kind: Annotated[
         str,
-        typer.Option("--type", help="Matrices: f32, f16, bf16, and in a file q8_0 or q4_0. [f16; folder: as MODEL]"),
+        typer.Option("--type", help="Matrices: f32, f16, bf16; file: q8_0, q4_0 [f16]; folder: int8, int4 [as MODEL]."),
     ] = "",
     adapter: Adapter = None,
 ) -> None:
     """Write MODEL as a GGUF file, which llama.cpp and this package read, or as a folder of safetensors."""
-    import torch
-
     from handscroll.base.gguf import SUFFIX
     from handscroll.lm import load
-    from handscroll.models.adapters import over_base
-    from handscroll.models.weights import loaded_dtype, locate
 
     if out.exists():
         raise ConfigError(f"{out} exists; give a new name, so that nothing is overwritten")
@@ -35,17 +31,37 @@ def export(
         load(model, weights="float", adapter=adapter).merge().export_gguf(out, kind or "f16")
         size = out.stat().st_size
     else:
-        if kind and kind not in FOLDER_TYPES:
-            raise ConfigError(
-                f"--type {kind} for the folder {out}: {nearest(kind, FOLDER_TYPES)}; other types are for files that "
-                f"end in {SUFFIX}"
-            )
-        lm = load(model, weights="float", adapter=adapter).merge()
-        stored = loaded_dtype(locate(over_base(model, ())[0]), "cuda")  # a CPU would widen float16
-        lm.model.to(getattr(torch, FOLDER_TYPES[kind]) if kind else stored)
-        lm.save(out)
+        _folder(model, out, kind, adapter)
         size = sum(path.stat().st_size for path in out.iterdir())
     screen().print(f"written: {out} ({size / 1e6:,.1f} MB)", markup=False)
+
+
+def _folder(model: str, out: Path, kind: str, adapter: list[str] | None) -> None:
+    """Write a folder in a float dtype, or with rounded weights."""
+    import torch
+
+    from handscroll.base.gguf import SUFFIX
+    from handscroll.lm import load
+    from handscroll.models.adapters import over_base
+    from handscroll.models.weights import loaded_dtype, locate
+    from handscroll.nn.quantised import PROJECTIONS, quantise
+
+    allowed = (*FOLDER_TYPES, *PROJECTIONS)
+    if kind and kind not in allowed:
+        raise ConfigError(
+            f"--type {kind} for the folder {out}: {nearest(kind, allowed)}; other types are for files that end in "
+            f"{SUFFIX}"
+        )
+    if kind in PROJECTIONS and not adapter:
+        load(model, weights=kind).save(out)  # rounded while it is read
+        return
+    lm = load(model, weights="float", adapter=adapter).merge()
+    if kind in PROJECTIONS:
+        quantise(lm.model, kind)
+    else:
+        stored = loaded_dtype(locate(over_base(model, ())[0]), "cuda")  # a CPU would widen float16
+        lm.model.to(getattr(torch, FOLDER_TYPES[kind]) if kind else stored)
+    lm.save(out)
 
 
 def register(app: typer.Typer) -> None:

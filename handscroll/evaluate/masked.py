@@ -59,5 +59,6 @@ def _scored(model: Model, ids: Tensor, mask: int) -> Tensor:
         hidden = model.hidden(model.embed(tokens[None].to(model.device), marks), marks, model.mask())
         chosen = hidden[0, (places + 1).to(hidden.device)]
         targets = ids[places + 1].to(hidden.device)
-        losses[places] = token_losses(model.prepared(chosen), model.head, targets, model.head_bias).float().cpu()
+        prepared, vocab = model.prepared(chosen), model.config.vocab
+        losses[places] = token_losses(prepared, model.project, vocab, targets, model.head_bias).float().cpu()
     return losses

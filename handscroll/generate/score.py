@@ -46,7 +46,9 @@ def nll(model: Model, ids: Int[Tensor, "T"], window: int | None = None) -> Float
         parts = []
         for first, last, hidden in _chunks(model, ids[:-1], len(ids)):
             targets = ids[first + 1 : last + 1].to(hidden.device)
-            parts.append(token_losses(hidden[0], model.head, targets, cap=model.logit_cap).float().cpu())
+            parts.append(
+                token_losses(hidden[0], model.project, model.config.vocab, targets, cap=model.logit_cap).float().cpu()
+            )
         return torch.cat(parts)
     if window < 2:
         raise ConfigError(f"a window of {window} tokens sees nothing; give at least 2")

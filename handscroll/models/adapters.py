@@ -24,6 +24,7 @@ from handscroll.nn.adapted import AT_ONCE, Adapted, AdaptedTable, Update
 from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.quantised import Quantised, QuantisedTable
 
+LONGEST = 1024  # a name of a base that is longer is no path
 One = str | Path | tuple[str | Path, float]
 
 
@@ -76,7 +77,7 @@ def over_base(source: str | Path, adapters: tuple[Weighted, ...]) -> tuple[str |
     folder = Path(source)
     if not is_adapter(folder) or not (name := named_base(folder)):
         return source, adapters
-    base = next((path for path in (Path(name), folder / name) if path.exists()), None)
+    base = next((path for path in (Path(name), folder / name) if len(name) < LONGEST and path.exists()), None)
     return (source, adapters) if base is None else (base, (Weighted(folder), *adapters))
 
 

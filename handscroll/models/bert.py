@@ -191,9 +191,7 @@ class Bert(Decoder):
 
     def logits(self, hidden: Embeddings) -> Logits:
         """Masked-LM logits for the token at each position."""
-        prepared = self.prepared(hidden)
-        bare = self.embedding.project(prepared) if self.projection is None else self.projection(prepared)
-        return bare + self.head_bias
+        return self.project(self.prepared(hidden)) + self.head_bias
 
     def prepared(self, hidden: Tensor) -> Tensor:
         """The input of `head` and `head_bias` for hidden states (..., D).

@@ -115,5 +115,8 @@ class Under(Model):
     def head(self) -> Tensor:
         return self.model.head
 
+    def project(self, hidden: Tensor) -> Tensor:
+        return self.model.project(hidden)
+
     def mask(self) -> Mask:
         return self.model.mask()

@@ -25,7 +25,7 @@ from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
 from handscroll.nn.positions.order import ENDLESS, Order
 from handscroll.nn.recurrence import LSTMLayer
-from handscroll.nn.shapes import Embeddings, Logits, Tokens
+from handscroll.nn.shapes import Embeddings, Tokens
 
 
 class LSTMConfig(Sizes):
@@ -128,9 +128,9 @@ class LSTM(Decoder):
         assert kind is FullCache and not options.keys() - {"rewind"}, "a state is kept, whatever the policy"
         return StateCache(self.config.layers)
 
-    def logits(self, hidden: Embeddings) -> Logits:
+    def project(self, hidden: Tensor) -> Tensor:
         self._predicts_tokens()
-        return super().logits(hidden)
+        return super().project(hidden)
 
     @property
     def head(self) -> Tensor:

@@ -58,7 +58,11 @@ class Model(nn.Module):
 
     @property
     def head(self) -> Tensor:
-        """The (V, D) projection to the vocabulary, for the chunked loss; logits = hidden @ head.T, then `logit_cap`."""
+        """The (V, D) projection to the vocabulary, for the chunked loss; quantised weights are widened each time."""
+        raise NotImplementedError
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """hidden (..., D) @ head.T, without `head_bias` and `logit_cap`; quantised weights stay as they lie."""
         raise NotImplementedError
 
     def mask(self) -> Mask:
@@ -220,8 +224,10 @@ class Decoder(Model):
     def logits(self, hidden: Embeddings) -> Logits:
         if self.silent:
             self.spec.require("logits", head=True)
-        bare = self.embedding.project(hidden) if self.projection is None else self.projection(hidden)
-        return capped(bare, self.logit_cap)
+        return capped(self.project(hidden), self.logit_cap)
+
+    def project(self, hidden: Tensor) -> Tensor:
+        return self.embedding.project(hidden) if self.projection is None else self.projection(hidden)
 
     @property
     def head(self) -> Tensor:

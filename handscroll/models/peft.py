@@ -19,6 +19,7 @@ from torch import Tensor
 from handscroll.base.errors import CheckpointError, ConfigError
 from handscroll.models.weights import ADAPTER, read_json
 
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 CONFIG, WEIGHTS = ADAPTER, "adapter_model.safetensors"
 PREFIX = "base_model.model."
 # Keys that describe how the adapter was trained, or whose effect is in the names and shapes of its tensors.
@@ -182,7 +183,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged or cut short: {error}; fetch or write it again") from None
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+        if tensor.dtype not in FLOATS or not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{path}: '{name}' holds {tensor.dtype} or numbers that are not finite")
     return tensors
 

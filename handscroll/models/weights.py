@@ -23,11 +23,12 @@ from handscroll.models.foreign import Entry, Family
 from handscroll.models.gguf.load import load_gguf, read_header, settled, sizes_of, stored_dtype
 from handscroll.models.heads import part_of_head
 from handscroll.models.model import Decoder, Model
+from handscroll.models.packed import own
 from handscroll.models.packed.numbers import Packed
-from handscroll.models.packed.table import QUANTISATION, Scheme, scheme_of
+from handscroll.models.packed.table import QUANTISATION, Scheme, quantisation_of, scheme_of
 from handscroll.models.table import family
 from handscroll.models.unpack import empty_model, mapped, pack, unpack
-from handscroll.nn.quantised import give, keep, round_one
+from handscroll.nn.quantised import give, keep, quantised, round_one
 
 # Buffers in old checkpoints that are recomputed from the configuration.
 # Tensors beside quantised matrices that only rounded activations and caches need.
@@ -99,7 +100,7 @@ def read_config(source: Path) -> tuple[Family, Any]:
     if "model_type" not in foreign:
         raise CheckpointError(f"{source / 'config.json'} has no 'model_type'")
     kind = family(foreign["model_type"])
-    if scheme_of(foreign) is not None:
+    if own.formats_of(foreign) is not None or scheme_of(foreign) is not None:
         foreign = {key: value for key, value in foreign.items() if key not in QUANTISATION}
     return kind, kind.parse(foreign)
 
@@ -111,10 +112,6 @@ def settled_config(source: Path) -> tuple[Family, Any]:
         return kind, config
     with ExitStack() as stack:
         return kind, kind.settle(config, _Reader(source, stack).look)
-
-
-def _scheme(source: Path) -> Scheme | None:
-    return scheme_of(read_json(source / "config.json"))
 
 
 def load_model(
@@ -145,22 +142,34 @@ def load_model(
         if kind.settle is not None:
             config = kind.settle(config, reader.look)
         model = empty_model(kind, config)
-        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-        scheme = _scheme(source)
-        for entry in kind.entries(config):
-            stored, format, shape, entry = _stored(reader, entry, scheme, dtype if not as_stored else None)
-            for name, part in unpack(entry, stored, shape, shapes, source):
-                part = part.to(device).contiguous()
-                if format is not None and keep(model, name, format, part, dtype):
-                    continue
-                numbers = part.to(dtype) if format is None else format.dequantise(part, dtype)
-                if not round_one(model, name, numbers, rounded):
-                    state[name] = numbers
+        for name, stored, format in _parts(reader, kind, model, dtype if not as_stored else None):
+            part = stored.to(device).contiguous()
+            if format is not None and as_stored and keep(model, name, format, part, dtype):
+                continue
+            numbers = part.to(dtype) if format is None else format.dequantise(part, dtype)
+            if not round_one(model, name, numbers, rounded):
+                state[name] = numbers
         copies = kind.copies(config)
         # The copy of a matrix that was rounded cannot be compared.
         reader.check_rest({theirs: state.get(ours) if ours else None for theirs, ours in copies.items()})
     give(model, state)
     return model.eval()
+
+
+def _parts(
+    reader: "_Reader", kind: Family, model: Decoder, dtype: torch.dtype | None
+) -> Iterator[tuple[str, Tensor, Format | None]]:
+    """All tensors of a model by our names: numbers, or rows of a quantised matrix and their format."""
+    foreign = read_json(reader.folder / "config.json")
+    if (formats := own.formats_of(foreign)) is not None:
+        yield from own.read(model, formats, reader.take)
+        return
+    scheme = scheme_of(foreign)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    for entry in kind.entries(model.config):
+        stored, format, shape, entry = _stored(reader, entry, scheme, dtype)
+        for name, part in unpack(entry, stored, shape, shapes, reader.folder):
+            yield name, part, format
 
 
 def _stored(
@@ -220,6 +229,17 @@ def save_model(model: Model, folder: Path, shard_bytes: int = 4 << 30, pad: int 
         raise ConfigError(f"{folder} is a file: give a folder to write the checkpoint into")
     folder.mkdir(parents=True, exist_ok=True)
     kind = family(model.config.family)
+    if quantised(model):
+        tensors, settings = own.written(model)
+        if kind.settle is not None:
+            raise ConfigError(
+                f"a rounded model of family '{kind.name}' cannot be saved, because its heads are found by the names of "
+                "its tensors: save the one with weights='float'"
+            )
+        _write_shards([tensors], folder)
+        foreign = kind.write(model.config) | {"torch_dtype": str(model.dtype).removeprefix("torch.")}
+        _write_json(folder / "config.json", foreign | {"quantization_config": settings})
+        return
     state = model.state_dict()
     dtype = state["embedding.weight"].dtype
     shards: list[dict[str, Tensor]] = [{}]
@@ -237,7 +257,11 @@ def save_model(model: Model, folder: Path, shard_bytes: int = 4 << 30, pad: int 
     taken = (*model.config.eos, model.config.bos)  # these must be trained
     if pad is not None and pad not in taken and not model.spec.pads and foreign.get("pad_token_id") is None:
         foreign["pad_token_id"] = pad
-    write_file(folder / "config.json", (json.dumps(foreign, indent=2, ensure_ascii=False) + "\n").encode())
+    _write_json(folder / "config.json", foreign)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    write_file(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 class _Reader:
@@ -422,11 +446,16 @@ def weight_sizes(source: Path) -> tuple[int, str, int]:
             if BUFFERS.search(name):
                 continue
             part = handle.get_slice(name)
-            count = torch.Size(part.get_shape()).numel()
+            first, last = reader.places[name][1][name]["data_offsets"]
             dtypes.add(part.get_dtype())
-            parameters += count
-            stored += count * _DTYPES.get(part.get_dtype(), torch.float32).itemsize
-    return parameters, "/".join(sorted(dtypes)), stored
+            parameters += torch.Size(part.get_shape()).numel()
+            stored += last - first
+    names = "/".join(sorted(dtypes))
+    if method := quantisation_of(read_json(source / "config.json")).get("quant_method"):
+        kind, config = read_config(source)
+        parameters = sum(parameter.numel() for parameter in empty_model(kind, config).parameters())
+        names = f"{method}, {names}"
+    return parameters, names, stored
 
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -1,11 +1,14 @@
-"""Weights in a number format: decoding reads fewer bytes and does not widen the weights. They get no gradient."""
+"""Weights in a number format: decoding reads fewer bytes and does not widen the weights.
+
+They get no gradient, and hand one on to adapters below them.
+"""
 
 import torch
 from torch import Tensor, nn
 
 from handscroll.kernels.formats import FORMATS, Format
 from handscroll.kernels.native import tables
-from handscroll.kernels.rows import QUANTISED
+from handscroll.kernels.rows import QUANTISED, WIDENED
 from handscroll.nn.addresses import Addresses, Unfit, product
 from handscroll.nn.linear import TokenTable
 
@@ -46,6 +49,8 @@ class Quantised(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """x (..., D) times the weights (N, D) transposed, plus bias."""
+        if x.requires_grad and torch.is_grad_enabled():  # an adapter is trained over these weights
+            return _Through.apply(x, self)
         return QUANTISED(x, self.format, self.raw, self.bias)
 
     def table(self, addresses: Addresses, dtype: torch.dtype) -> tables.Product:
@@ -60,11 +65,34 @@ class Quantised(nn.Module):
         return f"{self.inner}, {self.raw.shape[0]}, format={self.format.name}"
 
 
+class _Through(torch.autograd.Function):
+    """The product, and its gradient for x; the weights are dequantised in parts, and nothing of them is kept."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, layer: Quantised) -> Tensor:
+        ctx.layer = layer
+        return QUANTISED(x.detach(), layer.format, layer.raw, layer.bias)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        format, raw = ctx.layer.format, ctx.layer.raw
+        step = max(1, WIDENED // ctx.layer.inner)
+        out = grad.new_zeros(*grad.shape[:-1], ctx.layer.inner)
+        for part, rows in zip(grad.split(step, -1), raw.split(step), strict=True):
+            out += part @ format.dequantise(rows, grad.dtype)
+        return out, None
+
+
 class QuantisedTable(Quantised):
     """A token table in a number format; a lookup dequantises only its rows, and `project` is the tied head."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.format.dequantise(self.raw[tokens], self.dtype)
+
+
+def quantised(model: nn.Module) -> bool:
+    """Whether a model has weights in a number format."""
+    return any(isinstance(module, Quantised) for module in model.modules())
 
 
 def keep(model: nn.Module, name: str, format: Format, raw: Tensor, dtype: torch.dtype) -> bool:

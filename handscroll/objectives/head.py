@@ -4,6 +4,8 @@ The forward pass forms the gradient chunk by chunk (as in Hsu et al. 2024, "Lige
 computed once and freed at once. This takes three matrix products per chunk, as many as without chunks.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -79,16 +81,20 @@ def cross_entropy_by_token(
 @torch.no_grad()
 def token_losses(
     hidden: Float[Tensor, "N D"],
-    head: Float[Tensor, "V D"],
+    project: Callable[[Tensor], Tensor],
+    vocab: int,
     targets: Int[Tensor, "N"],
     bias: Float[Tensor, "V"] | None = None,
     cap: float | None = None,
 ) -> Tensor:
-    """Cross-entropy in nats of each target (N,), without gradients; 0 where the target is -100."""
+    """Cross-entropy in nats of each target (N,), without gradients; 0 where the target is -100.
+
+    `project` is hidden (n, D) -> (n, `vocab`), such as `Model.project`: a quantised head is never dequantised.
+    """
     losses = []
-    rows = chunk_rows(head.shape[0], hidden.shape[0], hidden.device.type)
+    rows = chunk_rows(vocab, hidden.shape[0], hidden.device.type)
     for first in range(0, hidden.shape[0], rows):
-        logits = capped(_biased(_project(hidden[first : first + rows], head), bias), cap)
+        logits = capped(_biased(_wide(project(hidden[first : first + rows])), bias), cap)
         chosen = targets[first : first + rows]
         picked = logits.gather(1, chosen.clamp_min(0).unsqueeze(1)).squeeze(1)
         losses.append(torch.where(chosen == IGNORE, 0.0, logits.logsumexp(dim=1) - picked))
@@ -96,7 +102,10 @@ def token_losses(
 
 
 def _project(hidden: Tensor, head: Tensor) -> Tensor:
-    logits = hidden @ head.T
+    return _wide(hidden @ head.T)
+
+
+def _wide(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 

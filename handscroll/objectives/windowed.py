@@ -27,7 +27,8 @@ def windowed_losses(model: Model, ids: Int[Tensor, "T"], window: int) -> Float[T
         tokens = torch.stack([ids[s : s + window] for s in group]).to(model.device)
         marks = Marks.run(0, window - 1)
         hidden = model.hidden(model.embed(tokens[:, :-1], marks), marks, model.mask(), length=window)
-        scores = token_losses(hidden.flatten(0, 1), model.head, tokens[:, 1:].flatten(), cap=model.logit_cap)
+        targets, vocab = tokens[:, 1:].flatten(), model.config.vocab
+        scores = token_losses(hidden.flatten(0, 1), model.project, vocab, targets, cap=model.logit_cap)
         for start, row in zip(group, scores.view(len(group), -1).float().cpu(), strict=True):
             losses[done : start + window - 1] = row[done - start :]
             done = start + window - 1

@@ -6,6 +6,7 @@ zero, so that training starts from the unchanged model.
 
 import json
 import math
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +23,7 @@ from handscroll.models.foreign import Entry
 from handscroll.models.model import Model
 from handscroll.models.table import family
 from handscroll.nn.adapted import Adapted, Update
+from handscroll.nn.quantised import Quantised
 
 TARGETS = ("query", "key", "value", "output")
 MLP_TARGETS = ("gate", "up", "down")
@@ -46,13 +48,17 @@ class LoRA(Config):
         return self
 
 
-def _fresh(base: nn.Linear, rank: int, scale: float, generator: torch.Generator) -> Adapted:
-    """A frozen linear layer with an update that will be trained."""
-    dtype, device = torch.promote_types(base.weight.dtype, torch.float32), base.weight.device
-    bound = 1 / math.sqrt(base.in_features)
-    drawn = torch.empty(rank, base.in_features, dtype=dtype)  # on the CPU: all devices get the same
+def _fresh(base: nn.Linear | Quantised, rank: int, scale: float, generator: torch.Generator) -> Adapted:
+    """A frozen layer, linear or quantised, with an update that will be trained."""
+    if isinstance(base, Quantised):
+        held, rows, inner = base.dtype, base.raw.shape[0], base.inner
+    else:
+        held, (rows, inner) = base.weight.dtype, base.weight.shape
+    dtype, device = torch.promote_types(held, torch.float32), next(chain(base.parameters(), base.buffers())).device
+    bound = 1 / math.sqrt(inner)
+    drawn = torch.empty(rank, inner, dtype=dtype)  # on the CPU: all devices get the same
     a = nn.Parameter(drawn.uniform_(-bound, bound, generator=generator).to(device))
-    b = nn.Parameter(torch.zeros(base.out_features, rank, dtype=dtype, device=device))
+    b = nn.Parameter(torch.zeros(rows, rank, dtype=dtype, device=device))
     return Adapted(base, Update(a, b, scale))
 
 
@@ -62,7 +68,8 @@ def add_lora(model: Model, settings: LoRA, seed: int = 0) -> None:
     Raises:
         ConfigError: no layer has one of the targets.
     """
-    known = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, (nn.Linear, Quantised)) and n != "embedding"]
+    known = {name.rsplit(".", 1)[-1] for name, _ in layers}
     wrong = [target for target in settings.targets if target not in known or target == "projection"]
     if wrong:
         allowed = ", ".join(sorted(known - {"projection"}))
@@ -71,8 +78,8 @@ def add_lora(model: Model, settings: LoRA, seed: int = 0) -> None:
     for name, parameter in model.named_parameters():
         table = settings.tables and ("norm" in name or "embedding" in name)
         parameter.requires_grad_(table or (labelled and name.startswith(("classifier.", "pooler."))))
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in settings.targets:
+    for name, module in layers:
+        if name.rsplit(".", 1)[-1] in settings.targets:
             model.set_submodule(name, _fresh(module, settings.rank, settings.alpha / settings.rank, generator))
 
 

@@ -12,10 +12,12 @@ from pydantic import Field
 from torch import Tensor
 
 from handscroll.base.config import Config
-from handscroll.base.errors import CheckpointError
+from handscroll.base.errors import CheckpointError, ConfigError
 from handscroll.base.runs import latest_checkpoint, write_file
 from handscroll.models.model import Decoder
+from handscroll.nn.adapted import Update
 from handscroll.nn.noise import Noise
+from handscroll.nn.quantised import quantised
 from handscroll.train.checkpoint import (
     load_checkpoint,
     optimizer_tensors,
@@ -93,6 +95,7 @@ class Run:
     guard: SpikeGuard = field(init=False)
 
     def __post_init__(self):
+        self._check_floats()
         self.optimizers = self.optimizer.build(self.model)
         strategy = build_strategy(self.memory, self.model, self.folder, self.world)
         autocast = torch.bfloat16 if self.loop.precision == "bfloat16" else None
@@ -100,6 +103,14 @@ class Run:
         self.guard = SpikeGuard(self.spike)
         if self.loop.average:
             self.average = {name: p.detach().clone() for name, p in self._trainable()}
+
+    def _check_floats(self) -> None:
+        updates = [one for one in self.model.modules() if isinstance(one, Update) and one.b.requires_grad]
+        if quantised(self.model) and not updates:
+            raise ConfigError(
+                "the weights of this model are quantised and get no gradient: load it with weights='float' to train "
+                "all of them, or train an adapter over them (handscroll.train.lora.add_lora)"
+            )
 
     def _trainable(self):
         return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]

@@ -14,10 +14,12 @@ from safetensors.torch import load_file, save_file
 import handscroll
 from handscroll.base.errors import CheckpointError, ConfigError
 from handscroll.cache.reading.store import Store
+from handscroll.extend.tune import TuneSettings, tune
 from handscroll.kernels.formats import FORMATS
 from handscroll.models.adapters import Weighted, adapt, merge, weighted
 from handscroll.models.weights import load_model
 from handscroll.nn.quantised import Quantised
+from handscroll.train.lora import LoRA, add_lora
 from tests.cli.material import run
 from tests.conformance.families import reference, save
 from tests.text.small import trained as tokenizer
@@ -220,6 +222,11 @@ def test_commands_take_adapters(folders, tmp_path):
     assert merged.provenance["merged"] == [str(adapter)]
     with pytest.raises(ConfigError, match="merge"):
         want.save(tmp_path / "no")
+    run("export", base, tmp_path / "int8", "--type", "int8", "--adapter", adapter)
+    torch.testing.assert_close(
+        handscroll.load(tmp_path / "int8").logits([5, 9]), merged.logits([5, 9]), atol=0.3, rtol=0.1
+    )
+    run("export", base, tmp_path / "no", "--type", "q4_0", fails="for files that end in .gguf")
 
 
 def test_a_bfloat16_base_is_merged_in_bfloat16(folders, tmp_path):
@@ -289,3 +296,37 @@ def test_folders_and_weights_are_checked(folders, tmp_path):
     ):
         with pytest.raises((ConfigError, CheckpointError), match=said):
             handscroll.load(folders / "base", adapter=given)
+
+
+def test_losses_never_dequantise_the_head(folders, tmp_path, monkeypatch):
+    handscroll.load(folders / "base").export_gguf(tmp_path / "base.gguf", "q8_0")
+    lm = handscroll.load(tmp_path / "base.gguf")
+    monkeypatch.setattr(Quantised, "weight", property(lambda self: pytest.fail("a whole matrix was dequantised")))
+    ids = list(range(3, 60))
+    want = torch.nn.functional.cross_entropy(lm.logits(ids)[:-1], torch.tensor(ids[1:]), reduction="none")
+    torch.testing.assert_close(lm.nll(ids), want, atol=1e-4, rtol=1e-4)
+    assert lm.nll(ids, window=16).isfinite().all()
+
+
+def test_an_adapter_is_trained_over_quantised_weights(folders, tmp_path):
+    handscroll.load(folders / "base").export_gguf(tmp_path / "base.gguf", "q8_0")
+    grads = []
+    for weights in ("", "float"):
+        model = handscroll.load(tmp_path / "base.gguf", weights=weights).model
+        add_lora(model, LoRA(rank=2))
+        for name, parameter in model.named_parameters():
+            if name.endswith(".b"):
+                torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+        model(torch.tensor([[5, 9, 100, 7]])).logsumexp(-1).sum().backward()
+        grads.append({name: one.grad for name, one in model.named_parameters() if one.requires_grad})
+    assert grads[0].keys() == grads[1].keys() and len(grads[0]) == 16
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grad, grads[1][name], atol=1e-3, rtol=1e-3)
+
+
+def test_all_weights_are_not_trained_over_quantised_ones(folders, tmp_path):
+    handscroll.load(folders / "base").export_gguf(tmp_path / "base.gguf", "q8_0")
+    lm, text = handscroll.load(tmp_path / "base.gguf"), tmp_path / "a.txt"
+    text.write_text("a quick brown fox " * 200)
+    with pytest.raises(ConfigError, match="weights='float'"):
+        tune(lm, 32, TuneSettings(files=[str(text)], steps=1, rows=1), tmp_path / "run")

@@ -19,6 +19,10 @@ def case(count=301, width=24, vocab=97, dtype=torch.float64, seed=0):
     return hidden, weight, targets
 
 
+def losses(hidden, weight, *rest):
+    return token_losses(hidden, lambda part: part @ weight.T, len(weight), *rest)
+
+
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
 @pytest.mark.parametrize("chunk", [1, 10_000, 1 << 25])
@@ -38,7 +42,7 @@ def test_loss_and_gradients_equal_torch(monkeypatch, cap, chunk, smoothing, bias
             logits = logits if cap is None else cap * torch.tanh(logits / cap)
             total = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
             expected = F.cross_entropy(logits, targets, reduction="none")
-            torch.testing.assert_close(token_losses(hidden, weight, targets, bias, cap), expected.detach())
+            torch.testing.assert_close(losses(hidden, weight, targets, bias, cap), expected.detach())
         (total * 0.37).backward()
         grads.append((total.detach(), hidden.grad, weight.grad, *([bias.grad] if biased else [])))
     for got, want in zip(*grads, strict=True):
@@ -52,7 +56,8 @@ def test_no_chunk_holds_the_whole_vocabulary_times_the_text(monkeypatch):
     project = module._project
     monkeypatch.setattr(module, "_project", lambda h, w: rows.append(h.shape[0]) or project(h, w))
     cross_entropy(*case())
-    token_losses(*case())
+    hidden, weight, targets = case()
+    token_losses(hidden, lambda part: module._project(part, weight), 97, targets)
     assert max(rows) <= 21 and len(rows) > 20
 
 
@@ -66,7 +71,7 @@ def test_chunks_are_of_nearly_equal_size():
 def test_token_losses_equal_torch():
     hidden, weight, targets = case()
     want = F.cross_entropy(hidden @ weight.T, targets, reduction="none")
-    torch.testing.assert_close(token_losses(hidden, weight, targets), want, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(losses(hidden, weight, targets), want, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -27,6 +27,7 @@ def gptq(take: Take, version: int = 1) -> Packed | None:
     if qweight is None:
         return None
     qzeros, scales, order = _need(take, "qzeros"), _need(take, "scales"), take("g_idx")
+    _flat("qweight", qweight)
     bits = _bits(scales.shape[1], qzeros.shape[1])
     zeros = nibbles(qzeros, bits, 1)
     if version == 1:
@@ -44,7 +45,7 @@ def awq(take: Take) -> Packed | None:
     if qweight is None:
         return None
     qzeros, scales = take("qzeros"), _need(take, "scales")
-    numbers = _in_order(nibbles(qweight, 4, 1))
+    numbers = _in_order(nibbles(_flat("qweight", qweight), 4, 1))
     zeros = torch.full_like(scales, 8, dtype=torch.int16) if qzeros is None else _in_order(nibbles(qzeros, 4, 1))
     return _grouped(numbers, zeros, scales, None)
 
@@ -81,6 +82,7 @@ def float8(take: Take, block: tuple[int, int] | None = None) -> Packed | None:
     weight = take("weight")
     if weight is None or weight.dtype not in FLOAT8:
         return None
+    _flat("weight", weight)
     scales = next((s for s in (take("weight_scale_inv"), take("weight_scale")) if s is not None), None)
     if scales is None:
         raise CheckpointError("a float8 matrix has neither weight_scale_inv nor weight_scale")
@@ -116,9 +118,13 @@ def compressed(take: Take, block: tuple[int, int] | None = None) -> Packed | Non
         weight = take("weight")
         if weight is None or weight.dtype != torch.int8:
             return float8(take, block)
-        numbers = weight.to(torch.int16)
+        numbers = _flat("weight", weight).to(torch.int16)
         return _shifted(numbers, _need(take, "weight_scale"), take("weight_zero_point"), None)
-    rows, columns = (int(size) for size in _need(take, "weight_shape"))
+    sizes = _need(take, "weight_shape", 1).tolist()
+    if len(sizes) != 2:
+        raise CheckpointError(f"weight_shape is {sizes}; expected two sizes")
+    rows, columns = map(int, sizes)
+    _flat("weight_packed", words)
     bits = _bits(columns, words.shape[1])
     numbers = nibbles(words, bits, 1)[:, :columns] - (1 << (bits - 1))
     zeros, order = take("weight_zero_point"), take("weight_g_idx")
@@ -143,10 +149,16 @@ def _shifted(numbers: Tensor, scales: Tensor, zeros: Tensor | None, order: Tenso
     return found
 
 
-def _need(take: Take, name: str) -> Tensor:
+def _need(take: Take, name: str, dims: int = 2) -> Tensor:
     tensor = take(name)
     if tensor is None:
         raise CheckpointError(f"a quantised matrix has no '{name}'")
+    return _flat(name, tensor, (dims,) if dims == 1 or name != "weight_scale" else (0, 1, 2))
+
+
+def _flat(name: str, tensor: Tensor, dims: tuple[int, ...] = (2,)) -> Tensor:
+    if tensor.dim() not in dims or not tensor.numel():
+        raise CheckpointError(f"'{name}' has the shape {tuple(tensor.shape)}, which is not that of a matrix")
     return tensor
 
 

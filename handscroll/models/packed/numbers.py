@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from handscroll.base.errors import CheckpointError
 from handscroll.kernels.formats import FORMATS, Format
 
 # Formats of blocks of 32 and the whole numbers that they hold, the smallest first.
@@ -94,7 +95,15 @@ def _packed(numbers: Tensor, name: str) -> Tensor:
 
 
 def nibbles(words: Tensor, bits: int, dim: int) -> Tensor:
-    """Unsigned numbers of `bits` bits in int32 words, the lowest bits first, as int16, unpacked along `dim` (0, 1)."""
+    """Unsigned numbers of `bits` bits in int32 words, the lowest bits first, as int16, unpacked along `dim` (0, 1).
+
+    Raises:
+        CheckpointError: they are no words, or not in two dimensions.
+    """
+    if words.dtype is not torch.int32 or words.dim() != 2:
+        raise CheckpointError(
+            f"packed numbers are {words.dtype} {tuple(words.shape)}; expected int32 in two dimensions"
+        )
     shifts = torch.arange(0, 32, bits, dtype=torch.int32)
     mask = (1 << bits) - 1
     out = (words.unsqueeze(-1) >> shifts & mask).to(torch.int16)  # (rows, columns, in a word)

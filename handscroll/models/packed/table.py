@@ -25,24 +25,35 @@ REFUSED = {
 OTHERS = "take the full-precision checkpoint (and --weights int8 or int4), a GGUF file, or a GPTQ or AWQ folder of it"
 
 
+def quantisation_of(foreign: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of the quantisation of a folder; empty if there is none.
+
+    Raises:
+        ConfigError: they are no table.
+    """
+    settings = next((foreign[key] for key in QUANTISATION if foreign.get(key)), {})
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"config.json: quantization_config is {settings!r}; expected a table")
+    return settings
+
+
 def scheme_of(foreign: Mapping[str, Any]) -> Scheme | None:
     """How the quantised matrices of a folder are read; None if it has none.
 
     Raises:
         ConfigError: the method is not read, or one of its settings changes the weights in a way that is not understood.
     """
-    settings = next((foreign[key] for key in QUANTISATION if foreign.get(key)), None)
+    settings = quantisation_of(foreign)
     if not settings:
         return None
-    if not isinstance(settings, Mapping):
-        raise ConfigError(f"config.json: quantization_config is {settings!r}; expected a table")
     method = settings.get("quant_method")
     if (method is None and settings.get("load_in_4bit")) or settings.get("load_in_8bit"):
         method = "bitsandbytes"
+    method = str(method)
     if method in REFUSED:
         raise ConfigError(f"config.json: the weights are quantised by {method}, which is not read: {REFUSED[method]}")
     if method not in METHODS:
-        known = nearest(str(method), METHODS)
+        known = nearest(method, METHODS)
         raise ConfigError(f"config.json: quantization method {method!r} is not read: {known}. Otherwise {OTHERS}")
     return METHODS[method](settings)
 
@@ -73,12 +84,14 @@ def _compressed(settings: Mapping[str, Any]) -> Scheme:
                 f"config.json: quantization_config.{key} = {settings[key]!r} changes more than weights, and is not "
                 f"understood: {OTHERS}"
             )
-    sparse = settings.get("sparsity_config") or {}
-    _only("sparsity_config.format", sparse.get("format") or "dense", ("dense",))
-    groups = settings.get("config_groups") or {}
-    found = [group.get("weights") for group in groups.values() if isinstance(group, Mapping)]
-    blocks = [one.get("block_structure") for one in found if isinstance(one, Mapping)]
+    _only("sparsity_config.format", _table(settings.get("sparsity_config")).get("format") or "dense", ("dense",))
+    groups = _table(settings.get("config_groups")).values()
+    blocks = [_table(_table(group).get("weights")).get("block_structure") for group in groups]
     return partial(layouts.compressed, block=_block(next((one for one in blocks if one), None)))
+
+
+def _table(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _block(value: Any) -> tuple[int, int] | None:

@@ -4,6 +4,7 @@ Every folder is written here from the layout's definition, element by element, t
 """
 
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from safetensors.torch import save_file
 
 import handscroll
 from handscroll.base.errors import CheckpointError, ConfigError
-from handscroll.models.weights import load_model, save_model
-from handscroll.nn.quantised import Quantised
+from handscroll.models.weights import load_model, save_model, weight_sizes
+from handscroll.nn.quantised import Quantised, round_one
 from tests.conformance.families import FORMS
 from tests.text.small import trained
 
@@ -209,6 +210,8 @@ def test_a_quantised_folder_is_a_model_like_any_other(tmp_path):
         (method("compressed-tensors", sparsity_config={"format": "sparse-24-bitmask"}), "sparse-24"),
         (method("compressed-tensors", transform_config={"R1": {}}), "transform_config"),
         ([1], "expected a table"),
+        (method(["gptq"]), "is not read"),
+        (method("compressed-tensors", sparsity_config=3, config_groups=[1], format=["x"]), "format"),
     ],
 )
 def test_methods_that_are_not_read_are_refused_with_what_to_do(tmp_path, quantisation, said):
@@ -229,6 +232,8 @@ def test_methods_that_are_not_read_are_refused_with_what_to_do(tmp_path, quantis
         ("fp8", "weight_scale_inv", None, "neither"),
         ("fp8", "weight", lambda one: torch.full_like(one, float("nan")), "not a number"),
         ("compressed int4", "weight_shape", lambda one: one * 3, "words"),
+        ("gptq", "qweight", lambda one: one[0], "not that of a matrix"),
+        ("compressed int4", "weight_shape", lambda one: one[:1], "two sizes"),
         ("compressed int4", "extra", torch.ones(3), "does not explain"),
     ],
 )
@@ -248,3 +253,46 @@ def test_damaged_matrices_are_named(tmp_path, case, name, change, said):
     save_file(tensors, tmp_path / "q" / "model.safetensors")
     with pytest.raises(CheckpointError, match=said):
         load_model(tmp_path / "q", as_stored=True)
+
+
+@pytest.mark.parametrize("form", ["llama", "gpt2", "bloom"])
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_rounded_models_are_saved_and_loaded_again(tmp_path, form, weights):
+    form = FORMS[form]
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 300, "n_embd": 64, "n_inner": 96}
+    foreign = form.foreign | {key: sizes[key] for key in sizes.keys() & form.foreign.keys()}
+    save_model(form.build(torch.float32, foreign=foreign), tmp_path / "whole")
+    rounded = load_model(tmp_path / "whole", rounded=weights)
+    save_model(rounded, tmp_path / "rounded")
+    again = load_model(tmp_path / "rounded", as_stored=True)
+    state = again.state_dict()
+    assert state.keys() == rounded.state_dict().keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in rounded.state_dict().items())
+    with torch.no_grad():
+        want = rounded(TOKENS % 97)
+        assert torch.equal(again(TOKENS % 97), want)
+        torch.testing.assert_close(load_model(tmp_path / "rounded")(TOKENS % 97), want, atol=2e-3, rtol=2e-3)
+    (count, names, size), (whole, _, floats) = (weight_sizes(tmp_path / name) for name in ("rounded", "whole"))
+    assert count == whole and "handscroll" in names and size < floats / 2
+    config = json.loads((tmp_path / "rounded" / "config.json").read_text())
+    config["quantization_config"]["formats"] = {"layers.0": "int8"}
+    (tmp_path / "rounded" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"no tensor|stored as|does not have"):
+        load_model(tmp_path / "rounded", as_stored=True)
+
+
+def test_rounding_while_loading_never_holds_all_floats(tmp_path, monkeypatch):
+    """Each matrix is rounded before the next is widened."""
+    save_model(FORM.build(torch.float64, foreign=FORM.foreign | SIZES), tmp_path / "whole")
+    alive, rounds = [], 0
+
+    def counted(model, name, weight, weights, once=round_one):
+        nonlocal rounds
+        rounds += 1
+        alive.append(weakref.ref(weight))
+        assert sum(one() is not None and one().dim() == 2 for one in alive) <= 2
+        return once(model, name, weight, weights)
+
+    monkeypatch.setattr("handscroll.models.weights.round_one", counted)
+    load_model(tmp_path / "whole", torch.float32, rounded="int8")
+    assert rounds > 10
