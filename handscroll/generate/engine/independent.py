@@ -5,6 +5,7 @@ from torch import nn
 
 from handscroll.kernels.native import calls
 from handscroll.models.model import Model
+from handscroll.nn.adapted import Update
 from handscroll.nn.quantised import Quantised
 
 # A vectorised loop of torch takes two vectors at a time (AVX-512: 64 numbers in bfloat16, 32 in float32, 16 in
@@ -22,6 +23,8 @@ def rows_together(model: Model) -> int:
     config, probe = model.config, torch.empty(1, dtype=model.dtype)
     if model.device.type != "cpu" or model.dtype not in (torch.float32, torch.bfloat16):
         return 1
+    if any(isinstance(module, Update) for module in model.modules()):
+        return 1  # updates of low rank are products of a BLAS
     rounded = [m for m in model.modules() if isinstance(m, Quantised)]
     weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear)] + ([] if rounded else [model.head])
     refused = [calls.refuses_product(probe.expand(1, w.shape[1]), w) for w in weights]
