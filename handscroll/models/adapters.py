@@ -19,7 +19,7 @@ from handscroll.models.model import Decoder, Model
 from handscroll.models.peft import Adapter, LowRank, is_adapter, named_base, read_adapter
 from handscroll.models.table import family
 from handscroll.models.unpack import unpack
-from handscroll.models.weights import PREFIXES
+from handscroll.models.weights import spellings
 from handscroll.nn.adapted import AT_ONCE, Adapted, AdaptedTable, Update
 from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.quantised import Quantised, QuantisedTable
@@ -131,7 +131,7 @@ class _Places:
         Raises:
             CheckpointError: the base has no such tensor.
         """
-        names = [theirs, *map(theirs.removeprefix, PREFIXES), *(prefix + theirs for prefix in PREFIXES)]
+        names = spellings(theirs)
         for name in names:
             if name in self.entries:
                 return self.entries[name]

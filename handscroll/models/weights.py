@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -30,9 +30,9 @@ from handscroll.models.table import family
 from handscroll.models.unpack import empty_model, mapped, pack, unpack
 from handscroll.nn.quantised import give, keep, quantised, round_one
 
-# Buffers in old checkpoints that are recomputed from the configuration.
 # Tensors beside quantised matrices that only rounded activations and caches need.
 _SPARE = re.compile(r"\.((input|output|k|v|q)_(scale|zero_point)|input_global_scale)$")
+# Buffers in old checkpoints that are recomputed from the configuration.
 BUFFERS = re.compile(r"(rotary_emb\.inv_freq|\.attn\.bias|\.attn\.masked_bias|embeddings\.position_ids)$")
 PREFIXES = ("model.", "transformer.", "bert.", "roberta.", "distilbert.", "electra.")
 PROVENANCE, PROVENANCE_KEY = "handscroll.json", "handscroll.provenance"
@@ -111,7 +111,14 @@ def settled_config(source: Path) -> tuple[Family, Any]:
     if kind.settle is None or is_gguf(source):
         return kind, config
     with ExitStack() as stack:
-        return kind, kind.settle(config, _Reader(source, stack).look)
+        return kind, kind.settle(config, _looking(_Reader(source, stack)))
+
+
+def _looking(reader: "_Reader") -> Callable[[str], Tensor | None]:
+    """Finds a foreign tensor; in a folder of a rounded model, which has our names, only whether it was there."""
+    names = own.names_of(read_json(reader.folder / "config.json"))
+    there = torch.empty(0)
+    return reader.look if names is None else lambda name: there if names & set(spellings(name)) else None
 
 
 def load_model(
@@ -140,7 +147,7 @@ def load_model(
         reader = _Reader(source, stack)
         dtype = dtype or settled(reader.dtype, device)
         if kind.settle is not None:
-            config = kind.settle(config, reader.look)
+            config = kind.settle(config, _looking(reader))
         model = empty_model(kind, config)
         for name, stored, format in _parts(reader, kind, model, dtype if not as_stored else None):
             part = stored.to(device).contiguous()
@@ -230,12 +237,7 @@ def save_model(model: Model, folder: Path, shard_bytes: int = 4 << 30, pad: int 
     folder.mkdir(parents=True, exist_ok=True)
     kind = family(model.config.family)
     if quantised(model):
-        tensors, settings = own.written(model)
-        if kind.settle is not None:
-            raise ConfigError(
-                f"a rounded model of family '{kind.name}' cannot be saved, because its heads are found by the names of "
-                "its tensors: save the one with weights='float'"
-            )
+        tensors, settings = own.written(model, [entry.theirs for entry in kind.entries(model.config)])
         _write_shards([tensors], folder)
         foreign = kind.write(model.config) | {"torch_dtype": str(model.dtype).removeprefix("torch.")}
         _write_json(folder / "config.json", foreign | {"quantization_config": settings})
@@ -293,9 +295,7 @@ class _Reader:
 
     def find(self, name: str) -> str | None:
         """The name of a tensor in the files."""
-        bare = [name, *(name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix))]
-        names = [*bare, *(prefix + one for prefix in PREFIXES for one in bare)]
-        return next((other for other in names if other in self.files), None)
+        return next((other for other in spellings(name) if other in self.files), None)
 
     def look(self, name: str) -> Tensor | None:
         """The tensor, or None."""
@@ -381,6 +381,12 @@ class _Reader:
         if rest:
             names = ", ".join(sorted(rest)[:4])
             raise CheckpointError(f"{self.folder} holds {len(rest)} tensors that config.json does not explain: {names}")
+
+
+def spellings(name: str) -> list[str]:
+    """A name of a tensor with and without the prefixes of base models."""
+    bare = [name, *(name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix))]
+    return [*bare, *(prefix + one for prefix in PREFIXES for one in bare)]
 
 
 def _mapped(path: Path) -> tuple[Tensor, dict[str, Any]]:

@@ -18,11 +18,14 @@ from handscroll.nn.quantised import Quantised
 METHOD = "handscroll"
 
 
-def written(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """All tensors of a model with quantised matrices, and its `quantization_config`."""
+def written(model: nn.Module, foreign: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """All tensors of a model with quantised matrices, and its `quantization_config`.
+
+    `foreign` are the names of its tensors in other folders, by which families tell which heads there are.
+    """
     formats = {name: one.format.name for name, one in model.named_modules() if isinstance(one, Quantised)}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    return tensors, {"quant_method": METHOD, "formats": formats}
+    return tensors, {"quant_method": METHOD, "formats": formats, "tensors": foreign}
 
 
 def formats_of(foreign: Mapping[str, Any]) -> dict[str, Format] | None:
@@ -38,6 +41,15 @@ def formats_of(foreign: Mapping[str, Any]) -> dict[str, Format] | None:
     if not isinstance(formats, Mapping):
         raise ConfigError(f"config.json: quantization_config.formats is {formats!r}; expected a table of modules")
     return {name: format_of(str(format)) for name, format in formats.items()}
+
+
+def names_of(foreign: Mapping[str, Any]) -> set[str] | None:
+    """The names that the tensors of such a folder have elsewhere; None if `config.json` describes another one."""
+    settings = quantisation_of(foreign)
+    names = settings.get("tensors")
+    if settings.get("quant_method") != METHOD:
+        return None
+    return {str(name) for name in names} if isinstance(names, list) else set()
 
 
 def read(

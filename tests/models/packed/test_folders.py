@@ -255,11 +255,20 @@ def test_damaged_matrices_are_named(tmp_path, case, name, change, said):
         load_model(tmp_path / "q", as_stored=True)
 
 
-@pytest.mark.parametrize("form", ["llama", "gpt2", "bloom"])
+@pytest.mark.parametrize("form", ["llama", "gpt2", "bloom", "t5"])
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_rounded_models_are_saved_and_loaded_again(tmp_path, form, weights):
     form = FORMS[form]
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 300, "n_embd": 64, "n_inner": 96}
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "vocab_size": 300,
+        "n_embd": 64,
+        "n_inner": 96,
+        "d_model": 64,
+        "d_ff": 96,
+        "d_kv": 16,
+    }
     foreign = form.foreign | {key: sizes[key] for key in sizes.keys() & form.foreign.keys()}
     save_model(form.build(torch.float32, foreign=foreign), tmp_path / "whole")
     rounded = load_model(tmp_path / "whole", rounded=weights)
@@ -268,10 +277,11 @@ def test_rounded_models_are_saved_and_loaded_again(tmp_path, form, weights):
     state = again.state_dict()
     assert state.keys() == rounded.state_dict().keys()
     assert all(torch.equal(tensor, state[name]) for name, tensor in rounded.state_dict().items())
-    with torch.no_grad():
-        want = rounded(TOKENS % 97)
-        assert torch.equal(again(TOKENS % 97), want)
-        torch.testing.assert_close(load_model(tmp_path / "rounded")(TOKENS % 97), want, atol=2e-3, rtol=2e-3)
+    if not form.config.spec.encoder:
+        with torch.no_grad():
+            want = rounded(TOKENS % 97)
+            assert torch.equal(again(TOKENS % 97), want)
+            torch.testing.assert_close(load_model(tmp_path / "rounded")(TOKENS % 97), want, atol=2e-3, rtol=2e-3)
     (count, names, size), (whole, _, floats) = (weight_sizes(tmp_path / name) for name in ("rounded", "whole"))
     assert count == whole and "handscroll" in names and size < floats / 2
     config = json.loads((tmp_path / "rounded" / "config.json").read_text())
