@@ -259,16 +259,8 @@ def test_damaged_matrices_are_named(tmp_path, case, name, change, said):
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_rounded_models_are_saved_and_loaded_again(tmp_path, form, weights):
     form = FORMS[form]
-    sizes = {
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "vocab_size": 300,
-        "n_embd": 64,
-        "n_inner": 96,
-        "d_model": 64,
-        "d_ff": 96,
-        "d_kv": 16,
-    }
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 300, "n_embd": 64, "n_inner": 96, "n_head": 4}
+    sizes |= {"d_model": 64, "d_ff": 96, "d_kv": 16, "num_heads": 4, "num_attention_heads": 8}
     foreign = form.foreign | {key: sizes[key] for key in sizes.keys() & form.foreign.keys()}
     save_model(form.build(torch.float32, foreign=foreign), tmp_path / "whole")
     rounded = load_model(tmp_path / "whole", rounded=weights)
