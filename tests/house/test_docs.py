@@ -78,7 +78,7 @@ def test_options_in_the_pages_exist():
     known = set()
     for source in (ROOT / "handscroll" / "cli").glob("*.py"):
         text = source.read_text(encoding="utf-8")
-        options = re.findall(r"^    (\w+): (?:Annotated|Report|Dtype|Temperature|TopP)", text, re.M)
+        options = re.findall(r"^    (\w+): (?:Annotated|Adapter|Report|Dtype|Temperature|TopP)", text, re.M)
         known |= {f"--{name.replace('_', '-')}" for name in options}
         known |= set(re.findall(r'"(--[\w-]+)"', text))
         known.add("--nproc-per-node")  # of torchrun, which starts our command
