@@ -5,7 +5,7 @@ bias), the pooler, and the next-sentence head. A bare encoder (for sentence vect
 answers (`HeadSpec`) stands alone. DistilBERT and ELECTRA are further forms (`distilbert.py`, `electra.py`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -325,7 +325,7 @@ def _entries(config: BertConfig) -> list[Entry]:
     return entries + weights_and_biases(modules)
 
 
-def _copies(config: BertConfig) -> dict[str, str | None]:
+def _copies(config: BertConfig) -> Mapping[str, str | None]:
     """Tensors that older files repeat, a bias that only tied heads use, and a pooler beside a head that reads none."""
     heads = _heads(config)
     if not config.masked:
@@ -359,13 +359,9 @@ FORMS: dict[str, dict[str, Foreign]] = {
     "roberta": {
         "": OFFSET | {"architectures": ["RobertaForMaskedLM"], "type_vocab_size": 1},
         "classifier": OFFSET | {"architectures": ["RobertaForSequenceClassification"], **LABELLED},
-        "answers": OFFSET | {"architectures": ["RobertaForQuestionAnswering"]},
         "bare": OFFSET | {"architectures": ["RobertaModel"], "hidden_act": "relu"},
     },
-    "xlm-roberta": {
-        "": OFFSET | {"architectures": ["XLMRobertaForMaskedLM"], "type_vocab_size": 1},
-        "score": OFFSET | {"architectures": ["XLMRobertaForSequenceClassification"], "id2label": {"0": "LABEL_0"}},
-    },
+    "xlm-roberta": {"": OFFSET | {"architectures": ["XLMRobertaForMaskedLM"], "type_vocab_size": 1}},
     "camembert": {"": OFFSET | {"architectures": ["CamembertForMaskedLM"], "type_vocab_size": 1}},
 }
 ABSENT: dict[str, Foreign] = {

@@ -214,8 +214,7 @@ FORMS: dict[str, dict[str, Foreign]] = {
     "bloom": {"": SMALL, "untied": SMALL | {"tie_word_embeddings": False}},
     INTERPOLATED: {"": SMALL | {"alibi_factor": 1.5, "n_head": None, "alibi_heads": 6}},
 }
-TAGGER = {"architectures": ["BloomForTokenClassification"], "id2label": {"0": "O", "1": "NAME", "2": "PLACE"}}
-PLACES = Places("Bloom", tokens="classifier", base="transformer.", answer_base="transformer.", forms={"tagger": TAGGER})
+PLACES = Places("Bloom", tokens="classifier", base="transformer.", answer_base="transformer.")
 BLOOM, BLOOM_INTERPOLATED = (
     headed(
         Family(
@@ -230,7 +229,7 @@ BLOOM, BLOOM_INTERPOLATED = (
             own=name == INTERPOLATED,
             gguf=None if name == INTERPOLATED else GGUF,
         ),
-        PLACES if name == "bloom" else replace(PLACES, prefix="BloomInterpolated", forms={}),
+        PLACES if name == "bloom" else replace(PLACES, prefix="BloomInterpolated"),
     )
     for name, forms in FORMS.items()
 )

@@ -117,8 +117,7 @@ FORMS: dict[str, Foreign] = {
     "": SMALL | {"architectures": ["DistilBertForMaskedLM"]},
     "classifier": SMALL
     | {"architectures": ["DistilBertForSequenceClassification"], "id2label": {"0": "bad", "1": "good"}},
-    "answers": SMALL | {"architectures": ["DistilBertForQuestionAnswering"], "activation": "relu"},
-    "bare": SMALL | {"architectures": ["DistilBertModel"]},
+    "bare": SMALL | {"architectures": ["DistilBertModel"], "activation": "relu"},
 }
 FAMILY = Family(
     NAME,

@@ -221,9 +221,5 @@ SMALL: Foreign = {
     "eos_token_id": 2,
 }
 FORMS = {"": SMALL, "untied": SMALL | {"tie_word_embeddings": False, "n_inner": 100}}
-CLASSIFIER = {"architectures": ["GPT2ForSequenceClassification"], "id2label": {"0": "bad", "1": "good"}}
-CLASSIFIER |= {"pad_token_id": 0}
-PLACES = Places(
-    "GPT2", tokens="classifier", base="transformer.", answer_base="transformer.", forms={"classifier": CLASSIFIER}
-)
+PLACES = Places("GPT2", tokens="classifier", base="transformer.", answer_base="transformer.")
 FAMILY = headed(Family("gpt2", GPT2, _read, _write, _entries, FORMS, KEYS, gguf=GGUF, also=ALSO, absent=ABSENT), PLACES)

@@ -324,13 +324,8 @@ SMALL: Foreign = {
     "eos_token_id": 2,
 }
 WINDOWS = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}
-LABELS = {"0": "bad", "1": "good"}
-HEADED: dict[str, Foreign] = {
-    "text": {"architectures": ["LlamaForSequenceClassification"], "id2label": LABELS, "pad_token_id": 0},
-    "number": {"architectures": ["Qwen2ForSequenceClassification"], "id2label": {"0": "LABEL_0"}, "pad_token_id": 0},
-    "answer": {"architectures": ["Qwen3ForQuestionAnswering"]},
-    "none": {"architectures": ["MistralModel"], "sliding_window": None},
-}
+CLASSIFIER: Foreign = {"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "bad", "1": "good"}}
+BARE: Foreign = {"architectures": ["MistralModel"], "sliding_window": None}
 FORMS: dict[str, dict[str, Foreign]] = {
     "llama": {
         "": SMALL,
@@ -362,10 +357,10 @@ ABSENT: dict[str, Foreign] = {
 }
 # The reference library keeps an old prefix beside the heads for answers of some of these families.
 PLACES = {
-    "llama": Places("Llama", answer_base="transformer.", forms={"classifier": HEADED["text"]}),
-    "mistral": Places("Mistral", forms={"bare": HEADED["none"]}),
-    "qwen2": Places("Qwen2", answer_base="transformer.", forms={"reward": HEADED["number"]}),
-    "qwen3": Places("Qwen3", answer_base="transformer.", forms={"answers": HEADED["answer"]}),
+    "llama": Places("Llama", answer_base="transformer.", forms={"classifier": CLASSIFIER | {"pad_token_id": 0}}),
+    "mistral": Places("Mistral", forms={"bare": BARE}),
+    "qwen2": Places("Qwen2", answer_base="transformer."),
+    "qwen3": Places("Qwen3", answer_base="transformer."),
 }
 
 

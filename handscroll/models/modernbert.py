@@ -415,7 +415,6 @@ FORMS: dict[str, Foreign] = {
     "classifier": SMALL
     | {"architectures": ["ModernBertForSequenceClassification"], "id2label": {"0": "bad", "1": "good"}}
     | {"classifier_pooling": "mean"},
-    "tagger": SMALL | {"architectures": ["ModernBertForTokenClassification"], "id2label": {"0": "O", "1": "NAME"}},
     "bare": SMALL | {"architectures": ["ModernBertModel"]},
 }
 FAMILY = Family(

@@ -229,7 +229,8 @@ def test_tokens_are_tagged_at_their_places(encoder):
         lm.tag([long])
     tags = lm.tag([long], windows=True)[0]
     assert [tag.text for tag in tags] == long.split()
-    assert tags[0] == lm.tag([long[: len("the cat sat on a dog . ") * 8]])[0][0] or tags[0].start == 0
+    alone = lm.tag([" ".join(long.split()[:55])])[0]  # the first of five windows
+    assert [tag.label for tag in tags[:20]] == [tag.label for tag in alone[:20]]
     with pytest.raises(ConfigError, match=naming("labels or numbers of texts", "token classification")):
         lm.classify([text])
 
