@@ -1,0 +1,142 @@
+"""A reading is kept as it grows: after an interruption or a kill it goes on where it stopped, with the same tokens."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from handscroll.cache.reading.store import Store
+from handscroll.cli.main import app
+from handscroll.generate import read
+from handscroll.generate.prefill import hidden_chunks
+from handscroll.lm import load
+from handscroll.models.llama import Llama
+
+
+@pytest.fixture
+def lm(tiny_folder):
+    lm = load(tiny_folder)
+    positions = lm.model.config.positions.model_copy(update={"context": 4096})
+    lm.model.config = lm.model.config.model_copy(update={"positions": positions})
+    return lm
+
+
+@pytest.fixture(autouse=True)
+def small_and_often(monkeypatch):
+    """Chunks of 64 tokens, each of them kept at once."""
+    monkeypatch.setattr(read, "hidden_chunks", partial(hidden_chunks, chunk=64))
+    monkeypatch.setattr(read, "EVERY", 0.0)
+    monkeypatch.setattr(read, "WRITING", 1e9)
+
+
+def stopping(after):
+    def on_read(done, _):
+        if done >= after:
+            raise KeyboardInterrupt
+
+    return on_read
+
+
+def text(count, seed=0):
+    return torch.randint(5, 500, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+@pytest.mark.parametrize("policy", ["full", "int8"])
+def test_an_interrupted_reading_goes_on_where_it_stopped(lm, tmp_path, policy):
+    store, ids, read_now = Store(tmp_path), text(600), []
+    with pytest.raises(KeyboardInterrupt):
+        lm.read(ids, store, "a", policy=policy, on_read=stopping(400))
+    assert store.names() == {}
+    assert store.kept(lm.identity(600 + read.ROOM, policy), torch.tensor(ids)) == 384  # what was whole by then
+    grown = lm.read(ids, store, "a", policy=policy, on_read=lambda done, _: read_now.append(done))
+    assert read_now[0] == 448 and grown.length == 600
+    whole = lm.read(ids, Store(tmp_path / "other"), policy=policy)
+    for one, other in zip(grown.spans, whole.spans, strict=True):
+        for name in ("keys", "values"):
+            joined, plain = (torch.cat([getattr(span, name) for span in spans], dim=2) for spans in (one, other))
+            torch.testing.assert_close(joined.float(), plain.float(), rtol=1e-4, atol=1e-4 if policy == "full" else 1.5)
+    assert store.size(store.names()["a"][0]) == store.nbytes
+
+
+def test_parts_of_another_process_may_vanish_while_a_text_is_read(lm, tmp_path):
+    store, ids = Store(tmp_path), text(600)
+
+    def on_read(done, _):
+        if done == 320:
+            store.prune()  # nothing has a name yet
+
+    assert lm.read(ids, store, "a", on_read=on_read).length == 600
+    reading = store.open(store.names()["a"][0])
+    assert reading.tokens.tolist() == ids and store.size(reading.number) == store.nbytes
+
+
+def test_what_no_name_needs_is_removed_on_request(lm, tmp_path):
+    store = Store(tmp_path)
+    lm.read(text(200), store, "a")
+    with pytest.raises(KeyboardInterrupt):
+        lm.read(text(600, seed=1), store, "b", on_read=stopping(400))
+    listed = CliRunner().invoke(app, ["readings", "--prune", "--store", str(tmp_path)])
+    assert "MB removed" in listed.output, listed.output
+    assert store.size(store.names()["a"][0]) == store.nbytes
+
+
+def test_a_windowed_model_keeps_what_it_read_too(windowed, tmp_path):
+    store, ids = Store(tmp_path), text(600)
+    with pytest.raises(KeyboardInterrupt):
+        windowed.read(ids, store, "a", on_read=stopping(400))
+    read_now = []
+    grown = windowed.read(ids, store, "a", on_read=lambda done, _: read_now.append(done))
+    assert read_now[0] == 448
+    new = torch.tensor([text(5, seed=2)])
+    want = windowed.model(torch.tensor([[*ids, *new[0].tolist()]]))[0, -5:]
+    cache = windowed.model.new_cache(5, **grown.past(torch.device("cpu")))
+    torch.testing.assert_close(windowed.model(new, cache=cache)[0], want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def windowed(lm):
+    """The same model with a window of 100 tokens in every second layer."""
+    config = lm.model.config
+    windows = tuple(100 if number % 2 else None for number in range(config.layers))
+    model = Llama(config.model_copy(update={"windows": windows}))
+    model.load_state_dict(lm.model.state_dict())
+    lm.model = model.eval()
+    return lm
+
+
+CODE = """
+import sys, time
+from functools import partial
+from handscroll.generate import read
+read.hidden_chunks = partial(read.hidden_chunks, chunk=64)
+read.EVERY, read.WRITING = 0.0, 1e9
+from handscroll.cache.reading.store import Store
+from handscroll.lm import load
+lm = load(sys.argv[1])
+def on_read(done, all):
+    print(done, flush=True)
+    time.sleep(0.1 if done > 200 else 0)
+lm.read(list(range(5, 505)), Store(sys.argv[2]), "a", beyond=True, on_read=on_read)
+"""
+
+
+def test_a_killed_reading_goes_on(lm, tiny_folder, tmp_path):
+    command = [sys.executable, "-c", CODE, str(tiny_folder), str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert process.stdout is not None
+    while int(process.stdout.readline()) < 256:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    store, read_now = Store(tmp_path), []
+    positions = lm.model.config.positions.model_copy(update={"context": 64})
+    lm.model.config = lm.model.config.model_copy(update={"positions": positions})
+    lm.read(list(range(5, 505)), store, "a", beyond=True, on_read=lambda done, _: read_now.append(done))
+    assert read_now[0] >= 256 and store.names()["a"][1] == 500
