@@ -129,7 +129,7 @@ def _given(context: typer.Context, option: Any) -> bool:
 def _read_factors(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"--factors {path}: not a readable JSON file ({error})") from None
     if not isinstance(values, dict):
         raise ConfigError(f"--factors {path}: expected an object with 'long_factor' and 'short_factor'")

@@ -162,7 +162,7 @@ class TokenSource:
             intact = len(flat) == ends[-1] and source.fingerprint == index["fingerprint"]
         except FileNotFoundError as error:
             raise CheckpointError(f"{folder} is not a saved token source ({error.filename} is missing)") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{folder} is a damaged token source ({error}); build it again") from None
         if not intact:
             raise CheckpointError(f"{folder}: {_TOKENS} and {_INDEX} do not belong together; build the source again")

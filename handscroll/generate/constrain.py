@@ -93,7 +93,7 @@ class Constraint:
         """
         try:
             found = json.loads(schema) if isinstance(schema, str) else schema
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"the JSON schema is not JSON: {error}") from None
         if not isinstance(found, dict):
             raise ConfigError(f"a JSON schema is an object, not {json.dumps(found)[:40]}")

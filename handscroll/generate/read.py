@@ -111,6 +111,15 @@ class Growing:
         self.cost = self.last - begun
         return self.part
 
+    def stop(self) -> None:
+        """Save what the cache holds when a person interrupts it.
+
+        Not of windowed layers, whose tokens may be on the move; what they had saved before is kept.
+        """
+        done = self.cache.length
+        if not any(self.cache.windows) and done > max(self.saved, self.cache.before):
+            self.save(done)
+
 
 @torch.no_grad()
 def _read_into(store: Store, model: Model, about: Identity, text: ToRead) -> str:
@@ -129,11 +138,15 @@ def _read_into(store: Store, model: Model, about: Identity, text: ToRead) -> str
         assert isinstance(cache, Buffered), "saved policies keep their tensors in buffers"
         marks, tokens = Marks.run(begin, end - begin), ids[None, begin:end].to(model.device)
         grown = Growing(store, about, cache, before, text)
-        for _, last, _ in hidden_chunks(model, tokens, marks, cache, length):
-            if text.on_read is not None:
-                text.on_read(begin + last, len(ids))
-            if begin + last < end:
-                grown.keep(begin + last)
+        try:
+            for _, last, _ in hidden_chunks(model, tokens, marks, cache, length):
+                if text.on_read is not None:
+                    text.on_read(begin + last, len(ids))
+                if begin + last < end:
+                    grown.keep(begin + last)
+        except KeyboardInterrupt:
+            grown.stop()
+            raise
         number = grown.save(end)
         before = store.open(number) if end < len(ids) else None
     return number

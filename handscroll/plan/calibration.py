@@ -71,7 +71,7 @@ def load_calibration(threads: int = 0, path: Path | None = None) -> Calibration 
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
             return None
         return Calibration.model_validate(values)
-    except (OSError, ValueError, ValidationError):
+    except (OSError, ValueError, RecursionError, ValidationError):
         return None
 
 

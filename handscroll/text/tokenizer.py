@@ -301,7 +301,7 @@ def _read_object(file: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(_read_text(file))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is not valid JSON ({error}); copy it again") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds a JSON {type(content).__name__}, not an object; copy it again")

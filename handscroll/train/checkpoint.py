@@ -73,7 +73,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
     try:
         outer = json.loads((folder / "state.json").read_bytes())
         tensors = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"{folder} cannot be read: {error}; use another checkpoint") from error
     if not isinstance(outer, dict) or outer.get("format") != _FORMAT:
         raise CheckpointError(f"{folder}/state.json is not of format {_FORMAT}; use the version that wrote it")

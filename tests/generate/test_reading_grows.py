@@ -53,9 +53,9 @@ def test_an_interrupted_reading_goes_on_where_it_stopped(lm, tmp_path, policy):
     with pytest.raises(KeyboardInterrupt):
         lm.read(ids, store, "a", policy=policy, on_read=stopping(400))
     assert store.names() == {}
-    assert store.kept(lm.identity(600 + read.ROOM, policy), torch.tensor(ids)) == 384  # what was whole by then
+    assert store.kept(lm.identity(600 + read.ROOM, policy), torch.tensor(ids)) == 448
     grown = lm.read(ids, store, "a", policy=policy, on_read=lambda done, _: read_now.append(done))
-    assert read_now[0] == 448 and grown.length == 600
+    assert read_now[0] == 512 and grown.length == 600
     whole = lm.read(ids, Store(tmp_path / "other"), policy=policy)
     for one, other in zip(grown.spans, whole.spans, strict=True):
         for name in ("keys", "values"):
