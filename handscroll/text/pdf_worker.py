@@ -16,6 +16,7 @@ SECONDS = 60  # for a page
 MOST_PAGES = 50_000
 SIDE = 2000  # pixels of the longer side of a page's picture; letters of 8 points are then 18 pixels high
 FEW = 50  # a page with fewer letters (a stamp, a page number) may be a scan; as many paths may be drawn letters
+LOW = 0.6  # a gap between lines that is higher than this share of a line begins a paragraph
 WIDE = 1.2  # a space that is wider than this many times the height of its letters parts the cells of a table
 
 
@@ -74,16 +75,27 @@ def _picture_of_text(raw: Any, page: Any, blank: bool) -> bool:
 
 
 def _lines(raw: Any, page: Any) -> str:
-    """The text of a page; a tab stands for a gap as wide as that between cells of a table."""
+    """The text of a page: a tab for a gap as wide as between cells, a blank line for one as high as at paragraphs."""
     codes = [raw.FPDFText_GetUnicode(page, at) for at in range(page.count_chars())]
     found: list[str] = []
     for at, code in enumerate(codes):
         if code == 0x20 and 0 < at < len(codes) - 1 and not {codes[at - 1], codes[at + 1]} & {0x20, 0x0A, 0x0D}:
             found.append("\t" if _wide(page, at) else " ")
+        elif code == 0x0A:
+            found.append("\n\n" if _apart(page, at, len(codes)) else "\n")
         # 0x02 and 0xFFFE are the hyphen of a word that goes on in the next line.
         elif code not in (0, 0x02, 0x0D, 0xFFFE) and not 0xD800 <= code <= 0xDFFF:
             found.append(chr(code))
     return "".join(found)
+
+
+def _apart(page: Any, at: int, count: int) -> bool:
+    """Whether the line after the break at `at` stands lower than the next line of a paragraph would."""
+    if not 2 <= at < count - 1:  # a carriage return stands before the line feed
+        return False
+    _, bottom, _, top = page.get_charbox(at - 2, loose=True)
+    after = page.get_charbox(at + 1, loose=True)
+    return bottom - after[3] > LOW * max(top - bottom, after[3] - after[1])
 
 
 def _wide(page: Any, at: int) -> bool:

@@ -33,7 +33,7 @@ def test_a_pdf_gives_lines_tables_and_pages(tmp_path):
     first = [(72, 700, "A heading"), (72, 670, "It is a hyphen-"), (72, 655, "ated word (in brackets)."), *TABLE]
     write_pdf(tmp_path / "a.pdf", [first, [(72, 700, "Second page, café")], [], [(72, 700, "Fourth")]])
     found = only(tmp_path / "a.pdf")
-    lines = "A heading\nIt is a hyphenated word (in brackets).\nName\tPrice\tColour\nApple\t3\tred"
+    lines = "A heading\n\nIt is a hyphenated word (in brackets).\n\nName\tPrice\tColour\nApple\t3\tred"
     assert found.text == f"{lines}\n\nSecond page, café\n\nFourth"
     assert [place.name for place in found.places] == ["page 1", "page 2", "page 4"]
     assert found.place(found.text.index("café")) == "page 2" and found.place(len(found.text)) == "page 4"
