@@ -21,7 +21,9 @@ WIDE = 1.2  # a space that is wider than this many times the height of its lette
 
 
 def main(arguments: list[str]) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    limit = MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     signal.alarm(SECONDS)
     import pypdfium2
 
