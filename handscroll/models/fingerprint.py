@@ -22,8 +22,9 @@ def identity(model: Model, tokenizer: str, length: int, policy: str = "full") ->
         positions=json.dumps([one.model_dump(mode="json") for one in spec.positions], sort_keys=True),
         bucket=spec.bucket(spec.declared(length)),
         tokenizer=tokenizer,
-        dtype=str(model.cache_dtype).removeprefix("torch."),
+        dtype=str(model.dtype).removeprefix("torch."),
         policy=policy,
+        kept="" if model.cache_dtype == model.dtype else str(model.cache_dtype).removeprefix("torch."),
     )
 
 

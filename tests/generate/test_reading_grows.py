@@ -15,8 +15,9 @@ from handscroll.cache.reading.store import Store
 from handscroll.cli.main import app
 from handscroll.generate import read
 from handscroll.generate.prefill import hidden_chunks
-from handscroll.lm import load
+from handscroll.lm import LM, load
 from handscroll.models.llama import Llama
+from handscroll.nn.init import initialise
 
 
 @pytest.fixture
@@ -108,6 +109,22 @@ def windowed(lm):
     model.load_state_dict(lm.model.state_dict())
     lm.model = model.eval()
     return lm
+
+
+def test_the_reading_of_a_quantised_file_is_asked_from_the_command_line(lm, tmp_path):
+    """Its cache is kept in another dtype than the one of the computation, in which the file is loaded again."""
+    sizes = {"width": 64, "mlp_width": 96, "heads": 2, "kv_heads": 2, "head_size": 32}
+    model = Llama(lm.model.config.model_copy(update=sizes))
+    initialise(model, "normal", 2, torch.Generator().manual_seed(0))
+    file = LM(model, lm.tokenizer, "x").export_gguf(tmp_path / "a.gguf", "q8_0")
+    assert (one := load(file).model).cache_dtype != one.dtype
+    (tmp_path / "a.txt").write_text("import os\n" * 40)
+    where = ["--store", str(tmp_path / "store")]
+    run = CliRunner()
+    done = run.invoke(app, ["read", str(file), str(tmp_path / "a.txt"), "--save", "a", "--beyond", *where])
+    assert done.exit_code == 0, done.output
+    asked = run.invoke(app, ["ask", "a", "why?", "--max-tokens", "4", "--beyond", *where], catch_exceptions=False)
+    assert asked.exit_code == 0, asked.output
 
 
 CODE = """

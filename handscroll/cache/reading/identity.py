@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 class Identity:
     """All settings that decide which keys and values a text has.
 
-    `bucket` is the length bucket of a scaling that depends on the length, or 0. `policy` is that of the cache, which
-    may round keys and values.
+    `bucket` is the length bucket of a scaling that depends on the length, or 0. `dtype` is that of the computation.
+    `policy` is that of the cache, which may round keys and values, and `kept` their dtype where it is another one.
     """
 
     model: str
@@ -19,6 +19,7 @@ class Identity:
     tokenizer: str
     dtype: str
     policy: str = "full"
+    kept: str = ""
 
     def differences(self, other: "Identity") -> list[str]:
         """Names of the fields that differ."""

@@ -80,7 +80,7 @@ class About:
     @property
     def kept(self) -> torch.dtype:
         """The dtype in which keys and values are kept."""
-        return torch.int8 if self.identity.policy == "int8" else DTYPES[self.identity.dtype]
+        return torch.int8 if self.identity.policy == "int8" else DTYPES[self.identity.kept or self.identity.dtype]
 
 
 class Store:
