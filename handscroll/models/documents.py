@@ -24,10 +24,10 @@ def head_of(model: Model, *kinds: str) -> HeadSpec:
         return head
     wanted = " or ".join(HeadSpec.model_construct(kind=kind, labels=()).name for kind in kinds)
     if head is None:
-        own = "a head for tokens" if model.spec.predicts else "no head"
+        own = "has a head for tokens, and no head" if model.spec.predicts else "is a bare model, without a head"
         raise ConfigError(
-            f"this {family} has {own}, and no head for {wanted}: it is not a classifier. Load a model that has one, or "
-            "train one with objective 'classify' (docs/models.md)"
+            f"this {family} {own} for {wanted}: it is not a classifier. Load a model that has one, or train one with "
+            "objective 'classify' (docs/models.md)"
         )
     raise ConfigError(f"this {family} has no head for {wanted}; its head: {head.words}")
 
