@@ -205,8 +205,11 @@ def _entries(kind: Family, places: Places, config: Any) -> list[Entry]:
 
 def _copies(kind: Family, config: Any) -> Mapping[str, str | None]:
     """Tensors that files may hold besides; a head for tokens is not read beside another one."""
-    found = dict(kind.copies(config))
-    return found if config.head is None else found | {"lm_head.weight": None}
+    found = kind.copies(config)
+    if config.head is None:
+        return found
+    tied = kind.copies(config.model_copy(update={"tied": True}))
+    return {**found, **{theirs: None for theirs, ours in tied.items() if ours == "embedding.weight"}}
 
 
 def _no_gguf(write: Callable[[Any, Foreign], Any]) -> Callable[[Any, Foreign], Any]:

@@ -129,6 +129,15 @@ def test_a_head_that_is_missing_or_not_named_is_said_as_what_it_is(tmp_path):
     assert not any(name == "head" for name, _ in facts(tmp_path))
 
 
+def test_a_head_for_tokens_beside_another_one_is_not_read(tmp_path):
+    form = PLAIN["llama"]
+    model = form.build(torch.float32, foreign=foreign_of(form, "text"))
+    save_model(model, tmp_path)
+    state = load_file(tmp_path / "model.safetensors") | {"lm_head.weight": torch.ones(97, 48)}
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert load_model(tmp_path).config == model.config
+
+
 def test_an_encoder_with_a_head_that_nothing_names(tmp_path):
     form = PLAIN["bert"]
     save_model(form.build(torch.float32, foreign=foreign_of(form, "tokens")), tmp_path)
