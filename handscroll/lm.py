@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import time
 from typing import Any, Unpack
 
 import torch
@@ -13,7 +14,7 @@ from handscroll.base.errors import CapacityError, ConfigError, DataError, neares
 from handscroll.base.gguf import is_gguf, read_gguf
 from handscroll.base.runs import write_file
 from handscroll.cache.reading.identity import Identity
-from handscroll.cache.reading.reading import Reading
+from handscroll.cache.reading.reading import Document, Reading
 from handscroll.cache.reading.store import Store
 from handscroll.generate import blanks, score
 from handscroll.generate.admission import (
@@ -25,9 +26,10 @@ from handscroll.generate.admission import (
     identity_of,
     settled,
 )
-from handscroll.generate.ask import QUESTION, AskSettings, Question, asked
+from handscroll.generate.ask import AskSettings, Opening, Question, answers, opening
 from handscroll.generate.beam import Beams, Early
 from handscroll.generate.budget import GUARD, Choice, Demand
+from handscroll.generate.chat import Chat, Reply, Speaker, said
 from handscroll.generate.continuation import Continuation, continuations, searched, streamed
 from handscroll.generate.conversation import Conversation
 from handscroll.generate.defaults import Defaults
@@ -37,7 +39,7 @@ from handscroll.generate.likelihood import Likelihood, loglikelihood, split_pair
 from handscroll.generate.read import ROOM, ToRead, read
 from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
-from handscroll.generate.settings import SamplingSettings, Settings, sampling_of
+from handscroll.generate.settings import ChatSettings, SamplingSettings, Settings, sampling_of
 from handscroll.models.adapters import One, Weighted, adapt, merge, over_base, weighted
 from handscroll.models.gguf.save import save_gguf
 from handscroll.models.labels import Answer, Tag, answered, probabilities, scored, tagged
@@ -45,6 +47,7 @@ from handscroll.models.model import Decoder
 from handscroll.models.sentences import framed
 from handscroll.models.weights import PROVENANCE, load_model, locate, read_provenance, save_model
 from handscroll.nn.quantised import PROJECTIONS, quantised
+from handscroll.text.chat.messages import Message
 from handscroll.text.framed import Text
 from handscroll.text.gguf_out import metadata_of
 from handscroll.text.tokenizer import Tokenizer
@@ -68,6 +71,7 @@ class LM:
     provenance: dict[str, Any] = field(default_factory=dict)
     defaults: Defaults = field(default_factory=Defaults)
     adapters: tuple[Weighted, ...] = ()
+    _chat: tuple[tuple[Any, ...], Chat] | None = field(default=None, init=False, repr=False)  # that of `chat`, kept
 
     @property
     def context(self) -> int:
@@ -245,6 +249,58 @@ class LM:
         request = Request(ids, sampling, samples, draft=draft, beyond=beyond)
         return choose_cache(self.model, self.tokenizer, request, kv_budget, kv_guard)
 
+    def chat(
+        self, messages: Sequence[Message], stream: bool = False, **settings: Unpack[ChatSettings]
+    ) -> Reply | Iterator[str]:
+        """The assistant's answer to `messages` ({"role": ..., "content": ...}), by the model's own chat template.
+
+        The result is a text with its `thinking`, `finish` and counts of tokens (`generate/chat.py: Reply`); with
+        `stream`, an iterator over the pieces of the answer. What the messages share with those of the call before is
+        not read again, so a conversation that grows costs only its new turn. Special tokens written in a message are
+        ordinary text. `generate/settings.py` explains the `settings`.
+
+        Raises:
+            ConfigError: the model has no chat template, or a setting is unknown. DataError: the template refuses the
+                messages. CapacityError: they do not fit into the context or the memory.
+        """
+        sampling = sampling_of(self._settled(settings), ChatSettings.__optional_keys__)
+        tools, variables = settings.get("tools"), dict(settings.get("variables") or {})
+        if tools is not None:
+            variables["tools"] = list(tools)
+        key = (settings.get("template", ""), bool(tools), settings.get("kv_budget"), settings.get("store"))
+        if self._chat is None or self._chat[0] != key or self._chat[1].busy:
+            self._chat = key, self.chatting(*key[:3], settings.get("kv_guard", GUARD), settings.get("store"))
+        chat = self._chat[1]
+        chat.on_note, chat.talk.on_note = settings.get("on_note"), settings.get("on_note")
+        constraint, beyond = settings.get("constraint"), settings.get("beyond", False)
+        answer = chat.answer(messages, sampling, variables, constraint, beyond, fit="max_tokens" not in settings)
+        pieces = said(answer, settings.get("on_thinking"))
+        if stream:
+            return pieces
+        for _ in pieces:
+            pass
+        return answer.reply
+
+    def chatting(
+        self,
+        template: str = "",
+        tools: bool = False,
+        kv_budget: str | int | None = None,
+        kv_guard: float = GUARD,
+        store: Store | None = None,
+    ) -> Chat:
+        """Begin a chat that keeps what was read, from the saved readings of `store` on if it has a beginning.
+
+        `template` is a name among the model's templates, or the source of another one; `tools` takes the one for tools.
+        """
+        talk = self.conversation(None, kv_budget, kv_guard)
+        speaker = Speaker(self.tokenizer, template, self.source, tools)
+        if store is not None:
+            if kv_budget is not None:
+                raise ConfigError("kv_budget chooses how the cache is kept, but saved readings lie in their files")
+            talk.find = lambda ids, total: store.find(self.identity(total), torch.tensor(ids[:-1]))
+        return Chat(speaker, talk)
+
     def conversation(
         self,
         on_note: Callable[[str], None] | None = None,
@@ -277,7 +333,7 @@ class LM:
 
     def read(
         self,
-        text_or_ids: str | Sequence[int] | Tensor,
+        text_or_ids: str | Sequence[int] | Tensor | Opening,
         store: Store,
         name: str = "",
         room: int = ROOM,
@@ -287,30 +343,37 @@ class LM:
     ) -> Reading:
         """Read a text once and save the reading, from which `ask` and `generate(store=...)` continue.
 
-        `room` is the number of tokens declared for question and answer. `on_read(done, all)` is called after every
-        chunk. The errors are those of `generate/read.py: read`.
+        If the model has a chat template, a text is read as the beginning of a user's turn, and questions follow in
+        it; ids (`lm.encode(text)`) are read as they are. `room` is the number of tokens declared for question and
+        answer. `on_read(done, all)` is called after every chunk. The errors are those of `generate/read.py: read`.
         """
         source = str(Path(self.source).resolve()) if Path(self.source).exists() else self.source
         adapters = tuple(str(one.resolved()) for one in self.adapters)
-        text = ToRead(self._ids(text_or_ids), source, name, room, beyond, policy, on_read, adapters)
+        begun = (self.opening(text_or_ids) or text_or_ids) if isinstance(text_or_ids, str) else text_or_ids
+        ids, document = begun if isinstance(begun, Opening) else (begun, None)
+        text = ToRead(self._ids(ids), source, name, room, beyond, policy, on_read, adapters, document)
         return read(self.model, self.tokenizer, store, text)
 
-    def ask(
-        self, name: str, question: str, store: Store, template: str = QUESTION, **settings: Unpack[AskSettings]
-    ) -> str:
+    def opening(self, text: str) -> Opening | None:
+        """How `read` begins a text within the chat template; None where there is no template, or no text."""
+        if not text or not self.tokenizer.settings.get("chat_template"):
+            return None
+        return opening(Speaker(self.tokenizer), Document(text, time()))
+
+    def ask(self, name: str, question: str, store: Store, template: str = "", **settings: Unpack[AskSettings]) -> str:
         """Answer a question about the text of the saved reading `name`.
 
-        `template` contains {question} and is appended to the text. The errors are those of `generate/ask.py: asked`.
+        `template` contains {question} and is appended to the text, within the user's turn if there is one. The errors
+        are those of `generate/ask.py: answers`.
         """
         return "".join(self.ask_stream(name, question, store, template, **settings))
 
     def ask_stream(
-        self, name: str, question: str, store: Store, template: str = QUESTION, **settings: Unpack[AskSettings]
+        self, name: str, question: str, store: Store, template: str = "", **settings: Unpack[AskSettings]
     ) -> Iterator[str]:
         """Like `ask`, but yields the answer piece by piece; impossible requests are refused at the call."""
         about = Question(name, question, template)
-        request = asked(self.model, self.tokenizer, store, about, self._settled(settings))
-        return streamed(self.model, self.tokenizer, request)
+        return answers(self.model, self.tokenizer, store, about, self._settled(settings))
 
     def draft(self, other: "LM") -> DraftModel:
         """Use another model with the same vocabulary as the draft of speculative decoding (`generate(draft=...)`)."""

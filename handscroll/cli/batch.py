@@ -12,7 +12,7 @@ from handscroll.cli.screen import bar, error_screen, screen
 
 def batch(
     model: Annotated[str, typer.Argument(help="The model: a checkpoint folder, a GGUF file or a hub id.")],
-    requests: Annotated[Path, typer.Argument(help='JSON lines, such as {"prompt": ..., "max_tokens": ...}.')],
+    requests: Annotated[Path, typer.Argument(help='JSON lines, such as {"prompt": ...} or {"messages": [...]}.')],
     out: Annotated[Path, typer.Option(help="File of the answers; a killed run resumes from it.")],
     memory: Annotated[float, typer.Option(help="GB of memory for keys and values.")] = 1.0,
     deterministic: Annotated[

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 def generate(
     model: Annotated[str, typer.Argument(help="The model: a checkpoint folder, a GGUF file or a hub id.")],
     prompt: Annotated[str, typer.Option(help="The prompt, or - for standard input.")],
+    chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
     max_tokens: Annotated[int, typer.Option(help="Most new tokens.")] = 256,
     temperature: Temperature = None,
     top_k: Annotated[int | None, typer.Option(help="Keep the K likeliest tokens; 0 keeps all.")] = None,
@@ -78,6 +79,7 @@ def generate(
         raise ConfigError("--logprobs appear only in the output of --json; add --json")
     _one_cache(cache, kv_budget, kv_guard, beams)
     lm = load(model, device, dtype, weights, adapter)
+    asked = _asked(lm, text, chat)
     reports: list[str] = []
     drafts = _draft(lm, lookup, draft, dtype)
     settings: Settings = {
@@ -90,27 +92,27 @@ def generate(
     taken = None
     if kv_budget:
         guard = GUARD if kv_guard is None else kv_guard
-        taken = settings["kv_budget"] = lm.choose_cache(text, kv_budget, max_tokens, guard, samples, drafts, beyond)
+        taken = settings["kv_budget"] = lm.choose_cache(asked, kv_budget, max_tokens, guard, samples, drafts, beyond)
     if beams:
         if logprobs is not None:
             raise ConfigError(
                 "--beams searches for the likeliest text and gives no --logprobs; leave out one of the two"
             )
-        found = lm.beams(text, beams, samples, length_penalty, **settings)
+        found = lm.beams(asked, beams, samples, length_penalty, **settings)
     elif length_penalty != 1.0:
         raise ConfigError("--length-penalty belongs to --beams")
     elif samples != 1 or json_out or settings["constraint"] is not None:
         settings["on_report"] = reports.append
-        found = lm.continuations(text, samples, logprobs, **settings)
+        found = lm.continuations(asked, samples, logprobs, **settings)
     else:
         settings["on_report"] = reports.append
-        found = lm.stream(text, **settings)
+        found = lm.stream(asked, **settings)
     _announce(cache, weights, taken)
     if not beams:
         say_defaults(lm, sampling)
     if json_out and isinstance(found, list):
         search = {"max_tokens": max_tokens, "beams": beams, "length_penalty": length_penalty}
-        about = {"model": model, "prompt_tokens": len(lm.encode(text))}
+        about = {"model": model, "prompt_tokens": len(asked)}
         drawn = lm.sampling(**sampling).model_dump(exclude={"ignore_eos"})
         about["settings"] = (search if beams else drawn) | {"dtype": str(lm.model.dtype).removeprefix("torch.")}
         kept = _kept(cache or "full", taken, reports)
@@ -121,6 +123,25 @@ def generate(
         error_screen().print(f"draft: {_counted(drafts)}", markup=False)
     for report in reports:
         error_screen().print(f"--cache {cache if taken is None else taken.policy}: {report}", markup=False)
+
+
+def _asked(lm: "LM", text: str, chat: bool) -> list[int]:
+    """The ids of the prompt: of a message in the chat template, of a text in the template itself, or of plain text."""
+    from handscroll.generate.chat import Speaker
+
+    if chat:
+        return Speaker(lm.tokenizer, where=lm.source).render([{"role": "user", "content": text}]).ids
+    try:
+        ids = Speaker(lm.tokenizer).rendered_already(text)
+    except ConfigError:  # no template, or none that can be read
+        return lm.encode(text)
+    said = (
+        "the model has a chat template, and this prompt is continued as plain text: --chat asks it as a question"
+        if ids is None
+        else "the prompt is written in the model's chat template, so its special tokens are read as such"
+    )
+    error_screen().print(said, markup=False)
+    return lm.encode(text) if ids is None else ids
 
 
 def _one_cache(cache: str, kv_budget: str, kv_guard: float | None, beams: int) -> None:

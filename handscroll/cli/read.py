@@ -47,6 +47,7 @@ def read(
     key: Key = "",
     encoding: Encoding = "",
     skip_pictures: SkipPictures = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Read plain text even if the model has a chat template.")] = False,
 ) -> None:
     """Read TEXTS with MODEL and save the reading under the name --save."""
     import torch
@@ -59,14 +60,15 @@ def read(
     found = reader(key, encoding, skip_pictures).read(texts)
     text = "\n\n".join(document.marked() if pages else document.text for document in found)
     lm = load(model, device, dtype, adapter=adapter)  # only now: a file that cannot be read is told at once
-    ids = lm.encode(text)
+    begun = None if raw else lm.opening(text)
+    ids = lm.encode(text) if begun is None else begun.ids
     kept = Store(store, owner, int(limit * 1e9))
     known = partial(kept.kept, lm.identity(len(ids) + room, cache), torch.tensor(ids))
     shared = known()
     with bar("reading", len(ids)) as advance:
         advance(shared)
         try:
-            reading = lm.read(ids, kept, save, room, beyond, cache, lambda done, _: advance(done))
+            reading = lm.read(begun or ids, kept, save, room, beyond, cache, lambda done, _: advance(done))
         except KeyboardInterrupt:
             told = f"kept: {known():,} of {len(ids):,} tokens; the same command goes on from there"
             error_screen().print(told, markup=False)
@@ -74,14 +76,15 @@ def read(
     about, _ = kept.named(save)
     what = f"{reading.length:,} tokens" + (f", {shared:,} of them from an earlier reading" if shared else "")
     size = f"{kept.size(about.number) / 1e6:,.0f} MB"
-    screen().print(f"{save}: {what}; {size}. Ask: handscroll ask {save} QUESTION", markup=False)
+    how = "" if kept.document(save) is None else " in a user's turn of the model's chat template"
+    screen().print(f"{save}: {what}{how}; {size}. Ask: handscroll ask {save} QUESTION", markup=False)
 
 
 def ask(
     name: Annotated[str, typer.Argument(help="Name of a saved reading.")],
     question: Annotated[str, typer.Argument(help="The question, or - for standard input.")],
     model: Annotated[str, typer.Option(help="The model, if it was moved since the reading.")] = "",
-    template: Annotated[str, typer.Option(help="Text appended to the reading, with {question} in it.")] = "",
+    template: Annotated[str, typer.Option(help="What follows the document, with {question} in it.")] = "",
     max_tokens: Annotated[int, typer.Option(help="Most new tokens.")] = 256,
     temperature: Temperature = None,
     plain: Plain = False,
@@ -98,7 +101,7 @@ def ask(
 ) -> None:
     """Answer QUESTION about the text of reading NAME; only the answer goes to standard output."""
     from handscroll.cache.reading.store import Store
-    from handscroll.generate.ask import QUESTION, AskSettings
+    from handscroll.generate.ask import AskSettings
     from handscroll.lm import load
 
     kept = Store(store, owner)
@@ -115,7 +118,7 @@ def ask(
         plain=plain,
     )
     say_defaults(lm, settings)
-    template = template.replace("\\n", "\n") or QUESTION
+    template = template.replace("\\n", "\n")
     for piece in lm.ask_stream(name, text, kept, template, **settings):
         typer.echo(piece, nl=False)
         sys.stdout.flush()

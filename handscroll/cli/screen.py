@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
@@ -22,6 +22,25 @@ def error_screen() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def on_terminal() -> bool:
+    """Whether a person types the input."""
+    return sys.stdin.isatty()
+
+
+def prompted(prompt: str) -> str | None:
+    """A line that a person types after a prompt, with the keys of readline where it is there; None at the end."""
+    with suppress(ImportError):
+        import readline  # noqa: F401  (to import it is to use it)
+    try:
+        if sys.stdout.isatty():
+            return input(prompt)
+        error_screen().print(prompt, end="", markup=False)  # standard output is somebody's file
+        return input()
+    except EOFError:
+        error_screen().print()
+        return None
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> Table:
     """A plain table with numbers aligned to the right."""
     made = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
@@ -35,11 +54,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = ""
 
 @contextmanager
 def bar(what: str, total: int | None) -> Iterator[Any]:
-    """Show a progress bar on standard error; the block receives `advance(done, note="")`."""
+    """Show a progress bar on standard error; the block receives `advance(done, note="", total=None)`."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[note]}"), console=error_screen(), transient=True) as progress:
         task = progress.add_task(what, total=total, note="")
-        yield lambda done, note="": progress.update(task, completed=done, note=note)
+        yield lambda done, note="", total=None: progress.update(task, completed=done, note=note, total=total)
 
 
 def _is_number(value: Any) -> bool:

@@ -1,61 +1,148 @@
-"""Turns a question about a text that was read before into a request that continues the saved reading."""
+"""Turns a question about a text that was read before into a request that continues the saved reading.
 
+If the text was read within a chat template, it stands in the user's turn and the question after it; otherwise the
+question is appended to the plain text.
+"""
+
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
 
 from handscroll.base.errors import ConfigError
-from handscroll.cache.reading.store import Store
+from handscroll.cache.reading.reading import Document
+from handscroll.cache.reading.store import About, Store
 from handscroll.generate.admission import afford_request, identity_of
+from handscroll.generate.chat import Rendered, Speaker, answered
+from handscroll.generate.continuation import streamed
+from handscroll.generate.conversation import shared_beginning
 from handscroll.generate.request import Request
 from handscroll.generate.settings import SamplingSettings, sampling_of
 from handscroll.models.model import Model
 from handscroll.text.tokenizer import Tokenizer
 
-QUESTION = "\n\nQuestion: {question}\nAnswer:"
+QUESTION = "\n\nQuestion: {question}\nAnswer:"  # after a plain text
+TURN = "\n\n{question}"  # after a document in the user's turn
+SEAM = 16  # tokens at the end of a document that the first ones of a question may change
 
 
 class AskSettings(SamplingSettings, total=False):
-    """The settings of a question. With `again` the text may be read again if its reading does not fit the request."""
+    """The settings of a question.
+
+    With `again` the text may be read again if its reading does not fit the request. `on_thinking` is called with what
+    a reasoning model thinks before it answers.
+    """
 
     again: bool
     beyond: bool
+    on_thinking: Callable[[str], None] | None
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about the text of the saved reading `name`; `template` contains {question} and follows the text."""
+    """A question about the text of the saved reading `name`.
+
+    `template` contains {question} and follows the text; the usual one (`TURN` or `QUESTION`) unless given.
+    """
 
     name: str
     question: str
-    template: str = QUESTION
+    template: str = ""
+
+    def after(self, usual: str) -> str:
+        """What follows the text.
+
+        Raises:
+            ConfigError: the template has no place for the question.
+        """
+        template = self.template or usual
+        if "{question}" not in template:
+            raise ConfigError(f"the template {template!r} has no {{question}} in it")
+        return template.replace("{question}", self.question)
 
 
-def asked(model: Model, tokenizer: Tokenizer, store: Store, question: Question, settings: AskSettings) -> Request:
-    """The request that answers a question.
+class Opening(NamedTuple):
+    """What every question about a document has in common: the beginning of the template, and the document."""
+
+    ids: list[int]
+    document: Document
+
+
+def opening(speaker: Speaker, document: Document) -> Opening:
+    """The beginning that questions about a document share."""
+    one, other = (within(speaker, document, TURN.replace("{question}", word)).ids for word in ("What", "谁"))
+    return Opening(one[: shared_beginning(one, other)], document)
+
+
+def within(speaker: Speaker, document: Document, after: str) -> Rendered:
+    """A user's turn: the document, and what is asked about it."""
+    turn = {"role": "user", "content": document.text + after}
+    return speaker.render([turn], now=datetime.fromtimestamp(document.when))
+
+
+def answers(
+    model: Model, tokenizer: Tokenizer, store: Store, question: Question, settings: AskSettings
+) -> Iterator[str]:
+    """The answer to a question, piece by piece; impossible requests are refused here, not at the first piece.
 
     Raises:
-        ConfigError: the name is unknown; the text was read with another model, positions, tokenizer or dtype; or, under
-            a length-dependent scaling, it was read for shorter requests than this one (unless `again` is set).
+        ConfigError: the name is unknown; the text was read with another model, positions, tokenizer, dtype or chat
+            template; or, under a length-dependent scaling, it was read for shorter requests than this one (unless
+            `again` is set).
         CheckpointError: the reading is damaged, or was evicted. CapacityError: the memory is too small.
     """
-    sampling = sampling_of(settings, AskSettings.__optional_keys__)
-    if "{question}" not in question.template:
-        raise ConfigError(f"the template {question.template!r} has no {{question}} in it")
-    name = question.name
+    about, length = named(model, tokenizer, store, question.name)
+    known, document = store.tokens(about.number)[:length].tolist(), store.document(question.name)
+    if document is None:
+        ids = known + tokenizer.encode(question.after(QUESTION), special=False)
+        return streamed(model, tokenizer, _request(model, tokenizer, store, (question, about, length, ids), settings))
+    speaker = Speaker(tokenizer)
+    rendered = within(speaker, document, question.after(TURN))
+    shared = shared_beginning(known, rendered.ids)
+    if shared < length - SEAM and not settings.get("again", False):
+        raise ConfigError(
+            f"'{question.name}' was read within another chat template, or this question changes the text before it "
+            f"({shared:,} of {length:,} tokens are the same): read the text again, or allow it to be read again"
+        )
+    ends = None if settings.get("ignore_eos") else speaker.ends(model)
+    request = _request(model, tokenizer, store, (question, about, shared, rendered.ids), settings, ends)
+    on_thinking = settings.get("on_thinking")
+    return answered(model, speaker, request, rendered, on_thinking)
+
+
+def named(model: Model, tokenizer: Tokenizer, store: Store, name: str) -> tuple[About, int]:
+    """What a name stands for, checked to be of this model: the part, and its tokens that belong to the name.
+
+    Raises:
+        ConfigError: the name is unknown, or the text was read with another model, positions, tokenizer or dtype.
+        CheckpointError: the reading was evicted.
+    """
     about, length = store.named(name)
-    policy = about.identity.policy
-    differ = about.identity.differences(identity_of(model, tokenizer, length, policy))
+    differ = about.identity.differences(identity_of(model, tokenizer, length, about.identity.policy))
     if wrong := [field for field in differ if field != "bucket"]:
         raise ConfigError(f"'{name}' was read with another {', '.join(wrong)} ({about.source}): read it again")
-    text = question.template.replace("{question}", question.question)
-    ids = store.tokens(about.number)[:length].tolist() + tokenizer.encode(text, special=False)
-    total = len(ids) + sampling.max_tokens
+    return about, length
+
+
+def _request(
+    model: Model,
+    tokenizer: Tokenizer,
+    store: Store,
+    asked: tuple[Question, About, int, list[int]],
+    settings: AskSettings,
+    ends: frozenset[int] | None = None,
+) -> Request:
+    """The request over `ids`, of which the reading holds the first `length`."""
+    question, about, length, ids = asked
+    sampling = sampling_of(settings, AskSettings.__optional_keys__)
+    total, policy = len(ids) + sampling.max_tokens, about.identity.policy
     same = identity_of(model, tokenizer, total, policy).bucket == about.identity.bucket
     if not same and not settings.get("again", False):
         raise ConfigError(
-            f"'{name}' was read for shorter requests than {total} tokens, and the model's scaling depends on the "
-            "length: ask for fewer new tokens, read the text with more room, or let it be read again"
+            f"'{question.name}' was read for shorter requests than {total} tokens, and the model's scaling depends on "
+            "the length: ask for fewer new tokens, read the text with more room, or let it be read again"
         )
-    reading = store.open(about.number).part(length) if same else None
-    request = Request(ids, sampling, beyond=settings.get("beyond", False), policy=policy, reading=reading)
+    reading = store.open(about.number).part(length) if same and length else None
+    request = Request(ids, sampling, beyond=settings.get("beyond", False), policy=policy, reading=reading, ends=ends)
     afford_request(model, request, others=())
     return request

@@ -5,7 +5,7 @@ rotated for. Then the whole text is read again.
 """
 
 from bisect import bisect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,13 +14,15 @@ from torch import Tensor
 from handscroll.base.errors import CapacityError, DataError
 from handscroll.base.workload import Footprint
 from handscroll.cache.cache import Cache
-from handscroll.cache.table import BLOCK, cache_of, footprint
+from handscroll.cache.reading.reading import Reading
+from handscroll.cache.table import BLOCK, cache_of, footprint, kind_of
 from handscroll.generate.budget import GUARD, Choice, Demand, choose, size_of
-from handscroll.generate.chooser import Chooser, finite, next_tokens
+from handscroll.generate.chooser import Chooser, NewToken, finite, next_tokens
 from handscroll.generate.constrain import Constraint
 from handscroll.generate.prefill import CHUNK, prefill
 from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
+from handscroll.generate.stream import Decodes
 from handscroll.models.model import Model
 from handscroll.nn.marks import Marks
 from handscroll.text.tokenizer import Tokenizer
@@ -35,7 +37,8 @@ class Conversation:
     `budget` (bytes, "2GiB", or a share of the full cache of the whole context) bounds the cache. The cache is exact
     while the text fits. After that everything is read again under the policy that `generate/budget.py` chooses for the
     whole context with `guard`. `on_note` receives a note about each such event. `afford(demand, policy, chunk)` is
-    called before a turn is read, and raises if the memory is too small.
+    called before a turn is read, and raises if the memory is too small. `find(ids, total)` gives the saved reading that
+    a text of `total` tokens begins with.
 
     Limits: there is one row. Each text is encoded by itself, so that no token crosses the border of a turn. An end
     token ends a reply and is not part of the text.
@@ -49,6 +52,8 @@ class Conversation:
     budget: str | int | None = None
     guard: float = GUARD
     afford: Callable[[Demand, str, int], None] | None = None
+    find: Callable[[list[int], int], Reading | None] | None = None
+    reused: int = 0  # tokens of the last prompt that were not read again
     choice: Choice | None = None  # the chosen cache, once it is no longer exact
     _cache: Cache | None = None
     _declared: int = 0
@@ -70,28 +75,57 @@ class Conversation:
         new = self.tokenizer.encode(text, special=not self.ids)
         if not new:
             raise DataError("the text has no tokens; give some text")
-        total = len(self.ids) + len(new) + sampling.max_tokens
-        if total > self.model.config.context:
+        return (item.text for item in self.reply(Request([*self.ids, *new], sampling, constraint=constraint)))
+
+    def reply(self, request: Request, shown: Decodes | None = None) -> Iterator[NewToken]:
+        """Make the request's prompt the text so far, and yield the tokens of the reply.
+
+        What the prompt shares with the text so far is not read again, if the cache can be cut back to it. `shown`
+        decodes the reply instead of the tokenizer. The errors are those of `say`.
+        """
+        ids, new, context = list(request.prompt), request.sampling.max_tokens, self.model.config.context
+        total = len(ids) + new
+        if total > context and not request.beyond:
             raise CapacityError(
-                f"the conversation has {len(self.ids)} tokens, {len(new)} are new and {sampling.max_tokens} may "
-                f"follow: {total} in all, but the model's context is {self.model.config.context}; ask for fewer new "
-                "tokens, begin a new conversation, or lengthen the model (handscroll extend)"
+                f"the conversation has {len(self.ids)} tokens, {len(ids)} with the new ones, and {new} may follow: "
+                f"{total} in all, but the model's context is {context}; ask for fewer new tokens, begin a new "
+                "conversation, or lengthen the model (handscroll extend)"
             )
-        self._stay_within(total, [*self.ids, *new])
+        self._stay_within(total, ids)
         if self.afford is not None:
-            past = 0 if self._cache is None else self._cache.length
+            past = self._kept(ids)
             policy, chunk = ("full", CHUNK) if self.choice is None else (self.choice.policy, self.choice.chunk)
-            self.afford(Demand([*self.ids, *new], sampling.max_tokens, grows=True, past=past), policy, chunk)
-        return self._reply(Request([*self.ids, *new], sampling, constraint=constraint))
+            self.afford(Demand(ids, new, grows=True, past=past), policy, chunk)
+        return self._reply(request, shown or self.tokenizer)
+
+    def _kept(self, ids: list[int]) -> int:
+        """How many of the first `ids` the cache keeps, or can be cut back to; the last of them is always read."""
+        if self._cache is None:
+            return 0
+        shared = shared_beginning(self.ids[: self._cache.length], ids[:-1])
+        whole = shared == self._cache.length
+        able = kind_of("full" if self.choice is None else self.choice.policy).rewinds and not self.model.spec.recurrent
+        return shared if whole or (able and shared >= self._cache.least) else 0
+
+    def _cut_back(self, ids: list[int]) -> None:
+        """Keep of the cache what the text `ids` begins with."""
+        kept = self._kept(ids)
+        if not kept:
+            self._cache, self._declared = None, 0
+        elif self._cache is not None and kept < self._cache.length:
+            self._cache.trim(kept)
 
     @torch.no_grad()
-    def _reply(self, request: Request) -> Iterator[str]:
-        self._declare(len(request.prompt) + request.sampling.max_tokens)
+    def _reply(self, request: Request, shown: Decodes) -> Iterator[NewToken]:
+        total = len(request.prompt) + request.sampling.max_tokens
+        self._cut_back(list(request.prompt))
+        self._declare(total)
         self.ids = list(request.prompt)
-        cache, first = self._cache, 0 if self._cache is None else self._cache.length
+        cache = self._cache
         if cache is None:
-            cache = self._cache = self._new_cache(len(self.ids) + request.sampling.max_tokens)
-        chooser = Chooser(request, self.model, tokenizer=self.tokenizer)
+            cache = self._cache = self._new_cache(total)
+        first = self.reused = cache.length
+        chooser = Chooser(request, self.model, tokenizer=shown)
         tokens = torch.tensor([self.ids[first:]], device=self.model.device)
         chunk = CHUNK if self.choice is None else self.choice.chunk
         hidden = prefill(self.model, tokens, Marks.run(first, tokens.shape[1]), cache, self._declared, chunk)
@@ -101,7 +135,7 @@ class Conversation:
             new = chooser.take(*next_tokens([chooser], logits), logits[0])
             if new.finish != "eos":
                 self.ids.append(new.token)
-            yield new.text
+            yield new
             if new.finish is not None:
                 return
             hidden = self._forward(new.token, cache)
@@ -123,7 +157,10 @@ class Conversation:
         if self.choice is not None:
             return self.model.new_cache(self.model.config.context - 1, cache_of(self.choice.policy))
         if self.budget is None:
-            return self.model.new_cache(capacity=total)
+            reading = None if self.find is None else self.find(self.ids, total)
+            if reading is None:
+                return self.model.new_cache(capacity=total)
+            return self.model.new_cache(capacity=total - reading.length, **reading.past(self.model.device))
         # The buffer is reserved at once: one that doubles would exceed the budget.
         context, full = self.model.config.context, self._full
         allowed = size_of(self.budget, full.held(context - 1))
@@ -155,3 +192,8 @@ class Conversation:
     def _note(self, text: str) -> None:
         if self.on_note is not None:
             self.on_note(text)
+
+
+def shared_beginning(one: Sequence[int], other: Sequence[int]) -> int:
+    """The number of tokens with which both begin."""
+    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

@@ -11,7 +11,7 @@ from torch import Tensor
 from handscroll.base.errors import CapacityError, ConfigError, DataError, nearest
 from handscroll.cache.buffered import Buffered
 from handscroll.cache.reading.identity import Identity
-from handscroll.cache.reading.reading import Reading
+from handscroll.cache.reading.reading import Document, Reading
 from handscroll.cache.reading.store import Store, check_name
 from handscroll.cache.table import POLICIES, cache_of, footprint, kind_of
 from handscroll.generate.admission import identity_of
@@ -38,6 +38,7 @@ class ToRead:
     `source` is the place of the model. Questions find the reading by `name`. `room` is the number of tokens declared
     for question and answer; it fixes a length-dependent scaling. `on_read(done, all)` is called after every chunk.
     `adapters` are those of the model.
+    `document` is the text in the ids, if they are a chat template around it.
     """
 
     ids: Int[Tensor, "T"]
@@ -48,6 +49,7 @@ class ToRead:
     policy: str = "full"
     on_read: Callable[[int, int], None] | None = None
     adapters: tuple[str, ...] = ()
+    document: Document | None = None
 
 
 def read(model: Model, tokenizer: Tokenizer, store: Store, text: ToRead) -> Reading:
@@ -77,7 +79,7 @@ def read(model: Model, tokenizer: Tokenizer, store: Store, text: ToRead) -> Read
         check_name(text.name)
     number = _read_into(store, model, identity_of(model, tokenizer, total, text.policy), text)
     if text.name:
-        store.name(text.name, number, len(text.ids))
+        store.name(text.name, number, len(text.ids), text.document)
     return store.open(number).part(len(text.ids))
 
 

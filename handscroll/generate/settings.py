@@ -51,6 +51,28 @@ class Settings(SamplingSettings, total=False):
     on_report: Callable[[str], None] | None
 
 
+class ChatSettings(SamplingSettings, total=False):
+    """The settings of an answer in a chat.
+
+    Without `max_tokens` an answer may have 256 tokens, or what the context leaves. `template` is a name among the
+    model's chat templates, or the source of another one. `tools` are JSON schemas of functions, and `variables` are
+    whatever else the template reads (`documents`, `enable_thinking`). `store` holds saved readings that the messages
+    may begin with. `on_thinking` is called with what a reasoning model thinks before it answers, `on_note` with what
+    should be known: a message that the template leaves out, turns that are read again. The others are as in `Settings`.
+    """
+
+    template: str
+    tools: Sequence[Mapping[str, Any]] | None
+    variables: Mapping[str, Any] | None
+    beyond: bool
+    store: Store | None
+    kv_budget: str | int | None
+    kv_guard: float
+    constraint: Constraint | None
+    on_thinking: Callable[[str], None] | None
+    on_note: Callable[[str], None] | None
+
+
 def sampling_of(settings: Mapping[str, Any], others: Iterable[str] = ()) -> Sampling:
     """The keyword arguments that belong to `Sampling`.
 

@@ -131,8 +131,8 @@ def tokenizer_of(metadata: Metadata, where: str) -> tuple[str, dict[str, Any]]:
     types = metadata.get("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
     found = roles(metadata)
     settings = {f"{role}_token": None if number is None else tokens[number] for role, number in found.items()}
-    if "tokenizer.chat_template" in metadata:
-        settings["chat_template"] = metadata["tokenizer.chat_template"]
+    if (template := _templates(metadata)) is not None:
+        settings["chat_template"] = template
     parts = _KINDS[kind](metadata, tokens, types, where)
     spec = {
         "version": "1.0",
@@ -146,6 +146,16 @@ def tokenizer_of(metadata: Metadata, where: str) -> tuple[str, dict[str, Any]]:
         **parts,
     }
     return json.dumps(spec, ensure_ascii=False), settings
+
+
+def _templates(metadata: Metadata) -> Any:
+    """The chat template, or all of them if there are several: a list of names and texts, as in folders."""
+    key = "tokenizer.chat_template"
+    named = {name.removeprefix(f"{key}."): text for name, text in metadata.items() if name.startswith(f"{key}.")}
+    if not named:
+        return metadata.get(key)
+    usual = {"default": metadata[key]} if key in metadata else {}
+    return [{"name": name, "template": text} for name, text in (usual | named).items()]
 
 
 def _added(tokens: list[str], types: list[int]) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from handscroll.base.errors import ConfigError
+from handscroll.text.chat.template import DEFAULT, named_templates
 from handscroll.text.gguf import BYTE, CONTROL, NAMES, NORMAL, SPACE, SPLITS, UNKNOWN, UNUSED, USER, WHOLE, tokenizer_of
 from handscroll.text.pretokenizers import PRETOKENIZERS
 from handscroll.text.tokenizer import Tokenizer
@@ -56,10 +57,17 @@ def metadata_of(tokenizer: Tokenizer, vocab: int, ends: tuple[int, ...]) -> dict
     found = {f"tokenizer.ggml.{key}": value for key, value in found.items()}
     found |= _tokens(tokenizer, spec, vocab, found)
     found |= _specials(tokenizer, ends)
-    if isinstance(template := tokenizer.settings.get("chat_template"), str):
-        found["tokenizer.chat_template"] = template
+    found |= _templates(tokenizer)
     _check(tokenizer, found)
     return found
+
+
+def _templates(tokenizer: Tokenizer) -> dict[str, Any]:
+    named = named_templates(tokenizer.settings)
+    key = "tokenizer.chat_template"
+    found = {key if name == DEFAULT else f"{key}.{name}": text for name, text in named.items()}
+    others = [name for name in named if name != DEFAULT]
+    return found | ({"tokenizer.chat_templates": others} if others else {})
 
 
 def _refused(why: str) -> ConfigError:

@@ -67,9 +67,8 @@ class Tokenizer:
             return cls(*tokenizer_of(read_gguf(here).metadata, str(here)))
         folder = here if here.is_dir() else here.parent
         settings = _read_object(folder / _SETTINGS)
-        template = folder / "chat_template.jinja"
-        if template.is_file() and "chat_template" not in settings:
-            settings["chat_template"] = template.read_text(encoding="utf-8")
+        if (template := _templates(folder, settings)) is not None:
+            settings["chat_template"] = template
         model = _read_object(folder / "config.json")
         file = here / _JSON if here.is_dir() else here
         if file.is_file():
@@ -125,6 +124,11 @@ class Tokenizer:
         """Ids that stand for no text: the special ones, whatever their role."""
         added = {token["id"] for token in self._added if token["special"]}
         return frozenset(added | {number for number in self._ids.values() if number is not None})
+
+    @property
+    def written(self) -> dict[str, int]:
+        """The special tokens that `encode(parse=True)` finds in a text, with their ids."""
+        return {token["content"]: token["id"] for token in self._added if token["special"]}
 
     @property
     def fingerprint(self) -> str:
@@ -287,6 +291,17 @@ def _gpt2_json(folder: Path, settings: dict[str, Any], model: dict[str, Any]) ->
     for role in ("bos", "eos"):
         settings.setdefault(f"{role}_token", "<|endoftext|>")
     return built.to_str()
+
+
+def _templates(folder: Path, settings: dict[str, Any]) -> Any:
+    """The chat templates of a folder: files of their own go before the settings, as in `transformers`."""
+    files = {file.stem: _read_text(file) for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
+    if (usual := folder / "chat_template.jinja").is_file():
+        files = {"default": _read_text(usual), **files}
+    if files:
+        named = [{"name": name, "template": text} for name, text in files.items()]
+        return files["default"] if list(files) == ["default"] else named
+    return settings.get("chat_template", _read_object(folder / "chat_template.json").get("chat_template"))
 
 
 def _read_text(file: Path) -> str:

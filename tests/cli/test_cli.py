@@ -80,6 +80,7 @@ def test_chat_goes_on_and_says_what_happened_when_it_outgrew(tiny_folder, tmp_pa
     assert result.exit_code == 0 and len(result.stdout.splitlines()) >= 6
     assert "outgrow" not in result.stdout, "only the text goes to standard output"
     assert "again" in result.stderr and "approximate" not in result.stderr
+    assert "no chat template" in result.stderr
     run("chat", tiny_folder, fails="64", input=lines * 9)
     said = run(
         "extend", tiny_folder, "--to", 256, "--method", "self-extend", "--out", tmp_path / "own", "--text", LIBRARY

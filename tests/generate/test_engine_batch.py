@@ -171,3 +171,21 @@ def test_other_wrong_use(tiny_folder, tmp_path):
         read_requests(text, Engine(lm.model, blocks=1), lm.tokenizer)
     assert issubclass(CapacityError, HandscrollError) and issubclass(ConfigError, HandscrollError)
     assert torch.is_grad_enabled()
+
+
+def test_messages_go_through_the_chat_template(tiny_folder, tmp_path):
+    lm = load(tiny_folder)
+    lm.tokenizer.settings["chat_template"] = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    engine = Engine(lm.model, lm.tokenizer, blocks=64)
+    lines = [{"messages": [{"role": "user", "content": "import"}], "max_tokens": 3}, {"prompt": "x", "max_tokens": 3}]
+    first, second = read_requests(write(tmp_path / "r.jsonl", lines), engine, lm.tokenizer)
+    assert list(first.request.prompt) == lm.tokenizer.encode("user: import\n", special=False)
+    assert second.request.ends is None
+    for wrong, said in (
+        ({"max_tokens": 3}, "prompt or messages"),
+        ({"prompt": "x", "messages": []}, "one of them"),
+        ({"prompt": "x", "tools": []}, "tools belong"),
+        ({"messages": []}, "list of messages"),
+    ):
+        with pytest.raises(DataError, match=said):
+            read_requests(write(tmp_path / "w.jsonl", [wrong]), engine, lm.tokenizer)

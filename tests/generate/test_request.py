@@ -13,8 +13,8 @@ from handscroll.generate.settings import SamplingSettings, Settings, sampling_of
 
 
 def test_typed_settings_are_those_of_sampling_and_request():
-    assert set(SamplingSettings.__annotations__) == set(Sampling.model_fields)
-    asked = set(typing.get_type_hints(Settings)) - set(Sampling.model_fields)
+    assert set(SamplingSettings.__annotations__) == {*Sampling.model_fields, "plain"}
+    asked = set(typing.get_type_hints(Settings)) - set(SamplingSettings.__annotations__)
     assert asked - {"store", "kv_budget", "kv_guard"} <= set(Request.__dataclass_fields__)
     assert set(AskSettings.__annotations__) >= set(Sampling.model_fields)
 

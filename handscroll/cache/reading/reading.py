@@ -39,6 +39,14 @@ class Part:
     counts: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Document:
+    """A text that was read as part of a user's turn, and when (seconds since 1970): a template may write the date."""
+
+    text: str
+    when: float
+
+
 @dataclass(frozen=True, eq=False)
 class Reading:
     """Token ids (S,) and the spans of every layer. Deleted files stay mapped as long as the reading is in use."""

@@ -1,7 +1,8 @@
 """`Store`: saved readings in a folder, found by their first tokens, verified when opened, evicted when room runs out.
 
     root/<owner>/parts/<number>/   about.json, tokens.bin (int32), layer-000.bin ..., manifest.json (SHA-256 of each)
-    root/<owner>/names/<name>.json the part that a name stands for
+    root/<owner>/names/<name>.json the part that a name stands for; <name>.txt: the document, if a chat template is
+                                   around it
     root/<owner>/used/<number>     when it was last used (the file's time)
 
 A part's number is the SHA-256 of its owner, the model's identity and its tokens, so the same text is stored once. A
@@ -31,7 +32,7 @@ from handscroll.base.errors import CapacityError, CheckpointError, ConfigError, 
 from handscroll.base.runs import MANIFEST, Entry, verify_folder, write_chunks, write_file, write_folder
 from handscroll.cache.buffered import Buffered
 from handscroll.cache.reading.identity import Identity
-from handscroll.cache.reading.reading import LAYER, Part, Reading, mapped
+from handscroll.cache.reading.reading import LAYER, Document, Part, Reading, mapped
 
 LIMIT = 20 << 30  # bytes of all readings of an owner
 _log = logging.getLogger("handscroll.readings")
@@ -237,15 +238,39 @@ class Store:
             raise CheckpointError(f"{self.folder / 'parts' / number} cannot be mapped: {error}") from None
         return Reading(number, chain[0].identity, tokens, spans, chain[0].windows)
 
-    def name(self, name: str, number: str, length: int) -> None:
+    def name(self, name: str, number: str, length: int, document: Document | None = None) -> None:
         """Let `name` stand for the first `length` tokens of a part; an existing name is moved.
+
+        `document` is the text in them, if they are a chat template around it.
 
         Raises:
             ConfigError: the name has characters that are not allowed.
         """
         check_name(name)
-        value = json.dumps({"number": number, "length": length}) + "\n"
-        write_file(self.folder / "names" / f"{name}.json", value.encode())
+        record, text = (self.folder / "names" / f"{name}{suffix}" for suffix in (".json", ".txt"))
+        value: dict[str, Any] = {"number": number, "length": length}
+        if document is not None:
+            write_file(text, document.text.encode())
+            value["when"] = document.when
+        write_file(record, (json.dumps(value) + "\n").encode())
+        if document is None:
+            text.unlink(missing_ok=True)
+
+    def document(self, name: str) -> Document | None:
+        """The document that was read under a name, if it was read within a chat template.
+
+        Raises:
+            CheckpointError: its text is missing.
+        """
+        self._look_up(name)
+        record, text = (self.folder / "names" / f"{name}{suffix}" for suffix in (".json", ".txt"))
+        when = json.loads(record.read_text(encoding="utf-8")).get("when")
+        if when is None:
+            return None
+        try:
+            return Document(text.read_bytes().decode(), when)
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{text} is missing or damaged ({error}); read the text again") from None
 
     def named(self, name: str) -> tuple[About, int]:
         """The part that a name stands for, and the number of its tokens that belong to the name.
@@ -275,6 +300,7 @@ class Store:
         number, _ = self._look_up(name)
         with self._lock():
             (self.folder / "names" / f"{name}.json").unlink()
+            (self.folder / "names" / f"{name}.txt").unlink(missing_ok=True)
             self._sweep()
             while number and (self.folder / "parts" / number).exists():  # then the parts before it that nobody needs
                 if number in {other for other, _ in self.names().values()} or self._children(number):

@@ -1,6 +1,7 @@
 """Answers a file of requests with the engine and writes a file of answers; a killed run goes on where it stopped.
 
-One JSON object a line. A request is a "prompt" and, if wanted, the settings of `Sampling`, a "priority", "logprobs" and
+One JSON object a line. A request is a "prompt", or "messages" for the chat template of the model (with "tools" if
+wanted), and, if wanted, the settings of `Sampling`, a "priority", "logprobs" and
 a grammar ("json_schema", "regex" or "choices"); an answer is its line's number, what it answers (a hash), text, tokens,
 finish and log-probability, in the order of the requests.
 """
@@ -16,6 +17,7 @@ from pydantic import model_validator
 
 from handscroll.base.errors import ConfigError, DataError, HandscrollError
 from handscroll.base.records import RecordWriter, read_records
+from handscroll.generate.chat import Speaker
 from handscroll.generate.constrain import Constraint
 from handscroll.generate.continuation import told
 from handscroll.generate.defaults import Defaults
@@ -24,6 +26,7 @@ from handscroll.generate.engine.job import Job
 from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
 from handscroll.models.fingerprint import fingerprint
+from handscroll.models.model import Model
 from handscroll.text.tokenizer import Tokenizer
 
 AHEAD = 64  # requests that are handed to the engine before they are answered
@@ -33,12 +36,22 @@ SHOWN = 5  # bad lines that a refusal quotes
 class Line(Sampling):
     """One line of the file of requests."""
 
-    prompt: str
+    prompt: str = ""
+    messages: tuple[dict[str, Any], ...] | None = None
+    tools: tuple[dict[str, Any], ...] | None = None
     priority: int = 0
     logprobs: int | None = None
     json_schema: dict[str, Any] | None = None
     regex: str = ""
     choices: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_prompt(self):
+        if (self.messages is None) == ("prompt" not in self.model_fields_set):
+            raise ValueError("prompt or messages: give one of them")
+        if self.tools is not None and self.messages is None:
+            raise ValueError("tools belong to messages: give these instead of a prompt")
+        return self
 
     @model_validator(mode="after")
     def _one_grammar(self):
@@ -47,22 +60,46 @@ class Line(Sampling):
             raise ValueError(f"{' and '.join(given)}: give one of them")
         return self
 
-    def request(self, tokenizer: Tokenizer, grammars: dict[str, Constraint], beyond: bool) -> Request:
-        """What it asks for; `grammars` are the constraints that were compiled before, by their text."""
-        sampling = Sampling(**self.model_dump(include=set(Sampling.model_fields)))
-        name = self.model_dump_json(include={"json_schema", "regex", "choices"})
-        constraint = grammars.get(name)
-        if constraint is None and (constraint := self._constraint(tokenizer)) is not None:
-            grammars[name] = constraint
-        ids = tokenizer.encode(self.prompt)
-        return Request(ids, sampling, logprobs=self.logprobs, constraint=constraint, beyond=beyond)
 
-    def _constraint(self, tokenizer: Tokenizer) -> Constraint | None:
-        if self.json_schema is not None:
-            return Constraint.schema(self.json_schema, tokenizer)
-        if self.regex:
-            return Constraint.regex(self.regex, tokenizer)
-        return Constraint.choices(self.choices, tokenizer) if self.choices else None
+@dataclass(eq=False)
+class _Reader:
+    """Makes requests of lines; what is compiled for one line serves the others."""
+
+    model: Model
+    tokenizer: Tokenizer
+    beyond: bool
+    grammars: dict[str, Constraint] = field(default_factory=dict)
+    speakers: dict[bool, Speaker] = field(default_factory=dict)
+
+    def request(self, line: Line) -> Request:
+        """What a line asks for."""
+        sampling = Sampling(**line.model_dump(include=set(Sampling.model_fields)))
+        name = line.model_dump_json(include={"json_schema", "regex", "choices"})
+        constraint = self.grammars.get(name)
+        if constraint is None and (constraint := self._constraint(line)) is not None:
+            self.grammars[name] = constraint
+        if line.messages is None:
+            ids, ends = self.tokenizer.encode(line.prompt), None
+        else:
+            ids, ends = self._rendered(line)
+        ends = None if sampling.ignore_eos else ends
+        return Request(ids, sampling, logprobs=line.logprobs, constraint=constraint, beyond=self.beyond, ends=ends)
+
+    def _rendered(self, line: Line) -> tuple[list[int], frozenset[int]]:
+        tools = line.tools is not None
+        if tools not in self.speakers:
+            self.speakers[tools] = Speaker(self.tokenizer, tools=tools)
+        speaker = self.speakers[tools]
+        assert line.messages is not None
+        rendered = speaker.render(line.messages, {"tools": list(line.tools)} if line.tools is not None else None)
+        return rendered.ids, speaker.ends(self.model)
+
+    def _constraint(self, line: Line) -> Constraint | None:
+        if line.json_schema is not None:
+            return Constraint.schema(line.json_schema, self.tokenizer)
+        if line.regex:
+            return Constraint.regex(line.regex, self.tokenizer)
+        return Constraint.choices(line.choices, self.tokenizer) if line.choices else None
 
 
 class Asked(NamedTuple):
@@ -89,12 +126,12 @@ def read_requests(
         raise DataError(f"requests {path} cannot be read: {error.strerror}; give a file of JSON lines") from None
     found: list[Asked] = []
     wrong: list[str] = []
-    grammars: dict[str, Constraint] = {}
+    reader = _Reader(engine.model, tokenizer, beyond)
     for number, line in enumerate(lines, start=1):
         where = f"line {number}"
         try:
             parsed = Line.parse((defaults or Defaults()).under(_object(line)), where)
-            request = parsed.request(tokenizer, grammars, beyond)
+            request = reader.request(parsed)
             engine.check(request, number)
             found.append(Asked(number, parsed, request))
         except HandscrollError as error:
