@@ -29,7 +29,7 @@ from handscroll.generate.admission import (
 from handscroll.generate.ask import AskSettings, Opening, Question, answers, opening
 from handscroll.generate.beam import Beams, Early
 from handscroll.generate.budget import GUARD, Choice, Demand
-from handscroll.generate.chat import Chat, Reply, Speaker, said
+from handscroll.generate.chat import Chat, Reply, Speaker, begin, said
 from handscroll.generate.continuation import Continuation, continuations, searched, streamed
 from handscroll.generate.conversation import Conversation
 from handscroll.generate.defaults import Defaults
@@ -264,22 +264,13 @@ class LM:
                 messages. CapacityError: they do not fit into the context or the memory.
         """
         sampling = sampling_of(self._settled(settings), ChatSettings.__optional_keys__)
-        tools, variables = settings.get("tools"), dict(settings.get("variables") or {})
-        if tools is not None:
-            variables["tools"] = list(tools)
-        key = (settings.get("template", ""), bool(tools), settings.get("kv_budget"), settings.get("store"))
+        store, tools = settings.get("store"), bool(settings.get("tools"))
+        key = (settings.get("template", ""), tools, settings.get("kv_budget"), settings.get("kv_guard", GUARD), store)
         if self._chat is None or self._chat[0] != key or self._chat[1].busy:
-            self._chat = key, self.chatting(*key[:3], settings.get("kv_guard", GUARD), settings.get("store"))
-        chat = self._chat[1]
-        chat.on_note, chat.talk.on_note = settings.get("on_note"), settings.get("on_note")
-        constraint, beyond = settings.get("constraint"), settings.get("beyond", False)
-        answer = chat.answer(messages, sampling, variables, constraint, beyond, fit="max_tokens" not in settings)
+            self._chat = key, self.chatting(*key)
+        answer = begin(self._chat[1], messages, sampling, settings)
         pieces = said(answer, settings.get("on_thinking"))
-        if stream:
-            return pieces
-        for _ in pieces:
-            pass
-        return answer.reply
+        return pieces if stream else answer.whole(pieces)
 
     def chatting(
         self,

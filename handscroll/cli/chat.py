@@ -109,7 +109,9 @@ def _session(
     if store is not None:
         about, _ = named(lm.model, lm.tokenizer, store, reading)
         if about.identity.policy != "full":
-            raise ConfigError(f"'{reading}' is kept in {about.identity.policy}; a chat goes on from exact readings only")
+            raise ConfigError(
+                f"'{reading}' is kept in {about.identity.policy}; a chat goes on from exact readings only"
+            )
         document = store.document(reading)
         if document is None:
             raise ConfigError(f"'{reading}' was read as plain text (--raw); ask about it with handscroll ask")

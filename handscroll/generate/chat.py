@@ -16,6 +16,7 @@ from handscroll.generate.conversation import Conversation, shared_beginning
 from handscroll.generate.decode import decode
 from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
+from handscroll.generate.settings import ChatSettings
 from handscroll.models.model import Model
 from handscroll.text.chat.messages import Message, checked, plain
 from handscroll.text.chat.seal import Seal
@@ -224,6 +225,12 @@ class Answer:
         made.prompt, made.reused, made.tokens = len(self.rendered.ids), self._chat.talk.reused, self.count
         return made
 
+    def whole(self, pieces: Iterable[str]) -> Reply:
+        """The reply, once all its `pieces` have arrived."""
+        for _ in pieces:
+            pass
+        return self.reply
+
     def _read_again(self) -> None:
         """Say how much of the turns before is read again, and why."""
         before, now, reused = self._before, self.rendered.ids, self._chat.talk.reused
@@ -237,6 +244,16 @@ class Answer:
             same = decode(now[shared:], special=True).startswith(decode(before[shared:], special=True))
             why = "other tokens write the same text" if same else "the template writes them otherwise now"
         self._chat.note(f"{len(before) - reused:,} of {len(before):,} tokens before this turn are read again: {why}")
+
+
+def begin(chat: Chat, messages: Sequence[Message], sampling: Sampling, settings: ChatSettings) -> Answer:
+    """Begin an answer with the settings of `LM.chat`; the errors are those of `Chat.answer`."""
+    variables, tools = dict(settings.get("variables") or {}), settings.get("tools")
+    if tools is not None:
+        variables["tools"] = list(tools)
+    chat.on_note = chat.talk.on_note = settings.get("on_note")
+    fit, beyond = "max_tokens" not in settings, settings.get("beyond", False)
+    return chat.answer(messages, sampling, variables, settings.get("constraint"), beyond, fit)
 
 
 def answered(
