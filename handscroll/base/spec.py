@@ -34,7 +34,8 @@ class LayerSpec(Config):
     `positions` is the place of the layer's own way of telling positions in `ModelSpec.positions`; `rotated` is how many
     numbers of each head are rotated. `norms` are vectors of the width, of kind `norm` ("layer": with a bias).
     `ahead`: the window reaches as far ahead as back. `crossed`: it also reads a source. `scale` multiplies the scores
-    (None: 1 / sqrt(head size)). `norm_bias`: a norm of kind "layer" has a bias.
+    (None: 1 / sqrt(head size)). `norm_bias`: a norm of kind "layer" has a bias. With `experts` the MLP is a mixture of
+    so many, each `mlp_width` wide, of which `chosen` read a token.
     """
 
     kind: Literal["attention", "recurrent"] = "attention"
@@ -50,10 +51,13 @@ class LayerSpec(Config):
     norm: Literal["rms", "layer"] = "rms"
     norm_bias: bool = True
     mlp_width: int = Field(ge=1)
+    experts: int = Field(default=0, ge=0)
+    chosen: int = Field(default=0, ge=0)
     gated: bool = True
     activation: str = "silu"
     scale: float | None = None
     head_norms: bool = Field(default=False, description="norms of each query and key head")
+    joint_norms: bool = Field(default=False, description="norms of all query heads, and of all key heads, together")
     crossed: bool = False
     attention_bias: bool = False
     output_bias: bool = False
@@ -84,7 +88,14 @@ class LayerSpec(Config):
         if self.recurrent:
             return 8 * self.width**2
         attention = 2 * self.inner + 2 * self.shared
-        return self.width * ((2 if self.crossed else 1) * attention + self.products * self.mlp_width)
+        mlp = self.products * self.mlp_width * max(1, self.experts) + self.experts  # with the router
+        return self.width * ((2 if self.crossed else 1) * attention + mlp)
+
+    @property
+    def read(self) -> "LayerSpec":
+        """The layer that a token meets: with one MLP, as wide as the experts that read it together."""
+        alone = {"experts": 0, "chosen": 0, "mlp_width": self.chosen * self.mlp_width}
+        return self.model_copy(update=alone) if self.experts else self
 
     @property
     def vectors(self) -> int:
@@ -92,7 +103,7 @@ class LayerSpec(Config):
         if self.recurrent:
             return 8 * self.width
         norms = (self.norms + self.crossed) * self.width * (2 if self.norm == "layer" and self.norm_bias else 1)
-        heads = 2 * self.head_size if self.head_norms else 0
+        heads = self.head_norms * 2 * self.head_size + self.joint_norms * (self.inner + self.shared)
         attention = (self.inner + 2 * self.shared) * self.attention_bias + self.width * self.output_bias
         mlp = ((self.products - 1) * self.mlp_width + self.width) * self.mlp_bias
         return norms + heads + attention + mlp
@@ -403,6 +414,11 @@ class ModelSpec(Config):
         layers = total(self.layers, "numbers") + total(self.encoder, "numbers")
         return layers + self.tables + norm * (2 if self.encoder else 1) + self.extra
 
+    @property
+    def active(self) -> int:
+        """Numbers that one token meets: all but those of experts that do not read it."""
+        return self.parameters - over(self.layers, lambda layer: layer.matrices - layer.read.matrices - _router(layer))
+
     def cache_bytes(self, tokens: int, itemsize: int) -> int:
         """Bytes of keys and values (or of the state) of a row of `tokens` in an exact cache."""
         return 0 if not self.cached else sum(layer.cache_bytes(tokens, itemsize) for layer in self.layers)
@@ -448,6 +464,10 @@ class ModelSpec(Config):
                 f"{family} tells positions by {self.describe_positions()}, under which keys cannot be read in blocks; "
                 f"{what} needs that: use lm.generate, one request at a time"
             )
+
+
+def _router(layer: LayerSpec) -> int:
+    return layer.width * layer.experts
 
 
 def total(layers: Sequence[LayerSpec], name: str) -> int:

@@ -113,7 +113,7 @@ class Workload(Config):
     def adapters(self, layer: LayerSpec) -> int:
         """Numbers of the LoRA matrices of one layer: rank x (in + out) of each target, attention first."""
         attention = [layer.inner, layer.shared, layer.shared, layer.inner]
-        sizes = [layer.width + out for out in attention] + [layer.width + layer.mlp_width] * 3
+        sizes = [layer.width + out for out in attention] + [max(1, layer.experts) * (layer.width + layer.mlp_width)] * 3
         again = sum(sizes[: min(self.lora_targets, 4)]) if layer.crossed else 0
         return self.lora * (sum(sizes[: self.lora_targets]) + again)
 

@@ -38,7 +38,24 @@ def candidates(
     if factors is not None and method != "longrope":
         raise ConfigError(f"--factors can only be used with --method longrope, not with '{method}'")
     layer = next(layer for layer in spec.layers if layer.positions == 0)
-    return own.candidates(method, to, own if first is None else first, layer, factors)
+    found = own.candidates(method, to, own if first is None else first, layer, factors)
+    return _fitting(config, found) if method in ("auto", "all") else [one for one in found if _checked(config, one)]
+
+
+def _fitting(config: Any, found: list[Candidate]) -> list[Candidate]:
+    """The candidates that the family allows: the files of some know few ways of scaling (Phi-3)."""
+    kept = []
+    for candidate in found:
+        try:
+            kept.append(_checked(config, candidate))
+        except ConfigError:
+            continue
+    return kept
+
+
+def _checked(config: Any, candidate: Candidate) -> Candidate:
+    config.changed(candidate.changes, f"method '{candidate.method}'")
+    return candidate
 
 
 def apply(model: Model, candidate: Candidate) -> None:

@@ -46,8 +46,9 @@ def nll(model: Model, ids: Int[Tensor, "T"], window: int | None = None) -> Float
         parts = []
         for first, last, hidden in _chunks(model, ids[:-1], len(ids)):
             targets = ids[first + 1 : last + 1].to(hidden.device)
+            made = model.prepared(hidden[0])
             parts.append(
-                token_losses(hidden[0], model.project, model.config.vocab, targets, cap=model.logit_cap).float().cpu()
+                token_losses(made, model.project, model.config.vocab, targets, cap=model.logit_cap).float().cpu()
             )
         return torch.cat(parts)
     if window < 2:

@@ -25,6 +25,11 @@ def facts(source: Path) -> list[tuple[str, str]]:
         ("trained length", f"{config.trained:,} tokens"),
         ("positions", config.describe_positions()),
     ]
+    mixed = next((layer for layer in spec.layers if layer.experts), None)
+    if mixed is not None:
+        count = sum(layer.experts > 0 for layer in spec.layers)
+        read = f"{mixed.chosen} of {mixed.experts} read a token in {count} of {config.layers} layers"
+        lines.append(("experts", f"{read}; a token meets {spec.active:,} parameters"))
     windows = spec.windows
     if any(windows):
         sizes = sorted({w for w in windows if w is not None})

@@ -7,7 +7,7 @@ those of the family's published configuration.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
@@ -30,7 +30,8 @@ class Entry:
     (in, out), as in GPT-2's Conv1D. `heads`: ours are interleaved head by head, for this number of heads. `pairs` (E,
     R): the first R of the E outputs of each head are rotated; the file stores them as adjacent pairs, and we store them
     as halves. `also`: names of the tensor in other files. `plus`: the number that the stored values have added (a
-    norm's 1 + w).
+    norm's 1 + w). `gathered`: in the reference library it is no module of its own, but a part of a larger parameter.
+    `stacked`: ours lie one behind the other along a dimension of their own, which is the first (experts).
     """
 
     theirs: str
@@ -40,6 +41,32 @@ class Entry:
     pairs: tuple[int, int] | None = None
     also: tuple[str, ...] = ()
     plus: float = 0.0
+    gathered: bool = False
+    stacked: bool = False
+
+
+class Part(NamedTuple):
+    """A module of a layer by our names (several: a fused one), whether it has a bias, and fields of its `Entry`s."""
+
+    ours: str | tuple[str, ...]
+    bias: bool = False
+    heads: int = 0
+    pairs: tuple[int, int] | None = None
+    gathered: bool = False
+    stacked: bool = False
+
+
+def layer_entries(layers: int, stem: str, parts: Mapping[str, Part], first: int = 0) -> list[Entry]:
+    """The weights and biases of `layers` layers; `parts` are their modules by the names in a file after `stem`."""
+    made = []
+    for number in range(first, first + layers):
+        for theirs, part in parts.items():
+            names = [part.ours] if isinstance(part.ours, str) else part.ours
+            for kind in ("weight", "bias") if part.bias else ("weight",):
+                ours = tuple(f"layers.{number}.{name}.{kind}" for name in names)
+                form = {name: getattr(part, name) for name in ("heads", "pairs", "gathered", "stacked")}
+                made.append(Entry(f"{stem}.{number}.{theirs}.{kind}", ours, **form))
+    return made
 
 
 def _tied_head(config: Any) -> dict[str, str]:
@@ -136,6 +163,13 @@ def required(foreign: Foreign, key: str, name: str) -> Any:
     if foreign.get(key) is None:
         raise ConfigError(f"config.json of family '{name}' has no '{key}'; it cannot be guessed")
     return foreign[key]
+
+
+def only(foreign: Foreign, name: str, allowed: Mapping[str, Any]) -> None:
+    """Refuse keys that have another value than the only one that is known for the family; an absent key has it."""
+    for key, value in allowed.items():
+        if foreign.get(key, value) != value:
+            raise ConfigError(f"config.json of family '{name}' has {key} = {foreign[key]!r}: only {value!r} is known")
 
 
 def original_length(config: Any, unused: int = 0) -> Foreign:

@@ -16,7 +16,7 @@ from torch import Tensor
 from handscroll.base.errors import ConfigError
 from handscroll.base.spec import ModelSpec
 from handscroll.models import llama
-from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, required
+from handscroll.models.foreign import Entry, Family, Foreign, Part, end_tokens, layer_entries, required
 from handscroll.models.gguf.gemma import GEMMA_2 as GGUF_2
 from handscroll.models.gguf.gemma import GEMMA_3 as GGUF_3
 from handscroll.models.heads import Places, headed
@@ -106,8 +106,10 @@ class Gemma(llama.Llama):
 
     def __init__(self, config: GemmaConfig):
         super().__init__(config)
-        self.norm = OffsetRMSNorm(config.width, config.norm_eps)
         self.logit_cap = config.logit_cap
+
+    def new_norm(self) -> OffsetRMSNorm:
+        return OffsetRMSNorm(self.config.width, self.config.norm_eps)
 
     def block(self, number: int) -> Block:
         config = self.config
@@ -126,9 +128,7 @@ class Gemma(llama.Llama):
             positions=config.positions_of(number),
         )
         mlp = GatedMLP(config.width, config.mlp_width, bias=False, activation=gelu_tanh)
-        return Block(
-            Attention(heads, number), mlp, Norms(lambda: OffsetRMSNorm(config.width, config.norm_eps), branch=True)
-        )
+        return Block(Attention(heads, number), mlp, Norms(self.new_norm, branch=True))
 
     def embed(self, tokens: Tokens, marks: Marks) -> Embeddings:
         """Token vectors times sqrt(width), which is first rounded to their dtype, as in the reference library."""
@@ -274,30 +274,23 @@ def _write(config: GemmaConfig) -> Foreign:
 
 
 def _entries(config: GemmaConfig) -> list[Entry]:
-    entries = [Entry("model.embed_tokens.weight", ("embedding.weight",)), Entry("model.norm.weight", ("norm.weight",))]
-    if not config.tied:
-        entries.append(Entry("lm_head.weight", ("projection.weight",)))
-    modules = {
-        "self_attn.q_proj": ("attention.query", config.attention_bias),
-        "self_attn.k_proj": ("attention.key", config.attention_bias),
-        "self_attn.v_proj": ("attention.value", config.attention_bias),
-        "self_attn.o_proj": ("attention.output", config.attention_bias),
-        "mlp.gate_proj": ("mlp.gate", False),
-        "mlp.up_proj": ("mlp.up", False),
-        "mlp.down_proj": ("mlp.down", False),
-        "input_layernorm": ("attention_norm", False),
-        "post_attention_layernorm": ("attention_branch_norm", False),
-        "pre_feedforward_layernorm": ("mlp_norm", False),
-        "post_feedforward_layernorm": ("mlp_branch_norm", False),
+    bias = config.attention_bias
+    parts = {
+        "self_attn.q_proj": Part("attention.query", bias),
+        "self_attn.k_proj": Part("attention.key", bias),
+        "self_attn.v_proj": Part("attention.value", bias),
+        "self_attn.o_proj": Part("attention.output", bias),
+        "mlp.gate_proj": Part("mlp.gate"),
+        "mlp.up_proj": Part("mlp.up"),
+        "mlp.down_proj": Part("mlp.down"),
+        "input_layernorm": Part("attention_norm"),
+        "post_attention_layernorm": Part("attention_branch_norm"),
+        "pre_feedforward_layernorm": Part("mlp_norm"),
+        "post_feedforward_layernorm": Part("mlp_branch_norm"),
     }
     if config.query_key_norm:
-        modules |= {f"self_attn.{short}_norm": (f"attention.{name}_norm", False) for short, name in HEADS.items()}
-    return entries + [
-        Entry(f"model.layers.{number}.{theirs}.{part}", (f"layers.{number}.{ours}.{part}",))
-        for number in range(config.layers)
-        for theirs, (ours, bias) in modules.items()
-        for part in (("weight", "bias") if bias else ("weight",))
-    ]
+        parts |= {f"self_attn.{short}_norm": Part(f"attention.{name}_norm") for short, name in HEADS.items()}
+    return llama.ends(config.tied) + layer_entries(config.layers, "model.layers", parts)
 
 
 HEADS = {"q": "query", "k": "key"}

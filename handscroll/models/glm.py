@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from handscroll.base.errors import ConfigError
 from handscroll.base.spec import ModelSpec
 from handscroll.models import llama
-from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, required
+from handscroll.models.foreign import Entry, Family, Foreign, Part, end_tokens, layer_entries, required
 from handscroll.models.gguf.rope import read_rope, write_rope
 from handscroll.models.gguf.side import GGUFSide, Header, Written, gguf_ends
 from handscroll.models.heads import Places, headed
@@ -21,7 +21,6 @@ from handscroll.models.sizes import RotaryHeads
 from handscroll.nn.attention import Attention, Heads
 from handscroll.nn.block import Block, Norms
 from handscroll.nn.mlp import GatedMLP
-from handscroll.nn.norm import RMSNorm
 
 
 class GLMConfig(RotaryHeads):
@@ -61,7 +60,7 @@ class GLM(llama.Llama):
     def block(self, number: int) -> Block:
         config = self.config
         heads = Heads(config.width, config.heads, config.kv_heads, config.head_size, bias=config.attention_bias)
-        norms = Norms(lambda: RMSNorm(config.width, config.norm_eps), branch=config.branch_norms)
+        norms = Norms(self.new_norm, branch=config.branch_norms)
         return Block(Attention(heads, number), GatedMLP(config.width, config.mlp_width, bias=False), norms)
 
 
@@ -114,29 +113,23 @@ def _write(config: GLMConfig) -> Foreign:
 
 
 def _entries(config: GLMConfig) -> list[Entry]:
-    entries = [Entry("model.embed_tokens.weight", ("embedding.weight",)), Entry("model.norm.weight", ("norm.weight",))]
-    if not config.tied:
-        entries.append(Entry("lm_head.weight", ("projection.weight",)))
-    norms = {"input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_norm"}
-    if config.branch_norms:
-        norms |= {"post_self_attn_layernorm": "attention_branch_norm", "post_mlp_layernorm": "mlp_branch_norm"}
-    modules = {
-        "self_attn.o_proj": ("attention.output",),
-        "mlp.gate_up_proj": ("mlp.gate", "mlp.up"),
-        "mlp.down_proj": ("mlp.down",),
-        **{theirs: (ours,) for theirs, ours in norms.items()},
+    pairs, bias = (config.head_size, config.rotated_size), config.attention_bias
+    parts = {
+        "self_attn.q_proj": Part("attention.query", bias, pairs=pairs),
+        "self_attn.k_proj": Part("attention.key", bias, pairs=pairs),
+        "self_attn.v_proj": Part("attention.value", bias),
+        "self_attn.o_proj": Part("attention.output"),
+        "mlp.gate_up_proj": Part(("mlp.gate", "mlp.up")),
+        "mlp.down_proj": Part("mlp.down"),
+        "input_layernorm": Part("attention_norm"),
+        "post_attention_layernorm": Part("mlp_norm"),
     }
-    pairs = (config.head_size, config.rotated_size)
-    heads = {"q_proj": ("query", pairs), "k_proj": ("key", pairs), "v_proj": ("value", None)}
-    for number in range(config.layers):
-        theirs_at, ours_at = f"model.layers.{number}.", f"layers.{number}."
-        for theirs, ours in modules.items():
-            entries.append(Entry(f"{theirs_at}{theirs}.weight", tuple(f"{ours_at}{name}.weight" for name in ours)))
-        for theirs, (ours, turned) in heads.items():
-            for part in ("weight", "bias") if config.attention_bias else ("weight",):
-                place = (f"{ours_at}attention.{ours}.{part}",)
-                entries.append(Entry(f"{theirs_at}self_attn.{theirs}.{part}", place, pairs=turned))
-    return entries
+    if config.branch_norms:
+        parts |= {
+            "post_self_attn_layernorm": Part("attention_branch_norm"),
+            "post_mlp_layernorm": Part("mlp_branch_norm"),
+        }
+    return llama.ends(config.tied) + layer_entries(config.layers, "model.layers", parts)
 
 
 def _from_gguf(header: Header) -> Foreign:
@@ -162,26 +155,20 @@ def _to_gguf(config: GLMConfig, foreign: Foreign) -> Written:
 
 
 def _gguf_entries(config: GLMConfig) -> list[Entry]:
-    entries, turned = gguf_ends(config.tied), (config.head_size, config.rotated_size)
-    modules = {
-        "attn_output": ("attention.output",),
-        "ffn_up": ("mlp.gate", "mlp.up"),
-        "ffn_down": ("mlp.down",),
-        "attn_norm": ("attention_norm",),
-        "ffn_norm": ("mlp_norm",),
-        "post_attention_norm": ("attention_branch_norm",),
-        "post_ffw_norm": ("mlp_branch_norm",),
+    pairs, bias = (config.head_size, config.rotated_size), config.attention_bias
+    parts = {
+        "attn_q": Part("attention.query", bias, pairs=pairs),
+        "attn_k": Part("attention.key", bias, pairs=pairs),
+        "attn_v": Part("attention.value", bias),
+        "attn_output": Part("attention.output"),
+        "ffn_up": Part(("mlp.gate", "mlp.up")),
+        "ffn_down": Part("mlp.down"),
+        "attn_norm": Part("attention_norm"),
+        "ffn_norm": Part("mlp_norm"),
+        "post_attention_norm": Part("attention_branch_norm"),
+        "post_ffw_norm": Part("mlp_branch_norm"),
     }
-    heads = {"attn_q": ("query", turned), "attn_k": ("key", turned), "attn_v": ("value", None)}
-    for number in range(config.layers):
-        for theirs, ours in modules.items():
-            names = tuple(f"layers.{number}.{name}.weight" for name in ours)
-            entries.append(Entry(f"blk.{number}.{theirs}.weight", names))
-        for theirs, (ours, pairs) in heads.items():
-            for part in ("weight", "bias") if config.attention_bias else ("weight",):
-                place = (f"layers.{number}.attention.{ours}.{part}",)
-                entries.append(Entry(f"blk.{number}.{theirs}.{part}", place, pairs=pairs))
-    return entries
+    return gguf_ends(config.tied) + layer_entries(config.layers, "blk", parts)
 
 
 GGUF = GGUFSide("glm4", llama.GGUF_KEYS, _from_gguf, _to_gguf, _gguf_entries)

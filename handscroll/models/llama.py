@@ -4,6 +4,7 @@ Decoder layers are pre-norm, with rotary grouped-query attention and a gated MLP
 norms, windows and tied heads, which are plain fields of the configuration.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import model_validator
@@ -11,7 +12,17 @@ from torch import Tensor, nn
 
 from handscroll.base.errors import ConfigError
 from handscroll.base.spec import ModelSpec
-from handscroll.models.foreign import Entry, Family, Foreign, end_tokens, required, written_ends
+from handscroll.models.foreign import (
+    Entry,
+    Family,
+    Foreign,
+    Part,
+    end_tokens,
+    layer_entries,
+    only,
+    required,
+    written_ends,
+)
 from handscroll.models.gguf.rope import read_rope, write_rope
 from handscroll.models.gguf.side import GGUFSide, Header, Written, gguf_ends
 from handscroll.models.heads import Places, headed
@@ -60,26 +71,35 @@ class LlamaConfig(RotaryHeads):
         return self.head_size
 
     @property
-    def spec(self) -> ModelSpec:
+    def layer_form(self) -> dict[str, Any]:
+        """The fields of `LayerSpec` that all layers share, besides their sizes."""
         biases = {"attention_bias": self.attention_bias, "output_bias": self.output_bias, "mlp_bias": self.mlp_bias}
-        return self.model_spec(self.rotated_size, self.windows, head_norms=self.query_key_norm, **biases)
+        return {"head_norms": self.query_key_norm} | biases
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.model_spec(self.rotated_size, self.windows, **self.layer_form)
 
 
 class Llama(Decoder):
-    """A decoder of the Llama form; a family with other layers overrides `block`."""
+    """A decoder of the Llama form; a family with other layers overrides the part that differs."""
 
     def __init__(self, config: Any):
         super().__init__()
         self.config, self.both_ways = config, config.both_ways
         self.embedding = TokenTable(config.vocab, config.width)
         self.layers = nn.ModuleList(self.block(number) for number in range(config.layers))
-        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.norm = self.new_norm()
         self.projection = None if config.tied else Linear(config.width, config.vocab, bias=False)
 
-    def block(self, number: int) -> Block:
-        """Layer `number` of the stack: grouped-query attention, with a window if configured, and a gated MLP."""
+    def new_norm(self) -> nn.Module:
+        """A norm of the residual stream."""
+        return RMSNorm(self.config.width, self.config.norm_eps)
+
+    def heads(self, number: int) -> Heads:
+        """The attention of layer `number`: grouped queries, with a window if configured."""
         config = self.config
-        heads = Heads(
+        return Heads(
             width=config.width,
             heads=config.heads,
             kv_heads=config.kv_heads,
@@ -89,8 +109,14 @@ class Llama(Decoder):
             norm_eps=config.norm_eps if config.query_key_norm else None,
             window=config.windows[number] if config.windows else None,
         )
-        mlp = GatedMLP(config.width, config.mlp_width, config.mlp_bias)
-        return Block(Attention(heads, number), mlp, Norms(lambda: RMSNorm(config.width, config.norm_eps)))
+
+    def mlp(self, number: int) -> nn.Module:
+        """The MLP of layer `number`, a gated one."""
+        return GatedMLP(self.config.width, self.config.mlp_width, self.config.mlp_bias)
+
+    def block(self, number: int) -> Block:
+        """Layer `number` of the stack."""
+        return Block(Attention(self.heads(number), number), self.mlp(number), Norms(self.new_norm))
 
     def embed(self, tokens: Tokens, marks: Marks) -> Embeddings:
         return self.embedding(tokens)
@@ -112,6 +138,8 @@ KEYS = frozenset(
     mlp_bias
 """.split()
 ) | set(POSITION_KEYS)
+SILU = {"hidden_act": "silu"}
+FULL, SLIDING = "full_attention", "sliding_attention"
 WINDOW_KEYS = frozenset(["sliding_window", "use_sliding_window", "max_window_layers", "layer_types"])
 
 
@@ -120,34 +148,39 @@ def new(sizes: dict[str, Any], about: About) -> LlamaConfig:
     return LlamaConfig.parse(unscaled(sizes), SIZES)
 
 
-def _read(foreign: Foreign, name: str) -> LlamaConfig:
-    activation = foreign.get("hidden_act", "silu")
-    if activation != "silu":
-        raise ConfigError(f"family '{name}' with hidden_act '{activation}': only 'silu' is known for it")
+def read_form(foreign: Foreign, name: str) -> dict[str, Any]:
+    """The values of `LlamaConfig` that the families of this form read alike, without norms, biases and positions."""
     width, heads = required(foreign, "hidden_size", name), required(foreign, "num_attention_heads", name)
-    head_size = foreign.get("head_dim") or (128 if name == "qwen3" else width // heads)
-    layers = required(foreign, "num_hidden_layers", name)
-    bias = bool(foreign.get("attention_bias", False))
-    values = {
+    return {
         "family": name,
         "vocab": required(foreign, "vocab_size", name),
         "width": width,
-        "layers": layers,
+        "layers": required(foreign, "num_hidden_layers", name),
         "heads": heads,
         "kv_heads": foreign.get("num_key_value_heads") or heads,
-        "head_size": head_size,
+        "head_size": foreign.get("head_dim") or width // heads,
         "mlp_width": required(foreign, "intermediate_size", name),
-        "norm_eps": foreign.get("rms_norm_eps", 1e-6),
         "tied": bool(foreign.get("tie_word_embeddings", False)),
+        "bos": foreign.get("bos_token_id"),
+        "eos": end_tokens(foreign.get("eos_token_id")),
+    }
+
+
+def _read(foreign: Foreign, name: str) -> LlamaConfig:
+    only(foreign, name, SILU)
+    values = read_form(foreign, name)
+    if name == "qwen3":
+        values["head_size"] = foreign.get("head_dim") or 128
+    bias = bool(foreign.get("attention_bias", False))
+    values |= {
+        "norm_eps": foreign.get("rms_norm_eps", 1e-6),
         "attention_bias": True if name == "qwen2" else bias,
         "output_bias": False if name == "qwen2" else bias,
         "mlp_bias": bool(foreign.get("mlp_bias", False)),
         "query_key_norm": name == "qwen3",
-        "windows": _windows(foreign, name, layers),
+        "windows": _windows(foreign, name, values["layers"]),
         "both_ways": foreign.get("is_causal") is False,
-        "positions": read_positions(foreign, head_size),
-        "bos": foreign.get("bos_token_id"),
-        "eos": end_tokens(foreign.get("eos_token_id")),
+        "positions": read_positions(foreign, values["head_size"]),
     }
     return LlamaConfig.parse(values, "config.json")
 
@@ -158,22 +191,22 @@ def _windows(foreign: Foreign, name: str, layers: int) -> tuple[int | None, ...]
     types = foreign.get("layer_types")
     if name in ("qwen2", "qwen3") and not foreign.get("use_sliding_window", False):
         window = None
-    if types is not None:
-        unknown = set(types) - {"full_attention", "sliding_attention"}
-        if unknown or len(types) != layers:
-            raise ConfigError(f"layer_types {sorted(set(types))} x {len(types)} does not describe {layers} layers")
-        if "sliding_attention" in types and window is None:
-            raise ConfigError("layer_types names sliding_attention, but no sliding_window is set")
-        sliding = [kind == "sliding_attention" for kind in types]
-        if name == "mistral" and window is not None:
-            sliding = [True] * layers  # transformers' Mistral reads only sliding_window
-    elif name in ("qwen2", "qwen3"):
-        sliding = [number >= foreign.get("max_window_layers", 28) for number in range(layers)]
-    else:
-        sliding = [True] * layers
-    if window is None or not any(sliding):
-        return ()
-    return tuple(window if slides else None for slides in sliding)
+    if types is not None and not (name == "mistral" and window is not None):
+        return windows_of(types, window, layers)  # transformers' Mistral reads only sliding_window
+    from_layer = foreign.get("max_window_layers", 28) if name in ("qwen2", "qwen3") else 0
+    return windows_of([FULL if number < from_layer else SLIDING for number in range(layers)], window, layers)
+
+
+def windows_of(types: Sequence[str], window: int | None, layers: int) -> tuple[int | None, ...]:
+    """The window of each layer by its type; empty if none has one.
+
+    Raises:
+        ConfigError: there is no type for each layer, or a type is unknown.
+    """
+    if set(types) - {FULL, SLIDING} or len(types) != layers:
+        raise ConfigError(f"layer_types {sorted(set(types))} x {len(types)} does not describe {layers} layers")
+    found = tuple(window if kind == SLIDING else None for kind in types)
+    return found if any(found) else ()
 
 
 def written_form(config: Any, architecture: str) -> Foreign:
@@ -203,44 +236,50 @@ def _write(config: LlamaConfig) -> Foreign:
         foreign["attention_bias"] = config.attention_bias
     if config.family == "llama":
         foreign["mlp_bias"] = config.mlp_bias
-    if config.family in ("mistral", "qwen2", "qwen3"):
-        foreign["sliding_window"] = next((w for w in config.windows if w is not None), None)
+    if config.family == "mistral":
+        foreign["sliding_window"] = next(iter(config.windows), None)
     if config.family in ("qwen2", "qwen3"):
-        foreign["use_sliding_window"] = bool(config.windows)
-        kinds = [
-            "full_attention" if not config.windows or w is None else "sliding_attention"
-            for w in config.windows or [None] * config.layers
-        ]
-        foreign["layer_types"] = kinds
-        foreign["max_window_layers"] = kinds.count("full_attention")
+        foreign |= written_windows(config)
+        foreign["max_window_layers"] = foreign["layer_types"].count(FULL)
     return foreign | ({"is_causal": False} if config.both_ways else {})
 
 
-def _entries(config: LlamaConfig) -> list[Entry]:
-    entries = [Entry("model.embed_tokens.weight", ("embedding.weight",)), Entry("model.norm.weight", ("norm.weight",))]
-    if not config.tied:
-        entries.append(Entry("lm_head.weight", ("projection.weight",)))
-    modules = {
-        "self_attn.q_proj": ("attention.query", config.attention_bias),
-        "self_attn.k_proj": ("attention.key", config.attention_bias),
-        "self_attn.v_proj": ("attention.value", config.attention_bias),
-        "self_attn.o_proj": ("attention.output", config.output_bias),
-        "mlp.gate_proj": ("mlp.gate", config.mlp_bias),
-        "mlp.up_proj": ("mlp.up", config.mlp_bias),
-        "mlp.down_proj": ("mlp.down", config.mlp_bias),
-        "input_layernorm": ("attention_norm", False),
-        "post_attention_layernorm": ("mlp_norm", False),
+def written_windows(config: LlamaConfig) -> Foreign:
+    """The windows of the layers, where they can be switched off."""
+    return {
+        "sliding_window": next((window for window in config.windows if window is not None), None),
+        "use_sliding_window": bool(config.windows),
+        "layer_types": [FULL if window is None else SLIDING for window in config.windows or [None] * config.layers],
     }
-    if config.query_key_norm:
-        modules |= {
-            "self_attn.q_norm": ("attention.query_norm", False),
-            "self_attn.k_norm": ("attention.key_norm", False),
-        }
-    for number in range(config.layers):
-        for theirs, (ours, bias) in modules.items():
-            for part in ("weight", "bias") if bias else ("weight",):
-                entries.append(Entry(f"model.layers.{number}.{theirs}.{part}", (f"layers.{number}.{ours}.{part}",)))
-    return entries
+
+
+def ends(tied: bool) -> list[Entry]:
+    """The tensors outside the layers: token table, last norm, and an own head."""
+    entries = [Entry("model.embed_tokens.weight", ("embedding.weight",)), Entry("model.norm.weight", ("norm.weight",))]
+    return entries if tied else [*entries, Entry("lm_head.weight", ("projection.weight",))]
+
+
+def parts(config: LlamaConfig) -> dict[str, Part]:
+    """The modules of a layer, by their names in the files of this form."""
+    bias, mlp_bias = config.attention_bias, config.mlp_bias
+    found = {
+        "self_attn.q_proj": Part("attention.query", bias),
+        "self_attn.k_proj": Part("attention.key", bias),
+        "self_attn.v_proj": Part("attention.value", bias),
+        "self_attn.o_proj": Part("attention.output", config.output_bias),
+        "mlp.gate_proj": Part("mlp.gate", mlp_bias),
+        "mlp.up_proj": Part("mlp.up", mlp_bias),
+        "mlp.down_proj": Part("mlp.down", mlp_bias),
+        "input_layernorm": Part("attention_norm"),
+        "post_attention_layernorm": Part("mlp_norm"),
+    }
+    norms = {"self_attn.q_norm": Part("attention.query_norm"), "self_attn.k_norm": Part("attention.key_norm")}
+    return found | norms if config.query_key_norm else found
+
+
+def entries(config: LlamaConfig) -> list[Entry]:
+    """The tensors of a model of this form in the files of the reference library."""
+    return ends(config.tied) + layer_entries(config.layers, "model.layers", parts(config))
 
 
 GGUF_KEYS = {
@@ -255,60 +294,74 @@ GGUF_KEYS = {
 }
 
 
-def _from_gguf(header: Header, name: str) -> Foreign:
+def from_gguf(header: Header, mlp_bias: bool = False, tensors: bool = False) -> Foreign:
+    """What the files of this form say besides `GGUF_KEYS`; `tensors`: rotary factors may lie in tensors."""
     width, heads = header.need("embedding_length"), header.need("attention.head_count")
     head_size = header.get("attention.key_length", width // heads)
     header.only("attention.value_length", head_size)
-    header.only("expert_count", 0)
-    biases = {"attention_bias": header.has("blk.0.attn_q.bias")} if name != "qwen2" else {}
-    if name == "llama":
-        biases["mlp_bias"] = header.has("blk.0.ffn_up.bias")
     return {
         "head_dim": head_size,
         "vocab_size": header.rows("token_embd.weight"),
         "tie_word_embeddings": not header.has("output.weight"),
-        **biases,
-        **read_rope(header, head_size, tensors=name == "llama"),
+        "attention_bias": header.has("blk.0.attn_q.bias"),
+        **({"mlp_bias": header.has("blk.0.ffn_up.bias")} if mlp_bias else {}),
+        **read_rope(header, head_size, tensors),
     }
 
 
-def _to_gguf(config: LlamaConfig, foreign: Foreign) -> Written:
+def to_gguf(config: LlamaConfig, tensors: bool = False) -> Written:
+    """The keys that `GGUF_KEYS` leaves out.
+
+    Raises:
+        ConfigError: llama.cpp does not compute the model.
+    """
     if config.windows:
         raise ConfigError(f"llama.cpp reads all keys in every layer of a '{config.family}': windows are not exported")
-    rope = write_rope(config.positions, config.head_size, tensors=config.family in ("llama", "mistral"))
+    rope = write_rope(config.positions, config.rotated_size, tensors)
     return Written({"attention.value_length": config.head_size} | rope.keys, rope.tensors)
 
 
-def _gguf_entries(config: LlamaConfig) -> list[Entry]:
-    """The tensors in GGUF files; architecture 'llama' stores heads in pairs, the others do not."""
-    turned = (config.head_size, config.head_size) if config.family in ("llama", "mistral") else None
-    names = {
-        "attn_q": ("attention.query", config.attention_bias, turned),
-        "attn_k": ("attention.key", config.attention_bias, turned),
-        "attn_v": ("attention.value", config.attention_bias, None),
-        "attn_output": ("attention.output", config.output_bias, None),
-        "ffn_gate": ("mlp.gate", config.mlp_bias, None),
-        "ffn_up": ("mlp.up", config.mlp_bias, None),
-        "ffn_down": ("mlp.down", config.mlp_bias, None),
-        "attn_norm": ("attention_norm", False, None),
-        "ffn_norm": ("mlp_norm", False, None),
+def gguf_parts(config: LlamaConfig, paired: bool) -> dict[str, Part]:
+    """The modules of a layer by their names in GGUF files; some architectures store rotated heads in pairs."""
+    turned = (config.head_size, config.head_size) if paired else None
+    bias, mlp_bias = config.attention_bias, config.mlp_bias
+    parts = {
+        "attn_q": Part("attention.query", bias, pairs=turned),
+        "attn_k": Part("attention.key", bias, pairs=turned),
+        "attn_v": Part("attention.value", bias),
+        "attn_output": Part("attention.output", config.output_bias),
+        "ffn_gate": Part("mlp.gate", mlp_bias),
+        "ffn_up": Part("mlp.up", mlp_bias),
+        "ffn_down": Part("mlp.down", mlp_bias),
+        "attn_norm": Part("attention_norm"),
+        "ffn_norm": Part("mlp_norm"),
     }
-    if config.query_key_norm:
-        names |= {
-            "attn_q_norm": ("attention.query_norm", False, None),
-            "attn_k_norm": ("attention.key_norm", False, None),
-        }
-    entries = gguf_ends(config.tied)
-    for number in range(config.layers):
-        for theirs, (ours, bias, pairs) in names.items():
-            for part in ("weight", "bias") if bias else ("weight",):
-                entries.append(Entry(f"blk.{number}.{theirs}.{part}", (f"layers.{number}.{ours}.{part}",), pairs=pairs))
-    return entries
+    norms = {"attn_q_norm": Part("attention.query_norm"), "attn_k_norm": Part("attention.key_norm")}
+    return parts | norms if config.query_key_norm else parts
+
+
+def gguf_entries(config: LlamaConfig, paired: bool) -> list[Entry]:
+    """The tensors in GGUF files."""
+    return gguf_ends(config.tied) + layer_entries(config.layers, "blk", gguf_parts(config, paired))
 
 
 def _gguf(name: str) -> GGUFSide:
+    """Mistral lies in files as a Llama; architecture 'llama' has rotary factors in tensors, and heads in pairs."""
     architecture = "llama" if name == "mistral" else name
-    return GGUFSide(architecture, GGUF_KEYS, lambda header: _from_gguf(header, architecture), _to_gguf, _gguf_entries)
+    llama = architecture == "llama"
+
+    def read(header: Header) -> Foreign:
+        header.only("expert_count", 0)
+        found = from_gguf(header, mlp_bias=llama, tensors=llama)
+        return found if name != "qwen2" else found | {"attention_bias": None}
+
+    return GGUFSide(
+        architecture,
+        GGUF_KEYS,
+        read,
+        lambda config, foreign: to_gguf(config, tensors=llama),
+        lambda config: gguf_entries(config, paired=llama),
+    )
 
 
 SMALL: Foreign = {
@@ -367,7 +420,7 @@ PLACES = {
 def _family(name: str) -> Family:
     keys = KEYS | {"is_causal"} | (WINDOW_KEYS if "sliding_window" in ABSENT[name] else {"layer_types"})
     about = {"keys": keys, "absent": ABSENT[name], "gguf": _gguf(name)}
-    kind = Family(name, Llama, lambda foreign: _read(foreign, name), _write, _entries, FORMS[name], **about)
+    kind = Family(name, Llama, lambda foreign: _read(foreign, name), _write, entries, FORMS[name], **about)
     return headed(kind, PLACES[name])
 
 

@@ -58,11 +58,14 @@ class Model(nn.Module):
 
     @property
     def head(self) -> Tensor:
-        """The (V, D) projection to the vocabulary, for the chunked loss; quantised weights are widened each time."""
+        """The (V, D) projection to the vocabulary, for the chunked loss; quantised weights are widened each time.
+
+        logits = prepared(hidden) @ head.T, then `logit_cap`.
+        """
         raise NotImplementedError
 
     def project(self, hidden: Tensor) -> Tensor:
-        """hidden (..., D) @ head.T, without `head_bias` and `logit_cap`; quantised weights stay as they lie."""
+        """prepared (..., D) @ head.T, without `head_bias` and `logit_cap`; quantised weights stay as they lie."""
         raise NotImplementedError
 
     def mask(self) -> Mask:
@@ -224,7 +227,7 @@ class Decoder(Model):
     def logits(self, hidden: Embeddings) -> Logits:
         if self.silent:
             self.spec.require("logits", head=True)
-        return capped(self.project(hidden), self.logit_cap)
+        return capped(self.project(self.prepared(hidden)), self.logit_cap)
 
     def project(self, hidden: Tensor) -> Tensor:
         return self.embedding.project(hidden) if self.projection is None else self.projection(hidden)

@@ -36,6 +36,14 @@ class Sizes(Config):
         """The description of the model, layer by layer."""
         raise NotImplementedError
 
+    def changed(self, changes: dict[str, Any], where: str) -> Self:
+        """This configuration with other values of some fields.
+
+        Raises:
+            ConfigError: the family does not allow them.
+        """
+        return self.parse(dict(self) | changes, where)
+
     def cache_bytes_per_token(self, element_size: int) -> int:
         """The bytes that a token adds to a full cache while no window is full; 0 for a state of constant size."""
         spec = self.spec
@@ -133,6 +141,6 @@ class RotaryHeads(Sizes):
         one = LayerSpec(**{name: getattr(self, name) for name in names}, rotated=rotated, **layer)
         found = {window: one.model_copy(update={"window": window}) for window in {*windows, None}}
         layers = tuple(found[window] for window in windows or (None,) * self.layers)
-        about: dict[str, Any] = {"family": self.family, "vocab": self.vocab} | self.headed
+        about: dict[str, Any] = {"family": self.family, "vocab": self.vocab, "norm": one.norm} | self.headed
         extra = 0 if self.head is None else self.head.numbers(self.width)
         return ModelSpec(**about, layers=layers, positions=(self.positions,), reads=self.reads, extra=extra)

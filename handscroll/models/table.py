@@ -12,6 +12,14 @@ FAMILIES: dict[str, str] = {
     "glm4": "handscroll.models.glm:GLM_4_0414",
     "gemma2": "handscroll.models.gemma:GEMMA_2",
     "gemma3_text": "handscroll.models.gemma:GEMMA_3",
+    "olmo2": "handscroll.models.olmo2:FAMILY",
+    "granite": "handscroll.models.granite:FAMILY",
+    "smollm3": "handscroll.models.smollm3:FAMILY",
+    "phi3": "handscroll.models.phi3:FAMILY",
+    "mixtral": "handscroll.models.mixture:MIXTRAL",
+    "qwen3_moe": "handscroll.models.mixture:QWEN3_MOE",
+    "starcoder2": "handscroll.models.starcoder2:FAMILY",
+    "gpt_neox": "handscroll.models.gpt_neox:FAMILY",
     "gpt2": "handscroll.models.gpt2:FAMILY",
     "glm-blank": "handscroll.models.glm_blank:FAMILY",
     "lstm": "handscroll.models.lstm:FAMILY",
@@ -39,7 +47,7 @@ REFUSED: dict[str, str] = {
 }
 
 # Architectures of GGUF files whose name differs from that of the family.
-ARCHITECTURES = {"gemma3": "gemma3_text"}
+ARCHITECTURES = {"gemma3": "gemma3_text", "gptneox": "gpt_neox", "qwen3moe": "qwen3_moe"}
 
 
 def family(name: str):

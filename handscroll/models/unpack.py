@@ -43,6 +43,8 @@ def unpack(
 
     `shape` is the shape of the foreign tensor in numbers; `shapes` are the shapes that the configuration requires.
     """
+    if entry.stacked and len(shape) == 3:
+        tensor, shape = tensor.reshape(-1, tensor.shape[-1]), (shape[0] * shape[1], shape[2])
     if entry.transposed and tensor.dim() == 2:
         tensor, shape = tensor.T, shape[::-1]
     wanted = [shapes[name] for name in entry.ours]
@@ -60,6 +62,8 @@ def unpack(
 
 def pack(entry: Entry, state: Mapping[str, Tensor]) -> Tensor:
     """One foreign tensor from our tensors."""
+    if entry.stacked:
+        return torch.stack([state[name] for name in entry.ours]).cpu()
     tensor = state[entry.ours[0]] if len(entry.ours) == 1 else torch.cat([state[name] for name in entry.ours])
     if entry.heads:
         tensor = tensor.unflatten(0, (len(entry.ours), entry.heads, -1)).transpose(0, 1).flatten(0, 2)

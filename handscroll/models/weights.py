@@ -33,7 +33,7 @@ from handscroll.nn.quantised import give, keep, quantised, round_one
 # Tensors beside quantised matrices that only rounded activations and caches need.
 _SPARE = re.compile(r"\.((input|output|k|v|q)_(scale|zero_point)|input_global_scale)$")
 # Buffers in old checkpoints that are recomputed from the configuration.
-BUFFERS = re.compile(r"(rotary_emb\.inv_freq|\.attn\.bias|\.attn\.masked_bias|embeddings\.position_ids)$")
+BUFFERS = re.compile(r"(rotary_emb\.inv_freq|\.(attn|attention)\.(masked_)?bias|embeddings\.position_ids)$")
 PREFIXES = ("model.", "transformer.", "bert.", "roberta.", "distilbert.", "electra.", "gpt_neox.")
 PROVENANCE, PROVENANCE_KEY = "handscroll.json", "handscroll.provenance"
 ADAPTER = "adapter_config.json"  # the configuration of an adapter folder of PEFT's form

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from handscroll.base.errors import ConfigError
 from handscroll.kernels.native import tables
 from handscroll.kernels.native.calls import KINDS, LANES
-from handscroll.nn.addresses import Addresses, whole
+from handscroll.nn.addresses import Addresses, Unfit, whole
 from handscroll.nn.attend import Exchange, attend
 from handscroll.nn.bands import attend_bands
 from handscroll.nn.bias import Bias
@@ -38,6 +38,7 @@ class Heads:
     output_bias: bool = False
     norm_eps: float | None = None  # epsilon of the norm of each query and key head (Qwen3, Gemma 3); None: no norm
     norm: Callable[[int, float], nn.Module] = RMSNorm  # makes that norm from a size and an epsilon
+    joint_norm: bool = False  # that norm is of all query heads together, and of all key heads (OLMo 2)
     scale: float | None = None  # multiplies q.k; None: 1/sqrt(E) (T5: 1)
     cap: float | None = None  # scaled scores s become cap * tanh(s / cap) (Gemma 2)
     window: int | None = None  # number of tokens seen, the query's own included; None: all that the mask shows
@@ -92,8 +93,8 @@ class Attention(nn.Module):
         self.value = Linear(heads.width, shared, bias=heads.bias)
         self.output = Linear(inner, heads.width, bias=heads.output_bias)
         if heads.norm_eps is not None:
-            self.query_norm = heads.norm(heads.head_size, heads.norm_eps)
-            self.key_norm = heads.norm(heads.head_size, heads.norm_eps)
+            self.query_norm = heads.norm(inner if heads.joint_norm else heads.head_size, heads.norm_eps)
+            self.key_norm = heads.norm(shared if heads.joint_norm else heads.head_size, heads.norm_eps)
 
     def forward(self, x: Embeddings, context: Context) -> Embeddings:
         """Each token reads the tokens that mask and window show it, in its document and in the cache."""
@@ -101,9 +102,7 @@ class Attention(nn.Module):
 
     def queries(self, x: Embeddings, context: Context) -> Float[Tensor, "B H T E"]:
         """The queries of `x`, rotated by their positions; with distance bands they are rotated later, in `read`."""
-        q, rotation = self._split(self.query(x)), context.rotation(self.shape.positions)
-        if self.shape.norm_eps is not None:
-            q = self.query_norm(q).to(q.dtype)  # under autocast the norm returns float32
+        q, rotation = self._normed(self.query(x), "query_norm"), context.rotation(self.shape.positions)
         return q if rotation is None or rotation.bands else rotation.queries(q)
 
     def read(self, q: Float[Tensor, "B H T E"], spans: Reads, context: Context) -> Float[Tensor, "B T HE"]:
@@ -144,10 +143,8 @@ class Attention(nn.Module):
 
     def made(self, x: Embeddings, context: Context) -> tuple[Tensor, Tensor]:
         """Keys and values (B, K, T, E) of `x`, in the form that a cache keeps."""
-        k, v = self._split(self.key(x)), self._split(self.value(x))
+        k, v = self._normed(self.key(x), "key_norm"), self._split(self.value(x))
         rotation = context.rotation(self.shape.positions)
-        if self.shape.norm_eps is not None:
-            k = self.key_norm(k).to(k.dtype)
         if rotation is not None:
             k = rotation.turn(k)
         return k, v
@@ -155,6 +152,8 @@ class Attention(nn.Module):
     def table(self, addresses: Addresses, dtype: torch.dtype) -> tuple[tables.Before, tables.Product]:
         """The tables for compiled layers in `dtype`: the half before the reading without its norm, and the output."""
         shape, kind = self.shape, KINDS[dtype]
+        if shape.joint_norm:
+            raise Unfit("queries and keys are normalised over all heads together")
         whole("head", shape.head_size, of=2 * LANES)
         sizes = (kind, shape.width, shape.heads, shape.kv_heads, shape.head_size)
         norms = [addresses.norm(self, name, dtype) for name in ("query_norm", "key_norm")]
@@ -165,6 +164,16 @@ class Attention(nn.Module):
     def scale(self) -> float:
         """The factor of q.k, without the part that a rotation adds."""
         return self.shape.head_size**-0.5 if self.shape.scale is None else self.shape.scale
+
+    def _normed(self, x: Tensor, name: str) -> Tensor:
+        """The heads of projected queries or keys, normalised if the layer has such a norm."""
+        if self.shape.norm_eps is None:
+            return self._split(x)
+        norm = getattr(self, name)
+        if self.shape.joint_norm:
+            return self._split(norm(x).to(x.dtype))  # under autocast the norm returns float32
+        heads = self._split(x)
+        return norm(heads).to(heads.dtype)
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, T, heads x E) -> (B, heads, T, E); the only place that converts."""

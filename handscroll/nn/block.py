@@ -49,13 +49,22 @@ class Norms:
 class Block(nn.Module):
     """x + attention(x), then x + mlp(x), with norms before, in and after the branches.
 
-    The decoder of an encoder-decoder reads its source (`cross`) between the two.
+    The decoder of an encoder-decoder reads its source (`cross`) between the two. With `parallel` the MLP reads what the
+    attention reads: x + attention(x) + mlp(x) (GPT-NeoX).
     """
 
     cross: CrossAttention | None
 
-    def __init__(self, attention: Attention, mlp: nn.Module, norms: Norms, cross: CrossAttention | None = None):
+    def __init__(
+        self,
+        attention: Attention,
+        mlp: nn.Module,
+        norms: Norms,
+        cross: CrossAttention | None = None,
+        parallel: bool = False,
+    ):
         super().__init__()
+        self.parallel = parallel
         self.number = attention.number
         self.attention_norm = norms.at(norms.before)
         self.attention = attention
@@ -74,10 +83,10 @@ class Block(nn.Module):
     def sum(self, x: Embeddings, context: Context) -> Embeddings:
         """The layer, computed part by part."""
         read = self.attention_branch_norm(self.attention(self.attention_norm(x), context))
-        x = self.attention_sum_norm(x + context.dropped(read, 2 * self.number + 1))
+        before, x = x, self.attention_sum_norm(x + context.dropped(read, 2 * self.number + 1))
         if self.cross is not None:
             x = x + context.dropped(self.cross(self.cross_norm(x), context), self.cross.site)
-        made = self.mlp_branch_norm(tiled(self.mlp, self.mlp_norm(x), context.mlp_tile))
+        made = self.mlp_branch_norm(tiled(self.mlp, self.mlp_norm(before if self.parallel else x), context.mlp_tile))
         return self.mlp_sum_norm(x + context.dropped(made, 2 * self.number + 2))
 
     def remember(self, x: Embeddings, context: Context) -> None:
@@ -95,8 +104,8 @@ class Block(nn.Module):
             Unfit: a part of the layer has no compiled form.
         """
         dtype, about = next(self.parameters()).dtype, self.attention.shape
-        if dtype not in (torch.float32, torch.bfloat16):
-            raise Unfit("layers are compiled in float32 and bfloat16")
+        if dtype not in (torch.float32, torch.bfloat16) or self.parallel:
+            raise Unfit("layers are compiled in float32 and bfloat16, with one branch after the other")
         before, output = addresses.table(self, "attention", dtype)
         names = ("attention_norm", "attention_branch_norm", "mlp_norm", "mlp_branch_norm")
         before.norm, attention_branch, norm, mlp_branch = (addresses.norm(self, name, dtype) for name in names)

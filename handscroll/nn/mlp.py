@@ -1,4 +1,4 @@
-"""The two feed-forward blocks: gated (Llama form) and plain (GPT-2, BERT)."""
+"""The feed-forward blocks: gated (Llama form), plain (GPT-2, BERT), and a mixture of gated ones (Mixtral)."""
 
 from collections.abc import Callable
 
@@ -52,3 +52,41 @@ class MLP(nn.Module):
 
     def forward(self, x: Embeddings) -> Embeddings:
         return self.down(self.activation(self.up(x)))
+
+
+class Experts(nn.Module):
+    """A mixture of experts: every token is read by the `chosen` gated MLPs that a router finds likeliest for it.
+
+    Their outputs are weighed by the router's probabilities, which with `normed` are divided by their sum (Shazeer et
+    al. 2017, arXiv:1701.06538; Jiang et al. 2024, "Mixtral of Experts", arXiv:2401.04088).
+    Limits: training adds no loss that would balance the experts, as the released models' own code adds none by default.
+    """
+
+    recordable = False  # the chosen experts are looked up on the host, which a recorded graph would not do again
+
+    def __init__(self, width: int, hidden: int, experts: int, chosen: int, normed: bool = True):
+        super().__init__()
+        self.chosen, self.normed = chosen, normed
+        self.router = Linear(width, experts, bias=False)
+        self.experts = nn.ModuleList(GatedMLP(width, hidden, bias=False) for _ in range(experts))
+
+    def forward(self, x: Embeddings) -> Embeddings:
+        rows = x.flatten(0, -2)
+        weights, picked = self.route(rows)
+        order = picked.flatten().argsort(stable=True)  # token by token within each expert
+        sizes = picked.flatten().bincount(minlength=len(self.experts)).tolist()
+        out = torch.zeros_like(rows)
+        for expert, at in zip(self.experts, order.split(sizes), strict=True):
+            # In training an expert that nobody chose gets a gradient of zero: all ranks then have the same gradients.
+            if len(at) or torch.is_grad_enabled():
+                tokens = at // self.chosen
+                made = expert(rows[None, tokens])[0] * weights.flatten()[at, None]
+                out = out.index_add(0, tokens, made.to(out.dtype))
+        return out.view_as(x)
+
+    def route(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The weights and the numbers of the experts that are chosen for each of N tokens: (N, chosen) both."""
+        scores = self.router(rows)
+        odds = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+        weights, picked = odds.topk(self.chosen, dim=-1)
+        return weights / weights.sum(dim=-1, keepdim=True) if self.normed else weights, picked

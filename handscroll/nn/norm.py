@@ -49,3 +49,14 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
+class Times(nn.Module):
+    """A fixed factor, at a place where other families have a norm (Granite's branches)."""
+
+    def __init__(self, factor: float):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+        return x * self.factor

@@ -49,7 +49,7 @@ class Causal:
     def loss(self, model: Model, hidden: Embeddings, batch: Batch) -> Loss:
         targets = batch.targets.flatten()
         total, losses, counted = cross_entropy_by_token(
-            hidden.flatten(0, 1), model.head, targets, self.smoothing, cap=model.logit_cap
+            model.prepared(hidden.flatten(0, 1)), model.head, targets, self.smoothing, cap=model.logit_cap
         )
         metrics = by_quarter(batch, losses, counted) if self.by_position else {}
         return Loss(total, int(counted.sum()), metrics)

@@ -27,8 +27,8 @@ def windowed_losses(model: Model, ids: Int[Tensor, "T"], window: int) -> Float[T
         tokens = torch.stack([ids[s : s + window] for s in group]).to(model.device)
         marks = Marks.run(0, window - 1)
         hidden = model.hidden(model.embed(tokens[:, :-1], marks), marks, model.mask(), length=window)
-        targets, vocab = tokens[:, 1:].flatten(), model.config.vocab
-        scores = token_losses(hidden.flatten(0, 1), model.project, vocab, targets, cap=model.logit_cap)
+        targets, vocab, made = tokens[:, 1:].flatten(), model.config.vocab, model.prepared(hidden.flatten(0, 1))
+        scores = token_losses(made, model.project, vocab, targets, cap=model.logit_cap)
         for start, row in zip(group, scores.view(len(group), -1).float().cpu(), strict=True):
             losses[done : start + window - 1] = row[done - start :]
             done = start + window - 1

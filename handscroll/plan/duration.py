@@ -147,6 +147,7 @@ def _counted(workload: Workload) -> Work:
 
 def _products(workload: Workload, layer: LayerSpec, each: float) -> float:
     """The operations of a token in a layer's projections, with `each` operations per weight."""
+    layer = layer.read
     found = each * (layer.matrices + 3 * workload.adapters(layer))
     found += 2.0 * layer.products * layer.width * layer.mlp_width if workload.mlp_tile else 0.0
     if (
@@ -240,6 +241,6 @@ def _iterations(layer: LayerSpec) -> float:
     """The operations of one iteration on all matrices of a layer."""
     attention = [layer.inner, layer.shared, layer.shared, layer.inner]
     sides = [(layer.width, out) for out in attention] if layer.inner else []
-    sides += [(layer.width, layer.mlp_width)] * layer.products
+    sides += [(layer.width, layer.mlp_width)] * layer.products * max(1, layer.experts)
     small = [(min(pair), max(pair)) for pair in sides]
     return float(sum(4 * m * m * n + 2 * m**3 for m, n in small))

@@ -47,7 +47,7 @@ def phases(workload: Workload) -> dict[str, Parts]:
     spec, e, rows = workload.spec, narrow(workload), workload.rows
     n = rows * min(workload.length, workload.chunk or PREFILL)
     length = workload.past + workload.length + workload.new
-    layers = [layer for layer, _ in kinds(spec.layers)]
+    layers = [layer.read for layer, _ in kinds(spec.layers)]
     mlp = n * max(layer.products * e * layer.mlp_width + 3 * e * layer.width for layer in layers)
     # q and its float32 rotation, and one output for each span of the past, joined in float32.
     attention = n * max(4 * WIDE * layer.inner + 3 * e * layer.width for layer in layers)

@@ -55,10 +55,11 @@ class Layer:
         e = narrow(workload)
         if layer.recurrent:
             return _recurrent(workload, layer)
+        routed, layer = _routed(layer), layer.read
         frozen, wide = bool(workload.lora), stream(workload)
         attention = _kept_attention(workload, layer, frozen)
         attention += _kept_cross(layer, e, frozen) if layer.crossed else 0
-        mlp = _kept_mlp(layer, e, frozen)
+        mlp = _kept_mlp(layer, e, frozen) + routed
         norm_input = wide * layer.width  # the MLP's input, which is kept if the MLP is tiled
         inside = 0 if workload.mlp_tile else mlp
         gates = layer.products - 1
@@ -67,11 +68,13 @@ class Layer:
         return cls(
             kept=attention + inside + (norm_input if workload.mlp_tile else 0),
             kept_mlp=inside,
-            mlp_backward=gates * e * layer.mlp_width * (0 if workload.mlp_tile else 1)
+            mlp_backward=(gates * e * layer.mlp_width + routed) * (0 if workload.mlp_tile else 1)
             + 2 * wide * layer.width
             + dropped,
             attention_backward=e * q + WIDE * q + e * q + 2 * (e + WIDE) * kv + wide * layer.width,
-            forward=max(4 * wide * layer.width + (gates + 1) * e * layer.mlp_width, (2 * e + 2 * WIDE) * q + dropped),
+            forward=max(
+                4 * wide * layer.width + (gates + 1) * e * layer.mlp_width + routed, (2 * e + 2 * WIDE) * q + dropped
+            ),
         )
 
     @classmethod
@@ -116,13 +119,21 @@ def _kept_attention(workload: Workload, layer: LayerSpec, frozen: bool) -> int:
         inputs = wide if workload.lora_targets else 0
     heads = 2 * e * (layer.inner + layer.shared) + WIDE * layer.heads
     # The attention output has the layout of q. A rotated q is laid out by heads, so its output is copied.
-    projected = e * layer.inner if layer.rotated else 0
+    projected = e * layer.inner if workload.spec.rotates else 0
     residual = 2 * wide * layer.width
     fused = frozen or workload.device == "cuda"
     scaled = 2 * WIDE * (1 + (0 if fused else layer.width))  # a norm's own weight needs the scaled input
     norms = 4 * WIDE if layer.norm == "layer" else scaled
     norms += (layer.norms - 2) * (scaled // 2 + WIDE * layer.width)  # norms of a branch also keep their input
+    if layer.head_norms or layer.joint_norms:  # the projections, and their scaled form where a norm is trained
+        norms += WIDE * ((1 if fused else 2) * (layer.inner + layer.shared) + layer.heads + layer.kv_heads)
     return residual + norms + inputs * layer.width + heads + projected + e * workload.lora * 4
+
+
+def _routed(layer: LayerSpec) -> int:
+    """The bytes that a mixture keeps beside its experts: each chosen one's input and output, plain and weighed, with
+    their places, and the router's odds (counted on 2 and 4 of 8 experts, torch 2.13, 2026-11)."""
+    return layer.chosen * (3 * WIDE * layer.width + 32) + 3 * WIDE * layer.experts
 
 
 def _kept_cross(layer: LayerSpec, e: int, frozen: bool) -> int:

@@ -57,7 +57,9 @@ def state_bytes(workload: Workload) -> int:
 
 def _sides(layer: LayerSpec) -> int:
     """The numbers that adafactor keeps: one for each row and column of a layer's matrices, and its vectors."""
-    products = 2 * (layer.inner + layer.shared) + 3 * layer.mlp_width + 7 * layer.width
+    mlp = 3 * max(1, layer.experts) * (layer.mlp_width + layer.width)
+    router = layer.width + layer.experts if layer.experts else 0
+    products = 2 * (layer.inner + layer.shared) + 4 * layer.width + mlp + router
     return (10 * layer.width if layer.recurrent else products) + layer.vectors
 
 

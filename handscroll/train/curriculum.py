@@ -88,4 +88,4 @@ class Curriculum:
             return
         where = f"recipe: stages.{stage}.positions"
         positions = model.spec.positions[0].rescaled(new.scaling, new.base, self.lengths[stage], where)
-        model.config = model.config.model_copy(update={"positions": positions})
+        model.config = model.config.changed({"positions": positions}, where)

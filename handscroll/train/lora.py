@@ -139,4 +139,4 @@ def save_adapter(model: Model, settings: LoRA, folder: Path, base: str) -> None:
 
 
 def _fitting(entries: list[Entry]) -> list[Entry]:
-    return [entry for entry in entries if len(entry.ours) == 1 and entry.pairs is None]
+    return [entry for entry in entries if len(entry.ours) == 1 and entry.pairs is None and not entry.gathered]

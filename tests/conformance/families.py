@@ -69,14 +69,17 @@ class Form:
         for key in ("short_factor", "long_factor"):
             if key in rope:
                 rope[key] = [rope[key][number * 4 // pairs] for number in range(pairs)]
+        own = self.foreign
+        if "original_max_position_embeddings" in own:  # the form states it beside its own scaling
+            own["original_max_position_embeddings"] = rope.get("original_max_position_embeddings")
         longer = {} if scaling == "dynamic" else {"max_position_embeddings": 256}
         tables = self.kind.write(self.config).get("rope_parameters")
         if tables is not None:  # a table for each kind of layer, of which the first is scaled
             first, *_ = tables
             tables[first] = {"rope_theta": 500.0, **rope}
-            kept = {key: value for key, value in self.foreign.items() if not key.endswith("rope_theta")}
+            kept = {key: value for key, value in own.items() if not key.endswith("rope_theta")}
             return kept | longer | {"rope_parameters": tables}
-        return self.foreign | longer | {"rope_theta": 500.0, "rope_scaling": rope}
+        return own | longer | {"rope_theta": 500.0, "rope_scaling": rope}
 
     def build(self, dtype: torch.dtype = torch.float64, seed: int = 0, foreign: dict[str, Any] | None = None) -> Model:
         """A random model of ours, with weights large enough to make attention matter."""

@@ -54,7 +54,7 @@ def test_merged_equals_unmerged(tmp_path, tokens, family):
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft's own call
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "olmo2", "smollm3"])
 def test_peft_reads_the_adapter_with_equal_logits(tmp_path, tokens, family):
     settings = LoRA(rank=4, alpha=6.0, targets=("query", "value", "up", "down"))
     model = trained(tmp_path / "base", settings, family)

@@ -20,7 +20,7 @@ def rows_together(model: Model) -> int:
     Products: ours sum every row in the same order (`kernels/native/products.cpp`), those of a BLAS do not. Element by
     element: exponentials, sines and cosines of a row must fill whole vectors, and no loop may be shared among threads.
     """
-    config, probe = model.config, torch.empty(1, dtype=model.dtype)
+    probe = torch.empty(1, dtype=model.dtype)
     if model.device.type != "cpu" or model.dtype not in (torch.float32, torch.bfloat16):
         return 1
     if any(isinstance(module, Update) for module in model.modules()):
@@ -29,6 +29,7 @@ def rows_together(model: Model) -> int:
     weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear)] + ([] if rounded else [model.head])
     refused = [calls.refuses_product(probe.expand(1, w.shape[1]), w) for w in weights]
     refused += [calls.refuses_raw(probe.expand(1, m.inner), m.raw, m.inner) for m in rounded]
-    widest = max(*(w.shape[1] for w in weights), *(m.inner for m in rounded), config.mlp_width)
-    whole = config.mlp_width % LOOP == 0 and all(layer.rotated // 2 % WIDE_LOOP == 0 for layer in model.spec.layers)
+    layers = model.spec.layers
+    widest = max(*(w.shape[1] for w in weights), *(m.inner for m in rounded), *(layer.mlp_width for layer in layers))
+    whole = all(layer.mlp_width % LOOP == 0 and layer.rotated // 2 % WIDE_LOOP == 0 for layer in layers)
     return max(1, min(calls.FEW, (ALONE - 1) // widest)) if whole and not any(refused) else 1

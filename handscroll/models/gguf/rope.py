@@ -24,7 +24,8 @@ def read_rope(header: Header, rotated: int, tensors: bool = False) -> Foreign:
     Raises:
         ConfigError: the scaling is unknown.
     """
-    base, kind = header.get("rope.freq_base", 10000.0), header.get("rope.scaling.type", "none")
+    listed = "longrope" if tensors and header.has("rope_factors_long.weight") else "none"  # Phi-3's files name no type
+    base, kind = header.get("rope.freq_base", 10000.0), header.get("rope.scaling.type", listed)
     header.only("rope.dimension_count", rotated)
     factor, original = header.get("rope.scaling.factor"), header.get("rope.scaling.original_context_length")
     found: Foreign = {"rope_theta": base, "rope_scaling": None}
@@ -63,8 +64,10 @@ def _longrope(header: Header) -> dict[str, Any]:
     if long is None or short is None:
         raise ConfigError(f"{header.file.path}: longrope needs the tensors rope_factors_long and rope_factors_short")
     found: dict[str, Any] = {"long_factor": long, "short_factor": short}
-    own = header.get("rope.scaling.attn_factor")
-    return found if own is None else found | {"attention_factor": own}
+    own, context = header.get("rope.scaling.attn_factor"), header.need("context_length")
+    original = header.get("rope.scaling.original_context_length", context)
+    usual = math.sqrt(1.0 + math.log(max(1.0, context / original)) / math.log(original))
+    return found if own is None or abs(own - usual) < 1e-6 else found | {"attention_factor": own}
 
 
 def _llama3(header: Header, factors: list[float], base: float, original: int | None) -> dict[str, Any]:
@@ -117,7 +120,7 @@ def write_rope(positions: Rotary, rotated: int, tensors: bool = False) -> Writte
             )
         return Written(keys, {"rope_freqs.weight": _factors(scaling, rotated, base)})
     if scaling.name == "longrope" and tensors:
-        keys |= {"rope.scaling.type": "longrope", "rope.scaling.factor": scaling.factor}
+        keys["rope.scaling.type"] = "longrope"  # without a factor: llama.cpp would divide the positions by it too
         keys["rope.scaling.attn_factor"] = scaling.attention_factor(positions.context)
         lists = {name: list(getattr(scaling, f"{name}_factor")) for name in ("long", "short")}
         return Written(keys, {f"rope_factors_{name}.weight": factors for name, factors in lists.items()})

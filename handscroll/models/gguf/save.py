@@ -22,7 +22,7 @@ from handscroll.models.unpack import pack
 TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
 FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7, "q4_0": 2}  # general.file_type
 ENDS = ("token_embd.weight", "output.weight")  # Q8_0 when the rest is Q4_0: an error here affects every logit
-WHOLE = ("position_embd", "token_types", "_norm", "attn_rel_b", "rope_")  # small tables stay float32
+WHOLE = ("position_embd", "token_types", "_norm", "attn_rel_b", "rope_", "ffn_gate_inp")  # small tables stay float32
 QUANTISATION = 2  # general.quantization_version of the written layouts
 
 

@@ -53,6 +53,8 @@ def refuses(layers: nn.ModuleList, x: Embeddings, context: Context) -> str:
         return "its kernels need half precision, and Triton for this GPU"
     if any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):
         return "a module has a hook"
+    if not all(getattr(layer.mlp, "recordable", True) for layer in layers):
+        return "the layers choose experts by the numbers that they read"
     if any(attention.shape.cap is not None for attention in _attentions(layers)):
         return "the scores are capped"
     if first_keys(_windows(layers), context, cache, x.shape[0]) is None:
