@@ -6,8 +6,10 @@ import json
 import pyarrow
 import pytest
 from pyarrow import parquet
+from typer.testing import CliRunner
 
 from handscroll.base.errors import DataError
+from handscroll.cli.main import app
 from handscroll.data.labelled import Columns, read_labelled
 from handscroll.data.survey.survey import survey
 from handscroll.report import render
@@ -167,6 +169,37 @@ def test_labelled_files_of_every_kind(tmp_path):
     for name in ("c.parquet", "d.csv"):
         documents, numbers = read_labelled(tmp_path / name, ["1", "5"], Columns("body", "stars"))
         assert (documents[0].text, numbers) == ("x", [1])
+
+
+def test_a_file_that_cannot_be_read_is_told_before_a_model_is_loaded(tmp_path):
+    (tmp_path / "a.pdf").write_bytes(b"no PDF")
+    file, none = str(tmp_path / "a.pdf"), str(tmp_path / "no model")
+    for command in (
+        ["read", none, file, "--save", "a"],
+        ["evaluate", "perplexity", none, file, "--length", "8"],
+        ["evaluate", "policies", none, file],
+        ["demo", "--model", none, "--text", file, "--out", str(tmp_path / "out")],
+    ):
+        done = CliRunner().invoke(app, command)
+        assert isinstance(done.exception, DataError) and "a.pdf" in str(done.exception), command
+    missing = str(tmp_path / "b.pdf")
+    for command in (
+        ["extend", none, "--to", "8", "--text", missing, "--out", str(tmp_path / "out")],
+        ["extend", none, "--to", "8", "--tune", missing, "--out", str(tmp_path / "out")],
+        ["evaluate", "needle", none, "--lengths", "64", "--text", missing],
+    ):
+        done = CliRunner().invoke(app, command)
+        assert isinstance(done.exception, DataError) and "b.pdf" in str(done.exception), command
+
+
+VERBS = ["read", "demo", "extend", "tokenizer", "data report"]
+VERBS += ["evaluate perplexity", "evaluate needle", "evaluate policies"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_an_error_advises_is_an_option_of_every_verb_that_reads_files(verb):
+    shown = CliRunner().invoke(app, [*verb.split(), "--help"], env={"COLUMNS": "200"}).output
+    assert all(option in shown for option in ("--key", "--encoding", "--skip-pictures"))
 
 
 def test_lines_are_the_same_wherever_blocks_end(tmp_path, monkeypatch):
