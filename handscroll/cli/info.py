@@ -21,8 +21,7 @@ def info(
     from handscroll.base.errors import ConfigError
     from handscroll.models.adapters import over_base, weighted
     from handscroll.models.describe import adapter_facts, facts
-    from handscroll.models.peft import is_adapter
-    from handscroll.models.weights import locate
+    from handscroll.models.weights import is_adapter, locate
 
     if kernels:
         _kernels(model, dtype, device, weights, adapter)

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from handscroll.base.errors import CheckpointError, ConfigError
 from handscroll.models.foreign import Entry
 from handscroll.models.model import Decoder, Model
-from handscroll.models.peft import Adapter, LowRank, is_adapter, named_base, read_adapter
+from handscroll.models.peft import Adapter, LowRank, named_base, read_adapter
 from handscroll.models.table import family
 from handscroll.models.unpack import unpack
-from handscroll.models.weights import spellings
+from handscroll.models.weights import is_adapter, spellings
 from handscroll.nn.adapted import AT_ONCE, Adapted, AdaptedTable, Update
 from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.quantised import Quantised, QuantisedTable

@@ -81,11 +81,6 @@ class Adapter:
         return ", ".join([text, *more])
 
 
-def is_adapter(path: Path) -> bool:
-    """Whether a folder is an adapter and not a checkpoint."""
-    return (path / CONFIG).is_file() and not (path / "config.json").exists()
-
-
 def named_base(folder: Path) -> str:
     """The base that an adapter names."""
     base = read_json(folder / CONFIG).get("base_model_name_or_path")

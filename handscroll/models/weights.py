@@ -37,6 +37,7 @@ BUFFERS = re.compile(r"(rotary_emb\.inv_freq|\.(attn|attention)\.(masked_)?bias|
 PREFIXES = ("model.", "transformer.", "bert.", "roberta.", "distilbert.", "electra.", "gpt_neox.")
 PROVENANCE, PROVENANCE_KEY = "handscroll.json", "handscroll.provenance"
 ADAPTER = "adapter_config.json"  # the configuration of an adapter folder of PEFT's form
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 HUB_FILES = ["*.safetensors", "*.json", "*.txt"]
 
@@ -50,16 +51,9 @@ def locate(source: str | Path) -> Path:
         CheckpointError: `source` is none of these.
     """
     path = Path(source)
-    if path.is_dir() and not (path / "config.json").exists():
-        if (path / ADAPTER).is_file():
-            base = read_json(path / ADAPTER).get("base_model_name_or_path") or "a base that it does not name"
-            raise CheckpointError(
-                f"{path} is an adapter, not a model: it changes {base}. Give that model, and the adapter with "
-                f"--adapter {path} (in Python: load(model, adapter=...))"
-            )
-        return found_in(path) or path
     if path.is_dir():
-        return path
+        _check_model(path)
+        return path if (path / "config.json").exists() else found_in(path) or path
     if is_gguf(path):
         return path
     if path.exists():
@@ -70,12 +64,28 @@ def locate(source: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(source), allow_patterns=HUB_FILES))
+        fetched = Path(snapshot_download(str(source), allow_patterns=HUB_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
             f"{source} is not a local folder and could not be fetched from the hub: {reason}"
         ) from None
+    _check_model(fetched)
+    return fetched
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a folder is an adapter and holds no model besides."""
+    return (path / ADAPTER).is_file() and not any((path / name).exists() for name in (WHOLE, INDEX))
+
+
+def _check_model(path: Path) -> None:
+    if is_adapter(path):
+        base = read_json(path / ADAPTER).get("base_model_name_or_path") or "a base that it does not name"
+        raise CheckpointError(
+            f"{path} is an adapter, not a model: it changes {base}. Give that model, and the adapter with --adapter "
+            f"{path} (in Python: load(model, adapter=...))"
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:

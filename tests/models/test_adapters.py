@@ -12,6 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import handscroll
+import handscroll.lm
 from handscroll.base.errors import CheckpointError, ConfigError
 from handscroll.cache.reading.store import Store
 from handscroll.extend.tune import TuneSettings, tune
@@ -246,6 +247,8 @@ def test_an_adapter_as_model_finds_its_base_or_says_what_it_is(folders, tmp_path
     rewrite(folders / "0", tmp_path / "b", base_model_name_or_path="someone/model")
     run("generate", tmp_path / "b", "--prompt", "a", fails="is an adapter, not a model: it changes someone/model")
     assert "someone/model" in run("info", tmp_path / "b")
+    shutil.copy(folders / "base" / "config.json", tmp_path / "b")  # some trainers write it beside the adapter
+    run("generate", tmp_path / "b", "--prompt", "a", fails="is an adapter, not a model")
 
 
 def rewrite(source, folder, without=(), tensors=None, **changes):
@@ -329,4 +332,17 @@ def test_all_weights_are_not_trained_over_quantised_ones(folders, tmp_path):
     lm, text = handscroll.load(tmp_path / "base.gguf"), tmp_path / "a.txt"
     text.write_text("a quick brown fox " * 200)
     with pytest.raises(ConfigError, match="weights='float'"):
-        tune(lm, 32, TuneSettings(files=[str(text)], steps=1, rows=1), tmp_path / "run")
+        tune(lm, 32, TuneSettings(files=(str(text),), steps=1, rows=1), tmp_path / "run")
+
+
+def test_a_question_computes_in_the_dtype_that_the_text_was_read_in(folders, tmp_path, monkeypatch):
+    """Caches of quantised weights are float16, the computation is not."""
+    handscroll.load(folders / "base").export_gguf(tmp_path / "base.gguf", "q8_0")
+    text, store = tmp_path / "a.txt", tmp_path / "store"
+    text.write_text("a quick brown fox")
+    wanted, load = [], handscroll.lm.load_model
+    monkeypatch.setattr("handscroll.lm.load_model", lambda *args: wanted.append(load(*args)) or wanted[-1])
+    for options, dtype in (((), torch.float32), (("--dtype", "bfloat16"), torch.bfloat16)):
+        run("read", tmp_path / "base.gguf", text, "--save", "a", "--store", store, "--room", "32", *options)
+        run("ask", "a", "why", "--store", store, "--max-tokens", "2")
+        assert wanted[-1].dtype == dtype

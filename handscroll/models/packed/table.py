@@ -54,7 +54,9 @@ def scheme_of(foreign: Mapping[str, Any]) -> Scheme | None:
         raise ConfigError(f"config.json: the weights are quantised by {method}, which is not read: {REFUSED[method]}")
     if method not in METHODS:
         known = nearest(method, METHODS)
-        raise ConfigError(f"config.json: quantization method {method!r} is not read: {known}. Otherwise {OTHERS}")
+        raise ConfigError(
+            f"config.json: the weights are quantised by {method!r}, which is not read: {known}. Otherwise {OTHERS}"
+        )
     return METHODS[method](settings)
 
 

@@ -201,7 +201,7 @@ def test_a_quantised_folder_is_a_model_like_any_other(tmp_path):
     [
         ({"load_in_4bit": True}, "bitsandbytes"),
         (method("bitsandbytes", load_in_8bit=True), "--weights int8 or int4"),
-        (method("hqq"), "'hqq' is not read"),
+        (method("hqq"), "by 'hqq', which is not read"),
         (method("awq", version="gemv"), "version"),
         (method("awq", bits=3), "bits"),
         (method("gptq", checkpoint_format="marlin"), "marlin"),
@@ -245,7 +245,8 @@ def test_damaged_matrices_are_named(tmp_path, case, name, change, said):
     tensors = load_file(tmp_path / "q" / "model.safetensors")
     key = f"model.layers.1.mlp.up_proj.{name}"
     if callable(change):
-        changed: torch.Tensor = change(tensors[key].float())
+        changed = change(tensors[key].float())
+        assert isinstance(changed, torch.Tensor)
         tensors[key] = changed.to(tensors[key].dtype).contiguous()
     else:
         tensors = {one: tensor for one, tensor in tensors.items() if one != key}
