@@ -5,6 +5,7 @@ vocabulary of 150,000 tokens; this module takes 0.1 s (2026-11). `docs/gguf.md` 
 format.
 """
 
+import math
 import mmap
 import re
 import struct
@@ -21,6 +22,7 @@ _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 _U64 = struct.Struct("<Q")
 _VERSIONS = (2, 3)
+_MOST_DIMENSIONS = 8
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
     with data:
         try:
             return _read_header(data, path)
-        except (struct.error, IndexError):
+        except (struct.error, IndexError, RecursionError):
             raise CheckpointError(f"{path} is cut short within its header: download or write it again") from None
         except UnicodeDecodeError as error:
             raise CheckpointError(f"the header of {path} holds text that is not UTF-8: {error.reason}") from None
@@ -160,9 +162,27 @@ def _read_header(data: mmap.mmap, path: Path) -> tuple[dict[str, Any], dict[str,
         shape = tuple(cursor.number("Q") for _ in range(cursor.number("I")))[::-1]
         found.append((name, shape, cursor.number("I"), cursor.number("Q")))
     alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment < 8 or alignment % 8:
+        raise CheckpointError(
+            f"{path}: general.alignment is {alignment!r}; expected a multiple of 8: the file is damaged"
+        )
     start = -(-cursor.at // alignment) * alignment
     tensors = {name: Stored(name, shape, kind, path, start + offset) for name, shape, kind, offset in found}
+    for stored in tensors.values():
+        _check_place(stored, start, alignment, len(data))
+    if len(tensors) != count:
+        raise CheckpointError(f"{path} holds tensors of the same name: the file is damaged")
     return metadata, tensors
+
+
+def _check_place(stored: Stored, start: int, alignment: int, size: int) -> None:
+    """Refuse a tensor that cannot lie in its file. A number takes at least a sixteenth of a byte in every format."""
+    empty = not 1 <= len(stored.shape) <= _MOST_DIMENSIONS or min(stored.shape) < 1
+    if empty or (stored.offset - start) % alignment or math.prod(stored.shape) > 16 * (size - stored.offset):
+        raise CheckpointError(
+            f"{stored.path} is damaged or cut short: tensor '{stored.name}' has shape {stored.shape} and begins at "
+            f"byte {stored.offset:,} of {size:,}"
+        )
 
 
 class _Cursor:

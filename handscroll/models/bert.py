@@ -329,7 +329,9 @@ def _copies(config: BertConfig) -> Mapping[str, str | None]:
     """Tensors that older files repeat, a bias that only tied heads use, and a pooler beside a head that reads none."""
     heads = _heads(config)
     if not config.masked:
-        pooler = {f"{base}.pooler.dense.{part}": None for base in ("bert", "roberta") for part in ("weight", "bias")}
+        pooler: dict[str, str | None] = {
+            f"{base}.pooler.dense.{part}": None for base in ("bert", "roberta") for part in ("weight", "bias")
+        }
         return pooler if config.head and (config.family in ROBERTAS or not config.pooler) else {}
     if not config.tied:
         return {f"{heads['masked']}.bias": None}

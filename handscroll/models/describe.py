@@ -3,9 +3,12 @@
 from pathlib import Path
 
 from handscroll.base.gguf import is_gguf
+from handscroll.base.spec import Positions
 from handscroll.models.gguf.load import ignored_keys
 from handscroll.models.peft import read_adapter
+from handscroll.models.positions import notes
 from handscroll.models.weights import read_config, read_json, settled_config, weight_sizes
+from handscroll.nn.positions.rotary import Rotary
 
 
 def facts(source: Path) -> list[tuple[str, str]]:
@@ -25,6 +28,7 @@ def facts(source: Path) -> list[tuple[str, str]]:
         ("trained length", f"{config.trained:,} tokens"),
         ("positions", config.describe_positions()),
     ]
+    lines += _position_notes(source, spec.positions)
     mixed = next((layer for layer in spec.layers if layer.experts), None)
     if mixed is not None:
         count = sum(layer.experts > 0 for layer in spec.layers)
@@ -60,6 +64,14 @@ def adapter_facts(folder: Path) -> list[tuple[str, str]]:
     """Lines about an adapter folder."""
     found = read_adapter(folder)
     return [("adapter", found.describe()), ("adapter of", found.base or "a base that it does not name")]
+
+
+def _position_notes(source: Path, positions: tuple[Positions, ...]) -> list[tuple[str, str]]:
+    """What was concluded from the position settings of a folder."""
+    rotary = [one for one in positions if isinstance(one, Rotary)]
+    if is_gguf(source) or not rotary:
+        return []
+    return [("position settings", note) for note in notes(read_json(source / "config.json"), rotary[0])]
 
 
 def _ignored(source: Path) -> list[tuple[str, str]]:

@@ -4,10 +4,18 @@ from typing import Any
 
 from handscroll.base.errors import ConfigError
 from handscroll.models.classes import SUFFIXES, architecture, named_head
-from handscroll.models.foreign import Entry, Foreign, end_tokens, original_length, required, written_ends
+from handscroll.models.foreign import (
+    ACTIVATIONS,
+    Entry,
+    Foreign,
+    end_tokens,
+    known_activation,
+    original_length,
+    required,
+    written_ends,
+)
 from handscroll.models.heads import HEAD_KEYS, read_head, written_head
 
-ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu-tanh", "gelu_pytorch_tanh": "gelu-tanh", "relu": "relu"}
 KEYS = HEAD_KEYS | frozenset(
     """
     vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act layer_norm_eps
@@ -42,10 +50,7 @@ def encoder_values(foreign: Foreign, name: str, offset: int = 0) -> dict[str, An
 
 def activation(foreign: Foreign, key: str, name: str) -> str:
     """Our name of an activation."""
-    act = foreign.get(key, "gelu")
-    if act not in ACTIVATIONS:
-        raise ConfigError(f"{name} with {key} = {act!r}: only {', '.join(ACTIVATIONS)} are known")
-    return ACTIVATIONS[act]
+    return known_activation(foreign, key, "gelu", name)
 
 
 def head_values(foreign: Foreign, name: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from handscroll.base.errors import ConfigError
+from handscroll.base.errors import ConfigError, nearest
 from handscroll.models.classes import architecture, named_head
 from handscroll.models.keys import check_keys, check_values, unread
 from handscroll.models.model import Decoder
@@ -108,11 +108,11 @@ class Family:
                 code of its own.
         """
         read = self.keys | self.also.keys()
-        check_keys(foreign, read, self.name)
         check_values(foreign, read)
         known = {key: value for key, value in foreign.items() if key in read or key == "model_type"}
         config = self.read(self.absent | self._renamed(known))
         self._check_form(foreign, config)
+        check_keys(foreign, read, self.name)
         return config
 
     def ignored(self, foreign: Foreign) -> list[str]:
@@ -157,6 +157,28 @@ class Family:
 
 
 _CLASS = re.compile(r"For|LMHead|Model|Encoder")  # what follows the family's part of a class name
+# Our names of the activations of files; `gelu_fast` is the tanh form, written in another order.
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu-tanh",
+    "gelu_fast": "gelu-tanh",
+    "gelu_pytorch_tanh": "gelu-tanh",
+    "relu": "relu",
+}
+WRITTEN_ACTIVATIONS = {"gelu": "gelu", "gelu-tanh": "gelu_new", "relu": "relu"}
+
+
+def known_activation(foreign: Foreign, key: str, default: str, name: str) -> str:
+    """Our name of the activation of a plain MLP.
+
+    Raises:
+        ConfigError: it is not known.
+    """
+    value = foreign.get(key, default)
+    if value not in ACTIVATIONS:
+        raise ConfigError(f"{name} with {key} = {value!r}: {nearest(str(value), ACTIVATIONS)}")
+    return ACTIVATIONS[value]
 
 
 def required(foreign: Foreign, key: str, name: str) -> Any:

@@ -1,16 +1,18 @@
 """GPT-2 (Radford et al. 2019): pre-norm decoder with learned positions, biases and a GELU MLP."""
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from handscroll.base.errors import CapacityError, ConfigError
 from handscroll.base.spec import ModelSpec
 from handscroll.models.foreign import (
+    WRITTEN_ACTIVATIONS,
     Entry,
     Family,
     Foreign,
     end_tokens,
+    known_activation,
     original_length,
     required,
     written_ends,
@@ -24,7 +26,7 @@ from handscroll.nn.attention import Attention, Heads
 from handscroll.nn.block import Block, Norms
 from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
-from handscroll.nn.mlp import MLP
+from handscroll.nn.mlp import ACTIVATIONS, MLP
 from handscroll.nn.norm import LayerNorm
 from handscroll.nn.positions.table import Table
 from handscroll.nn.shapes import Embeddings, Tokens
@@ -37,6 +39,7 @@ class GPT2Config(WholeHeads):
     head_pool = "last"
     family: str = "gpt2"
     mlp_width: int
+    activation: Literal["gelu", "gelu-tanh", "relu"] = "gelu-tanh"
     context: int
     original: int | None = None  # rows before interpolation, if the table was lengthened here
     norm_eps: float = 1e-5
@@ -53,7 +56,7 @@ class GPT2Config(WholeHeads):
         return ModelSpec(
             family=self.family,
             vocab=self.vocab,
-            layers=(self.layer_spec(),) * self.layers,
+            layers=(self.layer_spec(activation=self.activation),) * self.layers,
             positions=(Table(context=self.context, trained=self.trained),),
             norm="layer",
             extra=0 if self.head is None else self.head.numbers(self.width),
@@ -61,11 +64,13 @@ class GPT2Config(WholeHeads):
         )
 
 
-def block(config: Any, number: int) -> Block:
-    """Multi-head attention and a GELU MLP, with layer norms and biases; BLOOM uses this layer too."""
+def block(config: Any, number: int, activation: str = "gelu-tanh") -> Block:
+    """Multi-head attention and a plain MLP, with layer norms and biases; BLOOM uses this layer too."""
     heads = Heads(config.width, config.heads, config.heads, config.head_size, bias=True, output_bias=True)
     norms = Norms(lambda: LayerNorm(config.width, eps=config.norm_eps))
-    return Block(Attention(heads, number), MLP(config.width, config.mlp_width), norms)
+    return Block(
+        Attention(heads, number), MLP(config.width, config.mlp_width, activation=ACTIVATIONS[activation]), norms
+    )
 
 
 class GPT2(Decoder):
@@ -76,7 +81,7 @@ class GPT2(Decoder):
         self.config = config
         self.embedding = TokenTable(config.vocab, config.width)
         self.position_embedding = nn.Embedding(config.context, config.width)
-        self.layers = nn.ModuleList(block(config, number) for number in range(config.layers))
+        self.layers = nn.ModuleList(block(config, number, config.activation) for number in range(config.layers))
         self.norm = LayerNorm(config.width, eps=config.norm_eps)
         self.projection = None if config.tied else Linear(config.width, config.vocab, bias=False)
 
@@ -93,7 +98,7 @@ class GPT2(Decoder):
 
 KEYS = frozenset(
     """
-    vocab_size n_embd n_layer n_head n_inner n_positions n_ctx layer_norm_epsilon activation_function
+    vocab_size n_embd n_layer n_head n_inner n_positions layer_norm_epsilon activation_function
     tie_word_embeddings bos_token_id eos_token_id original_max_position_embeddings scale_attn_weights
     scale_attn_by_inverse_layer_idx add_cross_attention
 """.split()
@@ -114,7 +119,6 @@ def new(sizes: dict[str, Any], about: About) -> GPT2Config:
 
 def _read(foreign: Foreign) -> GPT2Config:
     for key, only in (
-        ("activation_function", "gelu_new"),
         ("scale_attn_weights", True),
         ("scale_attn_by_inverse_layer_idx", False),
         ("add_cross_attention", False),
@@ -123,8 +127,6 @@ def _read(foreign: Foreign) -> GPT2Config:
             raise ConfigError(f"gpt2 with {key} = {foreign[key]!r}: only {only!r} is known")
     width = required(foreign, "n_embd", "gpt2")
     context = required(foreign, "n_positions", "gpt2")
-    if foreign.get("n_ctx", context) != context:
-        raise ConfigError(f"n_ctx {foreign['n_ctx']} contradicts n_positions {context}")
     values = {
         "vocab": required(foreign, "vocab_size", "gpt2"),
         "width": width,
@@ -133,6 +135,7 @@ def _read(foreign: Foreign) -> GPT2Config:
         "mlp_width": foreign.get("n_inner") or 4 * width,
         "context": context,
         "original": foreign.get("original_max_position_embeddings"),
+        "activation": known_activation(foreign, "activation_function", "gelu_new", "gpt2"),
         "norm_eps": foreign.get("layer_norm_epsilon", 1e-5),
         "tied": bool(foreign.get("tie_word_embeddings", True)),
         "bos": foreign.get("bos_token_id"),
@@ -152,7 +155,7 @@ def _write(config: GPT2Config) -> Foreign:
         "n_inner": config.mlp_width,
         "n_positions": config.context,
         "layer_norm_epsilon": config.norm_eps,
-        "activation_function": "gelu_new",
+        "activation_function": WRITTEN_ACTIVATIONS[config.activation],
         "tie_word_embeddings": config.tied,
         "bos_token_id": config.bos,
         "eos_token_id": written_ends(config.eos),
@@ -204,13 +207,19 @@ def _from_gguf(header: Header) -> Foreign:
     return {"vocab_size": header.rows("token_embd.weight"), "tie_word_embeddings": tied}
 
 
+def _to_gguf(config: GPT2Config, foreign: Foreign) -> Written:
+    if config.activation != "gelu-tanh":
+        raise ConfigError(f"llama.cpp computes a gpt2 with the activation gelu_new, not '{config.activation}'")
+    return Written({}, {})
+
+
 def _gguf_entries(config: GPT2Config) -> list[Entry]:
     entries = [*gguf_ends(config.tied), Entry("output_norm.bias", ("norm.bias",))]
     entries.append(Entry("position_embd.weight", ("position_embedding.weight",)))
     return entries + gguf_layers(config.layers, GGUF_LAYER)
 
 
-GGUF = GGUFSide("gpt2", GGUF_KEYS, _from_gguf, lambda config, foreign: Written({}, {}), _gguf_entries)
+GGUF = GGUFSide("gpt2", GGUF_KEYS, _from_gguf, _to_gguf, _gguf_entries)
 SMALL: Foreign = {
     "vocab_size": 97,
     "n_embd": 48,
@@ -220,6 +229,6 @@ SMALL: Foreign = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-FORMS = {"": SMALL, "untied": SMALL | {"tie_word_embeddings": False, "n_inner": 100}}
+FORMS = {"": SMALL, "untied": SMALL | {"tie_word_embeddings": False, "n_inner": 100, "activation_function": "gelu"}}
 PLACES = Places("GPT2", tokens="classifier", base="transformer.", answer_base="transformer.")
 FAMILY = headed(Family("gpt2", GPT2, _read, _write, _entries, FORMS, KEYS, gguf=GGUF, also=ALSO, absent=ABSENT), PLACES)

@@ -6,7 +6,6 @@ which are checked one by one. What no tensor shows is how numbers are masked, ro
 routed: keys with such words are refused, unless their value means "off". The rest is ignored, and `info` names it.
 """
 
-import math
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -32,29 +31,38 @@ _BEARING = {
 }
 # These name parts of a model: a kind, a table or a switch may change them, a number is a size.
 _PARTS = frozenset("attn attention mlp ffn feedforward block blocks layer layers embedding embeddings".split())
-# With one of these words a key is about training, decoding, formats of numbers or files, or about what tensors show.
-_BOOKKEEPING = frozenset(
+# With one of these words a key is about training, or about how numbers are stored and computed, whatever else it names.
+_ELSEWHERE = frozenset(
     """
-    dropout drop pdrop dropping layerdrop stochastic depth jitter noise augment initializer initialization init
-    initrange std loss losses aux coef coeff train training trained finetune finetuned finetuning pretrain pretraining
-    pretrained lora peft qlora unsloth lr learning optimizer gradient checkpoint checkpoints checkpointing cache caches
-    token tokens tokenizer tokenization vocab beam beams penalty sample sampling ngram version commit hash revision
-    name names path paths url language languages license author date dtype fp32 fp16 bf16 float32 float16 bfloat16
-    precision upcast fused fusion kernel kernels implementation implementations flash sdpa eager xformers triton
-    parallelism tp pp ep tensor pipeline neuron onnx openvino tflite exported export gguf js quantize quantized output
-    outputs return summary label labels classifier pooler pooling problem task tasks bias biases prompt prompts
+    dropout drop pdrop dropping layerdrop stochastic jitter noise augment smoothing initializer initialization init
+    initrange loss losses aux coef coeff train training trained finetune finetuned finetuning pretrain pretraining
+    pretrained lora peft qlora unsloth lr learning optimizer grad gradient gradients checkpoint checkpoints
+    checkpointing recompute recomputation offload step steps epoch epochs decay warmup adam dtype fp32 fp16 bf16
+    float32 float16 bfloat16 precision upcast fused fusion implementation implementations flash sdpa eager xformers
+    triton
     """.split()
 )
-# Sequence parallelism and the like: words that bear alone, and not together.
+# These say the same of a key that has no bearing word; a folder with code of its own may have no other keys.
+_OTHER = frozenset(
+    """
+    std seed batch rank cache caches token tokens tokenizer tokenization vocab beam beams penalty sample sampling ngram
+    version commit hash revision name names path paths url file files language languages license author date kernel
+    kernels parallelism tp pp ep tensor pipeline neuron onnx openvino tflite exported export gguf js quantize quantized
+    output outputs return summary label labels classifier pooler pooling problem task tasks bias biases prompt prompts
+    """.split()
+)
+# Words that bear alone, and not together.
 _PHRASES = re.compile(
-    r"(sequence|context|data|model|expert)_parallel|pooler|per_head|time_mask|mask_(time|feature)|chunk_size"
+    r"(sequence|context|data|model|expert)_parallel|^(max|num|n)_(\w+_)?positions?(_embeddings)?$|_token_ids?$|^summary_"
+    r"|^(output|return)_(attentions|hidden_states|scores|logits|router_logits|past|dict)"
 )
 # Lengths, and settings that do nothing without one that is judged by itself.
 _INERT = frozenset(
     """
     max_position_embeddings n_positions n_ctx max_positions original_max_position_embeddings seq_length
     max_window_layers cache_implementation slow_but_exact output_past reorder_and_upcast_attn sliding_window_pattern
-    _sliding_window_pattern scale_grad_by_freq directionality router_aux_loss_coef task_specific_params
+    _sliding_window_pattern scale_grad_by_freq offset_alibi skip_bias_add
+    skip_bias_add_qkv
     """.split()
 )
 # Settings whose "off" is another value than false, null, an empty table or a factor of 1.
@@ -95,20 +103,27 @@ def check_keys(foreign: Mapping[str, Any], read: Collection[str], name: str) -> 
     Raises:
         ConfigError: see above; the message names key and value and says what may be done.
     """
-    if foreign.get("quantization_config"):
-        raise ConfigError(
-            "config.json has 'quantization_config': the weights are quantised; use the full-precision checkpoint"
-        )
+    for key in ("quantization_config", "quantization"):  # the second is MLX's
+        if foreign.get(key):
+            raise ConfigError(
+                f"config.json has '{key}': the weights are quantised; use the full-precision checkpoint or a GGUF file"
+            )
     own_code = bool(foreign.get("auto_map"))
     for key, value in unread(foreign, read).items():
-        if is_off(key, value, foreign) or _bookkeeping(key) or not (own_code or _bears(key, value)):
+        if harmless(key, value, foreign) or not (own_code or _bears(key, value)):
             continue
         if any(_same(key, value, other, foreign.get(other)) for other in read):
             continue
         raise ConfigError(
-            f"config.json of family '{name}' has '{key}' = {_short(value)}, which no {name} here understands and which "
-            f"may change the model: {nearest(key, sorted(read))}. If the model computes as without it, delete the key"
+            f"config.json of family '{name}' has '{key}' = {short(value)}, which no {name} here understands and which "
+            f"may change the model: delete the key if the model computes as without it, else take another model; "
+            f"{nearest(key, sorted(read))}"
         )
+
+
+def harmless(key: str, value: Any, foreign: Mapping[str, Any]) -> bool:
+    """Whether a setting is off, or is about something else than the forward pass."""
+    return is_off(key, value, foreign) or _bookkeeping(key)
 
 
 def is_off(key: str, value: Any, foreign: Mapping[str, Any]) -> bool:
@@ -134,7 +149,9 @@ def _groups(key: str) -> set[str]:
 
 def _bookkeeping(key: str) -> bool:
     """Whether a key cannot bear on the forward pass, whatever its value."""
-    return key in _INERT or bool(words(key) & _BOOKKEEPING) or bool(_PHRASES.search(key)) or key in _SILENT
+    if key in _INERT or key in _SILENT or _PHRASES.search(key) or words(key) & _ELSEWHERE:
+        return True
+    return not _groups(key) and bool(words(key) & _OTHER)
 
 
 def _bears(key: str, value: Any) -> bool:
@@ -158,7 +175,7 @@ def _same(key: str, value: Any, other: str, known: Any) -> bool:
     return known is not None and known == value and type(known) is type(value) and bool(_groups(key) & _groups(other))
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -176,12 +193,15 @@ _NUMBER = re.compile(
 )
 _TEXT = re.compile(r"(^|_)(act|act_fn|activation|activation_function|proj|type)$")
 _MAY_BE_ZERO = re.compile(r"expert|^max_window_layers$|^n_inner$|^num_labels$|^type_vocab_size$")
+LONGEST = 1 << 40  # tokens
+LARGEST = 1e30
+MOST_LAYERS = 1 << 12
 # The largest sizes taken from a file, by the first pattern that fits its key; far above what is published.
-_LARGEST = (
-    (re.compile(r"layers?$|experts?"), 1 << 12),
-    (re.compile(r"heads?$"), 1 << 16),
+_BOUNDS = (
+    (re.compile(r"layers?$|experts?"), MOST_LAYERS),
+    (re.compile(r"heads?$|labels$"), 1 << 16),
     (re.compile(r"vocab"), 1 << 28),
-    (re.compile(r"positions$|ctx$|embeddings$|length$|window$|distance$"), 1 << 40),
+    (re.compile(r"positions$|ctx$|embeddings$|length$|window$|distance$"), LONGEST),
     (re.compile(""), 1 << 24),
 )
 _TOKENS = 1 << 31
@@ -194,11 +214,11 @@ def check_values(foreign: Mapping[str, Any], read: Collection[str]) -> None:
         ConfigError: a size is not a whole number within reason, a switch not true or false, a number not finite.
     """
     for key, value in foreign.items():
-        if value is None or key not in read:
+        if value is None or key not in (*read, "architectures"):
             continue
         wanted = _wrong(key, value)
         if wanted:
-            raise ConfigError(f"config.json: {key} is {_short(value)}; expected {wanted}")
+            raise ConfigError(f"config.json: {key} is {short(value)}; expected {wanted}")
 
 
 def _wrong(key: str, value: Any) -> str:
@@ -206,24 +226,25 @@ def _wrong(key: str, value: Any) -> str:
     if _FLAG.search(key):
         return "" if isinstance(value, bool) else "true or false"
     if _TOKEN.search(key):
-        return _wrong_token(value)
+        return _wrong_token(key, value)
     if _WHOLE.search(key):
         least = 0 if _MAY_BE_ZERO.search(key) else 1
-        largest = next(largest for pattern, largest in _LARGEST if pattern.search(key))
+        largest = next(largest for pattern, largest in _BOUNDS if pattern.search(key))
         fits = isinstance(value, int) and not isinstance(value, bool) and least <= value <= largest
         return "" if fits else f"a whole number from {least} to {largest:,}"
     if _NUMBER.search(key):
-        fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        return "" if fits and (value >= 0) else "a finite number that is not negative"
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= LARGEST
+        return "" if fits else f"a number from 0 to {LARGEST:g}"
     if _TEXT.search(key):
         return "" if isinstance(value, str) else "a text"
-    if key == "layer_types":
-        fits = isinstance(value, list) and all(isinstance(kind, str) for kind in value)
-        return "" if fits else "a list with the kind of each layer"
+    if key in ("layer_types", "architectures"):
+        fits = isinstance(value, list) and all(isinstance(name, str) for name in value)
+        return "" if fits else "a list of names"
     return ""
 
 
-def _wrong_token(value: Any) -> str:
-    ids = value if isinstance(value, list) else [value]
+def _wrong_token(key: str, value: Any) -> str:
+    several = key == "eos_token_id"  # only texts may end in several ways
+    ids = value if several and isinstance(value, list) else [value]
     fits = all(isinstance(one, int) and not isinstance(one, bool) and -1 <= one < _TOKENS for one in ids)
-    return "" if fits else "the number of a token, or a list of them"
+    return "" if fits else "the number of a token" + (", or a list of them" if several else "")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from handscroll.base.errors import ConfigError, nearest
 from handscroll.base.tables import resolve
+from handscroll.models.keys import LARGEST, LONGEST, harmless, short
 from handscroll.nn.positions.rotary import Rotary, agree, contradiction, stretched
 from handscroll.nn.scaling.base import Scaling
 from handscroll.nn.scaling.table import SCALINGS
@@ -17,6 +18,7 @@ from handscroll.nn.scaling.table import SCALINGS
 # because a stale key of the other form would contradict it.
 POSITION_KEYS = (
     "max_position_embeddings",
+    "max_sequence_length",
     "original_max_position_embeddings",
     "partial_rotary_factor",
     "rope_theta",
@@ -55,8 +57,11 @@ _FORMS = {
 _ALIASES = {"su": "longrope"}  # the name in the first release of Phi-3
 _COMMON = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 _PLAIN = {"rope_type": "default"}
-# The Llama 2 checkpoints of the YaRN authors have `finetuned`; their static embedding never reads it.
-_IGNORED = {"yarn": ("finetuned",)}
+# Keys that the reference library never reads. Some servers multiply the attention factor by `attn_factor`, which is not
+# `attention_factor` (that one replaces it).
+_IGNORED = {"yarn": ("attn_factor",)}
+_STATED = ("yarn", "llama3", "longrope")  # without an original length, the length stated is the original one
+_BY_FACTOR = ("yarn", "dynamic-yarn")  # the recipe reaches factor x original, whatever shorter length is stated
 
 
 def unscaled(sizes: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,7 +69,7 @@ def unscaled(sizes: Mapping[str, Any]) -> dict[str, Any]:
     values = dict(sizes)
     context = values.pop("context", None)
     if context is not None:
-        base = float(values.pop("base", 10_000.0))
+        base = values.pop("base", 10_000.0)
         values["positions"] = {"base": base, "scaling": {"name": "none"}, "context": context, "trained": context}
     return values
 
@@ -96,11 +101,12 @@ def read_positions(
     `default_base` is the rope_theta of the family if the file has none (10000 for Llama, Mistral and Qwen). With
     `partial` the family rotates parts of heads, and `head_size` is the result of `rotated_size`. For `linear`, a file
     without original_max_position_embeddings is taken to state the extended length: published files differ on this, and
-    this reading never claims more tokens than the file does.
+    this reading never claims more tokens than the file does. `notes` tells what a file does not say by itself.
 
     Raises:
-        ConfigError: a setting is unknown or contradictory; see the messages. Nothing is defaulted or ignored except
-            `finetuned` beside yarn.
+        ConfigError: a setting is unknown or contradictory; see the messages. What the reference library takes for
+            granted is taken here too (the original length of yarn, if only one length is stated); what it ignores is
+            refused, except `attn_factor` beside yarn, bookkeeping, and settings that are off.
     """
     forms = {key: _rope_dict(config, key) for key in ("rope_scaling", "rope_parameters")}
     rope_dicts = {key: values for key, values in forms.items() if values}
@@ -143,6 +149,26 @@ def of_layer_type(config: Mapping[str, Any], kind: str, kinds: Collection[str]) 
                 f"not a kind: {nearest(wrong[0], kinds)}"
             )
         found[key] = values.get(kind)
+    return found
+
+
+def notes(config: Mapping[str, Any], positions: Rotary) -> list[str]:
+    """What was concluded from the position settings of a `config.json` without being stated there, for `info`."""
+    tables = [table for key in ("rope_scaling", "rope_parameters") if (table := config.get(key))]
+    tables += [inner for table in tables for inner in table.values() if isinstance(inner, dict)]
+    inner = {key: value for table in tables for key, value in table.items()}
+    stated, found = config.get("max_position_embeddings"), list[str]()
+    if stated is None:
+        found.append("max_position_embeddings is absent: that of the published family")
+    elif positions.context != stated:
+        found.append(
+            f"{stated:,} tokens are stated; the factor {positions.scaling.factor:g} of {positions.trained:,} reaches "
+            f"{positions.context:,}"
+        )
+    if "attn_factor" in inner:
+        found.append("attn_factor is not used, as in the reference library; some servers multiply scores by it")
+    if bool(inner.get("mscale")) != bool(inner.get("mscale_all_dim")):
+        found.append("of mscale and mscale_all_dim only one is given, and none is used, as in the reference library")
     return found
 
 
@@ -210,8 +236,8 @@ def _agreed(name: str, config: Mapping[str, Any], rope_dicts: Mapping[str, Mappi
     places = {"the top level": config, **rope_dicts}
     found = {place: values[name] for place, values in places.items() if values.get(name) is not None}
     for place, value in found.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ConfigError(f"config.json: {name} at {place} is {value!r}; expected a number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LARGEST:
+            raise ConfigError(f"config.json: {name} at {place} is {short(value)}; expected a number up to {LARGEST:g}")
     if len(set(found.values())) > 1:
         stated = ", ".join(f"{value} at {place}" for place, value in found.items())
         raise ConfigError(f"config.json: {name} is given more than once: {stated}; keep one")
@@ -225,12 +251,17 @@ def _read_one(where: str, values: Mapping[str, Any], config: Mapping[str, Any], 
         raise ConfigError(f"config.json: {where} has the unknown rope_type {rope_type!r}: {nearest(rope_type, _FORMS)}")
     form = _FORMS[rope_type]
     allowed = (*form.fields, *_COMMON, *_IGNORED.get(rope_type, ()))
-    for key in values:
-        if key not in allowed:
+    for key, value in values.items():
+        if key not in allowed and not harmless(key, value, config):
             raise ConfigError(f"config.json: unknown key {key!r} in {where} ({rope_type}): {nearest(key, allowed)}")
     stated = _length("max_position_embeddings", config.get("max_position_embeddings"))
     original = _agreed("original_max_position_embeddings", config, {where: values})
-    original = None if original is None else _length("original_max_position_embeddings", original)
+    if original is not None:
+        original = _length("original_max_position_embeddings", original)
+    elif rope_type in _STATED:
+        original = stated
+    elif rope_type == "linear" and config.get("max_sequence_length") == stated * values.get("factor", 0):
+        original = stated  # Vicuna and LongChat state the trained length, and the lengthened one beside it
     scaling = _scaling(where, values, stated, original)
     context, trained = _lengths(rope_type, scaling.factor, stated, original)
     found = {"base": base, "scaling": scaling, "context": context, "trained": trained}
@@ -246,8 +277,10 @@ def _scaling(where: str, values: Mapping[str, Any], stated: int, original: int |
     fields = {field: values[key] for field, key in foreign.items() if key in values}
     if "original" in foreign:
         fields["original"] = stated if rope_type == "dynamic" else original
-    if rope_type == "longrope" and "factor" not in fields and original is not None:
+    if rope_type in ("longrope", "yarn") and "factor" not in fields and original is not None:
         fields["factor"] = stated / original  # Phi-3 omits it; the reference library also uses the ratio
+    if not (fields.get("mscale") and fields.get("mscale_all_dim")):  # so the reference library: both, or neither
+        fields = {field: value for field, value in fields.items() if field not in ("mscale", "mscale_all_dim")}
     missing = [
         key for field, key in foreign.items() if owner.model_fields[field].is_required() and fields.get(field) is None
     ]
@@ -257,8 +290,10 @@ def _scaling(where: str, values: Mapping[str, Any], stated: int, original: int |
 
 
 def _length(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"config.json: {name} is {value!r}; expected a positive whole number of tokens")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LONGEST:
+        raise ConfigError(
+            f"config.json: {name} is {short(value)}; expected a positive whole number of tokens, up to {LONGEST:,}"
+        )
     return value
 
 
@@ -266,7 +301,8 @@ def _lengths(rope_type: str, factor: float, stated: int, original: int | None) -
     """(context, trained) from max_position_embeddings and the original length, if given.
 
     If the factor is the ratio of both, a file may state the extended length, or the original length with a factor to
-    apply to it (published model cards switch scaling on in this way).
+    apply to it (published model cards switch scaling on in this way). Qwen3 states 40,960 tokens, which are 32,768 and
+    room for an answer, beside a factor of 4 for the 32,768: its recipe reaches 131,072.
     """
     if rope_type == "default":
         context, trained = stated, original or stated
@@ -281,7 +317,7 @@ def _lengths(rope_type: str, factor: float, stated: int, original: int | None) -
         context, trained = stated, original or stated
     elif original is None:
         context, trained = stated, max(1, round(stated / factor))
-    elif stated == original:
+    elif stated == original or (rope_type in _BY_FACTOR and original < stated < stretched(original, factor)):
         context, trained = stretched(original, factor), original
     elif agree(original, factor, stated):
         context, trained = stated, original

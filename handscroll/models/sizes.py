@@ -6,9 +6,13 @@ from pydantic import Field, model_validator
 
 from handscroll.base.config import Config
 from handscroll.base.spec import HeadSpec, LayerSpec, ModelSpec
+from handscroll.models.keys import LONGEST, MOST_LAYERS, short
 from handscroll.nn.positions.rotary import Rotary
 
 DECODER_HEADS = ("text", "tokens", "answer", "none")
+
+
+_COUNTS = frozenset("vocab width layers encoder_layers heads kv_heads head_size mlp_width context trained".split())
 
 
 class Sizes(Config):
@@ -30,6 +34,18 @@ class Sizes(Config):
         if self.head is not None and self.head.kind not in self.head_kinds:
             raise ValueError(f"the family has no head of kind '{self.head.kind}', only {list(self.head_kinds)}")
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _within_reason(cls, values: Any) -> Any:
+        """Refuse sizes that no model has, or far above what any machine holds, before anything is made of them."""
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if name in _COUNTS and (isinstance(value, bool) or (isinstance(value, int) and value < 1)):
+                raise ValueError(f"{name} is {value}; it must be a whole number from 1 on")
+            largest = MOST_LAYERS if name in ("layers", "encoder_layers") else LONGEST
+            if isinstance(value, int) and value > largest:
+                raise ValueError(f"{name} is {short(value)}; at most {largest:,} is possible")
+        return values
 
     @property
     def spec(self) -> ModelSpec:

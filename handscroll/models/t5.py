@@ -255,8 +255,12 @@ def _mlp(foreign: Foreign, name: str) -> str:
 
 
 def _settle(config: T5Config, tensor: Callable[[str], Tensor | None]) -> T5Config:
-    """Untie the head if the file has its own: `transformers` 5 writes tie_word_embeddings true for every model."""
+    """Untie the head if the file has its own, and tie it if there is none: `transformers` 5 ties every T5 that has no
+    head, and writes tie_word_embeddings true for every model; without the factor of v1.0 if the file said false.
+    """
     head, table = tensor("lm_head.weight"), tensor("shared.weight")
+    if not config.tied and head is None and table is not None:
+        return config.model_copy(update={"tied": True})
     if config.tied and not config.scaled and head is not None and table is not None and not torch.equal(head, table):
         return config.model_copy(update={"tied": False})
     return config

@@ -52,6 +52,8 @@ ARCHITECTURES = {"gemma3": "gemma3_text", "gptneox": "gpt_neox", "qwen3moe": "qw
 
 def family(name: str):
     """The `Family` of a foreign `model_type`; an unknown name is refused, and the error gives the nearest valid one."""
+    if not isinstance(name, str):
+        raise ConfigError(f"model_type is {name!r}; expected the name of a family")
     if name in REFUSED:
         raise ConfigError(f"model_type '{name}' {REFUSED[name]}")
     return resolve(FAMILIES, name, "model family")

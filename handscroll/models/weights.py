@@ -94,7 +94,9 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent} has no {path.name}; it is not a checkpoint folder") from None
-    except (ValueError, RecursionError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # also of numbers with thousands of digits
         raise CheckpointError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a {type(value).__name__}, expected an object")
@@ -409,10 +411,12 @@ def _mapped(path: Path) -> tuple[Tensor, dict[str, Any]]:
 def _weight_files(folder: Path) -> Iterator[Path]:
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
-        bad = [name for name in names if Path(name).name != name]
-        if bad or not names:
-            raise CheckpointError(f"{index} names no usable shards: {bad or 'empty weight_map'}")
+        places = read_json(index).get("weight_map")
+        files = list(places.values()) if isinstance(places, dict) else []
+        bad = [name for name in files if not isinstance(name, str) or Path(name).name != name]
+        if bad or not files:
+            raise CheckpointError(f"{index} names no usable shards: {bad[:4] or 'empty weight_map'}")
+        names = sorted(set(files))
         missing = [name for name in names if not (folder / name).exists()]
         if missing:
             raise CheckpointError(f"{folder} lacks the shards {', '.join(missing)} that its index names")

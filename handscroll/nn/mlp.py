@@ -38,6 +38,7 @@ def gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
+ACTIVATIONS = {"gelu": F.gelu, "gelu-tanh": gelu_tanh, "relu": F.relu}
 COMPILED = (F.silu, gelu_tanh)  # in the order of their numbers in `kernels/native/tables.py`
 
 

@@ -7,6 +7,7 @@ unigram).
 
 import base64
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -83,12 +84,37 @@ _ASSUMED = {
 }
 
 
+def _all(kind: type, value: Any) -> bool:
+    return isinstance(value, list) and all(type(one) is kind for one in value)
+
+
+# What the values of keys must be: a list for each token, an id of a token, a text.
+_FORMS: dict[str, tuple[str, Callable[[Any, int], bool]]] = {
+    r"ggml\.tokens": ("a list of texts", lambda value, count: _all(str, value)),
+    r"ggml\.merges": ("a list of texts", lambda value, count: _all(str, value)),
+    r"ggml\.scores": ("a number for each token", lambda value, count: _all(float, value) and len(value) == count),
+    r"ggml\.token_type": (
+        "a whole number for each token",
+        lambda value, count: _all(int, value) and len(value) == count,
+    ),
+    r"ggml\.\w+_token_id": ("the number of a token", lambda value, count: type(value) is int and 0 <= value < 1 << 31),
+    r"ggml\.(add_\w+|remove_\w+)": ("true or false", lambda value, count: isinstance(value, bool)),
+    r"ggml\.(model|pre)|chat_template": ("a text", lambda value, count: isinstance(value, str)),
+}
+
+
 def check_keys(metadata: Metadata, where: str) -> None:
-    """Refuse keys about the tokenizer that nobody has looked at.
+    """Refuse keys about the tokenizer that nobody has looked at, and values that are not what their names say.
 
     Raises:
-        ConfigError: names the key.
+        ConfigError: names the key. CheckpointError: the value is of another kind, or lists differ in length.
     """
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    count = len(tokens) if isinstance(tokens, list) else 0
+    for name, (wanted, fits) in _FORMS.items():
+        for key in (one for one in metadata if re.fullmatch(rf"tokenizer\.({name})", one)):
+            if not fits(metadata[key], count):
+                raise CheckpointError(f"{where} is damaged: '{key}' is not {wanted}")
     for key in metadata:
         if key.startswith("tokenizer.ggml.") and key.removeprefix("tokenizer.ggml.") not in _KEYS:
             raise ConfigError(f"{where} has the unknown key '{key}', which may change the tokens")

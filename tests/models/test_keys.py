@@ -3,11 +3,13 @@
 import json
 
 import pytest
+import torch
 
 from handscroll.base.errors import ConfigError
 from handscroll.models.describe import facts
 from handscroll.models.table import family
 from handscroll.models.weights import save_model
+from handscroll.nn.mlp import ACTIVATIONS
 from tests.conformance.families import FORMS
 
 # What transformers 4 wrote into files when all of a configuration was dumped.
@@ -65,7 +67,15 @@ BOOKKEEPING = {
     "megatron": {"attention_softmax_in_fp32": True, "masked_softmax_fusion": True, "tensor_parallel_size": 8},
     "trainers": {"sequence_parallel_enabled": True, "lora_alpha": 16, "mask_time_prob": 0.05, "optimizer": "adamw"},
     "people": {"name": "mine", "language": "english", "license": "mit", "adapters": {"adapters": {}, "map": {}}},
-    "lengths": {"max_sequence_length": 16384, "seq_length": 64, "model_max_length": 512},
+    "runs": {
+        "global_step": 1000,
+        "label_smoothing_factor": 0.1,
+        "mask_ratio": 0.15,
+        "local_rank": 0,
+        "clip_grad_norm": 0.5,
+        "offset_alibi": 100,
+    },
+    "lengths": {"max_target_positions": 64, "max_sequence_length": 16384, "seq_length": 64, "model_max_length": 512},
 }
 OFF = {
     "use_mrope": False,
@@ -94,6 +104,10 @@ BEARING = {
     "attn_config": {"clip_qkv": 8},
     "layer_norm_position": "post",
     "hidden_activation": "gelu",
+    "alibi_bias_max": 8,
+    "output_multiplier": 0.5,
+    "activation_name": "relu",
+    "num_experts_per_token": 2,
     "useCausalMask": False,
     "add_cross_attention": True,
     "is_encoder_decoder": True,
@@ -188,8 +202,22 @@ def test_absent_values_are_those_of_the_family():
     assert without("gpt2", "n_positions").context == 1024
 
 
+def test_the_class_of_a_folder_is_judged_before_its_keys():
+    with pytest.raises(ConfigError, match="remote code"):
+        read("qwen2", {"auto_map": {"AutoModel": "m.M"}, "architectures": ["SteelForCausalLM"], "n_experts": 6})
+
+
 def test_info_names_the_keys_that_change_nothing(tmp_path):
     save_model(FORMS["llama"].build(), tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"unsloth_fixed": True, "use_mrope": False}))
     assert "unsloth_fixed, use_mrope" in dict(facts(tmp_path))["config keys not used"]
+
+
+@pytest.mark.parametrize("name", ["gelu_new", "gelu_fast", "gelu", "gelu_python", "relu"])
+def test_activations_of_gpt2_are_those_of_the_reference(name):
+    from transformers.activations import ACT2FN
+
+    ours = ACTIVATIONS[read("gpt2", {"activation_function": name}).activation]
+    numbers = torch.linspace(-4.0, 4.0, 101)
+    torch.testing.assert_close(ours(numbers), ACT2FN[name](numbers))

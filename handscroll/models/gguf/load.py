@@ -17,7 +17,7 @@ from handscroll.models.model import Decoder
 from handscroll.models.table import ARCHITECTURES, family
 from handscroll.models.unpack import empty_model, mapped, unpack
 from handscroll.nn.quantised import give, keep, round_one
-from handscroll.text.gguf import ends, roles
+from handscroll.text.gguf import check_keys, ends, roles
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -57,6 +57,7 @@ def _tokens(file: GGUF) -> dict[str, Any]:
     """The tokens that begin and end a text, from the tokenizer."""
     if "tokenizer.ggml.tokens" not in file.metadata:
         raise CheckpointError(f"{file.path} has no tokenizer")
+    check_keys(file.metadata, str(file.path))
     found = ends(file.metadata)
     return {"bos_token_id": roles(file.metadata)["bos"], "eos_token_id": found or None}
 

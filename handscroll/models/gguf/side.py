@@ -1,5 +1,6 @@
 """The GGUF description of a family, and the header of a file as its reader sees it."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +10,12 @@ import numpy as np
 from handscroll.base.errors import CheckpointError, ConfigError, nearest
 from handscroll.base.gguf import GGUF
 from handscroll.models.foreign import Entry, Foreign
+from handscroll.models.keys import LARGEST, LONGEST, short
 
 # Keys of the whole file that change no number or are read with the container (`general.alignment`, `split.*`).
 BOOKKEEPING = ("general.", "tokenizer.", "split.", "quantize.", "imatrix.", "handscroll.")
+_SIZE = re.compile(r"(length|count|count_kv|sliding_window)$")
+_NUMBER = re.compile(r"(epsilon|base|base_swa|factor|scale|softcapping|beta_fast|beta_slow)$")
 # Keys under the name of the architecture that change no logit.
 SILENT = frozenset(["vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "pooling_type"])
 
@@ -51,9 +55,16 @@ class Header:
         self.tensors: set[str] = set()
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value of a key (without the name of the architecture); float32 numbers get their original decimals."""
+        """The value of a key (without the name of the architecture); float32 numbers get their original decimals.
+
+        Raises:
+            CheckpointError: it is not what the name of the key says (a length, a factor).
+        """
         self.asked.add(self.prefix + key)
         value = self.file.metadata.get(self.prefix + key, default)
+        wanted = _wrong(key, value)
+        if wanted:
+            raise CheckpointError(f"{self.file.path}: '{self.prefix}{key}' is {short(value)}; expected {wanted}")
         return shortest(value) if isinstance(value, float) else value
 
     def need(self, key: str) -> Any:
@@ -63,8 +74,8 @@ class Header:
             CheckpointError: the file does not have this key.
         """
         value = self.get(key)
-        if value is None:
-            raise CheckpointError(f"{self.file.path} has no '{self.prefix}{key}'; it cannot be guessed")
+        if not value:
+            raise CheckpointError(f"{self.file.path} has no '{self.prefix}{key}' (or 0); it cannot be guessed")
         return value
 
     def only(self, key: str, *allowed: Any) -> None:
@@ -130,6 +141,16 @@ class Header:
         """The keys that were not read; they change no number."""
         read = (*self.asked, "general.architecture", "general.alignment")
         return [key for key in self.file.metadata if key not in read and not key.startswith(("tokenizer.", "split."))]
+
+
+def _wrong(key: str, value: Any) -> str:
+    """What the value of a key should have been, or nothing."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if _SIZE.search(key) and not (value is None or (number and isinstance(value, int) and 0 <= value <= LONGEST)):
+        return "a whole number"
+    if _NUMBER.search(key) and not (value is None or (number and 0 <= value <= LARGEST)):
+        return "a number"
+    return "a text" if key.endswith(".type") and not isinstance(value, str | None) else ""
 
 
 def shortest(number: float) -> float:

@@ -16,7 +16,7 @@ from handscroll.nn.mask import Mask
 # Strict: a factor of "4" or true in a config.json is a mistake, and the reference library fails on it too.
 Factor = Annotated[float, Field(ge=1.0, allow_inf_nan=False, strict=True)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False, strict=True)]
-Tokens = Annotated[int, Field(ge=1, strict=True)]
+Tokens = Annotated[int, Field(ge=1, le=1 << 40, strict=True)]
 
 
 class Band(NamedTuple):
