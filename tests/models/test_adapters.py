@@ -41,6 +41,9 @@ TARGETS = {
     "bloom": (["query_key_value", "dense_4h_to_h"], ["ln_f"]),
     "glm": (["q_proj", "v_proj", "gate_up_proj"], ["norm"]),
     "bert": (["query", "output.dense"], ["cls"]),
+    "phi3": (["qkv_proj", "gate_up_proj", "down_proj"], ["norm"]),
+    "gpt_neox": (["query_key_value", "dense_4h_to_h"], ["final_layer_norm"]),
+    "mixtral": (["q_proj", "o_proj"], ["norm"]),
 }
 
 
