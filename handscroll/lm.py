@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from handscroll.base.allocator import trim
-from handscroll.base.errors import CapacityError, ConfigError, DataError, nearest
+from handscroll.base.errors import CapacityError, ConfigError, nearest
 from handscroll.base.gguf import is_gguf, read_gguf
 from handscroll.base.runs import write_file
 from handscroll.cache.reading.identity import Identity
@@ -45,8 +45,9 @@ from handscroll.models.adapters import One, Weighted, adapt, merge, over_base, w
 from handscroll.models.gguf.save import save_gguf
 from handscroll.models.labels import Answer, Tag, answered, probabilities, scored, tagged
 from handscroll.models.model import Decoder
-from handscroll.models.sentences import framed
-from handscroll.models.weights import PROVENANCE, load_model, locate, read_provenance, save_model
+from handscroll.models.sentence_folder import Sentences
+from handscroll.models.vectors import How, vectors
+from handscroll.models.weights import PROVENANCE, load_model, locate, read_provenance, save_model, written_dtype
 from handscroll.nn.quantised import PROJECTIONS, quantised
 from handscroll.text.chat.messages import Message
 from handscroll.text.framed import Text
@@ -63,7 +64,8 @@ class LM:
 
     `provenance` is the content of `handscroll.json` in the folder: the record of how the checkpoint was made.
     `defaults` are the settings that the checkpoint recommends, under those that a call gives. `adapters` are those that
-    are on the model and not merged.
+    are on the model and not merged. `stored` is the dtype of the numbers that `save` writes: that of the files, if the
+    model was loaded with dtype "auto" (None: the model's). `sentences` is the recipe of a sentence encoder.
     """
 
     model: Decoder
@@ -72,6 +74,8 @@ class LM:
     provenance: dict[str, Any] = field(default_factory=dict)
     defaults: Defaults = field(default_factory=Defaults)
     adapters: tuple[Weighted, ...] = ()
+    stored: torch.dtype | None = None
+    sentences: Sentences | None = None
     _chat: tuple[tuple[Any, ...], Chat] | None = field(default=None, init=False, repr=False)  # that of `chat`, kept
 
     @property
@@ -88,9 +92,12 @@ class LM:
         """The given settings over those that the checkpoint recommends (`plain=True` leaves the latter out)."""
         return sampling_of(self.defaults.under(settings))
 
-    def encode(self, text: str, special: bool = True) -> list[int]:
-        """Encode a text; `special` adds the tokens that the tokenizer puts around a text (mostly a BOS token)."""
-        return self.tokenizer.encode(text, special=special)
+    def encode(self, text: str, special: bool = True, follows: bool = False) -> list[int]:
+        """Encode a text; `special` adds the tokens that the tokenizer puts around a text (mostly a BOS token).
+
+        `follows`: another text stands before it, and no blank is put between the two.
+        """
+        return self.tokenizer.encode(text, special=special, follows=follows)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode token ids into text, without special tokens."""
@@ -125,16 +132,13 @@ class LM:
         """
         return loglikelihood(self.model, [split_pair(self.tokenizer, *pair) for pair in pairs], beyond)
 
-    def embed(
-        self, texts: Sequence[str], pooling: str = "mean", normalise: bool = True, windows: bool = False
-    ) -> Tensor:
-        """Vectors (N, D) of N texts by an encoder, in float32 on the CPU (`models/sentences.py: framed`).
+    def embed(self, texts: Sequence[str], pooling: str | None = None, **how: Unpack[How]) -> Tensor:
+        """Vectors (N, D) of N texts by an encoder, in float32 on the CPU (`models/vectors.py`).
 
-        `normalise` scales them to length 1, so that the product of two vectors is their cosine.
+        The recipe of a sentence encoder decides what is not given: pooling, scaling, prompts, and the length at which
+        texts are cut (said by the logger `handscroll.sentences`).
         """
-        ids = self._several(texts, special=False)
-        found = framed(self.model, ids, self.tokenizer.frame(), pooling, windows)
-        return torch.nn.functional.normalize(found, dim=1) if normalise else found
+        return vectors(self.model, self.tokenizer, self.sentences, texts, pooling, how)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -387,10 +391,12 @@ class LM:
         """
         folder = Path(folder)
         self._check_merged()
-        save_model(self.model, folder, pad=self.tokenizer.pad)
+        save_model(self.model, folder, pad=self.tokenizer.pad, stored=self.stored)
         self.tokenizer.save(folder)
         config = self.model.config
         self.defaults.write(folder, config.bos, config.eos, self.tokenizer.pad)
+        if self.sentences is not None:
+            self.sentences.write(folder, self.model.config.width)
         if self.provenance:
             text = json.dumps(self.provenance, indent=2, ensure_ascii=False) + "\n"
             write_file(folder / PROVENANCE, text.encode())
@@ -412,11 +418,6 @@ class LM:
         """The settings of a call over those that the checkpoint recommends."""
         return self.defaults.under(settings)
 
-    def _several(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
-        if isinstance(texts, str):
-            raise ConfigError("expected a list of texts; for one text give [text]")
-        return [self.encode(text, special=special) for text in texts]
-
     def export_gguf(self, path: str | Path, weights: str = "f16") -> Path:
         """Write a GGUF file that llama.cpp reads, with matrices as f32, f16, bf16, q8_0 or q4_0."""
         self._check_whole()
@@ -437,15 +438,7 @@ class LM:
             )
 
     def _ids(self, text_or_ids: str | Sequence[int] | Tensor) -> Tensor:
-        if isinstance(text_or_ids, str):
-            text_or_ids = self.encode(text_or_ids)
-        ids = torch.as_tensor(text_or_ids).flatten()
-        if ids.is_floating_point() and len(ids):
-            raise DataError(f"token ids are whole numbers, not {ids.dtype}")
-        ids = ids.to(torch.int64)
-        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.model.config.vocab:
-            raise DataError(f"token ids reach {int(ids.max())}; the vocabulary has {self.model.config.vocab}")
-        return ids
+        return score.ids_of(self.model, self.tokenizer, text_or_ids)
 
 
 def load(
@@ -480,9 +473,9 @@ def load(
     held = read_gguf(path) if is_gguf(path) else None  # held here, so that its header is read only once
     tokenizer = Tokenizer.load(path)
     model = load_model(path, DTYPES.get(dtype), device, not weights, weights if weights in PROJECTIONS else "")
-    if tokenizer.vocab_size > model.config.vocab:
+    if tokenizer.ordinary > model.config.vocab:  # Gemma 3 has a token for pictures without a row, and others alike
         raise CapacityError(
-            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab}; "
+            f"{path}: the tokenizer has {tokenizer.ordinary} tokens, the model only {model.config.vocab}; "
             "the tokenizer belongs to another checkpoint"
         )
     if weights in PROJECTIONS and model.spec.recurrent:
@@ -493,4 +486,5 @@ def load(
     defaults = Defaults.load(path)
     if ends := defaults.ends(model.config.vocab):
         model.config = model.config.model_copy(update={"eos": ends})
-    return LM(model, tokenizer, str(source), read_provenance(path), defaults, adapters)
+    stored = written_dtype(path) if dtype == "auto" else None
+    return LM(model, tokenizer, str(source), read_provenance(path), defaults, adapters, stored, Sentences.read(path))

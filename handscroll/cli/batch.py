@@ -26,6 +26,7 @@ def batch(
     weights: Annotated[str, typer.Option(help="Round the weights to int8 or int4 (approximate).")] = "",
 ) -> None:
     """Answer every line of REQUESTS with MODEL. All lines are checked before the first is answered."""
+    from handscroll.base.records import read_records
     from handscroll.generate.defaults import Defaults
     from handscroll.generate.engine.batch import answer, read_requests
     from handscroll.lm import load
@@ -40,7 +41,13 @@ def batch(
         error_screen().print(f"approximate: --weights {weights} (docs/generate.md says how far)", markup=False)
     with bar("answering", len(asked)) as advance:
         kept = answer(asked, engine, lm.tokenizer, out, advance)
-    screen().print(f"{out}: {len(asked)} answers" + (f", {kept} of them from before" if kept else ""), markup=False)
+    failed = [record["line"] for record in read_records(out) if "error" in record]
+    if failed:
+        lines = ", ".join(map(str, failed[:10])) + (" and more" if len(failed) > 10 else "")
+        error_screen().print(f"{len(failed)} lines could not be answered ({lines}); {out} says why", markup=False)
+    screen().print(
+        f"{out}: {len(asked) - len(failed)} answers" + (f", {kept} of them from before" if kept else ""), markup=False
+    )
 
 
 def register(app: typer.Typer) -> None:

@@ -29,6 +29,7 @@ def extend(
     steps: Annotated[int, typer.Option(help="Number of tuning steps.")] = 100,
     rows: Annotated[int, typer.Option(help="Rows of the new length per tuning step.")] = 4,
     lora: Annotated[int, typer.Option(help="Rank of the LoRA tuning; 0 tunes all weights.")] = 0,
+    no_end: Annotated[bool, typer.Option("--no-end", help="Do not end tuning texts with the end token.")] = False,
     lr: Annotated[float | None, typer.Option(help="Learning rate of the tuning. [1e-4; LoRA 1e-3]")] = None,
     precision: Annotated[str, typer.Option(help="Precision of the tuning: float32 or bfloat16.")] = "float32",
     seed: Annotated[int, typer.Option(help="Seed of the choice of text and of the tuning order.")] = 0,
@@ -53,6 +54,7 @@ def extend(
     from handscroll.extend.remembered import Remembered
     from handscroll.extend.tune import TuneSettings
     from handscroll.lm import load
+    from handscroll.train.start import trained_from
 
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
         raise ConfigError(f"--out {out} exists; choose a new folder, so that nothing is overwritten")
@@ -60,6 +62,7 @@ def extend(
     if tune:
         values: dict[str, Any] = {"files": tuple(tune), "steps": steps, "rows": rows, "lr": lr, "seed": seed}
         values |= {"key": key or None, "encoding": encoding or None, "skip_pictures": skip_pictures}
+        values["end"] = not no_end
         values |= {"precision": precision, "lora": {"rank": lora, "alpha": 2.0 * lora} if lora else None}
         values |= {"memory": {"strategy": strategy, "offload": offload}, "force": force}
         settings = TuneSettings.parse(values, "extend --tune")
@@ -71,6 +74,7 @@ def extend(
         if files:
             how.check(files)
     lm = load(model, device, "float32" if tune else "auto", weights="float")  # small steps need float32 weights
+    lm = trained_from(model, lm)
     remember = out.with_name(out.name + ".measuring")
     with bar("tuning" if tune else "measuring", steps if tune else None) as advance, _kept(remember):
         result = extension(

@@ -208,7 +208,7 @@ class Facts(_Drawn):
         filled = 0
         for key, asked in order:
             statement = self._ids("\n" + form[0].format(key=key))
-            answer = self.tokenizer.encode(form[1].format(value=values[key]), special=False)
+            answer = self._ids(form[1].format(value=values[key]))
             rest = self._ids(form[2])
             filled += len(statement) + len(answer) + len(rest)
             if filled > self.length // 2:
@@ -219,7 +219,7 @@ class Facts(_Drawn):
 
     def _ids(self, text: str) -> list[int]:
         if text not in self._cache:
-            self._cache[text] = self.tokenizer.encode(text, special=False)
+            self._cache[text] = self.tokenizer.encode(text, special=False, follows=True)
         return self._cache[text]
 
 
@@ -266,11 +266,16 @@ def needle_prompt(
 
 def needle_pieces(tokenizer: Tokenizer, key: str, value: str) -> tuple[list[int], list[int], list[int], list[int]]:
     """Ids of the tokens before a text (BOS, if the tokenizer adds it), of the needle, the question and the answer."""
-    encode, (question, value_form, end) = tokenizer.encode, NEEDLE
-    before = [tokenizer.bos] if tokenizer.bos is not None and tokenizer.bos in encode("") else []
+    question, value_form, end = NEEDLE
+    before = [tokenizer.bos] if tokenizer.bos is not None and tokenizer.bos in tokenizer.encode("") else []
+
+    def encode(text: str) -> list[int]:
+        """All of them stand behind other text."""
+        return tokenizer.encode(text, special=False, follows=True)
+
     line = (question + value_form + end.rstrip("\n")).format(key=key, value=value)
-    needle = encode(f"\n{line}\n", special=False)
-    asked = encode("\n" + question.format(key=key), special=False)
-    whole = encode("\n" + (question + value_form).format(key=key, value=value), special=False)
+    needle = encode(f"\n{line}\n")
+    asked = encode("\n" + question.format(key=key))
+    whole = encode("\n" + (question + value_form).format(key=key, value=value))
     same = next((n for n, (a, b) in enumerate(zip(asked, whole, strict=False)) if a != b), len(asked))
     return before, needle, whole[:same], whole[same:]

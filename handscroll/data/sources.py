@@ -55,17 +55,24 @@ class TokenSource:
 
     @classmethod
     def build(
-        cls, documents: Iterable[Document], tokenizer: Tokenizer, special: bool = True, end: bool = False
+        cls,
+        documents: Iterable[Document],
+        tokenizer: Tokenizer,
+        special: bool = True,
+        end: bool = False,
+        ends: Sequence[int] = (),
     ) -> Self:
         """Encode documents, as uint16 if the vocabulary fits into it, else as int32.
 
-        `special` adds the tokenizer's own special tokens (such as BOS). `end` adds its eos token after each document.
+        `special` adds the tokenizer's own special tokens (such as BOS). `end` adds the end token after each document
+        (`end_token`); `ends` are those of the model.
 
         Raises:
-            ConfigError: `end` is set, but the tokenizer has no eos token.
+            ConfigError: `end` is set, but there is no end token.
             DataError: there are no documents, or one has no tokens.
         """
-        if end and tokenizer.eos is None:
+        last = end_token(tokenizer, ends) if end else None
+        if end and last is None:
             raise ConfigError(
                 "end = true, but this tokenizer has no eos token: leave `end` out, or name an eos token in the "
                 "tokenizer's settings"
@@ -74,19 +81,17 @@ class TokenSource:
         tokens, names, unknown = [], [], []
         for document in documents:
             ids = np.array(tokenizer.encode(document.text, special=special), dtype=kind)
-            if end and (not len(ids) or ids[-1] != tokenizer.eos):
-                ids = np.append(ids, np.array([tokenizer.eos], dtype=kind))
+            if last is not None and (not len(ids) or ids[-1] != last):
+                ids = np.append(ids, np.array([last], dtype=kind))
             tokens.append(ids)
             names.append(document.source)
             unknown.append(tokenizer.unknown(ids))
         return cls(tokens, names, unknown, tokenizer.fingerprint)
 
     @classmethod
-    def from_paths(
-        cls, paths: Sequence[str | Path], tokenizer: Tokenizer, special: bool = True, end: bool = False
-    ) -> Self:
+    def from_paths(cls, paths: Sequence[str | Path], tokenizer: Tokenizer, end: bool = False) -> Self:
         """Read files, folders and globs (`handscroll.text.readers.read`) and encode them."""
-        return cls.build(read(paths), tokenizer, special, end)
+        return cls.build(read(paths), tokenizer, end=end)
 
     @property
     def total(self) -> int:
@@ -167,3 +172,8 @@ class TokenSource:
         if not intact:
             raise CheckpointError(f"{folder}: {_TOKENS} and {_INDEX} do not belong together; build the source again")
         return source
+
+
+def end_token(tokenizer: Tokenizer, ends: Sequence[int] = ()) -> int | None:
+    """The token that ends a document: the tokenizer's, unless the model ends its texts with others (`ends`)."""
+    return ends[0] if ends and tokenizer.eos not in ends else tokenizer.eos

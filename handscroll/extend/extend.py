@@ -1,6 +1,7 @@
 """`extend`: lengthen a checkpoint's context by a named method or by the best measured one, with optional tuning."""
 
 import copy
+import dataclasses
 import operator
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +108,12 @@ def extension(  # noqa: PLR0913
         chosen = outcome.winner.candidate
     else:
         chosen = entries[0]
-    longer = LM(copy.deepcopy(lm.model), lm.tokenizer, lm.source, defaults=lm.defaults)
+    longer = dataclasses.replace(
+        lm,
+        model=copy.deepcopy(lm.model),
+        tokenizer=lm.tokenizer.reaching(to),
+        sentences=None if lm.sentences is None else lm.sentences.reaching(to),
+    )
     longer.provenance = {
         "made_by": "handscroll extend",
         "from": lm.source,

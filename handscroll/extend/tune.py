@@ -16,12 +16,12 @@ from handscroll.models.weights import read_json
 from handscroll.objectives.causal import NextToken
 from handscroll.objectives.masked import MaskedTokens
 from handscroll.plan.workloads import MASKED
-from handscroll.text.readers import Reader
 from handscroll.train.assemble import Updates
 from handscroll.train.loop import Callbacks, OnRecord, train
 from handscroll.train.lora import LoRA, add_lora, merge_lora, save_adapter, stands_apart
 from handscroll.train.optim import Optimizer
 from handscroll.train.planned import planned
+from handscroll.train.rows import Files
 from handscroll.train.run import Loop, Run, write_recipe
 from handscroll.train.schedule import Schedule
 from handscroll.train.step import Memory
@@ -46,6 +46,7 @@ class TuneSettings(Config):
     force: bool = Field(default=False, description="start even if the planner expects that it will not fit")
     seed: int = Field(default=0, ge=0)
     save_every: int = Field(default=50, ge=1)
+    end: bool = Field(default=True, description="end each document with the end token, where there is one")
 
 
 def tune(lm: LM, to: int, settings: TuneSettings, folder: Path, on_record: OnRecord | None = None) -> dict[str, Any]:
@@ -56,8 +57,14 @@ def tune(lm: LM, to: int, settings: TuneSettings, folder: Path, on_record: OnRec
     Raises:
         DataError: the files hold less than one row of text.
     """
-    reader = Reader(settings.key, settings.encoding, settings.skip_pictures)
-    source = TokenSource.build(reader.read(settings.files), lm.tokenizer)
+    text = Files(
+        files=settings.files,
+        key=settings.key,
+        encoding=settings.encoding,
+        skip_pictures=settings.skip_pictures,
+        end=None if settings.end else False,
+    )
+    source = text.source(lm.tokenizer, lm.model.config.eos, lm.model.spec.reads == "forward")
     if source.total < to:
         raise DataError(f"the tuning text has {source.total} tokens, but one row needs {to}: give more or longer files")
     if settings.lora is not None:

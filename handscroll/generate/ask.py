@@ -94,7 +94,7 @@ def answers(
     about, length = named(model, tokenizer, store, question.name)
     known, document = store.tokens(about.number)[:length].tolist(), store.document(question.name)
     if document is None:
-        ids = known + tokenizer.encode(question.after(QUESTION), special=False)
+        ids = known + tokenizer.encode(question.after(QUESTION), special=False, follows=True)
         return streamed(model, tokenizer, _request(model, tokenizer, store, (question, about, length, ids), settings))
     speaker = Speaker(tokenizer)
     rendered = within(speaker, document, question.after(TURN))

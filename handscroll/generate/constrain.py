@@ -47,6 +47,8 @@ class Constraint:
         self.about = about
         self._library = _library()
         words = spelling(tokenizer)
+        while words and words[-1] is None:  # a model may have no row for added tokens at the end
+            words.pop()
         self.words = len(words)
         engine = self._library.LLTokenizer(self._library.TokenizerWrapper(_Vocabulary(words)))
         _, found = self._library.LLMatcher.validate_grammar_with_warnings(OPTIONS + grammar, engine)

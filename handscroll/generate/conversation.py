@@ -40,7 +40,8 @@ class Conversation:
     called before a turn is read, and raises if the memory is too small. `find(ids, total)` gives the saved reading that
     a text of `total` tokens begins with.
 
-    Limits: there is one row. Each text is encoded by itself, so that no token crosses the border of a turn. An end
+    Limits: there is one row. Each text is encoded by itself, as one that follows, so that no token crosses the border
+    of a turn. An end
     token ends a reply and is not part of the text.
     """
 
@@ -72,7 +73,7 @@ class Conversation:
             CapacityError: all tokens so far, the new text and max_tokens exceed the context or the memory.
             DataError: the text is empty.
         """
-        new = self.tokenizer.encode(text, special=not self.ids)
+        new = self.tokenizer.encode(text, special=not self.ids, follows=bool(self.ids))
         if not new:
             raise DataError("the text has no tokens; give some text")
         return (item.text for item in self.reply(Request([*self.ids, *new], sampling, constraint=constraint)))

@@ -82,7 +82,9 @@ def split_pair(tokenizer: Tokenizer, context: str | Sequence[int], continuation:
     """
     if not isinstance(context, str) or not isinstance(continuation, str):
         first = tokenizer.encode(context) if isinstance(context, str) else context
-        return first, tokenizer.encode(continuation, special=False) if isinstance(continuation, str) else continuation
+        if isinstance(continuation, str):
+            continuation = tokenizer.encode(continuation, special=False, follows=bool(len(first)))
+        return first, continuation
     before, _ = tokenizer.frame()
     kept = context.rstrip()
     ids = tokenizer.encode(kept + context[len(kept) :] + continuation, special=False)

@@ -1,6 +1,6 @@
 """Logits and losses of the tokens of a given text, computed in chunks, so that memory stays bounded."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +12,7 @@ from handscroll.models.model import Model
 from handscroll.nn.marks import Marks
 from handscroll.objectives.head import token_losses
 from handscroll.objectives.windowed import windowed_losses
+from handscroll.text.tokenizer import Tokenizer
 
 
 @torch.no_grad()
@@ -64,3 +65,19 @@ def _chunks(model: Model, ids: Tensor, length: int | None) -> Iterator[tuple[int
         return iter([(0, len(ids), hidden)])
     cache, marks = model.new_cache(capacity=len(ids)), Marks.run(0, len(ids))
     return hidden_chunks(model, tokens, marks, cache, length or len(ids), prefill_chunk(tokens.device))
+
+
+def ids_of(model: Model, tokenizer: Tokenizer, text_or_ids: str | Sequence[int] | Tensor) -> Tensor:
+    """The token ids (T,) of a text, or those given, checked.
+
+    Raises:
+        DataError: they are no whole numbers, or no tokens of the model.
+    """
+    given = tokenizer.encode(text_or_ids) if isinstance(text_or_ids, str) else text_or_ids
+    ids = torch.as_tensor(given).flatten()
+    if ids.is_floating_point() and len(ids):
+        raise DataError(f"token ids are whole numbers, not {ids.dtype}")
+    ids = ids.to(torch.int64)
+    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < model.config.vocab:
+        raise DataError(f"token ids reach {int(ids.max())}; the vocabulary has {model.config.vocab}")
+    return ids

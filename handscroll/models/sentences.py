@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from handscroll.base.errors import CapacityError, ConfigError, DataError
+from handscroll.base.errors import CapacityError, ConfigError, DataError, nearest
 from handscroll.models.model import Model
 from handscroll.nn.marks import PADDING, Marks
 
-POOLINGS = ("mean", "cls", "last")
+POOLINGS = ("cls", "max", "mean", "sqrt", "last")  # several joined by "+" are put one after the other
 TOKENS = 8192  # most tokens of a batch, including padding
 
 
@@ -19,27 +19,29 @@ TOKENS = 8192  # most tokens of a batch, including padding
 def pooled(
     model: Model, rows: Sequence[Sequence[int]], pooling: str = "mean", tokens: int = TOKENS
 ) -> Float[Tensor, "N D"]:
-    """One vector a row, in float32 on the CPU: the mean of its hidden states (with special tokens), the first one
-    ("cls") or the last one ("last", which a causal model can give too).
+    """One vector a row, in float32 on the CPU, of its hidden states (with special tokens): their "mean", "max", the sum
+    over the root of their number ("sqrt"), the first ("cls") or the last one ("last").
 
     Rows are read in batches of similar length with at most `tokens` tokens; they do not influence each other.
 
     Raises:
-        ConfigError: the model is causal, so that no token has seen what follows it, or the pooling is unknown.
+        ConfigError: the model is causal, so that only the last token has seen the whole text, or the pooling is
+            unknown.
         DataError: a row has no tokens.
         CapacityError: a row exceeds the position table.
     """
-    if not model.spec.both_ways and pooling != "last":
+    modes = pooling.split("+")
+    if wrong := [mode for mode in modes if mode not in POOLINGS]:
+        raise ConfigError(f"unknown pooling '{wrong[0]}': {nearest(wrong[0], POOLINGS)}")
+    if not model.spec.both_ways and modes != ["last"]:
         raise ConfigError(
             f"a {model.config.family} is causal: its tokens have not seen what follows them, so only the state of the "
             "last one is a vector of the whole text (pooling 'last', if the model was trained so); or use an encoder"
         )
-    if pooling not in POOLINGS:
-        raise ConfigError(f"pooling '{pooling}': allowed are {' and '.join(POOLINGS)}")
     empty = next((number for number, row in enumerate(rows) if not len(row)), None)
     if empty is not None:
         raise DataError(f"text {empty} has no tokens")
-    found = torch.empty(len(rows), model.config.width)
+    found = torch.empty(len(rows), len(modes) * model.config.width)
     order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
     for group in groups(order, [len(row) for row in rows], tokens):
         lengths = torch.tensor([len(rows[number]) for number in group])
@@ -49,14 +51,20 @@ def pooled(
         ids, lengths = ids.to(model.device), lengths.to(model.device)
         marks = Marks.rows(torch.zeros_like(lengths), lengths)
         hidden = model.hidden(model.embed(ids, marks), marks, model.mask(), length=ids.shape[1]).float()
-        if pooling == "cls":
-            found[group] = hidden[:, 0].cpu()
-        elif pooling == "last":
-            found[group] = hidden[torch.arange(len(group)), lengths - 1].cpu()
-        else:
-            real = (marks.tensors(ids.device)[0] != PADDING).unsqueeze(-1)
-            found[group] = (hidden.masked_fill(~real, 0.0).sum(dim=1) / lengths[:, None]).cpu()
+        real = (marks.tensors(ids.device)[0] != PADDING).unsqueeze(-1)
+        found[group] = torch.cat([_state(hidden, real, lengths, mode) for mode in modes], dim=1).cpu()
     return found
+
+
+def _state(hidden: Tensor, real: Tensor, lengths: Tensor, mode: str) -> Tensor:
+    """The vectors (B, D) of the hidden states (B, T, D); `real` (B, T, 1) are no padding."""
+    if mode == "cls":
+        return hidden[:, 0]
+    if mode == "last":
+        return hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
+    if mode == "max":
+        return hidden.masked_fill(~real, -torch.inf).amax(dim=1)
+    return hidden.masked_fill(~real, 0.0).sum(dim=1) / (lengths[:, None] ** (0.5 if mode == "sqrt" else 1.0))
 
 
 def framed(

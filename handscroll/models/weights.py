@@ -1,6 +1,7 @@
 """Reads and writes checkpoints: folders of safetensors (sharded or not), never pickle; reads GGUF files."""
 
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from handscroll.base.runs import write_file
 from handscroll.kernels.formats import Format
 from handscroll.models.classes import SUFFIXES
 from handscroll.models.foreign import Entry, Family
-from handscroll.models.gguf.load import load_gguf, read_header, settled, sizes_of, stored_dtype
+from handscroll.models.gguf.load import float_dtype, load_gguf, read_header, settled, sizes_of
 from handscroll.models.heads import part_of_head
 from handscroll.models.model import Decoder, Model
 from handscroll.models.packed import own
@@ -35,11 +36,12 @@ _SPARE = re.compile(r"\.((input|output|k|v|q)_(scale|zero_point)|input_global_sc
 # Buffers in old checkpoints that are recomputed from the configuration.
 BUFFERS = re.compile(r"(rotary_emb\.inv_freq|\.(attn|attention)\.(masked_)?bias|embeddings\.position_ids)$")
 PREFIXES = ("model.", "transformer.", "bert.", "roberta.", "distilbert.", "electra.", "gpt_neox.")
+_log = logging.getLogger("handscroll.checkpoints")
 PROVENANCE, PROVENANCE_KEY = "handscroll.json", "handscroll.provenance"
 ADAPTER = "adapter_config.json"  # the configuration of an adapter folder of PEFT's form
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
-HUB_FILES = ["*.safetensors", "*.json", "*.txt"]
+HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
 
 
 def locate(source: str | Path) -> Path:
@@ -216,10 +218,15 @@ def _stored(
 
 def loaded_dtype(source: Path, device: str | torch.device = "cpu") -> torch.dtype:
     """The default dtype of a loaded checkpoint."""
+    return settled(written_dtype(source) or torch.float32, device)
+
+
+def written_dtype(source: Path) -> torch.dtype | None:
+    """The dtype of the numbers in the files of a checkpoint; None where they are quantised."""
     if is_gguf(source):
-        return stored_dtype(read_gguf(source), device)
+        return float_dtype(read_gguf(source))
     with ExitStack() as stack:
-        return settled(_Reader(source, stack).dtype, device)
+        return _Reader(source, stack).dtype
 
 
 def check_device(device: str | torch.device) -> None:
@@ -238,8 +245,16 @@ def check_device(device: str | torch.device) -> None:
         )
 
 
-def save_model(model: Model, folder: Path, shard_bytes: int = 4 << 30, pad: int | None = None) -> None:
+def save_model(
+    model: Model,
+    folder: Path,
+    shard_bytes: int = 4 << 30,
+    pad: int | None = None,
+    stored: torch.dtype | None = None,
+) -> None:
     """Write `config.json` and safetensors (sharded above `shard_bytes`) that the reference library loads.
+
+    `stored` is the dtype of the written numbers (None: that of the model); bfloat16 where float16 cannot hold them.
 
     `pad` is the padding token of the tokenizer. The reference library never trains its row, so a padding token that
     also begins or ends texts is not written. That of a RoBERTa follows from its positions.
@@ -255,11 +270,13 @@ def save_model(model: Model, folder: Path, shard_bytes: int = 4 << 30, pad: int 
         _write_json(folder / "config.json", foreign | {"quantization_config": settings})
         return
     state = model.state_dict()
-    dtype = state["embedding.weight"].dtype
+    dtype = stored or state["embedding.weight"].dtype
+    if dtype is torch.float16 and any(float(one.abs().max()) > torch.finfo(dtype).max for one in state.values()):
+        dtype = torch.bfloat16
     shards: list[dict[str, Tensor]] = [{}]
     filled = 0
     for entry in kind.entries(model.config):
-        tensor = pack(entry, state)
+        tensor = pack(entry, state).to(dtype)
         size = tensor.numel() * tensor.element_size()
         if filled and filled + size > shard_bytes:
             shards.append({})
@@ -409,8 +426,12 @@ def _mapped(path: Path) -> tuple[Tensor, dict[str, Any]]:
 
 
 def _weight_files(folder: Path) -> Iterator[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
+    index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if whole.exists():
+        if index.exists():  # as the reference library does
+            _log.warning("%s has both %s and %s: the shards are not read", folder, whole.name, index.name)
+        yield whole
+    elif index.exists():
         places = read_json(index).get("weight_map")
         files = list(places.values()) if isinstance(places, dict) else []
         bad = [name for name in files if not isinstance(name, str) or Path(name).name != name]
@@ -421,8 +442,6 @@ def _weight_files(folder: Path) -> Iterator[Path]:
         if missing:
             raise CheckpointError(f"{folder} lacks the shards {', '.join(missing)} that its index names")
         yield from (folder / name for name in names)
-    elif (folder / "model.safetensors").exists():
-        yield folder / "model.safetensors"
     else:
         pickled = sorted(path.name for path in folder.glob("*.bin"))
         hint = f"; {pickled[0]} is a pickle, which is never loaded: convert it to safetensors" if pickled else ""

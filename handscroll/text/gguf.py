@@ -190,7 +190,7 @@ def _added(tokens: list[str], types: list[int]) -> list[dict[str, Any]]:
     return [
         {"id": number, "content": tokens[number], "special": kind != USER or tokens[number] in ENDS, **flags}
         for number, kind in enumerate(types)
-        if kind in (CONTROL, USER, UNKNOWN)
+        if kind in (CONTROL, USER, UNKNOWN, UNUSED)  # those without a use, such as [PAD151665], have no text either
     ]
 
 
@@ -226,7 +226,7 @@ def _vocabulary(tokens: list[str], where: str) -> dict[str, int]:
     return vocabulary
 
 
-_BPE = {
+BPE = {
     "type": "BPE",
     "dropout": None,
     "unk_token": None,
@@ -250,7 +250,7 @@ def _byte_level(metadata: Metadata, tokens: list[str], types: list[int], where: 
         for pattern in SPLITS[NAMES[pre]]
     ]
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    model = _BPE | {"ignore_merges": pre in WHOLE, "vocab": _vocabulary(tokens, where), "merges": merges}
+    model = BPE | {"ignore_merges": pre in WHOLE, "vocab": _vocabulary(tokens, where), "merges": merges}
     return {
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*splits, level]},
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
@@ -271,12 +271,12 @@ def _sentencepiece(metadata: Metadata, tokens: list[str], types: list[int], wher
     ]
     if prefix:
         back.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    model = _BPE | {
+    model = BPE | {
         "unk_token": None if unknown is None else tokens[unknown],
         "fuse_unk": True,
         "byte_fallback": True,
         "vocab": vocabulary,
-        "merges": _merges(tokens, scores, mergeable),
+        "merges": merges_of(tokens, scores, mergeable),
     }
     steps = [{"type": "Prepend", "prepend": SPACE}, replaced] if prefix else [replaced]
     return {
@@ -286,7 +286,7 @@ def _sentencepiece(metadata: Metadata, tokens: list[str], types: list[int], wher
     }
 
 
-def _merges(tokens: list[str], scores: list[float], mergeable: list[int]) -> list[str] | list[list[str]]:
+def merges_of(tokens: list[str], scores: list[float], mergeable: list[int]) -> list[str] | list[list[str]]:
     """The pairs that SentencePiece joins, the best first: the score of a pair is that of the token that it makes."""
     parts = {tokens[number] for number in mergeable}
     ranked: list[list[str]] = []

@@ -3,24 +3,32 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
 
 from handscroll.base.errors import CheckpointError, DataError
 from handscroll.base.gguf import is_gguf, read_gguf
+from handscroll.text.added import completed, looks_special
+from handscroll.text.folder import SETTINGS, read_object, read_settings, read_text
 from handscroll.text.gguf import tokenizer_of
+from handscroll.text.guard import Guard, going_on
 from handscroll.text.pretokenizers import SEPARATORS, cuttable, pieces
+from handscroll.text.sentencepiece import FILES, sentencepiece_json
+from handscroll.text.shape import check_settings, checked_spec, names_of
 from handscroll.text.special import ROLES, special_ids
+from handscroll.text.vocabularies import MERGES, WORDS, byte_bpe_json
 from handscroll.text.wordpiece import wordpiece_json
 
 _JSON = "tokenizer.json"
-_WORDS = "vocab.txt"
-_SETTINGS = "tokenizer_config.json"
+_WORDPIECE = "vocab.txt"
+# Tokens that mark whose turn it is, as chat templates write them.
+_MARK = re.compile(r"<[|｜].+[|｜]>|</?(start|end)_of_turn>|</?turn.?>", re.DOTALL)
 # The library keeps about 120 bytes per character while it encodes (373 MB for a 3.2 MB book, 2026-11), so long texts
 # go in pieces of this many characters where that gives the same tokens.
 _PIECE = 200_000
@@ -29,7 +37,8 @@ _PIECE = 200_000
 class Tokenizer:
     """Token ids for text and text for token ids.
 
-    Special tokens written out in a text ("<|endoftext|>") are ordinary characters unless `parse=True`.
+    Special tokens written out in a text ("<|endoftext|>") are ordinary characters, unless the text is trusted
+    (`parse=True`, or a trusted part of `encode_parts`).
     """
 
     def __init__(
@@ -38,24 +47,34 @@ class Tokenizer:
         """`settings` is the content of `tokenizer_config.json`, `model` of the model's `config.json` (for its ids).
 
         Raises:
-            CheckpointError: `tokenizer_json` is not a tokenizer.
+            CheckpointError: `tokenizer_json` is not a tokenizer, or `settings` name ids that it does not have.
         """
+        self.settings, self._model = dict(settings or {}), model or {}
+        model = self._model
+        spec = checked_spec(tokenizer_json)
+        check_settings(self.settings)
+        rows = model.get("vocab_size")
+        added = completed(spec, self.settings, rows if isinstance(rows, int) else None)
+        self._added = {token["id"]: token for token in added}
+        self._names = names_of(spec["model"]) | {token["id"]: token["content"] for token in added}
+        vocabulary = {name: number for number, name in self._names.items()}
+        self._ids = special_ids(spec, vocabulary, self.settings, model)
         self._json = tokenizer_json
-        self.settings = dict(settings or {})
-        self._plain = _build(tokenizer_json)
-        self._plain.encode_special_tokens = True
-        self._parsing: tokenizers.Tokenizer | None = None
-        spec = json.loads(tokenizer_json)
-        vocabulary = self._plain.get_vocab()
-        self._ids = special_ids(spec, vocabulary, self.settings, model or {})
-        self._known = frozenset(vocabulary.values())
+        if added != (spec.get("added_tokens") or []):
+            spec = {**spec, "added_tokens": added}
+            self._json = json.dumps(spec, ensure_ascii=False)
+        self._hidden = self._never_text(model)
+        self._guard = Guard({number: self._names[number] for number in self._hidden}, self._added)
+        guarded = self._guard.spec(spec)
+        self._engine = _build(guarded)
+        self._on: tokenizers.Tokenizer | None = None
+        self._on_spec = going_on(guarded)
         self._cuttable = cuttable(spec)
-        self._added: list[dict[str, Any]] = spec.get("added_tokens") or []
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a folder that holds `tokenizer.json` (or GPT-2's `vocab.json` and `merges.txt`, or BERT's `vocab.txt`),
-        one JSON file, or a GGUF file.
+        """Read a folder that holds `tokenizer.json` (or `vocab.json` and `merges.txt`, BERT's `vocab.txt`, or a
+        SentencePiece model), one JSON file, or a GGUF file.
 
         Truncation and padding stored in the file are not applied: a text is never cut in silence.
 
@@ -66,23 +85,24 @@ class Tokenizer:
         if is_gguf(here):
             return cls(*tokenizer_of(read_gguf(here).metadata, str(here)))
         folder = here if here.is_dir() else here.parent
-        settings = _read_object(folder / _SETTINGS)
-        if (template := _templates(folder, settings)) is not None:
-            settings["chat_template"] = template
-        model = _read_object(folder / "config.json")
+        settings = read_settings(folder)
+        model = read_object(folder / "config.json")
         file = here / _JSON if here.is_dir() else here
         if file.is_file():
-            return cls(_read_text(file), settings, model)
+            return cls(read_text(file), settings, model)
         if not here.is_dir():
             raise CheckpointError(f"{here} does not exist; give a model folder or a tokenizer.json")
-        if (here / _WORDS).is_file() and not (here / "vocab.json").exists():
-            return cls(wordpiece_json(_read_text(here / _WORDS), settings, str(here / _WORDS)), settings, model)
-        return cls(_gpt2_json(folder, settings, model), settings, model)
+        return cls(*_others(folder, settings, model), model)
 
     @property
     def vocab_size(self) -> int:
         """Highest token id plus one: the smallest embedding table that serves this tokenizer."""
-        return max(self._known) + 1
+        return max(self._names) + 1
+
+    @property
+    def ordinary(self) -> int:
+        """The same without the added tokens at the end, which a model may lack."""
+        return max((number for number in self._names if number not in self._added), default=-1) + 1
 
     @property
     def bos(self) -> int | None:
@@ -122,13 +142,12 @@ class Tokenizer:
     @property
     def special(self) -> frozenset[int]:
         """Ids that stand for no text: the special ones, whatever their role."""
-        added = {token["id"] for token in self._added if token["special"]}
-        return frozenset(added | {number for number in self._ids.values() if number is not None})
+        return self._hidden | {number for number in self._ids.values() if number is not None}
 
     @property
     def written(self) -> dict[str, int]:
         """The special tokens that `encode(parse=True)` finds in a text, with their ids."""
-        return {token["content"]: token["id"] for token in self._added if token["special"]}
+        return {self._names[number]: number for number in self._hidden}
 
     @property
     def fingerprint(self) -> str:
@@ -145,31 +164,35 @@ class Tokenizer:
         """The `tokenizer.json` as it was loaded or trained."""
         return self._json
 
-    def encode(self, text: str, special: bool = True, parse: bool = False) -> list[int]:
+    def encode(self, text: str, special: bool = True, parse: bool = False, follows: bool = False) -> list[int]:
         """Token ids of `text`; `special` adds what the tokenizer's own post-processor adds (such as BOS).
 
         `parse` turns special tokens written out in the text into their ids: only for text you wrote yourself.
+        `follows` says that another text stands before it: the tokenizer puts no blank between the two.
         Time is linear in the length of the text.
 
         Raises:
             DataError: the text holds half a surrogate pair, or is none.
         """
-        if not isinstance(text, str):
-            raise DataError(f"expected a text (str), not {type(text).__name__}: {str(text)[:60]}")
-        engine = self._engine(parse)
-        long = len(text) > _PIECE and self._cuttable and not self._reaches_across(parse)
-        parts = pieces(text, _PIECE) if long else [text]
-        whole = len(parts) == 1
-        ids: list[int] = []
-        try:
-            for part in parts:
-                # The batch call leaves out character offsets: twice as fast as `encode` (1.9 against 0.8 MB/s).
-                ids += engine.encode_batch_fast([part], add_special_tokens=special and whole)[0].ids
-        except (UnicodeEncodeError, TypeError):
-            raise DataError("the text holds half a surrogate pair and is not valid Unicode; repair it") from None
-        if whole or not special:
+        return self.encode_parts([(text, parse)], special, follows)
+
+    def encode_parts(
+        self, parts: Iterable[tuple[str, bool]], special: bool = False, follows: bool = False
+    ) -> list[int]:
+        """Token ids of one text in parts (text, trusted), as if it were encoded at once.
+
+        Special tokens that are written in a trusted part become their ids, those in other parts are ordinary text:
+        `[("<|user|>", True), (question, False), ("<|end|>", True)]`. The rest is as in `encode`.
+        """
+        whole = "".join(self._guard.trusted(_text(part)) if trusted else _text(part) for part, trusted in parts)
+        engine, ids = self._engine, list[int]()
+        if follows and self._on_spec is not None:
+            first, whole = self._until_added(whole)
+            ids = self._tokens(self._going_on(), first)
+        ids += self._tokens(engine, whole)
+        if not special:
             return ids
-        before, after = self._frame(engine)
+        before, after = self._frame
         return [*before, *ids, *after]
 
     def encoding(self, text: str) -> tokenizers.Encoding:
@@ -196,16 +219,29 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
         """Text of token ids; special tokens are left out unless `special`.
 
+        Ids beyond the vocabulary have no text: the token tables of many models have more rows than their tokenizer.
+
         Raises:
-            DataError: an id outside the vocabulary (the library itself would drop it in silence).
+            DataError: an id is below 0.
         """
         ids = [int(i) for i in ids]
-        wrong = next((i for i in ids if i not in self._known), None)
-        if wrong is not None:
-            raise DataError(
-                f"token id {wrong} is not in the vocabulary of {self.vocab_size}; is this the right tokenizer?"
-            )
-        return self._plain.decode(ids, skip_special_tokens=not special)
+        if (lowest := min(ids, default=0)) < 0:
+            raise DataError(f"token id {lowest} is below 0; padding is no token: leave it out")
+        known = [number for number in ids if number in self._names]
+        return self._guard.shown(self._engine.decode(known, skip_special_tokens=not special))
+
+    def reaching(self, length: int) -> "Tokenizer":
+        """The tokenizer of a model for texts of `length` tokens: the limits that its files state are raised to that."""
+        spec, settings = json.loads(self._json), dict(self.settings)
+        limit, cut = settings.get("model_max_length"), spec.get("truncation")
+        if isinstance(limit, int | float) and limit < length:
+            settings["model_max_length"] = length
+        if isinstance(cut, dict) and cut.get("max_length", length) < length:
+            spec["truncation"] = {**cut, "max_length": length}
+        if settings == self.settings and spec.get("truncation") == cut:
+            return self
+        same = spec.get("truncation") == cut
+        return Tokenizer(self._json if same else json.dumps(spec, ensure_ascii=False), settings, self._model)
 
     def unknown(self, ids: Sequence[int] | np.ndarray) -> int:
         """How many of the ids stand for text that the tokenizer does not know.
@@ -216,7 +252,7 @@ class Tokenizer:
 
     def token(self, number: int) -> str | None:
         """The token as it stands in the vocabulary (byte-level tokens in their own alphabet), or None."""
-        return self._plain.id_to_token(number)
+        return self._names.get(number)
 
     def save(self, folder: str | Path) -> None:
         """Write `tokenizer.json` (byte for byte as loaded or trained) and `tokenizer_config.json`."""
@@ -226,101 +262,97 @@ class Tokenizer:
         for role in ROLES:
             number = self._ids[role]
             if number is not None:
-                settings.setdefault(f"{role}_token", self._plain.id_to_token(number))
+                settings.setdefault(f"{role}_token", self._names[number])
         _replace(folder / _JSON, self._json)
-        _replace(folder / _SETTINGS, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
-
-    def _engine(self, parse: bool) -> tokenizers.Tokenizer:
-        if not parse:
-            return self._plain
-        if self._parsing is None:
-            self._parsing = _build(self._json)
-        return self._parsing
-
-    def _reaches_across(self, parse: bool) -> bool:
-        """Whether an added token may match, or swallow white space, across a place where text is cut."""
-        read = [token for token in self._added if parse or not token["special"]]
-        loose = any(token["lstrip"] or token["rstrip"] or token["single_word"] for token in read)
-        return loose or any(set(SEPARATORS) & set(token["content"]) for token in read)
+        _replace(folder / SETTINGS, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
 
     def frame(self) -> tuple[list[int], list[int]]:
         """The ids that `encode` puts before and after a text (BOS, [CLS] ... [SEP]); often empty."""
-        return self._frame(self._plain)
+        before, after = self._frame
+        return list(before), list(after)
 
-    def _frame(self, engine: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
+    @cached_property
+    def _frame(self) -> tuple[list[int], list[int]]:
         """What the post-processor puts before and after a text, seen on a short one."""
-        bare = engine.encode("a", add_special_tokens=False).ids
-        full = engine.encode("a").ids
+        bare = self._engine.encode("a", add_special_tokens=False).ids
+        full = self._engine.encode("a").ids
         start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
         return full[:start], full[start + len(bare) :]
 
+    def _tokens(self, engine: tokenizers.Tokenizer, text: str) -> list[int]:
+        """Token ids without a frame; long texts go in pieces where that gives the same tokens."""
+        parts = pieces(text, _PIECE) if len(text) > _PIECE and self._cuttable and not self._reaches_across else [text]
+        ids: list[int] = []
+        try:
+            for part in parts:
+                # The batch call leaves out character offsets: twice as fast as `encode` (1.9 against 0.8 MB/s).
+                ids += engine.encode_batch_fast([part], add_special_tokens=False)[0].ids
+        except (UnicodeEncodeError, TypeError):
+            raise DataError("the text holds half a surrogate pair and is not valid Unicode; repair it") from None
+        return ids
 
-def _build(tokenizer_json: str) -> tokenizers.Tokenizer:
+    def _going_on(self) -> tokenizers.Tokenizer:
+        if self._on is None:
+            assert self._on_spec is not None
+            self._on = _build(self._on_spec)
+        return self._on
+
+    def _until_added(self, text: str) -> tuple[str, str]:
+        """`text` cut before its first added token, behind which the tokenizer begins anew."""
+        names = [token["content"] for number, token in self._added.items() if number not in self._hidden]
+        places = [place for place in (text.find(name) for name in names) if place >= 0]
+        match = self._guard.find(text)
+        cut = min([*places, len(text) if match is None else match])
+        return text[:cut], text[cut:]
+
+    def _never_text(self, model: Mapping[str, Any]) -> frozenset[int]:
+        """The ids that a user's text never becomes: special tokens, and the marks of turns in the chat template."""
+        template = str(self.settings.get("chat_template") or "")
+        ends = model.get("eos_token_id")
+        roles = {*self._ids.values(), *(ends if isinstance(ends, list) else [ends])}
+        named = {number for number in roles if isinstance(number, int) and looks_special(self._names.get(number, ""))}
+        marks = {number for number, token in self._added.items() if _MARK.fullmatch(token["content"])}
+        marks = {number for number in marks if self._names[number] in template}
+        return frozenset({number for number, token in self._added.items() if token["special"]} | named | marks)
+
+    @cached_property
+    def _reaches_across(self) -> bool:
+        """Whether an added token may match, or swallow white space, across a place where text is cut."""
+        read = [token for number, token in self._added.items() if number not in self._hidden]
+        loose = any(token["lstrip"] or token["rstrip"] for token in self._added.values())
+        loose = loose or any(token["single_word"] for token in read)
+        return loose or any(set(SEPARATORS) & set(token["content"]) for token in read)
+
+
+def _text(text: str) -> str:
+    if not isinstance(text, str):
+        raise DataError(f"expected a text (str), not {type(text).__name__}: {str(text)[:60]}")
+    return text
+
+
+def _build(spec: dict[str, Any]) -> tokenizers.Tokenizer:
     try:
-        built = tokenizers.Tokenizer.from_str(tokenizer_json)
+        return tokenizers.Tokenizer.from_str(json.dumps(spec, ensure_ascii=False))
     except Exception as error:  # the library raises bare Exceptions for anything it cannot read
         raise CheckpointError(f"not a readable tokenizer.json ({error}); copy or export the tokenizer again") from error
-    if not built.get_vocab_size():
-        raise CheckpointError("the tokenizer.json has an empty vocabulary; copy or export the tokenizer again")
-    built.no_truncation()
-    built.no_padding()
-    return built
 
 
-def _gpt2_json(folder: Path, settings: dict[str, Any], model: dict[str, Any]) -> str:
+def _others(folder: Path, settings: dict[str, Any], model: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The `tokenizer.json` and the settings of a folder that has other files instead.
+
+    Raises:
+        CheckpointError: it has none that are read here.
+    """
     present = {file.name for file in folder.iterdir()}
-    advice = (
-        "write a tokenizer.json with transformers: "
-        f"AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}')"
-    )
-    if not {"vocab.json", "merges.txt"} <= present:
-        found = sorted(present & {"tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt"})
-        what = f"only {', '.join(found)}" if found else "no tokenizer files"
-        raise CheckpointError(f"{folder} has no tokenizer.json ({what}); " + (advice if found else "copy it there"))
-    family = str(settings.get("tokenizer_class") or model.get("model_type") or "gpt2").lower()
-    if not family.startswith("gpt2") or "added_tokens.json" in present:
-        raise CheckpointError(f"{folder}: vocab.json and merges.txt of a '{family}' tokenizer are not read; {advice}")
-    try:
-        built = tokenizers.Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
-    except Exception as error:  # the library raises bare Exceptions for anything it cannot read
-        raise CheckpointError(f"{folder}: damaged vocab.json or merges.txt ({error}); copy them again") from error
-    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    built.decoder = decoders.ByteLevel()
-    if built.token_to_id("<|endoftext|>") is not None:
-        built.add_special_tokens(["<|endoftext|>"])
-    for role in ("bos", "eos"):
-        settings.setdefault(f"{role}_token", "<|endoftext|>")
-    return built.to_str()
-
-
-def _templates(folder: Path, settings: dict[str, Any]) -> Any:
-    """The chat templates of a folder: files of their own go before the settings, as in `transformers`."""
-    files = {file.stem: _read_text(file) for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
-    if (usual := folder / "chat_template.jinja").is_file():
-        files = {"default": _read_text(usual), **files}
-    if files:
-        named = [{"name": name, "template": text} for name, text in files.items()]
-        return files["default"] if list(files) == ["default"] else named
-    return settings.get("chat_template", _read_object(folder / "chat_template.json").get("chat_template"))
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{file} is not UTF-8 ({error.reason} at offset {error.start}); copy it again") from None
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(_read_text(file))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} is not valid JSON ({error}); copy it again") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} holds a JSON {type(content).__name__}, not an object; copy it again")
-    return content
+    if {WORDS, MERGES} <= present:
+        return byte_bpe_json(folder, settings, model), settings
+    if _WORDPIECE in present:
+        return wordpiece_json(read_text(folder / _WORDPIECE), settings, str(folder / _WORDPIECE)), settings
+    if pieces := next((name for name in FILES if name in present), None):
+        return sentencepiece_json(folder / pieces, settings, model)
+    found = sorted(present & {WORDS, MERGES})
+    what = f"only {', '.join(found)}" if found else "no tokenizer files"
+    raise CheckpointError(f"{folder} has no tokenizer.json ({what}); copy it there")
 
 
 def _replace(file: Path, content: str) -> None:

@@ -15,7 +15,7 @@ from handscroll.data.pack import Packed
 from handscroll.data.pairs import Pairs
 from handscroll.data.recall import Copies, Facts
 from handscroll.data.row import Row
-from handscroll.data.sources import TokenSource
+from handscroll.data.sources import TokenSource, end_token
 from handscroll.data.stream import Repeat, Stream
 from handscroll.data.windows import CyclicWindows, SlidingWindows
 from handscroll.text.blanks import BlankTokens
@@ -32,12 +32,19 @@ class Files(Config):
     key: str | None = Field(default=None, description="key or column that holds the text; text, else content")
     encoding: str | None = Field(default=None, description="encoding, where it is not recognised")
     skip_pictures: bool = Field(default=False, description="leave out pages of PDF files that are only pictures")
+    end: bool | None = Field(
+        default=None,
+        description="whether each document ends with the end token, so that the model learns to stop; unless given, "
+        "it does where there is such a token and the model reads forward",
+    )
 
     def paths(self) -> list[Path]:
         return select(self.files, self.exclude, self.include)
 
-    def source(self, tokenizer: Tokenizer) -> TokenSource:
-        return TokenSource.build(self.documents(), tokenizer)
+    def source(self, tokenizer: Tokenizer, ends: tuple[int, ...] = (), forward: bool = True) -> TokenSource:
+        """The files as tokens, for a model that ends its texts with `ends` and reads them `forward` or not."""
+        usual = forward and end_token(tokenizer, ends) is not None
+        return TokenSource.build(self.documents(), tokenizer, end=usual if self.end is None else self.end, ends=ends)
 
     def documents(self) -> Iterator[Document]:
         return Reader(self.key, self.encoding, self.skip_pictures).read(self.paths())

@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ from handscroll.data.row import Row
 from handscroll.data.sources import TokenSource
 from handscroll.data.stream import Chain, Listed, Mixture, Stream, Take
 from handscroll.data.windows import SlidingWindows
+from handscroll.generate.defaults import Defaults
 from handscroll.lm import LM, load
 from handscroll.models.induction import set_induction_heads
 from handscroll.models.model import Decoder, Model
 from handscroll.models.new import About, as_classifier, new_model
-from handscroll.models.weights import check_device
+from handscroll.models.sentence_folder import Sentences
+from handscroll.models.weights import check_device, locate, written_dtype
 from handscroll.nn.init import initialise
 from handscroll.nn.noise import Noise
 from handscroll.objectives.task import Task
@@ -74,8 +76,8 @@ def run_recipe(recipe: Recipe, folder: Path, options: RunOptions = RunOptions())
 
 def _run(recipe: Recipe, folder: Path, world: World, options: RunOptions) -> tuple[LM, Progress]:
     tokenizer = _tokenizer(recipe, folder, world)
-    text = recipe.source(tokenizer)
     model = build_model(recipe, tokenizer)
+    text = recipe.source(tokenizer, model)
     objective = recipe.learned(model, by_position=True)
     _check_source(recipe, model, world)
     check_positions(recipe, model.config, int(text.lengths.max()))
@@ -114,6 +116,8 @@ def _run(recipe: Recipe, folder: Path, world: World, options: RunOptions) -> tup
             save_adapter(model, recipe.lora, folder / "adapter", str(recipe.model.path))
         merge_lora(model)
     lm = LM(model, tokenizer, str(folder / "model"))
+    if recipe.model.path is not None:
+        lm = trained_from(recipe.model.path, lm)
     if world.first:
         plan.compare()
     if world.first and (progress.planned >= recipe.steps or progress.stopped):
@@ -159,6 +163,8 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Decoder:
         if labels:
             seeded = torch.Generator().manual_seed(recipe.seed)
             loaded = as_classifier(loaded, labels, recipe.model.initialise, seeded)
+        if not loaded.config.eos and tokenizer.eos is not None and loaded.spec.reads == "forward":
+            loaded.config = loaded.config.model_copy(update={"eos": (tokenizer.eos,)})  # its documents end with it
         return loaded
     about = About(tokenizer, max(stage.length for stage in recipe.stages), labels)
     model = new_model(str(recipe.model.family), recipe.model.sizes, about)
@@ -208,7 +214,8 @@ def validator(settings: Validation, tokenizer: Tokenizer, model: Model, task: Ta
 
     The windows are made into the task's rows only once.
     """
-    windows = [row for row, _ in SlidingWindows(settings.source(tokenizer), settings.length, tails="drop")]
+    text = settings.source(tokenizer, model.config.eos, model.spec.reads == "forward")
+    windows = [row for row, _ in SlidingWindows(text, settings.length, tails="drop")]
     step = max(1, len(windows) // settings.windows)
     rows = task.rows(Listed(windows[::step][: settings.windows]), settings.length, 0, model, tokenizer)
     batches, objective = [collate([row]) for row, _ in rows], task.objective(model)
@@ -244,3 +251,9 @@ def _digest(value: Any) -> int:
 def versions() -> dict[str, str]:
     """The versions that the numbers of a run depend on besides the recipe."""
     return {"handscroll": handscroll.__version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def trained_from(source: str | Path, lm: LM) -> LM:
+    """`lm`, whose weights come from the checkpoint `source`, with what that recommends and the dtype of its files."""
+    path = locate(source)
+    return replace(lm, defaults=Defaults.load(path), stored=written_dtype(path), sentences=Sentences.read(path))

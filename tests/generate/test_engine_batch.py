@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from handscroll.base.errors import CapacityError, ConfigError, DataError, HandscrollError
 from handscroll.cli.main import app
 from handscroll.extend.story import STARTER
-from handscroll.generate.constrain import Constraint
+from handscroll.generate.constrain import Constraint, Progress
 from handscroll.generate.engine import batch as module
 from handscroll.generate.engine.batch import answer, read_requests
 from handscroll.generate.engine.engine import Engine
@@ -189,3 +189,25 @@ def test_messages_go_through_the_chat_template(tiny_folder, tmp_path):
     ):
         with pytest.raises(DataError, match=said):
             read_requests(write(tmp_path / "w.jsonl", [wrong]), engine, lm.tokenizer)
+
+
+def test_a_line_that_cannot_be_answered_leaves_the_others_alone(tiny_folder, tmp_path, monkeypatch):
+    """Here its grammar leads to a dead end in the middle; the other lines, and a second run, go on."""
+    calls, real = [], Progress.allowed
+
+    def allowed(progress):
+        calls.append(progress)
+        if len(calls) == 3:
+            raise DataError("a dead end")
+        return real(progress)
+
+    monkeypatch.setattr("handscroll.generate.constrain.Progress.allowed", allowed)
+    lines = [LINES[0], {"prompt": "a = ", "max_tokens": 9, "regex": "[0-9]{5}"}, LINES[2]]
+    requests, out = write(tmp_path / "requests.jsonl", lines), tmp_path / "answers.jsonl"
+    result = CliRunner().invoke(app, ["batch", str(tiny_folder), str(requests), "--out", str(out)])
+    assert result.exit_code == 0 and "2 answers" in result.stdout
+    assert "1 lines could not be answered (2)" in result.stderr
+    found = records(out)
+    assert found[1]["error"] == "a dead end" and [one["line"] for one in found] == [1, 2, 3]
+    assert found[0]["text"] and found[2]["text"] and "text" not in found[1]
+    assert "3 of them from before" in run("batch", tiny_folder, requests, "--out", out)

@@ -63,7 +63,9 @@ def test_modules_and_files_of_the_package_that_a_page_or_the_makefile_names_exis
     text = page.read_text(encoding="utf-8")
     for name in re.findall(r"(?<![\w/])handscroll(?:\.[a-z]\w*)+", text):
         parts = name.split(".")
-        public = len(parts) == 2 and (hasattr(handscroll, parts[1]) or parts[1] in {"json", "runs"})
+        public = len(parts) == 2 and (
+            hasattr(handscroll, parts[1]) or parts[1] in {"json", "runs", "sentences", "checkpoints"}
+        )
         assert public or find(Path(*parts)) or (len(parts) > 2 and find(Path(*parts[:-1]))), name
     for path in re.findall(r"(?<![\w/.-])handscroll/[\w/]+(?:\.\w+)?", text):
         assert (ROOT / path).exists(), path

@@ -206,7 +206,7 @@ def test_long_texts_are_refused_or_read_in_windows(folder):
     with pytest.raises(ConfigError, match="list"):
         lm.embed(long)
     with pytest.raises(ConfigError, match=naming("mean", "cls")):
-        lm.embed(["a"], pooling="max")
+        lm.embed(["a"], pooling="most")
 
 
 def test_what_an_encoder_cannot_do_is_refused(folder, tiny_folder):

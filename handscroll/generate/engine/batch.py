@@ -3,7 +3,7 @@
 One JSON object a line. A request is a "prompt", or "messages" for the chat template of the model (with "tools" if
 wanted), and, if wanted, the settings of `Sampling`, a "priority", "logprobs" and
 a grammar ("json_schema", "regex" or "choices"); an answer is its line's number, what it answers (a hash), text, tokens,
-finish and log-probability, in the order of the requests.
+finish and log-probability, in the order of the requests. Where no answer was possible, an "error" says why.
 """
 
 import hashlib
@@ -191,11 +191,13 @@ class _Answer:
     tokenizer: Tokenizer
 
     def record(self) -> dict[str, Any]:
+        about: dict[str, Any] = {"line": self.asked.number, "request": self.digest}
+        if isinstance(self.job.error, HandscrollError):  # of this line alone: the others are answered
+            return about | {"error": str(self.job.error)}
         if self.job.error is not None:
             raise self.job.error
-        record: dict[str, Any] = {
-            "line": self.asked.number,
-            "request": self.digest,
+        record = {
+            **about,
             "text": self.job.text,
             "tokens": len(self.job.answer),
             "finish": self.job.finish,

@@ -100,11 +100,16 @@ def load_gguf(
 
 def stored_dtype(file: GGUF, device: str | torch.device) -> torch.dtype:
     """The dtype of most bytes of a file; for quantised weights, the dtype of the computation."""
+    return settled(float_dtype(file) or QUANTISED, device)
+
+
+def float_dtype(file: GGUF) -> torch.dtype | None:
+    """The dtype of most bytes of a file; None where they are quantised."""
     sizes: Counter[str] = Counter()
     for stored in file.tensors.values():
         sizes[_format(stored).name] += _format(stored).row_bytes(stored.shape[-1]) * _rows(stored)
     (name, _), *_ = sizes.most_common(1) or [("F32", 0)]
-    return settled(FLOATS.get(name, QUANTISED), device)
+    return FLOATS.get(name)
 
 
 QUANTISED = torch.float32  # default dtype of the computation with quantised weights

@@ -1,0 +1,189 @@
+"""The recipe of a sentence encoder in and out: the folder layout of the library sentence-transformers.
+
+`modules.json` lists what is done one after the other: the encoder, a pooling (`1_Pooling/config.json`) and a
+normalisation. `sentence_bert_config.json` says how many tokens are read, `config_sentence_transformers.json` holds the
+prompts.
+"""
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from handscroll.base.errors import CheckpointError, ConfigError, nearest
+from handscroll.base.gguf import is_gguf
+from handscroll.base.runs import write_file
+from handscroll.models.weights import read_json
+
+MODULES, LENGTH, PROMPTS = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
+# In the order in which sentence-transformers puts several poolings one after the other.
+_POOLINGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "sqrt",
+    "pooling_mode_weightedmean_tokens": "",
+    "pooling_mode_lasttoken": "last",
+}
+_SHORT = {"cls": "cls", "max": "max", "mean": "mean", "mean_sqrt_len_tokens": "sqrt", "lasttoken": "last"}
+_log = logging.getLogger("handscroll.sentences")
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """How texts become vectors.
+
+    `length` is the number of tokens at which texts are cut (None: they are not). `refused` says what the folder asks
+    for that is not known here; vectors are then refused, and everything else works. `files` are the JSON files as they
+    were, by their paths in the folder.
+    """
+
+    pooling: str = "mean"
+    normalise: bool = True
+    length: int | None = None
+    lower: bool = False
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default: str | None = None
+    refused: str = ""
+    files: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, source: Path) -> "Sentences | None":
+        """The recipe of a checkpoint folder, or None where it has none.
+
+        Raises:
+            CheckpointError: a file is damaged, or names a folder outside.
+        """
+        if is_gguf(source) or not (source / MODULES).is_file():
+            return None
+        modules = _modules(source)
+        kinds = dict(modules)
+        files: dict[str, Any] = {MODULES: [{"path": path, "type": kind} for kind, path in modules]}
+        place = f"{kinds.get('Pooling') or '.'}/config.json"
+        for name in (LENGTH, PROMPTS, *([place] if kinds.get("Pooling") else [])):
+            if (source / name).is_file():
+                files[name] = read_json(source / name)
+        others = [kind for kind, _ in modules if kind not in ("Transformer", "Pooling", "Normalize")]
+        pooling = files.get(place, {})
+        modes, unknown = _modes(pooling)
+        about, said = files.get(LENGTH, {}), files.get(PROMPTS, {})
+        length = about.get("max_seq_length")
+        if length is not None and (type(length) is not int or length < 1):
+            raise CheckpointError(f"{source / LENGTH}: max_seq_length is {length!r}; it must be a number of tokens")
+        prompts = said.get("prompts") or {}
+        if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
+            raise CheckpointError(f"{source / PROMPTS}: 'prompts' must give a text for each name")
+        if any(prompts.values()) and pooling.get("include_prompt") is False:
+            unknown.append("a pooling without the prompt")
+        refused = ", ".join([*(f"the module '{kind}'" for kind in others), *unknown])
+        return cls(
+            "+".join(modes) or "mean",
+            "Normalize" in kinds,
+            length,
+            bool(about.get("do_lower_case", False)),
+            prompts,
+            said.get("default_prompt_name"),
+            refused,
+            files,
+        )
+
+    def prompted(self, texts: Iterable[str], prompt: str | None) -> list[str] | str:
+        """The texts as the encoder reads them, behind the prompt of that name.
+
+        Raises:
+            ConfigError: there is no such prompt, or the recipe asks for what is not known here.
+        """
+        if isinstance(texts, str):  # refused by whoever expects several
+            return texts
+        if self.refused:
+            raise ConfigError(f"the folder's vectors need {self.refused}, which is not known here: use another encoder")
+        name = self.default if prompt is None else prompt
+        if name is not None and name not in self.prompts:
+            raise ConfigError(f"unknown prompt '{name}': {nearest(name, self.prompts)}")
+        before = "" if name is None else self.prompts[name]
+        if not self.files:
+            return list(texts)
+        found = [(before + text).strip() if isinstance(text, str) else text for text in texts]
+        return [text.lower() for text in found] if self.lower else found
+
+    def cut(self, rows: Sequence[Sequence[int]], frame: int) -> list[Sequence[int]]:
+        """The rows of tokens, cut so that they have at most `length` tokens with a frame of `frame` tokens."""
+        if self.length is None:
+            return list(rows)
+        most = max(0, self.length - frame)
+        long = sum(len(row) > most for row in rows)
+        if long:
+            _log.warning(
+                "%d of %d texts have more than %d tokens and are cut there, as the checkpoint's %s says; windows=True "
+                "reads them whole",
+                *(long, len(rows), self.length, LENGTH),
+            )
+        return [row[:most] for row in rows]
+
+    def reaching(self, length: int) -> "Sentences":
+        """The recipe for a model that was lengthened to `length` tokens."""
+        return self if self.length is None else replace(self, length=max(length, self.length))
+
+    def write(self, folder: Path, width: int) -> None:
+        """Write the recipe beside the weights, so that sentence-transformers loads the folder.
+
+        A recipe that is not known here is not written: its modules have weights of their own.
+        """
+        if self.refused:
+            return
+        kinds = ["Transformer", "Pooling"] + ["Normalize"] * self.normalise
+        given = {entry["type"]: entry["path"] for entry in self.files.get(MODULES, [])}
+        paths = {kind: given.get(kind, f"{number}_{kind}" if number else "") for number, kind in enumerate(kinds)}
+        modules = [
+            {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for number, (kind, path) in enumerate(paths.items())
+        ]
+        _write(folder / MODULES, modules)
+        for name, content in self.files.items():
+            if name not in (MODULES, LENGTH):
+                _write(folder / name, content)
+        if paths["Pooling"] + "/config.json" not in self.files:
+            modes = self.pooling.split("+")
+            flags = {key: mode in modes for key, mode in _POOLINGS.items() if mode}
+            _write(folder / paths["Pooling"] / "config.json", {"word_embedding_dimension": width, **flags})
+        for path in paths.values():
+            (folder / path).mkdir(parents=True, exist_ok=True)
+        about = self.files.get(LENGTH, {"do_lower_case": self.lower})
+        _write(folder / LENGTH, about if self.length is None else {**about, "max_seq_length": self.length})
+
+
+def _modules(source: Path) -> list[tuple[str, str]]:
+    """The (kind, path) of each module, in order."""
+    try:
+        listed = json.loads((source / MODULES).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{source / MODULES} is not valid JSON: {error}") from None
+    if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
+        raise CheckpointError(f"{source / MODULES} holds no list of modules; copy it again")
+    found = []
+    for one in listed:
+        kind, path = str(one.get("type", "")).rpartition(".")[2], str(one.get("path", ""))
+        if Path(path).is_absolute() or ".." in Path(path).parts:
+            raise CheckpointError(f"{source / MODULES} names the folder '{path}', which lies outside")
+        found.append((kind, path))
+    return found
+
+
+def _modes(pooling: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The poolings of a configuration, and those that are not known here."""
+    named = pooling.get("pooling_mode")
+    if named is not None:  # the form of newer versions
+        names = named if isinstance(named, list | tuple) else [named]
+        given = {str(name): _SHORT.get(str(name), "") for name in names}
+    else:
+        given = {key: mode for key, mode in _POOLINGS.items() if pooling.get(key)}
+    return [mode for mode in given.values() if mode], [
+        f"the pooling '{key}'" for key, mode in given.items() if not mode
+    ]
+
+
+def _write(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
