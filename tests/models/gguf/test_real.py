@@ -1,8 +1,5 @@
 """The real files: logits against `transformers`, ids, greedy text. Skipped where the files are absent."""
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
 import transformers
@@ -10,19 +7,7 @@ import transformers
 import handscroll
 from handscroll.models.weights import load_model, loaded_dtype
 from tests.conftest import shared
-
-REAL = Path(os.environ.get("HANDSCROLL_REAL", Path.home() / ".cache" / "handscroll-real"))
-FILES = {
-    "gemma3_text": "gemma-3-270m-q4_k_m.gguf",
-    "qwen2": "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
-}
-
-
-def real(family: str) -> Path:
-    path = REAL / FILES[family]
-    if not path.exists():
-        pytest.skip(f"the real checkpoint is absent: {path} (python ../shared/models/fetch.py)")
-    return path
+from tests.models.gguf.material import real
 
 
 def text() -> str:
