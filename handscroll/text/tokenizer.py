@@ -201,20 +201,18 @@ class Tokenizer:
         Raises:
             DataError: as `encode`.
         """
-        if not isinstance(text, str):
-            raise DataError(f"expected a text (str), not {type(text).__name__}: {str(text)[:60]}")
         try:
-            return self._plain.encode(text, add_special_tokens=False)
+            return self._engine.encode(_text(text), add_special_tokens=False)
         except (UnicodeEncodeError, TypeError):
             raise DataError("the text holds half a surrogate pair and is not valid Unicode; repair it") from None
 
     def around(self, *encodings: tokenizers.Encoding) -> tokenizers.Encoding:
         """One or two `encodings` with what the tokenizer puts around and between them."""
-        return self._plain.post_process(*encodings)
+        return self._engine.post_process(*encodings)
 
     def room(self, pair: bool) -> int:
         """How many tokens `around` adds to a text, or to a pair."""
-        return self._plain.num_special_tokens_to_add(pair)
+        return self._engine.num_special_tokens_to_add(pair)
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
         """Text of token ids; special tokens are left out unless `special`.
