@@ -17,6 +17,7 @@ from handscroll.base.runs import write_file
 from handscroll.cache.reading.identity import Identity
 from handscroll.cache.reading.reading import Document, Reading
 from handscroll.cache.reading.store import Store
+from handscroll.cache.table import footprint
 from handscroll.generate import blanks, score
 from handscroll.generate.admission import (
     admit,
@@ -29,7 +30,7 @@ from handscroll.generate.admission import (
 )
 from handscroll.generate.ask import AskSettings, Opening, Question, answers, opening
 from handscroll.generate.beam import Beams, Early
-from handscroll.generate.budget import GUARD, Choice, Demand
+from handscroll.generate.budget import GUARD, Choice, Demand, size_of
 from handscroll.generate.chat import Chat, Reply, Speaker, begin, said
 from handscroll.generate.continuation import Continuation, continuations, searched, streamed
 from handscroll.generate.conversation import Conversation
@@ -37,6 +38,7 @@ from handscroll.generate.defaults import Defaults
 from handscroll.generate.draft import DraftModel, Drafts
 from handscroll.generate.engine.engine import Engine, EngineSettings
 from handscroll.generate.likelihood import Likelihood, loglikelihood, split_pair
+from handscroll.generate.prefill import CHUNK
 from handscroll.generate.read import ROOM, ToRead, read
 from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
@@ -48,6 +50,7 @@ from handscroll.models.model import Decoder
 from handscroll.models.sentence_folder import Sentences
 from handscroll.models.vectors import How, vectors
 from handscroll.models.weights import PROVENANCE, load_model, locate, read_provenance, save_model, written_dtype
+from handscroll.nn.finite import check_weights
 from handscroll.nn.quantised import PROJECTIONS, quantised
 from handscroll.text.chat.messages import Message
 from handscroll.text.framed import Text
@@ -107,18 +110,24 @@ class LM:
         """Logits (T, V) in float32 of every position (`generate/score.py`); they need memory for T x V floats."""
         return score.logits(self.model, self._ids(text_or_ids), length)
 
-    def nll(self, text_or_ids: str | Sequence[int] | Tensor, window: int | None = None) -> Tensor:
+    def nll(
+        self,
+        text_or_ids: str | Sequence[int] | Tensor,
+        window: int | None = None,
+        on_read: Callable[[int], None] | None = None,
+    ) -> Tensor:
         """Negative log-likelihood (T - 1,) in nats of tokens 1 .. T-1, float32 on the CPU.
 
         The result is exact, and memory grows only by the KV cache. With `window`, the text is read again in windows
         that overlap by half: each token sees at least window / 2 and fewer than `window` tokens before it. Memory is
-        then constant for any length of the text, and the model never leaves `window` positions.
+        then constant for any length of the text, and the model never leaves `window` positions. Without it,
+        `on_read(done)` is called after every chunk.
 
         Raises:
             DataError: the text has fewer than two tokens. CapacityError: without `window`, the text is longer than a
                 learned position table. ConfigError: the model is an encoder, which sees the tokens to be predicted.
         """
-        return score.nll(self.model, self._ids(text_or_ids), window)
+        return score.nll(self.model, self._ids(text_or_ids), window, on_read)
 
     def loglikelihood(
         self, pairs: Sequence[tuple[str | Sequence[int], str | Sequence[int]]], beyond: bool = False
@@ -297,6 +306,24 @@ class LM:
             talk.find = lambda ids, total: store.find(self.identity(total), torch.tensor(ids[:-1]))
         return Chat(speaker, talk)
 
+    def choose_reading(
+        self,
+        text_or_ids: str | Sequence[int] | Tensor,
+        kv_budget: str | int,
+        room: int = ROOM,
+        kv_guard: float = GUARD,
+        beyond: bool = False,
+    ) -> Choice:
+        """`choose_cache` among those that a reading can be kept in; pass the result to `read(policy=...)`."""
+        sampling = Sampling.parse({"max_tokens": room}, "budget")
+        request = Request(self._ids(text_or_ids).tolist(), sampling, beyond=beyond)
+        return choose_cache(self.model, self.tokenizer, request, kv_budget, kv_guard, saved=True)
+
+    def cache_bytes(self, kv_budget: str | int) -> int:
+        """Bytes of a size such as "2GiB"; a share such as "50%" is one of the full cache of the whole context."""
+        full = footprint("full", self.model.config, self.model.cache_dtype.itemsize)
+        return size_of(kv_budget, full.held(self.context))
+
     def conversation(
         self,
         on_note: Callable[[str], None] | None = None,
@@ -334,20 +361,22 @@ class LM:
         name: str = "",
         room: int = ROOM,
         beyond: bool = False,
-        policy: str = "full",
+        policy: str | Choice = "full",
         on_read: Callable[[int, int], None] | None = None,
     ) -> Reading:
         """Read a text once and save the reading, from which `ask` and `generate(store=...)` continue.
 
         If the model has a chat template, a text is read as the beginning of a user's turn, and questions follow in
         it; ids (`lm.encode(text)`) are read as they are. `room` is the number of tokens declared for question and
-        answer. `on_read(done, all)` is called after every chunk. The errors are those of `generate/read.py: read`.
+        answer. `policy` may be what `choose_reading` returned. `on_read(done, all)` is called after every chunk. The
+        errors are those of `generate/read.py: read`.
         """
         source = str(Path(self.source).resolve()) if Path(self.source).exists() else self.source
         adapters = tuple(str(one.resolved()) for one in self.adapters)
         begun = (self.opening(text_or_ids) or text_or_ids) if isinstance(text_or_ids, str) else text_or_ids
         ids, document = begun if isinstance(begun, Opening) else (begun, None)
-        text = ToRead(self._ids(ids), source, name, room, beyond, policy, on_read, adapters, document)
+        policy, chunk = (policy, CHUNK) if isinstance(policy, str) else (policy.policy, policy.chunk)
+        text = ToRead(self._ids(ids), source, name, room, beyond, policy, on_read, adapters, document, chunk)
         return read(self.model, self.tokenizer, store, text)
 
     def opening(self, text: str) -> Opening | None:
@@ -421,6 +450,7 @@ class LM:
     def export_gguf(self, path: str | Path, weights: str = "f16") -> Path:
         """Write a GGUF file that llama.cpp reads, with matrices as f32, f16, bf16, q8_0 or q4_0."""
         self._check_whole()
+        check_weights(self.model)  # in blocks of whole numbers such a number would look like any other
         tokens = metadata_of(self.tokenizer, self.model.config.vocab, self.model.config.eos)
         return save_gguf(self.model, tokens | self.defaults.metadata(), Path(path), weights, self.provenance)
 

@@ -6,15 +6,18 @@ from typing import Annotated
 import typer
 
 from handscroll.base.errors import ConfigError
-from handscroll.cli.options import Adapter, Device, Dtype, Plain, say_defaults
-from handscroll.cli.screen import bar, error_screen, screen
+from handscroll.cli.options import Adapter, Device, Dtype, Plain, Weights, say_defaults, say_weights
+from handscroll.cli.screen import bar, screen
 
 
 def batch(
     model: Annotated[str, typer.Argument(help="The model: a checkpoint folder, a GGUF file or a hub id.")],
     requests: Annotated[Path, typer.Argument(help='JSON lines, such as {"prompt": ...} or {"messages": [...]}.')],
     out: Annotated[Path, typer.Option(help="File of the answers; a killed run resumes from it.")],
-    memory: Annotated[float, typer.Option(help="GB of memory for keys and values.")] = 1.0,
+    memory: Annotated[float | None, typer.Option(help="GB of memory for keys and values. [1]")] = None,
+    kv_budget: Annotated[
+        str, typer.Option(help="The same as a size, such as 2GiB; N% refers to one request of the whole context.")
+    ] = "",
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Make answers independent of neighbours, bit for bit.")
     ] = False,
@@ -23,7 +26,7 @@ def batch(
     dtype: Dtype = "auto",
     device: Device = "cpu",
     adapter: Adapter = None,
-    weights: Annotated[str, typer.Option(help="Round the weights to int8 or int4 (approximate).")] = "",
+    weights: Weights = "",
 ) -> None:
     """Answer every line of REQUESTS with MODEL. All lines are checked before the first is answered."""
     from handscroll.base.records import read_records
@@ -31,14 +34,16 @@ def batch(
     from handscroll.generate.engine.batch import answer, read_requests
     from handscroll.lm import load
 
-    if not 0 < memory < float("inf"):
+    if memory is not None and kv_budget:
+        raise ConfigError("--memory and --kv-budget both limit the keys and values: leave out one of the two")
+    if memory is not None and not 0 < memory < float("inf"):
         raise ConfigError(f"--memory {memory} GB holds nothing; give more than 0")
     lm = load(model, device, dtype, weights, adapter)
-    engine = lm.engine(int(memory * 1e9), deterministic=deterministic)
+    room = lm.cache_bytes(kv_budget) if kv_budget else int((memory or 1.0) * 1e9)
+    engine = lm.engine(room, deterministic=deterministic)
     asked = read_requests(requests, engine, lm.tokenizer, beyond, Defaults() if plain else lm.defaults)
     say_defaults(lm, {"plain": plain})
-    if weights:
-        error_screen().print(f"approximate: --weights {weights} (docs/generate.md says how far)", markup=False)
+    say_weights(weights)
     with bar("answering", len(asked)) as advance:
         kept = answer(asked, engine, lm.tokenizer, out, advance)
     failed = [record["line"] for record in read_records(out) if "error" in record]

@@ -7,7 +7,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from handscroll.base.errors import ConfigError, DataError
-from handscroll.cli.options import Adapter, Device, Dtype, Plain, Temperature, TopP, given, say_defaults
+from handscroll.cli.options import (
+    Adapter,
+    Device,
+    Dtype,
+    Guard,
+    Plain,
+    Temperature,
+    TopP,
+    Weights,
+    given,
+    one_cache,
+    say_defaults,
+    say_weights,
+)
 from handscroll.cli.read import OwnerOption, StoreOption
 from handscroll.cli.screen import error_screen, on_terminal
 
@@ -42,19 +55,16 @@ def chat(
     dtype: Dtype = "auto",
     device: Device = "cpu",
     adapter: Adapter = None,
-    weights: Annotated[str, typer.Option(help="Round the weights to int8 or int4 (approximate).")] = "",
+    weights: Weights = "",
     kv_budget: Annotated[str, typer.Option(help="Most bytes of keys and values; N% refers to the context.")] = "",
-    kv_guard: Annotated[
-        float | None, typer.Option(help="Largest mean KL divergence for --kv-budget, in nats. [0.01]")
-    ] = None,
+    kv_guard: Guard = None,
 ) -> None:
     """Talk with MODEL: a line is a message, /help lists the commands. What was read is not read again."""
     from handscroll.cli.session import typed
     from handscroll.generate.budget import GUARD
     from handscroll.lm import load
 
-    if kv_guard is not None and not kv_budget:
-        raise ConfigError("--kv-guard belongs to --kv-budget; add it")
+    one_cache("", kv_budget, kv_guard)
     used = [
         name
         for name, value in (
@@ -72,8 +82,7 @@ def chat(
     if not raw and not used and not lm.tokenizer.settings.get("chat_template"):
         error_screen().print(f"{model} has no chat template: it continues your lines as one text", markup=False)
         raw = True
-    if weights:
-        error_screen().print(f"approximate: --weights {weights} (docs/generate.md says how far)", markup=False)
+    say_weights(weights)
     limit = max_tokens or (LINE if raw else ANSWER)
     settings = given(
         max_tokens=limit, temperature=temperature, top_p=top_p, seed=seed, stop=tuple(stop or ()), plain=plain

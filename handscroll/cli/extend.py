@@ -76,7 +76,7 @@ def extend(
     lm = load(model, device, "float32" if tune else "auto", weights="float")  # small steps need float32 weights
     lm = trained_from(model, lm)
     remember = out.with_name(out.name + ".measuring")
-    with bar("tuning" if tune else "measuring", steps if tune else None) as advance, _kept(remember):
+    with bar("extending", None) as advance, _kept(remember):
         result = extension(
             lm,
             to,
@@ -89,8 +89,9 @@ def extend(
             folder=out.with_name(out.name + ".tuning"),
             remember=remember,
             seed=seed,
-            progress=lambda note: advance(0, note),
-            on_record=lambda record: advance(record["step"], f"loss {record['loss']:.4f}"),
+            progress=lambda note, done, total: advance(done, note, total or None),
+            on_record=lambda record: advance(record["step"], f"tuning: loss {record['loss']:.4f}", steps),
+            on_plan=lambda told: error_screen().print(told, markup=False),
         )
     if result.outcome is not None:
         show(result.outcome)

@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from handscroll.base.errors import ConfigError, DataError
-from handscroll.cli.options import Adapter, Device, Dtype, Plain, Temperature, TopP, given, say_defaults
+from handscroll.cli.options import (
+    Adapter,
+    Device,
+    Dtype,
+    Guard,
+    Plain,
+    Temperature,
+    TopP,
+    Weights,
+    given,
+    one_cache,
+    say_defaults,
+)
 from handscroll.cli.screen import error_screen
 
 if TYPE_CHECKING:
@@ -42,10 +54,8 @@ def generate(
     adapter: Adapter = None,
     cache: Annotated[str, typer.Option(help="Cache policy (docs/generate.md). [full]")] = "",
     kv_budget: Annotated[str, typer.Option(help="Most bytes of keys and values: 2GiB, 500MB, 50%.")] = "",
-    kv_guard: Annotated[
-        float | None, typer.Option(help="Largest mean KL divergence for --kv-budget, in nats. [0.01]")
-    ] = None,
-    weights: Annotated[str, typer.Option(help="Round the weights to int8 or int4 (approximate).")] = "",
+    kv_guard: Guard = None,
+    weights: Weights = "",
     samples: Annotated[int, typer.Option(help="Number of continuations; the prompt is read once.")] = 1,
     beams: Annotated[int, typer.Option(help="Number of beams; --samples best results are written.")] = 0,
     length_penalty: Annotated[float, typer.Option(help="Beams: divide scores by length to this power.")] = 1.0,
@@ -146,12 +156,9 @@ def _asked(lm: "LM", text: str, chat: bool) -> list[int]:
 
 def _one_cache(cache: str, kv_budget: str, kv_guard: float | None, beams: int) -> None:
     """Refuse cache settings that exclude each other."""
-    if kv_budget and cache:
-        raise ConfigError(f"--kv-budget chooses the cache and --cache {cache} names one: leave out one of the two")
+    one_cache(cache, kv_budget, kv_guard)
     if kv_budget and beams:
         raise ConfigError("--beams keep the full cache: leave out --kv-budget")
-    if kv_guard is not None and not kv_budget:
-        raise ConfigError("--kv-guard belongs to --kv-budget; add it")
 
 
 def _announce(cache: str, weights: str, choice: "Choice | None") -> None:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from handscroll.base.errors import ConfigError
 from handscroll.cli.screen import error_screen
 
 if TYPE_CHECKING:
@@ -13,7 +14,11 @@ if TYPE_CHECKING:
 Device = Annotated[str, typer.Option(help="Device: cpu, or cuda for a GPU (docs/gpu.md).")]
 Dtype = Annotated[
     str,
-    typer.Option(help="Dtype of the computation: auto (as the checkpoint is stored), float32, bfloat16, ..."),
+    typer.Option(help="Dtype: auto (as the checkpoint is stored), float32, bfloat16, float16 or float64."),
+]
+Weights = Annotated[str, typer.Option(help="Round the weights to int8 or int4 (approximate).")]
+Guard = Annotated[
+    float | None, typer.Option("--kv-guard", help="Largest mean KL divergence for --kv-budget, in nats. [0.01]")
 ]
 Temperature = Annotated[
     float | None, typer.Option(help="Sampling temperature; 0 is greedy. [the checkpoint's, or greedy]")
@@ -33,6 +38,20 @@ Plain = Annotated[
 def given(**options: Any) -> Any:
     """The options that were given, as settings; the others are left to the checkpoint."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def one_cache(cache: str, kv_budget: str, kv_guard: float | None) -> None:
+    """Refuse settings of the cache that exclude each other."""
+    if kv_budget and cache:
+        raise ConfigError(f"--kv-budget chooses the cache and --cache {cache} names one: leave out one of the two")
+    if kv_guard is not None and not kv_budget:
+        raise ConfigError("--kv-guard belongs to --kv-budget; add it")
+
+
+def say_weights(weights: str) -> None:
+    """Say on standard error that rounded weights are approximate."""
+    if weights:
+        error_screen().print(f"approximate: --weights {weights} (docs/generate.md says how far)", markup=False)
 
 
 def say_defaults(lm: "LM", settings: Any) -> None:

@@ -1,6 +1,7 @@
 """`handscroll plan`: predict memory, disk and time of a run before it starts."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,20 +27,27 @@ def train(
     set_: Set = None,
     as_json: Json = False,
     probe: Probe = False,
+    without_text: Annotated[
+        bool, typer.Option("--without-text", help="Plan the model alone; its text is neither read nor checked.")
+    ] = False,
 ) -> None:
-    """Plan the training run of RECIPE on this machine."""
+    """Plan the training run of RECIPE on this machine, and refuse a text that the run would refuse."""
     from handscroll.base.config import read_recipe
     from handscroll.plan.workloads import recipe_workloads
     from handscroll.train.recipe import Recipe
+    from handscroll.train.rehearse import rehearse
 
     settings = Recipe.parse(read_recipe(recipe, set_ or ()), str(recipe))
-    _here(recipe_workloads(settings), as_json, probe)
+    config, size = (None, None) if without_text else rehearse(settings)
+    _here(recipe_workloads(settings, config, size), as_json, probe)
 
 
 @app.command()
 def extend(
     model: Annotated[str, typer.Argument(help="The model: a checkpoint folder, a GGUF file or a hub id.")],
     to: Annotated[int, typer.Option(help="Tokens of the new context.")],
+    method: Annotated[str, typer.Option(help="As in extend: auto measures every method.")] = "auto",
+    text: Annotated[bool, typer.Option("--text", help="There is text for the measurement (extend --text).")] = False,
     rows: Annotated[int, typer.Option(help="Rows per tuning step.")] = 4,
     steps: Annotated[int, typer.Option(help="Number of tuning steps.")] = 100,
     lora: Annotated[int, typer.Option(help="Rank of the LoRA tuning; 0 tunes all weights.")] = 0,
@@ -47,11 +55,26 @@ def extend(
     as_json: Json = False,
     probe: Probe = False,
 ) -> None:
-    """Plan the tuning of MODEL on rows of --to tokens."""
+    """Plan the measuring of methods for MODEL, and its tuning on rows of --to tokens."""
     from handscroll.plan.workloads import checkpoint_workload
 
     values = {"kind": "extend", "length": to, "micro": rows, "steps": steps, "packed": True, "precision": precision}
-    _here([checkpoint_workload(model, values, lora)], as_json, probe)
+    workload = checkpoint_workload(model, values, lora)
+    _here([workload], as_json, probe, _measuring(model, to, method, text, workload))
+
+
+def _measuring(model: str, to: int, method: str, text: bool, workload: Any) -> Callable[[Any], str]:
+    """What is measured before the tuning, in words, for the speeds of a machine."""
+    from handscroll.extend.measuring import MEASURED, Measuring
+    from handscroll.extend.methods import of_config
+    from handscroll.models.weights import locate, settled_config
+
+    _, config = settled_config(locate(model))
+    entries, count = of_config(config, method, to), max(1, MEASURED // to)
+    if len(entries) < 2 and not text:
+        return lambda calibration: "measuring: nothing, since the method is named and there is no --text"
+    measuring = Measuring.of(entries, to, config.trained, count, 0 if text else to * count)
+    return lambda calibration: measuring.told(measuring.seconds(workload, calibration))
 
 
 @app.command()
@@ -92,19 +115,23 @@ def serve(
     _here([checkpoint_workload(model, values)], as_json, probe)
 
 
-def _here(workloads: Any, as_json: bool, probe: bool) -> None:
-    """Make the plan for this machine and show it."""
+def _here(workloads: Any, as_json: bool, probe: bool, before: "Callable[[Any], str] | None" = None) -> None:
+    """Make the plan for this machine and show it; `before` gives a line on what comes first."""
     from handscroll.plan.calibration import load_calibration
     from handscroll.plan.machine import this_machine
     from handscroll.plan.show import plan, plan_lines
     from handscroll.train.probe import calibrate
 
-    if probe:
-        calibrate(workloads[0].threads)
-    elif load_calibration(workloads[0].threads) is None:
-        error_screen().print("note: this machine has not been measured yet; --probe measures it once", markup=False)
-    made = plan(workloads, this_machine(threads=workloads[0].threads))
-    show(plan_lines(made), made.record(), as_json)
+    threads = workloads[0].threads
+    if probe or load_calibration(threads) is None:
+        error_screen().print("measuring this machine, once: about half a minute ...", markup=False)
+        calibrate(threads)
+    made = plan(workloads, this_machine(threads=threads))
+    lines, record = plan_lines(made), made.record()
+    if before is not None:
+        told = before(made.machine.calibration)
+        lines, record = [*lines, told], record | {"before": told}
+    show(lines, record, as_json)
 
 
 def show(lines: Any, record: dict[str, Any], as_json: bool) -> None:

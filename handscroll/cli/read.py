@@ -14,13 +14,17 @@ from handscroll.cli.options import (
     Device,
     Dtype,
     Encoding,
+    Guard,
     Key,
     Plain,
     SkipPictures,
     Temperature,
+    Weights,
     given,
+    one_cache,
     reader,
     say_defaults,
+    say_weights,
 )
 from handscroll.cli.screen import bar, error_screen, screen, table
 
@@ -34,12 +38,17 @@ def read(
     save: Annotated[str, typer.Option(help="Name of the reading.")],
     room: Annotated[int, typer.Option(help="Tokens kept free for question and answer.")] = 1024,
     dtype: Dtype = "auto",
+    weights: Weights = "",
     device: Device = "cpu",
     adapter: Adapter = None,
     store: StoreOption = None,
     owner: OwnerOption = "",
     limit: Annotated[float, typer.Option(help="Most GB of all readings; the least recently used go first.")] = 20.0,
-    cache: Annotated[str, typer.Option(help="Cache policy: full, or int8 (half of bfloat16, approximate).")] = "full",
+    cache: Annotated[
+        str, typer.Option(help="Cache policy: full, or int8 (half of bfloat16, approximate). [full]")
+    ] = "",
+    kv_budget: Annotated[str, typer.Option(help="Most bytes of keys and values: 2GiB, 500MB, 50%.")] = "",
+    kv_guard: Guard = None,
     beyond: Annotated[bool, typer.Option("--beyond", help="Allow more tokens than the model's context.")] = False,
     pages: Annotated[
         bool, typer.Option("--pages", help="Write [page 7] into the text where a page or chapter begins.")
@@ -53,22 +62,32 @@ def read(
     import torch
 
     from handscroll.cache.reading.store import Store
+    from handscroll.generate.budget import GUARD, Choice
     from handscroll.lm import load
 
     if limit <= 0:
         raise ConfigError(f"--limit {limit} GB holds nothing; give more than 0")
+    one_cache(cache, kv_budget, kv_guard)
     found = reader(key, encoding, skip_pictures).read(texts)
     text = "\n\n".join(document.marked() if pages else document.text for document in found)
-    lm = load(model, device, dtype, adapter=adapter)  # only now: a file that cannot be read is told at once
+    lm = load(model, device, dtype, weights, adapter)  # only now: a file that cannot be read is told at once
     begun = None if raw else lm.opening(text)
     ids = lm.encode(text) if begun is None else begun.ids
     kept = Store(store, owner, int(limit * 1e9))
-    known = partial(kept.kept, lm.identity(len(ids) + room, cache), torch.tensor(ids))
+    say_weights(weights)
+    policy: str | Choice = cache or "full"
+    if kv_budget:
+        guard = GUARD if kv_guard is None else kv_guard
+        policy = lm.choose_reading(ids, kv_budget, room, guard, beyond)
+        if policy.loss is not None:
+            error_screen().print(f"approximate: --kv-budget: {policy.report()}", markup=False)
+    name = policy if isinstance(policy, str) else policy.policy
+    known = partial(kept.kept, lm.identity(len(ids) + room, name), torch.tensor(ids))
     shared = known()
     with bar("reading", len(ids)) as advance:
         advance(shared)
         try:
-            reading = lm.read(begun or ids, kept, save, room, beyond, cache, lambda done, _: advance(done))
+            reading = lm.read(begun or ids, kept, save, room, beyond, policy, lambda done, _: advance(done))
         except KeyboardInterrupt:
             told = f"kept: {known():,} of {len(ids):,} tokens; the same command goes on from there"
             error_screen().print(told, markup=False)
@@ -97,6 +116,10 @@ def ask(
         bool, typer.Option("--again", help="Read the text again if the reading no longer serves.")
     ] = False,
     device: Device = "cpu",
+    weights: Weights = "",
+    kv_budget: Annotated[
+        str, typer.Option(help="Refuse if reading, question and answer take more bytes of keys and values than this.")
+    ] = "",
     adapter: Adapter = None,
 ) -> None:
     """Answer QUESTION about the text of reading NAME; only the answer goes to standard output."""
@@ -106,7 +129,7 @@ def ask(
 
     kept = Store(store, owner)
     about, _ = kept.named(name)
-    lm = load(model or about.source, device, about.identity.dtype, adapter=adapter or about.adapters)
+    lm = load(model or about.source, device, about.identity.dtype, weights, adapter or about.adapters)
     text = sys.stdin.read() if question == "-" else question
     settings: AskSettings = given(
         max_tokens=max_tokens,
@@ -116,8 +139,10 @@ def ask(
         beyond=beyond,
         again=again,
         plain=plain,
+        kv_budget=kv_budget or None,
     )
     say_defaults(lm, settings)
+    say_weights(weights)
     template = template.replace("\\n", "\n")
     for piece in lm.ask_stream(name, text, kept, template, **settings):
         typer.echo(piece, nl=False)

@@ -10,6 +10,7 @@ from handscroll.data.sources import TokenSource
 from handscroll.data.stream import State, Stream
 from handscroll.text.tokenizer import Tokenizer
 
+PARTS = 64  # of a single document, at most
 SHORT = 0.1  # share of pairs that are shorter than their room, as in the paper
 
 
@@ -18,14 +19,15 @@ class Pairs(Stream[Row]):
 
     A is a run of a document's tokens. As in the paper a "sentence" is any run of text and need not end at a full stop.
     Long documents are drawn more often. B is the text after A (label 0) or, half the time, a run of another document
-    (label 1). The label stands at [CLS]. The second text and its [SEP] have kind 1. Row `n` depends only on (seed, n).
+    (label 1); of a single document (a book), another part counts as another document. The label stands at [CLS]. The
+    second text and its [SEP] have kind 1. Row `n` depends only on (seed, n).
     """
 
     def __init__(self, source: TokenSource, tokenizer: Tokenizer, length: int, pairs: int = 1, seed: int = 0):
         """
         Raises:
             ConfigError: a setting is out of range, or the tokenizer lacks [CLS] or [SEP].
-            DataError: fewer than two documents have two tokens of text.
+            DataError: fewer than two documents have two tokens of text, and no single one is long enough for parts.
         """
         if tokenizer.cls is None or tokenizer.sep is None:
             raise ConfigError("pairs need a tokenizer with a [CLS] and a [SEP] token (cls_token, sep_token)")
@@ -34,9 +36,10 @@ class Pairs(Stream[Row]):
                 f"{pairs} pairs in rows of {length} tokens, seed {seed}: need at least 1 pair, 8 tokens for each, and "
                 "a seed >= 0"
             )
-        self.source, self.length, self.pairs, self.seed = source, length, pairs, seed
+        self.length, self.pairs, self.seed = length, pairs, seed
         self.cls, self.sep = tokenizer.cls, tokenizer.sep
         before, after = tokenizer.frame()
+        source = self.source = in_parts(source, length) if len(source) == 1 else source
         self._lead = np.array([_matches(document[: len(before)], before) * len(before) for document in source])
         tail = np.array([_matches(document[len(document) - len(after) :], after) * len(after) for document in source])
         self._sizes = source.lengths - self._lead - tail
@@ -44,7 +47,8 @@ class Pairs(Stream[Row]):
         if len(self._usable) < 2:
             raise DataError(
                 f"{len(self._usable)} of {len(source)} documents have two tokens of text, but pairs need at least two "
-                "such documents: half of the second texts come from another document"
+                f"such documents, or a single one of at least {2 * length} tokens: half of the second texts come from "
+                "another document, or from another part of a single one"
             )
         self._ends = np.cumsum(self._sizes[self._usable])
 
@@ -101,6 +105,15 @@ class Pairs(Stream[Row]):
     def _run(self, document: int, start: int, size: int) -> np.ndarray:
         first = int(self._lead[document]) + start
         return np.asarray(self.source[document][first : first + size], dtype=np.int64)
+
+
+def in_parts(source: TokenSource, length: int) -> TokenSource:
+    """A single document as up to `PARTS` equal parts of at least `length` tokens; as it is if it is too short."""
+    count = min(PARTS, len(source[0]) // length)
+    if count < 2:
+        return source
+    names = [f"{source.names[0]} (part {number} of {count})" for number in range(1, count + 1)]
+    return TokenSource(np.array_split(source[0], count), names, tokenizer=source.tokenizer)
 
 
 def _matches(part: np.ndarray, ids: list[int]) -> bool:

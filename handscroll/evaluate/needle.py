@@ -19,6 +19,7 @@ from handscroll.data.recall import NEEDLE as FORM
 from handscroll.data.recall import RESERVED, needle_pieces, needle_prompt
 from handscroll.generate.prefill import hidden_chunks
 from handscroll.lm import LM
+from handscroll.nn.finite import finite
 from handscroll.nn.marks import Marks
 
 NEEDLE = "".join(FORM).rstrip("\n")
@@ -100,7 +101,7 @@ def _answers(lm: LM, ids: Tensor, size: int) -> list[bool]:
         wanted = max(first, length - 1 - size)
         if wanted < last:
             tail.append(hidden[:, wanted - first :])
-    guesses = model.logits(torch.cat(tail, dim=1)).argmax(dim=-1).cpu()
+    guesses = finite(model.logits(torch.cat(tail, dim=1))).argmax(dim=-1).cpu()
     return (guesses == ids[:, -size:]).all(dim=1).tolist()
 
 

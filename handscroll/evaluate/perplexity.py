@@ -93,12 +93,14 @@ def measurable(model: Model) -> bool:
     return model.spec.predicts and not model.spec.encoder
 
 
-def token_nll(lm: LM, ids: list[int], window: int | None = None) -> Tensor:
+def token_nll(
+    lm: LM, ids: list[int], window: int | None = None, on_read: Callable[[int], None] | None = None
+) -> Tensor:
     """Loss (T - 1,) of tokens 1 .. T - 1.
 
     For a decoder each token is predicted from the tokens before it; for an encoder, from the tokens not hidden.
     """
-    return masked_nll(lm, ids, window) if lm.model.spec.reads == "both" else lm.nll(ids, window=window)
+    return masked_nll(lm, ids, window) if lm.model.spec.reads == "both" else lm.nll(ids, window, on_read)
 
 
 def default_block(length: int) -> int:

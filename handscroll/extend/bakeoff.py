@@ -12,13 +12,14 @@ from typing import Any
 
 from handscroll.evaluate.perplexity import token_nll
 from handscroll.evaluate.samples import Sample, fingerprint
+from handscroll.extend.measuring import Measuring
 from handscroll.extend.methods import apply
 from handscroll.extend.remembered import Remembered, Values
 from handscroll.lm import LM
 from handscroll.models.model import Model
 from handscroll.nn.positions.candidate import Candidate
 
-Progress = Callable[[str], None]
+Progress = Callable[[str, int, int], None]  # what is done now; tokens read so far, and in all
 MARGIN = 0.02  # nats by which a change must beat the unchanged model
 PENALTY = 5.0  # weight of each nat by which the rise of the short loss exceeds the guard
 
@@ -106,12 +107,13 @@ def bake_off(
     """
     memory = remembered or Remembered(None, lm)
     trained, guard = goal.trained, goal.guard
-    note = progress or (lambda text: None)
-    base = sum(_window(lm, s.ids[:trained], trained, None, memory)[1] for s in samples) / len(samples)
+    counted = _Counted(memory, progress, Measuring.of(entries, goal.target, trained, len(samples)).tokens)
+    counted.note("the model as it is")
+    base = sum(_window(lm, s.ids[:trained], trained, None, counted)[1] for s in samples) / len(samples)
     finalists: dict[str, Row] = {}
     for number, entry in enumerate(entries):
-        note(f"candidate {number + 1} of {len(entries)}: {entry.name}")
-        row = _measured(lm, entry, samples[:1], trained, memory)
+        counted.note(f"candidate {number + 1} of {len(entries)}: {entry.name}")
+        row = _measured(lm, entry, samples[:1], trained, counted)
         best = finalists.get(entry.method)
         if best is None or _rank(row, base, guard) < _rank(best, base, guard):
             finalists[entry.method] = row
@@ -119,12 +121,34 @@ def bake_off(
     if len(samples) > 1:
         rows = []
         for row in finalists.values():
-            note(f"all windows: {row.candidate.name}")
-            rows.append(_measured(lm, row.candidate, samples, trained, memory))
+            counted.note(f"all windows: {row.candidate.name}")
+            rows.append(_measured(lm, row.candidate, samples, trained, counted))
     rows.sort(key=lambda row: _rank(row, base, guard))
     verdicts = [_verdict(row, rank == 0, base, guard) for rank, row in enumerate(rows)]
     ranked = tuple(Row(r.candidate, r.long, r.short, v) for r, v in zip(rows, verdicts, strict=True))
     return Outcome(ranked, base, goal, tuple(samples))
+
+
+class _Counted:
+    """Tells `progress` what is measured now, and how many tokens were read."""
+
+    def __init__(self, memory: Remembered, progress: Progress | None, total: int):
+        self.memory, self._progress, self._total = memory, progress, total
+        self._done, self._now = 0, ""
+
+    def note(self, now: str) -> None:
+        self._now = now
+        self.read(0)
+
+    def read(self, here: int) -> None:
+        """`here` tokens of the window were read."""
+        if self._progress is not None:
+            self._progress(self._now, min(self._done + here, self._total), self._total)
+
+    def finish(self, window: int) -> None:
+        """A whole window was read, or was known from before."""
+        self._done += window
+        self.read(0)
 
 
 @contextmanager
@@ -140,28 +164,29 @@ def applied(model: Model, candidate: Candidate) -> Iterator[None]:
             model.set_submodule("position_embedding", table)
 
 
-def _measured(lm: LM, candidate: Candidate, samples: Sequence[Sample], trained: int, memory: Remembered) -> Row:
-    losses = [_window(lm, sample.ids, trained, candidate, memory) for sample in samples]
+def _measured(lm: LM, candidate: Candidate, samples: Sequence[Sample], trained: int, counted: "_Counted") -> Row:
+    losses = [_window(lm, sample.ids, trained, candidate, counted) for sample in samples]
     long, short = (sum(column) / len(samples) for column in zip(*losses, strict=True))
     return Row(candidate, long, short)
 
 
 def _window(
-    lm: LM, ids: list[int], trained: int, candidate: Candidate | None, memory: Remembered
+    lm: LM, ids: list[int], trained: int, candidate: Candidate | None, counted: "_Counted"
 ) -> tuple[float, float]:
     """Mean loss at the positions past the trained length (0 if there are none), and before it."""
 
     def measured() -> Values:
         if candidate is None:
-            losses = token_nll(lm, ids).double()
+            losses = token_nll(lm, ids, on_read=counted.read).double()
         else:
             with applied(lm.model, candidate):
-                losses = token_nll(lm, ids).double()
+                losses = token_nll(lm, ids, on_read=counted.read).double()
         far = losses[max(0, trained - 1) :]
         return {"long": float(far.mean()) if len(far) else 0.0, "short": float(losses[: trained - 1].mean())}
 
     how = None if candidate is None else [candidate.name, candidate.changes]
-    found = memory.value([how, trained, ids], measured)
+    found = counted.memory.value([how, trained, ids], measured)
+    counted.finish(len(ids))
     return found["long"], found["short"]
 
 

@@ -3,14 +3,19 @@
 import copy
 import dataclasses
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from handscroll.base.errors import CapacityError, ConfigError
+from handscroll.base.workload import Workload
 from handscroll.evaluate.perplexity import measure
 from handscroll.evaluate.samples import windows
 from handscroll.extend.bakeoff import Goal, Outcome, Progress, bake_off
+from handscroll.extend.measuring import MEASURED, MINUTE, Measuring
 from handscroll.extend.methods import apply, candidates
 from handscroll.extend.origin import origin
 from handscroll.extend.own_text import own_text
@@ -19,15 +24,16 @@ from handscroll.extend.tune import TuneSettings
 from handscroll.extend.tune import tune as run_tuning
 from handscroll.lm import LM
 from handscroll.models.model import Decoder, Model
+from handscroll.nn.finite import check_weights
 from handscroll.nn.positions.candidate import Candidate
+from handscroll.plan.calibration import GPU
 from handscroll.plan.choose import gigabytes
-from handscroll.plan.machine import spare
+from handscroll.plan.machine import spare, this_machine
 from handscroll.text.files import Paths
 from handscroll.text.readers import Document, Reader
 from handscroll.train.loop import OnRecord
 
 GUARD = 0.1  # nats that the loss of short text may rise
-MEASURED = 8192  # approximate number of tokens in a bake-off's final round
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ def extension(  # noqa: PLR0913
     progress: Progress | None = None,
     on_record: OnRecord | None = None,
     remember: Path | None = None,
+    on_plan: Callable[[str], None] | None = None,
 ) -> Extension:
     """`extend` that also returns the chosen candidate and the bake-off's table.
 
@@ -78,6 +85,7 @@ def extension(  # noqa: PLR0913
         guard: nats per token by which the loss of short text may rise.
         measured: approximate number of tokens in the final round of the bake-off.
         remember: folder of what was measured before an interruption, which is not measured again.
+        on_plan: receives the steps and the time of a measurement of more than a minute, before it begins.
         tune: settings of a short tuning afterwards, in the run folder `folder`.
 
     There are more than seven arguments because each is a separate decision of the user.
@@ -98,12 +106,15 @@ def extension(  # noqa: PLR0913
     to, first = _whole(to), origin(lm)
     entries = candidates(lm.model, method, to, factors, first)
     _check_memory(lm.model, to)
+    check_weights(lm.model)
     outcome = None
     if (len(entries) > 1 and lm.model.spec.predicts) or text is not None:
         documents = None if text is None else (reader or Reader()).read(text)
-        memory = Remembered(remember, lm)
-        documents = _own(lm, to * max(1, measured // to), seed, progress, memory) if documents is None else documents
-        samples = windows(documents, lm.tokenizer, to, max(1, measured // to), seed)
+        memory, count = Remembered(remember, lm), max(1, measured // to)
+        written = 0 if text is not None else to * count
+        _tell(lm, Measuring.of(entries, to, first.trained, count, written), on_plan)
+        documents = _own(lm, to * count, seed, progress, memory) if documents is None else documents
+        samples = windows(documents, lm.tokenizer, to, count, seed)
         outcome = bake_off(lm, entries, samples, Goal(to, first.trained, guard), progress, memory)
         chosen = outcome.winner.candidate
     else:
@@ -136,6 +147,19 @@ def extension(  # noqa: PLR0913
         if longer.provenance["tuned"].get("kept", True):
             longer.provenance["exact_to"] = 0  # the weights changed
     return Extension(longer, chosen, outcome)
+
+
+def _tell(lm: LM, measuring: Measuring, on_plan: Callable[[str], None] | None) -> None:
+    """Tell `on_plan` about a measurement of more than a minute."""
+    if on_plan is None or lm.model.spec.encoder or lm.model.spec.recurrent:
+        return
+    device, wide = lm.model.device, lm.model.dtype == torch.float32
+    precision = "float32" if wide else "bfloat16"
+    workload = Workload(kind="generate", spec=lm.model.spec, length=measuring.target, precision=precision)
+    machine = this_machine(threads=torch.get_num_threads())
+    seconds = measuring.seconds(workload, GPU if device.type == "cuda" else machine.calibration)
+    if seconds > MINUTE:
+        on_plan(measuring.told(seconds))
 
 
 def _whole(to: int) -> int:
@@ -188,7 +212,7 @@ def _own(lm: LM, tokens: int, seed: int, progress: Progress | None, memory: Reme
             "an encoder cannot write a text for the measurement itself: give --text FILES, or name a --method"
         )
     if progress is not None:
-        progress(f"no --text: the model writes {tokens} tokens itself for the measurement")
+        progress(f"no --text: the model writes {tokens} tokens itself for the measurement", 0, 0)
 
     def written() -> dict[str, str]:
         document = own_text(lm, tokens, seed)

@@ -22,7 +22,14 @@ def candidates(
     Raises:
         ConfigError: the method is unknown or does not fit the family, or the target is not above the context.
     """
-    spec, config = model.spec, model.config
+    return of_config(model.config, method, to, factors, first)
+
+
+def of_config(
+    config: Any, method: str, to: int, factors: dict[str, Any] | None = None, first: Positions | None = None
+) -> list[Candidate]:
+    """`candidates` of a model's configuration, without its weights."""
+    spec = config.spec
     own = spec.positions[0]
     if not own.methods:
         raise ConfigError(f"family '{spec.family}' {own.unlengthened}")

@@ -133,7 +133,7 @@ def tell(lm: LM, texts: Texts, plan: Plan, folder: Path, note: Note) -> Story:
         tune=settings,
         folder=folder / "tuning",
         seed=plan.seed,
-        progress=lambda text: note(f"3/5 {text}"),
+        progress=lambda text, *_: note(f"3/5 {text}"),
         on_record=lambda record: note(
             f"4/5 tuning: step {record['step']}/{plan.tune_steps}, loss {record['loss']:.3f}"
         ),

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import torch
 
-from handscroll.base.errors import ConfigError
+from handscroll.base.errors import CapacityError, ConfigError
 from handscroll.cache.reading.identity import Identity
 from handscroll.cache.reading.store import Store
 from handscroll.cache.table import cache_of, kind_of
-from handscroll.generate.budget import GUARD, Choice, Demand, choose
+from handscroll.generate.budget import GUARD, Choice, Demand, choose, size_of, size_text
 from handscroll.generate.check import check_length, started
 from handscroll.generate.engine.engine import EngineSettings, workload
 from handscroll.generate.prefill import prefill_chunk
@@ -81,9 +81,11 @@ def begun(model: Model, tokenizer: Tokenizer, prompt: str | Sequence[int]) -> li
 
 
 def choose_cache(
-    model: Model, tokenizer: Tokenizer, request: Request, budget: str | int, guard: float = GUARD
+    model: Model, tokenizer: Tokenizer, request: Request, budget: str | int, guard: float = GUARD, saved: bool = False
 ) -> Choice:
     """The cache that stays within `budget` for a request and is nearest to the exact one (`budget.py`).
+
+    With `saved`, of those that a reading can be kept in.
 
     Raises:
         ConfigError: no such size, or one below 64 tokens. CapacityError: prompt + max_tokens exceed the context,
@@ -92,7 +94,25 @@ def choose_cache(
     model.spec.require("a budget of keys and values", one_text=True, keys=True)
     ids = started(model, 0, request.prompt)
     check_length(model, 0, len(ids), request.sampling.max_tokens, request.beyond)
-    return choose(model, tokenizer, Demand.of(replace(request, prompt=ids)), budget, guard)
+    demand = Demand.of(replace(request, prompt=ids))._replace(saved=saved)
+    return choose(model, tokenizer, demand, budget, guard)
+
+
+def keep_within(model: Model, name: str, request: Request, budget: str | int) -> None:
+    """Refuse a question about the reading `name` whose keys and values exceed `budget`, or a share of the full cache.
+
+    Raises:
+        CapacityError: they do. The reading decides how they are kept, so nothing is chosen here.
+    """
+    demand = Demand.of(request)
+    chunk = prefill_chunk(model.device)
+    need, full = demand.bytes(request.policy, model, chunk), demand.bytes("full", model, chunk)
+    allowed = size_of(budget, full)
+    if need > allowed:
+        raise CapacityError(
+            f"'{name}' is kept in '{request.policy}' and takes {size_text(need)} with question and answer, more than "
+            f"the budget of {size_text(allowed)}: read the text again within it (handscroll read --kv-budget {allowed})"
+        )
 
 
 def after_reading(model: Model, tokenizer: Tokenizer, request: Request, store: Store) -> Request:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from handscroll.base.errors import ConfigError
 from handscroll.cache.reading.reading import Document
 from handscroll.cache.reading.store import About, Store
-from handscroll.generate.admission import afford_request, identity_of
+from handscroll.generate.admission import afford_request, identity_of, keep_within
 from handscroll.generate.chat import Rendered, Speaker, answered
 from handscroll.generate.continuation import streamed
 from handscroll.generate.conversation import shared_beginning
@@ -30,12 +30,14 @@ class AskSettings(SamplingSettings, total=False):
     """The settings of a question.
 
     With `again` the text may be read again if its reading does not fit the request. `on_thinking` is called with what
-    a reasoning model thinks before it answers.
+    a reasoning model thinks before it answers. A question whose keys and values, with those of the reading, exceed
+    `kv_budget` is refused.
     """
 
     again: bool
     beyond: bool
     on_thinking: Callable[[str], None] | None
+    kv_budget: str | int | None
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,10 @@ def named(model: Model, tokenizer: Tokenizer, store: Store, name: str) -> tuple[
     about, length = store.named(name)
     differ = about.identity.differences(identity_of(model, tokenizer, length, about.identity.policy))
     if wrong := [field for field in differ if field != "bucket"]:
-        raise ConfigError(f"'{name}' was read with another {', '.join(wrong)} ({about.source}): read it again")
+        raise ConfigError(
+            f"'{name}' was read with another {', '.join(wrong)} ({about.source}): read it again, or give the same "
+            "--weights and --adapter"
+        )
     return about, length
 
 
@@ -144,5 +149,7 @@ def _request(
         )
     reading = store.open(about.number).part(length) if same and length else None
     request = Request(ids, sampling, beyond=settings.get("beyond", False), policy=policy, reading=reading, ends=ends)
+    if (budget := settings.get("kv_budget")) is not None:
+        keep_within(model, question.name, request, budget)
     afford_request(model, request, others=())
     return request

@@ -13,6 +13,7 @@ from handscroll.generate.decode import read_prompt
 from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
 from handscroll.models.model import Model
+from handscroll.nn.finite import finite
 from handscroll.nn.marks import Marks
 
 Early = Literal["bound", "enough", "never"]
@@ -77,7 +78,7 @@ def beam_search(model: Model, request: Request, settings: Beams = Beams()) -> li
     new = request.sampling.max_tokens
     request, length, hidden, whole = read_prompt(model, request)
     search = _Search(settings, new, request.end_tokens(model))
-    logits, cache = model.logits(hidden)[:, -1], whole.branch(new - 1)
+    logits, cache = finite(model.logits(hidden)[:, -1]), whole.branch(new - 1)
     while True:
         rows = search.step(logits.float().log_softmax(dim=-1))
         if search.over:
@@ -85,7 +86,7 @@ def beam_search(model: Model, request: Request, settings: Beams = Beams()) -> li
         cache = _reordered(cache, rows)
         new = torch.tensor([[beam[-1]] for beam in search.texts], device=model.device)
         marks = Marks.run(len(request.prompt) + search.length - 1, 1)
-        logits = model.logits(model.hidden(model.embed(new, marks), marks, model.mask(), cache, length))[:, -1]
+        logits = finite(model.logits(model.hidden(model.embed(new, marks), marks, model.mask(), cache, length))[:, -1])
 
 
 class _Search:

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from handscroll.base.errors import CapacityError, ConfigError, DataError
-from handscroll.generate.chooser import Chooser, finite, next_tokens
+from handscroll.generate.chooser import Chooser, next_tokens
 from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
 from handscroll.generate.settings import SamplingSettings, sampling_of
 from handscroll.models.model import Model
 from handscroll.nn.blanks import joined
+from handscroll.nn.finite import finite
 from handscroll.nn.marks import Marks
 from handscroll.text.tokenizer import Tokenizer
 

@@ -1,10 +1,13 @@
 """`choose`: finds by measurement the cache that stays within a number of bytes and is nearest to the exact one.
 
 If the full cache fits, it is taken. Otherwise the candidates that fit are rounding (int8, int4) and the evicting
-policies with as many tokens as the bytes hold. A guard reads a piece of the prompt with the exact cache and with each
-candidate, scaled so that it keeps the same share, and takes the one with the least mean KL divergence of the next-token
-distributions; if that is above the guard's limit, the request is refused. What is taken is then asked to find a needle,
-to copy and to add, beside the exact cache.
+policies with as many tokens as the bytes hold. A guard reads a piece of the prompt with the exact cache and with one
+candidate after the other, scaled so that it keeps the same share, and compares the next-token distributions by their
+mean KL divergence. Rounding comes first, the finest before the coarser, and the first that stays within the guard's
+limit is taken; of the evicting policies it is the nearest. If none is near enough, the request is refused.
+
+The choice reads at most a tenth as many tokens as the prompt has, or 576: pieces are made short enough. What is taken
+is also asked to find a needle, to copy and to add, beside the exact cache, if the prompt is so long that this fits.
 
 The budget is what keys, values and their bookkeeping take at any time of the request, while the prompt is read too:
 chunks of the prompt are made small enough. Not counted: one layer's copy while a buffer grows or is cut, the model, and
@@ -15,11 +18,12 @@ Deterministic. Limits: what a piece of at most 2,048 tokens shows; a longer text
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple, Self
 
 import torch
+from torch import Tensor
 
 from handscroll.base.errors import CapacityError, ConfigError
 from handscroll.base.workload import Workload
@@ -40,7 +44,10 @@ from handscroll.text.tokenizer import Tokenizer
 # a larger guard allows them.
 GUARD = 0.01
 PIECE, LARGEST, LEAST = 512, 2048, 192  # tokens of the piece: usual, at most, and made up to by the model itself
-TAIL = 64  # tokens of it that are read one by one
+TAIL, STEP = 64, 8  # tokens of it that are compared, and that are read at a time
+COST, FREE = 0.1, 576  # tokens that the choice reads at most: this share of the prompt's, or so many for any prompt
+SHORTEST = 64  # tokens of a piece at least
+TASKS = 8  # texts of the tasks, each as long as the piece
 SMALLEST = 32  # tokens of a prompt that are read at a time, at least, where they are rounded
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 UNITS |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
@@ -50,7 +57,8 @@ class Demand(NamedTuple):
     """What a request needs from a cache: the prompt's ids and the most new tokens; `samples` share the prompt.
 
     `rewinds`: the cache is cut back (drafts). `grows`: more is read after the prompt (a conversation). The first `past`
-    tokens of the prompt were read before: their keys and values lie in files, or in a cache that goes on.
+    tokens of the prompt were read before: their keys and values lie in files, or in a cache that goes on. `saved`: the
+    cache is kept as a reading.
     """
 
     prompt: Sequence[int]
@@ -59,6 +67,7 @@ class Demand(NamedTuple):
     rewinds: bool = False
     grows: bool = False
     past: int = 0
+    saved: bool = False
 
     @property
     def tokens(self) -> int:
@@ -99,8 +108,8 @@ class Demand(NamedTuple):
         return [name for name in fitting if name != policy]
 
     def suits(self, kind: type[Cache]) -> bool:
-        """Whether a policy's cache can be shared and cut back as this request wants it."""
-        return kind.rewinds or (self.samples == 1 and not self.rewinds)
+        """Whether a policy's cache can be shared, cut back and saved as this request wants it."""
+        return (kind.rewinds or (self.samples == 1 and not self.rewinds)) and (kind.saved or not self.saved)
 
 
 class Candidate(NamedTuple):
@@ -117,7 +126,7 @@ class Choice:
 
     `tried` are the candidates that were measured, with their distances. `piece` tokens were read for it, the last
     `written` of which the model wrote itself. `tasks` are the shares that the exact cache and the chosen one reach in
-    needles, copying and sums; None for what cannot be measured.
+    needles, copying and sums; None for what cannot be measured, and empty where the prompt is too short for the tasks.
     """
 
     policy: str
@@ -137,11 +146,11 @@ class Choice:
             return ""
         own = f", {self.written} of them written by the model" if self.written else ""
         kl = f"KL mean {self.loss.kl:.2g}, worst {self.loss.worst:.2g} nats"
-        told = [f"{name} {_told(pair)}" for name, pair in self.tasks.items()]
+        told = "".join(f", {name} {_told(pair)}" for name, pair in self.tasks.items())
         return (
             f"{self.policy} takes {size_text(self.nbytes)} of {size_text(self.allowed)}, a full cache "
             f"{size_text(self.full)}; against the exact cache on {self.piece} tokens of the prompt{own}: {kl}, same "
-            f"likeliest token {self.loss.same:.0%}, {', '.join(told)}"
+            f"likeliest token {self.loss.same:.0%}{told}"
         )
 
     def record(self) -> dict[str, Any]:
@@ -178,8 +187,14 @@ def choose(model: Model, tokenizer: Tokenizer, demand: Demand, budget: str | int
         )
     if full <= allowed:
         return Choice("full", CHUNK, full, full, allowed)
-    guarded = Guard(model, tokenizer, demand, allowed / full)
-    tried = [(one, guarded.distance(one)) for one in candidates(model, demand, allowed)]
+    suited = candidates(model, demand, allowed)
+    likely = [one for one in suited if kind_of(one.policy).rounds or guard > GUARD]
+    guarded = Guard(model, tokenizer, demand, allowed / full, 1 + len(likely or suited))
+    tried: list[tuple[Candidate, Distance]] = []
+    for one in suited:
+        tried.append((one, guarded.distance(one)))
+        if kind_of(one.policy).rounds and tried[-1][1].kl <= guard:
+            break
     passed = [pair for pair in tried if pair[1].kl <= guard]
     if not passed:
         raise CapacityError(_refusal(guarded, allowed, guard, tried))
@@ -227,12 +242,17 @@ def size_text(size: float) -> str:
 
 
 class Guard:
-    """Compares candidates with the exact cache on a piece of the prompt: its end, continued if the prompt is short."""
+    """Compares candidates with the exact cache on a piece of the prompt: its end, continued if the prompt is short.
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, demand: Demand, share: float):
+    The piece is so short that `texts` of it can be read within the cost of a choice.
+    """
+
+    def __init__(self, model: Model, tokenizer: Tokenizer, demand: Demand, share: float, texts: int):
         self.model, self.tokenizer, self.demand = model, tokenizer, demand
         prompt, bos = list(demand.prompt), model.config.bos
-        size = min(max(PIECE, math.ceil(BLOCK / share)), LARGEST, demand.tokens)
+        self.left = max(FREE, int(COST * len(prompt)))  # tokens that may still be read
+        most = max(SHORTEST, min(self.left // texts, LARGEST))
+        size = min(max(PIECE, math.ceil(BLOCK / share)), most, demand.tokens)
         if len(prompt) < min(size, LEAST):
             self.ids = prompt + self._own(prompt, min(size, LEAST) - len(prompt))
         else:
@@ -242,16 +262,18 @@ class Guard:
         self.first = len(self.ids) - min(TAIL, len(self.ids) // 2)
         self.declared = model.spec.declared(len(prompt) + demand.new)
         self._rows = torch.tensor([self.ids])
-        self._exact = decoded(model, self._rows, self.first, Way(length=self.declared))[0]
+        self._exact = self._read(Way(length=self.declared, step=STEP))
 
     def distance(self, candidate: Candidate) -> Distance:
         """How far a candidate is from the exact cache on the piece."""
-        found = decoded(self.model, self._rows, self.first, self._way(candidate))[0]
+        found = self._read(replace(self._way(candidate), step=STEP))
         return distance([self._exact], iter([found]), [self._rows[:, self.first :]])
 
     def tasks(self, candidate: Candidate) -> dict[str, tuple[float, float] | None]:
         """What the exact cache and a candidate reach in needles, copying and sums; None where the exact one fails too,
-        or where the piece has no room."""
+        or where the piece has no room. Empty if the tasks would cost too much."""
+        if 2 * TASKS * len(self.ids) > self.left:
+            return {}
         given = tasks(self.tokenizer, [self.ids], self.ids, needles=(0.0, 0.5, 1.0), sums=4)
         exact = self._reached(given, Way(length=self.declared))
         able = {name for name, share in exact.items() if share}
@@ -262,6 +284,10 @@ class Guard:
         )
         found = self._reached(asked, self._way(candidate))
         return {name: (share or 0.0, found[name] or 0.0) if share else None for name, share in exact.items()}
+
+    def _read(self, way: Way) -> Tensor:
+        self.left -= len(self.ids)
+        return decoded(self.model, self._rows, self.first, way)[0]
 
     def _reached(self, given: Tasks, way: Way) -> dict[str, float | None]:
         told: Answers = answers(self.model, self.tokenizer, given, way)
@@ -324,7 +350,7 @@ def _refusal(guarded: Guard, allowed: int, guard: float, tried: Sequence[tuple[C
     passing = _passing(guarded, allowed, guard, tried)
     needed, which = (full, "full") if passing is None else (passing.nbytes, passing.policy)
     said += f"give {size_text(needed)} (--kv-budget {needed}: {which})"
-    if demand.samples == 1 and not demand.rewinds and not demand.grows:
+    if demand.samples == 1 and not (demand.rewinds or demand.grows or demand.saved):
         said += ", or keep all of it on disk, exactly (--cache offload)"
     return said
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from handscroll.base.errors import CheckpointError, ConfigError
+from handscroll.base.errors import ConfigError
 from handscroll.generate.request import Request
 from handscroll.generate.sample import Scores, candidates, generator, pick, seen_in
 from handscroll.generate.stream import Decodes, TextStream
@@ -145,13 +145,3 @@ def check_stops(request: Request, tokenizer: Decodes | None) -> None:
     """Refuse stop strings where there is no text to look for them in (ConfigError)."""
     if request.sampling.stop and tokenizer is None:
         raise ConfigError("stop strings are looked for in text: give the tokenizer, or use end tokens (ends)")
-
-
-def finite(logits: Tensor) -> Tensor:
-    """The logits, or a CheckpointError where one is no number."""
-    if bool(logits.isnan().any()):
-        raise CheckpointError(
-            "the model returned logits that are not numbers: the weights are damaged, or overflow in this dtype "
-            "(float16 does for some checkpoints); check the files or load with dtype bfloat16 or float32"
-        )
-    return logits

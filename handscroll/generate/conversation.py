@@ -17,13 +17,14 @@ from handscroll.cache.cache import Cache
 from handscroll.cache.reading.reading import Reading
 from handscroll.cache.table import BLOCK, cache_of, footprint, kind_of
 from handscroll.generate.budget import GUARD, Choice, Demand, choose, size_of
-from handscroll.generate.chooser import Chooser, NewToken, finite, next_tokens
+from handscroll.generate.chooser import Chooser, NewToken, next_tokens
 from handscroll.generate.constrain import Constraint
 from handscroll.generate.prefill import CHUNK, prefill
 from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
 from handscroll.generate.stream import Decodes
 from handscroll.models.model import Model
+from handscroll.nn.finite import finite
 from handscroll.nn.marks import Marks
 from handscroll.text.tokenizer import Tokenizer
 

@@ -9,13 +9,14 @@ from torch import Tensor
 from handscroll.cache.cache import REWIND, Cache
 from handscroll.cache.table import cache_of
 from handscroll.generate.check import checked, declared
-from handscroll.generate.chooser import Chooser, NewToken, check_stops, finite, next_tokens
+from handscroll.generate.chooser import Chooser, NewToken, check_stops, next_tokens
 from handscroll.generate.prefill import prefill, prefill_chunk
 from handscroll.generate.request import Request
 from handscroll.generate.source import under_sources
 from handscroll.generate.speculative import speculate
 from handscroll.generate.stream import Decodes
 from handscroll.models.model import Model
+from handscroll.nn.finite import finite
 from handscroll.nn.marks import Marks
 
 

@@ -20,9 +20,9 @@ from handscroll.base.errors import DataError
 from handscroll.cache.cache import Cache
 from handscroll.cache.full import FullCache
 from handscroll.data.recall import needle_prompt
-from handscroll.generate.chooser import finite
 from handscroll.generate.prefill import prefill
 from handscroll.models.model import Model
+from handscroll.nn.finite import finite
 from handscroll.nn.marks import Marks
 from handscroll.text.tokenizer import Tokenizer
 
@@ -49,12 +49,14 @@ class Distance(NamedTuple):
 class Way:
     """Settings for reading a text: cache class with options, tokens of a prefill chunk, and declared length.
 
-    Without `length` every text declares its own length.
+    Without `length` every text declares its own length. After the prompt `step` tokens are read at a time; more than
+    one is faster, but the newest of them see each other's keys before they are rounded or evicted.
     """
 
     kind: Kind = FullCache
     chunk: int = 64
     length: int | None = None
+    step: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +84,8 @@ def decoded(model: Model, tokens: Tensor, prompt: int, way: Way) -> tuple[Tensor
     """
     length = tokens.shape[1]
     reader = _Reader(model, tokens[:, :prompt], way, length - prompt - 1)
-    parts = [reader.scores, *(reader.read(tokens[:, at : at + 1]) for at in range(prompt, length - 1))]
+    steps = range(prompt, length - 1, way.step)
+    parts = [reader.scores, *(reader.read(tokens[:, at : min(at + way.step, length - 1)]) for at in steps)]
     return torch.cat(parts, dim=1), reader.cache.nbytes
 
 
@@ -165,10 +168,10 @@ class _Reader:
         tokens = tokens.to(model.device)
         self._scored(prefill(model, tokens, Marks.run(0, count), self.cache, self.length, way.chunk))
 
-    def read(self, token: Tensor) -> Tensor:
-        """Read one more token a row (B, 1); returns the new `scores`."""
-        here, model = Marks.run(self.cache.length, 1), self.model
-        embedded = model.embed(token.to(model.device), here)
+    def read(self, tokens: Tensor) -> Tensor:
+        """Read more tokens (B, n); returns the new `scores`, one for each of them."""
+        here, model = Marks.run(self.cache.length, tokens.shape[1]), self.model
+        embedded = model.embed(tokens.to(model.device), here)
         return self._scored(model.hidden(embedded, here, model.mask(), self.cache, self.length))
 
     def _scored(self, hidden: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from handscroll.cache.cache import REWIND
 from handscroll.generate.prefill import prefill
 from handscroll.generate.sample import Sampling, candidates, draw, seen_in
 from handscroll.models.model import Model
+from handscroll.nn.finite import finite
 from handscroll.nn.marks import Marks
 
 LONGEST = 7  # with the token before them these are 8 rows: one pass of the compiled products (nn/linear.py)
@@ -163,7 +164,7 @@ class _ModelDraft:
         chances: list[Tensor] = []
         hidden = self._hidden(tokens[agreed:], agreed)
         for place in range(count):
-            scores = candidates(self._model.logits(hidden)[:, -1], self._sampling, seen)
+            scores = candidates(finite(self._model.logits(hidden)[:, -1]), self._sampling, seen)
             if self._sampling.temperature == 0.0:
                 guess = int(scores.argmax())
             else:

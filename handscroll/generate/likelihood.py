@@ -10,6 +10,7 @@ from handscroll.base.errors import DataError
 from handscroll.generate.check import check_length, declared, started
 from handscroll.generate.prefill import hidden_chunks, prefill, prefill_chunk
 from handscroll.models.model import Model
+from handscroll.nn.finite import finite
 from handscroll.nn.marks import Marks
 from handscroll.objectives.head import chunk_rows
 from handscroll.text.tokenizer import Tokenizer
@@ -156,7 +157,7 @@ def _scored(model: Model, rows: Sequence[_Row], states: Sequence[Tensor]) -> dic
     count = chunk_rows(model.config.vocab, len(targets), hidden.device.type)
     logprobs, likeliest = [], []
     for part, wanted in zip(hidden.split(count), targets.split(count), strict=True):
-        logits = model.logits(part[None])[0]
+        logits = finite(model.logits(part[None])[0])
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logprobs.append(logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(dim=1))
         likeliest.append(logits.argmax(dim=1) == wanted)

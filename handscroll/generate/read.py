@@ -15,8 +15,9 @@ from handscroll.cache.reading.reading import Document, Reading
 from handscroll.cache.reading.store import Store, check_name
 from handscroll.cache.table import POLICIES, cache_of, footprint, kind_of
 from handscroll.generate.admission import identity_of
-from handscroll.generate.prefill import hidden_chunks
+from handscroll.generate.prefill import CHUNK, hidden_chunks
 from handscroll.models.model import Model
+from handscroll.nn.finite import finite
 from handscroll.nn.marks import Marks
 from handscroll.text.tokenizer import Tokenizer
 
@@ -37,7 +38,7 @@ class ToRead:
 
     `source` is the place of the model. Questions find the reading by `name`. `room` is the number of tokens declared
     for question and answer; it fixes a length-dependent scaling. `on_read(done, all)` is called after every chunk.
-    `adapters` are those of the model.
+    `adapters` are those of the model; `chunk` tokens are read at a time.
     `document` is the text in the ids, if they are a chat template around it.
     """
 
@@ -50,6 +51,7 @@ class ToRead:
     on_read: Callable[[int, int], None] | None = None
     adapters: tuple[str, ...] = ()
     document: Document | None = None
+    chunk: int = CHUNK
 
 
 def read(model: Model, tokenizer: Tokenizer, store: Store, text: ToRead) -> Reading:
@@ -141,7 +143,8 @@ def _read_into(store: Store, model: Model, about: Identity, text: ToRead) -> str
         marks, tokens = Marks.run(begin, end - begin), ids[None, begin:end].to(model.device)
         grown = Growing(store, about, cache, before, text)
         try:
-            for _, last, _ in hidden_chunks(model, tokens, marks, cache, length):
+            for _, last, hidden in hidden_chunks(model, tokens, marks, cache, length, text.chunk):
+                finite(hidden)  # before anything of it is kept
                 if text.on_read is not None:
                     text.on_read(begin + last, len(ids))
                 if begin + last < end:

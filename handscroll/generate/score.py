@@ -1,6 +1,6 @@
 """Logits and losses of the tokens of a given text, computed in chunks, so that memory stays bounded."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -9,6 +9,7 @@ from torch import Tensor
 from handscroll.base.errors import ConfigError, DataError
 from handscroll.generate.prefill import hidden_chunks, prefill_chunk
 from handscroll.models.model import Model
+from handscroll.nn.finite import finite
 from handscroll.nn.marks import Marks
 from handscroll.objectives.head import token_losses
 from handscroll.objectives.windowed import windowed_losses
@@ -29,12 +30,16 @@ def logits(model: Model, ids: Int[Tensor, "T"], length: int | None = None) -> Fl
     model.spec.require("logits", one_text=True, head=True)
     if not len(ids):
         raise DataError("the text has no tokens, so it has no logits; give at least one token")
-    return torch.cat([model.logits(hidden)[0].float().cpu() for _, _, hidden in _chunks(model, ids, length)])
+    return torch.cat([finite(model.logits(hidden)[0]).float().cpu() for _, _, hidden in _chunks(model, ids, length)])
 
 
 @torch.no_grad()
-def nll(model: Model, ids: Int[Tensor, "T"], window: int | None = None) -> Float[Tensor, "T-1"]:
+def nll(
+    model: Model, ids: Int[Tensor, "T"], window: int | None = None, on_read: Callable[[int], None] | None = None
+) -> Float[Tensor, "T-1"]:
     """Negative log-likelihood in nats of tokens 1 .. T-1, float32 on the CPU; see `LM.nll`.
+
+    Without `window`, `on_read(done)` is called after every chunk.
 
     Raises:
         DataError: there are fewer than two tokens. CapacityError: without `window`, the text exceeds a learned position
@@ -51,6 +56,8 @@ def nll(model: Model, ids: Int[Tensor, "T"], window: int | None = None) -> Float
             parts.append(
                 token_losses(made, model.project, model.config.vocab, targets, cap=model.logit_cap).float().cpu()
             )
+            if on_read is not None:
+                on_read(last)
         return torch.cat(parts)
     if window < 2:
         raise ConfigError(f"a window of {window} tokens sees nothing; give at least 2")

@@ -11,10 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from handscroll.cache.cache import Cache
-from handscroll.generate.chooser import Chooser, NewToken, finite, scores
+from handscroll.generate.chooser import Chooser, NewToken, scores
 from handscroll.generate.draft import Drafts, Proposal
 from handscroll.generate.sample import draw
 from handscroll.models.model import Model
+from handscroll.nn.finite import finite
 from handscroll.nn.marks import Marks
 from handscroll.nn.shapes import Embeddings
 

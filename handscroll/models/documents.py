@@ -9,6 +9,7 @@ from handscroll.base.errors import ConfigError
 from handscroll.base.spec import HeadSpec
 from handscroll.models.model import Model
 from handscroll.models.sentences import TOKENS, groups
+from handscroll.nn.finite import finite
 from handscroll.nn.marks import Marks
 from handscroll.text.framed import Framed
 
@@ -59,7 +60,7 @@ def judged(model: Model, rows: Sequence[Framed], tokens: int = TOKENS) -> list[T
         else:
             outputs = [row[:size] for row, size in zip(model.judge(hidden).float().cpu(), lengths, strict=True)]
         for number, output in zip(group, outputs, strict=True):
-            found[number] = output
+            found[number] = finite(output)
     return found
 
 

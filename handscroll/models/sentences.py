@@ -9,6 +9,7 @@ from torch import Tensor
 
 from handscroll.base.errors import CapacityError, ConfigError, DataError, nearest
 from handscroll.models.model import Model
+from handscroll.nn.finite import finite
 from handscroll.nn.marks import PADDING, Marks
 
 POOLINGS = ("cls", "max", "mean", "sqrt", "last")  # several joined by "+" are put one after the other
@@ -53,7 +54,7 @@ def pooled(
         hidden = model.hidden(model.embed(ids, marks), marks, model.mask(), length=ids.shape[1]).float()
         real = (marks.tensors(ids.device)[0] != PADDING).unsqueeze(-1)
         found[group] = torch.cat([_state(hidden, real, lengths, mode) for mode in modes], dim=1).cpu()
-    return found
+    return finite(found)
 
 
 def _state(hidden: Tensor, real: Tensor, lengths: Tensor, mode: str) -> Tensor:

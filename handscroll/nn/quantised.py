@@ -10,6 +10,7 @@ from handscroll.kernels.formats import FORMATS, Format
 from handscroll.kernels.native import tables
 from handscroll.kernels.rows import QUANTISED, WIDENED
 from handscroll.nn.addresses import Addresses, Unfit, product
+from handscroll.nn.finite import finite_weight
 from handscroll.nn.linear import TokenTable
 
 # From the names of `weights=` to the format of the projections. The token table and the head are always in int8: in
@@ -115,6 +116,7 @@ def round_one(model: nn.Module, name: str, weight: Tensor, weights: str) -> bool
 
     Raises:
         ConfigError: a width is not a multiple of 32 (int4).
+        CheckpointError: a weight is NaN or infinite: rounded, it would look like any other.
     """
     path, _, part = name.rpartition(".")
     owner = model.get_submodule(path)
@@ -122,7 +124,7 @@ def round_one(model: nn.Module, name: str, weight: Tensor, weights: str) -> bool
         return False
     ends = isinstance(owner, TokenTable) or path.rpartition(".")[2] == "projection"
     format = PROJECTIONS["int8" if ends else weights]
-    return keep(model, name, format, format.quantise(weight), weight.dtype)
+    return keep(model, name, format, format.quantise(finite_weight(name, weight)), weight.dtype)
 
 
 def give(model: nn.Module, state: dict[str, Tensor]) -> None:

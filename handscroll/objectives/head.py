@@ -12,6 +12,7 @@ from torch import Tensor
 
 from handscroll.base.errors import ConfigError
 from handscroll.kernels.runs import capped
+from handscroll.nn.finite import finite
 
 # Bytes of one chunk of float32 logits: small enough for a laptop's memory, large enough for fast products.
 CHUNK_BYTES = 32 << 20
@@ -90,6 +91,9 @@ def token_losses(
     """Cross-entropy in nats of each target (N,), without gradients; 0 where the target is -100.
 
     `project` is hidden (n, D) -> (n, `vocab`), such as `Model.project`: a quantised head is never dequantised.
+
+    Raises:
+        CheckpointError: a loss is NaN or infinite.
     """
     losses = []
     rows = chunk_rows(vocab, hidden.shape[0], hidden.device.type)
@@ -98,7 +102,7 @@ def token_losses(
         chosen = targets[first : first + rows]
         picked = logits.gather(1, chosen.clamp_min(0).unsqueeze(1)).squeeze(1)
         losses.append(torch.where(chosen == IGNORE, 0.0, logits.logsumexp(dim=1) - picked))
-    return torch.cat(losses) if losses else hidden.new_zeros(0)
+    return finite(torch.cat(losses)) if losses else hidden.new_zeros(0)
 
 
 def _project(hidden: Tensor, head: Tensor) -> Tensor:

@@ -14,9 +14,10 @@ from dataclasses import dataclass, fields, replace
 
 from handscroll.base.spec import LayerSpec, over, total
 from handscroll.base.workload import CHUNKED, Workload
+from handscroll.plan import inference
 from handscroll.plan.calibration import Calibration
 from handscroll.plan.layer import DOCUMENTS, QUERIES, WIDE, kept_by_all, stepwise
-from handscroll.plan.memory import carried, stage_layers
+from handscroll.plan.memory import carried, stage_layers, weight_bytes
 
 EDGE = 256  # keys that a query computes besides those it sees, because kernels work in blocks
 BLOCKS = 384  # the same with mask tensors (nn/pieces.py: tiles of 512 queries over blocks of 512 keys)
@@ -37,6 +38,8 @@ UNTRIMMED = 0.6  # factor for a byte in strategy plain, which mostly reuses memo
 ORTHOGONAL = 1.7  # factor for an operation of muon's small products
 STEP = 0.003  # cost of an LSTM layer's step besides its products, in calls (2 us on an idle machine, 2026-11)
 ALONE = 0.13  # the same for a step that torch runs by itself: packed rows in several chunks
+# Cost of a byte that a new token reads, in bytes of optimiser traffic (Qwen 0.5B Q4_K_M at 512 tokens: 18.8 ms).
+TOKEN = 1.5
 DISK = 8e-9  # seconds to write a byte to disk and read it back
 
 
@@ -70,6 +73,20 @@ def seconds(workload: Workload, calibration: Calibration) -> float:
         + work.traffic * calibration.traffic
         + work.disk * DISK
     )
+
+
+def reading(workload: Workload, calibration: Calibration, targets: float = 0.0) -> float:
+    """The seconds of reading the tokens of a workload once, without gradients; `targets` of them need logits."""
+    once = {"kind": "generate", "micro": 1, "packed": False, "strategy": "auto", "stage_layers": 0, "offload": "none"}
+    return seconds(workload.changed(**once, optimizer="adamw", dropout=False, targets=targets), calibration)
+
+
+def writing(workload: Workload, calibration: Calibration) -> float:
+    """The seconds of writing the new tokens of a request: each reads all weights and the cache once."""
+    kept = inference.footprint(workload)
+    held = kept.held(workload.past + workload.length + workload.new // 2)
+    each = weight_bytes(workload) + workload.rows * held
+    return workload.new * each * TOKEN * calibration.traffic
 
 
 def forwards(workload: Workload) -> float:
@@ -122,7 +139,7 @@ def _counted(workload: Workload) -> Work:
     again, train = forwards(workload), workload.kind in ("train", "extend")
     back = (2.0 if workload.lora else 4.0) if train else 0.0
     per_token = over(spec.layers, lambda layer: _products(workload, layer, 2 * again + back))
-    head = (6.0 if not workload.lora else 4.0) * spec.table * workload.targets
+    head = ((6.0 if not workload.lora else 4.0) if train else 2.0) * spec.table * workload.targets
     apart = spec.recurrent and workload.precision == "bfloat16"  # an LSTM's layers stay in float32
     per_token += 0.0 if apart else head
     chunks = -(-workload.length // workload.chunk) if workload.strategy in CHUNKED else 1
@@ -226,6 +243,8 @@ def _seen(workload: Workload, layer: LayerSpec) -> float:
 
 def _traffic(workload: Workload) -> float:
     """The bytes that clipping, the optimiser and the weight average read and write."""
+    if workload.kind not in ("train", "extend"):
+        return 0.0
     passes = {"adam": 14, "adamw": 14, "sgd": 6, "lamb": 20, "adafactor": 12, "muon": 12}[workload.optimizer]
     return 4 * workload.trainable * (passes + 4 + (3 if workload.average else 0))
 

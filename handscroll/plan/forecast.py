@@ -6,8 +6,8 @@ from typing import Any
 
 from handscroll.base.workload import CHUNKED, Workload
 from handscroll.plan import inference, memory
-from handscroll.plan.calibration import GPU
-from handscroll.plan.duration import seconds
+from handscroll.plan.calibration import GPU, Calibration
+from handscroll.plan.duration import reading, seconds, writing
 from handscroll.plan.machine import Machine
 from handscroll.plan.memory import Parts
 
@@ -27,7 +27,7 @@ PASSING = ("kept", "work", "loss", "update")
 class Forecast:
     """The predicted memory, disk and time of a workload, in bytes and seconds of an update.
 
-    `parts` add up to `host` (on a GPU: to `gpu`). `phase` is the phase with the peak.
+    `parts` add up to `host` (on a GPU: to `gpu`). `phase` is the phase with the peak. `times` add up to `seconds`.
     """
 
     workload: Workload
@@ -37,6 +37,7 @@ class Forecast:
     seconds: float
     phase: str
     parts: dict[str, int] = field(default_factory=dict)
+    times: dict[str, float] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -72,7 +73,7 @@ def predict(workload: Workload, machine: Machine) -> Forecast:
     base = CUDA_BASE if gpu else machine.calibration.base + narrow
     parts = {"base": base} | parts | {"heap": _heap(workload, found[phase])}
     total = sum(parts.values())
-    held = 0
+    held, times = 0, _times(workload, GPU if gpu else machine.calibration)
     if gpu and workload.offload == "host":
         held = sum(memory.carried(workload).values())
     host = machine.calibration.base + held if gpu else total
@@ -81,10 +82,20 @@ def predict(workload: Workload, machine: Machine) -> Forecast:
         host=host,
         gpu=total if gpu else 0,
         disk=disk_bytes(workload),
-        seconds=seconds(workload, GPU if gpu else machine.calibration) if train else math.nan,
+        seconds=sum(times.values()) if times else math.nan,
         phase=phase,
         parts=parts,
+        times=times,
     )
+
+
+def _times(workload: Workload, calibration: Calibration) -> dict[str, float]:
+    """The seconds of an update, or of the steps of a request; empty where they are not known."""
+    if workload.kind in ("train", "extend"):
+        return {"update": seconds(workload, calibration)}
+    if workload.kind != "generate" or workload.spec.encoder or workload.spec.recurrent:
+        return {}
+    return {"reading": reading(workload, calibration), "writing": writing(workload, calibration)}
 
 
 def beside(workload: Workload) -> Parts:

@@ -29,6 +29,13 @@ class Plan:
         """The seconds of all updates of all stages."""
         return sum(stage.seconds * stage.workload.steps for stage in self.stages)
 
+    @property
+    def sure(self) -> str:
+        """How far the times may be off."""
+        if self.machine.calibration.measured:
+            return "give or take 30 % on a machine with nothing else to do"
+        return "this machine was not measured (--probe), so it may take a third or three times as long"
+
     def record(self) -> dict[str, Any]:
         """The plan as JSON, for `plan.json` of a run folder and for --json."""
         seconds = None if math.isnan(self.seconds) else round(self.seconds, 3)
@@ -92,7 +99,8 @@ def plan_lines(made: Plan) -> list[Line]:
         size = f"{run.rows * run.micro} x {run.length:,}"
         rows.append([str(number), size, _setting(run), gigabytes(stage.gpu or stage.host), gigabytes(stage.disk)])
         rows[-1] += [clock(stage.seconds), clock(stage.seconds * run.steps)]
-    columns = ["stage", "rows x tokens", "memory setting", "memory", "disk", "an update", "all"]
+    once = "an update" if made.stages[0].workload.kind in TRAINING else "a request"
+    columns = ["stage", "rows x tokens", "memory setting", "memory", "disk", once, "all"]
     lines: list[Line] = [("", columns, rows)]
     peak = max(made.stages, key=lambda stage: stage.gpu or stage.host)
     total = sum(peak.parts.values())
@@ -100,8 +108,9 @@ def plan_lines(made: Plan) -> list[Line]:
     lines.append((f"\npeak, in phase '{peak.phase}'", ["part", "bytes", "share"], parts))
     room = f"{gigabytes(machine.usable)} of {gigabytes(machine.memory)} available may be used"
     lines.append(f"\nverdict: {'does not fit' if made.refusal else 'fits'} ({room}; {gigabytes(machine.disk)} of disk)")
-    if made.refusal:
-        lines.append(made.refusal)
+    lines += [made.refusal] if made.refusal else []
+    if not math.isnan(made.seconds):
+        lines.append(f"time: {_steps(made)}; {made.sure}")
     if made.others:
         table = [
             [
@@ -116,6 +125,14 @@ def plan_lines(made: Plan) -> list[Line]:
         columns = ["--set memory.", "memory", "disk", "an update", "verdict"]
         lines.append(("\nother settings (put --set memory. before each)", columns, table))
     return lines
+
+
+def _steps(made: Plan) -> str:
+    """The times of a plan in words: those of the steps of a request, or of the whole run."""
+    times = made.stages[0].times
+    if made.stages[0].workload.kind in TRAINING:
+        return f"about {clock(made.seconds)} in all"
+    return ", ".join(f"{step} about {clock(seconds)}" for step, seconds in times.items())
 
 
 def clock(seconds: float) -> str:

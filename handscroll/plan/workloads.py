@@ -90,7 +90,8 @@ def precision_of(source: str, dtype: str) -> str:
     """The name of a dtype. For "auto" it is the dtype in which the checkpoint is loaded."""
     from handscroll.models.weights import loaded_dtype, locate
 
-    return str(loaded_dtype(Path(locate(source)))).removeprefix("torch.") if dtype == "auto" else dtype
+    name = str(loaded_dtype(Path(locate(source)))).removeprefix("torch.") if dtype == "auto" else dtype
+    return "bfloat16" if name == "float16" else name  # a plan counts bytes, and both have two
 
 
 def checkpoint_workload(source: str, values: dict[str, Any], lora: int = 0) -> Workload:

@@ -146,12 +146,12 @@ class Recipe(Config):
         """The kinds of rows that the stages use."""
         return {name: self.data[name] for stage in self.stages for name in stage.mix}
 
-    def source(self, tokenizer: Tokenizer, model: Model) -> TokenSource:
-        """The training text as tokens for `model`. Without a text it is a single token."""
+    def source(self, tokenizer: Tokenizer, config: Any) -> TokenSource:
+        """The training text as tokens, for a model of this configuration. Without a text it is a single token."""
         return (
             TokenSource([np.zeros(1, dtype=np.int32)], ["no text"])
             if self.text is None
-            else self.text.source(tokenizer, model.config.eos, model.spec.reads == "forward")
+            else self.text.source(tokenizer, config.eos, config.spec.reads == "forward")
         )
 
     def learned(self, model: Model, by_position: bool = False) -> Objective:

@@ -25,6 +25,7 @@ from handscroll.models.model import Decoder, Model
 from handscroll.models.new import About, as_classifier, new_model
 from handscroll.models.sentence_folder import Sentences
 from handscroll.models.weights import check_device, locate, written_dtype
+from handscroll.nn.finite import check_weights, finite
 from handscroll.nn.init import initialise
 from handscroll.nn.noise import Noise
 from handscroll.objectives.task import Task
@@ -75,9 +76,9 @@ def run_recipe(recipe: Recipe, folder: Path, options: RunOptions = RunOptions())
 
 
 def _run(recipe: Recipe, folder: Path, world: World, options: RunOptions) -> tuple[LM, Progress]:
-    tokenizer = _tokenizer(recipe, folder, world)
+    tokenizer = trained_tokenizer(recipe, folder, world)
     model = build_model(recipe, tokenizer)
-    text = recipe.source(tokenizer, model)
+    text = recipe.source(tokenizer, model.config)
     objective = recipe.learned(model, by_position=True)
     _check_source(recipe, model, world)
     check_positions(recipe, model.config, int(text.lengths.max()))
@@ -137,7 +138,7 @@ def _keep_resolved(recipe: Recipe, text: TokenSource, folder: Path, world: World
     same_everywhere(world, "the recipe, text or version", _digest(resolved))
 
 
-def _tokenizer(recipe: Recipe, folder: Path, world: World) -> Tokenizer:
+def trained_tokenizer(recipe: Recipe, folder: Path, world: World | None = None) -> Tokenizer:
     """The named tokenizer, the checkpoint's, or one that is trained once and saved in the run folder."""
     settings = recipe.tokenizer
     if settings.path is not None:
@@ -147,11 +148,12 @@ def _tokenizer(recipe: Recipe, folder: Path, world: World) -> Tokenizer:
             raise ConfigError("recipe: tokenizer needs a path or settings to train one, since the model is new")
         return Tokenizer.load(recipe.model.path)
     kept = folder / "tokenizer"
-    if world.first and not (kept / "tokenizer.json").exists():
+    if (world is None or world.first) and not (kept / "tokenizer.json").exists():
         assert recipe.text is not None, "the recipe's own check"
         documents = (document.text for document in recipe.text.documents())
         train_tokenizer(documents, settings.train).save(kept)
-    world.agree(True)  # the other ranks wait until it is saved
+    if world is not None:
+        world.agree(True)  # the other ranks wait until it is saved
     return Tokenizer.load(kept)
 
 
@@ -160,6 +162,7 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Decoder:
     labels = recipe.objective.labels(recipe.mixed)
     if recipe.model.path is not None:
         loaded = load(recipe.model.path, dtype="float32", weights="float").model
+        check_weights(loaded)
         if labels:
             seeded = torch.Generator().manual_seed(recipe.seed)
             loaded = as_classifier(loaded, labels, recipe.model.initialise, seeded)
@@ -182,7 +185,8 @@ def updates(recipe: Recipe, text: TokenSource, tokenizer: Tokenizer, model: Mode
         names = sorted(stage.mix)
         seeds = [recipe.seed * 10_007 + number * 101 + at for at in range(len(names) + 2)]
         streams = [
-            _rows(recipe.data[name], text, tokenizer, stage, seed) for name, seed in zip(names, seeds, strict=False)
+            row_stream(recipe.data[name], text, tokenizer, stage, seed)
+            for name, seed in zip(names, seeds, strict=False)
         ]
         rows = Mixture(streams, [stage.mix[name] for name in names], seeds[-2]) if len(streams) > 1 else streams[0]
         rows = recipe.objective.rows(rows, stage.length, seeds[-1], model, tokenizer)
@@ -190,7 +194,8 @@ def updates(recipe: Recipe, text: TokenSource, tokenizer: Tokenizer, model: Mode
     return Chain(chain)
 
 
-def _rows(data: RowData, text: TokenSource, tokenizer: Tokenizer, stage: Stage, seed: int) -> Stream[Row]:
+def row_stream(data: RowData, text: TokenSource, tokenizer: Tokenizer, stage: Stage, seed: int) -> Stream[Row]:
+    """The rows of one kind for a stage, before the objective changes them."""
     if isinstance(data, TextData) and data.order == "reading":
         return data.lanes(text, stage.length, seed, stage.rows)
     return data.stream(text, tokenizer, stage.length, seed)
@@ -209,15 +214,20 @@ def _certify(recipe: Recipe, memory: Memory, model: Decoder, stream: Chain, opti
     options.show(str(certificate))
 
 
+def held_out(settings: Validation, tokenizer: Tokenizer, config: Any) -> list[Row]:
+    """The windows of the held-out text, spread evenly over it; `config` is that of the model."""
+    text = settings.source(tokenizer, config.eos, config.spec.reads == "forward")
+    windows = [row for row, _ in SlidingWindows(text, settings.length, tails="drop")]
+    step = max(1, len(windows) // settings.windows)
+    return windows[::step][: settings.windows]
+
+
 def validator(settings: Validation, tokenizer: Tokenizer, model: Model, task: Task) -> Callable[[Model], float]:
     """A function that computes the mean loss on fixed windows, spread evenly over the held-out text.
 
     The windows are made into the task's rows only once.
     """
-    text = settings.source(tokenizer, model.config.eos, model.spec.reads == "forward")
-    windows = [row for row, _ in SlidingWindows(text, settings.length, tails="drop")]
-    step = max(1, len(windows) // settings.windows)
-    rows = task.rows(Listed(windows[::step][: settings.windows]), settings.length, 0, model, tokenizer)
+    rows = task.rows(Listed(held_out(settings, tokenizer, model.config)), settings.length, 0, model, tokenizer)
     batches, objective = [collate([row]) for row, _ in rows], task.objective(model)
 
     @torch.no_grad()
@@ -231,7 +241,7 @@ def validator(settings: Validation, tokenizer: Tokenizer, model: Model, task: Ta
             mask = objective.mask(here, marks)
             hidden = here.hidden(here.embed(batch.tokens, marks), marks, mask, length=settings.length)
             loss = objective.loss(model, hidden, batch)
-            total, count = total + float(loss.total), count + loss.count
+            total, count = total + float(finite(loss.total)), count + loss.count
         return total / count
 
     return validate

@@ -40,7 +40,7 @@ def test_a_budget_is_announced_and_told(command):
     assert "approximate" not in exact.stderr and exact.stdout == run(*command).stdout
     told = json.loads(run(*command, "--kv-budget", "60%", "--json").stdout)["cache"]
     assert told["policy"] == "int8" and not told["exact"] and told["bytes"] <= told["budget"] < told["full"]
-    assert told["loss"]["kl"] == min(one["kl"] for one in told["tried"]) and told["tasks"]["needle"] is None
+    assert told["loss"]["kl"] == min(one["kl"] for one in told["tried"]) and told["tasks"] == {}
     assert json.loads(run(*command, "--kv-budget", "1GiB", "--json").stdout)["cache"]["exact"]
 
 
@@ -82,6 +82,41 @@ def test_chat_stays_within_its_budget(stretched_folder):
     done = run(*words, "--kv-budget", "40%", "--kv-guard", "9", input="import os, sys, re, json\n" * 14)
     assert done.stderr.count("outgrow the budget") == 1
     assert "outgrow" not in run(*words, "--kv-budget", "100%", input="import os, sys, re, json\n" * 14).stderr
+
+
+def test_readings_stay_within_a_budget(stretched_folder, tmp_path):
+    (tmp_path / "walk.py").write_text(TEXT)
+    words = ["read", stretched_folder, tmp_path / "walk.py", "--store", tmp_path / "kept", "--room", "40"]
+    asked = ["ask", "it", "What?", "--store", tmp_path / "kept", "--max-tokens", "4"]
+    done = run(*words, "--save", "it", "--kv-budget", "60%")
+    assert "approximate: --kv-budget: int8 takes" in done.stderr
+    within = run(*asked, "--kv-budget", "60%").stdout
+    assert within == run(*asked).stdout
+    run(*asked, "--kv-budget", "20%", fails="'int8'")
+    assert "approximate" not in run(*words, "--save", "all", "--kv-budget", "100%").stderr
+    run(*words, "--save", "it", "--kv-budget", "60%", "--cache", "int8", fails="--cache int8")
+    run(*words, "--save", "it", "--kv-budget", "30%", "--kv-guard", "9", fails="room")  # nothing that evicts is kept
+    run(*words, "--save", "it", "--kv-guard", "1", fails="--kv-budget")
+
+
+def test_readings_of_rounded_weights(stretched_folder, tmp_path):
+    (tmp_path / "walk.py").write_text(TEXT)
+    words = ["read", stretched_folder, tmp_path / "walk.py", "--store", tmp_path / "kept", "--save", "it"]
+    asked = ["ask", "it", "What?", "--store", tmp_path / "kept", "--max-tokens", "4"]
+    done = run(*words, "--room", "40", "--weights", "int8")
+    assert "approximate: --weights int8" in done.stderr
+    assert "approximate: --weights int8" in run(*asked, "--weights", "int8").stderr
+    run(*asked, fails="--weights")
+
+
+def test_batches_stay_within_a_budget(stretched_folder, tmp_path):
+    (tmp_path / "asked.jsonl").write_text('{"prompt": "import os", "max_tokens": 4}\n')
+    words = ["batch", stretched_folder, tmp_path / "asked.jsonl"]
+    run(*words, "--out", tmp_path / "a.jsonl", "--kv-budget", "50%")
+    run(*words, "--out", tmp_path / "b.jsonl", "--memory", "0.1")
+    assert (tmp_path / "a.jsonl").read_text() == (tmp_path / "b.jsonl").read_text()
+    run(*words, "--out", tmp_path / "c.jsonl", "--kv-budget", "50%", "--memory", "1", fails="--memory")
+    run(*words, "--out", tmp_path / "c.jsonl", "--kv-budget", "1KiB", fails="holds no block")
 
 
 def test_policies_are_evaluated(tiny_folder, tmp_path):

@@ -12,10 +12,12 @@ from handscroll.base.errors import CapacityError, ConfigError, DataError, Handsc
 from handscroll.cache.reading.store import Store
 from handscroll.cli.main import app
 from handscroll.data.batch import Batch
+from handscroll.lm import DTYPES
 from handscroll.models.weights import save_model
 from handscroll.nn.marks import Marks
 from handscroll.objectives.masked import Masked
 from handscroll.objectives.task import task_from
+from handscroll.plan.calibration import Calibration
 from handscroll.train.step import Step
 from handscroll.train.strategies.plain import Plain
 from tests.conformance.families import FORMS
@@ -96,7 +98,8 @@ def test_encoders_are_not_planned_to_generate(folder):
         refused("plan", verb[0], folder("bert"), *verb[1:], fails="encoder")
 
 
-def test_a_state_is_planned_and_takes_no_policy(folder):
+def test_a_state_is_planned_and_takes_no_policy(folder, monkeypatch):
+    monkeypatch.setattr("handscroll.plan.calibration.load_calibration", lambda *_: Calibration())
     words = ["plan", "generate", str(folder("lstm")), "--prompt-tokens", "5000", "--json"]
     done = CliRunner().invoke(app, words, catch_exceptions=False)
     assert json.loads(done.stdout)["stages"][0]["parts"]["cache"] == FORMS["lstm"].config.spec.cache_bytes(1, 4)
@@ -286,3 +289,11 @@ def test_what_is_no_text_is_told_from_text(folder, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="is a file"):
         lm.save(tmp_path / "file")
+
+
+def test_help_and_errors_name_the_same_dtypes(folder):
+    told = CliRunner().invoke(app, ["generate", "--help"], env={"COLUMNS": "200"}).stdout
+    assert all(name in told for name in ("auto", *DTYPES)) and "float32, bfloat16, ..." not in told
+    refused(
+        "generate", folder("llama"), "--prompt", "w30", "--dtype", "float8", fails=", ".join(sorted(("auto", *DTYPES)))
+    )

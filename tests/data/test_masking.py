@@ -164,6 +164,21 @@ def test_pairs(bert, source):
     assert part.marks().kinds.shape == (6, 30) and part.labels.shape == (6, 30)
 
 
+def test_pairs_of_a_single_book(bert, source):
+    """The second text follows the first, or comes from another part of the book."""
+    text = np.concatenate([document[1:-1] for document in source])
+    book = TokenSource([np.concatenate([source[0][:1], text, source[0][-1:]])])
+    joined, found = "".join(map(chr, text)), []
+    for row in rows(Pairs(book, bert, 48, seed=1), 40):
+        ids = row.tokens[row.segment == 0].tolist()
+        cut = ids.index(3) + 1
+        first, second = ("".join(map(chr, part)) for part in (ids[1 : cut - 1], ids[cut:-1]))
+        assert first in joined and second in joined
+        assert (first + second in joined) or row.labels[0] == 1
+        found.append(row.labels[0])
+    assert 8 < sum(found) < 32
+
+
 def test_refusals(bert, source):
     bare = train_tokenizer([TEXT], TokenizerConfig(vocab=280))
     with pytest.raises(ConfigError, match="no mask token"):
@@ -175,6 +190,6 @@ def test_refusals(bert, source):
     with pytest.raises(ConfigError, match=naming("[CLS]", "[SEP]")):
         Pairs(source, bare, 64)
     with pytest.raises(DataError, match="two"):
-        Pairs(TokenSource([source[0]]), bert, 64)
+        Pairs(TokenSource([source[0][:100]]), bert, 64)
     with pytest.raises(ConfigError, match="8 tokens"):
         Pairs(source, bert, 64, pairs=9)

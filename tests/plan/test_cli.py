@@ -5,6 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from handscroll.base.errors import DataError
 from handscroll.cli.main import app
 from handscroll.plan.calibration import Calibration, save_calibration
 
@@ -30,8 +31,18 @@ def test_a_recipe_is_planned():
     assert "2      8 x 64" in text
 
 
+def test_a_plan_refuses_the_text_that_the_run_refuses(tmp_path):
+    (tmp_path / "short.txt").write_text("too short\n" * 5)
+    words = ["plan", "train", RECIPE, "--set", f"text.files=['{tmp_path}/short.txt']"]
+    refused = CliRunner().invoke(app, [*words, "--set", f"validation.files=['{tmp_path}/short.txt']"])
+    assert isinstance(refused.exception, DataError), refused.output
+    absent = CliRunner().invoke(app, ["plan", "train", RECIPE, "--set", "text.files=['nowhere/*.txt']"])
+    assert isinstance(absent.exception, DataError) and "nowhere" in str(absent.exception)
+    assert "verdict: fits" in run(*words[1:], "--without-text")
+
+
 def test_a_run_that_cannot_fit_says_what_would():
-    text = run("train", RECIPE, "--set", "stages.1.length=8388608", "--set", "memory.strategy=plain")
+    text = run("train", RECIPE, "--without-text", "--set", "stages.1.length=8388608", "--set", "memory.strategy=plain")
     assert "verdict: does not fit" in text and "This fits" in text
 
 

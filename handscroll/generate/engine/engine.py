@@ -18,7 +18,7 @@ from handscroll.base.errors import CapacityError, ConfigError, HandscrollError
 from handscroll.base.workload import Footprint, Workload
 from handscroll.cache.pool import Layout, Pool
 from handscroll.generate.check import checked, declared
-from handscroll.generate.chooser import Chooser, NewToken, check_stops, finite, next_tokens
+from handscroll.generate.chooser import Chooser, NewToken, check_stops, next_tokens
 from handscroll.generate.engine.blocks import Blocks, beginning
 from handscroll.generate.engine.independent import rows_together
 from handscroll.generate.engine.job import Job
@@ -27,6 +27,7 @@ from handscroll.generate.engine.scheduler import Chunk, Scheduler
 from handscroll.generate.request import Request
 from handscroll.generate.stream import Decodes
 from handscroll.models.model import Model
+from handscroll.nn.finite import finite
 from handscroll.nn.marks import Marks
 
 BLOCK = 32  # tokens of a block
