@@ -17,7 +17,6 @@ from handscroll.base.runs import write_file
 from handscroll.cache.reading.identity import Identity
 from handscroll.cache.reading.reading import Document, Reading
 from handscroll.cache.reading.store import Store
-from handscroll.cache.table import footprint
 from handscroll.generate import blanks, score
 from handscroll.generate.admission import (
     admit,
@@ -30,7 +29,7 @@ from handscroll.generate.admission import (
 )
 from handscroll.generate.ask import AskSettings, Opening, Question, answers, opening
 from handscroll.generate.beam import Beams, Early
-from handscroll.generate.budget import GUARD, Choice, Demand, size_of
+from handscroll.generate.budget import GUARD, Choice, Demand
 from handscroll.generate.chat import Chat, Reply, Speaker, begin, said
 from handscroll.generate.continuation import Continuation, continuations, searched, streamed
 from handscroll.generate.conversation import Conversation
@@ -110,24 +109,18 @@ class LM:
         """Logits (T, V) in float32 of every position (`generate/score.py`); they need memory for T x V floats."""
         return score.logits(self.model, self._ids(text_or_ids), length)
 
-    def nll(
-        self,
-        text_or_ids: str | Sequence[int] | Tensor,
-        window: int | None = None,
-        on_read: Callable[[int], None] | None = None,
-    ) -> Tensor:
+    def nll(self, text_or_ids: str | Sequence[int] | Tensor, window: int | None = None) -> Tensor:
         """Negative log-likelihood (T - 1,) in nats of tokens 1 .. T-1, float32 on the CPU.
 
         The result is exact, and memory grows only by the KV cache. With `window`, the text is read again in windows
         that overlap by half: each token sees at least window / 2 and fewer than `window` tokens before it. Memory is
-        then constant for any length of the text, and the model never leaves `window` positions. Without it,
-        `on_read(done)` is called after every chunk.
+        then constant for any length of the text, and the model never leaves `window` positions.
 
         Raises:
             DataError: the text has fewer than two tokens. CapacityError: without `window`, the text is longer than a
                 learned position table. ConfigError: the model is an encoder, which sees the tokens to be predicted.
         """
-        return score.nll(self.model, self._ids(text_or_ids), window, on_read)
+        return score.nll(self.model, self._ids(text_or_ids), window)
 
     def loglikelihood(
         self, pairs: Sequence[tuple[str | Sequence[int], str | Sequence[int]]], beyond: bool = False
@@ -306,24 +299,6 @@ class LM:
             talk.find = lambda ids, total: store.find(self.identity(total), torch.tensor(ids[:-1]))
         return Chat(speaker, talk)
 
-    def choose_reading(
-        self,
-        text_or_ids: str | Sequence[int] | Tensor,
-        kv_budget: str | int,
-        room: int = ROOM,
-        kv_guard: float = GUARD,
-        beyond: bool = False,
-    ) -> Choice:
-        """`choose_cache` among those that a reading can be kept in; pass the result to `read(policy=...)`."""
-        sampling = Sampling.parse({"max_tokens": room}, "budget")
-        request = Request(self._ids(text_or_ids).tolist(), sampling, beyond=beyond)
-        return choose_cache(self.model, self.tokenizer, request, kv_budget, kv_guard, saved=True)
-
-    def cache_bytes(self, kv_budget: str | int) -> int:
-        """Bytes of a size such as "2GiB"; a share such as "50%" is one of the full cache of the whole context."""
-        full = footprint("full", self.model.config, self.model.cache_dtype.itemsize)
-        return size_of(kv_budget, full.held(self.context))
-
     def conversation(
         self,
         on_note: Callable[[str], None] | None = None,
@@ -368,7 +343,7 @@ class LM:
 
         If the model has a chat template, a text is read as the beginning of a user's turn, and questions follow in
         it; ids (`lm.encode(text)`) are read as they are. `room` is the number of tokens declared for question and
-        answer. `policy` may be what `choose_reading` returned. `on_read(done, all)` is called after every chunk. The
+        answer. `policy` may be a `Choice`. `on_read(done, all)` is called after every chunk. The
         errors are those of `generate/read.py: read`.
         """
         source = str(Path(self.source).resolve()) if Path(self.source).exists() else self.source

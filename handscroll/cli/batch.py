@@ -30,6 +30,7 @@ def batch(
 ) -> None:
     """Answer every line of REQUESTS with MODEL. All lines are checked before the first is answered."""
     from handscroll.base.records import read_records
+    from handscroll.generate.admission import context_bytes
     from handscroll.generate.defaults import Defaults
     from handscroll.generate.engine.batch import answer, read_requests
     from handscroll.lm import load
@@ -39,7 +40,7 @@ def batch(
     if memory is not None and not 0 < memory < float("inf"):
         raise ConfigError(f"--memory {memory} GB holds nothing; give more than 0")
     lm = load(model, device, dtype, weights, adapter)
-    room = lm.cache_bytes(kv_budget) if kv_budget else int((memory or 1.0) * 1e9)
+    room = context_bytes(lm.model, kv_budget) if kv_budget else int((memory or 1.0) * 1e9)
     engine = lm.engine(room, deterministic=deterministic)
     asked = read_requests(requests, engine, lm.tokenizer, beyond, Defaults() if plain else lm.defaults)
     say_defaults(lm, {"plain": plain})

@@ -74,7 +74,7 @@ def _measuring(model: str, to: int, method: str, text: bool, workload: Any) -> C
     if len(entries) < 2 and not text:
         return lambda calibration: "measuring: nothing, since the method is named and there is no --text"
     measuring = Measuring.of(entries, to, config.trained, count, 0 if text else to * count)
-    return lambda calibration: measuring.told(measuring.seconds(workload, calibration))
+    return lambda calibration: measuring.words(measuring.seconds(workload, calibration))
 
 
 @app.command()
@@ -129,8 +129,8 @@ def _here(workloads: Any, as_json: bool, probe: bool, before: "Callable[[Any], s
     made = plan(workloads, this_machine(threads=threads))
     lines, record = plan_lines(made), made.record()
     if before is not None:
-        told = before(made.machine.calibration)
-        lines, record = [*lines, told], record | {"before": told}
+        sentence = before(made.machine.calibration)
+        lines, record = [*lines, sentence], record | {"before": sentence}
     show(lines, record, as_json)
 
 

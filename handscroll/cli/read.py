@@ -62,6 +62,7 @@ def read(
     import torch
 
     from handscroll.cache.reading.store import Store
+    from handscroll.generate.admission import choose_reading
     from handscroll.generate.budget import GUARD, Choice
     from handscroll.lm import load
 
@@ -78,7 +79,7 @@ def read(
     policy: str | Choice = cache or "full"
     if kv_budget:
         guard = GUARD if kv_guard is None else kv_guard
-        policy = lm.choose_reading(ids, kv_budget, room, guard, beyond)
+        policy = choose_reading(lm.model, lm.tokenizer, ids, room, kv_budget, guard)
         if policy.loss is not None:
             error_screen().print(f"approximate: --kv-budget: {policy.report()}", markup=False)
     name = policy if isinstance(policy, str) else policy.policy

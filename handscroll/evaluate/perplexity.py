@@ -15,6 +15,7 @@ from torch import Tensor
 
 from handscroll.evaluate.masked import masked_nll
 from handscroll.evaluate.samples import Sample, fingerprint
+from handscroll.generate.score import nll
 from handscroll.lm import LM
 from handscroll.models.model import Model
 
@@ -100,7 +101,9 @@ def token_nll(
 
     For a decoder each token is predicted from the tokens before it; for an encoder, from the tokens not hidden.
     """
-    return masked_nll(lm, ids, window) if lm.model.spec.reads == "both" else lm.nll(ids, window, on_read)
+    if lm.model.spec.reads == "both":
+        return masked_nll(lm, ids, window)
+    return nll(lm.model, torch.tensor(ids), window, on_read)
 
 
 def default_block(length: int) -> int:

@@ -159,7 +159,7 @@ def _tell(lm: LM, measuring: Measuring, on_plan: Callable[[str], None] | None) -
     machine = this_machine(threads=torch.get_num_threads())
     seconds = measuring.seconds(workload, GPU if device.type == "cuda" else machine.calibration)
     if seconds > MINUTE:
-        on_plan(measuring.told(seconds))
+        on_plan(measuring.words(seconds))
 
 
 def _whole(to: int) -> int:

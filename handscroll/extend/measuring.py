@@ -59,7 +59,7 @@ class Measuring:
         short = self.windows * once(min(self.trained, self.target))
         return own + short + (self.entries + self.final) * once(self.target)
 
-    def told(self, seconds: float) -> str:
+    def words(self, seconds: float) -> str:
         """The steps in words, and what would be shorter."""
         one = "a window" if self.windows == 1 else f"{self.windows} windows"
         steps = [f"the model writes {self.written:,} tokens itself"] if self.written else []

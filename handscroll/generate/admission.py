@@ -8,7 +8,7 @@ import torch
 from handscroll.base.errors import CapacityError, ConfigError
 from handscroll.cache.reading.identity import Identity
 from handscroll.cache.reading.store import Store
-from handscroll.cache.table import cache_of, kind_of
+from handscroll.cache.table import cache_of, footprint, kind_of
 from handscroll.generate.budget import GUARD, Choice, Demand, choose, size_of, size_text
 from handscroll.generate.check import check_length, started
 from handscroll.generate.engine.engine import EngineSettings, workload
@@ -96,6 +96,20 @@ def choose_cache(
     check_length(model, 0, len(ids), request.sampling.max_tokens, request.beyond)
     demand = Demand.of(replace(request, prompt=ids))._replace(saved=saved)
     return choose(model, tokenizer, demand, budget, guard)
+
+
+def choose_reading(
+    model: Model, tokenizer: Tokenizer, text: Sequence[int], room: int, budget: str | int, guard: float = GUARD
+) -> Choice:
+    """`choose_cache` for a text that is read and kept; `LM.read(policy=...)` takes the result."""
+    sampling = sampling_of({"max_tokens": room})
+    return choose_cache(model, tokenizer, Request(text, sampling, beyond=True), budget, guard, saved=True)
+
+
+def context_bytes(model: Model, budget: str | int) -> int:
+    """Bytes of a size such as "2GiB"; a share such as "50%" is one of the full cache of the whole context."""
+    full = footprint("full", model.config, model.cache_dtype.itemsize)
+    return size_of(budget, full.held(model.config.context))
 
 
 def keep_within(model: Model, name: str, request: Request, budget: str | int) -> None:
