@@ -158,10 +158,10 @@ BROKEN = {
     "pickle only": (pickled, CheckpointError, "pickle"),
     "broken json": (lambda f: (f / "config.json").write_text("{"), CheckpointError, "JSON"),
     "unknown family": (edit_config(model_type="lama"), ConfigError, "'llama'"),
-    "unknown key": (edit_config(layer_drop=0.5), ConfigError, "layer_drop"),
+    "unknown key": (edit_config(residual_scale=0.5), ConfigError, "residual_scale"),
     "unknown rope": (edit_config(rope_scaling={"rope_type": "yarm", "factor": 2.0}), ConfigError, "yarn"),
     "no size": (edit_config(hidden_size="remove"), ConfigError, "hidden_size"),
-    "remote code": (edit_config(auto_map={"AutoModel": "x.y"}), ConfigError, "remote code"),
+    "remote code": (edit_config(auto_map={"AutoModel": "x.y"}, architectures=["TwistedLlama"]), ConfigError, "code"),
     "quantised": (edit_config(quantization_config={"bits": 4}), ConfigError, "quantised"),
     "other activation": (edit_config(hidden_act="relu"), ConfigError, "relu"),
 }
