@@ -93,5 +93,10 @@ def _scored(model: EncoderDecoder, rows: list[Row]) -> Tensor:
     assert batch.source is not None
     here, marks = model.under(model.encode(batch.source.tokens, batch.source.marks())), batch.marks()
     hidden = here.hidden(here.embed(batch.tokens, marks), marks, here.mask())
-    losses = token_losses(hidden.flatten(0, 1), model.head, batch.targets.flatten()).view(len(rows), -1).float().cpu()
+    losses = (
+        token_losses(hidden.flatten(0, 1), model.project, model.config.vocab, batch.targets.flatten())
+        .view(len(rows), -1)
+        .float()
+        .cpu()
+    )
     return torch.cat([losses[number, : len(row.targets)] for number, row in enumerate(rows)])

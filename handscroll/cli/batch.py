@@ -7,7 +7,7 @@ import typer
 
 from handscroll.base.errors import ConfigError
 from handscroll.cli.options import Adapter, Device, Dtype, Plain, Weights, say_defaults, say_weights
-from handscroll.cli.screen import bar, screen
+from handscroll.cli.screen import bar, error_screen, screen
 
 
 def batch(

@@ -213,7 +213,7 @@ class ModernBert(Decoder):
     def logits(self, hidden: Embeddings) -> Logits:
         """Masked-LM logits for the token at each position."""
         self.spec.require("logits", head=True)
-        bare = super().logits(self.prepared(hidden))
+        bare = super().logits(hidden)
         return bare if self.decoder_bias is None else bare + self.decoder_bias
 
 

@@ -86,7 +86,7 @@ def test_decoding_engine_and_reading_say_the_same(tmp_path):
         engine.step()
     assert job.answer == want
     about = identity(one, "tokenizer", 512)
-    assert about.dtype == "float16"
+    assert about.kept == "float16"
     store = Store(tmp_path)
     found = store.open(reading._read_into(store, one, about, ToRead(ids[:80], "here")))
     spans = found.past(one.device)["past"]

@@ -16,11 +16,11 @@ def counted(monkeypatch):
     """The windows that are measured; after `stop` of them the user interrupts."""
     seen, plain = {"windows": 0, "stop": 1 << 30}, bakeoff.token_nll
 
-    def counting(*given):
+    def counting(*given, **more):
         if seen["windows"] == seen["stop"]:
             raise KeyboardInterrupt
         seen["windows"] += 1
-        return plain(*given)
+        return plain(*given, **more)
 
     monkeypatch.setattr(bakeoff, "token_nll", counting)
     return seen

@@ -152,7 +152,7 @@ def test_an_end_token_that_is_also_text_only_ends(lm):
     assert progress.allowed()[other] and not progress.allowed()[letter]  # the text is not whole yet
     progress.advance(other)
     assert progress.allowed()[letter]
-    with pytest.raises(ConfigError, match=naming(512, 300)):
+    with pytest.raises(ConfigError, match=naming(511, 300)):
         Constraint.regex("a", lm.tokenizer).start(300, ())
 
 

@@ -152,7 +152,7 @@ def test_rows_of_different_lengths(lm):
         assert kl(want, lm.model.logits(hidden)[row, -1].detach()) < 2e-2
 
 
-def test_int4_weights_are_near_and_are_not_saved(tiny_folder, tmp_path):
+def test_int4_weights_are_near_and_are_saved(tiny_folder, tmp_path):
     with pytest.raises(ConfigError, match="48"):  # no whole number of blocks
         load(tiny_folder, weights="int4")
     folder = ROOT / "handscroll" / "starter"
@@ -163,14 +163,14 @@ def test_int4_weights_are_near_and_are_not_saved(tiny_folder, tmp_path):
     assert apart[0] < apart[1] < 0.1
     torch.testing.assert_close(coarse.nll(ids), lm.nll(ids), rtol=0.2, atol=0.5)
     few = coarse.model(torch.tensor([ids[:3]]))
-    torch.testing.assert_close(few[0], coarse.logits(ids)[:3], rtol=2e-3, atol=5e-3)
+    torch.testing.assert_close(few[0], coarse.logits(ids)[:3], rtol=2e-3, atol=0.05)  # a 16-bit cache
     assert coarse.model.embedding.format.name == "int8"
     sizes = [sum(t.nbytes for t in x.model.layers.buffers()) for x in (rounded, coarse)]
     assert sizes[1] < 0.7 * sizes[0]
     assert coarse.model.dtype == torch.float32 and load(folder, "cpu", "bfloat16", "int4").model.dtype == torch.bfloat16
     assert coarse.identity(400) != rounded.identity(400) != lm.identity(400)
-    with pytest.raises(ConfigError, match="rounded"):
-        coarse.save(tmp_path / "out")
+    coarse.save(tmp_path / "out")
+    assert torch.equal(load(tmp_path / "out", "cpu", "float32").logits(ids), coarse.logits(ids))
 
 
 def test_what_int4_refuses(lm, tmp_path):
