@@ -206,9 +206,10 @@ class Tokenizer:
         except (UnicodeEncodeError, TypeError):
             raise DataError("the text holds half a surrogate pair and is not valid Unicode; repair it") from None
 
-    def around(self, first: tokenizers.Encoding, second: tokenizers.Encoding | None = None) -> tokenizers.Encoding:
-        """One or two encodings with what the tokenizer puts around and between them."""
-        return self._engine.post_process(first, second)
+    def around(self, *encodings: tokenizers.Encoding) -> tokenizers.Encoding:
+        """One or two `encodings` with what the tokenizer puts around and between them."""
+        first, *second = encodings
+        return self._engine.post_process(first, second[0] if second else None)
 
     def room(self, pair: bool) -> int:
         """How many tokens `around` adds to a text, or to a pair."""
