@@ -30,7 +30,7 @@ RUNS = [
     {"spec": GPT2, "length": 1024, "optimizer": "muon"},
     {"spec": LSTM, "length": 4096},
     {"spec": T5, "length": 2048},
-    {"spec": T5, "length": 4096, "strategy": "layer-outer", "chunk": 512},
+    pytest.param({"spec": T5, "length": 4096, "strategy": "layer-outer", "chunk": 512}, marks=pytest.mark.long),
     {"spec": LSTM, "length": 8192, "packed": True, "strategy": "chunk-outer", "chunk": 1024},
 ]
 

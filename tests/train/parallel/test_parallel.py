@@ -104,6 +104,7 @@ def reached(run):
     return int((run / "latest").read_text().split("-")[1]) if (run / "latest").exists() else 0
 
 
+@pytest.mark.long  # a minute and a half on two cores
 def test_a_run_may_go_on_with_another_number_of_ranks(tmp_path):
     """1 -> 2 -> 2 -> 1 ranks, stopped politely in between: the losses and weights of one rank all along."""
     chunked = ["memory.strategy=staged", "memory.stage_layers=1", "memory.chunk=64", "loop.average=0.9"]
