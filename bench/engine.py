@@ -34,6 +34,7 @@ class Desk:
         shape = (options.requests, options.prompt)
         self.prompts = torch.randint(3, SHAPE["vocab"], shape, generator=draw).tolist()
         self.sampling = Sampling(max_tokens=options.new, ignore_eos=True)
+        self.requests = [Request(prompt, self.sampling) for prompt in self.prompts]
         room = 2 * options.requests * (options.prompt + options.new)
         self.engines = {
             strict: Engine(self.model, blocks=-(-room // 32), deterministic=strict) for strict in (False, True)
@@ -47,7 +48,7 @@ class Desk:
     def together(self, strict: bool) -> list[tuple[list[int], list[float]]]:
         """Tokens and log-probabilities of all prompts, answered together."""
         engine = self.engines[strict]
-        requests = [engine.submit(Request(prompt, self.sampling)) for prompt in self.prompts]
+        requests = [engine.submit(request) for request in self.requests]
         for _ in engine.run():
             pass
         return [(request.answer, request.logprobs) for request in requests]
@@ -55,8 +56,7 @@ class Desk:
     def in_turn(self, strict: bool = False) -> list[tuple[list[int], list[float]]]:
         """The same, one after the other."""
         engine, found = self.engines[strict], []
-        for prompt in self.prompts:
-            request = engine.submit(Request(prompt, self.sampling))
+        for request in map(engine.submit, self.requests):
             for _ in engine.run():
                 pass
             found.append((request.answer, request.logprobs))
