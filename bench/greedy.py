@@ -109,6 +109,8 @@ def main() -> None:
         run = handscroll if options.only == "handscroll" else llama_cpp
         print(json.dumps(run(options.file, options.tokens)))
         return
+    if not options.peer:
+        raise SystemExit("give --peer: an interpreter that has llama-cpp-python")
     from handscroll import load
 
     lm = load(options.file)

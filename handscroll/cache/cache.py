@@ -31,8 +31,7 @@ class Cache(Keeper):
     `capacity` (tokens) reserves the buffers at once; without it they grow by doubling. `past` are spans (1, K, S, E)
     per layer before all other tokens, `before` tokens in all. Every row reads them and none writes them (a saved
     reading, mapped from its file). Keys and values are kept in `dtype`; None: in the one in which they come. A windowed
-    layer can be cut back by at least `rewind` tokens. `marks` are those of
-    the full layers' own tokens.
+    layer can be cut back by at least `rewind` tokens. `marks` are those of the full layers' own tokens.
 
     A policy implements `_append`, and as needed `_commit`, `_trim`, `_copy`, `_nbytes` and `_footprint`.
     """

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -146,8 +145,8 @@ def test_a_killed_reading_goes_on(lm, tiny_folder, tmp_path):
     command = [sys.executable, "-c", CODE, str(tiny_folder), str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert process.stdout is not None
-    while int(process.stdout.readline()) < 256:
-        time.sleep(0.01)
+    while int(process.stdout.readline()) < 256:  # waits for the next line
+        pass
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
