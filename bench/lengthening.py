@@ -47,8 +47,8 @@ from handscroll.nn.init import initialise
 from handscroll.nn.positions.learned import LEARNED
 from handscroll.objectives.causal import NextToken
 from handscroll.objectives.masked import MaskedTokens
+from handscroll.objectives.settings import ObjectiveSettings
 from handscroll.objectives.span_corruption import SpanCorruption
-from handscroll.objectives.task import Task
 from handscroll.text.readers import read
 from handscroll.text.tokenizer import Tokenizer
 from handscroll.text.training import TokenizerConfig, train_tokenizer
@@ -74,7 +74,7 @@ class Family:
     """
 
     sizes: dict[str, Any]
-    task: Task
+    task: ObjectiveSettings
     special: tuple[str, ...]
     methods: tuple[str, ...]
     baseline: str
@@ -217,7 +217,7 @@ class Lesson:
     steps: int
     rate: float
     seed: int
-    task: Task
+    task: ObjectiveSettings
 
 
 def learn(job: Job, lm: LM, lesson: Lesson, folder: Path, note: Callable[[dict[str, Any]], None]) -> None:

@@ -11,7 +11,7 @@ from handscroll.nn.mask import Mask, SameSegment
 from handscroll.nn.shapes import Embeddings
 from handscroll.objectives.head import cross_entropy
 from handscroll.objectives.loss import Loss
-from handscroll.objectives.task import Task
+from handscroll.objectives.settings import ObjectiveSettings
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Infill:
         return Loss(total, int(count))
 
 
-class BlankInfilling(Task):
+class BlankInfilling(ObjectiveSettings):
     """Write the blanked spans of a text. The settings of the rows say how much is blanked."""
 
     name: ClassVar[str] = "blanks"

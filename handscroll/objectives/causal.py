@@ -15,7 +15,7 @@ from handscroll.nn.mask import Mask, SameSegment
 from handscroll.nn.shapes import Embeddings
 from handscroll.objectives.head import cross_entropy_by_token
 from handscroll.objectives.loss import Loss
-from handscroll.objectives.task import Task
+from handscroll.objectives.settings import ObjectiveSettings
 
 QUARTERS = tuple(f"loss_quarter_{number}" for number in (1, 2, 3, 4))
 
@@ -55,7 +55,7 @@ class Causal:
         return Loss(total, int(counted.sum()), metrics)
 
 
-class NextToken(Task):
+class NextToken(ObjectiveSettings):
     """Predict the next token of real text, of repeated segments, and of answers about facts in the text."""
 
     name: ClassVar[str] = "causal"

@@ -17,7 +17,7 @@ from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Mask, SameSegment
 from handscroll.nn.shapes import Embeddings
 from handscroll.objectives.loss import Loss
-from handscroll.objectives.task import Task
+from handscroll.objectives.settings import ObjectiveSettings
 from handscroll.text.tokenizer import Tokenizer
 
 
@@ -59,7 +59,7 @@ class Classify:
         return Loss(total, count, {"accuracy": (float((logits.argmax(dim=-1) == targets).sum()), count)})
 
 
-class Classification(Task):
+class Classification(ObjectiveSettings):
     """Predict the label of a whole document, with a new model or from another model's weights (`model.path`)."""
 
     name: ClassVar[str] = "classify"

@@ -21,7 +21,7 @@ from handscroll.nn.shapes import Embeddings
 from handscroll.objectives.causal import by_quarter
 from handscroll.objectives.head import IGNORE, cross_entropy_by_token
 from handscroll.objectives.loss import Loss
-from handscroll.objectives.task import Task
+from handscroll.objectives.settings import ObjectiveSettings
 from handscroll.text.tokenizer import Tokenizer
 from handscroll.text.words import Words
 
@@ -87,7 +87,7 @@ class Masked:
         return loss, {"pair_loss": (float(loss.detach()), len(wanted)), "pair_accuracy": (right, len(wanted))}
 
 
-class MaskedTokens(Task):
+class MaskedTokens(ObjectiveSettings):
     """Predict hidden tokens (chosen by `data/masking.py`), and next sentences if the data has rows of pairs.
 
     words = "chinese" needs the package jieba.

@@ -16,13 +16,13 @@ from handscroll.data.row import IGNORED, Row
 from handscroll.data.stream import State, Stream
 from handscroll.models.model import Model
 from handscroll.objectives.causal import Causal
-from handscroll.objectives.task import Task
+from handscroll.objectives.settings import ObjectiveSettings
 from handscroll.text.tokenizer import Tokenizer
 
 SENTINEL = "<extra_id_{}>"  # the name of the sentinel of span 0, 1, ... of a text, in every T5 tokenizer
 
 
-class SpanCorruption(Task):
+class SpanCorruption(ObjectiveSettings):
     """Cut out a share `density` of a text's tokens, in spans of `mean_span` tokens on average, and predict them."""
 
     name: ClassVar[str] = "span-corruption"

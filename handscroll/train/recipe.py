@@ -12,7 +12,7 @@ from handscroll.models.model import Model
 from handscroll.models.new import NEW
 from handscroll.objectives.causal import NextToken
 from handscroll.objectives.objective import Objective
-from handscroll.objectives.task import Task, task_from
+from handscroll.objectives.settings import ObjectiveSettings, objective_from
 from handscroll.text.tokenizer import Tokenizer
 from handscroll.text.training import TokenizerConfig
 from handscroll.train.curriculum import Curriculum, Grow, NewPositions
@@ -96,7 +96,7 @@ class Recipe(Config):
     device: Literal["cpu", "cuda"] = "cpu"
     text: Files | None = None
     model: ModelRecipe
-    objective: Annotated[SerializeAsAny[Task], BeforeValidator(task_from)] = NextToken()
+    objective: Annotated[SerializeAsAny[ObjectiveSettings], BeforeValidator(objective_from)] = NextToken()
     tokenizer: TokenizerRecipe = TokenizerRecipe()
     data: dict[str, RowData]
     stages: tuple[Stage, ...] = Field(min_length=1)

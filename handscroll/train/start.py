@@ -28,7 +28,7 @@ from handscroll.models.weights import check_device, locate, written_dtype
 from handscroll.nn.finite import check_weights, finite
 from handscroll.nn.init import initialise
 from handscroll.nn.noise import Noise
-from handscroll.objectives.task import Task
+from handscroll.objectives.settings import ObjectiveSettings
 from handscroll.plan.workloads import recipe_workloads
 from handscroll.text.tokenizer import Tokenizer
 from handscroll.text.training import train_tokenizer
@@ -222,13 +222,15 @@ def held_out(settings: Validation, tokenizer: Tokenizer, config: Any) -> list[Ro
     return windows[::step][: settings.windows]
 
 
-def validator(settings: Validation, tokenizer: Tokenizer, model: Model, task: Task) -> Callable[[Model], float]:
+def validator(
+    settings: Validation, tokenizer: Tokenizer, model: Model, settled: ObjectiveSettings
+) -> Callable[[Model], float]:
     """A function that computes the mean loss on fixed windows, spread evenly over the held-out text.
 
-    The windows are made into the task's rows only once.
+    The windows are made into the rows of the objective `settled` only once.
     """
-    rows = task.rows(Listed(held_out(settings, tokenizer, model.config)), settings.length, 0, model, tokenizer)
-    batches, objective = [collate([row]) for row, _ in rows], task.objective(model)
+    rows = settled.rows(Listed(held_out(settings, tokenizer, model.config)), settings.length, 0, model, tokenizer)
+    batches, objective = [collate([row]) for row, _ in rows], settled.objective(model)
 
     @torch.no_grad()
     def validate(model: Model) -> float:

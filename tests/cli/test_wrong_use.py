@@ -16,7 +16,7 @@ from handscroll.lm import DTYPES
 from handscroll.models.weights import save_model
 from handscroll.nn.marks import Marks
 from handscroll.objectives.masked import Masked
-from handscroll.objectives.task import task_from
+from handscroll.objectives.settings import objective_from
 from handscroll.plan.calibration import Calibration
 from handscroll.train.step import Step
 from handscroll.train.strategies.plain import Plain
@@ -131,7 +131,7 @@ def test_an_objective_that_does_not_fit_the_model_is_refused(recipe, objective, 
     refused("train", TINY / f"{recipe}.toml", "--out", tmp_path / "run", *given, fails=f"'{objective}'", also=instead)
     model = FORMS[recipe].build(torch.float32)
     with pytest.raises(ConfigError, match=naming(f"'{objective}'", f"'{recipe}'", instead)):
-        task_from(objective).objective(model)
+        objective_from(objective).objective(model)
 
 
 def test_rows_of_another_objective_are_refused_in_one_line(tmp_path):

@@ -33,7 +33,7 @@ from handscroll.nn.marks import Marks
 from handscroll.nn.mask import looks_ahead
 from handscroll.nn.noise import Noise
 from handscroll.nn.positions.candidate import Candidate
-from handscroll.objectives.task import TASKS, task_from
+from handscroll.objectives.settings import OBJECTIVES, objective_from
 from handscroll.plan.choose import options
 from handscroll.plan.machine import Machine
 from handscroll.train.step import Memory, Step, build_strategy
@@ -415,15 +415,15 @@ def learns(form: Form, folder: Path) -> None:
     _, _, losses = taught(form)
     assert losses[-1] < HALF * losses[0], losses
     fitting = {learned.task.name for learned in learned_by(random(form)) if learned.task is not None}
-    for name in TASKS.keys() - fitting:
+    for name in OBJECTIVES.keys() - fitting:
         with pytest.raises(ConfigError, match=naming(f"'{name}'", f"'{form.config.family}'", "use '")):
-            task_from(name).objective(random(form))
+            objective_from(name).objective(random(form))
 
 
 def learns_nothing(form: Form, folder: Path) -> None:
-    for name in TASKS:
+    for name in OBJECTIVES:
         with pytest.raises(ConfigError, match=naming(f"'{name}'", f"'{form.config.family}'")):
-            task_from(name).objective(random(form))
+            objective_from(name).objective(random(form))
 
 
 # --- lengthening ---

@@ -21,7 +21,7 @@ from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.models.model import Model
 from handscroll.nn.mask import SameSegment
 from handscroll.objectives.objective import Objective
-from handscroll.objectives.task import TASKS, Task, task_from
+from handscroll.objectives.settings import OBJECTIVES, ObjectiveSettings, objective_from
 from handscroll.text.tokenizer import Tokenizer
 from handscroll.train.rows import RowData
 
@@ -76,7 +76,7 @@ def _labelled() -> str:
 class Learned:
     """An objective that fits a model, and the model's rows for it; without one, text that the model only reads."""
 
-    task: Task | None
+    task: ObjectiveSettings | None
     model: Model
 
     @property
@@ -118,7 +118,7 @@ class Learned:
 
 def learned_by(model: Model) -> list[Learned]:
     """Every objective that fits a model; a model that learns nothing here only reads."""
-    fitting = [Learned(task, model) for task in map(task_from, TASKS) if task.fits(model)]
+    fitting = [Learned(task, model) for task in map(objective_from, OBJECTIVES) if task.fits(model)]
     return fitting or [Learned(None, model)]
 
 

@@ -11,7 +11,7 @@ from handscroll.models.table import FAMILIES
 from handscroll.nn.positions.learned import LEARNED
 from handscroll.nn.positions.stretch import METHODS
 from handscroll.nn.scaling.table import SCALINGS
-from handscroll.objectives.task import TASKS
+from handscroll.objectives.settings import OBJECTIVES
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -39,7 +39,7 @@ def test_every_method_has_a_row_and_every_scaling_a_method():
 
 def test_every_objective_has_a_row_and_the_page_on_adding_one_shows_real_code():
     table = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
-    for name in TASKS:
+    for name in OBJECTIVES:
         assert f"`{name}`" in table, name
     page = (ROOT / "docs" / "adding" / "objective.md").read_text(encoding="utf-8")
     shown = [line.partition("  #")[0].rstrip() for line in page.split("```python\n")[1].split("```")[0].splitlines()]

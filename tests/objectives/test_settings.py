@@ -9,7 +9,7 @@ from handscroll.data.stream import Listed
 from handscroll.models.new import NEW, About, new_model
 from handscroll.models.table import FAMILIES
 from handscroll.objectives.head import cross_entropy
-from handscroll.objectives.task import TASKS, task_from
+from handscroll.objectives.settings import OBJECTIVES, objective_from
 from handscroll.text.training import TokenizerConfig, train_tokenizer
 from tests.naming import naming
 
@@ -44,13 +44,13 @@ def about():
 
 
 def test_settings_come_back_with_their_name():
-    for name in TASKS:
-        task = task_from(name)
-        assert task.name == name and task_from(task.model_dump(mode="json")) == task
-    assert task_from({"name": "masked", "rate": 0.3}).share({}) == 0.3
+    for name in OBJECTIVES:
+        task = objective_from(name)
+        assert task.name == name and objective_from(task.model_dump(mode="json")) == task
+    assert objective_from({"name": "masked", "rate": 0.3}).share({}) == 0.3
     for wrong, told in (("masks", "'masked'"), ({"name": "causal", "rate": 1}, "'rate'"), ({}, "name")):
         with pytest.raises(ConfigError, match=told):
-            task_from(wrong)
+            objective_from(wrong)
 
 
 @pytest.mark.parametrize("family", sorted(NEW))
@@ -61,10 +61,10 @@ def test_every_new_model_is_learned_by_one_objective(family, about):
     if family in ("lstm", "bert"):
         cases.append((new_model(family, sizes, About(about.tokenizer, 32, ("a", "b"))), "classify"))
     for model, wanted in cases:
-        assert [name for name in TASKS if task_from(name).fits(model)] == [wanted]
-        for name in set(TASKS) - {wanted}:
+        assert [name for name in OBJECTIVES if objective_from(name).fits(model)] == [wanted]
+        for name in set(OBJECTIVES) - {wanted}:
             with pytest.raises(ConfigError, match=naming(f"'{name}'", f"'{family}'", f"'{wanted}'")):
-                task_from(name).objective(model)
+                objective_from(name).objective(model)
 
 
 def test_items_at_hand_are_a_stream():

@@ -1,4 +1,4 @@
-"""Tasks: the value of `objective` in a recipe names one. A task makes the training rows and the loss on them."""
+"""Settings of objectives: the value of `objective` in a recipe names one. It makes the training rows and their loss."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from handscroll.models.model import Model
 from handscroll.objectives.objective import Objective
 from handscroll.text.tokenizer import Tokenizer
 
-TASKS = {
+OBJECTIVES = {
     "causal": "handscroll.objectives.causal:NextToken",
     "masked": "handscroll.objectives.masked:MaskedTokens",
     "span-corruption": "handscroll.objectives.span_corruption:SpanCorruption",
@@ -24,8 +24,10 @@ TASKS = {
 }
 
 
-class Task(Config):
-    """A task. Its fields are its settings in a recipe. It is frozen, and the same for every stage of a run.
+class ObjectiveSettings(Config):
+    """An objective as a recipe names it; its fields are its settings there.
+
+    It is frozen, and the same for every stage of a run.
 
     `kinds` are the kinds of rows that it can learn from (`train/rows.py`). `continued`: it also accepts contiguous
     rows, which continue the rows of the previous update. `text`: it can turn held-out text into rows, so a run can
@@ -39,22 +41,22 @@ class Task(Config):
 
     @abstractmethod
     def fits(self, model: Model) -> bool:
-        """Whether a model can learn this task."""
+        """Whether a model can learn this objective."""
 
     @abstractmethod
     def build(self, model: Model, data: Mapping[str, Any], smoothing: float, by_position: bool) -> Objective:
         """The loss for a model that fits; the arguments are those of `objective`."""
 
     def rows(self, rows: Stream[Row], length: int, seed: int, model: Model, tokenizer: Tokenizer) -> Stream[Row]:
-        """The rows of this task, made from `rows` of at most `length` tokens.
+        """The rows of this objective, made from `rows` of at most `length` tokens.
 
         Raises:
-            ConfigError: the tokenizer or the length does not suit the task.
+            ConfigError: the tokenizer or the length does not suit the objective.
         """
         return rows
 
     def labels(self, data: Mapping[str, Any]) -> tuple[str, ...]:
-        """The labels that the model must tell apart; empty if the task has no labels."""
+        """The labels that the model must tell apart; empty if it has none."""
         return ()
 
     def share(self, data: Mapping[str, Any]) -> float:
@@ -62,10 +64,10 @@ class Task(Config):
         return 1.0
 
     def check(self, data: Mapping[str, Any], validated: bool) -> None:
-        """Check that the task can learn from `data`, a recipe's tables of rows by name.
+        """Check that the objective can learn from `data`, a recipe's tables of rows by name.
 
         Raises:
-            ValueError: a table does not suit the task, or `validated` is set and the task cannot validate.
+            ValueError: a table does not suit the objective, or `validated` is set and the objective cannot validate.
         """
         for name, rows in data.items():
             if rows.kind not in self.kinds:
@@ -90,10 +92,12 @@ class Task(Config):
         `smoothing` is the label smoothing. `by_position` adds metrics by position, for tasks that have them.
 
         Raises:
-            ConfigError: the model cannot learn this task.
+            ConfigError: the model cannot learn this objective.
         """
         if not self.fits(model):
-            fitting = [name for name in TASKS if resolve(TASKS, name, "objective").model_construct().fits(model)]
+            fitting = [
+                name for name in OBJECTIVES if resolve(OBJECTIVES, name, "objective").model_construct().fits(model)
+            ]
             raise ConfigError(
                 f"objective '{self.name}' does not fit this model of family '{model.config.family}': "
                 + (f"use {_listed(fitting)}" if fitting else "no objective can train it")
@@ -102,23 +106,23 @@ class Task(Config):
 
     @model_serializer(mode="wrap")
     def _with_name(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The fields together with the name, so that `task_from` can read them back from a record."""
+        """The fields together with the name, so that `objective_from` can read them back from a record."""
         return {"name": self.name, **handler(self)}
 
 
-def task_from(values: Any, where: str = "objective") -> Task:
-    """A task from its name, or from a table with a name and settings. A `Task` is returned unchanged.
+def objective_from(values: Any, where: str = "objective") -> ObjectiveSettings:
+    """An objective from its name, or from a table with a name and settings. `ObjectiveSettings` are returned unchanged.
 
     Raises:
         ConfigError: the name is missing or unknown, or a setting is wrong; the message gives the nearest valid name.
     """
-    if isinstance(values, Task):
+    if isinstance(values, ObjectiveSettings):
         return values
     values = {"name": values} if isinstance(values, str) else values
     if not isinstance(values, dict) or not isinstance(values.get("name"), str):
         raise ConfigError(f'{where}: expected a name, or a table with a name, such as {{ name = "causal" }}')
     settings = {key: value for key, value in values.items() if key != "name"}
-    return resolve(TASKS, values["name"], "objective").parse(settings, where)
+    return resolve(OBJECTIVES, values["name"], "objective").parse(settings, where)
 
 
 def _listed(names: Any) -> str:
