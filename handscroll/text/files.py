@@ -72,7 +72,7 @@ class Files:
                     refused.append(problem)
                 else:
                     found.paths.append(file)
-        _distinct(found.paths)
+        distinct(found.paths)
         if refused and not found.paths:
             raise DataError(refused[0])
         found.skipped = refused
@@ -111,7 +111,7 @@ class Files:
     def _expand(self, path: str | Path) -> list[Path]:
         here = Path(path).expanduser()
         if here.is_dir():
-            found = self._among(sorted(file for file in here.rglob("*") if _visible(file, here)))
+            found = self._among(sorted(file for file in here.rglob("*") if visible(file, here)))
             if not found:
                 raise DataError(f"folder {here} holds no text files; read are: {', '.join(sorted(SUFFIXES))}")
             return found
@@ -160,11 +160,16 @@ def unreadable(file: Path) -> str:
     return ""
 
 
-def _visible(file: Path, root: Path) -> bool:
+def visible(file: Path, root: Path) -> bool:
+    """Whether a path in a folder is a file without a hidden name."""
     return file.is_file() and not any(part.startswith(".") for part in file.relative_to(root).parts)
 
 
-def _distinct(files: Sequence[Path]) -> None:
+def distinct(files: Sequence[Path]) -> None:
+    """
+    Raises:
+        DataError: a file is named twice.
+    """
     seen: dict[Path, Path] = {}
     for file in files:
         real = file.resolve()
@@ -214,9 +219,14 @@ def characters(file: Path, encoding: str | None, size: int | None = None) -> Ite
     Raises:
         DataError: as `blocks`; the file is empty, no text, or not in the encoding.
     """
+    return decoded(blocks(file, size), file, encoding)
+
+
+def decoded(found: Iterable[bytes], file: Path, encoding: str | None) -> Iterator[str]:
+    """The text of some blocks of bytes, as `characters` of a file; `file` names them in errors."""
     decoder, done, marked, empty = None, 0, 0, True
     try:
-        for block in blocks(file, size):
+        for block in found:
             if decoder is None:
                 looks_like(block, file)
                 name, marked = sniff(block, str(file), encoding)
@@ -244,13 +254,18 @@ def _no_nul(text: str, file: Path, at: int) -> None:
 
 
 def lines(file: Path, encoding: str | None) -> Iterator[tuple[int, str]]:
-    """The lines of a text file without their ends, counted from 1; memory holds the longest line.
+    """The lines of a text file without their ends, counted from 1; memory holds the longest line."""
+    return lines_of(characters(file, encoding))
+
+
+def lines_of(texts: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """The lines of a text that comes in pieces, without their ends, counted from 1.
 
     Only a line feed ends a line (with the carriage return before it): decoded lines also break at U+2028, which JSON
     allows inside strings.
     """
     number, held = 0, []
-    for text in characters(file, encoding):
+    for text in texts:
         first, *rest = text.split("\n")
         held.append(first)
         for part in rest:

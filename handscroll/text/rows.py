@@ -3,6 +3,8 @@
 import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,8 @@ from handscroll.base.errors import DataError, nearest
 from handscroll.text.files import kind, lines
 
 TEXT_KEYS = ("text", "content")
-_CELL = 1 << 28  # most characters of one cell; the module's own limit of 131,072 is less than a chapter
-_ROWS = 256  # rows of a Parquet file that are held at a time
+CELL = 1 << 28  # most characters of one cell; the module's own limit of 131,072 is less than a chapter
+BATCH = 256  # rows of a Parquet file that are held at a time
 _PACKED = 1 << 31  # most bytes of a column in one row group of a Parquet file
 
 Row = tuple[str, dict[str, Any]]
@@ -109,10 +111,10 @@ def _json_lines(file: Path, columns: Sequence[str], encoding: str | None) -> Ite
 
 
 def _table(file: Path, columns: Sequence[str], encoding: str | None) -> Iterator[Row]:
-    csv.field_size_limit(_CELL)
+    csv.field_size_limit(CELL)
     numbered = (line + "\n" for _, line in lines(file, encoding))
     first = next(numbered, "")
-    reader = csv.reader(_again(first, numbered), delimiter=_delimiter(file, first), strict=True)
+    reader = csv.reader(chain([first], numbered), delimiter=delimiter(file, first), strict=True)
     try:
         names = next(reader, [])
         if len(set(names)) < len(names):
@@ -127,26 +129,35 @@ def _table(file: Path, columns: Sequence[str], encoding: str | None) -> Iterator
         raise DataError(f'{file}:{reader.line_num}: not a row of a table ({error}); quote cells with ""') from None
 
 
-def _again(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
-
-
-def _delimiter(file: Path, first: str) -> str:
+def delimiter(file: Path, first: str) -> str:
     """A tab in .tsv; else the commonest of comma, semicolon (spreadsheets of many countries) and tab in the names."""
     return "\t" if kind(file) == ".tsv" else max(",;\t", key=lambda sign: (first.count(sign), sign == ","))
 
 
-def _parquet(file: Path, columns: Sequence[str], encoding: str | None) -> Iterator[Row]:
+@contextmanager
+def arrow(file: Path, what: str = "Parquet file") -> Iterator[None]:
+    """Inside, the errors of pyarrow are said of a file.
+
+    Raises:
+        DataError: pyarrow is not installed, or cannot read the file.
+    """
     try:
         import pyarrow
-        from pyarrow import parquet
     except ModuleNotFoundError:
         raise DataError(
-            f"{file}: Parquet tables need the package pyarrow, which is not installed: "
-            "pip install 'handscroll[documents]'"
+            f"{file}: a {what} needs the package pyarrow, which is not installed: pip install 'handscroll[documents]'"
         ) from None
     try:
+        yield
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        first = str(error).splitlines()[0]
+        raise DataError(f"{file}: not a {what} that can be read ({first}); write it again") from None
+
+
+def _parquet(file: Path, columns: Sequence[str], encoding: str | None) -> Iterator[Row]:
+    with arrow(file):
+        from pyarrow import parquet
+
         with parquet.ParquetFile(file) as table:
             names = table.schema_arrow.names
             taken = [name for name in columns if name in names]
@@ -154,17 +165,18 @@ def _parquet(file: Path, columns: Sequence[str], encoding: str | None) -> Iterat
                 yield f"{file}", dict.fromkeys(names)  # whoever asks says what it looks for
                 return
             number = 0
-            _check_groups(table.metadata, taken, file)
-            for batch in table.iter_batches(batch_size=_ROWS, columns=taken):
+            check_groups(table.metadata, taken, file)
+            for batch in table.iter_batches(batch_size=BATCH, columns=taken):
                 for values in batch.to_pylist():
                     number += 1
                     yield f"{file}:{number}", values
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        first = str(error).splitlines()[0]
-        raise DataError(f"{file}: not a Parquet file that can be read ({first}); write it again") from None
 
 
-def _check_groups(about: Any, columns: Sequence[str], file: Path) -> None:
+def check_groups(about: Any, columns: Sequence[str], file: Path) -> None:
+    """
+    Raises:
+        DataError: a row group of a Parquet file is too large to be read at once.
+    """
     for group in range(about.num_row_groups):
         for at in range(about.num_columns):
             column = about.row_group(group).column(at)
