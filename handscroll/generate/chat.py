@@ -19,6 +19,7 @@ from handscroll.generate.sample import Sampling
 from handscroll.generate.settings import ChatSettings
 from handscroll.models.model import Model
 from handscroll.text.chat.messages import Message, checked, plain
+from handscroll.text.chat.script import Script
 from handscroll.text.chat.seal import Seal
 from handscroll.text.chat.template import ChatTemplate, template_in
 from handscroll.text.chat.thinking import Piece, Thinking
@@ -81,10 +82,25 @@ class Speaker:
 
         The errors are those of `ChatTemplate.render`, and DataError for something that is no message.
         """
-        data, given = checked(messages), plain(dict(variables or {}), "a variable of the template")
-        mark = self._seal.mark([data, given], self.template.source)
-        text = self.template.render(self._seal.sealed(data, mark), True, now, self._seal.sealed(given, mark))
-        return Rendered(self._seal.encode(text, mark), self._seal.shown(text, mark))
+        script = self._script(checked(messages), variables, now)
+        text = script.text(len(messages), answer=True)
+        return Rendered(script.ids(text), script.shown(text))
+
+    def script(
+        self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None, now: datetime | None = None
+    ) -> Script:
+        """A conversation that has its answers already, as the template writes it turn by turn.
+
+        Raises:
+            DataError: something is no message.
+        """
+        return self._script(checked(messages, answered=True), variables, now)
+
+    def _script(
+        self, messages: list[dict[str, Any]], variables: Mapping[str, Any] | None, now: datetime | None
+    ) -> Script:
+        given = plain(dict(variables or {}), "a variable of the template")
+        return Script(self.template, self._seal, messages, given, now or datetime.now())
 
     def rendered_already(self, text: str) -> list[int] | None:
         """The ids of a text that is written in the template itself: it begins and ends as a rendered message does.

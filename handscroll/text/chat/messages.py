@@ -9,8 +9,8 @@ REASONING = ("reasoning_content", "thinking", "reasoning")  # the names under wh
 Message = Mapping[str, Any]
 
 
-def checked(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """The messages as plain data; they end with one that the assistant answers.
+def checked(messages: Sequence[Message], answered: bool = False) -> list[dict[str, Any]]:
+    """The messages as plain data; they end with one that the assistant answers, unless all is `answered`.
 
     A key without a value is left out, as templates expect it. What an assistant thought is given under all the names
     that templates use.
@@ -23,7 +23,7 @@ def checked(messages: Sequence[Message]) -> list[dict[str, Any]]:
             f"expected a list of messages such as [{{'role': 'user', 'content': ...}}], got {str(messages)[:60]!r}"
         )
     found = [_checked(message, number) for number, message in enumerate(messages)]
-    if found[-1]["role"] == "assistant":
+    if found[-1]["role"] == "assistant" and not answered:
         raise DataError("the last message is the assistant's, so there is nothing to answer: add the user's next one")
     return found
 

@@ -12,6 +12,7 @@ from typing import Any
 import tokenizers
 
 from handscroll.base.errors import DataError
+from handscroll.text.guard import going_on
 from handscroll.text.tokenizer import Tokenizer
 
 _PRIVATE = range(0xE000, 0xF900)
@@ -32,7 +33,12 @@ class Seal:
         # What may become a special token together with the text after it.
         self._begun = {text[:n] for text in texts for n in range(1, len(text)) if not text[:n].isalnum()}
         self._longest = max(map(len, texts), default=0)
-        self._engines: dict[str, tuple[tokenizers.Tokenizer, dict[int, int]]] = {}
+        self._engines: dict[tuple[str, bool], tuple[tokenizers.Tokenizer, dict[int, int]]] = {}
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """The special tokens by what they are written as."""
+        return self._ids
 
     def mark(self, value: Any, also: str = "") -> str:
         """A letter that occurs neither in the texts of `value` nor in `also`."""
@@ -53,20 +59,27 @@ class Seal:
             }
         return [self.sealed(one, mark) for one in value] if isinstance(value, list) else value
 
-    def encode(self, text: str, mark: str) -> list[int]:
-        """Token ids of a rendered text: its unbroken special tokens become their ids, the broken ones stay text."""
+    def encode(self, text: str, mark: str, follows: bool = False) -> list[int]:
+        """Token ids of a rendered text: its unbroken special tokens become their ids, the broken ones stay text.
+
+        `follows` is as in `Tokenizer.encode`.
+        """
         written = f"\\u{ord(mark):04x}"  # as JSON may have written it
         if mark not in text and written not in text:
-            return self._tokenizer.encode(text, special=False, parse=True)
+            return self._tokenizer.encode(text, special=False, parse=True, follows=follows)
         pieces: list[str] = []
         end = 0
         for match in re.finditer(f"{self._longer.pattern}|(?:{self._single})(?!{mark})", text):
             pieces += [_clean(text[end : match.start()], mark, written), f"{mark}{self._ids[match[0]]}{mark}"]
             end = match.end()
         pieces.append(_clean(text[end:], mark, written))
-        engine, known = self._engine(mark)
-        ids = engine.encode_batch_fast(["".join(pieces)], add_special_tokens=False)[0].ids
-        return [known.get(number, number) for number in ids]
+        ids: list[int] = []
+        cut = 1 if follows else 0  # only what stands before the first special token goes on from the text before
+        for part, goes_on in ((pieces[:cut], True), (pieces[cut:], False)):
+            engine, known = self._engine(mark, goes_on)
+            found = engine.encode_batch_fast(["".join(part)], add_special_tokens=False)[0]
+            ids += [known[number] if number in known else number for number in found.ids]
+        return ids
 
     def shown(self, text: str, mark: str) -> str:
         """A rendered text as a person should see it: without marks."""
@@ -80,10 +93,11 @@ class Seal:
         ends = range(1, min(self._longest, len(text) + 1))
         return text + mark if any(text[-count:] in self._begun for count in ends) else text
 
-    def _engine(self, mark: str) -> tuple[tokenizers.Tokenizer, dict[int, int]]:
+    def _engine(self, mark: str, follows: bool) -> tuple[tokenizers.Tokenizer, dict[int, int]]:
         """The tokenizer in which special tokens have other names: their numbers between marks. And their true ids."""
-        if mark not in self._engines:
+        if (mark, follows) not in self._engines:
             spec = json.loads(self._tokenizer.source)
+            spec = (going_on(spec) if follows else None) or spec
             true: dict[str, int] = {}
             for token in spec.get("added_tokens") or []:
                 if token["special"]:
@@ -94,8 +108,8 @@ class Seal:
             engine.no_padding()
             found = {number: engine.token_to_id(content) for content, number in true.items()}
             known = {theirs: number for number, theirs in found.items() if theirs is not None}
-            self._engines[mark] = (engine, known)
-        return self._engines[mark]
+            self._engines[mark, follows] = (engine, known)
+        return self._engines[mark, follows]
 
 
 def _clean(text: str, mark: str, written: str) -> str:

@@ -1,0 +1,131 @@
+"""Conversations and pairs of prompt and answer as token ids with a loss mask: only what the assistant says is trained.
+
+The mask comes from rendering the conversation up to each answer, as the model is asked, and again with the answer. What
+the second text has more is the answer; it is trained through the token that ends the turn. So nothing that a template
+writes around the answers is trained, and no mark in the template is needed.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from itertools import pairwise
+from typing import Any
+
+from handscroll.base.errors import ConfigError, DataError
+from handscroll.data.encoded import Encoded
+from handscroll.generate.chat import Speaker
+from handscroll.text.chat.messages import Message
+from handscroll.text.chat.script import Script, Turn
+from handscroll.text.tokenizer import Tokenizer
+
+REWRITTEN = "each answer is its own example, since the template writes earlier turns otherwise than the last"
+UNENDED = "each answer is its own example with the model's end token, since the template writes none after an answer"
+WEIGHT = "weight"  # key of OpenAI's format: an answer of weight 0 is read and not trained
+
+
+def encode_conversation(
+    speaker: Speaker,
+    messages: Sequence[Message],
+    *,
+    variables: Mapping[str, Any] | None = None,
+    ends: Sequence[int] = (),
+    now: datetime | None = None,
+    place: str = "",
+) -> list[Encoded]:
+    """The examples that a conversation gives, with the template of `speaker`: usually one.
+
+    There is one for each answer where the template does not write earlier turns as it wrote them when they were the
+    last (many drop what was thought), or ends no answer; `note` says so. An assistant's message with `weight` 0 is read
+    and not trained. What follows the last answer is untrained.
+
+    Args:
+        variables: what else the template reads (`tools`, `enable_thinking`, ...).
+        ends: the model's end tokens, for templates that write none (`model.config.eos`).
+        now: the time that the template may write; the same for a whole data set makes it repeatable.
+
+    Raises:
+        DataError: no answer to train, an empty one, or messages that the template refuses.
+        ConfigError: the template does not write answers where it asks for them.
+    """
+    try:
+        return _encoded(speaker, messages, variables, ends, now, place)
+    except (DataError, ConfigError) as error:
+        raise type(error)(f"{place}: {error}" if place else str(error)) from None
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """Token ids of a prompt for a model without a template: what the tokenizer puts before a text, and the text."""
+    before, _ = tokenizer.frame()
+    return before + tokenizer.encode(prompt, special=False)
+
+
+def encode_pair(tokenizer: Tokenizer, prompt: str, answer: str, end: int | None, place: str = "") -> Encoded:
+    """A prompt and its answer as plain text, for a model without a template; the answer and `end` are trained.
+
+    Both are encoded apart, so that the prompt has the tokens with which the model is asked. No blank or line is put
+    between them: a separator belongs to the prompt. `end` is `data/sources.py: end_token`.
+
+    Raises:
+        ConfigError: there is no end token, so the model would not learn to stop.
+        DataError: the answer is empty.
+    """
+    if end is None:
+        raise ConfigError("the tokenizer names no token that ends a text, so the model would not learn to stop")
+    asked = encode_prompt(tokenizer, prompt)
+    said = tokenizer.encode(answer, special=False, follows=bool(prompt))
+    if not answer.strip() or not said:
+        raise DataError(f"{place + ': ' if place else ''}the answer is empty; leave the row out")
+    return Encoded([*asked, *said, end], [False] * len(asked) + [True] * (len(said) + 1), place)
+
+
+def _encoded(
+    speaker: Speaker,
+    messages: Sequence[Message],
+    variables: Mapping[str, Any] | None,
+    ends: Sequence[int],
+    now: datetime | None,
+    place: str,
+) -> list[Encoded]:
+    script = speaker.script(messages, variables, now)
+    answers = [number for number, one in enumerate(script.messages) if _trained(one, number)]
+    if not answers:
+        raise DataError("no message of the assistant is to be trained; give an answer, or leave the row out")
+    turns = [script.turn(number) for number in answers]
+    if not all(turn.end for turn in turns):
+        if not ends:
+            raise ConfigError(
+                "the chat template writes no special token after an answer and the model names none, so the model "
+                "would not learn to stop: give another template"
+            )
+        return [_alone(script, turn, ends[0], place, UNENDED) for turn in turns]
+    whole = script.text(len(script.messages), answer=False)
+    follows = [after.before.startswith(turn.through) for turn, after in pairwise(turns)]
+    if not all(follows) or not whole.startswith(turns[-1].through):
+        return [_alone(script, turn, None, place, REWRITTEN) for turn in turns]
+    ids, trained, before = list[int](), list[bool](), ""
+    for text, said in [(text, said) for turn in turns for text, said in zip(turn, (False, True), strict=False)]:
+        ids = script.grown(ids, before, text)
+        trained += [said] * (len(ids) - len(trained))
+        before = text
+    ids = script.grown(ids, before, whole)
+    return [Encoded(ids, trained + [False] * (len(ids) - len(trained)), place)]
+
+
+def _alone(script: Script, turn: Turn, end: int | None, place: str, note: str) -> Encoded:
+    """One answer with all that stands before it."""
+    asked = script.ids(turn.before)
+    ids = script.grown(asked, turn.before, turn.through) + ([] if end is None else [end])
+    return Encoded(ids, [False] * len(asked) + [True] * (len(ids) - len(asked)), place, note)
+
+
+def _trained(message: Mapping[str, Any], number: int) -> bool:
+    """Whether a message is an answer to train."""
+    if message["role"] != "assistant":
+        return False
+    weight = message.get(WEIGHT, 1)
+    if weight not in (0, 1):
+        raise DataError(f"message {number} has the weight {weight!r}; allowed are 0 (not trained) and 1")
+    content = message.get("content")
+    said = content.strip() if isinstance(content, str) else content
+    if weight and not said and not message.get("tool_calls"):
+        raise DataError(f"message {number} of the assistant is empty; leave it out, or give it the weight 0")
+    return bool(weight)
