@@ -78,7 +78,7 @@ class Seal:
         for part, goes_on in ((pieces[:cut], True), (pieces[cut:], False)):
             engine, known = self._engine(mark, goes_on)
             found = engine.encode_batch_fast(["".join(part)], add_special_tokens=False)[0]
-            ids += [known[number] if number in known else number for number in found.ids]
+            ids += [known.get(number, number) for number in found.ids]
         return ids
 
     def shown(self, text: str, mark: str) -> str:
@@ -107,7 +107,7 @@ class Seal:
             engine.no_truncation()
             engine.no_padding()
             found = {number: engine.token_to_id(content) for content, number in true.items()}
-            known = {theirs: number for number, theirs in found.items() if theirs is not None}
+            known: dict[int, int] = {theirs: number for number, theirs in found.items() if theirs is not None}
             self._engines[mark, follows] = (engine, known)
         return self._engines[mark, follows]
 
