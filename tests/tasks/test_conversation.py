@@ -14,7 +14,7 @@ from handscroll.tasks.conversation import REWRITTEN, UNENDED, encode_conversatio
 from handscroll.tasks.show import headline, show
 from handscroll.text.tokenizer import Tokenizer
 from tests.text.chat_templates import FAMILIES, TOOL_LIST
-from tests.text.test_chat import built, settings_of
+from tests.text.chat_tokenizers import built, settings_of
 
 QWEN = Path.home() / ".cache/handscroll-real/qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
 NOW = datetime(2026, 1, 2)
