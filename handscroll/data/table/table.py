@@ -54,9 +54,14 @@ class Count:
     places: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        places = "; ".join(self.places)
         more = ", ..." if self.count > len(self.places) else ""
-        return f"{self.count:,} {self.reason}" + (f" ({places}{more})" if places else "")
+        return f"{self.reason}: {self.count:,}" + (f" ({_folded(self.places)}{more})" if self.places else "")
+
+
+def _folded(places: Sequence[str]) -> str:
+    """Places with the file named once: `train.csv, row 3, row 12`."""
+    file = places[0].rpartition(", ")[0]
+    return ", ".join([places[0], *(one.removeprefix(f"{file}, ") for one in places[1:])])
 
 
 @dataclass(frozen=True)

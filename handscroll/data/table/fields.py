@@ -1,0 +1,181 @@
+"""Which column is the text, the label, the question: a task's fields, matched to the columns that a table has."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from handscroll.base.errors import ConfigError, DataError, nearest
+from handscroll.data.table.table import Ledger, Record, Table
+
+Holds = Literal["text", "label", "labels", "number", "list", "any"]
+
+
+@dataclass(frozen=True)
+class Field:
+    """What a task wants of a row: the name under which it asks, other usual names, and what stands there.
+
+    holds: text (a text that is not empty), label (text, a whole number or a truth value, taken as text), labels (a list
+    of such, or a text with commas or semicolons between them), number, list, any.
+    """
+
+    name: str
+    also: tuple[str, ...] = ()
+    required: bool = True
+    holds: Holds = "text"
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Which column holds each field: `text <- review, label <- stars`."""
+
+    fields: tuple[Field, ...]
+    columns: Mapping[str, str]
+
+    def __str__(self) -> str:
+        found = [f"{name} <- {column}" for name, column in self.columns.items()]
+        absent = [field.name for field in self.fields if field.name not in self.columns]
+        return ", ".join(found) + (f" (not there: {', '.join(absent)})" if absent else "")
+
+    def fit(self, table: Table, skip_unfit: bool = False) -> Table:
+        """The table with its values under the names of the fields; other columns stay, those taken are renamed.
+
+        A row that lacks a field, or holds something else there, is an error, or left out and counted (`skip_unfit`).
+
+        Raises:
+            DataError: such a row; a column that is not a field's bears the name of a field.
+        """
+        taken = set(self.columns.values())
+        clash = [name for name, column in self.columns.items() if name in table.columns and name not in taken]
+        if clash:
+            raise DataError(f"the column '{clash[0]}' would be lost under '{self.columns[clash[0]]}'; rename one")
+        step, kept = Ledger(), []
+        for record in table:
+            try:
+                found = self._fitted(record)
+            except DataError as error:
+                if not skip_unfit:
+                    what = "rows that do not fit are left out and counted with skip_unfit, --skip-unfit"
+                    raise DataError(f"{record.place}: {error}; repair the row ({what})") from None
+                step.leave_out(_reason(str(error)), record.place)
+                continue
+            rest = {name: value for name, value in record.values.items() if name not in taken}
+            kept.append(Record({**found, **rest}, record.file, record.number))
+        return table.having(kept, step)
+
+    def _fitted(self, record: Record) -> dict[str, Any]:
+        found = {}
+        for field in self.fields:
+            column = self.columns.get(field.name)
+            value = None if column is None else record.get(column)
+            if value is None or value == "":
+                if field.required:
+                    raise DataError(f"no {field.name} (column '{column}' is empty)")
+                continue
+            found[field.name] = _held(value, field)
+        return found
+
+
+def match(table: Table, fields: Sequence[Field], given: Mapping[str, str] | None = None) -> Matched:
+    """Find the column of every field: the one that is given, else the field's own name, else another usual name.
+
+    Names are compared without regard to capitals, spaces and underscores. `given` maps fields to columns; a dotted
+    column goes into objects (`meta.title`).
+
+    Raises:
+        ConfigError: `given` names a field that the task does not have.
+        DataError: a required field has no column, a given column is not there, or several columns may be meant.
+    """
+    given = dict(given or {})
+    names = [field.name for field in fields]
+    wrong = next((name for name in given if name not in names), None)
+    if wrong is not None:
+        raise ConfigError(f"the task has no field '{wrong}': {nearest(wrong, names)}")
+    for name, column in given.items():
+        if all(record.get(column) is None for record in table):
+            raise DataError(f"{name} <- {column}: there is no column '{column}': {nearest(column, table.columns)}")
+    free = [column for column in table.columns if column not in given.values()]
+    own = {_plain(name) for name in names}
+    columns: dict[str, str] = {}
+    for field in fields:
+        column = given.get(field.name) or _column(field, free, own)
+        if column is not None:
+            columns[field.name] = column
+        elif field.required:
+            raise DataError(
+                f"{table.records[0].file}: no column for '{field.name}' (usual names: "
+                f"{', '.join((field.name, *field.also))}). The columns are {', '.join(table.columns)}; name the one "
+                f"that is meant ({field.name} = ..., --map {field.name}=COLUMN)"
+            )
+    return Matched(tuple(fields), columns)
+
+
+def _column(field: Field, free: Sequence[str], own: set[str]) -> str | None:
+    """The column of a field; a column that bears the name of another field is that one's alone."""
+    if field.name in free:
+        return field.name
+    for wanted in ({_plain(field.name)}, {_plain(name) for name in field.also} - own):
+        found = [column for column in free if _plain(column) in wanted]
+        if len(found) > 1:
+            raise DataError(
+                f"several columns may be the '{field.name}': {', '.join(found)}; name the one that is meant "
+                f"({field.name} = ..., --map {field.name}=COLUMN)"
+            )
+        if found:
+            return found[0]
+    return None
+
+
+def _plain(name: str) -> str:
+    return "".join(character for character in name.casefold() if character.isalnum())
+
+
+def _held(value: Any, field: Field) -> Any:
+    if field.holds == "text":
+        if not isinstance(value, str):
+            raise DataError(f"{field.name} is a {type(value).__name__}, not text")
+        if not value.strip():
+            raise DataError(f"no {field.name} (it is blank)")
+    elif field.holds == "label":
+        return label_text(value, field.name)
+    elif field.holds == "labels":
+        parts = value.replace(";", ",").split(",") if isinstance(value, str) else value
+        if not isinstance(parts, list | tuple):
+            parts = [parts]
+        return [label_text(one, field.name) for one in parts if one != ""]
+    elif field.holds == "number":
+        return _number(value, field.name)
+    elif field.holds == "list" and not isinstance(value, list):
+        raise DataError(f"{field.name} is a {type(value).__name__}, not a list")
+    return value
+
+
+def label_text(value: Any, name: str) -> str:
+    """A label as text, written as in JSON: 1, true, good.
+
+    Raises:
+        DataError: it is no text, whole number or truth value, or blank.
+    """
+    if isinstance(value, float) and value.is_integer():  # tables with an empty cell turn whole numbers into 1.0
+        value = int(value)
+    if not isinstance(value, str | int):
+        raise DataError(f"{name} is a {type(value).__name__}, not a label (text, a whole number, true or false)")
+    label = value.strip() if isinstance(value, str) else json.dumps(value)
+    if not label:
+        raise DataError(f"no {name} (it is blank)")
+    return label
+
+
+def _number(value: Any, name: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise DataError(f"{name} is {str(value)[:40]!r}, not a number") from None
+    if number != number or number in (float("inf"), float("-inf")):
+        raise DataError(f"{name} is {number}, not a finite number")
+    return number
+
+
+def _reason(error: str) -> str:
+    """The reason under which rows are counted: the error without the value that it quotes."""
+    return "rows without " + error[3:] if error.startswith("no ") else f"rows whose {error}".split(" is '")[0]

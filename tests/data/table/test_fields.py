@@ -1,0 +1,78 @@
+"""Fields of a task meet the columns of a table: found, named, or refused with the columns that are there."""
+
+import pytest
+
+from handscroll.base.errors import ConfigError, DataError
+from handscroll.data.table.fields import Field, match
+from handscroll.data.table.table import Table
+
+TEXT = Field("text", also=("sentence", "review", "content", "title"))
+LABEL = Field("label", also=("class", "stars"), holds="label")
+
+
+def matched(*columns, fields=(TEXT, LABEL), given=None):
+    return match(Table.of([dict.fromkeys(columns, "x")]), fields, given)
+
+
+def test_columns_are_found_by_their_usual_names():
+    assert str(matched("review", "stars")) == "text <- review, label <- stars"
+    assert str(matched("TEXT", "Label ")) == "text <- TEXT, label <- Label "
+    assert str(matched("text", "review", "label")) == "text <- text, label <- label"
+    assert str(matched("body", "stars", given={"text": "body"})) == "text <- body, label <- stars"
+    optional = Field("pair", required=False)
+    assert str(matched("text", "label", fields=(TEXT, LABEL, optional))) == (
+        "text <- text, label <- label (not there: pair)"
+    )
+
+
+def test_a_column_with_the_name_of_a_field_is_that_fields():
+    pair = (Field("question", also=("text",)), Field("text", also=("context",)))
+    assert str(matched("text", "question", fields=pair)) == "question <- question, text <- text"
+    with pytest.raises(DataError, match="no column for 'question'"):
+        matched("text", fields=pair)
+
+
+def test_what_is_missing_or_ambiguous_is_refused_with_the_columns():
+    with pytest.raises(DataError, match="The columns are body, stars"):
+        matched("body", "stars")
+    with pytest.raises(DataError, match="several columns may be the 'text': title, content"):
+        matched("title", "content", "label")
+    with pytest.raises(DataError, match="did you mean 'review'"):
+        matched("review", "label", given={"text": "reviews"})
+    with pytest.raises(ConfigError, match="no field 'txt': did you mean 'text'"):
+        matched("review", "label", given={"txt": "review"})
+
+
+def test_values_get_the_names_of_the_fields_and_are_checked():
+    rows = [{"meta": {"title": "a"}, "stars": 1.0, "id": 7}, {"meta": {"title": "b"}, "stars": True, "id": 8}]
+    table = Table.of(rows)
+    fitted = match(table, (TEXT, LABEL), {"text": "meta.title"}).fit(table)
+    assert [dict(record.values) for record in fitted] == [
+        {"text": "a", "label": "1", "meta": {"title": "a"}, "id": 7},
+        {"text": "b", "label": "true", "meta": {"title": "b"}, "id": 8},
+    ]
+    bad = Table.of([{"text": "a", "label": "1"}, {"text": " ", "label": "1"}, {"text": "b", "label": None}])
+    found = match(bad, (TEXT, LABEL))
+    with pytest.raises(DataError, match=r"rows, row 2: no text \(it is blank\)"):
+        found.fit(bad)
+    left = found.fit(bad, skip_unfit=True).account.left_out
+    assert [one.count for one in left] == [1, 1] and left[0].places == ("rows, row 2",)
+    clash = Table.of([{"text": 1, "review": "a", "label": "1"}])
+    with pytest.raises(DataError, match="would be lost"):
+        match(clash, (TEXT, LABEL), {"text": "review"}).fit(clash)
+
+
+@pytest.mark.parametrize(
+    ("holds", "value", "fitted"),
+    [("number", "3.5", 3.5), ("labels", "a; b,c", ["a", "b", "c"]), ("labels", [1, "x"], ["1", "x"]), ("any", 0, 0)],
+)
+def test_kinds_of_values(holds, value, fitted):
+    table = Table.of([{"it": value}])
+    assert match(table, (Field("it", holds=holds),)).fit(table).records[0].values["it"] == fitted
+
+
+@pytest.mark.parametrize(("holds", "value"), [("number", "much"), ("number", "nan"), ("label", 1.5), ("text", 3)])
+def test_other_values_are_refused(holds, value):
+    table = Table.of([{"it": value}])
+    with pytest.raises(DataError, match="it is"):
+        match(table, (Field("it", holds=holds),)).fit(table)
