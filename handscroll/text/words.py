@@ -17,9 +17,9 @@ from handscroll.base.errors import ConfigError
 from handscroll.text.spelling import spelling
 from handscroll.text.tokenizer import Tokenizer
 
-_HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_RUNS = re.compile(rf"(?P<han>[{_HAN}]+)|[^\W{_HAN}]+|[^\w\s]")
-_ALL_HAN = re.compile(rf"[{_HAN}]+")
+HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_RUNS = re.compile(rf"(?P<han>[{HAN}]+)|[^\W{HAN}]+|[^\w\s]")
+_ALL_HAN = re.compile(rf"[{HAN}]+")
 
 
 class Words:
@@ -40,7 +40,8 @@ class Words:
             ]
         else:
             self._pieces = spelling(tokenizer)
-        self._jieba = _jieba() if chinese else None
+        instead = "or mask whole words without it (each Chinese character is then a word)"
+        self._jieba = segmenter("whole Chinese words need", instead) if chinese else None
 
     @property
     def name(self) -> str:
@@ -109,17 +110,20 @@ def _han(piece: bytes | None) -> bool:
     return piece is not None and _ALL_HAN.fullmatch(piece.decode("utf-8", errors="replace")) is not None
 
 
-def _jieba() -> tuple[str, Any]:
-    """(version, segmenter), with its dictionary's cache where only this user can write."""
+def segmenter(what: str, instead: str) -> tuple[str, Any]:
+    """(version, segmenter) of jieba, with its dictionary's cache where only this user can write.
+
+    Raises:
+        ConfigError: jieba is not installed; the message says `what` needs it and what to do `instead`.
+    """
     try:
         import jieba  # pyright: ignore[reportMissingImports] - optional
     except ModuleNotFoundError:
         raise ConfigError(
-            "whole Chinese words need the package jieba, which is not installed: pip install 'handscroll[chinese]', "
-            "or mask whole words without it (each Chinese character is then a word)"
+            f"{what} the package jieba, which is not installed: pip install 'handscroll[chinese]', {instead}"
         ) from None
     jieba.setLogLevel("WARNING")
-    segmenter = jieba.Tokenizer()
+    found = jieba.Tokenizer()
     # By default the cache, which is unmarshalled, would lie in the common folder for temporary files.
-    segmenter.tmp_dir = str(Path(private_folder("jieba")))
-    return jieba.__version__, segmenter
+    found.tmp_dir = str(Path(private_folder("jieba")))
+    return jieba.__version__, found

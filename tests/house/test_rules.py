@@ -36,7 +36,7 @@ def test_help_does_not_import_torch():
 def test_base_and_report_and_text_import_no_torch():
     code = (
         "import sys\nimport handscroll.base.runs, handscroll.base.records, handscroll.report, handscroll.text.readers\n"
-        "import handscroll.text.training\nprint('torch' in sys.modules)"
+        "import handscroll.text.training, handscroll.metrics\nprint('torch' in sys.modules)"
     )
     assert run(code).strip() == "False"
 
