@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from handscroll.base.errors import CapacityError, ConfigError, DataError
-from handscroll.base.spec import ModelSpec
+from handscroll.base.spec import HeadSpec, ModelSpec
 from handscroll.models.encoder_files import (
     KEYS,
     encoder_modules,
@@ -91,12 +91,9 @@ class BertConfig(WholeHeads):
         """The activation in the masked-LM head."""
         return self.activation
 
-    def classifying(self, labels: tuple[str, ...]) -> "BertConfig":
-        """The same encoder as a classifier of documents."""
-        if self.spec.labels:
-            return self
-        heads = {"masked": False, "following": False, "pooler": True, "tied": True, "head": {"labels": labels}}
-        return self.parse(self.model_dump() | heads, "labels")
+    def beside(self, head: HeadSpec) -> dict[str, Any]:
+        pooler = {"pooler": head.kind == "text"}
+        return super().beside(head) | pooler | {"masked": False, "following": False, "tied": True}
 
     @property
     def spec(self) -> ModelSpec:

@@ -62,9 +62,12 @@ class LSTMConfig(Sizes):
 
     def classifying(self, labels: tuple[str, ...]) -> "LSTMConfig":
         """The same layers as a classifier of documents."""
-        if self.labels:
-            return self
-        return LSTMConfig.parse(self.model_dump() | {"labels": labels, "tied": True}, "labels")
+        return self if self.labels else self.carrying(HeadSpec(labels=labels))
+
+    def carrying(self, head: HeadSpec) -> "LSTMConfig":
+        if (head.kind, head.problem) != ("text", "one"):
+            raise ConfigError(f"family '{self.family}' tells one label of a text, and has no head for {head.words}")
+        return LSTMConfig.parse(self.model_dump() | {"labels": head.labels, "tied": True}, "labels")
 
     @property
     def spec(self) -> ModelSpec:

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from handscroll.base.errors import ConfigError
-from handscroll.base.spec import LayerSpec, ModelSpec
+from handscroll.base.spec import HeadSpec, LayerSpec, ModelSpec
 from handscroll.models.bert import ACTIVATIONS
 from handscroll.models.classes import SUFFIXES
 from handscroll.models.encoder_files import activation, head_values
@@ -91,12 +91,8 @@ class ModernBertConfig(WholeHeads):
         """The positions of the full layers, and those of the windowed layers."""
         return self.positions, _unscaled(self.local_base, self.context, self.trained)
 
-    def classifying(self, labels: tuple[str, ...]) -> "ModernBertConfig":
-        """The same encoder as a classifier of documents."""
-        if self.spec.labels:
-            return self
-        heads = {"masked": False, "tied": True, "head": {"labels": labels}}
-        return ModernBertConfig.parse(self.model_dump() | heads, "labels")
+    def beside(self, head: HeadSpec) -> dict[str, Any]:
+        return super().beside(head) | {"masked": False, "tied": True}
 
     @property
     def spec(self) -> ModelSpec:

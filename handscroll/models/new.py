@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from handscroll.base.spec import HeadSpec
 from handscroll.base.tables import resolve
 from handscroll.models.model import Decoder
 from handscroll.models.table import family
@@ -53,16 +54,41 @@ def new_model(name: str, sizes: dict[str, Any], about: About) -> Decoder:
     return family(name).build(new_config(name, sizes, about))
 
 
+def with_head(model: Decoder, head: HeadSpec, generator: torch.Generator, scheme: str = "normal") -> Decoder:
+    """A model of the layers of `model`, which are shared and not copied, with this head, which is drawn.
+
+    The layers keep their number formats. Other heads of `model` are dropped.
+
+    Returns the model itself if it has a head that says the same.
+
+    Raises:
+        ConfigError: the family has no head of this kind.
+    """
+    own = model.spec.head
+    if own is not None and (own.kind, own.labels, own.problem) == (head.kind, head.labels, head.problem):
+        return model
+    config = model.config.carrying(head)
+    with torch.device("meta"):
+        made = family(config.family).build(config)
+    held = {name: part for name, part in model.named_children() if name != "classifier"}
+    for name, part in list(made.named_children()):
+        if name in held:
+            setattr(made, name, held[name])
+        else:
+            part.to_empty(device=model.device)
+            initialise(part, scheme, model.config.layers, generator)
+    for name, tensor in (*model.named_parameters(recurse=False), *model.named_buffers(recurse=False)):
+        if hasattr(made, name):
+            setattr(made, name, tensor)
+    lost = [name for name, tensor in (*made.named_parameters(), *made.named_buffers()) if tensor.is_meta]
+    assert not lost, f"{lost} are neither in the model nor in its new head"
+    return made
+
+
 def as_classifier(model: Decoder, labels: tuple[str, ...], scheme: str, generator: torch.Generator) -> Decoder:
-    """A classifier of documents with the weights of `model`; its new head is drawn, and the old heads are dropped.
+    """`model` with a head for these labels of texts.
 
     Returns the model itself if it is a classifier already, or if its family has none.
     """
     config = model.config.classifying(labels)
-    if config is model.config:
-        return model
-    made = family(config.family).build(config)
-    initialise(made, scheme, model.config.layers, generator)
-    kept = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("classifier.")}
-    made.load_state_dict({name: kept.get(name, value) for name, value in made.state_dict().items()})
-    return made
+    return model if config is model.config else with_head(model, HeadSpec(labels=labels), generator, scheme)

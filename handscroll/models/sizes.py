@@ -65,6 +65,21 @@ class Sizes(Config):
         spec = self.spec
         return 0 if spec.recurrent else spec.cache_bytes(1, element_size)
 
+    def carrying(self, head: HeadSpec) -> Self:
+        """The same layers with this head in place of their own; which state it reads is the family's.
+
+        Raises:
+            ConfigError: the family has no head of this kind.
+        """
+        return self.parse(self.model_dump() | self.beside(head), "head")
+
+    def beside(self, head: HeadSpec) -> dict[str, Any]:
+        """The fields that a new head decides. A decoder's head for texts has no bias, as in the reference library."""
+        more: dict[str, Any] = {"pool": self.head_pool}
+        if self.head_pool == "last":
+            more["bias"] = head.kind != "text"
+        return {"head": head.model_copy(update=more).model_dump()}
+
     def classifying(self, labels: tuple[str, ...]) -> Self:
         """The same layers as a classifier of documents.
 
@@ -72,7 +87,7 @@ class Sizes(Config):
         """
         if self.spec.labels or "text" not in self.head_kinds:
             return self
-        return self.parse(self.model_dump() | {"head": {"labels": labels, "pool": self.head_pool}}, "labels")
+        return self.carrying(HeadSpec(labels=labels))
 
     @property
     def headed(self) -> dict[str, Any]:

@@ -1,0 +1,173 @@
+"""Texts to labels: topics, sentiment, intents, abuse. One label each, or several, or a number, by a head over a model."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field as Setting
+
+from handscroll.base.errors import ConfigError, DataError
+from handscroll.base.spec import HeadSpec
+from handscroll.data.row import IGNORED, Row
+from handscroll.data.table.mapping import Field
+from handscroll.lm import LM
+from handscroll.metrics.scores import Measured
+from handscroll.metrics.table import Settings, measure
+from handscroll.models.model import Model
+from handscroll.models.new import with_head
+from handscroll.objectives.labels import Labels
+from handscroll.tasks.task import Example, OnDone, Prediction, Task
+from handscroll.text.framed import Text, framed
+
+AT_ONCE = 64  # examples that are judged between two reports of progress
+
+
+class Classify(Task):
+    """Labels of texts or of pairs of texts. With `several`, each label is right or wrong on its own.
+
+    The head reads the first token of an encoder (through its pooler, if the family has one) and the last of a decoder.
+    """
+
+    name: ClassVar[str] = "classify"
+    summary: ClassVar[str] = "labels of texts: topics, sentiment, intents"
+    fields: ClassVar[tuple[Field, ...]] = (
+        Field("text", ("sentence", "content", "review", "question", "title", "document"), True, "the text"),
+        Field("pair", ("text2", "sentence2", "hypothesis"), False, "a second text that is read with the first"),
+        Field("label", ("labels", "class", "category", "intent", "target"), False, "its label, or labels"),
+    )
+
+    labels: tuple[str, ...] = Setting(default=(), description="the labels in order; unless given, those of the data")
+    several: bool = Setting(default=False, description="whether a text may have several labels, or none")
+    separator: str = Setting(default=",", min_length=1, description="several: what stands between labels in one cell")
+    weights: Literal["", "balanced"] = Setting(default="", description="balanced: rare labels count more in the loss")
+    counts: tuple[int, ...] = Setting(default=(), description="how often each label was seen in the training data")
+
+    @property
+    def head(self) -> HeadSpec:
+        return HeadSpec(labels=self.labels, problem="several" if self.several else "one")
+
+    def settled(self, examples: Sequence[Example], lm: LM) -> "Classify":
+        found: dict[str, int] = {}
+        for example in examples:
+            for label in self._named(example, "training needs one"):
+                found[label] = found.get(label, 0) + 1
+        own = lm.labels if set(found) <= set(lm.labels) else ()
+        labels = self.labels or own or tuple(sorted(found, key=_natural))
+        if unknown := sorted(set(found) - set(labels)):
+            raise DataError(f"the training data has the labels {unknown}, which task.labels does not name: add them")
+        if len(labels) < 2 and not self.several:
+            raise DataError(
+                f"all {len(examples)} examples have the label {labels[0]!r}: a classifier needs two labels or more; "
+                "add examples of another one"
+            )
+        counts = tuple(found.get(label, 0) for label in labels)
+        if self.weights and not all(counts):
+            missing = [label for label, count in zip(labels, counts, strict=True) if not count]
+            raise DataError(f"weights = 'balanced' needs an example of each label, and there is none of {missing}")
+        return self.model_copy(update={"labels": labels, "counts": counts})
+
+    def checked(self, examples: Sequence[Example]) -> Sequence[Example]:
+        unseen = {label: example.place for example in reversed(examples) for label in self._labels(example)}
+        for label in self.labels:
+            unseen.pop(label, None)
+        if unseen and self.labels:
+            label, place = next(iter(unseen.items()))
+            raise DataError(
+                f"{place}: the label {label!r} was not in the training data; known are {list(self.labels)}. Give "
+                "examples of it to train on, or leave such rows out"
+            )
+        return examples
+
+    def ready(self, lm: LM, seed: int) -> LM:
+        lm.model = with_head(lm.model, self._padded(lm), torch.Generator().manual_seed(seed))
+        return lm
+
+    def _padded(self, lm: LM) -> HeadSpec:
+        """The head of a decoder passes over padding, which is how other libraries find the last token of a text."""
+        pad = lm.tokenizer.pad if lm.model.config.head_pool == "last" else None
+        return self.head.model_copy(update={"pad": pad})
+
+    def row(self, lm: LM, example: Example) -> Row:
+        [whole] = framed(lm.tokenizer, _text(example), lm.context)
+        targets = np.full(len(whole.ids), IGNORED, dtype=np.int64)
+        size = len(whole.ids)
+        at = 0 if lm.model.spec.pool == "first" else size - 1
+        chosen = sum(1 << self.labels.index(label) for label in self._named(example, "training needs one"))
+        targets[at] = chosen if self.several else chosen.bit_length() - 1
+        kinds = np.array(whole.kinds, dtype=np.int64) if any(whole.kinds) else None
+        return Row(np.array(whole.ids, dtype=np.int64), targets, 0, 0, kinds=kinds)
+
+    def objective(self, model: Model) -> Labels:
+        weights: tuple[float, ...] = ()
+        if self.weights and self.several:
+            raise ConfigError("weights = 'balanced' is for one label a text: leave it out with several = true")
+        if self.weights:
+            weights = tuple(sum(self.counts) / (len(self.counts) * count) for count in self.counts)
+        return Labels.of(model, weights)
+
+    def predict(self, lm: LM, examples: Sequence[Example], on_done: OnDone = lambda done: None) -> list[Prediction]:
+        found: list[Prediction] = []
+        order = sorted(range(len(examples)), key=lambda at: len(str(_text(examples[at]))))
+        chances: dict[int, list[float]] = {}
+        for first in range(0, len(order), AT_ONCE):
+            part = order[first : first + AT_ONCE]
+            chances |= dict(zip(part, lm.classify([_text(examples[at]) for at in part]).tolist(), strict=True))
+            on_done(len(chances))
+        for at in range(len(examples)):
+            given = dict(zip(lm.labels, chances[at], strict=True))
+            likely = max(given, key=given.__getitem__)
+            output = [label for label, chance in given.items() if chance > 0.5] if self.several else likely
+            found.append(Prediction(output, {"probabilities": given}))
+        return found
+
+    def score(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, Measured]:
+        wanted = [self.truth(example) for example in examples]
+        if lacking := [e.place for e, truth in zip(examples, wanted, strict=True) if truth is None]:
+            raise DataError(f"{lacking[0]}: no label to compare with ({len(lacking)} rows have none)")
+        given = [prediction.output for prediction in predictions]
+        settings = Settings(labels=self.labels)
+        if self.several:
+            return measure(["f1-micro", "f1-macro", "accuracy"], wanted, given, settings)
+        scores = measure(["accuracy", "f1-macro", "mcc"], wanted, given, settings)
+        chances = [prediction.more["probabilities"] for prediction in predictions if "probabilities" in prediction.more]
+        return scores | (measure(["ece"], wanted, chances, settings) if len(chances) == len(given) else {})
+
+    def truth(self, example: Example) -> Any:
+        if example.values.get("label") is None:
+            return None
+        named = self._labels(example)
+        return named if self.several else named[0]
+
+    def _named(self, example: Example, why: str) -> list[str]:
+        named = self._labels(example)
+        if not named and not (self.several and example.values.get("label") is not None):
+            raise DataError(f"{example.place}: no label; {why}")
+        return named
+
+    def _labels(self, example: Example) -> list[str]:
+        value = example.values.get("label")
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            return []
+        if self.several:
+            cells = value if isinstance(value, list | tuple) else str(value).split(self.separator)
+            return [str(cell).strip() for cell in cells if str(cell).strip()]
+        if isinstance(value, list | tuple | dict):
+            raise DataError(f"{example.place}: the label is {value!r}; for several labels a text set several = true")
+        if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+            value = str(value)
+        return [str(int(value) if isinstance(value, float) else value).strip()] if str(value).strip() else []
+
+
+def _text(example: Example) -> Text:
+    pair = example.values.get("pair")
+    return example["text"] if pair is None else (example["text"], pair)
+
+
+def _natural(label: str) -> tuple[int, float | str]:
+    """Numbers in their order, before words in theirs."""
+    try:
+        return 0, float(label)
+    except ValueError:
+        return 1, label

@@ -1,0 +1,95 @@
+"""What a tuning run is told: the task, the model, the data, and how it is trained."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+
+from handscroll.base.config import Config
+from handscroll.tasks.task import Task, task_from
+from handscroll.train.lora import TARGETS, LoRA
+from handscroll.train.step import Memory
+
+
+class TaskData(Config):
+    """Tables of rows (`data/table/read.py`). What is held out of `train` chooses the checkpoint, unless `valid` is given.
+
+    `columns` names the column of a field where it is not found by itself. `second` is another data set of the same
+    task, on which the result is scored too.
+    """
+
+    train: tuple[str, ...] = Field(min_length=1)
+    valid: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    second: tuple[str, ...] = ()
+    columns: dict[str, str] = Field(default_factory=dict, description="field = column")
+    names: tuple[str, ...] = Field(default=(), description="columns of CSV and TSV files that do not name them")
+    encoding: str | None = None
+    skip_broken: bool = Field(default=False, description="leave out and count lines that are broken")
+    held_out: float = Field(default=0.1, ge=0, lt=1, description="share of train that is held out without valid")
+    group: str | None = Field(default=None, description="column of rows that must stay on one side of the split")
+    most: int = Field(default=0, ge=0, description="training rows that are used, drawn by the seed; 0: all")
+    most_scored: int = Field(default=0, ge=0, description="rows of each scored table that are used; 0: all")
+    too_long: Literal["refuse", "skip"] = Field(default="refuse", description="skip: leave out and count such rows")
+
+    @model_validator(mode="after")
+    def _scored(self):
+        if self.group is not None and self.valid:
+            raise ValueError("group is for the part of train that is held out: leave it or valid out")
+        return self
+
+
+class Tuning(Config):
+    """How a model is tuned.
+
+    way "full" trains all weights, "head" only the head, "last" the head and the last `layers` layers, "lora" low-rank
+    updates (and the head). `layer_decay` multiplies the rate once more for each layer below the last.
+    """
+
+    way: Literal["full", "head", "last", "lora"] = "lora"
+    layers: int = Field(default=0, ge=0, description="way 'last': how many")
+    lora: LoRA | None = Field(default=None, description="way 'lora'; rank 16 over attention and MLP by default")
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    epochs: float = Field(default=3.0, gt=0)
+    steps: int = Field(default=0, ge=0, description="updates; 0: as many as the epochs take")
+    batch: int = Field(default=32, ge=1, description="examples of an update")
+    length: int = Field(default=0, ge=0, description="tokens of a row of packed examples; 0: as the examples need")
+    lr: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="by default 5e-5; LoRA 5e-4, head 1e-3")
+    warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the updates")
+    weight_decay: float = Field(default=0.01, ge=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    memory: Memory = Memory()
+    patience: int = Field(default=0, ge=0, description="validations without a better loss before it stops; 0: never")
+    validations: int = Field(default=1, ge=1, description="validations in an epoch")
+    seed: int = Field(default=0, ge=0)
+    merge: bool = Field(default=False, description="write a whole model instead of an adapter")
+    force: bool = Field(default=False, description="start even if the planner expects that it will not fit")
+
+    @model_validator(mode="after")
+    def _meant(self):
+        if (self.way == "last") != bool(self.layers):
+            raise ValueError("layers belongs to way 'last', and 'last' needs it")
+        if self.lora is not None and self.way != "lora":
+            raise ValueError(f"lora belongs to way 'lora', not to '{self.way}'")
+        if self.way in ("head", "lora") and self.layer_decay != 1:
+            raise ValueError(f"layer_decay is for weights of layers, and way '{self.way}' trains none")
+        return self
+
+    @property
+    def adapter(self) -> LoRA:
+        return self.lora or LoRA(rank=16, alpha=32.0, targets=TARGETS)
+
+    @property
+    def rate(self) -> float:
+        return self.lr or {"lora": 5e-4, "head": 1e-3}.get(self.way, 5e-5)
+
+
+class TuningRecipe(Config):
+    """A tuning run. `model` is a checkpoint folder, a GGUF file or a hub id; `weights` as in `handscroll.load`."""
+
+    task: Annotated[SerializeAsAny[Task], BeforeValidator(task_from)]
+    model: str
+    weights: Literal["", "float"] = Field(default="", description="float: dequantise the weights of a GGUF file")
+    data: TaskData
+    tuning: Tuning = Tuning()
+    threads: int = Field(default=0, ge=0, description="0: as many as there are processors")

@@ -1,0 +1,119 @@
+"""Tasks: the jobs that a model is tuned for. A task is what a row holds, what is trained, what is said, and its score."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+
+from handscroll.base.config import Config
+from handscroll.base.errors import ConfigError
+from handscroll.base.tables import resolve
+from handscroll.data.row import Row
+from handscroll.data.table.mapping import Field
+from handscroll.lm import LM
+from handscroll.metrics.scores import Measured
+from handscroll.models.model import Model
+from handscroll.objectives.objective import Objective
+
+TASKS = {
+    "classify": "handscroll.tasks.classify:Classify",
+}
+
+OnDone = Callable[[int], None]  # how many examples are done
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row as a task reads it: its place in a file and its values by the names of the task's fields."""
+
+    place: str
+    values: Mapping[str, Any]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of an example. `more` is written beside it: probabilities, evidence, tokens read."""
+
+    output: Any
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Task(Config):
+    """A task. Its fields are its settings; it is frozen, and saved with what was tuned for it.
+
+    `fields` are what a row must and may hold. `metrics` are names of `metrics/table.py: METRICS`; the first decides
+    between checkpoints and is printed first.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    fields: ClassVar[tuple[Field, ...]]
+
+    def checked(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """The examples, after the task looked at all of them.
+
+        Raises:
+            DataError: an example cannot be used; its place is named.
+        """
+        return examples
+
+    @abstractmethod
+    def settled(self, examples: Sequence[Example], lm: LM) -> "Task":
+        """The task with what the training data decides, such as the labels."""
+
+    @abstractmethod
+    def ready(self, lm: LM, seed: int) -> LM:
+        """The model with the head that the task needs; a new head is drawn from `seed`.
+
+        Raises:
+            ConfigError: the model cannot do the task.
+        """
+
+    @abstractmethod
+    def row(self, lm: LM, example: Example) -> Row:
+        """The training row of one example, whole and without padding."""
+
+    @abstractmethod
+    def objective(self, model: Model) -> Objective:
+        """The loss on such rows."""
+
+    @abstractmethod
+    def predict(self, lm: LM, examples: Sequence[Example], on_done: OnDone = lambda done: None) -> list[Prediction]:
+        """What the model says of each example, in their order. The target of an example plays no part."""
+
+    @abstractmethod
+    def score(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, Measured]:
+        """The scores of predictions, the deciding one first, with their intervals.
+
+        Raises:
+            DataError: an example has no target.
+        """
+
+    @abstractmethod
+    def truth(self, example: Example) -> Any:
+        """The target of an example as predictions give it; None if the example has none."""
+
+    @model_serializer(mode="wrap")
+    def _with_name(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The settings together with the name, so that `task_from` can read them back."""
+        return {"name": self.name, **handler(self)}
+
+
+def task_from(values: Any, where: str = "task") -> Task:
+    """A task from its name, or from a table with a name and settings. A `Task` is returned unchanged.
+
+    Raises:
+        ConfigError: the name is missing or unknown, or a setting is wrong; the message gives the nearest valid name.
+    """
+    if isinstance(values, Task):
+        return values
+    values = {"name": values} if isinstance(values, str) else values
+    if not isinstance(values, dict) or not isinstance(values.get("name"), str):
+        raise ConfigError(f'{where}: expected the name of a task, or a table such as {{ name = "classify" }}')
+    settings = {key: value for key, value in values.items() if key != "name"}
+    return resolve(TASKS, values["name"], "task").parse(settings, where)
