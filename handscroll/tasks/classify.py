@@ -1,7 +1,7 @@
 """Texts to labels: topics, sentiment, intents, abuse. One label each, or several, or a number, by a head over a model."""
 
-import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -11,7 +11,7 @@ from pydantic import Field as Setting
 from handscroll.base.errors import ConfigError, DataError
 from handscroll.base.spec import HeadSpec
 from handscroll.data.row import IGNORED, Row
-from handscroll.data.table.mapping import Field
+from handscroll.data.table.fields import Field
 from handscroll.lm import LM
 from handscroll.metrics.scores import Measured
 from handscroll.metrics.table import Settings, measure
@@ -21,6 +21,7 @@ from handscroll.objectives.labels import Labels
 from handscroll.tasks.task import Example, OnDone, Prediction, Task
 from handscroll.text.framed import Text, framed
 
+ANY = 1 << 40  # tokens: a training row of any length is made, and judged by the run
 AT_ONCE = 64  # examples that are judged between two reports of progress
 
 
@@ -32,17 +33,19 @@ class Classify(Task):
 
     name: ClassVar[str] = "classify"
     summary: ClassVar[str] = "labels of texts: topics, sentiment, intents"
-    fields: ClassVar[tuple[Field, ...]] = (
-        Field("text", ("sentence", "content", "review", "question", "title", "document"), True, "the text"),
-        Field("pair", ("text2", "sentence2", "hypothesis"), False, "a second text that is read with the first"),
-        Field("label", ("labels", "class", "category", "intent", "target"), False, "its label, or labels"),
-    )
-
     labels: tuple[str, ...] = Setting(default=(), description="the labels in order; unless given, those of the data")
     several: bool = Setting(default=False, description="whether a text may have several labels, or none")
-    separator: str = Setting(default=",", min_length=1, description="several: what stands between labels in one cell")
     weights: Literal["", "balanced"] = Setting(default="", description="balanced: rare labels count more in the loss")
     counts: tuple[int, ...] = Setting(default=(), description="how often each label was seen in the training data")
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        label = Field("label", ("labels", "class", "category", "intent", "target"), False, "label")
+        return (
+            Field("text", ("sentence", "content", "review", "question", "title", "document")),
+            Field("pair", ("text2", "sentence2", "hypothesis"), False),
+            replace(label, holds="labels") if self.several else label,
+        )
 
     @property
     def head(self) -> HeadSpec:
@@ -89,15 +92,15 @@ class Classify(Task):
         pad = lm.tokenizer.pad if lm.model.config.head_pool == "last" else None
         return self.head.model_copy(update={"pad": pad})
 
-    def row(self, lm: LM, example: Example) -> Row:
-        [whole] = framed(lm.tokenizer, _text(example), lm.context)
+    def rows(self, lm: LM, example: Example) -> list[Row]:
+        [whole] = framed(lm.tokenizer, _text(example), ANY)
         targets = np.full(len(whole.ids), IGNORED, dtype=np.int64)
         size = len(whole.ids)
         at = 0 if lm.model.spec.pool == "first" else size - 1
         chosen = sum(1 << self.labels.index(label) for label in self._named(example, "training needs one"))
         targets[at] = chosen if self.several else chosen.bit_length() - 1
         kinds = np.array(whole.kinds, dtype=np.int64) if any(whole.kinds) else None
-        return Row(np.array(whole.ids, dtype=np.int64), targets, 0, 0, kinds=kinds)
+        return [Row(np.array(whole.ids, dtype=np.int64), targets, 0, 0, kinds=kinds)]
 
     def objective(self, model: Model) -> Labels:
         weights: tuple[float, ...] = ()
@@ -148,16 +151,7 @@ class Classify(Task):
 
     def _labels(self, example: Example) -> list[str]:
         value = example.values.get("label")
-        if value is None or (isinstance(value, float) and math.isnan(value)):
-            return []
-        if self.several:
-            cells = value if isinstance(value, list | tuple) else str(value).split(self.separator)
-            return [str(cell).strip() for cell in cells if str(cell).strip()]
-        if isinstance(value, list | tuple | dict):
-            raise DataError(f"{example.place}: the label is {value!r}; for several labels a text set several = true")
-        if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
-            value = str(value)
-        return [str(int(value) if isinstance(value, float) else value).strip()] if str(value).strip() else []
+        return [] if value is None else value if isinstance(value, list) else [value]
 
 
 def _text(example: Example) -> Text:

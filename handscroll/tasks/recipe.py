@@ -25,6 +25,7 @@ class TaskData(Config):
     names: tuple[str, ...] = Field(default=(), description="columns of CSV and TSV files that do not name them")
     encoding: str | None = None
     skip_broken: bool = Field(default=False, description="leave out and count lines that are broken")
+    skip_unfit: bool = Field(default=False, description="leave out and count rows that do not fit the task")
     held_out: float = Field(default=0.1, ge=0, lt=1, description="share of train that is held out without valid")
     group: str | None = Field(default=None, description="column of rows that must stay on one side of the split")
     most: int = Field(default=0, ge=0, description="training rows that are used, drawn by the seed; 0: all")

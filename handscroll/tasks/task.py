@@ -11,7 +11,8 @@ from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError
 from handscroll.base.tables import resolve
 from handscroll.data.row import Row
-from handscroll.data.table.mapping import Field
+from handscroll.data.table.fields import Field, match
+from handscroll.data.table.table import Account, Table
 from handscroll.lm import LM
 from handscroll.metrics.scores import Measured
 from handscroll.models.model import Model
@@ -43,16 +44,40 @@ class Prediction:
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Task(Config):
-    """A task. Its fields are its settings; it is frozen, and saved with what was tuned for it.
+@dataclass(frozen=True)
+class Part:
+    """The examples of a table, what happened to its rows, and how its columns were read, in words."""
 
-    `fields` are what a row must and may hold. `metrics` are names of `metrics/table.py: METRICS`; the first decides
-    between checkpoints and is printed first.
-    """
+    examples: tuple[Example, ...]
+    account: Account
+    columns: str
+
+
+class Task(Config):
+    """A task. Its settings are its fields; it is frozen, and saved with what was tuned for it."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    fields: ClassVar[tuple[Field, ...]]
+
+    @property
+    @abstractmethod
+    def fields(self) -> tuple[Field, ...]:
+        """What a row must and may hold."""
+
+    def read(self, table: Table, columns: Mapping[str, str], skip_unfit: bool = False) -> Part:
+        """The examples of a table; `columns` names the column of a field where it is not found by itself.
+
+        Raises:
+            DataError: a column is missing or not certain, or a row does not fit and `skip_unfit` is false.
+        """
+        matched = match(table, self.fields, columns)
+        fitted = matched.fit(table, skip_unfit)
+        examples = tuple(Example(record.place, record.values) for record in fitted)
+        return Part(examples, fitted.account, str(matched))
+
+    def by(self, table: Table, columns: Mapping[str, str]) -> str | None:
+        """The column whose values should be as frequent on both sides of a split, if there is one."""
+        return match(table, self.fields, columns).columns.get("label")
 
     def checked(self, examples: Sequence[Example]) -> Sequence[Example]:
         """The examples, after the task looked at all of them.
@@ -75,8 +100,11 @@ class Task(Config):
         """
 
     @abstractmethod
-    def row(self, lm: LM, example: Example) -> Row:
-        """The training row of one example, whole and without padding."""
+    def rows(self, lm: LM, example: Example) -> list[Row]:
+        """The training rows of one example, without padding: one, or one for each answer in it.
+
+        They are whole, of any length: the run refuses or counts those that are too long.
+        """
 
     @abstractmethod
     def objective(self, model: Model) -> Objective:

@@ -1,0 +1,64 @@
+"""The model card of a tuned model: what it is for, what it learned from, how well it does, and its limits."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from handscroll.metrics.scores import Measured
+from handscroll.metrics.table import METRICS
+
+TABLES = {"valid": "held out", "test": "test", "second": "a second data set"}
+
+
+def card(record: Mapping[str, Any]) -> str:
+    """The card in Markdown, with the header that model hubs read, from the record of a run (`result.json`)."""
+    recipe, task = record["recipe"], record["recipe"]["task"]
+    parts = [_header(record), f"# {record['model']['source']}, tuned for {task['name']}\n", _scores(record)]
+    data = [f"- {name}: {_table(recipe['data'][name], told)}" for name, told in _given(record)]
+    rows = record["rows"]["train"]
+    tokens = rows["tokens"]
+    parts.append(
+        "## Data\n\n" + "\n".join(data) + f"\n\nOf the {tokens['offered']:,} tokens of the training rows "
+        f"{tokens['trained']:,} had a loss, {tokens['untrained']:,} were read, and {tokens['left_out']:,} were left out "
+        f"({len(rows['left_out']):,} examples that were too long). Nothing was cut.\n\n"
+        "The licence of the data is not known here; see where it comes from.\n"
+    )
+    tuning = recipe["tuning"]
+    parts.append(
+        "## Training\n\n"
+        f"Way '{tuning['way']}': {record['weights']['trained']:,} numbers were trained in {record['steps']:,} updates of "
+        f"{tuning['batch']} examples ({record['tokens']:,} tokens with padding). The weights are those of update "
+        f"{record['best']['step'] or record['steps']:,}"
+        + (f", whose loss on held-out examples was lowest ({record['best']['loss']:.4f})" if record["best"]["loss"] else "")
+        + ".\n"
+    )
+    parts.append(f"Settings of the task:\n\n```json\n{json.dumps(task, indent=2, ensure_ascii=False)}\n```\n")
+    parts.append(
+        "## Limits\n\nThe scores hold for texts like those of the data, and for no others. The model was not examined "
+        f"for bias or for misuse. Texts of more than {record['model']['context']:,} tokens are refused.\n"
+    )
+    return "\n".join(parts)
+
+
+def _header(record: Mapping[str, Any]) -> str:
+    source = str(record["model"]["source"])
+    return f"---\nbase_model: {json.dumps(source)}\ntags: [handscroll, {record['recipe']['task']['name']}]\n---\n"
+
+
+def _scores(record: Mapping[str, Any]) -> str:
+    if not record["scores"]:
+        return "No examples were scored.\n"
+    lines = ["| data | metric | score | 95 % interval | examples |", "|---|---|---|---|---|"]
+    for name, by in record["scores"].items():
+        for metric, values in by.items():
+            one = Measured(**values)
+            lines.append(f"| {TABLES[name]} | {METRICS[metric].said} | {one.value:.4g} | {one.interval} | {one.count:,} |")
+    return "\n".join(lines) + "\n"
+
+
+def _given(record: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    return [(name, told) for name, told in record["tables"].items() if record["recipe"]["data"].get(name)]
+
+
+def _table(files: Any, told: Mapping[str, Any]) -> str:
+    return f"{', '.join(files)}: {told['kept']:,} of {told['read']:,} rows; columns {told['columns']}"

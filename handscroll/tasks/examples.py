@@ -1,0 +1,128 @@
+"""The examples of a tuning run: tables that are read, matched with the fields of a task, and made into training rows."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from handscroll.base.errors import DataError
+from handscroll.data.row import IGNORED, Row
+from handscroll.data.table.read import read_table
+from handscroll.data.table.split import split
+from handscroll.data.table.table import Table
+from handscroll.lm import LM
+from handscroll.tasks.recipe import TaskData
+from handscroll.tasks.task import Example, Part, Task
+
+NAMED = 3  # places that a message names
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Training rows, and what became of every token: offered = trained + untrained + left out."""
+
+    rows: tuple[Row, ...]
+    examples: int
+    left: tuple[tuple[str, int], ...]  # place and tokens of each example that is too long
+
+    @property
+    def longest(self) -> int:
+        return max((len(row.tokens) for row in self.rows), default=0)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all ids and targets, by which a resumed run knows its data."""
+        found = hashlib.sha256()
+        for row in self.rows:
+            found.update(row.tokens.tobytes())
+            found.update(row.targets.tobytes())
+        return found.hexdigest()
+
+    def record(self) -> dict[str, Any]:
+        trained = sum(row.counted for row in self.rows)
+        kept = sum(len(row.tokens) for row in self.rows)
+        left = sum(tokens for _, tokens in self.left)
+        return {
+            "examples": self.examples,
+            "rows": len(self.rows),
+            "tokens": {"offered": kept + left, "trained": trained, "untrained": kept - trained, "left_out": left},
+            "left_out": [list(one) for one in self.left],
+            "longest": self.longest,
+        }
+
+    def __str__(self) -> str:
+        told = self.record()
+        tokens = told["tokens"]
+        text = (
+            f"{self.examples:,} examples, {tokens['offered']:,} tokens = {tokens['trained']:,} with a loss + "
+            f"{tokens['untrained']:,} without + {tokens['left_out']:,} left out; the longest has {self.longest:,}"
+        )
+        if self.left:
+            named = "; ".join(f"{place} ({size:,} tokens)" for place, size in self.left[:NAMED])
+            text += f"\nleft out as too long: {len(self.left):,} examples: {named}" + ", ..." * (len(self.left) > NAMED)
+        return text
+
+
+def read_parts(task: Task, data: TaskData, seed: int) -> dict[str, Part]:
+    """The tables "train", "valid", "test" and "second" of a recipe, as far as there are such, as examples.
+
+    Raises:
+        DataError: a file or a row cannot be used. ConfigError: a column is missing or not certain.
+    """
+    found: dict[str, Table] = {}
+    for name in ("train", "valid", "test", "second"):
+        if files := getattr(data, name):
+            found[name] = read_table(files, data.names, encoding=data.encoding, skip_broken=data.skip_broken)
+    if not data.valid and data.held_out:
+        by = task.by(found["train"], data.columns)
+        made = split(found["train"], test=data.held_out, seed=seed, group=data.group, by=by)
+        found |= {"train": made.train, "valid": made.test}
+    parts = {}
+    for name, table in found.items():
+        most = data.most if name == "train" else data.most_scored
+        parts[name] = task.read(_drawn(table, most, seed), data.columns, data.skip_unfit)
+    return parts
+
+
+def _drawn(table: Table, most: int, seed: int) -> Table:
+    """At most `most` rows of a table, drawn by the seed, in their order."""
+    if not most or len(table.records) <= most:
+        return table
+    chosen = set(np.random.default_rng([seed, 7]).permutation(len(table.records))[:most].tolist())
+    places = {record.place for at, record in enumerate(table.records) if at in chosen}
+    return table.keep(lambda record: record.place in places, f"not drawn, since only {most:,} were asked for")
+
+
+def encode(
+    task: Task, lm: LM, examples: Sequence[Example], most: int, too_long: Literal["refuse", "skip"] = "refuse"
+) -> Encoded:
+    """The training rows of examples, each of at most `most` tokens. Nothing is cut.
+
+    Raises:
+        DataError: examples are too long and `too_long` is "refuse", one has nothing to train, or none is left.
+    """
+    rows: list[Row] = []
+    long: list[tuple[str, int]] = []
+    for example in examples:
+        made = task.rows(lm, example)
+        size = max(len(row.tokens) for row in made)
+        if size > most:
+            long.append((example.place, size))
+        else:
+            rows += made
+    if long and too_long == "refuse":
+        longest = max(size for _, size in long)
+        named = "; ".join(f"{place}: {size:,} tokens" for place, size in long[:NAMED])
+        raise DataError(
+            f"{len(long):,} of {len(examples):,} examples are longer than {most:,} tokens ({named}). Nothing is cut: "
+            f"take rows of {longest:,} tokens (--length; a longer context by handscroll extend), or leave them out, "
+            "counted (--too-long skip)"
+        )
+    if not rows:
+        raise DataError(f"no example is left to train on: all {len(long):,} are longer than {most:,} tokens")
+    empty = [row for row in rows if not (row.targets != IGNORED).any()]
+    if empty:
+        raise DataError(f"{len(empty):,} of {len(rows):,} rows have nothing to train: give each example an answer")
+    return Encoded(tuple(rows), len(examples) - len(long), tuple(long))

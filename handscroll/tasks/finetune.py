@@ -1,0 +1,268 @@
+"""Tunes a model for a task: reads the tables, plans, trains, scores what was held out, and saves the result."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from handscroll.base.errors import ConfigError
+from handscroll.base.records import read_records
+from handscroll.base.runs import write_file
+from handscroll.base.workload import MEMORY, Workload
+from handscroll.lm import LM, load
+from handscroll.metrics.scores import Measured
+from handscroll.models.weights import locate
+from handscroll.nn.finite import check_weights, finite
+from handscroll.nn.quantised import quantised
+from handscroll.objectives.objective import Objective
+from handscroll.tasks.batches import Examples, packed
+from handscroll.tasks.card import card
+from handscroll.tasks.examples import Encoded, encode, read_parts
+from handscroll.tasks.recipe import TuningRecipe
+from handscroll.tasks.task import Example, Part, Prediction, Task
+from handscroll.tasks.ways import counted, prepare
+from handscroll.data.batch import collate
+from handscroll.train.loop import Callbacks, OnPulse, OnRecord, train
+from handscroll.train.lora import merge_lora, save_adapter, stands_apart
+from handscroll.train.optim import Optimizer
+from handscroll.train.planned import Planned, planned
+from handscroll.train.regularise import Regularise
+from handscroll.train.run import Loop, Progress, Run, write_recipe
+from handscroll.train.schedule import Schedule
+from handscroll.train.start import trained_from, versions
+
+TASK = "task.json"  # beside the weights of what was tuned for a task
+SHORTEST = 512  # tokens of a row, where no example is longer
+SCORED = ("valid", "test", "second")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of a run that do not change its result. `show` receives what a person reads before and after it."""
+
+    on_record: OnRecord | None = None
+    on_pulse: OnPulse | None = None
+    on_done: Callable[[str, int, int], None] = lambda what, done, total: None
+    show: Callable[[str], None] = lambda text: None
+    only_plan: bool = False
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What came of a run: the model, the task, the progress, and the scores by table and metric."""
+
+    lm: LM
+    task: Task
+    progress: Progress | None
+    scores: Mapping[str, Mapping[str, Measured]]
+    folder: Path
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.scores) or (self.progress is not None and bool(self.progress.stopped))
+
+
+def finetune(recipe: TuningRecipe, folder: Path, options: Options = Options()) -> Tuned:
+    """Tune a model as the recipe says, in the run folder `folder` (new, or one to go on with).
+
+    The folder holds the settings, the plan, the records, checkpoints, the predictions and scores of what was held out,
+    and the result: `adapter/` in PEFT's form or `model/`, an ordinary Hugging Face folder.
+
+    Raises:
+        DataError: the data does not fit the task; nothing was trained. CapacityError: the plan does not fit.
+        ConfigError: the model cannot do the task, or a setting is impossible.
+    """
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    torch.manual_seed(recipe.tuning.seed)
+    parts = read_parts(recipe.task, recipe.data, recipe.tuning.seed)
+    for name, part in parts.items():
+        options.show(f"{name}: {part.account}")
+    options.show(f"columns: {parts['train'].columns}")
+    lm = _loaded(recipe)
+    task = recipe.task.settled(parts["train"].examples, lm)
+    for part in parts.values():
+        task.checked(part.examples)
+    lm = task.ready(lm, recipe.tuning.seed)
+    most = recipe.tuning.length or lm.context
+    if most > lm.context:
+        raise ConfigError(f"rows of {most:,} tokens exceed the model's context of {lm.context:,}: give a shorter length")
+    encoded = {
+        name: encode(task, lm, parts[name].examples, most, recipe.data.too_long)
+        for name in ("train", "valid")
+        if name in parts
+    }
+    options.show(str(encoded["train"]))
+    prepare(lm, recipe.tuning)
+    trained, numbers = counted(lm.model)
+    options.show(f"trained: {trained:,} numbers (of {numbers:,} that are not quantised), way '{recipe.tuning.way}'")
+    return _run(recipe, folder, options, _Ready(lm, task, parts, encoded))
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What a run begins with."""
+
+    lm: LM
+    task: Task
+    parts: Mapping[str, Part]
+    encoded: Mapping[str, Encoded]
+
+
+def _loaded(recipe: TuningRecipe) -> LM:
+    lm = load(recipe.model, weights=recipe.weights, dtype="auto" if recipe.weights == "" else "float32")
+    if not quantised(lm.model):
+        lm = trained_from(recipe.model, load(recipe.model, dtype="float32", weights=recipe.weights))
+        check_weights(lm.model)
+    return lm
+
+
+def _run(recipe: TuningRecipe, folder: Path, options: Options, ready: _Ready) -> Tuned:
+    tuning, task, lm, rows = recipe.tuning, ready.task, ready.lm, ready.encoded["train"]
+    length = tuning.length or min(lm.context, max(SHORTEST, rows.longest))
+    each = math.ceil(len(rows.rows) / tuning.batch)
+    steps = tuning.steps or max(1, round(tuning.epochs * each))
+    stream = Examples(rows.rows, tuning.batch, length, tuning.seed, rows.fingerprint)
+    workload = _workload(recipe, ready, stream, steps)
+    plan = planned(tuning.memory, [workload], folder, force=tuning.force)
+    options.show(str(plan))
+    if options.only_plan:
+        return Tuned(lm, task, None, {}, folder)
+    resolved = recipe.model_dump(mode="json", exclude={"threads": True, "tuning": {"memory", "force"}})
+    write_recipe(folder, {"tuning": resolved | {"task": task.model_dump(mode="json")}, "versions": versions()})
+    settings: dict[str, Any] = {"steps": steps, "precision": tuning.precision, "seed": tuning.seed}
+    settings |= {"save_every": max(1, min(200, each))}
+    validate = None
+    if "valid" in ready.encoded:
+        every = max(1, min(steps, each // tuning.validations))
+        settings |= {"evaluate_every": every, "patience": tuning.patience or steps + 1}  # the best weights are kept
+        validate = _validator(task.objective(lm.model), ready.encoded["valid"], length)
+    run = Run(
+        folder,
+        lm.model,
+        Optimizer(lr=tuning.rate, weight_decay=tuning.weight_decay, layer_decay=tuning.layer_decay),
+        Schedule(name="cosine", warmup=round(tuning.warmup * steps), final=0.0),
+        Loop.parse(settings, "tuning"),
+        plan.memory,
+        Regularise(dropout=tuning.dropout),
+    )
+    progress = train(run, stream, task.objective(lm.model), Callbacks(validate, options.on_record, options.on_pulse))
+    plan.compare()
+    if progress.planned < steps and not progress.stopped:
+        return Tuned(lm, task, progress, {}, folder)
+    return _finished(recipe, folder, options, ready, plan, progress)
+
+
+def _finished(
+    recipe: TuningRecipe, folder: Path, options: Options, ready: _Ready, plan: Planned, progress: Progress
+) -> Tuned:
+    """Save the model, then score it on what was held out, and write what a person reads."""
+    lm, task = ready.lm, ready.task
+    apart = recipe.tuning.way == "lora" and not recipe.tuning.merge and (stands_apart(lm.model) or quantised(lm.model))
+    saved = folder / ("adapter" if apart else "model")
+    if apart:
+        save_adapter(lm.model, recipe.tuning.adapter, saved, str(locate(recipe.model).resolve()))
+    else:
+        if recipe.tuning.way == "lora":
+            merge_lora(lm.model)
+        lm.save(saved)
+    settings = json.dumps(task.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+    write_file(saved / TASK, settings.encode())
+    scores = {}
+    for name in SCORED:
+        if name in ready.parts:
+            examples = ready.parts[name].examples
+            found = task.predict(lm, examples, lambda done, name=name, all=len(examples): options.on_done(name, done, all))
+            scores[name] = task.score(examples, found)
+            write_predictions(folder / f"{name}.predictions.jsonl", task, examples, found)
+    record = _record(recipe, ready, plan, progress, scores)
+    write_file(folder / "result.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+    write_file(saved / "README.md", card(record).encode())
+    return Tuned(replace(lm, source=str(saved)), task, progress, scores, folder)
+
+
+def _record(
+    recipe: TuningRecipe,
+    ready: _Ready,
+    plan: Planned,
+    progress: Progress,
+    scores: Mapping[str, Mapping[str, Measured]],
+) -> dict[str, Any]:
+    """Everything that the card and the report are made of, as plain JSON."""
+    trained, numbers = counted(ready.lm.model)
+    return {
+        "recipe": recipe.model_dump(mode="json") | {"task": ready.task.model_dump(mode="json")},
+        "versions": versions(),
+        "model": {"source": recipe.model, "family": ready.lm.model.config.family, "context": ready.lm.context},
+        "weights": {"trained": trained, "all": numbers},
+        "tables": {name: part.account.record() | {"columns": part.columns} for name, part in ready.parts.items()},
+        "rows": {name: encoded.record() for name, encoded in ready.encoded.items()},
+        "plan": plan.plan.record(),
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "best": {"loss": progress.best_loss, "step": progress.best_step},
+        "scores": {
+            name: {metric: vars(one) for metric, one in by.items()} for name, by in scores.items()
+        },
+        "records": [dict(one) for one in read_records(plan.folder / "records.jsonl")],
+    }
+
+
+def write_predictions(path: Path, task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]) -> None:
+    """One JSON line an example: place, fields, truth, and what the model says."""
+    lines = []
+    for example, prediction in zip(examples, predictions, strict=True):
+        row = {"place": example.place, **example.values, "reference": task.truth(example)}
+        lines.append(json.dumps(row | {"prediction": prediction.output, **prediction.more}, ensure_ascii=False))
+    write_file(path, ("\n".join(lines) + "\n").encode())
+
+
+def _validator(objective: Objective, encoded: Encoded, length: int) -> Callable[[Any], float]:
+    """The mean loss on held-out rows, packed once."""
+    batches = [collate([row]) for row in packed(encoded.rows, length)]
+
+    @torch.no_grad()
+    def validate(model: Any) -> float:
+        total, count = 0.0, 0
+        for one in batches:
+            batch = one.to(model.device)
+            marks = batch.marks()
+            width = batch.tokens.shape[1]
+            hidden = model.hidden(model.embed(batch.tokens, marks), marks, objective.mask(model, marks), length=width)
+            loss = objective.loss(model, hidden, batch)
+            total, count = total + float(finite(loss.total)), count + loss.count
+        return total / count
+
+    return validate
+
+
+def _workload(recipe: TuningRecipe, ready: _Ready, stream: Examples, steps: int) -> Workload:
+    """The run for the planner: a typical update is the mean number of packed rows of the mean length."""
+    tuning, rows = recipe.tuning, ready.encoded["train"]
+    sizes = [len(row.tokens) for row in rows.rows]
+    tokens = sum(sizes) / len(sizes) * tuning.batch
+    longest = min(stream.length, max(max(sizes), math.ceil(tokens)))
+    lora = tuning.adapter if tuning.way == "lora" else None
+    changes: dict[str, Any] = {} if lora is None else {"lora": lora.rank, "lora_targets": len(lora.targets)}
+    return Workload.parse(
+        {
+            "kind": "train",
+            "spec": ready.lm.model.spec,
+            "length": longest,
+            "micro": max(1, round(tokens / longest)),
+            "steps": steps,
+            "packed": True,
+            "targets": sum(row.counted for row in rows.rows) / sum(sizes),
+            "precision": tuning.precision,
+            "dropout": bool(tuning.dropout),
+            "data_bytes": 2 * sum(row.tokens.nbytes for row in rows.rows),
+            "threads": recipe.threads,
+            **changes,
+            **{name: getattr(tuning.memory, name) for name in MEMORY},
+        },
+        "plan",
+    )
