@@ -13,9 +13,11 @@ from handscroll.cli import (
     evaluate,
     export,
     extend,
+    finetune,
     generate,
     info,
     plan,
+    predict,
     read,
     scores,
     tokenizer,
@@ -31,7 +33,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (demo, train, plan, extend, export, evaluate, generate, chat, batch, read, scores, info, tokenizer, data):
+VERBS = (demo, train, finetune, predict, plan, extend, export, evaluate, generate, chat, batch, read, scores, info)
+for verb in (*VERBS, tokenizer, data):
     verb.register(app)
 
 

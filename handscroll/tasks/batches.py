@@ -1,4 +1,4 @@
-"""Updates of whole examples: each has the same number of examples, packed into rows where they do not see each other."""
+"""Updates of whole examples: the same number in each, packed into rows in which they do not see each other."""
 
 from collections.abc import Iterator, Sequence
 
@@ -25,8 +25,8 @@ class Examples(Stream[list[Batch]]):
         longest = max((len(row.tokens) for row in rows), default=0)
         if not rows or count < 1 or seed < 0 or longest > length:
             raise ConfigError(
-                f"{len(rows)} examples of at most {longest} tokens, {count} in an update, rows of {length} tokens, seed "
-                f"{seed}: examples are never cut, so give longer rows, and positive numbers"
+                f"{len(rows)} examples of at most {longest} tokens, {count} in an update, rows of {length} tokens, "
+                f"seed {seed}: examples are never cut, so give longer rows, and positive numbers"
             )
         self.rows, self.count, self.length, self.seed, self.fingerprint = rows, count, length, seed, fingerprint
 

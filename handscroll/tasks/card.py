@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from handscroll.metrics.scores import Measured
@@ -13,24 +14,22 @@ TABLES = {"valid": "held out", "test": "test", "second": "a second data set"}
 def card(record: Mapping[str, Any]) -> str:
     """The card in Markdown, with the header that model hubs read, from the record of a run (`result.json`)."""
     recipe, task = record["recipe"], record["recipe"]["task"]
-    parts = [_header(record), f"# {record['model']['source']}, tuned for {task['name']}\n", _scores(record)]
+    parts = [_header(record), f"# {Path(record['model']['source']).name}, tuned for {task['name']}\n", _scores(record)]
     data = [f"- {name}: {_table(recipe['data'][name], told)}" for name, told in _given(record)]
     rows = record["rows"]["train"]
     tokens = rows["tokens"]
+    left = f"left out ({len(rows['left_out']):,} examples that were too long)"
     parts.append(
         "## Data\n\n" + "\n".join(data) + f"\n\nOf the {tokens['offered']:,} tokens of the training rows "
-        f"{tokens['trained']:,} had a loss, {tokens['untrained']:,} were read, and {tokens['left_out']:,} were left out "
-        f"({len(rows['left_out']):,} examples that were too long). Nothing was cut.\n\n"
-        "The licence of the data is not known here; see where it comes from.\n"
+        f"{tokens['trained']:,} had a loss, {tokens['untrained']:,} were only read, and {tokens['left_out']:,} were {left}."
+        " Nothing was cut.\n\nThe licence of the data is not known here; see where it comes from.\n"
     )
-    tuning = recipe["tuning"]
+    tuning, best, trained = recipe["tuning"], record["best"], record["weights"]["trained"]
+    chosen = f", whose loss on held-out examples was lowest ({best['loss']:.4f})" if best["loss"] is not None else ""
     parts.append(
-        "## Training\n\n"
-        f"Way '{tuning['way']}': {record['weights']['trained']:,} numbers were trained in {record['steps']:,} updates of "
-        f"{tuning['batch']} examples ({record['tokens']:,} tokens with padding). The weights are those of update "
-        f"{record['best']['step'] or record['steps']:,}"
-        + (f", whose loss on held-out examples was lowest ({record['best']['loss']:.4f})" if record["best"]["loss"] else "")
-        + ".\n"
+        f"## Training\n\nWay '{tuning['way']}': {trained:,} numbers were trained in {record['steps']:,} updates of "
+        f"{tuning['batch']} examples ({record['tokens']:,} tokens). The weights are those of update "
+        f"{best['step'] or record['steps']:,}{chosen}.\n"
     )
     parts.append(f"Settings of the task:\n\n```json\n{json.dumps(task, indent=2, ensure_ascii=False)}\n```\n")
     parts.append(
@@ -52,7 +51,9 @@ def _scores(record: Mapping[str, Any]) -> str:
     for name, by in record["scores"].items():
         for metric, values in by.items():
             one = Measured(**values)
-            lines.append(f"| {TABLES[name]} | {METRICS[metric].said} | {one.value:.4g} | {one.interval} | {one.count:,} |")
+            lines.append(
+                f"| {TABLES[name]} | {METRICS[metric].said} | {one.value:.4g} | {one.interval} | {one.count:,} |"
+            )
     return "\n".join(lines) + "\n"
 
 

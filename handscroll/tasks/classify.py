@@ -1,4 +1,4 @@
-"""Texts to labels: topics, sentiment, intents, abuse. One label each, or several, or a number, by a head over a model."""
+"""Texts to labels, one or several each: topics, sentiment, intents, abuse. A head over a model tells them."""
 
 from collections.abc import Sequence
 from dataclasses import replace

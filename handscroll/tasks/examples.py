@@ -1,4 +1,4 @@
-"""The examples of a tuning run: tables that are read, matched with the fields of a task, and made into training rows."""
+"""The examples of a tuning run: tables that are read, matched with a task, and made into training rows."""
 
 import hashlib
 from collections.abc import Sequence

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from handscroll.base.errors import ConfigError
 from handscroll.base.records import read_records
 from handscroll.base.runs import write_file
 from handscroll.base.workload import MEMORY, Workload
+from handscroll.data.batch import collate
 from handscroll.lm import LM, load
 from handscroll.metrics.scores import Measured
 from handscroll.models.weights import locate
@@ -25,7 +27,6 @@ from handscroll.tasks.examples import Encoded, encode, read_parts
 from handscroll.tasks.recipe import TuningRecipe
 from handscroll.tasks.task import Example, Part, Prediction, Task
 from handscroll.tasks.ways import counted, prepare
-from handscroll.data.batch import collate
 from handscroll.train.loop import Callbacks, OnPulse, OnRecord, train
 from handscroll.train.lora import merge_lora, save_adapter, stands_apart
 from handscroll.train.optim import Optimizer
@@ -46,7 +47,7 @@ class Options:
 
     on_record: OnRecord | None = None
     on_pulse: OnPulse | None = None
-    on_done: Callable[[str, int, int], None] = lambda what, done, total: None
+    on_done: Callable[[str, int, int], None] = lambda what, total, done: None
     show: Callable[[str], None] = lambda text: None
     only_plan: bool = False
 
@@ -90,7 +91,9 @@ def finetune(recipe: TuningRecipe, folder: Path, options: Options = Options()) -
     lm = task.ready(lm, recipe.tuning.seed)
     most = recipe.tuning.length or lm.context
     if most > lm.context:
-        raise ConfigError(f"rows of {most:,} tokens exceed the model's context of {lm.context:,}: give a shorter length")
+        raise ConfigError(
+            f"rows of {most:,} tokens exceed the model's context of {lm.context:,}: give a shorter length"
+        )
     encoded = {
         name: encode(task, lm, parts[name].examples, most, recipe.data.too_long)
         for name in ("train", "valid")
@@ -98,9 +101,9 @@ def finetune(recipe: TuningRecipe, folder: Path, options: Options = Options()) -
     }
     options.show(str(encoded["train"]))
     prepare(lm, recipe.tuning)
-    trained, numbers = counted(lm.model)
+    trained, numbers = weights = counted(lm.model)
     options.show(f"trained: {trained:,} numbers (of {numbers:,} that are not quantised), way '{recipe.tuning.way}'")
-    return _run(recipe, folder, options, _Ready(lm, task, parts, encoded))
+    return _run(recipe, folder, options, _Ready(lm, task, parts, encoded, weights))
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ class _Ready:
     task: Task
     parts: Mapping[str, Part]
     encoded: Mapping[str, Encoded]
+    weights: tuple[int, int]  # numbers that are trained, and all
 
 
 def _loaded(recipe: TuningRecipe) -> LM:
@@ -176,7 +180,7 @@ def _finished(
     for name in SCORED:
         if name in ready.parts:
             examples = ready.parts[name].examples
-            found = task.predict(lm, examples, lambda done, name=name, all=len(examples): options.on_done(name, done, all))
+            found = task.predict(lm, examples, partial(options.on_done, name, len(examples)))
             scores[name] = task.score(examples, found)
             write_predictions(folder / f"{name}.predictions.jsonl", task, examples, found)
     record = _record(recipe, ready, plan, progress, scores)
@@ -193,7 +197,7 @@ def _record(
     scores: Mapping[str, Mapping[str, Measured]],
 ) -> dict[str, Any]:
     """Everything that the card and the report are made of, as plain JSON."""
-    trained, numbers = counted(ready.lm.model)
+    trained, numbers = ready.weights
     return {
         "recipe": recipe.model_dump(mode="json") | {"task": ready.task.model_dump(mode="json")},
         "versions": versions(),
@@ -205,20 +209,23 @@ def _record(
         "steps": progress.step,
         "tokens": progress.tokens,
         "best": {"loss": progress.best_loss, "step": progress.best_step},
-        "scores": {
-            name: {metric: vars(one) for metric, one in by.items()} for name, by in scores.items()
-        },
+        "scores": {name: {metric: vars(one) for metric, one in by.items()} for name, by in scores.items()},
         "records": [dict(one) for one in read_records(plan.folder / "records.jsonl")],
     }
 
 
-def write_predictions(path: Path, task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]) -> None:
+def lines_of(task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[str]:
     """One JSON line an example: place, fields, truth, and what the model says."""
     lines = []
     for example, prediction in zip(examples, predictions, strict=True):
         row = {"place": example.place, **example.values, "reference": task.truth(example)}
         lines.append(json.dumps(row | {"prediction": prediction.output, **prediction.more}, ensure_ascii=False))
-    write_file(path, ("\n".join(lines) + "\n").encode())
+    return lines
+
+
+def write_predictions(path: Path, task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]) -> None:
+    """A file of `lines_of`, whole or not at all."""
+    write_file(path, ("\n".join(lines_of(task, examples, predictions)) + "\n").encode())
 
 
 def _validator(objective: Objective, encoded: Encoded, length: int) -> Callable[[Any], float]:

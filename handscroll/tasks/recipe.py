@@ -11,7 +11,9 @@ from handscroll.train.step import Memory
 
 
 class TaskData(Config):
-    """Tables of rows (`data/table/read.py`). What is held out of `train` chooses the checkpoint, unless `valid` is given.
+    """Tables of rows (`data/table/read.py`).
+
+    What is held out of `train` chooses the weights that are kept, unless `valid` is given.
 
     `columns` names the column of a field where it is not found by itself. `second` is another data set of the same
     task, on which the result is scored too.
@@ -54,7 +56,9 @@ class Tuning(Config):
     steps: int = Field(default=0, ge=0, description="updates; 0: as many as the epochs take")
     batch: int = Field(default=32, ge=1, description="examples of an update")
     length: int = Field(default=0, ge=0, description="tokens of a row of packed examples; 0: as the examples need")
-    lr: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="by default 5e-5; LoRA 5e-4, head 1e-3")
+    lr: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="by default 5e-5; LoRA 5e-4, head 1e-3"
+    )
     warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the updates")
     weight_decay: float = Field(default=0.01, ge=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)

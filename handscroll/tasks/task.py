@@ -1,4 +1,4 @@
-"""Tasks: the jobs that a model is tuned for. A task is what a row holds, what is trained, what is said, and its score."""
+"""Tasks: jobs that a model is tuned for. A task is what a row holds, what is trained, what is said, and its score."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence

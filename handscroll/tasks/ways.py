@@ -1,7 +1,5 @@
 """Which weights of a model are trained: all of them, the head, the last layers, or low-rank updates."""
 
-import re
-
 from torch import nn
 
 from handscroll.base.errors import ConfigError
@@ -10,6 +8,7 @@ from handscroll.models.model import Model
 from handscroll.nn.quantised import quantised
 from handscroll.tasks.recipe import Tuning
 from handscroll.train.lora import add_lora
+from handscroll.train.optim import layer_of
 
 
 def prepare(lm: LM, tuning: Tuning) -> None:
@@ -34,15 +33,9 @@ def prepare(lm: LM, tuning: Tuning) -> None:
         raise ConfigError(f"layers is {tuning.layers}, but the model has {depth}: give fewer, or use way 'full'")
     first = {"full": 0, "last": depth - tuning.layers, "head": depth}[tuning.way]
     for name, parameter in model.named_parameters():
-        at = depth_of(name)
+        at = layer_of(name)
         trained = name in head or (at >= first if at is not None else tuning.way == "full" or _last(name, tuning))
         parameter.requires_grad_(trained)
-
-
-def depth_of(name: str) -> int | None:
-    """The layer that a parameter belongs to, from its name."""
-    found = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
-    return int(found[1]) if found else None
 
 
 def _last(name: str, tuning: Tuning) -> bool:

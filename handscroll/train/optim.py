@@ -1,5 +1,6 @@
 """Optimisers: one settings class for torch's Adam, AdamW, SGD, Adafactor and Muon, and for our LAMB."""
 
+import re
 from typing import Any, Literal, Self
 
 import torch
@@ -51,6 +52,9 @@ class Optimizer(Config):
     nesterov: bool | None = None
     weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     clip: float | None = Field(default=1.0, gt=0, description="largest global gradient norm; null: no clipping")
+    layer_decay: float = Field(
+        default=1.0, gt=0, le=1, description="factor of the rate for each layer below the last (Howard & Ruder 2018)"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -97,7 +101,7 @@ class Optimizer(Config):
         ]
         if self.name == "lamb":
             groups[1]["adapt"] = False
-        groups = [group for group in groups if group["params"]]
+        groups = self._by_depth([group for group in groups if group["params"]], model)
         optimizers: dict[str, torch.optim.Optimizer] = {}
         if groups:
             optimizers["adamw" if self.name == "muon" else self.name] = self._rule(groups)
@@ -107,8 +111,22 @@ class Optimizer(Config):
             )
         for optimizer in optimizers.values():
             for group in optimizer.param_groups:
-                group["peak"] = group["lr"]
+                group["peak"] = group["lr"] * self.layer_decay ** group.pop("below", 0)
         return optimizers
+
+    def _by_depth(self, groups: list[dict[str, Any]], model: nn.Module) -> list[dict[str, Any]]:
+        """The groups, each split by how many layers its parameters stand below the last one."""
+        if self.layer_decay == 1:
+            return groups
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        depth = 1 + max((layer for name in names.values() if (layer := layer_of(name)) is not None), default=-1)
+        found: dict[tuple[int, int], dict[str, Any]] = {}
+        for number, group in enumerate(groups):
+            for parameter in group["params"]:
+                below = _below(names[id(parameter)], depth)
+                here = found.setdefault((number, below), {**group, "params": [], "below": below})
+                here["params"].append(parameter)
+        return list(found.values())
 
     def _rule(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         if self.name == "sgd":
@@ -118,6 +136,20 @@ class Optimizer(Config):
             return torch.optim.Adafactor(groups, lr=self.lr, eps=(_set(self.eps), 1e-3))
         make = {"adam": torch.optim.Adam, "lamb": Lamb}.get(self.name, torch.optim.AdamW)
         return make(groups, lr=self.lr, betas=_set(self.betas), eps=_set(self.eps))
+
+
+def layer_of(name: str) -> int | None:
+    """The number of the layer that a parameter belongs to, from its name; None outside the layers."""
+    found = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
+    return int(found[1]) if found else None
+
+
+def _below(name: str, depth: int) -> int:
+    """How many layers a parameter stands below the last one: tables below all, heads and the final norm below none."""
+    layer = layer_of(name)
+    if layer is not None:
+        return depth - 1 - layer
+    return depth if "embedding" in name or name.startswith("positions.") else 0
 
 
 def decays(parameter: Tensor) -> bool:

@@ -1,0 +1,111 @@
+"""`handscroll finetune`: tune a model for a task on the rows of a table."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from handscroll.base.config import apply_override, read_recipe
+from handscroll.base.errors import ConfigError
+from handscroll.cli.screen import bar, error_screen, screen, table
+from handscroll.cli.train import Shown
+
+
+def finetune(
+    task: Annotated[str, typer.Argument(help="The task (docs/finetune.md lists them), or a TOML recipe.")],
+    model: Annotated[str | None, typer.Argument(help="A checkpoint folder, a GGUF file or a hub id.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="Training rows: CSV, TSV, JSON lines, Parquet, ...")] = None,
+    valid: Annotated[list[str] | None, typer.Option(help="Held-out rows. [a tenth of --data]")] = None,
+    test: Annotated[list[str] | None, typer.Option(help="Rows that are scored at the end.")] = None,
+    second: Annotated[list[str] | None, typer.Option(help="Another data set of the task, scored at the end.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. [runs/TASK]")] = None,
+    map_: Annotated[list[str] | None, typer.Option("--map", metavar="FIELD=COLUMN", help="Name a column.")] = None,
+    names: Annotated[str, typer.Option(help="Columns of tables without a head line, such as label,text.")] = "",
+    way: Annotated[str, typer.Option(help="What is trained: lora, full, head, last.")] = "lora",
+    layers: Annotated[int, typer.Option(help="--way last: how many layers.")] = 0,
+    rank: Annotated[int, typer.Option(help="Rank of --way lora.")] = 16,
+    epochs: Annotated[float, typer.Option(help="How often each example is learned from.")] = 3.0,
+    steps: Annotated[int, typer.Option(help="Updates, in place of --epochs.")] = 0,
+    batch: Annotated[int, typer.Option(help="Examples of an update.")] = 32,
+    length: Annotated[int, typer.Option(help="Most tokens of an example. [the model's context]")] = 0,
+    lr: Annotated[float | None, typer.Option(help="Learning rate. [5e-5; lora 5e-4, head 1e-3]")] = None,
+    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    seed: Annotated[int, typer.Option(help="Seed of order, split and new weights.")] = 0,
+    too_long: Annotated[str, typer.Option(help="Examples that are too long: refuse, or skip (counted).")] = "refuse",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Any setting of a recipe.")
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print what it would take, and stop.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Start even if it is not expected to fit.")] = False,
+) -> None:
+    """Tune MODEL for TASK. What it takes is printed first; nothing is cut; a killed run goes on where it stopped."""
+    from handscroll.tasks.finetune import Options
+    from handscroll.tasks.finetune import finetune as tune
+    from handscroll.tasks.recipe import TuningRecipe
+
+    if task.endswith(".toml"):
+        if model is not None or data:
+            raise ConfigError(f"{task} names the model and the data: leave MODEL and --data out, or use --set")
+        recipe = TuningRecipe.parse(read_recipe(Path(task), set_ or ()), task)
+    else:
+        if model is None or not data:
+            raise ConfigError("give a MODEL and its training rows: handscroll finetune TASK MODEL --data FILE")
+        how = {"way": way, "layers": layers, "epochs": epochs, "steps": steps, "batch": batch, "length": length}
+        how |= {"lr": lr, "precision": precision, "seed": seed, "force": force}
+        if way == "lora":
+            how["lora"] = {"rank": rank, "alpha": 2.0 * rank}
+        rows = {"train": tuple(data), "valid": tuple(valid or ()), "test": tuple(test or ())}
+        more = {"second": tuple(second or ()), "columns": pairs(map_ or ()), "too_long": too_long}
+        rows |= more | {"names": tuple(name for name in names.split(",") if name)}
+        values: dict[str, Any] = {"task": {"name": task}, "model": model, "data": rows, "tuning": how}
+        for override in set_ or ():
+            apply_override(values, override)
+        recipe = TuningRecipe.parse(values, "finetune")
+    folder = out or Path("runs") / (Path(task).stem if task.endswith(".toml") else task)
+    with bar("tuning", None) as advance:
+        shown = Shown(advance)
+        options = Options(
+            shown.record,
+            shown.pulse,
+            lambda what, total, done: advance(done, f"scoring {what}", total),
+            lambda text: screen().print(text, markup=False),
+            plan,
+        )
+        tuned = tune(recipe, folder, options)
+    if plan:
+        return
+    if not tuned.finished:
+        error_screen().print(f"stopped; the same command goes on from {folder}", markup=False)
+        raise typer.Exit(130)
+    show_scores(tuned.scores)
+    screen().print(f"saved: {tuned.lm.source} (model card beside the weights, predictions in {folder})", markup=False)
+    screen().print(f"use it: handscroll predict {tuned.lm.source} FILE", markup=False)
+
+
+def pairs(given: list[str] | tuple[()]) -> dict[str, str]:
+    """FIELD=COLUMN options as a table."""
+    found = {}
+    for one in given:
+        name, equals, column = one.partition("=")
+        if not equals or not name or not column:
+            raise ConfigError(f"--map {one}: write FIELD=COLUMN, such as --map text=review")
+        found[name] = column
+    return found
+
+
+def show_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print a table of scores with their intervals."""
+    from handscroll.metrics.table import METRICS
+
+    rows = [
+        [name, METRICS[metric].said, f"{one.value:.4g}", one.interval, one.count]
+        for name, by in scores.items()
+        for metric, one in by.items()
+    ]
+    if rows:
+        screen().print(table(("data", "metric", "score", "95 % interval", "examples"), rows), markup=False)
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(finetune)
