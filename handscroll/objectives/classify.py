@@ -20,10 +20,17 @@ from handscroll.objectives.loss import Loss
 from handscroll.objectives.settings import ObjectiveSettings
 from handscroll.text.tokenizer import Tokenizer
 
+NUMBER = 1 << 20  # a number y stands in the targets as round(y * NUMBER), since targets are whole
+
 
 @dataclass(frozen=True)
 class Classify:
-    """Cross-entropy of the labels of whole documents (`data/labelled.py`), for a model with `classify`.
+    """The loss of a head for whole texts. The target stands at the token whose state is read, one a text.
+
+    problem "one": the number of the label; cross-entropy, with a weight for each label if `weights` are given (the
+    loss is then divided by the number of texts, not by the sum of their weights). "several": the sum of 2^number over
+    the right labels, of which 62 are possible; binary cross-entropy, mean over labels. "number": round(y * 2^20); squared
+    error.
 
     The loss adds up over pieces of a row when the model classifies one state (for an encoder: the first token's).
     A model that classifies the mean state needs the whole document, so memory strategies that work in chunks refuse
@@ -32,31 +39,44 @@ class Classify:
 
     smoothing: float = 0.0
     additive: bool = False
+    problem: str = "one"
+    weights: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, model: Model, smoothing: float = 0.0) -> "Classify":
+    def of(cls, model: Model, smoothing: float = 0.0, weights: tuple[float, ...] = ()) -> "Classify":
         """The loss for a given model.
 
         Raises:
-            ConfigError: the model is not a classifier.
+            ConfigError: the model has no head for whole texts, or too many labels to choose several of.
         """
-        if not model.spec.labels:
+        head = model.spec.head
+        if head is None or head.kind != "text":
             raise ConfigError(
                 f"this model of family '{model.config.family}' has no labels: it is not a classifier; build it with "
                 "the labels that it should tell apart"
             )
-        return cls(smoothing, additive=model.spec.pool != "mean")
+        if head.problem == "several" and len(head.labels) > 62:
+            raise ConfigError(f"several of {len(head.labels)} labels cannot be learned at once: 62 are possible")
+        return cls(smoothing, head.pool != "mean", head.problem, weights)
 
     def mask(self, model: Model, marks: Marks) -> Mask:
         return model.mask() & SameSegment()
 
     def loss(self, model: Model, hidden: Embeddings, batch: Batch) -> Loss:
         at = batch.targets != IGNORED
-        logits = model.classify(hidden, batch.marks(), at)
-        logits, targets = logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.targets[at]
-        total = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=self.smoothing)
+        outputs = model.classify(hidden, batch.marks(), at)
+        outputs, targets = outputs.to(torch.promote_types(outputs.dtype, torch.float32)), batch.targets[at]
         count = len(targets)
-        return Loss(total, count, {"accuracy": (float((logits.argmax(dim=-1) == targets).sum()), count)})
+        if self.problem == "number":
+            return Loss((outputs.squeeze(-1) - targets.to(outputs.dtype) / NUMBER).square().sum(), count)
+        if self.problem == "several":
+            bits = (targets[:, None] >> torch.arange(outputs.shape[1], device=targets.device)) & 1
+            total = F.binary_cross_entropy_with_logits(outputs, bits.to(outputs.dtype), reduction="sum")
+            right = float(((outputs > 0) == bits.bool()).all(dim=1).sum())
+            return Loss(total / outputs.shape[1], count, {"accuracy": (right, count)})
+        weight = torch.tensor(self.weights, dtype=outputs.dtype, device=outputs.device) if self.weights else None
+        total = F.cross_entropy(outputs, targets, weight, reduction="sum", label_smoothing=self.smoothing)
+        return Loss(total, count, {"accuracy": (float((outputs.argmax(dim=-1) == targets).sum()), count)})
 
 
 class Classification(ObjectiveSettings):

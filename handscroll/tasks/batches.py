@@ -10,7 +10,7 @@ from handscroll.data.row import IGNORED, Row
 from handscroll.data.stream import State, Stream
 
 
-class Examples(Stream[list[Batch]]):
+class ExampleUpdates(Stream[list[Batch]]):
     """Endless updates of `count` examples each; (seed, epoch) decides the order, and every epoch has each of them once.
 
     The examples of an update are packed into rows of at most `length` tokens; each row is a micro-batch. The last
@@ -32,7 +32,7 @@ class Examples(Stream[list[Batch]]):
 
     def identity(self) -> State:
         settings = {"count": self.count, "length": self.length, "seed": self.seed}
-        return {"stream": "examples", "of": self.fingerprint, "number": len(self.rows), **settings}
+        return {"stream": "example updates", "of": self.fingerprint, "number": len(self.rows), **settings}
 
     def _items(self, position: State | None) -> Iterator[tuple[list[Batch], State]]:
         done = position["done"] if position else 0

@@ -16,13 +16,12 @@ def card(record: Mapping[str, Any]) -> str:
     recipe, task = record["recipe"], record["recipe"]["task"]
     parts = [_header(record), f"# {Path(record['model']['source']).name}, tuned for {task['name']}\n", _scores(record)]
     data = [f"- {name}: {_table(recipe['data'][name], told)}" for name, told in _given(record)]
-    rows = record["rows"]["train"]
-    tokens = rows["tokens"]
-    left = f"left out ({len(rows['left_out']):,} examples that were too long)"
+    tokens = record["rows"]["train"]
+    left = f"left out ({len(tokens['left']):,} examples that were too long). Nothing was cut."
     parts.append(
         "## Data\n\n" + "\n".join(data) + f"\n\nOf the {tokens['offered']:,} tokens of the training rows "
-        f"{tokens['trained']:,} had a loss, {tokens['untrained']:,} were only read, and {tokens['left_out']:,} were {left}."
-        " Nothing was cut.\n\nThe licence of the data is not known here; see where it comes from.\n"
+        f"{tokens['trained']:,} had a loss, {tokens['untrained']:,} were only read, and {tokens['left_out']:,} were {left}"
+        "\n\nThe licence of the data is not known here; see where it comes from.\n"
     )
     tuning, best, trained = recipe["tuning"], record["best"], record["weights"]["trained"]
     chosen = f", whose loss on held-out examples was lowest ({best['loss']:.4f})" if best["loss"] is not None else ""

@@ -17,7 +17,7 @@ from handscroll.metrics.scores import Measured
 from handscroll.metrics.table import Settings, measure
 from handscroll.models.model import Model
 from handscroll.models.new import with_head
-from handscroll.objectives.labels import Labels
+from handscroll.objectives.classify import Classify as Loss
 from handscroll.tasks.task import Example, OnDone, Prediction, Task
 from handscroll.text.framed import Text, framed
 
@@ -102,13 +102,13 @@ class Classify(Task):
         kinds = np.array(whole.kinds, dtype=np.int64) if any(whole.kinds) else None
         return [Row(np.array(whole.ids, dtype=np.int64), targets, 0, 0, kinds=kinds)]
 
-    def objective(self, model: Model) -> Labels:
+    def objective(self, model: Model) -> Loss:
         weights: tuple[float, ...] = ()
         if self.weights and self.several:
             raise ConfigError("weights = 'balanced' is for one label a text: leave it out with several = true")
         if self.weights:
             weights = tuple(sum(self.counts) / (len(self.counts) * count) for count in self.counts)
-        return Labels.of(model, weights)
+        return Loss.of(model, weights=weights)
 
     def predict(self, lm: LM, examples: Sequence[Example], on_done: OnDone = lambda done: None) -> list[Prediction]:
         found: list[Prediction] = []

@@ -3,11 +3,12 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from handscroll.base.errors import DataError
+from handscroll.data.encoded import TokenAccount
 from handscroll.data.row import IGNORED, Row
 from handscroll.data.table.read import read_table
 from handscroll.data.table.split import split
@@ -20,7 +21,7 @@ NAMED = 3  # places that a message names
 
 
 @dataclass(frozen=True)
-class Encoded:
+class TrainingRows:
     """Training rows, and what became of every token: offered = trained + untrained + left out."""
 
     rows: tuple[Row, ...]
@@ -40,29 +41,11 @@ class Encoded:
             found.update(row.targets.tobytes())
         return found.hexdigest()
 
-    def record(self) -> dict[str, Any]:
+    @property
+    def account(self) -> TokenAccount:
         trained = sum(row.counted for row in self.rows)
-        kept = sum(len(row.tokens) for row in self.rows)
-        left = sum(tokens for _, tokens in self.left)
-        return {
-            "examples": self.examples,
-            "rows": len(self.rows),
-            "tokens": {"offered": kept + left, "trained": trained, "untrained": kept - trained, "left_out": left},
-            "left_out": [list(one) for one in self.left],
-            "longest": self.longest,
-        }
-
-    def __str__(self) -> str:
-        told = self.record()
-        tokens = told["tokens"]
-        text = (
-            f"{self.examples:,} examples, {tokens['offered']:,} tokens = {tokens['trained']:,} with a loss + "
-            f"{tokens['untrained']:,} without + {tokens['left_out']:,} left out; the longest has {self.longest:,}"
-        )
-        if self.left:
-            named = "; ".join(f"{place} ({size:,} tokens)" for place, size in self.left[:NAMED])
-            text += f"\nleft out as too long: {len(self.left):,} examples: {named}" + ", ..." * (len(self.left) > NAMED)
-        return text
+        untrained = sum(len(row.tokens) for row in self.rows) - trained
+        return TokenAccount(len(self.rows), trained, untrained, self.left, self.longest)
 
 
 def read_parts(task: Task, data: TaskData, seed: int) -> dict[str, Part]:
@@ -97,7 +80,7 @@ def _drawn(table: Table, most: int, seed: int) -> Table:
 
 def encode(
     task: Task, lm: LM, examples: Sequence[Example], most: int, too_long: Literal["refuse", "skip"] = "refuse"
-) -> Encoded:
+) -> TrainingRows:
     """The training rows of examples, each of at most `most` tokens. Nothing is cut.
 
     Raises:
@@ -125,4 +108,4 @@ def encode(
     empty = [row for row in rows if not (row.targets != IGNORED).any()]
     if empty:
         raise DataError(f"{len(empty):,} of {len(rows):,} rows have nothing to train: give each example an answer")
-    return Encoded(tuple(rows), len(examples) - len(long), tuple(long))
+    return TrainingRows(tuple(rows), len(examples) - len(long), tuple(long))

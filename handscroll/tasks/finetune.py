@@ -21,9 +21,9 @@ from handscroll.models.weights import locate
 from handscroll.nn.finite import check_weights, finite
 from handscroll.nn.quantised import quantised
 from handscroll.objectives.objective import Objective
-from handscroll.tasks.batches import Examples, packed
+from handscroll.tasks.batches import ExampleUpdates, packed
 from handscroll.tasks.card import card
-from handscroll.tasks.examples import Encoded, encode, read_parts
+from handscroll.tasks.examples import TrainingRows, encode, read_parts
 from handscroll.tasks.recipe import TuningRecipe
 from handscroll.tasks.task import Example, Part, Prediction, Task
 from handscroll.tasks.ways import counted, prepare
@@ -99,7 +99,7 @@ def finetune(recipe: TuningRecipe, folder: Path, options: Options = Options()) -
         for name in ("train", "valid")
         if name in parts
     }
-    options.show(str(encoded["train"]))
+    options.show(f"rows: {encoded['train'].account}")
     prepare(lm, recipe.tuning)
     trained, numbers = weights = counted(lm.model)
     options.show(f"trained: {trained:,} numbers (of {numbers:,} that are not quantised), way '{recipe.tuning.way}'")
@@ -113,7 +113,7 @@ class _Ready:
     lm: LM
     task: Task
     parts: Mapping[str, Part]
-    encoded: Mapping[str, Encoded]
+    encoded: Mapping[str, TrainingRows]
     weights: tuple[int, int]  # numbers that are trained, and all
 
 
@@ -130,7 +130,7 @@ def _run(recipe: TuningRecipe, folder: Path, options: Options, ready: _Ready) ->
     length = tuning.length or min(lm.context, max(SHORTEST, rows.longest))
     each = math.ceil(len(rows.rows) / tuning.batch)
     steps = tuning.steps or max(1, round(tuning.epochs * each))
-    stream = Examples(rows.rows, tuning.batch, length, tuning.seed, rows.fingerprint)
+    stream = ExampleUpdates(rows.rows, tuning.batch, length, tuning.seed, rows.fingerprint)
     workload = _workload(recipe, ready, stream, steps)
     plan = planned(tuning.memory, [workload], folder, force=tuning.force)
     options.show(str(plan))
@@ -204,7 +204,7 @@ def _record(
         "model": {"source": recipe.model, "family": ready.lm.model.config.family, "context": ready.lm.context},
         "weights": {"trained": trained, "all": numbers},
         "tables": {name: part.account.record() | {"columns": part.columns} for name, part in ready.parts.items()},
-        "rows": {name: encoded.record() for name, encoded in ready.encoded.items()},
+        "rows": {name: encoded.account.as_record() for name, encoded in ready.encoded.items()},
         "plan": plan.plan.record(),
         "steps": progress.step,
         "tokens": progress.tokens,
@@ -228,7 +228,7 @@ def write_predictions(path: Path, task: Task, examples: Sequence[Example], predi
     write_file(path, ("\n".join(lines_of(task, examples, predictions)) + "\n").encode())
 
 
-def _validator(objective: Objective, encoded: Encoded, length: int) -> Callable[[Any], float]:
+def _validator(objective: Objective, encoded: TrainingRows, length: int) -> Callable[[Any], float]:
     """The mean loss on held-out rows, packed once."""
     batches = [collate([row]) for row in packed(encoded.rows, length)]
 
@@ -247,7 +247,7 @@ def _validator(objective: Objective, encoded: Encoded, length: int) -> Callable[
     return validate
 
 
-def _workload(recipe: TuningRecipe, ready: _Ready, stream: Examples, steps: int) -> Workload:
+def _workload(recipe: TuningRecipe, ready: _Ready, stream: ExampleUpdates, steps: int) -> Workload:
     """The run for the planner: a typical update is the mean number of packed rows of the mean length."""
     tuning, rows = recipe.tuning, ready.encoded["train"]
     sizes = [len(row.tokens) for row in rows.rows]

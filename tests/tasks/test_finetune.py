@@ -1,0 +1,128 @@
+"""A tuning run from a table to predictions: learned, counted, resumed, the same in other libraries; bad data is said."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+import handscroll
+from handscroll.base.errors import ConfigError, DataError
+from handscroll.base.records import read_records
+from handscroll.tasks.finetune import Options, finetune
+from handscroll.tasks.predict import load_tuned, predict
+from handscroll.tasks.recipe import TaskData, TuningRecipe
+from tests.tasks.material import rows, table, tiny
+
+
+def recipe(model, data, tuning=None, task=None, **more):
+    how = {"way": "full", "epochs": 6, "batch": 8, "lr": 5e-3, "memory": {"strategy": "plain"}} | (tuning or {})
+    values = {"task": {"name": "classify"} | (task or {}), "model": str(model), "tuning": how, "threads": 1}
+    return TuningRecipe.parse(values | {"data": {"train": (str(data),)} | more}, "test")
+
+
+def test_a_classifier_is_tuned_saved_scored_and_read_by_the_reference_library(tmp_path):
+    data, test = table(tmp_path / "train.csv"), table(tmp_path / "test.csv", 10)
+    shown = []
+    tuned = finetune(
+        recipe(tiny(tmp_path / "bert"), data, test=(str(test),)), tmp_path / "run", Options(show=shown.append)
+    )
+    assert tuned.scores["test"]["accuracy"].value == 1.0 and set(tuned.scores) == {"valid", "test"}
+    assert "text <- text, label <- label" in "\n".join(shown) and "left out" in "\n".join(shown)
+    told = rows(tmp_path / "run" / "test.predictions.jsonl")
+    assert [one["prediction"] for one in told] == [one["reference"] for one in told]
+    lm, task = load_tuned(tmp_path / "run")
+    again = predict(lm, task, TaskData(train=(str(test),)))
+    assert again.scores["accuracy"].value == 1.0 and again.predictions[0].more == {
+        "probabilities": told[0]["probabilities"]
+    }
+    reference = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model")
+    ids = torch.tensor([lm.encode(told[0]["text"])])
+    expected = reference(ids).logits.softmax(-1)[0].tolist()
+    assert list(told[0]["probabilities"].values()) == pytest.approx(expected, abs=1e-5)
+    card = (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
+    assert "| test | accuracy | 1 |" in card and "Nothing was cut" in card
+    account = json.loads((tmp_path / "run" / "result.json").read_text())["rows"]["train"]
+    assert account["offered"] == account["trained"] + account["untrained"] + account["left_out"]
+
+
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
+    model, data = tiny(tmp_path / "bert"), table(tmp_path / "train.csv")
+
+    class Killed(Exception):
+        pass
+
+    def kill(record):
+        if record["step"] == 7:
+            raise Killed
+
+    whole = finetune(recipe(model, data, {"epochs": 3}), tmp_path / "whole")
+    with pytest.raises(Killed):
+        finetune(recipe(model, data, {"epochs": 3}), tmp_path / "part", Options(on_record=kill))
+    part = finetune(recipe(model, data, {"epochs": 3}), tmp_path / "part")
+    losses = [[r["loss"] for r in read_records(tmp_path / run / "records.jsonl")] for run in ("whole", "part")]
+    assert losses[0] == losses[1] and len(losses[0]) == whole.progress.step == part.progress.step
+    with pytest.raises(handscroll.base.errors.CheckpointError, match="another recipe"):
+        finetune(recipe(model, data, {"epochs": 3, "lr": 1e-3}), tmp_path / "part")
+
+
+@pytest.mark.parametrize("way", ["head", "last", "lora"])
+def test_other_ways_train_only_what_they_say(tmp_path, way):
+    model, data = tiny(tmp_path / "bert"), table(tmp_path / "train.csv", 24)
+    before = {name: value.clone() for name, value in handscroll.load(model).model.state_dict().items()}
+    how = {"way": way, "epochs": 1, "merge": True} | ({"layers": 1} if way == "last" else {})
+    lm = finetune(recipe(model, data, how), tmp_path / "run").lm
+    changed = {
+        name for name, value in lm.model.state_dict().items() if name in before and not value.equal(before[name])
+    }
+    last = lm.model.config.layers - 1
+    inside = {name for name in changed if name.startswith("layers.")}
+    if way == "lora":
+        assert all(name.split(".")[-2] in ("query", "key", "value", "output") for name in inside)
+        assert f"layers.{last}.attention.query.weight" in changed and "layers.0.attention.query.weight" in changed
+    else:
+        assert inside == set() if way == "head" else all(name.startswith(f"layers.{last}.") for name in inside)
+        assert way == "head" or inside
+
+
+def test_several_labels_and_a_decoder(tmp_path):
+    lines = [
+        {"text": f"w{20 + n % 2} w{30 + n % 3}", "label": ["odd"] * (n % 2) + ["three"] * (n % 3 == 0)}
+        for n in range(48)
+    ]
+    data = tmp_path / "train.jsonl"
+    data.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    tuned = finetune(
+        recipe(tiny(tmp_path / "llama", "llama"), data, {"epochs": 12}, {"several": True}), tmp_path / "run"
+    )
+    assert tuned.task.labels == ("odd", "three") and tuned.scores["valid"]["f1-micro"].value > 0.9
+
+
+@pytest.mark.parametrize(
+    "cells, more, words",
+    [
+        ([("w20 w30", "good")] * 20, {}, "a classifier needs two labels"),
+        ([("w20 w30", "good"), ("w21", "bad")] * 10, {"columns": {"text": "nothing"}}, "no column 'nothing'"),
+        ([("w20 w30", "good"), ("", "bad")] * 10, {}, "row 2: no text"),
+        ([("w20 " * 200, "good"), ("w21", "bad")] * 10, {}, "longer than 64 tokens"),
+    ],
+)
+def test_bad_data_is_said_before_anything_is_trained(tmp_path, cells, more, words):
+    data = tmp_path / "train.csv"
+    data.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in cells), encoding="utf-8")
+    with pytest.raises(DataError, match=words):
+        finetune(recipe(tiny(tmp_path / "bert"), data, **more), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_unseen_in_training_are_named_with_their_row(tmp_path):
+    data, test = table(tmp_path / "train.csv"), table(tmp_path / "test.csv", 6, ("bad", "neutral"))
+    with pytest.raises(DataError, match=r"test\.csv, row 2: the label 'neutral' was not in the training data"):
+        finetune(recipe(tiny(tmp_path / "bert"), data, test=(str(test),)), tmp_path / "run")
+
+
+def test_settings_that_contradict_each_other_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="layers belongs to way 'last'"):
+        recipe(tmp_path, tmp_path, {"way": "full", "layers": 2})
+    with pytest.raises(ConfigError, match="no head"):
+        finetune(recipe(tiny(tmp_path / "t5", "t5"), table(tmp_path / "train.csv")), tmp_path / "run")
