@@ -7,7 +7,7 @@ attention, because the embedding is normalised. All heads read their state throu
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator

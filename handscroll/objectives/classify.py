@@ -29,8 +29,8 @@ class Classify:
 
     problem "one": the number of the label; cross-entropy, with a weight for each label if `weights` are given (the
     loss is then divided by the number of texts, not by the sum of their weights). "several": the sum of 2^number over
-    the right labels, of which 62 are possible; binary cross-entropy, mean over labels. "number": round(y * 2^20); squared
-    error.
+    the right labels, of which 62 are possible; binary cross-entropy, mean over labels. "number": round(y * 2^20);
+    squared error.
 
     The loss adds up over pieces of a row when the model classifies one state (for an encoder: the first token's).
     A model that classifies the mean state needs the whole document, so memory strategies that work in chunks refuse

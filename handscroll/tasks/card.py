@@ -20,7 +20,7 @@ def card(record: Mapping[str, Any]) -> str:
     left = f"left out ({len(tokens['left']):,} examples that were too long). Nothing was cut."
     parts.append(
         "## Data\n\n" + "\n".join(data) + f"\n\nOf the {tokens['offered']:,} tokens of the training rows "
-        f"{tokens['trained']:,} had a loss, {tokens['untrained']:,} were only read, and {tokens['left_out']:,} were {left}"
+        f"{tokens['trained']:,} had a loss, {tokens['untrained']:,} were read, and {tokens['left_out']:,} were {left}"
         "\n\nThe licence of the data is not known here; see where it comes from.\n"
     )
     tuning, best, trained = recipe["tuning"], record["best"], record["weights"]["trained"]

@@ -60,8 +60,8 @@ def read_parts(task: Task, data: TaskData, seed: int) -> dict[str, Part]:
             found[name] = read_table(files, data.names, encoding=data.encoding, skip_broken=data.skip_broken)
     if not data.valid and data.held_out:
         by = task.by(found["train"], data.columns)
-        made = split(found["train"], test=data.held_out, seed=seed, group=data.group, by=by)
-        found |= {"train": made.train, "valid": made.test}
+        made = split(found["train"], {"valid": data.held_out}, seed, by, data.group)
+        found |= {name: made.tables[name] for name in ("train", "valid")}
     parts = {}
     for name, table in found.items():
         most = data.most if name == "train" else data.most_scored

@@ -41,7 +41,7 @@ def test_packed_examples_have_the_loss_of_each_alone():
         batch = collate([row])
         marks = batch.marks()
         hidden = model.hidden(model.embed(batch.tokens, marks), marks, objective.mask(model, marks), length=16)
-        return float(objective.loss(model, hidden, batch).total)
+        return objective.loss(model, hidden, batch).total.item()
 
     examples = [example(number, size) for number, size in enumerate((3, 5, 2, 6))]
     together = sum(loss(row) for row in packed(examples, 16))

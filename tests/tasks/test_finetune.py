@@ -1,4 +1,4 @@
-"""A tuning run from a table to predictions: learned, counted, resumed, the same in other libraries; bad data is said."""
+"""A tuning run from a table to predictions: learned, counted, resumed; bad data is said before it starts."""
 
 import json
 
