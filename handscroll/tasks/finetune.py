@@ -133,7 +133,7 @@ def _run(recipe: TuningRecipe, folder: Path, options: Options, ready: _Ready) ->
     stream = ExampleUpdates(rows.rows, tuning.batch, length, tuning.seed, rows.fingerprint)
     workload = _workload(recipe, ready, stream, steps)
     plan = planned(tuning.memory, [workload], folder, force=tuning.force)
-    options.show(str(plan))
+    options.show(str(plan) if tuning.way in ("full", "lora") else f"{plan}, at most: only a part is trained")
     if options.only_plan:
         return Tuned(lm, task, None, {}, folder)
     resolved = recipe.model_dump(mode="json", exclude={"threads": True, "tuning": {"memory", "force"}})
