@@ -62,7 +62,7 @@ class Classify(Task):
             raise DataError(f"the training data has the labels {unknown}, which task.labels does not name: add them")
         if len(labels) < 2 and not self.several:
             raise DataError(
-                f"all {len(examples)} examples have the label {next(iter(labels))!r}: a classifier needs two labels or more; "
+                f"all {len(examples)} examples have the label {next(iter(labels))!r}: a classifier needs two labels; "
                 "add examples of another one"
             )
         counts = tuple(found.get(label, 0) for label in labels)
