@@ -43,7 +43,7 @@ _RANGES = {
 }
 # A decoder writes U+FFFD for bytes that it cannot decode. Private and zero-width characters mostly come from markup.
 _ODD = frozenset([0xFFFD, 0xFEFF, 0x2060, *range(0x200B, 0x2010), *range(0x202A, 0x202F)])
-_ENGLISH = frozenset(
+ENGLISH = frozenset(
     "the of and to in a is that it he was for on are as with his they at be this from i have or by one had not but "
     "what all were when we there can an your which their said if do will each about how up out them then she many "
     "some so these would other into has her him like time no could my than been its who now did made over more you "
@@ -101,7 +101,7 @@ def language(text: str, scripts: np.ndarray, words: Sequence[str]) -> str:
     if sum(text.count(sign) for sign in _CODE) > 0.05 * len(text):
         return "code"
     latin = [word for word in words if word.isascii()]
-    return "English" if sum(word in _ENGLISH for word in latin) > _FUNCTION * len(latin) else "other Latin"
+    return "English" if sum(word in ENGLISH for word in latin) > _FUNCTION * len(latin) else "other Latin"
 
 
 def _chinese(text: str) -> str:

@@ -13,7 +13,7 @@ SHORT = 100  # characters of a document
 _MOJIBAKE = re.compile(
     "[\u00c2\u00c3][\u0080-\u00bf]|\u00e2\u20ac[\u2122\u0153\u009d\u201c\u201d\u00a6\u02dc]|\u00ef\u00bb\u00bf|锟斤拷|烫烫烫|屯屯屯"
 )
-_MARKUP = re.compile(
+MARKUP = re.compile(
     r"</?(?:div|span|p|br|table|tr|td|a|img|script|font|b|i)\b[^<>\n]{0,200}>|&(?:nbsp|amp|lt|gt|quot);", re.I
 )
 _BOILERPLATE = re.compile(
@@ -55,7 +55,7 @@ class Sign:
 def signs_of(text: str, scripts: np.ndarray) -> dict[str, int]:
     """The count of each sign in one part of a document; `scripts` (16,) counts its characters (`letters.SCRIPTS`)."""
     found = {"control characters": int(scripts[CONTROL]), "odd characters": int(scripts[ODD])}
-    for name, pattern in (("mojibake", _MOJIBAKE), ("markup", _MARKUP), ("boilerplate", _BOILERPLATE)):
+    for name, pattern in (("mojibake", _MOJIBAKE), ("markup", MARKUP), ("boilerplate", _BOILERPLATE)):
         found[name] = sum(1 for _ in pattern.finditer(text))
     solid = int(scripts.sum()) - int(scripts[12])
     found["few letters"] = int(solid >= 200 and scripts[1:11].sum() < 0.5 * solid)

@@ -11,6 +11,7 @@ WORDS = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\u3040-\u30ff]|[^\W_\u3400-\u4db
 _KEPT = 1 << 18  # number of words whose hashes are cached
 # 32 bands of four numbers: two documents with a Jaccard index of 0.8 agree in some band with probability 0.999999.
 HASHES, BANDS = 128, 32
+_TOGETHER = 2048  # runs that are mixed at once, 2 MiB
 NEAR = 0.8
 
 
@@ -66,9 +67,9 @@ class Signature:
     def add(self, found: np.ndarray) -> None:
         """Add some runs of the document."""
         self.count += len(found)
-        if len(found):
-            mixed = [_mixed(found ^ salt).min() for salt in self._salts]
-            self.least = np.minimum(self.least, np.array(mixed, dtype=np.uint64))
+        for start in range(0, len(found), _TOGETHER):  # short texts are many: one call for all permutations
+            mixed = _mixed(found[None, start : start + _TOGETHER] ^ self._salts[:, None])
+            self.least = np.minimum(self.least, mixed.min(axis=1))
 
 
 def near_pairs(signatures: Sequence[np.ndarray], near: float = NEAR) -> list[tuple[int, int, float]]:

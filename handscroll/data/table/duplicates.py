@@ -1,0 +1,177 @@
+"""Rows that say the same: exact copies up to case and spaces, and near copies by MinHash of runs of words."""
+
+import json
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from handscroll.base.errors import ConfigError, DataError
+from handscroll.data.survey.shingles import NEAR, WORDS, Hasher, Signature, near_pairs, runs
+from handscroll.data.table.table import Ledger, Record, Table
+
+RUN = 3  # words (or Chinese characters) of a run; texts with fewer have no near copies
+Pair = tuple[int, int, float]
+
+
+def text_column(table: Table, column: str | None = None, besides: Iterable[str | None] = ()) -> str:
+    """The column by which rows are compared: the given one, else the one with the longest texts.
+
+    Raises:
+        DataError: there is no such column, or none holds texts.
+    """
+    if column is not None:
+        table.require(column)
+        return column
+    sizes = {name: _mean(table, name) for name in table.columns if name not in set(besides)}
+    best = max(sizes, key=lambda name: sizes[name], default=None)
+    if best is None or not sizes[best]:
+        raise DataError(f"no column holds texts to compare; name one (text = ...): {', '.join(table.columns)}")
+    return best
+
+
+def _mean(table: Table, name: str) -> float:
+    texts = [len(value) for record in table if isinstance(value := record.values.get(name), str)]
+    return sum(texts) / len(table)
+
+
+def said(value: Any) -> str:
+    """A value as a text that equal values share: case, width and spaces do not count."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def same(texts: Sequence[str]) -> list[Pair]:
+    """(row, first row with the same text, 1.0) for every row that repeats an earlier one; empty texts do not."""
+    first: dict[str, int] = {}
+    return [(at, first[text], 1.0) for at, text in enumerate(texts) if text and first.setdefault(text, at) != at]
+
+
+def alike(texts: Sequence[str], near: float | None = NEAR) -> list[Pair]:
+    """`same`, and (row, earlier row, estimated Jaccard index of their runs of three words) from `near` on.
+
+    Raises:
+        ConfigError: `near` is no share of at least a half.
+    """
+    if near is not None and not 0.5 <= near <= 1:
+        raise ConfigError(f"near = {near}; give a Jaccard index from 0.5 to 1, or None for exact copies only")
+    found = same(texts)
+    if near is None:
+        return found
+    again = {at for at, _, _ in found}
+    hasher, rows, signatures = Hasher(), [], []
+    for at, text in enumerate(texts):
+        words = [] if at in again else WORDS.findall(text)
+        if len(words) >= RUN:
+            signature = Signature()
+            signature.add(runs(hasher.words(words), RUN))
+            rows.append(at)
+            signatures.append(signature.least)
+    close = [(rows[one], rows[other], share) for one, other, share in near_pairs(signatures, near)]
+    return sorted([*found, *close])
+
+
+def without_copies(table: Table, column: str, near: float | None = None) -> Table:
+    """The first of all rows that say the same in a column; the others are counted, exact and near ones apart."""
+    copies = {at: share for at, _, share in alike([said(record.get(column)) for record in table], near)}
+    step, kept = Ledger(), []
+    for at, record in enumerate(table):
+        if at in copies:
+            step.leave_out("exact copies" if copies[at] == 1 else f"near copies (from {near})", record.place)
+        else:
+            kept.append(record)
+    return table.having(kept, step)
+
+
+def distinct_ids(table: Table, column: str = "id", skip: bool = False) -> Table:
+    """The table, after a check that no two rows share an id; with `skip` the first of them stays, the others count.
+
+    Raises:
+        DataError: two rows have one id.
+    """
+    table.require(column)
+    first: dict[str, Record] = {}
+    step, kept = Ledger(), []
+    for record in table:
+        name = json.dumps(record.get(column), default=str)
+        earlier = first.setdefault(name, record)
+        if earlier is record or name == "null":
+            kept.append(record)
+            continue
+        if not skip:
+            raise DataError(
+                f"{record.place} has the {column} {name} of {earlier.place}; give each row its own, or keep the first "
+                "of each (skip = True)"
+            )
+        step.leave_out(f"rows with the {column} of an earlier row", record.place)
+    return table.having(kept, step)
+
+
+@dataclass(frozen=True)
+class Leakage:
+    """Rows of a training table that a test table holds too: (training row, test row, likeness), by number from 0."""
+
+    pairs: tuple[Pair, ...]
+    train: Table
+    test: Table
+
+    def __str__(self) -> str:
+        if not self.pairs:
+            return "no test row is in the training rows"
+        leaked = {test: (train, share) for train, test, share in self.pairs}
+        exact = sum(share == 1 for _, share in leaked.values())
+        shown = [f"{self.test.records[at].place} = {self.train.records[one].place}" for at, (one, _) in leaked.items()]
+        share = len(leaked) / len(self.test)
+        return (
+            f"{len(leaked):,} of {len(self.test):,} test rows ({share:.1%}) are in the training rows too: {exact:,} "
+            f"exact, {len(leaked) - exact:,} near copies ({'; '.join(shown[:3])}{', ...' * (len(shown) > 3)})"
+        )
+
+    def purged(self) -> Table:
+        """The training table without the rows that the test table holds."""
+        copies, step = {one for one, _, _ in self.pairs}, Ledger()
+        for at in sorted(copies):
+            step.leave_out("training rows that are test rows too", self.train.records[at].place)
+        return self.train.having([one for at, one in enumerate(self.train) if at not in copies], step)
+
+
+def leakage(train: Table, test: Table, column: str, near: float | None = NEAR) -> Leakage:
+    """Which rows of `train` say the same as a row of `test`, exactly or nearly.
+
+    Raises:
+        DataError: a table lacks the column.
+    """
+    train.require(column)
+    test.require(column)
+    texts = [said(record.get(column)) for record in (*test, *train)]  # test first: every copy finds its first row
+    count = len(test)
+    partner: dict[int, Pair] = {at: (at, other, share) for at, other, share in alike(texts, near)}
+    found = []
+    for at, other, share in partner.values():
+        while other in partner:  # an exact copy of a row that is itself a near copy
+            share = min(share, partner[other][2])
+            other = partner[other][1]
+        if at >= count > other:
+            found.append((at - count, other, share))
+    return Leakage(tuple(found), train, test)
+
+
+def groups(count: int, pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
+    """The rows 0 to `count` - 1 in groups that pairs join, each in order."""
+    head = np.arange(count).tolist()
+
+    def top(at: int) -> int:
+        while head[at] != at:
+            head[at] = at = head[head[at]]
+        return at
+
+    for one, other in pairs:
+        low, high = sorted((top(one), top(other)))
+        head[high] = low
+    found: dict[int, list[int]] = defaultdict(list)
+    for at in range(count):
+        found[top(at)].append(at)
+    return list(found.values())

@@ -1,0 +1,98 @@
+"""Cleaning does what was asked, nothing else, and counts the rows."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handscroll.base.errors import ConfigError, DataError
+from handscroll.data.table.clean import Cleaning, clean, folded, without_html
+from handscroll.data.table.duplicates import distinct_ids
+from handscroll.data.table.table import Table
+from handscroll.data.table.words import words
+
+
+def cleaned(texts, **how):
+    table = clean(Table.of([{"text": text} for text in texts]), ["text"], Cleaning(**how))
+    return [record.values["text"] for record in table], table.account
+
+
+@pytest.mark.parametrize(
+    ("how", "text", "new"),
+    [
+        ({"mojibake": True}, "schÃ¶n â€œso‘", "schön “so‘"),
+        ({"unicode": "NFC"}, "e\u0301ｱ", "éｱ"),
+        ({"unicode": "NFKC"}, "ｆｕｌｌ ﬁt", "full fit"),
+        ({"control": True}, "a\x00b\x1b\u200bc\td\n", "abc\td\n"),
+        ({"html": True}, "<p>one</p><p>two &amp; three</p>", "one\n\ntwo & three"),
+        ({"html": True}, "a &lt; b &nbsp;c", "a < b \xa0c"),
+        ({"html": True}, "<script>x <b>y", "x y"),
+        ({"space": True}, "a \t b  \r\n\r\n\r\n\r\nc\u3000d ", "a b\n\nc d"),
+    ],
+)
+def test_each_step(how, text, new):
+    (found,), account = cleaned([text], **how)
+    assert found == new and account.repaired[0].count == 1 and account.repaired[0].places == ("rows, row 1",)
+    assert cleaned([text])[0] == [text]  # nothing is done unasked
+    assert not cleaned([new], **how)[1].repaired
+
+
+@pytest.mark.parametrize("text", ["if a < b and c > d", "List<int> x", "R&D & more", "1 <2> 3"])
+def test_what_is_no_html_stays(text):
+    assert without_html(text) == text
+
+
+@given(st.text(max_size=40))
+def test_folding_changes_blanks_only_and_is_finished(text):
+    assert "".join(folded(text).split()) == "".join(text.split())
+    assert folded(folded(text)) == folded(text)
+
+
+def test_boilerplate_is_what_stands_in_many_rows():
+    texts = [f"{word} text\nAll rights reserved by us" for word in ("one", "two", "three")]
+    found, account = cleaned([*texts, "other\nwords here"], boilerplate=3)
+    assert found == ["one text", "two text", "three text", "other\nwords here"]
+    assert account.repaired[0].count == 3 and "'All rights reserved by us' in 3 rows" in str(account)
+    assert cleaned(texts, boilerplate=4)[0] == texts
+    with pytest.raises(ConfigError, match="2 or more"):
+        Cleaning(boilerplate=1)
+
+
+def test_empty_texts_and_copies_are_left_out_and_counted():
+    long = (
+        "the quick brown fox jumps over the lazy dog and runs into the deep dark wood where nobody has ever been before"
+    )
+    texts = ["One  two", " ", "one two", long, long + " indeed", "three"]
+    found, account = cleaned(texts, empty=True, copies=True, near=0.8)
+    assert found == ["One  two", long, "three"]
+    assert {one.reason: one.count for one in account.left_out} == {
+        "empty texts": 1,
+        "exact copies": 1,
+        "near copies (from 0.8)": 1,
+    }
+    assert account.read == 6 and account.kept == 3
+    assert cleaned(texts, copies=True)[0] == ["One  two", " ", long, long + " indeed", "three"]
+    with pytest.raises(DataError, match="no row is left"):
+        cleaned([" "], empty=True)
+
+
+def test_ids_are_distinct_or_counted():
+    table = Table.of([{"id": 1}, {"id": 2}, {"id": 1}, {"id": None}, {"id": None}])
+    with pytest.raises(DataError, match="row 3 has the id 1 of rows, row 1"):
+        distinct_ids(table)
+    assert [record.number for record in distinct_ids(table, skip=True)] == [1, 2, 4, 5]
+
+
+def test_words_with_and_without_stop_words():
+    assert words("The cat, 我们的书", "english") == ["cat", "我", "们", "的", "书"]
+    assert words("The cat", ["cat"]) == ["The"]
+    with pytest.raises(ConfigError, match="did you mean 'english'"):
+        words("x", "englisch")
+    pytest.importorskip("jieba")
+    assert words("我们的故事，很长", "chinese", jieba=True) == ["故事", "很长"]
+
+
+def test_what_is_wrong_is_said():
+    with pytest.raises(ConfigError, match="NFKC"):
+        Cleaning(unicode="NFD")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="no column 'txt'"):
+        clean(Table.of([{"text": "x"}]), ["txt"], Cleaning())
