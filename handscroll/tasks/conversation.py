@@ -12,6 +12,7 @@ from typing import Any
 
 from handscroll.base.errors import ConfigError, DataError
 from handscroll.data.encoded import Encoded
+from handscroll.data.preferred import Pair
 from handscroll.generate.chat import Speaker
 from handscroll.text.chat.messages import Message
 from handscroll.text.chat.script import Script, Turn
@@ -50,6 +51,36 @@ def encode_conversation(
         return _encoded(speaker, messages, variables, ends, now, place)
     except (DataError, ConfigError) as error:
         raise type(error)(f"{place}: {error}" if place else str(error)) from None
+
+
+def encode_preference(
+    speaker: Speaker,
+    prompt: Sequence[Message],
+    chosen: Sequence[Message],
+    rejected: Sequence[Message],
+    *,
+    ends: Sequence[int] = (),
+    now: datetime | None = None,
+    place: str = "",
+) -> Pair:
+    """Two ways to go on after `prompt`, of which only what the assistant says in them is trained.
+
+    Raises:
+        DataError: both are the same, or as `encode_conversation`.
+        ConfigError: one of them gives several examples, since the template rewrites its turns.
+    """
+    if list(chosen) == list(rejected):
+        raise DataError(f"{place}: the chosen and the rejected answer are the same; leave the row out")
+    before = [{**one, WEIGHT: 0} if one.get("role") == "assistant" else one for one in prompt]
+    sides = [
+        encode_conversation(speaker, [*before, *way], ends=ends, now=now, place=place) for way in (chosen, rejected)
+    ]
+    if any(len(side) > 1 for side in sides):
+        raise ConfigError(
+            f"{place}: an answer to compare has several turns, and the template writes earlier turns otherwise than "
+            "the last: compare one turn after a common prompt"
+        )
+    return Pair(sides[0][0], sides[1][0])
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:

@@ -10,7 +10,14 @@ from tokenizers import decoders, pre_tokenizers
 from handscroll.base.errors import ConfigError, DataError
 from handscroll.data.encoded import Encoded, account_of, fitting
 from handscroll.generate.chat import Speaker
-from handscroll.tasks.conversation import REWRITTEN, UNENDED, encode_conversation, encode_pair, encode_prompt
+from handscroll.tasks.conversation import (
+    REWRITTEN,
+    UNENDED,
+    encode_conversation,
+    encode_pair,
+    encode_preference,
+    encode_prompt,
+)
 from handscroll.tasks.show import headline, show
 from handscroll.text.tokenizer import Tokenizer
 from tests.text.chat_templates import FAMILIES, TOOL_LIST
@@ -158,6 +165,20 @@ def test_a_token_that_joins_header_and_answer_is_taken_apart_as_the_model_is_ask
         assert [tokenizer.token(n) for n in one.ids].count("</s>") == 1
         assert tokenizer.token(one.ids[len(prompt)]) == "w"  # no blank before it
         assert tokenizer.decode(one.ids) == "Say no" + answer
+
+
+def test_of_a_preference_only_what_follows_the_prompt_is_trained():
+    speaker = speaker_of("chatml")
+    pair = encode_preference(speaker, TALK[:3], TALK[3:], [{"role": "assistant", "content": "No."}], place="row 4")
+    assert [said(speaker.tokenizer, one) for one in pair] == [[SECOND + "<|im_end|>"], ["No.<|im_end|>"]]
+    asked = pair.chosen.trained.index(True)
+    assert pair.chosen.ids[:asked] == pair.rejected.ids[:asked] and pair.rejected.place == "row 4"
+    (thought,) = {one.note for one in encode_preference(speaker_of("thinker"), TALK[:3], TALK[3:], TALK[1:2])}
+    assert thought == ""
+    with pytest.raises(DataError, match="row 4: the chosen and the rejected answer are the same"):
+        encode_preference(speaker, TALK[:3], TALK[3:], TALK[3:], place="row 4")
+    with pytest.raises(ConfigError, match="several turns"):
+        encode_preference(speaker_of("thinker"), TALK[:1], TALK[1:], TALK[1:2])
 
 
 def test_pairs_without_a_template_train_the_answer_and_the_end():
