@@ -65,6 +65,8 @@ def _fresh(base: nn.Linear | Quantised, rank: int, scale: float, generator: torc
 def add_lora(model: Model, settings: LoRA, seed: int = 0) -> None:
     """Freeze `model` and adapt its target projections, in place. The classifier of a labelled model is still trained.
 
+    Weights that are not trained get the dtype `settings.frozen`, if that is a narrower one.
+
     Raises:
         ConfigError: no layer has one of the targets.
     """
@@ -78,6 +80,8 @@ def add_lora(model: Model, settings: LoRA, seed: int = 0) -> None:
     for name, parameter in model.named_parameters():
         table = settings.tables and ("norm" in name or "embedding" in name)
         parameter.requires_grad_(table or (labelled and name.startswith(("classifier.", "pooler."))))
+        if settings.frozen == "bfloat16" and not parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
     for name, module in layers:
         if name.rsplit(".", 1)[-1] in settings.targets:
             model.set_submodule(name, _fresh(module, settings.rank, settings.alpha / settings.rank, generator))

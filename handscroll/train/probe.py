@@ -163,8 +163,7 @@ def build(workload: Workload) -> Decoder:
     initialise(model, "normal", len(spec.layers), torch.Generator().manual_seed(0))
     if workload.lora:
         targets = (*TARGETS, *MLP_TARGETS)[: workload.lora_targets]
-        frozen = getattr(torch, workload.frozen)
-        add_lora(model.to(frozen), LoRA(rank=workload.lora, targets=targets))
+        add_lora(model, LoRA(rank=workload.lora, targets=targets, frozen=workload.frozen))
     return model.to(workload.device)
 
 

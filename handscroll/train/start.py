@@ -158,7 +158,7 @@ def trained_tokenizer(recipe: Recipe, folder: Path, world: World | None = None) 
 
 
 def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Decoder:
-    """A new model of the recipe's family and sizes, or the checkpoint it starts from, in float32."""
+    """A new model of the recipe's family and sizes, or the checkpoint it starts from, in float32 on its device."""
     labels = recipe.objective.labels(recipe.mixed)
     if recipe.model.path is not None:
         loaded = load(recipe.model.path, dtype="float32", weights="float").model
@@ -168,7 +168,7 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Decoder:
             loaded = as_classifier(loaded, labels, recipe.model.initialise, seeded)
         if not loaded.config.eos and tokenizer.eos is not None and loaded.spec.reads == "forward":
             loaded.config = loaded.config.model_copy(update={"eos": (tokenizer.eos,)})  # its documents end with it
-        return loaded
+        return loaded.to(recipe.device)
     about = About(tokenizer, max(stage.length for stage in recipe.stages), labels)
     model = new_model(str(recipe.model.family), recipe.model.sizes, about)
     generator = torch.Generator().manual_seed(recipe.seed)
