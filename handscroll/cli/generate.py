@@ -20,6 +20,7 @@ from handscroll.cli.options import (
     Weights,
     given,
     one_cache,
+    say_cut,
     say_defaults,
 )
 from handscroll.cli.screen import error_screen
@@ -116,6 +117,7 @@ def generate(
         found = lm.continuations(asked, samples, logprobs, **settings)
     else:
         settings["on_report"] = reports.append
+        settings["on_finish"] = say_cut(max_tokens) if chat else None
         found = lm.stream(asked, **settings)
     _announce(cache, weights, taken)
     if not beams:

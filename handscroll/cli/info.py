@@ -46,12 +46,15 @@ def _recommended(path: Path) -> list[tuple[str, str]]:
     from handscroll.text.tokenizer import Tokenizer
 
     defaults, (_, config) = Defaults.load(path), read_config(path)
-    ends = defaults.ends(config.vocab) or config.eos
+    ends, lines = defaults.ends(config.vocab) or config.eos, []
     try:
-        named = [f"{number} {Tokenizer.load(path).token(number)}" for number in ends]
+        tokenizer = Tokenizer.load(path)
+        named = [f"{number} {tokenizer.token(number)}" for number in ends]
+        if tokenizer.settings.get("chat_template"):
+            lines.append(("chat template", "yes: handscroll chat, generate --chat"))
     except CheckpointError:  # the facts of a model are shown without its tokenizer too
         named = [str(number) for number in ends]
-    lines = [("end tokens", ", ".join(named))] if ends else []
+    lines += [("end tokens", ", ".join(named))] if ends else []
     taken, unused = defaults.taken({}), defaults.unused()
     lines += [("sampling", f"{told(taken)} (recommended by the checkpoint)")] if taken else []
     return lines + ([("generation, not used", told(unused))] if unused else [])

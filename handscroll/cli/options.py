@@ -1,5 +1,6 @@
 """Options that several verbs share."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -60,6 +61,16 @@ def say_defaults(lm: "LM", settings: Any) -> None:
 
     if taken := lm.defaults.taken(settings):
         error_screen().print(f"as the checkpoint recommends: {told(taken)} (--plain leaves it out)", markup=False)
+
+
+def say_cut(max_tokens: int) -> Callable[[str], None]:
+    """What says on standard error, once the answer has ended, that it was cut."""
+
+    def told(finish: str) -> None:
+        if finish == "length":
+            error_screen().print(f"\n[cut after {max_tokens:,} tokens: --max-tokens]", style="dim", markup=False)
+
+    return told
 
 
 def reader(key: str, encoding: str, skip_pictures: bool) -> "Reader":

@@ -23,6 +23,7 @@ from handscroll.cli.options import (
     given,
     one_cache,
     reader,
+    say_cut,
     say_defaults,
     say_weights,
 )
@@ -94,10 +95,10 @@ def read(
             error_screen().print(told, markup=False)
             raise
     about, _ = kept.named(save)
-    what = f"{reading.length:,} tokens" + (f", {shared:,} of them from an earlier reading" if shared else "")
-    size = f"{kept.size(about.number) / 1e6:,.0f} MB"
     how = "" if kept.document(save) is None else " in a user's turn of the model's chat template"
-    screen().print(f"{save}: {what}{how}; {size}. Ask: handscroll ask {save} QUESTION", markup=False)
+    earlier = f", {'all' if shared == len(ids) else f'{shared:,}'} of them from an earlier reading" if shared else ""
+    what = f"{reading.length:,} tokens{how}{earlier}; {kept.size(about.number) / 1e6:,.0f} MB"
+    screen().print(f"{save}: {what}. Ask: handscroll ask {save} QUESTION", markup=False)
 
 
 def ask(
@@ -141,6 +142,7 @@ def ask(
         again=again,
         plain=plain,
         kv_budget=kv_budget or None,
+        on_finish=say_cut(max_tokens),
     )
     say_defaults(lm, settings)
     say_weights(weights)

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from time import monotonic
 from typing import Any
 
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 WIDE = 160  # columns of a file or a pipe
+BETWEEN = 60.0  # seconds between two lines of progress, where there is no terminal
 
 
 def screen() -> Console:
@@ -54,11 +56,40 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = ""
 
 @contextmanager
 def bar(what: str, total: int | None) -> Iterator[Any]:
-    """Show a progress bar on standard error; the block receives `advance(done, note="", total=None)`."""
+    """Show progress on standard error; the block receives `advance(done, note="", total=None)`.
+
+    A terminal gets a bar; a file or a pipe gets a line every minute.
+    """
+    console = error_screen()
+    if not console.is_terminal:
+        yield _Lines(console, what, total).advance
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=error_screen(), transient=True) as progress:
+    with Progress(*columns, TextColumn("{task.fields[note]}"), console=console, transient=True) as progress:
         task = progress.add_task(what, total=total, note="")
         yield lambda done, note="", total=None: progress.update(task, completed=done, note=note, total=total)
+
+
+class _Lines:
+    """Progress as lines, for output that nobody watches."""
+
+    def __init__(self, console: Console, what: str, total: int | None):
+        self._console, self._what, self._total = console, what, total
+        self._begun = self._told = monotonic()
+        self._first: float | None = None  # what was done before: it took no time
+
+    def advance(self, done: float, note: str = "", total: int | None = None) -> None:
+        now, self._total = monotonic(), total or self._total
+        self._first = done if self._first is None else min(self._first, done)
+        if now - self._told < BETWEEN:
+            return
+        self._told = now
+        share = f"{done:,.0f}" if self._total is None else f"{done:,.0f} of {self._total:,}"
+        left, made = "", done - self._first
+        if self._total is not None and made > 0:
+            seconds = (now - self._begun) / made * (self._total - done)
+            left = f", about {max(1, round(seconds / 60))} min left"
+        self._console.print(f"{self._what}: {share}{left} {note}".rstrip(), markup=False)
 
 
 def _is_number(value: Any) -> bool:

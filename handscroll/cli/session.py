@@ -106,7 +106,8 @@ class Session:
 
     def help(self, _: str) -> None:
         for name, (about, _run) in COMMANDS.items():
-            note(f"/{name:<18} {about}".rstrip())
+            if about:
+                note(f"/{name:<8} {about}")
         note(f"A text of several lines stands between {LONG} and {LONG}. Ctrl-C stops an answer, Ctrl-D leaves.")
 
     def system(self, text: str) -> None:
@@ -260,11 +261,21 @@ def variable(text: str) -> Any:
 
 
 def typed() -> Iterator[str]:
-    """Lines that a person types after a prompt, until Ctrl-D; lines of standard input where there is no terminal."""
+    """Lines that a person types after a prompt, until Ctrl-D; lines of standard input where there is no terminal.
+
+    Ctrl-C takes back the line that is being typed, and never the conversation.
+    """
     if not on_terminal():
         yield from sys.stdin
         return
-    while (line := prompted("> ")) is not None:
+    while True:
+        try:
+            line = prompted("> ")
+        except KeyboardInterrupt:  # it was meant for an answer that has just ended, or for the line
+            note("\nCtrl-D or /exit leaves")
+            continue
+        if line is None:
+            return
         yield line
 
 

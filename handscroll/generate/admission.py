@@ -62,6 +62,7 @@ def settled(
         beyond=settings.get("beyond", False),
         policy=settings.get("policy", "full"),
         on_report=settings.get("on_report"),
+        on_finish=settings.get("on_finish"),
     )
     store = settings.get("store")
     if (budget := settings.get("kv_budget")) is not None:

@@ -30,13 +30,14 @@ class AskSettings(SamplingSettings, total=False):
     """The settings of a question.
 
     With `again` the text may be read again if its reading does not fit the request. `on_thinking` is called with what
-    a reasoning model thinks before it answers. A question whose keys and values, with those of the reading, exceed
-    `kv_budget` is refused.
+    a reasoning model thinks before it answers, `on_finish` with why the answer ended ("eos", "stop" or "length"). A
+    question whose keys and values, with those of the reading, exceed `kv_budget` is refused.
     """
 
     again: bool
     beyond: bool
     on_thinking: Callable[[str], None] | None
+    on_finish: Callable[[str], None] | None
     kv_budget: str | int | None
 
 
@@ -148,7 +149,8 @@ def _request(
             "the length: ask for fewer new tokens, read the text with more room, or let it be read again"
         )
     reading = store.open(about.number).part(length) if same and length else None
-    request = Request(ids, sampling, beyond=settings.get("beyond", False), policy=policy, reading=reading, ends=ends)
+    beyond, on_finish = settings.get("beyond", False), settings.get("on_finish")
+    request = Request(ids, sampling, beyond=beyond, policy=policy, reading=reading, ends=ends, on_finish=on_finish)
     if (budget := settings.get("kv_budget")) is not None:
         keep_within(model, question.name, request, budget)
     afford_request(model, request, others=())

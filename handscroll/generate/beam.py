@@ -150,6 +150,7 @@ def _only_likelihood(request: Request) -> None:
         f"the cache '{request.policy}'": request.policy != "full",
         "log-probabilities": request.logprobs is not None,
         "a report of the cache": request.on_report is not None,
+        "on_finish": request.on_finish is not None,
     }
     given += [what for what, asked in others.items() if asked]
     if given:

@@ -86,6 +86,8 @@ class Chooser:
         self.finish = ended or (None if self._left else "length")
         if self.finish is not None and self._text is not None:
             text += self._text.finish()
+        if self.finish is not None and self.request.on_finish is not None:
+            self.request.on_finish(self.finish)
         return NewToken(self.row, token, self.finish, self._scored(token, logits), text)
 
     def _advance(self, token: int) -> tuple[str | None, str]:

@@ -31,6 +31,7 @@ class Request:
         reading: the saved beginning of the prompt, which is not read again.
         ends: the end tokens; the model's own unless given. None of them counts under `sampling.ignore_eos`.
         on_report: called at the end with the report of the cache (for retrieval, its recall).
+        on_finish: called for each row that ends with the reason: "eos", "stop", "complete" or "length".
 
     Raises:
         ConfigError: a number out of range, an unknown policy, or fields that exclude each other.
@@ -48,6 +49,7 @@ class Request:
     reading: Reading | None = None
     ends: frozenset[int] | None = None
     on_report: Callable[[str], None] | None = None
+    on_finish: Callable[[str], None] | None = None
 
     def __post_init__(self):
         if self.chunk is not None and self.chunk < 1:

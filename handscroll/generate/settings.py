@@ -38,7 +38,8 @@ class Settings(SamplingSettings, total=False):
     `kv_guard` is the largest mean KL divergence that it may cost, in nats per token. `constraint` is a grammar that the
     new text follows (`constrain.py`). `draft` guesses tokens by look-up (`Lookup`) or with a smaller model
     (`LM.draft`); the distribution stays the same. `on_report` is called with the cost of a budget before the prompt is
-    read, and with the report of the cache at the end.
+    read, and with the report of the cache at the end. `on_finish` is called with why the text ended: "eos", "stop",
+    "complete" (under a constraint) or "length" (`max_tokens`).
     """
 
     beyond: bool
@@ -49,6 +50,7 @@ class Settings(SamplingSettings, total=False):
     constraint: Constraint | None
     draft: Drafts | None
     on_report: Callable[[str], None] | None
+    on_finish: Callable[[str], None] | None
 
 
 class ChatSettings(SamplingSettings, total=False):

@@ -10,6 +10,8 @@ from handscroll.models.positions import notes
 from handscroll.models.weights import read_config, read_json, settled_config, weight_sizes
 from handscroll.nn.positions.rotary import Rotary
 
+PLAIN = {"F64", "F32", "F16", "BF16"}  # names of formats that are not quantised
+
 
 def facts(source: Path) -> list[tuple[str, str]]:
     """Lines (name, value) about a checkpoint, read only from its configuration and the headers of its weights."""
@@ -42,22 +44,24 @@ def facts(source: Path) -> list[tuple[str, str]]:
         sizes = [size - 1 for size in sizes] if side else sizes
         told = f"{', '.join(map(str, sizes))} tokens {side}in {count} of {config.layers} layers"
         lines.append(("attention window", told))
-    return lines + _cache(config) + _labels(config) + _ignored(source)
+    quantised = not set(dtype.split("/")) <= PLAIN
+    return lines + _cache(config, quantised) + _labels(config) + _ignored(source)
 
 
-def _cache(config) -> list[tuple[str, str]]:
-    """What a full cache takes; an encoder has none."""
+def _cache(config, quantised: bool) -> list[tuple[str, str]]:
+    """What a full cache takes, in the dtype that models so stored keep on a CPU; an encoder has none."""
     spec = config.spec
     if not spec.cached:
         return []
-    sizes = (("float32", 4), ("bfloat16", 2))
+    sizes = (("float16", 2), ("float32", 4)) if quantised else (("float32", 4), ("bfloat16", 2))
     each = ", ".join(f"{config.cache_bytes_per_token(size):,} bytes in {name}" for name, size in sizes)
+    name, usual = sizes[0]
     longest = max((window for window in spec.windows if window is not None), default=0)
     if longest:  # past the longest window only the layers without windows grow
-        further = spec.cache_bytes(longest + 1, 4) - spec.cache_bytes(longest, 4)
-        each += f"; {further:,} bytes in float32 behind token {longest:,}"
-    full = spec.cache_bytes(config.context, 4)
-    return [("KV cache per token", each), ("KV cache, full context", f"{full / 1e6:,.1f} MB in float32")]
+        further = spec.cache_bytes(longest + 1, usual) - spec.cache_bytes(longest, usual)
+        each += f"; {further:,} bytes in {name} behind token {longest:,}"
+    full = spec.cache_bytes(config.context, usual)
+    return [("KV cache per token", each), ("KV cache, full context", f"{full / 1e6:,.1f} MB in {name}")]
 
 
 def adapter_facts(folder: Path) -> list[tuple[str, str]]:

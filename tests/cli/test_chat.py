@@ -4,7 +4,9 @@ import json
 import os
 import pty
 import re
+import select
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -159,6 +161,7 @@ def test_generate_puts_a_prompt_into_the_template_or_says_that_there_is_one(inst
     assert "--chat" not in note and written["prompt_tokens"] == len(rendered.ids)
     plain, note = told("import os")
     assert "--chat" in note and plain["prompt_tokens"] == len(lm.encode("import os"))
+    assert "[cut after 5 tokens: --max-tokens]" in run(*words[:4], "--prompt", "import os", "--chat").stderr
     inside, _ = told("user:<|endoftext|>x")
     assert inside["prompt_tokens"] == len(lm.encode("user:<|endoftext|>x"))
 
@@ -169,8 +172,16 @@ def test_a_terminal_shows_a_prompt_and_errors_end_only_the_turn(instruct):
     command = [sys.executable, "-c", code, "chat", str(instruct), "--max-tokens", "4"]
     with subprocess.Popen(command, stdin=outer, stdout=outer, stderr=outer, env=os.environ | {"TERM": "dumb"}) as run_:
         os.close(outer)
-        os.write(inner, b"/nothing\nimport os\n/exit\n")
         shown = b""
+        while b"> " not in shown:
+            shown += os.read(inner, 4096)
+        os.write(inner, b"a line that is tak")
+        while b"/exit leaves" not in shown:  # a signal between two waits of readline is seen at the next letter
+            if select.select([inner], [], [], 0.2)[0]:
+                shown += os.read(inner, 4096)
+            else:
+                run_.send_signal(signal.SIGINT)
+        os.write(inner, b"/nothing\nimport os\n/exit\n")
         try:
             while piece := os.read(inner, 4096):
                 shown += piece
@@ -179,7 +190,7 @@ def test_a_terminal_shows_a_prompt_and_errors_end_only_the_turn(instruct):
         assert run_.wait(timeout=60) == 0
     os.close(inner)
     text = shown.decode()
-    assert text.count("> ") >= 3 and "unknown command '/nothing'" in text and "re-used" in text
+    assert text.count("> ") >= 4 and "unknown command '/nothing'" in text and "re-used" in text
 
 
 def test_texts_of_several_lines():

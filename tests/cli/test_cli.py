@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 import handscroll
+from handscroll.cli import screen
 from handscroll.cli.main import app
 from tests.cli.material import run
 from tests.conftest import ROOT
@@ -23,6 +24,19 @@ def test_info_says_which_kernels_run_and_why_no_faster_ones(tiny_folder):
     for words in ("one new token", "training on", "gradient of attention", "not fold: more than 16 queries"):
         assert words in text
     assert "not graph: the tensors are not on a GPU" in run("info", "--kernels")
+
+
+def test_progress_is_lines_where_nobody_watches(capsys, monkeypatch):
+    times = iter([0.0, 10.0, 61.0, 90.0, 122.0])
+    monkeypatch.setattr(screen, "monotonic", lambda: next(times))
+    with screen.bar("reading", 400) as advance:
+        for done in (100, 160, 190, 220):  # the first 100 were there before
+            advance(done)
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.splitlines() == [
+        "reading: 160 of 400, about 4 min left",
+        "reading: 220 of 400, about 3 min left",
+    ]
 
 
 def test_info(tiny_folder):

@@ -361,6 +361,8 @@ def test_the_command_reads_asks_and_lists(tiny_folder, tmp_path):
     assert "from an earlier reading" in second.output
     answers = [run.invoke(app, ["ask", "b", "why?", "--max-tokens", "9", "--beyond", *where]).stdout for _ in range(2)]
     assert answers[0] == answers[1] and len(answers[0]) > 1
+    cut = run.invoke(app, ["ask", "b", "why?", "--max-tokens", "2", "--beyond", *where])
+    assert "[cut after 2 tokens: --max-tokens]" in cut.stderr and "cut" not in cut.stdout
     listed = run.invoke(app, ["readings", *where])
     assert "a" in listed.output and "float32" in listed.output
     run.invoke(app, ["readings", "--forget", "b", *where])

@@ -342,6 +342,7 @@ def _check_supported(request: Request) -> None:
         f"the cache '{request.policy}'": request.policy != "full",
         "a chunk of its own": request.chunk is not None,
         "a report of the cache": request.on_report is not None,
+        "on_finish": request.on_finish is not None,
     }
     given = [what for what, asked in others.items() if asked]
     if given:
