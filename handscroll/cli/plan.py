@@ -47,7 +47,7 @@ def extend(
     model: Annotated[str, typer.Argument(help="The model: a checkpoint folder, a GGUF file or a hub id.")],
     to: Annotated[int, typer.Option(help="Tokens of the new context.")],
     method: Annotated[str, typer.Option(help="As in extend: auto measures every method.")] = "auto",
-    text: Annotated[bool, typer.Option("--text", help="There is text for the measurement (extend --text).")] = False,
+    text: Annotated[list[str] | None, typer.Option(help="Text for the choice, as in extend.")] = None,
     rows: Annotated[int, typer.Option(help="Rows per tuning step.")] = 4,
     steps: Annotated[int, typer.Option(help="Number of tuning steps.")] = 100,
     lora: Annotated[int, typer.Option(help="Rank of the LoRA tuning; 0 tunes all weights.")] = 0,
@@ -57,10 +57,13 @@ def extend(
 ) -> None:
     """Plan the measuring of methods for MODEL, and its tuning on rows of --to tokens."""
     from handscroll.plan.workloads import checkpoint_workload
+    from handscroll.text.readers import Reader
 
+    if text:
+        Reader().check(text)
     values = {"kind": "extend", "length": to, "micro": rows, "steps": steps, "packed": True, "precision": precision}
     workload = checkpoint_workload(model, values, lora)
-    _here([workload], as_json, probe, _measuring(model, to, method, text, workload))
+    _here([workload], as_json, probe, _measuring(model, to, method, bool(text), workload))
 
 
 def _measuring(model: str, to: int, method: str, text: bool, workload: Any) -> Callable[[Any], str]:
@@ -96,7 +99,12 @@ def generate(
     dtype = precision_of(model, dtype)
     kept = footprint(cache, config, cache_itemsize(model, dtype)).model_dump()
     values = {"kind": "generate", "cache": kept, "length": prompt_tokens, "new": max_tokens, "precision": dtype}
-    _here([checkpoint_workload(model, values)], as_json, probe)
+    long = prompt_tokens + max_tokens > config.context
+    beyond = (
+        f"{prompt_tokens + max_tokens:,} tokens are more than the model's context of {config.context:,}: generate "
+        "refuses them (handscroll extend lengthens the context, --beyond goes past it)"
+    )
+    _here([checkpoint_workload(model, values)], as_json, probe, (lambda _: beyond) if long else None)
 
 
 @app.command()

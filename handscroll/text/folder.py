@@ -30,7 +30,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     roles = [settings.get(f"{role}_token") for role in ROLES]
     extra = settings.get("additional_special_tokens")
     named = [*roles, *(extra if isinstance(extra, list) else [])]
-    special = {token.get("content") if isinstance(token, dict) else str(token) for token in named}
+    special = {str(token.get("content") if isinstance(token, dict) else token) for token in named}
     added = read_object(folder / "added_tokens.json")
     if added:
         settings["added_tokens_decoder"] = {

@@ -19,6 +19,7 @@ from handscroll.text.gguf import BPE, BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNU
 
 FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 LEADING = r"\A +"  # blanks before a text, which some models leave out
+MOST_EXTRA = 100_000  # tokens for blanks; T5 has 100
 _UNIGRAM, _BPE = 1, 2  # trainer_spec.model_type
 # Where a text is cut so that a byte written out in it ("<0x0A>") is no piece.
 _BYTE_NAME = "<(?=0x[0-9A-F]{2}>)"
@@ -61,7 +62,9 @@ def sentencepiece_json(file: Path, settings: Mapping[str, Any], model: Mapping[s
     pieces, extra = _shifted(pieces) if style == "xlm-roberta" else (pieces, [])
     if style == "t5":
         count = settings.get("extra_ids", 100)
-        extra = [f"<extra_id_{number}>" for number in reversed(range(count if isinstance(count, int) else 100))]
+        if type(count) is not int or not 0 <= count <= MOST_EXTRA:
+            raise _damaged(file, f"'extra_ids' of tokenizer_config.json is {str(count)[:40]}, not 0 to {MOST_EXTRA:,}")
+        extra = [f"<extra_id_{number}>" for number in reversed(range(count))]
     made = _unigram(pieces, trainer.byte_fallback) if trainer.model_type == _UNIGRAM else _merged(pieces, trainer)
     inner = any(SPACE in name[1:] for name, kind in zip(pieces.names, pieces.kinds, strict=True) if kind != BYTE)
     # Tokens of the user cut a text before it is normalised, so that each part would get the blank of the text's start.

@@ -28,7 +28,7 @@ def checked_spec(tokenizer_json: str) -> dict[str, Any]:
     for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
         _check_part(spec.get(part), part)
     model = spec["model"]
-    _check_vocabulary(model.get("vocab"))
+    check_vocabulary(model.get("vocab"))
     _check_merges(model.get("merges", []))
     _check_model(model)
     added = spec.get("added_tokens")
@@ -67,6 +67,18 @@ def check_settings(settings: Mapping[str, Any]) -> None:
                 _check_token(token, key, "tokenizer_config.json")
 
 
+def flag(settings: Mapping[str, Any], name: str, usual: bool | None) -> bool | None:
+    """A setting of a tokenizer that is true, false or null.
+
+    Raises:
+        CheckpointError: it is something else.
+    """
+    value = settings.get(name, usual)
+    if value is not None and not isinstance(value, bool):
+        raise _wrong(f"'{name}' is {str(value)[:60]}, neither true nor false", "tokenizer_config.json")
+    return usual if value is None else value
+
+
 def names_of(model: Mapping[str, Any]) -> dict[int, str]:
     """The tokens of a vocabulary by id."""
     vocabulary = model["vocab"]
@@ -83,24 +95,29 @@ def _is_id(value: Any) -> bool:
     return type(value) is int and 0 <= value < MOST
 
 
-def _check_vocabulary(vocabulary: Any) -> None:
+def check_vocabulary(vocabulary: Any, where: str = "tokenizer.json") -> None:
+    """Check a vocabulary: ids by token, or tokens with their scores.
+
+    Raises:
+        CheckpointError: names what is wrong.
+    """
     if not isinstance(vocabulary, dict | list):
-        raise _wrong("'model' has no 'vocab'")
+        raise _wrong("'model' has no 'vocab'", where)
     if not vocabulary:
-        raise _wrong("its vocabulary is empty")
+        raise _wrong("its vocabulary is empty", where)
     if isinstance(vocabulary, dict):
         bad = next(((name, number) for name, number in vocabulary.items() if not _is_id(number)), None)
         if bad is not None:
-            raise _wrong(f"the token {bad[0][:40]!r} has the id {bad[1]!r}")
+            raise _wrong(f"the token {bad[0][:40]!r} has the id {str(bad[1])[:40]}", where)
         if len(set(vocabulary.values())) < len(vocabulary):
-            raise _wrong("two tokens of its vocabulary have the same id")
+            raise _wrong("two tokens of its vocabulary have the same id", where)
         return
     for entry in vocabulary:
         pair = isinstance(entry, list) and len(entry) == 2
         if not pair or not isinstance(entry[0], str) or type(entry[1]) not in (int, float):
-            raise _wrong(f"an entry of its vocabulary is {str(entry)[:60]}, not a token with a score")
+            raise _wrong(f"an entry of its vocabulary is {str(entry)[:60]}, not a token with a score", where)
         if not entry[1] - entry[1] == 0:
-            raise _wrong(f"the token {entry[0][:40]!r} has the score {entry[1]}")
+            raise _wrong(f"the token {entry[0][:40]!r} has the score {entry[1]}", where)
 
 
 def _check_merges(merges: Any) -> None:
@@ -143,5 +160,8 @@ def _check_part(part: Any, name: str, depth: int = 0) -> None:
     if not isinstance(part, dict):
         raise _wrong(f"'{name}' is {str(part)[:60]}, not an object")
     for key in ("normalizers", "pretokenizers", "processors", "decoders"):
-        for inner in part.get(key) or []:
+        parts = part.get(key)
+        if parts is not None and not isinstance(parts, list):
+            raise _wrong(f"'{key}' of '{name}' is {str(parts)[:60]}, not a list")
+        for inner in parts or []:
             _check_part(inner, name, depth + 1)

@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +19,7 @@ from handscroll.text.added import completed, looks_special
 from handscroll.text.folder import SETTINGS, read_object, read_settings, read_text
 from handscroll.text.gguf import tokenizer_of
 from handscroll.text.guard import Guard, going_on
+from handscroll.text.library import reported
 from handscroll.text.pretokenizers import SEPARATORS, cuttable, pieces
 from handscroll.text.sentencepiece import FILES, sentencepiece_json
 from handscroll.text.shape import check_settings, checked_spec, names_of
@@ -201,19 +203,19 @@ class Tokenizer:
         Raises:
             DataError: as `encode`.
         """
-        try:
+        with _encoding():
             return self._engine.encode(_text(text), add_special_tokens=False)
-        except (UnicodeEncodeError, TypeError):
-            raise DataError("the text holds half a surrogate pair and is not valid Unicode; repair it") from None
 
     def around(self, *encodings: tokenizers.Encoding) -> tokenizers.Encoding:
         """One or two `encodings` with what the tokenizer puts around and between them."""
         first, *second = encodings
-        return self._engine.post_process(first, second[0] if second else None)
+        with reported("frame a text"):
+            return self._engine.post_process(first, second[0] if second else None)
 
     def room(self, pair: bool) -> int:
         """How many tokens `around` adds to a text, or to a pair."""
-        return self._engine.num_special_tokens_to_add(pair)
+        with reported("frame a text"):
+            return self._engine.num_special_tokens_to_add(pair)
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
         """Text of token ids; special tokens are left out unless `special`.
@@ -227,7 +229,8 @@ class Tokenizer:
         if (lowest := min(ids, default=0)) < 0:
             raise DataError(f"token id {lowest} is below 0; padding is no token: leave it out")
         known = [number for number in ids if number in self._names]
-        return self._guard.shown(self._engine.decode(known, skip_special_tokens=not special))
+        with reported("decode its tokens"):
+            return self._guard.shown(self._engine.decode(known, skip_special_tokens=not special))
 
     def reaching(self, length: int) -> "Tokenizer":
         """The tokenizer of a model for texts of `length` tokens: the limits that its files state are raised to that."""
@@ -273,21 +276,22 @@ class Tokenizer:
     @cached_property
     def _frame(self) -> tuple[list[int], list[int]]:
         """What the post-processor puts before and after a text, seen on a short one."""
-        bare = self._engine.encode("a", add_special_tokens=False).ids
-        full = self._engine.encode("a").ids
-        start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
+        with reported("encode a text"):
+            bare = self._engine.encode("a", add_special_tokens=False).ids
+            full = self._engine.encode("a").ids
+        start = next((i for i in range(len(full) + 1) if full[i : i + len(bare)] == bare), None)
+        if start is None:
+            raise CheckpointError("the tokenizer's 'post_processor' leaves out the text; copy or export it again")
         return full[:start], full[start + len(bare) :]
 
     def _tokens(self, engine: tokenizers.Tokenizer, text: str) -> list[int]:
         """Token ids without a frame; long texts go in pieces where that gives the same tokens."""
         parts = pieces(text, _PIECE) if len(text) > _PIECE and self._cuttable and not self._reaches_across else [text]
         ids: list[int] = []
-        try:
+        with _encoding():
             for part in parts:
                 # The batch call leaves out character offsets: twice as fast as `encode` (1.9 against 0.8 MB/s).
                 ids += engine.encode_batch_fast([part], add_special_tokens=False)[0].ids
-        except (UnicodeEncodeError, TypeError):
-            raise DataError("the text holds half a surrogate pair and is not valid Unicode; repair it") from None
         return ids
 
     def _going_on(self) -> tokenizers.Tokenizer:
@@ -308,7 +312,7 @@ class Tokenizer:
         """The ids that a user's text never becomes: special tokens, and the marks of turns in the chat template."""
         template = str(self.settings.get("chat_template") or "")
         ends = model.get("eos_token_id")
-        roles = {*self._ids.values(), *(ends if isinstance(ends, list) else [ends])}
+        roles = [*self._ids.values(), *(ends if isinstance(ends, list) else [ends])]
         named = {number for number in roles if isinstance(number, int) and looks_special(self._names.get(number, ""))}
         marks = {number for number, token in self._added.items() if _MARK.fullmatch(token["content"])}
         marks = {number for number in marks if self._names[number] in template}
@@ -330,10 +334,18 @@ def _text(text: str) -> str:
 
 
 def _build(spec: dict[str, Any]) -> tokenizers.Tokenizer:
-    try:
+    with reported("be read", "tokenizer.json"):
         return tokenizers.Tokenizer.from_str(json.dumps(spec, ensure_ascii=False))
-    except Exception as error:  # the library raises bare Exceptions for anything it cannot read
-        raise CheckpointError(f"not a readable tokenizer.json ({error}); copy or export the tokenizer again") from error
+
+
+@contextmanager
+def _encoding() -> Iterator[None]:
+    """What goes wrong while a text is encoded: it is no Unicode, or the tokenizer is damaged."""
+    with reported("encode a text"):
+        try:
+            yield
+        except (UnicodeEncodeError, TypeError):
+            raise DataError("the text holds half a surrogate pair and is not valid Unicode; repair it") from None
 
 
 def _others(folder: Path, settings: dict[str, Any], model: dict[str, Any]) -> tuple[str, dict[str, Any]]:

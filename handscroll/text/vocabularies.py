@@ -8,7 +8,10 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from handscroll.base.errors import CheckpointError
+from handscroll.text.folder import read_object
+from handscroll.text.library import reported
 from handscroll.text.pretokenizers import byte_level
+from handscroll.text.shape import check_vocabulary
 
 WORDS, MERGES = "vocab.json", "merges.txt"
 # The class of the tokenizer, or the type of the model -> whose way it is.
@@ -33,10 +36,9 @@ def byte_bpe_json(folder: Path, settings: dict[str, Any], model: Mapping[str, An
             f"{folder}: {WORDS} and {MERGES} of a '{name}' tokenizer are not read; write a tokenizer.json with "
             f"transformers: AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}')"
         )
-    try:
+    check_vocabulary(read_object(folder / WORDS), f"{folder / WORDS}")
+    with reported("be read", f"{folder}: {WORDS} or {MERGES}"):
         built = tokenizers.Tokenizer(models.BPE.from_file(str(folder / WORDS), str(folder / MERGES)))
-    except Exception as error:  # the library raises bare Exceptions for anything it cannot read
-        raise CheckpointError(f"{folder}: damaged {WORDS} or {MERGES} ({error}); copy them again") from error
     blank = bool(settings.get("add_prefix_space", False))
     if way == "qwen2":
         built.normalizer = normalizers.NFC()

@@ -55,7 +55,7 @@ def test_json_holds_the_same():
 
 
 def test_a_checkpoint_is_planned(tiny_folder):
-    assert "verdict: fits" in run("extend", str(tiny_folder), "--to", "256", "--lora", "4")
+    assert "verdict: fits" in run("extend", str(tiny_folder), "--to", "256", "--lora", "4", "--text", __file__)
     record = json.loads(run("generate", str(tiny_folder), "--prompt-tokens", "100", "--max-tokens", "29", "--json"))
     assert record["stages"][0]["parts"]["cache"] == 2 * 2 * 128 * 2 * 12 * 4
     words = ["generate", str(tiny_folder), "--prompt-tokens", "100", "--max-tokens", "29", "--json"]
