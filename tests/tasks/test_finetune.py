@@ -87,7 +87,10 @@ def test_other_ways_train_only_what_they_say(tmp_path, way):
 
 def test_several_labels_and_a_decoder(tmp_path):
     lines = [
-        {"text": f"w{20 + n % 2} w{30 + n % 3}", "label": ["odd"] * (n % 2) + ["three"] * (n % 3 == 0)}
+        {
+            "text": f"w{20 + n % 2} w{30 + n % 3} w{40 + n % 31} w{71 + n % 17}",
+            "label": ["odd"] * (n % 2) + ["three"] * (n % 3 == 0),
+        }
         for n in range(48)
     ]
     data = tmp_path / "train.jsonl"
