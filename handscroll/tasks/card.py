@@ -46,13 +46,12 @@ def _header(record: Mapping[str, Any]) -> str:
 def _scores(record: Mapping[str, Any]) -> str:
     if not record["scores"]:
         return "No examples were scored.\n"
-    lines = ["| data | metric | score | 95 % interval | examples |", "|---|---|---|---|---|"]
-    for name, by in record["scores"].items():
-        for metric, values in by.items():
+    lines = ["| data | system | metric | score | 95 % interval | examples |", "|---|---|---|---|---|---|"]
+    for name, systems in record["scores"].items():
+        for system, metric, values in [(s, m, values) for s, by in systems.items() for m, values in by.items()]:
             one = Measured(**values)
-            lines.append(
-                f"| {TABLES[name]} | {METRICS[metric].said} | {one.value:.4g} | {one.interval} | {one.count:,} |"
-            )
+            cells = (TABLES[name], system, METRICS[metric].said, f"{one.value:.4g}", one.interval, f"{one.count:,}")
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

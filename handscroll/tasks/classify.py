@@ -137,6 +137,12 @@ class Classify(Task):
         chances = [prediction.more["probabilities"] for prediction in predictions if "probabilities" in prediction.more]
         return scores | (measure(["ece"], wanted, chances, settings) if len(chances) == len(given) else {})
 
+    def baselines(self, train: Sequence[Example], examples: Sequence[Example]) -> dict[str, list[Prediction]]:
+        if self.several:
+            return {}
+        label = self.labels[max(range(len(self.counts)), key=self.counts.__getitem__)]
+        return {f"always '{label}'": [Prediction(label) for _ in examples]}
+
     def truth(self, example: Example) -> Any:
         if example.values.get("label") is None:
             return None

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from handscroll.base.errors import ConfigError
-from handscroll.base.records import read_records
 from handscroll.base.runs import write_file
 from handscroll.base.workload import MEMORY, Workload
 from handscroll.data.batch import collate
@@ -25,6 +24,7 @@ from handscroll.tasks.batches import ExampleUpdates, packed
 from handscroll.tasks.card import card
 from handscroll.tasks.examples import TrainingRows, encode, read_parts
 from handscroll.tasks.recipe import TuningRecipe
+from handscroll.tasks.report import TUNED, Scores, write_page
 from handscroll.tasks.task import Example, Part, Prediction, Task
 from handscroll.tasks.ways import counted, prepare
 from handscroll.train.loop import Callbacks, OnPulse, OnRecord, train
@@ -176,14 +176,20 @@ def _finished(
         lm.save(saved)
     settings = json.dumps(task.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
     write_file(saved / TASK, settings.encode())
-    scores = {}
+    scored: dict[str, dict[str, Mapping[str, Measured]]] = {}
+    told: tuple[Sequence[Example], Sequence[Prediction]] = ((), ())
     for name in SCORED:
         if name in ready.parts:
             examples = ready.parts[name].examples
             found = task.predict(lm, examples, partial(options.on_done, name, len(examples)))
-            scores[name] = task.score(examples, found)
             write_predictions(folder / f"{name}.predictions.jsonl", task, examples, found)
-    record = _record(recipe, ready, plan, progress, scores)
+            plain = task.baselines(ready.parts["train"].examples, examples)
+            systems = {TUNED: found, **plain}
+            scored[name] = {system: task.score(examples, said) for system, said in systems.items()}
+            told = (examples, found) if name != "second" else told
+    scores = {name: systems[TUNED] for name, systems in scored.items()}
+    record = _record(recipe, ready, plan, progress, scored)
+    write_page(folder / "report.html", record, task, scored, told)
     write_file(folder / "result.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
     write_file(saved / "README.md", card(record).encode())
     return Tuned(replace(lm, source=str(saved)), task, progress, scores, folder)
@@ -194,7 +200,7 @@ def _record(
     ready: _Ready,
     plan: Planned,
     progress: Progress,
-    scores: Mapping[str, Mapping[str, Measured]],
+    scored: Mapping[str, Scores],
 ) -> dict[str, Any]:
     """Everything that the card and the report are made of, as plain JSON."""
     trained, numbers = ready.weights
@@ -209,8 +215,10 @@ def _record(
         "steps": progress.step,
         "tokens": progress.tokens,
         "best": {"loss": progress.best_loss, "step": progress.best_step},
-        "scores": {name: {metric: vars(one) for metric, one in by.items()} for name, by in scores.items()},
-        "records": [dict(one) for one in read_records(plan.folder / "records.jsonl")],
+        "scores": {
+            name: {system: {metric: vars(one) for metric, one in by.items()} for system, by in systems.items()}
+            for name, systems in scored.items()
+        },
     }
 
 

@@ -79,6 +79,20 @@ class Task(Config):
         """The column whose values should be as frequent on both sides of a split, if there is one."""
         return match(table, self.fields, columns).columns.get("label")
 
+    @property
+    def compared(self) -> bool:
+        """Whether a prediction is right or wrong, as a label is; a text is only nearer to the truth or farther."""
+        return True
+
+    @property
+    def shown(self) -> tuple[Field, ...]:
+        """The fields that a person reads to understand an error."""
+        return tuple(field for field in self.fields if field.holds == "text")
+
+    def baselines(self, train: Sequence[Example], examples: Sequence[Example]) -> Mapping[str, list[Prediction]]:
+        """What simple systems say of `examples`, by their names: the least that a tuned model should beat."""
+        return {}
+
     def checked(self, examples: Sequence[Example]) -> Sequence[Example]:
         """The examples, after the task looked at all of them.
 

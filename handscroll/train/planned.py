@@ -17,9 +17,11 @@ from handscroll.plan.choose import chosen, gigabytes
 from handscroll.plan.machine import peak_bytes, resident_bytes, this_machine
 from handscroll.plan.show import Plan, clock, plan
 from handscroll.train.parallel.world import ALONE, World
+from handscroll.train.probe import calibrate
 from handscroll.train.step import EDGE, Memory
 
 PLAN = "plan.json"
+LONG = 120  # seconds of a run for which the machine is measured first, if it never was
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,10 @@ def planned(
     if world.context > 1:  # ranks share the tokens of a chunk, so a chunk is needed
         memory = memory.model_copy(update={"chunk": memory.chunk or 1024})
     made = plan([_part(_with(one, memory), world) for one in workloads], machine)
+    if made.seconds > LONG and not machine.calibration.measured and world.size == 1:
+        calibration = calibrate(torch.get_num_threads())  # half a minute, once, against a forecast that may be 3x off
+        machine = machine.model_copy(update={"calibration": calibration})
+        made = plan([_part(_with(one, memory), world) for one in workloads], machine)
     settled = made.stages[0].workload
     taken = Memory(**{name: getattr(settled, name) for name in MEMORY}, folder=memory.folder)
     if world.context > 1:
