@@ -16,6 +16,7 @@ from handscroll.cli import (
     finetune,
     generate,
     info,
+    metrics,
     plan,
     predict,
     read,
@@ -33,8 +34,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-VERBS = (demo, train, finetune, predict, plan, extend, export, evaluate, generate, chat, batch, read, scores, info)
-for verb in (*VERBS, tokenizer, data):
+VERBS = (demo, train, finetune, predict, metrics, plan, extend, export, evaluate, generate, chat, batch, read, scores)
+for verb in (*VERBS, info, tokenizer, data):
     verb.register(app)
 
 

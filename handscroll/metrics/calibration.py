@@ -28,7 +28,7 @@ def ece(references: Sequence[Any], probabilities: Sequence[Mapping[Any, float]],
     confidence and share right, in `bins` of equal width, weighted by their examples. 0 is calibrated.
 
     `probabilities` give one probability a label; confidence is the largest (the first of equals). Few examples make it
-    too large, and so do many bins.
+    too large, and so do many bins and resamples: it has no interval here.
 
     Raises:
         DataError: counts that differ, no examples, probabilities that are none or lack the reference.
@@ -41,7 +41,7 @@ def ece(references: Sequence[Any], probabilities: Sequence[Mapping[Any, float]],
         sums = np.stack([np.bincount(place, weights=row * gap, minlength=bins) for row in weights])
         return np.abs(sums).sum(axis=1) / weights.sum(axis=1)
 
-    return Scores(len(gap), of)
+    return Scores(len(gap), of, biased="resamples are less calibrated")
 
 
 def reliability(

@@ -29,6 +29,7 @@ class Scores:
 
     `of` takes weights (R, N) and gives values (R,), NaN where the metric has none; `undefined` says when that is.
     `each` (N,) holds the score of every example where the metric is their mean; `share` says that it lies in 0 .. 1.
+    `biased` says why resamples would give a wrong interval, where they do.
     """
 
     count: int
@@ -36,6 +37,7 @@ class Scores:
     each: np.ndarray | None = None
     share: bool = False
     undefined: str = "it has no value for these examples"
+    biased: str = ""
 
     @property
     def value(self) -> float:
@@ -57,7 +59,7 @@ class Scores:
             return self.of(np.hstack([none, weights] if second else [weights, none]))
 
         each = None if self.each is None else self.each[count:] if second else self.each[:count]
-        return Scores(count, of, each, self.share, self.undefined)
+        return Scores(count, of, each, self.share, self.undefined, self.biased)
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,8 @@ def measured(scores: Scores, resamples: int = RESAMPLES, seed: int = 0) -> Measu
     """
     value, count = scores.value, scores.count
     _enough(resamples)
-    if count < 2:
-        return Measured(value, None, None, count, "one example")
+    if count < 2 or scores.biased:
+        return Measured(value, None, None, count, scores.biased or "one example")
     if scores.share and scores.each is not None and value in (0.0, 1.0):
         edge = ((1 - LEVEL) / 2) ** (1 / count)
         low, high = (edge, 1.0) if value == 1.0 else (0.0, 1 - edge)
@@ -140,15 +142,17 @@ def compared(both: Scores, resamples: int = RESAMPLES, seed: int = 0) -> Compari
     one, other = both.half(second=False), both.half(second=True)
     first, second = measured(one, resamples, seed), measured(other, resamples, seed)
     apart = first.value - second.value
-    if both.count < 4:
+    if one.count < 2:
         return Comparison(first, second, Measured(apart, None, None, one.count, "one example"), None)
-    draws = [one.of(weights) - other.of(weights) for weights in _resampled(one.count, resamples, seed)]
     kept = [both.of(np.hstack([w, 1 - w])) - both.of(np.hstack([1 - w, w])) for w in _kept(one.count, resamples, seed)]
     exchanged = np.abs(np.concatenate(kept))
     p = None
     if np.isfinite(exchanged).all():
         # The exchange that was observed is one of them, so p is never 0 (Phipson & Smyth 2010).
         p = (1 + int((exchanged >= abs(apart) - 1e-12).sum())) / (1 + resamples)
+    if both.biased:
+        return Comparison(first, second, Measured(apart, None, None, one.count, both.biased), p)
+    draws = [one.of(weights) - other.of(weights) for weights in _resampled(one.count, resamples, seed)]
     return Comparison(first, second, _interval(apart, np.concatenate(draws), one.count), p)
 
 

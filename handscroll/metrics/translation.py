@@ -58,7 +58,7 @@ def _corpus(metric: Any, references: Sequence[Any], predictions: Sequence[Any]) 
 
 def _sacrebleu() -> Any:
     try:
-        from sacrebleu import metrics
+        from sacrebleu import metrics  # pyright: ignore[reportMissingImports] - optional
     except ModuleNotFoundError:
         raise ConfigError(
             "BLEU and chrF need the package sacrebleu, which is not installed: pip install 'handscroll[metrics]'"

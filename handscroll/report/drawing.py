@@ -53,6 +53,11 @@ def label(text: str, longest: int = 40) -> str:
     return line if len(line) <= longest else line[: longest - 1].rstrip() + "…"
 
 
+def extent(text: str) -> float:
+    """A cautious width of `text` in px at TEXT: Chinese characters and their punctuation are square."""
+    return sum(TEXT if ord(letter) >= 0x2E80 else LETTER for letter in text)
+
+
 def draw(width: int, height: int, paint: Callable[["Figure"], None]) -> str:
     """An SVG of `width` x `height` pixels that `paint` filled; the same bytes for the same input.
 

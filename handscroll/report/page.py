@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 Align = Literal["left", "right", "center"]
+_SHORT, _LONG = 12, 60  # characters of a cell
 _NUMBER = re.compile(r"[-+−–—±<>≈]?\s*[\d.,  ]*\s*[%×KMGx]?(\s*±.*)?")
 
 
@@ -66,6 +67,13 @@ class Table:
         columns = [[row[i] for row in self.cells] for i in range(1, len(self.columns))]
         numbers = [bool(column) and all(map(_NUMBER.fullmatch, column)) for column in columns]
         return ["left", *("right" if number else "left" for number in numbers)]
+
+    @property
+    def classes(self) -> list[str]:
+        """The alignment of each column, with "short" where no cell needs to break and "long" where some are prose."""
+        sizes = [max((len(row[at]) for row in self.cells), default=0) for at in range(len(self.columns))]
+        kinds = [" short" if size <= _SHORT else " long" if size > _LONG else "" for size in sizes]
+        return [align + kind for align, kind in zip(self.alignment, kinds, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from sklearn.metrics import brier_score_loss, mean_absolute_error, root_mean_squ
 from handscroll.base.errors import ConfigError, DataError
 from handscroll.metrics import calibration, numbers, similarity
 from handscroll.metrics.likelihood import perplexity
-from handscroll.metrics.scores import measured
+from handscroll.metrics.scores import compared, measured
 
 
 def test_correlations_and_errors_under_any_weights():
@@ -48,6 +48,9 @@ def test_calibration_by_its_formula_and_brier_as_scikit_learn():
     place = np.ceil(confidence * 10)
     gaps = [abs(confidence[place == n].sum() - right[place == n].sum()) for n in range(1, 11)]
     assert calibration.ece(names, rows, bins=10).value == pytest.approx(sum(gaps) / 200)
+    assert measured(calibration.ece(names, rows)).why == "resamples are less calibrated"
+    twice = compared(calibration.ece(names * 2, [*rows, *rows[::-1]]))
+    assert twice.difference.low is None and twice.p is not None and twice.p < 0.05
     bins = calibration.reliability(names, rows, bins=10)
     assert sum(one.count for one in bins) == 200 and bins[0] == (0, 0.1, 0, None, None)
     assert bins[5].confidence == pytest.approx(confidence[place == 6].mean())

@@ -91,12 +91,12 @@ def test_several_labels_and_a_decoder(tmp_path):
             "text": f"w{20 + n % 2} w{30 + n % 3} w{40 + n % 31} w{71 + n % 17}",
             "label": ["odd"] * (n % 2) + ["three"] * (n % 3 == 0),
         }
-        for n in range(48)
+        for n in range(96)
     ]
     data = tmp_path / "train.jsonl"
     data.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     tuned = finetune(
-        recipe(tiny(tmp_path / "llama", "llama"), data, {"epochs": 12}, {"several": True}), tmp_path / "run"
+        recipe(tiny(tmp_path / "llama", "llama"), data, {"epochs": 20}, {"several": True}), tmp_path / "run"
     )
     assert tuned.task.labels == ("odd", "three") and tuned.scores["valid"]["f1-micro"].value > 0.9
 

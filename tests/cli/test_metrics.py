@@ -1,0 +1,102 @@
+"""`handscroll metrics`: scores of a file, and of two against each other, on the command line."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from handscroll.base.errors import ConfigError, DataError
+from handscroll.cli.main import app
+from handscroll.metrics import METRICS, labels
+from handscroll.metrics.scores import measured
+
+RUN = CliRunner()
+TRUE = ["pos", "neg", "neg", "pos", "neg"] * 8
+GIVEN = ["pos", "neg", "pos", "pos", "neg"] * 8
+OTHER = ["neg", "pos", "pos", "pos", "neg"] * 8
+
+
+def file(path, **columns):
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def shown(*arguments):
+    result = RUN.invoke(app, ["metrics", *map(str, arguments)])
+    if result.exception is not None:
+        raise result.exception
+    return [" ".join(line.split()) for line in result.stdout.splitlines()]
+
+
+def test_scores_of_labels_with_confusions_and_a_record(tmp_path):
+    path = file(tmp_path / "a.jsonl", label=TRUE, prediction=GIVEN)
+    head, columns, *rows = shown(path, "--confusion", "--json", tmp_path / "out.json", "--seed", "4")
+    assert head == f"{path}: 40 rows, 'label' against 'prediction'"
+    assert columns == "metric value 95 % interval better is"
+    wanted = measured(labels.accuracy(TRUE, GIVEN), seed=4)
+    assert rows[0] == f"accuracy {wanted.value:.3f} {wanted.interval} higher"
+    assert [row.split()[0] for row in rows[:3]] == ["accuracy", "f1-macro", "mcc"]
+    assert "neg 1.000 0.667 0.800 24 16" in rows and "neg 16 8" in rows and "pos 0 16" in rows
+    record = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert record["metrics"]["accuracy"]["low"] == wanted.low and record["seed"] == 4 and record["rows"] == 40
+
+
+def test_numbers_and_labels_of_a_table_are_read_as_such(tmp_path):
+    (tmp_path / "a.csv").write_text("label,prediction\n1,1.5\n2,1.75\n4,4\n", encoding="utf-8")
+    rows = shown(tmp_path / "a.csv", "--metric", "mae", "--metric", "rmse")
+    assert rows[2].startswith("mae 0.250 ")
+    path = file(tmp_path / "b.jsonl", label=[1, 0, 1], prediction=["1", "0", "0"])
+    assert shown(path, "--metric", "accuracy")[2].startswith("accuracy 0.667")
+    path = file(tmp_path / "c.jsonl", label=[["a"], ["a", "b"]], prediction=[["a"], ["b"]])
+    assert [row.split()[0] for row in shown(path)[2:]] == ["accuracy", "f1-micro", "f1-macro"]
+    path = file(tmp_path / "d.jsonl", tokens=[10, 20], loss=[20.0, 30.0])
+    assert shown(path)[2].startswith("perplexity 5.294")
+
+
+def test_texts_are_scored_in_their_language(tmp_path):
+    path = file(tmp_path / "a.jsonl", reference=["今天天气好", "我们走吧"], prediction=["今天天气很好", "走吧"])
+    head, _, *rows = shown(path)
+    assert head.endswith("language zh") and rows[0].startswith("rouge-1 0.788")
+    path = file(tmp_path / "b.jsonl", answers=[["Paris", "the city of Paris"]] * 2, prediction=["paris!", ""])
+    head, _, *rows = shown(path)
+    assert head.endswith("'answers' against 'prediction', language en") and rows[0].startswith("exact-match 0.500")
+    with pytest.raises(ConfigError, match="unknown language 'cn'"):
+        shown(path, "--language", "cn")
+
+
+def test_two_systems(tmp_path):
+    one = file(tmp_path / "a.jsonl", label=TRUE, prediction=GIVEN)
+    two = file(tmp_path / "b.jsonl", label=TRUE, prediction=OTHER)
+    _, against, _, *rows = shown(one, "--other", two, "--metric", "accuracy", "--json", tmp_path / "out.json")
+    assert against == f"against {two}" and rows[0].startswith("accuracy 0.800 [")
+    found = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["metrics"]["accuracy"]
+    assert found["difference"]["value"] == pytest.approx(0.4) and found["p"] == pytest.approx(1 / 1001)
+    mixed = file(tmp_path / "c.jsonl", label=TRUE[::-1], prediction=OTHER)
+    with pytest.raises(DataError, match=r"row 1 and .*row 1 have other references"):
+        shown(one, "--other", mixed)
+    short = file(tmp_path / "d.jsonl", label=TRUE[:-1], prediction=OTHER[:-1])
+    with pytest.raises(DataError, match=r"has 40 rows and .* 39; score the same rows"):
+        shown(one, "--other", short)
+
+
+def test_what_cannot_be_scored_says_what_to_do(tmp_path):
+    path = file(tmp_path / "a.jsonl", label=["a", "b"], answer=["a", "b"], prediction=["a", None])
+    with pytest.raises(DataError, match=r"both label and answer among the columns .*\(--reference COLUMN\)"):
+        shown(path)
+    assert shown(path, "--reference", "label", "--metric", "accuracy")[2].startswith("accuracy 0.500")
+    with pytest.raises(DataError, match="row 2: nothing under 'prediction'"):
+        shown(path, "--reference", "label", "--metric", "exact-match")
+    with pytest.raises(DataError, match="no column 'lable': did you mean 'label'"):
+        shown(path, "--reference", "lable")
+    with pytest.raises(DataError, match="none of probabilities among"):
+        shown(path, "--reference", "label", "--metric", "ece")
+    with pytest.raises(ConfigError, match="--encoder MODEL belong together"):
+        shown(path, "--reference", "label", "--metric", "embedding")
+    with pytest.raises(ConfigError, match="--confusion is for metrics of labels"):
+        shown(path, "--reference", "label", "--prediction", "answer", "--metric", "code-match", "--confusion")
+
+
+def test_without_a_file_the_metrics_are_listed():
+    rows = shown()
+    assert all(any(row.startswith(f"{name} ") for row in rows) for name in METRICS)
