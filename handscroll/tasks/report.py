@@ -104,7 +104,7 @@ def _mistakes(task: Task, wrong: Sequence[tuple[Example, Prediction]]) -> tuple[
     for example, prediction in wrong:
         chances = prediction.more.get("probabilities")
         sure = max(chances.values()) if chances else None
-        text = "\n".join(str(example.values[field.name]) for field in task.shown if example.values.get(field.name))
+        text = "\n".join(str(example.values[field.name]) for field in task.visible if example.values.get(field.name))
         found.append(
             Mistake(
                 text=text,

@@ -85,7 +85,7 @@ class Task(Config):
         return True
 
     @property
-    def shown(self) -> tuple[Field, ...]:
+    def visible(self) -> tuple[Field, ...]:
         """The fields that a person reads to understand an error."""
         return tuple(field for field in self.fields if field.holds == "text")
 
