@@ -1,7 +1,7 @@
 """What two sequences share: the longest common subsequence (its length and its places) and the longest common run.
 
 Subsequences are found by rows of bits in whole numbers of Python, which hold a row of the table of differences (Hyyrö
-2004, "Bit-parallel LCS-length computation revisited"): two texts of 10,000 characters take a fraction of a second.
+2004, "Bit-parallel LCS-length computation revisited"): the table of two texts of 10,000 characters takes 12 MB.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
