@@ -96,7 +96,7 @@ INSIDE = [
     ("rotate queries and keys", "nn/rope.py", "angles come from the positions of the tokens"),
     ("append to the cache", "cache/", "returns spans: keys, values and their marks"),
     ("attend", "nn/attend.py", "mask and bias; the kernel is chosen in kernels/registry.py"),
-    ("output projection, add to x", "nn/block.py", "x + attention(norm(x))"),
+    ("output projection, add to x", "nn/attention.py, nn/block.py", "x + attention(norm(x))"),
     ("norm", "nn/norm.py", "(B, T, D)"),
     ("gated MLP, add to x", "nn/mlp.py", "x + mlp(norm(x))"),
 ]

@@ -1,6 +1,7 @@
 """The documents say what the tables say."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,12 @@ def test_every_objective_has_a_row_and_the_page_on_adding_one_shows_real_code():
     shown = [line.partition("  #")[0].rstrip() for line in page.split("```python\n")[1].split("```")[0].splitlines()]
     source = (ROOT / "handscroll" / "objectives" / "blanks.py").read_text(encoding="utf-8").splitlines()
     assert len(shown) > 20 and set(shown) <= set(source), set(shown) - set(source)
+
+
+@pytest.mark.parametrize("name", ["house", "forward"])
+def test_the_pictures_show_what_the_page_on_the_architecture_says(name):
+    drawn = runpy.run_path(str(ROOT / "docs" / "pictures.py"))[name]()
+    assert drawn == (ROOT / "docs" / f"{name}.svg").read_text(encoding="utf-8"), "run python docs/pictures.py"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
