@@ -1,19 +1,22 @@
-"""`handscroll data`: examine a text before a model is trained on it."""
+"""`handscroll data`: examine texts and tables before a model is trained on them."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from handscroll.cli import tables
 from handscroll.cli.options import FILES, Encoding, Key, SkipPictures, reader
 from handscroll.cli.screen import bar, screen, table
 
-texts = typer.Typer(help="Examine a text before a model is trained on it.", no_args_is_help=True)
+texts = typer.Typer(
+    help="Examine, clean and split texts and tables before a model is trained on them.", no_args_is_help=True
+)
 
 
 @texts.callback()
 def _texts() -> None:
-    """Examine a text before a model is trained on it."""
+    """Examine, clean and split texts and tables before a model is trained on them."""
 
 
 @texts.command()
@@ -54,4 +57,5 @@ def report(
 
 
 def register(app: typer.Typer) -> None:
+    tables.register(texts)
     app.add_typer(texts, name="data")

@@ -3,7 +3,7 @@
 import json
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from handscroll.data.survey.shingles import NEAR, WORDS, Hasher, Signature, near
 from handscroll.data.table.table import Ledger, Record, Table
 
 RUN = 3  # words (or Chinese characters) of a run; texts with fewer have no near copies
+_SEEN = 500  # rows by which the column with the longest texts is found
 Pair = tuple[int, int, float]
 
 
@@ -34,13 +35,22 @@ def text_column(table: Table, column: str | None = None, besides: Iterable[str |
 
 
 def _mean(table: Table, name: str) -> float:
-    texts = [len(value) for record in table if isinstance(value := record.values.get(name), str)]
-    return sum(texts) / len(table)
+    """The mean length of the texts in a column, over rows from the whole table."""
+    rows = table.records[:: max(1, len(table) // _SEEN)]
+    return sum(len(_texts(record.values.get(name))) for record in rows) / len(rows)
+
+
+def _texts(value: Any) -> str:
+    """A text, or all texts in a list or an object, one behind another; nothing for numbers alone."""
+    if isinstance(value, str):
+        return value
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return " ".join(text for one in inner if (text := _texts(one)))
 
 
 def said(value: Any) -> str:
-    """A value as a text that equal values share: case, width and spaces do not count."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+    """A value as a text that equal values share: without case, width and spaces; of lists and objects the texts."""
+    text = _texts(value) or ("" if value in (None, "") else json.dumps(value, sort_keys=True, default=str))
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
@@ -121,7 +131,10 @@ class Leakage:
     def __str__(self) -> str:
         if not self.pairs:
             return "no test row is in the training rows"
-        leaked = {test: (train, share) for train, test, share in self.pairs}
+        leaked: dict[int, tuple[int, float]] = {}
+        for train, test, share in self.pairs:
+            if share > leaked.get(test, (0, 0.0))[1]:
+                leaked[test] = (train, share)
         exact = sum(share == 1 for _, share in leaked.values())
         shown = [f"{self.test.records[at].place} = {self.train.records[one].place}" for at, (one, _) in leaked.items()]
         share = len(leaked) / len(self.test)
@@ -148,14 +161,25 @@ def leakage(train: Table, test: Table, column: str, near: float | None = NEAR) -
     test.require(column)
     texts = [said(record.get(column)) for record in (*test, *train)]  # test first: every copy finds its first row
     count = len(test)
-    partner: dict[int, Pair] = {at: (at, other, share) for at, other, share in alike(texts, near)}
+    partner = {at: (other, share) for at, other, share in alike(texts, near)}
+
+    def root(at: int) -> tuple[int, float]:
+        """The first row that a row is a copy of, and how alike they are: an exact copy may be of a near copy."""
+        share = 1.0
+        while at in partner:
+            at, step = partner[at]
+            share = min(share, step)
+        return at, share
+
+    copies: dict[int, list[tuple[int, float]]] = defaultdict(list)
+    for at in range(count, len(texts)):
+        first, share = root(at)
+        copies[first].append((at - count, share))
     found = []
-    for at, other, share in partner.values():
-        while other in partner:  # an exact copy of a row that is itself a near copy
-            share = min(share, partner[other][2])
-            other = partner[other][1]
-        if at >= count > other:
-            found.append((at - count, other, share))
+    for at in range(count):
+        first, own = root(at)
+        for one, share in copies[first] if first == at else copies[first][:1]:
+            found.append((one, at, min(share, own)))
     return Leakage(tuple(found), train, test)
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from handscroll.base.errors import ConfigError, DataError, nearest
 from handscroll.data.table.table import Ledger, Record, Table
 
-Holds = Literal["text", "label", "labels", "number", "list", "any"]
+Holds = Literal["text", "label", "labels", "number", "answers", "list", "any"]
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class Field:
     """What a task wants of a row: the name under which it asks, other usual names, and what stands there.
 
     holds: text (a text that is not empty), label (text, a whole number or a truth value, taken as text), labels (a list
-    of such, or a text with commas or semicolons between them), number, list, any.
+    of such, or a text with commas or semicolons between them), number, answers (a text, a list of texts, or SQuAD's, as
+    a list of {"text", "answer_start"}; `datasets` keeps an object of lists), list, any.
     """
 
     name: str
@@ -143,6 +144,8 @@ def _held(value: Any, field: Field) -> Any:
         if not isinstance(parts, list | tuple):
             parts = [parts]
         return [label_text(one, field.name) for one in parts if one != ""]
+    elif field.holds == "answers":
+        return answers_of(value, field.name)
     elif field.holds == "number":
         return _number(value, field.name)
     elif field.holds == "list" and not isinstance(value, list):
@@ -164,6 +167,23 @@ def label_text(value: Any, name: str) -> str:
     if not label:
         raise DataError(f"no {name} (it is blank)")
     return label
+
+
+def answers_of(value: Any, name: str) -> list[dict[str, Any]]:
+    """Answers as a list of {"text", "answer_start"}; the start is None where it is not known. It may be empty.
+
+    Raises:
+        DataError: they have none of the forms that `Field` names.
+    """
+    if isinstance(value, Mapping) and isinstance(value.get("text"), list):
+        starts = value.get("answer_start") or [None] * len(value["text"])
+        value = [{"text": text, "answer_start": at} for text, at in zip(value["text"], starts, strict=False)]
+    found = [
+        {"text": one} if isinstance(one, str) else one for one in ([value] if isinstance(value, str) else value or [])
+    ]
+    if not all(isinstance(one, Mapping) and isinstance(one.get("text"), str) for one in found):
+        raise DataError(f'{name} are no answers (a text, texts, or {{"text": ..., "answer_start": ...}})')
+    return [{"text": one["text"], "answer_start": one.get("answer_start")} for one in found]
 
 
 def _number(value: Any, name: str) -> float:

@@ -64,15 +64,27 @@ def test_values_get_the_names_of_the_fields_and_are_checked():
 
 @pytest.mark.parametrize(
     ("holds", "value", "fitted"),
-    [("number", "3.5", 3.5), ("labels", "a; b,c", ["a", "b", "c"]), ("labels", [1, "x"], ["1", "x"]), ("any", 0, 0)],
+    [("number", "3.5", 3.5), ("labels", "a; b,c", ["a", "b", "c"]), ("labels", [1, "x"], ["1", "x"]), ("any", 0, 0)]
+    + [
+        ("answers", given, [{"text": "a", "answer_start": start}])
+        for given, start in (
+            ("a", None),
+            (["a"], None),
+            ([{"text": "a", "answer_start": 3, "id": 1}], 3),
+            ({"text": ["a"], "answer_start": [3]}, 3),
+            ({"text": ["a"]}, None),
+        )
+    ],
 )
 def test_kinds_of_values(holds, value, fitted):
     table = Table.of([{"it": value}])
     assert match(table, (Field("it", holds=holds),)).fit(table).records[0].values["it"] == fitted
 
 
-@pytest.mark.parametrize(("holds", "value"), [("number", "much"), ("number", "nan"), ("label", 1.5), ("text", 3)])
+@pytest.mark.parametrize(
+    ("holds", "value"), [("number", "much"), ("number", "nan"), ("label", 1.5), ("text", 3), ("answers", [3])]
+)
 def test_other_values_are_refused(holds, value):
     table = Table.of([{"it": value}])
-    with pytest.raises(DataError, match="it is"):
+    with pytest.raises(DataError, match=r"it (is|are)"):
         match(table, (Field("it", holds=holds),)).fit(table)

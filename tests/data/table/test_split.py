@@ -91,6 +91,9 @@ def test_leakage_is_found_said_and_purged():
     assert [(one, other) for one, other, _ in found.pairs] == [(0, 0), (2, 1)]
     assert "2 of 3 test rows (66.7%) are in the training rows too: 1 exact, 1 near" in str(found)
     assert texts(found.purged()) == ["new", "more"] and found.purged().account.left_out[0].count == 2
+    twice = leakage(of(("a b c", "x"), ("a  b c", "x")), of(("A b c", "x"), ("a b C", "x"), ("d", "x")), "text")
+    assert {one for one, _, _ in twice.pairs} == {other for _, other, _ in twice.pairs} == {0, 1}
+    assert "2 of 3 test rows" in str(twice) and "2 exact" in str(twice)
     assert str(leakage(of(("x", "y")), test, "text")) == "no test row is in the training rows"
 
 

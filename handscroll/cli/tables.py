@@ -1,0 +1,202 @@
+"""`handscroll data look`, `clean` and `split`: tables of rows for tasks."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from handscroll.base.errors import ConfigError, DataError
+from handscroll.cli.options import Encoding
+from handscroll.cli.screen import screen, table
+
+if TYPE_CHECKING:
+    from handscroll.data.table.table import Table
+
+Files = Annotated[
+    list[str],
+    typer.Argument(help="CSV, TSV, JSON lines, JSON, Parquet: files, folders, globs, .zip, .gz, saved data sets."),
+]
+Columns = Annotated[str, typer.Option(help="Names of the columns of CSV and TSV files without a line of names: a,b,c.")]
+Split = Annotated[str, typer.Option(help="Split of a folder, archive or saved data set: train, validation, test, ...")]
+SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out broken lines and count them.")]
+Text = Annotated[str, typer.Option(help="Column of the text. [the one with the longest texts]")]
+NEAR = "Least Jaccard index of near copies; 1.0 is exact copies only."
+
+
+def given_columns(pairs: list[str]) -> dict[str, str]:
+    """Fields and their columns, from options such as `--map text=review`.
+
+    Raises:
+        ConfigError: a pair has no equals sign, or a field comes twice.
+    """
+    found: dict[str, str] = {}
+    for pair in pairs:
+        field, sign, column = pair.partition("=")
+        if not sign or not field or not column or field in found:
+            raise ConfigError(f"--map {pair}: write FIELD=COLUMN, once for each field, such as --map text=review")
+        found[field] = column
+    return found
+
+
+def look(
+    files: Files,
+    columns: Columns = "",
+    split: Split = "",
+    task: Annotated[str, typer.Option(help="Task of handscroll finetune whose columns are looked for.")] = "",
+    map: Annotated[list[str] | None, typer.Option(help="Column of a field, as FIELD=COLUMN.")] = None,
+    text: Text = "",
+    label: Annotated[str, typer.Option(help="Column of the label. [a column of that name]")] = "",
+    test: Annotated[list[str] | None, typer.Option(help="Test table; its rows are looked for in FILES.")] = None,
+    near: Annotated[float, typer.Option(help=NEAR)] = 0.8,
+    rows: Annotated[int, typer.Option(help="First rows that are shown.", min=0)] = 3,
+    encoding: Encoding = "",
+    skip_broken: SkipBroken = False,
+) -> None:
+    """Show what is in tables: first rows, columns, conversations, copies, labels, and what was repaired or left out."""
+    from handscroll.data.table.duplicates import leakage, text_column
+    from handscroll.data.table.look import columns as described
+    from handscroll.data.table.look import copies_line, short
+    from handscroll.data.table.look import look as first_rows
+
+    found = _read(files, columns, split, encoding, skip_broken)
+    say = screen().print
+    say(str(found.account), markup=False)
+    heads = ("column", "holds", "empty", "different", "median", "longest", "values")
+    cells = []
+    for one in described(found):
+        values = ", ".join(f"{short(value, 16)} {count:,}" for value, count in one.counts[:6])
+        cells.append((one.name, one.holds, one.empty, one.different, one.middle, one.longest, values))
+    say("", table(heads, cells), "", sep="\n")
+    if rows:
+        say(first_rows(found, rows) + "\n", markup=False)
+    if task:
+        from handscroll.data.table.fields import match
+        from handscroll.tasks.task import task_from
+
+        say(f"{task}: {match(found, task_from(task).fields, given_columns(map or []))}", markup=False)
+    else:
+        say(_forms(found, given_columns(map or [])), markup=False)
+    _say_labels(found, label, text)
+    column = text_column(found, text or None, (label,))
+    say(copies_line(found, column, None if near == 1 else near), markup=False)
+    if test:
+        tested = _read(test, columns, "", encoding, skip_broken)
+        say(str(leakage(found, tested, column, None if near == 1 else near)), markup=False)
+
+
+def clean(
+    files: Files,
+    out: Annotated[Path, typer.Option(help="The .jsonl file to write; it must not exist.")],
+    text: Annotated[list[str] | None, typer.Option(help="Column to clean; the first also judges copies.")] = None,
+    columns: Columns = "",
+    split: Split = "",
+    mojibake: Annotated[bool, typer.Option("--mojibake", help="Repair text of a wrong encoding (ftfy).")] = False,
+    unicode: Annotated[str, typer.Option(help="Normal form: NFC or NFKC.")] = "",
+    control: Annotated[bool, typer.Option("--control", help="Take out control and zero-width characters.")] = False,
+    html: Annotated[bool, typer.Option("--html", help="Turn tags and entities into text.")] = False,
+    boilerplate: Annotated[int, typer.Option(help="Take out lines that stand in at least so many rows.")] = 0,
+    space: Annotated[bool, typer.Option("--space", help="Fold blanks and blank lines.")] = False,
+    empty: Annotated[bool, typer.Option("--empty", help="Leave out rows without text.")] = False,
+    copies: Annotated[bool, typer.Option("--copies", help="Leave out exact copies but for the first.")] = False,
+    near: Annotated[float | None, typer.Option(help="Leave out near copies too, from this Jaccard index.")] = None,
+    encoding: Encoding = "",
+    skip_broken: SkipBroken = False,
+) -> None:
+    """Clean the texts of tables; each step is asked for, and counted."""
+    from handscroll.data.table.clean import Cleaning
+    from handscroll.data.table.clean import clean as cleaned
+    from handscroll.data.table.duplicates import text_column
+    from handscroll.data.table.write import write_rows
+
+    form: Literal["", "NFC", "NFKC"] = unicode  # type: ignore[assignment]  # Cleaning refuses other words
+    how = Cleaning(mojibake, form, control, html, boilerplate, space, empty, copies, near)
+    if how == Cleaning():
+        raise ConfigError("nothing to do: name the steps (--mojibake, --unicode NFC, --control, --html, --space, ...)")
+    found = _read(files, columns, split, encoding, skip_broken)
+    made = cleaned(found, text or [text_column(found)], how)
+    write_rows(made, out)
+    screen().print(f"{made.account}\nrows: {out}", markup=False)
+
+
+def split(
+    files: Files,
+    out: Annotated[Path, typer.Option(help="Folder for train.jsonl, test.jsonl, ... and split.json.")],
+    test: Annotated[float, typer.Option(help="Share of the rows for the test.")] = 0.1,
+    valid: Annotated[float, typer.Option(help="Share of the rows for validation.")] = 0.0,
+    label: Annotated[str, typer.Option(help="Column whose values keep their shares in every part.")] = "",
+    group: Annotated[str, typer.Option(help="Column whose equal values stay in one part.")] = "",
+    text: Text = "",
+    near: Annotated[float, typer.Option(help=NEAR)] = 0.8,
+    seed: Annotated[int, typer.Option(help="Seed of the split.", min=0)] = 0,
+    columns: Columns = "",
+    encoding: Encoding = "",
+    skip_broken: SkipBroken = False,
+) -> None:
+    """Split a table; copies and groups stay on one side, labels keep their shares."""
+    from handscroll.data.table.split import split as divided
+    from handscroll.data.table.write import write_record, write_rows
+
+    found = _read(files, columns, "", encoding, skip_broken)
+    shares = {name: share for name, share in (("valid", valid), ("test", test)) if share}
+    if not shares:
+        raise ConfigError("no part besides 'train': give --test or --valid a share")
+    kept_near = None if near == 1 else near
+    parts = divided(found, shares, seed, label or None, group or None, text or None, kept_near)
+    for name in parts.tables:
+        if (out / f"{name}.jsonl").exists():
+            raise ConfigError(f"{out / f'{name}.jsonl'} exists; give a new folder, so that nothing is overwritten")
+    for name, part in parts.tables.items():
+        write_rows(part, out / f"{name}.jsonl")
+    record = {"files": files, "seed": seed, "shares": shares, **parts.record(), "account": found.account.record()}
+    write_record(record, out / "split.json")
+    screen().print(f"{found.account}\n{parts}\nrows and split.json: {out}", markup=False)
+
+
+def register(texts: typer.Typer) -> None:
+    """Add the verbs to `handscroll data`."""
+    for verb in (look, clean, split):
+        texts.command()(verb)
+
+
+def _read(files: list[str], columns: str, split: str, encoding: str, skip_broken: bool) -> "Table":
+    from handscroll.data.table.read import read_table
+
+    names = [name.strip() for name in columns.split(",")] if columns else []
+    return read_table(files, names, split or None, encoding or None, skip_broken)
+
+
+def _forms(found: "Table", given: dict[str, str]) -> str:
+    """What conversations or preferences the rows are, or why they are none."""
+    from handscroll.data.table.conversations import conversations, preferences
+
+    read = preferences if {"chosen", "rejected"} <= set(found.columns) else conversations
+    try:
+        made = read(found, given, skip_unfit=True)
+    except DataError as error:
+        why = next((line for line in str(error).splitlines() if line.startswith("left out: rows of no")), str(error))
+        return f"{read.__name__}: none ({why.removeprefix('left out: rows of no known form: ').split(' (')[0]})"
+    forms = ", ".join(f"{count:,} {form}" for form, count in made.forms.items())
+    unfit = sum(one.count for one in made.account.left_out) - sum(one.count for one in found.account.left_out)
+    return f"{read.__name__}: {forms}" + (f"; {unfit:,} rows of no known form" if unfit else "")
+
+
+def _say_labels(found: "Table", label: str, text: str) -> None:
+    from handscroll.data.table.duplicates import text_column
+    from handscroll.data.table.labels import conflicts, label_counts
+
+    named = label or next(
+        (name for name in found.columns if name.lower() in ("label", "labels", "class", "category")), ""
+    )
+    if not named:
+        return
+    try:
+        counts = label_counts(found, named)
+    except DataError as error:
+        screen().print(f"labels by '{named}': {error}", markup=False)
+        return
+    say = screen().print
+    shown = ", ".join(f"{name} {count:,}" for name, count in list(counts.items())[:20])
+    say(f"labels by '{named}': {len(counts):,} ({shown}{', ...' * (len(counts) > 20)})", markup=False)
+    noise = conflicts(found, text_column(found, text or None, (named,)), named)
+    if noise:
+        say(f"{len(noise):,} texts have several labels:", *(f"  {one}" for one in noise[:3]), sep="\n", markup=False)

@@ -1,0 +1,42 @@
+"""A table as a file of JSON lines, with the account beside it."""
+
+import json
+from datetime import date, time
+from pathlib import Path
+from typing import Any
+
+from handscroll.base.errors import ConfigError, DataError
+from handscroll.base.runs import write_file
+from handscroll.data.table.table import Table
+
+
+def write_rows(table: Table, file: Path) -> None:
+    """Write the rows of a table as JSON lines; dates and times are written as ISO 8601.
+
+    Raises:
+        ConfigError: the file exists, or its name ends in something else than .jsonl.
+        DataError: a value is nothing that JSON holds.
+    """
+    if file.suffix != ".jsonl":
+        raise ConfigError(f"{file}: rows are written as JSON lines; name the file .jsonl")
+    if file.exists():
+        raise ConfigError(f"{file} exists; give a new name, so that nothing is overwritten")
+    lines = []
+    for record in table:
+        try:
+            lines.append(json.dumps(dict(record.values), ensure_ascii=False, default=_plain))
+        except TypeError as error:
+            raise DataError(f"{record.place}: {error}; leave out the column") from None
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_file(file, ("\n".join(lines) + "\n").encode())
+
+
+def write_record(record: dict[str, Any], file: Path) -> None:
+    """Write an account or a report of parts as JSON."""
+    write_file(file, (json.dumps(record, ensure_ascii=False, indent=1) + "\n").encode())
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, date | time):
+        return value.isoformat()
+    raise TypeError(f"a {type(value).__name__} is nothing that JSON holds")

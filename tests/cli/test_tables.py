@@ -1,0 +1,75 @@
+"""`handscroll data look`, `clean` and `split`: what they print and write adds up."""
+
+import json
+
+import pytest
+
+from handscroll.data.table.read import read_table
+from tests.cli.material import run
+
+ROWS = [(f"text number {at} of many {at * 7}", "ab"[at % 2]) for at in range(40)] + [("Text number 1 of many 7", "a")]
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "rows.tsv"
+    path.write_text("".join(f"{label}\t{text}\n" for text, label in ROWS))
+    return path
+
+
+def test_look_shows_rows_labels_copies_and_leakage(file):
+    shown = run("data", "look", file, "--columns", "label,text", "--test", file, "--rows", 1)
+    for part in (
+        "41 rows read, 41 kept, 0 left out",
+        "row 1\n  label  a\n  text   text number 0 of many 0\n... and 40 more rows",
+        "conversations: none (no question)",
+        "labels by 'label': 2 (a 21, b 20)",
+        '"text number 1 of many 7" is a and b',
+        "by 'text': 1 exact copies",
+        "41 of 41 test rows (100.0%) are in the training rows too",
+    ):
+        assert part in shown, shown
+    run("data", "look", file, fails="does not look like names")
+    run("data", "look", file, "--columns", "label,text", "--map", "text", fails="FIELD=COLUMN")
+    run("data", "look", file, "--columns", "label,say", "--task", "classify", "--map", "text=say")
+    run("data", "look", file, "--columns", "stars,say", "--task", "classify", fails="no column for 'text'")
+
+
+def test_split_writes_parts_that_add_up_and_overwrites_nothing(file, tmp_path):
+    words = (
+        "data",
+        "split",
+        file,
+        "--columns",
+        "label,text",
+        "--label",
+        "label",
+        "--test",
+        0.2,
+        "--out",
+        tmp_path / "out",
+    )
+    shown = run(*words)
+    parts = {name: read_table(tmp_path / "out" / f"{name}.jsonl") for name in ("train", "test")}
+    assert sum(map(len, parts.values())) == 41 and f"test: {len(parts['test'])} rows" in shown
+    record = json.loads((tmp_path / "out" / "split.json").read_text())
+    assert record["rows"] == {name: len(part) for name, part in parts.items()} and record["account"]["read"] == 41
+    run(*words, fails="nothing is overwritten")
+
+
+def test_clean_does_what_is_asked(file, tmp_path):
+    out = tmp_path / "clean.jsonl"
+    shown = run("data", "clean", file, "--columns", "label,text", "--copies", "--out", out)
+    assert "41 rows read, 40 kept, 1 left out" in shown and len(read_table(out)) == 40
+    run("data", "clean", file, "--columns", "label,text", "--out", tmp_path / "b.jsonl", fails="nothing to do")
+    run(
+        "data",
+        "clean",
+        file,
+        "--columns",
+        "label,text",
+        "--space",
+        "--out",
+        tmp_path / "b.csv",
+        fails="name the file .jsonl",
+    )
