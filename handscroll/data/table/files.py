@@ -56,7 +56,6 @@ def sources(paths: Paths, split: str | None, step: Ledger) -> list[Source]:
     if not paths:
         raise DataError(f"no files to read; name tables, folders or globs; read are: {_READ}")
     found: list[Source] = []
-    plain: list[Path] = []
     for path in paths:
         here = Path(path).expanduser()
         if here.is_dir():
@@ -66,10 +65,9 @@ def sources(paths: Paths, split: str | None, step: Ledger) -> list[Source]:
             if file.suffix.lower() == ARCHIVE:
                 found += _archive(file, split, step)
             else:
-                plain.append(_readable(file))
-    if split is not None and plain:
-        raise DataError(f"{plain[0]} is a single file and has no splits; name it without split = '{split}'")
-    found += [Source(file) for file in plain]
+                found.append(Source(_readable(file)))
+                if split is not None:
+                    raise DataError(f"{file} is a single file and has no splits; name it without split = '{split}'")
     distinct([source.path for source in found])
     return found
 
@@ -151,7 +149,7 @@ def _of_kind(files: Sequence[Path], here: Path, step: Ledger) -> list[Path]:
         if kind(file) in SUFFIXES and not (zipped(file) and here.suffix.lower() == ARCHIVE):
             taken.append(file)
         else:
-            other["".join(file.suffixes[-2:]) or "no suffix"] += 1
+            other[file.suffix.lower() or "no suffix"] += 1
     if not taken:
         raise DataError(f"{here} holds no tables; read are: {_READ}")
     if other:

@@ -44,6 +44,8 @@ def read_table(
         DataError: a path that cannot be read, an empty or damaged file, a broken line, or no row at all.
         ConfigError: names for files that have their own.
     """
+    if len(set(names)) < len(names) or not all(names):
+        raise ConfigError(f"names of columns: {', '.join(map(repr, names))}; give each column a name of its own")
     step, records = Ledger(), []
     how = How(tuple(names), encoding, skip_broken, quotes)
     found = sources(paths, split, step)

@@ -98,6 +98,8 @@ def test_files_without_names_are_asked_for_them(tmp_path):
     assert "1 cells begin with a quote" in str(table.account)
     with pytest.raises(DataError, match="2 cells, but 3 columns"):
         read_table(file, names=("label", "text", "more"))
+    with pytest.raises(ConfigError, match="a name of its own"):
+        read_table(file, names=("text", "text"))
     file.write_text("label\ttext\n1\tx\n")
     with pytest.raises(DataError, match="names the columns already"):
         read_table(file, names=("label", "text"))
@@ -164,6 +166,8 @@ def test_folders_keep_splits_apart(tmp_path):
 def test_several_files_are_one_table_that_says_where_they_differ(tmp_path):
     (tmp_path / "a.csv").write_text("text,label\nx,1\n")
     (tmp_path / "b.jsonl").write_text('{"text": "y", "more": [1]}\n')
+    turned = read_table([tmp_path / "b.jsonl", tmp_path / "a.csv"])
+    assert [record.values["text"] for record in turned] == ["y", "x"]
     table = read_table([tmp_path / "a.csv", tmp_path / "b.jsonl"])
     assert table.columns == ("text", "label", "more") and "lack: label" in str(table.account)
     with pytest.raises(DataError, match="twice"):
