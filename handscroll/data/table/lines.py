@@ -97,7 +97,8 @@ def cell_rows(source: Source, how: How, step: Ledger) -> Iterator[Numbered]:
     The first line names the columns unless `how.names` does.
 
     Raises:
-        DataError: the first line does not look like names, or says the given ones; a row has more or fewer cells than
+        DataError: the first line does not look like names (a number, sentences, a cell that stands in the same column
+            of many rows), or says the given ones; a row has more or fewer cells than
             there are columns, or is badly quoted, and broken lines are not skipped.
     """
     csv.field_size_limit(CELL)
@@ -107,7 +108,7 @@ def cell_rows(source: Source, how: How, step: Ledger) -> Iterator[Numbered]:
     quoted = _quotes(file, lines, sign, how, step)
     rows = _cells((line + "\n" for line in lines), file, sign, quoted)
     names = list(how.names) or _names(rows, file, step)
-    number = 0
+    number = again = 0
     for line, cells in rows:
         if cells == []:
             continue
@@ -119,7 +120,10 @@ def cell_rows(source: Source, how: How, step: Ledger) -> Iterator[Numbered]:
             continue
         if number == 1 and how.names and cells == names:
             raise DataError(f"{file}: its first line names the columns already ({', '.join(names)}); give no names")
+        again += not how.names and any(cell == name for cell, name in zip(cells, names, strict=True))
         yield number, dict(zip(names, cells, strict=True))
+    if again >= 2 and 100 * again >= number:  # labels of a file without names; one cell may well say "text"
+        raise _no_names(file, names, f"its cells stand in {again:,} rows again")
 
 
 def _cells(lines: Iterator[str], file: Path, sign: str, quoted: bool) -> Iterator[tuple[int, list[str] | DataError]]:
@@ -144,10 +148,7 @@ def _names(rows: Iterator[tuple[int, list[str] | DataError]], file: Path, step: 
     found = [cell.strip() for cell in cells]
     sentences = sum(cell.endswith(_SENTENCE) for cell in found)
     if any(_number(cell) or _no_word(cell) for cell in found) or 2 * sentences > len(found):
-        raise DataError(
-            f"{file}: its first line does not look like names of columns ({' | '.join(cell[:40] for cell in cells)}). "
-            f"Name the {len(cells)} columns (names = ..., --columns a,b,c), or add a line of names"
-        )
+        raise _no_names(file, cells)
     named = [cell or f"column {number}" for number, cell in enumerate(found, start=1)]
     if named != found:
         step.note(f"{file}: columns without a name are called {', '.join(sorted(set(named) - set(found)))}")
@@ -155,6 +156,14 @@ def _names(rows: Iterator[tuple[int, list[str] | DataError]], file: Path, step: 
     if twice is not None:
         raise DataError(f"{file}: two columns of its first line have one name ({twice}); rename one")
     return named
+
+
+def _no_names(file: Path, cells: list[str], why: str = "") -> DataError:
+    shown = " | ".join(cell[:40] for cell in cells)
+    return DataError(
+        f"{file}: its first line does not look like names of columns ({shown}{'; ' * bool(why)}{why}). Name the "
+        f"{len(cells)} columns (names = ..., --columns a,b,c), or add a line of names"
+    )
 
 
 def _no_word(cell: str) -> bool:

@@ -98,6 +98,10 @@ def test_files_without_names_are_asked_for_them(tmp_path):
     assert "1 cells begin with a quote" in str(table.account)
     with pytest.raises(DataError, match="2 cells, but 3 columns"):
         read_table(file, names=("label", "text", "more"))
+    file.write_text("good\tfine film\nbad\tdull\ngood\tlovely\ngood\tfun\n")
+    with pytest.raises(DataError, match="its cells stand in 2 rows again"):
+        read_table(file)
+    file.write_text("1\tx\n")
     with pytest.raises(ConfigError, match="a name of its own"):
         read_table(file, names=("text", "text"))
     file.write_text("label\ttext\n1\tx\n")
