@@ -70,6 +70,7 @@ def finetune(
             shown.pulse,
             lambda what, total, done: advance(done, f"scoring {what}", total),
             lambda text: screen().print(text, markup=False),
+            lambda steps: advance(0, "", steps),
             plan,
         )
         tuned = tune(recipe, folder, options)

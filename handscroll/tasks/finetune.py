@@ -49,6 +49,7 @@ class Options:
     on_pulse: OnPulse | None = None
     on_done: Callable[[str, int, int], None] = lambda what, total, done: None
     show: Callable[[str], None] = lambda text: None
+    on_steps: Callable[[int], None] = lambda steps: None
     only_plan: bool = False
 
 
@@ -102,7 +103,8 @@ def finetune(recipe: TuningRecipe, folder: Path, options: Options = Options()) -
     options.show(f"rows: {encoded['train'].account}")
     prepare(lm, recipe.tuning)
     trained, numbers = weights = counted(lm.model)
-    options.show(f"trained: {trained:,} numbers (of {numbers:,} that are not quantised), way '{recipe.tuning.way}'")
+    beside = ", beside quantised weights that stay as they are" if quantised(lm.model) else ""
+    options.show(f"trained: {trained:,} of {numbers:,} numbers (way '{recipe.tuning.way}'){beside}")
     return _run(recipe, folder, options, _Ready(lm, task, parts, encoded, weights))
 
 
@@ -154,6 +156,7 @@ def _run(recipe: TuningRecipe, folder: Path, options: Options, ready: _Ready) ->
         plan.memory,
         Regularise(dropout=tuning.dropout),
     )
+    options.on_steps(steps)
     progress = train(run, stream, task.objective(lm.model), Callbacks(validate, options.on_record, options.on_pulse))
     plan.compare()
     if progress.planned < steps and not progress.stopped:

@@ -83,9 +83,9 @@ def _curves(records: Path) -> tuple[Curve, ...]:
         ("accuracy", "accuracy"),
     ):
         held = [(row["step"], row[key]) for row in rows if key in row]
-        if held:
+        if len(held) > 1:
             steps, values = zip(*held, strict=True)
-            found.append(Curve(name=name, steps=steps, values=values))
+            found.append(Curve(name=name, steps=steps, values=values, unit=unit))
     return tuple(found)
 
 
@@ -111,7 +111,7 @@ def _mistakes(task: Task, wrong: Sequence[tuple[Example, Prediction]]) -> tuple[
                 truth=_said(task.truth(example)),
                 prediction=_said(prediction.output),
                 confidence=sure,
-                place=example.place,
+                place=example.place.rsplit("/", 1)[-1],
             )
         )
     return tuple(sorted(found, key=lambda one: -(one.confidence or 0))[:SHOWN])
