@@ -77,10 +77,10 @@ def _second(by_system: Scores, files: Sequence[str]) -> SecondSet | None:
 def _curves(records: Path) -> tuple[Curve, ...]:
     rows = list(read_records(records))
     found = []
-    for key, name in (
-        ("loss", "training loss"),
-        ("validation_loss", "loss on held-out rows"),
-        ("accuracy", "accuracy"),
+    for key, name, unit in (
+        ("loss", "training loss", "nats"),
+        ("validation_loss", "loss on held-out rows", "nats"),
+        ("accuracy", "accuracy", "share of an update's examples"),
     ):
         held = [(row["step"], row[key]) for row in rows if key in row]
         if len(held) > 1:
