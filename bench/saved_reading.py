@@ -48,7 +48,7 @@ class Desk:
         self.length = length
 
     def identity(self):
-        from handscroll.cache.reading.identity import identity
+        from handscroll.models.fingerprint import identity
 
         return identity(self.model, "bench", self.length)
 

@@ -1,5 +1,6 @@
 """The documents say what the tables say."""
 
+import ast
 import re
 import runpy
 from pathlib import Path
@@ -80,6 +81,35 @@ def test_modules_and_files_of_the_package_that_a_page_or_the_makefile_names_exis
 
 def find(module: Path) -> bool:
     return (ROOT / module).is_dir() or (ROOT / f"{module}.py").exists()
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "bench").glob("*.py")), ids=lambda script: script.name)
+def test_what_a_benchmark_imports_exists(script):
+    """A benchmark runs rarely, so a name that moved would be noticed late."""
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("handscroll.", "bench.")):
+            module = Path(*str(node.module).split("."))
+            for alias in node.names:
+                assert find(module / alias.name) or alias.name in defined(module), (node.module, alias.name)
+
+
+def defined(module: Path) -> set[str]:
+    """The names at the top of a module of ours."""
+    source = ROOT / module.with_suffix(".py")
+    source = source if source.exists() else ROOT / module / "__init__.py"
+    assert source.exists(), module
+    names = set()
+    for node in ast.parse(source.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {one.id for target in targets for one in ast.walk(target) if isinstance(one, ast.Name)}
+        elif isinstance(node, ast.If | ast.Try):
+            names |= {one.name for one in ast.walk(node) if isinstance(one, ast.FunctionDef | ast.ClassDef)}
+    return names
 
 
 def test_options_in_the_pages_exist():
