@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True)
 class Kernel:
-    """One implementation of an operation.
+    """One way to compute an operation: a function over compiled code, or plain torch.
 
     `refuses(*arguments)` returns the reason why it does not take these arguments, or "" if it takes them; `run` has the
     same arguments. `why` says in a line what it is good for.

@@ -218,7 +218,7 @@ class Decoder(Model):
         return self.norm(x)
 
     def through(self, x: Embeddings, context: Context) -> Embeddings:
-        """Run all layers, one after the other or, for a few new tokens where this is possible, in one call."""
+        """Run all layers, one after the other (`nn/block.py: _one_by_one`) or, for a few new tokens, in one call."""
         return LAYERS(self.layers, x, context)
 
     def judge(self, states: Tensor) -> Tensor:

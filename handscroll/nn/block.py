@@ -8,6 +8,9 @@ A forward of a whole model, for tokens (B, T), from top to bottom (`models/model
         x = x + mlp(norm(x))                            `nn/mlp.py`
     logits = norm(x) @ head.T                           (B, T, V)
 
+`x = block(x)` chooses a kernel (`LAYER`, at the end of this file), and so does the loop over all layers (`LAYERS`). The
+last kernel of each is the plain one: read `Block.sum` and `_one_by_one`. The others compute the same, faster.
+
 Families differ in where they normalise (`Norms`) and in whether a decoder also reads a source (`cross`). An unused
 place for a norm holds an `nn.Identity`, so that `Block.forward` is the same sum for all families.
 """

@@ -132,3 +132,11 @@ def test_options_in_the_pages_exist():
     ):
         shown = set(re.findall(r"(?<![\w-])(--[a-z][\w-]+)", (ROOT / name).read_text(encoding="utf-8")))
         assert shown <= known, (name, shown - known)
+
+
+def test_the_page_on_adding_a_cache_policy_shows_real_code():
+    page = (ROOT / "docs" / "adding" / "policy.md").read_text(encoding="utf-8")
+    shown = [line.partition("  #")[0].rstrip() for line in page.split("```python\n")[1].split("```")[0].splitlines()]
+    source = (ROOT / "handscroll" / "cache" / "sinks.py").read_text(encoding="utf-8").splitlines()
+    source = [line.partition("  #")[0].rstrip() for line in source]
+    assert len(shown) > 8 and set(shown) <= set(source), set(shown) - set(source)
