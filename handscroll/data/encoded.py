@@ -5,7 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+
 from handscroll.base.errors import ConfigError, DataError
+from handscroll.data.row import IGNORED, Row
 
 NAMED = 5  # places that a message names
 
@@ -33,6 +36,13 @@ class Encoded:
     def counted(self) -> int:
         """Number of tokens that count in the loss."""
         return sum(self.trained[1:])
+
+    def row(self, document: int = 0) -> Row:
+        """The example as a training row of its own length; `document` is its number."""
+        tokens, trained = np.array(self.ids, dtype=np.int64), np.array(self.trained, dtype=bool)
+        targets = np.full_like(tokens, IGNORED)
+        targets[:-1][trained[1:]] = tokens[1:][trained[1:]]
+        return Row(tokens, targets, document, 0)
 
 
 @dataclass(frozen=True)

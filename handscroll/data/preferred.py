@@ -8,7 +8,7 @@ import numpy as np
 
 from handscroll.base.errors import ConfigError, DataError
 from handscroll.data.encoded import Encoded, TokenAccount, account_of, fitting
-from handscroll.data.row import IGNORED, Row
+from handscroll.data.row import Row
 from handscroll.data.stream import State, Stream
 
 
@@ -36,7 +36,7 @@ class Preferred(Stream[Row]):
         if (seed is not None and seed < 0) or (epochs is not None and epochs < 1):
             raise ConfigError(f"seed {seed}, epochs {epochs}: need seed >= 0 and epochs >= 1")
         self.seed, self.epochs = seed, epochs
-        self.rows = [_row(one, 2 * number + side) for number, pair in enumerate(pairs) for side, one in enumerate(pair)]
+        self.rows = [one.row(2 * number + side) for number, pair in enumerate(pairs) for side, one in enumerate(pair)]
         digest = hashlib.sha256()
         for row in self.rows:
             digest.update(row.tokens.tobytes() + row.targets.tobytes())
@@ -66,11 +66,3 @@ def fitting_pairs(
         raise DataError(f"in every pair one side is longer than {length:,} tokens, and nothing is cut: give more")
     left = [one for pair in pairs if max(map(len, pair)) > length for one in pair]
     return kept, account_of([one for pair in kept for one in pair], left)
-
-
-def _row(one: Encoded, document: int) -> Row:
-    tokens = np.array(one.ids, dtype=np.int64)
-    targets = np.full_like(tokens, IGNORED)
-    trained = np.array(one.trained)[1:]
-    targets[:-1][trained] = tokens[1:][trained]
-    return Row(tokens, targets, document, 0)

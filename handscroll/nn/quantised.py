@@ -3,6 +3,8 @@
 They get no gradient, and hand one on to adapters below them.
 """
 
+from itertools import chain
+
 import torch
 from torch import Tensor, nn
 
@@ -94,6 +96,12 @@ class QuantisedTable(Quantised):
 def quantised(model: nn.Module) -> bool:
     """Whether a model has weights in a number format."""
     return any(isinstance(module, Quantised) for module in model.modules())
+
+
+def kept_bytes(model: nn.Module) -> int:
+    """Bytes of the weights that are not trained, in the formats in which they lie."""
+    tensors = chain((p for p in model.parameters() if not p.requires_grad), model.buffers())
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def keep(model: nn.Module, name: str, format: Format, raw: Tensor, dtype: torch.dtype) -> bool:

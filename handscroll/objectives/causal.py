@@ -9,6 +9,7 @@ from torch import Tensor
 
 from handscroll.base.errors import ConfigError
 from handscroll.data.batch import Batch
+from handscroll.data.row import IGNORED
 from handscroll.models.model import Model
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Mask, SameSegment
@@ -48,6 +49,8 @@ class Causal:
 
     def loss(self, model: Model, hidden: Embeddings, batch: Batch) -> Loss:
         targets = batch.targets.flatten()
+        if not bool((targets != IGNORED).any()):  # a chunk without answers: a quantised head is not even widened
+            return Loss(0.0 * hidden.sum(), 0)
         total, losses, counted = cross_entropy_by_token(
             model.prepared(hidden.flatten(0, 1)), model.head, targets, self.smoothing, cap=model.logit_cap
         )

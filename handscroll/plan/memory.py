@@ -30,8 +30,10 @@ def weight_bytes(workload: Workload) -> int:
     """The bytes of the weights.
 
     They are float32 in training, also under autocast. Frozen weights have their own dtype. For generate and serve the
-    weights are in the model's dtype, or in the format in which they are stored.
+    weights are in the model's dtype, or in the format in which they are stored, as under a LoRA over quantised ones.
     """
+    if workload.stored and workload.lora:
+        return workload.stored + WIDE * workload.trainable
     if workload.stored and workload.kind in ("generate", "serve"):
         return workload.stored
     size = WIDE if workload.kind in ("train", "extend") else narrow(workload)
@@ -159,7 +161,8 @@ def loss_bytes(workload: Workload, tokens: int) -> int:
     if spec.transformed:  # the selected states, the tensors their transform keeps, and the gradient of all states
         hidden = WIDE * spec.width * (6 * tokens + whole)
     cast = e * (spec.table + tokens * spec.width) if e < stream(workload) else 0
-    held = hidden + head + cast
+    widened = WIDE * spec.table if workload.stored else 0  # `Model.head` of quantised weights
+    held = hidden + head + cast + widened
     logits = WIDE * rows * spec.vocab
     # In float32 the gradient replaces the logits, and its product is added in place to the head's gradient.
     slope = product = 0

@@ -18,7 +18,7 @@ from handscroll.lm import LM, load
 from handscroll.metrics.scores import Measured
 from handscroll.models.weights import locate
 from handscroll.nn.finite import check_weights, finite
-from handscroll.nn.quantised import quantised
+from handscroll.nn.quantised import kept_bytes, quantised
 from handscroll.objectives.objective import Objective
 from handscroll.tasks.batches import ExampleUpdates, packed
 from handscroll.tasks.card import card
@@ -279,6 +279,7 @@ def _workload(recipe: TuningRecipe, ready: _Ready, stream: ExampleUpdates, steps
             "dropout": bool(tuning.dropout),
             "data_bytes": 2 * sum(row.tokens.nbytes for row in rows.rows),
             "threads": recipe.threads,
+            "stored": kept_bytes(ready.lm.model) if quantised(ready.lm.model) else 0,
             **changes,
             **{name: getattr(tuning.memory, name) for name in MEMORY},
         },
