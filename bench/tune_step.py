@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 RANK, ALPHA = 16, 32.0
-TURN = 600  # characters of a message
+TURN = 200  # characters of a message
 
 
 def conversation(options: argparse.Namespace, length: int) -> Any:
@@ -35,7 +35,9 @@ def conversation(options: argparse.Namespace, length: int) -> Any:
     parts = [part for at in range(0, len(text), TURN) if (part := text[at : at + TURN].strip())]
     messages = [{"role": ("user", "assistant")[number % 2], "content": part} for number, part in enumerate(parts)]
     speaker = Speaker(Tokenizer.load(options.model))
-    low, high = 1, len(messages) // 2  # pairs of turns
+    low = high = 1  # pairs of turns
+    while high < len(messages) // 2 and len(encode_conversation(speaker, messages[: 2 * high])[0]) <= length:
+        low, high = high, min(2 * high, len(messages) // 2)
     while low < high:
         middle = (low + high + 1) // 2
         (one,) = encode_conversation(speaker, messages[: 2 * middle])

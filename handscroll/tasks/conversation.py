@@ -7,7 +7,6 @@ writes around the answers is trained, and no mark in the template is needed.
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from itertools import pairwise
 from typing import Any
 
 from handscroll.base.errors import ConfigError, DataError
@@ -15,7 +14,7 @@ from handscroll.data.encoded import Encoded
 from handscroll.data.preferred import Pair
 from handscroll.generate.chat import Speaker
 from handscroll.text.chat.messages import Message
-from handscroll.text.chat.script import Script, Turn
+from handscroll.text.chat.script import Script
 from handscroll.text.tokenizer import Tokenizer
 
 REWRITTEN = "each answer is its own example, since the template writes earlier turns otherwise than the last"
@@ -120,29 +119,38 @@ def _encoded(
     answers = [number for number, one in enumerate(script.messages) if _trained(one, number)]
     if not answers:
         raise DataError("no message of the assistant is to be trained; give an answer, or leave the row out")
-    turns = [script.turn(number) for number in answers]
-    if not all(turn.end for turn in turns):
+    if not script.turn(answers[0]).end:
         if not ends:
             raise ConfigError(
                 "the chat template writes no special token after an answer and the model names none, so the model "
                 "would not learn to stop: give another template"
             )
-        return [_alone(script, turn, ends[0], place, UNENDED) for turn in turns]
-    whole = script.text(len(script.messages), answer=False)
-    follows = [after.before.startswith(turn.through) for turn, after in pairwise(turns)]
-    if not all(follows) or not whole.startswith(turns[-1].through):
-        return [_alone(script, turn, None, place, REWRITTEN) for turn in turns]
+        return [_alone(script, number, ends[0], place, UNENDED) for number in answers]
+    whole = _joined(script, answers, place)
+    return [_alone(script, number, None, place, REWRITTEN) for number in answers] if whole is None else [whole]
+
+
+def _joined(script: Script, answers: Sequence[int], place: str) -> Encoded | None:
+    """All of a conversation with several answers trained; None if the template rewrites what it wrote before."""
     ids, trained, before = list[int](), list[bool](), ""
-    for text, said in [(text, said) for turn in turns for text, said in zip(turn, (False, True), strict=False)]:
-        ids = script.grown(ids, before, text)
-        trained += [said] * (len(ids) - len(trained))
-        before = text
+    for number in answers:
+        turn = script.turn(number)
+        for text, said in ((turn.before, False), (turn.through, True)):
+            if not text.startswith(before):
+                return None
+            ids = script.grown(ids, before, text)
+            trained += [said] * (len(ids) - len(trained))
+            before = text
+    whole = script.text(len(script.messages), answer=False)
+    if not whole.startswith(before):
+        return None
     ids = script.grown(ids, before, whole)
-    return [Encoded(ids, trained + [False] * (len(ids) - len(trained)), place)]
+    return Encoded(ids, trained + [False] * (len(ids) - len(trained)), place)
 
 
-def _alone(script: Script, turn: Turn, end: int | None, place: str, note: str) -> Encoded:
+def _alone(script: Script, number: int, end: int | None, place: str, note: str) -> Encoded:
     """One answer with all that stands before it."""
+    turn = script.turn(number)
     asked = script.ids(turn.before)
     ids = script.grown(asked, turn.before, turn.through) + ([] if end is None else [end])
     return Encoded(ids, [False] * len(asked) + [True] * (len(ids) - len(asked)), place, note)

@@ -65,8 +65,14 @@ class Script:
         A tokenizer may join the end of a header and the beginning of an answer into one token. The model is asked
         without it, so the answer is then encoded apart, as the model says it.
         """
-        whole = self.ids(text)
-        return whole if whole[: len(ids)] == ids else ids + self.ids(text[len(before) :], follows=True)
+        # A tokenizer begins anew at a special token, so what stands before the last one is not encoded again.
+        at = max(0, self._seal.last(before, self._mark))
+        tail = self.ids(before[at:]) if before else []
+        if tail == ids[len(ids) - len(tail) :]:
+            more = self.ids(text[at:])
+            if more[: len(tail)] == tail:
+                return ids[: len(ids) - len(tail)] + more
+        return ids + self.ids(text[len(before) :], follows=True)
 
     def turn(self, number: int) -> Turn:
         """The assistant's message `number` in its place.

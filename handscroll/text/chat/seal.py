@@ -17,6 +17,7 @@ from handscroll.text.tokenizer import Tokenizer
 
 _PRIVATE = range(0xE000, 0xF900)
 _LETTERS = re.compile("[\ue000-\uf8ff]")
+NEAR = 4096  # characters from the end in which a special token is looked for first
 _NAMES = ("role", "type")  # keys whose values are words that templates compare
 
 
@@ -69,7 +70,7 @@ class Seal:
             return self._tokenizer.encode(text, special=False, parse=True, follows=follows)
         pieces: list[str] = []
         end = 0
-        for match in re.finditer(f"{self._longer.pattern}|(?:{self._single})(?!{mark})", text):
+        for match in self._own(text, mark):
             pieces += [_clean(text[end : match.start()], mark, written), f"{mark}{self._ids[match[0]]}{mark}"]
             end = match.end()
         pieces.append(_clean(text[end:], mark, written))
@@ -81,9 +82,24 @@ class Seal:
             ids += [known.get(number, number) for number in found.ids]
         return ids
 
+    def last(self, text: str, mark: str) -> int:
+        """Where the last special token of the template's own begins in a rendered text; -1 if there is none."""
+        window = NEAR
+        while True:
+            start = max(0, len(text) - window)
+            found = [match.start() for match in self._own(text[start:], mark)]
+            # The first one of a window may begin before it, as a part of a longer name.
+            if start == 0 or len(found) > 1:
+                return start + found[-1] if found else -1
+            window *= 8
+
     def shown(self, text: str, mark: str) -> str:
         """A rendered text as a person should see it: without marks."""
         return _clean(text, mark, f"\\u{ord(mark):04x}")
+
+    def _own(self, text: str, mark: str) -> Iterator[re.Match[str]]:
+        """The special tokens that are the template's own: those that no mark breaks."""
+        return re.finditer(f"{self._longer.pattern}|(?:{self._single})(?!{mark})", text)
 
     def _broken(self, text: str, mark: str) -> str:
         for letter in self._letters:
