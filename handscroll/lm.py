@@ -485,7 +485,7 @@ def load(
         )
     if weights in PROJECTIONS and model.spec.recurrent:
         raise ConfigError(f"family '{model.config.family}' has no projections to round: leave out weights")
-    adapt(model, adapters)
+    model = adapt(model, adapters)
     del held
     trim()  # building a tokenizer of 262,144 tokens leaves 174 MiB of free pages behind
     defaults = Defaults.load(path)

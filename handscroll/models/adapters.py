@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from handscroll.base.errors import CheckpointError, ConfigError
+from handscroll.base.spec import HeadSpec
 from handscroll.models.foreign import Entry
 from handscroll.models.model import Decoder, Model
+from handscroll.models.new import with_head
 from handscroll.models.peft import Adapter, LowRank, named_base, read_adapter
 from handscroll.models.table import family
 from handscroll.models.unpack import unpack
@@ -81,13 +83,16 @@ def over_base(source: str | Path, adapters: tuple[Weighted, ...]) -> tuple[str |
     return (source, adapters) if base is None else (base, (Weighted(folder), *adapters))
 
 
-def adapt(model: Decoder, adapters: Sequence[Weighted]) -> list[Adapter]:
-    """Put adapters on `model`, in place.
+def adapt(model: Decoder, adapters: Sequence[Weighted]) -> Decoder:
+    """Put adapters on `model`, in place; a model that lacks the head of an adapter is returned with that head.
 
     Raises:
         CheckpointError: a folder is damaged, or belongs to another base. ConfigError: it is of another kind.
     """
     found = [(read_adapter(one.folder), one.weight) for one in adapters]
+    for adapter, _ in found:
+        if adapter.head is not None and not _same_head(adapter.head, model.spec.head):
+            model = with_head(model, adapter.head, torch.Generator().manual_seed(0))
     places = _Places(model)
     changes: dict[str, _Changes] = {}
     for adapter, weight in found:
@@ -98,7 +103,12 @@ def adapt(model: Decoder, adapters: Sequence[Weighted]) -> list[Adapter]:
     for name, change in changes.items():
         if change.low or change.head or change.rows:
             _put(model, name.removesuffix(".weight"), change)
-    return [adapter for adapter, _ in found]
+    return model
+
+
+def _same_head(wanted: HeadSpec, own: HeadSpec | None) -> bool:
+    """Whether a model has a head already; PEFT's folders do not tell the names of the labels."""
+    return own is not None and (own.kind, own.outputs) == (wanted.kind, wanted.outputs)
 
 
 @dataclass(eq=False)

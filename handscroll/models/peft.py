@@ -17,11 +17,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from handscroll.base.errors import CheckpointError, ConfigError
+from handscroll.base.spec import HeadSpec
+from handscroll.models.heads import part_of_head
 from handscroll.models.weights import ADAPTER, read_json
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 CONFIG, WEIGHTS = ADAPTER, "adapter_model.safetensors"
+HEAD = "head.json"  # what a head that the adapter holds is, as our own adapters say it
 PREFIX = "base_model.model."
+KINDS = {"SEQ_CLS": "text", "TOKEN_CLS": "tokens", "QUESTION_ANS": "answer"}  # task_type -> kind of head
 # Keys that describe how the adapter was trained, or whose effect is in the names and shapes of its tensors.
 IGNORED = frozenset(
     """
@@ -60,7 +64,7 @@ class Adapter:
     """An adapter as its folder holds it, by names of the reference library.
 
     `whole` are tensors that replace those of the base; `same` are copies of tensors of the base; `rows` are the tokens
-    of a table that were trained, and their vectors.
+    of a table that were trained, and their vectors. `head` is the head whose tensors are among the whole ones.
     """
 
     folder: Path
@@ -70,6 +74,7 @@ class Adapter:
     same: dict[str, Tensor] = field(default_factory=dict)
     rows: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     dora: bool = False
+    head: HeadSpec | None = None
 
     def describe(self) -> str:
         """One line: kind, ranks, adapted modules, what else it changes."""
@@ -113,9 +118,24 @@ def read_adapter(folder: Path) -> Adapter:
             found.rows[module] = _rows(module, own.pop("trained"), config, folder)
         if own:
             found.low[module] = _low_rank(module, own, config, folder)
+    found.head = _head(config, found.whole, folder)
     if not (found.low or found.whole or found.rows):
         raise CheckpointError(f"{folder / WEIGHTS} changes nothing: it holds no tensors of an adapter")
     return found
+
+
+def _head(config: Mapping[str, Any], whole: Mapping[str, Tensor], folder: Path) -> HeadSpec | None:
+    """The head that an adapter holds: as `head.json` tells, or of as many outputs as its last layer has."""
+    if (folder / HEAD).is_file():
+        return HeadSpec.parse(read_json(folder / HEAD), str(folder / HEAD))
+    kind, last = KINDS.get(config.get("task_type") or ""), {"answer": "a head for question answering"}
+    words = last.get(kind or "", "a head for classification")
+    rows = [len(tensor) for name, tensor in whole.items() if part_of_head(name) == words and tensor.dim() == 2]
+    if kind is None or not rows:
+        return None
+    labels = () if kind == "answer" else tuple(f"LABEL_{number}" for number in range(rows[-1]))
+    problem = "number" if kind == "text" and len(labels) == 1 else "one"
+    return HeadSpec.parse({"kind": kind, "labels": labels, "problem": problem}, str(folder / CONFIG))
 
 
 # What PEFT puts into the names of modules that it wraps.

@@ -6,6 +6,7 @@ zero, so that training starts from the unchanged model.
 
 import json
 import math
+import re
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -21,6 +22,7 @@ from handscroll.base.runs import write_file
 from handscroll.models.adapters import merge
 from handscroll.models.foreign import Entry
 from handscroll.models.model import Model
+from handscroll.models.peft import CONFIG, HEAD, PREFIX, WEIGHTS
 from handscroll.models.table import family
 from handscroll.nn.adapted import Adapted, Update
 from handscroll.nn.quantised import Quantised
@@ -76,7 +78,7 @@ def add_lora(model: Model, settings: LoRA, seed: int = 0) -> None:
     if wrong:
         allowed = ", ".join(sorted(known - {"projection"}))
         raise ConfigError(f"lora.targets: this model has no projection '{wrong[0]}'. Allowed: {allowed}")
-    generator, labelled = torch.Generator().manual_seed(seed), bool(model.spec.labels)
+    generator, labelled = torch.Generator().manual_seed(seed), model.spec.head is not None
     for name, parameter in model.named_parameters():
         table = settings.tables and ("norm" in name or "embedding" in name)
         parameter.requires_grad_(table or (labelled and name.startswith(("classifier.", "pooler."))))
@@ -94,52 +96,97 @@ def merge_lora(model: Model) -> None:
 
 
 def stands_apart(model: Model) -> bool:
-    """Whether PEFT can load the updates of `model` without the base weights. Otherwise they can only be merged.
+    """Whether PEFT can load what was trained without the base weights. Otherwise updates can only be merged.
 
-    It can if other libraries know it as a language model (a head of another kind is trained too, and would be missing)
-    and store each adapted projection as its own tensor.
+    It can if other libraries know the family, and it stores each adapted projection and each tensor that was trained
+    whole (a head, the tables) as its own tensor.
     """
     kind = family(model.config.family)
     known = {entry.ours[0] for entry in _fitting(kind.entries(model.config))}
-    adapted = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Adapted)}
-    return not kind.own and not model.spec.both_ways and model.spec.head is None and adapted <= known
+    updated = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Adapted)}
+    return not kind.own and updated | _whole(model).keys() <= known
 
 
 def save_adapter(model: Model, settings: LoRA, folder: Path, base: str) -> None:
     """Write `adapter_model.safetensors` and `adapter_config.json` in the form that PEFT reads.
 
+    Tensors that were trained whole, such as those of a head, are among PEFT's `modules_to_save`. `head.json` says what
+    the head is, for loading it here over a base that has none.
+
     Raises:
         ConfigError: the family stores the target fused (GPT-2's c_attn) or reordered (GLM-4's q). Merge instead.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    adapted = {name: module for name, module in model.named_modules() if isinstance(module, Adapted)}
-    entries = {entry.ours[0]: entry for entry in _fitting(family(model.config.family).entries(model.config))}
-    tensors: dict[str, Tensor] = {}
-    modules: set[str] = set()
-    for name, module in adapted.items():
-        entry = entries.get(f"{name}.weight")
-        if entry is None:
+    kind, head = family(model.config.family), model.spec.head
+    entries = {entry.ours[0]: entry for entry in _fitting(kind.entries(model.config))}
+    copies = {ours: theirs for theirs, ours in kind.copies(model.config).items() if ours is not None}
+
+    def foreign(name: str) -> Entry:
+        if name not in entries:
             raise ConfigError(
                 f"'{name}' is stored fused with others or reordered in family '{model.config.family}'; merge the update"
             )
-        theirs = entry.theirs.removesuffix(".weight")
-        modules.add(theirs.rsplit(".", 1)[-1])
-        tensors[f"base_model.model.{theirs}.lora_A.weight"] = module.update.a.detach().contiguous().cpu()
-        tensors[f"base_model.model.{theirs}.lora_B.weight"] = module.update.b.detach().contiguous().cpu()
+        return entries[name]
+
+    tensors: dict[str, Tensor] = {}
+    modules: set[str] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, Adapted):
+            theirs = foreign(f"{name}.weight").theirs.removesuffix(".weight")
+            modules.add(theirs)
+            tensors[f"{theirs}.lora_A.weight"] = module.update.a
+            tensors[f"{theirs}.lora_B.weight"] = module.update.b
+    whole: set[str] = set()
+    for name, parameter in _whole(model).items():
+        entry = foreign(name)
+        for theirs in filter(None, (entry.theirs, copies.get(name))):  # a tied head is then a matrix of its own
+            tensors[theirs] = parameter.T if entry.transposed and parameter.dim() == 2 else parameter
+            whole.add(theirs.rpartition(".")[0])
     config = {
         "peft_type": "LORA",
-        "task_type": "SEQ_2_SEQ_LM" if model.spec.encoder else "CAUSAL_LM",
+        "task_type": _task_type(model),
         "base_model_name_or_path": base,
         "r": settings.rank,
         "lora_alpha": settings.alpha,
-        "target_modules": sorted(modules),
+        "target_modules": _targets(modules, {entry.theirs.removesuffix(".weight") for entry in entries.values()}),
+        "modules_to_save": sorted(whole) or None,
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": any(entry.transposed for entry in entries.values()),
+        "fan_in_fan_out": any(entries[f"{name}.weight"].transposed for name in _adapted(model)),
         "inference_mode": True,
     }
-    write_file(folder / "adapter_model.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-    write_file(folder / "adapter_config.json", (json.dumps(config, indent=2) + "\n").encode())
+    written = {f"{PREFIX}{name}": tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    write_file(folder / WEIGHTS, lambda path: save_file(written, path, metadata={"format": "pt"}))
+    write_file(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    if head is not None and head.kind != "none":
+        write_file(folder / HEAD, (json.dumps(head.model_dump(mode="json"), indent=2) + "\n").encode())
+
+
+def _adapted(model: Model) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, Adapted)]
+
+
+def _whole(model: Model) -> dict[str, Tensor]:
+    """Parameters that are trained besides the updates, by our names."""
+    inside = tuple(f"{name}." for name in _adapted(model))
+    trained = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+    return {name: parameter for name, parameter in trained if not name.startswith(inside)}
+
+
+def _targets(adapted: set[str], every: set[str]) -> list[str]:
+    """What PEFT calls the adapted modules: their last names, or as much of them as tells them from others."""
+    others = {name.rpartition(".")[2] for name in every - adapted}
+    short = {name: name.rpartition(".")[2] for name in adapted}
+    return sorted({last if last not in others else re.split(r"\.\d+\.", name)[-1] for name, last in short.items()})
+
+
+def _task_type(model: Model) -> str | None:
+    """PEFT's word for what the model is for; it decides which class loads the adapter."""
+    if model.spec.head is not None:
+        return {"text": "SEQ_CLS", "tokens": "TOKEN_CLS", "answer": "QUESTION_ANS"}.get(model.spec.head.kind)
+    if model.spec.encoder:
+        return "SEQ_2_SEQ_LM"
+    return None if model.spec.both_ways else "CAUSAL_LM"
 
 
 def _fitting(entries: list[Entry]) -> list[Entry]:

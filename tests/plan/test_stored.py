@@ -3,7 +3,7 @@
 from handscroll.cache.table import footprint
 from handscroll.lm import load
 from handscroll.models.weights import weight_sizes
-from handscroll.plan.memory import weight_bytes
+from handscroll.plan.memory import loss_bytes, weight_bytes
 from handscroll.plan.workloads import checkpoint_workload
 from tests.conftest import ROOT
 
@@ -27,3 +27,11 @@ def test_the_cache_under_rounded_weights_is_counted_in_16_bits(tmp_path):
         model = load(path).model
         assert kept[weights] == footprint("full", model.config, model.cache_dtype.itemsize).each
     assert kept["f32"] == 2 * kept["q4_0"]
+
+
+def test_a_lora_over_quantised_weights_counts_them_as_they_lie(workload):
+    """And the head as the loss widens it."""
+    floats = workload(lora=4)
+    mapped = floats.changed(stored=1_000_000)
+    assert weight_bytes(mapped) == 1_000_000 + 4 * floats.trainable < weight_bytes(floats)
+    assert loss_bytes(mapped, 100) == loss_bytes(floats, 100) + 4 * floats.spec.table

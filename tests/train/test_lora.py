@@ -5,11 +5,23 @@ import json
 import peft
 import pytest
 import torch
+import transformers
 
+import handscroll
 from handscroll.base.errors import ConfigError
+from handscroll.base.spec import HeadSpec
+from handscroll.models.new import with_head
 from handscroll.models.weights import load_model, save_model
-from handscroll.train.lora import LoRA, add_lora, merge_lora, save_adapter
+from handscroll.data.batch import Batch
+from handscroll.data.row import IGNORED
+from handscroll.nn.marks import Marks
+from handscroll.nn.quantised import quantise
+from handscroll.objectives.causal import Causal
+from handscroll.train.step import Memory
+from handscroll.train.strategies.certificate import certify
+from handscroll.train.lora import LoRA, add_lora, merge_lora, save_adapter, stands_apart
 from tests.conformance.families import reference, reference_logits, save
+from tests.models.heads import KINDS, PLAIN, words
 from tests.models.t5 import reference as t5_reference
 from tests.models.t5 import save as save_t5
 
@@ -113,3 +125,93 @@ def test_updates_of_half_precision_weights_are_float32(tmp_path, tokens):
         apart = (model(tokens) - want).float().norm() / want.float().norm()
     assert apart < 0.02
     assert all(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
+
+
+HEADED = {
+    ("bert", "text"): transformers.AutoModelForSequenceClassification,
+    ("qwen2", "text"): transformers.AutoModelForSequenceClassification,
+    ("bert", "tokens"): transformers.AutoModelForTokenClassification,
+    ("bert", "answer"): transformers.AutoModelForQuestionAnswering,
+}
+PARTS = {"bert": ["query", "value", "attention.output.dense"]}
+
+
+def judged(model, tokens):
+    """What the head says of one whole text, or of each token."""
+    marks = Marks.run(0, tokens.shape[1])
+    states = model.hidden(model.embed(tokens, marks), marks, model.mask(), length=tokens.shape[1])
+    if model.spec.head.kind != "text":
+        return model.judge(states)
+    at = torch.zeros_like(tokens, dtype=torch.bool)
+    at[:, 0 if model.spec.pool == "first" else -1] = True
+    return model.classify(states, marks, at)
+
+
+def theirs_of(model, tokens):
+    found = model(input_ids=tokens)
+    return torch.stack([found.start_logits, found.end_logits], -1) if hasattr(found, "start_logits") else found.logits
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft's own call
+@pytest.mark.parametrize(("name", "kind"), HEADED)
+def test_a_trained_head_is_saved_beside_the_updates_and_read_over_a_base_without_one(name, kind, tmp_path, tokens):
+    bare, labels = tmp_path / "bare", {"num_labels": len(KINDS[kind]) or 2, "pad_token_id": 1}
+    save_model(PLAIN[name].build(torch.float32), bare)
+    (bare / "tokenizer.json").write_text(words(), encoding="utf-8")
+    model = with_head(load_model(bare), HeadSpec(kind=kind, labels=KINDS[kind]), torch.Generator().manual_seed(0))
+    settings = LoRA(rank=4, alpha=6.0, targets=("query", "value", "output"))
+    add_lora(model, settings)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+        want = judged(model, tokens)
+    assert stands_apart(model)
+    save_adapter(model, settings, tmp_path / "adapter", str(bare))
+    with torch.no_grad():
+        theirs = peft.PeftModel.from_pretrained(
+            HEADED[name, kind].from_pretrained(bare, **labels), tmp_path / "adapter"
+        ).eval()
+        assert (theirs_of(theirs, tokens) - want).abs().max() < 1e-4
+        again = handscroll.load(tmp_path / "adapter").model
+        torch.testing.assert_close(judged(again, tokens), want)
+    assert again.spec.head.labels == KINDS[kind]
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft's own call
+@pytest.mark.parametrize(("name", "kind"), HEADED)
+def test_a_head_that_peft_trained_is_read_over_a_base_without_one(name, kind, tmp_path, tokens):
+    bare, labels = tmp_path / "bare", {"num_labels": len(KINDS[kind]) or 2, "pad_token_id": 1}
+    save_model(PLAIN[name].build(torch.float32), bare)
+    (bare / "tokenizer.json").write_text(words(), encoding="utf-8")
+    types = {"text": "SEQ_CLS", "tokens": "TOKEN_CLS", "answer": "QUESTION_ANS"}
+    base = HEADED[name, kind].from_pretrained(bare, **labels)
+    whole = ["pooler"] if name == "bert" and kind == "text" else []
+    settings = peft.LoraConfig(
+        task_type=types[kind], r=4, target_modules=PARTS.get(name, ["q_proj", "v_proj"]), modules_to_save=whole or None
+    )
+    theirs = peft.get_peft_model(base, settings)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+        want = theirs_of(theirs.eval(), tokens)
+        theirs.save_pretrained(tmp_path / "adapter")
+        lm = handscroll.load(bare, adapter=tmp_path / "adapter")
+        assert (judged(lm.model, tokens) - want).abs().max() < 1e-4
+    assert lm.model.spec.head.outputs == labels["num_labels"]
+
+
+@pytest.mark.parametrize("strategy", ["chunk-outer", "layer-outer"])
+def test_over_quantised_weights_every_strategy_has_the_gradients_of_the_plain_step(tmp_path, strategy):
+    model = quantise(load_model(save(reference("llama"), tmp_path)), "int8")
+    add_lora(model, LoRA(rank=4))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".b"):
+                parameter.normal_(0.0, 0.1, generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(3, 97, (1, 61), generator=torch.Generator().manual_seed(0))
+    targets = ids[:, 1:].clone()
+    targets[:, :40] = IGNORED  # whole chunks without an answer
+    certificate = certify(model, Memory(strategy=strategy, chunk=64), Batch(ids[:, :-1], targets), Causal(), tmp_path)
+    assert certificate.passed and certificate.chunk == 15
