@@ -3,6 +3,7 @@
 They get no gradient, and hand one on to adapters below them.
 """
 
+from collections.abc import Callable
 from itertools import chain
 
 import torch
@@ -63,6 +64,12 @@ class Quantised(nn.Module):
         raw, bias = addresses.tensor(self, "raw"), addresses.tensor(self, "bias")
         assert raw is not None
         return product(raw, bias, dtype, self.inner, self.format.number)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Quantised":
+        """What `Module.to` and its like do: another dtype is that of inputs and outputs, the bytes stay."""
+        super()._apply(fn, recurse)
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.raw.device)).dtype
+        return self
 
     def extra_repr(self) -> str:
         return f"{self.inner}, {self.raw.shape[0]}, format={self.format.name}"

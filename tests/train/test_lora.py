@@ -10,16 +10,16 @@ import transformers
 import handscroll
 from handscroll.base.errors import ConfigError
 from handscroll.base.spec import HeadSpec
-from handscroll.models.new import with_head
-from handscroll.models.weights import load_model, save_model
 from handscroll.data.batch import Batch
 from handscroll.data.row import IGNORED
+from handscroll.models.new import with_head
+from handscroll.models.weights import load_model, save_model
 from handscroll.nn.marks import Marks
 from handscroll.nn.quantised import quantise
 from handscroll.objectives.causal import Causal
+from handscroll.train.lora import LoRA, add_lora, merge_lora, save_adapter, stands_apart
 from handscroll.train.step import Memory
 from handscroll.train.strategies.certificate import certify
-from handscroll.train.lora import LoRA, add_lora, merge_lora, save_adapter, stands_apart
 from tests.conformance.families import reference, reference_logits, save
 from tests.models.heads import KINDS, PLAIN, words
 from tests.models.t5 import reference as t5_reference
