@@ -77,7 +77,9 @@ def chat(
         if value
     ]
     if raw and used:
-        raise ConfigError(f"--raw uses no chat template, to which {' and '.join(used)} belong: leave out one of them")
+        raise ConfigError(
+            f"--raw uses no chat template, and {' and '.join(used)} need one: leave out --raw, or {' and '.join(used)}"
+        )
     lm = load(model, device, dtype, weights, adapter)
     if not raw and not used and not lm.tokenizer.settings.get("chat_template"):
         error_screen().print(f"{model} has no chat template: it continues your lines as one text", markup=False)
@@ -119,7 +121,8 @@ def _session(
         about, _ = named(lm.model, lm.tokenizer, store, reading)
         if about.identity.policy != "full":
             raise ConfigError(
-                f"'{reading}' is kept in {about.identity.policy}; a chat goes on from exact readings only"
+                f"'{reading}' is kept in {about.identity.policy}, which is approximate; a chat goes on from exact "
+                "readings only: ask about it with handscroll ask, or read it again without --cache"
             )
         document = store.document(reading)
         if document is None:

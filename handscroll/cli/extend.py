@@ -135,7 +135,7 @@ def _read_factors(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"--factors {path}: not a readable JSON file ({error})") from None
+        raise ConfigError(f"--factors {path} cannot be read ({error}); give a JSON file") from None
     if not isinstance(values, dict):
         raise ConfigError(f"--factors {path}: expected an object with 'long_factor' and 'short_factor'")
     return values

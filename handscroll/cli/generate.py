@@ -111,7 +111,7 @@ def generate(
             )
         found = lm.beams(asked, beams, samples, length_penalty, **settings)
     elif length_penalty != 1.0:
-        raise ConfigError("--length-penalty belongs to --beams")
+        raise ConfigError("--length-penalty belongs to --beams: give --beams N too, or leave it out")
     elif samples != 1 or json_out or settings["constraint"] is not None:
         settings["on_report"] = reports.append
         found = lm.continuations(asked, samples, logprobs, **settings)
@@ -160,7 +160,7 @@ def _one_cache(cache: str, kv_budget: str, kv_guard: float | None, beams: int) -
     """Refuse cache settings that exclude each other."""
     one_cache(cache, kv_budget, kv_guard)
     if kv_budget and beams:
-        raise ConfigError("--beams keep the full cache: leave out --kv-budget")
+        raise ConfigError("--beams keeps the full cache: leave out --kv-budget, or --beams")
 
 
 def _announce(cache: str, weights: str, choice: "Choice | None") -> None:
@@ -214,7 +214,7 @@ def _constraint(lm: "LM", json_schema: Path | None, regex: str, choice: list[str
         name for name, value in (("--json-schema", json_schema), ("--regex", regex), ("--choice", choice)) if value
     ]
     if len(given) > 1:
-        raise ConfigError(f"{' and '.join(given)}: give one of them")
+        raise ConfigError(f"{' and '.join(given)} exclude each other: give one of them")
     if json_schema is not None:
         try:
             schema = json_schema.read_text(encoding="utf-8")
@@ -231,7 +231,7 @@ def _draft(lm: "LM", lookup: int, draft: str, dtype: str) -> "Drafts | None":
     from handscroll.lm import load
 
     if lookup and draft:
-        raise ConfigError("--lookup and --draft: give one of them")
+        raise ConfigError("--lookup and --draft both guess tokens: give one of them")
     if lookup:
         return Lookup(lookup)
     return lm.draft(load(draft, str(lm.model.device), dtype)) if draft else None

@@ -62,9 +62,12 @@ def _recommended(path: Path) -> list[tuple[str, str]]:
 
 def _kernels(model: str, dtype: str, device: str, weights: str, adapter: list[str] | None) -> None:
     from handscroll import lm
+    from handscroll.base.errors import ConfigError, nearest
     from handscroll.evaluate.kernels import lines, usual
     from handscroll.nn.quantised import quantise
 
+    if dtype not in ("auto", *lm.DTYPES):
+        raise ConfigError(f"unknown dtype '{dtype}': {nearest(dtype, ('auto', *lm.DTYPES))}")
     if model:
         loaded = lm.load(model, device, dtype, weights, adapter).model
     else:

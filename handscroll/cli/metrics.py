@@ -228,7 +228,7 @@ def _same(wanted: Sequence[Any], other: Sequence[Any], rows: "Table", second: "T
     for at, (one, two) in enumerate(zip(wanted, other, strict=True)):
         if one != two:
             places = f"{rows.records[at].place} and {second.records[at].place}"
-            raise DataError(f"{places} have other references; list the same rows in the same order in both files")
+            raise DataError(f"{places} have different references; list the same rows in the same order in both files")
 
 
 def _list() -> None:

@@ -46,7 +46,7 @@ def one_cache(cache: str, kv_budget: str, kv_guard: float | None) -> None:
     if kv_budget and cache:
         raise ConfigError(f"--kv-budget chooses the cache and --cache {cache} names one: leave out one of the two")
     if kv_guard is not None and not kv_budget:
-        raise ConfigError("--kv-guard belongs to --kv-budget; add it")
+        raise ConfigError("--kv-guard belongs to --kv-budget: give --kv-budget SIZE too, or leave it out")
 
 
 def say_weights(weights: str) -> None:

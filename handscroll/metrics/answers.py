@@ -25,7 +25,7 @@ def exact_match(references: Sequence[str | Sequence[str]], predictions: Sequence
     reference is empty, which says that there is no answer.
 
     Raises:
-        DataError: counts that differ, no examples, what is no text. ConfigError: an unknown language.
+        DataError: counts that differ, no examples, what is not text. ConfigError: an unknown language.
     """
     check_language(language)
     plain = _english if language == "en" else _chinese

@@ -93,7 +93,10 @@ def _check(references: Sequence[Hashable], probabilities: Sequence[Mapping[Any, 
         if not isinstance(row, Mapping) or not row:
             raise DataError(f"probabilities {number} are {row!r}; give one probability for each label by its name")
         if set(row) != known:
-            raise DataError(f"probabilities {number} name {sorted(map(str, row))}, the first {sorted(map(str, known))}")
+            raise DataError(
+                f"probabilities {number} name {sorted(map(str, row))}, the first ones {sorted(map(str, known))}; name "
+                "the same labels for every example"
+            )
         if truth not in row:
             raise DataError(
                 f"reference {number} is {truth!r}, which has no probability: {nearest(str(truth), map(str, row))}"
@@ -101,4 +104,4 @@ def _check(references: Sequence[Hashable], probabilities: Sequence[Mapping[Any, 
         wrong = [chance for chance in row.values() if not (math.isfinite(chance) and -1e-9 <= chance <= 1 + 1e-6)]
         if wrong or abs(sum(row.values()) - 1) > _SUM:
             told = f"hold {wrong[0]}" if wrong else f"are {sum(row.values()):.4f} in sum"
-            raise DataError(f"probabilities {number} {told}; give probabilities of 0 .. 1 that make 1, not logits")
+            raise DataError(f"probabilities {number} {told}; give probabilities from 0 to 1 whose sum is 1, not logits")

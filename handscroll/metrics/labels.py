@@ -205,7 +205,10 @@ def _named(references: Sequence[Any], predictions: Sequence[Any], labels: Sequen
         order = tuple(dict.fromkeys(labels))
         strange = sorted(known - set(order), key=str)
         if strange:
-            raise DataError(f"a reference has the label {strange[0]!r}: {nearest(str(strange[0]), map(str, order))}")
+            raise DataError(
+                f"a reference has the label {strange[0]!r}, which is not among the labels: "
+                f"{nearest(str(strange[0]), map(str, order))}"
+            )
     place = {label: number for number, label in enumerate(order)}
     hits = [one & other for one, other in zip(true, given, strict=True)]
     return _Named(order, count, *(_pairs(sets, place) for sets in (true, given, hits)))

@@ -26,10 +26,14 @@ def perplexity(tokens: Sequence[int], losses: Sequence[float]) -> Scores:
     if len(wrong):
         at = int(wrong[0])
         raise DataError(
-            f"text {at} has a loss of {losses[at]} over {tokens[at]} tokens; give finite sums over 1 or more"
+            f"text {at} has a loss of {losses[at]} over {tokens[at]} tokens; give a finite sum of losses, "
+            "not below 0, over 1 token or more"
         )
     if (sums / counts).max() > _LARGEST:
-        raise DataError(f"a text has more than {_LARGEST:.0f} nats a token, whose perplexity is no finite number")
+        raise DataError(
+            f"a text has a mean loss of more than {_LARGEST:.0f} nats a token, whose perplexity is too large to be "
+            "written; check that losses are sums in nats"
+        )
 
     def of(weights: Weights) -> np.ndarray:
         return np.exp(weights @ sums / (weights @ counts))

@@ -9,7 +9,7 @@ import numpy as np
 from handscroll.base.errors import DataError
 from handscroll.metrics.scores import Scores, Weights, mean, paired
 
-_CONSTANT = "all references, or all predictions, are one number"
+_CONSTANT = "all references, or all predictions, are the same number"
 _FLAT = 1e-12  # a deviation below this share of the largest value is rounding
 
 
@@ -17,7 +17,7 @@ def pearson(references: Sequence[float], predictions: Sequence[float]) -> Scores
     """Pearson's linear correlation, -1 .. 1.
 
     Raises:
-        DataError: counts that differ, no examples, what is no finite number; by `.value`: one side is constant.
+        DataError: counts that differ, no examples, what is not a finite number; by `.value`: one side is constant.
     """
     true, given = _numbers(references, predictions)
     true, given = _standard(true), _standard(given)
@@ -46,7 +46,7 @@ def mae(references: Sequence[float], predictions: Sequence[float]) -> Scores:
     """Mean absolute error, in the unit of the numbers; lower is better.
 
     Raises:
-        DataError: counts that differ, no examples, what is no finite number.
+        DataError: counts that differ, no examples, what is not a finite number.
     """
     true, given = _numbers(references, predictions)
     return mean(np.abs(true - given), share=False)

@@ -43,7 +43,7 @@ def rouge(
     those of each sentence; sentences end at line ends, Chinese ones at 。！？； too).
 
     Raises:
-        DataError: counts that differ, no examples, what is no text, a reference without a word of the language.
+        DataError: counts that differ, no examples, what is not text, a reference without a word of the language.
         ConfigError: an unknown kind, language or kind of words.
     """
     score = overlap(kind, language, words)
@@ -52,7 +52,9 @@ def rouge(
     for number, (wanted, _) in enumerate(examples):
         if not all(cut(one) for one in wanted):
             other = "zh" if language == "en" else "en"
-            raise DataError(f"reference {number} has no word of the language {language}; is it {other}?")
+            raise DataError(
+                f"reference {number} has no word of the language {language}; is it {other} (--language {other})?"
+            )
     return mean([max(score(one, prediction).f1 for one in wanted) for wanted, prediction in examples])
 
 

@@ -102,7 +102,7 @@ class Comparison:
 
     def __str__(self) -> str:
         change = f"{self.difference.value:+.3f} {self.difference.interval}"
-        p = "no p: an exchange has no value" if self.p is None else f"p = {self.p:.3f}"
+        p = "no p: some exchanges have no value" if self.p is None else f"p = {self.p:.3f}"
         return f"{shown(self.first.value)} against {shown(self.second.value)}: {change}, {p}, n = {self.first.count:,}"
 
 
@@ -188,7 +188,7 @@ def _interval(value: float, draws: np.ndarray, count: int) -> Measured:
 
 def _enough(resamples: int) -> None:
     if resamples < 100:
-        raise ConfigError(f"{resamples} resamples say nothing of the ends of an interval; take at least 100")
+        raise ConfigError(f"{resamples} resamples are too few to find the ends of an interval; take at least 100")
 
 
 def _resampled(count: int, resamples: int, seed: int) -> Iterator[Weights]:

@@ -24,7 +24,7 @@ def pairs(references: Sequence[Any], predictions: Sequence[Any], empty: bool = F
     which says that there is no answer.
 
     Raises:
-        DataError: counts that differ, no examples, what is no text, a reference that is missing or empty.
+        DataError: counts that differ, no examples, what is not text, a reference that is missing or empty.
     """
     paired(references, predictions)
     found = []
@@ -35,7 +35,9 @@ def pairs(references: Sequence[Any], predictions: Sequence[Any], empty: bool = F
         if not isinstance(given, str):
             raise DataError(f'prediction {number} is {given!r}, not a text; write "" where the model gave none')
         if not empty and not all(one.strip() for one in several):
-            raise DataError(f"reference {number} has an empty text, which no prediction can be held against")
+            raise DataError(
+                f"reference {number} has an empty text, with which no prediction can be compared; leave the example out"
+            )
         found.append((list(several), given))
     return found
 
@@ -72,7 +74,7 @@ def splitter(language: str, words: str = "characters") -> Callable[[str], list[s
         raise ConfigError(f"unknown kind of words '{words}': {nearest(words, get_args(Words))}")
     if language == "en":
         if words == "jieba":
-            raise ConfigError("jieba cuts Chinese: give the language zh, or leave it out")
+            raise ConfigError("jieba cuts Chinese: give the language zh, or the words 'characters'")
         return lambda text: _ENGLISH.findall(text.lower())
     if words == "characters":
         return lambda text: _CHINESE.findall(text.lower())

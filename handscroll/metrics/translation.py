@@ -18,7 +18,7 @@ def bleu(references: Sequence[str | Sequence[str]], predictions: Sequence[str], 
     Equal to sacrebleu's `corpus_score`; intervals resample the counts of sentences. An empty prediction has no hits.
 
     Raises:
-        DataError: counts that differ, no examples, what is no text, an empty reference.
+        DataError: counts that differ, no examples, what is not text, an empty reference.
         ConfigError: an unknown language, or sacrebleu is not installed.
     """
     check_language(language)

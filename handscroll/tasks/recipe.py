@@ -37,7 +37,9 @@ class TaskData(Config):
     @model_validator(mode="after")
     def _scored(self):
         if self.group is not None and self.valid:
-            raise ValueError("group is for the part of train that is held out: leave it or valid out")
+            raise ValueError(
+                "group decides which rows of train are held out, and none are where valid is given: leave one out"
+            )
         return self
 
 
@@ -55,7 +57,7 @@ class Tuning(Config):
     epochs: float = Field(default=3.0, gt=0)
     steps: int = Field(default=0, ge=0, description="updates; 0: as many as the epochs take")
     batch: int = Field(default=32, ge=1, description="examples of an update")
-    length: int = Field(default=0, ge=0, description="tokens of a row of packed examples; 0: as the examples need")
+    length: int = Field(default=0, ge=0, description="most tokens of a row of whole examples; 0: as they need")
     lr: float | None = Field(
         default=None, gt=0, allow_inf_nan=False, description="by default 5e-5; LoRA 5e-4, head 1e-3"
     )
@@ -77,7 +79,9 @@ class Tuning(Config):
         if self.lora is not None and self.way != "lora":
             raise ValueError(f"lora belongs to way 'lora', not to '{self.way}'")
         if self.way in ("head", "lora") and self.layer_decay != 1:
-            raise ValueError(f"layer_decay is for weights of layers, and way '{self.way}' trains none")
+            raise ValueError(
+                f"layer_decay is for the layers' own weights (way 'full' or 'last'), not for way '{self.way}'"
+            )
         return self
 
     @property

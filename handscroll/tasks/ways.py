@@ -23,11 +23,14 @@ def prepare(lm: LM, tuning: Tuning) -> None:
         return
     if quantised(model):
         raise ConfigError(
-            f"the weights of {lm.source} are quantised and get no gradient: use way 'lora', or weights = 'float'"
+            f"the weights of {lm.source} are quantised and get no gradient: use way 'lora', or dequantise them "
+            "(--set weights=float)"
         )
     head = set(_head(model))
     if tuning.way == "head" and not head:
-        raise ConfigError("way 'head' trains a head for labels, numbers or answers, and this task has none: use 'lora'")
+        raise ConfigError(
+            "way 'head' trains a head for labels, numbers or answers, and this task has none: use way 'lora'"
+        )
     depth = model.config.layers
     if tuning.layers > depth:
         raise ConfigError(f"layers is {tuning.layers}, but the model has {depth}: give fewer, or use way 'full'")

@@ -73,7 +73,7 @@ def test_two_systems(tmp_path):
     found = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["metrics"]["accuracy"]
     assert found["difference"]["value"] == pytest.approx(0.4) and found["p"] == pytest.approx(1 / 1001)
     mixed = file(tmp_path / "c.jsonl", label=TRUE[::-1], prediction=OTHER)
-    with pytest.raises(DataError, match=r"row 1 and .*row 1 have other references"):
+    with pytest.raises(DataError, match=r"row 1 and .*row 1 have different references"):
         shown(one, "--other", mixed)
     short = file(tmp_path / "d.jsonl", label=TRUE[:-1], prediction=OTHER[:-1])
     with pytest.raises(DataError, match=r"has 40 rows and .* 39; score the same rows"):

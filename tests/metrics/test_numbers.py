@@ -31,7 +31,7 @@ def test_correlations_and_errors_under_any_weights():
 def test_what_is_no_number_or_constant_is_refused():
     for score in (numbers.pearson, numbers.spearman):
         for constant in ([2, 2, 2], [1e6 + 0.1] * 3):
-            with pytest.raises(DataError, match="all references, or all predictions, are one number"):
+            with pytest.raises(DataError, match="all references, or all predictions, are the same number"):
                 measured(score([1, 2, 3], constant))
     for wrong in (float("nan"), float("inf"), "3", None, True):
         with pytest.raises(DataError, match=r"prediction 1 is .*, not a finite number"):

@@ -99,7 +99,8 @@ def _found(table: Table, given: Mapping[str, str] | None, skip_unfit: bool, read
             if not skip_unfit:
                 raise DataError(
                     f"{record.place}: {error}; its columns are {', '.join(record.values)}. Repair the row, name its "
-                    "columns (--map prompt=..., --map answer=...), or leave such rows out (skip_unfit, --skip-unfit)"
+                    "columns (--map prompt=..., --map answer=...), or leave such rows out, counted (skip_unfit; "
+                    "handscroll finetune: --set data.skip_unfit=true)"
                 ) from None
             step.leave_out(f"rows of no known form: {error}", record.place)
             continue

@@ -44,20 +44,25 @@ class Matched:
         A row that lacks a field, or holds something else there, is an error, or left out and counted (`skip_unfit`).
 
         Raises:
-            DataError: such a row; a column that is not a field's bears the name of a field.
+            DataError: such a row; or a column that is not taken has the name of a field that is read from another one.
         """
         taken = set(self.columns.values())
         clash = [name for name, column in self.columns.items() if name in table.columns and name not in taken]
         if clash:
-            raise DataError(f"the column '{clash[0]}' would be lost under '{self.columns[clash[0]]}'; rename one")
+            raise DataError(
+                f"the field '{clash[0]}' is read from the column '{self.columns[clash[0]]}', and the column '"
+                f"{clash[0]}' would be lost; rename that one in the file"
+            )
         step, kept = Ledger(), []
         for record in table:
             try:
                 found = self._fitted(record)
             except DataError as error:
                 if not skip_unfit:
-                    what = "rows that do not fit are left out and counted with skip_unfit, --skip-unfit"
-                    raise DataError(f"{record.place}: {error}; repair the row ({what})") from None
+                    raise DataError(
+                        f"{record.place}: {error}; repair the row, or leave such rows out, counted (skip_unfit; "
+                        "handscroll finetune: --set data.skip_unfit=true)"
+                    ) from None
                 step.leave_out(_reason(str(error)), record.place)
                 continue
             rest = {name: value for name, value in record.values.items() if name not in taken}

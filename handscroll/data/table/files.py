@@ -54,7 +54,7 @@ def sources(paths: Paths, split: str | None, step: Ledger) -> list[Source]:
     """
     paths = [paths] if isinstance(paths, str | Path) else list(paths)
     if not paths:
-        raise DataError(f"no files to read; name tables, folders or globs; read are: {_READ}")
+        raise DataError(f"no files to read; name tables, folders or globs. Allowed: {_READ}")
     found: list[Source] = []
     for path in paths:
         here = Path(path).expanduser()
@@ -87,8 +87,8 @@ def _named(here: Path) -> list[Path]:
 def _readable(file: Path) -> Path:
     if kind(file) not in SUFFIXES:
         raise DataError(
-            f"{file}: '{kind(file) or 'no suffix'}' is no kind of table; read are: {_READ}. Rename the file, or save "
-            "it as .csv or .jsonl"
+            f"{file}: '{kind(file) or 'no suffix'}' is no kind of table that is read. Allowed: {_READ}. Rename the "
+            "file, or save it as .csv or .jsonl"
         )
     if kind(file) in (".parquet", ".arrow") and zipped(file):
         raise DataError(f"{file}: a {kind(file)} file is packed already and is not read out of .gz; unpack it (gunzip)")
@@ -112,7 +112,10 @@ def _saved(here: Path) -> list[Path]:
     """The Arrow files of a data set that `datasets` saved to disk, in its order."""
     state = _json(here / "state.json")
     if state.get("_indices_data_files"):
-        raise DataError(f"{here} keeps its order in an index; save it once more with flatten_indices()")
+        raise DataError(
+            f"{here}: the saved data set keeps the order of its rows in an index, which is not read; call its "
+            "flatten_indices() and save it again"
+        )
     files = [here / str(one.get("filename")) for one in state.get("_data_files") or []]
     missing = next((file for file in files if not file.is_file()), None)
     if not files or missing is not None:
@@ -128,7 +131,7 @@ def _json(file: Path) -> dict:
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: cannot be read ({error}); save the data set again") from None
     if not isinstance(found, dict):
-        raise DataError(f"{file}: no JSON object; save the data set again")
+        raise DataError(f"{file} does not hold a JSON object; save the data set again")
     return found
 
 
@@ -151,7 +154,7 @@ def _of_kind(files: Sequence[Path], here: Path, step: Ledger) -> list[Path]:
         else:
             other[file.suffix.lower() or "no suffix"] += 1
     if not taken:
-        raise DataError(f"{here} holds no tables; read are: {_READ}")
+        raise DataError(f"{here} holds no tables. Allowed: {_READ}")
     if other:
         names = ", ".join(f"{count} {name}" for name, count in other.most_common())
         step.note(f"{here}: files that are no tables were not read: {names}")
@@ -175,7 +178,9 @@ def _split_of(name: Path) -> str:
 
 def _picked(splits: Sequence[str], split: str | None, here: Path) -> str:
     if split is None:
-        raise DataError(f"{here} has several splits, which are not mixed: name one (split = {' | '.join(splits)})")
+        raise DataError(
+            f"{here} has several splits, which are not mixed: name one (split = {' | '.join(splits)}), or its files"
+        )
     wanted = split if split in splits else _SPLITS.get(split.lower(), split)
     same = [one for one in splits if one == wanted or _SPLITS.get(one.lower()) == wanted]
     if not same:

@@ -42,7 +42,10 @@ class How:
             DataError: broken lines are not skipped.
         """
         if not self.skip_broken:
-            raise DataError(f"{error} (broken lines are left out and counted with skip_broken, --skip-broken)")
+            raise DataError(
+                f"{error}. Repair the line, or leave such lines out, counted (skip_broken; handscroll data: "
+                "--skip-broken; handscroll finetune: --set data.skip_broken=true)"
+            )
         step.leave_out("broken lines", place)
 
 
@@ -154,7 +157,7 @@ def _names(rows: Iterator[tuple[int, list[str] | DataError]], file: Path, step: 
         step.note(f"{file}: columns without a name are called {', '.join(sorted(set(named) - set(found)))}")
     twice = next((name for name in named if named.count(name) > 1), None)
     if twice is not None:
-        raise DataError(f"{file}: two columns of its first line have one name ({twice}); rename one")
+        raise DataError(f"{file}: two columns of its first line have the same name ({twice}); rename one")
     return named
 
 
@@ -162,7 +165,8 @@ def _no_names(file: Path, cells: list[str], why: str = "") -> DataError:
     shown = " | ".join(cell[:40] for cell in cells)
     return DataError(
         f"{file}: its first line does not look like names of columns ({shown}{'; ' * bool(why)}{why}). Name the "
-        f"{len(cells)} columns (names = ..., --columns a,b,c), or add a line of names"
+        f"{len(cells)} columns (names = ...; handscroll finetune and predict: --names a,b,c; handscroll data: "
+        "--columns a,b,c), or add a line of names to the file"
     )
 
 

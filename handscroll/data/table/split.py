@@ -66,7 +66,10 @@ def split(
     """
     shares = dict(parts or {"test": 0.1})
     if "train" in shares or not all(0 < share < 1 for share in shares.values()) or sum(shares.values()) >= 1:
-        raise ConfigError(f"shares {shares}: give each part but 'train', which is the rest, a share; together below 1")
+        raise ConfigError(
+            f"shares {shares}: give each part a share between 0 and 1, except 'train', which gets the rest; together "
+            "they must be below 1"
+        )
     for column in (by, group):
         if column is not None:
             table.require(column)
@@ -110,7 +113,8 @@ def _units(table: Table, column: str, group: str | None, near: float | None) -> 
     units = groups(len(table), pairs)
     if group is not None:
         notes.append(
-            f"groups by '{group}' and copies make {len(units):,} units, the largest of {max(map(len, units)):,} rows"
+            f"groups by '{group}' and copies make {len(units):,} units that stay together, the largest of "
+            f"{max(map(len, units)):,} rows"
         )
     return units, notes
 
@@ -167,6 +171,7 @@ def _part(table: Table, units: list[list[int]], side: list[str], name: str) -> T
             kept.append(record)
     if not kept:
         raise DataError(
-            f"the part '{name}' stays empty: {len(table):,} rows in {len(units):,} units; give a larger share"
+            f"the part '{name}' stays empty: copies and groups stay together, which makes {len(units):,} units of the "
+            f"{len(table):,} rows; give a larger share, or more rows"
         )
     return table.having(kept, step)

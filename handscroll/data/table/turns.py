@@ -53,7 +53,9 @@ def turn_list(value: Any) -> tuple[list[Message], list[str]] | None:
 def _role(speaker: str, number: int) -> str:
     role = _ROLES.get(speaker.strip().lower())
     if role is None:
-        raise DataError(f"turn {number + 1} is spoken by '{speaker}', who is neither user, assistant, system nor tool")
+        raise DataError(
+            f"turn {number + 1} is spoken by '{speaker}', who is not known as user, assistant, system or tool"
+        )
     return role
 
 
@@ -70,7 +72,7 @@ def _message(turn: Mapping[str, Any], role: str, text: str, at: int) -> Message:
     if isinstance(content, list):
         texts = [part["text"] for part in content if _is_text(part)]
         if len(texts) < len(content):
-            raise DataError(f"{where} holds a part that is no text")
+            raise DataError(f"{where} holds a part that is not text")
         content = "".join(texts)
     if content is None and "tool_calls" in kept:
         content = ""
@@ -89,7 +91,7 @@ def _called(content: Any, where: str) -> dict[str, Any]:
         call = json.loads(content) if isinstance(content, str) else content
         return {"type": "function", "function": {"name": call["name"], "arguments": call["arguments"]}}
     except (ValueError, KeyError, TypeError):
-        raise DataError(f'{where} is no call of a function; write {{"name": ..., "arguments": ...}}') from None
+        raise DataError(f'{where} is not a call of a function; write {{"name": ..., "arguments": ...}}') from None
 
 
 def written_turns(text: str) -> list[Message] | None:
@@ -112,7 +114,7 @@ def tools_of(values: Mapping[str, Any]) -> list[Any]:
         try:
             found = json.loads(found)
         except ValueError:
-            raise DataError("its tools are no JSON") from None
+            raise DataError("its tools are not JSON") from None
     if not isinstance(found, list):
-        raise DataError("its tools are no list")
+        raise DataError("its tools are not a list")
     return plain(found, "tools")

@@ -100,9 +100,9 @@ def test_columns_with_other_names_are_given():
         ({"messages": [SAID[1]]}, "nothing is answered"),
         ({"messages": [{"role": "wizard", "content": "x"}]}, "'wizard'"),
         ({"messages": [1]}, "no list of turns"),
-        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "no text"),
-        ({"conversations": [{"from": "function_call", "value": "x"}]}, "no call"),
-        ({"question": "hi", "answer": "hello", "tools": "{"}, "no JSON"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "not text"),
+        ({"conversations": [{"from": "function_call", "value": "x"}]}, "not a call"),
+        ({"question": "hi", "answer": "hello", "tools": "{"}, "not JSON"),
         ({"question": "hi", "answer": "hello", "history": ["x"]}, "pairs"),
     ],
 )
