@@ -5,6 +5,7 @@ from itertools import groupby
 from rich.text import Text
 
 from handscroll.data.encoded import Encoded
+from handscroll.data.row import IGNORED, Row
 from handscroll.text.tokenizer import Tokenizer
 
 OPEN, CLOSE = "⟦", "⟧"
@@ -30,6 +31,13 @@ def show(encoded: Encoded, tokenizer: Tokenizer) -> Text:
             shown.append(text, f"{SPECIAL} {style}" if special else style)
         shown.append(CLOSE if trained else "", style)
     return shown
+
+
+def of_row(row: Row, place: str = "") -> Encoded:
+    """A training row whose targets are next tokens, as an example again; padding is left out."""
+    size = len(row.tokens) if row.segment is None else int((row.segment >= 0).sum())
+    counted = (row.targets[: size - 1] != IGNORED).tolist()
+    return Encoded(row.tokens[:size].tolist(), [False, *counted], place)
 
 
 def headline(encoded: Encoded) -> str:

@@ -18,7 +18,7 @@ from handscroll.tasks.conversation import (
     encode_preference,
     encode_prompt,
 )
-from handscroll.tasks.show import headline, show
+from handscroll.tasks.show import headline, of_row, show
 from handscroll.text.tokenizer import Tokenizer
 from tests.text.chat_templates import FAMILIES, TOOL_LIST
 from tests.text.chat_tokenizers import built, settings_of
@@ -226,4 +226,5 @@ def test_what_is_trained_is_shown_with_and_without_colour():
     assert shown.plain.endswith("<|im_start|>assistant\n⟦Two⏎\nlines<|im_end|>⟧\n")
     styles = {shown.plain[span.start : span.end]: span.style for span in shown.spans}
     assert styles["Two⏎\nlines"] == "green" and styles["<|im_end|>"] in ("bold green", "bold dim")
+    assert of_row(one.row(), "row 1") == one
     assert headline(one).startswith("row 1: ") and headline(one).endswith(f"{one.counted} trained")
