@@ -486,10 +486,11 @@ def load(
     if weights in PROJECTIONS and model.spec.recurrent:
         raise ConfigError(f"family '{model.config.family}' has no projections to round: leave out weights")
     model = adapt(model, adapters)
-    del held
-    trim()  # building a tokenizer of 262,144 tokens leaves 174 MiB of free pages behind
     defaults = Defaults.load(path)
     if ends := defaults.ends(model.config.vocab):
         model.config = model.config.model_copy(update={"eos": ends})
     stored = written_dtype(path) if dtype == "auto" else None
-    return LM(model, tokenizer, str(source), read_provenance(path), defaults, adapters, stored, Sentences.read(path))
+    record, sentences = read_provenance(path), Sentences.read(path)
+    del held
+    trim()  # the free pages that the header and the making of the tokenizer left behind
+    return LM(model, tokenizer, str(source), record, defaults, adapters, stored, sentences)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from handscroll.base.errors import CheckpointError, ConfigError
-from handscroll.text.gguf import BPE, BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, USER, merges_of
+from handscroll.text.gguf import BPE, BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, USER, merges_of, written
 
 FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 LEADING = r"\A +"  # blanks before a text, which some models leave out
@@ -235,5 +235,5 @@ def _merged(pieces: Pieces, trainer: Any) -> dict[str, Any]:
         "fuse_unk": True,
         "byte_fallback": bool(trainer.byte_fallback),
         "vocab": {name: number for number, name in enumerate(pieces.names)},
-        "merges": merges_of(pieces.names, pieces.scores, mergeable),
+        "merges": written(merges_of(pieces.names, pieces.scores, mergeable)),
     }

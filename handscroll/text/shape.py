@@ -13,14 +13,14 @@ DEEPEST = 64  # levels of nesting
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
-def checked_spec(tokenizer_json: str) -> dict[str, Any]:
+def checked_spec(source: str | dict[str, Any]) -> dict[str, Any]:
     """The content of a `tokenizer.json` whose vocabulary, merges and added tokens have the right types.
 
     Raises:
         CheckpointError: it is no JSON, or a part has another shape; names the part.
     """
     try:
-        spec = json.loads(tokenizer_json)
+        spec = json.loads(source) if isinstance(source, str) else source
     except (ValueError, RecursionError) as error:
         raise _wrong(f"it is not valid JSON ({error})") from None
     if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
@@ -125,7 +125,7 @@ def _check_merges(merges: Any) -> None:
         raise _wrong("'merges' is no list")
     for merge in merges:
         parts = merge.split(" ") if isinstance(merge, str) else merge
-        if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
+        if not isinstance(parts, list | tuple) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
             raise _wrong(f"a merge is {str(merge)[:60]}, not two tokens")
 
 

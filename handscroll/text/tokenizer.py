@@ -4,21 +4,23 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import tokenizers
+from tokenizers import models
 
 from handscroll.base.errors import CheckpointError, DataError
 from handscroll.base.gguf import is_gguf, read_gguf
 from handscroll.text.added import completed, looks_special
 from handscroll.text.folder import SETTINGS, read_object, read_settings, read_text
-from handscroll.text.gguf import tokenizer_of
-from handscroll.text.guard import Guard, going_on
+from handscroll.text.gguf import json_of, tokenizer_of
+from handscroll.text.guard import Guard, Spec, going_on
 from handscroll.text.library import reported
 from handscroll.text.pretokenizers import SEPARATORS, cuttable, pieces
 from handscroll.text.sentencepiece import FILES, sentencepiece_json
@@ -43,17 +45,16 @@ class Tokenizer:
     (`parse=True`, or a trusted part of `encode_parts`).
     """
 
-    def __init__(
-        self, tokenizer_json: str, settings: dict[str, Any] | None = None, model: dict[str, Any] | None = None
-    ):
-        """`settings` is the content of `tokenizer_config.json`, `model` of the model's `config.json` (for its ids).
+    def __init__(self, source: str | Spec, settings: dict[str, Any] | None = None, model: dict[str, Any] | None = None):
+        """`source` is a `tokenizer.json` or its content, `settings` is the content of `tokenizer_config.json`, and
+        `model` that of the model's `config.json` (for its ids).
 
         Raises:
-            CheckpointError: `tokenizer_json` is not a tokenizer, or `settings` name ids that it does not have.
+            CheckpointError: `source` is not a tokenizer, or `settings` name ids that it does not have.
         """
         self.settings, self._model = dict(settings or {}), model or {}
         model = self._model
-        spec = checked_spec(tokenizer_json)
+        spec = checked_spec(source)
         check_settings(self.settings)
         rows = model.get("vocab_size")
         added = completed(spec, self.settings, rows if isinstance(rows, int) else None)
@@ -61,17 +62,21 @@ class Tokenizer:
         self._names = names_of(spec["model"]) | {token["id"]: token["content"] for token in added}
         vocabulary = {name: number for number, name in self._names.items()}
         self._ids = special_ids(spec, vocabulary, self.settings, model)
-        self._json = tokenizer_json
-        if added != (spec.get("added_tokens") or []):
+        self._declared = added if added != (spec.get("added_tokens") or []) else None
+        if self._declared is not None:
             spec = {**spec, "added_tokens": added}
-            self._json = json.dumps(spec, ensure_ascii=False)
         self._hidden = self._never_text(model)
         self._guard = Guard({number: self._names[number] for number in self._hidden}, self._added)
         guarded = self._guard.spec(spec)
         self._engine = _build(guarded)
         self._on: tokenizers.Tokenizer | None = None
-        self._on_spec = going_on(guarded)
+        self._on_spec = going_on({key: part for key, part in guarded.items() if key != "model"})
         self._cuttable = cuttable(spec)
+        # The text is rarely asked for and large: the bytes of its file, or what makes it again.
+        text = source if isinstance(source, str) else None
+        self._source: bytes | Callable[[], str] = (
+            (lambda: json.dumps(source, ensure_ascii=False)) if text is None else text.encode()
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -85,7 +90,9 @@ class Tokenizer:
         """
         here = Path(path)
         if is_gguf(here):
-            return cls(*tokenizer_of(read_gguf(here).metadata, str(here)))
+            made, state = cls(*tokenizer_of(read_gguf(here).metadata, str(here))), here.stat()
+            made._source = lambda: _again(here, (state.st_mtime_ns, state.st_size))
+            return made
         folder = here if here.is_dir() else here.parent
         settings = read_settings(folder)
         model = read_object(folder / "config.json")
@@ -151,10 +158,10 @@ class Tokenizer:
         """The special tokens that `encode(parse=True)` finds in a text, with their ids."""
         return {self._names[number]: number for number in self._hidden}
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the `tokenizer.json`, for provenance."""
-        return hashlib.sha256(self._json.encode("utf-8")).hexdigest()
+        return hashlib.sha256(self.source.encode("utf-8")).hexdigest()
 
     @property
     def words(self) -> list[str | None]:
@@ -163,8 +170,11 @@ class Tokenizer:
 
     @property
     def source(self) -> str:
-        """The `tokenizer.json` as it was loaded or trained."""
-        return self._json
+        """The `tokenizer.json` as it was loaded or trained, with the added tokens that its other files declare."""
+        text = self._source.decode() if isinstance(self._source, bytes) else self._source()
+        if self._declared is None:
+            return text
+        return json.dumps({**json.loads(text), "added_tokens": self._declared}, ensure_ascii=False)
 
     def encode(self, text: str, special: bool = True, parse: bool = False, follows: bool = False) -> list[int]:
         """Token ids of `text`; `special` adds what the tokenizer's own post-processor adds (such as BOS).
@@ -234,7 +244,8 @@ class Tokenizer:
 
     def reaching(self, length: int) -> "Tokenizer":
         """The tokenizer of a model for texts of `length` tokens: the limits that its files state are raised to that."""
-        spec, settings = json.loads(self._json), dict(self.settings)
+        source, settings = self.source, dict(self.settings)
+        spec = json.loads(source)
         limit, cut = settings.get("model_max_length"), spec.get("truncation")
         if isinstance(limit, int | float) and limit < length:
             settings["model_max_length"] = length
@@ -243,7 +254,7 @@ class Tokenizer:
         if settings == self.settings and spec.get("truncation") == cut:
             return self
         same = spec.get("truncation") == cut
-        return Tokenizer(self._json if same else json.dumps(spec, ensure_ascii=False), settings, self._model)
+        return Tokenizer(source if same else json.dumps(spec, ensure_ascii=False), settings, self._model)
 
     def unknown(self, ids: Sequence[int] | np.ndarray) -> int:
         """How many of the ids stand for text that the tokenizer does not know.
@@ -265,7 +276,7 @@ class Tokenizer:
             number = self._ids[role]
             if number is not None:
                 settings.setdefault(f"{role}_token", self._names[number])
-        _replace(folder / _JSON, self._json)
+        _replace(folder / _JSON, self.source)
         _replace(folder / SETTINGS, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
 
     def frame(self) -> tuple[list[int], list[int]]:
@@ -297,7 +308,7 @@ class Tokenizer:
     def _going_on(self) -> tokenizers.Tokenizer:
         if self._on is None:
             assert self._on_spec is not None
-            self._on = _build(self._on_spec)
+            self._on = _around(self._on_spec, self._engine.model)
         return self._on
 
     def _until_added(self, text: str) -> tuple[str, str]:
@@ -333,8 +344,19 @@ def _text(text: str) -> str:
     return text
 
 
-def _build(spec: dict[str, Any]) -> tokenizers.Tokenizer:
+def _again(file: Path, state: tuple[int, int]) -> str:
+    """The `tokenizer.json` of a GGUF file that was read before."""
+    now = file.stat()
+    if (now.st_mtime_ns, now.st_size) != state:
+        raise CheckpointError(f"{file} has changed since its tokenizer was read: load the model again")
+    return json_of(read_gguf(file).metadata, str(file))
+
+
+def _build(spec: Spec) -> tokenizers.Tokenizer:
+    """The tokenizer of the library. It takes a BPE model as objects: read from a text, Gemma's takes 500 MiB more."""
     with reported("be read", "tokenizer.json"):
+        if spec["model"].get("type") == "BPE" and spec["model"].keys() <= {*_BPE, "type", "vocab", "merges"}:
+            return _around(spec, _bpe(spec["model"]))
         return tokenizers.Tokenizer.from_str(json.dumps(spec, ensure_ascii=False))
 
 
@@ -346,6 +368,25 @@ def _encoding() -> Iterator[None]:
             yield
         except (UnicodeEncodeError, TypeError):
             raise DataError("the text holds half a surrogate pair and is not valid Unicode; repair it") from None
+
+
+_BPE = "dropout unk_token continuing_subword_prefix end_of_word_suffix fuse_unk byte_fallback ignore_merges".split()
+
+
+def _bpe(model: Mapping[str, Any]) -> models.BPE:
+    merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
+    return models.BPE(model["vocab"], merges, **{key: model[key] for key in _BPE if model.get(key) is not None})
+
+
+def _around(spec: Spec, model: models.Model) -> tokenizers.Tokenizer:
+    """A tokenizer with the parts of `spec` around a model that exists."""
+    bare = {**spec, "model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": []}
+    made = tokenizers.Tokenizer.from_str(json.dumps(bare, ensure_ascii=False))
+    made.model = model
+    for special, several in groupby(spec["added_tokens"], key=lambda token: token["special"]):
+        tokens = [tokenizers.AddedToken(**{key: token[key] for key in token if key != "id"}) for token in several]
+        made.add_special_tokens(tokens) if special else made.add_tokens(tokens)
+    return made
 
 
 def _others(folder: Path, settings: dict[str, Any], model: dict[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ import pytest
 
 from handscroll.base.errors import CheckpointError, ConfigError
 from handscroll.base.gguf import read_gguf
-from handscroll.text.gguf import SPLITS, tokenizer_of
+from handscroll.text.gguf import SPLITS, json_of, tokenizer_of
 from handscroll.text.gguf_out import metadata_of
 from handscroll.text.tokenizer import Tokenizer
 from tests.conftest import shared
@@ -142,7 +142,7 @@ def test_every_split_of_words_is_a_pattern_that_the_library_takes():
 
 
 def test_the_json_holds_what_the_file_says():
-    spec = json.loads(tokenizer_of(metadata_of(trained("bpe"), 300, ()), "test")[0])
+    spec = json.loads(json_of(metadata_of(trained("bpe"), 300, ()), "test"))
     assert [token["content"] for token in spec["added_tokens"]] == ["<|endoftext|>"]
 
 

@@ -33,7 +33,7 @@ def gpt2(tmp_path):
 
 def framed(tokenizer, **changes):
     """The same tokenizer with its JSON edited."""
-    return Tokenizer(json.dumps(json.loads(tokenizer._json) | changes), tokenizer.settings)
+    return Tokenizer(json.dumps(json.loads(tokenizer.source) | changes), tokenizer.settings)
 
 
 def test_gpt2_folder_gives_gpt2_tokens(gpt2):
@@ -96,7 +96,7 @@ def test_the_post_processor_frames_short_and_long_texts(small):
     frame = processors.TemplateProcessing(
         single="<s> $A <|endoftext|>", special_tokens=[("<s>", small.bos), ("<|endoftext|>", small.eos)]
     )
-    built = tokenizers.Tokenizer.from_str(small._json)
+    built = tokenizers.Tokenizer.from_str(small.source)
     built.post_processor = frame
     tokenizer = Tokenizer(built.to_str())
     for text in ("", "a", TEXT, TEXT * 80):
@@ -130,7 +130,7 @@ def test_transformers_reads_what_we_save(small, tmp_path):
 
 def test_settings_decide_special_ids(small):
     def ids(settings, model=None):
-        tokenizer = Tokenizer(small._json, settings, model)
+        tokenizer = Tokenizer(small.source, settings, model)
         return tokenizer.bos, tokenizer.eos, tokenizer.pad
 
     assert ids({}) == (298, 299, None)
@@ -161,7 +161,7 @@ def test_refusals(small, tmp_path):
 
 
 def test_texts_are_not_cut_inside_added_tokens(small):
-    built = tokenizers.Tokenizer.from_str(small._json)
+    built = tokenizers.Tokenizer.from_str(small.source)
     built.add_tokens(["two words", tokenizers.AddedToken("<t>", lstrip=True)])
     tokenizer = Tokenizer(built.to_str())
     assert tokenizer._cuttable

@@ -159,7 +159,7 @@ def test_cut_text_gives_the_tokens_of_the_whole(trained, text):
 
 def test_cuts_happen_and_a_real_book_agrees(trained):
     assert len(pieces("line one\nline two\n" * 50, 20)) > 20
-    assert cuttable(json.loads(trained._json))
+    assert cuttable(json.loads(trained.source))
     if DATA.is_dir():
         book = (DATA / "text_en/books_valid/shelley_frankenstein.txt").read_text(encoding="utf-8")[:250_000]
         whole = tokenizers.Tokenizer.from_str(trained.source).encode(book).ids
@@ -221,4 +221,4 @@ def test_unigram_pieces_are_whole_characters():
 
 def test_tokenizer_json_records_nothing_of_the_run(trained):
     assert {"kind", "pretokenizer"} == set(trained.settings["handscroll"])
-    assert json.loads(trained._json)["normalizer"] is None
+    assert json.loads(trained.source)["normalizer"] is None
