@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from handscroll.base.allocator import trim
 from handscroll.base.errors import ConfigError
 from handscroll.cache.cache import Cache
 from handscroll.models.model import Model
@@ -65,6 +66,8 @@ def prefill(
         rows = torch.nonzero((ends >= first) & (ends < last)).squeeze(1)
         kept[rows, 0] = hidden[rows, ends[rows] - first]
     assert kept is not None, "prefill of no tokens"
+    if marks.length > chunk:  # the holes of the chunks, about 60 MiB, are not needed beside the head
+        trim()
     return kept
 
 

@@ -370,17 +370,17 @@ def test_the_command_reads_asks_and_lists(tiny_folder, tmp_path):
 
 
 def test_two_processes_may_save_at_once(lm, tiny_folder, tmp_path):
-    """Four processes read overlapping texts into one store; every reading opens."""
+    """Processes read overlapping texts into one store; every reading opens."""
     code = (
         "import sys; from handscroll.lm import load; from handscroll.cache.reading.store import Store;"
         "lm = load(sys.argv[1]); n = int(sys.argv[3]); s = Store(sys.argv[2]);"
         "ids = list(range(5, 405)); [lm.read(ids[:k], s, f'r{n}-{k}', beyond=True) for k in (100, 150 + n, 300)]"
     )
     command = [sys.executable, "-c", code, str(tiny_folder), str(tmp_path / "s")]
-    running = [subprocess.Popen([*command, str(n)], env=os.environ | {"OMP_NUM_THREADS": "1"}) for n in range(4)]
-    assert [process.wait(timeout=120) for process in running] == [0] * 4
+    running = [subprocess.Popen([*command, str(n)], env=os.environ | {"OMP_NUM_THREADS": "1"}) for n in range(2)]
+    assert [process.wait(timeout=120) for process in running] == [0, 0]
     store = Store(tmp_path / "s")
     names = store.names()
-    assert len(names) == 12
+    assert len(names) == 6
     for number, length in names.values():
         assert store.open(number).part(length).tokens.tolist() == list(range(5, 5 + length))

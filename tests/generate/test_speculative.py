@@ -84,7 +84,15 @@ SETTINGS = {
 
 @pytest.mark.parametrize(
     ("kind", "settings"),
-    [("none", "plain"), ("draft", "plain"), ("draft", "penalised"), *itertools.product(["lookup"], SETTINGS)],
+    [
+        ("none", "plain"),
+        ("draft", "penalised"),
+        ("lookup", "hot"),
+        ("lookup", "cut"),
+        pytest.param("draft", "plain", marks=pytest.mark.long),
+        pytest.param("lookup", "plain", marks=pytest.mark.long),
+        pytest.param("lookup", "penalised", marks=pytest.mark.long),
+    ],
 )
 def test_four_tokens_have_the_exact_joint_distribution(kind, settings):
     model, prompt, count, rows = tiny(3), [1, 2, 3, 1, 2, 3, 0, 1, 0, 3, 0, 2], 4, 600

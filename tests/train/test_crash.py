@@ -71,7 +71,7 @@ CASES = {
     "train, offloading": ["train", str(RECIPE), "threads=1", "loop.save_every=3", *OFFLOAD],
     "extend, offloading": ["extend"],
 }
-KILLS = [3, pytest.param(20, marks=pytest.mark.long)]  # of each case; the long campaign has sixty in all
+KILLS = [2, pytest.param(20, marks=pytest.mark.long)]  # of each case; the long campaign has sixty in all
 
 
 class Parent:

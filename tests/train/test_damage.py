@@ -21,7 +21,7 @@ from handscroll.train.checkpoint import load_checkpoint, optimizer_tensors, rng_
 from tests.naming import naming
 
 FILES = ("manifest.json", "model.safetensors", "optimizer.safetensors", "state.json")
-FLIPS, CUTS, ZEROS = 10_000, 1_000, 300
+FLIPS, CUTS, ZEROS = 2_000, 500, 100
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def flip(run: Path, trials: int, seed: int) -> Counter:
     return found
 
 
-def test_ten_thousand_flipped_bits_are_found(run):
+def test_flipped_bits_are_found(run):
     found = flip(run, FLIPS, seed=1)
     assert found.total() == FLIPS and len(found) == 6 and min(found.values()) > FLIPS / 10
 
@@ -119,10 +119,10 @@ def test_ten_thousand_flipped_bits_are_found(run):
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(2, 12))
 def test_a_hundred_thousand_flipped_bits_are_found(run, seed):
-    assert flip(run, FLIPS, seed).total() == FLIPS
+    assert flip(run, 10_000, seed).total() == 10_000
 
 
-def test_a_thousand_cuts_are_found(run):
+def test_cuts_are_found(run):
     draw = random.Random(2)
     for trial in range(CUTS):
         path = run / "step-000200" / FILES[trial % len(FILES)]

@@ -35,7 +35,7 @@ def test_a_tiny_run_learns_and_saves_an_ordinary_folder(recipe, tmp_path):
         assert (theirs(torch.tensor([ids])).logits[0] - lm.logits(ids)).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("cut", [7, 10, 13])
+@pytest.mark.parametrize("cut", [pytest.param(7, marks=pytest.mark.long), 10, 13])  # 10: where a stage ends
 def test_stopped_and_resumed_equals_straight(recipe, tmp_path, cut, monkeypatch):
     """Asked to stop after any update, also in the middle of a stage: records and weights end up the same bytes."""
     straight, _ = run_recipe(recipe("loop.average=0.9"), tmp_path / "straight")

@@ -32,13 +32,22 @@ def strategies(folder):
     }
 
 
-@pytest.mark.parametrize("kind", ["plain", "packed", "short"])
-@pytest.mark.parametrize("name", MODELS)
-def test_every_strategy_gives_the_gradients_of_the_plain_step(name, kind, tmp_path):
-    whole = batch(kind)
+# Packed rows hold documents and padding and prove most, so that every model meets every strategy on them. On the other
+# rows, and in float32, a model meets each second strategy, and two models after each other meet all.
+NARROW = ("llama", "windows", "lora", "gpt2")
+CASES = [(name, kind, False) for name in MODELS for kind in ("plain", "packed", "short")]
+CASES += [
+    pytest.param(name, kind, True, marks=pytest.mark.long) for name in MODELS for kind in ("plain", "packed", "short")
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "every"), CASES)
+def test_every_strategy_gives_the_gradients_of_the_plain_step(name, kind, every, tmp_path):
+    whole, half = batch(kind), (list(MODELS).index(name) + (kind == "short")) % 2
     micro = [_row(whole, 0), _row(whole, 1)]  # gradients accumulate, and rows keep their dropout
     cases = [(torch.float64, 1e-12, Noise(0.1, seed=3, update=4)), (torch.float32, 1e-5, None)]
-    for dtype, limit, noise in cases[: 2 if kind == "packed" else 1]:
+    for dtype, limit, noise in cases[: 2 if every or (kind == "packed" and name in NARROW) else 1]:
+        whole_product = every or (kind == "packed" and dtype == torch.float64)
         model = MODELS[name]()
         if name != "lora":
             initialise(model, "normal", 4, torch.Generator().manual_seed(0), std=0.1)
@@ -46,7 +55,9 @@ def test_every_strategy_gives_the_gradients_of_the_plain_step(name, kind, tmp_pa
         want = Step(Plain())(model, [whole], Causal(0.1), noise=noise)
         wanted = gradients(model)
         for number, (label, strategy) in enumerate(strategies(tmp_path).items()):
-            batches = micro if number % 2 else [whole]
+            if not whole_product and number % 2 != half:
+                continue
+            batches = micro if number // 2 % 2 else [whole]
             loss = Step(strategy)(model, batches, Causal(0.1), noise=noise)
             assert loss.count == want.count
             assert float(loss.total) == pytest.approx(float(want.total), rel=limit)
