@@ -53,11 +53,6 @@ class Format:
     ggml: int | None = None
     row_bytes_more: int = 0
 
-    @property
-    def bytes_per_weight(self) -> float:
-        """Bytes per number in a long row."""
-        return self.block_bytes / self.block
-
     def row_bytes(self, size: int) -> int:
         """Bytes of a row of `size` numbers.
 

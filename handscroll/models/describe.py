@@ -54,7 +54,7 @@ def _cache(config, quantised: bool) -> list[tuple[str, str]]:
     if not spec.cached:
         return []
     sizes = (("float16", 2), ("float32", 4)) if quantised else (("float32", 4), ("bfloat16", 2))
-    each = ", ".join(f"{config.cache_bytes_per_token(size):,} bytes in {name}" for name, size in sizes)
+    each = ", ".join(f"{spec.cache_bytes(1, size):,} bytes in {name}" for name, size in sizes)
     name, usual = sizes[0]
     longest = max((window for window in spec.windows if window is not None), default=0)
     if longest:  # past the longest window only the layers without windows grow

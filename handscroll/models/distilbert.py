@@ -10,7 +10,14 @@ from torch import Tensor
 
 from handscroll.models.bert import Bert, BertConfig
 from handscroll.models.classes import SUFFIXES
-from handscroll.models.encoder_files import ACTIVATIONS, activation, head_values, tables, weights_and_biases
+from handscroll.models.encoder_files import (
+    ACTIVATIONS,
+    activation,
+    head_values,
+    masked_head,
+    tables,
+    weights_and_biases,
+)
 from handscroll.models.foreign import Entry, Family, Foreign, original_length, required, written_ends
 from handscroll.models.heads import HEAD_KEYS, written_head
 
@@ -93,12 +100,8 @@ def _entries(config: BertConfig) -> list[Entry]:
         modules["pooler"] = "pre_classifier"
     if config.head:
         modules["classifier"] = "qa_outputs" if config.head.kind == "answer" else "classifier"
-    if config.masked:
-        modules |= {"masked.dense": "vocab_transform", "masked.norm": "vocab_layer_norm"}
-        entries.append(Entry("vocab_projector.bias", ("masked.bias",)))
-        if not config.tied:
-            entries.append(Entry("vocab_projector.weight", ("projection.weight",)))
-    return entries + weights_and_biases(modules)
+    masked, more = masked_head(config, "vocab_transform", "vocab_layer_norm", "vocab_projector")
+    return entries + more + weights_and_biases(modules | masked)
 
 
 def _copies(config: BertConfig) -> dict[str, str | None]:

@@ -16,6 +16,7 @@ from handscroll.models.encoder_files import (
     KEYS,
     encoder_modules,
     encoder_values,
+    masked_head,
     tables,
     weights_and_biases,
     written_encoder,
@@ -96,12 +97,9 @@ def _entries(config: ElectraConfig) -> list[Entry]:
         names = {"text": "classifier.out_proj", "tokens": "classifier", "answer": "qa_outputs"}
         modules["classifier"] = names[config.head.kind]
         modules |= {"pooler": "classifier.dense"} if config.pooler else {}
-    if config.masked:
-        modules |= {"masked.dense": "generator_predictions.dense", "masked.norm": "generator_predictions.LayerNorm"}
-        entries.append(Entry("generator_lm_head.bias", ("masked.bias",)))
-        if not config.tied:
-            entries.append(Entry("generator_lm_head.weight", ("projection.weight",)))
-    return entries + weights_and_biases(modules)
+    names = ("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head")
+    masked, more = masked_head(config, *names)
+    return entries + more + weights_and_biases(modules | masked)
 
 
 def _copies(config: ElectraConfig) -> dict[str, str | None]:

@@ -119,6 +119,16 @@ def tables(base: str, *names: str) -> list[Entry]:
     return [Entry(f"{base}embeddings.{theirs[name]}_embeddings.weight", (f"{name}.weight",)) for name in names]
 
 
+def masked_head(config: Any, dense: str, norm: str, projection: str) -> tuple[dict[str, str], list[Entry]]:
+    """Our modules and theirs, and the entries, of a head for hidden tokens whose bias lies with the projection."""
+    if not config.masked:
+        return {}, []
+    entries = [Entry(f"{projection}.bias", ("masked.bias",))]
+    if not config.tied:
+        entries.append(Entry(f"{projection}.weight", ("projection.weight",)))
+    return {"masked.dense": dense, "masked.norm": norm}, entries
+
+
 def weights_and_biases(modules: dict[str, str]) -> list[Entry]:
     """The entries of modules (ours to theirs); files of the first release name those of a norm gamma and beta."""
     old = {"weight": "gamma", "bias": "beta"}

@@ -15,6 +15,7 @@ from handscroll.plan.memory import Parts
 # bytes, a share of the short-lived tensors, and additional shares with LoRA and for packed rows (120 runs, 2026-11).
 HEAP = {"plain": (20_000_000, 0.07, 0.12, 0.0), "checkpoint": (30_000_000, 0.25, 0.4, 0.1)}
 HEAP_CHUNKED = (2_000_000, 0.25, 0.25, 0.08)
+TRAINED = 90 << 20  # of the probe's process, which has trained: what a process that only generates does not hold
 NARROW_BASE = 12 << 20  # oneDNN's bfloat16 kernels, which the probe's bare process did not load
 # On a GPU: the context with loaded kernels and their workspaces, and the share that the allocator loses to holes
 # between activations (20 runs and 8 long steps on an H200, 2026-11). Tensors kept from chunk to chunk are few and large
@@ -70,7 +71,7 @@ def predict(workload: Workload, machine: Machine) -> Forecast:
     parts = {name: size for name, size in (fixed | found[phase]).items() if size}
     gpu = workload.device == "cuda"
     narrow = NARROW_BASE if workload.precision == "bfloat16" else 0
-    base = CUDA_BASE if gpu else machine.calibration.base + narrow
+    base = CUDA_BASE if gpu else machine.calibration.base + narrow - (0 if train else TRAINED)
     parts = {"base": base} | parts | {"heap": _heap(workload, found[phase])}
     total = sum(parts.values())
     held, times = 0, _times(workload, GPU if gpu else machine.calibration)
@@ -102,7 +103,7 @@ def beside(workload: Workload) -> Parts:
     """The memory of a request beside the loaded model: cache, ids, the larger phase, and the waste of the heap."""
     fixed, found = inference.fixed_parts(workload), inference.phases(workload)
     phase = max(found.values(), key=lambda parts: sum(parts.values()))
-    parts = {name: size for name, size in (fixed | phase).items() if name != "weights"}
+    parts = {name: size for name, size in (fixed | phase).items() if name not in ("weights", "tokenizer")}
     return parts | {"heap": _heap(workload, phase)}
 
 

@@ -1,4 +1,4 @@
-"""The memory of generation: weights, the key-value cache (for an LSTM its state), and one prompt chunk in a layer.
+"""The memory of generation: weights, tokenizer, key-value cache (for an LSTM its state), a prompt chunk in a layer.
 
 A full cache is reserved once for the prompt and new tokens of every row: 2 x layers x rows x tokens x K E numbers.
 Other caches report their own size (`Footprint`).
@@ -10,10 +10,14 @@ from handscroll.plan.layer import KEYS, QUERIES, WIDE, WIDEST, narrow
 from handscroll.plan.memory import Parts, rotated, weight_bytes
 
 PREFILL = 1024  # tokens of a prompt per forward (generate/prefill.py)
+TILE = 512  # of these, tokens that the MLP reads at a time on a CPU (nn/block.py)
+# Bytes of a tokenizer for each token of the vocabulary: 448 for Qwen's 151,936 tokens with as many merges, 492 for
+# Gemma's 262,144 with 515,000 merges (2026-11). While it is made it takes as much again, before the weights are read.
+TOKEN = 470
 
 
 def fixed_parts(workload: Workload) -> Parts:
-    """Weights and cache, which stay during the whole request."""
+    """Weights, tokenizer and cache, which stay during the whole request."""
     if workload.spec.recurrent:  # its state has the same size for any length
         cache = workload.rows * workload.spec.cache_bytes(1, narrow(workload))
     else:
@@ -21,7 +25,12 @@ def fixed_parts(workload: Workload) -> Parts:
         chunk = min(workload.chunk or PREFILL, workload.length)
         there = kept.held(workload.past) if workload.past else 0
         cache = workload.rows * max(0, kept.peak(workload.past + workload.length, workload.new, chunk) - there)
-    return {"weights": weight_bytes(workload), "cache": cache, "data": workload.rows * workload.length * 8}
+    return {
+        "weights": weight_bytes(workload),
+        "tokenizer": TOKEN * workload.spec.vocab,
+        "cache": cache,
+        "data": workload.rows * workload.length * 8,
+    }
 
 
 def footprint(workload: Workload) -> Footprint:
@@ -45,10 +54,11 @@ def phases(workload: Workload) -> dict[str, Parts]:
     Each is computed for the layer that takes most.
     """
     spec, e, rows = workload.spec, narrow(workload), workload.rows
-    n = rows * min(workload.length, workload.chunk or PREFILL)
+    read = min(workload.length, workload.chunk or PREFILL)
+    n, tile = rows * read, rows * (min(read, TILE) if workload.device == "cpu" else read)
     length = workload.past + workload.length + workload.new
     layers = [layer.read for layer, _ in kinds(spec.layers)]
-    mlp = n * max(layer.products * e * layer.mlp_width + 3 * e * layer.width for layer in layers)
+    mlp = max(tile * layer.products * e * layer.mlp_width + n * 3 * e * layer.width for layer in layers)
     # q and its float32 rotation, and one output for each span of the past, joined in float32.
     attention = n * max(4 * WIDE * layer.inner + 3 * e * layer.width for layer in layers)
     table = n * WIDE * rotated(spec)

@@ -312,8 +312,8 @@ def test_the_engine_gives_back_what_left_the_windows(deterministic):
         assert all(len(job.held[1].blocks) <= reach(9, 8, 64) for job in jobs)
     for job, request in zip(jobs, requests, strict=True):
         assert job.answer == [item.token for step in decode(one, [request]) for item in step]
-    equal = 50 * 8 * one.config.cache_bytes_per_token(4)
+    equal = 50 * 8 * one.config.spec.cache_bytes(1, 4)
     assert engine.pool.nbytes == engine.bytes < 0.75 * equal
     assert engine.blocks.available == 50
     large = Engine(one, memory=4 * equal, **settings)  # what windows leave over is room for more of the text
-    assert 4 * equal - 8 * one.config.cache_bytes_per_token(4) < large.bytes <= 4 * equal and large.blocks.count > 350
+    assert 4 * equal - 8 * one.config.spec.cache_bytes(1, 4) < large.bytes <= 4 * equal and large.blocks.count > 350

@@ -261,7 +261,7 @@ def keeps_nothing(form: Form, folder: Path) -> None:
     model = random(form)
     with pytest.raises(ConfigError, match="cache"):
         model.new_cache()
-    assert model.config.cache_bytes_per_token(4) == 0
+    assert model.config.spec.cache_bytes(1, 4) == 0
 
 
 def _tokens(row: Any) -> Any:

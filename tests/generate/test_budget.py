@@ -66,7 +66,7 @@ def test_what_a_policy_takes_is_what_is_said_of_it(policy, dtype, folder):
             model(tokens[:, at : at + 1], Marks.run(at, 1), cache)
     made = footprint(policy, model.config, dtype.itemsize)
     peak, held = made.peak(prompt, new, chunk), made.held(prompt + new - 1)
-    full = model.config.cache_bytes_per_token(dtype.itemsize)
+    full = model.config.spec.cache_bytes(1, dtype.itemsize)
     if policy.startswith(("offload", "retrieval")):  # the runs that are read back are as long as this text, not 4,096
         assert max(sizes) <= peak < 2 * 4096 * full
         assert made.filed * (prompt + new) >= cache.filed > made.filed * (prompt - 64)
@@ -199,7 +199,7 @@ def test_what_is_refused_says_what_would_pass(lm):
 
 def test_wrong_budgets_are_refused(lm):
     request = Demand(lm.encode(TEXT), 20)
-    block = 64 * lm.model.config.cache_bytes_per_token(4)
+    block = 64 * lm.model.config.spec.cache_bytes(1, 4)
     for budget, guard, words in (
         (block - 1, 0.1, r"\b64\b"),
         ("1%", 0.1, r"\b64\b"),
@@ -229,7 +229,7 @@ def test_only_what_suits_the_request_is_a_candidate(lm):
 def test_samples_share_a_prompt_within_the_budget(lm):
     request = Demand(lm.encode(TEXT), 20, samples=3)
     one = request.bytes("full", lm.model, 1024)
-    each = lm.model.config.cache_bytes_per_token(4)
+    each = lm.model.config.spec.cache_bytes(1, 4)
     assert one == each * (len(request.prompt) + 3 * 19)
     reports = []
     settings = {"max_tokens": 5, "beyond": True, "on_report": reports.append}
@@ -261,7 +261,7 @@ def test_a_conversation_is_exact_until_it_outgrows_its_budget(stretched_folder):
     from handscroll.generate.sample import Sampling
 
     longer = load(stretched_folder)
-    each = longer.model.config.cache_bytes_per_token(4)
+    each = longer.model.config.spec.cache_bytes(1, 4)
     lines, settings, notes = ["import os\n\n", TEXT[:120], TEXT[:200], "x = 1\n"], Sampling(max_tokens=12), []
     plain, bounded = longer.conversation(), longer.conversation(on_note=notes.append, kv_budget=each * 150)
     for number, line in enumerate(lines):

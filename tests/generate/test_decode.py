@@ -168,7 +168,7 @@ def test_cache_is_reserved_once_and_the_last_token_is_not_read_back(tmp_path, mo
     monkeypatch.setattr(FullCache, "commit", lambda cache: made.append(cache) or real(cache) or sizes.add(cache.nbytes))
     written(model, prompts_of(), Sampling(max_tokens=30))
     assert made[0].length == 30 + 29
-    assert sizes == {4 * (30 + 29) * model.config.cache_bytes_per_token(4)}
+    assert sizes == {4 * (30 + 29) * model.config.spec.cache_bytes(1, 4)}
 
 
 def test_longer_than_the_context_is_refused_at_the_call(tmp_path):

@@ -380,7 +380,7 @@ def test_a_request_goes_on_after_a_saved_reading(tmp_path):
 
 def test_what_can_never_fit_is_refused_with_the_numbers():
     model = llama()
-    one = 8 * model.config.cache_bytes_per_token(4)
+    one = 8 * model.config.spec.cache_bytes(1, 4)
     with pytest.raises(CapacityError, match=naming(f"{one - 1:,} bytes", "8 tokens", f"{one:,} bytes")):
         Engine(model, memory=one - 1, block=8)
     with pytest.raises(CapacityError, match="0 blocks"):

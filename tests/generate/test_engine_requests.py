@@ -36,6 +36,12 @@ def finished(engine):
 both = pytest.mark.parametrize("deterministic", [False, True])
 
 
+def test_a_prompt_that_is_no_request_is_refused(lm):
+    for prompt in ([1, 2, 3], "def read"):
+        with pytest.raises(ConfigError, match=r"Request\("):
+            Engine(lm.model, lm.tokenizer, blocks=2).submit(prompt)
+
+
 @both
 def test_constraints_stops_seeds_and_log_probabilities_are_those_of_generate(lm, engine):
     """Every request has settings of its own, and all run together."""

@@ -121,7 +121,7 @@ def test_memory_is_that_of_the_newest_tokens(lm):
             torch.tensor([ids[first : first + 30]]), cache=cache
         )
         sizes.append(cache.nbytes)
-    per_token = lm.model.config.cache_bytes_per_token(4)
+    per_token = lm.model.config.spec.cache_bytes(1, 4)
     assert cache.filed == cache._stored * per_token == 304 * per_token
     buffers = 48 * per_token  # recent and two blocks
     assert buffers <= max(sizes) <= buffers + 2 * 304 * per_token // 2  # and what the last run was read into

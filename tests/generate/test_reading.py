@@ -279,7 +279,7 @@ def test_owners_do_not_see_each_other(lm, tmp_path, monkeypatch):
 
 def test_the_least_recently_used_goes_first(lm, tmp_path):
     ids = lm.encode(TEXT)
-    each = lm.model.config.cache_bytes_per_token(4) * 100
+    each = lm.model.config.spec.cache_bytes(1, 4) * 100
     store = Store(tmp_path, limit=int(3.5 * each))
     for number in range(3):
         lm.read([number + 5, *ids[:99]], store, f"text-{number}")
@@ -296,7 +296,7 @@ def test_the_least_recently_used_goes_first(lm, tmp_path):
 
 def test_what_others_go_on_from_is_kept(lm, tmp_path):
     ids = lm.encode(TEXT)
-    each = lm.model.config.cache_bytes_per_token(4) * 100
+    each = lm.model.config.spec.cache_bytes(1, 4) * 100
     store = Store(tmp_path, limit=int(2.5 * each))
     lm.read(ids[:100], store, "first")
     lm.read(ids[:200], store, "second")  # goes on from the first

@@ -1,12 +1,15 @@
 """Tokenizers out of GGUF files and into them; expected ids are llama.cpp's and those of the tokenizers themselves."""
 
 import json
+import os
 import shutil
 
 import pytest
 
 from handscroll.base.errors import CheckpointError, ConfigError
 from handscroll.base.gguf import read_gguf
+from handscroll.extend.story import STARTER
+from handscroll.lm import load
 from handscroll.text.gguf import SPLITS, json_of, tokenizer_of
 from handscroll.text.gguf_out import metadata_of
 from handscroll.text.tokenizer import Tokenizer
@@ -144,6 +147,17 @@ def test_every_split_of_words_is_a_pattern_that_the_library_takes():
 def test_the_json_holds_what_the_file_says():
     spec = json.loads(json_of(metadata_of(trained("bpe"), 300, ()), "test"))
     assert [token["content"] for token in spec["added_tokens"]] == ["<|endoftext|>"]
+
+
+def test_the_json_of_a_file_is_made_again_from_the_same_file_only(tmp_path):
+    """A tokenizer keeps no JSON text of its file, which is large; what it gives for it is that of the file it read."""
+    path = load(STARTER).export_gguf(tmp_path / "starter.gguf", "q4_0")
+    tokenizer = Tokenizer.load(path)
+    assert tokenizer.source == json_of(read_gguf(path).metadata, "test")
+    assert Tokenizer(tokenizer.source, tokenizer.settings).fingerprint == tokenizer.fingerprint
+    os.utime(path, (0, 0))
+    with pytest.raises(CheckpointError, match="changed"):
+        tokenizer.save(tmp_path / "saved")
 
 
 def test_headers_of_published_vocabularies_are_read_as_the_gguf_library_reads_them():

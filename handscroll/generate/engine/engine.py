@@ -102,7 +102,7 @@ class Engine:
             if value < least:
                 raise ConfigError(f"{name} is {value}; it must be at least {least}")
         layout = Layout(model.windows, block, most, budget)
-        layer_bytes = block * model.config.cache_bytes_per_token(model.cache_dtype.itemsize) // model.config.layers
+        layer_bytes = block * model.config.spec.cache_bytes(1, model.cache_dtype.itemsize) // model.config.layers
         # Without a full layer more blocks cost nothing once every job has its windows.
         longest = most * -(-model.config.context // block)
         if None in model.windows:
@@ -176,6 +176,11 @@ class Engine:
                 does not do: several samples, drafts, and caches other than the full one.
             Messages call the prompt by its `number`.
         """
+        if not isinstance(request, Request):
+            raise ConfigError(
+                f"the engine takes a Request, not {type(request).__name__}: "
+                "submit(Request(lm.encode(prompt), lm.sampling(max_tokens=100)))"
+            )
         _check_supported(request)
         check_stops(request, self.tokenizer)
         request = checked(self.model, request, number)
