@@ -60,11 +60,6 @@ class Sizes(Config):
         """
         return self.parse(dict(self) | changes, where)
 
-    def cache_bytes_per_token(self, element_size: int) -> int:
-        """The bytes that a token adds to a full cache while no window is full; 0 for a state of constant size."""
-        spec = self.spec
-        return 0 if spec.recurrent else spec.cache_bytes(1, element_size)
-
     def carrying(self, head: HeadSpec) -> Self:
         """The same layers with this head in place of their own; which state it reads is the family's.
 
