@@ -6,12 +6,12 @@ from typing import Annotated
 import typer
 
 from handscroll.base.errors import ConfigError
-from handscroll.cli.options import Adapter, Device, Dtype, Plain, Weights, say_defaults, say_weights
+from handscroll.cli.options import Adapter, Beyond, Device, Dtype, Model, Plain, Weights, say_defaults, say_weights
 from handscroll.cli.screen import bar, error_screen, screen
 
 
 def batch(
-    model: Annotated[str, typer.Argument(help="The model: a checkpoint folder, a GGUF file or a hub id.")],
+    model: Model,
     requests: Annotated[Path, typer.Argument(help='JSON lines, such as {"prompt": ...} or {"messages": [...]}.')],
     out: Annotated[Path, typer.Option(help="File of the answers; a killed run resumes from it.")],
     memory: Annotated[float | None, typer.Option(help="GB of memory for keys and values. [1]")] = None,
@@ -21,7 +21,7 @@ def batch(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Make answers independent of neighbours, bit for bit.")
     ] = False,
-    beyond: Annotated[bool, typer.Option("--beyond", help="Allow more tokens than the model's context.")] = False,
+    beyond: Beyond = False,
     plain: Plain = False,
     dtype: Dtype = "auto",
     device: Device = "cpu",

@@ -12,6 +12,7 @@ from handscroll.cli.options import (
     Device,
     Dtype,
     Guard,
+    Model,
     Plain,
     Temperature,
     TopP,
@@ -32,7 +33,7 @@ ANSWER, LINE = 512, 128  # most new tokens of an answer, and of a continued line
 
 
 def chat(
-    model: Annotated[str, typer.Argument(help="The model: a checkpoint folder, a GGUF file or a hub id.")],
+    model: Model,
     system: Annotated[str, typer.Option(help="System prompt: what the assistant is told beforehand.")] = "",
     load_file: Annotated[Path | None, typer.Option("--load", help="Go on with a conversation of /save.")] = None,
     reading: Annotated[str, typer.Option(help="Talk about this saved reading (handscroll read).")] = "",

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from handscroll.base.errors import ConfigError
-from handscroll.cli.options import FILES, Adapter, Device, Dtype, Encoding, Key, SkipPictures, reader
+from handscroll.cli.options import FILES, Adapter, Device, Dtype, Encoding, Key, Model, SkipPictures, reader
 from handscroll.cli.screen import bar, screen, table
 
 evaluations = typer.Typer(
@@ -19,7 +19,7 @@ Report = Annotated[Path | None, typer.Option(help="Write a self-contained report
 
 @evaluations.command()
 def perplexity(
-    model: Annotated[str, typer.Argument(help="The model: a checkpoint folder, a GGUF file or a hub id.")],
+    model: Model,
     files: Annotated[list[str], typer.Argument(help=FILES)],
     length: Annotated[int, typer.Option(help="Tokens per window; may exceed the trained length.")],
     windows: Annotated[int, typer.Option(help="Number of windows to measure.")] = 8,
@@ -65,7 +65,7 @@ def perplexity(
 
 @evaluations.command()
 def needle(
-    model: Annotated[str, typer.Argument(help="The model: a checkpoint folder, a GGUF file or a hub id.")],
+    model: Model,
     lengths: Annotated[str, typer.Option(help="Prompt lengths in tokens, separated by commas.")],
     depths: Annotated[str, typer.Option(help="Needle depths from 0 (first) to 1 (last).")] = "0,0.25,0.5,0.75,1",
     samples: Annotated[int, typer.Option(help="Samples per cell of the grid.")] = 20,
@@ -105,7 +105,7 @@ def needle(
 
 @evaluations.command()
 def policies(
-    model: Annotated[str, typer.Argument(help="The model: a checkpoint folder, a GGUF file or a hub id.")],
+    model: Model,
     files: Annotated[list[str], typer.Argument(help=FILES)],
     length: Annotated[int, typer.Option(help="Tokens per window; 0 takes the context, at most 512.")] = 0,
     budgets: Annotated[str, typer.Option(help="Percentages of the tokens that may stay.")] = "50,25,12.5",

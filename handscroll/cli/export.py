@@ -6,14 +6,14 @@ from typing import Annotated
 import typer
 
 from handscroll.base.errors import ConfigError, nearest
-from handscroll.cli.options import Adapter
+from handscroll.cli.options import Adapter, Model
 from handscroll.cli.screen import screen
 
 FOLDER_TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="The model: a checkpoint folder, a GGUF file or a hub id.")],
+    model: Model,
     out: Annotated[Path, typer.Argument(help="The GGUF file, or the folder, to write; it must not exist.")],
     kind: Annotated[
         str,

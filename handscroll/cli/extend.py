@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from handscroll.base.errors import ConfigError
-from handscroll.cli.options import Device, Encoding, Key, SkipPictures, reader
+from handscroll.cli.options import Device, Encoding, Key, Model, SkipPictures, reader
 from handscroll.cli.screen import bar, error_screen, screen, table
 
 # options that need --tune
@@ -18,7 +18,7 @@ TUNING = ("steps", "rows", "lora", "lr", "precision", "strategy", "offload", "fo
 
 def extend(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="The model: a checkpoint folder, a GGUF file or a hub id.")],
+    model: Model,
     to: Annotated[int, typer.Option(help="Tokens of the new context.")],
     out: Annotated[Path, typer.Option(help="Folder for the lengthened checkpoint; must not exist.")],
     method: Annotated[str, typer.Option(help="auto, all (own methods too), or a name (docs/extend.md).")] = "auto",

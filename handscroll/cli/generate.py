@@ -11,9 +11,11 @@ import typer
 from handscroll.base.errors import ConfigError, DataError
 from handscroll.cli.options import (
     Adapter,
+    Beyond,
     Device,
     Dtype,
     Guard,
+    Model,
     Plain,
     Temperature,
     TopP,
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def generate(
-    model: Annotated[str, typer.Argument(help="The model: a checkpoint folder, a GGUF file or a hub id.")],
+    model: Model,
     prompt: Annotated[str, typer.Option(help="The prompt, or - for standard input.")],
     chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
     max_tokens: Annotated[int, typer.Option(help="Most new tokens.")] = 256,
@@ -49,7 +51,7 @@ def generate(
     plain: Plain = False,
     seed: Annotated[int, typer.Option(help="Seed of the sampling; equal seeds give equal text.")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; repeatable.")] = None,
-    beyond: Annotated[bool, typer.Option("--beyond", help="Allow more tokens than the model's context.")] = False,
+    beyond: Beyond = False,
     dtype: Dtype = "auto",
     device: Device = "cpu",
     adapter: Adapter = None,

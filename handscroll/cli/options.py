@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from handscroll.lm import LM
     from handscroll.text.readers import Reader
 
+Model = Annotated[str, typer.Argument(help="The model: a checkpoint folder, a GGUF file or a hub id.")]
+Beyond = Annotated[bool, typer.Option("--beyond", help="Allow more tokens than the model's context.")]
 Device = Annotated[str, typer.Option(help="Device: cpu, or cuda for a GPU (docs/gpu.md).")]
 Dtype = Annotated[
     str,

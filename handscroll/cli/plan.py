@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from handscroll.cli.options import Dtype
+from handscroll.cli.options import Dtype, Model
 from handscroll.cli.screen import error_screen, screen, table
 
 app = typer.Typer(
@@ -44,7 +44,7 @@ def train(
 
 @app.command()
 def extend(
-    model: Annotated[str, typer.Argument(help="The model: a checkpoint folder, a GGUF file or a hub id.")],
+    model: Model,
     to: Annotated[int, typer.Option(help="Tokens of the new context.")],
     method: Annotated[str, typer.Option(help="As in extend: auto measures every method.")] = "auto",
     text: Annotated[list[str] | None, typer.Option(help="Text for the choice, as in extend.")] = None,
@@ -82,7 +82,7 @@ def _measuring(model: str, to: int, method: str, text: bool, workload: Any) -> C
 
 @app.command()
 def generate(
-    model: Annotated[str, typer.Argument(help="The model: a checkpoint folder, a GGUF file or a hub id.")],
+    model: Model,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of the prompt.")],
     max_tokens: Annotated[int, typer.Option(help="Most new tokens.")] = 256,
     dtype: Dtype = "auto",
@@ -109,7 +109,7 @@ def generate(
 
 @app.command()
 def serve(
-    model: Annotated[str, typer.Argument(help="The model: a checkpoint folder, a GGUF file or a hub id.")],
+    model: Model,
     context: Annotated[int, typer.Option(help="Tokens of a conversation.")],
     slots: Annotated[int, typer.Option(help="Number of simultaneous conversations.")] = 1,
     dtype: Dtype = "auto",

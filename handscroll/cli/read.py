@@ -11,11 +11,13 @@ from handscroll.base.errors import ConfigError
 from handscroll.cli.options import (
     FILES,
     Adapter,
+    Beyond,
     Device,
     Dtype,
     Encoding,
     Guard,
     Key,
+    Model,
     Plain,
     SkipPictures,
     Temperature,
@@ -34,7 +36,7 @@ OwnerOption = Annotated[str, typer.Option(help="Owner of the readings; owners ne
 
 
 def read(
-    model: Annotated[str, typer.Argument(help="The model: a checkpoint folder, a GGUF file or a hub id.")],
+    model: Model,
     texts: Annotated[list[str], typer.Argument(help=FILES)],
     save: Annotated[str, typer.Option(help="Name of the reading.")],
     room: Annotated[int, typer.Option(help="Tokens kept free for question and answer.")] = 1024,
@@ -50,7 +52,7 @@ def read(
     ] = "",
     kv_budget: Annotated[str, typer.Option(help="Most bytes of keys and values: 2GiB, 500MB, 50%.")] = "",
     kv_guard: Guard = None,
-    beyond: Annotated[bool, typer.Option("--beyond", help="Allow more tokens than the model's context.")] = False,
+    beyond: Beyond = False,
     pages: Annotated[
         bool, typer.Option("--pages", help="Write [page 7] into the text where a page or chapter begins.")
     ] = False,
@@ -113,7 +115,7 @@ def ask(
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; repeatable.")] = None,
     store: StoreOption = None,
     owner: OwnerOption = "",
-    beyond: Annotated[bool, typer.Option("--beyond", help="Allow more tokens than the model's context.")] = False,
+    beyond: Beyond = False,
     again: Annotated[
         bool, typer.Option("--again", help="Read the text again if the reading no longer serves.")
     ] = False,
