@@ -374,7 +374,7 @@ _BPE = "dropout unk_token continuing_subword_prefix end_of_word_suffix fuse_unk 
 
 
 def _bpe(model: Mapping[str, Any]) -> models.BPE:
-    merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
+    merges: Any = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
     return models.BPE(model["vocab"], merges, **{key: model[key] for key in _BPE if model.get(key) is not None})
 
 
