@@ -31,7 +31,7 @@ def ece(references: Sequence[Any], probabilities: Sequence[Mapping[Any, float]],
     too large, and so do many bins and resamples: it has no interval here.
 
     Raises:
-        DataError: counts that differ, no examples, probabilities that are none or lack the reference.
+        DataError: counts that differ, no examples, rows that hold no probabilities or lack the reference.
         ConfigError: no bins.
     """
     confidence, right, place = _binned(references, probabilities, bins)

@@ -17,7 +17,7 @@ from handscroll.text.chat.messages import Message
 from handscroll.text.chat.script import Script
 from handscroll.text.tokenizer import Tokenizer
 
-REWRITTEN = "each answer is its own example, since the template writes earlier turns otherwise than the last"
+REWRITTEN = "each answer is its own example, since the template writes earlier turns in another way than the last"
 UNENDED = "each answer is its own example with the model's end token, since the template writes none after an answer"
 WEIGHT = "weight"  # key of OpenAI's format: an answer of weight 0 is read and not trained
 
@@ -76,8 +76,8 @@ def encode_preference(
     ]
     if any(len(side) > 1 for side in sides):
         raise ConfigError(
-            f"{place}: an answer to compare has several turns, and the template writes earlier turns otherwise than "
-            "the last: compare one turn after a common prompt"
+            f"{place}: an answer to compare has several turns, and the template writes earlier turns in another "
+            "way than the last: compare one turn after a common prompt"
         )
     return Pair(sides[0][0], sides[1][0])
 

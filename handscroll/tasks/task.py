@@ -54,7 +54,11 @@ class Part:
 
 
 class Task(Config):
-    """A task. Its settings are its fields; it is frozen, and saved with what was tuned for it."""
+    """A task. Its settings are its fields; it is frozen, and saved with what was tuned for it.
+
+    A run (`tasks/finetune.py`) calls `read`, `settled`, `checked`, `ready`, `rows`, `objective`, `predict` and `score`,
+    in this order; all but the first two are of the task that `settled` returned.
+    """
 
     name: ClassVar[str]
     summary: ClassVar[str]

@@ -101,8 +101,8 @@ class Script:
         end = self._first_special(closing)
         if not whole.endswith(closing):
             raise ConfigError(
-                f"the chat template ends message {number} otherwise than {self._tail(closing)}, with which it ends "
-                "other answers, so its end cannot be told: give another template"
+                f"the chat template ends message {number} in another way than other answers, which end with "
+                f"{self._tail(closing)}; so where it ends cannot be told: give another template"
             )
         kept = closing[: closing.index(end) + len(end)] if end else ""
         return Turn(before, whole[: len(whole) - len(closing)] + kept, end)
