@@ -72,6 +72,7 @@ class Workload(Config):
     written: float = Field(default=0.2, gt=0, description="encoder-decoders: tokens of target")
     precision: Literal["float32", "bfloat16"] = "float32"
     stored: int = Field(default=0, ge=0, description="bytes of weights that stay in number formats; 0: in `precision`")
+    rounded: bool = Field(default=False, description="whether those formats have few bits: products of whole numbers")
     frozen: Literal["float32", "bfloat16"] = Field(default="float32", description="with LoRA: what the weights are in")
     optimizer: Literal["adam", "adamw", "sgd", "lamb", "muon", "adafactor"] = "adamw"
     average: bool = False

@@ -71,13 +71,15 @@ def _measuring(model: str, to: int, method: str, text: bool, workload: Any) -> C
     from handscroll.extend.measuring import MEASURED, Measuring
     from handscroll.extend.methods import of_config
     from handscroll.models.weights import locate, settled_config
+    from handscroll.plan.workloads import precision_of
 
     _, config = settled_config(locate(model))
+    stored = workload.changed(precision=precision_of(model, "auto"))  # without a tuning it is loaded so
     entries, count = of_config(config, method, to), max(1, MEASURED // to)
     if len(entries) < 2 and not text:
         return lambda calibration: "measuring: nothing, since the method is named and there is no --text"
     measuring = Measuring.of(entries, to, config.trained, count, 0 if text else to * count)
-    return lambda calibration: measuring.words(measuring.seconds(workload, calibration))
+    return lambda calibration: measuring.words(measuring.seconds(stored, calibration))
 
 
 @app.command()

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 from handscroll.base.config import Config
 from handscroll.base.runs import write_file
 
-FORMAT = 3
+FORMAT = 4
 
 
 class Calibration(Config):
@@ -20,7 +20,7 @@ class Calibration(Config):
     base: bytes of a process that has trained a tiny model for a step (code, libraries, threads).
     The other numbers are seconds per unit of work (`plan/duration.py`). The units are a floating-point operation of a
     matrix product and of attention (in float32 and under bfloat16 autocast), a byte of activations, a call of a layer,
-    and a byte of optimiser traffic.
+    a byte of optimiser traffic, and a byte of weights or cache that a new token reads.
     """
 
     base: int = Field(default=347 << 20, gt=0)
@@ -31,6 +31,7 @@ class Calibration(Config):
     activation: float = Field(default=2.1e-10, ge=0)
     call: float = Field(default=8e-4, ge=0)
     traffic: float = Field(default=3e-11, ge=0)
+    weights: float = Field(default=4.5e-11, gt=0)
     threads: int = Field(default=1, ge=1)
     measured: bool = False
 
@@ -45,6 +46,7 @@ GPU = Calibration(
     activation=1.15e-14,
     call=1.56e-3,
     traffic=1.16e-12,
+    weights=1.7e-12,
     measured=True,
 )
 

@@ -38,8 +38,8 @@ UNTRIMMED = 0.6  # factor for a byte in strategy plain, which mostly reuses memo
 ORTHOGONAL = 1.7  # factor for an operation of muon's small products
 STEP = 0.003  # cost of an LSTM layer's step besides its products, in calls (2 us on an idle machine, 2026-11)
 ALONE = 0.13  # the same for a step that torch runs by itself: packed rows in several chunks
-# Cost of a byte that a new token reads, in bytes of optimiser traffic (Qwen 0.5B Q4_K_M at 512 tokens: 18.8 ms).
-TOKEN = 1.5
+# How often a byte of weights is read or written by a float32 product of few rows (LoRA of Qwen 0.5B on 96 tokens).
+PACKED = 3
 DISK = 8e-9  # seconds to write a byte to disk and read it back
 
 
@@ -48,7 +48,7 @@ class Work:
     """The counted work of one update.
 
     It has the operations of matrix products and of attention, bytes of activations, calls of layers, bytes of optimiser
-    traffic, and bytes written to disk.
+    traffic, bytes written to disk, and bytes of weights.
     """
 
     products: float
@@ -58,6 +58,7 @@ class Work:
     traffic: float
     narrow_products: float = 0.0  # in bfloat16 even if the others are not: muon's orthogonalisation, LSTMs' head
     disk: float = 0.0
+    read: float = 0.0  # bytes of weights that products read, besides what their operations cost
 
 
 def seconds(workload: Workload, calibration: Calibration) -> float:
@@ -72,12 +73,15 @@ def seconds(workload: Workload, calibration: Calibration) -> float:
         + work.calls * calibration.call
         + work.traffic * calibration.traffic
         + work.disk * DISK
+        + work.read * PACKED * calibration.weights
     )
 
 
 def reading(workload: Workload, calibration: Calibration, targets: float = 0.0) -> float:
     """The seconds of reading the tokens of a workload once, without gradients; `targets` of them need logits."""
     once = {"kind": "generate", "micro": 1, "packed": False, "strategy": "auto", "stage_layers": 0, "offload": "none"}
+    if workload.rounded:
+        once["precision"] = "bfloat16"  # products of whole numbers, and the same attention
     return seconds(workload.changed(**once, optimizer="adamw", dropout=False, targets=targets), calibration)
 
 
@@ -86,7 +90,7 @@ def writing(workload: Workload, calibration: Calibration) -> float:
     kept = inference.footprint(workload)
     held = kept.held(workload.past + workload.length + workload.new // 2)
     each = weight_bytes(workload) + workload.rows * held
-    return workload.new * each * TOKEN * calibration.traffic
+    return workload.new * each * calibration.weights
 
 
 def forwards(workload: Workload) -> float:
@@ -159,7 +163,17 @@ def _counted(workload: Workload) -> Work:
         traffic=_traffic(workload),
         narrow_products=_orthogonal(workload) + (tokens * head if apart else 0.0),
         disk=workload.micro * sum(carried(workload).values()) if workload.offload == "disk" else 0.0,
+        read=_read(workload, chunks, again) if train else 0.0,
     )
+
+
+def _read(workload: Workload, chunks: int, again: float) -> float:
+    """The bytes of float32 weights that an update's products read on a CPU: for rows of few tokens it is felt."""
+    if workload.device != "cpu" or workload.precision == "bfloat16":
+        return 0.0
+    back = 1.0 if workload.lora else 2.0
+    layers = chunks * (again + back) * total(workload.spec.layers, "matrices")
+    return 4.0 * workload.micro * (layers + (1 + back) * workload.spec.table)
 
 
 def _products(workload: Workload, layer: LayerSpec, each: float) -> float:
@@ -212,7 +226,8 @@ def _activations(workload: Workload, chunks: int, again: float, train: bool) -> 
     spec, precision = workload.spec, workload.precision
     tokens, layers = workload.rows * workload.micro * workload.length, len(spec.layers)
     passes = again + (2 if train else 0)
-    kept = kept_by_all(workload.changed(mlp_tile=0)) * (NARROW if precision == "bfloat16" else 1.0)
+    cast = precision == "bfloat16" and train  # only autocast casts
+    kept = kept_by_all(workload.changed(mlp_tile=0)) * (NARROW if cast else 1.0)
     kept *= UNTRIMMED if workload.strategy == "plain" else 1.0
     found = tokens * kept * passes + workload.targets * tokens * spec.vocab * LOGITS[precision]
     if spec.bias == "learned":
@@ -223,7 +238,7 @@ def _activations(workload: Workload, chunks: int, again: float, train: bool) -> 
         found += MASKED * tokens * layers * (workload.length / 8 + BLOCKS) * (again + 1)
     if workload.dropout:
         found += DROPPED * tokens * spec.width * (2 * layers + 1) * (again + 1)
-    if precision == "bfloat16":
+    if cast:
         found += CAST * workload.micro * chunks * total(spec.layers, "matrices") * again
     if workload.lora:
         adapted = over(spec.layers, lambda one: 3 * one.width + 2 * one.inner + 2 * one.shared)

@@ -109,21 +109,23 @@ def checkpoint_workload(source: str, values: dict[str, Any], lora: int = 0) -> W
         values = {"targets": MASKED} | values
     if values.get("kind") in ("generate", "serve"):
         kept = footprint("full", config, cache_itemsize(source, values["precision"])).model_dump()
-        values = {"stored": _stored(source), "cache": kept} | values
+        values = {"stored": _stored(source), "rounded": _rounded(source), "cache": kept} | values
     return Workload.parse({"spec": spec, "lora": lora} | values, "plan")
 
 
 def cache_itemsize(source: str, precision: str) -> int:
     """Bytes of a number in the cache of a checkpoint on a CPU, as `Model.cache_dtype` decides."""
+    return 2 if precision in ("bfloat16", "float16") or _rounded(source) else 4
+
+
+def _rounded(source: str) -> bool:
+    """Whether a file has weights in formats of few bits, which are kept."""
     from handscroll.base.gguf import is_gguf
     from handscroll.models.gguf.load import FLOATS
     from handscroll.models.weights import locate, weight_sizes
 
-    if precision in ("bfloat16", "float16"):
-        return 2
     path = Path(locate(source))
-    rounded = is_gguf(path) and any(name not in FLOATS for name in weight_sizes(path)[1].split("/"))
-    return 2 if rounded else 4
+    return is_gguf(path) and any(name not in FLOATS for name in weight_sizes(path)[1].split("/"))
 
 
 def _stored(source: str) -> int:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any, cast
 
 import numpy as np
@@ -33,7 +34,7 @@ from handscroll.objectives.causal import Causal
 from handscroll.objectives.masked import Masked
 from handscroll.objectives.objective import Objective
 from handscroll.plan.calibration import Calibration, save_calibration
-from handscroll.plan.duration import count
+from handscroll.plan.duration import PACKED, count
 from handscroll.plan.machine import peak_bytes
 from handscroll.plan.memory import fixed_parts, phases
 from handscroll.train.loop import Callbacks, train
@@ -210,7 +211,17 @@ def _calibrated(threads: int) -> Calibration:
     base = peak_bytes() - held
     runs = [one for precision in ("float32", "bfloat16") for one in _timed(precision)]
     times = [min(train_here(one)[1:]) for one in runs]
-    return fitted(runs, times, Calibration(base=base, threads=threads, measured=True))
+    return fitted(runs, times, Calibration(base=base, threads=threads, measured=True, weights=_read_once()))
+
+
+def _read_once() -> float:
+    """The seconds in which a new token reads a byte of weights: the product of a matrix that no cache holds."""
+    matrix, vector, times = torch.randn(8192, 4096), torch.randn(4096), []
+    for _ in range(10):
+        begun = perf_counter()
+        torch.mv(matrix, vector)
+        times.append(perf_counter() - begun)
+    return min(times) / matrix.nbytes
 
 
 def _small(width: int, layers: int, length: int, vocab: int = 512, **changes: Any) -> Workload:
@@ -248,14 +259,15 @@ def fitted(runs: Sequence[Workload], times: Sequence[float], start: Calibration)
     """
     names = ["product", "product_narrow", "attention", "attention_narrow", "activation", "call", "traffic"]
     known = np.array([getattr(start, name) for name in names])
-    rows = []
-    for run in runs:
+    rows, left = [], []
+    for run, time in zip(runs, times, strict=True):
         work, narrow = count(run), run.precision == "bfloat16"
         pair = (0.0, 1.0) if narrow else (1.0, 0.0)
         both = [total * on for total in (work.products, work.attention) for on in pair]
         both[1] += work.narrow_products
         rows.append([*both, work.activations, work.calls, work.traffic])
-    shares = np.array(rows) * known / np.array(times)[:, None]  # shares of the measured time, at the speeds of `start`
+        left.append(time - work.read * PACKED * start.weights)
+    shares = np.array(rows) * known / np.array(left)[:, None]  # shares of the measured time, at the speeds of `start`
     pace = float(np.median(1 / shares.sum(axis=1)))
     shares, known = shares * pace, known * pace
     gram, aim = shares.T @ shares, shares.sum(axis=0)
