@@ -9,7 +9,7 @@ A forward of a whole model, for tokens (B, T), from top to bottom (`models/model
     logits = norm(x) @ head.T                           (B, T, V)
 
 `x = block(x)` chooses a kernel (`LAYER`, at the end of this file), and so does the loop over all layers (`LAYERS`). The
-last kernel of each is the plain one: read `Block.sum` and `_one_by_one`. The others compute the same, faster.
+last kernel of each is the plain one: read `Block.by_parts` and `_one_by_one`. The others compute the same, faster.
 
 Families differ in where they normalise (`Norms`) and in whether a decoder also reads a source (`cross`). An unused
 place for a norm holds an `nn.Identity`, so that `Block.forward` is the same sum for all families.
@@ -85,7 +85,7 @@ class Block(nn.Module):
     def forward(self, x: Embeddings, context: Context) -> Embeddings:
         return LAYER(self, x, context)
 
-    def sum(self, x: Embeddings, context: Context) -> Embeddings:
+    def by_parts(self, x: Embeddings, context: Context) -> Embeddings:
         """The layer, computed part by part."""
         read = self.attention_branch_norm(self.attention(self.attention_norm(x), context))
         before, x = x, self.attention_sum_norm(x + context.dropped(read, 2 * self.number + 1))
@@ -148,7 +148,7 @@ def _one_by_one(layers: Sequence[nn.Module], x: Embeddings, context: Context) ->
 LAYER = Operation(
     "a layer",
     Kernel("compiled", "a few tokens: two calls and the attention between them", _refuses_compiled, _compiled),
-    Kernel("parts", "norms, attention and MLP one after the other, each by its own kernel", always, Block.sum),
+    Kernel("parts", "norms, attention and MLP one after the other, each by its own kernel", always, Block.by_parts),
 )
 LAYERS = Operation(
     "all layers",
