@@ -37,7 +37,7 @@ class Model(nn.Module):
 
     config: Any
     both_ways = False  # True: every token sees those after it (an encoder)
-    silent = False  # True: it has no head for tokens
+    silent = False  # True: it has no head for tokens, so `logits` refuses
     logit_cap: float | None = None  # logits z are cap * tanh(z / cap) (Gemma 2)
 
     def embed(self, tokens: Tokens, marks: Marks) -> Embeddings:

@@ -105,7 +105,7 @@ class Classify(Task):
     def objective(self, model: Model) -> Loss:
         weights: tuple[float, ...] = ()
         if self.weights and self.several:
-            raise ConfigError("weights = 'balanced' is for one label a text: leave it out with several = true")
+            raise ConfigError("weights = 'balanced' is for one label a text: with several = true leave weights out")
         if self.weights:
             weights = tuple(sum(self.counts) / (len(self.counts) * count) for count in self.counts)
         return Loss.of(model, weights=weights)
