@@ -13,6 +13,7 @@ from handscroll.data.row import IGNORED
 from handscroll.models.model import Model
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Mask, SameSegment
+from handscroll.nn.quantised import quantised
 from handscroll.nn.shapes import Embeddings
 from handscroll.objectives.head import cross_entropy_by_token
 from handscroll.objectives.loss import Loss
@@ -49,7 +50,7 @@ class Causal:
 
     def loss(self, model: Model, hidden: Embeddings, batch: Batch) -> Loss:
         targets = batch.targets.flatten()
-        if not bool((targets != IGNORED).any()):  # a chunk without answers: a quantised head is not even widened
+        if not bool((targets != IGNORED).any()) and quantised(model):  # a chunk without answers: the head stays narrow
             return Loss(0.0 * hidden.sum(), 0)
         total, losses, counted = cross_entropy_by_token(
             model.prepared(hidden.flatten(0, 1)), model.head, targets, self.smoothing, cap=model.logit_cap
