@@ -36,6 +36,7 @@ def finetune(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Any setting of a recipe.")
     ] = None,
+    show: Annotated[int, typer.Option(help="Print so many examples with what is trained marked, and stop.")] = 0,
     plan: Annotated[bool, typer.Option("--plan", help="Print what it would take, and stop.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Start even if it is not expected to fit.")] = False,
 ) -> None:
@@ -72,9 +73,10 @@ def finetune(
             lambda text: screen().print(text, markup=False),
             lambda steps: advance(0, "", steps),
             plan,
+            show,
         )
         tuned = tune(recipe, folder, options)
-    if plan:
+    if plan or show:
         return
     if not tuned.finished:
         error_screen().print(f"stopped; the same command goes on from {folder}", markup=False)

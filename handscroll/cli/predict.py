@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from handscroll.base.config import apply_override
-from handscroll.base.errors import ConfigError
+from handscroll.base.errors import ConfigError, nearest
 from handscroll.cli.finetune import pairs, show_scores
 from handscroll.cli.screen import bar, screen
 
@@ -18,13 +18,26 @@ def predict(
     task: Annotated[str, typer.Option(help="The task, for a model that was not tuned for one.")] = "",
     map_: Annotated[list[str] | None, typer.Option("--map", metavar="FIELD=COLUMN", help="Name a column.")] = None,
     names: Annotated[str, typer.Option(help="Columns of tables without a head line, such as label,text.")] = "",
+    shots: Annotated[
+        int | None, typer.Option(help="Ask MODEL as it is, with so many examples in the prompt; 0: none.")
+    ] = None,
+    examples: Annotated[list[str] | None, typer.Option(help="Rows from which the shots are taken.")] = None,
+    choose: Annotated[str, typer.Option(help="Which shots: first, random, similar, user (the same user's).")] = "first",
+    encoder: Annotated[str, typer.Option(help="--choose similar by the vectors of this encoder. [BM25]")] = "",
+    profile: Annotated[
+        list[str] | None, typer.Option(help="What is known of users: rows with user and text; each sees its own only.")
+    ] = None,
+    store: Annotated[Path | None, typer.Option(help="Folder of saved readings that prompts may begin with.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of --choose random.")] = 0,
+    most: Annotated[int, typer.Option(help="Rows of DATA that are used, drawn by the seed. [all]")] = 0,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="task.KEY=VALUE", help="Setting of --task.")
     ] = None,
 ) -> None:
     """Say of each row of DATA what MODEL says, with scores where the rows hold the truth."""
+    from handscroll.cache.reading.store import Store
     from handscroll.tasks.finetune import lines_of, write_predictions
-    from handscroll.tasks.predict import load_tuned
+    from handscroll.tasks.predict import CHOICES, Asked, load_tuned
     from handscroll.tasks.predict import predict as say
     from handscroll.tasks.recipe import TaskData
 
@@ -32,14 +45,24 @@ def predict(
         raise ConfigError("--set changes the settings of --task; a tuned model brings its own")
     if out is not None and out.exists():
         raise ConfigError(f"--out {out} exists; choose a new file, so that nothing is overwritten")
+    if choose not in CHOICES:
+        raise ConfigError(f"--choose {choose}: {nearest(choose, CHOICES)}")
+    if shots is None and (examples or profile or store or encoder):
+        shots = 0 if profile and not examples else None
+        if shots is None:
+            raise ConfigError("--examples, --store and --encoder are for --shots N: say how many examples")
+    asked = None
+    if shots is not None:
+        held = None if store is None else Store(store)
+        asked = Asked(shots, tuple(examples or ()), choose, tuple(profile or ()), encoder, seed, held)
     values: dict[str, Any] = {"task": {"name": task}}
     for override in set_ or ():
         apply_override(values, override)
-    lm, settled = load_tuned(model, values["task"] if task else None)
-    rows = {"train": tuple(data), "columns": pairs(map_ or ())}
+    lm, settled = load_tuned(model, values["task"] if task else None, prompted=asked is not None)
+    rows = {"train": tuple(data), "columns": pairs(map_ or ()), "most_scored": most}
     rows["names"] = tuple(name for name in names.split(",") if name)
     with bar("predicting", None) as advance:
-        found = say(lm, settled, TaskData.parse(rows, "predict"), lambda done: advance(done))
+        found = say(lm, settled, TaskData.parse(rows, "predict"), lambda done: advance(done), asked)
     screen().print(f"{found.part.account}\ncolumns: {found.part.columns}", markup=False)
     if out is None:
         for line in lines_of(settled, found.part.examples, found.predictions):

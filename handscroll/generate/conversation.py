@@ -19,7 +19,8 @@ from handscroll.cache.table import BLOCK, cache_of, footprint, kind_of
 from handscroll.generate.budget import GUARD, Choice, Demand, choose, size_of
 from handscroll.generate.chooser import Chooser, NewToken, next_tokens
 from handscroll.generate.constrain import Constraint
-from handscroll.generate.prefill import CHUNK, prefill
+from handscroll.generate.likelihood import Likelihood, logprobs_of
+from handscroll.generate.prefill import CHUNK, hidden_chunks, prefill
 from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
 from handscroll.generate.stream import Decodes
@@ -85,9 +86,37 @@ class Conversation:
         What the prompt shares with the text so far is not read again, if the cache can be cut back to it. `shown`
         decodes the reply instead of the tokenizer. The errors are those of `say`.
         """
-        ids, new, context = list(request.prompt), request.sampling.max_tokens, self.model.config.context
-        total = len(ids) + new
-        if total > context and not request.beyond:
+        self._admit(list(request.prompt), request.sampling.max_tokens, request.beyond)
+        return self._reply(request, shown or self.tokenizer)
+
+    @torch.no_grad()
+    def likelihood(self, prompt: Sequence[int], continuation: Sequence[int]) -> Likelihood:
+        """How likely `continuation` is after `prompt`; both together become the text so far.
+
+        As in `reply`, what the prompt shares with the text so far is not read again.
+
+        Raises:
+            DataError: prompt or continuation is empty. CapacityError: they exceed the context or the memory.
+        """
+        if not len(prompt) or not len(continuation):
+            raise DataError(f"{len(prompt)} tokens and {len(continuation)} that follow: give at least one of each")
+        ids = [*prompt, *continuation]
+        self._admit(list(prompt), len(continuation), False)
+        cache = self._begin(list(prompt), len(ids))
+        self.ids, first = ids, cache.length
+        tokens = torch.tensor([ids[first:-1]], device=self.model.device)
+        chunk, kept = CHUNK if self.choice is None else self.choice.chunk, list[Tensor]()
+        marks, wanted = Marks.run(first, tokens.shape[1]), len(prompt) - 1 - first
+        for begin, _, hidden in hidden_chunks(self.model, tokens, marks, cache, self._declared, chunk):
+            kept.append(hidden[0, max(wanted - begin, 0) :])
+        self.tokens_read += tokens.shape[1]
+        logprobs, likeliest = logprobs_of(self.model, torch.cat(kept), torch.tensor(list(continuation)))
+        return Likelihood(float(logprobs.sum()), bool(likeliest.all()), len(continuation))
+
+    def _admit(self, ids: list[int], new: int, beyond: bool) -> None:
+        """Refuse a prompt after which `new` tokens may follow, where context or memory are too small for it."""
+        total, context = len(ids) + new, self.model.config.context
+        if total > context and not beyond:
             raise CapacityError(
                 f"the conversation has {len(self.ids)} tokens, {len(ids)} with the new ones, and {new} may follow: "
                 f"{total} in all, but the model's context is {context}; ask for fewer new tokens, begin a new "
@@ -98,7 +127,16 @@ class Conversation:
             past = self._kept(ids)
             policy, chunk = ("full", CHUNK) if self.choice is None else (self.choice.policy, self.choice.chunk)
             self.afford(Demand(ids, new, grows=True, past=past), policy, chunk)
-        return self._reply(request, shown or self.tokenizer)
+
+    def _begin(self, ids: list[int], total: int) -> Cache:
+        """Make `ids` the text so far, and give the cache of what need not be read again."""
+        self._cut_back(ids)
+        self._declare(total)
+        self.ids = ids
+        if self._cache is None:
+            self._cache = self._new_cache(total)
+        self.reused = self._cache.length
+        return self._cache
 
     def _kept(self, ids: list[int]) -> int:
         """How many of the first `ids` the cache keeps, or can be cut back to; the last of them is always read."""
@@ -119,14 +157,8 @@ class Conversation:
 
     @torch.no_grad()
     def _reply(self, request: Request, shown: Decodes) -> Iterator[NewToken]:
-        total = len(request.prompt) + request.sampling.max_tokens
-        self._cut_back(list(request.prompt))
-        self._declare(total)
-        self.ids = list(request.prompt)
-        cache = self._cache
-        if cache is None:
-            cache = self._cache = self._new_cache(total)
-        first = self.reused = cache.length
+        cache = self._begin(list(request.prompt), len(request.prompt) + request.sampling.max_tokens)
+        first = self.reused
         chooser = Chooser(request, self.model, tokenizer=shown)
         tokens = torch.tensor([self.ids[first:]], device=self.model.device)
         chunk = CHUNK if self.choice is None else self.choice.chunk

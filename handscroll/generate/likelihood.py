@@ -152,8 +152,17 @@ def _ends(chunks: Iterator[tuple[int, int, Tensor]], firsts: Sequence[int], last
 
 def _scored(model: Model, rows: Sequence[_Row], states: Sequence[Tensor]) -> dict[int, Likelihood]:
     """The likelihoods from the hidden states that predict each token of the continuations."""
-    hidden = torch.cat(list(states))
-    targets = torch.tensor([token for row in rows for token in row.continuation], device=hidden.device)
+    logprobs, likeliest = logprobs_of(
+        model, torch.cat(list(states)), torch.tensor([token for row in rows for token in row.continuation])
+    )
+    sizes = [len(row.continuation) for row in rows]
+    each = zip(rows, logprobs.split(sizes), likeliest.split(sizes), strict=True)
+    return {row.number: Likelihood(float(some.sum()), bool(same.all()), len(some)) for row, some, same in each}
+
+
+def logprobs_of(model: Model, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The log-probability (T,) of `targets` (T,) after the hidden states (T, D), and whether each is the likeliest."""
+    targets = targets.to(hidden.device)
     count = chunk_rows(model.config.vocab, len(targets), hidden.device.type)
     logprobs, likeliest = [], []
     for part, wanted in zip(hidden.split(count), targets.split(count), strict=True):
@@ -161,9 +170,7 @@ def _scored(model: Model, rows: Sequence[_Row], states: Sequence[Tensor]) -> dic
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logprobs.append(logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(dim=1))
         likeliest.append(logits.argmax(dim=1) == wanted)
-    sizes = [len(row.continuation) for row in rows]
-    each = zip(rows, torch.cat(logprobs).split(sizes), torch.cat(likeliest).split(sizes), strict=True)
-    return {row.number: Likelihood(float(some.sum()), bool(same.all()), len(some)) for row, some, same in each}
+    return torch.cat(logprobs), torch.cat(likeliest)
 
 
 def _padded(rows: Sequence[Sequence[int]], start: int, device: torch.device) -> tuple[Tensor, Marks]:

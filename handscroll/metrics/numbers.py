@@ -52,6 +52,12 @@ def mae(references: Sequence[float], predictions: Sequence[float]) -> Scores:
     return mean(np.abs(true - given), share=False)
 
 
+def margin(references: Sequence[float], predictions: Sequence[float]) -> Scores:
+    """The mean of what the predictions are above the references; higher is better. Errors as `mae`."""
+    true, given = _numbers(references, predictions)
+    return mean(given - true, share=False)
+
+
 def _numbers(references: Sequence[Any], predictions: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
     paired(references, predictions)
     for what, values in (("reference", references), ("prediction", predictions)):

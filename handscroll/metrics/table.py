@@ -81,6 +81,7 @@ _METRICS = (
     Metric("brier", "probabilities", False, "Brier score", None, lambda r, p, s: calibration.brier(r, p)),
     Metric("pearson", "numbers", True, "Pearson correlation", 1.0, lambda r, p, s: numbers.pearson(r, p)),
     Metric("spearman", "numbers", True, "Spearman correlation", 1.0, lambda r, p, s: numbers.spearman(r, p)),
+    Metric("margin", "numbers", True, "mean margin", None, lambda r, p, s: numbers.margin(r, p)),
     Metric("rmse", "numbers", False, "root mean square error", None, lambda r, p, s: numbers.rmse(r, p)),
     Metric("mae", "numbers", False, "mean absolute error", None, lambda r, p, s: numbers.mae(r, p)),
     Metric("exact-match", "texts", True, "exact match", 1.0, lambda r, p, s: answers.exact_match(r, p, s.language)),

@@ -18,7 +18,10 @@ from handscroll.metrics.table import Settings, measure
 from handscroll.models.model import Model
 from handscroll.models.new import with_head
 from handscroll.objectives.classify import Classify as Loss
+from handscroll.tasks.label_words import LabelWords
+from handscroll.tasks.prompting import Prompting
 from handscroll.tasks.task import Example, OnDone, Prediction, Task
+from handscroll.tasks.writer import Form
 from handscroll.text.framed import Text, framed
 
 ANY = 1 << 40  # tokens: a training row of any length is made, and judged by the run
@@ -36,6 +39,10 @@ class Classify(Task):
     labels: tuple[str, ...] = Setting(default=(), description="the labels in order; unless given, those of the data")
     several: bool = Setting(default=False, description="whether a text may have several labels, or none")
     weights: Literal["", "balanced"] = Setting(default="", description="balanced: rare labels count more in the loss")
+    prompt: str = Setting(default="", description="without tuning: what is asked, with {text} and {words}")
+    words: tuple[str, ...] = Setting(default=(), description="without tuning: what is said for each label, in order")
+    language: Literal["en", "zh"] = Setting(default="en", description="without tuning: of the prompt")
+    form: Form = Setting(default="auto", description="without tuning: chat, by the model's template, or plain text")
     counts: tuple[int, ...] = Setting(default=(), description="how often each label was seen in the training data")
 
     @property
@@ -124,6 +131,19 @@ class Classify(Task):
             output = [label for label, chance in given.items() if chance > 0.5] if self.several else likely
             found.append(Prediction(output, {"probabilities": given}))
         return found
+
+    def prompted(
+        self, lm: LM, examples: Sequence[Example], prompting: Prompting, on_done: OnDone = lambda done: None
+    ) -> list[Prediction]:
+        """The word of each label is scored as the answer, calibrated (`label_words.py`)."""
+        if self.several:
+            raise ConfigError("several labels of a text are not told by prompting: tune a model (handscroll finetune)")
+        teller = LabelWords(lm, self.labels, self.words, self.prompt, self.language)
+        shots = [
+            [(self.likeness(one), self._named(one, "a shot needs one")[0]) for one in prompting.chosen(self, e)]
+            for e in examples
+        ]
+        return teller.said([(e, self.likeness(e)) for e in examples], shots, prompting, self.form, on_done)
 
     def score(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, Measured]:
         wanted = [self.truth(example) for example in examples]

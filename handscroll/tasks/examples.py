@@ -60,16 +60,17 @@ def read_parts(task: Task, data: TaskData, seed: int) -> dict[str, Part]:
             found[name] = read_table(files, data.names, encoding=data.encoding, skip_broken=data.skip_broken)
     if not data.valid and data.held_out:
         by = task.by(found["train"], data.columns)
-        made = split(found["train"], {"valid": data.held_out}, seed, by, data.group)
+        text = task.told_apart_by(found["train"])
+        made = split(found["train"], {"valid": data.held_out}, seed, by, data.group, text)
         found |= {name: made.tables[name] for name in ("train", "valid")}
     parts = {}
     for name, table in found.items():
         most = data.most if name == "train" else data.most_scored
-        parts[name] = task.read(_drawn(table, most, seed), data.columns, data.skip_unfit)
+        parts[name] = task.read(drawn(table, most, seed), data.columns, data.skip_unfit)
     return parts
 
 
-def _drawn(table: Table, most: int, seed: int) -> Table:
+def drawn(table: Table, most: int, seed: int) -> Table:
     """At most `most` rows of a table, drawn by the seed, in their order."""
     if not most or len(table.records) <= most:
         return table

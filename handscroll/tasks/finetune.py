@@ -9,18 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.text import Text
 
 from handscroll.base.errors import ConfigError
 from handscroll.base.runs import write_file
 from handscroll.base.workload import MEMORY, Workload
-from handscroll.data.batch import collate
 from handscroll.lm import LM, load
 from handscroll.metrics.scores import Measured
 from handscroll.models.weights import locate
-from handscroll.nn.finite import check_weights, finite
+from handscroll.nn.finite import check_weights
 from handscroll.nn.quantised import kept_bytes, quantised
-from handscroll.objectives.objective import Objective
-from handscroll.tasks.batches import ExampleUpdates, packed
 from handscroll.tasks.card import card
 from handscroll.tasks.examples import TrainingRows, encode, read_parts
 from handscroll.tasks.recipe import TuningRecipe
@@ -48,9 +46,10 @@ class Options:
     on_record: OnRecord | None = None
     on_pulse: OnPulse | None = None
     on_done: Callable[[str, int, int], None] = lambda what, total, done: None
-    show: Callable[[str], None] = lambda text: None
+    show: Callable[[str | Text], None] = lambda text: None
     on_steps: Callable[[int], None] = lambda steps: None
     only_plan: bool = False
+    only_show: int = 0  # print so many examples with what is trained, and stop
 
 
 @dataclass(frozen=True)
@@ -95,6 +94,11 @@ def finetune(recipe: TuningRecipe, folder: Path, options: Options = Options()) -
         raise ConfigError(
             f"rows of {most:,} tokens exceed the model's context of {lm.context:,}: give a shorter length"
         )
+    if options.only_show:
+        for example in parts["train"].examples[: options.only_show]:
+            for text in task.shown(lm, example):
+                options.show(text)
+        return Tuned(lm, task, None, {}, folder)
     encoded = {
         name: encode(task, lm, parts[name].examples, most, recipe.data.too_long)
         for name in ("train", "valid")
@@ -130,10 +134,10 @@ def _loaded(recipe: TuningRecipe) -> LM:
 def _run(recipe: TuningRecipe, folder: Path, options: Options, ready: _Ready) -> Tuned:
     tuning, task, lm, rows = recipe.tuning, ready.task, ready.lm, ready.encoded["train"]
     length = tuning.length or min(lm.context, max(SHORTEST, rows.longest))
-    each = math.ceil(len(rows.rows) / tuning.batch)
+    each = math.ceil(len(rows.rows) / (tuning.batch * task.rows_each))
     steps = tuning.steps or max(1, round(tuning.epochs * each))
-    stream = ExampleUpdates(rows.rows, tuning.batch, length, tuning.seed, rows.fingerprint)
-    workload = _workload(recipe, ready, stream, steps)
+    stream = task.updates(rows.rows, tuning.batch, length, tuning.seed, rows.fingerprint)
+    workload = _workload(recipe, ready, length, steps)
     plan = planned(tuning.memory, [workload], folder, force=tuning.force)
     options.show(str(plan) if tuning.way in ("full", "lora") else f"{plan}, at most: only a part is trained")
     if options.only_plan:
@@ -142,11 +146,9 @@ def _run(recipe: TuningRecipe, folder: Path, options: Options, ready: _Ready) ->
     write_recipe(folder, {"tuning": resolved | {"task": task.model_dump(mode="json")}, "versions": versions()})
     settings: dict[str, Any] = {"steps": steps, "precision": tuning.precision, "seed": tuning.seed}
     settings |= {"save_every": max(1, min(200, each))}
-    validate = None
     if "valid" in ready.encoded:
         every = max(1, min(steps, each // tuning.validations))
         settings |= {"evaluate_every": every, "patience": tuning.patience or steps + 1}  # the best weights are kept
-        validate = _validator(task.objective(lm.model), ready.encoded["valid"], length)
     run = Run(
         folder,
         lm.model,
@@ -156,6 +158,10 @@ def _run(recipe: TuningRecipe, folder: Path, options: Options, ready: _Ready) ->
         plan.memory,
         Regularise(dropout=tuning.dropout),
     )
+    validate = None
+    if "valid" in ready.encoded:
+        validate = task.validator(lm.model, ready.encoded["valid"].rows, length, run)
+    task.begin(run, rows.rows)
     options.on_steps(steps)
     progress = train(run, stream, task.objective(lm.model), Callbacks(validate, options.on_record, options.on_pulse))
     plan.compare()
@@ -239,31 +245,12 @@ def write_predictions(path: Path, task: Task, examples: Sequence[Example], predi
     write_file(path, ("\n".join(lines_of(task, examples, predictions)) + "\n").encode())
 
 
-def _validator(objective: Objective, encoded: TrainingRows, length: int) -> Callable[[Any], float]:
-    """The mean loss on held-out rows, packed once."""
-    batches = [collate([row]) for row in packed(encoded.rows, length)]
-
-    @torch.no_grad()
-    def validate(model: Any) -> float:
-        total, count = 0.0, 0
-        for one in batches:
-            batch = one.to(model.device)
-            marks = batch.marks()
-            width = batch.tokens.shape[1]
-            hidden = model.hidden(model.embed(batch.tokens, marks), marks, objective.mask(model, marks), length=width)
-            loss = objective.loss(model, hidden, batch)
-            total, count = total + float(finite(loss.total)), count + loss.count
-        return total / count
-
-    return validate
-
-
-def _workload(recipe: TuningRecipe, ready: _Ready, stream: ExampleUpdates, steps: int) -> Workload:
+def _workload(recipe: TuningRecipe, ready: _Ready, length: int, steps: int) -> Workload:
     """The run for the planner: a typical update is the mean number of packed rows of the mean length."""
     tuning, rows = recipe.tuning, ready.encoded["train"]
     sizes = [len(row.tokens) for row in rows.rows]
-    tokens = sum(sizes) / len(sizes) * tuning.batch
-    longest = min(stream.length, max(max(sizes), math.ceil(tokens)))
+    tokens = sum(sizes) / len(sizes) * tuning.batch * ready.task.rows_each
+    longest = min(length, max(max(sizes), math.ceil(tokens)))
     lora = tuning.adapter if tuning.way == "lora" else None
     changes: dict[str, Any] = {} if lora is None else {"lora": lora.rank, "lora_targets": len(lora.targets)}
     return Workload.parse(

@@ -3,23 +3,40 @@
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import SerializerFunctionWrapHandler, model_serializer
+from rich.text import Text
 
 from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError
 from handscroll.base.tables import resolve
+from handscroll.data.batch import Batch
 from handscroll.data.row import Row
+from handscroll.data.stream import Stream
 from handscroll.data.table.fields import Field, match
 from handscroll.data.table.table import Account, Table
 from handscroll.lm import LM
 from handscroll.metrics.scores import Measured
-from handscroll.models.model import Model
+from handscroll.models.model import Decoder, Model
 from handscroll.objectives.objective import Objective
+from handscroll.tasks.batches import ExampleUpdates, validator
+from handscroll.train.run import Run
+
+if TYPE_CHECKING:
+    from handscroll.tasks.prompting import Prompting
 
 TASKS = {
     "classify": "handscroll.tasks.classify:Classify",
+    "chat": "handscroll.tasks.chat:Chat",
+    "instruct": "handscroll.tasks.chat:Instruct",
+    "dialogue": "handscroll.tasks.chat:Dialogue",
+    "summarise": "handscroll.tasks.summarise:Summarise",
+    "translate": "handscroll.tasks.translate:Translate",
+    "answer": "handscroll.tasks.answer:Answer",
+    "extract": "handscroll.tasks.extract:Extract",
+    "prefer": "handscroll.tasks.prefer:Prefer",
+    "complete": "handscroll.tasks.complete:Complete",
 }
 
 OnDone = Callable[[int], None]  # how many examples are done
@@ -62,6 +79,7 @@ class Task(Config):
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    rows_each: ClassVar[int] = 1  # training rows that belong together
 
     @property
     @abstractmethod
@@ -97,6 +115,10 @@ class Task(Config):
         """What simple systems say of `examples`, by their names: the least that a tuned model should beat."""
         return {}
 
+    def told_apart_by(self, table: Table) -> str | None:
+        """The column by which rows are told to be the same; by default that with the longest texts."""
+        return None
+
     def checked(self, examples: Sequence[Example]) -> Sequence[Example]:
         """The examples, after the task looked at all of them.
 
@@ -128,9 +150,40 @@ class Task(Config):
     def objective(self, model: Model) -> Objective:
         """The loss on such rows."""
 
+    def updates(self, rows: Sequence[Row], count: int, length: int, seed: int, fingerprint: str) -> Stream[list[Batch]]:
+        """Endless updates of `count` examples each, in rows of at most `length` tokens."""
+        return ExampleUpdates(rows, count, length, seed, fingerprint)
+
+    def begin(self, run: Run, rows: Sequence[Row]) -> None:
+        """What happens before the first update, for a task that steps in its own way."""
+
+    def validator(self, model: Decoder, rows: Sequence[Row], length: int, run: Run) -> Callable[[Any], float]:
+        """The mean loss of a model on held-out rows, packed once."""
+        return validator(self.objective(model), rows, length)
+
     @abstractmethod
     def predict(self, lm: LM, examples: Sequence[Example], on_done: OnDone = lambda done: None) -> list[Prediction]:
         """What the model says of each example, in their order. The target of an example plays no part."""
+
+    def prompted(
+        self, lm: LM, examples: Sequence[Example], prompting: "Prompting", on_done: OnDone = lambda done: None
+    ) -> list[Prediction]:
+        """What a model that was not tuned says of each example, from its prompt and the examples in it.
+
+        Raises:
+            ConfigError: a prompt cannot do the task.
+        """
+        raise ConfigError(f"the task '{self.name}' is not done by prompting: tune a model for it (handscroll finetune)")
+
+    def likeness(self, example: Example) -> str:
+        """The text by which examples are compared: what is given, without the target."""
+        names = [field.name for field in self.fields if field.required]
+        return " ".join(str(example.values[name]) for name in names if name in example.values)
+
+    def shown(self, lm: LM, example: Example) -> list[Text]:
+        """The training rows of an example as a person reads them, with what is trained in them."""
+        texts = [lm.tokenizer.decode(row.tokens.tolist(), special=True) for row in self.rows(lm, example)]
+        return [Text(f"{example.place}: {text}\n-> {self.truth(example)}") for text in texts]
 
     @abstractmethod
     def score(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, Measured]:

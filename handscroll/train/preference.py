@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from handscroll.base.errors import CheckpointError, ConfigError
 from handscroll.base.runs import write_file
@@ -136,10 +137,7 @@ class PreferenceStep:
         found = row_likelihoods(model, batches, self.chunk, self.step.autocast)
         model.train()
         sizes = self._sizes(batches)
-        change = {key: (value - self.reference[key]) / sizes[key] for key, value in found.items()}
-        chosen = sorted(key for key in change if key % 2 == 0)
-        assert len(change) == 2 * len(chosen) and all(key + 1 in change for key in chosen), "half a pair in an update"
-        better, worse = (torch.tensor([change[key + side] for key in chosen], dtype=torch.float64) for side in (0, 1))
+        chosen, better, worse = self._rewards(found, sizes)
         margins, pairs = better - worse, len(chosen)
         losses, slopes = self.settings.losses(margins), self.settings.slopes(margins)
         count = sum(batch.counted for batch in batches)  # the step divides by it
@@ -156,6 +154,19 @@ class PreferenceStep:
             "reward_rejected": (beta * float(worse.sum()), pairs),
         }
         return Loss(losses.mean() * count, count, metrics)
+
+    def measured(self, found: dict[int, float], batches: Sequence[Batch]) -> float:
+        """The mean loss of pairs with these log-likelihoods, without a gradient."""
+        _, better, worse = self._rewards(found, self._sizes(batches))
+        return float(self.settings.losses(better - worse).mean())
+
+    def _rewards(self, found: dict[int, float], sizes: dict[int, int]) -> tuple[list[int], Tensor, Tensor]:
+        """The chosen rows, and how much likelier they and the rejected ones became, in nats."""
+        change = {key: (value - self.reference[key]) / sizes[key] for key, value in found.items()}
+        chosen = sorted(key for key in change if key % 2 == 0)
+        assert len(change) == 2 * len(chosen) and all(key + 1 in change for key in chosen), "half a pair in an update"
+        better, worse = (torch.tensor([change[key + side] for key in chosen], dtype=torch.float64) for side in (0, 1))
+        return chosen, better, worse
 
     def _sizes(self, batches: Sequence[Batch]) -> dict[int, int]:
         """By what each row's sum is divided."""

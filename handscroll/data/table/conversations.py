@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from handscroll.base.errors import ConfigError, DataError, nearest
@@ -54,7 +55,7 @@ class Found(Generic[Item]):
 
 
 def conversations(
-    table: Table, given: Mapping[str, str] | None = None, skip_unfit: bool = False
+    table: Table, given: Mapping[str, str] | None = None, skip_unfit: bool = False, unanswered: bool = False
 ) -> Found[Conversation]:
     """A conversation of every row (of every instance, in rows of Self-Instruct).
 
@@ -64,12 +65,13 @@ def conversations(
     `context` follows the question after a blank line, `system` and `history` (pairs) come before it.
 
     given: which columns are meant (prompt, answer, input, system, messages): for columns with other names.
+    unanswered: a row in which nobody answers is a conversation too, to be answered.
 
     Raises:
         ConfigError: `given` names another field.
         DataError: a row fits no form, and such rows are not skipped.
     """
-    return _found(table, given, skip_unfit, _conversations)
+    return _found(table, given, skip_unfit, partial(_conversations, unanswered=unanswered))
 
 
 def preferences(table: Table, given: Mapping[str, str] | None = None, skip_unfit: bool = False) -> Found[Preference]:
@@ -118,15 +120,15 @@ def _found(table: Table, given: Mapping[str, str] | None, skip_unfit: bool, read
 
 
 def _conversations(
-    values: dict[str, Any], given: frozenset[str], record: Record, unread: Counter[str]
+    values: dict[str, Any], given: frozenset[str], record: Record, unread: Counter[str], unanswered: bool
 ) -> Iterator[Conversation]:
     tools = tuple(tools_of(values))
-    for form, messages in _messages(values, given, record, unread):
-        yield Conversation(tuple(_sound(messages)), record.place, form, tools)
+    for form, messages in _messages(values, given, record, unread, unanswered):
+        yield Conversation(tuple(_sound(messages, unanswered)), record.place, form, tools)
 
 
 def _messages(
-    values: dict[str, Any], given: frozenset[str], record: Record, unread: Counter[str]
+    values: dict[str, Any], given: frozenset[str], record: Record, unread: Counter[str], unanswered: bool
 ) -> Iterator[tuple[str, list[Message]]]:
     if "chosen" in values and "rejected" in values and not {"prompt", "messages"} & given:
         preference = next(_preferences(values, given, record, unread))
@@ -147,22 +149,23 @@ def _messages(
         if not instances:
             raise DataError("'instances' is empty")
         for one in instances:
-            yield "Self-Instruct", _asked({**values, **one}, given)[1]
+            yield "Self-Instruct", _asked({**values, **one}, given, unanswered)[1]
         return
-    yield _asked(values, given)
+    yield _asked(values, given, unanswered)
 
 
-def _asked(values: dict[str, Any], given: frozenset[str]) -> tuple[str, list[Message]]:
+def _asked(values: dict[str, Any], given: frozenset[str], unanswered: bool) -> tuple[str, list[Message]]:
     """(form, messages) of a question and an answer in columns of their own."""
     asked = "prompt" if "prompt" in given else next((name for name in ASKED if values.get(name)), None)
     answered = (
         "answer" if "answer" in given else next((name for name in ANSWERED if values.get(name) is not None), None)
     )
-    if asked is None or answered is None:
+    if asked is None or (answered is None and not unanswered):
         what = f"no question ({', '.join(ASKED)})" if asked is None else f"no answer ({', '.join(ANSWERED)})"
         raise DataError(f"{what}, and no list of turns ({', '.join(LISTS)})")
-    question, answer = values[asked], values[answered]
+    question, answer = values[asked], "" if answered is None else values[answered]
     form = {"instruction": "Alpaca", "prompt": f"prompt/{answered}"}.get(asked, f"{asked}/{answered}")
+    form = form if answered is not None else f"{asked} without an answer"
     if isinstance(question, list) and isinstance(answer, list):  # both as messages
         turns = turn_list([*question, *answer])
         if turns is None:
@@ -176,7 +179,8 @@ def _asked(values: dict[str, Any], given: frozenset[str]) -> tuple[str, list[Mes
         values.get(name) for name in _MORE if name != asked
     ]
     texts = [question, *(one for one in more if isinstance(one, str) and one.strip())]
-    messages = [{"role": "user", "content": "\n\n".join(texts)}, {"role": "assistant", "content": answer}]
+    messages = [{"role": "user", "content": "\n\n".join(texts)}]
+    messages += [] if answered is None else [{"role": "assistant", "content": answer}]
     return form, [*_system(values, messages), *_history(values), *messages]
 
 
@@ -200,13 +204,13 @@ def _history(values: dict[str, Any]) -> list[Message]:
     ]
 
 
-def _sound(messages: list[Message]) -> list[Message]:
+def _sound(messages: list[Message], unanswered: bool = False) -> list[Message]:
     """
     Raises:
         DataError: nobody answers, an answer is empty, or nothing stands before the first.
     """
     roles = [message["role"] for message in messages]
-    if "assistant" not in roles:
+    if "assistant" not in roles and not (unanswered and "user" in roles):
         raise DataError("no turn is the assistant's, so there is nothing to learn")
     if set(roles) == {"assistant"}:
         raise DataError("every turn is the assistant's, so nothing is answered")

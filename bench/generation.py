@@ -1,0 +1,275 @@
+"""Tasks whose answers are texts, on real data: a tuned model beside simple baselines and the same model prompted.
+
+    python -m bench.generation prepare DATA FOLDER      writes the rows of every job from a folder of public data
+    python -m bench.generation run NAME MODEL FOLDER    baselines, prompting and, where the job has a recipe, tuning
+
+`run` prints one line a system and metric and appends the same to FOLDER/NAME.scores.jsonl. A job takes at most about 25
+minutes on two cores. FOLDER is also where the recipes in recipes/tasks run: `cd FOLDER; handscroll finetune RECIPE`.
+"""
+
+import ast
+import gzip
+import json
+import random
+import sys
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from handscroll.base.config import read_recipe
+from handscroll.data.table.read import read_table
+from handscroll.lm import load
+from handscroll.metrics.scores import Measured
+from handscroll.metrics.table import Settings, compare
+from handscroll.tasks.finetune import Options, finetune
+from handscroll.tasks.generative import Generative
+from handscroll.tasks.prompting import Prompting
+from handscroll.tasks.recipe import TuningRecipe
+from handscroll.tasks.task import Example, Prediction, task_from
+
+RECIPES = Path(__file__).parents[1] / "recipes" / "tasks"
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A task on one data set: its settings, ways of prompting, and shots."""
+
+    task: Mapping[str, Any]
+    ways: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"zero-shot": {}})
+    shots: int = 0
+    recipe: bool = True
+
+
+ZH = {"language": "zh"}
+SUMMARY = {
+    "whole": {},
+    "map-reduce": {"strategy": "map-reduce"},
+    "refine": {"strategy": "refine"},
+}
+JOBS = {
+    "classical": Job(
+        {"name": "translate", **ZH, "source_language": "文言文", "target_language": "现代汉语", "max_tokens": 80},
+        shots=4,
+    ),
+    "tatoeba": Job(
+        {"name": "translate", **ZH, "source_language": "英文", "target_language": "中文", "max_tokens": 64},
+        shots=4,
+    ),
+    "crosswoz": Job({"name": "dialogue", **ZH, "max_tokens": 64}, shots=1),
+    "medquad": Job({"name": "instruct", "max_tokens": 128}, shots=2),
+    "stdlib": Job({"name": "complete", "lines": 30, "most": 1}),
+    "spans": Job({"name": "summarise", "max_tokens": 96}, shots=1),
+    "peps": Job({"name": "summarise", "piece": 768, "perplexity": False}, ways=SUMMARY, recipe=False),
+    "qmsum": Job({"name": "summarise", "piece": 1536, "perplexity": False}, ways=SUMMARY, recipe=False),
+    "vcsum": Job({"name": "summarise", **ZH, "piece": 1536, "perplexity": False}, ways=SUMMARY, recipe=False),
+    "loogle": Job(
+        {"name": "answer", "max_tokens": 32},
+        ways={
+            "whole": {},
+            "4 blocks": {"reading": "blocks", "blocks": 4},
+            "16 blocks": {"reading": "blocks", "blocks": 16},
+        },
+        recipe=False,
+    ),
+}
+
+
+def prepare(data: Path, folder: Path) -> None:
+    """Write NAME.train.jsonl and NAME.test.jsonl for every job; the same rows every time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (rows, tests, most) in _sets(data).items():
+        if JOBS[name].recipe:
+            random.Random(name).shuffle(rows)
+        _write(folder / f"{name}.test.jsonl", rows[:tests])
+        if JOBS[name].recipe:
+            _write(folder / f"{name}.train.jsonl", rows[tests : tests + most])
+        _say(f"{name}: {len(rows[:tests])} test rows, {len(rows[tests : tests + most])} training rows")
+
+
+def _sets(data: Path) -> dict[str, tuple[Rows, int, int]]:
+    """The rows of every job, how many are tested, and how many are learned from at most."""
+    classical = [
+        {"source": one[0], "translation": one[1]}
+        for one in _tabs(data / "parallel/classical_to_modern_zh.tsv.gz")
+        if 10 <= len(one[0]) <= 40 and len(one[1]) <= 60
+    ]
+    english = {one[0]: one[1] for one in _tabs(data / "parallel/tatoeba_en_zh.tsv.gz") if len(one[0]) >= 20}
+    tatoeba = [{"source": source, "translation": target} for source, target in english.items()]
+    with zipfile.ZipFile(data / "dialogue/crosswoz_val.json.zip") as packed:
+        woz = json.loads(packed.read("val.json")).values()
+    crosswoz = [
+        {"messages": [{"role": turn["role"], "content": turn["content"]} for turn in one["messages"]]} for one in woz
+    ]
+    medquad = [
+        {"prompt": one["instruction"], "answer": one["output"]}
+        for one in _lines(data / "sft/medquad_2300.jsonl.gz")
+        if len(one["output"]) <= 500
+    ]
+    code = list(_lines(data / "code/cpython_3_11_stdlib.jsonl.gz"))
+    peps = [
+        {"document": one["document"], "summary": one["summary"]} for one in _lines(data / "summ_en/peps_train.jsonl.gz")
+    ]
+    return {
+        "classical": (classical, 50, 400),
+        "tatoeba": (tatoeba, 50, 400),
+        "crosswoz": (crosswoz, 6, 60),
+        "medquad": (medquad, 40, 240),
+        "stdlib": (code, 50, 240),
+        "spans": ([one for one in _spans(data) if 400 <= len(one["document"]) <= 2500], 24, 80),
+        "peps": (_shortest(peps, 16), 16, 0),
+        "qmsum": (_shortest(_qmsum(data), 8), 8, 0),
+        "vcsum": (_shortest(list(_lines(data / "summ_zh/vcsum_dev.jsonl")), 6), 6, 0),
+        "loogle": (list(_loogle(data)), 60, 0),
+    }
+
+
+def _qmsum(data: Path) -> Rows:
+    """Whole meetings with the summary of all that was said."""
+    found = []
+    for one in _lines(data / "summ_en/qmsum_train.jsonl.gz"):
+        said = "\n".join(f"{turn['speaker']}: {turn['content']}" for turn in one["meeting_transcripts"])
+        found += [{"document": said, "summary": query["answer"]} for query in one["general_query_list"]]
+    return found
+
+
+def _spans(data: Path) -> Iterable[dict[str, Any]]:
+    """What was said of one question in a meeting, and its summary."""
+    for one in _lines(data / "summ_en/qmsum_train.jsonl.gz"):
+        for query in one["specific_query_list"]:
+            turns = [
+                turn
+                for first, last in query["relevant_text_span"]
+                for turn in one["meeting_transcripts"][int(first) : int(last) + 1]
+            ]
+            said = "\n".join(f"{turn['speaker']}: {turn['content']}" for turn in turns)
+            yield {"document": said, "query": query["query"], "summary": query["answer"]}
+
+
+def _loogle(data: Path) -> Iterable[dict[str, Any]]:
+    """Questions about long texts; those about one text follow each other, so it is read once."""
+    for one in _lines(data / "longqa_en/loogle_shortdep_qa.jsonl"):
+        for pair in ast.literal_eval(one["qa_pairs"]):
+            yield {"document": one["input"], "question": pair["Q"], "answer": pair["A"], "gold": pair.get("S")}
+
+
+def _shortest(rows: Rows, count: int) -> Rows:
+    return sorted(rows, key=lambda one: len(one["document"]))[:count]
+
+
+def run(name: str, source: str, folder: Path) -> None:
+    """Score every system of a job on its test rows."""
+    job = JOBS[name]
+    lm, task = load(source), task_from(dict(job.task))
+    assert isinstance(task, Generative)
+    tests = task.read(read_table(str(folder / f"{name}.test.jsonl")), {}).examples
+    shots: Sequence[Example] = ()
+    if job.recipe:
+        shots = task.read(read_table(str(folder / f"{name}.train.jsonl")), {}).examples
+    systems: dict[str, Sequence[Prediction]] = {}
+    keep = _Keeper(task, tests, folder / f"{name}.scores.jsonl")
+    for plain, said in task.baselines(shots, tests).items() if shots or task.name == "summarise" else ():
+        systems[plain] = keep(plain, lambda said=said: said)
+    for way, settings in job.ways.items():
+        own = task_from({**job.task, **settings})
+        systems[way] = keep(way, lambda own=own: own.predict(lm, tests))
+    if job.shots:
+        near = Prompting(job.shots, shots, "similar")
+        systems[f"{job.shots}-shot"] = keep(f"{job.shots}-shot", lambda: task.prompted(lm, tests, near))
+    if job.recipe:
+        systems["tuned"] = keep("tuned", lambda: _tuned(name, source, folder, tests))
+    last = list(systems)[-1]
+    for other, found in systems.items():
+        if other != last:
+            both = [_flat(task, tests, one) for one in (systems[last], found)]
+            metric = task.metrics[0]
+            made = compare([metric], both[0][0], both[0][1], both[1][1], Settings(language=task.language))
+            _say(f"{name}: {last} - {other}, {metric}: {made[metric]}")
+
+
+def _tuned(name: str, source: str, folder: Path, tests: Sequence[Example]) -> Sequence[Prediction]:
+    """What the model says after the job's recipe; the run goes on if its folder is there."""
+    values = read_recipe(RECIPES / f"{name}.toml") | {"model": source}
+    values["data"]["train"] = [str(folder / one) for one in values["data"]["train"]]
+    values["data"].pop("test", None)
+    begun = monotonic()
+    made = finetune(TuningRecipe.parse(values, name), folder / f"run-{name}", Options(show=_say))
+    _say(f"{name}: tuned in {monotonic() - begun:.0f} s")
+    return made.task.predict(made.lm, tests)
+
+
+class _Keeper:
+    """Scores what a system says, prints it and keeps it."""
+
+    def __init__(self, task: Generative, tests: Sequence[Example], path: Path):
+        self._task, self._tests, self._path = task, tests, path
+
+    def __call__(self, system: str, made: Callable[[], Sequence[Prediction]]) -> Sequence[Prediction]:
+        begun = monotonic()
+        found = made()
+        seconds = monotonic() - begun
+        for metric, one in self._task.score(self._tests, found).items():
+            _say(f"{system:12} {metric:16} {one}  ({seconds:.0f} s)")
+            self._append({"system": system, "metric": metric, "seconds": round(seconds, 1), **_values(one)})
+        tokens = [one.more["tokens"] for one in found if "tokens" in one.more]
+        if tokens:
+            sums = {key: sum(one[key] for one in tokens) for key in tokens[0]}
+            _say(f"{system:12} tokens {sums}")
+        return found
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _values(one: Measured) -> dict[str, Any]:
+    return {"value": one.value, "low": one.low, "high": one.high, "count": one.count}
+
+
+def _flat(task: Generative, tests: Sequence[Example], found: Sequence[Prediction]) -> tuple[list[Any], list[Any]]:
+    """References and predictions, one text each; a dialogue has several of them."""
+    wanted, given = [], []
+    for example, one in zip(tests, found, strict=True):
+        truth, said = task.truth(example), one.output
+        if isinstance(said, list):
+            wanted += truth
+            given += said
+        else:
+            wanted.append(truth)
+            given.append(said)
+    return wanted, given
+
+
+def _say(text: Any) -> None:
+    print(text, flush=True)
+
+
+def _lines(path: Path) -> Iterable[dict[str, Any]]:
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        yield from (json.loads(line) for line in file)
+
+
+def _tabs(path: Path) -> Iterable[list[str]]:
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        yield from (line.rstrip("\n").split("\t") for line in file)
+
+
+def _write(path: Path, rows: Rows) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def main() -> None:
+    what, *rest = sys.argv[1:] or [""]
+    if what == "prepare":
+        prepare(Path(rest[0]), Path(rest[1]))
+    elif what == "run":
+        run(rest[0], rest[1], Path(rest[2]))
+    else:
+        _say(str(__doc__))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Answers that stand in a document word for word, found by a head that tells where they begin and end."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field as Setting
+from rich.text import Text
+
+from handscroll.base.errors import DataError
+from handscroll.base.spec import HeadSpec
+from handscroll.data.row import IGNORED, Row
+from handscroll.data.table.fields import Field
+from handscroll.data.table.table import Ledger, Table
+from handscroll.lm import LM
+from handscroll.metrics.scores import Measured
+from handscroll.metrics.table import Settings, measure
+from handscroll.models.labels import OVERLAP
+from handscroll.models.model import Model
+from handscroll.models.new import with_head
+from handscroll.objectives.objective import Objective
+from handscroll.objectives.spans import BEGINS, ENDS, Spans
+from handscroll.tasks.task import Example, OnDone, Part, Prediction, Task
+from handscroll.text.framed import Framed, framed
+
+AROUND = 60  # characters that a message shows
+
+
+class Extract(Task):
+    """Answers to questions as parts of a document (SQuAD's form: context, question, answers with their starts).
+
+    A document longer than the context is read in windows that overlap. Each window is a training row; where the answer
+    is not in it, the row points at its first token.
+    """
+
+    name: ClassVar[str] = "extract"
+    summary: ClassVar[str] = "answers that stand in a document, with their place"
+    language: Literal["en", "zh"] = Setting(default="en", description="of the answers, for scores")
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        return (
+            Field("context", ("document", "passage", "paragraph", "text", "article")),
+            Field("question", ("query",)),
+            Field("answers", ("answer", "output", "target"), False, "any"),
+        )
+
+    def read(self, table: Table, columns: Mapping[str, str], skip_unfit: bool = False) -> Part:
+        part, step, kept = super().read(table, columns, skip_unfit), Ledger(), list[Example]()
+        for example in part.examples:
+            given = self._answers(example)
+            missing = bool(given) and not self._places(example)
+            if missing and not skip_unfit:
+                raise DataError(
+                    f"{example.place}: the answer {given[0][0][:AROUND]!r} does not stand in its context; repair the "
+                    "row, or leave such rows out, counted (data.skip_unfit=true)"
+                )
+            if missing:
+                step.leave_out("rows whose answers do not stand in their context", example.place)
+            else:
+                kept.append(example)
+        return replace(part, examples=tuple(kept), account=step.onto(part.account))
+
+    @property
+    def compared(self) -> bool:
+        return False
+
+    def settled(self, examples: Sequence[Example], lm: LM) -> Task:
+        return self
+
+    def ready(self, lm: LM, seed: int) -> LM:
+        lm.model = with_head(lm.model, HeadSpec(kind="answer"), torch.Generator().manual_seed(seed))
+        return lm
+
+    def rows(self, lm: LM, example: Example) -> list[Row]:
+        places = self._places(example)
+        if not places:
+            raise DataError(f"{example.place}: no answer; training needs one that stands in the context")
+        return [_row(one, *places[0]) for one in self._windows(lm, example)]
+
+    def objective(self, model: Model) -> Objective:
+        return Spans()
+
+    def predict(self, lm: LM, examples: Sequence[Example], on_done: OnDone = lambda done: None) -> list[Prediction]:
+        found: list[Prediction] = []
+        for example in examples:
+            best = lm.answers(example["question"], example["context"], windows=True)[0]
+            windows = len(self._windows(lm, example))
+            place = {"start": best.start, "end": best.end, "score": best.score, "windows": windows}
+            found.append(Prediction(best.text, place))
+            on_done(len(found))
+        return found
+
+    def score(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, Measured]:
+        wanted = [self.truth(example) for example in examples]
+        if lacking := [e.place for e, truth in zip(examples, wanted, strict=True) if not truth]:
+            raise DataError(f"{lacking[0]}: no answer to compare with ({len(lacking)} rows have none)")
+        given = [prediction.output for prediction in predictions]
+        return measure(["token-f1", "exact-match"], wanted, given, Settings(language=self.language))
+
+    def truth(self, example: Example) -> Any:
+        return list(dict.fromkeys(text for text, _ in self._answers(example))) or None
+
+    def shown(self, lm: LM, example: Example) -> list[Text]:
+        texts = list[Text]()
+        for number, (one, row) in enumerate(zip(self._windows(lm, example), self.rows(lm, example), strict=True)):
+            first, last = int(np.argmax(row.targets > 0)), len(row.targets) - 1 - int(np.argmax(row.targets[::-1] > 0))
+            ids = one.ids
+            decode = lm.tokenizer.decode
+            shown = Text(f"{example.place}, window {number + 1}: {len(ids):,} tokens\n")
+            shown.append(decode(ids[:first], special=True) + " ⟦", "dim")
+            shown.append(decode(ids[first : last + 1], special=True), "green")
+            texts.append(shown.append("⟧ " + decode(ids[last + 1 :], special=True), "dim"))
+        return texts
+
+    def _windows(self, lm: LM, example: Example) -> list[Framed]:
+        """The rows in which `lm.answers` reads a document."""
+        most = lm.context
+        return framed(lm.tokenizer, (example["question"], example["context"]), most, True, int(OVERLAP * most) // 2)
+
+    def _answers(self, example: Example) -> list[tuple[str, int | None]]:
+        """The answers and where they are said to begin."""
+        given = example.values.get("answers")
+        if isinstance(given, Mapping):  # the form of saved data sets: {"text": [...], "answer_start": [...]}
+            starts = given.get("answer_start") or [None] * len(given["text"])
+            return [(str(text), start) for text, start in zip(given["text"], starts, strict=True)]
+        several = given if isinstance(given, list | tuple) else [] if given is None else [given]
+        return [
+            (str(one["text"]), one.get("answer_start")) if isinstance(one, Mapping) else (str(one), None)
+            for one in several
+        ]
+
+    def _places(self, example: Example) -> list[tuple[int, int]]:
+        """Where the answers stand in the context, as characters."""
+        found, context = [], example["context"]
+        for text, start in self._answers(example):
+            at = start if isinstance(start, int) and context.startswith(text, start) else context.find(text)
+            if at >= 0 and text.strip():
+                found.append((at, at + len(text)))
+        return found
+
+
+def _row(one: Framed, start: int, end: int) -> Row:
+    """A window with the tokens at which the answer (characters `start` to `end`) begins and ends."""
+    inside = [at for at, part in enumerate(one.parts) if part == 1]
+    covered = [at for at in inside if one.spans[at][0] < end and one.spans[at][1] > start]
+    spans = [one.spans[at] for at in covered]
+    whole = bool(spans) and spans[0][0] <= start and spans[-1][1] >= end
+    targets, labels = (np.full(len(one.ids), IGNORED, dtype=np.int64) for _ in range(2))
+    labels[[0, *inside]] = 0
+    first, last = (covered[0], covered[-1]) if whole else (0, 0)
+    targets[[first, last]] = BEGINS + ENDS if first == last else [BEGINS, ENDS]
+    kinds = np.array(one.kinds, dtype=np.int64) if any(one.kinds) else None
+    return Row(np.array(one.ids, dtype=np.int64), targets, 0, 0, kinds=kinds, labels=labels)

@@ -1,0 +1,242 @@
+"""Tasks whose answer is a text: what is asked and trained, what is predicted and counted, what is refused."""
+
+import json
+import math
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from handscroll.base.errors import CapacityError, ConfigError, DataError
+from handscroll.cli.main import app
+from handscroll.data.table.table import Table
+from handscroll.generate.chat import Speaker
+from handscroll.tasks.answer import Answer
+from handscroll.tasks.chat import Chat, Dialogue, Instruct
+from handscroll.tasks.complete import Complete
+from handscroll.tasks.evidence import evidence
+from handscroll.tasks.finetune import finetune
+from handscroll.tasks.pieces import pieces, sentences
+from handscroll.tasks.predict import load_tuned, predict
+from handscroll.tasks.recipe import TaskData, TuningRecipe
+from handscroll.tasks.similar import Similar, terms
+from handscroll.tasks.summarise import Summarise
+from handscroll.tasks.task import task_from
+from handscroll.tasks.translate import Translate
+from handscroll.tasks.writer import NOW
+from tests.tasks.chats import FIM, lines, saved, talker
+from tests.tasks.material import rows
+
+TALK = [
+    {"role": "user", "content": "the quick fox"},
+    {"role": "assistant", "content": "jumps over"},
+    {"role": "user", "content": "and then?"},
+    {"role": "assistant", "content": "the lazy dog"},
+]
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return talker()
+
+
+def one(task, row):
+    return task.read(Table.of([row], "rows.jsonl"), {}).examples[0]
+
+
+def trained(lm, task, example):
+    """The trained texts of an example's rows."""
+    ids = [[token for token in row.targets.tolist() if token >= 0] for row in task.rows(lm, example)]
+    return [[lm.tokenizer.decode(one, special=True)] for one in ids]
+
+
+def test_only_the_answer_is_trained_after_what_the_model_is_asked(lm):
+    task = Translate(language="zh", source_language="古文", target_language="白话")
+    example = one(task, {"source": "北京", "target": "图书馆"})
+    [row] = task.rows(lm, example)
+    prompt = "请把下面的古文翻译成白话，只写译文。\n\n北京"
+    asked = Speaker(lm.tokenizer).render([{"role": "user", "content": prompt}], now=NOW)
+    assert row.tokens.tolist()[: len(asked.ids)] == asked.ids and (row.targets[: len(asked.ids) - 1] < 0).all()
+    assert trained(lm, task, example) == [["图书馆<|im_end|>"]]
+    shown = task.shown(lm, example)[0].plain
+    assert "⟦图书馆<|im_end|>⟧" in shown and shown.startswith("rows.jsonl, row 1: ")
+
+
+def test_every_turn_of_the_assistant_is_trained_and_the_last_or_each_predicted(lm):
+    example = one(Chat(), {"messages": TALK, "user": "u1"})
+    assert trained(lm, Chat(), example) == [["jumps over<|im_end|>the lazy dog<|im_end|>"]]
+    assert example["user"] == "u1" and Chat().truth(example) == "the lazy dog"
+    every = Dialogue(max_tokens=5)
+    assert every.truth(example) == ["jumps over", "the lazy dog"]
+    [found] = every.predict(lm, [example])
+    speaker = Speaker(lm.tokenizer)
+    system = {"role": "system", "content": every.prompts["en"]}
+    for number, text in zip((1, 3), found.output, strict=True):
+        ids = speaker.render([system, *TALK[:number]], now=NOW).ids
+        assert text == lm.generate(ids, max_tokens=5).strip()
+    first, second = (turn["tokens"] for turn in found.more["turns"])
+    assert second["read"] < second["prompt"] - first["prompt"] + 5  # the history is not read again
+    scores = every.score([example], [found])
+    assert scores["bleu"].count == 2 and scores["perplexity"].value > 1
+
+
+def test_rows_without_an_answer_are_answered_and_not_learned_from(lm):
+    task = Instruct(max_tokens=4)
+    example = one(task, {"prompt": "the quick fox"})
+    [found] = task.predict(lm, [example])
+    assert task.truth(example) is None and "truth" not in found.more
+    ids = Speaker(lm.tokenizer).render([{"role": "user", "content": "the quick fox"}], now=NOW).ids
+    assert found.output == lm.generate(ids, max_tokens=4).strip()
+    with pytest.raises(DataError, match="row 1: no message of the assistant"):
+        task.rows(lm, example)
+    after = Chat(predicted_turns="next", max_tokens=4)
+    [found] = after.predict(lm, [one(after, {"messages": TALK[:3]})])
+    assert found.output == lm.generate(Speaker(lm.tokenizer).render(TALK[:3], now=NOW).ids, max_tokens=4).strip()
+
+
+def test_the_perplexity_is_that_of_the_answers_alone(lm):
+    task = Instruct(max_tokens=4)
+    example = one(task, {"prompt": "the quick fox", "answer": "jumps over the lazy dog"})
+    [found] = task.predict(lm, [example])
+    [row] = task.rows(lm, example)
+    first = int((row.targets >= 0).nonzero()[0][0])
+    ids = row.tokens[: int((row.targets >= 0).nonzero()[0][-1]) + 2]
+    nll = lm.nll(ids.tolist())[first:]
+    assert found.more["truth"]["tokens"] == len(nll)
+    assert found.more["truth"]["nats"] == pytest.approx(float(nll.sum()), rel=1e-5)
+
+
+def test_without_a_template_a_prompt_is_plain_text():
+    bare = talker(template=False)
+    task = Instruct(max_tokens=4)
+    example = one(task, {"prompt": "the quick fox", "answer": "jumps"})
+    assert trained(bare, task, example) == [["jumps<|im_end|>"]]
+    [found] = task.predict(bare, [example])
+    assert found.output == bare.generate("the quick fox\n\n", max_tokens=4).strip()
+    with pytest.raises(ConfigError, match="no chat template"):
+        Instruct(form="chat").predict(bare, [example])
+
+
+def test_what_does_not_fit_is_refused_with_what_would():
+    small = talker(context=256)
+    example = one(Summarise(), {"document": "the lazy dog jumps. " * 60, "summary": "a dog"})
+    with pytest.raises(CapacityError, match=r"row 1: the prompt has .*task\.strategy=map-reduce or refine.*extend"):
+        Summarise(max_tokens=8).predict(small, [example])
+    for strategy in ("map-reduce", "refine"):
+        task = Summarise(strategy=strategy, piece=96, max_tokens=8)
+        [found] = task.predict(small, [example])
+        count = len(pieces(example["document"], small.tokenizer, 96))
+        assert found.more["pieces"] == count > 2 and found.more["calls"] >= count
+        assert found.more["tokens"]["prompt"] > len(small.encode(example["document"]))
+    with pytest.raises(CapacityError, match="such pieces again"):
+        short = one(Summarise(), {"document": "the lazy dog jumps. " * 8})
+        Summarise(strategy="map-reduce", piece=16, max_tokens=30).predict(talker(context=512), [short])
+
+
+def test_prompts_and_languages_are_checked():
+    with pytest.raises(ConfigError, match=r"names \{documnt\}.*'document'"):
+        task_from({"name": "summarise", "prompt": "Summarise {documnt}"})
+    with pytest.raises(ConfigError, match="which is the answer itself"):
+        task_from({"name": "summarise", "prompt": "{document} {summary}"})
+    example = one(Translate(), {"source": "cat", "target": "北京大学的学生"})
+    with pytest.raises(DataError, match=r"set task.language=zh"):
+        Translate().checked([example])
+    with pytest.raises(DataError, match="no query, which the prompt names"):
+        task = Summarise(prompt="{document} {query}")
+        task.asked(one(task, {"document": "x"}))
+    with pytest.raises(DataError, match="row 1: no translation; training needs one"):
+        Translate().rows(talker(), one(Translate(), {"source": "cat"}))
+
+
+def test_pieces_are_the_text_and_blocks_are_those_nearest_to_the_question(lm):
+    text = "The fox jumps over the dog. It is quick.\n\n北京大学的学生在图书馆里看书。他们很忙！" + "x" * 500
+    assert "".join(piece.text for piece in sentences(text)) == text
+    cut = pieces(text, lm.tokenizer, 40)
+    assert "".join(piece.text for piece in cut) == text
+    assert all(text[p.start : p.end] == p.text and len(lm.encode(p.text, special=False)) <= 40 for p in cut)
+    assert terms("Qwen 读长卷") == ["qwen", "读长", "长卷"]
+    assert Similar(["a cat", "a dog and a dog", "图书馆"]).best("dog", 1) == [1]
+    document = "The cat is red. " * 20 + "The dog is blue. " + "The bird is green. " * 20
+    task = Answer(reading="blocks", block=24, blocks=1, max_tokens=4)
+    example = one(task, {"context": document, "question": "Which colour has the dog?", "answers": {"text": ["blue"]}})
+    [found] = task.predict(lm, [example])
+    assert found.more["tokens"]["prompt"] < 120 < found.more["tokens"]["document"]
+    ((start, end),) = found.more["blocks"]
+    assert "dog is blue" in document[start:end]
+
+
+def test_evidence_is_found_word_for_word_or_as_the_nearest_sentence():
+    text = "The fox is red. The  dog\nis blue. A green bird sings."
+    found = evidence(text, "the dog is Blue.", "")
+    assert found == {"text": "The  dog\nis blue", "start": 16, "end": 32, "found": "word for word"}
+    near = evidence(text, "green, I think", "What is the bird?")
+    assert near["text"] == text[near["start"] : near["end"]] == "A green bird sings." and near["found"] == "nearest"
+    assert evidence(text, "zzz", "qqq") is None
+
+
+def test_holes_are_read_with_the_tokens_of_the_model():
+    coder = talker(specials=FIM)
+    text = "".join(f"line {number}\n" for number in range(30))
+    task = Complete(lines=8, most=1, each=2, max_tokens=4)
+    part = task.read(Table.of([{"text": text, "path": "a.py"}, {"text": "one line"}], "code"), {})
+    first = part.examples[0]
+    assert len(part.examples) == 2 == part.account.kept and "left out" in str(part.account)
+    assert "excerpts of whole lines" in str(part.account) and first["middle"].count("\n") == 1
+    assert first["prefix"] + first["middle"] + first["suffix"] in text
+    assert trained(coder, task, first) == [[first["middle"] + "<|endoftext|>"]]
+    [found] = task.predict(coder, part.examples[:1])
+    assert "truth" in found.more and found.more["tokens"]["written"] <= 4
+    scores = task.score(part.examples[:1], [task.predict(coder, part.examples[:1])[0]])
+    assert set(scores) == {"code-match", "edit-similarity", "perplexity"}
+    with pytest.raises(ConfigError, match="no tokens for filling in the middle"):
+        task.ready(talker(), 0)
+
+
+def test_a_chat_model_is_tuned_on_pairs_and_says_them_again(tmp_path):
+    words = ("quick", "brown", "lazy", "fox")
+    data = lines(tmp_path / "train.jsonl", [{"prompt": word, "answer": word[::-1]} for word in words * 6])
+    how = {"way": "full", "steps": 60, "batch": 8, "lr": 2e-2, "memory": {"strategy": "plain"}}
+    values = {"task": {"name": "instruct", "max_tokens": 8}, "model": str(saved(tmp_path / "tiny")), "threads": 1}
+    given = {"train": (str(data),), "test": (str(data),), "held_out": 0}
+    tuned = finetune(TuningRecipe.parse(values | {"tuning": how, "data": given}, "test"), tmp_path / "run")
+    assert tuned.scores["test"]["rouge-l"].value == 1.0
+    lm, task = load_tuned(tmp_path / "run")
+    again = predict(lm, task, TaskData(train=(str(data),)))
+    told = rows(tmp_path / "run" / "test.predictions.jsonl")
+    assert [one.output for one in again.predictions] == [row["prediction"] for row in told]
+    assert told[0]["tokens"]["written"] and told[0]["finish"] == "eos"
+
+
+def test_what_is_trained_is_shown_by_the_command(tmp_path):
+    data = lines(tmp_path / "train.jsonl", [{"messages": TALK}] * 12)
+    model = saved(tmp_path / "tiny")
+    found = CliRunner().invoke(
+        app, ["finetune", "chat", str(model), "--data", str(data), "--valid", str(data), "--show", "1"]
+    )
+    assert found.exit_code == 0, found.output
+    assert "⟦jumps over<|im_end|>⟧" in found.output and not (tmp_path / "runs").exists()
+    assert torch.get_num_threads()
+
+
+def test_preferences_are_learned_against_the_model_before(tmp_path):
+    pairs = [
+        {"prompt": word, "chosen": "over " + word, "rejected": "times"} for word in ("quick", "lazy", "fox", "dog")
+    ]
+    data = lines(tmp_path / "train.jsonl", pairs * 3)
+    how = {"way": "lora", "steps": 8, "batch": 4, "lr": 1e-2, "memory": {"strategy": "plain"}}
+    values = {"task": {"name": "prefer"}, "model": str(saved(tmp_path / "tiny")), "threads": 1, "tuning": how}
+    given = {"train": (str(data),), "valid": (str(data),)}
+    tuned = finetune(TuningRecipe.parse(values | {"data": given}, "test"), tmp_path / "run")
+    scores = tuned.scores["valid"]
+    assert scores["accuracy"].value == 1.0 and scores["margin"].value > 1
+    told = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
+    first = rows(tmp_path / "run" / "records.jsonl")[0]
+    assert first["loss"] == pytest.approx(math.log(2)) and told["best"]["loss"] < 0.6
+    lm, task = load_tuned(tmp_path / "run")
+    again = predict(lm, task, TaskData(train=(str(data),)))
+    assert again.predictions[0].more["margin"] == pytest.approx(
+        rows(tmp_path / "run" / "valid.predictions.jsonl")[0]["margin"], rel=1e-3
+    )
+    assert again.predictions[0].more["compared"] == "reward"
+    shown = task.shown(lm, again.part.examples[0])
+    assert ["over" in text.plain.split("⟦")[1] for text in shown] == [True, False]
