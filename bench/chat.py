@@ -1,6 +1,6 @@
 """Chats and questions about documents beside the reference library, with the same template and the same weights.
 
-python -m bench.chat FILE [--talks N] [--passages N]
+python -m bench.chat FILE [--talks N] [--passages N] [--first N]
 
 FILE is a GGUF file of an instruct model. `transformers` reads it by its own code. Talks: of conversations of three
 turns in English and Chinese, the ids of every rendered turn are compared, and every token of our greedy answers (in
@@ -90,12 +90,12 @@ def compare_talk(lm: Any, model: Any, tokenizer: Any, number: int) -> dict[str, 
     return found
 
 
-def passages(file: str, count: int, size: int) -> list[tuple[str, list[tuple[str, str]]]]:
+def passages(file: str, first: int, count: int, size: int) -> list[tuple[str, list[tuple[str, str]]]]:
     """Passages of about `size` characters, each with the questions about one paragraph in its middle."""
     articles = json.loads((DATA / file).read_text(encoding="utf-8"))["data"]
     paragraphs = [paragraph for article in articles for paragraph in article["paragraphs"]]
     found = []
-    for number in range(count):
+    for number in range(first, count):
         place = 7 * number
         chosen, length = [paragraphs[place]], len(paragraphs[place]["context"])
         others = iter(range(place + 1, len(paragraphs)))
@@ -126,11 +126,11 @@ def answered(model: Any, tokenizer: Any, text: str, questions: list[str]) -> lis
     return found
 
 
-def questions(lm: Any, model: Any, tokenizer: Any, count: int, folder: Path) -> None:
+def questions(lm: Any, model: Any, tokenizer: Any, which: tuple[int, int], folder: Path) -> None:
     store = Store(folder)
     for file, size in (("qa_en/xquad_a.en.json", 8600), ("qa_zh/xquad_a.zh.json", 2900)):
         total = theirs_right = both = same = 0
-        for number, (text, asked) in enumerate(passages(file, count, size)):
+        for number, (text, asked) in enumerate(passages(file, *which, size), which[0]):
             theirs = answered(model, tokenizer, text, [question for question, _ in asked])
             reading = lm.read(text, store, f"p{number}")
             for (question, gold), answer in zip(asked, theirs, strict=True):
@@ -150,6 +150,7 @@ def main() -> None:
     parser.add_argument("--talks", type=int, default=len(TALKS))
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--passages", type=int, default=4)
+    parser.add_argument("--first", type=int, default=0, help="the first passage that is asked about")
     given = parser.parse_args()
     model, tokenizer = theirs_of(given.file)
     if given.talks:
@@ -159,7 +160,7 @@ def main() -> None:
         del lm
     if given.passages:
         with tempfile.TemporaryDirectory() as folder:
-            questions(handscroll.load(given.file), model, tokenizer, given.passages, Path(folder))
+            questions(handscroll.load(given.file), model, tokenizer, (given.first, given.passages), Path(folder))
 
 
 if __name__ == "__main__":
