@@ -102,7 +102,8 @@ class Writer:
             ConfigError: the model does not write texts from left to right.
         """
         lm.model.spec.require("a task whose answers are texts", one_text=True, forward=True, head=True)
-        self.lm, self.form, self.stop, self._store = lm, form, tuple(stop), store
+        self.lm, self.stop, self._store = lm, tuple(stop), store
+        self.form: Form = form
         self.talk = lm.conversation()
         if store is not None:
             held = store
