@@ -61,9 +61,7 @@ JOBS = {
     ),
     "crosswoz": Job({"name": "dialogue", **ZH, "max_tokens": 64}, shots=1),
     "medquad": Job({"name": "instruct", "max_tokens": 128}, shots=2),
-    "stdlib": Job(
-        {"name": "complete", "lines": 30, "most": 1}, {"zero-shot": {}, "its first line": {"stop": ("\n",)}}
-    ),
+    "stdlib": Job({"name": "complete", "lines": 30, "most": 1}, {"zero-shot": {}, "its first line": {"stop": ("\n",)}}),
     "spans": Job({"name": "summarise", "max_tokens": 96}, shots=1),
     "peps": Job({"name": "summarise", "piece": 768, "perplexity": False}, ways=SUMMARY, recipe=False),
     "qmsum": Job({"name": "summarise", "piece": 1536, "perplexity": False}, ways=SUMMARY, recipe=False),
