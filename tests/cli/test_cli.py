@@ -1,6 +1,7 @@
 """The command: every verb does its job on real files, and bad input is one paragraph and status 2."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,17 @@ def test_info_says_which_kernels_run_and_why_no_faster_ones(tiny_folder):
     for words in ("one new token", "training on", "gradient of attention", "not fold: more than 16 queries"):
         assert words in text
     assert "not graph: the tensors are not on a GPU" in run("info", "--kernels")
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
+)
+def test_threads_do_not_spin_for_long_unless_the_user_says_so(given, spins):
+    code = "import atexit, os; atexit.register(lambda: print(os.environ.get('GOMP_SPINCOUNT')));"
+    code += "from handscroll.cli.main import main; main()"
+    own = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run([sys.executable, "-c", code], env=own | given, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == str(spins)
 
 
 def test_progress_is_lines_where_nobody_watches(capsys, monkeypatch):
