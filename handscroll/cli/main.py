@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 import typer
 
@@ -27,11 +28,7 @@ from handscroll.cli import (
 )
 from handscroll.cli.screen import error_screen
 
-# How often a thread looks whether the others are done before it sleeps. The OpenMP runtime's own 300,000 keep a core of
-# a busy machine from the thread that is waited for: beside two busy loops a token of the starter took 918 ms with two
-# threads, and 120 ms of processor time, where one thread takes 2.4 ms (2026-11-29). 1,000 is what the runtime takes
-# when it knows of more threads than cores. It has to stand in the environment before torch is loaded.
-SPINS = "1000"
+LOAD = Path("/proc/loadavg")
 
 app = typer.Typer(
     name="handscroll",
@@ -48,8 +45,7 @@ for verb in (*VERBS, info, tokenizer, data):
 
 def main() -> None:
     """Run the command; an error that the user can mend is one paragraph, and the exit status is 2."""
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+    share_cores()
     try:
         app()
     except HandscrollError as error:
@@ -58,6 +54,25 @@ def main() -> None:
     except KeyboardInterrupt:
         error_screen().print("interrupted", markup=False)
         sys.exit(130)
+
+
+def share_cores() -> None:
+    """On a machine that others use too, let threads that wait for each other sleep at once.
+
+    The OpenMP runtime lets them spin for milliseconds, which keeps a core from the thread that is waited for: beside
+    two busy loops a token of the starter took 918 ms (120 ms of processor time), 25 ms with 1,000 turns. Asleep it took
+    0.9 ms on a busy machine, and on an idle one spinning takes 0.5 ms (2026-11-29), so it stays there. This has to be
+    decided before torch is loaded; the user's own settings go first.
+    """
+    if "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ:
+        return
+    try:
+        average, _, _, running, _ = LOAD.read_text(encoding="ascii").split()
+    except OSError:  # not Linux
+        return
+    others = int(running.split("/")[0]) - 1
+    if others >= 1 and float(average) >= 1:  # now, and in the last minute
+        os.environ["GOMP_SPINCOUNT"] = "0"
 
 
 if __name__ == "__main__":

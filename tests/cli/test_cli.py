@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import handscroll
-from handscroll.cli import screen
+from handscroll.cli import main, screen
 from handscroll.cli.main import app
 from tests.cli.material import run
 from tests.conftest import ROOT
@@ -28,14 +28,23 @@ def test_info_says_which_kernels_run_and_why_no_faster_ones(tiny_folder):
 
 
 @pytest.mark.parametrize(
-    ("given", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
+    ("load", "given", "spins"),
+    [
+        ("8.10 4.00 2.00 9/120 77", {}, "0"),
+        ("0.10 4.00 2.00 1/120 77", {}, None),
+        ("1.90 4.00 2.00 1/120 77", {}, None),  # what ran has ended
+        ("8.10 4.00 2.00 9/120 77", {"GOMP_SPINCOUNT": "7"}, "7"),
+        ("8.10 4.00 2.00 9/120 77", {"OMP_WAIT_POLICY": "active"}, None),
+    ],
 )
-def test_threads_do_not_spin_for_long_unless_the_user_says_so(given, spins):
-    code = "import atexit, os; atexit.register(lambda: print(os.environ.get('GOMP_SPINCOUNT')));"
-    code += "from handscroll.cli.main import main; main()"
-    own = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    done = subprocess.run([sys.executable, "-c", code], env=own | given, capture_output=True, text=True, check=False)
-    assert done.stdout.splitlines()[-1] == str(spins)
+def test_threads_sleep_while_they_wait_where_others_need_the_cores(load, given, spins, tmp_path, monkeypatch):
+    (tmp_path / "loadavg").write_text(load + "\n")
+    monkeypatch.setattr(main, "LOAD", tmp_path / "loadavg")
+    monkeypatch.setattr(os, "environ", dict(given))
+    main.share_cores()
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
+    monkeypatch.setattr(main, "LOAD", tmp_path / "none")
+    main.share_cores()
 
 
 def test_progress_is_lines_where_nobody_watches(capsys, monkeypatch):
