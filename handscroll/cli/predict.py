@@ -33,9 +33,14 @@ def predict(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="task.KEY=VALUE", help="Setting of --task.")
     ] = None,
+    with_: Annotated[
+        list[str] | None, typer.Option("--with", metavar="MODEL", help="Another model of the task: an ensemble.")
+    ] = None,
+    vote: Annotated[bool, typer.Option("--vote", help="--with: by majority; else probabilities are averaged.")] = False,
 ) -> None:
     """Say of each row of DATA what MODEL says, with scores where the rows hold the truth."""
     from handscroll.cache.reading.store import Store
+    from handscroll.tasks.ensemble import together
     from handscroll.tasks.finetune import lines_of, write_predictions
     from handscroll.tasks.predict import CHOICES, Asked, load_tuned
     from handscroll.tasks.predict import predict as say
@@ -51,6 +56,8 @@ def predict(
         shots = 0 if profile and not examples else None
         if shots is None:
             raise ConfigError("--examples, --store and --encoder are for --shots N: say how many examples")
+    if (with_ and (task or shots is not None)) or (vote and not with_):
+        raise ConfigError("--with joins tuned models: leave --task and --shots out; --vote belongs to --with")
     asked = None
     if shots is not None:
         held = None if store is None else Store(store)
@@ -58,11 +65,17 @@ def predict(
     values: dict[str, Any] = {"task": {"name": task}}
     for override in set_ or ():
         apply_override(values, override)
-    lm, settled = load_tuned(model, values["task"] if task else None, prompted=asked is not None)
-    rows = {"train": tuple(data), "columns": pairs(map_ or ()), "most_scored": most}
+    rows: dict[str, Any] = {"train": tuple(data), "columns": pairs(map_ or ()), "most_scored": most}
     rows["names"] = tuple(name for name in names.split(",") if name)
+    given = TaskData.parse(rows, "predict")
+    joint = None
     with bar("predicting", None) as advance:
-        found = say(lm, settled, TaskData.parse(rows, "predict"), lambda done: advance(done), asked)
+        if with_:
+            joint = together([model, *with_], given, vote, lambda name, done: advance(done, f"predicting, {name}"))
+            settled, found = joint.task, joint.joint
+        else:
+            lm, settled = load_tuned(model, values["task"] if task else None, prompted=asked is not None)
+            found = say(lm, settled, given, lambda done: advance(done), asked)
     screen().print(f"{found.part.account}\ncolumns: {found.part.columns}", markup=False)
     if out is None:
         for line in lines_of(settled, found.part.examples, found.predictions):
@@ -71,6 +84,9 @@ def predict(
         write_predictions(out, settled, found.part.examples, found.predictions)
         screen().print(f"written: {out}", markup=False)
     show_scores({"rows": found.scores} if found.scores else {})
+    if joint is not None and joint.gain is not None:
+        show_scores({name: {joint.metric: one} for name, one in joint.members.items()})
+        screen().print(f"together against the best of them, {joint.metric}: {joint.gain}", markup=False)
 
 
 def register(app: typer.Typer) -> None:

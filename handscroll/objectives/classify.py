@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from handscroll.base.errors import ConfigError
 from handscroll.data.batch import Batch
@@ -16,6 +17,7 @@ from handscroll.models.model import Model
 from handscroll.nn.marks import Marks
 from handscroll.nn.mask import Mask, SameSegment
 from handscroll.nn.shapes import Embeddings
+from handscroll.objectives.blocks import Pooling, block_places, pooled
 from handscroll.objectives.loss import Loss
 from handscroll.objectives.settings import ObjectiveSettings
 from handscroll.text.tokenizer import Tokenizer
@@ -34,16 +36,23 @@ class Classify:
 
     The loss adds up over pieces of a row when the model classifies one state (for an encoder: the first token's).
     A model that classifies the mean state needs the whole document, so memory strategies that work in chunks refuse
-    it.
+    it. So do texts in blocks (`pooling`, `objectives/blocks.py`).
     """
 
     smoothing: float = 0.0
     additive: bool = False
     problem: str = "one"
     weights: tuple[float, ...] = ()
+    pooling: Pooling | None = None
 
     @classmethod
-    def of(cls, model: Model, smoothing: float = 0.0, weights: tuple[float, ...] = ()) -> "Classify":
+    def of(
+        cls,
+        model: Model,
+        smoothing: float = 0.0,
+        weights: tuple[float, ...] = (),
+        pooling: Pooling | None = None,
+    ) -> "Classify":
         """The loss for a given model.
 
         Raises:
@@ -57,14 +66,14 @@ class Classify:
             )
         if head.problem == "several" and len(head.labels) > 62:
             raise ConfigError(f"several of {len(head.labels)} labels cannot be learned at once: 62 are possible")
-        return cls(smoothing, head.pool != "mean", head.problem, weights)
+        return cls(smoothing, head.pool != "mean" and pooling is None, head.problem, weights, pooling)
 
     def mask(self, model: Model, marks: Marks) -> Mask:
         return model.mask() & SameSegment()
 
     def loss(self, model: Model, hidden: Embeddings, batch: Batch) -> Loss:
         at = batch.targets != IGNORED
-        outputs = model.classify(hidden, batch.marks(), at)
+        outputs = self._outputs(model, hidden, batch, at)
         outputs, targets = outputs.to(torch.promote_types(outputs.dtype, torch.float32)), batch.targets[at]
         count = len(targets)
         if self.problem == "number":
@@ -77,6 +86,13 @@ class Classify:
         weight = torch.tensor(self.weights, dtype=outputs.dtype, device=outputs.device) if self.weights else None
         total = F.cross_entropy(outputs, targets, weight, reduction="sum", label_smoothing=self.smoothing)
         return Loss(total, count, {"accuracy": (float((outputs.argmax(dim=-1) == targets).sum()), count)})
+
+    def _outputs(self, model: Model, hidden: Embeddings, batch: Batch, at: Tensor) -> Tensor:
+        """The outputs of the head for each text."""
+        if self.pooling is None:
+            return model.classify(hidden, batch.marks(), at)
+        blocks, owners = block_places(batch, model.spec.pool == "first")
+        return pooled(model.classify(hidden, batch.marks(), blocks), owners, int(at.sum()), self.pooling)
 
 
 class Classification(ObjectiveSettings):

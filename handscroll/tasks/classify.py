@@ -1,38 +1,29 @@
 """Texts to labels, one or several each: topics, sentiment, intents, abuse. A head over a model tells them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-import numpy as np
-import torch
 from pydantic import Field as Setting
+from torch import Tensor
 
 from handscroll.base.errors import ConfigError, DataError
 from handscroll.base.spec import HeadSpec
-from handscroll.data.row import IGNORED, Row
 from handscroll.data.table.fields import Field
 from handscroll.lm import LM
 from handscroll.metrics.scores import Measured
 from handscroll.metrics.table import Settings, measure
 from handscroll.models.model import Model
-from handscroll.models.new import with_head
 from handscroll.objectives.classify import Classify as Loss
+from handscroll.tasks.headed import TEXTS, WEIGHT, Headed
 from handscroll.tasks.label_words import LabelWords
 from handscroll.tasks.prompting import Prompting
-from handscroll.tasks.task import Example, OnDone, Prediction, Task
+from handscroll.tasks.task import Example, OnDone, Prediction
 from handscroll.tasks.writer import Form
-from handscroll.text.framed import Text, framed
-
-ANY = 1 << 40  # tokens: a training row of any length is made, and judged by the run
-AT_ONCE = 64  # examples that are judged between two reports of progress
 
 
-class Classify(Task):
-    """Labels of texts or of pairs of texts. With `several`, each label is right or wrong on its own.
-
-    The head reads the first token of an encoder (through its pooler, if the family has one) and the last of a decoder.
-    """
+class Classify(Headed):
+    """Labels of texts or of pairs of texts. With `several`, each label is right or wrong on its own."""
 
     name: ClassVar[str] = "classify"
     summary: ClassVar[str] = "labels of texts: topics, sentiment, intents"
@@ -48,11 +39,7 @@ class Classify(Task):
     @property
     def fields(self) -> tuple[Field, ...]:
         label = Field("label", ("labels", "class", "category", "intent", "target"), False, "label")
-        return (
-            Field("text", ("sentence", "content", "review", "question", "title", "document")),
-            Field("pair", ("text2", "sentence2", "hypothesis"), False),
-            replace(label, holds="labels") if self.several else label,
-        )
+        return (*TEXTS, replace(label, holds="labels") if self.several else label)
 
     @property
     def head(self) -> HeadSpec:
@@ -63,7 +50,8 @@ class Classify(Task):
         for example in examples:
             for label in self._named(example, "training needs one"):
                 found[label] = found.get(label, 0) + 1
-        own = lm.labels if set(found) <= set(lm.labels) else ()
+        own = tuple(label for label in lm.labels if label != WEIGHT)
+        own = own if set(found) <= set(own) else ()
         labels = self.labels or own or tuple(sorted(found, key=_natural))
         if unknown := sorted(set(found) - set(labels)):
             raise DataError(f"the training data has the labels {unknown}, which task.labels does not name: add them")
@@ -90,24 +78,9 @@ class Classify(Task):
             )
         return examples
 
-    def ready(self, lm: LM, seed: int) -> LM:
-        lm.model = with_head(lm.model, self._padded(lm), torch.Generator().manual_seed(seed))
-        return lm
-
-    def _padded(self, lm: LM) -> HeadSpec:
-        """The head of a decoder passes over padding, which is how other libraries find the last token of a text."""
-        pad = lm.tokenizer.pad if lm.model.config.head_pool == "last" else None
-        return self.head.model_copy(update={"pad": pad})
-
-    def rows(self, lm: LM, example: Example) -> list[Row]:
-        [whole] = framed(lm.tokenizer, _text(example), ANY)
-        targets = np.full(len(whole.ids), IGNORED, dtype=np.int64)
-        size = len(whole.ids)
-        at = 0 if lm.model.spec.pool == "first" else size - 1
+    def target(self, example: Example) -> int:
         chosen = sum(1 << self.labels.index(label) for label in self._named(example, "training needs one"))
-        targets[at] = chosen if self.several else chosen.bit_length() - 1
-        kinds = np.array(whole.kinds, dtype=np.int64) if any(whole.kinds) else None
-        return [Row(np.array(whole.ids, dtype=np.int64), targets, 0, 0, kinds=kinds)]
+        return chosen if self.several else chosen.bit_length() - 1
 
     def objective(self, model: Model) -> Loss:
         weights: tuple[float, ...] = ()
@@ -115,22 +88,32 @@ class Classify(Task):
             raise ConfigError("weights = 'balanced' is for one label a text: with several = true leave weights out")
         if self.weights:
             weights = tuple(sum(self.counts) / (len(self.counts) * count) for count in self.counts)
-        return Loss.of(model, weights=weights)
+        return self.loss(model, weights)
 
-    def predict(self, lm: LM, examples: Sequence[Example], on_done: OnDone = lambda done: None) -> list[Prediction]:
-        found: list[Prediction] = []
-        order = sorted(range(len(examples)), key=lambda at: len(str(_text(examples[at]))))
-        chances: dict[int, list[float]] = {}
-        for first in range(0, len(order), AT_ONCE):
-            part = order[first : first + AT_ONCE]
-            chances |= dict(zip(part, lm.classify([_text(examples[at]) for at in part]).tolist(), strict=True))
-            on_done(len(chances))
-        for at in range(len(examples)):
-            given = dict(zip(lm.labels, chances[at], strict=True))
-            likely = max(given, key=given.__getitem__)
-            output = [label for label, chance in given.items() if chance > 0.5] if self.several else likely
-            found.append(Prediction(output, {"probabilities": given}))
+    def said(self, outputs: Tensor) -> Prediction:
+        chances = outputs.sigmoid() if self.several else outputs.softmax(dim=-1)
+        return self._likely(dict(zip(self.labels, chances.tolist(), strict=True)))
+
+    def _likely(self, chances: Mapping[str, float]) -> Prediction:
+        likely = max(chances, key=chances.__getitem__)
+        output = [label for label, chance in chances.items() if chance > 0.5] if self.several else likely
+        return Prediction(output, {"probabilities": dict(chances)})
+
+    def together(self, members: Sequence[Sequence[Prediction]], vote: bool = False) -> list[Prediction]:
+        found = []
+        for said in zip(*members, strict=True):
+            chances = [one.more["probabilities"] for one in said]
+            if vote:  # the share of the members that say a label; a tie goes to the likelier one
+                chances = [self._votes(one) for one in said]
+            mean = {label: sum(one[label] for one in chances) / len(chances) for label in self.labels}
+            found.append(self._likely(mean))
         return found
+
+    def _votes(self, one: Prediction) -> dict[str, float]:
+        said = one.output if self.several else [one.output]
+        nudge = 1e-6  # so that the probabilities decide a tie and nothing else
+        chances = one.more["probabilities"]
+        return {label: (label in said) * (1 - nudge) + nudge * chances[label] for label in self.labels}
 
     def prompted(
         self, lm: LM, examples: Sequence[Example], prompting: Prompting, on_done: OnDone = lambda done: None
@@ -178,11 +161,6 @@ class Classify(Task):
     def _labels(self, example: Example) -> list[str]:
         value = example.values.get("label")
         return [] if value is None else value if isinstance(value, list) else [value]
-
-
-def _text(example: Example) -> Text:
-    pair = example.values.get("pair")
-    return example["text"] if pair is None else (example["text"], pair)
 
 
 def _natural(label: str) -> tuple[int, float | str]:

@@ -7,13 +7,17 @@ from typing import Literal
 
 import numpy as np
 
-from handscroll.base.errors import DataError
+from handscroll.base.errors import ConfigError, DataError
 from handscroll.data.encoded import TokenAccount
 from handscroll.data.row import IGNORED, Row
+from handscroll.data.table.augment import augment
+from handscroll.data.table.fields import match
+from handscroll.data.table.labels import balance
 from handscroll.data.table.read import read_table
 from handscroll.data.table.split import split
 from handscroll.data.table.table import Table
 from handscroll.lm import LM
+from handscroll.tasks.changing import changing
 from handscroll.tasks.recipe import TaskData
 from handscroll.tasks.task import Example, Part, Task
 
@@ -65,9 +69,25 @@ def read_parts(task: Task, data: TaskData, seed: int) -> dict[str, Part]:
         found |= {name: made.tables[name] for name in ("train", "valid")}
     parts = {}
     for name, table in found.items():
-        most = data.most if name == "train" else data.most_scored
-        parts[name] = task.read(drawn(table, most, seed), data.columns, data.skip_unfit)
+        table = drawn(table, data.most if name == "train" else data.most_scored, seed)
+        table = _changed(task, table, data, seed) if name == "train" else table
+        parts[name] = task.read(table, data.columns, data.skip_unfit)
     return parts
+
+
+def _changed(task: Task, table: Table, data: TaskData, seed: int) -> Table:
+    """The training rows after what the recipe does to them; what is scored stays as it is."""
+    if data.augment is not None:
+        columns = match(table, task.fields, data.columns).columns
+        if "text" not in columns:
+            raise ConfigError(f"data.augment changes the text of a row, and task '{task.name}' has no field 'text'")
+        table = augment(table, columns["text"], changing(data.augment), data.augment.copies, seed)
+    if data.balance:
+        by = task.by(table, data.columns)
+        if by is None:
+            raise ConfigError(f"data.balance is for rows with labels, and task '{task.name}' has none here")
+        table = balance(table, by, data.balance, seed)
+    return table
 
 
 def drawn(table: Table, most: int, seed: int) -> Table:

@@ -89,8 +89,8 @@ def finetune(recipe: TuningRecipe, folder: Path, options: Options = Options()) -
     for part in parts.values():
         task.checked(part.examples)
     lm = task.ready(lm, recipe.tuning.seed)
-    most = recipe.tuning.length or lm.context
-    if most > lm.context:
+    most = recipe.tuning.length or task.room(lm)
+    if most > task.room(lm):
         raise ConfigError(
             f"rows of {most:,} tokens exceed the model's context of {lm.context:,}: give a shorter length"
         )
@@ -105,6 +105,8 @@ def finetune(recipe: TuningRecipe, folder: Path, options: Options = Options()) -
         if name in parts
     }
     options.show(f"rows: {encoded['train'].account}")
+    if words := task.in_words(encoded["train"].rows):
+        options.show(words)
     prepare(lm, recipe.tuning)
     trained, numbers = weights = counted(lm.model)
     beside = ", beside quantised weights that stay as they are" if quantised(lm.model) else ""
@@ -133,7 +135,7 @@ def _loaded(recipe: TuningRecipe) -> LM:
 
 def _run(recipe: TuningRecipe, folder: Path, options: Options, ready: _Ready) -> Tuned:
     tuning, task, lm, rows = recipe.tuning, ready.task, ready.lm, ready.encoded["train"]
-    length = tuning.length or min(lm.context, max(SHORTEST, rows.longest))
+    length = tuning.length or min(task.room(lm), max(SHORTEST, rows.longest))
     each = math.ceil(len(rows.rows) / (tuning.batch * task.rows_each))
     steps = tuning.steps or max(1, round(tuning.epochs * each))
     stream = task.updates(rows.rows, tuning.batch, length, tuning.seed, rows.fingerprint)
@@ -174,7 +176,8 @@ def _finished(
     recipe: TuningRecipe, folder: Path, options: Options, ready: _Ready, plan: Planned, progress: Progress
 ) -> Tuned:
     """Save the model, then score it on what was held out, and write what a person reads."""
-    lm, task = ready.lm, ready.task
+    lm, task = ready.lm, ready.task.finished(ready.lm)
+    ready = replace(ready, task=task)
     apart = recipe.tuning.way == "lora" and not recipe.tuning.merge and (stands_apart(lm.model) or quantised(lm.model))
     saved = folder / ("adapter" if apart else "model")
     if apart:
@@ -219,7 +222,10 @@ def _record(
         "model": {"source": recipe.model, "family": ready.lm.model.config.family, "context": ready.lm.context},
         "weights": {"trained": trained, "all": numbers},
         "tables": {name: part.account.record() | {"columns": part.columns} for name, part in ready.parts.items()},
-        "rows": {name: encoded.account.as_record() for name, encoded in ready.encoded.items()},
+        "rows": {
+            name: encoded.account.as_record() | {"words": ready.task.in_words(encoded.rows)}
+            for name, encoded in ready.encoded.items()
+        },
         "plan": plan.plan.record(),
         "steps": progress.step,
         "tokens": progress.tokens,

@@ -10,6 +10,25 @@ from handscroll.train.lora import TARGETS, LoRA
 from handscroll.train.step import Memory
 
 
+class Augment(Config):
+    """New training rows from old ones (`data/table/augment.py`).
+
+    swap: pairs of words change places; delete: words are left out; replace: words are replaced by what `model`, an
+    encoder with a masked-LM head, puts in their places.
+    """
+
+    way: Literal["swap", "delete", "replace"]
+    share: float = Field(default=0.1, gt=0, le=1, description="share of the words")
+    copies: int = Field(default=1, ge=1, description="new rows of each row")
+    model: str = Field(default="", description="way 'replace': the model that says the words")
+
+    @model_validator(mode="after")
+    def _told(self):
+        if (self.way == "replace") != bool(self.model):
+            raise ValueError("model belongs to way 'replace', and 'replace' needs it")
+        return self
+
+
 class TaskData(Config):
     """Tables of rows (`data/table/read.py`).
 
@@ -32,6 +51,10 @@ class TaskData(Config):
     group: str | None = Field(default=None, description="column of rows that must stay on one side of the split")
     most: int = Field(default=0, ge=0, description="training rows that are used, drawn by the seed; 0: all")
     most_scored: int = Field(default=0, ge=0, description="rows of each scored table that are used; 0: all")
+    augment: Augment | None = Field(default=None, description="new training rows made from old ones, counted")
+    balance: Literal["", "over", "under"] = Field(
+        default="", description="over: rows of rare labels are repeated; under: rows of common ones are left out"
+    )
     too_long: Literal["refuse", "skip"] = Field(default="refuse", description="skip: leave out and count such rows")
 
     @model_validator(mode="after")

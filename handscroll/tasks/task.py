@@ -37,8 +37,10 @@ TASKS = {
     "extract": "handscroll.tasks.extract:Extract",
     "prefer": "handscroll.tasks.prefer:Prefer",
     "complete": "handscroll.tasks.complete:Complete",
+    "regress": "handscroll.tasks.regress:Regress",
 }
 
+ANY = 1 << 40  # tokens: a row of any length is made, and judged by the run
 OnDone = Callable[[int], None]  # how many examples are done
 
 
@@ -131,6 +133,10 @@ class Task(Config):
     def settled(self, examples: Sequence[Example], lm: LM) -> "Task":
         """The task with what the training data decides, such as the labels."""
 
+    def room(self, lm: LM) -> int:
+        """The most tokens of a training row."""
+        return lm.context
+
     @abstractmethod
     def ready(self, lm: LM, seed: int) -> LM:
         """The model with the head that the task needs; a new head is drawn from `seed`.
@@ -146,6 +152,10 @@ class Task(Config):
         They are whole, of any length: the run refuses or counts those that are too long.
         """
 
+    def in_words(self, rows: Sequence[Row]) -> str:
+        """What a person is told of the training rows beside their tokens."""
+        return ""
+
     @abstractmethod
     def objective(self, model: Model) -> Objective:
         """The loss on such rows."""
@@ -160,6 +170,10 @@ class Task(Config):
     def validator(self, model: Decoder, rows: Sequence[Row], length: int, run: Run) -> Callable[[Any], float]:
         """The mean loss of a model on held-out rows, packed once."""
         return validator(self.objective(model), rows, length)
+
+    def finished(self, lm: LM) -> "Task":
+        """The task as it is saved, after the last change of the trained weights, in place."""
+        return self
 
     @abstractmethod
     def predict(self, lm: LM, examples: Sequence[Example], on_done: OnDone = lambda done: None) -> list[Prediction]:
@@ -192,6 +206,14 @@ class Task(Config):
         Raises:
             DataError: an example has no target.
         """
+
+    def together(self, members: Sequence[Sequence[Prediction]], vote: bool = False) -> list[Prediction]:
+        """The predictions of several models as one of each example, averaged or with `vote` by majority.
+
+        Raises:
+            ConfigError: predictions of this task cannot be joined.
+        """
+        raise ConfigError(f"predictions of task '{self.name}' cannot be averaged: name one model")
 
     @abstractmethod
     def truth(self, example: Example) -> Any:

@@ -14,6 +14,7 @@ from handscroll.nn.positions.learned import LEARNED
 from handscroll.nn.positions.stretch import METHODS
 from handscroll.nn.scaling.table import SCALINGS
 from handscroll.objectives.settings import OBJECTIVES
+from handscroll.tasks.task import TASKS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -53,6 +54,17 @@ def test_every_objective_has_a_row_and_the_page_on_adding_one_shows_real_code():
 def test_the_pictures_show_what_the_page_on_the_architecture_says(name):
     drawn = runpy.run_path(str(ROOT / "docs" / "pictures.py"))[name]()
     assert drawn == (ROOT / "docs" / f"{name}.svg").read_text(encoding="utf-8"), "run python docs/pictures.py"
+
+
+def test_every_task_has_a_row_and_the_page_on_adding_one_shows_real_code():
+    table = (ROOT / "docs" / "finetune.md").read_text(encoding="utf-8")
+    for name in TASKS:
+        assert f"| `{name}` |" in table, name
+    page = (ROOT / "docs" / "adding" / "task.md").read_text(encoding="utf-8")
+    shown = [line.partition("  #")[0].rstrip() for line in page.split("```python\n")[1].split("```")[0].splitlines()]
+    source = (ROOT / "handscroll" / "tasks" / "regress.py").read_text(encoding="utf-8").splitlines()
+    source = [line.partition("  #")[0].rstrip() for line in source]
+    assert len(shown) > 20 and set(shown) <= set(source), set(shown) - set(source)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from handscroll.models.weights import save_model
+from handscroll.tasks.recipe import TuningRecipe
 from tests.models.heads import PLAIN, words
 
 FRAME = {
@@ -37,3 +38,10 @@ def table(path: Path, count: int = 48, labels: tuple[str, ...] = ("bad", "good")
 
 def rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def recipe(model, data, tuning=None, task=None, **more) -> TuningRecipe:
+    """A short tuning run of all weights; `tuning` and `task` are further settings, `more` is of the data."""
+    how = {"way": "full", "epochs": 6, "batch": 8, "lr": 5e-3, "memory": {"strategy": "plain"}} | (tuning or {})
+    values = {"task": {"name": "classify"} | (task or {}), "model": str(model), "tuning": how, "threads": 1}
+    return TuningRecipe.parse(values | {"data": {"train": (str(data),)} | more}, "test")

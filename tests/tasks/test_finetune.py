@@ -11,14 +11,8 @@ from handscroll.base.errors import ConfigError, DataError
 from handscroll.base.records import read_records
 from handscroll.tasks.finetune import Options, finetune
 from handscroll.tasks.predict import load_tuned, predict
-from handscroll.tasks.recipe import TaskData, TuningRecipe
-from tests.tasks.material import rows, table, tiny
-
-
-def recipe(model, data, tuning=None, task=None, **more):
-    how = {"way": "full", "epochs": 6, "batch": 8, "lr": 5e-3, "memory": {"strategy": "plain"}} | (tuning or {})
-    values = {"task": {"name": "classify"} | (task or {}), "model": str(model), "tuning": how, "threads": 1}
-    return TuningRecipe.parse(values | {"data": {"train": (str(data),)} | more}, "test")
+from handscroll.tasks.recipe import TaskData
+from tests.tasks.material import recipe, rows, table, tiny
 
 
 def test_a_classifier_is_tuned_saved_scored_and_read_by_the_reference_library(tmp_path):

@@ -1,0 +1,226 @@
+"""Labels of texts: MiniLM and Qwen tuned here, beside plain baselines, on four real data sets.
+
+python -m bench.labels ../shared/data --minilm FOLDER [--qwen GGUF] [--only sst2,trec] [--ways majority,tfidf,full]
+
+Ways: majority, tfidf (TF-IDF and logistic regression of scikit-learn), lstm (ours, from nothing), head, lora and full
+(MiniLM), qwen (LoRA over the GGUF file, with a head; 2,000 of the training rows). What is done stays in --work, so a
+run that was stopped goes on with the same command. TREC, the titles and the toxic comments have no test part here: a
+tenth is held out by label, with copies on one side. MiniLM knows English; on Chinese it reads single characters, of
+which it knows few.
+"""
+
+import argparse
+import csv
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from handscroll.data.table.read import read_table
+from handscroll.data.table.split import split
+from handscroll.data.table.table import Table
+from handscroll.metrics.table import compare, measure
+from handscroll.models.new import About, new_model
+from handscroll.models.weights import save_model
+from handscroll.nn.init import initialise
+from handscroll.tasks.finetune import Options, finetune
+from handscroll.tasks.recipe import TuningRecipe
+from handscroll.text.training import TokenizerConfig, train_tokenizer
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set: its files in the data folder, its columns, and whether its words stand apart."""
+
+    title: str
+    train: str
+    test: str = ""
+    names: tuple[str, ...] = ("label", "text")
+    text: str = "text"
+    english: bool = True
+
+
+DATA = {
+    "sst2": Data("SST-2 (polarity, 2)", "cls_en/sst2_train.tsv", "cls_en/sst2_dev.tsv"),
+    "trec": Data("TREC (questions, 6)", "cls_en/trec_train.tsv"),
+    "titles": Data("THUCNews titles (10)", "cls_zh/thucnews_train.tsv", names=("text", "label"), english=False),
+    "cold": Data("COLD (toxic, 2)", "toxicity_zh/cold_dev.csv", names=(), text="TEXT", english=False),
+}
+# What was chosen on held-out training rows, never on the test rows.
+FULL = {"lr": 1.5e-4, "epochs": 3, "layer_decay": 0.8, "dropout": 0.1}
+WAYS: dict[str, dict[str, Any]] = {
+    "head": {"way": "head", "lr": 3e-3, "epochs": 5},
+    "lora": {"way": "lora", "lr": 1e-3, "epochs": 3},
+    "full": {"way": "full", **FULL},
+    "lstm": {"way": "full", "lr": 2e-3, "epochs": 4, "dropout": 0.3},
+    "qwen": {"way": "lora", "lr": 3e-4, "epochs": 1, "batch": 16, "most": 2000},  # rows: 25 minutes are the limit
+}
+ORDER = ("majority", "tfidf", "lstm", "head", "lora", "full", "qwen")
+SAID = {
+    "majority": "the commonest label",
+    "tfidf": "TF-IDF + logistic regression",
+    "lstm": "LSTM from nothing",
+    "head": "MiniLM, head",
+    "lora": "MiniLM, LoRA",
+    "full": "MiniLM, full",
+    "qwen": "Qwen 0.5B (Q4_K_M), LoRA, 2,000 rows",
+}
+PLAIN = ("majority", "tfidf", "lstm")
+
+
+def prepare(one: Data, folder: Path, data: Path) -> tuple[Path, Path]:
+    """Training and test rows as two tables with the columns text and label."""
+    train, test = folder / "train.csv", folder / "test.csv"
+    if not test.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        table = read_table([str(data / one.train)], one.names)
+        if one.test:
+            tables = {"train": table, "test": read_table([str(data / one.test)], one.names)}
+        else:
+            tables = split(table, {"test": 0.1}, 0, "label").tables
+        for name, path in (("train", train), ("test", test)):
+            _write(tables[name], one, path)
+    return train, test
+
+
+def _write(table: Table, one: Data, path: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        writer.writerows([record.get(one.text), record.get("label")] for record in table)
+
+
+def _rows(path: Path) -> tuple[list[str], list[str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [row["text"] for row in rows], [row["label"] for row in rows]
+
+
+def majority(one: Data, train: Path, test: Path) -> list[str]:
+    _, labels = _rows(train)
+    return [max(sorted(set(labels)), key=labels.count)] * len(_rows(test)[0])
+
+
+def tfidf(one: Data, train: Path, test: Path) -> list[str]:
+    """Words and pairs of words, or where words do not stand apart one to three characters."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    texts, labels = _rows(train)
+    analyzer, most = ("word", 2) if one.english else ("char", 3)
+    vectors = TfidfVectorizer(sublinear_tf=True, analyzer=analyzer, ngram_range=(1, most))
+    model = LogisticRegression(C=10, max_iter=2000).fit(vectors.fit_transform(texts), labels)
+    return model.predict(vectors.transform(_rows(test)[0])).tolist()
+
+
+def lstm_folder(folder: Path, train: Path, seed: int) -> Path:
+    """A new LSTM of 256 with a tokenizer that was trained on the training texts."""
+    if not (folder / "config.json").exists():
+        texts, _ = _rows(train)
+        tokenizer = train_tokenizer(texts, TokenizerConfig(vocab=8192))
+        model = new_model("lstm", {"width": 256, "layers": 1}, About(tokenizer, 256))
+        initialise(model, "normal", 1, torch.Generator().manual_seed(seed))
+        save_model(model, folder)
+        tokenizer.save(folder)
+    return folder
+
+
+def tuned(options: argparse.Namespace, way: str, seed: int, folder: Path, train: Path, test: Path) -> list[str]:
+    """What a model that is tuned here says of the test rows."""
+    model = {"lstm": lambda: lstm_folder(folder / f"lstm-{seed}", train, seed), "qwen": lambda: options.qwen}
+    source = model.get(way, lambda: options.minilm)()
+    how = {"seed": seed, **WAYS[way]}
+    if options.epochs:
+        how["epochs"] = options.epochs
+    most = how.pop("most", 0)
+    values = {"task": {"name": "classify"}, "model": str(source), "tuning": how, "threads": options.threads}
+    values["data"] = {"train": (str(train),), "test": (str(test),), "most": most}
+    run = folder / f"{way}-{seed}"
+    finetune(TuningRecipe.parse(values, "bench"), run, Options(show=partial(print, flush=True)))
+    lines = (run / "test.predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["prediction"] for line in lines]
+
+
+def table(work: Path, resamples: int = 1000) -> str:
+    """All results in `work` as one table in Markdown."""
+    lines = [
+        "| data | system | seed | accuracy | macro F1 | against the best baseline | n |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    found = {}
+    for name, one in DATA.items():
+        paths = sorted((work / name).glob("*.said.json"))
+        if not paths:
+            continue
+        _, truth = _rows(work / name / "test.csv")
+        said = {path.name.removesuffix(".said.json"): json.loads(path.read_text(encoding="utf-8")) for path in paths}
+        right = {key: sum(a == b for a, b in zip(given, truth, strict=True)) for key, given in said.items()}
+        plain = [key for key in said if key.rpartition("-")[0] in PLAIN]
+        best = max(plain, key=right.__getitem__, default=None)
+        for key in sorted(said, key=lambda key: (ORDER.index(key.rpartition("-")[0]), key)):
+            scores = measure(["accuracy", "f1-macro"], truth, said[key], resamples=resamples)
+            against = ""
+            if best is not None and key not in plain:
+                one_against = compare(["accuracy"], truth, said[key], said[best], resamples=resamples)["accuracy"]
+                against = (
+                    f"{one_against.difference.value:+.3f} {one_against.difference.interval}, p = {one_against.p:.3f}"
+                )
+            way, _, seed = key.rpartition("-")
+            cells = [f"{scores[m].value:.3f} {scores[m].interval}" for m in ("accuracy", "f1-macro")]
+            note = " (it reads English)" if not one.english and way in ("head", "lora", "full") else ""
+            mark = " (best baseline)" if key == best else ""
+            lines.append(
+                f"| {one.title} | {SAID[way]}{note}{mark} | {seed} | {' | '.join(cells)} | {against} | {len(truth):,} |"
+            )
+            found[f"{name} {key}"] = {metric: vars(score) for metric, score in scores.items()}
+    (work / "scores.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
+    return "\n".join(lines)
+
+
+def _chosen(given: str, known: Sequence[str]) -> list[str]:
+    names = given.split(",") if given else list(known)
+    if wrong := [name for name in names if name not in known]:
+        raise SystemExit(f"{wrong[0]} is unknown; known are {', '.join(known)}")
+    return names
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="folder of the data sets")
+    parser.add_argument("--minilm", default="", help="folder of all-MiniLM-L6-v2, or another encoder")
+    parser.add_argument("--qwen", default="", help="a decoder, such as a GGUF file")
+    parser.add_argument("--only", default="", help=f"data sets: {', '.join(DATA)}")
+    parser.add_argument("--ways", default="", help=f"systems: {', '.join(ORDER)}")
+    parser.add_argument("--seeds", default="0", help="of the tuned models")
+    parser.add_argument("--epochs", type=float, default=0, help="in place of those of each way")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--work", type=Path, default=Path("runs/labels"))
+    options = parser.parse_args()
+    simple: dict[str, Callable[[Data, Path, Path], list[str]]] = {"majority": majority, "tfidf": tfidf}
+    for name in _chosen(options.only, list(DATA)):
+        folder = options.work / name
+        train, test = prepare(DATA[name], folder, options.data)
+        for way in _chosen(options.ways, ORDER):
+            if way not in (*simple, "lstm") and not (options.qwen if way == "qwen" else options.minilm):
+                print(f"{name} {way}: left out, since no model is given for it")
+                continue
+            for seed in [0] if way in simple else [int(seed) for seed in options.seeds.split(",")]:
+                path = folder / f"{way}-{seed}.said.json"
+                if path.exists():
+                    continue
+                print(f"{name} {way}, seed {seed}", flush=True)
+                said = (
+                    simple[way](DATA[name], train, test)
+                    if way in simple
+                    else tuned(options, way, seed, folder, train, test)
+                )
+                path.write_text(json.dumps(said), encoding="utf-8")
+    print(table(options.work))
+
+
+if __name__ == "__main__":
+    main()
