@@ -1,7 +1,7 @@
 """`handscroll predict`: what a tuned model says of the rows of a table."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -9,6 +9,10 @@ from handscroll.base.config import apply_override
 from handscroll.base.errors import ConfigError, nearest
 from handscroll.cli.finetune import pairs, show_scores
 from handscroll.cli.screen import bar, screen
+
+if TYPE_CHECKING:
+    from handscroll.tasks.predict import Predicted
+    from handscroll.tasks.task import Task
 
 
 def predict(
@@ -41,7 +45,6 @@ def predict(
     """Say of each row of DATA what MODEL says, with scores where the rows hold the truth."""
     from handscroll.cache.reading.store import Store
     from handscroll.tasks.ensemble import together
-    from handscroll.tasks.finetune import lines_of, write_predictions
     from handscroll.tasks.predict import CHOICES, Asked, load_tuned
     from handscroll.tasks.predict import predict as say
     from handscroll.tasks.recipe import TaskData
@@ -56,37 +59,43 @@ def predict(
         shots = 0 if profile and not examples else None
         if shots is None:
             raise ConfigError("--examples, --store and --encoder are for --shots N: say how many examples")
-    if (with_ and (task or shots is not None)) or (vote and not with_):
-        raise ConfigError("--with joins tuned models: leave --task and --shots out; --vote belongs to --with")
     asked = None
     if shots is not None:
         held = None if store is None else Store(store)
         asked = Asked(shots, tuple(examples or ()), choose, tuple(profile or ()), encoder, seed, held)
+    if (with_ and (task or asked)) or (vote and not with_):
+        raise ConfigError("--with joins tuned models: leave --task and --shots out; --vote belongs to --with")
     values: dict[str, Any] = {"task": {"name": task}}
     for override in set_ or ():
         apply_override(values, override)
     rows: dict[str, Any] = {"train": tuple(data), "columns": pairs(map_ or ()), "most_scored": most}
     rows["names"] = tuple(name for name in names.split(",") if name)
     given = TaskData.parse(rows, "predict")
-    joint = None
     with bar("predicting", None) as advance:
         if with_:
             joint = together([model, *with_], given, vote, lambda name, done: advance(done, f"predicting, {name}"))
             settled, found = joint.task, joint.joint
         else:
             lm, settled = load_tuned(model, values["task"] if task else None, prompted=asked is not None)
-            found = say(lm, settled, given, lambda done: advance(done), asked)
+            joint, found = None, say(lm, settled, given, lambda done: advance(done), asked)
     screen().print(f"{found.part.account}\ncolumns: {found.part.columns}", markup=False)
-    if out is None:
-        for line in lines_of(settled, found.part.examples, found.predictions):
-            screen().print(line, markup=False)
-    else:
-        write_predictions(out, settled, found.part.examples, found.predictions)
-        screen().print(f"written: {out}", markup=False)
+    _write(out, settled, found)
     show_scores({"rows": found.scores} if found.scores else {})
     if joint is not None and joint.gain is not None:
         show_scores({name: {joint.metric: one} for name, one in joint.members.items()})
         screen().print(f"together against the best of them, {joint.metric}: {joint.gain}", markup=False)
+
+
+def _write(out: Path | None, task: "Task", found: "Predicted") -> None:
+    """The predictions as JSON lines, into a new file or onto the screen."""
+    from handscroll.tasks.finetune import lines_of, write_predictions
+
+    if out is None:
+        for line in lines_of(task, found.part.examples, found.predictions):
+            screen().print(line, markup=False)
+    else:
+        write_predictions(out, task, found.part.examples, found.predictions)
+        screen().print(f"written: {out}", markup=False)
 
 
 def register(app: typer.Typer) -> None:
