@@ -111,7 +111,8 @@ def _tuned(options: argparse.Namespace, run: Path, model: str, task: Any, how: A
     values = {"task": {"name": "classify", **task}, "model": model, "threads": options.threads}
     values["tuning"] = {"seed": options.seed, **how}
     values["data"] = {"train": (files[0],), "test": (files[1],), "held_out": 0.0}
-    finetune(TuningRecipe.parse(values, "bench"), run, Options(show=partial(print, flush=True)))
+    if not finetune(TuningRecipe.parse(values, "bench"), run, Options(show=partial(print, flush=True))).scores:
+        raise SystemExit("stopped; the same command goes on")
 
 
 def system(options: argparse.Namespace, name: str) -> None:

@@ -140,7 +140,8 @@ def tuned(options: argparse.Namespace, way: str, seed: int, folder: Path, train:
     values = {"task": {"name": "classify"}, "model": str(source), "tuning": how, "threads": options.threads}
     values["data"] = {"train": (str(train),), "test": (str(test),), "most": most}
     run = folder / f"{way}-{seed}"
-    finetune(TuningRecipe.parse(values, "bench"), run, Options(show=partial(print, flush=True)))
+    if not finetune(TuningRecipe.parse(values, "bench"), run, Options(show=partial(print, flush=True))).scores:
+        raise SystemExit("stopped; the same command goes on")
     lines = (run / "test.predictions.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line)["prediction"] for line in lines]
 

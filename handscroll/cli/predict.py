@@ -1,7 +1,7 @@
 """`handscroll predict`: what a tuned model says of the rows of a table."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -12,6 +12,7 @@ from handscroll.cli.screen import bar, screen
 
 if TYPE_CHECKING:
     from handscroll.tasks.predict import Predicted
+    from handscroll.tasks.prompting import Choose
     from handscroll.tasks.task import Task
 
 
@@ -62,7 +63,7 @@ def predict(
     asked = None
     if shots is not None:
         held = None if store is None else Store(store)
-        asked = Asked(shots, tuple(examples or ()), choose, tuple(profile or ()), encoder, seed, held)
+        asked = Asked(shots, tuple(examples or ()), cast("Choose", choose), tuple(profile or ()), encoder, seed, held)
     if (with_ and (task or asked)) or (vote and not with_):
         raise ConfigError("--with joins tuned models: leave --task and --shots out; --vote belongs to --with")
     values: dict[str, Any] = {"task": {"name": task}}
