@@ -119,7 +119,7 @@ def _sets(data: Path) -> dict[str, tuple[Rows, int, int]]:
         "crosswoz": (crosswoz, 6, 60),
         "medquad": (medquad, 40, 240),
         "stdlib": (code, 50, 240),
-        "spans": ([one for one in _spans(data) if 400 <= len(one["document"]) <= 2500], 24, 80),
+        "spans": ([one for one in _spans(data) if 400 <= len(one["document"]) <= 2500], 24, 60),
         "peps": (_shortest(peps, 16), 16, 0),
         "qmsum": (_shortest(_qmsum(data), 8), 8, 0),
         "vcsum": (_shortest(list(_lines(data / "summ_zh/vcsum_dev.jsonl")), 6), 6, 0),
