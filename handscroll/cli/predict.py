@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from handscroll.base.config import apply_override
-from handscroll.base.errors import ConfigError, nearest
+from handscroll.base.errors import ConfigError
 from handscroll.cli.finetune import pairs, show_scores
 from handscroll.cli.screen import bar, screen
 
@@ -46,24 +46,23 @@ def predict(
     """Say of each row of DATA what MODEL says, with scores where the rows hold the truth."""
     from handscroll.cache.reading.store import Store
     from handscroll.tasks.ensemble import together
-    from handscroll.tasks.predict import CHOICES, Asked, load_tuned
+    from handscroll.tasks.predict import Asked, load_tuned
     from handscroll.tasks.predict import predict as say
+    from handscroll.tasks.prompting import choice
     from handscroll.tasks.recipe import TaskData
 
     if set_ and not task:
         raise ConfigError("--set changes the settings of --task; a tuned model brings its own")
     if out is not None and out.exists():
         raise ConfigError(f"--out {out} exists; choose a new file, so that nothing is overwritten")
-    if choose not in CHOICES:
-        raise ConfigError(f"--choose {choose}: {nearest(choose, CHOICES)}")
     if shots is None and (examples or profile or store or encoder):
         shots = 0 if profile and not examples else None
         if shots is None:
             raise ConfigError("--examples, --store and --encoder are for --shots N: say how many examples")
-    asked = None
+    chosen, asked = choice(choose), None
     if shots is not None:
         held = None if store is None else Store(store)
-        asked = Asked(shots, tuple(examples or ()), cast("Choose", choose), tuple(profile or ()), encoder, seed, held)
+        asked = Asked(shots, tuple(examples or ()), chosen, tuple(profile or ()), encoder, seed, held)
     if (with_ and (task or asked)) or (vote and not with_):
         raise ConfigError("--with joins tuned models: leave --task and --shots out; --vote belongs to --with")
     values: dict[str, Any] = {"task": {"name": task}}

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from handscroll.base.errors import ConfigError
 from handscroll.cache.reading.store import Store
@@ -16,8 +16,6 @@ from handscroll.tasks.finetune import TASK
 from handscroll.tasks.prompting import Choose, Prompting, notes_of
 from handscroll.tasks.recipe import TaskData
 from handscroll.tasks.task import Example, OnDone, Part, Prediction, Task, task_from
-
-CHOICES = get_args(Choose)
 
 
 @dataclass(frozen=True)

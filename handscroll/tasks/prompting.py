@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from handscroll.base.errors import ConfigError, DataError
+from handscroll.base.errors import ConfigError, DataError, nearest
 from handscroll.cache.reading.store import Store
 from handscroll.data.table.table import Table
 from handscroll.tasks.similar import Similar
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from handscroll.tasks.task import Example, Task
 
 Choose = Literal["first", "random", "similar", "user"]
+CHOICES: tuple[Choose, ...] = get_args(Choose)
 KNOWN = {"en": "What is known of the user who asks:", "zh": "关于提问用户的已知信息："}
 
 
@@ -104,6 +105,17 @@ class Prompting:
     @cached_property
     def _kept(self) -> dict[str, Any]:
         return {}
+
+
+def choice(name: str) -> Choose:
+    """
+    Raises:
+        ConfigError: shots are not chosen so.
+    """
+    for one in CHOICES:
+        if one == name:
+            return one
+    raise ConfigError(f"shots are not chosen by '{name}': {nearest(name, CHOICES)}")
 
 
 def user_of(example: "Example") -> str:
