@@ -55,11 +55,10 @@ def predict(
         raise ConfigError("--set changes the settings of --task; a tuned model brings its own")
     if out is not None and out.exists():
         raise ConfigError(f"--out {out} exists; choose a new file, so that nothing is overwritten")
-    if shots is None and (examples or profile or store or encoder):
-        shots = 0 if profile and not examples else None
-        if shots is None:
-            raise ConfigError("--examples, --store and --encoder are for --shots N: say how many examples")
     chosen, asked = choice(choose), None
+    if shots is None and (examples or store or encoder or chosen != "first"):
+        raise ConfigError("--examples, --choose, --store and --encoder are for --shots N: say how many examples")
+    shots = 0 if shots is None and profile else shots
     if shots is not None:
         held = None if store is None else Store(store)
         asked = Asked(shots, tuple(examples or ()), chosen, tuple(profile or ()), encoder, seed, held)
