@@ -1,7 +1,7 @@
 """`handscroll predict`: what a tuned model says of the rows of a table."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,7 +12,6 @@ from handscroll.cli.screen import bar, screen
 
 if TYPE_CHECKING:
     from handscroll.tasks.predict import Predicted
-    from handscroll.tasks.prompting import Choose
     from handscroll.tasks.task import Task
 
 

@@ -16,9 +16,10 @@ def evidence(document: str, answer: str, question: str, read: Sequence[Piece] = 
     default all of it). None where there is nothing in common.
     """
     parts = list(read) or [Piece(0, len(document), document)]
-    words = [re.escape(word) for word in answer.strip().rstrip(".。").split()]
+    said = answer.strip().rstrip(".。")
+    words = [re.escape(word) for word in said.split()]
     for part in parts if words else []:
-        found = re.search(r"\s+".join(words), part.text, re.IGNORECASE)
+        found = re.search(_whole(r"\s+".join(words), said), part.text, re.IGNORECASE)
         if found:
             return _told(document, part.start + found.start(), part.start + found.end(), "word for word")
     each = [Piece(part.start + s.start, part.start + s.end, s.text) for part in parts for s in sentences(part.text)]
@@ -29,6 +30,12 @@ def evidence(document: str, answer: str, question: str, read: Sequence[Piece] = 
         return None
     best = each[int(scores.argmax())]
     return _told(document, best.start, best.start + len(best.text.rstrip()), "nearest")
+
+
+def _whole(pattern: str, answer: str) -> str:
+    """The pattern of an answer that is no part of a longer word; Chinese words have no such edges."""
+    edges = [r"\b" if re.match(r"[a-z0-9]", letter, re.IGNORECASE) else "" for letter in (answer[0], answer[-1])]
+    return f"{edges[0]}{pattern}{edges[1]}"
 
 
 def _told(document: str, start: int, end: int, found: str) -> dict[str, Any]:

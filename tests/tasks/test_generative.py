@@ -171,6 +171,9 @@ def test_evidence_is_found_word_for_word_or_as_the_nearest_sentence():
     assert found == {"text": "The  dog\nis blue", "start": 16, "end": 32, "found": "word for word"}
     near = evidence(text, "green, I think", "What is the bird?")
     assert near["text"] == text[near["start"] : near["end"]] == "A green bird sings." and near["found"] == "nearest"
+    assert evidence("The notes are mine. He said no.", "No.", "") == {"text": "no", "start": 28, "end": 30} | {
+        "found": "word for word"
+    }
     assert evidence(text, "zzz", "qqq") is None
 
 
