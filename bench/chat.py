@@ -1,6 +1,6 @@
 """Chats and questions about documents beside the reference library, with the same template and the same weights.
 
-python -m bench.chat FILE [--talks N] [--passages N] [--first N]
+python -m bench.chat FILE [--talks N] [--passages N] [--skip-passages N]
 
 FILE is a GGUF file of an instruct model. `transformers` reads it by its own code. Talks: of conversations of three
 turns in English and Chinese, the ids of every rendered turn are compared, and every token of our greedy answers (in
@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--talks", type=int, default=len(TALKS))
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--passages", type=int, default=4)
-    parser.add_argument("--first", type=int, default=0, help="the first passage that is asked about")
+    parser.add_argument("--skip-passages", type=int, default=0, help="passages of each language that are passed over")
     given = parser.parse_args()
     model, tokenizer = theirs_of(given.file)
     if given.talks:
@@ -160,7 +160,7 @@ def main() -> None:
         del lm
     if given.passages:
         with tempfile.TemporaryDirectory() as folder:
-            questions(handscroll.load(given.file), model, tokenizer, (given.first, given.passages), Path(folder))
+            questions(handscroll.load(given.file), model, tokenizer, (given.skip_passages, given.passages), Path(folder))
 
 
 if __name__ == "__main__":
