@@ -140,7 +140,7 @@ def _run(recipe: TuningRecipe, folder: Path, options: Options, ready: _Ready) ->
     steps = tuning.steps or max(1, round(tuning.epochs * each))
     stream = task.updates(rows.rows, tuning.batch, length, tuning.seed, rows.fingerprint)
     workload = _workload(recipe, ready, length, steps)
-    plan = planned(tuning.memory, [workload], folder, force=tuning.force)
+    plan = planned(tuning.memory, [workload], folder, force=tuning.force, tell=options.show)
     options.show(str(plan) if tuning.way in ("full", "lora") else f"{plan}, at most: only a part is trained")
     if options.only_plan:
         return Tuned(lm, task, None, {}, folder)

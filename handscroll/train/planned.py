@@ -1,8 +1,9 @@
 """Plans a run before it starts, saves the plan in the run folder, and adds the measured values at the end."""
 
 import json
+import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,12 @@ class Planned:
 
 
 def planned(
-    memory: Memory, workloads: Sequence[Workload], folder: Path, world: World = ALONE, force: bool = False
+    memory: Memory,
+    workloads: Sequence[Workload],
+    folder: Path,
+    world: World = ALONE,
+    force: bool = False,
+    tell: Callable[[str], None] | None = None,
 ) -> Planned:
     """Choose the memory settings of a run, and refuse a run that cannot fit before it uses any resources.
 
@@ -73,6 +79,9 @@ def planned(
     weights, so sharding uses less memory than planned.
 
     The recurrent strategy is planned as the plain step of one chunk, because it keeps no more than that.
+
+    With `tell`, which says so to a person, a machine that was never measured is measured before a long run, unless it
+    is busy.
 
     Raises:
         CapacityError: the run does not fit and `force` is not given. The message names a setting that would fit.
@@ -91,9 +100,10 @@ def planned(
     if world.context > 1:  # ranks share the tokens of a chunk, so a chunk is needed
         memory = memory.model_copy(update={"chunk": memory.chunk or 1024})
     made = plan([_part(_with(one, memory), world) for one in workloads], machine)
-    if made.seconds > LONG and not machine.calibration.measured and world.size == 1:
-        calibration = calibrate(torch.get_num_threads())  # half a minute, once, against a forecast that may be 3x off
-        machine = machine.model_copy(update={"calibration": calibration})
+    idle = os.getloadavg()[0] < machine.processors / 2 if hasattr(os, "getloadavg") else True
+    if tell and idle and made.seconds > LONG and not machine.calibration.measured and world.size == 1:
+        tell("measuring this machine, once: about half a minute ...")
+        machine = machine.model_copy(update={"calibration": calibrate(torch.get_num_threads())})
         made = plan([_part(_with(one, memory), world) for one in workloads], machine)
     settled = made.stages[0].workload
     taken = Memory(**{name: getattr(settled, name) for name in MEMORY}, folder=memory.folder)

@@ -85,7 +85,7 @@ def _run(recipe: Recipe, folder: Path, world: World, options: RunOptions) -> tup
     stream = updates(recipe, text, tokenizer, model)
     _keep_resolved(recipe, text, folder, world)
     workloads = recipe_workloads(recipe, model.config, sum(document.nbytes for document in text.tokens))
-    plan = planned(recipe.memory, workloads, folder, world, options.force)
+    plan = planned(recipe.memory, workloads, folder, world, options.force, options.show if world.first else None)
     if world.first:
         options.show(str(plan))
     if recipe.lora is not None:
