@@ -160,7 +160,8 @@ def main() -> None:
         del lm
     if given.passages:
         with tempfile.TemporaryDirectory() as folder:
-            questions(handscroll.load(given.file), model, tokenizer, (given.skip_passages, given.passages), Path(folder))
+            which = (given.skip_passages, given.passages)
+            questions(handscroll.load(given.file), model, tokenizer, which, Path(folder))
 
 
 if __name__ == "__main__":
