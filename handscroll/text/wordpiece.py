@@ -29,9 +29,9 @@ def wordpiece_json(words: str, settings: Mapping[str, Any], where: str) -> str:
         raise CheckpointError(f"{where} is no BERT vocabulary: it has {what}; copy it again")
     built = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
     built.normalizer = normalizers.BertNormalizer(
-        handle_chinese_chars=flag(settings, "tokenize_chinese_chars", True),
+        handle_chinese_chars=bool(flag(settings, "tokenize_chinese_chars", True)),
         strip_accents=flag(settings, "strip_accents", None),
-        lowercase=flag(settings, "do_lower_case", True),
+        lowercase=bool(flag(settings, "do_lower_case", True)),
     )
     built.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     built.decoder = decoders.WordPiece(prefix="##")
