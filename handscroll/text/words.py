@@ -125,5 +125,5 @@ def segmenter(what: str, instead: str) -> tuple[str, Any]:
     jieba.setLogLevel("WARNING")
     found = jieba.Tokenizer()
     # By default the cache, which is unmarshalled, would lie in the common folder for temporary files.
-    found.tmp_dir = str(Path(private_folder("jieba")))
+    found.tmp_dir = str(Path(private_folder("jieba")))  # pyright: ignore[reportAttributeAccessIssue]
     return jieba.__version__, found

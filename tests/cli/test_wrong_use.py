@@ -93,7 +93,8 @@ def test_models_that_read_both_ways_generate_nothing(form, instead, folder, text
             asked()
 
 
-def test_encoders_are_not_planned_to_generate(folder):
+def test_encoders_are_not_planned_to_generate(folder, monkeypatch):
+    monkeypatch.setattr("handscroll.plan.calibration.load_calibration", lambda *_: Calibration())
     for verb in (("generate", "--prompt-tokens", "10"), ("serve", "--context", "10")):
         refused("plan", verb[0], folder("bert"), *verb[1:], fails="encoder")
 
