@@ -61,10 +61,7 @@ class Tuned:
     progress: Progress | None
     scores: Mapping[str, Mapping[str, Measured]]
     folder: Path
-
-    @property
-    def finished(self) -> bool:
-        return bool(self.scores) or (self.progress is not None and bool(self.progress.stopped))
+    finished: bool = False  # trained to its end and saved
 
 
 def finetune(recipe: TuningRecipe, folder: Path, options: Options = Options()) -> Tuned:
@@ -126,11 +123,11 @@ class _Ready:
 
 
 def _loaded(recipe: TuningRecipe) -> LM:
-    lm = load(recipe.model, weights=recipe.weights, dtype="auto" if recipe.weights == "" else "float32")
-    if not quantised(lm.model):
-        lm = trained_from(recipe.model, load(recipe.model, dtype="float32", weights=recipe.weights))
-        check_weights(lm.model)
-    return lm
+    lm = load(recipe.model, dtype="float32", weights=recipe.weights)
+    if quantised(lm.model):
+        return lm
+    check_weights(lm.model)
+    return trained_from(recipe.model, lm)
 
 
 def _run(recipe: TuningRecipe, folder: Path, options: Options, ready: _Ready) -> Tuned:
@@ -204,7 +201,7 @@ def _finished(
     write_page(folder / "report.html", record, task, scored, told)
     write_file(folder / "result.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
     write_file(saved / "README.md", card(record).encode())
-    return Tuned(replace(lm, source=str(saved)), task, progress, scores, folder)
+    return Tuned(replace(lm, source=str(saved)), task, progress, scores, folder, finished=True)
 
 
 def _record(

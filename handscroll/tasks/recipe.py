@@ -75,7 +75,7 @@ class Tuning(Config):
 
     way: Literal["full", "head", "last", "lora"] = "lora"
     layers: int = Field(default=0, ge=0, description="way 'last': how many")
-    lora: LoRA | None = Field(default=None, description="way 'lora'; rank 16 over attention and MLP by default")
+    lora: LoRA | None = Field(default=None, description="way 'lora'; rank 16 over attention by default")
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     epochs: float = Field(default=3.0, gt=0)
     steps: int = Field(default=0, ge=0, description="updates; 0: as many as the epochs take")

@@ -115,16 +115,7 @@ class Files:
             if not found:
                 raise DataError(f"folder {here} holds no text files; read are: {', '.join(sorted(SUFFIXES))}")
             return found
-        if here.exists():
-            return [here]
-        if not glob.has_magic(str(here)):
-            raise DataError(f"file {here} does not exist; check the path (relative paths start at {Path.cwd()})")
-        # Path.glob takes no absolute pattern and matches hidden names.
-        named = [Path(name) for name in sorted(glob.glob(str(here), recursive=True))]  # noqa: PTH207
-        files = [file for file in named if file.is_file()]
-        if not files:
-            raise DataError(f"the pattern {here} matches no file; check it (** matches folders at any depth)")
-        return files
+        return named(here)
 
     def _among(self, files: Iterable[Path]) -> list[Path]:
         found = []
@@ -163,6 +154,24 @@ def unreadable(file: Path) -> str:
 def visible(file: Path, root: Path) -> bool:
     """Whether a path in a folder is a file without a hidden name."""
     return file.is_file() and not any(part.startswith(".") for part in file.relative_to(root).parts)
+
+
+def named(path: Path) -> list[Path]:
+    """The file of this path, or the files that it matches as a pattern.
+
+    Raises:
+        DataError: there is none.
+    """
+    if path.exists():
+        return [path]
+    if not glob.has_magic(str(path)):
+        raise DataError(f"file {path} does not exist; check the path (relative paths start at {Path.cwd()})")
+    # Path.glob takes no absolute pattern and matches hidden names.
+    matching = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
+    files = [file for file in matching if file.is_file()]
+    if not files:
+        raise DataError(f"the pattern {path} matches no file; check it (** matches folders at any depth)")
+    return files
 
 
 def distinct(files: Sequence[Path]) -> None:

@@ -123,3 +123,9 @@ def test_settings_that_contradict_each_other_are_refused(tmp_path):
         recipe(tmp_path, tmp_path, {"way": "full", "layers": 2})
     with pytest.raises(ConfigError, match="no head"):
         finetune(recipe(tiny(tmp_path / "t5", "t5"), table(tmp_path / "train.csv")), tmp_path / "run")
+
+
+def test_a_run_without_rows_to_score_is_finished(tmp_path):
+    data = table(tmp_path / "train.csv", 24)
+    tuned = finetune(recipe(tiny(tmp_path / "bert"), data, {"epochs": 1}, held_out=0.0), tmp_path / "run")
+    assert tuned.finished and not tuned.scores and (tmp_path / "run" / "report.html").exists()

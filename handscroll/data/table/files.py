@@ -1,6 +1,5 @@
 """The files behind the paths of a table: files, folders, globs, zip archives, and folders that `datasets` saved."""
 
-import glob
 import json
 import re
 from collections import Counter
@@ -11,7 +10,7 @@ from pathlib import Path
 from handscroll.base.errors import DataError, nearest
 from handscroll.data.table.table import Ledger
 from handscroll.text.archive import opened
-from handscroll.text.files import ROWS, Paths, blocks, distinct, kind, visible, zipped
+from handscroll.text.files import ROWS, Paths, blocks, distinct, kind, named, visible, zipped
 
 SUFFIXES = ROWS | {".json", ".arrow"}
 ARCHIVE = ".zip"
@@ -61,7 +60,7 @@ def sources(paths: Paths, split: str | None, step: Ledger) -> list[Source]:
         if here.is_dir():
             found += [Source(file) for file in _folder(here, split, step)]
             continue
-        for file in _named(here):
+        for file in named(here):
             if file.suffix.lower() == ARCHIVE:
                 found += _archive(file, split, step)
             else:
@@ -70,18 +69,6 @@ def sources(paths: Paths, split: str | None, step: Ledger) -> list[Source]:
                     raise DataError(f"{file} is a single file and has no splits; name it without split = '{split}'")
     distinct([source.path for source in found])
     return found
-
-
-def _named(here: Path) -> list[Path]:
-    if here.exists():
-        return [here]
-    if not glob.has_magic(str(here)):
-        raise DataError(f"file {here} does not exist; check the path (relative paths start at {Path.cwd()})")
-    named = [Path(name) for name in sorted(glob.glob(str(here), recursive=True))]  # noqa: PTH207
-    files = [file for file in named if file.is_file()]
-    if not files:
-        raise DataError(f"the pattern {here} matches no file; check it (** matches folders at any depth)")
-    return files
 
 
 def _readable(file: Path) -> Path:
