@@ -1,0 +1,131 @@
+// The server's interface, in one place. Every error is an ApiError with the server's own words.
+
+const KEY = "handscroll.key";
+
+export class ApiError extends Error {
+  constructor(message, status = 0, code = "") {
+    super(message);
+    this.status = status;
+    this.code = code;
+  }
+}
+
+/** The key is kept for this tab only, and goes nowhere but into the header of our own server's requests. */
+export const key = {
+  get: () => sessionStorage.getItem(KEY) ?? "",
+  set: (value) => (value ? sessionStorage.setItem(KEY, value) : sessionStorage.removeItem(KEY)),
+};
+
+const headers = (more = {}) => (key.get() ? { ...more, Authorization: `Bearer ${key.get()}` } : more);
+
+/** Asked once when the server wants a key: resolves to true if one was given (set by app.js). */
+export const locked = { ask: async () => false };
+
+function errorOf(status, text) {
+  try {
+    const { error } = JSON.parse(text);
+    return new ApiError(error.message, status, error.code ?? "");
+  } catch {
+    return new ApiError(text.slice(0, 500) || `HTTP ${status}`, status);
+  }
+}
+
+async function send(method, path, { json, signal, again = true } = {}) {
+  const init = { method, signal, headers: headers(json === undefined ? {} : { "Content-Type": "application/json" }) };
+  if (json !== undefined) init.body = JSON.stringify(json);
+  let response;
+  try {
+    response = await fetch(path, init);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError("", 0, "unreachable");
+  }
+  if (response.ok) return response;
+  if (response.status === 401 && again && (await locked.ask())) return send(method, path, { json, signal, again: false });
+  throw errorOf(response.status, await response.text());
+}
+
+const json = async (method, path, options) => (await send(method, path, options)).json();
+const at = (id, rest = "") => `/v1/documents/${encodeURIComponent(id)}${rest}`;
+
+/** The objects of a stream of server-sent events, as they arrive. */
+async function* events(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  try {
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      const lines = (rest + value).split("\n");
+      rest = lines.pop();
+      for (const line of lines) {
+        if (!line.startsWith("data: ") || line === "data: [DONE]") continue;
+        const event = JSON.parse(line.slice(6));
+        if (event.error) throw new ApiError(event.error.message, 200, event.error.code ?? "");
+        yield event;
+      }
+    }
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+}
+
+/** Upload a file; `onSent` hears the share that has left this machine. fetch cannot tell it, so this is the older way. */
+function upload(file, model, onSent, signal, again = true) {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    const form = new FormData();
+    form.append("file", file, file.name);
+    if (model) form.append("model", model);
+    request.open("POST", "/v1/documents");
+    for (const [name, value] of Object.entries(headers())) request.setRequestHeader(name, value);
+    request.upload.addEventListener("progress", (event) => event.lengthComputable && onSent(event.loaded / event.total));
+    request.addEventListener("load", async () => {
+      if (request.status < 300) return resolve(JSON.parse(request.responseText));
+      if (request.status === 401 && again && (await locked.ask())) return resolve(upload(file, model, onSent, signal, false));
+      return reject(errorOf(request.status, request.responseText));
+    });
+    request.addEventListener("error", () => reject(new ApiError("", 0, "unreachable")));
+    request.addEventListener("abort", () => reject(new DOMException("stopped", "AbortError")));
+    signal?.addEventListener("abort", () => request.abort());
+    request.send(form);
+  });
+}
+
+export const api = {
+  models: async () => (await json("GET", "/v1/models")).data,
+  documents: async () => (await json("GET", "/v1/documents")).data,
+  document: (id) => json("GET", at(id)),
+  text: (id, signal) => json("GET", at(id, "/text"), { signal }),
+  upload,
+  read: (id, model) => json("POST", at(id, "/read"), { json: { model } }),
+  stop: (id, model) => json("POST", at(id, "/stop"), { json: { model } }),
+  remove: (id) => json("DELETE", at(id)),
+  explain: (id, body, signal) => json("POST", at(id, "/explain"), { json: body, signal }),
+  count: (body, signal) => json("POST", "/v1/count", { json: body, signal }),
+  /** The pieces of an answer: {text, thought, scored, finish, contract, usage}. */
+  async *chat(body, signal) {
+    const response = await send("POST", "/v1/chat/completions", {
+      json: { ...body, stream: true, stream_options: { include_usage: true } }, signal });
+    for await (const event of events(response)) {
+      const choice = event.choices[0];
+      yield {
+        text: choice?.delta.content ?? "",
+        thought: choice?.delta.reasoning_content ?? "",
+        scored: choice?.logprobs?.content ?? [],
+        finish: choice?.finish_reason ?? null,
+        contract: event.handscroll ?? null,
+        usage: event.usage ?? null,
+      };
+    }
+  },
+  /** The pieces of a text that is continued, in the same form. */
+  async *complete(body, signal) {
+    const response = await send("POST", "/v1/completions", { json: { ...body, stream: true }, signal });
+    for await (const event of events(response)) {
+      const choice = event.choices[0];
+      yield { text: choice?.text ?? "", thought: "", scored: [], finish: choice?.finish_reason ?? null,
+        contract: event.handscroll ?? null, usage: null };
+    }
+  },
+};

@@ -1,0 +1,140 @@
+// The frame: the top, the four places, language and theme, the key, and what is asked of the server now and then.
+
+import { ApiError, api, key, locked } from "./api.js";
+import { ask as askDialog, field, fill, find, h, remember, say } from "./dom.js";
+import { emit, model, on, state, writers } from "./state.js";
+import { lang, t } from "./words.js";
+import { readView } from "./read.js";
+import { askView } from "./ask.js";
+import { tasksView } from "./tasks.js";
+import { lookView } from "./look.js";
+import { follow } from "./following.js";
+
+const PLACES = { read: readView, ask: askView, tasks: tasksView, look: lookView };
+const LOADING = 2000; // milliseconds between two looks at a model that is being loaded
+let leave = () => {};
+
+function place() {
+  const [, name, id] = location.hash.split("/");
+  return { name: name in PLACES ? name : "read", id: decodeURIComponent(id ?? "") };
+}
+
+/** Show a place anew. What it keeps is in `state`, so nothing is lost. */
+function show(moved = false) {
+  leave();
+  const { name, id } = place();
+  const main = find("main");
+  document.title = name === "read" ? "Handscroll" : `${t(name)} · Handscroll`;
+  fill(find("skip"), t("skip"));
+  top(name);
+  fill(main);
+  main.className = `place-${name}`;
+  leave = PLACES[name](main, id) ?? (() => {});
+  if (moved) {
+    main.focus({ preventScroll: true });
+    scrollTo(0, 0);
+  }
+}
+
+function top(current) {
+  const links = Object.keys(PLACES).map((name) =>
+    h("li", {}, h("a", { href: `#/${name}`, "aria-current": name === current && "page" }, t(name))));
+  fill(find("top"), h("div", { class: "bar" },
+    h("a", { class: "name", href: "#/read" }, "Handscroll"),
+    h("nav", { "aria-label": t("places") }, h("ul", { class: "places" }, links)),
+    h("div", { class: "corner" }, which(), switches())));
+}
+
+/** Which model is asked: its name, or a choice if there are several. */
+function which() {
+  const able = writers();
+  if (able.length < 2) {
+    const only = able[0];
+    const words = !only ? "" : only.state === "ready" ? only.id : t(only.state === "failed" ? "model.failed" : "model.loading", { name: only.id });
+    return h("span", { class: "which", title: words }, words);
+  }
+  const select = h("select", { "aria-label": t("model"), on: { change: () => { state.model = select.value; show(); } } },
+    able.map((one) => h("option", { value: one.id, disabled: one.state !== "ready" }, one.id)));
+  select.value = model()?.id ?? "";
+  return select;
+}
+
+function switches() {
+  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+  const theme = document.documentElement.dataset.theme ?? (dark ? "dark" : "light");
+  const other = theme === "dark" ? "light" : "dark";
+  return [
+    h("button", { class: "plain icon", type: "button", id: "language", title: t("lang.switch"), lang: lang() === "zh" ? "en" : "zh", on: { click: () => {
+      document.documentElement.lang = lang() === "zh" ? "en" : "zh";
+      remember("lang", lang());
+      show();
+      find("language").focus();
+    } } }, t("lang.other")),
+    h("button", { class: "plain icon", type: "button", id: "theme", title: t("theme.switch"), on: { click: () => {
+      document.documentElement.dataset.theme = other;
+      remember("theme", other);
+      top(place().name);
+      emit("theme");
+      find("theme").focus();
+    } } }, t(`theme.${other}`)),
+  ];
+}
+
+/** Ask for the key once, whoever needs it first; all who wait get the same answer. */
+let asking = null;
+locked.ask = () => {
+  asking ??= askForKey().finally(() => { asking = null; });
+  return asking;
+};
+
+async function askForKey() {
+  const input = h("input", { type: "password", autocomplete: "off", spellcheck: "false" });
+  const words = key.get() ? t("key.wrong") : t("key.text");
+  const given = await askDialog({ title: t("key.title"), body: h("div", {}, h("p", { class: "note" }, words), field(t("key.label"), input)),
+    accept: t("key.enter"), refuse: t("cancel"), value: () => input.value.trim() });
+  key.set(given ?? "");
+  return Boolean(given);
+}
+
+/** What models there are; looks again while one is being loaded, or while the server does not answer. */
+async function learn() {
+  try {
+    state.models = await api.models();
+    state.documents = await api.documents();
+    state.documentsKnown = true;
+    follow();
+    show();
+    if (state.models.some((one) => one.state === "waiting" || one.state === "loading")) setTimeout(learnModels, LOADING);
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+    const words = error.code === "unreachable" ? t("unreachable") : error.message;
+    fill(find("main"), h("div", { class: "sheet" }, h("p", { class: "fault" }, words)));
+    say(words, true);
+    setTimeout(learn, 2 * LOADING);
+  }
+}
+
+async function learnModels() {
+  try {
+    const before = JSON.stringify(state.models.map((one) => one.state));
+    state.models = await api.models();
+    if (JSON.stringify(state.models.map((one) => one.state)) !== before) {
+      emit("models");
+      top(place().name);
+    }
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+  }
+  if (state.models.some((one) => one.state === "waiting" || one.state === "loading")) setTimeout(learnModels, LOADING);
+}
+
+find("skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  find("main").focus();
+});
+// A file that misses its place must not replace this page.
+for (const event of ["dragover", "drop"]) addEventListener(event, (one) => one.preventDefault());
+addEventListener("hashchange", () => show(true));
+on("show", () => show());
+top(place().name);
+learn();

@@ -1,0 +1,151 @@
+// Ask: a conversation about a document (or about none), with its text beside it.
+
+import { field, fill, h, say } from "./dom.js";
+import { readingOf } from "./following.js";
+import { gauge } from "./gauge.js";
+import { original } from "./original.js";
+import { documentOf, model, on, state, talkOf } from "./state.js";
+import { asMarkdown, busy, question } from "./talk.js";
+import { turnNode } from "./turns.js";
+import { number, t } from "./words.js";
+
+const NEAR = 80; // pixels from the end within which the conversation follows what is written
+
+export function askView(main, id) {
+  const entry = documentOf(id);
+  const talk = talkOf(entry ? id : "");
+  const ends = [];
+  const scroll = h("div", { class: "turns", tabindex: "0", role: "region", "aria-label": t("ask.conversation") });
+  const ready = entry ? readingOf(entry, model()?.id ?? "")?.state === "read" : true;
+  const pane = entry ? original(entry) : null;
+  const grid = h("div", { class: entry ? "asking with-text" : "asking" });
+  const view = { main, entry, talk, scroll, pane, grid, parts: new Map(), ready };
+  const composer = composing(view);
+  fill(grid, h("div", { class: "talk" }, about(view), scroll, composer.node), pane && h("aside", { class: "text", "aria-label": t("ask.text") }, pane.node));
+  fill(main, h("h1", { class: "unseen" }, t("ask.title")), grid);
+  ends.push(on("talk", (one) => { if (one === talk) { paint(view); composer.changed(); } }), composer.end, () => pane?.end());
+  ends.push(() => { for (const part of view.parts.values()) part.end(); });
+  ends.push(on("models", () => composer.changed()));
+  paint(view);
+  const explained = talk.turns.findLast((turn) => turn.why?.state === "done");
+  if (explained) pane?.show(explained);
+  scroll.scrollTop = scroll.scrollHeight;
+  composer.focus();
+  return () => ends.forEach((end) => end());
+}
+
+/** Which document, which side on a narrow screen, and the settings. */
+function about(view) {
+  const { talk, entry } = view;
+  const known = state.documents.filter((one) => readingOf(one));
+  const select = h("select", { id: "which-document", on: { change: () => { location.hash = select.value ? `#/ask/${select.value}` : "#/ask"; } } },
+    h("option", { value: "" }, t("ask.none")), known.map((one) => h("option", { value: one.id }, one.name)));
+  select.value = entry?.id ?? "";
+  const side = (name) => h("button", { class: "plain side", type: "button", "aria-pressed": String(name === "conversation"), "data-side": name, on: { click: () => turnTo(view, name) } }, t(`ask.${name}`));
+  return h("div", { class: "about" },
+    h("div", { class: "which-document" }, h("label", { for: "which-document", class: "unseen" }, t("ask.of")), select, entry && h("span", { class: "sides" }, side("conversation"), side("text"))),
+    settings(talk));
+}
+
+/** On a narrow screen: the conversation or the text. */
+function turnTo(view, side) {
+  view.grid.classList.toggle("text-first", side === "text");
+  for (const one of view.grid.querySelectorAll(".side")) one.setAttribute("aria-pressed", String(one.dataset.side === side));
+}
+
+function settings(talk) {
+  const numeric = (value, min, max, step, keep) => {
+    const input = h("input", { type: "number", min, max, step, inputmode: "decimal" });
+    input.value = value ?? "";
+    input.addEventListener("change", () => keep(input.value === "" || !input.checkValidity() ? null : Number(input.value)));
+    return input;
+  };
+  const system = h("textarea", { rows: "2", value: talk.system, on: { input: () => { talk.system = system.value; } } });
+  return h("details", { class: "settings" }, h("summary", {}, t("ask.settings")), h("div", { class: "row" },
+    talk.document ? h("p", { class: "note wide" }, t("ask.systemNot")) : h("div", { class: "wide" }, field(t("ask.system"), system)),
+    field(t("ask.temperature"), numeric(talk.temperature, 0, 2, 0.1, (value) => { talk.temperature = value; }), t("ask.temperatureHint")),
+    field(t("ask.most"), numeric(talk.most, 1, 1e6, 1, (value) => { talk.most = value; }))),
+  h("p", { class: "row ends" },
+    h("button", { class: "quiet", type: "button", on: { click: () => clear(talk) } }, t("ask.clear")),
+    h("button", { class: "quiet", type: "button", on: { click: () => save(talk) } }, t("ask.save"))),
+  h("p", { class: "note" }, t("ask.lives")));
+}
+
+function clear(talk) {
+  for (const turn of talk.turns) turn.stop.abort();
+  talk.turns.length = 0;
+  state.talks.delete(talk.document);
+  dispatchEvent(new HashChangeEvent("hashchange"));
+}
+
+function save(talk) {
+  const name = documentOf(talk.document)?.name ?? "Handscroll";
+  const url = URL.createObjectURL(new Blob([asMarkdown(talk, name)], { type: "text/markdown" }));
+  h("a", { href: url, download: `${name.replace(/\.\w+$/, "")}.md` }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 1000);
+}
+
+/** Show the turns; those that are there already stay as they are. */
+function paint(view) {
+  const { talk, scroll, parts } = view;
+  for (const [turn, part] of parts) if (!talk.turns.includes(turn)) { part.end(); part.node.remove(); parts.delete(turn); }
+  const pinned = () => { if (scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < NEAR) scroll.scrollTop = scroll.scrollHeight; };
+  for (const turn of talk.turns) {
+    if (parts.has(turn)) continue;
+    const part = turnNode(talk, turn, { edit: view.edit, pinned, showText: () => turnTo(view, "text") });
+    parts.set(turn, part);
+    scroll.append(part.node);
+    scroll.scrollTop = scroll.scrollHeight;
+  }
+  scroll.querySelector(".empty")?.remove();
+  if (!talk.turns.length) scroll.prepend(h("p", { class: "empty" }, emptyWords(view)));
+}
+
+function emptyWords({ entry }) {
+  const served = model();
+  if (!served) return t("model.none");
+  if (served.state !== "ready") return t(served.state === "failed" ? "model.failed" : "model.loading", { name: served.id });
+  if (!entry) return served.chat ? t("ask.emptyFree", { model: served.id }) : t("ask.plainModel", { model: served.id });
+  const reading = readingOf(entry, served.id);
+  if (reading?.state !== "read") return reading?.error ?? t("ask.unready", { name: entry.name, model: served.id });
+  return t("ask.empty", { name: entry.name, tokens: number(reading.tokens) });
+}
+
+/** Where questions are written, with the gauge of the window below. */
+function composing(view) {
+  const { talk, entry } = view;
+  const input = h("textarea", { rows: "1", id: "question", "aria-label": t("ask.question"), "aria-describedby": "question-keys", placeholder: t("ask.placeholder"), value: talk.draft });
+  const send = h("button", { class: "press", type: "submit" });
+  const measured = gauge(talk, view.ready ? entry : null, () => talk.draft.trim());
+  const node = h("form", { class: "composer" }, h("div", { class: "writing" }, input, send), h("p", { class: "unseen", id: "question-keys" }, t("ask.keys")), measured.node);
+  const grow = () => { input.style.height = "auto"; input.style.height = `${Math.min(input.scrollHeight + 2, 240)}px`; };
+  const changed = () => {
+    fill(send, t(busy(talk) ? "stop" : "ask.send"));
+    send.classList.toggle("stopping", busy(talk));
+    send.disabled = !busy(talk) && (!view.ready || model()?.state !== "ready");
+    measured.changed();
+  };
+  input.addEventListener("input", () => { talk.draft = input.value; grow(); measured.changed(); });
+  input.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    if (!busy(talk)) node.requestSubmit();
+  });
+  node.addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (busy(talk)) {
+      talk.turns.at(-1).stop.abort();
+      say(t("ask.stopped"));
+      return;
+    }
+    const text = input.value.trim();
+    if (!text || send.disabled) return;
+    input.value = talk.draft = "";
+    grow();
+    turnTo(view, "conversation");
+    question(talk, text);
+  });
+  view.edit = (text) => { input.value = talk.draft = text; grow(); input.focus(); measured.changed(); };
+  changed();
+  return { node, changed, end: measured.end, focus: () => { grow(); if (matchMedia("(pointer: fine)").matches) input.focus({ preventScroll: true }); } };
+}

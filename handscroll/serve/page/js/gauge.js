@@ -1,0 +1,83 @@
+// The window's gauge: how many tokens instructions, document, conversation and question take and how many are kept for the
+// answer. Every number is the server's own count of the very prompt that it will read.
+
+import { ApiError, api } from "./api.js";
+import { fill, h, settled } from "./dom.js";
+import { model } from "./state.js";
+import { messages } from "./talk.js";
+import { readingOf } from "./following.js";
+import { number, t } from "./words.js";
+
+const PARTS = ["system", "document", "history", "question", "answer"];
+const PAUSE = 350; // milliseconds without a key before the question is counted anew
+const USUAL = 1024; // tokens of an answer, if the server does not say
+
+/** A gauge that follows a conversation: `draft` gives the question that is being written. */
+export function gauge(talk, entry, draft) {
+  const node = h("div", { class: "gauge" });
+  let asked = null;
+  let known = { key: "" };
+
+  async function measure() {
+    asked?.abort();
+    asked = new AbortController();
+    const { signal } = asked;
+    const served = model();
+    if (!served || served.state !== "ready" || !served.chat) return fill(node);
+    try {
+      paint(node, await parts(served, signal), served, talk);
+    } catch (error) {
+      if (error.name === "AbortError") return undefined;
+      if (!(error instanceof ApiError)) throw error;
+      fill(node, h("p", { class: "fault" }, error.message || t("unreachable")));
+    }
+    return undefined;
+  }
+
+  /** The parts of the next prompt, which add up to the server's count of the whole. */
+  async function parts(served, signal) {
+    const count = async (list) => (await api.count({ model: served.id, messages: list, ...(entry ? { document: entry.id } : {}) }, signal)).count;
+    const earlier = messages(talk, null, "");
+    const key = JSON.stringify([served.id, earlier]);
+    if (known.key !== key) {
+      const alone = await count([{ role: "user", content: "?" }]);
+      const system = earlier[0]?.role === "system" ? Math.max(0, (await count([earlier[0], { role: "user", content: "?" }])) - alone) : 0;
+      const all = earlier.length ? await count([...earlier, { role: "user", content: "?" }]) : alone;
+      known = { key, system, history: Math.max(0, all - alone - system) };
+    }
+    const total = await count([...earlier, { role: "user", content: draft() || "?" }]);
+    const document = entry ? Math.min(total, readingOf(entry, served.id)?.tokens ?? 0) : 0;
+    const { system, history } = known;
+    return { system, document, history, question: Math.max(0, total - system - document - history), total };
+  }
+
+  const later = settled(measure, PAUSE);
+  later();
+  return { node, changed: later, end: () => asked?.abort() };
+}
+
+function paint(node, found, served, talk) {
+  const { context } = served;
+  const most = talk.most ?? served.answer ?? USUAL;
+  const answer = Math.max(0, Math.min(most, context - found.total));
+  const free = Math.max(0, context - found.total - answer);
+  const sizes = { ...found, answer };
+  const shown = PARTS.filter((part) => sizes[part] > 0);
+  const strip = h("div", { class: "strip", "aria-hidden": "true" });
+  for (const part of shown) {
+    const piece = h("i", { class: part });
+    piece.style.flexGrow = String(sizes[part]);
+    strip.append(piece);
+  }
+  const rest = h("i", { class: "free" });
+  rest.style.flexGrow = String(free);
+  strip.append(rest);
+  const entries = [...shown.map((part) => [part, sizes[part]]), ["free", free]];
+  const over = found.total + 1 - context;
+  const warning = over > 0 ? t("gauge.over", { over: number(over) }) : answer < most ? t("gauge.less", { left: number(answer), most: number(most) }) : "";
+  node.dataset.total = String(found.total);
+  fill(node, h("details", { open: node.querySelector("details")?.open ?? false },
+    h("summary", {}, h("span", { class: "label" }, t("gauge")), strip, h("span", { class: "sum" }, t("gauge.of", { used: number(found.total), context: number(context) }))),
+    h("dl", {}, entries.map(([part, size]) => h("div", {}, h("dt", { class: part }, t(`gauge.${part}`)), h("dd", {}, number(size)))))),
+  warning && h("p", { class: over > 0 ? "fault" : "note" }, warning));
+}

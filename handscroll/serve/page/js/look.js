@@ -1,0 +1,114 @@
+// Look inside: the map of attention, what the answer might have said instead, and the model's facts.
+
+import { fill, h } from "./dom.js";
+import { documentOf, model, on, state, talkOf } from "./state.js";
+import { explain } from "./talk.js";
+import { bytes, large, number, percent, t } from "./words.js";
+import { scrollMap } from "./scrollmap.js";
+import { whyNode } from "./why.js";
+
+const TOP = 8; // passages in the list below the map
+
+export function lookView(main) {
+  const turn = state.look;
+  const ends = [];
+  const map = h("section", { "aria-labelledby": "map-title" });
+  const words = h("section", { "aria-labelledby": "words-title" });
+  fill(main, h("div", { class: "sheet look" },
+    h("div", { class: "title" }, h("h1", {}, t("look.title")), h("p", { class: "subtitle" }, t("look.subtitle"))),
+    turn ? [h("p", { class: "asked" }, turn.question.slice(-400)), map, words] : h("p", {}, t("look.empty")), facts()));
+  if (turn) {
+    let shown = { end: () => {} };
+    const paint = () => { shown.end(); shown = mapSection(map, turn); };
+    paint();
+    wordsSection(words, turn);
+    ends.push(on("turn", (one) => { if (one === turn) paint(); }), () => shown.end());
+  }
+  return () => ends.forEach((end) => end());
+}
+
+function mapSection(section, turn) {
+  const head = h("h2", { id: "map-title" }, t("look.map"));
+  if (turn.why?.state === "done" && turn.why.marks.length) {
+    const map = scrollMap(turn);
+    const best = [...turn.why.marks].sort((a, b) => b.attention - a.attention).slice(0, TOP);
+    fill(section, head, h("p", { class: "lead" }, t("look.mapText")), map.node, whyNode(turn),
+      h("details", {}, h("summary", {}, t("look.top")), h("ol", { class: "best" }, best.map((one) =>
+        h("li", {}, h("span", { class: "right" }, percent(one.attention, 1)), " ", one.text.trim().replace(/\s+/g, " ").slice(0, 160))))));
+    return map;
+  }
+  const able = turn.document && turn.answer && documentOf(turn.document) && turn.why?.state !== "working";
+  fill(section, head, whyNode(turn) ?? h("p", { class: "note" }, t("look.noMap")),
+    able && h("p", {}, h("button", { class: "quiet", type: "button", on: { click: () => explain(talkOf(turn.document), turn) } }, t("ask.why"))));
+  return { end: () => {} };
+}
+
+/** The tokens of the answer: those that came with it, or those of its explanation. */
+function stepsOf(turn) {
+  if (turn.scored.length) return turn.scored.map((one) => ({ text: one.token, probability: Math.exp(one.logprob), others: one.top_logprobs.filter((other) => other.token !== one.token).map((other) => [other.token, Math.exp(other.logprob)]) }));
+  return turn.why?.steps ?? [];
+}
+
+/** How unsure a choice was, in five steps. */
+const doubt = (probability) => String(Math.min(4, Math.floor((1 - probability) * 5)));
+
+function wordsSection(section, turn) {
+  const steps = stepsOf(turn);
+  const head = h("h2", { id: "words-title" }, t("look.words"));
+  if (!steps.length) return fill(section, head, h("p", { class: "note" }, t("look.noWords")));
+  const instead = h("div", { class: "instead", "aria-live": "polite" });
+  const tokens = steps.map((step, at) => h("span", { role: "option", id: `token-${at}`, class: "token", "data-doubt": doubt(step.probability), "aria-selected": "false" }, step.text));
+  const list = h("div", { class: "tokens", role: "listbox", tabindex: "0", "aria-label": t("look.wordsLabel") }, tokens);
+  let chosen = -1;
+  const choose = (at) => {
+    if (at < 0 || at >= steps.length) return;
+    tokens[chosen]?.setAttribute("aria-selected", "false");
+    chosen = at;
+    tokens[at].setAttribute("aria-selected", "true");
+    list.setAttribute("aria-activedescendant", tokens[at].id);
+    tokens[at].scrollIntoView({ block: "nearest" });
+    fill(instead, choices(steps[at]));
+  };
+  list.addEventListener("click", (event) => choose(tokens.indexOf(event.target.closest(".token"))));
+  list.addEventListener("keydown", (event) => {
+    const by = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    if (!by) return;
+    event.preventDefault();
+    choose(chosen + by);
+  });
+  fill(section, head, h("p", { class: "lead" }, t("look.wordsText")), list, instead);
+  const unsure = steps.reduce((best, step, at) => (step.probability < steps[best].probability ? at : best), 0);
+  choose(unsure);
+  return undefined;
+}
+
+/** A token with its likeliest rivals, as bars. */
+function choices(step) {
+  const known = [[step.text, step.probability], ...step.others];
+  const rest = Math.max(0, 1 - known.reduce((sum, [, share]) => sum + share, 0));
+  const row = ([text, share], at) => {
+    const bar = h("i", {});
+    bar.style.width = `${share * 100}%`;
+    return h("div", { class: at < known.length && text === step.text ? "taken" : null }, h("dt", {}, at < known.length ? h("code", {}, JSON.stringify(text).slice(1, -1)) : text), h("dd", {}, bar, h("span", {}, percent(share, share < 0.1 ? 1 : 0))));
+  };
+  return [h("h3", {}, t("look.instead")), h("dl", { class: "bars" }, [...known.sort((a, b) => b[1] - a[1]), [t("look.others"), rest]].map(row))];
+}
+
+function facts() {
+  const served = model();
+  if (!served) return null;
+  const found = [];
+  const add = (value, words) => { if (value !== undefined && value !== null && value !== "") found.push([value, words]); };
+  add(served.context && number(served.context), t("fact.context"));
+  add(served.parameters && large(served.parameters), t("fact.parameters"));
+  add(served.family, t("fact.family"));
+  add(served.layers && number(served.layers), t("fact.layers"));
+  add(served.heads && number(served.heads), t("fact.heads", { kv: number(served.kv_heads ?? served.heads ?? 0) }));
+  add(served.vocab && number(served.vocab), t("fact.vocab"));
+  add(served.token_bytes && bytes(served.token_bytes), t("fact.token"));
+  add(served.weights, t("fact.weights"));
+  add(served.chat === undefined ? "" : t(served.chat ? "yes" : "no"), t("fact.chat"));
+  add(served.infill === undefined ? "" : t(served.infill ? "yes" : "no"), t("fact.infill"));
+  return h("section", { "aria-labelledby": "facts-title" }, h("h2", { id: "facts-title" }, t("look.facts")), h("p", { class: "lead" }, served.id),
+    h("dl", { class: "facts" }, found.map(([value, words]) => h("div", {}, h("dt", {}, words), h("dd", {}, value)))));
+}

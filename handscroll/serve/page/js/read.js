@@ -1,0 +1,227 @@
+// Read: give documents, watch them being read, and the library of all that were.
+
+import { ApiError, api } from "./api.js";
+import { ask, field, fill, h, say } from "./dom.js";
+import { follow, going, learned, readingOf } from "./following.js";
+import { emit, model, on, state } from "./state.js";
+import { bytes, clock, number, percent, span, t, when } from "./words.js";
+
+const sending = new Map(); // uploads by number: {name, share, error, stop}
+let numbered = 0;
+
+export function readView(main) {
+  const now = h("section", { "aria-labelledby": "now", class: "now", hidden: true });
+  const library = h("section", { "aria-labelledby": "library", class: "library" });
+  fill(main, h("div", { class: "sheet" },
+    h("div", { class: "title" }, h("h1", {}, t("read.title")), h("p", { class: "subtitle" }, t("read.subtitle"))),
+    dropping(), now, library));
+  const paint = () => { paintNow(now); paintLibrary(library); };
+  paint();
+  const ends = [on("documents", paint), on("models", paint)];
+  return () => ends.forEach((end) => end());
+}
+
+function dropping() {
+  const input = h("input", { type: "file", multiple: true, class: "unseen", tabindex: "-1", "aria-hidden": "true", on: {
+    change: () => { give([...input.files]); input.value = ""; } } });
+  const box = h("div", { class: "drop" }, input,
+    h("p", { class: "big" }, t("read.drop")),
+    h("p", { class: "chooses" },
+      h("button", { class: "press", type: "button", on: { click: () => input.click() } }, t("read.choose")),
+      h("button", { class: "quiet", type: "button", on: { click: paste } }, t("read.paste"))),
+    h("p", { class: "note" }, t("read.kinds")));
+  box.addEventListener("dragover", (event) => { event.preventDefault(); box.classList.add("over"); });
+  box.addEventListener("dragleave", () => box.classList.remove("over"));
+  box.addEventListener("drop", (event) => {
+    event.preventDefault();
+    box.classList.remove("over");
+    give([...event.dataTransfer.files]);
+  });
+  return box;
+}
+
+async function paste() {
+  const name = h("input", { type: "text", value: t("paste.default"), maxlength: "120" });
+  const text = h("textarea", { rows: "10" });
+  const given = await ask({ title: t("paste.title"), body: h("div", {}, field(t("paste.name"), name), field(t("paste.text"), text)),
+    accept: t("paste.give"), refuse: t("cancel"), value: () => ({ name: name.value.trim(), text: text.value }) });
+  if (!given?.text.trim()) return;
+  const stem = (given.name || t("paste.default")).replace(/\.(txt|md)$/i, "");
+  give([new File([given.text], `${stem}.txt`, { type: "text/plain" })]);
+}
+
+/** Send files one after the other; each is read as soon as it has arrived. */
+async function give(files) {
+  const rows = files.map((file) => {
+    const stop = new AbortController();
+    const row = { number: ++numbered, name: file.name, share: 0, error: "", stop, file };
+    sending.set(row.number, row);
+    return row;
+  });
+  emit("documents");
+  for (const row of rows) {
+    if (!sending.has(row.number)) continue;
+    try {
+      const entry = await api.upload(row.file, model()?.id ?? "", (share) => { row.share = share; emit("documents"); }, row.stop.signal);
+      sending.delete(row.number);
+      learned(entry);
+      follow();
+    } catch (error) {
+      if (error.name === "AbortError") sending.delete(row.number);
+      else if (error instanceof ApiError) { row.error = error.message || t("unreachable"); say(row.error, true); }
+      else throw error;
+    }
+    emit("documents");
+  }
+}
+
+/** A place that keeps its nodes while the same things are in it, so that focus and progress survive. */
+function keep(node, rows) {
+  const known = new Map([...node.children].map((one) => [one.dataset.id, one]));
+  const wanted = rows.map(([id, make, update]) => {
+    const row = known.get(id) ?? make();
+    row.dataset.id = id;
+    update(row);
+    return row;
+  });
+  for (const one of [...node.children]) if (!wanted.includes(one)) one.remove();
+  wanted.forEach((one, at) => { if (node.children[at] !== one) node.insertBefore(one, node.children[at] ?? null); });
+}
+
+function paintNow(section) {
+  const rows = [];
+  for (const row of sending.values()) rows.push([`up-${row.number}`, () => bar(row.name), (node) => paintSending(node, row)]);
+  for (const entry of state.documents) {
+    for (const [name, one] of going(entry)) rows.push([`${entry.id} ${name}`, () => bar(entry.name), (node) => paintReading(node, entry, name, one)]);
+  }
+  section.hidden = rows.length === 0;
+  if (!section.firstChild) fill(section, h("h2", { id: "now" }, t("read.now")), h("ul", { class: "bars" }));
+  keep(section.lastChild, rows);
+}
+
+function bar(name) {
+  return h("li", {}, h("div", { class: "line" }, h("span", { class: "called" }, name), h("button", { class: "plain", type: "button" }, t("stop"))),
+    h("div", { class: "progress", role: "progressbar", "aria-label": name, "aria-valuemin": "0", "aria-valuemax": "100" }, h("i")),
+    h("p", { class: "note" }));
+}
+
+function paintBar(node, share, words, stop) {
+  const progress = node.querySelector(".progress");
+  progress.classList.toggle("unknown", share === null);
+  if (share === null) progress.removeAttribute("aria-valuenow");
+  else progress.setAttribute("aria-valuenow", String(Math.floor(share * 100)));
+  progress.firstChild.style.width = share === null ? "" : `${share * 100}%`;
+  fill(node.querySelector(".note"), words);
+  const button = node.querySelector("button");
+  button.onclick = stop;
+}
+
+function paintSending(node, row) {
+  if (row.error) {
+    node.querySelector(".progress").hidden = true;
+    fill(node.querySelector(".note"), row.error);
+    node.querySelector(".note").className = "fault";
+    fill(node.querySelector("button"), t("close"));
+  } else {
+    const words = row.share < 1 ? t("read.sending", { percent: percent(row.share) }) : t("read.opening");
+    paintBar(node, row.share < 1 ? row.share : null, words);
+  }
+  node.querySelector("button").onclick = () => {
+    row.stop.abort();
+    sending.delete(row.number);
+    emit("documents");
+  };
+}
+
+function paintReading(node, entry, name, one) {
+  const progress = one.progress ?? { done: 0, total: one.tokens };
+  const { done, total } = progress;
+  const words = [done ? t("read.tokens", { done: number(done), total: number(total) }) : t("read.waiting", { total: number(total) })];
+  if (progress.tokens_per_second) words.push(t("read.speed", { speed: number(progress.tokens_per_second) }));
+  const left = progress.seconds_left;
+  if (left !== null && left !== undefined) words.push(t("read.until", { time: clock(new Date(Date.now() + left * 1000)), left: span(left) }));
+  const memory = progress.memory;
+  if (memory) words.push(t("read.memory", { used: bytes(memory.used), planned: bytes(memory.planned) }));
+  paintBar(node, done ? done / total : null, words.join(" · "), () => act(() => api.stop(entry.id, name)));
+}
+
+/** Do something to a document and learn what became of it. */
+async function act(work) {
+  try {
+    const entry = await work();
+    if (entry.readings) learned(entry);
+    follow();
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+    say(error.message, true);
+    await ask({ title: t("error"), body: h("p", { class: "fault" }, error.message || t("unreachable")), accept: t("close") });
+  }
+  emit("documents");
+}
+
+function paintLibrary(section) {
+  const shown = state.documents.filter((one) => !going(one).length).sort((a, b) => b.created - a.created);
+  if (!section.firstChild) fill(section, h("h2", { id: "library" }, t("library")), h("p", { class: "note empty" }, t("library.empty")), table());
+  section.children[1].hidden = !state.documentsKnown || state.documents.length > 0 || sending.size > 0;
+  section.children[2].hidden = shown.length === 0;
+  const rows = [];
+  for (const entry of shown) {
+    const key = `${entry.id} ${JSON.stringify(entry.readings)}`;
+    const told = more(entry);
+    rows.push([key, () => row(entry), () => {}]);
+    if (told.length) rows.push([`${key} more`, () => h("tr", { class: "more" }, h("td", { colspan: "6" }, told)), () => {}]);
+  }
+  keep(section.querySelector("tbody"), rows);
+}
+
+function table() {
+  const heads = ["name", "tokens", "size", "model", "when"].map((one) =>
+    h("th", { scope: "col", class: one === "tokens" || one === "size" ? "right" : "" }, t(`library.${one}`)));
+  return h("table", {}, h("thead", {}, h("tr", {}, heads, h("td", {}))), h("tbody"));
+}
+
+function row(entry) {
+  const one = readingOf(entry);
+  const read = one?.state === "read";
+  const name = read ? h("a", { href: `#/ask/${entry.id}`, title: t("library.askAbout", { name: entry.name }) }, entry.name) : h("span", {}, entry.name);
+  const cell = (label, ...content) => h("td", { class: "right", "data-label": t(label) }, ...content);
+  return h("tr", {},
+    h("th", { scope: "row" }, name),
+    cell("library.tokens", one?.tokens ? number(one.tokens) : "–"),
+    cell("library.size", bytes(entry.bytes)),
+    h("td", { "data-label": t("library.model"), class: "model" }, read ? one.model : t("library.unread")),
+    h("td", { "data-label": t("library.when"), class: "when" }, when(one?.read_at ?? entry.created)),
+    h("td", { class: "does" }, again(entry, one),
+      h("button", { class: "plain danger", type: "button", "aria-label": t("library.deleteOne", { name: entry.name }), on: { click: () => remove(entry) } }, t("library.delete"))));
+}
+
+/** What else there is to say of a document: why it could not be read, where its reading stopped, what its file did not give. */
+function more(entry) {
+  const one = readingOf(entry);
+  const found = [];
+  if (one?.error) found.push(h("p", { class: "fault" }, h("b", {}, t(one.state === "refused" ? "library.refused" : "library.failed", { model: one.model })), " ", one.error));
+  if (one?.state === "stopped") found.push(h("p", { class: "note" }, t("read.stopped", { done: number(one.done ?? 0), total: number(one.tokens) }), " · ", t("read.kept", { done: number(one.done ?? 0) })));
+  if (entry.notes?.length) found.push(h("details", {}, h("summary", {}, t("read.notes")), entry.notes.map((note) => h("p", { class: "note" }, note))));
+  return found;
+}
+
+function again(entry, one) {
+  if (one?.state === "read") return h("a", { class: "plain", href: `#/ask/${entry.id}`, "aria-label": t("library.askAbout", { name: entry.name }) }, t("library.ask"));
+  if (!model()) return null;
+  return h("button", { class: "plain", type: "button", on: { click: () => act(() => api.read(entry.id, one?.model ?? model().id)) } },
+    t(one?.state === "stopped" ? "read.on" : "read.again"));
+}
+
+async function remove(entry) {
+  const sure = await ask({ title: t("delete.title", { name: entry.name }), body: h("p", {}, t("delete.text")), accept: t("library.delete"), refuse: t("delete.keep") });
+  if (!sure) return;
+  await act(async () => {
+    await api.remove(entry.id);
+    state.documents = state.documents.filter((one) => one.id !== entry.id);
+    state.talks.delete(entry.id);
+    if (state.look?.document === entry.id) state.look = null;
+    say(t("delete.done", { name: entry.name }));
+    return {};
+  });
+}
+

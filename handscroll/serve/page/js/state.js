@@ -1,0 +1,40 @@
+// What the page knows: models, documents, conversations. All of it lives in this tab's memory and is gone with it.
+
+export const state = {
+  models: [],
+  model: "", // chosen by name; "" means the first that can write
+  documents: [],
+  documentsKnown: false,
+  talks: new Map(), // by document id, "" for none
+  drafts: new Map(), // what stands in the forms of the tasks
+  look: null, // the turn that is looked into
+};
+
+const listeners = new Map();
+
+/** Call `act` at every event of that name; returns what ends it. */
+export function on(event, act) {
+  if (!listeners.has(event)) listeners.set(event, new Set());
+  listeners.get(event).add(act);
+  return () => listeners.get(event).delete(act);
+}
+
+export function emit(event, detail) {
+  for (const act of [...(listeners.get(event) ?? [])]) act(detail);
+}
+
+export const writers = () => state.models.filter((one) => one.kind !== "encoder");
+
+/** The model that is asked: the chosen one, or the first that writes. */
+export function model() {
+  const able = writers();
+  return able.find((one) => one.id === state.model) ?? able.find((one) => one.state === "ready") ?? able[0] ?? null;
+}
+
+export const documentOf = (id) => state.documents.find((one) => one.id === id) ?? null;
+
+/** The conversation about a document ("" for none). */
+export function talkOf(id) {
+  if (!state.talks.has(id)) state.talks.set(id, { document: id, system: "", draft: "", turns: [], temperature: null, most: null });
+  return state.talks.get(id);
+}

@@ -1,0 +1,110 @@
+// Conversations: what is sent, what comes back, and how it is stopped. No view in here.
+
+import { ApiError, api } from "./api.js";
+import { say } from "./dom.js";
+import { emit, model } from "./state.js";
+import { t } from "./words.js";
+
+export const LIKELIEST = 5; // tokens that are kept at each place of an answer
+const UNTIL = 256; // tokens of a text that a model without a template continues
+
+/** The messages of a conversation up to a turn, with its question. Turns that failed before they said a word are left out. */
+export function messages(talk, until, question) {
+  const said = [];
+  if (!model()?.chat) return question ? [{ role: "user", content: question }] : said; // one question at a time
+  if (talk.system.trim() && !talk.document) said.push({ role: "system", content: talk.system.trim() });
+  for (const turn of talk.turns) {
+    if (turn === until) break;
+    if (!turn.answer) continue;
+    said.push({ role: "user", content: turn.question }, { role: "assistant", content: turn.answer });
+  }
+  if (question) said.push({ role: "user", content: question });
+  return said;
+}
+
+/** The earlier questions and answers of a turn. */
+export const before = (talk, turn) => messages(talk, turn, "").filter((one) => one.role !== "system");
+
+/** A new answer: empty until pieces arrive. `body` is what was asked for. */
+export function begin(body) {
+  return { body, model: body.model, document: body.document ?? "", question: "", answer: "", thought: "", scored: [], state: "writing",
+    error: "", finish: null, contract: null, usage: null, begun: performance.now(), first: null, why: null, stop: new AbortController() };
+}
+
+/** Let the pieces of an answer arrive in `turn`; everything that happens to it is told as the event "turn". */
+export async function run(turn, stream = api.chat) {
+  try {
+    for await (const piece of stream(turn.body, turn.stop.signal)) {
+      if ((piece.text || piece.thought) && turn.first === null) turn.first = performance.now() - turn.begun;
+      turn.answer += piece.text;
+      turn.thought += piece.thought;
+      turn.scored.push(...piece.scored);
+      turn.finish = piece.finish ?? turn.finish;
+      turn.contract = piece.contract ?? turn.contract;
+      turn.usage = piece.usage ?? turn.usage;
+      emit("turn", turn);
+    }
+    turn.state = "done";
+    say(t("ask.answered"));
+  } catch (error) {
+    if (error.name === "AbortError") turn.state = "stopped";
+    else if (error instanceof ApiError) {
+      turn.state = "failed";
+      turn.error = error.message || t("unreachable");
+      say(turn.error, true);
+    } else throw error;
+  }
+  emit("turn", turn);
+  return turn;
+}
+
+/** Ask the next question of a conversation. */
+export function question(talk, text) {
+  const talks = talk.document || model().chat;
+  const stream = talks ? api.chat : api.complete;
+  const body = talks ? { model: model().id, messages: messages(talk, null, text), logprobs: true, top_logprobs: LIKELIEST } : { model: model().id, prompt: text, max_tokens: UNTIL };
+  if (talk.document) body.document = talk.document;
+  if (talk.temperature !== null) body.temperature = talk.temperature;
+  if (talk.most !== null) body.max_tokens = talk.most;
+  const turn = begin(body);
+  turn.question = text;
+  talk.turns.push(turn);
+  emit("talk", talk);
+  run(turn, stream).then(() => emit("talk", talk));
+}
+
+/** Take the last turn back; returns its question. */
+export function back(talk) {
+  const turn = talk.turns.pop();
+  turn?.stop.abort();
+  emit("talk", talk);
+  return turn?.question ?? "";
+}
+
+export const busy = (talk) => talk.turns.some((turn) => turn.state === "writing");
+
+/** Find out why an answer was given. */
+export async function explain(talk, turn) {
+  turn.why = { state: "working" };
+  emit("turn", turn);
+  try {
+    const body = { model: turn.model, question: turn.question, answer: turn.answer, history: before(talk, turn) };
+    turn.why = { state: "done", ...(await api.explain(turn.document, body, turn.stop.signal)) };
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+    turn.why = { state: "failed", error: error.message || t("unreachable") };
+    say(turn.why.error, true);
+  }
+  emit("turn", turn);
+  emit("why", turn);
+}
+
+/** A conversation as Markdown. */
+export function asMarkdown(talk, name) {
+  const parts = [`# ${name}`];
+  for (const turn of talk.turns) {
+    parts.push(`## ${turn.question.replaceAll("\n", " ")}`, turn.answer.trim());
+    if (turn.contract) parts.push(`<!-- ${JSON.stringify(turn.contract)} -->`);
+  }
+  return `${parts.join("\n\n")}\n`;
+}
