@@ -50,6 +50,11 @@ SUMMARY = {
     "map-reduce": {"strategy": "map-reduce"},
     "refine": {"strategy": "refine"},
 }
+READINGS = {
+    "whole": {},
+    "4 blocks": {"reading": "blocks", "blocks": 4},
+    "16 blocks": {"reading": "blocks", "blocks": 16},
+}
 JOBS = {
     "classical": Job(
         {"name": "translate", **ZH, "source_language": "文言文", "target_language": "现代汉语", "max_tokens": 80},
@@ -66,26 +71,20 @@ JOBS = {
     "peps": Job({"name": "summarise", "piece": 768, "perplexity": False}, ways=SUMMARY, recipe=False),
     "qmsum": Job({"name": "summarise", "piece": 1536, "perplexity": False}, ways=SUMMARY, recipe=False),
     "vcsum": Job({"name": "summarise", **ZH, "piece": 1536, "perplexity": False}, ways=SUMMARY, recipe=False),
-    "loogle": Job(
-        {"name": "answer", "max_tokens": 32},
-        ways={
-            "whole": {},
-            "4 blocks": {"reading": "blocks", "blocks": 4},
-            "16 blocks": {"reading": "blocks", "blocks": 16},
-        },
-        recipe=False,
-    ),
+    "loogle": Job({"name": "answer", "max_tokens": 32}, ways=READINGS, recipe=False),
+    "far": Job({"name": "answer", "max_tokens": 32}, ways=READINGS, recipe=False),
 }
+FAR, LONG = 40_000, 80_000  # characters: the evidence stands beyond the first (8,192 tokens of Qwen), the text ends before
 
 
 def prepare(data: Path, folder: Path) -> None:
-    """Write NAME.train.jsonl and NAME.test.jsonl for every job; the same rows every time."""
+    """Write NAME.train.jsonl and NAME.test.jsonl for every job and recipe; the same rows every time."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, (rows, tests, most) in _sets(data).items():
-        if JOBS[name].recipe:
+        if most:
             random.Random(name).shuffle(rows)
         _write(folder / f"{name}.test.jsonl", rows[:tests])
-        if JOBS[name].recipe:
+        if most:
             _write(folder / f"{name}.train.jsonl", rows[tests : tests + most])
         _say(f"{name}: {len(rows[:tests])} test rows, {len(rows[tests : tests + most])} training rows")
 
@@ -113,7 +112,10 @@ def _sets(data: Path) -> dict[str, tuple[Rows, int, int]]:
     peps = [
         {"document": one["document"], "summary": one["summary"]} for one in _lines(data / "summ_en/peps_train.jsonl.gz")
     ]
+    pairs = _lines(data / "preference/hh_harmless_train.jsonl.gz")
+    short = [one for one in pairs if max(len(one["chosen"]), len(one["rejected"])) <= 600]
     return {
+        "harmless": (short, 100, 300),
         "classical": (classical, 50, 400),
         "tatoeba": (tatoeba, 50, 400),
         "crosswoz": (crosswoz, 6, 60),
@@ -124,6 +126,7 @@ def _sets(data: Path) -> dict[str, tuple[Rows, int, int]]:
         "qmsum": (_shortest(_qmsum(data), 8), 8, 0),
         "vcsum": (_shortest(list(_lines(data / "summ_zh/vcsum_dev.jsonl")), 6), 6, 0),
         "loogle": (list(_loogle(data)), 60, 0),
+        "far": ([one for one in _loogle(data) if _far(one)], 60, 0),
     }
 
 
@@ -154,6 +157,13 @@ def _loogle(data: Path) -> Iterable[dict[str, Any]]:
     for one in _lines(data / "longqa_en/loogle_shortdep_qa.jsonl"):
         for pair in ast.literal_eval(one["qa_pairs"]):
             yield {"document": one["input"], "question": pair["Q"], "answer": pair["A"], "gold": pair.get("S")}
+
+
+def _far(row: dict[str, Any]) -> bool:
+    """Whether the sentences that answer a question stand far into a text that is not too long."""
+    gold = row["gold"] if isinstance(row["gold"], list) else [row["gold"]]
+    places = [row["document"].find(one[:60]) for one in gold if one]
+    return len(row["document"]) < LONG and bool(places) and min(places) > FAR
 
 
 def _shortest(rows: Rows, count: int) -> Rows:

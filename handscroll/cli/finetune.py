@@ -9,6 +9,7 @@ import typer
 from handscroll.base.config import apply_override, read_recipe
 from handscroll.base.errors import ConfigError
 from handscroll.cli.screen import bar, error_screen, screen, table
+from handscroll.cli.tables import Names, SkipBroken, SkipUnfit, given_columns, given_names
 from handscroll.cli.train import Shown
 
 
@@ -21,7 +22,9 @@ def finetune(
     second: Annotated[list[str] | None, typer.Option(help="Another data set of the task, scored at the end.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. [runs/TASK]")] = None,
     map_: Annotated[list[str] | None, typer.Option("--map", metavar="FIELD=COLUMN", help="Name a column.")] = None,
-    names: Annotated[str, typer.Option(help="Columns of tables without a head line, such as label,text.")] = "",
+    names: Names = "",
+    skip_broken: SkipBroken = False,
+    skip_unfit: SkipUnfit = False,
     way: Annotated[str, typer.Option(help="What is trained: lora, full, head, last.")] = "lora",
     layers: Annotated[int, typer.Option(help="--way last: how many layers.")] = 0,
     rank: Annotated[int, typer.Option(help="Rank of --way lora.")] = 16,
@@ -29,7 +32,7 @@ def finetune(
     steps: Annotated[int, typer.Option(help="Updates, in place of --epochs.")] = 0,
     batch: Annotated[int, typer.Option(help="Examples of an update.")] = 32,
     length: Annotated[int, typer.Option(help="Most tokens of an example. [the model's context]")] = 0,
-    lr: Annotated[float | None, typer.Option(help="Learning rate. [5e-5; lora 5e-4, head 1e-3]")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate. [by width; at 768: 5e-5, lora 5e-4, head 1e-3]")] = None,
     precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     seed: Annotated[int, typer.Option(help="Seed of order, split and new weights.")] = 0,
     too_long: Annotated[str, typer.Option(help="Examples that are too long: refuse, or skip (counted).")] = "refuse",
@@ -57,8 +60,8 @@ def finetune(
         if way == "lora":
             how["lora"] = {"rank": rank, "alpha": 2.0 * rank}
         rows = {"train": tuple(data), "valid": tuple(valid or ()), "test": tuple(test or ())}
-        more = {"second": tuple(second or ()), "columns": pairs(map_ or ()), "too_long": too_long}
-        rows |= more | {"names": tuple(name for name in names.split(",") if name)}
+        more = {"second": tuple(second or ()), "columns": given_columns(map_ or ()), "too_long": too_long}
+        rows |= more | {"names": given_names(names), "skip_broken": skip_broken, "skip_unfit": skip_unfit}
         values: dict[str, Any] = {"task": {"name": task}, "model": model, "data": rows, "tuning": how}
         for override in set_ or ():
             apply_override(values, override)
@@ -84,17 +87,6 @@ def finetune(
     show_scores(tuned.scores)
     screen().print(f"saved: {tuned.lm.source} (model card beside the weights, predictions in {folder})", markup=False)
     screen().print(f"use it: handscroll predict {tuned.lm.source} FILE", markup=False)
-
-
-def pairs(given: list[str] | tuple[()]) -> dict[str, str]:
-    """FIELD=COLUMN options as a table."""
-    found = {}
-    for one in given:
-        name, equals, column = one.partition("=")
-        if not equals or not name or not column:
-            raise ConfigError(f"--map {one}: write FIELD=COLUMN, such as --map text=review")
-        found[name] = column
-    return found
 
 
 def show_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:

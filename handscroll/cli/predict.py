@@ -7,8 +7,9 @@ import typer
 
 from handscroll.base.config import apply_override
 from handscroll.base.errors import ConfigError
-from handscroll.cli.finetune import pairs, show_scores
+from handscroll.cli.finetune import show_scores
 from handscroll.cli.screen import bar, screen
+from handscroll.cli.tables import Names, SkipBroken, SkipUnfit, given_columns, given_names
 
 if TYPE_CHECKING:
     from handscroll.tasks.predict import Predicted
@@ -21,7 +22,9 @@ def predict(
     out: Annotated[Path | None, typer.Option(help="File for the predictions, JSON lines. [printed]")] = None,
     task: Annotated[str, typer.Option(help="The task, for a model that was not tuned for one.")] = "",
     map_: Annotated[list[str] | None, typer.Option("--map", metavar="FIELD=COLUMN", help="Name a column.")] = None,
-    names: Annotated[str, typer.Option(help="Columns of tables without a head line, such as label,text.")] = "",
+    names: Names = "",
+    skip_broken: SkipBroken = False,
+    skip_unfit: SkipUnfit = False,
     shots: Annotated[
         int | None, typer.Option(help="Ask MODEL as it is, with so many examples in the prompt; 0: none.")
     ] = None,
@@ -66,8 +69,8 @@ def predict(
     values: dict[str, Any] = {"task": {"name": task}}
     for override in set_ or ():
         apply_override(values, override)
-    rows: dict[str, Any] = {"train": tuple(data), "columns": pairs(map_ or ()), "most_scored": most}
-    rows["names"] = tuple(name for name in names.split(",") if name)
+    rows: dict[str, Any] = {"train": tuple(data), "columns": given_columns(map_ or ()), "most_scored": most}
+    rows |= {"names": given_names(names), "skip_broken": skip_broken, "skip_unfit": skip_unfit}
     given = TaskData.parse(rows, "predict")
     with bar("predicting", None) as advance:
         if with_:

@@ -16,9 +16,10 @@ Files = Annotated[
     list[str],
     typer.Argument(help="CSV, TSV, JSON lines, JSON, Parquet: files, folders, globs, .zip, .gz, saved data sets."),
 ]
-Columns = Annotated[str, typer.Option(help="Names of the columns of CSV and TSV files without a line of names: a,b,c.")]
+Names = Annotated[str, typer.Option(help="Columns of CSV and TSV files without a line of names: a,b,c.")]
 Split = Annotated[str, typer.Option(help="Split of a folder, archive or saved data set: train, validation, test, ...")]
 SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out broken lines and count them.")]
+SkipUnfit = Annotated[bool, typer.Option("--skip-unfit", help="Leave out rows that do not fit the task, and count them.")]
 Text = Annotated[str, typer.Option(help="Column of the text. [the one with the longest texts]")]
 NEAR = "Least Jaccard index of near copies; 1.0 is exact copies only."
 
@@ -40,7 +41,7 @@ def given_columns(pairs: list[str]) -> dict[str, str]:
 
 def look(
     files: Files,
-    columns: Columns = "",
+    names: Names = "",
     split: Split = "",
     task: Annotated[str, typer.Option(help="Task of handscroll finetune whose columns are looked for.")] = "",
     map: Annotated[list[str] | None, typer.Option(help="Column of a field, as FIELD=COLUMN.")] = None,
@@ -58,7 +59,7 @@ def look(
     from handscroll.data.table.look import copies_line, short
     from handscroll.data.table.look import look as first_rows
 
-    found = _read(files, columns, split, encoding, skip_broken)
+    found = _read(files, names, split, encoding, skip_broken)
     say = screen().print
     say(str(found.account), markup=False)
     heads = ("column", "holds", "empty", "different", "median", "longest", "values")
@@ -80,7 +81,7 @@ def look(
     column = text_column(found, text or None, (label,))
     say(copies_line(found, column, None if near == 1 else near), markup=False)
     if test:
-        tested = _read(test, columns, "", encoding, skip_broken)
+        tested = _read(test, names, "", encoding, skip_broken)
         say(str(leakage(found, tested, column, None if near == 1 else near)), markup=False)
 
 
@@ -88,7 +89,7 @@ def clean(
     files: Files,
     out: Annotated[Path, typer.Option(help="The .jsonl file to write; it must not exist.")],
     text: Annotated[list[str] | None, typer.Option(help="Column to clean; the first also judges copies.")] = None,
-    columns: Columns = "",
+    names: Names = "",
     split: Split = "",
     mojibake: Annotated[bool, typer.Option("--mojibake", help="Repair text of a wrong encoding (ftfy).")] = False,
     unicode: Annotated[str, typer.Option(help="Normal form: NFC or NFKC.")] = "",
@@ -112,7 +113,7 @@ def clean(
     how = Cleaning(mojibake, form, control, html, boilerplate, space, empty, copies, near)
     if how == Cleaning():
         raise ConfigError("nothing to do: name the steps (--mojibake, --unicode NFC, --control, --html, --space, ...)")
-    found = _read(files, columns, split, encoding, skip_broken)
+    found = _read(files, names, split, encoding, skip_broken)
     made = cleaned(found, text or [text_column(found)], how)
     write_rows(made, out)
     screen().print(f"{made.account}\nrows: {out}", markup=False)
@@ -128,7 +129,7 @@ def split(
     text: Text = "",
     near: Annotated[float, typer.Option(help=NEAR)] = 0.8,
     seed: Annotated[int, typer.Option(help="Seed of the split.", min=0)] = 0,
-    columns: Columns = "",
+    names: Names = "",
     encoding: Encoding = "",
     skip_broken: SkipBroken = False,
 ) -> None:
@@ -136,7 +137,7 @@ def split(
     from handscroll.data.table.split import split as divided
     from handscroll.data.table.write import write_record, write_rows
 
-    found = _read(files, columns, "", encoding, skip_broken)
+    found = _read(files, names, "", encoding, skip_broken)
     shares = {name: share for name, share in (("valid", valid), ("test", test)) if share}
     if not shares:
         raise ConfigError("no part besides 'train': give --test or --valid a share")
@@ -158,11 +159,15 @@ def register(texts: typer.Typer) -> None:
         texts.command()(verb)
 
 
-def _read(files: list[str], columns: str, split: str, encoding: str, skip_broken: bool) -> "Table":
+def given_names(text: str) -> tuple[str, ...]:
+    """The columns that `--names a,b,c` gives to tables without a line of names."""
+    return tuple(name.strip() for name in text.split(",")) if text else ()
+
+
+def _read(files: list[str], names: str, split: str, encoding: str, skip_broken: bool) -> "Table":
     from handscroll.data.table.read import read_table
 
-    names = [name.strip() for name in columns.split(",")] if columns else []
-    return read_table(files, names, split or None, encoding or None, skip_broken)
+    return read_table(files, given_names(names), split or None, encoding or None, skip_broken)
 
 
 def _forms(found: "Table", given: dict[str, str]) -> str:

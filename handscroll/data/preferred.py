@@ -2,12 +2,12 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from handscroll.base.errors import ConfigError, DataError
-from handscroll.data.encoded import Encoded, TokenAccount, account_of, fitting
+from handscroll.data.encoded import Encoded
 from handscroll.data.row import Row
 from handscroll.data.stream import State, Stream
 
@@ -54,15 +54,3 @@ class Preferred(Stream[Row]):
             for number in range(done, len(self.rows)):
                 yield self.rows[2 * int(order[number // 2]) + number % 2], {"epoch": epoch, "row": number + 1}
             epoch, done = epoch + 1, 0
-
-
-def fitting_pairs(
-    pairs: Sequence[Pair], length: int, longest: Literal["refuse", "skip"] = "refuse"
-) -> tuple[list[Pair], TokenAccount]:
-    """The pairs of which both sides have at most `length` tokens, and the account; as `fitting`, with its errors."""
-    fitting([one for pair in pairs for one in pair], length, longest)
-    kept = [pair for pair in pairs if max(map(len, pair)) <= length]
-    if not kept:
-        raise DataError(f"in every pair one side is longer than {length:,} tokens, and nothing is cut: give more")
-    left = [one for pair in pairs if max(map(len, pair)) > length for one in pair]
-    return kept, account_of([one for pair in kept for one in pair], left)

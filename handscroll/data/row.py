@@ -19,6 +19,7 @@ class Row:
     - `kinds` are token types.
     - `labels` stand at a document's first token: 0 if its second text follows the first, 1 if not; -100 elsewhere.
     - `source` is the encoder's input, for encoder-decoders: a row with the same segments, whose targets are unused.
+    - `note` says what is special about the form of an example (`data/encoded.py`).
     """
 
     tokens: np.ndarray
@@ -30,6 +31,7 @@ class Row:
     kinds: np.ndarray | None = None
     labels: np.ndarray | None = None
     source: "Row | None" = None
+    note: str = ""
 
     @property
     def counted(self) -> int:

@@ -75,7 +75,7 @@ def with_head(model: Decoder, head: HeadSpec, generator: torch.Generator, scheme
         if name in held:
             setattr(made, name, held[name])
         else:
-            part.to_empty(device=model.device)
+            part.to(model.dtype).to_empty(device=model.device)
             initialise(part, scheme, model.config.layers, generator)
     for name, tensor in (*model.named_parameters(recurse=False), *model.named_buffers(recurse=False)):
         if hasattr(made, name):

@@ -11,10 +11,12 @@ from typing import Any
 from pydantic import Field
 
 from handscroll.base.config import Config
-from handscroll.base.errors import CapacityError
+from handscroll.base.errors import CapacityError, ConfigError
 from handscroll.plan.calibration import Calibration, load_calibration
 
 GPU_SAFETY = 0.97  # share of a GPU's memory that a plan may use
+WATTS = "HANDSCROLL_WATTS"
+RAPL = "/sys/class/powercap/intel-rapl:{}/constraint_0_power_limit_uw"  # microwatts of a processor's long-term limit
 SAFETY = 0.9  # share of the available memory that a plan may use; the worst forecast of 80 was 8 % too low
 
 
@@ -28,6 +30,9 @@ class Machine(Config):
     disk: int = Field(ge=0)
     gpu: int = Field(default=0, ge=0, description="bytes of one GPU; 0: none")
     processors: int = Field(default=1, ge=1)
+    watts: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="what it draws while it computes; 0: unknown"
+    )
     calibration: Calibration = Calibration()
 
     @property
@@ -46,8 +51,33 @@ def this_machine(folder: Path = Path(), threads: int = 0, gpu: int = 0) -> Machi
         disk=shutil.disk_usage(_existing(folder)).free,
         gpu=gpu,
         processors=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        watts=drawn_watts(),
         calibration=load_calibration(threads) or Calibration(),
     )
+
+
+def drawn_watts(read: Callable[[str], str | None] | None = None) -> float:
+    """The power in watts that this machine draws while it computes; 0 means that it is not known.
+
+    It is what HANDSCROLL_WATTS says, or the sum of the limits that the processors tell (Linux, Intel's and AMD's RAPL),
+    which is more than they draw on average. A virtual machine tells none. `read` is as in `available_memory`.
+
+    Raises:
+        ConfigError: HANDSCROLL_WATTS is not a number of watts.
+    """
+    given = os.environ.get(WATTS, "")
+    if given:
+        try:
+            return Machine(memory=1, disk=0, watts=float(given)).watts
+        except ValueError:
+            raise ConfigError(f"{WATTS}={given}: give a number of watts, such as {WATTS}=45") from None
+    read, total = read or _read, 0.0
+    for number in range(64):  # one a processor of the machine
+        limit = read(RAPL.format(number))
+        if limit is None:
+            break
+        total += int(limit) / 1e6
+    return total
 
 
 def available_memory(read: Callable[[str], str | None] | None = None) -> int:

@@ -30,6 +30,18 @@ class Plan:
         return sum(stage.seconds * stage.workload.steps for stage in self.stages)
 
     @property
+    def energy(self) -> float | None:
+        """The energy of all updates in watt-hours: their seconds times what the machine draws; None if it is unknown."""
+        if not self.machine.watts or math.isnan(self.seconds):
+            return None
+        return self.seconds * self.machine.watts / 3600
+
+    @property
+    def power(self) -> str:
+        """The energy in words, with a comma before it; empty if it is unknown."""
+        return "" if self.energy is None else f", {self.energy:.2g} Wh at {self.machine.watts:g} W"
+
+    @property
     def sure(self) -> str:
         """How far the times may be off."""
         if self.machine.calibration.measured:
@@ -43,6 +55,7 @@ class Plan:
             "machine": self.machine.model_dump(),
             "stages": [stage.record() for stage in self.stages],
             "seconds": seconds,
+            "watt_hours": None if self.energy is None else round(self.energy, 6),
             "fits": not self.refusal,
             "refusal": self.refusal,
         }
@@ -110,7 +123,7 @@ def plan_lines(made: Plan) -> list[Line]:
     lines.append(f"\nverdict: {'does not fit' if made.refusal else 'fits'} ({room}; {gigabytes(machine.disk)} of disk)")
     lines += [made.refusal] if made.refusal else []
     if not math.isnan(made.seconds):
-        lines.append(f"time: {_steps(made)}; {made.sure}")
+        lines.append(f"time: {_steps(made)}{made.power}; {made.sure}")
     if made.others:
         table = [
             [

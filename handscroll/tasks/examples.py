@@ -1,6 +1,7 @@
 """The examples of a tuning run: tables that are read, matched with a task, and made into training rows."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -30,7 +31,7 @@ class TrainingRows:
 
     rows: tuple[Row, ...]
     examples: int
-    left: tuple[tuple[str, int], ...]  # place and tokens of each example that is too long
+    left: tuple[tuple[str, int], ...]  # place and tokens, of all its rows, of each example that is too long
 
     @property
     def longest(self) -> int:
@@ -49,7 +50,8 @@ class TrainingRows:
     def account(self) -> TokenAccount:
         trained = sum(row.counted for row in self.rows)
         untrained = sum(len(row.tokens) for row in self.rows) - trained
-        return TokenAccount(len(self.rows), trained, untrained, self.left, self.longest)
+        notes = Counter(row.note for row in self.rows if row.note)
+        return TokenAccount(self.examples, trained, untrained, self.left, self.longest, dict(notes))
 
 
 def read_parts(task: Task, data: TaskData, seed: int) -> dict[str, Part]:
@@ -108,17 +110,17 @@ def encode(
         DataError: examples are too long and `too_long` is "refuse", one has nothing to train, or none is left.
     """
     rows: list[Row] = []
-    long: list[tuple[str, int]] = []
+    long: list[tuple[str, list[int]]] = []  # the place of an example, and the sizes of its rows
     for example in examples:
         made = task.rows(lm, example)
-        size = max(len(row.tokens) for row in made)
-        if size > most:
-            long.append((example.place, size))
+        sizes = [len(row.tokens) for row in made]
+        if max(sizes) > most:
+            long.append((example.place, sizes))
         else:
             rows += made
     if long and too_long == "refuse":
-        longest = max(size for _, size in long)
-        named = "; ".join(f"{place}: {size:,} tokens" for place, size in long[:NAMED])
+        longest = max(max(sizes) for _, sizes in long)
+        named = "; ".join(f"{place}: {max(sizes):,} tokens" for place, sizes in long[:NAMED])
         raise DataError(
             f"{len(long):,} of {len(examples):,} examples are longer than {most:,} tokens ({named}). Nothing is cut: "
             f"take rows of {longest:,} tokens (--length; a longer context by handscroll extend), or leave them out, "
@@ -129,4 +131,5 @@ def encode(
     empty = [row for row in rows if not (row.targets != IGNORED).any()]
     if empty:
         raise DataError(f"{len(empty):,} of {len(rows):,} rows have nothing to train: give each example an answer")
-    return TrainingRows(tuple(rows), len(examples) - len(long), tuple(long))
+    left = tuple((place, sum(sizes)) for place, sizes in long)
+    return TrainingRows(tuple(rows), len(examples) - len(long), left)

@@ -55,7 +55,7 @@ class Extract(Task):
             if missing and not skip_unfit:
                 raise DataError(
                     f"{example.place}: the answer {given[0][0][:AROUND]!r} does not stand in its context; repair the "
-                    "row, or leave such rows out, counted (data.skip_unfit=true)"
+                    "row, or leave such rows out, counted (--skip-unfit)"
                 )
             if missing:
                 step.leave_out("rows whose answers do not stand in their context", example.place)

@@ -107,7 +107,8 @@ def finetune(recipe: TuningRecipe, folder: Path, options: Options = Options()) -
     prepare(lm, recipe.tuning)
     trained, numbers = weights = counted(lm.model)
     beside = ", beside quantised weights that stay as they are" if quantised(lm.model) else ""
-    options.show(f"trained: {trained:,} of {numbers:,} numbers (way '{recipe.tuning.way}'){beside}")
+    rate = f"{recipe.tuning.rate(lm.model.config.width):.2g}"
+    options.show(f"trained: {trained:,} of {numbers:,} numbers (way '{recipe.tuning.way}', learning rate {rate}){beside}")
     return _run(recipe, folder, options, _Ready(lm, task, parts, encoded, weights))
 
 
@@ -142,6 +143,7 @@ def _run(recipe: TuningRecipe, folder: Path, options: Options, ready: _Ready) ->
     if options.only_plan:
         return Tuned(lm, task, None, {}, folder)
     resolved = recipe.model_dump(mode="json", exclude={"threads": True, "tuning": {"memory", "force"}})
+    resolved["tuning"]["lr"] = rate = tuning.rate(lm.model.config.width)
     write_recipe(folder, {"tuning": resolved | {"task": task.model_dump(mode="json")}, "versions": versions()})
     settings: dict[str, Any] = {"steps": steps, "precision": tuning.precision, "seed": tuning.seed}
     settings |= {"save_every": max(1, min(200, each))}
@@ -151,7 +153,7 @@ def _run(recipe: TuningRecipe, folder: Path, options: Options, ready: _Ready) ->
     run = Run(
         folder,
         lm.model,
-        Optimizer(lr=tuning.rate, weight_decay=tuning.weight_decay, layer_decay=tuning.layer_decay),
+        Optimizer(lr=rate, weight_decay=tuning.weight_decay, layer_decay=tuning.layer_decay),
         Schedule(name="cosine", warmup=round(tuning.warmup * steps), final=0.0),
         Loop.parse(settings, "tuning"),
         plan.memory,

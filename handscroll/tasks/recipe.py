@@ -82,7 +82,7 @@ class Tuning(Config):
     batch: int = Field(default=32, ge=1, description="examples of an update")
     length: int = Field(default=0, ge=0, description="most tokens of a row of whole examples; 0: as they need")
     lr: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="by default 5e-5; LoRA 5e-4, head 1e-3"
+        default=None, gt=0, allow_inf_nan=False, description="by default that of `rate`"
     )
     warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the updates")
     weight_decay: float = Field(default=0.01, ge=0)
@@ -111,9 +111,15 @@ class Tuning(Config):
     def adapter(self) -> LoRA:
         return self.lora or LoRA(rank=16, alpha=32.0, targets=TARGETS)
 
-    @property
-    def rate(self) -> float:
-        return self.lr or {"lora": 5e-4, "head": 1e-3}.get(self.way, 5e-5)
+    def rate(self, width: int) -> float:
+        """The learning rate: `lr`, or what suits a model of this width.
+
+        At a width of 768 it is 5e-5, for a LoRA 5e-4 and for a head 1e-3. Updates of Adam change the output of a layer
+        in proportion to its width (Yang et al. 2022), so narrower models take more: a width of 384 takes twice as much,
+        and no model takes more than four times as much.
+        """
+        usual = {"lora": 5e-4, "head": 1e-3}.get(self.way, 5e-5)
+        return self.lr or usual * min(4.0, 768 / width)
 
 
 class TuningRecipe(Config):

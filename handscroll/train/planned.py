@@ -42,7 +42,7 @@ class Planned:
         card = f"GPU {gigabytes(widest.gpu)} (has {gigabytes(self.plan.machine.gpu)}), " if widest.gpu else ""
         return (
             f"plan: {place}; {card}peak memory {gigabytes(widest.host)} (may use {free}), "
-            f"disk {gigabytes(widest.disk)}, about {clock(self.plan.seconds)} ({self.plan.sure})"
+            f"disk {gigabytes(widest.disk)}, about {clock(self.plan.seconds)}{self.plan.power} ({self.plan.sure})"
         )
 
     def compare(self) -> dict[str, Any]:

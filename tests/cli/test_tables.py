@@ -18,7 +18,7 @@ def file(tmp_path):
 
 
 def test_look_shows_rows_labels_copies_and_leakage(file):
-    shown = run("data", "look", file, "--columns", "label,text", "--test", file, "--rows", 1)
+    shown = run("data", "look", file, "--names", "label,text", "--test", file, "--rows", 1)
     for part in (
         "41 rows read, 41 kept, 0 left out",
         "row 1\n  label  a\n  text   text number 0 of many 0\n... and 40 more rows",
@@ -30,9 +30,9 @@ def test_look_shows_rows_labels_copies_and_leakage(file):
     ):
         assert part in shown, shown
     run("data", "look", file, fails="does not look like names")
-    run("data", "look", file, "--columns", "label,text", "--map", "text", fails="FIELD=COLUMN")
-    run("data", "look", file, "--columns", "label,say", "--task", "classify", "--map", "text=say")
-    run("data", "look", file, "--columns", "stars,say", "--task", "classify", fails="no column for 'text'")
+    run("data", "look", file, "--names", "label,text", "--map", "text", fails="FIELD=COLUMN")
+    run("data", "look", file, "--names", "label,say", "--task", "classify", "--map", "text=say")
+    run("data", "look", file, "--names", "stars,say", "--task", "classify", fails="no column for 'text'")
 
 
 def test_split_writes_parts_that_add_up_and_overwrites_nothing(file, tmp_path):
@@ -40,7 +40,7 @@ def test_split_writes_parts_that_add_up_and_overwrites_nothing(file, tmp_path):
         "data",
         "split",
         file,
-        "--columns",
+        "--names",
         "label,text",
         "--label",
         "label",
@@ -59,14 +59,14 @@ def test_split_writes_parts_that_add_up_and_overwrites_nothing(file, tmp_path):
 
 def test_clean_does_what_is_asked(file, tmp_path):
     out = tmp_path / "clean.jsonl"
-    shown = run("data", "clean", file, "--columns", "label,text", "--copies", "--out", out)
+    shown = run("data", "clean", file, "--names", "label,text", "--copies", "--out", out)
     assert "41 rows read, 40 kept, 1 left out" in shown and len(read_table(out)) == 40
-    run("data", "clean", file, "--columns", "label,text", "--out", tmp_path / "b.jsonl", fails="nothing to do")
+    run("data", "clean", file, "--names", "label,text", "--out", tmp_path / "b.jsonl", fails="nothing to do")
     run(
         "data",
         "clean",
         file,
-        "--columns",
+        "--names",
         "label,text",
         "--space",
         "--out",

@@ -2,9 +2,11 @@
 
 import pytest
 
+from handscroll.base.errors import ConfigError
 from handscroll.plan.calibration import Calibration, cache_file, load_calibration, save_calibration
 from handscroll.plan.duration import seconds
-from handscroll.plan.machine import available_memory, this_machine
+from handscroll.plan.machine import RAPL, WATTS, Machine, available_memory, drawn_watts, this_machine
+from handscroll.plan.show import plan
 from handscroll.train.probe import _timed, fitted
 from tests.plan.conftest import llama
 
@@ -20,6 +22,21 @@ def system(**files):
 
 def test_what_is_available_and_our_own_pages():
     assert available_memory(system()) == 5100 * 1024
+
+
+def test_energy_is_said_where_the_power_is_known(monkeypatch, workload):
+    monkeypatch.delenv(WATTS, raising=False)
+    assert drawn_watts(system()) == 0
+    assert drawn_watts(system(**{RAPL.format(0): "45000000\n", RAPL.format(1): "15000000\n"})) == 60
+    monkeypatch.setenv(WATTS, "90")
+    assert drawn_watts(system(**{RAPL.format(0): "45000000\n"})) == 90
+    made = plan([workload(steps=7)], Machine(memory=1 << 40, disk=1 << 40, watts=90))
+    assert made.energy == pytest.approx(made.seconds * 90 / 3600) and made.energy > 0
+    assert made.power.endswith(" Wh at 90 W") and made.record()["watt_hours"] == pytest.approx(made.energy, rel=1e-3)
+    assert plan([workload()], Machine(memory=1 << 40, disk=1 << 40)).power == ""
+    monkeypatch.setenv(WATTS, "much")
+    with pytest.raises(ConfigError, match="HANDSCROLL_WATTS=much: give a number of watts"):
+        drawn_watts()
 
 
 def test_a_control_group_limits_version_2():

@@ -8,7 +8,7 @@ import tokenizers
 from tokenizers import decoders, pre_tokenizers
 
 from handscroll.base.errors import ConfigError, DataError
-from handscroll.data.encoded import Encoded, account_of, fitting
+from handscroll.data.encoded import Encoded
 from handscroll.generate.chat import Speaker
 from handscroll.tasks.conversation import (
     REWRITTEN,
@@ -18,7 +18,9 @@ from handscroll.tasks.conversation import (
     encode_preference,
     encode_prompt,
 )
+from handscroll.tasks.examples import encode
 from handscroll.tasks.show import headline, of_row, show
+from handscroll.tasks.task import Example
 from handscroll.text.tokenizer import Tokenizer
 from tests.text.chat_templates import FAMILIES, TOOL_LIST
 from tests.text.chat_tokenizers import built, settings_of
@@ -193,21 +195,31 @@ def test_pairs_without_a_template_train_the_answer_and_the_end():
         encode_pair(tokenizer, "Why?", "So.", None)
 
 
+class Stub:
+    """A task whose examples are rows already: as many tokens a row as their sizes say."""
+
+    def rows(self, lm, example):
+        trained = example.values.get("trained", True)
+        return [
+            Encoded([1] * size, [False] + [trained] * (size - 1), example.place, "odd" * (size % 2)).row()
+            for size in example["sizes"]
+        ]
+
+
 def test_every_token_is_accounted_for_and_none_is_cut():
-    examples = [
-        Encoded([1] * size, [False] + [True] * (size - 1), f"row {size}", "odd" * (size % 2)) for size in (3, 9, 4)
-    ]
-    with pytest.raises(DataError, match=r"1 of 3 examples are longer .*row 9: 9 tokens.*rows of 9 tokens hold all"):
-        fitting(examples, 4)
-    kept, account = fitting(examples, 4, "skip")
-    assert kept == [examples[0], examples[2]] and account.left == (("row 9", 9),)
+    examples = [Example(f"row {sum(sizes)}", {"sizes": sizes}) for sizes in ((3,), (5, 4), (4,))]
+    with pytest.raises(DataError, match=r"1 of 3 examples are longer .*row 9: 5 tokens.*take rows of 5 tokens"):
+        encode(Stub(), None, examples, 4)
+    kept = encode(Stub(), None, examples, 4, "skip")
+    account = kept.account
+    assert [len(row.tokens) for row in kept.rows] == [3, 4] and account.left == (("row 9", 9),)
     assert (account.offered, account.trained, account.untrained, account.left_out) == (16, 5, 2, 9)
     assert account.notes == {"odd": 1} and "left out: row 9: 9 tokens" in str(account)
-    assert account_of(examples).offered == 16 and account.as_record()["left_out"] == 9
-    with pytest.raises(DataError, match="no token to learn"):
-        fitting([Encoded([1, 2], [True, False], "row 1")], 4)
-    with pytest.raises(DataError, match="longer than"):
-        fitting(examples[1:2], 4, "skip")
+    assert account.as_record()["left_out"] == 9 and "1 rows: odd" in str(account)
+    with pytest.raises(DataError, match="nothing to train"):
+        encode(Stub(), None, [Example("row 2", {"sizes": (2,), "trained": False})], 4)
+    with pytest.raises(DataError, match="no example is left"):
+        encode(Stub(), None, examples[1:2], 4, "skip")
 
 
 @pytest.mark.skipif(not QWEN.exists(), reason="the real checkpoint is not here")

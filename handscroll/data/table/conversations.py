@@ -101,8 +101,8 @@ def _found(table: Table, given: Mapping[str, str] | None, skip_unfit: bool, read
             if not skip_unfit:
                 raise DataError(
                     f"{record.place}: {error}; its columns are {', '.join(record.values)}. Repair the row, name its "
-                    "columns (--map prompt=..., --map answer=...), or leave such rows out, counted (skip_unfit; "
-                    "handscroll finetune: --set data.skip_unfit=true)"
+                    "columns (--map prompt=..., --map answer=...), or leave such rows out, counted (--skip-unfit; "
+                    "skip_unfit = true in a recipe)"
                 ) from None
             step.leave_out(f"rows of no known form: {error}", record.place)
             continue

@@ -60,8 +60,8 @@ class Matched:
             except DataError as error:
                 if not skip_unfit:
                     raise DataError(
-                        f"{record.place}: {error}; repair the row, or leave such rows out, counted (skip_unfit; "
-                        "handscroll finetune: --set data.skip_unfit=true)"
+                        f"{record.place}: {error}; repair the row, or leave such rows out, counted (--skip-unfit; "
+                        "skip_unfit = true in a recipe)"
                     ) from None
                 step.leave_out(_reason(str(error)), record.place)
                 continue

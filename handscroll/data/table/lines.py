@@ -43,8 +43,8 @@ class How:
         """
         if not self.skip_broken:
             raise DataError(
-                f"{error}. Repair the line, or leave such lines out, counted (skip_broken; handscroll data: "
-                "--skip-broken; handscroll finetune: --set data.skip_broken=true)"
+                f"{error}. Repair the line, or leave such lines out, counted (--skip-broken; "
+                "skip_broken = true in a recipe)"
             )
         step.leave_out("broken lines", place)
 
@@ -165,8 +165,7 @@ def _no_names(file: Path, cells: list[str], why: str = "") -> DataError:
     shown = " | ".join(cell[:40] for cell in cells)
     return DataError(
         f"{file}: its first line does not look like names of columns ({shown}{'; ' * bool(why)}{why}). Name the "
-        f"{len(cells)} columns (names = ...; handscroll finetune and predict: --names a,b,c; handscroll data: "
-        "--columns a,b,c), or add a line of names to the file"
+        f"{len(cells)} columns (--names a,b,c; names = ... in a recipe), or add a line of names to the file"
     )
 
 

@@ -1,0 +1,82 @@
+"""Does augmentation help? MiniLM tuned on few rows, as they are and with changed copies of them, at equal updates.
+
+python -m bench.augment ../shared/data --minilm FOLDER [--rows 300] [--seeds 0,1,2] [--only trec] [--fill BERT]
+
+Every way learns for as many updates as the rows alone take in `--epochs` epochs, so that what is compared is the rows
+and not the time. The test rows are those of `bench.labels`. `--fill` names an encoder with a masked-LM head for the way
+"replace". What is done stays in --work, so a run that was stopped goes on with the same command.
+"""
+
+import argparse
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.labels import DATA, FULL, prepare
+from handscroll.metrics.scores import mean, measured
+from handscroll.tasks.finetune import Options, finetune
+from handscroll.tasks.recipe import TuningRecipe
+
+BATCH = 32
+WAYS: dict[str, dict[str, Any] | None] = {
+    "as they are": None,
+    "swap": {"way": "swap", "share": 0.1, "copies": 2},
+    "delete": {"way": "delete", "share": 0.1, "copies": 2},
+    "replace": {"way": "replace", "share": 0.15, "copies": 2},
+}
+
+
+def right(options: argparse.Namespace, name: str, way: str, seed: int) -> list[bool]:
+    """Which test rows a model answers right that was tuned on few rows in this way."""
+    folder = options.work / name
+    train, test = prepare(DATA[name], folder, options.data)
+    run = folder / f"augment-{way.replace(' ', '-')}-{options.rows}-{seed}"
+    said = run / "test.predictions.jsonl"
+    if not said.exists():
+        augment = WAYS[way]
+        if way == "replace":
+            augment = {**(augment or {}), "model": options.fill}
+        steps = math.ceil(options.rows / BATCH) * options.epochs
+        how = {**FULL, "way": "full", "batch": BATCH, "steps": steps, "seed": seed}
+        data: dict[str, Any] = {"train": (str(train),), "test": (str(test),), "most": options.rows, "held_out": 0.0}
+        data |= {"augment": augment} if augment else {}
+        values = {"task": {"name": "classify"}, "model": str(options.minilm), "threads": options.threads}
+        recipe = TuningRecipe.parse(values | {"tuning": how, "data": data}, "bench")
+        if not finetune(recipe, run, Options(show=partial(print, flush=True))).scores:
+            raise SystemExit("stopped; the same command goes on")
+    rows = [json.loads(line) for line in said.read_text(encoding="utf-8").splitlines()]
+    return [row["prediction"] == row["reference"] for row in rows]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="folder of the data sets")
+    parser.add_argument("--minilm", required=True, help="folder of all-MiniLM-L6-v2, or another encoder")
+    parser.add_argument("--fill", default="", help="encoder with a masked-LM head, for the way 'replace'")
+    parser.add_argument("--only", default="trec", help=f"data sets: {', '.join(DATA)}")
+    parser.add_argument("--rows", type=int, default=300, help="training rows")
+    parser.add_argument("--epochs", type=int, default=6, help="of the rows as they are")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--work", type=Path, default=Path("runs/labels"))
+    options = parser.parse_args()
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    for name in options.only.split(","):
+        plain = None
+        print(f"{DATA[name].title}, {options.rows} rows, {len(seeds)} seeds, accuracy and its gain", flush=True)
+        for way in WAYS:
+            if way == "replace" and not options.fill:
+                print("replace: left out, since --fill names no model")
+                continue
+            scores = np.mean([right(options, name, way, seed) for seed in seeds], axis=0)  # of each row, over the seeds
+            plain = scores if plain is None else plain
+            gain = "" if way == "as they are" else f"  gain {measured(mean(scores - plain, share=False))}"
+            print(f"{way:12} {measured(mean(scores))}{gain}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
