@@ -13,6 +13,7 @@ from handscroll.cli import (
     data,
     demo,
     evaluate,
+    explain,
     export,
     extend,
     finetune,
@@ -38,7 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-VERBS = (demo, train, finetune, predict, metrics, plan, extend, export, evaluate, generate, chat, batch, read, scores)
+VERBS = (demo, train, finetune, predict, metrics, plan, extend, export, evaluate, generate, chat, batch, read, explain, scores)
 for verb in (*VERBS, info, tokenizer, data):
     verb.register(app)
 

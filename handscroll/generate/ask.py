@@ -83,10 +83,22 @@ def within(speaker: Speaker, document: Document, after: str) -> Rendered:
     return speaker.render([turn], now=datetime.fromtimestamp(document.when))
 
 
-def answers(
-    model: Model, tokenizer: Tokenizer, store: Store, question: Question, settings: AskSettings
-) -> Iterator[str]:
-    """The answer to a question, piece by piece; impossible requests are refused here, not at the first piece.
+@dataclass(frozen=True)
+class Asked:
+    """A question as a request over its saved reading.
+
+    `rendered` and `speaker` are those of the chat template; None where the text was read as plain text. `document` is
+    what was read there.
+    """
+
+    request: Request
+    speaker: Speaker | None = None
+    rendered: Rendered | None = None
+    document: Document | None = None
+
+
+def asked(model: Model, tokenizer: Tokenizer, store: Store, question: Question, settings: AskSettings) -> Asked:
+    """The request that continues a saved reading with a question.
 
     Raises:
         ConfigError: the name is unknown; the text was read with another model, positions, tokenizer, dtype or chat
@@ -98,7 +110,7 @@ def answers(
     known, document = store.tokens(about.number)[:length].tolist(), store.document(question.name)
     if document is None:
         ids = known + tokenizer.encode(question.after(QUESTION), special=False, follows=True)
-        return streamed(model, tokenizer, _request(model, tokenizer, store, (question, about, length, ids), settings))
+        return Asked(_request(model, tokenizer, store, (question, about, length, ids), settings))
     speaker = Speaker(tokenizer)
     rendered = within(speaker, document, question.after(TURN))
     shared = shared_beginning(known, rendered.ids)
@@ -109,8 +121,20 @@ def answers(
         )
     ends = None if settings.get("ignore_eos") else speaker.ends(model)
     request = _request(model, tokenizer, store, (question, about, shared, rendered.ids), settings, ends)
-    on_thinking = settings.get("on_thinking")
-    return answered(model, speaker, request, rendered, on_thinking)
+    return Asked(request, speaker, rendered, document)
+
+
+def answers(
+    model: Model, tokenizer: Tokenizer, store: Store, question: Question, settings: AskSettings
+) -> Iterator[str]:
+    """The answer to a question, piece by piece; impossible requests are refused here, not at the first piece.
+
+    The errors are those of `asked`.
+    """
+    found = asked(model, tokenizer, store, question, settings)
+    if found.speaker is None or found.rendered is None:
+        return streamed(model, tokenizer, found.request)
+    return answered(model, found.speaker, found.request, found.rendered, settings.get("on_thinking"))
 
 
 def named(model: Model, tokenizer: Tokenizer, store: Store, name: str) -> tuple[About, int]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from handscroll.tasks.pieces import Piece, sentences
+from handscroll.text.pieces import Piece, sentences
 from handscroll.tasks.similar import Similar
 
 

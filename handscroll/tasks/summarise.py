@@ -8,7 +8,7 @@ from pydantic import Field as Setting
 from handscroll.base.errors import CapacityError
 from handscroll.data.table.fields import Field
 from handscroll.tasks.generative import USER, Framed, Generative
-from handscroll.tasks.pieces import pieces, sentences
+from handscroll.text.pieces import pieces, sentences
 from handscroll.tasks.task import Example, Prediction
 from handscroll.tasks.writer import Writer, Written
 

@@ -16,7 +16,7 @@ from handscroll.tasks.chat import Chat, Dialogue, Instruct
 from handscroll.tasks.complete import Complete
 from handscroll.tasks.evidence import evidence
 from handscroll.tasks.finetune import finetune
-from handscroll.tasks.pieces import pieces, sentences
+from handscroll.text.pieces import pieces, sentences
 from handscroll.tasks.predict import load_tuned, predict
 from handscroll.tasks.recipe import TaskData, TuningRecipe
 from handscroll.tasks.similar import Similar, terms

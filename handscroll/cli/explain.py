@@ -1,0 +1,83 @@
+"""`handscroll explain`: which passages of a text that was read before caused an answer."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from handscroll.cli.options import Adapter, Device, Weights, say_weights
+from handscroll.cli.read import OwnerOption, StoreOption
+from handscroll.cli.screen import bar, screen, table
+
+if TYPE_CHECKING:
+    from handscroll.explain.why import Explanation
+
+SHOWN = 88  # characters of a passage in the table
+
+
+def explain(
+    name: Annotated[str, typer.Argument(help="Name of a saved reading.")],
+    question: Annotated[str, typer.Argument(help="The question about it.")],
+    answer: Annotated[str, typer.Option(help="The answer to explain. [the model's own]")] = "",
+    passage: Annotated[int, typer.Option(help="Most tokens of a passage.")] = 64,
+    tried: Annotated[int, typer.Option(help="Passages that are left out in turn, by attention.")] = 6,
+    alternatives: Annotated[int, typer.Option(help="Other tokens shown at each place of the answer; 0: none.")] = 0,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of the model's own answer.")] = 256,
+    template: Annotated[str, typer.Option(help="What follows the document, with {question} in it.")] = "",
+    model: Annotated[str, typer.Option(help="The model, if it was moved since the reading.")] = "",
+    store: StoreOption = None,
+    owner: OwnerOption = "",
+    device: Device = "cpu",
+    weights: Weights = "",
+    adapter: Adapter = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Show the passages of reading NAME without which the answer to QUESTION becomes less likely."""
+    from handscroll.cache.reading.store import Store
+    from handscroll.explain.why import Explaining
+    from handscroll.explain.why import explain as why
+    from handscroll.generate.ask import Question
+    from handscroll.lm import load
+
+    values = {"passage": passage, "tried": tried, "alternatives": alternatives, "max_tokens": max_tokens}
+    how = Explaining.parse(values, "explain")
+    kept = Store(store, owner)
+    about, _ = kept.named(name)
+    lm = load(model or about.source, device, about.identity.dtype, weights, adapter or about.adapters)
+    say_weights(weights)
+    asked = Question(name, question, template.replace("\\n", "\n"))
+    with bar("looking", None) as advance:
+        made = why(lm, asked, kept, answer, how, lambda done, total: advance(done, "", total))
+    if as_json:
+        typer.echo(json.dumps(made.record(), ensure_ascii=False))
+        return
+    _show(made)
+
+
+def _show(made: "Explanation") -> None:
+    say = screen().print
+    say(made.answer.strip() + "\n", markup=False)
+    rows = []
+    for one in sorted((one for one in made.marks if one.effect is not None), key=lambda one: -(one.effect or 0.0)):
+        text = " ".join(one.text.split())
+        short = text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+        rows.append(["*" if one.marked else "", f"{one.effect:+.2f}", f"{one.attention:.1%}", f"{one.start:,}", short])
+    if rows:
+        say(table(["", "nats lost", "attention", "character", "passage"], rows))
+    for step in made.steps:
+        if step.others:
+            others = ", ".join(f"{text!r} {share:.0%}" for text, share in step.others)
+            say(f"{step.text!r} {step.probability:.0%}; {others}", markup=False)
+    agreement = "" if made.agreement is None else f"; attention and effect agree by {made.agreement:+.2f} (Spearman)"
+    marked = len(made.causes)
+    say(
+        f"the answer has {made.likelihood:.2f} nats, {made.rests:.2f} fewer without the text, {made.together:.2f} fewer "
+        f"without the {marked} marked passage{'s' * (marked != 1)}{agreement}",
+        markup=False,
+    )
+    say(f"[{made.read:,} tokens re-used, {made.looked:,} read to explain]", markup=False)
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(explain)
