@@ -45,12 +45,9 @@ class Look:
         """Tokens of the question."""
         return len(self.fed) - len(self.answer) + 1
 
-    def states(self) -> Tensor:
-        """The hidden states (A, D) that predict each token of the answer."""
-        return self._read(lambda cache: cache)
-
-    def attention(self) -> Tensor:
-        """How the answer's attention spreads over the text: float32 (layers, K, S), S tokens read before its end.
+    def watched(self) -> tuple[Tensor, Tensor]:
+        """The hidden states (A, D) that predict each token of the answer, and how its attention spreads over the text:
+        float32 (layers, K, S), S tokens read before its end.
 
         Entry (l, k, s) is the weight of key s in kv head k of layer l, averaged over the tokens that predict the
         answer and over the query heads of k. The mass is gathered tile by tile (`nn/observe.py`), so memory grows with
@@ -65,9 +62,9 @@ class Look:
             one = found.setdefault(layer, mass.new_zeros(mass.shape[0], total, dtype=torch.float32))
             one[:, first : first + mass.shape[1]] += mass
 
-        self._read(lambda cache: Watched(cache, counts, take))
+        states = self._read(lambda cache: Watched(cache, counts, take))
         stacked = torch.stack([found[layer] for layer in sorted(found)])
-        return stacked / stacked.sum(dim=-1, keepdim=True).clamp_min(1e-12)
+        return states, stacked / stacked.sum(dim=-1, keepdim=True).clamp_min(1e-12)
 
     def likelihood(self, hidden: Ranges = ()) -> Tensor:
         """The log-probability (A,) of each token of the answer in nats, without the keys at the `hidden` places."""

@@ -142,9 +142,11 @@ def _explained(
     lm: LM, look: Look, places: list[Passage], document: str, how: tuple[Explaining, OnLook]
 ) -> Explanation:
     settings, on_look = how
-    shares = by_passage(look.attention(), [(one.first, one.last) for one in places])
+    states, attention = look.watched()
+    shares = by_passage(attention, [(one.first, one.last) for one in places])
     tried = sorted(range(len(places)), key=lambda at: -shares[at])[: settings.tried]
-    total, done = len(tried) + 4, 1
+    total, done = len(tried) + 3, 1
+    on_look(done, total)
 
     def cost(hidden: list[int]) -> float:
         nonlocal done
@@ -154,10 +156,7 @@ def _explained(
         on_look(done, total)
         return lost
 
-    states = look.states()
     steps, whole = _steps(lm, states, look.answer, settings.alternatives)
-    done += 1
-    on_look(done, total)
     effects = {at: cost([at]) for at in tried}
     marks = tuple(
         Mark(one.start, one.end, document[one.start : one.end], shares[at], effects.get(at))

@@ -55,7 +55,7 @@ def test_masses_are_those_of_the_reference_library(both):
     ours, theirs = both
     ids = torch.randint(3, 97, (40,), generator=torch.Generator().manual_seed(0)).tolist()
     prompt, answer = ids[:34], ids[34:]
-    found = looked(ours, prompt, answer, 28).attention()
+    _, found = looked(ours, prompt, answer, 28).watched()
     with torch.no_grad():
         wanted = torch.stack(theirs(torch.tensor([ids[:-1]]), output_attentions=True).attentions)[:, 0]
     wanted = wanted[:, :, len(prompt) - 1 :].mean(dim=2)  # (layers, heads, S): over the queries that predict the answer
