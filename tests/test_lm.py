@@ -54,6 +54,7 @@ def test_windowed_nll_is_every_token_read_anew(lm):
         assert abs(float(got[target - 1] - piece[-1])) < 1e-4, target
 
 
+@pytest.mark.promise("R7")
 @pytest.mark.parametrize("length", [256, 1020])
 def test_babyllama_equals_the_reference_library(babyllama, length):
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -167,6 +168,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.promise("R30")
 @pytest.mark.parametrize("case", BROKEN)
 def test_broken_folders_are_refused(case, tiny_folder, tmp_path):
     change, kind, words = BROKEN[case]

@@ -12,6 +12,7 @@ from handscroll.models.weights import read_json
 from handscroll.text.tokenizer import Tokenizer
 
 
+@pytest.mark.promise("R19")
 @pytest.mark.parametrize("text", ["[" * 200_000 + "]" * 200_000, "9" * 5000], ids=["deep", "long"])
 def test_no_parser_breaks(tmp_path, text):
     for name, content, read in (

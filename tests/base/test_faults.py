@@ -265,6 +265,7 @@ def injected(folder: Path, script: str, fault: str, calls: list[str], code: int 
     return child(script + INJECTED, folder, {"when": when, "code": code, "for_ever": for_ever}, strace)
 
 
+@pytest.mark.promise("R4")
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO], ids=errno.errorcode.get)
 def test_an_error_of_the_kernel_at_every_call(folder, code):
     found = injected(folder, PLAIN, f"error={errno.errorcode[code]}", CHANGING, code)
@@ -287,6 +288,7 @@ def test_every_error_of_the_kernel_at_every_call(folder, code, for_ever, script)
     assert found["refused"]["write"] == found["cases"]["write"] and found["refused"]["fsync"] == found["cases"]["fsync"]
 
 
+@pytest.mark.promise("R3")
 @pytest.mark.parametrize("claimed", [1, 7, 1_000_000], ids=["one", "seven", "all"])
 def test_bytes_that_were_taken_and_lost(folder, claimed):
     """The kernel says it wrote so many bytes and wrote none: no such checkpoint may pass as valid."""
@@ -312,6 +314,7 @@ def test_errors_of_reading_back(folder):
     assert found["cases"]["read"] > 10 and found["refused"]["read"] > 3
 
 
+@pytest.mark.promise("R4")
 def test_a_disk_with_room_for_every_number_of_pages_and_files(tmp_path):
     options = "size=1m,nr_inodes=60"
     mount = ("unshare", "-rm", "sh", "-c", f'mount -t tmpfs -o {options} tmpfs {tmp_path} && exec "$0" "$@"')

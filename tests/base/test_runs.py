@@ -265,6 +265,7 @@ def test_short_writes_are_completed(tmp_path, monkeypatch):
     assert (tmp_path / "f" / "b").read_bytes() == b"x" * 99 + b"y"
 
 
+@pytest.mark.promise("R3")
 def test_every_file_and_folder_is_synced_before_its_name_counts(tmp_path, monkeypatch):
     events = []
     real_sync, real_rename, real_replace = os.fsync, os.rename, os.replace
@@ -469,6 +470,7 @@ def test_prune_keeps_the_newest(tmp_path):
             commit_checkpoint(tmp_path, 8, content(8), keep=keep)
 
 
+@pytest.mark.promise("R6")
 def test_a_damaged_checkpoint_does_not_count_as_kept(run):
     (run / "step-000200" / "state.json").write_bytes(b"damaged")
     commit_checkpoint(run, 300, content(300))
@@ -496,14 +498,17 @@ def test_leftovers_of_the_dead_are_swept_and_of_the_living_left(run):
 # ---- kills and faults ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("R1")
 def test_kill_at_random_moments(tmp_path):
     assert in_child(RANDOM_KILLS, tmp_path / "run", 50)["kills"] == 50
 
 
+@pytest.mark.promise("R2")
 def test_kill_before_and_after_every_call(tmp_path):
     assert in_child(EVERY_CALL, tmp_path / "runs", *CALLS)["kills"] > 50
 
 
+@pytest.mark.promise("R4")
 @pytest.mark.parametrize("for_ever", [False, True], ids=["once", "for_ever"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS, errno.EFBIG], ids=os.strerror)
 def test_an_error_at_every_call(run, tmp_path, code, for_ever):
@@ -576,6 +581,7 @@ with RunLock(Path(sys.argv[1])):
 """
 
 
+@pytest.mark.promise("R6")
 def test_a_second_writer_is_refused_and_a_dead_one_is_no_obstacle(tmp_path):
     run = tmp_path / "deep" / "run"
     for _ in range(3):

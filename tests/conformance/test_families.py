@@ -9,6 +9,7 @@ from tests.conformance.matrix import checks, matrix
 from tests.conftest import ROOT
 
 
+@pytest.mark.promise("R7")
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("form", FORMS)
 def test_conformance(form, check, tmp_path):

@@ -137,6 +137,7 @@ def answers(engine, prompts, sampling):
     return [(request.answer, request.logprobs) for request in requests]
 
 
+@pytest.mark.promise("R12")
 @needs_library
 @pytest.mark.parametrize(
     ("name", "dtype", "together"),
@@ -215,6 +216,7 @@ def test_requests_that_come_together_share_what_the_first_reads():
         assert request.answer == alone(model, prompt, GREEDY)
 
 
+@pytest.mark.promise("R34")
 def test_owners_never_share():
     model, read = llama(), []
     engine = Engine(model, blocks=100, block=8)
@@ -257,6 +259,7 @@ def test_when_blocks_run_out_the_last_one_waits_and_writes_the_same(deterministi
         assert request.answer == alone(model, prompt, sampling)
 
 
+@pytest.mark.promise("R35")
 @pytest.mark.parametrize(
     ("deterministic", "count"), [(False, 120), (True, 60), pytest.param(False, 500, marks=pytest.mark.long)]
 )

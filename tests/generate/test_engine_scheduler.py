@@ -107,6 +107,7 @@ moves = st.one_of(
 )
 
 
+@pytest.mark.promise("R37")
 @settings(max_examples=400)
 @given(
     st.lists(moves, max_size=40),
@@ -160,6 +161,7 @@ def test_a_beginning_is_shared_only_where_its_windows_are_there():
             world.scheduler.spaces[-1][1].release(taken)  # others have had all the blocks since
 
 
+@pytest.mark.promise("R37")
 @pytest.mark.parametrize("windows", [(), (7, 30)])
 def test_a_thousand_requests_in_a_small_pool(windows):
     world, draw = World(20, 4, 16, 6, windows=windows), random.Random(1)

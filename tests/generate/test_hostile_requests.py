@@ -19,6 +19,7 @@ LINES = [
 MORE = ["[" * 100_000, '{"prompt": ' + "9" * 5000 + "}", '{"a":' * 100_000, "\ufeff{}", "null", '{"prompt": "\\ud800"}']
 
 
+@pytest.mark.promise("R19")
 @pytest.mark.parametrize("count", [pytest.param(40, id="some"), pytest.param(None, marks=pytest.mark.long, id="all")])
 def test_any_value_at_any_key_of_a_request(tiny_folder, tmp_path, count):
     lm = load(tiny_folder)

@@ -27,6 +27,7 @@ def chunked_logits(model, tokens, chunk, length):
     return torch.cat([model.logits(h) for _, _, h in hidden_chunks(model, tokens, marks, cache, length, chunk)], dim=1)
 
 
+@pytest.mark.promise("R11")
 @pytest.mark.parametrize(("family", "scaling"), CASES)
 def test_cached_chunks_equal_one_uncached_forward(family, scaling, tmp_path):
     model = load_model(save(reference(family, scaling), tmp_path), dtype=torch.float64)

@@ -49,6 +49,7 @@ def reads(lm, monkeypatch):
     return counted
 
 
+@pytest.mark.promise("R11")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_answer_from_a_reading_is_that_of_reading_anew(lm, store, dtype):
     lm.model.to(getattr(torch, dtype))
@@ -267,6 +268,7 @@ def test_a_fingerprint_follows_every_write(lm):
     assert fingerprint(lm.model) != before
 
 
+@pytest.mark.promise("R34")
 def test_owners_do_not_see_each_other(lm, tmp_path, monkeypatch):
     ann, bob = (Store(tmp_path, owner) for owner in ("ann", "bob"))
     lm.read(TEXT, ann, "code")

@@ -41,6 +41,7 @@ def test_base_and_report_and_text_import_no_torch():
     assert run(code).strip() == "False"
 
 
+@pytest.mark.promise("R31")
 def test_loading_a_folder_opens_no_socket(tmp_path):
     """Sockets are forbidden in a fresh process that loads, scores and generates from a local folder."""
     code = f"""
@@ -63,6 +64,7 @@ print("quiet")
     assert run(code).strip() == "quiet"
 
 
+@pytest.mark.promise("R30")
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_are_short_and_sober(path):
     text = path.read_text(encoding="utf-8")

@@ -16,6 +16,7 @@ def turned(x, start, scaling, dtype=torch.float32):
     return table.turn(x.to(dtype))
 
 
+@pytest.mark.promise("R9")
 @pytest.mark.parametrize("scaling", SCALINGS, ids=lambda s: s.name)
 @pytest.mark.parametrize("position", [REFERENCE, 131_072, 1_048_576])
 def test_far_angles_are_exact(scaling, position):

@@ -54,6 +54,7 @@ def here() -> Machine:
     return Machine(memory=10**11, disk=10**12, calibration=Calibration(base=base))
 
 
+@pytest.mark.promise("R20")
 @pytest.mark.parametrize("settings", RUNS, ids=_name)
 def test_memory_is_as_forecast(workload, here, settings):
     run = workload(**{"spec": LLAMA, "threads": 1} | settings)

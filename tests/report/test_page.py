@@ -76,6 +76,7 @@ def test_a_page_is_balanced_static_and_offline(word):
     html.encode("utf-8")
 
 
+@pytest.mark.promise("R32")
 def test_hostile_words_arrive_as_text_in_every_place():
     html = render(full(HOSTILE))
     words = Tree(html).words

@@ -40,6 +40,7 @@ def test_a_classifier_is_tuned_saved_scored_and_read_by_the_reference_library(tm
     assert account["offered"] == account["trained"] + account["untrained"] + account["left_out"]
 
 
+@pytest.mark.promise("R1")
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     model, data = tiny(tmp_path / "bert"), table(tmp_path / "train.csv")
 

@@ -62,6 +62,7 @@ def test_every_family_renders_as_in_the_reference_library(family, pair, tmp_path
     assert refused < 2 * 2 * len(TALKS)
 
 
+@pytest.mark.promise("R17")
 @pytest.mark.parametrize("kind", ["byte-level", "prepend", "first", "always", "never"])
 def test_special_tokens_in_a_message_stay_text_and_the_rest_is_as_it_was(kind):
     tokenizer = Tokenizer(built("<|im_start|> <|im_end|>", kind), {"chat_template": CHATML})

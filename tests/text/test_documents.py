@@ -153,6 +153,7 @@ def refused(path, *words):
         list(read(path))
 
 
+@pytest.mark.promise("R18")
 def test_bombs_and_damage_are_refused(tmp_path, monkeypatch):
     bomb = zlib.compress(b"BT /F1 12 Tf (" + b" " * 10_000_000 + b") Tj ET")  # a page that unpacks a thousandfold
     write_pdf(tmp_path / "a.pdf", [[(72, 700, "Text")]], bomb, (10_000_000, 10_000_000))
@@ -187,6 +188,7 @@ def test_bombs_and_damage_are_refused(tmp_path, monkeypatch):
     refused(tmp_path / "a.docx.gz", "gunzip")
 
 
+@pytest.mark.promise("R18")
 def test_a_page_that_takes_too_long_ends_its_own_process(tmp_path, monkeypatch):
     write_pdf(tmp_path / "a.pdf", [[(72, 700, "Text")]])
     slow = tmp_path / "slow.py"

@@ -43,6 +43,7 @@ def test_damaged_files_are_answered(kind):
     assert not faults, f"{len(faults)} of 1,500: {kinds.most_common(8)}, first {faults[0]}"
 
 
+@pytest.mark.promise("R19")
 @pytest.mark.parametrize("kind", ["unigram", "settings"])
 def test_some_damaged_files_are_answered(kind):
     assert campaign(kind, 40, seed=0) == []

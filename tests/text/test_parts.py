@@ -73,6 +73,7 @@ def test_parts_have_the_tokens_of_the_whole(tmp_path):
     assert sum(1 for _ in parts(tmp_path, size=40)) > 20
 
 
+@pytest.mark.promise("R16")
 def test_memory_is_bounded_and_a_first_part_comes_early(tmp_path, small, caplog):
     (tmp_path / "a.txt").write_text(ENGLISH * 50 + "x" * 5000, encoding="utf-8")
     (tmp_path / "b.txt").write_bytes(b"text " * 99 + b"\xff")

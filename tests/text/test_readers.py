@@ -26,6 +26,7 @@ def test_plain_text_is_exact(tmp_path):
     assert texts(tmp_path) == [text] * 3
 
 
+@pytest.mark.promise("R16")
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32", "utf-16-be", "utf-32-be"])
 def test_byte_order_marks(tmp_path, encoding):
     mark = "\ufeff" if encoding.endswith("be") else ""
@@ -70,6 +71,7 @@ def test_every_chinese_book_is_recognised_as_gb18030(tmp_path):
         assert texts(tmp_path / "a.txt") == [text], book
 
 
+@pytest.mark.promise("R16")
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [

@@ -96,6 +96,7 @@ class Parent:
         self.process.wait(timeout=60)
 
 
+@pytest.mark.promise("R1")
 @pytest.mark.parametrize("kills", KILLS)
 @pytest.mark.parametrize("case", CASES)
 def test_kills_leave_the_same_records(case, kills, tiny_folder, tmp_path):

@@ -111,6 +111,7 @@ def flip(run: Path, trials: int, seed: int) -> Counter:
     return found
 
 
+@pytest.mark.promise("R5")
 def test_flipped_bits_are_found(run):
     found = flip(run, FLIPS, seed=1)
     assert found.total() == FLIPS and len(found) == 6 and min(found.values()) > FLIPS / 10
@@ -122,6 +123,7 @@ def test_a_hundred_thousand_flipped_bits_are_found(run, seed):
     assert flip(run, 10_000, seed).total() == 10_000
 
 
+@pytest.mark.promise("R5")
 def test_cuts_are_found(run):
     draw = random.Random(2)
     for trial in range(CUTS):
@@ -133,6 +135,7 @@ def test_cuts_are_found(run):
     assert latest_checkpoint(run) == run / "step-000200"
 
 
+@pytest.mark.promise("R5")
 def test_zeroed_and_appended_blocks_are_found(run):
     draw, zeroed = random.Random(3), 0
     while zeroed < ZEROS:
@@ -152,6 +155,7 @@ def test_zeroed_and_appended_blocks_are_found(run):
     assert latest_checkpoint(run) == run / "step-000200"
 
 
+@pytest.mark.promise("R5")
 def test_any_mixture_of_two_steps_is_found(run):
     """Stale files of equal size in every combination, the manifest among them."""
     old, new = run / "step-000100", run / "step-000200"

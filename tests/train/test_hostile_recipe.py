@@ -25,6 +25,7 @@ def read(values):
     return None
 
 
+@pytest.mark.promise("R19")
 @pytest.mark.parametrize("count", [pytest.param(100, id="some"), pytest.param(None, marks=pytest.mark.long, id="all")])
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_any_value_at_any_key_of_a_recipe(path, count):

@@ -35,6 +35,7 @@ def test_a_tiny_run_learns_and_saves_an_ordinary_folder(recipe, tmp_path):
         assert (theirs(torch.tensor([ids])).logits[0] - lm.logits(ids)).abs().max() < 1e-4
 
 
+@pytest.mark.promise("R8")
 @pytest.mark.parametrize("cut", [pytest.param(7, marks=pytest.mark.long), 10, 13])  # 10: where a stage ends
 def test_stopped_and_resumed_equals_straight(recipe, tmp_path, cut, monkeypatch):
     """Asked to stop after any update, also in the middle of a stage: records and weights end up the same bytes."""
@@ -72,6 +73,7 @@ def test_resuming_with_another_recipe_is_refused(recipe, tmp_path):
         run_recipe(recipe("optimizer.lr=0.01"), tmp_path / "run")
 
 
+@pytest.mark.promise("R10")
 def test_accumulated_gradients_equal_one_batch(recipe):
     """1 x 8 rows, 4 x 2 and 8 x 1, with ragged padding and packed documents, in float64."""
     from handscroll.models.llama import Llama, LlamaConfig
@@ -128,6 +130,7 @@ def test_packed_documents_equal_documents_alone():
             torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.promise("R13")
 def test_a_non_finite_loss_stops_before_the_update(recipe, tmp_path, monkeypatch):
     from handscroll.objectives import causal
 

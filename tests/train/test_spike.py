@@ -42,6 +42,7 @@ def rates(noise, steps, seed, settings=RECOMMENDED):
     return caught / tried, alarms
 
 
+@pytest.mark.promise("R13")
 @pytest.mark.parametrize("noise", ["normal", "t8"])
 def test_spikes_are_caught_and_noise_is_not(noise):
     caught, alarms = rates(noise, 10_000, seed=0)
@@ -158,6 +159,7 @@ def test_size_does_not_make_guilty():
     assert culprits(net, 1).endswith("small.weight (0.2)")
 
 
+@pytest.mark.promise("R13")
 def test_non_finite_weights_go_before_gradients():
     net = model()
     for number in (3, 1):

@@ -66,6 +66,7 @@ def two_ranks(tmp_path_factory):
     return load_file(file)
 
 
+@pytest.mark.promise("R8")
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_two_ranks_give_the_loss_and_gradients_of_one(two_ranks, case, dtype):
@@ -104,6 +105,7 @@ def reached(run):
     return int((run / "latest").read_text().split("-")[1]) if (run / "latest").exists() else 0
 
 
+@pytest.mark.promise("R22")
 @pytest.mark.long  # a minute and a half on two cores
 def test_a_run_may_go_on_with_another_number_of_ranks(tmp_path):
     """1 -> 2 -> 2 -> 1 ranks, stopped politely in between: the losses and weights of one rank all along."""
@@ -128,6 +130,7 @@ def test_a_run_may_go_on_with_another_number_of_ranks(tmp_path):
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-3 if one["step"] < 100 else 0.05)
 
 
+@pytest.mark.promise("R21")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=lambda how: how.name)
 def test_a_dead_or_stopped_rank_ends_the_run_by_name_and_the_run_resumes(how, tmp_path):
     """The rest of the run ends in the same way for both, so that it is resumed after one of them alone."""

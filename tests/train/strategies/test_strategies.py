@@ -41,6 +41,7 @@ CASES += [
 ]
 
 
+@pytest.mark.promise("R10")
 @pytest.mark.parametrize(("name", "kind", "every"), CASES)
 def test_every_strategy_gives_the_gradients_of_the_plain_step(name, kind, every, tmp_path):
     whole, half = batch(kind), (list(MODELS).index(name) + (kind == "short")) % 2
