@@ -60,7 +60,7 @@ def handscroll(path: str, length: int) -> dict[str, float]:
     import torch
 
     import handscroll as library
-    from handscroll.generate.prefill import hidden_chunks
+    from handscroll.generate.prefill import prefill
     from handscroll.nn.marks import Marks
 
     torch.set_num_threads(2)
@@ -70,8 +70,7 @@ def handscroll(path: str, length: int) -> dict[str, float]:
     cache, times = model.new_cache(capacity=length + STEPS), []
     with torch.no_grad():
         started = time.perf_counter()
-        for _ in hidden_chunks(model, tokens, Marks.run(0, length), cache, length + STEPS, CHUNK):
-            pass
+        prefill(model, tokens, Marks.run(0, length), cache, length + STEPS, CHUNK)
         read = time.perf_counter() - started
         for n in range(STEPS):
             started = time.perf_counter()
