@@ -93,9 +93,9 @@ def by_passage(attention: Tensor, places: Sequence[tuple[int, int]]) -> list[flo
     Heads that look at one place count more than heads that look everywhere: a head's share of a passage is weighted by
     itself. So the first tokens of a text, to which many heads send what they do not need, weigh little as a passage.
     """
-    sums = attention.cumsum(dim=-1)
+    sums = attention.double().cumsum(dim=-1)
     sums = torch.cat([torch.zeros_like(sums[..., :1]), sums], dim=-1)
     each = torch.stack([sums[..., last] - sums[..., first] for first, last in places], dim=-1)  # (layers, K, P)
     shares = each / each.sum(dim=-1, keepdim=True).clamp_min(1e-12)
-    scores = (each * shares).sum(dim=(0, 1)).double()
+    scores = (each * shares).sum(dim=(0, 1))
     return (scores / scores.sum().clamp_min(1e-300)).tolist()
