@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 Align = Literal["left", "right", "center"]
+SHADES = 5  # shades behind the parts of a text
 _SHORT, _LONG = 12, 60  # characters of a cell
 _NUMBER = re.compile(r"[-+−–—±<>≈]?\s*[\d.,  ]*\s*[%×KMGx]?(\s*±.*)?")
 
@@ -115,7 +116,20 @@ class Code:
     kind: ClassVar[str] = "code"
 
 
-Item = Table | Figure | Facts | Text | Code
+@dataclass(frozen=True)
+class Marked:
+    """A text in parts, each with a shade from 0 to 1 and whether it is marked; blanks and line ends are kept."""
+
+    parts: Sequence[tuple[str, float, bool]]
+    kind: ClassVar[str] = "marked"
+
+    @property
+    def shaded(self) -> list[tuple[str, int, bool]]:
+        """The parts with their shade in steps of the ramp; a tenth of it is enough behind words."""
+        return [(text, round(min(1.0, max(0.0, shade)) * SHADES), marked) for text, shade, marked in self.parts]
+
+
+Item = Table | Figure | Facts | Text | Code | Marked
 
 
 @dataclass(frozen=True)
