@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 import pytest
 
 from handscroll.base.errors import DataError
-from handscroll.report.page import Code, Facts, Figure, Page, Section, Table, Text, render, write
+from handscroll.report.page import Code, Facts, Figure, Marked, Page, Section, Table, Text, render, write
 from handscroll.report.plots import Series, heat_map, loss_by_position
 from tests.naming import naming
 
@@ -56,6 +56,7 @@ def full(word: str) -> Page:
         Figure(heat_map([1], [0], [[0.5]], word), word, word),
         Text([word]),
         Code(word, word),
+        Marked([(word, 0.5, True), (word, 0.0, False)]),
     ]
     return Page(word, word, [Section(word, word, items)] * 3, {word: word})
 
