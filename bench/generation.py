@@ -74,7 +74,10 @@ JOBS = {
     "loogle": Job({"name": "answer", "max_tokens": 32}, ways=READINGS, recipe=False),
     "far": Job({"name": "answer", "max_tokens": 32}, ways=READINGS, recipe=False),
 }
-FAR, LONG = 40_000, 80_000  # characters: the evidence stands beyond the first (8,192 tokens of Qwen), the text ends before
+FAR, LONG = (
+    40_000,
+    80_000,
+)  # characters: the evidence stands beyond the first (8,192 tokens of Qwen), the text ends before
 
 
 def prepare(data: Path, folder: Path) -> None:

@@ -31,7 +31,9 @@ def explain(
     device: Device = "cpu",
     weights: Weights = "",
     adapter: Adapter = None,
-    report: Annotated[Path | None, typer.Option(help="Write a self-contained explanation.html into this folder.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write a self-contained explanation.html into this folder.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Show the passages of reading NAME without which the answer to QUESTION becomes less likely."""
@@ -55,7 +57,10 @@ def explain(
         from handscroll.report.page import write
 
         told = {"model": lm.source, "reading": f"{name}, {made.read:,} tokens", "passages": f"at most {passage} tokens"}
-        screen().print(f"report: {write(explanation_page(made.record(), question, name, told), report / 'explanation.html')}", markup=False)
+        screen().print(
+            f"report: {write(explanation_page(made.record(), question, name, told), report / 'explanation.html')}",
+            markup=False,
+        )
     if as_json:
         typer.echo(json.dumps(made.record(), ensure_ascii=False))
         return

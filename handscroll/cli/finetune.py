@@ -32,7 +32,9 @@ def finetune(
     steps: Annotated[int, typer.Option(help="Updates, in place of --epochs.")] = 0,
     batch: Annotated[int, typer.Option(help="Examples of an update.")] = 32,
     length: Annotated[int, typer.Option(help="Most tokens of an example. [the model's context]")] = 0,
-    lr: Annotated[float | None, typer.Option(help="Learning rate. [by width; at 768: 5e-5, lora 5e-4, head 1e-3]")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Learning rate. [by width; at 768: 5e-5, lora 5e-4, head 1e-3]")
+    ] = None,
     precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     seed: Annotated[int, typer.Option(help="Seed of order, split and new weights.")] = 0,
     too_long: Annotated[str, typer.Option(help="Examples that are too long: refuse, or skip (counted).")] = "refuse",

@@ -39,7 +39,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-VERBS = (demo, train, finetune, predict, metrics, plan, extend, export, evaluate, generate, chat, batch, read, explain, scores)
+VERBS = (
+    demo,
+    train,
+    finetune,
+    predict,
+    metrics,
+    plan,
+    extend,
+    export,
+    evaluate,
+    generate,
+    chat,
+    batch,
+    read,
+    explain,
+    scores,
+)
 for verb in (*VERBS, info, tokenizer, data):
     verb.register(app)
 

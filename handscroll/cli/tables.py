@@ -19,7 +19,9 @@ Files = Annotated[
 Names = Annotated[str, typer.Option(help="Columns of CSV and TSV files without a line of names: a,b,c.")]
 Split = Annotated[str, typer.Option(help="Split of a folder, archive or saved data set: train, validation, test, ...")]
 SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out broken lines and count them.")]
-SkipUnfit = Annotated[bool, typer.Option("--skip-unfit", help="Leave out rows that do not fit the task, and count them.")]
+SkipUnfit = Annotated[
+    bool, typer.Option("--skip-unfit", help="Leave out rows that do not fit the task, and count them.")
+]
 Text = Annotated[str, typer.Option(help="Column of the text. [the one with the longest texts]")]
 NEAR = "Least Jaccard index of near copies; 1.0 is exact copies only."
 

@@ -66,6 +66,7 @@ class Look:
         stacked = torch.stack([found[layer] for layer in sorted(found)])
         return states, stacked / stacked.sum(dim=-1, keepdim=True).clamp_min(1e-12)
 
+    @torch.no_grad()
     def likelihood(self, hidden: Ranges = ()) -> Tensor:
         """The log-probability (A,) of each token of the answer in nats, without the keys at the `hidden` places."""
         states = self._read((lambda cache: Hiding(cache, hidden)) if hidden else (lambda cache: cache))

@@ -138,9 +138,7 @@ def _answer(lm: LM, found: Asked, answer: str) -> tuple[int, ...]:
     return tokens
 
 
-def _explained(
-    lm: LM, look: Look, places: list[Passage], document: str, how: tuple[Explaining, OnLook]
-) -> Explanation:
+def _explained(lm: LM, look: Look, places: list[Passage], document: str, how: tuple[Explaining, OnLook]) -> Explanation:
     settings, on_look = how
     states, attention = look.watched()
     shares = by_passage(attention, [(one.first, one.last) for one in places])
@@ -176,6 +174,7 @@ def _explained(
     )
 
 
+@torch.no_grad()
 def _steps(lm: LM, states: torch.Tensor, answer: tuple[int, ...], count: int) -> tuple[tuple[Step, ...], float]:
     """The tokens of the answer with their alternatives, and the log-probability of all."""
     decode, steps, total = lm.tokenizer.decode, list[Step](), 0.0

@@ -59,7 +59,11 @@ def _table(marks: Sequence[Mapping[str, Any]]) -> Table:
 
 def _steps(steps: Sequence[Mapping[str, Any]]) -> Table:
     rows = [
-        [repr(step["text"]), f"{step['probability']:.0%}", ", ".join(f"{text!r} {share:.0%}" for text, share in step["others"])]
+        [
+            repr(step["text"]),
+            f"{step['probability']:.0%}",
+            ", ".join(f"{text!r} {share:.0%}" for text, share in step["others"]),
+        ]
         for step in steps
     ]
     return Table(["said", "probability", "instead"], rows, "token by token", folded=len(rows) > 12)
@@ -70,17 +74,24 @@ def _map(marks: Sequence[Mapping[str, Any]], width: int = WIDE) -> str:
     end = max((one["end"] for one in marks), default=1)
     bins = [0.0] * min(BINS, width // 2)
     for one in marks:
-        first, last = one["start"] * len(bins) // end, max(one["start"] * len(bins) // end, (one["end"] - 1) * len(bins) // end)
+        first, last = (
+            one["start"] * len(bins) // end,
+            max(one["start"] * len(bins) // end, (one["end"] - 1) * len(bins) // end),
+        )
         for at in range(first, last + 1):
             bins[at] += one["attention"] / (last - first + 1)
     most, each = max(bins) or 1.0, width / len(bins)
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HIGH}">']
     for at, value in enumerate(bins):
         step = round(value / most * HEAT_STEPS)
-        parts.append(f'<rect x="{at * each:.2f}" y="8" width="{each + 0.3:.2f}" height="{HIGH - 8}" fill="var(--heat-{step})"/>')
+        parts.append(
+            f'<rect x="{at * each:.2f}" y="8" width="{each + 0.3:.2f}" height="{HIGH - 8}" fill="var(--heat-{step})"/>'
+        )
     for one in marks:
         if one["marked"]:
-            parts.append(f'<rect x="{one["start"] / end * width:.1f}" y="0" width="3" height="{HIGH}" fill="var(--accent)"/>')
+            parts.append(
+                f'<rect x="{one["start"] / end * width:.1f}" y="0" width="3" height="{HIGH}" fill="var(--accent)"/>'
+            )
     return "".join([*parts, "</svg>"])
 
 

@@ -10,10 +10,10 @@ from handscroll.data.table.fields import Field
 from handscroll.lm import LM
 from handscroll.tasks.evidence import evidence
 from handscroll.tasks.generative import USER, Framed, Generative
-from handscroll.text.pieces import Piece, pieces
 from handscroll.tasks.similar import Similar
 from handscroll.tasks.task import Example, Prediction
 from handscroll.tasks.writer import Writer, learned
+from handscroll.text.pieces import Piece, pieces
 from handscroll.text.tokenizer import Tokenizer
 
 

@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from handscroll.text.pieces import Piece, sentences
 from handscroll.tasks.similar import Similar
+from handscroll.text.pieces import Piece, sentences
 
 
 def evidence(document: str, answer: str, question: str, read: Sequence[Piece] = ()) -> dict[str, Any] | None:

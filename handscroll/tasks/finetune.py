@@ -108,7 +108,9 @@ def finetune(recipe: TuningRecipe, folder: Path, options: Options = Options()) -
     trained, numbers = weights = counted(lm.model)
     beside = ", beside quantised weights that stay as they are" if quantised(lm.model) else ""
     rate = f"{recipe.tuning.rate(lm.model.config.width):.2g}"
-    options.show(f"trained: {trained:,} of {numbers:,} numbers (way '{recipe.tuning.way}', learning rate {rate}){beside}")
+    options.show(
+        f"trained: {trained:,} of {numbers:,} numbers (way '{recipe.tuning.way}', learning rate {rate}){beside}"
+    )
     return _run(recipe, folder, options, _Ready(lm, task, parts, encoded, weights))
 
 

@@ -81,9 +81,7 @@ class Tuning(Config):
     steps: int = Field(default=0, ge=0, description="updates; 0: as many as the epochs take")
     batch: int = Field(default=32, ge=1, description="examples of an update")
     length: int = Field(default=0, ge=0, description="most tokens of a row of whole examples; 0: as they need")
-    lr: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="by default that of `rate`"
-    )
+    lr: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="by default that of `rate`")
     warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the updates")
     weight_decay: float = Field(default=0.01, ge=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)

@@ -8,9 +8,9 @@ from pydantic import Field as Setting
 from handscroll.base.errors import CapacityError
 from handscroll.data.table.fields import Field
 from handscroll.tasks.generative import USER, Framed, Generative
-from handscroll.text.pieces import pieces, sentences
 from handscroll.tasks.task import Example, Prediction
 from handscroll.tasks.writer import Writer, Written
+from handscroll.text.pieces import pieces, sentences
 
 LEAD = 3  # sentences of a document that stand for its summary
 

@@ -18,8 +18,8 @@ from handscroll.generate.ask import Question
 from handscroll.generate.request import Request
 from handscroll.models.weights import load_model
 from handscroll.nn.marks import Marks
-from tests.conftest import ROOT
 from tests.conformance.families import reference, save
+from tests.conftest import ROOT
 
 STARTER = ROOT / "handscroll" / "starter"
 FACT = "The secret number of walnut is 59148.\n"
@@ -106,8 +106,13 @@ def text(starter):
 
 
 @pytest.fixture(scope="module")
-def store(starter, text, tmp_path_factory):
-    kept = Store(tmp_path_factory.mktemp("readings"))
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("readings")
+
+
+@pytest.fixture(scope="module")
+def store(starter, text, folder):
+    kept = Store(folder)
     starter.read(text, kept, "code", room=64)
     return kept
 
@@ -121,7 +126,11 @@ def test_the_sentence_that_an_answer_needs_is_marked(starter, text, store):
     assert made.rests > 2 and made.together > 2 and -1 <= made.agreement <= 1
     assert sum(one.effect is not None for one in made.marks) == 5
     assert sum(one.attention for one in made.marks) == pytest.approx(1)
-    assert sum(one.marked for one in made.marks) == len(made.causes) == sum((one.effect or 0) >= FELT for one in made.marks)
+    assert (
+        sum(one.marked for one in made.marks)
+        == len(made.causes)
+        == sum((one.effect or 0) >= FELT for one in made.marks)
+    )
     assert made.read == store.named("code")[1] and made.looked < 12 * 60
     assert "".join(step.text for step in made.steps) == made.answer
     assert all(len(step.others) == 3 for step in made.steps)
@@ -144,11 +153,13 @@ def test_passages_hold_every_token_once(starter, text):
         passages(starter.tokenizer, ids[60:], text, 16)
 
 
-def test_the_command(store, text):
-    where = ["--store", str(store.folder.parent if store.folder.name == "default" else store.folder), "--template", "{question}"]
+def test_the_command(store, folder, tmp_path):
+    where = ["--store", str(folder), "--template", "{question}"]
     shown = CliRunner().invoke(app, ["explain", "code", ASKED, "--passage", "32", "--max-tokens", "8", *where])
     assert shown.exit_code == 0, shown.output
     assert "59148" in shown.output and "fewer without the text" in shown.output
+    shown = CliRunner().invoke(app, ["explain", "code", ASKED, "--max-tokens", "4", "--report", str(tmp_path), *where])
+    assert "explanation.html" in shown.output and "59148" in (tmp_path / "explanation.html").read_text(encoding="utf-8")
     shown = CliRunner().invoke(app, ["explain", "code", ASKED, "--json", "--max-tokens", "4", *where])
     assert json.loads(shown.output)["kind"] == "explanation"
 

@@ -16,7 +16,6 @@ from handscroll.tasks.chat import Chat, Dialogue, Instruct
 from handscroll.tasks.complete import Complete
 from handscroll.tasks.evidence import evidence
 from handscroll.tasks.finetune import finetune
-from handscroll.text.pieces import pieces, sentences
 from handscroll.tasks.predict import load_tuned, predict
 from handscroll.tasks.recipe import TaskData, TuningRecipe
 from handscroll.tasks.similar import Similar, terms
@@ -24,6 +23,7 @@ from handscroll.tasks.summarise import Summarise
 from handscroll.tasks.task import task_from
 from handscroll.tasks.translate import Translate
 from handscroll.tasks.writer import NOW
+from handscroll.text.pieces import pieces, sentences
 from tests.tasks.chats import FIM, lines, saved, talker
 from tests.tasks.material import rows
 
