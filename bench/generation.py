@@ -77,7 +77,7 @@ JOBS = {
 FAR, LONG = (
     40_000,
     80_000,
-)  # characters: the evidence stands beyond the first (8,192 tokens of Qwen), the text ends before
+)  # characters: evidence stands beyond the first (8,192 tokens of Qwen)
 
 
 def prepare(data: Path, folder: Path) -> None:

@@ -84,8 +84,8 @@ def _show(made: "Explanation") -> None:
     agreement = "" if made.agreement is None else f"; attention and effect agree by {made.agreement:+.2f} (Spearman)"
     marked = len(made.causes)
     say(
-        f"the answer has {made.likelihood:.2f} nats, {made.rests:.2f} fewer without the text, {made.together:.2f} fewer "
-        f"without the {marked} marked passage{'s' * (marked != 1)}{agreement}",
+        f"the answer has {made.likelihood:.2f} nats, {made.rests:.2f} fewer without the text, {made.together:.2f} "
+        f"fewer without the {marked} marked passage{'s' * (marked != 1)}{agreement}",
         markup=False,
     )
     say(f"[{made.read:,} tokens re-used, {made.looked:,} read to explain]", markup=False)

@@ -1,8 +1,8 @@
 """Why this answer: the passages of a document that caused it, found by attention and proved by leaving them out.
 
 Attention proposes and leaving out decides (Jain and Wallace 2019, "Attention is not explanation"). The passages to
-which the answer attends most are hidden one by one from question and answer, and the answer's log-probability tells what
-that costs (Cohen-Wang et al. 2024, "ContextCite", on a cached text). What was read after a passage has seen it and is
+which the answer attends most are hidden one by one from question and answer, and the answer's log-probability tells
+what that costs (Cohen-Wang et al. 2024, "ContextCite", on a cached text). What was read after a passage has seen it and is
 not read again, so a cause that later passages repeat is underestimated; that is the price of branching a reading
 instead of repeating it.
 """
@@ -37,6 +37,9 @@ class Explaining(Config):
     tried: int = Field(default=6, ge=0, description="passages that are left out in turn, those of most attention first")
     alternatives: int = Field(default=3, ge=0, description="other tokens shown at each place of the answer")
     max_tokens: int = Field(default=256, ge=1, description="the most tokens of an answer that is not given")
+
+
+USUAL = Explaining()
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def explain(
     question: Question,
     store: Store,
     answer: str = "",
-    how: Explaining = Explaining(),
+    how: Explaining = USUAL,
     on_look: OnLook = lambda done, total: None,
 ) -> Explanation:
     """Explain the answer to a question about a saved reading; without `answer`, the model's own (greedy) is explained.

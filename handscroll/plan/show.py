@@ -31,7 +31,7 @@ class Plan:
 
     @property
     def energy(self) -> float | None:
-        """The energy of all updates in watt-hours: their seconds times what the machine draws; None if it is unknown."""
+        """The energy of all updates in watt-hours: their seconds times what the machine draws; None: unknown."""
         if not self.machine.watts or math.isnan(self.seconds):
             return None
         return self.seconds * self.machine.watts / 3600

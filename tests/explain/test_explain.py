@@ -1,6 +1,7 @@
 """Why an answer: masses and hidden passages against the reference library, and a sentence that an answer needs."""
 
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -148,7 +149,7 @@ def test_passages_hold_every_token_once(starter, text):
     found = passages(starter.tokenizer, ids, text, 16)
     assert [one.start for one in found] == [0, *(one.end for one in found[:-1])] and found[-1].end == len(text)
     assert found[0].first == 3 and found[-1].last == len(ids) - 1
-    assert all(one.last == other.first for one, other in zip(found, found[1:], strict=False))
+    assert all(one.last == other.first for one, other in pairwise(found))
     with pytest.raises(DataError, match="does not stand among the tokens"):
         passages(starter.tokenizer, ids[60:], text, 16)
 
