@@ -2,8 +2,8 @@
 
 Attention proposes and leaving out decides (Jain and Wallace 2019, "Attention is not explanation"). The passages to
 which the answer attends most are hidden one by one from question and answer, and the answer's log-probability tells
-what that costs (Cohen-Wang et al. 2024, "ContextCite", on a cached text). What was read after a passage has seen it and is
-not read again, so a cause that later passages repeat is underestimated; that is the price of branching a reading
+what that costs (Cohen-Wang et al. 2024, "ContextCite", on a cached text). What was read after a passage has seen it
+and is not read again, so a cause that later passages repeat is underestimated; that is the price of branching a reading
 instead of repeating it.
 """
 
