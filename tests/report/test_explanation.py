@@ -4,7 +4,7 @@ import pytest
 
 from handscroll.report.explanation import explanation_page
 from handscroll.report.page import Marked, render
-from tests.report.test_page import HOSTILE, Tree
+from tests.report.trees import HOSTILE, Tree
 
 MARKS = [
     {"start": 0, "end": 9, "text": "Once upon", "attention": 0.2, "effect": None, "marked": False},
