@@ -24,6 +24,7 @@ from handscroll.cli import (
     predict,
     read,
     scores,
+    serve,
     tokenizer,
     train,
 )
@@ -56,7 +57,7 @@ VERBS = (
     explain,
     scores,
 )
-for verb in (*VERBS, info, tokenizer, data):
+for verb in (*VERBS, serve, info, tokenizer, data):
     verb.register(app)
 
 

@@ -4,10 +4,10 @@ If the text was read within a chat template, it stands in the user's turn and th
 question is appended to the plain text.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from handscroll.base.errors import ConfigError
 from handscroll.cache.reading.reading import Document
@@ -19,6 +19,7 @@ from handscroll.generate.conversation import shared_beginning
 from handscroll.generate.request import Request
 from handscroll.generate.settings import SamplingSettings, sampling_of
 from handscroll.models.model import Model
+from handscroll.text.chat.messages import Message
 from handscroll.text.tokenizer import Tokenizer
 
 QUESTION = "\n\nQuestion: {question}\nAnswer:"  # after a plain text
@@ -77,10 +78,16 @@ def opening(speaker: Speaker, document: Document) -> Opening:
     return Opening(one[: shared_beginning(one, other)], document)
 
 
-def within(speaker: Speaker, document: Document, after: str) -> Rendered:
-    """A user's turn: the document, and what is asked about it."""
+def within(
+    speaker: Speaker,
+    document: Document,
+    after: str,
+    later: Sequence[Message] = (),
+    variables: Mapping[str, Any] | None = None,
+) -> Rendered:
+    """A user's turn, the document and what is asked about it, and the turns that came later."""
     turn = {"role": "user", "content": document.text + after}
-    return speaker.render([turn], now=datetime.fromtimestamp(document.when))
+    return speaker.render([turn, *later], variables, datetime.fromtimestamp(document.when))
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,7 @@ def _only_likelihood(request: Request) -> None:
     given = [name for name in Sampling.model_fields if getattr(request.sampling, name) != getattr(plain, name)]
     others = {
         "a constraint": request.constraint is not None,
+        "a bias": bool(request.bias),
         "a draft": request.draft is not None,
         f"the cache '{request.policy}'": request.policy != "full",
         "log-probabilities": request.logprobs is not None,

@@ -17,6 +17,7 @@ from handscroll.generate.decode import decode
 from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
 from handscroll.generate.settings import ChatSettings
+from handscroll.generate.stream import Decodes
 from handscroll.models.model import Model
 from handscroll.text.chat.messages import Message, checked, plain
 from handscroll.text.chat.script import Script
@@ -130,6 +131,14 @@ class Speaker:
         found = sorted((token for token in self.tokenizer.written if after.startswith(token)), key=len)
         return frozenset(model.config.eos) | {self.tokenizer.written[token] for token in found[-1:]}
 
+    def listening(self, rendered: Rendered) -> tuple[Thinking, Decodes]:
+        """How an answer to `rendered` is taken in: what tells its thinking apart, and what decodes it.
+
+        The marks of the thinking are written out even where they are special tokens.
+        """
+        thinking = Thinking(self.template.source, rendered.text)
+        return thinking, _Shown(self.tokenizer, (thinking.open, thinking.close))
+
 
 @dataclass(eq=False)
 class Chat:
@@ -169,8 +178,7 @@ class Chat:
             sampling = sampling.model_copy(update={"max_tokens": self._room(rendered, sampling.max_tokens)})
         ends = None if sampling.ignore_eos else self.speaker.ends(self.talk.model)
         request = Request(rendered.ids, sampling, constraint=constraint, ends=ends, beyond=beyond)
-        thinking = Thinking(self.speaker.template.source, rendered.text)
-        shown = _Shown(self.speaker.tokenizer, (thinking.open, thinking.close))
+        thinking, shown = self.speaker.listening(rendered)
         last = len(self._last)
         goes_on = 0 < last < len(messages) and list(messages[:last]) == self._last
         before = self.talk.ids if goes_on else []
@@ -276,8 +284,8 @@ def answered(
     model: Model, speaker: Speaker, request: Request, rendered: Rendered, on_thinking: Callable[[str], None] | None
 ) -> Iterator[str]:
     """What the model says to a request, piece by piece, without its thinking; the errors are those of `decode`."""
-    thinking = Thinking(speaker.template.source, rendered.text)
-    steps = decode(model, [request], _Shown(speaker.tokenizer, (thinking.open, thinking.close)))
+    thinking, shown = speaker.listening(rendered)
+    steps = decode(model, [request], shown)
     pieces = (piece for step in steps for one in step for piece in thinking.push(one.text, one.finish is not None))
     return said(pieces, on_thinking)
 

@@ -30,6 +30,9 @@ def checked(model: Model, request: Request, number: int = 0) -> Request:
     if model.spec.encoder:
         only_whole(request.policy, reading=request.reading, drafts=request.draft)
     new = request.sampling.max_tokens
+    vocab = model.config.vocab
+    if wrong := [token for token in request.bias or () if not 0 <= token < vocab]:
+        raise DataError(f"a bias is given for token id {wrong[0]}, but the model's vocabulary is 0 to {vocab - 1}")
     check_length(model, number, len(request.prompt), new, request.beyond)
     if request.draft is not None:
         request.draft.check(model, len(request.prompt) + new, request.beyond)

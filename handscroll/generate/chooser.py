@@ -72,6 +72,7 @@ class Chooser:
         self._left = sampling.max_tokens
         self._ends = request.end_tokens(model)
         self._seen = seen_in(request.prompt, vocab, model.device) if sampling.repetition_penalty != 1.0 else None
+        self._bias = _bias(request, vocab, model.device) if request.bias else None
         self._progress = None if request.constraint is None else request.constraint.start(vocab, self._ends)
         shown = request.prompt if before is None else before
         self._text = None if tokenizer is None else TextStream(tokenizer, shown, sampling.stop)
@@ -135,12 +136,23 @@ def next_tokens(choosers: Sequence[Chooser], logits: Scores) -> list[int]:
 
 
 def _allowed(choosers: Sequence[Chooser], logits: Scores) -> Scores:
-    """The logits, -inf where the constraint of a row does not allow a token."""
+    """The logits with the bias of each row, -inf where the constraint of a row does not allow a token."""
+    if any(one._bias is not None for one in choosers):
+        pairs = zip(choosers, logits, strict=True)
+        logits = torch.stack([row if one._bias is None else row + one._bias for one, row in pairs])
     if all(one._progress is None for one in choosers):
         return logits
     every = torch.ones(logits.shape[1], dtype=torch.bool)
     allowed = torch.stack([every if one._progress is None else one._progress.allowed() for one in choosers])
     return logits.masked_fill(~allowed.to(logits.device), -math.inf)
+
+
+def _bias(request: Request, vocab: int, device: torch.device) -> Tensor:
+    """The bias of every token of the vocabulary."""
+    found = torch.zeros(vocab, device=device)
+    for token, value in (request.bias or {}).items():
+        found[token] = value
+    return found
 
 
 def check_stops(request: Request, tokenizer: Decodes | None) -> None:

@@ -1,6 +1,7 @@
 """`Request`: one prompt and how it is continued; `LM.generate` and the engine hand it down to `decode`."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from handscroll.base.errors import ConfigError
@@ -24,6 +25,7 @@ class Request:
         samples: continuations of the prompt, which is read once. Each has a random stream of its own.
         logprobs: how many of the likeliest tokens are given with each new one (0: only its own log-probability).
         constraint: a grammar that the new text follows (`constrain.py`).
+        bias: what is added to the logits of tokens, by id, before all settings of `sampling`.
         draft: guesses tokens for speculative decoding (`speculative.py`).
         beyond: allow prompt + max_tokens past the model's context, on your own responsibility.
         policy: what the cache keeps (`cache/table.py`), with options; those that are not exact say so.
@@ -42,6 +44,7 @@ class Request:
     samples: int = 1
     logprobs: int | None = None
     constraint: Constraint | None = None
+    bias: Mapping[int, float] | None = None
     draft: Drafts | None = None
     beyond: bool = False
     policy: str = "full"
@@ -63,6 +66,8 @@ class Request:
             )
         if self.constraint is not None and (self.sampling.stop or self.sampling.ignore_eos):
             raise ConfigError("a constraint says how the text ends; remove stop strings and ignore_eos")
+        if wrong := [token for token, value in (self.bias or {}).items() if not math.isfinite(value)]:
+            raise ConfigError(f"the bias of token {wrong[0]} is not finite; -100 is as good as never")
 
     def end_tokens(self, model: Model) -> frozenset[int]:
         """The tokens that end a row."""

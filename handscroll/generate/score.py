@@ -7,11 +7,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from handscroll.base.errors import ConfigError, DataError
+from handscroll.generate.chooser import Scored
 from handscroll.generate.prefill import hidden_chunks, prefill_chunk
 from handscroll.models.model import Model
 from handscroll.nn.finite import finite
 from handscroll.nn.marks import Marks
-from handscroll.objectives.head import token_losses
+from handscroll.objectives.head import chunk_rows, token_losses
 from handscroll.objectives.windowed import windowed_losses
 from handscroll.text.tokenizer import Tokenizer
 
@@ -62,6 +63,38 @@ def nll(
     if window < 2:
         raise ConfigError(f"a window of {window} tokens sees nothing; give at least 2")
     return windowed_losses(model, ids, window)
+
+
+@torch.no_grad()
+def scored(
+    model: Model, ids: Sequence[int], top: int = 0, on_read: Callable[[int], None] | None = None
+) -> tuple[list[Scored], Float[Tensor, "1 V"]]:
+    """Log-probabilities of tokens 1 .. T-1 with the `top` likeliest at each place, and the logits of what follows.
+
+    Logits are made for a few tokens at a time. `on_read(done)` is called after every chunk.
+
+    Raises:
+        DataError: there are no tokens. ConfigError: the model does not read from left to right.
+    """
+    model.spec.require("a likelihood", one_text=True, forward=True, head=True)
+    if not ids:
+        raise DataError("the text has no tokens; give at least one token")
+    whole = torch.tensor(list(ids), device=model.device)
+    found: list[Scored] = []
+    last = torch.empty(0)
+    for first, end, hidden in _chunks(model, whole, len(ids)):
+        for part in hidden.split(chunk_rows(model.config.vocab, end - first, model.device.type), dim=1):
+            last = finite(model.logits(part)[0])
+            targets = whole[len(found) + 1 : len(found) + 1 + len(last)]
+            logprobs = last.to(torch.promote_types(last.dtype, torch.float32)).log_softmax(dim=-1)[: len(targets)]
+            best = logprobs.topk(min(top, logprobs.shape[1]), dim=1)
+            own = logprobs.gather(1, targets[:, None])[:, 0].tolist()
+            tops = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            pairs = (tuple(zip(*one, strict=True)) for one in tops)
+            found += [Scored(logprob, likeliest) for logprob, likeliest in zip(own, pairs, strict=True)]
+        if on_read is not None:
+            on_read(end)
+    return found, last[-1:]
 
 
 def _chunks(model: Model, ids: Tensor, length: int | None) -> Iterator[tuple[int, int, Tensor]]:

@@ -134,6 +134,7 @@ class Engine:
         priority: int = 0,
         owner: str = "",
         on_token: Callable[[NewToken], object] | None = None,
+        shown: Decodes | None = None,
     ) -> Job:
         """Queue a request and return its handle; nothing is computed before `step`.
 
@@ -143,6 +144,7 @@ class Engine:
             owner: beginnings that were read are shared among jobs of one owner only.
             on_token: called with every new token; if it returns something true, the job ends ("stop"). If it raises,
                 the job ends with the error (`Job.error`), and the others go on.
+            shown: decodes the answer instead of the tokenizer.
 
         Raises: those of `check`.
         """
@@ -153,7 +155,7 @@ class Engine:
         job = Job(
             number=number,
             request=request,
-            chooser=Chooser(replace(request, logprobs=request.logprobs or 0), model, tokenizer=self.tokenizer),
+            chooser=Chooser(replace(request, logprobs=request.logprobs or 0), model, tokenizer=shown or self.tokenizer),
             bucket=bucket,
             declared=length,
             begin=beginning(owner, bucket, "" if reading is None else f"{reading.number}:{reading.length}"),

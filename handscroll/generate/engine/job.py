@@ -32,6 +32,8 @@ class Job:
 
     `before` tokens come from a saved reading; keys and values of tokens before .. done - 1 lie in the blocks that are
     `held`, of each space of the pool: those of full layers first.
+
+    `reused` tokens of the prompt, those of the reading included, were not read for it.
     """
 
     number: int
@@ -48,6 +50,7 @@ class Job:
     asked: int = field(init=False)
     before: int = field(init=False)
     done: int = field(init=False)
+    reused: int = field(init=False)
     served: int = 0  # the step in which it was last read for, or submitted
     held: list[Held] = field(default_factory=lambda: [Held()])
     names: list[bytes] = field(default_factory=list)
@@ -59,7 +62,7 @@ class Job:
     def __post_init__(self):
         self.tokens = list(self.request.prompt)
         self.asked = len(self.tokens)
-        self.before = self.done = 0 if self.request.reading is None else self.request.reading.length
+        self.before = self.done = self.reused = 0 if self.request.reading is None else self.request.reading.length
 
     @property
     def blocks(self) -> list[int]:

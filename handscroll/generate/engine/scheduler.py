@@ -190,7 +190,10 @@ class Scheduler:
                     blocks.share(block)
                     held.blocks.append(block)
                 held.named = max(held.named, end)
-            job.done = job.before + end * self.size
+            done = job.before + end * self.size
+            if not job.scored:  # what it finds again after its blocks were taken is its own
+                job.reused += done - job.done
+            job.done = done
             return
 
     def _windows_there(self, job: Job, end: int) -> bool:
@@ -216,6 +219,8 @@ class Scheduler:
         for (_, blocks), held in zip(self.spaces, job.held, strict=True):
             blocks.release(held.blocks)
         job.held, job.done = [Held() for _ in self.spaces], job.before
+        if not job.scored:
+            job.reused = job.before
 
     def _lacking(self, job: Job) -> list[int]:
         """Blocks of each space that it still needs for what is known of it."""

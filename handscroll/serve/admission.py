@@ -1,0 +1,86 @@
+"""Lets requests in: so many answers at once, of all and of each key, and each key's quota; the others get 429."""
+
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from handscroll.serve.errors import ApiError
+from handscroll.serve.keys import Owner
+from handscroll.serve.settings import Limits
+
+MINUTE, DAY = 60.0, 86_400.0
+LONGEST = 60  # seconds that a client is told to wait at most for a place
+
+
+class Admission:
+    """Counts what is open and used. Lives on the event loop; `now` is the clock."""
+
+    def __init__(self, limits: Limits, now: Callable[[], float] = time.monotonic):
+        self._limits, self._now = limits, now
+        self._open: Counter[str] = Counter()
+        self._asked: dict[str, deque[float]] = {}
+        self._used: dict[str, deque[tuple[float, int]]] = {}
+        self._took = 1.0  # seconds of an answer, a running mean
+        self.closing = False
+
+    @property
+    def open(self) -> int:
+        """Answers that are being given or wait for it."""
+        return self._open.total()
+
+    @contextmanager
+    def answering(self, owner: Owner, count: int = 1) -> Iterator[None]:
+        """A place for `count` answers.
+
+        Raises:
+            ApiError: 429 with Retry-After if there is none or the quota is used up, 503 while the server stops.
+        """
+        if self.closing:
+            raise ApiError(503, "the server is stopping; ask again soon", "stopping", headers={"Retry-After": "5"})
+        self._check_quota(owner)
+        limits, mine = self._limits, self._open[owner.number]
+        if self.open + count > limits.waiting:
+            raise self._full(f"{self.open} answers are open, and at most {limits.waiting} may be")
+        if mine + count > limits.each:
+            raise self._full(f"{mine} answers of this key are open, and at most {limits.each} may be")
+        if owner.quota is not None and owner.quota.requests_per_minute:
+            self._asked.setdefault(owner.number, deque()).append(self._now())
+        self._open[owner.number] += count
+        begun = self._now()
+        try:
+            yield
+        finally:
+            self._open[owner.number] -= count
+            self._took += 0.1 * (self._now() - begun - self._took)
+
+    def use(self, owner: Owner, tokens: int) -> None:
+        """Count tokens that were read or written for somebody."""
+        if owner.quota is not None and owner.quota.tokens_per_day:
+            self._used.setdefault(owner.number, deque()).append((self._now(), tokens))
+
+    def _full(self, why: str) -> ApiError:
+        wait = min(LONGEST, max(1, math.ceil(self._took)))
+        return ApiError(429, f"{why}: ask again in {wait} s", "too_many_requests", headers={"Retry-After": str(wait)})
+
+    def _check_quota(self, owner: Owner) -> None:
+        quota, now = owner.quota, self._now()
+        if quota is None:
+            return
+        asked = self._asked.setdefault(owner.number, deque())
+        while asked and asked[0] <= now - MINUTE:
+            asked.popleft()
+        if quota.requests_per_minute and len(asked) >= quota.requests_per_minute:
+            raise _used_up(f"{quota.requests_per_minute} requests a minute", asked[0] + MINUTE - now)
+        used = self._used.setdefault(owner.number, deque())
+        while used and used[0][0] <= now - DAY:
+            used.popleft()
+        if quota.tokens_per_day and sum(tokens for _, tokens in used) >= quota.tokens_per_day:
+            raise _used_up(f"{quota.tokens_per_day:,} tokens a day", used[0][0] + DAY - now)
+
+
+def _used_up(quota: str, wait: float) -> ApiError:
+    seconds = max(1, math.ceil(wait))
+    message = f"this key may use {quota}, and has: ask again in {seconds} s"
+    return ApiError(429, message, "quota_exceeded", headers={"Retry-After": str(seconds)})

@@ -1,0 +1,265 @@
+"""Documents are read one after the other on the thread that computes, kept as saved readings, and opened for questions.
+
+What was read is kept as it grows; a server that is stopped goes on from there.
+"""
+
+import asyncio
+import hashlib
+import logging
+import threading
+import time
+from collections import OrderedDict
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from handscroll.base.errors import CheckpointError, HandscrollError
+from handscroll.cache.reading.reading import Document, Reading
+from handscroll.cache.reading.store import Store
+from handscroll.generate.ask import Opening
+from handscroll.generate.read import ToRead, read
+from handscroll.serve.documents.eta import seconds_left
+from handscroll.serve.documents.shelf import Entry, Shelf
+from handscroll.serve.errors import ApiError
+from handscroll.serve.models import Served
+from handscroll.serve.settings import ServeSettings
+from handscroll.serve.worker import Worker
+
+CHUNK = 256  # tokens that are read before others may go on
+OPENED = 32  # readings that are kept open; opening one checks the hashes of its files
+_log = logging.getLogger("handscroll.serve")
+
+
+class Stopped(Exception):
+    """A document was deleted while it was read."""
+
+
+@dataclass(eq=False)
+class Progress:
+    """A reading that waits or goes on. Its chunks are those of this run, after what was read before."""
+
+    entry: Entry
+    served: Served
+    total: int
+    begun: float = field(default_factory=time.monotonic)
+    chunks: list[tuple[int, int, float]] = field(default_factory=list)
+    stop: threading.Event = field(default_factory=threading.Event)
+    future: "Future[Any] | None" = None
+
+    @property
+    def done(self) -> int:
+        return self.chunks[-1][1] if self.chunks else 0
+
+    def told(self, usual: float | None) -> dict[str, Any]:
+        """How far it is; `usual` are the seconds of a token of this model."""
+        left = seconds_left(self.chunks, self.total, usual)
+        return {"done": self.done, "total": self.total, "seconds_left": None if left is None else round(left, 1)}
+
+
+class Readings:
+    """What is read, was read, and waits to be read."""
+
+    def __init__(self, shelf: Shelf, worker: Worker, settings: ServeSettings):
+        self._shelf, self._worker, self._settings = shelf, worker, settings
+        self._going: dict[tuple[Entry, str], Progress] = {}
+        self._opened: OrderedDict[tuple[str, str], tuple[Reading, Document | None]] = OrderedDict()
+        self._usual: dict[str, float] = {}  # seconds of a token, by model
+        self._lock = threading.RLock()
+
+    @property
+    def waiting(self) -> int:
+        """Documents that are read or wait for it."""
+        return len(self._going)
+
+    def store(self, owner: str) -> Store:
+        """The readings of an owner."""
+        return Store(self._settings.store / "readings", owner, self._settings.readings)
+
+    def resume(self, served: Served) -> None:
+        """Read on what an earlier server left unread by this model."""
+        for entry in self._shelf.all():
+            if entry.readings.get(served.name, {}).get("state") in ("waiting", "reading"):
+                try:
+                    self.begin(entry, served)
+                except HandscrollError as error:
+                    self._mark(entry, served, {"state": "failed", "error": str(error)})
+
+    def begin(self, entry: Entry, served: Served) -> None:
+        """Let a model read a document; nothing happens if it does already. Counts its tokens first.
+
+        Raises:
+            ApiError: the model is not ready or writes no text. CheckpointError: the text is missing.
+        """
+        served.writing  # noqa: B018 - refuses others
+        with self._lock:
+            if (entry, served.name) in self._going:
+                return
+        text = self._shelf.text(entry)
+        begun = self._begun(served, text.text)
+        fits = served.loaded.context - self._settings.room
+        total = len(begun.ids)
+        if total > fits:
+            self._mark(
+                entry, served, {"state": "refused", "tokens": total, "error": too_long(served, text, begun, fits)}
+            )
+            return
+        progress = Progress(entry, served, total)
+        with self._lock:
+            if entry.gone or (entry, served.name) in self._going:
+                return
+            self._going[entry, served.name] = progress
+        self._mark(entry, served, {"state": "waiting", "tokens": total})
+        progress.future = self._worker.begin(lambda: self._read(progress, begun))
+
+    def progress(self, entry: Entry) -> dict[str, Any]:
+        """The readings of a document, by model, with how far those are that go on."""
+        told = {model: dict(one) for model, one in entry.readings.items()}
+        with self._lock:
+            going = [(model, one) for (which, model), one in self._going.items() if which is entry]
+        for model, one in going:
+            told.setdefault(model, {})["progress"] = one.told(self._usual.get(model))
+        return told
+
+    def opened(self, entry: Entry, served: Served) -> tuple[Reading, Document | None]:
+        """A saved reading for questions, and the document as the template holds it (None: plain text).
+
+        Raises:
+            ApiError: the document is not read by this model, not yet, or cannot be. CheckpointError: it is damaged.
+        """
+        state = entry.readings.get(served.name, {})
+        if state.get("state") != "read":
+            raise unread(entry, served, self.progress(entry).get(served.name, {}))
+        key = (entry.number, served.name)
+        with self._lock:
+            if key in self._opened:
+                self._opened.move_to_end(key)
+                return self._opened[key]
+        store, name = self.store(entry.owner), name_of(entry, served)
+        try:
+            about, length = store.named(name)
+            found = store.open(about.number).part(length), store.document(name)
+        except CheckpointError as error:
+            self._mark(entry, served, {"state": "failed", "error": str(error)})
+            raise
+        with self._lock:
+            self._opened[key] = found
+            while len(self._opened) > OPENED:
+                self._opened.popitem(last=False)
+        return found
+
+    async def delete(self, entry: Entry) -> None:
+        """Remove a document with all its readings, from the disk too, after stopping whoever reads it."""
+        self._shelf.hide(entry)
+        with self._lock:
+            going = [one for (which, _), one in self._going.items() if which is entry]
+            for key in [key for key in self._opened if key[0] == entry.number]:
+                del self._opened[key]
+        for one in going:
+            one.stop.set()
+        for one in going:
+            if one.future is not None:
+                await asyncio.wait([asyncio.wrap_future(one.future)])
+        await self._worker.call(lambda: self._forget(entry))
+        await asyncio.to_thread(self._shelf.remove, entry)
+
+    def _forget(self, entry: Entry) -> None:
+        store = self.store(entry.owner)
+        for name in [name for name in store.names() if name.startswith(f"{entry.number}.")]:
+            store.forget(name)
+        store.prune()  # parts of readings that were not finished
+
+    def _begun(self, served: Served, text: str) -> Opening:
+        """The tokens that are read: in a user's turn, if the model has a template."""
+        lm = served.loaded
+        return lm.opening(text) or Opening(lm.encode(text), Document("", 0.0))
+
+    def _read(self, progress: Progress, begun: Opening) -> None:
+        """Runs on the thread that computes, as a long work."""
+        entry, served, last = progress.entry, progress.served, time.monotonic()
+        lm = served.loaded
+
+        def on_read(done: int, total: int) -> None:
+            nonlocal last
+            now = time.monotonic()
+            first = progress.chunks[-1][1] if progress.chunks else max(0, done - CHUNK)
+            progress.chunks.append((first, done, now - last))
+            if progress.stop.is_set():
+                raise Stopped
+            if self._worker.stopping:
+                raise KeyboardInterrupt  # what was read so far is kept
+            self._worker.breathe(now - last)
+            last = time.monotonic()
+
+        document = begun.document if begun.document.text else None
+        adapters = tuple(str(one.resolved()) for one in lm.adapters)
+        text = ToRead(
+            torch.tensor(begun.ids),
+            str(served.source.source),
+            name_of(entry, served),
+            self._settings.room,
+            on_read=on_read,
+            adapters=adapters,
+            document=document,
+            chunk=CHUNK,
+        )
+        self._mark(entry, served, {"state": "reading", "tokens": progress.total})
+        try:
+            if progress.stop.is_set():
+                raise Stopped
+            read(lm.model, lm.tokenizer, self.store(entry.owner), text)
+            seconds = time.monotonic() - progress.begun
+            self._mark(entry, served, {"state": "read", "tokens": progress.total, "seconds": round(seconds, 1)})
+            spent, count = sum(one[2] for one in progress.chunks), sum(b - a for a, b, _ in progress.chunks)
+            if count:
+                self._usual[served.name] = spent / count
+        except KeyboardInterrupt:
+            _log.info("a document is read on at the next start, from token %s", f"{progress.done:,}")
+        except Stopped:
+            pass
+        except (HandscrollError, RuntimeError, OSError) as error:
+            _log.error("a document could not be read: %s", error)
+            self._mark(entry, served, {"state": "failed", "tokens": progress.total, "error": str(error)})
+        finally:
+            with self._lock:
+                self._going.pop((entry, served.name), None)
+
+    def _mark(self, entry: Entry, served: Served, state: dict[str, Any]) -> None:
+        entry.readings[served.name] = state
+        self._shelf.save(entry)
+
+
+def name_of(entry: Entry, served: Served) -> str:
+    """The name of a reading in the store: the document and the model."""
+    return f"{entry.number}.{hashlib.sha256(served.name.encode()).hexdigest()[:12]}"
+
+
+def too_long(served: Served, text: Any, begun: Opening, fits: int) -> str:
+    """What is said of a document that the context does not hold, with what would fit."""
+    kept = len(served.loaded.decode(begun.ids[: max(0, fits)]))
+    place = text.place(min(kept, len(text.text) - 1)) if text.text else ""
+    until = f", up to {place}" if place else ""
+    return (
+        f"the document has {len(begun.ids):,} tokens, but '{served.name}' holds {served.loaded.context:,} with "
+        f"{served.loaded.context - fits:,} kept free for question and answer: {fits:,} would fit (about {kept:,} of "
+        f"{len(text.text):,} characters{until}). Give a part of it, a model with a longer context, or lengthen this "
+        "one (handscroll extend)"
+    )
+
+
+def unread(entry: Entry, served: Served, state: dict[str, Any]) -> ApiError:
+    """Why a document cannot be asked about."""
+    word = state.get("state")
+    if word == "refused":
+        return ApiError(400, state["error"], "context_length_exceeded", "document")
+    if word == "failed":
+        return ApiError(409, f"'{entry.name}' could not be read: {state['error']}", "not_read", "document")
+    if word is None:
+        message = f"'{served.name}' has not read '{entry.name}': POST /v1/documents/{entry.number}/read with this model"
+        return ApiError(409, message, "not_read", "document")
+    progress = state.get("progress", {})
+    done, total = progress.get("done", 0), progress.get("total", 0)
+    left = progress.get("seconds_left") or 5
+    message = f"'{entry.name}' is being read: {done:,} of {total:,} tokens, about {left:,.0f} s left"
+    return ApiError(409, message, "being_read", "document", headers={"Retry-After": str(max(1, round(left)))})

@@ -1,0 +1,148 @@
+"""/v1/documents: upload, list, follow the reading, ask, delete. A document of another owner does not exist."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, File, Form, Path, Request, Response, UploadFile
+
+from handscroll.serve.documents.arriving import arrive
+from handscroll.serve.documents.asking import document_prompt
+from handscroll.serve.documents.shelf import Entry
+from handscroll.serve.errors import ApiError
+from handscroll.serve.models import Served
+from handscroll.serve.policy import policy
+from handscroll.serve.routes.chat import answer
+from handscroll.serve.schemas.chat import AskRequest, ChatMessage
+from handscroll.serve.schemas.documents import ReadRequest
+from handscroll.serve.serving import Serving, of
+from handscroll.serve.streaming import Events
+
+router = APIRouter()
+Number = Annotated[str, Path(max_length=64, description="the id of a document")]
+LOOK = 0.5  # seconds between two looks at a reading
+
+
+@router.post("/v1/documents", status_code=201)
+@policy("key")
+async def upload(
+    request: Request,
+    file: Annotated[UploadFile, File(description="text, Markdown, HTML, PDF, Word, EPUB, code, tables")],
+    model: Annotated[str, Form(max_length=200, description="who reads it; the first model unless given")] = "",
+) -> dict[str, Any]:
+    """Keep the text of a file and let a model read it."""
+    serving, owner = of(request)
+    served = serving.models.find(model) if model else serving.models.first()
+    served.writing  # noqa: B018 - refuses a model that is not ready or writes no text
+    form = await request.form()
+    if unknown := sorted(set(form) - {"file", "model"}):
+        raise ApiError(400, f"the field '{unknown[0]}' is not known here: file, model", "unknown_field", unknown[0])
+    if len(form.getlist("file")) > 1:
+        raise ApiError(400, "one file at a time is taken; send the others after it", "invalid_value", "file")
+    limits = serving.settings.limits
+    work = partial(arrive, serving.shelf, owner.number, file.filename or "", file.file, limits)
+    entry = await serving.open_file(work)
+    await serving.open_file(partial(serving.readings.begin, entry, served))
+    return told(serving, entry)
+
+
+@router.get("/v1/documents")
+@policy("key")
+async def listed(request: Request) -> dict[str, Any]:
+    """The documents of who asks."""
+    serving, owner = of(request)
+    return {"object": "list", "data": [told(serving, entry) for entry in serving.shelf.all(owner.number)]}
+
+
+@router.get("/v1/documents/{number}")
+@policy("key")
+async def one(number: Number, request: Request) -> dict[str, Any]:
+    """One document, and how far its reading is."""
+    serving, owner = of(request)
+    return told(serving, serving.shelf.get(owner.number, number))
+
+
+@router.get("/v1/documents/{number}/events")
+@policy("key")
+async def events(number: Number, request: Request) -> Response:
+    """The same as it changes, until nothing is read any more."""
+    serving, owner = of(request)
+    return Events(_changes(serving, serving.shelf.get(owner.number, number)))
+
+
+@router.get("/v1/documents/{number}/text")
+@policy("key")
+async def text(number: Number, request: Request) -> dict[str, Any]:
+    """The text of a document, with its pages or chapters."""
+    serving, owner = of(request)
+    entry = serving.shelf.get(owner.number, number)
+    document = await serving.prepare(partial(serving.shelf.text, entry))
+    places = [{"start": place.start, "name": place.name} for place in document.places]
+    return {"id": entry.number, "name": entry.name, "text": document.text, "places": places}
+
+
+@router.post("/v1/documents/{number}/read", status_code=202)
+@policy("key")
+async def read(number: Number, body: ReadRequest, request: Request) -> dict[str, Any]:
+    """Let a model read a document: another one, or again after its reading was evicted."""
+    serving, owner = of(request)
+    entry, served = serving.shelf.get(owner.number, number), serving.models.find(body.model)
+    served.writing  # noqa: B018 - refuses a model that is not ready or writes no text
+    await serving.prepare(partial(serving.readings.begin, entry, served))
+    return told(serving, entry)
+
+
+@router.post("/v1/documents/{number}/ask")
+@policy("key")
+async def ask(number: Number, body: AskRequest, request: Request) -> Response:
+    """An answer to a question about a document; it is read once, and only the question is read now."""
+    serving, owner = of(request)
+    entry = serving.shelf.get(owner.number, number)
+    served = reader(serving, entry, body.model)
+    question = ChatMessage(role="user", content=body.question)
+    opened = partial(serving.readings.opened, entry, served)
+    messages = [*body.history, question]
+    prompted = partial(document_prompt, served, entry, opened, messages, body.chat_template_kwargs)
+    return await answer(request, body, served, prompted)
+
+
+@router.delete("/v1/documents/{number}")
+@policy("key")
+async def delete(number: Number, request: Request) -> dict[str, Any]:
+    """Remove a document: its text, its readings, and whatever else was made of it."""
+    serving, owner = of(request)
+    entry = serving.shelf.get(owner.number, number)
+    await serving.readings.delete(entry)
+    return {"id": entry.number, "object": "document", "deleted": True}
+
+
+def told(serving: Serving, entry: Entry) -> dict[str, Any]:
+    """A document as the interface tells it."""
+    return entry.told() | {"readings": serving.readings.progress(entry)}
+
+
+def reader(serving: Serving, entry: Entry, name: str) -> Served:
+    """The model that answers about a document: the one that is named, else the only one that has read it.
+
+    Raises:
+        ApiError: no such model, or several have read it.
+    """
+    if name:
+        return serving.models.find(name)
+    names = [model for model in entry.readings if model in serving.models.all]
+    if len(names) > 1:
+        raise ApiError(400, f"several models have read it: name one of {', '.join(names)}", "invalid_value", "model")
+    return serving.models.find(names[0]) if names else serving.models.first()
+
+
+async def _changes(serving: Serving, entry: Entry) -> AsyncGenerator[dict[str, Any]]:
+    last = None
+    while not entry.gone:
+        now = told(serving, entry)
+        if now != last:
+            yield now
+            last = now
+        if not any(one.get("state") in ("waiting", "reading") for one in now["readings"].values()):
+            return
+        await asyncio.sleep(LOOK)

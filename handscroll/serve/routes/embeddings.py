@@ -1,0 +1,87 @@
+"""/v1/embeddings: vectors of texts by an encoder."""
+
+import base64
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Request
+from torch import Tensor
+
+from handscroll.base.errors import CapacityError
+from handscroll.lm import LM
+from handscroll.models.vectors import How
+from handscroll.serve.answering import place
+from handscroll.serve.errors import ApiError
+from handscroll.serve.models import Served
+from handscroll.serve.policy import policy
+from handscroll.serve.prompts import check_characters
+from handscroll.serve.schemas.others import EmbeddingRequest
+from handscroll.serve.serving import of
+from handscroll.serve.streaming import until_gone
+
+router = APIRouter()
+TOGETHER = 8  # texts between which others may go on
+
+
+@router.post("/v1/embeddings")
+@policy("key")
+async def embeddings(body: EmbeddingRequest, request: Request) -> dict[str, Any]:
+    """One vector a text."""
+    serving, owner = of(request)
+    served = serving.models.find(body.model)
+    lm = served.embedding
+    texts = [body.input] if isinstance(body.input, str) else body.input
+    most = serving.settings.limits.texts
+    if len(texts) > most:
+        raise ApiError(400, f"{len(texts)} texts came, and one request may have {most}", "too_large", "input")
+    width = lm.model.config.width
+    if body.dimensions not in (None, width):
+        message = f"'{served.name}' has vectors of {width} numbers, and cannot make others"
+        raise ApiError(400, message, "invalid_value", "dimensions")
+
+    async def made() -> tuple[int, list[Tensor]]:
+        counts = await serving.prepare(partial(_counted, served, lm, texts, body))
+        how: How = {"windows": bool(body.windows), "prompt": body.prompt}
+        found: list[Tensor] = []
+        for first in range(0, len(texts), TOGETHER):
+            part = texts[first : first + TOGETHER]
+            found += await serving.worker.call(partial(lm.embed, part, **how))
+        return sum(counts), found
+
+    with place(serving, owner, 1):
+        tokens, vectors = await until_gone(request.receive, made())
+    serving.admission.use(owner, tokens)
+    serving.metrics.tokens(served.name, tokens, 0, 0)
+    data = [
+        {"object": "embedding", "index": number, "embedding": _told(vector, body.encoding_format == "base64")}
+        for number, vector in enumerate(vectors)
+    ]
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return {"object": "list", "data": data, "model": served.name, "usage": usage}
+
+
+def _counted(served: Served, lm: LM, texts: list[str], body: EmbeddingRequest) -> list[int]:
+    """The tokens of each text; refuses what is longer than the encoder reads.
+
+    Raises:
+        CapacityError: names the text, with the numbers.
+    """
+    recipe = lm.sentences
+    prompted = texts if recipe is None else list(recipe.prompted(texts, body.prompt))
+    most = lm.context if recipe is None or recipe.length is None else min(lm.context, recipe.length)
+    if not body.windows:
+        for text in prompted:
+            check_characters(served, len(text))
+    counts = [len(lm.encode(text)) for text in prompted]
+    long = [(number, count) for number, count in enumerate(counts) if count > most]
+    if long and not body.windows:
+        number, count = long[0]
+        raise CapacityError(
+            f"input {number} has {count:,} tokens, and '{served.name}' reads {most:,} at once ({len(long)} of "
+            f"{len(texts)} texts are too long): shorten it, or read it in windows (windows: true)"
+        )
+    return counts
+
+
+def _told(vector: Tensor, packed: bool) -> list[float] | str:
+    return base64.b64encode(vector.float().numpy().tobytes()).decode() if packed else vector.tolist()

@@ -1,0 +1,53 @@
+"""Bodies of /v1/chat/completions and of questions about a document."""
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from handscroll.serve.schemas.body import Body
+from handscroll.serve.schemas.choosing import Choosing
+
+MESSAGES = 10_000  # of a conversation
+
+
+class Part(Body):
+    """A part of a message: text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(Body):
+    """A message, as the template of the model reads it; other keys of it are handed to the template too."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    role: str = Field(min_length=1, max_length=64)
+    content: str | list[Part] | None = None
+
+
+class Speaking(Choosing):
+    """What answers in turns have in common."""
+
+    max_tokens: int | None = Field(default=None, ge=1, le=1 << 31)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=1 << 31, description="another name of max_tokens")
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    chat_template_kwargs: dict[str, Any] | None = Field(default=None, description="variables of the chat template")
+
+
+class ChatRequest(Speaking):
+    """An answer to messages, by the chat template of the model."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MESSAGES)
+    tools: list[dict[str, Any]] | None = Field(default=None, max_length=128, description="handed to the template")
+    tool_choice: Literal["auto", "none"] | None = None
+    document: str | None = Field(default=None, max_length=64, description="a document that stands before the messages")
+
+
+class AskRequest(Speaking):
+    """A question about one document. `history` are earlier questions and answers about it, in turns."""
+
+    model: str = Field(default="", max_length=200, description="the model that has read it, unless there is one only")
+    question: str = Field(min_length=1)
+    history: list[ChatMessage] = Field(default_factory=list, max_length=MESSAGES)

@@ -1,0 +1,64 @@
+"""The log-probabilities of prompts themselves (echo), as evaluations by /v1/completions need them."""
+
+import threading
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+from torch import Tensor
+
+from handscroll.generate.chooser import Chooser, Scored, next_tokens
+from handscroll.generate.request import Request
+from handscroll.generate.score import scored
+from handscroll.serve.answering import FINISH, Asked, Said
+from handscroll.serve.errors import ClientGoneError
+from handscroll.serve.models import Served
+from handscroll.serve.worker import Token, Worker
+
+
+class Echo(NamedTuple):
+    """Log-probabilities of all tokens of a prompt but its first. `whole`: `said` is all of the answer too."""
+
+    scored: list[Scored]
+    said: list[Said]
+    whole: bool
+
+
+async def echoes(worker: Worker, served: Served, asked: Sequence[Asked], most: int) -> list[Echo]:
+    """The echoes of some prompts. An answer of at most one token is chosen at once, since its logits are there."""
+    gone = threading.Event()
+    try:
+        return [
+            await worker.long(partial(_echo, worker, served, (number, one, most), gone))
+            for number, one in enumerate(asked)
+        ]
+    finally:
+        gone.set()
+
+
+def _echo(worker: Worker, served: Served, work: tuple[int, Asked, int], gone: threading.Event) -> Echo:
+    (number, asked, most), begun = work, time.monotonic()
+
+    def breathe(done: int) -> None:
+        nonlocal begun
+        if gone.is_set() or worker.stopping:
+            raise ClientGoneError
+        worker.breathe(time.monotonic() - begun)
+        begun = time.monotonic()
+
+    request = asked.requests[0]
+    known, logits = scored(served.loaded.model, asked.prompt.ids, request.logprobs or 0, breathe)
+    if most > 1 or len(asked.requests) > 1:
+        return Echo(known, [], False)
+    return Echo(known, [_next(request, served, number, logits)] if most else [], True)
+
+
+def _next(request: Request, served: Served, number: int, logits: Tensor) -> Said:
+    """The one token of an answer."""
+    chooser = Chooser(request, served.loaded.model, tokenizer=served.loaded.tokenizer)
+    (token,) = next_tokens([chooser], logits)
+    new = chooser.take(token, logits[0])
+    assert new.scored is not None and new.finish is not None, "requests of the server ask for both"
+    made = Token(new.token, new.text, new.scored, new.finish)
+    return Said(number, new.text, "", made, FINISH[new.finish])

@@ -1,0 +1,23 @@
+"""The tiny models and a live server on them, made once."""
+
+import pytest
+
+from tests.serve import material
+
+
+@pytest.fixture(scope="session")
+def served_models(tmp_path_factory):
+    """A decoder, an adapter over it, and an encoder."""
+    folder = tmp_path_factory.mktemp("served")
+    return {
+        "tiny": material.decoder(folder / "decoder"),
+        "tiny:other": material.adapter(folder / "adapter"),
+        "vectors": material.encoder(folder / "encoder"),
+    }
+
+
+@pytest.fixture(scope="module")
+def server(served_models, tmp_path_factory):
+    """A server without keys."""
+    with material.live(tmp_path_factory.mktemp("store"), served_models) as made:
+        yield made

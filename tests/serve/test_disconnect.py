@@ -1,0 +1,117 @@
+"""Clients that go away while they wait, while their prompt is read and while the answer is written; and overload."""
+
+import json
+import random
+import socket
+import threading
+import time
+
+import pytest
+
+from tests.serve import material
+from tests.serve.material import TEXT
+
+
+@pytest.fixture(scope="module")
+def server(served_models, tmp_path_factory):
+    """A server of few places; blocks that are given up hold no numbers any more."""
+    models = {"tiny": served_models["tiny"]}
+    limits = {"waiting": 12, "each": 12}
+    with material.live(tmp_path_factory.mktemp("gone"), models, limits=limits, most=4) as made:
+        made.engine.pool._poison = True
+        yield made
+
+
+def sent(server, body) -> socket.socket:
+    data = json.dumps({"model": "tiny"} | body).encode()
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(data)}"
+    one = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+    one.sendall(head.encode() + b"\r\n\r\n" + data)
+    return one
+
+
+def idle(server) -> bool:
+    engine = server.engine
+    return engine.idle and engine.blocks.available == engine.blocks.count and server.serving.admission.open == 0
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("n", [1, 3])
+def test_what_nobody_waits_for_is_free_within_a_second(server, stream, n):
+    before = server.serving.metrics.text().count(b"\n")
+    dice = random.Random(n * 2 + stream)
+    body = {"prompt": TEXT * 4, "max_tokens": 1500, "temperature": 1.0, "stream": stream, "n": n}
+    for _ in range(12):
+        one = sent(server, body)
+        time.sleep(dice.random() * 0.08)  # in the queue, within the prompt, within the answer
+        one.close()
+    begun = time.monotonic()
+    server.until(lambda: idle(server), 5)
+    assert time.monotonic() - begun < 2.5 and before
+    made = server.openai.completions.create(model="tiny", prompt=TEXT * 4, max_tokens=5, temperature=0)
+    again = server.openai.completions.create(model="tiny", prompt=TEXT * 4, max_tokens=5, temperature=0)
+    assert made.choices[0].text == again.choices[0].text
+
+
+def test_more_than_there_are_places_for_are_told_to_wait_and_it_recovers(server):
+    statuses = []
+
+    def ask():
+        made = server.http.post("/v1/completions", json={"model": "tiny", "prompt": TEXT, "max_tokens": 150})
+        statuses.append((made.status_code, made.headers.get("retry-after")))
+
+    threads = [threading.Thread(target=ask) for _ in range(40)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join(30)
+    good = sum(status == 200 for status, _ in statuses)
+    assert {status for status, _ in statuses} == {200, 429} and good >= 12, statuses
+    assert all(wait is not None for status, wait in statuses if status == 429)
+    server.until(lambda: idle(server), 5)
+    assert (
+        server.http.post("/v1/completions", json={"model": "tiny", "prompt": "a", "max_tokens": 1}).status_code == 200
+    )
+
+
+def test_a_large_prompt_does_not_hold_up_the_others(server):
+    worst = 0.0
+    done = threading.Event()
+
+    def large():
+        server.http.post("/v1/completions", json={"model": "tiny", "prompt": "walk " * 2_000_000, "max_tokens": 1})
+        done.set()
+
+    thread = threading.Thread(target=large)
+    thread.start()
+    while not done.is_set():
+        begun = time.monotonic()
+        assert server.http.get("/health").status_code == 200
+        worst = max(worst, time.monotonic() - begun)
+    thread.join()
+    assert worst < 1.0
+
+
+def test_a_model_that_fails_ends_its_answers_and_not_the_server(server, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(server.engine, "_read_chunk", fail)
+    made = server.http.post("/v1/completions", json={"model": "tiny", "prompt": TEXT[5:], "max_tokens": 4})
+    assert made.status_code == 500 and made.json()["error"]["code"] == "model_failed"
+    monkeypatch.undo()
+    server.until(lambda: idle(server), 5)
+    made = server.http.post("/v1/completions", json={"model": "tiny", "prompt": TEXT[5:], "max_tokens": 4})
+    assert made.status_code == 200
+
+
+def test_answers_may_end_when_the_server_is_told_to_stop(served_models, tmp_path):
+    said = []
+    with material.live(tmp_path, {"tiny": served_models["tiny"]}) as server:
+        asked = {"model": "tiny", "prompt": TEXT, "max_tokens": 100, "temperature": 1.0, "stream": True}
+        stream = server.openai.completions.create(**asked)
+        said.append(next(stream).choices[0].text)
+        server.server.should_exit = True
+        said += [chunk.choices[0].text for chunk in stream]
+    assert len(said) > 1

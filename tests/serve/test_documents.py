@@ -1,0 +1,240 @@
+"""Documents: uploaded in every kind, read once, asked, kept over a restart, seen by their owner alone, and deleted."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+import handscroll
+from handscroll.cache.reading.store import Store
+from handscroll.serve.documents.eta import seconds_left
+from handscroll.serve.documents.shelf import name_of
+from handscroll.serve.keys import make_key
+from tests.serve import material
+from tests.serve.material import TEXT
+from tests.text.documents import paragraph, write_docx, write_epub, write_pdf
+
+CANARY = "zebra-canary-7431"
+BOOK = f"{TEXT}The word is {CANARY}.\n{TEXT * 3}"
+
+
+@pytest.fixture(scope="module")
+def keyed(served_models, tmp_path_factory):
+    """A server with two owners."""
+    folder = tmp_path_factory.mktemp("documents")
+    keys = {name: make_key(folder / "keys.toml", name) for name in ("ann", "bob")}
+    settings = {"keys": folder / "keys.toml", "room": 200}
+    with material.live(folder / "store", {"tiny": served_models["tiny"]}, keys["ann"], **settings) as made:
+        made.bob = made.as_owner(keys["bob"])
+        yield made
+
+
+def uploaded(server, name: str, data: bytes) -> dict:
+    made = server.http.post("/v1/documents", files={"file": (name, data)})
+    assert made.status_code == 201, made.text
+    return read(server, made.json()["id"])
+
+
+def read(server, number: str) -> dict:
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        about = server.http.get(f"/v1/documents/{number}").json()
+        if about["readings"]["tiny"]["state"] not in ("waiting", "reading"):
+            return about
+        time.sleep(0.02)
+    raise AssertionError("it was not read in time")
+
+
+def ask(server, number: str, question: str, **more) -> dict:
+    body = {"question": question, "max_tokens": 8, "temperature": 0} | more
+    made = server.http.post(f"/v1/documents/{number}/ask", json=body)
+    assert made.status_code == 200, made.text
+    return made.json()
+
+
+def test_an_answer_is_that_of_the_library_and_says_what_was_read(keyed, served_models, tmp_path):
+    about = uploaded(keyed, "book.txt", BOOK.encode())
+    made = ask(keyed, about["id"], "What is the word?")
+    lm, store = handscroll.load(served_models["tiny"]), Store(tmp_path)
+    lm.read(BOOK, store, "book", room=200)
+    assert made["choices"][0]["message"]["content"] == lm.ask("book", "What is the word?", store, max_tokens=8)
+    told = made["handscroll"]
+    assert told["document"]["tokens"] == told["document"]["seen"] == about["readings"]["tiny"]["tokens"]
+    assert told["document"]["text_sha256"] == about["text_sha256"] and told["model"] == "tiny"
+    assert told["tokens"]["cached"] >= told["document"]["from_reading"] >= told["document"]["tokens"] - 16
+    assert made["usage"]["prompt_tokens_details"]["cached_tokens"] == told["tokens"]["cached"]
+
+
+def test_later_turns_read_only_what_is_new(keyed):
+    number = uploaded(keyed, "again.txt", BOOK.encode())["id"]
+    first = ask(keyed, number, "What is the word?")
+    said = first["choices"][0]["message"]["content"]
+    history = [{"role": "user", "content": "What is the word?"}, {"role": "assistant", "content": said}]
+    second = ask(keyed, number, "Why?", history=history)["handscroll"]
+    assert second["tokens"]["read_now"] < 80 and second["tokens"]["cached"] >= second["document"]["tokens"] - 16
+    asked = {"model": "tiny", "document": number, "max_tokens": 8, "temperature": 0}
+    chat = keyed.http.post("/v1/chat/completions", json=asked | {"messages": history[:1]}).json()
+    assert chat["choices"][0]["message"]["content"] == said
+    pieces = keyed.openai.chat.completions.create(
+        model="tiny", messages=history[:1], max_tokens=8, temperature=0, stream=True, extra_body={"document": number}
+    )
+    assert "".join(one.choices[0].delta.content or "" for one in pieces) == said
+    system = [{"role": "system", "content": "Be brief."}, *history[:1]]
+    refused = keyed.http.post("/v1/chat/completions", json=asked | {"messages": system})
+    assert refused.status_code == 400 and "begins with the user" in refused.json()["error"]["message"]
+    counted = keyed.http.post("/v1/count", json={"model": "tiny", "document": number, "messages": history[:1]}).json()
+    assert counted["count"] == first["usage"]["prompt_tokens"]
+
+
+def test_every_kind_of_file_becomes_text_with_its_places(keyed, tmp_path):
+    write_pdf(tmp_path / "a.pdf", [[(72, 700, "first page")], [(72, 700, "second page")]])
+    write_docx(tmp_path / "a.docx", paragraph("a word document"))
+    write_epub(tmp_path / "a.epub", ["<h1>One</h1><p>a chapter</p>", "<h1>Two</h1><p>another</p>"])
+    (tmp_path / "a.html").write_text("<html><body><p>a page</p><script>alert(1)</script></body></html>")
+    (tmp_path / "a.md").write_text("# 标题\n\n一段文字。")
+    (tmp_path / "a.py").write_text(TEXT)
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    found = {}
+    for file in sorted(tmp_path.iterdir()):
+        about = uploaded(keyed, file.name, file.read_bytes())
+        found[file.suffix] = keyed.http.get(f"/v1/documents/{about['id']}/text").json()
+        assert about["readings"]["tiny"]["state"] == "read", about
+    assert [place["name"] for place in found[".pdf"]["places"]] == ["page 1", "page 2"]
+    assert "a word document" in found[".docx"]["text"] and len(found[".epub"]["places"]) == 2
+    assert "a page" in found[".html"]["text"] and "alert" not in found[".html"]["text"]
+    assert found[".md"]["text"] == "# 标题\n\n一段文字。" and found[".py"]["text"] == TEXT
+    assert [place["name"] for place in found[".jsonl"]["places"]] == ["line 1", "line 2"]
+
+
+@pytest.mark.parametrize(("name", "data", "status", "said"), [
+    ("a.exe", b"MZ", 415, "unknown suffix"),
+    ("a.txt", b"", 422, "empty"),
+    ("a.pdf", b"%PDF-1.4\nbroken", 422, "a.pdf"),
+    ("a.docx", b"PK\x03\x04broken", 422, "a.docx"),
+    ("a.txt", b"\x00\x01binary", 422, "a.txt"),
+    ("../../etc/a.exe", b"x", 415, "a.exe"),
+])  # fmt: skip
+def test_what_cannot_be_read_is_said_and_nothing_is_kept(keyed, name, data, status, said):
+    before = keyed.http.get("/v1/documents").json()["data"]
+    made = keyed.http.post("/v1/documents", files={"file": (name, data)})
+    assert made.status_code == status and said in made.json()["error"]["message"], made.text
+    assert str(keyed.serving.settings.store) not in made.text
+    assert keyed.http.get("/v1/documents").json()["data"] == before
+    assert not list(keyed.serving.shelf.drafts.iterdir())
+
+
+def test_a_document_that_is_too_long_is_kept_and_refused_with_what_would_fit(keyed):
+    about = uploaded(keyed, "long.txt", TEXT.encode() * 80)
+    reading = about["readings"]["tiny"]
+    assert reading["state"] == "refused" and reading["tokens"] > material.CONTEXT
+    made = keyed.http.post(f"/v1/documents/{about['id']}/ask", json={"question": "Why?"})
+    error = made.json()["error"]
+    assert made.status_code == 400 and error["code"] == "context_length_exceeded"
+    assert f"{material.CONTEXT - 200:,} would fit" in error["message"]
+
+
+def test_a_document_of_another_owner_does_not_exist(keyed):
+    number = uploaded(keyed, "mine.txt", BOOK.encode())["id"]
+    bob = keyed.bob.http
+    asked = {"model": "tiny", "document": number, "messages": [{"role": "user", "content": "a"}]}
+    tries = [
+        bob.get(f"/v1/documents/{number}"),
+        bob.get(f"/v1/documents/{number}/text"),
+        bob.get(f"/v1/documents/{number}/events"),
+        bob.delete(f"/v1/documents/{number}"),
+        bob.post(f"/v1/documents/{number}/read", json={"model": "tiny"}),
+        bob.post(f"/v1/documents/{number}/ask", json={"question": "a"}),
+        bob.post("/v1/chat/completions", json=asked),
+        bob.post("/v1/count", json=asked),
+    ]
+    assert [made.status_code for made in tries] == [404] * len(tries)
+    assert bob.get("/v1/documents").json()["data"] == []
+    for payload in ("..", "../x", "%2e%2e", "doc-" + "0" * 24, "doc-" + "A" * 24, "a" * 64, ".", "~", "doc-%00"):
+        assert keyed.http.get(f"/v1/documents/{payload}").status_code in (404, 400), payload
+    same = uploaded(keyed.bob, "his.txt", BOOK.encode())  # the same text is read anew for another owner
+    assert same["readings"]["tiny"]["state"] == "read"
+    first = ask(keyed.bob, same["id"], "What is the word?")["handscroll"]
+    assert first["tokens"]["cached"] == first["document"]["from_reading"]
+    keyed.bob.http.delete(f"/v1/documents/{same['id']}")
+
+
+def test_after_delete_no_byte_is_left(keyed):
+    number = uploaded(keyed, "secret.txt", f"{CANARY}-deleted {BOOK}".encode())["id"]
+    ask(keyed, number, "What is the word?")
+    store = keyed.serving.settings.store
+    kept = {file for file in store.rglob("*") if file.is_file()}
+    assert any(f"{CANARY}-deleted".encode() in file.read_bytes() for file in kept)
+    assert keyed.http.delete(f"/v1/documents/{number}").json()["deleted"] is True
+    assert not [
+        file for file in store.rglob("*") if file.is_file() and f"{CANARY}-deleted".encode() in file.read_bytes()
+    ]
+    assert not [file for file in store.rglob("*") if number in str(file)]
+    assert keyed.http.get(f"/v1/documents/{number}").status_code == 404
+    assert keyed.http.delete(f"/v1/documents/{number}").status_code == 404
+
+
+def test_a_reading_that_is_deleted_on_the_way_stops_and_leaves_nothing(keyed, monkeypatch):
+    from handscroll.serve.documents import readings
+
+    monkeypatch.setattr(readings, "CHUNK", 4)
+    made = keyed.http.post("/v1/documents", files={"file": ("way.txt", f"on the way {BOOK * 2}".encode())}).json()
+    assert keyed.http.delete(f"/v1/documents/{made['id']}").status_code == 200
+    assert keyed.serving.readings.waiting == 0
+    store = keyed.serving.settings.store
+    assert not [file for file in store.rglob("*") if file.is_file() and b"on the way" in file.read_bytes()]
+
+
+def test_it_is_there_after_a_restart_and_answers_at_once(served_models, tmp_path):
+    models = {"tiny": served_models["tiny"]}
+    with material.live(tmp_path, models, room=200) as server:
+        number = uploaded(server, "book.txt", BOOK.encode())["id"]
+        want = ask(server, number, "What is the word?")
+    with material.live(tmp_path, models, room=200) as server:
+        made = ask(server, number, "What is the word?")
+        assert made["choices"][0]["message"] == want["choices"][0]["message"]
+        assert made["handscroll"]["document"] == want["handscroll"]["document"]
+        events = server.http.get(f"/v1/documents/{number}/events").text
+        assert events.count("data: ") == 2 and events.endswith("data: [DONE]\n\n")
+        assert server.http.get("/v1/documents").json()["data"][0]["name"] == "book.txt"
+
+
+def test_a_reading_that_a_stop_interrupted_goes_on(served_models, tmp_path, monkeypatch):
+    from handscroll.serve.documents import readings
+
+    monkeypatch.setattr(readings, "CHUNK", 4)
+    models = {"tiny": served_models["tiny"]}
+    with material.live(tmp_path, models, room=200) as server:
+        slow(server, monkeypatch)
+        number = server.http.post("/v1/documents", files={"file": ("book.txt", BOOK.encode())}).json()["id"]
+        server.until(lambda: "progress" in server.http.get(f"/v1/documents/{number}").json()["readings"]["tiny"])
+        refused = server.http.post(f"/v1/documents/{number}/ask", json={"question": "a"})
+        assert refused.status_code == 409 and "is being read" in refused.json()["error"]["message"]
+    monkeypatch.undo()
+    with material.live(tmp_path, models, room=200) as server:
+        assert read(server, number)["readings"]["tiny"]["state"] == "read"
+        ask(server, number, "What is the word?")
+
+
+def slow(server, monkeypatch) -> None:
+    """Let the thread that computes take its time between two chunks."""
+    worker = server.serving.worker
+    usual = worker.breathe
+    monkeypatch.setattr(worker, "breathe", lambda seconds: (time.sleep(0.05), usual(seconds)))
+
+
+def test_the_time_left_follows_a_cost_that_grows():
+    chunks = [(at * 100, (at + 1) * 100, 1.0 + 0.1 * at) for at in range(10)]
+    truth = sum(1.0 + 0.1 * at for at in range(10, 40))
+    assert seconds_left(chunks, 4000) == pytest.approx(truth, rel=0.01)
+    assert seconds_left([], 100) is None and seconds_left([], 100, 0.5) == 50.0
+    assert seconds_left([(0, 10, 1.0)], 30) == pytest.approx(2.0)
+    falling = [(0, 10, 3.0), (10, 20, 2.0), (20, 30, 1.0)]
+    assert seconds_left(falling, 40) == pytest.approx(2.0)  # a cost never falls
+
+
+def test_names_of_files_are_names():
+    assert (
+        name_of("C:\\a\\b.txt") == "b.txt" and name_of("/etc/passwd") == "passwd" and name_of("a/../") == "document.txt"
+    )
+    assert name_of("a\x00\nb.txt") == "ab.txt" and len(name_of("x" * 999)) == 200
+    assert Path(name_of("..")).name in ("..", "document.txt")

@@ -1,0 +1,185 @@
+"""Each limit at N - 1, N, N + 1, far beyond, below nothing, not a number; places and quotas; what arrives slowly."""
+
+import json
+import socket
+import time
+
+import pytest
+
+from handscroll.serve.admission import Admission
+from handscroll.serve.errors import ApiError
+from handscroll.serve.keys import Owner, Quota
+from handscroll.serve.settings import Limits
+from tests.serve import material
+
+CHAT = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
+PLAIN = {"prompt": "a", "max_tokens": 1}
+EMBED = {"model": "vectors", "input": "w1"}
+HUGE = 10**9
+
+
+@pytest.fixture(scope="module")
+def small(served_models, tmp_path_factory):
+    """A server with small limits."""
+    limits = {"body": 4096, "upload": 2000, "choices": 4, "texts": 3, "schema_bytes": 300, "characters": 500,
+              "head_seconds": 0.5, "body_seconds": 0.5, "stalled_seconds": 0.5, "documents": 2}  # fmt: skip
+    with material.live(tmp_path_factory.mktemp("small"), served_models, limits=limits) as made:
+        yield made
+
+
+def numbers(field, least, most, chat=False):
+    """Values of a number that are taken and refused."""
+    body = CHAT if chat else PLAIN
+    more = {"logprobs": True} if field == "top_logprobs" else {}
+    base = "/v1/chat/completions" if chat else "/v1/completions"
+    for value in (least, most):
+        yield base, {**body, **more, field: value}, True
+    step = 1 if isinstance(most, int) else 1e-6
+    for value in (least - step, most + step, HUGE * 10, -HUGE, float("nan"), float("inf"), "1", True, [1]):
+        yield base, {**body, **more, field: value}, False
+
+
+TABLE = [
+    *numbers("temperature", 0, 2.0),
+    *numbers("top_p", 1e-3, 1.0),
+    *numbers("top_logprobs", 0, 20, chat=True),
+    *numbers("logprobs", 0, 20),
+    *numbers("presence_penalty", 0, 0.0),
+    *numbers("best_of", 1, 1),
+    *numbers("n", 1, 4),
+    ("/v1/completions", {**PLAIN, "stop": ["x"] * 16}, True),
+    ("/v1/completions", {**PLAIN, "stop": ["x"] * 17}, False),
+    ("/v1/completions", {**PLAIN, "stop": ["x" * 256]}, True),
+    ("/v1/completions", {**PLAIN, "stop": ["x" * 257]}, False),
+    ("/v1/completions", {**PLAIN, "stop": [""]}, False),
+    ("/v1/completions", {**PLAIN, "logit_bias": {"5": 100}}, True),
+    ("/v1/completions", {**PLAIN, "logit_bias": {"5": 100.5}}, False),
+    ("/v1/completions", {**PLAIN, "logit_bias": {"-5": 1}}, False),
+    ("/v1/completions", {**PLAIN, "logit_bias": {"5": float("nan")}}, False),
+    ("/v1/completions", {**PLAIN, "prompt": ["a"] * 4}, True),
+    ("/v1/completions", {**PLAIN, "prompt": ["a"] * 5}, False),
+    ("/v1/completions", {**PLAIN, "prompt": ["a"] * 2, "n": 3}, False),
+    ("/v1/completions", {**PLAIN, "prompt": [299]}, True),
+    ("/v1/completions", {**PLAIN, "prompt": [300]}, False),
+    ("/v1/completions", {**PLAIN, "prompt": [HUGE]}, False),
+    ("/v1/completions", {**PLAIN, "prompt": [-1]}, False),
+    ("/v1/completions", {**PLAIN, "prompt": []}, False),
+    ("/v1/completions", {**PLAIN, "max_tokens": material.CONTEXT - 1}, None),
+    ("/v1/completions", {**PLAIN, "max_tokens": material.CONTEXT}, False),
+    ("/v1/completions", {**PLAIN, "max_tokens": HUGE}, False),
+    ("/v1/completions", {**PLAIN, "max_tokens": 0}, False),
+    ("/v1/completions", {**PLAIN, "max_tokens": -1}, False),
+    ("/v1/completions", {**PLAIN, "seed": 2**63 - 1}, True),
+    ("/v1/completions", {**PLAIN, "seed": 2**63}, False),
+    ("/v1/chat/completions", {**CHAT, "messages": []}, False),
+    ("/v1/chat/completions", {**CHAT, "messages": [{"role": "", "content": "a"}]}, False),
+    ("/v1/chat/completions", {**CHAT, "messages": [{"role": "assistant", "content": "a"}]}, False),
+    ("/v1/chat/completions", {**CHAT, "messages": [{"role": "user", "content": "\ud800"}]}, False),
+    ("/v1/embeddings", {**EMBED, "input": ["w1"] * 3}, True),
+    ("/v1/embeddings", {**EMBED, "input": ["w1"] * 4}, False),
+    ("/v1/embeddings", {**EMBED, "input": [" ".join(["w1"] * 6)]}, True),
+    ("/v1/embeddings", {**EMBED, "input": [" ".join(["w1"] * 7)]}, False),
+    ("/v1/embeddings", {**EMBED, "dimensions": 32}, True),
+    ("/v1/embeddings", {**EMBED, "dimensions": 31}, False),
+]  # fmt: skip
+
+
+def test_the_table_of_limits(small):
+    for path, body, taken in TABLE:
+        if taken is None:
+            continue
+        begun = time.monotonic()
+        sent = json.dumps({"model": "tiny"} | body)
+        made = small.http.post(path, content=sent, headers={"Content-Type": "application/json"})
+        assert (made.status_code == 200) == taken, (body, made.text)
+        if not taken:
+            assert 400 <= made.status_code < 500 and made.json()["error"]["message"], body
+            assert time.monotonic() - begun < 1, body
+
+
+def test_a_schema_is_measured_before_it_is_compiled(small):
+    for size, taken in ((20, True), (400, False)):
+        form = {"type": "json_schema", "json_schema": {"schema": {"type": "object", "title": "x" * size}}}
+        made = small.http.post("/v1/chat/completions", json={"model": "tiny", **CHAT, "response_format": form})
+        assert (made.status_code == 200) == taken, made.text
+
+
+def test_bodies_and_uploads_have_a_size(small):
+    head = b'{"model":"tiny","max_tokens":1,"prompt":"'
+    json_type = {"Content-Type": "application/json"}
+    for size, status in ((4095, 200), (4096, 200), (4097, 413), (100_000, 413)):
+        body = head + b'a"' + b" " * (size - len(head) - 3) + b"}"
+        assert len(body) == size
+        made = small.http.post("/v1/completions", content=body, headers=json_type)
+        assert made.status_code == status, (size, made.text)
+        parts = (body[at : at + 1000] for at in range(0, size, 1000))  # without a declared size
+        assert small.http.post("/v1/completions", content=parts, headers=json_type).status_code == status
+    for letters, status in ((100, 201), (501, 413), (3000, 413)):
+        made = small.http.post("/v1/documents", files={"file": ("a.txt", b"x" * letters)})
+        assert made.status_code == status, made.text
+    second = small.http.post("/v1/documents", files={"file": ("b.txt", b"x" * 9)})
+    third = small.http.post("/v1/documents", files={"file": ("c.txt", b"x" * 9)})
+    assert (second.status_code, third.status_code) == (201, 429)
+
+
+def connected(server) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", server.port), timeout=5)
+
+
+def test_slow_heads_and_bodies_are_given_up(small):
+    begun = time.monotonic()
+    with connected(small) as silent, connected(small) as half, connected(small) as slow:
+        half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n")
+        slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+        assert silent.recv(100) == b"" and half.recv(100) == b""
+        answer = slow.recv(1000)
+        assert b"408" in answer.partition(b"\r\n")[0] and b"did not arrive within 0.5 s" in answer
+    assert time.monotonic() - begun < 4
+    assert small.http.get("/health").status_code == 200
+
+
+def test_a_client_that_reads_nothing_is_dropped(small):
+    """The answer is larger than what the system keeps on the way."""
+    with connected(small) as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 4000)
+        end = time.monotonic() + 8
+        while time.monotonic() < end:
+            try:
+                deaf.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            except OSError:
+                break
+            time.sleep(0.05)
+        else:
+            raise AssertionError("it was never dropped")
+    assert small.http.get("/health").status_code == 200
+
+
+def test_places_and_quotas():
+    now = [0.0]
+    admission = Admission(Limits(waiting=3, each=2), lambda: now[0])
+    ann, bob = (Owner(name, name, Quota(sha256="0" * 64, requests_per_minute=3, tokens_per_day=100)) for name in "ab")
+    with admission.answering(ann), admission.answering(ann):
+        with pytest.raises(ApiError, match="of this key") as it, admission.answering(ann):
+            pass
+        assert it.value.status_code == 429 and int(it.value.headers["Retry-After"]) >= 1
+        with admission.answering(bob):
+            assert admission.open == 3
+            with pytest.raises(ApiError, match="at most 3"), admission.answering(bob):
+                pass
+    assert admission.open == 0
+    with admission.answering(ann):
+        pass
+    with pytest.raises(ApiError, match="3 requests a minute"), admission.answering(ann):
+        pass
+    now[0] = 61.0
+    with admission.answering(ann):
+        admission.use(ann, 100)
+    with pytest.raises(ApiError, match="100 tokens a day"), admission.answering(ann):
+        pass
+    now[0] += 86_400
+    with admission.answering(ann):
+        pass
+    admission.closing = True
+    with pytest.raises(ApiError, match="stopping"), admission.answering(bob):
+        pass
