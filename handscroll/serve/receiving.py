@@ -33,7 +33,8 @@ class Received:
             return await self._receive()
         left = self._begun + self._seconds + self._size / SLOWEST - time.monotonic()
         try:
-            message = await asyncio.wait_for(self._receive(), max(0.0, left))
+            async with asyncio.timeout(max(0.0, left)):  # in 3.11 `wait_for` may swallow a cancellation
+                message = await self._receive()
         except TimeoutError:
             why = f"the body did not arrive within {self._seconds:g} s ({self._size:,} bytes did)"
             raise ApiError(408, why, "timeout", headers={"Connection": "close"}) from None
@@ -60,6 +61,7 @@ class Deadlines(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self.access_log = False  # it would hold the query; the gate has a log of its own
         self._head = self.loop.call_later(self.head_seconds, self._give_up)
 
     def data_received(self, data: bytes) -> None:

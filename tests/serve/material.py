@@ -89,6 +89,7 @@ class Live:
 
     def __init__(self, server, serving, key: str = "none-is-needed"):
         self.server, self.serving, self.key = server, serving, key
+        self.others: list[Live] = []
         bound = server.servers[0].sockets[0].getsockname()
         self.port = bound[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -97,7 +98,8 @@ class Live:
 
     def as_owner(self, key: str) -> "Live":
         """The same server for another key."""
-        return Live(self.server, self.serving, key)
+        self.others.append(Live(self.server, self.serving, key))
+        return self.others[-1]
 
     @property
     def engine(self):
@@ -129,8 +131,9 @@ def live(store: Path, models: dict[str, Path], key: str = "none-is-needed", **se
         assert serving.models.state == "ready", [one.error for one in serving.models.all.values()]
         made = Live(server, serving, key)
         yield made
-        made.http.close()
-        made.openai.close()
+        for one in (made, *made.others):
+            one.http.close()
+            one.openai.close()
     finally:
         server.should_exit = True
         thread.join(30)

@@ -149,7 +149,7 @@ def test_a_document_of_another_owner_does_not_exist(keyed):
     ]
     assert [made.status_code for made in tries] == [404] * len(tries)
     assert bob.get("/v1/documents").json()["data"] == []
-    for payload in ("..", "../x", "%2e%2e", "doc-" + "0" * 24, "doc-" + "A" * 24, "a" * 64, ".", "~", "doc-%00"):
+    for payload in ("%2e%2e%2fx", "%2e%2e%2f%2e%2e", "doc-" + "0" * 24, "doc-" + "A" * 24, "a" * 64, "~", "doc-%00"):
         assert keyed.http.get(f"/v1/documents/{payload}").status_code in (404, 400), payload
     same = uploaded(keyed.bob, "his.txt", BOOK.encode())  # the same text is read anew for another owner
     assert same["readings"]["tiny"]["state"] == "read"

@@ -60,20 +60,20 @@ def test_the_matrix_of_keys_and_methods(locked):
         "another scheme": {"Authorization": f"Basic {key}"},
         "as a query": {},
     }
-    client = httpx2.Client(base_url=locked.url)
-    for route in routes(locked):
-        path = route.path.replace("{number}", "doc-0").replace("{name:path}", "tiny")
-        for method in METHODS:
-            taken = method in (route.methods or ())
-            for name, headers in wrong.items():
-                query = {"api_key": key, "key": key} if name == "as a query" else None
-                made = client.request(method, path, headers=headers, params=query)
-                want = 200 if path in OPEN and taken else 401
-                assert made.status_code == want, (method, path, name, made.text)
-            made = client.request(method, path, headers={"Authorization": f"Bearer {key}"})
-            assert (made.status_code == 405) == (not taken and not other(locked, path, method)), (method, path)
-            assert made.status_code not in (401, 403, 500)
-    assert client.get("/nothing").status_code == 401
+    with httpx2.Client(base_url=locked.url) as client:
+        for route in routes(locked):
+            path = route.path.replace("{number}", "doc-0").replace("{name:path}", "tiny")
+            for method in METHODS:
+                taken = method in (route.methods or ())
+                for name, headers in wrong.items():
+                    query = {"api_key": key, "key": key} if name == "as a query" else None
+                    made = client.request(method, path, headers=headers, params=query)
+                    want = 200 if path in OPEN and taken else 401
+                    assert made.status_code == want, (method, path, name, made.text)
+                made = client.request(method, path, headers={"Authorization": f"Bearer {key}"})
+                assert (made.status_code == 405) == (not taken and not other(locked, path, method)), (method, path)
+                assert made.status_code not in (401, 403, 500)
+        assert client.get("/nothing").status_code == 401
     assert locked.http.get("/nothing").status_code == 404
 
 
