@@ -133,7 +133,7 @@ class Served:
             self._grammars.popitem(last=False)
         return found
 
-    def told(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """The model as an entry of /v1/models."""
         about: dict[str, Any] = {"id": self.name, "object": "model", "created": self.created, "owned_by": "handscroll"}
         about["state"] = self.state

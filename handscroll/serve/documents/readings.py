@@ -52,7 +52,7 @@ class Progress:
     def done(self) -> int:
         return self.chunks[-1][1] if self.chunks else 0
 
-    def told(self, usual: float | None) -> dict[str, Any]:
+    def record(self, usual: float | None) -> dict[str, Any]:
         """How far it is; `usual` are the seconds of a token of this model."""
         left = seconds_left(self.chunks, self.total, usual)
         return {"done": self.done, "total": self.total, "seconds_left": None if left is None else round(left, 1)}
@@ -119,7 +119,7 @@ class Readings:
         with self._lock:
             going = [(model, one) for (which, model), one in self._going.items() if which is entry]
         for model, one in going:
-            told.setdefault(model, {})["progress"] = one.told(self._usual.get(model))
+            told.setdefault(model, {})["progress"] = one.record(self._usual.get(model))
         return told
 
     def opened(self, entry: Entry, served: Served) -> tuple[Reading, Document | None]:

@@ -42,7 +42,7 @@ class Entry:
     readings: dict[str, dict[str, Any]] = field(default_factory=dict)
     gone: bool = False
 
-    def told(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """The document as an answer of the interface."""
         return {
             "id": self.number,

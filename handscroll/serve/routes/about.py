@@ -26,14 +26,14 @@ describes every endpoint.</p>
 async def models(request: Request) -> dict[str, Any]:
     """All models, also those that are being loaded."""
     serving, _ = of(request)
-    return {"object": "list", "data": [served.told() for served in serving.models.all.values()]}
+    return {"object": "list", "data": [served.record() for served in serving.models.all.values()]}
 
 
 @router.get("/v1/models/{name:path}")
 @policy("key")
 async def model(name: str, request: Request) -> dict[str, Any]:
     """One model."""
-    return of(request)[0].models.find(name).told()
+    return of(request)[0].models.find(name).record()
 
 
 @router.get("/health")

@@ -119,7 +119,7 @@ async def delete(number: Number, request: Request) -> dict[str, Any]:
 
 def told(serving: Serving, entry: Entry) -> dict[str, Any]:
     """A document as the interface tells it."""
-    return entry.told() | {"readings": serving.readings.progress(entry)}
+    return entry.record() | {"readings": serving.readings.progress(entry)}
 
 
 def reader(serving: Serving, entry: Entry, name: str) -> Served:
