@@ -1,20 +1,20 @@
 """`handscroll evaluate`: loss by position, needle retrieval, and the cost of cache policies."""
 
-import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from handscroll.base.errors import ConfigError
+from handscroll.cli.harness import ANY, harness
 from handscroll.cli.options import FILES, Adapter, Device, Dtype, Encoding, Key, Model, SkipPictures, reader
+from handscroll.cli.questions import tasks
+from handscroll.cli.records import Json, Report
+from handscroll.cli.records import keep as _keep
 from handscroll.cli.screen import bar, screen, table
 
 evaluations = typer.Typer(
-    help="Measure a checkpoint: perplexity by position, needle retrieval, cache policies.", no_args_is_help=True
+    help="Measure a checkpoint: loss by position, needles, cache policies, long tasks.", no_args_is_help=True
 )
-Json = Annotated[Path | None, typer.Option("--json", help="Write the records into this file, one JSON object a line.")]
-Report = Annotated[Path | None, typer.Option(help="Write a self-contained report.html into this folder.")]
 
 
 @evaluations.command()
@@ -150,6 +150,8 @@ def policies(
 
 
 def register(app: typer.Typer) -> None:
+    evaluations.command()(tasks)
+    evaluations.command(context_settings=ANY)(harness)
     app.add_typer(evaluations, name="evaluate")
 
 
@@ -175,17 +177,3 @@ def _report_unknown(tokenizer: Any, samples: Any) -> None:
     total = sum(len(sample.ids) for sample in samples)
     if unknown:
         screen().print(f"note: {unknown:,} of {total:,} tokens stand for text the tokenizer does not know")
-
-
-def _keep(records: list[dict[str, Any]], json_out: Path | None, report: Path | None) -> None:
-    from handscroll.base.runs import write_file
-    from handscroll.report import evaluation_page, write
-
-    if json_out is not None:
-        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        write_file(json_out, lines.encode())
-        screen().print(f"records: {json_out}", markup=False)
-    if report is not None:
-        report.mkdir(parents=True, exist_ok=True)
-        path = write(evaluation_page(records), report / "report.html")
-        screen().print(f"report: {path}", markup=False)

@@ -23,6 +23,7 @@ from handscroll.cli import (
     plan,
     predict,
     read,
+    report,
     scores,
     serve,
     tokenizer,
@@ -54,6 +55,7 @@ VERBS = (
     chat,
     batch,
     read,
+    report,
     explain,
     scores,
 )

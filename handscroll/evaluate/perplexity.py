@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from handscroll.evaluate.certificate import Certificate, certify, require_whole, together
 from handscroll.evaluate.masked import masked_nll
 from handscroll.evaluate.samples import Sample, fingerprint
 from handscroll.generate.score import nll
@@ -51,8 +52,19 @@ class Losses:
             rows["count"].append(part.numel())
         return rows
 
+    @property
+    def certificate(self) -> Certificate:
+        """What of the samples was scored: the tokens that have a loss, and the first of each, which has none."""
+        seen = self.values.shape[1] + 1
+        return together(certify(sample.ids[:seen], len(sample.ids)) for sample in self.samples)
+
     def record(self, lm: LM, block: int | None = None) -> dict[str, Any]:
-        """The JSON record of this curve."""
+        """The JSON record of this curve.
+
+        Raises:
+            DataError: a sample was not scored to its end.
+        """
+        require_whole(self.certificate, f"the loss curve '{self.label}'")
         length = self.values.shape[1] + 1
         block = block or default_block(length)
         return {
@@ -70,6 +82,7 @@ class Losses:
             "windows": len(self.samples),
             "sources": [f"{sample.source}@{sample.offset}" for sample in self.samples],
             "text_sha256": fingerprint(self.samples),
+            "certificate": self.certificate.record(),
         }
 
 

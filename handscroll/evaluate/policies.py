@@ -17,6 +17,7 @@ from torch import Tensor
 from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError, nearest
 from handscroll.cache.table import BLOCK, POLICIES, cache_of, footprint
+from handscroll.evaluate.certificate import certify, together
 from handscroll.evaluate.haystack import haystack
 from handscroll.evaluate.samples import Sample, fingerprint
 from handscroll.generate.divergence import Answers, Tasks, Way, answers, decoded, distance, right, tasks
@@ -120,6 +121,7 @@ def policy_table(
         "sums": len(given.sums),
         "sources": [f"{sample.source}@{sample.offset}" for sample in samples],
         "text_sha256": fingerprint(samples),
+        "certificate": together(certify(sample.ids, grid.length) for sample in samples).record(),
         "rows": table,
     }
 

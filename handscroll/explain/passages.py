@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from handscroll.base.errors import DataError
-from handscroll.generate.conversation import shared_beginning
+from handscroll.generate.prefill import shared_beginning
 from handscroll.text.pieces import pieces
 from handscroll.text.tokenizer import Tokenizer
 

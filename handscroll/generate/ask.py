@@ -15,7 +15,7 @@ from handscroll.cache.reading.store import About, Store
 from handscroll.generate.admission import afford_request, identity_of, keep_within
 from handscroll.generate.chat import Rendered, Speaker, answered
 from handscroll.generate.continuation import streamed
-from handscroll.generate.conversation import shared_beginning
+from handscroll.generate.prefill import shared_beginning
 from handscroll.generate.request import Request
 from handscroll.generate.settings import SamplingSettings, sampling_of
 from handscroll.models.model import Model

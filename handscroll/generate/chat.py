@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 from handscroll.base.errors import CapacityError, ConfigError
 from handscroll.generate.chooser import NewToken
 from handscroll.generate.constrain import Constraint
-from handscroll.generate.conversation import Conversation, shared_beginning
+from handscroll.generate.conversation import Conversation
 from handscroll.generate.decode import decode
+from handscroll.generate.prefill import shared_beginning
 from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
 from handscroll.generate.settings import ChatSettings

@@ -20,7 +20,7 @@ from handscroll.generate.budget import GUARD, Choice, Demand, choose, size_of
 from handscroll.generate.chooser import Chooser, NewToken, next_tokens
 from handscroll.generate.constrain import Constraint
 from handscroll.generate.likelihood import Likelihood, logprobs_of
-from handscroll.generate.prefill import CHUNK, hidden_chunks, prefill
+from handscroll.generate.prefill import CHUNK, hidden_chunks, prefill, shared_beginning
 from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
 from handscroll.generate.stream import Decodes
@@ -226,8 +226,3 @@ class Conversation:
     def _note(self, text: str) -> None:
         if self.on_note is not None:
             self.on_note(text)
-
-
-def shared_beginning(one: Sequence[int], other: Sequence[int]) -> int:
-    """The number of tokens with which both begin."""
-    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

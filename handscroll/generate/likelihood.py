@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from handscroll.base.errors import DataError
+from handscroll.cache.cache import Cache
 from handscroll.generate.check import check_length, declared, started
-from handscroll.generate.prefill import hidden_chunks, prefill, prefill_chunk
+from handscroll.generate.prefill import hidden_chunks, prefill, prefill_chunk, shared_beginning
 from handscroll.models.model import Model
 from handscroll.nn.finite import finite
 from handscroll.nn.marks import Marks
@@ -51,9 +52,9 @@ class _Row(NamedTuple):
 def loglikelihood(model: Model, pairs: Sequence[Pair], beyond: bool = False) -> list[Likelihood]:
     """The likelihood of every pair (context, continuation) of token ids, in order.
 
-    The results are exact up to the rounding of batches. Rows of similar length are read together. A long context that
-    several continuations share is read once, and they share its keys and values. An empty context begins with the
-    model's bos.
+    The results are exact up to the rounding of batches. Rows of similar length are read together. A long beginning
+    that several pairs share (examples before a question), and a long context of several continuations, are read once,
+    and they share its keys and values. An empty context begins with the model's bos.
 
     Raises:
         CapacityError: a pair is longer than the context (unless `beyond`) or than a learned table. DataError: a
@@ -62,16 +63,10 @@ def loglikelihood(model: Model, pairs: Sequence[Pair], beyond: bool = False) -> 
     """
     model.spec.require("a likelihood", one_text=True, forward=True, head=True)
     rows = [_row(model, number, pair, beyond) for number, pair in enumerate(pairs)]
-    groups: dict[tuple[int, tuple[int, ...]], list[_Row]] = {}
-    for row in rows:
-        groups.setdefault((row.tables, tuple(row.context)), []).append(row)
-    shared = [group for group in groups.values() if (len(group) - 1) * len(group[0].context) >= WORTH]
-    known = {row.number for group in shared for row in group}
     found: dict[int, Likelihood] = {}
-    for group in shared:
-        found |= _after_one_context(model, group)
-    for batch in _batches([row for row in rows if row.number not in known]):
-        found |= _whole(model, batch)
+    able = model.spec.cached and not model.spec.recurrent
+    for shared, family in _families(rows) if able else [(0, rows)]:
+        found |= _family(model, family, _begin(model, family, shared))
     return [found[number] for number in range(len(rows))]
 
 
@@ -102,11 +97,58 @@ def _row(model: Model, number: int, pair: Pair, beyond: bool) -> _Row:
     return _Row(number, context, continuation, *declared(model, len(context) + len(continuation)))
 
 
-def _batches(rows: Sequence[_Row]) -> Iterator[list[_Row]]:
-    """Batches of rows with the same rotary tables and similar lengths, each of at most `TOGETHER` tokens."""
+def _families(rows: Sequence[_Row]) -> list[tuple[int, list[_Row]]]:
+    """Rows with the same rotary tables whose contexts begin alike, and how many tokens it is worth to read once for
+    them; all others at the end, with 0. A row joins if the beginning loses no more than half by it."""
+    families: list[tuple[int, list[_Row]]] = []
+    for row in sorted(rows, key=lambda row: (row.tables, row.context)):
+        # The last token of a context is read with its row, because the first new one is predicted from it.
+        alike, most = 0, len(row.context) - 1
+        shared, family = families[-1] if families else (0, [])
+        if family and row.tables == family[0].tables:
+            alike = min(shared, most, shared_beginning(family[0].context, row.context))
+        if alike >= WORTH and 2 * alike >= shared:
+            family.append(row)
+            families[-1] = alike, family
+        else:
+            families.append((most, [row]))
+    alone = [family[0] for _, family in families if len(family) == 1]
+    return [*(one for one in families if len(one[1]) > 1), *([(0, alone)] if alone else [])]
+
+
+def _begin(model: Model, rows: Sequence[_Row], shared: int) -> Cache | None:
+    """A cache that holds the first `shared` tokens of the rows."""
+    if not shared:
+        return None
+    cache = model.new_cache(shared)
+    tokens, length = torch.tensor([rows[0].context[:shared]], device=model.device), max(row.length for row in rows)
+    for _ in hidden_chunks(model, tokens, Marks.run(0, shared), cache, length, _chunk(model)):
+        pass
+    return cache
+
+
+def _family(model: Model, rows: Sequence[_Row], start: Cache | None) -> dict[int, Likelihood]:
+    """The likelihoods of rows that go on after what `start` holds."""
+    before = 0 if start is None else start.length
+    groups: dict[tuple[int, tuple[int, ...]], list[_Row]] = {}
+    for row in rows:
+        groups.setdefault((row.tables, tuple(row.context)), []).append(row)
+    shared = [group for group in groups.values() if (len(group) - 1) * (len(group[0].context) - before) >= WORTH]
+    known = {row.number for group in shared for row in group}
+    found: dict[int, Likelihood] = {}
+    for group in shared:
+        found |= _after_one_context(model, group, start)
+    for batch in _batches([row for row in rows if row.number not in known], before):
+        found |= _whole(model, batch, start)
+    return found
+
+
+def _batches(rows: Sequence[_Row], before: int) -> Iterator[list[_Row]]:
+    """Batches of rows with the same rotary tables and similar lengths, each of at most `TOGETHER` tokens after the
+    first `before`."""
     batch: list[_Row] = []
     for row in sorted(rows, key=lambda row: (row.tables, len(row.fed))):
-        if batch and (row.tables != batch[0].tables or (len(batch) + 1) * len(row.fed) > TOGETHER):
+        if batch and (row.tables != batch[0].tables or (len(batch) + 1) * (len(row.fed) - before) > TOGETHER):
             yield batch
             batch = []
         batch.append(row)
@@ -114,22 +156,25 @@ def _batches(rows: Sequence[_Row]) -> Iterator[list[_Row]]:
         yield batch
 
 
-def _whole(model: Model, rows: Sequence[_Row]) -> dict[int, Likelihood]:
-    """The likelihoods of rows that are read from their beginnings."""
-    tokens, marks = _padded([row.fed for row in rows], 0, model.device)
-    cache = model.new_cache(tokens.shape[1])
+def _whole(model: Model, rows: Sequence[_Row], start: Cache | None) -> dict[int, Likelihood]:
+    """The likelihoods of rows, each read by itself after what `start` holds."""
+    before = 0 if start is None else start.length
+    tokens, marks = _padded([row.fed[before:] for row in rows], before, model.device)
+    cache = model.new_cache(tokens.shape[1]) if start is None else start.branch(tokens.shape[1])
     length = max(row.length for row in rows)
-    firsts = [len(row.context) - 1 for row in rows]
-    lasts = [len(row.fed) for row in rows]
+    firsts = [len(row.context) - 1 - before for row in rows]
+    lasts = [len(row.fed) - before for row in rows]
     return _scored(model, rows, _ends(hidden_chunks(model, tokens, marks, cache, length, _chunk(model)), firsts, lasts))
 
 
-def _after_one_context(model: Model, rows: Sequence[_Row]) -> dict[int, Likelihood]:
+def _after_one_context(model: Model, rows: Sequence[_Row], start: Cache | None) -> dict[int, Likelihood]:
     """The likelihoods of continuations of one context, which is read once."""
     context, length = rows[0].context, max(row.length for row in rows)
-    cache = model.new_cache(len(context))
-    begin = torch.tensor([context], device=model.device)
-    first = prefill(model, begin, Marks.run(0, len(context)), cache, length, _chunk(model))[0]
+    before = 0 if start is None else start.length
+    rest = len(context) - before
+    cache = model.new_cache(rest) if start is None else start.branch(rest)
+    begin = torch.tensor([context[before:]], device=model.device)
+    first = prefill(model, begin, Marks.run(before, rest), cache, length, _chunk(model))[0]
     fed = [row.continuation[:-1] for row in rows]
     parts = [[first] for _ in rows]
     if longest := max(map(len, fed)):

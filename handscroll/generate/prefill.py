@@ -1,6 +1,6 @@
 """Reads a prompt in chunks, so that the size of a chunk bounds the activations for a text of any length."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -79,3 +79,8 @@ def last_slots(marks: Marks, batch: int) -> Tensor:
     ends = torch.where(marks.index >= 0, slots, -1).amax(dim=1)
     assert bool((ends >= 0).all()), "a row that holds only padding has no last token"
     return ends
+
+
+def shared_beginning(one: Sequence[int], other: Sequence[int]) -> int:
+    """The number of tokens with which both begin."""
+    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

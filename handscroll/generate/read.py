@@ -1,9 +1,10 @@
 """Reads a text into the store, after the beginning that the store already holds."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -15,7 +16,7 @@ from handscroll.cache.reading.reading import Document, Reading
 from handscroll.cache.reading.store import Store, check_name
 from handscroll.cache.table import POLICIES, cache_of, footprint, kind_of
 from handscroll.generate.admission import identity_of
-from handscroll.generate.prefill import CHUNK, hidden_chunks
+from handscroll.generate.prefill import CHUNK, hidden_chunks, prefill_chunk
 from handscroll.models.model import Model
 from handscroll.nn.finite import finite
 from handscroll.nn.marks import Marks
@@ -155,3 +156,25 @@ def _read_into(store: Store, model: Model, about: Identity, text: ToRead) -> str
         number = grown.save(end)
         before = store.open(number) if end < len(ids) else None
     return number
+
+
+@torch.no_grad()
+def held(
+    model: Model,
+    tokenizer: Tokenizer,
+    ids: Sequence[int] | np.ndarray,
+    total: int,
+    on_read: Callable[[int], None] = lambda done: None,
+) -> Reading:
+    """A beginning that requests of up to `total` tokens share, read once and held in memory.
+
+    It is what a saved reading is to `Request(reading=...)`, for as long as the process runs.
+    """
+    model.spec.require("a reading", one_text=True, forward=True, keys=True)
+    tokens = torch.as_tensor(np.asarray(ids, dtype=np.int64))
+    cache, marks, device = model.new_cache(len(tokens)), Marks.run(0, len(tokens)), model.device
+    length = model.spec.declared(total)
+    for _, last, hidden in hidden_chunks(model, tokens[None].to(device), marks, cache, length, prefill_chunk(device)):
+        finite(hidden)
+        on_read(last)
+    return Reading("", identity_of(model, tokenizer, total), tokens, cache.branch().past, model.windows)

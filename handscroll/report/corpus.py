@@ -7,12 +7,12 @@ from pydantic import Field
 from handscroll.report.bars import histogram
 from handscroll.report.drawing import NARROW, WIDE
 from handscroll.report.page import Facts, Figure, Item, Page, Section, Table
-from handscroll.report.records import Count, Record, Share
+from handscroll.report.records import Count, Part, Share
 
 SHOWN = 20  # rows of a table that may be long
 
 
-class Lengths(Record):
+class Lengths(Part):
     """Lengths of documents: quantiles, and `counts[i]` documents from `edges[i]` to below `edges[i + 1]`."""
 
     least: Count
@@ -25,7 +25,7 @@ class Lengths(Record):
     counts: tuple[Count, ...]
 
 
-class Coverage(Record):
+class Coverage(Part):
     """What a tokenizer makes of the text. `spelled`: characters that have no token of their own and are written as
     several tokens of bytes; `unknown`: tokens that stand for text it does not know; `half` of its used tokens make up
     half of the text's, `nearly_all` 95 %."""
@@ -42,7 +42,7 @@ class Coverage(Record):
     rare: tuple[tuple[str, Count], ...] = Field(description="the commonest of those characters")
 
 
-class Duplicates(Record):
+class Duplicates(Part):
     """Copies. `documents` are those that repeat an earlier one to the letter, `near` pairs those alike in their runs of
     words; `lines` is the share of characters in lines that stand elsewhere too, as far as `kept` says of all."""
 
@@ -56,7 +56,7 @@ class Duplicates(Record):
     common: tuple[tuple[str, Count, Count], ...] = Field(description="where a line stood first, copies, documents")
 
 
-class Sign(Record):
+class Sign(Part):
     """A sign of poor quality (`data/survey/quality.py`)."""
 
     name: str
@@ -66,7 +66,7 @@ class Sign(Record):
     example: str = ""
 
 
-class Overlap(Record):
+class Overlap(Part):
     """Share of the held-out text's runs of `run` words that the training text has too, whole and by document."""
 
     run: Count
@@ -75,7 +75,7 @@ class Overlap(Record):
     documents: tuple[tuple[str, Share], ...]
 
 
-class Source(Record):
+class Source(Part):
     """One document."""
 
     name: str
@@ -84,7 +84,7 @@ class Source(Record):
     language: str
 
 
-class Corpus(Record):
+class Corpus(Part):
     """All that is known of a text. Shares are of its characters."""
 
     files: Count

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from handscroll.base.errors import DataError
 from handscroll.report.checks import rising
 from handscroll.report.drawing import LETTER, SMALL, TITLE, WIDE, draw, label
+from handscroll.report.language import say
 from handscroll.report.palette import heat_step, placeholder
 from handscroll.report.ticks import compact, rounded
 
@@ -103,7 +104,7 @@ def _heat(axes: "Axes", one: HeatMap, cell: float, tall: float) -> None:
     columns = range(0, len(one.lengths), every)
     axes.set_xticks([j + 0.5 for j in columns], [_fitting(one.lengths[j]) for j in columns])
     axes.set_yticks([i + 0.5 for i in range(len(one.depths))], [f"{depth:.0%}" for depth in one.depths])
-    axes.set_xlabel("length (tokens)", fontsize=SMALL, color=placeholder("muted"))
+    axes.set_xlabel(say("length (tokens)"), fontsize=SMALL, color=placeholder("muted"))
     sign = "%" if cell >= 40 else ""
     for i, row in enumerate(one.accuracy):
         for j, value in enumerate(row):
@@ -123,7 +124,9 @@ def _heat_header(axes: "Axes", title: str) -> None:
     axes.annotate(
         title, (0, 1), xytext=(-46, 30), fontsize=TITLE, fontweight="bold", color=placeholder("ink"), **corner
     )
-    axes.annotate("depth", (0, 1), xytext=(-6, 7), ha="right", fontsize=SMALL, color=placeholder("muted"), **corner)
+    axes.annotate(
+        say("depth"), (0, 1), xytext=(-6, 7), ha="right", fontsize=SMALL, color=placeholder("muted"), **corner
+    )
 
 
 def _trained_rule(axes: "Axes", one: HeatMap) -> None:
@@ -134,7 +137,8 @@ def _trained_rule(axes: "Axes", one: HeatMap) -> None:
     axes.plot([within] * 2, [0, len(one.depths)], color=placeholder("ink"), linewidth=2.2, clip_on=False)
     room = len(one.lengths) - within
     side = "left" if room >= within else "right"
-    text = f"beyond trained {compact(one.trained)} →" if side == "left" else f"trained {compact(one.trained)}"
+    length = compact(one.trained)
+    text = say("beyond trained {length} →", length=length) if side == "left" else f"{say('trained')} {length}"
     axes.annotate(
         text,
         (within, 0),

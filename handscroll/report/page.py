@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from handscroll.base.errors import DataError
 from handscroll.report.drawing import printable, vetted
+from handscroll.report.language import LANGUAGES, say, speaking
 from handscroll.report.palette import css
 
 if TYPE_CHECKING:
@@ -143,12 +144,13 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """A whole report; `provenance` (name to value) closes it: model, data, versions, seeds."""
+    """A whole report; `provenance` (name to value) closes it: model, data, versions, seeds. `language`: en or zh."""
 
     title: str
     subtitle: str
     sections: Sequence[Section]
     provenance: Mapping[str, str] = field(default_factory=dict)
+    language: str = "en"
 
 
 def render(page: Page) -> str:
@@ -164,7 +166,9 @@ def render(page: Page) -> str:
 
         return Markup(vetted(text, f"f{next(prefixes)}-", description))
 
-    html = _template().render(page=page, svg=svg, light=css(dark=False), dark=css(dark=True))
+    given = {"page": page, "svg": svg, "say": say, "lang": LANGUAGES[page.language]}
+    with speaking(page.language):
+        html = _template().render(**given, light=css(dark=False), dark=css(dark=True))
     return printable(html)
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Literal
 
 from handscroll.base.errors import DataError
 from handscroll.report.checks import finite, rising
-from handscroll.report.drawing import LETTER, NARROW, SMALL, TEXT, TITLE, WIDE, draw, label
+from handscroll.report.drawing import LETTER, NARROW, SMALL, TEXT, TITLE, WIDE, draw, extent, label
 from handscroll.report.heat import HeatMap, heat_map, heat_maps
+from handscroll.report.language import say
 from handscroll.report.palette import placeholder
 from handscroll.report.ticks import binary_steps, compact, powers_of_two, spread
 
@@ -20,7 +21,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.ticker import Locator
 
-__all__ = ["NARROW", "WIDE", "HeatMap", "Series", "curve", "heat_map", "heat_maps", "loss_by_position"]
+__all__ = [
+    "NARROW",
+    "WIDE",
+    "HeatMap",
+    "Series",
+    "curve",
+    "heat_map",
+    "heat_maps",
+    "loss_by_position",
+    "score_by_length",
+]
 
 _LINE = 17
 _DASHES: dict[str, tuple[str, object]] = {
@@ -104,7 +115,7 @@ def loss_by_position(
     )
 
     def paint(figure: "Figure") -> None:
-        axes = frame.axes(figure, title, "nats per token" + cut)
+        axes = frame.axes(figure, title, say("nats per token") + cut)
         axes.set_ylim(bottom, top)
         _length_axis(axes, min(one.positions[0] for one in series), right, log, width)
         _marks(axes, trained, target)
@@ -121,13 +132,55 @@ def loss_by_position(
     return draw(width, frame.height, paint)
 
 
+def score_by_length(
+    series: Sequence[Series],
+    threshold: float | None,
+    title: str,
+    unit: str,
+    *,
+    width: int = WIDE,
+) -> str:
+    """SVG of scores (`Series.loss`, 0 to 100) over the length of the text, on a log scale, with a line at `threshold`.
+
+    Raises:
+        DataError: no series has a measured point.
+    """
+    series = [one for one in series if one.points]
+    if not series:
+        raise DataError(f"plot '{title}': no series has a measured value; there is nothing to draw")
+    first, last = (end(end(one.positions) for one in series) for end in (min, max))
+    styles = _styles(series)
+    longest = max(extent(label(one.name)) for one in series)
+    direct = len(series) <= 6 and longest <= 22 * LETTER and width >= 600
+    frame = _Frame(width, right=longest + 14 if direct else 16, rows=0 if direct else len(series), marks=False)
+
+    def paint(figure: "Figure") -> None:
+        axes = frame.axes(figure, title, unit)
+        axes.set_ylim(0, 104)
+        _length_axis(axes, first, last, first < last, width, say("length (tokens)"))
+        if threshold is not None:
+            axes.axhline(threshold, color=placeholder("muted"), linewidth=1, linestyle=(0, (2, 2)))
+            at = ((0.0 if first < last else 0.02), threshold)
+            look = {"fontsize": SMALL, "color": placeholder("muted"), "textcoords": "offset pixels"}
+            said = say("threshold {value}", value=f"{threshold:g}")
+            axes.annotate(said, at, xytext=(4, 4), xycoords=("axes fraction", "data"), **look)
+        for one, (colour, dash) in zip(series, styles, strict=True):
+            _line(axes, one, colour, dash)
+        if direct:
+            _direct_labels(axes, frame, series, styles)
+        else:
+            frame.legend(figure, [(one.name, *style) for one, style in zip(series, styles, strict=True)])
+
+    return draw(width, frame.height, paint)
+
+
 def curve(
     xs: Sequence[float],
     ys: Sequence[float | None],
     title: str,
     *,
-    x_label: str = "step",
-    y_label: str = "nats per token",
+    x_label: str | None = None,
+    y_label: str | None = None,
     width: int = WIDE,
 ) -> str:
     """SVG of one curve over steps; from 60 points on, a running mean is drawn over the pale raw values.
@@ -144,16 +197,16 @@ def curve(
         raise DataError(f"plot '{title}': no measured value; there is nothing to draw")
     span = max(3, len(measured) // 40 * 2 + 1) if len(measured) >= 60 else 1
     smooth = _running_mean(ys, span)
-    note = f"; bold: mean of {span} steps" if span > 1 else ""
+    note = say("; bold: mean of {span} steps", span=span) if span > 1 else ""
     frame = _Frame(width, right=16, rows=0, marks=False)
 
     def paint(figure: "Figure") -> None:
-        axes = frame.axes(figure, title, label(y_label) + note)
+        axes = frame.axes(figure, title, label(say("nats per token") if y_label is None else y_label) + note)
         low, high = min(measured), max(measured)
         pad = 0.06 * (high - low) or 0.05
         axes.set_ylim(low - pad, high + pad)
         axes.set_xlim(xs[0], xs[-1] if xs[-1] > xs[0] else xs[0] + 1)
-        axes.set_xlabel(label(x_label), fontsize=SMALL, color=placeholder("muted"))
+        axes.set_xlabel(label(say("step") if x_label is None else x_label), fontsize=SMALL, color=placeholder("muted"))
         axes.xaxis.set_major_locator(_integers(width))
         if span > 1:
             axes.plot(xs, _gaps(ys), color=placeholder("accent"), alpha=0.3, linewidth=1)
@@ -219,7 +272,11 @@ def _vertical_range(series: Sequence[Series]) -> tuple[float, float, str]:
     if top <= limit:
         pad = 0.06 * (top - bottom) or 0.05
         return bottom - pad, top + pad, ""
-    return bottom - 0.06 * (limit - bottom), limit, f", cut at {limit:.1f} (highest: {top:.1f})"
+    return (
+        bottom - 0.06 * (limit - bottom),
+        limit,
+        say(", cut at {limit} (highest: {top})", limit=f"{limit:.1f}", top=f"{top:.1f}"),
+    )
 
 
 def _styles(series: Sequence[Series]) -> list[tuple[str, object]]:
@@ -237,7 +294,7 @@ def _styles(series: Sequence[Series]) -> list[tuple[str, object]]:
     return styles
 
 
-def _length_axis(axes: "Axes", first: float, last: float, log: bool, width: int) -> None:
+def _length_axis(axes: "Axes", first: float, last: float, log: bool, width: int, said: str = "") -> None:
     most = (9 if log else 7) if width >= 600 else 5
     if log:
         axes.set_xscale("log", base=2)
@@ -248,8 +305,8 @@ def _length_axis(axes: "Axes", first: float, last: float, log: bool, width: int)
         axes.set_xlim(0, last)
     axes.set_xticks(ticks, [compact(tick) for tick in ticks])
     axes.set_xticks([], minor=True)
-    scale = " (tokens, log scale)" if log else " (tokens)"
-    axes.set_xlabel("position" + scale, fontsize=SMALL, color=placeholder("muted"))
+    name = say("position (tokens, log scale)") if log else say("position (tokens)")
+    axes.set_xlabel(said or name, fontsize=SMALL, color=placeholder("muted"))
 
 
 def _marks(axes: "Axes", trained: int | None, target: int | None) -> None:
@@ -257,13 +314,13 @@ def _marks(axes: "Axes", trained: int | None, target: int | None) -> None:
     left, right = axes.get_xlim()
     span = axes.get_window_extent().width
     named: list[float] = []
-    for length, name in ((trained, "trained"), (target if target != trained else None, "target")):
+    for length, name in ((trained, say("trained")), (target if target != trained else None, say("target"))):
         if length is None or not left <= length <= right:
             continue
         axes.axvline(length, color=placeholder("muted"), linewidth=1, linestyle=(0, (2, 2)) if named else "solid")
         text = f"{name} {compact(length)}"
         pixel = axes.transData.transform((length, 0))[0] - axes.get_window_extent().x0
-        half = len(text) * LETTER / 2
+        half = extent(text) / 2
         side = "left" if pixel < half else "right" if pixel > span - half else "center"
         if not named or abs(pixel - named[-1]) > 2.6 * half:
             axes.annotate(
@@ -324,7 +381,7 @@ def _name_exit(axes: "Axes", one: Series, pixel: float, colour: str) -> None:
     """Name a curve where it leaves the plot, on the side of the line that has room, with its highest value."""
     window = axes.get_window_extent()
     text = f"{label(one.name)} ↑ {max(y for _, y in one.points):.1f}"
-    right = window.x1 - pixel > len(text) * LETTER + 12
+    right = window.x1 - pixel > extent(text) + 12
     axes.annotate(
         text,
         ((pixel - window.x0) / window.width, 1),

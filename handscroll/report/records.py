@@ -17,10 +17,38 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 
 
-class Record(Config):
-    """Base of the record kinds."""
+class Part(Config):
+    """Base of what records consist of; keys that a report does not show are allowed."""
 
     model_config = ConfigDict(extra="ignore")
+
+
+class Seen(Part):
+    """The truncation certificate: tokens that were to be read, tokens that the model saw, the hash of the ids fed."""
+
+    offered: Count
+    seen: Count
+    sha256: str
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """The values as a page shows them."""
+        return {"offered": f"{self.offered:,}", "seen": f"{self.seen:,}", "hash": self.sha256[:16]}
+
+
+class Made(Part):
+    """How a record came about: the command, the seconds it took, the version of the package."""
+
+    command: str = ""
+    seconds: Number | None = None
+    version: str = ""
+
+
+class Record(Part):
+    """Base of the record kinds."""
+
+    certificate: Seen | None = None
+    made: Made | None = None
 
 
 class Perplexity(Record):
@@ -74,7 +102,7 @@ class Needle(Record):
         return self
 
 
-class Candidate(Record):
+class Candidate(Part):
     """One method of a bake-off."""
 
     method: str
@@ -92,7 +120,7 @@ class Candidates(Record):
     trained: int | None = None
 
 
-class PolicyRow(Record):
+class PolicyRow(Part):
     """One cache policy: shares of the full cache promised and freed, distance from the exact cache, tasks."""
 
     policy: str
@@ -112,6 +140,223 @@ class Policies(Record):
     model: str
     length: int
     rows: tuple[PolicyRow, ...] = Field(min_length=1)
+
+
+class Value(Part):
+    """A score with its 95 % interval over `count` answers."""
+
+    value: Number
+    low: Number | None = None
+    high: Number | None = None
+    count: Count
+
+
+class ByLength(Value):
+    """The score of the questions whose prompts have at most `up_to` tokens, and more than half as many."""
+
+    up_to: int
+
+
+class Left(Part):
+    """A question that was left out because its `tokens` do not fit."""
+
+    place: str
+    tokens: Count
+
+
+class Task(Part):
+    """One task of a set: its scores by metric, the first of which decides, and what happened to its questions.
+
+    `cut` counts questions whose document lost its middle; those in `left_out` were not asked.
+    """
+
+    task: str
+    file: str
+    form: str = ""
+    questions: Count
+    documents: Count = 0
+    scores: Mapping[str, Value]
+    by_length: tuple[ByLength, ...] = ()
+    left_out: tuple[Left, ...] = ()
+    cut: Count = 0
+    ended_at_limit: Count = 0
+    empty: Count = 0
+    longest: Count = 0
+
+
+class Planned(Part):
+    """Tokens that were to be read, to be written at most, and to be read if every question were asked alone."""
+
+    read: Count
+    write_at_most: Count
+    alone: Count
+
+
+class Actual(Part):
+    """Tokens that were read and written, and the seconds it took."""
+
+    read: Count
+    written: Count
+    seconds: Number | None = None
+
+
+class Tasks(Record):
+    """Real long tasks, answered and scored; `form` is how the model was asked."""
+
+    model: str
+    label: str
+    form: str = ""
+    shots: Count = 0
+    trained: int | None = None
+    context: int | None = None
+    tasks: tuple[Task, ...] = Field(min_length=1)
+    plan: Planned | None = None
+    actual: Actual | None = None
+
+
+class Reached(Part):
+    """The longest length at which a rule holds, with its interval; None: not even at the shortest."""
+
+    rule: str
+    threshold: Share
+    length: int | None
+    low: int | None = None
+    high: int | None = None
+
+
+class Unfit(Part):
+    """Samples of a task that do not fit into a length, and the tokens that they need."""
+
+    task: str
+    length: int
+    samples: Count
+    needs: Count
+
+
+class Ruler(Record):
+    """Scores of RULER's tasks, `scores[task][length]` as shares, their average with its interval, effective lengths."""
+
+    model: str
+    label: str = ""
+    trained: int | None = None
+    layout: str = ""
+    language: str = ""
+    seed: int | None = None
+    samples: Count
+    lengths: tuple[int, ...] = Field(min_length=1)
+    tasks: tuple[str, ...] = Field(min_length=1)
+    scores: tuple[tuple[Share | None, ...], ...]
+    average: tuple[Share | None, ...]
+    low: tuple[Share | None, ...] = ()
+    high: tuple[Share | None, ...] = ()
+    tasks_counted: tuple[Count, ...] = ()
+    effective: tuple[Reached, ...] = ()
+    unfit: tuple[Unfit, ...] = ()
+    tokens: Count | None = None
+
+    @model_validator(mode="after")
+    def _shape(self) -> Self:
+        columns = len(self.lengths)
+        wrong = [row for row in (self.average, *self.scores) if len(row) != columns]
+        wrong += [row for row in (self.low, self.high, self.tasks_counted) if row and len(row) != columns]
+        if wrong or len(self.scores) != len(self.tasks):
+            raise ValueError(f"scores must have {len(self.tasks)} rows (tasks) of {columns} values (lengths)")
+        return self
+
+
+class Test(Part):
+    """What was found at one length: hits among trials with an interval, and whether that passes the threshold."""
+
+    length: int
+    hits: Count
+    trials: Count
+    low: Share
+    high: Share
+    passes: bool
+    sure: bool = True
+
+
+class Length(Record):
+    """The search of the effective length: the longest at which the share of right answers reaches the threshold."""
+
+    model: str
+    label: str = ""
+    trained: int | None = None
+    threshold: Share
+    effective: int | None
+    low: int | None = None
+    high: int | None = None
+    tests: tuple[Test, ...] = Field(min_length=1)
+    tokens: Count | None = None
+    tokens_grid: Mapping[str, Count] | Count | None = None
+
+
+class KeyTokens(Part):
+    """LongPPL: the perplexity of the key tokens, their share, and whether they were given by another model."""
+
+    value: Number | None
+    low: Number | None = None
+    high: Number | None = None
+    share: Share
+    given: bool = False
+
+
+class Beyond(Part):
+    """Nats per token that text older than `near` tokens saves: against its shuffled self, and against a stranger."""
+
+    near: int
+    shuffled: Number
+    shuffled_low: Number | None = None
+    shuffled_high: Number | None = None
+    other: Number | None = None
+    other_low: Number | None = None
+    other_high: Number | None = None
+
+
+class Views(Record):
+    """Views of the loss: with a short context beside the whole one, on key tokens, and what far text saves."""
+
+    model: str
+    label: str
+    trained: int | None = None
+    length: int
+    windows: Count
+    short: int
+    mean: Number
+    mean_short: Number
+    long_ppl: KeyTokens | None = None
+    beyond: tuple[Beyond, ...] = ()
+    used: int | None = None
+    sources: tuple[str, ...] = ()
+
+
+class Leak(Record):
+    """A packing-leak test: what `said` of documents whose numbers change when they stand in one row with others."""
+
+    model: str
+    label: str = ""
+    documents: tuple[int, ...]
+    said: tuple[str, ...] = ()
+
+
+class Check(Part):
+    """What one check of the doctor found."""
+
+    name: str
+    question: str = ""
+    verdict: str
+    why: str = ""
+    seen: str = ""
+    faults: tuple[Mapping[str, str], ...] = ()
+
+
+class Doctor(Record):
+    """What the doctor says of a model: its checks, and those that found something."""
+
+    model: str
+    runtime: str = ""
+    wrong: tuple[str, ...] = ()
+    checks: tuple[Check, ...] = ()
 
 
 class Training(Record):
@@ -135,6 +380,12 @@ KINDS: Mapping[str, type[Record]] = {
     "needle": Needle,
     "candidates": Candidates,
     "policies": Policies,
+    "tasks": Tasks,
+    "ruler": Ruler,
+    "length": Length,
+    "views": Views,
+    "leak": Leak,
+    "doctor": Doctor,
     "training": Training,
     "sample": Sample,
 }

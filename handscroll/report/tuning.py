@@ -10,12 +10,12 @@ from handscroll.report.drawing import NARROW, WIDE
 from handscroll.report.intervals import Interval, intervals
 from handscroll.report.page import Facts, Figure, Item, Page, Section, Table, Text
 from handscroll.report.plots import curve
-from handscroll.report.records import Count, Number, Record, Share
+from handscroll.report.records import Count, Number, Part, Share
 
 _LONGEST = 600  # characters of an error's text; of a longer one its two ends are shown, and it says so
 
 
-class Score(Record):
+class Score(Part):
     """One score of one system: `system` names it ("tuned", "TF-IDF"), `metric` is how it is said ("accuracy"), `low`
     and `high` are the ends of its 95 % interval over `count` examples, where it has one."""
 
@@ -28,7 +28,7 @@ class Score(Record):
     higher: bool = True
 
 
-class Difference(Record):
+class Difference(Part):
     """A paired test on one metric: the first system less the second, its interval, and p."""
 
     metric: str
@@ -40,7 +40,7 @@ class Difference(Record):
     p: Share | None = None
 
 
-class Curve(Record):
+class Curve(Part):
     """A value over the steps of training: `name` ("training loss"), `unit` ("nats per token"); None: not measured."""
 
     name: str
@@ -55,7 +55,7 @@ class Curve(Record):
         return self
 
 
-class Matrix(Record):
+class Matrix(Part):
     """`counts[i][j]` examples of `labels[i]` were called `labels[j]`, `nameless[i]` by none of the labels."""
 
     labels: tuple[str, ...] = Field(min_length=1)
@@ -72,7 +72,7 @@ class Matrix(Record):
         return self
 
 
-class Mistake(Record):
+class Mistake(Part):
     """An example that came out wrong: its text, what is true, what was said, how sure the model was, where it stands
     ("dev.csv, row 12")."""
 
@@ -83,7 +83,7 @@ class Mistake(Record):
     place: str = ""
 
 
-class Counted(Record):
+class Counted(Part):
     """Something that happened to `count` rows or tokens ("rows read", "left out: empty text"); `note` says where."""
 
     what: str
@@ -91,14 +91,14 @@ class Counted(Record):
     note: str = ""
 
 
-class SecondSet(Record):
+class SecondSet(Part):
     """The scores of the same systems on another data set of the same task."""
 
     name: str
     scores: tuple[Score, ...] = Field(min_length=1)
 
 
-class Tuning(Record):
+class Tuning(Part):
     """A tuning run. `system` names the tuned model among `scores`; the first metric of it heads the page.
 
     `mistakes` are some of the `wrong` of `examined` held-out examples, in the order in which they should be read.

@@ -10,6 +10,7 @@ from torch import Tensor
 from handscroll.base.errors import ConfigError, DataError
 from handscroll.base.spec import HeadSpec
 from handscroll.data.table.fields import Field
+from handscroll.generate.asked import Form
 from handscroll.lm import LM
 from handscroll.metrics.scores import Measured
 from handscroll.metrics.table import Settings, measure
@@ -19,7 +20,6 @@ from handscroll.tasks.headed import TEXTS, WEIGHT, Headed
 from handscroll.tasks.label_words import LabelWords
 from handscroll.tasks.prompting import Prompting
 from handscroll.tasks.task import Example, OnDone, Prediction
-from handscroll.tasks.writer import Form
 
 
 class Classify(Headed):

@@ -14,6 +14,7 @@ from handscroll.base.errors import DataError, nearest
 from handscroll.data.encoded import Encoded
 from handscroll.data.row import Row
 from handscroll.data.table.fields import Field
+from handscroll.generate.asked import Form
 from handscroll.lm import LM
 from handscroll.metrics.scores import Measured
 from handscroll.metrics.table import Settings, measure
@@ -25,7 +26,7 @@ from handscroll.tasks.prompting import Prompting
 from handscroll.tasks.show import headline, show
 from handscroll.tasks.similar import Similar
 from handscroll.tasks.task import Example, OnDone, Prediction, Task
-from handscroll.tasks.writer import Form, Writer, learned
+from handscroll.tasks.writer import Writer, learned
 from handscroll.text.chat.messages import Message
 
 USER = Field("user", ("userid", "customerid"), False, "label")

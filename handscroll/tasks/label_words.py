@@ -10,10 +10,11 @@ import numpy as np
 
 from handscroll.base.errors import DataError
 from handscroll.data.encoded import Encoded
+from handscroll.generate.asked import Form
 from handscroll.lm import LM
 from handscroll.tasks.prompting import Prompting
 from handscroll.tasks.task import Example, OnDone, Prediction
-from handscroll.tasks.writer import Form, Writer, learned
+from handscroll.tasks.writer import Writer, learned
 from handscroll.text.chat.messages import Message
 
 NOTHING = ("N/A", "[MASK]", "...")  # inputs without content

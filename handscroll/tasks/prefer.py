@@ -16,6 +16,7 @@ from handscroll.data.table.conversations import preferences
 from handscroll.data.table.fields import Field
 from handscroll.data.table.table import Table
 from handscroll.data.table.turns import turns_column
+from handscroll.generate.asked import Form
 from handscroll.lm import LM
 from handscroll.metrics.scores import Measured
 from handscroll.metrics.table import measure
@@ -26,7 +27,7 @@ from handscroll.objectives.objective import Objective
 from handscroll.objectives.preference import Preference
 from handscroll.tasks.show import headline, show
 from handscroll.tasks.task import Example, OnDone, Part, Prediction, Task
-from handscroll.tasks.writer import Form, learned
+from handscroll.tasks.writer import learned
 from handscroll.text.chat.messages import Message
 from handscroll.train.assemble import Updates
 from handscroll.train.preference import PreferenceStep, reference_likelihoods, row_likelihoods, without_updates

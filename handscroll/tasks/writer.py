@@ -2,9 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -12,20 +10,17 @@ from handscroll.base.errors import CapacityError, DataError
 from handscroll.cache.reading.store import SHARED, Store
 from handscroll.data.encoded import Encoded
 from handscroll.data.sources import end_token
-from handscroll.generate.chat import Chat, Speaker, said
-from handscroll.generate.conversation import shared_beginning
+from handscroll.generate.asked import NOW, Form, speaker_of
+from handscroll.generate.chat import Chat, said
 from handscroll.generate.likelihood import Likelihood
+from handscroll.generate.prefill import shared_beginning
 from handscroll.generate.read import ROOM
 from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
 from handscroll.lm import LM
 from handscroll.tasks.conversation import encode_conversation, encode_pair, encode_prompt
 from handscroll.text.chat.messages import Message
-from handscroll.text.tokenizer import Tokenizer
 
-Form = Literal["auto", "chat", "plain"]
-# Some templates write the date. It is always this one, so that a model is asked as it was trained, on any day.
-NOW = datetime(2024, 7, 26)
 OTHER = "\ue0ff"  # a message with which nothing begins
 BETWEEN = "\n\n"  # messages, in plain text
 
@@ -50,22 +45,6 @@ class Written:
         return {"finish": self.finish, "tokens": tokens}
 
 
-def speaker_of(lm: LM, form: Form) -> Speaker | None:
-    """How messages become text: by the template of the model, or None for plain text.
-
-    Raises:
-        ConfigError: the form is "chat" and the model has no template.
-    """
-    if form == "plain" or (form == "auto" and not lm.tokenizer.settings.get("chat_template")):
-        return None
-    return _speaker(lm.tokenizer, lm.source)
-
-
-@lru_cache(maxsize=2)
-def _speaker(tokenizer: Tokenizer, source: str) -> Speaker:
-    return Speaker(tokenizer, "", source)
-
-
 def learned(
     lm: LM, form: Form, messages: Sequence[Message], place: str, variables: Mapping[str, Any] | None = None
 ) -> list[Encoded]:
@@ -76,7 +55,7 @@ def learned(
     Raises:
         DataError: there is no answer, or an empty one. ConfigError: nothing would teach the model to stop.
     """
-    speaker, ends = speaker_of(lm, form), lm.model.config.eos
+    speaker, ends = speaker_of(lm.tokenizer, lm.source, form), lm.model.config.eos
     if speaker is not None:
         return encode_conversation(speaker, messages, variables=variables, ends=ends, now=NOW, place=place)
     if not messages or messages[-1]["role"] != "assistant":
@@ -108,7 +87,7 @@ class Writer:
         if store is not None:
             held = store
             self.talk.find = lambda ids, total: held.find(lm.identity(total), torch.tensor(ids[:-1]))
-        speaker = speaker_of(lm, form)
+        speaker = speaker_of(lm.tokenizer, lm.source, form)
         self._chat = None if speaker is None else Chat(speaker, self.talk, now=NOW)
 
     def prompt(self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None) -> list[int]:

@@ -88,3 +88,22 @@ def test_wrong_pairs_are_refused(tmp_path):
         loglikelihood(model, [([5] * 60, [6] * 5)])
     assert loglikelihood(model, [([5] * 60, [6] * 5)], beyond=True)[0].tokens == 5
     assert loglikelihood(model, []) == []
+
+
+def test_examples_before_many_questions_are_read_once(tmp_path, monkeypatch):
+    """Two kinds of examples, each before three questions, of which one has two continuations; and a stranger."""
+    monkeypatch.setattr(module, "WORTH", 20)
+    model = loaded(tmp_path, dtype=torch.float64)
+    first, second, stranger = prompts_of((30, 25, 12))
+    own, continuations = prompts_of((4, 7, 5, 6, 3, 8), seed=3), prompts_of((3, 1, 4, 2, 5, 3, 2, 2), seed=4)
+    contexts = [*(first + some for some in own[:3]), *(second + some for some in own[3:]), stranger, first + own[0]]
+    pairs = list(zip(contexts, continuations, strict=True))
+    read = []
+    real = type(model).hidden
+    monkeypatch.setattr(
+        type(model), "hidden", lambda self, x, *a: read.append(x.shape[:2].numel()) or real(self, x, *a)
+    )
+    found = loglikelihood(model, pairs)
+    assert sum(read) < 160 < sum(len(context) for context in contexts)
+    for (context, continuation), one in zip(pairs, found, strict=True):
+        assert one.logprob == pytest.approx(alone(model, context, continuation)[0], abs=1e-9)

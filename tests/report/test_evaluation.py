@@ -7,45 +7,7 @@ from handscroll.report import evaluation_page, render
 from handscroll.report.evaluation import tail_loss
 from handscroll.report.records import parse_records
 from tests.naming import naming
-
-
-def perplexity(label="after", **other):
-    values = {
-        "kind": "perplexity", "model": "tiny", "label": label, "length": 4096, "block": 1024,
-        "positions": [512, 1536, 2560, 3584], "loss": [3.0, 2.5, 2.25, 2.125],
-        "low": [2.9, 2.4, 2.2, 2.1], "high": [3.1, 2.6, 2.3, 2.2], "count": [10, 10, 10, 10],
-        "mean": 2.469, "tokens": 40960, "windows": 10, "sources": ["a.txt"],
-    }  # fmt: skip
-    return {**values, **other}
-
-
-def needle(label="after", **other):
-    values = {
-        "kind": "needle", "model": "tiny", "label": label, "lengths": [1024, 4096], "depths": [0.0, 1.0],
-        "accuracy": [[1.0, 0.75], [1.0, None]], "samples": 8, "format": "passkey", "seed": 7,
-    }  # fmt: skip
-    return {**values, **other}
-
-
-CANDIDATES = {
-    "kind": "candidates",
-    "target": 4096,
-    "rows": [
-        {"method": "pi", "long_loss": 2.75, "short_loss": 2.6, "verdict": "short text suffers", "chosen": False},
-        {"method": "yarn", "long_loss": 2.25, "short_loss": 2.5, "verdict": "best", "chosen": True},
-        {"method": "none", "long_loss": None, "short_loss": 2.5, "verdict": "not finite", "chosen": False},
-    ],
-}
-EVERYTHING = [
-    perplexity("before", loss=[3.0, 2.5, 7.0, 9.5], low=None, high=None),
-    perplexity(),
-    perplexity("sliding window"),
-    needle("before"),
-    needle(),
-    CANDIDATES,
-    {"kind": "training", "steps": [1, 2, 3], "loss": [3.0, None, 2.5]},
-    {"kind": "sample", "prompt": "Once <b>", "text": "upon & a time"},
-]
+from tests.report.material import CANDIDATES, EVERYTHING, needle, perplexity
 
 
 def test_a_page_tells_what_the_records_say():

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from handscroll.base.errors import CapacityError, ConfigError, DataError
 from handscroll.cli.main import app
 from handscroll.data.table.table import Table
+from handscroll.generate.asked import NOW
 from handscroll.generate.chat import Speaker
 from handscroll.tasks.answer import Answer
 from handscroll.tasks.chat import Chat, Dialogue, Instruct
@@ -22,7 +23,6 @@ from handscroll.tasks.similar import Similar, terms
 from handscroll.tasks.summarise import Summarise
 from handscroll.tasks.task import task_from
 from handscroll.tasks.translate import Translate
-from handscroll.tasks.writer import NOW
 from handscroll.text.pieces import pieces, sentences
 from tests.tasks.chats import FIM, lines, saved, talker
 from tests.tasks.material import rows

@@ -1,0 +1,86 @@
+"""The sections on views of the loss: what long context is worth, and whether packed documents see each other."""
+
+from collections.abc import Sequence
+
+from handscroll.report.language import joined, say
+from handscroll.report.numbers import loss, share
+from handscroll.report.page import Item, Section, Table, Text
+from handscroll.report.records import Beyond, Doctor, Leak, Views
+from handscroll.report.ticks import compact
+
+
+def views_section(records: Sequence[Views], names: Sequence[str]) -> Section:
+    """Loss with the whole and with a short context, key tokens, and nats from beyond k."""
+    rows = []
+    for one, name in zip(records, names, strict=True):
+        key = one.long_ppl
+        told = None if key is None or key.value is None else f"{loss(key.value)} [{loss(key.low)}, {loss(key.high)}]"
+        rows.append(
+            (name, compact(one.length), loss(one.mean), loss(one.mean_short), compact(one.short), told,
+             None if key is None else share(key.share))
+        )  # fmt: skip
+    columns = ("", *map(say, ("length", "loss", "loss, short context", "short context", "LongPPL", "key tokens")))
+    caption = say("Loss in nats per token; LongPPL is the perplexity of the tokens for which far text matters.")
+    items: list[Item] = [Table(columns, rows, caption)]
+    far = [
+        (name, compact(gain.near), _told(gain, "shuffled"), _told(gain, "other"))
+        for one, name in zip(records, names, strict=True)
+        for gain in one.beyond
+    ]
+    if far:
+        columns = ("", *map(say, ("older than", "against the same, shuffled", "against another text")))
+        caption = say("Nats per token that the true text older than so many tokens saves, with 95% intervals.")
+        items.append(Table(columns, far, caption))
+    return Section(say("What far text is worth"), _lead(records, names), items)
+
+
+def _lead(records: Sequence[Views], names: Sequence[str]) -> str:
+    parts = []
+    for one, name in zip(records, names, strict=True):
+        worth = f"{one.mean_short - one.mean:+.3f}"
+        parts.append(
+            say(
+                "The context beyond {short} tokens saves {name} {worth} nats per token.",
+                short=compact(one.short), name=name, worth=worth,
+            )
+        )  # fmt: skip
+        if one.beyond:
+            used = (
+                say("nothing for sure") if one.used is None else say("text older than {k} tokens", k=compact(one.used))
+            )
+            parts.append(say("Of far text in its right order it uses {used}.", used=used))
+    return joined(parts)
+
+
+def _told(gain: Beyond, name: str) -> str | None:
+    value, low, high = (getattr(gain, f"{name}{end}") for end in ("", "_low", "_high"))
+    if value is None:
+        return None
+    return f"{value:+.4f}" if low is None or high is None else f"{value:+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
+def leak_section(record: Leak) -> Section:
+    """Whether documents that are packed into one row see each other."""
+    lead = (
+        say("Packed documents see each other: {count} differ from what they are alone.", count=len(record.said))
+        if record.said
+        else say("Each of {count} packed documents has the numbers that it has alone.", count=len(record.documents))
+    )
+    return Section(say("Packing"), lead, [Text(list(record.said))] if record.said else [])
+
+
+def doctor_section(record: Doctor) -> Section:
+    """What the doctor found, first what is wrong."""
+    lead = (
+        say("{count} of {all} checks found something wrong.", count=len(record.wrong), all=len(record.checks))
+        if record.wrong
+        else say("{count} checks found nothing wrong.", count=len(record.checks))
+    )
+    order = sorted(record.checks, key=lambda check: check.name not in record.wrong)
+    rows = []
+    for check in order:
+        faults = joined([part for fault in check.faults for part in (fault.get("what", ""), fault.get("mend", ""))])
+        rows.append((check.name, check.verdict, faults or check.seen or check.why))
+    columns = tuple(map(say, ("check", "verdict", "what was seen")))
+    items: list[Item] = [Table(columns, rows, record.runtime)] if rows else []
+    return Section(say("Doctor: {model}", model=record.model), lead, items)

@@ -1,0 +1,86 @@
+"""One page for two runs, and the sections on long tasks."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from handscroll.base.errors import CheckpointError, DataError
+from handscroll.cli.main import app
+from handscroll.report import evaluation_page, render
+from handscroll.report.runs import names_of, read_run, side_by_side
+from tests.report.material import DOCTOR, LEAK, LENGTH, RULER, VIEWS, needle, perplexity, tasks
+
+
+def test_long_tasks_show_scores_what_was_asked_and_the_plan():
+    html = render(evaluation_page([tasks()]))
+    for word in (
+        "0.500 [0.400, 0.600]", "20 questions were answered. Each was asked about the whole of its text.",
+        "up to 4K", "Plan and what happened", "4,000 of 4,000", "abababababababab", "handscroll evaluate tasks tiny",
+        "1.6 min",
+    ):  # fmt: skip
+        assert word in html, word
+    parts = render(evaluation_page([tasks(cut=7, left_out=[{"place": "row 9", "tokens": 9000}])]))
+    assert "Long tasks: not the whole texts" in parts and "7 of them about documents without their middle" in parts
+    assert "1 were left out" in parts and "row 9" in parts
+
+
+def test_two_runs_stand_beside_each_other(tmp_path):
+    runs = []
+    for name, value in (("old", 0.25), ("new", 0.5)):
+        records = [perplexity("exact"), perplexity("window"), needle("needle"), tasks("x", value)]
+        runs.append(tmp_path / f"{name}.jsonl")
+        runs[-1].write_text("".join(json.dumps(one) + "\n" for one in records), encoding="utf-8")
+    both = side_by_side(*map(read_run, runs), names_of(runs))
+    assert [one["label"] for one in both] == [
+        "old, exact", "old, window", "old", "old", "new, exact", "new, window", "new", "new",
+    ]  # fmt: skip
+    html = render(evaluation_page(both))
+    assert "-0.250" in html and "All numbers: old, exact" in html and "All numbers: new<" in html
+    out = [str(tmp_path / name) for name in ("page.html", "page.json")]
+    done = CliRunner().invoke(app, ["report", *map(str, runs), "--out", out[0], "--json", out[1], "--language", "zh"])
+    assert done.exit_code == 0, done.output
+    page, content = [(tmp_path / name).read_text(encoding="utf-8") for name in ("page.html", "page.json")]
+    assert "长文本任务" in page and len(page) < 2_000_000 and len(json.loads(content)["records"]) == 8
+
+
+def test_runs_of_models_with_other_trained_lengths_have_no_common_line():
+    records = [perplexity("a", trained=1024), perplexity("b", model="other", trained=2048)]
+    assert "trained 1K" not in render(evaluation_page(records))
+
+
+def test_names_tell_runs_apart(tmp_path):
+    assert names_of([tmp_path / "a" / "r.jsonl", tmp_path / "b" / "r.jsonl"]) == ["a/r", "b/r"]
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(DataError, match="no records"):
+        read_run(tmp_path / "empty.jsonl")
+    with pytest.raises(CheckpointError, match=r"none\.jsonl"):
+        read_run(tmp_path / "none.jsonl")
+    done = CliRunner().invoke(app, ["report", *["x.jsonl"] * 3])
+    assert done.exit_code != 0
+
+
+def test_how_far_a_model_reaches_with_published_models_beside_it():
+    html = render(evaluation_page([RULER]))
+    for word in (
+        "4K (2K to 4K)", "Llama 3.1 8B", "arXiv:2404.06654", "threshold 85.6", "95% [90%, 97%]",
+        "task 3 does not fit into 8K: it needs 9,000 tokens",
+    ):  # fmt: skip
+        assert word in html, word
+    for other in ({"tasks": ["a"], "scores": [[1.0, 1.0, 1.0]]}, {"language": "zh"}):
+        assert "Llama 3.1 8B" not in render(evaluation_page([RULER | other]))
+    with pytest.raises(DataError, match="13 rows"):
+        evaluation_page([RULER | {"scores": [[1.0, 1.0, 1.0]]}])
+    assert "below the shortest (below the shortest to 512)" in render(evaluation_page([LENGTH]))
+    assert "100 tokens were read; the whole grid takes 700." in render(evaluation_page([LENGTH]))
+
+
+def test_views_packing_and_the_doctor_have_their_sections():
+    html = render(evaluation_page([VIEWS, LEAK, DOCTOR]))
+    for word in (
+        "The context beyond 256 tokens saves whole +0.250 nats per token.", "+0.0200 [+0.0100, +0.0300]",
+        "Each of 2 packed documents has the numbers that it has alone.", "1 of 2 checks found something wrong",
+    ):  # fmt: skip
+        assert word in html, word
+    assert html.index("ignored set it") < html.index("as it should be")
+    assert "see each other: 1 differ" in render(evaluation_page([LEAK | {"said": ["a leak"]}]))
