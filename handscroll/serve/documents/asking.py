@@ -6,7 +6,7 @@ from typing import Any
 from handscroll.base.errors import ConfigError
 from handscroll.cache.reading.reading import Document, Reading
 from handscroll.generate.ask import QUESTION, SEAM, TURN, within
-from handscroll.generate.conversation import shared_beginning
+from handscroll.generate.prefill import shared_beginning
 from handscroll.serve.documents.shelf import Entry
 from handscroll.serve.errors import ApiError
 from handscroll.serve.models import Served
