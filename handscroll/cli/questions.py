@@ -66,6 +66,8 @@ def _say(sheet: "Sheet") -> None:
     screen().print(f"{counts}; {str(sheet.account).splitlines()[0]}", markup=False)
     for count in (*sheet.account.left_out, *sheet.account.repaired):
         screen().print(f"  {count}", markup=False)
+    for note in sheet.account.notes:
+        screen().print(f"  note: {note.removeprefix(sheet.file).lstrip(': ')}", markup=False)
 
 
 def _show_plan(todo: "Plan") -> None:

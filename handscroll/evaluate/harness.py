@@ -48,15 +48,24 @@ def main(arguments: Sequence[str]) -> None:
     adapter()
     from lm_eval.__main__ import cli_evaluate
 
-    named = any(one == "--model" or one.startswith("--model=") for one in arguments)
-    runs = not arguments or arguments[0].startswith("-") or arguments[0] == "run"
-    model = [] if named or not runs or "--help" in arguments or "-h" in arguments else ["--model", NAME]
     before = sys.argv
-    sys.argv = ["lm_eval", *arguments, *model]
+    sys.argv = ["lm_eval", *arguments_of(arguments)]
     try:
         cli_evaluate()
     finally:
         sys.argv = before
+
+
+def arguments_of(given: Sequence[str]) -> list[str]:
+    """The arguments for lm-eval: where a run names no model it is ours, and without --device the processor is taken
+    (lm-eval's own default is a GPU, whether there is one or not)."""
+    runs = given and (given[0].startswith("-") or given[0] == "run") and not {"-h", "--help"} & set(given)
+    missing = [
+        (name, value)
+        for name, value in (("--model", NAME), ("--device", "cpu"))
+        if runs and not any(one == name or one.startswith(f"{name}=") for one in given)
+    ]
+    return [*given, *(word for pair in missing for word in pair)]
 
 
 @cache

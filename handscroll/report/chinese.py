@@ -79,7 +79,6 @@ CHINESE = {
     "threshold {value}": "门槛 {value}",
     "beyond trained {length} →": "超出训练长度 {length} →",
     # how far a model reaches
-    "below the shortest": "短于最短的长度",
     "{length} ({low} to {high})": "{length}（{low} 至 {high}）",
     "Average score by length": "各长度的平均得分",
     "percent of the answers, mean over tasks": "答对的百分比，各任务平均",

@@ -191,7 +191,7 @@ def _reaches(records: Sequence[Record]) -> list[tuple[str, str]]:
     rulers, searches = _of(records, Ruler), _of(records, Length)
     facts = [
         (
-            reached(rule),
+            reached(rule, min(one.lengths)),
             say(
                 "tokens: effective length of {name} in RULER, above {threshold}",
                 name=name,
@@ -204,7 +204,7 @@ def _reaches(records: Sequence[Record]) -> list[tuple[str, str]]:
     ]
     facts += [
         (
-            reached(one),
+            reached(one, one.tests[0].length),
             say("tokens: effective length of {name}, above {threshold}", name=name, threshold=percent(one.threshold)),
         )
         for one, name in zip(searches, _named(searches), strict=True)

@@ -11,10 +11,10 @@ from handscroll.report.records import Length, Reached, Ruler
 from handscroll.report.ticks import compact
 
 
-def reached(one: Reached | Length) -> str:
-    """An effective length with its interval: "8K (4K to 16K)"."""
+def reached(one: Reached | Length, shortest: int) -> str:
+    """An effective length with its interval: "8K (4K to 16K)"; "<256" lies below the shortest length measured."""
     length = one.length if isinstance(one, Reached) else one.effective
-    told, low, high = (say("below the shortest") if n is None else compact(n) for n in (length, one.low, one.high))
+    told, low, high = (f"<{compact(shortest)}" if n is None else compact(n) for n in (length, one.low, one.high))
     return told if one.low == one.high == length else say("{length} ({low} to {high})", length=told, low=low, high=high)
 
 
@@ -77,7 +77,7 @@ def _ruler_lead(records: Sequence[Ruler], names: Sequence[str]) -> str:
     for one, name in zip(records, names, strict=True):
         rules = {rule.rule: rule for rule in one.effective}
         if "published" in rules:
-            told = reached(rules["published"])
+            told = reached(rules["published"], min(one.lengths))
             parts.append(
                 say(
                     "{name} holds the published threshold of {threshold} up to {length} tokens.",
@@ -86,7 +86,10 @@ def _ruler_lead(records: Sequence[Ruler], names: Sequence[str]) -> str:
             )  # fmt: skip
         if "relative" in rules:
             parts.append(
-                say("Against its own shortest length it holds up to {length}.", length=reached(rules["relative"]))
+                say(
+                    "Against its own shortest length it holds up to {length}.",
+                    length=reached(rules["relative"], min(one.lengths)),
+                )
             )
     samples = sorted({one.samples for one in records})
     return joined(
@@ -103,7 +106,12 @@ def _table(one: Ruler, name: str, several: bool) -> Table:
     ]
     caption = say("Scores as published: the share of the wanted strings in the answer. A dash: did not fit.")
     columns = (say("task"), *map(compact, one.lengths))
-    return Table(columns, [(say("average"), *average), *rows], f"{name}. {caption}" if several else caption)
+    return Table(
+        columns,
+        [(say("average"), *average), *rows],
+        f"{name}. {caption}" if several else caption,
+        align=("left", *["right"] * len(one.lengths)),
+    )
 
 
 def length_section(records: Sequence[Length], names: Sequence[str]) -> Section:
@@ -111,7 +119,7 @@ def length_section(records: Sequence[Length], names: Sequence[str]) -> Section:
     parts = [
         say(
             "{name} answers at least {threshold} of the questions up to {length} tokens.",
-            name=name, threshold=percent(one.threshold), length=reached(one),
+            name=name, threshold=percent(one.threshold), length=reached(one, one.tests[0].length),
         )
         for one, name in zip(records, names, strict=True)
     ]  # fmt: skip

@@ -359,6 +359,14 @@ class Doctor(Record):
     checks: tuple[Check, ...] = ()
 
 
+class Harness(Record):
+    """What lm-eval asked of a model: the kind of its `requests` and how many; a page shows their certificate."""
+
+    model: str
+    requests: str
+    count: Count
+
+
 class Training(Record):
     """Loss of each step of a training run."""
 
@@ -385,6 +393,7 @@ KINDS: Mapping[str, type[Record]] = {
     "length": Length,
     "views": Views,
     "leak": Leak,
+    "harness": Harness,
     "doctor": Doctor,
     "training": Training,
     "sample": Sample,

@@ -163,3 +163,11 @@ def test_what_requests_begin_with_is_read_once(folder, monkeypatch):
     )
     assert model.generate_until(asked) == alone
     assert sum(read) < 1.5 * len(model.encode(shared)) + 60
+
+
+def test_the_command_fills_in_model_and_device():
+    given = ["--model_args", "path=x", "--tasks", "a"]
+    assert harness.arguments_of(given) == [*given, "--model", "handscroll", "--device", "cpu"]
+    assert harness.arguments_of(["run", "--model=hf", "--device", "cuda"]) == ["run", "--model=hf", "--device", "cuda"]
+    for words in ([], ["--help"], ["ls", "tasks"]):
+        assert harness.arguments_of(words) == words

@@ -71,7 +71,7 @@ def test_how_far_a_model_reaches_with_published_models_beside_it():
         assert "Llama 3.1 8B" not in render(evaluation_page([RULER | other]))
     with pytest.raises(DataError, match="13 rows"):
         evaluation_page([RULER | {"scores": [[1.0, 1.0, 1.0]]}])
-    assert "below the shortest (below the shortest to 512)" in render(evaluation_page([LENGTH]))
+    assert "&lt;512 (&lt;512 to 512)" in render(evaluation_page([LENGTH]))
     assert "100 tokens were read; the whole grid takes 700." in render(evaluation_page([LENGTH]))
 
 
@@ -84,3 +84,9 @@ def test_views_packing_and_the_doctor_have_their_sections():
         assert word in html, word
     assert html.index("ignored set it") < html.index("as it should be")
     assert "see each other: 1 differ" in render(evaluation_page([LEAK | {"said": ["a leak"]}]))
+
+
+def test_what_lm_eval_was_given_shows_its_certificate():
+    asked = {"kind": "harness", "model": "tiny", "requests": "loglikelihood", "count": 24}
+    html = render(evaluation_page([asked | {"certificate": {"offered": 1000, "seen": 1000, "sha256": "cd" * 32}}]))
+    assert "1,000 of 1,000" in html and "cdcdcdcdcdcdcdcd" in html

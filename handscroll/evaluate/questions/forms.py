@@ -104,7 +104,8 @@ def _sheet(table: Table, file: str, columns: Mapping[str, str] | None) -> Sheet:
         items += found
     if not items:
         raise DataError(f"{file}: read as {form.name} ({form.says}), but no row has a question with an answer")
-    return Sheet(file, form.name, form.says, tuple(_alike(items)), step.onto(Account(len(own))))
+    about = tuple(note for note in table.account.notes if note.startswith(file))
+    return Sheet(file, form.name, form.says, tuple(_alike(items)), step.onto(Account(len(own), notes=about)))
 
 
 def _alike(items: Sequence[Item]) -> list[Item]:
