@@ -20,6 +20,7 @@ def report(
     """Write a self-contained report page of RECORDS; of two files, side by side."""
     from handscroll.base.runs import write_file
     from handscroll.report import evaluation_page, write
+    from handscroll.report.changes import changes_section
     from handscroll.report.runs import names_of, read_run, side_by_side
 
     if len(records) > 2:
@@ -28,7 +29,8 @@ def report(
     names = names_of(records)
     shown = runs[0] if len(runs) == 1 else side_by_side(runs[0], runs[1], names)
     name = title or (" / ".join(names) if len(runs) == 2 else None)
-    page = evaluation_page(shown, title=name, language=language)
+    changes = changes_section(*runs, names, language) if len(runs) == 2 else []
+    page = evaluation_page(shown, title=name, language=language, first=changes)
     screen().print(f"report: {write(page, out)}", markup=False)
     if json_out is not None:
         content = {"title": page.title, "about": page.subtitle, "made": dict(page.provenance), "records": shown}

@@ -147,6 +147,18 @@ CHINESE = {
     "What caches of {model} free at {length} tokens, and their distance from the exact one.": "{model} 的各种缓存在 {length} 个词元时释放多少，以及与精确缓存的距离。",
     "Shares of the full cache's bytes; KL divergence of the next-token distributions in nats; shares of positions with the same likeliest token, and of the tasks done (a dash where the exact cache fails too).": "占完整缓存字节数的比例；下一词元分布的 KL 散度（奈特）；最可能词元相同的位置比例，以及完成的任务比例（精确缓存也失败时为横线）。",
     "Cache policies": "缓存策略",
+    # two runs
+    "the same": "相同",
+    "worse": "变差",
+    "better": "变好",
+    "no sure difference": "没有确定的差别",
+    "{count} of {all} numbers became worse from {first} to {second}.": "从 {first} 到 {second}，{all} 个数值中有 {count} 个变差。",
+    "measured": "测量",
+    "What changed": "变化",
+    "Where intervals are known, a difference counts only if they lie apart.": "已知区间时，只有区间不重叠才算有差别。",
+    "loss in the last quarter of {length}, {label}": "{length} 的最后四分之一的损失，{label}",
+    "needles found, {label}": "找到的“针”，{label}",
+    "RULER at {length}": "RULER，{length}",
     # samples
     "Prompt": "提示",
     "Continuation": "续写",

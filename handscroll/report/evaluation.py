@@ -42,11 +42,13 @@ def evaluation_page(
     subtitle: str | None = None,
     provenance: Mapping[str, str] | None = None,
     language: str = "en",
+    first: Sequence[Section] = (),
 ) -> Page:
     """A page from evaluation records (see `handscroll.report.records`), in the order in which a reader asks.
 
     `trained` is the length the original checkpoint was trained for; by default it is read from the records.
     `provenance` is added to what the records themselves tell. `language` is "en" or "zh".
+    `first` are sections that stand before those of the records.
 
     Raises:
         DataError: no records, an unknown kind, a malformed record. ConfigError: an unknown language.
@@ -63,7 +65,7 @@ def evaluation_page(
         about = _reach(trained, target) if subtitle is None else subtitle
         facts = [*_facts(losses, needles, trained, target), *_reaches(parsed)]
         sections = [Section(say("In short"), "", [Facts(facts)])] if facts else []
-        sections += [section for make in SECTIONS for section in make(parsed, trained, target)]
+        sections += [*first, *(section for make in SECTIONS for section in make(parsed, trained, target))]
         return Page(name, about, sections, {**_provenance(parsed), **(provenance or {})}, language)
 
 

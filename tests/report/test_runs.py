@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from handscroll.base.errors import CheckpointError, DataError
 from handscroll.cli.main import app
 from handscroll.report import evaluation_page, render
+from handscroll.report.changes import changes_section
 from handscroll.report.runs import names_of, read_run, side_by_side
 from tests.report.material import DOCTOR, LEAK, LENGTH, RULER, VIEWS, needle, perplexity, tasks
 
@@ -40,8 +41,15 @@ def test_two_runs_stand_beside_each_other(tmp_path):
     out = [str(tmp_path / name) for name in ("page.html", "page.json")]
     done = CliRunner().invoke(app, ["report", *map(str, runs), "--out", out[0], "--json", out[1], "--language", "zh"])
     assert done.exit_code == 0, done.output
+    assert "What changed" not in html
     page, content = [(tmp_path / name).read_text(encoding="utf-8") for name in ("page.html", "page.json")]
-    assert "长文本任务" in page and len(page) < 2_000_000 and len(json.loads(content)["records"]) == 8
+    assert (
+        "变化" in page
+        and "没有确定的差别" in page
+        and "长文本任务" in page
+        and len(page) < 2_000_000
+        and len(json.loads(content)["records"]) == 8
+    )
 
 
 def test_runs_of_models_with_other_trained_lengths_have_no_common_line():
@@ -90,3 +98,19 @@ def test_what_lm_eval_was_given_shows_its_certificate():
     asked = {"kind": "harness", "model": "tiny", "requests": "loglikelihood", "count": 24}
     html = render(evaluation_page([asked | {"certificate": {"offered": 1000, "seen": 1000, "sha256": "cd" * 32}}]))
     assert "1,000 of 1,000" in html and "cdcdcdcdcdcdcdcd" in html
+
+
+def test_what_became_worse_for_sure_stands_first():
+    old = [perplexity("exact"), tasks("x", 0.8), needle("needle"), RULER]
+    new = [
+        perplexity("exact", loss=[3.0, 2.5, 2.25, 2.0]),
+        tasks("y", 0.3),
+        needle("needle"),
+        RULER | {"average": [0.9, 0.94, 0.5], "low": [0.85, 0.9, 0.4], "high": [0.95, 0.97, 0.6]},
+    ]
+    (section,) = changes_section(old, new, ["old", "new"])
+    rows = [(row[0], row[-1]) for row in section.items[0].cells]
+    assert rows[:2] == [("RULER at 2K", "worse"), ("loogle, token-f1", "worse")] and len(rows) == 7
+    assert ("loss in the last quarter of 4K, exact", "better") in rows and ("RULER at 8K", "the same") in rows
+    assert ("RULER at 4K", "no sure difference") in rows and section.lead.startswith("2 of 7 numbers became worse")
+    assert changes_section([LEAK], [LEAK], ["a", "b"]) == []
