@@ -106,12 +106,9 @@ def _table(one: Ruler, name: str, several: bool) -> Table:
     ]
     caption = say("Scores as published: the share of the wanted strings in the answer. A dash: did not fit.")
     columns = (say("task"), *map(compact, one.lengths))
-    return Table(
-        columns,
-        [(say("average"), *average), *rows],
-        f"{name}. {caption}" if several else caption,
-        align=("left", *["right"] * len(one.lengths)),
-    )
+    told = [(say("average"), *average), *rows]
+    right = ("left", *["right"] * len(one.lengths))
+    return Table(columns, told, f"{name}. {caption}" if several else caption, align=right)  # pyright: ignore[reportArgumentType]
 
 
 def length_section(records: Sequence[Length], names: Sequence[str]) -> Section:
