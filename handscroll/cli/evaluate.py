@@ -10,6 +10,7 @@ from handscroll.cli.options import FILES, Adapter, Device, Dtype, Encoding, Key,
 from handscroll.cli.questions import tasks
 from handscroll.cli.records import Json, Report
 from handscroll.cli.records import keep as _keep
+from handscroll.cli.ruler import ruler
 from handscroll.cli.screen import bar, screen, table
 
 evaluations = typer.Typer(
@@ -152,6 +153,7 @@ def policies(
 def register(app: typer.Typer) -> None:
     evaluations.command()(tasks)
     evaluations.command(context_settings=ANY)(harness)
+    evaluations.command()(ruler)
     app.add_typer(evaluations, name="evaluate")
 
 

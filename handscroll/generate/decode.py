@@ -34,7 +34,7 @@ class _Group:
 
     @property
     def new(self) -> int:
-        return self.requests[0].sampling.max_tokens
+        return max(request.sampling.max_tokens for request in self.requests)
 
 
 def decode(model: Model, requests: Sequence[Request], tokenizer: Decodes | None = None) -> Iterator[list[NewToken]]:
@@ -59,6 +59,21 @@ def decode(model: Model, requests: Sequence[Request], tokenizer: Decodes | None 
         check_stops(request, tokenizer)
     begun = [checked(model, request, number) for number, request in enumerate(requests)]
     return (step for group in _groups(model, begun) for step in _run(model, group, tokenizer))
+
+
+@torch.no_grad()
+def follow(model: Model, cache: Cache, choosers: Sequence[Chooser], length: int) -> Iterator[list[NewToken]]:
+    """Continue prompts that all begin with the tokens that `cache` holds, each at least one token longer.
+
+    The rows go on in a branch: `cache` is not written and serves again. Steps are those of `decode`. `length` is the
+    declared length of all rows. Whoever iterates may end a row early by setting the `finish` of its chooser.
+    """
+    requests = tuple(chooser.request for chooser in choosers)
+    group = _Group(tuple(range(len(requests))), requests, length)
+    tokens, marks = _rest(requests, cache.length, model.device)
+    own = cache.branch(marks.length + group.new - 1)
+    hidden = prefill(model, tokens, marks, own, length, prefill_chunk(model.device))
+    yield from _continue(model, hidden, own, choosers, group)
 
 
 @torch.no_grad()
@@ -126,8 +141,14 @@ def _read(model: Model, requests: Sequence[Request], length: int, room: int) -> 
 
     The cache has room for `room` more tokens a row. The requests share their reading, policy and chunk.
     """
-    device, reading = model.device, requests[0].reading
-    before = 0 if reading is None else reading.length
+    reading = requests[0].reading
+    tokens, marks = _rest(requests, 0 if reading is None else reading.length, model.device)
+    cache = _new_cache(model, requests[0], marks.length + room)
+    return prefill(model, tokens, marks, cache, length, requests[0].chunk or prefill_chunk(model.device)), cache
+
+
+def _rest(requests: Sequence[Request], before: int, device: torch.device) -> tuple[Tensor, Marks]:
+    """The tokens (B, T) of the prompts after the first `before`, padded on the right, and their marks."""
     lengths = torch.tensor([len(request.prompt) for request in requests], device=device)
     longest = int(lengths.max())
     tokens = torch.zeros(len(lengths), longest - before, dtype=torch.long, device=device)
@@ -135,9 +156,7 @@ def _read(model: Model, requests: Sequence[Request], length: int, room: int) -> 
         tokens[row, : len(request.prompt) - before] = torch.tensor(request.prompt[before:], device=device)
     even = bool((lengths == longest).all())  # plain marks keep the kernels on their fast path
     starts = torch.full_like(lengths, before)
-    marks = Marks.run(before, longest - before) if even else Marks.rows(starts, lengths - before)
-    cache = _new_cache(model, requests[0], longest - before + room)
-    return prefill(model, tokens, marks, cache, length, requests[0].chunk or prefill_chunk(device)), cache
+    return tokens, Marks.run(before, longest - before) if even else Marks.rows(starts, lengths - before)
 
 
 def _new_cache(model: Model, request: Request, room: int) -> Cache:

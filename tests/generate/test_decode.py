@@ -7,9 +7,13 @@ import torch
 
 from handscroll.base.errors import CapacityError, CheckpointError, ConfigError, DataError
 from handscroll.cache.full import FullCache
+from handscroll.evaluate.branching import begin, greedy
+from handscroll.generate.chooser import Chooser
+from handscroll.generate.decode import follow
+from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
 from handscroll.models.weights import load_model
-from tests.conformance.families import reference, save
+from tests.conformance.families import FORMS, reference, save
 from tests.generate.asking import decode
 from tests.generate.material import Letters, loaded, prompts_of, written
 from tests.naming import naming
@@ -213,3 +217,29 @@ def test_other_refusals(tmp_path):
         model.head[0, 0] = torch.nan
     with pytest.raises(CheckpointError, match="not numbers"):
         list(decode(model, [[5]], Sampling(max_tokens=5)))
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral-window", "gemma3_text", "gpt2"])
+def test_rows_that_follow_one_reading_equal_those_that_are_read_alone(family):
+    """Tails and numbers of new tokens differ; a row may be ended from outside; the reading serves again."""
+    model = FORMS[family].build()
+    head, *tails = prompts_of((20, 3, 1, 9), seed=4)
+    requests = [
+        Request([*head, *tail], Sampling(max_tokens=new), beyond=True, ends=frozenset())
+        for tail, new in zip(tails, (5, 12, 7), strict=True)
+    ]
+    length = 64
+    prefix = begin(model, length)
+    prefix.read(head)
+    for stopped in (None, 1):
+        choosers = [Chooser(request, model, row) for row, request in enumerate(requests)]
+        found = [[] for _ in requests]
+        for step in follow(model, prefix.cache, choosers, prefix.declared):
+            for new in step:
+                found[new.row].append(new.token)
+                if new.row == stopped and len(found[new.row]) == 2:
+                    choosers[new.row].finish = "enough"
+        for row, request in enumerate(requests):
+            alone = begin(model, length)
+            wanted = greedy(alone, request.prompt, request.sampling.max_tokens)
+            assert found[row] == (wanted[:2] if row == stopped else wanted)

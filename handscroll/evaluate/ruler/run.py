@@ -1,0 +1,198 @@
+"""A run of RULER: what it will cost, its samples one by one, each kept as it is done, and what they show."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from handscroll.base.errors import CapacityError, ConfigError
+from handscroll.base.lock import RunLock
+from handscroll.base.records import RecordWriter, read_records
+from handscroll.base.runs import make_folder, write_file
+from handscroll.evaluate.ruler.answering import Answer, answers
+from handscroll.evaluate.ruler.bench import Bench
+from handscroll.evaluate.ruler.exams import Exam, Setting, exams_of
+from handscroll.evaluate.ruler.frame import Frame, chat, plain
+from handscroll.evaluate.ruler.summary import summary
+from handscroll.generate.budget import Demand
+from handscroll.generate.chat import Speaker
+from handscroll.lm import LM
+from handscroll.models.fingerprint import fingerprint
+from handscroll.plan import duration
+from handscroll.plan.calibration import Calibration
+
+SAMPLES, ABOUT = "samples.jsonl", "ruler.json"
+Key = tuple[str, int, int]  # task, length, number of the sample
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What is read and written at one length: texts, questions, tokens, seconds; tasks that do not fit."""
+
+    length: int
+    texts: int
+    questions: int
+    read: int
+    written: int
+    seconds: float
+    unfit: tuple[tuple[str, int], ...]
+
+
+def framed(lm: LM, setting: Setting) -> tuple[Frame, frozenset[int]]:
+    """What the template puts around a text, and the tokens that end an answer.
+
+    Raises:
+        ConfigError: the template chat without a chat template.
+    """
+    if setting.template != "chat":
+        return plain(lm.tokenizer), frozenset(lm.model.config.eos)
+    speaker = Speaker(lm.tokenizer, where=lm.source)
+    return chat(speaker), speaker.ends(lm.model)
+
+
+def plan(lm: LM, bench: Bench, setting: Setting, calibration: Calibration | None = None) -> list[Cost]:
+    """What each length costs, judged by its first sample; answers count with all the room they have."""
+    frame, _ = framed(lm, setting)
+    calibration = calibration or Calibration()
+    found = []
+    for length in setting.lengths:
+        made = list(exams_of(bench, setting, frame, length, 0))
+        real = [exam for exam in made if exam.questions]
+        rooms = [one.room for exam in real for one in exam.questions]
+        unfit = tuple(pair for exam in made for pair in exam.unfit)
+        each = sum(_seconds(lm, exam, calibration) for exam in real)
+        n = setting.samples
+        read = sum(exam.tokens for exam in real)
+        found.append(Cost(length, n * len(real), n * len(rooms), n * read, n * sum(rooms), n * each, unfit))
+    return found
+
+
+def _seconds(lm: LM, exam: Exam, calibration: Calibration) -> float:
+    head, most = len(exam.head.ids), max(one.room for one in exam.questions)
+    found = duration.reading(Demand(range(head), 1).workload("full", lm.model), calibration)
+    for one in exam.questions:
+        whole = head + len(one.tail.ids)
+        found += duration.reading(Demand(range(whole), 1, past=head).workload("full", lm.model), calibration)
+    return found + duration.writing(Demand(range(head), most).workload("full", lm.model), calibration)
+
+
+def measure(
+    lm: LM, bench: Bench, setting: Setting, out: Path | None = None, label: str = "", progress: Progress | None = None
+) -> dict[str, Any]:
+    """Run all samples that `out` does not hold yet, and return the record of all of them.
+
+    With `out` every sample is on disk as soon as it is scored; a killed run goes on there and repeats none. Equal
+    settings, texts and weights give equal records. `progress(done, all)` is called after every sample.
+
+    Raises:
+        ConfigError: `out` holds a run of other settings, texts or weights, or the model cannot continue a text.
+        CapacityError: a length exceeds a learned position table, or the memory.
+    """
+    lm.model.spec.require("RULER", one_text=True, forward=True, head=True)
+    if (limit := lm.model.spec.limit) is not None and max(setting.lengths) > limit:
+        raise CapacityError(
+            f"length {max(setting.lengths)} exceeds the learned position table of {limit} tokens: extend it first"
+        )
+    about = identity(lm, bench, setting)
+    rows: dict[Key, dict[str, Any]] = {}
+    total = len(setting.tasks) * len(setting.lengths) * setting.samples
+    with ExitStack() as stack:
+        keep = _kept(stack, out, about, rows) if out is not None else lambda row: None
+        for row in _rest(lm, bench, setting, rows):
+            keep(row)
+            rows[_key(row)] = row
+            if progress is not None:
+                progress(len(rows), total)
+    ordered = [
+        rows[task, length, number]
+        for length in setting.lengths
+        for task in setting.tasks
+        for number in range(setting.samples)
+    ]
+    return summary(lm, setting, about, ordered, label)
+
+
+def identity(lm: LM, bench: Bench, setting: Setting) -> dict[str, Any]:
+    """All that decides the samples and the answers."""
+    return {
+        "handscroll": version("handscroll"),
+        "model": lm.source,
+        "weights": fingerprint(lm.model),
+        "positions": [one.model_dump(mode="json") for one in lm.model.spec.positions],
+        "tokenizer": lm.tokenizer.fingerprint,
+        "language": bench.language,
+        "texts": bench.record(),
+        "setting": setting.model_dump(mode="json"),
+    }
+
+
+def _rest(lm: LM, bench: Bench, setting: Setting, rows: dict[Key, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows of the samples that are not among `rows`."""
+    frame, ends = framed(lm, setting)
+    for length in setting.lengths:
+        for number in range(setting.samples):
+            if all((task, length, number) in rows for task in setting.tasks):
+                continue
+            for exam in exams_of(bench, setting, frame, length, number):
+                for task, missing in exam.unfit:
+                    if (task, length, number) not in rows:
+                        yield {"task": task, "length": length, "number": number, "missing": missing}
+                left = [one for one in exam.questions if (one.ask.task, length, number) not in rows]
+                if left:
+                    yield from (_row(exam, answer) for answer in answers(lm, exam, left, ends))
+
+
+def _row(exam: Exam, answer: Answer) -> dict[str, Any]:
+    one = answer.question
+    prompt = exam.head.text + one.tail.text
+    return {
+        "task": one.ask.task,
+        "length": exam.length,
+        "number": one.number,
+        "score": answer.score,
+        "answer": answer.text,
+        "tokens": answer.tokens,
+        "room": one.room,
+        "finish": answer.finish,
+        "references": list(one.ask.references),
+        "text": exam.name,
+        "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest(),
+        "certificate": answer.certificate.record(),
+        "details": dict(one.ask.details),
+    }
+
+
+def _key(row: dict[str, Any]) -> Key:
+    return row["task"], row["length"], row["number"]
+
+
+def _kept(
+    stack: ExitStack, out: Path, about: dict[str, Any], rows: dict[Key, dict[str, Any]]
+) -> Callable[[dict[str, Any]], None]:
+    """Fill `rows` with what a run in `out` did before, and return what keeps a new row there."""
+    make_folder(out)
+    stack.enter_context(RunLock(out))
+    file = out / ABOUT
+    if file.exists():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        same = json.loads(json.dumps(about))
+        if differ := [name for name in same if before.get(name) != same[name]]:
+            raise ConfigError(
+                f"{out} holds a run with another {', '.join(differ)}: give another folder, or the same settings"
+            )
+        if (out / SAMPLES).exists():
+            rows.update((_key(row), row) for row in read_records(out / SAMPLES))
+    else:
+        write_file(file, (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
+    writer = stack.enter_context(RecordWriter(out / SAMPLES))
+
+    def keep(row: dict[str, Any]) -> None:
+        writer.append(row)
+        writer.sync()
+
+    return keep

@@ -1,0 +1,133 @@
+"""A run of RULER: one reading gives the answers of separate runs, a kill repeats nothing, and what the scores say."""
+
+import json
+from collections import Counter
+
+import pytest
+from typer.testing import CliRunner
+
+import handscroll
+from handscroll.base.errors import ConfigError
+from handscroll.base.records import read_records
+from handscroll.cli.main import app
+from handscroll.evaluate.ruler import answering, run
+from handscroll.evaluate.ruler.bench import bench
+from handscroll.evaluate.ruler.exams import Setting, exams
+from handscroll.evaluate.ruler.frame import plain
+from handscroll.evaluate.ruler.summary import summary
+from tests.evaluate.test_ruler import book  # noqa: F401  (a fixture)
+
+LENGTHS = (1200, 1600)
+SOME = ("niah_single_1", "niah_single_2", "niah_multivalue", "vt", "qa_1", "unlike")
+
+
+@pytest.fixture(scope="module")
+def lm(tiny_folder):
+    return handscroll.load(tiny_folder)
+
+
+@pytest.fixture(scope="module")
+def made(lm, book):  # noqa: F811
+    return bench(lm.tokenizer, text=[book])
+
+
+def test_one_reading_gives_the_answers_of_separate_runs(lm, made):
+    setting = Setting(lengths=(1800,), tasks=SOME, samples=1)
+    ends = frozenset(lm.model.config.eos)
+    asked = 0
+    for exam in exams(made, setting, plain(lm.tokenizer)):
+        for answer in answering.answers(lm, exam, exam.questions, ends):
+            one = answer.question
+            ids = exam.head.ids + one.tail.ids
+            alone = lm.generate(ids, max_tokens=one.room, plain=True, beyond=True)
+            assert alone == answer.text or (answer.finish == "settled" and alone.startswith(answer.text))
+            assert answer.certificate.seen == answer.certificate.offered == len(ids)
+            asked += 1
+    assert asked == len(SOME)
+
+
+def test_a_killed_run_goes_on_and_repeats_nothing(lm, made, tmp_path, monkeypatch):
+    setting = Setting(lengths=LENGTHS, tasks=("niah_single_1", "niah_single_2", "vt", "unlike"), samples=2)
+    whole = run.measure(lm, made, setting, tmp_path / "whole")
+    asked = Counter()
+    ask = answering.answers
+
+    def counted(lm, exam, questions, ends):
+        for answer in ask(lm, exam, questions, ends):
+            asked[answer.question.ask.task, exam.length, exam.number] += 1
+            yield answer
+
+    monkeypatch.setattr(run, "answers", counted)
+
+    class Killed(Exception):
+        pass
+
+    def kill(done, _):
+        if done in (3, 9):
+            raise Killed
+
+    for _ in range(2):
+        with pytest.raises(Killed):
+            run.measure(lm, made, setting, tmp_path / "run", progress=kill)
+        with (tmp_path / "run" / run.SAMPLES).open("a", encoding="utf-8") as file:
+            file.write('{"task": "vt", "len')  # a line that the kill cut
+    record = run.measure(lm, made, setting, tmp_path / "run")
+    assert record == whole and set(asked.values()) == {1} and len(asked) == 16
+    rows = sorted(map(json.dumps, read_records(tmp_path / "run" / run.SAMPLES)))
+    assert rows == sorted(map(json.dumps, read_records(tmp_path / "whole" / run.SAMPLES)))
+    assert run.measure(lm, made, setting, tmp_path / "run") == whole and len(asked) == 16
+    with pytest.raises(ConfigError, match="setting"):
+        run.measure(lm, made, setting.model_copy(update={"seed": 1}), tmp_path / "run")
+
+
+def test_the_plan_counts_what_is_read(lm, made):
+    setting = Setting(lengths=LENGTHS, tasks=("niah_single_1", "vt", "cwe"), samples=2)
+    costs = run.plan(lm, made, setting)
+    for cost, length in zip(costs, LENGTHS, strict=True):
+        read = [exam.tokens for exam in exams(made, setting, plain(lm.tokenizer)) if exam.length == length]
+        assert cost.read == pytest.approx(sum(read), rel=0.05) and cost.seconds > 0
+        assert cost.questions + 2 * len(cost.unfit) == 6
+
+
+def rows_of(setting, score):
+    return [
+        {"task": task, "length": length, "number": n, "score": score(task, length), "finish": "eos"}
+        for length in setting.lengths
+        for task in setting.tasks
+        for n in range(setting.samples)
+    ]
+
+
+def test_the_summary_averages_tasks_and_finds_the_effective_length(lm):
+    setting = Setting(lengths=(512, 1024, 2048), tasks=("niah_single_1", "vt"), samples=100)
+    about = {"language": "en"}
+    rows = rows_of(setting, lambda task, length: float(length < 2048))
+    found = summary(lm, setting, about, rows)
+    assert found["average"] == [1.0, 1.0, 0.0] and found["scores"] == [[1.0, 1.0, 0.0]] * 2
+    first, second = found["effective"]
+    assert (first["length"], first["low"], first["high"]) == (1024, 1024, 1024)
+    assert second["threshold"] == pytest.approx(0.85) and second["length"] == 1024
+    half = summary(lm, setting, about, rows_of(setting, lambda task, length: 0.5))
+    assert half["effective"][0]["length"] is None and half["effective"][1]["length"] == 2048
+    assert half["low"][0] is half["high"][0] is None  # equal samples, which resampling says nothing about
+    missing = rows_of(setting, lambda task, length: 1.0)
+    missing[0] = {"task": "niah_single_1", "length": 512, "number": 0, "missing": 30}
+    found = summary(lm, setting, about, missing)
+    assert found["scores"][0] == [None, 1.0, 1.0] and found["tasks_counted"] == [1, 2, 2]
+    assert found["unfit"] == [{"task": "niah_single_1", "length": 512, "samples": 1, "needs": 542}]
+
+
+def test_the_command(tiny_folder, tmp_path):
+    def call(*arguments):
+        made = CliRunner().invoke(app, ["evaluate", "ruler", str(tiny_folder), *map(str, arguments)])
+        assert made.exit_code == 0, made.output
+        return made.output
+
+    some = ("--lengths", "1400", "--tasks", "niah_single_1,vt", "--samples", "2")
+    assert "tokens read" in call(*some, "--plan")
+    text = call(*some, "--out", tmp_path / "run", "--json", tmp_path / "record.jsonl")
+    assert "niah_single_1" in text and "effective length" in text and "average" in text
+    record = json.loads((tmp_path / "record.jsonl").read_text(encoding="utf-8"))
+    assert record["kind"] == "ruler" and record["template"] == "base" and len(record["outcomes"]) == 2
+    wrong = CliRunner().invoke(app, ["evaluate", "ruler", str(tiny_folder), "--lengths", "1k"])
+    assert isinstance(wrong.exception, ConfigError) and "commas" in str(wrong.exception)
