@@ -89,7 +89,8 @@ def test_needles_have_the_published_numbers_of_keys_values_and_questions(publish
     assert len(keys) == (1 if task in ("niah_multivalue", "niah_single_1", "niah_single_2", "niah_single_3") else 4)
     rest = NEEDLE.sub("", exam.head.text).split("\n", 1)[1]
     if haystack == "noise":
-        assert {line for line in rest.splitlines() if line} <= {ENGLISH.noise, *(f"{one.strip()}." for one in ENGLISH.noise.split("."))}
+        parts = [f"{one.strip()}." for one in ENGLISH.noise.split(".")]
+        assert {line for line in rest.splitlines() if line} <= {ENGLISH.noise, *parts}
     else:
         assert set(sentences(rest, "en")) <= set(sentences(book.read_text(encoding="utf-8"), "en"))
 
@@ -260,9 +261,8 @@ def test_the_same_bytes_come_from_a_seed(tokenizer, book):
     def digest(seed: int) -> str:
         found = hashlib.sha256()
         for layout in ("shared", "published"):
-            here, setting = bench(tokenizer, text=[book]), Setting(
-                lengths=(512, 2048), tasks=("all",), samples=2, layout=layout, seed=seed
-            )  # fmt: skip
+            here = bench(tokenizer, text=[book])
+            setting = Setting(lengths=(600, 2048), tasks=("all",), samples=1, layout=layout, seed=seed)
             for exam in exams(here, setting, plain(tokenizer)):
                 found.update(exam.head.text.encode())
                 found.update(repr([(q.tail.text, q.room, q.ask.references) for q in exam.questions]).encode())
@@ -272,7 +272,7 @@ def test_the_same_bytes_come_from_a_seed(tokenizer, book):
     assert digest(0) == RECORDED
 
 
-RECORDED = "?"
+RECORDED = "5c9c50f82636768cb50730bfbd3cd0da1d38515c909dbfae916b541076a3b077"
 
 
 def test_a_sample_depends_on_its_own_name_only(made, tokenizer):
@@ -300,7 +300,7 @@ def test_chinese_samples_are_chinese(tokenizer):
     for exam in exams(here, setting, plain(tokenizer)):
         text = text_of(exam)
         letters = sum("\u4e00" <= one <= "\u9fff" for one in text)
-        least = {"fwe": 0.005, "niah_multikey_3": 0.05}.get(exam.questions[0].ask.task, 0.2)
+        least = {"fwe": 0.003, "niah_multikey_3": 0.05}.get(exam.questions[0].ask.task, 0.2)
         assert letters / len(text) > least, exam.name
     exam = next(exams(here, Setting(lengths=(4000,), tasks=("niah_multiquery",), samples=1), plain(tokenizer)))
     assert all(value in exam.head.text for value in exam.questions[0].ask.references)

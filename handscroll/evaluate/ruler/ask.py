@@ -40,7 +40,7 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Planted:
     """What a question needs in its text: sentences and documents at random places; `ordered` ones keep their order."""
 
     ask: Ask

@@ -4,7 +4,7 @@ import string
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from handscroll.evaluate.ruler.ask import Ask, Evidence
+from handscroll.evaluate.ruler.ask import Ask, Planted
 from handscroll.evaluate.ruler.bench import Bench
 from handscroll.evaluate.ruler.wording import PLACES, THINGS
 from handscroll.evaluate.ruler.words import Draw
@@ -13,7 +13,7 @@ HOPS, LETTERS, ROOM = 4, 5, 30  # one chain of four hops, names of five letters,
 SHORT = 3  # letters of names in an example
 
 
-def tracking(bench: Bench, draw: Draw, task: str, example: bool = False) -> Evidence:
+def tracking(bench: Bench, draw: Draw, task: str, example: bool = False) -> Planted:
     """One chain of assignments: the first variable gets a value, and each other one that of the one before."""
     letters = SHORT if example else LETTERS
     names = [draw.letters(letters, string.ascii_uppercase) for _ in range(HOPS + 1)]
@@ -23,7 +23,7 @@ def tracking(bench: Bench, draw: Draw, task: str, example: bool = False) -> Evid
     question, lead = (text.format(value=value, count=HOPS + 1) for text in bench.say.chain)
     details = {"chains": 1, "hops": HOPS}
     ask = Ask(task, bench.say.chain_about, question, lead, tuple(names), "all", " ".join(names), ROOM, (), details)
-    return Evidence(ask, tuple(lines), ordered=True)
+    return Planted(ask, tuple(lines), ordered=True)
 
 
 @dataclass(eq=False)
@@ -58,7 +58,7 @@ class World:
         self.told.append(self.bench.say.drops.format(name=name, thing=thing))
 
 
-def scattered(bench: Bench, draw: Draw, task: str) -> Evidence:
+def scattered(bench: Bench, draw: Draw, task: str) -> Planted:
     """Facts scattered over a text; the answer needs the last one, two or three of them.
 
     The form is that of BABILong (Kuratov et al. 2024, "BABILong: Testing the Limits of LLMs with Long Context
@@ -93,4 +93,4 @@ def scattered(bench: Bench, draw: Draw, task: str) -> Evidence:
     wrong = tuple(one for one in PLACES[bench.language] if one not in (right, words["place"]))
     details = {"facts": facts, "events": len(world.told)}
     ask = Ask(task, bench.say.facts_about, question, lead, (right,), "alone", right, 16, wrong, details)
-    return Evidence(ask, tuple(world.told), ordered=True)
+    return Planted(ask, tuple(world.told), ordered=True)

@@ -3,7 +3,7 @@
 import string
 from collections.abc import Iterator
 
-from handscroll.evaluate.ruler.ask import Ask, Evidence
+from handscroll.evaluate.ruler.ask import Ask, Planted
 from handscroll.evaluate.ruler.bench import Bench
 from handscroll.evaluate.ruler.questions import Item
 from handscroll.evaluate.ruler.wording import DOCUMENTS, HOPS, VERSES
@@ -13,24 +13,24 @@ ROOM = 32  # tokens for the answer, as published
 ALIKE, LINES, PREFIX = 4, 4, 10  # pieces of one title, sentences of a piece, letters of the prefix
 
 
-def answering(bench: Bench, draw: Draw, task: str) -> Evidence:
+def answering(bench: Bench, draw: Draw, task: str) -> Planted:
     """A question whose answer stands in one document (qa_1) or follows from two (qa_2)."""
     asked = bench.asked.get(task)
     if asked is not None:
         item = draw.random.choice(list(asked.items))
-        return _evidence(bench, task, item, [asked.documents[number] for number in item.documents])
+        return _plant(bench, task, item, [asked.documents[number] for number in item.documents])
     if task == "qa_1":
         text, fields, kind = invented(bench, draw)
         question, name = draw.random.choice(DOCUMENTS[bench.language][kind][1])
-        return _evidence(bench, task, Item(question.format(**fields), (fields[name],), ()), [text])
+        return _plant(bench, task, Item(question.format(**fields), (fields[name],), ()), [text])
     kind = draw.random.choice(sorted(HOPS[bench.language]))
     first, fields, _ = invented(bench, draw, kind)
     second, others, _ = invented(bench, draw, "town", fields["town"])
     question, name = draw.random.choice(HOPS[bench.language][kind])
-    return _evidence(bench, task, Item(question.format(**fields), (others[name],), ()), [first, second])
+    return _plant(bench, task, Item(question.format(**fields), (others[name],), ()), [first, second])
 
 
-def distractors(bench: Bench, draw: Draw, one: Evidence) -> Iterator[str]:
+def distractors(bench: Bench, draw: Draw, one: Planted) -> Iterator[str]:
     """Documents of the kind of those that belong to a question: given ones, each once, or invented ones without end."""
     if one.ask.rule == "alike":
         while True:
@@ -58,7 +58,7 @@ def invented(bench: Bench, draw: Draw, kind: str = "", town: str = "") -> tuple[
     return forms[kind][0].format(**fields), fields, kind
 
 
-def again(bench: Bench, draw: Draw, task: str) -> Evidence:
+def again(bench: Bench, draw: Draw, task: str) -> Planted:
     """Several short pieces have one title, and one of them is to be written again behind a random prefix.
 
     The form, and the grader, are those of MRCR (Vodrahalli et al. 2024, "Michelangelo"; OpenAI's MRCR, 2025).
@@ -72,7 +72,7 @@ def again(bench: Bench, draw: Draw, task: str) -> Evidence:
     question = say.alike.format(ordinal=say.ordinals[chosen], kind=spoken, topic=topic, prefix=prefix)
     details = {"alike": ALIKE, "chosen": chosen}
     ask = Ask(task, say.alike_about, question, "", (prefix, wanted), "alike", f"{prefix}{wanted}", 0, details=details)
-    return Evidence(ask, documents=tuple(texts), ordered=True)
+    return Planted(ask, documents=tuple(texts), ordered=True)
 
 
 def _titled(bench: Bench, draw: Draw, kind: str, topic: str) -> str:
@@ -81,7 +81,7 @@ def _titled(bench: Bench, draw: Draw, kind: str, topic: str) -> str:
     return title + bench.say.blank.join(line.format(n=draw.random.choice(nouns), a=draw.pair()) for line in lines)
 
 
-def _evidence(bench: Bench, task: str, item: Item, texts: list[str]) -> Evidence:
+def _plant(bench: Bench, task: str, item: Item, texts: list[str]) -> Planted:
     question, lead = bench.say.documents
     ask = Ask(
         task=task,
@@ -94,4 +94,4 @@ def _evidence(bench: Bench, task: str, item: Item, texts: list[str]) -> Evidence
         room=ROOM,
         details={"documents": len(texts)},
     )
-    return Evidence(ask, documents=tuple(texts))
+    return Planted(ask, documents=tuple(texts))

@@ -5,7 +5,7 @@ sample number share three texts: prose and documents; needles among needles; noi
 needs lies in the same text, so one reading serves the questions of many tasks. docs/ruler.md says what that costs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError
 from handscroll.evaluate.ruler import counts, texts
-from handscroll.evaluate.ruler.ask import Ask, Evidence, Unfit
+from handscroll.evaluate.ruler.ask import Ask, Planted, Unfit
 from handscroll.evaluate.ruler.bench import Bench, Piece, size
 from handscroll.evaluate.ruler.chains import tracking
 from handscroll.evaluate.ruler.frame import Frame
@@ -28,6 +28,10 @@ SHOTS = 2  # solved examples of the template few-shot
 SOLVED = ("vt", "cwe")  # tasks that have one solved example in every template, as published
 ROUND = 1500  # tokens of a shared text of lists after which its parts come again
 DENSE = 0.5  # largest share of a shared text that what is asked for may take
+
+
+TRIES = 5  # a text is made again so often until it fits together with its questions
+Make = Callable[[int], "tuple[list[Piece], list[Question]]"]
 
 
 class Setting(Config):
@@ -116,14 +120,12 @@ class Maker:
             before = self._solved(task, "published")
             if TASKS[task].counting is None:
                 draw = self._draw(name)
-                evidence = self._evidence(draw, task)
-                start, question = self._start(before, evidence.ask), self._question(evidence.ask)
-                pieces = _woven(self.bench, draw, [evidence], self._left(start, [question]))
+                plant = self._plant(draw, task)
+                start, question = self._start(before, plant.ask), self._question(plant.ask)
+                pieces = _woven(self.bench, draw, [plant], self._left(start, [question]))
             else:
-                ask = self._counted(name, task, self.length)[1]
-                start = self._start(before, ask)
-                pieces, ask = self._counted(name, task, self._left(start, [self._question(ask)]))
-                start, question = self._start(before, ask), self._question(ask)
+                start = self._start(before, self._counted(name, task, self.length)[1])
+                pieces, (question,) = self._fitted(start, lambda budget: self._asked(name, task, budget))
         except Unfit as error:
             return self._none(name, [(task, error.missing)])
         return self._exam(name, [*start, *pieces], [question])
@@ -132,12 +134,12 @@ class Maker:
         """Exams of prose and documents: as few as hold what the tasks need without crowding."""
         draw = self._draw("shared/prose")
         start = self._start([], None, "prose")
-        parts: list[list[Evidence]] = []
+        parts: list[list[Planted]] = []
         for task in tasks:
-            evidence = self._evidence(draw, task)
-            if not parts or not self._roomy(start, [*parts[-1], evidence]):
+            plant = self._plant(draw, task)
+            if not parts or not self._roomy(start, [*parts[-1], plant]):
                 parts.append([])
-            parts[-1].append(evidence)
+            parts[-1].append(plant)
         for at, part in enumerate(parts):
             name = f"shared/prose{at}/{self.length}/{self.number}"
             try:
@@ -153,8 +155,7 @@ class Maker:
         name, start = f"shared/{group}/{self.length}/{self.number}", self._start([], None, group)
         make = self._lists if group == "lists" else self._needles
         try:
-            questions = make(tasks, self.length // 2)[1]
-            pieces, questions = make(tasks, self._left(start, questions))
+            pieces, questions = self._fitted(start, lambda budget: make(tasks, budget))
         except Unfit:
             yield from self._apart(tasks)
             return
@@ -166,7 +167,7 @@ class Maker:
 
     def _needles(self, tasks: Sequence[str], budget: int) -> tuple[list[Piece], list[Question]]:
         draw = self._draw("shared/needles")
-        part = [self._evidence(draw, task) for task in tasks]
+        part = [self._plant(draw, task) for task in tasks]
         questions = [self._question(one.ask, shared=True) for one in part]
         return texts.needles(self.bench, draw, part, budget), questions
 
@@ -179,7 +180,7 @@ class Maker:
         each = (budget - rounds * sum(size(head) + texts.EDGE for head in heads.values())) // len(kinds)
         parts: dict[str, list[list[Piece]]] = {}
         asks: dict[str, Ask] = {}
-        noisy = [self._evidence(draw, task) for task in tasks if TASKS[task].evidence]
+        noisy = [self._plant(draw, task) for task in tasks if TASKS[task].plant]
         if noisy:
             asks |= {one.ask.task: one.ask for one in noisy}
             parts["noise"] = _cut(texts.noise(self.bench, draw, noisy, each), rounds, 1)
@@ -196,14 +197,29 @@ class Maker:
                     found += [*heads[kind], *texts.ended(self.bench, run, "\n" if kind == "noise" else "\n\n")]
         return found, [self._question(asks[task], shared=True) for task in tasks]
 
+    def _fitted(self, start: Sequence[Piece], make: Make) -> tuple[list[Piece], list[Question]]:
+        """A text whose questions are known only once it is made: made again until all of it fits."""
+        budget = self._left(start, make(self.length)[1])
+        for _ in range(TRIES):
+            pieces, questions = make(budget)
+            over = size(pieces) - self._left(start, questions)
+            if over <= 0:
+                return pieces, questions
+            budget -= over
+        raise Unfit(over)
+
+    def _asked(self, name: str, task: str, budget: int) -> tuple[list[Piece], list[Question]]:
+        pieces, ask = self._counted(name, task, budget)
+        return pieces, [self._question(ask)]
+
     def _counted(self, name: str, task: str, budget: int) -> tuple[list[Piece], Ask]:
         make = TASKS[task].counting
         assert make is not None
         pieces, ask = make(self.bench, self._draw(name), task, budget, self.length)
         return texts.ended(self.bench, pieces, "\n"), ask
 
-    def _evidence(self, draw: Draw, task: str) -> Evidence:
-        make = TASKS[task].evidence
+    def _plant(self, draw: Draw, task: str) -> Planted:
+        make = TASKS[task].plant
         assert make is not None
         return make(self.bench, draw, task)
 
@@ -235,10 +251,10 @@ class Maker:
         for at in range(count):
             draw = self._draw(f"example/{where}/{task}/{at}")
             pieces += solved(self.bench, draw, task, long)
-        if size(pieces) <= self.length // 3:
+        if size(pieces) <= self.length // 2:
             return pieces
         if self.setting.template == "few-shot":
-            raise Unfit(3 * size(pieces) - self.length)
+            raise Unfit(2 * size(pieces) - self.length)
         return []
 
     def _left(self, start: Sequence[Piece], questions: Sequence[Question]) -> int:
@@ -247,7 +263,7 @@ class Maker:
             raise Unfit(1 - left)
         return left
 
-    def _roomy(self, start: Sequence[Piece], part: Sequence[Evidence]) -> bool:
+    def _roomy(self, start: Sequence[Piece], part: Sequence[Planted]) -> bool:
         """Whether what several tasks need leaves enough room for the text around it."""
         try:
             left = self._left(start, [self._question(one.ask, shared=True) for one in part])
@@ -288,24 +304,24 @@ def _small(bench: Bench, draw: Draw, task: str, long: bool) -> tuple[list[Piece]
     if task == "cwe":
         pieces, ask = counts.example(bench, draw, task, long)
         return texts.ended(bench, pieces, "\n"), ask
-    make, counting = TASKS[task].evidence, TASKS[task].counting
+    make, counting = TASKS[task].plant, TASKS[task].counting
     for budget in (100, 200, 400, 800, 1600, 3200):
         try:
             if counting is not None:
                 pieces, ask = counting(bench, draw, task, budget, SHORTEST)
                 return texts.ended(bench, pieces, "\n"), ask
             assert make is not None
-            evidence = tracking(bench, draw, task, example=True) if task == "vt" else make(bench, draw, task)
-            return _woven(bench, draw, [evidence], budget), evidence.ask
+            plant = tracking(bench, draw, task, example=True) if task == "vt" else make(bench, draw, task)
+            return _woven(bench, draw, [plant], budget), plant.ask
         except Unfit:
             continue
     raise Unfit(budget)
 
 
-def _woven(bench: Bench, draw: Draw, evidences: Sequence[Evidence], budget: int) -> list[Piece]:
-    """The text around the evidences of one kind."""
+def _woven(bench: Bench, draw: Draw, planted: Sequence[Planted], budget: int) -> list[Piece]:
+    """The text around what is planted, all of one kind."""
     weave = {"noise": texts.noise, "prose": texts.prose, "needles": texts.needles, "documents": texts.documents}
-    return weave[TASKS[evidences[0].ask.task].text](bench, draw, evidences, budget)
+    return weave[TASKS[planted[0].ask.task].text](bench, draw, planted, budget)
 
 
 def _cut(pieces: Sequence[Piece], parts: int, by: int) -> list[Sequence[Piece]]:

@@ -7,7 +7,7 @@ Language Models?", table 2 and appendix B.
 
 from dataclasses import dataclass
 
-from handscroll.evaluate.ruler.ask import Ask, Evidence
+from handscroll.evaluate.ruler.ask import Ask, Planted
 from handscroll.evaluate.ruler.bench import Bench
 from handscroll.evaluate.ruler.wording import LANDMARKS
 from handscroll.evaluate.ruler.words import Draw
@@ -52,7 +52,7 @@ def sentence(bench: Bench, kind: str, key: str, value: str) -> str:
     return bench.say.needle.format(kind=one, kinds=several, key=key, value=value)
 
 
-def needles(bench: Bench, draw: Draw, task: str) -> Evidence:
+def needles(bench: Bench, draw: Draw, task: str) -> Planted:
     """A sample of one of the needle tasks."""
     form, say = FORMS[task], bench.say
     pairs = {
@@ -76,10 +76,10 @@ def needles(bench: Bench, draw: Draw, task: str) -> Evidence:
         room=ROOM,
         details={"keys": form.keys, "values": form.values, "asked": form.asked},
     )
-    return Evidence(ask, tuple(hidden))
+    return Planted(ask, tuple(hidden))
 
 
-def unlike(bench: Bench, draw: Draw, task: str) -> Evidence:
+def unlike(bench: Bench, draw: Draw, task: str) -> Planted:
     """A needle that shares no word with its question: who walks past a landmark has been to its city or country.
 
     The form is that of NoLiMa (Modarressi et al. 2025, "NoLiMa: Long-Context Evaluation Beyond Literal Matching").
@@ -91,4 +91,4 @@ def unlike(bench: Bench, draw: Draw, task: str) -> Evidence:
     ask = Ask(
         task, say.lives_about, question, lead, (name,), "part", name, 32, details={"steps": steps, "landmark": landmark}
     )
-    return Evidence(ask, (say.lives.format(name=name, landmark=landmark),))
+    return Planted(ask, (say.lives.format(name=name, landmark=landmark),))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from handscroll.base.errors import ConfigError, nearest
-from handscroll.evaluate.ruler.ask import Ask, Evidence
+from handscroll.evaluate.ruler.ask import Ask, Planted
 from handscroll.evaluate.ruler.bench import Bench, Piece
 from handscroll.evaluate.ruler.chains import scattered, tracking
 from handscroll.evaluate.ruler.counts import coded, common
@@ -19,12 +19,12 @@ Counting = Callable[[Bench, Draw, str, int, int], tuple[list[Piece], Ask]]
 
 @dataclass(frozen=True)
 class Task:
-    """One task: the `text` around what it asks for, and how a sample is made (`evidence`, or `counting` words)."""
+    """One task: the `text` around what it asks for, and how a sample is made (`plant`, or `counting` words)."""
 
     name: str
     text: Text
     about: str
-    evidence: Callable[[Bench, Draw, str], Evidence] | None = None
+    plant: Callable[[Bench, Draw, str], Planted] | None = None
     counting: Counting | None = None
 
     @property
