@@ -32,13 +32,13 @@ class Answer:
     certificate: Certificate
 
 
-def answers(lm: LM, exam: Exam, questions: Sequence[Question], ends: frozenset[int]) -> Iterator[Answer]:
-    """The answers to some questions of an exam, each as soon as it has ended; the text is read once.
+def answers(lm: LM, exam: Exam, ends: frozenset[int]) -> Iterator[Answer]:
+    """The answers to the questions of an exam, each as soon as it has ended; the text is read once.
 
     Raises:
         CapacityError: there is too little memory, or the length exceeds a learned position table.
     """
-    head = exam.head.ids
+    head, questions = exam.head.ids, exam.questions
     most = max(len(one.tail.ids) + one.room for one in questions)
     afford_demand(lm.model, Demand(head, most, samples=len(questions)), "full")
     prefix = read(lm, head, reach=exam.length)

@@ -142,9 +142,15 @@ def _rest(lm: LM, bench: Bench, setting: Setting, rows: dict[Key, dict[str, Any]
                 for task, missing in exam.unfit:
                     if (task, length, number) not in rows:
                         yield {"task": task, "length": length, "number": number, "missing": missing}
-                left = [one for one in exam.questions if (one.ask.task, length, number) not in rows]
-                if left:
-                    yield from (_row(exam, answer) for answer in answers(lm, exam, left, ends))
+                known = {one.ask.task for one in exam.questions if (one.ask.task, length, number) in rows}
+                if len(known) == len(exam.questions):
+                    continue
+                # All of them again, since a batch of other rows could round otherwise; what is known stays.
+                yield from (
+                    _row(exam, answer)
+                    for answer in answers(lm, exam, ends)
+                    if answer.question.ask.task not in known
+                )
 
 
 def _row(exam: Exam, answer: Answer) -> dict[str, Any]:

@@ -99,7 +99,7 @@ _ENDS = "ford wick mere stead bury dale holm brook gate haven field moor ton com
 _STARTS_ZH = "青 白 金 石 云 松 柳 梅 竹 清 明 安 永 长 丰 南 北 东 西 新".split()
 _ENDS_ZH = "山镇 水镇 河镇 桥镇 林镇 溪镇 城镇 湾镇 丘镇 泉镇 陵镇 浦镇 岭镇 田镇 平镇".split()
 
-TRIES = 30  # after so many names that are used already, two are joined
+TRIES = 30  # after so many names that are used already, one more is joined to them
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,15 +136,15 @@ class Draw:
     used: set[str] = field(default_factory=set)
 
     def new(self, make: Callable[[], str]) -> str:
-        """What `make` gives, made again until it is new; two of them joined, once nearly all are used."""
-        for _ in range(TRIES):
-            if (found := make()) not in self.used:
-                break
-        else:
-            while (found := f"{make()}{self.words.joint}{make()}") in self.used:
-                pass
-        self.used.add(found)
-        return found
+        """What `make` gives, made again until it is new; several of them joined, where nearly all are used."""
+        parts = 1
+        while True:
+            for _ in range(TRIES):
+                found = self.words.joint.join(make() for _ in range(parts))
+                if found not in self.used:
+                    self.used.add(found)
+                    return found
+            parts += 1
 
     def pair(self) -> str:
         """An adjective and a noun."""
