@@ -37,4 +37,3 @@ def chat(speaker: Speaker) -> Frame:
     before, after = one.ids[:first], one.ids[len(one.ids) - last :]
     text_before, _, text_after = one.text.rpartition(_PROBES[0])
     return Frame(Piece(text_before, before), Piece(text_after, after), chat=True)
-

@@ -147,9 +147,7 @@ def _rest(lm: LM, bench: Bench, setting: Setting, rows: dict[Key, dict[str, Any]
                     continue
                 # All of them again, since a batch of other rows could round otherwise; what is known stays.
                 yield from (
-                    _row(exam, answer)
-                    for answer in answers(lm, exam, ends)
-                    if answer.question.ask.task not in known
+                    _row(exam, answer) for answer in answers(lm, exam, ends) if answer.question.ask.task not in known
                 )
 
 
