@@ -21,6 +21,7 @@ from handscroll.evaluate.ruler.words import Draw
 from handscroll.generate.chat import Speaker
 from handscroll.text.tokenizer import Tokenizer
 from tests.conftest import ROOT
+from tests.evaluate.material import write_book
 
 NEEDLE = re.compile(r"One of the secret (numbers|identifiers) of (\S+) is: (\S+)\.")
 UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
@@ -33,12 +34,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def book(tmp_path_factory):
-    """A text of our own, the same on every machine."""
-    draw, words = random.Random(0), "the of and river stone walked slowly under a bright old bridge near town".split()
-    lines = [" ".join(draw.choices(words, k=draw.randint(5, 14))).capitalize() + "." for _ in range(900)]
-    path = tmp_path_factory.mktemp("book") / "book.txt"
-    path.write_text(" ".join(lines), encoding="utf-8")
-    return path
+    return write_book(tmp_path_factory.mktemp("book") / "book.txt")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from handscroll.evaluate.ruler.bench import bench
 from handscroll.evaluate.ruler.exams import Setting, exams
 from handscroll.evaluate.ruler.frame import plain
 from handscroll.evaluate.ruler.summary import summary
-from tests.evaluate.test_ruler import book  # noqa: F401  (a fixture)
+from tests.evaluate.material import write_book
 
 LENGTHS = (1200, 1600)
 SOME = ("niah_single_1", "niah_single_2", "niah_multivalue", "vt", "qa_1", "unlike")
@@ -27,8 +27,8 @@ def lm(tiny_folder):
 
 
 @pytest.fixture(scope="module")
-def made(lm, book):  # noqa: F811
-    return bench(lm.tokenizer, text=[book])
+def made(lm, tmp_path_factory):
+    return bench(lm.tokenizer, text=[write_book(tmp_path_factory.mktemp("book") / "book.txt")])
 
 
 def test_one_reading_gives_the_answers_of_separate_runs(lm, made):

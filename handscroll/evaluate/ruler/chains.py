@@ -27,7 +27,7 @@ def tracking(bench: Bench, draw: Draw, task: str, example: bool = False) -> Plan
 
 
 @dataclass(eq=False)
-class World:
+class Scene:
     """People who go to places and carry things; every event is a sentence. `path[thing]` are the places it was in."""
 
     bench: Bench
@@ -62,35 +62,35 @@ def scattered(bench: Bench, draw: Draw, task: str) -> Planted:
     """Facts scattered over a text; the answer needs the last one, two or three of them.
 
     The form is that of BABILong (Kuratov et al. 2024, "BABILong: Testing the Limits of LLMs with Long Context
-    Reasoning-in-a-Haystack"), whose facts are those of bAbI's first three tasks; the world here is our own.
+    Reasoning-in-a-Haystack"), whose facts are those of bAbI's first three tasks; the scene here is our own.
     """
     facts = int(task.rpartition("_")[2])
     people = [draw.forename() for _ in range(2)]
     free = [one for one in THINGS[bench.language] if one not in draw.used]
     things = draw.random.sample(free, 1 if facts < 2 else 2)
     draw.used.update(things)
-    world = World(bench, draw, people, things)
+    scene = Scene(bench, draw, people, things)
     for name in people:
-        world.go(name)
+        scene.go(name)
     if facts > 1:
         for thing, name in zip(things, people, strict=True):
-            world.take(name, thing)
+            scene.take(name, thing)
     for _ in range(4):
-        world.go(draw.random.choice(people))
+        scene.go(draw.random.choice(people))
     name, thing = people[0], things[0]
     if facts > 1:
-        world.go(name)
-        world.drop(thing)
-        world.go(name)
+        scene.go(name)
+        scene.drop(thing)
+        scene.go(name)
     else:
-        world.go(name)
-        world.go(people[1])
+        scene.go(name)
+        scene.go(people[1])
     words = {"name": name, "thing": thing, "place": ""}
-    right = world.at[name] if facts == 1 else world.path[thing][-1]
+    right = scene.at[name] if facts == 1 else scene.path[thing][-1]
     if facts == 3:
-        words["place"], right = right, world.path[thing][-2]
+        words["place"], right = right, scene.path[thing][-2]
     question, lead = (text.format(**words) for text in bench.say.facts[facts - 1])
     wrong = tuple(one for one in PLACES[bench.language] if one not in (right, words["place"]))
-    details = {"facts": facts, "events": len(world.told)}
+    details = {"facts": facts, "events": len(scene.told)}
     ask = Ask(task, bench.say.facts_about, question, lead, (right,), "alone", right, 16, wrong, details)
-    return Planted(ask, tuple(world.told), ordered=True)
+    return Planted(ask, tuple(scene.told), ordered=True)
