@@ -37,7 +37,7 @@ class Scene:
     at: dict[str, str] = field(default_factory=dict)
     held: dict[str, str] = field(default_factory=dict)
     path: dict[str, list[str]] = field(default_factory=dict)
-    told: list[str] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
 
     def go(self, name: str) -> None:
         """A person goes to another place, with what they carry."""
@@ -46,16 +46,16 @@ class Scene:
         for thing, holder in self.held.items():
             if holder == name:
                 self.path[thing].append(place)
-        self.told.append(self.bench.say.goes.format(name=name, place=place))
+        self.events.append(self.bench.say.goes.format(name=name, place=place))
 
     def take(self, name: str, thing: str) -> None:
         self.held[thing] = name
         self.path.setdefault(thing, []).append(self.at[name])
-        self.told.append(self.bench.say.takes.format(name=name, thing=thing))
+        self.events.append(self.bench.say.takes.format(name=name, thing=thing))
 
     def drop(self, thing: str) -> None:
         name = self.held.pop(thing)
-        self.told.append(self.bench.say.drops.format(name=name, thing=thing))
+        self.events.append(self.bench.say.drops.format(name=name, thing=thing))
 
 
 def scattered(bench: Bench, draw: Draw, task: str) -> Planted:
@@ -91,6 +91,6 @@ def scattered(bench: Bench, draw: Draw, task: str) -> Planted:
         words["place"], right = right, scene.path[thing][-2]
     question, lead = (text.format(**words) for text in bench.say.facts[facts - 1])
     wrong = tuple(one for one in PLACES[bench.language] if one not in (right, words["place"]))
-    details = {"facts": facts, "events": len(scene.told)}
+    details = {"facts": facts, "events": len(scene.events)}
     ask = Ask(task, bench.say.facts_about, question, lead, (right,), "alone", right, 16, wrong, details)
-    return Planted(ask, tuple(scene.told), ordered=True)
+    return Planted(ask, tuple(scene.events), ordered=True)
