@@ -117,7 +117,7 @@ def _scores(records: Sequence[Tasks], names: Sequence[str]) -> Table:
 
 def _difference(values: Sequence[Value | None]) -> str | None:
     one, other = values
-    return None if one is None or other is None else f"{one.value - other.value:+.3f}"
+    return None if one is None or other is None else f"{other.value - one.value:+.3f}"
 
 
 def _asked(records: Sequence[Tasks], names: Sequence[str]) -> Table:

@@ -37,7 +37,7 @@ def test_two_runs_stand_beside_each_other(tmp_path):
         "old, exact", "old, window", "old", "old", "new, exact", "new, window", "new", "new",
     ]  # fmt: skip
     html = render(evaluation_page(both))
-    assert "-0.250" in html and "All numbers: old, exact" in html and "All numbers: new<" in html
+    assert "+0.250" in html and "All numbers: old, exact" in html and "All numbers: new<" in html
     out = [str(tmp_path / name) for name in ("page.html", "page.json")]
     done = CliRunner().invoke(app, ["report", *map(str, runs), "--out", out[0], "--json", out[1], "--language", "zh"])
     assert done.exit_code == 0, done.output
