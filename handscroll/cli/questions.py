@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from handscroll.evaluate.questions.run import Plan
 
 TASKS = "LongBench, LooGLE, L-Eval, QMSum, GSM8K, BIG-Bench Hard or plain tables, as JSON lines, JSON, CSV, Parquet."
+STORE = "Folder that keeps what was read of documents, so that none is read again, also by later runs (large)."
 TOO_LONG = "What does not fit into the context: refuse, skip (left out, counted) or middle (its middle left out)."
 
 
@@ -29,6 +30,7 @@ def tasks(
     max_tokens: Annotated[int, typer.Option(help="Tokens of an answer. [by the kind of task]", min=0)] = 0,
     map_: Annotated[list[str] | None, typer.Option("--map", metavar="FIELD=COLUMN", help="Name a column.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the choice of questions and examples.")] = 0,
+    store: Annotated[Path | None, typer.Option(help=STORE)] = None,
     only_plan: Annotated[bool, typer.Option("--plan", help="Show what would be asked, and stop.")] = False,
     dtype: Dtype = "auto",
     device: Device = "cpu",
@@ -37,6 +39,7 @@ def tasks(
     report: Report = None,
 ) -> None:
     """Answer and score real long tasks from local FILES; nothing is cut unless it was asked for."""
+    from handscroll.cache.reading.store import Store
     from handscroll.evaluate.questions.asking import Asking
     from handscroll.evaluate.questions.forms import read_sheets
     from handscroll.evaluate.questions.run import plan, run
@@ -47,7 +50,8 @@ def tasks(
     sheets = read_sheets(files, given_columns(map_ or []))
     for sheet in sheets:
         _say(sheet)
-    todo = plan(load(model, device, dtype, adapter=adapter), sheets, asking)
+    kept = None if store is None else Store(store)
+    todo = plan(load(model, device, dtype, adapter=adapter), sheets, asking, kept)
     _show_plan(todo)
     if only_plan:
         return

@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from handscroll.base.errors import CapacityError, CheckpointError, ConfigError, DataError
+from handscroll.cache.reading.store import Store
 from handscroll.cli.main import app
 from handscroll.evaluate.questions import asking, run
 from handscroll.evaluate.questions.asking import Asker, Asking, answers, batches
@@ -144,6 +145,17 @@ def test_one_reading_serves_all_questions_of_a_document(form, lm, tmp_path):
     assert sum(one.read for one in found) == todo.to_read and read[-1] == part.groups[0][0].shared
     assert [(one.text, one.finish) for one in found] == [alone(todo.asker, prompt) for prompt in part.prompts]
     assert all(one.written <= 6 for one in found) and any(one.text for one in found)
+
+
+def test_what_a_store_holds_is_not_read_again(lm, tmp_path):
+    more = [{"Q": f"What is word {number}?", "A": "fox"} for number in range(3)]
+    sheet = sheet_of(tmp_path, ROWS["loogle"] | {"qa_pairs": json.dumps(more)})
+    asking = Asking(max_tokens=4)
+    plain = run.run(run.plan(lm, [sheet], asking))
+    first, second = (run.run(run.plan(lm, [sheet], asking, Store(tmp_path / "store"))) for _ in range(2))
+    assert plain["tasks"] == first["tasks"] == second["tasks"]
+    assert plain["actual"]["read"] == first["actual"]["read"] == plain["plan"]["read"]
+    assert second["actual"]["read"] < 0.4 * first["actual"]["read"]
 
 
 def test_what_does_not_fit_is_refused_left_out_or_cut_and_counted(lm, tmp_path):

@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+import torch
 
 from handscroll.base.config import Config
 from handscroll.base.errors import CapacityError, ConfigError
 from handscroll.cache.reading.reading import Reading
+from handscroll.cache.reading.store import Store
 from handscroll.evaluate.certificate import Certificate, certify
 from handscroll.evaluate.questions.item import ASKS, Item, turn
 from handscroll.evaluate.questions.judge import JUDGES
@@ -79,15 +81,15 @@ class Answered:
 
 
 class Asker:
-    """Makes prompts for one model.
+    """Makes prompts for one model. What a document's prompts share may be kept in `store`, for runs that go on.
 
     Raises:
         ConfigError: the model does not write texts from left to right, or has no chat template where one is asked for.
     """
 
-    def __init__(self, lm: LM, asking: Asking):
+    def __init__(self, lm: LM, asking: Asking, store: Store | None = None):
         lm.model.spec.require("an answer to questions", one_text=True, forward=True, head=True)
-        self.lm, self.asking = lm, asking
+        self.lm, self.asking, self.store = lm, asking, store
         self.speaker = speaker_of(lm.tokenizer, lm.source, asking.form)
         self.ends = None if self.speaker is None else self.speaker.ends(lm.model)
 
@@ -252,20 +254,31 @@ def answers(
     Raises:
         CapacityError: the memory does not suffice.
     """
-    lm, reading = asker.lm, None
+    lm, reading, begun = asker.lm, None, 0
     for number, batch in enumerate(group):
         if batch.shared and reading is None:
             longest = max((prompt for part in group for prompt in part.prompts), key=lambda prompt: prompt.total)
             afford_request(lm.model, asker.request(longest, None))
-            reading = held(lm.model, lm.tokenizer, longest.ids[: batch.shared], longest.total, on_read)
+            reading, begun = _reading(asker, longest, batch.shared, on_read)
         requests = [asker.request(prompt, reading) for prompt in batch.prompts]
         if reading is None:
             afford_request(lm.model, max(requests, key=lambda request: len(request.prompt)))
         said = replies(lm.model, lm.tokenizer, requests, asker.speaker, [prompt.text for prompt in batch.prompts])
         read = [len(prompt.ids) - batch.shared for prompt in batch.prompts]
         # The shared beginning counts with the first answer that needed it.
-        read[0] += batch.shared if number == 0 else 0
+        read[0] += begun if number == 0 else 0
         yield [
             Answered(prompt, one.text, one.finish, count, one.tokens)
             for prompt, one, count in zip(batch.prompts, said, read, strict=True)
         ]
+
+
+def _reading(asker: Asker, longest: Prompt, shared: int, on_read: Callable[[int], None]) -> tuple[Reading, int]:
+    """The reading of what a group shares, and how many of its tokens were read now: those that the store lacks."""
+    lm, ids = asker.lm, longest.ids[:shared]
+    if asker.store is None:
+        return held(lm.model, lm.tokenizer, ids, longest.total, on_read), shared
+    known = asker.store.kept(lm.identity(longest.total), torch.from_numpy(ids.astype(np.int64)))
+    room = longest.total - shared
+    found = lm.read(ids.tolist(), asker.store, room=room, on_read=lambda done, all_: on_read(done))
+    return found, shared - known

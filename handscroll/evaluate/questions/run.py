@@ -17,6 +17,7 @@ from handscroll.base.errors import CheckpointError
 from handscroll.base.lock import RunLock
 from handscroll.base.records import RecordWriter, read_records
 from handscroll.base.runs import write_file
+from handscroll.cache.reading.store import Store
 from handscroll.evaluate.certificate import Certificate, require_whole, together
 from handscroll.evaluate.questions.asking import Answered, Asker, Asking, Batch, Prompt, answers, batches, chosen
 from handscroll.evaluate.questions.forms import Sheet
@@ -80,14 +81,16 @@ class Plan:
         return sum(prompt.most for part in self.parts for prompt in part.prompts)
 
 
-def plan(lm: LM, sheets: Sequence[Sheet], asking: Asking) -> Plan:
+def plan(lm: LM, sheets: Sequence[Sheet], asking: Asking, store: Store | None = None) -> Plan:
     """Choose, render and count everything that is to be asked; nothing is read by the model.
+
+    `store` keeps what was read of documents; the plan counts it as if it were empty.
 
     Raises:
         CapacityError: a question does not fit, and neither leaving out nor cutting was asked for.
         ConfigError: fewer questions than examples; a model without chat template where one is asked for.
     """
-    asker, parts = Asker(lm, asking), []
+    asker, parts = Asker(lm, asking, store), []
     for sheet in sheets:
         for task, some in _alike(sheet.items).items():
             items, shots = chosen(some, asking)
