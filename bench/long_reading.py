@@ -7,8 +7,8 @@ import argparse
 
 from handscroll.evaluate.perplexity import measure
 from handscroll.evaluate.samples import read_windows
-from handscroll.extend.bakeoff import applied
 from handscroll.extend.extend import extension
+from handscroll.extend.trials import applied
 from handscroll.lm import load
 
 

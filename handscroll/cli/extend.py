@@ -12,8 +12,9 @@ from handscroll.base.errors import ConfigError
 from handscroll.cli.options import Device, Encoding, Key, Model, SkipPictures, reader
 from handscroll.cli.screen import bar, error_screen, screen, table
 
-# options that need --tune
+# options that need another one
 TUNING = ("steps", "rows", "lora", "lr", "precision", "strategy", "offload", "force")
+NEEDED = {"tune": TUNING, "search": ("generations",), "compare": ("seeds", "needles")}
 
 
 def extend(
@@ -25,6 +26,14 @@ def extend(
     text: Annotated[list[str] | None, typer.Option(help="Text for the choice. [written by the model]")] = None,
     guard: Annotated[float, typer.Option(help="Largest rise of the loss on short text, in nats per token.")] = 0.1,
     factors: Annotated[Path | None, typer.Option(help="JSON file with long_factor and short_factor.")] = None,
+    measured: Annotated[int, typer.Option(help="Tokens that each finalist reads, about.")] = 8192,
+    search: Annotated[bool, typer.Option("--search", help="Search LongRoPE's factors (longrope, auto, all).")] = False,
+    generations: Annotated[int, typer.Option(help="Generations of the search.")] = 12,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Compare all methods with several seeds, and report to OUT.")
+    ] = False,
+    seeds: Annotated[int, typer.Option(help="Seeds of the comparison.")] = 3,
+    needles: Annotated[int, typer.Option(help="Needles at each length and depth of the comparison; 0: none.")] = 4,
     tune: Annotated[list[str] | None, typer.Option(help="Files of long text for the tuning.")] = None,
     steps: Annotated[int, typer.Option(help="Number of tuning steps.")] = 100,
     rows: Annotated[int, typer.Option(help="Rows of the new length per tuning step.")] = 4,
@@ -50,8 +59,10 @@ def extend(
     With --method auto each candidate is measured on long and on short text, and the table is printed.
     """
     from handscroll.evaluate.perplexity import measurable
+    from handscroll.extend.compare import Comparing
     from handscroll.extend.extend import extension
     from handscroll.extend.remembered import Remembered
+    from handscroll.extend.search import Search
     from handscroll.extend.tune import TuneSettings
     from handscroll.lm import load
     from handscroll.train.start import trained_from
@@ -66,8 +77,10 @@ def extend(
         values |= {"precision": precision, "lora": {"rank": lora, "alpha": 2.0 * lora} if lora else None}
         values |= {"memory": {"strategy": strategy, "offload": offload}, "force": force}
         settings = TuneSettings.parse(values, "extend --tune")
-    elif idle := [one.name for one in context.command.params if one.name in TUNING and _given(context, one)]:
-        raise ConfigError(f"--{idle[0]} belongs to a tuning, which needs text: give --tune FILES, or leave it out")
+    for need, names in NEEDED.items():
+        idle = [one.name for one in context.command.params if one.name in names and _given(context, one)]
+        if idle and not context.params[need]:
+            raise ConfigError(f"--{idle[0]} needs --{need}: give that too, or leave it out")
     given = None if factors is None else _read_factors(factors)
     how = reader(key, encoding, skip_pictures)
     for files in (text, tune):
@@ -85,6 +98,9 @@ def extend(
             reader=how,
             factors=given,
             guard=guard,
+            measured=measured,
+            search=Search(generations=generations, seed=seed) if search else None,
+            compare=Comparing(seeds=seeds, needles=needles) if compare else None,
             tune=settings,
             folder=out.with_name(out.name + ".tuning"),
             remember=remember,
@@ -93,10 +109,11 @@ def extend(
             on_record=lambda record: advance(record["step"], f"tuning: loss {record['loss']:.4f}", steps),
             on_plan=lambda told: error_screen().print(told, markup=False),
         )
-    if result.outcome is not None:
-        show(result.outcome)
+    show_all(result)
     tell_of_tuning(result.lm)
     result.lm.save(out)
+    if result.comparison is not None:
+        _report(result.comparison, out)
     Remembered(remember, lm).forget()
     screen().print(
         f"{model}: {lm.context:,} -> {to:,} tokens by {result.candidate.name}; written to {out}", markup=False
@@ -106,7 +123,8 @@ def extend(
             "only Handscroll reads this folder: other libraries do not know its position method and refuse to load it",
             markup=False,
         )
-    if result.outcome is not None and not result.outcome.guarded:
+    choice = result.outcome or result.comparison
+    if choice is not None and not choice.guarded:
         error_screen().print(
             "warning: the best method hurts short text past the guard; tune (--tune FILES) or keep both checkpoints",
             style="bold yellow",
@@ -141,14 +159,62 @@ def _read_factors(path: Path) -> dict[str, Any]:
     return values
 
 
+def show_all(result: Any) -> None:
+    """Print what was measured for a lengthening."""
+    if result.found is not None:
+        best, seed = result.found.best, result.found.seed
+        screen().print(
+            f"search: {result.found.genomes:,} lists of factors; {best.long:.3f} nats per token past the trained "
+            f"length, against {seed.long:.3f} of {seed.candidate.method}, the best to begin with",
+            markup=False,
+        )
+    if result.outcome is not None:
+        show(result.outcome)
+    if result.comparison is not None:
+        show_comparison(result.comparison)
+
+
 def show(outcome: Any) -> None:
-    """Print the table of the compared methods."""
-    rows = [[row.candidate.name, row.long, row.short, row.verdict] for row in outcome.rows]
-    trained, target = outcome.goal.trained, outcome.goal.target
-    heads = ["method", f"loss {trained:,}-{target:,}", f"loss below {trained:,}", "verdict"]
-    tokens = sum(len(sample.ids) for sample in outcome.samples)
-    title = f"nats per token on {tokens:,} tokens; the model as it is: {outcome.base:.3f} below {trained:,}"
+    """Print the table of a bake-off."""
+    rows = [[row.candidate.name, _or(row.long), _or(row.short), row.behind, row.verdict] for row in outcome.rows]
+    trained, real, near = outcome.goal.trained, len(outcome.samples[0].ids), outcome.near
+    heads = ["method", f"loss {trained:,}-{real:,}", f"loss below {near:,}", "behind", "verdict"]
+    title = f"nats per token; {outcome.read:,} tokens read; the model as it is: {outcome.base:.3f} below {near:,}"
     screen().print(table(heads, rows, title))
+
+
+def show_comparison(comparison: Any) -> None:
+    """Print the table of a comparison, and how sure its ranking is."""
+    trained, real = comparison.goal.trained, len(comparison.samples[0].ids)
+    heads = ["method", f"loss {trained:,}-{real:,}", "95 %", "short text", "needles", "first in", "tokens", "seconds"]
+    rows = []
+    for line in comparison.lines:
+        one, found = line.standing, "-" if line.found is None else f"{line.found:.0%}"
+        ends = f"{line.low:.3f}-{line.high:.3f}"
+        row = [one.candidate.name, one.long, ends, f"{one.rise:+.3f}", found, f"{line.first:.0%}", line.tokens]
+        rows.append([*row, f"{line.seconds:.1f}"])
+    seeds = f"{comparison.settings.seeds} seeds, {len(comparison.samples)} windows of {real:,} tokens"
+    screen().print(table(heads, rows, f"nats per token; {seeds}; short text: {comparison.base:.3f} as it is"))
+    for before, after in zip(comparison.lines, comparison.lines[1:], strict=False):
+        first, second = before.standing.candidate.method, after.standing.candidate.method
+        screen().print(f"{first} beats {second} in {before.ahead:.1%} of resamples", markup=False)
+    for note in comparison.notes:
+        screen().print(note, markup=False)
+
+
+def _or(value: float | None) -> Any:
+    return "-" if value is None else value
+
+
+def _report(comparison: Any, out: Path) -> None:
+    """Write the records of a comparison and their page into the folder of the checkpoint."""
+    from handscroll.base.runs import write_file
+    from handscroll.report import evaluation_page, write
+
+    records = comparison.records()
+    write_file(out / "comparison.json", (json.dumps(records, indent=1, ensure_ascii=False) + "\n").encode())
+    write(evaluation_page(records, title=f"Ways to lengthen {comparison.model}"), out / "comparison.html")
+    screen().print(f"comparison: {out / 'comparison.html'} and comparison.json", markup=False)
 
 
 def tell_of_tuning(lm: Any) -> None:

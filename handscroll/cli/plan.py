@@ -48,6 +48,9 @@ def extend(
     to: Annotated[int, typer.Option(help="Tokens of the new context.")],
     method: Annotated[str, typer.Option(help="As in extend: auto measures every method.")] = "auto",
     text: Annotated[list[str] | None, typer.Option(help="Text for the choice, as in extend.")] = None,
+    search: Annotated[bool, typer.Option("--search", help="A search of LongRoPE's factors, as in extend.")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="A comparison of all methods, as in extend.")] = False,
+    measured: Annotated[int, typer.Option(help="Tokens that each finalist reads, as in extend.")] = 8192,
     rows: Annotated[int, typer.Option(help="Rows per tuning step.")] = 4,
     steps: Annotated[int, typer.Option(help="Number of tuning steps.")] = 100,
     lora: Annotated[int, typer.Option(help="Rank of the LoRA tuning; 0 tunes all weights.")] = 0,
@@ -56,6 +59,8 @@ def extend(
     probe: Probe = False,
 ) -> None:
     """Plan the measuring of methods for MODEL, and its tuning on rows of --to tokens."""
+    from handscroll.extend.compare import Comparing
+    from handscroll.extend.search import Search
     from handscroll.plan.workloads import checkpoint_workload
     from handscroll.text.readers import Reader
 
@@ -63,22 +68,27 @@ def extend(
         Reader().check(text)
     values = {"kind": "extend", "length": to, "micro": rows, "steps": steps, "packed": True, "precision": precision}
     workload = checkpoint_workload(model, values, lora)
-    _here([workload], as_json, probe, _measuring(model, to, method, bool(text), workload))
+    more = {"measured": measured, "search": Search() if search else None, "compare": Comparing() if compare else None}
+    _here([workload], as_json, probe, _measuring(model, to, method, bool(text), workload, more))
 
 
-def _measuring(model: str, to: int, method: str, text: bool, workload: Any) -> Callable[[Any], str]:
+def _measuring(
+    model: str, to: int, method: str, text: bool, workload: Any, more: dict[str, Any]
+) -> Callable[[Any], str]:
     """What is measured before the tuning, in words, for the speeds of a machine."""
-    from handscroll.extend.measuring import MEASURED, Measuring
-    from handscroll.extend.methods import of_config
+    from handscroll.extend.bakeoff import Goal
+    from handscroll.extend.choice import Field, Wanted, planned
+    from handscroll.extend.extend import GUARD
     from handscroll.models.weights import locate, settled_config
     from handscroll.plan.workloads import precision_of
 
     _, config = settled_config(locate(model))
     stored = workload.changed(precision=precision_of(model, "auto"))  # without a tuning it is loaded so
-    entries, count = of_config(config, method, to), max(1, MEASURED // to)
-    if len(entries) < 2 and not text:
+    field = Field.of(config, method, to, config.spec.positions[0], None, more["search"] is not None)
+    if field.count < 2 and not text and more["search"] is None:
         return lambda calibration: "measuring: nothing, since the method is named and there is no --text"
-    measuring = Measuring.of(entries, to, config.trained, count, 0 if text else to * count)
+    wanted = Wanted(Goal(to, config.trained, GUARD), **more)
+    measuring = planned(field, config.spec, wanted, own=not text)
     return lambda calibration: measuring.words(measuring.seconds(stored, calibration))
 
 

@@ -1,40 +1,36 @@
-"""The bake-off measures every candidate on the same text and chooses the winner by loss, with a guard for short text.
+"""The bake-off: candidates are measured on the same text, round by round fewer of them on more of it.
 
-It has two rounds: all candidates on one window, then the best candidate of each method on all windows. `long` is the
-mean loss at positions past the trained length. `short` is the mean loss at the positions before it, in the same
-windows. It is compared with the short loss of the unchanged model, which shows whether a scaling hurts short text.
+`long` is the mean loss at positions past the trained length. `short` is the mean loss at the positions before it (at
+most 4,096), in the same windows. It is compared with the short loss of the unchanged model, which shows whether a
+scaling hurts short text. The rounds are those of `extend/measuring.py`; a candidate that is clearly behind in paired
+differences on the same tokens is left out earlier.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from handscroll.evaluate.perplexity import token_nll
 from handscroll.evaluate.samples import Sample, fingerprint
-from handscroll.extend.measuring import Measuring
-from handscroll.extend.methods import apply
-from handscroll.extend.remembered import Remembered, Values
-from handscroll.lm import LM
-from handscroll.models.model import Model
+from handscroll.extend.measuring import Round
+from handscroll.extend.trials import Standing, Trials
+from handscroll.extend.windows import NEAR, Window
 from handscroll.nn.positions.candidate import Candidate
-
-Progress = Callable[[str, int, int], None]  # what is done now; tokens read so far, and in all
-MARGIN = 0.02  # nats by which a change must beat the unchanged model
-PENALTY = 5.0  # weight of each nat by which the rise of the short loss exceeds the guard
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measured candidate; losses in nats per token."""
+    """The best candidate of a method. Losses in nats per token, None if it was left out before the last round.
+
+    `behind` is the distance of its score from the best one, in the last `round` in which it was measured.
+    """
 
     candidate: Candidate
-    long: float
-    short: float
+    long: float | None
+    short: float | None
+    rise: float
+    behind: float
+    round: int
     verdict: str = ""
-
-    def within(self, base: float, guard: float) -> bool:
-        return self.short - base <= guard
 
 
 @dataclass(frozen=True)
@@ -50,13 +46,14 @@ class Goal:
 class Outcome:
     """The best candidate of each method (best first), the goal, and the text of the measurement.
 
-    `base` is the unchanged model's loss on short text, in nats per token.
+    `base` is the unchanged model's loss on short text, in nats per token; `read` counts the tokens of all trials.
     """
 
     rows: tuple[Row, ...]
     base: float
     goal: Goal
     samples: tuple[Sample, ...]
+    read: int
 
     @property
     def winner(self) -> Row:
@@ -65,7 +62,12 @@ class Outcome:
     @property
     def guarded(self) -> bool:
         """Whether the winner's rise in the loss of short text stays within the guard."""
-        return self.winner.within(self.base, self.goal.guard)
+        return self.winner.rise <= self.goal.guard
+
+    @property
+    def near(self) -> int:
+        """Tokens of a window that count as short text."""
+        return min(self.goal.trained, len(self.samples[0].ids), NEAR)
 
     def record(self) -> dict[str, Any]:
         rows = [
@@ -73,6 +75,8 @@ class Outcome:
                 "method": row.candidate.name,
                 "long_loss": row.long,
                 "short_loss": row.short,
+                "behind": row.behind,
+                "round": row.round,
                 "verdict": row.verdict,
                 "chosen": row is self.winner,
             }
@@ -82,122 +86,86 @@ class Outcome:
             "kind": "candidates",
             "target": self.goal.target,
             "trained": self.goal.trained,
+            "measured_to": len(self.samples[0].ids),
             "short_before": self.base,
             "guard": self.goal.guard,
             "windows": len(self.samples),
+            "tokens": self.read,
             "text_sha256": fingerprint(self.samples),
             "rows": rows,
         }
 
 
-def bake_off(
-    lm: LM,
-    entries: Sequence[Candidate],
-    samples: Sequence[Sample],
-    goal: Goal,
-    progress: Progress | None = None,
-    remembered: Remembered | None = None,
-) -> Outcome:
-    """Measure `entries` on `samples` (windows of `goal.target` tokens) and rank them; the model stays unchanged.
+@dataclass(frozen=True)
+class Text:
+    """What candidates are measured on: real windows, and passages for leaping ones."""
 
-    The winner has the lowest score. The score is the long loss, plus `PENALTY` times the part of the rise of the short
-    loss that exceeds the guard. (With a hard limit the unchanged model would win, because it does no harm.) The score
-    of the unchanged model is lowered by `MARGIN`, so a change must be at least that much better. Windows that
-    `remembered` holds are not measured again.
+    real: Sequence[Sample]
+    leaping: Sequence[Sample] = ()
+
+
+def bake_off(trials: Trials, entries: Sequence[Candidate], text: Text, rounds: Sequence[Round], goal: Goal) -> Outcome:
+    """Measure `entries` round by round and rank them; the winner has the lowest score (`Standing.score`)."""
+    trained, target, guard = goal.trained, goal.target, goal.guard
+    trials.note("the model as it is")
+    real = [Window.real(sample, trained, target) for sample in text.real]
+    leaping = [Window.leaping(sample, trained, target) for sample in text.leaping]
+    bases = {True: [trials.base(each) for each in leaping], False: [trials.base(each) for each in real]}
+    field = [Standing(entry) for entry in entries]
+    found: dict[str, tuple[int, Standing, float]] = {}  # by candidate: its last round, and how far behind it was
+    used, before = {True: 0, False: 0}, rounds[0].leaping
+    for number, each in enumerate(rounds, start=1):
+        field = field if number == 1 else _entering(field, each, guard, two=before or each.leaping)
+        trials.skip((each.candidates - len(field)) * each.windows * each.tokens)
+        if len(field) == 1 and number > 1 and before == each.leaping:
+            trials.skip(each.windows * each.tokens)  # there is nobody to compare it with
+            break
+        if before != each.leaping:
+            field = [Standing(one.candidate) for one in field]  # leaping windows and real ones are not added up
+        here = slice(used[each.leaping], used[each.leaping] + each.windows)
+        used[each.leaping], before = here.stop, each.leaping
+        windows = leaping if each.leaping else real
+        field = trials.further(field, windows[here], bases[each.leaping][here])
+        field.sort(key=lambda one: one.score(guard))
+        best = field[0].score(guard)
+        found |= {one.candidate.name: (number, one, one.score(guard) - best) for one in field}
+    base = sum(bases[False]) / len(bases[False])
+    return Outcome(_rows(found, guard), base, goal, tuple(text.real), trials.read)
+
+
+def _entering(field: Sequence[Standing], each: Round, guard: float, two: bool) -> list[Standing]:
+    """Those of a sorted field that enter a round: the best, without those that are clearly behind.
+
+    With `two` at least two go on: leaping windows alone do not decide. Among finalists one place is left to another
+    method than the best.
     """
-    memory = remembered or Remembered(None, lm)
-    trained, guard = goal.trained, goal.guard
-    counted = _Counted(memory, progress, Measuring.of(entries, goal.target, trained, len(samples)).tokens)
-    counted.note("the model as it is")
-    base = sum(_window(lm, s.ids[:trained], trained, None, counted)[1] for s in samples) / len(samples)
-    finalists: dict[str, Row] = {}
-    for number, entry in enumerate(entries):
-        counted.note(f"candidate {number + 1} of {len(entries)}: {entry.name}")
-        row = _measured(lm, entry, samples[:1], trained, counted)
-        best = finalists.get(entry.method)
-        if best is None or _rank(row, base, guard) < _rank(best, base, guard):
-            finalists[entry.method] = row
-    rows = list(finalists.values())
-    if len(samples) > 1:
-        rows = []
-        for row in finalists.values():
-            counted.note(f"all windows: {row.candidate.name}")
-            rows.append(_measured(lm, row.candidate, samples, trained, counted))
-    rows.sort(key=lambda row: _rank(row, base, guard))
-    verdicts = [_verdict(row, rank == 0, base, guard) for rank, row in enumerate(rows)]
-    ranked = tuple(Row(r.candidate, r.long, r.short, v) for r, v in zip(rows, verdicts, strict=True))
-    return Outcome(ranked, base, goal, tuple(samples))
+    kept = list(field[: each.candidates])
+    others = [one for one in field if one.candidate.method != field[0].candidate.method]
+    if not each.leaping and each.candidates > 2 and others and others[0] not in kept:
+        kept[-1] = others[0]
+    least = 2 if two else 1
+    return [one for place, one in enumerate(kept) if place < least or not one.clearly_behind(kept[0], guard)]
 
 
-class _Counted:
-    """Tells `progress` what is measured now, and how many tokens were read."""
-
-    def __init__(self, memory: Remembered, progress: Progress | None, total: int):
-        self.memory, self._progress, self._total = memory, progress, total
-        self._done, self._now = 0, ""
-
-    def note(self, now: str) -> None:
-        self._now = now
-        self.read(0)
-
-    def read(self, here: int) -> None:
-        """`here` tokens of the window were read."""
-        if self._progress is not None:
-            self._progress(self._now, min(self._done + here, self._total), self._total)
-
-    def finish(self, window: int) -> None:
-        """A whole window was read, or was known from before."""
-        self._done += window
-        self.read(0)
+def _rows(found: dict[str, tuple[int, Standing, float]], guard: float) -> tuple[Row, ...]:
+    """The best candidate of each method, by the round that it reached and its score there."""
+    order = sorted(found.values(), key=lambda one: (-one[0], one[2]))
+    rows: dict[str, Row] = {}
+    for last, one, behind in order:
+        method = one.candidate.method
+        if method in rows:
+            continue
+        stayed = last == order[0][0]
+        verdict = _verdict(one, guard, first=not rows, out=0 if stayed else last)
+        losses = (one.long, one.short) if stayed else (None, None)
+        rows[method] = Row(one.candidate, *losses, one.rise, behind, last, verdict)
+    return tuple(rows.values())
 
 
-@contextmanager
-def applied(model: Model, candidate: Candidate) -> Iterator[None]:
-    """Lengthen the model while the block runs, then restore it."""
-    config, table = model.config, getattr(model, "position_embedding", None)
-    try:
-        apply(model, candidate)
-        yield
-    finally:
-        model.config = config
-        if table is not None:
-            model.set_submodule("position_embedding", table)
-
-
-def _measured(lm: LM, candidate: Candidate, samples: Sequence[Sample], trained: int, counted: "_Counted") -> Row:
-    losses = [_window(lm, sample.ids, trained, candidate, counted) for sample in samples]
-    long, short = (sum(column) / len(samples) for column in zip(*losses, strict=True))
-    return Row(candidate, long, short)
-
-
-def _window(
-    lm: LM, ids: list[int], trained: int, candidate: Candidate | None, counted: "_Counted"
-) -> tuple[float, float]:
-    """Mean loss at the positions past the trained length (0 if there are none), and before it."""
-
-    def measured() -> Values:
-        if candidate is None:
-            losses = token_nll(lm, ids, on_read=counted.read).double()
-        else:
-            with applied(lm.model, candidate):
-                losses = token_nll(lm, ids, on_read=counted.read).double()
-        far = losses[max(0, trained - 1) :]
-        return {"long": float(far.mean()) if len(far) else 0.0, "short": float(losses[: trained - 1].mean())}
-
-    how = None if candidate is None else [candidate.name, candidate.changes]
-    found = counted.memory.value([how, trained, ids], measured)
-    counted.finish(len(ids))
-    return found["long"], found["short"]
-
-
-def _rank(row: Row, base: float, guard: float) -> float:
-    margin = MARGIN if row.candidate.method == "none" else 0.0
-    return row.long - margin + PENALTY * max(0.0, row.short - base - guard)
-
-
-def _verdict(row: Row, first: bool, base: float, guard: float) -> str:
-    rise = row.short - base
-    hurt = f"short text +{rise:.2f}, past the guard of {guard:g}"
+def _verdict(one: Standing, guard: float, first: bool, out: int) -> str:
+    hurt = f"short text +{one.rise:.2f}, past the guard of {guard:g}"
     if first:
-        return "chosen" if rise <= guard else f"chosen although {hurt}"
-    return hurt if rise > guard else "within the guard"
+        return "chosen" if one.rise <= guard else f"chosen although {hurt}"
+    words = [f"left out after round {out}"] if out else []
+    words += [hurt] if one.rise > guard else []
+    return "; ".join(words) or "within the guard"

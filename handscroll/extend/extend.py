@@ -3,34 +3,34 @@
 import copy
 import dataclasses
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from handscroll.base.errors import CapacityError, ConfigError
-from handscroll.base.workload import Workload
+from handscroll.base.spec import ModelSpec, Positions
 from handscroll.evaluate.perplexity import measure
-from handscroll.evaluate.samples import windows
-from handscroll.extend.bakeoff import Goal, Outcome, Progress, bake_off
-from handscroll.extend.measuring import MEASURED, MINUTE, Measuring
-from handscroll.extend.methods import apply, candidates
+from handscroll.evaluate.samples import Sample
+from handscroll.extend.bakeoff import Goal, Outcome
+from handscroll.extend.choice import Chooser, Chosen, Field, Wanted
+from handscroll.extend.compare import Comparing, Comparison
+from handscroll.extend.measuring import MEASURED
+from handscroll.extend.methods import apply
 from handscroll.extend.origin import origin
-from handscroll.extend.own_text import own_text
 from handscroll.extend.remembered import Remembered
+from handscroll.extend.search import Found, Search
+from handscroll.extend.trials import Progress
 from handscroll.extend.tune import TuneSettings
 from handscroll.extend.tune import tune as run_tuning
 from handscroll.lm import LM
 from handscroll.models.model import Decoder, Model
 from handscroll.nn.finite import check_weights
 from handscroll.nn.positions.candidate import Candidate
-from handscroll.plan.calibration import GPU
 from handscroll.plan.choose import gigabytes
-from handscroll.plan.machine import spare, this_machine
+from handscroll.plan.machine import spare
 from handscroll.text.files import Paths
-from handscroll.text.readers import Document, Reader
+from handscroll.text.readers import Reader
 from handscroll.train.loop import OnRecord
 
 GUARD = 0.1  # nats that the loss of short text may rise
@@ -38,18 +38,20 @@ GUARD = 0.1  # nats that the loss of short text may rise
 
 @dataclass(frozen=True)
 class Extension:
-    """A lengthened model, its candidate and the bake-off's outcome (None if the method was named)."""
+    """A lengthened model, its candidate, and what was measured: the outcome of a bake-off, a comparison, a search."""
 
     lm: LM
     candidate: Candidate
-    outcome: Outcome | None
+    outcome: Outcome | None = None
+    comparison: Comparison | None = None
+    found: Found | None = None
 
 
 def extend(lm: LM, to: int, method: str = "auto", **settings: Any) -> LM:
     """A lengthened copy of `lm` for texts of `to` tokens; the original stays unchanged.
 
     `settings` are the keyword arguments of `extension`: `text` (files for the measurement; without them the model
-    writes a text itself), `guard`, `factors`, `tune` and `folder`, `seed`.
+    writes a text itself), `guard`, `factors`, `search`, `compare`, `tune` and `folder`, `seed`.
 
     Raises:
         ConfigError: the method is unknown, or the target is not above the context.
@@ -71,95 +73,97 @@ def extension(  # noqa: PLR0913
     folder: Path | None = None,
     seed: int = 0,
     measured: int = MEASURED,
+    search: Search | None = None,
+    compare: Comparing | None = None,
     progress: Progress | None = None,
     on_record: OnRecord | None = None,
     remember: Path | None = None,
     on_plan: Callable[[str], None] | None = None,
 ) -> Extension:
-    """`extend` that also returns the chosen candidate and the bake-off's table.
+    """`extend` that also returns the chosen candidate and the tables of its choice.
 
     Args:
         text: files for the measurement; without them the model writes a text itself.
         reader: how the files are read.
         factors: `long_factor` and `short_factor` of method longrope.
         guard: nats per token by which the loss of short text may rise.
-        measured: approximate number of tokens in the final round of the bake-off.
+        measured: approximate number of tokens that each finalist reads.
+        search: search the factors of longrope, which is then a candidate.
+        compare: compare the methods with several seeds in place of the bake-off.
         remember: folder of what was measured before an interruption, which is not measured again.
         on_plan: receives the steps and the time of a measurement of more than a minute, before it begins.
         tune: settings of a short tuning afterwards, in the run folder `folder`.
 
-    There are more than seven arguments because each is a separate decision of the user.
+    There are so many arguments because each is a separate decision of the user.
     """
-    if lm.model.spec.encoder and (method in ("auto", "all") or text is not None or tune is not None):
-        methods = ", ".join(lm.model.spec.positions[0].methods)
-        raise ConfigError(
-            "candidates are measured and tuned by the loss of one text, but an encoder-decoder needs a source as well: "
-            f"name the method ({methods}), and tune with handscroll train (objective = 'span-corruption')"
-        )
-    if not lm.model.spec.predicts and (method in ("auto", "all") or text is not None or tune is not None):
-        methods = ", ".join(lm.model.spec.positions[0].methods)
-        raise ConfigError(
-            "candidates are measured and tuned by the loss of tokens, and this model has no head for them: "
-            f"name a method ({methods}), which is then taken as published"
-        )
+    wide = method in ("auto", "all")
+    _check_kind(lm.model.spec, wide or search is not None or text is not None or tune is not None)
     _check(guard, measured)
+    if compare is not None and (text is None or not wide):
+        raise ConfigError("a comparison needs text and several methods: give --text, with --method auto or all")
     to, first = _whole(to), origin(lm)
-    entries = candidates(lm.model, method, to, factors, first)
+    field = Field.of(lm.model.config, method, to, first, factors, search is not None)
     _check_memory(lm.model, to)
     check_weights(lm.model)
-    outcome = None
-    if (len(entries) > 1 and lm.model.spec.predicts) or text is not None:
-        documents = None if text is None else (reader or Reader()).read(text)
-        memory, count = Remembered(remember, lm), max(1, measured // to)
-        written = 0 if text is not None else to * count
-        _tell(lm, Measuring.of(entries, to, first.trained, count, written), on_plan)
-        documents = _own(lm, to * count, seed, progress, memory) if documents is None else documents
-        samples = windows(documents, lm.tokenizer, to, count, seed)
-        outcome = bake_off(lm, entries, samples, Goal(to, first.trained, guard), progress, memory)
-        chosen = outcome.winner.candidate
-    else:
-        chosen = entries[0]
+    chosen = Chosen(field.entries[0]) if field.entries else None
+    if (field.count > 1 and lm.model.spec.predicts) or text is not None or chosen is None:
+        wanted = Wanted(Goal(to, first.trained, guard), measured, seed, search, compare)
+        chooser = Chooser(lm, field, wanted, Remembered(remember, lm), progress, on_plan)
+        chosen = chooser.choose(None if text is None else list((reader or Reader()).read(text)))
+    longer = _lengthened(lm, to, first, chosen)
+    if tune is not None:
+        if folder is None:
+            raise ConfigError("tuning needs a run folder for its checkpoints: give folder=...")
+        untuned = copy.deepcopy(longer.model)
+        longer.provenance["tuned"] = run_tuning(longer, to, tune, Path(folder), on_record)
+        table = chosen.outcome or chosen.comparison
+        if table is not None:
+            _keep_the_better(longer, untuned, table.samples)
+        if longer.provenance["tuned"].get("kept", True):
+            longer.provenance["exact_to"] = 0  # the weights changed
+    return Extension(longer, chosen.candidate, chosen.outcome, chosen.comparison, chosen.found)
+
+
+def _lengthened(lm: LM, to: int, first: Positions, chosen: Chosen) -> LM:
+    """A copy of the model with the chosen candidate, and where it comes from."""
     longer = dataclasses.replace(
         lm,
         model=copy.deepcopy(lm.model),
         tokenizer=lm.tokenizer.reaching(to),
         sentences=None if lm.sentences is None else lm.sentences.reaching(to),
     )
+    table = chosen.outcome or chosen.comparison
     longer.provenance = {
         "made_by": "handscroll extend",
         "from": lm.source,
         "trained": first.trained,
         "before": first.remembered(),
         "to": to,
-        "method": chosen.name,
-        "exact_to": chosen.exact,
-        "measured": None if outcome is None else outcome.record(),
+        "method": chosen.candidate.name,
+        "exact_to": chosen.candidate.exact,
+        "measured": None if table is None else table.record(),
     }
-    apply(longer.model, chosen)
+    if chosen.found is not None:
+        longer.provenance["searched"] = chosen.found.record()
+    apply(longer.model, chosen.candidate)
     longer.provenance["read_by"] = "handscroll only" if longer.model.spec.positions[0].only_ours else "any library"
-    if tune is not None:
-        if folder is None:
-            raise ConfigError("tuning needs a run folder for its checkpoints: give folder=...")
-        untuned = copy.deepcopy(longer.model)
-        longer.provenance["tuned"] = run_tuning(longer, to, tune, Path(folder), on_record)
-        if outcome is not None:
-            _keep_the_better(longer, untuned, outcome)
-        if longer.provenance["tuned"].get("kept", True):
-            longer.provenance["exact_to"] = 0  # the weights changed
-    return Extension(longer, chosen, outcome)
+    return longer
 
 
-def _tell(lm: LM, measuring: Measuring, on_plan: Callable[[str], None] | None) -> None:
-    """Tell `on_plan` about a measurement of more than a minute."""
-    if on_plan is None or lm.model.spec.encoder or lm.model.spec.recurrent:
+def _check_kind(spec: ModelSpec, measured: bool) -> None:
+    """Refuse a measurement of a model that has no loss of one text."""
+    if not measured or (spec.predicts and not spec.encoder):
         return
-    device, wide = lm.model.device, lm.model.dtype == torch.float32
-    precision = "float32" if wide else "bfloat16"
-    workload = Workload(kind="generate", spec=lm.model.spec, length=measuring.target, precision=precision)
-    machine = this_machine(threads=torch.get_num_threads())
-    seconds = measuring.seconds(workload, GPU if device.type == "cuda" else machine.calibration)
-    if seconds > MINUTE:
-        on_plan(measuring.words(seconds))
+    methods = ", ".join(spec.positions[0].methods)
+    if spec.encoder:
+        raise ConfigError(
+            "candidates are measured and tuned by the loss of one text, but an encoder-decoder needs a source as well: "
+            f"name the method ({methods}), and tune with handscroll train (objective = 'span-corruption')"
+        )
+    raise ConfigError(
+        "candidates are measured and tuned by the loss of tokens, and this model has no head for them: "
+        f"name a method ({methods}), which is then taken as published"
+    )
 
 
 def _whole(to: int) -> int:
@@ -176,9 +180,7 @@ def _check(guard: float, measured: int) -> None:
             "number of at least 0"
         )
     if not (isinstance(measured, int) and measured >= 1):
-        raise ConfigError(
-            f"measured = {measured!r}: the number of tokens in the final round must be a whole number of at least 1"
-        )
+        raise ConfigError(f"measured = {measured!r}: the number of tokens that each finalist reads must be at least 1")
 
 
 def _check_memory(model: Model, to: int) -> None:
@@ -192,31 +194,14 @@ def _check_memory(model: Model, to: int) -> None:
         )
 
 
-def _keep_the_better(longer: LM, untuned: Decoder, outcome: Outcome) -> None:
-    """Measure the tuned and the untuned model on the bake-off's text, and keep the better one.
+def _keep_the_better(longer: LM, untuned: Decoder, samples: Sequence[Sample]) -> None:
+    """Measure the tuned and the untuned model on the text of the choice, and keep the better one.
 
     The record holds both losses, and whether the tuning was kept.
     """
     tuned = longer.model
     loss = {}
     for name, longer.model in (("loss", tuned), ("loss_untuned", untuned)):
-        loss[name] = measure(longer, outcome.samples, name).mean()
+        loss[name] = measure(longer, samples, name).mean()
     longer.model = tuned if loss["loss"] <= loss["loss_untuned"] else untuned
     longer.provenance["tuned"] |= {**loss, "kept": longer.model is tuned}
-
-
-def _own(lm: LM, tokens: int, seed: int, progress: Progress | None, memory: Remembered) -> list[Document]:
-    """A text for the measurement that the model writes itself."""
-    if lm.model.spec.both_ways:
-        raise ConfigError(
-            "an encoder cannot write a text for the measurement itself: give --text FILES, or name a --method"
-        )
-    if progress is not None:
-        progress(f"no --text: the model writes {tokens} tokens itself for the measurement", 0, 0)
-
-    def written() -> dict[str, str]:
-        document = own_text(lm, tokens, seed)
-        return {"text": document.text, "source": document.source}
-
-    found = memory.value(["own text", tokens, seed], written)
-    return [Document(found["text"], found["source"])]

@@ -1,72 +1,180 @@
-"""What a bake-off reads before it has chosen: its steps in tokens, and their seconds as the planner predicts them."""
+"""What is read before a candidate is chosen: rounds in tokens, and their seconds as the planner predicts them.
+
+Successive halving (Jamieson & Talwalkar 2016, arXiv:1502.07943; Li et al. 2018, "Hyperband"): all candidates read a
+short text, fewer read more. A real window of a long target costs hundreds of times a leaping one (`extend/windows.py`),
+so only the last few candidates read real ones, and of those no more than shows what lies past the trained length.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
+from handscroll.base.spec import ModelSpec
 from handscroll.base.workload import Workload
-from handscroll.nn.positions.candidate import Candidate
+from handscroll.extend.windows import NEAR, leaping_size
 from handscroll.plan.calibration import Calibration
 from handscroll.plan.duration import reading, writing
 from handscroll.plan.show import clock
 
-MEASURED = 8192  # approximate number of tokens in a bake-off's final round
+MEASURED = 8192  # approximate number of tokens that each finalist reads
+FEWEST, MOST = 3, 6  # finalists, which read real windows; the others are judged on leaping ones
+LEAPS = 3  # leaping windows
 ROWS = 16  # texts that the model writes at a time
 MINUTE = 60.0  # seconds from which on a forecast is shown beforehand
 
 
+def reach(trained: int, to: int, measured: int) -> int:
+    """Tokens of a real window: those of the target, or fewer if the target is long and `measured` tokens are few."""
+    return min(to, max(2 * measured, trained + trained // 4))
+
+
+def finalists(real: int, measured: int) -> int:
+    """How many candidates read real windows of `real` tokens: more if they are short."""
+    return max(FEWEST, min(MOST, 4 * measured // real))
+
+
+def can_leap(spec: ModelSpec, trained: int, to: int, real: int) -> bool:
+    """Whether leaping windows can be read, and are cheaper than real ones of `real` tokens."""
+    size = leaping_size(trained, to)
+    return spec.reads == "forward" and 0 < 2 * size <= real
+
+
+@dataclass(frozen=True)
+class Round:
+    """At most `candidates` are measured on `windows` further windows of `tokens` tokens; `what` names the round."""
+
+    candidates: int
+    windows: int
+    tokens: int
+    leaping: bool = False
+    what: str = "candidates"
+
+    @property
+    def all(self) -> int:
+        """Tokens of the whole round."""
+        return self.candidates * self.windows * self.tokens
+
+    def words(self, target: int) -> str:
+        window = "a window" if self.windows == 1 else f"{self.windows} windows"
+        leaps = f" with positions up to {target:,}" if self.leaping else ""
+        many = "" if self.candidates == 1 and self.what != "candidates" else f"{self.candidates} "
+        return f"{many}{self.what} on {window} of {self.tokens:,} tokens{leaps}"
+
+
 @dataclass(frozen=True)
 class Measuring:
-    """`entries` candidates of `methods` methods, on `windows` windows of `target` tokens.
+    """`rounds` of candidates for `target` tokens, with others `before` and `after` them.
 
-    Before them the model as it is reads the first `trained` tokens of each window. `written` tokens are written by the
-    model itself, as text for the windows.
+    The model as it is reads the `short` text of each window. `written` tokens are written by the model itself, as text.
     """
 
     target: int
     trained: int
-    windows: int
-    entries: int
-    methods: int
+    rounds: tuple[Round, ...]
+    short: tuple[int, ...]
     written: int = 0
+    before: tuple[Round, ...] = ()
+    after: tuple[Round, ...] = ()
 
     @classmethod
-    def of(cls, entries: Sequence[Candidate], target: int, trained: int, windows: int, written: int = 0) -> Self:
-        return cls(target, trained, windows, len(entries), len({entry.method for entry in entries}), written)
+    def of(
+        cls,
+        entries: int,
+        spec: ModelSpec,
+        target: int,
+        trained: int,
+        measured: int = MEASURED,
+        own: bool = False,
+        leaping: bool = True,
+    ) -> Self:
+        """The rounds of a bake-off of `entries` candidates.
+
+        `own`: the model writes the text itself. `leaping`: the candidates can be judged on leaping windows.
+        """
+        real, size = reach(trained, target, measured), leaping_size(trained, target)
+        windows, leaps, final = max(1, measured // real), 0, finalists(real, measured)
+        if entries <= final:
+            rounds = [Round(entries, windows, real)]
+        elif not (leaping and can_leap(spec, trained, target, real)):
+            rounds = [Round(entries, 1, real), Round(final, windows - 1, real)]
+        else:
+            leaps = LEAPS
+            rounds = [Round(max(final, -(-entries // 2**number)), 1, size, True) for number in range(leaps)]
+            rounds += [Round(final, 1, real), Round(2, windows - 1, real)]
+        short = [min(trained, size // 2, NEAR)] * leaps + [min(trained, real, NEAR)] * windows
+        filled = tuple(each for each in rounds if each.windows)
+        return cls(target, trained, filled, tuple(short), real * windows if own else 0)
 
     @property
-    def final(self) -> int:
-        """Windows of the second round; with a single window the first round decides."""
-        return self.methods * self.windows if self.windows > 1 else 0
+    def leaps(self) -> int:
+        """Leaping windows of the rounds, all together."""
+        return sum(each.windows for each in self.rounds if each.leaping)
+
+    @property
+    def windows(self) -> int:
+        """Real windows of the rounds, all together."""
+        return sum(each.windows for each in self.rounds if not each.leaping)
+
+    @property
+    def real(self) -> int:
+        """Tokens of a real window."""
+        return self.rounds[-1].tokens
+
+    @property
+    def every(self) -> tuple[Round, ...]:
+        return (*self.before, *self.rounds, *self.after)
 
     @property
     def tokens(self) -> int:
-        """Tokens that are read, all steps together."""
-        return self.windows * min(self.trained, self.target) + (self.entries + self.final) * self.target
+        """Most tokens that are read, all rounds together."""
+        return sum(self.short) + sum(each.all for each in self.every)
 
     def seconds(self, workload: Workload, calibration: Calibration) -> float:
-        """The forecast, for a workload of this model of any length."""
+        """The forecast of the most, for a workload of this model of any length."""
 
-        def once(tokens: int) -> float:
-            return reading(workload.changed(length=tokens, rows=1), calibration, targets=1.0)
+        def once(tokens: int, targets: float = 1.0) -> float:
+            return reading(workload.changed(length=tokens, rows=1), calibration, targets=targets)
 
-        own = 0.0
+        found = sum(once(tokens) for tokens in self.short)
         if self.written:  # rows of a batch share the reading of the weights
-            row = {"kind": "generate", "length": 1, "rows": 1, "strategy": "auto", "packed": False}
-            row |= {"new": min(self.trained, self.target), "optimizer": "adamw", "chunk": 0, "stage_layers": 0}
-            batches = max(1.0, self.written / (ROWS * row["new"]))
-            own = 4 * batches * writing(workload.changed(**row), calibration)
-        short = self.windows * once(min(self.trained, self.target))
-        return own + short + (self.entries + self.final) * once(self.target)
+            size = own_size(self.trained, self.written)
+            row: dict[str, Any] = {"kind": "generate", "length": 1, "rows": 1, "strategy": "auto", "packed": False}
+            row |= {"new": size, "optimizer": "adamw", "chunk": 0, "stage_layers": 0}
+            batches = max(1.0, self.written / (ROWS * size))
+            found += 4 * batches * writing(workload.changed(**row), calibration)
+        for each in self.every:  # of a long window only the short text and what lies past the trained length is scored
+            unseen = 0 if each.leaping else max(0, self.trained - NEAR) if each.tokens > self.trained else 0
+            found += each.candidates * each.windows * once(each.tokens, 1.0 - unseen / each.tokens)
+        return found
 
     def words(self, seconds: float) -> str:
-        """The steps in words, and what would be shorter."""
-        one = "a window" if self.windows == 1 else f"{self.windows} windows"
+        """The rounds in words, and what would be shorter."""
         steps = [f"the model writes {self.written:,} tokens itself"] if self.written else []
-        steps.append(f"{self.entries} candidates on a window of {self.target:,} tokens")
-        if self.final:
-            steps.append(f"the best of {self.methods} methods on {one}")
+        steps += [each.words(self.target) for each in self.every]
         return (
-            f"measuring: {', then '.join(steps)}: about {clock(seconds)}. Shorter: name the --method (without --text "
-            "nothing is measured then), or give a smaller --to"
+            f"measuring: {', then '.join(steps)}: about {clock(seconds)} at most. Shorter: name the --method (without "
+            "--text nothing is measured then), or give a smaller --to"
         )
+
+
+def own_size(trained: int, tokens: int) -> int:
+    """Tokens of each text that the model writes, if it writes `tokens` in all."""
+    return min(trained - 1, max(1024, -(-tokens * 11 // (10 * ROWS))))
+
+
+def comparing(
+    groups: Sequence[int], spec: ModelSpec, goal: tuple[int, int], sizes: tuple[int, int, int], leaping: bool = True
+) -> Measuring:
+    """The rounds of a comparison of methods with `groups[i]` candidates each, for `goal` = (trained, target) tokens.
+
+    `sizes` are the readings that every method has for choosing among its candidates, the real windows, and the tokens
+    of each of these.
+    """
+    (trained, target), (readings, windows, real) = goal, sizes
+    leaps = leaping and can_leap(spec, trained, target, real)
+    size = leaping_size(trained, target) if leaps else real
+    choosing = sum(max(readings, many) for many in groups if many > 1)
+    short = [min(trained, size // 2 if leaps else real, NEAR)] * LEAPS + [min(trained, real, NEAR)] * windows
+    rounds = [Round(1, choosing, size, leaps, "choosing each method's settings")] if choosing else []
+    rounds.append(Round(len(groups), windows, real, what="methods"))
+    return Measuring(target, trained, tuple(rounds), tuple(short))

@@ -1,17 +1,17 @@
 """Text that the model writes itself, to choose a scaling when the user gives no text.
 
-The texts are no longer than the trained context, sampled at temperature 0.8, and joined. They show whether positions
-still work, but not whether the model uses far context. The user's own long text is always the better choice.
+The texts are no longer than needed (nor than the trained context), sampled at temperature 0.8, and joined. They show
+whether positions still work, but not whether the model uses far context. The user's own long
+text is always the better choice.
 """
 
 from handscroll.base.errors import ConfigError
+from handscroll.extend.measuring import ROWS, own_size
 from handscroll.generate.decode import decode
 from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
 from handscroll.lm import LM
 from handscroll.text.readers import Document
-
-ROWS = 16
 
 
 def own_text(lm: LM, tokens: int, seed: int = 0) -> Document:
@@ -24,7 +24,7 @@ def own_text(lm: LM, tokens: int, seed: int = 0) -> Document:
     start = config.bos if config.bos is not None else next(iter(config.eos), None)
     if start is None:
         raise ConfigError("the model has no bos or eos token, so it cannot begin a text: give --text FILES")
-    size = config.trained - 1
+    size = own_size(config.trained, tokens)
     parts: list[str] = []
     count = 0
     for batch in range(1, 1000):

@@ -50,16 +50,7 @@ def nll(
     if len(ids) < 2:
         raise DataError(f"a loss needs at least two tokens, got {len(ids)}")
     if window is None or len(ids) <= window:
-        parts = []
-        for first, last, hidden in _chunks(model, ids[:-1], len(ids)):
-            targets = ids[first + 1 : last + 1].to(hidden.device)
-            made = model.prepared(hidden[0])
-            parts.append(
-                token_losses(made, model.project, model.config.vocab, targets, cap=model.logit_cap).float().cpu()
-            )
-            if on_read is not None:
-                on_read(last)
-        return torch.cat(parts)
+        return losses_at(model, ids, on_read=on_read)
     if window < 2:
         raise ConfigError(f"a window of {window} tokens sees nothing; give at least 2")
     return windowed_losses(model, ids, window)
@@ -97,13 +88,43 @@ def scored(
     return found, last[-1:]
 
 
-def _chunks(model: Model, ids: Tensor, length: int | None) -> Iterator[tuple[int, int, Tensor]]:
-    tokens = ids[None].to(model.device)
+@torch.no_grad()
+def losses_at(
+    model: Model,
+    ids: Tensor,
+    marks: Marks | None = None,
+    length: int | None = None,
+    wanted: Tensor | None = None,
+    on_read: Callable[[int], None] | None = None,
+) -> Tensor:
+    """`nll` of those of the tokens 1 .. T-1 for which `wanted` (T-1,) is true; all by default.
+
+    `marks` tell where the tokens 0 .. T-2 stand (one after the other by default), and `length` is the declared length
+    of the request (T by default). Logits are computed for the wanted tokens only.
+    """
+    parts = []
+    for first, last, hidden in _chunks(model, ids[:-1], length or len(ids), marks):
+        states, targets = hidden[0], ids[first + 1 : last + 1].to(hidden.device)
+        if wanted is not None:
+            here = wanted[first:last].to(hidden.device)
+            states, targets = states[here], targets[here]
+        if len(targets):
+            made = model.prepared(states)
+            losses = token_losses(made, model.project, model.config.vocab, targets, cap=model.logit_cap)
+            parts.append(losses.float().cpu())
+        if on_read is not None:
+            on_read(last)
+    return torch.cat(parts) if parts else torch.empty(0)
+
+
+def _chunks(
+    model: Model, ids: Tensor, length: int | None, marks: Marks | None = None
+) -> Iterator[tuple[int, int, Tensor]]:
+    tokens, marks = ids[None].to(model.device), marks or Marks.run(0, len(ids))
     if not model.spec.cached:  # without a cache the text is read at once
-        marks = Marks.run(0, len(ids))
         hidden = model.hidden(model.embed(tokens, marks), marks, model.mask(), length=length)
         return iter([(0, len(ids), hidden)])
-    cache, marks = model.new_cache(capacity=len(ids)), Marks.run(0, len(ids))
+    cache = model.new_cache(capacity=len(ids))
     return hidden_chunks(model, tokens, marks, cache, length or len(ids), prefill_chunk(tokens.device))
 
 

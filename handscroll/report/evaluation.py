@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from handscroll.base.errors import DataError
+from handscroll.report.comparison import comparison_section
 from handscroll.report.language import joined, say, speaking
 from handscroll.report.losses import loss_section, tail_loss, training_section
 from handscroll.report.needles import found, needle_section
@@ -12,6 +13,7 @@ from handscroll.report.page import Code, Facts, Item, Page, Section, Table
 from handscroll.report.reach import length_section, percent, reached, ruler_section
 from handscroll.report.records import (
     Candidates,
+    Compared,
     Doctor,
     Leak,
     Length,
@@ -131,6 +133,7 @@ SECTIONS: tuple[Make, ...] = (
     _views,
     _tasks,
     each(Candidates, lambda one: _candidates_section(one)),
+    each(Compared, comparison_section),
     each(Policies, lambda one: _policies_section(one)),
     each(Leak, leak_section),
     each(Doctor, doctor_section),

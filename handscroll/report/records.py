@@ -120,6 +120,39 @@ class Candidates(Record):
     trained: int | None = None
 
 
+class ComparedRow(Part):
+    """One method of a comparison: its loss past the trained length with a 95 % interval and by seed, the rise of the
+    loss of short text, the share of needles found, the shares of resamples in which it is the `first` of all and
+    `ahead` of the next row, and what it cost."""
+
+    method: str
+    long_loss: Number
+    low: Number
+    high: Number
+    by_seed: tuple[Number, ...] = ()
+    short_loss: Number
+    rise: Number
+    needles: Share | None = None
+    first: Share
+    ahead: Share | None = None
+    tokens: Count
+    seconds: Number | None = None
+
+
+class Compared(Record):
+    """Every method of lengthening on the same windows of several seeds, the best first."""
+
+    model: str
+    trained: int
+    target: int
+    measured_to: int
+    seeds: Count
+    windows: Count
+    resamples: Count
+    rows: tuple[ComparedRow, ...] = Field(min_length=1)
+    notes: tuple[str, ...] = ()
+
+
 class PolicyRow(Part):
     """One cache policy: shares of the full cache promised and freed, distance from the exact cache, tasks."""
 
@@ -387,6 +420,7 @@ KINDS: Mapping[str, type[Record]] = {
     "perplexity": Perplexity,
     "needle": Needle,
     "candidates": Candidates,
+    "comparison": Compared,
     "policies": Policies,
     "tasks": Tasks,
     "ruler": Ruler,

@@ -20,9 +20,9 @@ from handscroll.base.errors import CapacityError, ConfigError
 from handscroll.base.spec import ModelSpec
 from handscroll.base.workload import CHUNKED, Workload
 from handscroll.data.batch import Batch, collate
-from handscroll.extend.bakeoff import applied
 from handscroll.extend.extend import GUARD
 from handscroll.extend.methods import candidates
+from handscroll.extend.trials import applied
 from handscroll.generate.sample import Sampling
 from handscroll.models.encoder_decoder import EncoderDecoder
 from handscroll.models.gguf.save import save_gguf

@@ -5,7 +5,7 @@ import torch
 from typer.testing import CliRunner
 
 from handscroll.cli.main import app
-from handscroll.extend import bakeoff
+from handscroll.extend import trials
 from handscroll.extend.extend import extension
 from handscroll.extend.remembered import Remembered
 from handscroll.lm import load
@@ -14,7 +14,7 @@ from handscroll.lm import load
 @pytest.fixture
 def counted(monkeypatch):
     """The windows that are measured; after `stop` of them the user interrupts."""
-    seen, plain = {"windows": 0, "stop": 1 << 30}, bakeoff.token_nll
+    seen, plain = {"windows": 0, "stop": 1 << 30}, trials.losses
 
     def counting(*given, **more):
         if seen["windows"] == seen["stop"]:
@@ -22,7 +22,7 @@ def counted(monkeypatch):
         seen["windows"] += 1
         return plain(*given, **more)
 
-    monkeypatch.setattr(bakeoff, "token_nll", counting)
+    monkeypatch.setattr(trials, "losses", counting)
     return seen
 
 

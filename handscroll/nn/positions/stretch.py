@@ -117,13 +117,17 @@ def dual_chunk(positions: "Rotary", head_size: int, to: int) -> list[Candidate]:
 def longrope(positions: "Rotary", head_size: int, to: int) -> list[Candidate]:
     """LongRoPE (Ding et al. 2024) with given factors; see `longrope_with`."""
     raise ConfigError(
-        "method 'longrope' needs its factors: give --factors FILE, a JSON object with 'long_factor' and "
-        f"'short_factor', {head_size // 2} numbers each"
+        "method 'longrope' needs its factors: search them (--search), or give --factors FILE, a JSON object with "
+        f"'long_factor' and 'short_factor', {head_size // 2} numbers each"
     )
 
 
-def longrope_with(factors: dict[str, Sequence[float]], positions: "Rotary", head_size: int, to: int) -> Candidate:
+def longrope_with(
+    factors: dict[str, Sequence[float]], positions: "Rotary", head_size: int, to: int, attention: float | None = None
+) -> Candidate:
     """LongRoPE from `long_factor` and `short_factor` (head_size / 2 numbers each).
+
+    `attention` replaces the published attention factor; such factors were searched for.
 
     Raises:
         ConfigError: other keys, or lists of another length.
@@ -135,7 +139,12 @@ def longrope_with(factors: dict[str, Sequence[float]], positions: "Rotary", head
         if not isinstance(values, list) or len(values) != head_size // 2:
             raise ConfigError(f"factors: '{key}' must be a list of {head_size // 2} numbers (one a rotated pair)")
     fields = {"name": "longrope", "factor": to / positions.trained, "original": positions.trained}
-    return _scaled("longrope", "given factors", positions, to, fields | dict(factors))
+    if attention is None:
+        return _scaled("longrope", "given factors", positions, to, fields | dict(factors))
+    short = attention == 1.0 and all(value == 1.0 for value in factors["short_factor"])
+    fields |= {"attention_override": attention}
+    exact = positions.trained if short else 0
+    return _scaled("longrope", "searched factors", positions, to, fields | dict(factors), exact=exact)
 
 
 METHODS: dict[str, Make] = {

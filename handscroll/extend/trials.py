@@ -1,0 +1,148 @@
+"""Measures candidates on windows of text, one trial each; what was measured before is not measured again."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from handscroll.extend.methods import apply
+from handscroll.extend.remembered import Remembered, Values
+from handscroll.extend.windows import Window, losses, short_losses
+from handscroll.lm import LM
+from handscroll.models.model import Model
+from handscroll.nn.positions.candidate import Candidate
+
+Progress = Callable[[str, int, int], None]  # what is done now; tokens read so far, and in all
+BLOCKS = 32  # parts of a window's far tokens, whose mean losses are compared in pairs
+MARGIN = 0.02  # nats by which a change must beat the unchanged model; smaller differences decide nothing
+PENALTY = 5.0  # weight of each nat by which the rise of the short loss exceeds the guard
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate on one window, in nats per token: `far` by block of tokens past the trained length, `short` before
+    it; `base` is the unchanged model on the short text. `tokens` were read, in `seconds`."""
+
+    far: tuple[float, ...]
+    long: float
+    short: float
+    base: float
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A candidate and its trials so far, on windows of one kind."""
+
+    candidate: Candidate
+    trials: tuple[Trial, ...] = ()
+
+    @property
+    def long(self) -> float:
+        return _mean([trial.long for trial in self.trials])
+
+    @property
+    def short(self) -> float:
+        return _mean([trial.short for trial in self.trials])
+
+    @property
+    def rise(self) -> float:
+        """How much worse short text became."""
+        return _mean([trial.short - trial.base for trial in self.trials])
+
+    def score(self, guard: float) -> float:
+        """The long loss, plus `PENALTY` times the rise of the short loss beyond the guard. (With a hard limit the
+        unchanged model would win, because it does no harm.) The unchanged model needs `MARGIN` less."""
+        margin = MARGIN if self.candidate.method == "none" else 0.0
+        return self.long - margin + PENALTY * max(0.0, self.rise - guard)
+
+    def clearly_behind(self, other: "Standing", guard: float) -> bool:
+        """Whether the score is worse than that of `other` by more than `MARGIN` and three standard errors of the
+        paired differences by block, on the windows of both."""
+        pairs = [
+            a - b for x, y in zip(self.trials, other.trials, strict=False) for a, b in zip(x.far, y.far, strict=True)
+        ]
+        if len(pairs) < 2:
+            return False
+        spread = float(torch.tensor(pairs, dtype=torch.float64).std()) / len(pairs) ** 0.5
+        return self.score(guard) - other.score(guard) > MARGIN + 3 * spread
+
+
+class Trials:
+    """Runs trials on a model, which stays unchanged, and tells `progress` how many of `total` tokens were read."""
+
+    def __init__(self, lm: LM, memory: Remembered | None = None, progress: Progress | None = None, total: int = 0):
+        self.lm, self.memory = lm, memory or Remembered(None, lm)
+        self.read = 0  # tokens, those of remembered trials included
+        self._progress, self._total, self._done, self._now = progress, total, 0, ""
+
+    def note(self, now: str) -> None:
+        self._now = now
+        self._told(0)
+
+    def skip(self, tokens: int) -> None:
+        """Tokens that were planned need not be read."""
+        self._done += tokens
+        self._told(0)
+
+    def base(self, window: Window) -> float:
+        """The unchanged model's mean loss on the short text of a window."""
+        short = list(window.ids[: window.near])
+        found = self.memory.value(
+            ["as it is", window.near, short], lambda: {"short": float(short_losses(self.lm, window).mean())}
+        )
+        self._finish(window.near)
+        return found["short"]
+
+    def trial(self, candidate: Candidate, window: Window, base: float) -> Trial:
+        def measured() -> Values:
+            begun = time.monotonic()
+            with applied(self.lm.model, candidate):
+                far, short = losses(self.lm, window, self._told)
+            blocks = [float(block.mean()) for block in far.tensor_split(min(BLOCKS, max(1, len(far)))) if len(block)]
+            values = {"far": blocks, "long": float(far.mean()) if len(far) else 0.0, "short": float(short.mean())}
+            return values | {"seconds": round(time.monotonic() - begun, 3)}
+
+        how = [candidate.name, candidate.changes, *window.where()]
+        found = self.memory.value(how, measured)
+        self._finish(len(window.ids))
+        size = len(window.ids)
+        return Trial(tuple(found["far"]), found["long"], found["short"], base, size, found["seconds"])
+
+    def further(self, field: Sequence[Standing], windows: Sequence[Window], bases: Sequence[float]) -> list[Standing]:
+        """Each of `field` with trials on `windows` more."""
+        made = []
+        for standing in field:
+            self.note(standing.candidate.name)
+            trials = [self.trial(standing.candidate, w, base) for w, base in zip(windows, bases, strict=True)]
+            made.append(Standing(standing.candidate, (*standing.trials, *trials)))
+        return made
+
+    def _finish(self, tokens: int) -> None:
+        self._done += tokens
+        self.read += tokens
+        self._told(0)
+
+    def _told(self, here: int) -> None:
+        if self._progress is not None:
+            self._progress(self._now, min(self._done + here, self._total), self._total)
+
+
+@contextmanager
+def applied(model: Model, candidate: Candidate) -> Iterator[None]:
+    """Lengthen the model while the block runs, then restore it."""
+    config, table = model.config, getattr(model, "position_embedding", None)
+    try:
+        apply(model, candidate)
+        yield
+    finally:
+        model.config = config
+        if table is not None:
+            model.set_submodule("position_embedding", table)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
