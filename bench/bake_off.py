@@ -10,6 +10,7 @@ candidate there, which no choice can know. FOLDER keeps what was measured, and a
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,7 +29,7 @@ from handscroll.nn.positions.candidate import Candidate
 def chosen(lm: LM, options: argparse.Namespace, seed: int, searched: bool) -> tuple[Candidate, int, float]:
     """What `extend` chooses, the tokens that it read, and the seconds that it took."""
     begun, name = time.monotonic(), "search" if searched else "auto"
-    settings = {"search": Search(generations=options.generations, seed=seed)} if searched else {}
+    settings: dict[str, Any] = {"search": Search(generations=options.generations, seed=seed)} if searched else {}
     method, kept = "longrope" if searched else "auto", Path(options.work) / f"{name}-{seed}"
     made = extension(lm, options.to, method, text=options.choose, seed=seed, remember=kept, **settings)
     assert made.outcome is not None

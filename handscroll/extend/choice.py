@@ -54,7 +54,7 @@ class Field:
 
     entries: tuple[Candidate, ...]
     seeds: tuple[Candidate, ...] = ()
-    first: Positions | None = None
+    first: Any = None
 
     @classmethod
     def of(cls, config: Any, method: str, to: int, first: Positions, factors: Any = None, searched: bool = False):
