@@ -33,7 +33,7 @@ def chosen(lm: LM, options: argparse.Namespace, seed: int, searched: bool) -> tu
     method, kept = "longrope" if searched else "auto", Path(options.work) / f"{name}-{seed}"
     made = extension(lm, options.to, method, text=options.choose, seed=seed, remember=kept, **settings)
     assert made.outcome is not None
-    return made.candidate, made.outcome.read + (made.found.read if made.found else 0), time.monotonic() - begun
+    return made.candidate, made.outcome.read, time.monotonic() - begun
 
 
 def study(lm: LM, options: argparse.Namespace, seed: int) -> None:
