@@ -17,7 +17,7 @@ from handscroll.extend.measuring import LEAPS, MEASURED, MINUTE, Measuring, Roun
 from handscroll.extend.methods import of_config
 from handscroll.extend.own_text import own_text
 from handscroll.extend.remembered import Remembered
-from handscroll.extend.search import Found, Search, Species, search
+from handscroll.extend.search import SEEDS, Found, Search, Species, search
 from handscroll.extend.trials import Progress, Trials
 from handscroll.extend.windows import NEAR, leaping_size
 from handscroll.lm import LM
@@ -123,9 +123,10 @@ def planned(field: Field, spec: ModelSpec, wanted: Wanted, own: bool = False) ->
     leaps = can_leap(spec, goal.trained, goal.target, real)
     size = leaping_size(goal.trained, goal.target) if leaps else real
     readings = wanted.search.readings(len(field.seeds))
+    last = wanted.search.finalists + SEEDS + wanted.search.refining(real)
     before = (
         Round(1, readings, size, leaps, "a search of factors"),
-        Round(wanted.search.finalists + 1, max(1, wanted.measured // real), real, what="best factors"),
+        Round(last, max(1, wanted.measured // real), real, what="best factors"),
     )
     count = max(1, wanted.measured // real)
     short = (min(size // 2 if leaps else size, goal.trained, NEAR),) * wanted.search.windows
@@ -200,7 +201,7 @@ class Chooser:
             windows(documents, lm.tokenizer, real, max(1, self.wanted.measured // real), self.wanted.seed), passages
         )
         layer = next(layer for layer in spec.layers if layer.positions == 0)
-        species = Species(self.field.first, layer.rotated, goal.target)
+        species = Species(self.field.first, layer, goal.target)
         return search(trials, species, self.field.seeds, text, settings, goal)
 
     def _own(self, tokens: int) -> list[Document]:

@@ -19,7 +19,7 @@ from tests.conformance.families import reference_logits
 from tests.conftest import ROOT
 
 TEXT = [ROOT / "handscroll" / "lm.py", ROOT / "handscroll" / "nn" / "attend.py"]
-SMALL = Search(generations=2, children=4, parents=3, windows=2, finalists=2)
+SMALL = Search(generations=2, children=4, parents=3, windows=2, finalists=2, refine=2)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_factors_never_fall_and_stay_within_the_limits():
 
 def test_a_seed_has_the_frequencies_and_the_attention_of_its_method(lm):
     layer = lm.model.spec.layers[0]
-    species = Species(lm.model.spec.positions[0], layer.rotated, 256)
+    species = Species(lm.model.spec.positions[0], layer, 256)
     for one in candidates(lm.model, "yarn", 256)[1:4]:
         scaling, base = one.changes["positions"].scaling, one.changes["positions"].base
         made = species.candidate(species.seed(one)).changes["positions"].scaling

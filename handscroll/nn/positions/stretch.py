@@ -1,7 +1,7 @@
 """Methods that lengthen rotary positions: functions `(positions, rotated numbers of a head, to) -> candidates`."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -122,29 +122,30 @@ def longrope(positions: "Rotary", head_size: int, to: int) -> list[Candidate]:
     )
 
 
-def longrope_with(
-    factors: dict[str, Sequence[float]], positions: "Rotary", head_size: int, to: int, attention: float | None = None
-) -> Candidate:
+def longrope_with(factors: dict[str, Any], positions: "Rotary", head_size: int, to: int) -> Candidate:
     """LongRoPE from `long_factor` and `short_factor` (head_size / 2 numbers each).
 
-    `attention` replaces the published attention factor; such factors were searched for.
+    `attention_factor`, if given, replaces the published one.
 
     Raises:
         ConfigError: other keys, or lists of another length.
     """
-    wrong = set(factors) ^ {"long_factor", "short_factor"}
+    lists = {key: values for key, values in factors.items() if key != "attention_factor"}
+    wrong = set(lists) ^ {"long_factor", "short_factor"}
     if wrong:
-        raise ConfigError(f"factors: {sorted(wrong)[0]!r}: give exactly 'long_factor' and 'short_factor'")
-    for key, values in factors.items():
+        raise ConfigError(
+            f"factors: {sorted(wrong)[0]!r}: give exactly 'long_factor' and 'short_factor', and 'attention_factor' if "
+            "it is not the published one"
+        )
+    for key, values in lists.items():
         if not isinstance(values, list) or len(values) != head_size // 2:
             raise ConfigError(f"factors: '{key}' must be a list of {head_size // 2} numbers (one a rotated pair)")
-    fields = {"name": "longrope", "factor": to / positions.trained, "original": positions.trained}
-    if attention is None:
-        return _scaled("longrope", "given factors", positions, to, fields | dict(factors))
-    short = attention == 1.0 and all(value == 1.0 for value in factors["short_factor"])
-    fields |= {"attention_override": attention}
-    exact = positions.trained if short else 0
-    return _scaled("longrope", "searched factors", positions, to, fields | dict(factors), exact=exact)
+    fields = {"name": "longrope", "factor": to / positions.trained, "original": positions.trained} | lists
+    attention = factors.get("attention_factor")
+    if attention is not None:
+        fields["attention_override"] = attention
+    exact = positions.trained if attention == 1.0 and all(value == 1.0 for value in lists["short_factor"]) else 0
+    return _scaled("longrope", "given factors", positions, to, fields, exact=exact)
 
 
 METHODS: dict[str, Make] = {
