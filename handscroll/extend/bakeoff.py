@@ -13,7 +13,7 @@ from typing import Any
 from handscroll.evaluate.samples import Sample, fingerprint
 from handscroll.extend.measuring import Round
 from handscroll.extend.trials import Standing, Trials
-from handscroll.extend.windows import NEAR, Window
+from handscroll.extend.windows import NEAR, Window, certificate
 from handscroll.nn.positions.candidate import Candidate
 
 
@@ -92,6 +92,7 @@ class Outcome:
             "windows": len(self.samples),
             "tokens": self.read,
             "text_sha256": fingerprint(self.samples),
+            "certificate": certificate(self.samples),
             "rows": rows,
         }
 

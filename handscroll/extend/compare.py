@@ -21,7 +21,7 @@ from handscroll.evaluate.samples import Sample, fingerprint
 from handscroll.extend.bakeoff import Goal, Text
 from handscroll.extend.measuring import LEAPS, Measuring
 from handscroll.extend.trials import MARGIN, PENALTY, Standing, Trials, applied
-from handscroll.extend.windows import Window
+from handscroll.extend.windows import Window, certificate
 from handscroll.nn.positions.candidate import Candidate
 
 RESAMPLES = 2000
@@ -125,6 +125,7 @@ class Comparison:
             "windows": len(self.samples),
             "resamples": RESAMPLES,
             "text_sha256": fingerprint(self.samples),
+            "certificate": certificate(self.samples),
             "rows": rows,
             "notes": list(self.notes),
         }
@@ -152,6 +153,7 @@ class Comparison:
             "windows": len(trials),
             "sources": [f"{sample.source}@{sample.offset}" for sample in self.samples],
             "text_sha256": fingerprint(self.samples),
+            "certificate": certificate(self.samples),
         }
 
 

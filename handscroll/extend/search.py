@@ -4,9 +4,9 @@ Ding et al. 2024 ("LongRoPE", arXiv:2402.13753, section 3.2) evolve factors that
 solutions of interpolation, NTK and YaRN, by mutation and crossover, and measure every candidate at the full length.
 Here a child first reads one leaping window (`extend/windows.py`), the better half reads another, and only children that
 would enter the population read all of them. The strength of attention (`attention_factor`) is evolved too. A few at the
-end read real windows, with the best seeds, and their children do too: what a leaping window prefers is not always better
-there (starter, 512 to 4,096 tokens: without this, one search of two ended at its seed). So the result is never worse
-than its seeds on these windows.
+end read real windows, with the best seeds, and their children do too: what a leaping window prefers is not always
+better there (starter, 512 to 4,096 tokens: without this, one search of two ended at its seed). So the result is never
+worse than its seeds on these windows.
 
 Equal seeds give equal factors. What was measured is remembered by the candidate, so a search that was interrupted walks
 the same way again and measures only what is missing.

@@ -9,10 +9,12 @@ decides which candidates are measured on real windows.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from handscroll.evaluate.certificate import certify, together
 from handscroll.evaluate.perplexity import token_nll
 from handscroll.evaluate.samples import Sample
 from handscroll.generate.score import losses_at
@@ -89,3 +91,8 @@ def losses(lm: LM, window: Window, on_read: Callable[[int], None] | None = None)
 def short_losses(lm: LM, window: Window) -> Tensor:
     """The losses of the short text alone, as a text of its own."""
     return token_nll(lm, list(window.ids[: window.near])).double()
+
+
+def certificate(samples: Sequence[Sample]) -> dict[str, Any]:
+    """The truncation certificate of windows that were read whole, as it stands in a record."""
+    return together(certify(sample.ids, len(sample.ids)) for sample in samples).record()
