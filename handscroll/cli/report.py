@@ -29,7 +29,7 @@ def report(
     names = names_of(records)
     shown = runs[0] if len(runs) == 1 else side_by_side(runs[0], runs[1], names)
     name = title or (" / ".join(names) if len(runs) == 2 else None)
-    changes = changes_section(*runs, names, language) if len(runs) == 2 else []
+    changes = changes_section(runs[0], runs[1], names, language) if len(runs) == 2 else []
     page = evaluation_page(shown, title=name, language=language, first=changes)
     screen().print(f"report: {write(page, out)}", markup=False)
     if json_out is not None:

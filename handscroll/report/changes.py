@@ -66,19 +66,24 @@ def changes_section(
 
 def _changes(first: Sequence[Record], second: Sequence[Record]) -> Iterator[Change]:
     for one, other in _pairs(first, second, Perplexity):
-        pair = tail_loss(one), tail_loss(other)
-        if one.length == other.length and pair[0] is not None and pair[1] is not None:
-            length = compact(one.length)
-            what = say("loss in the last quarter of {length}, {label}", length=length, label=one.label)
-            yield Change(what, *pair, False, None)
+        if one.length == other.length:
+            what = say("loss in the last quarter of {length}, {label}", length=compact(one.length), label=one.label)
+            yield from _change(what, tail_loss(one), tail_loss(other), higher=False)
     for one, other in _pairs(first, second, Needle):
-        pair = found(one), found(other)
-        if (one.lengths, one.depths) == (other.lengths, other.depths) and pair[0] is not None and pair[1] is not None:
-            yield Change(say("needles found, {label}", label=one.label), *pair, True, None)
+        if (one.lengths, one.depths) == (other.lengths, other.depths):
+            yield from _change(say("needles found, {label}", label=one.label), found(one), found(other))
     for one, other in _pairs(first, second, Ruler):
         yield from _lengths(one, other)
     for one, other in _pairs(first, second, Tasks):
         yield from _scores(one, other)
+
+
+def _change(
+    what: str, first: float | None, second: float | None, higher: bool = True, sure: bool | None = None
+) -> Iterator[Change]:
+    """A change, where both runs measured the number."""
+    if first is not None and second is not None:
+        yield Change(what, first, second, higher, sure)
 
 
 def _pairs(first: Sequence[Record], second: Sequence[Record], kind: type[_R]) -> Iterator[tuple[_R, _R]]:
@@ -98,11 +103,9 @@ def _lengths(one: Ruler, other: Ruler) -> Iterator[Change]:
         if one.tasks != other.tasks or length not in other.lengths:
             continue
         here = other.lengths.index(length)
-        pair = one.average[at], other.average[here]
-        if pair[0] is None or pair[1] is None:
-            continue
         bands = [(r.low[n], r.high[n]) if r.low and r.high else (None, None) for r, n in ((one, at), (other, here))]
-        yield Change(say("RULER at {length}", length=compact(length)), *pair, True, _apart(*bands))
+        what = say("RULER at {length}", length=compact(length))
+        yield from _change(what, one.average[at], other.average[here], sure=_apart(*bands))
 
 
 def _scores(one: Tasks, other: Tasks) -> Iterator[Change]:
@@ -118,6 +121,8 @@ def _scores(one: Tasks, other: Tasks) -> Iterator[Change]:
 
 
 def _apart(one: tuple[float | None, float | None], other: tuple[float | None, float | None]) -> bool | None:
-    if None in (*one, *other):
+    """Whether two intervals have nothing in common; None where one is not known."""
+    (low, high), (least, most) = one, other
+    if low is None or high is None or least is None or most is None:
         return None
-    return one[1] < other[0] or other[1] < one[0]  # pyright: ignore[reportOptionalOperand]
+    return high < least or most < low
