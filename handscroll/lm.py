@@ -46,11 +46,11 @@ from handscroll.models.adapters import One, Weighted, adapt, merge, over_base, w
 from handscroll.models.gguf.save import save_gguf
 from handscroll.models.labels import Answer, Tag, answered, probabilities, scored, tagged
 from handscroll.models.model import Decoder
+from handscroll.models.onnx import Differences, graph_of, save_onnx
 from handscroll.models.sentence_folder import Sentences
 from handscroll.models.vectors import How, vectors
 from handscroll.models.weights import PROVENANCE, load_model, locate, read_provenance, save_model, written_dtype
-from handscroll.nn.finite import check_weights
-from handscroll.nn.quantised import PROJECTIONS, quantised
+from handscroll.nn.quantised import PROJECTIONS
 from handscroll.text.chat.messages import Message
 from handscroll.text.framed import Text
 from handscroll.text.gguf_out import metadata_of
@@ -396,6 +396,17 @@ class LM:
         folder = Path(folder)
         self._check_merged()
         save_model(self.model, folder, pad=self.tokenizer.pad, stored=self.stored)
+        return self._beside(folder)
+
+    def export_onnx(self, folder: str | Path, length: int | None = None) -> Differences:
+        """Write a folder with an ONNX graph for requests of up to `length` tokens; returns how far its outputs are."""
+        self._check_merged()
+        found = save_onnx(graph_of(self.model, self.sentences, length), Path(folder), self.provenance)
+        self._beside(Path(folder))
+        return found
+
+    def _beside(self, folder: Path) -> Path:
+        """Write what stands beside the weights: tokenizer, settings, recipes, provenance."""
         self.tokenizer.save(folder)
         config = self.model.config
         self.defaults.write(folder, config.bos, config.eos, self.tokenizer.pad)
@@ -424,8 +435,7 @@ class LM:
 
     def export_gguf(self, path: str | Path, weights: str = "f16") -> Path:
         """Write a GGUF file that llama.cpp reads, with matrices as f32, f16, bf16, q8_0 or q4_0."""
-        self._check_whole()
-        check_weights(self.model)  # in blocks of whole numbers such a number would look like any other
+        self._check_merged()
         tokens = metadata_of(self.tokenizer, self.model.config.vocab, self.model.config.eos)
         return save_gguf(self.model, tokens | self.defaults.metadata(), Path(path), weights, self.provenance)
 
@@ -433,13 +443,6 @@ class LM:
         if self.adapters:
             raise ConfigError(
                 f"{self.source} has an adapter over it ({', '.join(map(str, self.adapters))}): call merge() first"
-            )
-
-    def _check_whole(self) -> None:
-        self._check_merged()
-        if quantised(self.model):
-            raise ConfigError(
-                f"the weights of {self.source} were rounded when it was loaded: load it with weights='float'"
             )
 
     def _ids(self, text_or_ids: str | Sequence[int] | Tensor) -> Tensor:

@@ -1,13 +1,18 @@
 """`handscroll batch`: answer a file of requests together, in order; each answer is on the disk before the next."""
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from handscroll.base.errors import ConfigError
 from handscroll.cli.options import Adapter, Beyond, Device, Dtype, Model, Plain, Weights, say_defaults, say_weights
 from handscroll.cli.screen import bar, error_screen, screen
+
+if TYPE_CHECKING:
+    from handscroll.generate.engine.engine import Engine
+    from handscroll.text.tokenizer import Tokenizer
 
 
 def batch(
@@ -23,6 +28,11 @@ def batch(
     ] = False,
     beyond: Beyond = False,
     plain: Plain = False,
+    ray: Annotated[
+        str,
+        typer.Option(help="Answer on a Ray cluster: HOST:PORT, auto, or local (this machine alone; docs/engine.md)."),
+    ] = "",
+    workers: Annotated[int | None, typer.Option(help="With --ray: engines. [one a machine]")] = None,
     dtype: Dtype = "auto",
     device: Device = "cpu",
     adapter: Adapter = None,
@@ -32,21 +42,35 @@ def batch(
     from handscroll.base.records import read_records
     from handscroll.generate.admission import context_bytes
     from handscroll.generate.defaults import Defaults
-    from handscroll.generate.engine.batch import answer, read_requests
+    from handscroll.generate.engine.batch import answer, identity, read_requests
+    from handscroll.generate.engine.cluster import Cluster
     from handscroll.lm import load
 
     if memory is not None and kv_budget:
         raise ConfigError("--memory and --kv-budget both limit the keys and values: leave out one of the two")
     if memory is not None and not 0 < memory < float("inf"):
         raise ConfigError(f"--memory {memory} GB holds nothing; give more than 0")
-    lm = load(model, device, dtype, weights, adapter)
+    if workers is not None and not (ray and workers > 0):
+        raise ConfigError(f"--workers {workers}: give the number of engines of a cluster, and --ray its address")
+    loaded = {"device": device, "dtype": dtype, "weights": weights, "adapter": adapter}
+    lm = load(model, **loaded)
     room = context_bytes(lm.model, kv_budget) if kv_budget else int((memory or 1.0) * 1e9)
     engine = lm.engine(room, deterministic=deterministic)
     asked = read_requests(requests, engine, lm.tokenizer, beyond, Defaults() if plain else lm.defaults)
     say_defaults(lm, {"plain": plain})
     say_weights(weights)
+    cluster: Cluster | None = None
+    if ray:
+        where = str(Path(model).resolve()) if Path(model).exists() else model
+        start = partial(worker_engine, where, loaded, room, deterministic)
+        cluster = Cluster(ray, start, identity(engine), workers, beyond, device.startswith("cuda"))
     with bar("answering", len(asked)) as advance:
-        kept = answer(asked, engine, lm.tokenizer, out, advance)
+        kept = answer(asked, engine, lm.tokenizer, out, advance, cluster)
+    if cluster is not None and cluster.died:
+        error_screen().print(
+            f"{len(cluster.died)} workers died, and what they had not answered was asked again: {cluster.died[0]}",
+            markup=False,
+        )
     failed = [record["line"] for record in read_records(out) if "error" in record]
     if failed:
         lines = ", ".join(map(str, failed[:10])) + (" and more" if len(failed) > 10 else "")
@@ -54,6 +78,14 @@ def batch(
     screen().print(
         f"{out}: {len(asked) - len(failed)} answers" + (f", {kept} of them from before" if kept else ""), markup=False
     )
+
+
+def worker_engine(model: str, loaded: dict[str, Any], room: int, deterministic: bool) -> "tuple[Engine, Tokenizer]":
+    """The engine of a worker of a cluster, made in the process of the worker."""
+    from handscroll.lm import load
+
+    lm = load(model, **loaded)
+    return lm.engine(room, deterministic=deterministic), lm.tokenizer
 
 
 def register(app: typer.Typer) -> None:

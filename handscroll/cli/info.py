@@ -15,6 +15,7 @@ def info(
     dtype: Annotated[str, typer.Option(help="Dtype of the model for --kernels.")] = "auto",
     device: Annotated[str, typer.Option(help="Device of the model for --kernels.")] = "cpu",
     weights: Annotated[str, typer.Option(help="Rounded weights for --kernels: int8 or int4.")] = "",
+    vllm: Annotated[bool, typer.Option("--vllm", help="Show the command that serves a folder on vLLM.")] = False,
     adapter: Adapter = None,
 ) -> None:
     """Show family, parameters, context, position method and bytes per token of KV cache."""
@@ -25,6 +26,9 @@ def info(
 
     if kernels:
         _kernels(model, dtype, device, weights, adapter)
+        return
+    if vllm and model:
+        _vllm(Path(locate(model)))
         return
     if not model:
         raise ConfigError("no model was given: name a checkpoint folder, or give --kernels")
@@ -58,6 +62,14 @@ def _recommended(path: Path) -> list[tuple[str, str]]:
     taken, unused = defaults.taken({}), defaults.unused()
     lines += [("sampling", f"{told(taken)} (recommended by the checkpoint)")] if taken else []
     return lines + ([("generation, not used", told(unused))] if unused else [])
+
+
+def _vllm(folder: Path) -> None:
+    from handscroll.models.vllm import serving
+
+    found = serving(folder)
+    for line in (found.command, *found.notes):
+        screen().print(line, markup=False)
 
 
 def _kernels(model: str, dtype: str, device: str, weights: str, adapter: list[str] | None) -> None:

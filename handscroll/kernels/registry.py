@@ -7,7 +7,7 @@ are those of the choice.
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -100,11 +100,16 @@ def recording() -> Iterator[Counter[Choice]]:
         _RECORDS[:] = [record for record in _RECORDS if record is not made]
 
 
-@contextmanager
-def without(operation: Operation, *names: str) -> Iterator[None]:
+def without(operation: Operation, *names: str) -> AbstractContextManager[None]:
     """Leave out kernels inside the `with` block, in every thread, to test or measure the others."""
+    return alone(operation, *(kernel for kernel in operation.kernels if kernel.name not in names))
+
+
+@contextmanager
+def alone(operation: Operation, *kernels: Kernel) -> Iterator[None]:
+    """Let an operation choose among these kernels alone inside the `with` block, in every thread."""
     before = operation.kernels
-    operation._take(tuple(kernel for kernel in before if kernel.name not in names))
+    operation._take(kernels)
     try:
         yield
     finally:

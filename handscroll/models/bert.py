@@ -34,7 +34,7 @@ from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
 from handscroll.nn.mlp import MLP, gelu_tanh
 from handscroll.nn.norm import LayerNorm
-from handscroll.nn.positions.table import Table
+from handscroll.nn.positions.table import Table, largest
 from handscroll.nn.shapes import Embeddings, Logits, Tokens
 
 ACTIVATIONS = {"gelu": F.gelu, "gelu-tanh": gelu_tanh, "relu": F.relu, "tanh": torch.tanh}
@@ -166,7 +166,7 @@ class Bert(Decoder):
     def embed(self, tokens: Tokens, marks: Marks) -> Embeddings:
         """The normalised sum of token, position and token-type vectors; marks without kinds mean type 0."""
         positions = marks.tensors(tokens.device)[2]
-        last = int(positions.max())
+        last = largest(positions)
         if last >= self.config.context:
             raise CapacityError(
                 f"position {last} is past the learned position table of {self.config.context}; shorten the text, cut "
@@ -180,10 +180,8 @@ class Bert(Decoder):
 
     def _kinds(self, marks: Marks, positions: Tensor) -> Tensor:
         kinds = torch.zeros_like(positions) if marks.kinds is None else marks.kinds
-        if int(kinds.max()) >= self.config.kinds:
-            raise DataError(
-                f"token type {int(kinds.max())} is unknown: this checkpoint has types 0 to {self.config.kinds - 1}"
-            )
+        if (last := largest(kinds)) >= self.config.kinds:
+            raise DataError(f"token type {last} is unknown: this checkpoint has types 0 to {self.config.kinds - 1}")
         return kinds
 
     def logits(self, hidden: Embeddings) -> Logits:

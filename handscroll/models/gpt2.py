@@ -28,7 +28,7 @@ from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.marks import Marks
 from handscroll.nn.mlp import ACTIVATIONS, MLP
 from handscroll.nn.norm import LayerNorm
-from handscroll.nn.positions.table import Table
+from handscroll.nn.positions.table import Table, largest
 from handscroll.nn.shapes import Embeddings, Tokens
 
 
@@ -87,7 +87,7 @@ class GPT2(Decoder):
 
     def embed(self, tokens: Tokens, marks: Marks) -> Embeddings:
         positions = marks.tensors(tokens.device)[2]
-        last = int(positions.max())
+        last = largest(positions)
         if last >= self.config.context:
             raise CapacityError(
                 f"position {last} is past the learned position table of {self.config.context}; lengthen the "

@@ -53,11 +53,11 @@ def pooled(
         marks = Marks.rows(torch.zeros_like(lengths), lengths)
         hidden = model.hidden(model.embed(ids, marks), marks, model.mask(), length=ids.shape[1]).float()
         real = (marks.tensors(ids.device)[0] != PADDING).unsqueeze(-1)
-        found[group] = torch.cat([_state(hidden, real, lengths, mode) for mode in modes], dim=1).cpu()
+        found[group] = torch.cat([pool(hidden, real, lengths, mode) for mode in modes], dim=1).cpu()
     return finite(found)
 
 
-def _state(hidden: Tensor, real: Tensor, lengths: Tensor, mode: str) -> Tensor:
+def pool(hidden: Tensor, real: Tensor, lengths: Tensor, mode: str) -> Tensor:
     """The vectors (B, D) of the hidden states (B, T, D); `real` (B, T, 1) are no padding."""
     if mode == "cls":
         return hidden[:, 0]

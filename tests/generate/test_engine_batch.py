@@ -1,19 +1,16 @@
 """`handscroll batch`: the answers of `generate`, in order, after any interruption; bad lines are named before a run."""
 
-import json
-
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from handscroll.base.errors import CapacityError, ConfigError, DataError, HandscrollError
-from handscroll.cli.main import app
 from handscroll.extend.story import STARTER
 from handscroll.generate.constrain import Constraint, Progress
 from handscroll.generate.engine import batch as module
 from handscroll.generate.engine.batch import answer, read_requests
 from handscroll.generate.engine.engine import Engine
 from handscroll.lm import load
+from tests.generate.batches import records, run, write
 from tests.naming import naming
 
 LINES = [
@@ -24,25 +21,6 @@ LINES = [
     {"prompt": "(", "max_tokens": 5, "ignore_eos": True},
     {"prompt": "你好", "max_tokens": 9, "repetition_penalty": 1.3},
 ]
-
-
-def write(path, lines):
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return path
-
-
-def run(*words, fails=None):
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    if fails is not None:
-        assert isinstance(result.exception, HandscrollError), repr(result.exception)
-        assert fails in str(result.exception), str(result.exception)
-        return ""
-    assert result.exit_code == 0, result.output + repr(result.exception)
-    return result.stdout
-
-
-def records(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.parametrize("mode", [[], ["--deterministic"]])

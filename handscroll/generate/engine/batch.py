@@ -8,8 +8,9 @@ finish and log-probability, in the order of the requests. Where no answer was po
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,7 +63,7 @@ class Line(Sampling):
 
 
 @dataclass(eq=False)
-class _Reader:
+class Reader:
     """Makes requests of lines; what is compiled for one line serves the others."""
 
     model: Model
@@ -110,6 +111,16 @@ class Asked(NamedTuple):
     request: Request
 
 
+class Named(NamedTuple):
+    """A request and the name of its answer (`digest`)."""
+
+    asked: Asked
+    digest: str
+
+
+Answers = Callable[[Sequence[Named]], Iterator[list[dict[str, Any]]]]
+
+
 def read_requests(
     path: Path, engine: Engine, tokenizer: Tokenizer, beyond: bool = False, defaults: Defaults | None = None
 ) -> list[Asked]:
@@ -126,7 +137,7 @@ def read_requests(
         raise DataError(f"requests {path} cannot be read: {error.strerror}; give a file of JSON lines") from None
     found: list[Asked] = []
     wrong: list[str] = []
-    reader = _Reader(engine.model, tokenizer, beyond)
+    reader = Reader(engine.model, tokenizer, beyond)
     for number, line in enumerate(lines, start=1):
         where = f"line {number}"
         try:
@@ -154,33 +165,50 @@ def answer(
     tokenizer: Tokenizer,
     out: Path,
     on_answer: Callable[[int], None] = lambda done: None,
+    answers: Answers | None = None,
 ) -> int:
     """Answer all requests into `out`, durably and in order; returns how many answers were there before.
 
-    `on_answer(done)` is called after every answer that was written.
+    `on_answer(done)` is called after every answer that was written. `answers` gives the records from elsewhere
+    (`cluster.py`); by default the engine does.
 
     Raises:
         ConfigError: `out` holds answers to other requests, or of another model. CheckpointError: the disk refused.
     """
-    model = f"{fingerprint(engine.model)} {engine.model.dtype} {engine.deterministic}"
-    hashes = [hashlib.sha256(f"{model} {one.line.model_dump_json()}".encode()).hexdigest()[:16] for one in requests]
-    kept = _kept(out, requests, hashes)
-    waiting = list(zip(requests, hashes, strict=True))[kept:][::-1]
-    open_ = _Open(engine, tokenizer)
+    model = identity(engine)
+    named = [Named(one, digest(one, model)) for one in requests]
+    kept = _kept(out, named)
     done = kept
     with RecordWriter(out) as writer:
-        while waiting or open_.answers:
-            while waiting and len(open_.answers) < AHEAD:
-                open_.add(*waiting.pop())
-            if ready := open_.ready():
-                for record in ready:
-                    writer.append(record)
-                writer.sync()
-                done += len(ready)
-                on_answer(done)
-            else:
-                engine.step()
+        for ready in (answers or partial(answered, engine, tokenizer))(named[kept:]):
+            for record in ready:
+                writer.append(record)
+            writer.sync()
+            done += len(ready)
+            on_answer(done)
     return kept
+
+
+def answered(engine: Engine, tokenizer: Tokenizer, named: Sequence[Named]) -> Iterator[list[dict[str, Any]]]:
+    """The records of all answers in order, as soon as all before them are there."""
+    waiting, open_ = list(named)[::-1], _Open(engine, tokenizer)
+    while waiting or open_.answers:
+        while waiting and len(open_.answers) < AHEAD:
+            open_.add(*waiting.pop())
+        if ready := open_.ready():
+            yield ready
+        else:
+            engine.step()
+
+
+def identity(engine: Engine) -> str:
+    """What two engines must share so that one's answers stand for the other's."""
+    return f"{fingerprint(engine.model)} {engine.model.dtype} {engine.deterministic}"
+
+
+def digest(one: Asked, model: str) -> str:
+    """The name of a request, under which its answer is found again."""
+    return hashlib.sha256(f"{model} {one.line.model_dump_json()}".encode()).hexdigest()[:16]
 
 
 @dataclass(eq=False)
@@ -237,14 +265,14 @@ def _object(line: bytes) -> dict[str, Any]:
     return found
 
 
-def _kept(out: Path, requests: Sequence[Asked], hashes: Sequence[str]) -> int:
+def _kept(out: Path, requests: Sequence[Named]) -> int:
     """How many answers `out` has; a last line that was cut off does not count."""
     if not out.exists():
         return 0
     if out.is_dir():
         raise ConfigError(f"{out} is a folder; give a file for the answers")
     records = list(read_records(out))
-    for record, one, digest in zip(records, requests, hashes, strict=False):
+    for record, (one, digest) in zip(records, requests, strict=False):
         if (record.get("line"), record.get("request")) != (one.number, digest):
             raise ConfigError(
                 f"{out} holds an answer to another request, model or mode than line {one.number}; "

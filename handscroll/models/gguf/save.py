@@ -18,6 +18,8 @@ from handscroll.models.gguf.load import side_of
 from handscroll.models.model import Model
 from handscroll.models.table import family
 from handscroll.models.unpack import pack
+from handscroll.nn.finite import check_weights
+from handscroll.nn.quantised import quantised
 
 TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
 FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7, "q4_0": 2}  # general.file_type
@@ -36,6 +38,9 @@ def save_gguf(model: Model, tokens: dict[str, Any], path: Path, kind: str, about
         ConfigError: the format is unknown, llama.cpp does not support the family or a setting, or numbers exceed
             float16.
     """
+    if quantised(model):
+        raise ConfigError("the weights were rounded when the model was loaded: load it with weights='float'")
+    check_weights(model)  # in blocks of whole numbers a number that is none would look like any other
     if kind not in TYPES:
         raise ConfigError(f"unknown type of weights '{kind}': {nearest(kind, TYPES)}")
     if path.suffix != SUFFIX:

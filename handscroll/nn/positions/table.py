@@ -75,3 +75,11 @@ class Table(Positions):
 
 def _longer(make: Callable[[Tensor, int], Tensor], unused: int, to: int, rows: Tensor) -> Tensor:
     return torch.cat([rows[:unused], make(rows[unused:], to)])
+
+
+def largest(numbers: Tensor) -> int:
+    """The largest of numbers that select rows of a table, so that those beyond it are refused.
+
+    An exported graph has no such number while it is traced: 0. Whatever runs the graph refuses rows beyond a table.
+    """
+    return 0 if torch.compiler.is_exporting() else int(numbers.max())

@@ -95,6 +95,7 @@ def test_the_gguf_library_dequantises_what_is_written_to_the_same_numbers(tmp_pa
         ({"rope_type": "linear", "factor": 4.0}, 256),
         ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}, 256),
         ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "attention_factor": 1.3}, 256),
+        (YARN | {"beta_fast": 16.0, "beta_slow": 0.35, "attention_factor": 1.0693}, 256),
         (
             {
                 "rope_type": "llama3",
@@ -165,6 +166,18 @@ def test_provenance_template_and_end_tokens_are_kept(tmp_path):
     assert again.provenance == made.provenance and again.trained == 32
     assert again.tokenizer.settings["chat_template"] == "{{ messages }}"
     assert set(again.model.config.eos) == {299, 3}
+
+
+def test_a_yarn_of_other_ramps_is_factors_that_must_follow_from_what_is_said(tmp_path):
+    long = model(max_position_embeddings=256, rope_scaling=YARN | {"beta_fast": 16.0}, rope_theta=500.0)
+    file = save_gguf(long, metadata_of(TOKENIZER, 300, (299,)), tmp_path / "a.gguf", "f32", {})
+    key = "llama.rope.handscroll"
+    said = json.loads(read_gguf(file).metadata[key])
+    for wrong in (said | {"beta_slow": 0.25}, said | {"attention_factor": 1.3}):
+        with pytest.raises(CheckpointError, match="contradict"):
+            read_config(changed(tmp_path / "b.gguf", file, {key: json.dumps(wrong)}))
+    with pytest.raises(CheckpointError, match="not JSON"):
+        read_config(changed(tmp_path / "b.gguf", file, {key: "{"}))
 
 
 @pytest.mark.parametrize(
