@@ -13,6 +13,7 @@ from handscroll.base.errors import CapacityError, ConfigError
 from handscroll.base.lock import RunLock
 from handscroll.base.records import RecordWriter, read_records
 from handscroll.base.runs import make_folder, write_file
+from handscroll.base.workload import Workload
 from handscroll.evaluate.ruler.answering import Answer, answers
 from handscroll.evaluate.ruler.bench import Bench
 from handscroll.evaluate.ruler.exams import Exam, Setting, exams_of
@@ -22,6 +23,7 @@ from handscroll.generate.budget import Demand
 from handscroll.generate.chat import Speaker
 from handscroll.lm import LM
 from handscroll.models.fingerprint import fingerprint
+from handscroll.nn.quantised import kept_bytes, quantised
 from handscroll.plan import duration
 from handscroll.plan.calibration import Calibration
 
@@ -73,12 +75,18 @@ def plan(lm: LM, bench: Bench, setting: Setting, calibration: Calibration | None
 
 
 def _seconds(lm: LM, exam: Exam, calibration: Calibration) -> float:
+    """The seconds of one text and its questions, whose answers are written together."""
+    rounded = quantised(lm.model)
+    how = {"rounded": rounded, "stored": kept_bytes(lm.model) if rounded else 0}
+
+    def asked(tokens: int, new: int, past: int = 0) -> Workload:
+        return Demand(range(tokens), new, past=past).workload("full", lm.model).changed(**how)
+
     head, most = len(exam.head.ids), max(one.room for one in exam.questions)
-    found = duration.reading(Demand(range(head), 1).workload("full", lm.model), calibration)
+    found = duration.reading(asked(head, 1), calibration)
     for one in exam.questions:
-        whole = head + len(one.tail.ids)
-        found += duration.reading(Demand(range(whole), 1, past=head).workload("full", lm.model), calibration)
-    return found + duration.writing(Demand(range(head), most).workload("full", lm.model), calibration)
+        found += duration.reading(asked(head + len(one.tail.ids), 1, head), calibration)
+    return found + duration.writing(asked(head, most), calibration)
 
 
 def measure(
