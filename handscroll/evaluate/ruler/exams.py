@@ -178,7 +178,7 @@ class Maker:
         rounds = max(1, min(8, budget // ROUND))
         heads = {kind: [spell(self.bench.say.parts[kind])] for kind in kinds}
         each = (budget - rounds * sum(size(head) + texts.EDGE for head in heads.values())) // len(kinds)
-        parts: dict[str, list[list[Piece]]] = {}
+        parts: dict[str, list[Sequence[Piece]]] = {}
         asks: dict[str, Ask] = {}
         noisy = [self._plant(draw, task) for task in tasks if TASKS[task].plant]
         if noisy:

@@ -6,7 +6,7 @@ serve as keys. Where a list needs more words than there are, it goes on with pai
 
 import random
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 ADJECTIVES = """
@@ -106,11 +106,11 @@ TRIES = 30  # after so many names that are used already, one more is joined to t
 class Vocabulary:
     """The words of one language; `link` joins an adjective and a noun, `joint` two names."""
 
-    adjectives: list[str]
-    nouns: list[str]
-    first: list[str]
-    last: list[str]
-    towns: tuple[list[str], list[str], list[str]]
+    adjectives: Sequence[str]
+    nouns: Sequence[str]
+    first: Sequence[str]
+    last: Sequence[str]
+    towns: tuple[Sequence[str], Sequence[str], Sequence[str]]
     link: str
     joint: str
 
@@ -186,5 +186,5 @@ class Draw:
         while True:
             yield self.pair()
 
-    def _choice(self, options: list[str]) -> str:
+    def _choice(self, options: Sequence[str]) -> str:
         return self.random.choice(options)
