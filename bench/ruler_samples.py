@@ -1,6 +1,6 @@
 """Seconds to generate RULER's thirteen tasks at four lengths, twenty samples each, in both layouts.
 
-    python -m bench.ruler_samples MODEL
+python -m bench.ruler_samples MODEL
 """
 
 import sys
