@@ -95,7 +95,15 @@ def _matrix(task: Task, examples: Sequence[Example], predictions: Sequence[Predi
     if not labels or not all(isinstance(truth, str) and isinstance(output, str) for truth, output in pairs):
         return None
     counts = Counter(pairs)
-    return Matrix(labels=labels, counts=tuple(tuple(counts[truth, said] for said in labels) for truth in labels))
+    nameless = {truth: 0 for truth in labels}
+    for (truth, said), count in counts.items():
+        if said not in nameless:
+            nameless[truth] += count
+    return Matrix(
+        labels=labels,
+        counts=tuple(tuple(counts[truth, said] for said in labels) for truth in labels),
+        nameless=tuple(nameless.values()),
+    )
 
 
 def _mistakes(task: Task, wrong: Sequence[tuple[Example, Prediction]]) -> tuple[Mistake, ...]:
