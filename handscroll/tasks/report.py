@@ -95,7 +95,7 @@ def _matrix(task: Task, examples: Sequence[Example], predictions: Sequence[Predi
     if not labels or not all(isinstance(truth, str) and isinstance(output, str) for truth, output in pairs):
         return None
     counts = Counter(pairs)
-    nameless = {truth: 0 for truth in labels}
+    nameless = dict.fromkeys(labels, 0)
     for (truth, said), count in counts.items():
         if said not in nameless:
             nameless[truth] += count
