@@ -4,9 +4,9 @@ from typing import Annotated, Any
 
 import typer
 
-from handscroll.base.errors import ConfigError
+from handscroll.cli import needles, views
 from handscroll.cli.harness import ANY, harness
-from handscroll.cli.options import FILES, Adapter, Device, Dtype, Encoding, Key, Model, SkipPictures, reader
+from handscroll.cli.options import FILES, Adapter, Device, Dtype, Encoding, Key, Model, SkipPictures, numbers, reader
 from handscroll.cli.questions import tasks
 from handscroll.cli.records import Json, Report
 from handscroll.cli.records import keep as _keep
@@ -65,46 +65,6 @@ def perplexity(
 
 
 @evaluations.command()
-def needle(
-    model: Model,
-    lengths: Annotated[str, typer.Option(help="Prompt lengths in tokens, separated by commas.")],
-    depths: Annotated[str, typer.Option(help="Needle depths from 0 (first) to 1 (last).")] = "0,0.25,0.5,0.75,1",
-    samples: Annotated[int, typer.Option(help="Samples per cell of the grid.")] = 20,
-    text: Annotated[list[str] | None, typer.Option(help="Haystack files. [Python's standard library]")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of keys, values and places.")] = 0,
-    dtype: Dtype = "auto",
-    device: Device = "cpu",
-    adapter: Adapter = None,
-    key: Key = "",
-    encoding: Encoding = "",
-    skip_pictures: SkipPictures = False,
-    json_out: Json = None,
-    report: Report = None,
-) -> None:
-    """Measure key retrieval over a grid of length x depth; each prompt has exactly the stated number of tokens."""
-    from handscroll.evaluate.haystack import haystack
-    from handscroll.evaluate.needle import NeedleGrid, needle_grid
-    from handscroll.lm import load
-
-    values = {"lengths": _numbers(lengths, int, "--lengths"), "depths": _numbers(depths, float, "--depths")}
-    grid = NeedleGrid.parse(values | {"samples": samples, "seed": seed}, "evaluate needle")
-    how = reader(key, encoding, skip_pictures)
-    if text:
-        how.check(text)
-    lm = load(model, device, dtype, adapter=adapter)
-    filler = haystack(lm.tokenizer, text, max(grid.lengths), reader=how)
-    with bar("cells", len(grid.lengths) * len(grid.depths)) as advance:
-        record = needle_grid(lm, filler, grid, "needle", lambda done, total: advance(done))
-    rows = [
-        [f"{depth:g}", *(f"{100 * value:.0f}%" for value in row)]
-        for depth, row in zip(grid.depths, record["accuracy"], strict=True)
-    ]
-    columns = ["depth", *(f"{length:,}" for length in grid.lengths)]
-    screen().print(table(columns, rows, f"{model}: {samples} samples a cell, exact answers"))
-    _keep([record], json_out, report)
-
-
-@evaluations.command()
 def policies(
     model: Model,
     files: Annotated[list[str], typer.Argument(help=FILES)],
@@ -132,7 +92,7 @@ def policies(
     lm = load(model, device, dtype, adapter=adapter)
     lm.model.spec.require("a cache policy", forward=True)
     values: dict[str, Any] = {"length": length or min(lm.context, 512), "samples": samples}
-    values["budgets"] = _numbers(budgets, float, "--budgets")
+    values["budgets"] = numbers(budgets, float, "--budgets")
     if policies:
         values["policies"] = policies.split(",")
     grid = PolicyGrid.parse(values, "evaluate policies")
@@ -154,6 +114,8 @@ def register(app: typer.Typer) -> None:
     evaluations.command()(tasks)
     evaluations.command(context_settings=ANY)(harness)
     evaluations.command()(ruler)
+    for module in (needles, views):
+        module.register(evaluations)
     app.add_typer(evaluations, name="evaluate")
 
 
@@ -165,13 +127,6 @@ def _policy_row(row: dict[str, Any]) -> list[str]:
     sizes = [share("budget", ".1%"), share("freed", ".1%"), share("kept_promise")]
     far = [f"{row['kl']:.1e}", f"{row['worst']:.1e}", share("same", ".1%"), f"{row['loss']:+.3f}"]
     return [name, *sizes, *far, *(share(task) for task in ("needle", "copying", "sums", "answers_alike"))]
-
-
-def _numbers(text: str, kind: type, option: str) -> list[Any]:
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(f"{option} {text!r}: expected numbers separated by commas, such as 512,1024") from None
 
 
 def _report_unknown(tokenizer: Any, samples: Any) -> None:

@@ -82,6 +82,18 @@ def reader(key: str, encoding: str, skip_pictures: bool) -> "Reader":
     return Reader(key or None, encoding or None, skip_pictures)
 
 
+def numbers(text: str, kind: type, option: str) -> list[Any]:
+    """The numbers of an option that takes several.
+
+    Raises:
+        ConfigError: one is no number of this kind.
+    """
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option} {text!r}: expected numbers separated by commas, such as 512,1024") from None
+
+
 Adapter = Annotated[
     list[str] | None,
     typer.Option(help="Adapter folder (LoRA of PEFT's form) over the model; FOLDER=0.5 takes half of it; repeatable."),

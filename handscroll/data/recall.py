@@ -264,9 +264,11 @@ def needle_prompt(
     return [*before, *haystack[:cut], *needle, *haystack[cut:], *question], answer
 
 
-def needle_pieces(tokenizer: Tokenizer, key: str, value: str) -> tuple[list[int], list[int], list[int], list[int]]:
+def needle_pieces(
+    tokenizer: Tokenizer, key: str, value: str, form: tuple[str, str, str] = NEEDLE
+) -> tuple[list[int], list[int], list[int], list[int]]:
     """Ids of the tokens before a text (BOS, if the tokenizer adds it), of the needle, the question and the answer."""
-    question, value_form, end = NEEDLE
+    question, value_form, end = form
     before = [tokenizer.bos] if tokenizer.bos is not None and tokenizer.bos in tokenizer.encode("") else []
 
     def encode(text: str) -> list[int]:
