@@ -9,13 +9,14 @@ longer.save("folder")
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from handscroll.doctor.examine import doctor
     from handscroll.extend.extend import extend
     from handscroll.lm import LM, load
 
 __version__ = "0.1.0"
-__all__ = ["LM", "__version__", "extend", "load"]
+__all__ = ["LM", "__version__", "doctor", "extend", "load"]
 
-_HOMES = {"LM": "handscroll.lm", "load": "handscroll.lm", "extend": "handscroll.extend"}
+_HOMES = {"LM": "handscroll.lm", "load": "handscroll.lm", "extend": "handscroll.extend", "doctor": "handscroll.doctor"}
 
 
 def __getattr__(name: str) -> Any:
@@ -24,6 +25,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'handscroll' has no attribute '{name}'")
     from importlib import import_module
 
-    if name == "extend":
-        return import_module("handscroll.extend")  # callable, see there
+    if name in ("extend", "doctor"):
+        return import_module(_HOMES[name])  # callable, see there
     return getattr(import_module(_HOMES[name]), name)

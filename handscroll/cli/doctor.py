@@ -1,0 +1,161 @@
+"""`handscroll doctor`: what is wrong in a checkpoint or a runtime, how it shows and how to mend it."""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from handscroll.base.errors import ConfigError, nearest
+from handscroll.cli.options import FILES, Device, Dtype
+from handscroll.cli.screen import bar, screen, table
+
+if TYPE_CHECKING:
+    from handscroll.doctor.across import Apart
+    from handscroll.doctor.finding import Diagnosis, Examined
+    from handscroll.doctor.runtime import Runtime
+
+RUNTIMES = ("handscroll", "transformers")
+KEY = "OPENAI_API_KEY"
+MARKS = {"healthy": "healthy", "wrong": "WRONG", "unexamined": "not examined", "absent": "does not apply"}
+
+
+def doctor(
+    model: Annotated[
+        str,
+        typer.Argument(help="Checkpoint folder, GGUF file or hub id; with --endpoint its tokenizer, if it is here."),
+    ] = "",
+    runtime: Annotated[str, typer.Option(help="What runs MODEL: handscroll or transformers.")] = "handscroll",
+    endpoint: Annotated[str, typer.Option(help="Address of an OpenAI-compatible server, such as .../v1.")] = "",
+    name: Annotated[str, typer.Option(help="Name of the model at the endpoint. [the first listed]")] = "",
+    longest: Annotated[int, typer.Option(help="Longest prompt that an endpoint is sent, in tokens.")] = 8192,
+    against: Annotated[str, typer.Option(help="Another model or address: say where the two part, by position.")] = "",
+    against_runtime: Annotated[str, typer.Option(help="What runs the other one: handscroll or transformers.")] = "",
+    length: Annotated[int, typer.Option(help="Tokens for --against.")] = 1024,
+    text: Annotated[list[str] | None, typer.Option(help=f"Text for --against. [a built-in passage] {FILES}")] = None,
+    only: Annotated[str, typer.Option(help="Checks to make, separated by commas. [all]")] = "",
+    skip: Annotated[str, typer.Option(help="Checks to leave out, separated by commas.")] = "",
+    dtype: Dtype = "auto",
+    device: Device = "cpu",
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write the record into this file.")] = None,
+) -> None:
+    """Find what is wrong in a model or its runtime; the exit status is 1 where something is."""
+    from handscroll.doctor.examine import chosen, diagnose
+
+    names = chosen(_listed(only), _listed(skip))
+    one = _endpoint(model, endpoint, name, longest) if endpoint else _opened(model, runtime, dtype, device)
+    if against:
+        how = against_runtime or runtime
+        other = _endpoint(model, against, "", longest) if _address(against) else _opened(against, how, dtype, device)
+        parted = _parted(one, other, length, text)
+        _keep([parted.record()], json_out)
+        if parted.first is not None:
+            raise typer.Exit(1)
+        return
+    with bar("checks", len(names)) as advance:
+        done = iter(range(len(names)))
+        found = diagnose(one, names, told=lambda check: advance(next(done), note=check))
+    show(found)
+    _keep([found.record()], json_out)
+    if found.status:
+        raise typer.Exit(found.status)
+
+
+def show(found: "Diagnosis") -> None:
+    """The diagnosis as a page for a terminal: a line a check, then each fault in full."""
+    seconds = sum(one.seconds for one in found.checks)
+    screen().print(f"{found.source} in {found.runtime}: {len(found.checks)} checks in {seconds:.1f} s\n", markup=False)
+    for one in found.checks:
+        if one.verdict != "absent":
+            screen().print(f"{MARKS[one.verdict]:<13} {one.name:<17} {_line(one)}", markup=False, style=_style(one))
+            for note in one.seen.notes if one.seen is not None else ():
+                screen().print(f"{'':<13} {'':<17} note: {note}", markup=False)
+    if rest := [one.name for one in found.of("absent")]:
+        screen().print(f"does not apply: {', '.join(rest)}", markup=False)
+    for one in found.of("wrong"):
+        assert one.seen is not None
+        for fault in one.seen.faults:
+            screen().print(f"\n{one.name}: {fault.what}", markup=False, style="bold")
+            screen().print(f"  it shows: {fault.shows}\n  to mend:  {fault.mend}", markup=False)
+    wrong, healthy, unexamined = (len(found.of(one)) for one in ("wrong", "healthy", "unexamined"))
+    screen().print(f"\n{wrong} wrong, {healthy} healthy, {unexamined} not examined", markup=False)
+
+
+def _line(one: "Examined") -> str:
+    return one.why if one.seen is None else one.seen.what
+
+
+def _style(one: "Examined") -> str:
+    return {"wrong": "bold red", "unexamined": "dim"}.get(one.verdict, "")
+
+
+def _parted(one: "Runtime", other: "Runtime", length: int, text: list[str] | None) -> "Apart":
+    from handscroll.doctor.across import compare
+    from handscroll.doctor.probes import probe
+
+    ids = probe(one, length)
+    if text:
+        if one.words is None:
+            raise ConfigError("--text needs a tokenizer: name the model's folder")
+        from handscroll.text.readers import Reader
+
+        ids = tuple(one.words.encode("\n".join(document.text for document in Reader().read(text)))[:length])
+    found = compare(one, other, ids)
+    rows = [[f"{b.first:,}-{b.last - 1:,}", f"{b.mean:.2e}", f"{b.worst:.2e}"] for b in found.blocks]
+    screen().print(table(["tokens", "mean |difference|", "largest"], rows, "log-probabilities, nats"))
+    losses = " and ".join(f"{loss:.3f}" for loss in found.losses)
+    screen().print(f"{found.says}; losses {losses} nats a token", markup=False)
+    return found
+
+
+def _opened(model: str, runtime: str, dtype: str, device: str) -> "Runtime":
+    if runtime not in RUNTIMES:
+        raise ConfigError(f"unknown runtime '{runtime}': {nearest(runtime, RUNTIMES)}")
+    if not model:
+        raise ConfigError("no model was given: name a checkpoint folder or a GGUF file, or give --endpoint")
+    from handscroll.models.weights import locate
+
+    path = locate(model)
+    if runtime == "transformers":
+        from handscroll.doctor.runtimes.transformers import opened
+
+        return opened(path, "float32" if dtype == "auto" else dtype, device)
+    from handscroll.doctor.runtimes.ours import loaded
+    from handscroll.lm import load
+
+    return loaded(load(path, device, dtype), path)
+
+
+def _endpoint(model: str, address: str, name: str, longest: int) -> "Runtime":
+    from handscroll.doctor.runtimes.endpoint import Endpoint
+
+    words: Any = None
+    if model:
+        from handscroll.doctor.runtimes.ours import OurWords
+        from handscroll.models.weights import locate
+        from handscroll.text.tokenizer import Tokenizer
+
+        words = OurWords(Tokenizer.load(locate(model)), locate(model))
+    return Endpoint(address, name, words, os.environ.get(KEY, ""), longest)
+
+
+def _address(name: str) -> bool:
+    return name.startswith(("http://", "https://"))
+
+
+def _listed(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def _keep(records: list[dict[str, Any]], json_out: Path | None) -> None:
+    if json_out is None:
+        return
+    from handscroll.base.runs import write_file
+
+    write_file(json_out, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records).encode())
+    screen().print(f"record: {json_out}", markup=False)
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(doctor)
