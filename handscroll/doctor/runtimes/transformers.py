@@ -191,9 +191,10 @@ class Theirs(Runtime):
             raise Cannot(f"the model fails: {type(error).__name__}: {said[0][:200]}") from error
 
     def _packed(self, how: Reading) -> list[Tensor]:
-        """Documents are told apart by positions that begin anew, by the classes that make their masks from positions."""
+        """Documents are told by positions that begin anew, to the classes that make their masks from positions."""
         self._needs("position_ids")
-        if not hasattr(sys.modules[type(self.model).__module__], "create_causal_mask"):
+        both = self.facts is not None and self.facts.reads == "both"
+        if both or not hasattr(sys.modules[type(self.model).__module__], "create_causal_mask"):
             raise Cannot("its class does not tell documents apart by their positions: do not pack rows for it")
         sizes = [len(row) for row in how.rows]
         tokens = torch.tensor([[one for row in how.rows for one in row]])
