@@ -186,7 +186,7 @@ class Theirs(Runtime):
         try:
             with torch.no_grad():
                 return call()
-        except Exception as error:
+        except Exception as error:  # the code is the caller's
             said = str(error).strip().splitlines() or [""]
             raise Cannot(f"the model fails: {type(error).__name__}: {said[0][:200]}") from error
 
@@ -272,7 +272,7 @@ class TheirWords(Words):
     def render(self, messages: list[dict[str, str]], answer: bool = True) -> str:
         try:
             return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer))
-        except Exception as error:
+        except Exception as error:  # the code is the caller's
             raise Cannot(f"the template fails: {type(error).__name__}: {error}") from error
 
     @property
