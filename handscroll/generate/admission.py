@@ -58,6 +58,7 @@ def settled(
         samples=samples,
         logprobs=logprobs,
         constraint=settings.get("constraint"),
+        bias=settings.get("bias"),
         draft=settings.get("draft"),
         beyond=settings.get("beyond", False),
         policy=settings.get("policy", "full"),

@@ -36,6 +36,8 @@ def application(serving: Serving) -> tuple[FastAPI, ASGIApp]:
     made.add_exception_handler(RequestValidationError, _invalid)
     made.add_exception_handler(HTTPException, _other)
     made.add_exception_handler(ClientGoneError, _gone)
+    made.add_exception_handler(RecursionError, _deep)
+    made.add_exception_handler(Exception, _broken)
     return made, Gate(made, serving, lambda: made.router.routes)
 
 
@@ -58,6 +60,14 @@ def _other(request: Request, error: Any) -> Response:
 def _gone(request: Request, error: Any) -> Response:
     request.app.state.serving.metrics.gone()
     return Response(status_code=499)
+
+
+def _deep(request: Request, error: Any) -> Response:
+    return ApiError(400, "the body is nested too deeply", "invalid_value").response
+
+
+def _broken(request: Request, error: Any) -> Response:
+    return ApiError(500, "the server failed at this request; its log says why", "failed").response
 
 
 def _fields(request: Request) -> list[str]:

@@ -29,6 +29,7 @@ class ApiError(HTTPException):
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
     ):
+        message = message.encode("utf-8", "replace").decode()  # what came may be no Unicode
         super().__init__(status, message, dict(headers or {}))
         self.message, self.code, self.param = message, code, param
 

@@ -199,7 +199,7 @@ class Models:
             served.seconds = time.monotonic() - begun
             served.state = "ready"
             kind = "decoder" if served.engine is not None else "encoder"
-            _log.info("%s is ready: a %s of %s tokens, after %.1f s", *_about(served, kind), served.seconds)
+            _log.info("%s is ready: %s, %s tokens, after %.1f s", *_about(served, kind), served.seconds)
             self._on_ready(served)
 
     def _make(self, served: Served) -> None:

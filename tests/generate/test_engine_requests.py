@@ -158,3 +158,22 @@ def test_rows_of_one_forward_choose_by_settings_of_their_own(lm):
         made = [Chooser(requests[row], lm.model, row) for row in some]
         alone = [next_tokens([Chooser(requests[row], lm.model, row)], logits[row : row + 1])[0] for row in some]
         assert next_tokens(made, logits[some]) == alone
+
+
+@both
+def test_a_bias_acts_as_in_generate_and_what_was_shared_is_counted(lm, engine):
+    ids = lm.encode(PROMPTS[2] * 6)
+    usual = lm.continuations(ids, max_tokens=6)[0].tokens
+    bias = {usual[0]: -100.0, usual[1]: 3.0}
+    want = lm.generate(ids, max_tokens=6, bias=bias)
+    assert want != lm.decode(usual)
+    first = engine.submit(Request(ids, Sampling(max_tokens=6), bias=bias))
+    finished(engine)
+    other = engine.submit(Request(ids, Sampling(max_tokens=6)))
+    finished(engine)
+    assert first.text == want and other.answer == list(usual)
+    assert first.reused == 0 and len(ids) - 64 <= other.reused < len(ids) and other.reused % 8 == 0
+    with pytest.raises(ConfigError, match="without a bias"):
+        lm.beams(ids, bias=bias)
+    with pytest.raises(DataError, match="a bias is given for token id"):
+        engine.check(Request(ids, bias={lm.model.config.vocab: 1.0}))

@@ -37,6 +37,7 @@ def test_unknown_settings_are_named_with_the_nearest():
         {"policy": "h2o:budget=64", "draft": Lookup(2)},
         {"constraint": object(), "sampling": Sampling(stop=("x",))},
         {"constraint": object(), "sampling": Sampling(ignore_eos=True)},
+        {"bias": {3: float("inf")}},
     ],
 )
 def test_what_excludes_itself_is_refused(fields):

@@ -12,7 +12,9 @@ from openai import OpenAI
 from safetensors.torch import save_file
 
 from handscroll.lm import LM
+from handscroll.models.bert import Bert, BertConfig
 from handscroll.models.llama import Llama, LlamaConfig
+from handscroll.models.weights import save_model
 from handscroll.serve.models import sources
 from handscroll.serve.server import make
 from handscroll.serve.settings import ServeSettings
@@ -65,12 +67,10 @@ def adapter(folder: Path) -> Path:
 
 
 def encoder(folder: Path) -> Path:
-    """A tiny BERT of the reference library whose recipe reads 8 tokens."""
-    from transformers import BertConfig, BertModel
-
+    """A tiny BERT whose recipe reads 8 tokens."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    BertModel(BertConfig(vocab_size=len(WORDS), max_position_embeddings=64, **sizes)).save_pretrained(folder)
+    sizes = {"width": 32, "layers": 2, "heads": 4, "kv_heads": 4, "head_size": 8, "mlp_width": 48}
+    save_model(Bert(BertConfig(vocab=len(WORDS), context=64, **sizes)), folder)
     (folder / "tokenizer.json").write_text(wordpiece_json("\n".join(WORDS), {}, ""))
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
     kind = "sentence_transformers.models."

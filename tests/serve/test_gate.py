@@ -96,10 +96,10 @@ chrome-extension://abc https://evil.com http://[::1] http://127.0.0.1.evil.com:8
 
 def test_no_hostile_host_is_taken(server):
     for host in HOSTS:
-        made = httpx2.get(f"{server.url}/health", headers={"Host": host})
+        made = server.http.get("/health", headers={"Host": host})
         assert made.status_code == 403, host
     for host in ("localhost", "127.0.0.1", f"127.0.0.1:{server.port}", "[::1]:80", "LocalHost:9", "127.0.0.2"):
-        assert httpx2.get(f"{server.url}/health", headers={"Host": host}).status_code == 200, host
+        assert server.http.get("/health", headers={"Host": host}).status_code == 200, host
 
 
 def test_pages_of_other_origins_get_nothing(server):

@@ -39,9 +39,18 @@ def numbers(field, least, most, chat=False):
         yield base, {**body, **more, field: value}, False
 
 
+def nested(depth):
+    found = {}
+    for _ in range(depth):
+        found = {"a": found}
+    return found
+
+
 TABLE = [
     *numbers("temperature", 0, 2.0),
-    *numbers("top_p", 1e-3, 1.0),
+    ("/v1/completions", {**PLAIN, "temperature": 1.0, "top_p": 1e-9}, True),
+    ("/v1/completions", {**PLAIN, "top_p": 0}, False),
+    ("/v1/completions", {**PLAIN, "top_p": 1.0001}, False),
     *numbers("top_logprobs", 0, 20, chat=True),
     *numbers("logprobs", 0, 20),
     *numbers("presence_penalty", 0, 0.0),
@@ -72,6 +81,8 @@ TABLE = [
     ("/v1/completions", {**PLAIN, "seed": 2**63 - 1}, True),
     ("/v1/completions", {**PLAIN, "seed": 2**63}, False),
     ("/v1/chat/completions", {**CHAT, "messages": []}, False),
+    ("/v1/chat/completions", {**CHAT, "chat_template_kwargs": nested(400)}, False),
+    ("/v1/completions", {**PLAIN, "model": "\ud800"}, False),
     ("/v1/chat/completions", {**CHAT, "messages": [{"role": "", "content": "a"}]}, False),
     ("/v1/chat/completions", {**CHAT, "messages": [{"role": "assistant", "content": "a"}]}, False),
     ("/v1/chat/completions", {**CHAT, "messages": [{"role": "user", "content": "\ud800"}]}, False),

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Form, Path, Request, Response, UploadFile
 
+from handscroll.serve.answering import place
 from handscroll.serve.documents.arriving import arrive
 from handscroll.serve.documents.asking import document_prompt
 from handscroll.serve.documents.shelf import Entry
@@ -42,8 +43,9 @@ async def upload(
         raise ApiError(400, "one file at a time is taken; send the others after it", "invalid_value", "file")
     limits = serving.settings.limits
     work = partial(arrive, serving.shelf, owner.number, file.filename or "", file.file, limits)
-    entry = await serving.open_file(work)
-    await serving.open_file(partial(serving.readings.begin, entry, served))
+    with place(serving, owner, 1):
+        entry = await serving.open_file(work)
+        await serving.open_file(partial(serving.readings.begin, entry, served))
     return told(serving, entry)
 
 
@@ -68,7 +70,8 @@ async def one(number: Number, request: Request) -> dict[str, Any]:
 async def events(number: Number, request: Request) -> Response:
     """The same as it changes, until nothing is read any more."""
     serving, owner = of(request)
-    return Events(_changes(serving, serving.shelf.get(owner.number, number)))
+    entry = serving.shelf.get(owner.number, number)
+    return Events(_changes(serving, entry), place(serving, owner, 1))
 
 
 @router.get("/v1/documents/{number}/text")
