@@ -36,10 +36,10 @@ class Settings(SamplingSettings, total=False):
     not read again, and the tokens are the same. `policy` is the cache policy (docs/generate.md says which are
     approximate). `kv_budget` chooses the policy instead (`LM.choose_cache`; its result may be given too), and
     `kv_guard` is the largest mean KL divergence that it may cost, in nats per token. `constraint` is a grammar that the
-    new text follows (`constrain.py`). `bias` is added to the logits of tokens, by id. `draft` guesses tokens by look-up (`Lookup`) or with a smaller model
-    (`LM.draft`); the distribution stays the same. `on_report` is called with the cost of a budget before the prompt is
-    read, and with the report of the cache at the end. `on_finish` is called with why the text ended: "eos", "stop",
-    "complete" (under a constraint) or "length" (`max_tokens`).
+    new text follows (`constrain.py`). `bias` is added to the logits of tokens, by id. `draft` guesses tokens by look-up
+    (`Lookup`) or with a smaller model (`LM.draft`); the distribution stays the same. `on_report` is called with the
+    cost of a budget before the prompt is read, and with the report of the cache at the end. `on_finish` is called with
+    why the text ended: "eos", "stop", "complete" (under a constraint) or "length" (`max_tokens`).
     """
 
     beyond: bool

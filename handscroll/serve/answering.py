@@ -1,13 +1,12 @@
 """One request on its way: a place, the jobs of its prompts, what they say, and what is told of it at the end."""
 
-import hashlib
 import time
-from array import array
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from handscroll.evaluate.certificate import Certificate, certify, together
 from handscroll.generate.request import Request
 from handscroll.serve.errors import ApiError
 from handscroll.serve.keys import Owner
@@ -89,11 +88,11 @@ class Answering:
 
     def contract(self) -> dict[str, Any]:
         """What was read for the answers: how many of how many tokens, how many of them now, by which model."""
-        offered = sum(len(one.prompt.ids) for one in self.asked)
-        cached = self._cached()
+        whole, cached = self._certificate(), self._cached()
+        counts = {"offered": whole.offered, "seen": whole.seen, "cached": cached, "read_now": whole.seen - cached}
         found: dict[str, Any] = {
-            "tokens": {"offered": offered, "seen": offered, "cached": cached, "read_now": offered - cached},
-            "sha256": ids_hash([token for one in self.asked for token in one.prompt.ids]),
+            "tokens": counts,
+            "sha256": whole.sha256,
             "model": self.served.name,
             "weights": self.served.fingerprint,
         }
@@ -102,6 +101,15 @@ class Answering:
         if notes := [note for one in self.asked for note in one.prompt.notes]:
             found["notes"] = notes
         return found
+
+    def _certificate(self) -> Certificate:
+        """How many tokens of the prompts were given to the model, and their hash."""
+        jobs, first, found = [] if self._stream is None else self._stream.jobs, 0, list[Certificate]()
+        for one in self.asked:
+            fed = jobs[first].tokens[: jobs[first].asked] if first < len(jobs) else one.prompt.ids
+            found.append(certify(fed, len(one.prompt.ids)))
+            first += len(one.requests)
+        return found[0] if len(found) == 1 else together(found)
 
     def _cached(self) -> int:
         """Tokens of the prompts that were not read for these answers; the first answer reads for all of its prompt."""
@@ -140,11 +148,6 @@ async def whole(answering: Answering) -> list[list[Said]]:
         async for one in pieces:
             found[one.number].append(one)
     return found
-
-
-def ids_hash(ids: Sequence[int]) -> str:
-    """SHA-256 of the token ids that were read, as 64-bit numbers."""
-    return hashlib.sha256(array("q", ids).tobytes()).hexdigest()
 
 
 def place(serving: Serving, owner: Owner, count: int) -> ExitStack:
