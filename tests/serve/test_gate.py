@@ -170,3 +170,16 @@ def test_no_secret_is_logged(locked, caplog):
 def test_the_name_in_a_host_header():
     assert [host_of(one) for one in ("a:80", "A", "[::1]:80", "[::1]", "::1")] == ["a", "a", "::1", "::1", "::1"]
     assert is_loopback("localhost") and is_loopback("::1") and not is_loopback("0.0.0.0") and not is_loopback("host")
+
+
+def test_owners_and_users_share_no_beginning(locked):
+    body = {"model": "tiny", "prompt": material.TEXT * 3, "max_tokens": 1}
+
+    def cached(client, **more) -> int:
+        made = client.post("/v1/completions", json=body | more).json()
+        return made["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    assert cached(locked.http) == 0 < cached(locked.http)
+    assert cached(locked.bob.http) == 0 < cached(locked.bob.http)
+    assert cached(locked.http, user="one") == 0 < cached(locked.http, user="one")
+    assert cached(locked.http, user="two") == 0
