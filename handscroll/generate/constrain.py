@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Collection, Sequence
 from typing import Any, Self
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool
@@ -23,6 +24,7 @@ SPACE = r"( |\n {0,12})?"
 OPTIONS = '%llguidance {"no_forcing": true}\n'
 
 
+_engines: WeakKeyDictionary[Tokenizer, tuple[int, Any]] = WeakKeyDictionary()
 _PLACE = re.compile(r"^at \d+\(\d+\): ")  # the place in a grammar that the user never sees
 
 
@@ -46,11 +48,7 @@ class Constraint:
         """
         self.about = about
         self._library = _library()
-        words = spelling(tokenizer)
-        while words and words[-1] is None:  # a model may have no row for added tokens at the end
-            words.pop()
-        self.words = len(words)
-        engine = self._library.LLTokenizer(self._library.TokenizerWrapper(_Vocabulary(words)))
+        self.words, engine = _engine(self._library, tokenizer)
         _, found = self._library.LLMatcher.validate_grammar_with_warnings(OPTIONS + grammar, engine)
         if found:  # warnings too: each names something that would be ignored
             raise ConfigError(f"{about} cannot be used: {_PLACE.sub('', found[0]).splitlines()[0]}")
@@ -155,6 +153,17 @@ class Progress:
     def complete(self) -> bool:
         """Whether the text is complete and nothing can follow."""
         return self._matcher.is_stopped() and self._matcher.is_accepting()
+
+
+def _engine(library: Any, tokenizer: Tokenizer) -> tuple[int, Any]:
+    """The number of words of a tokenizer and its tokens in the library, made once: they take seconds."""
+    if tokenizer not in _engines:
+        words = spelling(tokenizer)
+        while words and words[-1] is None:  # a model may have no row for added tokens at the end
+            words.pop()
+        made = library.LLTokenizer(library.TokenizerWrapper(_Vocabulary(words)))
+        _engines[tokenizer] = len(words), made
+    return _engines[tokenizer]
 
 
 class _Vocabulary:
