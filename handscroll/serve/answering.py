@@ -1,7 +1,7 @@
 """One request on its way: a place, the jobs of its prompts, what they say, and what is told of it at the end."""
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -58,7 +58,7 @@ class Answering:
         """The prompt of each answer."""
         return [one.prompt for one in self.asked for _ in one.requests]
 
-    async def said(self) -> AsyncIterator[Said]:
+    async def said(self) -> AsyncGenerator[Said]:
         """All answers as they arrive. Whoever stops early, stops their jobs."""
         wanted, listening = self._wanted()
         engine, worker = self.served.writing, self.serving.worker

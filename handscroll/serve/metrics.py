@@ -17,16 +17,21 @@ class Metrics:
     """The counters of one server. `live` gives what is asked for only when somebody looks."""
 
     def __init__(self, live: Gauges):
-        self.registry = CollectorRegistry()
-        made = {"registry": self.registry}
-        self._requests = Counter("handscroll_requests", "Requests by endpoint and status", ["route", "status"], **made)
-        self._seconds = Histogram("handscroll_request_seconds", "Until the end", ["route"], buckets=SECONDS, **made)
-        self._first = Histogram("handscroll_first_token_seconds", "Until the first", ["model"], buckets=SECONDS, **made)
-        self._tokens = Counter(
-            "handscroll_tokens", "Tokens: prompt, cached (of those), answer", ["model", "kind"], **made
+        self.registry = made = CollectorRegistry()
+        self._requests = Counter(
+            "handscroll_requests", "Requests by endpoint and status", ["route", "status"], registry=made
         )
-        self._gone = Counter("handscroll_disconnects", "Answers that nobody waited for", **made)
-        self.lag = Gauge("handscroll_event_loop_lag_seconds", "Last delay of the event loop", **made)
+        self._seconds = Histogram(
+            "handscroll_request_seconds", "Until the end", ["route"], buckets=SECONDS, registry=made
+        )
+        self._first = Histogram(
+            "handscroll_first_token_seconds", "Until the first", ["model"], buckets=SECONDS, registry=made
+        )
+        self._tokens = Counter(
+            "handscroll_tokens", "Tokens: prompt, cached (of those), answer", ["model", "kind"], registry=made
+        )
+        self._gone = Counter("handscroll_disconnects", "Answers that nobody waited for", registry=made)
+        self.lag = Gauge("handscroll_event_loop_lag_seconds", "Last delay of the event loop", registry=made)
         self.registry.register(_Live(live))
 
     @contextmanager

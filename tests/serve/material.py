@@ -69,7 +69,7 @@ def adapter(folder: Path) -> Path:
 def encoder(folder: Path) -> Path:
     """A tiny BERT whose recipe reads 8 tokens."""
     torch.manual_seed(0)
-    sizes = {"width": 32, "layers": 2, "heads": 4, "kv_heads": 4, "head_size": 8, "mlp_width": 48}
+    sizes = {"width": 32, "layers": 2, "heads": 4, "mlp_width": 48}
     save_model(Bert(BertConfig(vocab=len(WORDS), context=64, **sizes)), folder)
     (folder / "tokenizer.json").write_text(wordpiece_json("\n".join(WORDS), {}, ""))
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
