@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -15,6 +15,8 @@ from handscroll.serve.answering import FINISH, Asked, Said
 from handscroll.serve.errors import ClientGoneError
 from handscroll.serve.models import Served
 from handscroll.serve.worker import Token, Worker
+
+SHORT = 512  # tokens of a prompt that is scored in one piece
 
 
 class Echo(NamedTuple):
@@ -30,11 +32,16 @@ async def echoes(worker: Worker, served: Served, asked: Sequence[Asked], most: i
     gone = threading.Event()
     try:
         return [
-            await worker.long(partial(_echo, worker, served, (number, one, most), gone))
+            await _run(worker, one)(partial(_echo, worker, served, (number, one, most), gone))
             for number, one in enumerate(asked)
         ]
     finally:
         gone.set()
+
+
+def _run(worker: Worker, asked: Asked) -> Callable[[Callable[[], Echo]], Awaitable[Echo]]:
+    """How a prompt is scored: a short one between two steps, so that it waits for no document; others as long work."""
+    return worker.call if len(asked.prompt.ids) <= SHORT else worker.long
 
 
 def _echo(worker: Worker, served: Served, work: tuple[int, Asked, int], gone: threading.Event) -> Echo:
@@ -44,7 +51,8 @@ def _echo(worker: Worker, served: Served, work: tuple[int, Asked, int], gone: th
         nonlocal begun
         if gone.is_set() or worker.stopping:
             raise ClientGoneError
-        worker.breathe(time.monotonic() - begun)
+        if len(asked.prompt.ids) > SHORT:
+            worker.breathe(time.monotonic() - begun)
         begun = time.monotonic()
 
     request = asked.requests[0]
