@@ -1,5 +1,6 @@
 """From the body of a request to requests for the engine. Runs beside the event loop: tokens of long texts take time."""
 
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -71,10 +72,23 @@ def chat_prompt(
     """
     speaker, plain = served.speaker(bool(tools)), dumped(messages)
     check_characters(served, sum(len(said(one)) for one in plain))
+    check_variables(served, speaker, variables)
     given = dict(variables or {}) | ({"tools": list(tools)} if tools else {})
     rendered = speaker.render(plain, given)
     ends = speaker.ends(served.loaded.model)
     return Prompt(rendered.ids, rendered.text, ends, speaker, rendered, notes=left_out(plain, rendered))
+
+
+def check_variables(served: Served, speaker: Speaker, variables: Mapping[str, Any] | None) -> None:
+    """Refuse variables that the template never reads.
+
+    Raises:
+        ApiError: names the first.
+    """
+    source = speaker.template.source
+    if unread := [name for name in variables or () if not re.search(rf"\b{re.escape(name)}\b", source)]:
+        why = f"the chat template of '{served.name}' reads no variable '{unread[0][:64]}'"
+        raise ApiError(400, why, "unknown_field", "chat_template_kwargs")
 
 
 def dumped(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from handscroll.generate.prefill import shared_beginning
 from handscroll.serve.documents.shelf import Entry
 from handscroll.serve.errors import ApiError
 from handscroll.serve.models import Served
-from handscroll.serve.prompts import Prompt, check_characters, dumped, said
+from handscroll.serve.prompts import Prompt, check_characters, check_variables, dumped, said
 from handscroll.serve.schemas.chat import ChatMessage
 
 Opened = Callable[[], tuple[Reading, Document | None]]
@@ -39,6 +39,7 @@ def document_prompt(
     if document is None:
         return _plain(served, entry, reading, turns)
     speaker = served.speaker()
+    check_variables(served, speaker, variables)
     rendered = within(speaker, document, TURN.replace("{question}", question), turns[1:], variables)
     shared = shared_beginning(known, rendered.ids)
     if shared < reading.length - SEAM:
