@@ -4,6 +4,7 @@ from itertools import pairwise
 
 from handscroll.report.drawing import NARROW, WIDE
 from handscroll.report.intervals import Interval, intervals
+from handscroll.report.language import joined, say
 from handscroll.report.page import Figure, Item, Section, Table, Text
 from handscroll.report.records import Compared, ComparedRow
 
@@ -11,39 +12,55 @@ from handscroll.report.records import Compared, ComparedRow
 def comparison_section(record: Compared) -> Section:
     """The methods of a comparison, the best first."""
     best, last = record.rows[0], record.measured_to
-    where = f"at positions {record.trained:,} to {last:,}"
-    lead = (
-        f"{len(record.rows)} methods on the same {record.windows:,} windows of {last:,} tokens, {record.seeds} seeds. "
-        f"{best.method} comes first, with {best.long_loss:.3f} nats per token {where}, in {best.first:.0%} of "
-        f"{record.resamples:,} resamples of the windows."
+    lead = say(
+        "{count} methods on the same {windows} windows of {length} tokens from {seeds} seeds. {best} comes first, with "
+        "{loss} nats per token at positions {trained} to {length}, in {share} of {resamples} resamples of the windows.",
+        count=len(record.rows),
+        windows=f"{record.windows:,}",
+        length=f"{last:,}",
+        seeds=record.seeds,
+        best=best.method,
+        loss=f"{best.long_loss:.3f}",
+        trained=f"{record.trained:,}",
+        share=f"{best.first:.0%}",
+        resamples=f"{record.resamples:,}",
     )
     drawn = [Interval(one.method, one.long_loss, one.low, one.high, one is best) for one in record.rows]
-    label = "nats per token (lower is better)"
-    narrow, wide = (intervals(drawn, "Loss past the trained length", label, width=width) for width in (NARROW, WIDE))
+    label, title = say("nats per token (lower is better)"), say("Loss past the trained length")
+    narrow, wide = (intervals(drawn, title, label, width=width) for width in (NARROW, WIDE))
     said = "; ".join(f"{one.method} {one.long_loss:.3f}" for one in record.rows)
+    described = say("Dot plot of the loss: {values}.", values=said)
     items: list[Item] = [
-        Figure(wide, "The line is the 95% interval over windows.", f"Dot plot of the loss: {said}.", narrow),
+        Figure(wide, say("The line is the 95% interval over windows."), described, narrow),
         _table(record),
     ]
     beats = [
-        f"{one.method} beats {other.method} in {one.ahead:.1%} of resamples."
+        say(
+            "{first} beats {second} in {share} of resamples.",
+            first=one.method,
+            second=other.method,
+            share=f"{one.ahead:.1%}",
+        )
         for one, other in pairwise(record.rows)
         if one.ahead is not None
     ]
     if beats or record.notes:
-        items.append(Text([*([" ".join(beats)] if beats else []), *record.notes]))
+        items.append(Text([*([joined(beats)] if beats else []), *record.notes]))
     if any(len(one.by_seed) > 1 for one in record.rows):
         items.append(_seeds(record))
-    return Section("Methods compared with several seeds", lead, items)
+    return Section(say("Methods compared with several seeds"), lead, items)
 
 
 def _table(record: Compared) -> Table:
     rows = [_row(one) for one in record.rows]
-    columns = ("method", "loss past the trained length", "short text", "needles", "first", "tokens", "seconds")
-    caption = (
-        f"Loss in nats per token with its 95% interval; short text: the change of the loss before {record.trained:,}; "
-        "first: the share of resamples in which the method is the best. Lengths and needles are those measured, not "
-        f"the target of {record.target:,} tokens, where the two differ."
+    names = ("method", "loss past the trained length", "short text", "needles", "first", "tokens", "seconds")
+    columns = tuple(map(say, names))
+    caption = say(
+        "Loss in nats per token with its 95% interval; short text: the change of the loss before {trained}; first: the "
+        "share of resamples in which the method is the best. Lengths and needles are those measured, not the target of "
+        "{target} tokens, where the two differ.",
+        trained=f"{record.trained:,}",
+        target=f"{record.target:,}",
     )
     return Table(columns, rows, caption, 0, ("left", *["right"] * (len(columns) - 1)))  # pyright: ignore[reportArgumentType]
 
@@ -56,6 +73,6 @@ def _row(one: ComparedRow) -> tuple[object, ...]:
 
 
 def _seeds(record: Compared) -> Table:
-    columns = ("method", *(f"seed {number + 1}" for number in range(record.seeds)))
+    columns = (say("method"), *(say("seed {number}", number=number + 1) for number in range(record.seeds)))
     rows = [(one.method, *(f"{value:.3f}" for value in one.by_seed)) for one in record.rows]
-    return Table(columns, rows, "Loss past the trained length, seed by seed", folded=True)
+    return Table(columns, rows, say("Loss past the trained length, seed by seed"), folded=True)

@@ -82,3 +82,11 @@ DOCTOR = {
         {"name": "window", "question": "?", "verdict": "wrong", "faults": [{"what": "ignored", "mend": "set it"}]},
     ],
 }  # fmt: skip
+_ROW = {
+    "method": "yarn", "long_loss": 2.5, "low": 2.4, "high": 2.6, "by_seed": [2.4, 2.6], "short_loss": 2.4, "rise": 0.02,
+    "needles": 0.8, "first": 0.9, "ahead": 0.9, "tokens": 4096, "seconds": 3.0,
+}  # fmt: skip
+COMPARED = {
+    "kind": "comparison", "model": "tiny", "trained": 512, "target": 4096, "measured_to": 2048, "seeds": 2,
+    "windows": 4, "resamples": 1000, "rows": [_ROW, _ROW | {"method": "ntk", "long_loss": 2.7, "first": 0.1, "ahead": None}],
+}  # fmt: skip
