@@ -88,5 +88,6 @@ _ROW = {
 }  # fmt: skip
 COMPARED = {
     "kind": "comparison", "model": "tiny", "trained": 512, "target": 4096, "measured_to": 2048, "seeds": 2,
-    "windows": 4, "resamples": 1000, "rows": [_ROW, _ROW | {"method": "ntk", "long_loss": 2.7, "first": 0.1, "ahead": None}],
+    "windows": 4, "resamples": 1000,
+    "rows": [_ROW, _ROW | {"method": "ntk", "long_loss": 2.7, "first": 0.1, "ahead": None}],
 }  # fmt: skip
