@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from handscroll.base.errors import CapacityError, ConfigError, DataError, HandscrollError
+from handscroll.cli.main import app
 from handscroll.extend.story import STARTER
 from handscroll.generate.constrain import Constraint, Progress
 from handscroll.generate.engine import batch as module
