@@ -1,6 +1,6 @@
 """Greedy text of exported files: llama.cpp on the GGUF file beside this package on the checkpoint, past its window too.
 
-python -m bench.exported --peer PYTHON [--model FOLDER] [--to 4096] [--prompt 1500] [--tokens 32]
+python -m bench.exported --peer PYTHON [--model FOLDER] [--methods ,pi,ntk] [--to 2048] [--prompt 1200] [--tokens 32]
 
 PYTHON is an interpreter that has llama-cpp-python. The model (the starter) is written as float32 as it is, and
 lengthened by each method that llama.cpp computes. Prompts are code of Python's standard library. For each file: prompts
@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-METHODS = ("", "pi", "ntk", "llama3", "yarn")
+METHODS = ",pi,ntk,llama3,yarn"
 MODULES = ("argparse.py", "zipfile.py", "typing.py", "tarfile.py", "turtle.py", "subprocess.py")
 
 
@@ -79,9 +79,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.exported", description=__doc__.splitlines()[0])
     parser.add_argument("--peer", default="", help="an interpreter that has llama-cpp-python")
     parser.add_argument("--model", default="")
-    parser.add_argument("--to", type=int, default=4096)
-    parser.add_argument("--prompt", type=int, default=1500, help="tokens of a prompt, of lengthened models")
+    parser.add_argument("--to", type=int, default=2048)
+    parser.add_argument("--prompt", type=int, default=1200, help="tokens of a prompt, of lengthened models")
     parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--methods", default=METHODS, help="of lengthening; an empty one leaves the model as it is")
     parser.add_argument("--only", help="llama.cpp in this process, on a file; prompts on standard input")
     options = parser.parse_args()
     if options.only:
@@ -92,11 +93,11 @@ def main() -> None:
 
     lm = handscroll.load(options.model or STARTER, dtype="float32")
     with tempfile.TemporaryDirectory() as folder:
-        for method in METHODS:
+        for method in options.methods.split(","):
             made = lengthened(lm, method, options.to)
             file = Path(folder) / f"{method or 'as it is'}.gguf"
             made.export_gguf(file, "f32")
-            length = options.prompt if method else lm.context - options.tokens - 8
+            length = min(options.prompt, made.context - options.tokens - 8)
             compared(made, file, prompts_of(lm, length), options)
 
 
