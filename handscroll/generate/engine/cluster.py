@@ -100,7 +100,8 @@ class Cluster:
         assert self.workers is not None
         size = max(1, min(GROUP, -(-len(named) // self.workers)))
         groups = deque(deque(range(first, min(first + size, len(named)))) for first in range(0, len(named), size))
-        free = [self._checked(ray, made()) for _ in range(min(self.workers, len(groups)))]
+        begun = [made() for _ in range(min(self.workers, len(groups)))]  # they load the model at the same time
+        free = [self._checked(ray, worker) for worker in begun]
         running: dict[Any, _Task] = {}
         deaths: Counter[int] = Counter()
         while groups or running:
