@@ -20,7 +20,7 @@ from handscroll.models.model import Model
 from handscroll.nn.finite import finite
 from handscroll.nn.marks import Marks
 
-Ids = Sequence[int] | Tensor
+Ids = Sequence[int] | Sequence[Sequence[int]] | Tensor
 """Token ids (T,), or those of several rows (B, T)."""
 
 
@@ -88,7 +88,7 @@ def begin(model: Model, reach: int, capacity: int = 0) -> Prefix:
     return Prefix(model, model.new_cache(capacity), declared(model, reach)[0])
 
 
-def read(lm: LM, ids: Ids, reach: int | None = None) -> Prefix:
+def read(lm: LM, ids: Sequence[int] | Tensor, reach: int | None = None) -> Prefix:
     """Read a text once, for questions that branch off it.
 
     `reach` is the length of text, question and answer together (default: that of the text). A scaling that depends on
@@ -134,7 +134,7 @@ def answer_by_argmax(branch: Prefix, question: Ids, answer: Ids) -> bool:
     return matches(branch, question, answer)[0]
 
 
-def greedy(branch: Prefix, question: Ids, most: int, ends: Collection[int] = ()) -> list[int]:
+def greedy(branch: Prefix, question: Sequence[int] | Tensor, most: int, ends: Collection[int] = ()) -> list[int]:
     """The likeliest continuation after a question, at most `most` tokens; a token of `ends` ends it and is left out."""
     state, found = branch.read(question), []
     while len(found) < most:

@@ -245,20 +245,23 @@ def _shared(lm: LM, laid: Arrangement, kept: Kept) -> Iterator[str]:
 
 
 def _asked(laid: Arrangement, part: Part, base: Prefix) -> dict[str, Any]:
-    """Read a part once, and ask at each of its lengths."""
+    """Read a part once, and ask at each of its lengths; what needs no branch is read with what follows it."""
     facts, text, begun = laid.chosen(part), laid.haystacks[part.haystack], base.tally.tokens
     asks = range(len(facts[0].asks))
     stops = sorted((laid.room(facts[0], ask, length), length, ask) for length in part.lengths for ask in asks)
-    at, hits = part.place, list[Hit]()
-    branch = base.branch(len(facts[0].block) + stops[-1][0] - at)
-    branch.read([one.block for one in facts])
-    for room, length, ask in stops:
-        if room > at:
-            branch.read(text[at:room].expand(len(facts), -1))
-            at = room
-        question = branch.branch()
-        found = matches(question, [one.asks[ask].question for one in facts], [one.asks[ask].answer for one in facts])
-        assert question.length == length - 1, (question.length, length)
+    at, hits, waiting = part.place, list[Hit](), torch.tensor([one.block for one in facts])
+    branch = base.branch(waiting.shape[1] + stops[-1][0] - at)
+    for number, (room, length, ask) in enumerate(stops, start=1):
+        waiting, at = torch.cat([waiting, text[at:room].expand(len(facts), -1)], dim=1), room
+        question = torch.tensor([one.asks[ask].question for one in facts])
+        if number == len(stops):
+            asked, question = branch, torch.cat([waiting, question], dim=1)
+        else:
+            if waiting.shape[1]:
+                branch.read(waiting)
+            asked, waiting = branch.branch(), waiting[:, :0]
+        found = matches(asked, question, [one.asks[ask].answer for one in facts])
+        assert asked.length == length - 1, (asked.length, length)
         hits += [(length, sample, ask, hit) for sample, hit in zip(part.samples, found, strict=True)]
     return {"place": part.place, "tokens": base.tally.tokens - begun, "hits": hits}
 
