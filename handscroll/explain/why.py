@@ -21,6 +21,7 @@ from handscroll.explain.look import Look, by_passage
 from handscroll.explain.passages import Passage, passages
 from handscroll.generate.ask import Asked, AskSettings, Question, asked
 from handscroll.generate.continuation import continuations
+from handscroll.generate.request import Request
 from handscroll.lm import LM
 from handscroll.metrics.numbers import spearman
 from handscroll.objectives.head import chunk_rows
@@ -123,10 +124,24 @@ def explain(
         raise ConfigError(f"'{question.name}' does not serve this request: read the text again with more room")
     ids = found.request.prompt[: found.request.reading.length]
     document = lm.tokenizer.decode(ids) if found.document is None else found.document.text
-    places = passages(lm.tokenizer, found.request.prompt, document, how.passage)
-    places = [one for one in places if one.last <= found.request.reading.length] or places[:1]
-    look = Look(lm.model, found.request, _answer(lm, found, answer))
-    return _explained(lm, look, places, document, (how, on_look))
+    return explained(lm, found.request, document, _answer(lm, found, answer), how, on_look)
+
+
+def explained(
+    lm: LM, request: Request, document: str, answer: tuple[int, ...], how: Explaining, on_look: OnLook
+) -> Explanation:
+    """Explain an answer (token ids) to a request that continues a reading of `document`.
+
+    Raises:
+        ConfigError: the model keeps no keys, or nothing of the document was read before. DataError: the document does
+            not stand among the tokens as it is.
+    """
+    lm.model.spec.require("an explanation", forward=True, one_text=True, keys=True, head=True)
+    if request.reading is None:
+        raise ConfigError("an explanation needs a reading of the document: read it first")
+    places = passages(lm.tokenizer, request.prompt, document, how.passage)
+    places = [one for one in places if one.last <= request.reading.length] or places[:1]
+    return _explained(lm, Look(lm.model, request, answer), places, document, (how, on_look))
 
 
 def _answer(lm: LM, found: Asked, answer: str) -> tuple[int, ...]:

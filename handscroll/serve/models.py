@@ -17,7 +17,9 @@ from handscroll.generate.chat import Speaker
 from handscroll.generate.constrain import Constraint
 from handscroll.generate.engine.engine import Engine
 from handscroll.lm import LM, load
+from handscroll.models.describe import facts
 from handscroll.models.fingerprint import fingerprint
+from handscroll.models.weights import locate
 from handscroll.plan.machine import spare
 from handscroll.serve.errors import ApiError
 from handscroll.serve.settings import ModelSource, ServeSettings
@@ -99,6 +101,14 @@ class Served:
         return bool(self.loaded.tokenizer.settings.get("chat_template"))
 
     @cached_property
+    def fills(self) -> bool:
+        """Whether it has tokens for filling in the middle."""
+        try:
+            return bool(self.infill)
+        except ConfigError:
+            return False
+
+    @cached_property
     def infill(self) -> Infill:
         """Its tokens for filling in the middle.
 
@@ -142,7 +152,13 @@ class Served:
         if self.lm is not None:
             about |= {"context": self.lm.context, "kind": "decoder" if self.engine is not None else "encoder"}
             about["chat"] = self.engine is not None and self.talks
+            about["infill"] = self.engine is not None and self.fills
         return about
+
+    @cached_property
+    def facts(self) -> dict[str, str]:
+        """What its files say of it, as `handscroll info` shows it."""
+        return dict(facts(Path(locate(self.source.source))))
 
 
 class Models:

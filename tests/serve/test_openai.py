@@ -230,4 +230,4 @@ def test_health_and_metrics_are_told(server):
     assert 'handscroll_requests_total{route="/v1/chat/completions",status="200"}' in text
     assert 'handscroll_tokens_total{kind="cached",model="tiny"}' in text and "handscroll_blocks{" in text
     page = server.http.get("/")
-    assert "docs/serve.md" in page.text and "<code>tiny</code>: ready" in page.text
+    assert page.headers["content-type"].startswith("text/html") and "page/js/app.js" in page.text

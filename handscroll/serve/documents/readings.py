@@ -18,6 +18,7 @@ import torch
 from handscroll.base.errors import CheckpointError, HandscrollError
 from handscroll.cache.reading.reading import Document, Reading
 from handscroll.cache.reading.store import Store
+from handscroll.cache.table import footprint
 from handscroll.generate.ask import Opening
 from handscroll.generate.read import ToRead, read
 from handscroll.serve.documents.eta import seconds_left
@@ -46,6 +47,7 @@ class Progress:
     begun: float = field(default_factory=time.monotonic)
     chunks: list[tuple[int, int, float]] = field(default_factory=list)
     stop: threading.Event = field(default_factory=threading.Event)
+    halt: threading.Event = field(default_factory=threading.Event)  # what was read is kept
     future: "Future[Any] | None" = None
 
     @property
@@ -55,7 +57,19 @@ class Progress:
     def record(self, usual: float | None) -> dict[str, Any]:
         """How far it is; `usual` are the seconds of a token of this model."""
         left = seconds_left(self.chunks, self.total, usual)
-        return {"done": self.done, "total": self.total, "seconds_left": None if left is None else round(left, 1)}
+        first, last, seconds = self.chunks[-1] if self.chunks else (0, 0, 0.0)
+        return {
+            "done": self.done,
+            "total": self.total,
+            "seconds_left": None if left is None else round(left, 1),
+            "tokens_per_second": round((last - first) / seconds, 1) if seconds else None,
+            "memory": {"planned": self._held(self.total), "used": self._held(self.done)},
+        }
+
+    def _held(self, tokens: int) -> int:
+        """Bytes of the keys and values of so many tokens."""
+        model = self.served.loaded.model
+        return footprint("full", model.config, model.cache_dtype.itemsize).held(tokens)
 
 
 class Readings:
@@ -112,6 +126,22 @@ class Readings:
             self._going[entry, served.name] = progress
         self._mark(entry, served, {"state": "waiting", "tokens": total})
         progress.future = self._worker.begin(lambda: self._read(progress, begun))
+
+    def stop(self, entry: Entry, served: Served) -> None:
+        """Stop reading a document; what was read is kept, and `begin` goes on from there."""
+        with self._lock:
+            progress = self._going.get((entry, served.name))
+        if progress is None:
+            return
+        progress.halt.set()
+        if progress.future is not None and progress.future.cancel():  # it had not begun
+            with self._lock:
+                self._going.pop((entry, served.name), None)
+            self._halted(progress)
+
+    def _halted(self, progress: Progress) -> None:
+        state = {"state": "stopped", "tokens": progress.total, "done": progress.done}
+        self._mark(progress.entry, progress.served, state)
 
     def progress(self, entry: Entry) -> dict[str, Any]:
         """The readings of a document, by model, with how far those are that go on."""
@@ -185,11 +215,9 @@ class Readings:
             now = time.monotonic()
             first = progress.chunks[-1][1] if progress.chunks else max(0, done - CHUNK)
             progress.chunks.append((first, done, now - last))
-            if progress.stop.is_set():
-                raise Stopped
-            if self._worker.stopping:
-                raise KeyboardInterrupt  # what was read so far is kept
+            self._check(progress)
             self._worker.breathe(now - last)
+            self._check(progress)
             last = time.monotonic()
 
         document = begun.document if begun.document.text else None
@@ -210,11 +238,15 @@ class Readings:
                 raise Stopped
             read(lm.model, lm.tokenizer, self.store(entry.owner), text)
             seconds = time.monotonic() - progress.begun
-            self._mark(entry, served, {"state": "read", "tokens": progress.total, "seconds": round(seconds, 1)})
+            known = {"tokens": progress.total, "seconds": round(seconds, 1), "read_at": int(time.time())}
+            self._mark(entry, served, {"state": "read", **known})
             spent, count = sum(one[2] for one in progress.chunks), sum(b - a for a, b, _ in progress.chunks)
             if count:
                 self._usual[served.name] = spent / count
         except KeyboardInterrupt:
+            if progress.halt.is_set():
+                self._halted(progress)
+                return
             _log.info("a document is read on at the next start, from token %s", f"{progress.done:,}")
         except Stopped:
             pass
@@ -224,6 +256,17 @@ class Readings:
         finally:
             with self._lock:
                 self._going.pop((entry, served.name), None)
+
+    def _check(self, progress: Progress) -> None:
+        """End a reading that was stopped.
+
+        Raises:
+            Stopped: its document is deleted. KeyboardInterrupt: what was read so far is kept.
+        """
+        if progress.stop.is_set():
+            raise Stopped
+        if self._worker.stopping or progress.halt.is_set():
+            raise KeyboardInterrupt
 
     def _mark(self, entry: Entry, served: Served, state: dict[str, Any]) -> None:
         entry.readings[served.name] = state
@@ -255,6 +298,9 @@ def unread(entry: Entry, served: Served, state: dict[str, Any]) -> ApiError:
         return ApiError(400, state["error"], "context_length_exceeded", "document")
     if word == "failed":
         return ApiError(409, f"'{entry.name}' could not be read: {state['error']}", "not_read", "document")
+    if word == "stopped":
+        message = f"the reading of '{entry.name}' was stopped: POST /v1/documents/{entry.number}/read goes on with it"
+        return ApiError(409, message, "not_read", "document")
     if word is None:
         message = f"'{served.name}' has not read '{entry.name}': POST /v1/documents/{entry.number}/read with this model"
         return ApiError(409, message, "not_read", "document")

@@ -21,7 +21,7 @@ from handscroll.serve.errors import ApiError
 from handscroll.text.document import Document, Place
 
 NUMBER = re.compile(r"doc-[0-9a-f]{24}")
-STATES = ("waiting", "reading", "read", "refused", "failed")
+STATES = ("waiting", "reading", "stopped", "read", "refused", "failed")
 _log = logging.getLogger("handscroll.serve")
 
 

@@ -96,6 +96,16 @@ async def read(number: Number, body: ReadRequest, request: Request) -> dict[str,
     return told(serving, entry)
 
 
+@router.post("/v1/documents/{number}/stop")
+@policy("key")
+async def stop(number: Number, body: ReadRequest, request: Request) -> dict[str, Any]:
+    """Stop the reading of a document within a piece of work; what was read is kept, and /read goes on from there."""
+    serving, owner = of(request)
+    entry, served = serving.shelf.get(owner.number, number), serving.models.find(body.model)
+    await serving.prepare(partial(serving.readings.stop, entry, served))
+    return told(serving, entry)
+
+
 @router.post("/v1/documents/{number}/ask")
 @policy("key")
 async def ask(number: Number, body: AskRequest, request: Request) -> Response:

@@ -51,3 +51,15 @@ class AskRequest(Speaking):
     model: str = Field(default="", max_length=200, description="the model that has read it, unless there is one only")
     question: str = Field(min_length=1)
     history: list[ChatMessage] = Field(default_factory=list, max_length=MESSAGES)
+
+
+class ExplainRequest(Body):
+    """An answer about one document that is to be explained. `history` are the turns before its question."""
+
+    model: str = Field(default="", max_length=200, description="the model that gave the answer")
+    question: str = Field(min_length=1)
+    answer: str = Field(min_length=1)
+    history: list[ChatMessage] = Field(default_factory=list, max_length=MESSAGES)
+    tried: int = Field(default=6, ge=0, le=64, description="passages that are left out in turn")
+    passage: int = Field(default=64, ge=16, le=4096, description="the most tokens of a passage")
+    alternatives: int = Field(default=3, ge=0, le=20, description="other tokens shown at each place of the answer")

@@ -94,6 +94,7 @@ function upload(file, model, onSent, signal, again = true) {
 
 export const api = {
   models: async () => (await json("GET", "/v1/models")).data,
+  model: (name, signal) => json("GET", `/v1/models/${encodeURIComponent(name)}`, { signal }),
   documents: async () => (await json("GET", "/v1/documents")).data,
   document: (id) => json("GET", at(id)),
   text: (id, signal) => json("GET", at(id, "/text"), { signal }),

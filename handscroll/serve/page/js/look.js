@@ -1,9 +1,10 @@
 // Look inside: the map of attention, what the answer might have said instead, and the model's facts.
 
+import { api } from "./api.js";
 import { fill, h } from "./dom.js";
 import { documentOf, model, on, state, talkOf } from "./state.js";
 import { explain } from "./talk.js";
-import { bytes, large, number, percent, t } from "./words.js";
+import { factName, number, percent, t } from "./words.js";
 import { scrollMap } from "./scrollmap.js";
 import { whyNode } from "./why.js";
 
@@ -16,7 +17,7 @@ export function lookView(main) {
   const words = h("section", { "aria-labelledby": "words-title" });
   fill(main, h("div", { class: "sheet look" },
     h("div", { class: "title" }, h("h1", {}, t("look.title")), h("p", { class: "subtitle" }, t("look.subtitle"))),
-    turn ? [h("p", { class: "asked" }, turn.question.slice(-400)), map, words] : h("p", {}, t("look.empty")), facts()));
+    turn ? [h("p", { class: "asked" }, turn.question.slice(-400)), map, words] : h("p", {}, t("look.empty")), facts(ends)));
   if (turn) {
     let shown = { end: () => {} };
     const paint = () => { shown.end(); shown = mapSection(map, turn); };
@@ -57,7 +58,7 @@ function wordsSection(section, turn) {
   const head = h("h2", { id: "words-title" }, t("look.words"));
   if (!steps.length) return fill(section, head, h("p", { class: "note" }, t("look.noWords")));
   const instead = h("div", { class: "instead", "aria-live": "polite" });
-  const tokens = steps.map((step, at) => h("span", { role: "option", id: `token-${at}`, class: "token", "data-doubt": doubt(step.probability), "aria-selected": "false" }, step.text));
+  const tokens = steps.map((step, at) => h("span", { role: "option", id: `token-${at}`, class: "token", "data-doubt": doubt(step.probability), "aria-selected": "false", "aria-label": step.text.trim() ? null : JSON.stringify(step.text) }, step.text));
   const list = h("div", { class: "tokens", role: "listbox", tabindex: "0", "aria-label": t("look.wordsLabel") }, tokens);
   let chosen = -1;
   const choose = (at) => {
@@ -94,21 +95,17 @@ function choices(step) {
   return [h("h3", {}, t("look.instead")), h("dl", { class: "bars" }, [...known.sort((a, b) => b[1] - a[1]), [t("look.others"), rest]].map(row))];
 }
 
-function facts() {
+/** What the model's files say of it: the numbers that people ask for first, and the rest below. */
+function facts(ends) {
   const served = model();
   if (!served) return null;
-  const found = [];
-  const add = (value, words) => { if (value !== undefined && value !== null && value !== "") found.push([value, words]); };
-  add(served.context && number(served.context), t("fact.context"));
-  add(served.parameters && large(served.parameters), t("fact.parameters"));
-  add(served.family, t("fact.family"));
-  add(served.layers && number(served.layers), t("fact.layers"));
-  add(served.heads && number(served.heads), t("fact.heads", { kv: number(served.kv_heads ?? served.heads ?? 0) }));
-  add(served.vocab && number(served.vocab), t("fact.vocab"));
-  add(served.token_bytes && bytes(served.token_bytes), t("fact.token"));
-  add(served.weights, t("fact.weights"));
-  add(served.chat === undefined ? "" : t(served.chat ? "yes" : "no"), t("fact.chat"));
-  add(served.infill === undefined ? "" : t(served.infill ? "yes" : "no"), t("fact.infill"));
+  const big = [[number(served.context ?? 0), t("fact.context")], [t(served.chat ? "yes" : "no"), t("fact.chat")], [t(served.infill ? "yes" : "no"), t("fact.infill")]];
+  const list = h("dl", { class: "listed" });
+  const stop = new AbortController();
+  ends.push(() => stop.abort());
+  api.model(served.id, stop.signal).then(({ facts: found }) => fill(list, Object.entries(found ?? {}).flatMap(([name, value]) => [h("dt", {}, factName(name)), h("dd", {}, value)])), (error) => {
+    if (error.name !== "AbortError") fill(list, h("dd", { class: "fault" }, error.message));
+  });
   return h("section", { "aria-labelledby": "facts-title" }, h("h2", { id: "facts-title" }, t("look.facts")), h("p", { class: "lead" }, served.id),
-    h("dl", { class: "facts" }, found.map(([value, words]) => h("div", {}, h("dt", {}, words), h("dd", {}, value)))));
+    h("dl", { class: "facts" }, big.map(([value, words]) => h("div", {}, h("dt", {}, words), h("dd", {}, value)))), list);
 }

@@ -4,8 +4,8 @@
 import { ApiError, api } from "./api.js";
 import { fill, h } from "./dom.js";
 import { on } from "./state.js";
-import { number, t } from "./words.js";
-import { strength } from "./why.js";
+import { t } from "./words.js";
+import { effectWords, strength } from "./why.js";
 
 const LEAF = 4000; // characters of a leaf, about
 const HIGH = /[\ud800-\udbff]/;
@@ -84,7 +84,7 @@ function paintLeaf(pane, at, leaf) {
     const [start, end] = [Math.max(mark.from, here), Math.min(mark.to, to)];
     if (start >= end) return;
     parts.push(pane.text.slice(here, start));
-    const element = h("mark", { tabindex: "-1", title: t("why.effect", { nats: number(mark.effect, 2) }) }, pane.text.slice(start, end));
+    const element = h("mark", { tabindex: "-1", title: effectWords(mark.effect) }, pane.text.slice(start, end));
     element.dataset.strength = strength(mark.effect);
     element.dataset.which = String(which);
     parts.push(element);

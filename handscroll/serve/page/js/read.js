@@ -62,6 +62,9 @@ async function give(files) {
   for (const row of rows) {
     if (!sending.has(row.number)) continue;
     try {
+      row.waits = true;
+      await loaded(row);
+      row.waits = false;
       const entry = await api.upload(row.file, model()?.id ?? "", (share) => { row.share = share; emit("documents"); }, row.stop.signal);
       sending.delete(row.number);
       learned(entry);
@@ -73,6 +76,16 @@ async function give(files) {
     }
     emit("documents");
   }
+}
+
+/** Wait until the model that is to read is there, so that nothing is sent in vain. */
+function loaded(row) {
+  const there = () => !["waiting", "loading"].includes(model()?.state) || row.stop.signal.aborted;
+  return new Promise((resolve) => {
+    if (there()) { resolve(); return; }
+    const off = on("models", () => { if (there()) { off(); resolve(); } });
+    row.stop.signal.addEventListener("abort", () => { off(); resolve(); });
+  });
 }
 
 /** A place that keeps its nodes while the same things are in it, so that focus and progress survive. */
@@ -119,12 +132,12 @@ function paintBar(node, share, words, stop) {
 function paintSending(node, row) {
   if (row.error) {
     node.querySelector(".progress").hidden = true;
-    fill(node.querySelector(".note"), row.error);
-    node.querySelector(".note").className = "fault";
+    node.lastChild.className = "fault";
+    fill(node.lastChild, row.error);
     fill(node.querySelector("button"), t("close"));
   } else {
-    const words = row.share < 1 ? t("read.sending", { percent: percent(row.share) }) : t("read.opening");
-    paintBar(node, row.share < 1 ? row.share : null, words);
+    const words = row.waits ? t("read.model") : row.share < 1 ? t("read.sending", { percent: percent(row.share) }) : t("read.opening");
+    paintBar(node, row.waits || row.share === 1 ? null : row.share, words);
   }
   node.querySelector("button").onclick = () => {
     row.stop.abort();
@@ -164,6 +177,7 @@ function paintLibrary(section) {
   if (!section.firstChild) fill(section, h("h2", { id: "library" }, t("library")), h("p", { class: "note empty" }, t("library.empty")), table());
   section.children[1].hidden = !state.documentsKnown || state.documents.length > 0 || sending.size > 0;
   section.children[2].hidden = shown.length === 0;
+  section.hidden = shown.length === 0 && section.children[1].hidden;
   const rows = [];
   for (const entry of shown) {
     const key = `${entry.id} ${JSON.stringify(entry.readings)}`;

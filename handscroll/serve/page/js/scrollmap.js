@@ -4,6 +4,7 @@
 
 import { fill, h } from "./dom.js";
 import { emit, on } from "./state.js";
+import { effectWords } from "./why.js";
 import { number, percent, t } from "./words.js";
 
 const HEIGHT = 148;
@@ -102,7 +103,7 @@ const passageAt = (marks, place) => marks.find((one) => one.start <= place && pl
 
 function passageWords(turn, one) {
   const words = [t("why.attention", { percent: percent(one.attention, 2) })];
-  if (one.effect !== null) words.unshift(t("why.effect", { nats: number(one.effect, 2) }));
+  if (one.effect !== null) words.unshift(effectWords(one.effect));
   const go = one.marked && h("button", { class: "plain", type: "button", on: { click: () => { location.hash = `#/ask/${turn.document}`; setTimeout(() => emit("jump", { document: turn.document, number: one.start }), 300); } } }, t("why.show"));
   return [h("q", {}, one.text.trim().replace(/\s+/g, " ").slice(0, 240)), " ", h("span", { class: "note" }, words.join(" · ")), go];
 }

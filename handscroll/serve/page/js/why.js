@@ -10,6 +10,9 @@ const LITTLE = 1; // nats that an answer loses without the whole document, below
 /** How strong a mark is, from 1 to 3. */
 export const strength = (effect) => (effect >= 3 ? "3" : effect >= 1 ? "2" : "1");
 
+/** What leaving out a passage does to the answer. */
+export const effectWords = (effect) => t(effect < 0 ? "why.gain" : "why.effect", { nats: number(Math.abs(effect), 2) });
+
 export function whyNode(turn) {
   const { why } = turn;
   if (!why) return null;
@@ -29,7 +32,7 @@ function cause(turn, one) {
   const short = letters.length > SHOWN ? `${letters.slice(0, SHOWN).join("")}…` : text;
   return h("li", {}, h("button", { type: "button", title: t("why.show"), "data-strength": strength(one.effect), on: { click: () => emit("jump", { document: turn.document, number: one.start }) } },
     h("q", {}, short),
-    h("span", { class: "note" }, `${t("why.effect", { nats: number(one.effect, 2) })} · ${t("why.attention", { percent: percent(one.attention, 1) })}`)));
+    h("span", { class: "note" }, `${effectWords(one.effect)} · ${t("why.attention", { percent: percent(one.attention, 1) })}`)));
 }
 
 /** Whether the answer rests on the document at all, and whether attention was a good guide. */

@@ -36,11 +36,11 @@ const WORDS = {
   "read.title": ["Give it something to read", "给它一篇长文"],
   "read.subtitle": ["A document is read once, every word of it, and kept. Each question after that begins at once.", "文档只读一遍，一字不漏，并保存下来；此后每次提问都能立即开始。"],
   "read.drop": ["Drop documents here", "把文档拖到这里"],
-  "read.or": ["or", "或"],
   "read.choose": ["Choose files", "选择文件"],
   "read.paste": ["Paste a text", "粘贴文本"],
   "read.kinds": ["Text, Markdown, HTML, PDF, Word, EPUB, tables, code", "纯文本、Markdown、HTML、PDF、Word、EPUB、表格、代码"],
   "read.sending": ["Being sent: {percent}", "正在上传：{percent}"],
+  "read.model": ["Waits until the model is loaded", "等待模型加载完毕"],
   "read.opening": ["Being opened", "正在解析文件"],
   "read.waiting": ["Waits for its turn; {total} tokens", "排队等待；共 {total} 个词元"],
   "read.tokens": ["{done} of {total} tokens", "{done} / {total} 词元"],
@@ -111,7 +111,6 @@ const WORDS = {
   "ask.stopped": ["Stopped by you.", "已被您停止。"],
   "ask.length": ["The answer ended at its longest length, {most} tokens; it may be unfinished.", "回答达到最大长度 {most} 个词元而结束，可能不完整。"],
   "ask.you": ["You", "您"],
-  "ask.answer": ["Answer", "回答"],
   "ask.answered": ["The answer is complete", "回答完毕"],
   "ask.plainModel": ["{model} has no chat template: it answers one question at a time and only continues texts.", "{model} 没有对话模板：它一次只回答一个问题，且只会续写文本。"],
 
@@ -120,7 +119,6 @@ const WORDS = {
   "contract.text": ["text {hash}", "原文 {hash}"],
   "contract.ids": ["hash {hash}", "哈希 {hash}"],
   "contract.first": ["first word after {seconds} s", "{seconds} 秒后开始回答"],
-  "contract.title": ["What was read for this answer", "为此回答读取的内容"],
 
   "gauge": ["Context window", "上下文窗口"],
   "gauge.system": ["Instructions", "指令"],
@@ -132,19 +130,17 @@ const WORDS = {
   "gauge.of": ["{used} of {context} tokens", "{used} / {context} 词元"],
   "gauge.over": ["{over} tokens too many: shorten the question, or begin a new conversation", "超出 {over} 个词元：请缩短问题或开始新对话"],
   "gauge.less": ["The window leaves {left} tokens for the answer, fewer than {most}", "窗口只剩 {left} 个词元可用于回答，少于 {most}"],
-  "gauge.counting": ["counting", "计数中"],
 
   "why.working": ["Leaving out passages, one by one", "正在逐段遮去原文"],
   "why.none": ["No passage by itself carries this answer: without any one of the {tried} that were tried it stays about as likely.", "没有哪一段单独支撑这个回答：试着遮去的 {tried} 段中，遮去任何一段，回答的可能性都几乎不变。"],
   "why.some": [many("One passage carries this answer: without it, the answer is less likely.", "{count} passages carry this answer: without each, it is less likely."), "有 {count} 段支撑这个回答：遮去后回答的可能性下降。"],
-  "why.nats": ["{nats} nats", "{nats} 奈特"],
   "why.effect": ["{nats} nats lost without it", "遮去后损失 {nats} 奈特"],
+  "why.gain": ["{nats} nats more likely without it", "遮去后反而增加 {nats} 奈特"],
   "why.attention": ["{percent} of the attention", "占注意力 {percent}"],
   "why.whole": ["Without the whole document the answer loses {nats} nats.", "遮去整篇文档，回答损失 {nats} 奈特。"],
   "why.free": ["Without the whole document the answer loses {nats} nats: the model would say about the same without reading.", "遮去整篇文档，回答仅损失 {nats} 奈特：模型不读也会这么说。"],
   "why.agreement": ["Attention and effect agree by {value} (rank correlation).", "注意力与效果的秩相关为 {value}。"],
   "why.show": ["Show in the text", "在原文中显示"],
-  "why.mark": ["Passage {number}", "第 {number} 段"],
   "text.loading": ["The text is being fetched", "正在取原文"],
   "text.marked": [many("1 passage marked", "{count} passages marked"), "标出 {count} 段"],
   "text.unmarked": ["Ask “Why this answer?” below an answer, and the passages that carry it are marked here.", "点击回答下方的“为何这样回答？”，支撑它的段落会在这里标出。"],
@@ -182,7 +178,6 @@ const WORDS = {
   "tasks.most": ["Longest result, in tokens", "结果的最大词元数"],
   "tasks.needText": ["Give a text first.", "请先提供文本。"],
   "tasks.needLabels": ["Give at least two labels.", "请至少给出两个类别。"],
-  "tasks.noDocument": ["Choose…", "请选择…"],
 
   "look.title": ["Look inside", "透视"],
   "look.subtitle": ["Where an answer looked, what it rests on, and what the model would have said instead.", "回答看向了哪里，依据是什么，模型本来还会说什么。"],
@@ -204,18 +199,14 @@ const WORDS = {
   "look.others": ["all others together", "其余合计"],
   "look.facts": ["The model", "模型"],
   "fact.context": ["tokens of context", "上下文词元"],
-  "fact.parameters": ["parameters", "参数"],
-  "fact.layers": ["layers", "层"],
-  "fact.family": ["family", "系列"],
-  "fact.heads": ["attention heads, {kv} for keys", "注意力头，键头 {kv}"],
-  "fact.vocab": ["words in its vocabulary", "词表大小"],
-  "fact.token": ["for the keys and values of a token", "每词元键值缓存"],
   "fact.chat": ["chat template", "对话模板"],
   "fact.infill": ["fills gaps in code", "可补全代码空缺"],
-  "fact.weights": ["weights", "权重"],
   "yes": ["yes", "是"],
   "no": ["no", "否"],
 };
+
+const FACTS = { family: "系列", parameters: "参数", "layers x width": "层数 × 宽度", vocabulary: "词表", context: "上下文", "trained length": "训练长度",
+  positions: "位置编码", "attention window": "注意力窗口", "KV cache per token": "每词元键值缓存", "KV cache, full context": "整个上下文的键值缓存", experts: "专家" };
 
 export const lang = () => (document.documentElement.lang === "zh" ? "zh" : "en");
 
@@ -244,8 +235,8 @@ export function bytes(value) {
   return `${number(value, value < 10 && at > 0 ? 1 : 0)} ${units[at]}`;
 }
 
-/** A large count in words: 494 million. */
-export const large = (value) => new Intl.NumberFormat(locale(), { notation: "compact", maximumSignificantDigits: 3 }).format(value);
+/** The name of a fact: the server tells it in English. */
+export const factName = (name) => (lang() === "zh" ? FACTS[name] ?? name : name);
 
 /** When something was, by its seconds since 1970: today by the clock, otherwise by the date. */
 export function when(seconds) {
@@ -265,5 +256,3 @@ export function span(seconds) {
   const parts = hours ? [[hours, 0], [minutes, 1]] : minutes ? [[minutes, 1], [whole % 60, 2]] : [[whole, 2]];
   return parts.map(([value, unit]) => `${value} ${units[unit]}`).join(" ");
 }
-
-export const known = WORDS;

@@ -1,0 +1,74 @@
+"""/v1/documents/{id}/explain: why an answer about a document was given (`explain/`)."""
+
+import threading
+import time
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Request
+
+from handscroll.explain.why import Explaining, Explanation, explained
+from handscroll.generate.request import Request as Asked
+from handscroll.generate.sample import Sampling
+from handscroll.serve.answering import place
+from handscroll.serve.documents.asking import document_prompt
+from handscroll.serve.documents.shelf import Entry
+from handscroll.serve.errors import ApiError, ClientGoneError
+from handscroll.serve.models import Served
+from handscroll.serve.policy import policy
+from handscroll.serve.prompts import Prompt
+from handscroll.serve.routes.documents import reader
+from handscroll.serve.schemas.chat import ChatMessage, ExplainRequest
+from handscroll.serve.serving import Serving, of
+from handscroll.serve.streaming import until_gone
+
+router = APIRouter()
+
+
+@router.post("/v1/documents/{number}/explain")
+@policy("key")
+async def explain(
+    number: Annotated[str, Path(max_length=64, description="the id of a document")],
+    body: ExplainRequest,
+    request: Request,
+) -> dict[str, Any]:
+    """The passages of a document without which an answer becomes less likely, and what else might have been said."""
+    serving, owner = of(request)
+    entry = serving.shelf.get(owner.number, number)
+    served = reader(serving, entry, body.model)
+    served.writing  # noqa: B018 - refuses a model that is not ready or writes no text
+    opened = partial(serving.readings.opened, entry, served)
+    messages = [*body.history, ChatMessage(role="user", content=body.question)]
+    gone = threading.Event()
+    with place(serving, owner, 1):
+        prompt = await until_gone(
+            request.receive, serving.prepare(partial(document_prompt, served, entry, opened, messages))
+        )
+        try:
+            work = partial(_explained, serving, served, entry, prompt, body, gone)
+            made = await until_gone(request.receive, serving.worker.long(work))
+        finally:
+            gone.set()
+    return made.record()
+
+
+def _explained(
+    serving: Serving, served: Served, entry: Entry, prompt: Prompt, body: ExplainRequest, gone: threading.Event
+) -> Explanation:
+    """Runs on the thread that computes; between two looks the answers of others go on."""
+    lm, last = served.loaded, time.monotonic()
+    answer = tuple(lm.tokenizer.encode(body.answer, special=False, follows=True))
+    if not answer:
+        raise ApiError(400, "the answer is empty: there is nothing to explain", "invalid_value", "answer")
+    asked = Asked(prompt.ids, Sampling(max_tokens=len(answer)), ends=prompt.ends, reading=prompt.reading)
+    served.writing.check(asked, 0)  # refuses what the context does not hold
+
+    def on_look(done: int, total: int) -> None:
+        nonlocal last
+        if gone.is_set():
+            raise ClientGoneError
+        serving.worker.breathe(time.monotonic() - last)
+        last = time.monotonic()
+
+    how = Explaining(tried=body.tried, passage=body.passage, alternatives=body.alternatives)
+    return explained(lm, asked, serving.shelf.text(entry).text, answer, how, on_look)
