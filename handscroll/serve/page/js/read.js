@@ -15,9 +15,12 @@ export function readView(main) {
   fill(main, h("div", { class: "sheet" },
     h("div", { class: "title" }, h("h1", {}, t("read.title")), h("p", { class: "subtitle" }, t("read.subtitle"))),
     dropping(), now, library));
+  // A whole page is easier to hit than a box.
+  const drop = (event) => { if (event.dataTransfer?.files.length) give([...event.dataTransfer.files]); };
+  main.addEventListener("drop", drop);
   const paint = () => { paintNow(now); paintLibrary(library); };
   paint();
-  const ends = [on("documents", paint), on("models", paint)];
+  const ends = [on("documents", paint), on("models", paint), () => main.removeEventListener("drop", drop)];
   return () => ends.forEach((end) => end());
 }
 
@@ -32,11 +35,7 @@ function dropping() {
     h("p", { class: "note" }, t("read.kinds")));
   box.addEventListener("dragover", (event) => { event.preventDefault(); box.classList.add("over"); });
   box.addEventListener("dragleave", () => box.classList.remove("over"));
-  box.addEventListener("drop", (event) => {
-    event.preventDefault();
-    box.classList.remove("over");
-    give([...event.dataTransfer.files]);
-  });
+  box.addEventListener("drop", () => box.classList.remove("over"));
   return box;
 }
 
