@@ -119,7 +119,9 @@ def test_every_answer_carries_the_headers_that_keep_pages_harmless(server):
         headers = server.http.get(path).headers
         csp = headers["content-security-policy"]
         assert "default-src 'none'" in csp and "unsafe" not in csp and "http" not in csp
-        assert headers["x-content-type-options"] == "nosniff" and headers["cache-control"] == ("no-cache" if path == "/" else "no-store")
+        assert headers["x-content-type-options"] == "nosniff" and headers["cache-control"] == (
+            "no-cache" if path == "/" else "no-store"
+        )
         assert "server" not in headers
 
 
