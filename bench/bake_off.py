@@ -58,6 +58,13 @@ def study(lm: LM, options: argparse.Namespace, seed: int) -> None:
     shown["YaRN as published"] = next(one for one in yarn if one.candidate.detail == "beta 32/1")
     for method in ("ntk", "dynamic-ntk", "llama3", "pi", "none"):
         shown[f"best {method}"] = next(one for one in field if one.candidate.method == method)
+    best = field[0]
+    for name in ("auto's choice", "best YaRN", "LongRoPE, searched"):
+        behind, error = shown[name].apart(best, GUARD)
+        print(
+            f"seed {seed}: {name}: {behind:.3f} +- {1.96 * error:.3f} behind the best, {best.candidate.name}",
+            flush=True,
+        )
     for name, one in shown.items():
         print(f"seed {seed}: {name:<20} {line(one)}   {one.candidate.name}", flush=True)
 

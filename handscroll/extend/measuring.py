@@ -100,7 +100,7 @@ class Measuring:
         else:
             leaps = LEAPS
             rounds = [Round(max(final, -(-entries // 2**number)), 1, size, True) for number in range(leaps)]
-            rounds += [Round(final, 1, real), Round(2, windows - 1, real)]
+            rounds += [Round(final, 1, real), Round(max(2, final // 2), windows - 1, real)]
         short = [min(trained, size // 2, NEAR)] * leaps + [min(trained, real, NEAR)] * windows
         filled = tuple(each for each in rounds if each.windows)
         return cls(target, trained, filled, tuple(short), real * windows if own else 0)

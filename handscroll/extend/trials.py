@@ -22,10 +22,11 @@ PENALTY = 5.0  # weight of each nat by which the rise of the short loss exceeds 
 
 @dataclass(frozen=True)
 class Trial:
-    """One candidate on one window, in nats per token: `far` by block of tokens past the trained length, `short` before
-    it; `base` is the unchanged model on the short text. `tokens` were read, in `seconds`."""
+    """One candidate on one window, in nats per token: `far` by block of tokens past the trained length, `near` by block
+    of the short text before it; `base` is the unchanged model on the short text. `tokens` were read, in `seconds`."""
 
     far: tuple[float, ...]
+    near: tuple[float, ...]
     long: float
     short: float
     base: float
@@ -59,16 +60,32 @@ class Standing:
         margin = MARGIN if self.candidate.method == "none" else 0.0
         return self.long - margin + PENALTY * max(0.0, self.rise - guard)
 
+    def apart(self, other: "Standing", guard: float) -> tuple[float, float]:
+        """How much worse the score is than that of `other`, and the standard error of this difference.
+
+        The error is that of the paired differences by block, on the windows of both; where short text lost more than
+        the guard allows, that of its differences too.
+        """
+        pairs = list(zip(self.trials, other.trials, strict=False))
+        variance = _variance([(a.far, b.far) for a, b in pairs])
+        if max(self.rise, other.rise) > guard:
+            variance += PENALTY**2 * _variance([(a.near, b.near) for a, b in pairs])
+        return self.score(guard) - other.score(guard), variance**0.5
+
     def clearly_behind(self, other: "Standing", guard: float) -> bool:
-        """Whether the score is worse than that of `other` by more than `MARGIN` and three standard errors of the
-        paired differences by block, on the windows of both."""
-        pairs = [
-            a - b for x, y in zip(self.trials, other.trials, strict=False) for a, b in zip(x.far, y.far, strict=True)
-        ]
-        if len(pairs) < 2:
-            return False
-        spread = float(torch.tensor(pairs, dtype=torch.float64).std()) / len(pairs) ** 0.5
-        return self.score(guard) - other.score(guard) > MARGIN + 3 * spread
+        """Whether the score is worse than that of `other` by more than `MARGIN` and three standard errors."""
+        difference, error = self.apart(other, guard)
+        return difference > MARGIN + 3 * error
+
+
+def _variance(pairs: Sequence[tuple[tuple[float, ...], tuple[float, ...]]]) -> float:
+    """The variance of the mean of the paired differences; infinite where there are too few to know it."""
+    apart = torch.tensor([a - b for x, y in pairs for a, b in zip(x, y, strict=True)], dtype=torch.float64)
+    return float(apart.var()) / len(apart) if len(apart) > 1 else float("inf")
+
+
+def _blocks(losses: torch.Tensor) -> list[float]:
+    return [float(part.mean()) for part in losses.tensor_split(min(BLOCKS, max(1, len(losses)))) if len(part)]
 
 
 class Trials:
@@ -102,15 +119,19 @@ class Trials:
             begun = time.monotonic()
             with applied(self.lm.model, candidate):
                 far, short = losses(self.lm, window, self._told)
-            blocks = [float(block.mean()) for block in far.tensor_split(min(BLOCKS, max(1, len(far)))) if len(block)]
-            values = {"far": blocks, "long": float(far.mean()) if len(far) else 0.0, "short": float(short.mean())}
+            values = {
+                "far": _blocks(far),
+                "near": _blocks(short),
+                "long": float(far.mean()) if len(far) else 0.0,
+                "short": float(short.mean()),
+            }
             return values | {"seconds": round(time.monotonic() - begun, 3)}
 
         how = [candidate.name, candidate.changes, *window.where()]
         found = self.memory.value(how, measured)
         self._finish(len(window.ids))
-        size = len(window.ids)
-        return Trial(tuple(found["far"]), found["long"], found["short"], base, size, found["seconds"])
+        blocks, size = (tuple(found["far"]), tuple(found["near"])), len(window.ids)
+        return Trial(*blocks, found["long"], found["short"], base, size, found["seconds"])
 
     def further(self, field: Sequence[Standing], windows: Sequence[Window], bases: Sequence[float]) -> list[Standing]:
         """Each of `field` with trials on `windows` more."""

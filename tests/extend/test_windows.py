@@ -68,10 +68,13 @@ def test_only_what_is_scored_needs_logits(lm, monkeypatch):
 
 
 def test_clearly_behind_is_more_than_the_noise_of_pairs():
-    def standing(*far):
-        return Standing(Candidate("x", "", {}), (Trial(far, sum(far) / len(far), 1.0, 1.0, 10, 0.0),))
+    def standing(*far, near=(1.0, 1.0)):
+        trial = Trial(far, near, sum(far) / len(far), sum(near) / len(near), 1.0, 10, 0.0)
+        return Standing(Candidate("x", "", {}), (trial,))
 
     best = standing(*[2.0, 3.0] * 16)
     assert standing(*[2.1, 3.1] * 16).clearly_behind(best, 0.1)
     assert not standing(*[2.015, 3.015] * 16).clearly_behind(best, 0.1), "within the margin"
     assert not standing(*[2.5, 2.6] * 16).clearly_behind(best, 0.1), "the difference changes from block to block"
+    noisy = standing(*[2.0, 3.0] * 16, near=(1.0, 1.4))
+    assert noisy.score(0.1) > best.score(0.1) + 0.4 and not noisy.clearly_behind(best, 0.1), "short text varies as much"
