@@ -26,12 +26,10 @@ def test_lm_eval_scores_by_completions_as_the_library_does(server, served_models
         max_length=1000,
         batch_size=2,
     )
-    pairs = [("def walk", "(top):"), ("import", " os"), (TEXT, "def")]
+    pairs = [("def walk", "(top):"), ("import", " os"), (TEXT.strip(), " def")]
     asked = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(pairs)]
     lm = handscroll.load(folder)
-    want = lm.loglikelihood(
-        [(lm.encode(before), lm.encode(after, special=False, follows=True)) for before, after in pairs]
-    )
+    want = lm.loglikelihood(pairs)
     for (logprob, greedy), one in zip(api.loglikelihood(asked), want, strict=True):
         assert logprob == pytest.approx(one.logprob, abs=1e-3) and greedy == one.greedy
     settings = {"until": ["\n"], "max_gen_toks": 8, "do_sample": False}

@@ -40,7 +40,7 @@ async def health(request: Request) -> Response:
     return JSONResponse({"status": state}, 200 if state == "ready" else 503)
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 @policy("key")
 async def metrics(request: Request) -> Response:
     """Counters in the text form of Prometheus."""
