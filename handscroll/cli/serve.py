@@ -100,7 +100,7 @@ def _make_key(file: Path | None, name: str) -> None:
 
 
 def _told(url: str) -> None:
-    error_screen().print(f"listening at {url}; the interface is {url}/v1. Ctrl-C stops.", markup=False)
+    error_screen().print(f"listening at {url}; open it in a browser, or ask {url}/v1. Ctrl-C stops.", markup=False)
 
 
 def _speak() -> None:

@@ -137,7 +137,7 @@ async function start(task, draft, paint) {
     if (values.after.trim()) body.suffix = values.after;
     return write(draft, body, api.complete, paint);
   }
-  const instruction = task === "summarise" ? summarise(values) : translate(values);
+  const instruction = (task === "summarise" ? summarise : translate)(values, !values.document);
   const { body, stream } = asked(values.document, values.text, instruction);
   if (task === "translate" && body.messages) {
     const { count, left } = await api.count(countable(body));
@@ -148,13 +148,13 @@ async function start(task, draft, paint) {
 
 const countable = ({ model: name, messages, document }) => ({ model: name, messages, ...(document ? { document } : {}) });
 
-/** The request for an instruction after a document or a text. */
+/** The request for an instruction after a document or before a text. */
 function asked(document, text, instruction) {
   const served = model();
   const known = { model: served.id, temperature: 0 };
   if (document) return { body: { ...known, document, messages: [{ role: "user", content: instruction }] }, stream: api.chat };
-  if (served.chat) return { body: { ...known, messages: [{ role: "user", content: `${text.trim()}\n\n${instruction}` }] }, stream: api.chat };
-  return { body: { ...known, prompt: `${text.trim()}\n\n${instruction}\n\n`, max_tokens: FEW }, stream: api.complete };
+  if (served.chat) return { body: { ...known, messages: [{ role: "user", content: `${instruction}\n\n${text.trim()}` }] }, stream: api.chat };
+  return { body: { ...known, prompt: `${instruction}\n\n${text.trim()}\n\n`, max_tokens: FEW }, stream: api.complete };
 }
 
 async function write(draft, body, stream, paint) {
@@ -174,7 +174,7 @@ async function sorted(draft, paint) {
   paint();
   for (const text of texts) {
     if (draft.stopped) break;
-    const { body, stream } = asked(values.document, text ?? "", classify(labels, lang() === "zh"));
+    const { body, stream } = asked(values.document, text ?? "", classify(labels, lang() === "zh", !values.document));
     Object.assign(body, { response_format: { type: "choice", choices: labels } }, stream === api.chat ? { logprobs: true } : {});
     draft.turn = begin(body);
     await run(draft.turn, stream);
