@@ -102,7 +102,7 @@ def _parted(one: "Runtime", other: "Runtime", length: int, text: list[str] | Non
 
         ids = tuple(one.words.encode("\n".join(document.text for document in Reader().read(text)))[:length])
     found = compare(one, other, ids)
-    rows = [[f"{b.first:,}-{b.last - 1:,}", f"{b.mean:.2e}", f"{b.worst:.2e}"] for b in found.blocks]
+    rows = [[f"{b.first:,}-{b.last - 1:,}", f"{b.mean:.2e}", f"{b.worst:.2e}"] for b in found.ranges]
     screen().print(table(["tokens", "mean |difference|", "largest"], rows, "log-probabilities, nats"))
     losses = " and ".join(f"{loss:.3f}" for loss in found.losses)
     screen().print(f"{found.says}; losses {losses} nats a token", markup=False)
@@ -118,7 +118,7 @@ def _opened(model: str, runtime: str, dtype: str, device: str) -> "Runtime":
 
     path = locate(model)
     if runtime == "transformers":
-        from handscroll.doctor.runtimes.transformers import opened
+        from handscroll.doctor.runtimes.theirs import opened
 
         return opened(path, "float32" if dtype == "auto" else dtype, device)
     from handscroll.doctor.runtimes.ours import loaded

@@ -13,7 +13,7 @@ NEAR = 10  # times what rounding leaves, in nats
 
 
 @dataclass(frozen=True)
-class Block:
+class Range:
     """The mean and the largest difference (nats) of the log-probabilities of tokens first .. last - 1."""
 
     first: int
@@ -30,7 +30,7 @@ class Apart:
     tokens: int
     near: float
     first: int | None
-    blocks: tuple[Block, ...]
+    ranges: tuple[Range, ...]
     losses: tuple[float, float]
 
     @property
@@ -38,22 +38,22 @@ class Apart:
         """One sentence."""
         one, other = self.sources
         if self.first is None:
-            worst = max(block.worst for block in self.blocks)
+            worst = max(each.worst for each in self.ranges)
             return f"{one} and {other} agree on all {self.tokens:,} tokens (to {worst:.2g} nats)"
         shape = {True: "and grows with the position", False: "and does not grow with the position"}[self.grows]
         return f"{one} leaves {other} at token {self.first:,} by more than {self.near:g} nats, {shape}"
 
     @property
     def grows(self) -> bool:
-        """Whether the difference of the last block is at least twice that of the block where it begins."""
-        begun = next((block for block in self.blocks if self.first is not None and block.last > self.first), None)
-        return begun is not None and begun is not self.blocks[-1] and self.blocks[-1].mean > 2 * begun.mean
+        """Whether the difference of the last range is at least twice that of the range where it begins."""
+        begun = next((each for each in self.ranges if self.first is not None and each.last > self.first), None)
+        return begun is not None and begun is not self.ranges[-1] and self.ranges[-1].mean > 2 * begun.mean
 
     def record(self) -> dict[str, Any]:
         """A record of kind "runtimes"."""
-        blocks = [{"first": b.first, "last": b.last, "mean": b.mean, "worst": b.worst} for b in self.blocks]
+        ranges = [{"first": b.first, "last": b.last, "mean": b.mean, "worst": b.worst} for b in self.ranges]
         found = {"kind": "runtimes", "runtimes": list(self.sources), "tokens": self.tokens, "near": self.near}
-        return found | {"first": self.first, "losses": list(self.losses), "blocks": blocks}
+        return found | {"first": self.first, "losses": list(self.losses), "ranges": ranges}
 
 
 def compare(one: Runtime, other: Runtime, ids: Ids) -> Apart:
@@ -74,10 +74,10 @@ def compare(one: Runtime, other: Runtime, ids: Ids) -> Apart:
     edges = [1]
     while edges[-1] < len(ids):
         edges.append(min(max(16, 2 * edges[-1]), len(ids)))
-    blocks = []
+    ranges = []
     for first, last in itertools.pairwise(edges):
         part = off[first - 1 : last - 1]
-        blocks.append(Block(first, last, float(part.mean()), float(part.max())))
+        ranges.append(Range(first, last, float(part.mean()), float(part.max())))
     sources = (f"{one.kind} {one.source}", f"{other.kind} {other.source}")
     losses = (float(-here.mean()), float(-there.mean()))
-    return Apart(sources, len(ids), near, beyond[0] + 1 if beyond else None, tuple(blocks), losses)
+    return Apart(sources, len(ids), near, beyond[0] + 1 if beyond else None, tuple(ranges), losses)

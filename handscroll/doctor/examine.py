@@ -33,7 +33,7 @@ def doctor(
         from handscroll.doctor.runtimes.ours import Ours
 
         return diagnose(Ours(model, config), only, skip)
-    from handscroll.doctor.runtimes.transformers import Theirs
+    from handscroll.doctor.runtimes.theirs import Theirs
 
     return diagnose(Theirs(model, tokenizer, config), only, skip)
 

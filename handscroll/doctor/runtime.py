@@ -21,7 +21,7 @@ ROWS = 64  # tokens that are compared at a time
 
 
 @dataclass(frozen=True)
-class Reading:
+class Trial:
     """How texts are to be read.
 
     `rows` are the texts, as ids; several are made equal by padding on the side `pad`. `shift` is the position of the
@@ -121,7 +121,7 @@ class Runtime:
             raise Cannot(self.wordless)
         return self.words
 
-    def read(self, how: Reading) -> list[Tensor]:
+    def read(self, how: Trial) -> list[Tensor]:
         """What the model says of each row: logits (T, V) of tokens, or hidden states (T, D) where it predicts none."""
         raise Cannot(f"{self.kind} gives no logits of a text")
 
@@ -131,7 +131,7 @@ class Runtime:
 
     def logprobs(self, ids: Ids) -> Tensor:
         """The log-probability (T - 1,) of tokens 1 .. T - 1, float64."""
-        (logits,) = self.read(Reading((ids,)))
+        (logits,) = self.read(Trial((ids,)))
         wanted = torch.tensor(ids[1:], device=logits.device).split(ROWS)
         parts = zip(logits[:-1].split(ROWS), wanted, strict=True)
         return torch.cat([row.double().log_softmax(-1).gather(1, ids[:, None])[:, 0] for row, ids in parts]).cpu()

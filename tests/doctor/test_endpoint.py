@@ -51,7 +51,7 @@ def test_an_endpoint_is_held_against_a_runtime_here_and_told_where_it_leaves():
         other = compare(Ours(ours(rope_theta=20.0)), endpoint, ids)
     assert other.first is not None and f"at token {other.first:,}" in other.says
     record = other.record()
-    assert record["kind"] == "runtimes" and sum(one["last"] - one["first"] for one in record["blocks"]) == 59
+    assert record["kind"] == "runtimes" and sum(one["last"] - one["first"] for one in record["ranges"]) == 59
 
 
 def test_what_is_no_server_is_refused():

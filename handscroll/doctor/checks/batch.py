@@ -2,17 +2,17 @@
 
 from handscroll.doctor.finding import Check, Fault, Seen
 from handscroll.doctor.probes import probe, room
-from handscroll.doctor.runtime import Reading, Runtime, rows_apart
+from handscroll.doctor.runtime import Runtime, Trial, rows_apart
 
 SIZES = (31, 17, 24, 5)
 
 
 def run(runtime: Runtime) -> Seen:
     rows = tuple(probe(runtime, room(runtime, size) + number)[number:] for number, size in enumerate(SIZES))
-    together = runtime.read(Reading(rows))
+    together = runtime.read(Trial(rows))
     worst, faults = 0.0, []
     for row, found in zip(rows, together, strict=True):
-        off = float(rows_apart(found, runtime.read(Reading((row,)))[0]).max())
+        off = float(rows_apart(found, runtime.read(Trial((row,)))[0]).max())
         worst = max(worst, off)
         if off > 5 * runtime.rounding and not faults:
             faults.append(_fault(len(row), off))

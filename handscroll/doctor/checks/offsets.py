@@ -10,7 +10,7 @@ import torch
 
 from handscroll.doctor.finding import Absent, Cannot, Check, Fault, Seen
 from handscroll.doctor.probes import probe, spelled, trained
-from handscroll.doctor.runtime import Reading, Runtime, apart
+from handscroll.doctor.runtime import Runtime, Trial, apart
 
 TOKENS = 48
 DRIFT = 1.0  # nats a token that the loss may rise with the place in a learned table
@@ -32,8 +32,8 @@ def _shifted(runtime: Runtime) -> Seen:
     most = (facts.trained if facts.by_length else facts.context) - len(ids)
     shifts = [shift for shift in (1, 7, 64, 257, 1000, 4099, 16_001, 30_001, 120_000) if shift < most] + [max(most, 1)]
     length = facts.trained if facts.by_length else max(shifts) + len(ids)
-    (at_start,) = runtime.read(Reading((ids,), length=length))
-    found = {shift: apart(runtime.read(Reading((ids,), shift=shift, length=length))[0], at_start) for shift in shifts}
+    (at_start,) = runtime.read(Trial((ids,), length=length))
+    found = {shift: apart(runtime.read(Trial((ids,), shift=shift, length=length))[0], at_start) for shift in shifts}
     allowed = {shift: 3 * runtime.rounding + shift * 2.0**-20 for shift in shifts}
     wrong = [shift for shift in shifts if found[shift] > allowed[shift]]
     numbers = {"by_offset": {str(shift): value for shift, value in found.items() if math.isfinite(value)}}
@@ -59,7 +59,7 @@ def _drifting(runtime: Runtime) -> Seen:
     shifts = sorted({0, *(rows * share // 4 for share in (1, 2, 3)), rows - len(ids)})
     wanted, losses = torch.tensor(ids[1:]), {}
     for shift in shifts:
-        (logits,) = runtime.read(Reading((ids,), shift=shift))
+        (logits,) = runtime.read(Trial((ids,), shift=shift))
         losses[shift] = float(torch.nn.functional.cross_entropy(logits[:-1].double(), wanted))
     worst = max(losses, key=lambda shift: losses[shift])
     what = f"{len(ids)} tokens at {len(shifts)} offsets: {min(losses.values()):.2f} to {losses[worst]:.2f} nats a token"

@@ -2,7 +2,7 @@
 
 from handscroll.doctor.finding import Absent, Cannot, Check, Fault, Seen
 from handscroll.doctor.probes import probe, random_ids
-from handscroll.doctor.runtime import Reading, Runtime, rows_apart
+from handscroll.doctor.runtime import Runtime, Trial, rows_apart
 
 SIZES = (19, 27)
 
@@ -16,8 +16,8 @@ def run(runtime: Runtime) -> Seen:
     first, second = probe(runtime, SIZES[0]), random_ids(runtime, SIZES[1], seed=1)
     if facts is not None and facts.rows is not None and sum(SIZES) > facts.rows:
         raise Cannot(f"a row of {sum(SIZES)} tokens is longer than its table of positions")
-    (alone,) = runtime.read(Reading((second,)))
-    found = runtime.read(Reading((first, second), packed=True))[1]
+    (alone,) = runtime.read(Trial((second,)))
+    found = runtime.read(Trial((first, second), packed=True))[1]
     off = float(rows_apart(found, alone).max())
     what = f"the second of two documents in a row: equal to {off:.1e}"
     if off <= 5 * runtime.rounding:

@@ -8,19 +8,19 @@ import torch
 
 from handscroll.doctor.finding import Absent, Cannot, Check, Fault, Seen
 from handscroll.doctor.probes import probe, room
-from handscroll.doctor.runtime import Reading, Runtime, apart, rows_apart
+from handscroll.doctor.runtime import Runtime, Trial, apart, rows_apart
 
 SIZES = (29, 12, 20)
 
 
 def run(runtime: Runtime) -> Seen:
     rows = tuple(probe(runtime, room(runtime, size) + number)[number:] for number, size in enumerate(SIZES))
-    alone = [runtime.read(Reading((row,)))[0] for row in rows]
+    alone = [runtime.read(Trial((row,)))[0] for row in rows]
     faults, notes, told = [], [], []
     try:
         if runtime.facts is not None and runtime.facts.spec is not None and runtime.facts.spec.recurrent:
             raise Cannot("a recurrent model reads its rows from their first token on")
-        padded = runtime.read(Reading(rows, pad="left"))
+        padded = runtime.read(Trial(rows, pad="left"))
         off = max(float(rows_apart(found, wanted).max()) for found, wanted in zip(padded, alone, strict=True))
         told.append(f"left padding: {said(off, runtime)}")
         if off > 5 * runtime.rounding:

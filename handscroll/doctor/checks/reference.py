@@ -16,7 +16,7 @@ from handscroll.base.errors import HandscrollError
 from handscroll.doctor.angles import USUAL
 from handscroll.doctor.finding import Absent, Cannot, Check, Fault, Seen
 from handscroll.doctor.probes import probe, room
-from handscroll.doctor.runtime import Ids, Reading, Runtime, rows_apart
+from handscroll.doctor.runtime import Ids, Runtime, Trial, rows_apart
 from handscroll.doctor.runtimes.ours import Ours
 from handscroll.models.table import family as family_of
 
@@ -34,7 +34,7 @@ def run(runtime: Runtime) -> Seen:
     windows = [window for window in (facts.windows if facts is not None else ()) if window and window <= 1024]
     count = TOKENS + max(windows, default=0)
     ids = probe(runtime, room(runtime, count))
-    (found,), (wanted,) = runtime.read(Reading((ids,))), other.read(Reading((ids,)))
+    (found,), (wanted,) = runtime.read(Trial((ids,))), other.read(Trial((ids,)))
     if found.shape != wanted.shape:
         raise Cannot(f"one gives numbers of the form {tuple(found.shape)}, the other {tuple(wanted.shape)}")
     off, near = rows_apart(found, wanted), NEAR * max(runtime.rounding, other.rounding)
@@ -64,7 +64,7 @@ def _named(other: Ours, ids: Ids, found: Tensor, near: float) -> str:
         return ""
     for says, mistaken in (*_settings(model), *_ORDERS.items()):
         try:
-            (made,) = Ours(replace(other.lm, model=mistaken(model))).read(Reading((ids,)))
+            (made,) = Ours(replace(other.lm, model=mistaken(model))).read(Trial((ids,)))
         except HandscrollError:  # an impossible configuration: no runtime has it
             continue
         if made.shape == found.shape and float(rows_apart(found, made).max()) <= near:

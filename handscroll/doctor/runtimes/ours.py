@@ -14,7 +14,7 @@ from handscroll.base.gguf import is_gguf, read_gguf
 from handscroll.doctor.angles import SEVERAL
 from handscroll.doctor.facts import Turning, facts_of
 from handscroll.doctor.finding import Absent, Cannot
-from handscroll.doctor.runtime import Ids, Reading, Runtime, Tables, Words
+from handscroll.doctor.runtime import Ids, Runtime, Tables, Trial, Words
 from handscroll.generate.chat import Speaker
 from handscroll.generate.prefill import prefill
 from handscroll.lm import LM
@@ -53,7 +53,7 @@ class Ours(Runtime):
         self.rounding = QUANTISED if quantised(lm.model) else _ROUNDING.get(lm.model.dtype, 6e-2)
 
     @torch.no_grad()
-    def read(self, how: Reading) -> list[Tensor]:
+    def read(self, how: Trial) -> list[Tensor]:
         model = self._under(how)
         if how.packed:
             return self._packed(model, how)
@@ -125,13 +125,13 @@ class Ours(Runtime):
         return True
 
     def other(self) -> Runtime:
-        from handscroll.doctor.runtimes.transformers import second
+        from handscroll.doctor.runtimes.theirs import second
 
         if self.folder is None:
             raise Cannot("it was not loaded from files that another library reads")
         return second(self.folder)
 
-    def _under(self, how: Reading) -> Model:
+    def _under(self, how: Trial) -> Model:
         """The model, or its decoder under a source."""
         if self.model.spec.reads != "source":
             return self.model
@@ -146,7 +146,7 @@ class Ours(Runtime):
             tokens[number, here], index[number, here] = torch.tensor(row), torch.arange(len(row))
         return tokens.to(self.model.device), index.to(self.model.device)
 
-    def _packed(self, model: Model, how: Reading) -> list[Tensor]:
+    def _packed(self, model: Model, how: Trial) -> list[Tensor]:
         sizes = [len(row) for row in how.rows]
         tokens = torch.tensor([[one for row in how.rows for one in row]], device=self.model.device)
         segment = torch.cat([torch.full((size,), number) for number, size in enumerate(sizes)])[None]
@@ -155,7 +155,7 @@ class Ours(Runtime):
         said = self._said(model, tokens, marks, model.mask() & SameSegment(), how.declared)
         return list(said[0].split(sizes))
 
-    def _in_pieces(self, model: Model, tokens: Tensor, how: Reading) -> Tensor:
+    def _in_pieces(self, model: Model, tokens: Tensor, how: Trial) -> Tensor:
         """Read over a cache; where the cache ends is what the next piece begins with."""
         if self.model.spec.reads in ("both", "blanks"):
             raise Absent("it reads a text in both directions, so nothing is kept of it")

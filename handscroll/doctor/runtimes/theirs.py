@@ -18,7 +18,7 @@ from handscroll.base.errors import CheckpointError, ConfigError
 from handscroll.base.gguf import is_gguf
 from handscroll.doctor.facts import Turning, facts_of
 from handscroll.doctor.finding import Absent, Cannot
-from handscroll.doctor.runtime import Ids, Reading, Runtime, Tables, Words
+from handscroll.doctor.runtime import Ids, Runtime, Tables, Trial, Words
 from handscroll.doctor.runtimes.ours import Ours, source_ids
 from handscroll.lm import load
 from handscroll.models.weights import read_json
@@ -53,13 +53,13 @@ class Theirs(Runtime):
         self.stops = frozenset(_ids(self.generation.get("eos_token_id")) or _ids(own.get("eos_token_id")))
         self.rounding = _ROUNDING.get(model.dtype, 6e-2)
         self._takes = set(inspect.signature(model.forward).parameters)
-        self._both = "source" if own.get("is_encoder_decoder") else ""
+        self._under_source = bool(own.get("is_encoder_decoder"))
 
     def take(self, tokenizer: Any) -> None:
         """Look at this tokenizer as that of the model."""
         self.tokenizer, self.words = tokenizer, TheirWords(tokenizer)
 
-    def read(self, how: Reading) -> list[Tensor]:
+    def read(self, how: Trial) -> list[Tensor]:
         if how.packed:
             return self._packed(how)
         tokens, mask = _rows(how.rows, how.pad)
@@ -82,7 +82,7 @@ class Theirs(Runtime):
         side = str(getattr(self.tokenizer, "padding_side", "left"))
         tokens, mask = _rows(rows, side)
         given = {"input_ids": tokens, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp_min(0)}
-        return list(self._said(Reading(tuple(rows)), given)[:, -1])
+        return list(self._said(Trial(tuple(rows)), given)[:, -1])
 
     def tables(self, turning: Turning, positions: Sequence[int], length: int) -> Tables:
         rotary = self._rotary()
@@ -99,7 +99,7 @@ class Theirs(Runtime):
         return Tables(*(_pairs(np.asarray(one[0].double().cpu())) for one in found))
 
     def felt(self, ids: Ids, layer: int, at: int) -> Tensor:
-        if self._both:
+        if self._under_source:
             raise Cannot("the layers of an encoder-decoder cannot be looked at one by one")
         module = self._layers()[layer]
         kept: list[Tensor] = []
@@ -114,7 +114,7 @@ class Theirs(Runtime):
         def keep(_: Any, args: Any, out: Any) -> None:
             kept.append(out[0] if isinstance(out, tuple) else out)
 
-        how = Reading((ids,))
+        how = Trial((ids,))
         given = {"input_ids": torch.tensor([ids])}
         for moving in (False, True):
             hooks = [module.register_forward_hook(keep)]
@@ -148,7 +148,7 @@ class Theirs(Runtime):
         self._needs("position_ids")
         given = {"input_ids": torch.tensor([[1]]), "position_ids": torch.tensor([[position]])}
         try:
-            self._said(Reading(((1,),)), given)
+            self._said(Trial(((1,),)), given)
         except Cannot:
             return False
         return True
@@ -164,12 +164,12 @@ class Theirs(Runtime):
                 self._asked(lambda: self.model.save_pretrained(made))
             return in_memory(Path(made))
 
-    def _said(self, how: Reading, given: dict[str, Any]) -> Tensor:
+    def _said(self, how: Trial, given: dict[str, Any]) -> Tensor:
         return self._call(how, given)[0].float()
 
     @torch.no_grad()
-    def _call(self, how: Reading, given: dict[str, Any]) -> tuple[Tensor, Any]:
-        if self._both:
+    def _call(self, how: Trial, given: dict[str, Any]) -> tuple[Tensor, Any]:
+        if self._under_source:
             source = torch.tensor([source_ids(self.model.config.vocab_size)])
             renamed = {"input_ids": "decoder_input_ids", "attention_mask": "decoder_attention_mask"}
             given = {renamed.get(key, key): value for key, value in given.items()}
@@ -190,7 +190,7 @@ class Theirs(Runtime):
             said = str(error).strip().splitlines() or [""]
             raise Cannot(f"the model fails: {type(error).__name__}: {said[0][:200]}") from error
 
-    def _packed(self, how: Reading) -> list[Tensor]:
+    def _packed(self, how: Trial) -> list[Tensor]:
         """Documents are told by positions that begin anew, to the classes that make their masks from positions."""
         self._needs("position_ids")
         both = self.facts is not None and self.facts.reads == "both"
@@ -202,7 +202,7 @@ class Theirs(Runtime):
         given = {"input_ids": tokens, "position_ids": places, "use_cache": False}
         return list(self._said(how, given)[0].split(sizes))
 
-    def _in_pieces(self, tokens: Tensor, how: Reading) -> Tensor:
+    def _in_pieces(self, tokens: Tensor, how: Trial) -> Tensor:
         """Read over the library's own cache, which counts the positions itself unless they are shifted."""
         if "past_key_values" not in self._takes or (self.facts is not None and self.facts.reads in ("both", "blanks")):
             raise Absent("it keeps nothing of a text")
@@ -222,7 +222,7 @@ class Theirs(Runtime):
         return torch.cat(said, dim=1)
 
     def _needs(self, argument: str) -> None:
-        if argument not in self._takes or self._both:
+        if argument not in self._takes or self._under_source:
             raise Cannot(f"its forward takes no {argument}")
 
     def _rotary(self) -> nn.Module:
