@@ -14,14 +14,17 @@ from torch import Tensor
 
 from handscroll.base.errors import HandscrollError
 from handscroll.doctor.angles import USUAL
+from handscroll.doctor.facts import Facts
 from handscroll.doctor.finding import Absent, Cannot, Check, Fault, Seen
 from handscroll.doctor.probes import probe, room
 from handscroll.doctor.runtime import Ids, Runtime, Trial, rows_apart
 from handscroll.doctor.runtimes.ours import Ours
 from handscroll.models.table import family as family_of
+from handscroll.plan.machine import available_memory
 
 TOKENS = 120
 NEAR = 10  # times what rounding leaves: two implementations add their numbers in another order
+COPY = 6  # bytes of memory that a parameter of the second copy takes while it is loaded in float32
 LARGEST = 300_000_000  # parameters of a model that is copied to try a mistake on it
 Mistake = Callable[[Any], Any]
 
@@ -30,6 +33,7 @@ def run(runtime: Runtime) -> Seen:
     facts = runtime.facts
     if facts is not None and facts.reads == "blanks":
         raise Absent("it reads a text and fills its blanks")
+    _afford(facts)
     other = runtime.other()
     windows = [window for window in (facts.windows if facts is not None else ()) if window and window <= 1024]
     count = TOKENS + max(windows, default=0)
@@ -55,6 +59,19 @@ def run(runtime: Runtime) -> Seen:
         else "compare the two layer by layer; update the library, or convert the weights again",
     )
     return Seen(what, (fault,), numbers={"first": first})
+
+
+def _afford(facts: Facts | None) -> None:
+    """Refuse a second copy of the weights that the memory does not hold.
+
+    Raises:
+        Cannot: it does not.
+    """
+    if facts is None or facts.spec is None:
+        return
+    needed, free = int(COPY * facts.spec.parameters), available_memory()
+    if needed > free:
+        raise Cannot(f"a second copy of the weights takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
 
 
 def _named(other: Ours, ids: Ids, found: Tensor, near: float) -> str:
