@@ -13,12 +13,11 @@ from handscroll.cli.screen import bar, screen, table
 
 if TYPE_CHECKING:
     from handscroll.doctor.across import Apart
-    from handscroll.doctor.finding import Diagnosis, Examined
+    from handscroll.doctor.finding import Diagnosis
     from handscroll.doctor.runtime import Runtime
 
 RUNTIMES = ("handscroll", "transformers")
 KEY = "OPENAI_API_KEY"
-MARKS = {"healthy": "healthy", "wrong": "WRONG", "unexamined": "not examined", "absent": "does not apply"}
 
 
 def doctor(
@@ -67,10 +66,14 @@ def show(found: "Diagnosis") -> None:
     seconds = sum(one.seconds for one in found.checks)
     screen().print(f"{found.source} in {found.runtime}: {len(found.checks)} checks in {seconds:.1f} s\n", markup=False)
     for one in found.checks:
-        if one.verdict != "absent":
-            screen().print(f"{MARKS[one.verdict]:<13} {one.name:<17} {_line(one)}", markup=False, style=_style(one))
-            for note in one.seen.notes if one.seen is not None else ():
+        if one.seen is not None:
+            mark, style = ("WRONG", "bold red") if one.seen.faults else ("healthy", "")
+            screen().print(f"{mark:<13} {one.name:<17} {one.seen.what}", markup=False, style=style)
+            for note in one.seen.notes:
                 screen().print(f"{'':<13} {'':<17} note: {note}", markup=False)
+    for why in dict.fromkeys(one.why for one in found.of("unexamined")):
+        names = ", ".join(one.name for one in found.of("unexamined") if one.why == why)
+        screen().print(f"not examined  {names}: {why}", markup=False, style="dim")
     if rest := [one.name for one in found.of("absent")]:
         screen().print(f"does not apply: {', '.join(rest)}", markup=False)
     for one in found.of("wrong"):
@@ -80,14 +83,6 @@ def show(found: "Diagnosis") -> None:
             screen().print(f"  it shows: {fault.shows}\n  to mend:  {fault.mend}", markup=False)
     wrong, healthy, unexamined = (len(found.of(one)) for one in ("wrong", "healthy", "unexamined"))
     screen().print(f"\n{wrong} wrong, {healthy} healthy, {unexamined} not examined", markup=False)
-
-
-def _line(one: "Examined") -> str:
-    return one.why if one.seen is None else one.seen.what
-
-
-def _style(one: "Examined") -> str:
-    return {"wrong": "bold red", "unexamined": "dim"}.get(one.verdict, "")
 
 
 def _parted(one: "Runtime", other: "Runtime", length: int, text: list[str] | None) -> "Apart":
@@ -100,7 +95,9 @@ def _parted(one: "Runtime", other: "Runtime", length: int, text: list[str] | Non
             raise ConfigError("--text needs a tokenizer: name the model's folder")
         from handscroll.text.readers import Reader
 
-        ids = tuple(one.words.encode("\n".join(document.text for document in Reader().read(text)))[:length])
+        whole = one.words.encode("\n".join(document.text for document in Reader().read(text)))
+        ids = tuple(whole[:length])
+        screen().print(f"the first {len(ids):,} of {len(whole):,} tokens of the text", markup=False)
     found = compare(one, other, ids)
     rows = [[f"{b.first:,}-{b.last - 1:,}", f"{b.mean:.2e}", f"{b.worst:.2e}"] for b in found.ranges]
     screen().print(table(["tokens", "mean |difference|", "largest"], rows, "log-probabilities, nats"))

@@ -24,7 +24,7 @@ def run(runtime: Runtime) -> Seen:
     unit = min(UNIT, context // COPIES)
     if unit < 8:
         raise Cannot(f"its context of {context} tokens holds no {COPIES} copies of anything")
-    losses = _losses(runtime, unit)
+    unit, losses = _measured(runtime, unit)
     size = runtime.words.size if runtime.words is not None else facts.vocab if facts is not None else 0
     if losses[0] > 0.75 * math.log(max(size, 2)):
         raise Cannot("the model does not predict this text better than chance, so nothing could become harder")
@@ -43,6 +43,17 @@ def run(runtime: Runtime) -> Seen:
         "positions go wrong on the way: look at the checks frequencies and precision, or at the window of the server",
     )
     return Seen(what, (fault,), numbers=numbers)
+
+
+def _measured(runtime: Runtime, unit: int) -> tuple[int, list[float]]:
+    """The length of a copy and the losses; a server that refuses the whole may take shorter copies."""
+    while True:
+        try:
+            return unit, _losses(runtime, unit)
+        except Cannot:
+            if runtime.facts is not None or unit // 2 < 8:
+                raise
+            unit //= 2
 
 
 def _losses(runtime: Runtime, unit: int) -> list[float]:

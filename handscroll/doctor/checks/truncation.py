@@ -19,7 +19,12 @@ MISSING = 0.05  # the share of the tokens that may be counted otherwise
 def run(runtime: Runtime) -> Seen:
     if not isinstance(runtime, Endpoint):
         raise Absent("it is no endpoint; the check 'table' asks for positions past the end")
-    base, more = runtime.counted(_prompt(1)), runtime.counted(_prompt(3))
+    try:
+        base, more = runtime.counted(_prompt(1)), runtime.counted(_prompt(3))
+    except Refused as error:
+        return Seen(
+            f"even a prompt of three sentences is refused with an error (status {error.status}), and none is cut"
+        )
     each = (more - base) / 2
     if each <= 0:
         raise Cannot(f"its count does not grow with the prompt ({base}, then {more} tokens)")
