@@ -178,3 +178,8 @@ def _row(found: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """The mean square of the difference, and of the spread, of each token."""
     found, wanted = found.double().cpu(), wanted.double().cpu()
     return (found - wanted).square().mean(-1), (wanted - wanted.mean(-1, keepdim=True)).square().mean(-1)
+
+
+def close(off: float, near: float) -> str:
+    """How far two ways to compute the same are from each other, in words; `near` is what rounding may leave."""
+    return f"equal to {off:.1e}" if off <= near else f"apart by {off:.1e} of the spread"

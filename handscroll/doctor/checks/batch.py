@@ -2,7 +2,7 @@
 
 from handscroll.doctor.finding import Check, Fault, Seen
 from handscroll.doctor.probes import probe, room
-from handscroll.doctor.runtime import Runtime, Trial, rows_apart
+from handscroll.doctor.runtime import Runtime, Trial, close, rows_apart
 
 SIZES = (31, 17, 24, 5)
 
@@ -16,7 +16,7 @@ def run(runtime: Runtime) -> Seen:
         worst = max(worst, off)
         if off > 5 * runtime.rounding and not faults:
             faults.append(_fault(len(row), off))
-    return Seen(f"rows of {', '.join(map(str, SIZES))} tokens: equal to {worst:.1e}", tuple(faults))
+    return Seen(f"rows of {', '.join(map(str, SIZES))} tokens: {close(worst, 5 * runtime.rounding)}", tuple(faults))
 
 
 def _fault(size: int, off: float) -> Fault:

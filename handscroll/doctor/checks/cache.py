@@ -9,7 +9,7 @@ import torch
 
 from handscroll.doctor.finding import Absent, Check, Fault, Seen
 from handscroll.doctor.probes import probe, room
-from handscroll.doctor.runtime import Runtime, Trial, rows_apart
+from handscroll.doctor.runtime import Runtime, Trial, close, rows_apart
 
 TOKENS = 72
 LONGEST = 1400  # tokens that are read to see a window slide
@@ -29,12 +29,12 @@ def run(runtime: Runtime) -> Seen:
     pieces = (half, 1, 1, 3, count - half - 7, 1, 1)
     places, worst = _wrong(runtime, Trial((ids,)), pieces)
     faults = [] if not len(places) else [_off(int(places[0]), worst, half)]
-    what = f"{count} tokens in {len(pieces)} pieces: equal to {worst:.1e}"
+    what = f"{count} tokens in {len(pieces)} pieces: {close(worst, 5 * runtime.rounding)}"
     if facts is not None and facts.by_length:
         size = 24
         shift = facts.trained - size // 2
         places, across = _wrong(runtime, Trial((probe(runtime, size),), shift=shift), (size // 2 - 2, 1, 1, 2, 8, 2))
-        what += f"; across the trained length {facts.trained:,}: {across:.1e}"
+        what += f"; across the trained length {facts.trained:,}: {close(across, 5 * runtime.rounding)}"
         if len(places):
             faults.append(_moving(facts.trained, across))
     return Seen(what, tuple(faults), numbers={"difference": worst if worst < float("inf") else None})

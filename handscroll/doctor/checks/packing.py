@@ -2,7 +2,7 @@
 
 from handscroll.doctor.finding import Absent, Cannot, Check, Fault, Seen
 from handscroll.doctor.probes import probe, random_ids
-from handscroll.doctor.runtime import Runtime, Trial, rows_apart
+from handscroll.doctor.runtime import Runtime, Trial, close, rows_apart
 
 SIZES = (19, 27)
 
@@ -19,7 +19,7 @@ def run(runtime: Runtime) -> Seen:
     (alone,) = runtime.read(Trial((second,)))
     found = runtime.read(Trial((first, second), packed=True))[1]
     off = float(rows_apart(found, alone).max())
-    what = f"the second of two documents in a row: equal to {off:.1e}"
+    what = f"the second of two documents in a row: {close(off, 5 * runtime.rounding)}"
     if off <= 5 * runtime.rounding:
         return Seen(what)
     fault = Fault(

@@ -8,7 +8,7 @@ import torch
 
 from handscroll.doctor.finding import Absent, Cannot, Check, Fault, Seen
 from handscroll.doctor.probes import probe, room
-from handscroll.doctor.runtime import Runtime, Trial, apart, rows_apart
+from handscroll.doctor.runtime import Runtime, Trial, apart, close, rows_apart
 
 SIZES = (29, 12, 20)
 
@@ -22,7 +22,7 @@ def run(runtime: Runtime) -> Seen:
             raise Cannot("a recurrent model reads its rows from their first token on")
         padded = runtime.read(Trial(rows, pad="left"))
         off = max(float(rows_apart(found, wanted).max()) for found, wanted in zip(padded, alone, strict=True))
-        told.append(f"left padding: {said(off, runtime)}")
+        told.append(f"left padding: {close(off, 5 * runtime.rounding)}")
         if off > 5 * runtime.rounding:
             faults.append(_moved(off))
     except Cannot as error:
@@ -30,7 +30,7 @@ def run(runtime: Runtime) -> Seen:
     try:
         following, wanted = runtime.following(rows), torch.stack([one[-1] for one in alone])
         off = apart(torch.stack(following), wanted)
-        told.append(f"next tokens of a batch: {said(off, runtime)}")
+        told.append(f"next tokens of a batch: {close(off, 5 * runtime.rounding)}")
         if off > 5 * runtime.rounding:
             notes, faults = _sided(runtime, off, notes, faults)
     except Absent:
@@ -38,11 +38,6 @@ def run(runtime: Runtime) -> Seen:
     if not told:
         raise Cannot("; ".join(notes))
     return Seen("; ".join(told), tuple(faults), tuple(notes))
-
-
-def said(off: float, runtime: Runtime) -> str:
-    """How far two ways are apart, in words."""
-    return f"equal to {off:.1e}" if off <= 5 * runtime.rounding else f"off by {off:.1e} of the spread"
 
 
 def _sided(runtime: Runtime, off: float, notes: list[str], faults: list[Fault]) -> tuple[list[str], list[Fault]]:

@@ -17,7 +17,7 @@ from handscroll.doctor.angles import USUAL
 from handscroll.doctor.facts import Facts
 from handscroll.doctor.finding import Absent, Cannot, Check, Fault, Seen
 from handscroll.doctor.probes import probe, room
-from handscroll.doctor.runtime import Ids, Runtime, Trial, rows_apart
+from handscroll.doctor.runtime import Ids, Runtime, Trial, close, rows_apart
 from handscroll.doctor.runtimes.ours import Ours
 from handscroll.models.table import family as family_of
 from handscroll.plan.machine import available_memory
@@ -42,7 +42,7 @@ def run(runtime: Runtime) -> Seen:
     if found.shape != wanted.shape:
         raise Cannot(f"one gives numbers of the form {tuple(found.shape)}, the other {tuple(wanted.shape)}")
     off, near = rows_apart(found, wanted), NEAR * max(runtime.rounding, other.rounding)
-    what = f"{len(ids)} tokens in {runtime.kind} and {other.kind}: equal to {float(off.max()):.1e}"
+    what = f"{len(ids)} tokens in {runtime.kind} and {other.kind}: {close(float(off.max()), near)}"
     wrong = torch.nonzero(off > near).flatten()
     if not len(wrong):
         return Seen(what, numbers={"difference": float(off.max())})
