@@ -297,7 +297,7 @@ def opened(path: Path, dtype: str = "float32", device: str = "cpu") -> Theirs:
         settings = read_json(path / "config.json")
     try:
         named = ((settings or {}).get("architectures") or [""])[0]
-        kind = getattr(transformers, named, None) or transformers.AutoModelForCausalLM
+        kind: Any = getattr(transformers, named, None) or transformers.AutoModelForCausalLM
         with _quietly():
             model = kind.from_pretrained(**where, dtype=getattr(torch, dtype)).to(device)
     except Exception as error:  # noqa: BLE001  the code is the caller's
