@@ -112,9 +112,9 @@ def test_the_starter_has_its_length(tmp_path):
     """The shipped model finds needles within its 512 tokens and loses them far beyond; a stopped search goes on."""
     lm = handscroll.load(ROOT / "handscroll" / "starter", dtype="float32")
     filler, keep = haystack(lm.tokenizer, None, 4000, most=9000), tmp_path / "rounds.jsonl"
-    settings, grid = LengthSearch(lengths=(96, 192, 1024), strata=3, error=0.3), NeedleGrid(lengths=(128,))
+    settings, grid = LengthSearch(lengths=(96, 1024), strata=3, error=0.3), NeedleGrid(lengths=(128,))
     record = effective_length(lm, filler, settings, grid, keep=keep)
-    assert record["effective"] == 192 and record["certificate"]["seen"] == record["certificate"]["offered"]
+    assert record["effective"] == 96 and record["certificate"]["seen"] == record["certificate"]["offered"]
     assert record["tokens"] < 0.5 * record["tokens_grid"]["shared"] < record["tokens_grid"]["alone"]
     lines = keep.read_text().splitlines(keepends=True)
     keep.write_text("".join(lines[:4]))
