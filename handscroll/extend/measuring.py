@@ -57,8 +57,10 @@ class Round:
     def words(self, target: int) -> str:
         window = "a window" if self.windows == 1 else f"{self.windows} windows"
         leaps = f" with positions up to {target:,}" if self.leaping else ""
-        many = "" if self.candidates == 1 and self.what != "candidates" else f"{self.candidates} "
-        return f"{many}{self.what} on {window} of {self.tokens:,} tokens{leaps}"
+        what = f"{self.candidates} {self.what}"
+        if self.candidates == 1:
+            what = "a candidate" if self.what == "candidates" else self.what
+        return f"{what} on {window} of {self.tokens:,} tokens{leaps}"
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,7 @@ def each(kind: type[_R], make: Callable[[_R], Section]) -> Make:
 
 # What a page shows, in this order: functions of all records, the trained length and the longest one measured.
 SECTIONS: tuple[Make, ...] = (
+    each(Compared, comparison_section),
     _losses,
     _rulers,
     _needles,
@@ -133,7 +134,6 @@ SECTIONS: tuple[Make, ...] = (
     _views,
     _tasks,
     each(Candidates, lambda one: _candidates_section(one)),
-    each(Compared, comparison_section),
     each(Policies, lambda one: _policies_section(one)),
     each(Leak, leak_section),
     each(Doctor, doctor_section),
