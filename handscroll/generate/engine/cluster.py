@@ -38,7 +38,8 @@ class Worker:
         """The records of numbered lines with their digests, in order."""
         named = [Named(Asked(number, line, self.reader.request(line)), digest) for number, line, digest in lines]
         for ready in answered(self.engine, self.tokenizer, named):
-            yield from ready
+            for record in ready:  # noqa: UP028  (Ray sends into generators, and a list takes nothing)
+                yield record
 
 
 class _Task(NamedTuple):
