@@ -170,7 +170,9 @@ def test_a_terminal_shows_a_prompt_and_errors_end_only_the_turn(instruct):
     inner, outer = pty.openpty()
     code = "from handscroll.cli.main import main; main()"
     command = [sys.executable, "-c", code, "chat", str(instruct), "--max-tokens", "4"]
-    with subprocess.Popen(command, stdin=outer, stdout=outer, stderr=outer, env=os.environ | {"TERM": "dumb"}) as run_:
+    ends = {"stdin": outer, "stdout": outer, "stderr": outer, "env": os.environ | {"TERM": "dumb"}}
+    # What runs in the background of a shell ignores Ctrl-C, and its children too.
+    with subprocess.Popen(command, **ends, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as run_:
         os.close(outer)
         shown = b""
         while b"> " not in shown:
