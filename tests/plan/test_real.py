@@ -24,7 +24,7 @@ LSTM = LSTMConfig(vocab=1024, width=256, layers=3, trained=64).spec
 RUNS = [
     {"length": 1024, "rows": 2},
     {"length": 2048, "precision": "bfloat16", "packed": True, "optimizer": "adafactor"},
-    {"length": 3072, "strategy": "checkpoint"},
+    pytest.param({"length": 3072, "strategy": "checkpoint"}, marks=pytest.mark.long),
     pytest.param(
         {"length": 4096, "strategy": "chunk-outer", "chunk": 512, "precision": "bfloat16"}, marks=pytest.mark.long
     ),

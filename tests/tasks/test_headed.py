@@ -105,7 +105,7 @@ def test_documents_beyond_the_context_are_refused_whole_and_read_in_blocks(tmp_p
         finetune(recipe(model, data), tmp_path / "whole")
     shown = []
     task = {"blocks": 32, "pooling": "attention"}
-    tuned = finetune(recipe(model, data, {"epochs": 25}, task), tmp_path / "run", Options(show=shown.append))
+    tuned = finetune(recipe(model, data, {"epochs": 12}, task), tmp_path / "run", Options(show=shown.append))
     assert "blocks of at most 32 tokens in 36 texts, 3 to 4 a text" in "\n".join(shown)
     assert 3 <= rows(tmp_path / "run" / "valid.predictions.jsonl")[0]["blocks"] <= 4
     lm, task = load_tuned(tmp_path / "run")
