@@ -1,5 +1,6 @@
 """`handscroll data look`, `clean` and `split`: tables of rows for tasks."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -26,7 +27,7 @@ Text = Annotated[str, typer.Option(help="Column of the text. [the one with the l
 NEAR = "Least Jaccard index of near copies; 1.0 is exact copies only."
 
 
-def given_columns(pairs: list[str]) -> dict[str, str]:
+def given_columns(pairs: Sequence[str]) -> dict[str, str]:
     """Fields and their columns, from options such as `--map text=review`.
 
     Raises:

@@ -47,7 +47,7 @@ class NeedleGrid(Config):
     """
 
     lengths: tuple[int, ...] = Field(min_length=1)
-    depths: tuple[float, ...] = Field((0.0, 0.25, 0.5, 0.75, 1.0), min_length=1, max_length=MOST)
+    depths: tuple[float, ...] = Field(default=(0.0, 0.25, 0.5, 0.75, 1.0), min_length=1, max_length=MOST)
     samples: int = Field(default=10, ge=1)
     seed: int = 0
     digits: int = Field(default=5, ge=1, le=12)
