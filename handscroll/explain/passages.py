@@ -1,11 +1,13 @@
 """The passages of a document that was read: where each stands in the text, and which tokens of the reading it is."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from handscroll.base.errors import DataError
 from handscroll.generate.prefill import shared_beginning
-from handscroll.text.pieces import pieces
+from handscroll.text.pieces import sentences
 from handscroll.text.tokenizer import Tokenizer
 
 BORDER = 8  # tokens at both ends of a document that may be cut otherwise beside the text around it
@@ -25,26 +27,25 @@ class Passage:
 def passages(tokenizer: Tokenizer, ids: Sequence[int], document: str, most: int) -> list[Passage]:
     """The document in passages of whole sentences and at most `most` tokens, found among the tokens `ids`.
 
-    Every token of the document is in one passage.
+    Every token of the document is in one passage; a sentence that is longer makes several.
 
     Raises:
         DataError: the document does not stand among the tokens as it is (a template that changes it).
-        ConfigError: `most` is below 16.
     """
     encoding = tokenizer.encoding(document)
-    first = _place(ids, encoding.ids)
-    found: list[Passage] = []
-    at = 0  # the next token of the document
-    for piece in pieces(document, tokenizer, most):
-        begin = at
-        while at < len(encoding.ids) and encoding.offsets[at][0] < piece.end:
-            at += 1
-        if at > begin:
-            found.append(Passage(piece.start, piece.end, first + begin, first + at))
-        elif found:  # less than a token: it belongs to the passage before
-            last = found.pop()
-            found.append(Passage(last.start, piece.end, last.first, last.last))
-    return found
+    first, starts = _place(ids, encoding.ids), [start for start, _ in encoding.offsets]
+    edges, at = [0], 0  # tokens with which passages begin; the token behind the last sentence
+    for sentence in sentences(document):
+        # The blanks behind a sentence often begin the first token of the next one.
+        end = bisect_left(starts, sentence.start + len(sentence.text.rstrip()), at)
+        if end - edges[-1] > most and at > edges[-1]:
+            edges.append(at)
+        while end - edges[-1] > most:
+            edges.append(edges[-1] + most)
+        at = end
+    places = [0, *(starts[edge] for edge in edges[1:]), len(document)]
+    spans = zip(pairwise(places), pairwise([*edges, len(starts)]), strict=True)
+    return [Passage(start, end, first + begin, first + last) for (start, end), (begin, last) in spans]
 
 
 def _place(ids: Sequence[int], own: Sequence[int]) -> int:
