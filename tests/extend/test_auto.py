@@ -82,6 +82,7 @@ def test_a_short_tuning_helps(lora, babyllama, stories, tmp_path):
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists() == (lora is not None)
 
 
+@pytest.mark.long
 def test_a_windowed_model_is_left_as_it_is(tmp_path):
     """A model that never looks further back than its window needs no scaling: 'none' wins."""
     lm = trained(

@@ -28,7 +28,7 @@ RUNS = [
     pytest.param(
         {"length": 4096, "strategy": "chunk-outer", "chunk": 512, "precision": "bfloat16"}, marks=pytest.mark.long
     ),
-    {"length": 4096, "strategy": "layer-outer", "chunk": 1024, "offload": "disk"},
+    pytest.param({"length": 4096, "strategy": "layer-outer", "chunk": 1024, "offload": "disk"}, marks=pytest.mark.long),
     {"spec": GPT2, "length": 1024, "optimizer": "muon"},
     pytest.param({"spec": LSTM, "length": 4096}, marks=pytest.mark.long),
     {"spec": T5, "length": 1536},

@@ -98,7 +98,9 @@ class Parent:
 
 @pytest.mark.promise("R1")
 @pytest.mark.parametrize("kills", KILLS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.long] if case == "train, offloading" else []) for case in CASES]
+)
 def test_kills_leave_the_same_records(case, kills, tiny_folder, tmp_path):
     """A run is killed and resumed until it gets through; then another, until so many kills have struck in flight."""
     parent = Parent(*CASES[case], *([str(tiny_folder)] if case.startswith("extend") else []))

@@ -131,7 +131,9 @@ def test_a_run_may_go_on_with_another_number_of_ranks(tmp_path):
 
 
 @pytest.mark.promise("R21")
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=lambda how: how.name)
+@pytest.mark.parametrize(
+    "how", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.long)], ids=lambda how: how.name
+)
 def test_a_dead_or_stopped_rank_ends_the_run_by_name_and_the_run_resumes(how, tmp_path):
     """The rest of the run ends in the same way for both, so that it is resumed after one of them alone."""
     run = tmp_path / "run"
