@@ -36,7 +36,7 @@ def uploaded(server, name: str, data: bytes) -> dict:
 
 
 def read(server, number: str) -> dict:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while time.monotonic() < end:
         about = server.http.get(f"/v1/documents/{number}").json()
         if about["readings"]["tiny"]["state"] not in ("waiting", "reading"):
