@@ -7,8 +7,8 @@ and is not read again, so a cause that later passages repeat is underestimated; 
 instead of repeating it.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -139,9 +139,23 @@ def explained(
     lm.model.spec.require("an explanation", forward=True, one_text=True, keys=True, head=True)
     if request.reading is None:
         raise ConfigError("an explanation needs a reading of the document: read it first")
-    places = passages(lm.tokenizer, request.prompt, document, how.passage)
-    places = [one for one in places if one.last <= request.reading.length] or places[:1]
+    places = read_before(passages(lm.tokenizer, request.prompt, document, how.passage), request.reading.length)
     return _explained(lm, Look(lm.model, request, answer), places, document, (how, on_look))
+
+
+def read_before(places: Sequence[Passage], length: int) -> list[Passage]:
+    """The passages as far as their tokens are among the first `length`, which a reading holds.
+
+    The last tokens of a document may be read with the question, since a token may reach over the border. Their text
+    belongs to the last passage that is kept, so that the passages together still are the document.
+
+    Raises:
+        ConfigError: nothing of the document was read before.
+    """
+    kept = [replace(one, last=min(one.last, length)) for one in places if one.first < length]
+    if not kept:
+        raise ConfigError("nothing of the document was read before: read it first")
+    return [*kept[:-1], replace(kept[-1], end=places[-1].end)]
 
 
 def _answer(lm: LM, found: Asked, answer: str) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from handscroll.cli.main import app
 from handscroll.evaluate.haystack import haystack
 from handscroll.explain.look import Look, by_passage
 from handscroll.explain.passages import passages
-from handscroll.explain.why import FELT, Explaining, explain
+from handscroll.explain.why import FELT, Explaining, explain, read_before
 from handscroll.generate.ask import Question
 from handscroll.generate.request import Request
 from handscroll.models.weights import load_model
@@ -152,6 +152,16 @@ def test_passages_hold_every_token_once(starter, text):
     assert all(one.last == other.first for one, other in pairwise(found))
     with pytest.raises(DataError, match="does not stand among the tokens"):
         passages(starter.tokenizer, ids[60:], text, 16)
+
+
+def test_what_is_read_with_the_question_belongs_to_the_last_passage(starter, text):
+    ids = starter.encode(text, special=False)
+    found = passages(starter.tokenizer, ids, text, 16)
+    for length in (len(ids), len(ids) - 1, found[-1].first, found[1].first + 1):
+        kept = read_before(found, length)
+        assert kept[-1].end == len(text) and kept[-1].last == min(length, len(ids)) and kept[0] == found[0]
+    with pytest.raises(ConfigError, match="nothing of the document was read"):
+        read_before(found, 0)
 
 
 def test_the_command(store, folder, tmp_path):
