@@ -11,6 +11,8 @@ import json
 import subprocess
 import sys
 
+from bench import exported
+
 PROMPTS = (
     "def fibonacci(n):",
     "The capital of France is",
@@ -67,22 +69,8 @@ def handscroll(path: str, tokens: int) -> dict[str, list]:
 
 
 def llama_cpp(path: str, tokens: int) -> list[list[int]]:
-    import llama_cpp
-    import numpy
-
-    ids = json.loads(sys.stdin.readline())
-    model = llama_cpp.Llama(path, n_ctx=512, n_threads=2, n_threads_batch=2, verbose=False)
-    found = []
-    for prompt in ids:
-        model.reset()
-        model.eval(prompt)
-        answer: list[int] = []
-        while len(answer) < tokens:
-            logits = numpy.ctypeslib.as_array(model._ctx.get_logits_ith(-1), shape=(model.n_vocab(),))
-            answer.append(int(logits.argmax()))
-            model.eval(answer[-1:])
-        found.append(answer)
-    return found
+    """What llama.cpp says to the prompts (token ids) of standard input; run by PYTHON."""
+    return exported.llama_cpp(path, tokens, json.loads(sys.stdin.readline()))
 
 
 def alike(got: list[int], want: list[int]) -> int:
