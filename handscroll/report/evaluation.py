@@ -22,6 +22,7 @@ from handscroll.report.records import (
     Policies,
     Record,
     Ruler,
+    Runtimes,
     Sample,
     Tasks,
     Training,
@@ -30,7 +31,7 @@ from handscroll.report.records import (
 )
 from handscroll.report.tasks import plan_section, task_section
 from handscroll.report.ticks import compact
-from handscroll.report.views import doctor_section, leak_section, views_section
+from handscroll.report.views import doctor_section, leak_section, runtimes_section, views_section
 
 _LONGEST_SAMPLE = 2400  # characters; of a longer text its two ends are shown, and the caption says so
 _R = TypeVar("_R", bound=Record)
@@ -137,6 +138,7 @@ SECTIONS: tuple[Make, ...] = (
     each(Policies, lambda one: _policies_section(one)),
     each(Leak, leak_section),
     each(Doctor, doctor_section),
+    each(Runtimes, runtimes_section),
     each(Training, training_section),
     _samples,
 )

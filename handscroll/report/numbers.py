@@ -11,6 +11,11 @@ def loss(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}" if value >= 10 else f"{value:.3f}"
 
 
+def interval(low: float | None, high: float | None) -> str:
+    """The two ends of an interval of losses."""
+    return "–" if low is None or high is None else f"[{loss(low)}, {loss(high)}]"
+
+
 def perplexity(nats: float | None) -> str:
     """The exponential of a loss."""
     if nats is None:

@@ -346,8 +346,40 @@ class Beyond(Part):
     other_high: Number | None = None
 
 
+class Repeats(Part):
+    """The loss of `count` tokens with the whole context and with the short one; `since` and `to` (`from` and `to` in a
+    record) are how far back the text that they repeat stands."""
+
+    since: int | None = Field(default=None, alias="from")
+    to: int | None = None
+    count: Count
+    loss: Number | None = None
+    low: Number | None = None
+    high: Number | None = None
+    short: Number | None = None
+
+
+class Repeated(Part):
+    """Tokens that end a run of `run` tokens which stood in the window before, and all others."""
+
+    run: Count
+    repeated: Repeats
+    fresh: Repeats
+    by_distance: tuple[Repeats, ...] = ()
+
+
+class Document(Part):
+    """One window: where it comes from, its mean loss, and the mean loss of each block of positions."""
+
+    source: str
+    offset: Count = 0
+    mean: Number
+    loss: tuple[Number, ...] = ()
+
+
 class Views(Record):
-    """Views of the loss: with a short context beside the whole one, on key tokens, and what far text saves."""
+    """Views of the loss: with a short context beside the whole one, on key tokens, on repeated text, what far text
+    saves, and each window by itself."""
 
     model: str
     label: str
@@ -360,6 +392,9 @@ class Views(Record):
     long_ppl: KeyTokens | None = None
     beyond: tuple[Beyond, ...] = ()
     used: int | None = None
+    repeats: Repeated | None = None
+    documents: tuple[Document, ...] = ()
+    block: int | None = None
     sources: tuple[str, ...] = ()
 
 
@@ -390,6 +425,26 @@ class Doctor(Record):
     runtime: str = ""
     wrong: tuple[str, ...] = ()
     checks: tuple[Check, ...] = ()
+
+
+class Apart(Part):
+    """How far two runtimes are from each other at tokens `first` to `last` - 1, in nats."""
+
+    first: int
+    last: int
+    mean: Number
+    worst: Number
+
+
+class Runtimes(Record):
+    """The same tokens in two runtimes: the `first` token at which they differ by more than `near` nats, if one does."""
+
+    runtimes: tuple[str, str]
+    tokens: Count
+    near: Number
+    first: int | None = None
+    losses: tuple[Number, Number]
+    ranges: tuple[Apart, ...] = ()
 
 
 class Harness(Record):
@@ -429,6 +484,7 @@ KINDS: Mapping[str, type[Record]] = {
     "leak": Leak,
     "harness": Harness,
     "doctor": Doctor,
+    "runtimes": Runtimes,
     "training": Training,
     "sample": Sample,
 }

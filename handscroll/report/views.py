@@ -1,11 +1,12 @@
-"""The sections on views of the loss: what long context is worth, and whether packed documents see each other."""
+"""The sections on what long context is worth, whether packed documents see each other, and what the doctor saw."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from handscroll.report.language import joined, say
-from handscroll.report.numbers import loss, share
+from handscroll.report.numbers import interval, loss, mean, number, share
 from handscroll.report.page import Item, Section, Table, Text
-from handscroll.report.records import Beyond, Doctor, Leak, Views
+from handscroll.report.records import Beyond, Doctor, Leak, Repeated, Runtimes, Views
 from handscroll.report.ticks import compact
 
 
@@ -31,7 +32,44 @@ def views_section(records: Sequence[Views], names: Sequence[str]) -> Section:
         columns = ("", *map(say, ("older than", "against the same, shuffled", "against another text")))
         caption = say("Nats per token that the true text older than so many tokens saves, with 95% intervals.")
         items.append(Table(columns, far, caption))
+    for one, name in zip(records, names, strict=True):
+        items += [_repeats(one.repeats, one.short, name)] if one.repeats else []
+        items += [_windows(one, name)] if one.documents else []
     return Section(say("What far text is worth"), _lead(records, names), items)
+
+
+def _repeats(record: Repeated, short: int, name: str) -> Table:
+    """The loss of tokens that repeat earlier text, by how far back it stands, and of all others."""
+    named = [(say("fresh"), record.fresh), (say("repeated"), record.repeated)]
+    named += [
+        (say("repeated, {first} to {last} back", first=one.since, last=one.to), one) for one in record.by_distance
+    ]
+    rows = [
+        (what, number(one.count), loss(one.loss), interval(one.low, one.high), loss(one.short)) for what, one in named
+    ]
+    columns = ("", *map(say, ("tokens", "loss", "95% interval")), say("with {short} tokens", short=compact(short)))
+    caption = say(
+        "{name}: loss in nats of tokens that end a run of {run} tokens which stood before, and of all others.",
+        name=name, run=record.run,
+    )  # fmt: skip
+    return Table(columns, rows, caption)
+
+
+def _windows(record: Views, name: str) -> Table:
+    """Each window by itself: its mean loss and that of each block of positions, or of each quarter of many blocks."""
+    longest = max(len(one.loss) for one in record.documents)
+    parts = min(4, longest)
+    rows = []
+    for one in record.documents:
+        edges = [round(part * len(one.loss) / parts) for part in range(parts + 1)]
+        means = [mean(one.loss[first:last]) for first, last in pairwise(edges)]
+        rows.append((f"{one.source}@{one.offset:,}", loss(one.mean), *map(loss, means)))
+    columns = (
+        say("window"),
+        say("loss"),
+        *(say("part {part} of {parts}", part=n + 1, parts=parts) for n in range(parts)),
+    )
+    return Table(columns, rows, say("Each window: {name}", name=name), folded=True)
 
 
 def _lead(records: Sequence[Views], names: Sequence[str]) -> str:
@@ -84,3 +122,26 @@ def doctor_section(record: Doctor) -> Section:
     columns = tuple(map(say, ("check", "verdict", "what was seen")))
     items: list[Item] = [Table(columns, rows, record.runtime)] if rows else []
     return Section(say("Doctor: {model}", model=record.model), lead, items)
+
+
+def runtimes_section(record: Runtimes) -> Section:
+    """Where one runtime leaves another, by position."""
+    one, other = record.runtimes
+    lead = (
+        say("{one} and {other} agree on all {count} tokens.", one=one, other=other, count=number(record.tokens))
+        if record.first is None
+        else say(
+            "{one} leaves {other} at token {first} by more than {near} nats.",
+            one=one, other=other, first=number(record.first), near=f"{record.near:g}",
+        )
+    )  # fmt: skip
+    rows = []
+    for part in record.ranges:
+        where = say("{first} to {last}", first=number(part.first), last=number(part.last - 1))
+        rows.append((where, f"{part.mean:.2g}", f"{part.worst:.2g}"))
+    columns = tuple(map(say, ("tokens", "difference, mean", "difference, largest")))
+    caption = say(
+        "Differences of log-probabilities in nats; the mean loss is {here} in {one} and {there} in {other}.",
+        here=loss(record.losses[0]), there=loss(record.losses[1]), one=one, other=other,
+    )  # fmt: skip
+    return Section(say("Two runtimes"), lead, [Table(columns, rows, caption, align=("left", "right", "right"))])

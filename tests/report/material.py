@@ -73,6 +73,17 @@ VIEWS = {
     "kind": "views", "model": "tiny", "label": "whole", "length": 4096, "windows": 4, "short": 256, "mean": 2.0,
     "mean_short": 2.25, "long_ppl": {"value": 3.5, "low": 3.0, "high": 4.0, "share": 0.1}, "used": 1024,
     "beyond": [{"near": 1024, "tokens": 512, "shuffled": 0.02, "shuffled_low": 0.01, "shuffled_high": 0.03}],
+    "repeats": {
+        "run": 8, "repeated": {"count": 282, "loss": 1.47, "low": 0.85, "high": 2.34, "short": 2.83},
+        "fresh": {"count": 3806, "loss": 3.264, "low": 3.17, "high": 3.42, "short": 3.48},
+        "by_distance": [{"from": 64, "to": 127, "count": 5, "loss": 1.104, "low": None, "high": None, "short": 3.01}],
+    },
+    "documents": [{"source": "turtle.py", "offset": 5120, "mean": 2.0, "loss": [1.0, 2.0, 2.0, 2.0, 2.5, 2.5]}],
+    "block": 1024,
+}  # fmt: skip
+RUNTIMES = {
+    "kind": "runtimes", "runtimes": ["own a", "GGUF b"], "tokens": 64, "near": 0.05, "first": 40,
+    "losses": [2.5, 2.75], "ranges": [{"first": 1, "last": 64, "mean": 0.01, "worst": 0.75}],
 }  # fmt: skip
 LEAK = {"kind": "leak", "model": "tiny", "documents": [3, 4], "said": []}
 DOCTOR = {

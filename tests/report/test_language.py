@@ -12,7 +12,7 @@ from handscroll.report import evaluation_page, render
 from handscroll.report.chinese import CHINESE
 from handscroll.report.language import joined, listed, say, speaking
 from tests.naming import naming
-from tests.report.material import COMPARED, DOCTOR, EVERYTHING, LEAK, LENGTH, RULER, VIEWS, tasks
+from tests.report.material import COMPARED, DOCTOR, EVERYTHING, LEAK, LENGTH, RULER, RUNTIMES, VIEWS, tasks
 
 REPORT = Path(__file__).parents[2] / "handscroll" / "report"
 ASKED = (
@@ -64,7 +64,9 @@ def test_every_text_has_a_translation_with_its_values():
 def test_a_chinese_page_has_no_english_sentence():
     html = render(
         evaluation_page(
-            [*EVERYTHING, tasks("one"), RULER, LENGTH, VIEWS, LEAK, DOCTOR, COMPARED], trained=2048, language="zh"
+            [*EVERYTHING, tasks("one"), RULER, LENGTH, VIEWS, LEAK, DOCTOR, RUNTIMES, COMPARED],
+            trained=2048,
+            language="zh",
         )
     )
     assert '<html lang="zh-Hans">' in html and "各位置的损失" in html and "训练长度 2K" in html

@@ -10,7 +10,7 @@ from handscroll.cli.main import app
 from handscroll.report import evaluation_page, render
 from handscroll.report.changes import changes_section
 from handscroll.report.runs import names_of, read_run, side_by_side
-from tests.report.material import DOCTOR, LEAK, LENGTH, RULER, VIEWS, needle, perplexity, tasks
+from tests.report.material import DOCTOR, LEAK, LENGTH, RULER, RUNTIMES, VIEWS, needle, perplexity, tasks
 
 
 def test_long_tasks_show_scores_what_was_asked_and_the_plan():
@@ -92,6 +92,20 @@ def test_views_packing_and_the_doctor_have_their_sections():
         assert word in html, word
     assert html.index("ignored set it") < html.index("as it should be")
     assert "see each other: 1 differ" in render(evaluation_page([LEAK | {"said": ["a leak"]}]))
+
+
+def test_views_show_repeated_text_and_each_window():
+    html = render(evaluation_page([VIEWS]))
+    for word in ("repeated, 64 to 127 back", "[0.850, 2.340]", "turtle.py@5,120", "part 4 of 4", "with 256 tokens"):
+        assert word in html, word
+    with pytest.raises(DataError, match="fresh"):
+        evaluation_page([VIEWS | {"repeats": {"run": 8, "repeated": {"count": 1}}}])
+
+
+def test_two_runtimes_are_shown_by_position():
+    html = render(evaluation_page([RUNTIMES]))
+    assert "own a leaves GGUF b at token 40 by more than 0.05 nats." in html and "1 to 63" in html and "0.75" in html
+    assert "agree on all 64 tokens" in render(evaluation_page([RUNTIMES | {"first": None}]))
 
 
 def test_what_lm_eval_was_given_shows_its_certificate():
