@@ -212,6 +212,12 @@ def arranged(lm: LM, filler: Sequence[int], grid: NeedleGrid) -> Arrangement:
     return Arrangement(grid, before, texts, facts, found, rooms, list(tables.values()))
 
 
+def planned_tokens(grid: NeedleGrid) -> int:
+    """About how many tokens a grid will process: questions are not known yet, and count as nothing."""
+    sharing = max(1, grid.samples // min(grid.haystacks, grid.samples))
+    return round(grid.samples * places(grid.lengths, grid.lengths, grid.depths, sharing).tokens)
+
+
 def _haystack(filler: Sequence[int], grid: NeedleGrid, teller: Teller, number: int, shortest: int) -> Tensor:
     """A piece of the filler for the longest length, with the distractors in it."""
     draw = random.Random(f"{grid.seed}/haystack/{number}")

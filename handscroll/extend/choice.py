@@ -1,6 +1,7 @@
 """Chooses a candidate by measurement: a bake-off, a comparison with several seeds, a search before either of them."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,10 @@ import torch
 from handscroll.base.errors import ConfigError, DataError
 from handscroll.base.spec import ModelSpec, Positions
 from handscroll.base.workload import Workload
+from handscroll.evaluate.needle import planned_tokens
 from handscroll.evaluate.samples import Sample, windows
 from handscroll.extend.bakeoff import Goal, Outcome, Text, bake_off
-from handscroll.extend.compare import DEPTHS, Comparing, Comparison, Contest
+from handscroll.extend.compare import Comparing, Comparison, Contest, needle_cells
 from handscroll.extend.measuring import LEAPS, MEASURED, MINUTE, Measuring, Round, can_leap, comparing, reach
 from handscroll.extend.methods import of_config
 from handscroll.extend.own_text import own_text
@@ -114,10 +116,10 @@ def planned(field: Field, spec: ModelSpec, wanted: Wanted, own: bool = False) ->
         made = comparing(
             sizes, spec, (goal.trained, goal.target), (wanted.compare.readings, count, real), field.leaping
         )
-        cells = wanted.compare.needles * len(DEPTHS)
-        if cells:  # at the trained length and at the end
-            after = [Round(len(sizes), cells, size, what="methods, needles") for size in sorted({goal.trained, real})]
-            made = dataclasses.replace(made, after=tuple(after))
+        if wanted.compare.needles:
+            tokens = planned_tokens(needle_cells(goal.trained, real, wanted.compare.needles))
+            after = Round(len(sizes), math.ceil(tokens / real), real, what="methods, needles")
+            made = dataclasses.replace(made, after=(after,))
     if wanted.search is None:
         return made
     leaps = can_leap(spec, goal.trained, goal.target, real)

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError, DataError
-from handscroll.evaluate.needle import NeedleGrid, needle_grid
+from handscroll.evaluate.needle import NeedleGrid, needle_grid, planned_tokens
 from handscroll.evaluate.samples import Sample, fingerprint
 from handscroll.extend.bakeoff import Goal, Text
 from handscroll.extend.measuring import LEAPS, Measuring
@@ -217,9 +217,7 @@ class Contest:
         if not self.settings.needles or self.notes:
             return None
         lm, length, method = self.trials.lm, len(self.text.real[0].ids), standing.candidate.method
-        lengths = (min(self.goal.trained, length), length) if length > self.goal.trained else (length,)
-        settings = {"lengths": lengths, "depths": DEPTHS, "samples": self.settings.needles, "seed": self.seed}
-        grid = NeedleGrid.parse(settings, "needles")
+        grid = needle_cells(self.goal.trained, length, self.settings.needles, self.seed)
         self.trials.note(f"needles: {standing.candidate.name}")
 
         def measured() -> dict[str, Any]:
@@ -232,7 +230,7 @@ class Contest:
         except (ConfigError, DataError) as error:
             self.notes.append(f"needles were not looked for: {error}")
             return None
-        self.trials.skip(_grid_tokens(grid))
+        self.trials.skip(planned_tokens(grid))
         return found | {"trained": self.goal.trained}
 
     def _ranked(
@@ -260,8 +258,10 @@ class Contest:
         return tuple(lines)
 
 
-def _grid_tokens(grid: NeedleGrid) -> int:
-    return grid.samples * len(grid.depths) * sum(grid.lengths)
+def needle_cells(trained: int, length: int, needles: int, seed: int = 0) -> NeedleGrid:
+    """The small grid of a comparison: needles at the trained length and at the end of what is measured."""
+    lengths = sorted({min(trained, length), length})
+    return NeedleGrid.parse({"lengths": lengths, "depths": DEPTHS, "samples": needles, "seed": seed}, "needles")
 
 
 def choosing_windows() -> int:

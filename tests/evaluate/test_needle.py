@@ -12,7 +12,7 @@ from handscroll.data.recall import FORMS, RESERVED, needle_prompt
 from handscroll.evaluate import needle
 from handscroll.evaluate.facts import CHINESE
 from handscroll.evaluate.haystack import haystack
-from handscroll.evaluate.needle import OTHERS, NeedleGrid, _asked, arranged, needle_grid
+from handscroll.evaluate.needle import OTHERS, NeedleGrid, _asked, arranged, needle_grid, planned_tokens
 from handscroll.extend.extend import extension
 from tests.conftest import ROOT
 from tests.naming import naming
@@ -77,6 +77,7 @@ def test_shared_readings_give_the_cells_of_separate_ones(name):
     marks = "".join(outcome["correct"] for outcome in shared["outcomes"])
     assert "1" in marks and len(marks) == 3 * 3 * 3 * grid.needles
     assert alone["tokens"] == alone["tokens_alone"] == shared["tokens_alone"] > 1.4 * shared["tokens"]
+    assert shared["tokens"] / 2 < planned_tokens(grid) <= shared["tokens"]  # questions are long in so short texts
 
 
 def test_a_length_that_needs_other_tables_is_read_by_itself(lm, filler):

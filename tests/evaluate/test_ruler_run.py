@@ -128,6 +128,8 @@ def test_the_command(tiny_folder, tmp_path):
     text = call(*some, "--out", tmp_path / "run", "--json", tmp_path / "record.jsonl")
     assert "niah_single_1" in text and "effective length" in text and "average" in text
     record = json.loads((tmp_path / "record.jsonl").read_text(encoding="utf-8"))
+    proof = record["certificate"]
+    assert proof["seen"] == proof["offered"] == record["tokens"] > 0 and len(proof["sha256"]) == 64
     assert record["kind"] == "ruler" and record["template"] == "base" and len(record["outcomes"]) == 2
     wrong = CliRunner().invoke(app, ["evaluate", "ruler", str(tiny_folder), "--lengths", "1k"])
     assert isinstance(wrong.exception, ConfigError) and "commas" in str(wrong.exception)

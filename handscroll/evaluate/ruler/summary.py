@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from handscroll.evaluate.certificate import Certificate, together
 from handscroll.evaluate.effective import effective
 from handscroll.evaluate.ruler.exams import Setting
 from handscroll.lm import LM
@@ -31,6 +32,7 @@ def summary(lm: LM, setting: Setting, about: dict[str, Any], rows: Rows, label: 
     scores = [
         [_mean(cells[task, length]) if whole[task, length] else None for length in lengths] for task in setting.tasks
     ]
+    proof = together(Certificate(**row["certificate"]) for row in rows if "certificate" in row)
     return {
         "kind": "ruler",
         "model": lm.source,
@@ -51,7 +53,8 @@ def summary(lm: LM, setting: Setting, about: dict[str, Any], rows: Rows, label: 
         "long": [_share(found) for found in counted],
         "effective": _effective(lengths, counted),
         "unfit": _unfit(cells),
-        "tokens": sum(row["certificate"]["seen"] for row in rows if "certificate" in row),
+        "tokens": proof.seen,
+        "certificate": proof.record(),
         "about": about,
         "outcomes": [
             {"task": task, "length": length, "scores": [row.get("score") for row in found]}
