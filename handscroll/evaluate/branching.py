@@ -4,7 +4,7 @@ A branch reads the keys and values of its text in place, without a copy. It is e
 a windowed layer hands on the tokens of its window, a recurrent one its state, and quantised weights stay as they lie.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -22,13 +22,21 @@ from handscroll.nn.marks import Marks
 
 Ids = Sequence[int] | Sequence[Sequence[int]] | Tensor
 """Token ids (T,), or those of several rows (B, T)."""
+OnRead = Callable[[int], None]
 
 
 @dataclass
 class Tally:
-    """The tokens that a model has processed, those of every row counted."""
+    """The tokens that a model has processed, those of every row counted; `on_read` is called with each chunk's."""
 
     tokens: int = 0
+    on_read: OnRead | None = None
+
+    def add(self, count: int) -> None:
+        """Count the tokens of a chunk."""
+        self.tokens += count
+        if self.on_read is not None:
+            self.on_read(count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,18 +82,20 @@ class Prefix:
             wanted = max(first, count - last)
             if wanted < end:
                 tail.append(hidden[:, wanted - first :])
-        self.tally.tokens += tokens.numel()
+            self.tally.add(len(tokens) * (end - first))
         return torch.cat(tail, dim=1)
 
 
-def begin(model: Model, reach: int, capacity: int = 0) -> Prefix:
+def begin(model: Model, reach: int, capacity: int = 0, on_read: OnRead | None = None) -> Prefix:
     """The beginning of a text that will have at most `reach` tokens with everything that branches add.
+
+    `on_read(count)` is called after every chunk of `count` tokens.
 
     Raises:
         ConfigError: the model does not read from left to right, reads a source, or has no head for tokens.
     """
     model.spec.require("a reading that several questions share", forward=True, one_text=True, head=True)
-    return Prefix(model, model.new_cache(capacity), declared(model, reach)[0])
+    return Prefix(model, model.new_cache(capacity), declared(model, reach)[0], Tally(on_read=on_read))
 
 
 def read(lm: LM, ids: Sequence[int] | Tensor, reach: int | None = None) -> Prefix:

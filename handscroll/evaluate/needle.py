@@ -23,7 +23,7 @@ from torch import Tensor
 
 from handscroll.base.config import Config
 from handscroll.base.errors import CapacityError, ConfigError, DataError
-from handscroll.evaluate.branching import Prefix, begin, matches
+from handscroll.evaluate.branching import OnRead, Prefix, begin, matches
 from handscroll.evaluate.certificate import Certificate, certify, require_whole, together
 from handscroll.evaluate.facts import FORMS, Facts, Teller
 from handscroll.evaluate.kept import Kept
@@ -66,11 +66,13 @@ def needle_grid(
     label: str,
     progress: Progress | None = None,
     keep: Path | None = None,
+    on_read: OnRead | None = None,
 ) -> dict[str, Any]:
     """Measure the grid and return the JSON record: accuracy[depth][length] in [0, 1], and every sample's outcome.
 
     `filler` holds the token ids of the haystack; each haystack begins at a random place of it. Outcomes are kept in the
-    file `keep` as they are made, and a run that was stopped goes on from it.
+    file `keep` as they are made, and a run that was stopped goes on from it. `on_read(count)` is called after every
+    chunk of `count` tokens that the model has processed.
 
     Raises:
         DataError: the filler is shorter than the longest length, or the tokenizer cannot encode the needle.
@@ -85,7 +87,7 @@ def needle_grid(
     tokens = 0 if grid.alone else laid.prefixes
     with Kept(keep, about) as kept:
         parts = laid.parts()
-        for done, key in enumerate(run(lm, laid, kept)):
+        for done, key in enumerate(run(lm, laid, kept, on_read)):
             if progress is not None:
                 progress(done + 1, len(parts))
             part = kept[key]
@@ -233,14 +235,14 @@ def _haystack(filler: Sequence[int], grid: NeedleGrid, teller: Teller, number: i
     return torch.tensor(made[:size])
 
 
-def _shared(lm: LM, laid: Arrangement, kept: Kept) -> Iterator[str]:
+def _shared(lm: LM, laid: Arrangement, kept: Kept, on_read: OnRead | None) -> Iterator[str]:
     """Keep all parts: the text before the needles is read once, and every part and every question branches off it."""
     parts = laid.parts()
     for number, haystack in enumerate(laid.haystacks):
         text = torch.cat([torch.tensor(laid.before, dtype=torch.long), haystack])
         for group in laid.groups:
             mine = [part for part in parts if part.haystack == number and part.lengths[0] in group]
-            base = begin(lm.model, max(group), len(laid.before) + max(part.place for part in mine))
+            base = begin(lm.model, max(group), len(laid.before) + max(part.place for part in mine), on_read)
             for part in mine:
                 if part.key not in kept:
                     end = len(laid.before) + part.place
@@ -272,14 +274,14 @@ def _asked(laid: Arrangement, part: Part, base: Prefix) -> dict[str, Any]:
     return {"place": part.place, "tokens": base.tally.tokens - begun, "hits": hits}
 
 
-def _alone(lm: LM, laid: Arrangement, kept: Kept) -> Iterator[str]:
+def _alone(lm: LM, laid: Arrangement, kept: Kept, on_read: OnRead | None) -> Iterator[str]:
     """Keep all parts, each read from its beginning."""
     for part in laid.parts():
         if part.key not in kept:
             (length,), facts = part.lengths, laid.chosen(part)
             hits, tokens = list[Hit](), 0
             for ask in range(len(facts[0].asks)):
-                whole = begin(lm.model, length, length)
+                whole = begin(lm.model, length, length, on_read)
                 prompts = [laid.prompt(length, part.place, sample, ask) for sample in part.samples]
                 found = matches(whole, prompts, [one.asks[ask].answer for one in facts])
                 hits += [(length, sample, ask, hit) for sample, hit in zip(part.samples, found, strict=True)]
