@@ -18,7 +18,7 @@ from handscroll.lm import LM
 from handscroll.text.words import HAN
 
 DEPTHS = (0.1, 0.5, 0.9)
-LEAST = 256  # tokens of the longest prompt: a quarter of it still has room for needle and question
+LEAST = 512  # tokens of the longest prompt: a quarter of it still has room for needle and question
 _HAN = re.compile(f"[{HAN}]")
 
 

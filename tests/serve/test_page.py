@@ -1,6 +1,7 @@
 """The page in a browser: a document is given, read, asked about and deleted; hostile answers run and fetch nothing."""
 
 import hashlib
+import json
 import re
 from pathlib import Path
 
@@ -111,6 +112,23 @@ def test_tasks_label_each_line_and_fill_gaps(watched):
     page.click("text=Begin")
     page.wait_for_selector(".result .contract")
     assert page.locator("ins").inner_text() and watched.serious() == []
+
+
+def test_the_model_is_measured_inside_the_page(watched):
+    page = watched.page
+    page.goto(f"{watched.url}/#/look")
+    page.get_by_label("Longest text, in tokens").select_option("512")
+    page.get_by_role("button", name="Measure").click()
+    table = page.get_by_role("table", name="Numbers found")
+    table.wait_for(timeout=30_000)
+    assert table.locator("thead th").all_inner_texts() == ["Depth", "128", "256", "512"]
+    assert len(table.locator("tbody td").all_inner_texts()) == 9
+    assert page.locator(".curve dd").count() == 16
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Save the records").click()
+    lines = Path(saved.value.path()).read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["kind"] for line in lines] == ["needle", "perplexity"]
+    assert watched.faults == [] and watched.outside == [] and watched.serious() == []
 
 
 def test_chinese_dark_and_narrow(browser, live):

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from handscroll.evaluate.brief import LEAST
 from handscroll.serve.schemas.body import Body
 from handscroll.serve.schemas.chat import MESSAGES, ChatMessage
 
@@ -40,3 +41,11 @@ class DetokeniseRequest(Body):
 
     model: str = Field(max_length=200)
     tokens: list[Annotated[int, Field(ge=0, lt=1 << 31)]] = Field(max_length=1 << 20)
+
+
+class ReportRequest(Body):
+    """What is measured of a model: needles in texts of up to `longest` tokens, and the loss by position there."""
+
+    longest: int | None = Field(default=None, ge=LEAST, le=1 << 20)
+    needles: int = Field(default=2, ge=1, le=16, description="at each length and depth")
+    document: str | None = Field(default=None, max_length=64, description="the text; without it, one that ships")

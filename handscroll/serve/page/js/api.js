@@ -104,6 +104,10 @@ export const api = {
   remove: (id) => json("DELETE", at(id)),
   explain: (id, body, signal) => json("POST", at(id, "/explain"), { json: body, signal }),
   count: (body, signal) => json("POST", "/v1/count", { json: body, signal }),
+  /** How far a report of a model is: {done, total, seconds_left}, and at the end {text, records}. */
+  async *report(name, body, signal) {
+    yield* events(await send("POST", `/v1/models/${encodeURIComponent(name)}/report`, { json: body, signal }));
+  },
   /** The pieces of an answer: {text, thought, scored, finish, contract, usage}. */
   async *chat(body, signal) {
     const response = await send("POST", "/v1/chat/completions", {

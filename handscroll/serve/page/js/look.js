@@ -1,4 +1,4 @@
-// Look inside: the map of attention, what the answer might have said instead, and the model's facts.
+// Look inside: the map of attention, what the answer might have said instead, the model's facts and its report.
 
 import { api } from "./api.js";
 import { fill, h } from "./dom.js";
@@ -6,6 +6,7 @@ import { documentOf, model, on, state, talkOf } from "./state.js";
 import { explain } from "./talk.js";
 import { factName, number, percent, t } from "./words.js";
 import { scrollMap } from "./scrollmap.js";
+import { reportSection } from "./report.js";
 import { whyNode } from "./why.js";
 
 const TOP = 8; // passages in the list below the map
@@ -17,7 +18,7 @@ export function lookView(main) {
   const words = h("section", { "aria-labelledby": "words-title" });
   fill(main, h("div", { class: "sheet look" },
     h("div", { class: "title" }, h("h1", {}, t("look.title")), h("p", { class: "subtitle" }, t("look.subtitle"))),
-    turn ? [h("p", { class: "asked" }, turn.question.slice(-400)), map, words] : h("p", {}, t("look.empty")), facts(ends)));
+    turn ? [h("p", { class: "asked" }, turn.question.slice(-400)), map, words] : h("p", {}, t("look.empty")), facts(ends), model() && reportSection(model(), ends)));
   if (turn) {
     let shown = { end: () => {} };
     const paint = () => { shown.end(); shown = mapSection(map, turn); };

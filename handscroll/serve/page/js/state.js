@@ -7,6 +7,7 @@ export const state = {
   documentsKnown: false,
   talks: new Map(), // by document id, "" for none
   drafts: new Map(), // what stands in the forms of the tasks
+  reports: new Map(), // by model: what was measured of it
   look: null, // the turn that is looked into
 };
 

@@ -201,12 +201,27 @@ const WORDS = {
   "fact.context": ["tokens of context", "上下文词元"],
   "fact.chat": ["chat template", "对话模板"],
   "fact.infill": ["fills gaps in code", "可补全代码空缺"],
+  "report.title": ["What it finds in a long text", "它能在长文中找到什么"],
+  "report.text": ["Sentences with a number are hidden in a text, near its beginning, in its middle and near its end; the model is asked for each number. Then the loss shows how well it predicts the text, by position: where the bars grow, it has lost its place.", "在一篇文本的开头、中间和结尾附近藏入带数字的句子，再逐一向模型询问。随后按位置显示损失，即模型预测文本的好坏：条形变长之处，模型就跟不上了。"],
+  "report.longest": ["Longest text, in tokens", "最长文本（词元）"],
+  "report.on": ["Measured on", "测量所用文本"],
+  "report.own": ["Modules of Python's standard library", "Python 标准库的模块"],
+  "report.go": ["Measure", "开始测量"],
+  "report.waiting": ["Waits for its turn", "排队等待"],
+  "report.left": ["{left} left", "还需 {left}"],
+  "report.done": ["The report is ready", "报告已完成"],
+  "report.over": ["Measured on: {text}. {count} tokens were read.", "测量所用文本：{text}。共读取 {count} 个词元。"],
+  "report.needles": ["Numbers found, by the length of the text and the depth at which they stood", "找到的数字：按文本长度与所在深度"],
+  "report.depth": ["Depth", "深度"],
+  "report.cell": ["{found} of {all}", "{found} / {all}"],
+  "report.loss": ["Loss in nats per token, by position; {mean} on average", "各位置的损失（奈特/词元），平均 {mean}"],
+  "report.save": ["Save the records", "保存记录"],
   "yes": ["yes", "是"],
   "no": ["no", "否"],
 };
 
 const FACTS = { family: "系列", parameters: "参数", "layers x width": "层数 × 宽度", vocabulary: "词表", context: "上下文", "trained length": "训练长度",
-  positions: "位置编码", "attention window": "注意力窗口", "KV cache per token": "每词元键值缓存", "KV cache, full context": "整个上下文的键值缓存", experts: "专家" };
+  positions: "位置编码", "attention window": "注意力窗口", "KV cache per token": "每词元键值缓存", "KV cache, full context": "整个上下文的键值缓存", experts: "专家", "config keys not used": "未用到的配置项" };
 
 export const lang = () => (document.documentElement.lang === "zh" ? "zh" : "en");
 
