@@ -213,7 +213,7 @@ const WORDS = {
   "report.over": ["Measured on: {text}. {count} tokens were read.", "测量所用文本：{text}。共读取 {count} 个词元。"],
   "report.needles": ["Numbers found, by the length of the text and the depth at which they stood", "找到的数字：按文本长度与所在深度"],
   "report.depth": ["Depth", "深度"],
-  "report.cell": ["{found} of {all}", "{found} / {all}"],
+  "report.cell": ["{found} of {all}", "{all} 中 {found}"],
   "report.loss": ["Loss in nats per token, by position; {mean} on average", "各位置的损失（奈特/词元），平均 {mean}"],
   "report.save": ["Save the records", "保存记录"],
   "yes": ["yes", "是"],
