@@ -139,8 +139,11 @@ async def given(http: httpx2.AsyncClient, client: Client) -> None:
     client.document = made.raise_for_status().json()["id"]
     while True:
         found = (await http.get(f"/v1/documents/{client.document}", headers=client.headers)).json()
-        if found["readings"]["model"]["state"] == "read":
+        state = found["readings"]["model"]["state"]
+        if state == "read":
             return
+        if state not in ("waiting", "reading"):
+            raise SystemExit(f"the document was not read: {found['readings']}")
         await asyncio.sleep(0.05)
 
 

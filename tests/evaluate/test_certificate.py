@@ -13,6 +13,7 @@ from handscroll.evaluate.samples import Sample
 from tests.naming import naming
 
 
+@pytest.mark.promise("R15")
 def test_the_hash_is_over_the_ids_that_were_fed():
     ids = [5, 0, 70_000]
     expected = hashlib.sha256(b"".join(struct.pack("<q", one) for one in ids)).hexdigest()

@@ -86,6 +86,7 @@ def evaluated(manager, model, args, shots, chat):
     )  # fmt: skip
 
 
+@pytest.mark.promise("R15")
 @pytest.mark.filterwarnings("ignore")  # of lm-eval, datasets and transformers
 @pytest.mark.parametrize(("shots", "chat"), [(0, False), (2, True)])
 def test_every_answer_is_that_of_lm_evals_own_model(folder, manager, shots, chat):

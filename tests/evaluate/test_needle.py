@@ -135,6 +135,7 @@ def test_chinese_needles_and_distractors(lm):
     assert len(others) >= 3 and set(others) - {key} <= set(CHINESE[:OTHERS])
 
 
+@pytest.mark.promise("R15")
 def test_the_grid_repeats_and_counts(lm, filler):
     grid = NeedleGrid(lengths=(64, 128), depths=(0.0, 0.5, 1.0), samples=3)
     record = needle_grid(lm, filler, grid, "x")

@@ -45,3 +45,17 @@ def test_every_row_is_there_and_has_the_tests_that_are_marked_with_it():
 def test_only_what_has_a_test_is_kept():
     for row, (state, tests) in rows().items():
         assert bool(tests) == (state != "not yet"), f"{row} is '{state}' with {len(tests)} tests"
+
+
+def test_every_test_that_the_page_names_is_there():
+    named = set(re.findall(r"`(tests/\S+\.py)::(\w+)`", PAGE.read_text(encoding="utf-8")))
+    assert len(named) > 80
+    for path, name in sorted(named):
+        assert f"\ndef {name}(" in (ROOT / path).read_text(encoding="utf-8"), f"{path} has no {name}"
+
+
+def test_every_kind_of_incident_has_a_test():
+    _, _, table = PAGE.read_text(encoding="utf-8").partition("## What went wrong elsewhere")
+    kinds = [line for line in table.splitlines() if line.startswith("| ")][2:]
+    assert len(kinds) >= 10
+    assert not [line for line in kinds if "::test_" not in line]

@@ -1,6 +1,7 @@
 """A live server on tiny models, as the tests of serving use it."""
 
 import json
+import socket
 import threading
 import time
 from contextlib import contextmanager
@@ -111,6 +112,28 @@ class Live:
         while not what():
             assert time.monotonic() < end, "it did not happen in time"
             time.sleep(0.01)
+
+
+def connected(server: Live) -> socket.socket:
+    """A connection without a client's manners."""
+    return socket.create_connection(("127.0.0.1", server.port), timeout=30)
+
+
+def idle(server: Live) -> bool:
+    """Whether no answer is open and no block is used."""
+    engine = server.engine
+    return engine.idle and engine.blocks.available == engine.blocks.count and server.serving.admission.open == 0
+
+
+def read(server: Live, number: str) -> dict:
+    """Wait until a document is read, or refused."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        about = server.http.get(f"/v1/documents/{number}").json()
+        if about["readings"]["tiny"]["state"] not in ("waiting", "reading"):
+            return about
+        time.sleep(0.02)
+    raise AssertionError("it was not read in time")
 
 
 @contextmanager

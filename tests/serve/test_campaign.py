@@ -37,6 +37,7 @@ def test_lm_eval_scores_by_completions_as_the_library_does(server, served_models
     assert api.generate_until(asked) == [lm.generate("def walk", max_tokens=8, stop=["\n"])]
 
 
+@pytest.mark.promise("R27")
 def test_random_bodies_find_nothing(server, tmp_path):
     """Every endpoint by its schema; `schemathesis` is a command of its own (pip install schemathesis)."""
     command = shutil.which("schemathesis")

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.serve import material
-from tests.serve.material import TEXT
+from tests.serve.material import TEXT, idle
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +31,7 @@ def sent(server, body) -> socket.socket:
     return one
 
 
-def idle(server) -> bool:
-    engine = server.engine
-    return engine.idle and engine.blocks.available == engine.blocks.count and server.serving.admission.open == 0
-
-
+@pytest.mark.promise("R24")
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("n", [1, 3])
 def test_what_nobody_waits_for_is_free_within_a_second(server, stream, n):
@@ -54,6 +50,7 @@ def test_what_nobody_waits_for_is_free_within_a_second(server, stream, n):
     assert made.choices[0].text == again.choices[0].text
 
 
+@pytest.mark.promise("R28")
 def test_more_than_there_are_places_for_are_told_to_wait_and_it_recovers(server):
     statuses = []
 
@@ -75,6 +72,7 @@ def test_more_than_there_are_places_for_are_told_to_wait_and_it_recovers(server)
     )
 
 
+@pytest.mark.promise("R28")
 def test_a_large_prompt_does_not_hold_up_the_others(server):
     worst = 0.0
     done = threading.Event()
@@ -93,6 +91,7 @@ def test_a_large_prompt_does_not_hold_up_the_others(server):
     assert worst < 5.0  # a bound for slow machines, no measurement
 
 
+@pytest.mark.promise("R28")
 def test_a_model_that_fails_ends_its_answers_and_not_the_server(server, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("no memory")

@@ -11,7 +11,7 @@ from handscroll.serve.documents.eta import seconds_left
 from handscroll.serve.documents.shelf import name_of
 from handscroll.serve.keys import make_key
 from tests.serve import material
-from tests.serve.material import TEXT
+from tests.serve.material import TEXT, read
 from tests.text.documents import paragraph, write_docx, write_epub, write_pdf
 
 CANARY = "zebra-canary-7431"
@@ -33,16 +33,6 @@ def uploaded(server, name: str, data: bytes) -> dict:
     made = server.http.post("/v1/documents", files={"file": (name, data)})
     assert made.status_code == 201, made.text
     return read(server, made.json()["id"])
-
-
-def read(server, number: str) -> dict:
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        about = server.http.get(f"/v1/documents/{number}").json()
-        if about["readings"]["tiny"]["state"] not in ("waiting", "reading"):
-            return about
-        time.sleep(0.02)
-    raise AssertionError("it was not read in time")
 
 
 def ask(server, number: str, question: str, **more) -> dict:
@@ -133,6 +123,13 @@ def test_a_document_that_is_too_long_is_kept_and_refused_with_what_would_fit(key
     assert f"{material.CONTEXT - 200:,} would fit" in error["message"]
 
 
+def test_a_short_context_has_room_for_a_document_too(served_models, tmp_path):
+    """The usual room, which is more than half of this context."""
+    with material.live(tmp_path, {"tiny": served_models["tiny"]}, room=2 * material.CONTEXT) as server:
+        assert uploaded(server, "book.txt", BOOK.encode())["readings"]["tiny"]["state"] == "read"
+
+
+@pytest.mark.promise("R35")
 def test_a_document_of_another_owner_does_not_exist(keyed):
     number = uploaded(keyed, "mine.txt", BOOK.encode())["id"]
     bob = keyed.bob.http
@@ -158,6 +155,7 @@ def test_a_document_of_another_owner_does_not_exist(keyed):
     keyed.bob.http.delete(f"/v1/documents/{same['id']}")
 
 
+@pytest.mark.promise("R33")
 def test_after_delete_no_byte_is_left(keyed):
     number = uploaded(keyed, "secret.txt", f"{CANARY}-deleted {BOOK}".encode())["id"]
     ask(keyed, number, "What is the word?")

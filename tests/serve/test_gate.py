@@ -4,6 +4,7 @@ import hashlib
 import logging
 
 import httpx2
+import psutil
 import pytest
 from fastapi.routing import APIRoute
 
@@ -35,6 +36,7 @@ def routes(server):
     return [route for route in app.router.routes if isinstance(route, APIRoute)]
 
 
+@pytest.mark.promise("R29")
 def test_every_endpoint_names_its_policy(server):
     app, _ = application(server.serving)
     assert {route.path for route in routes(server)} >= {"/v1/chat/completions", "/v1/documents/{number}/ask"}
@@ -42,6 +44,7 @@ def test_every_endpoint_names_its_policy(server):
         assert policy_of(route) == ("open" if route.path in OPEN else "key"), route.path
 
 
+@pytest.mark.promise("R29")
 def test_an_endpoint_without_a_policy_is_reached_by_nobody(server, monkeypatch):
     from handscroll.serve.routes import about
 
@@ -50,6 +53,7 @@ def test_an_endpoint_without_a_policy_is_reached_by_nobody(server, monkeypatch):
     assert made.status_code == 403 and made.json()["error"]["code"] == "no_policy"
 
 
+@pytest.mark.promise("R29")
 def test_the_matrix_of_keys_and_methods(locked):
     key = locked.key
     wrong = {
@@ -95,6 +99,7 @@ chrome-extension://abc https://evil.com http://[::1] http://127.0.0.1.evil.com:8
 """.split()
 
 
+@pytest.mark.promise("R32")
 def test_no_hostile_host_is_taken(server):
     for host in HOSTS:
         made = server.http.get("/health", headers={"Host": host})
@@ -103,6 +108,7 @@ def test_no_hostile_host_is_taken(server):
         assert server.http.get("/health", headers={"Host": host}).status_code == 200, host
 
 
+@pytest.mark.promise("R32")
 def test_pages_of_other_origins_get_nothing(server):
     for origin in ORIGINS:
         made = server.http.post("/v1/completions", headers={"Origin": origin}, json={"model": "tiny", "prompt": "a"})
@@ -125,6 +131,7 @@ def test_every_answer_carries_the_headers_that_keep_pages_harmless(server):
         assert "server" not in headers
 
 
+@pytest.mark.promise("R29")
 def test_a_server_that_others_reach_needs_a_key(served_models, tmp_path, monkeypatch):
     models = [{"name": "tiny", "source": str(served_models["tiny"])}]
     for host in ("0.0.0.0", "::", "192.168.1.2", "myhost"):
@@ -137,6 +144,27 @@ def test_a_server_that_others_reach_needs_a_key(served_models, tmp_path, monkeyp
     make(ServeSettings.parse({"models": models, "store": tmp_path, "host": "0.0.0.0"}, "test"))
 
 
+@pytest.mark.promise("R29")
+def test_it_listens_at_one_address_and_nowhere_else(served_models, tmp_path):
+    def listening() -> set:
+        return {one.laddr for one in own.net_connections("inet") if one.status == psutil.CONN_LISTEN}
+
+    own = psutil.Process()
+    before = listening()
+    with material.live(tmp_path, {"tiny": served_models["tiny"]}) as server:
+        assert listening() - before == {("127.0.0.1", server.port)}
+    assert listening() <= before
+
+
+@pytest.mark.promise("R27")
+def test_every_endpoint_is_in_the_schema(server):
+    paths = server.http.get("/openapi.json").json()["paths"]
+    listed = {(path.replace("{name}", "{name:path}"), method.upper()) for path, one in paths.items() for method in one}
+    there = {(one.path, method) for one in routes(server) for method in one.methods}
+    assert there - listed == {("/", "GET"), ("/page/{name:path}", "GET")} and listed <= there
+
+
+@pytest.mark.promise("R33")
 def test_keys_are_kept_as_hashes_and_found_by_their_owner(tmp_path):
     file = tmp_path / "keys.toml"
     key = make_key(file, "ann")
@@ -154,6 +182,7 @@ def test_keys_are_kept_as_hashes_and_found_by_their_owner(tmp_path):
         read_keys(file)
 
 
+@pytest.mark.promise("R33")
 def test_no_secret_is_logged(locked, caplog):
     secret, said = locked.key, "the-canary-of-a-prompt"
     with caplog.at_level(logging.DEBUG):
@@ -175,6 +204,7 @@ def test_the_name_in_a_host_header():
     assert is_loopback("localhost") and is_loopback("::1") and not is_loopback("0.0.0.0") and not is_loopback("host")
 
 
+@pytest.mark.promise("R34")
 def test_owners_and_users_share_no_beginning(locked):
     body = {"model": "tiny", "prompt": material.TEXT * 3, "max_tokens": 1}
 

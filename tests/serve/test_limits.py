@@ -11,6 +11,7 @@ from handscroll.serve.errors import ApiError
 from handscroll.serve.keys import Owner, Quota
 from handscroll.serve.settings import Limits
 from tests.serve import material
+from tests.serve.material import connected
 
 CHAT = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
 PLAIN = {"prompt": "a", "max_tokens": 1}
@@ -88,6 +89,7 @@ TABLE = [
 ]  # fmt: skip
 
 
+@pytest.mark.promise("R26")
 def test_the_table_of_limits(small):
     for path, body, taken in TABLE:
         if taken is None:
@@ -101,6 +103,7 @@ def test_the_table_of_limits(small):
             assert time.monotonic() - begun < 10, body
 
 
+@pytest.mark.promise("R26")
 def test_a_schema_is_measured_before_it_is_compiled(small):
     for size, taken in ((20, True), (400, False)):
         form = {"type": "json_schema", "json_schema": {"schema": {"type": "object", "title": "x" * size}}}
@@ -116,6 +119,7 @@ def test_deep_bodies_break_nothing(small):
         assert made.status_code in (200, 400, 413), (depth, made.text)
 
 
+@pytest.mark.promise("R26")
 def test_bodies_and_uploads_have_a_size(small):
     head = b'{"model":"tiny","max_tokens":1,"prompt":"'
     json_type = {"Content-Type": "application/json"}
@@ -134,10 +138,7 @@ def test_bodies_and_uploads_have_a_size(small):
     assert (second.status_code, third.status_code) == (201, 429)
 
 
-def connected(server) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", server.port), timeout=30)
-
-
+@pytest.mark.promise("R25")
 def test_slow_heads_and_bodies_are_given_up(small):
     begun = time.monotonic()
     with connected(small) as silent, connected(small) as half, connected(small) as slow:
@@ -152,6 +153,7 @@ def test_slow_heads_and_bodies_are_given_up(small):
     assert small.http.get("/health").status_code == 200
 
 
+@pytest.mark.promise("R25")
 def test_a_client_that_reads_nothing_is_dropped(small):
     """The answer is larger than what the system keeps on the way."""
     with connected(small) as deaf:

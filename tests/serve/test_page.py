@@ -258,6 +258,7 @@ def test_vendored_files_are_those_that_are_listed():
         assert (PAGE / "vendor" / f"{name.split('.')[0]}.LICENSE.txt").exists()
 
 
+@pytest.mark.promise("R31")
 def test_the_page_is_sent_once_and_nothing_else_is(live):
     first = live.http.get("/page/js/app.js", headers={"Authorization": ""})
     again = live.http.get("/page/js/app.js", headers={"If-None-Match": first.headers["etag"]})

@@ -112,7 +112,7 @@ class Readings:
                 return
         text = self._shelf.text(entry)
         begun = self._begun(served, text.text)
-        fits = served.loaded.context - self._settings.room
+        fits = served.loaded.context - self._room(served)
         total = len(begun.ids)
         if total > fits:
             self._mark(
@@ -205,6 +205,10 @@ class Readings:
         lm = served.loaded
         return lm.opening(text) or Opening(lm.encode(text), Document("", 0.0))
 
+    def _room(self, served: Served) -> int:
+        """Tokens that a reading keeps free: of a short context no more than a quarter, or no document would fit."""
+        return min(self._settings.room, served.loaded.context // 4)
+
     def _read(self, progress: Progress, begun: Opening) -> None:
         """Runs on the thread that computes, as a long work."""
         entry, served, last = progress.entry, progress.served, time.monotonic()
@@ -226,7 +230,7 @@ class Readings:
             torch.tensor(begun.ids),
             str(served.source.source),
             name_of(entry, served),
-            self._settings.room,
+            self._room(served),
             on_read=on_read,
             adapters=adapters,
             document=document,
