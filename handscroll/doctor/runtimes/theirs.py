@@ -1,11 +1,12 @@
 """Models of the library `transformers` as a runtime (an optional dependency; nothing here imports it by itself)."""
 
 import inspect
+import io
 import json
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -312,13 +313,14 @@ def opened(path: Path, dtype: str = "float32", device: str = "cpu") -> Theirs:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the library's progress bars, which are left as they were."""
+    """Without the library's progress bars, which are left as they were; that of GGUF files cannot be switched off."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        yield
+        with redirect_stderr(io.StringIO()):
+            yield
     finally:
         if shown:
             logging.enable_progress_bar()
