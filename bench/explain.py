@@ -1,6 +1,6 @@
 """Do the marked passages hold the evidence? Questions of LooGLE with known sentences, explained over saved readings.
 
-python -m bench.explain MODEL ../shared/data [--questions 20] [--characters 24000] [--passage 64] [--tried 6]
+python -m bench.explain MODEL ../shared/data [--questions 20] [--characters 24000] [--passage 64] [--tried 3]
 
 Each document is cut to its first `--characters` (the cut is this benchmark's, to spare time), read once, and asked the
 questions whose evidence lies there. An answer is right if it shares at least half of its words with the known one
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=20)
     parser.add_argument("--characters", type=int, default=24_000)
     parser.add_argument("--passage", type=int, default=64)
-    parser.add_argument("--tried", type=int, default=6)
+    parser.add_argument("--tried", type=int, default=3)
     parser.add_argument("--store", type=Path, default=None, help="folder of the readings, so that none is read twice")
     options = parser.parse_args()
     lm = handscroll.load(options.model)

@@ -21,7 +21,7 @@ def explain(
     question: Annotated[str, typer.Argument(help="The question about it.")],
     answer: Annotated[str, typer.Option(help="The answer to explain. [the model's own]")] = "",
     passage: Annotated[int, typer.Option(help="Most tokens of a passage.")] = 64,
-    tried: Annotated[int, typer.Option(help="Passages that are left out in turn, by attention.")] = 4,
+    tried: Annotated[int, typer.Option(help="Passages that are left out in turn, by attention.")] = 3,
     alternatives: Annotated[int, typer.Option(help="Other tokens shown at each place of the answer; 0: none.")] = 0,
     max_tokens: Annotated[int, typer.Option(help="Most tokens of the model's own answer.")] = 256,
     template: Annotated[str, typer.Option(help="What follows the document, with {question} in it.")] = "",

@@ -35,7 +35,7 @@ class Explaining(Config):
     """How an answer is explained. A look reads question and answer once; a passage that is tried costs one look."""
 
     passage: int = Field(default=64, ge=16, description="the most tokens of a passage")
-    tried: int = Field(default=4, ge=0, description="passages that are left out in turn, those of most attention first")
+    tried: int = Field(default=3, ge=0, description="passages that are left out in turn, those of most attention first")
     alternatives: int = Field(default=3, ge=0, description="other tokens shown at each place of the answer")
     max_tokens: int = Field(default=256, ge=1, description="the most tokens of an answer that is not given")
 

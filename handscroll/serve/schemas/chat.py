@@ -60,6 +60,6 @@ class ExplainRequest(Body):
     question: str = Field(min_length=1)
     answer: str = Field(min_length=1)
     history: list[ChatMessage] = Field(default_factory=list, max_length=MESSAGES)
-    tried: int = Field(default=4, ge=0, le=64, description="passages that are left out in turn")
+    tried: int = Field(default=3, ge=0, le=64, description="passages that are left out in turn")
     passage: int = Field(default=64, ge=16, le=4096, description="the most tokens of a passage")
     alternatives: int = Field(default=3, ge=0, le=20, description="other tokens shown at each place of the answer")
