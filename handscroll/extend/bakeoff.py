@@ -1,7 +1,8 @@
 """The bake-off: candidates are measured on the same text, round by round fewer of them on more of it.
 
 `long` is the mean loss at positions past the trained length. `short` is the mean loss at the positions before it (at
-most 4,096), in the same windows. It is compared with the short loss of the unchanged model, which shows whether a
+most 4,096), in the same windows; where the trained length is short, further texts of it are cut from a window and read
+by themselves. It is compared with the short loss of the unchanged model, which shows whether a
 scaling hurts short text. The rounds are those of `extend/measuring.py`; a candidate that is clearly behind in paired
 differences on the same tokens is left out earlier.
 """
@@ -117,9 +118,9 @@ def bake_off(trials: Trials, entries: Sequence[Candidate], text: Text, rounds: S
     used, before = {True: 0, False: 0}, rounds[0].leaping
     for number, each in enumerate(rounds, start=1):
         field = field if number == 1 else _entering(field, each, guard, two=before or each.leaping)
-        trials.skip((each.candidates - len(field)) * each.windows * each.tokens)
+        trials.skip((each.candidates - len(field)) * each.windows * each.each)
         if len(field) == 1 and number > 1 and before == each.leaping:
-            trials.skip(each.windows * each.tokens)  # there is nobody to compare it with
+            trials.skip(each.windows * each.each)  # there is nobody to compare it with
             break
         if before != each.leaping:
             field = [Standing(one.candidate) for one in field]  # leaping windows and real ones are not added up

@@ -21,7 +21,7 @@ from handscroll.extend.own_text import own_text
 from handscroll.extend.remembered import Remembered
 from handscroll.extend.search import SEEDS, Found, Search, Species, search
 from handscroll.extend.trials import Progress, Trials
-from handscroll.extend.windows import NEAR, leaping_size
+from handscroll.extend.windows import NEAR, leaping_size, more_short
 from handscroll.lm import LM
 from handscroll.nn.positions.candidate import Candidate
 from handscroll.plan.calibration import GPU
@@ -126,13 +126,14 @@ def planned(field: Field, spec: ModelSpec, wanted: Wanted, own: bool = False) ->
     size = leaping_size(goal.trained, goal.target) if leaps else real
     readings = wanted.search.readings(len(field.seeds))
     last = wanted.search.finalists + SEEDS + wanted.search.refining(real)
+    count, more = max(1, wanted.measured // real), more_short(goal.trained, real)
+    searching = 0 if leaps else more
     before = (
-        Round(1, readings, size, leaps, "a search of factors"),
-        Round(last, max(1, wanted.measured // real), real, what="best factors"),
+        Round(1, readings, size, leaps, "a search of factors", searching),
+        Round(last, count, real, what="best factors", short=more),
     )
-    count = max(1, wanted.measured // real)
-    short = (min(size // 2 if leaps else size, goal.trained, NEAR),) * wanted.search.windows
-    short += (min(real, goal.trained, NEAR),) * count
+    short = (min(size // 2 if leaps else size, goal.trained, NEAR) + searching,) * wanted.search.windows
+    short += (min(real, goal.trained, NEAR) + more,) * count
     return dataclasses.replace(made, before=before, short=(*made.short, *short))
 
 

@@ -138,7 +138,8 @@ class Comparison:
     def _curve(self, line: Line) -> dict[str, Any]:
         """The loss by position: the short text, then the blocks past the trained length."""
         trained, length, trials = self.goal.trained, len(self.samples[0].ids), line.standing.trials
-        near = Window.real(self.samples[0], trained, self.goal.target).near
+        window = Window.real(self.samples[0], trained, self.goal.target)
+        near, texts = window.near, 1 + len(window.others)
         edges = np.linspace(trained, length, len(trials[0].far) + 1)
         far = np.mean([trial.far for trial in trials], axis=0)
         return {
@@ -149,7 +150,7 @@ class Comparison:
             "length": length,
             "positions": [near / 2, *((edges[:-1] + edges[1:]) / 2).tolist()],
             "loss": [line.standing.short, *far.tolist()],
-            "tokens": len(trials) * (near - 1 + length - trained),
+            "tokens": len(trials) * (texts * (near - 1) + length - trained),
             "windows": len(trials),
             "sources": [f"{sample.source}@{sample.offset}" for sample in self.samples],
             "text_sha256": fingerprint(self.samples),

@@ -6,12 +6,12 @@ so only the last few candidates read real ones, and of those no more than shows 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from handscroll.base.spec import ModelSpec
 from handscroll.base.workload import Workload
-from handscroll.extend.windows import NEAR, leaping_size
+from handscroll.extend.windows import NEAR, leaping_size, more_short
 from handscroll.plan.calibration import Calibration
 from handscroll.plan.duration import reading, writing
 from handscroll.plan.show import clock
@@ -41,18 +41,27 @@ def can_leap(spec: ModelSpec, trained: int, to: int, real: int) -> bool:
 
 @dataclass(frozen=True)
 class Round:
-    """At most `candidates` are measured on `windows` further windows of `tokens` tokens; `what` names the round."""
+    """At most `candidates` are measured on `windows` further windows of `tokens` tokens; `what` names the round.
+
+    `short` tokens of each window are read once more, as short texts by themselves.
+    """
 
     candidates: int
     windows: int
     tokens: int
     leaping: bool = False
     what: str = "candidates"
+    short: int = 0
+
+    @property
+    def each(self) -> int:
+        """Tokens that a candidate reads for a window."""
+        return self.tokens + self.short
 
     @property
     def all(self) -> int:
         """Tokens of the whole round."""
-        return self.candidates * self.windows * self.tokens
+        return self.candidates * self.windows * self.each
 
     def words(self, target: int) -> str:
         window = "a window" if self.windows == 1 else f"{self.windows} windows"
@@ -95,15 +104,17 @@ class Measuring:
         """
         real, size = reach(trained, target, measured), leaping_size(trained, target)
         windows, leaps, final = max(1, measured // real), 0, finalists(real, measured)
+        whole = Round(entries, windows, real, short=more_short(trained, real))
         if entries <= final:
-            rounds = [Round(entries, windows, real)]
+            rounds = [whole]
         elif not (leaping and can_leap(spec, trained, target, real)):
-            rounds = [Round(entries, 1, real), Round(final, windows - 1, real)]
+            rounds = [replace(whole, windows=1), replace(whole, candidates=final, windows=windows - 1)]
         else:
             leaps = LEAPS
             rounds = [Round(max(final, -(-entries // 2**number)), 1, size, True) for number in range(leaps)]
-            rounds += [Round(final, 1, real), Round(max(2, final // 2), windows - 1, real)]
-        short = [min(trained, size // 2, NEAR)] * leaps + [min(trained, real, NEAR)] * windows
+            rounds.append(replace(whole, candidates=final, windows=1))
+            rounds.append(replace(whole, candidates=max(2, final // 2), windows=windows - 1))
+        short = [min(trained, size // 2, NEAR)] * leaps + [min(trained, real, NEAR) + whole.short] * windows
         filled = tuple(each for each in rounds if each.windows)
         return cls(target, trained, filled, tuple(short), real * windows if own else 0)
 
@@ -146,7 +157,8 @@ class Measuring:
             found += 4 * batches * writing(workload.changed(**row), calibration)
         for each in self.every:  # of a long window only the short text and what lies past the trained length is scored
             unseen = 0 if each.leaping else max(0, self.trained - NEAR) if each.tokens > self.trained else 0
-            found += each.candidates * each.windows * once(each.tokens, 1.0 - unseen / each.tokens)
+            seconds = once(each.tokens, 1.0 - unseen / each.tokens) + (once(each.short) if each.short else 0.0)
+            found += each.candidates * each.windows * seconds
         return found
 
     def words(self, seconds: float) -> str:
@@ -176,7 +188,11 @@ def comparing(
     leaps = leaping and can_leap(spec, trained, target, real)
     size = leaping_size(trained, target) if leaps else real
     choosing = sum(max(readings, many) for many in groups if many > 1)
-    short = [min(trained, size // 2 if leaps else real, NEAR)] * LEAPS + [min(trained, real, NEAR)] * windows
-    rounds = [Round(1, choosing, size, leaps, "choosing each method's settings")] if choosing else []
-    rounds.append(Round(len(groups), windows, real, what="methods"))
+    more = more_short(trained, real)
+    settling = 0 if leaps else more
+    short = [min(trained, size // 2 if leaps else real, NEAR) + settling] * LEAPS
+    short += [min(trained, real, NEAR) + more] * windows
+    what = "choosing each method's settings"
+    rounds = [Round(1, choosing, size, leaps, what, settling)] if choosing else []
+    rounds.append(Round(len(groups), windows, real, what="methods", short=more))
     return Measuring(target, trained, tuple(rounds), tuple(short))

@@ -23,7 +23,7 @@ PENALTY = 5.0  # weight of each nat by which the rise of the short loss exceeds 
 @dataclass(frozen=True)
 class Trial:
     """One candidate on one window, in nats per token: `far` by block of tokens past the trained length, `near` by block
-    of the short text before it; `base` is the unchanged model on the short text. `tokens` were read, in `seconds`."""
+    of the short texts; `base` is the unchanged model on the short texts. `tokens` were read, in `seconds`."""
 
     far: tuple[float, ...]
     near: tuple[float, ...]
@@ -106,12 +106,13 @@ class Trials:
         self._told(0)
 
     def base(self, window: Window) -> float:
-        """The unchanged model's mean loss on the short text of a window."""
-        short = list(window.ids[: window.near])
+        """The unchanged model's mean loss on the short texts of a window."""
+        size = window.near + sum(len(one.ids) for one in window.others)
         found = self.memory.value(
-            ["as it is", window.near, short], lambda: {"short": float(short_losses(self.lm, window).mean())}
+            ["as it is", window.near, list(window.ids[:size])],
+            lambda: {"short": float(short_losses(self.lm, window).mean())},
         )
-        self._finish(window.near)
+        self._finish(size)
         return found["short"]
 
     def trial(self, candidate: Candidate, window: Window, base: float) -> Trial:
@@ -129,8 +130,9 @@ class Trials:
 
         how = [candidate.name, candidate.changes, *window.where()]
         found = self.memory.value(how, measured)
-        self._finish(len(window.ids))
-        blocks, size = (tuple(found["far"]), tuple(found["near"])), len(window.ids)
+        size = len(window.ids) + sum(len(one.ids) for one in window.others)
+        self._finish(size)
+        blocks = (tuple(found["far"]), tuple(found["near"]))
         return Trial(*blocks, found["long"], found["short"], base, size, found["seconds"])
 
     def further(self, field: Sequence[Standing], windows: Sequence[Window], bases: Sequence[float]) -> list[Standing]:

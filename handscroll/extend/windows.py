@@ -57,6 +57,19 @@ class Window:
         first = self.leaps[0][0] if self.leaps else len(self.ids)
         return min(self.trained, first, NEAR)
 
+    @property
+    def others(self) -> "tuple[Window, ...]":
+        """Further short texts out of a real window, each to be read by itself.
+
+        One short text says little of what a change costs there where the trained length is short. Together they have at
+        most `NEAR` tokens, and at most half of those of the window.
+        """
+        if self.leaps:
+            return ()
+        more = more_short(self.trained, len(self.ids))
+        firsts = range(self.near, self.near + more, self.near)
+        return tuple(Window(self.ids[first : first + self.near], self.trained, self.to) for first in firsts)
+
     def positions(self) -> Tensor:
         """The position (T,) of each token."""
         found = torch.arange(len(self.ids))
@@ -66,7 +79,13 @@ class Window:
 
     def where(self) -> list[object]:
         """What tells this window from all others, as JSON."""
-        return [self.trained, self.to, self.leaps, list(self.ids)]
+        return [self.trained, self.to, self.leaps, list(self.ids), len(self.others)]
+
+
+def more_short(trained: int, size: int) -> int:
+    """Tokens of the further short texts (`Window.others`) of a real window of `size` tokens."""
+    near = min(trained, size, NEAR)
+    return max(0, min(size // 2, NEAR) // near - 1) * near
 
 
 def leaping_size(trained: int, to: int) -> int:
@@ -75,7 +94,12 @@ def leaping_size(trained: int, to: int) -> int:
 
 
 def losses(lm: LM, window: Window, on_read: Callable[[int], None] | None = None) -> tuple[Tensor, Tensor]:
-    """The losses of the tokens past the trained length, and of the short text before it (float64, in order)."""
+    """The losses of the tokens past the trained length, and of the short texts (float64, in order)."""
+    far, short = _losses(lm, window, on_read)
+    return far, torch.cat([short, *(_losses(lm, one, None)[1] for one in window.others)])
+
+
+def _losses(lm: LM, window: Window, on_read: Callable[[int], None] | None) -> tuple[Tensor, Tensor]:
     ids, near = torch.tensor(window.ids), window.near
     positions = window.positions()
     far, short = positions[1:] >= window.trained, torch.arange(1, len(ids)) < near
@@ -89,8 +113,9 @@ def losses(lm: LM, window: Window, on_read: Callable[[int], None] | None = None)
 
 
 def short_losses(lm: LM, window: Window) -> Tensor:
-    """The losses of the short text alone, as a text of its own."""
-    return token_nll(lm, list(window.ids[: window.near])).double()
+    """The losses of the short texts alone, each as a text of its own."""
+    texts = [window.ids[: window.near], *(one.ids for one in window.others)]
+    return torch.cat([token_nll(lm, list(one)).double() for one in texts])
 
 
 def certificate(samples: Sequence[Sample]) -> dict[str, Any]:

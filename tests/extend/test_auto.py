@@ -57,7 +57,7 @@ def test_babyllama_four_times_longer_without_tuning(babyllama, stories):
     behind = {row.candidate.method: row.behind for row in result.outcome.rows}
     assert set(behind) == {"none", "pi", "ntk", "dynamic-ntk", "yarn", "llama3"}
     assert behind["yarn"] == 0.0 == min(behind.values()) and behind["pi"] > 2.0 and behind["none"] > 1.0
-    assert result.outcome.read < 60_000, (
+    assert result.outcome.read < 65_000, (
         "22 candidates on a window of 1,024 tokens would be 22,528, 6 methods on 8 more 49,152"
     )
 

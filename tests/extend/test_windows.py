@@ -9,7 +9,7 @@ import handscroll
 from handscroll.evaluate.samples import Sample
 from handscroll.extend.methods import candidates
 from handscroll.extend.trials import Standing, Trial, applied
-from handscroll.extend.windows import Window, leaping_size, losses
+from handscroll.extend.windows import Window, leaping_size, losses, more_short, short_losses
 from handscroll.nn.marks import Marks
 from handscroll.nn.positions.candidate import Candidate
 
@@ -30,6 +30,23 @@ def test_the_second_half_leaps_to_the_end_of_the_target():
     assert [at[first] for first in (64, 80, 96, 112)] == [160, 272, 384, 496]
     assert all(b - a == 1 for a, b in itertools.pairwise(at) if a % 16 != 15 or a < 63)
     assert Window.real(sample(128), 64, 512).positions().tolist() == list(range(128))
+
+
+def test_a_real_window_gives_more_short_texts(lm):
+    """What a change costs short text is known from all the short texts of a window, each read as a text of its own."""
+    window = Window.real(sample(400), 64, 400)
+    assert [one.ids for one in window.others] == [window.ids[64:128], window.ids[128:192]]
+    texts = [window.ids[:64], *(one.ids for one in window.others)]
+    apart = [lm.nll(list(one)).double() for one in texts]
+    torch.testing.assert_close(short_losses(lm, window), torch.cat(apart), atol=1e-5, rtol=0)
+    with applied(lm.model, candidates(lm.model, "pi", 400)[0]):
+        far, short = losses(lm, window)
+        changed = [losses(lm, one)[1] for one in window.others]
+    assert len(far) == 400 - 64 and len(short) == 3 * 63
+    torch.testing.assert_close(short[63:], torch.cat(changed))
+    assert (short[63:] - torch.cat(apart[1:])).abs().max() > 1e-3
+    assert not Window.leaping(sample(128), 64, 512).others and not Window.real(sample(128), 128, 256).others
+    assert more_short(32768, 40960) == 0 and more_short(512, 4096) == 3 * 512 and more_short(2048, 8192) == 2048
 
 
 @pytest.mark.parametrize(("trained", "to"), [(512, 4096), (7, 30), (32768, 65536), (1, 9)])
