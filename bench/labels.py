@@ -121,7 +121,7 @@ def lstm_folder(folder: Path, train: Path, seed: int) -> Path:
     """A new LSTM of 256 with a tokenizer that was trained on the training texts."""
     if not (folder / "config.json").exists():
         texts, _ = _rows(train)
-        tokenizer = train_tokenizer(texts, TokenizerConfig(vocab=8192))
+        tokenizer = train_tokenizer(texts, TokenizerConfig(vocab=4096))
         model = new_model("lstm", {"width": 256, "layers": 1}, About(tokenizer, 256))
         initialise(model, "normal", 1, torch.Generator().manual_seed(seed))
         save_model(model, folder)
