@@ -4,11 +4,8 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pydantic import SerializerFunctionWrapHandler, model_serializer
-
-from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError
-from handscroll.base.tables import resolve
+from handscroll.base.named import Named, named
 from handscroll.data.row import Row
 from handscroll.data.stream import Stream
 from handscroll.models.model import Model
@@ -24,7 +21,7 @@ OBJECTIVES = {
 }
 
 
-class ObjectiveSettings(Config):
+class ObjectiveSettings(Named):
     """An objective as a recipe names it; its fields are its settings there.
 
     It is frozen, and the same for every stage of a run.
@@ -34,7 +31,6 @@ class ObjectiveSettings(Config):
     compute a validation loss.
     """
 
-    name: ClassVar[str]
     kinds: ClassVar[tuple[str, ...]] = ("text",)
     continued: ClassVar[bool] = False
     text: ClassVar[bool] = True
@@ -104,11 +100,6 @@ class ObjectiveSettings(Config):
             )
         return self.build(model, data, smoothing, by_position)
 
-    @model_serializer(mode="wrap")
-    def _with_name(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The fields together with the name, so that `objective_from` can read them back from a record."""
-        return {"name": self.name, **handler(self)}
-
 
 def objective_from(values: Any, where: str = "objective") -> ObjectiveSettings:
     """An objective from its name, or from a table with a name and settings. `ObjectiveSettings` are returned unchanged.
@@ -116,13 +107,7 @@ def objective_from(values: Any, where: str = "objective") -> ObjectiveSettings:
     Raises:
         ConfigError: the name is missing or unknown, or a setting is wrong; the message gives the nearest valid name.
     """
-    if isinstance(values, ObjectiveSettings):
-        return values
-    values = {"name": values} if isinstance(values, str) else values
-    if not isinstance(values, dict) or not isinstance(values.get("name"), str):
-        raise ConfigError(f'{where}: expected a name, or a table with a name, such as {{ name = "causal" }}')
-    settings = {key: value for key, value in values.items() if key != "name"}
-    return resolve(OBJECTIVES, values["name"], "objective").parse(settings, where)
+    return named(ObjectiveSettings, OBJECTIVES, values, "objective", where, '{ name = "causal" }')
 
 
 def _listed(names: Any) -> str:

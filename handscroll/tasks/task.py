@@ -5,12 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import SerializerFunctionWrapHandler, model_serializer
 from rich.text import Text
 
-from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError
-from handscroll.base.tables import resolve
+from handscroll.base.named import Named, named
 from handscroll.data.batch import Batch
 from handscroll.data.row import Row
 from handscroll.data.stream import Stream
@@ -72,14 +70,13 @@ class Part:
     columns: str
 
 
-class Task(Config):
+class Task(Named):
     """A task. Its settings are its fields; it is frozen, and saved with what was tuned for it.
 
     A run (`tasks/finetune.py`) calls `read`, `settled`, `checked`, `ready`, `rows`, `objective`, `predict` and `score`,
     in this order; all but the first two are of the task that `settled` returned.
     """
 
-    name: ClassVar[str]
     summary: ClassVar[str]
     rows_each: ClassVar[int] = 1  # training rows that belong together
 
@@ -219,11 +216,6 @@ class Task(Config):
     def truth(self, example: Example) -> Any:
         """The target of an example as predictions give it; None if the example has none."""
 
-    @model_serializer(mode="wrap")
-    def _with_name(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The settings together with the name, so that `task_from` can read them back."""
-        return {"name": self.name, **handler(self)}
-
 
 def task_from(values: Any, where: str = "task") -> Task:
     """A task from its name, or from a table with a name and settings. A `Task` is returned unchanged.
@@ -231,10 +223,4 @@ def task_from(values: Any, where: str = "task") -> Task:
     Raises:
         ConfigError: the name is missing or unknown, or a setting is wrong; the message gives the nearest valid name.
     """
-    if isinstance(values, Task):
-        return values
-    values = {"name": values} if isinstance(values, str) else values
-    if not isinstance(values, dict) or not isinstance(values.get("name"), str):
-        raise ConfigError(f'{where}: expected the name of a task, or a table such as {{ name = "classify" }}')
-    settings = {key: value for key, value in values.items() if key != "name"}
-    return resolve(TASKS, values["name"], "task").parse(settings, where)
+    return named(Task, TASKS, values, "task", where, '{ name = "classify" }')

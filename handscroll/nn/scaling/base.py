@@ -2,15 +2,15 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 from torch import Tensor
 
-from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError
+from handscroll.base.named import Named
 from handscroll.nn.mask import Mask
 
 # Strict: a factor of "4" or true in a config.json is a mistake, and the reference library fails on it too.
@@ -30,7 +30,7 @@ class Band(NamedTuple):
     key: Callable[[Tensor], Tensor]
 
 
-class Scaling(Config):
+class Scaling(Named):
     """A way to stretch the rotary frequencies of a trained model over a longer text; frozen and pure.
 
     `factor` says how many times longer the text may become. `original` is the context that the frequencies were trained
@@ -38,7 +38,6 @@ class Scaling(Config):
     Limits: scales all layers alike; no frequencies per layer type.
     """
 
-    name: ClassVar[str]
     depends_on_length: ClassVar[bool] = False
 
     if TYPE_CHECKING:  # fields or constants of the subclasses; they would shadow a real attribute here
@@ -77,11 +76,6 @@ class Scaling(Config):
     def bands(self) -> tuple[Band, ...]:
         """The distance bands of the scaling; empty if all keys are read at their real distance."""
         return ()
-
-    @model_serializer(mode="wrap")
-    def _with_name(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The fields and the method's name, so that `scaling_from` can read the record back."""
-        return {"name": self.name, **handler(self)}
 
 
 def plain_frequencies(head_size: int, base: float) -> Float[Tensor, "half"]:

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from handscroll.base.errors import ConfigError
-from handscroll.base.tables import resolve
+from handscroll.base.named import named
 from handscroll.nn.scaling.base import Scaling
 
 SCALINGS = {
@@ -27,9 +26,4 @@ def scaling_from(values: Any, where: str = "scaling") -> Scaling:
     Raises:
         ConfigError: the name is missing or unknown (the nearest valid one is given), or fields are wrong.
     """
-    if isinstance(values, Scaling):
-        return values
-    if not isinstance(values, dict) or not isinstance(values.get("name"), str):
-        raise ConfigError(f'{where}: expected a table with a name, such as {{"name": "pi", "factor": 4.0}}')
-    fields = {key: value for key, value in values.items() if key != "name"}
-    return resolve(SCALINGS, values["name"], "scaling").parse(fields, where)
+    return named(Scaling, SCALINGS, values, "scaling", where, '{"name": "pi", "factor": 4.0}')
