@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from handscroll.base.errors import ConfigError
 from handscroll.base.named import Named, named
+from handscroll.base.tables import resolve
 from handscroll.data.row import Row
 from handscroll.data.stream import Stream
 from handscroll.models.model import Model
