@@ -98,6 +98,8 @@ class Answering:
         }
         if document := next((one.prompt.document for one in self.asked if one.prompt.document), None):
             found["document"] = dict(document)
+        if documents := [dict(record) for one in self.asked for record in one.prompt.documents]:
+            found["documents"] = documents
         if notes := [note for one in self.asked for note in one.prompt.notes]:
             found["notes"] = notes
         return found

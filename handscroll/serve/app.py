@@ -12,10 +12,22 @@ from starlette.types import ASGIApp
 from handscroll.base.errors import HandscrollError
 from handscroll.serve.errors import ApiError, ClientGoneError, of_ours, of_validation
 from handscroll.serve.gate import Gate
-from handscroll.serve.routes import about, chat, completions, documents, embeddings, explaining, page, reporting, tokens
+from handscroll.serve.routes import (
+    about,
+    chat,
+    completions,
+    documents,
+    embeddings,
+    explaining,
+    library,
+    page,
+    reporting,
+    retrieval,
+    tokens,
+)
 from handscroll.serve.serving import Serving
 
-GROUPS = (about, chat, completions, embeddings, tokens, documents, explaining, reporting, page)
+GROUPS = (about, chat, completions, embeddings, tokens, library, documents, explaining, retrieval, reporting, page)
 
 
 def application(serving: Serving) -> tuple[FastAPI, ASGIApp]:

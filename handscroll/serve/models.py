@@ -192,6 +192,10 @@ class Models:
         found = next((one for one in self.all.values() if one.engine is not None), None)
         return found or next(iter(self.all.values()))
 
+    def encoder(self) -> Served | None:
+        """The first encoder that is loaded, by which documents are searched."""
+        return next((one for one in self.all.values() if one.lm is not None and one.engine is None), None)
+
     @property
     def state(self) -> State:
         """What they are all together: "loading" until the last is ready or failed, "failed" if none is ready."""
@@ -227,6 +231,8 @@ class Models:
             fingerprint(lm.model)  # now, and not within the first request
             served.engine = engine
             self._worker.add(engine)
+        else:
+            fingerprint(lm.model)
         served.lm = lm
 
 

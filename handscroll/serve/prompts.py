@@ -26,8 +26,8 @@ class Prompt:
     """What a model reads before it answers.
 
     `ends` are the tokens that end the answer (None: the model's own). `rendered` is there if a template wrote it,
-    `reading` if a saved reading is its beginning; `document` says what was read of which document, `notes` what a
-    person should know.
+    `reading` if a saved reading is its beginning; `document` says what was read of the one document that was asked
+    about, `documents` of each of several, `notes` what a person should know.
     """
 
     ids: list[int]
@@ -37,6 +37,7 @@ class Prompt:
     rendered: Rendered | None = None
     reading: Reading | None = None
     document: Mapping[str, Any] = field(default_factory=dict)
+    documents: Sequence[Mapping[str, Any]] = ()
     notes: tuple[str, ...] = ()
 
 

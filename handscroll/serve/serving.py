@@ -11,8 +11,10 @@ from typing import TypeVar
 from starlette.requests import Request
 
 from handscroll.serve.admission import Admission
+from handscroll.serve.documents.library import Library
 from handscroll.serve.documents.readings import Readings
-from handscroll.serve.documents.shelf import Shelf
+from handscroll.serve.documents.shelf import Entry, Shelf
+from handscroll.serve.documents.vectors import Vectors
 from handscroll.serve.keys import Keys, Owner
 from handscroll.serve.metrics import Metrics
 from handscroll.serve.models import Models, Served
@@ -34,6 +36,7 @@ class Serving:
     models: Models = field(init=False)
     shelf: Shelf = field(init=False)
     readings: Readings = field(init=False)
+    library: Library = field(init=False)
     admission: Admission = field(init=False)
     metrics: Metrics = field(init=False)
 
@@ -43,6 +46,8 @@ class Serving:
         self.shelf = Shelf(self.settings.store, self.settings.limits.documents)
         self.readings = Readings(self.shelf, self.worker, self.settings)
         self.models = Models(self.settings, self.worker, self._ready)
+        self._vectors = Vectors(self.shelf, self.worker, self.models.encoder)
+        self.library = Library(self.shelf, self._vectors)
         self.metrics = Metrics(self._live)
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="handscroll-prepare")
         self._files = ThreadPoolExecutor(2, thread_name_prefix="handscroll-files")
@@ -71,9 +76,28 @@ class Serving:
         """The same for uploaded files, which may take minutes and keep no question waiting."""
         return await asyncio.get_running_loop().run_in_executor(self._files, work)
 
+    def begin(self, entry: Entry, served: Served) -> None:
+        """Let a model read a document that has just arrived, and an encoder its passages, if one is served.
+
+        The errors are those of `Readings.begin`.
+        """
+        self.readings.begin(entry, served)
+        self._vectors.begin(entry, self.library.passages)
+
+    async def delete(self, entry: Entry) -> None:
+        """Remove a document, and whatever was made of it, from memory and disk."""
+        self.shelf.hide(entry)
+        for one in self._vectors.forget(entry):
+            await asyncio.wait([asyncio.wrap_future(one)])
+        await self.readings.delete(entry)
+        self.library.forget(entry)
+
     def _ready(self, served: Served) -> None:
         if served.engine is not None:
             self.readings.resume(served)
+        elif served is self.models.encoder():
+            for entry in self.shelf.all():
+                self._vectors.begin(entry, self.library.passages)
 
     async def _watch(self) -> None:
         """Measure how late the event loop is."""

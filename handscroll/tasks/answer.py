@@ -8,9 +8,9 @@ from pydantic import Field as Setting
 from handscroll.data.encoded import Encoded
 from handscroll.data.table.fields import Field
 from handscroll.lm import LM
+from handscroll.search.similar import Similar
 from handscroll.tasks.evidence import evidence
 from handscroll.tasks.generative import USER, Framed, Generative
-from handscroll.tasks.similar import Similar
 from handscroll.tasks.task import Example, Prediction
 from handscroll.tasks.writer import Writer, learned
 from handscroll.text.pieces import Piece, pieces

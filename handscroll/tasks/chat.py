@@ -14,8 +14,8 @@ from handscroll.data.table.turns import turns_column
 from handscroll.lm import LM
 from handscroll.metrics.scores import Measured
 from handscroll.metrics.table import Settings, measure
+from handscroll.search.similar import Similar
 from handscroll.tasks.generative import USER, Framed, Generative, lost, perplexity
-from handscroll.tasks.similar import Similar
 from handscroll.tasks.task import Example, Part, Prediction
 from handscroll.tasks.writer import Writer, learned
 from handscroll.text.chat.messages import Message

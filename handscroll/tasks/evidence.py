@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from handscroll.tasks.similar import Similar
+from handscroll.search.similar import Similar
 from handscroll.text.pieces import Piece, sentences
 
 

@@ -22,9 +22,9 @@ from handscroll.metrics.texts import language_of
 from handscroll.models.model import Model
 from handscroll.objectives.causal import NextToken
 from handscroll.objectives.objective import Objective
+from handscroll.search.similar import Similar
 from handscroll.tasks.prompting import Prompting
 from handscroll.tasks.show import headline, show
-from handscroll.tasks.similar import Similar
 from handscroll.tasks.task import Example, OnDone, Prediction, Task
 from handscroll.tasks.writer import Writer, learned
 from handscroll.text.chat.messages import Message

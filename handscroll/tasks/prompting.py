@@ -10,7 +10,7 @@ import numpy as np
 from handscroll.base.errors import ConfigError, DataError, nearest
 from handscroll.cache.reading.store import Store
 from handscroll.data.table.table import Table
-from handscroll.tasks.similar import Similar
+from handscroll.search.similar import Similar
 
 if TYPE_CHECKING:
     from handscroll.lm import LM

@@ -12,6 +12,7 @@ from handscroll.cli.main import app
 from handscroll.data.table.table import Table
 from handscroll.generate.asked import NOW
 from handscroll.generate.chat import Speaker
+from handscroll.search.similar import Similar, terms
 from handscroll.tasks.answer import Answer
 from handscroll.tasks.chat import Chat, Dialogue, Instruct
 from handscroll.tasks.complete import Complete
@@ -19,7 +20,6 @@ from handscroll.tasks.evidence import evidence
 from handscroll.tasks.finetune import finetune
 from handscroll.tasks.predict import load_tuned, predict
 from handscroll.tasks.recipe import TaskData, TuningRecipe
-from handscroll.tasks.similar import Similar, terms
 from handscroll.tasks.summarise import Summarise
 from handscroll.tasks.task import task_from
 from handscroll.tasks.translate import Translate

@@ -30,23 +30,13 @@ def document_prompt(
             changes the document. DataError: the template refuses the messages.
     """
     reading, document = opened()
-    turns = dumped(messages)
-    if turns[0]["role"] != "user":
-        why = "a conversation about a document begins with the user's message; the text before a document cannot change"
-        raise ApiError(400, why, "invalid_value", "messages")
-    check_characters(served, sum(map(len, map(said, turns))))
-    question, known = said(turns[0]), reading.tokens.tolist()
+    turns = check_turns(served, messages)
     if document is None:
         return _plain(served, entry, reading, turns)
     speaker = served.speaker()
     check_variables(served, speaker, variables)
-    rendered = within(speaker, document, TURN.replace("{question}", question), turns[1:], variables)
-    shared = shared_beginning(known, rendered.ids)
-    if shared < reading.length - SEAM:
-        raise ConfigError(
-            f"these messages change the text before the document ({shared:,} of {reading.length:,} tokens are the "
-            "same): leave out the variables of the template, or let the document be read again"
-        )
+    rendered = within(speaker, document, TURN.replace("{question}", said(turns[0])), turns[1:], variables)
+    shared = same_beginning(reading, rendered.ids)
     return Prompt(
         rendered.ids,
         rendered.text,
@@ -54,23 +44,52 @@ def document_prompt(
         speaker,
         rendered,
         reading.part(shared),
-        about(entry, reading, shared),
+        about(entry, reading.length, shared),
     )
 
 
-def about(entry: Entry, reading: Reading, kept: int) -> dict[str, Any]:
-    """What the contract says of the document: how much of it was read, and which text it is."""
-    total = reading.length
-    counts = {"tokens": total, "seen": total, "from_reading": kept}
+def check_turns(served: Served, messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+    """The messages of a conversation about documents, as the template reads them.
+
+    Raises:
+        ApiError: the first is not the user's, or the model answers one question at a time. CapacityError: they cannot
+            fit.
+    """
+    turns = dumped(messages)
+    if turns[0]["role"] != "user":
+        why = "a conversation about a document begins with the user's message; the text before a document cannot change"
+        raise ApiError(400, why, "invalid_value", "messages")
+    if len(turns) > 1 and not served.talks:
+        message = f"'{served.name}' has no chat template, so it answers one question at a time"
+        raise ApiError(400, message, "invalid_value", "messages")
+    check_characters(served, sum(map(len, map(said, turns))))
+    return turns
+
+
+def same_beginning(reading: Reading, ids: Sequence[int]) -> int:
+    """How many tokens of a reading a prompt begins with.
+
+    Raises:
+        ConfigError: the prompt changes what stands before the document.
+    """
+    shared = shared_beginning(reading.tokens.tolist(), ids)
+    if shared < reading.length - SEAM:
+        raise ConfigError(
+            f"these messages change the text before the document ({shared:,} of {reading.length:,} tokens are the "
+            "same): leave out the variables of the template, or let the document be read again"
+        )
+    return shared
+
+
+def about(entry: Entry, total: int, kept: int) -> dict[str, Any]:
+    """What the contract says of a document that is read whole: its tokens, how many come from its reading, its text."""
+    counts = {"how": "whole", "tokens": total, "seen": total, "from_reading": kept}
     return {"id": entry.number, "name": entry.name, **counts, "text_sha256": entry.text_sha256}
 
 
 def _plain(served: Served, entry: Entry, reading: Reading, turns: Sequence[Mapping[str, Any]]) -> Prompt:
     """A question after a plain text, as a model without a template reads it."""
-    if len(turns) > 1:
-        message = f"'{served.name}' has no chat template, so it answers one question at a time"
-        raise ApiError(400, message, "invalid_value", "messages")
     after = QUESTION.replace("{question}", said(turns[0]))
     more = served.loaded.tokenizer.encode(after, special=False, follows=True)
     ids = [*reading.tokens.tolist(), *more]
-    return Prompt(ids, after, reading=reading, document=about(entry, reading, reading.length))
+    return Prompt(ids, after, reading=reading, document=about(entry, reading.length, reading.length))

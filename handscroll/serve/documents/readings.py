@@ -290,8 +290,9 @@ def too_long(served: Served, text: Any, begun: Opening, fits: int) -> str:
     return (
         f"the document has {len(begun.ids):,} tokens, but '{served.name}' holds {served.loaded.context:,} with "
         f"{served.loaded.context - fits:,} kept free for question and answer: {fits:,} would fit (about {kept:,} of "
-        f"{len(text.text):,} characters{until}). Give a part of it, a model with a longer context, or lengthen this "
-        "one (handscroll extend)"
+        f"{len(text.text):,} characters{until}). Let it be read by passages that a search finds "
+        '("reading": "auto"; the answer says how much that was), give a part of it or a model with a longer context, '
+        "or lengthen this one (handscroll extend)"
     )
 
 

@@ -2,6 +2,7 @@
 
 documents/<owner>/<id>/about.json   name, sizes, hashes, places, and which models have read it
                        text.txt     its text
+                       vectors-*    vectors of its passages, by encoder
 """
 
 import json
@@ -146,6 +147,31 @@ class Shelf:
                 return
             about = {name: value for name, value in vars(entry).items() if name not in ("gone", "owner", "number")}
             write_file(self._of(entry) / "about.json", (json.dumps(about, ensure_ascii=False) + "\n").encode())
+
+    def keep(self, entry: Entry, name: str, content: bytes) -> None:
+        """Keep what was made of a document beside it, unless it was deleted meanwhile.
+
+        Raises:
+            CheckpointError: the disk refused.
+        """
+        with self._lock:
+            if not entry.gone:
+                write_file(self._of(entry) / name, content)
+
+    def kept(self, entry: Entry, name: str) -> bytes:
+        """What was kept under that name.
+
+        Raises:
+            CheckpointError: there is nothing.
+        """
+        try:
+            return (self._of(entry) / name).read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"nothing is kept as {name} of a document ({error})") from None
+
+    def has(self, entry: Entry, name: str) -> bool:
+        """Whether something is kept under that name."""
+        return (self._of(entry) / name).is_file()
 
     def hide(self, entry: Entry) -> None:
         """Let nobody find a document any more."""

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import ExitStack, aclosing
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from handscroll.serve.answering import Answering, Asked, Said, place, whole
-from handscroll.serve.documents.asking import document_prompt
+from handscroll.serve.documents.choosing import prompting
 from handscroll.serve.errors import ApiError
 from handscroll.serve.logprobs import of_chat
 from handscroll.serve.models import Served
@@ -31,18 +31,10 @@ async def chat(body: ChatRequest, request: Request) -> Response:
     serving, owner = of(request)
     served = serving.models.find(body.model)
     served.writing  # noqa: B018 - refuses a model that is not ready or writes no text
-    if body.tools and body.document:
-        raise ApiError(400, "tools are not handed on beside a document: leave one out", "invalid_value", "tools")
-    entry = None if body.document is None else serving.shelf.get(owner.number, body.document)
     tools = None if body.tool_choice == "none" else body.tools
-
-    def prompted() -> Prompt:
-        if entry is not None:
-            reading = partial(serving.readings.opened, entry, served)
-            return document_prompt(served, entry, reading, body.messages, body.chat_template_kwargs)
-        return chat_prompt(served, body.messages, tools, body.chat_template_kwargs)
-
-    return await answer(request, body, served, prompted)
+    about = prompting(serving, owner, served, body, body.messages)
+    free = partial(chat_prompt, served, body.messages, tools, body.chat_template_kwargs)
+    return await answer(request, body, served, about or free)
 
 
 async def answer(request: Request, body: Speaking, served: Served, prompted: Callable[[], Prompt]) -> Response:
@@ -51,19 +43,39 @@ async def answer(request: Request, body: Speaking, served: Served, prompted: Cal
     Raises:
         ApiError: a setting is wrong, or there is no place. The errors of the package are those of `prompts.py`.
     """
+    if not body.stream:
+        return JSONResponse(await completed(request, body, served, prompted))
+    held, asking = _asking(request, body, served, prompted)
+    with ExitStack() as until:
+        until.callback(held.close)
+        answering = await asking
+        until.pop_all()
+        return Events(_chunks(answering, body), held)
+
+
+async def completed(request: Request, body: Speaking, served: Served, prompted: Callable[[], Prompt]) -> dict[str, Any]:
+    """The whole answer to a prompt; the errors are those of `answer`."""
+    held, asking = _asking(request, body, served, prompted)
+    with held:
+        answering = await asking
+        said = await until_gone(request.receive, whole(answering))
+        return _completion(answering, body, said)
+
+
+def _asking(
+    request: Request, body: Speaking, served: Served, prompted: Callable[[], Prompt]
+) -> tuple[ExitStack, Coroutine[Any, Any, Answering]]:
+    """A place for the answers, and what asks for them."""
     serving, owner = of(request)
     check_logprobs(body)
     check_form(body.response_format, serving.settings.limits.schema_bytes)
     held = place(serving, owner, body.count)
-    with ExitStack() as until:
-        until.callback(held.close)
+
+    async def asking() -> Answering:
         asked = await until_gone(request.receive, serving.prepare(partial(_asked, serving, body, served, prompted)))
-        answering = Answering(serving, owner, served, [asked], body.user or "", held)
-        if body.stream:
-            until.pop_all()
-            return Events(_chunks(answering, body), held)
-        said = await until_gone(request.receive, whole(answering))
-        return JSONResponse(_completion(answering, body, said))
+        return Answering(serving, owner, served, [asked], body.user or "", held)
+
+    return held, asking()
 
 
 def _asked(serving: Serving, body: Speaking, served: Served, prompted: Callable[[], Prompt]) -> Asked:

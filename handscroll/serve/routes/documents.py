@@ -6,15 +6,16 @@ from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Form, Path, Request, Response, UploadFile
+from fastapi.responses import JSONResponse
 
 from handscroll.serve.answering import place
 from handscroll.serve.documents.arriving import arrive
-from handscroll.serve.documents.asking import document_prompt
+from handscroll.serve.documents.choosing import one_prompt, reader, wish_of
 from handscroll.serve.documents.shelf import Entry
 from handscroll.serve.errors import ApiError
-from handscroll.serve.models import Served
 from handscroll.serve.policy import policy
-from handscroll.serve.routes.chat import answer
+from handscroll.serve.routes.chat import answer, completed
+from handscroll.serve.routes.retrieval import check_alone, compared
 from handscroll.serve.schemas.chat import AskRequest, ChatMessage
 from handscroll.serve.schemas.documents import ReadRequest
 from handscroll.serve.serving import Serving, of
@@ -45,7 +46,7 @@ async def upload(
     work = partial(arrive, serving.shelf, owner.number, file.filename or "", file.file, limits)
     with place(serving, owner, 1):
         entry = await serving.open_file(work)
-        await serving.open_file(partial(serving.readings.begin, entry, served))
+        await serving.open_file(partial(serving.begin, entry, served))
     return told(serving, entry)
 
 
@@ -113,11 +114,15 @@ async def ask(number: Number, body: AskRequest, request: Request) -> Response:
     serving, owner = of(request)
     entry = serving.shelf.get(owner.number, number)
     served = reader(serving, entry, body.model)
-    question = ChatMessage(role="user", content=body.question)
-    opened = partial(serving.readings.opened, entry, served)
-    messages = [*body.history, question]
-    prompted = partial(document_prompt, served, entry, opened, messages, body.chat_template_kwargs)
-    return await answer(request, body, served, prompted)
+    messages = [*body.history, ChatMessage(role="user", content=body.question)]
+    prompted = partial(one_prompt, serving, served, entry, wish_of(body), messages, body.chat_template_kwargs)
+    if body.retrieval is None:
+        return await answer(request, body, served, prompted)
+    check_alone(body)
+    made = await completed(request, body, served, prompted)
+    message = made["choices"][0]["message"]["content"]
+    made["retrieval"] = await compared(request, body, served, entry, body.retrieval, message)
+    return JSONResponse(made)
 
 
 @router.delete("/v1/documents/{number}")
@@ -126,27 +131,13 @@ async def delete(number: Number, request: Request) -> dict[str, Any]:
     """Remove a document: its text, its readings, and whatever else was made of it."""
     serving, owner = of(request)
     entry = serving.shelf.get(owner.number, number)
-    await serving.readings.delete(entry)
+    await serving.delete(entry)
     return {"id": entry.number, "object": "document", "deleted": True}
 
 
 def told(serving: Serving, entry: Entry) -> dict[str, Any]:
     """A document as the interface tells it."""
     return entry.record() | {"readings": serving.readings.progress(entry)}
-
-
-def reader(serving: Serving, entry: Entry, name: str) -> Served:
-    """The model that answers about a document: the one that is named, else the only one that has read it.
-
-    Raises:
-        ApiError: no such model, or several have read it.
-    """
-    if name:
-        return serving.models.find(name)
-    names = [model for model in entry.readings if model in serving.models.all]
-    if len(names) > 1:
-        raise ApiError(400, f"several models have read it: name one of {', '.join(names)}", "invalid_value", "model")
-    return serving.models.find(names[0]) if names else serving.models.first()
 
 
 async def _changes(serving: Serving, entry: Entry) -> AsyncGenerator[dict[str, Any]]:

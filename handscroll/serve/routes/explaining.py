@@ -12,12 +12,12 @@ from handscroll.generate.request import Request as Asked
 from handscroll.generate.sample import Sampling
 from handscroll.serve.answering import place
 from handscroll.serve.documents.asking import document_prompt
+from handscroll.serve.documents.choosing import reader
 from handscroll.serve.documents.shelf import Entry
 from handscroll.serve.errors import ApiError, ClientGoneError
 from handscroll.serve.models import Served
 from handscroll.serve.policy import policy
 from handscroll.serve.prompts import Prompt
-from handscroll.serve.routes.documents import reader
 from handscroll.serve.schemas.chat import ChatMessage, ExplainRequest
 from handscroll.serve.serving import Serving, of
 from handscroll.serve.streaming import until_gone
@@ -39,17 +39,23 @@ async def explain(
     served.writing  # noqa: B018 - refuses a model that is not ready or writes no text
     opened = partial(serving.readings.opened, entry, served)
     messages = [*body.history, ChatMessage(role="user", content=body.question)]
-    gone = threading.Event()
     with place(serving, owner, 1):
-        prompt = await until_gone(
-            request.receive, serving.prepare(partial(document_prompt, served, entry, opened, messages))
-        )
-        try:
-            work = partial(_explained, serving, served, entry, prompt, body, gone)
-            made = await until_gone(request.receive, serving.worker.long(work))
-        finally:
-            gone.set()
-    return made.record()
+        prompted = serving.prepare(partial(document_prompt, served, entry, opened, messages))
+        prompt = await until_gone(request.receive, prompted)
+        return (await explanation(request, served, entry, prompt, body)).record()
+
+
+async def explanation(
+    request: Request, served: Served, entry: Entry, prompt: Prompt, body: ExplainRequest
+) -> Explanation:
+    """Why an answer to a prompt about a document was given; ended when the client goes away."""
+    serving, _ = of(request)
+    gone = threading.Event()
+    try:
+        work = partial(_explained, serving, served, entry, prompt, body, gone)
+        return await until_gone(request.receive, serving.worker.long(work))
+    finally:
+        gone.set()
 
 
 def _explained(

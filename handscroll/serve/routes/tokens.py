@@ -5,14 +5,13 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from handscroll.serve.documents.asking import document_prompt
-from handscroll.serve.documents.shelf import Entry
+from handscroll.serve.documents.choosing import prompting
 from handscroll.serve.errors import ApiError
 from handscroll.serve.models import Served
 from handscroll.serve.policy import policy
 from handscroll.serve.prompts import Prompt, chat_prompt, text_prompt
 from handscroll.serve.schemas.others import CountRequest, DetokeniseRequest, TokeniseRequest
-from handscroll.serve.serving import Serving, of
+from handscroll.serve.serving import of
 
 router = APIRouter()
 
@@ -49,22 +48,20 @@ async def _prompt(body: CountRequest, request: Request) -> tuple[Served, Prompt]
     served = serving.models.find(body.model)
     if (body.text is None) == (body.messages is None):
         raise ApiError(400, "give a text, or messages, and one of them only", "invalid_value", "text")
-    if body.messages is None and (body.tools or body.document):
-        raise ApiError(400, "tools and document belong to messages", "invalid_value", "messages")
-    if body.tools and body.document:
-        raise ApiError(400, "tools are not handed on beside a document: leave one out", "invalid_value", "tools")
-    entry = None if body.document is None else serving.shelf.get(owner.number, body.document)
-    return served, await serving.prepare(partial(_made, serving, served, body, entry))
+    if body.messages is None and (body.tools or body.document or body.documents):
+        raise ApiError(400, "tools and documents belong to messages", "invalid_value", "messages")
+    about = prompting(serving, owner, served, body, body.messages or [], strict=False)
+    return served, await serving.prepare(about or partial(_made, served, body))
 
 
-def _made(serving: Serving, served: Served, body: CountRequest, entry: Entry | None) -> Prompt:
+def _made(served: Served, body: CountRequest) -> Prompt:
     if body.messages is None:
         return text_prompt(served, body.text or "", None)
-    if entry is not None:
-        return document_prompt(served, entry, partial(serving.readings.opened, entry, served), body.messages)
     return chat_prompt(served, body.messages, body.tools)
 
 
 def _counts(served: Served, prompt: Prompt) -> dict[str, Any]:
     found, context = len(prompt.ids), served.loaded.context
-    return {"model": served.name, "count": found, "context": context, "left": max(0, context - found)}
+    counts = {"model": served.name, "count": found, "context": context, "left": max(0, context - found)}
+    documents = [prompt.document] if prompt.document else list(prompt.documents)
+    return counts | ({"documents": documents} if documents else {})

@@ -1,6 +1,6 @@
 """Bodies of /v1/chat/completions and of questions about a document."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -36,21 +36,63 @@ class Speaking(Choosing):
     chat_template_kwargs: dict[str, Any] | None = Field(default=None, description="variables of the chat template")
 
 
-class ChatRequest(Speaking):
+Number = Annotated[str, Field(max_length=64)]
+Numbers = Annotated[list[Number], Field(min_length=1, max_length=1000)] | Literal["all"]
+Passages = Annotated[int, Field(ge=64, le=1 << 20)]
+
+
+class Gathered(Body):
+    """How documents are read: what "auto" does not read whole, it reads by passages that a search finds."""
+
+    reading: Literal["whole", "auto", "passages"] | None = Field(default=None, description="whole, unless given")
+    passages: Passages | None = Field(default=None, description="tokens of the passages that each question gets")
+
+
+class ChatRequest(Speaking, Gathered):
     """An answer to messages, by the chat template of the model."""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MESSAGES)
     tools: list[dict[str, Any]] | None = Field(default=None, max_length=128, description="handed to the template")
     tool_choice: Literal["auto", "none"] | None = None
     document: str | None = Field(default=None, max_length=64, description="a document that stands before the messages")
+    documents: Numbers | None = Field(default=None, description="several documents, or all of one's own")
 
 
-class AskRequest(Speaking):
+class Compared(Body):
+    """What is told of a search beside the answer from the whole document."""
+
+    passages: Passages | None = Field(default=None, description="tokens of the passages that the search passes on")
+    explain: bool = Field(default=False, description="whether they hold what the answer from the whole rests on")
+
+
+class AskRequest(Speaking, Gathered):
     """A question about one document. `history` are earlier questions and answers about it, in turns."""
 
     model: str = Field(default="", max_length=200, description="the model that has read it, unless there is one only")
     question: str = Field(min_length=1)
     history: list[ChatMessage] = Field(default_factory=list, max_length=MESSAGES)
+    retrieval: Compared | None = Field(default=None, description="adds what a search would have seen")
+
+
+class LibraryRequest(Speaking, Gathered):
+    """A question about several documents, or all of one's own."""
+
+    model: str = Field(default="", max_length=200, description="the first model that writes, unless given")
+    documents: Numbers = Field(default="all", description="their ids")
+    question: str = Field(min_length=1)
+    history: list[ChatMessage] = Field(default_factory=list, max_length=MESSAGES)
+
+
+class RetrievalRequest(Speaking, Compared):
+    """A question about one document, answered from the whole and from what a search would have passed on.
+
+    `answer` is the answer from the whole, if it is there already.
+    """
+
+    model: str = Field(default="", max_length=200, description="the model that has read it, unless there is one only")
+    question: str = Field(min_length=1)
+    history: list[ChatMessage] = Field(default_factory=list, max_length=MESSAGES)
+    answer: str | None = Field(default=None, min_length=1)
 
 
 class ExplainRequest(Body):

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from handscroll.evaluate.brief import LEAST
 from handscroll.serve.schemas.body import Body
-from handscroll.serve.schemas.chat import MESSAGES, ChatMessage
+from handscroll.serve.schemas.chat import MESSAGES, ChatMessage, Gathered, Numbers
 
 
 class EmbeddingRequest(Body):
@@ -22,7 +22,7 @@ class EmbeddingRequest(Body):
     windows: bool | None = None
 
 
-class CountRequest(Body):
+class CountRequest(Gathered):
     """A text, or messages as the model's template writes them, to be counted in the model's tokens."""
 
     model: str = Field(max_length=200)
@@ -30,6 +30,7 @@ class CountRequest(Body):
     messages: list[ChatMessage] | None = Field(default=None, min_length=1, max_length=MESSAGES)
     tools: list[dict[str, Any]] | None = Field(default=None, max_length=128)
     document: str | None = Field(default=None, max_length=64)
+    documents: Numbers | None = None
 
 
 class TokeniseRequest(CountRequest):

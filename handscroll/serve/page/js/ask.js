@@ -1,25 +1,28 @@
-// Ask: a conversation about a document (or about none), with its text beside it.
+// Ask: a conversation about documents (or about none), with their texts beside it.
 
 import { field, fill, h, say } from "./dom.js";
 import { readingOf } from "./following.js";
 import { gauge } from "./gauge.js";
-import { original } from "./original.js";
-import { documentOf, model, on, state, talkOf } from "./state.js";
-import { asMarkdown, busy, question } from "./talk.js";
+import { originals } from "./original.js";
+import { askable, known, several } from "./choose.js";
+import { documentsOf, model, on, talkOf } from "./state.js";
+import { asMarkdown, busy, question, sourcesOf } from "./talk.js";
 import { turnNode } from "./turns.js";
 import { number, t } from "./words.js";
 
 const NEAR = 80; // pixels from the end within which the conversation follows what is written
 
-export function askView(main, id) {
-  const entry = documentOf(id);
-  const talk = talkOf(entry ? id : "");
+const SEVERAL = "several"; // the choice that opens the list of documents
+
+export function askView(main, key) {
+  const entries = documentsOf(key);
+  const talk = talkOf(entries.map((one) => one.id).join("+"));
   const ends = [];
   const scroll = h("div", { class: "turns", tabindex: "0", role: "region", "aria-label": t("ask.conversation") });
-  const ready = entry ? readingOf(entry, model()?.id ?? "")?.state === "read" : true;
-  const pane = entry ? original(entry) : null;
-  const grid = h("div", { class: entry ? "asking with-text" : "asking" });
-  const view = { main, entry, talk, scroll, pane, grid, parts: new Map(), ready };
+  const ready = entries.every((one) => askable(one, model()?.id ?? ""));
+  const pane = entries.length ? originals(entries) : null;
+  const grid = h("div", { class: entries.length ? "asking with-text" : "asking" });
+  const view = { main, entries, talk, scroll, pane, grid, parts: new Map(), ready };
   const composer = composing(view);
   fill(grid, h("div", { class: "talk" }, about(view), scroll, composer.node), pane && h("aside", { class: "text", "aria-label": t("ask.text") }, pane.node));
   fill(main, h("h1", { class: "unseen" }, t("ask.title")), grid);
@@ -27,24 +30,33 @@ export function askView(main, id) {
   ends.push(() => { for (const part of view.parts.values()) part.end(); });
   ends.push(on("models", () => composer.changed()));
   paint(view);
-  const explained = talk.turns.findLast((turn) => turn.why?.state === "done");
+  const explained = talk.turns.findLast((turn) => turn.why?.state === "done" || sourcesOf(turn).some((one) => one.passages));
   if (explained) pane?.show(explained);
   scroll.scrollTop = scroll.scrollHeight;
   composer.focus();
   return () => ends.forEach((end) => end());
 }
 
-/** Which document, which side on a narrow screen, and the settings. */
+/** Which documents, which side on a narrow screen, and the settings. */
 function about(view) {
-  const { talk, entry } = view;
-  const known = state.documents.filter((one) => readingOf(one));
-  const select = h("select", { id: "which-document", on: { change: () => { location.hash = select.value ? `#/ask/${select.value}` : "#/ask"; } } },
-    h("option", { value: "" }, t("ask.none")), known.map((one) => h("option", { value: one.id }, one.name)));
-  select.value = entry?.id ?? "";
+  const { talk, entries } = view;
+  const all = known();
+  const select = h("select", { id: "which-document", on: { change: () => choose(select, talk) } },
+    h("option", { value: "" }, t("ask.none")), all.map((one) => h("option", { value: one.id }, one.name)),
+    entries.length > 1 && h("option", { value: talk.document }, t("choose.these", { count: entries.length, names: entries.map((one) => one.name).join(", ") })),
+    all.length > 1 && h("option", { value: SEVERAL }, t("choose.several")));
+  select.value = talk.document;
   const side = (name) => h("button", { class: "plain side", type: "button", "aria-pressed": String(name === "conversation"), "data-side": name, on: { click: () => turnTo(view, name) } }, t(`ask.${name}`));
   return h("div", { class: "about" },
-    h("div", { class: "which-document" }, h("label", { for: "which-document", class: "unseen" }, t("ask.of")), select, entry && h("span", { class: "sides" }, side("conversation"), side("text"))),
+    h("div", { class: "which-document" }, h("label", { for: "which-document", class: "unseen" }, t("ask.of")), select, entries.length > 0 && h("span", { class: "sides" }, side("conversation"), side("text"))),
     settings(talk));
+}
+
+function choose(select, talk) {
+  const { value } = select;
+  select.value = talk.document;
+  if (value === SEVERAL) several(talk.document ? talk.document.split("+") : []);
+  else location.hash = value ? `#/ask/${value}` : "#/ask";
 }
 
 /** On a narrow screen: the conversation or the text. */
@@ -79,7 +91,7 @@ function clear(talk) {
 }
 
 function save(talk) {
-  const name = documentOf(talk.document)?.name ?? "Handscroll";
+  const name = documentsOf(talk.document).map((one) => one.name).join(", ") || "Handscroll";
   const url = URL.createObjectURL(new Blob([asMarkdown(talk, name)], { type: "text/markdown" }));
   h("a", { href: url, download: `${name.replace(/\.\w+$/, "")}.md` }).click();
   setTimeout(() => URL.revokeObjectURL(url), 1000);
@@ -101,22 +113,25 @@ function paint(view) {
   if (!talk.turns.length) scroll.prepend(h("p", { class: "empty" }, emptyWords(view)));
 }
 
-function emptyWords({ entry }) {
+function emptyWords({ entries }) {
   const served = model();
   if (!served) return t("model.none");
   if (served.state !== "ready") return t(served.state === "failed" ? "model.failed" : "model.loading", { name: served.id });
-  if (!entry) return served.chat ? t("ask.emptyFree", { model: served.id }) : t("ask.plainModel", { model: served.id });
-  const reading = readingOf(entry, served.id);
-  if (reading?.state !== "read") return reading?.error ?? t("ask.unready", { name: entry.name, model: served.id });
-  return t("ask.empty", { name: entry.name, tokens: number(reading.tokens) });
+  if (!entries.length) return served.chat ? t("ask.emptyFree", { model: served.id }) : t("ask.plainModel", { model: served.id });
+  const unread = entries.find((one) => !askable(one, served.id));
+  if (unread) return readingOf(unread, served.id)?.error ?? t("ask.unready", { name: unread.name, model: served.id });
+  if (entries.length > 1) return t("ask.emptySeveral", { count: entries.length });
+  const [entry] = entries;
+  const { state, tokens } = readingOf(entry, served.id);
+  return t(state === "read" ? "ask.empty" : "ask.emptyLong", { name: entry.name, tokens: number(tokens), context: number(served.context) });
 }
 
 /** Where questions are written, with the gauge of the window below. */
 function composing(view) {
-  const { talk, entry } = view;
+  const { talk } = view;
   const input = h("textarea", { rows: "1", id: "question", "aria-label": t("ask.question"), "aria-describedby": "question-keys", placeholder: t("ask.placeholder"), value: talk.draft });
   const send = h("button", { class: "press", type: "submit" });
-  const measured = gauge(talk, view.ready ? entry : null, () => talk.draft.trim());
+  const measured = gauge(talk, view.ready, () => talk.draft.trim());
   const node = h("form", { class: "composer" }, h("div", { class: "writing" }, input, send), h("p", { class: "unseen", id: "question-keys" }, t("ask.keys")), measured.node);
   const grow = () => { input.style.height = "auto"; input.style.height = `${Math.min(input.scrollHeight + 2, 240)}px`; };
   const changed = () => {

@@ -4,8 +4,7 @@
 import { ApiError, api } from "./api.js";
 import { fill, h, settled } from "./dom.js";
 import { model } from "./state.js";
-import { messages } from "./talk.js";
-import { readingOf } from "./following.js";
+import { about, messages } from "./talk.js";
 import { number, t } from "./words.js";
 
 const PARTS = ["system", "document", "history", "question", "answer"];
@@ -13,7 +12,7 @@ const PAUSE = 350; // milliseconds without a key before the question is counted 
 const USUAL = 1024; // tokens of an answer, if the server does not say
 
 /** A gauge that follows a conversation: `draft` gives the question that is being written. */
-export function gauge(talk, entry, draft) {
+export function gauge(talk, ready, draft) {
   const node = h("div", { class: "gauge" });
   let asked = null;
   let known = { key: "" };
@@ -23,7 +22,7 @@ export function gauge(talk, entry, draft) {
     asked = new AbortController();
     const { signal } = asked;
     const served = model();
-    if (!served || served.state !== "ready" || !served.chat) return fill(node);
+    if (!served || served.state !== "ready" || !served.chat || !ready) return fill(node);
     try {
       paint(node, await parts(served, signal), served, talk);
     } catch (error) {
@@ -36,17 +35,21 @@ export function gauge(talk, entry, draft) {
 
   /** The parts of the next prompt, which add up to the server's count of the whole. */
   async function parts(served, signal) {
-    const count = async (list) => (await api.count({ model: served.id, messages: list, ...(entry ? { document: entry.id } : {}) }, signal)).count;
+    const count = async (list) => {
+      const found = await api.count({ model: served.id, messages: list, ...about(talk) }, signal);
+      const seen = (found.documents ?? []).reduce((sum, one) => sum + one.seen, 0);
+      return { total: found.count, seen, said: found.count - seen };
+    };
     const earlier = messages(talk, null, "");
     const key = JSON.stringify([served.id, earlier]);
     if (known.key !== key) {
-      const alone = await count([{ role: "user", content: "?" }]);
-      const system = earlier[0]?.role === "system" ? Math.max(0, (await count([earlier[0], { role: "user", content: "?" }])) - alone) : 0;
-      const all = earlier.length ? await count([...earlier, { role: "user", content: "?" }]) : alone;
+      const alone = (await count([{ role: "user", content: "?" }])).said;
+      const system = earlier[0]?.role === "system" ? Math.max(0, (await count([earlier[0], { role: "user", content: "?" }])).said - alone) : 0;
+      const all = earlier.length ? (await count([...earlier, { role: "user", content: "?" }])).said : alone;
       known = { key, system, history: Math.max(0, all - alone - system) };
     }
-    const total = await count([...earlier, { role: "user", content: draft() || "?" }]);
-    const document = entry ? Math.min(total, readingOf(entry, served.id)?.tokens ?? 0) : 0;
+    const { total, seen } = await count([...earlier, { role: "user", content: draft() || "?" }]);
+    const document = Math.min(total, seen);
     const { system, history } = known;
     return { system, document, history, question: Math.max(0, total - system - document - history), total };
   }

@@ -3,7 +3,7 @@
 import { api } from "./api.js";
 import { fill, h } from "./dom.js";
 import { documentOf, model, on, state, talkOf } from "./state.js";
-import { explain } from "./talk.js";
+import { explain, whole } from "./talk.js";
 import { factName, number, percent, t } from "./words.js";
 import { scrollMap } from "./scrollmap.js";
 import { reportSection } from "./report.js";
@@ -39,7 +39,7 @@ function mapSection(section, turn) {
         h("li", {}, h("span", { class: "right" }, percent(one.attention, 1)), " ", one.text.trim().replace(/\s+/g, " ").slice(0, 160))))));
     return map;
   }
-  const able = turn.document && turn.answer && documentOf(turn.document) && turn.why?.state !== "working";
+  const able = whole(turn) && turn.answer && documentOf(turn.document) && turn.why?.state !== "working";
   fill(section, head, whyNode(turn) ?? h("p", { class: "note" }, t("look.noMap")),
     able && h("p", {}, h("button", { class: "quiet", type: "button", on: { click: () => explain(talkOf(turn.document), turn) } }, t("ask.why"))));
   return { end: () => {} };

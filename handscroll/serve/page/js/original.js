@@ -4,10 +4,12 @@
 import { ApiError, api } from "./api.js";
 import { fill, h } from "./dom.js";
 import { on } from "./state.js";
+import { sourcesOf } from "./talk.js";
 import { t } from "./words.js";
 import { effectWords, strength } from "./why.js";
 
 const LEAF = 4000; // characters of a leaf, about
+const FAINT = 0.5; // the effect by which a passage without one is drawn
 const HIGH = /[\ud800-\udbff]/;
 
 /** Places that the server counts in characters, as places in a JavaScript string, where some characters are two units. */
@@ -42,18 +44,42 @@ function leavesOf(text, starts) {
   return cuts;
 }
 
+/** The panes of the documents of a conversation: one is shown, and chosen above it if there are several. */
+export function originals(entries) {
+  if (entries.length === 1) return original(entries[0]);
+  const node = h("div", { class: "original" });
+  const select = h("select", { "aria-label": t("ask.text"), on: { change: () => turnTo(select.value) } }, entries.map((one) => h("option", { value: one.id }, one.name)));
+  let pane = null;
+  let last = null;
+  const turnTo = (id) => {
+    pane?.end();
+    select.value = id;
+    pane = original(entries.find((one) => one.id === id));
+    if (last) pane.show(last);
+    fill(node, h("p", { class: "texts" }, select), pane.node);
+  };
+  turnTo(entries[0].id);
+  const ends = [on("why", (turn) => { last = turn; }),
+    on("jump", (target) => {
+      if (target.document === select.value || !entries.some((one) => one.id === target.document)) return;
+      turnTo(target.document);
+      pane.go(target);
+    })];
+  return { node, show: (turn) => { last = turn; pane.show(turn); }, end: () => { pane.end(); ends.forEach((end) => end()); } };
+}
+
 /** The pane of a document: `show` marks the passages of a turn. */
-export function original(entry) {
+function original(entry) {
   const body = h("div", { class: "leaves", tabindex: "0", role: "region", "aria-label": t("ask.textOf", { name: entry.name }) }, h("p", { class: "note" }, t("text.loading")));
   const head = h("div", { class: "marks" });
   const node = h("div", { class: "original" }, head, body);
-  const pane = { text: "", cuts: [], leaves: [], names: new Map(), marks: [], at: -1, head, body, wanted: null };
+  const pane = { id: entry.id, text: "", cuts: [], leaves: [], names: new Map(), marks: [], at: -1, head, body, wanted: null, target: null };
   paintHead(pane, null);
   const stop = new AbortController();
   load(pane, entry, stop.signal);
-  const ends = [on("why", (turn) => { if (turn.document === entry.id) show(pane, turn); }),
-    on("jump", ({ document, number: which }) => { if (document === entry.id) jump(pane, which); })];
-  return { node, show: (turn) => show(pane, turn), end: () => { stop.abort(); ends.forEach((end) => end()); } };
+  const ends = [on("why", (turn) => { if (turn.document === entry.id || sourcesOf(turn).some((one) => one.id === entry.id)) show(pane, turn); }),
+    on("jump", (target) => { if (target.document === entry.id) go(pane, target); })];
+  return { node, show: (turn) => show(pane, turn), go: (target) => go(pane, target), end: () => { stop.abort(); ends.forEach((end) => end()); } };
 }
 
 async function load(pane, entry, signal) {
@@ -66,6 +92,7 @@ async function load(pane, entry, signal) {
     pane.leaves = pane.cuts.slice(0, -1).map((_, at) => paintLeaf(pane, at, h("div", { class: "leaf" })));
     fill(pane.body, pane.leaves);
     if (pane.wanted) show(pane, pane.wanted);
+    if (pane.target) go(pane, pane.target);
   } catch (error) {
     if (error.name === "AbortError") return;
     if (!(error instanceof ApiError)) throw error;
@@ -84,8 +111,8 @@ function paintLeaf(pane, at, leaf) {
     const [start, end] = [Math.max(mark.from, here), Math.min(mark.to, to)];
     if (start >= end) return;
     parts.push(pane.text.slice(here, start));
-    const element = h("mark", { tabindex: "-1", title: effectWords(mark.effect) }, pane.text.slice(start, end));
-    element.dataset.strength = strength(mark.effect);
+    const element = h("mark", { tabindex: "-1", title: mark.effect === null ? t("sources.shown") : effectWords(mark.effect) }, pane.text.slice(start, end));
+    element.dataset.strength = strength(mark.effect ?? FAINT);
     element.dataset.which = String(which);
     parts.push(element);
     here = end;
@@ -98,28 +125,52 @@ function paintLeaf(pane, at, leaf) {
 function show(pane, turn) {
   pane.wanted = turn;
   if (!pane.text) return;
+  mark(pane, marksOf(pane, turn));
+  paintHead(pane, turn);
+  if (pane.marks.length) jump(pane, strongest(pane), false);
+}
+
+/** The passages that an answer rests on; or those that were all that it was given of this document. */
+function marksOf(pane, turn) {
+  if (turn?.why?.state === "done") return turn.why.marks.filter((one) => one.marked);
+  const source = turn ? sourcesOf(turn).find((one) => one.id === pane.id) : null;
+  return (source?.passages ?? []).map((one) => ({ ...one, effect: null }));
+}
+
+/** Mark passages in the text, instead of those that are. */
+function mark(pane, found) {
   const touched = new Set(touchedBy(pane));
-  const found = turn?.why?.state === "done" ? turn.why.marks.filter((one) => one.marked) : [];
   const places = units(pane.text, found.flatMap((one) => [one.start, one.end]));
   pane.marks = found.map((one, at) => ({ ...one, from: places[2 * at], to: places[2 * at + 1] })).sort((a, b) => a.from - b.from);
   pane.at = -1;
   for (const at of touchedBy(pane)) touched.add(at);
   for (const at of touched) paintLeaf(pane, at, pane.leaves[at]);
-  paintHead(pane, turn);
-  if (pane.marks.length) jump(pane, strongest(pane), false);
+}
+
+/** Go to a passage of the document, which is marked if it is not yet; later, if the text has not arrived. */
+function go(pane, target) {
+  pane.target = target;
+  if (!pane.text) return;
+  pane.target = null;
+  if (target.end !== undefined && !pane.marks.some((one) => one.start === target.number)) {
+    mark(pane, [{ start: target.number, end: target.end, effect: null }]);
+    paintHead(pane, pane.wanted);
+  }
+  jump(pane, target.number);
 }
 
 const touchedBy = (pane) => pane.leaves.map((_, at) => at).filter((at) => pane.marks.some((one) => one.from < pane.cuts[at + 1] && one.to > pane.cuts[at]));
 
-const strongest = (pane) => pane.marks.reduce((best, one) => (one.effect > best.effect ? one : best)).start;
+const strongest = (pane) => pane.marks.reduce((best, one) => ((one.effect ?? one.score ?? 0) > (best.effect ?? best.score ?? 0) ? one : best)).start;
 
 function paintHead(pane, turn) {
   const count = pane.marks.length;
-  if (!turn?.why || turn.why.state !== "done") fill(pane.head, h("p", { class: "note" }, t("text.unmarked")));
+  const given = count > 0 && pane.marks.every((one) => one.effect === null);
+  if (!count && turn?.why?.state !== "done") fill(pane.head, h("p", { class: "note" }, t("text.unmarked")));
   else if (!count) fill(pane.head, h("p", { class: "note" }, t("text.nothing")));
   else {
     const step = (by) => jump(pane, pane.marks[(pane.at + by + count) % count].start);
-    fill(pane.head, h("p", { class: "note" }, t("text.marked", { count })), count > 1 && h("span", { class: "steps" },
+    fill(pane.head, h("p", { class: "note" }, t(given ? "text.given" : "text.marked", { count })), count > 1 && h("span", { class: "steps" },
       h("button", { class: "plain icon", type: "button", "aria-label": t("text.previous"), title: t("text.previous"), on: { click: () => step(-1) } }, "↑"),
       h("button", { class: "plain icon", type: "button", "aria-label": t("text.next"), title: t("text.next"), on: { click: () => step(1) } }, "↓")));
   }

@@ -2,6 +2,7 @@
 
 import { ApiError, api } from "./api.js";
 import { ask, field, fill, h, say } from "./dom.js";
+import { known, several } from "./choose.js";
 import { follow, going, learned, readingOf } from "./following.js";
 import { emit, model, on, state } from "./state.js";
 import { bytes, clock, number, percent, span, t, when } from "./words.js";
@@ -173,7 +174,8 @@ async function act(work) {
 
 function paintLibrary(section) {
   const shown = state.documents.filter((one) => !going(one).length).sort((a, b) => b.created - a.created);
-  if (!section.firstChild) fill(section, h("h2", { id: "library" }, t("library")), h("p", { class: "note empty" }, t("library.empty")), table());
+  if (!section.firstChild) fill(section, h("div", { class: "line" }, h("h2", { id: "library" }, t("library")), h("button", { class: "plain", type: "button", on: { click: () => several() } }, t("choose.several"))), h("p", { class: "note empty" }, t("library.empty")), table());
+  section.firstChild.lastChild.hidden = known().length < 2;
   section.children[1].hidden = !state.documentsKnown || state.documents.length > 0 || sending.size > 0;
   section.children[2].hidden = shown.length === 0;
   section.hidden = shown.length === 0 && section.children[1].hidden;
@@ -196,7 +198,7 @@ function table() {
 function row(entry) {
   const one = readingOf(entry);
   const read = one?.state === "read";
-  const name = read ? h("a", { href: `#/ask/${entry.id}`, title: t("library.askAbout", { name: entry.name }) }, entry.name) : h("span", {}, entry.name);
+  const name = read || one?.state === "refused" ? h("a", { href: `#/ask/${entry.id}`, title: t("library.askAbout", { name: entry.name }) }, entry.name) : h("span", {}, entry.name);
   const cell = (label, ...content) => h("td", { class: "right", "data-label": t(label) }, ...content);
   return h("tr", {},
     h("th", { scope: "row" }, name),
@@ -212,13 +214,15 @@ function row(entry) {
 function more(entry) {
   const one = readingOf(entry);
   const found = [];
-  if (one?.error) found.push(h("p", { class: "fault" }, h("b", {}, t(one.state === "refused" ? "library.refused" : "library.failed", { model: one.model })), " ", one.error));
+  if (one?.state === "refused") found.push(h("p", { class: "note" }, t("library.refused", { model: one.model, context: number(model()?.context ?? 0) })));
+  else if (one?.error) found.push(h("p", { class: "fault" }, h("b", {}, t("library.failed", { model: one.model })), " ", one.error));
   if (one?.state === "stopped") found.push(h("p", { class: "note" }, t("read.stopped", { done: number(one.done ?? 0), total: number(one.tokens) }), " · ", t("read.kept", { done: number(one.done ?? 0) })));
   if (entry.notes?.length) found.push(h("details", {}, h("summary", {}, t("read.notes")), entry.notes.map((note) => h("p", { class: "note" }, note))));
   return found;
 }
 
 function again(entry, one) {
+  if (one?.state === "refused") return h("a", { class: "plain", href: `#/ask/${entry.id}`, "aria-label": t("library.askAbout", { name: entry.name }) }, t("library.askPassages"));
   if (one?.state === "read") return h("a", { class: "plain", href: `#/ask/${entry.id}`, "aria-label": t("library.askAbout", { name: entry.name }) }, t("library.ask"));
   if (!model()) return null;
   return h("button", { class: "plain", type: "button", on: { click: () => act(() => api.read(entry.id, one?.model ?? model().id)) } },
@@ -231,8 +235,8 @@ async function remove(entry) {
   await act(async () => {
     await api.remove(entry.id);
     state.documents = state.documents.filter((one) => one.id !== entry.id);
-    state.talks.delete(entry.id);
-    if (state.look?.document === entry.id) state.look = null;
+    for (const key of state.talks.keys()) if (key.split("+").includes(entry.id)) state.talks.delete(key);
+    if (state.look?.document.split("+").includes(entry.id)) state.look = null;
     say(t("delete.done", { name: entry.name }));
     return {};
   });

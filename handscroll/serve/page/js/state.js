@@ -5,7 +5,7 @@ export const state = {
   model: "", // chosen by name; "" means the first that can write
   documents: [],
   documentsKnown: false,
-  talks: new Map(), // by document id, "" for none
+  talks: new Map(), // by the ids of its documents, joined by "+"; "" for none
   drafts: new Map(), // what stands in the forms of the tasks
   reports: new Map(), // by model: what was measured of it
   look: null, // the turn that is looked into
@@ -32,9 +32,12 @@ export function model() {
   return able.find((one) => one.id === state.model) ?? able.find((one) => one.state === "ready") ?? able[0] ?? null;
 }
 
+/** The documents of a conversation, by the part of the address that names them: ids joined by "+". */
+export const documentsOf = (key) => key.split("+").map(documentOf).filter(Boolean);
+
 export const documentOf = (id) => state.documents.find((one) => one.id === id) ?? null;
 
-/** The conversation about a document ("" for none). */
+/** The conversation about documents, by their ids joined by "+" ("" for none). */
 export function talkOf(id) {
   if (!state.talks.has(id)) state.talks.set(id, { document: id, system: "", draft: "", turns: [], temperature: null, most: null });
   return state.talks.get(id);

@@ -2,7 +2,8 @@
 
 import { ApiError, api } from "./api.js";
 import { say } from "./dom.js";
-import { emit, model } from "./state.js";
+import { readingOf } from "./following.js";
+import { documentsOf, emit, model } from "./state.js";
 import { t } from "./words.js";
 
 export const LIKELIEST = 5; // tokens that are kept at each place of an answer
@@ -22,13 +23,29 @@ export function messages(talk, until, question) {
   return said;
 }
 
+/** The fields of a request that name the documents of a conversation: several, or one that is too long, are read by
+ * passages where they do not fit, and the answer says so. */
+export function about(talk) {
+  const ids = talk.document ? talk.document.split("+") : [];
+  if (!ids.length) return {};
+  if (ids.length > 1) return { documents: ids, reading: "auto" };
+  const long = readingOf(documentsOf(ids[0])[0] ?? { readings: {} }, model()?.id ?? "")?.state === "refused";
+  return { document: ids[0], ...(long ? { reading: "auto" } : {}) };
+}
+
+/** What an answer says of the documents that were read for it. */
+export const sourcesOf = ({ contract }) => contract?.documents ?? (contract?.document ? [contract.document] : []);
+
+/** Whether one document was read whole for an answer: only then is there more to find out. */
+export const whole = (turn) => turn.contract?.document?.how === "whole";
+
 /** The earlier questions and answers of a turn. */
 export const before = (talk, turn) => messages(talk, turn, "").filter((one) => one.role !== "system");
 
 /** A new answer: empty until pieces arrive. `body` is what was asked for. */
 export function begin(body) {
-  return { body, model: body.model, document: body.document ?? "", question: "", answer: "", thought: "", scored: [], state: "writing",
-    error: "", finish: null, contract: null, usage: null, begun: performance.now(), first: null, why: null, stop: new AbortController() };
+  return { body, model: body.model, document: (body.documents ?? [body.document ?? ""]).join("+"), question: "", answer: "", thought: "", scored: [], state: "writing",
+    error: "", finish: null, contract: null, usage: null, begun: performance.now(), first: null, why: null, retrieval: null, stop: new AbortController() };
 }
 
 /** Let the pieces of an answer arrive in `turn`; everything that happens to it is told as the event "turn". */
@@ -45,6 +62,7 @@ export async function run(turn, stream = api.chat) {
       emit("turn", turn);
     }
     turn.state = "done";
+    if (sourcesOf(turn).some((one) => one.passages)) emit("why", turn);
     say(t("ask.answered"));
   } catch (error) {
     if (error.name === "AbortError") turn.state = "stopped";
@@ -63,7 +81,7 @@ export function question(talk, text) {
   const talks = talk.document || model().chat;
   const stream = talks ? api.chat : api.complete;
   const body = talks ? { model: model().id, messages: messages(talk, null, text), logprobs: true, top_logprobs: LIKELIEST } : { model: model().id, prompt: text, max_tokens: UNTIL };
-  if (talk.document) body.document = talk.document;
+  Object.assign(body, about(talk));
   if (talk.temperature !== null) body.temperature = talk.temperature;
   if (talk.most !== null) body.max_tokens = talk.most;
   const turn = begin(body);
@@ -97,6 +115,23 @@ export async function explain(talk, turn) {
   }
   emit("turn", turn);
   emit("why", turn);
+}
+
+/** Find out what a search would have seen of the document, and what the model would have said to that alone. */
+export async function compare(talk, turn) {
+  turn.retrieval = { state: "working" };
+  emit("turn", turn);
+  try {
+    const { temperature, max_tokens } = turn.body;
+    const body = { model: turn.model, question: turn.question, answer: turn.answer, history: before(talk, turn), explain: true, temperature: temperature ?? 0, ...(max_tokens ? { max_tokens } : {}) };
+    turn.retrieval = { state: "done", ...(await api.retrieval(turn.document, body, turn.stop.signal)) };
+    say(t("retrieval.done"));
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+    turn.retrieval = { state: "failed", error: error.message || t("unreachable") };
+    say(turn.retrieval.error, true);
+  }
+  emit("turn", turn);
 }
 
 /** A conversation as Markdown. */

@@ -1,10 +1,11 @@
 // A question and its answer, as the page shows them: painted anew at each piece that arrives, at most once a frame.
 
-import { contractNode } from "./contract.js";
+import { contractNode, sourcesNode } from "./contract.js";
 import { fill, framed, h } from "./dom.js";
 import { showMarkdown } from "./markdown.js";
 import { on, state } from "./state.js";
-import { back, busy, explain, question } from "./talk.js";
+import { retrievalNode } from "./retrieval.js";
+import { back, busy, compare, explain, question, whole } from "./talk.js";
 import { number, t } from "./words.js";
 import { whyNode } from "./why.js";
 
@@ -50,10 +51,10 @@ export function turnNode(talk, turn, { edit, pinned, showText }) {
   let shown = "";
   const paint = () => {
     const last = talk.turns.at(-1) === turn;
-    const now = [turn.state, turn.why?.state, last, busy(talk)].join();
+    const now = [turn.state, turn.why?.state, turn.retrieval?.state, last, busy(talk)].join();
     if (now === shown) return;
     shown = now;
-    fill(after, turn.state === "writing" ? null : [contractNode(turn), whyNode(turn), actions(talk, turn, last, { edit, showText })]);
+    fill(after, turn.state === "writing" ? null : [contractNode(turn), sourcesNode(turn, showText), whyNode(turn), retrievalNode(turn, showText), actions(talk, turn, last, { edit, showText })]);
   };
   paint();
   const ends = [on("turn", (one) => { if (one === turn) { paint(); pinned(); } }), on("talk", (one) => { if (one === talk) paint(); })];
@@ -63,7 +64,8 @@ export function turnNode(talk, turn, { edit, pinned, showText }) {
 function actions(talk, turn, last, { edit, showText }) {
   const button = (words, click) => h("button", { class: "plain", type: "button", on: { click } }, words);
   const parts = [];
-  if (turn.document && turn.answer && !turn.why) parts.push(button(t("ask.why"), () => { showText(); explain(talk, turn); }));
+  if (whole(turn) && turn.answer && !turn.retrieval) parts.push(button(t("retrieval"), () => compare(talk, turn)));
+  if (whole(turn) && turn.answer && !turn.why) parts.unshift(button(t("ask.why"), () => { showText(); explain(talk, turn); }));
   if (turn.answer) {
     parts.push(button(t("ask.inside"), () => { state.look = turn; location.hash = "#/look"; }));
     parts.push(button(t("copy"), async (event) => {
