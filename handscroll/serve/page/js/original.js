@@ -3,7 +3,8 @@
 
 import { ApiError, api } from "./api.js";
 import { fill, h } from "./dom.js";
-import { on } from "./state.js";
+import { readingOf } from "./following.js";
+import { model, on } from "./state.js";
 import { sourcesOf } from "./talk.js";
 import { t } from "./words.js";
 import { effectWords, strength } from "./why.js";
@@ -54,7 +55,7 @@ export function originals(entries) {
   const turnTo = (id) => {
     pane?.end();
     select.value = id;
-    pane = original(entries.find((one) => one.id === id));
+    pane = original(entries.find((one) => one.id === id), true);
     if (last) pane.show(last);
     fill(node, h("p", { class: "texts" }, select), pane.node);
   };
@@ -68,12 +69,12 @@ export function originals(entries) {
   return { node, show: (turn) => { last = turn; pane.show(turn); }, end: () => { pane.end(); ends.forEach((end) => end()); } };
 }
 
-/** The pane of a document: `show` marks the passages of a turn. */
-function original(entry) {
+/** The pane of a document: `show` marks the passages of a turn; `part` says that only passages of it may be read. */
+function original(entry, part = readingOf(entry, model()?.id ?? "")?.state === "refused") {
   const body = h("div", { class: "leaves", tabindex: "0", role: "region", "aria-label": t("ask.textOf", { name: entry.name }) }, h("p", { class: "note" }, t("text.loading")));
   const head = h("div", { class: "marks" });
   const node = h("div", { class: "original" }, head, body);
-  const pane = { id: entry.id, text: "", cuts: [], leaves: [], names: new Map(), marks: [], at: -1, head, body, wanted: null, target: null };
+  const pane = { id: entry.id, part, text: "", cuts: [], leaves: [], names: new Map(), marks: [], at: -1, head, body, wanted: null, target: null };
   paintHead(pane, null);
   const stop = new AbortController();
   load(pane, entry, stop.signal);
@@ -166,7 +167,7 @@ const strongest = (pane) => pane.marks.reduce((best, one) => ((one.effect ?? one
 function paintHead(pane, turn) {
   const count = pane.marks.length;
   const given = count > 0 && pane.marks.every((one) => one.effect === null);
-  if (!count && turn?.why?.state !== "done") fill(pane.head, h("p", { class: "note" }, t("text.unmarked")));
+  if (!count && turn?.why?.state !== "done") fill(pane.head, h("p", { class: "note" }, t(pane.part ? "text.passages" : "text.unmarked")));
   else if (!count) fill(pane.head, h("p", { class: "note" }, t("text.nothing")));
   else {
     const step = (by) => jump(pane, pane.marks[(pane.at + by + count) % count].start);

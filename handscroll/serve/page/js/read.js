@@ -222,8 +222,7 @@ function more(entry) {
 }
 
 function again(entry, one) {
-  if (one?.state === "refused") return h("a", { class: "plain", href: `#/ask/${entry.id}`, "aria-label": t("library.askAbout", { name: entry.name }) }, t("library.askPassages"));
-  if (one?.state === "read") return h("a", { class: "plain", href: `#/ask/${entry.id}`, "aria-label": t("library.askAbout", { name: entry.name }) }, t("library.ask"));
+  if (one?.state === "read" || one?.state === "refused") return h("a", { class: "plain", href: `#/ask/${entry.id}`, "aria-label": t("library.askAbout", { name: entry.name }) }, t("library.ask"));
   if (!model()) return null;
   return h("button", { class: "plain", type: "button", on: { click: () => act(() => api.read(entry.id, one?.model ?? model().id)) } },
     t(one?.state === "stopped" ? "read.on" : "read.again"));
