@@ -194,6 +194,8 @@ def test_an_encoder_searches_too_and_after_delete_no_byte_is_left_in_index_or_di
         assert best["text"] == text[best["start"] : best["end"]] and set(best["scores"]) == {"words", "vectors"}
         chinese = asked(server, "/v1/documents/search", query="谁爱喝酒？", documents=[kept])["data"]
         assert {one["heading"] for one in chinese if "喝酒" in one["text"]} == {"第一回"}
+        long = asked(server, "/v1/documents/search", query="rum " * 600)
+        assert long["searched"] == ["words"] and "2,400 characters" in long["notes"][0]
         assert CANARY in str(asked(server, "/v1/documents/search", query=CANARY))
         asked(server, "/v1/documents/ask", question=f"the secret {CANARY}", reading="passages")
         assert server.http.delete(f"/v1/documents/{number}").json()["deleted"] is True

@@ -19,6 +19,7 @@ from handscroll.serve.worker import Worker
 
 TOGETHER = 8  # passages between which answers may go on
 PAUSE = 0.02  # seconds between two looks at whether they are cut
+LONGEST = 2000  # characters of a query that gets a vector; making one holds up all answers
 PATIENCE = 30.0  # seconds that a search waits for the vector of its query
 _log = logging.getLogger("handscroll.serve")
 
@@ -43,11 +44,15 @@ class Vectors:
         self, entries: Sequence[Entry], counts: Sequence[int], query: str
     ) -> tuple[np.ndarray | None, tuple[str, ...]]:
         """The cosine of a query and each passage of the documents, which have so many; None without an encoder, or
-        while one of them still has no vectors, and a note that says so.
+        while one of them still has no vectors, or for a very long query, and a note that says so.
         """
         encoder = self._encoder()
         if encoder is None:
             return None, ()
+        if len(query) > LONGEST:
+            count = f"{len(query):,} characters"
+            why = f"searched by words alone: the question has {count}, and vectors are made of up to {LONGEST:,}"
+            return None, (why,)
         kept = [self._kept(entry, count, encoder) for entry, count in zip(entries, counts, strict=True)]
         if missing := sum(one is None for one in kept):
             why = f"searched by words alone: '{encoder.name}' has not read the passages of {missing} of {len(kept)} yet"

@@ -79,15 +79,21 @@ async def compared(
     messages = [*body.history, ChatMessage(role="user", content=body.question)]
     made = partial(one_prompt, serving, served, entry, messages=messages, variables=body.chat_template_kwargs)
 
+    total = await serving.prepare(partial(serving.library.tokens, entry, served))
+
+    def tokens(prompt: Prompt) -> dict[str, int]:
+        by_passages = prompt.document["how"] == "passages"
+        return {"prompt": len(prompt.ids), "seen": prompt.document["seen"] if by_passages else total, "document": total}
+
     async def said(prompt: Prompt, known: str | None) -> _Made:
         if known is not None:
-            return _Made(prompt, {"answer": known, "tokens": _tokens(prompt)})
+            return _Made(prompt, {"answer": known, "tokens": tokens(prompt)})
         most = spoken_limit(served, body, prompt, serving.settings.answer)
         asked = await serving.prepare(lambda: Asked(prompt, requests(served, body, prompt, most, None)))
         answering = Answering(serving, owner, served, [asked], body.user or "")
         (pieces,) = await whole(answering)
         record = {"answer": "".join(one.text for one in pieces), "finish_reason": pieces[-1].finish}
-        return _Made(prompt, record | {"tokens": _tokens(prompt), "handscroll": answering.contract()})
+        return _Made(prompt, record | {"tokens": tokens(prompt), "handscroll": answering.contract()})
 
     async def both() -> tuple[_Made, _Made]:
         read = await serving.prepare(partial(made, wish=Wish()))
@@ -130,11 +136,6 @@ def rests(why: Explanation, passages: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _told(text: str, passage: dict[str, Any]) -> dict[str, Any]:
     return passage | {"text": text[passage["start"] : passage["end"]]}
-
-
-def _tokens(prompt: Prompt) -> dict[str, int]:
-    """What a prompt holds of its document, and in all."""
-    return {"prompt": len(prompt.ids), "seen": prompt.document["seen"], "document": prompt.document["tokens"]}
 
 
 def _plain(answer: str) -> str:

@@ -103,7 +103,7 @@ export const api = {
   stop: (id, model) => json("POST", at(id, "/stop"), { json: { model } }),
   remove: (id) => json("DELETE", at(id)),
   explain: (id, body, signal) => json("POST", at(id, "/explain"), { json: body, signal }),
-  retrieval: (id, body, signal) => json("POST", at(id, "/retrieval"), { json: body, signal }),
+  versus: (id, body, signal) => json("POST", at(id, "/retrieval"), { json: body, signal }),
   count: (body, signal) => json("POST", "/v1/count", { json: body, signal }),
   /** How far a report of a model is: {done, total, seconds_left}, and at the end {text, records}. */
   async *report(name, body, signal) {

@@ -124,7 +124,7 @@ export async function compare(talk, turn) {
   try {
     const { temperature, max_tokens } = turn.body;
     const body = { model: turn.model, question: turn.question, answer: turn.answer, history: before(talk, turn), explain: true, temperature: temperature ?? 0, ...(max_tokens ? { max_tokens } : {}) };
-    turn.retrieval = { state: "done", ...(await api.retrieval(turn.document, body, turn.stop.signal)) };
+    turn.retrieval = { state: "done", ...(await api.versus(turn.document, body, turn.stop.signal)) };
     say(t("retrieval.done"));
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
