@@ -30,6 +30,8 @@ TEMPLATE = (
 )
 SPECIAL = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|endoftext|>")
 TEXT = "import os\n\n\ndef walk(top):\n    for name in os.listdir(top):\n        yield os.path.join(top, name)\n\n"
+SHIP = "# One\n\nThe captain drinks rum.\n\n# Two\n\nThe ship is called Hispaniola, and she sails at dawn.\n\n"
+LONG = "".join(f"# Part {n}\n\nThe number of room {n} is {n * 7919 % 1000}.\n{TEXT}\n" for n in range(40))
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{n}" for n in range(20)), "q", ":"]
 
 

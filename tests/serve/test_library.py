@@ -6,12 +6,10 @@ import pytest
 
 from handscroll.serve.keys import make_key
 from tests.serve import material
-from tests.serve.material import CONTEXT, TEXT
+from tests.serve.material import CONTEXT, LONG, SHIP
 
 ROOM = 200
 CANARY = "ocelot-canary-5521"
-SHIP = "# One\n\nThe captain drinks rum.\n\n# Two\n\nThe ship is called Hispaniola, and she sails at dawn.\n\n"
-LONG = "".join(f"# Part {n}\n\nThe number of room {n} is {n * 7919 % 1000}.\n{TEXT}\n" for n in range(40))
 CHINESE = "第一回\n\n船长喜欢喝酒。\n\n第二回\n\n图书馆在城北。\n"
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.serve import material
 from tests.serve.browsing import Watched, chromium
-from tests.serve.test_library import LONG, SHIP
+from tests.serve.material import LONG, SHIP
 
 SHOTS = os.environ.get("HANDSCROLL_SHOTS", "")  # a folder for pictures of the page
 
