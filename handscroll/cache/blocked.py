@@ -15,6 +15,7 @@ from handscroll.base.errors import ConfigError
 from handscroll.base.workload import Footprint
 from handscroll.cache.cache import Cache
 from handscroll.cache.columns import PLAIN, Columns, copied, nbytes, part, put, roomy
+from handscroll.nn.keeper import Room
 from handscroll.nn.marks import Marks
 from handscroll.nn.span import Span
 
@@ -34,6 +35,7 @@ class Blocked(Cache):
     _store: dict[int, Columns] = field(init=False, default_factory=dict)
     _stored: int = field(init=False, default=0)  # number of tokens that were put away
     _parts: dict[tuple[int, int], Marks] = field(init=False, default_factory=dict)
+    _spans: dict[int, tuple[Span, ...]] = field(init=False, default_factory=dict)  # of the tokens put away, for `room`
 
     def __post_init__(self):
         super().__post_init__()
@@ -71,11 +73,22 @@ class Blocked(Cache):
         new = PLAIN.span(part(self._store[layer], 0, end), self._part(self._stored, self._stored + end))
         return [*(self._away(layer) if self._stored else ()), new]
 
+    def _room_of(self, layer: int, like: Tensor) -> Room:
+        assert self._pending is not None
+        start, end = self.marks.length - self._stored, self._pending.length - self._stored
+        held = self._store.get(layer)
+        if held is None or held[0].shape[2] < end:
+            self._store[layer] = roomy(held, (like, like), start, self._room(end, 0))
+        if self._stored and layer not in self._spans:
+            self._spans[layer] = tuple(self._away(layer))
+        return Room(self._store[layer], start, self._spans.get(layer, ()))
+
     def _commit(self) -> None:
         assert self._pending is not None
         held = self._pending.length - self._stored
         leaving = max(0, held - self.recent) // self.block * self.block
         if leaving:
+            self._spans.clear()
             for layer in self.full:  # for all layers or for none: a disk may be full
                 keys, values = part(self._store[layer], 0, leaving)
                 self._put(layer, keys, values)
@@ -87,6 +100,7 @@ class Blocked(Cache):
 
     def _trim(self, length: int) -> None:
         self._parts.clear()
+        self._spans.clear()
         if length < self._stored:  # the rest of a block returns to the buffers
             first = length // self.block * self.block
             for layer in self.full:

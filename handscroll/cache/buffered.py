@@ -28,25 +28,6 @@ class Buffered(Cache):
 
     _store: dict[int, Columns] = field(init=False, default_factory=dict)
 
-    def fits(self, count: int) -> bool:
-        return all(group.fits(count) for group in self._groups)
-
-    def room(self, like: Tensor, marks: Marks) -> list[Room]:
-        like = like if self.dtype is None else like.to(self.dtype)
-        shaped: Columns = self.form.made(like, like)
-        rooms: dict[int, Room] = {}
-        for group in self._groups:
-            rooms |= group.room(shaped, marks)
-        self._pending = self._joined(marks, like)
-        start, end = self.marks.length, self._pending.length
-        for layer in self.full:
-            held = self._store.get(layer)
-            had = 0 if held is None else held[0].shape[2]
-            if held is None or had < end:
-                self._store[layer] = roomy(held, shaped, start, self._room(end, had))
-            rooms[layer] = Room(self._store[layer], start)
-        return [rooms[layer] for layer in range(self.layers)]
-
     def branch(self, capacity: int = 0) -> Self:
         past: list[Sequence[Span]] = [
             [*(self.past[layer] if self.past else ()), *([self._held(layer)] if self._gone else ())]
@@ -77,6 +58,15 @@ class Buffered(Cache):
         held = self._store.get(layer)
         self._store[layer] = put(held, self.form.made(keys, values), self.marks.length, self._room)
         return [self.form.span(part(self._store[layer], 0, self._pending.length), self._pending)]
+
+    def _room_of(self, layer: int, like: Tensor) -> Room:
+        assert self._pending is not None
+        start, end = self.marks.length, self._pending.length
+        held = self._store.get(layer)
+        had = 0 if held is None else held[0].shape[2]
+        if held is None or had < end:
+            self._store[layer] = roomy(held, self.form.made(like, like), start, self._room(end, had))
+        return Room(self._store[layer], start)
 
     def _copy(self, other: Self, rows: Tensor | None) -> None:
         other._store = {layer: copied(held, 0, self.marks.length, rows) for layer, held in self._store.items()}

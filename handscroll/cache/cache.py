@@ -17,7 +17,7 @@ from handscroll.base.errors import ConfigError
 from handscroll.base.workload import Footprint
 from handscroll.cache.columns import PLAIN, Form
 from handscroll.cache.rolling import Rolling, groups, refuse_rewind, slots
-from handscroll.nn.keeper import Keeper
+from handscroll.nn.keeper import Keeper, Room
 from handscroll.nn.marks import Marks
 from handscroll.nn.span import Span
 
@@ -33,7 +33,7 @@ class Cache(Keeper):
     reading, mapped from its file). Keys and values are kept in `dtype`; None: in the one in which they come. A windowed
     layer can be cut back by at least `rewind` tokens. `marks` are those of the full layers' own tokens.
 
-    A policy implements `_append`, and as needed `_commit`, `_trim`, `_copy`, `_nbytes` and `_footprint`.
+    A policy implements `_append`, and as needed `_room_of`, `_commit`, `_trim`, `_copy`, `_nbytes` and `_footprint`.
     """
 
     policy: ClassVar[str] = ""  # the policy's name
@@ -73,6 +73,10 @@ class Cache(Keeper):
 
     def _append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
         """The spans that queries read in a full layer, without the past, with the new tokens last."""
+        raise NotImplementedError
+
+    def _room_of(self, layer: int, like: Tensor) -> Room:
+        """Room in a full layer for the tokens that are pending, shaped and in the dtype of `like`; if `fillable`."""
         raise NotImplementedError
 
     def _commit(self) -> None:
@@ -138,6 +142,18 @@ class Cache(Keeper):
         if group is not None:
             return [*past, *group.append(layer, self.form.made(keys, values), marks)]
         return [*past, *self._append(layer, keys, values, marks)]
+
+    def fits(self, count: int) -> bool:
+        return all(group.fits(count) for group in self._groups)
+
+    def room(self, like: Tensor, marks: Marks) -> list[Room]:
+        like = like if self.dtype is None else like.to(self.dtype)
+        rooms: dict[int, Room] = {}
+        for group in self._groups:
+            rooms |= group.room(self.form.made(like, like), marks)
+        self._pending = self._joined(marks, like)
+        rooms |= {layer: self._room_of(layer, like) for layer in self.full}
+        return [rooms[layer] for layer in range(self.layers)]
 
     def commit(self) -> None:
         if self._pending is None:

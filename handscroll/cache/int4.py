@@ -3,6 +3,8 @@
 Approximate. Keys are rounded channel by channel over 32 tokens, values token by token in groups of 32 channels (KIVI,
 Liu et al. 2024, arXiv:2402.02750). The newest tokens, up to 31, are kept unrounded, and so is a chunk of a prompt while
 it is read. Keys are rounded after their rotation.
+Decoding reads these spans in the same compiled call as the other layers' work, and on a processor with AVX-512 VNNI
+rounds queries and softmax weights to 16 bits: the additional error is about a thousandth of the other.
 Limits: no gradients; the head size must be even. The size of prefill chunks changes the results a little, since a
 chunk reads itself exactly.
 """
@@ -30,6 +32,7 @@ class Int4Cache(Blocked):
 
     policy: ClassVar[str] = "int4"
     rounds: ClassVar[bool] = True
+    fillable: ClassVar[bool] = True
 
     _packed: dict[int, _Packed] = field(init=False, default_factory=dict)
 
@@ -40,6 +43,10 @@ class Int4Cache(Blocked):
     @classmethod
     def takes(cls, head_size: int) -> bool:
         return head_size % 2 == 0
+
+    def fits(self, count: int) -> bool:
+        keys, _ = next(iter(self._store.values()), (None, None))
+        return super().fits(count) and (keys is None or keys.shape[3] % GROUP == 0)
 
     def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
         if not self.takes(keys.shape[3]):

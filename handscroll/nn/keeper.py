@@ -19,11 +19,13 @@ class Room(NamedTuple):
     """The buffers of a layer that a compiled pass fills itself: the next token goes into slot `end`.
 
     `columns` are keys and values (B, K, slots, E); rounded ones are followed by their scales (B, K, slots). Slots 0 ..
-    end - 1 hold the newest tokens before it, in order; a windowed layer may have dropped older ones.
+    end - 1 hold the newest tokens before it, in order. Older ones are in the spans `before`, or a windowed layer has
+    dropped them. The spans are the same objects as long as neither they nor their contents change.
     """
 
     columns: tuple[Tensor, ...]
     end: int
+    before: tuple[Span, ...] = ()
 
 
 class Keeper:

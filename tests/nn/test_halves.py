@@ -184,6 +184,35 @@ def test_what_comes_before_is_read_in_the_same_call(stacked, dtype, rows, each, 
     assert (got - want).abs().max() <= limit * want.abs().max()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows, each, start", [(1, 1, 17), (2, 1, 60), (1, 5, 30), (1, 16, 90)])
+@pytest.mark.parametrize("windows", [(None, None), (24, None)])
+def test_int4_is_read_in_the_same_call(stacked, dtype, rows, each, start, windows):
+    """The tokens that wait for their group are one run, the complete groups another; groups are completed meanwhile."""
+    model = llama(dtype, positions=POSITIONS | {"context": 256, "trained": 256}, windows=windows)
+    got, cache = steps(model, rows, 8 * each, start, policy="int4", each=each)
+    assert len(stacked) == (8 if each == 1 or not any(windows) else 0) and cache.length == start + 8 * each
+    with without(LAYERS, "one call"):
+        want, by_layer = steps(model, rows, 8 * each, start, policy="int4", each=each)
+    assert cache.nbytes == by_layer.nbytes
+    assert (got - want).abs().max() <= (3e-2 if dtype == torch.bfloat16 else 1e-3) * want.abs().max()
+
+
+@torch.no_grad()
+def test_an_int4_cache_that_was_cut_back_is_read_as_it_is_now(stacked):
+    model, found = llama(positions=POSITIONS | {"context": 256, "trained": 256}), []
+    tokens = torch.randint(0, 96, (1, 110), generator=torch.Generator().manual_seed(4))
+    for others in ((), ("one call",)):
+        with without(LAYERS, *others):
+            cache = cache_of("int4")(2)
+            for first, last, back in ((0, 70, 70), (70, 71, 40), (40, 66, 66), (66, 67, 67)):
+                logits = model(tokens[:, first:last], cache=cache, length=128)
+                cache.trim(back)
+            found.append(logits)
+    assert len(stacked) == 2
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3 * float(found[1].abs().max()))
+
+
 @torch.no_grad()
 def test_what_comes_before_under_windows_goes_layer_by_layer(stacked):
     model, whole = llama(windows=(16, None)), cache_of("full")(2)
@@ -254,7 +283,7 @@ def test_a_cache_keeps_neither_outgrown_buffers_nor_a_model_that_is_gone(stacked
 def test_what_goes_layer_by_layer(stacked):
     model = llama()
     tokens = torch.tensor([[3], [4]])
-    for cache in (cache_of("int4")(2), cache_of("window:budget=64")(2), cache_of("offload")(2)):
+    for cache in (cache_of("window:budget=64")(2), cache_of("offload")(2)):
         model(tokens, cache=cache, length=64)
     marks = Marks.of(torch.tensor([[0, 1], [0, -1]]))
     ragged = model.new_cache()

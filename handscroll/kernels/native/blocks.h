@@ -8,7 +8,9 @@
 
 namespace {
 
-constexpr int BLOCK = 64;  // keys per softmax block
+// Keys per softmax block.
+template <class T>
+constexpr int BLOCK = std::is_same_v<T, nibbles> ? 128 : 64;
 
 // The scales of numbers of type T. int8: one float per token. int4, in bfloat16: scales and lowest numbers of a channel
 // over 32 keys (S / 32, 2, E), and of 32 channels of a value (S, 2, E / 32).
@@ -38,7 +40,7 @@ void add_columns(const float* weights, const T* values, int count, int size, con
         for (int w = 0; w < W; w++) v[w] = load(values + (int64_t)j * size + 16 * w);
         fetch(next + (int64_t)j * size, 16 * W * sizeof(T));
         for (int r = 0; r < R; r++)
-            for (int w = 0; w < W; w++) total[r][w] += v[w] * splat(weights[r * BLOCK + j]);
+            for (int w = 0; w < W; w++) total[r][w] += v[w] * splat(weights[r * BLOCK<T> + j]);
     }
     for (int r = 0; r < R; r++)
         for (int w = 0; w < W; w++) store(out + r * size + 16 * w, total[r][w]);
@@ -82,7 +84,7 @@ class Floats {
                     for (int i = 0; i < 16; i++) w[i] = scales.keys[at + j + (i < here ? i : here - 1)];
                     s *= load(w);
                 }
-                store(scores + r * BLOCK + j, s);
+                store(scores + r * BLOCK<T> + j, s);
             }
         }
     }
@@ -91,7 +93,7 @@ class Floats {
     void add(float* weights, const T* values, int64_t at, int count, const T* next, float* out) const {
         if (scales.values)
             for (int r = 0; r < R; r++)
-                for (int j = 0; j < count; j++) weights[r * BLOCK + j] *= scales.values[at + j];
+                for (int j = 0; j < count; j++) weights[r * BLOCK<T> + j] *= scales.values[at + j];
         add_values<R>(weights, values, count, size, next, out);
     }
 
@@ -164,7 +166,7 @@ class Narrow {
                 for (int i = 0; i < 16; i++) one(i, (int64_t)(j + i) * width);
             else
                 for (int i = 0; i < 16; i++) one(i, (int64_t)(j + (i < here ? i : here - 1)) * width);
-            for (int r = 0; r < R; r++) store(scores + r * BLOCK + j, sums(part[r]) * splat(scale));
+            for (int r = 0; r < R; r++) store(scores + r * BLOCK<bf16> + j, sums(part[r]) * splat(scale));
         }
     }
 
@@ -191,7 +193,7 @@ class Narrow {
             }
             fetch(next + (int64_t)j * size, 64 * W);
             for (int r = 0; r < R; r++) {
-                const __m512 weight = _mm512_set1_ps(weights[r * BLOCK + j]);
+                const __m512 weight = _mm512_set1_ps(weights[r * BLOCK<bf16> + j]);
                 for (int w = 0; w < 2 * W; w++) total[r][w] = _mm512_fmadd_ps(v[w], weight, total[r][w]);
             }
         }
@@ -218,7 +220,7 @@ template <int R>
 class Packed {
   public:
     Packed(const float* given, float scale, int size, Scales<nibbles> scales)
-        : size(size), scales(scales), q(given, given + R * size), scaled(R * size), wide(BLOCK * size / 16) {
+        : size(size), scales(scales), q(given, given + R * size), scaled(R * size), wide(BLOCK<nibbles> * size / 16) {
         for (float& x : q) x *= scale;
     }
 
@@ -254,7 +256,7 @@ class Packed {
                 }
                 for (int r = 0; r < R; r++) part[r][i] = total[r];
             }
-            for (int r = 0; r < R; r++) store(scores + r * BLOCK + j, sums(part[r]) + splat(low[r]));
+            for (int r = 0; r < R; r++) store(scores + r * BLOCK<nibbles> + j, sums(part[r]) + splat(low[r]));
         }
     }
 
@@ -271,7 +273,7 @@ class Packed {
                 f16v v, w;
                 load(values + (int64_t)j * (size / 2) + 16 * g, here[0], here[groups], v, w);
                 for (int r = 0; r < R; r++) {
-                    f16v weight = splat(weights[r * BLOCK + j]);
+                    f16v weight = splat(weights[r * BLOCK<nibbles> + j]);
                     a[r] += v * weight, b[r] += w * weight;
                 }
             }

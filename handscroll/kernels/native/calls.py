@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from handscroll.kernels.native.library import library, reason
+from handscroll.kernels.native.tables import Run
 from handscroll.kernels.rounding import GROUP
 
 # The numbers of the dtypes of keys and values; uint8 is int4, two a byte. The first two are also formats of a matrix
@@ -81,27 +82,15 @@ def decode(
     processor with AVX-512 VNNI, queries and softmax weights are rounded to 16 bits (integers.h).
     """
     keys, values = span.keys[:, :, first:last], span.values[:, :, first:last]
-    key_scales, value_scales = (None, None) if span.scales is None else span.scales_of(first, last)
+    run = Run.of(KINDS[keys.dtype], keys, values, None if span.scales is None else span.scales_of(first, last))
     found = library()
     assert found is not None
     batch, heads, count, size = q.shape
     kv, q = keys.shape[1], q.contiguous()
     out, lse = _floats(*q.shape), _floats(*q.shape[:3])
-    strides = [n for x in (keys, values, key_scales, value_scales) for n in ((0, 0) if x is None else x.stride()[:2])]
-    found.handscroll_decode(
-        KINDS[keys.dtype],
-        int(q.dtype == torch.bfloat16),
-        _at(q),
-        scale,
-        _at(keys),
-        _at(values),
-        _at(key_scales),
-        _at(value_scales),
-        _numbers(batch, kv, heads // kv * count, keys.shape[2], size, torch.get_num_threads(), 1),
-        _numbers(*strides),
-        _at(out),
-        _at(lse),
-    )
+    shape = _numbers(1, batch, kv, heads // kv * count, size, torch.get_num_threads(), 1)
+    narrow = int(q.dtype == torch.bfloat16)
+    found.handscroll_decode(ctypes.addressof(run), narrow, _at(q), scale, shape, _at(out), _at(lse))
     return out, lse
 
 

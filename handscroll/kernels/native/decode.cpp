@@ -3,16 +3,18 @@
 //
 // The query heads that share a kv head (and the tokens of a short draft) are the rows of one task. A task reads a run
 // of keys in blocks of 64 with an online softmax; runs are merged by log-sum-exp (Dao et al. 2023, "Flash-Decoding").
-// Keys are contiguous, or lie in pages of a pool that a table lists (Kwon et al. 2023, "PagedAttention").
+// Keys are contiguous runs (runs.h), or lie in pages of a pool that a table lists (Kwon et al. 2023, "PagedAttention").
 
 #include <algorithm>
 #include <cmath>
 #include <vector>
 #include "blocks.h"
-#include "integers.h"
+#include "fours.h"
+#include "runs.h"
 
 namespace {
 
+constexpr int64_t WHOLE_BLOCKS = 128;  // parts of a run are multiples of it
 constexpr int64_t PART = 512;  // keys of a task over pages: fixed, so that a row does not depend on other rows
 
 // Where the vectors of one kv head lie, and how many from `n` on are contiguous.
@@ -21,7 +23,7 @@ struct Whole {
     const T* start;
     int64_t stride;  // int4: bytes
     const T* at(int64_t n) const { return start + n * stride; }
-    int64_t left(int64_t) const { return BLOCK; }
+    int64_t left(int64_t) const { return INT64_MAX; }
 };
 
 template <class T>
@@ -41,7 +43,7 @@ struct Ways<bf16, R> { using Way = Narrow<R>; };
 template <int R>
 struct Ways<int8_t, R> { using Way = Integers<R>; };
 template <int R>
-struct Ways<nibbles, R> { using Way = Packed<R>; };
+struct Ways<nibbles, R> { using Way = Fours<R>; };
 
 // The keys that the rows of a head see: row r sees those before number `length` - `tokens` + 1 + r % `tokens`.
 struct Sight {
@@ -54,16 +56,17 @@ struct Sight {
 template <class T, int R, class Place>
 void run(const float* q, float scale, Place keys, Place values, Scales<T> scales, int64_t first, int64_t last,
          Sight sight, int begin, int size, float* out, float* top, float* mass) {
-    alignas(64) float scores[R * BLOCK];
+    alignas(64) float scores[R * BLOCK<T>];
     typename Ways<T, R>::Way way(q, scale, size, scales);
-    for (int r = 0; r < R; r++) top[r] = -INFINITY, mass[r] = 0;
+    f16v total[R] = {};  // of weights
+    for (int r = 0; r < R; r++) top[r] = -INFINITY;
     memset(out, 0, sizeof(float) * R * size);
     for (int64_t at = first, taken = 0; at < last; at += taken) {
-        taken = std::min({last - at, (int64_t)BLOCK, keys.left(at)});
+        taken = std::min({last - at, (int64_t)BLOCK<T>, keys.left(at)});
         const int count = (int)taken, padded = (count + 15) / 16 * 16;
         way.score(keys.at(at), at, count, values.at(at), scores);
         for (int r = 0; r < R; r++) {
-            float* s = scores + r * BLOCK;
+            float* s = scores + r * BLOCK<T>;
             const int64_t seen = sight.of(begin + r) - at;
             if (seen <= 0) {  // no key of this block is seen
                 memset(s, 0, sizeof(float) * padded);
@@ -75,20 +78,19 @@ void run(const float* q, float scale, Place keys, Place values, Scales<T> scales
             float high = largest(m);
             if (high > top[r]) {
                 float keep = std::exp(top[r] - high);
-                mass[r] *= keep;
+                total[r] *= splat(keep);
                 for (int e = 0; e < size; e += 16) store(out + r * size + e, load(out + r * size + e) * splat(keep));
                 top[r] = high;
             }
-            f16v total = {};
             for (int j = 0; j < padded; j += 16) {
                 f16v w = exponential(load(s + j) - splat(top[r]));
-                total += w;
+                total[r] += w;
                 store(s + j, w);
             }
-            mass[r] += sum(total);
         }
         way.add(scores, values.at(at), at, count, keys.at(at + taken < last ? at + taken : at), out);
     }
+    for (int r = 0; r < R; r++) mass[r] = sum(total[r]);
 }
 
 template <class T, class Place>
@@ -130,32 +132,55 @@ void join(const float* outs, const float* tops, const float* masses, int64_t beg
     }
 }
 
+// A task over keys first .. last - 1 of head h of batch row b of a run; results as those of `run`.
 template <class T>
-void decode(const float* q, float scale, const T* keys, const T* values, const Scale<T>* key_scales, const Scale<T>* value_scales,
-            const int64_t* shape, const int64_t* strides, float* out, float* lse) {
-    const int64_t batch = shape[0], heads = shape[1], count = shape[2], length = shape[3], size = shape[4];
-    const int64_t threads = shape[5], lanes = batch * heads;
+void part(const Run& from, const float* q, float scale, int64_t b, int64_t h, int64_t first, int64_t last, Sight sight,
+          int count, int size, float* out, float* top, float* mass) {
+    const auto at = [b, h](auto* all, const int64_t* strides) { return all ? all + b * strides[0] + h * strides[1] : all; };
     const int64_t stride = std::is_same_v<T, nibbles> ? size / 2 : size;
-    int64_t parts = (4 * threads + lanes - 1) / lanes, most = (length + 255) / 256;
-    while (lanes * parts % threads) parts++;  // so that every thread gets the same amount
-    if (threads == 1) parts = 1;
-    if (parts > most) parts = most;
-    const int64_t step = ((length + parts - 1) / parts + BLOCK - 1) / BLOCK * BLOCK;
+    const Whole<T> keys{at((const T*)from.keys, from.key_strides), stride};
+    const Whole<T> values{at((const T*)from.values, from.value_strides), stride};
+    const Scales<T> scales{at((const Scale<T>*)from.key_scales, from.key_scale_strides),
+                           at((const Scale<T>*)from.value_scales, from.value_scale_strides)};
+    rows<T>(q, scale, keys, values, scales, first, last, sight, count, size, out, top, mass);
+}
+
+// How many parts a run is divided into: every thread gets the same amount.
+int64_t parts_of(int64_t length, int64_t lanes, int64_t threads) {
+    int64_t parts = (4 * threads + lanes - 1) / lanes;
+    while (lanes * parts % threads) parts++;
+    return std::min(threads == 1 ? 1 : parts, (length + 255) / 256);
+}
+
+void decode(const Run* runs, const float* q, float scale, const int64_t* shape, float* out, float* lse) {
+    const int64_t batch = shape[1], heads = shape[2], count = shape[3], size = shape[4], threads = shape[5];
+    const int64_t lanes = batch * heads;
+    std::vector<int64_t> begin(shape[0] + 1, 0);  // of a run's parts
+    for (int64_t n = 0; n < shape[0]; n++) begin[n + 1] = begin[n] + parts_of(runs[n].length, lanes, threads);
+    const int64_t parts = begin[shape[0]];
     std::vector<float> partial(lanes * parts * count * (size + 2));
     float* outs = partial.data();
     float* tops = outs + lanes * parts * count * size;
     float* masses = tops + lanes * parts * count;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
     for (int64_t task = 0; task < lanes * parts; task++) {
-        int64_t lane = task / parts, part = task % parts, b = lane / heads, h = lane % heads;
-        int64_t first = part * step, last = first + step < length ? first + step : length;
-        Scales<T> scales;
-        if (key_scales) scales.keys = key_scales + b * strides[4] + h * strides[5];
-        if (value_scales) scales.values = value_scales + b * strides[6] + h * strides[7];
-        if (first >= last) first = last;
-        rows<T>(q + lane * count * size, scale, Whole<T>{keys + b * strides[0] + h * strides[1], stride},
-                Whole<T>{values + b * strides[2] + h * strides[3], stride}, scales, first, last,
-                Sight{length, shape[6]}, (int)count, (int)size, outs + task * count * size, tops + task * count, masses + task * count);
+        const int64_t lane = task / parts, n = std::upper_bound(begin.begin(), begin.end(), task % parts) - begin.begin() - 1;
+        const Run& from = runs[n];
+        const int64_t these = begin[n + 1] - begin[n], number = task % parts - begin[n];
+        const int64_t step = ((from.length + these - 1) / these + WHOLE_BLOCKS - 1) / WHOLE_BLOCKS * WHOLE_BLOCKS;
+        const int64_t last = std::min((number + 1) * step, from.length), first = std::min(number * step, last);
+        const Sight sight = n == shape[0] - 1 ? Sight{from.length, shape[6]} : Sight{};
+        const auto go = [&](auto like) {
+            part<decltype(like)>(from, q + lane * count * size, scale, lane / heads, lane % heads, first, last, sight, (int)count,
+                                 (int)size, outs + task * count * size, tops + task * count, masses + task * count);
+        };
+        switch (from.kind) {
+            case 0: go(0.0f); break;
+            case 1: go(bf16{}); break;
+            case 2: go(int8_t{}); break;
+            case 3: go(nibbles{}); break;
+            default: go(float16{});
+        }
     }
     for (int64_t lane = 0; lane < lanes; lane++)
         join(outs, tops, masses, lane * parts, parts, count, size, out + lane * count * size, lse + lane * count);
@@ -201,28 +226,10 @@ std::vector<float> widened(const void* q, int narrow, int64_t count) {
 
 }  // namespace
 
-// q (B, K, R, E), float32 or (narrow) bfloat16, is multiplied by scale. Keys and values (B, K, S, E) have contiguous
-// rows of E; strides[0..3] are those of batch and head. int8 has float32 scales (B, K, S); int4 (rows of E / 2 bytes)
-// has bfloat16 scales (see `Scale`); strides[4..7] are theirs. shape: B, K, R, S, E (a multiple of 16, of 32 for int4),
-// threads, tokens; row r sees all keys but the last tokens - 1 - r % tokens. kind: 0 float32, 1 bfloat16, 2 int8, 3
-// int4, 4 float16. out (B, K, R, E) and lse (B, K, R) are float32.
-extern "C" void handscroll_decode(int kind, int narrow, const void* queries, float scale, const void* keys,
-                                  const void* values, const void* key_scales, const void* value_scales,
-                                  const int64_t* shape, const int64_t* strides, float* out, float* lse) {
-    const std::vector<float> wide = widened(queries, narrow, shape[0] * shape[1] * shape[2] * shape[4]);
-    const float* q = wide.data();
-    if (kind == 0)
-        decode(q, scale, (const float*)keys, (const float*)values, nullptr, nullptr, shape, strides, out, lse);
-    else if (kind == 1)
-        decode(q, scale, (const bf16*)keys, (const bf16*)values, nullptr, nullptr, shape, strides, out, lse);
-    else if (kind == 2)
-        decode(q, scale, (const int8_t*)keys, (const int8_t*)values, (const float*)key_scales, (const float*)value_scales, shape,
-               strides, out, lse);
-    else if (kind == 4)
-        decode(q, scale, (const float16*)keys, (const float16*)values, nullptr, nullptr, shape, strides, out, lse);
-    else
-        decode(q, scale, (const nibbles*)keys, (const nibbles*)values, (const bf16*)key_scales, (const bf16*)value_scales, shape,
-               strides, out, lse);
+extern "C" void handscroll_decode(const void* runs, int narrow, const void* queries, float scale, const int64_t* shape,
+                                  float* out, float* lse) {
+    const std::vector<float> wide = widened(queries, narrow, shape[1] * shape[2] * shape[3] * shape[4]);
+    decode((const Run*)runs, wide.data(), scale, shape, out, lse);
 }
 
 // q (B, K, R, E), float32 or (narrow) bfloat16, is multiplied by scale. Keys and values (K, slots, E) are contiguous

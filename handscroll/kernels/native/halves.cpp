@@ -7,11 +7,9 @@
 #include <cmath>
 #include <omp.h>
 #include "products.h"
+#include "runs.h"
 
 extern "C" {
-void handscroll_decode(int kind, int narrow, const void* queries, float scale, const void* keys, const void* values,
-                       const void* key_scales, const void* value_scales, const int64_t* shape, const int64_t* strides,
-                       float* out, float* lse);
 void handscroll_norm(int kind, const void* x, const void* weight, float epsilon, const int64_t* shape, void* y);
 void handscroll_turn(int kind, const void* x, const float* cosine, const float* sine, const int64_t* shape,
                      const int64_t* strides, void* y);
@@ -38,20 +36,14 @@ struct After {  // activation: 0 silu, 1 the tanh form of gelu; branch norms nor
     Product output, gate, up, down;
 };
 
-struct Past {  // keys and values (kv, length, E) that all rows see whole, with the kinds of `handscroll_decode`
-    const void *keys, *values;
-    const float *key_scales, *value_scales;
-    int64_t kind, length, key_stride, value_stride, key_scale_stride, value_scale_stride;  // of heads
-};
-
 struct Layer {  // keys and values (B, kv, room, E), scales (B, kv, room) of int8 or null; the first key that is seen
     Before before;
     After after;
-    int64_t kind;  // of keys and values, as in `handscroll_decode`
+    int64_t kind;  // of keys and values, as in `Run`
     void *keys, *values;
     float *key_scales, *value_scales;
     int64_t batch_stride, head_stride, scale_batch_stride, scale_head_stride, first;
-    const Past* past;  // keys and values before all these
+    const Run* past;  // keys and values before all these
     int64_t pasts, rotation;  // the number of the layer's tables
     double scale;             // factor of the scores
 };
@@ -191,16 +183,6 @@ void keep(int64_t kind, const T* from, int64_t size, void* to, int64_t at, float
     else memcpy((T*)to + at, from, sizeof(T) * size);
 }
 
-// Merges the results of two runs of keys, out (rows, size) and lse (rows), into the first.
-void merge(float* out, float* lse, const float* other, const float* other_lse, int64_t rows, int64_t size) {
-    for (int64_t r = 0; r < rows; r++) {
-        const float high = std::fmax(lse[r], other_lse[r]);
-        const float a = std::exp(lse[r] - high), b = std::exp(other_lse[r] - high), total = a + b;
-        for (int64_t e = r * size; e < (r + 1) * size; e++) out[e] = (a * out[e] + b * other[e]) / total;
-        lse[r] = high + std::log(total);
-    }
-}
-
 // Computes all layers for a few new tokens of every row; writes their keys and values to the slots from `last` on of
 // each layer.
 template <class T>
@@ -210,14 +192,12 @@ void step(Layer* layers, int64_t count, const T* x, const float* const* tables, 
     const int64_t inner = like.heads * like.size, shared = like.kv * like.size, size = like.size;
     std::vector<T> room(rows * 2 * (inner + shared));
     T *q = room.data(), *k = q + rows * inner, *v = k + rows * shared, *read = v + rows * shared;
-    const int64_t found = rows * (inner + like.heads);
-    std::vector<float> wide(layers[0].pasts ? 2 * found : found);
-    float *lse = wide.data() + rows * inner, *other = wide.data() + found, *other_lse = lse + found;
+    std::vector<float> wide(rows * (inner + like.heads));
+    std::vector<Run> runs;
     for (int64_t n = 0; n < count; n++) {
         Layer& layer = layers[n];
         before(layer.before, x, tables[2 * layer.rotation], tables[2 * layer.rotation + 1], shape, q, k, v);
         const bool narrow = layer.key_scales != nullptr;
-        const float scale = (float)layer.scale;
         for (int64_t b = 0; b < batch; b++)
             for (int64_t h = 0; h < like.kv; h++)
                 for (int64_t t = 0; t < tokens; t++) {
@@ -228,25 +208,16 @@ void step(Layer* layers, int64_t count, const T* x, const float* const* tables, 
                     keep(layer.kind, key, size, layer.keys, to, narrow ? layer.key_scales + scale_to : nullptr);
                     keep(layer.kind, value, size, layer.values, to, narrow ? layer.value_scales + scale_to : nullptr);
                 }
-        const int64_t seen[] = {batch, like.kv, like.heads / like.kv * tokens, last + tokens - layer.first, size,
-                                shape[3], tokens};
-        const int64_t strides[] = {layer.batch_stride, layer.head_stride, layer.batch_stride, layer.head_stride,
-                                   layer.scale_batch_stride, layer.scale_head_stride, layer.scale_batch_stride,
-                                   layer.scale_head_stride};
+        const auto seen = [&layer](auto* scales) { return scales ? scales + layer.first : nullptr; };
         const int64_t skipped = layer.first * size * (layer.kind == 2 ? 1 : layer.kind == 0 ? 4 : 2);
-        handscroll_decode((int)layer.kind, sizeof(T) == 2, q, scale, (char*)layer.keys + skipped,
-                          (char*)layer.values + skipped, narrow ? layer.key_scales + layer.first : nullptr,
-                          narrow ? layer.value_scales + layer.first : nullptr, seen, strides, wide.data(),
-                          lse);
-        for (int64_t i = 0; i < layer.pasts; i++) {
-            const Past& past = layer.past[i];
-            const int64_t all[] = {batch, like.kv, like.heads / like.kv * tokens, past.length, size, shape[3], 1};
-            const int64_t heads[] = {0, past.key_stride, 0, past.value_stride, 0, past.key_scale_stride, 0,
-                                     past.value_scale_stride};
-            handscroll_decode((int)past.kind, sizeof(T) == 2, q, scale, past.keys, past.values, past.key_scales,
-                              past.value_scales, all, heads, other, other_lse);
-            merge(wide.data(), lse, other, other_lse, rows * like.heads, size);
-        }
+        runs.assign(layer.past, layer.past + layer.pasts);
+        runs.push_back({(char*)layer.keys + skipped, (char*)layer.values + skipped, seen(layer.key_scales),
+                        seen(layer.value_scales), layer.kind, last + tokens - layer.first,
+                        {layer.batch_stride, layer.head_stride}, {layer.batch_stride, layer.head_stride},
+                        {layer.scale_batch_stride, layer.scale_head_stride},
+                        {layer.scale_batch_stride, layer.scale_head_stride}});
+        const int64_t all[] = {(int64_t)runs.size(), batch, like.kv, like.heads / like.kv * tokens, size, shape[3], tokens};
+        handscroll_decode(runs.data(), sizeof(T) == 2, q, (float)layer.scale, all, wide.data(), wide.data() + rows * inner);
         const float* from = wide.data();  // (B, heads, T, E)
         for (int64_t b = 0; b < batch; b++)
             for (int64_t h = 0; h < like.heads; h++)

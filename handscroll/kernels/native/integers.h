@@ -23,6 +23,22 @@ inline void across(__m512i* y) {
     y[2] = _mm512_shuffle_i32x4(b, d, 0x88), y[3] = _mm512_shuffle_i32x4(b, d, 0xdd);
 }
 
+// In each 128 bits: number i of y[m] becomes number m of y[i], for words of 32 bits.
+inline void turn_words(__m512i* y) {
+    const __m512i a = _mm512_unpacklo_epi32(y[0], y[1]), b = _mm512_unpackhi_epi32(y[0], y[1]);
+    const __m512i c = _mm512_unpacklo_epi32(y[2], y[3]), d = _mm512_unpackhi_epi32(y[2], y[3]);
+    y[0] = _mm512_unpacklo_epi64(a, c), y[1] = _mm512_unpackhi_epi64(a, c);
+    y[2] = _mm512_unpacklo_epi64(b, d), y[3] = _mm512_unpackhi_epi64(b, d);
+}
+
+// In each 128 bits: byte 4 i + j of y[m] becomes byte 4 j + m of y[i].
+inline void turn_bytes(__m512i* y) {
+    const __m512i a = _mm512_unpacklo_epi8(y[0], y[1]), b = _mm512_unpackhi_epi8(y[0], y[1]);
+    const __m512i c = _mm512_unpacklo_epi8(y[2], y[3]), d = _mm512_unpackhi_epi8(y[2], y[3]);
+    y[0] = _mm512_unpacklo_epi16(a, c), y[1] = _mm512_unpackhi_epi16(a, c);
+    y[2] = _mm512_unpacklo_epi16(b, d), y[3] = _mm512_unpackhi_epi16(b, d);
+}
+
 // R query rows over int8 keys and values of at most 512 numbers. Their 32-bit sums may overflow on the way; the result
 // does not.
 template <int R>
@@ -63,27 +79,31 @@ class Integers {
     }
 
     void score(const int8_t* keys, int64_t at, int count, const int8_t* next, float* scores) const {
-        fetch(scales.keys + at + BLOCK, 4 * BLOCK), fetch(scales.values + at + BLOCK, 4 * BLOCK);
-        __m512i parts[R][BLOCK / 4];
-        for (int j = 0; j < count; j += 4) {
-            __m512i sums[2 * R];
-            for (int i = 0; i < 2 * R; i++) sums[i] = _mm512_setzero_si512();
+        fetch(scales.keys + at + BLOCK<int8_t>, 4 * BLOCK<int8_t>), fetch(scales.values + at + BLOCK<int8_t>, 4 * BLOCK<int8_t>);
+        __m512i parts[R][BLOCK<int8_t> / 4];
+        for (int j = 0; j < count; j += 8) {
+            __m512i sums[2 * R][2];
+            for (int i = 0; i < 2 * R; i++) sums[i][0] = sums[i][1] = _mm512_setzero_si512();
             for (int c = 0; c < chunks; c++) {
-                __m512i k[4];
-                four(keys, j, count, c, next, k);  // on this side the products take unsigned numbers
-                for (int i = 0; i < 4; i++) k[i] = _mm512_xor_si512(k[i], _mm512_set1_epi8(-128));
-                const __m512i a = _mm512_unpacklo_epi32(k[0], k[1]), b = _mm512_unpackhi_epi32(k[0], k[1]);
-                const __m512i d = _mm512_unpacklo_epi32(k[2], k[3]), e = _mm512_unpackhi_epi32(k[2], k[3]);
-                k[0] = _mm512_unpacklo_epi64(a, d), k[1] = _mm512_unpackhi_epi64(a, d);
-                k[2] = _mm512_unpacklo_epi64(b, e), k[3] = _mm512_unpackhi_epi64(b, e);
+                __m512i k[2][4];
+#pragma GCC unroll 2
+                for (int h = 0; h < 2; h++) {
+                    four(keys, j + 4 * h, count, c, next, k[h]);
+                    for (int i = 0; i < 4; i++)  // on this side the products take unsigned numbers
+                        k[h][i] = _mm512_xor_si512(k[h][i], _mm512_set1_epi8(-128));
+                    turn_words(k[h]);
+                }
                 const Line* q = planes.data() + c * 4 * 2 * R;
                 asm("" : "+r"(q));  // otherwise the compiler keeps queries in registers and sums in memory
                 for (int m = 0; m < 4; m++)
-                    for (int i = 0; i < 2 * R; i++)
-                        sums[i] = _mm512_dpbusd_epi32(sums[i], k[m], _mm512_load_si512(q + m * 2 * R + i));
+                    for (int i = 0; i < 2 * R; i++) {
+                        const __m512i x = _mm512_load_si512(q + m * 2 * R + i);
+                        for (int h = 0; h < 2; h++) sums[i][h] = _mm512_dpbusd_epi32(sums[i][h], k[h][m], x);
+                    }
             }
             for (int r = 0; r < R; r++)
-                parts[r][j / 4] = _mm512_add_epi32(_mm512_slli_epi32(sums[2 * r], 8), sums[2 * r + 1]);
+                for (int h = 0; h < 2; h++)
+                    parts[r][j / 4 + h] = _mm512_add_epi32(_mm512_slli_epi32(sums[2 * r][h], 8), sums[2 * r + 1][h]);
         }
         for (int j = 0; j < count; j += 16) {
             const __m512 steps = _mm512_maskz_loadu_ps(some(count - j), scales.keys + at + j);
@@ -93,17 +113,17 @@ class Integers {
                 const __m512i s = _mm512_add_epi32(_mm512_add_epi32(p[0], p[1]), _mm512_add_epi32(p[2], p[3]));
                 const __m512 whole = _mm512_cvtepi32_ps(_mm512_sub_epi32(s, _mm512_set1_epi32(offsets[r])));
                 const __m512 found = _mm512_mul_ps(_mm512_mul_ps(whole, _mm512_set1_ps(factors[r])), steps);
-                store(scores + r * BLOCK + j, (f16v)found);
+                store(scores + r * BLOCK<int8_t> + j, (f16v)found);
             }
         }
     }
 
     // Weights up to the next multiple of 16 are 0.
     void add(float* weights, const int8_t* values, int64_t at, int count, const int8_t* next, float* out) const {
-        alignas(64) uint8_t bytes[2][R][BLOCK];
+        alignas(64) uint8_t bytes[2][R][BLOCK<int8_t>];
         float steps[R];
         for (int r = 0; r < R; r++) {
-            float* w = weights + r * BLOCK;
+            float* w = weights + r * BLOCK<int8_t>;
             __m512i most = _mm512_setzero_si512();  // numbers >= 0 are ordered like their bits, NaN above them
             for (int j = 0; j < count; j += 16) {
                 const __m512 by = _mm512_maskz_loadu_ps(some(count - j), scales.values + at + j);
@@ -122,15 +142,12 @@ class Integers {
                 _mm_store_si128((__m128i*)(bytes[1][r] + j), _mm512_cvtepi32_epi8(n));
             }
         }
-        __m512i turned[BLOCK];
+        __m512i turned[BLOCK<int8_t>];
         for (int c = 0; c < chunks; c++) {
             for (int j = 0; j < count; j += 4) {  // the bytes of four values side by side
                 __m512i* v = turned + j;
                 four(values, j, count, c, next, v);
-                const __m512i a = _mm512_unpacklo_epi8(v[0], v[1]), b = _mm512_unpackhi_epi8(v[0], v[1]);
-                const __m512i d = _mm512_unpacklo_epi8(v[2], v[3]), e = _mm512_unpackhi_epi8(v[2], v[3]);
-                v[0] = _mm512_unpacklo_epi16(a, d), v[1] = _mm512_unpackhi_epi16(a, d);
-                v[2] = _mm512_unpacklo_epi16(b, e), v[3] = _mm512_unpackhi_epi16(b, e);
+                turn_bytes(v);
             }
             for (int r = 0; r < R; r++) columns(turned, bytes[0][r], bytes[1][r], steps[r], count, c, out + r * size);
         }
@@ -142,12 +159,16 @@ class Integers {
     // Chunk c of rows j .. j + 3; if there are fewer rows, the last one is repeated. The rows at `next` are read soon.
     void four(const int8_t* rows, int j, int count, int c, const int8_t* next, __m512i* found) const {
         const int here = size - CHUNK * c;
-        for (int i = 0; i < 4; i++) {
-            const int64_t at = (int64_t)std::min(j + i, count - 1) * size + CHUNK * c;
-            found[i] = here < CHUNK ? _mm512_maskz_loadu_epi8((1ull << here) - 1, rows + at)
-                                    : _mm512_loadu_si512(rows + at);  // as in blocks.h, a mask only if it is needed
-            __builtin_prefetch(next + at, 0, 0);
-        }
+        const auto all = [&](auto row) {
+            for (int i = 0; i < 4; i++) {
+                const int64_t at = (int64_t)row(j + i) * size + CHUNK * c;
+                found[i] = here < CHUNK ? _mm512_maskz_loadu_epi8((1ull << here) - 1, rows + at)
+                                        : _mm512_loadu_si512(rows + at);  // as in blocks.h, a mask only if it is needed
+                __builtin_prefetch(next + at, 0, 0);
+            }
+        };
+        if (j + 4 <= count) all([](int n) { return n; });
+        else all([count](int n) { return std::min(n, count - 1); });
     }
 
     // out += the numbers from CHUNK * c on of the values, weighted by two planes of bytes.
@@ -159,8 +180,10 @@ class Integers {
             int32_t h, l;
             memcpy(&h, upper + j, 4), memcpy(&l, lower + j, 4);
             for (int m = 0; m < 4; m++) {
-                high[m] = _mm512_dpbusd_epi32(high[m], _mm512_set1_epi32(h), turned[j + m]);
-                low[m] = _mm512_dpbusd_epi32(low[m], _mm512_set1_epi32(l), turned[j + m]);
+                __m512i v = turned[j + m];
+                asm("" : "+v"(v));  // read once
+                high[m] = _mm512_dpbusd_epi32(high[m], _mm512_set1_epi32(h), v);
+                low[m] = _mm512_dpbusd_epi32(low[m], _mm512_set1_epi32(l), v);
             }
         }
         for (int m = 0; m < 4; m++) high[m] = _mm512_add_epi32(_mm512_slli_epi32(high[m], 8), low[m]);

@@ -21,13 +21,13 @@ import torch
 from filelock import FileLock
 
 SOURCES = ("decode.cpp", "prefill.cpp", "products.cpp", "quantised.cpp", "many.cpp", "rows.cpp", "halves.cpp")
-HEADERS = ("simd.h", "blocks.h", "integers.h", "products.h", "formats.h", "quantised.h", "units.h")
+HEADERS = ("simd.h", "blocks.h", "integers.h", "fours.h", "products.h", "formats.h", "quantised.h", "units.h", "runs.h")
 COMPILE = ("-O3", "-march=native", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-fopenmp", "-c")
 LINK = ("-shared",)  # without -fopenmp: the OpenMP symbols are those that torch has loaded
 COMPILERS = ("c++", "g++", "clang++")
 # The arguments of the functions, in order: i an int, f a float, p a pointer (an address, an array or None).
 ARGUMENTS = {
-    "decode": "iipfpppppppp",
+    "decode": "pipfppp",
     "paged": "iipfppppppp",
     "prefill": "ipppfppp",
     "has_prefill": "",

@@ -3,7 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -33,9 +33,22 @@ static inline f16v load(const bf16* p) {
 static inline float widen(float16 x) { _Float16 y; memcpy(&y, &x, 2); return (float)y; }
 static inline float16 narrow_half(float x) { _Float16 y = (_Float16)x; float16 bits; memcpy(&bits, &y, 2); return bits; }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// Two halves of eight numbers side by side.
+template <class Half>
+static inline f16v both(Half low, Half high) {
+    f16v x;
+    memcpy(&x, &low, 32), memcpy((char*)&x + 32, &high, 32);
+    return x;
+}
+#endif
+
 static inline f16v load(const float16* p) {
 #if defined(__AVX512F__)
     return (f16v)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#elif defined(__AVX2__) && defined(__F16C__)
+    const __m128i* x = (const __m128i*)p;
+    return both(_mm256_cvtph_ps(_mm_loadu_si128(x)), _mm256_cvtph_ps(_mm_loadu_si128(x + 1)));
 #else
     f16v x;
     for (int i = 0; i < 16; i++) x[i] = widen(p[i]);
@@ -43,9 +56,13 @@ static inline f16v load(const float16* p) {
 #endif
 }
 
+// GCC 12 widens bytes one by one.
 static inline f16v load(const int8_t* p) {
-#if defined(__AVX512F__)  // GCC 12 widens bytes one by one
+#if defined(__AVX512F__)
     return (f16v)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+#elif defined(__AVX2__)
+    const auto eight = [p](int at) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(p + at)))); };
+    return both(eight(0), eight(8));
 #else
     b16v x; memcpy(&x, p, 16);
     return __builtin_convertvector(__builtin_convertvector(x, i16v), f16v);
@@ -63,8 +80,13 @@ static inline void load(const uint8_t* p, float scale, float low, f16v& a, f16v&
     b = (f16v)_mm512_permutexvar_ps(_mm512_srli_epi32(x, 4), (__m512)table);
 #else
     (void)counted;
+#if defined(__AVX2__)
+    const auto eight = [p](int at) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(p + at))); };
+    const i16v wide = (i16v)both(eight(0), eight(8));
+#else
     c16v x; memcpy(&x, p, 16);
-    i16v wide = __builtin_convertvector(x, i16v);
+    const i16v wide = __builtin_convertvector(x, i16v);
+#endif
     a = __builtin_convertvector(wide & 15, f16v) * splat(scale) + splat(low);
     b = __builtin_convertvector(wide >> 4, f16v) * splat(scale) + splat(low);
 #endif

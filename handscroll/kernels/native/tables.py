@@ -6,6 +6,8 @@ The tables keep no tensor alive: the code that fills them holds the tensors and 
 
 import ctypes
 
+from torch import Tensor
+
 
 def _of(kind: type, *names: str) -> list[tuple[str, type]]:
     return [(name, kind) for name in names]
@@ -46,14 +48,24 @@ class After(ctypes.Structure):
     ]
 
 
-class Past(ctypes.Structure):
-    """Keys and values before those of a cache; every row sees all of them."""
+class Run(ctypes.Structure):
+    """Keys and values (B, K, length, E) of the dtype number `kind`, and their scales; the strides are those of batch
+    and head. See `runs.h`.
+    """
 
     _fields_ = [
         *_of(ctypes.c_void_p, "keys", "values", "key_scales", "value_scales"),
-        *_of(ctypes.c_int64, "kind", "length", "key_stride", "value_stride"),
-        *_of(ctypes.c_int64, "key_scale_stride", "value_scale_stride"),
+        *_of(ctypes.c_int64, "kind", "length"),
+        *_of(ctypes.c_int64 * 2, "key_strides", "value_strides", "key_scale_strides", "value_scale_strides"),
     ]
+
+    @classmethod
+    def of(cls, kind: int, keys: Tensor, values: Tensor, scales: tuple[Tensor, Tensor] | None) -> "Run":
+        """The run of these tensors; a single batch row is read by all rows."""
+        of_rows = [(x.stride(0) if x.shape[0] > 1 else 0, x.stride(1)) for x in (keys, values, *(scales or ()))]
+        at = [x.data_ptr() for x in (keys, values, *(scales or ()))]
+        none = () if scales else ((0, 0), (0, 0))
+        return cls(*at, *(() if scales else (None, None)), kind, keys.shape[2], *of_rows, *none)
 
 
 class Layer(ctypes.Structure):
@@ -65,7 +77,7 @@ class Layer(ctypes.Structure):
         ("kind", ctypes.c_int64),
         *_of(ctypes.c_void_p, "keys", "values", "key_scales", "value_scales"),
         *_of(ctypes.c_int64, "batch_stride", "head_stride", "scale_batch_stride", "scale_head_stride", "first"),
-        ("past", ctypes.POINTER(Past)),
+        ("past", ctypes.POINTER(Run)),
         *_of(ctypes.c_int64, "pasts", "rotation"),
         ("scale", ctypes.c_double),
     ]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from handscroll.kernels.native.calls import KINDS, refuses_decode
 from handscroll.kernels.native.library import library
-from handscroll.kernels.native.tables import Layer, Past
+from handscroll.kernels.native.tables import Layer, Run
 from handscroll.nn.addresses import Addresses
 from handscroll.nn.attention import Context
 from handscroll.nn.compiled.layer import Compiled, Kept, compiled, refuses_pass
@@ -41,14 +41,16 @@ class _Tables:
     """The tables of a cache for the compiled call, valid while neither layers nor buffers are replaced; it keeps
     neither.
 
-    `array` holds a table per layer. In every layer, slots are counted from the cache's first token: if a windowed layer
-    has dropped `gone` tokens, its addresses are those that slot 0 would have. `past` are, by layer, the tables of the
-    spans before the cache's own tokens; None if the kernels do not take these spans.
+    `array` holds a table per layer. In every layer, slots are counted from the cache's first token: if `gone` tokens
+    are no longer in the buffers, the addresses are those that slot 0 would have. `past` are, by layer, the tables of
+    the spans before the cache's own tokens; None if the kernels do not take these spans. `runs` are these and the
+    spans of tokens that the cache holds elsewhere.
     """
 
-    past: list[ctypes.Array] | None
+    past: list[list[Run]] | None
     layers: "ref[_Layers] | None" = None
-    buffers: "list[ref[Tensor]]" = field(default_factory=list)
+    buffers: "list[ref[Tensor | Span]]" = field(default_factory=list)
+    runs: list[ctypes.Array] = field(default_factory=list)
     gone: list[int] = field(default_factory=list)
     firsts: list[int] = field(default_factory=list)
     scales: list[float] = field(default_factory=list)
@@ -66,7 +68,7 @@ def refuses(layers: nn.ModuleList, x: Embeddings, context: Context) -> str:
     if cache is None or not cache.fillable or context.bias is not None or not context.rotations:
         return "the cache has no buffers that a compiled call may fill, or positions are no rotation"
     if not cache.fits(x.shape[1]):
-        return "the buffers of a windowed layer have too few slots to spare"
+        return "the cache's buffers have too few slots to spare, or its heads are no whole groups of int4"
     known = _layers(layers)
     if known.unfit:
         return known.unfit
@@ -146,35 +148,32 @@ def _known(cache: Any, like: Compiled) -> _Tables:
     return _KNOWN[cache]
 
 
-def _tables_of(spans: Sequence[Span], like: Compiled) -> ctypes.Array | None:
-    tables = (Past * len(spans))()
-    for table, span in zip(tables, spans, strict=True):
+def _tables_of(spans: Sequence[Span], like: Compiled) -> list[Run] | None:
+    found = []
+    for span in spans:
         plain = type(span) is Span and span.rotated and span.accumulate is None and span.observer is None
         probe = torch.empty((1, like.kv, 1, like.size), dtype=like.dtype)
-        if not plain or span.keys.shape[0] != 1 or span.keys.dtype == torch.uint8 or refuses_decode(probe, span):
+        if not plain or refuses_decode(probe, span):
             return None
-        scales = span.scales or (None, None)
-        table.keys, table.values = span.keys.data_ptr(), span.values.data_ptr()
-        table.kind, table.length = KINDS[span.keys.dtype], span.marks.length
-        table.key_stride, table.value_stride = span.keys.stride(1), span.values.stride(1)
-        if scales[0] is not None and scales[1] is not None:
-            table.key_scales, table.value_scales = scales[0].data_ptr(), scales[1].data_ptr()
-            table.key_scale_stride, table.value_scale_stride = scales[0].stride(1), scales[1].stride(1)
-    return tables
+        found.append(Run.of(KINDS[span.keys.dtype], span.keys, span.values, span.scales))
+    return found
 
 
 def _filled(known: _Tables, layers: _Layers, rooms: list[Room], firsts: list[int], own: int) -> ctypes.Array:
     """The table of every layer, for a cache of `own` tokens."""
-    buffers, gone = [tensor for room in rooms for tensor in room.columns], [own - room.end for room in rooms]
+    buffers, gone = [x for room in rooms for x in (*room.columns, *room.before)], [own - room.end for room in rooms]
     same = known.layers is not None and known.layers() is layers and known.gone == gone
     if known.array is None or not same or not all(map(is_, buffers, map(call, known.buffers))):
-        known.array = (Layer * len(rooms))()
+        known.array, known.runs = (Layer * len(rooms))(), []
         assert known.past is not None
-        for table, part, held, (columns, end) in zip(known.array, layers.parts, known.past, rooms, strict=True):
+        for table, part, past, (columns, end, before) in zip(known.array, layers.parts, known.past, rooms, strict=True):
             keys, values, *scales = columns
             table.before, table.after, table.rotation = part.form.before, part.form.after, part.form.positions
             table.kind = KINDS[keys.dtype]
-            table.past, table.pasts = held, len(held)
+            held = _tables_of(before, part)
+            assert held is not None
+            known.runs.append((Run * len([*past, *held]))(*past, *held))
+            table.past, table.pasts = known.runs[-1], len(known.runs[-1])
             table.keys, table.values = (_slot_0(x, own - end) for x in (keys, values))
             table.batch_stride, table.head_stride = keys.stride(0), keys.stride(1)
             table.key_scales, table.value_scales = (_slot_0(x, own - end) for x in scales) if scales else (None, None)
@@ -183,8 +182,8 @@ def _filled(known: _Tables, layers: _Layers, rooms: list[Room], firsts: list[int
         known.firsts, known.scales = [], []
     if known.firsts != firsts:
         known.firsts = firsts
-        for table, first in zip(known.array, firsts, strict=True):
-            table.first = first
+        for table, first, dropped in zip(known.array, firsts, gone, strict=True):
+            table.first = max(first, dropped)
     return known.array
 
 
