@@ -78,7 +78,7 @@ def test_compiled_and_plain_attention_over_the_cache_agree():
     with without(FEW, "compiled"):
         plain = kernels.attend(q, spans, Causal(), Marks.run(333, 1))
     for a, b, c in zip(got, plain, want, strict=True):
-        torch.testing.assert_close(a, c, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(a, c, rtol=0, atol=2e-4)  # queries and weights may be rounded to 16 bits
         torch.testing.assert_close(b, c, rtol=1e-5, atol=1e-5)
 
 
