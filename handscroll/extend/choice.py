@@ -125,8 +125,8 @@ def planned(field: Field, spec: ModelSpec, wanted: Wanted, own: bool = False) ->
     leaps = can_leap(spec, goal.trained, goal.target, real)
     size = leaping_size(goal.trained, goal.target) if leaps else real
     readings = wanted.search.readings(len(field.seeds))
-    last = wanted.search.finalists + SEEDS + wanted.search.refining(real)
     count, more = max(1, wanted.measured // real), more_short(goal.trained, real)
+    last = wanted.search.finalists + SEEDS + wanted.search.refining(real + more)
     searching = 0 if leaps else more
     before = (
         Round(1, readings, size, leaps, "a search of factors", searching),

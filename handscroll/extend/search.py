@@ -55,9 +55,9 @@ class Search(Config):
         each = self.children + -(-self.children // 2) + min(self.parents, -(-self.children // 2)) * (self.windows - 2)
         return first + self.generations * each
 
-    def refining(self, real: int) -> int:
-        """Children that read real windows of `real` tokens."""
-        return min(self.refine, REFINING // real)
+    def refining(self, cost: int) -> int:
+        """Children that read real windows, each for `cost` tokens."""
+        return min(self.refine, REFINING // cost)
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ def search(
     begun = trials.read
     last = Evolution(species, trials, settings, goal.guard, real, bases)
     final = last.measured(list(dict.fromkeys([*population[: settings.finalists], *seeds_kept])), len(real))
-    final = last.refined(final, settings.refining(len(text.real[0].ids)))
+    final = last.refined(final, settings.refining(real[0].cost))
     first = last.measured(seeds_kept, len(real))[0]
     seed, best = last.known[first], last.known[final[0]]
     named = Candidate(known[first], "as a seed", seed.candidate.changes)

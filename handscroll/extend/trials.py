@@ -130,10 +130,9 @@ class Trials:
 
         how = [candidate.name, candidate.changes, *window.where()]
         found = self.memory.value(how, measured)
-        size = len(window.ids) + sum(len(one.ids) for one in window.others)
-        self._finish(size)
+        self._finish(window.cost)
         blocks = (tuple(found["far"]), tuple(found["near"]))
-        return Trial(*blocks, found["long"], found["short"], base, size, found["seconds"])
+        return Trial(*blocks, found["long"], found["short"], base, window.cost, found["seconds"])
 
     def further(self, field: Sequence[Standing], windows: Sequence[Window], bases: Sequence[float]) -> list[Standing]:
         """Each of `field` with trials on `windows` more."""

@@ -70,6 +70,11 @@ class Window:
         firsts = range(self.near, self.near + more, self.near)
         return tuple(Window(self.ids[first : first + self.near], self.trained, self.to) for first in firsts)
 
+    @property
+    def cost(self) -> int:
+        """Tokens that are read."""
+        return len(self.ids) + sum(len(one.ids) for one in self.others)
+
     def positions(self) -> Tensor:
         """The position (T,) of each token."""
         found = torch.arange(len(self.ids))
