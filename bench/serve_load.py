@@ -11,8 +11,8 @@ soak hold the planted words of their own client, and would hold those of another
 - gone: requests whose client closes at a random moment, ten at once: the seconds until no block is used.
 - slow: half-sent heads, half-sent bodies and answers that are not read, and the 99th percentile of eight good clients
   with and without them, in turns.
-- overload: ten times as many clients as there are places: statuses, answers per second beside those without overload,
-  and the seconds until a request is answered as before.
+- overload: ten times as many clients as there are places, who wait as they are told: statuses, answers per second
+  beside those without overload, and the seconds until a request is answered as before.
 - large: bodies of ten megabytes, while `/health` is asked every few milliseconds.
 """
 
@@ -68,6 +68,7 @@ class Seen:
     seconds: list[float] = field(default_factory=list)
     own: int = 0
     foreign: list[str] = field(default_factory=list)
+    last: float = 0.0  # when the last answer was there
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -218,7 +219,7 @@ async def gone(server: Process, clients: list[Client], options: argparse.Namespa
 
 async def leave(server: Process, client: Client, dice: random.Random) -> None:
     """Ask, and close the connection at a random moment."""
-    body = completion(client, max_tokens=250, temperature=1.0, stream=dice.random() < 0.5, n=dice.choice((1, 1, 3)))
+    body = completion(client, max_tokens=200, temperature=1.0, stream=dice.random() < 0.5, n=dice.choice((1, 1, 3)))
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(head(client, len(data := json.dumps(body).encode())) + data)
     await writer.drain()
@@ -245,7 +246,7 @@ async def slow(server: Process, clients: list[Client], options: argparse.Namespa
             slowly = bool(turn % 2)
             crowd = [asyncio.create_task(dawdle(server, clients[0], n)) for n in range(options.slow * slowly)]
             await asyncio.sleep(1.0 if slowly else 0.0)
-            seen, end = Seen(), time.monotonic() + 8.0
+            seen, end = Seen(), time.monotonic() + options.turn
             await asyncio.gather(*(plainly(http, client, seen, end) for client in clients))
             for one in crowd:
                 one.cancel()
@@ -259,15 +260,16 @@ async def slow(server: Process, clients: list[Client], options: argparse.Namespa
 
 
 async def plainly(http: httpx2.AsyncClient, client: Client, seen: Seen, end: float) -> None:
-    """Short requests, one after another."""
+    """Short requests, one after another; who is told to wait does so."""
     while time.monotonic() < end:
         begun = time.monotonic()
         made = await http.post("/v1/completions", json=completion(client), headers=client.headers)
         seen.statuses[made.status_code] += 1
         if made.status_code == 200:
-            seen.seconds.append(time.monotonic() - begun)
+            seen.last = time.monotonic()
+            seen.seconds.append(seen.last - begun)
         else:
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(float(made.headers.get("Retry-After", "0.05")))
 
 
 async def dawdle(server: Process, client: Client, number: int) -> None:
@@ -302,8 +304,9 @@ async def overload(server: Process, clients: list[Client], options: argparse.Nam
         usual = await once(http, clients[0])
         for crowd in (PLACES, 10 * PLACES):
             seen, begun = Seen(), time.monotonic()
-            await asyncio.gather(*(plainly(http, clients[n % CLIENTS], seen, begun + 10.0) for n in range(crowd)))
-            rates.append(len(seen.seconds) / (time.monotonic() - begun))
+            end = begun + options.turn
+            await asyncio.gather(*(plainly(http, clients[n % CLIENTS], seen, end) for n in range(crowd)))
+            rates.append(len(seen.seconds) / (seen.last - begun))  # and not until the last who waits gives up
             statuses.append(seen.statuses)
         begun = time.monotonic()
         while await once(http, clients[0]) > 2 * usual + 0.05:
@@ -396,6 +399,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=90.0, help="of the soak")
     parser.add_argument("--disconnects", type=int, default=500)
     parser.add_argument("--slow", type=int, default=200)
+    parser.add_argument("--turn", type=float, default=8.0, help="seconds of each turn of slow and overload")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", default="", help=f"parts, divided by commas: {','.join(PARTS)}")
     options = parser.parse_args()

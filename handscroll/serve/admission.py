@@ -37,14 +37,7 @@ class Admission:
         Raises:
             ApiError: 429 with Retry-After if there is none or the quota is used up, 503 while the server stops.
         """
-        if self.closing:
-            raise ApiError(503, "the server is stopping; ask again soon", "stopping", headers={"Retry-After": "5"})
-        self._check_quota(owner)
-        limits, mine = self._limits, self._open[owner.number]
-        if self.open + count > limits.waiting:
-            raise self._full(f"{self.open} answers are open, and at most {limits.waiting} may be")
-        if mine + count > limits.each:
-            raise self._full(f"{mine} answers of this key are open, and at most {limits.each} may be")
+        self.check(owner, count)
         if owner.quota is not None and owner.quota.requests_per_minute:
             self._asked.setdefault(owner.number, deque()).append(self._now())
         self._open[owner.number] += count
@@ -54,6 +47,21 @@ class Admission:
         finally:
             self._open[owner.number] -= count
             self._took += 0.1 * (self._now() - begun - self._took)
+
+    def check(self, owner: Owner, count: int = 1) -> None:
+        """Refuse who would get no place now. It is asked before a body is read: a refusal must cost next to nothing.
+
+        Raises:
+            ApiError: as in `answering`.
+        """
+        if self.closing:
+            raise ApiError(503, "the server is stopping; ask again soon", "stopping", headers={"Retry-After": "5"})
+        self._check_quota(owner)
+        limits, mine = self._limits, self._open[owner.number]
+        if self.open + count > limits.waiting:
+            raise self._full(f"{self.open} answers are open, and at most {limits.waiting} may be")
+        if mine + count > limits.each:
+            raise self._full(f"{mine} answers of this key are open, and at most {limits.each} may be")
 
     def use(self, owner: Owner, tokens: int) -> None:
         """Count tokens that were read or written for somebody."""

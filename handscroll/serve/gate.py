@@ -1,4 +1,4 @@
-"""What every request passes before an endpoint sees it: host, origin, route, policy, key, size.
+"""What every request passes before an endpoint sees it: host, origin, route, policy, key, a place, size.
 
 An endpoint without a policy is never reached. Nothing of a body is read before the key was looked at.
 """
@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from handscroll.serve.errors import ApiError
 from handscroll.serve.keys import Owner
-from handscroll.serve.policy import matching, policy_of
+from handscroll.serve.policy import answers, matching, policy_of
 from handscroll.serve.receiving import Received, too_large
 from handscroll.serve.serving import Serving
 
@@ -70,6 +70,8 @@ class Gate:
         with self._serving.metrics.request(name) as told:
             try:
                 owner = self._admitted(scope, route, known)
+                if answers(route):
+                    self._serving.admission.check(owner)
                 received = self._received(scope, receive)
                 scope["handscroll.owner"] = owner
                 await self._app(scope, received, sending)

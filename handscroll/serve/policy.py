@@ -9,11 +9,15 @@ Policy = Literal["open", "key"]
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 
-def policy(rule: Policy) -> Callable[[Endpoint], Endpoint]:
-    """Mark an endpoint: "open" for everybody, "key" for who has a key, where keys are asked for."""
+def policy(rule: Policy, answers: bool = False) -> Callable[[Endpoint], Endpoint]:
+    """Mark an endpoint: "open" for everybody, "key" for who has a key, where keys are asked for.
+
+    One that `answers` takes a place, and while there is none, its requests are refused before their bodies are read.
+    """
 
     def marked(endpoint: Endpoint) -> Endpoint:
         endpoint.policy = rule  # type: ignore[attr-defined]
+        endpoint.answers = answers  # type: ignore[attr-defined]
         return endpoint
 
     return marked
@@ -22,6 +26,11 @@ def policy(rule: Policy) -> Callable[[Endpoint], Endpoint]:
 def policy_of(route: BaseRoute) -> Policy | None:
     """The policy of a route; None where its endpoint names none."""
     return getattr(getattr(route, "endpoint", None), "policy", None)
+
+
+def answers(route: BaseRoute | None) -> bool:
+    """Whether a request for this route takes a place."""
+    return getattr(getattr(route, "endpoint", None), "answers", False)
 
 
 def matching(routes: list[BaseRoute], scope: Any) -> tuple[BaseRoute | None, bool]:

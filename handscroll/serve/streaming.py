@@ -61,6 +61,7 @@ class Events(Response):
             try:
                 await until_gone(receive, self._pump(send))
             except ClientGoneError:
+                scope["app"].state.serving.metrics.gone()
                 return
             finally:
                 beat.cancel()

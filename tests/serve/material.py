@@ -127,20 +127,20 @@ def idle(server: Live) -> bool:
     return engine.idle and engine.blocks.available == engine.blocks.count and server.serving.admission.open == 0
 
 
-def read(server: Live, number: str) -> dict:
+def read(server: Live, number: str, model: str = "tiny", seconds: float = 60.0) -> dict:
     """Wait until a document is read, or refused."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         about = server.http.get(f"/v1/documents/{number}").json()
-        if about["readings"]["tiny"]["state"] not in ("waiting", "reading"):
+        if about["readings"][model]["state"] not in ("waiting", "reading"):
             return about
-        time.sleep(0.02)
+        time.sleep(0.02 if model == "tiny" else 0.5)
     raise AssertionError("it was not read in time")
 
 
 @contextmanager
-def live(store: Path, models: dict[str, Path], key: str = "none-is-needed", **settings):
-    """A server on these models, until the block ends."""
+def live(store: Path, models: dict[str, Path], key: str = "none-is-needed", patience: float = 30.0, **settings):
+    """A server on these models, until the block ends; `patience` are the seconds that it may take to start."""
     found = sources([f"{name}={path}" for name, path in models.items() if ":" not in name], [
         f"{name}={path}" for name, path in models.items() if ":" in name
     ])  # fmt: skip
@@ -149,7 +149,7 @@ def live(store: Path, models: dict[str, Path], key: str = "none-is-needed", **se
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        end = time.monotonic() + 30
+        end = time.monotonic() + patience
         while not (server.started and serving.models.state != "loading"):
             assert thread.is_alive() and time.monotonic() < end, "the server did not start"
             time.sleep(0.01)

@@ -171,6 +171,18 @@ def test_a_client_that_reads_nothing_is_dropped(small):
     assert small.http.get("/health").status_code == 200
 
 
+@pytest.mark.promise("R28")
+def test_while_there_is_no_place_no_body_is_read(small):
+    admission, owner = small.serving.admission, small.serving.keys.local
+    with admission.answering(owner, small.serving.settings.limits.each):
+        for path in ("/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v1/documents/doc-0/ask"):
+            made = small.http.post(path, content=b"{broken", headers={"Content-Type": "application/json"})
+            assert made.status_code == 429 and int(made.headers["retry-after"]) >= 1, path
+        assert small.http.post("/v1/tokenize", json={"model": "tiny", "text": "a"}).status_code == 200
+    made = small.http.post("/v1/completions", content=b"{broken", headers={"Content-Type": "application/json"})
+    assert made.status_code == 400
+
+
 def test_places_and_quotas():
     now = [0.0]
     admission = Admission(Limits(waiting=3, each=2), lambda: now[0])

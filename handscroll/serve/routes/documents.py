@@ -27,7 +27,7 @@ LOOK = 0.5  # seconds between two looks at a reading
 
 
 @router.post("/v1/documents", status_code=201)
-@policy("key")
+@policy("key", answers=True)
 async def upload(
     request: Request,
     file: Annotated[UploadFile, File(description="text, Markdown, HTML, PDF, Word, EPUB, code, tables")],
@@ -108,7 +108,7 @@ async def stop(number: Number, body: ReadRequest, request: Request) -> dict[str,
 
 
 @router.post("/v1/documents/{number}/ask")
-@policy("key")
+@policy("key", answers=True)
 async def ask(number: Number, body: AskRequest, request: Request) -> Response:
     """An answer to a question about a document; it is read once, and only the question is read now."""
     serving, owner = of(request)

@@ -24,7 +24,7 @@ TOGETHER = 8  # texts between which others may go on
 
 
 @router.post("/v1/embeddings")
-@policy("key")
+@policy("key", answers=True)
 async def embeddings(body: EmbeddingRequest, request: Request) -> dict[str, Any]:
     """One vector a text."""
     serving, owner = of(request)

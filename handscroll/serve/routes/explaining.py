@@ -26,7 +26,7 @@ router = APIRouter()
 
 
 @router.post("/v1/documents/{number}/explain")
-@policy("key")
+@policy("key", answers=True)
 async def explain(
     number: Annotated[str, Path(max_length=64, description="the id of a document")],
     body: ExplainRequest,
