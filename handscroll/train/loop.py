@@ -151,6 +151,8 @@ class _Session:
             self.stream = self.updates.resume(self.data)
             entries["stage_ended_early"] = left_out
         record = {"step": progress.step, "tokens": progress.tokens, **entries}
+        if run.world.compare_every and progress.step % run.world.compare_every == 0:
+            run.compare()
         last = progress.planned >= loop.steps
         due = loop.evaluate_every and (last or progress.step % loop.evaluate_every == 0)
         if self.callbacks.validate is not None and due:
@@ -166,6 +168,7 @@ class _Session:
     def _save(self) -> None:
         """Save a checkpoint of the last applied update, unless there is one already."""
         if self.run.progress.step > self.saved:
+            self.run.compare()
             self.records.sync()
             self.run.save(self.data, self.records.offset)
             self.saved = self.run.progress.step

@@ -4,6 +4,7 @@ import json
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ from handscroll.train.checkpoint import (
 from handscroll.train.curriculum import Curriculum
 from handscroll.train.optim import Optimizer
 from handscroll.train.parallel.shard import assign, gathered, like
-from handscroll.train.parallel.world import ALONE, World
+from handscroll.train.parallel.world import ALONE, World, check_copies
 from handscroll.train.regularise import Regularise, scalar
 from handscroll.train.schedule import Schedule
 from handscroll.train.spike import Spike, SpikeGuard
@@ -147,6 +148,17 @@ class Run:
             for name, parameter in self._trainable() if self.average else ():
                 self.average[name].lerp_(parameter, 1 - self.loop.average)
         return norm
+
+    def compare(self) -> None:
+        """Compare what every rank has a copy of: weights, states of the optimisers, averaged weights.
+
+        Raises:
+            DataError: it is not the same everywhere.
+        """
+        if self.world.size > 1 and self.world.compare_every:
+            states = [optimizer_tensors(optimizer)[0].values() for optimizer in self.optimizers.values()]
+            weights = [parameter for _, parameter in self._trainable()]
+            check_copies(self.world, chain(weights, *states, self.average.values()))
 
     def save(self, data: dict[str, Any], offset: int) -> None:
         """Write a crash-safe checkpoint of this step.

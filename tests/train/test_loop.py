@@ -11,7 +11,10 @@ from handscroll.base.records import read_records
 from handscroll.data.batch import Batch
 from handscroll.objectives.causal import Causal
 from handscroll.train import loop as loop_module
+from handscroll.train import start
+from handscroll.train.parallel.world import World
 from handscroll.train.recipe import Recipe
+from handscroll.train.run import Run
 from handscroll.train.schedule import Schedule
 from handscroll.train.start import RunOptions, run_recipe
 from handscroll.train.step import Step
@@ -65,6 +68,14 @@ def test_stopped_and_resumed_equals_straight(recipe, tmp_path, cut, monkeypatch)
     assert one.read_bytes() == two.read_bytes()
     for name, tensor in straight.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+
+
+def test_copies_are_compared_now_and_then_and_before_each_checkpoint(recipe, tmp_path, monkeypatch):
+    compared = []
+    monkeypatch.setattr(start, "join_world", lambda *given: World(compare_every=4))
+    monkeypatch.setattr(Run, "compare", lambda run: compared.append(run.progress.step))
+    run_recipe(recipe("loop.save_every=13", "stages.1.steps=5"), tmp_path / "run")
+    assert compared == [4, 8, 12, 13, 15]
 
 
 def test_resuming_with_another_recipe_is_refused(recipe, tmp_path):

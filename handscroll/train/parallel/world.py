@@ -6,6 +6,7 @@ another number of ranks and sees the same rows.
 """
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -16,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from handscroll.base.config import Config
-from handscroll.base.errors import ConfigError
+from handscroll.base.errors import ConfigError, DataError
 from handscroll.data.batch import Batch
 
 PATIENCE = timedelta(minutes=60)  # timeout of collectives; `watch.py` finds dead ranks much earlier
@@ -27,6 +28,9 @@ class Parallel(Config):
 
     context: int = Field(default=1, ge=1, description="ranks that share the tokens of a row (context parallel)")
     shard: bool = Field(default=True, description="shard weights, gradients and optimiser over all ranks (FSDP2)")
+    compare_every: int = Field(
+        default=50, ge=0, description="updates between two comparisons of what every rank has a whole copy of; 0: none"
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +41,7 @@ class World:
     size: int = 1
     context: int = 1
     context_group: Any = None
+    compare_every: int = 0
 
     @property
     def first(self) -> bool:
@@ -135,7 +140,7 @@ def join_world(settings: Parallel, device: str = "cpu") -> World:
         ranks = list(range(first, first + settings.context))
         made = dist.new_group(ranks)  # every rank must take part in the creation of every group
         group = made if rank in ranks else group
-    return World(rank, size, settings.context, group)
+    return World(rank, size, settings.context, group, settings.compare_every)
 
 
 def same_everywhere(world: World, what: str, digest: int) -> None:
@@ -146,12 +151,43 @@ def same_everywhere(world: World, what: str, digest: int) -> None:
     """
     if world.size == 1:
         return
+    odd = _differing(world, digest)
+    if odd:
+        raise ConfigError(f"{what}: ranks {odd} differ from rank 0; give every rank the same files and settings")
+
+
+def check_copies(world: World, copies: Iterable[Tensor]) -> None:
+    """Stop if copies that every rank holds (weights, states of the optimiser) are no longer the same to the bit.
+
+    Sharded tensors have no copy and are passed over. The sum of all words is compared: a flipped bit always changes it.
+
+    Raises:
+        DataError: some ranks differ from the first. The message names them.
+    """
+    digest = 0
+    for tensor in copies:
+        if not hasattr(tensor, "full_tensor"):
+            digest += _sum_of_bits(tensor.detach())
+    odd = _differing(world, (digest + 2**63) % 2**64 - 2**63)
+    if odd:
+        raise DataError(
+            f"the weights or the optimiser of ranks {odd} differ from those of rank 0: a bit has flipped in a memory, "
+            "or the ranks compute differently (parallel.compare_every = 0 allows that); resume from the last checkpoint"
+        )
+
+
+def _sum_of_bits(tensor: Tensor) -> int:
+    flat = tensor.contiguous().reshape(-1)
+    words = flat.view(torch.int32 if flat.nbytes % 4 == 0 else torch.uint8)
+    return int(words.sum(dtype=torch.int64))
+
+
+def _differing(world: World, digest: int) -> list[int]:
+    """The ranks whose number is not that of the first."""
     mine = torch.tensor([digest], dtype=torch.int64, device=_device())
     every = [torch.empty_like(mine) for _ in range(world.size)]
     dist.all_gather(every, mine)
-    odd = [rank for rank, other in enumerate(every) if int(other) != int(every[0])]
-    if odd:
-        raise ConfigError(f"{what}: ranks {odd} differ from rank 0; give every rank the same files and settings")
+    return [rank for rank, other in enumerate(every) if int(other) != int(every[0])]
 
 
 def _device() -> torch.device:

@@ -1,16 +1,19 @@
 """Run by torchrun or by hand with RANK and WORLD_SIZE: one update, whose loss and gradients go to a file."""
 
+import random
 import sys
 
 import torch
 from safetensors.torch import save_file
 
+from handscroll.base.errors import DataError
 from handscroll.nn.init import initialise
 from handscroll.nn.noise import Noise
 from handscroll.objectives.causal import Causal
 from handscroll.objectives.masked import Masked
+from handscroll.train.checkpoint import optimizer_tensors
 from handscroll.train.parallel.shard import gathered, shard
-from handscroll.train.parallel.world import Parallel, join_world
+from handscroll.train.parallel.world import Parallel, check_copies, join_world
 from handscroll.train.step import Step
 from handscroll.train.strategies.plain import Plain
 from handscroll.train.strategies.staged import Staged
@@ -54,6 +57,36 @@ def built(name, dtype):
     return model.to(dtype)
 
 
+def flipped(world):
+    """How many of single flipped bits, in weights and states of an optimiser on the last rank, were found by all."""
+    model = built("llama", torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    copies = [*model.parameters(), *optimizer_tensors(optimizer)[0].values()]
+    dice, found, alarms = random.Random(4), 0, 0
+    for _ in range(50):
+        tensor = dice.choice(copies).detach().view(-1).view(torch.int32)
+        place, bit = dice.randrange(len(tensor)), dice.randrange(32)
+        mask = torch.tensor(-(2**31) if bit == 31 else 1 << bit, dtype=torch.int32)
+        for turn in range(2):  # flip, and flip back
+            if world.rank == world.size - 1:
+                tensor[place] ^= mask
+            found += turn == 0 and not same(world, copies)
+            alarms += turn == 1 and not same(world, copies)
+    return {"flipped": torch.tensor([found, alarms])}
+
+
+def same(world, copies):
+    try:
+        check_copies(world, copies)
+    except DataError as error:
+        assert f"ranks [{world.size - 1}]" in str(error)
+        return False
+    return True
+
+
 def main():
     torch.set_num_threads(1)
     found = {}
@@ -69,6 +102,7 @@ def main():
             case = f"{dtype}|{strategy}|{context}|{sharded}|{kind}|{name}"
             found |= {f"{case}|{n}": t for n, t in gathered(grads, world).items()}
             found[f"{case}|loss"] = loss.total
+    found |= flipped(join_world(Parallel()))
     if world.first:
         save_file(found, sys.argv[1])
     world.close()

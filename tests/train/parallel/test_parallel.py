@@ -81,6 +81,12 @@ def test_two_ranks_give_the_loss_and_gradients_of_one(two_ranks, case, dtype):
     assert distance({name: t.double() for name, t in found.items()}, wanted) <= LIMITS[dtype]
 
 
+@pytest.mark.promise("R14")
+def test_any_flipped_bit_in_a_copy_is_found(two_ranks):
+    """50 of 50 in weights and states of the optimiser, and no alarm once each is flipped back."""
+    assert two_ranks["flipped"].tolist() == [50, 0]
+
+
 def train(count, folder, *settings, resume=False):
     extra = [part for setting in settings for part in ("--set", setting)]
     where = "--resume" if resume else "--out"
