@@ -24,10 +24,11 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx2
 
@@ -384,7 +385,7 @@ while True:
     time.sleep(0.002)
 """
 
-PARTS: dict[str, tuple[Callable[..., Awaitable[None]], tuple[str, ...]]] = {
+PARTS: dict[str, tuple[Callable[..., Coroutine[Any, Any, None]], tuple[str, ...]]] = {
     "soak": (soak, ()),
     "gone": (gone, ()),
     "slow": (slow, ()),

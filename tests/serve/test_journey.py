@@ -80,6 +80,14 @@ def asked(page, book: Book, number: int) -> str:
     return page.locator(".turn:last-child").inner_text()
 
 
+def watching(browser, url: str, **settings) -> Watched:
+    """A page whose clicks may wait for a machine that is busy with an answer."""
+    made = Watched(browser, url, **settings)
+    made.page.set_default_timeout(60_000)
+    made.page.goto(url)
+    return made
+
+
 def home(watched) -> None:
     watched.page.goto(f"{watched.url}/#/read")
     watched.page.wait_for_selector(".library")
@@ -88,8 +96,7 @@ def home(watched) -> None:
 def pictured(browser, url: str, folder: Path, book: Book) -> None:
     """The shelf and a conversation, as different people see them."""
     for name, settings in VIEWS.items():
-        made = Watched(browser, url, **settings)
-        made.page.goto(url)
+        made = watching(browser, url, **settings)
         made.page.wait_for_selector(".library")
         made.page.screenshot(path=folder / f"{name}-read.png")
         assert made.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
@@ -110,9 +117,8 @@ def test_three_books_from_the_first_page_to_the_last_byte(books, tmp_path):
     with chromium() as browser:
         with serving(store) as server:
             empty = {file for file in store.rglob("*") if file.is_file()}
-            watched = Watched(browser, server.url)
+            watched = watching(browser, server.url)
             page = watched.page
-            page.goto(server.url)
             for book in books:
                 file = {"name": book.name, "mimeType": "application/octet-stream", "buffer": book.data}
                 page.set_input_files("input[type=file]", file)
@@ -135,9 +141,8 @@ def test_three_books_from_the_first_page_to_the_last_byte(books, tmp_path):
             assert (watched.faults, watched.outside) == ([], [])
             page.close()
         with serving(store) as server:
-            watched = Watched(browser, server.url)
+            watched = watching(browser, server.url)
             page = watched.page
-            page.goto(server.url)
             for book in books:
                 home(watched)
                 assert book.answer in asked(page, book, 0)
