@@ -44,10 +44,6 @@ class Int4Cache(Blocked):
     def takes(cls, head_size: int) -> bool:
         return head_size % 2 == 0
 
-    def fits(self, count: int) -> bool:
-        keys, _ = next(iter(self._store.values()), (None, None))
-        return super().fits(count) and (keys is None or keys.shape[3] % GROUP == 0)
-
     def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> list[Span]:
         if not self.takes(keys.shape[3]):
             raise ConfigError(f"int4 keeps two numbers a byte, and a head of {keys.shape[3]} numbers is odd; use int8")

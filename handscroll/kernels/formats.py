@@ -73,8 +73,10 @@ class Format:
         """Raw uint8 (..., row_bytes) -> (..., D) in `dtype`; computed in float32, some rows at a time."""
         rows = raw.reshape(-1, raw.shape[-1])
         size = self.row_size(raw.shape[-1])
-        out = torch.empty(len(rows), size, dtype=dtype, device=raw.device)
         step = max(1, AT_ONCE // max(1, size))
+        if len(rows) <= step:
+            return self.read(rows).to(dtype).reshape(*raw.shape[:-1], size)
+        out = torch.empty(len(rows), size, dtype=dtype, device=raw.device)
         for first in range(0, len(rows), step):
             out[first : first + step] = self.read(rows[first : first + step])
         return out.unflatten(0, raw.shape[:-1]) if raw.dim() != 2 else out

@@ -68,7 +68,7 @@ def refuses(layers: nn.ModuleList, x: Embeddings, context: Context) -> str:
     if cache is None or not cache.fillable or context.bias is not None or not context.rotations:
         return "the cache has no buffers that a compiled call may fill, or positions are no rotation"
     if not cache.fits(x.shape[1]):
-        return "the cache's buffers have too few slots to spare, or its heads are no whole groups of int4"
+        return "the buffers of a windowed layer have too few slots to spare"
     known = _layers(layers)
     if known.unfit:
         return known.unfit
