@@ -42,12 +42,12 @@ class Client(threading.Thread):
         self.seen, self.said = [], []
         if number in WITH:
             files = {"file": ("a.txt", f"{TEXT}{self.secret}\n".encode())}
-            made = httpx2.post(f"{server.url}/v1/documents", files=files, headers=self.headers, timeout=30)
+            made = httpx2.post(f"{server.url}/v1/documents", files=files, headers=self.headers, timeout=300)
             self.document = made.json()["id"]
 
     def run(self):
         dice = random.Random(self.number)
-        with httpx2.Client(base_url=self.server.url, headers=self.headers, timeout=30) as http:
+        with httpx2.Client(base_url=self.server.url, headers=self.headers, timeout=300) as http:
             for _ in range(ROUNDS):
                 kind = dice.choice(self.kinds)
                 made = self.ask(http, kind)
@@ -81,7 +81,7 @@ def used(server, clients: list[Client]) -> None:
     for one in clients:
         one.start()
     for one in clients:
-        one.join(60)
+        one.join(300)
     server.until(lambda: idle(server))
 
 
