@@ -56,11 +56,17 @@ def books(tmp_path_factory) -> list[Book]:
     three = shared("text_zh/classic/sanguo_yanyi.txt").read_text(encoding="utf-8")
     three = three[(at := three.index("榜文行到涿县")) : at + 1100]
     pride = shared("text_en/books_train/austen_pride_and_prejudice.txt").read_text(encoding="utf-8")[:4000]
-    planted = f"\n\nThe planted word is {CANARY}.\n"
+    planted = f"The planted word is {CANARY}.\n\n"  # first, where no small model repeats it
     return [
-        Book("crusoe.txt", (crusoe + planted).encode(), "In which city was the narrator born?", "York", "York"),
-        Book("三国.txt", (three + planted).encode(), "张飞的字是什么？", "翼德", "翼德"),
-        Book("pride.pdf", pdf_of(pride + planted, folder), "Who has taken Netherfield Park?", "Bingley", "Bingley"),
+        Book("crusoe.txt", (planted + crusoe).encode(), "In which city was the narrator born?", "York", "York"),
+        Book("三国.txt", (planted + three).encode(), "张飞的字是什么？", "翼德", "翼德"),
+        Book(
+            "pride.pdf",
+            pdf_of(planted + pride, folder),
+            "What is the name of the man who has taken Netherfield Park?",
+            "Bingley",
+            "Bingley",
+        ),
     ]
 
 
