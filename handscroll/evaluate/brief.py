@@ -5,8 +5,8 @@ window, so its records are theirs.
 """
 
 import re
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -15,6 +15,7 @@ from handscroll.evaluate.needle import NeedleGrid, needle_grid, planned_tokens
 from handscroll.evaluate.perplexity import Losses, token_nll
 from handscroll.evaluate.samples import Sample
 from handscroll.lm import LM
+from handscroll.text.tokenizer import Tokenizer
 from handscroll.text.words import HAN
 
 DEPTHS = (0.1, 0.5, 0.9)
@@ -41,22 +42,32 @@ class Brief(Config):
         return planned_tokens(self.grid()) + self.longest
 
 
-def brief(
-    lm: LM, text: str, source: str, how: Brief, on_read: Callable[[int], None] | None = None
-) -> list[dict[str, Any]]:
+class MeasuredOn(NamedTuple):
+    """The text of a report: its name, its token ids without special tokens, and the language of the questions."""
+
+    name: str
+    ids: Sequence[int]
+    language: Literal["en", "zh"]
+
+
+def measured_on(tokenizer: Tokenizer, name: str, text: str) -> MeasuredOn:
+    """A text, encoded; one that is mostly Chinese is asked about in Chinese."""
+    chinese = len(_HAN.findall(text)) > len(text) / 4
+    return MeasuredOn(name, tokenizer.encode(text, special=False), "zh" if chinese else "en")
+
+
+def brief(lm: LM, text: MeasuredOn, how: Brief, on_read: Callable[[int], None] | None = None) -> list[dict[str, Any]]:
     """The records of a report: of kind "needle", and of kind "perplexity" for the first `how.longest` tokens of `text`.
 
-    `source` names the text. A text that is mostly Chinese is asked in Chinese. `on_read(count)` is called after every
-    chunk of `count` tokens.
+    `on_read(count)` is called after every chunk of `count` tokens.
 
     Raises:
         DataError: the text is shorter than `how.longest` tokens. ConfigError: the model does not read forward.
         CapacityError: a length exceeds a learned position table.
     """
-    language = "zh" if len(_HAN.findall(text)) > len(text) / 4 else "en"
-    ids = lm.tokenizer.encode(text, special=False)
-    needles = needle_grid(lm, ids, how.grid(language), "needles", on_read=on_read)
-    sample = Sample(lm.tokenizer.encode(text)[: how.longest], source, 0)
+    needles = needle_grid(lm, text.ids, how.grid(text.language), "needles", on_read=on_read)
+    before, _ = lm.tokenizer.frame()
+    sample = Sample([*before, *text.ids][: how.longest], text.name, 0)
     read = 0
 
     def counted(done: int) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 import handscroll
 from handscroll.base.errors import DataError
-from handscroll.evaluate.brief import Brief, brief
+from handscroll.evaluate.brief import Brief, brief, measured_on
 from handscroll.evaluate.needle import needle_grid
 
 TEXT = "".join(f"The ship number {n} left the harbour before noon. " for n in range(400))
@@ -17,7 +17,7 @@ def lm(tiny_folder):
 
 def test_the_records_are_those_of_the_full_evaluation(lm):
     how, heard = Brief(longest=512, needles=1), []
-    needles, losses = brief(lm, TEXT, "ships.txt", how, heard.append)
+    needles, losses = brief(lm, measured_on(lm.tokenizer, "ships.txt", TEXT), how, heard.append)
     ids = lm.tokenizer.encode(TEXT, special=False)
     assert needles == needle_grid(lm, ids, how.grid(), "needles")
     assert needles["lengths"] == [128, 256, 512] and needles["language"] == "en"
@@ -29,7 +29,7 @@ def test_the_records_are_those_of_the_full_evaluation(lm):
 
 def test_a_chinese_text_is_asked_in_chinese_and_a_short_one_is_refused(lm):
     chinese = "从前有一条船离开了港口，船长在甲板上看着远方的海。" * 60
-    needles, _ = brief(lm, chinese, "船", Brief(longest=512, needles=1))
+    needles, _ = brief(lm, measured_on(lm.tokenizer, "船", chinese), Brief(longest=512, needles=1))
     assert needles["language"] == "zh"
     with pytest.raises(DataError, match="512"):
-        brief(lm, TEXT[:200], "short", Brief(longest=512))
+        brief(lm, measured_on(lm.tokenizer, "short", TEXT[:200]), Brief(longest=512))

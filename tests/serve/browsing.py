@@ -60,3 +60,16 @@ class Watched:
 
         found = Axe().run(self.page).response["violations"]
         return [f"{one['id']}: {one['nodes'][0]['html']}" for one in found if one["impact"] in ("serious", "critical")]
+
+
+def given(page, name: str, text: str) -> None:
+    """Upload a document and wait until it is read."""
+    page.set_input_files("input[type=file]", {"name": name, "mimeType": "text/plain", "buffer": text.encode()})
+    page.wait_for_selector(f".library a:text-is('{name}')")
+
+
+def asked(page, question: str) -> None:
+    """Ask a question and wait for the end of its answer."""
+    page.fill("#question", question)
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".turn:last-child .contract")

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.serve import material
+from tests.serve.browsing import Watched, chromium
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +22,20 @@ def server(served_models, tmp_path_factory):
     """A server without keys."""
     with material.live(tmp_path_factory.mktemp("store"), served_models) as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium; the tests skip where it is not installed."""
+    with chromium() as made:
+        yield made
+
+
+@pytest.fixture
+def watched(browser, live):
+    """A page of the live server; at its end nothing was wrong in its console, and nothing was asked of others."""
+    made = Watched(browser, live.url)
+    made.page.goto(live.url)
+    yield made
+    assert (made.faults, made.outside) == ([], [])
+    made.page.close()

@@ -1,7 +1,5 @@
 """Several documents and documents longer than the window: read whole or by passages, and what was read is said."""
 
-import time
-
 import pytest
 
 from handscroll.serve.keys import make_key
@@ -31,10 +29,7 @@ BOOKS = {"ship.md": SHIP, "long.md": LONG, "回.txt": CHINESE}
 
 def uploaded(server, name: str, text: str) -> str:
     number = server.http.post("/v1/documents", files={"file": (name, text.encode())}).json()["id"]
-    for _ in range(1500):
-        if server.http.get(f"/v1/documents/{number}").json()["readings"]["tiny"]["state"] not in ("waiting", "reading"):
-            break
-        time.sleep(0.02)
+    material.read(server, number)
     return number
 
 

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from tests.serve import material
-from tests.serve.browsing import Watched, chromium
+from tests.serve.browsing import asked, given
 from tests.serve.material import LONG, SHIP
 
 SHOTS = os.environ.get("HANDSCROLL_SHOTS", "")  # a folder for pictures of the page
@@ -17,39 +17,20 @@ def live(served_models, tmp_path_factory):
         yield made
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as made:
-        yield made
-
-
 def shot(page, name: str) -> None:
     if SHOTS:
         page.screenshot(path=f"{SHOTS}/{name}.png")
 
 
-def given(page, name: str, text: str) -> None:
-    page.set_input_files("input[type=file]", {"name": name, "mimeType": "text/plain", "buffer": text.encode()})
-    page.wait_for_selector(f".library a:text-is('{name}')")
-
-
-def asked(page, question: str) -> None:
-    page.fill("#question", question)
-    page.keyboard.press("Enter")
-    page.wait_for_selector(".turn:last-child .contract")
-
-
-def test_several_documents_are_ticked_asked_and_what_was_read_is_said(browser, live):
-    made = Watched(browser, live.url)
-    page = made.page
-    page.goto(live.url)
+def test_several_documents_are_ticked_asked_and_what_was_read_is_said(watched):
+    page = watched.page
     given(page, "ship.md", SHIP)
     given(page, "long.md", LONG)
     assert page.locator(".library .more").inner_text().startswith("Longer than the window of tiny (2,000 tokens)")
     shot(page, "library")
     page.click("button:text-is('Several documents…')")
     page.click("dialog >> text=All or none")
-    assert made.serious() == []
+    assert watched.serious() == []
     shot(page, "choose")
     page.click("dialog >> text=Ask these")
     page.fill("#question", "What is the number of room 23?")
@@ -64,29 +45,25 @@ def test_several_documents_are_ticked_asked_and_what_was_read_is_said(browser, l
     page.click(".passages button:has-text('Part 23')")
     page.wait_for_selector("mark.here")
     assert "room 23 is" in page.locator("mark.here").first.inner_text()
-    assert page.locator(".texts select option:checked").inner_text() == "long.md" and made.serious() == []
+    assert page.locator(".texts select option:checked").inner_text() == "long.md" and watched.serious() == []
     shot(page, "several")
     page.click("#theme")
     page.set_viewport_size({"width": 360, "height": 740})
     page.click("#language")
     page.wait_for_selector(".turn")
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth") and made.serious() == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth") and watched.serious() == []
     shot(page, "several-phone")
-    assert (made.faults, made.outside) == ([], [])
-    page.close()
 
 
-def test_what_retrieval_would_have_seen_stands_beside_the_answer(browser, live):
-    made = Watched(browser, live.url)
-    page = made.page
-    page.goto(live.url)
+def test_what_retrieval_would_have_seen_stands_beside_the_answer(watched):
+    page = watched.page
     given(page, "alone.md", SHIP)
     page.click(".library th a:text-is('alone.md')")
     asked(page, "What does the captain drink?")
     page.click("button:text-is('What would retrieval have seen?')")
     page.wait_for_selector(".versus")
     sides = page.locator(".versus .note").all_inner_texts()
-    assert "(100%)" in sides[0] and len(sides) == 2 and made.serious() == []
+    assert "(100%)" in sides[0] and len(sides) == 2 and watched.serious() == []
     page.click(".retrieval summary")
     page.click(".retrieval .passages button >> nth=0")
     page.wait_for_selector("mark.here")
@@ -95,7 +72,5 @@ def test_what_retrieval_would_have_seen_stands_beside_the_answer(browser, live):
     page.set_viewport_size({"width": 360, "height": 740})
     page.click("#language")
     page.wait_for_selector(".versus")
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth") and made.serious() == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth") and watched.serious() == []
     shot(page, "retrieval-phone")
-    assert (made.faults, made.outside) == ([], [])
-    page.close()

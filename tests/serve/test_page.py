@@ -9,7 +9,7 @@ import pytest
 
 import handscroll
 from tests.serve import material
-from tests.serve.browsing import Watched, chromium
+from tests.serve.browsing import Watched, asked, given
 from tests.serve.markdown import ALLOWED, payloads
 
 PAGE = Path(handscroll.__file__).parent / "serve" / "page"
@@ -24,36 +24,9 @@ def live(served_models, tmp_path_factory):
         yield made
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as made:
-        yield made
-
-
-@pytest.fixture
-def watched(browser, live):
-    made = Watched(browser, live.url)
-    made.page.goto(live.url)
-    yield made
-    assert (made.faults, made.outside) == ([], [])
-    made.page.close()
-
-
-def given(page, name: str = "book.txt", text: str = BOOK) -> None:
-    """Upload a document and wait until it is read."""
-    page.set_input_files("input[type=file]", {"name": name, "mimeType": "text/plain", "buffer": text.encode()})
-    page.wait_for_selector(f".library a:text-is('{name}')")
-
-
-def asked(page, question: str) -> None:
-    page.fill("#question", question)
-    page.keyboard.press("Enter")
-    page.wait_for_selector(".turn:last-child .contract")
-
-
 def test_a_book_is_read_asked_explained_and_deleted(watched, live):
     page = watched.page
-    given(page)
+    given(page, "book.txt", BOOK)
     assert watched.serious() == []
     page.click(".library th a")
     page.fill("#question", "What is the word?")

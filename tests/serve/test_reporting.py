@@ -6,7 +6,7 @@ import re
 import pytest
 
 import handscroll
-from handscroll.evaluate.brief import Brief, brief
+from handscroll.evaluate.brief import Brief, brief, measured_on
 from tests.naming import naming
 from tests.serve import material
 from tests.serve.material import TEXT
@@ -34,7 +34,8 @@ def test_a_report_is_that_of_the_library(live, served_models):
     *told, last = events(live, {"longest": 512, "needles": 1, "document": number})
     assert told and all(0 <= one["done"] <= one["total"] for one in told)
     assert last["model"] == "tiny" and last["text"] == "book.txt"
-    wanted = brief(handscroll.load(served_models["tiny"]), book, "book.txt", Brief(longest=512, needles=1))
+    lm = handscroll.load(served_models["tiny"])
+    wanted = brief(lm, measured_on(lm.tokenizer, "book.txt", book), Brief(longest=512, needles=1))
     for found, known in zip(last["records"], wanted, strict=True):
         assert found["kind"] == known["kind"] and found["certificate"] == known["certificate"]
     assert last["records"][0]["accuracy"] == wanted[0]["accuracy"]

@@ -91,14 +91,19 @@ def prompting(
     return partial(gathered, serving, served, entries, wish, messages, variables, strict)
 
 
-def reader(serving: Serving, entry: Entry, name: str) -> Served:
-    """The model that answers about a document: the one that is named, else the only one that has read it.
+def writer(serving: Serving, owner: Owner, number: str, name: str) -> tuple[Entry, Served]:
+    """A document, and the model that answers about it: the one that is named, else the only one that has read it.
 
     Raises:
-        ApiError: no such model, or several have read it.
+        ApiError: no such document or model, several have read it, or the model is not ready or writes no text.
     """
-    if name:
-        return serving.models.find(name)
+    entry = serving.shelf.get(owner.number, number)
+    served = serving.models.find(name) if name else _reader(serving, entry)
+    served.writing  # noqa: B018 - the check
+    return entry, served
+
+
+def _reader(serving: Serving, entry: Entry) -> Served:
     names = [model for model in entry.readings if model in serving.models.all]
     if len(names) > 1:
         raise ApiError(400, f"several models have read it: name one of {', '.join(names)}", "invalid_value", "model")

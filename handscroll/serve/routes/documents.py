@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 
 from handscroll.serve.answering import place
 from handscroll.serve.documents.arriving import arrive
-from handscroll.serve.documents.choosing import one_prompt, reader, wish_of
+from handscroll.serve.documents.choosing import one_prompt, wish_of, writer
 from handscroll.serve.documents.shelf import Entry
 from handscroll.serve.errors import ApiError
 from handscroll.serve.policy import policy
@@ -112,8 +112,7 @@ async def stop(number: Number, body: ReadRequest, request: Request) -> dict[str,
 async def ask(number: Number, body: AskRequest, request: Request) -> Response:
     """An answer to a question about a document; it is read once, and only the question is read now."""
     serving, owner = of(request)
-    entry = serving.shelf.get(owner.number, number)
-    served = reader(serving, entry, body.model)
+    entry, served = writer(serving, owner, number, body.model)
     messages = [*body.history, ChatMessage(role="user", content=body.question)]
     prompted = partial(one_prompt, serving, served, entry, wish_of(body), messages, body.chat_template_kwargs)
     if body.retrieval is None:

@@ -12,7 +12,7 @@ from handscroll.generate.request import Request as Asked
 from handscroll.generate.sample import Sampling
 from handscroll.serve.answering import place
 from handscroll.serve.documents.asking import document_prompt
-from handscroll.serve.documents.choosing import reader
+from handscroll.serve.documents.choosing import writer
 from handscroll.serve.documents.shelf import Entry
 from handscroll.serve.errors import ApiError, ClientGoneError
 from handscroll.serve.models import Served
@@ -34,9 +34,7 @@ async def explain(
 ) -> dict[str, Any]:
     """The passages of a document without which an answer becomes less likely, and what else might have been said."""
     serving, owner = of(request)
-    entry = serving.shelf.get(owner.number, number)
-    served = reader(serving, entry, body.model)
-    served.writing  # noqa: B018 - refuses a model that is not ready or writes no text
+    entry, served = writer(serving, owner, number, body.model)
     opened = partial(serving.readings.opened, entry, served)
     messages = [*body.history, ChatMessage(role="user", content=body.question)]
     with place(serving, owner, 1):

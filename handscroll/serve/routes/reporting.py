@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 
 from handscroll.base.errors import CapacityError
 from handscroll.cache.table import footprint
-from handscroll.evaluate.brief import LEAST, Brief, brief
+from handscroll.evaluate.brief import LEAST, Brief, MeasuredOn, brief, measured_on
 from handscroll.evaluate.haystack import haystack
 from handscroll.plan.choose import gigabytes
 from handscroll.plan.machine import spare
@@ -31,7 +31,7 @@ LOOK = 0.25  # seconds between two looks at how far it is
 
 
 @router.post("/v1/models/{name:path}/report")
-@policy("key")
+@policy("key", answers=True)
 async def report(name: str, body: ReportRequest, request: Request) -> Response:
     """Needles and the loss by position: events with the tokens read so far, then one with the records."""
     serving, owner = of(request)
@@ -43,8 +43,8 @@ async def report(name: str, body: ReportRequest, request: Request) -> Response:
         raise ApiError(400, why, "context_length_exceeded", "longest")
     how = Brief(longest=longest, needles=body.needles)
     _afford(served, how)
-    source, text = await serving.prepare(partial(_text, serving, owner.number, served, body.document, longest))
-    return Events(_events(serving, served, (source, text), how), place(serving, owner, 1))
+    text = await serving.prepare(partial(_measured_on, serving, owner.number, served, body.document, longest))
+    return Events(_events(serving, served, text, how), place(serving, owner, 1))
 
 
 def _afford(served: Served, how: Brief) -> None:
@@ -63,18 +63,16 @@ def _afford(served: Served, how: Brief) -> None:
         )
 
 
-def _text(serving: Serving, owner: str, served: Served, document: str | None, longest: int) -> tuple[str, str]:
-    """A name of the text that is measured on, and the text."""
+def _measured_on(serving: Serving, owner: str, served: Served, document: str | None, longest: int) -> MeasuredOn:
+    """The document that is named, or code that everybody has. It is encoded here and not where answers are computed."""
+    tokenizer = served.loaded.tokenizer
     if document is None:
-        tokenizer = served.loaded.tokenizer
-        return OWN, tokenizer.decode(haystack(tokenizer, None, 2 * longest, most=2 * longest))
+        return MeasuredOn(OWN, haystack(tokenizer, None, 2 * longest, most=2 * longest), "en")
     entry = serving.shelf.get(owner, document)
-    return entry.name, serving.shelf.text(entry).text
+    return measured_on(tokenizer, entry.name, serving.shelf.text(entry).text)
 
 
-async def _events(
-    serving: Serving, served: Served, text: tuple[str, str], how: Brief
-) -> AsyncGenerator[dict[str, Any]]:
+async def _events(serving: Serving, served: Served, text: MeasuredOn, how: Brief) -> AsyncGenerator[dict[str, Any]]:
     """How far the work is, four times a second, and its records; it ends when nobody listens any more."""
     gone, chunks = threading.Event(), [(0, 0, 0.0)]
     work = serving.worker.begin(partial(_measured, serving, served, text, how, gone, chunks))
@@ -84,7 +82,7 @@ async def _events(
             left = seconds_left(chunks[1:], max(how.tokens, done)) if done else None
             yield {"done": done, "total": max(how.tokens, done), "seconds_left": left}
             await asyncio.sleep(LOOK)
-        yield {"model": served.name, "text": text[0], "records": work.result()}
+        yield {"model": served.name, "text": text.name, "records": work.result()}
     finally:
         gone.set()
         work.cancel()  # if it still waits for its turn
@@ -93,7 +91,7 @@ async def _events(
 def _measured(
     serving: Serving,
     served: Served,
-    text: tuple[str, str],
+    text: MeasuredOn,
     how: Brief,
     gone: threading.Event,
     chunks: list[tuple[int, int, float]],
@@ -110,4 +108,4 @@ def _measured(
         serving.worker.breathe(spent)
         last = time.monotonic()
 
-    return brief(served.loaded, text[1], text[0], how, on_read)
+    return brief(served.loaded, text, how, on_read)

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Request
 
 from handscroll.explain.why import Explanation
 from handscroll.serve.answering import Answering, Asked, place, whole
-from handscroll.serve.documents.choosing import one_prompt, reader
+from handscroll.serve.documents.choosing import one_prompt, writer
 from handscroll.serve.documents.gathering import Wish
 from handscroll.serve.documents.shelf import Entry
 from handscroll.serve.errors import ApiError
@@ -32,7 +32,7 @@ class _Made(NamedTuple):
 
 
 @router.post("/v1/documents/{number}/retrieval")
-@policy("key")
+@policy("key", answers=True)
 async def retrieval(
     number: Annotated[str, Path(max_length=64, description="the id of a document")],
     body: RetrievalRequest,
@@ -40,9 +40,7 @@ async def retrieval(
 ) -> dict[str, Any]:
     """The answer from the whole document, and what a search would have passed on, with the answer from that alone."""
     serving, owner = of(request)
-    entry = serving.shelf.get(owner.number, number)
-    served = reader(serving, entry, body.model)
-    served.writing  # noqa: B018 - refuses a model that is not ready or writes no text
+    entry, served = writer(serving, owner, number, body.model)
     check_alone(body)
     return await compared(request, body, served, entry, body, body.answer)
 
