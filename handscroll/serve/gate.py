@@ -110,12 +110,13 @@ class Gate:
         Raises:
             ApiError: its declared size is above them.
         """
-        limits = self._serving.settings.limits
-        most = limits.upload if scope["path"] == UPLOADS else limits.body
+        limits, file = self._serving.settings.limits, scope["path"] == UPLOADS
+        most = limits.upload if file else limits.body
         declared = Headers(scope=scope).get("content-length", "")
         if declared.isdecimal() and int(declared) > most:
             raise too_large(int(declared), most)
-        return Received(receive, most, limits.body_seconds)
+        values = None if file else max(limits.values, 2 * self._serving.models.context)
+        return Received(receive, most, limits.body_seconds, values)
 
     def _check_host(self, headers: Headers) -> None:
         """A page elsewhere can let its own name stand for this machine; a name that we do not know is refused."""

@@ -192,6 +192,11 @@ class Models:
         found = next((one for one in self.all.values() if one.engine is not None), None)
         return found or next(iter(self.all.values()))
 
+    @property
+    def context(self) -> int:
+        """Tokens of the longest context that is loaded; 0 while there is none."""
+        return max((one.lm.context for one in self.all.values() if one.lm is not None), default=0)
+
     def encoder(self) -> Served | None:
         """The first encoder that is loaded, by which documents are searched."""
         return next((one for one in self.all.values() if one.lm is not None and one.engine is None), None)

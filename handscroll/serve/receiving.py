@@ -18,16 +18,20 @@ SLOWEST = 50_000  # bytes a second that a body may take, on top of its deadline
 
 
 class Received:
-    """The body of one request: at most `most` bytes, after at most `seconds` and what its bytes take at `SLOWEST`."""
+    """The body of one request: at most `most` bytes, after at most `seconds` and what its bytes take at `SLOWEST`.
 
-    def __init__(self, receive: Receive, most: int, seconds: float):
-        self._receive, self._most, self._seconds = receive, most, seconds
-        self._begun, self._size, self._whole = time.monotonic(), 0, False
+    JSON has at most `values` commas, unless that is None: a list of millions of token ids would hold the event loop for
+    as long as it takes to parse, and no context holds them.
+    """
+
+    def __init__(self, receive: Receive, most: int, seconds: float, values: int | None = None):
+        self._receive, self._most, self._seconds, self._values = receive, most, seconds, values
+        self._begun, self._size, self._commas, self._whole = time.monotonic(), 0, 0, False
 
     async def __call__(self) -> Message:
         """
         Raises:
-            ApiError: 413 if the body is too large, 408 if it is too slow.
+            ApiError: 413 if the body is too large or has too many values, 408 if it is too slow.
         """
         if self._whole:
             return await self._receive()
@@ -42,6 +46,10 @@ class Received:
         self._whole = not message.get("more_body", False)
         if self._size > self._most:
             raise too_large(self._size, self._most)
+        if self._values is not None:
+            self._commas += message.get("body", b"").count(b",")
+            if self._commas > self._values:
+                raise _too_many(self._commas, self._values)
         return message
 
 
@@ -49,6 +57,11 @@ def too_large(size: int, most: int) -> ApiError:
     """The refusal of a body."""
     message = f"the body has {size:,} bytes or more, and at most {most:,} are taken"
     return ApiError(413, message, "too_large", headers={"Connection": "close"})
+
+
+def _too_many(commas: int, most: int) -> ApiError:
+    why = f"the body has {commas:,} commas or more, and at most {most:,} are taken: send fewer token ids, or text"
+    return ApiError(413, why, "too_large", headers={"Connection": "close"})
 
 
 class Deadlines(H11Protocol):

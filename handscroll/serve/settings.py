@@ -15,6 +15,9 @@ class Limits(Config):
     """What a request may be at most. Each refusal names the number that came and the one that is allowed."""
 
     body: Count = Field(default=16 << 20, description="bytes of a JSON body")
+    values: Count = Field(
+        default=250_000, description="commas of a JSON body; more if a context is more than half of it"
+    )
     upload: Count = Field(default=100 << 20, description="bytes of an uploaded file")
     characters: Count = Field(default=64 << 20, description="characters of the text of an uploaded file")
     waiting: Count = Field(default=64, description="answers that are open at once, of all keys; more get 429")

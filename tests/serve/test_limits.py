@@ -1,6 +1,7 @@
 """Each limit at N - 1, N, N + 1, far beyond, below nothing, not a number; places and quotas; what arrives slowly."""
 
 import json
+import re
 import socket
 import time
 
@@ -11,6 +12,7 @@ from handscroll.serve.app import application
 from handscroll.serve.errors import ApiError
 from handscroll.serve.keys import Owner, Quota
 from handscroll.serve.settings import Limits
+from tests.naming import naming
 from tests.serve import material
 from tests.serve.material import connected
 
@@ -24,7 +26,7 @@ HUGE = 10**9
 def small(served_models, tmp_path_factory):
     """A server with small limits."""
     limits = {"body": 16384, "upload": 2000, "choices": 4, "texts": 3, "schema_bytes": 300, "characters": 500,
-              "head_seconds": 0.5, "body_seconds": 0.5, "stalled_seconds": 0.5, "documents": 2}  # fmt: skip
+              "head_seconds": 0.5, "body_seconds": 0.5, "stalled_seconds": 0.5, "documents": 2, "values": 4100}  # fmt: skip
     with material.live(tmp_path_factory.mktemp("small"), served_models, limits=limits) as made:
         yield made
 
@@ -137,6 +139,17 @@ def test_bodies_and_uploads_have_a_size(small):
     second = small.http.post("/v1/documents", files={"file": ("b.txt", b"x" * 9)})
     third = small.http.post("/v1/documents", files={"file": ("c.txt", b"x" * 9)})
     assert (second.status_code, third.status_code) == (201, 429)
+
+
+@pytest.mark.promise("R26")
+def test_a_list_of_too_many_values_is_not_parsed(small):
+    """The context is 2,000 tokens, so that 4,100 commas are more than anything that could be answered."""
+    for count, words in ((4099, naming("4099", "2000")), (4100, naming("4,101", "4,100"))):
+        body = {"model": "tiny", "max_tokens": 1, "prompt": [1] * count}  # and two commas between the fields
+        made = small.http.post("/v1/completions", json=body)
+        assert made.status_code == (400 if count < 4100 else 413), made.text
+        assert re.search(words, made.json()["error"]["message"]), made.text
+    assert small.http.post("/v1/documents", files={"file": ("a.csv", b"," * 450)}).status_code != 413
 
 
 @pytest.mark.promise("R25")

@@ -32,4 +32,5 @@ def rows_together(model: Model) -> int:
     layers = model.spec.layers
     widest = max(*(w.shape[1] for w in weights), *(m.inner for m in rounded), *(layer.mlp_width for layer in layers))
     whole = all(layer.mlp_width % LOOP == 0 and layer.rotated // 2 % WIDE_LOOP == 0 for layer in layers)
-    return max(1, min(calls.FEW, (ALONE - 1) // widest)) if whole and not any(refused) else 1
+    few = min(calls.FEW, *(calls.alike(m.format.number) for m in rounded), (ALONE - 1) // widest)
+    return max(1, few) if whole and not any(refused) else 1

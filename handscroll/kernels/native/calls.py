@@ -209,7 +209,7 @@ def refuses_raw_many(x: Tensor, number: int, raw: Tensor, inner: int) -> str:
         return "the format has no blocks of whole numbers"
     if refused := _refuses_floats(x) or _refuses_matrix(x, raw, inner):
         return refused
-    return "" if _whole_products() else "no AVX-512 VNNI and VBMI here"
+    return "" if _most_alike() else "no AVX-512 VNNI and VBMI here"
 
 
 def multiply(
@@ -228,8 +228,8 @@ def multiply_raw(
 ) -> Float[Tensor, "*rows N"]:
     """The same for a matrix (N, row_bytes) in the number format with this `number` (kernels/formats.py).
 
-    With AVX-512 VNNI, every 64 numbers of x are rounded to 16 bits, and the weights are those of the format
-    (quantised.h).
+    With AVX-512 VNNI, every 64 numbers of x are rounded to 16 bits (with more rows than `alike` says, every 256), and
+    the weights are those of the format (quantised.h).
     """
     return _multiply_raw("product", x, number, raw, bias)
 
@@ -252,6 +252,11 @@ def _multiply_raw(name: str, x: Tensor, number: int, raw: Tensor, bias: Tensor |
     call = getattr(found, f"handscroll_{name}")
     call(number, narrow, _at(x), _at(raw), _at(bias), shape, _at(out))
     return out
+
+
+def alike(number: int) -> int:
+    """With up to so many rows, no bit of a row of `multiply_raw` depends on how many there are."""
+    return FEW if number in PLAIN else _most_alike() or FEW
 
 
 def refuses_norm(x: Tensor, weight: Tensor) -> str:
@@ -310,9 +315,10 @@ def _refuses_few(x: Tensor) -> str:
 
 
 @cache
-def _whole_products() -> bool:
+def _most_alike() -> int:
+    """The rows after which products of whole numbers are made in tiles; 0 without such products."""
     found = library()
-    return found is not None and bool(found.handscroll_has_many())
+    return 0 if found is None else int(found.handscroll_fewer())
 
 
 @cache

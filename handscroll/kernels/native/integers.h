@@ -15,22 +15,6 @@ namespace {
 
 constexpr int CHUNK = 64;  // bytes of a register
 
-// Lane i of 128 bits of y[m] becomes lane m of y[i].
-inline void across(__m512i* y) {
-    const __m512i a = _mm512_shuffle_i32x4(y[0], y[1], 0x44), b = _mm512_shuffle_i32x4(y[0], y[1], 0xee);
-    const __m512i c = _mm512_shuffle_i32x4(y[2], y[3], 0x44), d = _mm512_shuffle_i32x4(y[2], y[3], 0xee);
-    y[0] = _mm512_shuffle_i32x4(a, c, 0x88), y[1] = _mm512_shuffle_i32x4(a, c, 0xdd);
-    y[2] = _mm512_shuffle_i32x4(b, d, 0x88), y[3] = _mm512_shuffle_i32x4(b, d, 0xdd);
-}
-
-// In each 128 bits: number i of y[m] becomes number m of y[i], for words of 32 bits.
-inline void turn_words(__m512i* y) {
-    const __m512i a = _mm512_unpacklo_epi32(y[0], y[1]), b = _mm512_unpackhi_epi32(y[0], y[1]);
-    const __m512i c = _mm512_unpacklo_epi32(y[2], y[3]), d = _mm512_unpackhi_epi32(y[2], y[3]);
-    y[0] = _mm512_unpacklo_epi64(a, c), y[1] = _mm512_unpackhi_epi64(a, c);
-    y[2] = _mm512_unpacklo_epi64(b, d), y[3] = _mm512_unpackhi_epi64(b, d);
-}
-
 // In each 128 bits: byte 4 i + j of y[m] becomes byte 4 j + m of y[i].
 inline void turn_bytes(__m512i* y) {
     const __m512i a = _mm512_unpacklo_epi8(y[0], y[1]), b = _mm512_unpackhi_epi8(y[0], y[1]);

@@ -32,7 +32,7 @@ ARGUMENTS = {
     "prefill": "ipppfppp",
     "has_prefill": "",
     "product": "iippppp",
-    "has_many": "",
+    "fewer": "",
     "many": "iippppp",
     "norm": "ippfpp",
     "turn": "ipppppp",

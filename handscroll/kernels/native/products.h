@@ -115,7 +115,10 @@ class Rows {
             wide.resize(count * by.inner);
             for (size_t i = 0; i < wide.size(); i++) wide[i] = widen(x[i]);
         }
-        if (by.kind > BF16) planes.emplace_back(floats(), count, by.inner, by.kind);
+        if (by.kind > BF16 && count > FEWER && takes_many(by.kind)) {
+            tall.emplace_back(count, by.inner, by.kind);
+            for (int64_t r = 0; r < count; r++) tall[0].fill(floats() + r * by.inner, r);
+        } else if (by.kind > BF16) planes.emplace_back(floats(), count, by.inner, by.kind);
     }
 
     // Columns first .. last - 1 of y (count x by.outer).
@@ -162,8 +165,14 @@ class Rows {
     }
 
     void quantised(int64_t first, int64_t last, T* y) const {
+        const auto* w = (const uint8_t*)by.weight;
+        if (!tall.empty())
+            return many_slice(tall[0], w, first, last, [&](int64_t r, int64_t rows, int64_t n, int64_t columns, const float* found) {
+                for (int64_t i = 0; i < rows; i++)
+                    for (int64_t c = 0; c < columns; c++) keep<1>(found + 16 * i + c, r + i, n + c, y);
+            });
         std::vector<float> found(count * (last - first));
-        quantised_slice(floats(), planes[0], count, by.kind, by.inner, (const uint8_t*)by.weight, first, last, found.data());
+        quantised_slice(floats(), planes[0], count, by.kind, by.inner, w, first, last, found.data());
         for (int64_t r = 0; r < count; r++)
             for (int64_t n = first; n < last; n++) keep<1>(&found[r * (last - first) + n - first], r, n, y);
     }
@@ -179,7 +188,8 @@ class Rows {
     const Product& by;
     bool as_is = false;
     std::vector<float> wide;
-    std::deque<Planes> planes;  // one, for all but float32 and bfloat16
+    std::deque<Planes> planes;  // one of these, for all but float32 and bfloat16
+    std::deque<Tall> tall;
 };
 
 }  // namespace

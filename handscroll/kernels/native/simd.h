@@ -182,3 +182,34 @@ static inline f16v exponential(f16v x) {
     return given == given ? found : given;
 #endif
 }
+
+#if defined(__AVX512F__)
+
+// Lane i of 128 bits of y[m] becomes lane m of y[i].
+static inline void across(__m512i* y) {
+    const __m512i a = _mm512_shuffle_i32x4(y[0], y[1], 0x44), b = _mm512_shuffle_i32x4(y[0], y[1], 0xee);
+    const __m512i c = _mm512_shuffle_i32x4(y[2], y[3], 0x44), d = _mm512_shuffle_i32x4(y[2], y[3], 0xee);
+    y[0] = _mm512_shuffle_i32x4(a, c, 0x88), y[1] = _mm512_shuffle_i32x4(a, c, 0xdd);
+    y[2] = _mm512_shuffle_i32x4(b, d, 0x88), y[3] = _mm512_shuffle_i32x4(b, d, 0xdd);
+}
+
+// In each 128 bits: number i of y[m] becomes number m of y[i], for words of 32 bits.
+static inline void turn_words(__m512i* y) {
+    const __m512i a = _mm512_unpacklo_epi32(y[0], y[1]), b = _mm512_unpackhi_epi32(y[0], y[1]);
+    const __m512i c = _mm512_unpacklo_epi32(y[2], y[3]), d = _mm512_unpackhi_epi32(y[2], y[3]);
+    y[0] = _mm512_unpacklo_epi64(a, c), y[1] = _mm512_unpackhi_epi64(a, c);
+    y[2] = _mm512_unpacklo_epi64(b, d), y[3] = _mm512_unpackhi_epi64(b, d);
+}
+
+// Word i of y[m] becomes word m of y[i], for sixteen words of 32 bits.
+static inline void turn(__m512i* y) {
+    __m512i u[4];
+    for (int m = 0; m < 16; m += 4) turn_words(y + m);
+    for (int j = 0; j < 4; j++) {
+        for (int m = 0; m < 4; m++) u[m] = y[4 * m + j];
+        across(u);
+        for (int i = 0; i < 4; i++) y[4 * i + j] = u[i];
+    }
+}
+
+#endif
