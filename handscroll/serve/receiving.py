@@ -48,7 +48,7 @@ class Received:
             raise too_large(self._size, self._most)
         if self._values is not None:
             self._commas += message.get("body", b"").count(b",")
-            if self._commas > self._values:
+            if self._whole and self._commas > self._values:  # not sooner: who still sends might not see the refusal
                 raise _too_many(self._commas, self._values)
         return message
 
@@ -60,7 +60,7 @@ def too_large(size: int, most: int) -> ApiError:
 
 
 def _too_many(commas: int, most: int) -> ApiError:
-    why = f"the body has {commas:,} commas or more, and at most {most:,} are taken: send fewer token ids, or text"
+    why = f"the body has {commas:,} commas, and at most {most:,} are taken: send fewer token ids, or text"
     return ApiError(413, why, "too_large", headers={"Connection": "close"})
 
 

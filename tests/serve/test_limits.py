@@ -26,7 +26,8 @@ HUGE = 10**9
 def small(served_models, tmp_path_factory):
     """A server with small limits."""
     limits = {"body": 16384, "upload": 2000, "choices": 4, "texts": 3, "schema_bytes": 300, "characters": 500,
-              "head_seconds": 0.5, "body_seconds": 0.5, "stalled_seconds": 0.5, "documents": 2, "values": 4100}  # fmt: skip
+              "head_seconds": 0.5, "body_seconds": 0.5, "stalled_seconds": 0.5, "documents": 2,
+              "values": 4100}  # fmt: skip
     with material.live(tmp_path_factory.mktemp("small"), served_models, limits=limits) as made:
         yield made
 

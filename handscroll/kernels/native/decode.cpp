@@ -187,34 +187,48 @@ void decode(const Run* runs, const float* q, float scale, const int64_t* shape, 
 }
 
 // Every batch row has its own pages and its own run of keys: spans (B, 3) hold where its table begins, first and last.
+// Tasks of several rows that begin at the same page (a document that many ask about) are done one after the other by one
+// thread, so that memory is read for the first of them alone.
 template <class T>
 void paged(const float* q, float scale, const T* keys, const T* values, const int64_t* table, const int64_t* spans,
            const int64_t* shape, float* out, float* lse) {
     const int64_t batch = shape[0], heads = shape[1], count = shape[2], size = shape[3];
     const int64_t page = shape[4], slots = shape[5], threads = shape[6];
-    std::vector<int64_t> begin(batch + 1, 0);  // of a row's tasks: heads x parts
+    std::vector<int64_t> begin(batch + 1, 0);  // of a row's parts
     for (int64_t b = 0; b < batch; b++)
-        begin[b + 1] = begin[b] + heads * ((spans[3 * b + 2] - spans[3 * b + 1] + PART - 1) / PART);
-    std::vector<float> partial(begin[batch] * count * (size + 2));
+        begin[b + 1] = begin[b] + (spans[3 * b + 2] - spans[3 * b + 1] + PART - 1) / PART;
+    struct Part { int64_t page, row, first, last; };
+    std::vector<Part> parts;
+    for (int64_t b = 0; b < batch; b++)
+        for (int64_t at = spans[3 * b + 1], end = spans[3 * b + 2]; at < end; at += PART)
+            parts.push_back({table[spans[3 * b] + at / page], b, at, std::min(at + PART, end)});
+    std::vector<int64_t> order(parts.size()), groups;
+    for (size_t i = 0; i < order.size(); i++) order[i] = i;
+    std::stable_sort(order.begin(), order.end(), [&](int64_t i, int64_t j) { return parts[i].page < parts[j].page; });
+    for (size_t i = 0; i < order.size(); i++)
+        if (i == 0 || parts[order[i]].page != parts[order[i - 1]].page) groups.push_back(i);
+    groups.push_back(order.size());
+    std::vector<float> partial(heads * parts.size() * count * (size + 2));
     float* outs = partial.data();
-    float* tops = outs + begin[batch] * count * size;
-    float* masses = tops + begin[batch] * count;
+    float* tops = outs + heads * parts.size() * count * size;
+    float* masses = tops + heads * parts.size() * count;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-    for (int64_t task = 0; task < begin[batch]; task++) {
-        int64_t b = std::upper_bound(begin.begin(), begin.end(), task) - begin.begin() - 1;
-        int64_t parts = (begin[b + 1] - begin[b]) / heads, h = (task - begin[b]) / parts;
-        int64_t first = spans[3 * b + 1] + (task - begin[b]) % parts * PART;
-        int64_t last = std::min(first + PART, spans[3 * b + 2]);
-        Pages<T> k{keys + h * slots * size, size, page, table + spans[3 * b]};
-        Pages<T> v{values + h * slots * size, size, page, table + spans[3 * b]};
-        rows<T>(q + (b * heads + h) * count * size, scale, k, v, Scales<T>{}, first, last, Sight{},
-                (int)count, (int)size, outs + task * count * size, tops + task * count, masses + task * count);
+    for (int64_t task = 0; task < heads * (int64_t)(groups.size() - 1); task++) {
+        const int64_t h = task % heads;
+        for (int64_t i = groups[task / heads]; i < groups[task / heads + 1]; i++) {
+            const Part& one = parts[order[i]];
+            const int64_t b = one.row, to = h * parts.size() + order[i];
+            const Pages<T> k{keys + h * slots * size, size, page, table + spans[3 * b]};
+            const Pages<T> v{values + h * slots * size, size, page, table + spans[3 * b]};
+            rows<T>(q + (b * heads + h) * count * size, scale, k, v, Scales<T>{}, one.first, one.last, Sight{}, (int)count,
+                    (int)size, outs + to * count * size, tops + to * count, masses + to * count);
+        }
     }
     for (int64_t b = 0; b < batch; b++)
         for (int64_t h = 0; h < heads; h++) {
-            int64_t parts = (begin[b + 1] - begin[b]) / heads, lane = b * heads + h;
-            join(outs, tops, masses, begin[b] + h * parts, parts, count, size, out + lane * count * size,
-                 lse + lane * count);
+            const int64_t lane = b * heads + h;
+            join(outs, tops, masses, h * parts.size() + begin[b], begin[b + 1] - begin[b], count, size,
+                 out + lane * count * size, lse + lane * count);
         }
 }
 
