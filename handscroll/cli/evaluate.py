@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from handscroll.cli import needles, views
+from handscroll.cli.exposure import exposure
 from handscroll.cli.harness import ANY, harness
 from handscroll.cli.options import FILES, Adapter, Device, Dtype, Encoding, Key, Model, SkipPictures, numbers, reader
 from handscroll.cli.questions import tasks
@@ -114,6 +115,7 @@ def register(app: typer.Typer) -> None:
     evaluations.command()(tasks)
     evaluations.command(context_settings=ANY)(harness)
     evaluations.command()(ruler)
+    evaluations.command()(exposure)
     for module in (needles, views):
         module.register(evaluations)
     app.add_typer(evaluations, name="evaluate")

@@ -1,6 +1,7 @@
 """The model card of a tuned model: what it is for, what it learned from, how well it does, and its limits."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def card(record: Mapping[str, Any]) -> str:
     parts.append(f"Settings of the task:\n\n```json\n{json.dumps(task, indent=2, ensure_ascii=False)}\n```\n")
     parts.append(
         "## Limits\n\nThe scores hold for texts like those of the data, and for no others. The model was not examined "
-        f"for bias or for misuse. {_reach(record, task)}\n"
+        f"for bias or for misuse. {_reach(record, task)}\n{_exposure(record.get('exposure'))}"
     )
     return "\n".join(parts)
 
@@ -45,6 +46,18 @@ def _reach(record: Mapping[str, Any], task: Mapping[str, Any]) -> str:
             f"{task['pooling']}; other libraries read one block of them, and do not join them."
         )
     return f"Texts of more than {record['model']['context']:,} tokens are refused."
+
+
+def _exposure(told: Mapping[str, Any] | None) -> str:
+    if told is None:
+        return "\nIt was not measured how much of its training answers the model gives away (`tuning.exposure`).\n"
+    if not told["rows"]:
+        return "\nNo training answer holds a number of four digits or more, so that no exposure was measured.\n"
+    return (
+        f"\nOf {told['rows']:,} numbers in training answers, the model would guess {told['first']:,} at once among "
+        f"{told['among']:,} of their form. They are exposed by {told['bits']:.1f} bits on average, of at most "
+        f"{math.log2(told['among']):.1f}; numbers that it never read have {told['unread']:.1f}.\n"
+    )
 
 
 def _header(record: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from handscroll.nn.finite import check_weights
 from handscroll.nn.quantised import kept_bytes, quantised
 from handscroll.tasks.card import card
 from handscroll.tasks.examples import TrainingRows, encode, read_parts
+from handscroll.tasks.exposing import exposed
 from handscroll.tasks.recipe import TuningRecipe
 from handscroll.tasks.report import TUNED, Scores, write_page
 from handscroll.tasks.task import Example, Part, Prediction, Task
@@ -86,6 +87,8 @@ def finetune(recipe: TuningRecipe, folder: Path, options: Options = Options()) -
     for part in parts.values():
         task.checked(part.examples)
     lm = task.ready(lm, recipe.tuning.seed)
+    if recipe.tuning.exposure:
+        lm.model.spec.require("the exposure of training answers", one_text=True, forward=True, head=True)
     most = recipe.tuning.length or task.room(lm)
     if most > task.room(lm):
         raise ConfigError(
@@ -202,6 +205,8 @@ def _finished(
             told = (examples, found) if name != "second" else told
     scores = {name: systems[TUNED] for name, systems in scored.items()}
     record = _record(recipe, ready, plan, progress, scored)
+    if recipe.tuning.exposure:
+        record["exposure"] = exposed(lm, ready.encoded["train"].rows, recipe.tuning.exposure, recipe.tuning.seed)
     write_page(folder / "report.html", record, task, scored, told)
     write_file(folder / "result.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
     write_file(saved / "README.md", card(record).encode())

@@ -36,6 +36,7 @@ def test_a_classifier_is_tuned_saved_scored_and_read_by_the_reference_library(tm
     assert list(told[0]["probabilities"].values()) == pytest.approx(expected, abs=1e-5)
     card = (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
     assert "| test | tuned | accuracy | 1 |" in card and "Nothing was cut" in card
+    assert "It was not measured how much of its training answers the model gives away" in card
     account = json.loads((tmp_path / "run" / "result.json").read_text())["rows"]["train"]
     assert account["offered"] == account["trained"] + account["untrained"] + account["left_out"]
 

@@ -210,6 +210,20 @@ def test_a_chat_model_is_tuned_on_pairs_and_says_them_again(tmp_path):
     assert told[0]["tokens"]["written"] and told[0]["finish"] == "eos"
 
 
+@pytest.mark.promise("R36")
+def test_the_card_tells_how_many_numbers_of_the_training_answers_are_given_away(tmp_path):
+    numbers = {"quick": "4815 1623", "brown": "7306", "lazy": "no number", "fox": "2958"}
+    data = lines(tmp_path / "train.jsonl", [{"prompt": word, "answer": said} for word, said in numbers.items()] * 6)
+    how = {"way": "full", "steps": 60, "batch": 8, "lr": 2e-2, "memory": {"strategy": "plain"}, "exposure": 5}
+    values = {"task": {"name": "instruct", "max_tokens": 8}, "model": str(saved(tmp_path / "tiny")), "threads": 1}
+    values |= {"data": {"train": (str(data),), "held_out": 0}, "tuning": how}
+    finetune(TuningRecipe.parse(values, "test"), tmp_path / "run")
+    told = json.loads((tmp_path / "run" / "result.json").read_text())["exposure"]
+    assert (told["rows"], told["among"]) == (5, 512) and told["first"] >= 4 and told["bits"] >= 0.9 * 9
+    card = (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
+    assert f"Of 5 numbers in training answers, the model would guess {told['first']} at once among 512" in card
+
+
 def test_what_is_trained_is_shown_by_the_command(tmp_path):
     data = lines(tmp_path / "train.jsonl", [{"messages": TALK}] * 12)
     model = saved(tmp_path / "tiny")
