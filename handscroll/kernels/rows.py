@@ -34,9 +34,17 @@ def _multiply_many(x: Tensor, format: Format, raw: Tensor, bias: Tensor | None) 
     return calls.multiply_raw_many(x, format.number, raw, bias)
 
 
+def _refuses_widen(format: Format, raw: Tensor, dtype: torch.dtype) -> str:
+    return calls.refuses_widen(raw, dtype)
+
+
+def _widen(format: Format, raw: Tensor, dtype: torch.dtype) -> Tensor:
+    return calls.widen(raw, format.number, format.row_size(raw.shape[-1]), dtype)
+
+
 def _multiply_dequantised(x: Tensor, format: Format, raw: Tensor, bias: Tensor | None) -> Tensor:
     step = max(1, WIDENED // format.row_size(raw.shape[1]))
-    parts = [PRODUCT(x, format.dequantise(rows, x.dtype), None) for rows in raw.split(step)]
+    parts = [PRODUCT(x, NUMBERS(format, rows, x.dtype), None) for rows in raw.split(step)]
     out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
     return out if bias is None else out + bias
 
@@ -102,6 +110,12 @@ PRODUCT = Operation(
         calls.multiply,
     ),
     Kernel("torch", "the matrix product of torch's BLAS, for many rows and for training", always, F.linear),
+)
+# format, raw uint8 (..., row_bytes), dtype -> the numbers (..., D) in this dtype; computed in float32.
+NUMBERS = Operation(
+    "numbers of a quantised matrix",
+    Kernel("compiled", "one pass over the bytes", _refuses_widen, _widen),
+    Kernel("torch", "several loops, any dtype and device", always, Format.dequantise),
 )
 # x (..., D), format, raw uint8 (N, row_bytes), bias (N,) or None -> the same for a matrix in a number format.
 QUANTISED = Operation(

@@ -19,6 +19,7 @@ from handscroll.base.errors import CheckpointError, ConfigError, nearest
 from handscroll.base.gguf import found_in, is_gguf, read_gguf
 from handscroll.base.runs import write_file
 from handscroll.kernels.formats import Format
+from handscroll.kernels.rows import NUMBERS
 from handscroll.models.classes import SUFFIXES
 from handscroll.models.foreign import Entry, Family
 from handscroll.models.gguf.load import float_dtype, load_gguf, read_header, settled, sizes_of
@@ -167,11 +168,10 @@ def load_model(
             part = stored.to(device).contiguous()
             if format is not None and as_stored and keep(model, name, format, part, dtype):
                 continue
-            numbers = part.to(dtype) if format is None else format.dequantise(part, dtype)
+            numbers = part.to(dtype) if format is None else NUMBERS(format, part, dtype)
             if not round_one(model, name, numbers, rounded):
                 state[name] = numbers
-        copies = kind.copies(config)
-        # The copy of a matrix that was rounded cannot be compared.
+        copies = kind.copies(config)  # the copy of a matrix that was rounded cannot be compared
         reader.check_rest({theirs: state.get(ours) if ours else None for theirs, ours in copies.items()})
     give(model, state)
     return model.eval()

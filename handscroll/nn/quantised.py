@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from handscroll.kernels.formats import FORMATS, Format
 from handscroll.kernels.native import tables
-from handscroll.kernels.rows import QUANTISED, WIDENED
+from handscroll.kernels.rows import NUMBERS, QUANTISED, WIDENED
 from handscroll.nn.addresses import Addresses, Unfit, product
 from handscroll.nn.finite import finite_weight
 from handscroll.nn.linear import TokenTable
@@ -46,7 +46,7 @@ class Quantised(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weights (N, D) in `dtype`, dequantised again at every call."""
-        return self.format.dequantise(self.raw, self.dtype)
+        return NUMBERS(self.format, self.raw, self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.project(x)
@@ -89,7 +89,7 @@ class _Through(torch.autograd.Function):
         step = max(1, WIDENED // ctx.layer.inner)
         out = grad.new_zeros(*grad.shape[:-1], ctx.layer.inner)
         for part, rows in zip(grad.split(step, -1), raw.split(step), strict=True):
-            out += part @ format.dequantise(rows, grad.dtype)
+            out += part @ NUMBERS(format, rows, grad.dtype)
         return out, None
 
 
@@ -97,7 +97,7 @@ class QuantisedTable(Quantised):
     """A token table in a number format; a lookup dequantises only its rows, and `project` is the tied head."""
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.format.dequantise(self.raw[tokens], self.dtype)
+        return NUMBERS(self.format, self.raw[tokens], self.dtype)
 
 
 def quantised(model: nn.Module) -> bool:

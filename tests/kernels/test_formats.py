@@ -7,6 +7,9 @@ import torch
 
 from handscroll.base.errors import ConfigError
 from handscroll.kernels.formats import BY_GGML, FORMATS, WRITTEN, Format, format_of
+from handscroll.kernels.native.library import library, reason
+from handscroll.kernels.registry import recording
+from handscroll.kernels.rows import NUMBERS
 from tests.kernels.material import random_raw
 
 OF_FILES = sorted(one.name for one in BY_GGML.values())
@@ -65,3 +68,15 @@ def test_refusals():
         FORMATS["Q4_K"].quantise(torch.zeros(2, 256))
     with pytest.raises(ConfigError, match="Q8_0"):
         format_of("Q8-0")
+
+
+@pytest.mark.skipif(library() is None, reason=reason())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_compiled_numbers_are_those_of_torch(name, dtype):
+    raw = random_raw(name, 21, 768)
+    with recording() as made:
+        found = NUMBERS(FORMATS[name], raw.view(3, 7, -1), dtype)
+    assert [choice.kernel for choice in made] == ["compiled"]
+    assert torch.equal(found, FORMATS[name].dequantise(raw, dtype).view(3, 7, 768))
+    assert torch.equal(NUMBERS(FORMATS[name], raw[::2], dtype), found.view(21, 768)[::2])  # with gaps: torch

@@ -254,6 +254,27 @@ def _multiply_raw(name: str, x: Tensor, number: int, raw: Tensor, bias: Tensor |
     return out
 
 
+def refuses_widen(raw: Tensor, dtype: torch.dtype) -> str:
+    """Why `widen` does not take a matrix in a number format, or ""."""
+    if raw.device.type != "cpu":
+        return NOT_CPU
+    if dtype not in (torch.float32, torch.bfloat16):
+        return "another dtype is wanted than float32 or bfloat16"
+    if not raw.numel():
+        return EMPTY
+    return _missing() if raw.is_contiguous() else GAPS
+
+
+def widen(raw: Tensor, number: int, size: int, dtype: torch.dtype) -> Float[Tensor, "*rows D"]:
+    """The numbers of raw uint8 (..., row_bytes) in the number format with this `number`; a row has `size` of them."""
+    found = library()
+    assert found is not None
+    out = torch.empty(*raw.shape[:-1], size, dtype=dtype, device="cpu")
+    shape = _numbers(out.numel() // size, size, torch.get_num_threads())
+    found.handscroll_widen(number, int(dtype == torch.bfloat16), _at(raw), shape, _at(out))
+    return out
+
+
 def alike(number: int) -> int:
     """With up to so many rows, no bit of a row of `multiply_raw` depends on how many there are."""
     return FEW if number in PLAIN else _most_alike() or FEW

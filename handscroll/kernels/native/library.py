@@ -32,6 +32,7 @@ ARGUMENTS = {
     "prefill": "ipppfppp",
     "has_prefill": "",
     "product": "iippppp",
+    "widen": "iippp",
     "fewer": "",
     "many": "iippppp",
     "norm": "ippfpp",

@@ -16,7 +16,32 @@ void product(const T* x, const Product& by, int64_t count, int64_t threads, T* y
     }
 }
 
+template <int KIND, class T>
+void widened(const uint8_t* w, const int64_t* shape, T* y) {
+    constexpr int64_t numbers = BLOCK_NUMBERS[KIND] == 1 ? 32 : BLOCK_NUMBERS[KIND];
+    const int64_t rows = shape[0], inner = shape[1], bytes = row_bytes(KIND, inner);
+#pragma omp parallel for num_threads(shape[2])
+    for (int64_t r = 0; r < rows; r++) {
+        float block[numbers], scale = 1;
+        if (KIND == INT8) memcpy(&scale, w + r * bytes + inner, 4);
+        for (int64_t e = 0; e < inner; e += numbers) {
+            const int64_t here = std::min(numbers, inner - e);
+            widen_block<KIND>(w + r * bytes + e / BLOCK_NUMBERS[KIND] * BLOCK_BYTES[KIND], block, here);
+            for (int64_t i = 0; i < here; i++) put(y + r * inner + e + i, KIND == INT8 ? block[i] * scale : block[i]);
+        }
+    }
+}
+
 }  // namespace
+
+// y (rows, inner), float32 or (narrow) bfloat16, are the numbers of w (rows, row_bytes) in the format `kind`. shape:
+// rows, inner (whole blocks), threads.
+extern "C" void handscroll_widen(int kind, int narrow, const void* w, const int64_t* shape, void* y) {
+    of_format(kind, [&](auto constant) {
+        if (narrow) widened<constant>((const uint8_t*)w, shape, (bf16*)y);
+        else widened<constant>((const uint8_t*)w, shape, (float*)y);
+    });
+}
 
 // x (R, inner) and y (R, outer) are float32 or (narrow) bfloat16; w (outer, row_bytes) is in the format `kind`; bias
 // (outer) is of x's kind, or null. shape: R, inner (a multiple of 16 and whole blocks), outer, threads.

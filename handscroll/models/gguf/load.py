@@ -11,6 +11,7 @@ from torch import Tensor
 from handscroll.base.errors import CheckpointError, ConfigError
 from handscroll.base.gguf import GGUF, Stored, read_gguf
 from handscroll.kernels.formats import BY_GGML, FORMATS, Format
+from handscroll.kernels.rows import NUMBERS
 from handscroll.models.foreign import Family
 from handscroll.models.gguf.side import GGUFSide, Header
 from handscroll.models.model import Decoder
@@ -89,7 +90,7 @@ def load_gguf(
         for name, part in unpack(entry, raw, stored.shape, shapes, path):
             if quantised and as_stored and keep(model, name, format, part.to(device), dtype):
                 continue
-            numbers = format.dequantise(part, dtype) if quantised else part
+            numbers = NUMBERS(format, part, dtype) if quantised else part
             numbers = (numbers - entry.plus if entry.plus else numbers).to(device=device, dtype=dtype)
             if not round_one(model, name, numbers, rounded):
                 state[name] = numbers
