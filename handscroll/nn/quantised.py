@@ -54,7 +54,8 @@ class Quantised(nn.Module):
     def project(self, x: Tensor) -> Tensor:
         """x (..., D) times the weights (N, D) transposed, plus bias."""
         if x.requires_grad and torch.is_grad_enabled():  # an adapter is trained over these weights
-            return _Through.apply(x, self)
+            kind = x.device.type
+            return _Through.apply(x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x, self)
         return QUANTISED(x, self.format, self.raw, self.bias)
 
     def table(self, addresses: Addresses, dtype: torch.dtype) -> tables.Product:
@@ -87,10 +88,11 @@ class _Through(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         format, raw = ctx.layer.format, ctx.layer.raw
         step = max(1, WIDENED // ctx.layer.inner)
-        out = grad.new_zeros(*grad.shape[:-1], ctx.layer.inner)
+        wide = torch.promote_types(grad.dtype, torch.float32)
+        out = grad.new_zeros(*grad.shape[:-1], ctx.layer.inner, dtype=wide)
         for part, rows in zip(grad.split(step, -1), raw.split(step), strict=True):
             out += part @ NUMBERS(format, rows, grad.dtype)
-        return out, None
+        return out.to(grad.dtype), None
 
 
 class QuantisedTable(Quantised):

@@ -57,6 +57,20 @@ def test_a_gradient_goes_through_to_the_input():
     torch.testing.assert_close(x.grad, layer.weight.sum(0).expand(3, -1))
 
 
+def test_training_in_bfloat16_multiplies_in_bfloat16():
+    layer = Quantised.of(FORMATS["Q8_0"], torch.randn(96, 64))
+    x = torch.randn(5, 64, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(x)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), F.linear(x, layer.weight), rtol=2e-2, atol=0.1)
+    given = torch.randn(5, 96).bfloat16()
+    out.backward(given)
+    assert x.grad.dtype == torch.float32
+    torch.testing.assert_close(x.grad, given.float() @ layer.weight, rtol=2e-2, atol=0.3)
+    assert not torch.equal(x.grad, given.float() @ layer.weight)
+
+
 @needs_library
 @pytest.mark.parametrize("inner", [256, 1280])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
