@@ -12,8 +12,11 @@ from handscroll.cli.screen import bar, error_screen, screen, table
 from handscroll.cli.tables import Names, SkipBroken, SkipUnfit, given_columns, given_names
 from handscroll.cli.train import Shown
 
+BESIDE_RECIPE = {"task", "out", "set", "show", "plan"}  # what may stand beside a recipe
+
 
 def finetune(
+    context: typer.Context,
     task: Annotated[str, typer.Argument(help="The task (docs/finetune.md lists them), or a TOML recipe.")],
     model: Annotated[str | None, typer.Argument(help="A checkpoint folder, a GGUF file or a hub id.")] = None,
     data: Annotated[list[str] | None, typer.Option(help="Training rows: CSV, TSV, JSON lines, Parquet, ...")] = None,
@@ -53,12 +56,16 @@ def finetune(
     if task.endswith(".toml"):
         if model is not None or data:
             raise ConfigError(f"{task} names the model and the data: leave MODEL and --data out, or use --set")
+        if given := sorted(given_options(context) - BESIDE_RECIPE):
+            raise ConfigError(f"{task} has its own settings: leave --{given[0]} out, or give --set TABLE.KEY=VALUE")
         recipe = TuningRecipe.parse(read_recipe(Path(task), set_ or ()), task)
     else:
         if model is None or not data:
             raise ConfigError("give a MODEL and its training rows: handscroll finetune TASK MODEL --data FILE")
         how = {"way": way, "layers": layers, "epochs": epochs, "steps": steps, "batch": batch, "length": length}
         how |= {"lr": lr, "precision": precision, "seed": seed, "force": force}
+        if way != "lora" and "rank" in given_options(context):
+            raise ConfigError(f"--rank belongs to --way lora, not to --way {way}: leave it out")
         if way == "lora":
             how["lora"] = {"rank": rank, "alpha": 2.0 * rank}
         rows = {"train": tuple(data), "valid": tuple(valid or ()), "test": tuple(test or ())}
@@ -89,6 +96,15 @@ def finetune(
     show_scores(tuned.scores)
     screen().print(f"saved: {tuned.lm.source} (model card beside the weights, predictions in {folder})", markup=False)
     screen().print(f"use it: handscroll predict {tuned.lm.source} FILE", markup=False)
+
+
+def given_options(context: typer.Context) -> set[str]:
+    """The names of the options that stand on the command line, without their dashes."""
+    return {
+        name.strip("_").replace("_", "-")
+        for name in context.params
+        if (source := context.get_parameter_source(name)) is not None and source.name == "COMMANDLINE"
+    }
 
 
 def show_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:

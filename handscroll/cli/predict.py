@@ -69,6 +69,8 @@ def predict(
     values: dict[str, Any] = {"task": {"name": task}}
     for override in set_ or ():
         apply_override(values, override)
+    if more := sorted(set(values) - {"task"}):
+        raise ConfigError(f"--set {more[0]} is no setting of the task: give --set task.KEY=VALUE")
     rows: dict[str, Any] = {"train": tuple(data), "columns": given_columns(map_ or ()), "most_scored": most}
     rows |= {"names": given_names(names), "skip_broken": skip_broken, "skip_unfit": skip_unfit}
     given = TaskData.parse(rows, "predict")
@@ -78,7 +80,7 @@ def predict(
             settled, found = joint.task, joint.joint
         else:
             lm, settled = load_tuned(model, values["task"] if task else None, prompted=asked is not None)
-            joint, found = None, say(lm, settled, given, lambda done: advance(done), asked)
+            joint, found = None, say(lm, settled, given, lambda done: advance(done), asked, seed)
     screen().print(f"{found.part.account}\ncolumns: {found.part.columns}", markup=False)
     _write(out, settled, found)
     show_scores({"rows": found.scores} if found.scores else {})

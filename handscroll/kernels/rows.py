@@ -46,7 +46,7 @@ def _multiply_dequantised(x: Tensor, format: Format, raw: Tensor, bias: Tensor |
     step = max(1, WIDENED // format.row_size(raw.shape[1]))
     parts = [PRODUCT(x, NUMBERS(format, rows, x.dtype), None) for rows in raw.split(step)]
     out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-    return out if bias is None else out + bias
+    return out if bias is None else out + bias.to(out.dtype)
 
 
 def _refuses_compiled_norm(x: Tensor, weight: Tensor, epsilon: float, offset: bool) -> str:

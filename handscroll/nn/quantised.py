@@ -53,9 +53,10 @@ class Quantised(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """x (..., D) times the weights (N, D) transposed, plus bias."""
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         if x.requires_grad and torch.is_grad_enabled():  # an adapter is trained over these weights
-            kind = x.device.type
-            return _Through.apply(x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x, self)
+            return _Through.apply(x, self)
         return QUANTISED(x, self.format, self.raw, self.bias)
 
     def table(self, addresses: Addresses, dtype: torch.dtype) -> tables.Product:

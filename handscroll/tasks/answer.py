@@ -66,6 +66,14 @@ class Answer(Generative):
         part, _ = self._read(lm.tokenizer, example)
         return learned(lm, self.form, self.turns(part), example.place)
 
+    def prompt_ids(self, writer: Writer, example: Example) -> list[int]:
+        return writer.prompt(self.asked(self._read(writer.lm.tokenizer, example)[0]))
+
+    def reach(self, context: int) -> str:
+        if self.reading == "whole":
+            return super().reach(context)
+        return f"Of a document, the {self.blocks:,} pieces of {self.block:,} tokens most like the question are read."
+
     def predicted(self, writer: Writer, example: Example, framed: Framed) -> Prediction:
         tokenizer, document = writer.lm.tokenizer, example["document"]
         part, read = self._read(tokenizer, example)

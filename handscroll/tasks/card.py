@@ -34,18 +34,9 @@ def card(record: Mapping[str, Any]) -> str:
     parts.append(f"Settings of the task:\n\n```json\n{json.dumps(task, indent=2, ensure_ascii=False)}\n```\n")
     parts.append(
         "## Limits\n\nThe scores hold for texts like those of the data, and for no others. The model was not examined "
-        f"for bias or for misuse. {_reach(record, task)}\n{_exposure(record.get('exposure'))}"
+        f"for bias or for misuse. {record['reach']}\n{_exposure(record.get('exposure'))}"
     )
     return "\n".join(parts)
-
-
-def _reach(record: Mapping[str, Any], task: Mapping[str, Any]) -> str:
-    if task.get("blocks"):
-        return (
-            f"Texts are read in blocks of {task['blocks']:,} tokens that do not see each other, joined by "
-            f"{task['pooling']}; other libraries read one block of them, and do not join them."
-        )
-    return f"Texts of more than {record['model']['context']:,} tokens are refused."
 
 
 def _exposure(told: Mapping[str, Any] | None) -> str:

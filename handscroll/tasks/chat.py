@@ -58,7 +58,7 @@ class Chat(Generative):
         forms = ", ".join(f"{form} ({count:,} conversations)" for form, count in found.forms.items())
         return Part(tuple(examples), found.account, f"recognised: {forms}")
 
-    def told_apart_by(self, table: Table) -> str | None:
+    def told_apart_by(self, table: Table, columns: Mapping[str, str]) -> str | None:
         return turns_column(table)
 
     def by(self, table: Table, columns: Mapping[str, str]) -> str | None:
@@ -80,6 +80,12 @@ class Chat(Generative):
 
     def learned(self, lm: LM, example: Example) -> list[Encoded]:
         return learned(lm, self.form, self.turns(example), example.place, _variables(example))
+
+    def prompt_ids(self, writer: Writer, example: Example) -> list[int]:
+        return writer.prompt(self.asked(example), _variables(example))
+
+    def right(self, example: Example) -> Any:
+        return self.truth(example)
 
     def likeness(self, example: Example) -> str:
         return " ".join(one["content"] for one in self.asked(example) if one["role"] == "user")

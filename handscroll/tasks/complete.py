@@ -98,13 +98,17 @@ class Complete(Generative):
         found: list[Prediction] = []
         ends = frozenset({infill.end, *lm.model.config.eos})
         for example in examples:
-            asked = infill.prompt(example.values.get("prefix") or "", example.values.get("suffix") or "", self.order)
+            asked = self.prompt_ids(writer, example)
             said = writer.after(asked, self.max_tokens, example.place, self.smaller, ends)
             known = self.perplexity and self.truth(example) is not None
             more = lost(writer, self.learned(lm, example)[0]) if known else {}
             found.append(Prediction(said.text, {**said.counts, **more}))
             on_done(len(found))
         return found
+
+    def prompt_ids(self, writer: Writer, example: Example) -> list[int]:
+        infill = Infill.of(writer.lm.tokenizer)
+        return infill.prompt(example.values.get("prefix") or "", example.values.get("suffix") or "", self.order)
 
     def baselines(self, train: Sequence[Example], examples: Sequence[Example]) -> Mapping[str, list[Prediction]]:
         """The line before the hole once more."""

@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ from handscroll.data.table.fields import match
 from handscroll.data.table.labels import balance
 from handscroll.data.table.read import read_table
 from handscroll.data.table.split import split
-from handscroll.data.table.table import Table
+from handscroll.data.table.table import Ledger, Table
 from handscroll.lm import LM
 from handscroll.tasks.changing import changing
 from handscroll.tasks.recipe import TaskData
@@ -61,20 +61,52 @@ def read_parts(task: Task, data: TaskData, seed: int) -> dict[str, Part]:
         DataError: a file or a row cannot be used. ConfigError: a column is missing or not certain.
     """
     found: dict[str, Table] = {}
+    notes: tuple[str, ...] = ()
     for name in ("train", "valid", "test", "second"):
         if files := getattr(data, name):
             found[name] = read_table(files, data.names, encoding=data.encoding, skip_broken=data.skip_broken)
     if not data.valid and data.held_out:
         by = task.by(found["train"], data.columns)
-        text = task.told_apart_by(found["train"])
+        text = task.told_apart_by(found["train"], data.columns)
         made = split(found["train"], {"valid": data.held_out}, seed, by, data.group, text)
         found |= {name: made.tables[name] for name in ("train", "valid")}
+        notes = made.notes
     parts = {}
     for name, table in found.items():
         table = drawn(table, data.most if name == "train" else data.most_scored, seed)
         table = _changed(task, table, data, seed) if name == "train" else table
         parts[name] = task.read(table, data.columns, data.skip_unfit)
+        if name == "valid":
+            parts[name] = replace(parts[name], notes=notes)
     return parts
+
+
+def to_score(task: Task, lm: LM, name: str, part: Part, too_long: Literal["refuse", "skip"]) -> Part:
+    """A part that is scored after the training, looked at before it: with `too_long` "skip" without the examples that
+    exceed the context, counted.
+
+    Raises:
+        DataError: an example cannot be scored, is too long and `too_long` is "refuse", or none is left.
+    """
+    if not part.examples:
+        return part
+    sized = list(zip(part.examples, task.readings(lm, part.examples), strict=True))
+    long = [(one.place, size) for one, size in sized if size > lm.context]
+    if long and too_long == "refuse":
+        named = "; ".join(f"{place}: {size:,} tokens" for place, size in long[:NAMED])
+        raise DataError(
+            f"{name}: {len(long):,} of {len(part.examples):,} examples, with room for their answers, are longer "
+            f"than the context of {lm.context:,} tokens ({named}), and could not be scored. Nothing is cut: lengthen "
+            "the model (handscroll extend), or leave them out, counted (--too-long skip)"
+        )
+    step = Ledger()
+    for place, _ in long:
+        step.leave_out("examples that exceed the context", place)
+    kept = tuple(one for one, size in sized if size <= lm.context)
+    if not kept:
+        raise DataError(f"{name}: no example is left to score: all {len(long):,} exceed {lm.context:,} tokens")
+    task.scorable(kept)
+    return replace(part, examples=kept, account=step.onto(part.account))
 
 
 def _changed(task: Task, table: Table, data: TaskData, seed: int) -> Table:

@@ -4,13 +4,15 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from handscroll.data.row import Row
 from handscroll.evaluate.exposure import UNREAD, Exposed, Secret, ranked
 from handscroll.lm import LM
 from handscroll.text.tokenizer import Tokenizer
 
 AMONG = 512
-NUMBER = re.compile(r"\d(?:[ -]?\d){3,}")  # four digits and more: years, telephone numbers, codes
+NUMBER = re.compile(r"[0-9](?:[ -]?[0-9]){3,}")  # four digits and more: years, telephone numbers, codes
 
 
 class Numbered(NamedTuple):
@@ -46,6 +48,7 @@ def numbered(tokenizer: Tokenizer, rows: Sequence[Row]) -> Iterator[Numbered]:
         if not len(places):
             continue
         first = int(places[0])
-        answer = tokenizer.decode(row.targets[first : int(places[-1]) + 1].clip(0).tolist())
+        run = int((places - first == np.arange(len(places))).sum())  # the first answer of the row
+        answer = tokenizer.decode(row.targets[first : first + run].tolist())
         if number := NUMBER.search(answer):
             yield Numbered(row.tokens[: first + 1].tolist(), Secret(answer[: number.start()], number[0], ""))

@@ -83,6 +83,9 @@ class Extract(Task):
     def objective(self, model: Model) -> Objective:
         return Spans()
 
+    def reach(self, context: int) -> str:
+        return f"Documents of more than {context:,} tokens are read in windows that overlap, and do not see each other."
+
     def predict(self, lm: LM, examples: Sequence[Example], on_done: OnDone = lambda done: None) -> list[Prediction]:
         found: list[Prediction] = []
         for example in examples:

@@ -20,7 +20,7 @@ from handscroll.models.weights import locate
 from handscroll.nn.finite import check_weights
 from handscroll.nn.quantised import kept_bytes, quantised
 from handscroll.tasks.card import card
-from handscroll.tasks.examples import TrainingRows, encode, read_parts
+from handscroll.tasks.examples import TrainingRows, encode, read_parts, to_score
 from handscroll.tasks.exposing import exposed
 from handscroll.tasks.recipe import TuningRecipe
 from handscroll.tasks.report import TUNED, Scores, write_page
@@ -78,10 +78,7 @@ def finetune(recipe: TuningRecipe, folder: Path, options: Options = Options()) -
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.tuning.seed)
-    parts = read_parts(recipe.task, recipe.data, recipe.tuning.seed)
-    for name, part in parts.items():
-        options.show(f"{name}: {part.account}")
-    options.show(f"columns: {parts['train'].columns}")
+    parts = _read(recipe, options)
     lm = _loaded(recipe)
     task = recipe.task.settled(parts["train"].examples, lm)
     for part in parts.values():
@@ -99,6 +96,7 @@ def finetune(recipe: TuningRecipe, folder: Path, options: Options = Options()) -
             for text in task.shown(lm, example):
                 options.show(text)
         return Tuned(lm, task, None, {}, folder)
+    parts |= _to_score(recipe, options, task, lm, parts)
     encoded = {
         name: encode(task, lm, parts[name].examples, most, recipe.data.too_long)
         for name in ("train", "valid")
@@ -115,6 +113,26 @@ def finetune(recipe: TuningRecipe, folder: Path, options: Options = Options()) -
         f"trained: {trained:,} of {numbers:,} numbers (way '{recipe.tuning.way}', learning rate {rate}){beside}"
     )
     return _run(recipe, folder, options, _Ready(lm, task, parts, encoded, weights))
+
+
+def _read(recipe: TuningRecipe, options: Options) -> dict[str, Part]:
+    """The examples of all tables; what was read is told."""
+    parts = read_parts(recipe.task, recipe.data, recipe.tuning.seed)
+    for name, part in parts.items():
+        options.show(f"{name}: {part.account}")
+        for note in part.notes:
+            options.show(f"split: {note}")
+    options.show(f"columns: {parts['train'].columns}")
+    return parts
+
+
+def _to_score(recipe: TuningRecipe, options: Options, task: Task, lm: LM, parts: Mapping[str, Part]) -> dict[str, Part]:
+    """The parts that will be scored, without what is too long for it."""
+    found = {name: to_score(task, lm, name, parts[name], recipe.data.too_long) for name in SCORED if name in parts}
+    for name, part in found.items():
+        if len(part.examples) < len(parts[name].examples):
+            options.show(f"{name}: {part.account}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -192,6 +210,8 @@ def _finished(
         lm.save(saved)
     settings = json.dumps(task.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
     write_file(saved / TASK, settings.encode())
+    if lm.stored not in (None, lm.model.dtype):  # the scores are those of the numbers that were written
+        lm = task.ready(load(saved), recipe.tuning.seed)
     scored: dict[str, dict[str, Mapping[str, Measured]]] = {}
     told: tuple[Sequence[Example], Sequence[Prediction]] = ((), ())
     for name in SCORED:
@@ -206,7 +226,8 @@ def _finished(
     scores = {name: systems[TUNED] for name, systems in scored.items()}
     record = _record(recipe, ready, plan, progress, scored)
     if recipe.tuning.exposure:
-        record["exposure"] = exposed(lm, ready.encoded["train"].rows, recipe.tuning.exposure, recipe.tuning.seed)
+        answers = ready.encoded["train"].rows[:: task.rows_each]
+        record["exposure"] = exposed(lm, answers, recipe.tuning.exposure, recipe.tuning.seed)
     write_page(folder / "report.html", record, task, scored, told)
     write_file(folder / "result.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
     write_file(saved / "README.md", card(record).encode())
@@ -227,7 +248,11 @@ def _record(
         "versions": versions(),
         "model": {"source": recipe.model, "family": ready.lm.model.config.family, "context": ready.lm.context},
         "weights": {"trained": trained, "all": numbers},
-        "tables": {name: part.account.record() | {"columns": part.columns} for name, part in ready.parts.items()},
+        "reach": ready.task.reach(ready.lm.context),
+        "tables": {
+            name: part.account.record() | {"columns": part.columns, "split": [*part.notes]}
+            for name, part in ready.parts.items()
+        },
         "rows": {
             name: encoded.account.as_record() | {"words": ready.task.in_words(encoded.rows)}
             for name, encoded in ready.encoded.items()

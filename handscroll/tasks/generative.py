@@ -152,6 +152,23 @@ class Generative(Task):
         named = [field.name for field in self.fields if field.name not in (self.target, USER.name)]
         return " ".join(str(example.values[name]) for name in named if example.values.get(name) is not None)
 
+    def readings(self, lm: LM, examples: Sequence[Example]) -> list[int]:
+        writer = Writer(lm, self.form)
+        return [len(self.prompt_ids(writer, example)) + self.max_tokens for example in examples]
+
+    def prompt_ids(self, writer: Writer, example: Example) -> list[int]:
+        """The token ids of what is asked; of several answers, before the last."""
+        return writer.prompt(self.asked(example))
+
+    def scorable(self, examples: Sequence[Example]) -> None:
+        super().scorable(examples)
+        self.score(examples, [Prediction(self.right(example)) for example in examples])
+
+    def right(self, example: Example) -> Any:
+        """The answer that would be right, in the form of a prediction."""
+        truth = self.truth(example)
+        return truth if isinstance(truth, str) else truth[0]
+
     def predict(self, lm: LM, examples: Sequence[Example], on_done: OnDone = lambda done: None) -> list[Prediction]:
         return self.prompted(lm, examples, Prompting(), on_done)
 

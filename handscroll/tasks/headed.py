@@ -94,6 +94,17 @@ class Headed(Task):
         """The loss of the head, over blocks if there are such."""
         return Loss.of(model, weights=weights, pooling=self.pooling if self.blocks else None)
 
+    def readings(self, lm: LM, examples: Sequence[Example]) -> list[int]:
+        return [0 if self.blocks else len(self._read(lm, example)[0].ids) for example in examples]
+
+    def reach(self, context: int) -> str:
+        if not self.blocks:
+            return super().reach(context)
+        return (
+            f"Texts are read in blocks of {self.blocks:,} tokens that do not see each other, joined by {self.pooling}; "
+            "other libraries read one block of them, and do not join them."
+        )
+
     def predict(self, lm: LM, examples: Sequence[Example], on_done: OnDone = lambda done: None) -> list[Prediction]:
         found: dict[int, Prediction] = {}
         order = sorted(range(len(examples)), key=lambda at: len(str(text_of(examples[at]))))

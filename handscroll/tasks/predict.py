@@ -80,11 +80,19 @@ def prompting_of(task: Task, data: TaskData, asked: Asked) -> Prompting:
 
 
 def predict(
-    lm: LM, task: Task, data: TaskData, on_done: OnDone = lambda done: None, asked: Asked | None = None
+    lm: LM,
+    task: Task,
+    data: TaskData,
+    on_done: OnDone = lambda done: None,
+    asked: Asked | None = None,
+    seed: int = 0,
 ) -> Predicted:
-    """What the model says of the rows of `data.train`; with `asked`, as it is, by its prompt and examples in it."""
+    """What the model says of the rows of `data.train`; with `asked`, as it is, by its prompt and examples in it.
+
+    `seed` draws the rows where `data.most_scored` wants fewer than there are.
+    """
     table = read_table(data.train, data.names, encoding=data.encoding, skip_broken=data.skip_broken)
-    part = task.read(drawn(table, data.most_scored, asked.seed if asked else 0), data.columns, data.skip_unfit)
+    part = task.read(drawn(table, data.most_scored, seed), data.columns, data.skip_unfit)
     if asked is None:
         found = task.predict(lm, part.examples, on_done)
     else:

@@ -66,7 +66,7 @@ class Prefer(Task):
         forms = ", ".join(f"{form} ({count:,} pairs)" for form, count in found.forms.items())
         return Part(tuple(examples), found.account, f"recognised: {forms}")
 
-    def told_apart_by(self, table: Table) -> str | None:
+    def told_apart_by(self, table: Table, columns: Mapping[str, str]) -> str | None:
         return turns_column(table)
 
     def by(self, table: Table, columns: Mapping[str, str]) -> str | None:
@@ -98,6 +98,9 @@ class Prefer(Task):
             found += made
         return found
 
+    def readings(self, lm: LM, examples: Sequence[Example]) -> list[int]:
+        return [max(len(one.ids) for one in self.learned(lm, example)) for example in examples]
+
     def rows(self, lm: LM, example: Example) -> list[Row]:
         return [one.row() for one in self.learned(lm, example)]
 
@@ -112,12 +115,14 @@ class Prefer(Task):
 
     def begin(self, run: Run, rows: Sequence[Row]) -> None:
         """Measure the answers by the model as it is, and make the run's step one on pairs."""
-        reference = reference_likelihoods(run.model, Preferred(_pairs(rows)), run.folder / "reference.json")
+        reference = reference_likelihoods(
+            run.model, Preferred(_pairs(rows)), run.folder / "reference.json", autocast=run.step.autocast
+        )
         run.step = PreferenceStep(run.step, self.preference, reference)  # type: ignore[assignment]
 
     def validator(self, model: Decoder, rows: Sequence[Row], length: int, run: Run) -> Callable[[Any], float]:
         held = Preferred(_pairs(rows))
-        reference = reference_likelihoods(model, held, run.folder / "reference-valid.json")
+        reference = reference_likelihoods(model, held, run.folder / "reference-valid.json", autocast=run.step.autocast)
         batches = [collate([row]) for row in held.rows]
         step = PreferenceStep(run.step, self.preference, reference)  # type: ignore[arg-type]
 

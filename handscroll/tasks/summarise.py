@@ -7,6 +7,7 @@ from pydantic import Field as Setting
 
 from handscroll.base.errors import CapacityError
 from handscroll.data.table.fields import Field
+from handscroll.lm import LM
 from handscroll.tasks.generative import USER, Framed, Generative
 from handscroll.tasks.task import Example, Prediction
 from handscroll.tasks.writer import Writer, Written
@@ -63,6 +64,14 @@ class Summarise(Generative):
     def baselines(self, train: Sequence[Example], examples: Sequence[Example]) -> Mapping[str, list[Prediction]]:
         """The first sentences of the document."""
         return {"lead": [Prediction("".join(s.text for s in sentences(one["document"])[:LEAD])) for one in examples]}
+
+    def readings(self, lm: LM, examples: Sequence[Example]) -> list[int]:
+        return super().readings(lm, examples) if self.strategy == "whole" else [0] * len(examples)
+
+    def reach(self, context: int) -> str:
+        if self.strategy == "whole":
+            return super().reach(context)
+        return f"Documents are read in pieces of {self.piece:,} tokens, whose summaries are joined ({self.strategy})."
 
     def predicted(self, writer: Writer, example: Example, framed: Framed) -> Prediction:
         if self.strategy == "whole":

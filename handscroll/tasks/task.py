@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.text import Text
 
-from handscroll.base.errors import ConfigError
+from handscroll.base.errors import ConfigError, DataError
 from handscroll.base.named import Named, named
 from handscroll.data.batch import Batch
 from handscroll.data.row import Row
 from handscroll.data.stream import Stream
+from handscroll.data.table.duplicates import text_column
 from handscroll.data.table.fields import Field, match
 from handscroll.data.table.table import Account, Table
 from handscroll.lm import LM
@@ -68,6 +69,7 @@ class Part:
     examples: tuple[Example, ...]
     account: Account
     columns: str
+    notes: tuple[str, ...] = ()  # how its rows were split off
 
 
 class Task(Named):
@@ -114,9 +116,12 @@ class Task(Named):
         """What simple systems say of `examples`, by their names: the least that a tuned model should beat."""
         return {}
 
-    def told_apart_by(self, table: Table) -> str | None:
-        """The column by which rows are told to be the same; by default that with the longest texts."""
-        return None
+    def told_apart_by(self, table: Table, columns: Mapping[str, str]) -> str | None:
+        """The column by which rows are told to be the same: of those that a row must hold, the one with the longest
+        texts."""
+        found = match(table, self.fields, columns).columns
+        given = {found[field.name] for field in self.fields if field.required and field.name in found}
+        return text_column(table, besides=set(table.columns) - given) if given else None
 
     def checked(self, examples: Sequence[Example]) -> Sequence[Example]:
         """The examples, after the task looked at all of them.
@@ -133,6 +138,26 @@ class Task(Named):
     def room(self, lm: LM) -> int:
         """The most tokens of a training row."""
         return lm.context
+
+    def readings(self, lm: LM, examples: Sequence[Example]) -> list[int]:
+        """The tokens of the context that a prediction of each example takes; 0 where texts of any length are read."""
+        return [0] * len(examples)
+
+    def scorable(self, examples: Sequence[Example]) -> None:
+        """Refuse, before anything is trained, examples that could not be scored after it.
+
+        Raises:
+            DataError: an example has no target, or one that no score can be made of.
+        """
+        if lacking := [example.place for example in examples if self.truth(example) is None]:
+            raise DataError(
+                f"{lacking[0]}: no target to compare with ({len(lacking):,} of {len(examples):,} rows that are to be "
+                "scored have none): give rows with the right answers, or leave these out"
+            )
+
+    def reach(self, context: int) -> str:
+        """How long texts may be, in a sentence for the model card."""
+        return f"Texts of more than {context:,} tokens are refused."
 
     @abstractmethod
     def ready(self, lm: LM, seed: int) -> LM:

@@ -1,17 +1,22 @@
 """A tuning run from a table to predictions: learned, counted, resumed; bad data is said before it starts."""
 
 import json
+import re
 
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
+from typer.testing import CliRunner
 
 import handscroll
 from handscroll.base.errors import ConfigError, DataError
 from handscroll.base.records import read_records
+from handscroll.cli.main import app
+from handscroll.tasks.examples import read_parts
 from handscroll.tasks.finetune import Options, finetune
 from handscroll.tasks.predict import load_tuned, predict
 from handscroll.tasks.recipe import TaskData
+from tests.naming import naming
 from tests.tasks.material import recipe, rows, table, tiny
 
 
@@ -97,13 +102,72 @@ def test_several_labels_and_a_decoder(tmp_path):
     assert tuned.task.labels == ("odd", "three") and tuned.scores["valid"]["f1-micro"].value > 0.9
 
 
+def test_what_could_not_be_scored_is_said_or_left_out_before_anything_is_trained(tmp_path):
+    data, model = table(tmp_path / "train.csv"), tiny(tmp_path / "bert")
+    test = tmp_path / "test.csv"
+    test.write_text("text,label\nw20 w30,bad\nw21 w31,\n", encoding="utf-8")
+    with pytest.raises(DataError, match=naming("row 2", "no target")):
+        finetune(recipe(model, data, test=(str(test),)), tmp_path / "run")
+    long = " ".join(f"w{number % 40}" for number in range(100))
+    test.write_text(f"text,label\nw20 w30,bad\n{long},good\nw21 w31,good\n", encoding="utf-8")
+    with pytest.raises(DataError, match=naming("test", "row 2", "101", "64")):
+        finetune(recipe(model, data, test=(str(test),)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    shown = []
+    skipping = recipe(model, data, {"steps": 1}, test=(str(test),), too_long="skip")
+    tuned = finetune(skipping, tmp_path / "run", Options(show=shown.append))
+    assert tuned.scores["test"]["accuracy"].count == 2
+    assert any("examples that exceed the context: 1" in str(line) for line in shown)
+
+
+def test_the_scores_are_those_of_the_numbers_that_were_saved(tmp_path):
+    """A base in bfloat16 is trained in float32, and saved in bfloat16 again."""
+    handscroll.load(tiny(tmp_path / "float32"), dtype="bfloat16").save(tmp_path / "bert")
+    data = table(tmp_path / "train.csv")
+    finetune(recipe(tmp_path / "bert", data, test=(str(data),)), tmp_path / "run")
+    lm, task = load_tuned(tmp_path / "run")
+    assert lm.model.dtype == torch.bfloat16
+    told = [row["probabilities"] for row in rows(tmp_path / "run" / "test.predictions.jsonl")]
+    again = predict(lm, task, TaskData(train=(str(data),))).predictions
+    assert [one.more["probabilities"] for one in again] == told
+
+
+def test_rows_with_the_same_text_stay_on_one_side_whatever_else_they_hold(tmp_path):
+    data = tmp_path / "train.csv"
+    lines = [f"w{20 + n % 2} w{30 + n % 9},{['bad', 'good'][n % 2]},{'w1 ' * 30}{n}" for n in range(72)]
+    data.write_text("\n".join(["text,label,url", *lines]) + "\n", encoding="utf-8")
+    found = recipe(tiny(tmp_path / "bert"), data)
+    parts, shown = read_parts(found.task, found.data, 0), []
+    assert not {one["text"] for one in parts["train"].examples} & {one["text"] for one in parts["valid"].examples}
+    finetune(recipe(tmp_path / "bert", data, {"steps": 1}), tmp_path / "run", Options(show=shown.append))
+    assert any("by 'text'" in str(line) and "they stay together" in str(line) for line in shown)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["tune.toml", "--epochs", "1"], ("epochs", "--set")),
+        (["classify", "MODEL", "--data", "FILE", "--way", "head", "--rank", "4"], ("--rank", "head")),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(tmp_path, options, words):
+    (tmp_path / "tune.toml").write_text("", encoding="utf-8")
+    options = [str(tmp_path / one) if one.endswith(".toml") else one for one in options]
+    found = CliRunner().invoke(app, ["finetune", *options])
+    assert isinstance(found.exception, ConfigError) and re.search(naming(*words), str(found.exception))
+
+
 @pytest.mark.parametrize(
     "cells, more, words",
     [
         ([(f"w{n} w{n + 1}", "good") for n in range(20, 60)], {}, "a classifier needs two labels"),
         ([("w20 w30", "good"), ("w21", "bad")] * 10, {"columns": {"text": "nothing"}}, "no column 'nothing'"),
         ([("w20 w30", "good"), ("", "bad")] * 10, {}, "row 2: no text"),
-        ([(f"w{n} w{n + 1} " * 50, "good" if n % 2 else "bad") for n in range(20, 60)], {}, "longer than 64 tokens"),
+        (
+            [(f"w{n} w{n + 1} " * 50, "good" if n % 2 else "bad") for n in range(20, 60)],
+            {},
+            naming("valid", "101", "64"),
+        ),
     ],
 )
 def test_bad_data_is_said_before_anything_is_trained(tmp_path, cells, more, words):

@@ -210,6 +210,24 @@ def test_a_chat_model_is_tuned_on_pairs_and_says_them_again(tmp_path):
     assert told[0]["tokens"]["written"] and told[0]["finish"] == "eos"
 
 
+def test_answers_about_documents_are_tuned_to_the_end(tmp_path):
+    """The card tells what is read of a document; answers in another language are said before anything is trained."""
+    row = {"document": "the quick brown fox jumps over the lazy dog", "question": "who jumps", "answer": "fox"}
+    data = lines(tmp_path / "train.jsonl", [row] * 8)
+    how = {"way": "full", "steps": 2, "batch": 4, "memory": {"strategy": "plain"}}
+    values = {"task": {"name": "answer", "max_tokens": 4}, "model": str(saved(tmp_path / "tiny")), "threads": 1}
+    values |= {"data": {"train": (str(data),), "test": (str(data),), "held_out": 0}, "tuning": how}
+    tuned = finetune(TuningRecipe.parse(values, "test"), tmp_path / "run")
+    assert tuned.scores["test"]["token-f1"].count == 8
+    card = (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
+    assert "tokens are refused" in card
+    other = lines(tmp_path / "other.jsonl", [{**row, "answer": "лиса"}])
+    values["data"] = {"train": (str(data),), "test": (str(other),), "held_out": 0}
+    with pytest.raises(DataError, match="no word of the language"):
+        finetune(TuningRecipe.parse(values, "test"), tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
 @pytest.mark.promise("R36")
 def test_the_card_tells_how_many_numbers_of_the_training_answers_are_given_away(tmp_path):
     numbers = {"quick": "4815 1623", "brown": "7306", "lazy": "no number", "fox": "2958"}
