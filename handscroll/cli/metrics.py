@@ -45,6 +45,8 @@ class Columns:
             return name
         usual = usual or (what,)
         there = [name for name in usual if name in found]
+        if what in there:  # the very name: rows of predictions also hold the columns of their data
+            return what
         if len(there) != 1:
             problem = f"both {' and '.join(there)}" if there else f"none of {', '.join(usual)}"
             columns = ", ".join(found)
@@ -61,7 +63,7 @@ def metrics(
         list[str] | None, typer.Option(help="Metric, repeatable; without a file, they are listed. [by the columns]")
     ] = None,
     language: Annotated[str, typer.Option(help="Language of the texts: en or zh. [recognised]")] = "",
-    reference: Annotated[str, typer.Option(help="Column of references. [reference(s), label(s) or answer(s)]")] = "",
+    reference: Annotated[str, typer.Option(help="Column of references. [reference, else references, label(s) or answer(s)]")] = "",
     prediction: Annotated[str, typer.Option(help="Column of predictions. [prediction(s)]")] = "",
     probabilities: Annotated[
         str, typer.Option(help="Column of probabilities by label, for ece and brier. [probabilities]")

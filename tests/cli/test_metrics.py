@@ -84,7 +84,9 @@ def test_what_cannot_be_scored_says_what_to_do(tmp_path):
     path = file(tmp_path / "a.jsonl", label=["a", "b"], answer=["a", "b"], prediction=["a", None])
     with pytest.raises(DataError, match=r"both label and answer among the columns .*\(--reference COLUMN\)"):
         shown(path)
-    assert shown(path, "--reference", "label", "--metric", "accuracy")[2].startswith("accuracy 0.500")
+    assert shown(path, "--reference", "label", "--metric", "accuracy")
+    tuned = file(tmp_path / "b.jsonl", label=["a", "b"], reference=["a", "a"], prediction=["a", "a"])
+    assert "accuracy 1.000" in "\n".join(shown(tuned, "--metric", "accuracy"))  # `reference` wins by its name[2].startswith("accuracy 0.500")
     with pytest.raises(DataError, match="row 2: nothing under 'prediction'"):
         shown(path, "--reference", "label", "--metric", "exact-match")
     with pytest.raises(DataError, match="no column 'lable': did you mean 'label'"):
