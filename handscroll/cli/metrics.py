@@ -63,7 +63,7 @@ def metrics(
         list[str] | None, typer.Option(help="Metric, repeatable; without a file, they are listed. [by the columns]")
     ] = None,
     language: Annotated[str, typer.Option(help="Language of the texts: en or zh. [recognised]")] = "",
-    reference: Annotated[str, typer.Option(help="Column of references. [reference, else references, label(s) or answer(s)]")] = "",
+    reference: Annotated[str, typer.Option(help="Column of references. [reference, else label(s), answer(s)]")] = "",
     prediction: Annotated[str, typer.Option(help="Column of predictions. [prediction(s)]")] = "",
     probabilities: Annotated[
         str, typer.Option(help="Column of probabilities by label, for ece and brier. [probabilities]")
