@@ -14,6 +14,7 @@ from rich.text import Text
 from handscroll.base.errors import ConfigError
 from handscroll.base.runs import write_file
 from handscroll.base.workload import MEMORY, Workload
+from handscroll.data.table.write import plain
 from handscroll.lm import LM, load
 from handscroll.metrics.scores import Measured
 from handscroll.models.weights import locate
@@ -273,7 +274,8 @@ def lines_of(task: Task, examples: Sequence[Example], predictions: Sequence[Pred
     lines = []
     for example, prediction in zip(examples, predictions, strict=True):
         row = {"place": example.place, **example.values, "reference": task.truth(example)}
-        lines.append(json.dumps(row | {"prediction": prediction.output, **prediction.more}, ensure_ascii=False))
+        row |= {"prediction": prediction.output, **prediction.more}
+        lines.append(json.dumps(row, ensure_ascii=False, default=plain))
     return lines
 
 

@@ -2,6 +2,8 @@
 
 import json
 import re
+from datetime import date, timedelta
+from decimal import Decimal
 
 import pytest
 import torch
@@ -12,10 +14,12 @@ import handscroll
 from handscroll.base.errors import ConfigError, DataError
 from handscroll.base.records import read_records
 from handscroll.cli.main import app
+from handscroll.tasks.classify import Classify
 from handscroll.tasks.examples import read_parts
-from handscroll.tasks.finetune import Options, finetune
+from handscroll.tasks.finetune import Options, finetune, lines_of
 from handscroll.tasks.predict import load_tuned, predict
 from handscroll.tasks.recipe import TaskData
+from handscroll.tasks.task import Example, Prediction
 from tests.naming import naming
 from tests.tasks.material import recipe, rows, table, tiny
 
@@ -195,3 +199,10 @@ def test_a_run_without_rows_to_score_is_finished(tmp_path):
     data = table(tmp_path / "train.csv", 24)
     tuned = finetune(recipe(tiny(tmp_path / "bert"), data, {"epochs": 1}, held_out=0.0), tmp_path / "run")
     assert tuned.finished and not tuned.scores and (tmp_path / "run" / "report.html").exists()
+
+
+def test_values_that_json_does_not_know_are_written_beside_predictions():
+    others = {"day": date(2026, 1, 2), "price": Decimal("1.50"), "raw": b"\x00\xff", "took": timedelta(seconds=90)}
+    [line] = lines_of(Classify(), [Example("row 1", {"text": "a", **others})], [Prediction("good")])
+    told = json.loads(line)
+    assert [told[name] for name in others] == ["2026-01-02", "1.50", "AP8=", "0:01:30"]

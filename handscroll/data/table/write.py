@@ -1,7 +1,9 @@
 """A table as a file of JSON lines, with the account beside it."""
 
 import json
-from datetime import date, time
+from base64 import b64encode
+from datetime import date, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from handscroll.data.table.table import Table
 
 
 def write_rows(table: Table, file: Path) -> None:
-    """Write the rows of a table as JSON lines; dates and times are written as ISO 8601.
+    """Write the rows of a table as JSON lines; values that JSON does not know are written as `plain` says.
 
     Raises:
         ConfigError: the file exists, or its name ends in something else than .jsonl.
@@ -24,7 +26,7 @@ def write_rows(table: Table, file: Path) -> None:
     lines = []
     for record in table:
         try:
-            lines.append(json.dumps(dict(record.values), ensure_ascii=False, default=_plain))
+            lines.append(json.dumps(dict(record.values), ensure_ascii=False, default=plain))
         except TypeError as error:
             raise DataError(f"{record.place}: {error}; leave out the column") from None
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +38,16 @@ def write_record(record: dict[str, Any], file: Path) -> None:
     write_file(file, (json.dumps(record, ensure_ascii=False, indent=1) + "\n").encode())
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """A value of a Parquet or Arrow table as JSON holds it: dates and times as ISO 8601, bytes as base64.
+
+    Raises:
+        TypeError: the value is of another kind, as `json.dumps` wants it of a `default`.
+    """
     if isinstance(value, date | time):
         return value.isoformat()
+    if isinstance(value, Decimal | timedelta):
+        return str(value)
+    if isinstance(value, bytes):
+        return b64encode(value).decode()
     raise TypeError(f"a {type(value).__name__} is nothing that JSON holds")
