@@ -30,7 +30,7 @@ class Classify(Headed):
     labels: tuple[str, ...] = Setting(default=(), description="the labels in order; unless given, those of the data")
     several: bool = Setting(default=False, description="whether a text may have several labels, or none")
     weights: Literal["", "balanced"] = Setting(default="", description="balanced: rare labels count more in the loss")
-    prompt: str = Setting(default="", description="without tuning: what is asked, with {text} and {words}")
+    prompt: str = Setting(default="", description="without tuning: what is asked, with {text} (of a pair both) and {words}")
     words: tuple[str, ...] = Setting(default=(), description="without tuning: what is said for each label, in order")
     language: Literal["en", "zh"] = Setting(default="en", description="without tuning: of the prompt")
     form: Form = Setting(default="auto", description="without tuning: chat, by the model's template, or plain text")

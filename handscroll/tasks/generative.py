@@ -207,13 +207,12 @@ class Generative(Task):
         self, shots: Sequence[Example], prompting: Prompting, example: Example, asked: list[Message]
     ) -> list[Message]:
         """Examples as earlier turns, and what is known of the user before what is asked."""
-        system = [one for one in asked if one["role"] == "system"]
-        rest = asked[len(system) :]
+        system, rest = _apart(asked)
         notes = prompting.known(example, self.language)
         if notes:
             last = {**rest[-1], "content": f"{notes}\n\n{rest[-1]['content']}"}
             rest = [*rest[:-1], last]
-        turns = [turn for shot in shots for turn in self.turns(shot) if turn["role"] != "system"]
+        turns = [turn for shot in shots for turn in _apart(self.turns(shot))[1]]
         return [*system, *turns, *rest]
 
     def _system(self) -> list[Message]:
@@ -229,6 +228,12 @@ class Generative(Task):
 
     def truth(self, example: Example) -> Any:
         return example.values.get(self.target)
+
+
+def _apart(messages: Sequence[Message]) -> tuple[Sequence[Message], Sequence[Message]]:
+    """What the system says at the beginning, and what follows."""
+    first = next((at for at, one in enumerate(messages) if one["role"] != "system"), len(messages))
+    return messages[:first], messages[first:]
 
 
 def lost(writer: Writer, one: Encoded) -> dict[str, Any]:

@@ -126,6 +126,11 @@ class Headed(Task):
             on_done(len(found))
         return [found[at] for at in range(len(examples))]
 
+    def likeness(self, example: Example) -> str:
+        """The text, and below it the second one of a pair."""
+        given = text_of(example)
+        return given if isinstance(given, str) else "\n".join(given)
+
     def _read(self, lm: LM, example: Example) -> list[Framed]:
         """The text between special tokens: whole, of any length, or in blocks of nearly equal length."""
         try:

@@ -9,9 +9,9 @@ from handscroll.base.errors import ConfigError, DataError
 from handscroll.cache.reading.store import Store
 from handscroll.cli.main import app
 from handscroll.data.table.table import Table
-from handscroll.tasks.chat import Instruct
+from handscroll.tasks.chat import Chat, Instruct
 from handscroll.tasks.classify import Classify
-from handscroll.tasks.label_words import NOTHING
+from handscroll.tasks.label_words import NOTHING, LabelWords
 from handscroll.tasks.prompting import Prompting, notes_of
 from handscroll.tasks.task import Example
 from handscroll.tasks.writer import Writer
@@ -135,6 +135,29 @@ def test_label_words_are_scored_and_calibrated(lm):
         Classify().prompted(lm, examples, Prompting())
     with pytest.raises(DataError, match="a different one for each"):
         Classify(labels=("a", "b"), words=("x", "x")).prompted(lm, examples, Prompting())
+
+
+def test_both_texts_of_a_pair_are_asked_and_tell_questions_apart(lm, monkeypatch):
+    task, seen = Classify(labels=("no", "yes")), []
+    surprise = LabelWords._last
+
+    def spied(self, writer, messages, place):
+        seen.append("\n".join(one["content"] for one in messages))
+        return surprise(self, writer, messages, place)
+
+    monkeypatch.setattr(LabelWords, "_last", spied)
+    asked = Example("row 1", {"text": "the quick fox", "pair": "a lazy dog", "label": "no"})
+    shots = [Example("s 1", {"text": "the quick fox", "pair": "jumps over", "label": "yes"})]
+    task.prompted(lm, [asked], Prompting(1, shots))
+    assert all(words in seen[0] for words in ("Text: the quick fox\njumps over", "Text: the quick fox\na lazy dog"))
+
+
+def test_a_system_message_that_comes_later_stays_where_it_is():
+    turns = [{"role": role, "content": role[0]} for role in ("user", "assistant", "system", "user")]
+    talk = [{"role": "system", "content": "first"}, *turns]
+    [shot] = [Example("s", {"messages": [*talk, {"role": "assistant", "content": "z"}]})]
+    framed = Chat()._after_shots([shot], Prompting(), asking("a"), talk)
+    assert "".join(one["content"][0] for one in framed) == "f" + "uasuz" + "uasu"
 
 
 def test_the_command_prompts_a_model_as_it_is(tmp_path):
