@@ -15,6 +15,7 @@ from handscroll.lm import LM
 from handscroll.metrics.scores import Measured
 from handscroll.metrics.table import Settings, measure
 from handscroll.search.similar import Similar
+from handscroll.tasks.conversation import WEIGHT
 from handscroll.tasks.generative import USER, Framed, Generative, lost, perplexity
 from handscroll.tasks.task import Example, Part, Prediction
 from handscroll.tasks.writer import Writer, learned
@@ -46,6 +47,10 @@ class Chat(Generative):
     def target(self) -> str:
         return "answer"
 
+    @property
+    def named(self) -> tuple[str, ...]:
+        return ("prompt", USER.name)
+
     def read(self, table: Table, columns: Mapping[str, str], skip_unfit: bool = False) -> Part:
         given = {name: column for name, column in columns.items() if name != USER.name}
         users = {record.place: record.get(columns.get(USER.name, USER.name)) for record in table}
@@ -71,7 +76,7 @@ class Chat(Generative):
         if not self.prompt:
             return messages
         last = max(at for at, one in enumerate(messages) if one["role"] == "user")
-        asked = Example(example.place, {"prompt": messages[last]["content"]})
+        asked = Example(example.place, {**example.values, "prompt": messages[last]["content"]})
         return [*messages[:last], {**messages[last], "content": self.filled(asked)}, *messages[last + 1 :]]
 
     def asked(self, example: Example) -> list[Message]:
@@ -99,7 +104,8 @@ class Chat(Generative):
             texts.append(said.text.strip())
             told.append(said.counts)
             if self.perplexity and number < len(turns) and turns[number]["content"].strip():
-                last = learned(writer.lm, self.form, [*asked, turns[number]], example.place, variables)[-1]
+                turn = {**turns[number], WEIGHT: 1}  # one that is not trained can be scored
+                last = learned(writer.lm, self.form, [*asked, turn], example.place, variables)[-1]
                 losses.append(lost(writer, last))
         more: dict[str, Any] = told[0] if len(told) == 1 else {"turns": told}
         if losses:

@@ -55,7 +55,7 @@ class Generative(Task):
     @model_validator(mode="after")
     def _known(self) -> Self:
         named = re.findall(r"\{(\w+)\}", self.prompt)
-        known = [*(field.name for field in self.fields if field.name != self.target), *type(self).model_fields]
+        known = [*self.named, *(name for name in type(self).model_fields if name != "prompt")]
         if self.target in named:
             raise ValueError(f"the prompt names {{{self.target}}}, which is the answer itself: leave it out")
         if wrong := [name for name in named if name not in known]:
@@ -66,6 +66,11 @@ class Generative(Task):
     @abstractmethod
     def target(self) -> str:
         """The name of the field that holds the answer."""
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The fields of a row that a prompt may name."""
+        return tuple(field.name for field in self.fields if field.name != self.target)
 
     @property
     def compared(self) -> bool:

@@ -106,6 +106,23 @@ def test_the_perplexity_is_that_of_the_answers_alone(lm):
     assert found.more["truth"]["nats"] == pytest.approx(float(nll.sum()), rel=1e-5)
 
 
+@pytest.mark.parametrize("number", [1, 3])
+def test_an_answer_that_is_not_trained_is_scored_all_the_same(lm, number):
+    task = Dialogue(max_tokens=2)
+    untrained = [{**turn, "weight": 0} if at == number else turn for at, turn in enumerate(TALK)]
+    both = [task.predict(lm, [one(task, {"messages": talk})])[0] for talk in (TALK, untrained)]
+    assert both[0].output == both[1].output and both[0].more["truth"] == both[1].more["truth"]
+
+
+def test_a_prompt_names_what_a_row_of_a_conversation_has(lm):
+    task = Instruct(prompt="{user} asks: {prompt}")
+    example = one(task, {"prompt": "the fox", "answer": "jumps", "user": "ann"})
+    assert task.asked(example)[-1]["content"] == "ann asks: the fox"
+    for name in ("input", "messages"):
+        with pytest.raises(ConfigError, match=f"names {{{name}}}: Allowed: .*prompt"):
+            task_from({"name": "instruct", "prompt": f"{{{name}}} {{prompt}}"})
+
+
 def test_without_a_template_a_prompt_is_plain_text():
     bare = talker(template=False)
     task = Instruct(max_tokens=4)
