@@ -25,7 +25,7 @@ PARTS = ("prefix", "middle", "suffix")
 class Complete(Generative):
     """What stands in the hole of a code file (fill in the middle).
 
-    Rows hold `prefix`, `middle` and `suffix`, or whole files as `text`: then `seed` and the text decide which
+    A row holds `prefix`, `middle` and `suffix`, or a whole file as `text`: then `seed` and the text decide which
     lines are taken out, of an excerpt of at most `lines` lines; every excerpt is counted.
     """
 
@@ -56,10 +56,11 @@ class Complete(Generative):
 
     def read(self, table: Table, columns: Mapping[str, str], skip_unfit: bool = False) -> Part:
         part = super().read(table, columns, skip_unfit)
-        if all("prefix" in one.values for one in part.examples):
-            return part
         step, found = Ledger(), list[Example]()
         for example in part.examples:
+            if "prefix" in example.values or "suffix" in example.values:
+                found.append(example)
+                continue
             made = self._holes(example)
             if not made:
                 step.leave_out("files with no lines that can be taken out", example.place)

@@ -218,6 +218,13 @@ def test_a_chat_model_is_tuned_on_pairs_and_says_them_again(tmp_path):
     how = {"way": "full", "steps": 60, "batch": 8, "lr": 2e-2, "memory": {"strategy": "plain"}}
     values = {"task": {"name": "instruct", "max_tokens": 8}, "model": str(saved(tmp_path / "tiny")), "threads": 1}
     given = {"train": (str(data),), "test": (str(data),), "held_out": 0}
+def test_a_hole_at_the_beginning_of_a_file_is_a_hole_and_files_may_stand_beside_it():
+    rows = [{"prefix": "", "middle": "a\n", "suffix": "b\n"}, {"prefix": "c\n", "middle": "d", "suffix": ""}]
+    part = Complete().read(Table.of([*rows, {"text": "e\nf\ng\n"}]), {})
+    assert [one["middle"] for one in part.examples[:2]] == ["a\n", "d"] and len(part.examples) == 3
+    assert "".join(part.examples[2][name] for name in ("prefix", "middle", "suffix")) == "e\nf\ng\n"
+
+
     tuned = finetune(TuningRecipe.parse(values | {"tuning": how, "data": given}, "test"), tmp_path / "run")
     assert tuned.scores["test"]["rouge-l"].value == 1.0
     lm, task = load_tuned(tmp_path / "run")
