@@ -1,6 +1,6 @@
 """Classification of documents: cross-entropy over labels. The target stands at the token whose state is classified."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,6 +22,7 @@ from handscroll.objectives.loss import Loss
 from handscroll.objectives.settings import ObjectiveSettings
 from handscroll.text.tokenizer import Tokenizer
 
+SEVERAL = 62  # labels of which a text may have several: each is a bit of a target
 NUMBER = 1 << 20  # a number y stands in the targets as round(y * NUMBER), since targets are whole
 
 
@@ -64,8 +65,8 @@ class Classify:
                 f"this model of family '{model.config.family}' has no labels: it is not a classifier; build it with "
                 "the labels that it should tell apart"
             )
-        if head.problem == "several" and len(head.labels) > 62:
-            raise ConfigError(f"several of {len(head.labels)} labels cannot be learned at once: 62 are possible")
+        if head.problem == "several":
+            check_several(head.labels)
         return cls(smoothing, head.pool != "mean" and pooling is None, head.problem, weights, pooling)
 
     def mask(self, model: Model, marks: Marks) -> Mask:
@@ -93,6 +94,18 @@ class Classify:
             return model.classify(hidden, batch.marks(), at)
         blocks, owners = block_places(batch, model.spec.pool == "first")
         return pooled(model.classify(hidden, batch.marks(), blocks), owners, int(at.sum()), self.pooling)
+
+
+def check_several(labels: Sequence[str]) -> None:
+    """
+    Raises:
+        ConfigError: there are too many labels to choose several of.
+    """
+    if len(labels) > SEVERAL:
+        raise ConfigError(
+            f"several of {len(labels)} labels cannot be learned at once: {SEVERAL} are possible; leave rare ones out, "
+            "or tune several models"
+        )
 
 
 class Classification(ObjectiveSettings):

@@ -66,7 +66,7 @@ class Chat(Generative):
     def told_apart_by(self, table: Table, columns: Mapping[str, str]) -> str | None:
         return turns_column(table)
 
-    def by(self, table: Table, columns: Mapping[str, str]) -> str | None:
+    def by(self, table: Table, columns: Mapping[str, str]) -> Field | None:
         return None
 
     def turns(self, example: Example) -> list[Message]:

@@ -16,6 +16,7 @@ from handscroll.metrics.scores import Measured
 from handscroll.metrics.table import Settings, measure
 from handscroll.models.model import Model
 from handscroll.objectives.classify import Classify as Loss
+from handscroll.objectives.classify import check_several
 from handscroll.tasks.headed import TEXTS, WEIGHT, Headed
 from handscroll.tasks.label_words import LabelWords
 from handscroll.tasks.prompting import Prompting
@@ -30,7 +31,9 @@ class Classify(Headed):
     labels: tuple[str, ...] = Setting(default=(), description="the labels in order; unless given, those of the data")
     several: bool = Setting(default=False, description="whether a text may have several labels, or none")
     weights: Literal["", "balanced"] = Setting(default="", description="balanced: rare labels count more in the loss")
-    prompt: str = Setting(default="", description="without tuning: what is asked, with {text} (of a pair both) and {words}")
+    prompt: str = Setting(
+        default="", description="without tuning: what is asked, with {text} (of a pair both) and {words}"
+    )
     words: tuple[str, ...] = Setting(default=(), description="without tuning: what is said for each label, in order")
     language: Literal["en", "zh"] = Setting(default="en", description="without tuning: of the prompt")
     form: Form = Setting(default="auto", description="without tuning: chat, by the model's template, or plain text")
@@ -60,6 +63,8 @@ class Classify(Headed):
                 f"all {len(examples)} examples have the label {next(iter(labels))!r}: a classifier needs two labels; "
                 "add examples of another one"
             )
+        if self.several:
+            check_several(labels)
         counts = tuple(found.get(label, 0) for label in labels)
         if self.weights and not all(counts):
             missing = [label for label, count in zip(labels, counts, strict=True) if not count]
@@ -160,7 +165,7 @@ class Classify(Headed):
 
     def _labels(self, example: Example) -> list[str]:
         value = example.values.get("label")
-        return [] if value is None else value if isinstance(value, list) else [value]
+        return [] if value is None else list(dict.fromkeys(value)) if isinstance(value, list) else [value]
 
 
 def _natural(label: str) -> tuple[int, float | str]:

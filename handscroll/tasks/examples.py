@@ -120,7 +120,7 @@ def _changed(task: Task, table: Table, data: TaskData, seed: int) -> Table:
         by = task.by(table, data.columns)
         if by is None:
             raise ConfigError(f"data.balance is for rows with labels, and task '{task.name}' has none here")
-        table = balance(table, by, data.balance, seed)
+        table = balance(table, by.name, data.balance, seed)
     return table
 
 

@@ -69,7 +69,7 @@ class Prefer(Task):
     def told_apart_by(self, table: Table, columns: Mapping[str, str]) -> str | None:
         return turns_column(table)
 
-    def by(self, table: Table, columns: Mapping[str, str]) -> str | None:
+    def by(self, table: Table, columns: Mapping[str, str]) -> Field | None:
         return None
 
     @property

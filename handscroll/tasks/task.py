@@ -98,9 +98,10 @@ class Task(Named):
         examples = tuple(Example(record.place, record.values) for record in fitted)
         return Part(examples, fitted.account, str(matched))
 
-    def by(self, table: Table, columns: Mapping[str, str]) -> str | None:
-        """The column whose values should be as frequent on both sides of a split, if there is one."""
-        return match(table, self.fields, columns).columns.get("label")
+    def by(self, table: Table, columns: Mapping[str, str]) -> Field | None:
+        """The column whose labels should be as frequent on both sides of a split, if there is one."""
+        column = match(table, self.fields, columns).columns.get("label")
+        return next((Field(column, holds=one.holds) for one in self.fields if column and one.name == "label"), None)
 
     @property
     def compared(self) -> bool:

@@ -4,6 +4,7 @@ import json
 import re
 from datetime import date, timedelta
 from decimal import Decimal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ import handscroll
 from handscroll.base.errors import ConfigError, DataError
 from handscroll.base.records import read_records
 from handscroll.cli.main import app
+from handscroll.data.table.split import split
+from handscroll.data.table.table import Table
 from handscroll.tasks.classify import Classify
 from handscroll.tasks.examples import read_parts
 from handscroll.tasks.finetune import Options, finetune, lines_of
@@ -159,6 +162,28 @@ def test_an_option_that_would_be_ignored_is_refused(tmp_path, options, words):
     options = [str(tmp_path / one) if one.endswith(".toml") else one for one in options]
     found = CliRunner().invoke(app, ["finetune", *options])
     assert isinstance(found.exception, ConfigError) and re.search(naming(*words), str(found.exception))
+
+
+def test_a_label_that_is_named_twice_is_one_label():
+    task = Classify(several=True, labels=("a", "b"))
+    example = Example("row 1", {"text": "x", "label": ["a", "a"]})
+    assert task.target(example) == 1 and task.truth(example) == ["a"]
+
+
+def test_more_labels_than_can_be_learned_at_once_are_refused_before_rows_are_made():
+    examples = [Example(f"row {n}", {"text": "x", "label": [f"{n}"]}) for n in range(63)]
+    with pytest.raises(ConfigError, match=naming("63", "62")):
+        Classify(several=True).settled(examples, SimpleNamespace(labels=()))
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_of_several_labels_each_keeps_its_share(joined):
+    bits = [[f"l{bit}" for bit in range(9) if number >> bit & 1] for number in range(512)] * 2
+    rows = [{"text": f"row {n}", "tags": "; ".join(one) if joined else one} for n, one in enumerate(bits)]
+    table, task = Table.of(rows), Classify(several=True)
+    parts = split(table, {"valid": 0.1}, by=task.by(table, {"label": "tags"}), near=None)
+    assert 80 <= len(parts["valid"]) <= 125
+    assert all(40 <= parts.labels["valid"][f"l{bit}"] <= 65 for bit in range(9))
 
 
 @pytest.mark.parametrize(

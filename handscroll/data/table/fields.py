@@ -145,10 +145,7 @@ def _held(value: Any, field: Field) -> Any:
     elif field.holds == "label":
         return label_text(value, field.name)
     elif field.holds == "labels":
-        parts = value.replace(";", ",").split(",") if isinstance(value, str) else value
-        if not isinstance(parts, list | tuple):
-            parts = [parts]
-        return [label_text(one, field.name) for one in parts if one != ""]
+        return [label_text(one, field.name) for one in labels_in(value)]
     elif field.holds == "answers":
         return answers_of(value, field.name)
     elif field.holds == "number":
@@ -156,6 +153,13 @@ def _held(value: Any, field: Field) -> Any:
     elif field.holds == "list" and not isinstance(value, list):
         raise DataError(f"{field.name} is a {type(value).__name__}, not a list")
     return value
+
+
+def labels_in(value: Any) -> list[Any]:
+    """The labels of a list, or of a text with commas or semicolons between them; anything else is one."""
+    if isinstance(value, str):
+        return [one.strip() for one in value.replace(";", ",").split(",") if one != ""]
+    return [one for one in value if one != ""] if isinstance(value, list | tuple) else [value]
 
 
 def label_text(value: Any, name: str) -> str:

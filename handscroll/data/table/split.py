@@ -11,6 +11,7 @@ import numpy as np
 from handscroll.base.errors import ConfigError, DataError
 from handscroll.data.survey.shingles import NEAR
 from handscroll.data.table.duplicates import alike, groups, said, text_column
+from handscroll.data.table.fields import Field, labels_in
 from handscroll.data.table.table import Ledger, Record, Table
 
 AUGMENTED = "augmented"  # the column that marks a row as made from another one, and names that one's place
@@ -48,7 +49,7 @@ def split(
     table: Table,
     parts: Mapping[str, float] | None = None,
     seed: int = 0,
-    by: str | None = None,
+    by: str | Field | None = None,
     group: str | None = None,
     text: str | None = None,
     near: float | None = NEAR,
@@ -57,8 +58,9 @@ def split(
 
     Rows with one value of `group`, rows with the same or nearly the same `text` (by default the column with the longest
     texts; `near` None: only the same), and rows made from one another by augmentation stay in one part. Each part has
-    its share of every label of `by`, as far as that allows. Rows made by augmentation never enter another part than
-    `train`: they are left out, counted, where the row they come from is not in it.
+    its share of every label of `by`, as far as that allows; of a list, and of a text where `by` is a field that holds
+    labels, each counts. Rows made by augmentation never enter another part than `train`: they are left out, counted,
+    where the row they come from is not in it.
 
     Raises:
         ConfigError: the shares are no shares, or leave nothing for `train`.
@@ -70,25 +72,30 @@ def split(
             f"shares {shares}: give each part a share between 0 and 1, except 'train', which gets the rest; together "
             "they must be below 1"
         )
-    for column in (by, group):
-        if column is not None:
-            table.require(column)
-    column = text_column(table, text, (by, group))
+    by = Field(by, holds="label") if isinstance(by, str) else by
+    named = [name for name in (None if by is None else by.name, group) if name is not None]
+    table.require(*named)
+    column = text_column(table, text, named)
     units, notes = _units(table, column, group, near)
-    labels = [[_label(table.records[at], by) for at in unit if not _made(table.records[at])] for unit in units]
-    side = _sides(labels, shares, seed)
+    own = [[table.records[at] for at in unit if not _made(table.records[at])] for unit in units]
+    labels = [[label for record in unit for label in _labels(record, by)] for unit in own]
+    side = _sides(labels, [len(unit) for unit in own], shares, seed)
     tables, counts = {}, {}
     for name in ("train", *shares):
         tables[name] = _part(table, units, side, name)
-        found = Counter(_label(record, by) for record in tables[name]) if by else Counter()
+        found = Counter(label for record in tables[name] for label in _labels(record, by))
         counts[name] = {label: found[label] for label in sorted({one for unit in labels for one in unit}) if by}
         notes += [f"{name} has no row of the label {label}" for label, count in counts[name].items() if not count]
     return Parts(tables, counts, tuple(notes))
 
 
-def _label(record: Record, by: str | None) -> str:
-    value = "" if by is None else record.get(by)
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+def _labels(record: Record, by: Field | None) -> list[str]:
+    """The labels of a row; none at all is one too, since rows without any have their share."""
+    value = "" if by is None else record.get(by.name)
+    several = by is not None and by.holds == "labels"
+    parts = labels_in(value) if several or isinstance(value, list) else [value]
+    found = [one if isinstance(one, str) else json.dumps(one, ensure_ascii=False, default=str) for one in parts]
+    return list(dict.fromkeys(found)) or ["[]"]
 
 
 def _made(record: Record) -> bool:
@@ -129,8 +136,8 @@ def _joined(keys: Iterable[tuple[int, str]]) -> list[tuple[int, int]]:
     return [(first[key], at) for at, key in keys if first.setdefault(key, at) != at]
 
 
-def _sides(labels: list[list[str]], shares: Mapping[str, float], seed: int) -> list[str]:
-    """The part of each unit.
+def _sides(labels: list[list[str]], sizes: list[int], shares: Mapping[str, float], seed: int) -> list[str]:
+    """The part of each unit, of which `labels` are those of its `sizes` rows.
 
     Units are offered in random order, large ones first. A part takes one that brings it nearer to its share of every
     label, unless that would take the last unit with a label from the rest.
@@ -138,7 +145,7 @@ def _sides(labels: list[list[str]], shares: Mapping[str, float], seed: int) -> l
     total = Counter(label for unit in labels for label in unit)
     left = Counter(label for unit in labels for label in set(unit))
     order = np.random.default_rng(seed).permutation(len(labels)).tolist()
-    order.sort(key=lambda at: -len(labels[at]))
+    order.sort(key=lambda at: -sizes[at])
     side = ["train"] * len(labels)
     for name, share in sorted(shares.items(), key=lambda one: -one[1]):
         wanted = {label: max(share * count, 1.0) for label, count in total.items()}
