@@ -42,7 +42,7 @@ class Answer(Generative):
         return (
             Field("document", ("context", "passage", "text", "article", "input")),
             Field("question", ("query",)),
-            Field("answer", ("answers", "output", "target"), False, "any"),
+            Field("answer", ("answers", "output", "target"), False, "answers"),
             USER,
         )
 
@@ -51,13 +51,9 @@ class Answer(Generative):
         return "answer"
 
     def truth(self, example: Example) -> Any:
-        """The answer, or several that are all right: texts, or the objects of SQuAD's form."""
-        given = example.values.get("answer")
-        several = given.get("text", given) if isinstance(given, Mapping) else given
-        if not isinstance(several, list | tuple):
-            return None if several is None else str(several)
-        texts = [str(one["text"] if isinstance(one, Mapping) else one) for one in several]
-        return list(dict.fromkeys(texts)) or None
+        """The answer, or several that are all right."""
+        texts = list(dict.fromkeys(one["text"] for one in example.values.get("answer") or ()))
+        return texts[0] if len(texts) == 1 else texts or None
 
     def likeness(self, example: Example) -> str:
         return example["question"]

@@ -22,7 +22,7 @@ from handscroll.models.model import Model
 from handscroll.models.new import with_head
 from handscroll.objectives.objective import Objective
 from handscroll.objectives.spans import BEGINS, ENDS, Spans
-from handscroll.tasks.task import Example, OnDone, Part, Prediction, Task
+from handscroll.tasks.task import ANY, Example, OnDone, Part, Prediction, Task
 from handscroll.text.framed import Framed, framed
 
 AROUND = 60  # characters that a message shows
@@ -32,7 +32,8 @@ class Extract(Task):
     """Answers to questions as parts of a document (SQuAD's form: context, question, answers with their starts).
 
     A document longer than the context is read in windows that overlap. Each window is a training row; where the answer
-    is not in it, the row points at its first token.
+    is not in it, the row points at its first token. A document of which no window holds the whole answer is one row,
+    longer than the context, so that it is refused, or left out and counted, as rows are that are too long.
     """
 
     name: ClassVar[str] = "extract"
@@ -44,18 +45,18 @@ class Extract(Task):
         return (
             Field("context", ("document", "passage", "paragraph", "text", "article")),
             Field("question", ("query",)),
-            Field("answers", ("answer", "output", "target"), False, "any"),
+            Field("answers", ("answer", "output", "target"), False, "answers"),
         )
 
     def read(self, table: Table, columns: Mapping[str, str], skip_unfit: bool = False) -> Part:
         part, step, kept = super().read(table, columns, skip_unfit), Ledger(), list[Example]()
         for example in part.examples:
-            given = self._answers(example)
+            given = _answers(example)
             missing = bool(given) and not self._places(example)
             if missing and not skip_unfit:
                 raise DataError(
-                    f"{example.place}: the answer {given[0][0][:AROUND]!r} does not stand in its context; repair the "
-                    "row, or leave such rows out, counted (--skip-unfit)"
+                    f"{example.place}: the answer {given[0]['text'][:AROUND]!r} does not stand in its context; repair "
+                    "the row, or leave such rows out, counted (--skip-unfit)"
                 )
             if missing:
                 step.leave_out("rows whose answers do not stand in their context", example.place)
@@ -75,10 +76,7 @@ class Extract(Task):
         return lm
 
     def rows(self, lm: LM, example: Example) -> list[Row]:
-        places = self._places(example)
-        if not places:
-            raise DataError(f"{example.place}: no answer; training needs one that stands in the context")
-        return [_row(one, *places[0]) for one in self._windows(lm, example)]
+        return [row for _, row in self._trained(lm, example)]
 
     def objective(self, model: Model) -> Objective:
         return Spans()
@@ -90,7 +88,7 @@ class Extract(Task):
         found: list[Prediction] = []
         for example in examples:
             best = lm.answers(example["question"], example["context"], windows=True)[0]
-            windows = len(self._windows(lm, example))
+            windows = len(self._windows(lm, example, lm.context))
             place = {"start": best.start, "end": best.end, "score": best.score, "windows": windows}
             found.append(Prediction(best.text, place))
             on_done(len(found))
@@ -104,11 +102,11 @@ class Extract(Task):
         return measure(["token-f1", "exact-match"], wanted, given, Settings(language=self.language))
 
     def truth(self, example: Example) -> Any:
-        return list(dict.fromkeys(text for text, _ in self._answers(example))) or None
+        return list(dict.fromkeys(one["text"] for one in _answers(example))) or None
 
     def shown(self, lm: LM, example: Example) -> list[Text]:
         texts = list[Text]()
-        for number, (one, row) in enumerate(zip(self._windows(lm, example), self.rows(lm, example), strict=True)):
+        for number, (one, row) in enumerate(self._trained(lm, example)):
             first, last = int(np.argmax(row.targets > 0)), len(row.targets) - 1 - int(np.argmax(row.targets[::-1] > 0))
             ids = one.ids
             decode = lm.tokenizer.decode
@@ -118,31 +116,46 @@ class Extract(Task):
             texts.append(shown.append("⟧ " + decode(ids[last + 1 :], special=True), "dim"))
         return texts
 
-    def _windows(self, lm: LM, example: Example) -> list[Framed]:
-        """The rows in which `lm.answers` reads a document."""
-        most = lm.context
+    def _trained(self, lm: LM, example: Example) -> list[tuple[Framed, Row]]:
+        """The training rows of a document, with what stands in each.
+
+        Raises:
+            DataError: there is no answer, or no tokens stand for all of it.
+        """
+        places = self._places(example)
+        if not places:
+            raise DataError(f"{example.place}: no answer; training needs one that stands in the context")
+        for most in (lm.context, ANY):
+            made = [(one, _row(one, *places[0])) for one in self._windows(lm, example, most)]
+            if any(row.targets[0] == IGNORED for _, row in made):
+                return made
+        start, end = places[0]
+        raise DataError(
+            f"{example.place}: the tokenizer leaves out where the answer {example['context'][start:end][:AROUND]!r} "
+            "begins or ends; repair the row"
+        )
+
+    def _windows(self, lm: LM, example: Example, most: int) -> list[Framed]:
+        """The rows of at most `most` tokens in which a document is read; with the context those of `lm.answers`."""
         return framed(lm.tokenizer, (example["question"], example["context"]), most, True, int(OVERLAP * most) // 2)
 
-    def _answers(self, example: Example) -> list[tuple[str, int | None]]:
-        """The answers and where they are said to begin."""
-        given = example.values.get("answers")
-        if isinstance(given, Mapping):  # the form of saved data sets: {"text": [...], "answer_start": [...]}
-            starts = given.get("answer_start") or [None] * len(given["text"])
-            return [(str(text), start) for text, start in zip(given["text"], starts, strict=True)]
-        several = given if isinstance(given, list | tuple) else [] if given is None else [given]
-        return [
-            (str(one["text"]), one.get("answer_start")) if isinstance(one, Mapping) else (str(one), None)
-            for one in several
-        ]
-
     def _places(self, example: Example) -> list[tuple[int, int]]:
-        """Where the answers stand in the context, as characters."""
+        """Where the answers stand in the context, as characters, without the blanks around them."""
         found, context = [], example["context"]
-        for text, start in self._answers(example):
-            at = start if isinstance(start, int) and context.startswith(text, start) else context.find(text)
-            if at >= 0 and text.strip():
+        for one in _answers(example):
+            text, start = one["text"].strip(), one["answer_start"]
+            if isinstance(start, int):
+                start += len(one["text"]) - len(one["text"].lstrip())
+            pointed = isinstance(start, int) and start >= 0 and context.startswith(text, start)
+            at = start if pointed else context.find(text)
+            if at >= 0 and text:
                 found.append((at, at + len(text)))
         return found
+
+
+def _answers(example: Example) -> Sequence[Mapping[str, Any]]:
+    """The answers and where they are said to begin."""
+    return example.values.get("answers") or ()
 
 
 def _row(one: Framed, start: int, end: int) -> Row:

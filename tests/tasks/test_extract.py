@@ -12,6 +12,7 @@ from handscroll.data.table.table import Table
 from handscroll.lm import load
 from handscroll.models.weights import save_model
 from handscroll.tasks.batches import packed
+from handscroll.tasks.examples import encode
 from handscroll.tasks.extract import Extract
 from handscroll.tasks.finetune import finetune
 from handscroll.tasks.recipe import TuningRecipe
@@ -119,3 +120,31 @@ def test_answers_that_stand_nowhere_are_refused_or_left_out_and_counted():
     part = Extract().read(Table.of(rows), {}, skip_unfit=True)
     assert len(part.examples) == 2 and "do not stand in their context: 1" in str(part.account)
     assert Extract().truth(part.examples[1]) == ["w20"]
+
+
+@pytest.mark.parametrize("given", ["w20", {"text": "w20", "answer_start": 4}, [{"text": " w20 ", "answer_start": 3}]])
+def test_answers_of_any_form_are_found_without_the_blanks_around_them(reader, given):
+    lm, task = load(reader), Extract()
+    [example] = task.read(Table.of([asked(1) | {"context": "w20 w20 w50", "answers": given}]), {}).examples
+    [row] = task.rows(lm, example)
+    told = np.flatnonzero(row.targets > 0).tolist()
+    assert told == [len(row.tokens) - (3 if given == "w20" else 2)]
+
+
+def test_answers_without_a_text_are_refused():
+    for wrong in ([{"answer_start": 3}], {"answer_start": [3]}, {"text": ["w20", "w21"], "answer_start": [1]}):
+        with pytest.raises(DataError, match="row 1: answers"):
+            Extract().read(Table.of([asked(1) | {"answers": wrong}]), {})
+
+
+def test_an_answer_that_no_window_holds_is_refused_or_left_out_and_counted(reader):
+    lm, task = load(reader), Extract()
+    task.ready(lm, 0)
+    words = [f"w{20 + n % 70}" for n in range(120)]
+    long = {"context": " ".join(words), "question": "w35", "answers": " ".join(words[30:85])}
+    examples = task.read(Table.of([long, asked(3, 100)]), {}).examples
+    with pytest.raises(DataError, match=r"1 of 2 examples are longer than 64 tokens \(rows, row 1: 123 tokens"):
+        encode(task, lm, examples, 64)
+    kept = encode(task, lm, examples, 64, "skip")
+    assert kept.account.left == (("rows, row 1", 123),) and kept.examples == 1
+    assert "⟦" in task.shown(lm, examples[0])[0].plain

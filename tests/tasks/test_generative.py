@@ -182,6 +182,12 @@ def test_pieces_are_the_text_and_blocks_are_those_nearest_to_the_question(lm):
     assert "dog is blue" in document[start:end]
 
 
+@pytest.mark.parametrize("given", ["blue", {"text": "blue", "answer_start": 3}, {"text": ["blue"]}, [{"text": "blue"}]])
+def test_an_answer_is_a_text_or_an_object_with_one(given):
+    example = one(Answer(), {"context": "a blue dog", "question": "which?", "answers": given})
+    assert Answer().truth(example) == "blue" and Answer().turns(example)[-1]["content"] == "blue"
+
+
 def test_evidence_is_found_word_for_word_or_as_the_nearest_sentence():
     text = "The fox is red. The  dog\nis blue. A green bird sings."
     found = evidence(text, "the dog is Blue.", "")
@@ -212,12 +218,6 @@ def test_holes_are_read_with_the_tokens_of_the_model():
         task.ready(talker(), 0)
 
 
-def test_a_chat_model_is_tuned_on_pairs_and_says_them_again(tmp_path):
-    words = ("quick", "brown", "lazy", "fox")
-    data = lines(tmp_path / "train.jsonl", [{"prompt": word, "answer": word[::-1]} for word in words * 6])
-    how = {"way": "full", "steps": 60, "batch": 8, "lr": 2e-2, "memory": {"strategy": "plain"}}
-    values = {"task": {"name": "instruct", "max_tokens": 8}, "model": str(saved(tmp_path / "tiny")), "threads": 1}
-    given = {"train": (str(data),), "test": (str(data),), "held_out": 0}
 def test_a_hole_at_the_beginning_of_a_file_is_a_hole_and_files_may_stand_beside_it():
     rows = [{"prefix": "", "middle": "a\n", "suffix": "b\n"}, {"prefix": "c\n", "middle": "d", "suffix": ""}]
     part = Complete().read(Table.of([*rows, {"text": "e\nf\ng\n"}]), {})
@@ -225,6 +225,12 @@ def test_a_hole_at_the_beginning_of_a_file_is_a_hole_and_files_may_stand_beside_
     assert "".join(part.examples[2][name] for name in ("prefix", "middle", "suffix")) == "e\nf\ng\n"
 
 
+def test_a_chat_model_is_tuned_on_pairs_and_says_them_again(tmp_path):
+    words = ("quick", "brown", "lazy", "fox")
+    data = lines(tmp_path / "train.jsonl", [{"prompt": word, "answer": word[::-1]} for word in words * 6])
+    how = {"way": "full", "steps": 60, "batch": 8, "lr": 2e-2, "memory": {"strategy": "plain"}}
+    values = {"task": {"name": "instruct", "max_tokens": 8}, "model": str(saved(tmp_path / "tiny")), "threads": 1}
+    given = {"train": (str(data),), "test": (str(data),), "held_out": 0}
     tuned = finetune(TuningRecipe.parse(values | {"tuning": how, "data": given}, "test"), tmp_path / "run")
     assert tuned.scores["test"]["rouge-l"].value == 1.0
     lm, task = load_tuned(tmp_path / "run")

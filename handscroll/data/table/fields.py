@@ -16,8 +16,8 @@ class Field:
     """What a task wants of a row: the name under which it asks, other usual names, and what stands there.
 
     holds: text (a text that is not empty), label (text, a whole number or a truth value, taken as text), labels (a list
-    of such, or a text with commas or semicolons between them), number, answers (a text, a list of texts, or SQuAD's, as
-    a list of {"text", "answer_start"}; `datasets` keeps an object of lists), list, any.
+    of such, or a text with commas or semicolons between them), number, answers (a text or number, a list of such, or
+    SQuAD's: {"text", "answer_start"} or a list of these; `datasets` keeps an object of lists), list, any.
     """
 
     name: str
@@ -182,17 +182,23 @@ def answers_of(value: Any, name: str) -> list[dict[str, Any]]:
     """Answers as a list of {"text", "answer_start"}; the start is None where it is not known. It may be empty.
 
     Raises:
-        DataError: they have none of the forms that `Field` names.
+        DataError: they have none of the forms that `Field` names, or not one start for each text.
     """
     if isinstance(value, Mapping) and isinstance(value.get("text"), list):
-        starts = value.get("answer_start") or [None] * len(value["text"])
-        value = [{"text": text, "answer_start": at} for text, at in zip(value["text"], starts, strict=False)]
-    found = [
-        {"text": one} if isinstance(one, str) else one for one in ([value] if isinstance(value, str) else value or [])
-    ]
-    if not all(isinstance(one, Mapping) and isinstance(one.get("text"), str) for one in found):
+        texts, starts = value["text"], value.get("answer_start") or [None] * len(value["text"])
+        if not isinstance(starts, list) or len(starts) != len(texts):
+            raise DataError(f"{name} are texts with more or fewer starts than texts; give one for each, or none")
+        value = [{"text": text, "answer_start": at} for text, at in zip(texts, starts, strict=True)]
+    several = value if isinstance(value, list | tuple) else [] if value is None else [value]
+    found = [one if isinstance(one, Mapping) else {"text": one} for one in several]
+    if not all(isinstance(_said(one.get("text")), str) for one in found):
         raise DataError(f'{name} are no answers (a text, texts, or {{"text": ..., "answer_start": ...}})')
-    return [{"text": one["text"], "answer_start": one.get("answer_start")} for one in found]
+    return [{"text": _said(one["text"]), "answer_start": one.get("answer_start")} for one in found]
+
+
+def _said(text: Any) -> Any:
+    """A number as text, as an answer may be one."""
+    return str(text) if isinstance(text, int | float) and not isinstance(text, bool) else text
 
 
 def _number(value: Any, name: str) -> float:

@@ -73,8 +73,10 @@ def test_values_get_the_names_of_the_fields_and_are_checked():
             ([{"text": "a", "answer_start": 3, "id": 1}], 3),
             ({"text": ["a"], "answer_start": [3]}, 3),
             ({"text": ["a"]}, None),
+            ({"text": "a", "answer_start": 3}, 3),
         )
-    ],
+    ]
+    + [("answers", given, [{"text": "1066", "answer_start": None}]) for given in (1066, [1066])],
 )
 def test_kinds_of_values(holds, value, fitted):
     table = Table.of([{"it": value}])
@@ -82,7 +84,9 @@ def test_kinds_of_values(holds, value, fitted):
 
 
 @pytest.mark.parametrize(
-    ("holds", "value"), [("number", "much"), ("number", "nan"), ("label", 1.5), ("text", 3), ("answers", [3])]
+    ("holds", "value"),
+    [("number", "much"), ("number", "nan"), ("label", 1.5), ("text", 3)]
+    + [("answers", wrong) for wrong in ([["a"]], True, {"text": ["a", "b"], "answer_start": [3]})],
 )
 def test_other_values_are_refused(holds, value):
     table = Table.of([{"it": value}])
