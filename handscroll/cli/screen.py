@@ -79,7 +79,9 @@ class _Lines:
         self._first: float | None = None  # what was done before: it took no time
 
     def advance(self, done: float, note: str = "", total: int | None = None) -> None:
-        now, self._total = monotonic(), total or self._total
+        now = monotonic()
+        if total not in (None, self._total):  # something else is counted from now on
+            self._total, self._begun, self._first = total, now, done
         self._first = done if self._first is None else min(self._first, done)
         if now - self._told < BETWEEN:
             return

@@ -75,7 +75,9 @@ class Chat(Generative):
         messages = messages if own else [*self._system(), *messages]
         if not self.prompt:
             return messages
-        last = max(at for at, one in enumerate(messages) if one["role"] == "user")
+        last = max((at for at, one in enumerate(messages) if one["role"] == "user"), default=None)
+        if last is None:
+            raise DataError(f"{example.place}: no message of the user, in whose place the prompt stands")
         asked = Example(example.place, {**example.values, "prompt": messages[last]["content"]})
         return [*messages[:last], {**messages[last], "content": self.filled(asked)}, *messages[last + 1 :]]
 

@@ -48,15 +48,18 @@ def test_threads_sleep_while_they_wait_where_others_need_the_cores(load, given, 
 
 
 def test_progress_is_lines_where_nobody_watches(capsys, monkeypatch):
-    times = iter([0.0, 10.0, 61.0, 90.0, 122.0])
+    times = iter([0.0, 10.0, 61.0, 90.0, 122.0, 150.0, 272.0])
     monkeypatch.setattr(screen, "monotonic", lambda: next(times))
     with screen.bar("reading", 400) as advance:
         for done in (100, 160, 190, 220):  # the first 100 were there before
             advance(done)
+        advance(1, "scoring", 12)  # something else, which has its own pace
+        advance(3, "scoring", 12)
     said = capsys.readouterr()
     assert said.out == "" and said.err.splitlines() == [
         "reading: 160 of 400, about 4 min left",
         "reading: 220 of 400, about 3 min left",
+        "reading: 3 of 12, about 9 min left scoring",
     ]
 
 

@@ -21,7 +21,7 @@ from handscroll.tasks.finetune import finetune
 from handscroll.tasks.predict import load_tuned, predict
 from handscroll.tasks.recipe import TaskData, TuningRecipe
 from handscroll.tasks.summarise import Summarise
-from handscroll.tasks.task import task_from
+from handscroll.tasks.task import Example, task_from
 from handscroll.tasks.translate import Translate
 from handscroll.text.pieces import pieces, sentences
 from tests.tasks.chats import FIM, lines, saved, talker
@@ -158,6 +158,8 @@ def test_prompts_and_languages_are_checked():
     example = one(Translate(), {"source": "cat", "target": "北京大学的学生"})
     with pytest.raises(DataError, match=r"set task.language=zh"):
         Translate().checked([example])
+    with pytest.raises(DataError, match="no message of the user"):
+        Chat(prompt="Say: {prompt}").asked(Example("row 1", {"messages": [{"role": "assistant", "content": "a"}]}))
     with pytest.raises(DataError, match="no query, which the prompt names"):
         task = Summarise(prompt="{document} {query}")
         task.asked(one(task, {"document": "x"}))
