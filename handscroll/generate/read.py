@@ -41,6 +41,8 @@ class ToRead:
     for question and answer; it fixes a length-dependent scaling. `on_read(done, all)` is called after every chunk.
     `adapters` are those of the model; `chunk` tokens are read at a time.
     `document` is the text in the ids, if they are a chat template around it.
+    What is unfinished is found as `unfinished`, and its next part as `unfinished`.next before it is written: so whoever
+    forgets both leaves nothing of it, even after a kill. Without it nothing but the text leads to what was read so far.
     """
 
     ids: Int[Tensor, "T"]
@@ -53,6 +55,7 @@ class ToRead:
     adapters: tuple[str, ...] = ()
     document: Document | None = None
     chunk: int = CHUNK
+    unfinished: str = ""
 
 
 def read(model: Model, tokenizer: Tokenizer, store: Store, text: ToRead) -> Reading:
@@ -78,8 +81,9 @@ def read(model: Model, tokenizer: Tokenizer, store: Store, text: ToRead) -> Read
             f"{total} in all, but the model's context is {model.config.context}; read less, or lengthen the "
             f"model first (handscroll extend ... --to {total})"
         )
-    if text.name:
-        check_name(text.name)
+    for name in (text.name, text.unfinished and f"{text.unfinished}.next"):
+        if name:
+            check_name(name)
     number = _read_into(store, model, identity_of(model, tokenizer, total, text.policy), text)
     if text.name:
         store.name(text.name, number, len(text.ids), text.document)
@@ -111,7 +115,11 @@ class Growing:
         begun = time.monotonic()
         text = self.text
         own = (text.source, self.part, text.adapters)
+        if text.unfinished:
+            self.store.name(f"{text.unfinished}.next", self.store.number(self.about, text.ids[:done]), done)
         self.part = self.store.save(self.about, text.ids[:done], self.cache, self.before, *own)
+        if text.unfinished:
+            self.store.name(text.unfinished, self.part, done)
         self.saved, self.last = done, time.monotonic()
         self.cost = self.last - begun
         return self.part

@@ -63,6 +63,24 @@ def test_an_interrupted_reading_goes_on_where_it_stopped(lm, tmp_path, policy):
     assert store.size(store.names()["a"][0]) == store.nbytes
 
 
+def test_what_is_unfinished_is_forgotten_by_its_names_even_after_a_kill(lm, tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    usual = store.name
+
+    def name(name, number, length):
+        if (name, length) == ("a.kept", 320):  # the part is written, and its name is not
+            raise SystemExit
+        usual(name, number, length)
+
+    monkeypatch.setattr(store, "name", name)
+    with pytest.raises(SystemExit):
+        read.read(lm.model, lm.tokenizer, store, read.ToRead(torch.tensor(text(600)), "", "a", unfinished="a.kept"))
+    assert {about.length for about in store.parts()} == {64, 128, 192, 256, 320}
+    for given in store.names():
+        store.forget(given)
+    assert not list(store.parts())
+
+
 def test_parts_of_another_process_may_vanish_while_a_text_is_read(lm, tmp_path):
     store, ids = Store(tmp_path), text(600)
 

@@ -1,6 +1,7 @@
 """Why an answer was given, over the interface; and a reading that is stopped and goes on."""
 
 import threading
+from contextlib import contextmanager
 
 import pytest
 
@@ -88,6 +89,52 @@ def test_a_reading_that_waits_is_stopped_and_goes_on(live):
         gate.set()
     live.http.post(f"/v1/documents/{number}/read", json={"model": "tiny"})
     live.until(lambda: state(live, number)["state"] == "read")
+
+
+@contextmanager
+def occupied(live):
+    """A long work, between whose pieces others go on."""
+    end = threading.Event()
+
+    def work():
+        while not end.wait(0.01):
+            live.serving.worker.breathe(0.01)
+
+    live.serving.worker.begin(work)
+    try:
+        yield
+    finally:
+        end.set()
+
+
+def test_a_document_that_waits_is_deleted_at_once(live):
+    with occupied(live):
+        number = given(live, "waiting.txt")
+        assert live.http.delete(f"/v1/documents/{number}", timeout=5).json()["deleted"] is True
+        assert live.serving.readings.waiting == 0
+
+
+def test_a_stopped_reading_outlives_another_document_and_not_its_own(live, monkeypatch):
+    gate, store = threading.Event(), live.serving.readings.store(live.serving.keys.local.number)
+    other, before = read(live), {about.number for about in store.parts()}
+    with monkeypatch.context() as patched:
+        patched.setattr(live.serving.worker, "breathe", lambda seconds: gate.wait(10))
+        number = given(live, "stopped.txt", "A beginning of its own.\n" + TEXT * 12)
+        live.until(lambda: state(live, number).get("progress", {}).get("done", 0) > 0)
+        live.http.post(f"/v1/documents/{number}/stop", json={"model": "tiny"})
+        gate.set()
+        live.until(lambda: state(live, number)["state"] == "stopped")
+    done, kept = state(live, number)["done"], {about.number for about in store.parts()} - before
+    assert done > 0 and kept
+    live.http.delete(f"/v1/documents/{other}")
+    assert {about.number for about in store.parts()} >= kept
+    with occupied(live):
+        live.http.post(f"/v1/documents/{number}/read", json={"model": "tiny"})
+        live.http.post(f"/v1/documents/{number}/stop", json={"model": "tiny"})
+        assert state(live, number) == {"state": "stopped", "tokens": state(live, number)["tokens"], "done": done}
+    live.http.delete(f"/v1/documents/{number}")
+    assert not {about.number for about in store.parts()} & kept
+    assert not [name for name in store.names() if name.startswith(number)]
 
 
 def test_a_reading_that_goes_on_is_stopped_and_keeps_what_was_read(live, monkeypatch):

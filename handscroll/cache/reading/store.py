@@ -168,7 +168,7 @@ class Store:
             )
         _, kv_heads, _, head_size = cache.saving(0)["keys"].shape
         return About(
-            number=self._number(identity, tokens),
+            number=self.number(identity, tokens),
             identity=identity,
             first=first,
             length=len(tokens),
@@ -432,7 +432,8 @@ class Store:
         except OSError as error:
             raise CheckpointError(f"{path} is missing or damaged ({error}); read the text again") from None
 
-    def _number(self, identity: Identity, tokens: Tensor) -> str:
+    def number(self, identity: Identity, tokens: Tensor) -> str:
+        """The number of the part that ends with `tokens` (S,), saved or not."""
         parts = [self.owner.encode(), identity.digest().encode(), tokens.to(torch.int32).numpy().tobytes()]
         whole = hashlib.sha256()
         for part in parts:

@@ -19,6 +19,7 @@ from handscroll.base.errors import CheckpointError, HandscrollError
 from handscroll.cache.reading.reading import Document, Reading
 from handscroll.cache.reading.store import Store
 from handscroll.cache.table import footprint
+from handscroll.generate.admission import identity_of
 from handscroll.generate.ask import Opening
 from handscroll.generate.read import ToRead, read
 from handscroll.serve.documents.eta import seconds_left
@@ -43,12 +44,16 @@ class Progress:
 
     entry: Entry
     served: Served
-    total: int
+    text: Opening
     begun: float = field(default_factory=time.monotonic)
     chunks: list[tuple[int, int, float]] = field(default_factory=list)
     stop: threading.Event = field(default_factory=threading.Event)
     halt: threading.Event = field(default_factory=threading.Event)  # what was read is kept
     future: "Future[Any] | None" = None
+
+    @property
+    def total(self) -> int:
+        return len(self.text.ids)
 
     @property
     def done(self) -> int:
@@ -119,13 +124,13 @@ class Readings:
                 entry, served, {"state": "refused", "tokens": total, "error": too_long(served, text, begun, fits)}
             )
             return
-        progress = Progress(entry, served, total)
+        progress = Progress(entry, served, begun)
         with self._lock:
             if entry.gone or (entry, served.name) in self._going:
                 return
             self._going[entry, served.name] = progress
         self._mark(entry, served, {"state": "waiting", "tokens": total})
-        progress.future = self._worker.begin(lambda: self._read(progress, begun))
+        progress.future = self._worker.begin(lambda: self._read(progress))
 
     def stop(self, entry: Entry, served: Served) -> None:
         """Stop reading a document; what was read is kept, and `begin` goes on from there."""
@@ -134,14 +139,22 @@ class Readings:
         if progress is None:
             return
         progress.halt.set()
-        if progress.future is not None and progress.future.cancel():  # it had not begun
-            with self._lock:
-                self._going.pop((entry, served.name), None)
+        if self._cancelled(progress):
             self._halted(progress)
 
+    def _cancelled(self, progress: Progress) -> bool:
+        """Take back a reading that has not begun; False if it has."""
+        if progress.future is None or not progress.future.cancel():
+            return False
+        with self._lock:
+            self._going.pop((progress.entry, progress.served.name), None)
+        return True
+
     def _halted(self, progress: Progress) -> None:
-        state = {"state": "stopped", "tokens": progress.total, "done": progress.done}
-        self._mark(progress.entry, progress.served, state)
+        entry, served, ids = progress.entry, progress.served, torch.tensor(progress.text.ids)
+        of = identity_of(served.loaded.model, served.loaded.tokenizer, progress.total + self._room(served))
+        kept = self.store(entry.owner).kept(of, ids)
+        self._mark(entry, served, {"state": "stopped", "tokens": progress.total, "done": kept})
 
     def progress(self, entry: Entry) -> dict[str, Any]:
         """The readings of a document, by model, with how far those are that go on."""
@@ -189,7 +202,7 @@ class Readings:
         for one in going:
             one.stop.set()
         for one in going:
-            if one.future is not None:
+            if one.future is not None and not self._cancelled(one):
                 await asyncio.wait([asyncio.wrap_future(one.future)])
         await self._worker.call(lambda: self._forget(entry))
         await asyncio.to_thread(self._shelf.remove, entry)
@@ -198,7 +211,6 @@ class Readings:
         store = self.store(entry.owner)
         for name in [name for name in store.names() if name.startswith(f"{entry.number}.")]:
             store.forget(name)
-        store.prune()  # parts of readings that were not finished
 
     def _begun(self, served: Served, text: str) -> Opening:
         """The tokens that are read: in a user's turn, if the model has a template."""
@@ -209,10 +221,10 @@ class Readings:
         """Tokens that a reading keeps free: of a short context no more than a quarter, or no document would fit."""
         return min(self._settings.room, served.loaded.context // 4)
 
-    def _read(self, progress: Progress, begun: Opening) -> None:
+    def _read(self, progress: Progress) -> None:
         """Runs on the thread that computes, as a long work."""
         entry, served, last = progress.entry, progress.served, time.monotonic()
-        lm = served.loaded
+        lm, begun = served.loaded, progress.text
 
         def on_read(done: int, total: int) -> None:
             nonlocal last
@@ -235,6 +247,7 @@ class Readings:
             adapters=adapters,
             document=document,
             chunk=CHUNK,
+            unfinished=f"{name_of(entry, served)}.kept",
         )
         self._mark(entry, served, {"state": "reading", "tokens": progress.total})
         try:
