@@ -158,7 +158,8 @@ def place(serving: Serving, owner: Owner, count: int) -> ExitStack:
     Raises:
         ApiError: there is none, or they are too many for one request.
     """
-    most = serving.settings.limits.choices
+    limits = serving.settings.limits
+    most = min(limits.choices, limits.each, limits.waiting)
     if count > most:
         raise ApiError(400, f"{count} answers are asked for, and one request may ask for {most}", "too_large", "n")
     held = ExitStack()

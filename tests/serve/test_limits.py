@@ -25,8 +25,8 @@ HUGE = 10**9
 @pytest.fixture(scope="module")
 def small(served_models, tmp_path_factory):
     """A server with small limits."""
-    limits = {"body": 16384, "upload": 2000, "choices": 4, "texts": 3, "schema_bytes": 300, "characters": 500,
-              "head_seconds": 0.5, "body_seconds": 0.5, "stalled_seconds": 0.5, "documents": 2,
+    limits = {"body": 16384, "upload": 2000, "choices": 6, "each": 4, "texts": 3, "schema_bytes": 300,
+              "characters": 500, "head_seconds": 0.5, "body_seconds": 0.5, "stalled_seconds": 0.5, "documents": 2,
               "values": 4100}  # fmt: skip
     with material.live(tmp_path_factory.mktemp("small"), served_models, limits=limits) as made:
         yield made
@@ -205,6 +205,12 @@ def test_while_there_is_no_place_no_body_is_read(small):
         assert small.http.post("/v1/tokenize", json={"model": "tiny", "text": "a"}).status_code == 200
     made = small.http.post("/v1/completions", content=b"{broken", headers={"Content-Type": "application/json"})
     assert made.status_code == 400
+
+
+@pytest.mark.promise("R28")
+def test_what_would_never_get_a_place_is_not_told_to_wait(small):
+    made = small.http.post("/v1/completions", json={"model": "tiny", **PLAIN, "n": 5})
+    assert made.status_code == 400 and re.search(naming(5, 4), made.json()["error"]["message"]), made.text
 
 
 def test_places_and_quotas():
