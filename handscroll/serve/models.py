@@ -95,6 +95,10 @@ class Served:
             self._speakers[tools] = Speaker(self.loaded.tokenizer, where=f"the model '{self.name}'", tools=tools)
         return self._speakers[tools]
 
+    def kept_free(self, room: int) -> int:
+        """Tokens of the window for question and answer, of a short one at most a quarter, or nothing would fit."""
+        return min(room, self.loaded.context // 4)
+
     @property
     def talks(self) -> bool:
         """Whether it has a chat template."""

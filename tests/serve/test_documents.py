@@ -1,15 +1,19 @@
 """Documents: uploaded in every kind, read once, asked, kept over a restart, seen by their owner alone, and deleted."""
 
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 
 import handscroll
+from handscroll.base.errors import CheckpointError
 from handscroll.cache.reading.store import Store
+from handscroll.serve.documents import shelf
 from handscroll.serve.documents.eta import seconds_left
-from handscroll.serve.documents.shelf import name_of
+from handscroll.serve.documents.shelf import Shelf, name_of
 from handscroll.serve.keys import make_key
+from handscroll.text.document import Document
 from tests.serve import material
 from tests.serve.material import TEXT, read
 from tests.text.documents import paragraph, write_docx, write_epub, write_pdf
@@ -126,7 +130,13 @@ def test_a_document_that_is_too_long_is_kept_and_refused_with_what_would_fit(key
 def test_a_short_context_has_room_for_a_document_too(served_models, tmp_path):
     """The usual room, which is more than half of this context."""
     with material.live(tmp_path, {"tiny": served_models["tiny"]}, room=2 * material.CONTEXT) as server:
-        assert uploaded(server, "book.txt", BOOK.encode())["readings"]["tiny"]["state"] == "read"
+        first = uploaded(server, "book.txt", BOOK.encode())
+        assert first["readings"]["tiny"]["state"] == "read"
+        second = uploaded(server, "other.txt", TEXT.encode())
+        both = {"documents": [first["id"], second["id"]], "question": "a", "max_tokens": 2}
+        for reading in ("whole", "passages"):
+            made = server.http.post("/v1/documents/ask", json=both | {"reading": reading, "question": "walk"})
+            assert made.status_code == 200, made.text
 
 
 @pytest.mark.promise("R35")
@@ -180,6 +190,43 @@ def test_a_reading_that_is_deleted_on_the_way_stops_and_leaves_nothing(keyed, mo
     assert keyed.serving.readings.waiting == 0
     store = keyed.serving.settings.store
     assert not [file for file in store.rglob("*") if file.is_file() and b"on the way" in file.read_bytes()]
+
+
+def test_a_reading_that_was_evicted_is_said_and_beside_others_its_text_is_read(keyed):
+    number, other = (uploaded(keyed, name, f"{name} {BOOK}".encode())["id"] for name in ("gone.txt", "other.txt"))
+    (entry,) = (one for one in keyed.serving.shelf.all() if one.number == number)
+    store = keyed.serving.readings.store(entry.owner)
+    evicted = next(part for name, (part, _) in store.names().items() if name.startswith(number))
+
+    shutil.rmtree(store.folder / "parts" / evicted)
+    both = {"documents": [number, other], "question": "a", "max_tokens": 2}
+    made = keyed.http.post("/v1/documents/ask", json=both)
+    assert made.status_code == 200, made.text
+    told = {one["name"]: one for one in made.json()["handscroll"]["documents"]}
+    assert told["gone.txt"]["from_reading"] == 0 and told["gone.txt"]["seen"] == told["gone.txt"]["tokens"]
+    for _ in range(2):
+        refused = keyed.http.post(f"/v1/documents/{number}/ask", json={"question": "a"})
+        error = refused.json()["error"]
+        assert (refused.status_code, error["code"]) == (409, "not_read")
+        assert f"POST /v1/documents/{number}/read" in error["message"] and "evicted" in error["message"]
+    keyed.http.post(f"/v1/documents/{number}/read", json={"model": "tiny"})
+    assert read(keyed, number)["readings"]["tiny"]["state"] == "read"
+
+
+def test_a_document_that_the_disk_refuses_is_not_there(tmp_path, monkeypatch):
+    made = Shelf(tmp_path, 9)
+    about = {"bytes": 1, "sha256": "", "text_sha256": "", "notes": []}
+
+    def refuse(file, content):
+        assert made.all() == []  # nobody sees what is half there
+        if file.name == "about.json":
+            raise CheckpointError("the disk is full")
+        file.write_bytes(content)
+
+    monkeypatch.setattr(shelf, "write_file", refuse)
+    with pytest.raises(CheckpointError, match="full"):
+        made.add("ann", "a.txt", Document("text", "a.txt"), about)
+    assert made.all() == [] and not [file for file in tmp_path.rglob("*") if file.is_file()]
 
 
 def test_it_is_there_after_a_restart_and_answers_at_once(served_models, tmp_path):

@@ -97,7 +97,7 @@ def divided(
     Raises:
         CapacityError: they do not fit, in the mode "whole".
     """
-    entries, fits = list(sizes), served.loaded.context - serving.settings.room
+    entries, fits = list(sizes), served.loaded.context - served.kept_free(serving.settings.room)
     states = {entry: entry.readings.get(served.name, {}).get("state") for entry in entries}
     fit = sum(sizes.values()) + FRAME * len(entries) <= fits
     if len(entries) == 1:  # whoever let it be read knows better
@@ -172,11 +172,14 @@ class _Gathering:
         return replace(prompt, documents=tuple(self._records(prompt)), notes=(*prompt.notes, *self._notes()))
 
     def _reading(self) -> tuple[Reading | None, Document | None]:
-        """The saved reading of the first document, if this model has read it."""
+        """The saved reading of the first document, if this model has read it and the reading is still there."""
         entry = self.whole[0] if self.whole else None
         if entry is None or entry.readings.get(self.served.name, {}).get("state") != "read":
             return None, None
-        reading, document = self.serving.readings.opened(entry, self.served)
+        try:
+            reading, document = self.serving.readings.opened(entry, self.served)
+        except ApiError:  # it was evicted: its text is read now
+            return None, None
         return reading, document or Document(self.serving.shelf.text(entry).text, 0.0)
 
     def _rendered(
@@ -205,7 +208,8 @@ class _Gathering:
         """The passages for a question, as the prompt holds them; those that stand there already are left out."""
         if not self.pages:
             return []
-        left = min(self.most, self.served.loaded.context - self.serving.settings.room - self.used)
+        free = self.served.kept_free(self.serving.settings.room)
+        left = min(self.most, self.served.loaded.context - free - self.used)
         if left < LEAST:
             raise CapacityError(
                 f"the window leaves {max(0, left)} tokens for passages of the documents: begin a new conversation, or "

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from handscroll.base.errors import CheckpointError, HandscrollError
+from handscroll.base.errors import CheckpointError, ConfigError, HandscrollError
 from handscroll.cache.reading.reading import Document, Reading
 from handscroll.cache.reading.store import Store
 from handscroll.cache.table import footprint
@@ -117,7 +117,7 @@ class Readings:
                 return
         text = self._shelf.text(entry)
         begun = self._begun(served, text.text)
-        fits = served.loaded.context - self._room(served)
+        fits = served.loaded.context - served.kept_free(self._settings.room)
         total = len(begun.ids)
         if total > fits:
             self._mark(
@@ -152,7 +152,9 @@ class Readings:
 
     def _halted(self, progress: Progress) -> None:
         entry, served, ids = progress.entry, progress.served, torch.tensor(progress.text.ids)
-        of = identity_of(served.loaded.model, served.loaded.tokenizer, progress.total + self._room(served))
+        of = identity_of(
+            served.loaded.model, served.loaded.tokenizer, progress.total + served.kept_free(self._settings.room)
+        )
         kept = self.store(entry.owner).kept(of, ids)
         self._mark(entry, served, {"state": "stopped", "tokens": progress.total, "done": kept})
 
@@ -169,7 +171,7 @@ class Readings:
         """A saved reading for questions, and the document as the template holds it (None: plain text).
 
         Raises:
-            ApiError: the document is not read by this model, not yet, or cannot be. CheckpointError: it is damaged.
+            ApiError: the document is not read by this model, not yet, or cannot be; or its reading is gone.
         """
         state = entry.readings.get(served.name, {})
         if state.get("state") != "read":
@@ -183,9 +185,11 @@ class Readings:
         try:
             about, length = store.named(name)
             found = store.open(about.number).part(length), store.document(name)
-        except CheckpointError as error:
-            self._mark(entry, served, {"state": "failed", "error": str(error)})
-            raise
+        except (CheckpointError, ConfigError) as error:  # evicted, damaged, or its name is gone
+            _log.warning("a document has to be read again: %s", error)
+            state = state | {"state": "failed", "error": "its reading was evicted to make room, or is damaged"}
+            self._mark(entry, served, state)
+            raise unread(entry, served, state) from None
         with self._lock:
             self._opened[key] = found
             while len(self._opened) > OPENED:
@@ -217,10 +221,6 @@ class Readings:
         lm = served.loaded
         return lm.opening(text) or Opening(lm.encode(text), Document("", 0.0))
 
-    def _room(self, served: Served) -> int:
-        """Tokens that a reading keeps free: of a short context no more than a quarter, or no document would fit."""
-        return min(self._settings.room, served.loaded.context // 4)
-
     def _read(self, progress: Progress) -> None:
         """Runs on the thread that computes, as a long work."""
         entry, served, last = progress.entry, progress.served, time.monotonic()
@@ -242,7 +242,7 @@ class Readings:
             torch.tensor(begun.ids),
             str(served.source.source),
             name_of(entry, served),
-            self._room(served),
+            served.kept_free(self._settings.room),
             on_read=on_read,
             adapters=adapters,
             document=document,
@@ -315,7 +315,8 @@ def unread(entry: Entry, served: Served, state: dict[str, Any]) -> ApiError:
     if word == "refused":
         return ApiError(400, state["error"], "context_length_exceeded", "document")
     if word == "failed":
-        return ApiError(409, f"'{entry.name}' could not be read: {state['error']}", "not_read", "document")
+        message = f"'{entry.name}' is not read: {state['error']}; POST /v1/documents/{entry.number}/read begins again"
+        return ApiError(409, message, "not_read", "document")
     if word == "stopped":
         message = f"the reading of '{entry.name}' was stopped: POST /v1/documents/{entry.number}/read goes on with it"
         return ApiError(409, message, "not_read", "document")

@@ -81,25 +81,28 @@ class Shelf:
         Raises:
             ApiError: the owner has too many. CheckpointError: the disk refused.
         """
-        with self._lock:
-            self.check_room(owner)
-            number = f"doc-{secrets.token_hex(12)}"
-            places = [(place.start, place.name) for place in document.places]
-            made = Entry(
-                owner=owner,
-                number=number,
-                name=name,
-                created=int(time.time()),
-                characters=len(document.text),
-                places=places,
-                **about,
-            )
-            self._entries[owner, number] = made
+        places = [(place.start, place.name) for place in document.places]
+        made = Entry(
+            owner=owner,
+            number=f"doc-{secrets.token_hex(12)}",
+            name=name,
+            created=int(time.time()),
+            characters=len(document.text),
+            places=places,
+            **about,
+        )
         folder = self._of(made)
-        with saving(folder):
-            make_folder(folder)
-        write_file(folder / "text.txt", document.text.encode("utf-8", "surrogatepass"))
-        self.save(made)
+        try:
+            with saving(folder):
+                make_folder(folder)
+            write_file(folder / "text.txt", document.text.encode("utf-8", "surrogatepass"))
+            self.save(made)
+            with self._lock:
+                self.check_room(owner)
+                self._entries[owner, made.number] = made
+        except (ApiError, CheckpointError):
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         return made
 
     def check_room(self, owner: str) -> None:
