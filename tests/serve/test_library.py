@@ -138,6 +138,16 @@ def test_what_retrieval_would_have_seen_stands_beside_the_whole(keyed):
     )
 
 
+def test_where_a_search_finds_nothing_the_answer_from_the_whole_is_kept(keyed):
+    number = keyed.ids["ship.md"]
+    asking = {"question": "zzz qqq", "retrieval": {"explain": True}}
+    made = asked(keyed, f"/v1/documents/{number}/ask", **asking)
+    told = made["retrieval"]
+    assert (told["passages"], told["retrieved"], told["same"]) == ([], None, False)
+    assert told["whole"]["answer"] == made["choices"][0]["message"]["content"]
+    assert "rests" not in told or told["rests"]["held"] == 0
+
+
 def test_passages_hold_what_an_answer_rests_on_or_not():
     from handscroll.explain.why import Explanation, Mark
     from handscroll.serve.routes.retrieval import rests

@@ -1,6 +1,7 @@
 """The page with several documents: chosen, asked, what was read of each, and what retrieval would have seen."""
 
 import os
+import threading
 
 import pytest
 
@@ -8,6 +9,7 @@ from tests.serve import material
 from tests.serve.browsing import asked, given
 from tests.serve.material import LONG, SHIP
 
+LATER = ("A beginning of its own.\n" + SHIP * 8).encode()
 SHOTS = os.environ.get("HANDSCROLL_SHOTS", "")  # a folder for pictures of the page
 
 
@@ -74,3 +76,33 @@ def test_what_retrieval_would_have_seen_stands_beside_the_answer(watched):
     page.wait_for_selector(".versus")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth") and watched.serious() == []
     shot(page, "retrieval-phone")
+
+
+def test_a_search_that_finds_nothing_and_a_new_conversation(watched):
+    page = watched.page
+    given(page, "nothing.md", SHIP)
+    page.click(".library th a:text-is('nothing.md')")
+    asked(page, "zzz qqq")
+    page.click("button:text-is('What would retrieval have seen?')")
+    page.wait_for_selector(".retrieval :text('finds no passage')")
+    assert page.locator(".versus .note").count() == 1 and page.locator(".retrieval .passages").count() == 0
+    page.click("summary:text-is('Settings')")
+    page.click("button:text-is('New conversation')")
+    page.wait_for_selector(".turns .empty")
+    assert page.locator(".turn").count() == 0
+
+
+def test_a_question_may_be_sent_as_soon_as_the_document_is_read(watched, live, monkeypatch):
+    page, gate = watched.page, threading.Event()
+    with monkeypatch.context() as patched:
+        patched.setattr(live.serving.worker, "breathe", lambda seconds: gate.wait(10))
+        page.set_input_files("input[type=file]", {"name": "soon.md", "mimeType": "text/plain", "buffer": LATER})
+        page.wait_for_selector("main >> text=/ of .* tokens/")
+        number = live.http.get("/v1/documents").json()["data"][-1]["id"]
+        page.evaluate("id => { location.hash = `#/ask/${id}`; }", number)
+        page.fill("#question", "What?")
+        page.wait_for_selector(".composer .press[disabled]")
+        gate.set()
+        page.wait_for_selector(".composer .press:not([disabled])")
+    page.wait_for_selector(".gauge[data-total]")
+    asked(page, "What?")

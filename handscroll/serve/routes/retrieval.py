@@ -2,7 +2,7 @@
 
 import asyncio
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
 
@@ -22,13 +22,6 @@ from handscroll.serve.streaming import until_gone
 
 router = APIRouter()
 HELD = 0.5  # of a mark that must lie in the passages for them to hold it
-
-
-class _Made(NamedTuple):
-    """An answer with the prompt that it was given to."""
-
-    prompt: Prompt
-    record: dict[str, Any]
 
 
 @router.post("/v1/documents/{number}/retrieval")
@@ -70,7 +63,7 @@ async def compared(
     """What a search would have seen of a document, beside the `answer` from the whole, which is made if it is None.
 
     Raises:
-        ApiError: the document is not read, or nothing is found in it. The errors of `gathered`.
+        ApiError: the document is not read. The errors of `gathered`, but a search that finds nothing is an answer too.
     """
     serving, owner = of(request)
     check_form(body.response_format, serving.settings.limits.schema_bytes)
@@ -83,24 +76,26 @@ async def compared(
         by_passages = prompt.document["how"] == "passages"
         return {"prompt": len(prompt.ids), "seen": prompt.document["seen"] if by_passages else total, "document": total}
 
-    async def said(prompt: Prompt, known: str | None) -> _Made:
+    async def said(prompt: Prompt, known: str | None) -> dict[str, Any]:
         if known is not None:
-            return _Made(prompt, {"answer": known, "tokens": tokens(prompt)})
+            return {"answer": known, "tokens": tokens(prompt)}
         most = spoken_limit(served, body, prompt, serving.settings.answer)
         asked = await serving.prepare(lambda: Asked(prompt, requests(served, body, prompt, most, None)))
         answering = Answering(serving, owner, served, [asked], body.user or "")
         (pieces,) = await whole(answering)
         record = {"answer": "".join(one.text for one in pieces), "finish_reason": pieces[-1].finish}
-        return _Made(prompt, record | {"tokens": tokens(prompt), "handscroll": answering.contract()})
+        return record | {"tokens": tokens(prompt), "handscroll": answering.contract()}
 
-    async def both() -> tuple[_Made, _Made]:
+    async def both() -> tuple[Prompt, Prompt, dict[str, Any], dict[str, Any] | None]:
         read = await serving.prepare(partial(made, wish=Wish()))
-        found = await serving.prepare(partial(made, wish=Wish("passages", how.passages)))
-        return await asyncio.gather(said(read, answer), said(found, None))
+        found = await serving.prepare(partial(made, wish=Wish("passages", how.passages), strict=False))
+        if not found.document["seen"]:  # there is nothing to answer from
+            return read, found, await said(read, answer), None
+        return read, found, *await asyncio.gather(said(read, answer), said(found, None))
 
     with place(serving, owner, 2):
-        read, found = await until_gone(request.receive, both())
-        seen = found.prompt.document
+        read, found, full, retrieved = await until_gone(request.receive, both())
+        seen = found.document
         record: dict[str, Any] = {
             "object": "retrieval",
             "model": served.name,
@@ -110,13 +105,13 @@ async def compared(
             "passages": await serving.prepare(
                 lambda: [_told(serving.shelf.text(entry).text, one) for one in seen["passages"]]
             ),
-            "retrieved": found.record,
-            "whole": read.record,
-            "same": _plain(read.record["answer"]) == _plain(found.record["answer"]),
+            "retrieved": retrieved,
+            "whole": full,
+            "same": retrieved is not None and _plain(full["answer"]) == _plain(retrieved["answer"]),
         }
-        if how.explain and read.record["answer"].strip():
-            asked = ExplainRequest(question=body.question, answer=read.record["answer"])
-            why = await explanation(request, served, entry, read.prompt, asked)
+        if how.explain and full["answer"].strip():
+            asked = ExplainRequest(question=body.question, answer=full["answer"])
+            why = await explanation(request, served, entry, read, asked)
             record["rests"] = rests(why, seen["passages"])
     return record
 

@@ -5,7 +5,7 @@ import { readingOf } from "./following.js";
 import { gauge } from "./gauge.js";
 import { originals } from "./original.js";
 import { askable, known, several } from "./choose.js";
-import { documentsOf, model, on, talkOf } from "./state.js";
+import { documentsOf, model, on, state, talkOf } from "./state.js";
 import { asMarkdown, busy, question, sourcesOf } from "./talk.js";
 import { turnNode } from "./turns.js";
 import { number, t } from "./words.js";
@@ -15,20 +15,25 @@ const NEAR = 80; // pixels from the end within which the conversation follows wh
 const SEVERAL = "several"; // the choice that opens the list of documents
 
 export function askView(main, key) {
-  const entries = documentsOf(key);
+  const { entries, ready } = about(key);
   const talk = talkOf(entries.map((one) => one.id).join("+"));
   const ends = [];
   const scroll = h("div", { class: "turns", tabindex: "0", role: "region", "aria-label": t("ask.conversation") });
-  const ready = entries.every((one) => askable(one, model()?.id ?? ""));
   const pane = entries.length ? originals(entries) : null;
   const grid = h("div", { class: entries.length ? "asking with-text" : "asking" });
   const view = { main, entries, talk, scroll, pane, grid, parts: new Map(), ready };
   const composer = composing(view);
-  fill(grid, h("div", { class: "talk" }, about(view), scroll, composer.node), pane && h("aside", { class: "text", "aria-label": t("ask.text") }, pane.node));
+  fill(grid, h("div", { class: "talk" }, head(view), scroll, composer.node), pane && h("aside", { class: "text", "aria-label": t("ask.text") }, pane.node));
   fill(main, h("h1", { class: "unseen" }, t("ask.title")), grid);
   ends.push(on("talk", (one) => { if (one === talk) { paint(view); composer.changed(); } }), composer.end, () => pane?.end());
   ends.push(() => { for (const part of view.parts.values()) part.end(); });
-  ends.push(on("models", () => composer.changed()));
+  const learned = () => {
+    const before = view.ready;
+    Object.assign(view, about(key));
+    paint(view);
+    if (view.ready !== before) composer.changed();
+  };
+  ends.push(on("documents", learned), on("models", () => { learned(); composer.changed(); }));
   paint(view);
   const explained = talk.turns.findLast((turn) => turn.why?.state === "done" || sourcesOf(turn).some((one) => one.passages));
   if (explained) pane?.show(explained);
@@ -37,8 +42,14 @@ export function askView(main, key) {
   return () => ends.forEach((end) => end());
 }
 
+/** The documents of a conversation as they are now, and whether all of them can be asked about. */
+function about(key) {
+  const entries = documentsOf(key);
+  return { entries, ready: entries.every((one) => askable(one, model()?.id ?? "")) };
+}
+
 /** Which documents, which side on a narrow screen, and the settings. */
-function about(view) {
+function head(view) {
   const { talk, entries } = view;
   const all = known();
   const select = h("select", { id: "which-document", on: { change: () => choose(select, talk) } },
@@ -131,7 +142,7 @@ function composing(view) {
   const { talk } = view;
   const input = h("textarea", { rows: "1", id: "question", "aria-label": t("ask.question"), "aria-describedby": "question-keys", placeholder: t("ask.placeholder"), value: talk.draft });
   const send = h("button", { class: "press", type: "submit" });
-  const measured = gauge(talk, view.ready, () => talk.draft.trim());
+  const measured = gauge(talk, () => view.ready, () => talk.draft.trim());
   const node = h("form", { class: "composer" }, h("div", { class: "writing" }, input, send), h("p", { class: "unseen", id: "question-keys" }, t("ask.keys")), measured.node);
   const grow = () => { input.style.height = "auto"; input.style.height = `${Math.min(input.scrollHeight + 2, 240)}px`; };
   const changed = () => {

@@ -11,7 +11,7 @@ const PARTS = ["system", "document", "history", "question", "answer"];
 const PAUSE = 350; // milliseconds without a key before the question is counted anew
 const USUAL = 1024; // tokens of an answer, if the server does not say
 
-/** A gauge that follows a conversation: `draft` gives the question that is being written. */
+/** A gauge that follows a conversation: `ready` says whether it can be asked, `draft` gives the question that is written. */
 export function gauge(talk, ready, draft) {
   const node = h("div", { class: "gauge" });
   let asked = null;
@@ -22,7 +22,7 @@ export function gauge(talk, ready, draft) {
     asked = new AbortController();
     const { signal } = asked;
     const served = model();
-    if (!served || served.state !== "ready" || !served.chat || !ready) return fill(node);
+    if (!served || served.state !== "ready" || !served.chat || !ready()) return fill(node);
     try {
       paint(node, await parts(served, signal), served, talk);
     } catch (error) {

@@ -16,9 +16,9 @@ export function retrievalNode(turn, showText) {
   };
   return h("section", { class: "retrieval", "aria-label": t("retrieval") },
     h("h3", {}, t("retrieval")),
-    h("div", { class: "versus" }, side("whole", found.whole), side("retrieved", found.retrieved)),
+    h("div", { class: "versus" }, side("whole", found.whole), found.retrieved && side("retrieved", found.retrieved)),
     h("p", {}, words(found)),
-    h("details", {}, h("summary", {}, t("retrieval.passages", { count: found.passages.length })),
+    found.passages.length > 0 && h("details", {}, h("summary", {}, t("retrieval.passages", { count: found.passages.length })),
       passagesNode(found.document, [...found.passages].sort((a, b) => b.score - a.score), showText, held)));
 }
 
@@ -32,8 +32,9 @@ function side(name, made) {
 
 /** Whether the answers agree, and whether the passages hold what the answer from the whole rests on. */
 function words(found) {
-  const said = [t(found.same ? "retrieval.same" : "retrieval.differ")];
+  const said = [t(!found.retrieved ? "retrieval.nothing" : found.same ? "retrieval.same" : "retrieval.differ")];
   const { rests } = found;
+  if (!found.retrieved) return said.join(" ");
   if (rests?.of === 0) said.push(t("retrieval.none"));
   else if (rests) said.push(t(rests.held === rests.of ? "retrieval.all" : rests.held ? "retrieval.some" : "retrieval.missing", { held: rests.held, count: rests.of }));
   return said.join(" ");

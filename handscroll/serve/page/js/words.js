@@ -150,6 +150,7 @@ const WORDS = {
   "retrieval.tokens": ["{seen} of {tokens} tokens ({percent})", "{seen} / {tokens} 个词元（{percent}）"],
   "retrieval.same": ["The answers are the same.", "两个回答相同。"],
   "retrieval.differ": ["The answers differ.", "两个回答不同。"],
+  "retrieval.nothing": ["The search finds no passage: nothing in the document shares a word with this question, so there is nothing to answer from.", "检索没有找到任何段落：文档与这个问题没有共同的词，因此无从回答。"],
   "retrieval.none": ["No passage by itself carries the answer from the whole.", "没有哪一段单独支撑读完整篇的回答。"],
   "retrieval.all": [many("The passages hold what the answer from the whole rests on.", "The passages hold all {count} places that the answer from the whole rests on."), "检索到的段落包含整篇回答所依据的全部 {count} 处。"],
   "retrieval.some": ["The passages hold {held} of the {count} places that the answer from the whole rests on.", "整篇回答依据 {count} 处，检索到的段落包含其中 {held} 处。"],
