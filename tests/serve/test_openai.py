@@ -111,6 +111,26 @@ def test_an_echo_scores_the_prompt_as_evaluations_ask_for_it(server, lm):
     assert alone.choices[0].text == TEXT and len(alone.choices[0].logprobs.tokens) == len(ids)
 
 
+def test_offsets_of_tokens_lie_in_the_text(server, lm):
+    """A special token has no text, and a Chinese character is several tokens of this model."""
+    special, text = lm.tokenizer.words.index("<|endoftext|>"), "def 船 walk"
+    ids = [special, *lm.encode(text)]
+    asked = {"model": "tiny", "prompt": ids, "temperature": 0, "logprobs": 2, "echo": True}
+    for most in (1, 6):
+        made = server.openai.completions.create(**asked, max_tokens=most).choices[0]
+        found, whole = made.logprobs, made.text
+        assert found.text_offset[:2] == [0, 0] and found.text_offset == sorted(found.text_offset)
+        assert found.text_offset[len(ids)] == len(text) and found.text_offset[-1] <= len(whole)
+        for token, at in zip(found.tokens, found.text_offset, strict=True):
+            unseen = "\ufffd" in token or token.startswith("<|")
+            assert unseen or whole[at : at + len(token)] == token, (token, at)
+    streamed = {"model": "tiny", "prompt": ids, "temperature": 0, "logprobs": 0, "max_tokens": 6}
+    pieces = [one.choices[0] for one in server.openai.completions.create(**streamed, stream=True)]
+    whole = server.openai.completions.create(**streamed).choices[0]
+    assert [at for one in pieces for at in one.logprobs.text_offset] == whole.logprobs.text_offset
+    assert whole.logprobs.text_offset[0] == 0
+
+
 def test_a_suffix_fills_the_hole_with_the_models_own_tokens(server, lm):
     from handscroll.data.infill import Infill
 

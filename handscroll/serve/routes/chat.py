@@ -59,7 +59,7 @@ async def completed(request: Request, body: Speaking, served: Served, prompted: 
     with held:
         answering = await asking
         said = await until_gone(request.receive, whole(answering))
-        return _completion(answering, body, said)
+        return await answering.serving.prepare(partial(_completion, answering, body, said))
 
 
 def _asking(

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from handscroll.generate.chooser import Scored
 from handscroll.serve.answering import Answering, Asked, Said, place, whole
 from handscroll.serve.errors import ApiError
-from handscroll.serve.logprobs import of_completion
+from handscroll.serve.logprobs import Offsets, of_completion
 from handscroll.serve.models import Served
 from handscroll.serve.policy import policy
 from handscroll.serve.prompts import check_form, requests, text_prompt
@@ -52,7 +52,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
             answering.settle()
         else:
             said = await until_gone(request.receive, whole(answering))
-        return JSONResponse(_completion(answering, body, said, known))
+        return JSONResponse(await serving.prepare(partial(_completion, answering, body, said, known)))
 
 
 def _check(body: CompletionRequest) -> None:
@@ -84,19 +84,19 @@ def _asked(served: Served, body: CompletionRequest) -> list[Asked]:
 def _completion(
     answering: Answering, body: CompletionRequest, said: Sequence[list[Said]], known: Sequence[Echo | None]
 ) -> dict[str, Any]:
-    each = body.count
+    each, served = body.count, answering.served
     choices = []
     for number, pieces in enumerate(said):
         prompt, echo = answering.prompts[number], known[number // each]
         before = prompt.text if body.echo else ""
-        logprobs = None
+        text, logprobs = before + "".join(one.text for one in pieces), None
         if body.logprobs is not None:
-            ids = [*(prompt.ids if echo is not None else ()), *(one.token.number for one in pieces)]
             first: list[Scored | None] = [] if echo is None else [None, *echo.scored]
+            ids, own = [] if echo is None else prompt.ids, [one.token.number for one in pieces]
+            places, later = Offsets(served), Offsets(served, prompt.ids, len(before))
+            offsets = [places.take(one, len(before)) for one in ids] + [later.take(one, len(text)) for one in own]
             scored = [*first, *(one.token.scored for one in pieces)]
-            start = 0 if echo is not None else len(before)
-            logprobs = of_completion(answering.served, ids, scored, body.logprobs, start)
-        text = before + "".join(one.text for one in pieces)
+            logprobs = of_completion(served, [*ids, *own], scored, body.logprobs, offsets)
         finish = pieces[-1].finish if pieces else "length"
         choices.append({"index": number, "text": text, "logprobs": logprobs, "finish_reason": finish})
     about = _about(answering)
@@ -108,6 +108,8 @@ async def _chunks(answering: Answering, body: CompletionRequest) -> AsyncGenerat
     usage = body.stream_options is not None and body.stream_options.include_usage
     more = {"usage": None} if usage else {}
     lengths = [0] * len(answering.prompts)
+    told = answering.prompts if body.logprobs is not None else []
+    offsets = [Offsets(answering.served, prompt.ids) for prompt in told]
 
     def chunk(number: int, text: str, finish: str | None = None, logprobs: Any = None) -> dict[str, Any]:
         lengths[number] += len(text)
@@ -123,8 +125,9 @@ async def _chunks(answering: Answering, body: CompletionRequest) -> AsyncGenerat
             left -= one.finish is not None
             logprobs = None
             if body.logprobs is not None:
-                start, token = lengths[one.number], one.token
-                logprobs = of_completion(answering.served, [token.number], [token.scored], body.logprobs, start)
+                token, end = one.token, lengths[one.number] + len(one.text)
+                place = offsets[one.number].take(token.number, end)
+                logprobs = of_completion(answering.served, [token.number], [token.scored], body.logprobs, [place])
             if one.text or one.finish or logprobs:
                 made = chunk(one.number, one.text, one.finish, logprobs)
                 yield made if left else made | {"handscroll": answering.contract()}
