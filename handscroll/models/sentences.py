@@ -1,6 +1,6 @@
 """Sentence vectors: the pooled hidden states of an encoder (Reimers & Gurevych 2019, "Sentence-BERT")."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -14,16 +14,22 @@ from handscroll.nn.marks import PADDING, Marks
 
 POOLINGS = ("cls", "max", "mean", "sqrt", "last")  # several joined by "+" are put one after the other
 TOKENS = 8192  # most tokens of a batch, including padding
+SHORT = 2048  # where others go on between two batches
 
 
 @torch.no_grad()
 def pooled(
-    model: Model, rows: Sequence[Sequence[int]], pooling: str = "mean", tokens: int = TOKENS
+    model: Model,
+    rows: Sequence[Sequence[int]],
+    pooling: str = "mean",
+    tokens: int = TOKENS,
+    between: Callable[[], None] = lambda: None,
 ) -> Float[Tensor, "N D"]:
     """One vector a row, in float32 on the CPU, of its hidden states (with special tokens): their "mean", "max", the sum
     over the root of their number ("sqrt"), the first ("cls") or the last one ("last").
 
-    Rows are read in batches of similar length with at most `tokens` tokens; they do not influence each other.
+    Rows are read in batches of similar length with at most `tokens` tokens; they do not influence each other. `between`
+    is called after every batch.
 
     Raises:
         ConfigError: the model is causal, so that only the last token has seen the whole text, or the pooling is
@@ -54,6 +60,7 @@ def pooled(
         hidden = model.hidden(model.embed(ids, marks), marks, model.mask(), length=ids.shape[1]).float()
         real = (marks.tensors(ids.device)[0] != PADDING).unsqueeze(-1)
         found[group] = torch.cat([pool(hidden, real, lengths, mode) for mode in modes], dim=1).cpu()
+        between()
     return finite(found)
 
 
@@ -74,11 +81,13 @@ def framed(
     frame: tuple[Sequence[int], Sequence[int]],
     pooling: str = "mean",
     windows: bool = False,
+    between: Callable[[], None] | None = None,
 ) -> Float[Tensor, "N D"]:
     """`pooled` for texts between the special tokens of `frame`; with `windows`, a text that is too long is read in
     windows.
 
-    Windows have nearly equal length, each with its own frame. Their vectors are averaged, weighted by tokens.
+    Windows have nearly equal length, each with its own frame. Their vectors are averaged, weighted by tokens. `between`
+    is called after every few of them.
 
     Raises:
         CapacityError: a text is longer than the context, and `windows` is False. The errors of `pooled` are raised too.
@@ -97,7 +106,8 @@ def framed(
         parts = evenly(ids, model.config.context - len(before) - len(after))
         rows += [[*before, *part, *after] for part in parts]
         owner += [number] * len(parts)
-    vectors, owners = pooled(model, rows, pooling), torch.tensor(owner, dtype=torch.int64)
+    vectors = pooled(model, rows, pooling) if between is None else pooled(model, rows, pooling, SHORT, between)
+    owners = torch.tensor(owner, dtype=torch.int64)
     weights = torch.tensor([float(len(row)) for row in rows])
     found = torch.zeros(len(texts), vectors.shape[1]).index_add_(0, owners, vectors * weights[:, None])
     return found / torch.zeros(len(texts)).index_add_(0, owners, weights)[:, None]

@@ -1,6 +1,6 @@
 """Vectors of texts by an encoder, by the recipe of its folder and what is given instead."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypedDict
 
 import torch
@@ -37,7 +37,27 @@ def vectors(
     if isinstance(texts, str):
         raise ConfigError("expected a list of texts; for one text give [text]")
     recipe, frame, windows = recipe or Sentences(), tokenizer.frame(), how.get("windows", False)
-    ids = [tokenizer.encode(text, special=False) for text in recipe.prompted(texts, how.get("prompt"))]
+    ids = encoded(tokenizer, recipe, texts, how.get("prompt"))
     ids = ids if windows else recipe.cut(ids, sum(map(len, frame)))
     found = framed(model, ids, frame, pooling or recipe.pooling, windows)
     return torch.nn.functional.normalize(found, dim=1) if how.get("normalise", recipe.normalise) else found
+
+
+def encoded(
+    tokenizer: Tokenizer, recipe: Sentences | None, texts: Sequence[str], prompt: str | None
+) -> list[list[int]]:
+    """The tokens of texts with a prompt of the recipe before each, without those that frame a text."""
+    return [tokenizer.encode(text, special=False) for text in (recipe or Sentences()).prompted(texts, prompt)]
+
+
+def windowed(
+    model: Model,
+    tokenizer: Tokenizer,
+    recipe: Sentences | None,
+    texts: Sequence[Sequence[int]],
+    between: Callable[[], None],
+) -> Float[Tensor, "N D"]:
+    """`vectors` of encoded texts of any length, read in windows; `between` is called after every few windows."""
+    recipe = recipe or Sentences()
+    found = framed(model, texts, tokenizer.frame(), recipe.pooling, windows=True, between=between)
+    return torch.nn.functional.normalize(found, dim=1) if recipe.normalise else found

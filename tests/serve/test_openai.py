@@ -7,6 +7,7 @@ import pytest
 
 import handscroll
 from handscroll.generate.constrain import Constraint
+from handscroll.models import sentences
 from tests.serve.material import CONTEXT, TEMPLATE, TEXT
 
 ASKED = [{"role": "user", "content": "import os"}]
@@ -201,6 +202,17 @@ def test_vectors_are_those_of_the_library_in_both_encodings(server, served_model
         server.openai.embeddings.create(model="vectors", input=long)
     whole = server.openai.embeddings.create(model="vectors", input=long, extra_body={"windows": True})
     assert whole.data[0].embedding == pytest.approx(lm.embed([long], windows=True)[0].tolist(), abs=1e-6)
+
+
+def test_windows_are_a_long_work_between_which_others_go_on(server, served_models, monkeypatch):
+    breaths, worker, lm = [], server.serving.worker, handscroll.load(served_models["vectors"])
+    monkeypatch.setattr(worker, "breathe", breaths.append)
+    monkeypatch.setattr(sentences, "SHORT", 64)
+    long = [" ".join(f"w{n % 20}" for n in range(300)), "w4"]
+    made = server.openai.embeddings.create(model="vectors", input=long, extra_body={"windows": True})
+    assert len(breaths) >= 5 and made.usage.prompt_tokens == 300 + 2 + 1 + 2
+    for one, vector in zip(made.data, lm.embed(long, windows=True), strict=True):
+        assert one.embedding == pytest.approx(vector.tolist(), abs=1e-6)
 
 
 def test_what_is_too_long_is_refused_with_the_numbers(server):

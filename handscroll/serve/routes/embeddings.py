@@ -1,6 +1,8 @@
 """/v1/embeddings: vectors of texts by an encoder."""
 
 import base64
+import threading
+import time
 from functools import partial
 from typing import Any
 
@@ -9,15 +11,16 @@ from torch import Tensor
 
 from handscroll.base.errors import CapacityError
 from handscroll.lm import LM
-from handscroll.models.vectors import How
+from handscroll.models.vectors import encoded, windowed
 from handscroll.serve.answering import place
-from handscroll.serve.errors import ApiError
+from handscroll.serve.errors import ApiError, ClientGoneError
 from handscroll.serve.models import Served
 from handscroll.serve.policy import policy
 from handscroll.serve.prompts import check_characters
 from handscroll.serve.schemas.others import EmbeddingRequest
-from handscroll.serve.serving import of
+from handscroll.serve.serving import Serving, of
 from handscroll.serve.streaming import until_gone
+from handscroll.serve.worker import Worker
 
 router = APIRouter()
 TOGETHER = 8  # texts between which others may go on
@@ -40,12 +43,13 @@ async def embeddings(body: EmbeddingRequest, request: Request) -> dict[str, Any]
         raise ApiError(400, message, "invalid_value", "dimensions")
 
     async def made() -> tuple[int, list[Tensor]]:
-        counts = await serving.prepare(partial(_counted, served, lm, texts, body))
-        how: How = {"windows": bool(body.windows), "prompt": body.prompt}
+        if body.windows:
+            return await _in_windows(serving, lm, texts, body.prompt)
+        counts = await serving.prepare(partial(_counted, served, lm, texts, body.prompt))
         found: list[Tensor] = []
         for first in range(0, len(texts), TOGETHER):
             part = texts[first : first + TOGETHER]
-            found += await serving.worker.call(partial(lm.embed, part, **how))
+            found += await serving.worker.call(partial(lm.embed, part, prompt=body.prompt))
         return sum(counts), found
 
     with place(serving, owner, 1):
@@ -60,21 +64,45 @@ async def embeddings(body: EmbeddingRequest, request: Request) -> dict[str, Any]
     return {"object": "list", "data": data, "model": served.name, "usage": usage}
 
 
-def _counted(served: Served, lm: LM, texts: list[str], body: EmbeddingRequest) -> list[int]:
+async def _in_windows(serving: Serving, lm: LM, texts: list[str], prompt: str | None) -> tuple[int, list[Tensor]]:
+    """The tokens and the vectors of texts of any length; a long work, which ends when the client goes away."""
+    gone = threading.Event()
+    try:
+        ids = await serving.prepare(partial(encoded, lm.tokenizer, lm.sentences, texts, prompt))
+        vectors = await serving.worker.long(partial(_windowed, serving.worker, lm, ids, gone))
+        return sum(len(one) + sum(map(len, lm.tokenizer.frame())) for one in ids), list(vectors)
+    finally:
+        gone.set()
+
+
+def _windowed(worker: Worker, lm: LM, ids: list[list[int]], gone: threading.Event) -> Tensor:
+    """Runs on the thread that computes; after every few windows the answers of others go on."""
+    last = time.monotonic()
+
+    def between() -> None:
+        nonlocal last
+        if gone.is_set() or worker.stopping:
+            raise ClientGoneError
+        worker.breathe(time.monotonic() - last)
+        last = time.monotonic()
+
+    return windowed(lm.model, lm.tokenizer, lm.sentences, ids, between)
+
+
+def _counted(served: Served, lm: LM, texts: list[str], prompt: str | None) -> list[int]:
     """The tokens of each text; refuses what is longer than the encoder reads.
 
     Raises:
         CapacityError: names the text, with the numbers.
     """
     recipe = lm.sentences
-    prompted = texts if recipe is None else list(recipe.prompted(texts, body.prompt))
+    prompted = texts if recipe is None else list(recipe.prompted(texts, prompt))
     most = lm.context if recipe is None or recipe.length is None else min(lm.context, recipe.length)
-    if not body.windows:
-        for text in prompted:
-            check_characters(served, len(text))
+    for text in prompted:
+        check_characters(served, len(text))
     counts = [len(lm.encode(text)) for text in prompted]
     long = [(number, count) for number, count in enumerate(counts) if count > most]
-    if long and not body.windows:
+    if long:
         number, count = long[0]
         raise CapacityError(
             f"input {number} has {count:,} tokens, and '{served.name}' reads {most:,} at once ({len(long)} of "
