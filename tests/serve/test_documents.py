@@ -7,18 +7,23 @@ from pathlib import Path
 import pytest
 
 import handscroll
-from handscroll.base.errors import CheckpointError
+from handscroll.base.errors import CheckpointError, ConfigError
 from handscroll.cache.reading.store import Store
 from handscroll.serve.documents import shelf
+from handscroll.serve.documents.asking import document_prompt
 from handscroll.serve.documents.eta import seconds_left
 from handscroll.serve.documents.shelf import Shelf, name_of
 from handscroll.serve.keys import make_key
+from handscroll.serve.models import Served
+from handscroll.serve.schemas.chat import ChatMessage
+from handscroll.serve.settings import ModelSource
 from handscroll.text.document import Document
 from tests.serve import material
 from tests.serve.material import TEXT, read
 from tests.text.documents import paragraph, write_docx, write_epub, write_pdf
 
 CANARY = "zebra-canary-7431"
+ABOUT = {"bytes": 1, "sha256": "", "text_sha256": "", "notes": []}
 BOOK = f"{TEXT}The word is {CANARY}.\n{TEXT * 3}"
 
 
@@ -215,7 +220,6 @@ def test_a_reading_that_was_evicted_is_said_and_beside_others_its_text_is_read(k
 
 def test_a_document_that_the_disk_refuses_is_not_there(tmp_path, monkeypatch):
     made = Shelf(tmp_path, 9)
-    about = {"bytes": 1, "sha256": "", "text_sha256": "", "notes": []}
 
     def refuse(file, content):
         assert made.all() == []  # nobody sees what is half there
@@ -225,8 +229,20 @@ def test_a_document_that_the_disk_refuses_is_not_there(tmp_path, monkeypatch):
 
     monkeypatch.setattr(shelf, "write_file", refuse)
     with pytest.raises(CheckpointError, match="full"):
-        made.add("ann", "a.txt", Document("text", "a.txt"), about)
+        made.add("ann", "a.txt", Document("text", "a.txt"), ABOUT)
     assert made.all() == [] and not [file for file in tmp_path.rglob("*") if file.is_file()]
+
+
+def test_variables_of_a_template_are_refused_where_there_is_none(served_models, tmp_path):
+    lm = handscroll.load(served_models["tiny"])
+    del lm.tokenizer.settings["chat_template"]
+    plain = Served("plain", ModelSource(name="plain", source=""))
+    plain.lm, reading = lm, lm.read(TEXT, Store(tmp_path))
+    entry = Shelf(tmp_path, 9).add("ann", "a.txt", Document(TEXT, "a.txt"), ABOUT)
+    asked = (plain, entry, lambda: (reading, None), [ChatMessage(role="user", content="a")])
+    assert document_prompt(*asked).ids
+    with pytest.raises(ConfigError, match="'plain' has no chat template"):
+        document_prompt(*asked, {"enable_thinking": True})
 
 
 def test_it_is_there_after_a_restart_and_answers_at_once(served_models, tmp_path):

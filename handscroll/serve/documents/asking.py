@@ -30,11 +30,10 @@ def document_prompt(
             changes the document. DataError: the template refuses the messages.
     """
     reading, document = opened()
-    turns = check_turns(served, messages)
+    turns = check_turns(served, messages, variables)
     if document is None:
         return _plain(served, entry, reading, turns)
     speaker = served.speaker()
-    check_variables(served, speaker, variables)
     rendered = within(speaker, document, TURN.replace("{question}", said(turns[0])), turns[1:], variables)
     shared = same_beginning(reading, rendered.ids)
     return Prompt(
@@ -48,12 +47,14 @@ def document_prompt(
     )
 
 
-def check_turns(served: Served, messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+def check_turns(
+    served: Served, messages: Sequence[ChatMessage], variables: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
     """The messages of a conversation about documents, as the template reads them.
 
     Raises:
-        ApiError: the first is not the user's, or the model answers one question at a time. CapacityError: they cannot
-            fit.
+        ApiError: the first is not the user's, the model answers one question at a time, or its template does not read
+            one of the `variables`. ConfigError: there are variables and no template. CapacityError: they cannot fit.
     """
     turns = dumped(messages)
     if turns[0]["role"] != "user":
@@ -62,6 +63,8 @@ def check_turns(served: Served, messages: Sequence[ChatMessage]) -> list[dict[st
     if len(turns) > 1 and not served.talks:
         message = f"'{served.name}' has no chat template, so it answers one question at a time"
         raise ApiError(400, message, "invalid_value", "messages")
+    if variables:
+        check_variables(served, served.speaker(), variables)
     check_characters(served, sum(map(len, map(said, turns))))
     return turns
 

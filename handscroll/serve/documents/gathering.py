@@ -20,7 +20,7 @@ from handscroll.serve.documents.readings import unread
 from handscroll.serve.documents.shelf import Entry
 from handscroll.serve.errors import ApiError
 from handscroll.serve.models import Served
-from handscroll.serve.prompts import Prompt, check_characters, check_variables, said
+from handscroll.serve.prompts import Prompt, check_characters, said
 from handscroll.serve.schemas.chat import ChatMessage
 from handscroll.serve.serving import Serving
 
@@ -66,7 +66,7 @@ def gathered(
         CapacityError: they do not fit, and the mode reads them whole; or the window leaves no room for passages.
         ApiError: nothing was found for the question, a document is still being read, or a message is wrong.
     """
-    turns = check_turns(served, messages)
+    turns = check_turns(served, messages, variables)
     sizes = {entry: serving.library.tokens(entry, served) for entry in entries}
     whole, rest = divided(serving, served, sizes, wish.mode)
     if len(entries) == 1 and whole:
@@ -188,7 +188,6 @@ class _Gathering:
         served = self.served
         check_characters(served, sum(len(said(turn)) for turn in turns))
         speaker = served.speaker()
-        check_variables(served, speaker, variables)
         document = first or Document("", time.time())
         after = turns[0]["content"][len(document.text) :]
         rendered = within(speaker, document, after, turns[1:], variables)
