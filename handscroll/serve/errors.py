@@ -69,7 +69,11 @@ def of_validation(errors: Sequence[Mapping[str, Any]], known: Sequence[str] = ()
         )
     if fault["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {fault.get('ctx', {}).get('error', fault['msg'])}", "not_json")
+    if fault["type"] == "missing" and not name:
+        why = "the request has no body: send a JSON object; GET /openapi.json says which fields it has"
+        return ApiError(400, why, "not_json")
     came = fault.get("input")
     shown = "" if came is None or isinstance(came, dict | list) else f" (it is {str(came)[:60]!r})"
     more = "" if len(errors) == 1 else f", and {len(errors) - 1} more faults"
-    return ApiError(400, f"'{name}': {fault['msg']}{shown}{more}", "invalid_value", name or None)
+    what = f"'{name}'" if name else "the body"
+    return ApiError(400, f"{what}: {fault['msg']}{shown}{more}", "invalid_value", name or None)

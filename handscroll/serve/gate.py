@@ -136,7 +136,9 @@ class Gate:
         if (origin is not None and origin.lower() not in own) or (
             origin is None and headers.get("sec-fetch-site") in ("cross-site", "same-site")
         ):
-            message = f"requests of pages from {str(origin)[:100]!r} are not taken; allow it with --allow-origin"
+            message = "requests of pages of other origins are not taken; open the address of this server itself"
+            if origin is not None:
+                message = f"requests of pages from {origin[:100]!r} are not taken; allow it with --allow-origin"
             raise ApiError(403, message, "foreign_origin")
 
 
@@ -164,7 +166,7 @@ def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 def _no_route(scope: Scope, known: bool, routes: Iterable[Any]) -> ApiError:
     if not known:
-        return ApiError(404, "there is nothing here; GET / says what there is", "not_found")
+        return ApiError(404, "there is nothing here; GET /openapi.json says what there is", "not_found")
     methods = sorted({method for one in routes if one.matches(scope)[0].value for method in one.methods or ()})
     message = f"{scope['method']} is not taken here; {', '.join(methods)} is"
     return ApiError(405, message, "method_not_allowed", headers={"Allow": ", ".join(methods)})

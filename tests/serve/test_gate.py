@@ -115,9 +115,17 @@ def test_pages_of_other_origins_get_nothing(server):
         assert made.status_code == 403, origin
         assert not any(name.startswith("access-control") for name in made.headers)
     for site in ("cross-site", "same-site"):
-        assert server.http.get("/", headers={"Sec-Fetch-Site": site}).status_code == 403
+        made = server.http.get("/", headers={"Sec-Fetch-Site": site})
+        assert made.status_code == 403 and "None" not in made.text
     assert server.http.get("/", headers={"Origin": server.url}).status_code == 200
     assert server.http.get("/", headers={"Sec-Fetch-Site": "none"}).status_code == 200
+
+
+def test_who_is_lost_is_shown_the_way(server):
+    assert "GET /openapi.json" in server.http.get("/nothing").json()["error"]["message"]
+    for more in ({}, {"headers": {"Content-Type": "application/json"}}):
+        made = server.http.post("/v1/completions", **more)
+        assert made.status_code == 400 and "no body: send a JSON object" in made.json()["error"]["message"], made.text
 
 
 def test_every_answer_carries_the_headers_that_keep_pages_harmless(server):
