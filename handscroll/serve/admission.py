@@ -56,7 +56,7 @@ class Admission:
         """
         if self.closing:
             raise ApiError(503, "the server is stopping; ask again soon", "stopping", headers={"Retry-After": "5"})
-        self._check_quota(owner)
+        self.check_quota(owner)
         limits, mine = self._limits, self._open[owner.number]
         if self.open + count > limits.waiting:
             raise self._full(f"{self.open} answers are open, and at most {limits.waiting} may be")
@@ -72,7 +72,12 @@ class Admission:
         wait = min(LONGEST, max(1, math.ceil(self._took)))
         return ApiError(429, f"{why}: ask again in {wait} s", "too_many_requests", headers={"Retry-After": str(wait)})
 
-    def _check_quota(self, owner: Owner) -> None:
+    def check_quota(self, owner: Owner) -> None:
+        """Refuse whose quota is used up.
+
+        Raises:
+            ApiError: 429 with Retry-After.
+        """
         quota, now = owner.quota, self._now()
         if quota is None:
             return
@@ -90,5 +95,5 @@ class Admission:
 
 def _used_up(quota: str, wait: float) -> ApiError:
     seconds = max(1, math.ceil(wait))
-    message = f"this key may use {quota}, and has: ask again in {seconds} s"
+    message = f"the quota of this key ({quota}) is used up; ask again in {seconds} s"
     return ApiError(429, message, "quota_exceeded", headers={"Retry-After": str(seconds)})

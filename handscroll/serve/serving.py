@@ -76,13 +76,14 @@ class Serving:
         """The same for uploaded files, which may take minutes and keep no question waiting."""
         return await asyncio.get_running_loop().run_in_executor(self._files, work)
 
-    def begin(self, entry: Entry, served: Served) -> None:
+    def begin(self, entry: Entry, served: Served) -> int:
         """Let a model read a document that has just arrived, and an encoder its passages, if one is served.
 
-        The errors are those of `Readings.begin`.
+        Returns how many tokens the model will read; the errors are those of `Readings.begin`.
         """
-        self.readings.begin(entry, served)
+        tokens = self.readings.begin(entry, served)
         self._vectors.begin(entry, self.library.passages)
+        return tokens
 
     async def delete(self, entry: Entry) -> None:
         """Remove a document, and whatever was made of it, from memory and disk."""

@@ -51,6 +51,19 @@ def test_an_explanation_is_that_of_the_library(live, served_models, tmp_path):
         assert one["effect"] == (other["effect"] and pytest.approx(other["effect"], abs=1e-3))
 
 
+def test_what_is_read_and_explained_counts_for_the_quota(live, monkeypatch):
+    used = []
+    monkeypatch.setattr(live.serving.admission, "use", lambda owner, tokens: used.append(tokens))
+    number = given(live, "counted.txt", "A beginning that is counted.\n" + BOOK)
+    live.until(lambda: state(live, number)["state"] == "read")
+    assert used == [state(live, number)["tokens"]]
+    live.http.post(f"/v1/documents/{number}/read", json={"model": "tiny"})  # all of it is kept
+    live.until(lambda: state(live, number)["state"] == "read")
+    body = {"model": "tiny", "question": "What is the word?", "answer": "walnut", "tried": 1}
+    found = live.http.post(f"/v1/documents/{number}/explain", json=body).json()
+    assert used[1:] == [0, found["looked"]]
+
+
 def test_earlier_turns_belong_to_an_explanation(live):
     number = read(live)
     body = {"model": "tiny", "question": "And again?", "answer": "walnut", "tried": 0}

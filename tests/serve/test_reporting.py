@@ -27,11 +27,14 @@ def events(live, body: dict) -> list[dict]:
     return [json.loads(line) for line in lines[:-1]]
 
 
-def test_a_report_is_that_of_the_library(live, served_models):
+def test_a_report_is_that_of_the_library(live, served_models, monkeypatch):
     book = TEXT * 24
     number = live.http.post("/v1/documents", files={"file": ("book.txt", book.encode())}).json()["id"]
     live.until(lambda: live.http.get(f"/v1/documents/{number}").json()["readings"]["tiny"]["state"] == "read")
+    used = []
+    monkeypatch.setattr(live.serving.admission, "use", lambda owner, tokens: used.append(tokens))
     *told, last = events(live, {"longest": 512, "needles": 1, "document": number})
+    assert len(used) == 1 and used[0] >= told[-1]["done"] and used[0] > 512
     assert told and all(0 <= one["done"] <= one["total"] for one in told)
     assert last["model"] == "tiny" and last["text"] == "book.txt"
     lm = handscroll.load(served_models["tiny"])

@@ -55,6 +55,10 @@ class Progress:
     def total(self) -> int:
         return len(self.text.ids)
 
+    def cancel(self) -> bool:
+        """Take it back; False if it has begun."""
+        return self.future is not None and self.future.cancel()
+
     @property
     def done(self) -> int:
         return self.chunks[-1][1] if self.chunks else 0
@@ -105,8 +109,8 @@ class Readings:
                 except HandscrollError as error:
                     self._mark(entry, served, {"state": "failed", "error": str(error)})
 
-    def begin(self, entry: Entry, served: Served) -> None:
-        """Let a model read a document; nothing happens if it does already. Counts its tokens first.
+    def begin(self, entry: Entry, served: Served) -> int:
+        """Let a model read a document; nothing happens if it does already. Returns how many tokens will be read.
 
         Raises:
             ApiError: the model is not ready or writes no text. CheckpointError: the text is missing.
@@ -114,7 +118,7 @@ class Readings:
         served.writing  # noqa: B018 - refuses others
         with self._lock:
             if (entry, served.name) in self._going:
-                return
+                return 0
         text = self._shelf.text(entry)
         begun = self._begun(served, text.text)
         fits = served.loaded.context - served.kept_free(self._settings.room)
@@ -123,14 +127,16 @@ class Readings:
             self._mark(
                 entry, served, {"state": "refused", "tokens": total, "error": too_long(served, text, begun, fits)}
             )
-            return
+            return 0
         progress = Progress(entry, served, begun)
         with self._lock:
             if entry.gone or (entry, served.name) in self._going:
-                return
+                return 0
             self._going[entry, served.name] = progress
         self._mark(entry, served, {"state": "waiting", "tokens": total})
+        left = total - self._kept(progress)
         progress.future = self._worker.begin(lambda: self._read(progress))
+        return left
 
     def stop(self, entry: Entry, served: Served) -> None:
         """Stop reading a document; what was read is kept, and `begin` goes on from there."""
@@ -139,24 +145,31 @@ class Readings:
         if progress is None:
             return
         progress.halt.set()
-        if self._cancelled(progress):
-            self._halted(progress)
+        if progress.cancel():
+            self._leave(progress, self._stopped(progress))
 
-    def _cancelled(self, progress: Progress) -> bool:
-        """Take back a reading that has not begun; False if it has."""
-        if progress.future is None or not progress.future.cancel():
-            return False
+    def _leave(self, progress: Progress, state: dict[str, Any] | None = None) -> None:
+        """Take a reading from those that go on, and say at once what became of it: whoever sees that may `begin`."""
+        entry, name = progress.entry, progress.served.name
         with self._lock:
-            self._going.pop((progress.entry, progress.served.name), None)
-        return True
+            if self._going.get((entry, name)) is not progress:
+                return
+            del self._going[entry, name]
+            if state is not None:
+                entry.readings[name] = state
+        if state is not None:
+            self._shelf.save(entry)
 
-    def _halted(self, progress: Progress) -> None:
+    def _stopped(self, progress: Progress) -> dict[str, Any]:
+        return {"state": "stopped", "tokens": progress.total, "done": self._kept(progress)}
+
+    def _kept(self, progress: Progress) -> int:
+        """How many tokens of a document were read before and are kept."""
         entry, served, ids = progress.entry, progress.served, torch.tensor(progress.text.ids)
         of = identity_of(
             served.loaded.model, served.loaded.tokenizer, progress.total + served.kept_free(self._settings.room)
         )
-        kept = self.store(entry.owner).kept(of, ids)
-        self._mark(entry, served, {"state": "stopped", "tokens": progress.total, "done": kept})
+        return self.store(entry.owner).kept(of, ids)
 
     def progress(self, entry: Entry) -> dict[str, Any]:
         """The readings of a document, by model, with how far those are that go on."""
@@ -206,7 +219,9 @@ class Readings:
         for one in going:
             one.stop.set()
         for one in going:
-            if one.future is not None and not self._cancelled(one):
+            if one.cancel():
+                self._leave(one)
+            elif one.future is not None:
                 await asyncio.wait([asyncio.wrap_future(one.future)])
         await self._worker.call(lambda: self._forget(entry))
         await asyncio.to_thread(self._shelf.remove, entry)
@@ -256,23 +271,22 @@ class Readings:
             read(lm.model, lm.tokenizer, self.store(entry.owner), text)
             seconds = time.monotonic() - progress.begun
             known = {"tokens": progress.total, "seconds": round(seconds, 1), "read_at": int(time.time())}
-            self._mark(entry, served, {"state": "read", **known})
+            self._leave(progress, {"state": "read", **known})
             spent, count = sum(one[2] for one in progress.chunks), sum(b - a for a, b, _ in progress.chunks)
             if count:
                 self._usual[served.name] = spent / count
         except KeyboardInterrupt:
             if progress.halt.is_set():
-                self._halted(progress)
+                self._leave(progress, self._stopped(progress))
                 return
             _log.info("a document is read on at the next start, from token %s", f"{progress.done:,}")
         except Stopped:
             pass
         except (HandscrollError, RuntimeError, OSError) as error:
             _log.error("a document could not be read: %s", error)
-            self._mark(entry, served, {"state": "failed", "tokens": progress.total, "error": str(error)})
+            self._leave(progress, {"state": "failed", "tokens": progress.total, "error": str(error)})
         finally:
-            with self._lock:
-                self._going.pop((entry, served.name), None)
+            self._leave(progress)
 
     def _check(self, progress: Progress) -> None:
         """End a reading that was stopped.

@@ -46,7 +46,7 @@ async def upload(
     work = partial(arrive, serving.shelf, owner.number, file.filename or "", file.file, limits)
     with place(serving, owner, 1):
         entry = await serving.open_file(work)
-        await serving.open_file(partial(serving.begin, entry, served))
+        serving.admission.use(owner, await serving.open_file(partial(serving.begin, entry, served)))
     return told(serving, entry)
 
 
@@ -93,7 +93,8 @@ async def read(number: Number, body: ReadRequest, request: Request) -> dict[str,
     serving, owner = of(request)
     entry, served = serving.shelf.get(owner.number, number), serving.models.find(body.model)
     served.writing  # noqa: B018 - refuses a model that is not ready or writes no text
-    await serving.prepare(partial(serving.readings.begin, entry, served))
+    serving.admission.check_quota(owner)
+    serving.admission.use(owner, await serving.prepare(partial(serving.readings.begin, entry, served)))
     return told(serving, entry)
 
 

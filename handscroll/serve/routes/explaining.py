@@ -47,11 +47,13 @@ async def explanation(
     request: Request, served: Served, entry: Entry, prompt: Prompt, body: ExplainRequest
 ) -> Explanation:
     """Why an answer to a prompt about a document was given; ended when the client goes away."""
-    serving, _ = of(request)
+    serving, owner = of(request)
     gone = threading.Event()
     try:
         work = partial(_explained, serving, served, entry, prompt, body, gone)
-        return await until_gone(request.receive, serving.worker.long(work))
+        found = await until_gone(request.receive, serving.worker.long(work))
+        serving.admission.use(owner, found.looked)
+        return found
     finally:
         gone.set()
 

@@ -18,6 +18,7 @@ from handscroll.plan.machine import spare
 from handscroll.serve.answering import place
 from handscroll.serve.documents.eta import seconds_left
 from handscroll.serve.errors import ApiError, ClientGoneError
+from handscroll.serve.keys import Owner
 from handscroll.serve.models import Served
 from handscroll.serve.policy import policy
 from handscroll.serve.schemas.others import ReportRequest
@@ -44,7 +45,7 @@ async def report(name: str, body: ReportRequest, request: Request) -> Response:
     how = Brief(longest=longest, needles=body.needles)
     _afford(served, how)
     text = await serving.prepare(partial(_measured_on, serving, owner.number, served, body.document, longest))
-    return Events(_events(serving, served, text, how), place(serving, owner, 1))
+    return Events(_events(serving, owner, served, text, how), place(serving, owner, 1))
 
 
 def _afford(served: Served, how: Brief) -> None:
@@ -72,7 +73,9 @@ def _measured_on(serving: Serving, owner: str, served: Served, document: str | N
     return measured_on(tokenizer, entry.name, serving.shelf.text(entry).text)
 
 
-async def _events(serving: Serving, served: Served, text: MeasuredOn, how: Brief) -> AsyncGenerator[dict[str, Any]]:
+async def _events(
+    serving: Serving, owner: Owner, served: Served, text: MeasuredOn, how: Brief
+) -> AsyncGenerator[dict[str, Any]]:
     """How far the work is, four times a second, and its records; it ends when nobody listens any more."""
     gone, chunks = threading.Event(), [(0, 0, 0.0)]
     work = serving.worker.begin(partial(_measured, serving, served, text, how, gone, chunks))
@@ -86,6 +89,7 @@ async def _events(serving: Serving, served: Served, text: MeasuredOn, how: Brief
     finally:
         gone.set()
         work.cancel()  # if it still waits for its turn
+        serving.admission.use(owner, chunks[-1][1])
 
 
 def _measured(
