@@ -92,13 +92,18 @@ def test_a_search_that_finds_nothing_and_a_new_conversation(watched):
     assert page.locator(".turn").count() == 0
 
 
+def newest(live) -> dict:
+    return live.http.get("/v1/documents").json()["data"][-1]
+
+
 def test_a_question_may_be_sent_as_soon_as_the_document_is_read(watched, live, monkeypatch):
     page, gate = watched.page, threading.Event()
     with monkeypatch.context() as patched:
-        patched.setattr(live.serving.worker, "breathe", lambda seconds: gate.wait(10))
+        patched.setattr(live.serving.worker, "breathe", lambda seconds: gate.wait(30))
         page.set_input_files("input[type=file]", {"name": "soon.md", "mimeType": "text/plain", "buffer": LATER})
-        page.wait_for_selector("main >> text=/ of .* tokens/")
-        number = live.http.get("/v1/documents").json()["data"][-1]["id"]
+        live.until(lambda: newest(live)["name"] == "soon.md")
+        page.wait_for_selector("[role=progressbar][aria-label='soon.md']")
+        number = newest(live)["id"]
         page.evaluate("id => { location.hash = `#/ask/${id}`; }", number)
         page.fill("#question", "What?")
         page.wait_for_selector(".composer .press[disabled]")
