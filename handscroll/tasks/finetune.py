@@ -166,7 +166,7 @@ def _run(recipe: TuningRecipe, folder: Path, options: Options, ready: _Ready) ->
     options.show(str(plan) if tuning.way in ("full", "lora") else f"{plan}, at most: only a part is trained")
     if options.only_plan:
         return Tuned(lm, task, None, {}, folder)
-    resolved = recipe.model_dump(mode="json", exclude={"threads": True, "tuning": {"memory", "force"}})
+    resolved = recipe.model_dump(mode="json", exclude={"threads": True, "tuning": {"memory", "force", "exposure"}})
     resolved["tuning"]["lr"] = rate = tuning.rate(lm.model.config.width)
     write_recipe(folder, {"tuning": resolved | {"task": task.model_dump(mode="json")}, "versions": versions()})
     settings: dict[str, Any] = {"steps": steps, "precision": tuning.precision, "seed": tuning.seed}
