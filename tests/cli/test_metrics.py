@@ -87,7 +87,7 @@ def test_what_cannot_be_scored_says_what_to_do(tmp_path):
     assert shown(path, "--reference", "label", "--metric", "accuracy")
     tuned = file(tmp_path / "b.jsonl", label=["a", "b"], reference=["a", "a"], prediction=["a", "a"])
     told = "\n".join(shown(tuned, "--metric", "accuracy"))  # `reference` wins by its name
-    assert "accuracy 1.000" in told[2].startswith("accuracy 0.500")
+    assert "accuracy 1.000" in told
     with pytest.raises(DataError, match="row 2: nothing under 'prediction'"):
         shown(path, "--reference", "label", "--metric", "exact-match")
     with pytest.raises(DataError, match="no column 'lable': did you mean 'label'"):

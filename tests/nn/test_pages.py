@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from handscroll.kernels.formats import FORMATS
 from handscroll.kernels.native import calls
 from handscroll.kernels.native.library import library, reason
 from handscroll.nn import attend as kernels
@@ -108,13 +109,17 @@ def test_a_row_has_the_same_bits_in_any_company(dtype, threads, monkeypatch):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rounded", [True, False])
 def test_a_product_has_the_same_bits_for_any_number_of_rows(dtype, inner, bias, rounded):
+    """Quantised ones for up to so many rows as `alike` says, and for more than these."""
     stream = torch.Generator().manual_seed(inner)
     layer = Linear(inner, 101, bias=bias).to(dtype)
     layer = Quantised.of(PROJECTIONS["int8"], layer.weight, layer.bias) if rounded else layer
     x = torch.randn(8, inner, generator=stream).to(dtype)
     with torch.no_grad():
-        together = layer(x)
+        most = calls.alike(FORMATS["int8"].number) if rounded else 8
+        few = torch.cat([layer(x[first : first + most]) for first in range(0, 8, most)])
+        many = layer(x)
         for count in range(1, 9):
+            together = few if count <= most else many
             for first in range(0, 9 - count):
                 assert torch.equal(layer(x[first : first + count]), together[first : first + count])
 

@@ -181,7 +181,7 @@ def test_the_weights_are_those_of_the_layout(tmp_path, case):
             if isinstance(module, (Quantised, torch.nn.Linear)):
                 assert torch.equal(module.weight, want.get_parameter(f"{name}.weight")), name
     with torch.no_grad():
-        torch.testing.assert_close(found(TOKENS), want(TOKENS), atol=2e-3, rtol=2e-3)
+        torch.testing.assert_close(found(TOKENS), want(TOKENS), atol=1e-2, rtol=2e-3)  # inputs in 16 bits
 
 
 def test_a_quantised_folder_is_a_model_like_any_other(tmp_path):
