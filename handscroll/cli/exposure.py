@@ -16,7 +16,7 @@ def exposure(
     ],
     among: Annotated[
         int, typer.Option(help="Secrets of the same form that are compared, the real one among them.")
-    ] = 0,
+    ] = 1000,
     reference: Annotated[str, typer.Option(help="A model that did not read them, for comparison.")] = "",
     seed: Annotated[int, typer.Option(help="Seed of the other secrets.")] = 0,
     dtype: Dtype = "auto",
@@ -25,16 +25,17 @@ def exposure(
     json_out: Json = None,
 ) -> None:
     """Rank secrets of the training data among others of the same form, by how likely the model finds them."""
-    from handscroll.evaluate.exposure import AMONG, UNREAD, Secret, exposed_record
+    from handscroll.evaluate.exposure import UNREAD, Secret, exposed_record
     from handscroll.lm import load
 
     texts = [Secret.parse(one) for one in secrets]
-    models = {model: adapter} | ({reference: None} if reference else {})
+    models = [(model, adapter)] + ([(reference, None)] if reference else [])  # it may be the base of the adapter
     records, rows = [], []
-    for name, own in models.items():
-        lm = load(name, device, dtype, adapter=own)
+    for source, own in models:
+        name = f"{source} with {', '.join(own)}" if own else source
+        lm = load(source, device, dtype, adapter=own)
         with bar(name, len(texts)) as advance:
-            record = exposed_record(lm, texts, among or AMONG, seed, advance)
+            record = exposed_record(lm, texts, among, seed, advance)
         records.append(record)
         for one, found in zip(secrets, record["secrets"], strict=True):
             rank = f"{found['rank']:,} of {found['among']:,}"

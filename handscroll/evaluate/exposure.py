@@ -116,6 +116,8 @@ def ranked(
 
     Raises: those of `exposure`.
     """
+    if among < 2:
+        raise ConfigError(f"among = {among}: compare at least two secrets, the real one and another")
     count = min(among, secret.forms // 2)
     if count < 2:
         raise ConfigError(

@@ -90,7 +90,7 @@ def to_score(task: Task, lm: LM, name: str, part: Part, too_long: Literal["refus
     """
     if not part.examples:
         return part
-    sized = list(zip(part.examples, task.readings(lm, part.examples), strict=True))
+    sized = list(zip(part.examples, task.needed(lm, part.examples), strict=True))
     long = [(one.place, size) for one, size in sized if size > lm.context]
     if long and too_long == "refuse":
         named = "; ".join(f"{place}: {size:,} tokens" for place, size in long[:NAMED])

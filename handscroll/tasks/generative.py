@@ -157,7 +157,7 @@ class Generative(Task):
         named = [field.name for field in self.fields if field.name not in (self.target, USER.name)]
         return " ".join(str(example.values[name]) for name in named if example.values.get(name) is not None)
 
-    def readings(self, lm: LM, examples: Sequence[Example]) -> list[int]:
+    def needed(self, lm: LM, examples: Sequence[Example]) -> list[int]:
         writer = Writer(lm, self.form)
         return [len(self.prompt_ids(writer, example)) + self.max_tokens for example in examples]
 

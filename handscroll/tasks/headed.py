@@ -94,7 +94,7 @@ class Headed(Task):
         """The loss of the head, over blocks if there are such."""
         return Loss.of(model, weights=weights, pooling=self.pooling if self.blocks else None)
 
-    def readings(self, lm: LM, examples: Sequence[Example]) -> list[int]:
+    def needed(self, lm: LM, examples: Sequence[Example]) -> list[int]:
         return [0 if self.blocks else len(self._read(lm, example)[0].ids) for example in examples]
 
     def reach(self, context: int) -> str:

@@ -98,7 +98,7 @@ class Prefer(Task):
             found += made
         return found
 
-    def readings(self, lm: LM, examples: Sequence[Example]) -> list[int]:
+    def needed(self, lm: LM, examples: Sequence[Example]) -> list[int]:
         return [max(len(one.ids) for one in self.learned(lm, example)) for example in examples]
 
     def rows(self, lm: LM, example: Example) -> list[Row]:

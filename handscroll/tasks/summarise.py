@@ -65,8 +65,8 @@ class Summarise(Generative):
         """The first sentences of the document."""
         return {"lead": [Prediction("".join(s.text for s in sentences(one["document"])[:LEAD])) for one in examples]}
 
-    def readings(self, lm: LM, examples: Sequence[Example]) -> list[int]:
-        return super().readings(lm, examples) if self.strategy == "whole" else [0] * len(examples)
+    def needed(self, lm: LM, examples: Sequence[Example]) -> list[int]:
+        return super().needed(lm, examples) if self.strategy == "whole" else [0] * len(examples)
 
     def reach(self, context: int) -> str:
         if self.strategy == "whole":

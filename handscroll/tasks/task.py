@@ -140,7 +140,7 @@ class Task(Named):
         """The most tokens of a training row."""
         return lm.context
 
-    def readings(self, lm: LM, examples: Sequence[Example]) -> list[int]:
+    def needed(self, lm: LM, examples: Sequence[Example]) -> list[int]:
         """The tokens of the context that a prediction of each example takes; 0 where texts of any length are read."""
         return [0] * len(examples)
 

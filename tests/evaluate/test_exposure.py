@@ -79,3 +79,19 @@ def test_the_command(taught, tmp_path):
     assert "1 of 200" in told.output
     (record,) = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert record["secrets"][0]["bits"] == pytest.approx(math.log2(200))
+
+
+def test_an_adapter_is_compared_with_its_base(tiny_folder, monkeypatch):
+    """The base is named twice, with the adapter and without it."""
+    loaded, load, base = [], handscroll.load, str(tiny_folder)
+
+    def loading(*given, adapter):
+        loaded.append(adapter)
+        return load(*given)
+
+    monkeypatch.setattr("handscroll.lm.load", loading)
+    command = ["evaluate", "exposure", base, "--secret", TEXT, "--among"]
+    told = CliRunner().invoke(app, [*command, "8", "--adapter", "own", "--reference", base])
+    assert told.exit_code == 0, told.output
+    assert loaded == [["own"], None]
+    assert isinstance(CliRunner().invoke(app, [*command, "1"]).exception, ConfigError)

@@ -24,6 +24,17 @@ def shot(page, name: str) -> None:
         page.screenshot(path=f"{SHOTS}/{name}.png")
 
 
+def fits_a_phone(watched, shown: str, name: str) -> None:
+    """In the other theme and the other language too."""
+    page = watched.page
+    page.click("#theme")
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.click("#language")
+    page.wait_for_selector(shown)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth") and watched.serious() == []
+    shot(page, name)
+
+
 def test_several_documents_are_ticked_asked_and_what_was_read_is_said(watched):
     page = watched.page
     given(page, "ship.md", SHIP)
@@ -49,12 +60,7 @@ def test_several_documents_are_ticked_asked_and_what_was_read_is_said(watched):
     assert "room 23 is" in page.locator("mark.here").first.inner_text()
     assert page.locator(".texts select option:checked").inner_text() == "long.md" and watched.serious() == []
     shot(page, "several")
-    page.click("#theme")
-    page.set_viewport_size({"width": 360, "height": 740})
-    page.click("#language")
-    page.wait_for_selector(".turn")
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth") and watched.serious() == []
-    shot(page, "several-phone")
+    fits_a_phone(watched, ".turn", "several-phone")
 
 
 def test_what_retrieval_would_have_seen_stands_beside_the_answer(watched):
@@ -70,12 +76,7 @@ def test_what_retrieval_would_have_seen_stands_beside_the_answer(watched):
     page.click(".retrieval .passages button >> nth=0")
     page.wait_for_selector("mark.here")
     shot(page, "retrieval")
-    page.click("#theme")
-    page.set_viewport_size({"width": 360, "height": 740})
-    page.click("#language")
-    page.wait_for_selector(".versus")
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth") and watched.serious() == []
-    shot(page, "retrieval-phone")
+    fits_a_phone(watched, ".versus", "retrieval-phone")
 
 
 def test_a_search_that_finds_nothing_and_a_new_conversation(watched):

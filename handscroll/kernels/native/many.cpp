@@ -1,6 +1,7 @@
 // More than a few rows of x times a matrix in a number format, in products of whole numbers (AVX-512 VNNI) as in
-// quantised.cpp: x is in 16 bits, with a scale for 256 numbers. The matrix is never widened: 16 of its rows at a time are put side by
-// side, so that a lane is a column of the result. These 16 rows are small enough to stay in the processor's cache.
+// quantised.cpp: x is in 16 bits, with a scale for 256 numbers. The matrix is never widened: 16 of its rows at a time
+// are put side by side, so that a lane is a column of the result. These 16 rows are small enough to stay in the
+// processor's cache.
 
 #include <algorithm>
 #include <omp.h>
