@@ -24,6 +24,8 @@ SkipUnfit = Annotated[
     bool, typer.Option("--skip-unfit", help="Leave out rows that do not fit the task, and count them.")
 ]
 Text = Annotated[str, typer.Option(help="Column of the text. [the one with the longest texts]")]
+PERSONAL = "What has the form of personal data (telephone numbers, e-mail addresses, numbers of people, cards, ...)"
+Regions = Annotated[str, typer.Option(help="Countries whose telephone numbers are found without their code.")]
 NEAR = "Least Jaccard index of near copies; 1.0 is exact copies only."
 
 
@@ -53,13 +55,15 @@ def look(
     test: Annotated[list[str] | None, typer.Option(help="Test table; its rows are looked for in FILES.")] = None,
     near: Annotated[float, typer.Option(help=NEAR)] = 0.8,
     rows: Annotated[int, typer.Option(help="First rows that are shown.", min=0)] = 3,
+    personal: Annotated[bool, typer.Option("--personal", help=PERSONAL + " is counted.")] = False,
+    regions: Regions = "CN,US",
     encoding: Encoding = "",
     skip_broken: SkipBroken = False,
 ) -> None:
     """Show what is in tables: first rows, columns, conversations, copies, labels, and what was repaired or left out."""
     from handscroll.data.table.duplicates import leakage, text_column
     from handscroll.data.table.look import columns as described
-    from handscroll.data.table.look import copies_line, short
+    from handscroll.data.table.look import copies_line, personal_line, short
     from handscroll.data.table.look import look as first_rows
 
     found = _read(files, names, split, encoding, skip_broken)
@@ -83,6 +87,8 @@ def look(
     _say_labels(found, label, text)
     column = text_column(found, text or None, (label,))
     say(copies_line(found, column, None if near == 1 else near), markup=False)
+    if personal:
+        say(personal_line(found, regions.split(",") if regions else ()), markup=False)
     if test:
         tested = _read(test, names, "", encoding, skip_broken)
         say(str(leakage(found, tested, column, None if near == 1 else near)), markup=False)
@@ -99,6 +105,8 @@ def clean(
     control: Annotated[bool, typer.Option("--control", help="Take out control and zero-width characters.")] = False,
     html: Annotated[bool, typer.Option("--html", help="Turn tags and entities into text.")] = False,
     boilerplate: Annotated[int, typer.Option(help="Take out lines that stand in at least so many rows.")] = 0,
+    personal: Annotated[bool, typer.Option("--personal", help=PERSONAL + " is replaced by its kind.")] = False,
+    regions: Regions = "CN,US",
     space: Annotated[bool, typer.Option("--space", help="Fold blanks and blank lines.")] = False,
     empty: Annotated[bool, typer.Option("--empty", help="Leave out rows without text.")] = False,
     copies: Annotated[bool, typer.Option("--copies", help="Leave out exact copies but for the first.")] = False,
@@ -113,8 +121,9 @@ def clean(
     from handscroll.data.table.write import write_rows
 
     form: Literal["", "NFC", "NFKC"] = unicode  # type: ignore[assignment]  # Cleaning refuses other words
-    how = Cleaning(mojibake, form, control, html, boilerplate, space, empty, copies, near)
-    if how == Cleaning():
+    places = tuple(regions.split(",")) if regions else ()
+    how = Cleaning(mojibake, form, control, html, boilerplate, personal, places, space, empty, copies, near)
+    if how == Cleaning(regions=places):
         raise ConfigError("nothing to do: name the steps (--mojibake, --unicode NFC, --control, --html, --space, ...)")
     found = _read(files, names, split, encoding, skip_broken)
     made = cleaned(found, text or [text_column(found)], how)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from handscroll.base.errors import ConfigError, DataError, nearest
+from handscroll.data.personal import REGIONS, counted, find, masked
 from handscroll.data.survey.quality import MARKUP
 from handscroll.data.table.duplicates import without_copies
 from handscroll.data.table.table import Ledger, Record, Table
@@ -31,6 +32,9 @@ class Cleaning:
     control: control characters, soft hyphens and zero-width spaces are taken out; tabs and line ends stay.
     html: tags become the text and breaks that they show, entities their characters.
     boilerplate: lines of 15 characters or more that stand in at least so many rows are taken out (0: none).
+    personal: telephone numbers, e-mail addresses, numbers of people, cards and accounts (`handscroll.data.personal`)
+        are replaced by their kind in brackets, such as [phone].
+    regions: countries whose telephone numbers are found without the code of the country, by two letters each.
     space: blanks at line ends and runs of blanks and of blank lines are folded, line ends become line feeds.
     empty: rows without a text are left out.
     copies: rows whose text is the same but for case and spaces are left out, but for the first.
@@ -42,6 +46,8 @@ class Cleaning:
     control: bool = False
     html: bool = False
     boilerplate: int = 0
+    personal: bool = False
+    regions: tuple[str, ...] = REGIONS
     space: bool = False
     empty: bool = False
     copies: bool = False
@@ -59,6 +65,8 @@ class Cleaning:
 def clean(table: Table, columns: Sequence[str], how: Cleaning) -> Table:
     """The table with the texts of `columns` cleaned; copies and empty texts are judged by the first of them.
 
+    A column may hold lists and objects, such as the messages of a conversation: all texts in them are cleaned.
+
     Raises:
         ConfigError: no column is named, or ftfy is asked for and not installed.
         DataError: a column is not there, or no row is left.
@@ -70,6 +78,8 @@ def clean(table: Table, columns: Sequence[str], how: Cleaning) -> Table:
         table = _changed(table, columns, reason, step)
     if how.boilerplate:
         table = _without_boilerplate(table, columns, how.boilerplate)
+    if how.personal:
+        table = _without_personal(table, columns, how.regions)
     if how.space:
         table = _changed(table, columns, "rows with blanks folded", folded)
     if how.empty:
@@ -132,8 +142,31 @@ def _changed(table: Table, columns: Sequence[str], reason: str, change: Step) ->
 
 
 def _new(record: Record, columns: Sequence[str], change: Step) -> dict[str, Any]:
-    texts = {name: record.values.get(name) for name in columns}
-    return {name: new for name, text in texts.items() if isinstance(text, str) and (new := change(text)) != text}
+    values = {name: record.values.get(name) for name in columns}
+    return {name: new for name, value in values.items() if (new := _deep(value, change)) != value}
+
+
+def _deep(value: Any, change: Step) -> Any:
+    """A value with every text in it changed; the names of objects stay."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_deep(one, change) for one in value]
+    return {name: _deep(one, change) for name, one in value.items()} if isinstance(value, dict) else value
+
+
+def _without_personal(table: Table, columns: Sequence[str], regions: Sequence[str]) -> Table:
+    kinds = Counter[str]()
+
+    def change(text: str) -> str:
+        found = find(text, regions)
+        kinds.update(one.kind for one in found)
+        return masked(text, found)
+
+    made = _changed(table, columns, "rows with personal data masked", change)
+    step = Ledger()
+    step.note(f"personal data that was masked: {counted(kinds)}; names and addresses of people are not found")
+    return made.having(made.records, step)
 
 
 def _without_boilerplate(table: Table, columns: Sequence[str], least: int) -> Table:

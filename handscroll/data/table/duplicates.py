@@ -37,20 +37,20 @@ def text_column(table: Table, column: str | None = None, besides: Iterable[str |
 def _mean(table: Table, name: str) -> float:
     """The mean length of the texts in a column, over rows from the whole table."""
     rows = table.records[:: max(1, len(table) // _SEEN)]
-    return sum(len(_texts(record.values.get(name))) for record in rows) / len(rows)
+    return sum(len(texts_of(record.values.get(name))) for record in rows) / len(rows)
 
 
-def _texts(value: Any) -> str:
+def texts_of(value: Any) -> str:
     """A text, or all texts in a list or an object, one behind another; nothing for numbers alone."""
     if isinstance(value, str):
         return value
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-    return " ".join(text for one in inner if (text := _texts(one)))
+    return " ".join(text for one in inner if (text := texts_of(one)))
 
 
 def said(value: Any) -> str:
     """A value as a text that equal values share: without case, width and spaces; of lists and objects the texts."""
-    text = _texts(value) or ("" if value in (None, "") else json.dumps(value, sort_keys=True, default=str))
+    text = texts_of(value) or ("" if value in (None, "") else json.dumps(value, sort_keys=True, default=str))
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 

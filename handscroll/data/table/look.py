@@ -2,13 +2,15 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from handscroll.data.personal import counted, find
 from handscroll.data.survey.shingles import NEAR
-from handscroll.data.table.duplicates import alike, said
-from handscroll.data.table.table import Record, Table
+from handscroll.data.table.duplicates import alike, said, texts_of
+from handscroll.data.table.table import FIRST, Record, Table
 
 WIDTH = 100  # characters of a value that are shown
 FEW = 30  # different values of a column that may be labels
@@ -93,3 +95,16 @@ def copies_line(table: Table, column: str, near: float | None = NEAR) -> str:
     return line + "".join(
         f"\n  {one.place} repeats {other.place}: {short(one.get(column), 60)}" for one, other in shown
     )
+
+
+def personal_line(table: Table, regions: Sequence[str]) -> str:
+    """How many rows hold what has the form of personal data, and of which kinds by column, in one line."""
+    kinds, rows = dict[str, Counter[str]](), list[Record]()
+    for record in table:
+        here = {name: find(texts_of(value) or str(value), regions) for name, value in record.values.items()}
+        for name, found in here.items():
+            kinds.setdefault(name, Counter()).update(one.kind for one in found)
+        rows += [record] if any(here.values()) else []
+    by = "".join(f"; '{name}': {counted(found)}" for name, found in kinds.items() if found)
+    places = ", ".join(one.place for one in rows[:FIRST]) + ", ..." * (len(rows) > FIRST)
+    return f"personal data: {len(rows):,} rows" + f" ({places})" * bool(rows) + by

@@ -1,0 +1,117 @@
+"""Personal data is found in made sentences of both languages, and not in what only looks like it."""
+
+import random
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+from typer.testing import CliRunner
+
+from handscroll.base.errors import ConfigError
+from handscroll.cli.main import app
+from handscroll.data.personal import find, masked
+from handscroll.data.table.clean import Cleaning, clean
+from handscroll.data.table.table import Table
+
+SAID = {
+    "en": ("Please write to {} today.", "My number is {}, call me.", "({})", "id={};", "It was {}."),
+    "zh": ("我的号码是{}，请记下。", "请联系{}。", "登记为{}的用户", "【{}】", "编号：{}"),
+}
+PASSPORT = ("passport: {}", "护照号{}", "Her passport number is {}.")
+
+
+def american(draw: random.Random) -> str:
+    area, middle, last = draw.choice((212, 415, 312, 617, 206, 305)), draw.randint(220, 899), draw.randint(0, 9999)
+    return draw.choice(("({}) {}-{:04}", "{}-{}-{:04}", "+1 {} {} {:04}", "{}.{}.{:04}")).format(area, middle, last)
+
+
+@pytest.mark.promise("R36")
+def test_ten_kinds_in_sentences_of_both_languages():
+    """Faker makes the values; it knows nothing of the libraries that check them here."""
+    from faker import Faker
+
+    Faker.seed(0)
+    draw, en, zh, gb, de = random.Random(0), Faker("en_US"), Faker("zh_CN"), Faker("en_GB"), Faker("de_DE")
+    makers = {
+        "email": (en.email, zh.email, en.company_email),
+        "phone": (zh.phone_number, lambda: american(draw)),
+        "identity": (zh.ssn,),
+        "ssn": (en.ssn,),
+        "iban": (gb.iban, de.iban),
+        "card": (en.credit_card_number,),
+        "ip": (en.ipv4, en.ipv6),
+        "mac": (en.mac_address,),
+        "plate": (zh.license_plate,),
+        "passport": (en.passport_number,),
+    }
+    right, made, wrong = Counter[str](), Counter[str](), Counter[str]()
+    for _ in range(2000):
+        kind = draw.choice(list(makers))
+        value = draw.choice(makers[kind])()
+        frame = draw.choice(PASSPORT if kind == "passport" else SAID[draw.choice(("en", "zh"))])
+        found, at = find(frame.format(value)), frame.index("{}")
+        hit = [one for one in found if one.kind == kind and one.start <= at and one.end >= at + len(value)]
+        made[kind] += 1
+        right[kind] += bool(hit)
+        wrong.update(one.kind for one in found if one not in hit)
+    recall, precision = right.total() / made.total(), right.total() / (right.total() + wrong.total())
+    assert min(made.values()) > 100
+    assert recall >= 0.99 and 5 * precision * recall / (4 * precision + recall) >= 0.95, (made - right, wrong)
+    assert min(right[kind] / made[kind] for kind in makers) > 0.95
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Order 4111111111111112 of 2026-11-29, 12:30:05, version 1.2.3, pi is 3.14159265358979.",  # wrong check digit
+        "ISBN 978-0-306-40615-7, DOI 10.1000/182, 11010519491231002Y, 110105194912310021",
+        "std::vector a::b, [1:2:3], 256.1.1.1, 1.2.3.4.5, 127.0.0.1, ::",
+        "name@localhost, @someone, a@b, 000-12-3456, 666-12-3456",
+        "A12345678 and 123456789 without the word; 京城A级 is no plate",
+        "一九四九年十月一日，1949年10月1日，共12345678人",
+    ],
+)
+def test_what_only_looks_like_it_stays(text):
+    assert find(text) == []
+
+
+def test_full_width_characters_and_long_texts():
+    assert [one.kind for one in find("电话１３８１２３４５６７８，信箱ａ＠ｂ．ｃｎ")] == ["phone", "email"]
+    noise = "call 12345 or 1-2-3; " * 5000  # more attempts than the library's own limit lets it make
+    (found,) = find(noise + "(415) 555-2671")
+    assert found.start == len(noise)
+    assert masked("call (4155552671 now", find("call (4155552671 now")) == "call ([phone] now"
+
+
+def test_no_two_overlap_and_masking_leaves_nothing():
+    text = "京A12345，11010519491231002X，a@b.cn，62 2202 0012 3456 7895，GB33BUKB20201555555555，+49 30 901820"
+    found = find(text)
+    assert all(one.end <= other.start for one, other in pairwise(found))
+    assert masked(text, found) == "[plate]，[identity]，[email]，62 2202 0012 3456 7895，[iban]，[phone]"
+    assert find(masked(text, found)) == []
+
+
+def test_regions_are_asked_for():
+    assert find("0171 1234567", ("DE",)) and not find("0171 1234567")
+    with pytest.raises(ConfigError, match="region 'Germany': give two letters"):
+        find("x", ("Germany",))
+
+
+def test_conversations_are_masked_and_counted():
+    said = [{"role": "user", "content": "call 13812345678"}, {"role": "assistant", "content": "a@b.cn, a@c.cn"}]
+    table = clean(Table.of([{"messages": said}, {"messages": said[:0]}]), ["messages"], Cleaning(personal=True))
+    first, second = (record.values["messages"] for record in table)
+    assert [turn["content"] for turn in first] == ["call [phone]", "[email], [email]"] and second == []
+    assert table.account.repaired[0].count == 1
+    assert "masked: 2 email, 1 phone; names and addresses of people are not found" in str(table.account)
+
+
+def test_the_command_counts_and_masks(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("text,contact\nhello there,13812345678\nwrite to a@b.cn,\n")
+    shown = CliRunner().invoke(app, ["data", "look", str(path), "--personal"], catch_exceptions=False).output
+    assert "personal data: 2 rows" in shown and "'text': 1 email; 'contact': 1 phone" in " ".join(shown.split())
+    command = ["data", "clean", str(path), "--text", "text", "--text", "contact", "--personal"]
+    CliRunner().invoke(app, [*command, "--out", str(tmp_path / "new.jsonl")], catch_exceptions=False)
+    written = (tmp_path / "new.jsonl").read_text()
+    assert "[phone]" in written and "write to [email]" in written and "138" not in written
