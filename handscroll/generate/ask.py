@@ -10,8 +10,9 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from handscroll.base.errors import ConfigError
+from handscroll.cache.reading.about import About
 from handscroll.cache.reading.reading import Document
-from handscroll.cache.reading.store import About, Store
+from handscroll.cache.reading.store import Store
 from handscroll.generate.admission import afford_request, identity_of, keep_within
 from handscroll.generate.chat import Rendered, Speaker, answered
 from handscroll.generate.continuation import streamed

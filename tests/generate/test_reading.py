@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from handscroll.base.errors import CapacityError, CheckpointError, ConfigError, DataError
-from handscroll.cache.reading import store as module
+from handscroll.cache.reading import files
 from handscroll.cache.reading.store import Store
 from handscroll.cli.main import app
 from handscroll.generate.sample import Sampling
@@ -343,7 +343,7 @@ def test_a_kill_while_saving_leaves_no_half_reading(lm, store, monkeypatch):
     def stops(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "write_chunks", stops)
+    monkeypatch.setattr(files, "write_chunks", stops)
     with pytest.raises(CheckpointError, match="No space left"):
         lm.read(TEXT, store, "code")
     assert list(store.parts()) == [] and store.names() == {}

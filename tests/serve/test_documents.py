@@ -4,6 +4,7 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import handscroll
@@ -184,6 +185,23 @@ def test_after_delete_no_byte_is_left(keyed):
     assert not [file for file in store.rglob("*") if number in str(file)]
     assert keyed.http.get(f"/v1/documents/{number}").status_code == 404
     assert keyed.http.delete(f"/v1/documents/{number}").status_code == 404
+
+
+def test_after_delete_no_token_is_left_though_another_document_begins_alike(keyed):
+    rest = "Nothing of this part stands in the other document: nine old keys lie under the seventh stone."
+    first = uploaded(keyed, "old.txt", f"{BOOK}{rest}".encode())["id"]
+    second = uploaded(keyed, "new.txt", f"{BOOK}And this part is new.".encode())["id"]
+    want = ask(keyed, second, "What is the word?")["choices"]
+    ids = keyed.serving.models.find("tiny").loaded.encode(rest, special=False)[5:25]
+    wanted, store = np.array(ids, dtype=np.int32).tobytes(), keyed.serving.settings.store
+
+    def holding():
+        return [file for file in store.rglob("*") if file.is_file() and wanted in file.read_bytes()]
+
+    assert holding()
+    assert keyed.http.delete(f"/v1/documents/{first}").json()["deleted"] is True
+    assert not holding()
+    assert ask(keyed, second, "What is the word?")["choices"] == want
 
 
 def test_a_reading_that_is_deleted_on_the_way_stops_and_leaves_nothing(keyed, monkeypatch):

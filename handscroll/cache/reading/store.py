@@ -4,10 +4,12 @@
     root/<owner>/names/<name>.json the part that a name stands for; <name>.txt: the document, if a chat template is
                                    around it
     root/<owner>/used/<number>     when it was last used (the file's time)
+    root/<owner>/cut/<number>      the part that holds what is left of it
 
 A part's number is the SHA-256 of its owner, the model's identity and its tokens, so the same text is stored once. A
-part that continues another one names it and holds only its own tokens. Owners never see each other's parts, so that
-nobody learns from a fast answer what another owner has read.
+part that continues another one names it and holds only its own tokens. If the text of a part is forgotten, and another
+one continues its beginning, a shorter part takes its place: nothing is left that only the forgotten text had. Owners
+never see each other's parts, so that nobody learns from a fast answer what another owner has read.
 """
 
 import hashlib
@@ -17,9 +19,9 @@ import os
 import re
 import shutil
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,59 +31,17 @@ from filelock import FileLock
 from torch import Tensor
 
 from handscroll.base.errors import CapacityError, CheckpointError, ConfigError, DataError, nearest
-from handscroll.base.runs import MANIFEST, Entry, verify_folder, write_chunks, write_file, write_folder
+from handscroll.base.runs import MANIFEST, verify_folder, write_file, write_folder
 from handscroll.cache.buffered import Buffered
+from handscroll.cache.reading.about import About
+from handscroll.cache.reading.files import files_of, joined, later
 from handscroll.cache.reading.identity import Identity
-from handscroll.cache.reading.reading import LAYER, Document, Part, Reading, mapped
+from handscroll.cache.reading.reading import Document, Part, Reading, mapped
 
 LIMIT = 20 << 30  # bytes of all readings of an owner
 _log = logging.getLogger("handscroll.readings")
 SHARED = 64  # tokens that a text must share with another to continue from it
 NAME = re.compile(r"[\w][\w.-]{0,99}")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-
-
-@dataclass(frozen=True)
-class About:
-    """The description of a part. It comes after `first` tokens, which are those of `parent` ("" if it begins a text).
-
-    For a layer with a window it keeps the last window - 1 + `rewind` tokens before its end.
-    """
-
-    number: str
-    identity: Identity
-    first: int
-    length: int
-    parent: str
-    windows: tuple[int | None, ...]  # one per layer
-    rewind: int
-    kv_heads: int
-    head_size: int
-    source: str
-    adapters: tuple[str, ...] = ()  # that the model had
-
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """The number of tokens that it keeps of each layer."""
-        own = self.length - self.first
-        return tuple(own if w is None else min(self.length, w - 1 + self.rewind) for w in self.windows)
-
-    @property
-    def nbytes(self) -> int:
-        each = self.head_size * self.kept.itemsize + (4 if self.kept == torch.int8 else 0)
-        return 2 * self.kv_heads * sum(self.counts) * each
-
-    def reached(self, length: int) -> int | None:
-        """How many of the first `length` tokens a text can continue from with this part's windows; None: none."""
-        wanted = min(length, self.length)
-        windowed = [(w, count) for w, count in zip(self.windows, self.counts, strict=True) if w is not None]
-        able = all(self.length - count <= max(0, wanted - w + 1) for w, count in windowed)
-        return wanted if able else None
-
-    @property
-    def kept(self) -> torch.dtype:
-        """The dtype in which keys and values are kept."""
-        return torch.int8 if self.identity.policy == "int8" else DTYPES[self.identity.kept or self.identity.dtype]
 
 
 class Store:
@@ -91,7 +51,7 @@ class Store:
         root = Path(root) if root is not None else default_root()
         self.owner, self.limit = owner, limit
         self.folder = root / hashlib.sha256(f"owner {owner}".encode()).hexdigest()[:16]
-        for name in ("parts", "names", "used"):
+        for name in ("parts", "names", "used", "cut"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
 
     def find(self, identity: Identity, tokens: Tensor) -> Reading | None:
@@ -145,11 +105,11 @@ class Store:
         with self._lock():
             self._sweep()
             if after and (there := self._there(after)):
-                state = _later(state, about.windows, there.length - about.first)
+                state = later(state, about.windows, there.length - about.first)
                 return self._publish(replace(about, first=there.length, parent=after), tokens, state)
             parent = "" if before is None else self._parent(before)
             if before is not None and not parent:  # it was evicted while the text was read: keep all tokens
-                about, state = replace(about, first=0), _joined(before, state, about.windows)
+                about, state = replace(about, first=0), joined(before, state, about.windows)
             return self._publish(replace(about, parent=parent), tokens, state)
 
     def _there(self, number: str) -> About | None:
@@ -187,16 +147,10 @@ class Store:
             with suppress(CheckpointError):
                 self.open(about.number)
                 return about.number
-            self._delete(about.number)  # damaged: it is written again
+            self._delete(about.number, about.number)  # damaged: it is written again
         self.afford(about.nbytes)
-        files: dict[str, Any] = {
-            "about.json": (json.dumps(asdict(about), indent=1, sort_keys=True) + "\n").encode(),
-            "tokens.bin": tokens.to(torch.int32).numpy().tobytes(),
-        }
-        for layer, columns in enumerate(state):
-            files[LAYER.format(layer)] = _writer(list(columns.values()))
         self._make_room(about.nbytes, keep=about.parent)
-        write_folder(folder, files, about.nbytes)
+        write_folder(folder, files_of(about, tokens, [tuple(columns.values()) for columns in state]), about.nbytes)
         self.touch(about.number)
         return about.number
 
@@ -256,6 +210,12 @@ class Store:
         if document is None:
             text.unlink(missing_ok=True)
 
+    def _stand(self, name: str, number: str, length: int) -> None:
+        """Let a name stand for another part; all else that it says stays."""
+        record = self.folder / "names" / f"{name}.json"
+        value = json.loads(record.read_text(encoding="utf-8")) | {"number": number, "length": length}
+        write_file(record, (json.dumps(value) + "\n").encode())
+
     def document(self, name: str) -> Document | None:
         """The document that was read under a name, if it was read within a chat template.
 
@@ -296,20 +256,61 @@ class Store:
         return found
 
     def forget(self, name: str) -> None:
-        """Remove a name, and its part if no other name stands for it and no other part continues it."""
+        """Remove a name, and of its part all that no other name stands for and no other part continues.
+
+        Raises:
+            ConfigError: there is no such name.
+            CheckpointError: the disk refused the shorter part that others need; `prune` tries it again.
+        """
         number, _ = self._look_up(name)
         with self._lock():
             (self.folder / "names" / f"{name}.json").unlink()
             (self.folder / "names" / f"{name}.txt").unlink(missing_ok=True)
             self._sweep()
-            while number and (self.folder / "parts" / number).exists():  # then the parts before it that nobody needs
-                if number in {other for other, _ in self.names().values()} or self._children(number):
-                    return
-                parent = ""
-                with suppress(CheckpointError):
-                    parent = self.about(number).parent
-                self._delete(number)
-                number = parent
+            self._release(number)
+
+    def _release(self, number: str) -> None:
+        """Reduce a part, and those before it, to what names and other parts need of them."""
+        while number and (self.folder / "parts" / number).exists():
+            parent, needed = "", self._needs().get(number, 0)
+            with suppress(CheckpointError):
+                parent = self._parent_of(self.about(number))
+            if needed:
+                self._reduce(number, needed)
+                return
+            self._delete(number)
+            number = parent
+
+    def _needs(self) -> dict[str, int]:
+        """By part: its first tokens that names stand for, or other parts continue."""
+        needs = dict[str, int]()
+        links = [(self._parent_of(about), about.first) for about in self.parts() if about.parent]
+        for number, length in (*self.names().values(), *links):
+            needs[number] = max(length, needs.get(number, 0))
+        return needs
+
+    def _reduce(self, number: str, length: int) -> None:
+        """Put a part with the first `length` tokens of a part into its place, for all that need them."""
+        try:
+            about = self.about(number)
+            if length >= about.length:
+                return
+            self.open(number)  # its hashes
+        except CheckpointError:  # it is damaged: nobody can use it
+            self._delete(number)
+            return
+        tokens = torch.from_numpy(self.tokens(number)[:length].astype(np.int64))
+        new = about.cut(self.number(about.identity, tokens), length)
+        part = Part(self.folder / "parts" / number, about.first, length, about.length - about.first, about.counts)
+        layers = mapped([part], about.windows, (about.kv_heads, about.head_size), about.kept)
+        columns = [(span.keys, span.values, *(span.scales or ())) for (span,) in layers]
+        if not (self.folder / "parts" / new.number).exists():
+            write_folder(self.folder / "parts" / new.number, files_of(new, tokens, columns), new.nbytes)
+        for name, (other, kept) in self.names().items():
+            if other == number:
+                self._stand(name, new.number, kept)
+        write_file(self.folder / "cut" / number, new.number.encode())
+        self._delete(number, new.number)
 
     def _look_up(self, name: str) -> tuple[str, int]:
         known = self.names()
@@ -348,17 +349,20 @@ class Store:
         return sum(self.about(one).nbytes for one in self._ancestors(number))
 
     def prune(self) -> int:
-        """Delete the parts that no named reading needs, such as those of readings never finished; returns the bytes."""
+        """Delete what no named reading needs, such as parts of readings never finished; returns the bytes."""
         with self._lock():
             self._sweep()
-            needed: set[str] = set()
+            before, needed = self.nbytes, set[str]()
             for number, _ in self.names().values():
                 with suppress(CheckpointError):
                     needed |= set(self._ancestors(number))
-            loose = [about for about in self.parts() if about.number not in needed]
-            for about in loose:
-                self._delete(about.number)
-        return sum(about.nbytes for about in loose)
+            for about in list(self.parts()):
+                if about.number not in needed:
+                    self._delete(about.number)
+            for number, length in self._needs().items():
+                if (self.folder / "parts" / number).exists():
+                    self._reduce(number, length)
+        return before - self.nbytes
 
     @property
     def nbytes(self) -> int:
@@ -378,22 +382,35 @@ class Store:
                 "the parts that the new reading continues: raise the limit"
             )
         while self.nbytes + size > self.limit:
-            loose = [about for about in self.parts() if about.number not in kept and not self._children(about.number)]
+            continued = {self._parent_of(about) for about in self.parts()}
+            loose = [about for about in self.parts() if about.number not in kept and about.number not in continued]
             self._delete(min(loose, key=lambda about: self._last_use(about.number)).number)
 
     def _last_use(self, number: str) -> float:
         path = self.folder / "used" / number
         return path.stat().st_mtime if path.exists() else 0.0
 
-    def _children(self, number: str) -> list[str]:
-        return [about.number for about in self.parts() if about.parent == number]
+    def _parent_of(self, about: About) -> str:
+        """The part that a part continues; of one that was cut, what is left of it, if that is enough."""
+        left = self._left(about.parent)
+        if left is None or left.length < about.first:
+            return about.parent
+        while left.first >= about.first:  # the text had come back, and was cut at another place
+            left = self.about(self._parent_of(left))
+        return left.number
+
+    def _left(self, number: str) -> About | None:
+        """The part that holds what is left of a part."""
+        with suppress(OSError, CheckpointError):
+            return self.about((self.folder / "cut" / number).read_text(encoding="ascii"))
+        return None
 
     def _parent(self, before: Reading) -> str:
         """The part that holds the last token of `before`; "" if one of its chain was evicted."""
         number = before.number
         try:
-            while self.about(number).first >= before.length:
-                number = self.about(number).parent
+            while (about := self.about(number)).first >= before.length:
+                number = self._parent_of(about)
             self._ancestors(number)
         except CheckpointError:
             return ""
@@ -413,11 +430,19 @@ class Store:
         found: list[str] = []
         while number:
             found.append(number)
-            number = self.about(number).parent
+            number = self._parent_of(self.about(number))
         return found
 
-    def _delete(self, number: str) -> None:
-        """Delete a part. It is renamed first, so that a killed process leaves no half part under its name."""
+    def _delete(self, number: str, instead: str = "") -> None:
+        """Delete a part, in whose place `instead` stands, or else the part before it.
+
+        It is renamed first, so that a killed process leaves no half part under its name.
+        """
+        with suppress(CheckpointError):
+            instead = instead or self._parent_of(self.about(number))
+        for path in (self.folder / "cut").iterdir():
+            if path.read_text(encoding="ascii") == number:
+                write_file(path, instead.encode()) if instead else path.unlink()
         path = self.folder / "parts" / number
         aside = path.with_name(f"{number}.tmp-{os.getpid()}-{os.urandom(4).hex()}")
         path.rename(aside)
@@ -456,26 +481,6 @@ def check_name(name: str) -> None:
         raise ConfigError(f"reading name {name!r}: use letters, digits, '.', '-' and '_', at most 100 of them")
 
 
-def _joined(before: Reading, state: list[dict[str, Tensor]], windows: Sequence[int | None]) -> list[dict[str, Tensor]]:
-    """The state with the earlier tokens of full layers before it, copied from the mapped files."""
-    found = []
-    for spans, columns, window in zip(before.spans, state, windows, strict=True):
-        if window is None:
-            parts = [(span.keys, span.values, *(span.scales or ())) for span in spans]
-            whole = (torch.cat(column, dim=2) for column in zip(*parts, columns.values(), strict=True))
-            columns = dict(zip(columns, whole, strict=True))
-        found.append(columns)
-    return found
-
-
-def _later(state: list[dict[str, Tensor]], windows: Sequence[int | None], first: int) -> list[dict[str, Tensor]]:
-    """The state without the first tokens of full layers; windowed layers keep their last tokens."""
-    return [
-        {name: column[:, :, first:] for name, column in columns.items()} if window is None else columns
-        for columns, window in zip(state, windows, strict=True)
-    ]
-
-
 def default_root() -> Path:
     """`$XDG_DATA_HOME/handscroll/readings`."""
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "handscroll" / "readings"
@@ -486,13 +491,3 @@ def _shared(a: np.ndarray, b: np.ndarray) -> int:
     length = min(len(a), len(b))
     differ = np.flatnonzero(a[:length] != b[:length])
     return int(differ[0]) if len(differ) else length
-
-
-def _writer(tensors: list[Tensor]):
-    """Writes one layer: keys, values and scales (1, K, S, ...) one after the other."""
-
-    def write(path: Path) -> Entry:
-        parts = [x[0].cpu().contiguous().view(-1).view(torch.uint8).numpy() for x in tensors]
-        return write_chunks(path, [part.data for part in parts])
-
-    return write

@@ -230,6 +230,7 @@ class Readings:
         store = self.store(entry.owner)
         for name in [name for name in store.names() if name.startswith(f"{entry.number}.")]:
             store.forget(name)
+        store.prune()  # what a server left that was killed while it forgot
 
     def _begun(self, served: Served, text: str) -> Opening:
         """The tokens that are read: in a user's turn, if the model has a template."""

@@ -1,0 +1,135 @@
+"""Forgetting takes all that only the forgotten text had, though others continue its beginning."""
+
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from handscroll.cache.reading import store as module
+from handscroll.cache.reading.store import Store
+from handscroll.lm import load
+from handscroll.models.llama import Llama
+from tests.generate.test_reading import reads
+
+
+@pytest.fixture
+def lm(tiny_folder):
+    """The tiny model; its positions may be used to 4,096 tokens."""
+    lm = load(tiny_folder)
+    positions = lm.model.config.positions.model_copy(update={"context": 4096})
+    lm.model.config = lm.model.config.model_copy(update={"positions": positions})
+    return lm
+
+
+@pytest.fixture
+def windowed(lm):
+    """The same model with a window of 50 tokens in every second layer."""
+    config = lm.model.config
+    windows = tuple(50 if number % 2 else None for number in range(config.layers))
+    model = Llama(config.model_copy(update={"windows": windows}))
+    model.load_state_dict(lm.model.state_dict())
+    lm.model = model.eval()
+    return lm
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "readings")
+
+
+def text(seed):
+    return np.random.default_rng(seed).integers(1, 500, 200).tolist()
+
+
+def holding(store, ids):
+    """The files of a store in which these ids stand one behind another."""
+    wanted = np.array(ids, dtype=np.int32).tobytes()
+    return [path.name for path in store.folder.rglob("*") if path.is_file() and wanted in path.read_bytes()]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_what_only_a_forgotten_text_had_is_gone_though_others_continue_its_beginning(lm, store, monkeypatch, again):
+    ids = text(0)
+    rest, secret = [7, 9] * 60, ids[150:200]
+    lm.read(ids[:200], store, "first")
+    lm.read(ids[:120], store, "short")  # a beginning of the first: nothing new is kept
+    other = lm.read([*ids[:140], *rest], store, "other")
+    assert [len(layer) for layer in other.spans] == [2] * len(other.spans) and holding(store, secret)
+    want = {name: lm.ask(name, "?", store, max_tokens=9) for name in ("short", "other")}
+    store.forget("first")
+    assert holding(store, secret) == []
+    assert sorted((about.first, about.length) for about in store.parts()) == [(0, 140), (140, 260)]
+    counted = reads(lm, monkeypatch)
+    assert {name: lm.ask(name, "?", store, max_tokens=9) for name in want} == want
+    assert sum(counted) < 100  # nothing is read again
+    if again:  # the same text comes back, and others go on from it
+        lm.read(ids[:200], store, "first")
+        lm.read([*ids[:180], *rest], store, "later")
+        assert {name: lm.ask(name, "?", store, max_tokens=9) for name in want} == want
+        store.forget("first")
+        assert holding(store, ids[180:200]) == [] and holding(store, secret[:20]) != []
+        assert lm.ask("later", "?", store, max_tokens=9) == lm.generate(
+            [*ids[:180], *rest, *lm.encode("\n\nQuestion: ?\nAnswer:", special=False)], max_tokens=9
+        )
+        store.forget("later")
+    store.forget("short")
+    assert lm.ask("other", "?", store, max_tokens=9) == want["other"]
+    store.forget("other")
+    assert store.nbytes == 0 and not [
+        path for path in store.folder.rglob("*") if path.is_file() and path.name != "lock"
+    ]
+
+
+def test_a_kill_while_a_text_is_forgotten(lm, store, monkeypatch):
+    """Wherever it stops, others keep their readings, and `prune` ends it."""
+    ids = text(0)
+    for stop in range(1, 9):
+        lm.read(ids[:200], store, "first")
+        lm.read([*ids[:140], *[7, 9] * 60], store, "other")
+        lm.read([*ids[:100], *[8, 6] * 60], store, "third")
+        want = {name: lm.ask(name, "?", store, max_tokens=5) for name in ("other", "third")}
+        left = [stop]
+
+        def dying(work, left=left):
+            def done(*arguments, **named):
+                left[0] -= 1
+                if not left[0]:
+                    raise SystemExit
+                return work(*arguments, **named)
+
+            return done
+
+        with monkeypatch.context() as patch, suppress(SystemExit):
+            for name in ("write_folder", "write_file"):
+                patch.setattr(module, name, dying(getattr(module, name)))
+            for name in ("unlink", "rename"):
+                patch.setattr(Path, name, dying(getattr(Path, name)))
+            store.forget("first")
+        if "first" in store.names():
+            store.forget("first")
+        store.prune()
+        assert holding(store, ids[150:200]) == []
+        assert {name: lm.ask(name, "?", store, max_tokens=5) for name in want} == want
+        for name in store.names():
+            store.forget(name)
+        store.prune()
+        assert store.nbytes == 0
+
+
+@pytest.mark.parametrize("policy", ["full", "int8"])
+def test_windowed_layers_are_cut_with_the_others(windowed, store, policy):
+    """Their part holds a few tokens more than a window, so that another text can end the shared beginning there."""
+    ids = text(0)
+    windowed.read(ids, store, "first", policy=policy)
+    (about,) = (one for one in store.parts() if one.length == len(ids))
+    assert about.rewind > 2
+    other = [*ids[:-2], *[7, 9] * 20]
+    windowed.read(other, store, "other", policy=policy)
+    want = windowed.ask("other", "?", store, max_tokens=9)
+    store.forget("first")
+    assert holding(store, ids[-3:]) == [] and {one.length for one in store.parts()} >= {198, 238}
+    assert windowed.ask("other", "?", store, max_tokens=9) == want
+    fresh = Store(store.folder / "fresh")
+    windowed.read(other, fresh, "other", policy=policy)
+    assert windowed.ask("other", "?", fresh, max_tokens=9) == want
