@@ -120,6 +120,8 @@ def _changed(task: Task, table: Table, data: TaskData, seed: int) -> Table:
         by = task.by(table, data.columns)
         if by is None:
             raise ConfigError(f"data.balance is for rows with labels, and task '{task.name}' has none here")
+        if by.holds == "labels":
+            raise ConfigError("data.balance is for rows of one label each: with several = true leave it out")
         table = balance(table, by.name, data.balance, seed)
     return table
 

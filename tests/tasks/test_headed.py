@@ -155,6 +155,15 @@ def test_training_rows_are_balanced_and_made_counted_and_never_scored(tmp_path):
         recipe(tmp_path, data, augment={"way": "replace"})
 
 
+def test_rows_of_several_labels_are_not_balanced(tmp_path):
+    """`often; rare` in a cell would be taken as one label."""
+    data = tmp_path / "train.csv"
+    data.write_text("text,label\n" + "".join(f"w{n},often; rare\nw{n + 50},often\n" for n in range(20)))
+    given = recipe(tiny(tmp_path / "bert"), data, {"epochs": 1}, {"several": True}, balance="over")
+    with pytest.raises(ConfigError, match="data.balance is for rows of one label each"):
+        finetune(given, tmp_path / "run")
+
+
 def test_gaps_are_filled_with_words_by_a_masked_model(tmp_path):
     settings = TokenizerConfig(vocab=275, special=("[PAD]", "[CLS]", "[SEP]", "[MASK]"))
     tokenizer = train_tokenizer(["the cat sat on the mat and the dog ran"] * 3, settings)
