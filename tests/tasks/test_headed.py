@@ -160,7 +160,7 @@ def test_rows_of_several_labels_are_not_balanced(tmp_path):
     data = tmp_path / "train.csv"
     data.write_text("text,label\n" + "".join(f"w{n},often; rare\nw{n + 50},often\n" for n in range(20)))
     given = recipe(tiny(tmp_path / "bert"), data, {"epochs": 1}, {"several": True}, balance="over")
-    with pytest.raises(ConfigError, match="data.balance is for rows of one label each"):
+    with pytest.raises(ConfigError, match=r"data\.balance is for rows of one label each"):
         finetune(given, tmp_path / "run")
 
 
