@@ -5,6 +5,7 @@ vocabulary of 150,000 tokens; this module takes 0.1 s (2026-11). `docs/gguf.md` 
 format.
 """
 
+import json
 import math
 import mmap
 import re
@@ -60,6 +61,20 @@ class GGUF:
         if not isinstance(name, str):
             raise CheckpointError(f"{self.path} has no key 'general.architecture', so it is not a model")
         return name
+
+    def table(self, key: str) -> dict[str, Any]:
+        """The JSON object in a text of the metadata; an empty one where there is none.
+
+        Raises:
+            CheckpointError: it is something else.
+        """
+        try:
+            found = json.loads(self.metadata.get(key, "{}"))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise CheckpointError(f"{self.path}: '{key}' is not valid JSON ({error}); export the model again") from None
+        if not isinstance(found, dict):
+            raise CheckpointError(f"{self.path}: '{key}' holds a {type(found).__name__}, not an object")
+        return found
 
 
 def is_gguf(path: Path) -> bool:

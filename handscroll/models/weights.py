@@ -468,7 +468,7 @@ def _write_shards(shards: list[dict[str, Tensor]], folder: Path) -> None:
 def read_provenance(source: Path) -> dict[str, Any]:
     """The record of how a checkpoint was made here: `handscroll.json`, or a key of a GGUF file."""
     if is_gguf(source):
-        return json.loads(read_gguf(source).metadata.get(PROVENANCE_KEY, "{}"))
+        return read_gguf(source).table(PROVENANCE_KEY)
     path = source / PROVENANCE
     return read_json(path) if path.exists() else {}
 

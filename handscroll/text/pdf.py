@@ -112,7 +112,8 @@ def _worker(file: Path, pages: Sequence[str]) -> Iterator[IO[bytes]]:
                 raise DataError(f"{file}: the file is empty; remove it from the list or fill it")
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror or error}); check its permissions") from None
-    command = [sys.executable, "-m", pdf_worker.__name__, str(file.resolve()), *pages]
+    # -P: not from the folder where the user stands, which may hold a stranger's modules.
+    command = [sys.executable, "-P", "-m", pdf_worker.__name__, str(file.resolve()), *pages]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         try:

@@ -7,6 +7,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from handscroll.base.errors import CheckpointError
+from handscroll.base.errors import CheckpointError, HandscrollError
 from handscroll.base.runs import STEP_NAME, Entry, commit_checkpoint, verify_folder, write_chunks
 
 _FORMAT = 1
@@ -78,15 +79,33 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
     if not isinstance(outer, dict) or outer.get("format") != _FORMAT:
         raise CheckpointError(f"{folder}/state.json is not of format {_FORMAT}; use the version that wrote it")
     named = STEP_NAME.fullmatch(folder.name)
-    if named and int(named[1]) != outer["step"]:
-        # The manifest cannot detect this: a complete folder of an older step agrees with its own manifest.
+    with as_saved(folder):
+        if named and int(named[1]) != outer["step"]:
+            # The manifest cannot detect this: a complete folder of an older step agrees with its own manifest.
+            raise CheckpointError(
+                f"{folder} holds step {outer['step']}: a folder was copied or renamed; remove or rename it"
+            )
+        for stem, aliases in outer["tied"].items():
+            for alias, name in aliases.items():
+                tensors[stem][alias] = tensors[stem][name]
+        return tensors, outer["state"]
+
+
+@contextmanager
+def as_saved(folder: Path) -> Iterator[None]:
+    """Inside, a checkpoint is taken for what was saved; a stranger's may hold something else under a true manifest.
+
+    Raises:
+        CheckpointError: it holds something else.
+    """
+    try:
+        yield
+    except (HandscrollError, torch.OutOfMemoryError):
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError, RuntimeError) as error:
         raise CheckpointError(
-            f"{folder} holds step {outer['step']}: a folder was copied or renamed; remove or rename it"
-        )
-    for stem, aliases in outer["tied"].items():
-        for alias, name in aliases.items():
-            tensors[stem][alias] = tensors[stem][name]
-    return tensors, outer["state"]
+            f"{folder} does not hold what a run saves ({type(error).__name__}: {error}); use another checkpoint"
+        ) from error
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -16,10 +16,12 @@ from handscroll.base.config import Config
 from handscroll.base.errors import CheckpointError, ConfigError
 from handscroll.base.runs import latest_checkpoint, write_file
 from handscroll.models.model import Decoder
+from handscroll.models.weights import read_json
 from handscroll.nn.adapted import Update
 from handscroll.nn.noise import Noise
 from handscroll.nn.quantised import quantised
 from handscroll.train.checkpoint import (
+    as_saved,
     load_checkpoint,
     optimizer_tensors,
     restore_optimizer,
@@ -198,6 +200,11 @@ class Run:
         if folder is None:
             return None
         tensors, state = load_checkpoint(folder)
+        with as_saved(folder):
+            self._take(folder, tensors, state)
+        return state
+
+    def _take(self, folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
         with torch.no_grad():
             for name, parameter in self._trainable():
                 if name not in tensors["model"] or tensors["model"][name].shape != parameter.shape:
@@ -216,7 +223,6 @@ class Run:
             self.step.strategy.restore(tensors.get("memory", {}), self.model.device)
         self.guard = SpikeGuard.from_state(self.spike, state.get("spike", []))
         restore_rng(state["rng"])
-        return state
 
 
 @contextmanager
@@ -260,7 +266,7 @@ def write_recipe(folder: Path, resolved: dict[str, Any]) -> None:
     path = folder / "recipe.json"
     text = json.dumps(resolved, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path)
         changed = sorted(key for key in {*before, *resolved} if before.get(key) != json.loads(text).get(key))
         if changed:
             raise CheckpointError(

@@ -103,7 +103,11 @@ def _saved(here: Path) -> list[Path]:
             f"{here}: the saved data set keeps the order of its rows in an index, which is not read; call its "
             "flatten_indices() and save it again"
         )
-    files = [here / str(one.get("filename")) for one in state.get("_data_files") or []]
+    names = [str(one.get("filename")) for one in state.get("_data_files") or []]
+    for name in names:
+        if Path(name).name != name or Path(name).suffix != ".arrow":
+            raise DataError(f"{here}: state.json names '{name}', which is no .arrow file of this folder; save it again")
+    files = [here / name for name in names]
     missing = next((file for file in files if not file.is_file()), None)
     if not files or missing is not None:
         raise DataError(
@@ -115,7 +119,7 @@ def _saved(here: Path) -> list[Path]:
 def _json(file: Path) -> dict:
     try:
         found = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: cannot be read ({error}); save the data set again") from None
     if not isinstance(found, dict):
         raise DataError(f"{file} does not hold a JSON object; save the data set again")

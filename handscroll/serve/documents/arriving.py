@@ -60,7 +60,8 @@ def _written(draft: Path, stream: BinaryIO) -> tuple[int, str]:
 def _extracted(draft: Path, name: str, limits: Limits) -> tuple[Document, list[str]]:
     """The document in a file, and what was left out of it."""
     seconds = int(max(1, limits.extract_seconds))
-    command = [sys.executable, "-m", extract.__name__, str(draft), str(seconds)]
+    # -P: no module of the folder where the server was started.
+    command = [sys.executable, "-P", "-m", extract.__name__, str(draft), str(seconds)]
     try:
         done = subprocess.run(command, capture_output=True, timeout=seconds + 10, check=False)
     except subprocess.TimeoutExpired:

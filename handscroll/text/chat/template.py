@@ -1,24 +1,19 @@
 """`ChatTemplate`: the Jinja template of a model turns messages into one text, in a sandbox, as `transformers` does it.
 
-A template comes with a checkpoint, so it is code of a stranger. It runs in Jinja's sandbox over plain copies of the
-messages: it can read them, write text and refuse them, and nothing else.
+A template comes with a checkpoint, so it is code of a stranger. It runs in a sandbox (`sandbox.py`) over plain copies
+of the messages: it can read them, write text and refuse them, and nothing else.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import lru_cache
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from handscroll.base.errors import ConfigError, DataError, nearest
+from handscroll.text.chat.sandbox import BOUNDS, MOST, Bounds, Refusal, compiled
 
 DEFAULT, TOOLS = "default", "tool_use"  # the names of the usual template, and of the one for messages with tools
-MOST = 1 << 26  # characters that a template may write, and the longest text or list that it may multiply
 # What wrong messages or a wrong template raise while a template is compiled or rendered.
 _FAULTS = (
     jinja2.TemplateError,
@@ -36,7 +31,8 @@ _FAULTS = (
 class ChatTemplate:
     """A chat template with the special tokens that it may name (`bos_token`, `eos_token`, ...).
 
-    Limits: the sandbox bounds what a template can reach and how much it writes, not how long it takes.
+    Limits: the sandbox bounds what a template can reach, how long it takes and how much it writes. Between its steps a
+    single operation on a long text or list goes on to its end, which may take some seconds.
     """
 
     def __init__(self, source: str, tokens: Mapping[str, str] | None = None):
@@ -62,15 +58,16 @@ class ChatTemplate:
         moment = now or datetime.now()
         given = {"tools": None, "documents": None, **self.tokens, **(variables or {})}
         given |= {"messages": list(messages), "add_generation_prompt": answer, "strftime_now": moment.strftime}
+        given[BOUNDS] = Bounds()
         written: list[str] = []
         room = MOST
         try:
-            for piece in _compiled(self.source).generate(**given):
+            for piece in compiled(self.source).generate(**given):
                 written.append(piece)
                 room -= len(piece)
                 if room < 0:
                     raise jinja2.exceptions.SecurityError(f"it writes more than {MOST:,} characters")
-        except _Refusal as error:
+        except Refusal as error:
             raise DataError(f"the model's chat template refuses these messages: {error.message}") from None
         except _FAULTS as error:
             raise ConfigError(
@@ -119,73 +116,3 @@ def named_templates(settings: Mapping[str, Any]) -> dict[str, str]:
 
 def _listed(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(one, Mapping) for one in value)
-
-
-class _Refusal(jinja2.TemplateError):
-    """`raise_exception` of a template."""
-
-
-class _Generation(Extension):
-    """`{% generation %}` ... `{% endgeneration %}`: marks what the assistant wrote, and writes it."""
-
-    tags = {"generation"}  # noqa: RUF012  (the library declares it so)
-
-    def parse(self, parser: Any) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_written"), [], [], body).set_lineno(line)
-
-    def _written(self, caller: Any) -> str:
-        return caller()
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, which also refuses products and powers that would fill the memory."""
-
-    intercepted_binops = frozenset({"*", "**"})
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        texts = [side for side in (left, right) if isinstance(side, str | list | tuple)]
-        sizes = [len(side) if side in texts else abs(side) for side in (left, right)]
-        if (operator == "**" and sizes[1] > 64) or (texts and sizes[0] * sizes[1] > MOST):
-            raise jinja2.exceptions.SecurityError(f"{sizes[0]} {operator} {sizes[1]} is too large")
-        return super().call_binop(context, operator, left, right)
-
-
-class _Namespace(jinja2.utils.Namespace):
-    """A namespace without names that begin with an underscore: they lead out of the sandbox."""
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        if str(name).startswith("_"):
-            raise jinja2.exceptions.SecurityError(f"a namespace cannot hold '{name}'")
-        super().__setitem__(name, value)
-
-
-def _namespace(*args: Any, **kwargs: Any) -> _Namespace:
-    made = _Namespace()
-    for name, value in dict(*args, **kwargs).items():
-        made[name] = value
-    return made
-
-
-def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
-    return dict(*args, **kwargs)
-
-
-def _refuse(message: str) -> None:
-    raise _Refusal(str(message))
-
-
-def _json(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-) -> str:
-    """JSON as models were trained with it: Jinja's own filter writes `<` as `\\u003c` for web pages."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-@lru_cache(maxsize=16)
-def _compiled(source: str) -> jinja2.Template:
-    made = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"])
-    made.filters["tojson"] = _json
-    made.globals.update(raise_exception=_refuse, namespace=_namespace, dict=_dict)
-    return made.from_string(source)
