@@ -215,15 +215,20 @@ def _tuned(name: str, source: str, folder: Path, tests: Sequence[Example]) -> Se
 
 
 class _Keeper:
-    """Scores what a system says, prints it and keeps it."""
+    """Scores what a system says, prints it and keeps both; what a system said in an earlier run is not asked again."""
 
     def __init__(self, task: Generative, tests: Sequence[Example], path: Path):
         self._task, self._tests, self._path = task, tests, path
 
     def __call__(self, system: str, made: Callable[[], Sequence[Prediction]]) -> Sequence[Prediction]:
-        begun = monotonic()
+        said, begun = self._path.with_name(f"{self._path.stem}.{system.replace(' ', '-')}.jsonl"), monotonic()
+        lines = list(_lines(said)) if said.exists() else []
+        if len(lines) == len(self._tests):
+            _say(f"{system:12} of an earlier run ({said})")
+            return [Prediction(one["output"], more=one["more"]) for one in lines]
         found = made()
         seconds = monotonic() - begun
+        _write(said, [{"output": one.output, "more": dict(one.more)} for one in found])
         for metric, one in self._task.score(self._tests, found).items():
             _say(f"{system:12} {metric:16} {one}  ({seconds:.0f} s)")
             self._append({"system": system, "metric": metric, "seconds": round(seconds, 1), **_values(one)})
