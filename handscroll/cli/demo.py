@@ -1,9 +1,12 @@
 """`handscroll demo`: a guided tour with the bundled model and text, or with the user's own."""
 
 import json
+import os
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from shutil import which
 from typing import Annotated
 
 import typer
@@ -55,10 +58,12 @@ def demo(
     seconds = time.monotonic() - started
     screen().print(f"\nreport   {page}\nmodel    {out / 'model'}  (an ordinary Hugging Face folder)", markup=False)
     screen().print(f"took     {seconds:.0f} s", markup=False)
+    command = "handscroll" if which("handscroll") else os.path.relpath(sys.argv[0])
     screen().print(
-        f"next     handscroll generate {out / 'model'} --prompt 'def read(' --max-tokens 60\n"
-        f"         handscroll evaluate perplexity {out / 'model'} FILES --length {goal}\n"
-        "         handscroll demo --model YOUR_MODEL --text YOUR_FILES",
+        f"next     {command} generate {out / 'model'} --prompt 'def read(' --max-tokens 60\n"
+        f"         {command} evaluate perplexity {out / 'model'} FILES --length {goal}\n"
+        f"         {command} demo --model YOUR_MODEL --text YOUR_FILES\n"
+        f"         {command} serve YOUR_MODEL    (a folder or a GGUF file; a page to read documents and ask them)",
         markup=False,
     )
 

@@ -31,7 +31,9 @@ from handscroll.cli.options import (
 )
 from handscroll.cli.screen import bar, error_screen, screen, table
 
-StoreOption = Annotated[Path | None, typer.Option("--store", help="Folder of the readings. [your data folder]")]
+StoreOption = Annotated[
+    Path | None, typer.Option("--store", help="Folder of the readings. [~/.local/share/handscroll]")
+]
 OwnerOption = Annotated[str, typer.Option(help="Owner of the readings; owners never see each other's.")]
 
 

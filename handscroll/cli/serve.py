@@ -29,7 +29,9 @@ def serve(
     memory: Annotated[
         float | None, typer.Option(help="GB of keys and values of each decoder. [two whole contexts, if free]")
     ] = None,
-    store: Annotated[Path | None, typer.Option(help="Folder of documents and readings. [your data folder]")] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="Folder of what is kept. [~/.local/share/handscroll/serve]")
+    ] = None,
     keys: Annotated[Path | None, typer.Option(help="File of keys (TOML, hashes only).")] = None,
     make_key: Annotated[str, typer.Option(help="Add a key for this owner to --keys, show it once, and end.")] = "",
     allow_host: Annotated[list[str] | None, typer.Option(help="Accept this host name too; repeatable.")] = None,

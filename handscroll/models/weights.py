@@ -45,10 +45,8 @@ HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
 
 
-def locate(source: str | Path) -> Path:
-    """The path of a checkpoint: a local folder, a GGUF file (given, or alone in its folder), or a downloaded hub id.
-
-    Only safetensors and JSON are downloaded, no code and no pickle.
+def here(source: str | Path) -> Path | None:
+    """The path of a local checkpoint: a folder, or a GGUF file (given, or alone in its folder); None for a hub id.
 
     Raises:
         CheckpointError: `source` is none of these.
@@ -61,8 +59,23 @@ def locate(source: str | Path) -> Path:
         return path
     if path.exists():
         raise CheckpointError(f"{path} is a file; give the checkpoint folder that holds config.json, or a GGUF file")
+    if path.suffix.lower() == ".gguf":
+        raise CheckpointError(f"there is no file {path}")
     if not HUB_ID.match(str(source)):
         raise CheckpointError(f"{source} is neither a folder, a GGUF file nor a hub id of the form owner/name")
+    return None
+
+
+def locate(source: str | Path) -> Path:
+    """The path of a checkpoint: a local one, or a downloaded hub id.
+
+    Only safetensors and JSON are downloaded, no code and no pickle.
+
+    Raises:
+        CheckpointError: `source` is none of these.
+    """
+    if (path := here(source)) is not None:
+        return path
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -80,7 +80,9 @@ class Gate:
             finally:
                 told(status)
                 who, seconds = "-" if owner is None else owner.name, time.monotonic() - begun
-                _log.info("%s %s %s %d %.3f s", who, scope["method"], name, status, seconds)
+                # The page asks how far a reading is many times a minute: what went well and only looked is not told.
+                level = logging.DEBUG if scope["method"] in ("GET", "HEAD") and 0 < status < 400 else logging.INFO
+                _log.log(level, "%s %s %s %d %.3f s", who, scope["method"], name, status, seconds)
 
     def _admitted(self, scope: Scope, route: Any, known: bool) -> Owner:
         """Who asks.

@@ -170,6 +170,7 @@ class Models:
 
     def __init__(self, settings: ServeSettings, worker: Worker, on_ready: Callable[[Served], None] = lambda one: None):
         self._settings, self._worker, self._on_ready = settings, worker, on_ready
+        self.on_failed: Callable[[], None] = lambda: None  # called if none of them could be loaded
         self.all = {source.name: Served(source.name, source) for source in settings.models}
         self._loader = threading.Thread(target=self._load, name="handscroll-load", daemon=True)
 
@@ -230,6 +231,8 @@ class Models:
             kind = "decoder" if served.engine is not None else "encoder"
             _log.info("%s is ready: %s, %s tokens, after %.1f s", *_about(served, kind), served.seconds)
             self._on_ready(served)
+        if self.state == "failed":
+            self.on_failed()
 
     def _make(self, served: Served) -> None:
         settings, source = self._settings, served.source

@@ -65,13 +65,14 @@ def opened(file: Path) -> Iterator[Archive]:
     """An open document.
 
     Raises:
-        DataError: it is no zip file.
+        DataError: it is not packed.
     """
     try:
         packed = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, struct.error) as error:
         raise DataError(
-            f"{file} is not a packed document ({error}); save it again (an older .doc file is of another kind)"
+            f"{file}: this is no Word or EPUB file, which would be packed ({error}); save it again as one (an older "
+            ".doc file is of another kind)"
         ) from None
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror or error}); check its permissions") from None

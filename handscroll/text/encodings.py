@@ -36,7 +36,7 @@ def decode(data: bytes, source: str, encoding: str | None = None) -> tuple[str, 
         DataError: empty, not a text file (NUL bytes), or not decodable (with the offset of the first bad byte).
     """
     if not data:
-        raise DataError(f"{source}: the file is empty; remove it from the list or fill it")
+        raise DataError(f"{source}: the file is empty; leave it out or fill it")
     mark, name = next(((m, n) for m, n in _MARKS if data.startswith(m)), (b"", encoding or "utf-8"))
     if encoding is not None:
         text = _strict(data, encoding, source)
@@ -65,7 +65,7 @@ def sniff(head: bytes, source: str, encoding: str | None = None) -> tuple[str, i
         DataError: as `decode`.
     """
     if not head:
-        raise DataError(f"{source}: the file is empty; remove it from the list or fill it")
+        raise DataError(f"{source}: the file is empty; leave it out or fill it")
     mark, name = next(((m, n) for m, n in _MARKS if head.startswith(m)), (b"", encoding or "utf-8"))
     if encoding is not None:
         try:
@@ -123,7 +123,7 @@ def _unknown(source: str, data: bytes, bad: int) -> DataError:
 
 def _checked(text: str, source: str) -> str:
     if not text:
-        raise DataError(f"{source}: the file holds a byte order mark and no text; remove it from the list or fill it")
+        raise DataError(f"{source}: the file holds a byte order mark and no text; leave it out or fill it")
     nul = text.find("\0")
     if nul >= 0:
         raise DataError(f"{source}: not a text file (a NUL character at position {nul}); convert it to text first")

@@ -248,7 +248,7 @@ def decoded(found: Iterable[bytes], file: Path, encoding: str | None) -> Iterato
         assert decoder is not None
         yield (rest := decoder.decode(b"", final=True))
         if empty and not rest:
-            raise DataError(f"{file}: the file holds a byte order mark and no text; remove it from the list or fill it")
+            raise DataError(f"{file}: the file holds a byte order mark and no text; leave it out or fill it")
     except UnicodeDecodeError as error:
         place = done - len(error.object) + error.start
         raise DataError(

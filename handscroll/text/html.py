@@ -48,7 +48,7 @@ def page_text(page: str, source: str) -> tuple[str, str | None]:
     """
     found = visible(page, source)
     if not found.text:
-        raise DataError(f"{source}: the page has no visible text; remove it from the list")
+        raise DataError(f"{source}: the page has no visible text; leave it out")
     return found.text, found.title
 
 

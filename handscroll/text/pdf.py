@@ -49,7 +49,7 @@ def read_pdf(file: Path, skip_pictures: bool = False) -> Document:
             printed = f" (printed as {label})" if label and label != str(number) else ""
             places.append(Place(out.block(text), f"page {number}{printed}"))
     if not out.length:
-        raise DataError(f"{file}: none of its {len(pages)} pages has text; read it by OCR or remove it from the list")
+        raise DataError(f"{file}: none of its {len(pages)} pages has text; read it by OCR or leave it out")
     if pictures and skip_pictures:
         metadata["skipped pages"] = tuple(pictures)
         _log.warning("%s: pictures that were left out: pages %s", file, _listed(pictures))
@@ -109,7 +109,7 @@ def _worker(file: Path, pages: Sequence[str]) -> Iterator[IO[bytes]]:
     try:
         with file.open("rb") as opened:
             if not opened.read(1):
-                raise DataError(f"{file}: the file is empty; remove it from the list or fill it")
+                raise DataError(f"{file}: the file is empty; leave it out or fill it")
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror or error}); check its permissions") from None
     # -P: not from the folder where the user stands, which may hold a stranger's modules.

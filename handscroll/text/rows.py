@@ -30,7 +30,7 @@ def rows(file: Path, columns: Sequence[str], encoding: str | None) -> Iterator[R
         empty = False
         yield row
     if empty:
-        raise DataError(f"{file}: the file is empty or has no rows; remove it from the list or fill it")
+        raise DataError(f"{file}: the file is empty or has no rows; leave it out or fill it")
 
 
 def text_of(values: dict[str, Any], where: str, key: str | None) -> str:

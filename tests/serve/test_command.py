@@ -1,6 +1,7 @@
 """The command: keys that are made, models that are named, and a process that is told to stop."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,6 +48,25 @@ def test_a_process_serves_and_stops_when_it_is_told(served_models, tmp_path):
             time.sleep(0.05)
         asked = {"model": "tiny", "prompt": "def", "max_tokens": 2}
         assert httpx2.post(f"{url}/v1/completions", json=asked).status_code == 200
+        port = url.rpartition(":")[2]
+        run("serve", served_models["tiny"], "--port", port, fails=f"port {port} of 127.0.0.1 is in use")
         process.send_signal(signal.SIGTERM)
-        assert "POST /v1/completions 200" in process.stderr.read()
+        said = process.stderr.read()
+        assert "POST /v1/completions 200" in said and "GET" not in said  # what only looks is not told
+        assert said.index("stopping: open answers have 30 s") < said.index("documents and readings are kept")
         assert process.wait(20) in (0, -signal.SIGTERM)
+
+
+def test_a_model_that_is_not_there_starts_no_server(tmp_path):
+    where = ("--port", 0, "--store", tmp_path / "store")
+    run("serve", tmp_path / "no.gguf", *where, fails="there is no file")
+    run("serve", tmp_path / "no" / "folder", *where, fails="neither a folder, a GGUF file nor a hub id")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_server_without_a_model_that_could_be_loaded_ends(served_models, tmp_path):
+    shutil.copytree(served_models["tiny"], tmp_path / "broken")
+    (tmp_path / "broken" / "model.safetensors").write_bytes(b"no tensors")
+    command = [sys.executable, "-m", "handscroll", "serve", str(tmp_path / "broken"), "--port", "0"]
+    done = subprocess.run([*command, "--store", str(tmp_path)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode not in (0, None) and "no model could be loaded: broken: " in " ".join(done.stderr.split())

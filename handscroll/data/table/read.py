@@ -56,7 +56,7 @@ def read_table(
         for number, values in _READERS[source.kind](source, how, step):
             records.append(Record(values, str(source.path), number))
         if len(records) == before:
-            raise DataError(f"{source.path}: the file has no rows; remove it from the list or fill it")
+            raise DataError(f"{source.path}: the file has no rows; leave it out or fill it")
     _same_columns(found, records, step)
     broken = sum(step.counts.get((0, reason), 0) for reason in step.left_out)
     account = step.onto(Account(len(records) + broken))

@@ -47,7 +47,7 @@ def extracted(file: Path) -> dict[str, Any]:
     try:
         found = list(read([file]))
     except HandscrollError as error:
-        return {"error": _named(str(error), file)}
+        return {"error": _named(str(error).removeprefix(f"{file}: "), file)}
     if len(found) == 1:
         places = [list(place) for place in found[0].places]
         text = found[0].text
