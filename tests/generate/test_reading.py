@@ -13,9 +13,9 @@ from handscroll.cache.reading import files
 from handscroll.cache.reading.store import Store
 from handscroll.cli.main import app
 from handscroll.generate.sample import Sampling
-from handscroll.lm import load
 from handscroll.models.fingerprint import fingerprint
 from handscroll.nn.positions.rotary import Rotary
+from tests.generate import readings
 from tests.generate.asking import decode
 from tests.naming import naming
 
@@ -24,11 +24,7 @@ TEXT = "import os\n\n\ndef walk(top):\n    for name in os.listdir(top):\n       
 
 @pytest.fixture
 def lm(tiny_folder):
-    """The tiny model; its positions may be used to 4,096 tokens (what it makes of them does not matter here)."""
-    lm = load(tiny_folder)
-    positions = lm.model.config.positions.model_copy(update={"context": 4096})
-    lm.model.config = lm.model.config.model_copy(update={"positions": positions})
-    return lm
+    return readings.roomy(tiny_folder)
 
 
 @pytest.fixture

@@ -8,29 +8,18 @@ import pytest
 
 from handscroll.cache.reading import store as module
 from handscroll.cache.reading.store import Store
-from handscroll.lm import load
-from handscroll.models.llama import Llama
+from tests.generate import readings
 from tests.generate.test_reading import reads
 
 
 @pytest.fixture
 def lm(tiny_folder):
-    """The tiny model; its positions may be used to 4,096 tokens."""
-    lm = load(tiny_folder)
-    positions = lm.model.config.positions.model_copy(update={"context": 4096})
-    lm.model.config = lm.model.config.model_copy(update={"positions": positions})
-    return lm
+    return readings.roomy(tiny_folder)
 
 
 @pytest.fixture
 def windowed(lm):
-    """The same model with a window of 50 tokens in every second layer."""
-    config = lm.model.config
-    windows = tuple(50 if number % 2 else None for number in range(config.layers))
-    model = Llama(config.model_copy(update={"windows": windows}))
-    model.load_state_dict(lm.model.state_dict())
-    lm.model = model.eval()
-    return lm
+    return readings.windowed(lm, 50)
 
 
 @pytest.fixture

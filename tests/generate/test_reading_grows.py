@@ -118,13 +118,7 @@ def test_a_windowed_model_keeps_what_it_read_too(windowed, tmp_path):
 
 @pytest.fixture
 def windowed(lm):
-    """The same model with a window of 100 tokens in every second layer."""
-    config = lm.model.config
-    windows = tuple(100 if number % 2 else None for number in range(config.layers))
-    model = Llama(config.model_copy(update={"windows": windows}))
-    model.load_state_dict(lm.model.state_dict())
-    lm.model = model.eval()
-    return lm
+    return readings.windowed(lm, 100)
 
 
 def test_the_reading_of_a_quantised_file_is_asked_from_the_command_line(lm, tmp_path):
@@ -151,6 +145,7 @@ read.hidden_chunks = lambda *given: whole(*given[:5], 64)
 read.EVERY, read.WRITING = 0.0, 1e9
 from handscroll.cache.reading.store import Store
 from handscroll.lm import load
+from tests.generate import readings
 lm = load(sys.argv[1])
 def on_read(done, all):
     print(done, flush=True)

@@ -1,0 +1,24 @@
+"""Models for tests of saved readings."""
+
+from pathlib import Path
+
+from handscroll.lm import LM, load
+from handscroll.models.llama import Llama
+
+
+def roomy(folder: Path) -> LM:
+    """A tiny model; its positions may be used to 4,096 tokens (what it makes of them does not matter here)."""
+    lm = load(folder)
+    positions = lm.model.config.positions.model_copy(update={"context": 4096})
+    lm.model.config = lm.model.config.model_copy(update={"positions": positions})
+    return lm
+
+
+def windowed(lm: LM, window: int) -> LM:
+    """The same model with a window in every second layer."""
+    config = lm.model.config
+    windows = tuple(window if number % 2 else None for number in range(config.layers))
+    model = Llama(config.model_copy(update={"windows": windows}))
+    model.load_state_dict(lm.model.state_dict())
+    lm.model = model.eval()
+    return lm
