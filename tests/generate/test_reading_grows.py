@@ -16,14 +16,12 @@ from handscroll.generate.prefill import hidden_chunks
 from handscroll.lm import LM, load
 from handscroll.models.llama import Llama
 from handscroll.nn.init import initialise
+from tests.generate import readings
 
 
 @pytest.fixture
 def lm(tiny_folder):
-    lm = load(tiny_folder)
-    positions = lm.model.config.positions.model_copy(update={"context": 4096})
-    lm.model.config = lm.model.config.model_copy(update={"positions": positions})
-    return lm
+    return readings.roomy(tiny_folder)
 
 
 @pytest.fixture(autouse=True)
@@ -145,7 +143,6 @@ read.hidden_chunks = lambda *given: whole(*given[:5], 64)
 read.EVERY, read.WRITING = 0.0, 1e9
 from handscroll.cache.reading.store import Store
 from handscroll.lm import load
-from tests.generate import readings
 lm = load(sys.argv[1])
 def on_read(done, all):
     print(done, flush=True)
