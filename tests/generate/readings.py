@@ -22,3 +22,16 @@ def windowed(lm: LM, window: int) -> LM:
     model.load_state_dict(lm.model.state_dict())
     lm.model = model.eval()
     return lm
+
+
+def reads(lm, monkeypatch):
+    """Counts the tokens that go through the model."""
+    counted = []
+    embed = type(lm.model).embed
+
+    def spy(self, tokens, marks):
+        counted.append(tokens.shape[1])
+        return embed(self, tokens, marks)
+
+    monkeypatch.setattr(type(lm.model), "embed", spy)
+    return counted

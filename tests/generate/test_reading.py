@@ -32,19 +32,6 @@ def store(tmp_path):
     return Store(tmp_path / "readings")
 
 
-def reads(lm, monkeypatch):
-    """Counts the tokens that go through the model."""
-    counted = []
-    embed = type(lm.model).embed
-
-    def spy(self, tokens, marks):
-        counted.append(tokens.shape[1])
-        return embed(self, tokens, marks)
-
-    monkeypatch.setattr(type(lm.model), "embed", spy)
-    return counted
-
-
 @pytest.mark.promise("R11")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_answer_from_a_reading_is_that_of_reading_anew(lm, store, dtype):
@@ -74,7 +61,7 @@ def test_logits_after_a_reading_equal_those_without(lm, store):
 def test_what_is_shared_is_not_read_again(lm, store, monkeypatch):
     ids = lm.encode(TEXT)
     lm.read(ids[:150], store, "short")
-    counted = reads(lm, monkeypatch)
+    counted = readings.reads(lm, monkeypatch)
     lm.read(ids, store, "long")
     assert sum(counted) == len(ids) - 150
     counted.clear()
@@ -96,7 +83,7 @@ def test_generate_finds_the_longest_beginning(lm, store, monkeypatch):
     want = lm.generate(ids, max_tokens=20)
     lm.read(ids[:120], store)
     lm.read(ids[:180], store)
-    counted = reads(lm, monkeypatch)
+    counted = readings.reads(lm, monkeypatch)
     assert lm.generate(ids, max_tokens=20, store=store) == want
     assert sum(counted) - 1 == len(ids) - 180 + 19  # one more embed checks the length
     counted.clear()
@@ -141,7 +128,7 @@ def test_a_length_dependent_scaling_is_read_for_its_bucket(lm, store, monkeypatc
     ids = lm.encode(TEXT)
     lm.read(ids, store, "code", room=20)
     assert lm.identity(len(ids) + 6) == lm.identity(len(ids) + 20) != lm.identity(len(ids) + 3000)
-    counted = reads(lm, monkeypatch)
+    counted = readings.reads(lm, monkeypatch)
     prompt = [*ids, 5]
     assert lm.generate(prompt, max_tokens=5, store=store) == lm.generate(prompt, max_tokens=5)
     counted.clear()
@@ -269,7 +256,7 @@ def test_owners_do_not_see_each_other(lm, tmp_path, monkeypatch):
     ann, bob = (Store(tmp_path, owner) for owner in ("ann", "bob"))
     lm.read(TEXT, ann, "code")
     assert bob.names() == {} and ann.names().keys() == {"code"}
-    counted = reads(lm, monkeypatch)
+    counted = readings.reads(lm, monkeypatch)
     lm.read(TEXT, bob, "code")
     assert sum(counted) == len(lm.encode(TEXT))
     assert ann.names()["code"][0] != bob.names()["code"][0]

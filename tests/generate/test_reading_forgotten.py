@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from handscroll.base.errors import CapacityError
 from handscroll.cache.reading import store as module
 from handscroll.cache.reading.store import Store
 from tests.generate import readings
-from tests.generate.test_reading import reads
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_what_only_a_forgotten_text_had_is_gone_though_others_continue_its_begin
     store.forget("first")
     assert holding(store, secret) == []
     assert sorted((about.first, about.length) for about in store.parts()) == [(0, 140), (140, 260)]
-    counted = reads(lm, monkeypatch)
+    counted = readings.reads(lm, monkeypatch)
     assert {name: lm.ask(name, "?", store, max_tokens=9) for name in want} == want
     assert sum(counted) < 100  # nothing is read again
     if again:  # the same text comes back, and others go on from it
@@ -122,3 +123,55 @@ def test_windowed_layers_are_cut_with_the_others(windowed, store, policy):
     fresh = Store(store.folder / "fresh")
     windowed.read(other, fresh, "other", policy=policy)
     assert windowed.ask("other", "?", fresh, max_tokens=9) == want
+
+
+@pytest.mark.parametrize("kind", ["full", "windowed"])
+def test_any_order_of_reading_and_forgetting(lm, tmp_path, kind):
+    """No reading has another's keys, none is lost but by eviction, and nothing stays that only forgotten texts had."""
+    if kind == "windowed":
+        lm = readings.windowed(lm, 40)
+    draw = np.random.default_rng(0)
+    fresh = Store(tmp_path / "fresh")
+    for round in range(4):
+        limit = int(lm.model.config.spec.cache_bytes(1, 4) * 700) if round % 2 else 1 << 30
+        store, texts = Store(tmp_path / f"round{round}", limit=limit), dict[str, list[int]]()
+        every = list[list[int]]()  # all texts that were ever read
+        for step in range(20):
+            what = draw.integers(10)
+            if what < 5 or not texts:
+                old = every[draw.integers(len(every))] if every and draw.integers(4) else []
+                shared = int(draw.integers(64, len(old) + 1)) if len(old) >= 64 else 0
+                new = draw.integers(1, 500, draw.integers(0 if shared else 70, 120)).tolist()
+                ids = [*old[:shared], *new]
+                with suppress(CapacityError):
+                    name = f"text-{step}"
+                    lm.read(ids, store, name)
+                    texts[name] = ids
+                    every.append(ids)
+            elif what < 9:
+                store.forget(name := list(texts)[draw.integers(len(texts))])
+                del texts[name]
+            else:
+                store.prune()
+            for name, ids in texts.items():
+                number, length = store.names()[name]
+                if not (store.folder / "parts" / number).exists():
+                    assert limit < 1 << 30, "lost without an eviction"
+                    continue
+                got = store.open(number).part(length)
+                assert got.tokens.tolist() == ids
+                want = fresh.find(got.identity, torch.tensor(ids))
+                if want is None or want.length < len(ids):
+                    want = lm.read(ids, Store(tmp_path / "fresh" / str(hash(tuple(ids)))), "x")
+                for spans, plain in zip(got.spans, want.spans, strict=True):
+                    held = torch.cat([span.keys for span in spans], dim=2)
+                    true = torch.cat([span.keys for span in plain], dim=2)
+                    both = min(held.shape[2], true.shape[2])  # of a windowed layer the last ones
+                    held, true = (keys[:, :, keys.shape[2] - both :] for keys in (held, true))
+                    torch.testing.assert_close(held, true, rtol=1e-3, atol=1e-3)
+            store.prune()
+            left = {tuple(ids[at : at + 8]) for ids in texts.values() for at in range(len(ids) - 7)}
+            for ids in every:
+                gone = [at for at in range(0, len(ids) - 7, 8) if tuple(ids[at : at + 8]) not in left]
+                for at in gone[:: max(1, len(gone) // 3)]:
+                    assert holding(store, ids[at : at + 8]) == [], (step, name)

@@ -1,9 +1,12 @@
 """`About`: what stands beside the files of a part of a saved reading."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
+from handscroll.cache.buffered import Buffered
 from handscroll.cache.reading.identity import Identity
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -13,7 +16,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class About:
     """The description of a part. It comes after `first` tokens, which are those of `parent` ("" if it begins a text).
 
-    For a layer with a window it keeps the last window - 1 + `rewind` tokens before its end.
+    For a layer with a window it keeps the last window - 1 + `rewind` tokens before its end. `rewind` is below 0 where
+    the part was cut further than it reached back: no text can end there, but others still continue its full layers.
     """
 
     number: str
@@ -32,7 +36,7 @@ class About:
     def counts(self) -> tuple[int, ...]:
         """The number of tokens that it keeps of each layer."""
         own = self.length - self.first
-        return tuple(own if w is None else min(self.length, w - 1 + self.rewind) for w in self.windows)
+        return tuple(own if w is None else max(0, min(self.length, w - 1 + self.rewind)) for w in self.windows)
 
     @property
     def nbytes(self) -> int:
@@ -46,11 +50,48 @@ class About:
         able = all(self.length - count <= max(0, wanted - w + 1) for w, count in windowed)
         return wanted if able else None
 
-    def cut(self, number: str, length: int) -> "About":
+    def cut(self, length: int) -> "About":
         """The description of its first `length` tokens; windowed layers keep what they have of them."""
-        return replace(self, number=number, length=length, rewind=max(0, self.rewind - (self.length - length)))
+        return replace(self, length=length, rewind=self.rewind - (self.length - length))
 
     @property
     def kept(self) -> torch.dtype:
         """The dtype in which keys and values are kept."""
         return torch.int8 if self.identity.policy == "int8" else DTYPES[self.identity.kept or self.identity.dtype]
+
+
+def described(number: str, identity: Identity, cache: Buffered, keys: Sequence[Tensor]) -> About:
+    """The description of what a cache has read, of which `keys` (1, K, S, E) are kept, one a layer."""
+    windows = tuple(cache.windows) or (None,) * cache.layers
+    held = [(window, one.shape[2]) for window, one in zip(windows, keys, strict=True)]
+    # A text that leaves another one before its end, and is short, has less than a window and `rewind` behind it.
+    back = (count - window + 1 for window, count in held if window is not None and count < cache.length)
+    return About(
+        number=number,
+        identity=identity,
+        first=cache.before,
+        length=cache.length,
+        parent="",
+        windows=windows,
+        rewind=min((cache.rewind, *back)),
+        kv_heads=keys[0].shape[1],
+        head_size=keys[0].shape[3],
+        source="",
+    )
+
+
+def holder_of(about: About, length: int, known: Mapping[str, About]) -> About | None:
+    """The part before one that holds the last of its first `length` tokens, if a text can end there."""
+    holder = known.get(about.parent)
+    while holder is not None and holder.first >= length:
+        holder = known.get(holder.parent)
+    return holder if holder is not None and holder.reached(length) == length else None
+
+
+def complete(number: str, known: Mapping[str, About]) -> bool:
+    """Whether all parts before one are there, and hold what it continues."""
+    about: About | None = known[number]
+    while about is not None and about.first:
+        parent = known.get(about.parent)
+        about = parent if parent is not None and parent.length >= about.first else None
+    return about is not None
