@@ -93,22 +93,32 @@ def test_a_search_that_finds_nothing_and_a_new_conversation(watched):
     assert page.locator(".turn").count() == 0
 
 
-def newest(live) -> dict:
-    return live.http.get("/v1/documents").json()["data"][-1]
-
-
-def test_a_question_may_be_sent_as_soon_as_the_document_is_read(watched, live, monkeypatch):
+def test_a_question_waits_until_the_document_is_read(watched, live, monkeypatch):
     page, gate = watched.page, threading.Event()
     with monkeypatch.context() as patched:
         patched.setattr(live.serving.worker, "breathe", lambda seconds: gate.wait(30))
         page.set_input_files("input[type=file]", {"name": "soon.md", "mimeType": "text/plain", "buffer": LATER})
-        live.until(lambda: newest(live)["name"] == "soon.md")
-        page.wait_for_selector("[role=progressbar][aria-label='soon.md']")
-        number = newest(live)["id"]
-        page.evaluate("id => { location.hash = `#/ask/${id}`; }", number)
+        page.wait_for_selector(".now >> text=Ask")
+        page.click("nav >> text=Ask")
+        page.wait_for_selector(".waiting [role=progressbar]")
+        assert "You can ask already" in page.locator(".turns .empty").inner_text()
         page.fill("#question", "What?")
-        page.wait_for_selector(".composer .press[disabled]")
+        page.keyboard.press("Enter")
+        page.click(".turn:has-text('Will be asked as soon as soon.md is read') >> text=Take it back")
+        assert page.input_value("#question") == "What?" and page.locator(".turn").count() == 0
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".turn >> text=Take it back")
+        assert "tokens" in page.locator(".waiting .note").inner_text() and watched.serious() == []
+        shot(page, "waiting")
         gate.set()
-        page.wait_for_selector(".composer .press:not([disabled])")
-    page.wait_for_selector(".gauge[data-total]")
-    asked(page, "What?")
+        page.wait_for_selector(".turn:last-child .contract")
+    entry = next(one for one in live.serving.shelf.all() if one.name == "soon.md")
+    entry.readings["tiny"] = {"state": "failed", "error": "its reading was evicted"}
+    page.fill("#question", "And now?")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".waiting :text('evicted')")
+    assert "409" in watched.faults.pop()  # the browser itself notes each refused request
+    watched.faults.clear()
+    shot(page, "evicted")
+    page.click(".waiting >> text=Read it")
+    page.wait_for_selector(".turn:nth-child(2) .contract")

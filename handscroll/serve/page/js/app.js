@@ -1,6 +1,7 @@
 // The frame: the top, the four places, language and theme, the key, and what is asked of the server now and then.
 
 import { ApiError, api, key, locked } from "./api.js";
+import { usual } from "./choose.js";
 import { ask as askDialog, field, fill, find, h, remember, say } from "./dom.js";
 import { emit, model, on, state, writers } from "./state.js";
 import { lang, t } from "./words.js";
@@ -36,9 +37,12 @@ function show(moved = false) {
   }
 }
 
+/** The address of a place; to ask is to ask about something, if there is anything. */
+const way = (name) => (name === "ask" && usual() ? `#/ask/${usual()}` : `#/${name}`);
+
 function top(current) {
   const links = Object.keys(PLACES).map((name) =>
-    h("li", {}, h("a", { href: `#/${name}`, "aria-current": name === current && "page" }, t(name))));
+    h("li", {}, h("a", { href: way(name), "data-place": name, "aria-current": name === current && "page" }, t(name))));
   fill(find("top"), h("div", { class: "bar" },
     h("a", { class: "name", href: "#/read" }, "Handscroll"),
     h("nav", { "aria-label": t("places") }, h("ul", { class: "places" }, links)),
@@ -136,5 +140,6 @@ find("skip").addEventListener("click", (event) => {
 for (const event of ["dragover", "drop"]) addEventListener(event, (one) => one.preventDefault());
 addEventListener("hashchange", () => show(true));
 on("show", () => show());
+for (const event of ["documents", "chosen"]) on(event, () => { find("top").querySelector("[data-place=ask]").href = way("ask"); });
 top(place().name);
 learn();

@@ -3,7 +3,7 @@
 import { contractNode, sourcesNode } from "./contract.js";
 import { fill, framed, h } from "./dom.js";
 import { showMarkdown } from "./markdown.js";
-import { on, state } from "./state.js";
+import { documentsOf, on, state } from "./state.js";
 import { retrievalNode } from "./retrieval.js";
 import { back, busy, compare, explain, question, whole } from "./talk.js";
 import { number, t } from "./words.js";
@@ -30,7 +30,7 @@ export function answerNode(turn, pinned = () => {}) {
     pinned();
   };
   const soon = framed(paint);
-  const clock = setInterval(() => (turn.first === null && turn.state === "writing" ? soon() : clearInterval(clock)), 500);
+  const clock = setInterval(() => (turn.first === null && ["queued", "writing"].includes(turn.state) ? soon() : clearInterval(clock)), 500);
   paint();
   const off = on("turn", (one) => { if (one === turn) soon(); });
   return { node, end: () => { off(); clearInterval(clock); } };
@@ -54,11 +54,19 @@ export function turnNode(talk, turn, { edit, pinned, showText }) {
     const now = [turn.state, turn.why?.state, turn.retrieval?.state, last, busy(talk)].join();
     if (now === shown) return;
     shown = now;
-    fill(after, turn.state === "writing" ? null : [contractNode(turn), sourcesNode(turn, showText), whyNode(turn), retrievalNode(turn, showText), actions(talk, turn, last, { edit, showText })]);
+    if (turn.state === "queued") fill(after, queued(talk, turn, edit));
+    else fill(after, turn.state === "writing" ? null : [contractNode(turn), sourcesNode(turn, showText), whyNode(turn), retrievalNode(turn, showText), actions(talk, turn, last, { edit, showText })]);
   };
   paint();
   const ends = [on("turn", (one) => { if (one === turn) { paint(); pinned(); } }), on("talk", (one) => { if (one === talk) paint(); })];
   return { node, end: () => { answer.end(); ends.forEach((end) => end()); } };
+}
+
+/** What a question waits for that cannot be asked yet, and the way to take it back. */
+function queued(talk, turn, edit) {
+  const names = documentsOf(talk.document).map((one) => one.name).join(", ");
+  return [h("p", { class: "note" }, names ? t("ask.queued", { name: names }) : t("ask.queuedFree")),
+    h("p", { class: "actions" }, h("button", { class: "plain", type: "button", on: { click: () => edit(back(talk, turn)) } }, t("ask.takeBack")))];
 }
 
 function actions(talk, turn, last, { edit, showText }) {
