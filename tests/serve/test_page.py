@@ -49,12 +49,51 @@ def test_a_book_is_read_asked_explained_and_deleted(watched, live):
     page.click("[aria-label='Delete book.txt']")
     page.click("dialog >> text=Delete >> nth=-1")
     page.wait_for_selector(".empty:visible")
+    assert kept(page) == "{}"
     left = [
         file
         for file in live.serving.settings.store.rglob("*")
         if file.is_file() and CANARY.encode() in file.read_bytes()
     ]
     assert left == []
+
+
+def kept(page) -> str:
+    return page.evaluate("JSON.stringify(sessionStorage)")
+
+
+def test_a_conversation_outlives_a_reload_but_not_its_document(watched, live):
+    page = watched.page
+    given(page, "kept.txt", BOOK)
+    page.click("nav >> text=Ask")
+    asked(page, "What is the word?")
+    answer = page.locator(".turn .prose").last.inner_text()
+    page.fill("#question", "a draft")
+    page.reload()
+    page.wait_for_selector(".turn .contract")
+    assert page.locator(".turn .prose").last.inner_text() == answer and page.input_value("#question") == "a draft"
+    page.route("**/v1/chat/completions", lambda route: None)
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".turn .wait >> nth=1")
+    page.reload()
+    page.wait_for_selector(".turn:last-child :text('Interrupted when the page was reloaded.')")
+    page.unroute("**/v1/chat/completions")
+    page.click(".turn:last-child >> text=Answer again")
+    page.wait_for_selector(".turn:nth-child(2) .contract")
+    page.evaluate("() => { Storage.prototype.setItem = () => { throw new DOMException('', 'QuotaExceededError'); }; }")
+    asked(page, "No room for this one")
+    page.click("summary:text-is('Settings')")
+    assert "Save it before" in page.locator(".lives").inner_text() and "What is the word?" not in kept(page)
+    page.click("button:text-is('New conversation')")
+    page.wait_for_selector(".turns .empty")
+    page.reload()
+    asked(page, "What is the word now?")
+    assert "What is the word now?" in kept(page)
+    number = page.url.rpartition("/")[2]
+    live.http.delete(f"/v1/documents/{number}")
+    page.evaluate("id => new BroadcastChannel('handscroll').postMessage(id)", number)  # as another tab does
+    page.wait_for_selector(".turns :text('Talk with tiny')")
+    assert kept(page) == "{}" and page.locator(".turn").count() == 0
 
 
 def test_a_refusal_says_what_the_server_says(watched):

@@ -10,6 +10,7 @@ import { askView } from "./ask.js";
 import { tasksView } from "./tasks.js";
 import { lookView } from "./look.js";
 import { follow } from "./following.js";
+import { restore } from "./kept.js";
 
 const PLACES = { read: readView, ask: askView, tasks: tasksView, look: lookView };
 const LOADING = 2000; // milliseconds between two looks at a model that is being loaded
@@ -106,6 +107,7 @@ async function learn() {
     state.models = await api.models();
     state.documents = await api.documents();
     state.documentsKnown = true;
+    restore();
     follow();
     show();
     if (state.models.some((one) => one.state === "waiting" || one.state === "loading")) setTimeout(learnModels, LOADING);

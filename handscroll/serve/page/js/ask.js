@@ -3,6 +3,7 @@
 import { field, fill, h, say } from "./dom.js";
 import { readingOf } from "./following.js";
 import { gauge } from "./gauge.js";
+import { drop } from "./kept.js";
 import { originals } from "./original.js";
 import { chosen, several } from "./choose.js";
 import { documentsOf, model, on, state, talkOf } from "./state.js";
@@ -89,13 +90,11 @@ function settings(talk) {
   h("p", { class: "row ends" },
     h("button", { class: "quiet", type: "button", on: { click: () => clear(talk) } }, t("ask.clear")),
     h("button", { class: "quiet", type: "button", on: { click: () => save(talk) } }, t("ask.save"))),
-  h("p", { class: "note" }, t("ask.lives")));
+  h("p", { class: "note lives" }));
 }
 
 function clear(talk) {
-  for (const turn of talk.turns) turn.stop.abort();
-  talk.turns.length = 0;
-  state.talks.delete(talk.document);
+  drop(talk);
   dispatchEvent(new HashChangeEvent("hashchange"));
 }
 
@@ -109,6 +108,7 @@ function save(talk) {
 /** Show the turns; those that are there already stay as they are. */
 function paint(view) {
   const { talk, scroll, parts } = view;
+  fill(view.grid.querySelector(".lives"), t(talk.unkept ? "ask.unkept" : "ask.lives"));
   for (const [turn, part] of parts) if (!talk.turns.includes(turn)) { part.end(); part.node.remove(); parts.delete(turn); }
   const pinned = () => { if (scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < NEAR) scroll.scrollTop = scroll.scrollHeight; };
   for (const turn of talk.turns) {

@@ -20,6 +20,12 @@ export function chosen(key) {
   emit("chosen");
 }
 
+/** Forget what was chosen last, if `about` says so of it. */
+export function forgetChoice(about) {
+  if (about(tab.get(LAST) ?? "")) tab.set(LAST, null);
+  emit("chosen");
+}
+
 /** What "Ask" is about: what was chosen last in this tab, or the only document that there is. */
 export function usual() {
   const key = tab.get(LAST);

@@ -76,7 +76,7 @@ async function look() {
       }
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
-      if (error.status === 404) state.documents = state.documents.filter((one) => one.id !== entry.id);
+      if (error.status === 404) emit("deleted", entry.id);
     }
   }
   watching = false;

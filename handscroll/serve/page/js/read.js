@@ -209,9 +209,7 @@ async function remove(entry) {
   if (!sure) return;
   await act(async () => {
     await api.remove(entry.id);
-    state.documents = state.documents.filter((one) => one.id !== entry.id);
-    for (const key of state.talks.keys()) if (key.split("+").includes(entry.id)) state.talks.delete(key);
-    if (state.look?.document.split("+").includes(entry.id)) state.look = null;
+    emit("deleted", entry.id);
     say(t("delete.done", { name: entry.name }));
     return {};
   });

@@ -1,4 +1,5 @@
-// What the page knows: models, documents, conversations. All of it lives in this tab's memory and is gone with it.
+// What the page knows: models, documents, conversations. All of it lives in this tab's memory; conversations are also kept over a
+// reload (kept.js).
 
 export const state = {
   models: [],

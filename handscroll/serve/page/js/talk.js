@@ -134,6 +134,7 @@ export async function explain(talk, turn) {
     const body = { model: turn.model, question: turn.question, answer: turn.answer, history: before(talk, turn) };
     turn.why = { state: "done", ...(await api.explain(turn.document, body, turn.stop.signal)) };
   } catch (error) {
+    if (error.name === "AbortError") return;
     if (!(error instanceof ApiError)) throw error;
     turn.why = { state: "failed", error: error.message || t("unreachable") };
     say(turn.why.error, true);
@@ -152,6 +153,7 @@ export async function compare(talk, turn) {
     turn.retrieval = { state: "done", ...(await api.versus(turn.document, body, turn.stop.signal)) };
     say(t("retrieval.done"));
   } catch (error) {
+    if (error.name === "AbortError") return;
     if (!(error instanceof ApiError)) throw error;
     turn.retrieval = { state: "failed", error: error.message || t("unreachable") };
     say(turn.retrieval.error, true);
