@@ -38,7 +38,7 @@ def test_a_book_is_read_asked_explained_and_deleted(watched, live):
     assert f"{counted:,} of {counted:,} tokens read" in contract and "from the cache" in contract
     assert CANARY in page.locator(".leaves").inner_text()
     page.click("button:text-is('Why this answer?')")
-    page.wait_for_selector(".why .note:has-text('nats')")
+    page.wait_for_selector(".why .numbers:has-text('nats')")
     assert watched.serious() == []
     asked(page, "And again?")
     page.click(".turn:last-child >> text=Look inside")
@@ -141,6 +141,53 @@ def test_the_model_is_measured_inside_the_page(watched):
     lines = Path(saved.value.path()).read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["kind"] for line in lines] == ["needle", "perplexity"]
     assert watched.faults == [] and watched.outside == [] and watched.serious() == []
+
+
+def test_on_a_phone_an_explanation_is_awaited_in_the_conversation(browser, live):
+    made, held = Watched(browser, live.url, viewport={"width": 390, "height": 844}), []
+    page = made.page
+    page.goto(live.url)
+    given(page, "phone.txt", BOOK)
+    page.click("nav >> text=Ask")
+    page.route("**/v1/chat/completions", lambda route: held.append(route))
+    page.fill("#question", "What is the word?")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".wait:has-text('Thinking…')")
+    held.pop().continue_()
+    page.unroute("**/v1/chat/completions")
+    page.wait_for_selector(".turn .contract")
+    asked(page, "And again?\n" * 30)
+    page.route("**/explain", lambda route: held.append(route))
+    at = BOOK.index("The word")
+    mark = {"start": at, "end": len(BOOK), "text": BOOK[at:], "attention": 0.2, "effect": 6.0, "marked": True}
+    found = {"marks": [mark], "rests": 10.0, "together": 6.0, "agreement": None, "steps": []}
+    page.click(".turn:last-child >> text=Why this answer?")
+    progress = page.locator(".why [role=progressbar]")
+    progress.wait_for()
+    assert not page.is_visible(".leaves") and progress.evaluate("node => node.checkVisibility()")
+    assert progress.evaluate("node => node.getBoundingClientRect().bottom < innerHeight - 100")
+    made.shot("phone-awaited")
+    held.pop().fulfill(json=found)
+    page.wait_for_selector("mark.here")
+    assert page.locator("mark.here").evaluate("node => node.getBoundingClientRect().bottom < innerHeight")
+    page.click("button:text-is('Conversation')")
+    assert page.inner_text(".why > p").startswith("One passage carries this answer")
+    assert page.inner_text(".causes .note") == "Strong support" and not page.is_visible("text=nats")
+    made.shot("phone-why")
+    page.click("summary:text-is('Numbers')")
+    assert page.is_visible("text=6.00 nats lost without it") and made.serious() == []
+    page.click(".turn:first-child >> text=Why this answer?")
+    page.wait_for_selector(".why [role=progressbar]")
+    page.type("#question", "somebody writes")
+    held.pop().fulfill(json=found | {"marks": [mark | {"effect": 2.0}]})
+    page.wait_for_selector(".turn:first-child .why:has-text('Several places support this answer')")
+    assert page.inner_text(".turn:first-child .causes .note") == "Some support" and not page.is_visible(".leaves")
+    assert page.evaluate("document.activeElement.id") == "question"
+    node = page.locator(".turn:first-child .why")
+    assert node.evaluate("node => node.getBoundingClientRect().top > document.querySelector('.turns').offsetTop")
+    made.shot("phone-several")
+    assert (made.faults, made.outside) == ([], [])
+    page.close()
 
 
 def test_chinese_dark_and_narrow(browser, live):

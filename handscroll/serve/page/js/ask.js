@@ -24,7 +24,8 @@ export function askView(main, key) {
   const scroll = h("div", { class: "turns", tabindex: "0", role: "region", "aria-label": t("ask.conversation") });
   const pane = entries.length ? originals(entries) : null;
   const grid = h("div", { class: entries.length ? "asking with-text" : "asking" });
-  const view = { main, entries, talk, scroll, pane, grid, parts: new Map() };
+  const view = { main, entries, talk, scroll, pane, grid, parts: new Map(), follows: true };
+  scroll.addEventListener("scroll", () => { view.follows = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < NEAR; });
   const composer = composing(view);
   fill(grid, h("div", { class: "talk" }, head(view), scroll, composer.node), pane && h("aside", { class: "text", "aria-label": t("ask.text") }, pane.node));
   fill(main, h("h1", { class: "unseen" }, t("ask.title")), grid);
@@ -73,6 +74,7 @@ function choose(select, talk) {
 function turnTo(view, side) {
   view.grid.classList.toggle("text-first", side === "text");
   for (const one of view.grid.querySelectorAll(".side")) one.setAttribute("aria-pressed", String(one.dataset.side === side));
+  if (side === "text") view.pane?.seen();
 }
 
 function settings(talk) {
@@ -110,10 +112,10 @@ function paint(view) {
   const { talk, scroll, parts } = view;
   fill(view.grid.querySelector(".lives"), t(talk.unkept ? "ask.unkept" : "ask.lives"));
   for (const [turn, part] of parts) if (!talk.turns.includes(turn)) { part.end(); part.node.remove(); parts.delete(turn); }
-  const pinned = () => { if (scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < NEAR) scroll.scrollTop = scroll.scrollHeight; };
+  const pinned = () => { if (view.follows) scroll.scrollTop = scroll.scrollHeight; };
   for (const turn of talk.turns) {
     if (parts.has(turn)) continue;
-    const part = turnNode(talk, turn, { edit: view.edit, pinned, showText: () => turnTo(view, "text") });
+    const part = turnNode(talk, turn, { edit: view.edit, pinned, showText: () => { if (view.grid.isConnected) turnTo(view, "text"); } });
     parts.set(turn, part);
     scroll.append(part.node);
     scroll.scrollTop = scroll.scrollHeight;

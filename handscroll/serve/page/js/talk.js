@@ -133,6 +133,7 @@ export async function explain(talk, turn) {
   try {
     const body = { model: turn.model, question: turn.question, answer: turn.answer, history: before(talk, turn) };
     turn.why = { state: "done", ...(await api.explain(turn.document, body, turn.stop.signal)) };
+    say(t("why.done"));
   } catch (error) {
     if (error.name === "AbortError") return;
     if (!(error instanceof ApiError)) throw error;
