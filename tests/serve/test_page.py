@@ -110,6 +110,50 @@ def test_a_refusal_says_what_the_server_says(watched):
     assert page.input_value("#question").startswith("word word")
 
 
+def test_what_fails_is_said_once_and_in_its_place(watched, live, monkeypatch):
+    page = watched.page
+    given(page, "calm.txt", BOOK)
+    page.set_input_files("input[type=file]", {"name": "odd.xyz", "mimeType": "text/plain", "buffer": b"\0\1"})
+    page.wait_for_selector(".library + .unread .fault")
+    assert page.inner_text(".unread h2") == "Not read" and page.is_hidden(".now") and watched.serious() == []
+    watched.shot("unread")
+    page.click("[aria-label='Dismiss odd.xyz']")
+    page.wait_for_selector(".unread", state="hidden")
+    code = """async () => {
+        const { howFar } = await import("/page/js/bar.js");
+        const { state } = await import("/page/js/state.js");
+        const waiting = { state: "waiting", tokens: 5 };
+        const said = () => howFar(waiting).words[0];
+        state.documents = [{ id: "a", readings: { tiny: waiting } }];
+        const alone = said();
+        state.documents.push({ id: "b", readings: { tiny: { state: "reading", tokens: 5 } } });
+        return [alone, said()];
+    }"""
+    assert page.evaluate(code) == ["Is about to be read; 5 tokens", "Waits for its turn; 5 tokens"]
+    page.reload()
+    page.click(".library th a")
+    page.wait_for_selector(".gauge[data-total]")
+    page.route("**/v1/**", lambda route: route.abort())
+    page.fill("#question", "Who is there?")
+    page.wait_for_timeout(600)  # longer than the gauge waits for the next key
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".turn .fault")
+    page.wait_for_timeout(600)
+    assert page.inner_text(".turn .fault") == "The server does not answer."
+    assert page.locator("main :text('does not answer')").count() == 1
+    watched.shot("silent")
+    page.unroute("**/v1/**")
+    with monkeypatch.context() as patched:
+        for name, value in (("state", "failed"), ("error", "model.gguf ends within its tensors")):
+            patched.setattr(live.serving.models.all["tiny"], name, value)
+        page.goto(f"{watched.url}/#/read")
+        page.reload()
+        page.wait_for_selector(".banner:has-text('tiny could not be loaded: model.gguf ends within its tensors')")
+        assert page.is_hidden(".drop") and page.is_visible(".library") and watched.serious() == []
+        watched.shot("broken")
+    watched.faults.clear()  # the browser itself notes each refused request
+
+
 def test_tasks_label_each_line_and_fill_gaps(watched):
     page = watched.page
     page.goto(f"{watched.url}/#/tasks/classify")

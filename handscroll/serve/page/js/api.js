@@ -54,9 +54,13 @@ const at = (id, rest = "") => `/v1/documents/${encodeURIComponent(id)}${rest}`;
 async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
+  const next = () => reader.read().catch((error) => {
+    // A server that ends within an answer is told as a TypeError.
+    throw error instanceof TypeError ? new ApiError("", 0, "unreachable") : error;
+  });
   try {
     for (;;) {
-      const { value, done } = await reader.read();
+      const { value, done } = await next();
       if (done) return;
       const lines = (rest + value).split("\n");
       rest = lines.pop();

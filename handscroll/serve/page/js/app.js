@@ -3,7 +3,7 @@
 import { ApiError, api, key, locked } from "./api.js";
 import { usual } from "./choose.js";
 import { ask as askDialog, field, fill, find, h, remember, say } from "./dom.js";
-import { emit, model, on, state, writers } from "./state.js";
+import { broken, emit, model, on, state, writers } from "./state.js";
 import { lang, t } from "./words.js";
 import { readView } from "./read.js";
 import { askView } from "./ask.js";
@@ -47,7 +47,15 @@ function top(current) {
   fill(find("top"), h("div", { class: "bar" },
     h("a", { class: "name", href: "#/read" }, "Handscroll"),
     h("nav", { "aria-label": t("places") }, h("ul", { class: "places" }, links)),
-    h("div", { class: "corner" }, which(), switches())));
+    h("div", { class: "corner" }, which(), switches())), banner());
+}
+
+/** What keeps the whole page from being of use. */
+function banner() {
+  const words = state.silent ? [t("unreachable.again")] : broken().map((one) => `${t("model.failed", { name: one.id })}: ${one.error ?? ""}`);
+  if (!words.length) return null;
+  if (!state.silent) words.push(t("model.help"));
+  return h("section", { class: "banner", "aria-label": t("attention") }, words.map((one) => h("p", {}, one)));
 }
 
 /** Which model is asked: its name, or a choice if there are several. */
@@ -55,11 +63,11 @@ function which() {
   const able = writers();
   if (able.length < 2) {
     const only = able[0];
-    const words = !only ? "" : only.state === "ready" ? only.id : t(only.state === "failed" ? "model.failed" : "model.loading", { name: only.id });
+    const words = !only ? "" : only.state === "ready" ? only.id : only.state === "failed" ? "" : t("model.loading", { name: only.id });
     return h("span", { class: "which", title: words }, words);
   }
   const select = h("select", { "aria-label": t("model"), on: { change: () => { state.model = select.value; show(); } } },
-    able.map((one) => h("option", { value: one.id, disabled: one.state !== "ready" }, one.id)));
+    able.map((one) => h("option", { value: one.id, disabled: one.state !== "ready" }, one.state === "failed" ? t("model.failed", { name: one.id }) : one.id)));
   select.value = model()?.id ?? "";
   return select;
 }
@@ -113,7 +121,7 @@ async function learn() {
     if (state.models.some((one) => one.state === "waiting" || one.state === "loading")) setTimeout(learnModels, LOADING);
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
-    const words = error.code === "unreachable" ? t("unreachable") : error.message;
+    const words = error.code === "unreachable" ? t("unreachable.again") : error.message;
     fill(find("main"), h("div", { class: "sheet" }, h("p", { class: "fault" }, words)));
     say(words, true);
     setTimeout(learn, 2 * LOADING);
@@ -122,11 +130,19 @@ async function learn() {
 
 async function learnModels() {
   try {
-    const before = JSON.stringify(state.models.map((one) => one.state));
-    state.models = await api.models();
-    if (JSON.stringify(state.models.map((one) => one.state)) !== before) {
+    const seen = () => JSON.stringify([state.silent, state.models.map((one) => one.state)]);
+    const before = seen();
+    try {
+      state.models = await api.models();
+      state.silent = false;
+    } catch (error) {
+      if (error.code !== "unreachable") throw error;
+      state.silent = true;
+    }
+    if (seen() !== before) {
       emit("models");
       top(place().name);
+      say(find("top").querySelector(".banner")?.textContent ?? "", true);
     }
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;

@@ -35,8 +35,9 @@ export async function act(work) {
     follow();
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
-    say(error.message, true);
-    await ask({ title: t("error"), body: h("p", { class: "fault" }, error.message || t("unreachable")), accept: t("close") });
+    say(error.message || t("unreachable"), true);
+    const silent = error.code === "unreachable";
+    await ask({ title: t(silent ? "unreachable" : "error"), body: silent ? "" : h("p", { class: "fault" }, error.message), accept: t("close") });
   }
   emit("documents");
 }

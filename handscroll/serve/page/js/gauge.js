@@ -30,7 +30,8 @@ export function gauge(talk, ready, draft) {
       if (error.name === "AbortError") return undefined;
       if (!(error instanceof ApiError)) throw error;
       if (UNREAD.has(error.code)) relearn(documentsOf(talk.document).map((one) => one.id));
-      else fill(node, h("p", { class: "fault" }, error.message || t("unreachable")));
+      else if (error.code === "unreachable") fill(node); // the answer says so, or will
+      else fill(node, h("p", { class: "fault" }, error.message));
     }
     return undefined;
   }

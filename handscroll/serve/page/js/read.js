@@ -5,7 +5,7 @@ import { bar, howFar, paintBar } from "./bar.js";
 import { ask, field, fill, h, say } from "./dom.js";
 import { chosen, known, several } from "./choose.js";
 import { act, follow, going, learned, readingOf } from "./following.js";
-import { emit, model, on, state } from "./state.js";
+import { broken, emit, model, on, state } from "./state.js";
 import { bytes, number, percent, t, when } from "./words.js";
 
 const sending = new Map(); // uploads by number: {name, share, error, stop}
@@ -14,13 +14,15 @@ let numbered = 0;
 export function readView(main) {
   const now = h("section", { "aria-labelledby": "now", class: "now", hidden: true });
   const library = h("section", { "aria-labelledby": "library", class: "library" });
+  const unread = h("section", { "aria-labelledby": "unread", class: "unread", hidden: true });
+  const box = dropping();
   fill(main, h("div", { class: "sheet" },
     h("div", { class: "title" }, h("h1", {}, t("read.title")), h("p", { class: "subtitle" }, t("read.subtitle"))),
-    dropping(), now, library));
+    box, now, library, unread));
   // A whole page is easier to hit than a box.
-  const drop = (event) => { if (event.dataTransfer?.files.length) give([...event.dataTransfer.files]); };
+  const drop = (event) => { if (event.dataTransfer?.files.length && !box.hidden) give([...event.dataTransfer.files]); };
   main.addEventListener("drop", drop);
-  const paint = () => { paintNow(now); paintLibrary(library); };
+  const paint = () => { box.hidden = broken().length > 0; paintNow(now); paintLibrary(library); paintUnread(unread); };
   paint();
   const ends = [on("documents", paint), on("models", paint), () => main.removeEventListener("drop", drop)];
   return () => ends.forEach((end) => end());
@@ -105,7 +107,7 @@ function keep(node, rows) {
 
 function paintNow(section) {
   const rows = [];
-  for (const row of sending.values()) rows.push([`up-${row.number}`, () => progressing(row.name), (node) => paintSending(node, row)]);
+  for (const row of sending.values()) if (!row.error) rows.push([`up-${row.number}`, () => progressing(row.name), (node) => paintSending(node, row)]);
   for (const entry of state.documents) {
     for (const [name, one] of going(entry)) rows.push([`${entry.id} ${name}`, () => progressing(entry.name, askLink(entry)), (node) => paintReading(node, entry, name, one)]);
   }
@@ -120,21 +122,28 @@ function progressing(name, link = null) {
 }
 
 function paintSending(node, row) {
-  if (row.error) {
-    node.querySelector(".progress").hidden = true;
-    node.lastChild.className = "fault";
-    fill(node.lastChild, row.error);
-    fill(node.querySelector("button"), t("close"));
-  } else {
-    const words = row.waits ? t("read.model") : row.share < 1 ? t("read.sending", { percent: percent(row.share) }) : t("read.opening");
-    paintBar(node.querySelector(".progress"), row.waits || row.share === 1 ? null : row.share);
-    fill(node.lastChild, words);
-  }
+  const words = row.waits ? t("read.model") : row.share < 1 ? t("read.sending", { percent: percent(row.share) }) : t("read.opening");
+  paintBar(node.querySelector(".progress"), row.waits || row.share === 1 ? null : row.share);
+  fill(node.lastChild, words);
   node.querySelector("button").onclick = () => {
     row.stop.abort();
-    sending.delete(row.number);
-    emit("documents");
+    dismiss(row);
   };
+}
+
+function dismiss(row) {
+  sending.delete(row.number);
+  emit("documents");
+}
+
+/** Files that the server did not take, each until it is dismissed. */
+function paintUnread(section) {
+  const rows = [...sending.values()].filter((row) => row.error).map((row) => [`no-${row.number}`, () => h("li", {},
+    h("div", { class: "line" }, h("span", { class: "called" }, row.name), h("button", { class: "plain", type: "button", "aria-label": t("read.dismissOne", { name: row.name }), on: { click: () => dismiss(row) } }, t("read.dismiss"))),
+    h("p", { class: "fault" }, row.error)), () => {}]);
+  section.hidden = rows.length === 0;
+  if (!section.firstChild) fill(section, h("h2", { id: "unread" }, t("read.not")), h("ul", { class: "bars" }));
+  keep(section.lastChild, rows);
 }
 
 function paintReading(node, entry, name, one) {
@@ -150,7 +159,7 @@ function paintLibrary(section) {
   const shown = state.documents.filter((one) => !going(one).length).sort((a, b) => b.created - a.created);
   if (!section.firstChild) fill(section, h("div", { class: "line" }, h("h2", { id: "library" }, t("library")), h("button", { class: "plain", type: "button", on: { click: () => several() } }, t("choose.several"))), h("p", { class: "note empty" }, t("library.empty")), table());
   section.firstChild.lastChild.hidden = known().length < 2;
-  section.children[1].hidden = !state.documentsKnown || state.documents.length > 0 || sending.size > 0;
+  section.children[1].hidden = !state.documentsKnown || state.documents.length > 0 || sending.size > 0 || broken().length > 0;
   section.children[2].hidden = shown.length === 0;
   section.hidden = shown.length === 0 && section.children[1].hidden;
   const rows = [];

@@ -38,7 +38,7 @@ export function answerNode(turn, pinned = () => {}) {
 }
 
 function ended(turn) {
-  if (turn.state === "failed") return h("p", { class: "fault" }, h("b", {}, t("error")), " ", turn.error);
+  if (turn.state === "failed") return h("p", { class: "fault" }, turn.code !== "unreachable" && [h("b", {}, t("error")), " "], turn.error);
   if (turn.state === "interrupted") return h("p", { class: "note" }, t("ask.interrupted"));
   if (turn.state === "stopped") return h("p", { class: "note" }, t("ask.stopped"));
   if (turn.finish === "length") return h("p", { class: "note" }, t("ask.length", { most: number(turn.usage?.completion_tokens ?? turn.scored.length) }));
