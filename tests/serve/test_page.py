@@ -230,6 +230,10 @@ def test_on_a_phone_an_explanation_is_awaited_in_the_conversation(browser, live)
     node = page.locator(".turn:first-child .why")
     assert node.evaluate("node => node.getBoundingClientRect().top > document.querySelector('.turns').offsetTop")
     made.shot("phone-several")
+    for text in (".actions button >> nth=0", ".settings summary", ".side >> nth=1"):
+        assert page.locator(text).evaluate("node => getComputedStyle(node).textDecorationLine") == "underline", text
+    edge = page.locator("#which-document").evaluate("node => getComputedStyle(node).borderTopColor")
+    assert edge.startswith("rgb(")  # rgba(...) would be without colour
     assert (made.faults, made.outside) == ([], [])
     page.close()
 

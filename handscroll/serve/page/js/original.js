@@ -190,11 +190,16 @@ function jump(pane, start, focus = true) {
   const mark = leaf.querySelector(`mark[data-which="${which}"]`);
   for (const one of pane.body.querySelectorAll("mark.here")) one.classList.remove("here");
   for (const one of pane.body.querySelectorAll(`mark[data-which="${which}"]`)) one.classList.add("here");
-  // Leaves far away have only a guessed height, so the place is looked for again once they have been laid out.
-  leaf.scrollIntoView({ block: "start" });
-  requestAnimationFrame(() => {
+  const place = () => {
     const [inner, outer] = [mark.getBoundingClientRect(), pane.body.getBoundingClientRect()];
     pane.body.scrollTop += inner.top - outer.top - outer.height / 3;
+  };
+  // Leaves far away, and those of a pane that was hidden, have only a guessed height, so the place is looked for again once
+  // they have been laid out.
+  leaf.scrollIntoView({ block: "start" });
+  requestAnimationFrame(() => {
+    place();
     if (focus) mark.focus({ preventScroll: true });
+    requestAnimationFrame(place);
   });
 }

@@ -189,7 +189,7 @@ const WORDS = {
   "why.working": ["Leaving out passages, one by one", "正在逐段遮去原文"],
   "why.done": ["The explanation is ready", "解释已就绪"],
   "why.none": ["No passage carries this answer alone: without any one of the {tried} that were tried it stays about as likely.", "没有哪一段单独支撑这个回答：试着遮去的 {tried} 段中，遮去任何一段，回答的可能性都几乎不变。"],
-  "why.carry": [many("One passage carries this answer: without it, most of what the document gives the answer is lost.", "{count} passages carry this answer: without each of them, most of what the document gives the answer is lost."), "有 {count} 段支撑起这个回答：遮去任何一段，文档给予回答的大部分依据就会失去。"],
+  "why.carry": [many("One passage carries this answer: without it, most of what the document gives the answer is lost.", "{count} passages carry this answer: without each of them, most of what the document gives the answer is lost."), many("有一段支撑起这个回答：遮去它，文档给予回答的大部分依据就会失去。", "有 {count} 段支撑起这个回答：遮去任何一段，文档给予回答的大部分依据就会失去。")],
   "why.several": ["Several places support this answer; none of those that were tried carries it alone.", "这个回答由多处共同支撑；试过的各段中，没有哪一段单独支撑起它。"],
   "why.support3": ["Strong support", "有力支撑"],
   "why.support2": ["Some support", "部分支撑"],
