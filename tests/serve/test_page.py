@@ -121,15 +121,19 @@ def test_what_fails_is_said_once_and_in_its_place(watched, live, monkeypatch):
     page.wait_for_selector(".unread", state="hidden")
     code = """async () => {
         const { howFar } = await import("/page/js/bar.js");
+        const { chosen, usual } = await import("/page/js/choose.js");
         const { state } = await import("/page/js/state.js");
         const waiting = { state: "waiting", tokens: 5 };
         const said = () => howFar(waiting).words[0];
         state.documents = [{ id: "a", readings: { tiny: waiting } }];
         const alone = said();
+        const only = usual();
         state.documents.push({ id: "b", readings: { tiny: { state: "reading", tokens: 5 } } });
-        return [alone, said()];
+        const none = usual();
+        chosen("b");
+        return [alone, said(), only, none, usual()];
     }"""
-    assert page.evaluate(code) == ["Is about to be read; 5 tokens", "Waits for its turn; 5 tokens"]
+    assert page.evaluate(code) == ["Is about to be read; 5 tokens", "Waits for its turn; 5 tokens", "a", "", "b"]
     page.reload()
     page.click(".library th a")
     page.wait_for_selector(".gauge[data-total]")
@@ -140,7 +144,7 @@ def test_what_fails_is_said_once_and_in_its_place(watched, live, monkeypatch):
     page.wait_for_selector(".turn .fault")
     page.wait_for_timeout(600)
     assert page.inner_text(".turn .fault") == "The server does not answer."
-    assert page.locator("main :text('does not answer')").count() == 1
+    assert page.locator("main :text('does not answer')").count() == 1 and page.locator(".gauge .fault").count() == 0
     watched.shot("silent")
     page.unroute("**/v1/**")
     with monkeypatch.context() as patched:
@@ -191,7 +195,8 @@ def test_on_a_phone_an_explanation_is_awaited_in_the_conversation(browser, live)
     made, held = Watched(browser, live.url, viewport={"width": 390, "height": 844}), []
     page = made.page
     page.goto(live.url)
-    given(page, "phone.txt", BOOK)
+    text = BOOK * 4
+    given(page, "phone.txt", text)
     page.click("nav >> text=Ask")
     page.route("**/v1/chat/completions", lambda route: held.append(route))
     page.fill("#question", "What is the word?")
@@ -202,8 +207,8 @@ def test_on_a_phone_an_explanation_is_awaited_in_the_conversation(browser, live)
     page.wait_for_selector(".turn .contract")
     asked(page, "And again?\n" * 30)
     page.route("**/explain", lambda route: held.append(route))
-    at = BOOK.index("The word")
-    mark = {"start": at, "end": len(BOOK), "text": BOOK[at:], "attention": 0.2, "effect": 6.0, "marked": True}
+    at = text.rindex("The word")
+    mark = {"start": at, "end": len(text), "text": text[at:], "attention": 0.2, "effect": 6.0, "marked": True}
     found = {"marks": [mark], "rests": 10.0, "together": 6.0, "agreement": None, "steps": []}
     page.click(".turn:last-child >> text=Why this answer?")
     progress = page.locator(".why [role=progressbar]")
@@ -223,17 +228,25 @@ def test_on_a_phone_an_explanation_is_awaited_in_the_conversation(browser, live)
     page.click(".turn:first-child >> text=Why this answer?")
     page.wait_for_selector(".why [role=progressbar]")
     page.type("#question", "somebody writes")
-    held.pop().fulfill(json=found | {"marks": [mark | {"effect": 2.0}]})
+    weaker = [mark | {"start": n, "end": n + 1, "effect": 2.0 - n} for n in range(5)]
+    held.pop().fulfill(json=found | {"marks": weaker})
     page.wait_for_selector(".turn:first-child .why:has-text('Several places support this answer')")
     assert page.inner_text(".turn:first-child .causes .note") == "Some support" and not page.is_visible(".leaves")
     assert page.evaluate("document.activeElement.id") == "question"
     node = page.locator(".turn:first-child .why")
-    assert node.evaluate("node => node.getBoundingClientRect().top > document.querySelector('.turns').offsetTop")
+    inside = """node => {
+        const [inner, outer] = [node, node.closest(".turns")].map((one) => one.getBoundingClientRect());
+        return inner.top > outer.top && inner.bottom <= outer.bottom;
+    }"""
+    assert node.evaluate(inside)
     made.shot("phone-several")
     for text in (".actions button >> nth=0", ".settings summary", ".side >> nth=1"):
         assert page.locator(text).evaluate("node => getComputedStyle(node).textDecorationLine") == "underline", text
     edge = page.locator("#which-document").evaluate("node => getComputedStyle(node).borderTopColor")
     assert edge.startswith("rgb(")  # rgba(...) would be without colour
+    page.click("button:text-is('Text')")
+    page.wait_for_timeout(100)
+    assert page.locator("mark.here").evaluate("node => node.getBoundingClientRect().top > 0")
     assert (made.faults, made.outside) == ([], [])
     page.close()
 
