@@ -142,7 +142,8 @@ async function learnModels() {
     if (seen() !== before) {
       emit("models");
       top(place().name);
-      say(find("top").querySelector(".banner")?.textContent ?? "", true);
+      const banner = find("top").querySelector(".banner");
+      if (banner) say(banner.textContent, true);
     }
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;

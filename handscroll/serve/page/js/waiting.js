@@ -4,7 +4,7 @@
 import { api } from "./api.js";
 import { bar, howFar, paintBar } from "./bar.js";
 import { askable } from "./choose.js";
-import { fill, h } from "./dom.js";
+import { fill, find, h } from "./dom.js";
 import { act, isGoing, readingOf } from "./following.js";
 import { documentsOf, model } from "./state.js";
 import { number, t } from "./words.js";
@@ -45,4 +45,7 @@ function unreadWords(entry, reading) {
   return reading?.error ? `${t("ask.failed", { name: entry.name, model: name })} ${reading.error}` : t("ask.unready", { name: entry.name, model: name });
 }
 
-const reads = (entry, reading) => h("button", { class: "quiet", type: "button", on: { click: () => act(() => api.read(entry.id, model().id)) } }, t(reading?.state === "stopped" ? "read.on" : "read.it"));
+const reads = (entry, reading) => h("button", { class: "quiet", type: "button", on: { click: async () => {
+  await act(() => api.read(entry.id, model().id));
+  find("question")?.focus(); // the button is gone
+} } }, t(reading?.state === "stopped" ? "read.on" : "read.it"));
