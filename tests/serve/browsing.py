@@ -1,11 +1,14 @@
 """A browser for the tests of the page: Chromium without a window, which reports what a person would not see."""
 
+import os
 import shutil
 from contextlib import contextmanager
 
 import pytest
 
 EXECUTABLES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+SHOTS = os.environ.get("HANDSCROLL_SHOTS", "")  # a folder for pictures of the page
 
 
 def executable() -> str:
@@ -53,6 +56,11 @@ class Watched:
     def _asked(self, request) -> None:
         if not request.url.startswith((self.url, "blob:", "data:")):
             self.outside.append(request.url)
+
+    def shot(self, name: str) -> None:
+        """A picture, if somebody wants to look."""
+        if SHOTS:
+            self.page.screenshot(path=f"{SHOTS}/{name}.png")
 
     def serious(self) -> list[str]:
         """What axe finds serious or critical."""

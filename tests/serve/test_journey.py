@@ -139,7 +139,7 @@ def test_three_books_from_the_first_page_to_the_last_byte(books, tmp_path):
                 said = asked(page, book, 0)
                 assert book.answer in said, said
                 page.click(".turn:last-child >> button:text-is('Why this answer?')")
-                page.wait_for_selector(".why .note:has-text('nats')", timeout=PATIENCE)
+                page.wait_for_selector(".why .numbers:has-text('nats')", timeout=PATIENCE)
                 marked = [one.inner_text() for one in page.locator(".leaves mark").all()]
                 assert any(book.evidence in one for one in marked), marked
                 assert watched.serious() == []

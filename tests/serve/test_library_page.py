@@ -1,6 +1,5 @@
 """The page with several documents: chosen, asked, what was read of each, and what retrieval would have seen."""
 
-import os
 import threading
 
 import pytest
@@ -10,18 +9,12 @@ from tests.serve.browsing import asked, given
 from tests.serve.material import LONG, SHIP
 
 LATER = ("A beginning of its own.\n" + SHIP * 8).encode()
-SHOTS = os.environ.get("HANDSCROLL_SHOTS", "")  # a folder for pictures of the page
 
 
 @pytest.fixture(scope="module")
 def live(served_models, tmp_path_factory):
     with material.live(tmp_path_factory.mktemp("shelf"), {"tiny": served_models["tiny"]}, room=200, answer=16) as made:
         yield made
-
-
-def shot(page, name: str) -> None:
-    if SHOTS:
-        page.screenshot(path=f"{SHOTS}/{name}.png")
 
 
 def fits_a_phone(watched, shown: str, name: str) -> None:
@@ -32,7 +25,7 @@ def fits_a_phone(watched, shown: str, name: str) -> None:
     page.click("#language")
     page.wait_for_selector(shown)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth") and watched.serious() == []
-    shot(page, name)
+    watched.shot(name)
 
 
 def test_several_documents_are_ticked_asked_and_what_was_read_is_said(watched):
@@ -40,11 +33,11 @@ def test_several_documents_are_ticked_asked_and_what_was_read_is_said(watched):
     given(page, "ship.md", SHIP)
     given(page, "long.md", LONG)
     assert page.locator(".library .more").inner_text().startswith("Longer than the window of tiny (2,000 tokens)")
-    shot(page, "library")
+    watched.shot("library")
     page.click("button:text-is('Several documents…')")
     page.click("dialog >> text=All or none")
     assert watched.serious() == []
-    shot(page, "choose")
+    watched.shot("choose")
     page.click("dialog >> text=Ask these")
     page.fill("#question", "What is the number of room 23?")
     page.wait_for_selector(".gauge[data-total]")
@@ -59,7 +52,7 @@ def test_several_documents_are_ticked_asked_and_what_was_read_is_said(watched):
     page.wait_for_selector("mark.here")
     assert "room 23 is" in page.locator("mark.here").first.inner_text()
     assert page.locator(".texts select option:checked").inner_text() == "long.md" and watched.serious() == []
-    shot(page, "several")
+    watched.shot("several")
     fits_a_phone(watched, ".turn", "several-phone")
 
 
@@ -68,14 +61,14 @@ def test_what_retrieval_would_have_seen_stands_beside_the_answer(watched):
     given(page, "alone.md", SHIP)
     page.click(".library th a:text-is('alone.md')")
     asked(page, "What does the captain drink?")
-    page.click("button:text-is('What would retrieval have seen?')")
+    page.click("button:text-is('What would a search have found instead?')")
     page.wait_for_selector(".versus")
     sides = page.locator(".versus .note").all_inner_texts()
     assert "(100%)" in sides[0] and len(sides) == 2 and watched.serious() == []
     page.click(".retrieval summary")
     page.click(".retrieval .passages button >> nth=0")
     page.wait_for_selector("mark.here")
-    shot(page, "retrieval")
+    watched.shot("retrieval")
     fits_a_phone(watched, ".versus", "retrieval-phone")
 
 
@@ -84,7 +77,7 @@ def test_a_search_that_finds_nothing_and_a_new_conversation(watched):
     given(page, "nothing.md", SHIP)
     page.click(".library th a:text-is('nothing.md')")
     asked(page, "zzz qqq")
-    page.click("button:text-is('What would retrieval have seen?')")
+    page.click("button:text-is('What would a search have found instead?')")
     page.wait_for_selector(".retrieval :text('finds no passage')")
     assert page.locator(".versus .note").count() == 1 and page.locator(".retrieval .passages").count() == 0
     page.click("summary:text-is('Settings')")
@@ -93,22 +86,32 @@ def test_a_search_that_finds_nothing_and_a_new_conversation(watched):
     assert page.locator(".turn").count() == 0
 
 
-def newest(live) -> dict:
-    return live.http.get("/v1/documents").json()["data"][-1]
-
-
-def test_a_question_may_be_sent_as_soon_as_the_document_is_read(watched, live, monkeypatch):
+def test_a_question_waits_until_the_document_is_read(watched, live, monkeypatch):
     page, gate = watched.page, threading.Event()
     with monkeypatch.context() as patched:
         patched.setattr(live.serving.worker, "breathe", lambda seconds: gate.wait(30))
         page.set_input_files("input[type=file]", {"name": "soon.md", "mimeType": "text/plain", "buffer": LATER})
-        live.until(lambda: newest(live)["name"] == "soon.md")
-        page.wait_for_selector("[role=progressbar][aria-label='soon.md']")
-        number = newest(live)["id"]
-        page.evaluate("id => { location.hash = `#/ask/${id}`; }", number)
+        page.wait_for_selector(".now >> text=Ask")
+        page.click("nav >> text=Ask")
+        page.wait_for_selector(".waiting [role=progressbar]")
+        assert "You can ask already" in page.locator(".turns .empty").inner_text()
         page.fill("#question", "What?")
-        page.wait_for_selector(".composer .press[disabled]")
+        page.keyboard.press("Enter")
+        page.click(".turn:has-text('Will be asked as soon as soon.md is read') >> text=Take it back")
+        assert page.input_value("#question") == "What?" and page.locator(".turn").count() == 0
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".turn >> text=Take it back")
+        assert "tokens" in page.locator(".waiting .note").inner_text() and watched.serious() == []
+        watched.shot("waiting")
         gate.set()
-        page.wait_for_selector(".composer .press:not([disabled])")
-    page.wait_for_selector(".gauge[data-total]")
-    asked(page, "What?")
+        page.wait_for_selector(".turn:last-child .contract")
+    entry = next(one for one in live.serving.shelf.all() if one.name == "soon.md")
+    entry.readings["tiny"] = {"state": "failed", "error": "its reading was evicted"}
+    page.fill("#question", "And now?")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".waiting :text('evicted')")
+    assert "409" in watched.faults.pop()  # the browser itself notes each refused request
+    watched.faults.clear()
+    watched.shot("evicted")
+    page.click(".waiting >> text=Read it")
+    page.wait_for_selector(".turn:nth-child(2) .contract")

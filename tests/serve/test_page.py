@@ -38,7 +38,7 @@ def test_a_book_is_read_asked_explained_and_deleted(watched, live):
     assert f"{counted:,} of {counted:,} tokens read" in contract and "from the cache" in contract
     assert CANARY in page.locator(".leaves").inner_text()
     page.click("button:text-is('Why this answer?')")
-    page.wait_for_selector(".why .note:has-text('nats')")
+    page.wait_for_selector(".why .numbers:has-text('nats')")
     assert watched.serious() == []
     asked(page, "And again?")
     page.click(".turn:last-child >> text=Look inside")
@@ -49,12 +49,51 @@ def test_a_book_is_read_asked_explained_and_deleted(watched, live):
     page.click("[aria-label='Delete book.txt']")
     page.click("dialog >> text=Delete >> nth=-1")
     page.wait_for_selector(".empty:visible")
+    assert kept(page) == "{}"
     left = [
         file
         for file in live.serving.settings.store.rglob("*")
         if file.is_file() and CANARY.encode() in file.read_bytes()
     ]
     assert left == []
+
+
+def kept(page) -> str:
+    return page.evaluate("JSON.stringify(sessionStorage)")
+
+
+def test_a_conversation_outlives_a_reload_but_not_its_document(watched, live):
+    page = watched.page
+    given(page, "kept.txt", BOOK)
+    page.click("nav >> text=Ask")
+    asked(page, "What is the word?")
+    answer = page.locator(".turn .prose").last.inner_text()
+    page.fill("#question", "a draft")
+    page.reload()
+    page.wait_for_selector(".turn .contract")
+    assert page.locator(".turn .prose").last.inner_text() == answer and page.input_value("#question") == "a draft"
+    page.route("**/v1/chat/completions", lambda route: None)
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".turn .wait >> nth=1")
+    page.reload()
+    page.wait_for_selector(".turn:last-child :text('Interrupted when the page was reloaded.')")
+    page.unroute("**/v1/chat/completions")
+    page.click(".turn:last-child >> text=Answer again")
+    page.wait_for_selector(".turn:nth-child(2) .contract")
+    page.evaluate("() => { Storage.prototype.setItem = () => { throw new DOMException('', 'QuotaExceededError'); }; }")
+    asked(page, "No room for this one")
+    page.click("summary:text-is('Settings')")
+    assert "Save it before" in page.locator(".lives").inner_text() and "What is the word?" not in kept(page)
+    page.click("button:text-is('New conversation')")
+    page.wait_for_selector(".turns .empty")
+    page.reload()
+    asked(page, "What is the word now?")
+    assert "What is the word now?" in kept(page)
+    number = page.url.rpartition("/")[2]
+    live.http.delete(f"/v1/documents/{number}")
+    page.evaluate("id => new BroadcastChannel('handscroll').postMessage(id)", number)  # as another tab does
+    page.wait_for_selector(".turns :text('Talk with tiny')")
+    assert kept(page) == "{}" and page.locator(".turn").count() == 0
 
 
 def test_a_refusal_says_what_the_server_says(watched):
@@ -69,6 +108,54 @@ def test_a_refusal_says_what_the_server_says(watched):
     watched.faults.clear()
     page.click("text=Edit the question")
     assert page.input_value("#question").startswith("word word")
+
+
+def test_what_fails_is_said_once_and_in_its_place(watched, live, monkeypatch):
+    page = watched.page
+    given(page, "calm.txt", BOOK)
+    page.set_input_files("input[type=file]", {"name": "odd.xyz", "mimeType": "text/plain", "buffer": b"\0\1"})
+    page.wait_for_selector(".library + .unread .fault")
+    assert page.inner_text(".unread h2") == "Not read" and page.is_hidden(".now") and watched.serious() == []
+    watched.shot("unread")
+    page.click("[aria-label='Dismiss odd.xyz']")
+    page.wait_for_selector(".unread", state="hidden")
+    code = """async () => {
+        const { howFar } = await import("/page/js/bar.js");
+        const { chosen, usual } = await import("/page/js/choose.js");
+        const { state } = await import("/page/js/state.js");
+        const waiting = { state: "waiting", tokens: 5 };
+        const said = () => howFar(waiting).words[0];
+        state.documents = [{ id: "a", readings: { tiny: waiting } }];
+        const alone = said();
+        const only = usual();
+        state.documents.push({ id: "b", readings: { tiny: { state: "reading", tokens: 5 } } });
+        const none = usual();
+        chosen("b");
+        return [alone, said(), only, none, usual()];
+    }"""
+    assert page.evaluate(code) == ["Is about to be read; 5 tokens", "Waits for its turn; 5 tokens", "a", "", "b"]
+    page.reload()
+    page.click(".library th a")
+    page.wait_for_selector(".gauge[data-total]")
+    page.route("**/v1/**", lambda route: route.abort())
+    page.fill("#question", "Who is there?")
+    page.wait_for_timeout(600)  # longer than the gauge waits for the next key
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".turn .fault")
+    page.wait_for_timeout(600)
+    assert page.inner_text(".turn .fault") == "The server does not answer."
+    assert page.locator("main :text('does not answer')").count() == 1 and page.locator(".gauge .fault").count() == 0
+    watched.shot("silent")
+    page.unroute("**/v1/**")
+    with monkeypatch.context() as patched:
+        for name, value in (("state", "failed"), ("error", "model.gguf ends within its tensors")):
+            patched.setattr(live.serving.models.all["tiny"], name, value)
+        page.goto(f"{watched.url}/#/read")
+        page.reload()
+        page.wait_for_selector(".banner:has-text('tiny could not be loaded: model.gguf ends within its tensors')")
+        assert page.is_hidden(".drop") and page.is_visible(".library") and watched.serious() == []
+        watched.shot("broken")
+    watched.faults.clear()  # the browser itself notes each refused request
 
 
 def test_tasks_label_each_line_and_fill_gaps(watched):
@@ -102,6 +189,66 @@ def test_the_model_is_measured_inside_the_page(watched):
     lines = Path(saved.value.path()).read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["kind"] for line in lines] == ["needle", "perplexity"]
     assert watched.faults == [] and watched.outside == [] and watched.serious() == []
+
+
+def test_on_a_phone_an_explanation_is_awaited_in_the_conversation(browser, live):
+    made, held = Watched(browser, live.url, viewport={"width": 390, "height": 844}), []
+    page = made.page
+    page.goto(live.url)
+    text = BOOK * 4
+    given(page, "phone.txt", text)
+    page.click("nav >> text=Ask")
+    page.route("**/v1/chat/completions", lambda route: held.append(route))
+    page.fill("#question", "What is the word?")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".wait:has-text('Thinking…')")
+    held.pop().continue_()
+    page.unroute("**/v1/chat/completions")
+    page.wait_for_selector(".turn .contract")
+    asked(page, "And again?\n" * 30)
+    page.route("**/explain", lambda route: held.append(route))
+    at = text.rindex("The word")
+    mark = {"start": at, "end": len(text), "text": text[at:], "attention": 0.2, "effect": 6.0, "marked": True}
+    found = {"marks": [mark], "rests": 10.0, "together": 6.0, "agreement": None, "steps": []}
+    page.click(".turn:last-child >> text=Why this answer?")
+    progress = page.locator(".why [role=progressbar]")
+    progress.wait_for()
+    assert not page.is_visible(".leaves") and progress.evaluate("node => node.checkVisibility()")
+    assert progress.evaluate("node => node.getBoundingClientRect().bottom < innerHeight - 100")
+    made.shot("phone-awaited")
+    held.pop().fulfill(json=found)
+    page.wait_for_selector("mark.here")
+    assert page.locator("mark.here").evaluate("node => node.getBoundingClientRect().bottom < innerHeight")
+    page.click("button:text-is('Conversation')")
+    assert page.inner_text(".why > p").startswith("One passage carries this answer")
+    assert page.inner_text(".causes .note") == "Strong support" and not page.is_visible("text=nats")
+    made.shot("phone-why")
+    page.click("summary:text-is('Numbers')")
+    assert page.is_visible("text=6.00 nats lost without it") and made.serious() == []
+    page.click(".turn:first-child >> text=Why this answer?")
+    page.wait_for_selector(".why [role=progressbar]")
+    page.type("#question", "somebody writes")
+    weaker = [mark | {"start": n, "end": n + 1, "effect": 2.0 - n} for n in range(5)]
+    held.pop().fulfill(json=found | {"marks": weaker})
+    page.wait_for_selector(".turn:first-child .why:has-text('Several places support this answer')")
+    assert page.inner_text(".turn:first-child .causes .note") == "Some support" and not page.is_visible(".leaves")
+    assert page.evaluate("document.activeElement.id") == "question"
+    node = page.locator(".turn:first-child .why")
+    inside = """node => {
+        const [inner, outer] = [node, node.closest(".turns")].map((one) => one.getBoundingClientRect());
+        return inner.top > outer.top && inner.bottom <= outer.bottom;
+    }"""
+    assert node.evaluate(inside)
+    made.shot("phone-several")
+    for text in (".actions button >> nth=0", ".settings summary", ".side >> nth=1"):
+        assert page.locator(text).evaluate("node => getComputedStyle(node).textDecorationLine") == "underline", text
+    edge = page.locator("#which-document").evaluate("node => getComputedStyle(node).borderTopColor")
+    assert edge.startswith("rgb(")  # rgba(...) would be without colour
+    page.click("button:text-is('Text')")
+    page.wait_for_timeout(100)
+    assert page.locator("mark.here").evaluate("node => node.getBoundingClientRect().top > 0")
+    assert (made.faults, made.outside) == ([], [])
+    page.close()
 
 
 def test_chinese_dark_and_narrow(browser, live):

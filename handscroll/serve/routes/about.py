@@ -14,9 +14,11 @@ router = APIRouter()
 @router.get("/v1/models")
 @policy("key")
 async def models(request: Request) -> dict[str, Any]:
-    """All models, also those that are being loaded."""
+    """All models, also those that are being loaded, and those that could not be, with the `error`."""
     serving, _ = of(request)
-    found = [one.record() | {"answer": serving.settings.answer} for one in serving.models.all.values()]
+    every = serving.models.all.values()
+    answer = serving.settings.answer
+    found = [one.record() | {"answer": answer} | ({"error": one.error} if one.error else {}) for one in every]
     return {"object": "list", "data": found}
 
 

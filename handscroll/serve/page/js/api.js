@@ -1,6 +1,8 @@
 // The server's interface, in one place. Every error is an ApiError with the server's own words.
 
-const KEY = "handscroll.key";
+import * as tab from "./tab.js";
+
+const KEY = "key";
 
 export class ApiError extends Error {
   constructor(message, status = 0, code = "") {
@@ -12,8 +14,8 @@ export class ApiError extends Error {
 
 /** The key is kept for this tab only, and goes nowhere but into the header of our own server's requests. */
 export const key = {
-  get: () => sessionStorage.getItem(KEY) ?? "",
-  set: (value) => (value ? sessionStorage.setItem(KEY, value) : sessionStorage.removeItem(KEY)),
+  get: () => tab.get(KEY) ?? "",
+  set: (value) => tab.set(KEY, value || null),
 };
 
 const headers = (more = {}) => (key.get() ? { ...more, Authorization: `Bearer ${key.get()}` } : more);
@@ -52,9 +54,13 @@ const at = (id, rest = "") => `/v1/documents/${encodeURIComponent(id)}${rest}`;
 async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
+  const next = () => reader.read().catch((error) => {
+    // A server that ends within an answer is told as a TypeError.
+    throw error instanceof TypeError ? new ApiError("", 0, "unreachable") : error;
+  });
   try {
     for (;;) {
-      const { value, done } = await reader.read();
+      const { value, done } = await next();
       if (done) return;
       const lines = (rest + value).split("\n");
       rest = lines.pop();

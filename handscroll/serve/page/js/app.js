@@ -1,14 +1,16 @@
 // The frame: the top, the four places, language and theme, the key, and what is asked of the server now and then.
 
 import { ApiError, api, key, locked } from "./api.js";
+import { usual } from "./choose.js";
 import { ask as askDialog, field, fill, find, h, remember, say } from "./dom.js";
-import { emit, model, on, state, writers } from "./state.js";
+import { broken, emit, model, on, state, writers } from "./state.js";
 import { lang, t } from "./words.js";
 import { readView } from "./read.js";
 import { askView } from "./ask.js";
 import { tasksView } from "./tasks.js";
 import { lookView } from "./look.js";
 import { follow } from "./following.js";
+import { restore } from "./kept.js";
 
 const PLACES = { read: readView, ask: askView, tasks: tasksView, look: lookView };
 const LOADING = 2000; // milliseconds between two looks at a model that is being loaded
@@ -36,13 +38,24 @@ function show(moved = false) {
   }
 }
 
+/** The address of a place; to ask is to ask about something, if there is anything. */
+const way = (name) => (name === "ask" && usual() ? `#/ask/${usual()}` : `#/${name}`);
+
 function top(current) {
   const links = Object.keys(PLACES).map((name) =>
-    h("li", {}, h("a", { href: `#/${name}`, "aria-current": name === current && "page" }, t(name))));
+    h("li", {}, h("a", { href: way(name), "data-place": name, "aria-current": name === current && "page" }, t(name))));
   fill(find("top"), h("div", { class: "bar" },
     h("a", { class: "name", href: "#/read" }, "Handscroll"),
     h("nav", { "aria-label": t("places") }, h("ul", { class: "places" }, links)),
-    h("div", { class: "corner" }, which(), switches())));
+    h("div", { class: "corner" }, which(), switches())), banner());
+}
+
+/** What keeps the whole page from being of use. */
+function banner() {
+  const words = state.silent ? [t("unreachable.again")] : broken().map((one) => `${t("model.failed", { name: one.id })}: ${one.error ?? ""}`);
+  if (!words.length) return null;
+  if (!state.silent) words.push(t("model.help"));
+  return h("section", { class: "banner", "aria-label": t("attention") }, words.map((one) => h("p", {}, one)));
 }
 
 /** Which model is asked: its name, or a choice if there are several. */
@@ -50,11 +63,11 @@ function which() {
   const able = writers();
   if (able.length < 2) {
     const only = able[0];
-    const words = !only ? "" : only.state === "ready" ? only.id : t(only.state === "failed" ? "model.failed" : "model.loading", { name: only.id });
+    const words = !only ? "" : only.state === "ready" ? only.id : only.state === "failed" ? "" : t("model.loading", { name: only.id });
     return h("span", { class: "which", title: words }, words);
   }
   const select = h("select", { "aria-label": t("model"), on: { change: () => { state.model = select.value; show(); } } },
-    able.map((one) => h("option", { value: one.id, disabled: one.state !== "ready" }, one.id)));
+    able.map((one) => h("option", { value: one.id, disabled: one.state !== "ready" }, one.state === "failed" ? t("model.failed", { name: one.id }) : one.id)));
   select.value = model()?.id ?? "";
   return select;
 }
@@ -102,12 +115,13 @@ async function learn() {
     state.models = await api.models();
     state.documents = await api.documents();
     state.documentsKnown = true;
+    restore();
     follow();
     show();
     if (state.models.some((one) => one.state === "waiting" || one.state === "loading")) setTimeout(learnModels, LOADING);
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
-    const words = error.code === "unreachable" ? t("unreachable") : error.message;
+    const words = error.code === "unreachable" ? t("unreachable.again") : error.message;
     fill(find("main"), h("div", { class: "sheet" }, h("p", { class: "fault" }, words)));
     say(words, true);
     setTimeout(learn, 2 * LOADING);
@@ -116,11 +130,20 @@ async function learn() {
 
 async function learnModels() {
   try {
-    const before = JSON.stringify(state.models.map((one) => one.state));
-    state.models = await api.models();
-    if (JSON.stringify(state.models.map((one) => one.state)) !== before) {
+    const seen = () => JSON.stringify([state.silent, state.models.map((one) => one.state)]);
+    const before = seen();
+    try {
+      state.models = await api.models();
+      state.silent = false;
+    } catch (error) {
+      if (error.code !== "unreachable") throw error;
+      state.silent = true;
+    }
+    if (seen() !== before) {
       emit("models");
       top(place().name);
+      const banner = find("top").querySelector(".banner");
+      if (banner) say(banner.textContent, true);
     }
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
@@ -136,5 +159,6 @@ find("skip").addEventListener("click", (event) => {
 for (const event of ["dragover", "drop"]) addEventListener(event, (one) => one.preventDefault());
 addEventListener("hashchange", () => show(true));
 on("show", () => show());
+for (const event of ["documents", "chosen"]) on(event, () => { find("top").querySelector("[data-place=ask]").href = way("ask"); });
 top(place().name);
 learn();

@@ -3,11 +3,13 @@
 import { field, fill, h, say } from "./dom.js";
 import { readingOf } from "./following.js";
 import { gauge } from "./gauge.js";
+import { drop } from "./kept.js";
 import { originals } from "./original.js";
-import { askable, known, several } from "./choose.js";
+import { chosen, several } from "./choose.js";
 import { documentsOf, model, on, state, talkOf } from "./state.js";
 import { asMarkdown, busy, question, sourcesOf } from "./talk.js";
 import { turnNode } from "./turns.js";
+import { obstacle, waitingNode } from "./waiting.js";
 import { number, t } from "./words.js";
 
 const NEAR = 80; // pixels from the end within which the conversation follows what is written
@@ -15,23 +17,24 @@ const NEAR = 80; // pixels from the end within which the conversation follows wh
 const SEVERAL = "several"; // the choice that opens the list of documents
 
 export function askView(main, key) {
-  const { entries, ready } = about(key);
+  const entries = documentsOf(key);
   const talk = talkOf(entries.map((one) => one.id).join("+"));
+  if (entries.length) chosen(talk.document);
   const ends = [];
   const scroll = h("div", { class: "turns", tabindex: "0", role: "region", "aria-label": t("ask.conversation") });
   const pane = entries.length ? originals(entries) : null;
   const grid = h("div", { class: entries.length ? "asking with-text" : "asking" });
-  const view = { main, entries, talk, scroll, pane, grid, parts: new Map(), ready };
+  const view = { main, entries, talk, scroll, pane, grid, parts: new Map(), follows: true };
+  scroll.addEventListener("scroll", () => { view.follows = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < NEAR; });
   const composer = composing(view);
   fill(grid, h("div", { class: "talk" }, head(view), scroll, composer.node), pane && h("aside", { class: "text", "aria-label": t("ask.text") }, pane.node));
   fill(main, h("h1", { class: "unseen" }, t("ask.title")), grid);
   ends.push(on("talk", (one) => { if (one === talk) { paint(view); composer.changed(); } }), composer.end, () => pane?.end());
   ends.push(() => { for (const part of view.parts.values()) part.end(); });
   const learned = () => {
-    const before = view.ready;
-    Object.assign(view, about(key));
+    view.entries = documentsOf(key);
     paint(view);
-    if (view.ready !== before) composer.changed();
+    composer.learned();
   };
   ends.push(on("documents", learned), on("models", () => { learned(); composer.changed(); }));
   paint(view);
@@ -42,16 +45,10 @@ export function askView(main, key) {
   return () => ends.forEach((end) => end());
 }
 
-/** The documents of a conversation as they are now, and whether all of them can be asked about. */
-function about(key) {
-  const entries = documentsOf(key);
-  return { entries, ready: entries.every((one) => askable(one, model()?.id ?? "")) };
-}
-
 /** Which documents, which side on a narrow screen, and the settings. */
 function head(view) {
   const { talk, entries } = view;
-  const all = known();
+  const all = state.documents;
   const select = h("select", { id: "which-document", on: { change: () => choose(select, talk) } },
     h("option", { value: "" }, t("ask.none")), all.map((one) => h("option", { value: one.id }, one.name)),
     entries.length > 1 && h("option", { value: talk.document }, t("choose.these", { count: entries.length, names: entries.map((one) => one.name).join(", ") })),
@@ -67,13 +64,17 @@ function choose(select, talk) {
   const { value } = select;
   select.value = talk.document;
   if (value === SEVERAL) several(talk.document ? talk.document.split("+") : []);
-  else location.hash = value ? `#/ask/${value}` : "#/ask";
+  else {
+    chosen(value);
+    location.hash = value ? `#/ask/${value}` : "#/ask";
+  }
 }
 
 /** On a narrow screen: the conversation or the text. */
 function turnTo(view, side) {
   view.grid.classList.toggle("text-first", side === "text");
   for (const one of view.grid.querySelectorAll(".side")) one.setAttribute("aria-pressed", String(one.dataset.side === side));
+  if (side === "text") view.pane?.seen();
 }
 
 function settings(talk) {
@@ -91,13 +92,11 @@ function settings(talk) {
   h("p", { class: "row ends" },
     h("button", { class: "quiet", type: "button", on: { click: () => clear(talk) } }, t("ask.clear")),
     h("button", { class: "quiet", type: "button", on: { click: () => save(talk) } }, t("ask.save"))),
-  h("p", { class: "note" }, t("ask.lives")));
+  h("p", { class: "note lives" }));
 }
 
 function clear(talk) {
-  for (const turn of talk.turns) turn.stop.abort();
-  talk.turns.length = 0;
-  state.talks.delete(talk.document);
+  drop(talk);
   dispatchEvent(new HashChangeEvent("hashchange"));
 }
 
@@ -111,11 +110,12 @@ function save(talk) {
 /** Show the turns; those that are there already stay as they are. */
 function paint(view) {
   const { talk, scroll, parts } = view;
+  fill(view.grid.querySelector(".lives"), t(talk.unkept ? "ask.unkept" : "ask.lives"));
   for (const [turn, part] of parts) if (!talk.turns.includes(turn)) { part.end(); part.node.remove(); parts.delete(turn); }
-  const pinned = () => { if (scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < NEAR) scroll.scrollTop = scroll.scrollHeight; };
+  const pinned = () => { if (view.follows) scroll.scrollTop = scroll.scrollHeight; };
   for (const turn of talk.turns) {
     if (parts.has(turn)) continue;
-    const part = turnNode(talk, turn, { edit: view.edit, pinned, showText: () => turnTo(view, "text") });
+    const part = turnNode(talk, turn, { edit: view.edit, pinned, showText: () => { if (view.grid.isConnected) turnTo(view, "text"); } });
     parts.set(turn, part);
     scroll.append(part.node);
     scroll.scrollTop = scroll.scrollHeight;
@@ -124,13 +124,13 @@ function paint(view) {
   if (!talk.turns.length) scroll.prepend(h("p", { class: "empty" }, emptyWords(view)));
 }
 
-function emptyWords({ entries }) {
+function emptyWords({ entries, talk }) {
   const served = model();
   if (!served) return t("model.none");
   if (served.state !== "ready") return t(served.state === "failed" ? "model.failed" : "model.loading", { name: served.id });
   if (!entries.length) return served.chat ? t("ask.emptyFree", { model: served.id }) : t("ask.plainModel", { model: served.id });
-  const unread = entries.find((one) => !askable(one, served.id));
-  if (unread) return readingOf(unread, served.id)?.error ?? t("ask.unready", { name: unread.name, model: served.id });
+  const awaited = obstacle(talk.document);
+  if (awaited) return t(awaited.coming ? "ask.coming" : "ask.unread", { name: awaited.entry.name });
   if (entries.length > 1) return t("ask.emptySeveral", { count: entries.length });
   const [entry] = entries;
   const { state, tokens } = readingOf(entry, served.id);
@@ -142,14 +142,27 @@ function composing(view) {
   const { talk } = view;
   const input = h("textarea", { rows: "1", id: "question", "aria-label": t("ask.question"), "aria-describedby": "question-keys", placeholder: t("ask.placeholder"), value: talk.draft });
   const send = h("button", { class: "press", type: "submit" });
-  const measured = gauge(talk, () => view.ready, () => talk.draft.trim());
-  const node = h("form", { class: "composer" }, h("div", { class: "writing" }, input, send), h("p", { class: "unseen", id: "question-keys" }, t("ask.keys")), measured.node);
+  const measured = gauge(talk, () => !obstacle(talk.document), () => talk.draft.trim());
+  const waiting = waitingNode();
+  const node = h("form", { class: "composer" }, waiting.node, h("div", { class: "writing" }, input, send), h("p", { class: "unseen", id: "question-keys" }, t("ask.keys")), measured.node);
   const grow = () => { input.style.height = "auto"; input.style.height = `${Math.min(input.scrollHeight + 2, 240)}px`; };
   const changed = () => {
     fill(send, t(busy(talk) ? "stop" : "ask.send"));
     send.classList.toggle("stopping", busy(talk));
-    send.disabled = !busy(talk) && (!view.ready || model()?.state !== "ready");
+    show(obstacle(talk.document));
     measured.changed();
+  };
+  let seen = null;
+  /** What stands in the way of a question, if anything does. */
+  const show = (found) => {
+    seen = found;
+    send.disabled = !busy(talk) && found !== null && !found.coming && !found.entry;
+    waiting.paint(found);
+  };
+  const learned = () => {
+    const before = seen;
+    show(obstacle(talk.document));
+    if (Boolean(before) !== Boolean(seen)) measured.changed();
   };
   input.addEventListener("input", () => { talk.draft = input.value; grow(); measured.changed(); });
   input.addEventListener("keydown", (event) => {
@@ -169,9 +182,11 @@ function composing(view) {
     input.value = talk.draft = "";
     grow();
     turnTo(view, "conversation");
+    if (seen) say(t("ask.later"));
     question(talk, text);
+    if (seen && !seen.coming) waiting.focus();
   });
   view.edit = (text) => { input.value = talk.draft = text; grow(); input.focus(); measured.changed(); };
   changed();
-  return { node, changed, end: measured.end, focus: () => { grow(); if (matchMedia("(pointer: fine)").matches) input.focus({ preventScroll: true }); } };
+  return { node, changed, learned, end: measured.end, focus: () => { grow(); if (matchMedia("(pointer: fine)").matches) input.focus({ preventScroll: true }); } };
 }

@@ -1,7 +1,7 @@
 // Follows the documents that are being read, and tells the views.
 
 import { ApiError, api } from "./api.js";
-import { say } from "./dom.js";
+import { ask, h, say } from "./dom.js";
 import { emit, state } from "./state.js";
 import { number, t } from "./words.js";
 
@@ -16,13 +16,43 @@ export function readingOf(entry, model = "") {
   return best && entry.readings[best] ? { model: best, ...entry.readings[best] } : null;
 }
 
-export const going = (entry) => Object.entries(entry.readings).filter(([, one]) => GOING.has(one.state));
+export const isGoing = (reading) => GOING.has(reading?.state);
+
+export const going = (entry) => Object.entries(entry.readings).filter(([, one]) => isGoing(one));
 
 /** Put what the server says of a document into the list. */
 export function learned(entry) {
   const at = state.documents.findIndex((one) => one.id === entry.id);
   if (at < 0) state.documents.push(entry);
   else state.documents[at] = entry;
+}
+
+/** Do something to a document and learn what became of it. */
+export async function act(work) {
+  try {
+    const entry = await work();
+    if (entry.readings) learned(entry);
+    follow();
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+    say(error.message || t("unreachable"), true);
+    const silent = error.code === "unreachable";
+    await ask({ title: t(silent ? "unreachable" : "error"), body: silent ? "" : h("p", { class: "fault" }, error.message), accept: t("close") });
+  }
+  emit("documents");
+}
+
+/** Ask the server anew how documents are read; what it does not say stays as it was. */
+export async function relearn(ids) {
+  for (const id of ids) {
+    try {
+      learned(await api.document(id));
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error;
+    }
+  }
+  emit("documents");
+  follow();
 }
 
 /** Look at what is being read until nothing is. */
@@ -47,7 +77,7 @@ async function look() {
       }
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
-      if (error.status === 404) state.documents = state.documents.filter((one) => one.id !== entry.id);
+      if (error.status === 404) emit("deleted", entry.id);
     }
   }
   watching = false;

@@ -3,8 +3,9 @@
 
 import { ApiError, api } from "./api.js";
 import { fill, h, settled } from "./dom.js";
-import { model } from "./state.js";
-import { about, messages } from "./talk.js";
+import { relearn } from "./following.js";
+import { documentsOf, model } from "./state.js";
+import { UNREAD, about, messages } from "./talk.js";
 import { number, t } from "./words.js";
 
 const PARTS = ["system", "document", "history", "question", "answer"];
@@ -28,7 +29,9 @@ export function gauge(talk, ready, draft) {
     } catch (error) {
       if (error.name === "AbortError") return undefined;
       if (!(error instanceof ApiError)) throw error;
-      fill(node, h("p", { class: "fault" }, error.message || t("unreachable")));
+      if (UNREAD.has(error.code)) relearn(documentsOf(talk.document).map((one) => one.id));
+      else if (error.code === "unreachable") fill(node); // the answer says so, or will
+      else fill(node, h("p", { class: "fault" }, error.message));
     }
     return undefined;
   }

@@ -7,10 +7,9 @@ import { readingOf } from "./following.js";
 import { model, on } from "./state.js";
 import { sourcesOf } from "./talk.js";
 import { t } from "./words.js";
-import { effectWords, strength } from "./why.js";
+import { shareOf, strength } from "./why.js";
 
 const LEAF = 4000; // characters of a leaf, about
-const FAINT = 0.5; // the effect by which a passage without one is drawn
 const HIGH = /[\ud800-\udbff]/;
 
 /** Places that the server counts in characters, as places in a JavaScript string, where some characters are two units. */
@@ -66,7 +65,7 @@ export function originals(entries) {
       turnTo(target.document);
       pane.go(target);
     })];
-  return { node, show: (turn) => { last = turn; pane.show(turn); }, end: () => { pane.end(); ends.forEach((end) => end()); } };
+  return { node, show: (turn) => { last = turn; pane.show(turn); }, seen: () => pane.seen(), end: () => { pane.end(); ends.forEach((end) => end()); } };
 }
 
 /** The pane of a document: `show` marks the passages of a turn; `part` says that only passages of it may be read. */
@@ -80,7 +79,7 @@ function original(entry, part = readingOf(entry, model()?.id ?? "")?.state === "
   load(pane, entry, stop.signal);
   const ends = [on("why", (turn) => { if (turn.document === entry.id || sourcesOf(turn).some((one) => one.id === entry.id)) show(pane, turn); }),
     on("jump", (target) => { if (target.document === entry.id) go(pane, target); })];
-  return { node, show: (turn) => show(pane, turn), go: (target) => go(pane, target), end: () => { stop.abort(); ends.forEach((end) => end()); } };
+  return { node, show: (turn) => show(pane, turn), go: (target) => go(pane, target), seen: () => seen(pane), end: () => { stop.abort(); ends.forEach((end) => end()); } };
 }
 
 async function load(pane, entry, signal) {
@@ -112,8 +111,8 @@ function paintLeaf(pane, at, leaf) {
     const [start, end] = [Math.max(mark.from, here), Math.min(mark.to, to)];
     if (start >= end) return;
     parts.push(pane.text.slice(here, start));
-    const element = h("mark", { tabindex: "-1", title: mark.effect === null ? t("sources.shown") : effectWords(mark.effect) }, pane.text.slice(start, end));
-    element.dataset.strength = strength(mark.effect ?? FAINT);
+    const element = h("mark", { tabindex: "-1", title: t(mark.effect === null ? "sources.shown" : `why.support${strength(mark.share)}`) }, pane.text.slice(start, end));
+    element.dataset.strength = strength(mark.share ?? 0);
     element.dataset.which = String(which);
     parts.push(element);
     here = end;
@@ -133,7 +132,7 @@ function show(pane, turn) {
 
 /** The passages that an answer rests on; or those that were all that it was given of this document. */
 function marksOf(pane, turn) {
-  if (turn?.why?.state === "done") return turn.why.marks.filter((one) => one.marked);
+  if (turn?.why?.state === "done") return turn.why.marks.filter((one) => one.marked).map((one) => ({ ...one, share: shareOf(turn.why, one) }));
   const source = turn ? sourcesOf(turn).find((one) => one.id === pane.id) : null;
   return (source?.passages ?? []).map((one) => ({ ...one, effect: null }));
 }
@@ -177,6 +176,11 @@ function paintHead(pane, turn) {
   }
 }
 
+/** The pane may have been hidden while it went to a mark. */
+function seen(pane) {
+  if (pane.at >= 0) jump(pane, pane.marks[pane.at].start, false);
+}
+
 /** Go to the mark that begins at that character of the document. */
 function jump(pane, start, focus = true) {
   const which = pane.marks.findIndex((one) => one.start === start);
@@ -186,11 +190,16 @@ function jump(pane, start, focus = true) {
   const mark = leaf.querySelector(`mark[data-which="${which}"]`);
   for (const one of pane.body.querySelectorAll("mark.here")) one.classList.remove("here");
   for (const one of pane.body.querySelectorAll(`mark[data-which="${which}"]`)) one.classList.add("here");
-  // Leaves far away have only a guessed height, so the place is looked for again once they have been laid out.
-  leaf.scrollIntoView({ block: "start" });
-  requestAnimationFrame(() => {
+  const place = () => {
     const [inner, outer] = [mark.getBoundingClientRect(), pane.body.getBoundingClientRect()];
     pane.body.scrollTop += inner.top - outer.top - outer.height / 3;
+  };
+  // Leaves far away, and those of a pane that was hidden, have only a guessed height, so the place is looked for again once
+  // they have been laid out.
+  leaf.scrollIntoView({ block: "start" });
+  requestAnimationFrame(() => {
+    place();
     if (focus) mark.focus({ preventScroll: true });
+    requestAnimationFrame(place);
   });
 }

@@ -1,11 +1,12 @@
 // Read: give documents, watch them being read, and the library of all that were.
 
 import { ApiError, api } from "./api.js";
+import { bar, howFar, paintBar } from "./bar.js";
 import { ask, field, fill, h, say } from "./dom.js";
-import { known, several } from "./choose.js";
-import { follow, going, learned, readingOf } from "./following.js";
-import { emit, model, on, state } from "./state.js";
-import { bytes, clock, number, percent, span, t, when } from "./words.js";
+import { chosen, known, several } from "./choose.js";
+import { act, follow, going, learned, readingOf } from "./following.js";
+import { broken, emit, model, on, state } from "./state.js";
+import { bytes, number, percent, t, when } from "./words.js";
 
 const sending = new Map(); // uploads by number: {name, share, error, stop}
 let numbered = 0;
@@ -13,13 +14,15 @@ let numbered = 0;
 export function readView(main) {
   const now = h("section", { "aria-labelledby": "now", class: "now", hidden: true });
   const library = h("section", { "aria-labelledby": "library", class: "library" });
+  const unread = h("section", { "aria-labelledby": "unread", class: "unread", hidden: true });
+  const box = dropping();
   fill(main, h("div", { class: "sheet" },
     h("div", { class: "title" }, h("h1", {}, t("read.title")), h("p", { class: "subtitle" }, t("read.subtitle"))),
-    dropping(), now, library));
+    box, now, library, unread));
   // A whole page is easier to hit than a box.
-  const drop = (event) => { if (event.dataTransfer?.files.length) give([...event.dataTransfer.files]); };
+  const drop = (event) => { if (event.dataTransfer?.files.length && !box.hidden) give([...event.dataTransfer.files]); };
   main.addEventListener("drop", drop);
-  const paint = () => { paintNow(now); paintLibrary(library); };
+  const paint = () => { box.hidden = broken().length > 0; paintNow(now); paintLibrary(library); paintUnread(unread); };
   paint();
   const ends = [on("documents", paint), on("models", paint), () => main.removeEventListener("drop", drop)];
   return () => ends.forEach((end) => end());
@@ -68,6 +71,7 @@ async function give(files) {
       const entry = await api.upload(row.file, model()?.id ?? "", (share) => { row.share = share; emit("documents"); }, row.stop.signal);
       sending.delete(row.number);
       learned(entry);
+      chosen(entry.id);
       follow();
     } catch (error) {
       if (error.name === "AbortError") sending.delete(row.number);
@@ -103,80 +107,59 @@ function keep(node, rows) {
 
 function paintNow(section) {
   const rows = [];
-  for (const row of sending.values()) rows.push([`up-${row.number}`, () => bar(row.name), (node) => paintSending(node, row)]);
+  for (const row of sending.values()) if (!row.error) rows.push([`up-${row.number}`, () => progressing(row.name), (node) => paintSending(node, row)]);
   for (const entry of state.documents) {
-    for (const [name, one] of going(entry)) rows.push([`${entry.id} ${name}`, () => bar(entry.name), (node) => paintReading(node, entry, name, one)]);
+    for (const [name, one] of going(entry)) rows.push([`${entry.id} ${name}`, () => progressing(entry.name, askLink(entry)), (node) => paintReading(node, entry, name, one)]);
   }
   section.hidden = rows.length === 0;
   if (!section.firstChild) fill(section, h("h2", { id: "now" }, t("read.now")), h("ul", { class: "bars" }));
   keep(section.lastChild, rows);
 }
 
-function bar(name) {
-  return h("li", {}, h("div", { class: "line" }, h("span", { class: "called" }, name), h("button", { class: "plain", type: "button" }, t("stop"))),
-    h("div", { class: "progress", role: "progressbar", "aria-label": name, "aria-valuemin": "0", "aria-valuemax": "100" }, h("i")),
-    h("p", { class: "note" }));
-}
-
-function paintBar(node, share, words, stop) {
-  const progress = node.querySelector(".progress");
-  progress.classList.toggle("unknown", share === null);
-  if (share === null) progress.removeAttribute("aria-valuenow");
-  else progress.setAttribute("aria-valuenow", String(Math.floor(share * 100)));
-  progress.firstChild.style.width = share === null ? "" : `${share * 100}%`;
-  fill(node.querySelector(".note"), words);
-  const button = node.querySelector("button");
-  button.onclick = stop;
+function progressing(name, link = null) {
+  return h("li", {}, h("div", { class: "line" }, h("span", { class: "called" }, name), h("span", { class: "does" }, link, h("button", { class: "plain", type: "button" }, t("stop")))),
+    bar(name), h("p", { class: "note" }));
 }
 
 function paintSending(node, row) {
-  if (row.error) {
-    node.querySelector(".progress").hidden = true;
-    node.lastChild.className = "fault";
-    fill(node.lastChild, row.error);
-    fill(node.querySelector("button"), t("close"));
-  } else {
-    const words = row.waits ? t("read.model") : row.share < 1 ? t("read.sending", { percent: percent(row.share) }) : t("read.opening");
-    paintBar(node, row.waits || row.share === 1 ? null : row.share, words);
-  }
+  const words = row.waits ? t("read.model") : row.share < 1 ? t("read.sending", { percent: percent(row.share) }) : t("read.opening");
+  paintBar(node.querySelector(".progress"), row.waits || row.share === 1 ? null : row.share);
+  fill(node.lastChild, words);
   node.querySelector("button").onclick = () => {
     row.stop.abort();
-    sending.delete(row.number);
-    emit("documents");
+    dismiss(row);
   };
 }
 
-function paintReading(node, entry, name, one) {
-  const progress = one.progress ?? { done: 0, total: one.tokens };
-  const { done, total } = progress;
-  const words = [done ? t("read.tokens", { done: number(done), total: number(total) }) : t("read.waiting", { total: number(total) })];
-  if (progress.tokens_per_second) words.push(t("read.speed", { speed: number(progress.tokens_per_second) }));
-  const left = progress.seconds_left;
-  if (left !== null && left !== undefined) words.push(t("read.until", { time: clock(new Date(Date.now() + left * 1000)), left: span(left) }));
-  const memory = progress.memory;
-  if (memory) words.push(t("read.memory", { used: bytes(memory.used), planned: bytes(memory.planned) }));
-  paintBar(node, done ? done / total : null, words.join(" · "), () => act(() => api.stop(entry.id, name)));
+function dismiss(row) {
+  sending.delete(row.number);
+  emit("documents");
 }
 
-/** Do something to a document and learn what became of it. */
-async function act(work) {
-  try {
-    const entry = await work();
-    if (entry.readings) learned(entry);
-    follow();
-  } catch (error) {
-    if (!(error instanceof ApiError)) throw error;
-    say(error.message, true);
-    await ask({ title: t("error"), body: h("p", { class: "fault" }, error.message || t("unreachable")), accept: t("close") });
-  }
-  emit("documents");
+/** Files that the server did not take, each until it is dismissed. */
+function paintUnread(section) {
+  const rows = [...sending.values()].filter((row) => row.error).map((row) => [`no-${row.number}`, () => h("li", {},
+    h("div", { class: "line" }, h("span", { class: "called" }, row.name), h("button", { class: "plain", type: "button", "aria-label": t("read.dismissOne", { name: row.name }), on: { click: () => dismiss(row) } }, t("read.dismiss"))),
+    h("p", { class: "fault" }, row.error)), () => {}]);
+  section.hidden = rows.length === 0;
+  if (!section.firstChild) fill(section, h("h2", { id: "unread" }, t("read.not")), h("ul", { class: "bars" }));
+  keep(section.lastChild, rows);
+}
+
+function paintReading(node, entry, name, one) {
+  const { share, words } = howFar(one);
+  const { memory } = one.progress ?? {};
+  if (memory) words.push(t("read.memory", { used: bytes(memory.used), planned: bytes(memory.planned) }));
+  paintBar(node.querySelector(".progress"), share);
+  fill(node.lastChild, words.join(" · "));
+  node.querySelector("button").onclick = () => act(() => api.stop(entry.id, name));
 }
 
 function paintLibrary(section) {
   const shown = state.documents.filter((one) => !going(one).length).sort((a, b) => b.created - a.created);
   if (!section.firstChild) fill(section, h("div", { class: "line" }, h("h2", { id: "library" }, t("library")), h("button", { class: "plain", type: "button", on: { click: () => several() } }, t("choose.several"))), h("p", { class: "note empty" }, t("library.empty")), table());
   section.firstChild.lastChild.hidden = known().length < 2;
-  section.children[1].hidden = !state.documentsKnown || state.documents.length > 0 || sending.size > 0;
+  section.children[1].hidden = !state.documentsKnown || state.documents.length > 0 || sending.size > 0 || broken().length > 0;
   section.children[2].hidden = shown.length === 0;
   section.hidden = shown.length === 0 && section.children[1].hidden;
   const rows = [];
@@ -221,8 +204,10 @@ function more(entry) {
   return found;
 }
 
+const askLink = (entry) => h("a", { class: "plain", href: `#/ask/${entry.id}`, "aria-label": t("library.askAbout", { name: entry.name }) }, t("library.ask"));
+
 function again(entry, one) {
-  if (one?.state === "read" || one?.state === "refused") return h("a", { class: "plain", href: `#/ask/${entry.id}`, "aria-label": t("library.askAbout", { name: entry.name }) }, t("library.ask"));
+  if (one?.state === "read" || one?.state === "refused") return askLink(entry);
   if (!model()) return null;
   return h("button", { class: "plain", type: "button", on: { click: () => act(() => api.read(entry.id, one?.model ?? model().id)) } },
     t(one?.state === "stopped" ? "read.on" : "read.again"));
@@ -233,9 +218,7 @@ async function remove(entry) {
   if (!sure) return;
   await act(async () => {
     await api.remove(entry.id);
-    state.documents = state.documents.filter((one) => one.id !== entry.id);
-    for (const key of state.talks.keys()) if (key.split("+").includes(entry.id)) state.talks.delete(key);
-    if (state.look?.document.split("+").includes(entry.id)) state.look = null;
+    emit("deleted", entry.id);
     say(t("delete.done", { name: entry.name }));
     return {};
   });

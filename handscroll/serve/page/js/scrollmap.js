@@ -3,8 +3,8 @@
 // passage that is narrower than a pixel still shows.
 
 import { fill, h } from "./dom.js";
-import { emit, on } from "./state.js";
-import { effectWords } from "./why.js";
+import { on } from "./state.js";
+import { effectWords, visit } from "./why.js";
 import { number, percent, t } from "./words.js";
 
 const HEIGHT = 148;
@@ -104,7 +104,7 @@ const passageAt = (marks, place) => marks.find((one) => one.start <= place && pl
 function passageWords(turn, one) {
   const words = [t("why.attention", { percent: percent(one.attention, 2) })];
   if (one.effect !== null) words.unshift(effectWords(one.effect));
-  const go = one.marked && h("button", { class: "plain", type: "button", on: { click: () => { location.hash = `#/ask/${turn.document}`; setTimeout(() => emit("jump", { document: turn.document, number: one.start }), 300); } } }, t("why.show"));
+  const go = one.marked && h("button", { class: "plain", type: "button", on: { click: () => visit({ document: turn.document, number: one.start }) } }, t("why.show"));
   return [h("q", {}, one.text.trim().replace(/\s+/g, " ").slice(0, 240)), " ", h("span", { class: "note" }, words.join(" · ")), go];
 }
 

@@ -1,10 +1,12 @@
-// What the page knows: models, documents, conversations. All of it lives in this tab's memory and is gone with it.
+// What the page knows: models, documents, conversations. All of it lives in this tab's memory; conversations are also kept over a
+// reload (kept.js).
 
 export const state = {
   models: [],
   model: "", // chosen by name; "" means the first that can write
   documents: [],
   documentsKnown: false,
+  silent: false, // whether the server did not answer when it was looked at last
   talks: new Map(), // by the ids of its documents, joined by "+"; "" for none
   drafts: new Map(), // what stands in the forms of the tasks
   reports: new Map(), // by model: what was measured of it
@@ -25,6 +27,9 @@ export function emit(event, detail) {
 }
 
 export const writers = () => state.models.filter((one) => one.kind !== "encoder");
+
+/** The models that could not be loaded, if there is no other that writes. */
+export const broken = () => (writers().every((one) => one.state === "failed") ? writers() : []);
 
 /** The model that is asked: the chosen one, or the first that writes. */
 export function model() {

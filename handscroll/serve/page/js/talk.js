@@ -2,11 +2,13 @@
 
 import { ApiError, api } from "./api.js";
 import { say } from "./dom.js";
-import { readingOf } from "./following.js";
-import { documentsOf, emit, model } from "./state.js";
+import { readingOf, relearn } from "./following.js";
+import { documentsOf, emit, model, on, state } from "./state.js";
+import { obstacle } from "./waiting.js";
 import { t } from "./words.js";
 
 export const LIKELIEST = 5; // tokens that are kept at each place of an answer
+export const UNREAD = new Set(["being_read", "not_read"]); // refusals that end when the documents are read
 const UNTIL = 256; // tokens of a text that a model without a template continues
 
 /** The messages of a conversation up to a turn, with its question. Turns that failed before they said a word are left out. */
@@ -45,7 +47,7 @@ export const before = (talk, turn) => messages(talk, turn, "").filter((one) => o
 /** A new answer: empty until pieces arrive. `body` is what was asked for. */
 export function begin(body) {
   return { body, model: body.model, document: (body.documents ?? [body.document ?? ""]).join("+"), question: "", answer: "", thought: "", scored: [], state: "writing",
-    error: "", finish: null, contract: null, usage: null, begun: performance.now(), first: null, why: null, retrieval: null, stop: new AbortController() };
+    error: "", code: "", finish: null, contract: null, usage: null, begun: performance.now(), first: null, why: null, retrieval: null, stop: new AbortController() };
 }
 
 /** Let the pieces of an answer arrive in `turn`; everything that happens to it is told as the event "turn". */
@@ -68,6 +70,7 @@ export async function run(turn, stream = api.chat) {
     if (error.name === "AbortError") turn.state = "stopped";
     else if (error instanceof ApiError) {
       turn.state = "failed";
+      turn.code = error.code;
       turn.error = error.message || t("unreachable");
       say(turn.error, true);
     } else throw error;
@@ -76,24 +79,46 @@ export async function run(turn, stream = api.chat) {
   return turn;
 }
 
-/** Ask the next question of a conversation. */
+/** Ask the next question of a conversation: now, or as soon as nothing stands in its way. */
 export function question(talk, text) {
+  talk.turns.push({ ...begin({}), question: text, state: "queued" });
+  emit("talk", talk);
+  next(talk);
+}
+
+/** Begin the first question that waits, if it can be asked now. */
+async function next(talk) {
+  const turn = talk.turns.find((one) => one.state === "queued");
+  if (!turn || busy(talk) || obstacle(talk.document)) return;
+  const { body, stream } = request(talk, turn);
+  Object.assign(turn, begin(body), { question: turn.question });
+  emit("turn", turn);
+  emit("talk", talk);
+  await run(turn, stream);
+  // A reading may have been evicted since the page heard of it: then the question waits for it, once.
+  if (UNREAD.has(turn.code) && !turn.returned) {
+    Object.assign(turn, { state: "queued", returned: true });
+    relearn(documentsOf(talk.document).map((one) => one.id));
+  } else next(talk);
+  emit("turn", turn);
+  emit("talk", talk);
+}
+
+/** The request of a turn, and what streams its answer. */
+function request(talk, turn) {
   const talks = talk.document || model().chat;
-  const stream = talks ? api.chat : api.complete;
-  const body = talks ? { model: model().id, messages: messages(talk, null, text), logprobs: true, top_logprobs: LIKELIEST } : { model: model().id, prompt: text, max_tokens: UNTIL };
+  const body = talks ? { model: model().id, messages: messages(talk, turn, turn.question), logprobs: true, top_logprobs: LIKELIEST } : { model: model().id, prompt: turn.question, max_tokens: UNTIL };
   Object.assign(body, about(talk));
   if (talk.temperature !== null) body.temperature = talk.temperature;
   if (talk.most !== null) body.max_tokens = talk.most;
-  const turn = begin(body);
-  turn.question = text;
-  talk.turns.push(turn);
-  emit("talk", talk);
-  run(turn, stream).then(() => emit("talk", talk));
+  return { body, stream: talks ? api.chat : api.complete };
 }
 
-/** Take the last turn back; returns its question. */
-export function back(talk) {
-  const turn = talk.turns.pop();
+for (const event of ["documents", "models"]) on(event, () => { for (const talk of state.talks.values()) next(talk); });
+
+/** Take a turn back, the last if none is named; returns its question. */
+export function back(talk, turn = talk.turns.at(-1)) {
+  talk.turns = talk.turns.filter((one) => one !== turn);
   turn?.stop.abort();
   emit("talk", talk);
   return turn?.question ?? "";
@@ -108,7 +133,9 @@ export async function explain(talk, turn) {
   try {
     const body = { model: turn.model, question: turn.question, answer: turn.answer, history: before(talk, turn) };
     turn.why = { state: "done", ...(await api.explain(turn.document, body, turn.stop.signal)) };
+    say(t("why.done"));
   } catch (error) {
+    if (error.name === "AbortError") return;
     if (!(error instanceof ApiError)) throw error;
     turn.why = { state: "failed", error: error.message || t("unreachable") };
     say(turn.why.error, true);
@@ -127,6 +154,7 @@ export async function compare(talk, turn) {
     turn.retrieval = { state: "done", ...(await api.versus(turn.document, body, turn.stop.signal)) };
     say(t("retrieval.done"));
   } catch (error) {
+    if (error.name === "AbortError") return;
     if (!(error instanceof ApiError)) throw error;
     turn.retrieval = { state: "failed", error: error.message || t("unreachable") };
     say(turn.retrieval.error, true);

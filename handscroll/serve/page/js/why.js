@@ -4,40 +4,61 @@ import { h } from "./dom.js";
 import { emit } from "./state.js";
 import { number, percent, t } from "./words.js";
 
+const ARRIVE = 300; // milliseconds after which a conversation listens
 const SHOWN = 180; // characters of a passage in the list
 const LITTLE = 1; // nats that an answer loses without the whole document, below which it does not rest on it
+const CARRIES = 0.5; // share from which a passage carries an answer: alone it gives most of what the document gives
+const SOME = 0.1; // share from which its support is more than weak
 
-/** How strong a mark is, from 1 to 3. */
-export const strength = (effect) => (effect >= 3 ? "3" : effect >= 1 ? "2" : "1");
+/** The share of what an answer loses without the whole document that it loses without a passage alone. */
+export const shareOf = (why, { effect }) => effect / Math.max(why.rests, LITTLE);
+
+/** How strong the support of a passage with that share is, from 1 to 3. */
+export const strength = (share) => (share >= CARRIES ? "3" : share >= SOME ? "2" : "1");
 
 /** What leaving out a passage does to the answer. */
 export const effectWords = (effect) => t(effect < 0 ? "why.gain" : "why.effect", { nats: number(Math.abs(effect), 2) });
 
-export function whyNode(turn) {
+/** `show` leads to a passage in the text. */
+export function whyNode(turn, show = visit) {
   const { why } = turn;
   if (!why) return null;
   if (why.state === "working") return h("div", { class: "why" }, h("div", { class: "progress unknown", role: "progressbar", "aria-label": t("why.working") }, h("i")), h("p", { class: "note" }, t("why.working")));
   if (why.state === "failed") return h("p", { class: "fault" }, why.error);
   const causes = why.marks.filter((one) => one.marked).sort((a, b) => b.effect - a.effect);
-  const tried = why.marks.filter((one) => one.effect !== null).length;
-  const words = causes.length ? t("why.some", { count: causes.length }) : t("why.none", { tried });
-  return h("div", { class: "why" }, h("p", {}, words),
-    causes.length > 0 && h("ol", { class: "causes" }, causes.map((one) => cause(turn, one))),
-    h("p", { class: "note" }, rests(why)));
+  return h("div", { class: "why" }, h("p", {}, verdict(why, causes)),
+    causes.length > 0 && h("ol", { class: "causes" }, causes.map((one) => cause(turn, one, show))),
+    h("details", { class: "numbers" }, h("summary", {}, t("why.numbers")),
+      causes.length > 0 && h("ol", {}, causes.map((one) => h("li", {}, `${effectWords(one.effect)} · ${t("why.attention", { percent: percent(one.attention, 1) })}`))),
+      h("p", {}, rests(why))));
 }
 
-function cause(turn, one) {
+/** In plain words: whether the answer rests on the document, and whether a passage carries it alone. */
+function verdict(why, causes) {
+  if (why.rests < LITTLE) return t("why.free");
+  if (!causes.length) return t("why.none", { tried: why.marks.filter((one) => one.effect !== null).length });
+  const carry = causes.filter((one) => shareOf(why, one) >= CARRIES);
+  return carry.length ? t("why.carry", { count: carry.length }) : t("why.several");
+}
+
+/** Go to a passage from a place that has no text beside it. */
+export function visit(target) {
+  location.hash = `#/ask/${target.document}`;
+  setTimeout(() => emit("jump", target), ARRIVE);
+}
+
+function cause(turn, one, show) {
   const text = one.text.trim().replace(/\s+/g, " ");
   const letters = [...text];
   const short = letters.length > SHOWN ? `${letters.slice(0, SHOWN).join("")}…` : text;
-  return h("li", {}, h("button", { type: "button", title: t("why.show"), "data-strength": strength(one.effect), on: { click: () => emit("jump", { document: turn.document, number: one.start }) } },
+  return h("li", {}, h("button", { type: "button", title: t("why.show"), "data-strength": strength(shareOf(turn.why, one)), on: { click: () => show({ document: turn.document, number: one.start }) } },
     h("q", {}, short),
-    h("span", { class: "note" }, `${effectWords(one.effect)} · ${t("why.attention", { percent: percent(one.attention, 1) })}`)));
+    h("span", { class: "note" }, t(`why.support${strength(shareOf(turn.why, one))}`))));
 }
 
-/** Whether the answer rests on the document at all, and whether attention was a good guide. */
+/** What the answer loses without the whole document, and whether attention was a good guide. */
 function rests(why) {
-  const words = [t(why.rests < LITTLE ? "why.free" : "why.whole", { nats: number(why.rests, 2) })];
+  const words = [t("why.whole", { nats: number(why.rests, 2) }), t("why.nat")];
   if (why.agreement !== null) words.push(t("why.agreement", { value: number(why.agreement, 2) }));
   return words.join(" ");
 }
