@@ -9,6 +9,7 @@ minutes on two cores. FOLDER is also where the recipes in recipes/tasks run: `cd
 
 import ast
 import gzip
+import hashlib
 import json
 import random
 import sys
@@ -183,7 +184,7 @@ def run(name: str, source: str, folder: Path) -> None:
     if job.recipe:
         shots = task.read(read_table(str(folder / f"{name}.train.jsonl")), {}).examples
     systems: dict[str, Sequence[Prediction]] = {}
-    keep = _Keeper(task, tests, folder / f"{name}.scores.jsonl")
+    keep = _Keeper(task, tests, folder / f"{name}.scores.jsonl", source)
     for plain, said in task.baselines(shots, tests).items() if shots or task.name == "summarise" else ():
         systems[plain] = keep(plain, lambda said=said: said)
     for way, settings in job.ways.items():
@@ -217,18 +218,22 @@ def _tuned(name: str, source: str, folder: Path, tests: Sequence[Example]) -> Se
 class _Keeper:
     """Scores what a system says, prints it and keeps both; what a system said in an earlier run is not asked again."""
 
-    def __init__(self, task: Generative, tests: Sequence[Example], path: Path):
+    def __init__(self, task: Generative, tests: Sequence[Example], path: Path, source: str):
         self._task, self._tests, self._path = task, tests, path
+        rows = hashlib.sha256(repr([one.values for one in tests]).encode()).hexdigest()
+        self._about = {"model": source, "task": task.model_dump(mode="json"), "rows": rows}
 
     def __call__(self, system: str, made: Callable[[], Sequence[Prediction]]) -> Sequence[Prediction]:
         said, begun = self._path.with_name(f"{self._path.stem}.{system.replace(' ', '-')}.jsonl"), monotonic()
-        lines = list(_lines(said)) if said.exists() else []
-        if len(lines) == len(self._tests):
+        first, *lines = list(_lines(said)) if said.exists() else [{}]
+        if first == self._about:
             _say(f"{system:12} of an earlier run ({said})")
             return [Prediction(one["output"], more=one["more"]) for one in lines]
         found = made()
         seconds = monotonic() - begun
-        _write(said, [{"output": one.output, "more": dict(one.more)} for one in found])
+        aside = said.with_suffix(".part")
+        _write(aside, [self._about, *({"output": one.output, "more": dict(one.more)} for one in found)])
+        aside.replace(said)
         for metric, one in self._task.score(self._tests, found).items():
             _say(f"{system:12} {metric:16} {one}  ({seconds:.0f} s)")
             self._append({"system": system, "metric": metric, "seconds": round(seconds, 1), **_values(one)})

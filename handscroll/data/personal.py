@@ -8,6 +8,7 @@ form and are not found.
 import ipaddress
 import re
 import string
+from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +21,9 @@ _NEAR = 40  # characters before a passport's number in which the word stands
 _CALLED_PASSPORT = re.compile(r"passport|护照|護照", re.IGNORECASE)
 _EMAIL = re.compile(r"(?<![\w.+-])[\w.+%-]{1,64}@(?:[\w-]{1,63}\.){1,8}[A-Za-z]{2,24}(?!\w)", re.ASCII)
 _IDENTITY = re.compile(r"(?<!\w)\d{17}[\dXx](?!\w)", re.ASCII)
-_IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}(?!\w)", re.ASCII)
+_IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,40}(?!\w)", re.ASCII)
 _SSN = re.compile(r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])", re.ASCII)
-_CARD = re.compile(r"(?<![\w.+-])\d(?:[ -]?\d){11,18}(?![\w-])(?!\.\d)", re.ASCII)
+_CARD = re.compile(r"(?<![\w.+-])\d(?:[ -]?\d){11,27}(?![\w-])(?!\.\d)", re.ASCII)
 _ISSUERS = re.compile(r"4|5[0-8]|6|2[2-7]|3[04-9]|2131|1800")  # first digits of cards of payment
 _MAC = re.compile(r"(?<![\w:-])(?:[0-9A-Fa-f]{2}[:-]){5}[0-9A-Fa-f]{2}(?![\w:-])", re.ASCII)
 _IP = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?!\w)(?!\.\d)", re.ASCII)
@@ -48,6 +49,7 @@ class _Kind:
     name: str
     pattern: re.Pattern[str]
     holds: Callable[[str, str], bool] = lambda _match, _before: True
+    grouped: bool = False  # a match may hold more groups than belong to it
 
 
 def find(text: str, regions: Sequence[str] = REGIONS) -> list[Found]:
@@ -62,11 +64,12 @@ def find(text: str, regions: Sequence[str] = REGIONS) -> list[Found]:
         ConfigError: phonenumbers or python-stdnum is not installed, or a region is not known.
     """
     plain = text.translate(_PLAIN)
-    taken = list[Found]()
+    taken = list[Found]()  # in their order
     for one in (*_formed(plain), *_telephones(plain, regions)):  # the kinds before are surer than those behind
-        if all(one.end <= other.start or other.end <= one.start for other in taken):
-            taken.append(one)
-    return sorted(taken, key=lambda one: one.start)
+        at = bisect(taken, one.start, key=lambda other: other.start)
+        if (at == 0 or taken[at - 1].end <= one.start) and (at == len(taken) or one.end <= taken[at].start):
+            taken.insert(at, one)
+    return taken
 
 
 def masked(text: str, found: Sequence[Found]) -> str:
@@ -86,8 +89,18 @@ def counted(kinds: Mapping[str, int]) -> str:
 def _formed(text: str) -> Iterator[Found]:
     for kind in _kinds():
         for match in kind.pattern.finditer(text):
-            if kind.holds(match[0], text[max(0, match.start() - _NEAR) : match.start()]):
-                yield Found(kind.name, match.start(), match.end())
+            before = text[max(0, match.start() - _NEAR) : match.start()]
+            for start, end in _shorter(match[0]) if kind.grouped else ((0, len(match[0])),):
+                if kind.holds(match[0][start:end], before):
+                    yield Found(kind.name, match.start() + start, match.start() + end)
+                    break
+
+
+def _shorter(match: str) -> Iterator[tuple[int, int]]:
+    """A match of several groups, and parts of it, the longest first: a date or a name may stand beside a number."""
+    cuts = [at for at, one in enumerate(match) if one in " -"]
+    parts = ((start, end) for start in (0, *(cut + 1 for cut in cuts)) for end in (*cuts, len(match)) if end > start)
+    yield from sorted(parts, key=lambda part: part[0] - part[1])
 
 
 def _telephones(text: str, regions: Sequence[str]) -> Iterator[Found]:
@@ -111,7 +124,7 @@ def _kinds() -> tuple[_Kind, ...]:
 
     def a_card(match: str, _before: str) -> bool:
         digits = re.sub("[ -]", "", match)
-        return bool(_ISSUERS.match(digits)) and luhn.is_valid(digits)
+        return 12 <= len(digits) <= 19 and bool(_ISSUERS.match(digits)) and luhn.is_valid(digits)
 
     def an_account(match: str, _before: str) -> bool:
         return iban.is_valid(match)
@@ -126,9 +139,9 @@ def _kinds() -> tuple[_Kind, ...]:
     return (
         _Kind("email", _EMAIL),
         _Kind("identity", _IDENTITY, a_person),
-        _Kind("iban", _IBAN, an_account),
+        _Kind("iban", _IBAN, an_account, grouped=True),
         _Kind("ssn", _SSN, lambda match, _before: ssn.is_valid(match)),
-        _Kind("card", _CARD, a_card),
+        _Kind("card", _CARD, a_card, grouped=True),
         _Kind("mac", _MAC),
         _Kind("ip", _IP, _an_address),
         _Kind("ip", _IP6, _an_address),
@@ -138,7 +151,8 @@ def _kinds() -> tuple[_Kind, ...]:
 
 
 def _an_address(match: str, _before: str) -> bool:
-    if not any(one.isdigit() for one in match):  # `ab::cd` is C++ more often
+    groups = [one for one in match.split(":") if one]
+    if ":" in match and not (len(groups) > 2 or any(len(one) == 4 for one in groups)):  # `a[1::2]`, `ab::cd` are code
         return False
     try:
         found = ipaddress.ip_address(match)

@@ -38,7 +38,8 @@ class Server(uvicorn.Server):
             self._on_start(f"http://{host}:{bound[1]}")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        _log.info("stopping: open answers have %d s to end; once more stops at once", self._grace)
+        if not self.should_exit:
+            _log.info("stopping: open answers have %d s to end; Ctrl-C once more stops at once", self._grace)
         super().handle_exit(sig, frame)
 
     def stop(self) -> None:
@@ -107,7 +108,14 @@ def _bound(host: str, port: int) -> socket.socket:
     """A socket at an address and port, before a model is loaded for nothing."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind(address)
+        except OSError:
+            listening.close()
+            raise
+        return listening
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise ConfigError(

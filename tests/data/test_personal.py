@@ -65,7 +65,7 @@ def test_ten_kinds_in_sentences_of_both_languages():
     [
         "Order 4111111111111112 of 2026-11-29, 12:30:05, version 1.2.3, pi is 3.14159265358979.",  # wrong check digit
         "ISBN 978-0-306-40615-7, DOI 10.1000/182, 11010519491231002Y, 110105194912310021",
-        "std::vector a::b, [1:2:3], 256.1.1.1, 1.2.3.4.5, 127.0.0.1, ::",
+        "std::vector a::b, x[1::2], x[::2], x[5::], 10::20, [1:2:3], 256.1.1.1, 1.2.3.4.5, 127.0.0.1, ::",
         "name@localhost, @someone, a@b, 000-12-3456, 666-12-3456",
         "A12345678 and 123456789 without the word; 京城A级 is no plate",
         "一九四九年十月一日，1949年10月1日，共12345678人",
@@ -91,6 +91,26 @@ def test_no_two_overlap_and_masking_leaves_nothing():
     assert find(masked(text, found)) == []
 
 
+@pytest.mark.parametrize(
+    ("text", "new"),
+    [
+        ("4111 1111 1111 1111 12/26", "[card] 12/26"),
+        ("card 4111111111111111 123, 1 4111 1111 1111 1111", "card [card] 123, 1 [card]"),
+        ("DE89 3704 0044 0532 0130 00 BIC COBADEFF", "[iban] BIC COBADEFF"),
+        ("IBAN DE89370400440532013000 BIC: COBADEFF", "IBAN [iban] BIC: COBADEFF"),
+        ("2001:db8::8a2e:370:7334 fe80::1", "[ip] [ip]"),
+    ],
+)
+def test_what_stands_beside_a_number_does_not_hide_it(text, new):
+    assert masked(text, find(text)) == new
+
+
+def test_a_list_of_many_takes_its_time_once():
+    """With ten thousand finds, each compared with all others, this would take minutes."""
+    text = "a@b.cn " * 20_000
+    assert len(find(text, ())) == 20_000
+
+
 def test_regions_are_asked_for():
     assert find("0171 1234567", ("DE",)) and not find("0171 1234567")
     with pytest.raises(ConfigError, match="region 'Germany': give two letters"):
@@ -104,6 +124,8 @@ def test_conversations_are_masked_and_counted():
     assert [turn["content"] for turn in first] == ["call [phone]", "[email], [email]"] and second == []
     assert table.account.repaired[0].count == 1
     assert "masked: 2 email, 1 phone; names and addresses of people are not found" in str(table.account)
+    numbers = clean(Table.of([{"a": {"n": [13812345678, 7, True]}}]), ["a"], Cleaning(personal=True))
+    assert "1 whole numbers of seven digits or more are no texts" in str(numbers.account)
 
 
 def test_the_command_counts_and_masks(tmp_path):

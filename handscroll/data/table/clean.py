@@ -155,6 +155,16 @@ def _deep(value: Any, change: Step) -> Any:
     return {name: _deep(one, change) for name, one in value.items()} if isinstance(value, dict) else value
 
 
+def _numbers(value: Any) -> int:
+    """How many whole numbers of seven digits or more stand in a value: no text step reaches them."""
+    if isinstance(value, bool):
+        return 0
+    if isinstance(value, int):
+        return abs(value) >= 10**6
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(map(_numbers, inner))
+
+
 def _without_personal(table: Table, columns: Sequence[str], regions: Sequence[str]) -> Table:
     kinds = Counter[str]()
 
@@ -166,6 +176,8 @@ def _without_personal(table: Table, columns: Sequence[str], regions: Sequence[st
     made = _changed(table, columns, "rows with personal data masked", change)
     step = Ledger()
     step.note(f"personal data that was masked: {counted(kinds)}; names and addresses of people are not found")
+    if left := sum(_numbers(record.values.get(name)) for record in table for name in columns):
+        step.note(f"{left:,} whole numbers of seven digits or more are no texts, and were left as they are")
     return made.having(made.records, step)
 
 

@@ -23,11 +23,12 @@ MOST = 1 << 26  # characters that a template may write, and the longest text or 
 SECONDS = 5.0  # of processor time for one rendering; conversations of a million tokens take less than one
 SOURCE = 1 << 18  # characters of a template; those of large families have some 20,000
 _BITS = 1 << 16  # of a whole number that is made of others
-_WIDEST = 4  # digits of the width of a field
 BOUNDS = " bounds"  # a variable that no template can name
-_STEPS, _HELD = " steps", " held"
-_FIELD = re.compile(r"[%:.][-+ #0<>=^,_]*(\d+)")
-_OPEN = re.compile(r"%[^a-zA-Z%]*\*|\{[^}]*\{")  # a width that an argument tells
+_STEPS, _HELD, _JOINED = " steps", " held", " joined"
+# Fields of a format: their widths and precisions, and whether an argument tells them (a star, braces in braces).
+_PERCENT = re.compile(r"%(?:\([^)]*\))?[-+ #0]*(\*|\d*)(?:\.(\*|\d*))?[hlL]?[a-zA-Z]")
+_BRACES = re.compile(r"\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}")
+_NUMBER = re.compile(r"\d+")
 # What makes a text or list as long as a number says; the second kind once for every character of a text.
 _WIDE, _WIDER = ("center", "ljust", "rjust", "zfill", "batch", "slice"), ("indent", "expandtabs")
 
@@ -69,10 +70,11 @@ def compiled(source: str) -> jinja2.Template:
         finalize=_written,
         optimized=False,  # what is computed while a template is compiled is not bounded
     )
-    for name in (*_WIDE, *_WIDER, "replace", "join", "format"):
+    made.filters["tojson"] = _json
+    for name in (*_WIDE, *_WIDER, "replace", "join", "format", "string", "tojson"):
         if name in made.filters:
             made.filters[name] = _affordable(name, made.filters[name])
-    made.filters.update({"tojson": _json, _STEPS: _steps, _HELD: _held})
+    made.filters.update({_STEPS: _steps, _HELD: _held, _JOINED: _joined})
     made.globals.update(raise_exception=_refuse, namespace=_namespace, dict=_dict)
     del made.globals["lipsum"]  # paragraphs of nonsense, as many as one likes
     return made.from_string(source)
@@ -131,7 +133,11 @@ class _Watched(NodeTransformer):
     def _held(self, node: nodes.Expr) -> nodes.Filter:
         return _filter(self.generic_visit(node), _HELD, node)
 
-    visit_Concat = visit_Filter = visit_Compare = visit_Getitem = _held
+    visit_Filter = visit_Compare = visit_Getitem = _held
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:
+        self.generic_visit(node)
+        return _filter(nodes.List(node.nodes, lineno=node.lineno), _JOINED, node)
 
 
 def _filter(inner: Any, name: str, place: nodes.Node) -> nodes.Filter:
@@ -190,9 +196,16 @@ class _Steps:
 
 @jinja2.pass_context
 def _written(context: Context, value: Any) -> Any:
-    if isinstance(value, str):
-        context.parent[BOUNDS].write(len(value))
+    context.parent[BOUNDS].write(len(value) if isinstance(value, str) else _measured(value))
     return value
+
+
+@jinja2.pass_context
+def _joined(context: Context, values: list[Any]) -> str:
+    """What `~` makes of its operands."""
+    context.parent[BOUNDS].step()
+    _measured(values)
+    return "".join(map(str, values))
 
 
 @jinja2.pass_context
@@ -203,13 +216,44 @@ def _held(context: Context, value: Any) -> Any:
     return value
 
 
+def _measured(value: Any) -> int:
+    """About how many characters a value is as a text.
+
+    Raises:
+        SecurityError: too many.
+    """
+    size, left = 0, [value]
+    while left:
+        one = left.pop()
+        size += len(one) if isinstance(one, str) else 1
+        if isinstance(one, dict):
+            left += [*one.keys(), *one.values()]
+        elif isinstance(one, list | tuple):
+            left += one
+        if size > MOST:
+            raise SecurityError(f"it makes a text longer than {MOST:,}")
+    return size
+
+
 def _affordable(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def bounded(*args: Any, **kwargs: Any) -> Any:
+        if name == "join":  # what a loop makes is not there yet, and may be used once
+            at = next(at for at, one in enumerate(args) if not isinstance(one, jinja2.nodes.EvalContext))
+            args = (*args[:at], list(_counted(args[at])), *args[at + 1 :])
         _afford(name, (*args, *kwargs.values()))
         return function(*args, **kwargs)
 
     return bounded
+
+
+def _counted(values: Iterable[Any]) -> Iterator[Any]:
+    size = 0
+    for one in values:
+        size += _measured(one)
+        if size > MOST:
+            raise SecurityError(f"join would make a text longer than {MOST:,}")
+        yield one
 
 
 def _afford(name: str, values: tuple[Any, ...]) -> None:
@@ -226,14 +270,32 @@ def _afford(name: str, values: tuple[Any, ...]) -> None:
     elif name in _WIDER and texts:
         size = len(texts[0]) * max(width, *map(len, texts[1:]), 0)
     elif name == "join" and len(texts) > 1:
-        size = len(texts[0]) * len(texts[1])
+        size = len(texts[0]) * len(texts[1]) + sum(_measured(one) for one in texts)
+    elif name in ("string", "tojson"):
+        size = sum(_measured(one) for one in values if isinstance(one, str | list | tuple | dict))
     elif name == "replace" and len(texts) > 2 and isinstance(texts[0], str):
         size = texts[0].count(str(texts[1])) * len(texts[2])
     elif name in ("format", "format_map") and texts and isinstance(texts[0], str):
-        wide = any(len(digits.lstrip("0")) > _WIDEST for digits in _FIELD.findall(texts[0]))
-        size = MOST + 1 if wide else width if _OPEN.search(texts[0]) else 0
+        longest = max((_measured(one) for one in values[1:] if isinstance(one, str | list | tuple | dict)), default=0)
+        size = _formatted(texts[0], width, longest)
     if size > MOST:
         raise SecurityError(f"{name} would make a text or list longer than {MOST:,}")
+
+
+def _formatted(text: str, width: int, longest: int) -> int:
+    """How many characters a format makes at most, from the largest number and the longest text among its values."""
+    size = len(text)
+    for field in _PERCENT.finditer(text):
+        size += longest + sum(width if told == "*" else _number(told) for told in field.groups() if told)
+    for field in _BRACES.finditer(text):
+        inner = field[0][1:-1]
+        told = sum(_number(digits) for digits in _NUMBER.findall(inner.partition(":")[2]))
+        size += longest + told + (width if "{" in inner else 0)
+    return size
+
+
+def _number(digits: str) -> int:
+    return int(digits) if len(digits) < 10 else MOST + 1
 
 
 def _namespace(*args: Any, **kwargs: Any) -> _Namespace:
