@@ -45,11 +45,12 @@ from handscroll.generate.settings import ChatSettings, SamplingSettings, Setting
 from handscroll.models.adapters import One, Weighted, adapt, merge, over_base, weighted
 from handscroll.models.gguf.save import save_gguf
 from handscroll.models.labels import Answer, Tag, answered, probabilities, scored, tagged
+from handscroll.models.locate import locate
 from handscroll.models.model import Decoder
 from handscroll.models.onnx import Differences, graph_of, save_onnx
 from handscroll.models.sentence_folder import Sentences
 from handscroll.models.vectors import How, vectors
-from handscroll.models.weights import PROVENANCE, load_model, locate, read_provenance, save_model, written_dtype
+from handscroll.models.weights import PROVENANCE, load_model, read_provenance, save_model, written_dtype
 from handscroll.nn.quantised import PROJECTIONS
 from handscroll.text.chat.messages import Message
 from handscroll.text.framed import Text

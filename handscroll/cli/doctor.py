@@ -111,7 +111,7 @@ def _opened(model: str, runtime: str, dtype: str, device: str) -> "Runtime":
         raise ConfigError(f"unknown runtime '{runtime}': {nearest(runtime, RUNTIMES)}")
     if not model:
         raise ConfigError("no model was given: name a checkpoint folder or a GGUF file, or give --endpoint")
-    from handscroll.models.weights import locate
+    from handscroll.models.locate import locate
 
     path = locate(model)
     if runtime == "transformers":
@@ -130,7 +130,7 @@ def _endpoint(model: str, address: str, name: str, longest: int) -> "Runtime":
     words: Any = None
     if model:
         from handscroll.doctor.runtimes.ours import OurWords
-        from handscroll.models.weights import locate
+        from handscroll.models.locate import locate
         from handscroll.text.tokenizer import Tokenizer
 
         words = OurWords(Tokenizer.load(locate(model)), locate(model))

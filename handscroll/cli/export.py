@@ -76,7 +76,8 @@ def _folder(model: str, out: Path, kind: str, adapter: list[str] | None) -> None
     from handscroll.base.gguf import SUFFIX
     from handscroll.lm import load
     from handscroll.models.adapters import over_base
-    from handscroll.models.weights import loaded_dtype, locate
+    from handscroll.models.locate import locate
+    from handscroll.models.weights import loaded_dtype
     from handscroll.nn.quantised import PROJECTIONS, quantise
 
     allowed = (*FOLDER_TYPES, *PROJECTIONS)

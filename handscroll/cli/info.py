@@ -22,7 +22,8 @@ def info(
     from handscroll.base.errors import ConfigError
     from handscroll.models.adapters import over_base, weighted
     from handscroll.models.describe import adapter_facts, facts
-    from handscroll.models.weights import is_adapter, locate
+    from handscroll.models.locate import locate
+    from handscroll.models.weights import is_adapter
 
     if kernels:
         _kernels(model, dtype, device, weights, adapter)

@@ -79,7 +79,8 @@ def _measuring(
     from handscroll.extend.bakeoff import Goal
     from handscroll.extend.choice import Field, Wanted, planned
     from handscroll.extend.extend import GUARD
-    from handscroll.models.weights import locate, settled_config
+    from handscroll.models.locate import locate
+    from handscroll.models.weights import settled_config
     from handscroll.plan.workloads import precision_of
 
     _, config = settled_config(locate(model))
@@ -104,7 +105,8 @@ def generate(
 ) -> None:
     """Plan how MODEL continues a prompt."""
     from handscroll.cache.table import footprint
-    from handscroll.models.weights import locate, read_config
+    from handscroll.models.locate import locate
+    from handscroll.models.weights import read_config
     from handscroll.plan.workloads import cache_itemsize, checkpoint_workload, precision_of
 
     _, config = read_config(locate(model))

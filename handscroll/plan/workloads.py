@@ -80,7 +80,8 @@ def checkpoint_spec(source: str) -> ModelSpec:
 
 
 def _config(source: str) -> Any:
-    from handscroll.models.weights import locate, read_config
+    from handscroll.models.locate import locate
+    from handscroll.models.weights import read_config
 
     _, config = read_config(Path(locate(source)))
     return config
@@ -88,7 +89,8 @@ def _config(source: str) -> Any:
 
 def precision_of(source: str, dtype: str) -> str:
     """The name of a dtype. For "auto" it is the dtype in which the checkpoint is loaded."""
-    from handscroll.models.weights import loaded_dtype, locate
+    from handscroll.models.locate import locate
+    from handscroll.models.weights import loaded_dtype
 
     name = str(loaded_dtype(Path(locate(source)))).removeprefix("torch.") if dtype == "auto" else dtype
     return "bfloat16" if name == "float16" else name  # a plan counts bytes, and both have two
@@ -122,7 +124,8 @@ def _rounded(source: str) -> bool:
     """Whether a file has weights in formats of few bits, which are kept."""
     from handscroll.base.gguf import is_gguf
     from handscroll.models.gguf.load import FLOATS
-    from handscroll.models.weights import locate, weight_sizes
+    from handscroll.models.locate import locate
+    from handscroll.models.weights import weight_sizes
 
     path = Path(locate(source))
     return is_gguf(path) and any(name not in FLOATS for name in weight_sizes(path)[1].split("/"))
@@ -131,7 +134,8 @@ def _rounded(source: str) -> bool:
 def _stored(source: str) -> int:
     """Bytes of the weights of a file whose number formats are kept; 0 where they become numbers of one dtype."""
     from handscroll.base.gguf import is_gguf
-    from handscroll.models.weights import locate, weight_sizes
+    from handscroll.models.locate import locate
+    from handscroll.models.weights import weight_sizes
 
     path = Path(locate(source))
     return weight_sizes(path)[2] if is_gguf(path) else 0

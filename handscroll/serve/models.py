@@ -19,7 +19,7 @@ from handscroll.generate.engine.engine import Engine
 from handscroll.lm import LM, load
 from handscroll.models.describe import facts
 from handscroll.models.fingerprint import fingerprint
-from handscroll.models.weights import locate
+from handscroll.models.locate import locate
 from handscroll.plan.machine import spare
 from handscroll.serve.errors import ApiError
 from handscroll.serve.settings import ModelSource, ServeSettings

@@ -11,7 +11,7 @@ from types import FrameType
 import uvicorn
 
 from handscroll.base.errors import CheckpointError, ConfigError
-from handscroll.models.weights import here
+from handscroll.models.locate import here
 from handscroll.serve.app import application
 from handscroll.serve.gate import is_loopback
 from handscroll.serve.keys import VARIABLE, Keys, salt_in

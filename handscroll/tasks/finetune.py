@@ -17,7 +17,7 @@ from handscroll.base.workload import MEMORY, Workload
 from handscroll.data.table.write import plain
 from handscroll.lm import LM, load
 from handscroll.metrics.scores import Measured
-from handscroll.models.weights import locate
+from handscroll.models.locate import locate
 from handscroll.nn.finite import check_weights
 from handscroll.nn.quantised import kept_bytes, quantised
 from handscroll.tasks.card import card

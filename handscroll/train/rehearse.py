@@ -4,8 +4,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from handscroll.models.locate import locate
 from handscroll.models.new import About, new_config
-from handscroll.models.weights import locate, settled_config
+from handscroll.models.weights import settled_config
 from handscroll.text.tokenizer import Tokenizer
 from handscroll.train.longest import check_positions
 from handscroll.train.recipe import Recipe

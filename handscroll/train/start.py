@@ -21,10 +21,11 @@ from handscroll.data.windows import SlidingWindows
 from handscroll.generate.defaults import Defaults
 from handscroll.lm import LM, load
 from handscroll.models.induction import set_induction_heads
+from handscroll.models.locate import locate
 from handscroll.models.model import Decoder, Model
 from handscroll.models.new import About, as_classifier, new_model
 from handscroll.models.sentence_folder import Sentences
-from handscroll.models.weights import check_device, locate, written_dtype
+from handscroll.models.weights import check_device, written_dtype
 from handscroll.nn.finite import check_weights, finite
 from handscroll.nn.init import initialise
 from handscroll.nn.noise import Noise

@@ -239,7 +239,7 @@ def _affordable(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def bounded(*args: Any, **kwargs: Any) -> Any:
         if name == "join":  # what a loop makes is not there yet, and may be used once
-            at = next(at for at, one in enumerate(args) if not isinstance(one, jinja2.nodes.EvalContext))
+            at = next(at for at, one in enumerate(args) if not isinstance(one, nodes.EvalContext))
             args = (*args[:at], list(_counted(args[at])), *args[at + 1 :])
         _afford(name, (*args, *kwargs.values()))
         return function(*args, **kwargs)

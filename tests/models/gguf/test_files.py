@@ -11,7 +11,8 @@ from handscroll.base.errors import CheckpointError, ConfigError
 from handscroll.base.gguf import found_in, read_gguf
 from handscroll.lm import LM
 from handscroll.models.gguf.save import save_gguf
-from handscroll.models.weights import load_model, locate, read_config
+from handscroll.models.locate import locate
+from handscroll.models.weights import load_model, read_config
 from handscroll.nn.quantised import Quantised, QuantisedTable
 from handscroll.text.gguf_out import metadata_of
 from handscroll.text.tokenizer import Tokenizer
