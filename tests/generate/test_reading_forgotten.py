@@ -132,11 +132,11 @@ def test_any_order_of_reading_and_forgetting(lm, tmp_path, kind):
         lm = readings.windowed(lm, 40)
     draw = np.random.default_rng(0)
     fresh = Store(tmp_path / "fresh")
-    for round in range(4):
+    for round in range(2):
         limit = int(lm.model.config.spec.cache_bytes(1, 4) * 700) if round % 2 else 1 << 30
         store, texts = Store(tmp_path / f"round{round}", limit=limit), dict[str, list[int]]()
         every = list[list[int]]()  # all texts that were ever read
-        for step in range(20):
+        for step in range(18):
             what = draw.integers(10)
             if what < 5 or not texts:
                 old = every[draw.integers(len(every))] if every and draw.integers(4) else []
