@@ -1,6 +1,6 @@
 """`About`: what stands beside the files of a part of a saved reading."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -78,20 +78,3 @@ def described(number: str, identity: Identity, cache: Buffered, keys: Sequence[T
         head_size=keys[0].shape[3],
         source="",
     )
-
-
-def holder_of(about: About, length: int, known: Mapping[str, About]) -> About | None:
-    """The part before one that holds the last of its first `length` tokens, if a text can end there."""
-    holder = known.get(about.parent)
-    while holder is not None and holder.first >= length:
-        holder = known.get(holder.parent)
-    return holder if holder is not None and holder.reached(length) == length else None
-
-
-def complete(number: str, known: Mapping[str, About]) -> bool:
-    """Whether all parts before one are there, and hold what it continues."""
-    about: About | None = known[number]
-    while about is not None and about.first:
-        parent = known.get(about.parent)
-        about = parent if parent is not None and parent.length >= about.first else None
-    return about is not None

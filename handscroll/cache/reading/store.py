@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -33,9 +33,10 @@ from torch import Tensor
 from handscroll.base.errors import CapacityError, CheckpointError, ConfigError, DataError, nearest
 from handscroll.base.runs import MANIFEST, sync_folder, verify_folder, write_file, write_folder
 from handscroll.cache.buffered import Buffered
-from handscroll.cache.reading.about import About, complete, described, holder_of
+from handscroll.cache.reading.about import About, described
 from handscroll.cache.reading.files import files_of, joined, later
 from handscroll.cache.reading.identity import Identity
+from handscroll.cache.reading.known import Known
 from handscroll.cache.reading.reading import Document, Part, Reading, mapped
 
 LIMIT = 20 << 30  # bytes of all readings of an owner
@@ -269,26 +270,27 @@ class Store:
             (self.folder / "names" / f"{name}.txt").unlink(missing_ok=True)
             (self.folder / "names" / f"{name}.json").unlink()
             self._sweep()
-            known = {about.number: about for about in self.parts()}
-            while number in known:  # the part, and those before it
-                parent = known[number].parent
+            known = self._known()
+            while number in known.parts:  # the part, and those before it
+                parent = known.parts[number].parent
                 if self._reduce(number, known):
                     return
                 number = parent
             if number and (self.folder / "parts" / number).exists():
                 self._delete(number)  # its description is damaged: nobody can use it
 
-    def _reduce(self, number: str, known: dict[str, About]) -> bool:
-        """Cut a part to what names and other parts need, or delete it; whether something of it stays.
+    def _known(self) -> Known:
+        return Known(self.parts(), self.names())
 
-        `known` are all parts by number, and is kept true. The caller holds the lock.
-        """
-        about, path = known[number], self.folder / "parts" / number
+    def _reduce(self, number: str, known: Known) -> bool:
+        """Cut a part to what names and other parts need, or delete it; whether something of it stays."""
+        about, path = known.parts[number], self.folder / "parts" / number
         needed = self._needed(about, known)
         if needed >= about.length:
             return True
         if not needed or not _sound(path):
-            self._delete(known.pop(number).number)
+            self._delete(number)
+            known.remove(number)
             return False
         new, used = about.cut(needed), self._last_use(number)
         part = Part(path, about.first, needed, about.length - about.first, about.counts)
@@ -302,19 +304,18 @@ class Store:
         sync_folder(path.parent)
         self.touch(number)
         os.utime(self.folder / "used" / number, (used, used))
-        known[number] = new
+        known.parts[number] = new
         return True
 
-    def _needed(self, about: About, known: Mapping[str, About]) -> int:
+    def _needed(self, about: About, known: Known) -> int:
         """The first tokens of a part that names stand for or other parts continue; 0 if nobody needs its own tokens."""
-        needed = max((one.first for one in known.values() if one.parent == about.number), default=0)
-        for name, (number, length) in self.names().items():
-            if number != about.number:
-                continue
+        needed = known.continued(about.number)
+        for name, length in known.named(about.number).items():
             if length > about.first:
                 needed = max(needed, length)
-            elif holder := holder_of(about, length, known):  # it stands for tokens of parts before this one alone
+            elif holder := known.holder(about, length):  # it stands for tokens of parts before this one alone
                 self._stand(name, holder.number, length)
+                known.move(name, about.number, holder.number)
             else:  # a windowed layer can be continued from this part only
                 needed = about.length
         return needed
@@ -360,10 +361,13 @@ class Store:
         with self._lock():
             self._sweep()
             before = self.nbytes
-            known = {about.number: about for about in self.parts()}
-            for number in [number for number in known if not complete(number, known)]:
-                self._delete(known.pop(number).number)
-            for number in sorted(known, key=lambda one: -known[one].first):  # those that continue others first
+            known = self._known()
+            for number in [number for number in known.parts if not known.complete(number)]:
+                self._delete(number)
+                known.remove(number)
+            for number in sorted(
+                known.parts, key=lambda one: -known.parts[one].first
+            ):  # those that continue others first
                 self._reduce(number, known)
             return before - self.nbytes
 
@@ -378,21 +382,19 @@ class Store:
 
     def _make_room(self, size: int, keep: str) -> None:
         """Evict the least recently used parts that no other part continues, until `size` more bytes fit."""
-        kept = {about.number for about in self._chain(keep)}
-        known = {about.number: about for about in self.parts()}
-        if sum(about.nbytes for about in known.values() if about.number in kept) + size > self.limit:
+        kept, known = {about.number for about in self._chain(keep)}, self._known()
+        if sum(about.nbytes for about in known.parts.values() if about.number in kept) + size > self.limit:
             raise CapacityError(
                 f"the store's limit of {self.limit / 1e6:,.0f} MB does not hold {size / 1e6:,.0f} MB more beside "
                 "the parts that the new reading continues: raise the limit"
             )
-        while sum(about.nbytes for about in known.values()) + size > self.limit:
-            continued = {about.parent for about in known.values()}
-            loose = [about for about in known.values() if about.number not in kept | continued]
-            evicted = min(loose, key=lambda about: self._last_use(about.number))
-            self._delete(known.pop(evicted.number).number)
-            parent = known.get(evicted.parent)
-            if parent is not None and parent.number not in kept and self._needed(parent, known):
-                self._reduce(parent.number, known)
+        while sum(about.nbytes for about in known.parts.values()) + size > self.limit:
+            loose = [one for one in known.parts if one not in kept and not known.continued(one)]
+            parent = known.parts[evicted := min(loose, key=self._last_use)].parent
+            self._delete(evicted)
+            known.remove(evicted)
+            if parent in known.parts and parent not in kept and self._needed(known.parts[parent], known):
+                self._reduce(parent, known)
 
     def _last_use(self, number: str) -> float:
         path = self.folder / "used" / number
