@@ -214,11 +214,12 @@ def test_on_a_phone_an_explanation_is_awaited_in_the_conversation(browser, live)
     progress = page.locator(".why [role=progressbar]")
     progress.wait_for()
     assert not page.is_visible(".leaves") and progress.evaluate("node => node.checkVisibility()")
-    assert progress.evaluate("node => node.getBoundingClientRect().bottom < innerHeight - 100")
+    seen = "name => document.querySelector(name)?.getBoundingClientRect().bottom < innerHeight"  # once it has scrolled
+    page.wait_for_function(seen, arg=".why [role=progressbar]")
     made.shot("phone-awaited")
     held.pop().fulfill(json=found)
     page.wait_for_selector("mark.here")
-    assert page.locator("mark.here").evaluate("node => node.getBoundingClientRect().bottom < innerHeight")
+    page.wait_for_function(seen, arg="mark.here")
     page.click("button:text-is('Conversation')")
     assert page.inner_text(".why > p").startswith("One passage carries this answer")
     assert page.inner_text(".causes .note") == "Strong support" and not page.is_visible("text=nats")
@@ -233,20 +234,19 @@ def test_on_a_phone_an_explanation_is_awaited_in_the_conversation(browser, live)
     page.wait_for_selector(".turn:first-child .why:has-text('Several places support this answer')")
     assert page.inner_text(".turn:first-child .causes .note") == "Some support" and not page.is_visible(".leaves")
     assert page.evaluate("document.activeElement.id") == "question"
-    node = page.locator(".turn:first-child .why")
-    inside = """node => {
+    inside = """name => {
+        const node = document.querySelector(name);
         const [inner, outer] = [node, node.closest(".turns")].map((one) => one.getBoundingClientRect());
         return inner.top > outer.top && inner.bottom <= outer.bottom;
     }"""
-    assert node.evaluate(inside)
+    page.wait_for_function(inside, arg=".turn:first-child .why")
     made.shot("phone-several")
     for text in (".actions button >> nth=0", ".settings summary", ".side >> nth=1"):
         assert page.locator(text).evaluate("node => getComputedStyle(node).textDecorationLine") == "underline", text
     edge = page.locator("#which-document").evaluate("node => getComputedStyle(node).borderTopColor")
     assert edge.startswith("rgb(")  # rgba(...) would be without colour
     page.click("button:text-is('Text')")
-    page.wait_for_timeout(100)
-    assert page.locator("mark.here").evaluate("node => node.getBoundingClientRect().top > 0")
+    page.wait_for_function("() => document.querySelector('mark.here').getBoundingClientRect().top > 0")
     assert (made.faults, made.outside) == ([], [])
     page.close()
 
