@@ -9,6 +9,7 @@ import typer
 from handscroll.base.errors import ConfigError, DataError
 from handscroll.cli.options import Encoding
 from handscroll.cli.screen import screen, table
+from handscroll.data.personal import REGIONS
 
 if TYPE_CHECKING:
     from handscroll.data.table.table import Table
@@ -25,7 +26,10 @@ SkipUnfit = Annotated[
 ]
 Text = Annotated[str, typer.Option(help="Column of the text. [the one with the longest texts]")]
 PERSONAL = "What has the form of personal data (telephone numbers, e-mail addresses, numbers of people, cards, ...)"
-Regions = Annotated[str, typer.Option(help="Countries whose telephone numbers are found without their code.")]
+Regions = Annotated[
+    str,
+    typer.Option(help="With --personal: countries whose telephone numbers need no code. [CN,US]", show_default=False),
+]
 NEAR = "Least Jaccard index of near copies; 1.0 is exact copies only."
 
 
@@ -56,7 +60,7 @@ def look(
     near: Annotated[float, typer.Option(help=NEAR)] = 0.8,
     rows: Annotated[int, typer.Option(help="First rows that are shown.", min=0)] = 3,
     personal: Annotated[bool, typer.Option("--personal", help=PERSONAL + " is counted.")] = False,
-    regions: Regions = "CN,US",
+    regions: Regions = "",
     encoding: Encoding = "",
     skip_broken: SkipBroken = False,
 ) -> None:
@@ -66,6 +70,7 @@ def look(
     from handscroll.data.table.look import copies_line, personal_line, short
     from handscroll.data.table.look import look as first_rows
 
+    places = _regions(regions, personal)
     found = _read(files, names, split, encoding, skip_broken)
     say = screen().print
     say(str(found.account), markup=False)
@@ -88,7 +93,7 @@ def look(
     column = text_column(found, text or None, (label,))
     say(copies_line(found, column, None if near == 1 else near), markup=False)
     if personal:
-        say(personal_line(found, regions.split(",") if regions else ()), markup=False)
+        say(personal_line(found, places), markup=False)
     if test:
         tested = _read(test, names, "", encoding, skip_broken)
         say(str(leakage(found, tested, column, None if near == 1 else near)), markup=False)
@@ -106,7 +111,7 @@ def clean(
     html: Annotated[bool, typer.Option("--html", help="Turn tags and entities into text.")] = False,
     boilerplate: Annotated[int, typer.Option(help="Take out lines that stand in at least so many rows.")] = 0,
     personal: Annotated[bool, typer.Option("--personal", help=PERSONAL + " is replaced by its kind.")] = False,
-    regions: Regions = "CN,US",
+    regions: Regions = "",
     space: Annotated[bool, typer.Option("--space", help="Fold blanks and blank lines.")] = False,
     empty: Annotated[bool, typer.Option("--empty", help="Leave out rows without text.")] = False,
     copies: Annotated[bool, typer.Option("--copies", help="Leave out exact copies but for the first.")] = False,
@@ -121,9 +126,9 @@ def clean(
     from handscroll.data.table.write import write_rows
 
     form: Literal["", "NFC", "NFKC"] = unicode  # type: ignore[assignment]  # Cleaning refuses other words
-    places = tuple(regions.split(",")) if regions else ()
+    places = _regions(regions, personal)
     how = Cleaning(mojibake, form, control, html, boilerplate, personal, places, space, empty, copies, near)
-    if how == Cleaning(regions=places):
+    if how == Cleaning():
         raise ConfigError("nothing to do: name the steps (--mojibake, --unicode NFC, --control, --html, --space, ...)")
     found = _read(files, names, split, encoding, skip_broken)
     made = cleaned(found, text or [text_column(found)], how)
@@ -169,6 +174,13 @@ def register(texts: typer.Typer) -> None:
     """Add the verbs to `handscroll data`."""
     for verb in (look, clean, split):
         texts.command()(verb)
+
+
+def _regions(given: str, personal: bool) -> tuple[str, ...]:
+    """The countries of `--regions`; the usual ones where it is not given."""
+    if given and not personal:
+        raise ConfigError(f"--regions {given}: it says where telephone numbers are from; give --personal too")
+    return tuple(given.split(",")) if given else REGIONS
 
 
 def given_names(text: str) -> tuple[str, ...]:

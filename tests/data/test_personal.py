@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -137,3 +138,23 @@ def test_the_command_counts_and_masks(tmp_path):
     CliRunner().invoke(app, [*command, "--out", str(tmp_path / "new.jsonl")], catch_exceptions=False)
     written = (tmp_path / "new.jsonl").read_text()
     assert "[phone]" in written and "write to [email]" in written and "138" not in written
+
+
+def test_numbers_beside_texts_are_looked_at(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"person": {"name": "Li", "phone": 13812345678, "others": [13812345679, "a@b.cn"]}}\n')
+    shown = CliRunner().invoke(app, ["data", "look", str(path), "--personal"], catch_exceptions=False).output
+    assert "'person': 2 phone, 1 email" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("command", [["look"], ["clean", "--space", "--out", "new.jsonl"]])
+def test_regions_without_personal_are_refused(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    Path("rows.csv").write_text("text\nhello there\n")
+    with pytest.raises(ConfigError, match=r"--regions DE: .* give --personal too"):
+        CliRunner().invoke(
+            app, ["data", command[0], "rows.csv", *command[1:], "--regions", "DE"], catch_exceptions=False
+        )
+    assert not Path("new.jsonl").exists()
+    with pytest.raises(ConfigError, match="regions DE: they belong to personal"):
+        Cleaning(space=True, regions=("DE",))

@@ -12,7 +12,7 @@ from handscroll.base.errors import ConfigError, DataError, nearest
 from handscroll.data.personal import REGIONS, counted, find, masked
 from handscroll.data.survey.quality import MARKUP
 from handscroll.data.table.duplicates import without_copies
-from handscroll.data.table.table import Ledger, Record, Table
+from handscroll.data.table.table import Ledger, Record, Table, leaves
 from handscroll.text.html import visible
 
 Step = Callable[[str], str]
@@ -60,6 +60,8 @@ class Cleaning:
             raise ConfigError(
                 f"boilerplate {self.boilerplate}: give the rows in which a line must stand, 2 or more, or 0"
             )
+        if self.regions != REGIONS and not self.personal:
+            raise ConfigError(f"regions {', '.join(self.regions)}: they belong to personal, which is not asked for")
 
 
 def clean(table: Table, columns: Sequence[str], how: Cleaning) -> Table:
@@ -157,12 +159,7 @@ def _deep(value: Any, change: Step) -> Any:
 
 def _numbers(value: Any) -> int:
     """How many whole numbers of seven digits or more stand in a value: no text step reaches them."""
-    if isinstance(value, bool):
-        return 0
-    if isinstance(value, int):
-        return abs(value) >= 10**6
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return sum(map(_numbers, inner))
+    return sum(isinstance(one, int) and abs(one) >= 10**6 for one in leaves(value))
 
 
 def _without_personal(table: Table, columns: Sequence[str], regions: Sequence[str]) -> Table:

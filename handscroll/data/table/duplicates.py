@@ -3,7 +3,7 @@
 import json
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from handscroll.base.errors import ConfigError, DataError
 from handscroll.data.survey.shingles import NEAR, WORDS, Hasher, Signature, near_pairs, runs
-from handscroll.data.table.table import Ledger, Record, Table
+from handscroll.data.table.table import Ledger, Record, Table, leaves
 
 RUN = 3  # words (or Chinese characters) of a run; texts with fewer have no near copies
 _SEEN = 500  # rows by which the column with the longest texts is found
@@ -42,10 +42,7 @@ def _mean(table: Table, name: str) -> float:
 
 def texts_of(value: Any) -> str:
     """A text, or all texts in a list or an object, one behind another; nothing for numbers alone."""
-    if isinstance(value, str):
-        return value
-    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-    return " ".join(text for one in inner if (text := texts_of(one)))
+    return " ".join(one for one in leaves(value) if isinstance(one, str) and one)
 
 
 def said(value: Any) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 
 from handscroll.data.personal import counted, find
 from handscroll.data.survey.shingles import NEAR
-from handscroll.data.table.duplicates import alike, said, texts_of
-from handscroll.data.table.table import FIRST, Record, Table
+from handscroll.data.table.duplicates import alike, said
+from handscroll.data.table.table import FIRST, Record, Table, leaves
 
 WIDTH = 100  # characters of a value that are shown
 FEW = 30  # different values of a column that may be labels
@@ -99,12 +99,17 @@ def copies_line(table: Table, column: str, near: float | None = NEAR) -> str:
 
 def personal_line(table: Table, regions: Sequence[str]) -> str:
     """How many rows hold what has the form of personal data, and of which kinds by column, in one line."""
-    kinds, rows = dict[str, Counter[str]](), list[Record]()
+    kinds, rows = {name: Counter[str]() for name in table.columns}, list[Record]()
     for record in table:
-        here = {name: find(texts_of(value) or str(value), regions) for name, value in record.values.items()}
-        for name, found in here.items():
-            kinds.setdefault(name, Counter()).update(one.kind for one in found)
-        rows += [record] if any(here.values()) else []
+        here = [
+            (name, found.kind)
+            for name, value in record.values.items()
+            for one in leaves(value)
+            for found in find(str(one), regions)
+        ]
+        for name, kind in here:
+            kinds[name][kind] += 1
+        rows += [record] if here else []
     by = "".join(f"; '{name}': {counted(found)}" for name, found in kinds.items() if found)
     places = ", ".join(one.place for one in rows[:FIRST]) + ", ..." * (len(rows) > FIRST)
     return f"personal data: {len(rows):,} rows" + f" ({places})" * bool(rows) + by

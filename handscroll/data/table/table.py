@@ -45,6 +45,15 @@ def value_of(values: Mapping[str, Any], name: str) -> Any:
     return None
 
 
+def leaves(value: Any) -> Iterator[Any]:
+    """A value, or all values in a list or an object that are neither; the names in objects are left out."""
+    if isinstance(value, Mapping | list):
+        for one in value.values() if isinstance(value, Mapping) else value:
+            yield from leaves(one)
+    else:
+        yield value
+
+
 @dataclass(frozen=True, slots=True)
 class Count:
     """How often something happened, for which reason, and the first few places."""
