@@ -17,6 +17,7 @@ from handscroll.generate.sample import Sampling
 from handscroll.lm import LM, load
 from handscroll.models.weights import load_model
 from tests.conformance.families import reference, save
+from tests.generate.readings import reads
 from tests.text.chat_templates import THINKER
 
 END = "<|endoftext|>"
@@ -44,23 +45,11 @@ def fresh(lm, messages, count, template=""):
     return lm.generate(ids, max_tokens=count)
 
 
-def spied(lm, monkeypatch):
-    counted = []
-    embed = type(lm.model).embed
-
-    def spy(self, tokens, marks):
-        counted.append(tokens.shape[1])
-        return embed(self, tokens, marks)
-
-    monkeypatch.setattr(type(lm.model), "embed", spy)
-    return counted
-
-
 def test_a_growing_chat_is_that_of_rendering_all_and_reads_only_what_is_new(lm, monkeypatch):
     messages = [ASKED]
     lengths = []
     for _ in range(3):
-        counted = spied(lm, monkeypatch)
+        counted = reads(lm, monkeypatch)
         reply = lm.chat(messages, max_tokens=9)
         monkeypatch.undo()
         assert isinstance(reply, Reply) and reply == fresh(lm, messages, 9)
@@ -189,7 +178,7 @@ def test_a_document_stands_in_the_users_turn_and_is_read_once(lm, tmp_path, monk
     question = "What does walk do?"
     messages = [{"role": "user", "content": f"{TEXT}\n\n{question}"}]
     ids = Speaker(lm.tokenizer).render(messages, now=datetime.fromtimestamp(document.when)).ids
-    counted = spied(lm, monkeypatch)
+    counted = reads(lm, monkeypatch)
     answer = lm.ask("code", question, store, max_tokens=9)
     monkeypatch.undo()
     assert sum(counted) < len(lm.encode(question)) + 30

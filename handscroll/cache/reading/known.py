@@ -17,6 +17,11 @@ class Known:
         for name, (number, length) in names.items():
             self._names[number][name] = length
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values of all parts."""
+        return sum(about.nbytes for about in self.parts.values())
+
     def remove(self, number: str) -> None:
         """A part is gone."""
         self._children[self.parts.pop(number).parent].discard(number)

@@ -103,10 +103,7 @@ def _mapped(part: Part, layer: int, shape: tuple[int, int], dtype: torch.dtype) 
     count, keep = kv * stored, max(0, part.last - first)
     numbers, scales = 2 * count * size * dtype.itemsize, 8 * count if dtype == torch.int8 else 0
     name = str(part.folder / LAYER.format(layer))
-    size_of_file = numbers + scales
-    whole = (
-        torch.from_file(name, shared=False, size=size_of_file, dtype=torch.uint8) if count else torch.empty(0).byte()
-    )
+    whole = torch.from_file(name, shared=False, size=numbers + scales, dtype=torch.uint8)
     keys, values = whole[:numbers].view(dtype).view(2, 1, kv, stored, size)[:, :, :, :keep]
     span = Span(keys, values, Marks.run(first, keep))
     if not scales:

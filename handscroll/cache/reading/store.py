@@ -360,8 +360,8 @@ class Store:
         """Delete what no named reading needs, such as parts of readings never finished; returns the bytes."""
         with self._lock():
             self._sweep()
-            before = self.nbytes
             known = self._known()
+            before = known.nbytes
             for number in [number for number in known.parts if not known.complete(number)]:
                 self._delete(number)
                 known.remove(number)
@@ -369,7 +369,7 @@ class Store:
                 known.parts, key=lambda one: -known.parts[one].first
             ):  # those that continue others first
                 self._reduce(number, known)
-            return before - self.nbytes
+            return before - known.nbytes
 
     @property
     def nbytes(self) -> int:
@@ -388,7 +388,7 @@ class Store:
                 f"the store's limit of {self.limit / 1e6:,.0f} MB does not hold {size / 1e6:,.0f} MB more beside "
                 "the parts that the new reading continues: raise the limit"
             )
-        while sum(about.nbytes for about in known.parts.values()) + size > self.limit:
+        while known.nbytes + size > self.limit:
             loose = [one for one in known.parts if one not in kept and not known.continued(one)]
             parent = known.parts[evicted := min(loose, key=self._last_use)].parent
             self._delete(evicted)
