@@ -160,14 +160,14 @@ def test_what_a_template_must_not_do_is_an_error_of_ours(source):
 def test_the_bounds_of_a_template_refuse_nothing_that_is_short():
     """Numbers in a format are widths only within its fields; what `~` and `join` make is Jinja's."""
     source = (
-        "{{ 'Date: 20240101 %s' % 3 }}|{{ 'ID: 123456, {}'.format(4) }}|{{ 'a' ~ 1 ~ none ~ x }}|"
+        "{{ 'Date: 20240101120000 %s' % 3 }}|{{ 'ID: 123456789, {}'.format(4) }}|{{ 'a' ~ 1 ~ none ~ x }}|"
         "{{ [1, 'a']|join(', ') }}|"
         "{{ messages|map(attribute='role')|join('-') }}|{{ '{:>5}'.format('a') }}|"
         "{{ [1, 2]|string }}|{{ {'a': 'é'}|tojson }}"
     )
     template = ChatTemplate(source)
     assert template.render([{"role": "user", "content": "x"}]) == (
-        'Date: 20240101 3|ID: 123456, 4|a1None|1, a|user|    a|[1, 2]|{"a": "é"}'
+        'Date: 20240101120000 3|ID: 123456789, 4|a1None|1, a|user|    a|[1, 2]|{"a": "é"}'
     )
 
 
