@@ -222,17 +222,24 @@ def test_on_a_phone_an_explanation_is_awaited_in_the_conversation(browser, live)
     page.wait_for_function(seen, arg="mark.here")
     page.click("button:text-is('Conversation')")
     assert page.inner_text(".why > p").startswith("One passage carries this answer")
-    assert page.inner_text(".causes .note") == "Strong support" and not page.is_visible("text=nats")
+    assert page.inner_text(
+        ".causes .note"
+    ) == "Without it, the answer would be 403 times less likely." and not page.is_visible("text=nats")
     made.shot("phone-why")
     page.click("summary:text-is('Numbers')")
     assert page.is_visible("text=6.00 nats lost without it") and made.serious() == []
     page.click(".turn:first-child >> text=Why this answer?")
     page.wait_for_selector(".why [role=progressbar]")
     page.type("#question", "somebody writes")
-    weaker = [mark | {"start": n, "end": n + 1, "effect": 2.0 - n} for n in range(5)]
+    weaker = [mark | {"start": n, "end": n + 1, "effect": 2.0 - n} for n in range(2)] + [
+        mark | {"start": 9, "end": 10, "effect": 0.2}
+    ]
     held.pop().fulfill(json=found | {"marks": weaker})
-    page.wait_for_selector(".turn:first-child .why:has-text('Several places support this answer')")
-    assert page.inner_text(".turn:first-child .causes .note") == "Some support" and not page.is_visible(".leaves")
+    page.wait_for_selector(".turn:first-child .why:has-text('these matter most')")
+    said = [f"Without it, the answer would be {word} less likely." for word in ("7.4 times", "2.7 times", "slightly")]
+    assert page.locator(".turn:first-child .causes .note").all_inner_texts() == said and not page.is_visible(".leaves")
+    causes = page.locator(".turn:first-child .causes button")
+    assert causes.evaluate_all("nodes => nodes.map((node) => node.dataset.strength)") == ["2", "2", "1"]
     assert page.evaluate("document.activeElement.id") == "question"
     inside = """name => {
         const node = document.querySelector(name);

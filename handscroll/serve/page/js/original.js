@@ -7,7 +7,7 @@ import { readingOf } from "./following.js";
 import { model, on } from "./state.js";
 import { sourcesOf } from "./talk.js";
 import { t } from "./words.js";
-import { shareOf, strength } from "./why.js";
+import { strength, supportWords } from "./why.js";
 
 const LEAF = 4000; // characters of a leaf, about
 const HIGH = /[\ud800-\udbff]/;
@@ -111,8 +111,8 @@ function paintLeaf(pane, at, leaf) {
     const [start, end] = [Math.max(mark.from, here), Math.min(mark.to, to)];
     if (start >= end) return;
     parts.push(pane.text.slice(here, start));
-    const element = h("mark", { tabindex: "-1", title: t(mark.effect === null ? "sources.shown" : `why.support${strength(mark.share)}`) }, pane.text.slice(start, end));
-    element.dataset.strength = strength(mark.share ?? 0);
+    const element = h("mark", { tabindex: "-1", title: mark.effect === null ? t("sources.shown") : supportWords(mark.effect) }, pane.text.slice(start, end));
+    element.dataset.strength = strength(mark.effect ?? 0);
     element.dataset.which = String(which);
     parts.push(element);
     here = end;
@@ -132,7 +132,7 @@ function show(pane, turn) {
 
 /** The passages that an answer rests on; or those that were all that it was given of this document. */
 function marksOf(pane, turn) {
-  if (turn?.why?.state === "done") return turn.why.marks.filter((one) => one.marked).map((one) => ({ ...one, share: shareOf(turn.why, one) }));
+  if (turn?.why?.state === "done") return turn.why.marks.filter((one) => one.marked);
   const source = turn ? sourcesOf(turn).find((one) => one.id === pane.id) : null;
   return (source?.passages ?? []).map((one) => ({ ...one, effect: null }));
 }

@@ -8,13 +8,23 @@ const ARRIVE = 300; // milliseconds after which a conversation listens
 const SHOWN = 180; // characters of a passage in the list
 const LITTLE = 1; // nats that an answer loses without the whole document, below which it does not rest on it
 const CARRIES = 0.5; // share from which a passage carries an answer: alone it gives most of what the document gives
-const SOME = 0.1; // share from which its support is more than weak
+const STRONG = Math.log(10); // nats: without it the answer is ten times less likely
+const SOME = Math.log(2);
+const SLIGHT = Math.log(1.5); // below this no number is said
+const MANY = 1000; // times less likely, above which no number is said
 
 /** The share of what an answer loses without the whole document that it loses without a passage alone. */
-export const shareOf = (why, { effect }) => effect / Math.max(why.rests, LITTLE);
+const shareOf = (why, { effect }) => effect / Math.max(why.rests, LITTLE);
 
-/** How strong the support of a passage with that share is, from 1 to 3. */
-export const strength = (share) => (share >= CARRIES ? "3" : share >= SOME ? "2" : "1");
+/** How strongly a passage with that effect is marked, from 1 to 3. */
+export const strength = (effect) => (effect >= STRONG ? "3" : effect >= SOME ? "2" : "1");
+
+/** How many times less likely the answer is without a passage. */
+export function supportWords(effect) {
+  const times = Math.exp(effect);
+  if (effect < SLIGHT) return t("why.slightly");
+  return times > MANY ? t("why.many", { times: number(MANY) }) : t("why.times", { times: number(times, times < 10 ? 1 : 0) });
+}
 
 /** What leaving out a passage does to the answer. */
 export const effectWords = (effect) => t(effect < 0 ? "why.gain" : "why.effect", { nats: number(Math.abs(effect), 2) });
@@ -38,7 +48,7 @@ function verdict(why, causes) {
   if (why.rests < LITTLE) return t("why.free");
   if (!causes.length) return t("why.none", { tried: why.marks.filter((one) => one.effect !== null).length });
   const carry = causes.filter((one) => shareOf(why, one) >= CARRIES);
-  return carry.length ? t("why.carry", { count: carry.length }) : t("why.several");
+  return carry.length ? t("why.carry", { count: carry.length }) : t("why.several", { count: causes.length });
 }
 
 /** Go to a passage from a place that has no text beside it. */
@@ -51,9 +61,9 @@ function cause(turn, one, show) {
   const text = one.text.trim().replace(/\s+/g, " ");
   const letters = [...text];
   const short = letters.length > SHOWN ? `${letters.slice(0, SHOWN).join("")}…` : text;
-  return h("li", {}, h("button", { type: "button", title: t("why.show"), "data-strength": strength(shareOf(turn.why, one)), on: { click: () => show({ document: turn.document, number: one.start }) } },
+  return h("li", {}, h("button", { type: "button", title: t("why.show"), "data-strength": strength(one.effect), on: { click: () => show({ document: turn.document, number: one.start }) } },
     h("q", {}, short),
-    h("span", { class: "note" }, t(`why.support${strength(shareOf(turn.why, one))}`))));
+    h("span", { class: "note" }, supportWords(one.effect))));
 }
 
 /** What the answer loses without the whole document, and whether attention was a good guide. */
