@@ -5,7 +5,7 @@ python -m bench.published MODEL --text BOOKS --out FOLDER [--lengths 1024,2048,4
 
 Each step is a command of `handscroll` or, for the methods, `extend --compare` with one seed and one window; what it
 read stays in FOLDER, so that a step that was stopped goes on. FOLDER/NAME.jsonl are its records, FOLDER/minutes.jsonl
-the processor time and the wall time of each, and FOLDER/page.html the report of all of them.
+the processor time and the wall time of each, and FOLDER/page.html the report of all of them. A step is done again with other settings; what RULER read before stays.
 """
 
 import argparse
@@ -70,6 +70,21 @@ WORK: dict[str, Callable[[argparse.Namespace, Path], None]] = {
 }  # fmt: skip
 
 
+# The settings that each step reads: with others it is not done.
+SETTINGS = {
+    "doctor": ("model",),
+    "ruler": ("model", "lengths", "samples"),
+    "length": ("model", "lengths", "text"),
+    "methods": ("model", "text", "to", "measured", "needles"),
+}
+
+
+def done(minutes: Path) -> list[dict[str, Any]]:
+    """The steps that were done before."""
+    lines = minutes.read_text(encoding="utf-8").splitlines() if minutes.exists() else []
+    return [json.loads(line) for line in lines]
+
+
 def spent() -> float:
     """Seconds of processor time of this process and those that it ran."""
     return sum(one.ru_utime + one.ru_stime for one in map(getrusage, (RUSAGE_SELF, RUSAGE_CHILDREN)))
@@ -90,15 +105,21 @@ def main() -> None:
     parser.add_argument("--steps", default=",".join(STEPS))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+    minutes = options.out / "minutes.jsonl"
     for name in options.steps.split(","):
-        record = options.out / f"{name}.jsonl"
-        if record.exists():
-            print(f"{name}: done before ({record})")
+        record, settings = options.out / f"{name}.jsonl", {one: str(vars(options)[one]) for one in SETTINGS[name]}
+        if record.exists() and any(one["step"] == name and one.get("settings") == settings for one in done(minutes)):
+            print(f"{name}: done before, with the same settings ({record})")
             continue
         begun, before = time.monotonic(), spent()
         WORK[name](options, record)
-        took = {"step": name, "minutes": (time.monotonic() - begun) / 60, "processor": (spent() - before) / 60}
-        with (options.out / "minutes.jsonl").open("a", encoding="utf-8") as file:
+        took = {
+            "step": name,
+            "settings": settings,
+            "minutes": (time.monotonic() - begun) / 60,
+            "processor": (spent() - before) / 60,
+        }
+        with minutes.open("a", encoding="utf-8") as file:
             file.write(json.dumps(took) + "\n")
         print(f"{name}: {took['minutes']:.1f} minutes, {took['processor']:.1f} of processor time", flush=True)
     paths = [options.out / f"{name}.jsonl" for name in STEPS]
