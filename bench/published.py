@@ -5,7 +5,8 @@ python -m bench.published MODEL --text BOOKS --out FOLDER [--lengths 1024,2048,4
 
 Each step is a command of `handscroll` or, for the methods, `extend --compare` with one seed and one window; what it
 read stays in FOLDER, so that a step that was stopped goes on. FOLDER/NAME.jsonl are its records, FOLDER/minutes.jsonl
-the processor time and the wall time of each, and FOLDER/page.html the report of all of them. A step is done again with other settings; what RULER read before stays.
+the processor time and the wall time of each, and FOLDER/page.html the report of all of them. A step is done again with
+other settings; what RULER read before stays.
 """
 
 import argparse

@@ -76,8 +76,21 @@ def test_a_killed_run_goes_on_and_repeats_nothing(lm, made, tmp_path, monkeypatc
     assert rows == sorted(map(json.dumps, read_records(tmp_path / "whole" / run.SAMPLES)))
     before = sum(asked.values())
     assert run.measure(lm, made, setting, tmp_path / "run") == whole and sum(asked.values()) == before
-    with pytest.raises(ConfigError, match="setting"):
+    with pytest.raises(ConfigError, match="seed 0, not 1"):
         run.measure(lm, made, setting.model_copy(update={"seed": 1}), tmp_path / "run")
+
+
+def test_more_lengths_and_samples_go_on_and_change_nothing(lm, made, tmp_path):
+    tasks = ("niah_single_1", "vt")
+    less, more = (
+        Setting(lengths=lengths, tasks=tasks, samples=samples) for lengths, samples in (((1200,), 1), ((1000, 1200), 2))
+    )
+    first = run.measure(lm, made, less, tmp_path / "run")
+    done = []
+    grown = run.measure(lm, made, more, tmp_path / "run", progress=lambda *at: done.append(at))
+    assert done[-1] == (8, 8) and len(done) == 6
+    assert grown == run.measure(lm, made, more)
+    assert run.measure(lm, made, less, tmp_path / "run") == first
 
 
 def test_the_plan_counts_what_is_read(lm, made):

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -28,6 +28,8 @@ from handscroll.plan import duration
 from handscroll.plan.calibration import Calibration
 
 SAMPLES, ABOUT = "samples.jsonl", "ruler.json"
+CHOSEN = ("lengths", "samples")  # settings that choose samples and change none: a run may go on with others
+SHOWN = 60  # characters of a setting in a message
 Key = tuple[str, int, int]  # task, length, number of the sample
 Progress = Callable[[int, int], None]
 
@@ -94,8 +96,9 @@ def measure(
 ) -> dict[str, Any]:
     """Run all samples that `out` does not hold yet, and return the record of all of them.
 
-    With `out` every sample is on disk as soon as it is scored; a killed run goes on there and repeats none. Equal
-    settings, texts and weights give equal records. `progress(done, all)` is called after every sample.
+    With `out` every sample is on disk as soon as it is scored; a killed run goes on there and repeats none, and so
+    does one of other lengths or more samples. Equal settings, texts and weights give equal records. `progress(done,
+    all)` is called after every sample.
 
     Raises:
         ConfigError: `out` holds a run of other settings, texts or weights, or the model cannot continue a text.
@@ -110,19 +113,23 @@ def measure(
     rows: dict[Key, dict[str, Any]] = {}
     total = len(setting.tasks) * len(setting.lengths) * setting.samples
     with ExitStack() as stack:
-        keep = _kept(stack, out, about, rows) if out is not None else lambda row: None
+        keep = _kept(stack, out, about, rows, _asked(setting)) if out is not None else lambda row: None
         for row in _rest(lm, bench, setting, rows):
             keep(row)
             rows[_key(row)] = row
             if progress is not None:
                 progress(len(rows), total)
-    ordered = [
-        rows[task, length, number]
+    return summary(lm, setting, about, [rows[key] for key in _asked(setting)], label)
+
+
+def _asked(setting: Setting) -> list[Key]:
+    """The samples that a setting asks for, in the order of its lengths and tasks."""
+    return [
+        (task, length, number)
         for length in setting.lengths
         for task in setting.tasks
         for number in range(setting.samples)
     ]
-    return summary(lm, setting, about, ordered, label)
 
 
 def identity(lm: LM, bench: Bench, setting: Setting) -> dict[str, Any]:
@@ -137,6 +144,13 @@ def identity(lm: LM, bench: Bench, setting: Setting) -> dict[str, Any]:
         "texts": bench.record(),
         "setting": setting.model_dump(mode="json"),
     }
+
+
+def _deciding(about: Mapping[str, Any]) -> dict[str, str]:
+    """What decides a sample, by name, as JSON."""
+    setting = {name: value for name, value in about["setting"].items() if name not in CHOSEN}
+    found = {name: value for name, value in about.items() if name != "setting"} | setting
+    return {name: json.dumps(value, ensure_ascii=False) for name, value in found.items()}
 
 
 def _rest(lm: LM, bench: Bench, setting: Setting, rows: dict[Key, dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -184,21 +198,21 @@ def _key(row: dict[str, Any]) -> Key:
 
 
 def _kept(
-    stack: ExitStack, out: Path, about: dict[str, Any], rows: dict[Key, dict[str, Any]]
+    stack: ExitStack, out: Path, about: dict[str, Any], rows: dict[Key, dict[str, Any]], asked: Sequence[Key]
 ) -> Callable[[dict[str, Any]], None]:
-    """Fill `rows` with what a run in `out` did before, and return what keeps a new row there."""
+    """Fill `rows` with those that are asked for and were made in `out` before; return what keeps a new one there."""
     make_folder(out)
     stack.enter_context(RunLock(out))
     file = out / ABOUT
     if file.exists():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        same = json.loads(json.dumps(about))
-        if differ := [name for name in same if before.get(name) != same[name]]:
+        before, now = (_deciding(one) for one in (json.loads(file.read_text(encoding="utf-8")), about))
+        if differ := [name for name in now if before.get(name) != now[name]]:
+            there = "; ".join(f"{name} {str(before.get(name))[:SHOWN]}, not {now[name][:SHOWN]}" for name in differ)
             raise ConfigError(
-                f"{out} holds a run with another {', '.join(differ)}: give another folder, or the same settings"
+                f"{out} holds a run with other settings ({there}): give another folder, or the same settings"
             )
-        if (out / SAMPLES).exists():
-            rows.update((_key(row), row) for row in read_records(out / SAMPLES))
+        found = {_key(row): row for row in read_records(out / SAMPLES)} if (out / SAMPLES).exists() else {}
+        rows.update((key, found[key]) for key in asked if key in found)
     else:
         write_file(file, (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
     writer = stack.enter_context(RecordWriter(out / SAMPLES))
