@@ -97,7 +97,7 @@ def test_several_labels_and_a_decoder(tmp_path):
     lines = [
         {
             "text": f"w{20 + n % 2} w{30 + n % 3} w{40 + n % 31} w{71 + n % 17}",
-            "label": ["odd"] * (n % 2) + ["three"] * (n % 3 == 0),
+            "label": ["three"] * (n % 3 == 0) + ["odd"] * (n % 2),
         }
         for n in range(96)
     ]
@@ -107,6 +107,11 @@ def test_several_labels_and_a_decoder(tmp_path):
         recipe(tiny(tmp_path / "llama", "llama"), data, {"epochs": 20}, {"several": True}), tmp_path / "run"
     )
     assert tuned.task.labels == ("odd", "three") and tuned.scores["valid"]["f1-micro"].value > 0.9
+    said = rows(tmp_path / "run" / "valid.predictions.jsonl")
+    assert ["three", "odd"] in [row["reference"] for row in said]
+    wrong = sum(set(row["reference"]) != set(row["prediction"]) for row in said)
+    page = re.sub("<[^>]*>", " ", (tmp_path / "run" / "report.html").read_text(encoding="utf-8"))
+    assert f" {wrong} of {len(said)} held-out examples came out wrong" in " ".join(page.split())
 
 
 def test_what_could_not_be_scored_is_said_or_left_out_before_anything_is_trained(tmp_path):
