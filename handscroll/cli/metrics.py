@@ -79,6 +79,7 @@ def metrics(
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the record into this file.")] = None,
 ) -> None:
     """Score the PREDICTIONS of a system, with 95 % intervals; with --other, test it against another one."""
+    from handscroll.data.table.spelling import spelled
     from handscroll.metrics import Settings, compare, measure
 
     if predictions is None:
@@ -88,7 +89,7 @@ def metrics(
     rows, second = _read(predictions), None if other is None else _read(other)
     names = metric or _chosen(rows, columns, str(predictions))
     sides = Sides(str(predictions), rows, columns, names, encoder)
-    known = tuple(label for label in labels.split(",") if label) or None
+    known = tuple(spelled(label) for label in labels.split(",") if label) or None
     settings = Settings(sides.language(language), words, known)
     found: dict[str, Any] = {}
     for name in names:
@@ -228,21 +229,20 @@ def _labels(true: Sequence[Any], said: Sequence[Any], names: Sequence[str]) -> b
 
 
 def _as(takes: str, value: Any, place: str, column: str) -> Any:
-    """A cell as a metric takes it: labels are spelled as text, so that 1 and "1" are one; numbers may be text."""
+    """A cell as a metric takes it: labels are spelled as text, so that 1, 1.0 and "1" are one; numbers may be text."""
+    from handscroll.data.table.spelling import spelled
+
     if takes in ("labels", "one label"):
-        return [_spelled(one) for one in value] if isinstance(value, list) else _spelled(value)
-    if takes == "probabilities" and not isinstance(value, Mapping):
-        return _spelled(value)
+        return [spelled(one) for one in value] if isinstance(value, list) else spelled(value)
+    if takes == "probabilities":
+        several = isinstance(value, Mapping)
+        return {spelled(label): chance for label, chance in value.items()} if several else spelled(value)
     if takes in ("numbers", "losses") and isinstance(value, str):
         try:
             return float(value)
         except ValueError:
             raise DataError(f"{place}: '{column}' is {value!r}, not a number") from None
     return value
-
-
-def _spelled(value: Any) -> Any:
-    return value if isinstance(value, str | dict) or value is None else json.dumps(value)
 
 
 def _same(wanted: Sequence[Any], other: Sequence[Any], rows: "Table", second: "Table") -> None:

@@ -48,6 +48,11 @@ def test_numbers_and_labels_of_a_table_are_read_as_such(tmp_path):
     assert rows[2].startswith("mae 0.250 ")
     path = file(tmp_path / "b.jsonl", label=[1, 0, 1], prediction=["1", "0", "0"])
     assert shown(path, "--metric", "accuracy")[2].startswith("accuracy 0.667")
+    path = file(tmp_path / "spelled.jsonl", label=[1, 0, "pos", " neg"], prediction=[1.0, "0.0", " pos", "neg"])
+    assert shown(path, "--metric", "accuracy")[2].startswith("accuracy 1.000")
+    chances = [{"1.0": 0.75, "0.0": 0.25}, {"1.0": 0.25, "0.0": 0.75}]
+    path = file(tmp_path / "chances.jsonl", label=["1", "0"], prediction=["1.0", "0.0"], probabilities=chances)
+    assert [row.split()[1] for row in shown(path)[2:]] == ["1.000", "1.000", "1.000", "0.250"]
     path = file(tmp_path / "c.jsonl", label=[["a"], ["a", "b"]], prediction=[["a"], ["b"]])
     assert [row.split()[0] for row in shown(path)[2:]] == ["accuracy", "f1-micro", "f1-macro"]
     path = file(tmp_path / "d.jsonl", tokens=[10, 20], loss=[20.0, 30.0])

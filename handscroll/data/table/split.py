@@ -12,6 +12,7 @@ from handscroll.base.errors import ConfigError, DataError
 from handscroll.data.survey.shingles import NEAR
 from handscroll.data.table.duplicates import alike, groups, said, text_column
 from handscroll.data.table.fields import Field, labels_in
+from handscroll.data.table.spelling import spelled
 from handscroll.data.table.table import Ledger, Record, Table
 
 AUGMENTED = "augmented"  # the column that marks a row as made from another one, and names that one's place
@@ -94,7 +95,8 @@ def _labels(record: Record, by: Field | None) -> list[str]:
     value = "" if by is None else record.get(by.name)
     several = by is not None and by.holds == "labels"
     parts = labels_in(value) if several or isinstance(value, list) else [value]
-    found = [one if isinstance(one, str) else json.dumps(one, ensure_ascii=False, default=str) for one in parts]
+    texts = [spelled(one) for one in parts]
+    found = [one if isinstance(one, str) else json.dumps(one, ensure_ascii=False, default=str) for one in texts]
     return list(dict.fromkeys(found)) or ["[]"]
 
 
