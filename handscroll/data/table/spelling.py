@@ -4,6 +4,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from handscroll.base.errors import DataError
@@ -14,8 +15,8 @@ _WHOLE = re.compile(r"([+-]?\d+)\.0+")
 def spelled(value: Any) -> Any:
     """A value as the text of a label, written as in JSON: 1, true, good. Blanks at its ends do not count.
 
-    Tables with an empty cell turn whole numbers into 1.0; this is 1, also where it is a text. What is no label (nothing,
-    an object) stays as it is, and a fraction is text.
+    Tables with an empty cell turn whole numbers into 1.0; this is 1, also where it is a text. A fraction becomes text,
+    and what is no label (nothing, an object) stays as it is.
     """
     if isinstance(value, str):
         text = value.strip()
@@ -47,10 +48,8 @@ def look_alike(labels: Iterable[str]) -> list[tuple[str, ...]]:
     found: dict[str, list[str]] = {}
     for label in dict.fromkeys(labels):
         key = " ".join(unicodedata.normalize("NFKC", label).casefold().split())
-        try:
+        with suppress(ValueError):
             key = repr(float(key))
-        except ValueError:
-            pass
         found.setdefault(key, []).append(label)
     return [tuple(same) for same in found.values() if len(same) > 1]
 
