@@ -147,6 +147,7 @@ def split(
     near: Annotated[float, typer.Option(help=NEAR)] = 0.8,
     seed: Annotated[int, typer.Option(help="Seed of the split.", min=0)] = 0,
     names: Names = "",
+    split: Split = "",
     encoding: Encoding = "",
     skip_broken: SkipBroken = False,
 ) -> None:
@@ -154,7 +155,7 @@ def split(
     from handscroll.data.table.split import split as divided
     from handscroll.data.table.write import write_record, write_rows
 
-    found = _read(files, names, "", encoding, skip_broken)
+    found = _read(files, names, split, encoding, skip_broken)
     shares = {name: share for name, share in (("valid", valid), ("test", test)) if share}
     if not shares:
         raise ConfigError("no part besides 'train': give --test or --valid a share")

@@ -164,6 +164,32 @@ def test_rows_with_the_same_text_stay_on_one_side_whatever_else_they_hold(tmp_pa
     assert any("by 'text'" in str(line) and "they stay together" in str(line) for line in shown)
 
 
+def test_encodings_and_splits_of_tables_are_named(tmp_path):
+    (tmp_path / "data").mkdir()
+    for name, count in (("train", 20), ("dev", 6), ("test", 4)):
+        file = table(tmp_path / "data" / f"{name}.csv", count)
+        file.write_text(
+            file.read_text(encoding="utf-8").replace("w40", "caf\u00e9 d\u00e9j\u00e0 vu"), encoding="cp1252"
+        )
+    folder, model = str(tmp_path / "data"), str(tiny(tmp_path / "bert"))
+    with pytest.raises(DataError, match=naming("--split", "data.splits.train")):
+        read_parts(Classify(), TaskData(train=(folder,), encoding="cp1252"), 0)
+    splits = {"train": "train", "valid": "validation", "test": "test"}
+    data = TaskData(train=(folder,), valid=(folder,), test=(folder,), encoding="cp1252", splits=splits)
+    parts = read_parts(Classify(), data, 0)
+    assert {name: len(part.examples) for name, part in parts.items()} == {"train": 20, "valid": 6, "test": 4}
+    assert "caf\u00e9" in parts["test"].examples[0]["text"]
+    with pytest.raises(ConfigError, match=naming("splits.test", "names no files")):
+        TaskData.parse({"train": (folder,), "splits": {"test": "test"}}, "data")
+    given = ["--data", folder, "--set", "data.splits.train=train", "--encoding", "cp1252", "--show", "1"]
+    told = CliRunner().invoke(app, ["finetune", "classify", model, *given])
+    assert told.exit_code == 0 and "train.csv, row" in told.output, told.output
+    given = [folder, "--task", "classify", "--set", 'task.labels=["bad", "good"]', "--split", "test"]
+    given += ["--encoding", "cp1252", "--out", str(tmp_path / "said")]
+    told = CliRunner().invoke(app, ["predict", model, *given])
+    assert told.exit_code == 0 and len(rows(tmp_path / "said")) == 4, (told.output, told.exception)
+
+
 @pytest.mark.parametrize(
     "options, words",
     [
