@@ -132,6 +132,12 @@ def cell_rows(source: Source, how: How, step: Ledger) -> Iterator[Numbered]:
             continue
         if number == 1 and how.names and cells == names:
             raise DataError(f"{file}: its first line names the columns already ({', '.join(names)}); give no names")
+        if number == 1 and how.names and any(one.strip() == name for one, name in zip(cells, names, strict=True)):
+            shown = " | ".join(one[:40] for one in cells)
+            raise DataError(
+                f"{file}: names are given, so its first line ({shown}) is read as a row, but it names columns; correct "
+                "the names in the file and give none, or take the line out"
+            )
         if last - line >= LONG:
             long.append(f"{line:,} to {last:,}")
         again += not how.names and any(cell == name for cell, name in zip(cells, names, strict=True))
@@ -195,7 +201,8 @@ def _no_names(file: Path, cells: list[str], why: str = "") -> DataError:
     shown = " | ".join(cell[:40] for cell in cells)
     return DataError(
         f"{file}: its first line does not look like names of columns ({shown}{'; ' * bool(why)}{why}). Name the "
-        f"{len(cells)} columns (--names a,b,c; names = ... in a recipe), or add a line of names to the file"
+        f"{len(cells)} columns (--names a,b,c; names = ... in a recipe), which makes this line a row; if it does name "
+        "them, rename in the file what looks like a value, such as a year"
     )
 
 

@@ -107,6 +107,11 @@ def test_files_without_names_are_asked_for_them(tmp_path):
     file.write_text("label\ttext\n1\tx\n")
     with pytest.raises(DataError, match="names the columns already"):
         read_table(file, names=("label", "text"))
+    file.write_text("text\t2019\nfine\t1\n")
+    with pytest.raises(DataError, match="if it does name them"):
+        read_table(file)
+    with pytest.raises(DataError, match=r"text \| 2019\) is read as a row"):
+        read_table(file, names=("text", "year"))
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
     with pytest.raises(ConfigError, match="own columns"):
         read_table(tmp_path / "a.jsonl", names=("text",))
