@@ -271,3 +271,11 @@ def test_values_that_json_does_not_know_are_written_beside_predictions():
     [line] = lines_of(Classify(), [Example("row 1", {"text": "a", **others})], [Prediction("good")])
     told = json.loads(line)
     assert [told[name] for name in others] == ["2026-01-02", "1.50", "AP8=", "0:01:30"]
+
+
+def test_columns_called_like_those_of_predictions_stand_beside_them():
+    values = {"text": "a", "place": "Paris", "prediction": 3, "probabilities": "high"}
+    [line] = lines_of(Classify(), [Example("row 1", values)], [Prediction("good", {"probabilities": {"good": 1.0}})])
+    told = json.loads(line)
+    assert (told["place"], told["prediction"], told["probabilities"]) == ("row 1", "good", {"good": 1.0})
+    assert (told["row.place"], told["row.prediction"], told["row.probabilities"]) == ("Paris", 3, "high")
