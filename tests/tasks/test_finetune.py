@@ -253,6 +253,14 @@ def test_labels_unseen_in_training_are_named_with_their_row(tmp_path):
         finetune(recipe(tiny(tmp_path / "bert"), data, test=(str(test),)), tmp_path / "run")
 
 
+def test_labels_that_a_model_does_not_know_are_refused_before_it_reads(tmp_path, monkeypatch):
+    lm, _ = load_tuned(tiny(tmp_path / "bert"), {"name": "classify", "labels": ["bad", "good"]})
+    task = Classify(labels=("bad", "fine"))
+    monkeypatch.setattr(Classify, "predict", lambda *given: pytest.fail("read"))
+    with pytest.raises(DataError, match="'good' was not in the training data"):
+        predict(lm, task, TaskData(train=(str(table(tmp_path / "a.csv")),)))
+
+
 def test_settings_that_contradict_each_other_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="layers belongs to way 'last'"):
         recipe(tmp_path, tmp_path, {"way": "full", "layers": 2})
