@@ -66,10 +66,9 @@ class TaskData(Config):
             raise ValueError(
                 "group decides which rows of train are held out, and none are where valid is given: leave one out"
             )
-        if lacking := next((name for name in self.splits if not getattr(self, name)), None):
-            raise ValueError(
-                f"splits.{lacking} = '{self.splits[lacking]}', but {lacking} names no files: name them too"
-            )
+        for name, split in self.splits.items():
+            if not getattr(self, name):
+                raise ValueError(f"splits.{name} = '{split}', but {name} names no files: name them too")
         return self
 
 
