@@ -8,6 +8,7 @@ import typer
 
 from handscroll.base.config import apply_override, read_recipe
 from handscroll.base.errors import ConfigError
+from handscroll.cli.options import Encoding
 from handscroll.cli.screen import bar, error_screen, screen, table
 from handscroll.cli.tables import Names, SkipBroken, SkipUnfit, given_columns, given_names
 from handscroll.cli.train import Shown
@@ -26,6 +27,7 @@ def finetune(
     out: Annotated[Path | None, typer.Option(help="Run folder. [runs/TASK]")] = None,
     map_: Annotated[list[str] | None, typer.Option("--map", metavar="FIELD=COLUMN", help="Name a column.")] = None,
     names: Names = "",
+    encoding: Encoding = "",
     skip_broken: SkipBroken = False,
     skip_unfit: SkipUnfit = False,
     way: Annotated[str, typer.Option(help="What is trained: lora, full, head, last.")] = "lora",
@@ -71,6 +73,7 @@ def finetune(
         rows = {"train": tuple(data), "valid": tuple(valid or ()), "test": tuple(test or ())}
         more = {"second": tuple(second or ()), "columns": given_columns(map_ or ()), "too_long": too_long}
         rows |= more | {"names": given_names(names), "skip_broken": skip_broken, "skip_unfit": skip_unfit}
+        rows |= {"encoding": encoding or None}
         values: dict[str, Any] = {"task": {"name": task}, "model": model, "data": rows, "tuning": how}
         for override in set_ or ():
             apply_override(values, override)

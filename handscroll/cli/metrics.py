@@ -1,6 +1,7 @@
 """`handscroll metrics`: score predictions against references, with intervals, and test one system against another."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 REFERENCES = ("reference", "references", "label", "labels", "answer", "answers")
 PREDICTIONS = ("prediction", "predictions")
 MOST = 30  # labels of a confusion matrix on a screen
+LABEL = 60  # characters; a longer reference is a text
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ def metrics(
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the record into this file.")] = None,
 ) -> None:
     """Score the PREDICTIONS of a system, with 95 % intervals; with --other, test it against another one."""
+    from handscroll.data.table.spelling import spelled
     from handscroll.metrics import Settings, compare, measure
 
     if predictions is None:
@@ -86,7 +89,7 @@ def metrics(
     rows, second = _read(predictions), None if other is None else _read(other)
     names = metric or _chosen(rows, columns, str(predictions))
     sides = Sides(str(predictions), rows, columns, names, encoder)
-    known = tuple(label for label in labels.split(",") if label) or None
+    known = tuple(spelled(label) for label in labels.split(",") if label) or None
     settings = Settings(sides.language(language), words, known)
     found: dict[str, Any] = {}
     for name in names:
@@ -183,40 +186,63 @@ def _read(file: Path) -> "Table":
 
 
 def _chosen(rows: "Table", columns: Columns, file: str) -> list[str]:
-    """The metrics that fit the columns: of labels, numbers, answers or other texts."""
+    """The metrics that fit the columns and what stands in them: labels, numbers, answers or other texts."""
     from handscroll.metrics import METRICS
 
     if not columns.reference and {"tokens", "loss"} <= set(rows.columns):
         return ["perplexity"]
-    wanted, _ = columns.of(METRICS["accuracy"], rows.columns, file)
-    values = [record.get(wanted) for record in rows.records]
+    wanted, given = columns.of(METRICS["accuracy"], rows.columns, file)
+    true, said = ([record.get(column) for record in rows.records] for column in (wanted, given))
+    chances = (columns.probabilities or "probabilities") in rows.columns
     if wanted.startswith("answer"):
         return ["exact-match", "token-f1"]
-    if wanted.startswith("label"):
-        if any(isinstance(value, float) for value in values):
-            return ["pearson", "spearman", "rmse"]
-        several = any(isinstance(value, list) for value in values)
-        names = ["accuracy", "f1-micro", "f1-macro"] if several else ["accuracy", "f1-macro", "mcc"]
-        return [*names, *(["ece"] if (columns.probabilities or "probabilities") in rows.columns else [])]
+    if not chances and _numbers(true, said):
+        varied = all(len({float(one) for one in side}) > 1 for side in (true, said))  # a constant has no correlation
+        return ["pearson", "spearman", "rmse"] if varied else ["rmse"]
+    if chances or wanted.startswith("label") or _labels(true, said, rows.columns):
+        if any(isinstance(value, list) for value in [*true, *said]):
+            return ["accuracy", "f1-micro", "f1-macro"]
+        if len({json.dumps(one) for one in true}) == 1:  # of preferences the better one is always "chosen"
+            return ["accuracy"]
+        return ["accuracy", "f1-macro", "mcc", *(["ece"] if chances else [])]
     return ["rouge-1", "rouge-2", "rouge-l"]
 
 
+def _numbers(true: Sequence[Any], said: Sequence[Any]) -> bool:
+    """Whether all values are numbers, in figures or words of JSON, and some of them is a fraction."""
+    try:
+        numbers = [float(one) for one in [*true, *said] if not isinstance(one, bool)]
+    except (TypeError, ValueError):
+        return False
+    whole = len(numbers) == len(true) + len(said) and all(map(math.isfinite, numbers))
+    return whole and not all(number.is_integer() for number in numbers)
+
+
+def _labels(true: Sequence[Any], said: Sequence[Any], names: Sequence[str]) -> bool:
+    """Whether references are labels rather than texts: lists on both sides, no texts, or few different short ones."""
+    if any(isinstance(one, list) for one in said) or {"chosen", "rejected"} <= set(names):
+        return True
+    if any(isinstance(one, list) for one in true):  # several texts that are all right
+        return False
+    texts = [one for one in true if isinstance(one, str)]
+    return 2 * len(set(texts)) <= len(texts) and all(len(one) <= LABEL for one in texts)
+
+
 def _as(takes: str, value: Any, place: str, column: str) -> Any:
-    """A cell as a metric takes it: labels are spelled as text, so that 1 and "1" are one; numbers may be text."""
+    """A cell as a metric takes it: labels are spelled as text, so that 1, 1.0 and "1" are one; numbers may be text."""
+    from handscroll.data.table.spelling import spelled
+
     if takes in ("labels", "one label"):
-        return [_spelled(one) for one in value] if isinstance(value, list) else _spelled(value)
-    if takes == "probabilities" and not isinstance(value, Mapping):
-        return _spelled(value)
+        return [spelled(one) for one in value] if isinstance(value, list) else spelled(value)
+    if takes == "probabilities":
+        several = isinstance(value, Mapping)
+        return {spelled(label): chance for label, chance in value.items()} if several else spelled(value)
     if takes in ("numbers", "losses") and isinstance(value, str):
         try:
             return float(value)
         except ValueError:
             raise DataError(f"{place}: '{column}' is {value!r}, not a number") from None
     return value
-
-
-def _spelled(value: Any) -> Any:
-    return value if isinstance(value, str | dict) or value is None else json.dumps(value)
 
 
 def _same(wanted: Sequence[Any], other: Sequence[Any], rows: "Table", second: "Table") -> None:

@@ -8,8 +8,9 @@ import typer
 from handscroll.base.config import apply_override
 from handscroll.base.errors import ConfigError
 from handscroll.cli.finetune import show_scores
+from handscroll.cli.options import Encoding
 from handscroll.cli.screen import bar, screen
-from handscroll.cli.tables import Names, SkipBroken, SkipUnfit, given_columns, given_names
+from handscroll.cli.tables import Names, SkipBroken, SkipUnfit, Split, given_columns, given_names
 
 if TYPE_CHECKING:
     from handscroll.tasks.predict import Predicted
@@ -23,6 +24,8 @@ def predict(
     task: Annotated[str, typer.Option(help="The task, for a model that was not tuned for one.")] = "",
     map_: Annotated[list[str] | None, typer.Option("--map", metavar="FIELD=COLUMN", help="Name a column.")] = None,
     names: Names = "",
+    split: Split = "",
+    encoding: Encoding = "",
     skip_broken: SkipBroken = False,
     skip_unfit: SkipUnfit = False,
     shots: Annotated[
@@ -73,6 +76,7 @@ def predict(
         raise ConfigError(f"--set {more[0]} is no setting of the task: give --set task.KEY=VALUE")
     rows: dict[str, Any] = {"train": tuple(data), "columns": given_columns(map_ or ()), "most_scored": most}
     rows |= {"names": given_names(names), "skip_broken": skip_broken, "skip_unfit": skip_unfit}
+    rows |= {"encoding": encoding or None, "splits": {"train": split} if split else {}}
     given = TaskData.parse(rows, "predict")
     with bar("predicting", None) as advance:
         if with_:

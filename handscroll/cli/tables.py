@@ -147,6 +147,7 @@ def split(
     near: Annotated[float, typer.Option(help=NEAR)] = 0.8,
     seed: Annotated[int, typer.Option(help="Seed of the split.", min=0)] = 0,
     names: Names = "",
+    split: Split = "",
     encoding: Encoding = "",
     skip_broken: SkipBroken = False,
 ) -> None:
@@ -154,7 +155,7 @@ def split(
     from handscroll.data.table.split import split as divided
     from handscroll.data.table.write import write_record, write_rows
 
-    found = _read(files, names, "", encoding, skip_broken)
+    found = _read(files, names, split, encoding, skip_broken)
     shares = {name: share for name, share in (("valid", valid), ("test", test)) if share}
     if not shares:
         raise ConfigError("no part besides 'train': give --test or --valid a share")
@@ -212,6 +213,7 @@ def _forms(found: "Table", given: dict[str, str]) -> str:
 def _say_labels(found: "Table", label: str, text: str) -> None:
     from handscroll.data.table.duplicates import text_column
     from handscroll.data.table.labels import conflicts, label_counts
+    from handscroll.data.table.spelling import alike_note
 
     named = label or next(
         (name for name in found.columns if name.lower() in ("label", "labels", "class", "category")), ""
@@ -226,6 +228,8 @@ def _say_labels(found: "Table", label: str, text: str) -> None:
     say = screen().print
     shown = ", ".join(f"{name} {count:,}" for name, count in list(counts.items())[:20])
     say(f"labels by '{named}': {len(counts):,} ({shown}{', ...' * (len(counts) > 20)})", markup=False)
+    if note := alike_note(counts, named):
+        say(f"note: {note}", markup=False)
     noise = conflicts(found, text_column(found, text or None, (named,)), named)
     if noise:
         say(f"{len(noise):,} texts have several labels:", *(f"  {one}" for one in noise[:3]), sep="\n", markup=False)

@@ -52,12 +52,28 @@ def check_language(language: str) -> None:
 
 
 def language_of(texts: Sequence[str]) -> Language:
-    """ "zh" where at least half of the letters and digits are Chinese characters, else "en"."""
-    letters = chinese = 0
+    """ "zh" where at least half of the letters that tell a language are Chinese characters, else "en"."""
+    return language_told(texts) or "en"
+
+
+def language_told(texts: Sequence[str]) -> Language | None:
+    """The language that the letters of texts tell; None where there is no letter.
+
+    Digits tell none, and words in capitals alone (WTO, GPT4), which stand in texts of both languages, only where there
+    is nothing else.
+    """
+    letters = capitals = chinese = 0
     for text in texts:
-        letters += sum(map(str.isalnum, text))
-        chinese += len(_HAN.findall(text))
-    return "zh" if chinese and 2 * chinese >= letters else "en"
+        for run in _CHINESE_RUNS.findall(text):
+            if _HAN.match(run):
+                chinese += len(run)
+            elif run.isupper():
+                capitals += sum(map(str.isalpha, run))
+            else:
+                letters += sum(map(str.isalpha, run))
+    if not letters and not chinese:
+        return "en" if capitals else None
+    return "zh" if chinese >= letters else "en"
 
 
 def splitter(language: str, words: str = "characters") -> Callable[[str], list[str]]:

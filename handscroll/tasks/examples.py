@@ -64,7 +64,7 @@ def read_parts(task: Task, data: TaskData, seed: int) -> dict[str, Part]:
     notes: tuple[str, ...] = ()
     for name in ("train", "valid", "test", "second"):
         if files := getattr(data, name):
-            found[name] = read_table(files, data.names, encoding=data.encoding, skip_broken=data.skip_broken)
+            found[name] = read_table(files, data.names, data.splits.get(name), data.encoding, data.skip_broken)
     if not data.valid and data.held_out:
         by = task.by(found["train"], data.columns)
         text = task.told_apart_by(found["train"], data.columns)

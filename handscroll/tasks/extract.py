@@ -22,6 +22,7 @@ from handscroll.models.model import Model
 from handscroll.models.new import with_head
 from handscroll.objectives.objective import Objective
 from handscroll.objectives.spans import BEGINS, ENDS, Spans
+from handscroll.tasks.language import check_language
 from handscroll.tasks.task import ANY, Example, OnDone, Part, Prediction, Task
 from handscroll.text.framed import Framed, framed
 
@@ -67,6 +68,10 @@ class Extract(Task):
     @property
     def compared(self) -> bool:
         return False
+
+    def checked(self, examples: Sequence[Example]) -> Sequence[Example]:
+        check_language(self.language, [self.truth(example) for example in examples], examples)
+        return examples
 
     def settled(self, examples: Sequence[Example], lm: LM) -> Task:
         return self

@@ -270,11 +270,15 @@ def _record(
 
 
 def lines_of(task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[str]:
-    """One JSON line an example: place, fields, truth, and what the model says."""
+    """One JSON line an example: place, fields, truth, and what the model says.
+
+    A column of the data that has one of these names is called `row.` and its name.
+    """
     lines = []
     for example, prediction in zip(examples, predictions, strict=True):
-        row = {"place": example.place, **example.values, "reference": task.truth(example)}
-        row |= {"prediction": prediction.output, **prediction.more}
+        told = {"reference": task.truth(example), "prediction": prediction.output, **prediction.more}
+        values = {f"row.{name}" if name in ("place", *told) else name: one for name, one in example.values.items()}
+        row = {"place": example.place, **values, **told}
         lines.append(json.dumps(row, ensure_ascii=False, default=plain))
     return lines
 

@@ -18,11 +18,11 @@ from handscroll.generate.asked import Form
 from handscroll.lm import LM
 from handscroll.metrics.scores import Measured
 from handscroll.metrics.table import Settings, measure
-from handscroll.metrics.texts import language_of
 from handscroll.models.model import Model
 from handscroll.objectives.causal import NextToken
 from handscroll.objectives.objective import Objective
 from handscroll.search.similar import Similar
+from handscroll.tasks.language import check_language
 from handscroll.tasks.prompting import Prompting
 from handscroll.tasks.show import headline, show
 from handscroll.tasks.task import Example, OnDone, Prediction, Task
@@ -31,7 +31,6 @@ from handscroll.text.chat.messages import Message
 
 USER = Field("user", ("userid", "customerid"), False, "label")
 Framed = Callable[[list[Message]], list[Message]]  # what is asked, with what stands before it
-FEW = 5  # texts that tell the language of all
 
 
 class Generative(Task):
@@ -86,14 +85,7 @@ class Generative(Task):
         return self
 
     def checked(self, examples: Sequence[Example]) -> Sequence[Example]:
-        told = [one for one in (self.truth(example) for example in examples) if one is not None][:FEW]
-        texts = [text for one in told for text in ([one] if isinstance(one, str) else one)]
-        found = language_of(texts) if texts else self.language
-        if found != self.language:
-            raise DataError(
-                f"{examples[0].place}: the answers look like '{found}', but the task's language is '{self.language}', "
-                f"by which prompts and scores are chosen: set task.language={found}"
-            )
+        check_language(self.language, [self.truth(example) for example in examples], examples)
         return examples
 
     def ready(self, lm: LM, seed: int) -> LM:

@@ -91,8 +91,10 @@ def predict(
 
     `seed` draws the rows where `data.most_scored` wants fewer than there are.
     """
-    table = read_table(data.train, data.names, encoding=data.encoding, skip_broken=data.skip_broken)
+    table = read_table(data.train, data.names, data.splits.get("train"), data.encoding, data.skip_broken)
     part = task.read(drawn(table, data.most_scored, seed), data.columns, data.skip_unfit)
+    if asked is None and all(task.truth(example) is not None for example in part.examples):
+        task.checked(part.examples)  # rather than after the work
     if asked is None:
         found = task.predict(lm, part.examples, on_done)
     else:

@@ -44,7 +44,10 @@ class TaskData(Config):
     second: tuple[str, ...] = ()
     columns: dict[str, str] = Field(default_factory=dict, description="field = column")
     names: tuple[str, ...] = Field(default=(), description="columns of CSV and TSV files that do not name them")
-    encoding: str | None = None
+    encoding: str | None = Field(default=None, description="of all tables; otherwise it is recognised")
+    splits: dict[Literal["train", "valid", "test", "second"], str] = Field(
+        default_factory=dict, description="of folders, archives and saved data sets: table = the split that it reads"
+    )
     skip_broken: bool = Field(default=False, description="leave out and count lines that are broken")
     skip_unfit: bool = Field(default=False, description="leave out and count rows that do not fit the task")
     held_out: float = Field(default=0.1, ge=0, lt=1, description="share of train that is held out without valid")
@@ -63,6 +66,9 @@ class TaskData(Config):
             raise ValueError(
                 "group decides which rows of train are held out, and none are where valid is given: leave one out"
             )
+        for name, split in self.splits.items():
+            if not getattr(self, name):
+                raise ValueError(f"splits.{name} = '{split}', but {name} names no files: name them too")
         return self
 
 

@@ -34,7 +34,8 @@ def write_page(
     main = "test" if "test" in scored else "valid"
     source, data = record["model"]["source"], record["recipe"]["data"]
     files = data[main] or data["train"]
-    told_wrong = [(e, p) for e, p in zip(*told, strict=True) if task.truth(e) is not None and p.output != task.truth(e)]
+    known = [(e, p) for e, p in zip(*told, strict=True) if task.truth(e) is not None]
+    told_wrong = [(e, p) for e, p in known if not _right(task.truth(e), p.output)]
     run = Tuning(
         task=task.name,
         model=Path(source).name,
@@ -104,6 +105,12 @@ def _matrix(task: Task, examples: Sequence[Example], predictions: Sequence[Predi
         counts=tuple(tuple(counts[truth, said] for said in labels) for truth in labels),
         nameless=tuple(nameless.values()),
     )
+
+
+def _right(truth: Any, output: Any) -> bool:
+    """Whether a prediction is the truth; the order of several labels plays no part."""
+    several = isinstance(truth, list) and isinstance(output, list)
+    return set(truth) == set(output) if several else truth == output
 
 
 def _mistakes(task: Task, wrong: Sequence[tuple[Example, Prediction]]) -> tuple[Mistake, ...]:

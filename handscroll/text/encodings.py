@@ -117,7 +117,8 @@ def _reads_like_chinese(text: str) -> bool:
 def _unknown(source: str, data: bytes, bad: int) -> DataError:
     return DataError(
         f"{source}: not valid UTF-8: byte 0x{data[bad]:02x} at offset {bad}, and it does not read as Chinese text in "
-        "gb18030 either; convert the file to UTF-8, or name its encoding (--encoding cp1252, big5, ...)"
+        "gb18030 either; convert the file to UTF-8, or name its encoding (--encoding cp1252, big5, ...; encoding = ... "
+        "in a recipe)"
     )
 
 

@@ -48,10 +48,37 @@ def test_numbers_and_labels_of_a_table_are_read_as_such(tmp_path):
     assert rows[2].startswith("mae 0.250 ")
     path = file(tmp_path / "b.jsonl", label=[1, 0, 1], prediction=["1", "0", "0"])
     assert shown(path, "--metric", "accuracy")[2].startswith("accuracy 0.667")
+    path = file(tmp_path / "spelled.jsonl", label=[1, 0, "pos", " neg"], prediction=[1.0, "0.0", " pos", "neg"])
+    assert shown(path, "--metric", "accuracy")[2].startswith("accuracy 1.000")
+    chances = [{"1.0": 0.75, "0.0": 0.25}, {"1.0": 0.25, "0.0": 0.75}]
+    path = file(tmp_path / "chances.jsonl", label=["1", "0"], prediction=["1.0", "0.0"], probabilities=chances)
+    assert [row.split()[1] for row in shown(path)[2:]] == ["1.000", "1.000", "1.000", "0.250"]
     path = file(tmp_path / "c.jsonl", label=[["a"], ["a", "b"]], prediction=[["a"], ["b"]])
     assert [row.split()[0] for row in shown(path)[2:]] == ["accuracy", "f1-micro", "f1-macro"]
     path = file(tmp_path / "d.jsonl", tokens=[10, 20], loss=[20.0, 30.0])
     assert shown(path)[2].startswith("perplexity 5.294")
+
+
+def chosen(path):
+    return [row.split()[0] for row in shown(path)[2:]]
+
+
+def test_predictions_of_a_run_are_scored_as_what_they_are(tmp_path):
+    places = [f"test.csv, row {number}" for number in range(1, 41)]
+    chances = [{"pos": 0.75, "neg": 0.25} if one == "pos" else {"pos": 0.25, "neg": 0.75} for one in GIVEN]
+    path = file(tmp_path / "a.jsonl", place=places, label=TRUE, reference=TRUE, prediction=GIVEN, probabilities=chances)
+    assert chosen(path) == ["accuracy", "f1-macro", "mcc", "ece"]
+    assert "pos 0 16" in shown(path, "--confusion")
+    assert chosen(file(tmp_path / "b.jsonl", reference=TRUE, prediction=GIVEN)) == ["accuracy", "f1-macro", "mcc"]
+    several = file(tmp_path / "c.jsonl", reference=[["a"], ["a", "b"], []], prediction=[["a"], ["b", "a"], []])
+    assert shown(several)[2].startswith("accuracy 1.000") and chosen(several) == ["accuracy", "f1-micro", "f1-macro"]
+    numbers = file(tmp_path / "d.jsonl", number=[1.0, 2.0, 3.0], reference=[1.0, 2.0, 3.0], prediction=[1.5, 2.0, 2.5])
+    assert chosen(numbers) == ["pearson", "spearman", "rmse"]
+    (tmp_path / "e.csv").write_text("reference,prediction\n2,1.5\n2,1.75\n", encoding="utf-8")
+    assert chosen(tmp_path / "e.csv") == ["rmse"]  # what is constant has no correlation
+    answers = {"chosen": ["yes", "no"], "rejected": ["no", "yes"], "margin": [0.5, -0.25]}
+    pairs = file(tmp_path / "f.jsonl", **answers, reference=["chosen"] * 2, prediction=["chosen", "rejected"])
+    assert chosen(pairs) == ["accuracy"]
 
 
 def test_texts_are_scored_in_their_language(tmp_path):
@@ -61,6 +88,8 @@ def test_texts_are_scored_in_their_language(tmp_path):
     path = file(tmp_path / "b.jsonl", answers=[["Paris", "the city of Paris"]] * 2, prediction=["paris!", ""])
     head, _, *rows = shown(path)
     assert head.endswith("'answers' against 'prediction', language en") and rows[0].startswith("exact-match 0.500")
+    assert chosen(file(tmp_path / "d.jsonl", reference=[["a b", "a c"]], prediction=["a b"]))[0] == "rouge-1"
+    assert chosen(file(tmp_path / "e.jsonl", reference=["w " * 50] * 4, prediction=["w"] * 4))[0] == "rouge-1"
     with pytest.raises(ConfigError, match="unknown language 'cn'"):
         shown(path, "--language", "cn")
 

@@ -57,6 +57,16 @@ def test_split_writes_parts_that_add_up_and_overwrites_nothing(file, tmp_path):
     run(*words, fails="nothing is overwritten")
 
 
+def test_a_split_of_a_folder_is_split_again(file, tmp_path):
+    (tmp_path / "data").mkdir()
+    for name in ("train", "test"):
+        lines = "".join(f"text {name} {n},{n % 2}\n" for n in range(20))
+        (tmp_path / "data" / f"{name}.csv").write_text(f"text,label\n{lines}")
+    words = ("data", "split", tmp_path / "data", "--near", 1, "--out", tmp_path / "out")
+    run(*words, fails="--split test")
+    assert "20 rows read" in run(*words, "--split", "train")
+
+
 def test_clean_does_what_is_asked(file, tmp_path):
     out = tmp_path / "clean.jsonl"
     shown = run("data", "clean", file, "--names", "label,text", "--copies", "--out", out)

@@ -14,7 +14,7 @@ from handscroll.metrics import Settings, compare, measure
 from handscroll.metrics.answers import code_match, edit_similarity, exact_match, token_f1
 from handscroll.metrics.rouge import overlap, rouge
 from handscroll.metrics.sequences import places, run, subsequence
-from handscroll.metrics.texts import language_of, splitter
+from handscroll.metrics.texts import language_of, language_told, splitter
 from handscroll.metrics.translation import bleu, chrf, signature
 
 WORDS = st.text("abc", max_size=25)
@@ -182,3 +182,10 @@ def test_an_empty_prediction_scores_nothing_and_an_empty_reference_is_refused(na
     assert measure([name], ["some words here"], [""], Settings())[name].value == 0
     with pytest.raises(DataError, match="reference 0 has an empty text"):
         measure([name], [" "], ["some words"])
+
+
+def test_digits_and_abbreviations_tell_no_language():
+    mixed = ["2013年", "3个", "WTO", "GDP 2019", "1,000,000", "世界贸易组织"]
+    assert language_of(mixed) == language_told(mixed) == "zh"
+    assert language_told(["2013", "3.5"]) is None and language_told(["NASA", "1969"]) == "en"
+    assert language_told(["The WTO in 北京"]) == "en"

@@ -131,6 +131,14 @@ def test_answers_of_any_form_are_found_without_the_blanks_around_them(reader, gi
     assert told == [len(row.tokens) - (3 if given == "w20" else 2)]
 
 
+def test_the_language_of_the_answers_is_checked():
+    row = {"context": "世界贸易组织成立于1995年。", "question": "何时？", "answers": ["1995年"]}
+    examples = Extract().read(Table.of([row]), {}).examples
+    assert Extract(language="zh").checked(examples)
+    with pytest.raises(DataError, match=r"task\.language=zh"):
+        Extract().checked(examples)
+
+
 def test_answers_without_a_text_are_refused():
     for wrong in ([{"answer_start": 3}], {"answer_start": [3]}, {"text": ["w20", "w21"], "answer_start": [1]}):
         with pytest.raises(DataError, match="row 1: answers"):

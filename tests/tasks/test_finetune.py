@@ -22,6 +22,7 @@ from handscroll.tasks.examples import read_parts
 from handscroll.tasks.finetune import Options, finetune, lines_of
 from handscroll.tasks.predict import load_tuned, predict
 from handscroll.tasks.recipe import TaskData
+from handscroll.tasks.report import write_page
 from handscroll.tasks.task import Example, Prediction
 from tests.naming import naming
 from tests.tasks.material import recipe, rows, table, tiny
@@ -109,6 +110,19 @@ def test_several_labels_and_a_decoder(tmp_path):
     assert tuned.task.labels == ("odd", "three") and tuned.scores["valid"]["f1-micro"].value > 0.9
 
 
+def test_the_report_compares_several_labels_without_their_order(tmp_path):
+    task = Classify(labels=("odd", "three"), several=True)
+    examples = [Example(f"row {n}", {"text": "w20", "label": ["three", "odd"]}) for n in range(3)]
+    said = [Prediction(["odd", "three"]), Prediction(["three", "odd"]), Prediction(["odd"])]
+    data = {"train": ["a.csv"], "valid": ["a.csv"], "second": []}
+    tokens = dict.fromkeys(("offered", "trained", "untrained", "left_out"), 1)
+    record = {"model": {"source": "m"}, "recipe": {"data": data}, "tables": {}, "rows": {"train": tokens}}
+    (tmp_path / "records.jsonl").write_text("")
+    write_page(tmp_path / "report.html", record | {"versions": {}}, task, {}, (examples, said))
+    page = re.sub("<[^>]*>", " ", (tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "row 2" in page and "row 0" not in page and "row 1" not in page
+
+
 def test_what_could_not_be_scored_is_said_or_left_out_before_anything_is_trained(tmp_path):
     data, model = table(tmp_path / "train.csv"), tiny(tmp_path / "bert")
     test = tmp_path / "test.csv"
@@ -148,6 +162,32 @@ def test_rows_with_the_same_text_stay_on_one_side_whatever_else_they_hold(tmp_pa
     assert not {one["text"] for one in parts["train"].examples} & {one["text"] for one in parts["valid"].examples}
     finetune(recipe(tmp_path / "bert", data, {"steps": 1}), tmp_path / "run", Options(show=shown.append))
     assert any("by 'text'" in str(line) and "they stay together" in str(line) for line in shown)
+
+
+def test_encodings_and_splits_of_tables_are_named(tmp_path):
+    (tmp_path / "data").mkdir()
+    for name, count in (("train", 20), ("dev", 6), ("test", 4)):
+        file = table(tmp_path / "data" / f"{name}.csv", count)
+        file.write_text(
+            file.read_text(encoding="utf-8").replace("w40", "caf\u00e9 d\u00e9j\u00e0 vu"), encoding="cp1252"
+        )
+    folder, model = str(tmp_path / "data"), str(tiny(tmp_path / "bert"))
+    with pytest.raises(DataError, match=naming("--split", "data.splits.train")):
+        read_parts(Classify(), TaskData(train=(folder,), encoding="cp1252"), 0)
+    splits = {"train": "train", "valid": "validation", "test": "test"}
+    data = TaskData(train=(folder,), valid=(folder,), test=(folder,), encoding="cp1252", splits=splits)
+    parts = read_parts(Classify(), data, 0)
+    assert {name: len(part.examples) for name, part in parts.items()} == {"train": 20, "valid": 6, "test": 4}
+    assert "caf\u00e9" in parts["test"].examples[0]["text"]
+    with pytest.raises(ConfigError, match=naming("splits.test", "names no files")):
+        TaskData.parse({"train": (folder,), "splits": {"test": "test"}}, "data")
+    given = ["--data", folder, "--set", "data.splits.train=train", "--encoding", "cp1252", "--show", "1"]
+    told = CliRunner().invoke(app, ["finetune", "classify", model, *given])
+    assert told.exit_code == 0 and "train.csv, row" in told.output, told.output
+    given = [folder, "--task", "classify", "--set", 'task.labels=["bad", "good"]', "--split", "test"]
+    given += ["--encoding", "cp1252", "--out", str(tmp_path / "said")]
+    told = CliRunner().invoke(app, ["predict", model, *given])
+    assert told.exit_code == 0 and len(rows(tmp_path / "said")) == 4, (told.output, told.exception)
 
 
 @pytest.mark.parametrize(
@@ -213,6 +253,14 @@ def test_labels_unseen_in_training_are_named_with_their_row(tmp_path):
         finetune(recipe(tiny(tmp_path / "bert"), data, test=(str(test),)), tmp_path / "run")
 
 
+def test_labels_that_a_model_does_not_know_are_refused_before_it_reads(tmp_path, monkeypatch):
+    lm, _ = load_tuned(tiny(tmp_path / "bert"), {"name": "classify", "labels": ["bad", "good"]})
+    task = Classify(labels=("bad", "fine"))
+    monkeypatch.setattr(Classify, "predict", lambda *given: pytest.fail("read"))
+    with pytest.raises(DataError, match="'good' was not in the training data"):
+        predict(lm, task, TaskData(train=(str(table(tmp_path / "a.csv")),)))
+
+
 def test_settings_that_contradict_each_other_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="layers belongs to way 'last'"):
         recipe(tmp_path, tmp_path, {"way": "full", "layers": 2})
@@ -231,3 +279,11 @@ def test_values_that_json_does_not_know_are_written_beside_predictions():
     [line] = lines_of(Classify(), [Example("row 1", {"text": "a", **others})], [Prediction("good")])
     told = json.loads(line)
     assert [told[name] for name in others] == ["2026-01-02", "1.50", "AP8=", "0:01:30"]
+
+
+def test_columns_called_like_those_of_predictions_stand_beside_them():
+    values = {"text": "a", "place": "Paris", "prediction": 3, "probabilities": "high"}
+    [line] = lines_of(Classify(), [Example("row 1", values)], [Prediction("good", {"probabilities": {"good": 1.0}})])
+    told = json.loads(line)
+    assert (told["place"], told["prediction"], told["probabilities"]) == ("row 1", "good", {"good": 1.0})
+    assert (told["row.place"], told["row.prediction"], told["row.probabilities"]) == ("Paris", 3, "high")

@@ -158,6 +158,13 @@ def test_prompts_and_languages_are_checked():
     example = one(Translate(), {"source": "cat", "target": "北京大学的学生"})
     with pytest.raises(DataError, match=r"set task.language=zh"):
         Translate().checked([example])
+    answers = ["2013年", "3个", "WTO", "IMF", "1997", *["国际货币基金组织"] * 30]
+    examples = [one(Translate(), {"source": "cat", "target": text}) for text in answers]
+    assert Translate(language="zh").checked(examples) == examples
+    numbers = [one(Translate(), {"source": "cat", "target": "2013"})]
+    assert Translate(language="zh").checked(numbers) == Translate().checked(numbers)
+    with pytest.raises(DataError, match=r"set task.language=zh"):
+        Translate().checked(examples)
     with pytest.raises(DataError, match="no message of the user"):
         Chat(prompt="Say: {prompt}").asked(Example("row 1", {"messages": [{"role": "assistant", "content": "a"}]}))
     with pytest.raises(DataError, match="no query, which the prompt names"):

@@ -11,7 +11,7 @@ import numpy as np
 
 from handscroll.base.errors import ConfigError, DataError
 from handscroll.data.survey.shingles import WORDS
-from handscroll.data.table.split import AUGMENTED
+from handscroll.data.table.split import AUGMENTED, made_from
 from handscroll.data.table.table import Ledger, Table
 
 Fill = Callable[[Sequence[tuple[str, str]]], Sequence[str]]
@@ -59,12 +59,18 @@ def augment(table: Table, column: str, way: Way, copies: int = 1, seed: int = 0)
 
     Raises:
         ConfigError: `copies` is not positive.
-        DataError: there is no such column, or `way` gave another number of texts.
+        DataError: there is no such column, the rows have a column of the mark's name, or `way` gave another number of
+            texts.
     """
     if copies < 1:
         raise ConfigError(f"copies {copies}; give 1 or more")
     table.require(column)
-    sources = [at for at, one in enumerate(table) if isinstance(one.get(column), str) and not one.values.get(AUGMENTED)]
+    own = next((one for one in table if one.values.get(AUGMENTED) is not None and not made_from(one)), None)
+    if own is not None:
+        raise DataError(
+            f"{own.place} has an own column '{AUGMENTED}', the name of the mark of new rows; rename the column"
+        )
+    sources = [at for at, one in enumerate(table) if isinstance(one.get(column), str) and not made_from(one)]
     texts = [table.records[at].get(column) for at in sources]
     made: dict[int, list[str]] = {at: [] for at in sources}
     same = 0

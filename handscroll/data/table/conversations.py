@@ -13,6 +13,7 @@ from handscroll.data.table.turns import LISTS, Message, tools_of, turn_list, wri
 ASKED = ("instruction", "prompt", "question", "query", "input")
 ANSWERED = ("output", "completion", "answer", "response", "reply", "target")
 _MORE = ("input", "context")
+_READ = tuple(dict.fromkeys((*LISTS, *ASKED, *ANSWERED, *_MORE, "system", "system_prompt", "history", "instances")))
 _FIELDS = ("prompt", "answer", "input", "system", "messages", "chosen", "rejected")
 _FORMS = {"messages": "messages", "conversations": "ShareGPT", "conversation": "ShareGPT"}
 
@@ -36,6 +37,19 @@ class Preference:
     rejected: tuple[Message, ...]
     place: str
     form: str
+
+
+@dataclass(frozen=True)
+class Unread:
+    """In how many rows a key of a turn, or a column that other rows would be read from, stands and is not read."""
+
+    keys: Counter[str]
+    columns: Counter[str]
+
+    def besides(self, values: Mapping[str, Any], *read: str) -> None:
+        """Count the columns of a row that hold something and are not among those that were `read`."""
+        left = [name for name in _READ if name not in read and values.get(name) not in (None, "", [])]
+        self.columns.update(left)
 
 
 Item = TypeVar("Item", Conversation, Preference)
@@ -91,7 +105,10 @@ def _found(table: Table, given: Mapping[str, str] | None, skip_unfit: bool, read
     wrong = next((name for name in given if name not in _FIELDS), None)
     if wrong is not None:
         raise ConfigError(f"a conversation has no field '{wrong}': {nearest(wrong, _FIELDS)}")
-    step, items, unread = Ledger(), [], Counter[str]()
+    for name, column in given.items():
+        if all(record.get(column) is None for record in table):
+            raise DataError(f"{name} <- {column}: there is no column '{column}': {nearest(column, table.columns)}")
+    step, items, unread = Ledger(), [], Unread(Counter(), Counter())
     for record in table:
         rest = {name: value for name, value in record.values.items() if name not in given.values()}
         values = rest | {name: record.get(column) for name, column in given.items()}
@@ -109,10 +126,10 @@ def _found(table: Table, given: Mapping[str, str] | None, skip_unfit: bool, read
         items += made
         for _ in made[1:]:
             step.add("further instances of a row", record.place)
-    if unread:
-        step.note(
-            "keys of turns that are not read: " + ", ".join(f"{key} ({count:,} rows)" for key, count in unread.items())
-        )
+    for what, counts in (("keys of turns", unread.keys), ("columns", unread.columns)):
+        if counts:
+            shown = ", ".join(f"{name} ({count:,} rows)" for name, count in counts.items())
+            step.note(f"{what} that are not read: {shown}")
     account = step.onto(table.account)
     if not items:
         raise DataError(f"no row is left:\n{account}")
@@ -120,7 +137,7 @@ def _found(table: Table, given: Mapping[str, str] | None, skip_unfit: bool, read
 
 
 def _conversations(
-    values: dict[str, Any], given: frozenset[str], record: Record, unread: Counter[str], unanswered: bool
+    values: dict[str, Any], given: frozenset[str], record: Record, unread: Unread, unanswered: bool
 ) -> Iterator[Conversation]:
     tools = tuple(tools_of(values))
     for form, messages in _messages(values, given, record, unread, unanswered):
@@ -128,7 +145,7 @@ def _conversations(
 
 
 def _messages(
-    values: dict[str, Any], given: frozenset[str], record: Record, unread: Counter[str], unanswered: bool
+    values: dict[str, Any], given: frozenset[str], record: Record, unread: Unread, unanswered: bool
 ) -> Iterator[tuple[str, list[Message]]]:
     if "chosen" in values and "rejected" in values and not {"prompt", "messages"} & given:
         preference = next(_preferences(values, given, record, unread))
@@ -141,20 +158,24 @@ def _messages(
         turns = turn_list(values[named])
         if turns is None:
             raise DataError(f"'{named}' is no list of turns with a speaker and a text")
-        unread.update(turns[1])
-        yield _FORMS.get(named, "turns"), [*_system(values, turns[0]), *turns[0]]
+        unread.keys.update(turns[1])
+        system = _system(values, turns[0])
+        unread.besides(values, named, *_system_read(values, system))
+        yield _FORMS.get(named, "turns"), [*system, *turns[0]]
         return
     instances = values.get("instances")
     if isinstance(instances, list) and isinstance(values.get("instruction"), str):
         if not instances:
             raise DataError("'instances' is empty")
         for one in instances:
-            yield "Self-Instruct", _asked({**values, **one}, given, unanswered)[1]
+            yield "Self-Instruct", _asked({**values, **one, "instances": None}, given, unread, unanswered)[1]
         return
-    yield _asked(values, given, unanswered)
+    yield _asked(values, given, unread, unanswered)
 
 
-def _asked(values: dict[str, Any], given: frozenset[str], unanswered: bool) -> tuple[str, list[Message]]:
+def _asked(
+    values: dict[str, Any], given: frozenset[str], unread: Unread, unanswered: bool
+) -> tuple[str, list[Message]]:
     """(form, messages) of a question and an answer in columns of their own."""
     asked = "prompt" if "prompt" in given else next((name for name in ASKED if values.get(name)), None)
     answered = (
@@ -170,18 +191,21 @@ def _asked(values: dict[str, Any], given: frozenset[str], unanswered: bool) -> t
         turns = turn_list([*question, *answer])
         if turns is None:
             raise DataError(f"'{asked}' and '{answered}' are no messages")
-        return form, [*_system(values, turns[0]), *turns[0]]
+        system = _system(values, turns[0])
+        unread.besides(values, asked, str(answered), *_system_read(values, system))
+        return form, [*system, *turns[0]]
     if not isinstance(question, str) or not isinstance(answer, str):
         raise DataError(
             f"'{asked}' is a {type(question).__name__} and '{answered}' a {type(answer).__name__}, not texts"
         )
-    more = [values[name] for name in ("input",) if name in given] or [
-        values.get(name) for name in _MORE if name != asked
-    ]
-    texts = [question, *(one for one in more if isinstance(one, str) and one.strip())]
+    more = ["input"] if "input" in given else [name for name in _MORE if name != asked]
+    held = {name: one for name in more if isinstance(one := values.get(name), str) and one.strip()}
+    texts = [question, *held.values()]
     messages = [{"role": "user", "content": "\n\n".join(texts)}]
     messages += [] if answered is None else [{"role": "assistant", "content": answer}]
-    return form, [*_system(values, messages), *_history(values), *messages]
+    system = _system(values, messages)
+    unread.besides(values, asked, str(answered), *held, "history", *_system_read(values, system))
+    return form, [*system, *_history(values), *messages]
 
 
 def _system(values: dict[str, Any], messages: Sequence[Message]) -> list[Message]:
@@ -189,6 +213,11 @@ def _system(values: dict[str, Any], messages: Sequence[Message]) -> list[Message
     if not isinstance(system, str) or (messages and messages[0]["role"] == "system"):
         return []
     return [{"role": "system", "content": system}]
+
+
+def _system_read(values: dict[str, Any], system: Sequence[Message]) -> tuple[str, ...]:
+    """The column from which what the system says was read, if it was."""
+    return ("system" if values.get("system") else "system_prompt",) if system else ()
 
 
 def _history(values: dict[str, Any]) -> list[Message]:
@@ -220,9 +249,7 @@ def _sound(messages: list[Message], unanswered: bool = False) -> list[Message]:
     return messages
 
 
-def _preferences(
-    values: dict[str, Any], given: frozenset[str], record: Record, unread: Counter[str]
-) -> Iterator[Preference]:
+def _preferences(values: dict[str, Any], given: frozenset[str], record: Record, unread: Unread) -> Iterator[Preference]:
     chosen, rejected = values.get("chosen"), values.get("rejected")
     if chosen is None or rejected is None:
         raise DataError("no two answers ('chosen' and 'rejected')")
@@ -237,6 +264,11 @@ def _preferences(
             raise DataError("'chosen' and 'rejected' are neither texts nor lists of turns")
         form, sides = "messages, chosen/rejected", [turns[0][0], turns[1][0]]
     before = _before(values, written[0] is not None)
+    asked = () if written[0] is not None else ("prompt" if "prompt" in values else "question",)
+    system = (
+        before[:1] if before and before[0]["content"] in (values.get("system"), values.get("system_prompt")) else ()
+    )
+    unread.besides(values, *asked, *_system_read(values, system))
     sides = [_sound(side if side[: len(before)] == before else [*before, *side]) for side in sides]
     shared = next((at for at, (one, two) in enumerate(zip(*sides, strict=False)) if one != two), min(map(len, sides)))
     prompt, better, worse = sides[0][:shared], sides[0][shared:], sides[1][shared:]

@@ -1,11 +1,11 @@
 """Which column is the text, the label, the question: a task's fields, matched to the columns that a table has."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from handscroll.base.errors import ConfigError, DataError, nearest
+from handscroll.data.table.spelling import alike_note, label_text
 from handscroll.data.table.table import Ledger, Record, Table
 
 Holds = Literal["text", "label", "labels", "number", "answers", "list", "any"]
@@ -65,8 +65,17 @@ class Matched:
                     ) from None
                 step.leave_out(_reason(str(error)), record.place)
                 continue
+            for field in self.fields:
+                written = record.get(self.columns[field.name]) if field.name in self.columns else None
+                if field.holds == "label" and isinstance(written, str) and written.strip() != found.get(field.name, ""):
+                    step.repair(f"{field.name}: whole numbers that are written like 1.0, read as 1", record.place)
             rest = {name: value for name, value in record.values.items() if name not in taken}
             kept.append(Record({**found, **rest}, record.file, record.number))
+        for field in self.fields:
+            if field.holds in ("label", "labels") and field.name in self.columns:
+                labels = [one for row in kept for one in labels_of(row.values.get(field.name))]
+                if note := alike_note(labels, field.name):
+                    step.note(note)
         return table.having(kept, step)
 
     def _fitted(self, record: Record) -> dict[str, Any]:
@@ -162,20 +171,9 @@ def labels_in(value: Any) -> list[Any]:
     return [one for one in value if one != ""] if isinstance(value, list | tuple) else [value]
 
 
-def label_text(value: Any, name: str) -> str:
-    """A label as text, written as in JSON: 1, true, good.
-
-    Raises:
-        DataError: it is no text, whole number or truth value, or blank.
-    """
-    if isinstance(value, float) and value.is_integer():  # tables with an empty cell turn whole numbers into 1.0
-        value = int(value)
-    if not isinstance(value, str | int):
-        raise DataError(f"{name} is a {type(value).__name__}, not a label (text, a whole number, true or false)")
-    label = value.strip() if isinstance(value, str) else json.dumps(value)
-    if not label:
-        raise DataError(f"no {name} (it is blank)")
-    return label
+def labels_of(value: Any) -> list[Any]:
+    """A label or several as a list; no value is none."""
+    return [] if value is None else value if isinstance(value, list) else [value]
 
 
 def answers_of(value: Any, name: str) -> list[dict[str, Any]]:

@@ -66,7 +66,7 @@ def sources(paths: Paths, split: str | None, step: Ledger) -> list[Source]:
             else:
                 found.append(Source(_readable(file)))
                 if split is not None:
-                    raise DataError(f"{file} is a single file and has no splits; name it without split = '{split}'")
+                    raise DataError(f"{file} is a single file and has no splits; name it without the split '{split}'")
     distinct([source.path for source in found])
     return found
 
@@ -88,7 +88,7 @@ def _folder(here: Path, split: str | None, step: Ledger) -> list[Path]:
         return _saved(here / _picked(splits, split, here))
     if (here / "state.json").is_file() and (here / "dataset_info.json").is_file():
         if split is not None:
-            raise DataError(f"{here} is one saved data set without splits; name it without split = '{split}'")
+            raise DataError(f"{here} is one saved data set without splits; name it without the split '{split}'")
         return _saved(here)
     files = sorted(file for file in here.rglob("*") if visible(file, here))
     taken = _of_kind(files, here, step)
@@ -170,7 +170,8 @@ def _split_of(name: Path) -> str:
 def _picked(splits: Sequence[str], split: str | None, here: Path) -> str:
     if split is None:
         raise DataError(
-            f"{here} has several splits, which are not mixed: name one (split = {' | '.join(splits)}), or its files"
+            f"{here} has several splits ({', '.join(splits)}), which are not mixed: name one (--split {splits[0]}; "
+            f"for a tuning run --set data.splits.train={splits[0]}), or name its files"
         )
     wanted = split if split in splits else _SPLITS.get(split.lower(), split)
     same = [one for one in splits if one == wanted or _SPLITS.get(one.lower()) == wanted]

@@ -10,7 +10,7 @@ import numpy as np
 
 from handscroll.base.errors import ConfigError, DataError, nearest
 from handscroll.data.table.duplicates import said
-from handscroll.data.table.fields import label_text
+from handscroll.data.table.spelling import label_text
 from handscroll.data.table.table import Ledger, Record, Table
 
 

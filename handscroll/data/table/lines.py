@@ -10,13 +10,17 @@ from typing import Any
 
 from handscroll.base.errors import DataError
 from handscroll.data.table.files import Source
-from handscroll.data.table.table import Ledger
+from handscroll.data.table.table import FIRST, Ledger
 from handscroll.text.encodings import sniff
 from handscroll.text.files import decoded, lines_of
 from handscroll.text.rows import CELL, delimiter, json_object
 
 Numbered = tuple[int, dict[str, Any]]
+Ranged = tuple[int, int, list[str] | DataError]  # first and last line of a row, and its cells
+LONG = 20  # lines; a longer row is noted
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
+_REREAD = "the lines behind it are read as rows of their own"
+_LOOK = "look at them, since a quote that does not end its cell joins rows"
 _SENTENCE = (".", "!", "。", "！", "…")
 
 
@@ -97,7 +101,7 @@ def check_text(value: Any, where: str) -> None:
 def cell_rows(source: Source, how: How, step: Ledger) -> Iterator[Numbered]:
     """(row, values) of a CSV or TSV file; rows count from 1, without the line that names the columns.
 
-    The first line names the columns unless `how.names` does.
+    The first line names the columns unless `how.names` does. Rows of very many lines are noted.
 
     Raises:
         DataError: the first line does not look like names (a number, sentences, a cell that stands in the same column
@@ -106,46 +110,78 @@ def cell_rows(source: Source, how: How, step: Ledger) -> Iterator[Numbered]:
     """
     csv.field_size_limit(CELL)
     file = source.path
-    lines = [line for _, line in lines_of(text_blocks(source, how, step))]
+    lines = _lines(source, how, step)
     sign = delimiter(file, lines[0])
     quoted = _quotes(file, lines, sign, how, step)
-    rows = _cells((line + "\n" for line in lines), file, sign, quoted)
+    rows = _cells(lines, file, sign, quoted)
     names = list(how.names) or _names(rows, file, step)
     number = again = 0
-    for line, cells in rows:
+    long = list[str]()
+    for line, last, cells in rows:
         if cells == []:
             continue
         number += 1
         if isinstance(cells, DataError) or len(cells) != len(names):
             wrong = f"{file}:{line}: {len(cells) if isinstance(cells, list) else 0} cells, but {len(names)} columns"
             error = cells if isinstance(cells, DataError) else DataError(f"{wrong} ({', '.join(names)})")
-            how.broken(error, f"{file}, line {line}", step)
+            joined = isinstance(cells, list)  # lines of a cell that is well quoted; others are read on their own
+            for at in range(line, last + 1 if joined else line + 1):
+                how.broken(error, f"{file}, line {at}", step)
+            if last > line and not joined:
+                step.note(f"{file}: a quote in line {line} does not end its cell up to line {last}; {_REREAD}")
             continue
         if number == 1 and how.names and cells == names:
             raise DataError(f"{file}: its first line names the columns already ({', '.join(names)}); give no names")
+        if number == 1 and how.names and any(one.strip() == name for one, name in zip(cells, names, strict=True)):
+            shown = " | ".join(one[:40] for one in cells)
+            raise DataError(
+                f"{file}: names are given, so its first line ({shown}) is read as a row, but it names columns; correct "
+                "the names in the file and give none, or take the line out"
+            )
+        if last - line >= LONG:
+            long.append(f"{line:,} to {last:,}")
         again += not how.names and any(cell == name for cell, name in zip(cells, names, strict=True))
         yield number, dict(zip(names, cells, strict=True))
+    if long:
+        shown = ", ".join(long[:FIRST]) + ", ..." * (len(long) > FIRST)
+        step.note(f"{file}: rows of more than {LONG} lines: {len(long):,} (lines {shown}); {_LOOK}")
     if again >= 2 and 100 * again >= number:  # labels of a file without names; one cell may well say "text"
         raise _no_names(file, names, f"its cells stand in {again:,} rows again")
 
 
-def _cells(lines: Iterator[str], file: Path, sign: str, quoted: bool) -> Iterator[tuple[int, list[str] | DataError]]:
+def _lines(source: Source, how: How, step: Ledger) -> list[str]:
+    """The lines of a file; where no line feed ends one, carriage returns do, as on old Macintoshes."""
+    lines = [line for _, line in lines_of(text_blocks(source, how, step))] or [""]
+    if len(lines) > 1 or "\r" not in lines[0]:
+        return lines
+    step.note(f"{source.path}: its lines end in carriage returns without line feeds")
+    return lines[0].removesuffix("\r").split("\r")
+
+
+def _cells(lines: Sequence[str], file: Path, sign: str, quoted: bool) -> Iterator[Ranged]:
+    """The cells of each row, with its first and last line. After a row that is none, its second line begins a row."""
     quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    reader = csv.reader(lines, delimiter=sign, strict=True, quoting=quoting)
-    while True:
+    begin = 0
+    while begin < len(lines):
+        rest = (lines[at] + "\n" for at in range(begin, len(lines)))
+        reader = csv.reader(rest, delimiter=sign, strict=True, quoting=quoting)
+        first = begin
         try:
-            cells = next(reader)
-        except StopIteration:
+            for cells in reader:
+                yield first + 1, begin + reader.line_num, cells
+                first = begin + reader.line_num
             return
         except csv.Error as error:
-            what = f'{file}:{reader.line_num}: not a row of a table ({error}); quote cells with ""'
-            yield reader.line_num, DataError(what)
-        else:
-            yield reader.line_num, cells
+            last = begin + reader.line_num
+            why = "a carriage return in a cell without quotes" if "new-line character" in str(error) else str(error)
+            upto = f", read up to line {last}" if last > first + 1 else ""
+            what = f'{file}:{first + 1}: not a row of a table ({why}{upto}); quote cells with ""'
+            yield first + 1, last, DataError(what)
+            begin = first + 1
 
 
-def _names(rows: Iterator[tuple[int, list[str] | DataError]], file: Path, step: Ledger) -> list[str]:
-    cells = next((cells for _, cells in rows if cells != []), [])
+def _names(rows: Iterator[Ranged], file: Path, step: Ledger) -> list[str]:
+    cells = next((cells for _, _, cells in rows if cells != []), [])
     if isinstance(cells, DataError):
         raise cells
     found = [cell.strip() for cell in cells]
@@ -165,7 +201,8 @@ def _no_names(file: Path, cells: list[str], why: str = "") -> DataError:
     shown = " | ".join(cell[:40] for cell in cells)
     return DataError(
         f"{file}: its first line does not look like names of columns ({shown}{'; ' * bool(why)}{why}). Name the "
-        f"{len(cells)} columns (--names a,b,c; names = ... in a recipe), or add a line of names to the file"
+        f"{len(cells)} columns (--names a,b,c; names = ... in a recipe), which makes this line a row; if it does name "
+        "them, rename in the file what looks like a value, such as a year"
     )
 
 
@@ -197,7 +234,7 @@ def _quotes(file: Path, lines: list[str], sign: str, how: How, step: Ledger) -> 
         whole = all(_QUOTED.fullmatch(cell) for cell in begun)
         quoted = whole and (any('""' in cell[1:-1] for cell in begun) or len(begun) == sum(map(len, cells)))
     else:
-        read = [row for _, row in _cells((line + "\n" for line in lines), file, sign, True)]
+        read = [row for _, _, row in _cells(lines, file, sign, True)]
         quoted = not any(isinstance(row, DataError) for row in read) and len({len(row) for row in read if row}) == 1  # type: ignore[arg-type]
     if not quoted:
         step.note(f"{file}: {len(begun):,} cells begin with a quote, which is read as a plain character")

@@ -12,9 +12,10 @@ from handscroll.base.errors import ConfigError, DataError
 from handscroll.data.survey.shingles import NEAR
 from handscroll.data.table.duplicates import alike, groups, said, text_column
 from handscroll.data.table.fields import Field, labels_in
+from handscroll.data.table.spelling import spelled
 from handscroll.data.table.table import Ledger, Record, Table
 
-AUGMENTED = "augmented"  # the column that marks a row as made from another one, and names that one's place
+AUGMENTED = "augmented"  # the column of {"by": way, "from": place} in a row that was made from another one
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def split(
     table.require(*named)
     column = text_column(table, text, named)
     units, notes = _units(table, column, group, near)
-    own = [[table.records[at] for at in unit if not _made(table.records[at])] for unit in units]
+    own = [[table.records[at] for at in unit if not made_from(table.records[at])] for unit in units]
     labels = [[label for record in unit for label in _labels(record, by)] for unit in own]
     side = _sides(labels, [len(unit) for unit in own], shares, seed)
     tables, counts = {}, {}
@@ -94,12 +95,15 @@ def _labels(record: Record, by: Field | None) -> list[str]:
     value = "" if by is None else record.get(by.name)
     several = by is not None and by.holds == "labels"
     parts = labels_in(value) if several or isinstance(value, list) else [value]
-    found = [one if isinstance(one, str) else json.dumps(one, ensure_ascii=False, default=str) for one in parts]
+    texts = [spelled(one) for one in parts]
+    found = [one if isinstance(one, str) else json.dumps(one, ensure_ascii=False, default=str) for one in texts]
     return list(dict.fromkeys(found)) or ["[]"]
 
 
-def _made(record: Record) -> bool:
-    return bool(record.values.get(AUGMENTED))
+def made_from(record: Record) -> str | None:
+    """The place of the row from which augmentation made this one; None for any other row."""
+    mark = record.values.get(AUGMENTED)
+    return str(mark["from"]) if isinstance(mark, Mapping) and mark.get("by") and mark.get("from") else None
 
 
 def _units(table: Table, column: str, group: str | None, near: float | None) -> tuple[list[list[int]], list[str]]:
@@ -116,7 +120,7 @@ def _units(table: Table, column: str, group: str | None, near: float | None) -> 
             for at, one in enumerate(table)
             if (value := one.get(group)) is not None
         )
-    pairs += _joined((at, _origin(record)) for at, record in enumerate(table))
+    pairs += _joined((at, made_from(record) or record.place) for at, record in enumerate(table))
     units = groups(len(table), pairs)
     if group is not None:
         notes.append(
@@ -124,11 +128,6 @@ def _units(table: Table, column: str, group: str | None, near: float | None) -> 
             f"{max(map(len, units)):,} rows"
         )
     return units, notes
-
-
-def _origin(record: Record) -> str:
-    made = record.values.get(AUGMENTED)
-    return str(made.get("from")) if isinstance(made, Mapping) else record.place
 
 
 def _joined(keys: Iterable[tuple[int, str]]) -> list[tuple[int, int]]:
@@ -172,7 +171,7 @@ def _part(table: Table, units: list[list[int]], side: list[str], name: str) -> T
     for at, record in enumerate(table):
         if where[at] != name:
             step.leave_out(f"rows that are in '{where[at]}'", record.place)
-        elif name != "train" and _made(record):
+        elif name != "train" and made_from(record):
             step.leave_out("rows made by augmentation, which are never tested on", record.place)
         else:
             kept.append(record)

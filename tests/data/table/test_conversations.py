@@ -167,3 +167,25 @@ def test_real_files(name, form, count):
 def test_real_preferences():
     found = preferences(read_table(shared("preference/hh_harmless_train.jsonl.gz")), skip_unfit=True)
     assert len(found.items) + sum(one.count for one in found.account.left_out) == 1800 and len(found.items) > 1790
+
+
+def test_columns_that_are_not_read_are_noted():
+    said = [{"role": "system", "content": "Be kind."}, *SAID]
+    rows = [
+        {"prompt": "Hi", "output": "Ho", "question": "What?", "answer": "That.", "id": 1},
+        {"messages": said, "system": "Be brief.", "prompt": "Hi"},
+        {"messages": list(SAID), "system": "Be brief.", "history": []},
+        {"instruction": "Hi", "input": "you", "output": "Ho", "system_prompt": "Be brief.", "history": [["a", "b"]]},
+    ]
+    [note] = conversations(Table.of(rows)).account.notes
+    assert note == "columns that are not read: question (1 rows), answer (1 rows), prompt (1 rows), system (1 rows)"
+    pair = {"prompt": "Hi", "chosen": "Ho", "rejected": "No", "system": "Be brief."}
+    assert preferences(Table.of([pair])).account.notes == ()
+    [note] = preferences(Table.of([pair | {"question": "What?"}])).account.notes
+    assert "question (1 rows)" in note
+
+
+def test_a_column_that_is_not_there_is_refused():
+    table = Table.of([{"prompt": "Hi", "output": "Ho"}])
+    with pytest.raises(DataError, match="there is no column 'nope'"):
+        conversations(table, {"input": "nope"})

@@ -4,6 +4,8 @@ import pytest
 
 from handscroll.base.errors import ConfigError, DataError
 from handscroll.data.table.fields import Field, match
+from handscroll.data.table.labels import label_counts
+from handscroll.data.table.split import split
 from handscroll.data.table.table import Table
 
 TEXT = Field("text", also=("sentence", "review", "content", "title"))
@@ -92,3 +94,20 @@ def test_other_values_are_refused(holds, value):
     table = Table.of([{"it": value}])
     with pytest.raises(DataError, match=r"it (is|are)"):
         match(table, (Field("it", holds=holds),)).fit(table)
+
+
+def test_one_label_has_one_text_and_those_that_look_alike_are_noted():
+    labels = ["1", "1.0", 1, 1.0, " 1", "0", "0.0", "\uff11", "caf\u00e9", "cafe\u0301", "Yes", "yes"]
+    table = Table.of([{"text": f"t{n}", "label": label} for n, label in enumerate(labels)])
+    fitted = match(table, (TEXT, LABEL)).fit(table)
+    found = [record.values["label"] for record in fitted]
+    assert found == ["1"] * 5 + ["0"] * 2 + ["\uff11", "caf\u00e9", "cafe\u0301", "Yes", "yes"]
+    assert [one.count for one in fitted.account.repaired] == [2]
+    [note] = fitted.account.notes
+    assert (
+        all(f"{one!r}" in note for one in ("1", "\uff11", "caf\u00e9", "cafe\u0301", "Yes", "yes"))
+        and "'0'" not in note
+    )
+    assert label_counts(table)["1"] == 5
+    parts = split(Table.of([{"text": f"w{n}", "label": ["1", "1.0"][n % 2]} for n in range(20)]), by="label", near=None)
+    assert set(parts.labels["train"]) == {"1"}

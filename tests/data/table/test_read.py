@@ -107,6 +107,11 @@ def test_files_without_names_are_asked_for_them(tmp_path):
     file.write_text("label\ttext\n1\tx\n")
     with pytest.raises(DataError, match="names the columns already"):
         read_table(file, names=("label", "text"))
+    file.write_text("text\t2019\nfine\t1\n")
+    with pytest.raises(DataError, match="if it does name them"):
+        read_table(file)
+    with pytest.raises(DataError, match=r"text \| 2019\) is read as a row"):
+        read_table(file, names=("text", "year"))
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
     with pytest.raises(ConfigError, match="own columns"):
         read_table(tmp_path / "a.jsonl", names=("text",))
@@ -140,6 +145,41 @@ def test_broken_lines_are_refused_by_number_or_counted(tmp_path):
     (tmp_path / "b.jsonl").write_text("{\n")
     with pytest.raises(DataError, match="no rows"):
         read_table(tmp_path / "b.jsonl", skip_broken=True)
+
+
+def test_a_stray_quote_takes_its_own_line_alone(tmp_path):
+    lines = [f"film {n},{'neg' if n % 2 else 'pos'}" for n in range(1, 101)]
+    lines[9] = '"so bad a film,neg'
+    lines[59] = 'he said "yes",pos'
+    file = tmp_path / "a.csv"
+    file.write_text("\n".join(["text,label", *lines]) + "\n")
+    with pytest.raises(DataError, match=r"a\.csv:11: .*line 61"):
+        read_table(file)
+    table = read_table(file, skip_broken=True)
+    [left] = table.account.left_out
+    assert (len(table), left.count, left.places) == (99, 1, (f"{file}, line 11",))
+    assert [one for one in table.account.notes if "line 11" in one and "line 61" in one]
+    lines[59] = "he said yes"  # the file ends in the quotation
+    file.write_text("\n".join(["text,label", *lines]) + "\n")
+    assert read_table(file, skip_broken=True).account.left_out[0].count == 2
+    lines[59] = 'the end",pos'  # the quotation ends well: a row of many lines, which is noted
+    file.write_text("\n".join(["text,label", *lines]) + "\n")
+    table = read_table(file)
+    assert len(table) == 50 and "11 to 61" in table.account.notes[0]
+    lines[59] = 'the end"'  # a row of one cell
+    file.write_text("\n".join(["text,label", *lines]) + "\n")
+    table = read_table(file, skip_broken=True)
+    assert (len(table), table.account.left_out[0].count) == (49, 51)
+
+
+def test_lines_may_end_in_carriage_returns(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_bytes(b"text,label\rgood,1\rbad,0\r")
+    table = read_table(file)
+    assert [record.values["text"] for record in table] == ["good", "bad"] and len(table.account.notes) == 1
+    file.write_bytes(b"text,label\ngood,1\nso\rbad,0\n")
+    with pytest.raises(DataError, match=r"a\.csv:3: .*carriage return"):
+        read_table(file)
 
 
 def test_a_line_of_a_million_characters_is_a_row(tmp_path):

@@ -82,6 +82,14 @@ def test_rows_made_by_augmentation_never_enter_a_test():
     assert reasons["rows made by augmentation, which are never tested on"] == len(behind)
 
 
+def test_a_column_of_ones_own_is_no_mark_of_augmentation():
+    table = Table.of([{"text": f"words {n} of row {n * n}", "augmented": "no"} for n in range(20)])
+    parts = split(table, {"test": 0.25}, near=None)
+    assert len(parts["train"]) + len(parts["test"]) == 20
+    with pytest.raises(DataError, match="own column 'augmented'"):
+        augment(table, "text", swap())
+
+
 def test_leakage_is_found_said_and_purged():
     train, test = (
         of(("A  b c", "x"), ("new", "x"), (LONG, "x"), ("more", "y")),
