@@ -67,8 +67,13 @@ def read_parts(task: Task, data: TaskData, seed: int) -> dict[str, Part]:
             found[name] = read_table(files, data.names, encoding=data.encoding, skip_broken=data.skip_broken)
     if not data.valid and data.held_out:
         by = task.by(found["train"], data.columns)
-        text = task.told_apart_by(found["train"], data.columns)
-        made = split(found["train"], {"valid": data.held_out}, seed, by, data.group, text)
+        text = task.told_apart_by(found["train"], data.columns, data.skip_unfit)
+        try:
+            made = split(found["train"], {"valid": data.held_out}, seed, by, data.group, text)
+        except DataError as error:
+            raise DataError(
+                f"{error}; or name the held-out rows yourself (--valid FILE), or hold none out (data.held_out = 0)"
+            ) from None
         found |= {name: made.tables[name] for name in ("train", "valid")}
         notes = made.notes
     parts = {}

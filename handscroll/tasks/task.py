@@ -117,9 +117,15 @@ class Task(Named):
         """What simple systems say of `examples`, by their names: the least that a tuned model should beat."""
         return {}
 
-    def told_apart_by(self, table: Table, columns: Mapping[str, str]) -> str | None:
+    def told_apart_by(
+        self, table: Table, columns: Mapping[str, str], skip_unfit: bool = False
+    ) -> str | Sequence[str] | None:
         """The column by which rows are told to be the same: of those that a row must hold, the one with the longest
-        texts."""
+        texts. For conversations and preferences, what is asked in each row.
+
+        Raises:
+            DataError: as `read`.
+        """
         found = match(table, self.fields, columns).columns
         given = {found[field.name] for field in self.fields if field.required and field.name in found}
         return text_column(table, besides=set(table.columns) - given) if given else None
