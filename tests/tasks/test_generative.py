@@ -134,6 +134,22 @@ def test_without_a_template_a_prompt_is_plain_text():
         Instruct(form="chat").predict(bare, [example])
 
 
+def test_without_a_template_each_answer_is_an_example_unless_its_weight_is_0():
+    bare, task = talker(template=False), Chat()
+    each = [["jumps over<|im_end|>"], ["the lazy dog<|im_end|>"]]
+    assert trained(bare, task, one(task, {"messages": TALK})) == each
+    first, second = task.rows(bare, one(task, {"messages": TALK}))
+    assert first.note == second.note != ""
+    before = "the quick fox\n\njumps over\n\nand then?\n\n"
+    assert bare.decode(second.tokens.tolist()).startswith(before)
+    for number in (1, 3):
+        talk = [{**turn, "weight": 0} if at == number else turn for at, turn in enumerate(TALK)]
+        assert trained(bare, task, one(task, {"messages": talk})) == [each[number < 3]]
+    with pytest.raises(DataError, match="row 1"):
+        untrained = [{**turn, "weight": 0} if turn["role"] == "assistant" else turn for turn in TALK]
+        task.rows(bare, one(task, {"messages": untrained}))
+
+
 def test_what_does_not_fit_is_refused_with_what_would():
     small = talker(context=256)
     example = one(Summarise(), {"document": "the lazy dog jumps. " * 60, "summary": "a dog"})
