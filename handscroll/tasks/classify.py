@@ -48,6 +48,15 @@ class Classify(Headed):
     def head(self) -> HeadSpec:
         return HeadSpec(labels=self.labels, problem="several" if self.several else "one")
 
+    def ready(self, lm: LM, seed: int) -> LM:
+        if not self.labels:
+            own = f"; those of its head are {list(lm.labels)}" if lm.labels else ""
+            raise ConfigError(
+                f"the labels are not known: tune the model (handscroll finetune classify), or name them in order "
+                f"(--set 'task.labels=[\"no\", \"yes\"]'){own}"
+            )
+        return super().ready(lm, seed)
+
     def settled(self, examples: Sequence[Example], lm: LM) -> "Classify":
         found: dict[str, int] = {}
         for example in examples:

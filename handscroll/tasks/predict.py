@@ -33,7 +33,7 @@ def load_tuned(source: str | Path, task: Any = None, prompted: bool = False) -> 
     With `prompted` the model is asked as it is, and gets no head for the task.
 
     Raises:
-        ConfigError: the folder does not say for which task, and none is given.
+        ConfigError: the folder does not say for which task, and none is given; or the model has no head for the task.
     """
     folder = Path(source)
     folder = next((folder / name for name in ("model", "adapter") if (folder / name / TASK).exists()), folder)
@@ -42,7 +42,16 @@ def load_tuned(source: str | Path, task: Any = None, prompted: bool = False) -> 
         raise ConfigError(f"{source} was not tuned for a task here ({TASK} is missing): name one with --task")
     settled = task_from(task if task is not None else read_json(known), str(known))
     lm = load(folder if known.exists() else source)
-    return lm if prompted else settled.ready(lm, 0), settled
+    if prompted:
+        return lm, settled
+    own = lm.model
+    if settled.ready(lm, 0).model is not own:  # a head was drawn, of which nothing was learned
+        raise ConfigError(
+            f"{source} was not tuned for the task '{settled.name}': its head would be drawn at random. Tune it first "
+            f"(handscroll finetune {settled.name} {source} --data FILE), or ask a model that writes text with examples "
+            "in its prompt (--shots N)"
+        )
+    return lm, settled
 
 
 @dataclass(frozen=True)

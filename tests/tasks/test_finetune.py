@@ -226,6 +226,25 @@ def test_a_run_without_rows_to_score_is_finished(tmp_path):
     assert tuned.finished and not tuned.scores and (tmp_path / "run" / "report.html").exists()
 
 
+@pytest.mark.parametrize("name, more", [("classify", {"labels": ("bad", "good")}), ("regress", {}), ("extract", {})])
+def test_a_model_without_a_head_for_the_task_predicts_nothing(tmp_path, name, more):
+    model = tiny(tmp_path / "bert")
+    with pytest.raises(ConfigError, match=naming(name, "finetune", "--shots")):
+        load_tuned(model, {"name": name, **more})
+
+
+def test_a_classifier_whose_labels_nobody_names_predicts_nothing(tmp_path):
+    model = tiny(tmp_path / "bert")
+    with pytest.raises(ConfigError, match=r"task\.labels"):
+        load_tuned(model, "classify")
+    lm = handscroll.load(model)
+    Classify(labels=("bad", "good")).ready(lm, 0).save(tmp_path / "head")
+    with pytest.raises(ConfigError, match=r"\['bad', 'good'\]"):
+        load_tuned(tmp_path / "head", "classify")
+    named = {"name": "classify", "labels": ("bad", "good")}
+    assert load_tuned(tmp_path / "head", named)[0].labels == ("bad", "good")
+
+
 def test_values_that_json_does_not_know_are_written_beside_predictions():
     others = {"day": date(2026, 1, 2), "price": Decimal("1.50"), "raw": b"\x00\xff", "took": timedelta(seconds=90)}
     [line] = lines_of(Classify(), [Example("row 1", {"text": "a", **others})], [Prediction("good")])
