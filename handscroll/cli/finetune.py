@@ -33,7 +33,7 @@ def finetune(
     rank: Annotated[int, typer.Option(help="Rank of --way lora.")] = 16,
     epochs: Annotated[float, typer.Option(help="How often each example is learned from.")] = 3.0,
     steps: Annotated[int, typer.Option(help="Updates, in place of --epochs.")] = 0,
-    batch: Annotated[int, typer.Option(help="Examples of an update.")] = 32,
+    batch: Annotated[int, typer.Option(help="Examples of an update; no more than there are.")] = 32,
     length: Annotated[int, typer.Option(help="Most tokens of an example. [the model's context]")] = 0,
     lr: Annotated[
         float | None, typer.Option(help="Learning rate. [by width; at 768: 5e-5, lora 5e-4, head 1e-3]")

@@ -53,7 +53,7 @@ class Classify(Headed):
             own = f"; those of its head are {list(lm.labels)}" if lm.labels else ""
             raise ConfigError(
                 f"the labels are not known: tune the model (handscroll finetune classify), or name them in order "
-                f"(--set 'task.labels=[\"no\", \"yes\"]'){own}"
+                f'(--set \'task.labels=["no", "yes"]\'){own}'
             )
         return super().ready(lm, seed)
 

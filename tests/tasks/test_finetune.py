@@ -245,6 +245,25 @@ def test_a_classifier_whose_labels_nobody_names_predicts_nothing(tmp_path):
     assert load_tuned(tmp_path / "head", named)[0].labels == ("bad", "good")
 
 
+@pytest.mark.parametrize(
+    "count, batch, epochs, steps", [(9, 32, 3, 3), (24, 16, 3, 4), (24, 8, 0.1, 1), (24, 24, 2, 2)]
+)
+def test_each_row_is_learned_from_as_often_as_the_epochs_say(tmp_path, count, batch, epochs, steps):
+    model, data, shown = tiny(tmp_path / "bert"), table(tmp_path / "train.csv", count), []
+    how = {"epochs": epochs, "batch": batch}
+    tuned = finetune(recipe(model, data, how, held_out=0.0), tmp_path / "run", Options(show=shown.append))
+    assert tuned.progress.step == steps
+    sizes = len(handscroll.load(model).encode("w20 w30 w40")) * min(count, batch)
+    assert tuned.progress.tokens == steps * sizes
+    assert any("batch" in str(line) and "9" in str(line) for line in shown) == (batch > count)
+
+
+@pytest.mark.parametrize("epochs", ["inf", "nan"])
+def test_epochs_without_an_end_are_refused(tmp_path, epochs):
+    with pytest.raises(ConfigError, match="epochs"):
+        recipe(tmp_path, tmp_path, {"epochs": float(epochs)})
+
+
 def test_values_that_json_does_not_know_are_written_beside_predictions():
     others = {"day": date(2026, 1, 2), "price": Decimal("1.50"), "raw": b"\x00\xff", "took": timedelta(seconds=90)}
     [line] = lines_of(Classify(), [Example("row 1", {"text": "a", **others})], [Prediction("good")])
