@@ -69,6 +69,9 @@ class Chat(Generative):
     def by(self, table: Table, columns: Mapping[str, str]) -> Field | None:
         return None
 
+    def taught(self, example: Example) -> bool:
+        return bool(self._answers(example["messages"]))
+
     def turns(self, example: Example) -> list[Message]:
         messages = example["messages"]
         own = messages and messages[0]["role"] == "system"

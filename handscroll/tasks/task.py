@@ -130,6 +130,10 @@ class Task(Named):
         given = {found[field.name] for field in self.fields if field.required and field.name in found}
         return text_column(table, besides=set(table.columns) - given) if given else None
 
+    def taught(self, example: Example) -> bool:
+        """Whether an example tells what is right, so that it can be learned from."""
+        return self.truth(example) is not None
+
     def checked(self, examples: Sequence[Example]) -> Sequence[Example]:
         """The examples, after the task looked at all of them.
 

@@ -67,3 +67,37 @@ def test_rows_that_are_no_conversations_are_left_out_after_a_split_as_before_it(
         read_parts(task_from("instruct"), TaskData(train=(str(data),)), 0)
     parts = read_parts(task_from("instruct"), TaskData(train=(str(data),), skip_unfit=True), 0)
     assert sum(len(part.examples) for part in parts.values()) == 30
+
+
+@pytest.mark.parametrize(
+    "task, right, none",
+    [
+        ("classify", {"label": "good"}, {"label": ""}),
+        ("regress", {"number": 3}, {"number": ""}),
+        ("translate", {"translation": "amber"}, {"translation": ""}),
+        ("instruct", {"answer": "amber"}, {"answer": None}),
+        ("extract", {"answers": ["amber3"]}, {"answers": None}),
+    ],
+)
+def test_rows_that_do_not_tell_what_is_right_are_left_out_and_counted(tmp_path, task, right, none):
+    def row(number):
+        text = words(number, 30)
+        given = {"source": text} if task == "translate" else {"text": text}
+        given |= {"question": question(number)} if task in ("instruct", "extract") else {}
+        return given | ({"context": f"{given.pop('text')} amber3"} if task == "extract" else {})
+
+    made = [{**row(number), **(none if number % 10 == 3 else right)} for number in range(40)]
+    data = str(lines(tmp_path / "rows.jsonl", made))
+    parts = read_parts(task_from(task), TaskData(train=(data,), valid=(data,), skip_unfit=True), 0)
+    for part in parts.values():
+        assert len(part.examples) == 36 and sum(one.count for one in part.account.left_out) == 4
+    parts = read_parts(task_from(task), TaskData(train=(data,), skip_unfit=True), 0)
+    assert sum(len(part.examples) for part in parts.values()) == 36
+
+
+def test_of_several_labels_an_empty_cell_names_none(tmp_path):
+    (tmp_path / "rows.csv").write_text("text,label\nw1 w2,a; b\nw3 w4,\nw5 w6, \nw7,b\n", encoding="utf-8")
+    data = TaskData(train=(str(tmp_path / "rows.csv"),), held_out=0.0, skip_unfit=True)
+    task = task_from({"name": "classify", "several": True})
+    found = read_parts(task, data, 0)["train"].examples
+    assert [task.truth(one) for one in found] == [["a", "b"], [], [], ["b"]]
