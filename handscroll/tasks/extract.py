@@ -62,6 +62,8 @@ class Extract(Task):
                 step.leave_out("rows whose answers do not stand in their context", example.place)
             else:
                 kept.append(example)
+        if not kept:
+            raise DataError(f"no row is left:\n{step.onto(part.account)}")
         return replace(part, examples=tuple(kept), account=step.onto(part.account))
 
     @property

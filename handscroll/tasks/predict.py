@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,22 @@ from handscroll.tasks.task import Example, OnDone, Part, Prediction, Task, task_
 
 @dataclass(frozen=True)
 class Predicted:
-    """The examples, what was said of each, and the scores if all of them have a target."""
+    """The examples, and what was said of each. `scores` are made when they are first read, so that predictions can be
+    written before; there are none unless every example has a target.
+    """
 
     part: Part
     predictions: list[Prediction]
-    scores: Mapping[str, Measured]
+    task: Task
+
+    @property
+    def untold(self) -> int:
+        """How many examples have no target."""
+        return sum(self.task.truth(example) is None for example in self.part.examples)
+
+    @cached_property
+    def scores(self) -> Mapping[str, Measured]:
+        return {} if self.untold else self.task.score(self.part.examples, self.predictions)
 
 
 def load_tuned(source: str | Path, task: Any = None, prompted: bool = False) -> tuple[LM, Task]:
@@ -98,15 +110,24 @@ def predict(
 ) -> Predicted:
     """What the model says of the rows of `data.train`; with `asked`, as it is, by its prompt and examples in it.
 
-    `seed` draws the rows where `data.most_scored` wants fewer than there are.
+    `seed` draws the rows where `data.most_scored` wants fewer than there are. Targets are looked at before anything is
+    predicted, if all examples have one.
+
+    Raises:
+        DataError: a row or a target cannot be used. CapacityError: an example is too long.
+        ConfigError: the seed is negative, or what `asked` says is impossible.
     """
+    if seed < 0:
+        raise ConfigError(f"seed {seed}: give 0 or a positive whole number")
     table = read_table(data.train, data.names, encoding=data.encoding, skip_broken=data.skip_broken)
     part = task.read(drawn(table, data.most_scored, seed), data.columns, data.skip_unfit)
-    if asked is None:
+    prompting = None if asked is None else prompting_of(task, data, asked)
+    if prompting is not None and prompting.examples:
+        task = task.settled(prompting.examples, lm)
+    if all(task.truth(example) is not None for example in part.examples):
+        task.checked(part.examples)
+    if prompting is None:
         found = task.predict(lm, part.examples, on_done)
     else:
-        prompting = prompting_of(task, data, asked)
-        task = task.settled(prompting.examples, lm) if prompting.examples else task
         found = task.prompted(lm, part.examples, prompting, on_done)
-    known = all(task.truth(example) is not None for example in part.examples)
-    return Predicted(part, found, task.score(task.checked(part.examples), found) if known else {})
+    return Predicted(part, found, task)

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 import handscroll
-from handscroll.base.errors import ConfigError, DataError
+from handscroll.base.errors import CapacityError, ConfigError, DataError
 from handscroll.base.records import read_records
 from handscroll.cli.main import app
 from handscroll.data.table.split import split
@@ -262,6 +262,43 @@ def test_each_row_is_learned_from_as_often_as_the_epochs_say(tmp_path, count, ba
 def test_epochs_without_an_end_are_refused(tmp_path, epochs):
     with pytest.raises(ConfigError, match="epochs"):
         recipe(tmp_path, tmp_path, {"epochs": float(epochs)})
+
+
+def labelled(folder):
+    """A model with a head for the labels bad and good, of which nothing was learned."""
+    task = Classify(labels=("bad", "good"))
+    return task.ready(handscroll.load(tiny(folder / "bert")), 0), task
+
+
+@pytest.mark.parametrize(
+    "line, error", [("w20,neutral", DataError), (" ".join(f"w{n % 40}" for n in range(100)) + ",good", CapacityError)]
+)
+def test_a_row_that_cannot_be_predicted_or_scored_is_told_before_others_are_predicted(tmp_path, line, error):
+    table(data := tmp_path / "rows.csv", 100)
+    data.write_text(data.read_text(encoding="utf-8") + line + "\n", encoding="utf-8")
+    done = []
+    with pytest.raises(error, match="row 101"):
+        predict(*labelled(tmp_path), TaskData(train=(str(data),)), done.append)
+    assert not done
+
+
+def test_rows_of_which_one_has_no_label_are_predicted_and_not_scored_which_is_said(tmp_path):
+    lm, task = labelled(tmp_path)
+    lm.save(tmp_path / "head")
+    table(data := tmp_path / "rows.csv", 4)
+    data.write_text(data.read_text(encoding="utf-8") + "w20,\n", encoding="utf-8")
+    found = predict(lm, task, TaskData(train=(str(data),)))
+    assert len(found.predictions) == 5 and found.untold == 1 and not found.scores
+    asked = ["predict", str(tmp_path / "head"), str(data), "--task", "classify", "--set"]
+    said = CliRunner().invoke(app, [*asked, 'task.labels=["bad", "good"]', "--out", str(tmp_path / "out.jsonl")])
+    assert said.exit_code == 0 and re.search("not scored: 1 of 5", said.output)
+    assert len(rows(tmp_path / "out.jsonl")) == 5
+
+
+def test_rows_are_not_drawn_by_a_negative_seed(tmp_path):
+    data = TaskData(train=(str(table(tmp_path / "rows.csv", 4)),), most_scored=1)
+    with pytest.raises(ConfigError, match="-1"):
+        predict(*labelled(tmp_path), data, seed=-1)
 
 
 def test_values_that_json_does_not_know_are_written_beside_predictions():

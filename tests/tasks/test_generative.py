@@ -166,6 +166,14 @@ def test_what_does_not_fit_is_refused_with_what_would():
         Summarise(strategy="map-reduce", piece=16, max_tokens=30).predict(talker(context=512), [short])
 
 
+def test_a_prompt_that_does_not_fit_is_refused_before_others_are_answered():
+    task, done = Instruct(max_tokens=4), []
+    examples = [one(task, {"prompt": "the fox " * count}) for count in (1, 300)]
+    with pytest.raises(CapacityError):
+        task.predict(talker(context=256), examples, done.append)
+    assert not done
+
+
 def test_prompts_and_languages_are_checked():
     with pytest.raises(ConfigError, match=r"names \{documnt\}.*'document'"):
         task_from({"name": "summarise", "prompt": "Summarise {documnt}"})
