@@ -92,6 +92,14 @@ class Classify(Headed):
             )
         return examples
 
+    def scorable(self, examples: Sequence[Example]) -> None:
+        super().scorable(examples)
+        if not any(self._labels(example) for example in examples):
+            raise DataError(
+                f"{examples[0].place}: none of the {len(examples):,} rows that are to be scored has a label, so there "
+                "is nothing to find in them: give rows with labels (--valid, --test), or hold out more (data.held_out)"
+            )
+
     def target(self, example: Example) -> int:
         chosen = sum(1 << self.labels.index(label) for label in self._named(example, "training needs one"))
         return chosen if self.several else chosen.bit_length() - 1
