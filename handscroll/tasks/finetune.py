@@ -172,7 +172,10 @@ def _run(recipe: TuningRecipe, folder: Path, options: Options, ready: _Ready) ->
         return Tuned(lm, task, None, {}, folder)
     resolved = recipe.model_dump(mode="json", exclude={"threads": True, "tuning": {"memory", "force", "exposure"}})
     resolved["tuning"]["lr"] = rate = tuning.rate(lm.model.config.width)
-    write_recipe(folder, {"tuning": resolved | {"task": task.model_dump(mode="json")}, "versions": versions()})
+    told: dict[str, Any] = {"tuning": resolved | {"task": task.model_dump(mode="json")}, "versions": versions()}
+    if "valid" in ready.encoded:  # they choose the weights that are kept; the training rows are known by their stream
+        told["held-out rows"] = ready.encoded["valid"].fingerprint
+    write_recipe(folder, told)
     settings: dict[str, Any] = {"steps": steps, "precision": tuning.precision, "seed": tuning.seed}
     settings |= {"save_every": max(1, min(200, each))}
     if "valid" in ready.encoded:
