@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 import handscroll
-from handscroll.base.errors import CapacityError, ConfigError, DataError
+from handscroll.base.errors import CapacityError, CheckpointError, ConfigError, DataError
 from handscroll.base.records import read_records
 from handscroll.cli.main import app
 from handscroll.data.table.split import split
@@ -70,7 +70,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     part = finetune(recipe(model, data, {"epochs": 3}), tmp_path / "part")
     losses = [[r["loss"] for r in read_records(tmp_path / run / "records.jsonl")] for run in ("whole", "part")]
     assert losses[0] == losses[1] and len(losses[0]) == whole.progress.step == part.progress.step
-    with pytest.raises(handscroll.base.errors.CheckpointError, match="another recipe"):
+    with pytest.raises(CheckpointError, match="another recipe"):
         finetune(recipe(model, data, {"epochs": 3, "lr": 1e-3}), tmp_path / "part")
 
 
@@ -155,6 +155,8 @@ def test_rows_with_the_same_text_stay_on_one_side_whatever_else_they_hold(tmp_pa
     [
         (["tune.toml", "--epochs", "1"], ("epochs", "--set")),
         (["classify", "MODEL", "--data", "FILE", "--way", "head", "--rank", "4"], ("--rank", "head")),
+        (["classify", "MODEL", "--data", "FILE", "--set", "tuning.way=full", "--rank", "4"], ("--rank", "full")),
+        (["classify", "MODEL", "--data", "FILE", "--set", "tuning.way=full", "--set", "tuning.lora.rank=4"], ("lora",)),
     ],
 )
 def test_an_option_that_would_be_ignored_is_refused(tmp_path, options, words):
@@ -162,6 +164,40 @@ def test_an_option_that_would_be_ignored_is_refused(tmp_path, options, words):
     options = [str(tmp_path / one) if one.endswith(".toml") else one for one in options]
     found = CliRunner().invoke(app, ["finetune", *options])
     assert isinstance(found.exception, ConfigError) and re.search(naming(*words), str(found.exception))
+
+
+def test_the_way_may_be_set_as_any_setting(tmp_path):
+    model, data = tiny(tmp_path / "bert"), table(tmp_path / "train.csv", 24)
+    asked = ["finetune", "classify", str(model), "--data", str(data), "--out", str(tmp_path / "run"), "--plan"]
+    for more, said in (
+        (["--set", "tuning.way=full"], "way 'full'"),
+        (["--set", "tuning.lora.rank=4", "--rank", "8"], "way 'lora'"),
+    ):
+        found = CliRunner().invoke(app, [*asked, *more])
+        assert found.exit_code == 0 and said in found.output
+
+
+def test_held_out_rows_without_any_label_are_refused_before_anything_is_trained(tmp_path):
+    data, held = tmp_path / "train.jsonl", tmp_path / "held.jsonl"
+    made = [{"text": f"w{20 + n % 2} w{30 + n}", "label": [["a"], ["b"], []][n % 3]} for n in range(24)]
+    data.write_text("\n".join(map(json.dumps, made)), encoding="utf-8")
+    held.write_text("\n".join(json.dumps({"text": f"w{n}", "label": []}) for n in range(20, 28)), encoding="utf-8")
+    with pytest.raises(DataError, match=naming("held.jsonl", "8")):
+        finetune(recipe(tiny(tmp_path / "bert"), data, None, {"several": True}, valid=(str(held),)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_does_not_go_on_with_other_held_out_rows(tmp_path):
+    model, data = tiny(tmp_path / "bert"), table(tmp_path / "train.csv", 24)
+    held = table(tmp_path / "held.csv", 6)
+    for count in (6, 8):
+        table(held, count)
+        given = recipe(model, data, {"epochs": 1}, valid=(str(held),))
+        if count == 6:
+            finetune(given, tmp_path / "run")
+        else:
+            with pytest.raises(CheckpointError, match="held-out rows"):
+                finetune(given, tmp_path / "run")
 
 
 def test_a_label_that_is_named_twice_is_one_label():
