@@ -20,7 +20,7 @@ from handscroll.objectives.classify import check_several
 from handscroll.tasks.headed import TEXTS, WEIGHT, Headed
 from handscroll.tasks.label_words import LabelWords
 from handscroll.tasks.prompting import Prompting
-from handscroll.tasks.task import Example, OnDone, Prediction
+from handscroll.tasks.task import LEFT_OUT, Example, OnDone, Prediction
 
 
 class Classify(Headed):
@@ -60,7 +60,7 @@ class Classify(Headed):
     def settled(self, examples: Sequence[Example], lm: LM) -> "Classify":
         found: dict[str, int] = {}
         for example in examples:
-            for label in self._named(example, "training needs one"):
+            for label in self._named(example, f"training needs one: {LEFT_OUT}"):
                 found[label] = found.get(label, 0) + 1
         own = tuple(label for label in lm.labels if label != WEIGHT)
         own = own if set(found) <= set(own) else ()
@@ -101,7 +101,7 @@ class Classify(Headed):
             )
 
     def target(self, example: Example) -> int:
-        chosen = sum(1 << self.labels.index(label) for label in self._named(example, "training needs one"))
+        chosen = sum(1 << self.labels.index(label) for label in self._named(example, f"training needs one: {LEFT_OUT}"))
         return chosen if self.several else chosen.bit_length() - 1
 
     def objective(self, model: Model) -> Loss:

@@ -22,7 +22,7 @@ from handscroll.models.model import Model
 from handscroll.models.new import with_head
 from handscroll.objectives.objective import Objective
 from handscroll.objectives.spans import BEGINS, ENDS, Spans
-from handscroll.tasks.task import ANY, Example, OnDone, Part, Prediction, Task
+from handscroll.tasks.task import ANY, LEFT_OUT, Example, OnDone, Part, Prediction, Task
 from handscroll.text.framed import Framed, framed
 
 AROUND = 60  # characters that a message shows
@@ -126,7 +126,7 @@ class Extract(Task):
         """
         places = self._places(example)
         if not places:
-            raise DataError(f"{example.place}: no answer; training needs one that stands in the context")
+            raise DataError(f"{example.place}: no answer; training needs one that stands in the context: {LEFT_OUT}")
         for most in (lm.context, ANY):
             made = [(one, _row(one, *places[0])) for one in self._windows(lm, example, most)]
             if any(row.targets[0] == IGNORED for _, row in made):

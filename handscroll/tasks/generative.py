@@ -25,7 +25,7 @@ from handscroll.objectives.objective import Objective
 from handscroll.search.similar import Similar
 from handscroll.tasks.prompting import Prompting
 from handscroll.tasks.show import headline, show
-from handscroll.tasks.task import Example, OnDone, Prediction, Task
+from handscroll.tasks.task import LEFT_OUT, Example, OnDone, Prediction, Task
 from handscroll.tasks.writer import Writer, learned
 from handscroll.text.chat.messages import Message
 
@@ -129,7 +129,7 @@ class Generative(Task):
         """
         truth = self.truth(example)
         if truth is None:
-            raise DataError(f"{example.place}: no {self.target}; training needs one")
+            raise DataError(f"{example.place}: no {self.target}; training needs one: {LEFT_OUT}")
         answer = truth if isinstance(truth, str) else truth[0]
         return [*self.asked(example), {"role": "assistant", "content": answer}]
 

@@ -40,6 +40,7 @@ TASKS = {
 }
 
 ANY = 1 << 40  # tokens: a row of any length is made, and judged by the run
+LEFT_OUT = "give one, or leave such rows out, counted (--skip-unfit)"  # what helps where a row has no target
 OnDone = Callable[[int], None]  # how many examples are done
 
 
@@ -163,7 +164,7 @@ class Task(Named):
         if lacking := [example.place for example in examples if self.truth(example) is None]:
             raise DataError(
                 f"{lacking[0]}: no target to compare with ({len(lacking):,} of {len(examples):,} rows that are to be "
-                "scored have none): give rows with the right answers, or leave these out"
+                "scored have none): give rows with the right answers, or leave these out, counted (--skip-unfit)"
             )
 
     def reach(self, context: int) -> str:
