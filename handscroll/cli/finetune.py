@@ -35,7 +35,7 @@ def finetune(
     rank: Annotated[int, typer.Option(help="Rank of --way lora.")] = 16,
     epochs: Annotated[float, typer.Option(help="How often each example is learned from.")] = 3.0,
     steps: Annotated[int, typer.Option(help="Updates, in place of --epochs.")] = 0,
-    batch: Annotated[int, typer.Option(help="Examples of an update.")] = 32,
+    batch: Annotated[int, typer.Option(help="Examples of an update; no more than there are.")] = 32,
     length: Annotated[int, typer.Option(help="Most tokens of an example. [the model's context]")] = 0,
     lr: Annotated[
         float | None, typer.Option(help="Learning rate. [by width; at 768: 5e-5, lora 5e-4, head 1e-3]")
@@ -66,10 +66,7 @@ def finetune(
             raise ConfigError("give a MODEL and its training rows: handscroll finetune TASK MODEL --data FILE")
         how = {"way": way, "layers": layers, "epochs": epochs, "steps": steps, "batch": batch, "length": length}
         how |= {"lr": lr, "precision": precision, "seed": seed, "force": force}
-        if way != "lora" and "rank" in given_options(context):
-            raise ConfigError(f"--rank belongs to --way lora, not to --way {way}: leave it out")
-        if way == "lora":
-            how["lora"] = {"rank": rank, "alpha": 2.0 * rank}
+        how["lora"] = {"rank": rank, "alpha": 2.0 * rank}
         rows = {"train": tuple(data), "valid": tuple(valid or ()), "test": tuple(test or ())}
         more = {"second": tuple(second or ()), "columns": given_columns(map_ or ()), "too_long": too_long}
         rows |= more | {"names": given_names(names), "skip_broken": skip_broken, "skip_unfit": skip_unfit}
@@ -77,6 +74,12 @@ def finetune(
         values: dict[str, Any] = {"task": {"name": task}, "model": model, "data": rows, "tuning": how}
         for override in set_ or ():
             apply_override(values, override)
+        how = values["tuning"]
+        if isinstance(how, dict) and how.get("way") != "lora":  # which --set may have changed
+            if "rank" in given_options(context):
+                raise ConfigError(f"--rank belongs to --way lora, not to --way {how.get('way')}: leave it out")
+            if not any(override.startswith("tuning.lora") for override in set_ or ()):
+                how.pop("lora", None)
         recipe = TuningRecipe.parse(values, "finetune")
     folder = out or Path("runs") / (Path(task).stem if task.endswith(".toml") else task)
     with bar("tuning", None) as advance:

@@ -38,7 +38,7 @@ def predict(
         list[str] | None, typer.Option(help="What is known of users: rows with user and text; each sees its own only.")
     ] = None,
     store: Annotated[Path | None, typer.Option(help="Folder of saved readings that prompts may begin with.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of --choose random.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of --choose random and --most.", min=0)] = 0,
     most: Annotated[int, typer.Option(help="Rows of DATA that are used, drawn by the seed. [all]")] = 0,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="task.KEY=VALUE", help="Setting of --task.")
@@ -87,6 +87,9 @@ def predict(
             joint, found = None, say(lm, settled, given, lambda done: advance(done), asked, seed)
     screen().print(f"{found.part.account}\ncolumns: {found.part.columns}", markup=False)
     _write(out, settled, found)
+    if 0 < found.untold < len(found.part.examples):
+        told = f"not scored: {found.untold:,} of {len(found.part.examples):,} rows do not tell what is right"
+        screen().print(told, markup=False)
     show_scores({"rows": found.scores} if found.scores else {})
     if joint is not None and joint.gain is not None:
         show_scores({name: {joint.metric: one} for name, one in joint.members.items()})

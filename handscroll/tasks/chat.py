@@ -7,10 +7,9 @@ from pydantic import Field as Setting
 
 from handscroll.base.errors import DataError
 from handscroll.data.encoded import Encoded
-from handscroll.data.table.conversations import conversations
+from handscroll.data.table.conversations import by_row, conversations
 from handscroll.data.table.fields import Field
 from handscroll.data.table.table import Table
-from handscroll.data.table.turns import turns_column
 from handscroll.lm import LM
 from handscroll.metrics.scores import Measured
 from handscroll.metrics.table import Settings, measure
@@ -63,11 +62,15 @@ class Chat(Generative):
         forms = ", ".join(f"{form} ({count:,} conversations)" for form, count in found.forms.items())
         return Part(tuple(examples), found.account, f"recognised: {forms}")
 
-    def told_apart_by(self, table: Table, columns: Mapping[str, str]) -> str | None:
-        return turns_column(table)
+    def told_apart_by(self, table: Table, columns: Mapping[str, str], skip_unfit: bool = False) -> list[str]:
+        found = self.read(table, columns, skip_unfit).examples
+        return by_row(table, [(one.place, one["messages"]) for one in found])
 
     def by(self, table: Table, columns: Mapping[str, str]) -> Field | None:
         return None
+
+    def taught(self, example: Example) -> bool:
+        return bool(self._answers(example["messages"]))
 
     def turns(self, example: Example) -> list[Message]:
         messages = example["messages"]

@@ -20,7 +20,7 @@ from handscroll.objectives.classify import check_several
 from handscroll.tasks.headed import TEXTS, WEIGHT, Headed
 from handscroll.tasks.label_words import LabelWords
 from handscroll.tasks.prompting import Prompting
-from handscroll.tasks.task import Example, OnDone, Prediction
+from handscroll.tasks.task import LEFT_OUT, Example, OnDone, Prediction
 
 
 class Classify(Headed):
@@ -48,10 +48,19 @@ class Classify(Headed):
     def head(self) -> HeadSpec:
         return HeadSpec(labels=self.labels, problem="several" if self.several else "one")
 
+    def ready(self, lm: LM, seed: int) -> LM:
+        if not self.labels:
+            own = f"; those of its head are {list(lm.labels)}" if lm.labels else ""
+            raise ConfigError(
+                f"the labels are not known: tune the model (handscroll finetune classify), or name them in order "
+                f'(--set \'task.labels=["no", "yes"]\'){own}'
+            )
+        return super().ready(lm, seed)
+
     def settled(self, examples: Sequence[Example], lm: LM) -> "Classify":
         found: dict[str, int] = {}
         for example in examples:
-            for label in self._named(example, "training needs one"):
+            for label in self._named(example, f"training needs one: {LEFT_OUT}"):
                 found[label] = found.get(label, 0) + 1
         own = tuple(label for label in lm.labels if label != WEIGHT)
         own = own if set(found) <= set(own) else ()
@@ -83,8 +92,16 @@ class Classify(Headed):
             )
         return examples
 
+    def scorable(self, examples: Sequence[Example]) -> None:
+        super().scorable(examples)
+        if not any(self._labels(example) for example in examples):
+            raise DataError(
+                f"{examples[0].place}: none of the {len(examples):,} rows that are to be scored has a label, so there "
+                "is nothing to find in them: give rows with labels (--valid, --test), or hold out more (data.held_out)"
+            )
+
     def target(self, example: Example) -> int:
-        chosen = sum(1 << self.labels.index(label) for label in self._named(example, "training needs one"))
+        chosen = sum(1 << self.labels.index(label) for label in self._named(example, f"training needs one: {LEFT_OUT}"))
         return chosen if self.several else chosen.bit_length() - 1
 
     def objective(self, model: Model) -> Loss:

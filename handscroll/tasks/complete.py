@@ -96,6 +96,7 @@ class Complete(Generative):
         if prompting.shots or prompting.notes:
             raise ConfigError("a model that fills holes reads code alone: leave shots and profile out")
         writer, infill = Writer(lm, "plain", prompting.store, self.stop), Infill.of(lm.tokenizer)
+        self.check_sizes(writer, examples)
         found: list[Prediction] = []
         ends = frozenset({infill.end, *lm.model.config.eos})
         for example in examples:

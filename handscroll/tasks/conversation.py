@@ -116,9 +116,7 @@ def _encoded(
     place: str,
 ) -> list[Encoded]:
     script = speaker.script(messages, variables, now)
-    answers = [number for number, one in enumerate(script.messages) if _trained(one, number)]
-    if not answers:
-        raise DataError("no message of the assistant is to be trained; give an answer, or leave the row out")
+    answers = trained_answers(script.messages)
     if not script.turn(answers[0]).end:
         if not ends:
             raise ConfigError(
@@ -128,6 +126,18 @@ def _encoded(
         return [_alone(script, number, ends[0], place, UNENDED) for number in answers]
     whole = _joined(script, answers, place)
     return [_alone(script, number, None, place, REWRITTEN) for number in answers] if whole is None else [whole]
+
+
+def trained_answers(messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The places of the answers that are trained.
+
+    Raises:
+        DataError: there is none, one of them is empty, or a weight is neither 0 nor 1.
+    """
+    answers = [number for number, one in enumerate(messages) if _trained(one, number)]
+    if not answers:
+        raise DataError("no message of the assistant is to be trained; give an answer, or leave the row out")
+    return answers
 
 
 def _joined(script: Script, answers: Sequence[int], place: str) -> Encoded | None:

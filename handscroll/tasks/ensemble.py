@@ -51,9 +51,8 @@ def together(
     task, first = found[0]
     examples = first.part.examples
     said = task.together([one.predictions for _, one in found], vote)
-    scores = task.score(examples, said) if first.scores else {}
-    joint = Predicted(first.part, said, scores)
-    metric = next((name for name in scores if all(name in one.scores for _, one in found)), "")
+    joint = Predicted(first.part, said, task)
+    metric = next((name for name in joint.scores if all(name in one.scores for _, one in found)), "")
     if not metric:
         return Ensemble(task, joint, {}, None, metric)
     members = {name: one.scores[metric] for name, (_, one) in zip(names, found, strict=True)}

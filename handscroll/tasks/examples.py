@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -65,10 +65,17 @@ def read_parts(task: Task, data: TaskData, seed: int) -> dict[str, Part]:
     for name in ("train", "valid", "test", "second"):
         if files := getattr(data, name):
             found[name] = read_table(files, data.names, data.splits.get(name), data.encoding, data.skip_broken)
+    if data.skip_unfit:
+        found = {name: _taught(task, table, data.columns) for name, table in found.items()}
     if not data.valid and data.held_out:
         by = task.by(found["train"], data.columns)
-        text = task.told_apart_by(found["train"], data.columns)
-        made = split(found["train"], {"valid": data.held_out}, seed, by, data.group, text)
+        text = task.told_apart_by(found["train"], data.columns, data.skip_unfit)
+        try:
+            made = split(found["train"], {"valid": data.held_out}, seed, by, data.group, text)
+        except DataError as error:
+            raise DataError(
+                f"{error}; or name the held-out rows yourself (--valid FILE), or hold none out (data.held_out = 0)"
+            ) from None
         found |= {name: made.tables[name] for name in ("train", "valid")}
         notes = made.notes
     parts = {}
@@ -79,6 +86,17 @@ def read_parts(task: Task, data: TaskData, seed: int) -> dict[str, Part]:
         if name == "valid":
             parts[name] = replace(parts[name], notes=notes)
     return parts
+
+
+def _taught(task: Task, table: Table, columns: Mapping[str, str]) -> Table:
+    """The table without the rows from which nothing can be learned, since they do not tell what is right."""
+    examples = task.read(table, columns, skip_unfit=True).examples
+    untold = {one.place for one in examples if not task.taught(one)}
+    return (
+        table.keep(lambda record: record.place not in untold, "rows that do not tell what is right")
+        if untold
+        else table
+    )
 
 
 def to_score(task: Task, lm: LM, name: str, part: Part, too_long: Literal["refuse", "skip"]) -> Part:

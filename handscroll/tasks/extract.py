@@ -23,7 +23,7 @@ from handscroll.models.new import with_head
 from handscroll.objectives.objective import Objective
 from handscroll.objectives.spans import BEGINS, ENDS, Spans
 from handscroll.tasks.language import check_language
-from handscroll.tasks.task import ANY, Example, OnDone, Part, Prediction, Task
+from handscroll.tasks.task import ANY, LEFT_OUT, Example, OnDone, Part, Prediction, Task
 from handscroll.text.framed import Framed, framed
 
 AROUND = 60  # characters that a message shows
@@ -63,6 +63,8 @@ class Extract(Task):
                 step.leave_out("rows whose answers do not stand in their context", example.place)
             else:
                 kept.append(example)
+        if not kept:
+            raise DataError(f"no row is left:\n{step.onto(part.account)}")
         return replace(part, examples=tuple(kept), account=step.onto(part.account))
 
     @property
@@ -129,7 +131,7 @@ class Extract(Task):
         """
         places = self._places(example)
         if not places:
-            raise DataError(f"{example.place}: no answer; training needs one that stands in the context")
+            raise DataError(f"{example.place}: no answer; training needs one that stands in the context: {LEFT_OUT}")
         for most in (lm.context, ANY):
             made = [(one, _row(one, *places[0])) for one in self._windows(lm, example, most)]
             if any(row.targets[0] == IGNORED for _, row in made):

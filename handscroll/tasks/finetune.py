@@ -158,17 +158,24 @@ def _loaded(recipe: TuningRecipe) -> LM:
 def _run(recipe: TuningRecipe, folder: Path, options: Options, ready: _Ready) -> Tuned:
     tuning, task, lm, rows = recipe.tuning, ready.task, ready.lm, ready.encoded["train"]
     length = tuning.length or min(task.room(lm), max(SHORTEST, rows.longest))
-    each = math.ceil(len(rows.rows) / (tuning.batch * task.rows_each))
-    steps = tuning.steps or max(1, round(tuning.epochs * each))
-    stream = task.updates(rows.rows, tuning.batch, length, tuning.seed, rows.fingerprint)
-    workload = _workload(recipe, ready, length, steps)
+    there = len(rows.rows) // task.rows_each
+    batch = min(tuning.batch, there)
+    if batch < tuning.batch:
+        options.show(f"batch: {batch:,} in place of {tuning.batch:,}, since there are no more training rows")
+    each = max(1, round(there / batch))  # updates of an epoch
+    steps = tuning.steps or max(1, round(tuning.epochs * there / batch))
+    stream = task.updates(rows.rows, batch, length, tuning.seed, rows.fingerprint)
+    workload = _workload(recipe, ready, length, steps, batch)
     plan = planned(tuning.memory, [workload], folder, force=tuning.force, tell=options.show)
     options.show(str(plan) if tuning.way in ("full", "lora") else f"{plan}, at most: only a part is trained")
     if options.only_plan:
         return Tuned(lm, task, None, {}, folder)
     resolved = recipe.model_dump(mode="json", exclude={"threads": True, "tuning": {"memory", "force", "exposure"}})
     resolved["tuning"]["lr"] = rate = tuning.rate(lm.model.config.width)
-    write_recipe(folder, {"tuning": resolved | {"task": task.model_dump(mode="json")}, "versions": versions()})
+    told: dict[str, Any] = {"tuning": resolved | {"task": task.model_dump(mode="json")}, "versions": versions()}
+    if "valid" in ready.encoded:  # they choose the weights that are kept; the training rows are known by their stream
+        told["held-out rows"] = ready.encoded["valid"].fingerprint
+    write_recipe(folder, told)
     settings: dict[str, Any] = {"steps": steps, "precision": tuning.precision, "seed": tuning.seed}
     settings |= {"save_every": max(1, min(200, each))}
     if "valid" in ready.encoded:
@@ -288,11 +295,11 @@ def write_predictions(path: Path, task: Task, examples: Sequence[Example], predi
     write_file(path, ("\n".join(lines_of(task, examples, predictions)) + "\n").encode())
 
 
-def _workload(recipe: TuningRecipe, ready: _Ready, length: int, steps: int) -> Workload:
+def _workload(recipe: TuningRecipe, ready: _Ready, length: int, steps: int, batch: int) -> Workload:
     """The run for the planner: a typical update is the mean number of packed rows of the mean length."""
     tuning, rows = recipe.tuning, ready.encoded["train"]
     sizes = [len(row.tokens) for row in rows.rows]
-    tokens = sum(sizes) / len(sizes) * tuning.batch * ready.task.rows_each
+    tokens = sum(sizes) / len(sizes) * batch * ready.task.rows_each
     longest = min(length, max(max(sizes), math.ceil(tokens)))
     lora = tuning.adapter if tuning.way == "lora" else None
     changes: dict[str, Any] = {} if lora is None else {"lora": lora.rank, "lora_targets": len(lora.targets)}

@@ -25,7 +25,7 @@ from handscroll.search.similar import Similar
 from handscroll.tasks.language import check_language
 from handscroll.tasks.prompting import Prompting
 from handscroll.tasks.show import headline, show
-from handscroll.tasks.task import Example, OnDone, Prediction, Task
+from handscroll.tasks.task import LEFT_OUT, Example, OnDone, Prediction, Task
 from handscroll.tasks.writer import Writer, learned
 from handscroll.text.chat.messages import Message
 
@@ -121,7 +121,7 @@ class Generative(Task):
         """
         truth = self.truth(example)
         if truth is None:
-            raise DataError(f"{example.place}: no {self.target}; training needs one")
+            raise DataError(f"{example.place}: no {self.target}; training needs one: {LEFT_OUT}")
         answer = truth if isinstance(truth, str) else truth[0]
         return [*self.asked(example), {"role": "assistant", "content": answer}]
 
@@ -173,6 +173,7 @@ class Generative(Task):
         self, lm: LM, examples: Sequence[Example], prompting: Prompting, on_done: OnDone = lambda done: None
     ) -> list[Prediction]:
         writer, found = Writer(lm, self.form, prompting.store, self.stop), list[Prediction]()
+        self.check_sizes(writer, examples)
         if examples and prompting.fixed:
             before = prompting.chosen(self, examples[0])
             writer.keep(self._after_shots(before, prompting, examples[0], self.asked(examples[0])))
@@ -183,6 +184,16 @@ class Generative(Task):
             found.append(Prediction(one.output, {**one.more, **more}))
             on_done(len(found))
         return found
+
+    def check_sizes(self, writer: Writer, examples: Sequence[Example]) -> None:
+        """Refuse, before anything is written, prompts that do not fit even without others before them.
+
+        Raises:
+            CapacityError: a prompt and an answer exceed the context.
+        """
+        for example, size in zip(examples, self.needed(writer.lm, examples), strict=True):
+            if size:
+                writer.check(size - self.max_tokens, self.max_tokens, example.place, self.smaller)
 
     def predicted(self, writer: Writer, example: Example, framed: Framed) -> Prediction:
         """What the model says of one example; `framed` puts what else is known before what is asked."""

@@ -107,14 +107,15 @@ class Headed(Task):
 
     def predict(self, lm: LM, examples: Sequence[Example], on_done: OnDone = lambda done: None) -> list[Prediction]:
         found: dict[int, Prediction] = {}
+        for example, size in zip(examples, self.needed(lm, examples), strict=True):
+            if size > lm.context:
+                raise _too_long(example, size, lm)
         order = sorted(range(len(examples)), key=lambda at: len(str(text_of(examples[at]))))
         for first in range(0, len(order), AT_ONCE):
             part = order[first : first + AT_ONCE]
             blocks, owners = [], []
             for number, at in enumerate(part):
                 own = self._read(lm, examples[at])
-                if not self.blocks and len(own[0].ids) > lm.context:
-                    raise _too_long(examples[at], len(own[0].ids), lm)
                 blocks += own
                 owners += [number] * len(own)
             pooling: Pooling = self.pooling if self.blocks else "mean"

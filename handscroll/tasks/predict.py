@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,22 @@ from handscroll.tasks.task import Example, OnDone, Part, Prediction, Task, task_
 
 @dataclass(frozen=True)
 class Predicted:
-    """The examples, what was said of each, and the scores if all of them have a target."""
+    """The examples, and what was said of each. `scores` are made when they are first read, so that predictions can be
+    written before; there are none unless every example has a target.
+    """
 
     part: Part
     predictions: list[Prediction]
-    scores: Mapping[str, Measured]
+    task: Task
+
+    @property
+    def untold(self) -> int:
+        """How many examples have no target."""
+        return sum(self.task.truth(example) is None for example in self.part.examples)
+
+    @cached_property
+    def scores(self) -> Mapping[str, Measured]:
+        return {} if self.untold else self.task.score(self.part.examples, self.predictions)
 
 
 def load_tuned(source: str | Path, task: Any = None, prompted: bool = False) -> tuple[LM, Task]:
@@ -33,7 +45,7 @@ def load_tuned(source: str | Path, task: Any = None, prompted: bool = False) -> 
     With `prompted` the model is asked as it is, and gets no head for the task.
 
     Raises:
-        ConfigError: the folder does not say for which task, and none is given.
+        ConfigError: the folder does not say for which task, and none is given; or the model has no head for the task.
     """
     folder = Path(source)
     folder = next((folder / name for name in ("model", "adapter") if (folder / name / TASK).exists()), folder)
@@ -42,7 +54,17 @@ def load_tuned(source: str | Path, task: Any = None, prompted: bool = False) -> 
         raise ConfigError(f"{source} was not tuned for a task here ({TASK} is missing): name one with --task")
     settled = task_from(task if task is not None else read_json(known), str(known))
     lm = load(folder if known.exists() else source)
-    return lm if prompted else settled.ready(lm, 0), settled
+    if prompted:
+        return lm, settled
+    own = lm.model
+    if settled.ready(lm, 0).model is not own:  # a head was drawn, of which nothing was learned
+        prompts = type(settled).prompted is not Task.prompted
+        raise ConfigError(
+            f"{source} was not tuned for the task '{settled.name}': its head would be drawn at random. Tune it first "
+            f"(handscroll finetune {settled.name} {source} --data FILE)"
+            + (", or ask a model that writes text with examples in its prompt (--shots N)" if prompts else "")
+        )
+    return lm, settled
 
 
 @dataclass(frozen=True)
@@ -89,17 +111,24 @@ def predict(
 ) -> Predicted:
     """What the model says of the rows of `data.train`; with `asked`, as it is, by its prompt and examples in it.
 
-    `seed` draws the rows where `data.most_scored` wants fewer than there are.
+    `seed` draws the rows where `data.most_scored` wants fewer than there are. Targets are looked at before anything is
+    predicted, if all examples have one.
+
+    Raises:
+        DataError: a row or a target cannot be used. CapacityError: an example is too long.
+        ConfigError: the seed is negative, or what `asked` says is impossible.
     """
+    if seed < 0:
+        raise ConfigError(f"seed {seed}: give 0 or a positive whole number")
     table = read_table(data.train, data.names, data.splits.get("train"), data.encoding, data.skip_broken)
     part = task.read(drawn(table, data.most_scored, seed), data.columns, data.skip_unfit)
-    if asked is None and all(task.truth(example) is not None for example in part.examples):
-        task.checked(part.examples)  # rather than after the work
-    if asked is None:
+    prompting = None if asked is None else prompting_of(task, data, asked)
+    if prompting is not None and prompting.examples:
+        task = task.settled(prompting.examples, lm)
+    if all(task.truth(example) is not None for example in part.examples):
+        task.checked(part.examples)
+    if prompting is None:
         found = task.predict(lm, part.examples, on_done)
     else:
-        prompting = prompting_of(task, data, asked)
-        task = task.settled(prompting.examples, lm) if prompting.examples else task
         found = task.prompted(lm, part.examples, prompting, on_done)
-    known = all(task.truth(example) is not None for example in part.examples)
-    return Predicted(part, found, task.score(task.checked(part.examples), found) if known else {})
+    return Predicted(part, found, task)

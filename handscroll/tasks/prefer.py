@@ -12,10 +12,9 @@ from handscroll.data.encoded import Encoded
 from handscroll.data.preferred import Pair, Preferred
 from handscroll.data.row import Row
 from handscroll.data.stream import Stream
-from handscroll.data.table.conversations import preferences
+from handscroll.data.table.conversations import by_row, preferences
 from handscroll.data.table.fields import Field
 from handscroll.data.table.table import Table
-from handscroll.data.table.turns import turns_column
 from handscroll.generate.asked import Form
 from handscroll.lm import LM
 from handscroll.metrics.scores import Measured
@@ -66,8 +65,9 @@ class Prefer(Task):
         forms = ", ".join(f"{form} ({count:,} pairs)" for form, count in found.forms.items())
         return Part(tuple(examples), found.account, f"recognised: {forms}")
 
-    def told_apart_by(self, table: Table, columns: Mapping[str, str]) -> str | None:
-        return turns_column(table)
+    def told_apart_by(self, table: Table, columns: Mapping[str, str], skip_unfit: bool = False) -> list[str]:
+        found = self.read(table, columns, skip_unfit).examples
+        return by_row(table, [(one.place, one["prompt"]) for one in found])
 
     def by(self, table: Table, columns: Mapping[str, str]) -> Field | None:
         return None

@@ -18,7 +18,7 @@ from handscroll.models.model import Model
 from handscroll.objectives.classify import NUMBER
 from handscroll.objectives.classify import Classify as Loss
 from handscroll.tasks.headed import TEXTS, Headed
-from handscroll.tasks.task import Example, Prediction
+from handscroll.tasks.task import LEFT_OUT, Example, Prediction
 
 
 class Regress(Headed):
@@ -107,5 +107,5 @@ class Regress(Headed):
     def _known(self, example: Example) -> float:
         number = self.truth(example)
         if number is None:
-            raise DataError(f"{example.place}: no number; training and scores need one")
+            raise DataError(f"{example.place}: no number; training and scores need one: {LEFT_OUT}")
         return number

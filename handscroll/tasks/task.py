@@ -40,6 +40,7 @@ TASKS = {
 }
 
 ANY = 1 << 40  # tokens: a row of any length is made, and judged by the run
+LEFT_OUT = "give one, or leave such rows out, counted (--skip-unfit)"  # what helps where a row has no target
 OnDone = Callable[[int], None]  # how many examples are done
 
 
@@ -117,12 +118,22 @@ class Task(Named):
         """What simple systems say of `examples`, by their names: the least that a tuned model should beat."""
         return {}
 
-    def told_apart_by(self, table: Table, columns: Mapping[str, str]) -> str | None:
+    def told_apart_by(
+        self, table: Table, columns: Mapping[str, str], skip_unfit: bool = False
+    ) -> str | Sequence[str] | None:
         """The column by which rows are told to be the same: of those that a row must hold, the one with the longest
-        texts."""
+        texts. For conversations and preferences, what is asked in each row.
+
+        Raises:
+            DataError: as `read`.
+        """
         found = match(table, self.fields, columns).columns
         given = {found[field.name] for field in self.fields if field.required and field.name in found}
         return text_column(table, besides=set(table.columns) - given) if given else None
+
+    def taught(self, example: Example) -> bool:
+        """Whether an example tells what is right, so that it can be learned from."""
+        return self.truth(example) is not None
 
     def checked(self, examples: Sequence[Example]) -> Sequence[Example]:
         """The examples, after the task looked at all of them.
@@ -153,7 +164,7 @@ class Task(Named):
         if lacking := [example.place for example in examples if self.truth(example) is None]:
             raise DataError(
                 f"{lacking[0]}: no target to compare with ({len(lacking):,} of {len(examples):,} rows that are to be "
-                "scored have none): give rows with the right answers, or leave these out"
+                "scored have none): give rows with the right answers, or leave these out, counted (--skip-unfit)"
             )
 
     def reach(self, context: int) -> str:

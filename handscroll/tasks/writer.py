@@ -1,7 +1,7 @@
 """Asks a model and takes its answers, one after the other: as a chat by its own template, or as plain text."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,11 +18,12 @@ from handscroll.generate.read import ROOM
 from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
 from handscroll.lm import LM
-from handscroll.tasks.conversation import encode_conversation, encode_pair, encode_prompt
+from handscroll.tasks.conversation import encode_conversation, encode_pair, encode_prompt, trained_answers
 from handscroll.text.chat.messages import Message
 
 OTHER = "\ue0ff"  # a message with which nothing begins
 BETWEEN = "\n\n"  # messages, in plain text
+APART = "each answer is its own example, since in plain text the model's end token would stand between the turns"
 
 
 @dataclass(frozen=True)
@@ -50,18 +51,22 @@ def learned(
 ) -> list[Encoded]:
     """Messages with the assistant's answers as examples in which only the answers and their ends are trained.
 
-    In plain text only the last answer is.
+    In plain text each answer becomes an example of its own. An answer of weight 0 is read and not trained.
 
     Raises:
-        DataError: there is no answer, or an empty one. ConfigError: nothing would teach the model to stop.
+        DataError: there is no answer to train, or an empty one. ConfigError: nothing would teach the model to stop.
     """
     speaker, ends = speaker_of(lm.tokenizer, lm.source, form), lm.model.config.eos
     if speaker is not None:
         return encode_conversation(speaker, messages, variables=variables, ends=ends, now=NOW, place=place)
-    if not messages or messages[-1]["role"] != "assistant":
-        raise DataError(f"{place}: the last message is not the assistant's, so there is nothing to learn")
-    asked, answer = plain(messages[:-1]), messages[-1]["content"]
-    return [encode_pair(lm.tokenizer, asked, answer, end_token(lm.tokenizer, ends), place)]
+    try:
+        answers = trained_answers(messages)
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from None
+    tokenizer, end = lm.tokenizer, end_token(lm.tokenizer, ends)
+    pairs = [(plain(messages[:number]), messages[number]["content"]) for number in answers]
+    note = APART if len(pairs) > 1 else ""
+    return [replace(encode_pair(tokenizer, asked, answer, end, place), note=note) for asked, answer in pairs]
 
 
 def plain(messages: Sequence[Message]) -> str:

@@ -122,6 +122,11 @@ def test_answers_that_stand_nowhere_are_refused_or_left_out_and_counted():
     assert Extract().truth(part.examples[1]) == ["w20"]
 
 
+def test_where_no_row_fits_the_account_says_why():
+    with pytest.raises(DataError, match=r"no row is left(.|\n)*do not stand in their context: 2"):
+        Extract().read(Table.of([asked(n) | {"answers": ["w99"]} for n in range(2)]), {}, skip_unfit=True)
+
+
 @pytest.mark.parametrize("given", ["w20", {"text": "w20", "answer_start": 4}, [{"text": " w20 ", "answer_start": 3}]])
 def test_answers_of_any_form_are_found_without_the_blanks_around_them(reader, given):
     lm, task = load(reader), Extract()

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 import handscroll
-from handscroll.base.errors import ConfigError, DataError
+from handscroll.base.errors import CapacityError, CheckpointError, ConfigError, DataError
 from handscroll.base.records import read_records
 from handscroll.cli.main import app
 from handscroll.data.table.split import split
@@ -71,7 +71,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     part = finetune(recipe(model, data, {"epochs": 3}), tmp_path / "part")
     losses = [[r["loss"] for r in read_records(tmp_path / run / "records.jsonl")] for run in ("whole", "part")]
     assert losses[0] == losses[1] and len(losses[0]) == whole.progress.step == part.progress.step
-    with pytest.raises(handscroll.base.errors.CheckpointError, match="another recipe"):
+    with pytest.raises(CheckpointError, match="another recipe"):
         finetune(recipe(model, data, {"epochs": 3, "lr": 1e-3}), tmp_path / "part")
 
 
@@ -195,6 +195,8 @@ def test_encodings_and_splits_of_tables_are_named(tmp_path):
     [
         (["tune.toml", "--epochs", "1"], ("epochs", "--set")),
         (["classify", "MODEL", "--data", "FILE", "--way", "head", "--rank", "4"], ("--rank", "head")),
+        (["classify", "MODEL", "--data", "FILE", "--set", "tuning.way=full", "--rank", "4"], ("--rank", "full")),
+        (["classify", "MODEL", "--data", "FILE", "--set", "tuning.way=full", "--set", "tuning.lora.rank=4"], ("lora",)),
     ],
 )
 def test_an_option_that_would_be_ignored_is_refused(tmp_path, options, words):
@@ -202,6 +204,40 @@ def test_an_option_that_would_be_ignored_is_refused(tmp_path, options, words):
     options = [str(tmp_path / one) if one.endswith(".toml") else one for one in options]
     found = CliRunner().invoke(app, ["finetune", *options])
     assert isinstance(found.exception, ConfigError) and re.search(naming(*words), str(found.exception))
+
+
+def test_the_way_may_be_set_as_any_setting(tmp_path):
+    model, data = tiny(tmp_path / "bert"), table(tmp_path / "train.csv", 24)
+    asked = ["finetune", "classify", str(model), "--data", str(data), "--out", str(tmp_path / "run"), "--plan"]
+    for more, said in (
+        (["--set", "tuning.way=full"], "way 'full'"),
+        (["--set", "tuning.lora.rank=4", "--rank", "8"], "way 'lora'"),
+    ):
+        found = CliRunner().invoke(app, [*asked, *more])
+        assert found.exit_code == 0 and said in found.output
+
+
+def test_held_out_rows_without_any_label_are_refused_before_anything_is_trained(tmp_path):
+    data, held = tmp_path / "train.jsonl", tmp_path / "held.jsonl"
+    made = [{"text": f"w{20 + n % 2} w{30 + n}", "label": [["a"], ["b"], []][n % 3]} for n in range(24)]
+    data.write_text("\n".join(map(json.dumps, made)), encoding="utf-8")
+    held.write_text("\n".join(json.dumps({"text": f"w{n}", "label": []}) for n in range(20, 28)), encoding="utf-8")
+    with pytest.raises(DataError, match=naming("held.jsonl", "8")):
+        finetune(recipe(tiny(tmp_path / "bert"), data, None, {"several": True}, valid=(str(held),)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_does_not_go_on_with_other_held_out_rows(tmp_path):
+    model, data = tiny(tmp_path / "bert"), table(tmp_path / "train.csv", 24)
+    held = table(tmp_path / "held.csv", 6)
+    for count in (6, 8):
+        table(held, count)
+        given = recipe(model, data, {"epochs": 1}, valid=(str(held),))
+        if count == 6:
+            finetune(given, tmp_path / "run")
+        else:
+            with pytest.raises(CheckpointError, match="held-out rows"):
+                finetune(given, tmp_path / "run")
 
 
 def test_a_label_that_is_named_twice_is_one_label():
@@ -272,6 +308,82 @@ def test_a_run_without_rows_to_score_is_finished(tmp_path):
     data = table(tmp_path / "train.csv", 24)
     tuned = finetune(recipe(tiny(tmp_path / "bert"), data, {"epochs": 1}, held_out=0.0), tmp_path / "run")
     assert tuned.finished and not tuned.scores and (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.parametrize("name, more", [("classify", {"labels": ("bad", "good")}), ("regress", {}), ("extract", {})])
+def test_a_model_without_a_head_for_the_task_predicts_nothing(tmp_path, name, more):
+    model = tiny(tmp_path / "bert")
+    with pytest.raises(ConfigError, match=naming(name, "finetune")) as found:
+        load_tuned(model, {"name": name, **more})
+    assert ("--shots" in str(found.value)) == (name == "classify")  # the others are not done by prompting
+
+
+def test_a_classifier_whose_labels_nobody_names_predicts_nothing(tmp_path):
+    model = tiny(tmp_path / "bert")
+    with pytest.raises(ConfigError, match=r"task\.labels"):
+        load_tuned(model, "classify")
+    lm = handscroll.load(model)
+    Classify(labels=("bad", "good")).ready(lm, 0).save(tmp_path / "head")
+    with pytest.raises(ConfigError, match=r"\['bad', 'good'\]"):
+        load_tuned(tmp_path / "head", "classify")
+    named = {"name": "classify", "labels": ("bad", "good")}
+    assert load_tuned(tmp_path / "head", named)[0].labels == ("bad", "good")
+
+
+@pytest.mark.parametrize(
+    "count, batch, epochs, steps", [(9, 32, 3, 3), (24, 16, 3, 4), (24, 8, 0.1, 1), (24, 24, 2, 2)]
+)
+def test_each_row_is_learned_from_as_often_as_the_epochs_say(tmp_path, count, batch, epochs, steps):
+    model, data, shown = tiny(tmp_path / "bert"), table(tmp_path / "train.csv", count), []
+    how = {"epochs": epochs, "batch": batch}
+    tuned = finetune(recipe(model, data, how, held_out=0.0), tmp_path / "run", Options(show=shown.append))
+    assert tuned.progress.step == steps
+    sizes = len(handscroll.load(model).encode("w20 w30 w40")) * min(count, batch)
+    assert tuned.progress.tokens == steps * sizes
+    assert any("batch" in str(line) and "9" in str(line) for line in shown) == (batch > count)
+
+
+@pytest.mark.parametrize("epochs", ["inf", "nan"])
+def test_epochs_without_an_end_are_refused(tmp_path, epochs):
+    with pytest.raises(ConfigError, match="epochs"):
+        recipe(tmp_path, tmp_path, {"epochs": float(epochs)})
+
+
+def labelled(folder):
+    """A model with a head for the labels bad and good, of which nothing was learned."""
+    task = Classify(labels=("bad", "good"))
+    return task.ready(handscroll.load(tiny(folder / "bert")), 0), task
+
+
+@pytest.mark.parametrize(
+    "line, error", [("w20,neutral", DataError), (" ".join(f"w{n % 40}" for n in range(100)) + ",good", CapacityError)]
+)
+def test_a_row_that_cannot_be_predicted_or_scored_is_told_before_others_are_predicted(tmp_path, line, error):
+    table(data := tmp_path / "rows.csv", 100)
+    data.write_text(data.read_text(encoding="utf-8") + line + "\n", encoding="utf-8")
+    done = []
+    with pytest.raises(error, match="row 101"):
+        predict(*labelled(tmp_path), TaskData(train=(str(data),)), done.append)
+    assert not done
+
+
+def test_rows_of_which_one_has_no_label_are_predicted_and_not_scored_which_is_said(tmp_path):
+    lm, task = labelled(tmp_path)
+    lm.save(tmp_path / "head")
+    table(data := tmp_path / "rows.csv", 4)
+    data.write_text(data.read_text(encoding="utf-8") + "w20,\n", encoding="utf-8")
+    found = predict(lm, task, TaskData(train=(str(data),)))
+    assert len(found.predictions) == 5 and found.untold == 1 and not found.scores
+    asked = ["predict", str(tmp_path / "head"), str(data), "--task", "classify", "--set"]
+    said = CliRunner().invoke(app, [*asked, 'task.labels=["bad", "good"]', "--out", str(tmp_path / "out.jsonl")])
+    assert said.exit_code == 0 and re.search("not scored: 1 of 5", said.output)
+    assert len(rows(tmp_path / "out.jsonl")) == 5
+
+
+def test_rows_are_not_drawn_by_a_negative_seed(tmp_path):
+    data = TaskData(train=(str(table(tmp_path / "rows.csv", 4)),), most_scored=1)
+    with pytest.raises(ConfigError, match="-1"):
+        predict(*labelled(tmp_path), data, seed=-1)
 
 
 def test_values_that_json_does_not_know_are_written_beside_predictions():

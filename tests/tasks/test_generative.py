@@ -134,6 +134,22 @@ def test_without_a_template_a_prompt_is_plain_text():
         Instruct(form="chat").predict(bare, [example])
 
 
+def test_without_a_template_each_answer_is_an_example_unless_its_weight_is_0():
+    bare, task = talker(template=False), Chat()
+    each = [["jumps over<|im_end|>"], ["the lazy dog<|im_end|>"]]
+    assert trained(bare, task, one(task, {"messages": TALK})) == each
+    first, second = task.rows(bare, one(task, {"messages": TALK}))
+    assert first.note == second.note != ""
+    before = "the quick fox\n\njumps over\n\nand then?\n\n"
+    assert bare.decode(second.tokens.tolist()).startswith(before)
+    for number in (1, 3):
+        talk = [{**turn, "weight": 0} if at == number else turn for at, turn in enumerate(TALK)]
+        assert trained(bare, task, one(task, {"messages": talk})) == [each[number < 3]]
+    with pytest.raises(DataError, match="row 1"):
+        untrained = [{**turn, "weight": 0} if turn["role"] == "assistant" else turn for turn in TALK]
+        task.rows(bare, one(task, {"messages": untrained}))
+
+
 def test_what_does_not_fit_is_refused_with_what_would():
     small = talker(context=256)
     example = one(Summarise(), {"document": "the lazy dog jumps. " * 60, "summary": "a dog"})
@@ -148,6 +164,14 @@ def test_what_does_not_fit_is_refused_with_what_would():
     with pytest.raises(CapacityError, match="such pieces again"):
         short = one(Summarise(), {"document": "the lazy dog jumps. " * 8})
         Summarise(strategy="map-reduce", piece=16, max_tokens=30).predict(talker(context=512), [short])
+
+
+def test_a_prompt_that_does_not_fit_is_refused_before_others_are_answered():
+    task, done = Instruct(max_tokens=4), []
+    examples = [one(task, {"prompt": "the fox " * count}) for count in (1, 300)]
+    with pytest.raises(CapacityError):
+        task.predict(talker(context=256), examples, done.append)
+    assert not done
 
 
 def test_prompts_and_languages_are_checked():

@@ -1,9 +1,10 @@
 """Rows of every usual form to conversations and to preferences: recognised row by row, counted form by form."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from typing import Any, Generic, TypeVar
 
 from handscroll.base.errors import ConfigError, DataError, nearest
@@ -98,6 +99,20 @@ def preferences(table: Table, given: Mapping[str, str] | None = None, skip_unfit
         DataError: a row fits no form, and such rows are not skipped.
     """
     return _found(table, given, skip_unfit, _preferences)
+
+
+def by_row(table: Table, found: Iterable[tuple[str, Sequence[Message]]]) -> list[str]:
+    """What is asked in each row of a table, from the place and the messages of every conversation in it.
+
+    That is what the user says or, where no user speaks, what stands before the first answer. A row that holds no
+    conversation has no text.
+    """
+    asked: dict[str, list[str]] = {}
+    for place, messages in found:
+        turns = [one for one in messages if one["role"] == "user"]
+        turns = turns or list(takewhile(lambda one: one["role"] != "assistant", messages))
+        asked.setdefault(place, []).extend(one["content"] for one in turns)
+    return [" ".join(asked.get(record.place, ())) for record in table]
 
 
 def _found(table: Table, given: Mapping[str, str] | None, skip_unfit: bool, read: Any) -> Found[Any]:

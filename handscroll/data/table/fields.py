@@ -16,8 +16,9 @@ class Field:
     """What a task wants of a row: the name under which it asks, other usual names, and what stands there.
 
     holds: text (a text that is not empty), label (text, a whole number or a truth value, taken as text), labels (a list
-    of such, or a text with commas or semicolons between them), number, answers (a text or number, a list of such, or
-    SQuAD's: {"text", "answer_start"} or a list of these; `datasets` keeps an object of lists), list, any.
+    of such, or a text with commas or semicolons between them; an empty text names none), number, answers (a text or
+    number, a list of such, or SQuAD's: {"text", "answer_start"} or a list of these; `datasets` keeps an object of
+    lists), list, any.
     """
 
     name: str
@@ -83,6 +84,8 @@ class Matched:
         for field in self.fields:
             column = self.columns.get(field.name)
             value = None if column is None else record.get(column)
+            if field.holds == "labels" and isinstance(value, str) and not value.strip():
+                value = []  # an empty cell names no label; null says that the labels are not known
             if value is None or value == "":
                 if field.required:
                     raise DataError(f"no {field.name} (column '{column}' is empty)")

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,16 +52,16 @@ def split(
     seed: int = 0,
     by: str | Field | None = None,
     group: str | None = None,
-    text: str | None = None,
+    text: str | Sequence[str] | None = None,
     near: float | None = NEAR,
 ) -> Parts:
     """Split a table into `train` and the named shares, by default {"test": 0.1}; the same seed gives the same parts.
 
     Rows with one value of `group`, rows with the same or nearly the same `text` (by default the column with the longest
-    texts; `near` None: only the same), and rows made from one another by augmentation stay in one part. Each part has
-    its share of every label of `by`, as far as that allows; of a list, and of a text where `by` is a field that holds
-    labels, each counts. Rows made by augmentation never enter another part than `train`: they are left out, counted,
-    where the row they come from is not in it.
+    texts; or what is asked in each row, as texts; `near` None: only the same), and rows made from one another by
+    augmentation stay in one part. Each part has its share of every label of `by`, as far as that allows; of a list, and
+    of a text where `by` is a field that holds labels, each counts. Rows made by augmentation never enter another part
+    than `train`: they are left out, counted, where the row they come from is not in it.
 
     Raises:
         ConfigError: the shares are no shares, or leave nothing for `train`.
@@ -76,8 +76,12 @@ def split(
     by = Field(by, holds="label") if isinstance(by, str) else by
     named = [name for name in (None if by is None else by.name, group) if name is not None]
     table.require(*named)
-    column = text_column(table, text, named)
-    units, notes = _units(table, column, group, near)
+    if text is None or isinstance(text, str):
+        column = text_column(table, text, named)
+        texts, what = [said(record.get(column)) for record in table], f"'{column}'"
+    else:
+        texts, what = [said(one) for one in text], "what is asked"
+    units, notes = _units(table, texts, what, group, near)
     own = [[table.records[at] for at in unit if not made_from(table.records[at])] for unit in units]
     labels = [[label for record in unit for label in _labels(record, by)] for unit in own]
     side = _sides(labels, [len(unit) for unit in own], shares, seed)
@@ -106,12 +110,14 @@ def made_from(record: Record) -> str | None:
     return str(mark["from"]) if isinstance(mark, Mapping) and mark.get("by") and mark.get("from") else None
 
 
-def _units(table: Table, column: str, group: str | None, near: float | None) -> tuple[list[list[int]], list[str]]:
-    """The rows that stay together, and what was found."""
-    copies = alike([said(record.get(column)) for record in table], near)
+def _units(
+    table: Table, texts: Sequence[str], what: str, group: str | None, near: float | None
+) -> tuple[list[list[int]], list[str]]:
+    """The rows that stay together, by a text of each, and what was found; `what` names the texts."""
+    copies = alike(texts, near)
     exact = sum(share == 1 for _, _, share in copies)
     notes = [
-        f"by '{column}' {exact:,} rows are exact and {len(copies) - exact:,} near copies of others; they stay together"
+        f"by {what} {exact:,} rows are exact and {len(copies) - exact:,} near copies of others; they stay together"
     ]
     pairs = [(at, other) for at, other, _ in copies]
     if group is not None:

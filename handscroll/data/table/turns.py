@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from handscroll.base.errors import DataError
-from handscroll.data.table.table import Table
 from handscroll.text.chat.messages import REASONING, plain
 
 Message = dict[str, Any]
@@ -21,11 +20,6 @@ _ROLES = {
 }
 _KEPT = ("name", "tool_calls", "tool_call_id", "weight", *REASONING)
 _HH = re.compile(r"\n\n(Human|Assistant):")
-
-
-def turns_column(table: Table) -> str | None:
-    """The column that holds the turns of conversations as lists, if there is one."""
-    return next((name for name in (*LISTS, "chosen") if any(isinstance(one.get(name), list) for one in table)), None)
 
 
 def turn_list(value: Any) -> tuple[list[Message], list[str]] | None:
