@@ -28,14 +28,16 @@ from handscroll.report import evaluation_page, render
 STEPS = ("doctor", "ruler", "length", "methods")
 
 
-def run(words: Sequence[str]) -> None:
-    """A command of handscroll; what it prints is shown."""
+def run(words: Sequence[str], well: Sequence[int] = (0,)) -> None:
+    """A command of handscroll; what it prints is shown. `well`: exit statuses after which the page goes on."""
     print(f"$ handscroll {' '.join(words)}", flush=True)
-    subprocess.run([sys.executable, "-m", "handscroll", *words], check=True)
+    ended = subprocess.run([sys.executable, "-m", "handscroll", *words], check=False).returncode
+    if ended not in well:
+        raise SystemExit(f"the command above ended with status {ended}; the same command of this benchmark goes on")
 
 
 def doctor(options: argparse.Namespace, record: Path) -> None:
-    run(["doctor", options.model, "--skip", "reference", "--json", str(record)])
+    run(["doctor", options.model, "--skip", "reference", "--json", str(record)], well=(0, 1))  # 1: it found something
 
 
 def ruler(options: argparse.Namespace, record: Path) -> None:
@@ -94,7 +96,7 @@ def spent() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("--text", nargs="+", required=True)
+    parser.add_argument("--text", nargs="+", default=[], help="books, for the steps length and methods")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--lengths", default="1024,2048,4096,8192,16384,32768")
     parser.add_argument("--samples", type=int, default=3)
@@ -107,7 +109,13 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     minutes = options.out / "minutes.jsonl"
-    for name in options.steps.split(","):
+    steps = options.steps.split(",")
+    if lacking := [name for name in steps if "text" in SETTINGS[name] and not options.text]:
+        raise SystemExit(f"the step {lacking[0]} reads books: give --text FILES, or other --steps")
+    others = {one["settings"]["model"] for one in done(minutes) if "settings" in one} - {options.model}
+    if others:
+        raise SystemExit(f"{options.out} holds the page of {others.pop()}: give another --out")
+    for name in steps:
         record, settings = options.out / f"{name}.jsonl", {one: str(vars(options)[one]) for one in SETTINGS[name]}
         if record.exists() and any(one["step"] == name and one.get("settings") == settings for one in done(minutes)):
             print(f"{name}: done before, with the same settings ({record})")

@@ -186,7 +186,8 @@ def test_encodings_and_splits_of_tables_are_named(tmp_path):
     assert told.exit_code == 0 and "train.csv, row" in told.output, told.output
     given = [folder, "--task", "classify", "--set", 'task.labels=["bad", "good"]', "--split", "test"]
     given += ["--encoding", "cp1252", "--out", str(tmp_path / "said")]
-    told = CliRunner().invoke(app, ["predict", model, *given])
+    Classify(labels=("bad", "good")).ready(handscroll.load(model), 0).save(tmp_path / "headed")
+    told = CliRunner().invoke(app, ["predict", str(tmp_path / "headed"), *given])
     assert told.exit_code == 0 and len(rows(tmp_path / "said")) == 4, (told.output, told.exception)
 
 
@@ -290,7 +291,7 @@ def test_labels_unseen_in_training_are_named_with_their_row(tmp_path):
 
 
 def test_labels_that_a_model_does_not_know_are_refused_before_it_reads(tmp_path, monkeypatch):
-    lm, _ = load_tuned(tiny(tmp_path / "bert"), {"name": "classify", "labels": ["bad", "good"]})
+    lm = Classify(labels=("bad", "good")).ready(handscroll.load(tiny(tmp_path / "bert")), 0)
     task = Classify(labels=("bad", "fine"))
     monkeypatch.setattr(Classify, "predict", lambda *given: pytest.fail("read"))
     with pytest.raises(DataError, match="'good' was not in the training data"):
