@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx2
+
 from bench.served import Process, ours, streamed, theirs, uploaded
 
 QUESTIONS = ("Who is speaking here?", "Which place is named first?", "What happens at the end?")
@@ -117,8 +119,12 @@ def main() -> None:
         context = options.tokens + 1024
         with theirs(options.peer, options.model, log, context, options.threads) as server:
             print(f"{'llama.cpp':<16} ready after {server.ready:.1f} s", flush=True)
-            second = by_messages(server, "llama.cpp", text)
-            their_many = rates(server, "llama.cpp", options.new)
+            try:
+                second = by_messages(server, "llama.cpp", text)
+                their_many = rates(server, "llama.cpp", options.new)
+            except httpx2.HTTPError as error:
+                print(f"{'llama.cpp':<16} its server did not answer to the end: {error}", flush=True)
+                return
         print(
             f"second question by messages: {second / mine:.2f}x as soon; eight clients: {many / their_many:.2f}x",
             flush=True,
