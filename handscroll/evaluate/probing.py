@@ -39,7 +39,7 @@ def effective_length(
     made = []
     with Kept(keep, about) as kept:
 
-        def probe(length: int, number: int) -> list[bool]:
+        def probe(length: int, number: int) -> list[float]:
             key = f"{length}/{number}"
             if key not in kept:
                 kept[key] = _round(lm, filler, settings, grid, (length, number))
@@ -55,7 +55,7 @@ def effective_length(
         "label": "needle",
         "trained": lm.trained,
         "format": form_of(grid),
-        **_verdict(settings, found),
+        **_verdict(settings, found, grid.needles),
         "tokens": sum(part["tokens"] for part in made),
         "tokens_grid": _grid_tokens(settings),
         "certificate": certificate.record(),
@@ -65,17 +65,18 @@ def effective_length(
 def _round(
     lm: LM, filler: Sequence[int], settings: LengthSearch, grid: NeedleGrid, where: tuple[int, int]
 ) -> dict[str, Any]:
-    """Ask once in each stratum at a length."""
+    """Ask for the needles of each stratum at a length; `found` is the share of each stratum that was found."""
     length, number = where
     draw = random.Random(f"{settings.seed}/{length}/{number}")
     depths = tuple((stratum + draw.random()) / settings.strata for stratum in range(settings.strata))
     change = {"lengths": (length,), "depths": depths, "samples": 1, "haystacks": 1, "seed": draw.randrange(1 << 30)}
     record = needle_grid(lm, filler, grid.model_copy(update=change), "round")
-    found = [all(hit == "1" for hit in outcome["correct"]) for outcome in record["outcomes"]]
+    found = [outcome["correct"].count("1") / len(outcome["correct"]) for outcome in record["outcomes"]]
     return {"found": found, "tokens": record["tokens"], "certificate": record["certificate"]}
 
 
-def _verdict(settings: LengthSearch, found: Found) -> dict[str, Any]:
+def _verdict(settings: LengthSearch, found: Found, needles: int) -> dict[str, Any]:
+    """What the search found. `hits` and `trials` count needles, of which `needles` stand together."""
     return {
         "lengths": list(settings.lengths),
         "threshold": settings.threshold,
@@ -86,7 +87,10 @@ def _verdict(settings: LengthSearch, found: Found) -> dict[str, Any]:
         "effective": found.length,
         "low": found.low,
         "high": found.high,
-        "tests": rows_of(settings, found),
+        "tests": [
+            {**row, "hits": round(needles * row["hits"]), "trials": needles * row["trials"]}
+            for row in rows_of(settings, found)
+        ],
     }
 
 
@@ -102,6 +106,7 @@ def _about(lm: LM, filler: Sequence[int], settings: LengthSearch, grid: NeedleGr
     """What the file of rounds is about."""
     return {
         "kind": "length rounds",
+        "outcome": "share of the needles of a stratum",
         "model": asdict(lm.identity(max(settings.lengths))),
         "search": settings.model_dump(mode="json"),
         "grid": grid.model_dump(mode="json", exclude={"lengths", "depths", "samples", "haystacks", "seed"}),
