@@ -103,10 +103,7 @@ def _show(record: dict[str, Any], model: str) -> None:
     if rows:
         what = f"{title}; nats a token that text beyond k saves"
         screen().print(table(["beyond k", "against another order", "against another text"], rows, what))
-        used = (
-            "no k: far text helps nowhere for sure" if record["used"] is None else f"beyond {record['used']:,} tokens"
-        )
-        screen().print(f"order helps: {used}")
+        screen().print(f"order helps: {_used(record)}")
     repeats = record["repeats"]
     parts = [(name, repeats[name]) for name in ("fresh", "repeated")]
     parts += [(f"repeated {one['from']:,}-{one['to']:,} back", one) for one in repeats["by_distance"]]
@@ -120,6 +117,15 @@ def _show(record: dict[str, Any], model: str) -> None:
         for one in record["documents"]
     ]
     screen().print(table(["window", "loss", "quarter 1", "2", "3", "4"], rows, "each window"))
+
+
+def _used(record: dict[str, Any]) -> str:
+    """Beyond how many tokens the order of the text helps."""
+    from handscroll.evaluate.beyond import FEWEST
+
+    if record["windows"] < FEWEST:
+        return f"no verdict, because {FEWEST} windows are the fewest for one"
+    return "no k: far text helps nowhere for sure" if record["used"] is None else f"beyond {record['used']:,} tokens"
 
 
 def _quarters(blocks: list[float]) -> list[float]:

@@ -11,15 +11,18 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from handscroll.base.errors import ConfigError
 from handscroll.evaluate.branching import Prefix, begin
+from handscroll.evaluate.perplexity import half_width
 from handscroll.lm import LM
-from handscroll.metrics.scores import Measured, mean, measured
+from handscroll.metrics.scores import Measured
 from handscroll.objectives.head import token_losses
+
+FEWEST = 4  # windows that a verdict needs
+ERROR = 0.05  # that one of the intervals of all k misses the true mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,24 +83,30 @@ def edges_of(length: int, near: Sequence[int], scored: int) -> list[int]:
     return [length - scored - k for k in wanted]
 
 
-def gains(far: Sequence[Far], resamples: int, seed: int) -> list[Gain]:
-    """What far text saves on average over windows, with bootstrap intervals over windows, for each k."""
+def gains(far: Sequence[Far]) -> list[Gain]:
+    """What far text saves on average over windows, with intervals over windows (Student's t), for each k.
+
+    The intervals of all k hold together with 95 %: each has an equal share of the error (Bonferroni), because the
+    largest k of several is looked for.
+    """
     if not far:
         return []
-    made = []
+    made, error = [], ERROR / max(1, len(far[0].near))
     for number, near in enumerate(far[0].near):
         shuffled = [float((one.shuffled[number] - one.true).double().mean()) for one in far]
         other = [float((one.other[number] - one.true).double().mean()) for one in far if one.other is not None]
         tokens = sum(len(one.true) for one in far)
-        strange = _interval(other, resamples, seed) if other else None
-        made.append(Gain(near, tokens, _interval(shuffled, resamples, seed), strange))
+        made.append(Gain(near, tokens, _interval(shuffled, error), _interval(other, error) if other else None))
     return made
 
 
 def used(made: Sequence[Gain]) -> int | None:
-    """The largest k beyond which the order of the text still helps for sure (the interval is above 0)."""
-    helps = [gain.near for gain in made if gain.shuffled.low is not None and gain.shuffled.low > 0]
-    return max(helps, default=None)
+    """The largest k beyond which the order of the text still helps for sure: the interval is above 0.
+
+    Fewer than `FEWEST` windows give no verdict.
+    """
+    lows = [(gain.near, gain.shuffled.low) for gain in made if gain.shuffled.count >= FEWEST]
+    return max((near for near, low in lows if low is not None and low > 0), default=None)
 
 
 def _replaced(lm: LM, ids: Sequence[int], changed: Sequence[int], edges: Sequence[int], scored: int) -> list[Tensor]:
@@ -129,5 +138,11 @@ def _reordered(ids: Sequence[int], edges: Sequence[int], draw: random.Random) ->
     return made
 
 
-def _interval(values: Sequence[float], resamples: int, seed: int) -> Measured:
-    return measured(mean(np.array(values), share=False), resamples, seed)
+def _interval(values: Sequence[float], error: float) -> Measured:
+    means = torch.tensor(values, dtype=torch.float64)
+    value, spread = float(means.mean()), half_width(means, error)
+    if spread is None:
+        return Measured(value, None, None, len(values), "one window")
+    if spread <= 1e-12 * abs(value):
+        return Measured(value, None, None, len(values), "all windows give one value")
+    return Measured(value, value - spread, value + spread, len(values))

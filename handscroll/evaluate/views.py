@@ -63,9 +63,9 @@ class Views:
     keys: Keys | None = None
 
     def record(self, lm: LM, label: str, resamples: int = 1000) -> dict[str, Any]:
-        """The JSON record of all views; intervals are bootstraps over windows."""
+        """The JSON record of all views. `gains` says what its intervals are; the others are bootstraps over windows."""
         length, block = self.long.shape[1] + 1, default_block(self.long.shape[1] + 1)
-        worth = gains(self.far, resamples, self.settings.seed)
+        worth = gains(self.far)
         return {
             "kind": "views",
             "model": lm.source,
