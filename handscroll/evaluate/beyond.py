@@ -22,6 +22,7 @@ from handscroll.metrics.scores import Measured
 from handscroll.objectives.head import token_losses
 
 FEWEST = 4  # windows that a verdict needs
+LEAST = 16  # tokens of far text
 ERROR = 0.05  # that one of the intervals of all k misses the true mean
 
 
@@ -68,17 +69,22 @@ def far_losses(
     return picked[0], picked[1] if len(picked) > 1 else None
 
 
+def farthest(length: int, scored: int) -> int:
+    """The largest k that leaves enough far text in windows of `length` tokens; below 1 where none does."""
+    return length - scored - LEAST
+
+
 def edges_of(length: int, near: Sequence[int], scored: int) -> list[int]:
     """Where the true text begins in windows of `length` tokens, rising, one place for each k.
 
     Raises:
-        ConfigError: near and scored tokens leave fewer than 16 tokens of far text.
+        ConfigError: near and scored tokens leave fewer than `LEAST` tokens of far text.
     """
     wanted = sorted(set(near), reverse=True)
-    if wanted[-1] < 1 or wanted[0] + scored + 16 > length:
+    if wanted[-1] < 1 or wanted[0] > farthest(length, scored):
         raise ConfigError(
             f"near contexts of {', '.join(map(str, near))} tokens before {scored} scored ones do not fit into windows "
-            f"of {length}: the largest must leave at least 16 tokens of far text"
+            f"of {length}: the largest must leave at least {LEAST} tokens of far text"
         )
     return [length - scored - k for k in wanted]
 

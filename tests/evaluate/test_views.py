@@ -1,5 +1,6 @@
 """Views of the loss against plain computations with all logits, on tiny models."""
 
+import json
 import math
 import random
 
@@ -13,6 +14,7 @@ from handscroll.evaluate.samples import Sample, windows
 from handscroll.evaluate.views import Views, ViewSettings, key_mask, loss_views, repeated
 from handscroll.lm import LM
 from handscroll.text.readers import Document
+from tests.cli.material import run
 from tests.conformance.families import FORMS
 from tests.naming import naming
 
@@ -162,6 +164,8 @@ def test_key_tokens_of_another_model_are_taken(lm, views, samples):
     assert loss_views(lm, samples, SETTINGS, keys).record(lm, "x")["long_ppl"] == {
         **views.record(lm, "x")["long_ppl"],
         "given": True,
+        "alpha": None,
+        "beta": None,
     }
     with pytest.raises(DataError, match="other windows"):
         loss_views(lm, samples, SETTINGS, keys[:2])
@@ -181,6 +185,44 @@ def test_a_run_that_was_stopped_goes_on(lm, samples, views, tmp_path):
         loss_views(lm, samples, SETTINGS, progress=kill, keep=keep)
     assert len(keep.read_text().splitlines()) == 3
     assert loss_views(lm, samples, SETTINGS, keep=keep).record(lm, "x") == views.record(lm, "x")
+
+
+@pytest.fixture(scope="module")
+def told(tiny_folder, tmp_path_factory):
+    """What `evaluate views` prints of two windows of a text, and its record."""
+    import argparse
+
+    path = tmp_path_factory.mktemp("views") / "record.json"
+
+    def call(*options):
+        path.unlink(missing_ok=True)
+        words = ("evaluate", "views", tiny_folder, argparse.__file__, "--windows", "2", "--json", path, *options)
+        return run(*words), json.loads(path.read_text(encoding="utf-8"))
+
+    return call
+
+
+@pytest.mark.parametrize("length", [48, 112, 200])
+def test_the_quarters_hold_every_token(told, length):
+    _, record = told("--length", length)
+    sizes = [len(part) for part in torch.zeros(length - 1).tensor_split(4)]
+    for one in record["documents"]:
+        whole = sum(size * mean for size, mean in zip(sizes, one["quarters"], strict=True))
+        assert whole / (length - 1) == pytest.approx(one["mean"])
+
+
+def test_near_contexts_that_do_not_fit_are_left_out_and_said(told):
+    said, record = told("--length", "40")
+    assert record["beyond"] == [] and "20, 10, 5" in said
+    said, record = told("--length", "112")
+    assert [one["near"] for one in record["beyond"]] == [56, 28] and "beyond 14 tokens" in said
+
+
+def test_given_key_tokens_are_said_to_be_given(told, tmp_path):
+    _, record = told("--length", "64", "--alpha", "0.01", "--beta", "-9")
+    (tmp_path / "keys.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
+    said, record = told("--length", "64", "--keys", tmp_path / "keys.json", "--alpha", "5")
+    assert record["long_ppl"]["count"] > 0 and "given by --keys" in said and "5 nats" not in said
 
 
 def test_no_key_tokens_and_impossible_views(lm, samples):
