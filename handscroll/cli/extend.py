@@ -77,6 +77,8 @@ def extend(
         values |= {"precision": precision, "lora": {"rank": lora, "alpha": 2.0 * lora} if lora else None}
         values |= {"memory": {"strategy": strategy, "offload": offload}, "force": force}
         settings = TuneSettings.parse(values, "extend --tune")
+    searching = Search.parse({"generations": generations, "seed": seed}, "extend --search") if search else None
+    comparing = Comparing.parse({"seeds": seeds, "needles": needles}, "extend --compare") if compare else None
     for need, names in NEEDED.items():
         idle = [one.name for one in context.command.params if one.name in names and _given(context, one)]
         if idle and not context.params[need]:
@@ -99,8 +101,8 @@ def extend(
             factors=given,
             guard=guard,
             measured=measured,
-            search=Search(generations=generations, seed=seed) if search else None,
-            compare=Comparing(seeds=seeds, needles=needles) if compare else None,
+            search=searching,
+            compare=comparing,
             tune=settings,
             folder=out.with_name(out.name + ".tuning"),
             remember=remember,

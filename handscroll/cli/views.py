@@ -14,8 +14,8 @@ from handscroll.cli.screen import bar, screen, table
 def views(
     model: Model,
     files: Annotated[list[str], typer.Argument(help=FILES)],
-    length: Annotated[int, typer.Option(help="Tokens per window; may exceed the trained length.")],
-    windows: Annotated[int, typer.Option(help="Number of windows to measure.")] = 8,
+    length: Annotated[int, typer.Option(help="Tokens per window; may exceed the trained length.", min=3)],
+    windows: Annotated[int, typer.Option(help="Number of windows to measure.", min=1)] = 8,
     short: Annotated[int, typer.Option(help="Tokens of the short context. [an eighth of the window]")] = 0,
     near: Annotated[
         str, typer.Option(help="Near contexts beyond which text is asked for its worth. [1/2, 1/4, 1/8 of the window]")

@@ -193,9 +193,10 @@ def arranged(lm: LM, filler: Sequence[int], grid: NeedleGrid) -> Arrangement:
     check_grid(lm, filler, grid)
     teller = Teller(lm.tokenizer, grid.language, grid.digits, grid.needles, OTHERS if grid.distractors else 0)
     teller.check()
+    slots = max(len(grid.depths) + 1, min(MOST, len(grid.lengths) * len(grid.depths) + 1))  # each place has its own
     facts = [
         [teller.facts(random.Random(f"{grid.seed}/{slot}/{sample}")) for sample in range(grid.samples)]
-        for slot in range(min(MOST, len(grid.lengths) * len(grid.depths) + 1))
+        for slot in range(slots)
     ]
     before = teller.before
     least = len(before) + max(one.most for row in facts for one in row)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from handscroll.base.errors import ConfigError
 from handscroll.evaluate.certificate import Certificate, certify, require_whole, together
 from handscroll.evaluate.masked import masked_nll
 from handscroll.evaluate.samples import Sample, fingerprint
@@ -38,7 +39,13 @@ class Losses:
         return float(self.values[:, max(0, first - 1) : None if last is None else last - 1].double().mean())
 
     def blocks(self, size: int) -> dict[str, list[Any]]:
-        """Mean loss per block of `size` positions, with a 95 % interval over windows."""
+        """Mean loss per block of `size` positions, with a 95 % interval over windows.
+
+        Raises:
+            ConfigError: `size` is below 1.
+        """
+        if size < 1:
+            raise ConfigError(f"blocks of {size} positions: give at least 1")
         rows: dict[str, list[Any]] = {"positions": [], "loss": [], "low": [], "high": [], "count": []}
         length = self.values.shape[1] + 1
         for first in range(0, length, size):
@@ -67,7 +74,7 @@ class Losses:
         """
         require_whole(self.certificate, f"the loss curve '{self.label}'")
         length = self.values.shape[1] + 1
-        block = block or default_block(length)
+        block = default_block(length) if block is None else block
         return {
             "kind": "perplexity",
             "model": lm.source,

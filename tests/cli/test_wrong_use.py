@@ -230,6 +230,38 @@ def test_options_of_a_tuning_need_one(given, folder, tmp_path):
     assert not (tmp_path / "longer").exists()
 
 
+@pytest.mark.parametrize(
+    ("verb", "given"),
+    [
+        ("perplexity", ("--windows", "0")),
+        ("perplexity", ("--windows", "-3")),
+        ("perplexity", ("--length", "0")),
+        ("perplexity", ("--block", "-5")),
+        ("views", ("--windows", "0")),
+        ("views", ("--length", "-1")),
+        ("policies", ("--windows", "0")),
+    ],
+)
+def test_numbers_out_of_range_are_refused_before_the_model_is_looked_for(verb, given, text):
+    words = ["evaluate", verb, "no-such-model", str(text), "--length", "64", *given]
+    result = CliRunner().invoke(app, words)
+    assert isinstance(result.exception, SystemExit) and result.exit_code == 2, result.exception
+    assert f"'{given[0]}'" in result.output
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        (("--search", "--generations", "0"), "generations"),
+        (("--search", "--seed", "-1"), "seed"),
+        (("--compare", "--seeds", "0"), "seeds"),
+        (("--compare", "--needles", "-1"), "needles"),
+    ],
+)
+def test_sizes_of_a_search_and_of_a_comparison_are_checked_first(given, name, tmp_path):
+    refused("extend", "no-such-model", "--to", "128", "--out", tmp_path / "longer", *given, fails=name, also=given[-1])
+
+
 def test_a_tuning_that_failed_can_be_begun_anew(folder, text, tmp_path):
     words = ["extend", str(folder("bert")), "--to", "100", "--method", "tile", "--out", str(tmp_path / "longer")]
     words += ["--tune", str(text), "--steps", "3", "--rows", "1", "--lr"]

@@ -122,6 +122,13 @@ def test_several_needles_give_the_share_that_is_found(monkeypatch):
     assert test["low"] < test["share"] < test["high"]
 
 
+def test_as_many_strata_as_are_allowed(tiny_folder):
+    lm = handscroll.load(tiny_folder)
+    settings = LengthSearch(lengths=(900,), strata=64, rounds=1, error=1e-9)
+    record = effective_length(lm, haystack(lm.tokenizer, None, 2000, most=5000), settings, NeedleGrid(lengths=(900,)))
+    assert record["tests"][0]["trials"] == 64
+
+
 def test_confidence_narrows_around_the_share():
     for hits, trials in ((9, 10), (90, 100), (900, 1000)):
         low, high = confidence(hits, trials, 0.05)

@@ -135,6 +135,13 @@ def test_chinese_needles_and_distractors(lm):
     assert len(others) >= 3 and set(others) - {key} <= set(CHINESE[:OTHERS])
 
 
+def test_every_place_has_its_facts(lm, filler):
+    """The most depths, none near the beginning: the short length needs one place more."""
+    depths = tuple(0.5 + number / 100 for number in range(32))
+    laid = arranged(lm, filler, NeedleGrid(lengths=(70, 700), depths=depths, samples=1))
+    assert len(laid.places.used) == len(laid.facts) == 33
+
+
 @pytest.mark.promise("R15")
 def test_the_grid_repeats_and_counts(lm, filler):
     grid = NeedleGrid(lengths=(64, 128), depths=(0.0, 0.5, 1.0), samples=3)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import handscroll
-from handscroll.base.errors import DataError
+from handscroll.base.errors import ConfigError, DataError
 from handscroll.evaluate.perplexity import Losses, default_block, half_width, measure
 from handscroll.evaluate.samples import fingerprint, windows
 from handscroll.text.readers import Document
@@ -47,6 +47,14 @@ def test_each_window_begins_as_a_text_begins(babyllama):
 def test_text_that_is_too_short_is_refused(lm):
     with pytest.raises(DataError, match=naming("x")):
         windows([Document("short", "x")], lm.tokenizer, 200)
+
+
+def test_no_windows_and_no_blocks_are_refused(lm):
+    for length, count in ((200, 0), (200, -3), (0, None), (1, 2)):
+        with pytest.raises(ConfigError):
+            windows(documents(), lm.tokenizer, length, count)
+    with pytest.raises(ConfigError, match=naming(-5)):
+        Losses("x", torch.ones(2, 7), []).blocks(-5)
 
 
 def test_blocks_and_means_by_hand():
