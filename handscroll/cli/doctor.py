@@ -9,6 +9,7 @@ import typer
 
 from handscroll.base.errors import ConfigError, nearest
 from handscroll.cli.options import FILES, Device, Dtype
+from handscroll.cli.records import OneJson
 from handscroll.cli.screen import bar, screen, table
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def doctor(
     skip: Annotated[str, typer.Option(help="Checks to leave out, separated by commas.")] = "",
     dtype: Dtype = "auto",
     device: Device = "cpu",
-    json_out: Annotated[Path | None, typer.Option("--json", help="Write the record into this file.")] = None,
+    json_out: OneJson = None,
 ) -> None:
     """Find what is wrong in a model or its runtime; the exit status is 1 where something is."""
     from handscroll.doctor.examine import chosen, diagnose

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from handscroll.base.errors import ConfigError
 from handscroll.cli import needles, views
 from handscroll.cli.exposure import exposure
 from handscroll.cli.harness import ANY, harness
@@ -42,6 +43,11 @@ def perplexity(
     from handscroll.evaluate.samples import windows as cut
     from handscroll.lm import load
 
+    if reference and not 2 <= reference < length:
+        raise ConfigError(
+            f"--reference {reference}: the sliding window takes at least 2 tokens and fewer than --length {length}; 0 "
+            "leaves it out"
+        )
     texts = list(reader(key, encoding, skip_pictures).read(files))
     lm = load(model, device, dtype, adapter=adapter)
     samples = cut(texts, lm.tokenizer, length, windows, seed)

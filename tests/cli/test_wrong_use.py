@@ -262,6 +262,39 @@ def test_sizes_of_a_search_and_of_a_comparison_are_checked_first(given, name, tm
     refused("extend", "no-such-model", "--to", "128", "--out", tmp_path / "longer", *given, fails=name, also=given[-1])
 
 
+EVALUATIONS = {
+    "perplexity": ("{text}", "--length", "64"),
+    "views": ("{text}", "--length", "64"),
+    "policies": ("{text}", "--length", "128"),
+    "needle": ("--lengths", "64"),
+    "length": ("--lengths", "64"),
+    "ruler": ("--lengths", "512"),
+    "tasks": ("{text}",),
+    "leak": (),
+    "exposure": ("--secret", "the code is {{{{4815}}}}"),
+}
+
+
+@pytest.mark.parametrize("verb", [*EVALUATIONS, "doctor", "data", "metrics"])
+def test_a_record_that_cannot_be_written_is_refused_before_the_model_is_looked_for(verb, text, tmp_path):
+    given = [word.format(text=text) for word in EVALUATIONS.get(verb, ())]
+    words = ["evaluate", verb, "no-such-model", *given]
+    words = {"doctor": ["doctor", "no-such-model"], "data": ["data", "report", text], "metrics": ["metrics", text]}.get(
+        verb, words
+    )
+    for path in (tmp_path / "none" / "x.json", tmp_path):
+        refused(*words, "--json", path, fails=f"--json {path}")
+    if verb not in ("leak", "exposure", "doctor", "metrics"):
+        refused(*words, "--report", text, fails=f"--report {text}")
+        refused(*words, "--report", text / "inside", fails=f"{text} is a file")
+
+
+@pytest.mark.parametrize("reference", [1, -5, 64, 100])
+def test_a_sliding_window_that_is_none_is_refused_first(reference, text):
+    words = ("evaluate", "perplexity", "no-such-model", text, "--length", "64", "--reference", reference)
+    refused(*words, fails=f"--reference {reference}")
+
+
 def test_a_tuning_that_failed_can_be_begun_anew(folder, text, tmp_path):
     words = ["extend", str(folder("bert")), "--to", "100", "--method", "tile", "--out", str(tmp_path / "longer")]
     words += ["--tune", str(text), "--steps", "3", "--rows", "1", "--lr"]
