@@ -12,7 +12,7 @@ import numpy as np
 from handscroll.evaluate.certificate import Certificate, require_whole, together
 from handscroll.evaluate.kept import Kept
 from handscroll.evaluate.length import Found, LengthSearch, Tested, rows_of, search
-from handscroll.evaluate.needle import NeedleGrid, check_grid, form_of, needle_grid
+from handscroll.evaluate.needle import NeedleGrid, arranged, check_grid, form_of, needle_grid
 from handscroll.evaluate.placing import places
 from handscroll.lm import LM
 
@@ -35,6 +35,9 @@ def effective_length(
         DataError, ConfigError, CapacityError: as `needle_grid`. CheckpointError: `keep` holds another measurement.
     """
     check_grid(lm, filler, grid.model_copy(update={"lengths": settings.lengths}))
+    depths = tuple((stratum + 0.5) / settings.strata for stratum in range(settings.strata))
+    first = {"lengths": settings.lengths[:1], "depths": depths, "samples": 1, "haystacks": 1}
+    arranged(lm, filler, grid.model_copy(update=first))  # what does not fit is refused before anything is read
     about = {} if keep is None else _about(lm, filler, settings, grid)
     made = []
     with Kept(keep, about) as kept:
@@ -70,6 +73,7 @@ def _round(
     draw = random.Random(f"{settings.seed}/{length}/{number}")
     depths = tuple((stratum + draw.random()) / settings.strata for stratum in range(settings.strata))
     change = {"lengths": (length,), "depths": depths, "samples": 1, "haystacks": 1, "seed": draw.randrange(1 << 30)}
+    change["distractors"] = grid.distractors * length // settings.lengths[0]  # as many for each token
     record = needle_grid(lm, filler, grid.model_copy(update=change), "round")
     found = [outcome["correct"].count("1") / len(outcome["correct"]) for outcome in record["outcomes"]]
     return {"found": found, "tokens": record["tokens"], "certificate": record["certificate"]}
