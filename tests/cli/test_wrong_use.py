@@ -222,7 +222,15 @@ def test_what_is_never_done_is_not_planned(folder):
 
 
 @pytest.mark.parametrize(
-    "given", [("--steps", "5"), ("--lr", "0.1"), ("--precision", "float12"), ("--strategy", "x"), ("--rows", "-3")]
+    "given",
+    [
+        ("--steps", "5"),
+        ("--lr", "0.1"),
+        ("--precision", "float12"),
+        ("--strategy", "x"),
+        ("--rows", "-3"),
+        ("--no-end",),
+    ],
 )
 def test_options_of_a_tuning_need_one(given, folder, tmp_path):
     words = ("extend", folder("bert"), "--to", "128", "--method", "tile", "--out", tmp_path / "longer", *given)
