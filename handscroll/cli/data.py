@@ -1,12 +1,12 @@
 """`handscroll data`: examine texts and tables before a model is trained on them."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from handscroll.cli import tables
 from handscroll.cli.options import FILES, Encoding, Key, SkipPictures, reader
+from handscroll.cli.records import OneJson, Report
 from handscroll.cli.screen import bar, screen, table
 
 texts = typer.Typer(
@@ -24,8 +24,8 @@ def report(
     files: Annotated[list[str], typer.Argument(help=FILES)],
     tokenizer: Annotated[str, typer.Option(help="Folder of a model or tokenizer whose coverage is reported.")] = "",
     valid: Annotated[list[str] | None, typer.Option(help="Held-out text; its overlap with FILES is reported.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Write a self-contained report.html into this folder.")] = None,
-    json_out: Annotated[Path | None, typer.Option("--json", help="Write the record into this file.")] = None,
+    report: Report = None,
+    json_out: OneJson = None,
     key: Key = "",
     encoding: Encoding = "",
     skip_pictures: SkipPictures = False,

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from handscroll.base.errors import ConfigError, nearest
-from handscroll.cli.options import FILES, Device, Dtype
+from handscroll.cli.options import FILES, Device, Dtype, given_options
+from handscroll.cli.records import OneJson
 from handscroll.cli.screen import bar, screen, table
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ KEY = "OPENAI_API_KEY"
 
 
 def doctor(
+    context: typer.Context,
     model: Annotated[
         str,
         typer.Argument(help="Checkpoint folder, GGUF file or hub id; with --endpoint its tokenizer, if it is here."),
@@ -31,17 +33,18 @@ def doctor(
     longest: Annotated[int, typer.Option(help="Longest prompt that an endpoint is sent, in tokens.")] = 8192,
     against: Annotated[str, typer.Option(help="Another model or address: say where the two part, by position.")] = "",
     against_runtime: Annotated[str, typer.Option(help="What runs the other one: handscroll or transformers.")] = "",
-    length: Annotated[int, typer.Option(help="Tokens for --against.")] = 1024,
+    length: Annotated[int, typer.Option(help="Tokens for --against.", min=2)] = 1024,
     text: Annotated[list[str] | None, typer.Option(help=f"Text for --against. [a built-in passage] {FILES}")] = None,
     only: Annotated[str, typer.Option(help="Checks to make, separated by commas. [all]")] = "",
     skip: Annotated[str, typer.Option(help="Checks to leave out, separated by commas.")] = "",
     dtype: Dtype = "auto",
     device: Device = "cpu",
-    json_out: Annotated[Path | None, typer.Option("--json", help="Write the record into this file.")] = None,
+    json_out: OneJson = None,
 ) -> None:
     """Find what is wrong in a model or its runtime; the exit status is 1 where something is."""
     from handscroll.doctor.examine import chosen, diagnose
 
+    _refuse_idle(given_options(context), endpoint, against)
     names = chosen(_listed(only), _listed(skip))
     one = _endpoint(model, endpoint, name, longest) if endpoint else _opened(model, runtime, dtype, device)
     if against:
@@ -83,6 +86,23 @@ def show(found: "Diagnosis") -> None:
             screen().print(f"  it shows: {fault.shows}\n  to mend:  {fault.mend}", markup=False)
     wrong, healthy, unexamined = (len(found.of(one)) for one in ("wrong", "healthy", "unexamined"))
     screen().print(f"\n{wrong} wrong, {healthy} healthy, {unexamined} not examined", markup=False)
+
+
+def _refuse_idle(given: set[str], endpoint: str, against: str) -> None:
+    """Refuse options that would do nothing."""
+    server = _address(against)
+    here = not endpoint or (against and not server)
+    for used, names, instead in (
+        (against, ("length", "text", "against-runtime"), "give --against too"),
+        (not against, ("only", "skip"), "--against makes no checks, so leave it out"),
+        (endpoint, ("name",), "give --endpoint too"),
+        (endpoint or server, ("longest",), "give the address of a server (--endpoint or --against) too"),
+        (not server, ("against-runtime",), "a server runs the other model, so leave it out"),
+        (here, ("runtime", "dtype", "device"), "servers run all models, so leave it out"),
+    ):
+        idle = [name for name in names if name in given]
+        if idle and not used:
+            raise ConfigError(f"--{idle[0]} does nothing here: {instead}")
 
 
 def _parted(one: "Runtime", other: "Runtime", length: int, text: list[str] | None) -> "Apart":

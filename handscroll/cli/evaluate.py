@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from handscroll.base.errors import ConfigError
 from handscroll.cli import needles, views
 from handscroll.cli.exposure import exposure
 from handscroll.cli.harness import ANY, harness
@@ -23,10 +24,10 @@ evaluations = typer.Typer(
 def perplexity(
     model: Model,
     files: Annotated[list[str], typer.Argument(help=FILES)],
-    length: Annotated[int, typer.Option(help="Tokens per window; may exceed the trained length.")],
-    windows: Annotated[int, typer.Option(help="Number of windows to measure.")] = 8,
+    length: Annotated[int, typer.Option(help="Tokens per window; may exceed the trained length.", min=2)],
+    windows: Annotated[int, typer.Option(help="Number of windows to measure.", min=1)] = 8,
     reference: Annotated[int | None, typer.Option(help="Tokens of the sliding-window reference; 0 skips it.")] = None,
-    block: Annotated[int | None, typer.Option(help="Positions per block of the curve.")] = None,
+    block: Annotated[int | None, typer.Option(help="Positions per block of the curve.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Seed of the choice of windows.")] = 0,
     dtype: Dtype = "auto",
     device: Device = "cpu",
@@ -42,6 +43,11 @@ def perplexity(
     from handscroll.evaluate.samples import windows as cut
     from handscroll.lm import load
 
+    if reference and not 2 <= reference < length:
+        raise ConfigError(
+            f"--reference {reference}: the sliding window takes at least 2 tokens and fewer than --length {length}; 0 "
+            "leaves it out"
+        )
     texts = list(reader(key, encoding, skip_pictures).read(files))
     lm = load(model, device, dtype, adapter=adapter)
     samples = cut(texts, lm.tokenizer, length, windows, seed)
@@ -53,7 +59,7 @@ def perplexity(
         with bar(f"sliding window of {window}", len(samples)) as advance:
             curves.append(measure(lm, samples, "sliding window", window, lambda done, total: advance(done)))
     records = [curve.record(lm, block) for curve in curves]
-    size = block or default_block(length)
+    size = default_block(length) if block is None else block
     rows = [
         [f"{first:,}-{min(first + size, length) - 1:,}", *(record["loss"][number] for record in records)]
         for number, first in enumerate(range(0, length, size))
@@ -69,10 +75,10 @@ def perplexity(
 def policies(
     model: Model,
     files: Annotated[list[str], typer.Argument(help=FILES)],
-    length: Annotated[int, typer.Option(help="Tokens per window; 0 takes the context, at most 512.")] = 0,
+    length: Annotated[int, typer.Option(help="Tokens per window; 0 takes the context, at most 512.", min=0)] = 0,
     budgets: Annotated[str, typer.Option(help="Percentages of the tokens that may stay.")] = "50,25,12.5",
     policies: Annotated[str, typer.Option(help="Policies, separated by commas. [all approximate ones]")] = "",
-    windows: Annotated[int, typer.Option(help="Number of windows of the text.")] = 8,
+    windows: Annotated[int, typer.Option(help="Number of windows of the text.", min=1)] = 8,
     samples: Annotated[int, typer.Option(help="Needles at each depth; sums use five times as many.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the choice of windows.")] = 0,
     dtype: Dtype = "auto",

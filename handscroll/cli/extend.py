@@ -9,11 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from handscroll.base.errors import ConfigError
-from handscroll.cli.options import Device, Encoding, Key, Model, SkipPictures, reader
+from handscroll.cli.options import Device, Encoding, Key, Model, SkipPictures, given_options, reader
 from handscroll.cli.screen import bar, error_screen, screen, table
 
 # options that need another one
-TUNING = ("steps", "rows", "lora", "lr", "precision", "strategy", "offload", "force")
+TUNING = ("steps", "rows", "lora", "no-end", "lr", "precision", "strategy", "offload", "force")
 NEEDED = {"tune": TUNING, "search": ("generations",), "compare": ("seeds", "needles")}
 
 
@@ -77,8 +77,10 @@ def extend(
         values |= {"precision": precision, "lora": {"rank": lora, "alpha": 2.0 * lora} if lora else None}
         values |= {"memory": {"strategy": strategy, "offload": offload}, "force": force}
         settings = TuneSettings.parse(values, "extend --tune")
+    searching = Search.parse({"generations": generations, "seed": seed}, "extend --search") if search else None
+    comparing = Comparing.parse({"seeds": seeds, "needles": needles}, "extend --compare") if compare else None
     for need, names in NEEDED.items():
-        idle = [one.name for one in context.command.params if one.name in names and _given(context, one)]
+        idle = [name for name in names if name in given_options(context)]
         if idle and not context.params[need]:
             raise ConfigError(f"--{idle[0]} needs --{need}: give that too, or leave it out")
     given = None if factors is None else _read_factors(factors)
@@ -99,8 +101,8 @@ def extend(
             factors=given,
             guard=guard,
             measured=measured,
-            search=Search(generations=generations, seed=seed) if search else None,
-            compare=Comparing(seeds=seeds, needles=needles) if compare else None,
+            search=searching,
+            compare=comparing,
             tune=settings,
             folder=out.with_name(out.name + ".tuning"),
             remember=remember,
@@ -143,10 +145,6 @@ def _kept(folder: Path) -> Iterator[None]:
             told = f"kept: what was measured, in {folder}; the same command goes on from there"
             error_screen().print(told, markup=False)
         raise
-
-
-def _given(context: typer.Context, option: Any) -> bool:
-    return context.params[option.name] != option.default
 
 
 def _read_factors(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import typer
 
 from handscroll.base.config import apply_override, read_recipe
 from handscroll.base.errors import ConfigError
-from handscroll.cli.options import Encoding
+from handscroll.cli.options import Encoding, given_options
 from handscroll.cli.screen import bar, error_screen, screen, table
 from handscroll.cli.tables import Names, SkipBroken, SkipUnfit, given_columns, given_names
 from handscroll.cli.train import Shown
@@ -102,15 +102,6 @@ def finetune(
     show_scores(tuned.scores)
     screen().print(f"saved: {tuned.lm.source} (model card beside the weights, predictions in {folder})", markup=False)
     screen().print(f"use it: handscroll predict {tuned.lm.source} FILE", markup=False)
-
-
-def given_options(context: typer.Context) -> set[str]:
-    """The names of the options that stand on the command line, without their dashes."""
-    return {
-        name.strip("_").replace("_", "-")
-        for name in context.params
-        if (source := context.get_parameter_source(name)) is not None and source.name == "COMMANDLINE"
-    }
 
 
 def show_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:

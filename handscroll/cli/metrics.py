@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from handscroll.base.errors import ConfigError, DataError, nearest
+from handscroll.cli.records import OneJson
 from handscroll.cli.screen import error_screen, screen, table
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def metrics(
     encoder: Annotated[str, typer.Option(help="Encoder whose vectors the metric 'embedding' compares.")] = "",
     resamples: Annotated[int, typer.Option(help="Resamples for intervals and exchanges for tests.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the resamples.")] = 0,
-    json_out: Annotated[Path | None, typer.Option("--json", help="Write the record into this file.")] = None,
+    json_out: OneJson = None,
 ) -> None:
     """Score the PREDICTIONS of a system, with 95 % intervals; with --other, test it against another one."""
     from handscroll.data.table.spelling import spelled

@@ -110,7 +110,7 @@ def length(
         def on_round(test: Any) -> None:
             nonlocal done
             done += 1
-            advance(done, note=f"{test.length:,} tokens: {test.hits} of {test.trials}")
+            advance(done, note=f"{test.length:,} tokens: {test.share:.0%} found by round {test.rounds}")
 
         record = effective_length(lm, filler, settings, grid, on_round, keep_in)
     rows = [_test_row(test) for test in record["tests"]]

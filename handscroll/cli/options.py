@@ -43,6 +43,15 @@ def given(**options: Any) -> Any:
     return {name: value for name, value in options.items() if value is not None}
 
 
+def given_options(context: typer.Context) -> set[str]:
+    """The names of the options that stand on the command line, without their dashes."""
+    return {
+        name.strip("_").replace("_", "-")
+        for name in context.params
+        if (source := context.get_parameter_source(name)) is not None and source.name == "COMMANDLINE"
+    }
+
+
 def one_cache(cache: str, kv_budget: str, kv_guard: float | None) -> None:
     """Refuse settings of the cache that exclude each other."""
     if kv_budget and cache:

@@ -1,6 +1,7 @@
 """Keeps the records of evaluations: one JSON object a line, and a report page."""
 
 import json
+import os
 import shlex
 import sys
 import time
@@ -10,11 +11,53 @@ from typing import Annotated, Any
 
 import typer
 
+from handscroll.base.errors import ConfigError
 from handscroll.cli.screen import screen
 
-Json = Annotated[Path | None, typer.Option("--json", help="Write the records into this file, one JSON object a line.")]
-Report = Annotated[Path | None, typer.Option(help="Write a self-contained report.html into this folder.")]
 _BEGUN = time.monotonic()  # this module is imported when the command starts
+
+
+def file_to_write(option: typer.CallbackParam, value: Path | None) -> Path | None:
+    """Refuse a file that cannot be written, when the options are read: a result must not be lost when it is ready."""
+    if value is not None:
+        folder = value.absolute().parent
+        if value.is_dir():
+            raise _unwritable(option, value, "it is a folder; name a file")
+        if not folder.is_dir():
+            raise _unwritable(option, value, f"there is no folder {folder}; make it, or name another file")
+        _may_write(option, value, folder)
+    return value
+
+
+def folder_to_write(option: typer.CallbackParam, value: Path | None) -> Path | None:
+    """Refuse a folder that cannot be made or written to, when the options are read."""
+    if value is not None:
+        there = next(folder for folder in (value.absolute(), *value.absolute().parents) if folder.exists())
+        if not there.is_dir():
+            raise _unwritable(option, value, f"{there} is a file; name a folder")
+        _may_write(option, value, there)
+    return value
+
+
+def _may_write(option: typer.CallbackParam, value: Path, folder: Path) -> None:
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise _unwritable(option, value, f"you may not write to {folder}; choose another place")
+
+
+def _unwritable(option: typer.CallbackParam, value: Path, why: str) -> ConfigError:
+    return ConfigError(f"{option.opts[0]} {value} cannot be written: {why}")
+
+
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", help="Write the records into this file, one JSON object a line.", callback=file_to_write),
+]
+OneJson = Annotated[
+    Path | None, typer.Option("--json", help="Write the record into this file.", callback=file_to_write)
+]
+Report = Annotated[
+    Path | None, typer.Option(help="Write a self-contained report.html into this folder.", callback=folder_to_write)
+]
 
 
 def keep(records: Sequence[dict[str, Any]], json_out: Path | None, report: Path | None) -> None:

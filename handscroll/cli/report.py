@@ -7,13 +7,16 @@ from typing import Annotated
 import typer
 
 from handscroll.base.errors import ConfigError
+from handscroll.cli.records import file_to_write
 from handscroll.cli.screen import screen
 
 
 def report(
     records: Annotated[list[Path], typer.Argument(help="Records of a run (evaluate ... --json FILE); two compare.")],
     out: Annotated[Path, typer.Option(help="The page, one HTML file.")] = Path("report.html"),
-    json_out: Annotated[Path | None, typer.Option("--json", help="Write what the page shows as JSON, too.")] = None,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", help="Write what the page shows as JSON, too.", callback=file_to_write)
+    ] = None,
     language: Annotated[str, typer.Option(help="Language of the page: en or zh.")] = "en",
     title: Annotated[str, typer.Option(help="Title of the page. [the model]")] = "",
 ) -> None:

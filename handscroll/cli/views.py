@@ -14,11 +14,11 @@ from handscroll.cli.screen import bar, screen, table
 def views(
     model: Model,
     files: Annotated[list[str], typer.Argument(help=FILES)],
-    length: Annotated[int, typer.Option(help="Tokens per window; may exceed the trained length.")],
-    windows: Annotated[int, typer.Option(help="Number of windows to measure.")] = 8,
+    length: Annotated[int, typer.Option(help="Tokens per window; may exceed the trained length.", min=3)],
+    windows: Annotated[int, typer.Option(help="Number of windows to measure.", min=1)] = 8,
     short: Annotated[int, typer.Option(help="Tokens of the short context. [an eighth of the window]")] = 0,
     near: Annotated[
-        str, typer.Option(help="Near contexts beyond which text is asked for its worth. [halves of the window]")
+        str, typer.Option(help="Near contexts beyond which text is asked for its worth. [1/2, 1/4, 1/8 of the window]")
     ] = "",
     scored: Annotated[int, typer.Option(help="Tokens at the end of a window that --near scores. [an eighth]")] = 0,
     alpha: Annotated[float, typer.Option(help="Nats that a key token gains from the whole context.")] = 2.0,
@@ -45,9 +45,8 @@ def views(
     from handscroll.evaluate.views import ViewSettings, loss_views
     from handscroll.lm import load
 
-    values: dict[str, Any] = {"short": short or length // 8, "scored": scored or max(1, length // 8)}
-    halves = [length >> n for n in range(1, 4) if (length >> n) >= 16]
-    values["near"] = numbers(near, int, "--near") if near else halves
+    values: dict[str, Any] = {"short": short or max(2, length // 8), "scored": scored or max(1, length // 8)}
+    values["near"] = numbers(near, int, "--near") if near else _halves(length, values["scored"])
     settings = ViewSettings.parse(values | {"alpha": alpha, "beta": beta, "run": run, "seed": seed}, "evaluate views")
     texts = list(reader(key, encoding, skip_pictures).read(files))
     lm = load(model, device, dtype, adapter=adapter)
@@ -90,23 +89,36 @@ def leak(
         raise typer.Exit(1)
 
 
+def _halves(length: int, scored: int) -> list[int]:
+    """The near contexts that are asked for where none is given; says which of them are too short or too long."""
+    from handscroll.evaluate.beyond import LEAST, farthest
+
+    wanted = [length >> n for n in range(1, 4)]
+    taken = [k for k in wanted if LEAST <= k <= farthest(length, scored)]
+    if left := [f"{k:,}" for k in wanted if k not in taken]:
+        why = f"because they leave fewer than {LEAST} tokens near or far in windows of {length:,}"
+        screen().print(f"note: text beyond {', '.join(left)} tokens is not measured, {why}")
+    return taken
+
+
 def _show(record: dict[str, Any], model: str) -> None:
     told, short = record["long_ppl"], record["short"]
     title = f"{model}: {record['windows']} windows of {record['length']:,} tokens"
-    gain = f"gain over {told['alpha']:g} nats from more than {short:,} tokens"
-    keyed = f"{told['count']:,} key tokens ({told['share']:.2%}), which {gain}"
-    if told["value"] is None:
-        screen().print(f"LongPPL: none, as there are no key tokens (beyond {short:,} tokens nothing gains so much)")
+    if told["given"]:
+        why, keyed = "--keys gives none", "given by --keys"
     else:
-        screen().print(f"LongPPL {told['value']:.2f}{_ends(told)} over {keyed}")
+        why = f"beyond {short:,} tokens nothing gains so much"
+        keyed = f"which gain over {told['alpha']:g} nats from more than {short:,} tokens"
+    if told["value"] is None:
+        screen().print(f"LongPPL: none, as there are no key tokens ({why})")
+    else:
+        many = f"{told['count']:,} key tokens ({told['share']:.2%})"
+        screen().print(f"LongPPL {told['value']:.2f}{_ends(told)} over {many}, {keyed}")
     rows = [[f"{one['near']:,}", *(_signed(one, name) for name in ("shuffled", "other"))] for one in record["beyond"]]
     if rows:
         what = f"{title}; nats a token that text beyond k saves"
         screen().print(table(["beyond k", "against another order", "against another text"], rows, what))
-        used = (
-            "no k: far text helps nowhere for sure" if record["used"] is None else f"beyond {record['used']:,} tokens"
-        )
-        screen().print(f"order helps: {used}")
+        screen().print(f"order helps: {_used(record)}")
     repeats = record["repeats"]
     parts = [(name, repeats[name]) for name in ("fresh", "repeated")]
     parts += [(f"repeated {one['from']:,}-{one['to']:,} back", one) for one in repeats["by_distance"]]
@@ -116,17 +128,19 @@ def _show(record: dict[str, Any], model: str) -> None:
     columns = ["tokens", "count", "loss", "95 %", f"with {short:,}"]
     screen().print(table(columns, rows, f"repeated: ends a run of {repeats['run']} tokens that stood before"))
     rows = [
-        [f"{Path(one['source']).name}@{one['offset']:,}", _loss(one["mean"]), *map(_loss, _quarters(one["loss"]))]
+        [f"{Path(one['source']).name}@{one['offset']:,}", _loss(one["mean"]), *map(_loss, one["quarters"])]
         for one in record["documents"]
     ]
     screen().print(table(["window", "loss", "quarter 1", "2", "3", "4"], rows, "each window"))
 
 
-def _quarters(blocks: list[float]) -> list[float]:
-    """Means of the quarters of a curve; shorter curves as they are."""
-    size = max(1, len(blocks) // 4)
-    parts = [blocks[first : first + size] for first in range(0, 4 * size, size)]
-    return [sum(part) / len(part) for part in parts if part]
+def _used(record: dict[str, Any]) -> str:
+    """Beyond how many tokens the order of the text helps."""
+    from handscroll.evaluate.beyond import FEWEST
+
+    if record["windows"] < FEWEST:
+        return f"no verdict, because {FEWEST} windows are the fewest for one"
+    return "no k: far text helps nowhere for sure" if record["used"] is None else f"beyond {record['used']:,} tokens"
 
 
 def _signed(one: dict[str, Any], name: str) -> str:

@@ -11,15 +11,19 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from handscroll.base.errors import ConfigError
 from handscroll.evaluate.branching import Prefix, begin
+from handscroll.evaluate.perplexity import half_width
 from handscroll.lm import LM
-from handscroll.metrics.scores import Measured, mean, measured
+from handscroll.metrics.scores import Measured
 from handscroll.objectives.head import token_losses
+
+FEWEST = 4  # windows that a verdict needs
+LEAST = 16  # tokens of far text
+ERROR = 0.05  # that one of the intervals of all k misses the true mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,39 +69,50 @@ def far_losses(
     return picked[0], picked[1] if len(picked) > 1 else None
 
 
+def farthest(length: int, scored: int) -> int:
+    """The largest k that leaves enough far text in windows of `length` tokens; below 1 where none does."""
+    return length - scored - LEAST
+
+
 def edges_of(length: int, near: Sequence[int], scored: int) -> list[int]:
     """Where the true text begins in windows of `length` tokens, rising, one place for each k.
 
     Raises:
-        ConfigError: near and scored tokens leave fewer than 16 tokens of far text.
+        ConfigError: near and scored tokens leave fewer than `LEAST` tokens of far text.
     """
     wanted = sorted(set(near), reverse=True)
-    if wanted[-1] < 1 or wanted[0] + scored + 16 > length:
+    if wanted[-1] < 1 or wanted[0] > farthest(length, scored):
         raise ConfigError(
             f"near contexts of {', '.join(map(str, near))} tokens before {scored} scored ones do not fit into windows "
-            f"of {length}: the largest must leave at least 16 tokens of far text"
+            f"of {length}: the largest must leave at least {LEAST} tokens of far text"
         )
     return [length - scored - k for k in wanted]
 
 
-def gains(far: Sequence[Far], resamples: int, seed: int) -> list[Gain]:
-    """What far text saves on average over windows, with bootstrap intervals over windows, for each k."""
+def gains(far: Sequence[Far]) -> list[Gain]:
+    """What far text saves on average over windows, with intervals over windows (Student's t), for each k.
+
+    The intervals of all k hold together with 95 %: each has an equal share of the error (Bonferroni), because the
+    largest k of several is looked for.
+    """
     if not far:
         return []
-    made = []
+    made, error = [], ERROR / max(1, len(far[0].near))
     for number, near in enumerate(far[0].near):
         shuffled = [float((one.shuffled[number] - one.true).double().mean()) for one in far]
         other = [float((one.other[number] - one.true).double().mean()) for one in far if one.other is not None]
         tokens = sum(len(one.true) for one in far)
-        strange = _interval(other, resamples, seed) if other else None
-        made.append(Gain(near, tokens, _interval(shuffled, resamples, seed), strange))
+        made.append(Gain(near, tokens, _interval(shuffled, error), _interval(other, error) if other else None))
     return made
 
 
 def used(made: Sequence[Gain]) -> int | None:
-    """The largest k beyond which the order of the text still helps for sure (the interval is above 0)."""
-    helps = [gain.near for gain in made if gain.shuffled.low is not None and gain.shuffled.low > 0]
-    return max(helps, default=None)
+    """The largest k beyond which the order of the text still helps for sure: the interval is above 0.
+
+    Fewer than `FEWEST` windows give no verdict.
+    """
+    lows = [(gain.near, gain.shuffled.low) for gain in made if gain.shuffled.count >= FEWEST]
+    return max((near for near, low in lows if low is not None and low > 0), default=None)
 
 
 def _replaced(lm: LM, ids: Sequence[int], changed: Sequence[int], edges: Sequence[int], scored: int) -> list[Tensor]:
@@ -129,5 +144,11 @@ def _reordered(ids: Sequence[int], edges: Sequence[int], draw: random.Random) ->
     return made
 
 
-def _interval(values: Sequence[float], resamples: int, seed: int) -> Measured:
-    return measured(mean(np.array(values), share=False), resamples, seed)
+def _interval(values: Sequence[float], error: float) -> Measured:
+    means = torch.tensor(values, dtype=torch.float64)
+    value, spread = float(means.mean()), half_width(means, error)
+    if spread is None:
+        return Measured(value, None, None, len(values), "one window")
+    if spread <= 1e-12 * abs(value):
+        return Measured(value, None, None, len(values), "all windows give one value")
+    return Measured(value, value - spread, value + spread, len(values))

@@ -37,12 +37,15 @@ class Effective:
 
 def effective(
     lengths: Sequence[int],
-    hits: Sequence[int],
+    hits: Sequence[float],
     trials: Sequence[int],
     threshold: float = 0.85,
     level: float = LEVEL,
 ) -> Effective:
     """The effective length from the right answers among the trials at each of the rising `lengths`.
+
+    Answers that are right in part count as parts of a hit: exactly for the length, and rounded to whole hits for its
+    interval, which is then rather too wide.
 
     `low` needs no correction for several lengths: it can only be too high if the first length that truly fails was
     passed, and that is one test. `high` can be too low by any of the lengths that truly pass, so its tests share the
@@ -78,14 +81,15 @@ def interval(hits: int, trials: int, level: float = LEVEL) -> tuple[float, float
     return _bounds([hits], [trials], error, upper=False)[0], _bounds([hits], [trials], error, upper=True)[0]
 
 
-def _bounds(hits: Sequence[int], trials: Sequence[int], error: float, upper: bool) -> list[float]:
-    return [_bound(one, all_, error, upper) for one, all_ in zip(hits, trials, strict=True)]
+def _bounds(hits: Sequence[float], trials: Sequence[int], error: float, upper: bool) -> list[float]:
+    for one, all_ in zip(hits, trials, strict=True):
+        if not 0 <= one <= all_:
+            raise DataError(f"{one} hits of {all_} trials are no share: give 0 <= hits <= trials")
+    return [_bound(round(one), all_, error, upper) for one, all_ in zip(hits, trials, strict=True)]
 
 
 def _bound(hits: int, trials: int, error: float, upper: bool) -> float:
     """The share at which as many hits (or as few) have the probability `error`."""
-    if not 0 <= hits <= trials:
-        raise DataError(f"{hits} hits of {trials} trials are no share: give 0 <= hits <= trials")
     if hits == (trials if upper else 0):
         return 1.0 if upper else 0.0
     first, last = (0, hits) if upper else (hits, trials)

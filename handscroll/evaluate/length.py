@@ -7,10 +7,11 @@ inequality the wealth of a bettor reaches 1 / error with probability `error` at 
 1970, "Statistical methods related to the law of the iterated logarithm"; Waudby-Smith & Ramdas 2024, "Estimating means
 of bounded random variables by betting", JRSS B 86, arXiv:2010.09686).
 
-A round asks once at every depth stratum. Its bets are fixed before it begins, so the wealth is multiplied by the
-product of (1 + b (x - m)) over the strata, whose expectation is at most that of as many draws from the mean over the
-strata (the geometric mean is at most the arithmetic one). So the test is valid for the mean over depths, whatever each
-is.
+A round asks in every depth stratum, and an outcome is the share of its needles that were found, a number in 0 .. 1:
+needles that stand together share a text, so they are one trial and not several. The bets of a round are fixed before it
+begins, so the wealth is multiplied by the product of (1 + b (x - m)) over the strata, whose expectation is at most that
+of as many draws from the mean over the strata (the geometric mean is at most the arithmetic one). So the test is valid
+for the mean over depths, whatever each is.
 """
 
 import math
@@ -23,8 +24,8 @@ from pydantic import Field
 from handscroll.base.config import Config
 from handscroll.base.errors import ConfigError
 
-Probe = Callable[[int, int], Sequence[bool]]
-"""The outcomes at a length in a round, one for each depth stratum."""
+Probe = Callable[[int, int], Sequence[float]]
+"""The outcomes in 0 .. 1 at a length in a round, one for each depth stratum."""
 BETS = (
     0.05,
     0.1,
@@ -52,10 +53,13 @@ class LengthSearch(Config):
 
 @dataclass
 class Tested:
-    """The test at one length. `passes` is None while it is open; `sure`: decided by the test, not by the last round."""
+    """The test at one length: `hits` is the sum of the outcomes of all `trials`.
+
+    `passes` is None while it is open; `sure`: decided by the test, not by the last round.
+    """
 
     length: int
-    hits: int = 0
+    hits: float = 0
     trials: int = 0
     rounds: int = 0
     passes: bool | None = None
@@ -130,7 +134,7 @@ def _tested(
     return test
 
 
-def decided(hits: int, trials: int, threshold: float, error: float) -> Literal["above", "below"] | None:
+def decided(hits: float, trials: int, threshold: float, error: float) -> Literal["above", "below"] | None:
     """On which side of the threshold the share lies, once that is sure; may be asked after every round."""
     bound = math.log(1 / error)  # a wrong verdict is on one side only
     if wealth(hits, trials, threshold, above=True) >= bound:
@@ -140,11 +144,13 @@ def decided(hits: int, trials: int, threshold: float, error: float) -> Literal["
     return None
 
 
-def wealth(hits: int, trials: int, threshold: float, above: bool) -> float:
+def wealth(hits: float, trials: int, threshold: float, above: bool) -> float:
     """The logarithm of the wealth of equal bets on several shares above (or below) the threshold.
 
     A bet on the share q pays q / m for a hit and (1 - q) / (1 - m) for a miss, with the threshold m: fair if the share
-    is m, and a loss on average if it lies on the other side.
+    is m, and a loss on average if it lies on the other side. An outcome x in between pays the product of both, to the
+    powers x and 1 - x. That is at most the mean of both with the weights x and 1 - x (the geometric mean is at most the
+    arithmetic one), which would be fair too, so the test stays valid.
     """
     logs = []
     for way in BETS:
@@ -161,7 +167,7 @@ def wealth(hits: int, trials: int, threshold: float, above: bool) -> float:
     return top + math.log(sum(math.exp(one - top) for one in logs) / len(BETS))
 
 
-def confidence(hits: int, trials: int, error: float) -> tuple[float, float]:
+def confidence(hits: float, trials: int, error: float) -> tuple[float, float]:
     """The shares that no bettor has refuted: a confidence sequence, which holds at every round at once.
 
     Below it the bet on a larger share has reached 2 / error, above it that on a smaller one.

@@ -25,6 +25,7 @@ from handscroll.base.config import Config
 from handscroll.base.errors import CapacityError, ConfigError, DataError
 from handscroll.evaluate.branching import OnRead, Prefix, begin, matches
 from handscroll.evaluate.certificate import Certificate, certify, require_whole, together
+from handscroll.evaluate.distractors import spread
 from handscroll.evaluate.facts import FORMS, Facts, Teller
 from handscroll.evaluate.kept import Kept
 from handscroll.evaluate.placing import MOST, Places, places
@@ -76,7 +77,7 @@ def needle_grid(
 
     Raises:
         DataError: the filler is shorter than the longest length, or the tokenizer cannot encode the needle.
-        ConfigError: a depth is outside [0, 1], or a length has no room for needle and question.
+        ConfigError: a depth is outside [0, 1], or a length has no room for needle and question, or for the distractors.
         CapacityError: a length exceeds a learned position table.
         CheckpointError: `keep` holds another measurement.
     """
@@ -193,9 +194,10 @@ def arranged(lm: LM, filler: Sequence[int], grid: NeedleGrid) -> Arrangement:
     check_grid(lm, filler, grid)
     teller = Teller(lm.tokenizer, grid.language, grid.digits, grid.needles, OTHERS if grid.distractors else 0)
     teller.check()
+    slots = max(len(grid.depths) + 1, min(MOST, len(grid.lengths) * len(grid.depths) + 1))  # each place has its own
     facts = [
         [teller.facts(random.Random(f"{grid.seed}/{slot}/{sample}")) for sample in range(grid.samples)]
-        for slot in range(min(MOST, len(grid.lengths) * len(grid.depths) + 1))
+        for slot in range(slots)
     ]
     before = teller.before
     least = len(before) + max(one.most for row in facts for one in row)
@@ -205,8 +207,8 @@ def arranged(lm: LM, filler: Sequence[int], grid: NeedleGrid) -> Arrangement:
             f"length {min(grid.lengths)} has no room for needle and question: give at least {least + 8} tokens"
         )
     count = min(grid.haystacks, grid.samples)
-    texts = [_haystack(filler, grid, teller, number, min(rooms)) for number in range(count)]
     found = places(grid.lengths, rooms, grid.depths, max(1, grid.samples // count))
+    texts = [_haystack(filler, grid, teller, number, (min(rooms), found.used)) for number in range(count)]
     tables: dict[int, tuple[int, ...]] = {}
     for length in grid.lengths:
         bucket = declared(lm.model, length)[1]
@@ -220,19 +222,21 @@ def planned_tokens(grid: NeedleGrid) -> int:
     return round(grid.samples * places(grid.lengths, grid.lengths, grid.depths, sharing).tokens)
 
 
-def _haystack(filler: Sequence[int], grid: NeedleGrid, teller: Teller, number: int, shortest: int) -> Tensor:
-    """A piece of the filler for the longest length, with the distractors in it."""
+def _haystack(
+    filler: Sequence[int], grid: NeedleGrid, teller: Teller, number: int, beside: tuple[int, list[int]]
+) -> Tensor:
+    """A piece of the filler for the longest length, with the distractors in it.
+
+    They stand `beside` the room of the shortest length and the places of the needles.
+    """
     draw = random.Random(f"{grid.seed}/haystack/{number}")
     size = max(grid.lengths)
     start = draw.randrange(len(filler) - size + 1)
     text = list(filler[start : start + size])
-    if not grid.distractors:
-        return torch.tensor(text)
-    each = max(1, shortest // (grid.distractors + 1))
-    made = [
-        token for first in range(0, size, each) for token in [*text[first : first + each], *teller.distractor(draw)]
-    ]
-    return torch.tensor(made[:size])
+    if grid.distractors:
+        room, taken = beside
+        text = spread(text, room, grid.distractors, taken, lambda: teller.distractor(draw))
+    return torch.tensor(text)
 
 
 def _shared(lm: LM, laid: Arrangement, kept: Kept, on_read: OnRead | None) -> Iterator[str]:

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from handscroll.base.errors import ConfigError
 from handscroll.evaluate.certificate import Certificate, certify, require_whole, together
 from handscroll.evaluate.masked import masked_nll
 from handscroll.evaluate.samples import Sample, fingerprint
 from handscroll.generate.score import nll
 from handscroll.lm import LM
+from handscroll.metrics.student import quantile
 from handscroll.models.model import Model
 
 Progress = Callable[[int, int], None]
@@ -37,7 +39,13 @@ class Losses:
         return float(self.values[:, max(0, first - 1) : None if last is None else last - 1].double().mean())
 
     def blocks(self, size: int) -> dict[str, list[Any]]:
-        """Mean loss per block of `size` positions, with a 95 % interval over windows."""
+        """Mean loss per block of `size` positions, with a 95 % interval over windows.
+
+        Raises:
+            ConfigError: `size` is below 1.
+        """
+        if size < 1:
+            raise ConfigError(f"blocks of {size} positions: give at least 1")
         rows: dict[str, list[Any]] = {"positions": [], "loss": [], "low": [], "high": [], "count": []}
         length = self.values.shape[1] + 1
         for first in range(0, length, size):
@@ -66,7 +74,7 @@ class Losses:
         """
         require_whole(self.certificate, f"the loss curve '{self.label}'")
         length = self.values.shape[1] + 1
-        block = block or default_block(length)
+        block = default_block(length) if block is None else block
         return {
             "kind": "perplexity",
             "model": lm.source,
@@ -124,17 +132,10 @@ def default_block(length: int) -> int:
     return max(16, 1 << max(0, (length // 32) - 1).bit_length())
 
 
-def half_width(means: Tensor) -> float | None:
-    """Half the width of the 95 % interval of the mean over windows (Student's t); None for fewer than two windows."""
+def half_width(means: Tensor, error: float = 0.05) -> float | None:
+    """Half the width of the interval of the mean over windows (Student's t), which misses the true mean with the
+    probability `error`; None for fewer than two windows."""
     count = len(means)
     if count < 2:
         return None
-    return _t95(count - 1) * float(means.std()) / math.sqrt(count)
-
-
-def _t95(freedom: int) -> float:
-    """The 0.975 quantile of Student's t, from Abramowitz & Stegun, table 26.10."""
-    table = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131]
-    if freedom <= len(table):
-        return table[freedom - 1]
-    return 1.960 + 2.4 / freedom  # within 0.003 of the quantile for 16 or more degrees of freedom
+    return quantile(count - 1, error) * float(means.std()) / math.sqrt(count)

@@ -12,7 +12,7 @@ import numpy as np
 from handscroll.evaluate.certificate import Certificate, require_whole, together
 from handscroll.evaluate.kept import Kept
 from handscroll.evaluate.length import Found, LengthSearch, Tested, rows_of, search
-from handscroll.evaluate.needle import NeedleGrid, check_grid, form_of, needle_grid
+from handscroll.evaluate.needle import NeedleGrid, arranged, check_grid, form_of, needle_grid
 from handscroll.evaluate.placing import places
 from handscroll.lm import LM
 
@@ -35,11 +35,14 @@ def effective_length(
         DataError, ConfigError, CapacityError: as `needle_grid`. CheckpointError: `keep` holds another measurement.
     """
     check_grid(lm, filler, grid.model_copy(update={"lengths": settings.lengths}))
+    depths = tuple((stratum + 0.5) / settings.strata for stratum in range(settings.strata))
+    first = {"lengths": settings.lengths[:1], "depths": depths, "samples": 1, "haystacks": 1}
+    arranged(lm, filler, grid.model_copy(update=first))  # what does not fit is refused before anything is read
     about = {} if keep is None else _about(lm, filler, settings, grid)
     made = []
     with Kept(keep, about) as kept:
 
-        def probe(length: int, number: int) -> list[bool]:
+        def probe(length: int, number: int) -> list[float]:
             key = f"{length}/{number}"
             if key not in kept:
                 kept[key] = _round(lm, filler, settings, grid, (length, number))
@@ -55,7 +58,7 @@ def effective_length(
         "label": "needle",
         "trained": lm.trained,
         "format": form_of(grid),
-        **_verdict(settings, found),
+        **_verdict(settings, found, grid.needles),
         "tokens": sum(part["tokens"] for part in made),
         "tokens_grid": _grid_tokens(settings),
         "certificate": certificate.record(),
@@ -65,17 +68,19 @@ def effective_length(
 def _round(
     lm: LM, filler: Sequence[int], settings: LengthSearch, grid: NeedleGrid, where: tuple[int, int]
 ) -> dict[str, Any]:
-    """Ask once in each stratum at a length."""
+    """Ask for the needles of each stratum at a length; `found` is the share of each stratum that was found."""
     length, number = where
     draw = random.Random(f"{settings.seed}/{length}/{number}")
     depths = tuple((stratum + draw.random()) / settings.strata for stratum in range(settings.strata))
     change = {"lengths": (length,), "depths": depths, "samples": 1, "haystacks": 1, "seed": draw.randrange(1 << 30)}
+    change["distractors"] = grid.distractors * length // settings.lengths[0]  # as many for each token
     record = needle_grid(lm, filler, grid.model_copy(update=change), "round")
-    found = [all(hit == "1" for hit in outcome["correct"]) for outcome in record["outcomes"]]
+    found = [outcome["correct"].count("1") / len(outcome["correct"]) for outcome in record["outcomes"]]
     return {"found": found, "tokens": record["tokens"], "certificate": record["certificate"]}
 
 
-def _verdict(settings: LengthSearch, found: Found) -> dict[str, Any]:
+def _verdict(settings: LengthSearch, found: Found, needles: int) -> dict[str, Any]:
+    """What the search found. `hits` and `trials` count needles, of which `needles` stand together."""
     return {
         "lengths": list(settings.lengths),
         "threshold": settings.threshold,
@@ -86,7 +91,10 @@ def _verdict(settings: LengthSearch, found: Found) -> dict[str, Any]:
         "effective": found.length,
         "low": found.low,
         "high": found.high,
-        "tests": rows_of(settings, found),
+        "tests": [
+            {**row, "hits": round(needles * row["hits"]), "trials": needles * row["trials"]}
+            for row in rows_of(settings, found)
+        ],
     }
 
 
@@ -102,6 +110,7 @@ def _about(lm: LM, filler: Sequence[int], settings: LengthSearch, grid: NeedleGr
     """What the file of rounds is about."""
     return {
         "kind": "length rounds",
+        "outcome": "share of the needles of a stratum",
         "model": asdict(lm.identity(max(settings.lengths))),
         "search": settings.model_dump(mode="json"),
         "grid": grid.model_dump(mode="json", exclude={"lengths", "depths", "samples", "haystacks", "seed"}),

@@ -5,7 +5,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from handscroll.base.errors import DataError
+from handscroll.base.errors import ConfigError, DataError
 from handscroll.text.files import Paths
 from handscroll.text.readers import Document, Reader
 from handscroll.text.tokenizer import Tokenizer
@@ -30,7 +30,11 @@ def windows(
 
     Raises:
         DataError: no document has `length` tokens; the message names the longest.
+        ConfigError: fewer than one window, or windows of fewer than two tokens.
     """
+    if length < 2 or (count is not None and count < 1):
+        many = "all" if count is None else str(count)
+        raise ConfigError(f"{many} windows of {length} tokens: give at least one window, of at least two tokens")
     frame = tokenizer.encode("") if tokenizer.bos is not None else []
     prefix = [tokenizer.bos] if tokenizer.bos is not None and tokenizer.bos in frame else []
     if not prefix and tokenizer.cls is not None and tokenizer.cls in tokenizer.frame()[0]:

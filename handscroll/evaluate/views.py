@@ -63,9 +63,9 @@ class Views:
     keys: Keys | None = None
 
     def record(self, lm: LM, label: str, resamples: int = 1000) -> dict[str, Any]:
-        """The JSON record of all views; intervals are bootstraps over windows."""
+        """The JSON record of all views. `gains` says what its intervals are; the others are bootstraps over windows."""
         length, block = self.long.shape[1] + 1, default_block(self.long.shape[1] + 1)
-        worth = gains(self.far, resamples, self.settings.seed)
+        worth = gains(self.far)
         return {
             "kind": "views",
             "model": lm.source,
@@ -86,6 +86,7 @@ class Views:
                     "source": sample.source,
                     "offset": sample.offset,
                     "mean": float(row.mean()),
+                    "quarters": [float(part.mean()) if len(part) else None for part in row.tensor_split(4)],
                     "loss": _blocks(row, block),
                 }
                 for sample, row in zip(self.samples, self.long.double(), strict=True)
@@ -202,10 +203,11 @@ def long_ppl(long: Tensor, keys: Tensor, settings: ViewSettings, resamples: int,
     """LongPPL (Fang et al. 2024, arXiv:2410.23771): the perplexity of the key tokens alone, with its interval.
 
     The key tokens are found by the model that is measured, so by their definition their loss is below -beta: compare
-    the share of key tokens too, or measure all models on the keys of one (`given`).
+    the share of key tokens too, or measure all models on the keys of one (`given`). Then alpha and beta are not known.
     """
     count = int(keys.sum())
-    about = {"alpha": settings.alpha, "beta": settings.beta, "count": count, "share": count / keys.numel()}
+    alpha, beta = (None, None) if given else (settings.alpha, settings.beta)
+    about = {"alpha": alpha, "beta": beta, "count": count, "share": count / keys.numel()}
     if not count:
         return {**about, "value": None, "low": None, "high": None, "given": given}
     loss = ratio(_sums(long, keys), _counts(keys), resamples, settings.seed)

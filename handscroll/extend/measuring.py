@@ -166,8 +166,8 @@ class Measuring:
         steps = [f"the model writes {self.written:,} tokens itself"] if self.written else []
         steps += [each.words(self.target) for each in self.every]
         return (
-            f"measuring: {', then '.join(steps)}: about {clock(seconds)} at most. Shorter: name the --method (without "
-            "--text nothing is measured then), or give a smaller --to"
+            f"measuring: {', then '.join(steps)}: about {clock(seconds)} at most. Shorter: name a --method with one "
+            "setting (none, pi, ...; without --text nothing is measured then), or give a smaller --to"
         )
 
 

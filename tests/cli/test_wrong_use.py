@@ -222,12 +222,85 @@ def test_what_is_never_done_is_not_planned(folder):
 
 
 @pytest.mark.parametrize(
-    "given", [("--steps", "5"), ("--lr", "0.1"), ("--precision", "float12"), ("--strategy", "x"), ("--rows", "-3")]
+    "given",
+    [
+        ("--steps", "5"),
+        ("--lr", "0.1"),
+        ("--precision", "float12"),
+        ("--strategy", "x"),
+        ("--rows", "-3"),
+        ("--no-end",),
+    ],
 )
 def test_options_of_a_tuning_need_one(given, folder, tmp_path):
     words = ("extend", folder("bert"), "--to", "128", "--method", "tile", "--out", tmp_path / "longer", *given)
     refused(*words, fails=given[0])
     assert not (tmp_path / "longer").exists()
+
+
+@pytest.mark.parametrize(
+    ("verb", "given"),
+    [
+        ("perplexity", ("--windows", "0")),
+        ("perplexity", ("--windows", "-3")),
+        ("perplexity", ("--length", "0")),
+        ("perplexity", ("--block", "-5")),
+        ("views", ("--windows", "0")),
+        ("views", ("--length", "-1")),
+        ("policies", ("--windows", "0")),
+    ],
+)
+def test_numbers_out_of_range_are_refused_before_the_model_is_looked_for(verb, given, text):
+    words = ["evaluate", verb, "no-such-model", str(text), "--length", "64", *given]
+    result = CliRunner().invoke(app, words)
+    assert isinstance(result.exception, SystemExit) and result.exit_code == 2, result.exception
+    assert f"'{given[0]}'" in result.output
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        (("--search", "--generations", "0"), "generations"),
+        (("--search", "--seed", "-1"), "seed"),
+        (("--compare", "--seeds", "0"), "seeds"),
+        (("--compare", "--needles", "-1"), "needles"),
+    ],
+)
+def test_sizes_of_a_search_and_of_a_comparison_are_checked_first(given, name, tmp_path):
+    refused("extend", "no-such-model", "--to", "128", "--out", tmp_path / "longer", *given, fails=name, also=given[-1])
+
+
+EVALUATIONS = {
+    "perplexity": ("{text}", "--length", "64"),
+    "views": ("{text}", "--length", "64"),
+    "policies": ("{text}", "--length", "128"),
+    "needle": ("--lengths", "64"),
+    "length": ("--lengths", "64"),
+    "ruler": ("--lengths", "512"),
+    "tasks": ("{text}",),
+    "leak": (),
+    "exposure": ("--secret", "the code is {{{{4815}}}}"),
+}
+
+
+@pytest.mark.parametrize("verb", [*EVALUATIONS, "doctor", "data", "metrics"])
+def test_a_record_that_cannot_be_written_is_refused_before_the_model_is_looked_for(verb, text, tmp_path):
+    given = [word.format(text=text) for word in EVALUATIONS.get(verb, ())]
+    words = ["evaluate", verb, "no-such-model", *given]
+    words = {"doctor": ["doctor", "no-such-model"], "data": ["data", "report", text], "metrics": ["metrics", text]}.get(
+        verb, words
+    )
+    for path in (tmp_path / "none" / "x.json", tmp_path):
+        refused(*words, "--json", path, fails=f"--json {path}")
+    if verb not in ("leak", "exposure", "doctor", "metrics"):
+        refused(*words, "--report", text, fails=f"--report {text}")
+        refused(*words, "--report", text / "inside", fails=f"{text} is a file")
+
+
+@pytest.mark.parametrize("reference", [1, -5, 64, 100])
+def test_a_sliding_window_that_is_none_is_refused_first(reference, text):
+    words = ("evaluate", "perplexity", "no-such-model", text, "--length", "64", "--reference", reference)
+    refused(*words, fails=f"--reference {reference}")
 
 
 def test_a_tuning_that_failed_can_be_begun_anew(folder, text, tmp_path):

@@ -5,6 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from handscroll.base.errors import ConfigError
 from handscroll.cli.main import app
 from tests.doctor.material import edited, saved, spelling, theirs
 from tests.doctor.server import serving
@@ -51,6 +52,31 @@ def test_an_endpoint_on_the_command_line():
     with serving(cut=512) as url:
         done = RUN.invoke(app, ["doctor", "--endpoint", url, "--longest", "2000"])
     assert done.exit_code == 1 and "was cut without an error" in done.output
+
+
+@pytest.mark.parametrize(
+    ("options", "idle"),
+    [
+        (["x", "--only", "frequencies", "--length", "5"], "--length"),
+        (["x", "--length", "1024"], "--length"),  # also where it is what it would be anyway
+        (["x", "--text", "one.txt"], "--text"),
+        (["x", "--name", "x"], "--name"),
+        (["x", "--longest", "3"], "--longest"),
+        (["x", "--against", "y", "--only", "frequencies"], "--only"),
+        (["x", "--against", "y", "--skip", "frequencies"], "--skip"),
+        (["x", "--against", "http://127.0.0.1:9/v1", "--name", "x"], "--name"),
+        (["x", "--against", "http://127.0.0.1:9/v1", "--against-runtime", "transformers"], "--against-runtime"),
+        (["--endpoint", "http://127.0.0.1:9/v1", "--runtime", "transformers"], "--runtime"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(options, idle):
+    done = RUN.invoke(app, ["doctor", *options])
+    assert isinstance(done.exception, ConfigError) and f"{idle} " in str(done.exception), done.output
+
+
+def test_a_length_of_no_tokens_is_refused():
+    done = RUN.invoke(app, ["doctor", "x", "--against", "y", "--length", "-5"])
+    assert isinstance(done.exception, SystemExit) and done.exit_code == 2 and "'--length'" in done.output
 
 
 def test_wrong_use_is_told():

@@ -43,6 +43,15 @@ def test_the_longest_length_before_the_first_failure():
     assert effective(lengths, [85, 0, 0, 0], trials, threshold=0.85).length == 1024
 
 
+def test_parts_of_hits_count_for_the_length():
+    """A share of 0.4 reaches 0.34, and the interval is that of whole hits."""
+    found, whole = effective((512, 1024), [0.4, 0.4], [1, 1], 0.34), effective((512, 1024), [0, 0], [1, 1], 0.34)
+    assert found.length == 1024 and (found.low, found.high) == (whole.low, whole.high)
+    assert effective((512, 1024), [8.5, 8.4], [10, 10]).length == 512
+    with pytest.raises(DataError):
+        effective((512,), [10.4], [10])
+
+
 def test_the_interval_holds_the_true_length():
     """Of 300 models whose share falls with the length, the interval misses the true effective length in 5 % at most."""
     lengths, draw, missed = (1, 2, 4, 8, 16), random.Random(0), 0

@@ -7,9 +7,10 @@ import pytest
 
 import handscroll
 from handscroll.base.errors import CheckpointError, ConfigError
+from handscroll.evaluate import probing
 from handscroll.evaluate.haystack import haystack
 from handscroll.evaluate.length import LengthSearch, confidence, decided, search, wealth
-from handscroll.evaluate.needle import NeedleGrid
+from handscroll.evaluate.needle import NeedleGrid, needle_grid
 from handscroll.evaluate.probing import effective_length
 from tests.conftest import ROOT
 
@@ -84,6 +85,48 @@ def test_the_error_holds_at_every_round_whatever_the_strata_are():
                 )
             erred, lost = erred + err, lost + out
         assert erred <= 20 and lost <= 20, (strata, erred, lost)
+
+
+def test_the_error_holds_for_shares_of_needles_that_stand_together():
+    """Outcomes between 0 and 1, with a mean on the wrong side of the threshold or on it."""
+    for outcomes in ((0.25, 0.95, 1.0), (0.0, 1.0, 1.0), (0.6, 0.7, 0.75)):
+        draw, mean, erred = random.Random(2), sum(outcomes) / 3, {"above": 0, "below": 0}
+        for wrong in erred:
+            for _ in range(200):
+                hits, err = 0.0, False
+                for trial in range(1, 101):
+                    hits += draw.choice(outcomes)
+                    err = err or decided(hits, trial, mean, 0.05) == wrong
+                erred[wrong] += err
+        assert max(erred.values()) <= 10, (outcomes, erred)
+
+
+def test_several_needles_give_the_share_that_is_found(monkeypatch):
+    """Of four needles that stand together the starter finds some: the search counts those, as the grid does."""
+    lm, seen = handscroll.load(ROOT / "handscroll" / "starter", dtype="float32"), []
+
+    def watched(*given):
+        record = needle_grid(*given)
+        seen.extend(record["outcomes"])
+        return record
+
+    monkeypatch.setattr(probing, "needle_grid", watched)
+    settings = LengthSearch(lengths=(200,), strata=3, rounds=2, threshold=0.5, error=1e-6)
+    grid = NeedleGrid(lengths=(200,), needles=4)
+    record = effective_length(lm, haystack(lm.tokenizer, None, 4000, most=9000), settings, grid)
+    marks = [outcome["correct"] for outcome in seen]
+    assert any(0 < mark.count("1") < 4 for mark in marks), "or this test proves nothing"
+    (test,) = record["tests"]
+    assert test["hits"] == "".join(marks).count("1") and test["trials"] == 2 * 3 * 4
+    assert test["share"] == pytest.approx(test["hits"] / test["trials"])
+    assert test["low"] < test["share"] < test["high"]
+
+
+def test_as_many_strata_as_are_allowed(tiny_folder):
+    lm = handscroll.load(tiny_folder)
+    settings = LengthSearch(lengths=(900,), strata=64, rounds=1, error=1e-9)
+    record = effective_length(lm, haystack(lm.tokenizer, None, 2000, most=5000), settings, NeedleGrid(lengths=(900,)))
+    assert record["tests"][0]["trials"] == 64
 
 
 def test_confidence_narrows_around_the_share():

@@ -135,6 +135,26 @@ def test_chinese_needles_and_distractors(lm):
     assert len(others) >= 3 and set(others) - {key} <= set(CHINESE[:OTHERS])
 
 
+def test_the_shortest_text_has_as_many_distractors_as_were_asked_for(lm, filler):
+    """Whole ones, at each place of the needle; a text of twice the length has twice as many."""
+    grid = NeedleGrid(lengths=(400, 800), samples=2, distractors=8)
+    laid = arranged(lm, filler, grid)
+    for length, row in zip(grid.lengths, laid.places.of, strict=True):
+        for place in row:
+            text = lm.decode(laid.prompt(length, place, 1, 0))
+            found = len(re.findall(r"The secret number of \w+ is \d{5}\.", text)) - 1  # less the needle
+            assert found == 8 if length == 400 else 15 <= found <= 19, (length, place, found)
+    with pytest.raises(ConfigError, match=naming("100,000")):
+        arranged(lm, filler, grid.model_copy(update={"distractors": 100_000}))
+
+
+def test_every_place_has_its_facts(lm, filler):
+    """The most depths, none near the beginning: the short length needs one place more."""
+    depths = tuple(0.5 + number / 100 for number in range(32))
+    laid = arranged(lm, filler, NeedleGrid(lengths=(70, 700), depths=depths, samples=1))
+    assert len(laid.places.used) == len(laid.facts) == 33
+
+
 @pytest.mark.promise("R15")
 def test_the_grid_repeats_and_counts(lm, filler):
     grid = NeedleGrid(lengths=(64, 128), depths=(0.0, 0.5, 1.0), samples=3)

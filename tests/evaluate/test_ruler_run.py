@@ -130,6 +130,13 @@ def test_the_summary_averages_tasks_and_finds_the_effective_length(lm):
     assert found["unfit"] == [{"task": "niah_single_1", "length": 512, "samples": 1, "needs": 542}]
 
 
+def test_parts_of_a_score_count_for_the_effective_length(lm):
+    """The shortest length reaches 85 % of its own score, also where one sample was right in part."""
+    setting = Setting(lengths=(512, 1024), tasks=("vt",), samples=1)
+    found = summary(lm, setting, {"language": "en"}, rows_of(setting, lambda task, length: 0.4))
+    assert found["effective"][1]["threshold"] == pytest.approx(0.34) and found["effective"][1]["length"] == 1024
+
+
 def test_the_command(tiny_folder, tmp_path):
     def call(*arguments):
         made = CliRunner().invoke(app, ["evaluate", "ruler", str(tiny_folder), *map(str, arguments)])

@@ -8,6 +8,7 @@ from handscroll.cli.main import app
 from handscroll.extend import choice as module
 from handscroll.extend.extend import extension
 from handscroll.extend.measuring import Measuring, finalists, own_size, reach
+from handscroll.extend.methods import candidates
 from handscroll.plan.calibration import Calibration, cache_file, save_calibration
 from tests.conftest import ROOT
 
@@ -32,6 +33,16 @@ def test_progress_counts_to_its_total(tiny_folder, measured, monkeypatch):
     assert done == sorted(done) and total == {done[-1]} == {plan.tokens}
     assert 0 < result.outcome.read <= plan.tokens
     assert len(told) == 1 and f"{entries} candidates on a window of" in told[0] and "--method" in told[0]
+
+
+def test_methods_that_are_said_to_need_no_measuring_have_one_setting(tiny_folder, spec):
+    lm = handscroll.load(tiny_folder)
+    said = Measuring.of(22, spec, 256, 64, 512).words(100.0)
+    named = said.rpartition("(")[2].partition(", ...")[0].split(", ")
+    assert len(named) == 2 and "yarn" not in named
+    for method in named:
+        assert len(candidates(lm.model, method, 256)) == 1
+        assert extension(lm, 256, method).outcome is None
 
 
 def test_rounds_take_fewer_candidates_to_more_text(spec):

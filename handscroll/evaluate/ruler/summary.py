@@ -80,12 +80,11 @@ def _share(rows: Rows) -> float | None:
 
 
 def _effective(lengths: Sequence[int], counted: Sequence[Rows]) -> list[dict[str, Any]]:
-    """The longest length that reaches each threshold. Parts of a score count as parts of a hit, which makes the
-    binomial interval rather too wide."""
+    """The longest length that reaches each threshold. Parts of a score count as parts of a hit."""
     known = [(length, rows) for length, rows in zip(lengths, counted, strict=True) if rows]
     if not known:
         return []
-    hits = [round(sum(row["score"] for row in rows)) for _, rows in known]
+    hits = [sum(row["score"] for row in rows) for _, rows in known]
     trials = [len(rows) for _, rows in known]
     first = _mean(known[0][1])
     rules = [("published", PUBLISHED), *([("relative", RELATIVE * first)] if first else [])]
