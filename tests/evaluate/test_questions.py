@@ -107,6 +107,69 @@ def test_rows_that_ask_nothing_are_counted_and_broken_ones_refused(tmp_path):
         sheet_of(tmp_path, {"a": "b"})
 
 
+def test_one_text_is_one_answer_and_a_list_of_texts_is_one_document(tmp_path):
+    (first,) = sheet_of(tmp_path, ROWS["longbench"] | {"answers": "Paris"}).items
+    assert first.wanted == ("Paris",) and measures([first], ["Paris"])["exact-match"].value == 1
+    (second,) = sheet_of(tmp_path, ROWS["longbench"] | {"answers": [3]}).items
+    assert second.wanted == ("3",)
+    for row in (ROWS["plain"], ROWS["longbench"], ROWS["summaries"]):
+        name = "context" if "context" in row else "document"
+        (item,) = sheet_of(tmp_path, row | {name: ["Ann came.", "Bob left."]}).items
+        assert item.document == "Ann came.\n\nBob left."
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("plain", {"context": {"title": ["x"], "sentences": [["Ann came."]]}}),
+        ("plain", {"context": ["Ann came.", None, {}]}),
+        ("plain", {"query": ["Who?"]}),
+        ("longbench", {"context": {}}),
+        ("longbench", {"input": ["Who?"]}),
+        ("longbench", {"answers": [{"words": "x"}]}),
+        ("loogle", {"qa_pairs": [{"Q": "Who?", "A": 1.5}, {"Q": ["Who?"], "A": "x"}]}),
+        ("loogle", {"input": 5, "qa_pairs": [{"Q": "Who?", "A": {"<mask-0>": ["x"]}}, {"Q": {}, "A": "x"}]}),
+        ("leval", {"outputs": ["A", {"x": 1}]}),
+        ("longbench2", {"choice_A": ["x"]}),
+        ("choices", {"options": "the hen|the fox"}),
+        ("choices", {"options": {"text": ["the hen", "the fox"], "label": ["A", "B"]}}),
+        ("choices", {"options": [["the hen"], ["the fox"]]}),
+        ("choices", {"answer": "the cow"}),
+        ("choices", {"answer": True}),
+    ],
+)
+def test_values_of_another_kind_are_refused_by_their_row(name, change, tmp_path):
+    with pytest.raises(DataError, match=r"set\.jsonl, row 2"):
+        sheet_of(tmp_path, ROWS[name], ROWS[name] | change)
+
+
+def test_choices_by_their_letters_are_choices(tmp_path):
+    (item,) = sheet_of(tmp_path, ROWS["choices"] | {"options": {"A": "the hen", "B": "the fox"}, "answer": "B"}).items
+    assert (item.asks, item.choices, item.wanted) == ("choice", ("the hen", "the fox"), ("B",))
+    (item,) = sheet_of(tmp_path, ROWS["choices"] | {"options": None, "answer": "the fox"}).items
+    assert (item.asks, item.choices, item.wanted) == ("answer", (), ("the fox",))
+
+
+def test_classes_that_rows_do_not_name_are_those_of_the_file(tmp_path):
+    rows = [ROWS["longbench"] | {"dataset": "trec", "answers": [one]} for one in ("Person", "Place", "Person")]
+    sheet = sheet_of(tmp_path, *rows)
+    assert [item.choices for item in sheet.items] == [("Person", "Place")] * 3
+    assert measures(sheet.items[:1], ["a Person"])["accuracy"].value == 1
+    assert any("trec" in note for note in sheet.account.notes)
+    named = sheet_of(tmp_path, rows[0] | {"all_classes": ["Person", "Thing"]}, rows[1])
+    assert [item.choices for item in named.items] == [("Person", "Thing"), ("Person", "Thing", "Place")]
+
+
+def test_questions_inside_rows_are_counted(tmp_path):
+    pairs = [{"Q": "Who?", "A": "x"}, {"Q": "Why?", "A": ""}, {"question": "When?", "answer": "z"}]
+    sheet = sheet_of(tmp_path, ROWS["loogle"] | {"qa_pairs": pairs})
+    assert len(sheet.items) == 1 and sheet.account.kept == 1
+    (empty,) = sheet.empty
+    assert empty.count == 2 and empty.places[0].endswith("row 1, question 2")
+    exam = sheet_of(tmp_path, ROWS["leval"] | {"outputs": ["A", None]})
+    assert len(exam.items) == 1 and exam.empty[0].count == 1
+
+
 def test_answers_are_read_as_a_person_would():
     assert [number_in(t) for t in ("#### 1,250.50", "7 or 8", "none", "-3 #### -4")] == ["1250.5", "8", None, "-4"]
     found = [letter_in(t, ("fox", "hen")) for t in ("B.", "The answer is (A)", "It is (C)!", "hen", "Because")]
