@@ -172,7 +172,7 @@ def test_questions_inside_rows_are_counted(tmp_path):
 
 def test_answers_are_read_as_a_person_would():
     assert [number_in(t) for t in ("#### 1,250.50", "7 or 8", "none", "-3 #### -4")] == ["1250.5", "8", None, "-4"]
-    found = [letter_in(t, ("fox", "hen")) for t in ("B.", "The answer is (A)", "It is (C)!", "hen", "Because")]
+    found = [letter_in(t, ("fox", "hen", "cow")) for t in ("B.", "The answer is (A)", "It is (C)!", "hen", "Because")]
     assert found == ["B", "A", "C", "B", None]
     assert named_in("It is a Location of entity", ("entity", "location", "loc")) == "location"
     assert blanks_in('<mask-1>: "the fox"\n<mask-0> = cat', ("<mask-1>", "<mask-0>", "<mask-2>")) == [
@@ -180,6 +180,33 @@ def test_answers_are_read_as_a_person_would():
         "cat",
         "",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("The answer is a bit tricky, but it is (C).", "C"),
+        ("I would choose (B).", "B"),
+        ("A careful reading shows (D).", "D"),
+        ("answer is **C**", "C"),
+        ("The answer is: $\\boxed{C}$", "C"),
+        ("B. The hen, since (A) flies", "B"),
+        ("Answer: E", None),
+        ("I do not know", None),
+        ("B the hen", "B"),
+        ("option A? No: the ANSWER IS D", "D"),
+    ],
+)
+def test_only_letters_of_the_choices_are_answers(text, letter):
+    assert letter_in(text, ("fox", "hen", "cow", "dog")) == letter
+
+
+def test_classes_are_words_and_the_number_is_the_first_behind_its_mark():
+    assert named_in("I know that it did: Yes", ("Yes", "No")) == "Yes"
+    assert named_in("It is invalid", ("valid", "invalid")) == "invalid"
+    assert named_in("Unknown.", ("Yes", "No")) is None
+    assert named_in("答案是体育新闻", ("体育", "财经")) == "体育" and named_in("答案是Yes吗", ("Yes", "No")) == "Yes"
+    assert [number_in(t) for t in ("#### 18 dollars in 2 days", "2 of 3 ####")] == ["18", "3"]
 
 
 def test_blanks_count_singly(tmp_path):

@@ -17,12 +17,11 @@ from handscroll.base.errors import DataError
 from handscroll.data.table.fields import Field, answers_of, match
 from handscroll.data.table.read import read_table
 from handscroll.data.table.table import Account, Count, Ledger, Record, Table, columns_of
-from handscroll.evaluate.questions.item import WHOLE, Item
+from handscroll.evaluate.questions.item import LETTERS, WHOLE, Item
 from handscroll.evaluate.questions.judge import number_in
 from handscroll.metrics.texts import language_of
 from handscroll.text.files import Paths
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of choices
 CLASSES = 12  # most different answers of a set that are taken for names of classes
 
 # The sets of LongBench: how each is asked and judged, and the most tokens of an answer there.
