@@ -321,6 +321,20 @@ def test_a_run_that_was_killed_goes_on_and_asks_nothing_twice(lm, tmp_path, monk
         run.run(other, tmp_path / "killed")
 
 
+def test_damaged_files_of_a_run_are_named(lm, tmp_path):
+    todo = run.plan(lm, [sheet_of(tmp_path, ROWS["gsm"])], Asking(max_tokens=3))
+    run.run(todo, tmp_path / "run")
+    answers, asked = tmp_path / "run" / run.ANSWERS, tmp_path / "run" / run.QUESTIONS
+    kept = answers.read_text(encoding="utf-8")
+    answers.write_text(kept + "{}\n", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"answers\.jsonl, line 2"):
+        run.run(todo, tmp_path / "run")
+    answers.write_text(kept, encoding="utf-8")
+    asked.write_text("[1]", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"questions\.json"):
+        run.run(todo, tmp_path / "run")
+
+
 def test_examples_are_never_asked_and_stand_before_every_question(lm, tmp_path):
     rows = [ROWS["gsm"] | {"question": f"How many are {number} and 3?"} for number in range(4)]
     sheet = sheet_of(tmp_path, *rows)
