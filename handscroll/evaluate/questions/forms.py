@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from handscroll.base.errors import DataError
-from handscroll.data.table.fields import Field, answers_of, match
+from handscroll.data.table.fields import Field, answers_in, match, text_in
 from handscroll.data.table.read import read_table
 from handscroll.data.table.table import Account, Count, Ledger, Record, Table, columns_of
 from handscroll.evaluate.questions.item import LETTERS, WHOLE, Item
@@ -159,20 +159,9 @@ def _alike(items: Sequence[Item]) -> list[Item]:
     return list(items)
 
 
-def _said(value: Any, place: str, name: str) -> str:
-    """A text, or a number as its text; "" where there is none.
-
-    Raises:
-        DataError: it is neither.
-    """
-    if isinstance(value, bool) or not (value is None or isinstance(value, str | int | float)):
-        raise DataError(f"{place}: '{name}' is a {type(value).__name__}, not a text; repair the row")
-    return "" if value is None else str(value)
-
-
 def _text(record: Record, name: str) -> str:
     """The text under a name, "" where there is none (some files write the word none)."""
-    value = _said(record.get(name), record.place, name)
+    value = text_in(record.get(name), record.place, name)
     return "" if value.strip().casefold() in ("", "none", "null") else value
 
 
@@ -181,20 +170,7 @@ def _document(record: Record, name: str) -> str:
     value = record.get(name)
     if not isinstance(value, list):
         return _text(record, name)
-    return "\n\n".join(_said(one, record.place, f"{name}, number {at}") for at, one in enumerate(value, start=1))
-
-
-def _answers(value: Any, place: str, name: str) -> tuple[str, ...]:
-    """The right answers: a text or a number is one.
-
-    Raises:
-        DataError: they have no form of answers.
-    """
-    try:
-        found = answers_of(value, name)
-    except DataError as error:
-        raise DataError(f"{place}: {error}; repair the row") from None
-    return tuple(dict.fromkeys(one["text"] for one in found if one["text"].strip()))
+    return "\n\n".join(text_in(one, record.place, f"{name}, number {at}") for at, one in enumerate(value, start=1))
 
 
 def _objects(value: Any, place: str, name: str, keys: str) -> list[Mapping[str, Any]]:
@@ -219,18 +195,18 @@ def _longbench(record: Record) -> Items:
     asks, judge, most = _LONGBENCH.get(name, ("answer", "words", 64))
     document, question = _document(record, "context"), _text(record, "input")
     language = "zh" if record.get("language") == "zh" else language_of([document[:2000] + question])
-    wanted = _answers(record.get("answers"), record.place, "answers")
+    wanted = answers_in(record.get("answers"), record.place, "answers")
     if asks == "summary" and not question:
         question = WHOLE[language]
     if asks == "code":
         document, question = "", document + question
-    classes = _answers(record.get("all_classes"), record.place, "all_classes")
+    classes = answers_in(record.get("all_classes"), record.place, "all_classes")
     if wanted and (document or question):
         yield Item(name, record.place, asks, judge, question, wanted, document, classes, (), language, most=most)
 
 
 def _longbench2(record: Record) -> Items:
-    choices = tuple(_said(record.get(f"choice_{letter}"), record.place, f"choice_{letter}") for letter in "ABCD")
+    choices = tuple(text_in(record.get(f"choice_{letter}"), record.place, f"choice_{letter}") for letter in "ABCD")
     right, question = _text(record, "answer").strip().upper(), _text(record, "question")
     if question and right in tuple("ABCD"):
         document = _document(record, "context")
@@ -246,13 +222,13 @@ def _loogle(record: Record) -> Items:
         yield Item(task, record.place, "summary", "summary", WHOLE[language], (summary,), document, language=language)
     for number, pair in enumerate(asked, start=1):
         place = f"{record.place}, question {number}"
-        question, right = _said(pair.get("Q"), place, "Q"), pair.get("A")
+        question, right = text_in(pair.get("Q"), place, "Q"), pair.get("A")
         if isinstance(right, Mapping):
             # The marks of a text in their order; one that the answers lack is not asked for.
             marks = tuple(mark for mark in dict.fromkeys(_MARK.findall(question)) if right.get(mark))
-            wanted, how = tuple(_said(right[mark], place, mark) for mark in marks), ("blanks", "blanks")
+            wanted, how = tuple(text_in(right[mark], place, mark) for mark in marks), ("blanks", "blanks")
         else:
-            marks, wanted, how = (), _answers(right, place, "A"), ("answer", "words")
+            marks, wanted, how = (), answers_in(right, place, "A"), ("answer", "words")
         if question and wanted:
             yield Item(task, place, *how, question, wanted, document, (), marks, language)
         else:
@@ -280,7 +256,7 @@ def _leval(record: Record) -> Items:
     exam = record.get("evaluation") == "exam"
     for number, (said, answer) in enumerate(zip(asked, right, strict=True), start=1):
         place = f"{record.place}, question {number}"
-        question, wanted = _said(said, place, "instructions"), _said(answer, place, "outputs")
+        question, wanted = text_in(said, place, "instructions"), text_in(answer, place, "outputs")
         judge = "summary" if record.get("evaluation") == "rouge" else "words"
         if exam:
             judge = "letter" if re.fullmatch(r"\(?[A-D]\)?\.?", wanted.strip()) else "words"
@@ -293,16 +269,24 @@ def _leval(record: Record) -> Items:
 
 
 def _qmsum(record: Record) -> Items:
-    said = record.get("meeting_transcripts") or ()
-    turns = [f"{one['speaker']}: {' '.join(_SPEAKERS.sub('', one['content']).split())}" for one in said]
-    document, number = "\n".join(turns), 0
+    turns, number = list[str](), 0
+    said = _objects(record.get("meeting_transcripts"), record.place, "meeting_transcripts", "speaker and content")
+    for turn, one in enumerate(said, start=1):
+        place = f"{record.place}, turn {turn}"
+        if absent := [name for name in ("speaker", "content") if one.get(name) is None]:
+            raise DataError(f"{place}: no '{absent[0]}'; repair the row")
+        speaker, content = (text_in(one[name], place, name) for name in ("speaker", "content"))
+        turns.append(f"{speaker}: {' '.join(_SPEAKERS.sub('', content).split())}")
+    document = "\n".join(turns)
     for kind in ("general_query_list", "specific_query_list"):
-        for pair in record.get(kind) or ():
+        for pair in _objects(record.get(kind), record.place, kind, "query and answer"):
             number += 1
-            question, answer = str(pair.get("query") or ""), str(pair.get("answer") or "")
             place = f"{record.place}, question {number}"
+            question, answer = (text_in(pair.get(name), place, name) for name in ("query", "answer"))
             if question and answer.strip():
                 yield Item(_task(record), place, "summary", "summary", question, (answer,), document)
+            else:
+                yield Empty(place)
 
 
 def _worked(record: Record) -> Items:
@@ -318,7 +302,7 @@ def _worked(record: Record) -> Items:
 
 
 def _bbh(record: Record) -> Items:
-    question, target = _text(record, "input"), _said(record.get("target"), record.place, "target")
+    question, target = _text(record, "input"), text_in(record.get("target"), record.place, "target")
     if question and target.strip():
         yield Item(_task(record), record.place, "short", "words", question, (target,), most=16)
 
@@ -354,7 +338,7 @@ def _plain(table: Table, columns: Mapping[str, str]) -> Form:
     of = matched.columns
 
     def items(record: Record) -> Items:
-        question, right = _said(record.get(of["question"]), record.place, of["question"]), record.get(of["answer"])
+        question, right = text_in(record.get(of["question"]), record.place, of["question"]), record.get(of["answer"])
         document = _document(record, of["document"]) if "document" in of else ""
         choices = _choices(record, of["choices"]) if "choices" in of else ()
         language = language_of([question])
@@ -364,7 +348,7 @@ def _plain(table: Table, columns: Mapping[str, str]) -> Form:
                 _task(record), record.place, "choice", "letter", question, wanted, document, choices, language=language
             )
             return
-        wanted = _answers(right, record.place, of["answer"])
+        wanted = answers_in(right, record.place, of["answer"])
         if question and wanted:
             yield Item(_task(record), record.place, "answer", "words", question, wanted, document, language=language)
 
@@ -387,7 +371,7 @@ def _choices(record: Record, name: str) -> tuple[str, ...]:
             f"{record.place}: '{name}' is a {type(value).__name__} that begins with {str(value)[:40]!r}; choices are a "
             'list of up to 26 texts, or {"A": ..., "B": ...}'
         )
-    return tuple(_said(one, record.place, f"{name}, number {at}") for at, one in enumerate(value, start=1))
+    return tuple(text_in(one, record.place, f"{name}, number {at}") for at, one in enumerate(value, start=1))
 
 
 def _letter(right: Any, choices: Sequence[str], place: str) -> str:
