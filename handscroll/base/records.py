@@ -94,11 +94,14 @@ class RecordWriter:
         self.close()
 
 
-def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of a file. A last line without a newline (after a crash) is left out.
+def read_records(path: Path, whole: bool = False) -> Iterator[dict[str, Any]]:
+    """Yield the records of a file.
+
+    A last line without a newline is one that a crash cut, and is left out; in a `whole` file, which no run appends to,
+    it is a line like the others.
 
     Raises:
-        CheckpointError: the file cannot be read, or a finished line is not a JSON object; the message names the line.
+        CheckpointError: the file cannot be read, or a line is not a JSON object; the message names the line.
     """
     try:
         file = path.open("rb")
@@ -106,7 +109,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
         raise CheckpointError(f"the records {path} cannot be read: {error.strerror}; give the path of a run") from error
     with file:
         for number, line in enumerate(file, start=1):
-            if line.endswith(b"\n"):
+            if whole or line.endswith(b"\n"):
                 yield _parse(line, f"{path}, line {number}")
 
 

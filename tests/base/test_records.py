@@ -82,6 +82,15 @@ def test_a_damaged_line_is_named(tmp_path, line):
         list(read_records(path))
 
 
+def test_the_last_line_of_a_whole_file_is_a_record_without_its_newline(tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}', encoding="utf-8")
+    assert list(read_records(path)) == [{"a": 1}] and list(read_records(path, whole=True)) == [{"a": 1}, {"a": 2}]
+    path.write_text('{"a": 1}\n{"a": ', encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"r\.jsonl, line 2"):
+        list(read_records(path, whole=True))
+
+
 def test_a_record_that_lacks_a_name_is_named_by_its_line(tmp_path):
     path = tmp_path / "r.jsonl"
     path.write_text('{"a": 1}\n{"a": 2, "b": 3}\n{"b": 4}\n', encoding="utf-8")

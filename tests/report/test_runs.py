@@ -52,6 +52,16 @@ def test_two_runs_stand_beside_each_other(tmp_path):
     )
 
 
+def test_the_last_record_of_a_file_counts_without_its_newline(tmp_path):
+    lines = [json.dumps(one) for one in (tasks("x"), RULER)]
+    (tmp_path / "two.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert [one["kind"] for one in read_run(tmp_path / "two.jsonl")] == ["tasks", "ruler"]
+    (tmp_path / "records.jsonl").write_text(f"{lines[0]}\n{lines[1][:20]}", encoding="utf-8")
+    assert [one["kind"] for one in read_run(tmp_path)] == ["tasks"]
+    with pytest.raises(CheckpointError, match=r"records\.jsonl, line 2"):
+        read_run(tmp_path / "records.jsonl")
+
+
 def test_runs_of_models_with_other_trained_lengths_have_no_common_line():
     records = [perplexity("a", trained=1024), perplexity("b", model="other", trained=2048)]
     assert "trained 1K" not in render(evaluation_page(records))
