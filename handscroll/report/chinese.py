@@ -184,6 +184,8 @@ CHINESE = {
     "better": "变好",
     "no sure difference": "没有确定的差别",
     "{count} of {all} numbers became worse from {first} to {second}.": "从 {first} 到 {second}，{all} 个数值中有 {count} 个变差。",
+    "other text": "文本不同",
+    "Of other text, or other tokens of it, and not compared: {count}.": "文本或其词元不同、不作比较的有 {count} 个。",
     "measured": "测量",
     "What changed": "变化",
     "Where intervals are known, a difference counts only if they lie apart.": "已知区间时，只有区间不重叠才算有差别。",

@@ -32,6 +32,7 @@ class Perplexity(Record):
     windows: Count | None = None
     block: int | None = None
     sources: tuple[str, ...] = ()
+    text_sha256: str = ""
     trained: int | None = None
 
     @model_validator(mode="after")

@@ -138,3 +138,16 @@ def test_what_became_worse_for_sure_stands_first():
     assert ("loss in the last quarter of 4K, exact", "better") in rows and ("RULER at 8K", "the same") in rows
     assert ("RULER at 4K", "no sure difference") in rows and section.lead.startswith("2 of 7 numbers became worse")
     assert changes_section([LEAK], [LEAK], ["a", "b"]) == []
+
+
+def test_losses_of_other_texts_are_not_compared():
+    old = [perplexity(text_sha256="ab"), tasks("x", 0.8)]
+    new = [perplexity(text_sha256="cd", loss=[3.0, 2.5, 2.25, 4.0]), tasks("x", 0.3)]
+    (section,) = changes_section(old, new, ["old", "new"])
+    verdicts = {row[0]: row[-1] for row in section.items[0].cells}
+    assert verdicts["loss in the last quarter of 4K, after"] == "other text"
+    assert section.lead.startswith("1 of 2 numbers became worse") and section.lead.endswith("not compared: 1.")
+    (alone,) = changes_section(old[:1], new[:1], ["old", "new"])
+    assert alone.lead == "Of other text, or other tokens of it, and not compared: 1."
+    (same,) = changes_section([perplexity(text_sha256="ab")], [perplexity(loss=[3.0, 2.5, 2.25, 4.0])], ["a", "b"])
+    assert [row[-1] for row in same.items[0].cells] == ["worse"]
