@@ -418,6 +418,26 @@ class Harness(Record):
     count: Count
 
 
+class Ranked(Part):
+    """A secret of training data: its rank among others of its form, its bits, and the share that ranks as high."""
+
+    before: str = ""
+    after: str = ""
+    rank: Count
+    among: Count
+    bits: Number
+    most: Number
+    chance: Share
+
+
+class Exposure(Record):
+    """How much a model gives away of secrets; one that it never read has `unread` bits on average."""
+
+    model: str
+    unread: Number
+    secrets: tuple[Ranked, ...] = Field(min_length=1)
+
+
 class Training(Record):
     """Loss of each step of a training run."""
 
@@ -448,6 +468,7 @@ KINDS: Mapping[str, type[Record]] = {
     "harness": Harness,
     "doctor": Doctor,
     "runtimes": Runtimes,
+    "exposure": Exposure,
     "training": Training,
     "sample": Sample,
 }

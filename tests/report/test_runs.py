@@ -10,7 +10,7 @@ from handscroll.cli.main import app
 from handscroll.report import evaluation_page, render
 from handscroll.report.changes import changes_section
 from handscroll.report.runs import names_of, read_run, side_by_side
-from tests.report.material import DOCTOR, LEAK, LENGTH, RULER, RUNTIMES, VIEWS, needle, perplexity, tasks
+from tests.report.material import DOCTOR, EXPOSURE, LEAK, LENGTH, RULER, RUNTIMES, VIEWS, needle, perplexity, tasks
 
 
 def test_long_tasks_show_scores_what_was_asked_and_the_plan():
@@ -110,6 +110,11 @@ def test_views_show_repeated_text_and_each_window():
         assert word in html, word
     with pytest.raises(DataError, match="fresh"):
         evaluation_page([VIEWS | {"repeats": {"run": 8, "repeated": {"count": 1}}}])
+
+
+def test_exposure_is_shown_without_the_secrets():
+    html = render(evaluation_page([EXPOSURE]))
+    assert "2 of 20" in html and "3.3 of 4.3" in html and "The code is {{…}}." in html and "48151623" not in html
 
 
 def test_two_runtimes_are_shown_by_position():
