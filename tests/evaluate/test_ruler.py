@@ -219,6 +219,20 @@ def test_prompt_and_answer_never_exceed_the_length(tokenizer, book, language, la
 
 
 @pytest.mark.parametrize("layout", ["shared", "published"])
+@pytest.mark.parametrize("template", ["base", "few-shot"])
+def test_a_task_fits_into_the_length_that_it_is_said_to_need(made, tokenizer, layout, template):
+    told = 0
+    for task in TASKS:
+        setting = Setting(lengths=(256,), tasks=(task,), samples=1, layout=layout, template=template)
+        for exam in exams(made, setting, plain(tokenizer)):
+            for _, missing in exam.unfit:
+                told += 1
+                needed = setting.model_copy(update={"lengths": (256 + missing,)})
+                assert not [one.unfit for one in exams(made, needed, plain(tokenizer)) if one.unfit], task
+    assert told > 0
+
+
+@pytest.mark.parametrize("layout", ["shared", "published"])
 def test_the_tokens_are_those_of_the_whole_text(made, tokenizer, layout):
     """Pieces are encoded one by one; the same text at once has the same tokens."""
     setting = Setting(lengths=(2000,), tasks=("all",), samples=1, layout=layout)
