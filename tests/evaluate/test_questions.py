@@ -174,6 +174,16 @@ def test_questions_inside_rows_are_counted(tmp_path):
     assert len(exam.items) == 1 and exam.empty[0].count == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [("longbench2", "context"), ("loogle", "input"), ("leval", "input"), ("qmsum", "meeting_transcripts")],
+)
+def test_a_question_is_never_asked_without_its_document(name, column, tmp_path):
+    sheet = sheet_of(tmp_path, ROWS[name], ROWS[name] | {column: None})
+    assert {item.place.partition("row ")[2][0] for item in sheet.items} == {"1"}
+    assert sheet.account.kept == 1 and sheet.documents == 1
+
+
 def test_answers_are_read_as_a_person_would():
     assert [number_in(t) for t in ("#### 1,250.50", "7 or 8", "none", "-3 #### -4")] == ["1250.5", "8", None, "-4"]
     found = [letter_in(t, ("fox", "hen", "cow")) for t in ("B.", "The answer is (A)", "It is (C)!", "hen", "Because")]

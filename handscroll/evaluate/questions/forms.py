@@ -43,7 +43,7 @@ _SPEAKERS = re.compile(r"\{(?:disfmarker|vocalsound|pause|nonvocalsound|gap)\}")
 
 @dataclass(frozen=True)
 class Empty:
-    """A question inside a row that has no words, or no answer."""
+    """A question inside a row that has no words, no answer or no document."""
 
     place: str
 
@@ -115,10 +115,10 @@ def _sheet(table: Table, file: str, columns: Mapping[str, str] | None) -> Sheet:
         found = list(form.items(record))
         asked = [one for one in found if isinstance(one, Item)]
         if not asked:
-            step.leave_out("rows that ask nothing, or have no answer", record.place)
+            step.leave_out("rows that ask nothing, or lack the answer or the text", record.place)
         for one in found:
             if isinstance(one, Empty):
-                inside.leave_out("questions inside rows without words or answer", one.place)
+                inside.leave_out("questions inside rows that lack words, answer or text", one.place)
         items += asked
     if not items:
         raise DataError(f"{file}: read as {form.name} ({form.says}), but no row has a question with an answer")
@@ -208,8 +208,8 @@ def _longbench(record: Record) -> Items:
 def _longbench2(record: Record) -> Items:
     choices = tuple(text_in(record.get(f"choice_{letter}"), record.place, f"choice_{letter}") for letter in "ABCD")
     right, question = _text(record, "answer").strip().upper(), _text(record, "question")
-    if question and right in tuple("ABCD"):
-        document = _document(record, "context")
+    document = _document(record, "context")
+    if document and question and right in tuple("ABCD"):
         language = language_of([question])
         yield Item(_task(record), record.place, "choice", "letter", question, (right,), document, choices, (), language)
 
@@ -229,7 +229,7 @@ def _loogle(record: Record) -> Items:
             wanted, how = tuple(text_in(right[mark], place, mark) for mark in marks), ("blanks", "blanks")
         else:
             marks, wanted, how = (), answers_in(right, place, "A"), ("answer", "words")
-        if question and wanted:
+        if document and question and wanted:
             yield Item(task, place, *how, question, wanted, document, (), marks, language)
         else:
             yield Empty(place)
@@ -262,7 +262,7 @@ def _leval(record: Record) -> Items:
             judge = "letter" if re.fullmatch(r"\(?[A-D]\)?\.?", wanted.strip()) else "words"
         asks = "summary" if judge == "summary" else "answer"
         wanted = wanted.strip("(). ") if judge == "letter" else wanted
-        if question and wanted.strip():
+        if document and question and wanted.strip():
             yield Item(task, place, asks, judge, question, (wanted,), document, language=language_of([question]))
         else:
             yield Empty(place)
@@ -283,7 +283,7 @@ def _qmsum(record: Record) -> Items:
             number += 1
             place = f"{record.place}, question {number}"
             question, answer = (text_in(pair.get(name), place, name) for name in ("query", "answer"))
-            if question and answer.strip():
+            if document and question and answer.strip():
                 yield Item(_task(record), place, "summary", "summary", question, (answer,), document)
             else:
                 yield Empty(place)
