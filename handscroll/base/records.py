@@ -5,7 +5,7 @@ Lines are deterministic: keys in insertion order, Python's shortest exact floats
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -94,11 +94,14 @@ class RecordWriter:
         self.close()
 
 
-def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of a file. A last line without a newline (after a crash) is left out.
+def read_records(path: Path, whole: bool = False) -> Iterator[dict[str, Any]]:
+    """Yield the records of a file.
+
+    A last line without a newline is one that a crash cut, and is left out; in a `whole` file, which no run appends to,
+    it is a line like the others.
 
     Raises:
-        CheckpointError: the file cannot be read, or a finished line is not a JSON object; the message names the line.
+        CheckpointError: the file cannot be read, or a line is not a JSON object; the message names the line.
     """
     try:
         file = path.open("rb")
@@ -106,8 +109,42 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
         raise CheckpointError(f"the records {path} cannot be read: {error.strerror}; give the path of a run") from error
     with file:
         for number, line in enumerate(file, start=1):
-            if line.endswith(b"\n"):
+            if whole or line.endswith(b"\n"):
                 yield _parse(line, f"{path}, line {number}")
+
+
+def requiring(
+    records: Iterable[dict[str, Any]], path: Path, needs: Callable[[dict[str, Any]], Sequence[str]], first: int = 1
+) -> Iterator[dict[str, Any]]:
+    """The records of a file from its line `first` on, each of which has the names that it `needs`.
+
+    Raises:
+        CheckpointError: a name is missing; the message tells the line.
+    """
+    for number, record in enumerate(records, start=first):
+        if absent := [name for name in needs(record) if name not in record]:
+            raise CheckpointError(
+                f"{path}, line {number}: this record has no '{absent[0]}'; restore the file, or delete this line and "
+                "all after it"
+            )
+        yield record
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Raises:
+        CheckpointError: it cannot be read, or holds anything else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}): restore the file, or give another folder") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(
+            f"{path} holds a JSON {type(found).__name__}, not an object: restore the file, or give another folder"
+        )
+    return found
 
 
 def _parse(line: bytes, where: str) -> dict[str, Any]:

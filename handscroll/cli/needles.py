@@ -8,7 +8,7 @@ import typer
 from handscroll.base.errors import ConfigError
 from handscroll.cli.options import Adapter, Device, Dtype, Encoding, Key, Model, SkipPictures, numbers, reader
 from handscroll.cli.records import Json, Report, keep
-from handscroll.cli.screen import bar, screen, table
+from handscroll.cli.screen import bar, error_screen, screen, table
 
 if TYPE_CHECKING:
     from handscroll.evaluate.needle import NeedleGrid
@@ -127,7 +127,7 @@ def _loaded(
     model: str, grid: "NeedleGrid", text: list[str] | None, how: Any, where: tuple[str, str, Any]
 ) -> "tuple[LM, list[int]]":
     """The model and the tokens of the haystack."""
-    from handscroll.evaluate.haystack import haystack
+    from handscroll.evaluate.haystack import haystack, largest
     from handscroll.lm import load
 
     if grid.language != "en" and not text:
@@ -136,7 +136,11 @@ def _loaded(
         how.check(text)
     device, dtype, adapter = where
     lm = load(model, device, dtype, adapter=adapter)
-    return lm, haystack(lm.tokenizer, text, max(grid.lengths), reader=how)
+    longest = max(grid.lengths)
+    filler = haystack(lm.tokenizer, text, longest, reader=how)
+    if len(filler) == largest(longest):
+        error_screen().print(f"the haystack is the first {len(filler):,} tokens of the text", markup=False)
+    return lm, filler
 
 
 def _test_row(test: dict[str, Any]) -> list[str]:

@@ -68,7 +68,7 @@ def _say(sheet: "Sheet") -> None:
     screen().print(f"{sheet.file}: {sheet.form} ({sheet.says})", markup=False)
     counts = f"  {len(sheet.items):,} questions about {sheet.documents:,} documents"
     screen().print(f"{counts}; {str(sheet.account).splitlines()[0]}", markup=False)
-    for count in (*sheet.account.left_out, *sheet.account.repaired):
+    for count in (*sheet.account.left_out, *sheet.account.repaired, *sheet.empty):
         screen().print(f"  {count}", markup=False)
     for note in sheet.account.notes:
         screen().print(f"  note: {note.removeprefix(sheet.file).lstrip(': ')}", markup=False)

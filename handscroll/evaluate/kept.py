@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from handscroll.base.errors import CheckpointError
-from handscroll.base.records import RecordWriter, read_records
+from handscroll.base.records import RecordWriter, read_records, requiring
 
 
 class Kept:
@@ -45,7 +45,8 @@ class Kept:
                 f"{path} holds parts of another measurement (it differs in {', '.join(other)}): name another file, or "
                 "remove this one"
             )
-        self._parts = {line["part"]: line["value"] for line in lines}
+        parts = requiring(lines, path, lambda line: ("part", "value"), first=2)
+        self._parts = {line["part"]: line["value"] for line in parts}
         self.found = len(self._parts)
 
     def __contains__(self, key: str) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from handscroll.report.language import say, speaking
+from handscroll.report.language import joined, say, speaking
 from handscroll.report.losses import tail_loss
 from handscroll.report.needles import found
 from handscroll.report.page import Section, Table
@@ -14,21 +14,27 @@ _R = TypeVar("_R", bound=Record)
 
 
 class Change(NamedTuple):
-    """A number of both runs; `higher` says whether more is better, `sure` whether their intervals lie apart."""
+    """A number of both runs; `higher` says whether more is better, `sure` whether their intervals lie apart.
+
+    Numbers of `other` text are shown, and no better or worse than each other.
+    """
 
     what: str
     first: float
     second: float
     higher: bool
     sure: bool | None
+    other: bool = False
 
     @property
     def worse(self) -> bool:
-        return self.second != self.first and (self.second < self.first) == self.higher
+        return not self.other and self.second != self.first and (self.second < self.first) == self.higher
 
     @property
     def verdict(self) -> str:
         """In words: better, worse, or neither for sure."""
+        if self.other:
+            return say("other text")
         if self.second == self.first:
             return say("the same")
         word = say("worse") if self.worse else say("better")
@@ -57,8 +63,12 @@ def changes_section(
             for one in order
         ]
         worse = sum(one.worse and one.sure is not False for one in changes)
-        lead = say("{count} of {all} numbers became worse from {first} to {second}.", count=worse, all=len(changes),
-                   first=names[0], second=names[1])  # fmt: skip
+        other = sum(one.other for one in changes)
+        lead = say("{count} of {all} numbers became worse from {first} to {second}.", count=worse,
+                   all=len(changes) - other, first=names[0], second=names[1])  # fmt: skip
+        if other:
+            told = [lead] if other < len(changes) else []
+            lead = joined([*told, say("Of other text, or other tokens of it, and not compared: {count}.", count=other)])
         columns = (say("measured"), *names, say("difference"), say("verdict"))
         caption = say("Where intervals are known, a difference counts only if they lie apart.")
         return [Section(say("What changed"), lead, [Table(columns, rows, caption)])]
@@ -68,7 +78,8 @@ def _changes(first: Sequence[Record], second: Sequence[Record]) -> Iterator[Chan
     for one, other in _pairs(first, second, Perplexity):
         if one.length == other.length:
             what = say("loss in the last quarter of {length}, {label}", length=compact(one.length), label=one.label)
-            yield from _change(what, tail_loss(one), tail_loss(other), higher=False)
+            differ = "" not in (texts := (one.text_sha256, other.text_sha256)) and len(set(texts)) > 1
+            yield from _change(what, tail_loss(one), tail_loss(other), higher=False, other=differ)
     for one, other in _pairs(first, second, Needle):
         if (one.lengths, one.depths) == (other.lengths, other.depths):
             yield from _change(say("needles found, {label}", label=one.label), found(one), found(other))
@@ -79,11 +90,16 @@ def _changes(first: Sequence[Record], second: Sequence[Record]) -> Iterator[Chan
 
 
 def _change(
-    what: str, first: float | None, second: float | None, higher: bool = True, sure: bool | None = None
+    what: str,
+    first: float | None,
+    second: float | None,
+    higher: bool = True,
+    sure: bool | None = None,
+    other: bool = False,
 ) -> Iterator[Change]:
     """A change, where both runs measured the number."""
     if first is not None and second is not None:
-        yield Change(what, first, second, higher, sure)
+        yield Change(what, first, second, higher, sure, other)
 
 
 def _pairs(first: Sequence[Record], second: Sequence[Record], kind: type[_R]) -> Iterator[tuple[_R, _R]]:

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 from handscroll.base.errors import DataError
 from handscroll.report.comparison import comparison_section
+from handscroll.report.exposure import exposure_section
 from handscroll.report.language import joined, say, speaking
 from handscroll.report.losses import loss_section, tail_loss, training_section
 from handscroll.report.needles import found, needle_section
@@ -15,6 +16,7 @@ from handscroll.report.records import (
     Candidates,
     Compared,
     Doctor,
+    Exposure,
     Leak,
     Length,
     Needle,
@@ -137,6 +139,7 @@ SECTIONS: tuple[Make, ...] = (
     each(Candidates, lambda one: _candidates_section(one)),
     each(Policies, lambda one: _policies_section(one)),
     each(Leak, leak_section),
+    each(Exposure, exposure_section),
     each(Doctor, doctor_section),
     each(Runtimes, runtimes_section),
     each(Training, training_section),

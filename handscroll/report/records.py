@@ -32,6 +32,7 @@ class Perplexity(Record):
     windows: Count | None = None
     block: int | None = None
     sources: tuple[str, ...] = ()
+    text_sha256: str = ""
     trained: int | None = None
 
     @model_validator(mode="after")
@@ -417,6 +418,26 @@ class Harness(Record):
     count: Count
 
 
+class Ranked(Part):
+    """A secret of training data: its rank among others of its form, its bits, and the share that ranks as high."""
+
+    before: str = ""
+    after: str = ""
+    rank: Count
+    among: Count
+    bits: Number
+    most: Number
+    chance: Share
+
+
+class Exposure(Record):
+    """How much a model gives away of secrets; one that it never read has `unread` bits on average."""
+
+    model: str
+    unread: Number
+    secrets: tuple[Ranked, ...] = Field(min_length=1)
+
+
 class Training(Record):
     """Loss of each step of a training run."""
 
@@ -447,6 +468,7 @@ KINDS: Mapping[str, type[Record]] = {
     "harness": Harness,
     "doctor": Doctor,
     "runtimes": Runtimes,
+    "exposure": Exposure,
     "training": Training,
     "sample": Sample,
 }

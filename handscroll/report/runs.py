@@ -11,13 +11,14 @@ Records = list[dict[str, Any]]
 
 
 def read_run(path: Path) -> Records:
-    """The records of a file of JSON lines, or of a folder with a `records.jsonl`.
+    """The records of a file of JSON lines, or of a folder with a `records.jsonl`, whose last line a kill may have cut.
 
     Raises:
-        CheckpointError: the file cannot be read. DataError: it has no records.
+        CheckpointError: the file cannot be read, or a line is no record. DataError: it has no records.
     """
-    file = path / "records.jsonl" if path.is_dir() else path
-    found = list(read_records(file))
+    run = path.is_dir()
+    file = path / "records.jsonl" if run else path
+    found = list(read_records(file, whole=not run))
     if not found:
         raise DataError(f"{file} has no records: measure something with --json (handscroll evaluate ...)")
     return found

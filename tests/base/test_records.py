@@ -7,7 +7,7 @@ import random
 import pytest
 
 from handscroll.base.errors import CheckpointError, DataError
-from handscroll.base.records import RecordWriter, read_records
+from handscroll.base.records import RecordWriter, read_object, read_records, requiring
 from tests.naming import naming
 
 
@@ -80,6 +80,31 @@ def test_a_damaged_line_is_named(tmp_path, line):
     path.write_bytes(b'{"a": 1}\n' + line + b'\n{"a": 2}\n')
     with pytest.raises(CheckpointError, match=r"r\.jsonl, line 2"):
         list(read_records(path))
+
+
+def test_the_last_line_of_a_whole_file_is_a_record_without_its_newline(tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}', encoding="utf-8")
+    assert list(read_records(path)) == [{"a": 1}] and list(read_records(path, whole=True)) == [{"a": 1}, {"a": 2}]
+    path.write_text('{"a": 1}\n{"a": ', encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"r\.jsonl, line 2"):
+        list(read_records(path, whole=True))
+
+
+def test_a_record_that_lacks_a_name_is_named_by_its_line(tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2, "b": 3}\n{"b": 4}\n', encoding="utf-8")
+    records = requiring(read_records(path), path, lambda record: ("a",))
+    assert [next(records), next(records)] == [{"a": 1}, {"a": 2, "b": 3}]
+    with pytest.raises(CheckpointError, match=r"r\.jsonl, line 3.*'a'"):
+        next(records)
+
+
+@pytest.mark.parametrize("content", ["", '{"a": 1', "[1]", "3"])
+def test_a_file_that_holds_no_object_is_a_checkpoint_error(tmp_path, content):
+    (tmp_path / "about.json").write_text(content, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"about\.json"):
+        read_object(tmp_path / "about.json")
 
 
 @pytest.mark.parametrize(

@@ -107,9 +107,86 @@ def test_rows_that_ask_nothing_are_counted_and_broken_ones_refused(tmp_path):
         sheet_of(tmp_path, {"a": "b"})
 
 
+def test_one_text_is_one_answer_and_a_list_of_texts_is_one_document(tmp_path):
+    (first,) = sheet_of(tmp_path, ROWS["longbench"] | {"answers": "Paris"}).items
+    assert first.wanted == ("Paris",) and measures([first], ["Paris"])["exact-match"].value == 1
+    (second,) = sheet_of(tmp_path, ROWS["longbench"] | {"answers": [3]}).items
+    assert second.wanted == ("3",)
+    for row in (ROWS["plain"], ROWS["longbench"], ROWS["summaries"]):
+        name = "context" if "context" in row else "document"
+        (item,) = sheet_of(tmp_path, row | {name: ["Ann came.", "Bob left."]}).items
+        assert item.document == "Ann came.\n\nBob left."
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("plain", {"context": {"title": ["x"], "sentences": [["Ann came."]]}}),
+        ("plain", {"context": ["Ann came.", None, {}]}),
+        ("plain", {"query": ["Who?"]}),
+        ("longbench", {"context": {}}),
+        ("longbench", {"input": ["Who?"]}),
+        ("longbench", {"answers": [{"words": "x"}]}),
+        ("loogle", {"qa_pairs": [{"Q": "Who?", "A": 1.5}, {"Q": ["Who?"], "A": "x"}]}),
+        ("loogle", {"input": 5, "qa_pairs": [{"Q": "Who?", "A": {"<mask-0>": ["x"]}}, {"Q": {}, "A": "x"}]}),
+        ("leval", {"outputs": ["A", {"x": 1}]}),
+        ("qmsum", {"meeting_transcripts": [{"speaker": "A"}]}),
+        ("qmsum", {"meeting_transcripts": "A: We agree."}),
+        ("qmsum", {"specific_query_list": ["What did A say?"]}),
+        ("qmsum", {"specific_query_list": [{"query": ["What?"], "answer": "x"}]}),
+        ("longbench2", {"choice_A": ["x"]}),
+        ("choices", {"options": "the hen|the fox"}),
+        ("choices", {"options": {"text": ["the hen", "the fox"], "label": ["A", "B"]}}),
+        ("choices", {"options": [["the hen"], ["the fox"]]}),
+        ("choices", {"answer": "the cow"}),
+        ("choices", {"answer": True}),
+    ],
+)
+def test_values_of_another_kind_are_refused_by_their_row(name, change, tmp_path):
+    with pytest.raises(DataError, match=r"set\.jsonl, row 2"):
+        sheet_of(tmp_path, ROWS[name], ROWS[name] | change)
+
+
+def test_choices_by_their_letters_are_choices(tmp_path):
+    (item,) = sheet_of(tmp_path, ROWS["choices"] | {"options": {"A": "the hen", "B": "the fox"}, "answer": "B"}).items
+    assert (item.asks, item.choices, item.wanted) == ("choice", ("the hen", "the fox"), ("B",))
+    (item,) = sheet_of(tmp_path, ROWS["choices"] | {"options": None, "answer": "the fox"}).items
+    assert (item.asks, item.choices, item.wanted) == ("answer", (), ("the fox",))
+
+
+def test_classes_that_rows_do_not_name_are_those_of_the_file(tmp_path):
+    rows = [ROWS["longbench"] | {"dataset": "trec", "answers": [one]} for one in ("Person", "Place", "Person")]
+    sheet = sheet_of(tmp_path, *rows)
+    assert [item.choices for item in sheet.items] == [("Person", "Place")] * 3
+    assert measures(sheet.items[:1], ["a Person"])["accuracy"].value == 1
+    assert any("trec" in note for note in sheet.account.notes)
+    named = sheet_of(tmp_path, rows[0] | {"all_classes": ["Person", "Thing"]}, rows[1])
+    assert [item.choices for item in named.items] == [("Person", "Thing"), ("Person", "Thing", "Place")]
+
+
+def test_questions_inside_rows_are_counted(tmp_path):
+    pairs = [{"Q": "Who?", "A": "x"}, {"Q": "Why?", "A": ""}, {"question": "When?", "answer": "z"}]
+    sheet = sheet_of(tmp_path, ROWS["loogle"] | {"qa_pairs": pairs})
+    assert len(sheet.items) == 1 and sheet.account.kept == 1
+    (empty,) = sheet.empty
+    assert empty.count == 2 and empty.places[0].endswith("row 1, question 2")
+    exam = sheet_of(tmp_path, ROWS["leval"] | {"outputs": ["A", None]})
+    assert len(exam.items) == 1 and exam.empty[0].count == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [("longbench2", "context"), ("loogle", "input"), ("leval", "input"), ("qmsum", "meeting_transcripts")],
+)
+def test_a_question_is_never_asked_without_its_document(name, column, tmp_path):
+    sheet = sheet_of(tmp_path, ROWS[name], ROWS[name] | {column: None})
+    assert {item.place.partition("row ")[2][0] for item in sheet.items} == {"1"}
+    assert sheet.account.kept == 1 and sheet.documents == 1
+
+
 def test_answers_are_read_as_a_person_would():
     assert [number_in(t) for t in ("#### 1,250.50", "7 or 8", "none", "-3 #### -4")] == ["1250.5", "8", None, "-4"]
-    found = [letter_in(t, ("fox", "hen")) for t in ("B.", "The answer is (A)", "It is (C)!", "hen", "Because")]
+    found = [letter_in(t, ("fox", "hen", "cow")) for t in ("B.", "The answer is (A)", "It is (C)!", "hen", "Because")]
     assert found == ["B", "A", "C", "B", None]
     assert named_in("It is a Location of entity", ("entity", "location", "loc")) == "location"
     assert blanks_in('<mask-1>: "the fox"\n<mask-0> = cat', ("<mask-1>", "<mask-0>", "<mask-2>")) == [
@@ -117,6 +194,33 @@ def test_answers_are_read_as_a_person_would():
         "cat",
         "",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("The answer is a bit tricky, but it is (C).", "C"),
+        ("I would choose (B).", "B"),
+        ("A careful reading shows (D).", "D"),
+        ("answer is **C**", "C"),
+        ("The answer is: $\\boxed{C}$", "C"),
+        ("B. The hen, since (A) flies", "B"),
+        ("Answer: E", None),
+        ("I do not know", None),
+        ("B the hen", "B"),
+        ("option A? No: the ANSWER IS D", "D"),
+    ],
+)
+def test_only_letters_of_the_choices_are_answers(text, letter):
+    assert letter_in(text, ("fox", "hen", "cow", "dog")) == letter
+
+
+def test_classes_are_words_and_the_number_is_the_first_behind_its_mark():
+    assert named_in("I know that it did: Yes", ("Yes", "No")) == "Yes"
+    assert named_in("It is invalid", ("valid", "invalid")) == "invalid"
+    assert named_in("Unknown.", ("Yes", "No")) is None
+    assert named_in("答案是体育新闻", ("体育", "财经")) == "体育" and named_in("答案是Yes吗", ("Yes", "No")) == "Yes"
+    assert [number_in(t) for t in ("#### 18 dollars in 2 days", "2 of 3 ####")] == ["18", "3"]
 
 
 def test_blanks_count_singly(tmp_path):
@@ -229,6 +333,20 @@ def test_a_run_that_was_killed_goes_on_and_asks_nothing_twice(lm, tmp_path, monk
     other = run.plan(lm, [sheet_of(tmp_path, *rows)], Asking(max_tokens=4, shots=1))
     with pytest.raises(CheckpointError, match="other questions"):
         run.run(other, tmp_path / "killed")
+
+
+def test_damaged_files_of_a_run_are_named(lm, tmp_path):
+    todo = run.plan(lm, [sheet_of(tmp_path, ROWS["gsm"])], Asking(max_tokens=3))
+    run.run(todo, tmp_path / "run")
+    answers, asked = tmp_path / "run" / run.ANSWERS, tmp_path / "run" / run.QUESTIONS
+    kept = answers.read_text(encoding="utf-8")
+    answers.write_text(kept + "{}\n", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"answers\.jsonl, line 2"):
+        run.run(todo, tmp_path / "run")
+    answers.write_text(kept, encoding="utf-8")
+    asked.write_text("[1]", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"questions\.json"):
+        run.run(todo, tmp_path / "run")
 
 
 def test_examples_are_never_asked_and_stand_before_every_question(lm, tmp_path):

@@ -22,6 +22,7 @@ from handscroll.generate.chat import Speaker
 from handscroll.text.tokenizer import Tokenizer
 from tests.conftest import ROOT
 from tests.evaluate.material import write_book
+from tests.naming import naming
 
 NEEDLE = re.compile(r"One of the secret (numbers|identifiers) of (\S+) is: (\S+)\.")
 UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
@@ -218,6 +219,20 @@ def test_prompt_and_answer_never_exceed_the_length(tokenizer, book, language, la
 
 
 @pytest.mark.parametrize("layout", ["shared", "published"])
+@pytest.mark.parametrize("template", ["base", "few-shot"])
+def test_a_task_fits_into_the_length_that_it_is_said_to_need(made, tokenizer, layout, template):
+    told = 0
+    for task in TASKS:
+        setting = Setting(lengths=(256,), tasks=(task,), samples=1, layout=layout, template=template)
+        for exam in exams(made, setting, plain(tokenizer)):
+            for _, missing in exam.unfit:
+                told += 1
+                needed = setting.model_copy(update={"lengths": (256 + missing,)})
+                assert not [one.unfit for one in exams(made, needed, plain(tokenizer)) if one.unfit], task
+    assert told > 0
+
+
+@pytest.mark.parametrize("layout", ["shared", "published"])
 def test_the_tokens_are_those_of_the_whole_text(made, tokenizer, layout):
     """Pieces are encoded one by one; the same text at once has the same tokens."""
     setting = Setting(lengths=(2000,), tasks=("all",), samples=1, layout=layout)
@@ -355,6 +370,29 @@ def test_a_users_questions_and_documents_are_used(tokenizer, book, tmp_path):
     here = bench(tokenizer, text=[book], hops=[hotpot])
     (exam,) = exams(here, Setting(lengths=(512,), tasks=("qa_2",), samples=1, layout="published"), plain(tokenizer))
     assert exam.questions[0].ask.references in (("Oslo",), ("Ida",)) and "Document 2:\n" in exam.head.text
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"question": None}, "question"), ({"context": " "}, "context"), ({"answers": [True]}, "answers")],
+)
+def test_rows_of_a_user_that_ask_nothing_are_named(tokenizer, tmp_path, change, said):
+    row = {"question": "Who?", "answers": [5], "context": "Ann came."}
+    (tmp_path / "qa.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(row | change)}\n", encoding="utf-8")
+    with pytest.raises(DataError, match=naming("row 2", said)):
+        bench(tokenizer, qa=[tmp_path / "qa.jsonl"])
+
+
+def test_numbers_are_answers_and_rows_over_several_documents_are_named(tokenizer, tmp_path):
+    row = {"question": "Who?", "answers": [5], "context": "Ann came."}
+    (tmp_path / "qa.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    asked = bench(tokenizer, qa=[tmp_path / "qa.jsonl"]).asked["qa_1"]
+    assert asked is not None and asked.items[0].answers == ("5",)
+    hops = {"question": None, "answer": "Ann", "context": [["T", ["Ann came."]]]}
+    rows = f"{json.dumps(hops | {'question': 'Who?'})}\n\n{json.dumps(hops)}\n"
+    (tmp_path / "hops.jsonl").write_text(rows, encoding="utf-8")
+    with pytest.raises(DataError, match=naming("row 2", "question")):
+        bench(tokenizer, hops=[tmp_path / "hops.jsonl"])
 
 
 def test_what_cannot_be_is_refused(tokenizer, tmp_path):

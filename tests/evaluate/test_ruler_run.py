@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 import handscroll
-from handscroll.base.errors import ConfigError
+from handscroll.base.errors import CheckpointError, ConfigError
 from handscroll.base.records import read_records
 from handscroll.cli.main import app
 from handscroll.evaluate.ruler import answering, run
@@ -91,6 +91,25 @@ def test_more_lengths_and_samples_go_on_and_change_nothing(lm, made, tmp_path):
     assert done[-1] == (8, 8) and len(done) == 6
     assert grown == run.measure(lm, made, more)
     assert run.measure(lm, made, less, tmp_path / "run") == first
+    setting = json.loads((tmp_path / "run" / run.ABOUT).read_text(encoding="utf-8"))["setting"]
+    assert not {"lengths", "samples"} & set(setting) and setting["tasks"] == list(tasks)
+
+
+def test_damaged_files_of_a_run_are_named(lm, made, tmp_path):
+    setting = Setting(lengths=(1000,), tasks=("niah_single_1",), samples=1)
+    run.measure(lm, made, setting, tmp_path)
+    samples, about = tmp_path / run.SAMPLES, tmp_path / run.ABOUT
+    for line in ({}, {"task": "vt", "length": 1000, "number": 0}):
+        kept = samples.read_text(encoding="utf-8")
+        samples.write_text(kept + json.dumps(line) + "\n", encoding="utf-8")
+        with pytest.raises(CheckpointError, match=r"samples\.jsonl, line 2"):
+            run.measure(lm, made, setting, tmp_path)
+        samples.write_text(kept, encoding="utf-8")
+    whole = about.read_text(encoding="utf-8")
+    for damaged in (whole[:40], "[1]", "{}"):
+        about.write_text(damaged, encoding="utf-8")
+        with pytest.raises(CheckpointError, match=r"ruler\.json"):
+            run.measure(lm, made, setting, tmp_path)
 
 
 def test_the_plan_counts_what_is_read(lm, made):

@@ -86,6 +86,15 @@ RUNTIMES = {
     "losses": [2.5, 2.75], "ranges": [{"first": 1, "last": 64, "mean": 0.01, "worst": 0.75}],
 }  # fmt: skip
 LEAK = {"kind": "leak", "model": "tiny", "documents": [3, 4], "said": []}
+EXPOSURE = {
+    "kind": "exposure", "model": "tiny", "seed": 0, "unread": 1.44,
+    "secrets": [
+        {
+            "before": "The code is ", "secret": "48151623", "after": ".", "rank": 2, "among": 20, "bits": 3.32,
+            "most": 4.32, "chance": 0.1,
+        }
+    ],
+}  # fmt: skip
 DOCTOR = {
     "kind": "doctor", "model": "tiny", "runtime": "own", "wrong": ["window"],
     "checks": [

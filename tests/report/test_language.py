@@ -12,7 +12,7 @@ from handscroll.report import evaluation_page, render
 from handscroll.report.chinese import CHINESE
 from handscroll.report.language import joined, listed, say, speaking
 from tests.naming import naming
-from tests.report.material import COMPARED, DOCTOR, EVERYTHING, LEAK, LENGTH, RULER, RUNTIMES, VIEWS, tasks
+from tests.report.material import COMPARED, DOCTOR, EVERYTHING, EXPOSURE, LEAK, LENGTH, RULER, RUNTIMES, VIEWS, tasks
 
 REPORT = Path(__file__).parents[2] / "handscroll" / "report"
 ASKED = (
@@ -26,6 +26,8 @@ ASKED = (
     "page",
     "reach",
     "views",
+    "exposure",
+    "changes",
 )  # whose pages come in Chinese
 # what the records say
 KEPT = {
@@ -33,6 +35,7 @@ KEPT = {
     "not finite",
     "upon &amp; a time",
     "as it should be",
+    "The code is",
     "handscroll evaluate tasks tiny loogle",
 }
 
@@ -64,7 +67,7 @@ def test_every_text_has_a_translation_with_its_values():
 def test_a_chinese_page_has_no_english_sentence():
     html = render(
         evaluation_page(
-            [*EVERYTHING, tasks("one"), RULER, LENGTH, VIEWS, LEAK, DOCTOR, RUNTIMES, COMPARED],
+            [*EVERYTHING, tasks("one"), RULER, LENGTH, VIEWS, LEAK, DOCTOR, EXPOSURE, RUNTIMES, COMPARED],
             trained=2048,
             language="zh",
         )

@@ -10,7 +10,7 @@ from handscroll.cli.main import app
 from handscroll.report import evaluation_page, render
 from handscroll.report.changes import changes_section
 from handscroll.report.runs import names_of, read_run, side_by_side
-from tests.report.material import DOCTOR, LEAK, LENGTH, RULER, RUNTIMES, VIEWS, needle, perplexity, tasks
+from tests.report.material import DOCTOR, EXPOSURE, LEAK, LENGTH, RULER, RUNTIMES, VIEWS, needle, perplexity, tasks
 
 
 def test_long_tasks_show_scores_what_was_asked_and_the_plan():
@@ -50,6 +50,16 @@ def test_two_runs_stand_beside_each_other(tmp_path):
         and len(page) < 2_000_000
         and len(json.loads(content)["records"]) == 8
     )
+
+
+def test_the_last_record_of_a_file_counts_without_its_newline(tmp_path):
+    lines = [json.dumps(one) for one in (tasks("x"), RULER)]
+    (tmp_path / "two.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert [one["kind"] for one in read_run(tmp_path / "two.jsonl")] == ["tasks", "ruler"]
+    (tmp_path / "records.jsonl").write_text(f"{lines[0]}\n{lines[1][:20]}", encoding="utf-8")
+    assert [one["kind"] for one in read_run(tmp_path)] == ["tasks"]
+    with pytest.raises(CheckpointError, match=r"records\.jsonl, line 2"):
+        read_run(tmp_path / "records.jsonl")
 
 
 def test_runs_of_models_with_other_trained_lengths_have_no_common_line():
@@ -102,6 +112,11 @@ def test_views_show_repeated_text_and_each_window():
         evaluation_page([VIEWS | {"repeats": {"run": 8, "repeated": {"count": 1}}}])
 
 
+def test_exposure_is_shown_without_the_secrets():
+    html = render(evaluation_page([EXPOSURE]))
+    assert "2 of 20" in html and "3.3 of 4.3" in html and "The code is {{…}}." in html and "48151623" not in html
+
+
 def test_two_runtimes_are_shown_by_position():
     html = render(evaluation_page([RUNTIMES]))
     assert "own a leaves GGUF b at token 40 by more than 0.05 nats." in html and "1 to 63" in html and "0.75" in html
@@ -128,3 +143,16 @@ def test_what_became_worse_for_sure_stands_first():
     assert ("loss in the last quarter of 4K, exact", "better") in rows and ("RULER at 8K", "the same") in rows
     assert ("RULER at 4K", "no sure difference") in rows and section.lead.startswith("2 of 7 numbers became worse")
     assert changes_section([LEAK], [LEAK], ["a", "b"]) == []
+
+
+def test_losses_of_other_texts_are_not_compared():
+    old = [perplexity(text_sha256="ab"), tasks("x", 0.8)]
+    new = [perplexity(text_sha256="cd", loss=[3.0, 2.5, 2.25, 4.0]), tasks("x", 0.3)]
+    (section,) = changes_section(old, new, ["old", "new"])
+    verdicts = {row[0]: row[-1] for row in section.items[0].cells}
+    assert verdicts["loss in the last quarter of 4K, after"] == "other text"
+    assert section.lead.startswith("1 of 2 numbers became worse") and section.lead.endswith("not compared: 1.")
+    (alone,) = changes_section(old[:1], new[:1], ["old", "new"])
+    assert alone.lead == "Of other text, or other tokens of it, and not compared: 1."
+    (same,) = changes_section([perplexity(text_sha256="ab")], [perplexity(loss=[3.0, 2.5, 2.25, 4.0])], ["a", "b"])
+    assert [row[-1] for row in same.items[0].cells] == ["worse"]

@@ -202,6 +202,31 @@ def _said(text: Any) -> Any:
     return str(text) if isinstance(text, int | float) and not isinstance(text, bool) else text
 
 
+def text_in(value: Any, place: str, name: str) -> str:
+    """A text, or a number as its text; "" where there is no value.
+
+    Raises:
+        DataError: it is neither; the message names the place.
+    """
+    found = "" if value is None else _said(value)
+    if not isinstance(found, str):
+        raise DataError(f"{place}: '{name}' is a {type(value).__name__}, not a text; repair the row")
+    return found
+
+
+def answers_in(value: Any, place: str, name: str) -> tuple[str, ...]:
+    """The texts of answers (`answers_of`), each once, without blank ones.
+
+    Raises:
+        DataError: they have no form of answers; the message names the place.
+    """
+    try:
+        found = answers_of(value, name)
+    except DataError as error:
+        raise DataError(f"{place}: {error}; repair the row") from None
+    return tuple(dict.fromkeys(one["text"] for one in found if one["text"].strip()))
+
+
 def _number(value: Any, name: str) -> float:
     try:
         number = float(value)

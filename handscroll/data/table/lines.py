@@ -30,13 +30,14 @@ class How:
 
     names: the columns of CSV and TSV files whose first line does not name them.
     encoding: overrides the detection (byte order mark, UTF-8, then gb18030 that reads like Chinese).
-    skip_broken: lines that are no rows are counted and left out; otherwise the first of them is an error.
+    skip_broken: lines that are no rows are counted and left out; otherwise the first of them is an error, which offers
+    to leave them out unless this is None: then whoever asks cannot choose it.
     quotes: whether "..." around a cell is its quotation, as always in CSV; None decides for each TSV file.
     """
 
     names: Sequence[str] = ()
     encoding: str | None = None
-    skip_broken: bool = False
+    skip_broken: bool | None = None
     quotes: bool | None = None
 
     def broken(self, error: DataError, place: str, step: Ledger) -> None:
@@ -45,6 +46,8 @@ class How:
         Raises:
             DataError: broken lines are not skipped.
         """
+        if self.skip_broken is None:
+            raise DataError(f"{error}. Repair the line, or take it out of the file")
         if not self.skip_broken:
             raise DataError(
                 f"{error}. Repair the line, or leave such lines out, counted (--skip-broken; "

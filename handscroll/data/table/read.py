@@ -25,7 +25,7 @@ def read_table(
     names: Sequence[str] = (),
     split: str | None = None,
     encoding: str | None = None,
-    skip_broken: bool = False,
+    skip_broken: bool | None = None,
     quotes: bool | None = None,
 ) -> Table:
     """The rows of tables: files, globs, folders (recursive), zip archives, and folders saved by `datasets`.
@@ -33,7 +33,8 @@ def read_table(
     names: the columns of CSV and TSV files without a line of names.
     split: which split of a folder, archive or saved data set (train, validation, test, ...).
     encoding: overrides the detection (byte order mark, UTF-8, then gb18030 that reads like Chinese).
-    skip_broken: broken lines are left out and counted; otherwise the first of them is an error.
+    skip_broken: broken lines are left out and counted; otherwise the first of them is an error, which names the option
+    that leaves them out if this is False, and not if it is None.
     quotes: whether TSV cells are quoted as in CSV; by default each file shows it.
 
     JSON files hold a list of objects, an object with one such list ({"data": [...]}), an object of objects (their

@@ -2,7 +2,8 @@
 
 Bai et al. 2023 and 2024 (LongBench, LongBench v2), Li et al. 2023 (LooGLE), An et al. 2023 (L-Eval), Zhong et al. 2021
 (QMSum), Cobbe et al. 2021 (GSM8K), Suzgun et al. 2022 (BIG-Bench Hard); any other table by its columns. Every row gives
-questions or is counted as left out with its reason.
+questions or is counted as left out with its reason, and so is every question of a row that holds several. A value of
+another kind than its column holds (a list where a text belongs) is an error that names the row.
 """
 
 import ast
@@ -13,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from handscroll.base.errors import DataError
-from handscroll.data.table.fields import Field, answers_of, match
+from handscroll.data.table.fields import Field, answers_in, match, text_in
 from handscroll.data.table.read import read_table
-from handscroll.data.table.table import Account, Ledger, Record, Table, columns_of
-from handscroll.evaluate.questions.item import WHOLE, Item
+from handscroll.data.table.table import Account, Count, Ledger, Record, Table, columns_of
+from handscroll.evaluate.questions.item import LETTERS, WHOLE, Item
 from handscroll.evaluate.questions.judge import number_in
 from handscroll.metrics.texts import language_of
 from handscroll.text.files import Paths
 
-Items = Iterator[Item]
 CLASSES = 12  # most different answers of a set that are taken for names of classes
 
 # The sets of LongBench: how each is asked and judged, and the most tokens of an answer there.
@@ -42,6 +42,16 @@ _SPEAKERS = re.compile(r"\{(?:disfmarker|vocalsound|pause|nonvocalsound|gap)\}")
 
 
 @dataclass(frozen=True)
+class Empty:
+    """A question inside a row that has no words, no answer or no document."""
+
+    place: str
+
+
+Items = Iterator[Item | Empty]
+
+
+@dataclass(frozen=True)
 class Form:
     """A form of rows: it `needs` these columns and has none of `lacks`; `says` is the mapping, as it is shown."""
 
@@ -58,13 +68,17 @@ class Form:
 
 @dataclass(frozen=True)
 class Sheet:
-    """One file: its form, the mapping of its columns, its questions, and the account of its rows."""
+    """One file: its form, the mapping of its columns, its questions, and the account of its rows.
+
+    `empty` counts questions that rows hold beside others, and that are not asked.
+    """
 
     file: str
     form: str
     says: str
     items: tuple[Item, ...]
     account: Account
+    empty: tuple[Count, ...] = ()
 
     @property
     def documents(self) -> int:
@@ -91,7 +105,7 @@ def _told_apart(sheet: Sheet) -> Sheet:
 
 def _sheet(table: Table, file: str, columns: Mapping[str, str] | None) -> Sheet:
     own = [record for record in table if record.file == file]
-    names, step = columns_of(own), Ledger()
+    names, step, inside = columns_of(own), Ledger(), Ledger()
     form = None if columns else next((form for form in FORMS if form.fits(names, own[0])), None)
     if form is None:
         part = Table(tuple(own), names, Account(len(own)))
@@ -99,13 +113,36 @@ def _sheet(table: Table, file: str, columns: Mapping[str, str] | None) -> Sheet:
     items: list[Item] = []
     for record in own:
         found = list(form.items(record))
-        if not found:
-            step.leave_out("rows that ask nothing, or have no answer", record.place)
-        items += found
+        asked = [one for one in found if isinstance(one, Item)]
+        if not asked:
+            step.leave_out("rows that ask nothing, or lack the answer or the text", record.place)
+        for one in found:
+            if isinstance(one, Empty):
+                inside.leave_out("questions inside rows that lack words, answer or text", one.place)
+        items += asked
     if not items:
         raise DataError(f"{file}: read as {form.name} ({form.says}), but no row has a question with an answer")
     about = tuple(note for note in table.account.notes if note.startswith(file))
-    return Sheet(file, form.name, form.says, tuple(_alike(items)), step.onto(Account(len(own), notes=about)))
+    items = _classes(_alike(items), file, step)
+    account = step.onto(Account(len(own), notes=about))
+    return Sheet(file, form.name, form.says, tuple(items), account, inside.onto(Account(0)).left_out)
+
+
+def _classes(items: Sequence[Item], file: str, step: Ledger) -> list[Item]:
+    """The items; where a row names no classes, they are those that its file names, or answers with."""
+    known: dict[str, dict[str, None]] = {}
+    for item in items:
+        if item.judge == "class":
+            known.setdefault(item.task, {}).update(dict.fromkeys((*item.choices, *item.wanted)))
+    found, noted = list[Item](), set[str]()
+    for item in items:
+        if item.judge == "class" and not item.choices:
+            item = replace(item, choices=tuple(known[item.task]))
+            if item.task not in noted:
+                noted.add(item.task)
+                step.note(f"{file}: {item.task}: rows without classes get the {len(item.choices)} of the whole file")
+        found.append(item)
+    return found
 
 
 def _alike(items: Sequence[Item]) -> list[Item]:
@@ -124,8 +161,29 @@ def _alike(items: Sequence[Item]) -> list[Item]:
 
 def _text(record: Record, name: str) -> str:
     """The text under a name, "" where there is none (some files write the word none)."""
+    value = text_in(record.get(name), record.place, name)
+    return "" if value.strip().casefold() in ("", "none", "null") else value
+
+
+def _document(record: Record, name: str) -> str:
+    """The text under a name; a list of texts becomes one, with an empty line between them."""
     value = record.get(name)
-    return "" if not isinstance(value, str) or value.strip().casefold() in ("", "none", "null") else value
+    if not isinstance(value, list):
+        return _text(record, name)
+    return "\n\n".join(text_in(one, record.place, f"{name}, number {at}") for at, one in enumerate(value, start=1))
+
+
+def _objects(value: Any, place: str, name: str, keys: str) -> list[Mapping[str, Any]]:
+    """A list of objects; no value is none.
+
+    Raises:
+        DataError: it is anything else.
+    """
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(one, Mapping) for one in value):
+        raise DataError(f"{place}: '{name}' is no list of objects with {keys}; repair the row")
+    return value
 
 
 def _task(record: Record) -> str:
@@ -135,47 +193,49 @@ def _task(record: Record) -> str:
 def _longbench(record: Record) -> Items:
     name = (_text(record, "dataset") or _task(record)).removesuffix("_e")
     asks, judge, most = _LONGBENCH.get(name, ("answer", "words", 64))
-    document, question = _text(record, "context"), _text(record, "input")
+    document, question = _document(record, "context"), _text(record, "input")
     language = "zh" if record.get("language") == "zh" else language_of([document[:2000] + question])
-    wanted = tuple(one for one in record.get("answers") or () if isinstance(one, str))
+    wanted = answers_in(record.get("answers"), record.place, "answers")
     if asks == "summary" and not question:
         question = WHOLE[language]
     if asks == "code":
         document, question = "", document + question
-    classes = tuple(str(one) for one in record.get("all_classes") or ())
+    classes = answers_in(record.get("all_classes"), record.place, "all_classes")
     if wanted and (document or question):
         yield Item(name, record.place, asks, judge, question, wanted, document, classes, (), language, most=most)
 
 
 def _longbench2(record: Record) -> Items:
-    choices = tuple(str(record.get(f"choice_{letter}")) for letter in "ABCD")
+    choices = tuple(text_in(record.get(f"choice_{letter}"), record.place, f"choice_{letter}") for letter in "ABCD")
     right, question = _text(record, "answer").strip().upper(), _text(record, "question")
-    if question and right in tuple("ABCD"):
-        document = _text(record, "context")
+    document = _document(record, "context")
+    if document and question and right in tuple("ABCD"):
         language = language_of([question])
         yield Item(_task(record), record.place, "choice", "letter", question, (right,), document, choices, (), language)
 
 
 def _loogle(record: Record) -> Items:
-    document, task = _text(record, "input"), _task(record)
+    document, task = _document(record, "input"), _task(record)
     asked, language = _literal(record, "qa_pairs"), language_of([document[:4000]])
     summary = _text(record, "output")
     if not asked and summary and document:
         yield Item(task, record.place, "summary", "summary", WHOLE[language], (summary,), document, language=language)
     for number, pair in enumerate(asked, start=1):
-        question, right = pair.get("Q"), pair.get("A")
         place = f"{record.place}, question {number}"
+        question, right = text_in(pair.get("Q"), place, "Q"), pair.get("A")
         if isinstance(right, Mapping):
             # The marks of a text in their order; one that the answers lack is not asked for.
-            marks = tuple(mark for mark in dict.fromkeys(_MARK.findall(str(question))) if right.get(mark))
-            wanted, how = tuple(str(right[mark]) for mark in marks), ("blanks", "blanks")
+            marks = tuple(mark for mark in dict.fromkeys(_MARK.findall(question)) if right.get(mark))
+            wanted, how = tuple(text_in(right[mark], place, mark) for mark in marks), ("blanks", "blanks")
         else:
-            marks, wanted, how = (), (str(right),), ("answer", "words")
-        if question and right and wanted:
-            yield Item(task, place, *how, str(question), wanted, document, (), marks, language)
+            marks, wanted, how = (), answers_in(right, place, "A"), ("answer", "words")
+        if document and question and wanted:
+            yield Item(task, place, *how, question, wanted, document, (), marks, language)
+        else:
+            yield Empty(place)
 
 
-def _literal(record: Record, name: str) -> list[dict[str, Any]]:
+def _literal(record: Record, name: str) -> list[Mapping[str, Any]]:
     """A list of objects that is written as JSON, or as Python writes it."""
     value = record.get(name)
     if isinstance(value, str):
@@ -185,41 +245,48 @@ def _literal(record: Record, name: str) -> list[dict[str, Any]]:
             value = ast.literal_eval(value)
         except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
             raise DataError(f"{record.place}: '{name}' is no list of questions ({error}); repair the row") from None
-    if value is None:
-        return []
-    if not isinstance(value, list) or not all(isinstance(one, Mapping) for one in value):
-        raise DataError(f"{record.place}: '{name}' is no list of objects with Q and A; repair the row")
-    return value
+    return _objects(value, record.place, name, "Q and A")
 
 
 def _leval(record: Record) -> Items:
-    document, task = _text(record, "input"), _task(record)
+    document, task = _document(record, "input"), _task(record)
     asked, right = (record.get(name) for name in ("instructions", "outputs"))
     if not isinstance(asked, list) or not isinstance(right, list) or len(asked) != len(right):
         raise DataError(f"{record.place}: instructions and outputs must be lists of one length; repair the row")
     exam = record.get("evaluation") == "exam"
-    for number, (question, answer) in enumerate(zip(asked, right, strict=True), start=1):
+    for number, (said, answer) in enumerate(zip(asked, right, strict=True), start=1):
+        place = f"{record.place}, question {number}"
+        question, wanted = text_in(said, place, "instructions"), text_in(answer, place, "outputs")
         judge = "summary" if record.get("evaluation") == "rouge" else "words"
         if exam:
-            judge = "letter" if re.fullmatch(r"\(?[A-D]\)?\.?", str(answer).strip()) else "words"
+            judge = "letter" if re.fullmatch(r"\(?[A-D]\)?\.?", wanted.strip()) else "words"
         asks = "summary" if judge == "summary" else "answer"
-        wanted = str(answer).strip("(). ") if judge == "letter" else str(answer)
-        place = f"{record.place}, question {number}"
-        if question and wanted.strip():
-            yield Item(task, place, asks, judge, str(question), (wanted,), document, language=language_of([question]))
+        wanted = wanted.strip("(). ") if judge == "letter" else wanted
+        if document and question and wanted.strip():
+            yield Item(task, place, asks, judge, question, (wanted,), document, language=language_of([question]))
+        else:
+            yield Empty(place)
 
 
 def _qmsum(record: Record) -> Items:
-    said = record.get("meeting_transcripts") or ()
-    turns = [f"{one['speaker']}: {' '.join(_SPEAKERS.sub('', one['content']).split())}" for one in said]
-    document, number = "\n".join(turns), 0
+    turns, number = list[str](), 0
+    said = _objects(record.get("meeting_transcripts"), record.place, "meeting_transcripts", "speaker and content")
+    for turn, one in enumerate(said, start=1):
+        place = f"{record.place}, turn {turn}"
+        if absent := [name for name in ("speaker", "content") if one.get(name) is None]:
+            raise DataError(f"{place}: no '{absent[0]}'; repair the row")
+        speaker, content = (text_in(one[name], place, name) for name in ("speaker", "content"))
+        turns.append(f"{speaker}: {' '.join(_SPEAKERS.sub('', content).split())}")
+    document = "\n".join(turns)
     for kind in ("general_query_list", "specific_query_list"):
-        for pair in record.get(kind) or ():
+        for pair in _objects(record.get(kind), record.place, kind, "query and answer"):
             number += 1
-            question, answer = str(pair.get("query") or ""), str(pair.get("answer") or "")
             place = f"{record.place}, question {number}"
-            if question and answer.strip():
+            question, answer = (text_in(pair.get(name), place, name) for name in ("query", "answer"))
+            if document and question and answer.strip():
                 yield Item(_task(record), place, "summary", "summary", question, (answer,), document)
+            else:
+                yield Empty(place)
 
 
 def _worked(record: Record) -> Items:
@@ -235,13 +302,13 @@ def _worked(record: Record) -> Items:
 
 
 def _bbh(record: Record) -> Items:
-    question, target = _text(record, "input"), record.get("target")
-    if question and isinstance(target, str) and target.strip():
+    question, target = _text(record, "input"), text_in(record.get("target"), record.place, "target")
+    if question and target.strip():
         yield Item(_task(record), record.place, "short", "words", question, (target,), most=16)
 
 
 def _summary(record: Record) -> Items:
-    document, summary = _text(record, "document"), _text(record, "summary")
+    document, summary = _document(record, "document"), _text(record, "summary")
     if document and summary:
         language = language_of([summary])
         asked = WHOLE[language]
@@ -268,41 +335,60 @@ def _plain(table: Table, columns: Mapping[str, str]) -> Form:
         known = "; ".join(f"{form.name} ({', '.join(sorted(form.needs))})" for form in FORMS)
         raise DataError(f"{error}. Forms that are recognised by their columns: {known}") from None
 
+    of = matched.columns
+
     def items(record: Record) -> Items:
-        value = {name: record.get(column) for name, column in matched.columns.items()}
-        question, right = str(value["question"] or ""), value["answer"]
-        document = value.get("document")
-        choices = value.get("choices")
-        choices = tuple(map(str, choices)) if isinstance(choices, list) else ()
+        question, right = text_in(record.get(of["question"]), record.place, of["question"]), record.get(of["answer"])
+        document = _document(record, of["document"]) if "document" in of else ""
+        choices = _choices(record, of["choices"]) if "choices" in of else ()
         language = language_of([question])
-        more = {"document": document if isinstance(document, str) else "", "choices": choices, "language": language}
         if choices and question and right is not None:
-            yield Item(_task(record), record.place, "choice", "letter", question, (_letter(right, choices),), **more)
+            wanted = (_letter(right, choices, record.place),)
+            yield Item(
+                _task(record), record.place, "choice", "letter", question, wanted, document, choices, language=language
+            )
             return
-        numbers = isinstance(right, int | float) and not isinstance(right, bool)
-        wanted = (str(right),) if numbers else tuple(one["text"] for one in answers_of(right, "answer"))
-        wanted = tuple(dict.fromkeys(one for one in wanted if one.strip()))
+        wanted = answers_in(right, record.place, of["answer"])
         if question and wanted:
-            yield Item(_task(record), record.place, "answer", "words", question, wanted, **more)
+            yield Item(_task(record), record.place, "answer", "words", question, wanted, document, language=language)
 
     return Form("questions", frozenset(), str(matched), items)
 
 
-def _letter(right: Any, choices: Sequence[str]) -> str:
+def _choices(record: Record, name: str) -> tuple[str, ...]:
+    """The choices of a question: a list, or an object with their letters in order; none where there is no value.
+
+    Raises:
+        DataError: they are anything else, or more than there are letters.
+    """
+    value = record.get(name)
+    if value is None or value == "":
+        return ()
+    if isinstance(value, Mapping) and list(value) == list(LETTERS[: len(value)]):
+        value = list(value.values())
+    if not isinstance(value, list) or len(value) > len(LETTERS):
+        raise DataError(
+            f"{record.place}: '{name}' is a {type(value).__name__} that begins with {str(value)[:40]!r}; choices are a "
+            'list of up to 26 texts, or {"A": ..., "B": ...}'
+        )
+    return tuple(text_in(one, record.place, f"{name}, number {at}") for at, one in enumerate(value, start=1))
+
+
+def _letter(right: Any, choices: Sequence[str], place: str) -> str:
     """The letter of the right choice, which is given as a letter, a number from 0, or its words.
 
     Raises:
         DataError: it is none of the choices.
     """
-    if isinstance(right, int) and 0 <= right < len(choices):
-        return chr(65 + right)
+    if isinstance(right, int) and not isinstance(right, bool) and 0 <= right < len(choices):
+        return LETTERS[right]
     text = str(right).strip("(). ")
-    letters = [chr(65 + at) for at in range(len(choices))]
+    letters = LETTERS[: len(choices)]
     if text in choices:
         return letters[choices.index(text)]
-    if text.upper() in letters:
+    if text.upper() in tuple(letters):
         return text.upper()
-    raise DataError(f"the right choice is {str(right)[:40]!r}: give a letter up to {letters[-1]}, or a choice")
+    raise DataError(f"{place}: the right choice is {str(right)[:40]!r}: give a letter up to {letters[-1]}, or a choice")
 
 
 FORMS: tuple[Form, ...] = (
@@ -350,6 +436,6 @@ FORMS: tuple[Form, ...] = (
         "question <- question, answer <- answer (the number after ####)",
         _worked,
         frozenset({"context", "document", "input", "passage", "text", "choices"}),
-        lambda record: "####" in _text(record, "answer"),
+        lambda record: "####" in str(record.get("answer")),
     ),
 )

@@ -7,6 +7,8 @@ as far as a different wording allows.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of choices
+
 
 @dataclass(frozen=True)
 class Item:

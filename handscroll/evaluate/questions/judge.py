@@ -5,15 +5,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from handscroll.evaluate.questions.item import Item
+from handscroll.evaluate.questions.item import LETTERS, Item
 from handscroll.metrics import METRICS
 from handscroll.metrics.scores import Measured, Scores, measured
 from handscroll.metrics.table import Settings
+from handscroll.text.words import HAN
 
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
-_SAYS = re.compile(r"(?:answer|choice|option)(?: is|:)?\s*\(?([A-Z])\b", re.IGNORECASE)
-_LETTER = re.compile(r"^\W*([A-Z])(?![A-Za-z])")
-_BRACKETS = re.compile(r"\(([A-Z])\)")
+# Where an answer names its choice, the surest place first: a letter is a capital, since "a" and "i" are words.
+_SAYS = re.compile(r"(?i:answer|choice|option)(?i:\s+is)?\s*:?\s*(?:[*_\"'$(\[]|\\boxed\{)*([A-Z])(?![A-Za-z])")
+_PLACES = (
+    re.compile(r"^\W*([A-Z])(?=[.,:;)\]*]|\W*(?:\n|$))"),  # the first letter, which ends there
+    re.compile(r"\(([A-Z])\)"),
+    re.compile(r"^\W*([A-Z])(?![A-Za-z])"),
+)
+_BESIDE = rf"[^\W{HAN}]"  # beside such a character a class is a part of another word; Chinese has no blanks
 
 
 @dataclass(frozen=True)
@@ -29,13 +35,13 @@ class Judge:
 
 
 def number_in(text: str) -> str | None:
-    """The number that an answer ends with: the one after ####, else the last; None where there is none.
+    """The number that an answer ends with: the first one after ####, else the last; None where there is none.
 
     >>> number_in("so 1,250 of them. #### 1,250.0")
     '1250'
     """
-    after = text.rpartition("####")[2] if "####" in text else text
-    found = _NUMBER.findall(after) or _NUMBER.findall(text)
+    _, marked, after = text.rpartition("####")
+    found = (_NUMBER.findall(after)[:1] if marked else []) or _NUMBER.findall(text)
     if not found:
         return None
     plain = found[-1].replace(",", "").lstrip("+")
@@ -45,22 +51,31 @@ def number_in(text: str) -> str | None:
 def letter_in(text: str, choices: Sequence[str] = ()) -> str | None:
     """The letter of the choice that an answer names, or whose words it repeats; None where it names none.
 
+    Only letters of `choices` count; where these are not known, every letter does.
+
     >>> letter_in("The answer is (B).")
     'B'
     """
-    said = _SAYS.findall(text)
-    if said:
-        return said[-1].upper()
-    if found := _LETTER.match(text) or _BRACKETS.search(text):
-        return found[1]
+    letters = LETTERS[: len(choices)] or LETTERS
+    for found in (_SAYS.findall(text)[::-1], *(place.findall(text) for place in _PLACES)):
+        if named := next((letter for letter in found if letter in letters), None):
+            return named
     same = [at for at, choice in enumerate(choices) if choice.strip().casefold() == text.strip().casefold()]
     return chr(65 + same[0]) if same else None
 
 
 def named_in(text: str, classes: Sequence[str]) -> str | None:
-    """The class that an answer names first (the longest of those that begin there); None where it names none."""
-    low = text.casefold()
-    found = [(low.find(one.casefold()), -len(one), one) for one in classes if one.casefold() in low]
+    """The class that an answer names first (the longest of those that begin there); None where it names none.
+
+    >>> named_in("I know: Yes", ["Yes", "No"])
+    'Yes'
+    """
+    found = []
+    for one in classes:
+        before = f"(?<!{_BESIDE})" if re.match(_BESIDE, one) else ""
+        behind = f"(?!{_BESIDE})" if re.search(f"{_BESIDE}$", one) else ""
+        if here := re.search(f"{before}{re.escape(one.casefold())}{behind}", text.casefold()):
+            found.append((here.start(), -len(one), one))
     return min(found)[2] if found else None
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from handscroll.base.errors import CheckpointError
 from handscroll.base.lock import RunLock
-from handscroll.base.records import RecordWriter, read_records
+from handscroll.base.records import RecordWriter, read_object, read_records, requiring
 from handscroll.base.runs import write_file
 from handscroll.cache.reading.store import Store
 from handscroll.evaluate.certificate import Certificate, require_whole, together
@@ -27,6 +27,7 @@ from handscroll.lm import LM
 from handscroll.metrics.scores import measured
 
 QUESTIONS, ANSWERS = "questions.json", "answers.jsonl"
+KEPT = ("place", "answer", "finish", "tokens", "seconds")  # of an answer, for the record of a run that goes on
 OnDone = Callable[[int, str], None]
 
 
@@ -116,8 +117,9 @@ def run(todo: Plan, folder: Path | None = None, on_done: OnDone = lambda done, n
     With `folder` answers are kept there as they are made. `on_done(questions answered, note)` tells how far it is.
 
     Raises:
-        CheckpointError: the folder holds the answers of another model, or to other questions. CapacityError: the memory
-            does not suffice. DataError: scores of answers to cut documents, which were not asked for.
+        CheckpointError: the folder holds the answers of another model, or to other questions, or is damaged.
+        CapacityError: the memory does not suffice.
+        DataError: scores of answers to cut documents, which were not asked for.
     """
     known: dict[str, dict[str, Any]] = {}
     with ExitStack() as stack:
@@ -192,7 +194,7 @@ def _begun(todo: Plan, folder: Path) -> dict[str, dict[str, Any]]:
             raise CheckpointError(f"{lines} is there, but {file.name} is not: choose a new folder for the answers")
         write_file(file, (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode())
         return {}
-    before = next(iter(_object(file)), {})
+    before = read_object(file)
     differ = [name for name in ("identity", "form", "prompts_sha256") if before.get(name) != about[name]]
     if differ:
         what = {"identity": "another model", "form": "another form", "prompts_sha256": "other questions or settings"}
@@ -200,15 +202,8 @@ def _begun(todo: Plan, folder: Path) -> dict[str, dict[str, Any]]:
             f"{folder} holds answers of {' and '.join(what[name] for name in differ)} (model {before.get('model')}): "
             "choose a new folder, or ask the same again"
         )
-    return {line["place"]: line for line in read_records(lines)} if lines.exists() else {}
-
-
-def _object(file: Path) -> list[dict[str, Any]]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read ({error}): choose a new folder for the answers") from None
-    return [found] if isinstance(found, dict) else []
+    made = requiring(read_records(lines), lines, lambda line: KEPT) if lines.exists() else ()
+    return {line["place"]: line for line in made}
 
 
 def record(todo: Plan, known: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ Rule = Literal["all", "part", "alone", "alike"]
 
 
 class Unfit(DataError):
-    """A sample that does not fit into its length; `missing` tokens more would hold its smallest form."""
+    """A sample that does not fit into its length; its smallest form has `missing` tokens more, or a few beyond that."""
 
     def __init__(self, missing: int):
         super().__init__(f"the smallest form of the task needs {missing} tokens more")

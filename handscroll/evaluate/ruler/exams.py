@@ -6,7 +6,7 @@ needs lies in the same text, so one reading serves the questions of many tasks. 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -127,8 +127,14 @@ class Maker:
                 start = self._start(before, self._counted(name, task, self.length)[1])
                 pieces, (question,) = self._fitted(start, lambda budget: self._asked(name, task, budget))
         except Unfit as error:
-            return self._none(name, [(task, error.missing)])
+            return self._none(name, [(task, self._missing(task, error.missing))])
         return self._exam(name, [*start, *pieces], [question])
+
+    def _missing(self, task: str, missing: int) -> int:
+        """The tokens that a length lacks which holds the task: a longer text, with other words, may need more again."""
+        missing = max(1, missing)
+        longer = replace(self, length=self.length + missing).alone(task)
+        return missing + sum(more for _, more in longer.unfit)
 
     def prose(self, tasks: Sequence[str]) -> Iterator[Exam]:
         """Exams of prose and documents: as few as hold what the tasks need without crowding."""

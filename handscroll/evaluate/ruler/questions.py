@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from handscroll.base.errors import DataError
+from handscroll.data.table.fields import answers_in, text_in
 from handscroll.data.table.read import read_table
 
 
@@ -75,37 +76,47 @@ def _squad(files: Sequence[str | Path]) -> list[tuple[str, list[str], list[str]]
     missing = [name for name in ("context", "question", "answers") if name not in table.columns]
     if missing:
         raise DataError(f"{', '.join(map(str, files))}: no column {', '.join(missing)}; a question needs all three")
-    return [
-        (str(row.values["question"]).strip(), _answers(row.values["answers"]), [str(row.values["context"]).strip()])
-        for row in table.records
-    ]
+    found = []
+    for row in table.records:
+        question, context = (_words(row.values.get(name), row.place, name) for name in ("question", "context"))
+        found.append((question, _answers(row.values.get("answers"), row.place), [context]))
+    return found
 
 
-def _answers(value: Any) -> list[str]:
-    """The texts of answers: a text, a list of texts, or SQuAD's objects."""
-    if value is None:
-        return []
-    if isinstance(value, str):
-        return [value.strip()] if value.strip() else []
-    if isinstance(value, dict):
-        return _answers(value.get("text"))
-    return [text for one in value for text in _answers(one)]
+def _words(value: Any, place: str, name: str) -> str:
+    """A text that says something.
+
+    Raises:
+        DataError: it is blank, or no text.
+    """
+    if found := text_in(value, place, name).strip():
+        return found
+    raise DataError(f"{place}: no {name}; repair the row, or leave it out")
+
+
+def _answers(value: Any, place: str) -> list[str]:
+    return [one.strip() for one in answers_in(value, place, "answers")]
 
 
 def _hotpot(files: Sequence[str | Path]) -> list[tuple[str, list[str], list[str]]]:
     found = []
     for file in files:
+        place = str(file)
         try:
             text = Path(file).read_text(encoding="utf-8")
-            rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(one) for one in text.splitlines()]
-            for row in rows:
+            whole = text.lstrip().startswith("[")
+            rows = json.loads(text) if whole else [json.loads(one) for one in text.splitlines() if one.strip()]
+            for number, row in enumerate(rows, start=1):
+                place = f"{file}, row {number}"
                 contexts = [f"{title}\n{''.join(parts)}".strip() for title, parts in row["context"]]
-                found.append((row["question"].strip(), _answers(row.get("answer")), contexts))
+                found.append((_words(row["question"], place, "question"), _answers(row.get("answer"), place), contexts))
         except OSError as error:
             raise DataError(f"{file} cannot be read: {error.strerror}") from None
+        except DataError:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
-                f"{file}: {error!r}; a question over several documents is an object with question, answer and context "
+                f"{place}: {error!r}; a question over several documents is an object with question, answer and context "
                 "([title, [sentence, ...]], ...)"
             ) from None
     return found

@@ -9,9 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from handscroll.base.errors import CapacityError, ConfigError
+from handscroll.base.errors import CapacityError, CheckpointError, ConfigError
 from handscroll.base.lock import RunLock
-from handscroll.base.records import RecordWriter, read_records
+from handscroll.base.records import RecordWriter, read_object, read_records, requiring
 from handscroll.base.runs import make_folder, write_file
 from handscroll.base.workload import Workload
 from handscroll.evaluate.ruler.answering import Answer, answers
@@ -30,7 +30,8 @@ from handscroll.plan.calibration import Calibration
 SAMPLES, ABOUT = "samples.jsonl", "ruler.json"
 CHOSEN = ("lengths", "samples")  # settings that choose samples and change none: a run may go on with others
 SHOWN = 60  # characters of a setting in a message
-Key = tuple[str, int, int]  # task, length, number of the sample
+KEY = ("task", "length", "number")  # what names a sample
+Key = tuple[str, int, int]
 Progress = Callable[[int, int], None]
 
 
@@ -102,6 +103,7 @@ def measure(
 
     Raises:
         ConfigError: `out` holds a run of other settings, texts or weights, or the model cannot continue a text.
+        CheckpointError: a file in `out` is damaged.
         CapacityError: a length exceeds a learned position table, or the memory.
     """
     lm.model.spec.require("RULER", one_text=True, forward=True, head=True)
@@ -146,9 +148,20 @@ def identity(lm: LM, bench: Bench, setting: Setting) -> dict[str, Any]:
     }
 
 
+def _lasting(about: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """All that decides the samples, without the settings that choose among them.
+
+    Raises:
+        CheckpointError: there are no settings.
+    """
+    if not isinstance(about.get("setting"), Mapping):
+        raise CheckpointError(f"{file} has no settings: restore the file, or give another folder")
+    return {**about, "setting": {name: value for name, value in about["setting"].items() if name not in CHOSEN}}
+
+
 def _deciding(about: Mapping[str, Any]) -> dict[str, str]:
     """What decides a sample, by name, as JSON."""
-    setting = {name: value for name, value in about["setting"].items() if name not in CHOSEN}
+    setting = about["setting"]
     found = {name: value for name, value in about.items() if name != "setting"} | setting
     return {name: json.dumps(value, ensure_ascii=False) for name, value in found.items()}
 
@@ -194,7 +207,13 @@ def _row(exam: Exam, answer: Answer) -> dict[str, Any]:
 
 
 def _key(row: dict[str, Any]) -> Key:
-    return row["task"], row["length"], row["number"]
+    task, length, number = (row[name] for name in KEY)
+    return task, length, number
+
+
+def _needed(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a row must have for the summary."""
+    return (*KEY, "missing") if "missing" in row else (*KEY, "score", "finish", "certificate")
 
 
 def _kept(
@@ -203,19 +222,20 @@ def _kept(
     """Fill `rows` with those that are asked for and were made in `out` before; return what keeps a new one there."""
     make_folder(out)
     stack.enter_context(RunLock(out))
-    file = out / ABOUT
+    file, samples = out / ABOUT, out / SAMPLES
     if file.exists():
-        before, now = (_deciding(one) for one in (json.loads(file.read_text(encoding="utf-8")), about))
+        before, now = (_deciding(_lasting(one, file)) for one in (read_object(file), about))
         if differ := [name for name in now if before.get(name) != now[name]]:
             there = "; ".join(f"{name} {str(before.get(name))[:SHOWN]}, not {now[name][:SHOWN]}" for name in differ)
             raise ConfigError(
                 f"{out} holds a run with other settings ({there}): give another folder, or the same settings"
             )
-        found = {_key(row): row for row in read_records(out / SAMPLES)} if (out / SAMPLES).exists() else {}
+        made = requiring(read_records(samples), samples, _needed) if samples.exists() else ()
+        found = {_key(row): row for row in made}
         rows.update((key, found[key]) for key in asked if key in found)
     else:
-        write_file(file, (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
-    writer = stack.enter_context(RecordWriter(out / SAMPLES))
+        write_file(file, (json.dumps(_lasting(about, file), indent=2, ensure_ascii=False) + "\n").encode())
+    writer = stack.enter_context(RecordWriter(samples))
 
     def keep(row: dict[str, Any]) -> None:
         writer.append(row)

@@ -147,6 +147,15 @@ def test_broken_lines_are_refused_by_number_or_counted(tmp_path):
         read_table(tmp_path / "b.jsonl", skip_broken=True)
 
 
+def test_only_who_can_skip_broken_lines_is_told_so(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"text": \n')
+    with pytest.raises(DataError, match="--skip-broken"):
+        read_table(tmp_path / "a.jsonl", skip_broken=False)
+    with pytest.raises(DataError, match=r"a\.jsonl:2") as without:
+        read_table(tmp_path / "a.jsonl")
+    assert "--skip" not in str(without.value)
+
+
 def test_a_stray_quote_takes_its_own_line_alone(tmp_path):
     lines = [f"film {n},{'neg' if n % 2 else 'pos'}" for n in range(1, 101)]
     lines[9] = '"so bad a film,neg'
