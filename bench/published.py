@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 from typing import Any
@@ -25,39 +26,51 @@ from handscroll.extend.compare import Comparing
 from handscroll.extend.extend import extension
 from handscroll.report import evaluation_page, render
 
-STEPS = ("doctor", "ruler", "length", "methods")
+
+@dataclass(frozen=True)
+class Step:
+    """One part of the page. `work` gets the values of `reads`, the options that it depends on, the folder of the page
+    and the file for its records: with other values it is not done."""
+
+    work: Callable[..., None]
+    reads: tuple[str, ...]
+
+    def settings(self, options: argparse.Namespace) -> dict[str, Any]:
+        return {name: getattr(options, name) for name in self.reads}
 
 
-def run(words: Sequence[str], well: Sequence[int] = (0,)) -> None:
-    """A command of handscroll; what it prints is shown. `well`: exit statuses after which the page goes on."""
+def run(words: Sequence[str], record: Path, well: Sequence[int] = (0,)) -> None:
+    """A command of handscroll that writes `record`; what it prints is shown. `well`: the exit statuses that are no
+    failure if there is a record (Python ends with 1 too where a program fails)."""
+    record.unlink(missing_ok=True)
     print(f"$ handscroll {' '.join(words)}", flush=True)
-    ended = subprocess.run([sys.executable, "-m", "handscroll", *words], check=False).returncode
-    if ended not in well:
+    ended = subprocess.run([sys.executable, "-m", "handscroll", *words, "--json", str(record)], check=False).returncode
+    if ended not in well or not record.exists():
         raise SystemExit(f"the command above ended with status {ended}; the same command of this benchmark goes on")
 
 
-def doctor(options: argparse.Namespace, record: Path) -> None:
-    run(["doctor", options.model, "--skip", "reference", "--json", str(record)], well=(0, 1))  # 1: it found something
+def doctor(folder: Path, record: Path, *, model: str) -> None:
+    run(["doctor", model, "--skip", "reference"], record, well=(0, 1))  # 1: it found something
 
 
-def ruler(options: argparse.Namespace, record: Path) -> None:
-    settings = ["--lengths", options.lengths, "--samples", str(options.samples), "--out", str(options.out / "ruler")]
-    run(["evaluate", "ruler", options.model, *settings, "--json", str(record)])
+def ruler(folder: Path, record: Path, *, model: str, lengths: str, samples: int) -> None:
+    settings = ["--lengths", lengths, "--samples", str(samples), "--out", str(folder / "ruler")]
+    run(["evaluate", "ruler", model, *settings], record)
 
 
-def length(options: argparse.Namespace, record: Path) -> None:
-    settings = ["--lengths", options.lengths, "--rounds", "6", "--keep", str(options.out / "length.rounds")]
-    texts = [word for one in options.text for word in ("--text", one)]
-    run(["evaluate", "length", options.model, *settings, *texts, "--json", str(record)])
+def length(folder: Path, record: Path, *, model: str, lengths: str, text: list[str]) -> None:
+    settings = ["--lengths", lengths, "--rounds", "6", "--keep", str(folder / "length.rounds")]
+    texts = [word for one in text for word in ("--text", one)]
+    run(["evaluate", "length", model, *settings, *texts], record)
 
 
-def methods(options: argparse.Namespace, record: Path) -> None:
-    """Every method at `--to` tokens, and the model as it is, on the same window."""
-    lm = handscroll.load(options.model)
-    sizes = Comparing(seeds=1, windows=1, readings=8, needles=options.needles)
-    settings: dict[str, Any] = {"text": options.text, "measured": options.measured, "compare": sizes}
-    settings |= {"remember": options.out / "methods", "on_plan": lambda words: print(words, flush=True)}
-    made = extension(lm, options.to, "auto", **settings)
+def methods(folder: Path, record: Path, *, model: str, text: list[str], to: int, measured: int, needles: int) -> None:
+    """Every method at `to` tokens, and the model as it is, on the same window."""
+    lm = handscroll.load(model)
+    sizes = Comparing(seeds=1, windows=1, readings=8, needles=needles)
+    settings: dict[str, Any] = {"text": text, "measured": measured, "compare": sizes}
+    settings |= {"remember": folder / "methods", "on_plan": lambda words: print(words, flush=True)}
+    made = extension(lm, to, "auto", **settings)
     assert made.comparison is not None
     record.write_text("".join(f"{json.dumps(one)}\n" for one in made.comparison.records()), encoding="utf-8")
     for line in made.comparison.lines:
@@ -68,17 +81,11 @@ def methods(options: argparse.Namespace, record: Path) -> None:
         )
 
 
-WORK: dict[str, Callable[[argparse.Namespace, Path], None]] = {
-    "doctor": doctor, "ruler": ruler, "length": length, "methods": methods
-}  # fmt: skip
-
-
-# The settings that each step reads: with others it is not done.
-SETTINGS = {
-    "doctor": ("model",),
-    "ruler": ("model", "lengths", "samples"),
-    "length": ("model", "lengths", "text"),
-    "methods": ("model", "text", "to", "measured", "needles"),
+STEPS = {
+    "doctor": Step(doctor, ("model",)),
+    "ruler": Step(ruler, ("model", "lengths", "samples")),
+    "length": Step(length, ("model", "lengths", "text")),
+    "methods": Step(methods, ("model", "text", "to", "measured", "needles")),
 }
 
 
@@ -93,7 +100,45 @@ def spent() -> float:
     return sum(one.ru_utime + one.ru_stime for one in map(getrusage, (RUSAGE_SELF, RUSAGE_CHILDREN)))
 
 
-def main() -> None:
+def publish(options: argparse.Namespace) -> None:
+    """Do the steps that are not done yet, and write the page of all.
+
+    Raises:
+        SystemExit: the folder holds the page of another model or of one that it does not name, a step needs a text, a
+            command failed.
+    """
+    names = options.steps.split(",")
+    if unknown := [name for name in names if name not in STEPS]:
+        raise SystemExit(f"--steps: {unknown[0]} is none of {', '.join(STEPS)}")
+    if lacking := [name for name in names if "text" in STEPS[name].reads and not options.text]:
+        raise SystemExit(f"the step {lacking[0]} reads books: give --text FILES, or other --steps")
+    options.out.mkdir(parents=True, exist_ok=True)
+    minutes = options.out / "minutes.jsonl"
+    if others := {one.get("settings", {}).get("model", "a model without a name") for one in done(minutes)} - {
+        options.model
+    }:
+        raise SystemExit(f"{options.out} holds the page of {others.pop()}: give another --out")
+    for name in names:
+        step, record = STEPS[name], options.out / f"{name}.jsonl"
+        settings = step.settings(options)
+        last = next((one["settings"] for one in reversed(done(minutes)) if one["step"] == name), None)
+        if record.exists() and last == settings:
+            print(f"{name}: done before, with the same settings ({record})")
+            continue
+        begun, before = time.monotonic(), spent()
+        step.work(options.out, record, **settings)
+        took = {"step": name, "settings": settings}
+        took |= {"minutes": (time.monotonic() - begun) / 60, "processor": (spent() - before) / 60}
+        with minutes.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(took) + "\n")
+        print(f"{name}: {took['minutes']:.1f} minutes, {took['processor']:.1f} of processor time", flush=True)
+    paths = [options.out / f"{name}.jsonl" for name in STEPS]
+    found = [one for path in paths if path.exists() for one in read_records(path)]
+    (options.out / "page.html").write_text(render(evaluation_page(found)), encoding="utf-8")
+    print(f"page: {options.out / 'page.html'}")
+
+
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--text", nargs="+", default=[], help="books, for the steps length and methods")
@@ -106,36 +151,8 @@ def main() -> None:
     )
     parser.add_argument("--needles", type=int, default=0)
     parser.add_argument("--steps", default=",".join(STEPS))
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    minutes = options.out / "minutes.jsonl"
-    steps = options.steps.split(",")
-    if lacking := [name for name in steps if "text" in SETTINGS[name] and not options.text]:
-        raise SystemExit(f"the step {lacking[0]} reads books: give --text FILES, or other --steps")
-    others = {one["settings"]["model"] for one in done(minutes) if "settings" in one} - {options.model}
-    if others:
-        raise SystemExit(f"{options.out} holds the page of {others.pop()}: give another --out")
-    for name in steps:
-        record, settings = options.out / f"{name}.jsonl", {one: str(vars(options)[one]) for one in SETTINGS[name]}
-        if record.exists() and any(one["step"] == name and one.get("settings") == settings for one in done(minutes)):
-            print(f"{name}: done before, with the same settings ({record})")
-            continue
-        begun, before = time.monotonic(), spent()
-        WORK[name](options, record)
-        took = {
-            "step": name,
-            "settings": settings,
-            "minutes": (time.monotonic() - begun) / 60,
-            "processor": (spent() - before) / 60,
-        }
-        with minutes.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(took) + "\n")
-        print(f"{name}: {took['minutes']:.1f} minutes, {took['processor']:.1f} of processor time", flush=True)
-    paths = [options.out / f"{name}.jsonl" for name in STEPS]
-    found = [one for path in paths if path.exists() for one in read_records(path)]
-    (options.out / "page.html").write_text(render(evaluation_page(found)), encoding="utf-8")
-    print(f"page: {options.out / 'page.html'}")
+    return parser
 
 
 if __name__ == "__main__":
-    main()
+    publish(arguments().parse_args())

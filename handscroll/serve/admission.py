@@ -12,6 +12,7 @@ from handscroll.serve.settings import Limits
 
 MINUTE, DAY = 60.0, 86_400.0
 LONGEST = 60  # seconds that a client is told to wait at most for a place
+CROWD = 10  # who was told to wait counts up to so many times the places: nobody's wait grows without end by others
 
 
 class Admission:
@@ -22,6 +23,7 @@ class Admission:
         self._open: Counter[str] = Counter()
         self._asked: dict[str, deque[float]] = {}
         self._used: dict[str, deque[tuple[float, int]]] = {}
+        self._told: dict[str, deque[float]] = {}  # when those who were told to wait come back, by what was full
         self._took = 1.0  # seconds of an answer, a running mean
         self.closing = False
 
@@ -59,17 +61,26 @@ class Admission:
         self.check_quota(owner)
         limits, mine = self._limits, self._open[owner.number]
         if self.open + count > limits.waiting:
-            raise self._full(f"{self.open} answers are open, and at most {limits.waiting} may be")
+            raise self._full(f"{self.open} answers are open, and at most {limits.waiting} may be", limits.waiting)
         if mine + count > limits.each:
-            raise self._full(f"{mine} answers of this key are open, and at most {limits.each} may be")
+            why = f"{mine} answers of this key are open, and at most {limits.each} may be"
+            raise self._full(why, limits.each, owner.number)
 
     def use(self, owner: Owner, tokens: int) -> None:
         """Count tokens that were read or written for somebody."""
         if owner.quota is not None and owner.quota.tokens_per_day:
             self._used.setdefault(owner.number, deque()).append((self._now(), tokens))
 
-    def _full(self, why: str) -> ApiError:
-        wait = min(LONGEST, max(1, math.ceil(self._took)))
+    def _full(self, why: str, places: int, whose: str = "") -> ApiError:
+        """Tell a client to wait until a place is free for it: those who were told before come first.
+
+        If all came back after a second, a crowd would cost more refusals than answers.
+        """
+        now, told = self._now(), self._told.setdefault(whose, deque(maxlen=CROWD * places))
+        while told and told[0] <= now:
+            told.popleft()
+        wait = min(LONGEST, max(1, math.ceil(self._took * (len(told) + 1) / places)))
+        told.append(now + wait)
         return ApiError(429, f"{why}: ask again in {wait} s", "too_many_requests", headers={"Retry-After": str(wait)})
 
     def check_quota(self, owner: Owner) -> None:

@@ -212,6 +212,25 @@ def test_what_would_never_get_a_place_is_not_told_to_wait(small):
     assert made.status_code == 400 and re.search(naming(5, 4), made.json()["error"]["message"]), made.text
 
 
+@pytest.mark.promise("R28")
+def test_who_comes_to_a_crowd_is_told_to_come_back_after_it():
+    now = [0.0]
+    admission = Admission(Limits(waiting=4, each=4), lambda: now[0])
+    ann, bob = (Owner(name, name, None) for name in "ab")
+
+    def wait() -> int:
+        with pytest.raises(ApiError) as it:
+            admission.check(bob)
+        return int(it.value.headers["Retry-After"])
+
+    with admission.answering(ann, 4):
+        # An answer takes a second, as is assumed before there was one, so that four places are free each second.
+        assert [wait() for _ in range(12)] == [1] * 4 + [2] * 4 + [3] * 4
+        assert [wait() for _ in range(100)][-1] == 11  # and who never comes back does not make it longer
+        now[0] = 12.0
+        assert wait() == 1  # all came back, or will not
+
+
 def test_places_and_quotas():
     now = [0.0]
     admission = Admission(Limits(waiting=3, each=2), lambda: now[0])
