@@ -137,10 +137,11 @@ def _loaded(
     device, dtype, adapter = where
     lm = load(model, device, dtype, adapter=adapter)
     longest = max(grid.lengths)
-    filler = haystack(lm.tokenizer, text, longest, reader=how)
-    if len(filler) == largest(longest):
-        error_screen().print(f"the haystack is the first {len(filler):,} tokens of the text", markup=False)
-    return lm, filler
+    most = largest(longest)
+    filler = haystack(lm.tokenizer, text, longest, most + 1, how)
+    if len(filler) > most:
+        error_screen().print(f"the haystack is the first {most:,} tokens of the text", markup=False)
+    return lm, filler[:most]
 
 
 def _test_row(test: dict[str, Any]) -> list[str]:

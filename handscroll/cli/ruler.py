@@ -60,7 +60,7 @@ def ruler(
     for asked in made.asked.values():
         if asked is not None and asked.skipped:
             error_screen().print(f"{asked.name}: {asked.skipped:,} questions without an answer are left out")
-    _say_plan(lm, made, setting)
+    _say_plan(lm, made, setting, out)
     if plan:
         return
     if out is None:
@@ -79,13 +79,13 @@ def _numbers(text: str) -> list[int]:
         raise ConfigError(f"--lengths {text!r}: expected whole numbers separated by commas, such as 512,1024") from None
 
 
-def _say_plan(lm: "LM", made: Any, setting: Any) -> None:
-    """What the run will cost, and what does not fit."""
+def _say_plan(lm: "LM", made: Any, setting: Any, out: Path | None) -> None:
+    """What the run will cost, without what `out` holds, and what does not fit."""
     from handscroll.evaluate.ruler.run import plan
     from handscroll.plan.calibration import load_calibration
     from handscroll.plan.show import clock
 
-    costs = plan(lm, made, setting, load_calibration())
+    costs = plan(lm, made, setting, load_calibration(), out)
     rows = [[cost.length, cost.texts, cost.questions, cost.read, cost.written, clock(cost.seconds)] for cost in costs]
     columns = ["length", "texts", "questions", "tokens read", "written at most", "about"]
     say = error_screen().print

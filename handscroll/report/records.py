@@ -332,12 +332,13 @@ class Repeated(Part):
 
 
 class Document(Part):
-    """One window: where it comes from, its mean loss, and the mean loss of each block of positions."""
+    """One window: where it comes from, its mean loss, and the mean loss of each quarter of its tokens, none where a
+    quarter of a very short window holds no token."""
 
     source: str
     offset: Count = 0
     mean: Number
-    loss: tuple[Number, ...] = ()
+    quarters: tuple[Number | None, ...] = ()
 
 
 class Views(Record):

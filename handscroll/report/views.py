@@ -1,10 +1,9 @@
 """The sections on what long context is worth, whether packed documents see each other, and what the doctor saw."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 from handscroll.report.language import joined, say
-from handscroll.report.numbers import interval, loss, mean, number, share
+from handscroll.report.numbers import interval, loss, number, share
 from handscroll.report.page import Item, Section, Table, Text
 from handscroll.report.records import Beyond, Doctor, Leak, Repeated, Runtimes, Views
 from handscroll.report.ticks import compact
@@ -56,14 +55,9 @@ def _repeats(record: Repeated, short: int, name: str) -> Table:
 
 
 def _windows(record: Views, name: str) -> Table:
-    """Each window by itself: its mean loss and that of each block of positions, or of each quarter of many blocks."""
-    longest = max(len(one.loss) for one in record.documents)
-    parts = min(4, longest)
-    rows = []
-    for one in record.documents:
-        edges = [round(part * len(one.loss) / parts) for part in range(parts + 1)]
-        means = [mean(one.loss[first:last]) for first, last in pairwise(edges)]
-        rows.append((f"{one.source}@{one.offset:,}", loss(one.mean), *map(loss, means)))
+    """Each window by itself: its mean loss and that of each quarter of its tokens."""
+    parts = max(len(one.quarters) for one in record.documents)
+    rows = [(f"{one.source}@{one.offset:,}", loss(one.mean), *map(loss, one.quarters)) for one in record.documents]
     columns = (
         say("window"),
         say("loss"),

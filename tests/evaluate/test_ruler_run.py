@@ -121,6 +121,18 @@ def test_the_plan_counts_what_is_read(lm, made):
         assert cost.questions + 2 * len(cost.unfit) == 6
 
 
+def test_the_plan_counts_only_what_is_left(lm, made, tmp_path):
+    setting = Setting(lengths=(1200,), tasks=("niah_single_1", "vt"), samples=2)
+    run.measure(lm, made, setting, tmp_path / "run")
+    more = Setting(lengths=LENGTHS, tasks=("niah_single_1", "vt"), samples=3)
+    alone, left = run.plan(lm, made, more), run.plan(lm, made, more, out=tmp_path / "run")
+    shares = [one.read / whole.read for one, whole in zip(left, alone, strict=True)]
+    assert shares == [1 / 3, 1] and left[0].questions == 2 and left[1] == alone[1]
+    assert run.plan(lm, made, more, out=tmp_path / "new") == alone and not (tmp_path / "new").exists()
+    with pytest.raises(ConfigError, match="other settings"):
+        run.plan(lm, made, Setting(lengths=(1200,), tasks=("vt",), samples=1, seed=9), out=tmp_path / "run")
+
+
 def rows_of(setting, score):
     return [
         {"task": task, "length": length, "number": n, "score": score(task, length), "finish": "eos"}
@@ -165,6 +177,7 @@ def test_the_command(tiny_folder, tmp_path):
     some = ("--lengths", "1400", "--tasks", "niah_single_1,vt", "--samples", "2")
     assert "tokens read" in call(*some, "--plan")
     text = call(*some, "--out", tmp_path / "run", "--json", tmp_path / "record.jsonl")
+    assert "in all about 0 s" in call(*some, "--out", tmp_path / "run", "--plan")
     assert "niah_single_1" in text and "effective length" in text and "average" in text
     record = json.loads((tmp_path / "record.jsonl").read_text(encoding="utf-8"))
     proof = record["certificate"]

@@ -78,7 +78,7 @@ VIEWS = {
         "fresh": {"count": 3806, "loss": 3.264, "low": 3.17, "high": 3.42, "short": 3.48},
         "by_distance": [{"from": 64, "to": 127, "count": 5, "loss": 1.104, "low": None, "high": None, "short": 3.01}],
     },
-    "documents": [{"source": "turtle.py", "offset": 5120, "mean": 2.0, "loss": [1.0, 2.0, 2.0, 2.0, 2.5, 2.5]}],
+    "documents": [{"source": "turtle.py", "offset": 5120, "mean": 2.0, "quarters": [1.5, 2.0, 2.25, None]}],
     "block": 1024,
 }  # fmt: skip
 RUNTIMES = {

@@ -1,6 +1,7 @@
 """One page for two runs, and the sections on long tasks."""
 
 import json
+import re
 
 import pytest
 from typer.testing import CliRunner
@@ -108,6 +109,8 @@ def test_views_show_repeated_text_and_each_window():
     html = render(evaluation_page([VIEWS]))
     for word in ("repeated, 64 to 127 back", "[0.850, 2.340]", "turtle.py@5,120", "part 4 of 4", "with 256 tokens"):
         assert word in html, word
+    cells = re.findall(r">([^<]+)</td>", html[html.index("turtle.py@5,120") :])
+    assert cells == ["2.000", "1.500", "2.000", "2.250", "–"]
     with pytest.raises(DataError, match="fresh"):
         evaluation_page([VIEWS | {"repeats": {"run": 8, "repeated": {"count": 1}}}])
 

@@ -60,9 +60,17 @@ def framed(lm: LM, setting: Setting) -> tuple[Frame, frozenset[int]]:
     return chat(speaker), speaker.ends(lm.model)
 
 
-def plan(lm: LM, bench: Bench, setting: Setting, calibration: Calibration | None = None) -> list[Cost]:
-    """What each length costs, judged by its first sample; answers count with all the room they have."""
+def plan(
+    lm: LM, bench: Bench, setting: Setting, calibration: Calibration | None = None, out: Path | None = None
+) -> list[Cost]:
+    """What each length costs, judged by its first sample; answers count with all the room they have. What `out` holds
+    costs nothing.
+
+    Raises:
+        ConfigError, CheckpointError: as in `measure`.
+    """
     frame, _ = framed(lm, setting)
+    known = {} if out is None else _known(out, identity(lm, bench, setting), _asked(setting))
     calibration = calibration or Calibration()
     found = []
     for length in setting.lengths:
@@ -71,7 +79,7 @@ def plan(lm: LM, bench: Bench, setting: Setting, calibration: Calibration | None
         rooms = [one.room for exam in real for one in exam.questions]
         unfit = tuple(pair for exam in made for pair in exam.unfit)
         each = sum(_seconds(lm, exam, calibration) for exam in real)
-        n = setting.samples
+        n = sum(any((task, length, number) not in known for task in setting.tasks) for number in range(setting.samples))
         read = sum(exam.tokens for exam in real)
         found.append(Cost(length, n * len(real), n * len(rooms), n * read, n * sum(rooms), n * each, unfit))
     return found
@@ -222,23 +230,27 @@ def _kept(
     """Fill `rows` with those that are asked for and were made in `out` before; return what keeps a new one there."""
     make_folder(out)
     stack.enter_context(RunLock(out))
-    file, samples = out / ABOUT, out / SAMPLES
-    if file.exists():
-        before, now = (_deciding(_lasting(one, file)) for one in (read_object(file), about))
-        if differ := [name for name in now if before.get(name) != now[name]]:
-            there = "; ".join(f"{name} {str(before.get(name))[:SHOWN]}, not {now[name][:SHOWN]}" for name in differ)
-            raise ConfigError(
-                f"{out} holds a run with other settings ({there}): give another folder, or the same settings"
-            )
-        made = requiring(read_records(samples), samples, _needed) if samples.exists() else ()
-        found = {_key(row): row for row in made}
-        rows.update((key, found[key]) for key in asked if key in found)
-    else:
+    rows.update(_known(out, about, asked))
+    if not (file := out / ABOUT).exists():
         write_file(file, (json.dumps(_lasting(about, file), indent=2, ensure_ascii=False) + "\n").encode())
-    writer = stack.enter_context(RecordWriter(samples))
+    writer = stack.enter_context(RecordWriter(out / SAMPLES))
 
     def keep(row: dict[str, Any]) -> None:
         writer.append(row)
         writer.sync()
 
     return keep
+
+
+def _known(out: Path, about: Mapping[str, Any], asked: Sequence[Key]) -> dict[Key, dict[str, Any]]:
+    """The rows that are asked for and were made in `out` before."""
+    file, samples = out / ABOUT, out / SAMPLES
+    if not file.exists():
+        return {}
+    before, now = (_deciding(_lasting(one, file)) for one in (read_object(file), about))
+    if differ := [name for name in now if before.get(name) != now[name]]:
+        there = "; ".join(f"{name} {str(before.get(name))[:SHOWN]}, not {now[name][:SHOWN]}" for name in differ)
+        raise ConfigError(f"{out} holds a run with other settings ({there}): give another folder, or the same settings")
+    made = requiring(read_records(samples), samples, _needed) if samples.exists() else ()
+    found = {_key(row): row for row in made}
+    return {key: found[key] for key in asked if key in found}
