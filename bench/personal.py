@@ -2,6 +2,7 @@
 
     python -m bench.personal --sentences 10000
     python -m bench.personal FILES            plain texts, such as books: each find is printed, so that it can be judged
+    python -m bench.personal --numbers 1000000    a list of numbers of so many characters: what takes longest
 
 Faker makes numbers of ten kinds in English and Chinese sentences; it knows nothing of the libraries that check them
 here. It makes some that no authority would give out (a telephone number of an area that does not exist): they count as
@@ -10,12 +11,13 @@ missed.
 
 import argparse
 import random
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from handscroll.data.personal import find
+from handscroll.data.personal import Found, find
 
 SAID = {
     "en": ("Please write to {} today.", "My number is {}, call me.", "({})", "id={};", "It was {}."),
@@ -84,10 +86,26 @@ def scored(count: int, seed: int = 0) -> Score:
     return score
 
 
+def numbers(count: int, seed: int = 0) -> str:
+    """A list of whole numbers of 1 to 20 digits, of `count` characters."""
+    draw, parts, size = random.Random(seed), list[str](), 0
+    while size < count:
+        parts.append(str(draw.randrange(10 ** draw.randint(1, 20))) + draw.choice((" ", ", ", "\n", "-", "; ")))
+        size += len(parts[-1])
+    return "".join(parts)[:count]
+
+
+def timed(text: str) -> tuple[list[Found], float]:
+    """What is found in a text, and the seconds of processor time."""
+    begun = time.process_time()
+    return find(text), time.process_time() - begun
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("files", nargs="*", type=Path)
     options.add_argument("--sentences", type=int, default=0)
+    options.add_argument("--numbers", type=int, default=0)
     options.add_argument("--seed", type=int, default=0)
     asked = options.parse_args()
     if asked.sentences:
@@ -95,15 +113,21 @@ def main() -> None:
         for kind, made in score.made.most_common():
             print(f"{kind:<10} {score.right[kind]:,} of {made:,} found")
         print(f"all        {score.recall:.2%} found, {score.precision:.2%} of the finds are right")
-    characters, kinds = 0, Counter[str]()
+    if asked.numbers:
+        found, seconds = timed(numbers(asked.numbers, asked.seed))
+        print(f"a list of numbers of {asked.numbers:,} characters: {len(found):,} finds in {seconds:.1f} s")
+    characters, all_seconds, kinds = 0, 0.0, Counter[str]()
     for path in asked.files:
         text = path.read_text(encoding="utf-8")
         characters += len(text)
-        for one in find(text):
+        found, seconds = timed(text)
+        all_seconds += seconds
+        for one in found:
             kinds[one.kind] += 1
             print(f"{path.name}: {one.kind}: {text[max(0, one.start - 20) : one.end + 10]!r}")
     if asked.files:
-        print(f"{len(asked.files):,} files of {characters:,} characters: {dict(kinds) or 'nothing found'}")
+        print(f"{len(asked.files):,} files of {characters:,} characters: {dict(kinds) or 'nothing found'}, in "
+              f"{all_seconds:.1f} s")  # fmt: skip
 
 
 if __name__ == "__main__":

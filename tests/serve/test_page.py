@@ -231,15 +231,14 @@ def test_on_a_phone_an_explanation_is_awaited_in_the_conversation(browser, live)
     page.click(".turn:first-child >> text=Why this answer?")
     page.wait_for_selector(".why [role=progressbar]")
     page.type("#question", "somebody writes")
-    weaker = [mark | {"start": n, "end": n + 1, "effect": 2.0 - n} for n in range(2)] + [
-        mark | {"start": 9, "end": 10, "effect": 0.2}
-    ]
-    held.pop().fulfill(json=found | {"marks": weaker})
+    weaker = [mark | {"start": 9 * n, "end": 9 * n + 1, "effect": effect} for n, effect in enumerate((2, 1, 0.2, 9))]
+    held.pop().fulfill(json=found | {"marks": weaker, "rests": 30.0})
     page.wait_for_selector(".turn:first-child .why:has-text('these matter most')")
-    said = [f"Without it, the answer would be {word} less likely." for word in ("7.4 times", "2.7 times", "slightly")]
+    words = ("more than 1,000 times", "7.4 times", "2.7 times", "slightly")
+    said = [f"Without it, the answer would be {word} less likely." for word in words]
     assert page.locator(".turn:first-child .causes .note").all_inner_texts() == said and not page.is_visible(".leaves")
     causes = page.locator(".turn:first-child .causes button")
-    assert causes.evaluate_all("nodes => nodes.map((node) => node.dataset.strength)") == ["2", "2", "1"]
+    assert causes.evaluate_all("nodes => nodes.map((node) => node.dataset.strength)") == ["3", "2", "2", "1"]
     assert page.evaluate("document.activeElement.id") == "question"
     inside = """name => {
         const node = document.querySelector(name);
