@@ -201,19 +201,26 @@ def _refuses_together(q: Tensor, call: Call) -> str:
     pages: Pages = call.spans
     if call.cap is not None:
         return runs.CAPPED
-    if any(pages.past):
-        return "a row continues a saved reading"
     if pages.table.runs(call.mask) is None:
         return "the tokens that a row sees in its pages are not one run"
-    return native.refuses_pages(q, pages.keys, pages.values)
+    shared = pages.shared(call.mask)
+    if shared is None:
+        return "the tokens that a row sees of its saved reading are not runs"
+    refused = [native.refuses_decode(q, one.span, one.first) for one in shared]
+    return next(filter(None, refused), "") or native.refuses_pages(q, pages.keys, pages.values)
 
 
 def _together(q: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    """The rows that continue one saved reading read it in one pass, as many queries over the same keys."""
     pages: Pages = call.spans
     seen, (batch, heads, _, size) = pages.table.runs(call.mask), q.shape
     assert seen is not None
     folded = q.reshape(batch, pages.keys.shape[0], -1, size)
     out, lse = native.paged(folded, pages.keys, pages.values, pages.table.page, pages.table.pages, seen, call.scale)
+    for one in pages.shared(call.mask) or ():
+        mine = q[one.rows].transpose(0, 2)
+        more, more_lse = native.decode(mine, one.span, one.first, one.last, call.scale, many=True)
+        native.join(out.view(batch, heads, size), lse.view(batch, heads), more[0], more_lse[0], one.rows)
     return out.reshape(q.shape).to(q.dtype), lse.reshape(batch, heads, 1)
 
 

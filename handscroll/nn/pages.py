@@ -5,8 +5,9 @@ arXiv:2309.06180. A page holds a run of tokens of one request; a table lists eac
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from handscroll.nn.marks import Extent, Marks
 from handscroll.nn.mask import Mask
+from handscroll.nn.pieces import pieces
 from handscroll.nn.span import Span
 
 
@@ -53,6 +55,11 @@ class Table:
         """The pages of all rows, one after the other (int64)."""
         return torch.tensor([page for row in self.rows for page in row.pages], dtype=torch.int64)
 
+    @cached_property
+    def newest(self) -> list[Marks]:
+        """The marks of each row's newest token."""
+        return [Marks.run(row.start + row.length - 1, 1) for row in self.rows]
+
     def runs(self, mask: Mask) -> Tensor | None:
         """For each row: where its pages begin, first and last + 1 seen token (B, 3).
 
@@ -73,6 +80,15 @@ class Table:
         return torch.tensor(found, dtype=torch.int64)
 
 
+class Shared(NamedTuple):
+    """Keys first .. last - 1 of a span, all of which these rows see before their pages."""
+
+    span: Span
+    first: int
+    last: int
+    rows: list[int]
+
+
 @dataclass(frozen=True, eq=False)
 class Pages:
     """The keys and values that one new token of every row reads in one layer: the pool (K, slots, E) and each row's
@@ -85,6 +101,7 @@ class Pages:
     values: Tensor
     table: Table
     past: Sequence[Sequence[Span]]
+    _shared: dict[Mask, list[Shared] | None] = field(default_factory=dict, repr=False)
 
     def spans(self, number: int) -> list[Span]:
         """The spans that one row reads; its pages are copied."""
@@ -92,10 +109,30 @@ class Pages:
         keys, values = (gathered(x, row.pages, self.table.page)[:, :, : row.length] for x in (self.keys, self.values))
         return [*self.past[number], Span(keys, values, Marks.run(row.start, row.length))]
 
+    def shared(self, mask: Mask) -> list[Shared] | None:
+        """What the rows see of their pasts, each run of keys once, with the rows that see it; those of a row in order.
+
+        None if a row sees something else than whole runs.
+        """
+        if mask not in self._shared:
+            self._shared[mask] = self._worked_out(mask)
+        return self._shared[mask]
+
+    def _worked_out(self, mask: Mask) -> list[Shared] | None:
+        found: dict[tuple[int, int, int], Shared] = {}
+        for number, (past, marks) in enumerate(zip(self.past, self.table.newest, strict=True)):
+            for span in past:
+                for piece in pieces(mask, marks, span.marks):
+                    if piece.mask is not None or piece.square:
+                        return None
+                    one = Shared(span, piece.first, piece.last, [])
+                    found.setdefault((id(span), piece.first, piece.last), one).rows.append(number)
+        return list(found.values())
+
     def part(self, numbers: Sequence[int]) -> "Pages":
         """The pages of some of the rows."""
         table = Table(self.table.page, [self.table.rows[number] for number in numbers])
-        return replace(self, table=table, past=[self.past[number] for number in numbers])
+        return Pages(self.keys, self.values, table, [self.past[number] for number in numbers])
 
 
 def gathered(

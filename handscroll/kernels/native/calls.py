@@ -4,6 +4,7 @@ All run on the CPU and without gradient, with torch's number of threads.
 """
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
 from typing import Protocol
 
@@ -74,11 +75,12 @@ def refuses_decode(q: Tensor, span: KeysValues, first: int = 0) -> str:
 
 
 def decode(
-    q: Float[Tensor, "B H T E"], span: KeysValues, first: int, last: int, scale: float = 1.0
+    q: Float[Tensor, "B H T E"], span: KeysValues, first: int, last: int, scale: float = 1.0, many: bool = False
 ) -> tuple[Float[Tensor, "B H T E"], Float[Tensor, "B H T"]]:
     """Attention of a few queries, all of which see a whole run of a span: output and log-sum-exp, both float32.
 
-    Query heads share kv heads evenly: those of one kv head are the rows of one pass over its keys. For int8 on a
+    Query heads share kv heads evenly: those of one kv head are the rows of one pass over its keys. With `many`, floats
+    are multiplied in tiles (tall.h), for queries of many requests; without it memory limits the work. For int8 on a
     processor with AVX-512 VNNI, queries and softmax weights are rounded to 16 bits (integers.h).
     """
     keys, values = span.keys[:, :, first:last], span.values[:, :, first:last]
@@ -88,7 +90,7 @@ def decode(
     batch, heads, count, size = q.shape
     kv, q = keys.shape[1], q.contiguous()
     out, lse = _floats(*q.shape), _floats(*q.shape[:3])
-    shape = _numbers(1, batch, kv, heads // kv * count, size, torch.get_num_threads(), 1)
+    shape = _numbers(1, batch, kv, heads // kv * count, size, torch.get_num_threads(), 1, int(many))
     narrow = int(q.dtype == torch.bfloat16)
     found.handscroll_decode(ctypes.addressof(run), narrow, _at(q), scale, shape, _at(out), _at(lse))
     return out, lse
@@ -133,6 +135,24 @@ def paged(
     kinds = KINDS[keys.dtype], int(q.dtype == torch.bfloat16)
     found.handscroll_paged(*kinds, _at(q), scale, *at, numbers, _at(out), _at(lse))
     return out, lse
+
+
+def join(
+    out: Float[Tensor, "B H E"],
+    lse: Float[Tensor, "B H"],
+    more: Float[Tensor, "H n E"],
+    more_lse: Float[Tensor, "H n"],
+    rows: Sequence[int],
+) -> None:
+    """Join attention of some batch rows over other keys into `out` and `lse`, in place; all are float32, contiguous.
+
+    `rows` are their numbers. The result of a row does not depend on the other rows.
+    """
+    found = library()
+    assert found is not None
+    heads, count, size = more.shape
+    shape = _numbers(count, heads, size)
+    found.handscroll_join(_at(more), _at(more_lse), _numbers(*rows), shape, _at(out), _at(lse))
 
 
 def refuses_prefill(q: Tensor, keys: Tensor, values: Tensor) -> str:

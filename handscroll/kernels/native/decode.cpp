@@ -6,11 +6,14 @@
 // Keys are contiguous runs (runs.h), or lie in pages of a pool that a table lists (Kwon et al. 2023, "PagedAttention").
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <tuple>
 #include <vector>
 #include "blocks.h"
 #include "fours.h"
 #include "runs.h"
+#include "tall.h"
 
 namespace {
 
@@ -132,18 +135,39 @@ void join(const float* outs, const float* tops, const float* masses, int64_t beg
     }
 }
 
-// A task over keys first .. last - 1 of head h of batch row b of a run; results as those of `run`.
+// A task over keys first .. last - 1 of head h of batch row b of a run; results as those of `run`. many: as `tall` does
+// it.
 template <class T>
 void part(const Run& from, const float* q, float scale, int64_t b, int64_t h, int64_t first, int64_t last, Sight sight,
-          int count, int size, float* out, float* top, float* mass) {
+          bool many, int count, int size, float* out, float* top, float* mass) {
     const auto at = [b, h](auto* all, const int64_t* strides) { return all ? all + b * strides[0] + h * strides[1] : all; };
     const int64_t stride = std::is_same_v<T, nibbles> ? size / 2 : size;
     const Whole<T> keys{at((const T*)from.keys, from.key_strides), stride};
     const Whole<T> values{at((const T*)from.values, from.value_strides), stride};
     const Scales<T> scales{at((const Scale<T>*)from.key_scales, from.key_scale_strides),
                            at((const Scale<T>*)from.value_scales, from.value_scale_strides)};
+    if constexpr (!std::is_same_v<T, int8_t> && !std::is_same_v<T, nibbles>)
+        if (many) return tall<T>(q, scale, keys, values, first, last, count, size, out, top, mass);
     rows<T>(q, scale, keys, values, scales, first, last, sight, count, size, out, top, mass);
 }
+
+// Rows (R, E) of several batch rows that read the same keys, one after the other as the rows of one task, and their
+// results, which are given to the places of each.
+struct Gathered {
+    int64_t batch, count, size;
+    std::vector<float> room;
+    Gathered(int64_t batch, int64_t count, int64_t size) : batch(batch), count(count), size(size), room(batch * count * (2 * size + 2)) {}
+    float* rows() { return room.data(); }
+    float* outs() { return rows() + batch * count * size; }
+    float* tops() { return outs() + batch * count * size; }
+    float* masses() { return tops() + batch * count; }
+    void take(int64_t i, const float* q) { memcpy(rows() + i * count * size, q, sizeof(float) * count * size); }
+    void give(int64_t i, int64_t to, float* out, float* top, float* mass) {
+        memcpy(out + to * count * size, outs() + i * count * size, sizeof(float) * count * size);
+        memcpy(top + to * count, tops() + i * count, sizeof(float) * count);
+        memcpy(mass + to * count, masses() + i * count, sizeof(float) * count);
+    }
+};
 
 // How many parts a run is divided into: every thread gets the same amount.
 int64_t parts_of(int64_t length, int64_t lanes, int64_t threads) {
@@ -155,24 +179,43 @@ int64_t parts_of(int64_t length, int64_t lanes, int64_t threads) {
 void decode(const Run* runs, const float* q, float scale, const int64_t* shape, float* out, float* lse) {
     const int64_t batch = shape[1], heads = shape[2], count = shape[3], size = shape[4], threads = shape[5];
     const int64_t lanes = batch * heads;
+    // A run that all batch rows read: their rows are those of one task.
+    const auto common = [&](int64_t n) {
+        const bool floats = runs[n].kind < 2 || runs[n].kind == 4, seen = n < shape[0] - 1 || shape[6] == 1;
+        return batch > 1 && floats && seen && !runs[n].key_strides[0] && !runs[n].value_strides[0];
+    };
     std::vector<int64_t> begin(shape[0] + 1, 0);  // of a run's parts
-    for (int64_t n = 0; n < shape[0]; n++) begin[n + 1] = begin[n] + parts_of(runs[n].length, lanes, threads);
+    std::vector<std::array<int64_t, 2>> tasks;    // a part, and a lane or a head of a common run
+    for (int64_t n = 0; n < shape[0]; n++) {
+        const int64_t these = common(n) ? heads : lanes;
+        begin[n + 1] = begin[n] + parts_of(runs[n].length, these, threads);
+        for (int64_t at = begin[n]; at < begin[n + 1]; at++)
+            for (int64_t lane = 0; lane < these; lane++) tasks.push_back({at, lane});
+    }
     const int64_t parts = begin[shape[0]];
     std::vector<float> partial(lanes * parts * count * (size + 2));
     float* outs = partial.data();
     float* tops = outs + lanes * parts * count * size;
     float* masses = tops + lanes * parts * count;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-    for (int64_t task = 0; task < lanes * parts; task++) {
-        const int64_t lane = task / parts, n = std::upper_bound(begin.begin(), begin.end(), task % parts) - begin.begin() - 1;
+    for (size_t task = 0; task < tasks.size(); task++) {
+        const auto [at, lane] = tasks[task];
+        const int64_t n = std::upper_bound(begin.begin(), begin.end(), at) - begin.begin() - 1;
         const Run& from = runs[n];
-        const int64_t these = begin[n + 1] - begin[n], number = task % parts - begin[n];
+        const int64_t these = begin[n + 1] - begin[n], number = at - begin[n];
         const int64_t step = ((from.length + these - 1) / these + WHOLE_BLOCKS - 1) / WHOLE_BLOCKS * WHOLE_BLOCKS;
         const int64_t last = std::min((number + 1) * step, from.length), first = std::min(number * step, last);
         const Sight sight = n == shape[0] - 1 ? Sight{from.length, shape[6]} : Sight{};
         const auto go = [&](auto like) {
-            part<decltype(like)>(from, q + lane * count * size, scale, lane / heads, lane % heads, first, last, sight, (int)count,
-                                 (int)size, outs + task * count * size, tops + task * count, masses + task * count);
+            const int64_t to = lane * parts + at;
+            if (!common(n))
+                return part<decltype(like)>(from, q + lane * count * size, scale, lane / heads, lane % heads, first, last, sight,
+                                            shape[7] != 0, (int)count, (int)size, outs + to * count * size, tops + to * count, masses + to * count);
+            Gathered all(batch, count, size);
+            for (int64_t b = 0; b < batch; b++) all.take(b, q + (b * heads + lane) * count * size);
+            part<decltype(like)>(from, all.rows(), scale, 0, lane, first, last, sight, true, (int)(batch * count), (int)size,
+                                 all.outs(), all.tops(), all.masses());
+            for (int64_t b = 0; b < batch; b++) all.give(b, (b * heads + lane) * parts + at, outs, tops, masses);
         };
         switch (from.kind) {
             case 0: go(0.0f); break;
@@ -187,8 +230,7 @@ void decode(const Run* runs, const float* q, float scale, const int64_t* shape, 
 }
 
 // Every batch row has its own pages and its own run of keys: spans (B, 3) hold where its table begins, first and last.
-// Tasks of several rows that begin at the same page (a document that many ask about) are done one after the other by one
-// thread, so that memory is read for the first of them alone.
+// Rows that read the same pages (of a document that many ask about) are the rows of one task.
 template <class T>
 void paged(const float* q, float scale, const T* keys, const T* values, const int64_t* table, const int64_t* spans,
            const int64_t* shape, float* out, float* lse) {
@@ -197,16 +239,25 @@ void paged(const float* q, float scale, const T* keys, const T* values, const in
     std::vector<int64_t> begin(batch + 1, 0);  // of a row's parts
     for (int64_t b = 0; b < batch; b++)
         begin[b + 1] = begin[b] + (spans[3 * b + 2] - spans[3 * b + 1] + PART - 1) / PART;
-    struct Part { int64_t page, row, first, last; };
+    struct Part {
+        int64_t row, first, last;
+        std::vector<int64_t> pages;
+    };
     std::vector<Part> parts;
     for (int64_t b = 0; b < batch; b++)
-        for (int64_t at = spans[3 * b + 1], end = spans[3 * b + 2]; at < end; at += PART)
-            parts.push_back({table[spans[3 * b] + at / page], b, at, std::min(at + PART, end)});
+        for (int64_t at = spans[3 * b + 1], end = spans[3 * b + 2]; at < end; at += PART) {
+            const int64_t last = std::min(at + PART, end), *of = table + spans[3 * b];
+            parts.push_back({b, at, last, {of + at / page, of + (last - 1) / page + 1}});
+        }
     std::vector<int64_t> order(parts.size()), groups;
     for (size_t i = 0; i < order.size(); i++) order[i] = i;
-    std::stable_sort(order.begin(), order.end(), [&](int64_t i, int64_t j) { return parts[i].page < parts[j].page; });
+    const auto less = [&](int64_t i, int64_t j) {
+        const auto read = [&](int64_t n) { return std::tie(parts[n].pages, parts[n].first, parts[n].last); };
+        return read(i) < read(j);
+    };
+    std::stable_sort(order.begin(), order.end(), less);
     for (size_t i = 0; i < order.size(); i++)
-        if (i == 0 || parts[order[i]].page != parts[order[i - 1]].page) groups.push_back(i);
+        if (i == 0 || less(order[i - 1], order[i])) groups.push_back(i);
     groups.push_back(order.size());
     std::vector<float> partial(heads * parts.size() * count * (size + 2));
     float* outs = partial.data();
@@ -214,15 +265,14 @@ void paged(const float* q, float scale, const T* keys, const T* values, const in
     float* masses = tops + heads * parts.size() * count;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
     for (int64_t task = 0; task < heads * (int64_t)(groups.size() - 1); task++) {
-        const int64_t h = task % heads;
-        for (int64_t i = groups[task / heads]; i < groups[task / heads + 1]; i++) {
-            const Part& one = parts[order[i]];
-            const int64_t b = one.row, to = h * parts.size() + order[i];
-            const Pages<T> k{keys + h * slots * size, size, page, table + spans[3 * b]};
-            const Pages<T> v{values + h * slots * size, size, page, table + spans[3 * b]};
-            rows<T>(q + (b * heads + h) * count * size, scale, k, v, Scales<T>{}, one.first, one.last, Sight{}, (int)count,
-                    (int)size, outs + to * count * size, tops + to * count, masses + to * count);
-        }
+        const int64_t h = task % heads, begin = groups[task / heads], many = groups[task / heads + 1] - begin;
+        const Part& one = parts[order[begin]];
+        const Pages<T> k{keys + h * slots * size, size, page, table + spans[3 * one.row]};
+        const Pages<T> v{values + h * slots * size, size, page, table + spans[3 * one.row]};
+        Gathered all(many, count, size);
+        for (int64_t i = 0; i < many; i++) all.take(i, q + (parts[order[begin + i]].row * heads + h) * count * size);
+        tall<T>(all.rows(), scale, k, v, one.first, one.last, (int)(many * count), (int)size, all.outs(), all.tops(), all.masses());
+        for (int64_t i = 0; i < many; i++) all.give(i, h * parts.size() + order[begin + i], outs, tops, masses);
     }
     for (int64_t b = 0; b < batch; b++)
         for (int64_t h = 0; h < heads; h++) {
@@ -244,6 +294,23 @@ extern "C" void handscroll_decode(const void* runs, int narrow, const void* quer
                                   float* out, float* lse) {
     const std::vector<float> wide = widened(queries, narrow, shape[1] * shape[2] * shape[3] * shape[4]);
     decode((const Run*)runs, wide.data(), scale, shape, out, lse);
+}
+
+// Joins attention over other keys, more (H, n, E) with its log-sum-exp (H, n), into out (B, H, E) and lse (B, H) of the
+// batch rows with these numbers. shape: n, H, E. Torch's own functions give a row other bits beside other rows.
+extern "C" void handscroll_join(const float* more, const float* more_lse, const int64_t* numbers, const int64_t* shape,
+                                float* out, float* lse) {
+    const int64_t count = shape[0], heads = shape[1], size = shape[2];
+    for (int64_t h = 0; h < heads; h++)
+        for (int64_t i = 0; i < count; i++) {
+            const int64_t from = h * count + i, to = numbers[i] * heads + h;
+            const float a = lse[to], b = more_lse[from], high = std::fmax(a, b);
+            if (a == -INFINITY && b == -INFINITY) continue;
+            const float one = std::exp(a - high), other = std::exp(b - high), total = one + other;
+            lse[to] = high + std::log(total);
+            for (int64_t e = 0; e < size; e++)
+                out[to * size + e] = (one * out[to * size + e] + other * more[from * size + e]) / total;
+        }
 }
 
 // q (B, K, R, E), float32 or (narrow) bfloat16, is multiplied by scale. Keys and values (K, slots, E) are contiguous

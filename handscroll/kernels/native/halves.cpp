@@ -216,7 +216,7 @@ void step(Layer* layers, int64_t count, const T* x, const float* const* tables, 
                         {layer.batch_stride, layer.head_stride}, {layer.batch_stride, layer.head_stride},
                         {layer.scale_batch_stride, layer.scale_head_stride},
                         {layer.scale_batch_stride, layer.scale_head_stride}});
-        const int64_t all[] = {(int64_t)runs.size(), batch, like.kv, like.heads / like.kv * tokens, size, shape[3], tokens};
+        const int64_t all[] = {(int64_t)runs.size(), batch, like.kv, like.heads / like.kv * tokens, size, shape[3], tokens, 0};
         handscroll_decode(runs.data(), sizeof(T) == 2, q, (float)layer.scale, all, wide.data(), wide.data() + rows * inner);
         const float* from = wide.data();  // (B, heads, T, E)
         for (int64_t b = 0; b < batch; b++)

@@ -29,6 +29,7 @@ COMPILERS = ("c++", "g++", "clang++")
 ARGUMENTS = {
     "decode": "pipfppp",
     "paged": "iipfppppppp",
+    "join": "pppppp",
     "prefill": "ipppfppp",
     "has_prefill": "",
     "product": "iippppp",
