@@ -215,11 +215,12 @@ def _together(q: Tensor, call: Call) -> tuple[Tensor, Tensor]:
     pages: Pages = call.spans
     seen, (batch, heads, _, size) = pages.table.runs(call.mask), q.shape
     assert seen is not None
-    folded = q.reshape(batch, pages.keys.shape[0], -1, size)
-    out, lse = native.paged(folded, pages.keys, pages.values, pages.table.page, pages.table.pages, seen, call.scale)
+    folded, many = q.reshape(batch, pages.keys.shape[0], -1, size), not pages.table.alike
+    where = pages.table.page, pages.table.pages, seen
+    out, lse = native.paged(folded, pages.keys, pages.values, *where, call.scale, many)
     for one in pages.shared(call.mask) or ():
         mine = q[one.rows].transpose(0, 2)
-        more, more_lse = native.decode(mine, one.span, one.first, one.last, call.scale, many=True)
+        more, more_lse = native.decode(mine, one.span, one.first, one.last, call.scale, many)
         native.join(out.view(batch, heads, size), lse.view(batch, heads), more[0], more_lse[0], one.rows)
     return out.reshape(q.shape).to(q.dtype), lse.reshape(batch, heads, 1)
 

@@ -44,10 +44,14 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """The rows of one forward; it remembers results that all layers share."""
+    """The rows of one forward; it remembers results that all layers share.
+
+    alike: no bit of a row may depend on the other rows.
+    """
 
     page: int
     rows: Sequence[Row]
+    alike: bool = False
     _runs: dict[Mask, Tensor | None] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -131,7 +135,7 @@ class Pages:
 
     def part(self, numbers: Sequence[int]) -> "Pages":
         """The pages of some of the rows."""
-        table = Table(self.table.page, [self.table.rows[number] for number in numbers])
+        table = Table(self.table.page, [self.table.rows[number] for number in numbers], self.table.alike)
         return Pages(self.keys, self.values, table, [self.past[number] for number in numbers])
 
 

@@ -88,32 +88,33 @@ def test_what_came_before_the_pages(dtype):
         torch.testing.assert_close(got, oracle(q, pages, mask)[0], rtol=limit, atol=limit)
 
 
-def readings(dtype, keys):
+def readings(kept):
     """Two saved readings: one in two parts, 300 and 77 tokens, and one of 130 that begins with the first of them."""
     stream = torch.Generator().manual_seed(3)
     found = []
     for start, count in ((0, 300), (300, 77), (300, 130)):
-        pair = [torch.randn(1, KV, count, SIZE, generator=stream).to(dtype).to(keys.dtype) for _ in "kv"]
+        pair = [torch.randn(1, KV, count, SIZE, generator=stream).to(kept) for _ in "kv"]
         found.append(Span(*pair, Marks.run(start, count)))
     return [found[0], found[1]], [found[0], found[2]]
 
 
-def continued(dtype, kept):
+def continued(kept, alike):
     """Rows of which the second continues the first reading, the third and fifth the second one."""
     keys, values, rows = pool(kept)
-    first, second = readings(dtype, keys)
+    first, second = readings(kept)
     past = [(), first, second, (), second]
     before = [0, 377, 430, 0, 430]
     rows = [Row(row.pages, start, row.length) for row, start in zip(rows, before, strict=True)]
-    return Pages(keys, values, Table(PAGE, rows), past)
+    return Pages(keys, values, Table(PAGE, rows, alike), past)
 
 
 @needs_library
 @pytest.mark.parametrize("mask", [Causal(), Causal() & Window(60), Causal() & Window(500)], ids=str)
 @pytest.mark.parametrize(("dtype", "kept"), [(torch.float32,) * 2, (torch.bfloat16,) * 2, (torch.float32, torch.half)])
-def test_rows_that_continue_one_reading_read_it_together(dtype, kept, mask, monkeypatch):
-    pages = continued(dtype, kept)
-    q = queries(len(LENGTHS), 14, dtype)
+@pytest.mark.parametrize("alike", [True, False])
+def test_rows_that_continue_one_reading_read_it_together(dtype, kept, mask, alike, monkeypatch):
+    pages = continued(kept, alike)
+    q = queries(len(LENGTHS), 34, dtype)
     newest = Marks.of(torch.tensor([[row.start + row.length - 1] for row in pages.table.rows]))
     asked = []
     decode = calls.decode
@@ -127,7 +128,7 @@ def test_rows_that_continue_one_reading_read_it_together(dtype, kept, mask, monk
     limit = 2e-6 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(got, want, rtol=limit, atol=limit)
     torch.testing.assert_close(lse, want_lse, rtol=limit, atol=limit)
-    for order in ([4], [1], [3, 2], [2, 4, 1], [4, 3, 2, 1, 0]):
+    for order in ([4], [1], [3, 2], [2, 4, 1], [4, 3, 2, 1, 0]) if alike else ():
         few, few_lse = kernels.attend(q[order], pages.part(order), mask, Marks.run(0, 1), 0.2)
         assert torch.equal(few, got[order]) and torch.equal(few_lse, lse[order]), "the same bits in any company"
 
@@ -135,21 +136,22 @@ def test_rows_that_continue_one_reading_read_it_together(dtype, kept, mask, monk
 @needs_library
 @pytest.mark.parametrize("size", [16, 48, 64, 80, 128])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rows_over_the_same_pages_equal_the_oracle(dtype, size):
+@pytest.mark.parametrize("alike", [True, False])
+def test_rows_over_the_same_pages_equal_the_oracle(dtype, size, alike):
     """As many rows as fill several tiles, of all sizes of heads; most share three quarters of their pages."""
     stream = torch.Generator().manual_seed(size)
     keys, values = (torch.randn(KV, 170 * PAGE, size, generator=stream).to(dtype) for _ in "kv")
     common = torch.randperm(120, generator=stream).tolist()
     rows = [Row([*common, *range(120 + 7 * n, 127 + 7 * n)], 0, 120 * PAGE + 50 + n) for n in range(5)]
     rows += [Row(common[:n], 0, n * PAGE - 3) for n in (1, 8, 9)]
-    pages = Pages(keys, values, Table(PAGE, rows), [()] * len(rows))
-    q = torch.randn(len(rows), 14, 1, size, generator=stream).to(dtype)
+    pages = Pages(keys, values, Table(PAGE, rows, alike), [()] * len(rows))
+    q = torch.randn(len(rows), 22, 1, size, generator=stream).to(dtype)
     got, lse = kernels.attend(q, pages, Causal(), Marks.run(0, 1), 0.2)
     want, want_lse = oracle(q, pages, Causal())
     limit = 5e-6 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(got, want, rtol=limit, atol=limit)
     torch.testing.assert_close(lse, want_lse, rtol=limit, atol=limit)
-    for n in range(len(rows)):
+    for n in range(len(rows)) if alike else ():
         alone = kernels.attend(q[[n]], pages.part([n]), Causal(), Marks.run(0, 1), 0.2)[0]
         assert torch.equal(alone, got[[n]])
 
@@ -160,7 +162,7 @@ def test_rows_over_the_same_pages_equal_the_oracle(dtype, size):
 def test_a_row_has_the_same_bits_in_any_company(dtype, threads, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     keys, values, rows = pool(dtype)
-    whole = Pages(keys, values, Table(PAGE, rows), [()] * len(rows))
+    whole = Pages(keys, values, Table(PAGE, rows, alike=True), [()] * len(rows))
     q = queries(len(rows), dtype=dtype)
     assert not calls.refuses_pages(q, keys, values)
     together, lse = kernels.attend(q, whole, Causal(), Marks.run(0, 1), 0.2)

@@ -1,4 +1,4 @@
-"""Attention of many rows over common keys in tiles, against float64; a row has the same bits by itself."""
+"""Attention of many rows over common keys in tiles, against float64."""
 
 import math
 
@@ -29,11 +29,11 @@ def oracle(q, keys, values):
 @pytest.mark.parametrize(("dtype", "kept"), PAIRS)
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
-    "shape", [(1, 2, 7, 1000, 64), (1, 2, 4, 257, 80), (1, 1, 1, 1, 16), (1, 1, 13, 2049, 128), (1, 2, 5, 63, 48)]
+    ("kv", "count", "length", "size"),
+    [(2, 17, 1000, 64), (2, 18, 257, 80), (1, 16, 1, 16), (1, 19, 2049, 128), (2, 5, 63, 48)],
 )
-def test_tiles_equal_float64(monkeypatch, dtype, kept, threads, shape):
+def test_tiles_equal_float64(monkeypatch, dtype, kept, threads, kv, count, length, size):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    _, kv, count, length, size = shape
     q = (random(1, 3 * kv, count, size) * 2 / math.sqrt(size)).to(dtype)
     keys, values = (random(1, kv, length + 5, size, seed=n).to(kept)[:, :, 2 : length + 2] for n in (1, 2))
     span = Span(keys, values, Marks.run(0, length))
@@ -41,17 +41,14 @@ def test_tiles_equal_float64(monkeypatch, dtype, kept, threads, shape):
     want, want_lse = oracle(q, keys, values)
     torch.testing.assert_close(out.double(), want, rtol=2e-6, atol=2e-6)
     torch.testing.assert_close(lse.double(), want_lse, rtol=2e-6, atol=2e-6)
-    for row in range(count):
-        alone, alone_lse = calls.decode(q[:, :, [row]], span, 0, length, many=True)
-        assert torch.equal(alone, out[:, :, [row]]) and torch.equal(alone_lse, lse[:, :, [row]])
 
 
 @pytest.mark.parametrize(("dtype", "kept"), PAIRS)
 @pytest.mark.parametrize("tokens", [1, 2])
 def test_batch_rows_over_keys_that_all_read(dtype, kept, tokens):
     """Branches: their common past is one run without copies (stride 0), which is read once for all."""
-    q = (random(5, 14, tokens, 64) / 4).to(dtype)
-    keys, values = (random(1, 2, 900, 64, seed=n).to(kept).expand(5, -1, -1, -1) for n in (1, 2))
+    q = (random(8, 14, tokens, 64) / 4).to(dtype)
+    keys, values = (random(1, 2, 900, 64, seed=n).to(kept).expand(8, -1, -1, -1) for n in (1, 2))
     span = Span(keys, values, Marks.run(0, 900))
     out, lse = calls.decode(q, span, 100, 900)
     want, want_lse = oracle(q, keys[:, :, 100:], values[:, :, 100:])
@@ -62,7 +59,7 @@ def test_batch_rows_over_keys_that_all_read(dtype, kept, tokens):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_hard_numbers(dtype):
     """Scores too far apart for an exponential, equal scores, and what is no number."""
-    q, keys, values = random(1, 4, 3, 32), random(1, 2, 300, 32, seed=1), random(1, 2, 300, 32, seed=2)
+    q, keys, values = random(1, 4, 25, 32), random(1, 2, 300, 32, seed=1), random(1, 2, 300, 32, seed=2)
     keys[:, :, 7], keys[:, :, 250] = 1e4, -1e4
     q, keys, values = (x.to(dtype) for x in (q, keys, values))
     out, lse = calls.decode(q, Span(keys, values, Marks.run(0, 300)), 0, 300, many=True)
@@ -70,7 +67,7 @@ def test_hard_numbers(dtype):
     torch.testing.assert_close(out.double(), want, rtol=2e-6, atol=2e-6)
     torch.testing.assert_close(lse.double(), want_lse, rtol=5e-6, atol=2e-6)
     out, _ = calls.decode(torch.zeros_like(q), Span(keys, values, Marks.run(0, 300)), 0, 300, many=True)
-    mean = values.double().mean(dim=2, keepdim=True).repeat_interleave(2, dim=1).expand(-1, -1, 3, -1)
+    mean = values.double().mean(dim=2, keepdim=True).repeat_interleave(2, dim=1).expand(-1, -1, 25, -1)
     torch.testing.assert_close(out.double(), mean, rtol=1e-5, atol=1e-5)
     broken = keys.clone()
     broken[:, :, 123] = math.nan

@@ -246,7 +246,8 @@ class Engine:
         device = self.model.device
         tokens = torch.tensor([[job.tokens[job.done]] for job in rows], device=device)
         marks = Marks.of(torch.tensor([[job.done] for job in rows], device=device))
-        hidden = self._hidden(tokens, marks, Rows(self.pool, rows), max(job.declared for job in rows))
+        keeper = Rows(self.pool, rows, self.deterministic)
+        hidden = self._hidden(tokens, marks, keeper, max(job.declared for job in rows))
         answers = [at for at, job in enumerate(rows) if job.done + 1 == len(job.tokens)]
         logits = finite(self.model.logits(hidden[answers])[:, -1]) if answers else hidden
         for job in rows:

@@ -20,6 +20,7 @@ class Rows(Keeper):
 
     pool: Pool
     jobs: Sequence[Job]
+    alike: bool  # no bit of a request may depend on the others
 
     def __post_init__(self):
         device, size = self.pool.keys[0].device, self.pool.size
@@ -28,7 +29,7 @@ class Rows(Keeper):
         for space in set(self.pool.space_of):
             slots = [r.slot(space, r.done, size) for r in self.jobs]
             self._slots[space] = torch.tensor(slots, device=device)
-            self._tables[space] = Table(size, [_row(r, space, r.done + 1, size) for r in self.jobs])
+            self._tables[space] = Table(size, [_row(r, space, r.done + 1, size) for r in self.jobs], self.alike)
 
     def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> Pages:
         space = self.pool.space_of[layer]

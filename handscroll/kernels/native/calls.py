@@ -79,8 +79,8 @@ def decode(
 ) -> tuple[Float[Tensor, "B H T E"], Float[Tensor, "B H T"]]:
     """Attention of a few queries, all of which see a whole run of a span: output and log-sum-exp, both float32.
 
-    Query heads share kv heads evenly: those of one kv head are the rows of one pass over its keys. With `many`, floats
-    are multiplied in tiles (tall.h), for queries of many requests; without it memory limits the work. For int8 on a
+    Query heads share kv heads evenly: those of one kv head are the rows of one pass over its keys. With `many`, many
+    rows over floats are multiplied in tiles (tall.h), where a row has other bits than with few others. For int8 on a
     processor with AVX-512 VNNI, queries and softmax weights are rounded to 16 bits (integers.h).
     """
     keys, values = span.keys[:, :, first:last], span.values[:, :, first:last]
@@ -111,7 +111,7 @@ def refuses_pages(q: Tensor, keys: Tensor, values: Tensor) -> str:
     return "" if keys.is_contiguous() and values.is_contiguous() and library() is not None else _missing() or GAPS
 
 
-def paged(
+def paged(  # noqa: PLR0913 - where the keys lie, and how they are read
     q: Float[Tensor, "B K R E"],
     keys: Float[Tensor, "K slots E"],
     values: Float[Tensor, "K slots E"],
@@ -119,18 +119,21 @@ def paged(
     table: Int[Tensor, "pages"],
     spans: Int[Tensor, "B 3"],
     scale: float = 1.0,
+    many: bool = False,
 ) -> tuple[Float[Tensor, "B K R E"], Float[Tensor, "B K R"]]:
     """Attention of R query rows of each kv head of row b over tokens first .. last - 1 of its own pages.
 
     A page is `page` slots of the pool. `spans` holds for each row where its pages begin in `table`, first and last.
-    Output and log-sum-exp are float32. The result of a row does not depend on the other rows.
+    Pages that several rows share are read once. Output and log-sum-exp are float32. The result of a row does not depend
+    on the other rows; with `many` its last bits do, since many rows over the same pages are multiplied in tiles
+    (tall.h).
     """
     found = library()
     assert found is not None
     batch, kv, rows, size = q.shape
     q = q.contiguous()
     out, lse = _floats(*q.shape), _floats(*q.shape[:3])
-    numbers = _numbers(batch, kv, rows, size, page, keys.shape[1], torch.get_num_threads())
+    numbers = _numbers(batch, kv, rows, size, page, keys.shape[1], torch.get_num_threads(), int(many))
     at = [_at(x) for x in (keys, values, table, spans)]
     kinds = KINDS[keys.dtype], int(q.dtype == torch.bfloat16)
     found.handscroll_paged(*kinds, _at(q), scale, *at, numbers, _at(out), _at(lse))

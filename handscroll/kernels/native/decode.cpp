@@ -115,6 +115,13 @@ void rows(const float* q, float scale, Place keys, Place values, Scales<T> scale
     }
 }
 
+// As `tall` (tall.h), four rows at a time.
+template <class T, class Place>
+void plain(const float* q, float scale, Place keys, Place values, int64_t first, int64_t last, int count, int size,
+           float* out, float* top, float* mass) {
+    rows<T>(q, scale, keys, values, Scales<T>{}, first, last, Sight{}, count, size, out, top, mass);
+}
+
 // Merges the `parts` partial results of a lane, from number `begin` on.
 void join(const float* outs, const float* tops, const float* masses, int64_t begin, int64_t parts, int64_t count,
           int64_t size, float* out, float* lse) {
@@ -135,8 +142,8 @@ void join(const float* outs, const float* tops, const float* masses, int64_t beg
     }
 }
 
-// A task over keys first .. last - 1 of head h of batch row b of a run; results as those of `run`. many: as `tall` does
-// it.
+// A task over keys first .. last - 1 of head h of batch row b of a run; results as those of `run`. many: all rows see all
+// keys, and may be multiplied in tiles.
 template <class T>
 void part(const Run& from, const float* q, float scale, int64_t b, int64_t h, int64_t first, int64_t last, Sight sight,
           bool many, int count, int size, float* out, float* top, float* mass) {
@@ -147,7 +154,7 @@ void part(const Run& from, const float* q, float scale, int64_t b, int64_t h, in
     const Scales<T> scales{at((const Scale<T>*)from.key_scales, from.key_scale_strides),
                            at((const Scale<T>*)from.value_scales, from.value_scale_strides)};
     if constexpr (!std::is_same_v<T, int8_t> && !std::is_same_v<T, nibbles>)
-        if (many) return tall<T>(q, scale, keys, values, first, last, count, size, out, top, mass);
+        if (many && count >= TALL_FROM<T>) return tall<T>(q, scale, keys, values, first, last, count, size, out, top, mass);
     rows<T>(q, scale, keys, values, scales, first, last, sight, count, size, out, top, mass);
 }
 
@@ -264,14 +271,15 @@ void paged(const float* q, float scale, const T* keys, const T* values, const in
     float* tops = outs + heads * parts.size() * count * size;
     float* masses = tops + heads * parts.size() * count;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-    for (int64_t task = 0; task < heads * (int64_t)(groups.size() - 1); task++) {
-        const int64_t h = task % heads, begin = groups[task / heads], many = groups[task / heads + 1] - begin;
+    for (int64_t number = 0; number < heads * (int64_t)(groups.size() - 1); number++) {
+        const int64_t h = number % heads, begin = groups[number / heads], many = groups[number / heads + 1] - begin;
         const Part& one = parts[order[begin]];
         const Pages<T> k{keys + h * slots * size, size, page, table + spans[3 * one.row]};
         const Pages<T> v{values + h * slots * size, size, page, table + spans[3 * one.row]};
         Gathered all(many, count, size);
         for (int64_t i = 0; i < many; i++) all.take(i, q + (parts[order[begin + i]].row * heads + h) * count * size);
-        tall<T>(all.rows(), scale, k, v, one.first, one.last, (int)(many * count), (int)size, all.outs(), all.tops(), all.masses());
+        const auto task = shape[7] && many * count >= TALL_FROM<T> ? tall<T, Pages<T>> : plain<T, Pages<T>>;
+        task(all.rows(), scale, k, v, one.first, one.last, (int)(many * count), (int)size, all.outs(), all.tops(), all.masses());
         for (int64_t i = 0; i < many; i++) all.give(i, h * parts.size() + order[begin + i], outs, tops, masses);
     }
     for (int64_t b = 0; b < batch; b++)
@@ -315,7 +323,7 @@ extern "C" void handscroll_join(const float* more, const float* more_lse, const 
 
 // q (B, K, R, E), float32 or (narrow) bfloat16, is multiplied by scale. Keys and values (K, slots, E) are contiguous
 // and of kind 0, 1 or 4, with `page` slots a page. table: numbers of pages, row after row. shape: B, K, R, E (a multiple
-// of 16), page, slots, threads.
+// of 16), page, slots, threads, many: not 0 if rows that read the same pages may be multiplied in tiles.
 extern "C" void handscroll_paged(int kind, int narrow, const void* queries, float scale, const void* keys, const void* values,
                                  const int64_t* table, const int64_t* spans, const int64_t* shape, float* out, float* lse) {
     const std::vector<float> wide = widened(queries, narrow, shape[0] * shape[1] * shape[2] * shape[3]);

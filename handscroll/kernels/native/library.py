@@ -20,8 +20,6 @@ from tempfile import TemporaryDirectory
 import torch
 from filelock import FileLock
 
-SOURCES = ("decode.cpp", "prefill.cpp", "products.cpp", "quantised.cpp", "many.cpp", "rows.cpp", "halves.cpp")
-HEADERS = ("simd.h", "blocks.h", "integers.h", "fours.h", "products.h", "formats.h", "quantised.h", "units.h", "runs.h")
 COMPILE = ("-O3", "-march=native", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-fopenmp", "-c")
 LINK = ("-shared",)  # without -fopenmp: the OpenMP symbols are those that torch has loaded
 COMPILERS = ("c++", "g++", "clang++")
@@ -63,7 +61,8 @@ def build(folder: Path, compiler: str) -> Path:
         OSError: the compiler failed; the message holds its output.
     """
     here = Path(__file__).parent
-    texts = [(here / name).read_bytes() for name in (*SOURCES, *HEADERS)]
+    sources, headers = (sorted(here.glob(f"*.{kind}")) for kind in ("cpp", "h"))
+    texts = [path.read_bytes() for path in (*sources, *headers)]
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
     about = [version, " ".join(COMPILE + LINK).encode(), _processor().encode(), torch.__version__.encode()]
     name = hashlib.sha256(b"\0".join([*texts, *about])).hexdigest()[:16]
@@ -74,9 +73,9 @@ def build(folder: Path, compiler: str) -> Path:
     with FileLock(str(target) + ".lock"):
         if not target.exists():
             with TemporaryDirectory(dir=folder) as work:
-                objects = [str(Path(work) / f"{name}.o") for name in SOURCES]
-                for source, made in zip(SOURCES, objects, strict=True):
-                    _run([compiler, *COMPILE, str(here / source), "-o", made])
+                objects = [str(Path(work) / f"{source.stem}.o") for source in sources]
+                for source, made in zip(sources, objects, strict=True):
+                    _run([compiler, *COMPILE, str(source), "-o", made])
                 part = Path(work) / target.name
                 _run([compiler, *LINK, *objects, "-o", str(part)])
                 part.replace(target)

@@ -1,17 +1,23 @@
 // Attention of many query rows over a run of keys and values, as two small matrix products a block: those of requests
 // that continue one text, where arithmetic limits the work and not memory. Keys are turned, so that a lane is a key and
-// no sum goes across lanes; keys and values are widened once for all rows. A row has the same bits in any company.
+// no sum goes across lanes; keys and values are widened once for all rows.
 
 #pragma once
 #include <cmath>
 #include <type_traits>
 #include <vector>
-#include "simd.h"
+#include "blocks.h"
 
 namespace {
 
 constexpr int TALL_KEYS = 64;  // keys of a block
 constexpr int TALL_ROWS = 6;   // query rows of a register tile
+
+// Query rows from which on tiles are faster than a pass over the keys for every four rows: with fewer, memory limits the
+// work, and turning keys costs more than it saves. Two requests of seven query heads a kv head; in bfloat16, whose
+// products the processor makes in pairs, six of them.
+template <class T>
+constexpr int64_t TALL_FROM = std::is_same_v<T, bf16> ? 36 : 12;
 
 // A block of keys, turned, as floats (E, 64), or in bfloat16 as pairs (E / 2, 64) for the processor's own products,
 // which are exact.
@@ -36,9 +42,10 @@ struct Turned {
         return x;
     }
 
-    // `count` is a multiple of 16.
-    void fill(const T* const* keys, int count) {
+    // `count` is a multiple of 16; the keys of `next` are read soon.
+    void fill(const T* const* keys, int count, const T* const* next, int soon, int size) {
         for (int j = 0; j < count; j += 16) {
+            for (int i = j; i < std::min(j + 16, soon); i++) fetch(next[i], size * sizeof(T));
             int e = 0;
             for (; e + 16 <= words; e += 16) {
                 f16v part[16];
@@ -133,7 +140,7 @@ inline void tall_weigh(float* s, int count, int size, float* out, float* top, fl
     store(total, sum);
 }
 
-// Query rows q (count, E) over keys first .. last - 1: out (count, E) unnormalised, top (count) the largest score, mass
+// At least twelve query rows q (count, E), so that tiles have 4 to 6, over keys first .. last - 1: out (count, E) unnormalised, top (count) the largest score, mass
 // (count). A place says where vectors lie (decode.cpp).
 template <class T, class Place>
 void tall(const float* q, float scale, Place keys, Place values, int64_t first, int64_t last, int count, int size,
@@ -159,14 +166,11 @@ void tall(const float* q, float scale, Place keys, Place values, int64_t first, 
     for (int64_t at = first; at < last; at += TALL_KEYS, which = 1 - which) {
         const int next = at + TALL_KEYS < last ? find(at + TALL_KEYS, 1 - which) : 0, full = (here + 15) / 16 * 16;
         for (int j = here; j < full; j++) k[which][j] = k[which][here - 1];
-        turned.fill(k[which], full);
-        for (int j = 0; j < here; j++)
+        turned.fill(k[which], full, k[1 - which], next, size);
+        for (int j = 0; j < here; j++) {
+            if (j < next) fetch(v[1 - which][j], size * sizeof(T));
             for (int e = 0; e < size; e += 16) store(wide.data() + j * size + e, load(v[which][j] + e));
-        for (int j = 0; j < next; j++)
-            for (int64_t b = 0; b < size * (int64_t)sizeof(T); b += 64) {
-                __builtin_prefetch((const char*)k[1 - which][j] + b, 0, 2);
-                __builtin_prefetch((const char*)v[1 - which][j] + b, 0, 2);
-            }
+        }
         const int tiles = (count + TALL_ROWS - 1) / TALL_ROWS;
         for (int tile = 0; tile < tiles; tile++) {
             const int begin = count * tile / tiles, rows = count * (tile + 1) / tiles - begin;
@@ -175,14 +179,13 @@ void tall(const float* q, float scale, Place keys, Place values, int64_t first, 
                 tall_scores<R>(words.data() + begin * turned.words, turned, scale, scores);
                 for (int r = 0; r < R; r++)
                     tall_weigh(scores + r * TALL_KEYS, here, size, out + (begin + r) * size, top + begin + r, totals.data() + 16 * (begin + r));
-                int e = 0;
-                for (; e + 64 <= size; e += 64) tall_columns<R, 4>(scores, wide.data() + e, here, size, out + begin * size + e);
-                for (; e < size; e += 16) tall_columns<R, 1>(scores, wide.data() + e, here, size, out + begin * size + e);
+                for (int e = 0; e < size; e += e + 64 <= size ? 64 : 16) {
+                    float* to = out + begin * size + e;
+                    if (e + 64 <= size) tall_columns<R, 4>(scores, wide.data() + e, here, size, to);
+                    else tall_columns<R, 1>(scores, wide.data() + e, here, size, to);
+                }
             };
             switch (rows) {
-                case 1: by(std::integral_constant<int, 1>{}); break;
-                case 2: by(std::integral_constant<int, 2>{}); break;
-                case 3: by(std::integral_constant<int, 3>{}); break;
                 case 4: by(std::integral_constant<int, 4>{}); break;
                 case 5: by(std::integral_constant<int, 5>{}); break;
                 default: by(std::integral_constant<int, 6>{});
