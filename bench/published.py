@@ -10,6 +10,7 @@ other settings; what RULER read before stays.
 """
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -29,8 +30,8 @@ from handscroll.report import evaluation_page, render
 
 @dataclass(frozen=True)
 class Step:
-    """One part of the page. `work` gets the values of `reads`, the options that it depends on, the folder of the page
-    and the file for its records: with other values it is not done."""
+    """One part of the page. `work` gets the folder of the page, the file for its records, and the values of `reads`,
+    the options that it depends on. It counts as done only for the same values."""
 
     work: Callable[..., None]
     reads: tuple[str, ...]
@@ -42,11 +43,13 @@ class Step:
 def run(words: Sequence[str], record: Path, well: Sequence[int] = (0,)) -> None:
     """A command of handscroll that writes `record`; what it prints is shown. `well`: the exit statuses that are no
     failure if there is a record (Python ends with 1 too where a program fails)."""
-    record.unlink(missing_ok=True)
+    made = record.with_suffix(".part")
+    made.unlink(missing_ok=True)
     print(f"$ handscroll {' '.join(words)}", flush=True)
-    ended = subprocess.run([sys.executable, "-m", "handscroll", *words, "--json", str(record)], check=False).returncode
-    if ended not in well or not record.exists():
+    ended = subprocess.run([sys.executable, "-m", "handscroll", *words, "--json", str(made)], check=False).returncode
+    if ended not in well or not made.exists():
         raise SystemExit(f"the command above ended with status {ended}; the same command of this benchmark goes on")
+    made.replace(record)
 
 
 def doctor(folder: Path, record: Path, *, model: str) -> None:
@@ -59,7 +62,8 @@ def ruler(folder: Path, record: Path, *, model: str, lengths: str, samples: int)
 
 
 def length(folder: Path, record: Path, *, model: str, lengths: str, text: list[str]) -> None:
-    settings = ["--lengths", lengths, "--rounds", "6", "--keep", str(folder / "length.rounds")]
+    rounds = folder / f"length-{hashlib.sha256(repr((lengths, text)).encode()).hexdigest()[:8]}.rounds"
+    settings = ["--lengths", lengths, "--rounds", "6", "--keep", str(rounds)]
     texts = [word for one in text for word in ("--text", one)]
     run(["evaluate", "length", model, *settings, *texts], record)
 
@@ -104,8 +108,8 @@ def publish(options: argparse.Namespace) -> None:
     """Do the steps that are not done yet, and write the page of all.
 
     Raises:
-        SystemExit: the folder holds the page of another model or of one that it does not name, a step needs a text, a
-            command failed.
+        SystemExit: the folder holds the page of another model or of one that it does not name, a step is unknown or
+            needs a text, a command failed.
     """
     names = options.steps.split(",")
     if unknown := [name for name in names if name not in STEPS]:

@@ -231,8 +231,7 @@ def _one_by_one(q: Tensor, call: Call) -> tuple[Tensor, Tensor]:
     if len(rows) > 1:  # the faster kernel may take a single row
         alone = [PAGED(q[n : n + 1], replace(call, spans=pages.part([n]))) for n in range(len(rows))]
         return torch.cat([out for out, _ in alone]), torch.cat([lse for _, lse in alone])
-    marks = Marks.run(rows[0].start + rows[0].length - 1, 1)
-    return fold(q, replace(call, spans=pages.spans(0), marks=marks))
+    return fold(q, replace(call, spans=pages.spans(0), marks=pages.table.newest[0]))
 
 
 def tiles(q: Tensor, call: Call) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ arXiv:2309.06180. A page holds a run of tokens of one request; a table lists eac
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -123,20 +123,26 @@ class Pages:
         return self._shared[mask]
 
     def _worked_out(self, mask: Mask) -> list[Shared] | None:
-        found: dict[tuple[int, int, int], Shared] = {}
+        found: dict[tuple[Any, ...], Shared] = {}
         for number, (past, marks) in enumerate(zip(self.past, self.table.newest, strict=True)):
             for span in past:
                 for piece in pieces(mask, marks, span.marks):
                     if piece.mask is not None or piece.square:
                         return None
                     one = Shared(span, piece.first, piece.last, [])
-                    found.setdefault((id(span), piece.first, piece.last), one).rows.append(number)
+                    found.setdefault((*_memory(span), piece.first, piece.last), one).rows.append(number)
         return list(found.values())
 
     def part(self, numbers: Sequence[int]) -> "Pages":
         """The pages of some of the rows."""
         table = Table(self.table.page, [self.table.rows[number] for number in numbers], self.table.alike)
         return Pages(self.keys, self.values, table, [self.past[number] for number in numbers])
+
+
+def _memory(span: Span) -> tuple[Any, ...]:
+    """Which numbers a span is: each request has a view of its own of the same reading (`Reading.part`)."""
+    tensors = (span.keys, span.values, *(span.scales or ()))
+    return span.keys.dtype, *((x.data_ptr(), x.stride()) for x in tensors)
 
 
 def gathered(

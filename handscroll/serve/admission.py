@@ -12,7 +12,7 @@ from handscroll.serve.settings import Limits
 
 MINUTE, DAY = 60.0, 86_400.0
 LONGEST = 60  # seconds that a client is told to wait at most for a place
-CROWD = 10  # who was told to wait counts up to so many times the places: nobody's wait grows without end by others
+CROWD = 10  # clients who were told to wait count up to so many times the places: some never come back
 
 
 class Admission:
@@ -77,9 +77,8 @@ class Admission:
         If all came back after a second, a crowd would cost more refusals than answers.
         """
         now, told = self._now(), self._told.setdefault(whose, deque(maxlen=CROWD * places))
-        while told and told[0] <= now:
-            told.popleft()
-        wait = min(LONGEST, max(1, math.ceil(self._took * (len(told) + 1) / places)))
+        before = sum(end > now for end in told)
+        wait = min(LONGEST, max(1, math.ceil(self._took * (before + 1) / places)))
         told.append(now + wait)
         return ApiError(429, f"{why}: ask again in {wait} s", "too_many_requests", headers={"Retry-After": str(wait)})
 

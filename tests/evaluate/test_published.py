@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -57,17 +58,19 @@ def test_unknown_steps_are_refused(steps, tmp_path):
 
 def test_a_command_that_fails_is_told_from_one_that_finds_something(monkeypatch, tmp_path):
     record, writes = tmp_path / "doctor.jsonl", True
+    record.write_text("of an earlier run", encoding="utf-8")
 
     def ended(words, check):
-        assert not record.exists()  # the record of an earlier run is no answer
         if writes:
-            record.write_text("{}", encoding="utf-8")
+            Path(words[-1]).write_text("{}", encoding="utf-8")
         return SimpleNamespace(returncode=1)
 
     monkeypatch.setattr(subprocess, "run", ended)
-    published.doctor(tmp_path, record, model="model")
     with pytest.raises(SystemExit, match="status 1"):
         published.ruler(tmp_path, record, model="model", lengths="512", samples=1)
+    assert record.read_text(encoding="utf-8") == "of an earlier run"
+    published.doctor(tmp_path, record, model="model")
+    assert record.read_text(encoding="utf-8") == "{}"
     writes = False
     with pytest.raises(SystemExit, match="status 1"):
         published.doctor(tmp_path, record, model="model")

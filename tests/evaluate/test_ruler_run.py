@@ -129,6 +129,13 @@ def test_the_plan_counts_only_what_is_left(lm, made, tmp_path):
     shares = [one.read / whole.read for one, whole in zip(left, alone, strict=True)]
     assert shares == [1 / 3, 1] and left[0].questions == 2 and left[1] == alone[1]
     assert run.plan(lm, made, more, out=tmp_path / "new") == alone and not (tmp_path / "new").exists()
+    apart = Setting(lengths=(1200,), tasks=("niah_single_1", "vt"), samples=1, layout="published")
+    run.measure(lm, made, apart, tmp_path / "apart")
+    file = tmp_path / "apart" / run.SAMPLES
+    kept = [line for line in file.read_text(encoding="utf-8").splitlines() if json.loads(line)["task"] != "vt"]
+    file.write_text("\n".join(kept) + "\n", encoding="utf-8")
+    (rest,) = run.plan(lm, made, apart, out=tmp_path / "apart")
+    assert (rest.texts, rest.questions) == (1, 1)  # a sample that was killed in the middle
     with pytest.raises(ConfigError, match="other settings"):
         run.plan(lm, made, Setting(lengths=(1200,), tasks=("vt",), samples=1, seed=9), out=tmp_path / "run")
 

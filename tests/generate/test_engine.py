@@ -357,7 +357,7 @@ def test_high_priority_goes_first_and_low_priority_does_not_starve():
     assert low.finish == "length"
 
 
-def test_a_request_goes_on_after_a_saved_reading(tmp_path):
+def test_a_request_goes_on_after_a_saved_reading(tmp_path, monkeypatch):
     model, store = llama(), Store(tmp_path)
     text = prompts_of((90,))[0]
     cache = model.new_cache()
@@ -367,13 +367,22 @@ def test_a_request_goes_on_after_a_saved_reading(tmp_path):
     reading = store.find(identity(model, "test", 90), torch.tensor(text))
     assert reading is not None
     prompts = prompts_of((5, 40), begin=text) + prompts_of((30,))
+    over, few = [], calls.decode
+
+    def counted(q, span, first, last, *more):
+        over.append((q.shape[2], last - first))
+        return few(q, span, first, last, *more)
+
+    monkeypatch.setattr(calls, "decode", counted)
     for deterministic in (True, False):
         engine, read = Engine(model, blocks=40, block=8, deterministic=deterministic, poison=True), []
         _note_reads(engine, read)
-        known = [None if n == 2 else reading for n in range(len(prompts))]
+        known = [None if n == 2 else reading.part(88) for n in range(len(prompts))]
         requests = [engine.submit(Request(p, GREEDY, reading=r)) for p, r in zip(prompts, known, strict=True)]
         finished(engine)
-        assert sum(read) == 5 + 40 + 30 + 3 * 23
+        assert sum(read) == 2 * 2 + 5 + 40 + 30 + 3 * 23
+        assert library() is None or (2, 88) in over  # both requests read the text in one pass
+        over.clear()
         for prompt, request in zip(prompts, requests, strict=True):
             assert request.answer == alone(model, prompt, GREEDY)
         del model.hidden

@@ -1,6 +1,7 @@
 """Attention over pages against the oracle, row by row, and rows that do not depend on each other."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -102,7 +103,8 @@ def continued(kept, alike):
     """Rows of which the second continues the first reading, the third and fifth the second one."""
     keys, values, rows = pool(kept)
     first, second = readings(kept)
-    past = [(), first, second, (), second]
+    own = [replace(span) for span in second]  # each request has a view of its own of a reading
+    past = [(), first, second, (), own]
     before = [0, 377, 430, 0, 430]
     rows = [Row(row.pages, start, row.length) for row, start in zip(rows, before, strict=True)]
     return Pages(keys, values, Table(PAGE, rows, alike), past)

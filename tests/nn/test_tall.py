@@ -29,12 +29,14 @@ def oracle(q, keys, values):
 @pytest.mark.parametrize(("dtype", "kept"), PAIRS)
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
-    ("kv", "count", "length", "size"),
-    [(2, 17, 1000, 64), (2, 18, 257, 80), (1, 16, 1, 16), (1, 19, 2049, 128), (2, 5, 63, 48)],
+    ("groups", "rows", "length", "size"),
+    [(3, 17, 1000, 64), (3, 18, 257, 80), (3, 16, 1, 16), (3, 19, 2049, 128), (3, 5, 63, 48)]
+    + [(1, rows, 200, 64) for rows in (11, 12, 13, 14, 19, 35, 36, 37, 43)],  # tiles of 4 to 6 rows, and none
 )
-def test_tiles_equal_float64(monkeypatch, dtype, kept, threads, kv, count, length, size):
+def test_tiles_equal_float64(monkeypatch, dtype, kept, threads, groups, rows, length, size):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    q = (random(1, 3 * kv, count, size) * 2 / math.sqrt(size)).to(dtype)
+    kv = 2
+    q = (random(1, groups * kv, rows, size) * 2 / math.sqrt(size)).to(dtype)
     keys, values = (random(1, kv, length + 5, size, seed=n).to(kept)[:, :, 2 : length + 2] for n in (1, 2))
     span = Span(keys, values, Marks.run(0, length))
     out, lse = calls.decode(q, span, 0, length, many=True)

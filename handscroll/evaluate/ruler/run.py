@@ -75,13 +75,17 @@ def plan(
     found = []
     for length in setting.lengths:
         made = list(exams_of(bench, setting, frame, length, 0))
-        real = [exam for exam in made if exam.questions]
-        rooms = [one.room for exam in real for one in exam.questions]
+        left = [
+            exam
+            for number in range(setting.samples)
+            for exam in made
+            if any((one.ask.task, length, number) not in known for one in exam.questions)
+        ]
+        seconds = {id(exam): _seconds(lm, exam, calibration) for exam in {id(exam): exam for exam in left}.values()}
+        rooms = [one.room for exam in left for one in exam.questions]
         unfit = tuple(pair for exam in made for pair in exam.unfit)
-        each = sum(_seconds(lm, exam, calibration) for exam in real)
-        n = sum(any((task, length, number) not in known for task in setting.tasks) for number in range(setting.samples))
-        read = sum(exam.tokens for exam in real)
-        found.append(Cost(length, n * len(real), n * len(rooms), n * read, n * sum(rooms), n * each, unfit))
+        read, took = sum(exam.tokens for exam in left), sum(seconds[id(exam)] for exam in left)
+        found.append(Cost(length, len(left), len(rooms), read, sum(rooms), took, unfit))
     return found
 
 

@@ -79,8 +79,9 @@ def decode(
 ) -> tuple[Float[Tensor, "B H T E"], Float[Tensor, "B H T"]]:
     """Attention of a few queries, all of which see a whole run of a span: output and log-sum-exp, both float32.
 
-    Query heads share kv heads evenly: those of one kv head are the rows of one pass over its keys. With `many`, many
-    rows over floats are multiplied in tiles (tall.h), where a row has other bits than with few others. For int8 on a
+    Query heads share kv heads evenly: those of one kv head are the rows of one pass over its keys. With `many`, and
+    where several batch rows read one run (stride 0), many rows over floats are multiplied in tiles (tall.h): a row has
+    other last bits than with few others. For int8 on a
     processor with AVX-512 VNNI, queries and softmax weights are rounded to 16 bits (integers.h).
     """
     keys, values = span.keys[:, :, first:last], span.values[:, :, first:last]

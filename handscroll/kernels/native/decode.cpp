@@ -1,8 +1,9 @@
 // Attention of a few query rows over a long run of keys, for decoding. Memory limits it, so each key and value is read
 // once.
 //
-// The query heads that share a kv head (and the tokens of a short draft) are the rows of one task. A task reads a run
-// of keys in blocks of 64 with an online softmax; runs are merged by log-sum-exp (Dao et al. 2023, "Flash-Decoding").
+// The query heads that share a kv head (and the tokens of a short draft, and batch rows that read the same keys) are the
+// rows of one task. A task reads a run of keys in blocks of 64 with an online softmax, four rows at a time or, if there
+// are many, in tiles (tall.h); runs are merged by log-sum-exp (Dao et al. 2023, "Flash-Decoding").
 // Keys are contiguous runs (runs.h), or lie in pages of a pool that a table lists (Kwon et al. 2023, "PagedAttention").
 
 #include <algorithm>
@@ -154,7 +155,7 @@ void part(const Run& from, const float* q, float scale, int64_t b, int64_t h, in
     const Scales<T> scales{at((const Scale<T>*)from.key_scales, from.key_scale_strides),
                            at((const Scale<T>*)from.value_scales, from.value_scale_strides)};
     if constexpr (!std::is_same_v<T, int8_t> && !std::is_same_v<T, nibbles>)
-        if (many && count >= TALL_FROM<T>) return tall<T>(q, scale, keys, values, first, last, count, size, out, top, mass);
+        if (many && tiled<T>(count)) return tall<T>(q, scale, keys, values, first, last, count, size, out, top, mass);
     rows<T>(q, scale, keys, values, scales, first, last, sight, count, size, out, top, mass);
 }
 
@@ -206,7 +207,7 @@ void decode(const Run* runs, const float* q, float scale, const int64_t* shape, 
     float* masses = tops + lanes * parts * count;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
     for (size_t task = 0; task < tasks.size(); task++) {
-        const auto [at, lane] = tasks[task];
+        const int64_t at = tasks[task][0], lane = tasks[task][1];  // clang captures no structured binding
         const int64_t n = std::upper_bound(begin.begin(), begin.end(), at) - begin.begin() - 1;
         const Run& from = runs[n];
         const int64_t these = begin[n + 1] - begin[n], number = at - begin[n];
@@ -278,7 +279,7 @@ void paged(const float* q, float scale, const T* keys, const T* values, const in
         const Pages<T> v{values + h * slots * size, size, page, table + spans[3 * one.row]};
         Gathered all(many, count, size);
         for (int64_t i = 0; i < many; i++) all.take(i, q + (parts[order[begin + i]].row * heads + h) * count * size);
-        const auto task = shape[7] && many * count >= TALL_FROM<T> ? tall<T, Pages<T>> : plain<T, Pages<T>>;
+        const auto task = shape[7] && tiled<T>(many * count) ? tall<T, Pages<T>> : plain<T, Pages<T>>;
         task(all.rows(), scale, k, v, one.first, one.last, (int)(many * count), (int)size, all.outs(), all.tops(), all.masses());
         for (int64_t i = 0; i < many; i++) all.give(i, h * parts.size() + order[begin + i], outs, tops, masses);
     }

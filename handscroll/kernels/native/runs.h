@@ -14,6 +14,6 @@ struct Run {
 
 // q (B, K, R, E), float32 or (narrow) bfloat16, is multiplied by scale. shape: runs, B, K, R, E (a multiple of 16; of
 // 32 for int4), threads, tokens, many: row r sees all keys but the last tokens - 1 - r % tokens of the last run. many: not
-// 0 if all rows see all keys and may be multiplied in tiles (tall.h). out (B, K, R, E) and lse (B, K, R) are float32.
+// 0 if all rows see all keys and may be multiplied in tiles (tall.h), as those of a run that all batch rows read may be. out (B, K, R, E) and lse (B, K, R) are float32.
 extern "C" void handscroll_decode(const void* runs, int narrow, const void* queries, float scale, const int64_t* shape,
                                   float* out, float* lse);

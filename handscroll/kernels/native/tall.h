@@ -1,8 +1,9 @@
 // Attention of many query rows over a run of keys and values, as two small matrix products a block: those of requests
-// that continue one text, where arithmetic limits the work and not memory. Keys are turned, so that a lane is a key and
-// no sum goes across lanes; keys and values are widened once for all rows.
+// that continue one text, where arithmetic limits the work and not memory. Keys are transposed, so that a lane is a key
+// and no sum goes across lanes; keys and values are widened once for all rows. The tiles need the 32 registers of AVX-512.
 
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <type_traits>
 #include <vector>
@@ -10,19 +11,15 @@
 
 namespace {
 
+#if defined(__AVX512F__)
+
 constexpr int TALL_KEYS = 64;  // keys of a block
 constexpr int TALL_ROWS = 6;   // query rows of a register tile
 
-// Query rows from which on tiles are faster than a pass over the keys for every four rows: with fewer, memory limits the
-// work, and turning keys costs more than it saves. Two requests of seven query heads a kv head; in bfloat16, whose
-// products the processor makes in pairs, six of them.
-template <class T>
-constexpr int64_t TALL_FROM = std::is_same_v<T, bf16> ? 36 : 12;
-
-// A block of keys, turned, as floats (E, 64), or in bfloat16 as pairs (E / 2, 64) for the processor's own products,
+// A block of keys, transposed, as floats (E, 64), or in bfloat16 as pairs (E / 2, 64) for the processor's own products,
 // which are exact.
 template <class T>
-struct Turned {
+struct Transposed {
 #if defined(__AVX512BF16__) && defined(__AVX512BW__)
     static constexpr bool PAIRS = std::is_same_v<T, bf16>;
 #else
@@ -32,7 +29,7 @@ struct Turned {
     const int words;
     std::vector<float> all;
 
-    explicit Turned(int size) : words(size / EACH), all(words * TALL_KEYS) {}
+    explicit Transposed(int size) : words(size / EACH), all(words * TALL_KEYS) {}
 
     // Sixteen words of a key.
     static f16v word(const T* p) {
@@ -50,13 +47,8 @@ struct Turned {
             for (; e + 16 <= words; e += 16) {
                 f16v part[16];
                 for (int i = 0; i < 16; i++) part[i] = word(keys[j + i] + e * EACH);
-#if defined(__AVX512F__)
                 turn((__m512i*)part);
                 for (int i = 0; i < 16; i++) store(all.data() + (e + i) * TALL_KEYS + j, part[i]);
-#else
-                for (int i = 0; i < 16; i++)
-                    for (int m = 0; m < 16; m++) all[(e + m) * TALL_KEYS + j + i] = part[i][m];
-#endif
             }
             for (; e < words; e++)  // eight pairs are left of an odd number of vectors
                 for (int i = 0; i < 16; i++) memcpy(all.data() + e * TALL_KEYS + j + i, keys[j + i] + e * EACH, 4);
@@ -67,8 +59,8 @@ struct Turned {
 // The query rows in words as those of the keys.
 template <class T>
 std::vector<float> words_of(const float* q, float scale, int count) {
-    std::vector<float> found(count / Turned<T>::EACH);
-    if constexpr (Turned<T>::PAIRS)
+    std::vector<float> found(count / Transposed<T>::EACH);
+    if constexpr (Transposed<T>::PAIRS)
         for (int i = 0; i < count; i += 2) {
             const uint32_t both = narrow(q[i]).bits | (uint32_t)narrow(q[i + 1]).bits << 16;
             memcpy(found.data() + i / 2, &both, 4);
@@ -80,7 +72,7 @@ std::vector<float> words_of(const float* q, float scale, int count) {
 
 // scores (R, 64) of R query rows.
 template <int R, class T>
-void tall_scores(const float* q, const Turned<T>& keys, float scale, float* scores) {
+void tall_scores(const float* q, const Transposed<T>& keys, float scale, float* scores) {
     f16v s[R][4] = {};
     for (int e = 0; e < keys.words; e++) {
         f16v k[4];
@@ -88,7 +80,7 @@ void tall_scores(const float* q, const Turned<T>& keys, float scale, float* scor
         for (int r = 0; r < R; r++) {
             const float* x = q + r * keys.words + e;
 #if defined(__AVX512BF16__) && defined(__AVX512BW__)
-            if constexpr (Turned<T>::PAIRS) {
+            if constexpr (Transposed<T>::PAIRS) {
                 int32_t both;
                 memcpy(&both, x, 4);
                 const __m512bh twice = (__m512bh)_mm512_set1_epi32(both);
@@ -100,7 +92,7 @@ void tall_scores(const float* q, const Turned<T>& keys, float scale, float* scor
         }
     }
     for (int r = 0; r < R; r++)
-        for (int w = 0; w < 4; w++) store(scores + r * TALL_KEYS + 16 * w, Turned<T>::PAIRS ? s[r][w] * splat(scale) : s[r][w]);
+        for (int w = 0; w < 4; w++) store(scores + r * TALL_KEYS + 16 * w, Transposed<T>::PAIRS ? s[r][w] * splat(scale) : s[r][w]);
 }
 
 // out (R, E) += weights (R, 64) times W vectors of the values (count, E).
@@ -140,13 +132,19 @@ inline void tall_weigh(float* s, int count, int size, float* out, float* top, fl
     store(total, sum);
 }
 
-// At least twelve query rows q (count, E), so that tiles have 4 to 6, over keys first .. last - 1: out (count, E) unnormalised, top (count) the largest score, mass
-// (count). A place says where vectors lie (decode.cpp).
+// Whether tiles are faster than a pass over the keys for every four rows: with few rows memory limits the work, and
+// transposing costs more than it saves. From two requests of seven query heads a kv head on; in bfloat16, whose products
+// the processor makes in pairs, from six on.
+template <class T>
+constexpr bool tiled(int64_t rows) { return rows >= (Transposed<T>::PAIRS ? 36 : 12); }
+
+// Query rows q (count, E), as many as `tiled` wants, so that tiles have 4 to 6, over keys first .. last - 1: out (count,
+// E) unnormalised, top (count) the largest score, mass (count). A place says where vectors lie (decode.cpp).
 template <class T, class Place>
 void tall(const float* q, float scale, Place keys, Place values, int64_t first, int64_t last, int count, int size,
           float* out, float* top, float* mass) {
     const std::vector<float> words = words_of<T>(q, scale, count * size);
-    Turned<T> turned(size);
+    Transposed<T> block(size);
     std::vector<float> wide(TALL_KEYS * size), totals(16 * count);
     alignas(64) float scores[TALL_ROWS * TALL_KEYS];
     const T *k[2][TALL_KEYS], *v[2][TALL_KEYS];
@@ -166,7 +164,7 @@ void tall(const float* q, float scale, Place keys, Place values, int64_t first, 
     for (int64_t at = first; at < last; at += TALL_KEYS, which = 1 - which) {
         const int next = at + TALL_KEYS < last ? find(at + TALL_KEYS, 1 - which) : 0, full = (here + 15) / 16 * 16;
         for (int j = here; j < full; j++) k[which][j] = k[which][here - 1];
-        turned.fill(k[which], full, k[1 - which], next, size);
+        block.fill(k[which], full, k[1 - which], next, size);
         for (int j = 0; j < here; j++) {
             if (j < next) fetch(v[1 - which][j], size * sizeof(T));
             for (int e = 0; e < size; e += 16) store(wide.data() + j * size + e, load(v[which][j] + e));
@@ -176,7 +174,7 @@ void tall(const float* q, float scale, Place keys, Place values, int64_t first, 
             const int begin = count * tile / tiles, rows = count * (tile + 1) / tiles - begin;
             const auto by = [&](auto constant) {
                 constexpr int R = constant;
-                tall_scores<R>(words.data() + begin * turned.words, turned, scale, scores);
+                tall_scores<R>(words.data() + begin * block.words, block, scale, scores);
                 for (int r = 0; r < R; r++)
                     tall_weigh(scores + r * TALL_KEYS, here, size, out + (begin + r) * size, top + begin + r, totals.data() + 16 * (begin + r));
                 for (int e = 0; e < size; e += e + 64 <= size ? 64 : 16) {
@@ -195,5 +193,13 @@ void tall(const float* q, float scale, Place keys, Place values, int64_t first, 
     }
     for (int r = 0; r < count; r++) mass[r] = sum(load(totals.data() + 16 * r));
 }
+
+#else
+template <class T>
+constexpr bool tiled(int64_t) { return false; }
+
+template <class T, class Place>
+void tall(const float*, float, Place, Place, int64_t, int64_t, int, int, float*, float*, float*) {}
+#endif
 
 }  // namespace
