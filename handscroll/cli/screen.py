@@ -1,6 +1,7 @@
 """Output of the verbs: tables and progress. Only this file asks whether a terminal is there."""
 
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from time import monotonic
@@ -12,6 +13,7 @@ from rich.table import Table
 
 WIDE = 160  # columns of a file or a pipe
 BETWEEN = 60.0  # seconds between two lines of progress, where there is no terminal
+RECENT = 4  # lines of progress whose speed tells how long the rest takes: later parts may be slower
 
 
 def screen() -> Console:
@@ -76,21 +78,25 @@ class _Lines:
     def __init__(self, console: Console, what: str, total: int | None):
         self._console, self._what, self._total = console, what, total
         self._begun = self._told = monotonic()
-        self._first: float | None = None  # what was done before: it took no time
+        self._seen: deque[tuple[float, float]] = deque(maxlen=RECENT)  # when, and what was done then
 
     def advance(self, done: float, note: str = "", total: int | None = None) -> None:
         now = monotonic()
         if total not in (None, self._total):  # something else is counted from now on
-            self._total, self._begun, self._first = total, now, done
-        self._first = done if self._first is None else min(self._first, done)
+            self._total, self._begun = total, now
+            self._seen.clear()
+        if not self._seen or done < self._seen[0][1]:  # what was done before took no time
+            self._seen.clear()
+            self._seen.append((self._begun, done))
         if now - self._told < BETWEEN:
             return
         self._told = now
         share = f"{done:,.0f}" if self._total is None else f"{done:,.0f} of {self._total:,}"
-        left, made = "", done - self._first
-        if self._total is not None and made > 0:
-            seconds = (now - self._begun) / made * (self._total - done)
+        left, (since, before) = "", self._seen[0]
+        if self._total is not None and done > before:
+            seconds = (now - since) / (done - before) * (self._total - done)
             left = f", about {max(1, round(seconds / 60))} min left"
+        self._seen.append((now, done))
         self._console.print(f"{self._what}: {share}{left} {note}".rstrip(), markup=False)
 
 
