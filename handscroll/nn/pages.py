@@ -85,11 +85,9 @@ class Table:
 
 
 class Shared(NamedTuple):
-    """Keys first .. last - 1 of a span, all of which these rows see before their pages."""
+    """Runs of keys (span, first, last) that these rows see before their pages."""
 
-    span: Span
-    first: int
-    last: int
+    runs: list[tuple[Span, int, int]]
     rows: list[int]
 
 
@@ -116,7 +114,8 @@ class Pages:
     def shared(self, mask: Mask) -> list[Shared] | None:
         """What the rows see of their pasts, each run of keys once, with the rows that see it; those of a row in order.
 
-        None if a row sees something else than whole runs.
+        Runs that the same rows see stand together, unless a row must not depend on the others. None if a row sees
+        something else than whole runs.
         """
         if mask not in self._shared:
             self._shared[mask] = self._worked_out(mask)
@@ -129,9 +128,15 @@ class Pages:
                 for piece in pieces(mask, marks, span.marks):
                     if piece.mask is not None or piece.square:
                         return None
-                    one = Shared(span, piece.first, piece.last, [])
+                    one = Shared([(span, piece.first, piece.last)], [])
                     found.setdefault((*_memory(span), piece.first, piece.last), one).rows.append(number)
-        return list(found.values())
+        together: list[Shared] = []
+        for one in found.values():
+            if together and together[-1].rows == one.rows and not self.table.alike:
+                together[-1].runs.extend(one.runs)
+            else:
+                together.append(one)
+        return together
 
     def part(self, numbers: Sequence[int]) -> "Pages":
         """The pages of some of the rows."""

@@ -367,13 +367,13 @@ def test_a_request_goes_on_after_a_saved_reading(tmp_path, monkeypatch):
     reading = store.find(identity(model, "test", 90), torch.tensor(text))
     assert reading is not None
     prompts = prompts_of((5, 40), begin=text) + prompts_of((30,))
-    over, few = [], calls.decode
+    over, few = [], calls.decode_runs
 
-    def counted(q, span, first, last, *more):
-        over.append((q.shape[2], last - first))
-        return few(q, span, first, last, *more)
+    def counted(q, runs, *more):
+        over.extend((q.shape[2], last - first) for _, first, last in runs)
+        return few(q, runs, *more)
 
-    monkeypatch.setattr(calls, "decode", counted)
+    monkeypatch.setattr(calls, "decode_runs", counted)
     for deterministic in (True, False):
         engine, read = Engine(model, blocks=40, block=8, deterministic=deterministic, poison=True), []
         _note_reads(engine, read)

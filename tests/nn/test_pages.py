@@ -118,14 +118,19 @@ def test_rows_that_continue_one_reading_read_it_together(dtype, kept, mask, alik
     pages = continued(kept, alike)
     q = queries(len(LENGTHS), 34, dtype)
     newest = Marks.of(torch.tensor([[row.start + row.length - 1] for row in pages.table.rows]))
-    asked = []
-    decode = calls.decode
-    monkeypatch.setattr(
-        calls, "decode", lambda q, *more, **named: asked.append(q.shape[2]) or decode(q, *more, **named)
-    )
+    asked, decode = [], calls.decode_runs
+
+    def counted(q, runs, *more):
+        asked.append((q.shape[2], len(runs)))
+        return decode(q, runs, *more)
+
+    monkeypatch.setattr(calls, "decode_runs", counted)
     got, lse = kernels.attend(q, pages, mask, newest, 0.2)
     if mask == Causal():
-        assert asked == [3, 1, 2]  # the common part is read once for three rows
+        assert asked == [(3, 1), (1, 1), (2, 1)]  # the common part is read once for three rows
+        asked.clear()
+        kernels.attend(q[[2, 4]], pages.part([2, 4]), mask, Marks.run(0, 1), 0.2)
+        assert asked == ([(2, 1)] * 2 if alike else [(2, 2)])
     want, want_lse = oracle(q, pages, mask)
     limit = 2e-6 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(got, want, rtol=limit, atol=limit)

@@ -81,19 +81,30 @@ def decode(
 
     Query heads share kv heads evenly: those of one kv head are the rows of one pass over its keys. With `many`, and
     where several batch rows read one run (stride 0), many rows over floats are multiplied in tiles (tall.h): a row has
-    other last bits than with few others. For int8 on a
-    processor with AVX-512 VNNI, queries and softmax weights are rounded to 16 bits (integers.h).
+    other last bits than with few others. For int8 on a processor with AVX-512 VNNI, queries and softmax weights are
+    rounded to 16 bits (integers.h).
     """
-    keys, values = span.keys[:, :, first:last], span.values[:, :, first:last]
-    run = Run.of(KINDS[keys.dtype], keys, values, None if span.scales is None else span.scales_of(first, last))
+    return decode_runs(q, [(span, first, last)], scale, many)
+
+
+def decode_runs(
+    q: Float[Tensor, "B H T E"],
+    runs: Sequence[tuple[KeysValues, int, int]],
+    scale: float = 1.0,
+    many: bool = False,
+) -> tuple[Float[Tensor, "B H T E"], Float[Tensor, "B H T"]]:
+    """`decode` over several runs together, each (span, first, last): the parts of a saved reading."""
     found = library()
     assert found is not None
+    cut = [(span.keys[:, :, first:last], span.values[:, :, first:last]) for span, first, last in runs]
+    scales = [None if span.scales is None else span.scales_of(first, last) for span, first, last in runs]
+    made = [Run.of(KINDS[keys.dtype], keys, values, of) for (keys, values), of in zip(cut, scales, strict=True)]
     batch, heads, count, size = q.shape
-    kv, q = keys.shape[1], q.contiguous()
+    kv, q = runs[0][0].keys.shape[1], q.contiguous()
     out, lse = _floats(*q.shape), _floats(*q.shape[:3])
-    shape = _numbers(1, batch, kv, heads // kv * count, size, torch.get_num_threads(), 1, int(many))
-    narrow = int(q.dtype == torch.bfloat16)
-    found.handscroll_decode(ctypes.addressof(run), narrow, _at(q), scale, shape, _at(out), _at(lse))
+    shape = _numbers(len(made), batch, kv, heads // kv * count, size, torch.get_num_threads(), 1, int(many))
+    narrow, table = int(q.dtype == torch.bfloat16), (Run * len(made))(*made)
+    found.handscroll_decode(ctypes.addressof(table), narrow, _at(q), scale, shape, _at(out), _at(lse))
     return out, lse
 
 
