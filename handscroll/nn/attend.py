@@ -206,8 +206,8 @@ def _refuses_together(q: Tensor, call: Call) -> str:
     shared = pages.shared(call.mask)
     if shared is None:
         return "the tokens that a row sees of its saved reading are not runs"
-    refused = [native.refuses_decode(q, span, first) for one in shared for span, first, _ in one.runs]
-    return next(filter(None, refused), "") or native.refuses_pages(q, pages.keys, pages.values)
+    refused = next(filter(None, (one.keys.refuses(q) for one in shared)), "")
+    return refused or native.refuses_pages(q, pages.keys, pages.values)
 
 
 def _together(q: Tensor, call: Call) -> tuple[Tensor, Tensor]:
@@ -220,7 +220,7 @@ def _together(q: Tensor, call: Call) -> tuple[Tensor, Tensor]:
     out, lse = native.paged(folded, pages.keys, pages.values, *where, call.scale, many)
     for one in pages.shared(call.mask) or ():
         mine = q[one.rows].transpose(0, 2)
-        more, more_lse = native.decode_runs(mine, one.runs, call.scale, many)
+        more, more_lse = native.decode_runs(mine, one.keys.table, call.scale, many)
         native.join(out.view(batch, heads, size), lse.view(batch, heads), more[0], more_lse[0], one.rows)
     return out.reshape(q.shape).to(q.dtype), lse.reshape(batch, heads, 1)
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from handscroll.kernels.native import calls as native
 from handscroll.nn.marks import Extent, Marks
 from handscroll.nn.mask import Mask
 from handscroll.nn.pieces import pieces
@@ -27,12 +28,17 @@ class Row:
     start: int
     length: int
 
+    @property
+    def newest(self) -> int:
+        """The index of the newest token."""
+        return self.start + self.length - 1
+
     def run(self, mask: Mask) -> tuple[int, int] | None:
         """The run of tokens that the newest token sees, as first and last + 1, counted in the pages.
 
         None if it is no run.
         """
-        newest = self.start + self.length - 1
+        newest = self.newest
         if mask.within(Extent(newest, newest), Extent(self.start, newest)) is True:
             return 0, self.length
         marks = Marks.run(newest, 1), Marks.run(self.start, self.length)
@@ -62,7 +68,7 @@ class Table:
     @cached_property
     def newest(self) -> list[Marks]:
         """The marks of each row's newest token."""
-        return [Marks.run(row.start + row.length - 1, 1) for row in self.rows]
+        return [Marks.run(row.newest, 1) for row in self.rows]
 
     def runs(self, mask: Mask) -> Tensor | None:
         """For each row: where its pages begin, first and last + 1 seen token (B, 3).
@@ -84,10 +90,57 @@ class Table:
         return torch.tensor(found, dtype=torch.int64)
 
 
-class Shared(NamedTuple):
-    """Runs of keys (span, first, last) that these rows see before their pages."""
+@dataclass(frozen=True, eq=False)
+class Keys:
+    """Runs of keys (span, first, last), and what a compiled kernel needs to know of them, found out once."""
 
-    runs: list[tuple[Span, int, int]]
+    runs: Sequence[tuple[Span, int, int]]
+    _refused: dict[Any, str] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def table(self) -> native.Runs:
+        return native.Runs.of(self.runs)
+
+    def refuses(self, q: Tensor) -> str:
+        """Why `calls.decode_runs` does not take them with such queries, or ""."""
+        kind = q.dtype, q.device.type, q.shape[-1], q.requires_grad and torch.is_grad_enabled()
+        if kind not in self._refused:
+            refused = (native.refuses_decode(q, span, first) for span, first, _ in self.runs)
+            self._refused[kind] = next(filter(None, refused), "")
+        return self._refused[kind]
+
+
+@dataclass(frozen=True, eq=False)
+class Past:
+    """What one layer reads of a saved reading: spans (1, K, S, E) that follow each other. It lasts as long as requests
+    continue the reading, and so does what was found out about it."""
+
+    spans: Sequence[Span]
+
+    @cached_property
+    def keys(self) -> Keys:
+        """All of it."""
+        return Keys([(span, 0, span.marks.length) for span in self.spans])
+
+    @cached_property
+    def extent(self) -> Extent | None:
+        """Its first and last token, if its tokens follow each other."""
+        starts = [span.marks.start for span in self.spans]
+        if not starts or starts[0] is None or starts[-1] is None:
+            return None
+        return Extent(starts[0], starts[-1] + self.spans[-1].marks.length - 1)
+
+    @cached_property
+    def memory(self) -> tuple[Any, ...]:
+        """Which numbers it is: requests may have views of their own of the same reading (`Reading.part`)."""
+        tensors = [x for span in self.spans for x in (span.keys, span.values, *(span.scales or ()))]
+        return tuple((x.dtype, x.data_ptr(), x.shape, x.stride()) for x in tensors)
+
+
+class Shared(NamedTuple):
+    """Keys that these rows see before their pages."""
+
+    keys: Keys
     rows: list[int]
 
 
@@ -96,26 +149,26 @@ class Pages:
     """The keys and values that one new token of every row reads in one layer: the pool (K, slots, E) and each row's
     past.
 
-    `past` lists for each row the spans (1, K, S, E) before its pages (a saved reading), if any.
+    `past` gives for each row what stands before its pages, a saved reading, if any.
     """
 
     keys: Tensor
     values: Tensor
     table: Table
-    past: Sequence[Sequence[Span]]
+    past: Sequence[Past | None]
     _shared: dict[Mask, list[Shared] | None] = field(default_factory=dict, repr=False)
 
     def spans(self, number: int) -> list[Span]:
         """The spans that one row reads; its pages are copied."""
         row = self.table.rows[number]
         keys, values = (gathered(x, row.pages, self.table.page)[:, :, : row.length] for x in (self.keys, self.values))
-        return [*self.past[number], Span(keys, values, Marks.run(row.start, row.length))]
+        past = self.past[number]
+        return [*(past.spans if past else ()), Span(keys, values, Marks.run(row.start, row.length))]
 
     def shared(self, mask: Mask) -> list[Shared] | None:
-        """What the rows see of their pasts, each run of keys once, with the rows that see it; those of a row in order.
+        """What the rows see of their pasts, each once with the rows that see it; those of a row in order.
 
-        Runs that the same rows see stand together, unless a row must not depend on the others. None if a row sees
-        something else than whole runs.
+        A row that sees all of its past has it as one. None if a row sees something else than whole runs.
         """
         if mask not in self._shared:
             self._shared[mask] = self._worked_out(mask)
@@ -124,30 +177,25 @@ class Pages:
     def _worked_out(self, mask: Mask) -> list[Shared] | None:
         found: dict[tuple[Any, ...], Shared] = {}
         for number, (past, marks) in enumerate(zip(self.past, self.table.newest, strict=True)):
-            for span in past:
+            if past is None:
+                continue
+            newest = Extent(self.table.rows[number].newest, self.table.rows[number].newest)
+            if past.extent is not None and mask.within(newest, past.extent) is True:
+                found.setdefault(past.memory, Shared(past.keys, [])).rows.append(number)
+                continue
+            for span in past.spans:
                 for piece in pieces(mask, marks, span.marks):
                     if piece.mask is not None or piece.square:
                         return None
-                    one = Shared([(span, piece.first, piece.last)], [])
-                    found.setdefault((*_memory(span), piece.first, piece.last), one).rows.append(number)
-        together: list[Shared] = []
-        for one in found.values():
-            if together and together[-1].rows == one.rows and not self.table.alike:
-                together[-1].runs.extend(one.runs)
-            else:
-                together.append(one)
-        return together
+                    where = piece.first, piece.last
+                    one = Shared(Keys([(span, *where)]), [])
+                    found.setdefault((span.keys.data_ptr(), span.values.data_ptr(), *where), one).rows.append(number)
+        return list(found.values())
 
     def part(self, numbers: Sequence[int]) -> "Pages":
         """The pages of some of the rows."""
         table = Table(self.table.page, [self.table.rows[number] for number in numbers], self.table.alike)
         return Pages(self.keys, self.values, table, [self.past[number] for number in numbers])
-
-
-def _memory(span: Span) -> tuple[Any, ...]:
-    """Which numbers a span is: each request has a view of its own of the same reading (`Reading.part`)."""
-    tensors = (span.keys, span.values, *(span.scales or ()))
-    return span.keys.dtype, *((x.data_ptr(), x.stride()) for x in tensors)
 
 
 def gathered(

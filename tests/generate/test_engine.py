@@ -370,7 +370,7 @@ def test_a_request_goes_on_after_a_saved_reading(tmp_path, monkeypatch):
     over, few = [], calls.decode_runs
 
     def counted(q, runs, *more):
-        over.extend((q.shape[2], last - first) for _, first, last in runs)
+        over.extend((q.shape[2], run.length) for run in runs.table)
         return few(q, runs, *more)
 
     monkeypatch.setattr(calls, "decode_runs", counted)

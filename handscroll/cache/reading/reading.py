@@ -9,7 +9,8 @@ between a text and a question may fall within a token), and from no other place:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from torch import Tensor
 from handscroll.base.errors import DataError
 from handscroll.cache.reading.identity import Identity
 from handscroll.nn.marks import Marks
+from handscroll.nn.pages import Past
 from handscroll.nn.span import Span
 
+PARTS = 8  # lengths to which a reading was cut last: requests about one text share what is found out about it
 LAYER = "layer-{:03d}.bin"  # keys (K, S, E), then values; in int8 then the scales (K, S) of both
 
 
@@ -56,6 +59,12 @@ class Reading:
     tokens: Tensor
     spans: Sequence[Sequence[Span]]
     windows: Sequence[int | None] = ()
+    _parts: dict[int, "Reading"] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def pasts(self) -> list[Past]:
+        """What every layer of an engine reads of it."""
+        return [Past(spans) for spans in self.spans]
 
     @property
     def length(self) -> int:
@@ -72,6 +81,13 @@ class Reading:
         Raises:
             DataError: its windows do not reach back so far (`Store.find` finds readings that do).
         """
+        if length not in self._parts:
+            if len(self._parts) >= PARTS:
+                self._parts.pop(next(iter(self._parts)))
+            self._parts[length] = self._cut(length)
+        return self._parts[length]
+
+    def _cut(self, length: int) -> "Reading":
         for layer, window in enumerate(self.windows):
             begin = self.spans[layer][0].marks.start if self.spans[layer] else length
             if window is not None and begin is not None and begin > max(0, length - window + 1):
@@ -80,7 +96,7 @@ class Reading:
                     f"tokens, it keeps only those from {begin} on; read the text again"
                 )
         spans = [[kept for span in layer if (kept := _until(span, length)) is not None] for layer in self.spans]
-        return replace(self, tokens=self.tokens[:length], spans=spans)
+        return Reading(self.number, self.identity, self.tokens[:length], spans, self.windows)
 
 
 def mapped(

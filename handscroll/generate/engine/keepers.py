@@ -10,7 +10,7 @@ from handscroll.cache.pool import Pool
 from handscroll.generate.engine.job import Job
 from handscroll.nn.keeper import Keeper
 from handscroll.nn.marks import Marks
-from handscroll.nn.pages import Pages, Row, Table, gathered
+from handscroll.nn.pages import Pages, Past, Row, Table, gathered
 from handscroll.nn.span import Span
 
 
@@ -64,7 +64,8 @@ class Run(Keeper):
             gathered(x[layer], row.pages, self.pool.size, view=not self.copy)[:, :, : row.length]
             for x in (self.pool.keys, self.pool.values)
         )
-        return [*_past(self.job, layer), Span(keys, values, self._marks[space])]
+        past = _past(self.job, layer)
+        return [*(past.spans if past else ()), Span(keys, values, self._marks[space])]
 
 
 def _row(job: Job, space: int, last: int, size: int) -> Row:
@@ -74,5 +75,5 @@ def _row(job: Job, space: int, last: int, size: int) -> Row:
     return Row(held.blocks[: -(-(last - start) // size)], start, last - start)
 
 
-def _past(job: Job, layer: int) -> Sequence[Span]:
-    return () if job.request.reading is None else job.request.reading.spans[layer]
+def _past(job: Job, layer: int) -> Past | None:
+    return None if job.request.reading is None else job.request.reading.pasts[layer]

@@ -5,6 +5,7 @@ All run on the CPU and without gradient, with torch's number of threads.
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
 
@@ -84,27 +85,40 @@ def decode(
     other last bits than with few others. For int8 on a processor with AVX-512 VNNI, queries and softmax weights are
     rounded to 16 bits (integers.h).
     """
-    return decode_runs(q, [(span, first, last)], scale, many)
+    return decode_runs(q, Runs.of([(span, first, last)]), scale, many)
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """Runs of keys as the table that `decode_runs` reads. `spans` hold the memory."""
+
+    table: ctypes.Array
+    kv: int
+    spans: Sequence[KeysValues]
+
+    @classmethod
+    def of(cls, runs: Sequence[tuple[KeysValues, int, int]]) -> "Runs":
+        """The table of at least one run (span, first, last)."""
+        made = []
+        for span, first, last in runs:
+            keys, values = span.keys[:, :, first:last], span.values[:, :, first:last]
+            scales = None if span.scales is None else span.scales_of(first, last)
+            made.append(Run.of(KINDS[keys.dtype], keys, values, scales))
+        return cls((Run * len(made))(*made), runs[0][0].keys.shape[1], [span for span, _, _ in runs])
 
 
 def decode_runs(
-    q: Float[Tensor, "B H T E"],
-    runs: Sequence[tuple[KeysValues, int, int]],
-    scale: float = 1.0,
-    many: bool = False,
+    q: Float[Tensor, "B H T E"], runs: Runs, scale: float = 1.0, many: bool = False
 ) -> tuple[Float[Tensor, "B H T E"], Float[Tensor, "B H T"]]:
-    """`decode` over several runs together, each (span, first, last): the parts of a saved reading."""
+    """`decode` over several runs together, such as the parts of a saved reading."""
     found = library()
     assert found is not None
-    cut = [(span.keys[:, :, first:last], span.values[:, :, first:last]) for span, first, last in runs]
-    scales = [None if span.scales is None else span.scales_of(first, last) for span, first, last in runs]
-    made = [Run.of(KINDS[keys.dtype], keys, values, of) for (keys, values), of in zip(cut, scales, strict=True)]
     batch, heads, count, size = q.shape
-    kv, q = runs[0][0].keys.shape[1], q.contiguous()
+    q, narrow = q.contiguous(), int(q.dtype == torch.bfloat16)
     out, lse = _floats(*q.shape), _floats(*q.shape[:3])
-    shape = _numbers(len(made), batch, kv, heads // kv * count, size, torch.get_num_threads(), 1, int(many))
-    narrow, table = int(q.dtype == torch.bfloat16), (Run * len(made))(*made)
-    found.handscroll_decode(ctypes.addressof(table), narrow, _at(q), scale, shape, _at(out), _at(lse))
+    rows = heads // runs.kv * count
+    shape = _numbers(len(runs.table), batch, runs.kv, rows, size, torch.get_num_threads(), 1, int(many))
+    found.handscroll_decode(ctypes.addressof(runs.table), narrow, _at(q), scale, shape, _at(out), _at(lse))
     return out, lse
 
 

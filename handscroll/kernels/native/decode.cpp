@@ -177,11 +177,13 @@ struct Gathered {
     }
 };
 
-// How many parts a run is divided into: every thread gets the same amount.
-int64_t parts_of(int64_t length, int64_t lanes, int64_t threads) {
+// How many parts a run of `length` of `all` keys is divided into: every thread gets the same amount, and many short runs
+// (the parts of a saved reading) are not divided.
+int64_t parts_of(int64_t length, int64_t all, int64_t lanes, int64_t threads) {
     int64_t parts = (4 * threads + lanes - 1) / lanes;
     while (lanes * parts % threads) parts++;
-    return std::min(threads == 1 ? 1 : parts, (length + 255) / 256);
+    if (threads == 1) parts = 1;
+    return length ? std::min((parts * length + all - 1) / all, (length + 255) / 256) : 0;
 }
 
 void decode(const Run* runs, const float* q, float scale, const int64_t* shape, float* out, float* lse) {
@@ -192,11 +194,13 @@ void decode(const Run* runs, const float* q, float scale, const int64_t* shape, 
         const bool floats = runs[n].kind < 2 || runs[n].kind == 4, seen = n < shape[0] - 1 || shape[6] == 1;
         return batch > 1 && floats && seen && !runs[n].key_strides[0] && !runs[n].value_strides[0];
     };
+    int64_t all = 0;
+    for (int64_t n = 0; n < shape[0]; n++) all += runs[n].length;
     std::vector<int64_t> begin(shape[0] + 1, 0);  // of a run's parts
     std::vector<std::array<int64_t, 2>> tasks;    // a part, and a lane or a head of a common run
     for (int64_t n = 0; n < shape[0]; n++) {
         const int64_t these = common(n) ? heads : lanes;
-        begin[n + 1] = begin[n] + parts_of(runs[n].length, these, threads);
+        begin[n + 1] = begin[n] + parts_of(runs[n].length, all, these, threads);
         for (int64_t at = begin[n]; at < begin[n + 1]; at++)
             for (int64_t lane = 0; lane < these; lane++) tasks.push_back({at, lane});
     }
@@ -219,11 +223,11 @@ void decode(const Run* runs, const float* q, float scale, const int64_t* shape, 
             if (!common(n))
                 return part<decltype(like)>(from, q + lane * count * size, scale, lane / heads, lane % heads, first, last, sight,
                                             shape[7] != 0, (int)count, (int)size, outs + to * count * size, tops + to * count, masses + to * count);
-            Gathered all(batch, count, size);
-            for (int64_t b = 0; b < batch; b++) all.take(b, q + (b * heads + lane) * count * size);
-            part<decltype(like)>(from, all.rows(), scale, 0, lane, first, last, sight, true, (int)(batch * count), (int)size,
-                                 all.outs(), all.tops(), all.masses());
-            for (int64_t b = 0; b < batch; b++) all.give(b, (b * heads + lane) * parts + at, outs, tops, masses);
+            Gathered mine(batch, count, size);
+            for (int64_t b = 0; b < batch; b++) mine.take(b, q + (b * heads + lane) * count * size);
+            part<decltype(like)>(from, mine.rows(), scale, 0, lane, first, last, sight, true, (int)(batch * count), (int)size,
+                                 mine.outs(), mine.tops(), mine.masses());
+            for (int64_t b = 0; b < batch; b++) mine.give(b, (b * heads + lane) * parts + at, outs, tops, masses);
         };
         switch (from.kind) {
             case 0: go(0.0f); break;
