@@ -96,7 +96,8 @@ class _Lines:
         if self._total is not None and done > before:
             seconds = (now - since) / (done - before) * (self._total - done)
             left = f", about {max(1, round(seconds / 60))} min left"
-        self._seen.append((now, done))
+        if done > self._seen[-1][1]:  # a long update is shown several times
+            self._seen.append((now, done))
         self._console.print(f"{self._what}: {share}{left} {note}".rstrip(), markup=False)
 
 

@@ -124,11 +124,12 @@ class Past:
 
     @cached_property
     def extent(self) -> Extent | None:
-        """Its first and last token, if its tokens follow each other."""
+        """Its first and last token, whose positions are their numbers; None if there is nothing or that is not so."""
         starts = [span.marks.start for span in self.spans]
         if not starts or starts[0] is None or starts[-1] is None:
             return None
-        return Extent(starts[0], starts[-1] + self.spans[-1].marks.length - 1)
+        first, last = starts[0], starts[-1] + self.spans[-1].marks.length - 1
+        return Extent(first, last, near=first, far=last)
 
     @cached_property
     def memory(self) -> tuple[Any, ...]:
@@ -179,8 +180,7 @@ class Pages:
         for number, (past, marks) in enumerate(zip(self.past, self.table.newest, strict=True)):
             if past is None:
                 continue
-            newest = Extent(self.table.rows[number].newest, self.table.rows[number].newest)
-            if past.extent is not None and mask.within(newest, past.extent) is True:
+            if past.extent is not None and mask.within(marks.extents((0, 1))[0][0], past.extent) is True:
                 found.setdefault(past.memory, Shared(past.keys, [])).rows.append(number)
                 continue
             for span in past.spans:

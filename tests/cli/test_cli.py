@@ -48,7 +48,7 @@ def test_threads_sleep_while_they_wait_where_others_need_the_cores(load, given, 
 
 
 def test_progress_is_lines_where_nobody_watches(capsys, monkeypatch):
-    times = iter([0.0, 10.0, 61.0, 90.0, 122.0, 150.0, 272.0, *(300.0 + 60 * n for n in range(8))])
+    times = iter([0.0, 10.0, 61.0, 90.0, 122.0, 150.0, 272.0, *(300.0 + 60 * n for n in range(18))])
     monkeypatch.setattr(screen, "monotonic", lambda: next(times))
     with screen.bar("reading", 400) as advance:
         for done in (100, 160, 190, 220):  # the first 100 were there before
@@ -57,6 +57,8 @@ def test_progress_is_lines_where_nobody_watches(capsys, monkeypatch):
         advance(3, "scoring", 12)
         for done in (100, 200, 300, 310, 320, 330, 340, 350):  # a slower part: the first speed is soon forgotten
             advance(done, "", 1000)
+        for done in (0, 0, 0, 0, 0, 1, 1, 1, 1, 2):  # updates of five and four minutes, which are shown each minute
+            advance(done, "update", 4)
     said = capsys.readouterr()
     assert said.out == "" and said.err.splitlines() == [
         "reading: 160 of 400, about 4 min left",
@@ -65,6 +67,11 @@ def test_progress_is_lines_where_nobody_watches(capsys, monkeypatch):
         *(
             f"reading: {done} of 1,000, about {left} min left"
             for done, left in ((200, 8), (300, 7), (310, 10), (320, 12), (330, 21), (340, 66), (350, 65))
+        ),
+        *["reading: 0 of 4 update"] * 5,
+        *(
+            f"reading: {done} of 4, about {left} min left update"
+            for done, left in ((1, 15), (1, 18), (1, 21), (1, 24), (2, 9))
         ),
     ]
 

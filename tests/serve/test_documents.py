@@ -14,6 +14,7 @@ from handscroll.serve.documents import shelf
 from handscroll.serve.documents.asking import document_prompt
 from handscroll.serve.documents.eta import seconds_left
 from handscroll.serve.documents.shelf import Shelf, name_of
+from handscroll.serve.errors import ApiError
 from handscroll.serve.keys import make_key
 from handscroll.serve.models import Served
 from handscroll.serve.schemas.chat import ChatMessage
@@ -213,6 +214,24 @@ def test_a_reading_that_is_deleted_on_the_way_stops_and_leaves_nothing(keyed, mo
     assert keyed.serving.readings.waiting == 0
     store = keyed.serving.settings.store
     assert not [file for file in store.rglob("*") if file.is_file() and b"on the way" in file.read_bytes()]
+
+
+@pytest.mark.parametrize("step", ["open", "document"])
+def test_a_document_that_is_deleted_while_it_is_opened_stays_closed(keyed, step, monkeypatch):
+    number = uploaded(keyed, "gone.txt", BOOK.encode())["id"]
+    serving = keyed.serving
+    entry, readings = next(one for one in serving.shelf.all() if one.number == number), serving.readings
+    served, done = serving.models.all["tiny"], getattr(Store, step)
+
+    def slow(self, *about):
+        found = done(self, *about)
+        keyed.http.delete(f"/v1/documents/{number}").raise_for_status()
+        return found
+
+    monkeypatch.setattr(Store, step, slow)
+    with pytest.raises(ApiError) as it:
+        readings.opened(entry, served)
+    assert it.value.status_code == 404 and not [key for key in readings._opened if key[0] == number]
 
 
 def test_a_reading_that_was_evicted_is_said_and_beside_others_its_text_is_read(keyed):

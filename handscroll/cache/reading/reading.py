@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from handscroll.nn.marks import Marks
 from handscroll.nn.pages import Past
 from handscroll.nn.span import Span
 
-PARTS = 8  # lengths to which a reading was cut last: requests about one text share what is found out about it
+PARTS = 8  # cuts of a reading that are kept: requests about one text share what is found out about them
 LAYER = "layer-{:03d}.bin"  # keys (K, S, E), then values; in int8 then the scales (K, S) of both
 
 
@@ -60,6 +61,7 @@ class Reading:
     spans: Sequence[Sequence[Span]]
     windows: Sequence[int | None] = ()
     _parts: dict[int, "Reading"] = field(default_factory=dict, repr=False)
+    _lock: Lock = field(default_factory=Lock, repr=False)
 
     @cached_property
     def pasts(self) -> list[Past]:
@@ -81,11 +83,14 @@ class Reading:
         Raises:
             DataError: its windows do not reach back so far (`Store.find` finds readings that do).
         """
-        if length not in self._parts:
-            if len(self._parts) >= PARTS:
-                self._parts.pop(next(iter(self._parts)))
-            self._parts[length] = self._cut(length)
-        return self._parts[length]
+        with self._lock:  # requests are prepared on several threads
+            found = self._parts.get(length)
+            if found is None:
+                found = self._cut(length)
+                if len(self._parts) == PARTS:
+                    del self._parts[next(iter(self._parts))]
+                self._parts[length] = found
+            return found
 
     def _cut(self, length: int) -> "Reading":
         for layer, window in enumerate(self.windows):

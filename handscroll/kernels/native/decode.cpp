@@ -177,8 +177,8 @@ struct Gathered {
     }
 };
 
-// How many parts a run of `length` of `all` keys is divided into: every thread gets the same amount, and many short runs
-// (the parts of a saved reading) are not divided.
+// How many parts a run of `length` of `all` keys is divided into: every thread gets the same amount of a single run, and
+// many short runs (the parts of a saved reading) are not divided.
 int64_t parts_of(int64_t length, int64_t all, int64_t lanes, int64_t threads) {
     int64_t parts = (4 * threads + lanes - 1) / lanes;
     while (lanes * parts % threads) parts++;

@@ -23,7 +23,7 @@ from handscroll.generate.admission import identity_of
 from handscroll.generate.ask import Opening
 from handscroll.generate.read import ToRead, read
 from handscroll.serve.documents.eta import seconds_left
-from handscroll.serve.documents.shelf import Entry, Shelf
+from handscroll.serve.documents.shelf import Entry, Shelf, absent
 from handscroll.serve.errors import ApiError
 from handscroll.serve.models import Served
 from handscroll.serve.settings import ServeSettings
@@ -184,7 +184,7 @@ class Readings:
         """A saved reading for questions, and the document as the template holds it (None: plain text).
 
         Raises:
-            ApiError: the document is not read by this model, not yet, or cannot be; or its reading is gone.
+            ApiError: the document is not read by this model, not yet, or cannot be; or it or its reading is gone.
         """
         state = entry.readings.get(served.name, {})
         if state.get("state") != "read":
@@ -199,11 +199,15 @@ class Readings:
             about, length = store.named(name)
             found = store.open(about.number).part(length), store.document(name)
         except (CheckpointError, ConfigError) as error:  # evicted, damaged, or its name is gone
+            if entry.gone:
+                raise absent(entry.number) from None
             _log.warning("a document has to be read again: %s", error)
             state = state | {"state": "failed", "error": "its reading was evicted to make room, or is damaged"}
             self._mark(entry, served, state)
             raise unread(entry, served, state) from None
         with self._lock:
+            if entry.gone:  # it was deleted meanwhile: its files must not stay open
+                raise absent(entry.number)
             self._opened[key] = found
             while len(self._opened) > OPENED:
                 self._opened.popitem(last=False)

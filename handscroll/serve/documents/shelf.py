@@ -122,7 +122,7 @@ class Shelf:
         """
         found = self._entries.get((owner, number)) if NUMBER.fullmatch(number) else None
         if found is None or found.gone:
-            raise ApiError(404, f"there is no document '{number[:64]}'", "document_not_found", "document")
+            raise absent(number)
         return found
 
     def all(self, owner: str | None = None) -> list[Entry]:
@@ -198,6 +198,11 @@ class Shelf:
             self._entries[owner, number] = Entry(owner=owner, number=number, **about)
         except (OSError, ValueError, TypeError, KeyError) as error:
             _log.warning("the document %s is damaged and left out: %s", number, error)
+
+
+def absent(number: str) -> ApiError:
+    """A document that this owner does not have, or no more."""
+    return ApiError(404, f"there is no document '{number[:64]}'", "document_not_found", "document")
 
 
 def name_of(given: str) -> str:
