@@ -20,6 +20,7 @@ import argparse
 import asyncio
 import json
 import random
+import re
 import ssl
 import statistics
 import tempfile
@@ -51,6 +52,10 @@ class Client:
     key: str
     secret: str
     document: str = ""
+
+    def told(self, text: str) -> bool:
+        """Whether a text says the secret. Five digits within a random name of hexadecimal signs say nothing."""
+        return re.search(rf"(?<![0-9A-Za-z]){self.secret}(?![0-9A-Za-z])", text) is not None
 
     @property
     def headers(self) -> dict[str, str]:
@@ -127,6 +132,8 @@ async def soak(server: Process, clients: list[Client], options: argparse.Namespa
     third = len(seen.seconds) // 3
     print(f"soak: {sum(seen.statuses.values()):,} requests in {options.seconds:g} s, statuses {dict(seen.statuses)}")
     print(f"soak: answers with their own secret {seen.own:,}, with a foreign one {len(seen.foreign)}")
+    for said in seen.foreign[:3]:
+        print(f"soak: foreign: {said}")
     print(f"soak: memory {before[2] / 2**20:.0f} MiB, {after[2] / 2**20:.0f} at the end; "
           f"{slope(memory):+.2f} MB per 1,000 requests over the second half")  # fmt: skip
     print(f"soak: open files {before[0]}, {after[0]} at the end; threads {before[1]}, {after[1]}; blocks in use 0")
@@ -171,8 +178,8 @@ async def one_round(http, client: Client, clients: list[Client], seen: Seen, dic
         said, status = answer.text, answer.status_code
     seen.statuses[status] += 1
     seen.seconds.append(time.monotonic() - begun)
-    seen.own += client.secret in said
-    seen.foreign += [said for other in clients if other is not client and other.secret in said]
+    seen.own += client.told(said)
+    seen.foreign += [said for other in clients if other is not client and other.told(said)]
 
 
 def request(http: httpx2.AsyncClient, kind: str, client: Client) -> Awaitable[httpx2.Response]:
