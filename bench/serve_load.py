@@ -54,8 +54,9 @@ class Client:
     document: str = ""
 
     def told(self, text: str) -> bool:
-        """Whether a text says the secret. Five digits within a random name of hexadecimal signs say nothing."""
-        return re.search(rf"(?<![0-9A-Za-z]){self.secret}(?![0-9A-Za-z])", text) is not None
+        """Whether a text says the secret, to which the model adds digits. Five digits within a name of random hexadecimal
+        signs say nothing."""
+        return re.search(rf"(?:^|(?<=[\s\"])){self.secret}", text) is not None
 
     @property
     def headers(self) -> dict[str, str]:
