@@ -54,8 +54,8 @@ class Client:
     document: str = ""
 
     def told(self, text: str) -> bool:
-        """Whether a text says the secret, to which the model adds digits. Five digits within a name of random hexadecimal
-        signs say nothing."""
+        """Whether a text says the secret, to which the model adds digits. Five digits within a name of random
+        hexadecimal signs say nothing."""
         return re.search(rf"(?:^|(?<=[\s\"])){self.secret}", text) is not None
 
     @property
