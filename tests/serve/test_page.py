@@ -239,6 +239,11 @@ def test_on_a_phone_an_explanation_is_awaited_in_the_conversation(browser, live)
     assert page.locator(".turn:first-child .causes .note").all_inner_texts() == said and not page.is_visible(".leaves")
     causes = page.locator(".turn:first-child .causes button")
     assert causes.evaluate_all("nodes => nodes.map((node) => node.dataset.strength)") == ["3", "2", "2", "1"]
+    said = "async (why) => (await import('/page/js/why.js')).whyNode({ document: 'd', why }).firstChild.textContent"
+    shares = ((10.0, "rests on the document as a whole"), (20.0, "4 passages carry this answer together"))
+    for together, words in shares:
+        told = page.evaluate(said, found | {"marks": weaker, "rests": 30.0, "together": together})
+        assert words in told, told
     assert page.evaluate("document.activeElement.id") == "question"
     inside = """name => {
         const node = document.querySelector(name);

@@ -43,12 +43,14 @@ export function whyNode(turn, show = visit) {
       h("p", {}, rests(why))));
 }
 
-/** In plain words: whether the answer rests on the document, and whether a passage carries it alone. */
+/** In plain words: whether the answer rests on the document, and whether a passage carries it, or several do together. */
 function verdict(why, causes) {
   if (why.rests < LITTLE) return t("why.free");
   if (!causes.length) return t("why.none", { tried: why.marks.filter((one) => one.effect !== null).length });
   const carry = causes.filter((one) => shareOf(why, one) >= CARRIES);
-  return carry.length ? t("why.carry", { count: carry.length }) : t("why.several", { count: causes.length });
+  if (carry.length) return t("why.carry", { count: carry.length });
+  if (causes.length > 1 && shareOf(why, { effect: why.together }) >= CARRIES) return t("why.together", { count: causes.length });
+  return t("why.several", { count: causes.length });
 }
 
 /** Go to a passage from a place that has no text beside it. */

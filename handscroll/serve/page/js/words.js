@@ -190,6 +190,7 @@ const WORDS = {
   "why.done": ["The explanation is ready", "解释已就绪"],
   "why.none": ["No passage carries this answer alone: without any one of the {tried} that were tried it stays about as likely.", "没有哪一段单独支撑这个回答：试着遮去的 {tried} 段中，遮去任何一段，回答的可能性都几乎不变。"],
   "why.carry": [many("One passage carries this answer: without it, most of what the document gives the answer is lost.", "{count} passages carry this answer: without each of them, most of what the document gives the answer is lost."), many("有一段支撑起这个回答：遮去它，文档给予回答的大部分依据就会失去。", "有 {count} 段支撑起这个回答：遮去任何一段，文档给予回答的大部分依据就会失去。")],
+  "why.together": ["{count} passages carry this answer together: without all of them, most of what the document gives the answer is lost.", "有 {count} 段共同支撑起这个回答：把它们都遮去，文档给予回答的大部分依据就会失去。"],
   "why.several": [many("This answer rests on the document as a whole. Of the passages that were tried, this one matters.", "This answer rests on the document as a whole. Of the passages that were tried, these matter most."), many("这个回答依据整篇文档。试过的各段中，这一段要紧。", "这个回答依据整篇文档。试过的各段中，以下几段最要紧。")],
   "why.many": ["Without it, the answer would be more than {times} times less likely.", "遮去它，回答的可能性会降到不足 1/{times}。"],
   "why.times": ["Without it, the answer would be {times} times less likely.", "遮去它，回答的可能性会降到 1/{times}。"],
