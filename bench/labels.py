@@ -2,11 +2,12 @@
 
 python -m bench.labels ../shared/data --minilm FOLDER [--qwen GGUF] [--only sst2,trec] [--ways majority,tfidf,full]
 
-Ways: majority, tfidf (TF-IDF and logistic regression of scikit-learn), lstm (ours, from nothing), head, lora and full
-(MiniLM), qwen (LoRA over the GGUF file, with a head; 2,000 of the training rows). What is done stays in --work, so a
-run that was stopped goes on with the same command. TREC, the titles and the toxic comments have no test part here: a
-tenth is held out by label, with copies on one side. MiniLM knows English; on Chinese it reads single characters, of
-which it knows few.
+Ways: majority, tfidf (TF-IDF and logistic regression of scikit-learn), lstm (ours, from nothing), first and mean (a
+logistic regression over MiniLM's frozen state of the first token, or the mean of all), head, lora and full (MiniLM),
+qwen (LoRA over the GGUF file, with a head; 2,000 of the training rows). What is done stays in --work, so a run that was
+stopped goes on with the same command. TREC, the titles and the toxic comments have no test part here: a tenth is held
+out by label, with copies on one side. MiniLM knows English; on Chinese it reads single characters, of which it knows
+few.
 """
 
 import argparse
@@ -20,11 +21,13 @@ from typing import Any
 
 import torch
 
+import handscroll
 from handscroll.data.table.read import read_table
 from handscroll.data.table.split import split
 from handscroll.data.table.table import Table
 from handscroll.metrics.table import compare, measure
 from handscroll.models.new import About, new_model
+from handscroll.models.sentences import pooled
 from handscroll.models.weights import save_model
 from handscroll.nn.init import initialise
 from handscroll.tasks.finetune import Options, finetune
@@ -59,17 +62,20 @@ WAYS: dict[str, dict[str, Any]] = {
     "lstm": {"way": "full", "lr": 2e-3, "epochs": 4, "dropout": 0.3},
     "qwen": {"way": "lora", "lr": 3e-4, "epochs": 1, "batch": 16, "most": 2000},  # rows: 25 minutes are the limit
 }
-ORDER = ("majority", "tfidf", "lstm", "head", "lora", "full", "qwen")
+ORDER = ("majority", "tfidf", "lstm", "first", "mean", "head", "lora", "full", "qwen")
 SAID = {
     "majority": "the commonest label",
     "tfidf": "TF-IDF + logistic regression",
     "lstm": "LSTM from nothing",
+    "first": "MiniLM, frozen, first token + logistic regression",
+    "mean": "MiniLM, frozen, mean of tokens + logistic regression",
     "head": "MiniLM, head",
     "lora": "MiniLM, LoRA",
     "full": "MiniLM, full",
     "qwen": "Qwen 0.5B (Q4_K_M), LoRA, 2,000 rows",
 }
 PLAIN = ("majority", "tfidf", "lstm")
+FROZEN = {"first": "cls", "mean": "mean"}  # how the states of a text are pooled
 
 
 def prepare(one: Data, folder: Path, data: Path) -> tuple[Path, Path]:
@@ -115,6 +121,23 @@ def tfidf(one: Data, train: Path, test: Path) -> list[str]:
     vectors = TfidfVectorizer(sublinear_tf=True, analyzer=analyzer, ngram_range=(1, most))
     model = LogisticRegression(C=10, max_iter=2000).fit(vectors.fit_transform(texts), labels)
     return model.predict(vectors.transform(_rows(test)[0])).tolist()
+
+
+def frozen(minilm: str, pooling: str, train: Path, test: Path) -> list[str]:
+    """A logistic regression over the vectors of the encoder as it is; folds of the training rows choose its penalty."""
+    from sklearn.linear_model import LogisticRegressionCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    lm = handscroll.load(minilm)
+    texts, labels = _rows(train)
+    given, asked = (
+        pooled(lm.model, [lm.tokenizer.encode(text) for text in part], pooling).numpy()
+        for part in (texts, _rows(test)[0])
+    )
+    regression = LogisticRegressionCV(Cs=[0.001, 0.01, 0.1, 1], cv=3, tol=1e-3, max_iter=500)
+    model = make_pipeline(StandardScaler(), regression).fit(given, labels)
+    return model.predict(asked).tolist()
 
 
 def lstm_folder(folder: Path, train: Path, seed: int) -> Path:
@@ -172,7 +195,7 @@ def table(work: Path, resamples: int = 1000) -> str:
                 )
             way, _, seed = key.rpartition("-")
             cells = [f"{scores[m].value:.3f} {scores[m].interval}" for m in ("accuracy", "f1-macro")]
-            note = " (it reads English)" if not one.english and way in ("head", "lora", "full") else ""
+            note = " (it reads English)" if not one.english and way in (*FROZEN, "head", "lora", "full") else ""
             mark = " (best baseline)" if key == best else ""
             lines.append(
                 f"| {one.title} | {SAID[way]}{note}{mark} | {seed} | {' | '.join(cells)} | {against} | {len(truth):,} |"
@@ -209,16 +232,17 @@ def main() -> None:
             if way not in (*simple, "lstm") and not (options.qwen if way == "qwen" else options.minilm):
                 print(f"{name} {way}: left out, since no model is given for it")
                 continue
-            for seed in [0] if way in simple else [int(seed) for seed in options.seeds.split(",")]:
+            for seed in [0] if way in simple or way in FROZEN else [int(seed) for seed in options.seeds.split(",")]:
                 path = folder / f"{way}-{seed}.said.json"
                 if path.exists():
                     continue
                 print(f"{name} {way}, seed {seed}", flush=True)
-                said = (
-                    simple[way](DATA[name], train, test)
-                    if way in simple
-                    else tuned(options, way, seed, folder, train, test)
-                )
+                if way in simple:
+                    said = simple[way](DATA[name], train, test)
+                elif way in FROZEN:
+                    said = frozen(options.minilm, FROZEN[way], train, test)
+                else:
+                    said = tuned(options, way, seed, folder, train, test)
                 path.write_text(json.dumps(said), encoding="utf-8")
     print(table(options.work))
 
