@@ -28,6 +28,11 @@ class Extent(NamedTuple):
     near: int = 0
     far: int = 0
 
+    @classmethod
+    def run(cls, first: int, last: int) -> "Extent":
+        """Tokens of one document whose positions are their indices."""
+        return cls(first, last, near=first, far=last)
+
 
 @dataclass(frozen=True, eq=False)
 class Marks:
@@ -94,7 +99,7 @@ class Marks:
         blocks = list(pairwise(edges))
         if self.start is not None:
             edges_of = [(self.start + a, self.start + b - 1) for a, b in blocks]
-            return [[Extent(first, last, near=first, far=last)] for first, last in edges_of]
+            return [[Extent.run(first, last)] for first, last in edges_of]
         if edges not in self._extents:
             every = self.tensors(torch.device("cpu"))
             columns = [

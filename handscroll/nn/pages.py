@@ -39,7 +39,7 @@ class Row:
         None if it is no run.
         """
         newest = self.newest
-        if mask.within(Extent(newest, newest), Extent(self.start, newest)) is True:
+        if mask.within(Extent.run(newest, newest), Extent.run(self.start, newest)) is True:
             return 0, self.length
         marks = Marks.run(newest, 1), Marks.run(self.start, self.length)
         seen = mask.allowed(*marks, torch.device("cpu"))[0, 0].nonzero()[:, 0].tolist()
@@ -129,7 +129,7 @@ class Past:
         if not starts or starts[0] is None or starts[-1] is None:
             return None
         first, last = starts[0], starts[-1] + self.spans[-1].marks.length - 1
-        return Extent(first, last, near=first, far=last)
+        return Extent.run(first, last)
 
     @cached_property
     def memory(self) -> tuple[Any, ...]:

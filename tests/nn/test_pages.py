@@ -12,7 +12,7 @@ from handscroll.kernels.native.library import library, reason
 from handscroll.nn import attend as kernels
 from handscroll.nn.linear import Linear
 from handscroll.nn.marks import Marks
-from handscroll.nn.mask import Causal, Mask, Window
+from handscroll.nn.mask import Causal, ChunksBack, Mask, Window
 from handscroll.nn.pages import Pages, Past, Row, Table, gathered
 from handscroll.nn.quantised import PROJECTIONS, Quantised
 from handscroll.nn.span import Span
@@ -52,7 +52,13 @@ def oracle(q, pages: Pages, mask: Mask):
     return torch.cat([out for out, _ in found]), torch.cat([lse for _, lse in found])
 
 
-MASKS = [Causal(), Causal() & Window(20), Causal() & Window(600), Causal() & (Window(20) | First(4))]
+MASKS = [
+    Causal(),
+    Causal() & Window(20),
+    Causal() & Window(600),
+    Causal() & (Window(20) | First(4)),
+    Causal() & ChunksBack(16, 0, 2),
+]
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=str)

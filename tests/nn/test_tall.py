@@ -26,6 +26,10 @@ def oracle(q, keys, values):
     return scores.softmax(-1) @ values, scores.logsumexp(-1)
 
 
+def tiled(q, span):
+    return calls.decode_runs(q, calls.Runs.of([(span, 0, span.keys.shape[2])]), many=True)
+
+
 @pytest.mark.parametrize(("dtype", "kept"), PAIRS)
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
@@ -39,7 +43,7 @@ def test_tiles_equal_float64(monkeypatch, dtype, kept, threads, groups, rows, le
     q = (random(1, groups * kv, rows, size) * 2 / math.sqrt(size)).to(dtype)
     keys, values = (random(1, kv, length + 5, size, seed=n).to(kept)[:, :, 2 : length + 2] for n in (1, 2))
     span = Span(keys, values, Marks.run(0, length))
-    out, lse = calls.decode(q, span, 0, length, many=True)
+    out, lse = tiled(q, span)
     want, want_lse = oracle(q, keys, values)
     torch.testing.assert_close(out.double(), want, rtol=2e-6, atol=2e-6)
     torch.testing.assert_close(lse.double(), want_lse, rtol=2e-6, atol=2e-6)
@@ -64,14 +68,14 @@ def test_hard_numbers(dtype):
     q, keys, values = random(1, 4, 25, 32), random(1, 2, 300, 32, seed=1), random(1, 2, 300, 32, seed=2)
     keys[:, :, 7], keys[:, :, 250] = 1e4, -1e4
     q, keys, values = (x.to(dtype) for x in (q, keys, values))
-    out, lse = calls.decode(q, Span(keys, values, Marks.run(0, 300)), 0, 300, many=True)
+    out, lse = tiled(q, Span(keys, values, Marks.run(0, 300)))
     want, want_lse = oracle(q, keys, values)
     torch.testing.assert_close(out.double(), want, rtol=2e-6, atol=2e-6)
     torch.testing.assert_close(lse.double(), want_lse, rtol=5e-6, atol=2e-6)
-    out, _ = calls.decode(torch.zeros_like(q), Span(keys, values, Marks.run(0, 300)), 0, 300, many=True)
+    out, _ = tiled(torch.zeros_like(q), Span(keys, values, Marks.run(0, 300)))
     mean = values.double().mean(dim=2, keepdim=True).repeat_interleave(2, dim=1).expand(-1, -1, 25, -1)
     torch.testing.assert_close(out.double(), mean, rtol=1e-5, atol=1e-5)
     broken = keys.clone()
     broken[:, :, 123] = math.nan
-    out, lse = calls.decode(q, Span(broken, values, Marks.run(0, 300)), 0, 300, many=True)
+    out, lse = tiled(q, Span(broken, values, Marks.run(0, 300)))
     assert out.isnan().all() and lse.isnan().all()

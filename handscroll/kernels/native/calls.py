@@ -76,16 +76,15 @@ def refuses_decode(q: Tensor, span: KeysValues, first: int = 0) -> str:
 
 
 def decode(
-    q: Float[Tensor, "B H T E"], span: KeysValues, first: int, last: int, scale: float = 1.0, many: bool = False
+    q: Float[Tensor, "B H T E"], span: KeysValues, first: int, last: int, scale: float = 1.0
 ) -> tuple[Float[Tensor, "B H T E"], Float[Tensor, "B H T"]]:
     """Attention of a few queries, all of which see a whole run of a span: output and log-sum-exp, both float32.
 
-    Query heads share kv heads evenly: those of one kv head are the rows of one pass over its keys. With `many`, and
-    where several batch rows read one run (stride 0), many rows over floats are multiplied in tiles (tall.h): a row has
-    other last bits than with few others. For int8 on a processor with AVX-512 VNNI, queries and softmax weights are
-    rounded to 16 bits (integers.h).
+    Query heads share kv heads evenly: those of one kv head are the rows of one pass over its keys. Where several batch
+    rows read one run (stride 0), their rows over floats are multiplied in tiles (tall.h). For int8 on a processor with
+    AVX-512 VNNI, queries and softmax weights are rounded to 16 bits (integers.h).
     """
-    return decode_runs(q, Runs.of([(span, first, last)]), scale, many)
+    return decode_runs(q, Runs.of([(span, first, last)]), scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +109,11 @@ class Runs:
 def decode_runs(
     q: Float[Tensor, "B H T E"], runs: Runs, scale: float = 1.0, many: bool = False
 ) -> tuple[Float[Tensor, "B H T E"], Float[Tensor, "B H T"]]:
-    """`decode` over several runs together, such as the parts of a saved reading."""
+    """`decode` over several runs together, such as the parts of a saved reading.
+
+    With `many`, the rows of one batch row over floats are multiplied in tiles too: a row has other last bits than with
+    few others.
+    """
     found = library()
     assert found is not None
     batch, heads, count, size = q.shape

@@ -123,7 +123,8 @@ void plain(const float* q, float scale, Place keys, Place values, int64_t first,
     rows<T>(q, scale, keys, values, Scales<T>{}, first, last, Sight{}, count, size, out, top, mass);
 }
 
-// Merges the `parts` partial results of a lane, from number `begin` on.
+// Merges the `parts` partial results of a lane, from number `begin` on, by their largest scores and masses. A result that
+// is normalised has its log-sum-exp for a largest score, and a mass of one.
 void join(const float* outs, const float* tops, const float* masses, int64_t begin, int64_t parts, int64_t count,
           int64_t size, float* out, float* lse) {
     for (int64_t r = 0; r < count; r++) {
@@ -314,15 +315,15 @@ extern "C" void handscroll_decode(const void* runs, int narrow, const void* quer
 extern "C" void handscroll_join(const float* more, const float* more_lse, const int64_t* numbers, const int64_t* shape,
                                 float* out, float* lse) {
     const int64_t count = shape[0], heads = shape[1], size = shape[2];
+    std::vector<float> both(2 * size);
     for (int64_t h = 0; h < heads; h++)
         for (int64_t i = 0; i < count; i++) {
             const int64_t from = h * count + i, to = numbers[i] * heads + h;
-            const float a = lse[to], b = more_lse[from], high = std::fmax(a, b);
-            if (a == -INFINITY && b == -INFINITY) continue;
-            const float one = std::exp(a - high), other = std::exp(b - high), total = one + other;
-            lse[to] = high + std::log(total);
-            for (int64_t e = 0; e < size; e++)
-                out[to * size + e] = (one * out[to * size + e] + other * more[from * size + e]) / total;
+            memcpy(both.data(), out + to * size, sizeof(float) * size);
+            memcpy(both.data() + size, more + from * size, sizeof(float) * size);
+            const float tops[] = {lse[to], more_lse[from]};
+            const float masses[] = {tops[0] == -INFINITY ? 0.0f : 1.0f, tops[1] == -INFINITY ? 0.0f : 1.0f};
+            join(both.data(), tops, masses, 0, 2, 1, size, out + to * size, lse + to);
         }
 }
 
