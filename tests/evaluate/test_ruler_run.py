@@ -175,6 +175,12 @@ def test_parts_of_a_score_count_for_the_effective_length(lm):
     assert found["effective"][1]["threshold"] == pytest.approx(0.34) and found["effective"][1]["length"] == 1024
 
 
+def test_a_single_length_is_not_compared_with_itself(lm):
+    setting = Setting(lengths=(512,), tasks=("vt",), samples=1)
+    found = summary(lm, setting, {"language": "en"}, rows_of(setting, lambda task, length: 0.4))
+    assert [one["rule"] for one in found["effective"]] == ["published"]
+
+
 def test_the_command(tiny_folder, tmp_path):
     def call(*arguments):
         made = CliRunner().invoke(app, ["evaluate", "ruler", str(tiny_folder), *map(str, arguments)])

@@ -2,12 +2,15 @@
 
 import json
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 import handscroll
 from handscroll.base.errors import ConfigError
+from handscroll.cache.reading.reading import Reading
 from handscroll.cache.reading.store import Store
 from handscroll.generate.constrain import Constraint
 from handscroll.generate.draft import Lookup
@@ -123,3 +126,17 @@ def test_a_constraint_is_one_for_many_calls(lm):
     texts = {lm.generate(PROMPT, constraint=constraint, max_tokens=9, temperature=1.0, seed=seed) for seed in range(12)}
     assert texts == {"yes", "no"}
     assert torch.is_grad_enabled()
+
+
+def test_requests_that_are_prepared_together_get_one_part_of_a_reading(lm, tmp_path, monkeypatch):
+    reading, cut, lengths = lm.read(PROMPT, Store(tmp_path), room=20), Reading._cut, []
+
+    def slowly(whole, length):
+        lengths.append(length)
+        time.sleep(0.05)
+        return cut(whole, length)
+
+    monkeypatch.setattr(Reading, "_cut", slowly)
+    with ThreadPoolExecutor(4) as threads:
+        found = set(map(id, threads.map(reading.part, [8] * 4)))
+    assert lengths == [8] and len(found) == 1

@@ -80,14 +80,17 @@ def _share(rows: Rows) -> float | None:
 
 
 def _effective(lengths: Sequence[int], counted: Sequence[Rows]) -> list[dict[str, Any]]:
-    """The longest length that reaches each threshold. Parts of a score count as parts of a hit."""
+    """The longest length that reaches each threshold. Parts of a score count as parts of a hit.
+
+    A single length is not compared with itself.
+    """
     known = [(length, rows) for length, rows in zip(lengths, counted, strict=True) if rows]
     if not known:
         return []
     hits = [sum(row["score"] for row in rows) for _, rows in known]
     trials = [len(rows) for _, rows in known]
     first = _mean(known[0][1])
-    rules = [("published", PUBLISHED), *([("relative", RELATIVE * first)] if first else [])]
+    rules = [("published", PUBLISHED), *([("relative", RELATIVE * first)] if first and len(known) > 1 else [])]
     found = []
     for name, threshold in rules:
         one = effective([length for length, _ in known], hits, trials, threshold)
