@@ -161,7 +161,7 @@ def tuned(options: argparse.Namespace, way: str, seed: int, folder: Path, train:
         how["epochs"] = options.epochs
     most = how.pop("most", 0)
     values = {"task": {"name": "classify"}, "model": str(source), "tuning": how, "threads": options.threads}
-    values["data"] = {"train": (str(train),), "test": (str(test),), "most": most}
+    values["data"] = {"train": (str(train),), "test": (str(test),), "most": most, "held_out": options.held_out}
     run = folder / f"{way}-{seed}"
     if not finetune(TuningRecipe.parse(values, "bench"), run, Options(show=partial(print, flush=True))).scores:
         raise SystemExit("stopped; the same command goes on")
@@ -221,6 +221,12 @@ def main() -> None:
     parser.add_argument("--ways", default="", help=f"systems: {', '.join(ORDER)}")
     parser.add_argument("--seeds", default="0", help="of the tuned models")
     parser.add_argument("--epochs", type=float, default=0, help="in place of those of each way")
+    parser.add_argument(
+        "--held-out",
+        type=float,
+        default=0.1,
+        help="of the training rows, by which the weights of tuned models are kept",
+    )
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("runs/labels"))
     options = parser.parse_args()

@@ -29,6 +29,7 @@ def test_a_book_is_read_asked_explained_and_deleted(watched, live):
     given(page, "book.txt", BOOK)
     assert watched.serious() == []
     page.click(".library th a")
+    page.wait_for_function("document.activeElement.id === 'question'")
     page.fill("#question", "What is the word?")
     page.wait_for_selector(".gauge[data-total]")
     page.wait_for_timeout(600)  # longer than the gauge waits for the next key
@@ -216,6 +217,7 @@ def test_on_a_phone_an_explanation_is_awaited_in_the_conversation(browser, live)
     assert not page.is_visible(".leaves") and progress.evaluate("node => node.checkVisibility()")
     seen = "name => document.querySelector(name)?.getBoundingClientRect().bottom < innerHeight"  # once it has scrolled
     page.wait_for_function(seen, arg=".why [role=progressbar]")
+    page.wait_for_selector(r"text=/one by one: \d+ s/")
     made.shot("phone-awaited")
     held.pop().fulfill(json=found)
     page.wait_for_selector("mark.here")
@@ -227,6 +229,10 @@ def test_on_a_phone_an_explanation_is_awaited_in_the_conversation(browser, live)
     ) == "Without it, the answer would be 403 times less likely." and not page.is_visible("text=nats")
     made.shot("phone-why")
     page.click("summary:text-is('Numbers')")
+    ends = (
+        "() => [...document.querySelectorAll('.numbers > p, .turns')].map((one) => one.getBoundingClientRect().bottom)"
+    )
+    page.wait_for_function(f"() => {{ const [turns, words] = ({ends})(); return words < turns; }}")  # it has scrolled
     assert page.is_visible("text=6.00 nats lost without it") and made.serious() == []
     page.click(".turn:first-child >> text=Why this answer?")
     page.wait_for_selector(".why [role=progressbar]")

@@ -33,7 +33,7 @@ function show(moved = false) {
   main.className = `place-${name}`;
   leave = PLACES[name](main, id) ?? (() => {});
   if (moved) {
-    main.focus({ preventScroll: true });
+    if (!main.contains(document.activeElement)) main.focus({ preventScroll: true }); // a place may have a better one
     scrollTo(0, 0);
   }
 }

@@ -128,7 +128,7 @@ export const busy = (talk) => talk.turns.some((turn) => turn.state === "writing"
 
 /** Find out why an answer was given. */
 export async function explain(talk, turn) {
-  turn.why = { state: "working" };
+  turn.why = { state: "working", begun: performance.now() };
   emit("turn", turn);
   try {
     const body = { model: turn.model, question: turn.question, answer: turn.answer, history: before(talk, turn) };

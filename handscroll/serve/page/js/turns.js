@@ -49,6 +49,7 @@ function ended(turn) {
 export function turnNode(talk, turn, { edit, pinned, showText }) {
   const answer = answerNode(turn, pinned);
   const after = h("div", { class: "after", tabindex: "-1" });
+  after.addEventListener("toggle", ({ target }) => { if (target.open) reveal(target); }, true); // what opens is seen
   const node = h("article", { class: "turn" }, h("h2", {}, h("span", { class: "unseen" }, `${t("ask.you")}: `), turn.question), answer.node, after);
   const show = (target) => { showText(); emit("jump", target); };
   let shown = [];

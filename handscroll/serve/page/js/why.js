@@ -1,10 +1,11 @@
 // Why an answer was given, below it: the passages without which it becomes less likely, each a way into the text.
 
-import { h } from "./dom.js";
+import { fill, h } from "./dom.js";
 import { emit } from "./state.js";
 import { number, percent, t } from "./words.js";
 
 const ARRIVE = 300; // milliseconds after which a conversation listens
+const TICK = 500; // milliseconds between two looks at the clock
 const SHOWN = 180; // characters of a passage in the list
 const LITTLE = 1; // nats that an answer loses without the whole document, below which it does not rest on it
 const CARRIES = 0.5; // share from which a passage carries an answer: alone it gives most of what the document gives
@@ -33,7 +34,7 @@ export const effectWords = (effect) => t(effect < 0 ? "why.gain" : "why.effect",
 export function whyNode(turn, show = visit) {
   const { why } = turn;
   if (!why) return null;
-  if (why.state === "working") return h("div", { class: "why" }, h("div", { class: "progress unknown", role: "progressbar", "aria-label": t("why.working") }, h("i")), h("p", { class: "note" }, t("why.working")));
+  if (why.state === "working") return working(why);
   if (why.state === "failed") return h("p", { class: "fault" }, why.error);
   const causes = why.marks.filter((one) => one.marked).sort((a, b) => b.effect - a.effect);
   return h("div", { class: "why" }, h("p", {}, verdict(why, causes)),
@@ -41,6 +42,16 @@ export function whyNode(turn, show = visit) {
     h("details", { class: "numbers" }, h("summary", {}, t("why.numbers")),
       causes.length > 0 && h("ol", {}, causes.map((one) => h("li", {}, `${effectWords(one.effect)} · ${t("why.attention", { percent: percent(one.attention, 1) })}`))),
       h("p", {}, rests(why))));
+}
+
+/** That it is being worked on, and for how long. */
+function working({ begun }) {
+  const note = h("p", { class: "note" }, t("why.working"));
+  const clock = setInterval(() => {
+    if (note.isConnected) fill(note, t("why.workingLong", { seconds: number((performance.now() - begun) / 1000) }));
+    else clearInterval(clock);
+  }, TICK);
+  return h("div", { class: "why" }, h("div", { class: "progress unknown", role: "progressbar", "aria-label": t("why.working") }, h("i")), note);
 }
 
 /** In plain words: whether the answer rests on the document, and whether a passage carries it, or several do together. */

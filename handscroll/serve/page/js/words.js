@@ -144,8 +144,8 @@ const WORDS = {
 
   "contract.read": ["{seen} of {offered} tokens read", "已读 {seen} / {offered} 个词元"],
   "contract.cached": ["{cached} from the cache", "其中 {cached} 来自缓存"],
-  "contract.text": ["text {hash}", "原文 {hash}"],
-  "contract.ids": ["hash {hash}", "哈希 {hash}"],
+  "contract.text": ["fingerprint of the text {hash}", "原文指纹 {hash}"],
+  "contract.ids": ["fingerprint {hash}", "指纹 {hash}"],
   "contract.first": ["first word after {seconds} s", "{seconds} 秒后开始回答"],
 
   "contract.tokens": ["{count} tokens", "{count} 个词元"],
@@ -187,6 +187,7 @@ const WORDS = {
   "gauge.less": ["The window leaves {left} tokens for the answer, fewer than {most}", "窗口只剩 {left} 个词元可用于回答，少于 {most}"],
 
   "why.working": ["Leaving out passages, one by one", "正在逐段遮去原文"],
+  "why.workingLong": ["Leaving out passages, one by one: {seconds} s", "正在逐段遮去原文：{seconds} 秒"],
   "why.done": ["The explanation is ready", "解释已就绪"],
   "why.none": ["No passage carries this answer alone: without any one of the {tried} that were tried it stays about as likely.", "没有哪一段单独支撑这个回答：试着遮去的 {tried} 段中，遮去任何一段，回答的可能性都几乎不变。"],
   "why.carry": [many("One passage carries this answer: without it, most of what the document gives the answer is lost.", "{count} passages carry this answer: without each of them, most of what the document gives the answer is lost."), many("有一段支撑起这个回答：遮去它，文档给予回答的大部分依据就会失去。", "有 {count} 段支撑起这个回答：遮去任何一段，文档给予回答的大部分依据就会失去。")],
@@ -202,7 +203,7 @@ const WORDS = {
   "why.attention": ["{percent} of the attention", "占注意力 {percent}"],
   "why.whole": ["Without the whole document the answer loses {nats} nats.", "遮去整篇文档，回答损失 {nats} 奈特。"],
   "why.free": ["The model would say about the same without reading the document.", "不读这篇文档，模型也会这么说。"],
-  "why.agreement": ["Attention and effect agree by {value} (rank correlation).", "注意力与效果的秩相关为 {value}。"],
+  "why.agreement": ["Attention and loss put the passages in the same order to {value} (1: the same order, 0: no relation, −1: the reverse).", "按注意力与按损失给各段排序，一致程度为 {value}（1：顺序相同，0：无关，−1：相反）。"],
   "why.show": ["Show in the text", "在原文中显示"],
   "text.loading": ["The text is being fetched", "正在取原文"],
   "text.marked": [many("1 passage marked", "{count} passages marked"), "标出 {count} 段"],
