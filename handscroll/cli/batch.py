@@ -69,15 +69,12 @@ def batch(
     if cluster is not None and cluster.died:
         error_screen().print(
             f"{len(cluster.died)} workers died, and what they had not answered was asked again: {cluster.died[0]}",
-            markup=False,
         )
     failed = [record["line"] for record in read_records(out) if "error" in record]
     if failed:
         lines = ", ".join(map(str, failed[:10])) + (" and more" if len(failed) > 10 else "")
-        error_screen().print(f"{len(failed)} lines could not be answered ({lines}); {out} says why", markup=False)
-    screen().print(
-        f"{out}: {len(asked) - len(failed)} answers" + (f", {kept} of them from before" if kept else ""), markup=False
-    )
+        error_screen().print(f"{len(failed)} lines could not be answered ({lines}); {out} says why")
+    screen().print(f"{out}: {len(asked) - len(failed)} answers" + (f", {kept} of them from before" if kept else ""))
 
 
 def worker_engine(model: str, loaded: dict[str, Any], room: int, deterministic: bool) -> "tuple[Engine, Tokenizer]":

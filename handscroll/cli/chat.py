@@ -83,7 +83,7 @@ def chat(
         )
     lm = load(model, device, dtype, weights, adapter)
     if not raw and not used and not lm.tokenizer.settings.get("chat_template"):
-        error_screen().print(f"{model} has no chat template: it continues your lines as one text", markup=False)
+        error_screen().print(f"{model} has no chat template: it continues your lines as one text")
         raw = True
     say_weights(weights)
     limit = max_tokens or (LINE if raw else ANSWER)
@@ -98,7 +98,7 @@ def chat(
     _begin(session, system, load_file, set_ or [])
     say_defaults(lm, settings)
     if on_terminal():
-        error_screen().print("/help lists the commands; Ctrl-D leaves.", markup=False)
+        error_screen().print("/help lists the commands; Ctrl-D leaves.")
     session.run(typed())
 
 

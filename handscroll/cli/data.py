@@ -44,16 +44,16 @@ def report(
     size = f"{corpus.characters:,} characters, {corpus.bytes:,} bytes, {corpus.words:,} words or Chinese characters"
     screen().print(f"{corpus.files:,} files, {corpus.documents:,} documents, {size}")
     for section in page.sections[1:]:
-        screen().print(f"\n{section.title}: {section.lead}", markup=False)
+        screen().print(f"\n{section.title}: {section.lead}")
         for item in section.items:
             if isinstance(item, Table) and not item.folded:
                 screen().print(table(item.columns, item.cells))
     if json_out is not None:
         write_file(json_out, (corpus.model_dump_json() + "\n").encode())
-        screen().print(f"record: {json_out}", markup=False)
+        screen().print(f"record: {json_out}")
     if report is not None:
         report.mkdir(parents=True, exist_ok=True)
-        screen().print(f"report: {write(page, report / 'report.html')}", markup=False)
+        screen().print(f"report: {write(page, report / 'report.html')}")
 
 
 def register(app: typer.Typer) -> None:

@@ -56,15 +56,14 @@ def demo(
     )
     _summary(story, trained, goal)
     seconds = time.monotonic() - started
-    screen().print(f"\nreport   {page}\nmodel    {out / 'model'}  (an ordinary Hugging Face folder)", markup=False)
-    screen().print(f"took     {seconds:.0f} s", markup=False)
+    screen().print(f"\nreport   {page}\nmodel    {out / 'model'}  (an ordinary Hugging Face folder)")
+    screen().print(f"took     {seconds:.0f} s")
     command = "handscroll" if which("handscroll") else os.path.relpath(sys.argv[0])
     screen().print(
         f"next     {command} generate {out / 'model'} --prompt 'def read(' --max-tokens 60\n"
         f"         {command} evaluate perplexity {out / 'model'} FILES --length {goal}\n"
         f"         {command} demo --model YOUR_MODEL --text YOUR_FILES\n"
         f"         {command} serve YOUR_MODEL    (a folder or a GGUF file; a page to read documents and ask them)",
-        markup=False,
     )
 
 
@@ -81,7 +80,7 @@ class _Notes:
         if part == self.part and now - self.last < EVERY:
             return
         self.part, self.last = part, now
-        self.lines.print(f"[{now - self.started:4.0f} s] {text}", markup=False)
+        self.lines.print(f"[{now - self.started:4.0f} s] {text}")
 
 
 def _summary(story, trained: int, goal: int) -> None:

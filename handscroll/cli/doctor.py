@@ -67,25 +67,25 @@ def doctor(
 def show(found: "Diagnosis") -> None:
     """The diagnosis as a page for a terminal: a line a check, then each fault in full."""
     seconds = sum(one.seconds for one in found.checks)
-    screen().print(f"{found.source} in {found.runtime}: {len(found.checks)} checks in {seconds:.1f} s\n", markup=False)
+    screen().print(f"{found.source} in {found.runtime}: {len(found.checks)} checks in {seconds:.1f} s\n")
     for one in found.checks:
         if one.seen is not None:
             mark, style = ("WRONG", "bold red") if one.seen.faults else ("healthy", "")
-            screen().print(f"{mark:<13} {one.name:<17} {one.seen.what}", markup=False, style=style)
+            screen().print(f"{mark:<13} {one.name:<17} {one.seen.what}", style=style)
             for note in one.seen.notes:
-                screen().print(f"{'':<13} {'':<17} note: {note}", markup=False)
+                screen().print(f"{'':<13} {'':<17} note: {note}")
     for why in dict.fromkeys(one.why for one in found.of("unexamined")):
         names = ", ".join(one.name for one in found.of("unexamined") if one.why == why)
-        screen().print(f"not examined  {names}: {why}", markup=False, style="dim")
+        screen().print(f"not examined  {names}: {why}", style="dim")
     if rest := [one.name for one in found.of("absent")]:
-        screen().print(f"does not apply: {', '.join(rest)}", markup=False)
+        screen().print(f"does not apply: {', '.join(rest)}")
     for one in found.of("wrong"):
         assert one.seen is not None
         for fault in one.seen.faults:
-            screen().print(f"\n{one.name}: {fault.what}", markup=False, style="bold")
-            screen().print(f"  it shows: {fault.shows}\n  to mend:  {fault.mend}", markup=False)
+            screen().print(f"\n{one.name}: {fault.what}", style="bold")
+            screen().print(f"  it shows: {fault.shows}\n  to mend:  {fault.mend}")
     wrong, healthy, unexamined = (len(found.of(one)) for one in ("wrong", "healthy", "unexamined"))
-    screen().print(f"\n{wrong} wrong, {healthy} healthy, {unexamined} not examined", markup=False)
+    screen().print(f"\n{wrong} wrong, {healthy} healthy, {unexamined} not examined")
 
 
 def _refuse_idle(given: set[str], endpoint: str, against: str) -> None:
@@ -117,12 +117,12 @@ def _parted(one: "Runtime", other: "Runtime", length: int, text: list[str] | Non
 
         whole = one.words.encode("\n".join(document.text for document in Reader().read(text)))
         ids = tuple(whole[:length])
-        screen().print(f"the first {len(ids):,} of {len(whole):,} tokens of the text", markup=False)
+        screen().print(f"the first {len(ids):,} of {len(whole):,} tokens of the text")
     found = compare(one, other, ids)
     rows = [[f"{b.first:,}-{b.last - 1:,}", f"{b.mean:.2e}", f"{b.worst:.2e}"] for b in found.ranges]
     screen().print(table(["tokens", "mean |difference|", "largest"], rows, "log-probabilities, nats"))
     losses = " and ".join(f"{loss:.3f}" for loss in found.losses)
-    screen().print(f"{found.says}; losses {losses} nats a token", markup=False)
+    screen().print(f"{found.says}; losses {losses} nats a token")
     return found
 
 
@@ -171,7 +171,7 @@ def _keep(records: list[dict[str, Any]], json_out: Path | None) -> None:
     from handscroll.base.runs import write_file
 
     write_file(json_out, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records).encode())
-    screen().print(f"record: {json_out}", markup=False)
+    screen().print(f"record: {json_out}")
 
 
 def register(app: typer.Typer) -> None:

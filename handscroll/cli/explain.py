@@ -59,7 +59,6 @@ def explain(
         told = {"model": lm.source, "reading": f"{name}, {made.read:,} tokens", "passages": f"at most {passage} tokens"}
         screen().print(
             f"report: {write(explanation_page(made.record(), question, name, told), report / 'explanation.html')}",
-            markup=False,
         )
     if as_json:
         typer.echo(json.dumps(made.record(), ensure_ascii=False))
@@ -69,7 +68,7 @@ def explain(
 
 def _show(made: "Explanation") -> None:
     say = screen().print
-    say(made.answer.strip() + "\n", markup=False)
+    say(made.answer.strip() + "\n")
     rows = []
     for one in sorted((one for one in made.marks if one.effect is not None), key=lambda one: -(one.effect or 0.0)):
         text = " ".join(one.text.split())
@@ -80,15 +79,14 @@ def _show(made: "Explanation") -> None:
     for step in made.steps:
         if step.others:
             others = ", ".join(f"{text!r} {share:.0%}" for text, share in step.others)
-            say(f"{step.text!r} {step.probability:.0%}; {others}", markup=False)
+            say(f"{step.text!r} {step.probability:.0%}; {others}")
     agreement = "" if made.agreement is None else f"; attention and effect agree by {made.agreement:+.2f} (Spearman)"
     marked = len(made.causes)
     say(
         f"the answer has {made.likelihood:.2f} nats, {made.rests:.2f} fewer without the text, {made.together:.2f} "
         f"fewer without the {marked} marked passage{'s' * (marked != 1)}{agreement}",
-        markup=False,
     )
-    say(f"[{made.read:,} tokens re-used, {made.looked:,} read to explain]", markup=False)
+    say(f"[{made.read:,} tokens re-used, {made.looked:,} read to explain]")
 
 
 def register(app: typer.Typer) -> None:

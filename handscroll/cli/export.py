@@ -48,7 +48,7 @@ def export(
 
 def _say(out: Path) -> None:
     size = sum(path.stat().st_size for path in (out.iterdir() if out.is_dir() else [out]))
-    screen().print(f"written: {out} ({size / 1e6:,.1f} MB)", markup=False)
+    screen().print(f"written: {out} ({size / 1e6:,.1f} MB)")
 
 
 def _graph(model: str, out: Path, kind: str, length: int | None, adapter: list[str] | None) -> None:
@@ -65,7 +65,6 @@ def _graph(model: str, out: Path, kind: str, length: int | None, adapter: list[s
     _say(out)
     screen().print(
         f"onnxruntime's outputs are the model's to {found.largest:.1e} ({found.numbers:,} numbers compared)",
-        markup=False,
     )
 
 

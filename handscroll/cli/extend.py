@@ -109,7 +109,7 @@ def extend(
             seed=seed,
             progress=lambda note, done, total: advance(done, note, total or None),
             on_record=lambda record: advance(record["step"], f"tuning: loss {record['loss']:.4f}", steps),
-            on_plan=lambda told: error_screen().print(told, markup=False),
+            on_plan=lambda told: error_screen().print(told),
         )
     show_all(result)
     tell_of_tuning(result.lm)
@@ -117,13 +117,10 @@ def extend(
     if result.comparison is not None:
         _report(result.comparison, out)
     Remembered(remember, lm).forget()
-    screen().print(
-        f"{model}: {lm.context:,} -> {to:,} tokens by {result.candidate.name}; written to {out}", markup=False
-    )
+    screen().print(f"{model}: {lm.context:,} -> {to:,} tokens by {result.candidate.name}; written to {out}")
     if result.lm.provenance["read_by"] != "any library":
         screen().print(
             "only Handscroll reads this folder: other libraries do not know its position method and refuse to load it",
-            markup=False,
         )
     choice = result.outcome or result.comparison
     if choice is not None and not choice.guarded:
@@ -132,7 +129,7 @@ def extend(
             style="bold yellow",
         )
     if measurable(result.lm.model):
-        screen().print(f"proof: handscroll evaluate perplexity {out} FILES --length {to}", markup=False)
+        screen().print(f"proof: handscroll evaluate perplexity {out} FILES --length {to}")
 
 
 @contextmanager
@@ -143,7 +140,7 @@ def _kept(folder: Path) -> Iterator[None]:
     except KeyboardInterrupt:
         if folder.exists():
             told = f"kept: what was measured, in {folder}; the same command goes on from there"
-            error_screen().print(told, markup=False)
+            error_screen().print(told)
         raise
 
 
@@ -164,7 +161,6 @@ def show_all(result: Any) -> None:
         screen().print(
             f"search: {result.found.genomes:,} lists of factors; {best.long:.3f} nats per token past the trained "
             f"length, against {seed.long:.3f} of {seed.candidate.method}, the best to begin with",
-            markup=False,
         )
     if result.outcome is not None:
         show(result.outcome)
@@ -195,9 +191,9 @@ def show_comparison(comparison: Any) -> None:
     screen().print(table(heads, rows, f"nats per token; {seeds}; short text: {comparison.base:.3f} as it is"))
     for before, after in zip(comparison.lines, comparison.lines[1:], strict=False):
         first, second = before.standing.candidate.method, after.standing.candidate.method
-        screen().print(f"{first} beats {second} in {before.ahead:.1%} of resamples", markup=False)
+        screen().print(f"{first} beats {second} in {before.ahead:.1%} of resamples")
     for note in comparison.notes:
-        screen().print(note, markup=False)
+        screen().print(note)
 
 
 def _or(value: float | None) -> Any:
@@ -212,7 +208,7 @@ def _report(comparison: Any, out: Path) -> None:
     records = comparison.records()
     write_file(out / "comparison.json", (json.dumps(records, indent=1, ensure_ascii=False) + "\n").encode())
     write(evaluation_page(records, title=f"Ways to lengthen {comparison.model}"), out / "comparison.html")
-    screen().print(f"comparison: {out / 'comparison.html'} and comparison.json", markup=False)
+    screen().print(f"comparison: {out / 'comparison.html'} and comparison.json")
 
 
 def tell_of_tuning(lm: Any) -> None:
@@ -221,7 +217,7 @@ def tell_of_tuning(lm: Any) -> None:
     if "kept" in tuned:
         verdict = "kept" if tuned["kept"] else "undone: it made the text that chose worse (lower --lr, more --rows)"
         losses = f"{tuned['loss_untuned']:.3f} -> {tuned['loss']:.3f} nats per token"
-        screen().print(f"tuning: {tuned['steps']} steps, {losses}; {verdict}", markup=False)
+        screen().print(f"tuning: {tuned['steps']} steps, {losses}; {verdict}")
 
 
 def register(app: typer.Typer) -> None:

@@ -88,7 +88,7 @@ def finetune(
             shown.record,
             shown.pulse,
             lambda what, total, done: advance(done, f"scoring {what}", total),
-            lambda text: screen().print(text, markup=False),
+            lambda text: screen().print(text),
             lambda steps: advance(0, "", steps),
             plan,
             show,
@@ -97,11 +97,11 @@ def finetune(
     if plan or show:
         return
     if not tuned.finished:
-        error_screen().print(f"stopped; the same command goes on from {folder}", markup=False)
+        error_screen().print(f"stopped; the same command goes on from {folder}")
         raise typer.Exit(130)
     show_scores(tuned.scores)
-    screen().print(f"saved: {tuned.lm.source} (model card beside the weights, predictions in {folder})", markup=False)
-    screen().print(f"use it: handscroll predict {tuned.lm.source} FILE", markup=False)
+    screen().print(f"saved: {tuned.lm.source} (model card beside the weights, predictions in {folder})")
+    screen().print(f"use it: handscroll predict {tuned.lm.source} FILE")
 
 
 def show_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
@@ -114,7 +114,7 @@ def show_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
         for metric, one in by.items()
     ]
     if rows:
-        screen().print(table(("data", "metric", "score", "95 % interval", "examples"), rows), markup=False)
+        screen().print(table(("data", "metric", "score", "95 % interval", "examples"), rows))
 
 
 def register(app: typer.Typer) -> None:

@@ -134,9 +134,9 @@ def generate(
         return
     _write(found, samples, settings["constraint"])
     if drafts is not None:
-        error_screen().print(f"draft: {_counted(drafts)}", markup=False)
+        error_screen().print(f"draft: {_counted(drafts)}")
     for report in reports:
-        error_screen().print(f"--cache {cache if taken is None else taken.policy}: {report}", markup=False)
+        error_screen().print(f"--cache {cache if taken is None else taken.policy}: {report}")
 
 
 def _asked(lm: "LM", text: str, chat: bool) -> list[int]:
@@ -154,7 +154,7 @@ def _asked(lm: "LM", text: str, chat: bool) -> list[int]:
         if ids is None
         else "the prompt is written in the model's chat template, so its special tokens are read as such"
     )
-    error_screen().print(said, markup=False)
+    error_screen().print(said)
     return lm.encode(text) if ids is None else ids
 
 
@@ -173,9 +173,9 @@ def _announce(cache: str, weights: str, choice: "Choice | None") -> None:
         weights
     )
     if approximate:
-        error_screen().print(f"approximate: {' and '.join(approximate)} (docs/generate.md says how far)", markup=False)
+        error_screen().print(f"approximate: {' and '.join(approximate)} (docs/generate.md says how far)")
     if choice is not None and choice.loss is not None:
-        error_screen().print(f"approximate: --kv-budget: {choice.report()}", markup=False)
+        error_screen().print(f"approximate: --kv-budget: {choice.report()}")
 
 
 def _kept(policy: str, choice: "Choice | None", reports: list[str]) -> dict[str, Any]:
@@ -206,7 +206,7 @@ def _write(found: Any, samples: int, constraint: "Constraint | None") -> None:
         typer.echo(item.text)
     cut = sum(item.finish == "length" for item in found) if constraint is not None else 0
     if cut:
-        error_screen().print(f"{cut} of {len(found)} cut by --max-tokens before the text was complete", markup=False)
+        error_screen().print(f"{cut} of {len(found)} cut by --max-tokens before the text was complete")
 
 
 def _constraint(lm: "LM", json_schema: Path | None, regex: str, choice: list[str] | None) -> "Constraint | None":

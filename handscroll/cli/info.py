@@ -40,7 +40,7 @@ def info(
         path = Path(locate(source))
         lines = [*facts(path), *_recommended(path)]
     for name, value in lines + [line for one in adapters for line in adapter_facts(one.folder)]:
-        screen().print(f"{name:<22} {value}", markup=False)
+        screen().print(f"{name:<22} {value}")
 
 
 def _recommended(path: Path) -> list[tuple[str, str]]:
@@ -70,7 +70,7 @@ def _vllm(folder: Path) -> None:
 
     found = serving(folder)
     for line in (found.command, *found.notes):
-        screen().print(line, markup=False)
+        screen().print(line)
 
 
 def _kernels(model: str, dtype: str, device: str, weights: str, adapter: list[str] | None) -> None:
@@ -87,7 +87,7 @@ def _kernels(model: str, dtype: str, device: str, weights: str, adapter: list[st
         loaded = usual(lm.DTYPES["bfloat16" if dtype == "auto" else dtype]).to(device)
         loaded = quantise(loaded, weights) if weights else loaded
     for line in lines(loaded):  # type: ignore[arg-type]
-        screen().print(line, markup=False)
+        screen().print(line)
 
 
 def register(app: typer.Typer) -> None:

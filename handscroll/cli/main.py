@@ -71,10 +71,10 @@ def main() -> None:
     try:
         app()
     except HandscrollError as error:
-        error_screen().print(f"error: {error}", style="bold red", markup=False, highlight=False)
+        error_screen().print(f"error: {error}", style="bold red")
         sys.exit(2)
     except KeyboardInterrupt:
-        error_screen().print("interrupted", markup=False)
+        error_screen().print("interrupted")
         sys.exit(130)
 
 

@@ -182,7 +182,7 @@ def _read(file: Path) -> "Table":
 
     rows = read_table([file])
     if rows.account.repaired or rows.account.notes:
-        error_screen().print(str(rows.account), markup=False)
+        error_screen().print(str(rows.account))
     return rows
 
 
@@ -264,10 +264,8 @@ def _list() -> None:
     from handscroll.metrics.table import METRICS, TAKES
 
     rows = [(one.name, one.said, one.takes, one.better) for one in METRICS.values()]
-    screen().print(table(("metric", "what it is", "takes", "better is"), rows), markup=False)
-    screen().print(
-        table(("takes", "references", "predictions"), [(n, *pair) for n, pair in TAKES.items()]), markup=False
-    )
+    screen().print(table(("metric", "what it is", "takes", "better is"), rows))
+    screen().print(table(("takes", "references", "predictions"), [(n, *pair) for n, pair in TAKES.items()]))
 
 
 def _say(sides: Sides, settings: "Settings", found: Mapping[str, Any], other: Path | None) -> None:
@@ -275,12 +273,12 @@ def _say(sides: Sides, settings: "Settings", found: Mapping[str, Any], other: Pa
     from handscroll.metrics.scores import shown
 
     language = f", language {settings.language}" if sides.speak else ""
-    screen().print(f"{sides.file}: {len(sides.rows.records):,} rows, {sides.named}{language}", markup=False)
+    screen().print(f"{sides.file}: {len(sides.rows.records):,} rows, {sides.named}{language}")
     if other is None:
         lines = [(name, shown(one.value), one.interval, METRICS[name].better) for name, one in found.items()]
-        screen().print(table(("metric", "value", "95 % interval", "better is"), lines), markup=False)
+        screen().print(table(("metric", "value", "95 % interval", "better is"), lines))
         return
-    screen().print(f"against {other}", markup=False)
+    screen().print(f"against {other}")
     lines = []
     for name, one in found.items():
         p = "-" if one.p is None else f"{one.p:.3f}"
@@ -288,7 +286,7 @@ def _say(sides: Sides, settings: "Settings", found: Mapping[str, Any], other: Pa
         values = shown(one.first.value), one.first.interval, shown(one.second.value), one.second.interval
         lines.append((name, *values, change, one.difference.interval, p, METRICS[name].better))
     columns = ("metric", "value", "interval", "other", "interval", "difference", "interval", "p", "better is")
-    screen().print(table(columns, lines), markup=False)
+    screen().print(table(columns, lines))
 
 
 def _confusion(sides: Sides, rows: "Table", settings: "Settings") -> None:
@@ -300,7 +298,7 @@ def _confusion(sides: Sides, rows: "Table", settings: "Settings") -> None:
     wanted, given = sides.values(name, rows)
     scores = [tuple(row) for row in by_label(wanted, given, settings.labels)]
     screen().print()
-    screen().print(table(("label", "precision", "recall", "F1", "examples", "predicted"), scores), markup=False)
+    screen().print(table(("label", "precision", "recall", "F1", "examples", "predicted"), scores))
     if any(isinstance(value, list) for value in [*wanted, *given]):
         return
     found = confusion(wanted, given, settings.labels)
@@ -313,8 +311,8 @@ def _confusion(sides: Sides, rows: "Table", settings: "Settings") -> None:
             if at != to and found.counts[at, to]
         ]
         pairs.sort(key=lambda pair: -pair[0])
-        screen().print(f"The {min(MOST, len(pairs))} commonest of {len(pairs):,} confusions:", markup=False)
-        screen().print(table(("times", "label", "called"), pairs[:MOST]), markup=False)
+        screen().print(f"The {min(MOST, len(pairs))} commonest of {len(pairs):,} confusions:")
+        screen().print(table(("times", "label", "called"), pairs[:MOST]))
         return
     none = found.nameless.any()
     lines = [
@@ -322,7 +320,7 @@ def _confusion(sides: Sides, rows: "Table", settings: "Settings") -> None:
         for label, row, missed in zip(found.labels, found.counts, found.nameless, strict=True)
     ]
     columns = ("label \\ called", *map(str, found.labels), *(["none of them"] if none else []))
-    screen().print(table(columns, lines), markup=False)
+    screen().print(table(columns, lines))
 
 
 def _keep(
@@ -341,7 +339,7 @@ def _keep(
         "metrics": {name: asdict(one) for name, one in found.items()},
     }
     write_file(path, (json.dumps(record, ensure_ascii=False) + "\n").encode())
-    screen().print(f"record: {path}", markup=False)
+    screen().print(f"record: {path}")
 
 
 def register(app: typer.Typer) -> None:

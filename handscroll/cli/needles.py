@@ -140,7 +140,7 @@ def _loaded(
     most = largest(longest)
     filler = haystack(lm.tokenizer, text, longest, most + 1, how)
     if len(filler) > most:
-        error_screen().print(f"the haystack is the first {most:,} tokens of the text", markup=False)
+        error_screen().print(f"the haystack is the first {most:,} tokens of the text")
     return lm, filler[:most]
 
 

@@ -63,7 +63,7 @@ def one_cache(cache: str, kv_budget: str, kv_guard: float | None) -> None:
 def say_weights(weights: str) -> None:
     """Say on standard error that rounded weights are approximate."""
     if weights:
-        error_screen().print(f"approximate: --weights {weights} (docs/generate.md says how far)", markup=False)
+        error_screen().print(f"approximate: --weights {weights} (docs/generate.md says how far)")
 
 
 def say_defaults(lm: "LM", settings: Any) -> None:
@@ -71,7 +71,7 @@ def say_defaults(lm: "LM", settings: Any) -> None:
     from handscroll.generate.defaults import told
 
     if taken := lm.defaults.taken(settings):
-        error_screen().print(f"as the checkpoint recommends: {told(taken)} (--plain leaves it out)", markup=False)
+        error_screen().print(f"as the checkpoint recommends: {told(taken)} (--plain leaves it out)")
 
 
 def say_cut(max_tokens: int) -> Callable[[str], None]:
@@ -79,7 +79,7 @@ def say_cut(max_tokens: int) -> Callable[[str], None]:
 
     def told(finish: str) -> None:
         if finish == "length":
-            error_screen().print(f"\n[cut after {max_tokens:,} tokens: --max-tokens]", style="dim", markup=False)
+            error_screen().print(f"\n[cut after {max_tokens:,} tokens: --max-tokens]", style="dim")
 
     return told
 

@@ -146,7 +146,7 @@ def _here(workloads: Any, as_json: bool, probe: bool, before: "Callable[[Any], s
 
     threads = workloads[0].threads
     if probe or load_calibration(threads) is None:
-        error_screen().print("measuring this machine, once: about half a minute ...", markup=False)
+        error_screen().print("measuring this machine, once: about half a minute ...")
         calibrate(threads)
     made = plan(workloads, this_machine(threads=threads))
     lines, record = plan_lines(made), made.record()
@@ -162,8 +162,7 @@ def show(lines: Any, record: dict[str, Any], as_json: bool) -> None:
         typer.echo(json.dumps(record, indent=2))
         return
     for line in lines:
-        shown = line if isinstance(line, str) else table(line[1], line[2], line[0])
-        screen().print(shown, markup=False) if isinstance(line, str) else screen().print(shown)
+        screen().print(line if isinstance(line, str) else table(line[1], line[2], line[0]))
 
 
 def register(group: typer.Typer) -> None:

@@ -85,15 +85,15 @@ def predict(
         else:
             lm, settled = load_tuned(model, values["task"] if task else None, prompted=asked is not None)
             joint, found = None, say(lm, settled, given, lambda done: advance(done), asked, seed)
-    screen().print(f"{found.part.account}\ncolumns: {found.part.columns}", markup=False)
+    screen().print(f"{found.part.account}\ncolumns: {found.part.columns}")
     _write(out, settled, found)
     if 0 < found.untold < len(found.part.examples):
         told = f"not scored: {found.untold:,} of {len(found.part.examples):,} rows do not tell what is right"
-        screen().print(told, markup=False)
+        screen().print(told)
     show_scores({"rows": found.scores} if found.scores else {})
     if joint is not None and joint.gain is not None:
         show_scores({name: {joint.metric: one} for name, one in joint.members.items()})
-        screen().print(f"together against the best of them, {joint.metric}: {joint.gain}", markup=False)
+        screen().print(f"together against the best of them, {joint.metric}: {joint.gain}")
 
 
 def _write(out: Path | None, task: "Task", found: "Predicted") -> None:
@@ -102,10 +102,10 @@ def _write(out: Path | None, task: "Task", found: "Predicted") -> None:
 
     if out is None:
         for line in lines_of(task, found.part.examples, found.predictions):
-            screen().print(line, markup=False)
+            typer.echo(line)
     else:
         write_predictions(out, task, found.part.examples, found.predictions)
-        screen().print(f"written: {out}", markup=False)
+        screen().print(f"written: {out}")
 
 
 def register(app: typer.Typer) -> None:

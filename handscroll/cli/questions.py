@@ -59,19 +59,19 @@ def tasks(
         record = run(todo, out, lambda done, note: advance(done, note))
     _show(record)
     if out is not None:
-        screen().print(f"answers: {out}", markup=False)
+        screen().print(f"answers: {out}")
     keep([record], json_out, report)
 
 
 def _say(sheet: "Sheet") -> None:
     """What a file is taken for, and what of it was left out."""
-    screen().print(f"{sheet.file}: {sheet.form} ({sheet.says})", markup=False)
+    screen().print(f"{sheet.file}: {sheet.form} ({sheet.says})")
     counts = f"  {len(sheet.items):,} questions about {sheet.documents:,} documents"
-    screen().print(f"{counts}; {str(sheet.account).splitlines()[0]}", markup=False)
+    screen().print(f"{counts}; {str(sheet.account).splitlines()[0]}")
     for count in (*sheet.account.left_out, *sheet.account.repaired, *sheet.empty):
-        screen().print(f"  {count}", markup=False)
+        screen().print(f"  {count}")
     for note in sheet.account.notes:
-        screen().print(f"  note: {note.removeprefix(sheet.file).lstrip(': ')}", markup=False)
+        screen().print(f"  note: {note.removeprefix(sheet.file).lstrip(': ')}")
 
 
 def _show_plan(todo: "Plan") -> None:
@@ -89,7 +89,7 @@ def _show_plan(todo: "Plan") -> None:
     ]
     columns = ["task", "asked", "too long, left out", "cut", "longest prompt", "tokens to read", "to write at most"]
     screen().print(table(columns, rows, f"plan: as {todo.asker.form}, context {todo.asker.lm.context:,} tokens"))
-    screen().print(f"{todo.to_read:,} tokens to read; asked one by one it would be {todo.alone:,}", markup=False)
+    screen().print(f"{todo.to_read:,} tokens to read; asked one by one it would be {todo.alone:,}")
 
 
 def _show(record: dict[str, Any]) -> None:
@@ -113,10 +113,9 @@ def _show(record: dict[str, Any]) -> None:
         notes = [f"{one['ended_at_limit']:,} answers ended at their limit"] if one["ended_at_limit"] else []
         notes += [f"{one['empty']:,} are empty"] if one["empty"] else []
         if notes:
-            screen().print(f"{one['task']}: of {one['questions']:,} answers, {' and '.join(notes)}", markup=False)
+            screen().print(f"{one['task']}: of {one['questions']:,} answers, {' and '.join(notes)}")
     actual = cast(dict[str, Any], record["actual"])
     screen().print(
         f"read {actual['read']:,} tokens (planned {record['plan']['read']:,}), wrote {actual['written']:,}, "
         f"in {actual['seconds'] / 60:.1f} min",
-        markup=False,
     )

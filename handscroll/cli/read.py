@@ -86,7 +86,7 @@ def read(
         guard = GUARD if kv_guard is None else kv_guard
         policy = choose_reading(lm.model, lm.tokenizer, ids, room, kv_budget, guard)
         if policy.loss is not None:
-            error_screen().print(f"approximate: --kv-budget: {policy.report()}", markup=False)
+            error_screen().print(f"approximate: --kv-budget: {policy.report()}")
     name = policy if isinstance(policy, str) else policy.policy
     known = partial(kept.kept, lm.identity(len(ids) + room, name), torch.tensor(ids))
     shared = known()
@@ -96,13 +96,13 @@ def read(
             reading = lm.read(begun or ids, kept, save, room, beyond, policy, lambda done, _: advance(done))
         except KeyboardInterrupt:
             told = f"kept: {known():,} of {len(ids):,} tokens; the same command goes on from there"
-            error_screen().print(told, markup=False)
+            error_screen().print(told)
             raise
     about, _ = kept.named(save)
     how = "" if kept.document(save) is None else " in a user's turn of the model's chat template"
     earlier = f", {'all' if shared == len(ids) else f'{shared:,}'} of them from an earlier reading" if shared else ""
     what = f"{reading.length:,} tokens{how}{earlier}; {kept.size(about.number) / 1e6:,.0f} MB"
-    screen().print(f"{save}: {what}. Ask: handscroll ask {save} QUESTION", markup=False)
+    screen().print(f"{save}: {what}. Ask: handscroll ask {save} QUESTION")
 
 
 def ask(

@@ -75,8 +75,8 @@ def keep(records: Sequence[dict[str, Any]], json_out: Path | None, report: Path 
     if json_out is not None:
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in told)
         write_file(json_out, lines.encode())
-        screen().print(f"records: {json_out}", markup=False)
+        screen().print(f"records: {json_out}")
     if report is not None:
         report.mkdir(parents=True, exist_ok=True)
         path = write(evaluation_page(told), report / "report.html")
-        screen().print(f"report: {path}", markup=False)
+        screen().print(f"report: {path}")

@@ -34,11 +34,11 @@ def report(
     name = title or (" / ".join(names) if len(runs) == 2 else None)
     changes = changes_section(runs[0], runs[1], names, language) if len(runs) == 2 else []
     page = evaluation_page(shown, title=name, language=language, first=changes)
-    screen().print(f"report: {write(page, out)}", markup=False)
+    screen().print(f"report: {write(page, out)}")
     if json_out is not None:
         content = {"title": page.title, "about": page.subtitle, "made": dict(page.provenance), "records": shown}
         write_file(json_out, (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode())
-        screen().print(f"JSON: {json_out}", markup=False)
+        screen().print(f"JSON: {json_out}")
 
 
 def register(app: typer.Typer) -> None:

@@ -64,7 +64,7 @@ def ruler(
     if plan:
         return
     if out is None:
-        error_screen().print("nothing is kept before the end: with --out FOLDER a killed run goes on", markup=False)
+        error_screen().print("nothing is kept before the end: with --out FOLDER a killed run goes on")
     total = len(setting.tasks) * len(setting.lengths) * samples
     with bar("samples", total) as advance:
         record = measure(lm, made, setting, out, progress=lambda done, all_: advance(done))
@@ -91,15 +91,14 @@ def _say_plan(lm: "LM", made: Any, setting: Any, out: Path | None) -> None:
     say = error_screen().print
     say(table(columns, rows, f"plan: {setting.layout} texts, {setting.template} template"))
     whole = sum(cost.seconds for cost in costs)
-    say(f"in all about {clock(whole)} at most; less where answers end early", markup=False)
+    say(f"in all about {clock(whole)} at most; less where answers end early")
     for cost in costs:
         for task, missing in cost.unfit:
             say(
                 f"{task} does not fit into {cost.length:,} tokens: it needs about {cost.length + missing:,}",
-                markup=False,
             )
     if long := [length for length in setting.lengths if length > lm.context]:
-        say(f"beyond the model's context of {lm.context:,} tokens: {', '.join(f'{n:,}' for n in long)}", markup=False)
+        say(f"beyond the model's context of {lm.context:,} tokens: {', '.join(f'{n:,}' for n in long)}")
 
 
 def _show(model: str, record: dict[str, Any]) -> None:
@@ -117,9 +116,9 @@ def _show(model: str, record: dict[str, Any]) -> None:
     say = screen().print
     say(table(["task", *(f"{length:,}" for length in lengths)], rows, title))
     for one in record["effective"]:
-        say(f"effective length, {_rule(one)}: {_length(one['length'])} ({_interval(one)})", markup=False)
+        say(f"effective length, {_rule(one)}: {_length(one['length'])} ({_interval(one)})")
     for one in record["unfit"]:
-        say(f"-: {one['task']} needs about {one['needs']:,} tokens, not {one['length']:,}", markup=False)
+        say(f"-: {one['task']} needs about {one['needs']:,} tokens, not {one['length']:,}")
 
 
 def _rule(one: dict[str, Any]) -> str:

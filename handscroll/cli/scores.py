@@ -52,7 +52,7 @@ def scores(
         columns, rows = _labels(lm, given, question, windows)
     several = len(given) > 1
     shown = [(number, *row) if several else row for number, row in rows]
-    screen().print(table(("text", *columns) if several else columns, shown), markup=False)
+    screen().print(table(("text", *columns) if several else columns, shown))
 
 
 def _texts(texts: list[str], file: Path | None) -> list[str]:

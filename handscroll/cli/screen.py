@@ -7,23 +7,26 @@ from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.text import Text
 
-WIDE = 160  # columns of a file or a pipe
 BETWEEN = 60.0  # seconds between two lines of progress, where there is no terminal
 RECENT = 4  # lines of progress whose speed tells how long the rest takes: later parts may be slower
 
 
-def screen() -> Console:
-    """The console on standard output, for results; a file or a pipe gets wide lines, so that no table is cut."""
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
+def screen(stderr: bool = False) -> Console:
+    """The console on standard output, for results.
+
+    It prints what it is given: words in brackets or between colons are no codes, and a long line is not cut.
+    """
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def error_screen() -> Console:
-    """The console on standard error, for progress, notes and errors."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    """The same on standard error, for progress, notes and errors."""
+    return screen(stderr=True)
 
 
 def on_terminal() -> bool:
@@ -38,22 +41,28 @@ def prompted(prompt: str) -> str | None:
     try:
         if sys.stdout.isatty():
             return input(prompt)
-        error_screen().print(prompt, end="", markup=False)  # standard output is somebody's file
+        error_screen().print(prompt, end="")  # standard output is somebody's file
         return input()
     except EOFError:
         error_screen().print()
         return None
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> Table:
-    """A plain table with numbers aligned to the right."""
-    made = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> Text:
+    """A plain table, as wide as its widest cells, with numbers aligned to the right."""
     numeric = [all(_is_number(row[at]) for row in rows) and bool(rows) for at in range(len(columns))]
-    for name, right in zip(columns, numeric, strict=True):
-        made.add_column(name, justify="right" if right else "left", no_wrap=True)
-    for row in rows:
-        made.add_row(*(_text(value) for value in row))
-    return made
+    cells = [[_text(value) for value in row] for row in (columns, *rows)]
+    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for row in cells:
+        padded = []
+        for cell, width, right in zip(row, widths, numeric, strict=True):
+            blank = " " * (width - cell_len(cell))
+            padded.append(blank + cell if right else cell + blank)
+        lines.append("  ".join(padded).rstrip())
+    made = Text(f"{title}\n" if title else "")
+    made.append(lines[0], style="bold")
+    return made.append("".join(f"\n{line}" for line in lines[1:]))
 
 
 @contextmanager
@@ -66,8 +75,9 @@ def bar(what: str, total: int | None) -> Iterator[Any]:
     if not console.is_terminal:
         yield _Lines(console, what, total).advance
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=console, transient=True) as progress:
+    name, note = (TextColumn(field) for field in ("{task.description}", "{task.fields[note]}"))
+    columns = (name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note)
+    with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(what, total=total, note="")
         yield lambda done, note="", total=None: progress.update(task, completed=done, note=note, total=total)
 
@@ -98,7 +108,7 @@ class _Lines:
             left = f", about {max(1, round(seconds / 60))} min left"
         if done > self._seen[-1][1]:  # a long update is shown several times
             self._seen.append((now, done))
-        self._console.print(f"{self._what}: {share}{left} {note}".rstrip(), markup=False)
+        self._console.print(f"{self._what}: {share}{left} {note}".rstrip())
 
 
 def _is_number(value: Any) -> bool:
@@ -108,4 +118,4 @@ def _is_number(value: Any) -> bool:
 def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else str(value).replace("\n", "\\n")

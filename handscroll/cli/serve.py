@@ -97,12 +97,12 @@ def _make_key(file: Path | None, name: str) -> None:
     if file is None:
         raise ConfigError("--make-key needs --keys FILE, to which the hash of the key is added")
     key = make_key(file, name)
-    error_screen().print(f"the key of '{name}', shown this once ({file} keeps its hash):", markup=False)
-    screen().print(key, markup=False)
+    error_screen().print(f"the key of '{name}', shown this once ({file} keeps its hash):")
+    screen().print(key)
 
 
 def _told(url: str) -> None:
-    error_screen().print(f"listening at {url}; open it in a browser, or ask {url}/v1. Ctrl-C stops.", markup=False)
+    error_screen().print(f"listening at {url}; open it in a browser, or ask {url}/v1. Ctrl-C stops.")
 
 
 def _speak() -> None:

@@ -282,11 +282,11 @@ def typed() -> Iterator[str]:
 def show(text: str, thinking: bool) -> None:
     """Some text of an answer: what is only thought goes to standard error."""
     if thinking:
-        error_screen().print(text, end="", style="dim", markup=False, highlight=False)
+        error_screen().print(text, end="", style="dim")
         return
     typer.echo(text, nl=False)
     sys.stdout.flush()
 
 
 def note(text: str, style: str = "dim") -> None:
-    error_screen().print(text, style=style, markup=False)
+    error_screen().print(text, style=style)

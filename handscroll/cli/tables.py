@@ -73,7 +73,7 @@ def look(
     places = _regions(regions, personal)
     found = _read(files, names, split, encoding, skip_broken)
     say = screen().print
-    say(str(found.account), markup=False)
+    say(str(found.account))
     heads = ("column", "holds", "empty", "different", "median", "longest", "values")
     cells = []
     for one in described(found):
@@ -81,22 +81,22 @@ def look(
         cells.append((one.name, one.holds, one.empty, one.different, one.middle, one.longest, values))
     say("", table(heads, cells), "", sep="\n")
     if rows:
-        say(first_rows(found, rows) + "\n", markup=False)
+        say(first_rows(found, rows) + "\n")
     if task:
         from handscroll.data.table.fields import match
         from handscroll.tasks.task import task_from
 
-        say(f"{task}: {match(found, task_from(task).fields, given_columns(map or []))}", markup=False)
+        say(f"{task}: {match(found, task_from(task).fields, given_columns(map or []))}")
     else:
-        say(_forms(found, given_columns(map or [])), markup=False)
+        say(_forms(found, given_columns(map or [])))
     _say_labels(found, label, text)
     column = text_column(found, text or None, (label,))
-    say(copies_line(found, column, None if near == 1 else near), markup=False)
+    say(copies_line(found, column, None if near == 1 else near))
     if personal:
-        say(personal_line(found, places), markup=False)
+        say(personal_line(found, places))
     if test:
         tested = _read(test, names, "", encoding, skip_broken)
-        say(str(leakage(found, tested, column, None if near == 1 else near)), markup=False)
+        say(str(leakage(found, tested, column, None if near == 1 else near)))
 
 
 def clean(
@@ -133,7 +133,7 @@ def clean(
     found = _read(files, names, split, encoding, skip_broken)
     made = cleaned(found, text or [text_column(found)], how)
     write_rows(made, out)
-    screen().print(f"{made.account}\nrows: {out}", markup=False)
+    screen().print(f"{made.account}\nrows: {out}")
 
 
 def split(
@@ -168,7 +168,7 @@ def split(
         write_rows(part, out / f"{name}.jsonl")
     record = {"files": files, "seed": seed, "shares": shares, **parts.record(), "account": found.account.record()}
     write_record(record, out / "split.json")
-    screen().print(f"{found.account}\n{parts}\nrows and split.json: {out}", markup=False)
+    screen().print(f"{found.account}\n{parts}\nrows and split.json: {out}")
 
 
 def register(texts: typer.Typer) -> None:
@@ -223,13 +223,13 @@ def _say_labels(found: "Table", label: str, text: str) -> None:
     try:
         counts = label_counts(found, named)
     except DataError as error:
-        screen().print(f"labels by '{named}': {error}", markup=False)
+        screen().print(f"labels by '{named}': {error}")
         return
     say = screen().print
     shown = ", ".join(f"{name} {count:,}" for name, count in list(counts.items())[:20])
-    say(f"labels by '{named}': {len(counts):,} ({shown}{', ...' * (len(counts) > 20)})", markup=False)
+    say(f"labels by '{named}': {len(counts):,} ({shown}{', ...' * (len(counts) > 20)})")
     if note := alike_note(counts, named):
-        say(f"note: {note}", markup=False)
+        say(f"note: {note}")
     noise = conflicts(found, text_column(found, text or None, (named,)), named)
     if noise:
-        say(f"{len(noise):,} texts have several labels:", *(f"  {one}" for one in noise[:3]), sep="\n", markup=False)
+        say(f"{len(noise):,} texts have several labels:", *(f"  {one}" for one in noise[:3]), sep="\n")

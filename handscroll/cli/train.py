@@ -34,18 +34,18 @@ def train(
         raise ConfigError(f"{folder} already holds a run; go on with --resume {folder} or give another --out")
     with bar("training", settings.steps) as advance:
         shown = Shown(advance)
-        options = RunOptions(certify, force, shown.record, shown.pulse, lambda text: screen().print(text, markup=False))
+        options = RunOptions(certify, force, shown.record, shown.pulse, lambda text: screen().print(text))
         lm, progress = run_recipe(settings, folder, options)
     if os.environ.get("RANK", "0") != "0":
         return  # only the first rank prints
     if progress.planned < settings.steps and not progress.stopped:
-        error_screen().print(f"stopped at step {progress.step}; go on with --resume {folder}", markup=False)
+        error_screen().print(f"stopped at step {progress.step}; go on with --resume {folder}")
         raise typer.Exit(130)
     if progress.stopped:
-        screen().print(f"stopped early: {progress.stopped}", markup=False)
+        screen().print(f"stopped early: {progress.stopped}")
     best = "" if progress.best_loss is None else f", best validation loss {progress.best_loss:.4f}"
-    screen().print(f"{progress.step:,} steps, {progress.tokens:,} tokens{best}", markup=False)
-    screen().print(f"model: {lm.source}", markup=False)
+    screen().print(f"{progress.step:,} steps, {progress.tokens:,} tokens{best}")
+    screen().print(f"model: {lm.source}")
 
 
 class Shown:

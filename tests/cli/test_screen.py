@@ -1,0 +1,38 @@
+"""What the verbs print is what they were given: nothing is read as a code, and nothing is cut."""
+
+import pytest
+
+from handscroll.cli.screen import error_screen, screen, table
+from tests.cli.material import run
+
+HOSTILE = ["l.jsonl:100: not JSON", "list[int]", "[/b] ends nothing", "a [red]word[/red]", "长卷" * 40, "x" * 300]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_text_is_printed_as_it_is(text, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    screen().print(text)
+    error_screen().print(text)
+    found = capsys.readouterr()
+    assert found.out == found.err == f"{text}\n"
+
+
+def test_a_table_keeps_every_cell_on_a_narrow_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    columns = ("name", "score", "text")
+    screen().print(table(columns, [("a", 0.25, text) for text in HOSTILE] + [("b", 1234, "two\nlines")], "title [1]"))
+    title, heads, *rows = capsys.readouterr().out.splitlines()
+    assert title == "title [1]" and heads == "name  score  text"
+    assert rows == [*(f"a     0.250  {text}" for text in HOSTILE), r"b     1,234  two\nlines"]
+
+
+def test_wide_letters_keep_columns_in_line(capsys):
+    screen().print(table(("word", "length"), [("长卷", 2), ("scroll", 10)]))
+    assert capsys.readouterr().out == "word    length\n长卷         2\nscroll      10\n"
+
+
+def test_labels_that_look_like_codes_are_shown(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\n" + "".join(f"words :100: number {n},[/b]\n" for n in range(9)), encoding="utf-8")
+    said = run("data", "look", path)
+    assert "[/b] 9" in said and "words :100: number 0" in said and "…" not in said
