@@ -117,7 +117,7 @@ def _session(
     store = Store(*where) if reading else None
     chat = lm.chatting(source, kv_budget=kv_budget or None, kv_guard=guard, store=store)
     chat.on_note = chat.talk.on_note = note
-    session = Session(chat, lm.sampling(**settings))
+    text = ""
     if store is not None:
         about, _ = named(lm.model, lm.tokenizer, store, reading)
         if about.identity.policy != "full":
@@ -128,8 +128,8 @@ def _session(
         document = store.document(reading)
         if document is None:
             raise ConfigError(f"'{reading}' was read as plain text (--raw); ask about it with handscroll ask")
-        session.document, chat.now = document.text, datetime.fromtimestamp(document.when)
-    return session
+        text, chat.now = document.text, datetime.fromtimestamp(document.when)
+    return Session(chat, lm.sampling(**settings), reading=text)
 
 
 def _begin(session: "Session", system: str, load_file: Path | None, variables: list[str]) -> None:
@@ -138,6 +138,7 @@ def _begin(session: "Session", system: str, load_file: Path | None, variables: l
 
     if load_file is not None:
         session.messages = load_messages(load_file)
+        session.files.add(load_file.resolve())
     if system:
         if session.messages and session.messages[0]["role"] == "system":
             raise DataError(f"{load_file} has a system prompt of its own: leave out --system")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from handscroll.base.errors import ConfigError, DataError, HandscrollError, nearest
+from handscroll.base.runs import write_file
 from handscroll.cli.screen import error_screen, on_terminal, prompted
 
 if TYPE_CHECKING:
@@ -28,16 +29,21 @@ class Ends(Exception):
 class Session:
     """One chat of a person with a model.
 
-    `document` stands before the next message of the person (a saved reading, or a file). An answer goes to standard
-    output; thinking, notes and counts go to standard error.
+    `document` stands before the next message of the person: `reading`, a text that was read before the chat began, or
+    files. An answer goes to standard output; thinking, notes and counts go to standard error.
     """
 
     chat: "Chat"
     sampling: "Sampling"
     variables: dict[str, Any] = field(default_factory=dict)
     messages: list[dict[str, Any]] = field(default_factory=list)
-    document: str = ""
+    reading: str = ""
     begun: int = 0  # messages of `messages` that /clear keeps
+    files: set[Path] = field(default_factory=set)  # that this chat was saved to or loaded from
+    _placed: dict[int, str] = field(default_factory=dict)  # the document in a message, by the id of that message
+
+    def __post_init__(self) -> None:
+        self.document = self.reading
 
     def run(self, lines: Iterator[str]) -> None:
         """Answer every message; on a terminal an error ends only the turn."""
@@ -56,9 +62,9 @@ class Session:
 
     def say(self, text: str) -> None:
         """Send a message and show the answer; if it cannot be answered, it is taken back."""
-        content = f"{self.document}\n\n{text}" if self.document else text
-        self._answered([*self.messages, {"role": "user", "content": content}])
-        self.document = ""
+        asked = {"role": "user", "content": f"{self.document}\n\n{text}" if self.document else text}
+        self._answered([*self.messages, asked])
+        self._placed[id(asked)], self.document = self.document, ""
 
     def command(self, line: str) -> None:
         """Run a line such as "/system Be brief."."""
@@ -121,38 +127,52 @@ class Session:
         note("the system prompt holds from the next message on" + ("; all turns are read again" if rest else ""))
 
     def clear(self, _: str) -> None:
-        self.messages, self.document = self.messages[: self.begun], ""
-        note("the conversation begins anew" + ("; the system prompt is kept" if self.begun else ""))
+        gone = self.document != self.reading or any(one not in ("", self.reading) for one in self._placed.values())
+        self.messages, self.document = self.messages[: self.begun], self.reading
+        self._placed.clear()
+        kept = ["the system prompt is kept"] if self.begun else []
+        kept += ["the document of --reading stands before your next message"] if self.reading else []
+        kept += ["documents of /file are gone"] if gone else []
+        note("; ".join(["the conversation begins anew", *kept]))
 
     def undo(self, _: str) -> None:
-        """Take the last exchange back."""
-        self._back()
-        note(f"taken back; {len(self.messages) - self.begun} messages are left")
+        """Take the last exchange back; a document in it stands before the next message again."""
+        placed = self._back()[1]
+        self.document = "\n\n".join(filter(None, (placed, self.document)))
+        again = "; the document stands before your next message" if placed else ""
+        note(f"taken back; {len(self.messages) - self.begun} messages are left{again}")
 
     def retry(self, _: str) -> None:
         """Answer the last message again."""
-        asked = self._back()
+        asked, placed = self._back()
         if self.sampling.temperature:
             self.sampling = self.sampling.model_copy(update={"seed": self.sampling.seed + 1})
         else:
             note("decoding is greedy, so the answer will be the same; /set temperature 0.8 changes that")
-        self._answered([*self.messages, asked])
+        try:
+            self._answered([*self.messages, asked])
+        except HandscrollError:
+            self.document = "\n\n".join(filter(None, (placed, self.document)))
+            raise
+        self._placed[id(asked)] = placed
 
     def save(self, path: str) -> None:
-        """Write the messages as JSON, as `lm.chat` takes them."""
+        """Write the messages as JSON, as `lm.chat` takes them. A file that is not of this chat stays as it is."""
         if not path:
             raise ConfigError("/save needs a file: /save talk.json")
-        text = json.dumps(self.messages, ensure_ascii=False, indent=1) + "\n"
-        try:
-            Path(path).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise DataError(f"{path} cannot be written: {error.strerror}; name another file") from None
+        file = Path(path).resolve()
+        if file.exists() and file not in self.files:
+            raise ConfigError(f"{path} is there already and is not of this chat: name a new file")
+        write_file(file, (json.dumps(self.messages, ensure_ascii=False, indent=1) + "\n").encode())
+        self.files.add(file)
         note(f"{len(self.messages)} messages are in {path}")
 
     def load(self, path: str) -> None:
         """Go on with saved messages."""
         self.messages = load_messages(path)
         self.begun = int(bool(self.messages) and self.messages[0]["role"] == "system")
+        self.files.add(Path(path).resolve())
+        self._placed.clear()
         note(f"{len(self.messages)} messages of {path}; the next one goes on from there")
 
     def file(self, path: str) -> None:
@@ -193,14 +213,14 @@ class Session:
     def leave(self, _: str) -> None:
         raise Ends
 
-    def _back(self) -> dict[str, Any]:
-        """Remove everything from the last message of the person on, and return that message."""
+    def _back(self) -> tuple[dict[str, Any], str]:
+        """Remove everything from the last message of the person on; that message, and the document in it."""
         places = [at for at, message in enumerate(self.messages) if message["role"] == "user"]
         if not places:
             raise ConfigError("there is no message to take back yet")
         asked = self.messages[places[-1]]
         self.messages = self.messages[: places[-1]]
-        return asked
+        return asked, self._placed.pop(id(asked), "")
 
 
 COMMANDS: dict[str, tuple[str, Callable[[Session, str], None]]] = {

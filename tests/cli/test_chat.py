@@ -121,6 +121,32 @@ def test_a_wrong_command_is_an_error_with_advice(instruct, line, said):
     run("chat", instruct, said=f"{line}\n", fails=said)
 
 
+def test_a_document_comes_back_with_its_message(instruct, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(f"the text {name}", encoding="utf-8")
+    lines = [f"/file {tmp_path / 'a.txt'}", "What?", "/retry", "/undo", f"/file {tmp_path / 'b.txt'}", "And?"]
+    done = run(
+        "chat", instruct, "--max-tokens", "3", said="\n".join([*lines, f"/save {tmp_path / 'c.json'}", "/clear"])
+    )
+    talk = json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))
+    assert talk[0]["content"] == "the text a\n\nthe text b\n\nAnd?" and len(talk) == 2
+    assert "the document stands before your next message" in done.stderr
+    assert "documents of /file are gone" in done.stderr
+
+
+def test_only_files_of_this_chat_are_replaced(instruct, tmp_path):
+    mine = tmp_path / "notes.txt"
+    mine.write_text("my own notes", encoding="utf-8")
+    run("chat", instruct, said=f"/save {mine}\n", fails="is not of this chat")
+    assert mine.read_text(encoding="utf-8") == "my own notes"
+    talk = tmp_path / "talk.json"
+    run("chat", instruct, "--max-tokens", "3", said=f"one\n/save {talk}\ntwo\n/save {talk}\n")
+    assert len(json.loads(talk.read_text(encoding="utf-8"))) == 4
+    run("chat", instruct, "--load", talk, said=f"/undo\n/save {talk}\n")
+    assert len(json.loads(talk.read_text(encoding="utf-8"))) == 2
+    run("chat", instruct, said=f"/save {tmp_path / 'none' / 'talk.json'}\n", fails="none")
+
+
 def test_options_that_belong_to_a_template_need_one(instruct, stretched_folder):
     run("chat", instruct, "--raw", "--system", "x", fails="--system")
     run("chat", stretched_folder, "--system", "x", fails="no chat template")
@@ -140,6 +166,10 @@ def test_a_saved_reading_is_talked_about(instruct, tmp_path):
     counts = [list(map(int, re.findall(r"\d+", line))) for line in re.findall(r"\[.*re-used.*", done.stderr)]
     assert all(read < 30 for _, _, read, _ in counts) and len(counts) == 2
     assert run("ask", "code", "why?", "--max-tokens", "5", *where).stdout == done.stdout.splitlines(True)[0]
+    kept = f"why?\n/clear\nhow?\n/save {tmp_path / 'talk.json'}\n"
+    assert "the document of --reading stands" in run("chat", instruct, "--reading", "code", *where, said=kept).stderr
+    talk = json.loads((tmp_path / "talk.json").read_text(encoding="utf-8"))
+    assert talk[0]["content"] == f"{text}\n\nhow?" and len(talk) == 2
     run("read", instruct, tmp_path / "a.py", "--save", "raw", "--raw", "--room", "90", *where)
     run("chat", instruct, "--reading", "raw", *where, fails="plain text")
 
