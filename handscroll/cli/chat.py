@@ -86,7 +86,7 @@ def chat(
         error_screen().print(f"{model} has no chat template: it continues your lines as one text")
         raw = True
     say_weights(weights)
-    limit = max_tokens or (LINE if raw else ANSWER)
+    limit = max_tokens if max_tokens is not None else LINE if raw else ANSWER
     settings = given(
         max_tokens=limit, temperature=temperature, top_p=top_p, seed=seed, stop=tuple(stop or ()), plain=plain
     )
@@ -111,9 +111,10 @@ def _session(
     from handscroll.cache.reading.store import Store
     from handscroll.cli.session import Session, note
     from handscroll.generate.ask import named
+    from handscroll.text.encodings import decode
 
     template, kv_budget, guard = how
-    source = Path(template).read_text(encoding="utf-8") if template and Path(template).is_file() else template
+    source = decode(Path(template).read_bytes(), template)[0] if Path(template).is_file() else template
     store = Store(*where) if reading else None
     chat = lm.chatting(source, kv_budget=kv_budget or None, kv_guard=guard, store=store)
     chat.on_note = chat.talk.on_note = note

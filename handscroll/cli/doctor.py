@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from handscroll.base.errors import ConfigError, nearest
-from handscroll.cli.options import FILES, Device, Dtype, given_options
+from handscroll.cli.options import FILES, Device, Dtype, refuse_idle
 from handscroll.cli.records import OneJson
 from handscroll.cli.screen import bar, screen, table
 
@@ -44,7 +44,7 @@ def doctor(
     """Find what is wrong in a model or its runtime; the exit status is 1 where something is."""
     from handscroll.doctor.examine import chosen, diagnose
 
-    _refuse_idle(given_options(context), endpoint, against)
+    _refuse_idle(context, endpoint, against)
     names = chosen(_listed(only), _listed(skip))
     one = _endpoint(model, endpoint, name, longest) if endpoint else _opened(model, runtime, dtype, device)
     if against:
@@ -88,21 +88,18 @@ def show(found: "Diagnosis") -> None:
     screen().print(f"\n{wrong} wrong, {healthy} healthy, {unexamined} not examined")
 
 
-def _refuse_idle(given: set[str], endpoint: str, against: str) -> None:
-    """Refuse options that would do nothing."""
+def _refuse_idle(context: typer.Context, endpoint: str, against: str) -> None:
     server = _address(against)
     here = not endpoint or (against and not server)
-    for used, names, instead in (
+    refuse_idle(
+        context,
         (against, ("length", "text", "against-runtime"), "give --against too"),
         (not against, ("only", "skip"), "--against makes no checks, so leave it out"),
         (endpoint, ("name",), "give --endpoint too"),
         (endpoint or server, ("longest",), "give the address of a server (--endpoint or --against) too"),
         (not server, ("against-runtime",), "a server runs the other model, so leave it out"),
         (here, ("runtime", "dtype", "device"), "servers run all models, so leave it out"),
-    ):
-        idle = [name for name in names if name in given]
-        if idle and not used:
-            raise ConfigError(f"--{idle[0]} does nothing here: {instead}")
+    )
 
 
 def _parted(one: "Runtime", other: "Runtime", length: int, text: list[str] | None) -> "Apart":

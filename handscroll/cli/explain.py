@@ -8,7 +8,8 @@ import typer
 
 from handscroll.cli.options import Adapter, Device, Weights, say_weights
 from handscroll.cli.read import OwnerOption, StoreOption
-from handscroll.cli.screen import bar, screen, table
+from handscroll.cli.records import folder_to_write
+from handscroll.cli.screen import bar, error_screen, screen, table
 
 if TYPE_CHECKING:
     from handscroll.explain.why import Explanation
@@ -32,7 +33,8 @@ def explain(
     weights: Weights = "",
     adapter: Adapter = None,
     report: Annotated[
-        Path | None, typer.Option(help="Write a self-contained explanation.html into this folder.")
+        Path | None,
+        typer.Option(help="Write a self-contained explanation.html into this folder.", callback=folder_to_write),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
@@ -57,9 +59,8 @@ def explain(
         from handscroll.report.page import write
 
         told = {"model": lm.source, "reading": f"{name}, {made.read:,} tokens", "passages": f"at most {passage} tokens"}
-        screen().print(
-            f"report: {write(explanation_page(made.record(), question, name, told), report / 'explanation.html')}",
-        )
+        page = write(explanation_page(made.record(), question, name, told), report / "explanation.html")
+        (error_screen() if as_json else screen()).print(f"report: {page}")
     if as_json:
         typer.echo(json.dumps(made.record(), ensure_ascii=False))
         return

@@ -24,6 +24,7 @@ from handscroll.cli.options import (
     one_cache,
     say_cut,
     say_defaults,
+    text_or_input,
 )
 from handscroll.cli.screen import error_screen
 
@@ -74,9 +75,7 @@ def generate(
     from handscroll.generate.budget import GUARD
     from handscroll.lm import load
 
-    text = sys.stdin.read() if prompt == "-" else prompt
-    if prompt == "-" and not text:
-        raise DataError("--prompt -: standard input is empty")
+    text = text_or_input(prompt)
     sampling: SamplingSettings = given(
         max_tokens=max_tokens,
         temperature=temperature,

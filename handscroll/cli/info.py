@@ -5,11 +5,12 @@ from typing import Annotated
 
 import typer
 
-from handscroll.cli.options import Adapter
+from handscroll.cli.options import Adapter, refuse_idle
 from handscroll.cli.screen import screen
 
 
 def info(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="Checkpoint folder, GGUF file or hub id; optional with --kernels.")] = "",
     kernels: Annotated[bool, typer.Option("--kernels", help="Show which kernels run here, and why.")] = False,
     dtype: Annotated[str, typer.Option(help="Dtype of the model for --kernels.")] = "auto",
@@ -25,6 +26,12 @@ def info(
     from handscroll.models.locate import locate
     from handscroll.models.weights import is_adapter
 
+    refuse_idle(
+        context,
+        (kernels, ("dtype", "device", "weights"), "give --kernels too"),
+        (not kernels, ("vllm",), "--kernels shows kernels only, so leave one of the two out"),
+        (not vllm, ("adapter",), "--vllm shows how a folder is served, so leave it out"),
+    )
     if kernels:
         _kernels(model, dtype, device, weights, adapter)
         return

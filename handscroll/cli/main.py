@@ -73,6 +73,11 @@ def main() -> None:
     except HandscrollError as error:
         error_screen().print(f"error: {error}", style="bold red")
         sys.exit(2)
+    except OSError as error:  # of a file or folder that the user named
+        if error.filename is None:
+            raise
+        error_screen().print(f"error: {os.fsdecode(error.filename)}: {error.strerror}", style="bold red")
+        sys.exit(2)
     except KeyboardInterrupt:
         error_screen().print("interrupted")
         sys.exit(130)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from handscroll.base.errors import ConfigError, DataError, nearest
+from handscroll.cli.options import given_options
 from handscroll.cli.records import OneJson
 from handscroll.cli.screen import error_screen, screen, table
 
@@ -58,12 +59,14 @@ class Columns:
 
 
 def metrics(
+    context: typer.Context,
     predictions: Annotated[
         Path | None, typer.Argument(help="Rows with a reference and a prediction: JSON lines, CSV, TSV, Parquet.")
     ] = None,
     other: Annotated[Path | None, typer.Option(help="The same rows by another system: test the difference.")] = None,
     metric: Annotated[
-        list[str] | None, typer.Option(help="Metric, repeatable; without a file, they are listed. [by the columns]")
+        list[str] | None,
+        typer.Option(help="Metric, repeatable; without a file and options, all are listed. [by the columns]"),
     ] = None,
     language: Annotated[str, typer.Option(help="Language of the texts: en or zh. [recognised]")] = "",
     reference: Annotated[str, typer.Option(help="Column of references. [reference, else label(s), answer(s)]")] = "",
@@ -84,6 +87,8 @@ def metrics(
     from handscroll.metrics import Settings, compare, measure
 
     if predictions is None:
+        if idle := sorted(given_options(context)):
+            raise ConfigError(f"--{idle[0]} needs PREDICTIONS: name a file; without options the metrics are listed")
         _list()
         return
     columns = Columns(reference, prediction, probabilities)

@@ -1,5 +1,6 @@
 """Options that several verbs share."""
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,6 +39,19 @@ Plain = Annotated[
 ]
 
 
+def text_or_input(text: str) -> str:
+    """A text of the command line; "-" stands for standard input, whose encoding is recognised as that of a file.
+
+    Raises:
+        DataError: standard input is empty, or no text.
+    """
+    if text != "-":
+        return text
+    from handscroll.text.encodings import decode
+
+    return decode(sys.stdin.buffer.read(), "standard input")[0]
+
+
 def given(**options: Any) -> Any:
     """The options that were given, as settings; the others are left to the checkpoint."""
     return {name: value for name, value in options.items() if value is not None}
@@ -46,10 +60,19 @@ def given(**options: Any) -> Any:
 def given_options(context: typer.Context) -> set[str]:
     """The names of the options that stand on the command line, without their dashes."""
     return {
-        name.strip("_").replace("_", "-")
-        for name in context.params
-        if (source := context.get_parameter_source(name)) is not None and source.name == "COMMANDLINE"
+        one.opts[0].lstrip("-")
+        for one in context.command.params
+        if (source := context.get_parameter_source(one.name or "")) is not None and source.name == "COMMANDLINE"
     }
+
+
+def refuse_idle(context: typer.Context, *rules: tuple[Any, tuple[str, ...], str]) -> None:
+    """Refuse options that would do nothing. A rule has a condition, the options that need it, and what to do."""
+    stated = given_options(context)
+    for used, names, instead in rules:
+        idle = [name for name in names if name in stated]
+        if idle and not used:
+            raise ConfigError(f"--{idle[0]} does nothing here: {instead}")
 
 
 def one_cache(cache: str, kv_budget: str, kv_guard: float | None) -> None:

@@ -28,6 +28,7 @@ from handscroll.cli.options import (
     say_cut,
     say_defaults,
     say_weights,
+    text_or_input,
 )
 from handscroll.cli.screen import bar, error_screen, screen, table
 
@@ -136,7 +137,7 @@ def ask(
     kept = Store(store, owner)
     about, _ = kept.named(name)
     lm = load(model or about.source, device, about.identity.dtype, weights, adapter or about.adapters)
-    text = sys.stdin.read() if question == "-" else question
+    text = text_or_input(question)
     settings: AskSettings = given(
         max_tokens=max_tokens,
         temperature=temperature,

@@ -1,13 +1,12 @@
 """`handscroll scores`: what the head of a model says of texts."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from handscroll.base.errors import ConfigError, DataError
-from handscroll.cli.options import Device, Dtype
+from handscroll.cli.options import Device, Dtype, text_or_input
 from handscroll.cli.screen import screen, table
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ def scores(
     """Show what the head of MODEL says of TEXTS: scores of labels, names in a text, or an answer to a question."""
     from handscroll.lm import load
 
-    given = _texts(texts or [], file)
+    names, given = _texts(texts or [], file)
     lm = load(model, device, dtype)
     head = lm.model.spec.head
     kind = "" if head is None else head.kind
@@ -51,19 +50,26 @@ def scores(
     else:
         columns, rows = _labels(lm, given, question, windows)
     several = len(given) > 1
-    shown = [(number, *row) if several else row for number, row in rows]
+    shown = [(names[number], *row) if several else row for number, row in rows]
     screen().print(table(("text", *columns) if several else columns, shown))
 
 
-def _texts(texts: list[str], file: Path | None) -> list[str]:
-    found = [sys.stdin.read() if text == "-" else text for text in texts]
+def _texts(texts: list[str], file: Path | None) -> tuple[list[str], list[str]]:
+    """The texts and their names: numbers, and lines of the file, of which empty ones are no texts."""
+    names, found = [str(number) for number in range(len(texts))], [text_or_input(text) for text in texts]
     if file is not None:
+        from handscroll.text.files import lines_of
         from handscroll.text.readers import read
 
-        found += [line for document in read([str(file)]) for line in document.text.splitlines() if line.strip()]
+        documents = list(read([str(file)]))
+        for count, document in enumerate(documents, 1):
+            place = "line" if len(documents) == 1 else f"document {count}, line"
+            full = [(number, line) for number, line in lines_of([document.text]) if line.strip()]
+            names += [f"{place} {number}" for number, _ in full]
+            found += [line for _, line in full]
     if not found:
         raise DataError("no text was given: name texts, or give --file FILE with one a line")
-    return found
+    return names, found
 
 
 def _labels(lm: "LM", texts: list[str], question: str, windows: bool) -> tuple[tuple[str, ...], Any]:

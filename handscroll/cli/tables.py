@@ -8,6 +8,7 @@ import typer
 
 from handscroll.base.errors import ConfigError, DataError
 from handscroll.cli.options import Encoding
+from handscroll.cli.records import folder_to_write
 from handscroll.cli.screen import screen, table
 from handscroll.data.personal import REGIONS
 
@@ -138,7 +139,9 @@ def clean(
 
 def split(
     files: Files,
-    out: Annotated[Path, typer.Option(help="Folder for train.jsonl, test.jsonl, ... and split.json.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for train.jsonl, test.jsonl, ... and split.json.", callback=folder_to_write)
+    ],
     test: Annotated[float, typer.Option(help="Share of the rows for the test.")] = 0.1,
     valid: Annotated[float, typer.Option(help="Share of the rows for validation.")] = 0.0,
     label: Annotated[str, typer.Option(help="Column whose values keep their shares in every part.")] = "",

@@ -7,12 +7,18 @@ import typer
 
 from handscroll.base.errors import ConfigError
 from handscroll.cli.options import FILES, Encoding, Key, SkipPictures, reader
+from handscroll.cli.records import folder_to_write
 from handscroll.text.training import TokenizerConfig, train_tokenizer
 
 
 def tokenizer(
     files: Annotated[list[str], typer.Argument(help=FILES)],
-    out: Annotated[Path, typer.Option(help="Folder for tokenizer.json and tokenizer_config.json; must hold neither.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder for tokenizer.json and tokenizer_config.json; must hold neither.", callback=folder_to_write
+        ),
+    ],
     kind: Annotated[str, typer.Option(help="bpe, wordpiece or unigram; all are byte level and lossless.")] = "bpe",
     vocab: Annotated[int, typer.Option(help="Number of tokens, special ones included.")] = 4096,
     pretokenizer: Annotated[str, typer.Option(help="Rule that splits words: qwen2, gpt2 or llama3.")] = "qwen2",

@@ -26,6 +26,8 @@ def train(
     from handscroll.train.recipe import Recipe
     from handscroll.train.start import RunOptions, run_recipe
 
+    if resume is not None and out is not None and resume.resolve() != out.resolve():
+        raise ConfigError(f"--resume {resume} goes on in that folder, and --out {out} names another: leave out one")
     settings = Recipe.parse(read_recipe(recipe, set_ or ()), str(recipe))
     folder = resume or out or Path("runs") / recipe.stem
     if resume is not None and not (resume / "recipe.json").exists():

@@ -36,11 +36,18 @@ def test_labels_of_several_texts(folders, tmp_path):
     (tmp_path / "lines.txt").write_text("the cat\n\na dog\n", encoding="utf-8")
     head, *rows = shown(folders / "text", "b c", "-", "--file", tmp_path / "lines.txt", input="on a dog")
     assert head.split() == ["text", "good", "bad", "neither", "of"] and len(rows) == 4
-    assert [row.split()[0] for row in rows] == ["0", "1", "2", "3"] and rows[1].endswith("on a dog")
+    assert [row[:6].rstrip() for row in rows] == ["0", "1", "line 1", "line 3"] and rows[1].endswith("on a dog")
     want = load(folders / "text").classify(["b c"])[0].tolist()
     assert [float(value) for value in rows[0].split()[1:4]] == pytest.approx(want, abs=6e-4)
     head, row = shown(folders / "many", "b c")
     assert head.split()[:2] == ["likeliest", "labels"] and row.count("l") == 5
+
+
+def test_texts_of_a_file_are_its_lines(folders, tmp_path):
+    (tmp_path / "lines.txt").write_text("\nthe cat\fsat\u2028on\n\n \na dog\r\n", encoding="utf-8")
+    _, *rows = shown(folders / "text", "--file", tmp_path / "lines.txt")
+    assert [row.split()[:2] for row in rows] == [["line", "2"], ["line", "5"]]
+    assert rows[0].endswith("the cat sat on")
 
 
 def test_numbers_of_pairs(folders):
