@@ -11,7 +11,7 @@ and gone on with; then the seconds are those of the last run, and the table says
 """
 
 import argparse
-from collections import Counter
+from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
 from time import monotonic
@@ -40,7 +40,7 @@ def measured(
 
 def of_all(lm: Any, filler: list[int], grid: NeedleGrid, record: dict[str, Any], seconds: list[float]) -> float:
     """The seconds of all cells that were asked for, each by itself, from the seconds of the different ones."""
-    took = Counter[tuple[int, int]]()
+    took: defaultdict[tuple[int, int], float] = defaultdict(float)
     for part, one in zip(arranged(lm, filler, grid).parts(), seconds, strict=True):
         took[part.lengths[0], part.place] += one
     return sum(took[one["length"], one["place"]] for one in record["outcomes"])
