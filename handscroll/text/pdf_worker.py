@@ -9,13 +9,17 @@ import json
 import resource
 import signal
 import sys
+from collections.abc import Sequence
 from typing import Any
+
+from handscroll.text.pdf_filled import characters, filled, placed
 
 MEMORY = 3 << 30  # bytes of address space, of which Python and PDFium take 0.3 GB
 SECONDS = 60  # for a page
 MOST_PAGES = 50_000
 SIDE = 2000  # pixels of the longer side of a page's picture; letters of 8 points are then 18 pixels high
 FEW = 50  # a page with fewer letters (a stamp, a page number) may be a scan; as many paths may be drawn letters
+DEEP = 4  # forms (drawings by name) inside each other in which images are looked for
 LOW = 0.6  # a gap between lines that is higher than this share of a line begins a paragraph
 WIDE = 1.2  # a space that is wider than this many times the height of its letters parts the cells of a table
 
@@ -32,6 +36,7 @@ def main(arguments: list[str]) -> None:
         document = pypdfium2.PdfDocument(file)
     except pypdfium2.PdfiumError as error:
         return _write({"error": str(error)})
+    document.init_forms()
     if len(document) > MOST_PAGES:
         return _write({"error": f"{len(document):,} pages, more than are read ({MOST_PAGES:,})"})
     if not pages:
@@ -61,34 +66,48 @@ def _picture(page: Any) -> None:
 
 
 def _text(pdfium: Any, document: Any, page: Any, number: int) -> dict[str, Any]:
-    text = _lines(pdfium.raw, page.get_textpage())
-    picture = len(text.strip()) < FEW and _picture_of_text(pdfium.raw, page, not text.strip())
+    raw, of_page = pdfium.raw, page.get_textpage()
+    codes = [raw.FPDFText_GetUnicode(of_page, at) for at in range(of_page.count_chars())]
+    printed = characters(codes).strip()
+    picture = len(printed) < FEW and _picture_of_text(raw, page, not printed)
+    text = _lines(of_page, codes, placed(of_page, codes, filled(raw, document, page, number)))
     return {"text": text, "label": document.get_page_label(number - 1), "picture": picture}
 
 
 def _picture_of_text(raw: Any, page: Any, blank: bool) -> bool:
-    """Whether a page with few letters may be a scan: an image on most of it, or any image or drawing if it is blank."""
-    objects = list(page.get_objects(max_depth=4))
-    images = [one.get_bounds() for one in objects if one.type == raw.FPDF_PAGEOBJ_IMAGE]
+    """Whether a page with few letters may be a scan: images on most of it, or any image or drawing if it is blank."""
+    objects = list(page.get_objects(max_depth=DEEP))
     width, height = page.get_size()
-    large = any((right - left) * (top - bottom) > width * height / 2 for left, bottom, right, top in images)
+    covered = _areas(raw, objects)  # of all, since many scanners store a page in strips
     paths = sum(one.type == raw.FPDF_PAGEOBJ_PATH for one in objects)
-    return large or (blank and (bool(images) or paths > FEW))
+    return sum(covered) > width * height / 2 or (blank and (bool(covered) or paths > FEW))
 
 
-def _lines(raw: Any, page: Any) -> str:
+def _areas(raw: Any, objects: Sequence[Any]) -> list[float]:
+    """The areas of the images. Inside a form (a drawing by name) an image has the form's own units of measure."""
+    found, scales = [], [1.0] * (DEEP + 1)  # of areas, by the level of forms
+    for one in objects:
+        if one.type == raw.FPDF_PAGEOBJ_FORM:
+            matrix = one.get_matrix()
+            scales[one.level + 1] = scales[one.level] * abs(matrix.a * matrix.d - matrix.b * matrix.c)
+        elif one.type == raw.FPDF_PAGEOBJ_IMAGE:
+            left, bottom, right, top = one.get_bounds()
+            found.append((right - left) * (top - bottom) * scales[one.level])
+    return found
+
+
+def _lines(page: Any, codes: list[int], more: dict[int, str]) -> str:
     """The text of a page: a tab for a gap as wide as between cells, a blank line for one as high as at paragraphs."""
-    codes = [raw.FPDFText_GetUnicode(page, at) for at in range(page.count_chars())]
-    found: list[str] = []
+    found: list[int] = []
     for at, code in enumerate(codes):
+        found += map(ord, more.get(at, ""))
         if code == 0x20 and 0 < at < len(codes) - 1 and not {codes[at - 1], codes[at + 1]} & {0x20, 0x0A, 0x0D}:
-            found.append("\t" if _wide(page, at) else " ")
+            found.append(0x09 if _wide(page, at) else 0x20)
         elif code == 0x0A:
-            found.append("\n\n" if _apart(page, at, len(codes)) else "\n")
-        # 0x02 and 0xFFFE are the hyphen of a word that goes on in the next line.
-        elif code not in (0, 0x02, 0x0D, 0xFFFE) and not 0xD800 <= code <= 0xDFFF:
-            found.append(chr(code))
-    return "".join(found)
+            found += [0x0A, 0x0A] if _apart(page, at, len(codes)) else [0x0A]
+        elif code != 0x0D:
+            found.append(code)
+    return characters(found) + more.get(len(codes), "")
 
 
 def _apart(page: Any, at: int, count: int) -> bool:

@@ -12,7 +12,16 @@ from handscroll.text import archive, ocr, pdf_worker
 from handscroll.text.document import Document, Place
 from handscroll.text.readers import Reader, read
 from tests.naming import naming
-from tests.text.documents import PICTURE, RELATIONS, paragraph, write_docx, write_epub, write_pdf
+from tests.text.documents import (
+    PICTURE,
+    RELATIONS,
+    paragraph,
+    write_docx,
+    write_epub,
+    write_form,
+    write_letters,
+    write_pdf,
+)
 
 TABLE = [
     (72, 620, "Name"),
@@ -55,6 +64,61 @@ def test_pages_of_pictures_are_named_left_out_or_read(tmp_path, monkeypatch, cap
     width = round(pdf_worker.SIDE * 612 / 792)
     assert scanned.metadata == {"ocr": (2, 3, 5)} and scanned.places[-1].name == "page 5"
     assert scanned.text.count(f" x {pdf_worker.SIDE}, {3 * (width + 1) * pdf_worker.SIDE} bytes") == 3, scanned.text
+
+
+def test_characters_beyond_the_first_plane_of_unicode_are_kept(tmp_path):
+    write_letters(tmp_path / "a.pdf", "0041 D842DFB7 D83DDE00 D83D 4E00 D835DC00 DE00")  # two of them are lone halves
+    assert only(tmp_path / "a.pdf").text == "A𠮷😀一𝐀"
+
+
+FIELD = "/Subtype /Widget /FT /Tx /F 4"
+BOX = "/Subtype /Widget /FT /Btn /F 4 /MK << /CA (4) >>"
+
+
+def test_what_was_filled_into_a_form_stands_beside_its_prompt(tmp_path):
+    lines = [
+        (72, 700, "Name:"),
+        (72, 670, "City:"),
+        (300, 670, "Country:"),
+        (72, 640, "I agree"),
+        (190, 640, "I do not"),
+    ]
+    lines += [(72, 600, "Item"), (200, 600, "Price"), (72, 500, "Signed")]
+    fields = [
+        (f"{FIELD} /T (name) /V (not drawn)", "120 695 300 715", "Dr. Hu"),  # what is drawn counts
+        (f"{FIELD} /T (city) /V (Paris)", "120 665 290 685", ""),
+        (f"{FIELD} /T (country) /V (France)", "360 665 500 685", ""),
+        (f"{BOX} /T (yes) /V /On /AS /On", "55 638 67 650", ""),
+        (f"{BOX} /T (no) /V /Off /AS /Off", "172 638 184 650", ""),
+        *[(f"{FIELD} /T (item{at}) /V (item {at})", f"72 {580 - 20 * at} 190 {600 - 20 * at}", "") for at in (1, 2)],
+        *[(f"{FIELD} /T (price{at}) /V ({at})", f"200 {580 - 20 * at} 290 {600 - 20 * at}", "") for at in (1, 2)],
+        ("/Subtype /Widget /FT /Tx /F 2 /T (hidden) /V (hidden)", "400 700 500 720", ""),
+        ("/Subtype /FreeText /F 4 /Contents (Only for\\nthe\\noffice)", "400 460 500 510", "Only for\nthe\noffice"),
+        ("/Subtype /FreeText /F 4 /Contents (undrawn note)", "120 498 300 512", ""),
+        ("/Subtype /Stamp /F 4", "72 440 200 460", "PAID"),
+        ("/Subtype /Text /F 4 /Contents (a note in a window of its own)", "500 700 520 720", ""),
+        ("/Subtype /Link /F 4", "72 695 120 715", ""),
+    ]
+    write_form(tmp_path / "a.pdf", lines, fields)
+    found = [line for line in only(tmp_path / "a.pdf").text.split("\n") if line]
+    assert found == [
+        "Name: Dr. Hu", "City: Paris\tCountry: France", "☑ I agree\t☐ I do not", "Item\tPrice", "item 1\t1",
+        "item 2\t2", "Signed undrawn note Only for", "the", "office", "PAID",
+    ]  # fmt: skip
+
+
+def test_a_page_with_nothing_but_a_note_has_its_text(tmp_path):
+    write_form(tmp_path / "a.pdf", [], [("/Subtype /FreeText /F 4", "72 700 300 720", "Alone")])
+    assert only(tmp_path / "a.pdf").text == "Alone"
+
+
+@pytest.mark.parametrize("image", [b"Im1", b"Fm1"])
+def test_a_scan_in_strips_with_a_page_number_is_a_scan(tmp_path, monkeypatch, image):
+    strips = b"".join(b"q 612 0 0 198 0 %d cm /%s Do Q\n" % (198 * at, image) for at in range(4))
+    small = b"q 100 0 0 100 0 0 cm /%s Do Q\n" % image
+    write_pdf(tmp_path / "s.pdf", [[(72, 700, "Text")], [strips, (72, 30, "Page 2")], [small, (72, 30, "Page 3")]])
+    monkeypatch.setattr(ocr, "installed", lambda: False)
+    refused(tmp_path / "s.pdf", "pages 2 (of 3)", "pictures")
 
 
 @pytest.mark.long  # loading the models takes seconds
