@@ -101,7 +101,7 @@ class Corpus(Part):
     signs: tuple[Sign, ...]
     overlap: Overlap | None
     largest: tuple[Source, ...]
-    skipped: tuple[str, ...] = Field(default=(), description="files that could not be used, and why")
+    skipped: tuple[str, ...] = Field(default=(), description="files and folders that were not read, and why")
 
 
 def corpus_page(corpus: Corpus, provenance: Mapping[str, str] | None = None) -> Page:
@@ -142,8 +142,8 @@ def _facts(corpus: Corpus) -> list[tuple[str, str]]:
 
 
 def _skipped(problems: Sequence[str]) -> Section:
-    lead = f"{len(problems):,} files could not be used. What follows is about the others."
-    return Section("Left out", lead, [Table(("file and reason",), [(problem,) for problem in problems])])
+    lead = f"{len(problems):,} files or folders were not read. What follows is about the others."
+    return Section("Left out", lead, [Table(("what, and why",), [(problem,) for problem in problems])])
 
 
 def _languages(corpus: Corpus) -> Section:

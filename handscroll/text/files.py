@@ -1,7 +1,6 @@
 """Files by path, folder and glob, and their bytes, text and lines, plain or gzipped, in bounded memory."""
 
 import codecs
-import glob
 import gzip
 import logging
 import zlib
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from handscroll.base.errors import DataError
 from handscroll.text.encodings import sniff
+from handscroll.text.paths import distinct, home, is_folder, named, within
 
 Paths = Sequence[str | Path] | str | Path
 
@@ -46,11 +46,12 @@ class Files:
 
     Of several files those that cannot be used are left out: each is named by the logger `handscroll.files`, counted in
     `skipped`, and all are an error if nothing is left. `other` counts the files of folders by suffixes that are not
-    read.
+    read, and `apart` names the folders that were not entered and the links to files that are read anyway.
     """
 
     paths: list[Path] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    apart: list[str] = field(default_factory=list)
     other: Counter[str] = field(default_factory=Counter)
     used: int = 0
 
@@ -79,8 +80,8 @@ class Files:
         return found
 
     def begin(self) -> None:
-        """Name the files that are of no kind that is read."""
-        for problem in self.skipped:
+        """Name the files that are of no kind that is read, and the folders that were not entered."""
+        for problem in self.skipped + self.apart:
             _log.warning("left out: %s", problem)
 
     def skip(self, error: DataError, documents: int = 0) -> None:
@@ -109,13 +110,18 @@ class Files:
         _log.warning("left out: %s", problem)
 
     def _expand(self, path: str | Path) -> list[Path]:
-        here = Path(path).expanduser()
-        if here.is_dir():
-            found = self._among(sorted(file for file in here.rglob("*") if visible(file, here)))
-            if not found:
-                raise DataError(f"folder {here} holds no text files; read are: {', '.join(sorted(SUFFIXES))}")
-            return found
-        return named(here)
+        here = home(path)
+        if not is_folder(here):
+            found = named(here)
+            self.apart += found.apart
+            return found.files
+        found = within(here)
+        self.apart += found.apart
+        taken = self._among(found.files)
+        if not taken:
+            told = "".join(f"; {problem}" for problem in found.apart[:1])
+            raise DataError(f"folder {here} holds no text files; read are: {', '.join(sorted(SUFFIXES))}{told}")
+        return taken
 
     def _among(self, files: Iterable[Path]) -> list[Path]:
         found = []
@@ -149,42 +155,6 @@ def unreadable(file: Path) -> str:
     if what in WHOLE and zipped(file):
         return f"{file}: a {what} file is packed already and is not read out of .gz; unpack it (gunzip)"
     return ""
-
-
-def visible(file: Path, root: Path) -> bool:
-    """Whether a path in a folder is a file without a hidden name."""
-    return file.is_file() and not any(part.startswith(".") for part in file.relative_to(root).parts)
-
-
-def named(path: Path) -> list[Path]:
-    """The file of this path, or the files that it matches as a pattern.
-
-    Raises:
-        DataError: there is none.
-    """
-    if path.exists():
-        return [path]
-    if not glob.has_magic(str(path)):
-        raise DataError(f"file {path} does not exist; check the path (relative paths start at {Path.cwd()})")
-    # Path.glob takes no absolute pattern and matches hidden names.
-    matching = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
-    files = [file for file in matching if file.is_file()]
-    if not files:
-        raise DataError(f"the pattern {path} matches no file; check it (** matches folders at any depth)")
-    return files
-
-
-def distinct(files: Sequence[Path]) -> None:
-    """
-    Raises:
-        DataError: a file is named twice.
-    """
-    seen: dict[Path, Path] = {}
-    for file in files:
-        real = file.resolve()
-        if real in seen:
-            raise DataError(f"{file} is named twice (also as {seen[real]}); name it once")
-        seen[real] = file
 
 
 def blocks(file: Path, size: int | None = None) -> Iterator[bytes]:

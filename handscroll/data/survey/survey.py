@@ -172,7 +172,7 @@ class _Survey:
         named = sorted(zip(letters.SCRIPTS, (scripts / total).tolist(), strict=True), key=lambda one: -one[1])
         return report.Corpus(
             files=files.used,
-            skipped=tuple(files.skipped),
+            skipped=tuple(files.skipped + files.apart),
             documents=self.documents,
             characters=self.characters,
             bytes=self.bytes,

@@ -10,7 +10,8 @@ from pathlib import Path
 from handscroll.base.errors import DataError, nearest
 from handscroll.data.table.table import Ledger
 from handscroll.text.archive import opened
-from handscroll.text.files import ROWS, Paths, blocks, distinct, kind, named, visible, zipped
+from handscroll.text.files import ROWS, Paths, blocks, kind, zipped
+from handscroll.text.paths import distinct, home, is_folder, named, within
 
 SUFFIXES = ROWS | {".json", ".arrow"}
 ARCHIVE = ".zip"
@@ -56,11 +57,13 @@ def sources(paths: Paths, split: str | None, step: Ledger) -> list[Source]:
         raise DataError(f"no files to read; name tables, folders or globs. Allowed: {_READ}")
     found: list[Source] = []
     for path in paths:
-        here = Path(path).expanduser()
-        if here.is_dir():
+        here = home(path)
+        if is_folder(here):
             found += [Source(file) for file in _folder(here, split, step)]
             continue
-        for file in named(here):
+        matching = named(here)
+        _note(matching.apart, step)
+        for file in matching.files:
             if file.suffix.lower() == ARCHIVE:
                 found += _archive(file, split, step)
             else:
@@ -69,6 +72,11 @@ def sources(paths: Paths, split: str | None, step: Ledger) -> list[Source]:
                     raise DataError(f"{file} is a single file and has no splits; name it without the split '{split}'")
     distinct([source.path for source in found])
     return found
+
+
+def _note(problems: Sequence[str], step: Ledger) -> None:
+    for problem in problems:
+        step.note(f"not read: {problem}")
 
 
 def _readable(file: Path) -> Path:
@@ -90,8 +98,9 @@ def _folder(here: Path, split: str | None, step: Ledger) -> list[Path]:
         if split is not None:
             raise DataError(f"{here} is one saved data set without splits; name it without the split '{split}'")
         return _saved(here)
-    files = sorted(file for file in here.rglob("*") if visible(file, here))
-    taken = _of_kind(files, here, step)
+    found = within(here)
+    _note(found.apart, step)
+    taken = _of_kind(found.files, here, step)
     return _of_split(taken, [file.relative_to(here) for file in taken], split, here)
 
 
