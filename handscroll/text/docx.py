@@ -8,11 +8,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from xml.etree.ElementTree import Element
 
 from handscroll.base.errors import DataError
 from handscroll.text.archive import Archive, opened
 from handscroll.text.document import Document, Place, Writer
+from handscroll.text.numerals import written
 
 _MAIN = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
 _STRICT = "http://purl.oclc.org/ooxml/wordprocessingml/main"
@@ -20,8 +22,8 @@ _HEADING = re.compile(r"(?:heading|überschrift|titre|标题|標題)\s*(\d)", re
 _SIGNS = {"tab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "\u2011", "softHyphen": ""}
 # Text that is not on the page: what was deleted or moved away, codes of fields, phonetic guides, fallbacks of pictures.
 _DROPPED = frozenset("del moveFrom delText instrText rt Fallback pPr rPr sectPr tblPr".split())
-_LETTERS = "abcdefghijklmnopqrstuvwxyz"
-_ROMAN = ((100, "c"), (90, "xc"), (50, "l"), (40, "xl"), (10, "x"), (9, "ix"), (5, "v"), (4, "iv"), (1, "i"))
+
+_BASES = 12  # styles that stand on each other; Word itself takes no more
 
 
 def read_docx(file: Path) -> Document:
@@ -37,9 +39,9 @@ def read_docx(file: Path) -> Document:
         walk = _Walk(_Styles(archive, main), _notes(archive, main))
         try:
             walk.blocks(archive.xml(main))
+            walk.close()
         except RecursionError:
             raise DataError(f"{file}: its parts are nested too deeply; save the document again") from None
-        walk.close()
     text = walk.out.text
     if not text.strip():
         raise DataError(f"{file}: the document has no text (only pictures?); save it as .pdf and read that")
@@ -86,14 +88,26 @@ def _notes(archive: Archive, main: str) -> dict[tuple[str, str], Element]:
 
 
 @dataclass
+class _Level:
+    """How a level of a list is numbered: format, text around the number, first number; `plain` numbers are digits."""
+
+    form: str = "bullet"
+    shape: str = ""
+    start: int = 1
+    plain: bool = False
+
+
+@dataclass
 class _Styles:
     """What styles and numberings say: the depth of headings and the numbers of lists."""
 
     archive: Archive
     main: str
+    bases: dict[str, str] = field(default_factory=dict)
     depths: dict[str, int] = field(default_factory=dict)
     lists: dict[str, tuple[str, int]] = field(default_factory=dict)
-    levels: dict[str, tuple[str, dict[int, tuple[str, str, int]]]] = field(default_factory=dict)
+    levels: dict[str, tuple[str, dict[int, _Level]]] = field(default_factory=dict)
+    restarts: dict[tuple[str, int], int] = field(default_factory=dict)  # that are still to come
     counts: dict[str, dict[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -102,11 +116,23 @@ class _Styles:
         for one in self.archive.xml(styles) if styles in self.archive.names else ():
             if _name(one) == "style":
                 self._style(one)
+        for table in (self.depths, self.lists):
+            self._inherit(table)
         if numbering in self.archive.names:
             self._numbering(self.archive.xml(numbering))
 
+    def _inherit(self, table: dict[str, Any]) -> None:
+        """Give styles what those say on which they are based."""
+        for name in self.bases:
+            above = name
+            for _ in range(_BASES):
+                above = above if above in table else self.bases.get(above, "")
+            if above in table:
+                table[name] = table[above]
+
     def _style(self, style: Element) -> None:
         name, number = _value(style, "styleId"), _child(style, "pPr", "numPr")
+        self.bases[name] = _value(_child(style, "basedOn"))
         found = _HEADING.match(_value(_child(style, "name")))
         outline = _value(_child(style, "pPr", "outlineLvl"))
         if found or outline.isdigit():
@@ -117,22 +143,32 @@ class _Styles:
             self.lists[name] = (_value(_child(number, "numId")), _whole(_value(_child(number, "ilvl"))))
 
     def _numbering(self, root: Element) -> None:
-        kinds = {}
+        kinds, linked = {}, {}
         for one in root:
             if _name(one) == "abstractNum":
-                kinds[_value(one, "abstractNumId")] = {
-                    _whole(_value(level, "ilvl")): (
-                        _value(_child(level, "numFmt")),
-                        _value(_child(level, "lvlText")),
-                        _whole(_value(_child(level, "start")) or "1"),
-                    )
-                    for level in one
-                    if _name(level) == "lvl"
-                }
+                kind = _value(one, "abstractNumId")
+                kinds[kind] = {_whole(_value(level, "ilvl")): _level(level) for level in one if _name(level) == "lvl"}
+                linked[kind] = _value(_child(one, "numStyleLink"))
         for one in root:
             kind = _value(_child(one, "abstractNumId"))
             if _name(one) == "num" and kind in kinds:
-                self.levels[_value(one, "numId")] = (kind, kinds[kind])
+                number = _value(one, "numId")
+                self.levels[number] = (kind, dict(kinds[kind]))
+                self._overrides(number, one)
+        for number, (kind, levels) in self.levels.items():
+            other, _ = self.lists.get(linked[kind], ("", 0))  # the style whose list this one is
+            if not levels and other in self.levels:
+                self.levels[number] = self.levels[other]
+
+    def _overrides(self, number: str, num: Element) -> None:
+        """What a list says otherwise than the kind that it is of: levels of its own, and where its numbers begin."""
+        for one in num:
+            if _name(one) == "lvlOverride":
+                at, level, start = _whole(_value(one, "ilvl")), _child(one, "lvl"), _child(one, "startOverride")
+                if level is not None:
+                    self.levels[number][1][at] = _level(level)
+                if start is not None:
+                    self.restarts[number, at] = _whole(_value(start))
 
     def depth(self, paragraph: Element) -> int:
         """How deep a heading is, 0 for no heading."""
@@ -146,38 +182,38 @@ class _Styles:
         own = _child(paragraph, "pPr", "numPr")
         number, level = self.lists.get(_value(_child(paragraph, "pPr", "pStyle")), ("", 0))
         if own is not None:
-            number, level = _value(_child(own, "numId")) or number, _whole(_value(_child(own, "ilvl"))) or level
+            number, level = _value(_child(own, "numId")) or number, _whole(_value(_child(own, "ilvl")) or str(level))
         if number in ("", "0") or number not in self.levels:
             return "" if number in ("", "0") else "- "
         kind, levels = self.levels[number]
-        form, shape, start = levels.get(level, ("bullet", "", 1))
+        here = levels.get(level, _Level())
         counts = self.counts.setdefault(kind, {})
-        counts[level] = counts.get(level, start - 1) + 1
+        start = self.restarts.pop((number, level), None)
+        counts[level] = counts.get(level, here.start - 1) + 1 if start is None else start
         for deeper in [at for at in counts if at > level]:
             del counts[deeper]
-        if form in ("bullet", "none", ""):
-            return "" if form == "none" else "  " * level + "- "
+        if here.form in ("bullet", "none", ""):
+            return "" if here.form == "none" else "  " * level + "- "
+        shape = here.shape
         for at in range(level + 1):
-            here, _, first = levels.get(at, ("decimal", "", 1))
-            shape = shape.replace(f"%{at + 1}", _written(counts.get(at, first), here))
-        return f"{shape} "
+            above = levels.get(at, _Level("decimal"))
+            text = written(counts.get(at, above.start), "decimal" if here.plain else above.form)
+            shape = shape.replace(f"%{at + 1}", text)
+        return f"{shape} " if shape else ""
+
+
+def _level(level: Element) -> _Level:
+    start, plain = _value(_child(level, "start")), _child(level, "isLgl")
+    return _Level(
+        _value(_child(level, "numFmt")),
+        _value(_child(level, "lvlText")),
+        _whole(start or "1"),
+        plain is not None and _value(plain) not in ("0", "false", "off"),
+    )
 
 
 def _whole(text: str) -> int:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 9 else 0
-
-
-def _written(number: int, form: str) -> str:
-    if form in ("lowerLetter", "upperLetter") and number > 0:
-        text = _LETTERS[(number - 1) % 26] * ((number - 1) // 26 % 9 + 1)
-    elif form in ("lowerRoman", "upperRoman"):
-        text, rest = "", number % 400
-        for value, sign in _ROMAN:
-            text += sign * (rest // value)
-            rest %= value
-    else:
-        return f"{number:02d}" if form == "decimalZero" else str(number)
-    return text.upper() if form.startswith("upper") else text
 
 
 @dataclass
@@ -250,8 +286,8 @@ class _Walk:
                 self.breaks += 1
             elif name in _SIGNS:
                 parts.append("" if _value(one, "type") == "page" else _SIGNS[name])
-            elif name == "p" and parts:
-                parts.append(" ")
+            elif name == "p":  # of a cell or note
+                parts.append((" " if parts else "") + self.styles.item(one))
         return "".join(parts)
 
     def _leaves(self, element: Element) -> Iterator[Element]:

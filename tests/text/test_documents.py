@@ -173,20 +173,84 @@ def test_word_files_keep_what_python_docx_leaves_out(tmp_path):
     )
 
 
-def test_clauses_of_word_files_are_numbered_as_on_the_page(tmp_path):
-    def level(number, form, text):
-        inside = f'<w:start w:val="1"/><w:numFmt w:val="{form}"/><w:lvlText w:val="{text}"/>'
-        return f'<w:lvl w:ilvl="{number}">{inside}</w:lvl>'
+def level(number, form, text, more=""):
+    inside = f'<w:start w:val="1"/><w:numFmt w:val="{form}"/><w:lvlText w:val="{text}"/>{more}'
+    return f'<w:lvl w:ilvl="{number}">{inside}</w:lvl>'
 
+
+def kind_of_list(levels, number=7):
+    return f'<w:abstractNum w:abstractNumId="{number}">{levels}</w:abstractNum>'
+
+
+def a_list(number, kind=7, more=""):
+    return f'<w:num w:numId="{number}"><w:abstractNumId w:val="{kind}"/>{more}</w:num>'
+
+
+def in_list(text, number, deep=0):
+    return paragraph(text, properties=f'<w:numPr><w:ilvl w:val="{deep}"/><w:numId w:val="{number}"/></w:numPr>')
+
+
+def test_clauses_of_word_files_are_numbered_as_on_the_page(tmp_path):
     levels = level(0, "upperRoman", "%1.") + level(1, "decimal", "%1.%2") + level(2, "lowerLetter", "(%3)")
-    numbering = f'<w:abstractNum w:abstractNumId="7">{levels}</w:abstractNum>'
-    numbering += '<w:num w:numId="3"><w:abstractNumId w:val="7"/></w:num>'
-    shape = '<w:numPr><w:ilvl w:val="%d"/><w:numId w:val="3"/></w:numPr>'
-    body = "".join(paragraph(f"at {deep}", properties=shape % deep) for deep in (0, 1, 1, 2, 2, 0, 1))
-    write_docx(tmp_path / "a.docx", body, numbering=numbering)
+    body = "".join(in_list(f"at {deep}", 3, deep) for deep in (0, 1, 1, 2, 2, 0, 1))
+    write_docx(tmp_path / "a.docx", body, numbering=kind_of_list(levels) + a_list(3))
     assert only(tmp_path / "a.docx").text.split("\n") == [
         "I. at 0", "I.1 at 1", "I.2 at 1", "(a) at 2", "(b) at 2", "II. at 0", "II.1 at 1",
     ]  # fmt: skip
+
+
+def test_a_list_of_a_word_file_may_begin_anew_or_change_its_levels(tmp_path):
+    again = '<w:lvlOverride w:ilvl="0"><w:startOverride w:val="1"/></w:lvlOverride>'
+    other = f'<w:lvlOverride w:ilvl="0">{level(0, "upperLetter", "(%1)")}</w:lvlOverride>'
+    plain = level(0, "upperRoman", "Article %1") + level(1, "decimal", "%1.%2", "<w:isLgl/>")
+    numbering = kind_of_list(level(0, "decimal", "%1.")) + kind_of_list(plain, 8) + a_list(5, 8)
+    numbering += a_list(3) + a_list(4, more=again) + a_list(6, more=other)
+    body = "".join(in_list("x", number) for number in (3, 3, 4, 4, 6, 3))
+    write_docx(tmp_path / "a.docx", body + in_list("y", 5) + in_list("y", 5, 1), numbering=numbering)
+    assert only(tmp_path / "a.docx").text.split("\n") == [
+        "1. x", "2. x", "1. x", "2. x", "(C) x", "4. x", "Article I y", "1.1 y"
+    ]  # fmt: skip
+
+
+def test_a_list_of_a_word_file_may_be_that_of_a_style(tmp_path):
+    styles = '<w:style w:styleId="S"><w:pPr><w:numPr><w:numId w:val="3"/></w:numPr></w:pPr></w:style>'
+    numbering = kind_of_list(level(0, "decimal", "%1.")) + kind_of_list('<w:numStyleLink w:val="S"/>', 8)
+    write_docx(tmp_path / "a.docx", in_list("x", 4), styles=styles, numbering=numbering + a_list(3) + a_list(4, 8))
+    assert only(tmp_path / "a.docx").text == "1. x"
+
+
+def test_a_style_of_a_word_file_takes_numbers_and_depth_from_the_style_it_is_based_on(tmp_path):
+    styles = (
+        '<w:style w:styleId="B"><w:basedOn w:val="A"/></w:style><w:style w:styleId="C"><w:basedOn w:val="C"/></w:style>'
+    )
+    numbers = '<w:outlineLvl w:val="1"/><w:numPr><w:numId w:val="3"/></w:numPr>'
+    styles += f'<w:style w:styleId="A"><w:pPr>{numbers}</w:pPr></w:style>'
+    numbering = kind_of_list(level(0, "decimal", "%1.")) + a_list(3)
+    body = "".join(paragraph("x", style) for style in "ABC")
+    write_docx(tmp_path / "a.docx", body, styles=styles, numbering=numbering)
+    assert only(tmp_path / "a.docx").text == "## 1. x\n\n## 2. x\n\nx"
+
+
+def test_clauses_of_word_files_have_chinese_numbers(tmp_path):
+    numbering = kind_of_list(level(0, "chineseCountingThousand", "第%1条"))
+    write_docx(tmp_path / "a.docx", in_list("甲方", 3) * 12, numbering=numbering + a_list(3))
+    lines = only(tmp_path / "a.docx").text.split("\n")
+    assert (lines[0], lines[9], lines[11]) == ("第一条 甲方", "第十条 甲方", "第十二条 甲方")
+
+
+def test_numbered_cells_and_notes_of_word_files_keep_their_numbers(tmp_path):
+    rows = "".join(f"<w:tr><w:tc>{in_list('', 3)}</w:tc><w:tc>{paragraph(text)}</w:tc></w:tr>" for text in "ab")
+    two = f"<w:tr><w:tc>{in_list('c', 3)}{in_list('d', 3)}</w:tc></w:tr>"
+    body = f"<w:tbl>{rows}{two}</w:tbl>{in_list('after', 3)}"
+    write_docx(tmp_path / "a.docx", body, numbering=kind_of_list(level(0, "decimal", "%1.")) + a_list(3))
+    assert only(tmp_path / "a.docx").text == "1.\ta\n2.\tb\n3. c 4. d\n\n5. after"
+
+
+def test_a_note_that_is_nested_too_deeply_is_refused(tmp_path):
+    body = '<w:p><w:r><w:t>Text</w:t><w:footnoteReference w:id="2"/></w:r></w:p>'
+    deep = "<w:ins>" * 20_000 + "</w:ins>" * 20_000
+    write_docx(tmp_path / "a.docx", body, footnotes=f'<w:footnote w:id="2"><w:p>{deep}</w:p></w:footnote>')
+    refused(tmp_path / "a.docx", "nested")
 
 
 def test_pages_of_word_files_are_those_that_word_recorded(tmp_path):
