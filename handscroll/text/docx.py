@@ -22,7 +22,6 @@ _HEADING = re.compile(r"(?:heading|überschrift|titre|标题|標題)\s*(\d)", re
 _SIGNS = {"tab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "\u2011", "softHyphen": ""}
 # Text that is not on the page: what was deleted or moved away, codes of fields, phonetic guides, fallbacks of pictures.
 _DROPPED = frozenset("del moveFrom delText instrText rt Fallback pPr rPr sectPr tblPr".split())
-
 _BASES = 12  # styles that stand on each other; Word itself takes no more
 
 

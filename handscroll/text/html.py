@@ -137,6 +137,18 @@ class _Reader(HTMLParser):
         else:
             self._flow(data)
 
+    def parse_marked_section(self, i: int, report: bool = True) -> int:
+        # The standard library's raises an AssertionError for names that it does not know.
+        cdata = self.rawdata.startswith("<![CDATA[", i)
+        end = self.rawdata.find("]]>" if cdata else ">", i + 3)
+        if end >= 0 and cdata:
+            self.unknown_decl(self.rawdata[i + 3 : end])
+        return end if end < 0 else end + (3 if cdata else 1)
+
+    def unknown_decl(self, data: str) -> None:
+        if data.startswith("CDATA["):  # others are marks alone, such as <![if IE]>
+            self.handle_data(data.removeprefix("CDATA["))
+
     def _page(self, attributes: dict[str, str | None]) -> None:
         """A mark of EPUB where a page of the printed book begins."""
         kinds = f"{attributes.get('epub:type') or ''} {attributes.get('role') or ''}"

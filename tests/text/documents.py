@@ -117,12 +117,14 @@ def paragraph(text: str, style: str = "", properties: str = "") -> str:
     return f"<w:p><w:pPr>{named}{properties}</w:pPr><w:r><w:t>{text}</w:t></w:r></w:p>"
 
 
-def write_epub(path: Path, chapters: Sequence[str], extra: dict[str, str] | None = None):
-    """A book whose chapters are these bodies of XHTML."""
-    items = "".join(
+def write_epub(
+    path: Path, chapters: Sequence[str], extra: dict[str, str] | None = None, items: str = "", order: str = ""
+):
+    """A book whose chapters are these bodies of XHTML; more `items` of its list of parts and of its `order`."""
+    items += "".join(
         f'<item id="c{n}" href="text/c%20{n}.xhtml" media-type="application/xhtml+xml"/>' for n in range(len(chapters))
     )
-    order = "".join(f'<itemref idref="c{n}"/>' for n in range(len(chapters)))
+    order = "".join(f'<itemref idref="c{n}"/>' for n in range(len(chapters))) + order
     package = (
         '<package xmlns="http://www.idpf.org/2007/opf" xmlns:dc="http://purl.org/dc/elements/1.1/"><metadata>'
         f"<dc:title>A book</dc:title></metadata><manifest>{items}</manifest><spine>{order}</spine></package>"

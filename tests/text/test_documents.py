@@ -264,12 +264,42 @@ def test_pages_of_word_files_are_those_that_word_recorded(tmp_path):
 def test_a_book_is_read_in_its_order_with_headings_tables_and_printed_pages(tmp_path):
     table = "<table><tr><td><p>a</p></td><td/><td>c</td></tr><tr><td></td><td>e</td><td><p>f</p></td></tr></table>"
     one = f'<h1>One</h1><p>Text of <span epub:type="pagebreak" title="12"/>one.</p>{table}'
-    write_epub(tmp_path / "a.epub", [one, '<img src="cover.png"/>', "<h2>Two</h2><p>More &amp; more</p>"])
+    write_epub(tmp_path / "a.epub", ['<img src="cover.png"/>', one, "<h2>Two</h2><p>More &amp; more</p>"])
     found = only(tmp_path / "a.epub")
     assert found.text == "# One\n\nText of one.\n\na\t\tc\n\te\tf\n\n## Two\n\nMore & more"
     assert found.places == (Place(found.text.index("one."), "page 12"),) and found.metadata == {"title": "A book"}
     write_epub(tmp_path / "b.epub", ["<h1>One</h1><p>a</p>", "<h1>Two</h1><p>b</p>"])
     assert [place.name for place in only(tmp_path / "b.epub").places] == ["chapter 'One'", "chapter 'Two'"]
+
+
+def test_chapters_of_a_book_that_are_not_read_are_named(tmp_path, caplog):
+    items = (
+        '<item id="x" href="x.xml" media-type="text/xml"/><item id="p" href="p.png" media-type="image/png"/>'
+        '<item id="f" href="f.pdf" media-type="application/pdf" fallback="g"/>'
+        '<item id="g" href="g.htm" media-type="Text/HTML; charset=utf-8"/>'
+        '<item id="s" href="s.svg" media-type="image/svg+xml"/><item id="l" href="l" media-type="l" fallback="l"/>'
+    )
+    order = "".join(f'<itemref idref="{name}"/>' for name in ("x", "gone", "p", "f", "s", "l"))
+    extra = {
+        "OEBPS/x.xml": '<?xml version="1.0" encoding="utf-16"?><html><body><p>three</p></body></html>'.encode("utf-16")
+    }
+    extra |= {"OEBPS/g.htm": "<p>four", "OEBPS/s.svg": "<svg><text>five</text></svg>"}
+    write_epub(
+        tmp_path / "a.epub", ['<img src="cover.png"/>', "<p>one</p>", "<p> </p>", "<p><img/></p>"], extra, items, order
+    )
+    found = only(tmp_path / "a.epub")
+    assert found.text == "one\n\nthree\n\nfour\n\nfive"
+    left = (
+        "gone (not in its list of parts)",
+        "OEBPS/p.png (image/png)",
+        "OEBPS/l (l)",
+        "OEBPS/text/c 3.xhtml (only pictures)",
+    )
+    assert found.metadata == {"title": "A book", "skipped chapters": left}
+    assert any("a.epub" in line and all(name in line for name in left) for line in caplog.messages)
+    caplog.clear()
+    write_epub(tmp_path / "b.epub", ['<img src="cover.png"/>', "<p>one</p>"])
+    assert only(tmp_path / "b.epub").metadata == {"title": "A book"} and not caplog.messages
 
 
 def test_a_document_without_places_has_none():

@@ -155,6 +155,21 @@ def test_html_keeps_block_breaks_and_drops_what_is_not_text(tmp_path):
     assert document.metadata == {"title": "A title"}
 
 
+@pytest.mark.parametrize(
+    ("page", "text"),
+    [
+        ("<p>three <![CDATA[if (a < b) & c]]> end</p>", "three if (a < b) & c end"),
+        ("<pre><![CDATA[a]] > b\n  c]]></pre>", "a]] > b\n  c"),
+        ("<p>a<script>//<![CDATA[\nno <p>text\n//]]></script>b", "ab"),
+        ("<p>a<![if IE]>b<![endif]>c", "abc"),
+        ("<p>a <![odd[ x ]]> b <![1]> c", "a b c"),
+    ],
+)
+def test_marked_sections_of_pages(tmp_path, page, text):
+    (tmp_path / "a.html").write_text(page)
+    assert texts(tmp_path / "a.html") == [text]
+
+
 def test_html_obeys_its_declared_encoding(tmp_path):
     page = '<meta http-equiv="Content-Type" content="text/html; charset=gb2312"><p>红楼梦'
     (tmp_path / "a.htm").write_bytes(page.encode("gb18030"))
