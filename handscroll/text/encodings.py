@@ -56,6 +56,41 @@ def decode(data: bytes, source: str, encoding: str | None = None) -> tuple[str, 
         return _as_gb18030(data, source, error.start), "gb18030"
 
 
+def decode_labelled(data: bytes, source: str, label: str | None) -> tuple[str, str]:
+    """Text of a page that names its encoding in itself, as `decode`; labels are often older than the bytes.
+
+    A byte order mark decides, then valid UTF-8 beyond ASCII (unless the page reads like Chinese by its label: a few
+    Chinese characters in gb18030 are valid UTF-8 by chance), then the label.
+
+    Raises:
+        DataError: as `decode`.
+    """
+    wide = label is not None and label.startswith(("utf-16", "utf-32"))  # whose labels cannot be read as ASCII
+    if label is None or wide or any(data.startswith(mark) for mark, _ in _MARKS):
+        return decode(data, source)
+    if not data.isascii() and not _reads_by(label, data):
+        try:
+            return _checked(data.decode("utf-8"), source), "utf-8"
+        except UnicodeDecodeError:
+            pass
+    return decode(data, source, label)
+
+
+def _reads_by(label: str, data: bytes) -> bool:
+    try:
+        return _reads_like_chinese(data.decode(label))
+    except (UnicodeDecodeError, LookupError):
+        return False
+
+
+def same_encoding(label: str, used: str) -> bool:
+    """Whether a label means the encoding that was used."""
+    try:
+        return used.startswith(codecs.lookup(label).name)
+    except LookupError:
+        return False
+
+
 def sniff(head: bytes, source: str, encoding: str | None = None) -> tuple[str, int]:
     """The encoding of a file that begins with `head`, and the bytes of its byte order mark, by the rules of `decode`.
 

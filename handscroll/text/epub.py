@@ -12,7 +12,7 @@ from xml.etree.ElementTree import Element
 from handscroll.base.errors import DataError
 from handscroll.text.archive import Archive, opened
 from handscroll.text.document import Document, Place, Writer
-from handscroll.text.encodings import decode
+from handscroll.text.encodings import decode_labelled
 from handscroll.text.html import declared_encoding, visible
 
 _DECLARED = re.compile(rb"""<\?xml[^>]{0,100}?encoding\s*=\s*["']([A-Za-z0-9_.-]+)""")
@@ -108,7 +108,7 @@ def _decoded(archive: Archive, name: str) -> str:
     data = archive.read(name)
     declared = _DECLARED.search(data[:200])
     label = declared.group(1).decode("ascii").lower() if declared else declared_encoding(data)
-    return decode(data, f"{archive.file}: {name}", label)[0]
+    return decode_labelled(data, f"{archive.file}: {name}", label)[0]
 
 
 def _heading(text: str, title: str | None) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from handscroll.base.errors import DataError
 from handscroll.text.document import Document
 from handscroll.text.docx import read_docx
-from handscroll.text.encodings import decode
+from handscroll.text.encodings import decode, decode_labelled, same_encoding
 from handscroll.text.epub import read_epub
 from handscroll.text.files import BOOKS, PAGES, ROWS, Files, Paths, blocks, kind, looks_like
 from handscroll.text.html import declared_encoding, page_text
@@ -90,9 +90,11 @@ class Reader:
         looks_like(data[:8], file)
         metadata: dict[str, Any] = {}
         if kind(file) in PAGES:
-            page, used = decode(data, source, self.encoding or declared_encoding(data))
+            label = None if self.encoding else declared_encoding(data)
+            page, used = decode_labelled(data, source, label) if label else decode(data, source, self.encoding)
             text, title = page_text(page, source)
             metadata |= {} if title is None else {"title": title}
+            metadata |= {} if label is None or same_encoding(label, used) else {"declared encoding": label}
         else:
             text, used = decode(data, source, self.encoding)
         return Document(text, source, metadata | ({} if used == "utf-8" else {"encoding": used}))

@@ -15,6 +15,7 @@ from tests.naming import naming
 from tests.text.documents import (
     PICTURE,
     RELATIONS,
+    WORD,
     paragraph,
     write_docx,
     write_epub,
@@ -302,6 +303,15 @@ def test_chapters_of_a_book_that_are_not_read_are_named(tmp_path, caplog):
     assert only(tmp_path / "b.epub").metadata == {"title": "A book"} and not caplog.messages
 
 
+def test_a_part_in_utf_16_that_only_speaks_of_entities_is_read(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.docx", "w") as out:
+        text = paragraph("in XML &lt;!ENTITY is no <![CDATA[<!ENTITY >]]> here")
+        out.writestr("_rels/.rels", RELATIONS)
+        out.writestr("word/document.xml", f"<w:document {WORD}><w:body>{text}</w:body></w:document>".encode("utf-16"))
+        out.writestr("word/styles.xml", f"<!DOCTYPE w><w:styles {WORD}/>")
+    assert only(tmp_path / "a.docx").text == "in XML <!ENTITY is no <!ENTITY > here"
+
+
 def test_a_document_without_places_has_none():
     assert Document("text", "a").place(2) == "" and Document("text", "a").marked() == "text"
 
@@ -337,6 +347,15 @@ def test_bombs_and_damage_are_refused(tmp_path, monkeypatch):
         lol = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 9))
         out.writestr("word/document.xml", f'<!DOCTYPE x [<!ENTITY l0 "lol">{lol}]><x>&l8;</x>')
     refused(tmp_path / "f.docx", "entities")
+    for encoding in ("utf-16", "utf-16-be", "utf-8-sig"):
+        with zipfile.ZipFile(tmp_path / "g.docx", "w") as out:
+            mark, name = "\ufeff" if encoding == "utf-16-be" else "", encoding.replace("-sig", "").replace("-be", "")
+            body = (
+                f"<!DOCTYPE w [<!ENTITY e 'text'>]><w:document {WORD}><w:body>{paragraph('&e;')}</w:body></w:document>"
+            )
+            out.writestr("_rels/.rels", RELATIONS)
+            out.writestr("word/document.xml", f'{mark}<?xml version="1.0" encoding="{name}"?>{body}'.encode(encoding))
+        refused(tmp_path / "g.docx", "entities")
     write_epub(tmp_path / "a.epub", ["<img/>"])
     refused(tmp_path / "a.epub", "pictures")
     lock = '<encryption xmlns:e="e"><e:CipherReference URI="OEBPS/text/c%200.xhtml"/></encryption>'

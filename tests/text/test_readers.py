@@ -176,3 +176,23 @@ def test_html_obeys_its_declared_encoding(tmp_path):
     assert texts(tmp_path / "a.htm") == ["红楼梦"]
     (tmp_path / "b.htm").write_bytes('<meta charset="iso-8859-1"><p>L’été'.encode("cp1252"))
     assert texts(tmp_path / "b.htm") == ["L’été"]
+
+
+@pytest.mark.parametrize(
+    ("label", "text", "encoding", "found"),
+    [
+        ("gb2312", "漢字 é", "utf-8-sig", "gb18030"),  # a byte order mark decides
+        ("utf-8", "漢字 é", "utf-16", None),
+        ("iso-8859-1", "L’été", "utf-8", "cp1252"),  # valid UTF-8 that a tool saved without a change of the label
+        ("gbk", "红楼梦", "utf-8", "gb18030"),
+        ("iso-8859-1", "L’été", "cp1252", None),
+        ("gb2312", "什么", "gb18030", None),  # by chance also valid UTF-8
+        ("gb2312", "是在", "gb18030", None),
+        ("utf-16", "plain", "ascii", "utf-16"),  # a page whose label is read in ASCII is not in UTF-16
+        ("utf-8", "漢字", "utf-8", None),
+    ],
+)
+def test_a_byte_order_mark_and_valid_utf_8_stand_above_the_label_of_a_page(tmp_path, label, text, encoding, found):
+    (tmp_path / "a.html").write_bytes(f'<meta charset="{label}"><p>{text}</p>'.encode(encoding))
+    (document,) = read(tmp_path / "a.html")
+    assert document.text == text and document.metadata.get("declared encoding") == found
