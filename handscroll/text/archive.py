@@ -4,9 +4,10 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from xml.etree import ElementTree
+from xml.parsers import expat
 
 from handscroll.base.errors import DataError
 
@@ -52,12 +53,32 @@ class Archive:
             DataError: as `read`; it is not XML, or defines entities, which can grow without bound.
         """
         data = self.read(name)
-        if b"<!ENTITY" in data:
+        if _defines_entities(data):
             raise DataError(f"{self.file}: the part '{name}' defines entities, as no document needs; save it again")
         try:
             return ElementTree.fromstring(data)
         except (ElementTree.ParseError, ValueError, LookupError) as error:
             raise DataError(f"{self.file}: the part '{name}' is not XML ({error}); save the document again") from None
+
+
+class _Told(Exception):
+    """Ends the parser once it is known whether entities are defined."""
+
+
+def _defines_entities(data: bytes) -> bool:
+    """Whether XML of any encoding defines entities, which stand before its first element."""
+    found: list[bool] = []
+
+    def told(defined: bool) -> None:
+        found.append(defined)
+        raise _Told
+
+    parser = expat.ParserCreate()
+    parser.EntityDeclHandler = lambda *_: told(True)
+    parser.StartElementHandler = lambda *_: told(False)
+    with suppress(_Told, expat.ExpatError, ValueError, LookupError):  # who reads the whole says what is wrong with it
+        parser.Parse(data, True)
+    return found[:1] == [True]
 
 
 @contextmanager
