@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -73,18 +74,16 @@ def json_object(line: str, where: str) -> dict[str, Any]:
     """The JSON object in a line.
 
     Raises:
-        DataError: it is not JSON, no object, names a text twice, or is nested or long beyond what a parser takes.
+        DataError: it is not JSON, no object, has a key twice, or is nested or long beyond what a parser takes.
     """
     try:
-        record = json.loads(line)
-        if any(line.count(f'"{key}"') > 1 for key in TEXT_KEYS):
-            json.loads(line, object_pairs_hook=lambda pairs: _once(pairs, where))
+        record = _JSON.decode(line)
+    except _Twice as error:
+        raise DataError(f"{where}: an object has the key {error} twice; one of them would be lost: remove it") from None
     except RecursionError:
         raise DataError(f"{where}: the JSON is nested too deeply; write a flat object") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not valid JSON ({error}); every line must be one JSON object") from None
-    except DataError:
-        raise
     except ValueError:
         raise DataError(f"{where}: a whole number of thousands of digits; write it as text") from None
     if not isinstance(record, dict):
@@ -92,12 +91,18 @@ def json_object(line: str, where: str) -> dict[str, Any]:
     return record
 
 
-def _once(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
+class _Twice(Exception):
+    """A key that an object has twice."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
-    twice = [key for key in TEXT_KEYS if sum(name == key for name, _ in pairs) > 1]
-    if twice:
-        raise DataError(f"{where}: an object has the key '{twice[0]}' twice; one of them would be lost: remove it")
+    if len(values) < len(pairs):
+        raise _Twice(repr(Counter(name for name, _ in pairs).most_common(1)[0][0]))
     return values
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_once)
 
 
 def _named(value: Any) -> str:

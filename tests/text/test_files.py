@@ -116,6 +116,21 @@ def test_refusals(tmp_path, monkeypatch, name, data, told):
         texts(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("key", "line", "doubled"),
+    [
+        ("body", '{"body": "first", "body": "second"}', "'body'"),
+        ("body", '{"body": "first", "b\\u006fdy": "second"}', "'body'"),
+        (None, '{"text": "one", "id": 1, "id": 2}', "'id'"),  # other keys go into the metadata
+        (None, '{"text": "one", "about": [{"page": 1, "page": 2}]}', "'page'"),
+    ],
+)
+def test_no_key_of_a_line_may_come_twice(tmp_path, key, line, doubled):
+    (tmp_path / "a.jsonl").write_text(line)
+    with pytest.raises(DataError, match=naming("a.jsonl:1", doubled, "twice")):
+        texts(tmp_path / "a.jsonl", key=key)
+
+
 def test_a_column_of_numbers_or_none_is_refused(tmp_path):
     parquet.write_table(pyarrow.table({"id": [1], "text": [2.5]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=naming("a.parquet:1", "float")):
