@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 TICKED, OPEN = "☑", "☐"
+FIRST = 24  # units (points, as a rule) from the top of a box in which its first line stands
 
 
 class Box(NamedTuple):
@@ -120,7 +121,7 @@ def _shown(raw: Any, document: Any, page: Any, number: int, boxes: Sequence[Box]
         if code not in (0x0A, 0x0D, 0x20):
             left, bottom, right, top = text.get_charbox(place)
             x, y = (left + right) / 2, (bottom + top) / 2
-            at = next((number for number, box in enumerate(boxes) if box.holds(x, y)), at)
+            at = next((which for which, box in enumerate(boxes) if box.holds(x, y)), at)
         parts[at].append(code)
     return [_tidy(characters(parts[at])) for at in range(len(boxes))]
 
@@ -151,8 +152,11 @@ def placed(page: Any, codes: Sequence[int], texts: Sequence[Filled]) -> dict[int
 def _beside(codes: Sequence[int], words: Sequence[tuple[int, Box]], one: Filled) -> tuple[int, str]:
     """Where a text stands, and the text with blanks around it, "" where it stands on lines of its own."""
     box = one.box
+    first = box._replace(bottom=max(box.bottom, box.top - FIRST))
     level = [
-        (at, word) for at, word in words if box.bottom <= word.middle <= box.top or word.holds(word.left, box.middle)
+        (at, word)
+        for at, word in words
+        if first.bottom <= word.middle <= box.top or word.holds(word.left, first.middle)
     ]
     lefts = [(box.left - word.right, at) for at, word in level if word.left < box.left]
     rights = [(word.left - box.right, at) for at, word in level if word.right > box.right]

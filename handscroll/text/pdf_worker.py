@@ -34,9 +34,9 @@ def main(arguments: list[str]) -> None:
     file, *pages = arguments
     try:
         document = pypdfium2.PdfDocument(file)
+        document.init_forms()  # before the first page
     except pypdfium2.PdfiumError as error:
         return _write({"error": str(error)})
-    document.init_forms()
     if len(document) > MOST_PAGES:
         return _write({"error": f"{len(document):,} pages, more than are read ({MOST_PAGES:,})"})
     if not pages:

@@ -108,6 +108,12 @@ def test_what_was_filled_into_a_form_stands_beside_its_prompt(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_note_of_several_lines_stands_at_the_height_of_its_first(tmp_path):
+    lines = [(72, 700, "A short line"), (72, 685, "and one that is longer")]
+    write_form(tmp_path / "a.pdf", lines, [("/Subtype /FreeText /F 4", "300 650 400 714", "A note\nof two lines")])
+    assert only(tmp_path / "a.pdf").text == "A short line A note\nof two lines\nand one that is longer"
+
+
 def test_a_page_with_nothing_but_a_note_has_its_text(tmp_path):
     write_form(tmp_path / "a.pdf", [], [("/Subtype /FreeText /F 4", "72 700 300 720", "Alone")])
     assert only(tmp_path / "a.pdf").text == "Alone"
