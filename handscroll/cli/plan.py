@@ -142,13 +142,15 @@ def _here(workloads: Any, as_json: bool, probe: bool, before: "Callable[[Any], s
     from handscroll.plan.calibration import load_calibration
     from handscroll.plan.machine import this_machine
     from handscroll.plan.show import plan, plan_lines
+    from handscroll.train.planned import card_bytes
     from handscroll.train.probe import calibrate
 
     threads = workloads[0].threads
     if probe or load_calibration(threads) is None:
         error_screen().print("measuring this machine, once: about half a minute ...")
         calibrate(threads)
-    made = plan(workloads, this_machine(threads=threads))
+    gpu = card_bytes() if any(one.device == "cuda" for one in workloads) else None
+    made = plan(workloads, this_machine(threads=threads, gpu=gpu))
     lines, record = plan_lines(made), made.record()
     if before is not None:
         sentence = before(made.machine.calibration)

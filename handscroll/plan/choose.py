@@ -44,10 +44,20 @@ def options(workload: Workload, machine: Machine) -> list[Forecast]:
 
 
 def fits(forecast: Forecast, machine: Machine) -> bool:
-    """Whether memory and disk suffice, including the safety margin."""
-    if forecast.workload.device == "cuda" and forecast.gpu > machine.gpu * GPU_SAFETY:
+    """Whether memory and disk suffice, including the safety margin. A GPU that was not seen is not judged."""
+    if _overfull(forecast, machine):
         return False
     return forecast.host <= machine.usable and forecast.disk <= machine.disk
+
+
+def unseen(workload: Workload, machine: Machine) -> bool:
+    """Whether the run needs a GPU, and none was seen."""
+    return workload.device == "cuda" and machine.gpu is None
+
+
+def _overfull(forecast: Forecast, machine: Machine) -> bool:
+    """Whether a GPU that was seen cannot hold what is planned on it."""
+    return machine.gpu is not None and forecast.gpu > machine.gpu * GPU_SAFETY
 
 
 def resolve(workload: Workload, machine: Machine) -> Workload:
@@ -194,9 +204,8 @@ def _refusal(workload: Workload, machine: Machine, forecast: Forecast | None = N
 
 
 def _needs(forecast: Forecast, machine: Machine) -> str:
-    gpu = forecast.workload.device == "cuda" and forecast.gpu > machine.gpu * GPU_SAFETY
-    if gpu:
-        return f"{gigabytes(forecast.gpu)} of GPU memory, the GPU has {gigabytes(machine.gpu)}"
+    if _overfull(forecast, machine):
+        return f"{gigabytes(forecast.gpu)} of GPU memory, the GPU has {gigabytes(machine.gpu or 0)}"
     if forecast.host > machine.usable:
         share = f"{gigabytes(machine.usable)} of the {gigabytes(machine.memory)} available may be planned"
         return f"{gigabytes(forecast.host)} of memory, {share}"

@@ -28,7 +28,7 @@ class Machine(Config):
 
     memory: int = Field(gt=0)
     disk: int = Field(ge=0)
-    gpu: int = Field(default=0, ge=0, description="bytes of one GPU; 0: none")
+    gpu: int | None = Field(default=None, ge=0, description="bytes of one GPU; None: no GPU was seen")
     processors: int = Field(default=1, ge=1)
     watts: float = Field(
         default=0.0, ge=0, allow_inf_nan=False, description="what it draws while it computes; 0: unknown"
@@ -41,7 +41,7 @@ class Machine(Config):
         return int(self.memory * SAFETY)
 
 
-def this_machine(folder: Path = Path(), threads: int = 0, gpu: int = 0) -> Machine:
+def this_machine(folder: Path = Path(), threads: int = 0, gpu: int | None = None) -> Machine:
     """The current state of this machine.
 
     Its memory is the minimum of MemAvailable and of the rest that the control groups and RLIMIT_AS leave.

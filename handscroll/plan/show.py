@@ -7,12 +7,13 @@ from typing import Any
 
 from handscroll.base.errors import CapacityError
 from handscroll.base.workload import MEMORY, Workload
-from handscroll.plan.choose import check, chosen, fits, gigabytes, options, widest
+from handscroll.plan.choose import check, chosen, fits, gigabytes, options, unseen, widest
 from handscroll.plan.forecast import Forecast, predict
-from handscroll.plan.machine import Machine
+from handscroll.plan.machine import GPU_SAFETY, Machine
 
 Line = str | tuple[str, list[str], list[list[str]]]
 TRAINING = ("train", "extend")
+VERDICTS = {True: "fits", False: "does not fit", None: "not known"}
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class Plan:
         return "" if self.energy is None else f", {self.energy:.2g} Wh at {self.machine.watts:g} W"
 
     @property
+    def fits(self) -> bool | None:
+        """Whether the run fits; None: it needs a GPU, and none was seen."""
+        return _judged(not self.refusal, self.stages[0], self.machine)
+
+    @property
     def sure(self) -> str:
         """How far the times may be off."""
         if self.machine.calibration.measured:
@@ -56,7 +62,7 @@ class Plan:
             "stages": [stage.record() for stage in self.stages],
             "seconds": seconds,
             "watt_hours": None if self.energy is None else round(self.energy, 6),
-            "fits": not self.refusal,
+            "fits": self.fits,
             "refusal": self.refusal,
         }
 
@@ -119,8 +125,7 @@ def plan_lines(made: Plan) -> list[Line]:
     total = sum(peak.parts.values())
     parts = [[name, gigabytes(size), f"{size / total:.0%}"] for name, size in peak.parts.items()]
     lines.append((f"\npeak, in phase '{peak.phase}'", ["part", "bytes", "share"], parts))
-    room = f"{gigabytes(machine.usable)} of {gigabytes(machine.memory)} available may be used"
-    lines.append(f"\nverdict: {'does not fit' if made.refusal else 'fits'} ({room}; {gigabytes(machine.disk)} of disk)")
+    lines.append(f"\nverdict: {VERDICTS[made.fits]} ({_room(made)})")
     lines += [made.refusal] if made.refusal else []
     if not math.isnan(made.seconds):
         lines.append(f"time: {_steps(made)}{made.power}; {made.sure}")
@@ -131,13 +136,30 @@ def plan_lines(made: Plan) -> list[Line]:
                 gigabytes(one.gpu or one.host),
                 gigabytes(one.disk),
                 clock(one.seconds),
-                "fits" if fits(one, machine) else "does not fit",
+                VERDICTS[_judged(fits(one, machine), one, machine)],
             ]
             for one in made.others
         ]
         columns = ["--set memory.", "memory", "disk", "an update", "verdict"]
         lines.append(("\nother settings (put --set memory. before each)", columns, table))
     return lines
+
+
+def _judged(suffices: bool, forecast: Forecast, machine: Machine) -> bool | None:
+    """Whether a forecast fits, where what was seen `suffices`; None: the GPU was not seen."""
+    return None if suffices and unseen(forecast.workload, machine) else suffices
+
+
+def _room(made: Plan) -> str:
+    """What the machine has, in words."""
+    machine = made.machine
+    room = f"{gigabytes(machine.usable)} of {gigabytes(machine.memory)} available may be used"
+    if unseen(made.stages[0].workload, machine):
+        room = f"no GPU was seen here, so compare its memory with the forecast; {room} on the host"
+    elif made.stages[0].gpu and machine.gpu is not None:
+        card = f"{gigabytes(int(machine.gpu * GPU_SAFETY))} of {gigabytes(machine.gpu)} of GPU memory may be used"
+        room = f"{card}; {room} on the host"
+    return f"{room}; {gigabytes(machine.disk)} of disk"
 
 
 def _steps(made: Plan) -> str:

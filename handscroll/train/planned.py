@@ -39,7 +39,7 @@ class Planned:
         free = gigabytes(self.plan.machine.usable)
         if self.memory.strategy == "recurrent":
             place = "strategy recurrent, truncated: gradients end at each chunk's edge"
-        card = f"GPU {gigabytes(widest.gpu)} (has {gigabytes(self.plan.machine.gpu)}), " if widest.gpu else ""
+        card = f"GPU {gigabytes(widest.gpu)} (has {gigabytes(self.plan.machine.gpu or 0)}), " if widest.gpu else ""
         return (
             f"plan: {place}; {card}peak memory {gigabytes(widest.host)} (may use {free}), "
             f"disk {gigabytes(widest.disk)}, about {clock(self.plan.seconds)}{self.plan.power} ({self.plan.sure})"
@@ -86,7 +86,7 @@ def planned(
     Raises:
         CapacityError: the run does not fit and `force` is not given. The message names a setting that would fit.
     """
-    gpu = card_bytes() if any(one.device == "cuda" for one in workloads) else 0
+    gpu = card_bytes() if any(one.device == "cuda" for one in workloads) else None
     machine = this_machine(folder, torch.get_num_threads(), gpu)
     machine = machine.model_copy(update={"memory": machine.memory // world.neighbours})
     kept = _kept(folder)
@@ -112,8 +112,10 @@ def planned(
     return _written(Planned(taken, made, folder), world, force)
 
 
-def card_bytes() -> int:
-    """Bytes of the current GPU that this process has reserved or may still take."""
+def card_bytes() -> int | None:
+    """Bytes of the current GPU that this process has reserved or may still take; None: there is no GPU."""
+    if not torch.cuda.is_available():
+        return None
     return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
 
 

@@ -63,3 +63,27 @@ def test_a_checkpoint_is_planned(tiny_folder):
     assert record["stages"][0]["parts"]["cache"] == 2 * 2 * 128 * 2 * (12 + 4)
     record = json.loads(run("serve", str(tiny_folder), "--context", "128", "--slots", "3", "--json"))
     assert record["stages"][0]["parts"]["cache"] == 3 * 2 * 2 * 128 * 2 * 12 * 4
+
+
+CUDA = ["train", RECIPE, "--without-text", "--set", "device=cuda"]
+
+
+def test_a_run_on_a_gpu_is_held_against_the_bytes_of_the_card(monkeypatch):
+    monkeypatch.setattr("handscroll.train.planned.card_bytes", lambda: 8_000_000_000)
+    text = run(*CUDA)
+    assert "verdict: fits" in text and "7,760 MB of 8,000 MB of GPU memory" in " ".join(text.split())
+    monkeypatch.setattr("handscroll.train.planned.card_bytes", lambda: 900_000_000)
+    text = " ".join(run(*CUDA).split())
+    assert "verdict: does not fit" in text and "the GPU has 900 MB" in text
+
+
+def test_a_run_on_a_gpu_is_forecast_where_no_card_is_seen(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    text = " ".join(run(*CUDA).split())
+    assert "no GPU was seen" in text and "does not fit" not in text and "time: about" in text
+    record = json.loads(run(*CUDA, "--json"))
+    assert record["fits"] is None and record["machine"]["gpu"] is None and record["stages"][0]["gpu"] > 0
+    long = run(
+        *CUDA, "--set", "stages.1.length=8388608", "--set", "memory.strategy=plain", "--set", "loop.keep=99999999"
+    )
+    assert "verdict: does not fit" in long, "what the host lacks is still refused"
