@@ -11,11 +11,12 @@ from handscroll.lm import LM
 
 
 @contextmanager
-def serving(lm: LM | None = None, cut: int = 0, refuse: int = 0, echo: str = "yes") -> Iterator[str]:
+def serving(lm: LM | None = None, cut: int = 0, refuse: int = 0, echo: str = "yes", status: int = 400) -> Iterator[str]:
     """The address of a server that counts words as tokens (or those of `lm`).
 
     `cut`: longer prompts lose their beginning in silence. `refuse`: longer prompts get an error. `echo`: whether
     log-probabilities of prompts come back ("yes"), do not although they are accepted ("no"), or are refused ("error").
+    `status` is that of its errors.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -30,9 +31,9 @@ def serving(lm: LM | None = None, cut: int = 0, refuse: int = 0, echo: str = "ye
             prompt = asked["prompt"]
             tokens = prompt if isinstance(prompt, list) else lm.encode(prompt) if lm else prompt.split()
             if refuse and len(tokens) > refuse:
-                return self.answer(400, {"error": {"message": f"{len(tokens)} tokens are more than {refuse}"}})
+                return self.answer(status, {"error": {"message": f"{len(tokens)} tokens are more than {refuse}"}})
             if asked.get("echo") and echo == "error":
-                return self.answer(400, {"error": {"message": "echo is not supported"}})
+                return self.answer(status, {"error": {"message": "echo is not supported"}})
             tokens = tokens[-cut:] if cut else tokens
             known = lm is None and "48213." in tokens
             choice: dict[str, Any] = {"text": " 48213" if known else " unknown", "logprobs": None}

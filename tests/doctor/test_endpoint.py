@@ -40,6 +40,27 @@ def test_logprobs_that_are_accepted_and_left_out_are_found_and_a_refusal_is_no_f
     assert "status 400" in echo.seen.notes[0]
 
 
+@pytest.mark.parametrize("status", [400, 401, 404, 429, 500])
+def test_a_server_that_refuses_everything_is_not_healthy(status):
+    found = examined(refuse=1, status=status)
+    assert found.status == 2 and not found.of("healthy") and not found.wrong
+    why = {one.name: one.why for one in found.of("unexamined")}
+    assert f"status {status}" in why["echo"] and f"status {status}" in why["truncation"]
+    assert "tokens are more than 1" in why["truncation"], "the server's own words"
+
+
+@pytest.mark.parametrize(
+    ("status", "verdict"), [(400, "healthy"), (413, "healthy"), (422, "healthy"), (503, "unexamined")]
+)
+def test_only_a_refusal_of_the_content_is_one(status, verdict):
+    found = {one.name: one for one in examined(refuse=1000, status=status).checks}
+    assert found["truncation"].verdict == verdict and found["echo"].verdict == "healthy"
+    if verdict == "unexamined":
+        assert "read whole" in found["truncation"].why and f"status {status}" in found["truncation"].why
+    echo = {one.name: one for one in examined(echo="error", status=status).checks}["echo"]
+    assert echo.verdict == verdict
+
+
 def test_an_endpoint_is_held_against_a_runtime_here_and_told_where_it_leaves():
     lm = ours()
     words = OurWords(lm.tokenizer)

@@ -3,7 +3,7 @@
 Some servers accept the request and leave them out (llama.cpp#27174); a harness then reports chance.
 """
 
-from handscroll.doctor.finding import Absent, Check, Fault, Seen
+from handscroll.doctor.finding import Absent, Cannot, Check, Fault, Seen
 from handscroll.doctor.probes import PASSAGE
 from handscroll.doctor.runtime import Runtime
 from handscroll.doctor.runtimes.endpoint import Endpoint, Refused
@@ -16,6 +16,7 @@ def run(runtime: Runtime) -> Seen:
     try:
         found = runtime.echoed(prompt)
     except Refused as error:
+        _check_answers(runtime, prompt, error)
         note = (
             f"status {error.status}: harnesses that need log-probabilities of prompts get an error, not a wrong score"
         )
@@ -28,6 +29,16 @@ def run(runtime: Runtime) -> Seen:
         "score with a server that echoes them (vLLM), or load the model itself; do not trust loglikelihood tasks here",
     )
     return Seen("no log-probabilities of the prompt", (fault,))
+
+
+def _check_answers(runtime: Endpoint, prompt: str, refused: Refused) -> None:
+    """Raise Cannot unless it is echo with logprobs that is refused, and the prompt is answered without them."""
+    if not refused.of_content:
+        raise Cannot(f"a request with echo and logprobs is answered with an error of the server: {refused}")
+    try:
+        runtime.complete(prompt, max_tokens=1)
+    except Refused as error:
+        raise Cannot(f"the same prompt is refused without echo and logprobs too: {error}") from None
 
 
 CHECK = Check("Are log-probabilities of a prompt echoed where they are accepted?", run)

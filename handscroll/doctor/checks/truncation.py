@@ -22,9 +22,7 @@ def run(runtime: Runtime) -> Seen:
     try:
         base, more = runtime.counted(_prompt(1)), runtime.counted(_prompt(3))
     except Refused as error:
-        return Seen(
-            f"even a prompt of three sentences is refused with an error (status {error.status}), and none is cut"
-        )
+        raise Cannot(f"even a prompt of three sentences is answered with an error: {error}") from None
     each = (more - base) / 2
     if each <= 0:
         raise Cannot(f"its count does not grow with the prompt ({base}, then {more} tokens)")
@@ -36,6 +34,11 @@ def run(runtime: Runtime) -> Seen:
         try:
             answer = runtime.complete(_prompt(count), max_tokens=8)
         except Refused as error:
+            if not error.of_content:
+                raise Cannot(
+                    f"prompts of up to {read:,} tokens are read whole, but one of {round(wanted):,} tokens is answered "
+                    f"with an error of the server: {error}"
+                ) from None
             told = f"; {round(wanted):,} tokens are refused with an error (status {error.status})"
             break
         read = int((answer.get("usage") or {}).get("prompt_tokens") or 0)

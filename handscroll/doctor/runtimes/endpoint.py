@@ -18,14 +18,20 @@ from handscroll.doctor.runtime import Ids, Runtime, Words
 
 WAIT = 300.0  # seconds for one answer
 _SHOWN = 300  # characters of an answer that an error shows
+_CONTENT = (400, 413, 422)  # statuses by which a server refuses what was asked, and not who asks, where or how often
 
 
 class Refused(Cannot):
-    """The server answered with an error; `status` is its number and the text its reason."""
+    """The server answered with an error; `status` is its number, and the text names it with the server's reason."""
 
     def __init__(self, status: int, reason: str):
-        super().__init__(reason)
+        super().__init__(f"status {status}: {reason or 'no reason is given'}")
         self.status = status
+
+    @property
+    def of_content(self) -> bool:
+        """Whether the content of the request is refused; other errors are those of keys, addresses and servers."""
+        return self.status in _CONTENT
 
 
 class Endpoint(Runtime):
