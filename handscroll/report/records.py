@@ -54,6 +54,9 @@ class Needle(Record):
     accuracy: tuple[tuple[Share | None, ...], ...]
     samples: Count
     format: str = ""
+    language: str = ""
+    needles: Count | None = None
+    distractors: Count | None = None
     seed: int | None = None
     trained: int | None = None
 
@@ -236,6 +239,7 @@ class Ruler(Record):
     label: str = ""
     trained: int | None = None
     layout: str = ""
+    template: str = ""
     language: str = ""
     seed: int | None = None
     samples: Count

@@ -28,6 +28,7 @@ ASKED = (
     "views",
     "exposure",
     "changes",
+    "measures",
 )  # whose pages come in Chinese
 # what the records say
 KEPT = {

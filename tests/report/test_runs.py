@@ -154,8 +154,98 @@ def test_losses_of_other_texts_are_not_compared():
     (section,) = changes_section(old, new, ["old", "new"])
     verdicts = {row[0]: row[-1] for row in section.items[0].cells}
     assert verdicts["loss in the last quarter of 4K, after"] == "other text"
-    assert section.lead.startswith("1 of 2 numbers became worse") and section.lead.endswith("not compared: 1.")
+    assert section.lead.startswith("1 of 2 numbers became worse") and section.lead.endswith("not better or worse: 1.")
     (alone,) = changes_section(old[:1], new[:1], ["old", "new"])
-    assert alone.lead == "Of other text, or other tokens of it, and not compared: 1."
+    assert alone.lead == "Measured in another way, and so not better or worse: 1."
     (same,) = changes_section([perplexity(text_sha256="ab")], [perplexity(loss=[3.0, 2.5, 2.25, 4.0])], ["a", "b"])
     assert [row[-1] for row in same.items[0].cells] == ["worse"]
+
+
+def changed(old, new):
+    """The rows of what changed: what was measured, both numbers, and the verdict."""
+    (section,) = changes_section(old, new, ["old", "new"])
+    return [(row[0], row[1], row[2], row[-1]) for row in section.items[0].cells], section.lead
+
+
+WORSE = [3.0, 2.5, 2.25, 4.0]
+
+
+def test_records_of_one_label_are_paired_by_what_they_measured():
+    old = [perplexity("x", length=1024), perplexity("x"), needle("x"), needle("x", lengths=[1024, 8192])]
+    new = [perplexity("x", loss=WORSE), perplexity("x", length=1024, loss=WORSE), needle("x")]
+    rows, lead = changed(old, new)
+    assert [row[0] for row in rows if row[-1] == "worse"] == [
+        "loss in the last quarter of 1K, x",
+        "loss in the last quarter of 4K, x",
+    ]
+    assert rows[-1][1:] == ("0.917", "–", "only in old") and "in one run only: 1." in lead
+    (lone,), lead = changed([RULER | {"lengths": [2048, 4096, 8192]}] * 2, [RULER])[0][3:4], ""
+    assert lone[-1] == "only in old"
+
+
+def test_what_was_measured_in_another_way_is_neither_better_nor_worse():
+    low = {"average": [0.5, 0.5, 0.5], "low": [0.4, 0.4, 0.4], "high": [0.6, 0.6, 0.6]}
+    ruler = RULER | {"layout": "shared", "template": "base"}
+    for other, verdict in (
+        ({"layout": "published"}, "other layout"),
+        ({"language": "zh"}, "other language"),
+        ({"template": "chat"}, "other template"),
+        ({"tasks": [f"job {n}" for n in range(13)]}, "other tasks"),
+        ({"layout": "published", "template": "chat"}, "other layout and template"),
+    ):
+        rows, lead = changed([ruler], [ruler | low | other])
+        assert [row[-1] for row in rows][:2] == [verdict] * 2, other
+        assert "became worse" not in lead
+    assert [row[-1] for row in changed([ruler], [RULER | low | {"samples": 500}])[0]][:2] == ["worse"] * 2
+    for other, verdict in (({"format": "a word"}, "other format"), ({"samples": 2}, "other samples")):
+        assert changed([needle("x")], [needle("x", accuracy=[[0.5, 0.25], [0.0, None]], **other)])[0][0][-1] == verdict
+    (row,) = changed([tasks("x", 0.8) | {"shots": 0}], [tasks("x", 0.3) | {"shots": 2}])[0][:1]
+    assert row[-1] == "other shots"
+
+
+def test_the_nearer_of_several_records_is_the_one_compared():
+    both = [RULER | {"layout": "shared"}, RULER | {"layout": "published"}]
+    worse = {"average": [0.5, 0.5, 0.5], "low": [0.4, 0.4, 0.4], "high": [0.6, 0.6, 0.6]}
+    rows, _ = changed(both, [both[1] | worse, both[0]])
+    assert ("RULER at 2K, published", "1.000", "0.500", "worse") in rows and len(rows) == 6
+    assert ("RULER at 2K, shared", "1.000", "1.000", "the same") in rows
+    labelled = [RULER | {"label": "a"}, RULER | {"label": "b"}]
+    rows, _ = changed(labelled, [labelled[1] | worse, labelled[0]])
+    assert ("RULER at 2K, b", "1.000", "0.500", "worse") in rows and (
+        "RULER at 2K, a",
+        "1.000",
+        "1.000",
+        "the same",
+    ) in rows
+
+
+def test_a_length_or_a_metric_of_one_run_alone_is_told():
+    shorter = RULER | {
+        "lengths": [2048],
+        "scores": [[1.0]] * 13,
+        "average": [1.0],
+        "low": [0.98],
+        "high": [1.0],
+        "tasks_counted": [13],
+        "unfit": [],
+    }
+    models = [RULER | {"model": "a"}, RULER | {"model": "b"}]
+    assert [row[0] for row in changed(models, models[::-1])[0]][:4:3] == ["RULER at 2K, a", "RULER at 2K, b"]
+    rows, lead = changed([RULER], [shorter])
+    assert [row[-1] for row in rows] == ["the same", "only in old", "only in old"]
+    assert lead == "0 of 1 numbers became worse from old to new. Measured in one run only: 2."
+    old, new = tasks("x"), tasks("x")
+    del new["tasks"][0]["scores"]["exact-match"]
+    assert [row[-1] for row in changed([old], [new])[0]] == ["the same", "only in old"]
+
+
+def test_what_changed_has_no_english_in_chinese():
+    old = [RULER | {"layout": "shared"}, needle("x"), perplexity("x", text_sha256="ab"), tasks("x")]
+    new = [
+        RULER | {"layout": "published", "language": "zh"},
+        needle("x", format="a word"),
+        perplexity("x", text_sha256="cd"),
+    ]
+    (section,) = changes_section(old, new, ["旧", "新"], "zh")
+    verdicts = {row[-1] for row in section.items[0].cells}
+    assert verdicts == {"布局和语言不同", "格式不同", "文本不同", "只在 旧 中"} and "只在" in section.lead
