@@ -62,8 +62,8 @@ class Needle(Record):
 
     @model_validator(mode="after")
     def _shape(self) -> Self:
-        if len(self.accuracy) != len(self.depths) or any(len(row) != len(self.lengths) for row in self.accuracy):
-            rows, columns = len(self.depths), len(self.lengths)
+        rows, columns = len(self.depths), len(self.lengths)
+        if len(self.accuracy) != rows or any(len(row) != columns for row in self.accuracy):
             raise ValueError(f"accuracy must have {rows} rows (depths) of {columns} values (lengths)")
         return self
 
@@ -494,8 +494,7 @@ def _parse(record: Mapping[str, Any], where: str) -> Record:
     kind = record.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
         raise DataError(f"{where}: unknown kind {kind!r}: {nearest(str(kind), KINDS)}")
-    values = {name: value for name, value in record.items() if name != "kind"}
     try:
-        return KINDS[kind].parse(values, f"{where} ({kind})")
+        return KINDS[kind].parse({name: record[name] for name in record if name != "kind"}, f"{where} ({kind})")
     except ConfigError as error:
         raise DataError(str(error)) from None
