@@ -102,11 +102,17 @@ class LayerSpec(Config):
         """Numbers in norms and biases."""
         if self.recurrent:
             return 8 * self.width
-        norms = (self.norms + self.crossed) * self.width * (2 if self.norm == "layer" and self.norm_bias else 1)
-        heads = self.head_norms * 2 * self.head_size + self.joint_norms * (self.inner + self.shared)
         attention = (self.inner + 2 * self.shared) * self.attention_bias + self.width * self.output_bias
         mlp = ((self.products - 1) * self.mlp_width + self.width) * self.mlp_bias
-        return norms + heads + attention + mlp
+        return self.normed + attention + mlp
+
+    @property
+    def normed(self) -> int:
+        """Numbers in norms."""
+        if self.recurrent:
+            return 0
+        norms = (self.norms + self.crossed) * self.width * (2 if self.norm == "layer" and self.norm_bias else 1)
+        return norms + self.head_norms * 2 * self.head_size + self.joint_norms * (self.inner + self.shared)
 
     @property
     def numbers(self) -> int:
@@ -397,10 +403,15 @@ class ModelSpec(Config):
         return self.vocab * (self.table_width or self.width)
 
     @property
-    def tables(self) -> int:
-        """Numbers in the embedding, an own head and learned positions."""
-        rows = sum(one.rows for one in self.positions)
-        return (1 if self.tied else 2) * self.table + rows * (self.table_width or self.width)
+    def embedded(self) -> int:
+        """Numbers in the embedding and in learned positions."""
+        return self.table + sum(one.rows for one in self.positions) * (self.table_width or self.width)
+
+    @property
+    def normed(self) -> int:
+        """Numbers in the norms of all layers, and behind the last one."""
+        last = self.width * {"": 0, "rms": 1, "layer": 2}[self.norm] * (2 if self.encoder else 1)
+        return total(self.layers, "normed") + total(self.encoder, "normed") + last
 
     @property
     def matrices(self) -> int:
@@ -410,9 +421,9 @@ class ModelSpec(Config):
     @property
     def parameters(self) -> int:
         """All numbers of the model."""
-        norm = self.width * {"": 0, "rms": 1, "layer": 2}[self.norm]
-        layers = total(self.layers, "numbers") + total(self.encoder, "numbers")
-        return layers + self.tables + norm * (2 if self.encoder else 1) + self.extra
+        layers = (*self.layers, *self.encoder)
+        others = total(layers, "numbers") - total(layers, "normed")
+        return others + self.normed + self.embedded + (0 if self.tied else self.table) + self.extra
 
     @property
     def active(self) -> int:

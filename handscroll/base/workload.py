@@ -13,6 +13,7 @@ StrategyName = Literal["auto", "plain", "checkpoint", "chunk-outer", "layer-oute
 # The settings of a recipe's table `memory` that a forecast depends on.
 MEMORY = ("strategy", "stage_layers", "chunk", "offload", "mlp_tile")
 CHUNKED = ("chunk-outer", "layer-outer", "staged")
+BEST = 3  # copies of the best weights on disk: two are kept, and one more exists while it is written
 
 
 class Footprint(Config):
@@ -62,6 +63,7 @@ class Workload(Config):
     spec: ModelSpec
     lora: int = Field(default=0, ge=0, description="rank of LoRA; 0: all weights are trained")
     lora_targets: int = Field(default=4, ge=0, description="projections of a layer that LoRA adapts, attention first")
+    tables: bool = Field(default=False, description="with LoRA: embeddings and norms are trained too")
     length: int = Field(ge=1)
     rows: int = Field(default=1, ge=1)
     micro: int = Field(default=1, ge=1)
@@ -84,6 +86,7 @@ class Workload(Config):
     offload: Literal["none", "host", "disk"] = "none"
     device: Literal["cpu", "cuda"] = "cpu"
     keep: int = Field(default=2, ge=0)
+    best: bool = Field(default=False, description="the best validated weights are kept beside the checkpoints")
     new: int = Field(default=0, ge=0, description="generate, serve: new tokens")
     past: int = Field(default=0, ge=0, description="generate: tokens before the prompt, kept already")
     cache: Footprint | None = None
@@ -96,6 +99,8 @@ class Workload(Config):
             raise ValueError("stage_layers belongs to strategy 'staged', and 'staged' needs it")
         if self.strategy in ("plain", "checkpoint") and (self.chunk or self.offload != "none"):
             raise ValueError(f"strategy '{self.strategy}' has no chunks and offloads nothing: leave both out")
+        if self.tables and not self.lora:
+            raise ValueError("tables are trained beside LoRA; without lora all weights are trained: leave tables out")
         return self
 
     @property
@@ -124,6 +129,31 @@ class Workload(Config):
         return over((*self.spec.encoder, *self.spec.layers), self.adapters)
 
     @property
+    def learned_tables(self) -> int:
+        """Numbers of embeddings and norms that are trained beside LoRA, but for the few vectors of an embedding norm.
+
+        Embeddings that are stored in a number format get no gradient.
+        """
+        if not self.tables:
+            return 0
+        return self.spec.normed + (0 if self.stored else self.spec.embedded)
+
+    @property
+    def learned_table(self) -> bool:
+        """Whether the table of tokens gets a gradient."""
+        return not self.lora or (self.tables and not self.stored)
+
+    @property
+    def learned_norms(self) -> bool:
+        """Whether the weights of norms get gradients."""
+        return not self.lora or self.tables
+
+    @property
+    def learned_head(self) -> bool:
+        """Whether the matrix of the head gets a gradient: a tied one is the table of tokens."""
+        return self.learned_table and (self.spec.tied or not self.lora)
+
+    @property
     def parameters(self) -> int:
         """All numbers of the model, LoRA's included."""
         return self.spec.parameters + self.adapted
@@ -131,17 +161,18 @@ class Workload(Config):
     @property
     def trainable(self) -> int:
         """Numbers that get gradients."""
-        return self.adapted if self.lora else self.parameters
+        return self.adapted + self.learned_tables if self.lora else self.parameters
 
     @property
     def largest(self) -> int:
         """Numbers of the largest tensor that gets a gradient."""
         layers = [layer for layer, _ in kinds((*self.spec.layers, *self.spec.encoder))]
+        table = max(self.spec.table, max(one.rows for one in self.spec.positions) * self.spec.width)
         if self.lora:
             mlp = self.lora_targets > 4
-            return self.lora * max(max(one.width, one.inner, one.mlp_width if mlp else 0) for one in layers)
-        widest = max(one.width * max(one.mlp_width, one.inner) for one in layers)
-        return max(self.spec.table, widest, max(one.rows for one in self.spec.positions) * self.spec.width)
+            widest = self.lora * max(max(one.width, one.inner, one.mlp_width if mlp else 0) for one in layers)
+            return max(widest, table) if self.learned_table else widest
+        return max(table, *(one.width * max(one.mlp_width, one.inner) for one in layers))
 
     def changed(self, **values: Any) -> Self:
         """A validated copy with other values."""

@@ -97,7 +97,9 @@ def tune(lm: LM, to: int, settings: TuneSettings, folder: Path, on_record: OnRec
 def _workload(lm: LM, to: int, settings: TuneSettings, source: TokenSource) -> Workload:
     """The tuning's workload, for the planner."""
     lora = settings.lora
-    changes: dict[str, Any] = {} if lora is None else {"lora": lora.rank, "lora_targets": len(lora.targets)}
+    changes: dict[str, Any] = {}
+    if lora is not None:
+        changes = {"lora": lora.rank, "lora_targets": len(lora.targets), "tables": lora.tables}
     return Workload(
         kind="extend",
         spec=lm.model.spec,

@@ -143,7 +143,7 @@ def _counted(workload: Workload) -> Work:
     again, train = forwards(workload), workload.kind in ("train", "extend")
     back = (2.0 if workload.lora else 4.0) if train else 0.0
     per_token = over(spec.layers, lambda layer: _products(workload, layer, 2 * again + back))
-    head = ((6.0 if not workload.lora else 4.0) if train else 2.0) * spec.table * workload.targets
+    head = ((6.0 if workload.learned_head else 4.0) if train else 2.0) * spec.table * workload.targets
     apart = spec.recurrent and workload.precision == "bfloat16"  # an LSTM's layers stay in float32
     per_token += 0.0 if apart else head
     chunks = -(-workload.length // workload.chunk) if workload.strategy in CHUNKED else 1
@@ -173,7 +173,7 @@ def _read(workload: Workload, chunks: int, again: float) -> float:
         return 0.0
     back = 1.0 if workload.lora else 2.0
     layers = chunks * (again + back) * total(workload.spec.layers, "matrices")
-    return 4.0 * workload.micro * (layers + (1 + back) * workload.spec.table)
+    return 4.0 * workload.micro * (layers + (3.0 if workload.learned_head else 2.0) * workload.spec.table)
 
 
 def _products(workload: Workload, layer: LayerSpec, each: float) -> float:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from handscroll.base.workload import CHUNKED, Workload
+from handscroll.base.workload import BEST, CHUNKED, Workload
 from handscroll.plan import inference, memory
 from handscroll.plan.calibration import GPU, Calibration
 from handscroll.plan.duration import reading, seconds, writing
@@ -74,10 +74,8 @@ def predict(workload: Workload, machine: Machine) -> Forecast:
     base = CUDA_BASE if gpu else machine.calibration.base + narrow - (0 if train else TRAINED)
     parts = {"base": base} | parts | {"heap": _heap(workload, found[phase])}
     total = sum(parts.values())
-    held, times = 0, _times(workload, GPU if gpu else machine.calibration)
-    if gpu and workload.offload == "host":
-        held = sum(memory.carried(workload).values())
-    host = machine.calibration.base + held if gpu else total
+    times = _times(workload, GPU if gpu else machine.calibration)
+    host = machine.calibration.base + memory.host_bytes(workload) if gpu else total
     return Forecast(
         workload,
         host=host,
@@ -108,7 +106,7 @@ def beside(workload: Workload) -> Parts:
 
 
 def disk_bytes(workload: Workload) -> int:
-    """The bytes on disk: checkpoints, the saved model, and the offload file.
+    """The bytes on disk: checkpoints, copies of the best weights, the saved model, and the offload file.
 
     While a new checkpoint is written, there is one more than are kept. For a request it is the cache on disk.
     """
@@ -117,7 +115,8 @@ def disk_bytes(workload: Workload) -> int:
         return math.ceil(workload.rows * filed * (workload.length + max(0, workload.new - 1)))
     each = 4 * workload.trainable * (2 if workload.average else 1) + memory.state_bytes(workload)
     offloaded = sum(memory.carried(workload).values()) if workload.offload == "disk" else 0
-    return (workload.keep + 1) * each + memory.weight_bytes(workload) + offloaded
+    best = BEST * 4 * workload.trainable if workload.best else 0
+    return (workload.keep + 1) * each + best + memory.weight_bytes(workload) + offloaded
 
 
 def _heap(workload: Workload, phase: Parts) -> int:

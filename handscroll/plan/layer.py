@@ -58,7 +58,7 @@ class Layer:
         routed, layer = _routed(layer), layer.read
         frozen, wide = bool(workload.lora), stream(workload)
         attention = _kept_attention(workload, layer, frozen)
-        attention += _kept_cross(layer, e, frozen) if layer.crossed else 0
+        attention += _kept_cross(layer, e, workload.learned_norms) if layer.crossed else 0
         mlp = _kept_mlp(layer, e, frozen) + routed
         norm_input = wide * layer.width  # the MLP's input, which is kept if the MLP is tiled
         inside = 0 if workload.mlp_tile else mlp
@@ -121,7 +121,7 @@ def _kept_attention(workload: Workload, layer: LayerSpec, frozen: bool) -> int:
     # The attention output has the layout of q. A rotated q is laid out by heads, so its output is copied.
     projected = e * layer.inner if workload.spec.rotates else 0
     residual = 2 * wide * layer.width
-    fused = frozen or workload.device == "cuda"
+    fused = not workload.learned_norms or workload.device == "cuda"
     scaled = 2 * WIDE * (1 + (0 if fused else layer.width))  # a norm's own weight needs the scaled input
     norms = 4 * WIDE if layer.norm == "layer" else scaled
     norms += (layer.norms - 2) * (scaled // 2 + WIDE * layer.width)  # norms of a branch also keep their input
@@ -136,12 +136,12 @@ def _routed(layer: LayerSpec) -> int:
     return layer.chosen * (3 * WIDE * layer.width + 32) + 3 * WIDE * layer.experts
 
 
-def _kept_cross(layer: LayerSpec, e: int, frozen: bool) -> int:
+def _kept_cross(layer: LayerSpec, e: int, learned: bool) -> int:
     """The bytes that attention to a source keeps for a token of the target, with its norm.
 
     `source_bytes` gives those for a token of the source.
     """
-    scaled = WIDE * (1 + (0 if frozen else layer.width))
+    scaled = WIDE * (1 + (layer.width if learned else 0))
     queries = 2 * e * layer.inner + WIDE * layer.heads
     return WIDE * layer.width + scaled + e * layer.width + queries + (e * layer.inner if e < WIDE else 0)
 

@@ -48,12 +48,13 @@ def state_bytes(workload: Workload) -> int:
     if workload.optimizer == "sgd":
         return WIDE * trainable
     if workload.optimizer == "adafactor":
-        if workload.lora:
-            return WIDE * trainable // 2
         rows = spec.vocab + spec.width + sum(one.rows for one in spec.positions)
+        if workload.lora:
+            tables = (rows if workload.learned_table else 0) + (spec.normed if workload.tables else 0)
+            return WIDE * (workload.adapted // 2 + tables)
         return WIDE * (2 * rows + over((*spec.layers, *spec.encoder), _sides))
     if workload.optimizer == "muon":
-        return WIDE * (2 * trainable - (trainable if workload.lora else spec.matrices))
+        return WIDE * (2 * trainable - (workload.adapted if workload.lora else spec.matrices))
     return 2 * WIDE * trainable
 
 
@@ -92,6 +93,14 @@ def fixed_parts(workload: Workload) -> Parts:
     on_gpu = workload.device == "cuda"  # one micro-batch at a time; the text and other batches stay in host memory
     parts["data"] = batch if on_gpu else workload.data_bytes + workload.micro * batch
     return parts
+
+
+def host_bytes(workload: Workload) -> int:
+    """The bytes of host memory that training on a GPU takes: first the weights, which are made there in float32, and
+    then the text, the batches of an update, and what is offloaded there."""
+    offloaded = sum(carried(workload).values()) if workload.offload == "host" else 0
+    text = fixed_parts(workload.changed(device="cpu"))["data"]
+    return max(WIDE * workload.spec.parameters, text + offloaded)
 
 
 def phases(workload: Workload) -> dict[str, Parts]:
@@ -156,7 +165,7 @@ def loss_bytes(workload: Workload, tokens: int) -> int:
     whole, tokens = tokens, math.ceil(tokens * workload.targets)
     rows = max(16, LOGITS[workload.device] // (WIDE * spec.vocab))
     rows = -(-tokens // max(1, round(tokens / rows)))  # chunks of equal size
-    head = 0 if workload.lora else WIDE * spec.table
+    head = _head_gradient(workload)
     hidden = stream(workload) * tokens * spec.width * (2 if workload.packed else 1)
     if spec.transformed:  # the selected states, the tensors their transform keeps, and the gradient of all states
         hidden = WIDE * spec.width * (6 * tokens + whole)
@@ -176,17 +185,24 @@ def norm_bytes(workload: Workload, tokens: int) -> int:
     norm = workload.spec.norm
     if not norm:
         return 0
-    fused = norm == "layer" or workload.lora or workload.device == "cuda"
+    fused = norm == "layer" or not workload.learned_norms or workload.device == "cuda"
     return (2 if fused else 3) * stream(workload) * tokens * workload.spec.width
 
 
 def grads_of_layers(workload: Workload, layers: Sequence[LayerSpec]) -> int:
     """The bytes of the gradients of some layers' parameters."""
-    return WIDE * over(layers, workload.adapters if workload.lora else lambda layer: layer.numbers)
+    if not workload.lora:
+        return WIDE * over(layers, lambda layer: layer.numbers)
+    return WIDE * over(layers, lambda layer: workload.adapters(layer) + (layer.normed if workload.tables else 0))
 
 
 def _head_gradient(workload: Workload) -> int:
-    return 0 if workload.lora else WIDE * workload.spec.table
+    return WIDE * workload.spec.table if workload.learned_head else 0
+
+
+def _table_gradient(workload: Workload) -> int:
+    """The bytes of the gradient of the table of tokens while it is made."""
+    return WIDE * workload.spec.table if workload.learned_table else 0
 
 
 def _cast_weights(workload: Workload, layers: Sequence[LayerSpec] | None = None) -> int:
@@ -224,7 +240,7 @@ def _plain(workload: Workload) -> dict[str, Parts]:
         "mlp": {"kept": kept, "gradients": head, "work": n * layer.mlp_backward},
         "attention": {"kept": top, "gradients": head, "work": n * layer.attention_backward + tiles},
         "last": {"kept": n * layer.kept, "gradients": above, "work": n * layer.mlp_backward},
-        "embedding": {"gradients": grads, "work": head + slopes},
+        "embedding": {"gradients": grads, "work": _table_gradient(workload) + slopes},
     }
 
 
@@ -249,7 +265,7 @@ def _checkpoint(workload: Workload) -> dict[str, Parts]:
         "forward": {"kept": inputs + shared, "work": cast + n * layer.forward + tiles},
         "top": {"kept": inputs + shared, "gradients": head, "work": work},
         "last": {"kept": 2 * n * stream(workload) * spec.width + shared, "gradients": above, "work": work},
-        "embedding": {"gradients": grads, "work": head + 2 * n * stream(workload) * spec.width},
+        "embedding": {"gradients": grads, "work": _table_gradient(workload) + 2 * n * stream(workload) * spec.width},
     }
 
 
@@ -268,7 +284,8 @@ def _staged(workload: Workload) -> dict[str, Parts]:
             "keys": block,
             "key gradients": block,
         }
-    head, grads = _head_gradient(workload), WIDE * workload.trainable
+    grads = WIDE * workload.trainable
+    slopes = 2 * n * stream(workload) * spec.width
     graph = size * n * layer.kept + _cast_weights(workload, spec.layers[:size])
     shared = _common(workload, chunk) + norm_bytes(workload, n)
     past = _past_bytes(workload, chunk)
@@ -287,7 +304,7 @@ def _staged(workload: Workload) -> dict[str, Parts]:
         "top": held | {"gradients": grads - below, "kept": graph, "work": work},
         "last": held | {"inputs": lowest, "gradients": grads if several else above, "kept": graph, "work": work},
         "embedding": held
-        | {"inputs": lowest, "gradients": grads, "kept": 0, "work": head + 2 * n * stream(workload) * spec.width},
+        | {"inputs": lowest, "gradients": grads, "kept": 0, "work": _table_gradient(workload) + slopes},
     }
 
 

@@ -154,11 +154,12 @@ def _room(made: Plan) -> str:
     """What the machine has, in words."""
     machine = made.machine
     room = f"{gigabytes(machine.usable)} of {gigabytes(machine.memory)} available may be used"
-    if unseen(made.stages[0].workload, machine):
-        room = f"no GPU was seen here, so compare its memory with the forecast; {room} on the host"
-    elif made.stages[0].gpu and machine.gpu is not None:
-        card = f"{gigabytes(int(machine.gpu * GPU_SAFETY))} of {gigabytes(machine.gpu)} of GPU memory may be used"
-        room = f"{card}; {room} on the host"
+    if made.stages[0].workload.device == "cuda":
+        card = "no GPU was seen here, so compare its memory with the forecast"
+        if machine.gpu is not None:
+            card = f"{gigabytes(int(machine.gpu * GPU_SAFETY))} of {gigabytes(machine.gpu)} of GPU memory may be used"
+        host = max(stage.host for stage in made.stages)
+        room = f"{card}; the host takes {gigabytes(host)}, where {room}"
     return f"{room}; {gigabytes(machine.disk)} of disk"
 
 

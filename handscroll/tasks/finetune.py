@@ -302,7 +302,9 @@ def _workload(recipe: TuningRecipe, ready: _Ready, length: int, steps: int, batc
     tokens = sum(sizes) / len(sizes) * batch * ready.task.rows_each
     longest = min(length, max(max(sizes), math.ceil(tokens)))
     lora = tuning.adapter if tuning.way == "lora" else None
-    changes: dict[str, Any] = {} if lora is None else {"lora": lora.rank, "lora_targets": len(lora.targets)}
+    changes: dict[str, Any] = {}
+    if lora is not None:
+        changes = {"lora": lora.rank, "lora_targets": len(lora.targets), "tables": lora.tables}
     return Workload.parse(
         {
             "kind": "train",
@@ -317,6 +319,7 @@ def _workload(recipe: TuningRecipe, ready: _Ready, length: int, steps: int, batc
             "data_bytes": 2 * sum(row.tokens.nbytes for row in rows.rows),
             "threads": recipe.threads,
             "stored": kept_bytes(ready.lm.model) if quantised(ready.lm.model) else 0,
+            "best": "valid" in ready.encoded,
             **changes,
             **{name: getattr(tuning.memory, name) for name in MEMORY},
         },

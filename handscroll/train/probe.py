@@ -164,7 +164,7 @@ def build(workload: Workload) -> Decoder:
     initialise(model, "normal", len(spec.layers), torch.Generator().manual_seed(0))
     if workload.lora:
         targets = (*TARGETS, *MLP_TARGETS)[: workload.lora_targets]
-        add_lora(model, LoRA(rank=workload.lora, targets=targets, frozen=workload.frozen))
+        add_lora(model, LoRA(rank=workload.lora, targets=targets, tables=workload.tables, frozen=workload.frozen))
     return model.to(workload.device)
 
 

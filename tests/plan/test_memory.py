@@ -3,9 +3,10 @@
 import itertools
 
 import pytest
+import torch
 
 from handscroll.base.errors import ConfigError
-from handscroll.base.workload import Footprint, Workload
+from handscroll.base.workload import BEST, Footprint, Workload
 from handscroll.models.bert import Bert, BertConfig
 from handscroll.models.bloom import BloomConfig
 from handscroll.models.glm import GLM, GLMConfig
@@ -20,6 +21,7 @@ from handscroll.plan.choose import check, options
 from handscroll.plan.forecast import disk_bytes, predict
 from handscroll.plan.layer import Layer
 from handscroll.train.lora import LoRA, add_lora
+from tests.conformance.families import FORMS
 from tests.plan.conftest import SIZES, llama
 
 POSITIONS = {"base": 1e4, "scaling": {"name": "none"}, "context": 64, "trained": 64}
@@ -58,6 +60,60 @@ def test_parameters_are_those_of_the_model(family, rank, tied):
     assert run.parameters == sum(p.numel() for p in model.parameters())
     assert run.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert run.largest == max(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3_text", "olmo2", "gpt2", "gpt2-untied", "glm4", "t5-v1.1"])
+def test_tables_that_are_trained_beside_an_adapter_are_counted(name):
+    model = FORMS[name].build(torch.float32)
+    add_lora(model, LoRA(rank=2, tables=True))
+    run = Workload(spec=model.spec, lora=2, tables=True, length=64, strategy="plain")
+    trained = [p.numel() for p in model.parameters() if p.requires_grad]
+    assert (run.trainable, run.largest) == (sum(trained), max(trained))
+    assert memory.state_bytes(run) == 8 * sum(trained)
+    assert disk_bytes(run) == 3 * (4 + 8) * sum(trained) + 4 * run.parameters
+
+
+def test_a_tied_head_has_a_gradient_where_its_table_is_trained(workload):
+    adapted = workload(lora=4)
+    tables = adapted.changed(tables=True)
+    head = 4 * adapted.spec.table
+    assert memory.loss_bytes(tables, 2048) == memory.loss_bytes(adapted, 2048) + head
+    found, before = memory.phases(tables), memory.phases(adapted)
+    assert found["mlp"]["gradients"] == head and before["mlp"]["gradients"] == 0
+    assert found["update"]["gradients"] == 4 * tables.trainable > 4 * adapted.trainable
+    untied = tables.changed(spec=llama(tied=False))
+    assert memory.loss_bytes(untied, 2048) == memory.loss_bytes(adapted, 2048)
+    # a norm that is trained keeps its scaled input: two in each of six layers, and one behind them
+    more = found["loss"]["kept"] - before["loss"]["kept"]
+    assert more == 2048 * (6 * 2 + 1) * 4 * 256
+
+
+def test_optimisers_keep_of_trained_tables_what_they_keep_of_all_weights(workload):
+    adapted = workload(lora=4, tables=True)
+    table, norms = adapted.spec.table, adapted.trainable - adapted.adapted - adapted.spec.table
+    state = {name: memory.state_bytes(adapted.changed(optimizer=name)) for name in ("sgd", "muon", "adafactor")}
+    assert state["sgd"] == 4 * adapted.trainable
+    assert state["muon"] == 4 * adapted.adapted + 8 * (table + norms), "two moments for a table, one for a matrix"
+    assert state["adafactor"] < 4 * (adapted.adapted // 2 + 1024 + 256 + norms) + 100
+
+
+def test_the_best_weights_lie_on_disk_beside_the_checkpoints(workload):
+    """Two copies are kept, and a third is there while it is written."""
+    adapted = workload(lora=4)
+    more = disk_bytes(adapted.changed(best=True)) - disk_bytes(adapted)
+    assert more == BEST * 4 * adapted.trainable
+
+
+def test_the_host_of_a_gpu_holds_the_model_while_it_is_made_and_then_the_text(workload, machine):
+    here = machine(100_000)
+    run = workload(device="cuda", lora=4, micro=3)
+    bare = here.calibration.base
+    assert predict(run, here).host == bare + 4 * run.spec.parameters
+    text = 10**9
+    batches = 3 * 2048 * 8 * 2
+    assert predict(run.changed(data_bytes=text), here).host == bare + text + batches
+    chunked = run.changed(strategy="layer-outer", chunk=512, offload="host", data_bytes=text)
+    assert predict(chunked, here).host == bare + text + batches + sum(memory.carried(chunked).values())
 
 
 def test_what_was_read_before_is_not_counted_again(workload, machine):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from handscroll.base.errors import CapacityError
+from handscroll.base.workload import BEST
 from handscroll.models.gpt2 import GPT2Config
 from handscroll.models.lstm import LSTMConfig
 from handscroll.models.t5 import T5Config
@@ -13,7 +14,10 @@ from handscroll.plan.forecast import disk_bytes, predict
 from handscroll.plan.machine import Machine
 from handscroll.plan.memory import fixed_parts, phases
 from handscroll.plan.workloads import recipe_workloads
-from handscroll.train.probe import measure
+from handscroll.train.optim import Optimizer
+from handscroll.train.probe import build, measure
+from handscroll.train.run import Loop, Run, save_best
+from handscroll.train.schedule import Schedule
 from handscroll.train.start import run_recipe
 from tests.plan.conftest import llama
 
@@ -32,6 +36,7 @@ RUNS = [
     {"spec": GPT2, "length": 1024, "optimizer": "muon"},
     pytest.param({"spec": LSTM, "length": 4096}, marks=pytest.mark.long),
     {"spec": T5, "length": 1536},
+    {"spec": llama(vocab=32768, width=512, layers=2), "length": 512, "lora": 8, "tables": True},
     pytest.param({"spec": T5, "length": 4096, "strategy": "layer-outer", "chunk": 512}, marks=pytest.mark.long),
     {"spec": LSTM, "length": 8192, "packed": True, "strategy": "chunk-outer", "chunk": 1024},
 ]
@@ -85,6 +90,25 @@ def test_a_recipe_takes_the_disk_it_was_told(recipe, tmp_path):
     assert 3 * size + saved == pytest.approx(disk_bytes(planned[-1]), rel=0.05)
     vocab = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["vocab_size"]
     assert planned[0].spec.vocab == vocab
+
+
+def test_a_recipe_tells_of_tables_and_of_the_best_weights(recipe):
+    (*_, told) = recipe_workloads(recipe("lora.rank=2", "lora.tables=true", "loop.patience=9"))
+    assert told.tables and told.best
+    (*_, plain) = recipe_workloads(recipe("lora.rank=2"))
+    assert not plain.tables and not plain.best
+
+
+def test_the_best_weights_take_the_disk_they_were_told(workload, tmp_path):
+    """As many copies as are kept, and one more that is being written."""
+    told = workload(best=True)
+    run = Run(tmp_path, build(told), Optimizer(), Schedule(), Loop(steps=9, patience=1))
+    for step in range(1, BEST + 2):
+        run.progress.step = step
+        save_best(run)
+    copies = [path.stat().st_size for path in (tmp_path / "best").glob("*/*.safetensors")]
+    assert len(copies) == BEST - 1
+    assert BEST * copies[0] == pytest.approx(disk_bytes(told) - disk_bytes(told.changed(best=False)), rel=0.01)
 
 
 @pytest.fixture

@@ -218,6 +218,15 @@ def test_the_way_may_be_set_as_any_setting(tmp_path):
         assert found.exit_code == 0 and said in found.output
 
 
+def test_a_tuning_plans_the_best_weights_and_the_tables_that_it_trains(tmp_path):
+    model, data = tiny(tmp_path / "bert"), table(tmp_path / "train.csv", 24)
+    asked = ["finetune", "classify", str(model), "--data", str(data), "--out", str(tmp_path / "run"), "--plan"]
+    found = CliRunner().invoke(app, [*asked, "--set", "tuning.lora.tables=true"])
+    assert found.exit_code == 0, found.output
+    (stage,) = json.loads((tmp_path / "run" / "plan.json").read_text(encoding="utf-8"))["plan"]["stages"]
+    assert stage["workload"]["best"] and stage["workload"]["tables"]
+
+
 def test_held_out_rows_without_any_label_are_refused_before_anything_is_trained(tmp_path):
     data, held = tmp_path / "train.jsonl", tmp_path / "held.jsonl"
     made = [{"text": f"w{20 + n % 2} w{30 + n}", "label": [["a"], ["b"], []][n % 3]} for n in range(24)]
