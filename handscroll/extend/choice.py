@@ -10,7 +10,6 @@ import torch
 
 from handscroll.base.errors import ConfigError, DataError
 from handscroll.base.spec import ModelSpec, Positions
-from handscroll.base.workload import Workload
 from handscroll.evaluate.needle import planned_tokens
 from handscroll.evaluate.samples import Sample, windows
 from handscroll.extend.bakeoff import Goal, Outcome, Text, bake_off
@@ -22,6 +21,7 @@ from handscroll.extend.remembered import Remembered
 from handscroll.extend.search import SEEDS, Found, Search, Species, search
 from handscroll.extend.trials import Progress, Trials
 from handscroll.extend.windows import NEAR, leaping_size, more_short
+from handscroll.generate.budget import Demand, weights_of
 from handscroll.lm import LM
 from handscroll.nn.positions.candidate import Candidate
 from handscroll.plan.calibration import GPU
@@ -229,8 +229,7 @@ class Chooser:
         model = self.lm.model
         if self.on_plan is None or model.spec.encoder or model.spec.recurrent:
             return
-        precision = "float32" if model.dtype == torch.float32 else "bfloat16"
-        workload = Workload(kind="generate", spec=model.spec, length=plan.target, precision=precision)
+        workload = Demand(range(plan.target), 1).workload("full", model).changed(**weights_of(model))
         machine = this_machine(threads=torch.get_num_threads())
         seconds = plan.seconds(workload, GPU if model.device.type == "cuda" else machine.calibration)
         if seconds > MINUTE:

@@ -36,6 +36,7 @@ from handscroll.generate.prefill import CHUNK
 from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
 from handscroll.models.model import Model
+from handscroll.nn.quantised import kept_bytes, quantised
 from handscroll.text.tokenizer import Tokenizer
 
 # The mean KL is what a token of the exact model's own text costs more, in nats. Rounding cost up to 0.004 on two
@@ -110,6 +111,13 @@ class Demand(NamedTuple):
     def suits(self, kind: type[Cache]) -> bool:
         """Whether a policy's cache can be shared, cut back and saved as this request wants it."""
         return (kind.rewinds or (self.samples == 1 and not self.rewinds)) and (kind.saved or not self.saved)
+
+
+def weights_of(model: Model) -> dict[str, Any]:
+    """What a forecast of seconds has to know of a model's weights: their bytes, where they lie in number formats, and
+    that products with them are then those of whole numbers."""
+    rounded = quantised(model)
+    return {"rounded": rounded, "stored": kept_bytes(model) if rounded else 0}
 
 
 class Candidate(NamedTuple):

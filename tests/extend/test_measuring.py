@@ -1,14 +1,19 @@
 """What a lengthening measures is told beforehand, and counted while it runs."""
 
+import json
+
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import handscroll
 from handscroll.cli.main import app
 from handscroll.extend import choice as module
+from handscroll.extend.bakeoff import Goal
 from handscroll.extend.extend import extension
 from handscroll.extend.measuring import Measuring, finalists, own_size, reach
 from handscroll.extend.methods import candidates
+from handscroll.extend.remembered import Remembered
 from handscroll.plan.calibration import Calibration, cache_file, save_calibration
 from tests.conftest import ROOT
 
@@ -97,6 +102,31 @@ def test_longer_windows_and_own_text_take_longer(tiny_folder, spec):
     plan = lambda to, own=False: Measuring.of(2, spec, to, 64, to, own).seconds(workload, Calibration())  # noqa: E731
     assert 3.5 < plan(1 << 16) / plan(1 << 15) < 4.1, "attention over long windows"
     assert plan(256, own=True) > plan(256)
+
+
+def test_quantised_weights_are_forecast_with_their_own_speeds(tmp_path, monkeypatch):
+    """Both by the command that lengthens and by its plan: products of whole numbers are those of 16 bits."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(module, "MINUTE", 0.0)
+    monkeypatch.setattr("handscroll.extend.measuring.clock", "{:.6g}".format)
+    slow = Calibration(measured=True, product=1e-6, attention=1e-6, product_narrow=1e-9, attention_narrow=1e-9)
+    for threads in (0, torch.get_num_threads()):
+        save_calibration(slow, cache_file(threads))
+    starter = handscroll.load(ROOT / "handscroll" / "starter", dtype="float32")
+    to, told, planned = 2 * starter.context, {}, {}
+    for weights in ("f32", "q4_0"):
+        path = starter.export_gguf(tmp_path / f"{weights}.gguf", weights)
+        lm, heard = handscroll.load(path), []
+        wanted = module.Wanted(Goal(to, starter.context, 0.1))
+        module.Chooser(lm, module.Field(()), wanted, Remembered(None, lm), on_plan=heard.append)._tell(
+            Measuring.of(4, starter.model.spec, to, starter.context)
+        )
+        (told[weights],) = heard
+        done = CliRunner().invoke(app, ["plan", "extend", str(path), "--to", str(to), "--json"], catch_exceptions=False)
+        planned[weights] = json.loads(done.stdout)["before"]
+    for words in (told, planned):
+        found = {weights: float(said.partition("about ")[2].partition(" ")[0]) for weights, said in words.items()}
+        assert found["f32"] > 100 * found["q4_0"] > 0, words
 
 
 def test_plans_tell_the_measuring_and_the_seconds_of_a_request(tiny_folder, tmp_path, monkeypatch):

@@ -19,11 +19,10 @@ from handscroll.evaluate.ruler.bench import Bench
 from handscroll.evaluate.ruler.exams import Exam, Setting, exams_of
 from handscroll.evaluate.ruler.frame import Frame, chat, plain
 from handscroll.evaluate.ruler.summary import summary
-from handscroll.generate.budget import Demand
+from handscroll.generate.budget import Demand, weights_of
 from handscroll.generate.chat import Speaker
 from handscroll.lm import LM
 from handscroll.models.fingerprint import fingerprint
-from handscroll.nn.quantised import kept_bytes, quantised
 from handscroll.plan import duration
 from handscroll.plan.calibration import Calibration
 
@@ -91,8 +90,7 @@ def plan(
 
 def _seconds(lm: LM, exam: Exam, calibration: Calibration) -> float:
     """The seconds of one text and its questions, whose answers are written together."""
-    rounded = quantised(lm.model)
-    how = {"rounded": rounded, "stored": kept_bytes(lm.model) if rounded else 0}
+    how = weights_of(lm.model)
 
     def asked(tokens: int, new: int, past: int = 0) -> Workload:
         return Demand(range(tokens), new, past=past).workload("full", lm.model).changed(**how)
