@@ -42,14 +42,22 @@ class Step:
 
 def run(words: Sequence[str], record: Path, well: Sequence[int] = (0,)) -> None:
     """A command of handscroll that writes `record`; what it prints is shown. `well`: the exit statuses that are no
-    failure if there is a record (Python ends with 1 too where a program fails)."""
-    made = record.with_suffix(".part")
-    made.unlink(missing_ok=True)
+    failure if there is a record (Python ends with 1 too where a program fails). A failure leaves an earlier record."""
+    earlier = record.with_suffix(".earlier")
+    if record.exists():
+        record.replace(earlier)
     print(f"$ handscroll {' '.join(words)}", flush=True)
-    ended = subprocess.run([sys.executable, "-m", "handscroll", *words, "--json", str(made)], check=False).returncode
-    if ended not in well or not made.exists():
-        raise SystemExit(f"the command above ended with status {ended}; the same command of this benchmark goes on")
-    made.replace(record)
+    command = [sys.executable, "-m", "handscroll", *words, "--json", str(record)]
+    try:
+        ended = subprocess.run(command, check=False).returncode
+        if ended not in well or not record.exists():
+            raise SystemExit(f"the command above ended with status {ended}; the same command of this benchmark goes on")
+    except BaseException:
+        record.unlink(missing_ok=True)
+        if earlier.exists():
+            earlier.replace(record)
+        raise
+    earlier.unlink(missing_ok=True)
 
 
 def doctor(folder: Path, record: Path, *, model: str) -> None:

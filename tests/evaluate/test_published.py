@@ -61,6 +61,7 @@ def test_a_command_that_fails_is_told_from_one_that_finds_something(monkeypatch,
     record.write_text("of an earlier run", encoding="utf-8")
 
     def ended(words, check):
+        assert words[-1] == str(record), "the command tells this name, on the screen and in the record"
         if writes:
             Path(words[-1]).write_text("{}", encoding="utf-8")
         return SimpleNamespace(returncode=1)
@@ -74,3 +75,18 @@ def test_a_command_that_fails_is_told_from_one_that_finds_something(monkeypatch,
     writes = False
     with pytest.raises(SystemExit, match="status 1"):
         published.doctor(tmp_path, record, model="model")
+    assert record.read_text(encoding="utf-8") == "{}" and list(tmp_path.iterdir()) == [record]
+
+
+def test_a_command_that_is_stopped_leaves_the_earlier_record(monkeypatch, tmp_path):
+    record = tmp_path / "doctor.jsonl"
+    record.write_text("of an earlier run", encoding="utf-8")
+
+    def stopped(words, check):
+        Path(words[-1]).write_text("{", encoding="utf-8")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "run", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        published.doctor(tmp_path, record, model="model")
+    assert record.read_text(encoding="utf-8") == "of an earlier run"
