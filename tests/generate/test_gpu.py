@@ -5,6 +5,9 @@ import torch
 
 from handscroll.cache.reading.store import Store
 from handscroll.cache.table import POLICIES
+from handscroll.generate.engine.engine import Engine
+from handscroll.generate.request import Request
+from handscroll.generate.sample import Sampling
 from handscroll.lm import load
 
 if not torch.cuda.is_available():
@@ -35,3 +38,21 @@ def test_half_precision_samples_beams_and_readings_run(tiny_folder, tmp_path):
     lm.read(PROMPT, store, "book", beyond=True)
     alone = lm.generate(PROMPT + "x", max_tokens=12, temperature=0, beyond=True)
     assert lm.generate(PROMPT + "x", max_tokens=12, temperature=0, beyond=True, store=store) == alone
+
+
+def test_an_engine_answers_about_a_reading(tiny_folder, tmp_path):
+    """Several requests at once, about two parts of one reading."""
+    answers, sampling = {}, Sampling(max_tokens=12, ignore_eos=True)
+    for device in ("cpu", "cuda"):
+        lm, store = load(tiny_folder, device=device), Store(tmp_path / device)
+        ids = lm.encode(PROMPT)
+        reading = lm.read(ids, store, beyond=True)
+        parts = (reading, reading.part(reading.length - 3))
+        engine = Engine(lm.model, blocks=40)
+        jobs = [
+            engine.submit(Request([*ids[: one.length], 5, 6, 7], sampling, beyond=True, reading=one)) for one in parts
+        ]
+        for _ in engine.run():
+            pass
+        answers[device] = [job.answer for job in jobs]
+    assert answers["cuda"] == answers["cpu"]

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -52,6 +53,23 @@ class Document:
 
 
 @dataclass(frozen=True, eq=False)
+class There:
+    """The spans of the first `length` tokens of a reading on one device.
+
+    On a GPU they are a copy, which is freed with the last request that holds it, or views of a longer one (`of`).
+    """
+
+    length: int
+    spans: Sequence[Sequence[Span]]
+    of: "There | None" = None
+
+    @cached_property
+    def pasts(self) -> list[Past]:
+        """What every layer of an engine reads of it."""
+        return [Past(spans) for spans in self.spans]
+
+
+@dataclass(frozen=True, eq=False)
 class Reading:
     """Token ids (S,) and the spans of every layer. Deleted files stay mapped as long as the reading is in use."""
 
@@ -62,11 +80,7 @@ class Reading:
     windows: Sequence[int | None] = ()
     _parts: dict[int, "Reading"] = field(default_factory=dict, repr=False)
     _lock: Lock = field(default_factory=Lock, repr=False)
-
-    @cached_property
-    def pasts(self) -> list[Past]:
-        """What every layer of an engine reads of it."""
-        return [Past(spans) for spans in self.spans]
+    _there: WeakValueDictionary[torch.device, There] = field(default_factory=WeakValueDictionary, repr=False)
 
     @property
     def length(self) -> int:
@@ -74,8 +88,21 @@ class Reading:
 
     def past(self, device: torch.device) -> dict[str, Any]:
         """The arguments for a cache that continues the reading."""
-        spans = self.spans if device.type == "cpu" else [[_moved(s, device) for s in layer] for layer in self.spans]
-        return {"past": spans, "before": self.length}
+        return {"past": self.on(device).spans, "before": self.length}
+
+    def on(self, device: torch.device) -> There:
+        """The reading on a device. Its parts share one copy there, for as long as somebody holds what this gives."""
+        if all(span.keys.device == device for layer in self.spans for span in layer):
+            return self._here
+        found = self._there.get(device)
+        if found is None or found.length < self.length:
+            found = There(self.length, [[_moved(span, device) for span in layer] for layer in self.spans])
+            self._there[device] = found
+        return found if found.length == self.length else There(self.length, _first(found.spans, self.length), found)
+
+    @cached_property
+    def _here(self) -> There:
+        return There(self.length, self.spans)
 
     def part(self, length: int) -> "Reading":
         """The first `length` tokens of the reading.
@@ -100,8 +127,8 @@ class Reading:
                     f"a reading of {self.length} tokens cannot be cut to {length}: in layers that see {window} "
                     f"tokens, it keeps only those from {begin} on; read the text again"
                 )
-        spans = [[kept for span in layer if (kept := _until(span, length)) is not None] for layer in self.spans]
-        return Reading(self.number, self.identity, self.tokens[:length], spans, self.windows)
+        spans = _first(self.spans, length)
+        return Reading(self.number, self.identity, self.tokens[:length], spans, self.windows, _there=self._there)
 
 
 def mapped(
@@ -131,6 +158,11 @@ def _mapped(part: Part, layer: int, shape: tuple[int, int], dtype: torch.dtype) 
         return span
     both = whole[numbers:].view(torch.float32).view(2, 1, kv, stored)[:, :, :, :keep]
     return replace(span, scales=(both[0], both[1]))
+
+
+def _first(spans: Sequence[Sequence[Span]], length: int) -> list[list[Span]]:
+    """The first `length` tokens of every layer."""
+    return [[kept for span in layer if (kept := _until(span, length)) is not None] for layer in spans]
 
 
 def _until(span: Span, length: int) -> Span | None:

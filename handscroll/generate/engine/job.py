@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from handscroll.cache.reading.reading import There
 from handscroll.generate.chooser import Chooser, NewToken, Scored
 from handscroll.generate.engine.blocks import following
 from handscroll.generate.request import Request
@@ -30,8 +31,9 @@ class Job:
     engine has a tokenizer; `scored` has log-probabilities for each token of the answer. `finish` is None while the job
     lives, else "eos", "stop", "complete", "length", "cancelled" or "error"; `error` is then what was raised.
 
-    `before` tokens come from a saved reading; keys and values of tokens before .. done - 1 lie in the blocks that are
-    `held`, of each space of the pool: those of full layers first.
+    `before` tokens come from a saved reading, which is `there` on the engine's device from the first step on; keys and
+    values of tokens before .. done - 1 lie in the blocks that are `held`, of each space of the pool: those of full
+    layers first.
 
     `reused` tokens of the prompt, those of the reading included, were not read for it.
     """
@@ -53,6 +55,7 @@ class Job:
     reused: int = field(init=False)
     served: int = 0  # the step in which it was last read for, or submitted
     held: list[Held] = field(default_factory=lambda: [Held()])
+    there: There | None = None
     names: list[bytes] = field(default_factory=list)
     scored: list[Scored] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)

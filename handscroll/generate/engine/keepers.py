@@ -34,7 +34,7 @@ class Rows(Keeper):
     def append(self, layer: int, keys: Tensor, values: Tensor, marks: Marks) -> Pages:
         space = self.pool.space_of[layer]
         self.pool.write(layer, self._slots[space], keys[:, :, 0].transpose(0, 1), values[:, :, 0].transpose(0, 1))
-        past = [_past(job, layer) for job in self.jobs]
+        past = [_past(job, layer, self.pool.keys[layer].device) for job in self.jobs]
         return Pages(self.pool.keys[layer], self.pool.values[layer], self._tables[space], past)
 
 
@@ -64,7 +64,7 @@ class Run(Keeper):
             gathered(x[layer], row.pages, self.pool.size, view=not self.copy)[:, :, : row.length]
             for x in (self.pool.keys, self.pool.values)
         )
-        past = _past(self.job, layer)
+        past = _past(self.job, layer, self.pool.keys[layer].device)
         return [*(past.spans if past else ()), Span(keys, values, self._marks[space])]
 
 
@@ -75,5 +75,9 @@ def _row(job: Job, space: int, last: int, size: int) -> Row:
     return Row(held.blocks[: -(-(last - start) // size)], start, last - start)
 
 
-def _past(job: Job, layer: int) -> Past | None:
-    return None if job.request.reading is None else job.request.reading.pasts[layer]
+def _past(job: Job, layer: int, device: torch.device) -> Past | None:
+    if job.request.reading is None:
+        return None
+    if job.there is None:
+        job.there = job.request.reading.on(device)
+    return job.there.pasts[layer]

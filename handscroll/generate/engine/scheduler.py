@@ -218,7 +218,7 @@ class Scheduler:
     def _give_back(self, job: Job) -> None:
         for (_, blocks), held in zip(self.spaces, job.held, strict=True):
             blocks.release(held.blocks)
-        job.held, job.done = [Held() for _ in self.spaces], job.before
+        job.held, job.done, job.there = [Held() for _ in self.spaces], job.before, None
         if not job.scored:
             job.reused = job.before
 
