@@ -89,6 +89,7 @@ class Workload(Config):
     best: bool = Field(default=False, description="the best validated weights are kept beside the checkpoints")
     new: int = Field(default=0, ge=0, description="generate, serve: new tokens")
     past: int = Field(default=0, ge=0, description="generate: tokens before the prompt, kept already")
+    copied: bool = Field(default=False, description="generate: whether what is kept of them is copied to the device")
     cache: Footprint | None = None
     data_bytes: int = Field(default=0, ge=0, description="the training text in memory")
     threads: int = Field(default=0, ge=0, description="0: as many as there are processors")

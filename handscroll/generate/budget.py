@@ -58,8 +58,8 @@ class Demand(NamedTuple):
     """What a request needs from a cache: the prompt's ids and the most new tokens; `samples` share the prompt.
 
     `rewinds`: the cache is cut back (drafts). `grows`: more is read after the prompt (a conversation). The first `past`
-    tokens of the prompt were read before: their keys and values lie in files, or in a cache that goes on. `saved`: the
-    cache is kept as a reading.
+    tokens of the prompt were read before: their keys and values lie in a cache that goes on or, if `filed`, in files
+    that a GPU takes a copy of. `saved`: the cache is kept as a reading.
     """
 
     prompt: Sequence[int]
@@ -69,6 +69,7 @@ class Demand(NamedTuple):
     grows: bool = False
     past: int = 0
     saved: bool = False
+    filed: bool = False
 
     @property
     def tokens(self) -> int:
@@ -78,9 +79,9 @@ class Demand(NamedTuple):
     @classmethod
     def of(cls, request: Request) -> Self:
         """That of a request."""
-        past = 0 if request.reading is None else request.reading.length
+        past, filed = (0, False) if request.reading is None else (request.reading.length, request.reading.filed)
         new, rewinds = request.sampling.max_tokens, request.draft is not None
-        return cls(request.prompt, new, request.samples, rewinds, past=past)
+        return cls(request.prompt, new, request.samples, rewinds, past=past, filed=filed)
 
     def bytes(self, policy: str, model: Model, chunk: int) -> int:
         """Most bytes of a policy's cache at any time."""
@@ -96,6 +97,7 @@ class Demand(NamedTuple):
             spec=model.spec,
             length=len(self.prompt) - self.past,
             past=self.past,
+            copied=self.filed and model.device.type != "cpu",
             new=self.new * self.samples,
             chunk=chunk,
             precision="bfloat16" if model.dtype.itemsize == 2 else "float32",

@@ -15,7 +15,8 @@ from handscroll.cache.reading.identity import Identity
 from handscroll.cache.reading.reading import Document, Reading
 from handscroll.cache.reading.store import Store, check_name
 from handscroll.cache.table import POLICIES, cache_of, footprint, kind_of
-from handscroll.generate.admission import identity_of
+from handscroll.generate.admission import afford_demand, identity_of
+from handscroll.generate.budget import Demand
 from handscroll.generate.prefill import CHUNK, hidden_chunks, prefill_chunk
 from handscroll.models.model import Model
 from handscroll.nn.finite import finite
@@ -64,7 +65,7 @@ def read(model: Model, tokenizer: Tokenizer, store: Store, text: ToRead) -> Read
     What was read is saved as it grows. If the process is interrupted or killed, the same call goes on from there.
 
     Raises:
-        CapacityError: text and room exceed the context (unless `beyond`), or the limit of the store.
+        CapacityError: text and room exceed the context (unless `beyond`), the memory, or the limit of the store.
         ConfigError: caches of this policy cannot be saved. DataError: the text is empty.
         CheckpointError: writing failed, or a saved beginning is damaged.
     """
@@ -143,6 +144,9 @@ def _read_into(store: Store, model: Model, about: Identity, text: ToRead) -> str
         return before.number
     store.afford(footprint(about.policy, model.config, model.cache_dtype.itemsize).held(len(ids) - first))
     length, most = model.spec.declared(len(ids) + text.room), STRETCH * max(window or 0 for window in model.windows)
+    begin = max(first, len(ids) - most) if most else first  # of models with windows only a stretch is in memory
+    demand = Demand(ids.tolist(), 0, past=begin, saved=True, filed=True)
+    afford_demand(model, demand, about.policy, text.chunk, demand.others(about.policy))
     number = ""
     for begin in range(first, len(ids), most or len(ids)):
         end = min(begin + most, len(ids)) if most else len(ids)

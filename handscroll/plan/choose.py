@@ -112,9 +112,9 @@ def afford(workload: Workload, free: int, disk: int, others: Mapping[str, Worklo
     parts = beside(workload)
     total = sum(parts.values())
     message = (
-        f"{workload.length:,} tokens of prompt and {workload.new:,} new ones would take {gigabytes(total)} of memory "
-        f"beside the model, {gigabytes(parts['cache'])} of it for keys and values; {gigabytes(room)} of the "
-        f"{gigabytes(free)} free may be planned"
+        f"{workload.length:,} tokens of prompt{f' and {workload.new:,} new ones' if workload.new else ''} would take "
+        f"{gigabytes(total)} of memory beside the model, {gigabytes(parts['cache'])} of it for keys and values; "
+        f"{gigabytes(room)} of the {gigabytes(free)} free may be planned"
     )
     fitting = [
         f"{words} ({gigabytes(sum(beside(one).values()))}"
@@ -127,10 +127,10 @@ def afford(workload: Workload, free: int, disk: int, others: Mapping[str, Worklo
         middle = (low + high) // 2
         low, high = (middle, high) if fit(workload.changed(length=middle)) else (low, middle)
     if low:
-        fitting.append(f"a prompt of up to {low:,} tokens")
-    raise CapacityError(
-        f"{message}. " + (f"This fits: {'; '.join(fitting)}" if fitting else "Ask for fewer new tokens")
-    )
+        after = f" after the {workload.past:,} that were read before" if workload.past else ""
+        fitting.append(f"a prompt of up to {low:,} tokens{after}")
+    otherwise = "Ask for fewer new tokens" if workload.new else "Free some memory, or use a smaller model"
+    raise CapacityError(f"{message}. " + (f"This fits: {'; '.join(fitting)}" if fitting else otherwise))
 
 
 def afford_pool(workload: Workload, pool: int, free: int) -> None:

@@ -23,7 +23,7 @@ def fixed_parts(workload: Workload) -> Parts:
     else:
         kept = footprint(workload)
         chunk = min(workload.chunk or PREFILL, workload.length)
-        there = kept.held(workload.past) if workload.past else 0
+        there = kept.held(workload.past) if workload.past and not workload.copied else 0
         cache = workload.rows * max(0, kept.peak(workload.past + workload.length, workload.new, chunk) - there)
     return {
         "weights": weight_bytes(workload),

@@ -86,6 +86,11 @@ class Reading:
     def length(self) -> int:
         return len(self.tokens)
 
+    @property
+    def filed(self) -> bool:
+        """Whether it lies in the files of a store; otherwise it lies in the memory of its model."""
+        return self.number != ""
+
     def past(self, device: torch.device) -> dict[str, Any]:
         """The arguments for a cache that continues the reading."""
         return {"past": self.on(device).spans, "before": self.length}
