@@ -12,8 +12,9 @@ from torch import Tensor
 from handscroll.base.errors import CapacityError, ConfigError, DataError, nearest
 from handscroll.cache.buffered import Buffered
 from handscroll.cache.reading.identity import Identity
+from handscroll.cache.reading.names import check_name
 from handscroll.cache.reading.reading import Document, Reading
-from handscroll.cache.reading.store import Store, check_name
+from handscroll.cache.reading.store import Store
 from handscroll.cache.table import POLICIES, cache_of, footprint, kind_of
 from handscroll.generate.admission import afford_demand, identity_of
 from handscroll.generate.budget import Demand

@@ -206,10 +206,10 @@ def test_a_plain_text_and_ids_are_read_as_they_are(lm, tmp_path):
     assert lm.ask("raw", "why?", store, max_tokens=9) == lm.generate(ids, max_tokens=9)
     lm.read(TEXT, store, "name", room=60)
     lm.read(lm.encode(TEXT), store, "name", room=60)
-    assert store.document("name") is None and not list(store.folder.glob("names/name.txt"))
+    assert store.document("name") is None and not list(store.folder.glob("names/name*.txt"))
     lm.read(TEXT, store, "name", room=60)
     store.forget("name")
-    assert not list(store.folder.glob("names/name.*"))
+    assert not list(store.folder.glob("names/name*"))
 
 
 def test_a_reading_within_another_template_is_not_used(lm, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from handscroll.base.errors import CapacityError
+from handscroll.cache.reading import names
 from handscroll.cache.reading import store as module
 from handscroll.cache.reading.store import Store
 from tests.generate import readings
@@ -91,8 +92,8 @@ def test_a_kill_while_a_text_is_forgotten(lm, store, monkeypatch):
             return done
 
         with monkeypatch.context() as patch, suppress(SystemExit):
-            for name in ("write_folder", "write_file"):
-                patch.setattr(module, name, dying(getattr(module, name)))
+            for where, name in ((module, "write_folder"), (names, "write_file")):
+                patch.setattr(where, name, dying(getattr(where, name)))
             for name in ("unlink", "rename"):
                 patch.setattr(Path, name, dying(getattr(Path, name)))
             store.forget("first")

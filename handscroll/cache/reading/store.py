@@ -1,8 +1,7 @@
 """`Store`: saved readings in a folder, found by their first tokens, verified when opened, evicted when room runs out.
 
     root/<owner>/parts/<number>/   about.json, tokens.bin (int32), layer-000.bin ..., manifest.json (SHA-256 of each)
-    root/<owner>/names/<name>.json the part that a name stands for; <name>.txt: the document, if a chat template is
-                                   around it
+    root/<owner>/names/            what names stand for, and documents that chat templates stand around (`names.py`)
     root/<owner>/used/<number>     when it was last used (the file's time)
 
 A part's number is the SHA-256 of its owner, the model's identity and its tokens, so the same text is stored once. A
@@ -16,45 +15,55 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from filelock import FileLock
 from torch import Tensor
 
-from handscroll.base.errors import CapacityError, CheckpointError, ConfigError, DataError, nearest
-from handscroll.base.runs import MANIFEST, sync_folder, verify_folder, write_file, write_folder
+from handscroll.base.errors import CapacityError, CheckpointError, ConfigError, DataError
+from handscroll.base.runs import MANIFEST, saving, sync_folder, verify_folder, write_folder
 from handscroll.cache.buffered import Buffered
 from handscroll.cache.reading.about import About, described
 from handscroll.cache.reading.files import files_of, joined, later
 from handscroll.cache.reading.identity import Identity
 from handscroll.cache.reading.known import Known
+from handscroll.cache.reading.names import Names, check_name
 from handscroll.cache.reading.reading import Document, Part, Reading, mapped
 
 LIMIT = 20 << 30  # bytes of all readings of an owner
 _log = logging.getLogger("handscroll.readings")
 CUT = ".cut"  # behind the number of a part that is about to take the place of a longer one
 SHARED = 64  # tokens that a text must share with another to continue from it
-NAME = re.compile(r"[\w][\w.-]{0,99}")
 
 
 class Store:
-    """Readings of one `owner` under `root`, which take at most `limit` bytes."""
+    """Readings of one `owner` under `root`, which take at most `limit` bytes.
+
+    A folder that may only be read is only read.
+
+    Raises:
+        ConfigError: the folder cannot be made.
+    """
 
     def __init__(self, root: str | Path | None = None, owner: str = "", limit: int = LIMIT):
         root = Path(root) if root is not None else default_root()
         self.owner, self.limit = owner, limit
         self.folder = root / hashlib.sha256(f"owner {owner}".encode()).hexdigest()[:16]
-        for name in ("parts", "names", "used"):
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        self._names = Names(self.folder / "names")
+        try:
+            for name in ("parts", "names", "used"):
+                (self.folder / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"readings cannot be kept in {root}: {error.strerror}; give a folder that you may write to (--store)"
+            ) from None
 
     def find(self, identity: Identity, tokens: Tensor) -> Reading | None:
         """The longest saved beginning of `tokens` (S,) from which a text can continue, opened.
@@ -167,6 +176,8 @@ class Store:
         try:
             return self._opened(self._chain(number))
         except CheckpointError:  # somebody may be cutting a part at this moment
+            if not os.access(self.folder, os.W_OK):
+                raise
             with self._lock():
                 self._sweep()
                 return self._opened(self._chain(number))
@@ -201,39 +212,20 @@ class Store:
         `document` is the text in them, if they are a chat template around it.
 
         Raises:
-            ConfigError: the name has characters that are not allowed.
+            ConfigError: the name is not allowed. CheckpointError: the disk refused; the name stands for what it did.
         """
         check_name(name)
-        record, text = (self.folder / "names" / f"{name}{suffix}" for suffix in (".json", ".txt"))
-        value: dict[str, Any] = {"number": number, "length": length}
-        if document is not None:
-            write_file(text, document.text.encode())
-            value["when"] = document.when
-        write_file(record, (json.dumps(value) + "\n").encode())
-        if document is None:
-            text.unlink(missing_ok=True)
-
-    def _stand(self, name: str, number: str, length: int) -> None:
-        """Let a name stand for another part; all else that it says stays."""
-        record = self.folder / "names" / f"{name}.json"
-        value = json.loads(record.read_text(encoding="utf-8")) | {"number": number, "length": length}
-        write_file(record, (json.dumps(value) + "\n").encode())
+        with self._lock():
+            self._names.put(name, number, length, document)
 
     def document(self, name: str) -> Document | None:
         """The document that was read under a name, if it was read within a chat template.
 
         Raises:
-            CheckpointError: its text is missing.
+            ConfigError: there is no such name. CheckpointError: its text is missing or damaged.
         """
-        self._look_up(name)
-        record, text = (self.folder / "names" / f"{name}{suffix}" for suffix in (".json", ".txt"))
-        when = json.loads(record.read_text(encoding="utf-8")).get("when")
-        if when is None:
-            return None
-        try:
-            return Document(text.read_bytes().decode(), when)
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{text} is missing or damaged ({error}); read the text again") from None
+        self._names.find(name)
+        return self._names.document(name)
 
     def named(self, name: str) -> tuple[About, int]:
         """The part that a name stands for, and the number of its tokens that belong to the name.
@@ -242,21 +234,14 @@ class Store:
             ConfigError: there is no such name.
             CheckpointError: its part was evicted.
         """
-        number, length = self._look_up(name)
+        number, length = self._names.find(name)
         if not (self.folder / "parts" / number).exists():
             raise CheckpointError(f"reading '{name}' was evicted to make room; read the text again (handscroll read)")
         return self.about(number), length
 
     def names(self) -> dict[str, tuple[str, int]]:
         """By name: the number of the part, and the length in tokens."""
-        found = {}
-        for path in sorted((self.folder / "names").glob("*.json")):
-            try:
-                value = json.loads(path.read_text(encoding="utf-8"))
-                found[path.stem] = (str(value["number"]), int(value["length"]))
-            except (OSError, ValueError, TypeError, KeyError, RecursionError):
-                _log.warning("%s is damaged: the name is skipped; read the text again", path)
-        return found
+        return self._names.all()
 
     def forget(self, name: str) -> None:
         """Remove a name, and of its part all that no other name stands for and no other part continues.
@@ -265,10 +250,9 @@ class Store:
             ConfigError: there is no such name.
             CheckpointError: the disk refused the shorter part that others need; `prune` tries it again.
         """
-        number, _ = self._look_up(name)
         with self._lock():
-            (self.folder / "names" / f"{name}.txt").unlink(missing_ok=True)
-            (self.folder / "names" / f"{name}.json").unlink()
+            number, _ = self._names.find(name)
+            self._names.remove(name)
             self._sweep()
             known = self._known()
             while number in known.parts:  # the part, and those before it
@@ -314,18 +298,11 @@ class Store:
             if length > about.first:
                 needed = max(needed, length)
             elif holder := known.holder(about, length):  # it stands for tokens of parts before this one alone
-                self._stand(name, holder.number, length)
+                self._names.move(name, holder.number, length)
                 known.move(name, about.number, holder.number)
             else:  # a windowed layer can be continued from this part only
                 needed = about.length
         return needed
-
-    def _look_up(self, name: str) -> tuple[str, int]:
-        known = self.names()
-        if name not in known:
-            near = nearest(name, known) if known else "none is saved here"
-            raise ConfigError(f"no reading is named '{name}': {near}")
-        return known[name]
 
     def parts(self) -> Iterator[About]:
         """All parts with a readable description, in any order."""
@@ -377,8 +354,9 @@ class Store:
         return sum(about.nbytes for about in self.parts())
 
     def touch(self, number: str) -> None:
-        """Record that a part is used now."""
-        (self.folder / "used" / number).touch()
+        """Record that a part is used now, where the folder may be written."""
+        with suppress(OSError):
+            (self.folder / "used" / number).touch()
 
     def _make_room(self, size: int, keep: str) -> None:
         """Evict the least recently used parts that no other part continues, until `size` more bytes fit."""
@@ -418,6 +396,7 @@ class Store:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.rename(part)
+        self._names.sweep()
 
     def _chain(self, number: str) -> list[About]:
         """The part and all parts before it.
@@ -457,18 +436,8 @@ class Store:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        with FileLock(str(self.folder / "lock")):
+        with saving(self.folder), FileLock(str(self.folder / "lock")):
             yield
-
-
-def check_name(name: str) -> None:
-    """Refuse a name with characters that are not allowed.
-
-    Raises:
-        ConfigError: the name is not allowed.
-    """
-    if not NAME.fullmatch(name):
-        raise ConfigError(f"reading name {name!r}: use letters, digits, '.', '-' and '_', at most 100 of them")
 
 
 def default_root() -> Path:
