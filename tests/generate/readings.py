@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 from handscroll.lm import LM, load
 from handscroll.models.llama import Llama
 
@@ -22,6 +24,11 @@ def windowed(lm: LM, window: int) -> LM:
     model.load_state_dict(lm.model.state_dict())
     lm.model = model.eval()
     return lm
+
+
+def text(count: int, seed: int = 0) -> list[int]:
+    """The ids of a text."""
+    return torch.randint(5, 500, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def reads(lm, monkeypatch):

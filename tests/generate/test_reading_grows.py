@@ -17,6 +17,7 @@ from handscroll.lm import LM, load
 from handscroll.models.llama import Llama
 from handscroll.nn.init import initialise
 from tests.generate import readings
+from tests.generate.readings import text
 
 
 @pytest.fixture
@@ -38,10 +39,6 @@ def stopping(after):
             raise KeyboardInterrupt
 
     return on_read
-
-
-def text(count, seed=0):
-    return torch.randint(5, 500, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 @pytest.mark.parametrize("policy", ["full", "int8"])

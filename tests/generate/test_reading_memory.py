@@ -10,7 +10,7 @@ from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
 from handscroll.plan.forecast import beside
 from tests.generate import readings
-from tests.generate.test_reading_grows import text
+from tests.generate.readings import text
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from handscroll.cache.reading.reading import Document
 from handscroll.cache.reading.store import Store
 from handscroll.generate.read import ToRead, read
 from tests.generate import readings
-from tests.generate.test_reading_forgotten import text
+from tests.generate.readings import text
 from tests.naming import naming
 
 OLD, NEW = Document("the old and secret text", 1.0), Document("another text, as secret", 2.0)
@@ -92,7 +92,7 @@ def test_a_kill_before_the_first_record_leaves_a_text_that_goes_with_the_next_wo
 
 
 def test_names_of_earlier_versions_still_open(lm, store):
-    ids = text(0)
+    ids = text(200)
     number = lm.read(ids, store).number
     folder = store.folder / "names"
     for name in ("book", "other"):
@@ -125,8 +125,8 @@ def test_a_store_that_cannot_be_made_is_refused_with_its_path():
 
 
 def test_a_store_that_is_read_only_is_read(lm, store, monkeypatch):
-    lm.read(text(0), store, "book")
-    lm.read(text(1), store, "broken")
+    lm.read(text(200), store, "book")
+    lm.read(text(200, seed=1), store, "broken")
     want = lm.ask("book", "?", store, max_tokens=5)
     number = store.names()["broken"][0]
     (store.folder / "parts" / number / "layer-000.bin").write_bytes(b"")
@@ -143,7 +143,7 @@ def test_a_store_that_is_read_only_is_read(lm, store, monkeypatch):
 
 
 def test_what_another_one_forgot_first_is_not_known(lm, store, monkeypatch):
-    lm.read(text(0), store, "book")
+    lm.read(text(200), store, "book")
     lock = Store._lock
 
     @contextmanager
@@ -165,6 +165,6 @@ def test_a_name_is_as_long_as_a_file_system_takes(lm, store):
         store.forget(name)
     for name in ("红" * 90, "x" * 101, "红" * 65 + "x" * 6):
         with pytest.raises(ConfigError, match=naming("100", "200 bytes")):
-            lm.read(text(0), store, name, on_read=lambda *_: pytest.fail("something was read"))
+            lm.read(text(200), store, name, on_read=lambda *_: pytest.fail("something was read"))
     with pytest.raises(ConfigError, match="200 bytes"):
-        read(lm.model, lm.tokenizer, store, ToRead(lm._ids(text(0)), "", unfinished="红" * 65 + "x"))
+        read(lm.model, lm.tokenizer, store, ToRead(lm._ids(text(200)), "", unfinished="红" * 65 + "x"))
