@@ -17,7 +17,7 @@ from handscroll.nn.span import Span
 
 @dataclass(eq=False)
 class Buffered(Cache):
-    """A cache that keeps all layers in its `form`, with one buffer per column, which grows by doubling.
+    """A cache that keeps all layers in its `form`, with one buffer per column.
 
     It can be cut back, shared by branches, saved, and filled by a compiled pass.
     """
@@ -88,4 +88,4 @@ class Buffered(Cache):
 
     def _room(self, needed: int, had: int) -> int:
         """Tokens to allocate for `needed` tokens, after a buffer of `had` tokens."""
-        return max(needed, self.capacity, 2 * had)
+        return self.capacity if needed <= self.capacity else max(needed, 2 * had)

@@ -28,7 +28,7 @@ REWIND = 64  # default number of tokens that a windowed layer can be cut back by
 class Cache(Keeper):
     """The keys and values of `layers` layers, of which layer n sees the last `windows[n]` tokens (None: all of them).
 
-    `capacity` (tokens) reserves the buffers at once; without it they grow by doubling. `past` are spans (1, K, S, E)
+    `capacity` (tokens) reserves the buffers at once; beyond it they grow by doubling. `past` are spans (1, K, S, E)
     per layer before all other tokens, `before` tokens in all. Every row reads them and none writes them (a saved
     reading, mapped from its file). Keys and values are kept in `dtype`; None: in the one in which they come. A windowed
     layer can be cut back by at least `rewind` tokens. `marks` are those of the full layers' own tokens.
@@ -125,6 +125,10 @@ class Cache(Keeper):
         each = kv_heads * self.form.head_bytes(head_size, itemsize)
         rolling = tuple((len(g.layers) * each, slots(g.window, g.rewind)) for g in self._groups)
         return made.model_copy(update={"rolling": rolling})
+
+    def reserve(self, length: int) -> None:
+        """Expect `length` tokens in all: buffers that become too small grow to that, and not by doubling."""
+        self.capacity = max(self.capacity, length - self.before)
 
     def expect(self, marks: Marks) -> None:
         """Announce the tokens that the next forwards will read, for caches that act at the end of a prompt."""

@@ -135,6 +135,7 @@ class Conversation:
         self.ids = ids
         if self._cache is None:
             self._cache = self._new_cache(total)
+        self._cache.reserve(total)
         self.reused = self._cache.length
         return self._cache
 

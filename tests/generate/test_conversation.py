@@ -138,3 +138,21 @@ def test_impossible_requests_are_refused(base):
     with pytest.raises(CapacityError, match=r"\b512\b"):
         talk.say("import re\n", Sampling(max_tokens=600))
     assert not talk.ids
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_a_turn_reserves_what_it_needs_and_no_more(base, tmp_path, read):
+    """The plan of a turn counts its tokens: buffers that double would hold what nobody counted."""
+    lm = scaled(base, "dynamic-ntk")
+    text, sampling, store = TURNS[3] * 3, Sampling(max_tokens=5, ignore_eos=True), Store(tmp_path)
+    talk = lm.conversation()
+    if read:
+        before = lm.read(lm.encode(text), store, room=200)
+        talk.find = lambda *_: before.part(before.length - 1)
+    kept = before.length - 1 if read else 0
+    each = lm.model.config.spec.cache_bytes(1, 4)
+    "".join(talk.say(text, sampling))
+    assert talk._cache.nbytes == each * (len(talk.ids) - kept)
+    for _ in range(3):
+        "".join(talk.say("x", sampling))
+        assert talk._cache.nbytes == each * (len(talk.ids) - kept)
