@@ -54,10 +54,15 @@ def cache_of(policy: str) -> Callable[..., Cache]:
     """The cache class of a policy, with its options.
 
     Raises:
-        ConfigError: there is no such policy or option, or the value of an option is not allowed.
+        ConfigError: there is no such policy or option, an option is given twice, or its value is not allowed.
     """
     kind, rest = kind_of(policy), policy.partition(":")[2]
-    options = dict(_option(kind, part) for part in rest.split(",")) if rest else {}
+    given = [_option(kind, part) for part in rest.split(",")] if rest else []
+    options = dict(given)
+    if len(options) < len(given):
+        names = [name for name, _ in given]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ConfigError(f"'{policy}': the option '{twice}' is given more than once; give it once")
     if options.get("budget", BLOCK) < BLOCK:
         raise ConfigError(f"'{policy}': the budget is below one block of {BLOCK} tokens; give at least {BLOCK}")
     kind(0, **options)  # checks the options now, before the cache is needed

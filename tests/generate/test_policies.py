@@ -94,6 +94,13 @@ def test_unknown_names_are_refused(lm, tiny_folder):
         load(tiny_folder, weights="int9")
 
 
+@pytest.mark.parametrize("policy", ["h2o:budget=64,budget=4096", "offload:recent=32,block=32,recent=32"])
+def test_an_option_that_is_given_twice_is_refused(lm, policy):
+    name = "budget" if "budget" in policy else "recent"
+    with pytest.raises(ConfigError, match=naming(policy, f"'{name}'", "once")):
+        lm.generate("import", policy=policy, max_tokens=1)
+
+
 def test_the_command_says_what_is_approximate(tiny_folder):
     command = ["generate", str(tiny_folder), "--prompt", "import", "--max-tokens", "5"]
     exact = CliRunner().invoke(app, command)
