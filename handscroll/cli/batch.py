@@ -1,4 +1,4 @@
-"""`handscroll batch`: answer a file of requests together, in order; each answer is on the disk before the next."""
+"""`handscroll batch`: answer a file of requests together, in order; answers that are ready together are saved together."""
 
 from functools import partial
 from pathlib import Path
