@@ -1,4 +1,4 @@
-"""`handscroll batch`: answer a file of requests together, in order; answers that are ready together are saved together."""
+"""`handscroll batch`: answer a file of requests together, and save answers in order, those that are ready at once."""
 
 from functools import partial
 from pathlib import Path
