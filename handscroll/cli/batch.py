@@ -1,4 +1,4 @@
-"""`handscroll batch`: answer a file of requests together, and save answers in order, those that are ready at once."""
+"""`handscroll batch`: answer a file of requests together; answers are saved in order, all that are ready at once."""
 
 from functools import partial
 from pathlib import Path
