@@ -1,6 +1,5 @@
 """`Request`: one prompt and how it is continued; `LM.generate` and the engine hand it down to `decode`."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from handscroll.generate.sample import Sampling
 from handscroll.models.model import Model
 
 GREEDY = Sampling()
+BIAS = 1e20  # at most: under the coldest temperature and the largest penalty, too, a logit stays finite in float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +66,12 @@ class Request:
             )
         if self.constraint is not None and (self.sampling.stop or self.sampling.ignore_eos):
             raise ConfigError("a constraint says how the text ends; remove stop strings and ignore_eos")
-        if wrong := [token for token, value in (self.bias or {}).items() if not math.isfinite(value)]:
-            raise ConfigError(f"the bias of token {wrong[0]} is not finite; -100 is as good as never")
+        for token, value in (self.bias or {}).items():
+            if not -BIAS <= value <= BIAS:
+                raise ConfigError(
+                    f"the bias of token {token} is {value}; it must be a number from -1e20 to 1e20 (-100 is as good as "
+                    "never)"
+                )
 
     def end_tokens(self, model: Model) -> frozenset[int]:
         """The tokens that end a row."""

@@ -19,6 +19,9 @@ from handscroll.base.errors import ConfigError
 
 Scores = Float[Tensor, "B V"]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+# What these let through stays finite in float32. Qwen2.5-VL recommends the lowest of these temperatures.
+COLDEST, HOTTEST = 0.000001, 1000.0
+PENALTIES = (0.01, 100.0)
 
 
 class Sampling(Config):
@@ -46,11 +49,19 @@ class Sampling(Config):
     def _in_range(self) -> Self:
         ranges = (
             ("max_tokens", self.max_tokens >= 1, "at least 1"),
-            ("temperature", self.temperature >= 0.0, "0 (greedy) or more; 0.7 to 1 is usual"),
+            (
+                "temperature",
+                self.temperature == 0.0 or COLDEST <= self.temperature <= HOTTEST,
+                "0 (greedy), or from 0.000001 to 1000; 0.7 to 1 is usual",
+            ),
             ("top_k", self.top_k >= 0, "a number of tokens, or 0 for all of them"),
             ("top_p", 0.0 < self.top_p <= 1.0, "above 0 and at most 1 (1 keeps everything)"),
             ("min_p", 0.0 <= self.min_p < 1.0, "from 0 (off) to below 1; 0.05 to 0.1 is usual"),
-            ("repetition_penalty", self.repetition_penalty > 0.0, "above 0 (1 is off; 1.1 to 1.3 is usual)"),
+            (
+                "repetition_penalty",
+                PENALTIES[0] <= self.repetition_penalty <= PENALTIES[1],
+                "from 0.01 to 100 (1 is off; 1.1 to 1.3 is usual)",
+            ),
         )
         for name, fine, allowed in ranges:
             if not fine:

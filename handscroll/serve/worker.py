@@ -214,13 +214,13 @@ class Worker:
                 continue
             stream, number = known
             if one.token is None:
-                items.append((stream, one.job.error or RuntimeError("an answer ended without a reason")))
+                items.append((stream, _reason(one.job)))
             else:
                 items.append((stream, (number, Token(one.token, one.text, one.job.scored[-1], one.finish))))
         _put(items)
 
     def _fail(self, engine: Engine) -> None:
-        error = ApiError(500, "the model failed at this answer; the log of the server says why", "model_failed")
+        error = _failed()
         items: list[tuple[Stream, Item]] = []
         for job, (stream, _) in list(self._streams.items()):
             if stream.engine is engine:
@@ -228,6 +228,18 @@ class Worker:
                 self._streams.pop(job)
                 items.append((stream, error))
         _put(items)
+
+
+def _reason(job: Job) -> Exception:
+    """Why an answer could not go on, as it is told; what is no mistake of who asked is for the log."""
+    if isinstance(job.error, HandscrollError):
+        return job.error
+    _log.error("an answer failed, and the others go on", exc_info=job.error)
+    return _failed()
+
+
+def _failed() -> ApiError:
+    return ApiError(500, "the model failed at this answer; the log of the server says why", "model_failed")
 
 
 def _put(items: list[tuple[Stream, Item]]) -> None:

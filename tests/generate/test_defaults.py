@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 import handscroll
 from handscroll.base.errors import ConfigError
 from handscroll.cli.main import app
+from handscroll.generate.defaults import Defaults
 from handscroll.generate.sample import Sampling
 
 QWEN = {
@@ -42,6 +43,11 @@ def ran(*arguments: str):
     result = CliRunner().invoke(app, [str(one) for one in arguments])
     assert result.exit_code == 0, result.output
     return result
+
+
+def test_a_checkpoint_that_means_greedy_by_a_tiny_temperature_is_read():
+    """Qwen2.5-VL recommends 0.000001."""
+    assert Defaults.parse({"do_sample": True, "temperature": 1e-6}, "file").temperature == 1e-6
 
 
 def test_the_listed_end_tokens_end_a_text_as_in_the_reference_library(tiny_folder, folder, tmp_path):

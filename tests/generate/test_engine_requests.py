@@ -127,6 +127,24 @@ def test_a_grammar_that_leads_nowhere_ends_its_job_alone(lm, engine, monkeypatch
     assert other.finish == "length" and len(other.answer) == 16
 
 
+@both
+def test_a_choice_that_fails_ends_its_job_alone(lm, engine, monkeypatch):
+    """Whatever goes wrong in choosing a token: an error that stays would come back at every step."""
+    real, fault = Chooser.take, IndexError("no such token")
+
+    def take(chooser, token, logits):
+        if chooser is broken.chooser and len(broken.answer) == 2:
+            raise fault
+        return real(chooser, token, logits)
+
+    monkeypatch.setattr(Chooser, "take", take)
+    broken = engine.submit(Request(lm.encode(PROMPTS[0]), GREEDY))
+    other = engine.submit(Request(lm.encode(PROMPTS[1]), GREEDY))
+    finished(engine)
+    assert (broken.finish, broken.error, len(broken.answer)) == ("error", fault, 2)
+    assert other.finish == "length" and len(other.answer) == 16
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

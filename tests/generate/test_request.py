@@ -38,6 +38,9 @@ def test_unknown_settings_are_named_with_the_nearest():
         {"constraint": object(), "sampling": Sampling(stop=("x",))},
         {"constraint": object(), "sampling": Sampling(ignore_eos=True)},
         {"bias": {3: float("inf")}},
+        {"bias": {3: float("nan")}},
+        {"bias": {3: 1e39}},
+        {"bias": {3: -(10**400)}},
     ],
 )
 def test_what_excludes_itself_is_refused(fields):

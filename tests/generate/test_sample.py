@@ -17,7 +17,11 @@ from transformers import (
 )
 
 from handscroll.base.errors import ConfigError
+from handscroll.generate.request import BIAS
 from handscroll.generate.sample import (
+    COLDEST,
+    HOTTEST,
+    PENALTIES,
     Sampling,
     candidates,
     divide_by_temperature,
@@ -117,9 +121,22 @@ def test_ties_at_the_border_of_top_p_keep_the_lower_id():
 
 def test_tiny_temperature_is_finite_and_greedy():
     logits = logits_of(0, spread=300.0)
-    sampling = Sampling(temperature=1e-38)
+    sampling = Sampling(temperature=COLDEST)
     chosen = pick(logits, sampling, [generator(0, row) for row in range(4)])
     assert torch.equal(chosen, logits.argmax(-1))
+
+
+@pytest.mark.parametrize("temperature", [0.0, COLDEST, HOTTEST])
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_the_ends_of_the_ranges_give_a_token_that_is_allowed(temperature, penalty):
+    logits = logits_of(0, spread=300.0)
+    logits[:, 3] += BIAS
+    logits[:, 4] -= BIAS
+    logits[:, 10:] = -math.inf  # as under a constraint
+    sampling = Sampling(temperature=temperature, repetition_penalty=penalty)
+    seen = torch.ones(4, 50, dtype=torch.bool)
+    assert not candidates(logits, sampling, seen).isnan().any()
+    assert bool((pick(logits, sampling, [generator(0, row) for row in range(4)], seen) < 10).all())
 
 
 def test_drawn_frequencies_follow_the_distribution():
@@ -173,6 +190,8 @@ def test_half_precision_is_sampled_in_float32():
     [
         ({"max_tokens": 0}, naming("max_tokens", 0, 1)),
         ({"temperature": -0.5}, naming("temperature", -0.5)),
+        ({"temperature": 1e-300}, naming("temperature", 1e-300, "0.000001")),
+        ({"temperature": 1e300}, naming("temperature", 1e300)),
         ({"temperature": math.inf}, "finite"),
         ({"temperature": math.nan}, "finite"),
         ({"top_k": -1}, naming("top_k", -1)),
@@ -180,6 +199,8 @@ def test_half_precision_is_sampled_in_float32():
         ({"top_p": 1.5}, naming("top_p", 1.5)),
         ({"min_p": 1.0}, naming("min_p", 1.0)),
         ({"repetition_penalty": 0.0}, naming("repetition_penalty", 0.0)),
+        ({"repetition_penalty": 1e-300, "temperature": 1.0}, naming("repetition_penalty", 1e-300, 0.01, 100)),
+        ({"repetition_penalty": 1e300}, naming("repetition_penalty", 1e300, 0.01, 100)),
         ({"stop": ["a", ""]}, "empty"),
         ({"top_k": 5, "top_p": 0.9}, naming("top_k", "top_p")),
         ({"temperatur": 1.0}, "'temperature'"),

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from handscroll.generate.chooser import Chooser
 from tests.serve import material
 from tests.serve.material import TEXT, idle
 
@@ -110,6 +111,28 @@ def test_a_model_that_fails_ends_its_answers_and_not_the_server(server, monkeypa
     server.until(lambda: idle(server), 5)
     made = server.http.post("/v1/completions", json={"model": "tiny", "prompt": TEXT[5:], "max_tokens": 4})
     assert made.status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_fails_ends_alone(server, monkeypatch, stream):
+    """Who asked is told the same, whole or in a stream, and nobody else."""
+    real = Chooser.take
+
+    def take(chooser, token, logits):
+        if chooser.request.sampling.max_tokens == 5:
+            raise IndexError("no such token")
+        return real(chooser, token, logits)
+
+    monkeypatch.setattr(Chooser, "take", take)
+    other = {"model": "tiny", "prompt": TEXT, "max_tokens": 60, "temperature": 1.0, "stream": True, "seed": 1}
+    pieces = server.openai.completions.create(**other)
+    said = [next(pieces).choices[0]]
+    body = {"model": "tiny", "prompt": TEXT[5:], "max_tokens": 5, "stream": stream}
+    made = server.http.post("/v1/completions", json=body)
+    assert made.status_code == (200 if stream else 500) and '"model_failed"' in made.text
+    said += [piece.choices[0] for piece in pieces]
+    assert said[-1].finish_reason == "length"
+    server.until(lambda: idle(server), 5)
 
 
 def test_answers_may_end_when_the_server_is_told_to_stop(served_models, tmp_path):

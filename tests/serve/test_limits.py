@@ -46,6 +46,8 @@ def numbers(field, least, most, chat=False):
 
 TABLE = [
     *numbers("temperature", 0, 2.0),
+    ("/v1/completions", {**PLAIN, "temperature": 1e-300}, False),
+    *numbers("repetition_penalty", 0.01, 10.0),
     ("/v1/completions", {**PLAIN, "temperature": 1.0, "top_p": 1e-9}, True),
     ("/v1/completions", {**PLAIN, "top_p": 0}, False),
     ("/v1/completions", {**PLAIN, "top_p": 1.0001}, False),

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
-from handscroll.base.errors import CapacityError, ConfigError, HandscrollError
+from handscroll.base.errors import CapacityError, ConfigError
 from handscroll.base.workload import Footprint, Workload
 from handscroll.cache.pool import Layout, Pool
 from handscroll.generate.check import checked, declared
@@ -126,7 +126,7 @@ class Engine:
         self._scheduler = Scheduler(self.blocks, block, budget, most, self._fixed, windowed)
         self._together = rows_together(model) if deterministic else 0
         self._submitted = 0
-        self._chosen: deque[tuple[Job, NewToken | HandscrollError]] = deque()  # not delivered yet
+        self._chosen: deque[tuple[Job, NewToken | Exception]] = deque()  # not delivered yet
 
     def submit(
         self,
@@ -275,12 +275,12 @@ class Engine:
         try:
             (token,) = next_tokens([job.chooser], logits)
             self._chosen.append((job, job.chooser.take(token, logits[0])))
-        except HandscrollError as error:  # a constraint that leads nowhere
+        except Exception as error:  # noqa: BLE001 - a constraint that leads nowhere, or our own fault: others go on
             self._chosen.append((job, error))
 
-    def _deliver(self, job: Job, new: NewToken | HandscrollError) -> Answered:
+    def _deliver(self, job: Job, new: NewToken | Exception) -> Answered:
         """Make a chosen token part of its job, and hand it to the callback."""
-        if isinstance(new, HandscrollError):
+        if isinstance(new, Exception):
             job.error = new
             self._end(job, "error")
             return Answered(job, None, "", None, job.finish)

@@ -16,11 +16,11 @@ class Choosing(Body):
     """How tokens are chosen. What is left out comes from the checkpoint's own recommendations."""
 
     model: str = Field(max_length=200)
-    temperature: float | None = Field(default=None, ge=0, le=2)
+    temperature: float | None = Field(default=None, ge=0, le=2, description="0 (greedy), or from 0.000001 to 2")
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0, le=1 << 31)
     min_p: float | None = Field(default=None, ge=0, lt=1)
-    repetition_penalty: float | None = Field(default=None, gt=0, le=10)
+    repetition_penalty: float | None = Field(default=None, ge=0.01, le=10)
     presence_penalty: Neutral | None = Field(default=None, description="not supported: 0 only")
     frequency_penalty: Neutral | None = Field(default=None, description="not supported: 0 only")
     seed: int | None = Field(default=None, ge=-(1 << 63), lt=1 << 63, description="equal seeds give equal text")
