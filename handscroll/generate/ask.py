@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from handscroll.base.errors import ConfigError
+import torch
+
+from handscroll.base.errors import ConfigError, DataError
 from handscroll.cache.reading.about import About
-from handscroll.cache.reading.reading import Document
+from handscroll.cache.reading.reading import Document, Reading
 from handscroll.cache.reading.store import Store
 from handscroll.generate.admission import afford_request, identity_of, keep_within
 from handscroll.generate.chat import Rendered, Speaker, answered
@@ -180,10 +182,18 @@ def _request(
             f"'{question.name}' was read for shorter requests than {total} tokens, and the model's scaling depends on "
             "the length: ask for fewer new tokens, read the text with more room, or let it be read again"
         )
-    reading = store.open(about.number).part(length) if same and length else None
+    reading = _beginning(store, about, ids[:length]) if same and length else None
     beyond, on_finish = settings.get("beyond", False), settings.get("on_finish")
     request = Request(ids, sampling, beyond=beyond, policy=policy, reading=reading, ends=ends, on_finish=on_finish)
     if (budget := settings.get("kv_budget")) is not None:
         keep_within(model, question.name, request, budget)
     afford_request(model, request, others=())
     return request
+
+
+def _beginning(store: Store, about: About, ids: Sequence[int]) -> Reading | None:
+    """The reading of `ids`, with which `about` begins; or of the most of them to which its windows reach back."""
+    try:
+        return store.open(about.number).part(len(ids))
+    except DataError:
+        return store.find(about.identity, torch.tensor(ids))

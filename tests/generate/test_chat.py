@@ -10,6 +10,7 @@ import torch
 
 from handscroll.base.errors import CapacityError, ConfigError, DataError
 from handscroll.cache.reading.store import Store
+from handscroll.generate.ask import within
 from handscroll.generate.chat import Reply, Speaker
 from handscroll.generate.constrain import Constraint
 from handscroll.generate.request import Request
@@ -17,7 +18,7 @@ from handscroll.generate.sample import Sampling
 from handscroll.lm import LM, load
 from handscroll.models.weights import load_model
 from tests.conformance.families import reference, save
-from tests.generate.readings import reads
+from tests.generate.readings import reads, windowed
 from tests.text.chat_templates import THINKER
 
 END = "<|endoftext|>"
@@ -219,6 +220,19 @@ def test_a_reading_within_another_template_is_not_used(lm, tmp_path):
     with pytest.raises(ConfigError, match="another chat template"):
         lm.ask("code", "why?", store, max_tokens=9)
     assert lm.ask("code", "why?", store, max_tokens=9, again=True)
+
+
+def test_windows_that_do_not_reach_back_are_read_again_if_that_is_allowed(lm, tmp_path):
+    """The new template shares less of the reading than its windowed layers keep."""
+    store = Store(tmp_path)
+    windowed(lm, 8)
+    lm.read(TEXT * 2, store, "code", room=60)
+    lm.tokenizer.settings["chat_template"] = PLAIN.replace("m.content +", "m.content[:120] + '!' + m.content +")
+    with pytest.raises(ConfigError, match="another chat template"):
+        lm.ask("code", "why?", store, max_tokens=9)
+    document = store.document("code")
+    rendered = within(Speaker(lm.tokenizer), document, "\n\nwhy?")
+    assert lm.ask("code", "why?", store, max_tokens=9, again=True) == lm.generate(rendered.ids, max_tokens=9)
 
 
 def test_a_copy_of_a_model_has_a_chat_of_its_own(lm):
