@@ -1,4 +1,4 @@
-"""What a checkpoint recommends for its continuations: `generation_config.json`, in and out."""
+"""What a checkpoint recommends for its continuations (`generation_config.json`, keys of a GGUF file), in and out."""
 
 import json
 from collections.abc import Mapping
@@ -23,16 +23,19 @@ _SILENT = frozenset(
     cache_implementation decoder_start_token_id
 """.split()
 )
-# How llama.cpp names the same settings in the metadata of a GGUF file.
-_GGUF = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
+# How llama.cpp names the same settings in the metadata of a GGUF file. Its penalty counts the last 64 tokens, unless a
+# further key says how many, and -1 for all, as here.
+_GGUF = {"temp": "temperature", **{name: name for name in CUTS}, "penalty_repeat": "repetition_penalty"}
+_PREFIX, _LAST = "general.sampling.", "general.sampling.penalty_last_n"
 
 
 @dataclass(frozen=True)
 class Defaults:
     """The settings that a checkpoint recommends, under those that a call gives.
 
-    `foreign` is the content of `generation_config.json`, which is written back. `temperature` is 0 (greedy) unless the
-    file samples; `cuts` are the cut-offs that hold where a temperature is above 0.
+    `foreign` is the content of `generation_config.json`, which is written back; of a GGUF file it holds the settings
+    that are not followed under the names that they have there. `temperature` is 0 (greedy) unless the file samples;
+    `cuts` are the cut-offs that hold where a temperature is above 0.
     """
 
     foreign: Mapping[str, Any] = field(default_factory=dict)
@@ -48,9 +51,7 @@ class Defaults:
             CheckpointError: the file is damaged. ConfigError: a value is out of range.
         """
         if is_gguf(source):
-            found = {name: read_gguf(source).metadata.get(f"general.sampling.{key}") for key, name in _GGUF.items()}
-            given = {name: _decimal(value) for name, value in found.items() if value is not None}
-            return cls.parse({"do_sample": True, **given} if given else {}, str(source))
+            return cls.parse(_named(read_gguf(source).metadata), str(source))
         file = source / FILE
         return cls.parse(read_json(file), str(file)) if file.is_file() else cls()
 
@@ -100,8 +101,12 @@ class Defaults:
 
     def metadata(self) -> dict[str, Any]:
         """The keys of a GGUF file that say the same."""
-        sampled = {"temperature": self.temperature, **self.cuts} if self.temperature else {}
-        return {f"general.sampling.{key}": sampled[name] for key, name in _GGUF.items() if name in sampled}
+        followed = {"temperature": self.temperature, **self.cuts} if self.temperature else {}
+        others = {name: value for name, value in self.foreign.items() if name.startswith(_PREFIX)}
+        if self.repetition_penalty != 1.0:
+            followed["repetition_penalty"] = self.repetition_penalty
+            others.setdefault(_LAST, -1)
+        return others | {_PREFIX + key: followed[name] for key, name in _GGUF.items() if name in followed}
 
     def write(self, folder: Path, bos: int | None, ends: tuple[int, ...], pad: int | None) -> None:
         """Write the file back with the model's own tokens; nothing where the checkpoint had none."""
@@ -117,6 +122,15 @@ class Defaults:
 def told(settings: Mapping[str, Any]) -> str:
     """Settings as one line, such as "temperature 0.7, top_k 20"."""
     return ", ".join(f"{name} {value}" for name, value in settings.items())
+
+
+def _named(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings in the metadata of a GGUF file, as far as they are followed under the names that they have here."""
+    given = {key: _decimal(value) for key, value in metadata.items() if key.startswith(_PREFIX)}
+    found = {name: given.pop(_PREFIX + key) for key, name in _GGUF.items() if _PREFIX + key in given}
+    if given.get(_LAST) == -1:
+        del given[_LAST]
+    return ({"do_sample": True} if found.keys() - {"repetition_penalty"} else {}) | found | given
 
 
 def _decimal(value: Any) -> Any:

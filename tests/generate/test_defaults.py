@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 import handscroll
 from handscroll.base.errors import ConfigError
+from handscroll.base.gguf import read_gguf
 from handscroll.cli.main import app
 from handscroll.generate.defaults import Defaults
 from handscroll.generate.sample import Sampling
@@ -142,5 +143,27 @@ def test_a_batch_follows_them_under_the_settings_of_each_line(folder, tmp_path):
 def test_a_gguf_file_carries_the_settings(folder, tmp_path):
     handscroll.load(folder).export_gguf(tmp_path / "model.gguf", "f32")
     found = handscroll.load(tmp_path / "model.gguf")
-    assert found.sampling() == Sampling(temperature=0.7, top_k=20, top_p=0.8)  # llama.cpp counts a penalty otherwise
-    assert found.defaults.taken({"temperature": 0.2}) == {"top_k": 20, "top_p": 0.8}
+    assert found.sampling() == Sampling(**QWEN_SAMPLING)
+    assert found.defaults.taken({"temperature": 0.2}) == {"top_k": 20, "top_p": 0.8, "repetition_penalty": 1.05}
+    assert found.defaults.unused() == {}
+    held = read_gguf(tmp_path / "model.gguf").metadata
+    assert held["general.sampling.penalty_last_n"] == -1  # of all tokens, where llama.cpp takes the last 64
+
+
+def test_a_gguf_file_carries_the_penalty_of_a_model_that_does_not_sample(folder, tmp_path):
+    write(folder, {"repetition_penalty": 1.2})
+    handscroll.load(folder).export_gguf(tmp_path / "model.gguf", "f32")
+    assert handscroll.load(tmp_path / "model.gguf").sampling() == Sampling(repetition_penalty=1.2)
+
+
+def test_settings_of_a_gguf_file_that_are_not_followed_are_named_and_kept(folder, tmp_path):
+    others = {"general.sampling.mirostat": 2, "general.sampling.penalty_last_n": 64, "general.sampling.sequence": "t"}
+    lm = handscroll.load(folder)
+    lm.defaults = Defaults(others)
+    lm.export_gguf(tmp_path / "model.gguf", "f32")
+    found = handscroll.load(tmp_path / "model.gguf")
+    assert found.defaults.unused() == others and found.sampling() == Sampling()
+    assert "general.sampling.mirostat 2" in ran("info", tmp_path / "model.gguf").stdout
+    found.save(tmp_path / "again")
+    handscroll.load(tmp_path / "again").export_gguf(tmp_path / "again.gguf", "f32")
+    assert handscroll.load(tmp_path / "again.gguf").defaults.unused() == others
