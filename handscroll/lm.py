@@ -131,7 +131,7 @@ class LM:
         The results are exact. Many pairs are read at once, and a long context that several continuations share is
         read once (`generate/likelihood.py`). If both parts are texts, they are encoded together, so that the tokens do
         not depend on the place of the cut. The tokens after those of the context (without the blanks at its end)
-        belong to the continuation.
+        belong to the continuation; where one token would belong to both, each part is encoded by itself.
         """
         return loglikelihood(self.model, [split_pair(self.tokenizer, *pair) for pair in pairs], beyond)
 

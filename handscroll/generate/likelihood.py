@@ -74,7 +74,9 @@ def split_pair(tokenizer: Tokenizer, context: str | Sequence[int], continuation:
     """The token ids of a context and of its continuation.
 
     Two texts are encoded together. The blanks at the end of the context go to the continuation, because a token often
-    begins with its blank. The tokens after those of the context alone belong to the continuation.
+    begins with its blank. The tokens after those of the context alone belong to the continuation. Where a token lies
+    over the border ("th" and "e cat"), each text is encoded by itself, so that the continuation is scored from its
+    first character on. (lm-eval counts the tokens of the context there too, and leaves some characters out.)
     """
     if not isinstance(context, str) or not isinstance(continuation, str):
         first = tokenizer.encode(context) if isinstance(context, str) else context
@@ -83,9 +85,11 @@ def split_pair(tokenizer: Tokenizer, context: str | Sequence[int], continuation:
         return first, continuation
     before, _ = tokenizer.frame()
     kept = context.rstrip()
-    ids = tokenizer.encode(kept + context[len(kept) :] + continuation, special=False)
-    cut = len(tokenizer.encode(kept, special=False))
-    return [*before, *ids[:cut]], ids[cut:]
+    rest = context[len(kept) :] + continuation
+    first, ids = tokenizer.encode(kept, special=False), tokenizer.encode(kept + rest, special=False)
+    if ids[: len(first)] != first:
+        ids = first + tokenizer.encode(rest, special=False, follows=True)
+    return [*before, *first], ids[len(first) :]
 
 
 def _row(model: Model, number: int, pair: Pair, beyond: bool) -> _Row:

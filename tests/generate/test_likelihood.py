@@ -78,6 +78,17 @@ def test_texts_are_encoded_together():
     assert found[2].logprob == pytest.approx(float(want), abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("context", "continuation"), [("th", "e cat"), ("th", "e"), ("def rea", "d(self)"), ("x ", "y")]
+)
+def test_a_token_over_the_border_leaves_no_character_out_of_the_score(context, continuation):
+    lm = handscroll.load(STARTER, dtype="float32")
+    ids, new = split_pair(lm.tokenizer, context, continuation)
+    assert lm.decode(ids) == context.rstrip() and lm.decode(new) == " " * context.endswith(" ") + continuation
+    want = -lm.nll([*ids, *new])[len(ids) - 1 :].sum()
+    assert lm.loglikelihood([(context, continuation)])[0].logprob == pytest.approx(float(want), abs=1e-4)
+
+
 def test_wrong_pairs_are_refused(tmp_path):
     model = loaded(tmp_path)
     with pytest.raises(DataError, match="pair 1"):
