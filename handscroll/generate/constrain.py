@@ -25,7 +25,7 @@ OPTIONS = '%llguidance {"no_forcing": true}\n'
 
 
 _engines: WeakKeyDictionary[Tokenizer, tuple[int, Any]] = WeakKeyDictionary()
-_PLACE = re.compile(r"^at \d+\(\d+\): ")  # the place in a grammar that the user never sees
+_PLACE = re.compile(r"^(at )?\d+\(\d+\): ")  # the place in a grammar that the user never sees
 
 
 class Constraint:
@@ -47,11 +47,12 @@ class Constraint:
             ConfigError: the library is not installed or does not understand the grammar, or no text fits the grammar.
         """
         self.about = about
+        _check_text(grammar, about)
         self._library = _library()
         self.words, engine = _engine(self._library, tokenizer)
         _, found = self._library.LLMatcher.validate_grammar_with_warnings(OPTIONS + grammar, engine)
         if found:  # warnings too: each names something that would be ignored
-            raise ConfigError(f"{about} cannot be used: {_PLACE.sub('', found[0]).splitlines()[0]}")
+            raise ConfigError(f"{about} cannot be used: {_reason(found[0])}")
         self._begin = self._library.LLMatcher(engine, OPTIONS + grammar, log_level=0)
         first = self._begin.deep_copy()
         if not any(first.compute_logit_bias()[: self.words]) or first.is_error():
@@ -68,11 +69,12 @@ class Constraint:
             raise ConfigError("choices must be one or more texts that are not empty")
         letters = set().union(*(word for word in spelling(tokenizer) if word is not None and len(word) == 1))
         for choice in choices:
+            _check_text(choice, f"the choice {choice!r}")
             # Either every byte has its own token, or encoding and decoding must give the text back.
             own = set(choice.encode()) <= letters
             if not own and tokenizer.decode(tokenizer.encode("a" + choice, special=False)) != "a" + choice:
                 raise ConfigError(f"the choice {choice!r} has characters that this tokenizer cannot write")
-        rules = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
+        rules = " | ".join(json.dumps(choice, ensure_ascii=False).replace("\x7f", r"\u007f") for choice in choices)
         return cls(f"start: {rules}", tokenizer, f"the list of {len(choices)} choices")
 
     @classmethod
@@ -82,8 +84,10 @@ class Constraint:
         The syntax is that of Rust's `regex` crate (no look-around, no back references); `.` is any character except
         a newline, and \d \w \s are Unicode's classes (\w contains more signs than Python's).
         """
+        about = f"the regular expression {pattern!r}"
+        _check_text(pattern, about)
         inside = _library().regex_to_lark(pattern, "")
-        return cls(f"start: /{inside}/", tokenizer, f"the regular expression {pattern!r}")
+        return cls(f"start: /{inside}/", tokenizer, about)
 
     @classmethod
     def schema(cls, schema: dict[str, Any] | str, tokenizer: Tokenizer) -> Self:
@@ -97,6 +101,7 @@ class Constraint:
             raise ConfigError(f"the JSON schema is not JSON: {error}") from None
         if not isinstance(found, dict):
             raise ConfigError(f"a JSON schema is an object, not {json.dumps(found)[:40]}")
+        _check_text(json.dumps(found, ensure_ascii=False), "the JSON schema")
         text = json.dumps({**found, "x-guidance": {"whitespace_pattern": SPACE}})
         return cls(f"start: %json {text}", tokenizer, "the JSON schema")
 
@@ -153,6 +158,21 @@ class Progress:
     def complete(self) -> bool:
         """Whether the text is complete and nothing can follow."""
         return self._matcher.is_stopped() and self._matcher.is_accepting()
+
+
+def _check_text(text: str, about: str) -> None:
+    """Refuse half a surrogate pair, which no tokenizer can write (ConfigError)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{about} holds half a surrogate pair, which is not text; remove it") from None
+
+
+def _reason(found: str) -> str:
+    """What the library says of a grammar: its first line, and of a regular expression the line that says the reason."""
+    first, *rest = found.splitlines()
+    why = [line.removeprefix("error: ") for line in rest if line.startswith("error: ")]
+    return " ".join([_PLACE.sub("", first), *why])
 
 
 def _engine(library: Any, tokenizer: Tokenizer) -> tuple[int, Any]:

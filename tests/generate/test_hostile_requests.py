@@ -16,6 +16,13 @@ LINES = [
     {"prompt": "a", "regex": "[0-9]+"},
     {"prompt": "a", "choices": ["yes", "no"]},
 ]
+HALVES = [
+    '{"prompt": "a", "stop": ["\\ud800"]}',
+    '{"prompt": "a", "choices": ["\\ud800"]}',
+    '{"prompt": "a", "regex": "\\ud800"}',
+    '{"prompt": "a", "json_schema": {"properties": {"\\ud800": {"const": "\\udfff"}}}}',
+    '{"messages": [{"role": "user", "content": "\\ud800"}]}',
+]
 MORE = ["[" * 100_000, '{"prompt": ' + "9" * 5000 + "}", '{"a":' * 100_000, "\ufeff{}", "null", '{"prompt": "\\ud800"}']
 
 
@@ -31,4 +38,4 @@ def test_any_value_at_any_key_of_a_request(tiny_folder, tmp_path, count):
         path.write_text(line + "\n", encoding="utf-8")
         read_requests(path, engine, lm.tokenizer)
 
-    all_answered(MORE + sample(cases, count), act)
+    all_answered(MORE + HALVES + sample(cases, count), act)

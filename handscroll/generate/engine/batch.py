@@ -258,6 +258,9 @@ class _Open:
 def _object(line: bytes) -> dict[str, Any]:
     try:
         found = json.loads(line.decode())
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise DataError("half a surrogate pair stands in it, which is not text; repair the line") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"not JSON ({error})") from None
     if not isinstance(found, dict):
