@@ -318,7 +318,7 @@ class LM:
             on_note,
             budget=kv_budget,
             guard=kv_guard,
-            afford=lambda demand, policy, chunk: afford_demand(self.model, demand, policy, chunk),
+            afford=lambda demand, policy, chunk, freed: afford_demand(self.model, demand, policy, chunk, freed=freed),
         )
 
     def engine(self, memory: int, **settings: Unpack[EngineSettings]) -> Engine:

@@ -250,8 +250,8 @@ def test_questions_turns_and_engines_that_the_memory_does_not_hold_are_refused(l
     read = len(talk.ids) - 1  # the last token of a reply is read with the next turn
     refuse, talk.afford = talk.afford, lambda *given: asked.append(given)
     "".join(talk.say("def second", plain))
-    ((request, policy, chunk),) = asked
-    assert (policy, chunk, request.past) == ("full", 1024, read)
+    ((request, policy, chunk, freed),) = asked
+    assert (policy, chunk, request.past, freed) == ("full", 1024, read, 0)
     assert len(request.prompt) + request.new == len(talk.ids)
     talk.afford = refuse
     monkeypatch.setattr("handscroll.generate.admission.spare", lambda _: (14_000_000, 10**9))

@@ -8,8 +8,8 @@ import torch
 from handscroll.base.errors import CapacityError, ConfigError
 from handscroll.cache.reading.identity import Identity
 from handscroll.cache.reading.store import Store
-from handscroll.cache.table import cache_of, footprint, kind_of
-from handscroll.generate.budget import GUARD, Choice, Demand, choose, size_of, size_text
+from handscroll.cache.table import POLICIES, cache_of, footprint, kind_of
+from handscroll.generate.budget import GUARD, Choice, Demand, check_guard, choose, size_of, size_text
 from handscroll.generate.check import check_length, started
 from handscroll.generate.engine.engine import EngineSettings, workload
 from handscroll.generate.prefill import prefill_chunk
@@ -66,6 +66,7 @@ def settled(
         on_finish=settings.get("on_finish"),
     )
     store = settings.get("store")
+    check_guard(settings.get("kv_guard", GUARD), settings.get("kv_budget"))
     if (budget := settings.get("kv_budget")) is not None:
         if request.policy != "full" or store is not None:
             other = "saved readings lie in their files" if store is not None else f"the policy is '{request.policy}'"
@@ -133,8 +134,12 @@ def keep_within(model: Model, name: str, request: Request, budget: str | int) ->
 
 def after_reading(model: Model, tokenizer: Tokenizer, request: Request, store: Store) -> Request:
     """The request with the saved beginning of its prompt, if the store has one."""
-    if kind_of(request.policy).evicts:
-        raise ConfigError(f"saved readings keep every token, '{request.policy}' does not: generate without the store")
+    if not kind_of(request.policy).saved:
+        kept = " or ".join(f"'{name}'" for name, kind in POLICIES.items() if kind.saved)
+        raise ConfigError(
+            f"saved readings are kept in {kept}, so the store has none for '{request.policy}': generate without the "
+            "store, or in one of these"
+        )
     model.spec.require("a saved reading", one_text=True, keys=True)
     ids = request.prompt
     if len(ids) < 2:
@@ -159,11 +164,12 @@ def afford_request(model: Model, request: Request, others: Sequence[str] | None 
 
 
 def afford_demand(
-    model: Model, demand: Demand, policy: str, chunk: int | None = None, others: Sequence[str] = ()
+    model: Model, demand: Demand, policy: str, chunk: int | None = None, others: Sequence[str] = (), freed: int = 0
 ) -> None:
-    """The same check for a `Demand`."""
+    """The same check for a `Demand`, before which `freed` bytes will be given back."""
     chunk = chunk or prefill_chunk(model.device)
     free, disk = spare(model.device)
+    free += freed
     grows = demand.prompt and not model.spec.recurrent  # a recurrent state has a constant size
     if grows and demand.bytes("full", model, chunk) * SMALL > free:
         known = {f"--cache {name}": demand.workload(name, model) for name in others}

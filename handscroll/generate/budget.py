@@ -176,6 +176,18 @@ class Choice:
         return made | {"exact": False, "chunk": self.chunk, "piece": self.piece, "written": self.written, **measured}
 
 
+def check_guard(guard: float, budget: object) -> None:
+    """
+    Raises:
+        ConfigError: the guard is no number from 0 on, or there is no budget whose cost it would bound.
+    """
+    if not 0 <= guard < math.inf:
+        raise ConfigError(f"the guard is {guard} nats; it must be a number from 0 on ({GUARD} is usual)")
+    if guard != GUARD and (budget is None or isinstance(budget, Choice)):
+        what = "there is no kv_budget" if budget is None else "the cache was chosen before"
+        raise ConfigError(f"kv_guard is {guard}, but {what}: it bounds what the choice of a cache may cost")
+
+
 def choose(model: Model, tokenizer: Tokenizer, demand: Demand, budget: str | int, guard: float = GUARD) -> Choice:
     """The cache for a request within `budget`: bytes, "2GiB", "500MB", or "50%" of the full cache.
 
@@ -185,8 +197,7 @@ def choose(model: Model, tokenizer: Tokenizer, demand: Demand, budget: str | int
         ConfigError: no such size; below one block of 64 tokens; a guard that is no number from 0 on.
         CapacityError: nothing fits, or nothing that fits is within the guard; it says what would be.
     """
-    if not 0 <= guard < math.inf:
-        raise ConfigError(f"the guard is {guard} nats; it must be a number from 0 on ({GUARD} is usual)")
+    check_guard(guard, budget)
     full = demand.bytes("full", model, CHUNK)
     allowed = size_of(budget, full)
     block = footprint("full", model.config, model.cache_dtype.itemsize).held(BLOCK)

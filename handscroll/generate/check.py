@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import index
 
 import torch
 
@@ -45,7 +46,7 @@ def started(model: Model, number: int, prompt: Sequence[int]) -> list[int]:
     """The ids of prompt `number`, or the model's bos if it is empty; the errors are those of `checked`."""
     config = model.config
     model.spec.require("decoding", forward=True, head=True)
-    ids = [int(token) for token in prompt] or ([] if config.bos is None else [config.bos])
+    ids = _whole(number, prompt) or ([] if config.bos is None else [config.bos])
     if not ids:
         raise DataError(f"prompt {number} is empty and the model has no bos token to begin with; give some text")
     wrong = next((token for token in ids if not 0 <= token < config.vocab), None)
@@ -54,6 +55,17 @@ def started(model: Model, number: int, prompt: Sequence[int]) -> list[int]:
             f"prompt {number} holds token id {wrong}, but the model's vocabulary is 0 to {config.vocab - 1}; "
             "was it encoded with this model's tokenizer?"
         )
+    return ids
+
+
+def _whole(number: int, prompt: Sequence[int]) -> list[int]:
+    """The ids as Python's whole numbers, whatever array they came in."""
+    ids: list[int] = []
+    for token in prompt:
+        try:
+            ids.append(index(token))
+        except TypeError:
+            raise DataError(f"prompt {number} holds {token!r}, which is no token id; give whole numbers") from None
     return ids
 
 

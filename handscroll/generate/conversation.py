@@ -16,7 +16,7 @@ from handscroll.base.workload import Footprint
 from handscroll.cache.cache import Cache
 from handscroll.cache.reading.reading import Reading
 from handscroll.cache.table import BLOCK, cache_of, footprint, kind_of
-from handscroll.generate.budget import GUARD, Choice, Demand, choose, size_of
+from handscroll.generate.budget import GUARD, Choice, Demand, check_guard, choose, size_of
 from handscroll.generate.chooser import Chooser, NewToken, next_tokens
 from handscroll.generate.constrain import Constraint
 from handscroll.generate.likelihood import Likelihood, logprobs_of
@@ -38,9 +38,10 @@ class Conversation:
     text and its max_tokens; when it leaves the length bucket, everything is read again, and the result stays exact.
     `budget` (bytes, "2GiB", or a share of the full cache of the whole context) bounds the cache. The cache is exact
     while the text fits. After that everything is read again under the policy that `generate/budget.py` chooses for the
-    whole context with `guard`. `on_note` receives a note about each such event. `afford(demand, policy, chunk)` is
-    called before a turn is read, and raises if the memory is too small. `find(ids, total)` gives the saved reading that
-    a text of `total` tokens begins with.
+    whole context with `guard`. `on_note` receives a note about each such event. `afford(demand, policy, chunk, freed)`
+    is called before a turn is read and anything is changed, and raises if the memory is too small, `freed` bytes of the
+    cache included that will be given up. `find(ids, total)` gives the saved reading that a text of `total` tokens
+    begins with.
 
     Limits: there is one row. Each text is encoded by itself, as one that follows, so that no token crosses the border
     of a turn. An end
@@ -54,12 +55,15 @@ class Conversation:
     tokens_read: int = 0  # by all forwards so far, including replies
     budget: str | int | None = None
     guard: float = GUARD
-    afford: Callable[[Demand, str, int], None] | None = None
+    afford: Callable[[Demand, str, int, int], None] | None = None
     find: Callable[[list[int], int], Reading | None] | None = None
     reused: int = 0  # tokens of the last prompt that were not read again
     choice: Choice | None = None  # the chosen cache, once it is no longer exact
     _cache: Cache | None = None
     _declared: int = 0
+
+    def __post_init__(self):
+        check_guard(self.guard, self.budget)
 
     @property
     def approximate(self) -> bool:
@@ -84,8 +88,10 @@ class Conversation:
         """Make the request's prompt the text so far, and yield the tokens of the reply.
 
         What the prompt shares with the text so far is not read again, if the cache can be cut back to it. `shown`
-        decodes the reply instead of the tokenizer. The errors are those of `say`.
+        decodes the reply instead of the tokenizer. The errors are those of `say`, and ConfigError for fields that a
+        conversation does not follow.
         """
+        request.refuse("a conversation", "samples", "draft", "policy", "chunk", "reading", "on_report")
         self._admit(list(request.prompt), request.sampling.max_tokens, request.beyond)
         return self._reply(request, shown or self.tokenizer)
 
@@ -122,11 +128,15 @@ class Conversation:
                 f"{total} in all, but the model's context is {context}; ask for fewer new tokens, begin a new "
                 "conversation, or lengthen the model (handscroll extend)"
             )
-        self._stay_within(total, ids)
+        choice = self._within(total, ids)
+        past = self._kept(ids) if choice is self.choice else 0
         if self.afford is not None:
-            past = self._kept(ids)
-            policy, chunk = ("full", CHUNK) if self.choice is None else (self.choice.policy, self.choice.chunk)
-            self.afford(Demand(ids, new, grows=True, past=past), policy, chunk)
+            policy, chunk = ("full", CHUNK) if choice is None else (choice.policy, choice.chunk)
+            freed = 0 if past or self._cache is None else self._cache.nbytes
+            self.afford(Demand(ids, new, grows=True, past=past), policy, chunk, freed)
+        if choice is not None and choice is not self.choice:
+            self.choice, self._cache = choice, None
+            self._note(f"approximate: {total} tokens outgrow the budget, so all are read again; {choice.report()}")
 
     def _begin(self, ids: list[int], total: int) -> Cache:
         """Make `ids` the text so far, and give the cache of what need not be read again."""
@@ -175,18 +185,16 @@ class Conversation:
                 return
             hidden = self._forward(new.token, cache)
 
-    def _stay_within(self, total: int, ids: list[int]) -> None:
-        """Choose a cache for the whole context when the exact cache of `total` tokens exceeds the budget."""
+    def _within(self, total: int, ids: list[int]) -> Choice | None:
+        """The cache of `total` tokens: when the exact one exceeds the budget, it is chosen for the whole context."""
         if self.budget is None or self.choice is not None:
-            return
+            return self.choice
         context, full = self.model.config.context, self._full
         allowed = size_of(self.budget, full.held(context - 1))
         if full.held(total - 1) <= allowed and allowed >= full.held(BLOCK):
-            return
+            return None
         demand = Demand(ids, context - len(ids), grows=True)
-        self.choice = choose(self.model, self.tokenizer, demand, allowed, self.guard)
-        self._cache = None
-        self._note(f"approximate: {total} tokens outgrow the budget, so all are read again; {self.choice.report()}")
+        return choose(self.model, self.tokenizer, demand, allowed, self.guard)
 
     def _new_cache(self, total: int) -> Cache:
         if self.choice is not None:

@@ -14,6 +14,16 @@ from handscroll.models.model import Model
 GREEDY = Sampling()
 BIAS = 1e20  # at most: under the coldest temperature and the largest penalty, too, a logit stays finite in float32
 
+# What messages call the fields that not everything follows.
+CALLED = {
+    "samples": "several samples",
+    "draft": "a draft",
+    "chunk": "a chunk of its own",
+    "reading": "a saved reading",
+    "on_report": "a report of the cache",
+    "on_finish": "on_finish",
+}
+
 
 @dataclass(frozen=True, eq=False)
 class Request:
@@ -72,6 +82,13 @@ class Request:
                     f"the bias of token {token} is {value}; it must be a number from -1e20 to 1e20 (-100 is as good as "
                     "never)"
                 )
+
+    def refuse(self, who: str, *names: str) -> None:
+        """Refuse (ConfigError) those of the fields `names`, which `who` does not follow, that are given."""
+        given = [name for name in names if getattr(self, name) != getattr(Request, name)]
+        if given:
+            called = [f"the cache '{self.policy}'" if name == "policy" else CALLED[name] for name in given]
+            raise ConfigError(f"{who} answers without {', '.join(called)}: leave it out, or use generate")
 
     def end_tokens(self, model: Model) -> frozenset[int]:
         """The tokens that end a row."""

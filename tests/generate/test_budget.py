@@ -257,6 +257,23 @@ def test_what_excludes_a_budget_is_refused(lm, tmp_path):
         lm.generate(TEXT, kv_budget="50%")
 
 
+PLAIN = "{% for m in messages %}{{ m.content }}{% endfor %}"
+
+
+def test_a_guard_without_a_budget_is_refused(lm):
+    for ask in (
+        lambda: lm.generate("x", kv_guard=0.5, max_tokens=2),
+        lambda: lm.generate("x", kv_guard=-5, max_tokens=2),
+        lambda: lm.generate(TEXT, kv_guard=0.5, kv_budget=lm.choose_cache(TEXT, "100%", 2, beyond=True), beyond=True),
+        lambda: lm.chat([{"role": "user", "content": "x"}], template=PLAIN, kv_guard=0.5),
+        lambda: lm.chatting(PLAIN, kv_guard=0.5),
+        lambda: lm.conversation(kv_guard=0.5),
+        lambda: lm.conversation(kv_guard=-5, kv_budget="50%"),
+    ):
+        with pytest.raises(ConfigError, match="guard"):
+            ask()
+
+
 def test_a_conversation_is_exact_until_it_outgrows_its_budget(stretched_folder):
     from handscroll.generate.sample import Sampling
 

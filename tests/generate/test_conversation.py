@@ -6,9 +6,11 @@ import pytest
 import torch
 
 import handscroll
-from handscroll.base.errors import CapacityError, DataError
+from handscroll.base.errors import CapacityError, ConfigError, DataError
 from handscroll.cache.reading.store import Store
 from handscroll.extend.methods import apply
+from handscroll.generate.draft import Lookup
+from handscroll.generate.request import Request
 from handscroll.generate.sample import Sampling
 from handscroll.lm import LM
 from handscroll.nn.marks import Marks
@@ -128,6 +130,49 @@ def test_buckets_are_powers_of_two_and_end_at_the_factor():
                 for length in (declared - 5, declared)
             )
             assert torch.equal(one.cosine, other.cosine) and one.attention_factor == other.attention_factor
+
+
+@pytest.mark.parametrize(
+    "field",
+    [{"samples": 3}, {"draft": Lookup(2)}, {"policy": "int8"}, {"chunk": 7}, {"on_report": print}],
+)
+def test_what_a_conversation_does_not_do_is_refused(base, field):
+    talk = base.conversation()
+    with pytest.raises(ConfigError, match="a conversation"):
+        talk.reply(Request([5], SHORT, **field))
+    assert not talk.ids
+
+
+def test_a_reply_follows_the_other_fields_of_a_request(base):
+    ended, ids = [], base.encode(TURNS[0])
+    bias = {base.conversation().reply(Request(ids, SHORT)).__next__().token: -100.0}
+    request = Request(ids, SHORT, bias=bias, logprobs=2, on_finish=ended.append)
+    (want,) = base.continuations(ids, logprobs=2, max_tokens=12, ignore_eos=True, bias=bias, plain=True)
+    found = list(base.conversation().reply(request))
+    assert [one.token for one in found] == list(want.tokens) and ended == ["length"]
+    assert [len(one.scored.top) for one in found] == [2] * 12
+
+
+def test_a_refused_turn_leaves_an_exact_conversation_exact(base):
+    """It would have outgrown the budget, and then there is no memory for it."""
+    lm = scaled(base, "self-extend")
+    each, notes, asked = lm.model.config.spec.cache_bytes(1, 4), [], []
+    talk = lm.conversation(notes.append, kv_budget=each * 100, kv_guard=9.0)
+    first = "".join(talk.say(TURNS[0], SHORT))
+    allowed, held = talk.afford, talk._cache
+
+    def refuse(demand, policy, chunk, freed):
+        asked.append((demand.past, policy != "full", freed))
+        raise CapacityError("no memory")
+
+    talk.afford = refuse
+    with pytest.raises(CapacityError, match="no memory"):
+        talk.say(TURNS[3] * 2, SHORT)
+    assert asked == [(0, True, held.nbytes)]  # what it holds now is given up for the other cache
+    assert not talk.approximate and talk._cache is held and not notes
+    talk.afford = allowed
+    assert first and "".join(talk.say(TURNS[2], SHORT)) and talk.reused and not talk.approximate
+    assert "".join(talk.say(TURNS[3] * 2, SHORT)) and talk.approximate and len(notes) == 1
 
 
 def test_impossible_requests_are_refused(base):

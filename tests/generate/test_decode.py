@@ -2,12 +2,14 @@
 
 import logging
 
+import numpy as np
 import pytest
 import torch
 
 from handscroll.base.errors import CapacityError, CheckpointError, ConfigError, DataError
 from handscroll.cache.full import FullCache
 from handscroll.evaluate.branching import begin, greedy
+from handscroll.generate.check import started
 from handscroll.generate.chooser import Chooser
 from handscroll.generate.decode import follow
 from handscroll.generate.request import Request
@@ -243,3 +245,11 @@ def test_rows_that_follow_one_reading_equal_those_that_are_read_alone(family):
             alone = begin(model, length)
             wanted = greedy(alone, request.prompt, request.sampling.max_tokens)
             assert found[row] == (wanted[:2] if row == stopped else wanted)
+
+
+@pytest.mark.parametrize("wrong", [[1.7, 2.2], ["a"], [[5]], [None], torch.tensor([1.5]), [float("nan")]])
+def test_tokens_that_are_no_whole_numbers_are_refused(wrong):
+    model = FORMS["llama"].build()
+    with pytest.raises(DataError, match="prompt 0 holds"):
+        decode(model, [wrong], Sampling(max_tokens=2))
+    assert started(model, 0, torch.tensor([5, 6])) == started(model, 0, np.array([5, 6])) == [5, 6]

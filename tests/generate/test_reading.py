@@ -44,6 +44,13 @@ def test_an_answer_from_a_reading_is_that_of_reading_anew(lm, store, dtype):
     assert answer == "".join(lm.ask_stream("code", question, store, max_tokens=40))
 
 
+@pytest.mark.parametrize("policy", ["int4", "offload", "retrieval:recent=32", "h2o:budget=64"])
+def test_a_store_beside_a_policy_that_keeps_no_reading_is_refused(lm, store, policy):
+    """Nothing could be found there, and all would be read again in silence."""
+    with pytest.raises(ConfigError, match=naming("int4" if policy == "int4" else policy, "full", "int8")):
+        lm.generate(TEXT, store=store, policy=policy, max_tokens=2)
+
+
 def test_logits_after_a_reading_equal_those_without(lm, store):
     """Cached equals uncached to 1e-5, over two parts."""
     ids = torch.tensor(lm.encode(TEXT))

@@ -344,14 +344,4 @@ def _check_supported(request: Request) -> None:
         raise ConfigError(
             f"the text was read with cache '{reading.identity.policy}'; the engine needs 'full': read the text again"
         )
-    others = {
-        "several samples": request.samples != 1,
-        "a draft": request.draft is not None,
-        f"the cache '{request.policy}'": request.policy != "full",
-        "a chunk of its own": request.chunk is not None,
-        "a report of the cache": request.on_report is not None,
-        "on_finish": request.on_finish is not None,
-    }
-    given = [what for what, asked in others.items() if asked]
-    if given:
-        raise ConfigError(f"the engine answers without {', '.join(given)}: leave it out, or use generate")
+    request.refuse("the engine", "samples", "draft", "policy", "chunk", "on_report", "on_finish")
