@@ -242,6 +242,11 @@ def test_a_cache_longer_than_the_memory_is_refused_before_anything_is_read(lm, m
     assert lm.generate(ids[:50], max_tokens=2)
 
 
+def test_a_policy_that_takes_more_than_the_full_cache_is_planned_for_short_prompts_too(lm):
+    with pytest.raises(CapacityError, match="This fits: "):
+        lm.generate("def", policy="offload:block=1000000000", max_tokens=2)
+
+
 def test_questions_turns_and_engines_that_the_memory_does_not_hold_are_refused(lm, monkeypatch, tmp_path):
     store, ids = Store(tmp_path), text_ids(lm, 300)
     lm.read(ids, store, "text", beyond=True)

@@ -21,7 +21,9 @@ from handscroll.plan.choose import afford, afford_pool
 from handscroll.plan.machine import spare
 from handscroll.text.tokenizer import Tokenizer
 
-SMALL = 16  # a request is not planned if its full cache is so many times smaller than the free memory
+SMALL = (
+    16  # a request is not planned if its cache, full and as asked for, is so many times smaller than the free memory
+)
 
 
 def admit(
@@ -171,7 +173,7 @@ def afford_demand(
     free, disk = spare(model.device)
     free += freed
     grows = demand.prompt and not model.spec.recurrent  # a recurrent state has a constant size
-    if grows and demand.bytes("full", model, chunk) * SMALL > free:
+    if grows and max(demand.bytes(name, model, chunk) for name in ("full", policy)) * SMALL > free:
         known = {f"--cache {name}": demand.workload(name, model) for name in others}
         afford(demand.workload(policy, model, chunk), free, disk, known)
 

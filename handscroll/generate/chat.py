@@ -145,16 +145,18 @@ class Speaker:
 class Chat:
     """One chat with a model; `LM.chat` keeps one, and `LM.chatting` makes one.
 
-    `now` is the time that templates may write; it stays that of the first turn, so that the text before a turn remains
-    as it was read. `on_note` is called when more is read again than a new turn needs.
+    `now` is the time that templates may write. Unless it is given, it is that of a conversation's first turn and stays
+    so, and the text before a turn remains as it was read. `on_note` is called when more is read again than a new turn
+    needs.
     """
 
     speaker: Speaker
     talk: Conversation
     on_note: Callable[[str], None] | None = None
-    now: datetime = field(default_factory=datetime.now)
+    now: datetime | None = None
     busy: bool = False  # whether an answer is being given
     _last: list[Message] = field(default_factory=list)  # the messages of the turn before
+    _begun: datetime | None = None  # when the conversation began to which they belong
 
     def answer(
         self,
@@ -173,7 +175,8 @@ class Chat:
             DataError: the messages are none, or the template refuses them. CapacityError: they do not fit into the
                 context or the memory. ConfigError: the template fails.
         """
-        rendered = self.speaker.render(messages, variables, self.now)
+        now = self.now or self._time(messages)
+        rendered = self.speaker.render(messages, variables, now)
         self._left_out(messages, rendered)
         if fit and not beyond:
             sampling = sampling.model_copy(update={"max_tokens": self._room(rendered, sampling.max_tokens)})
@@ -184,12 +187,18 @@ class Chat:
         goes_on = 0 < last < len(messages) and list(messages[:last]) == self._last
         before = self.talk.ids if goes_on else []
         answer = Answer(self, rendered, self.talk.reply(request, shown), thinking, before)
-        self._last = list(messages)
+        self._last, self._begun = list(messages), now
         return answer
 
     def note(self, text: str) -> None:
         if self.on_note is not None:
             self.on_note(text)
+
+    def _time(self, messages: Sequence[Message]) -> datetime:
+        """When the conversation began: now, unless it goes on from the turn before, or takes it back."""
+        common = min(len(self._last), len(messages))
+        same = list(messages[:common]) == self._last[:common]
+        return self._begun if same and self._begun is not None else datetime.now()
 
     def _room(self, rendered: Rendered, wanted: int) -> int:
         count, context = len(rendered.ids), self.talk.model.config.context

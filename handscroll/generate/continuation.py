@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from handscroll.generate.beam import Beams, beam_search
+from handscroll.generate.beam import Beams, Hypothesis, beam_search
 from handscroll.generate.chooser import NewToken, Scored
 from handscroll.generate.decode import decode
 from handscroll.generate.request import Request
@@ -54,9 +54,8 @@ def streamed(model: Model, tokenizer: Decodes, request: Request) -> Iterator[str
 
 def searched(model: Model, tokenizer: Decodes, request: Request, settings: Beams) -> list[Continuation]:
     """The continuations that beam search finds, best first, with their scores."""
-    prompt = request.prompt
     return [
-        Continuation(_text_of(tokenizer, prompt, item.tokens), item.tokens, item.finish, score=item.score)
+        Continuation(_text_of(tokenizer, request.prompt, item), item.tokens, item.finish, score=item.score)
         for item in beam_search(model, request, settings)
     ]
 
@@ -73,6 +72,8 @@ def told(tokenizer: Tokenizer, tokens: Sequence[int], scored: Sequence[Scored]) 
     ]
 
 
-def _text_of(tokenizer: Decodes, prompt: Sequence[int], tokens: Sequence[int]) -> str:
+def _text_of(tokenizer: Decodes, prompt: Sequence[int], found: Hypothesis) -> str:
+    """The text of a hypothesis, without the token that ends it."""
     stream = TextStream(tokenizer, prompt)
+    tokens = found.tokens[:-1] if found.finish == "eos" else found.tokens
     return "".join([*(stream.push(token) for token in tokens), stream.finish()])

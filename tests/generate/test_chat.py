@@ -241,6 +241,29 @@ def test_a_copy_of_a_model_has_a_chat_of_its_own(lm):
     assert other._chat is None and other.chat([ASKED], max_tokens=3) == lm.chat([ASKED], max_tokens=3)
 
 
+def test_another_conversation_is_told_the_time_of_its_own(lm, monkeypatch):
+    """Turns of one conversation, taken back ones too, keep the time of the first."""
+    times = iter(datetime(2026, 1, day) for day in range(1, 9))
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return next(times)
+
+    monkeypatch.setattr("handscroll.generate.chat.datetime", Clock)
+    told, ask = [], lambda messages, **more: lm.chat(messages, template=DATED, **{"max_tokens": 3} | more)
+    real = Speaker.render
+    monkeypatch.setattr(Speaker, "render", lambda *given: told.append(given[-1].day) or real(*given))
+    longer = [ASKED, {"role": "assistant", "content": ask([ASKED])}, NEXT]
+    for messages in (longer, [ASKED], longer):
+        ask(messages)
+    with pytest.raises(CapacityError):
+        ask([NEXT], max_tokens=900)
+    ask(longer)
+    ask([NEXT])
+    assert told == [1, 1, 1, 1, 2, 1, 3]
+
+
 def test_tools_and_variables_reach_the_template(lm):
     source = "{{ tools | tojson }}{{ mode }}{{ messages[0].content }}"
     text = Speaker(lm.tokenizer, source).render([ASKED], {"tools": [{"name": "f"}], "mode": "x"}).text

@@ -1,5 +1,6 @@
 """`LM.continuations`, `LM.beams`, `LM.draft` and what the command writes of them."""
 
+import copy
 import json
 import math
 import time
@@ -38,6 +39,19 @@ def test_texts_are_their_tokens_and_end_before_stop_strings(lm):
         assert "e" not in item.text
         whole = lm.decode(lm.encode(PROMPT) + list(item.tokens))[len(PROMPT) :]
         assert whole.startswith(item.text) and (item.finish == "stop") == ("e" in whole)
+
+
+def test_an_end_token_that_writes_a_text_is_in_no_text(lm):
+    """Not even in that of beams, where the token is no special one."""
+    first = lm.continuations(PROMPT, max_tokens=1)[0]
+    assert first.text
+    other = copy.copy(lm)
+    other.model = copy.copy(lm.model)
+    other.model.config = lm.model.config.model_copy(update={"eos": first.tokens})
+    assert other.generate(PROMPT, max_tokens=5) == ""
+    found = other.beams(PROMPT, 4, 4, max_tokens=5)
+    ended = [one for one in found if one.finish == "eos"]
+    assert ended and all(one.text == lm.decode(one.tokens[:-1]) for one in ended)
 
 
 def test_a_store_a_draft_and_log_probabilities_together(lm, tmp_path):
