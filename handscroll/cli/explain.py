@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from handscroll.cli.options import Adapter, Device, Weights, say_weights
+from handscroll.cli.options import Adapter, Device, Weights, say_cut, say_weights
 from handscroll.cli.read import OwnerOption, StoreOption
 from handscroll.cli.records import folder_to_write
 from handscroll.cli.screen import bar, error_screen, screen, table
@@ -54,6 +54,7 @@ def explain(
     asked = Question(name, question, template.replace("\\n", "\n"))
     with bar("looking", None) as advance:
         made = why(lm, asked, kept, answer, how, lambda done, total: advance(done, "", total))
+    say_cut(max_tokens)(made.finish)
     if report is not None:
         from handscroll.report.explanation import explanation_page
         from handscroll.report.page import write

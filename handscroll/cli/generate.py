@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -92,6 +92,7 @@ def generate(
     _one_cache(cache, kv_budget, kv_guard, beams)
     lm = load(model, device, dtype, weights, adapter)
     asked = _asked(lm, text, chat)
+    cut = say_cut(max_tokens) if chat else None
     reports: list[str] = []
     drafts = _draft(lm, lookup, draft, dtype)
     settings: Settings = {
@@ -118,7 +119,7 @@ def generate(
         found = lm.continuations(asked, samples, logprobs, **settings)
     else:
         settings["on_report"] = reports.append
-        settings["on_finish"] = say_cut(max_tokens) if chat else None
+        settings["on_finish"] = cut
         found = lm.stream(asked, **settings)
     _announce(cache, weights, taken)
     if not beams:
@@ -131,7 +132,7 @@ def generate(
         kept = _kept(cache or "full", taken, reports)
         typer.echo(json.dumps(about | kept | _record(lm, found, drafts), ensure_ascii=False))
         return
-    _write(found, samples, settings["constraint"])
+    _write(found, samples, settings["constraint"], cut)
     if drafts is not None:
         error_screen().print(f"draft: {_counted(drafts)}")
     for report in reports:
@@ -190,8 +191,13 @@ def _kept(policy: str, choice: "Choice | None", reports: list[str]) -> dict[str,
     )
 
 
-def _write(found: Any, samples: int, constraint: "Constraint | None") -> None:
-    """Stream pieces, or write the texts, each below a line of its own if there are several."""
+def _write(
+    found: Any, samples: int, constraint: "Constraint | None", told: Callable[[str], None] | None = None
+) -> None:
+    """Stream pieces, or write the texts, each below a line of its own if there are several.
+
+    `told` hears why the text of beams ended, if it is the only one; a stream says that itself.
+    """
     if not isinstance(found, list):
         for piece in found:
             typer.echo(piece, nl=False)
@@ -203,6 +209,8 @@ def _write(found: Any, samples: int, constraint: "Constraint | None") -> None:
             score = "" if item.score is None else f", score {item.score:.4f}"
             typer.echo(f"--- {number} of {len(found)} ({item.finish}{score})")
         typer.echo(item.text)
+    if told is not None and samples == 1 and constraint is None:
+        told(found[0].finish)
     cut = sum(item.finish == "length" for item in found) if constraint is not None else 0
     if cut:
         error_screen().print(f"{cut} of {len(found)} cut by --max-tokens before the text was complete")

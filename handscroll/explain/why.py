@@ -78,7 +78,8 @@ class Explanation:
     `marks` are all passages in the order of the document. `rests` is what the answer's log-probability loses without
     the whole document, in nats, and `together` what it loses without all marked passages. `agreement` is Spearman's
     correlation of attention and effect over the passages that were tried (None for fewer than three, or equal ones).
-    `read` are the tokens of the reading, which was not read again, and `looked` those that the looks read.
+    `read` are the tokens of the reading, which was not read again, and `looked` those that the looks read. `finish` is
+    why the model's own answer ended ("eos", "length"); empty for an answer that was given.
     """
 
     answer: str
@@ -90,6 +91,7 @@ class Explanation:
     agreement: float | None
     read: int
     looked: int
+    finish: str = ""
 
     @property
     def causes(self) -> tuple[Mark, ...]:
@@ -124,7 +126,8 @@ def explain(
         raise ConfigError(f"'{question.name}' does not serve this request: read the text again with more room")
     ids = found.request.prompt[: found.request.reading.length]
     document = lm.tokenizer.decode(ids) if found.document is None else found.document.text
-    return explained(lm, found.request, document, _answer(lm, found, answer), how, on_look)
+    tokens, finish = _answer(lm, found, answer)
+    return replace(explained(lm, found.request, document, tokens, how, on_look), finish=finish)
 
 
 def explained(
@@ -158,16 +161,16 @@ def read_before(places: Sequence[Passage], length: int) -> list[Passage]:
     return [*kept[:-1], replace(kept[-1], end=places[-1].end)]
 
 
-def _answer(lm: LM, found: Asked, answer: str) -> tuple[int, ...]:
-    """The tokens of the answer that is explained."""
+def _answer(lm: LM, found: Asked, answer: str) -> tuple[tuple[int, ...], str]:
+    """The tokens of the answer that is explained, and why it ended if it is the model's own."""
     if answer:
-        return tuple(lm.tokenizer.encode(answer, special=False, follows=True))
+        return tuple(lm.tokenizer.encode(answer, special=False, follows=True)), ""
     (made,) = continuations(lm.model, lm.tokenizer, found.request)
     ends = found.request.end_tokens(lm.model)
     tokens = made.tokens[:-1] if made.tokens and made.tokens[-1] in ends else made.tokens
     if not tokens:
         raise DataError("the model gives an empty answer, which nothing explains: ask otherwise, or give an --answer")
-    return tokens
+    return tokens, made.finish
 
 
 def _explained(lm: LM, look: Look, places: list[Passage], document: str, how: tuple[Explaining, OnLook]) -> Explanation:

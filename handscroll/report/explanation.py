@@ -21,8 +21,11 @@ def explanation_page(
         (f"{record['together']:.1f} nats", f"what it loses without the {len(causes)} marked passages"),
         (f"{record['read']:,}", "tokens of the text, none of them read again"),
     ]
+    answer = [record["answer"].strip()]
+    if record.get("finish") == "length":
+        answer.append(f"Only the first {len(record['steps']):,} tokens of the answer are explained: it was cut there.")
     sections = [
-        Section("The answer", question, [Text([record["answer"].strip()]), Facts(facts)]),
+        Section("The answer", question, [Text(answer), Facts(facts)]),
         Section("The passages that it needs", _needed(causes), [_table(marks)] if _tried(marks) else []),
         Section(
             "Where it looked",

@@ -121,7 +121,7 @@ def store(starter, text, folder):
 def test_the_sentence_that_an_answer_needs_is_marked(starter, text, store):
     how = Explaining(passage=32, tried=5, max_tokens=8)
     made = explain(starter, Question("code", ASKED, "{question}"), store, how=how)
-    assert made.answer.strip().startswith("59148")
+    assert made.answer.strip().startswith("59148") and made.finish == "length"
     assert "".join(one.text for one in made.marks) == text
     assert made.causes and "59148" in made.causes[0].text and made.causes[0].effect > 2
     assert made.rests > 2 and made.together > 2 and -1 <= made.agreement <= 1
@@ -140,7 +140,9 @@ def test_the_sentence_that_an_answer_needs_is_marked(starter, text, store):
 def test_a_given_answer_is_explained_and_nothing_is_marked_without_a_cause(starter, store):
     how = Explaining(passage=32, tried=0, alternatives=0)
     made = explain(starter, Question("code", ASKED, "{question}"), store, " 77", how)
-    assert made.answer == " 77" and not made.causes and made.together == 0 and made.agreement is None
+    assert (
+        made.finish == "" and made.answer == " 77" and not made.causes and made.together == 0 and made.agreement is None
+    )
     assert made.likelihood < -2 and json.dumps(made.record())
 
 
@@ -170,9 +172,13 @@ def test_the_command(store, folder, tmp_path):
     assert shown.exit_code == 0, shown.output
     assert "59148" in shown.output and "fewer without the text" in shown.output
     shown = CliRunner().invoke(app, ["explain", "code", ASKED, "--max-tokens", "4", "--report", str(tmp_path), *where])
-    assert "explanation.html" in shown.output and "59148" in (tmp_path / "explanation.html").read_text(encoding="utf-8")
+    page = (tmp_path / "explanation.html").read_text(encoding="utf-8")
+    assert "explanation.html" in shown.output and "59148" in page and "Only the first 4 tokens" in page
+    assert "[cut after 4 tokens" in shown.stderr
     shown = CliRunner().invoke(app, ["explain", "code", ASKED, "--json", "--max-tokens", "4", *where])
-    assert json.loads(shown.output)["kind"] == "explanation"
+    assert "[cut after 4 tokens" in shown.stderr and json.loads(shown.stdout)["finish"] == "length"
+    shown = CliRunner().invoke(app, ["explain", "code", ASKED, "--answer", " 77", *where])
+    assert shown.exit_code == 0 and "[cut" not in shown.output
 
 
 def test_what_cannot_be_explained(tiny_folder, store, tmp_path):

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,6 +18,7 @@ from handscroll.generate.constrain import Constraint
 from handscroll.generate.draft import Lookup
 from handscroll.text.training import TokenizerConfig, train_tokenizer
 from tests.cli.material import run
+from tests.generate.test_defaults import ran
 
 PROMPT = "def read(self, size):\n    return "
 SAMPLED = {"max_tokens": 12, "temperature": 0.9, "seed": 3}
@@ -67,6 +69,16 @@ def test_a_store_a_draft_and_log_probabilities_together(lm, tmp_path):
     ids = lm.encode(PROMPT)
     nll = lm.nll(ids + list(want.tokens))[len(ids) - 1 :]
     assert [-item.logprob for item in want.scored] == pytest.approx(nll.tolist(), abs=1e-4)
+
+
+def test_the_command_says_that_an_answer_of_beams_was_cut(tiny_folder, tmp_path):
+    """As it says of an answer in one way."""
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text("{{ messages[0].content }}", encoding="utf-8")
+    words = ("generate", tmp_path / "model", "--prompt", PROMPT, "--chat", "--max-tokens", 3, "--plain")
+    for more in ((), ("--beams", 2)):
+        assert "[cut after 3 tokens" in ran(*words, *more).stderr
+    assert "[cut" not in ran(*words, "--beams", 2, "--samples", 2).stderr  # each says (length) for itself
 
 
 def test_beams_have_text_and_score(lm):
