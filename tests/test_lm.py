@@ -12,6 +12,9 @@ from safetensors.torch import load_file, save_file
 import handscroll
 from handscroll.base.errors import CapacityError, CheckpointError, ConfigError, DataError
 from handscroll.cache.reading.store import Store
+from handscroll.generate.admission import admit
+from handscroll.generate.budget import Demand
+from handscroll.generate.draft import Lookup
 from handscroll.generate.sample import Sampling
 from tests.conftest import ROOT, shared
 from tests.naming import naming
@@ -245,6 +248,17 @@ def test_a_cache_longer_than_the_memory_is_refused_before_anything_is_read(lm, m
 def test_a_policy_that_takes_more_than_the_full_cache_is_planned_for_short_prompts_too(lm):
     with pytest.raises(CapacityError, match="This fits: "):
         lm.generate("def", policy="offload:block=1000000000", max_tokens=2)
+
+
+def test_the_cache_of_a_draft_model_is_counted(lm, monkeypatch):
+    """A draft as large as the model keeps as much."""
+    ids = text_ids(lm, 2000)
+    how = {"max_tokens": 40_000, "beyond": True}
+    need = Demand(ids, 40_000).bytes("full", lm.model, 1024)
+    monkeypatch.setattr("handscroll.generate.admission.spare", lambda _: (int(1.8 * need), 10**9))
+    assert admit(lm.model, lm.tokenizer, ids, {**how, "draft": Lookup()})
+    with pytest.raises(CapacityError, match=naming("36 MB", "32 MB", "26 MB")):
+        admit(lm.model, lm.tokenizer, ids, {**how, "draft": lm.draft(lm)})
 
 
 def test_questions_turns_and_engines_that_the_memory_does_not_hold_are_refused(lm, monkeypatch, tmp_path):

@@ -173,7 +173,8 @@ def afford_demand(
     free, disk = spare(model.device)
     free += freed
     grows = demand.prompt and not model.spec.recurrent  # a recurrent state has a constant size
-    if grows and max(demand.bytes(name, model, chunk) for name in ("full", policy)) * SMALL > free:
+    largest = max(demand.bytes(name, model, chunk) for name in ("full", policy)) + demand.beside if grows else 0
+    if largest * SMALL > free:
         known = {f"--cache {name}": demand.workload(name, model) for name in others}
         afford(demand.workload(policy, model, chunk), free, disk, known)
 

@@ -59,7 +59,8 @@ class Demand(NamedTuple):
 
     `rewinds`: the cache is cut back (drafts). `grows`: more is read after the prompt (a conversation). The first `past`
     tokens of the prompt were read before: their keys and values lie in a cache that goes on or, if `filed`, in files
-    that a GPU takes a copy of. `saved`: the cache is kept as a reading.
+    that a GPU takes a copy of. `saved`: the cache is kept as a reading. `beside` are the bytes that a draft keeps,
+    which no budget counts.
     """
 
     prompt: Sequence[int]
@@ -70,6 +71,7 @@ class Demand(NamedTuple):
     past: int = 0
     saved: bool = False
     filed: bool = False
+    beside: int = 0
 
     @property
     def tokens(self) -> int:
@@ -80,8 +82,9 @@ class Demand(NamedTuple):
     def of(cls, request: Request) -> Self:
         """That of a request."""
         past, filed = (0, False) if request.reading is None else (request.reading.length, request.reading.filed)
-        new, rewinds = request.sampling.max_tokens, request.draft is not None
-        return cls(request.prompt, new, request.samples, rewinds, past=past, filed=filed)
+        new, draft = request.sampling.max_tokens, request.draft
+        beside = 0 if draft is None else draft.nbytes(len(request.prompt) + new)
+        return cls(request.prompt, new, request.samples, draft is not None, past=past, filed=filed, beside=beside)
 
     def bytes(self, policy: str, model: Model, chunk: int) -> int:
         """Most bytes of a policy's cache at any time."""
@@ -92,6 +95,7 @@ class Demand(NamedTuple):
 
     def workload(self, policy: str, model: Model, chunk: int = CHUNK) -> Workload:
         """The planner's workload of this request with a policy's cache; samples count as one long continuation."""
+        made = footprint(policy, model.config, model.cache_dtype.itemsize)
         return Workload(
             kind="generate",
             spec=model.spec,
@@ -101,7 +105,7 @@ class Demand(NamedTuple):
             new=self.new * self.samples,
             chunk=chunk,
             precision="bfloat16" if model.dtype.itemsize == 2 else "float32",
-            cache=footprint(policy, model.config, model.cache_dtype.itemsize),
+            cache=made.model_copy(update={"fixed": made.fixed + self.beside}),
         )
 
     def others(self, policy: str) -> list[str]:

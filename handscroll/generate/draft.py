@@ -9,6 +9,7 @@ from torch import Tensor
 
 from handscroll.base.errors import CapacityError, ConfigError
 from handscroll.cache.cache import REWIND
+from handscroll.cache.table import footprint
 from handscroll.generate.prefill import prefill
 from handscroll.generate.sample import Sampling, candidates, draw, seen_in
 from handscroll.models.model import Model
@@ -56,6 +57,10 @@ class Drafts(Protocol):
     longest: int
     acceptance: Acceptance
 
+    def nbytes(self, total: int) -> int:
+        """Bytes that it keeps beside the caches of the model in a request of `total` tokens."""
+        ...
+
     def check(self, target: Model, total: int, beyond: bool) -> None:
         """Raise an error if it cannot guess for `target` in a request of `total` tokens."""
         ...
@@ -83,6 +88,9 @@ class Lookup:
             raise ConfigError(
                 f"a look-up of {self.ngram} tokens with at most {self.longest} guesses: both must be at least 1"
             )
+
+    def nbytes(self, total: int) -> int:
+        return 0
 
     def check(self, target: Model, total: int, beyond: bool) -> None:
         """Accept every model."""
@@ -116,6 +124,10 @@ class DraftModel:
     def __post_init__(self):
         if self.longest < 1:
             raise ConfigError(f"longest is {self.longest} guessed tokens; it must be at least 1")
+
+    def nbytes(self, total: int) -> int:
+        """Those of its own full cache."""
+        return footprint("full", self.model.config, self.model.cache_dtype.itemsize).held(total)
 
     def check(self, target: Model, total: int, beyond: bool) -> None:
         """Check vocabulary and context.
