@@ -9,16 +9,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import handscroll
 from handscroll.base.errors import ConfigError
 from handscroll.cache.reading.reading import Reading
 from handscroll.cache.reading.store import Store
+from handscroll.cli.main import app
 from handscroll.generate.constrain import Constraint
 from handscroll.generate.draft import Lookup
 from handscroll.text.training import TokenizerConfig, train_tokenizer
 from tests.cli.material import run
-from tests.generate.test_defaults import ran
 
 PROMPT = "def read(self, size):\n    return "
 SAMPLED = {"max_tokens": 12, "temperature": 0.9, "seed": 3}
@@ -75,10 +76,10 @@ def test_the_command_says_that_an_answer_of_beams_was_cut(tiny_folder, tmp_path)
     """As it says of an answer in one way."""
     shutil.copytree(tiny_folder, tmp_path / "model")
     (tmp_path / "model" / "chat_template.jinja").write_text("{{ messages[0].content }}", encoding="utf-8")
-    words = ("generate", tmp_path / "model", "--prompt", PROMPT, "--chat", "--max-tokens", 3, "--plain")
-    for more in ((), ("--beams", 2)):
-        assert "[cut after 3 tokens" in ran(*words, *more).stderr
-    assert "[cut" not in ran(*words, "--beams", 2, "--samples", 2).stderr  # each says (length) for itself
+    words = ["generate", str(tmp_path / "model"), "--prompt", PROMPT, "--chat", "--max-tokens", "3", "--plain"]
+    said = lambda *more: CliRunner().invoke(app, [*words, *more]).stderr  # noqa: E731
+    assert "[cut after 3 tokens" in said() and "[cut after 3 tokens" in said("--beams", "2")
+    assert "[cut" not in said("--beams", "2", "--samples", "2")  # each says (length) for itself
 
 
 def test_beams_have_text_and_score(lm):

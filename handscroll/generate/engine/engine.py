@@ -275,7 +275,7 @@ class Engine:
         try:
             (token,) = next_tokens([job.chooser], logits)
             self._chosen.append((job, job.chooser.take(token, logits[0])))
-        except Exception as error:  # noqa: BLE001 - a constraint that leads nowhere, or our own fault: others go on
+        except Exception as error:  # noqa: BLE001 - the code is the caller's (constraint, decoder), and others wait
             self._chosen.append((job, error))
 
     def _deliver(self, job: Job, new: NewToken | Exception) -> Answered:
