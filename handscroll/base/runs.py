@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -181,9 +181,16 @@ def verify_folder(path: Path) -> None:
 
 
 def commit_checkpoint(
-    run: Path, step: int, files: Mapping[str, Content], keep: int = 2, needed: int | None = None
+    run: Path,
+    step: int,
+    files: Mapping[str, Content],
+    keep: int = 2,
+    needed: int | None = None,
+    spare: Collection[int] = (),
 ) -> Path:
     """Write `run/step-NNNNNN/`, point `latest` to it, then remove all but the `keep` newest valid checkpoints.
+
+    Those of the steps in `spare` are not removed either.
 
     Call it under a `RunLock` (base/lock.py): leftovers of other processes are recognised by their process id on this
     machine. If an old checkpoint cannot be removed, the logger `handscroll.runs` reports it, and the save still counts.
@@ -208,7 +215,7 @@ def commit_checkpoint(
     final = run / f"step-{step:06d}"
     write_folder(final, files, needed)
     write_file(run / LATEST, f"{final.name}\n".encode())
-    _prune(run, keep)
+    _prune(run, keep, spare)
     return final
 
 
@@ -253,6 +260,11 @@ def checkpoint_step(folder: Path) -> int:
     return int(match[1])
 
 
+def saved_steps(run: Path) -> list[int]:
+    """The steps of the checkpoints in a folder, newest first, by their names: they may be damaged."""
+    return [checkpoint_step(folder) for folder in _checkpoints(run)]
+
+
 def rewind(run: Path, step: int) -> Path:
     """Remove every checkpoint after `step`, so that `step` is the newest one again; returns its folder.
 
@@ -261,12 +273,28 @@ def rewind(run: Path, step: int) -> Path:
     """
     target = run / f"step-{step:06d}"
     verify_folder(target)
-    write_file(run / LATEST, f"{target.name}\n".encode())
-    for folder in _checkpoints(run):
-        if checkpoint_step(folder) > step:
-            with saving(folder):
-                _retire(folder)
+    remove_after(run, step)
     return target
+
+
+def remove_after(run: Path, step: int) -> None:
+    """Remove every checkpoint after `step`. There need not be one of `step` or before it.
+
+    Raises:
+        CheckpointError: the system refused to write.
+    """
+    found = _checkpoints(run)
+    later = [folder for folder in found if checkpoint_step(folder) > step]
+    if not later:
+        return
+    if len(later) < len(found):
+        write_file(run / LATEST, f"{found[len(later)].name}\n".encode())
+    else:
+        with saving(run):
+            (run / LATEST).unlink(missing_ok=True)
+    for folder in later:
+        with saving(folder):
+            _retire(folder)
 
 
 @contextmanager
@@ -390,12 +418,14 @@ def _read_latest(run: Path) -> int | None:
     return int(match[1]) if match else None
 
 
-def _prune(run: Path, keep: int) -> None:
+def _prune(run: Path, keep: int, spare: Collection[int]) -> None:
     """Remove checkpoints older than the `keep` newest valid ones; damaged ones do not count."""
     valid = 0
     for folder in _checkpoints(run):
         if valid < keep:
             valid += _is_valid(folder)
+            continue
+        if checkpoint_step(folder) in spare:
             continue
         try:
             _retire(folder)

@@ -40,7 +40,12 @@ _EXECUTION = {"foreach", "fused", "capturable", "differentiable"}
 
 
 def save_checkpoint(
-    run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any], keep: int = 2
+    run: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: dict[str, Any],
+    keep: int = 2,
+    spare: Collection[int] = (),
 ) -> Path:
     """Commit `run/step-NNNNNN/` with one `<stem>.safetensors` per item of `tensors` and `state.json`.
 
@@ -58,7 +63,7 @@ def save_checkpoint(
     content = _state_bytes({"format": _FORMAT, "state": state, "step": step, "tied": tied})
     files = {f"{stem}.safetensors": partial(_write_tensors, named) for stem, named in kept.items()}
     needed = sum(tensor.nbytes for named in kept.values() for tensor in named.values()) + len(content)
-    return commit_checkpoint(run, step, {**files, "state.json": content}, keep, needed)
+    return commit_checkpoint(run, step, {**files, "state.json": content}, keep, needed, spare)
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:

@@ -47,8 +47,8 @@ def train(run: Run, updates: Updates, objective: Objective, callbacks: Callbacks
 
     On SIGTERM or SIGINT the current chunk is finished, and an update that has more chunks is abandoned (ranks that
     share the work finish the update). Then the run saves and returns; a call with the same folder resumes it. On return
-    the model holds the averaged weights if `average` is on, otherwise the best validated ones if `patience` is on,
-    otherwise the last ones.
+    the model holds the best validated weights if `patience` is on (of the averaged ones, if `average` is on too),
+    otherwise the averaged ones if `average` is on, otherwise the last ones.
 
     Raises:
         DataError: the loss or the gradient is not finite, or the loss is a spike. The update is then not applied.

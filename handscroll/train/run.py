@@ -1,6 +1,7 @@
 """A run: a model in training, its optimisers, its settings, and everything that its checkpoints hold."""
 
 import json
+import logging
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from handscroll.base.config import Config
 from handscroll.base.errors import CheckpointError, ConfigError
-from handscroll.base.runs import latest_checkpoint, write_file
+from handscroll.base.runs import latest_checkpoint, remove_after, saved_steps, verify_folder, write_file
 from handscroll.models.model import Decoder
 from handscroll.models.weights import read_json
 from handscroll.nn.adapted import Update
@@ -40,6 +41,7 @@ from handscroll.train.step import Memory, Step, build_strategy
 from handscroll.train.strategies.recurrent import Recurrent
 
 BEST = "best"  # folder of the best validated weights, inside the run folder
+_log = logging.getLogger("handscroll.runs")
 
 
 class Loop(Config):
@@ -196,13 +198,31 @@ class Run:
 
     def restore(self) -> dict[str, Any] | None:
         """Load the newest valid checkpoint of the folder. Returns its state, or None if there is no checkpoint yet."""
-        folder = latest_checkpoint(self.folder)
-        if folder is None:
-            return None
-        tensors, state = load_checkpoint(folder)
-        with as_saved(folder):
-            self._take(folder, tensors, state)
+        folder, state = latest_checkpoint(self.folder), None
+        if folder is not None:
+            tensors, state = load_checkpoint(folder)
+            with as_saved(folder):
+                self._take(folder, tensors, state)
+        self._restore_best()
         return state
+
+    def _restore_best(self) -> None:
+        """Go back to the best weights of the restored step. Later ones are of updates that are made again."""
+        if not self.loop.patience:
+            return
+        if self.world.first:
+            remove_after(self.folder / BEST, self.progress.step)
+        if self.progress.best_loss is None:
+            return
+        try:
+            verify_folder(self.folder / BEST / f"step-{self.progress.best_step:06d}")
+        except CheckpointError as error:
+            _log.warning(
+                "the best weights, of step %d, are damaged or missing; the next validated ones take their place: %s",
+                self.progress.best_step,
+                error,
+            )
+            self.progress.best_loss = None
 
     def _take(self, folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
         with torch.no_grad():
@@ -242,19 +262,22 @@ def averaged(run: Run):
 
 
 def save_best(run: Run) -> None:
+    """Save the weights as the best ones, and keep those that were the best at each checkpoint of the run."""
     tensors = {"model": gathered(dict(run._trainable()), run.world)}
     if run.world.first:
-        save_checkpoint(run.folder / BEST, run.progress.step, tensors, {})
+        best = saved_steps(run.folder / BEST)
+        spare = {max((one for one in best if one <= step), default=0) for step in saved_steps(run.folder)}
+        save_checkpoint(run.folder / BEST, run.progress.step, tensors, {}, spare=spare)
 
 
 def settle(run: Run) -> None:
-    """Put the final weights of the run into the model: the averaged, the best or the last ones."""
+    """Put the final weights of the run into the model: the best validated, the averaged or the last ones."""
     parameters = dict(run.model.named_parameters())
     chosen = run.average
-    if not chosen and run.loop.patience:
+    if run.loop.patience:
         run.world.agree(True)  # the first rank may still be writing
         best = latest_checkpoint(run.folder / BEST)
-        chosen = {} if best is None else load_checkpoint(best)[0]["model"]
+        chosen = chosen if best is None else load_checkpoint(best)[0]["model"]
     for name, value in chosen.items():
         assign(parameters[name], value)
     run.model.eval()
