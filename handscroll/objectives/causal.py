@@ -65,6 +65,7 @@ class NextToken(ObjectiveSettings):
     name: ClassVar[str] = "causal"
     kinds: ClassVar[tuple[str, ...]] = ("text", "copies", "facts")
     continued: ClassVar[bool] = True
+    quarters: ClassVar[bool] = True
 
     def fits(self, model: Model) -> bool:
         return model.spec.reads == "forward" and model.spec.predicts

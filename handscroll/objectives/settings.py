@@ -29,12 +29,13 @@ class ObjectiveSettings(Named):
 
     `kinds` are the kinds of rows that it can learn from (`train/rows.py`). `continued`: it also accepts contiguous
     rows, which continue the rows of the previous update. `text`: it can turn held-out text into rows, so a run can
-    compute a validation loss.
+    compute a validation loss. `quarters`: its loss has metrics by position, which a stage with `grow` needs.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("text",)
     continued: ClassVar[bool] = False
     text: ClassVar[bool] = True
+    quarters: ClassVar[bool] = False
 
     @abstractmethod
     def fits(self, model: Model) -> bool:

@@ -26,6 +26,7 @@ class SpanCorruption(ObjectiveSettings):
     """Cut out a share `density` of a text's tokens, in spans of `mean_span` tokens on average, and predict them."""
 
     name: ClassVar[str] = "span-corruption"
+    quarters: ClassVar[bool] = True
     density: float = Field(default=0.15, gt=0, lt=1)
     mean_span: float = Field(default=3.0, ge=1, allow_inf_nan=False)
 

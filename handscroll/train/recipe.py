@@ -133,8 +133,19 @@ class Recipe(Config):
         idle = [name for name in ("evaluate_every", "patience") if self.loop.get(name)]
         if self.validation is None and idle:
             raise ValueError(f"loop.{idle[0]} needs [validation] with files and length: give that, or leave it out")
+        if self.validation is not None and "evaluate_every" not in self.loop:
+            raise ValueError(
+                "the text of [validation] is never used without loop.evaluate_every: give the number of updates "
+                "between two validations (0 leaves them out), or leave [validation] out"
+            )
         if self.loop.get("steps") not in (None, self.steps):
             raise ValueError(f"loop.steps {self.loop['steps']} contradicts the stages' {self.steps}; leave it out")
+        if any(stage.grow is not None for stage in self.stages) and not self.objective.quarters:
+            raise ValueError(
+                f"stages: grow looks at losses by position, and objective '{self.objective.name}' has none: leave grow "
+                "out"
+            )
+        self.loop_settings()
         return self
 
     @property
@@ -168,4 +179,4 @@ class Recipe(Config):
         )
 
     def loop_settings(self) -> Loop:
-        return Loop.parse({"seed": self.seed, **self.loop, "steps": self.steps}, "recipe: loop")
+        return Loop.parse({"seed": self.seed, **self.loop, "steps": self.steps}, "loop")

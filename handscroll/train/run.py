@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from handscroll.base.config import Config
@@ -57,6 +57,15 @@ class Loop(Config):
     )
     average: float = Field(default=0.0, ge=0, lt=1, description="decay of the moving average of weights; 0: none")
     seed: int = Field(default=0, ge=0, description="seed of dropout")
+
+    @model_validator(mode="after")
+    def _counted(self):
+        if self.patience and not self.evaluate_every:
+            raise ValueError(
+                f"patience {self.patience} counts validations, and evaluate_every 0 makes none: give evaluate_every, "
+                "or leave patience out"
+            )
+        return self
 
 
 @dataclass

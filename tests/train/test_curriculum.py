@@ -96,7 +96,9 @@ def test_wrong_stages_are_refused(tmp_path):
 
 def test_a_certificate_that_does_not_fit_is_refused(tmp_path, monkeypatch):
     """Refused before it is made; --force makes it all the same."""
-    monkeypatch.setattr(planned_module, "resident_bytes", lambda: planned_module.this_machine().usable - 1000)
+    machine = planned_module.this_machine()
+    monkeypatch.setattr(planned_module, "this_machine", lambda *given: machine)
+    monkeypatch.setattr(planned_module, "resident_bytes", lambda: machine.usable - 1000)
     with pytest.raises(CapacityError, match=r"certificate.* 0 MB.*--certify"):
         run_recipe(recipe("stages.1.steps=1"), tmp_path / "run", RunOptions(certify=True))
     assert not (tmp_path / "run" / "certificate.json").exists()
@@ -119,3 +121,13 @@ def test_the_certificate_is_shown_kept_and_can_fail(tmp_path, monkeypatch):
         long = recipe("stages.0.length=256", "stages.1.steps=1", "model.sizes.context=256", "stages.1.positions={}")
         run_recipe(long, tmp_path / "broken", RunOptions(certify=True))
     assert not (tmp_path / "broken" / "latest").exists()
+
+
+def test_growing_by_a_loss_that_is_not_known_by_position_is_refused():
+    """Classification has one loss a document; it ended in a KeyError after the first update."""
+    values = recipe().model_dump(mode="json")
+    rows = {"kind": "labelled", "file": "rows.tsv", "labels": ["a", "b"]}
+    stages = [stage | {"mix": {"rows": 1.0}} for stage in values["stages"]]
+    changes = {"objective": {"name": "classify"}, "data": {"rows": rows}, "stages": stages, "validation": None}
+    with pytest.raises(ConfigError, match="grow looks at losses by position, and objective 'classify' has none"):
+        Recipe.parse(values | changes, "recipe")

@@ -202,3 +202,13 @@ def test_the_resolved_recipe_is_kept(recipe, tmp_path):
     kept = json.loads((tmp_path / "run" / "recipe.json").read_text())
     assert Recipe.parse(kept["recipe"], "kept") == recipe()
     assert set(kept["versions"]) == {"handscroll", "torch", "python"} and kept["threads"] == 1
+
+
+def test_a_patience_that_counts_nothing_and_a_text_that_is_never_used_are_refused(recipe):
+    with pytest.raises(ConfigError, match=r"patience 3 counts validations.*evaluate_every"):
+        recipe("loop.patience=3", "loop.evaluate_every=0")
+    text = {"files": ["{stdlib}/argparse.py"], "length": 64}
+    values = recipe().model_dump(mode="json", exclude={"loop"})
+    with pytest.raises(ConfigError, match=r"\[validation\] is never used.*evaluate_every"):
+        Recipe.parse(values | {"validation": text}, "recipe")
+    Recipe.parse(values | {"validation": text, "loop": {"evaluate_every": 0}}, "recipe")  # left out on purpose

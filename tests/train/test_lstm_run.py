@@ -30,7 +30,7 @@ BASE = {
     "stages": [{"length": 192, "rows": 2, "steps": 6, "mix": {"text": 1.0}}],
     "optimizer": {"name": "adamw", "lr": 0.02},
     "memory": {"strategy": "chunk-outer", "chunk": 64},
-    "loop": {"save_every": 2},
+    "loop": {"save_every": 2, "evaluate_every": 3},
     "validation": {"files": ["{stdlib}/argparse.py"], "length": 64, "windows": 2},
 }
 
@@ -69,6 +69,7 @@ def test_a_classifier_learns_the_labels_of_sentences(tmp_path):
         "data": {"sst": {"kind": "labelled", "file": str(tmp_path / "labelled.tsv"), "labels": ["0", "1"]}},
         "stages": [{"length": 64, "rows": 8, "steps": 30, "mix": {"sst": 1.0}}],
         "validation": None,
+        "loop": {"save_every": 2},
         "memory": {"strategy": "plain"},
         "optimizer": {"name": "adamw", "lr": 0.03},
     }
