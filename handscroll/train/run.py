@@ -40,6 +40,7 @@ from handscroll.train.spike import Spike, SpikeGuard
 from handscroll.train.step import Memory, Step, build_strategy
 from handscroll.train.strategies.recurrent import Recurrent
 
+RECIPE = "recipe.json"  # the resolved recipe of a run that has begun
 BEST = "best"  # folder of the best validated weights, inside the run folder
 _log = logging.getLogger("handscroll.runs")
 
@@ -251,7 +252,17 @@ class Run:
         if isinstance(self.step.strategy, Recurrent):
             self.step.strategy.restore(tensors.get("memory", {}), self.model.device)
         self.guard = SpikeGuard.from_state(self.spike, state.get("spike", []))
-        restore_rng(state["rng"])
+        restore_rng(_fitting(state["rng"], folder))
+
+
+def _fitting(rng: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Saved generators without those of CUDA, if this machine has another number of GPUs. No update draws from them."""
+    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    saved = len(rng.get("cuda", []))
+    if saved in (0, devices):
+        return rng
+    _log.warning("%s has the random state of %d GPUs, this machine has %d: it is left out", folder, saved, devices)
+    return {name: value for name, value in rng.items() if name != "cuda"}
 
 
 @contextmanager
@@ -295,7 +306,7 @@ def settle(run: Run) -> None:
 def write_recipe(folder: Path, resolved: dict[str, Any]) -> None:
     """Save the resolved configuration and versions in the run folder. A later run with different ones is refused."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "recipe.json"
+    path = folder / RECIPE
     text = json.dumps(resolved, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
     if path.exists():
         before = read_json(path)

@@ -42,7 +42,7 @@ from handscroll.train.parallel.world import World, join_world, same_everywhere
 from handscroll.train.planned import afford, planned
 from handscroll.train.recipe import Recipe, Stage, Validation
 from handscroll.train.rows import RowData, TextData
-from handscroll.train.run import Progress, Run, write_recipe
+from handscroll.train.run import RECIPE, Progress, Run, write_recipe
 from handscroll.train.step import Memory
 from handscroll.train.strategies.certificate import certify, memory_needed
 
@@ -140,7 +140,11 @@ def _keep_resolved(recipe: Recipe, text: TokenSource, folder: Path, world: World
 
 
 def trained_tokenizer(recipe: Recipe, folder: Path, world: World | None = None) -> Tokenizer:
-    """The named tokenizer, the checkpoint's, or one that is trained once and saved in the run folder."""
+    """The named tokenizer, the checkpoint's, or one that is trained once and saved in the run folder.
+
+    A folder without `recipe.json` holds no run yet: a tokenizer in it is of a start that failed, perhaps with other
+    settings or another text, and is made again.
+    """
     settings = recipe.tokenizer
     if settings.path is not None:
         return Tokenizer.load(settings.path)
@@ -149,7 +153,8 @@ def trained_tokenizer(recipe: Recipe, folder: Path, world: World | None = None) 
             raise ConfigError("recipe: tokenizer needs a path or settings to train one, since the model is new")
         return Tokenizer.load(recipe.model.path)
     kept = folder / "tokenizer"
-    if (world is None or world.first) and not (kept / "tokenizer.json").exists():
+    begun = (folder / RECIPE).exists() and (kept / "tokenizer.json").exists()
+    if (world is None or world.first) and not begun:
         assert recipe.text is not None, "the recipe's own check"
         documents = (document.text for document in recipe.text.documents())
         train_tokenizer(documents, settings.train).save(kept)

@@ -6,18 +6,10 @@ import torch
 from handscroll.base.records import read_records
 from handscroll.base.runs import checkpoint_step
 from handscroll.train.checkpoint import load_checkpoint
-from handscroll.train.start import RunOptions, run_recipe, validator
-from tests.resuming import Killed
+from handscroll.train.start import run_recipe, validator
+from tests.resuming import Killed, dies_after
 
 PATIENT = ["stages.0.steps=5", "stages.1.steps=7", "loop.save_every=4", "loop.evaluate_every=1", "loop.patience=3"]
-
-
-def dies_after(step):
-    def die(record):
-        if record["step"] == step:
-            raise Killed
-
-    return RunOptions(on_record=die)
 
 
 def best_steps(folder):

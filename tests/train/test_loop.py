@@ -11,6 +11,7 @@ from handscroll.base.records import read_records
 from handscroll.data.batch import Batch
 from handscroll.objectives.causal import Causal
 from handscroll.train import loop as loop_module
+from handscroll.train import run as run_module
 from handscroll.train import start
 from handscroll.train.parallel.world import World
 from handscroll.train.recipe import Recipe
@@ -19,6 +20,7 @@ from handscroll.train.schedule import Schedule
 from handscroll.train.start import RunOptions, run_recipe
 from handscroll.train.step import Step
 from handscroll.train.strategies.plain import Plain
+from tests.resuming import Killed, dies_after
 
 
 def test_a_tiny_run_learns_and_saves_an_ordinary_folder(recipe, tmp_path):
@@ -212,3 +214,26 @@ def test_a_patience_that_counts_nothing_and_a_text_that_is_never_used_are_refuse
     with pytest.raises(ConfigError, match=r"\[validation\] is never used.*evaluate_every"):
         Recipe.parse(values | {"validation": text}, "recipe")
     Recipe.parse(values | {"validation": text, "loop": {"evaluate_every": 0}}, "recipe")  # left out on purpose
+
+
+def test_a_run_of_another_number_of_gpus_goes_on_here(recipe, tmp_path, monkeypatch, caplog):
+    real = run_module.rng_state
+    monkeypatch.setattr(run_module, "rng_state", lambda: real() | {"cuda": ["00"] * 5})
+    with pytest.raises(Killed):
+        run_recipe(recipe("loop.save_every=3"), tmp_path / "run", dies_after(4))
+    monkeypatch.undo()
+    _, progress = run_recipe(recipe("loop.save_every=3"), tmp_path / "run")
+    assert progress.step == 30 and "the random state of 5 GPUs" in caplog.text
+
+
+def test_a_failed_start_leaves_no_tokenizer_to_the_next_one(recipe, tmp_path):
+    """The first start stops before there is a run, so neither its settings nor its files bind the second."""
+    with pytest.raises(ConfigError, match="heads"):
+        run_recipe(recipe("model.sizes.heads=5", "tokenizer.train.vocab=300"), tmp_path / "run")
+    assert (tmp_path / "run" / "tokenizer" / "tokenizer.json").exists()
+    (tmp_path / "run" / "tokenizer" / "tokenizer_config.json").unlink()  # as after a kill between the two files
+    lm, _ = run_recipe(recipe("tokenizer.train.vocab=400", "stages.1.steps=1"), tmp_path / "run")
+    fresh, _ = run_recipe(recipe("tokenizer.train.vocab=400", "stages.1.steps=1"), tmp_path / "fresh")
+    assert lm.tokenizer.vocab_size == 400 and lm.tokenizer.eos == fresh.tokenizer.eos is not None
+    for name in ("tokenizer/tokenizer_config.json", "records.jsonl"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
