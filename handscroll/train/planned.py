@@ -19,7 +19,7 @@ from handscroll.plan.machine import peak_bytes, resident_bytes, this_machine
 from handscroll.plan.show import Plan, clock, plan
 from handscroll.train.parallel.world import ALONE, World
 from handscroll.train.probe import calibrate
-from handscroll.train.step import EDGE, Memory
+from handscroll.train.step import EDGE, Memory, check_sharing
 
 PLAN = "plan.json"
 LONG = 120  # seconds of a run for which the machine is measured first, if it never was
@@ -74,7 +74,8 @@ def planned(
 ) -> Planned:
     """Choose the memory settings of a run, and refuse a run that cannot fit before it uses any resources.
 
-    The run folder keeps the chosen settings. When the run resumes, `auto` chooses the same again if they still fit.
+    The run folder keeps the chosen settings. When the run resumes, `auto` chooses the same again if they still fit, and
+    if ranks that now share the tokens of a row can use them.
     Ranks on one machine share its memory evenly. Each is planned for its part of the rows and tokens, but with whole
     weights, so sharding uses less memory than planned.
 
@@ -85,12 +86,14 @@ def planned(
 
     Raises:
         CapacityError: the run does not fit and `force` is not given. The message names a setting that would fit.
+        ConfigError: ranks share the tokens of a row, and the named strategy has no chunks.
     """
+    check_sharing(memory, world)
     gpu = card_bytes() if any(one.device == "cuda" for one in workloads) else None
     machine = this_machine(folder, torch.get_num_threads(), gpu)
     machine = machine.model_copy(update={"memory": machine.memory // world.neighbours})
     kept = _kept(folder)
-    if memory.strategy == "auto" and kept is not None:
+    if memory.strategy == "auto" and kept is not None and (kept.chunk or world.context == 1):
         again = plan([_part(_with(one, kept), world) for one in workloads], machine)
         if not again.refusal:
             memory = kept

@@ -66,6 +66,19 @@ class Abandoned(Exception):
     """A step was abandoned between two chunks on request. Its gradients are invalid; the weights are unchanged."""
 
 
+def check_sharing(memory: Memory, world: World) -> None:
+    """Refuse a strategy without chunks for ranks that share the tokens of a row.
+
+    Raises:
+        ConfigError: it has none; the message names those that have.
+    """
+    if memory.strategy in ("plain", "checkpoint") and world.context > 1:
+        raise ConfigError(
+            f"parallel.context = {world.context} shares the tokens of a row chunk by chunk, but strategy "
+            f"'{memory.strategy}' has no chunks: choose memory.strategy = 'chunk-outer', 'layer-outer' or 'staged'"
+        )
+
+
 def build_strategy(memory: Memory, model: Decoder, folder: Path, world: World = ALONE) -> Strategy:
     """Build the strategy of resolved settings (the planner resolves `auto`). `folder` is for offloading.
 
@@ -77,11 +90,7 @@ def build_strategy(memory: Memory, model: Decoder, folder: Path, world: World = 
     device = model.device
     if memory.offload == "host" and device.type == "cpu":
         raise ConfigError("memory.offload = 'host' while the model is on the CPU frees no memory; use 'disk'")
-    if memory.strategy in ("plain", "checkpoint") and world.context > 1:
-        raise ConfigError(
-            f"parallel.context = {world.context} shares the tokens of a row chunk by chunk, but strategy "
-            f"'{memory.strategy}' has no chunks: choose memory.strategy = 'chunk-outer', 'layer-outer' or 'staged'"
-        )
+    check_sharing(memory, world)
     if model.spec.encoder and memory.strategy not in ("plain", "checkpoint", "layer-outer"):
         raise ConfigError(
             f"strategy '{memory.strategy}' works on several layers at once, but each encoder layer of family "
