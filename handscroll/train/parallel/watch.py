@@ -2,8 +2,9 @@
 
 Each rank writes a new beat to its file in `run/ranks/` every two seconds. A rank whose beat has not changed for
 `SILENCE` is named. If it is on this machine, it is killed with SIGKILL, since a stopped process does not react to
-SIGTERM. This process then ends with status 70, so that torchrun ends the rest. Ages are measured by the reader's own
-clock. This module does not import torch.
+SIGTERM. This process then ends with status 70, so that torchrun ends the rest. Beats carry a number that all ranks of
+a run share, so a file that an earlier run left says nothing. Ages are measured by the reader's own clock. This module
+does not import torch.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from handscroll.base.runs import write_file
 
@@ -25,8 +27,11 @@ EXIT = 70
 
 
 @contextlib.contextmanager
-def watched(folder: Path, rank: int, size: int) -> Iterator[None]:
-    """Write beats and watch the other ranks while the block runs. It does nothing for a single rank."""
+def watched(folder: Path, rank: int, size: int, run: int) -> Iterator[None]:
+    """Write beats and watch the other ranks while the block runs. It does nothing for a single rank.
+
+    `run` is a number that the ranks agreed on, and that no earlier run in this folder had.
+    """
     if size == 1:
         yield
         return
@@ -34,8 +39,8 @@ def watched(folder: Path, rank: int, size: int) -> Iterator[None]:
     place.mkdir(parents=True, exist_ok=True)
     done = threading.Event()
     threads = [
-        threading.Thread(target=_beat, args=(place, rank, done), daemon=True),
-        threading.Thread(target=_watch, args=(place, rank, size, done), daemon=True),
+        threading.Thread(target=_beat, args=(place, rank, run, done), daemon=True),
+        threading.Thread(target=_watch, args=(place, rank, size, run, done), daemon=True),
     ]
     for thread in threads:
         thread.start()
@@ -43,53 +48,57 @@ def watched(folder: Path, rank: int, size: int) -> Iterator[None]:
         yield
     finally:
         done.set()
-        _write(place, rank, "left")
+        _write(place, rank, run, "left")
 
 
-def _write(place: Path, rank: int, beat: int | str) -> None:
-    text = json.dumps({"beat": beat, "process": os.getpid(), "host": socket.gethostname()})
-    # The file has one line, which is written at once. A reader takes a partial line as a new beat.
+def _write(place: Path, rank: int, run: int, beat: int | str) -> None:
+    text = json.dumps({"beat": beat, "run": run, "process": os.getpid(), "host": socket.gethostname()})
+    # The file has one line, which is written at once. A reader passes over a partial line.
     with contextlib.suppress(OSError):
         (place / f"rank-{rank}.json").write_text(text + "\n", encoding="utf-8")
 
 
-def _beat(place: Path, rank: int, done: threading.Event) -> None:
-    count = time.time_ns()  # never equal to the count that an earlier run left in the file
+def _beat(place: Path, rank: int, run: int, done: threading.Event) -> None:
+    count = 0
     while not done.is_set():
         count += 1
-        _write(place, rank, count)
+        _write(place, rank, run, count)
         done.wait(BEAT)
 
 
-def _watch(place: Path, rank: int, size: int, done: threading.Event) -> None:
-    news: dict[int, tuple[str, float]] = {other: ("", time.monotonic()) for other in range(size) if other != rank}
+def _watch(place: Path, rank: int, size: int, run: int, done: threading.Event) -> None:
+    news: dict[int, tuple[dict[str, Any], float]] = {}  # the last beat of each rank that was heard, and when it came
     while not done.wait(BEAT):
-        for other, (before, since) in news.items():
-            try:
-                text = (place / f"rank-{other}.json").read_text(encoding="utf-8")
-            except OSError:
-                text = before
-            if text != before:
-                news[other] = (text, time.monotonic())
-            elif time.monotonic() - since > SILENCE and '"left"' not in text:
-                _end(place, rank, other, text)
+        for other in range(size):
+            if other == rank:
+                continue
+            last, since = news.get(other, ({}, 0.0))
+            beat = _read(place, other)
+            if beat.get("run") == run and beat != last:
+                news[other] = (beat, time.monotonic())
+            elif last and time.monotonic() - since > SILENCE and last["beat"] != "left":
+                _end(place, rank, other, last)
 
 
-def _end(place: Path, rank: int, other: int, text: str) -> None:
+def _read(place: Path, rank: int) -> dict[str, Any]:
+    """The beat in a rank's file; empty if there is none, or none that is whole."""
     try:
-        last = json.loads(text)
-    except ValueError:
-        last = {}
-    where = f" (process {last.get('process')} on {last.get('host')})" if last else ""
+        beat = json.loads((place / f"rank-{rank}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return beat if isinstance(beat, dict) else {}
+
+
+def _end(place: Path, rank: int, other: int, last: dict[str, Any]) -> None:
     message = (
-        f"rank {other}{where} has given no sign of life for {SILENCE:.0f} s; rank {rank} ends the run. "
-        f"Start it again with --resume {place.parent}"
+        f"rank {other} (process {last['process']} on {last['host']}) has given no sign of life for {SILENCE:.0f} s; "
+        f"rank {rank} ends the run. Start it again with --resume {place.parent}"
     )
     sys.stderr.write(f"error: {message}\n")
     sys.stderr.flush()
     with contextlib.suppress(OSError, ValueError):
         write_file(place / f"ended-by-{rank}.txt", (message + "\n").encode())
-    if last.get("host") == socket.gethostname():
+    if last["host"] == socket.gethostname():
         with contextlib.suppress(OSError):
             os.kill(int(last["process"]), signal.SIGKILL)
     os._exit(EXIT)
