@@ -106,9 +106,8 @@ class Optimizer(Config):
         if groups:
             optimizers["adamw" if self.name == "muon" else self.name] = self._rule(groups)
         if matrices:
-            optimizers["muon"] = torch.optim.Muon(
-                matrices, lr=_set(self.matrix_lr), momentum=_set(self.momentum), weight_decay=self.weight_decay
-            )
+            own = self._by_depth([{"params": matrices, "weight_decay": self.weight_decay}], model)
+            optimizers["muon"] = torch.optim.Muon(own, lr=_set(self.matrix_lr), momentum=_set(self.momentum))
         for optimizer in optimizers.values():
             for group in optimizer.param_groups:
                 group["peak"] = group["lr"] * self.layer_decay ** group.pop("below", 0)

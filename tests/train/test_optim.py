@@ -13,6 +13,7 @@ from handscroll.train.checkpoint import load_checkpoint, optimizer_tensors, rest
 from handscroll.train.lamb import Lamb
 from handscroll.train.optim import DEFAULTS, Optimizer
 from tests.naming import naming
+from tests.train.strategies.common import llama
 
 RATES = {"adam": 0.02, "adamw": 0.02, "sgd": 0.1, "lamb": 0.03, "muon": 0.02, "adafactor": 0.05}
 
@@ -277,3 +278,18 @@ def test_the_rules_of_older_recipes_are_unchanged(name):
         assert step(ours, optimizers) == step(theirs, reference)
     for got, want in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_layer_decay_acts_on_every_matrix_of_a_layer(name):
+    model = llama()
+    names = {id(parameter): named for named, parameter in model.named_parameters()}
+    peaks = {}
+    settings = {"lr": 0.5, "layer_decay": 0.5} | ({"matrix_lr": 0.5} if name == "muon" else {})
+    for optimizer in Optimizer(name=name, **settings).build(model).values():
+        for group in optimizer.param_groups:
+            peaks |= {names[id(parameter)]: group["peak"] for parameter in group["params"]}
+    assert peaks.keys() == set(names.values())
+    for named, peak in peaks.items():
+        below = 4 - int(named.split(".")[1]) if named.startswith("layers.") else 5 * named.startswith("embedding.")
+        assert peak == 0.5 * 0.5**below, named

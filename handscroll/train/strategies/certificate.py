@@ -13,6 +13,7 @@ from torch import Tensor
 
 from handscroll.base.errors import ConfigError
 from handscroll.data.batch import Batch
+from handscroll.data.row import IGNORED
 from handscroll.models.model import Decoder
 from handscroll.nn.noise import Noise
 from handscroll.nn.quantised import quantised
@@ -59,10 +60,13 @@ class Certificate:
 def certify(
     model: Decoder, memory: Memory, batch: Batch, objective: Objective, folder: Path, noise: Noise | None = None
 ) -> Certificate:
-    """Compare the strategy of `memory` with the plain step on the first row of `batch`, cut to `TOKENS`.
+    """Compare the strategy of `memory` with the plain step on `TOKENS` tokens of a row of `batch`.
+
+    It is the first row with targets. It is cut at its beginning, or, if the first target comes later, up to that one.
 
     Raises:
-        ConfigError: the strategy is an approximation, or the gradients differ. The run must then not start.
+        ConfigError: the strategy is an approximation, no row has a target, or the gradients differ. The run must then
+            not start.
     """
     if memory.strategy == "recurrent":
         raise ConfigError(
@@ -104,10 +108,20 @@ def certify(
 
 
 def _piece(batch: Batch) -> Batch:
-    """The first row and its source, each cut to `TOKENS` tokens."""
-    row = batch.rows(0, 1)
+    """The first row with targets and its source, each cut to `TOKENS` tokens; the row's piece holds a target."""
+    found = (batch.targets != IGNORED).nonzero()
+    if not len(found):
+        raise ConfigError(
+            "no row of the first update of the longest stage has a target, so there is no gradient to certify: leave "
+            "--certify out, or give longer rows"
+        )
+    number, target = found[0].tolist()
+    row = batch.rows(number, number + 1)
     source = None if row.source is None else row.source.part(0, min(TOKENS, row.source.tokens.shape[1]))
-    return replace(row.part(0, min(TOKENS, row.tokens.shape[1])), source=source)
+    first = max(0, target + 1 - TOKENS)
+    piece = row.part(first, min(first + TOKENS, row.tokens.shape[1]))
+    index = None if piece.index is None else piece.index.where(piece.index < 0, piece.index - first)
+    return replace(piece, start=0, index=index, source=source)
 
 
 def memory_needed(model: Decoder, memory: Memory) -> int:
