@@ -28,7 +28,8 @@ from handscroll.text.training import TokenizerConfig, train_tokenizer
 from handscroll.train.loop import Callbacks, train
 from handscroll.train.recipe import Recipe
 from handscroll.train.run import Run
-from handscroll.train.start import build_model, updates
+from handscroll.train.start import build_model
+from handscroll.train.streams import row_streams, updates
 
 SEEDS = (1, 2, 3)
 
@@ -91,7 +92,12 @@ class Place:
             recipe.memory,
             recipe.regularise,
         )
-        train(run, updates(recipe, text, tokenizer, model), recipe.learned(model), Callbacks(on_record=watch))
+        train(
+            run,
+            updates(recipe, row_streams(recipe, text, tokenizer), tokenizer, model),
+            recipe.learned(model),
+            Callbacks(on_record=watch),
+        )
         shutil.rmtree(self.folder / name)  # its checkpoint; the model is at hand
         return model.eval()
 

@@ -38,8 +38,8 @@ def train(
     from handscroll.train.rehearse import rehearse
 
     settings = Recipe.parse(read_recipe(recipe, set_ or ()), str(recipe))
-    config, size = (None, None) if without_text else rehearse(settings)
-    _here(recipe_workloads(settings, config, size), as_json, probe)
+    config, size, account = (None, None, None) if without_text else rehearse(settings)
+    _here(recipe_workloads(settings, config, size), as_json, probe, rows=account)
 
 
 @app.command()
@@ -137,8 +137,13 @@ def serve(
     _here([checkpoint_workload(model, values)], as_json, probe)
 
 
-def _here(workloads: Any, as_json: bool, probe: bool, before: "Callable[[Any], str] | None" = None) -> None:
-    """Make the plan for this machine and show it; `before` gives a line on what comes first."""
+def _here(
+    workloads: Any, as_json: bool, probe: bool, before: "Callable[[Any], str] | None" = None, rows: Any = None
+) -> None:
+    """Make the plan for this machine and show it.
+
+    `before` gives a line on what comes first, and `rows` is an account of the texts.
+    """
     from handscroll.plan.calibration import load_calibration
     from handscroll.plan.machine import this_machine
     from handscroll.plan.show import plan, plan_lines
@@ -155,6 +160,8 @@ def _here(workloads: Any, as_json: bool, probe: bool, before: "Callable[[Any], s
     if before is not None:
         sentence = before(made.machine.calibration)
         lines, record = [*lines, sentence], record | {"before": sentence}
+    if rows is not None:
+        lines, record = [*lines, *rows.lines()], record | {"rows": rows.record()}
     show(lines, record, as_json)
 
 

@@ -59,6 +59,7 @@ class Blanks(Stream[Row]):
         if not len(self._documents):
             raise DataError(f"no document has {LEAST} tokens, the least for a piece with blanks: give longer texts")
         self._ends = np.cumsum(source.lengths[self._documents] - LEAST + 1)
+        self.left_out = source.shorter(LEAST, f"a piece with blanks, of {LEAST} tokens")
 
     def identity(self) -> State:
         names = ("length", "seed", "share", "mean", "document", "longest")

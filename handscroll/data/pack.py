@@ -16,7 +16,7 @@ class Packed(Stream[Row]):
 
     Each row has segments (0, 1, 2, ...; -1 for padding), and positions restart in each segment. When a row ends within
     a document, `tails` decides: with "keep" the next row continues the document as a new segment; with "drop" the rest
-    of the document is left out (`dropped` counts these tokens), so every segment begins at a document's beginning. The
+    of the document is left out (`left_out` counts these tokens), so every segment begins at a document's beginning. The
     last target of a row is read from the document. So with "keep" every token is a target exactly once, except the
     first token of each document.
 
@@ -40,9 +40,9 @@ class Packed(Stream[Row]):
         if length < 1 or (seed is not None and seed < 0) or (epochs is not None and epochs < 1):
             raise ConfigError(f"length {length}, seed {seed}, epochs {epochs}: need length and epochs >= 1, seed >= 0")
         self.source, self.length, self.tails, self.seed, self.epochs = source, length, tails, seed, epochs
-        self.dropped = (
-            source.total - sum(piece.size for row in self._layout(0) for piece in row) if tails == "drop" else 0
-        )
+        if tails == "drop":
+            kept = sum(piece.size for row in self._layout(0) for piece in row)
+            self.left_out = source.cut(source.total - kept, "behind the end of a row")
 
     def identity(self) -> State:
         settings = {name: getattr(self, name) for name in ("length", "tails", "seed", "epochs")}

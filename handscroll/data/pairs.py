@@ -7,7 +7,7 @@ import numpy as np
 from handscroll.base.errors import ConfigError, DataError
 from handscroll.data.row import IGNORED, Row
 from handscroll.data.sources import TokenSource
-from handscroll.data.stream import State, Stream
+from handscroll.data.stream import LeftOut, State, Stream
 from handscroll.text.tokenizer import Tokenizer
 
 PARTS = 64  # of a single document, at most
@@ -51,6 +51,10 @@ class Pairs(Stream[Row]):
                 "another document, or from another part of a single one"
             )
         self._ends = np.cumsum(self._sizes[self._usable])
+        empty = len(source) - len(self._usable)
+        tokens = source.total - int(source.lengths[self._usable].sum())
+        if empty:
+            self.left_out = (LeftOut(empty, tokens, len(source), source.total, "shorter than two tokens of text"),)
 
     def identity(self) -> State:
         settings = {name: getattr(self, name) for name in ("length", "pairs", "seed", "cls", "sep")}

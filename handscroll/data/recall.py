@@ -97,6 +97,7 @@ class Copies(_Drawn):
         self._long = [document for document in source if len(document) > high]
         if real and not self._long:
             raise DataError(f"no document is longer than a segment of {high} tokens: give longer texts, or real = 0")
+        self.left_out = source.shorter(high + 1, f"a segment of {high} tokens and one more") if real else ()
 
     def identity(self) -> State:
         names = ("length", "seed", "vocab", "segment", "symbols", "gap", "several", "real")
@@ -160,6 +161,7 @@ class Facts(_Drawn):
         self._long = [document for document in source if len(document) > length + 1]
         if not self._long:
             raise DataError(f"no document is longer than {length} tokens; give longer text or shorter rows")
+        self.left_out = source.shorter(length + 2, f"a row of {length} tokens and two more")
         self.words = training_words(source, tokenizer)
         self._cache: dict[str, list[int]] = {}
 

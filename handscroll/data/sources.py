@@ -10,6 +10,7 @@ from typing import Self
 import numpy as np
 
 from handscroll.base.errors import CheckpointError, ConfigError, DataError
+from handscroll.data.stream import LeftOut
 from handscroll.text.readers import Document, read
 from handscroll.text.tokenizer import Tokenizer
 
@@ -116,6 +117,18 @@ class TokenSource:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return iter(self.tokens)
+
+    def shorter(self, least: int, what: str) -> tuple[LeftOut, ...]:
+        """The documents of fewer than `least` tokens, as left out because they are shorter than `what`."""
+        short = self.lengths < least
+        if not short.any():
+            return ()
+        tokens = int(self.lengths[short].sum())
+        return (LeftOut(int(short.sum()), tokens, len(self), self.total, f"shorter than {what}"),)
+
+    def cut(self, tokens: int, why: str) -> tuple[LeftOut, ...]:
+        """Tokens at the ends of documents, as left out."""
+        return (LeftOut(0, tokens, len(self), self.total, why),) if tokens else ()
 
     def every(self, first: int, step: int) -> "TokenSource":
         """A source of documents first, first + step, ..., with its own fingerprint; the tokens are not copied."""

@@ -10,16 +10,44 @@ import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from handscroll.base.errors import CheckpointError, ConfigError
+from handscroll.base.errors import CheckpointError, ConfigError, DataError
 
 T = TypeVar("T")
 State = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """What of a text is in no item of a stream: whole documents, and their tokens or those at the ends of others."""
+
+    documents: int
+    tokens: int
+    of_documents: int
+    of_tokens: int
+    why: str
+
+    def __str__(self) -> str:
+        part = f"{self.tokens:,} of {self.of_tokens:,} tokens"
+        whole = f"{self.documents:,} of {self.of_documents:,} documents ({part})" if self.documents else part
+        return f"{whole} are in no row: {self.why}"
+
+
 class Stream(ABC, Generic[T]):
     """Base class of every source of training items. Subclasses implement `identity` and `_items`."""
+
+    left_out: tuple[LeftOut, ...] = ()
+
+    @property
+    def dropped(self) -> int:
+        """Tokens that are in no item."""
+        return sum(one.tokens for one in self.left_out)
+
+    def at_most(self, wanted: int) -> int:
+        """How many of the first `wanted` items there can be, as far as that is known before they are made."""
+        return wanted
 
     @abstractmethod
     def identity(self) -> State:
@@ -74,7 +102,7 @@ class Listed(Stream[T]):
 
 
 class Take(Stream[T]):
-    """The first `count` items of a stream."""
+    """The first `count` items of a stream. If it has fewer, iteration raises a `DataError` after the last one."""
 
     def __init__(self, stream: Stream[T], count: int):
         if count < 1:
@@ -87,8 +115,14 @@ class Take(Stream[T]):
     def _items(self, position: State | None) -> Iterator[tuple[T, State]]:
         taken, inner = (position["taken"], position["inner"]) if position else (0, None)
         items = itertools.islice(self.stream.resume(inner), self.count - taken)
-        for number, (item, state) in enumerate(items, start=taken + 1):
-            yield item, {"taken": number, "inner": state}
+        for item, state in items:
+            taken += 1
+            yield item, {"taken": taken, "inner": state}
+        if taken < self.count:
+            raise DataError(
+                f"the data ended after {taken:,} of {self.count:,} items; add text, repeat it or lower their number "
+                "(steps)"
+            )
 
 
 class Repeat(Stream[T]):
@@ -165,6 +199,17 @@ class Mixture(Stream[T]):
     def identity(self) -> State:
         inner = [stream.identity() for stream in self.streams]
         return {"stream": "mixture", "weights": list(self.weights), "seed": self.seed, "inner": inner}
+
+    def at_most(self, wanted: int) -> int:
+        left = [stream.at_most(wanted) for stream in self.streams]
+        if min(left) == wanted:
+            return wanted
+        for draw in range(wanted):
+            which = self._choice(draw)
+            if not left[which]:
+                return draw
+            left[which] -= 1
+        return wanted
 
     def _choice(self, draw: int) -> int:
         # Python hashes a text seed with SHA-512, so neighbouring draws are unrelated. A draw takes 10 microseconds.

@@ -17,7 +17,7 @@ class SlidingWindows(Stream[Row]):
 
     With `stride == length` (the default) every token is in exactly one window. With a smaller stride windows overlap,
     and targets in the overlap count more than once. The last window of a document may have fewer than `length` tokens.
-    It is padded (`tails="pad"`) or left out (`tails="drop"`; `dropped` counts the tokens). Windows of one document
+    It is padded (`tails="pad"`) or left out (`tails="drop"`; `left_out` counts the tokens). Windows of one document
     follow each other, so a recurrent state can be carried on; a row with `start == 0` begins a document.
     """
 
@@ -41,7 +41,12 @@ class SlidingWindows(Stream[Row]):
         reached = np.where(full > 0, (full - 1) * stride + length, 0)
         left = source.lengths - reached
         self._windows = full if tails == "drop" else full + (left > 0)
-        self.dropped = int(left.sum()) if tails == "drop" else 0
+        if tails == "drop":
+            ends = int(left[full > 0].sum())
+            self.left_out = (
+                *source.shorter(length, f"a window of {length} tokens"),
+                *source.cut(ends, "behind the last whole window of a document"),
+            )
         self._firsts = np.concatenate([[0], np.cumsum(self._windows)])
         if not self._firsts[-1]:
             raise DataError(
@@ -51,6 +56,9 @@ class SlidingWindows(Stream[Row]):
 
     def __len__(self) -> int:
         return int(self._firsts[-1])
+
+    def at_most(self, wanted: int) -> int:
+        return min(wanted, len(self))
 
     def identity(self) -> State:
         settings = {"length": self.length, "stride": self.stride, "tails": self.tails}
@@ -81,7 +89,7 @@ class CyclicWindows(Stream[Row]):
     A window that passes the document's end continues at its beginning. With `seam="split"` this is a new segment. With
     `seam="join"` the ring is one text: every token is then seen with every amount of past, but the past of the
     beginning is the end. The end never predicts the beginning. A document shorter than `length` becomes one padded
-    window (`short="pad"`), is left out (`"drop"`; `dropped` counts the tokens) or raises an error (`"error"`).
+    window (`short="pad"`), is left out (`"drop"`; `left_out` counts it) or raises an error (`"error"`).
 
     `(seed, epoch)` shuffles the windows; `order="reading"` keeps documents and windows in order. The stream is endless
     unless `epochs` is given.
@@ -118,7 +126,7 @@ class CyclicWindows(Stream[Row]):
                 "short='pad' or 'drop'"
             )
         windows = -(-source.lengths // length)
-        self.dropped = int(source.lengths[too_short].sum()) if short == "drop" else 0
+        self.left_out = source.shorter(length, f"a row of {length} tokens") if short == "drop" else ()
         self._firsts = np.concatenate([[0], np.cumsum(np.where(too_short, 0, windows) if short == "drop" else windows)])
         if not self._firsts[-1]:
             raise DataError(f"no document has {length} tokens; give longer documents, a shorter length, or short='pad'")

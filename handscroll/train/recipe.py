@@ -153,6 +153,11 @@ class Recipe(Config):
         return sum(stage.steps for stage in self.stages)
 
     @property
+    def validated(self) -> Validation | None:
+        """The held-out text, if the run validates."""
+        return self.validation if self.loop.get("evaluate_every") else None
+
+    @property
     def mixed(self) -> dict[str, Any]:
         """The kinds of rows that the stages use."""
         return {name: self.data[name] for stage in self.stages for name in stage.mix}

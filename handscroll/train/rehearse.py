@@ -10,13 +10,15 @@ from handscroll.models.weights import settled_config
 from handscroll.text.tokenizer import Tokenizer
 from handscroll.train.longest import check_positions
 from handscroll.train.recipe import Recipe
-from handscroll.train.start import held_out, row_stream, trained_tokenizer
+from handscroll.train.start import trained_tokenizer
+from handscroll.train.streams import Account, held_out, row_streams
 
 
-def rehearse(recipe: Recipe) -> tuple[Any, int]:
-    """The configuration of the recipe's model, and the bytes of its text as tokens; every kind of row was made once.
+def rehearse(recipe: Recipe) -> tuple[Any, int, Account]:
+    """The configuration of the recipe's model, the bytes of its text as tokens, and what is in no row.
 
-    No weights are made or read. A tokenizer that is to be trained is trained, and thrown away.
+    Every kind of row is made once. No weights are made or read. A tokenizer that is to be trained is trained, and
+    thrown away.
 
     Raises:
         ConfigError, DataError, CapacityError: what the run would raise about tokenizer, text, rows and validation.
@@ -26,12 +28,12 @@ def rehearse(recipe: Recipe) -> tuple[Any, int]:
     config = _config(recipe, tokenizer)
     text = recipe.source(tokenizer, config)
     check_positions(recipe, config, int(text.lengths.max()))
-    for stage in recipe.stages:
-        for name in stage.mix:
-            next(iter(row_stream(recipe.data[name], text, tokenizer, stage, recipe.seed)))
-    if recipe.validation is not None:
-        held_out(recipe.validation, tokenizer, config)
-    return config, sum(document.nbytes for document in text.tokens)
+    rows = row_streams(recipe, text, tokenizer)
+    for kinds in rows:
+        for stream in kinds.values():
+            next(iter(stream))
+    held = None if recipe.validated is None else held_out(recipe.validated, tokenizer, config)
+    return config, sum(document.nbytes for document in text.tokens), Account.of(rows, held)
 
 
 def _config(recipe: Recipe, tokenizer: Tokenizer) -> Any:

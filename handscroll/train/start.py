@@ -13,11 +13,9 @@ import torch
 import handscroll
 from handscroll.base.errors import ConfigError
 from handscroll.base.runs import write_file
-from handscroll.data.batch import Batch, collate
-from handscroll.data.row import Row
+from handscroll.data.batch import collate
 from handscroll.data.sources import TokenSource
-from handscroll.data.stream import Chain, Listed, Mixture, Stream, Take
-from handscroll.data.windows import SlidingWindows
+from handscroll.data.stream import Chain, Listed
 from handscroll.generate.defaults import Defaults
 from handscroll.lm import LM, load
 from handscroll.models.induction import set_induction_heads
@@ -33,18 +31,17 @@ from handscroll.objectives.settings import ObjectiveSettings
 from handscroll.plan.workloads import recipe_workloads
 from handscroll.text.tokenizer import Tokenizer
 from handscroll.text.training import train_tokenizer
-from handscroll.train.assemble import Updates
 from handscroll.train.longest import check_positions
 from handscroll.train.loop import Callbacks, OnPulse, OnRecord, train
 from handscroll.train.lora import add_lora, merge_lora, save_adapter, stands_apart
 from handscroll.train.parallel.shard import shard, unsharded
 from handscroll.train.parallel.world import World, join_world, same_everywhere
 from handscroll.train.planned import afford, planned
-from handscroll.train.recipe import Recipe, Stage, Validation
-from handscroll.train.rows import RowData, TextData
+from handscroll.train.recipe import Recipe
 from handscroll.train.run import RECIPE, Progress, Run, write_recipe
 from handscroll.train.step import Memory
 from handscroll.train.strategies.certificate import certify, memory_needed
+from handscroll.train.streams import Account, HeldOut, held_out, row_streams, updates
 
 
 @dataclass(frozen=True)
@@ -83,12 +80,15 @@ def _run(recipe: Recipe, folder: Path, world: World, options: RunOptions) -> tup
     objective = recipe.learned(model, by_position=True)
     _check_source(recipe, model, world)
     check_positions(recipe, model.config, int(text.lengths.max()))
-    stream = updates(recipe, text, tokenizer, model)
+    rows = row_streams(recipe, text, tokenizer)
+    stream = updates(recipe, rows, tokenizer, model)
+    held = None if recipe.validated is None else held_out(recipe.validated, tokenizer, model.config)
     _keep_resolved(recipe, text, folder, world)
     workloads = recipe_workloads(recipe, model.config, sum(document.nbytes for document in text.tokens))
     plan = planned(recipe.memory, workloads, folder, world, options.force, options.show if world.first else None)
     if world.first:
         options.show(str(plan))
+        _tell(Account.of(rows, held), folder, options)
     if recipe.lora is not None:
         add_lora(model, recipe.lora, recipe.seed)
     if options.certify and world.first:
@@ -107,9 +107,7 @@ def _run(recipe: Recipe, folder: Path, world: World, options: RunOptions) -> tup
         world,
         recipe.curriculum(),
     )
-    validate = None
-    if recipe.validation is not None:
-        validate = validator(recipe.validation, tokenizer, model, recipe.objective)
+    validate = None if held is None else validator(held, tokenizer, model, recipe.objective)
     heard = (options.on_record, options.on_pulse) if world.first else (None, None)
     progress = train(run, stream, objective, Callbacks(validate, *heard))
     model = unsharded(model, world, lambda fresh: recipe.lora and add_lora(fresh, recipe.lora, recipe.seed))
@@ -137,6 +135,13 @@ def _keep_resolved(recipe: Recipe, text: TokenSource, folder: Path, world: World
     if world.first:
         write_recipe(folder, resolved | {"threads": torch.get_num_threads()})
     same_everywhere(world, "the recipe, text or version", _digest(resolved))
+
+
+def _tell(account: Account, folder: Path, options: RunOptions) -> None:
+    """Show what of the texts is in no row, and keep it in the run folder."""
+    write_file(folder / "rows.json", (json.dumps(account.record(), indent=2, ensure_ascii=False) + "\n").encode())
+    for line in account.lines():
+        options.show(line)
 
 
 def trained_tokenizer(recipe: Recipe, folder: Path, world: World | None = None) -> Tokenizer:
@@ -184,29 +189,6 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Decoder:
     return model.to(recipe.device)
 
 
-def updates(recipe: Recipe, text: TokenSource, tokenizer: Tokenizer, model: Model) -> Chain[list[Batch]]:
-    """The whole curriculum as one stream of updates. Every stage and every kind of row has its own seed."""
-    chain = []
-    for number, stage in enumerate(recipe.stages):
-        names = sorted(stage.mix)
-        seeds = [recipe.seed * 10_007 + number * 101 + at for at in range(len(names) + 2)]
-        streams = [
-            row_stream(recipe.data[name], text, tokenizer, stage, seed)
-            for name, seed in zip(names, seeds, strict=False)
-        ]
-        rows = Mixture(streams, [stage.mix[name] for name in names], seeds[-2]) if len(streams) > 1 else streams[0]
-        rows = recipe.objective.rows(rows, stage.length, seeds[-1], model, tokenizer)
-        chain.append(Take(Updates(rows, stage.rows, stage.micro or stage.rows), stage.steps))
-    return Chain(chain)
-
-
-def row_stream(data: RowData, text: TokenSource, tokenizer: Tokenizer, stage: Stage, seed: int) -> Stream[Row]:
-    """The rows of one kind for a stage, before the objective changes them."""
-    if isinstance(data, TextData) and data.order == "reading":
-        return data.lanes(text, stage.length, seed, stage.rows)
-    return data.stream(text, tokenizer, stage.length, seed)
-
-
 def _certify(recipe: Recipe, memory: Memory, model: Decoder, stream: Chain, options: RunOptions, folder: Path) -> None:
     """Compare the strategy with the plain step on a row of the run's longest stage. Show and save the result."""
     longest = max(range(len(recipe.stages)), key=lambda stage: recipe.stages[stage].length)
@@ -220,22 +202,14 @@ def _certify(recipe: Recipe, memory: Memory, model: Decoder, stream: Chain, opti
     options.show(str(certificate))
 
 
-def held_out(settings: Validation, tokenizer: Tokenizer, config: Any) -> list[Row]:
-    """The windows of the held-out text, spread evenly over it; `config` is that of the model."""
-    text = settings.source(tokenizer, config.eos, config.spec.reads == "forward")
-    windows = [row for row, _ in SlidingWindows(text, settings.length, tails="drop")]
-    step = max(1, len(windows) // settings.windows)
-    return windows[::step][: settings.windows]
-
-
 def validator(
-    settings: Validation, tokenizer: Tokenizer, model: Model, settled: ObjectiveSettings
+    held: HeldOut, tokenizer: Tokenizer, model: Model, settled: ObjectiveSettings
 ) -> Callable[[Model], float]:
-    """A function that computes the mean loss on fixed windows, spread evenly over the held-out text.
+    """A function that computes the mean loss on the held-out windows.
 
-    The windows are made into the rows of the objective `settled` only once.
+    They are made into the rows of the objective `settled` only once.
     """
-    rows = settled.rows(Listed(held_out(settings, tokenizer, model.config)), settings.length, 0, model, tokenizer)
+    rows = settled.rows(Listed(held.rows), held.length, 0, model, tokenizer)
     batches, objective = [collate([row]) for row, _ in rows], settled.objective(model)
 
     @torch.no_grad()
@@ -247,7 +221,7 @@ def validator(
             if batch.source is not None:
                 here = model.under(model.encode(batch.source.tokens, batch.source.marks()))
             mask = objective.mask(here, marks)
-            hidden = here.hidden(here.embed(batch.tokens, marks), marks, mask, length=settings.length)
+            hidden = here.hidden(here.embed(batch.tokens, marks), marks, mask, length=held.length)
             loss = objective.loss(model, hidden, batch)
             total, count = total + float(finite(loss.total)), count + loss.count
         return total / count

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from handscroll.base.errors import CheckpointError, ConfigError
+from handscroll.base.errors import CheckpointError, ConfigError, DataError
 from handscroll.data.pack import Packed
 from handscroll.data.sources import TokenSource
 from handscroll.data.stream import Chain, Mixture, Repeat, Take
@@ -129,3 +129,19 @@ def test_repeat_take_and_chain_yield_what_they_say():
     assert [seen(row) for row, _ in Take(SlidingWindows(A, 8), 3)] == once[:3]
     both = [seen(row) for row, _ in Chain([Packed(B, 16), SlidingWindows(A, 8)])]
     assert both == [seen(row) for row, _ in Packed(B, 16)] + once
+
+
+@pytest.mark.parametrize("done", [0, 3])
+def test_too_few_items_to_take_are_an_error_and_not_the_end(done):
+    """The next stage of a chain would begin early, with the settings of this one."""
+    taken = Chain([Take(SlidingWindows(A, 8), 1000), SlidingWindows(B, 4)])
+    state = None if not done else [state for _, state in itertools.islice(taken, done)][-1]
+    with pytest.raises(DataError, match=f"ended after {len(SlidingWindows(A, 8))} of 1,000 items"):
+        list(taken.resume(state))
+
+
+def test_how_many_items_there_are_is_known_before_they_are_made():
+    mixed = Mixture([SlidingWindows(A, 8), CyclicWindows(B, 8, seed=1)], [1, 2], seed=2)
+    assert mixed.at_most(10**9) == len(list(mixed)) and mixed.at_most(3) == 3
+    assert SlidingWindows(A, 8).at_most(10**9) == len(SlidingWindows(A, 8))
+    assert CyclicWindows(A, 8, seed=1).at_most(10**9) == 10**9

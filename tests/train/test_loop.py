@@ -170,8 +170,10 @@ def test_early_stopping_keeps_the_best_weights(recipe, tmp_path):
     lm, progress = run_recipe(settings, tmp_path / "run")
     assert progress.stopped and progress.step < 30
     from handscroll.train.start import validator
+    from handscroll.train.streams import held_out
 
-    validate = validator(settings.validation, lm.tokenizer, lm.model, settings.objective)
+    held = held_out(settings.validation, lm.tokenizer, lm.model.config)
+    validate = validator(held, lm.tokenizer, lm.model, settings.objective)
     assert validate(lm.model) == pytest.approx(progress.best_loss, abs=1e-6)
 
 
