@@ -13,7 +13,9 @@ StrategyName = Literal["auto", "plain", "checkpoint", "chunk-outer", "layer-oute
 # The settings of a recipe's table `memory` that a forecast depends on.
 MEMORY = ("strategy", "stage_layers", "chunk", "offload", "mlp_tile")
 CHUNKED = ("chunk-outer", "layer-outer", "staged")
-BEST = 3  # copies of the best weights on disk: two are kept, and one more exists while it is written
+# Copies of the best weights on disk: the last two, those that were the best at each of two checkpoints, and one more
+# while it is written.
+BEST = 5
 
 
 class Footprint(Config):

@@ -100,9 +100,11 @@ def test_a_recipe_tells_of_tables_and_of_the_best_weights(recipe):
 
 
 def test_the_best_weights_take_the_disk_they_were_told(workload, tmp_path):
-    """As many copies as are kept, and one more that is being written."""
+    """As many copies as are kept beside two checkpoints, and one more that is being written."""
     told = workload(best=True)
-    run = Run(tmp_path, build(told), Optimizer(), Schedule(), Loop(steps=9, patience=1))
+    run = Run(tmp_path, build(told), Optimizer(), Schedule(), Loop(steps=9, patience=1, evaluate_every=1))
+    for step in (1, 2):
+        (tmp_path / f"step-{step:06d}").mkdir()
     for step in range(1, BEST + 2):
         run.progress.step = step
         save_best(run)
