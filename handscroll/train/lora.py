@@ -140,7 +140,8 @@ def save_adapter(model: Model, settings: LoRA, folder: Path, base: str) -> None:
     for name, parameter in _whole(model).items():
         entry = foreign(name)
         for theirs in filter(None, (entry.theirs, copies.get(name))):  # a tied head is then a matrix of its own
-            tensors[theirs] = parameter.T if entry.transposed and parameter.dim() == 2 else parameter
+            stored = parameter.T if entry.transposed and parameter.dim() == 2 else parameter
+            tensors[theirs] = stored if theirs == entry.theirs else stored.clone()  # a file holds no number twice
             whole.add(theirs.rpartition(".")[0])
     config = {
         "peft_type": "LORA",

@@ -78,6 +78,22 @@ def test_peft_reads_the_adapter_with_equal_logits(tmp_path, tokens, family):
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft's own call
+@pytest.mark.parametrize(("family", "tied"), [("qwen2", True), ("llama", False)])
+def test_peft_reads_tables_that_were_trained(tmp_path, tokens, family, tied):
+    settings = LoRA(rank=4, alpha=6.0, tables=True)
+    model = load_model(save(reference(family), tmp_path / "base"))
+    assert model.config.tied == tied
+    add_lora(model, settings)
+    with torch.no_grad():
+        for parameter in filter(lambda one: one.requires_grad, model.parameters()):
+            parameter += 0.1 * torch.randn_like(parameter)
+    save_adapter(model, settings, tmp_path / "adapter", str(tmp_path / "base"))
+    theirs = peft.PeftModel.from_pretrained(reference(family), tmp_path / "adapter").eval()
+    with torch.no_grad():
+        assert (reference_logits(theirs, tokens) - model(tokens)).abs().max() < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft's own call
 def test_peft_reads_the_adapter_of_an_encoder_decoder(tmp_path, tokens):
     settings = LoRA(rank=4, alpha=6.0, targets=("query", "value", "down"))
     save_t5("v1.0", tmp_path / "base")
