@@ -78,6 +78,7 @@ def test_peft_reads_the_adapter_with_equal_logits(tmp_path, tokens, family):
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft's own call
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings:UserWarning")  # both matrices are in the adapter
 @pytest.mark.parametrize(("family", "tied"), [("qwen2", True), ("llama", False)])
 def test_peft_reads_tables_that_were_trained(tmp_path, tokens, family, tied):
     settings = LoRA(rank=4, alpha=6.0, tables=True)
