@@ -1,11 +1,15 @@
 """Finds the files that a recipe names: globs, folders, `{stdlib}` (the running Python's library) and exclusions."""
 
+import glob
+import logging
 import sysconfig
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
 from handscroll.base.errors import DataError
+
+_log = logging.getLogger("handscroll.files")
 
 
 def stdlib() -> Path:
@@ -16,32 +20,62 @@ def stdlib() -> Path:
 def select(files: Sequence[str], exclude: Sequence[str] = (), include: Sequence[str] = ()) -> list[Path]:
     """The files that match the globs in `files`, each once, and sorted within each glob.
 
-    In a glob `{stdlib}` stands for the standard library's folder. `exclude` and `include` are patterns on the path
-    relative to the glob's fixed part (`test/*`, `argparse.py`). If `include` is given, only files that match one of its
-    patterns are taken. Empty files (package markers) are left out.
+    `{stdlib}` stands for the standard library's folder. `exclude` and `include` are patterns on the path relative to
+    the glob's fixed part (`test/*`, `argparse.py`), or on the whole path (`{stdlib}/argparse.py`). If `include` is
+    given, only files that match one of its patterns are taken. What is excluded under one glob is left out of all.
+    Empty files (package markers) are left out. The log tells patterns with wildcards that exclude nothing.
 
     Raises:
-        DataError: a pattern in `files` matches nothing, or no file is left.
+        DataError: a pattern in `files` or `include`, or a name without wildcards in `exclude`, matches nothing, or no
+            file is left.
     """
-    chosen: dict[Path, None] = {}
+    chosen: dict[Path, Path] = {}  # by the resolved path, so that a file in two spellings is one
+    excluded = set[Path]()
+    out, wanted = (_Patterns(items) for items in (exclude, include))
     for pattern in files:
-        root, _, glob = str(pattern.replace("{stdlib}", str(stdlib()))).partition("*")
-        base = Path(root) if glob or root.endswith("/") else Path(root).parent
-        if not glob:
-            found = [Path(root)] if Path(root).is_file() else sorted(Path(root).rglob("*"))
-        else:
-            base = Path(root).parent if not root.endswith("/") else Path(root)
-            tail = root[len(str(base)) :].lstrip("/") + "*" + glob
-            found = sorted(base.glob(tail))
-        there = [path for path in found if path.is_file()]
-        found = [path for path in there if path.stat().st_size]
-        if not found:
+        base, there = _found(pattern)
+        if not any(path.stat().st_size for path in there):
             raise DataError(f"{pattern!r}: {'all files are empty' if there else 'no file matches it'}")
-        for path in found:
-            name = path.relative_to(base).as_posix()
-            wanted = not include or any(fnmatch(name, item) for item in include)
-            if wanted and not any(fnmatch(name, item) for item in exclude):
-                chosen[path] = None
-    if not chosen:
+        for path in there:
+            leave, take = out.match(path, base), wanted.match(path, base) or not include
+            if leave:
+                excluded.add(path.resolve())
+            elif take and path.stat().st_size:
+                chosen.setdefault(path.resolve(), path)
+    for kind, item in (*(("exclude", item) for item in out.idle), *(("include", item) for item in wanted.idle)):
+        if kind == "include" or not any(sign in item for sign in "*?["):
+            raise DataError(
+                f"{kind} = {item!r}: no file of {', '.join(files)} has this name. Give a path relative to the fixed "
+                "part of a glob in files, or a whole path ({stdlib}/... too), or leave the pattern out"
+            )
+        _log.warning("exclude = %r matches no file of %s", item, ", ".join(files))
+    left = [path for resolved, path in chosen.items() if resolved not in excluded]
+    if not left:
         raise DataError(f"no file of {', '.join(files)} is left after exclude = {list(exclude)}")
-    return list(chosen)
+    return left
+
+
+class _Patterns:
+    """Patterns on paths, and which of them have matched nothing so far."""
+
+    def __init__(self, items: Sequence[str]):
+        library = glob.escape(str(stdlib()))
+        self._items = [(item, item.replace("{stdlib}", library)) for item in items]
+        self.idle = dict.fromkeys(items)
+
+    def match(self, path: Path, base: Path) -> bool:
+        relative, whole = path.relative_to(base).as_posix(), path.absolute().as_posix()
+        found = [item for item, full in self._items if fnmatch(whole if full.startswith("/") else relative, full)]
+        for item in found:
+            self.idle.pop(item, None)
+        return bool(found)
+
+
+def _found(pattern: str) -> tuple[Path, list[Path]]:
+    """The fixed part of a glob, and the files that it names."""
+    root, star, rest = pattern.replace("{stdlib}", str(stdlib())).partition("*")
+    if not star and Path(root).is_file():
+        return Path(root).parent, [Path(root)]
+    base = Path(root) if not star or root.endswith("/") else Path(root).parent
+    found = base.glob(root.rpartition("/")[2] + star + rest) if star else base.rglob("*")
+    return base, [path for path in sorted(found) if path.is_file()]

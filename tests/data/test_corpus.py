@@ -1,0 +1,77 @@
+"""What a recipe excludes is left out, whatever the spelling, and a pattern that does nothing is refused or told."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from handscroll.base.errors import DataError
+from handscroll.data.corpus import select, stdlib
+from handscroll.evaluate.haystack import DEFAULT
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.fixture
+def books(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.txt", "b.txt", "more/a.txt", "more/c.txt"):
+        path = tmp_path / "books" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    return tmp_path / "books"
+
+
+def names(*given, **settings):
+    return [path.as_posix() for path in select(*given, **settings)]
+
+
+@pytest.mark.parametrize("name", ["longer", "starter"])
+def test_recipes_leave_out_the_haystack_of_the_needles(name):
+    text = tomllib.loads((RECIPES / f"{name}.toml").read_text(encoding="utf-8"))["text"]
+    chosen = set(select(text["files"], text["exclude"]))
+    assert len(chosen) > 100
+    assert not chosen & {stdlib() / held_out for held_out in (*DEFAULT, "subprocess.py", "statistics.py")}
+
+
+def test_the_fixed_part_of_a_glob_may_be_a_part_of_a_name(books):
+    (books.parent / "before.txt").write_text("x")
+    (books.parent / "efore.txt").write_text("x")
+    assert names(["be*.txt"]) == ["before.txt"]
+    assert names(["books/m*/a.txt"], include=["more/*"]) == ["books/more/a.txt"]
+
+
+def test_a_whole_path_excludes_one_file_only(books):
+    assert names(["books/**/*.txt"], [f"{books}/a.txt"]) == ["books/b.txt", "books/more/a.txt", "books/more/c.txt"]
+    assert names(["books/**/*.txt"], include=[f"{books}/more/*"]) == ["books/more/a.txt", "books/more/c.txt"]
+
+
+@pytest.mark.parametrize("folder", ["books", "books/"])
+def test_patterns_are_relative_to_a_folder_with_and_without_a_slash(books, folder):
+    assert names([folder], ["a.txt", "more/c.txt"]) == ["books/b.txt", "books/more/a.txt"]
+
+
+def test_what_one_glob_excludes_no_other_brings_back(books):
+    assert names(["books/more/*.txt", "books/**/*.txt"], ["more/a.txt"]) == [
+        "books/more/c.txt", "books/a.txt", "books/b.txt",
+    ]  # fmt: skip
+
+
+def test_a_file_in_two_spellings_is_taken_once(books):
+    (books / "same.txt").symlink_to(books / "a.txt")
+    given = ["books/a.txt", f"{books}/a.txt", "books/../books/a.txt", "books/*.txt"]
+    assert names(given) == ["books/a.txt", "books/b.txt"]
+
+
+def test_a_name_that_is_no_file_is_refused(books):
+    with pytest.raises(DataError, match=r"exclude = 'z\.txt': no file .* has this name"):
+        select(["books/*.txt"], ["a.txt", "z.txt"])
+    with pytest.raises(DataError, match=r"exclude = '\{stdlib\}/nothing\.py'"):
+        select(["{stdlib}/json/*.py"], ["{stdlib}/nothing.py"])
+    with pytest.raises(DataError, match=r"include = 'old/\*': no file"):
+        select(["books/*.txt"], include=["a.txt", "old/*"])
+
+
+def test_a_pattern_that_excludes_nothing_is_told(books, caplog):
+    assert len(select(["books/*.txt"], ["tests/*"])) == 2
+    assert "exclude = 'tests/*' matches no file" in caplog.text
