@@ -471,7 +471,7 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     found, why = module._loaded.__wrapped__()
     assert found is None and "the disk is on fire" in why
-    assert not list((tmp_path / "cache" / "handscroll").glob("*.so"))
+    assert not list((tmp_path / "cache" / "handscroll").rglob("*.so"))
 
 
 @needs_library

@@ -1,9 +1,10 @@
 """The compiled kernels: built once per machine with the installed C++ compiler, loaded through ctypes.
 
 The sources are compiled for this machine's processor (`-march=native`) and kept in the user's cache folder under a hash
-of sources, flags, compiler, processor and torch. OpenMP is taken from torch's own library, so that both share one pool
-of threads. Without a compiler, on another system, or with HANDSCROLL_NATIVE=0, there is no library, and plain torch
-computes every operation (`reason()` says why).
+of sources, flags, compiler, processor and torch, beside their size and SHA-256. A library that was cut or changed would
+end the process when it is loaded: it is built again. OpenMP is taken from torch's own library, so that both share one
+pool of threads. Without a compiler, on another system, or with HANDSCROLL_NATIVE=0, there is no library, and plain
+torch computes every operation (`reason()` says why).
 """
 
 import ctypes
@@ -20,8 +21,12 @@ from tempfile import TemporaryDirectory
 import torch
 from filelock import FileLock
 
+from handscroll.base.errors import CheckpointError
+from handscroll.base.runs import verify_folder, write_folder
+
 COMPILE = ("-O3", "-march=native", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-fopenmp", "-c")
 LINK = ("-shared",)  # without -fopenmp: the OpenMP symbols are those that torch has loaded
+LIBRARY = "kernels.so"
 COMPILERS = ("c++", "g++", "clang++")
 # The arguments of the functions, in order: i an int, f a float, p a pointer (an address, an array or None).
 ARGUMENTS = {
@@ -55,10 +60,11 @@ def reason() -> str:
 
 
 def build(folder: Path, compiler: str) -> Path:
-    """Compile into `folder` unless that was done before; return the library's path.
+    """Compile into `folder` unless an undamaged library is there; return the library's path.
 
     Raises:
         OSError: the compiler failed; the message holds its output.
+        CheckpointError: the library could not be written.
     """
     here = Path(__file__).parent
     sources, headers = (sorted(here.glob(f"*.{kind}")) for kind in ("cpp", "h"))
@@ -66,20 +72,26 @@ def build(folder: Path, compiler: str) -> Path:
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
     about = [version, " ".join(COMPILE + LINK).encode(), _processor().encode(), torch.__version__.encode()]
     name = hashlib.sha256(b"\0".join([*texts, *about])).hexdigest()[:16]
-    target = folder / f"kernels-{name}.so"
-    if target.exists():
-        return target
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(target) + ".lock"):
-        if not target.exists():
-            with TemporaryDirectory(dir=folder) as work:
-                objects = [str(Path(work) / f"{source.stem}.o") for source in sources]
-                for source, made in zip(sources, objects, strict=True):
-                    _run([compiler, *COMPILE, str(source), "-o", made])
-                part = Path(work) / target.name
-                _run([compiler, *LINK, *objects, "-o", str(part)])
-                part.replace(target)
-    return target
+    target = folder / f"kernels-{name}"
+    if not _intact(target):
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            if not _intact(target):
+                with TemporaryDirectory(dir=folder) as work:
+                    objects = [str(Path(work) / f"{source.stem}.o") for source in sources]
+                    for source, made in zip(sources, objects, strict=True):
+                        _run([compiler, *COMPILE, str(source), "-o", made])
+                    link = [compiler, *LINK, *objects, "-o"]
+                    write_folder(target, {LIBRARY: lambda path: _run([*link, str(path)])})
+    return target / LIBRARY
+
+
+def _intact(folder: Path) -> bool:
+    try:
+        verify_folder(folder)
+    except CheckpointError:
+        return False
+    return True
 
 
 @cache
@@ -97,7 +109,7 @@ def _loaded() -> tuple[ctypes.CDLL | None, str]:
         found = ctypes.CDLL(str(path))
         for name, kinds in ARGUMENTS.items():
             getattr(found, f"handscroll_{name}").argtypes = [TYPES[kind] for kind in kinds]
-    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder, no locks on this file system
+    except (OSError, RuntimeError, CheckpointError) as error:  # RuntimeError: no home folder, no locks
         return None, str(error)
     return found, str(path)
 
