@@ -19,15 +19,19 @@ REGIONS = ("CN", "US")  # countries whose telephone numbers are found without th
 _PLAIN = {ord(one) + 0xFEE0: one for one in string.ascii_letters + string.digits + "@.-+"}  # full-width ones
 _NEAR = 40  # characters before a passport's number in which the word stands
 _CALLED_PASSPORT = re.compile(r"passport|护照|護照", re.IGNORECASE)
+# A word with a letter that no hexadecimal number has may stand before a value without a space: Visa4111...
+_LABEL = "|".join(rf"(?<=[G-Zg-z]\w{{{more}}}:)" for more in range(4))
+_WORD = "|".join((r"(?<=[A-Za-z][G-WYZg-wyz])", *(rf"(?<=[G-WYZg-wyz][A-Za-z]{{{more}}})" for more in range(1, 4))))
 _EMAIL = re.compile(r"(?<![\w.+-])[\w.+%-]{1,64}@(?:[\w-]{1,63}\.){1,8}[A-Za-z]{2,24}(?!\w)", re.ASCII)
 _IDENTITY = re.compile(r"(?<!\w)\d{17}[\dXx](?!\w)", re.ASCII)
-_IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,40}(?!\w)", re.ASCII)
+_IBAN = re.compile(r"(?:(?<!\w)|(?<=IBAN))[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,}(?!\w)", re.ASCII)
+_COUNTRY = re.compile(r"[A-Z]{2}\d{2}", re.ASCII)  # the beginning of an account's number
 _SSN = re.compile(r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])", re.ASCII)
-_CARD = re.compile(r"(?<![\w.+-])\d(?:[ -]?\d){11,27}(?![\w-])(?!\.\d)", re.ASCII)
+_CARD = re.compile(rf"(?:(?<![\w.+-])|(?<=[A-Za-z]\.)|{_WORD})\d(?:[ -]?\d){{11,}}(?![\w-])(?!\.\d)", re.ASCII)
 _ISSUERS = re.compile(r"4|5[0-8]|6|2[2-7]|3[04-9]|2131|1800")  # first digits of cards of payment
-_MAC = re.compile(r"(?<![\w:-])(?:[0-9A-Fa-f]{2}[:-]){5}[0-9A-Fa-f]{2}(?![\w:-])", re.ASCII)
+_MAC = re.compile(rf"(?:(?<![\w:-])|{_LABEL})(?:[0-9A-Fa-f]{{2}}[:-]){{5}}[0-9A-Fa-f]{{2}}(?![\w:-])", re.ASCII)
 _IP = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?!\w)(?!\.\d)", re.ASCII)
-_IP6 = re.compile(r"(?<![\w:.])[0-9A-Fa-f:]{2,39}(?![\w:])", re.ASCII)
+_IP6 = re.compile(rf"(?:(?<![\w:.])|{_LABEL})[0-9A-Fa-f:]{{2,39}}(?![\w:])", re.ASCII)
 _PASSPORT = re.compile(r"(?<!\w)[A-Z]{0,2}\d{7,9}(?!\w)", re.ASCII)
 _PROVINCES = "京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼"
 _PLATE = re.compile(rf"[{_PROVINCES}][A-Z][-· ]?[A-Z0-9]{{5,6}}(?![A-Za-z0-9])")
@@ -49,7 +53,7 @@ class _Kind:
     name: str
     pattern: re.Pattern[str]
     holds: Callable[[str, str], bool] = lambda _match, _before: True
-    grouped: bool = False  # a match may hold more groups than belong to it
+    longest: int = 0  # of a kind in groups, the most characters without the signs between; a match may hold several
 
 
 def find(text: str, regions: Sequence[str] = REGIONS) -> list[Found]:
@@ -90,17 +94,24 @@ def _formed(text: str) -> Iterator[Found]:
     for kind in _kinds():
         for match in kind.pattern.finditer(text):
             before = text[max(0, match.start() - _NEAR) : match.start()]
-            for start, end in _shorter(match[0]) if kind.grouped else ((0, len(match[0])),):
-                if kind.holds(match[0][start:end], before):
-                    yield Found(kind.name, match.start() + start, match.start() + end)
-                    break
+            for start, end in _held(kind, match[0], before):
+                yield Found(kind.name, match.start() + start, match.start() + end)
 
 
-def _shorter(match: str) -> Iterator[tuple[int, int]]:
-    """A match of several groups, and parts of it, the longest first: a date or a name may stand beside a number."""
+def _held(kind: _Kind, match: str, before: str) -> Iterator[tuple[int, int]]:
+    """The parts of a match that hold: beside a number in groups may stand a date, a name or another number."""
+    if not kind.longest:
+        if kind.holds(match, before):
+            yield 0, len(match)
+        return
     cuts = [at for at, one in enumerate(match) if one in " -"]
-    parts = ((start, end) for start in (0, *(cut + 1 for cut in cuts)) for end in (*cuts, len(match)) if end > start)
-    yield from sorted(parts, key=lambda part: part[0] - part[1])
+    starts, ends, done = [0, *(cut + 1 for cut in cuts)], [*cuts, len(match)], 0
+    for number, start in enumerate(starts):
+        if start >= done:
+            near = reversed(ends[number : number + kind.longest])  # the longest part first
+            done = next((end for end in near if kind.holds(match[start:end], before)), 0)
+            if done:
+                yield start, done
 
 
 def _telephones(text: str, regions: Sequence[str]) -> Iterator[Found]:
@@ -127,7 +138,7 @@ def _kinds() -> tuple[_Kind, ...]:
         return 12 <= len(digits) <= 19 and bool(_ISSUERS.match(digits)) and luhn.is_valid(digits)
 
     def an_account(match: str, _before: str) -> bool:
-        return iban.is_valid(match)
+        return bool(_COUNTRY.match(match)) and iban.is_valid(match)
 
     def a_person(match: str, _before: str) -> bool:
         """The code of the place is not looked up: places come and go, and numbers stay."""
@@ -139,9 +150,9 @@ def _kinds() -> tuple[_Kind, ...]:
     return (
         _Kind("email", _EMAIL),
         _Kind("identity", _IDENTITY, a_person),
-        _Kind("iban", _IBAN, an_account, grouped=True),
+        _Kind("iban", _IBAN, an_account, longest=34),
         _Kind("ssn", _SSN, lambda match, _before: ssn.is_valid(match)),
-        _Kind("card", _CARD, a_card, grouped=True),
+        _Kind("card", _CARD, a_card, longest=19),
         _Kind("mac", _MAC),
         _Kind("ip", _IP, _an_address),
         _Kind("ip", _IP6, _an_address),

@@ -62,10 +62,41 @@ def test_no_two_overlap_and_masking_leaves_nothing():
         ("DE89 3704 0044 0532 0130 00 BIC COBADEFF", "[iban] BIC COBADEFF"),
         ("IBAN DE89370400440532013000 BIC: COBADEFF", "IBAN [iban] BIC: COBADEFF"),
         ("2001:db8::8a2e:370:7334 fe80::1", "[ip] [ip]"),
+        ("4111 1111 1111 1111 5500 0000 0000 0004", "[card] [card]"),
+        ("4111-1111-1111-1111-5500-0000-0000-0004 4111111111111111", "[card]-[card] [card]"),
+        ("4222222222222 30569309025904", "[card] [card]"),
+        ("20240101 120000 000123 4111 1111 1111 1111", "20240101 120000 000123 [card]"),
+        ("DE89370400440532013000 GB82WEST12345698765432", "[iban] [iban]"),
+        ("DE89 3704 0044 0532 0130 00 AB12 AND GB82 WEST 1234 5698 7654 32", "[iban] AB12 AND [iban]"),
     ],
 )
 def test_what_stands_beside_a_number_does_not_hide_it(text, new):
     assert masked(text, find(text)) == new
+
+
+@pytest.mark.parametrize(
+    ("text", "new"),
+    [
+        ("No.4111111111111111, Visa4111111111111111", "No.[card], Visa[card]"),
+        ("MAC:00:1A:2B:3C:4D:5E, mac:00-1a-2b-3c-4d-5e", "MAC:[mac], mac:[mac]"),
+        ("ip:2001:db8::1, IPv6:fe80::1, address:fe80::3", "ip:[ip], IPv6:[ip], address:[ip]"),
+        ("IBANDE89370400440532013000", "IBAN[iban]"),
+    ],
+)
+def test_a_word_without_a_space_does_not_hide_what_follows(text, new):
+    assert masked(text, find(text)) == new
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "3.4111111111111111 and .4111111111111111, 0x4111111111111111, 0xa4111111111111111, fe4111111111111111",
+        "SHA1:00:1A:2B:3C:4D:5E:6F, 11:MAC:00:1A:2B, aa:00:1A:2B:3C:4D:5E",
+        "std::dead::beef, T::abcd::e, at:12:30:05, ns:add::b, x[i:2::2]",
+    ],
+)
+def test_a_word_before_makes_no_data_of_what_only_looks_like_it(text):
+    assert find(text) == []
 
 
 def test_a_list_of_many_takes_its_time_once():
