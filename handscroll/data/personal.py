@@ -27,11 +27,13 @@ _IDENTITY = re.compile(r"(?<!\w)\d{17}[\dXx](?!\w)", re.ASCII)
 _IBAN = re.compile(r"(?:(?<!\w)|(?<=IBAN))[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,}(?!\w)", re.ASCII)
 _COUNTRY = re.compile(r"[A-Z]{2}\d{2}", re.ASCII)  # the beginning of an account's number
 _SSN = re.compile(r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])", re.ASCII)
-_CARD = re.compile(rf"(?:(?<![\w.+-])|(?<=[A-Za-z]\.)|{_WORD})\d(?:[ -]?\d){{11,}}(?![\w-])(?!\.\d)", re.ASCII)
+_CARD = re.compile(rf"(?=\d)(?:(?<![\w.+-])|(?<=[A-Za-z]\.)|{_WORD})\d(?:[ -]?\d){{11,}}(?![\w-])(?!\.\d)", re.ASCII)
 _ISSUERS = re.compile(r"4|5[0-8]|6|2[2-7]|3[04-9]|2131|1800")  # first digits of cards of payment
-_MAC = re.compile(rf"(?:(?<![\w:-])|{_LABEL})(?:[0-9A-Fa-f]{{2}}[:-]){{5}}[0-9A-Fa-f]{{2}}(?![\w:-])", re.ASCII)
+_MAC = re.compile(
+    rf"(?=\w\w[:-])(?:(?<![\w:-])|{_LABEL})(?:[0-9A-Fa-f]{{2}}[:-]){{5}}[0-9A-Fa-f]{{2}}(?![\w:-])", re.ASCII
+)
 _IP = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?!\w)(?!\.\d)", re.ASCII)
-_IP6 = re.compile(rf"(?:(?<![\w:.])|{_LABEL})[0-9A-Fa-f:]{{2,39}}(?![\w:])", re.ASCII)
+_IP6 = re.compile(rf"(?=\w{{0,4}}:)(?:(?<![\w:.])|{_LABEL})[0-9A-Fa-f:]{{2,39}}(?![\w:])", re.ASCII)
 _PASSPORT = re.compile(r"(?<!\w)[A-Z]{0,2}\d{7,9}(?!\w)", re.ASCII)
 _PROVINCES = "京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼"
 _PLATE = re.compile(rf"[{_PROVINCES}][A-Z][-· ]?[A-Z0-9]{{5,6}}(?![A-Za-z0-9])")
@@ -138,7 +140,7 @@ def _kinds() -> tuple[_Kind, ...]:
         return 12 <= len(digits) <= 19 and bool(_ISSUERS.match(digits)) and luhn.is_valid(digits)
 
     def an_account(match: str, _before: str) -> bool:
-        return bool(_COUNTRY.match(match)) and iban.is_valid(match)
+        return bool(_COUNTRY.match(match)) and 15 <= len(match.replace(" ", "")) <= 34 and iban.is_valid(match)
 
     def a_person(match: str, _before: str) -> bool:
         """The code of the place is not looked up: places come and go, and numbers stay."""
