@@ -87,10 +87,12 @@ class Copies(_Drawn):
     ):
         super().__init__(length, seed)
         low, high = segment
-        if not 2 <= low <= high < vocab or gap < 0 or several < 1 or not 0 <= real <= 1:
+        drawn = symbols is None or high <= symbols <= vocab
+        if not 2 <= low <= high < vocab or not drawn or gap < 0 or several < 1 or not 0 <= real <= 1:
             raise ConfigError(
-                f"copies: segment {segment}, gap {gap}, several {several}, real {real} make no row: "
-                f"give 2 <= segment[0] <= segment[1] < {vocab}, gap >= 0, several >= 1 and real in [0, 1]"
+                f"copies: segment {segment}, symbols {symbols}, gap {gap}, several {several}, real {real} make no row: "
+                f"give 2 <= segment[0] <= segment[1] < {vocab}, segment[1] <= symbols <= {vocab}, gap >= 0, "
+                "several >= 1 and real in [0, 1]"
             )
         self.source, self.vocab, self.segment, self.symbols = source, vocab, (low, high), symbols
         self.gap, self.several, self.real = gap, several, real
@@ -136,9 +138,10 @@ class Facts(_Drawn):
 
     `facts` and `questions` give the minimum and maximum per row; several questions may ask for the same key. Targets
     are the answers of questions and, with `text`, the real text. The value in a fact itself cannot be known, so it is
-    not a target. `plain` is the share of rows in the needle's form; the other rows take any form. `edges` is the share
-    of rows whose first fact stands at the very beginning, and the share of rows whose last question stands at the very
-    end; random places seldom give either.
+    not a target. Facts and questions fill at most half of a row, so a short row has fewer, but at least a fact.
+    `plain` is the share of rows in the needle's form; the other rows take any form. `edges` is the share of rows whose
+    first fact stands at the very beginning, and the share of rows whose last question stands at the very end; random
+    places seldom give either.
     """
 
     def __init__(  # noqa: PLR0913
@@ -155,6 +158,11 @@ class Facts(_Drawn):
         edges: float = 0.0,
         text: bool = True,
     ):
+        """
+        Raises:
+            ConfigError: a setting is out of range, or a row has no room for a fact and a question about it.
+            DataError: the documents are too short, or have too few words.
+        """
         super().__init__(length, seed)
         self.source, self.tokenizer, self.facts, self.questions = source, tokenizer, facts, questions
         self.digits, self.plain, self.edges, self.text = digits, plain, edges, text
@@ -164,6 +172,27 @@ class Facts(_Drawn):
         self.left_out = source.shorter(length + 2, f"a row of {length} tokens and two more")
         self.words = training_words(source, tokenizer)
         self._cache: dict[str, list[int]] = {}
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse settings that make no row."""
+        (few, many), (least, most), words = self.facts, self.questions, len(self.words)
+        ranges = 1 <= few <= many <= words and 0 <= least <= most and most and self.digits >= 1
+        if not ranges or not 0 <= self.plain <= 1 or not 0 <= self.edges <= 1:
+            raise ConfigError(
+                f"facts: facts {self.facts}, questions {self.questions}, digits {self.digits}, plain {self.plain}, "
+                f"edges {self.edges} make no row: give 1 <= facts[0] <= facts[1] <= {words} (the words of the text), "
+                "0 <= questions[0] <= questions[1], questions[1] >= 1, digits >= 1, and plain and edges in [0, 1]"
+            )
+        draw = random.Random(0)
+        hardest = sorted(self.words, key=lambda word: len(self.tokenizer.encode(f" {word}", special=False)))[-8:]
+        events = [(key, form) for key in hardest for form in (FORMS if self.plain < 1 else (NEEDLE,))]
+        least = 4 * max(sum(map(len, self._event(form, key, self._value(draw)))) for key, form in events)
+        if self.length < least:
+            raise ConfigError(
+                f"facts: in half of the tokens of a row, rows of {self.length} tokens have no room for a fact and a "
+                f"question: give rows of {least} tokens or more"
+            )
 
     def identity(self) -> State:
         names = ("length", "seed", "digits", "plain", "edges", "text")
@@ -205,19 +234,23 @@ class Facts(_Drawn):
         for _ in range(draw.randint(*self.questions)):
             key = draw.choice(keys)
             order.insert(draw.randint(order.index((key, False)) + 1, len(order)), (key, True))
-        values = {key: "".join(draw.choice("0123456789") for _ in range(self.digits)) for key in keys}
+        values = {key: self._value(draw) for key in keys}
         events: list[tuple[list[int], list[bool]]] = []
         filled = 0
         for key, asked in order:
-            statement = self._ids("\n" + form[0].format(key=key))
-            answer = self._ids(form[1].format(value=values[key]))
-            rest = self._ids(form[2])
+            statement, answer, rest = self._event(form, key, values[key])
             filled += len(statement) + len(answer) + len(rest)
-            if filled > self.length // 2:
+            if events and filled > self.length // 2:
                 break
             known = [False] * len(statement) + [asked] * len(answer) + [False] * len(rest)
             events.append((statement + answer + rest, known))
         return events
+
+    def _event(self, form: tuple[str, str, str], key: str, value: str) -> tuple[list[int], list[int], list[int]]:
+        return self._ids("\n" + form[0].format(key=key)), self._ids(form[1].format(value=value)), self._ids(form[2])
+
+    def _value(self, draw: random.Random) -> str:
+        return "".join(draw.choice("0123456789") for _ in range(self.digits))
 
     def _ids(self, text: str) -> list[int]:
         if text not in self._cache:

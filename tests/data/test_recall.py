@@ -96,3 +96,42 @@ def test_impossible_settings_are_refused(text):
         Copies(source, 600, 64, seed=0, segment=(12, 4))
     with pytest.raises(DataError, match="1000000"):
         Facts(source, tokenizer, 1_000_000, seed=0)
+
+
+@pytest.mark.parametrize("settings", [{"symbols": 700}, {"symbols": 10}, {"symbols": -1}, {"real": float("nan")}])
+def test_copies_that_cannot_be_drawn_are_refused(text, settings):
+    with pytest.raises(ConfigError, match=rf"copies: .*{next(iter(settings))}.* make no row: give"):
+        Copies(text[0], 600, 64, seed=0, **settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"facts": (4, 1)},
+        {"facts": (0, 1)},
+        {"facts": (1, 10_000)},
+        {"questions": (3, 2)},
+        {"questions": (-1, 2)},
+        {"questions": (0, 0)},
+        {"digits": -1},
+        {"digits": 0},
+        {"plain": 1.5},
+        {"edges": -0.1},
+    ],
+)
+def test_facts_that_cannot_be_drawn_are_refused(text, settings):
+    with pytest.raises(ConfigError, match=rf"facts: .*{next(iter(settings))}.* make no row: give"):
+        Facts(text[0], text[1], 256, seed=0, **settings)
+
+
+@pytest.mark.parametrize("plain", [0.5, 1.0])
+def test_rows_too_short_for_a_fact_and_a_question_are_refused_with_the_least_length(text, plain):
+    settings = {"seed": 0, "plain": plain, "edges": 1.0, "text": False, "facts": (1, 1)}
+    with pytest.raises(ConfigError, match=r"rows of 16 tokens .* give rows of \d+ tokens or more") as refused:
+        Facts(text[0], text[1], 16, **settings)
+    least = int(re.findall(r"rows of (\d+) tokens or more", str(refused.value))[0])
+    with pytest.raises(ConfigError, match=f"{least} tokens or more"):
+        Facts(text[0], text[1], least - 1, **settings)
+    assert 64 < least < 256
+    stream = Facts(text[0], text[1], least, **settings)
+    assert all(stream.row(number).counted for number in range(300)), "each row has an answer"
