@@ -80,3 +80,15 @@ def test_compiled_numbers_are_those_of_torch(name, dtype):
     assert [choice.kernel for choice in made] == ["compiled"]
     assert torch.equal(found, FORMATS[name].dequantise(raw, dtype).view(3, 7, 768))
     assert torch.equal(NUMBERS(FORMATS[name], raw[::2], dtype), found.view(21, 768)[::2])  # with gaps: torch
+
+
+@pytest.mark.skipif(library() is None, reason=reason())
+def test_what_is_no_number_in_float8_is_none_when_compiled():
+    """A damaged weight stays visible: read as 480 it would be a large number among small ones."""
+    raw = random_raw("FP8", 3, 64)
+    raw[0, 4], raw[1, 40 + 20] = 0x7F, 0xFF
+    with recording() as made:
+        found = NUMBERS(FORMATS["FP8"], raw, torch.float32)
+    assert [choice.kernel for choice in made] == ["compiled"]
+    assert found.isnan().nonzero().tolist() == [[0, 0], [1, 52]]
+    assert torch.equal(found.nan_to_num(0), FORMATS["FP8"].dequantise(raw).nan_to_num(0))

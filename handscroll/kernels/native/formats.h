@@ -62,7 +62,8 @@ inline void widen_block(const uint8_t* b, float* y, int64_t count = 32) {
         float scale;
         memcpy(&scale, b, 4);
         for (int i = 0; i < 32; i++) {  // as float16 the exponent of the same bits is 8 less
-            const uint16_t bits = (b[4 + i] & 0x80) << 8 | (b[4 + i] & 0x7f) << 7;
+            const uint16_t size = (b[4 + i] & 0x7f) << 7, none = size == 0x3f80 ? 0x7c00 : 0;  // 0x7f is no number
+            const uint16_t bits = (b[4 + i] & 0x80) << 8 | size | none;
             y[i] = half((const uint8_t*)&bits) * 256 * scale;
         }
     } else if constexpr (KIND == Q8_0) {
