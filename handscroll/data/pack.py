@@ -16,9 +16,9 @@ class Packed(Stream[Row]):
 
     Each row has segments (0, 1, 2, ...; -1 for padding), and positions restart in each segment. When a row ends within
     a document, `tails` decides: with "keep" the next row continues the document as a new segment; with "drop" the rest
-    of the document is left out (`left_out` counts these tokens), so every segment begins at a document's beginning. The
-    last target of a row is read from the document. So with "keep" every token is a target exactly once, except the
-    first token of each document.
+    of the document is left out (`left_out` counts these tokens of the first epoch; an epoch in another order leaves out
+    others), so every segment begins at a document's beginning. The last target of a row is read from the document. So
+    with "keep" every token is a target exactly once, except the first token of each document.
 
     `(seed, epoch)` decides the order of the documents; `seed=None` keeps their order. `epochs=None` means endless.
     """

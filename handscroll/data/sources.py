@@ -2,14 +2,16 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
+from io import BytesIO
+from itertools import accumulate
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
 from handscroll.base.errors import CheckpointError, ConfigError, DataError
+from handscroll.base.runs import make_folder, saving, write_chunks, write_file
 from handscroll.data.stream import LeftOut
 from handscroll.text.readers import Document, read
 from handscroll.text.tokenizer import Tokenizer
@@ -136,19 +138,14 @@ class TokenSource:
         return TokenSource(self.tokens[taken], self.names[taken], self.unknown[taken], self.tokenizer)
 
     def save(self, folder: str | Path) -> None:
-        """Write `tokens.npy` and `index.json` into a folder; `load` maps them into memory."""
+        """Write `tokens.npy` and `index.json` into a folder; `load` maps them into memory.
+
+        Raises:
+            CheckpointError: the system refused to write.
+        """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        kind = np.result_type(*(document.dtype for document in self.tokens))
-        draft = folder / (_TOKENS + ".tmp")
-        with draft.open("wb") as stream:
-            header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": (self.total,)}
-            np.lib.format.write_array_header_1_0(stream, header)
-            for document in self.tokens:
-                stream.write(document.astype(kind, copy=False).tobytes())
-            stream.flush()
-            os.fsync(stream.fileno())
-        draft.replace(folder / _TOKENS)
+        with saving(folder):
+            make_folder(folder)
         index = {
             "fingerprint": self.fingerprint,
             "tokenizer": self.tokenizer,
@@ -157,9 +154,17 @@ class TokenSource:
                 for name, length, unknown in zip(self.names, self.lengths, self.unknown, strict=True)
             ],
         }
-        draft = folder / (_INDEX + ".tmp")
-        draft.write_text(json.dumps(index, ensure_ascii=False, indent=1), encoding="utf-8")
-        draft.replace(folder / _INDEX)
+        write_file(folder / _TOKENS, lambda path: write_chunks(path, self._npy()))
+        write_file(folder / _INDEX, json.dumps(index, ensure_ascii=False, indent=1).encode())
+
+    def _npy(self) -> Iterator[bytes]:
+        kind = np.result_type(*(document.dtype for document in self.tokens))
+        header = BytesIO()
+        about = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": (self.total,)}
+        np.lib.format.write_array_header_1_0(header, about)
+        yield header.getvalue()
+        for document in self.tokens:
+            yield document.astype(kind, copy=False).tobytes()
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -171,16 +176,16 @@ class TokenSource:
         folder = Path(folder)
         try:
             index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
-            flat = np.load(folder / _TOKENS, mmap_mode="r", allow_pickle=False)
+            flat = np.lib.format.open_memmap(folder / _TOKENS, mode="r")
             documents = index["documents"]
-            ends = np.cumsum([document["tokens"] for document in documents])
+            ends = list(accumulate(document["tokens"] for document in documents))
             tokens = [flat[end - document["tokens"] : end] for end, document in zip(ends, documents, strict=True)]
             names, unknown = [d["name"] for d in documents], [d["unknown"] for d in documents]
             source = cls(tokens, names, unknown, index["tokenizer"])
             intact = len(flat) == ends[-1] and source.fingerprint == index["fingerprint"]
         except FileNotFoundError as error:
             raise CheckpointError(f"{folder} is not a saved token source ({error.filename} is missing)") from None
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError) as error:
             raise CheckpointError(f"{folder} is a damaged token source ({error}); build it again") from None
         if not intact:
             raise CheckpointError(f"{folder}: {_TOKENS} and {_INDEX} do not belong together; build the source again")

@@ -1,5 +1,7 @@
 """Windows, packing and batches: nothing is lost, nothing is counted twice, boundaries are honest."""
 
+import io
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -224,6 +226,47 @@ def test_saved_sources_are_mapped_and_checked(tokenizer, tmp_path):
         TokenSource.load(tmp_path / "s")
     with pytest.raises(CheckpointError, match="source"):
         TokenSource.load(tmp_path)
+
+
+EMPTY = '{"documents": [{"name": "x", "tokens": %s, "unknown": 0}], "tokenizer": "", "fingerprint": ""}'
+
+
+def npy(array):
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokens.npy", b""),
+        ("tokens.npy", npy(np.array(5))),
+        ("tokens.npy", npy(np.arange(40, dtype=np.int32))[:-7]),
+        ("tokens.npy", b"PK\x03\x04"),
+        ("index.json", b""),
+        ("index.json", b"[]"),
+        ("index.json", b'{"documents": 5, "tokenizer": "", "fingerprint": ""}'),
+        ("index.json", (EMPTY % '"many"').encode()),
+        ("index.json", (EMPTY % "1e400").encode()),
+        ("index.json", (EMPTY % ("9" * 30)).encode()),
+    ],
+)
+def test_damaged_sources_are_refused(tokenizer, tmp_path, name, content):
+    TokenSource.build([Document("one two", "x")], tokenizer).save(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"(damaged token|do not belong together).* build (it|the source) again"):
+        TokenSource.load(tmp_path)
+
+
+def test_both_files_of_a_source_are_durable_before_they_have_their_names(tokenizer, tmp_path, monkeypatch):
+    calls = list[str]()
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append("fsync") or fsync(descriptor))
+    monkeypatch.setattr(Path, "replace", lambda path, to: calls.append(to.name) or replace(path, to))
+    TokenSource.build([Document("one two", "x")], tokenizer).save(tmp_path)
+    assert calls == ["fsync", "tokens.npy", "fsync", "fsync", "index.json", "fsync"], "fsync: the file, then its folder"
+    assert {path.name for path in tmp_path.iterdir()} == {"tokens.npy", "index.json"}
 
 
 def test_source_refusals(tokenizer):
