@@ -143,7 +143,7 @@ WRAPPED = re.compile(r"\.(base_layer|original_module|modules_to_save(\.default)?
 PARTS = {
     "lora_A.weight": "a",
     "lora_B.weight": "b",
-    "lora_B.bias": "bias",
+    "lora_B.bias": "lora_bias",
     "lora_embedding_A": "table_a",
     "lora_embedding_B": "table_b",
     "lora_magnitude_vector": "magnitude",
@@ -225,7 +225,7 @@ def _low_rank(module: str, own: dict[str, Tensor], config: Mapping[str, Any], fo
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     if table:
         a, b = b.T.contiguous(), a.T.contiguous()
-    bias = own.get("bias")
+    bias = own.get("lora_bias")
     return LowRank(a, b, scale, magnitude, None if bias is None else bias.to(torch.float32), table)
 
 

@@ -142,6 +142,20 @@ def test_tied_tables_are_changed_as_in_peft(tmp_path, settings, rounded):
         torch.testing.assert_close(logits_of(merged, ids), want, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("biased", [False, True], ids=["without a bias", "with a bias"])
+def test_a_bias_of_an_update_is_added_to_that_of_the_base(tmp_path, biased):
+    base, ids = tied(tmp_path / "base", attention_bias=biased), torch.tensor([[5, 9, 100, 7]])
+    settings = {"target_modules": ["q_proj", "v_proj"], "lora_alpha": 12, "lora_bias": True}
+    want = logits_of(trained(base, tmp_path / "adapter", r=4, **settings), ids)
+    lm = handscroll.load(tmp_path / "base", adapter=tmp_path / "adapter")
+    torch.testing.assert_close(lm.logits(ids[0]), want, atol=1e-4, rtol=1e-4)
+    if biased:
+        torch.testing.assert_close(lm.merge().logits(ids[0]), want, atol=1e-4, rtol=1e-4)
+    else:
+        with pytest.raises(ConfigError, match="cannot be merged"):
+            lm.merge()
+
+
 def rounded_like(weight):
     format = FORMATS["int8"]
     return format.dequantise(format.quantise(weight))
