@@ -6,6 +6,7 @@ adapters add up, all measured from the base. The base stays as it is, in the byt
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ from handscroll.models.peft import Adapter, LowRank, named_base, read_adapter
 from handscroll.models.table import family
 from handscroll.models.unpack import unpack
 from handscroll.models.weights import is_adapter, spellings
-from handscroll.nn.adapted import AT_ONCE, Adapted, AdaptedTable, Update
+from handscroll.nn.adapted import AT_ONCE, Adapted, AdaptedHead, AdaptedTable, Update
 from handscroll.nn.linear import Linear, TokenTable
 from handscroll.nn.quantised import Quantised, QuantisedTable
 
+TABLE, HEAD = "embedding.weight", "projection.weight"
 LONGEST = 1024  # a name of a base that is longer is no path
 One = str | Path | tuple[str | Path, float]
 
@@ -94,9 +96,13 @@ def adapt(model: Decoder, adapters: Sequence[Weighted]) -> Decoder:
         if adapter.head is not None and not _same_head(adapter.head, model.spec.head):
             model = with_head(model, adapter.head, torch.Generator().manual_seed(0))
     places = _Places(model)
+    apart = [places.part_head(adapter) for adapter, _ in found]
+    if any(apart):
+        untie(model)
+        places = _Places(model)
     changes: dict[str, _Changes] = {}
-    for adapter, weight in found:
-        places.gather(adapter, weight, changes)
+    for (adapter, weight), own in zip(found, apart, strict=True):
+        places.gather(adapter, weight, changes, both=any(apart) and not own)
     for name, change in changes.items():
         if change.whole:
             _replace(model, name, change.whole)
@@ -153,25 +159,52 @@ class _Places:
             f"have; the adapter was made for {adapter.base or 'a base that it does not name'}"
         )
 
-    def gather(self, adapter: Adapter, weight: float, changes: "dict[str, _Changes]") -> None:
-        """Add what an adapter changes, by names of ours."""
+    def part_head(self, adapter: Adapter) -> bool:
+        """Whether an adapter changes a tied head otherwise than the token table, so that it needs a matrix of its own.
+
+        PEFT replaces one of two tied modules if it saves one of them, and leaves the other as it is.
+        """
+        names = {theirs for theirs, ours in self.copies.items() if ours == TABLE}
+        whole = {self.find(name, adapter).theirs: tensor for name, tensor in adapter.whole.items()}
+        table = next((entry.theirs for entry in self.entries.values() if entry.ours == (TABLE,)), "")
+        own, others = whole.get(table), names & whole.keys()
+        rows = names & {self.find(f"{module}.weight", adapter).theirs for module in adapter.rows}
+        parents = accumulate(table.split(".")[:-1], "{}.{}".format)
+        alone = own is not None and bool(names) and any(name.endswith(adapter.saved) for name in parents)
+        apart = alone if not others else own is None or not all(torch.equal(own, whole[name]) for name in others)
+        if self.model.spec.encoder and (rows or apart) and (alone or rows | others != {"lm_head.weight"}):
+            raise self._one_of_several(table, adapter)
+        return bool(rows) or apart
+
+    def _one_of_several(self, name: str, adapter: Adapter) -> ConfigError:
+        return ConfigError(
+            f"{adapter.folder} changes '{name}', one of several names of a table; merge it with PEFT and load the "
+            "merged folder"
+        )
+
+    def gather(self, adapter: Adapter, weight: float, changes: "dict[str, _Changes]", both: bool = False) -> None:
+        """Add what an adapter changes, by names of ours; `both`: what it does to the table it does to the head too."""
+
+        def named(name: str) -> tuple[str, ...]:
+            return (name, HEAD) if both and name == TABLE else (name,)
+
         for module, low in adapter.low.items():
             entry = self.find(f"{module}.weight", adapter)
             head = entry.theirs in self.copies
             if head and low.table:
-                raise ConfigError(
-                    f"{adapter.folder} changes '{module}', one of several names of a table: merge it first"
-                )
+                raise self._one_of_several(module, adapter)
             for name, part in self._parts(entry, low, adapter):
                 own = changes.setdefault(name, _Changes())
                 (own.head if head else own.low).append(_update(self.model, name, part, weight))
         for name, part in self._whole(adapter):
-            changes.setdefault(name, _Changes()).whole.append((part, weight))
+            for one in named(name):
+                changes.setdefault(one, _Changes()).whole.append((part, weight))
         for module, (ids, vectors) in adapter.rows.items():
             (name,) = self.find(f"{module}.weight", adapter).ours
             if vectors.shape[1:] != self.shapes[name][1:] or int(ids[-1]) >= self.shapes[name][0]:
                 raise CheckpointError(f"{adapter.folder}: tokens of '{module}' do not fit a table {self.shapes[name]}")
-            changes.setdefault(name, _Changes()).rows.append((ids, vectors, weight))
+            for one in named(name):
+                changes.setdefault(one, _Changes()).rows.append((ids, vectors, weight))
         for theirs, tensor in adapter.same.items():
             self._check_same(theirs, tensor, adapter)
 
@@ -180,20 +213,12 @@ class _Places:
         taken: dict[str, Tensor] = {}
         for theirs, tensor in adapter.whole.items():
             entry = self.find(theirs, adapter)
-            if entry.theirs in self.copies and tensor.dim() == 2:
-                entry = self._own_head(entry)
             turned = tensor.T if entry.transposed and tensor.dim() == 2 else tensor
             for name, part in self._unpacked(entry, turned, tuple(turned.shape), adapter):
                 if name in taken and not torch.equal(taken[name], part):
                     raise CheckpointError(f"{adapter.folder} holds '{theirs}' twice, with different numbers")
                 taken[name] = part
         yield from taken.items()
-
-    def _own_head(self, entry: Entry) -> Entry:
-        """The entry of a head that was tied to the token table, and has become a matrix of its own."""
-        untie(self.model)
-        self.shapes["projection.weight"] = self.shapes[entry.ours[0]]
-        return Entry(entry.theirs, ("projection.weight",))
 
     def _parts(self, entry: Entry, low: LowRank, adapter: Adapter) -> Iterator[tuple[str, LowRank]]:
         """The update of each of our tensors; rows of B belong to rows of the matrix, however these are ordered."""
@@ -279,10 +304,14 @@ def _put(model: Decoder, path: str, change: _Changes) -> None:
     base, low = model.get_submodule(path), _joined(change.low)
     if isinstance(base, (TokenTable, QuantisedTable)):
         made: nn.Module = AdaptedTable(base, low, _joined(change.head), _trained(base, change.rows))
+    elif isinstance(base, (nn.Linear, Quantised)) and change.rows and base.bias is None:
+        made = AdaptedHead(base, None, low, _trained(base, change.rows))
     elif isinstance(base, (nn.Linear, Quantised)) and low is not None and not change.rows:
         made = Adapted(base, low)
     else:
-        raise ConfigError(f"an adapter changes '{path}' by an update of low rank, which is for projections and tables")
+        what = "trained tokens, which are for token tables and heads without a bias"
+        what = what if change.rows else "an update of low rank, which is for projections and tables"
+        raise ConfigError(f"an adapter changes '{path}' by {what}; merge it with PEFT and load the merged folder")
     model.set_submodule(path, made)
 
 
@@ -358,11 +387,13 @@ def merge(model: Model) -> None:
 def _merge_table(model: Model, module: AdaptedTable, base: nn.Linear | TokenTable) -> None:
     """Merge a table; where the head changes otherwise than the table, it becomes a matrix of its own."""
     if getattr(model, "projection", None) is None and (module.lookup is not None or module.head is not None):
-        untie(model).weight = _parameter(module.merged(module.head), base)
-    base.weight = _parameter(module.merged(module.lookup), base)
+        untie(model)
+        model.get_submodule("projection").weight = _parameter(module.merged(module.head), base)
+    changed = module.weight if isinstance(module, AdaptedHead) else module.merged(module.lookup)
+    base.weight = _parameter(changed, base)
 
 
-def untie(model: Model) -> Linear:
+def untie(model: Model) -> None:
     """Give a tied head a matrix of its own, with the numbers of the token table.
 
     Raises:
@@ -374,10 +405,13 @@ def untie(model: Model) -> Linear:
             "ties them"
         )
     table: Any = model.embedding
-    own = Linear(model.config.width, model.config.vocab, bias=False, device="meta")
-    own.weight = nn.Parameter(table.weight.detach().clone(), requires_grad=False)
+    if isinstance(table, Quantised):
+        own: nn.Module = Quantised(table.format, table.raw, None, table.dtype)
+    else:
+        weight = table.weight.detach().clone()
+        own = Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        own.weight = nn.Parameter(weight, requires_grad=False)
     model.projection, model.config = own, model.config.model_copy(update={"tied": False})
-    return own
 
 
 def _parameter(tensor: Tensor, like: nn.Module) -> nn.Parameter:

@@ -30,13 +30,14 @@ KINDS = {"SEQ_CLS": "text", "TOKEN_CLS": "tokens", "QUESTION_ANS": "answer"}  # 
 IGNORED = frozenset(
     """
     auto_mapping base_model_name_or_path revision inference_mode task_type peft_version peft_type lora_dropout
-    fan_in_fan_out target_modules exclude_modules layers_to_transform layers_pattern modules_to_save bias lora_bias
+    fan_in_fan_out target_modules exclude_modules layers_to_transform layers_pattern bias lora_bias
     megatron_core qalora_group_size eva_config corda_config loftq_config runtime_config
 """.split()
 )
 READ = frozenset(
     """
     r lora_alpha rank_pattern alpha_pattern use_rslora use_dora init_lora_weights trainable_token_indices
+    modules_to_save ensure_weight_tying
 """.split()
 )
 # Initialisations that leave the base as it is. The others (pissa, olora, corda, loftq) change it before training.
@@ -64,7 +65,8 @@ class Adapter:
     """An adapter as its folder holds it, by names of the reference library.
 
     `whole` are tensors that replace those of the base; `same` are copies of tensors of the base; `rows` are the tokens
-    of a table that were trained, and their vectors. `head` is the head whose tensors are among the whole ones.
+    of a table that were trained, and their vectors. `saved` are the ends of the names of modules that were trained as a
+    whole, without their tied copies. `head` is the head whose tensors are among the whole ones.
     """
 
     folder: Path
@@ -73,6 +75,7 @@ class Adapter:
     whole: dict[str, Tensor] = field(default_factory=dict)
     same: dict[str, Tensor] = field(default_factory=dict)
     rows: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    saved: tuple[str, ...] = ()
     dora: bool = False
     head: HeadSpec | None = None
 
@@ -103,7 +106,7 @@ def read_adapter(folder: Path) -> Adapter:
     config = read_json(folder / CONFIG)
     _check(config, folder)
     tensors = _tensors(folder)
-    found = Adapter(folder, named_base(folder), dora=bool(config.get("use_dora")))
+    found = Adapter(folder, named_base(folder), saved=_saved(config, folder), dora=bool(config.get("use_dora")))
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         module, part = _split(name)
@@ -122,6 +125,15 @@ def read_adapter(folder: Path) -> Adapter:
     if not (found.low or found.whole or found.rows):
         raise CheckpointError(f"{folder / WEIGHTS} changes nothing: it holds no tensors of an adapter")
     return found
+
+
+def _saved(config: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
+    """The ends of the names of modules that were trained as a whole; PEFT ties copies of two names if it is told to."""
+    names = config.get("modules_to_save") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{folder / CONFIG}: modules_to_save is {names!r}; expected a list of names")
+    tied = ("embed_tokens", "lm_head") if config.get("ensure_weight_tying") else ()
+    return tuple(name for name in names if name.rpartition(".")[2] not in tied)
 
 
 def _head(config: Mapping[str, Any], whole: Mapping[str, Tensor], folder: Path) -> HeadSpec | None:

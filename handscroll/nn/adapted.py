@@ -125,7 +125,9 @@ class AdaptedTable(nn.Module):
 
     def project(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., D)."""
-        out = self.base.project(hidden)
+        return self._changed(self.base.project(hidden), hidden)
+
+    def _changed(self, out: Tensor, hidden: Tensor) -> Tensor:
         if self.head is not None:
             out = self.head.of(out, hidden)
         if self.ids is not None:
@@ -142,3 +144,10 @@ class AdaptedTable(nn.Module):
     def weight(self) -> Tensor:
         """The changed head (V, D), computed at every call."""
         return self.merged(self.head)
+
+
+class AdaptedHead(AdaptedTable):
+    """A head of its own, a projection without a bias, with rows of its own and perhaps an update."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self._changed(self.base(hidden), hidden)

@@ -91,12 +91,12 @@ def test_equals_peft(tmp_path, tokens, family, kind):
         torch.testing.assert_close(model(tokens), logits, atol=1e-4, rtol=1e-4)
 
 
-def tied(folder, **changes):
-    """A Llama with a tied head and the tokenizer of the tests, in a folder."""
+def tied(folder, own_head=False, **changes):
+    """A Llama with a tied head, unless it has its own, and the tokenizer of the tests, in a folder."""
     torch.manual_seed(1)
     config = transformers.LlamaConfig(
         vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, tie_word_embeddings=True, bos_token_id=None, eos_token_id=299, **changes,
+        num_key_value_heads=2, tie_word_embeddings=not own_head, bos_token_id=None, eos_token_id=299, **changes,
     )  # fmt: skip
     model = transformers.LlamaForCausalLM(config).eval()
     with torch.no_grad():
@@ -119,11 +119,25 @@ def logits_of(model, tokens):
         {"target_modules": ["lm_head", "q_proj"]},
         {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
         {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+        {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True},
         {"target_modules": ["q_proj"], "trainable_token_indices": [9, 5]},
+        {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [9, 5], "lm_head": [7, 4]}},
     ],
-    ids=["table", "head", "both whole", "whole head", "tokens"],
+    ids=[
+        "table",
+        "head",
+        "both whole",
+        "whole head",
+        "whole table",
+        "tied whole table",
+        "tied table",
+        "tokens",
+        "tokens of table and head",
+    ],
 )
-@pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize("rounded", [False, True], ids=["floats", "int8"])
 def test_tied_tables_are_changed_as_in_peft(tmp_path, settings, rounded):
     reference = tied(tmp_path / "base")
     ids = torch.tensor([[5, 9, 100, 7, 5]])
@@ -140,6 +154,41 @@ def test_tied_tables_are_changed_as_in_peft(tmp_path, settings, rounded):
         lm.merge().save(tmp_path / "merged")
         merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
         torch.testing.assert_close(logits_of(merged, ids), want, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rounded", [False, True], ids=["floats", "int8"])
+def test_trained_tokens_of_an_own_head_are_those_of_peft(tmp_path, rounded):
+    base, ids = tied(tmp_path / "base", own_head=True), torch.tensor([[5, 9, 100, 7, 5]])
+    if rounded:
+        for parameter in base.parameters():
+            parameter.data = rounded_like(parameter.data) if parameter.dim() == 2 else parameter.data
+        base.save_pretrained(tmp_path / "base")
+    settings = {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [9, 5], "lm_head": [7, 4]}}
+    want = logits_of(trained(base, tmp_path / "adapter", r=4, **settings), ids)
+    lm = handscroll.load(tmp_path / "base", weights="int8" if rounded else "", adapter=tmp_path / "adapter")
+    torch.testing.assert_close(lm.logits(ids[0]), want, atol=1e-3 if rounded else 1e-4, rtol=1e-3 if rounded else 1e-4)
+    torch.testing.assert_close(lm.nll(ids[0]), loss(want, ids[0]), atol=1e-3, rtol=1e-3)
+    if not rounded:
+        torch.testing.assert_close(lm.merge().logits(ids[0]), want, atol=1e-4, rtol=1e-4)
+
+
+def test_one_of_the_names_of_a_table_of_an_encoder_decoder_is_refused(tmp_path):
+    base = reference("t5")
+    folder = save(base, tmp_path / "base")
+    trained(base, tmp_path / "adapter", r=4, target_modules=["q"], modules_to_save=["shared"])
+    with pytest.raises(ConfigError, match="one of several names"):
+        adapt(load_model(folder), weighted(tmp_path / "adapter"))
+
+
+def test_a_table_that_another_adapter_parts_from_its_head_still_changes_both(tmp_path):
+    tokens = {"embed_tokens": [9, 5]}
+    base, ids = tied(tmp_path / "base"), torch.tensor([5, 9, 100, 7, 5])
+    trained(base, tmp_path / "both", r=4, target_modules=["q_proj"], trainable_token_indices=tokens)
+    base = tied(tmp_path / "base")
+    trained(base, tmp_path / "apart", r=4, target_modules=["q_proj"], modules_to_save=["embed_tokens"])
+    want = handscroll.load(tmp_path / "base", adapter=tmp_path / "both").logits(ids)
+    adapters = [tmp_path / "both", (tmp_path / "apart", 0)]
+    torch.testing.assert_close(handscroll.load(tmp_path / "base", adapter=adapters).logits(ids), want)
 
 
 @pytest.mark.parametrize("biased", [False, True], ids=["without a bias", "with a bias"])
