@@ -48,7 +48,7 @@ from handscroll.models.labels import Answer, Tag, answered, probabilities, score
 from handscroll.models.locate import locate
 from handscroll.models.model import Decoder
 from handscroll.models.onnx import Differences, graph_of, save_onnx
-from handscroll.models.sentence_folder import Sentences
+from handscroll.models.sentence_folder import Sentences, write_recipe
 from handscroll.models.vectors import How, vectors
 from handscroll.models.weights import PROVENANCE, load_model, read_provenance, save_model, written_dtype
 from handscroll.nn.quantised import PROJECTIONS
@@ -411,8 +411,7 @@ class LM:
         self.tokenizer.save(folder)
         config = self.model.config
         self.defaults.write(folder, config.bos, config.eos, self.tokenizer.pad)
-        if self.sentences is not None:
-            self.sentences.write(folder, self.model.config.width)
+        write_recipe(self.sentences, folder, self.model.config.width)
         if self.provenance:
             text = json.dumps(self.provenance, indent=2, ensure_ascii=False) + "\n"
             write_file(folder / PROVENANCE, text.encode())
@@ -438,7 +437,9 @@ class LM:
         """Write a GGUF file that llama.cpp reads, with matrices as f32, f16, bf16, q8_0 or q4_0."""
         self._check_merged()
         tokens = metadata_of(self.tokenizer, self.model.config.vocab, self.model.config.eos)
-        return save_gguf(self.model, tokens | self.defaults.metadata(), Path(path), weights, self.provenance)
+        return save_gguf(
+            self.model, tokens | self.defaults.metadata(), Path(path), weights, self.provenance, self.sentences
+        )
 
     def _check_merged(self) -> None:
         if self.adapters:

@@ -2,7 +2,7 @@
 
 `modules.json` lists what is done one after the other: the encoder, a pooling (`1_Pooling/config.json`) and a
 normalisation. `sentence_bert_config.json` says how many tokens are read, `config_sentence_transformers.json` holds the
-prompts.
+prompts. A GGUF file holds the same files in one key; those of others hold the pooling alone.
 """
 
 import json
@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from handscroll.base.errors import CheckpointError, ConfigError, nearest
-from handscroll.base.gguf import is_gguf
+from handscroll.base.gguf import GGUF, is_gguf, read_gguf
 from handscroll.base.runs import write_file
+from handscroll.models.gguf.side import RECIPE_KEY
 from handscroll.models.weights import read_json
 
 MODULES, LENGTH, PROMPTS = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
@@ -28,6 +29,8 @@ _POOLINGS = {
     "pooling_mode_lasttoken": "last",
 }
 _SHORT = {"cls": "cls", "max": "max", "mean": "mean", "mean_sqrt_len_tokens": "sqrt", "lasttoken": "last"}
+GGUF_POOLINGS = {1: "mean", 2: "cls", 3: "last"}  # as llama.cpp numbers them; 0 is none
+USUAL = "1_Pooling/config.json"
 _log = logging.getLogger("handscroll.sentences")
 
 
@@ -51,22 +54,48 @@ class Sentences:
 
     @classmethod
     def read(cls, source: Path) -> "Sentences | None":
-        """The recipe of a checkpoint folder, or None where it has none.
+        """The recipe of a checkpoint folder or a GGUF file, or None where it has none.
 
         Raises:
             CheckpointError: a file is damaged, or names a folder outside.
         """
-        if is_gguf(source) or not (source / MODULES).is_file():
+        if is_gguf(source):
+            return cls._of_gguf(read_gguf(source))
+        if not (source / MODULES).is_file():
             return None
-        modules = _modules(source)
-        kinds = dict(modules)
-        files: dict[str, Any] = {MODULES: [{"path": path, "type": kind} for kind, path in modules]}
-        place = f"{kinds.get('Pooling') or '.'}/config.json"
-        for name in (LENGTH, PROMPTS, *([place] if kinds.get("Pooling") else [])):
+        try:
+            files: dict[str, Any] = {MODULES: json.loads((source / MODULES).read_text(encoding="utf-8"))}
+        except ValueError as error:
+            raise CheckpointError(f"{source / MODULES} is not valid JSON: {error}") from None
+        place = _place(_modules(files[MODULES], source))
+        for name in (LENGTH, PROMPTS, *([place] if place else [])):
             if (source / name).is_file():
                 files[name] = read_json(source / name)
+        return cls._of(files, source)
+
+    @classmethod
+    def _of_gguf(cls, file: GGUF) -> "Sentences | None":
+        number, files = file.metadata.get(f"{file.architecture}.pooling_type", 0), file.table(RECIPE_KEY)
+        known = GGUF_POOLINGS.get(number) if type(number) is int else None
+        if not files:
+            unknown = "" if known else f"the pooling type {number}"
+            return None if number == 0 else cls(known or "mean", refused=unknown)
+        found = cls._of(files, file.path)
+        if found.pooling != known:
+            raise ConfigError(
+                f"{file.path}: pooling_type {number} contradicts '{RECIPE_KEY}', which says {found.pooling}; remove "
+                "one of the two keys, or export the file again"
+            )
+        return found
+
+    @classmethod
+    def _of(cls, files: dict[str, Any], source: Path) -> "Sentences":
+        """The recipe in the contents of files."""
+        modules = _modules(files.get(MODULES), source)
+        if wrong := [name for name, content in files.items() if name != MODULES and not isinstance(content, dict)]:
+            raise CheckpointError(f"{source / wrong[0]} holds no JSON object; copy it again")
         others = [kind for kind, _ in modules if kind not in ("Transformer", "Pooling", "Normalize")]
-        pooling = files.get(place, {})
+        kinds, pooling = dict(modules), files.get(_place(modules), {})
         modes, unknown = _modes(pooling)
         about, said = files.get(LENGTH, {}), files.get(PROMPTS, {})
         length = about.get("max_seq_length")
@@ -126,40 +155,68 @@ class Sentences:
         """The recipe for a model that was lengthened to `length` tokens."""
         return self if self.length is None else replace(self, length=max(length, self.length))
 
-    def write(self, folder: Path, width: int) -> None:
-        """Write the recipe beside the weights, so that sentence-transformers loads the folder.
+    def contents(self, width: int) -> dict[str, Any]:
+        """The JSON files that sentence-transformers reads, by their paths in the folder.
 
-        A recipe that is not known here is not written: its modules have weights of their own.
+        A recipe that is not known here stays as it was, so that it is refused again.
         """
+        found = dict(self.files)
+        about = found.pop(LENGTH, {"do_lower_case": self.lower})
+        found[LENGTH] = about if self.length is None else {**about, "max_seq_length": self.length}
         if self.refused:
-            return
+            return found
+        given = dict(_modules(self.files.get(MODULES, []), Path()))
         kinds = ["Transformer", "Pooling"] + ["Normalize"] * self.normalise
-        given = {entry["type"]: entry["path"] for entry in self.files.get(MODULES, [])}
         paths = {kind: given.get(kind, f"{number}_{kind}" if number else "") for number, kind in enumerate(kinds)}
-        modules = [
+        found[MODULES] = [
             {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
             for number, (kind, path) in enumerate(paths.items())
         ]
-        _write(folder / MODULES, modules)
-        for name, content in self.files.items():
-            if name not in (MODULES, LENGTH):
-                _write(folder / name, content)
-        if paths["Pooling"] + "/config.json" not in self.files:
+        if (place := f"{paths['Pooling']}/config.json") not in found:
             modes = self.pooling.split("+")
             flags = {key: mode in modes for key, mode in _POOLINGS.items() if mode}
-            _write(folder / paths["Pooling"] / "config.json", {"word_embedding_dimension": width, **flags})
-        for path in paths.values():
+            found[place] = {"word_embedding_dimension": width, **flags}
+        return found
+
+    def metadata(self, architecture: str, width: int) -> dict[str, Any]:
+        """The keys of a GGUF file that say the same; llama.cpp reads the pooling alone.
+
+        Raises:
+            ConfigError: a GGUF file cannot say it.
+        """
+        number = next((number for number, name in GGUF_POOLINGS.items() if name == self.pooling), None)
+        if self.refused or number is None:
+            raise ConfigError(
+                f"the vectors of this model need {self.refused or f'the pooling {self.pooling}'}, and GGUF files hold "
+                f"only {', '.join(GGUF_POOLINGS.values())}: save a folder"
+            )
+        recipe = json.dumps(self.contents(width), ensure_ascii=False)
+        return {f"{architecture}.pooling_type": number, RECIPE_KEY: recipe}
+
+
+def write_recipe(recipe: Sentences | None, folder: Path, width: int) -> None:
+    """Write a recipe beside the weights, so that sentence-transformers loads the folder; None: the folder has none.
+
+    What another recipe left in the folder is removed.
+    """
+    contents = {} if recipe is None else recipe.contents(width)
+    for name in {MODULES, LENGTH, PROMPTS, USUAL} - contents.keys():
+        (folder / name).unlink(missing_ok=True)
+    usual = (folder / USUAL).parent
+    if usual.is_dir() and not any(usual.iterdir()):
+        usual.rmdir()
+    for name, content in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_file(folder / name, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    for kind, path in _modules(contents.get(MODULES, []), folder):
+        if kind in ("Transformer", "Pooling", "Normalize"):
             (folder / path).mkdir(parents=True, exist_ok=True)
-        about = self.files.get(LENGTH, {"do_lower_case": self.lower})
-        _write(folder / LENGTH, about if self.length is None else {**about, "max_seq_length": self.length})
+        else:
+            _log.warning("%s: the module '%s' is not written; copy '%s' of the first model", folder, kind, path)
 
 
-def _modules(source: Path) -> list[tuple[str, str]]:
+def _modules(listed: Any, source: Path) -> list[tuple[str, str]]:
     """The (kind, path) of each module, in order."""
-    try:
-        listed = json.loads((source / MODULES).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{source / MODULES} is not valid JSON: {error}") from None
     if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
         raise CheckpointError(f"{source / MODULES} holds no list of modules; copy it again")
     found = []
@@ -169,6 +226,12 @@ def _modules(source: Path) -> list[tuple[str, str]]:
             raise CheckpointError(f"{source / MODULES} names the folder '{path}', which lies outside")
         found.append((kind, path))
     return found
+
+
+def _place(modules: list[tuple[str, str]]) -> str:
+    """The path of the file that tells the pooling; "" where there is none."""
+    path = dict(modules).get("Pooling")
+    return f"{path}/config.json" if path else ""
 
 
 def _modes(pooling: Mapping[str, Any]) -> tuple[list[str], list[str]]:
@@ -182,8 +245,3 @@ def _modes(pooling: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     return [mode for mode in given.values() if mode], [
         f"the pooling '{key}'" for key, mode in given.items() if not mode
     ]
-
-
-def _write(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())

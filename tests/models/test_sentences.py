@@ -9,8 +9,12 @@ import torch
 
 import handscroll
 from handscroll.base.errors import CheckpointError, ConfigError
+from handscroll.base.gguf import read_gguf
+from handscroll.extend.extend import extension
+from handscroll.models.gguf.load import ignored_keys
 from handscroll.models.sentence_folder import Sentences
 from handscroll.text.wordpiece import wordpiece_json
+from tests.models.gguf.test_files import changed
 from tests.naming import naming
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{n}" for n in range(20)), "q", ":"]
@@ -104,8 +108,6 @@ def test_prompts_are_put_before_a_text_by_name(folder):
 
 
 def test_a_lengthened_folder_keeps_its_layout_with_the_new_length(folder, tmp_path):
-    from handscroll.extend.extend import extension
-
     recipe(folder, ["cls"], prompts={"query": "q: "})
     longer = extension(handscroll.load(folder), 128, "interpolate").lm
     longer.save(tmp_path / "out")
@@ -125,13 +127,55 @@ def test_a_lengthened_folder_keeps_its_layout_with_the_new_length(folder, tmp_pa
     torch.testing.assert_close(handscroll.load(tmp_path / "same").embed(TEXTS), short.embed(TEXTS))
 
 
-def test_what_is_not_known_is_refused_where_vectors_are_asked_for(folder, tmp_path):
+@pytest.mark.parametrize("mode, number", [("mean", 1), ("cls", 2), ("last", 3)])
+def test_a_gguf_file_keeps_the_recipe(folder, tmp_path, mode, number):
+    recipe(folder, [mode], prompts={"query": "q: "}, default_prompt_name="query")
+    lm = handscroll.load(folder)
+    file = lm.export_gguf(tmp_path / "a.gguf", "f32")
+    assert read_gguf(file).metadata["bert.pooling_type"] == number
+    again = handscroll.load(file)
+    torch.testing.assert_close(again.embed(TEXTS), lm.embed(TEXTS))
+    assert not any("pooling" in key or "sentences" in key for key in ignored_keys(file))
+    again.save(tmp_path / "back")
+    torch.testing.assert_close(handscroll.load(tmp_path / "back").embed(TEXTS), lm.embed(TEXTS))
+    with pytest.raises(ConfigError, match=r"pooling_type.* contradicts"):
+        handscroll.load(changed(tmp_path / "b.gguf", file, {"bert.pooling_type": number % 3 + 1}))
+
+
+@pytest.mark.parametrize("number, mode", [(1, "mean"), (2, "cls"), (3, "last"), (0, "mean")])
+def test_a_gguf_file_of_others_is_pooled_as_its_key_says(bare, tmp_path, number, mode):
+    file = handscroll.load(bare).export_gguf(tmp_path / "a.gguf", "f32")
+    assert read_gguf(file).metadata["bert.pooling_type"] == 1  # without a recipe the vector is the mean
+    lm = handscroll.load(changed(tmp_path / "b.gguf", file, {"bert.pooling_type": number}))
+    torch.testing.assert_close(lm.embed(["w1 w2"]), lm.embed(["w1 w2"], mode))
+
+
+@pytest.mark.parametrize("number", [4, "cls"])
+def test_a_pooling_of_gguf_files_that_is_not_known_is_refused_where_vectors_are_asked_for(bare, tmp_path, number):
+    file = handscroll.load(bare).export_gguf(tmp_path / "a.gguf", "f32")
+    lm = handscroll.load(changed(tmp_path / "b.gguf", file, {"bert.pooling_type": number}))
+    with pytest.raises(ConfigError, match=f"the pooling type {number}"):
+        lm.embed(["w1"])
+
+
+@pytest.mark.parametrize("modes, dense, said", [(["max"], False, "max"), (["cls", "mean"], False, r"cls\+mean"),
+                                                (["mean"], True, "Dense")])  # fmt: skip
+def test_a_recipe_that_gguf_files_do_not_hold_is_not_exported(folder, tmp_path, modes, dense, said):
+    recipe(folder, modes, dense=dense)
+    with pytest.raises(ConfigError, match=f"{said}.*save a folder"):
+        handscroll.load(folder).export_gguf(tmp_path / "a.gguf", "f32")
+
+
+def test_what_is_not_known_is_refused_where_vectors_are_asked_for(folder, tmp_path, caplog):
     recipe(folder, ["mean"], dense=True)
     lm = handscroll.load(folder)
     with pytest.raises(ConfigError, match="Dense"):
         lm.embed(["w1"])
     lm.save(tmp_path / "out")
-    assert not (tmp_path / "out" / "modules.json").exists()
+    for again in (handscroll.load(tmp_path / "out"), extension(lm, 128, "interpolate").lm):
+        with pytest.raises(ConfigError, match="Dense"):
+            again.embed(["w1"])
+    assert "'Dense' is not written" in caplog.text
     (folder / "modules.json").write_text('[{"type": "x.Pooling", "path": "../elsewhere"}]')
     with pytest.raises(CheckpointError, match="outside"):
         handscroll.load(folder)

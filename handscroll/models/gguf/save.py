@@ -16,6 +16,7 @@ from handscroll.kernels.formats import FORMATS, Format
 from handscroll.models.foreign import Entry
 from handscroll.models.gguf.load import side_of
 from handscroll.models.model import Model
+from handscroll.models.sentence_folder import Sentences
 from handscroll.models.table import family
 from handscroll.models.unpack import pack
 from handscroll.nn.finite import check_weights
@@ -28,8 +29,16 @@ WHOLE = ("position_embd", "token_types", "_norm", "attn_rel_b", "rope_", "ffn_ga
 QUANTISATION = 2  # general.quantization_version of the written layouts
 
 
-def save_gguf(model: Model, tokens: dict[str, Any], path: Path, kind: str, about: dict[str, Any]) -> Path:
-    """Write one GGUF file. `tokens` are the keys of the tokenizer, and `about` records how the model was made.
+def save_gguf(
+    model: Model,
+    tokens: dict[str, Any],
+    path: Path,
+    kind: str,
+    about: dict[str, Any],
+    recipe: Sentences | None = None,
+) -> Path:
+    """Write one GGUF file. `tokens` are the keys of the tokenizer, `about` records how the model was made, and `recipe`
+    is that of a sentence encoder.
 
     `kind` is the format of the matrices. Norms, biases and small tables are always float32, and matrices that do not
     fit blocks of the format are float16.
@@ -51,6 +60,8 @@ def save_gguf(model: Model, tokens: dict[str, Any], path: Path, kind: str, about
     keys = {name: foreign[theirs] for name, theirs in side.keys.items() if foreign.get(theirs) is not None}
     metadata = {f"{side.architecture}.{name}": value for name, value in (keys | written.keys).items()}
     metadata |= {"general.file_type": FILE_TYPES[kind], "general.quantization_version": QUANTISATION, **tokens}
+    if recipe is not None:
+        metadata |= recipe.metadata(side.architecture, model.config.width)
     if about:
         metadata["handscroll.provenance"] = json.dumps(about, ensure_ascii=False)
     state = model.state_dict()

@@ -16,8 +16,9 @@ from handscroll.models.keys import LARGEST, LONGEST, short
 BOOKKEEPING = ("general.", "tokenizer.", "split.", "quantize.", "imatrix.", "handscroll.")
 _SIZE = re.compile(r"(length|count|count_kv|sliding_window)$")
 _NUMBER = re.compile(r"(epsilon|base|base_swa|factor|scale|softcapping|beta_fast|beta_slow)$")
+RECIPE_KEY = "handscroll.sentences"  # the recipe of a sentence encoder, as JSON
 # Keys under the name of the architecture that change no logit.
-SILENT = frozenset(["vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "pooling_type"])
+SILENT = frozenset(["vocab_size", "tensor_data_layout", "rope.scaling.finetuned"])
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ class Header:
             if value is not None:
                 found[theirs] = value
         found |= side.read(self)
+        self.asked |= {self.prefix + "pooling_type", RECIPE_KEY}  # read with the recipe of a sentence encoder
         known = {key.removeprefix(self.prefix) for key in self.asked}
         for key in self.file.metadata:
             name = key.removeprefix(self.prefix)
