@@ -1,6 +1,5 @@
 """`LM`: a model with its tokenizer, and the operations on them: encode, logits, nll, generate, save."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,6 @@ from torch import Tensor
 from handscroll.base.allocator import trim
 from handscroll.base.errors import CapacityError, ConfigError, nearest
 from handscroll.base.gguf import is_gguf, read_gguf
-from handscroll.base.runs import write_file
 from handscroll.cache.reading.identity import Identity
 from handscroll.cache.reading.reading import Document, Reading
 from handscroll.cache.reading.store import Store
@@ -50,7 +48,7 @@ from handscroll.models.model import Decoder
 from handscroll.models.onnx import Differences, graph_of, save_onnx
 from handscroll.models.sentence_folder import Sentences, write_recipe
 from handscroll.models.vectors import How, vectors
-from handscroll.models.weights import PROVENANCE, load_model, read_provenance, save_model, written_dtype
+from handscroll.models.weights import load_model, read_provenance, save_model, write_provenance, written_dtype
 from handscroll.nn.quantised import PROJECTIONS
 from handscroll.text.chat.messages import Message
 from handscroll.text.framed import Text
@@ -407,14 +405,12 @@ class LM:
         return found
 
     def _beside(self, folder: Path) -> Path:
-        """Write what stands beside the weights: tokenizer, settings, recipes, provenance."""
+        """Write tokenizer, settings, recipe and provenance; those that another model left in the folder are removed."""
         self.tokenizer.save(folder)
         config = self.model.config
         self.defaults.write(folder, config.bos, config.eos, self.tokenizer.pad)
         write_recipe(self.sentences, folder, self.model.config.width)
-        if self.provenance:
-            text = json.dumps(self.provenance, indent=2, ensure_ascii=False) + "\n"
-            write_file(folder / PROVENANCE, text.encode())
+        write_provenance(self.provenance, folder)
         return folder
 
     def merge(self) -> "LM":

@@ -109,8 +109,9 @@ class Defaults:
         return others | {_PREFIX + key: followed[name] for key, name in _GGUF.items() if name in followed}
 
     def write(self, folder: Path, bos: int | None, ends: tuple[int, ...], pad: int | None) -> None:
-        """Write the file back with the model's own tokens; nothing where the checkpoint had none."""
+        """Write the file back with the model's own tokens; where the checkpoint had none, the folder has none."""
         if not self.foreign:
+            (folder / FILE).unlink(missing_ok=True)
             return
         ids = {"bos_token_id": bos, "eos_token_id": list(ends) if len(ends) > 1 else next(iter(ends), None)}
         content = {**self.foreign, **ids}

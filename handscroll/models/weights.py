@@ -430,6 +430,14 @@ def read_provenance(source: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
+def write_provenance(record: dict[str, Any], folder: Path) -> None:
+    """Write the record into a folder; where there is none, that of another model is removed."""
+    if record:
+        _write_json(folder / PROVENANCE, record)
+    else:
+        (folder / PROVENANCE).unlink(missing_ok=True)
+
+
 def weight_sizes(source: Path) -> tuple[int, str, int]:
     """(parameters, dtypes, bytes) of the stored weights, read only from the headers of the files."""
     if is_gguf(source):

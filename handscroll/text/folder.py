@@ -51,6 +51,14 @@ def _templates(folder: Path, settings: dict[str, Any]) -> Any:
     return settings.get("chat_template", read_object(folder / "chat_template.json").get("chat_template"))
 
 
+def clear(folder: Path) -> None:
+    """Remove the files that would count beside the `tokenizer_config.json` of another tokenizer."""
+    names = ("chat_template.jinja", "chat_template.json", "special_tokens_map.json", "added_tokens.json")
+    templates = folder / "additional_chat_templates"
+    for file in (*(folder / name for name in names), *templates.glob("*.jinja")):
+        file.unlink(missing_ok=True)
+
+
 def read_text(file: Path) -> str:
     """The text of a file.
 

@@ -18,7 +18,7 @@ from tokenizers import models
 from handscroll.base.errors import CheckpointError, DataError
 from handscroll.base.gguf import is_gguf, read_gguf
 from handscroll.text.added import completed, looks_special
-from handscroll.text.folder import SETTINGS, read_object, read_settings, read_text
+from handscroll.text.folder import SETTINGS, clear, read_object, read_settings, read_text
 from handscroll.text.gguf import json_of, tokenizer_of
 from handscroll.text.guard import Guard, Spec, going_on
 from handscroll.text.library import reported
@@ -268,7 +268,10 @@ class Tokenizer:
         return self._names.get(number)
 
     def save(self, folder: str | Path) -> None:
-        """Write `tokenizer.json` (byte for byte as loaded or trained) and `tokenizer_config.json`."""
+        """Write `tokenizer.json` (byte for byte as loaded or trained) and `tokenizer_config.json`.
+
+        They hold all that other files of a tokenizer say; those that the folder held are removed.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self.settings}
@@ -278,6 +281,7 @@ class Tokenizer:
                 settings.setdefault(f"{role}_token", self._names[number])
         _replace(folder / _JSON, self.source)
         _replace(folder / SETTINGS, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+        clear(folder)
 
     def frame(self) -> tuple[list[int], list[int]]:
         """The ids that `encode` puts before and after a text (BOS, [CLS] ... [SEP]); often empty."""

@@ -55,6 +55,55 @@ def test_a_folder_is_written_in_the_dtype_that_it_had(folder, tmp_path, dtype):
     assert dtypes(tmp_path / "named") == {"float32"}
 
 
+LEFT = {
+    "generation_config.json": '{"eos_token_id": [77], "do_sample": true, "temperature": 0.9}',
+    "handscroll.json": '{"method": "pi"}',
+    "modules.json": '[{"type": "x.Dense", "path": ""}]',
+    "1_Pooling/config.json": '{"pooling_mode_cls_token": true}',
+    "sentence_bert_config.json": '{"max_seq_length": 8}',
+    "config_sentence_transformers.json": '{"prompts": {"query": "q: "}}',
+    "special_tokens_map.json": '{"eos_token": "the"}',
+    "added_tokens.json": '{"the": 7}',
+    "chat_template.jinja": "other",
+    "chat_template.json": '{"chat_template": "another"}',
+    "additional_chat_templates/tools.jinja": "a third",
+}
+
+
+def test_nothing_of_a_model_that_a_folder_held_is_read_with_the_new_one(folder, tmp_path):
+    for name in ("generation_config.json", "handscroll.json", "special_tokens_map.json"):
+        (folder / name).unlink(missing_ok=True)
+    lm, out = handscroll.load(folder), tmp_path / "out"
+    for name, text in LEFT.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(text)
+    (out / "notes.txt").write_text("mine")
+    lm.save(out)
+    again = handscroll.load(out)
+    assert (again.model.config, again.defaults, again.sentences) == (lm.model.config, lm.defaults, lm.sentences)
+    assert (again.provenance, again.tokenizer.settings) == (
+        lm.provenance,
+        {**again.tokenizer.settings, **lm.tokenizer.settings},
+    )
+    assert not any((out / name).exists() for name in LEFT) and (out / "notes.txt").is_file()
+
+
+def test_a_folder_is_saved_into_itself_with_all_that_it_held(folder):
+    own = {name: text for name, text in LEFT.items() if name not in ("special_tokens_map.json", "added_tokens.json")}
+    for name, text in own.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    lm = handscroll.load(folder)
+    lm.save(folder)
+    again = handscroll.load(folder)
+    assert (again.model.config, again.sentences) == (lm.model.config, lm.sentences)
+    assert (again.provenance, again.tokenizer.settings["chat_template"]) == (
+        lm.provenance,
+        lm.tokenizer.settings["chat_template"],
+    )
+    assert again.defaults.temperature == 0.9 and again.model.config.eos == (77,)
+
+
 def test_numbers_beyond_float16_are_written_as_bfloat16(folder, tmp_path):
     cast(folder, torch.float16)
     lm = handscroll.load(folder)
