@@ -14,7 +14,7 @@ from handscroll.extend.extend import extension
 from handscroll.models.gguf.load import ignored_keys
 from handscroll.models.sentence_folder import Sentences
 from handscroll.text.wordpiece import wordpiece_json
-from tests.models.gguf.test_files import changed
+from tests.models.gguf.material import changed
 from tests.naming import naming
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{n}" for n in range(20)), "q", ":"]

@@ -17,6 +17,7 @@ from handscroll.nn.quantised import Quantised, QuantisedTable
 from handscroll.text.gguf_out import metadata_of
 from handscroll.text.tokenizer import Tokenizer
 from tests.conformance.families import FORMS
+from tests.models.gguf.material import changed
 from tests.text.small import trained
 
 TOKENIZER = trained("bpe")
@@ -33,31 +34,6 @@ def model(name: str = "llama", dtype: torch.dtype = torch.float32, **changes):
 @pytest.fixture(scope="module")
 def lm() -> LM:
     return LM(model(), TOKENIZER, "test")
-
-
-def changed(path, file, metadata=None, without=(), tensors=None):
-    """The same file with other keys or tensors, by the gguf library."""
-    import gguf
-
-    from handscroll.models.gguf.save import _add
-
-    read = gguf.GGUFReader(file)
-    kept = read_gguf(file).metadata | (metadata or {})
-    writer = gguf.GGUFWriter(path, kept.pop("general.architecture"))
-    for key, value in kept.items():
-        if key not in without:
-            _add(writer, key, value)
-    held = {tensor.name: tensor for tensor in read.tensors}
-    for name, tensor in held.items():
-        if name not in without:
-            writer.add_tensor(name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
-    for name, numbers in (tensors or {}).items():
-        writer.add_tensor(name, numbers)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 @torch.no_grad()
