@@ -41,7 +41,8 @@ class ModernBertConfig(WholeHeads):
     """Sizes and switches. `windows` has one entry for each layer: the tokens seen on each side, the own one included.
 
     `local_base` is the rope base of the windowed layers, whose positions are never scaled. `masked` is the head for
-    hidden tokens; it and every `head` begin with a layer (`head_activation`, `head_bias`) and a norm.
+    hidden tokens; it and every `head` begin with a layer (`head_activation`, `head_bias`) and a norm. `head_state` is
+    the state of a text that a head for labels reads.
     """
 
     head_kinds = ("text", "tokens", "answer")
@@ -60,6 +61,7 @@ class ModernBertConfig(WholeHeads):
     decoder_bias: bool = True
     head_bias: bool = False
     head_activation: Activation = "gelu"
+    head_state: Literal["first", "mean"] = "first"
     bos: int | None = None
     eos: tuple[int, ...] = ()
 
@@ -92,7 +94,8 @@ class ModernBertConfig(WholeHeads):
         return self.positions, _unscaled(self.local_base, self.context, self.trained)
 
     def beside(self, head: HeadSpec) -> dict[str, Any]:
-        return super().beside(head) | {"masked": False, "tied": True}
+        pool = self.head_state if head.kind == "text" else self.head_pool
+        return {"head": head.model_copy(update={"pool": pool}).model_dump(), "masked": False, "tied": True}
 
     @property
     def spec(self) -> ModelSpec:
@@ -233,8 +236,9 @@ UNREAD = frozenset(["layer_norm_eps", "position_embedding_type", "sparse_predict
 
 def _read(foreign: Foreign) -> ModernBertConfig:
     heads = head_values(foreign, NAME)
+    pool = _pool(foreign)
     if heads["head"] is not None and heads["head"].kind == "text":
-        heads["head"] = heads["head"].model_copy(update={"pool": _pool(foreign)})
+        heads["head"] = heads["head"].model_copy(update={"pool": pool})
     width, layers = required(foreign, "hidden_size", NAME), required(foreign, "num_hidden_layers", NAME)
     count = required(foreign, "num_attention_heads", NAME)
     positions = {kind: _positions(foreign, kind, width // count) for kind in (FULL, SLIDING)}
@@ -257,6 +261,7 @@ def _read(foreign: Foreign) -> ModernBertConfig:
         "decoder_bias": bool(foreign.get("decoder_bias", True)),
         "head_bias": bool(foreign.get("classifier_bias", False)),
         "head_activation": activation(foreign, "classifier_activation", NAME),
+        "head_state": pool,
         **{key: heads[key] for key in ("tied", "masked", "head", "bos", "eos")},
     }
     return ModernBertConfig.parse(values, "config.json")
@@ -314,6 +319,7 @@ def _settle(config: ModernBertConfig, tensor: Callable[[str], Tensor | None]) ->
 
 def _write(config: ModernBertConfig) -> Foreign:
     head, window = config.head, next((one for one in config.windows if one is not None), 65)
+    pool = head.pool if head and head.kind == "text" else config.head_state
     named = SUFFIXES[head.kind] if head else "ForMaskedLM" if config.masked else "Model"
     full = write_positions(config.positions)
     tables = {
@@ -337,7 +343,7 @@ def _write(config: ModernBertConfig) -> Foreign:
         "decoder_bias": config.decoder_bias,
         "classifier_bias": config.head_bias,
         "classifier_activation": _theirs(config.head_activation),
-        "classifier_pooling": "mean" if head and head.pool == "mean" else "cls",
+        "classifier_pooling": next(theirs for theirs, ours in POOLS.items() if ours == pool),
         "local_attention": 2 * (window - 1),
         "layer_types": [FULL if one is None else SLIDING for one in config.windows],
         **full,

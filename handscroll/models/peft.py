@@ -26,6 +26,7 @@ CONFIG, WEIGHTS = ADAPTER, "adapter_model.safetensors"
 HEAD = "head.json"  # what a head that the adapter holds is, as our own adapters say it
 PREFIX = "base_model.model."
 KINDS = {"SEQ_CLS": "text", "TOKEN_CLS": "tokens", "QUESTION_ANS": "answer"}  # task_type -> kind of head
+BEFORE = re.compile(r"(^|\.)(pre_classifier|dense)\.")  # layers of a head before its last one
 # Keys that describe how the adapter was trained, or whose effect is in the names and shapes of its tensors.
 IGNORED = frozenset(
     """
@@ -142,7 +143,8 @@ def _head(config: Mapping[str, Any], whole: Mapping[str, Tensor], folder: Path) 
         return HeadSpec.parse(read_json(folder / HEAD), str(folder / HEAD))
     kind, last = KINDS.get(config.get("task_type") or ""), {"answer": "a head for question answering"}
     words = last.get(kind or "", "a head for classification")
-    rows = [len(tensor) for name, tensor in whole.items() if part_of_head(name) == words and tensor.dim() == 2]
+    ends = [name for name in whole if part_of_head(name) == words and not BEFORE.search(name)]
+    rows = [len(whole[name]) for name in ends if whole[name].dim() == 2]
     if kind is None or not rows:
         return None
     labels = () if kind == "answer" else tuple(f"LABEL_{number}" for number in range(rows[-1]))

@@ -18,11 +18,14 @@ from handscroll.cache.reading.store import Store
 from handscroll.extend.tune import TuneSettings, tune
 from handscroll.kernels.formats import FORMATS
 from handscroll.models.adapters import Weighted, adapt, merge, weighted
-from handscroll.models.weights import load_model
+from handscroll.models.documents import judged
+from handscroll.models.weights import load_model, save_model
 from handscroll.nn.quantised import Quantised
+from handscroll.text.framed import Framed
 from handscroll.train.lora import LoRA, add_lora
 from tests.cli.material import run
 from tests.conformance.families import reference, save
+from tests.models.heads import PLAIN
 from tests.text.small import trained as tokenizer
 
 TOKENIZER = tokenizer("bpe")
@@ -170,6 +173,36 @@ def test_trained_tokens_of_an_own_head_are_those_of_peft(tmp_path, rounded):
     torch.testing.assert_close(lm.nll(ids[0]), loss(want, ids[0]), atol=1e-3, rtol=1e-3)
     if not rounded:
         torch.testing.assert_close(lm.merge().logits(ids[0]), want, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name, target, changes",
+    [
+        ("bert", "query", {}),
+        ("roberta", "query", {}),
+        ("electra", "query", {}),
+        ("distilbert", "q_lin", {}),
+        ("modernbert", "Wqkv", {"classifier_pooling": "cls"}),
+        ("modernbert", "Wqkv", {"classifier_pooling": "mean"}),
+    ],
+)
+def test_a_classifier_of_an_encoder_is_that_of_peft(tmp_path, name, target, changes):
+    form = PLAIN[name]
+    save_model(form.build(torch.float32), tmp_path / "base")
+    config = json.loads((tmp_path / "base" / "config.json").read_text()) | changes
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=3)
+    whole = ["pooler"] if name == "bert" else None  # PEFT saves the classifier alone, and this base has no pooler
+    settings = {"task_type": "SEQ_CLS", "r": 4, "target_modules": [target], "modules_to_save": whole}
+    want = trained(base, tmp_path / "adapter", **settings)
+    model = adapt(load_model(tmp_path / "base"), weighted(tmp_path / "adapter"))
+    rows = [list(range(5, 5 + size)) for size in (12, 7)]
+    found = judged(model, [Framed(row, [0] * len(row), [(0, 0)] * len(row), [None] * len(row)) for row in rows])
+    with torch.no_grad():
+        for row, ours in zip(rows, found, strict=True):
+            torch.testing.assert_close(ours, want(torch.tensor([row])).logits[0], atol=1e-4, rtol=1e-4)
+    save_model(load_model(tmp_path / "base"), tmp_path / "again")
+    assert changes.items() <= json.loads((tmp_path / "again" / "config.json").read_text()).items()
 
 
 def test_one_of_the_names_of_a_table_of_an_encoder_decoder_is_refused(tmp_path):
