@@ -267,6 +267,7 @@ class _Reader:
             self.files |= dict.fromkeys(handle.keys(), handle)  # its header is valid
             self.places |= dict.fromkeys(handle.keys(), _mapped(path))
         self.taken: set[str] = set()
+        self.beside: set[str | None] = set()  # biases of quantised matrices
         self.spare = BUFFERS
 
     @property
@@ -328,6 +329,7 @@ class _Reader:
         if found is not None:
             self.taken |= set(taken)
             self.spare = _SPARE
+            self.beside.add(self.find(f"{module}.bias"))
         return found
 
     def _tensor(self, name: str) -> Tensor:
@@ -356,6 +358,8 @@ class _Reader:
                     "the embedding), but differs from it"
                 )
         rest -= copies.keys()
+        # Some tools write a bias for every matrix, of zeros where the family has none.
+        rest -= {name for name in rest & self.beside if name and not bool(self._tensor(name).any())}
         heads = sorted({part for part in map(part_of_head, rest) if part})
         if heads:
             names = ", ".join(sorted(name for name in rest if part_of_head(name))[:4])

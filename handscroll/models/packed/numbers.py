@@ -51,22 +51,22 @@ class Packed:
         whole = not self.numbers.is_floating_point()
         few = whole and self._fits_halves(columns) and self._within(-16, 15)
         if whole and self.scales.shape[1] == 1 and self._within(-128, 127) and not few:
-            scales = self.scales.to(torch.float32).contiguous().view(torch.uint8)
-            return FORMATS["int8"], torch.cat((self.numbers.to(torch.int8).view(torch.uint8), scales), 1)
+            numbers = self.numbers.to(torch.int8).view(torch.uint8)
+            return FORMATS["int8"], torch.cat((numbers, _bytes(self.scales.to(torch.float32))), 1)
         if columns % 32 or self.groups is not None or (self._width % 32 and self.scales.shape[1] > 1):
             return None
         each = (
             self.scales.to(torch.float32).repeat_interleave(-(-self._width // 32), 1)[:, : columns // 32].unsqueeze(-1)
         )
         if not whole:
-            blocks = self.numbers.contiguous().view(torch.uint8).view(rows, -1, 32)
-            return FORMATS["FP8"], torch.cat((each.contiguous().view(torch.uint8), blocks), -1).flatten(1)
+            blocks = _bytes(self.numbers).view(rows, -1, 32)
+            return FORMATS["FP8"], torch.cat((_bytes(each), blocks), -1).flatten(1)
         if not self._fits_halves(columns):
             return None
         name = next((name for name, low, high in _WHOLE if self._within(low, high)), None)
         if name is None:
             return None
-        halves = each.to(torch.float16).contiguous().view(torch.uint8)
+        halves = _bytes(each.to(torch.float16))
         return FORMATS[name], torch.cat((halves, _packed(self.numbers.view(rows, -1, 32), name)), -1).flatten(1)
 
     @property
@@ -79,6 +79,11 @@ class Packed:
 
     def _fits_halves(self, columns: int) -> bool:
         return columns % 32 == 0 and torch.equal(self.scales.to(torch.float16).float(), self.scales.float())
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """The bytes of numbers, row by row; `contiguous` leaves the strides of a single column as they are."""
+    return tensor.clone(memory_format=torch.contiguous_format).view(torch.uint8)
 
 
 def _packed(numbers: Tensor, name: str) -> Tensor:

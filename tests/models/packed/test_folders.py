@@ -9,10 +9,11 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import handscroll
 from handscroll.base.errors import CheckpointError, ConfigError
+from handscroll.models.packed import layouts
 from handscroll.models.weights import load_model, save_model, weight_sizes
 from handscroll.nn.quantised import Quantised, round_one
 from tests.conformance.families import FORMS
@@ -31,6 +32,7 @@ def word(numbers, bits):
 
 
 def gptq(random, rows, columns, bits=4, group=32, version=1, order=False, zero=None):
+    group = group or columns
     groups = columns // group
     numbers = random.integers(0, 1 << bits, (columns, rows))
     zeros = random.integers(0, 1 << bits, (groups, rows)) if zero is None else np.full((groups, rows), zero)
@@ -121,6 +123,12 @@ CASES = {
     "gptq symmetric": (gptq, {"zero": 8, "group": 128}, method("gptq", bits=4, checkpoint_format="gptq"), "Q4_0"),
     "gptq v2": (gptq, {"version": 2}, method("gptq", bits=4, checkpoint_format="gptq_v2"), "Q5_0"),
     "gptq 8 bits": (gptq, {"bits": 8, "zero": 128}, method("gptq", bits=8), "Q8_0"),
+    "gptq 8 bits, one group": (
+        gptq,
+        {"bits": 8, "group": 0, "zero": 128},
+        method("gptq", bits=8, group_size=-1),
+        "int8",
+    ),
     "gptq 2 bits": (gptq, {"bits": 2}, method("gptq", bits=2), "Q4_0"),
     "gptq act-order": (gptq, {"order": True}, method("gptq", bits=4, desc_act=True), None),
     "awq": (awq, {}, method("awq", bits=4, version="GEMM", zero_point=True), "Q5_0"),
@@ -155,7 +163,8 @@ def folder_of(path, make, settings, quantisation):
         module = entry.theirs.removesuffix(".weight")
         if tensor.dim() == 2 and "proj" in module:
             if module not in values:
-                fields = settings if tensor.shape[1] % settings.get("group", 32) == 0 else settings | {"group": 64}
+                group = settings.get("group", 32)
+                fields = settings | {"group": 64} if group and tensor.shape[1] % group else settings
                 made, values[module] = make(random, *tensor.shape, **fields)
                 tensors |= {f"{module}.{name}": one for name, one in made.items()}
             tensor.copy_(values[module])
@@ -182,6 +191,31 @@ def test_the_weights_are_those_of_the_layout(tmp_path, case):
                 assert torch.equal(module.weight, want.get_parameter(f"{name}.weight")), name
     with torch.no_grad():
         torch.testing.assert_close(found(TOKENS), want(TOKENS), atol=1e-2, rtol=2e-3)  # inputs in 16 bits
+
+
+@pytest.mark.parametrize("bits, rows, columns", [(4, 16, 40), (8, 16, 40), (8, 8, 64)])
+def test_one_group_of_any_width_is_read(bits, rows, columns):
+    tensors, values = gptq(np.random.default_rng(3), rows, columns, bits, group=0, zero=1 << bits - 1)
+    found = layouts.gptq(tensors.get)
+    assert found is not None and (raw := found.raw()) is not None
+    assert torch.equal(raw[0].dequantise(raw[1]), values) and torch.equal(found.floats(torch.float32), values)
+
+
+@pytest.mark.parametrize("number", [0.0, 0.5])
+def test_a_bias_that_the_family_lacks_must_be_zero_beside_a_quantised_matrix(tmp_path, number):
+    make, settings, quantisation, _ = CASES["gptq"]
+    want = folder_of(tmp_path / "q", make, settings, quantisation)
+    tensors = load_file(tmp_path / "q" / "model.safetensors")
+    for name in [name for name in tensors if name.endswith(".qweight")]:
+        tensors[name.replace("qweight", "bias")] = torch.zeros(tensors[name].shape[1], dtype=torch.float16)
+    tensors["model.layers.1.mlp.up_proj.bias"][3] = number
+    save_file(tensors, tmp_path / "q" / "model.safetensors")
+    if number:
+        with pytest.raises(CheckpointError, match=r"1 tensors .*: model.layers.1.mlp.up_proj.bias"):
+            load_model(tmp_path / "q", as_stored=True)
+    else:
+        found = load_model(tmp_path / "q")
+        assert torch.equal(found.get_parameter("layers.1.mlp.up.weight"), want.get_parameter("layers.1.mlp.up.weight"))
 
 
 def test_a_quantised_folder_is_a_model_like_any_other(tmp_path):
@@ -238,8 +272,6 @@ def test_methods_that_are_not_read_are_refused_with_what_to_do(tmp_path, quantis
     ],
 )
 def test_damaged_matrices_are_named(tmp_path, case, name, change, said):
-    from safetensors.torch import load_file
-
     make, settings, quantisation, _ = CASES[case]
     folder_of(tmp_path / "q", make, settings, quantisation)
     tensors = load_file(tmp_path / "q" / "model.safetensors")
