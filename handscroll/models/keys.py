@@ -56,13 +56,13 @@ _PHRASES = re.compile(
     r"(sequence|context|data|model|expert)_parallel|^(max|num|n)_(\w+_)?positions?(_embeddings)?$|_token_ids?$|^summary_"
     r"|^(output|return)_(attentions|hidden_states|scores|logits|router_logits|past|dict)"
 )
-# Lengths, and settings that do nothing without one that is judged by itself.
+# Lengths, settings that do nothing without one that is judged by itself, and what follows the logits of a reranker.
 _INERT = frozenset(
     """
     max_position_embeddings n_positions n_ctx max_positions original_max_position_embeddings seq_length
     max_window_layers cache_implementation slow_but_exact output_past reorder_and_upcast_attn sliding_window_pattern
     _sliding_window_pattern scale_grad_by_freq offset_alibi skip_bias_add
-    skip_bias_add_qkv
+    skip_bias_add_qkv sbert_ce_default_activation_function
     """.split()
 )
 # Settings whose "off" is another value than false, null, an empty table or a factor of 1.

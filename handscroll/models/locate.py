@@ -9,6 +9,7 @@ from handscroll.models.weights import ADAPTER, is_adapter, read_json
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
+HUB_COPIES = ["*/*.safetensors", "consolidated*.safetensors"]  # the same weights for other programs
 
 
 def here(source: str | Path) -> Path | None:
@@ -46,7 +47,7 @@ def locate(source: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        fetched = Path(snapshot_download(str(source), allow_patterns=HUB_FILES))
+        fetched = Path(snapshot_download(str(source), allow_patterns=HUB_FILES, ignore_patterns=HUB_COPIES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(

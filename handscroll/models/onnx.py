@@ -239,6 +239,8 @@ def save_onnx(graph: Graph, folder: Path, about: dict[str, Any]) -> Differences:
     model = graph.module.model
     assert isinstance(model, Decoder)
     drafts = folder / "onnx.tmp"
+    if drafts.exists():  # left by an export that was killed
+        shutil.rmtree(drafts)
     drafts.mkdir(parents=True)
     try:
         _trace(graph, drafts / FILE, about)

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
 import handscroll
 from handscroll.data.pack import Packed
 from handscroll.extend.extend import extension
+from handscroll.models.locate import locate
 from handscroll.models.weights import load_model
 from handscroll.text.tokenizer import Tokenizer
 from handscroll.train.rows import Files
@@ -165,3 +167,28 @@ def test_documents_of_a_recipe_end_with_the_end_token(tiny_folder, tmp_path):
     assert count(tokenizer.eos, rows_of(Files(**files, end=False), tokenizer)) == 0
     assert count(tokenizer.eos, rows_of(Files(**files), tokenizer, forward=False)) == 0
     assert count(7, rows_of(Files(**files), tokenizer, ends=(7, 9))) >= 18  # the model ends its texts otherwise
+
+
+def test_of_a_hub_repository_only_what_is_read_is_downloaded(monkeypatch, tmp_path):
+    read = [
+        "config.json",
+        "model.safetensors",
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.model",
+        "vocab.txt",
+        "1_Pooling/config.json",
+        "additional_chat_templates/tools.jinja",
+    ]
+    left = [
+        "consolidated.safetensors",
+        "consolidated-00001-of-00002.safetensors",
+        "original/model.safetensors",
+        "onnx/model.onnx",
+        "pytorch_model.bin",
+        "modeling_own.py",
+    ]
+    asked = {}
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **how: asked.update(how) or str(tmp_path))
+    locate("owner/name")
+    assert list(filter_repo_objects([*read, *left], **asked)) == read

@@ -62,6 +62,7 @@ BOOKKEEPING = {
     "neuron": NEURON,
     "unsloth": {"unsloth_fixed": True, "unsloth_version": "2025.1.5", "unsloth_training": True},
     "sentence-transformers": {"sentence_transformers": {"version": "5.0"}, "export_model_type": "transformer"},
+    "rerankers": {"sbert_ce_default_activation_function": "torch.nn.modules.activation.Sigmoid"},
     "onnx": {"onnx_opset": 14, "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}, "use_external": 1}},
     "old": {"output_past": True, "emb_size": 312, "pooler_type": "first_token_transform", "directionality": "bidi"},
     "megatron": {"attention_softmax_in_fp32": True, "masked_softmax_fusion": True, "tensor_parallel_size": 8},

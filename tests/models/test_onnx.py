@@ -128,3 +128,13 @@ def test_wrong_use_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "compare", lambda *_: Differences(3e-5, 1234))
     assert "to 3.0e-05 (1,234 numbers compared)" in export(STARTER, out, "--onnx")
     assert {path.name for path in out.iterdir()} >= {FILE, "config.json", "tokenizer.json"}
+
+
+def test_an_export_that_was_killed_is_no_hindrance_to_the_next_one(tmp_path, monkeypatch):
+    (tmp_path / "onnx.tmp").mkdir()
+    (tmp_path / "onnx.tmp" / "old.onnx").touch()
+    monkeypatch.setattr(module, "_trace", lambda graph, path, about: path.touch())
+    monkeypatch.setattr(module, "compare", lambda *_: Differences(3e-5, 1234))
+    load(STARTER, dtype="float32").export_onnx(tmp_path)
+    assert (tmp_path / FILE).is_file()
+    assert not any((tmp_path / name).exists() for name in ("onnx.tmp", "old.onnx"))
