@@ -77,9 +77,11 @@ class Sentences:
     def _of_gguf(cls, file: GGUF) -> "Sentences | None":
         number, files = file.metadata.get(f"{file.architecture}.pooling_type", 0), file.table(RECIPE_KEY)
         known = GGUF_POOLINGS.get(number) if type(number) is int else None
-        if not files:
-            unknown = "" if known else f"the pooling type {number}"
-            return None if number == 0 else cls(known or "mean", refused=unknown)
+        if not files and (known or number == 0):
+            return None if known is None else cls(known)
+        if not files:  # a recipe that is refused, also when it is saved
+            files = {MODULES: [{"path": "1_Pooling", "type": "Pooling"}], USUAL: {"pooling_mode": f"type {number}"}}
+            return cls._of(files, file.path)
         found = cls._of(files, file.path)
         if found.pooling != known:
             raise ConfigError(
@@ -92,6 +94,7 @@ class Sentences:
     def _of(cls, files: dict[str, Any], source: Path) -> "Sentences":
         """The recipe in the contents of files."""
         modules = _modules(files.get(MODULES), source)
+        files = {name: files[name] for name in (MODULES, LENGTH, PROMPTS, _place(modules)) if name in files}
         if wrong := [name for name, content in files.items() if name != MODULES and not isinstance(content, dict)]:
             raise CheckpointError(f"{source / wrong[0]} holds no JSON object; copy it again")
         others = [kind for kind, _ in modules if kind not in ("Transformer", "Pooling", "Normalize")]

@@ -154,8 +154,19 @@ def test_a_gguf_file_of_others_is_pooled_as_its_key_says(bare, tmp_path, number,
 def test_a_pooling_of_gguf_files_that_is_not_known_is_refused_where_vectors_are_asked_for(bare, tmp_path, number):
     file = handscroll.load(bare).export_gguf(tmp_path / "a.gguf", "f32")
     lm = handscroll.load(changed(tmp_path / "b.gguf", file, {"bert.pooling_type": number}))
-    with pytest.raises(ConfigError, match=f"the pooling type {number}"):
-        lm.embed(["w1"])
+    lm.save(tmp_path / "out")
+    for one in (lm, handscroll.load(tmp_path / "out")):
+        with pytest.raises(ConfigError, match=f"the pooling 'type {number}'"):
+            one.embed(["w1"])
+
+
+def test_a_recipe_in_a_gguf_file_names_no_files_outside(folder, tmp_path):
+    recipe(folder, ["mean"])
+    file = handscroll.load(folder).export_gguf(tmp_path / "a.gguf", "f32")
+    listed = {**json.loads(read_gguf(file).metadata["handscroll.sentences"]), "../outside.json": {}}
+    lm = handscroll.load(changed(tmp_path / "b.gguf", file, {"handscroll.sentences": json.dumps(listed)}))
+    lm.save(tmp_path / "out")
+    assert lm.sentences is not None and not (tmp_path / "outside.json").exists()
 
 
 @pytest.mark.parametrize("modes, dense, said", [(["max"], False, "max"), (["cls", "mean"], False, r"cls\+mean"),
