@@ -273,6 +273,7 @@ def rewind(run: Path, step: int) -> Path:
     """
     target = run / f"step-{step:06d}"
     verify_folder(target)
+    write_file(run / LATEST, f"{target.name}\n".encode())
     remove_after(run, step)
     return target
 

@@ -13,9 +13,7 @@ StrategyName = Literal["auto", "plain", "checkpoint", "chunk-outer", "layer-oute
 # The settings of a recipe's table `memory` that a forecast depends on.
 MEMORY = ("strategy", "stage_layers", "chunk", "offload", "mlp_tile")
 CHUNKED = ("chunk-outer", "layer-outer", "staged")
-# Copies of the best weights on disk: the last two, those that were the best at each of two checkpoints, and one more
-# while it is written.
-BEST = 5
+BEST = 3  # copies of the best weights on disk besides one for each checkpoint: the last two, and one that is written
 
 
 class Footprint(Config):
@@ -91,6 +89,7 @@ class Workload(Config):
     best: bool = Field(default=False, description="the best validated weights are kept beside the checkpoints")
     new: int = Field(default=0, ge=0, description="generate, serve: new tokens")
     past: int = Field(default=0, ge=0, description="generate: tokens before the prompt, kept already")
+    made: bool = Field(default=False, description="train: the weights were made already, and lie on the device")
     copied: bool = Field(default=False, description="generate: whether what is kept of them is copied to the device")
     cache: Footprint | None = None
     data_bytes: int = Field(default=0, ge=0, description="the training text in memory")

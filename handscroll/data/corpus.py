@@ -21,9 +21,9 @@ def select(files: Sequence[str], exclude: Sequence[str] = (), include: Sequence[
     """The files that match the globs in `files`, each once, and sorted within each glob.
 
     `{stdlib}` stands for the standard library's folder. `exclude` and `include` are patterns on the path relative to
-    the glob's fixed part (`test/*`, `argparse.py`), or on the whole path (`{stdlib}/argparse.py`). If `include` is
-    given, only files that match one of its patterns are taken. What is excluded under one glob is left out of all.
-    Empty files (package markers) are left out. The log tells patterns with wildcards that exclude nothing.
+    the glob's fixed part (`test/*`, `argparse.py`), or on the path as `files` writes it, or on the whole path. If
+    `include` is given, only files that match one of its patterns are taken. What is excluded under one glob is left out
+    of all. Empty files (package markers) are left out. The log tells patterns with wildcards that exclude nothing.
 
     Raises:
         DataError: a pattern in `files` or `include`, or a name without wildcards in `exclude`, matches nothing, or no
@@ -60,15 +60,22 @@ class _Patterns:
 
     def __init__(self, items: Sequence[str]):
         library = glob.escape(str(stdlib()))
-        self._items = [(item, item.replace("{stdlib}", library)) for item in items]
+        self._items = [(item, item.replace("{stdlib}", library).removeprefix("./")) for item in items]
         self.idle = dict.fromkeys(items)
 
     def match(self, path: Path, base: Path) -> bool:
-        relative, whole = path.relative_to(base).as_posix(), path.absolute().as_posix()
-        found = [item for item, full in self._items if fnmatch(whole if full.startswith("/") else relative, full)]
+        found = [item for item, full in self._items if _matches(path, base, full)]
         for item in found:
             self.idle.pop(item, None)
         return bool(found)
+
+
+def _matches(path: Path, base: Path, pattern: str) -> bool:
+    """Whether a pattern on the path, as it is written or as a whole, or on the path relative to `base` matches."""
+    if pattern.startswith("/"):
+        return fnmatch(path.absolute().as_posix(), pattern)
+    written = pattern.startswith(f"{base.as_posix()}/") and fnmatch(path.as_posix(), pattern)
+    return written or fnmatch(path.relative_to(base).as_posix(), pattern)
 
 
 def _found(pattern: str) -> tuple[Path, list[Path]]:

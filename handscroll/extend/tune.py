@@ -111,5 +111,6 @@ def _workload(lm: LM, to: int, settings: TuneSettings, source: TokenSource) -> W
         targets=MASKED if lm.model.spec.both_ways else 1.0,
         precision=settings.precision,
         device="cuda" if lm.model.device.type == "cuda" else "cpu",
+        made=True,
         data_bytes=sum(document.nbytes for document in source.tokens),
     )

@@ -19,8 +19,8 @@ from handscroll.base.errors import ConfigError
 
 Scores = Float[Tensor, "B V"]
 Number = Annotated[float, Field(allow_inf_nan=False)]
-# What these let through stays finite in float32. Qwen2.5-VL recommends the lowest of these temperatures.
-COLDEST, HOTTEST = 0.000001, 1000.0
+# What these let through stays finite in float32. Clients send 1e-8 where they mean greedy.
+COLDEST, HOTTEST = 1e-10, 1000.0
 PENALTIES = (0.01, 100.0)
 
 
@@ -52,7 +52,7 @@ class Sampling(Config):
             (
                 "temperature",
                 self.temperature == 0.0 or COLDEST <= self.temperature <= HOTTEST,
-                "0 (greedy), or from 0.000001 to 1000; 0.7 to 1 is usual",
+                "0 (greedy), or from 1e-10 to 1000; 0.7 to 1 is usual",
             ),
             ("top_k", self.top_k >= 0, "a number of tokens, or 0 for all of them"),
             ("top_p", 0.0 < self.top_p <= 1.0, "above 0 and at most 1 (1 keeps everything)"),

@@ -115,7 +115,7 @@ def disk_bytes(workload: Workload) -> int:
         return math.ceil(workload.rows * filed * (workload.length + max(0, workload.new - 1)))
     each = 4 * workload.trainable * (2 if workload.average else 1) + memory.state_bytes(workload)
     offloaded = sum(memory.carried(workload).values()) if workload.offload == "disk" else 0
-    best = BEST * 4 * workload.trainable if workload.best else 0
+    best = (workload.keep + BEST) * 4 * workload.trainable if workload.best else 0
     return (workload.keep + 1) * each + best + memory.weight_bytes(workload) + offloaded
 
 

@@ -96,11 +96,11 @@ def fixed_parts(workload: Workload) -> Parts:
 
 
 def host_bytes(workload: Workload) -> int:
-    """The bytes of host memory that training on a GPU takes: first the weights, which are made there in float32, and
-    then the text, the batches of an update, and what is offloaded there."""
+    """The bytes of host memory that training on a GPU takes: first the weights, unless they were made already (there,
+    in float32), and then the text, the batches of an update, and what is offloaded there."""
     offloaded = sum(carried(workload).values()) if workload.offload == "host" else 0
     text = fixed_parts(workload.changed(device="cpu"))["data"]
-    return max(WIDE * workload.spec.parameters, text + offloaded)
+    return max(0 if workload.made else WIDE * workload.spec.parameters, text + offloaded)
 
 
 def phases(workload: Workload) -> dict[str, Parts]:

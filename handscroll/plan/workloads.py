@@ -38,6 +38,7 @@ def recipe_workloads(recipe: Any, config: Any = None, data_bytes: int | None = N
         "keep": loop.keep,
         "best": bool(loop.patience),
         "data_bytes": data_bytes,
+        "made": config is not None,
         "threads": recipe.threads,
         "device": recipe.device,
         "frozen": "float32" if recipe.lora is None else recipe.lora.frozen,

@@ -54,10 +54,12 @@ def within(folder: Path) -> Found:
 
 
 def _sort(paths: Iterable[Path], found: Found) -> None:
-    """Part files from pipes and the like, at which a reader would wait. A link to nothing stays: reading tells it."""
+    """Part files from links to nothing, and from pipes and the like, at which a reader would wait."""
     for path in paths:
-        if path.is_file() or not path.exists():
+        if path.is_file() or not (path.exists() or path.is_symlink()):
             found.files.append(path)
+        elif not path.exists():
+            found.apart.append(f"{path} is a link to nothing")
         else:
             found.apart.append(f"{path} is no file (a pipe, socket or device)")
 

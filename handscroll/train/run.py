@@ -303,14 +303,25 @@ def settle(run: Run) -> None:
     run.model.eval()
 
 
+def _meant(resolved: dict[str, Any]) -> dict[str, Any]:
+    """A resolved configuration without settings of its loop that do nothing: a run of an earlier version may have them,
+    and they are refused now."""
+    recipe = resolved.get("recipe")
+    loop = recipe.get("loop") if isinstance(recipe, dict) else None
+    if not (isinstance(recipe, dict) and isinstance(loop, dict)) or loop.get("evaluate_every"):
+        return resolved
+    kept = {name: value for name, value in loop.items() if name not in ("evaluate_every", "patience")}
+    return resolved | {"recipe": recipe | {"loop": kept}}
+
+
 def write_recipe(folder: Path, resolved: dict[str, Any]) -> None:
     """Save the resolved configuration and versions in the run folder. A later run with different ones is refused."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / RECIPE
     text = json.dumps(resolved, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
     if path.exists():
-        before = read_json(path)
-        changed = sorted(key for key in {*before, *resolved} if before.get(key) != json.loads(text).get(key))
+        before, now = (_meant(found) for found in (read_json(path), json.loads(text)))
+        changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
         if changed:
             raise CheckpointError(
                 f"{folder} was started with another recipe (differs in: {', '.join(changed)}); "

@@ -51,6 +51,17 @@ def test_patterns_are_relative_to_a_folder_with_and_without_a_slash(books, folde
     assert names([folder], ["a.txt", "more/c.txt"]) == ["books/b.txt", "books/more/a.txt"]
 
 
+@pytest.mark.parametrize("files", ["books", "books/", "./books", "books/**/*.txt"])
+@pytest.mark.parametrize("exclude", ["books/a.txt", "./books/a.txt", "books/a*", "a.txt"])
+def test_a_pattern_may_be_written_as_the_path_is(books, files, exclude):
+    assert names([files], [exclude]) == ["books/b.txt", "books/more/a.txt", "books/more/c.txt"]
+    assert names(["books/more/*.txt"], ["books/more/a.txt"]) == ["books/more/c.txt"]
+
+
+def test_a_wildcard_stands_for_folders_below_the_fixed_part(books):
+    assert names(["books"], ["*/a.txt"]) == ["books/a.txt", "books/b.txt", "books/more/c.txt"]
+
+
 def test_what_one_glob_excludes_no_other_brings_back(books):
     assert names(["books/more/*.txt", "books/**/*.txt"], ["more/a.txt"]) == [
         "books/more/c.txt", "books/a.txt", "books/b.txt",

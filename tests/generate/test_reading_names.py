@@ -119,6 +119,28 @@ def test_a_document_that_was_changed_is_found(store):
         store.document("book")
 
 
+def test_a_name_that_gets_another_text_while_it_is_opened_gives_that_one(store, monkeypatch):
+    store.name("book", "1" * 32, 10, OLD)
+    found = names.Names._text
+
+    def moved(self, name, value):
+        path = found(self, name, value)
+        monkeypatch.setattr(names.Names, "_text", found)
+        store.name("book", "2" * 32, 12, NEW)
+        return path
+
+    monkeypatch.setattr(names.Names, "_text", moved)
+    assert store.document("book") == NEW
+
+
+def test_sweeping_looks_into_the_folder_once(store, monkeypatch):
+    for number in range(3):
+        store.name(f"book-{number}", str(number) * 32, 10, OLD)
+    monkeypatch.setattr(Path, "glob", fails(errno.EIO))  # it would be asked once for each name
+    names.Names(store.folder / "names").sweep()
+    assert len(texts(store)) == 3
+
+
 def test_a_store_that_cannot_be_made_is_refused_with_its_path():
     with pytest.raises(ConfigError, match=naming("/dev/null/x", "Not a directory", "--store")):
         Store("/dev/null/x")

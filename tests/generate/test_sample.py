@@ -190,7 +190,7 @@ def test_half_precision_is_sampled_in_float32():
     [
         ({"max_tokens": 0}, naming("max_tokens", 0, 1)),
         ({"temperature": -0.5}, naming("temperature", -0.5)),
-        ({"temperature": 1e-300}, naming("temperature", 1e-300, "0.000001")),
+        ({"temperature": 1e-300}, naming("temperature", 1e-300, "1e-10")),
         ({"temperature": 1e300}, naming("temperature", 1e300)),
         ({"temperature": math.inf}, "finite"),
         ({"temperature": math.nan}, "finite"),

@@ -20,7 +20,7 @@ def compiler(tmp_path):
     path.parent.mkdir()
     path.write_text(
         "#!/bin/sh\n"
-        "for out; do :; done\n"
+        "for out; do :; done\n"  # the last word
         f'if [ "$1" = -shared ]; then cp "{reason()}" "$out"; echo "$out" >> "{tmp_path}/links"; fi\n'
     )
     path.chmod(0o755)

@@ -89,7 +89,9 @@ def test_a_file_and_a_link_to_it_in_a_folder_are_read_once(corpus, caplog):
     (corpus / "sub" / "b.txt").unlink()
     (corpus / "sub" / "b.txt").symlink_to(corpus / "none.txt")
     assert texts(corpus) == ["a.txt", "sub/deep/c.txt"]  # what links to nothing is left out
-    assert told(caplog, "left out", "latest.txt", "No such file")
+    assert told(caplog, "left out", "latest.txt", "is a link to nothing")
+    (corpus / "loop.txt").symlink_to("loop.txt")
+    assert texts(corpus) == ["a.txt", "sub/deep/c.txt"] and told(caplog, "loop.txt", "is a link to nothing")
 
 
 def test_what_is_no_file_is_named(corpus, caplog):
@@ -111,7 +113,8 @@ def test_tables_name_what_they_did_not_enter(corpus, caplog):
     (corpus / "t.csv").write_text("text\nx\n")
     (corpus / "again.csv").symlink_to("t.csv")
     (corpus / "round").symlink_to(corpus)
+    (corpus / "gone.csv").symlink_to("none.csv")
     step = Ledger()
     assert [source.path.name for source in sources(corpus, None, step)] == ["t.csv"]
-    assert all(any(name in note for note in step.notes) for name in ("again.csv", "round"))
+    assert all(any(name in note for note in step.notes) for name in ("again.csv", "round", "gone.csv"))
     assert files_of(corpus)[0] == corpus / "a.txt"

@@ -15,7 +15,7 @@ from handscroll.train import run as run_module
 from handscroll.train import start
 from handscroll.train.parallel.world import World
 from handscroll.train.recipe import Recipe
-from handscroll.train.run import Run
+from handscroll.train.run import Run, write_recipe
 from handscroll.train.schedule import Schedule
 from handscroll.train.start import RunOptions, run_recipe
 from handscroll.train.step import Step
@@ -84,6 +84,14 @@ def test_resuming_with_another_recipe_is_refused(recipe, tmp_path):
     run_recipe(recipe(), tmp_path / "run")
     with pytest.raises(CheckpointError, match="another recipe"):
         run_recipe(recipe("optimizer.lr=0.01"), tmp_path / "run")
+
+
+def test_settings_that_did_nothing_are_no_difference(tmp_path):
+    """An earlier version took a patience without validations."""
+    write_recipe(tmp_path, {"recipe": {"loop": {"save_every": 1, "patience": 3}}, "threads": 1})
+    write_recipe(tmp_path, {"recipe": {"loop": {"save_every": 1, "evaluate_every": 0}}, "threads": 1})
+    with pytest.raises(CheckpointError, match="another recipe"):
+        write_recipe(tmp_path, {"recipe": {"loop": {"save_every": 2}}, "threads": 1})
 
 
 @pytest.mark.promise("R10")

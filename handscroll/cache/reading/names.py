@@ -12,7 +12,8 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ class Names:
             value |= {"when": document.when, "sha256": hashlib.sha256(text).hexdigest()}
             write_file(self._text(name, value), text)
         self._write(name, value)
-        self._tidy(name)
+        self._tidy(name, self._texts(name))
 
     def move(self, name: str, number: str, length: int) -> None:
         """Let a name stand for another part; all else that it says stays."""
@@ -76,6 +77,12 @@ class Names:
         Raises:
             CheckpointError: its text is missing or was changed.
         """
+        try:
+            return self._document(name)
+        except CheckpointError:  # another text may have got the name at this moment
+            return self._document(name)
+
+    def _document(self, name: str) -> Document | None:
         value = self._record(name)
         if value.get("when") is None:
             return None
@@ -96,20 +103,23 @@ class Names:
 
     def sweep(self) -> None:
         """Remove what killed processes left behind."""
+        texts: dict[str, list[Path]] = defaultdict(list)
         for path in list(self.folder.iterdir()):
             if _TEMPORARY.fullmatch(path.name):
                 path.unlink(missing_ok=True)
             elif path.suffix == ".txt":
-                self._tidy(path.stem.partition("~")[0])
+                texts[path.stem.partition("~")[0]].append(path)
+        for name, beside in texts.items():
+            self._tidy(name, beside)
 
-    def _tidy(self, name: str) -> None:
-        """Remove the texts that stand beside a name and are not the one that it names."""
+    def _tidy(self, name: str, texts: Iterable[Path]) -> None:
+        """Remove those of the texts beside a name that are not the one that it names."""
         try:
             value = self._record(name) if self._path(name).exists() else {}
         except CheckpointError:  # perhaps it can be read again
             return
         kept = None if value.get("when") is None else self._text(name, value)
-        for path in self._texts(name):
+        for path in texts:
             if path != kept:
                 path.unlink(missing_ok=True)
 

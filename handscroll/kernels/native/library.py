@@ -81,8 +81,9 @@ def build(folder: Path, compiler: str) -> Path:
                     objects = [str(Path(work) / f"{source.stem}.o") for source in sources]
                     for source, made in zip(sources, objects, strict=True):
                         _run([compiler, *COMPILE, str(source), "-o", made])
-                    link = [compiler, *LINK, *objects, "-o"]
-                    write_folder(target, {LIBRARY: lambda path: _run([*link, str(path)])})
+                    linked = Path(work) / LIBRARY
+                    _run([compiler, *LINK, *objects, "-o", str(linked)])
+                    write_folder(target, {LIBRARY: linked.read_bytes()})
     return target / LIBRARY
 
 

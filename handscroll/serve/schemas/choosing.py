@@ -16,7 +16,7 @@ class Choosing(Body):
     """How tokens are chosen. What is left out comes from the checkpoint's own recommendations."""
 
     model: str = Field(max_length=200)
-    temperature: float | None = Field(default=None, ge=0, le=2, description="0 (greedy), or from 0.000001 to 2")
+    temperature: float | None = Field(default=None, ge=0, le=2, description="0 (greedy), or from 1e-10 to 2")
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0, le=1 << 31)
     min_p: float | None = Field(default=None, ge=0, lt=1)
