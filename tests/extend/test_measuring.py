@@ -105,7 +105,7 @@ def test_longer_windows_and_own_text_take_longer(tiny_folder, spec):
 
 
 def test_quantised_weights_are_forecast_with_their_own_speeds(tmp_path, monkeypatch):
-    """Both by the command that lengthens and by its plan: products of whole numbers are those of 16 bits."""
+    """In the library, products of whole numbers are those of 16 bits. The command makes floats of the weights."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(module, "MINUTE", 0.0)
     monkeypatch.setattr("handscroll.extend.measuring.clock", "{:.6g}".format)
@@ -124,9 +124,9 @@ def test_quantised_weights_are_forecast_with_their_own_speeds(tmp_path, monkeypa
         (told[weights],) = heard
         done = CliRunner().invoke(app, ["plan", "extend", str(path), "--to", str(to), "--json"], catch_exceptions=False)
         planned[weights] = json.loads(done.stdout)["before"]
-    for words in (told, planned):
-        found = {weights: float(said.partition("about ")[2].partition(" ")[0]) for weights, said in words.items()}
-        assert found["f32"] > 100 * found["q4_0"] > 0, words
+    found = {weights: float(said.partition("about ")[2].partition(" ")[0]) for weights, said in told.items()}
+    assert found["f32"] > 100 * found["q4_0"] > 0, told
+    assert planned["f32"] == planned["q4_0"]
 
 
 def test_plans_tell_the_measuring_and_the_seconds_of_a_request(tiny_folder, tmp_path, monkeypatch):
