@@ -207,7 +207,7 @@ def commit_checkpoint(
         make_folder(run)
         _sweep(run)
     for folder in _checkpoints(run):
-        if checkpoint_step(folder) > step and _is_valid(folder):
+        if checkpoint_step(folder) > step and is_valid(folder):
             raise CheckpointError(
                 f"{run} already holds {folder.name}, which is newer than step {step}: resume from it, or remove the "
                 f"newer checkpoints with rewind()"
@@ -372,7 +372,8 @@ def _damaged(folder: Path, what: str) -> CheckpointError:
     return CheckpointError(f"{folder} is not a valid checkpoint: {what}. Use another checkpoint or copy it again")
 
 
-def _is_valid(folder: Path) -> bool:
+def is_valid(folder: Path) -> bool:
+    """Whether a folder that `write_folder` wrote is there and undamaged."""
     try:
         verify_folder(folder)
     except CheckpointError:
@@ -384,7 +385,7 @@ def _make_room(final: Path, manifest: bytes) -> bool:
     """Move a damaged folder out of the way; False if `final` already holds the same valid content."""
     if not final.exists():
         return True
-    if not _is_valid(final):
+    if not is_valid(final):
         _log.warning("replacing the damaged %s", final)
         _retire(final)
         return True
@@ -424,7 +425,7 @@ def _prune(run: Path, keep: int, spare: Collection[int]) -> None:
     valid = 0
     for folder in _checkpoints(run):
         if valid < keep:
-            valid += _is_valid(folder)
+            valid += is_valid(folder)
             continue
         if checkpoint_step(folder) in spare:
             continue

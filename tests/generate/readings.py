@@ -42,3 +42,19 @@ def reads(lm, monkeypatch):
 
     monkeypatch.setattr(type(lm.model), "embed", spy)
     return counted
+
+
+def dying(after):
+    """Wraps functions; the process ends at call number `after` of all that it has wrapped."""
+    left = [after]
+
+    def wrapped(work):
+        def done(*arguments, **named):
+            left[0] -= 1
+            if not left[0]:
+                raise SystemExit
+            return work(*arguments, **named)
+
+        return done
+
+    return wrapped

@@ -4,7 +4,6 @@ import copy
 import json
 import math
 import shutil
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -156,14 +155,14 @@ def test_a_constraint_is_one_for_many_calls(lm):
 
 
 def test_requests_that_are_prepared_together_get_one_part_of_a_reading(lm, tmp_path, monkeypatch):
-    reading, cut, lengths = lm.read(PROMPT, Store(tmp_path), room=20), Reading._cut, []
+    """It is cut once, while no other thread may look."""
+    reading, cut, made = lm.read(PROMPT, Store(tmp_path), room=20), Reading._cut, []
 
-    def slowly(whole, length):
-        lengths.append(length)
-        time.sleep(0.05)
+    def seen(whole, length):
+        made.append((length, whole._lock.locked()))
         return cut(whole, length)
 
-    monkeypatch.setattr(Reading, "_cut", slowly)
+    monkeypatch.setattr(Reading, "_cut", seen)
     with ThreadPoolExecutor(4) as threads:
         found = set(map(id, threads.map(reading.part, [8] * 4)))
-    assert lengths == [8] and len(found) == 1
+    assert made == [(8, True)] and len(found) == 1

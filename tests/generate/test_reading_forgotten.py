@@ -80,17 +80,7 @@ def test_a_kill_while_a_text_is_forgotten(lm, store, monkeypatch):
         lm.read([*ids[:140], *[7, 9] * 60], store, "other")
         lm.read([*ids[:100], *[8, 6] * 60], store, "third")
         want = {name: lm.ask(name, "?", store, max_tokens=5) for name in ("other", "third")}
-        left = [stop]
-
-        def dying(work, left=left):
-            def done(*arguments, **named):
-                left[0] -= 1
-                if not left[0]:
-                    raise SystemExit
-                return work(*arguments, **named)
-
-            return done
-
+        dying = readings.dying(stop)
         with monkeypatch.context() as patch, suppress(SystemExit):
             for where, name in ((module, "write_folder"), (names, "write_file")):
                 patch.setattr(where, name, dying(getattr(where, name)))

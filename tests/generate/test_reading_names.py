@@ -49,17 +49,7 @@ def test_a_kill_while_a_name_is_moved_leaves_the_old_reading_or_the_new_one(stor
     seen = set()
     for stop in range(1, 12):
         store.name("book", "1" * 32, 10, OLD)
-        left = [stop]
-
-        def dying(work, left=left):
-            def done(*arguments, **named):
-                left[0] -= 1
-                if not left[0]:
-                    raise SystemExit
-                return work(*arguments, **named)
-
-            return done
-
+        dying = readings.dying(stop)
         with monkeypatch.context() as patch, suppress(SystemExit):
             for name in ("unlink", "replace"):
                 patch.setattr(Path, name, dying(getattr(Path, name)))

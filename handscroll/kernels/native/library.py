@@ -22,7 +22,7 @@ import torch
 from filelock import FileLock
 
 from handscroll.base.errors import CheckpointError
-from handscroll.base.runs import verify_folder, write_folder
+from handscroll.base.runs import is_valid, write_folder
 
 COMPILE = ("-O3", "-march=native", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-fopenmp", "-c")
 LINK = ("-shared",)  # without -fopenmp: the OpenMP symbols are those that torch has loaded
@@ -73,10 +73,10 @@ def build(folder: Path, compiler: str) -> Path:
     about = [version, " ".join(COMPILE + LINK).encode(), _processor().encode(), torch.__version__.encode()]
     name = hashlib.sha256(b"\0".join([*texts, *about])).hexdigest()[:16]
     target = folder / f"kernels-{name}"
-    if not _intact(target):
+    if not is_valid(target):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
-            if not _intact(target):
+            if not is_valid(target):
                 with TemporaryDirectory(dir=folder) as work:
                     objects = [str(Path(work) / f"{source.stem}.o") for source in sources]
                     for source, made in zip(sources, objects, strict=True):
@@ -85,14 +85,6 @@ def build(folder: Path, compiler: str) -> Path:
                     _run([compiler, *LINK, *objects, "-o", str(linked)])
                     write_folder(target, {LIBRARY: linked.read_bytes()})
     return target / LIBRARY
-
-
-def _intact(folder: Path) -> bool:
-    try:
-        verify_folder(folder)
-    except CheckpointError:
-        return False
-    return True
 
 
 @cache
