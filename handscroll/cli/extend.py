@@ -64,7 +64,8 @@ def extend(
     from handscroll.extend.remembered import Remembered
     from handscroll.extend.search import Search
     from handscroll.extend.tune import TuneSettings
-    from handscroll.lm import load
+    from handscroll.lm import LM, load
+    from handscroll.nn.quantised import quantised
     from handscroll.train.start import trained_from
 
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
@@ -88,8 +89,11 @@ def extend(
     for files in (text, tune):
         if files:
             how.check(files)
-    lm = load(model, device, "float32" if tune else "auto", weights="float")  # small steps need float32 weights
-    lm = trained_from(model, lm)
+    lm = trained_from(model, load(model, device))
+
+    def floats() -> LM:  # what is tuned and saved: quantised weights serve for measuring alone, where they are faster
+        return trained_from(model, load(model, device, "float32" if tune else "auto", weights="float"))
+
     remember = out.with_name(out.name + ".measuring")
     with bar("extending", None) as advance, _kept(remember):
         result = extension(
@@ -110,6 +114,7 @@ def extend(
             progress=lambda note, done, total: advance(done, note, total or None),
             on_record=lambda record: advance(record["step"], f"tuning: loss {record['loss']:.4f}", steps),
             on_plan=lambda told: error_screen().print(told),
+            into=floats if tune or quantised(lm.model) else None,
         )
     show_all(result)
     tell_of_tuning(result.lm)

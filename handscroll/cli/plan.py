@@ -81,11 +81,10 @@ def _measuring(
     from handscroll.extend.extend import GUARD
     from handscroll.models.locate import locate
     from handscroll.models.weights import settled_config
-    from handscroll.plan.workloads import precision_of
+    from handscroll.plan.workloads import reading_workload
 
     _, config = settled_config(locate(model))
-    # Without a tuning it is loaded so; weights in number formats become floats.
-    stored = workload.changed(precision=precision_of(model, "auto"))
+    stored = reading_workload(model, workload)  # without a tuning it is loaded so
     field = Field.of(config, method, to, config.spec.positions[0], None, more["search"] is not None)
     if field.count < 2 and not text and more["search"] is None:
         return lambda calibration: "measuring: nothing, since the method is named and there is no --text"

@@ -79,6 +79,7 @@ def extension(  # noqa: PLR0913
     on_record: OnRecord | None = None,
     remember: Path | None = None,
     on_plan: Callable[[str], None] | None = None,
+    into: Callable[[], LM] | None = None,
 ) -> Extension:
     """`extend` that also returns the chosen candidate and the tables of its choice.
 
@@ -93,6 +94,9 @@ def extension(  # noqa: PLR0913
         remember: folder of what was measured before an interruption, which is not measured again.
         on_plan: receives the steps and the time of a measurement of more than a minute, before it begins.
         tune: settings of a short tuning afterwards, in the run folder `folder`.
+        into: loads the same checkpoint in another dtype or number format, after the choice. That model is lengthened
+            (and tuned) in place of a copy of `lm`. So quantised weights are measured as they lie, which is faster, and
+            floats are saved.
 
     There are so many arguments because each is a separate decision of the user.
     """
@@ -110,7 +114,8 @@ def extension(  # noqa: PLR0913
         wanted = Wanted(Goal(to, first.trained, guard), measured, seed, search, compare)
         chooser = Chooser(lm, field, wanted, Remembered(remember, lm), progress, on_plan)
         chosen = chooser.choose(None if text is None else list((reader or Reader()).read(text)))
-    longer = _lengthened(lm, to, first, chosen)
+    copied = dataclasses.replace(lm, model=copy.deepcopy(lm.model)) if into is None else into()
+    longer = _lengthened(copied, to, first, chosen)
     if tune is not None:
         if folder is None:
             raise ConfigError("tuning needs a run folder for its checkpoints: give folder=...")
@@ -125,10 +130,9 @@ def extension(  # noqa: PLR0913
 
 
 def _lengthened(lm: LM, to: int, first: Positions, chosen: Chosen) -> LM:
-    """A copy of the model with the chosen candidate, and where it comes from."""
+    """`lm` with the chosen candidate, and where it comes from."""
     longer = dataclasses.replace(
         lm,
-        model=copy.deepcopy(lm.model),
         tokenizer=lm.tokenizer.reaching(to),
         sentences=None if lm.sentences is None else lm.sentences.reaching(to),
     )

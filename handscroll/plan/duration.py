@@ -65,6 +65,7 @@ def seconds(workload: Workload, calibration: Calibration) -> float:
     """The seconds of one update, if nothing overlaps."""
     work, narrow = count(workload), workload.precision == "bfloat16"
     product = calibration.product_narrow if narrow and not workload.spec.recurrent else calibration.product
+    product = calibration.product_quantised if workload.rounded else product
     attention = calibration.attention_narrow if narrow else calibration.attention
     found = work.products * product + work.attention * attention + work.narrow_products * calibration.product_narrow
     return (
@@ -81,7 +82,7 @@ def reading(workload: Workload, calibration: Calibration, targets: float = 0.0) 
     """The seconds of reading the tokens of a workload once, without gradients; `targets` of them need logits."""
     once = {"kind": "generate", "micro": 1, "packed": False, "strategy": "auto", "stage_layers": 0, "offload": "none"}
     if workload.rounded:
-        once["precision"] = "bfloat16"  # products of whole numbers, and the same attention
+        once["precision"] = "bfloat16"  # that of the cache, and so of attention
     return seconds(workload.changed(**once, optimizer="adamw", dropout=False, targets=targets), calibration)
 
 

@@ -118,6 +118,13 @@ def checkpoint_workload(source: str, values: dict[str, Any], lora: int = 0) -> W
     return Workload.parse({"spec": spec, "lora": lora} | values, "plan")
 
 
+def reading_workload(source: str, workload: Workload) -> Workload:
+    """A workload on the weights as `load` leaves them for reading: in the dtype or the number formats of the files."""
+    precision = precision_of(source, "auto")
+    kept = footprint("full", _config(source), cache_itemsize(source, precision))
+    return workload.changed(precision=precision, stored=_stored(source), rounded=_rounded(source), cache=kept)
+
+
 def cache_itemsize(source: str, precision: str) -> int:
     """Bytes of a number in the cache of a checkpoint on a CPU, as `Model.cache_dtype` decides."""
     return 2 if precision in ("bfloat16", "float16") or _rounded(source) else 4

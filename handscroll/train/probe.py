@@ -30,6 +30,7 @@ from handscroll.models.lstm import LSTM, LSTMConfig
 from handscroll.models.model import Decoder
 from handscroll.models.t5 import T5, T5Config
 from handscroll.nn.init import initialise
+from handscroll.nn.quantised import PROJECTIONS, Quantised
 from handscroll.objectives.causal import Causal
 from handscroll.objectives.masked import Masked
 from handscroll.objectives.objective import Objective
@@ -211,7 +212,8 @@ def _calibrated(threads: int) -> Calibration:
     base = peak_bytes() - held
     runs = [one for precision in ("float32", "bfloat16") for one in _timed(precision)]
     times = [min(train_here(one)[1:]) for one in runs]
-    return fitted(runs, times, Calibration(base=base, threads=threads, measured=True, weights=_read_once()))
+    read = {"weights": _read_once(), "product_quantised": _quantised_once()}
+    return fitted(runs, times, Calibration(base=base, threads=threads, measured=True, **read))
 
 
 def _read_once() -> float:
@@ -222,6 +224,17 @@ def _read_once() -> float:
         torch.mv(matrix, vector)
         times.append(perf_counter() - begun)
     return min(times) / matrix.nbytes
+
+
+def _quantised_once() -> float:
+    """The seconds of an operation of a product with weights in a number format: those of four to eight bits are about
+    as fast as each other."""
+    layer, x, times = Quantised.of(PROJECTIONS["int8"], torch.randn(4096, 1024)), torch.randn(512, 1024), []
+    for _ in range(10):
+        begun = perf_counter()
+        layer(x)
+        times.append(perf_counter() - begun)
+    return min(times) / (2 * x.numel() * len(layer.raw))
 
 
 def _small(width: int, layers: int, length: int, vocab: int = 512, **changes: Any) -> Workload:

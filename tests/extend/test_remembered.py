@@ -9,6 +9,7 @@ from handscroll.extend import trials
 from handscroll.extend.extend import extension
 from handscroll.extend.remembered import Remembered
 from handscroll.lm import load
+from handscroll.nn.quantised import quantised
 
 
 @pytest.fixture
@@ -73,3 +74,27 @@ def test_the_command_says_where_it_goes_on_and_cleans_up(tiny_folder, tmp_path, 
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     assert not (tmp_path / "b.measuring").exists() and (tmp_path / "b").is_dir()
+
+
+def test_a_quantised_file_is_measured_as_it_lies_and_floats_are_saved(tiny_folder, tmp_path, monkeypatch):
+    plain, measured = trials.losses, []
+
+    def seen(lm, *given, **more):
+        measured.append(quantised(lm.model))
+        return plain(lm, *given, **more)
+
+    monkeypatch.setattr(trials, "losses", seen)
+    file = load(tiny_folder).export_gguf(tmp_path / "a.gguf", "q8_0")
+    (tmp_path / "a.txt").write_text("def walk(top):\n    for name in top:\n        yield name\n" * 80)
+    command = ["extend", str(file), "--to", "128", "--text", str(tmp_path / "a.txt")]
+    for name, more in (("plain", []), ("tuned", ["--tune", str(tmp_path / "a.txt"), "--steps", "1", "--rows", "1"])):
+        done = CliRunner().invoke(app, [*command, *more, "--out", str(tmp_path / name)])
+        assert done.exit_code == 0, done.output
+    assert measured and all(measured)
+    saved, floats = load(tmp_path / "plain"), load(file, weights="float")
+    assert saved.context == 128 and not quantised(saved.model) and saved.provenance["measured"]
+    want = dict(floats.model.named_parameters())
+    for name, one in saved.model.named_parameters():  # most bytes of this file are float16: its widths are no 32s
+        assert torch.equal(one, want[name].half().float()), name
+    tuned = load(tmp_path / "tuned").provenance
+    assert tuned["before"] == saved.provenance["before"] and tuned["tuned"]["steps"] == 1
