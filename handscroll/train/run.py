@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -41,6 +42,7 @@ from handscroll.train.step import Memory, Step, build_strategy
 from handscroll.train.strategies.recurrent import Recurrent
 
 RECIPE = "recipe.json"  # the resolved recipe of a run that has begun
+SHORT = 80  # most characters of a setting's two values that an error shows
 BEST = "best"  # folder of the best validated weights, inside the run folder
 _log = logging.getLogger("handscroll.runs")
 
@@ -314,18 +316,38 @@ def _meant(resolved: dict[str, Any]) -> dict[str, Any]:
     return resolved | {"recipe": recipe | {"loop": kept}}
 
 
+def check_recipe(folder: Path, resolved: dict[str, Any]) -> None:
+    """Refuse to go on with a run that began with another resolved configuration, or other versions.
+
+    Raises:
+        CheckpointError: they differ. The message says in what.
+    """
+    if not (folder / RECIPE).exists():
+        return
+    before, now = (_meant(found) for found in (read_json(folder / RECIPE), json.loads(json.dumps(resolved))))
+    changed = list(_changed(before, now))
+    if changed:
+        raise CheckpointError(
+            f"{folder} was started with another recipe (differs in: {', '.join(changed)}); "
+            "resume with the same one or choose another run folder"
+        )
+
+
+def _changed(before: Any, now: Any, name: str = "") -> Iterator[str]:
+    """The settings that differ, with their values where these are short."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted({*before, *now}):
+            yield from _changed(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif before != now:
+        both = f"{json.dumps(before, ensure_ascii=False)}, now {json.dumps(now, ensure_ascii=False)}"
+        yield f"{name}: {both}" if len(both) <= SHORT else name
+
+
 def write_recipe(folder: Path, resolved: dict[str, Any]) -> None:
     """Save the resolved configuration and versions in the run folder. A later run with different ones is refused."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / RECIPE
-    text = json.dumps(resolved, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
-    if path.exists():
-        before, now = (_meant(found) for found in (read_json(path), json.loads(text)))
-        changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
-        if changed:
-            raise CheckpointError(
-                f"{folder} was started with another recipe (differs in: {', '.join(changed)}); "
-                "resume with the same one or choose another run folder"
-            )
+    check_recipe(folder, resolved)
+    if (folder / RECIPE).exists():
         return
-    write_file(path, text.encode())
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(resolved, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+    write_file(folder / RECIPE, text.encode())

@@ -38,7 +38,7 @@ from handscroll.train.parallel.shard import shard, unsharded
 from handscroll.train.parallel.world import World, join_world, same_everywhere
 from handscroll.train.planned import afford, planned
 from handscroll.train.recipe import Recipe
-from handscroll.train.run import RECIPE, Progress, Run, write_recipe
+from handscroll.train.run import RECIPE, Progress, Run, check_recipe, write_recipe
 from handscroll.train.step import Memory
 from handscroll.train.strategies.certificate import certify, memory_needed
 from handscroll.train.streams import Account, HeldOut, held_out, row_streams, updates
@@ -83,10 +83,11 @@ def _run(recipe: Recipe, folder: Path, world: World, options: RunOptions) -> tup
     rows = row_streams(recipe, text, tokenizer)
     stream = updates(recipe, rows, tokenizer, model)
     held = None if recipe.validated is None else held_out(recipe.validated, tokenizer, model.config)
-    _keep_resolved(recipe, text, folder, world)
+    resolved = _resolved(recipe, text, folder, world)
     workloads = recipe_workloads(recipe, model.config, sum(document.nbytes for document in text.tokens))
     plan = planned(recipe.memory, workloads, folder, world, options.force, options.show if world.first else None)
     if world.first:
+        write_recipe(folder, resolved)  # a run that the plan refused has not begun
         options.show(str(plan))
         _tell(Account.of(rows, held), folder, options)
     if recipe.lora is not None:
@@ -125,16 +126,18 @@ def _run(recipe: Recipe, folder: Path, world: World, options: RunOptions) -> tup
     return lm, progress
 
 
-def _keep_resolved(recipe: Recipe, text: TokenSource, folder: Path, world: World) -> None:
-    """Save the resolved recipe in the run folder. Refuse a recipe that differs from it, or between ranks."""
+def _resolved(recipe: Recipe, text: TokenSource, folder: Path, world: World) -> dict[str, Any]:
+    """The resolved recipe. One that differs from that of the run folder, or between ranks, is refused."""
     # These three say how the result is computed, so they may change when a run resumes elsewhere.
     what = recipe.model_dump(mode="json", exclude={"memory", "parallel", "device"})
     if recipe.memory.strategy == "recurrent":  # this strategy is not exact, so its settings change the result
         what["memory"] = recipe.memory.model_dump(mode="json", include={"strategy", "chunk", "remembered"})
     resolved = {"recipe": what, "versions": versions(), "text": text.fingerprint}
-    if world.first:
-        write_recipe(folder, resolved | {"threads": torch.get_num_threads()})
     same_everywhere(world, "the recipe, text or version", _digest(resolved))
+    resolved["threads"] = torch.get_num_threads()
+    if world.first:
+        check_recipe(folder, resolved)
+    return resolved
 
 
 def _tell(account: Account, folder: Path, options: RunOptions) -> None:

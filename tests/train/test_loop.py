@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from handscroll.base.errors import CheckpointError, ConfigError, DataError
+from handscroll.base.errors import CapacityError, CheckpointError, ConfigError, DataError
 from handscroll.base.records import read_records
 from handscroll.data.batch import Batch
 from handscroll.objectives.causal import Causal
@@ -82,8 +82,19 @@ def test_copies_are_compared_now_and_then_and_before_each_checkpoint(recipe, tmp
 
 def test_resuming_with_another_recipe_is_refused(recipe, tmp_path):
     run_recipe(recipe(), tmp_path / "run")
-    with pytest.raises(CheckpointError, match="another recipe"):
+    with pytest.raises(CheckpointError, match=r"another recipe \(differs in: recipe.optimizer.lr: .*, now 0.01\)"):
         run_recipe(recipe("optimizer.lr=0.01"), tmp_path / "run")
+
+
+def test_a_run_that_the_plan_refused_has_not_begun(recipe, tmp_path, monkeypatch):
+    def refused(*given, **more):
+        raise CapacityError("it does not fit")
+
+    monkeypatch.setattr(start, "planned", refused)
+    with pytest.raises(CapacityError):
+        run_recipe(recipe("optimizer.lr=0.01"), tmp_path / "run")
+    monkeypatch.undo()
+    run_recipe(recipe(), tmp_path / "run")
 
 
 def test_settings_that_did_nothing_are_no_difference(tmp_path):
