@@ -91,7 +91,7 @@ def generate(
         raise ConfigError("--logprobs appear only in the output of --json; add --json")
     _one_cache(cache, kv_budget, kv_guard, beams)
     lm = load(model, device, dtype, weights, adapter)
-    asked = _asked(lm, text, chat)
+    asked, ends = _asked(lm, text, chat)
     cut = say_cut(max_tokens) if chat else None
     reports: list[str] = []
     drafts = _draft(lm, lookup, draft, dtype)
@@ -99,6 +99,7 @@ def generate(
         **sampling,
         "beyond": beyond,
         "policy": cache or "full",
+        "ends": ends,
         "constraint": _constraint(lm, json_schema, regex, choice),
         "draft": drafts,
     }
@@ -139,23 +140,28 @@ def generate(
         error_screen().print(f"--cache {cache if taken is None else taken.policy}: {report}")
 
 
-def _asked(lm: "LM", text: str, chat: bool) -> list[int]:
-    """The ids of the prompt: of a message in the chat template, of a text in the template itself, or of plain text."""
+def _asked(lm: "LM", text: str, chat: bool) -> tuple[list[int], frozenset[int] | None]:
+    """The ids of the prompt: of a message in the chat template, of a text in the template itself, or of plain text.
+
+    With them what ends the answer: None for the model's own end tokens.
+    """
     from handscroll.generate.chat import Speaker
 
     if chat:
-        return Speaker(lm.tokenizer, where=lm.source).render([{"role": "user", "content": text}]).ids
+        speaker = Speaker(lm.tokenizer, where=lm.source)
+        return speaker.render([{"role": "user", "content": text}]).ids, speaker.ends(lm.model)
     try:
-        ids = Speaker(lm.tokenizer).rendered_already(text)
+        speaker = Speaker(lm.tokenizer)
+        ids = speaker.rendered_already(text)
     except ConfigError:  # no template, or none that can be read
-        return lm.encode(text)
+        return lm.encode(text), None
     said = (
         "the model has a chat template, and this prompt is continued as plain text: --chat asks it as a question"
         if ids is None
         else "the prompt is written in the model's chat template, so its special tokens are read as such"
     )
     error_screen().print(said)
-    return lm.encode(text) if ids is None else ids
+    return (lm.encode(text), None) if ids is None else (ids, speaker.ends(lm.model))
 
 
 def _one_cache(cache: str, kv_budget: str, kv_guard: float | None, beams: int) -> None:

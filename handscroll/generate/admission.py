@@ -54,6 +54,7 @@ def settled(
         CapacityError: under a budget, prompt + max_tokens exceed the context, or no cache within the
             budget is near enough to the exact one. ConfigError: an unknown or impossible setting.
     """
+    ends = settings.get("ends")
     request = Request(
         prompt=begun(model, tokenizer, prompt),
         sampling=sampling_of(settings, Settings.__optional_keys__),
@@ -64,6 +65,7 @@ def settled(
         draft=settings.get("draft"),
         beyond=settings.get("beyond", False),
         policy=settings.get("policy", "full"),
+        ends=None if ends is None else frozenset(ends),
         on_report=settings.get("on_report"),
         on_finish=settings.get("on_finish"),
     )

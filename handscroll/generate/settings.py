@@ -1,6 +1,6 @@
 """The keyword arguments of `LM`'s methods, with their types; `admission.py` turns them into a `Request`."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
 from handscroll.base.errors import ConfigError, nearest
@@ -36,7 +36,8 @@ class Settings(SamplingSettings, total=False):
     not read again, and the tokens are the same. `policy` is the cache policy (docs/generate.md says which are
     approximate). `kv_budget` chooses the policy instead (`LM.choose_cache`; its result may be given too), and
     `kv_guard` is the largest mean KL divergence that it may cost, in nats per token. `constraint` is a grammar that the
-    new text follows (`constrain.py`). `bias` is added to the logits of tokens, by id. `draft` guesses tokens by look-up
+    new text follows (`constrain.py`). `bias` is added to the logits of tokens, by id. `ends` are the ids of the tokens
+    that end the text, the model's own unless given (`Speaker.ends` for an answer in a chat). `draft` guesses tokens by look-up
     (`Lookup`) or with a smaller model (`LM.draft`); the distribution stays the same. `on_report` is called with the
     cost of a budget before the prompt is read, and with the report of the cache at the end. `on_finish` is called with
     why the text ended: "eos", "stop", "complete" (under a constraint) or "length" (`max_tokens`).
@@ -49,6 +50,7 @@ class Settings(SamplingSettings, total=False):
     kv_guard: float
     constraint: Constraint | None
     bias: Mapping[int, float] | None
+    ends: Collection[int] | None
     draft: Drafts | None
     on_report: Callable[[str], None] | None
     on_finish: Callable[[str], None] | None

@@ -174,7 +174,7 @@ def test_a_saved_reading_is_talked_about(instruct, tmp_path):
     run("chat", instruct, "--reading", "raw", *where, fails="plain text")
 
 
-def test_generate_puts_a_prompt_into_the_template_or_says_that_there_is_one(instruct):
+def test_generate_puts_a_prompt_into_the_template_or_says_that_there_is_one(instruct, monkeypatch):
     lm = load(instruct)
     speaker = Speaker(lm.tokenizer)
     rendered = speaker.render([{"role": "user", "content": "import os"}])
@@ -192,6 +192,12 @@ def test_generate_puts_a_prompt_into_the_template_or_says_that_there_is_one(inst
     plain, note = told("import os")
     assert "--chat" in note and plain["prompt_tokens"] == len(lm.encode("import os"))
     assert "[cut after 5 tokens: --max-tokens]" in run(*words[:4], "--prompt", "import os", "--chat").stderr
+    tokens = asked["continuations"][0]["tokens"]
+    first = lm.decode(tokens[: tokens.index(tokens[-1])])
+    monkeypatch.setattr(Speaker, "ends", lambda speaker, model: frozenset(tokens[-1:]))
+    for prompt, *more in (("import os", "--chat"), (rendered.text,)):  # an answer ends where the template ends a turn
+        ended = told(prompt, *more)[0]["continuations"][0]
+        assert ended["finish"] == "eos" and ended["text"] == first
     inside, _ = told("user:<|endoftext|>x")
     assert inside["prompt_tokens"] == len(lm.encode("user:<|endoftext|>x"))
 
