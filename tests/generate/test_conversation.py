@@ -151,6 +151,9 @@ def test_a_reply_follows_the_other_fields_of_a_request(base):
     found = list(base.conversation().reply(request))
     assert [one.token for one in found] == list(want.tokens) and ended == ["length"]
     assert [len(one.scored.top) for one in found] == [2] * 12
+    for wrong in (-1, base.model.config.vocab):
+        with pytest.raises(DataError, match=f"token id {wrong}"):
+            base.conversation().reply(Request(ids, SHORT, bias={wrong: 1.0}))
 
 
 def test_a_refused_turn_leaves_an_exact_conversation_exact(base):

@@ -175,14 +175,17 @@ def test_messages_go_through_the_chat_template(tiny_folder, tmp_path):
             read_requests(write(tmp_path / "w.jsonl", [wrong]), engine, lm.tokenizer)
 
 
-def test_a_line_that_cannot_be_answered_leaves_the_others_alone(tiny_folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error, said", [(DataError("a dead end"), "a dead end"), (RuntimeError("a bug"), "RuntimeError: a bug")]
+)
+def test_a_line_that_cannot_be_answered_leaves_the_others_alone(tiny_folder, tmp_path, monkeypatch, error, said):
     """Here its grammar leads to a dead end in the middle; the other lines, and a second run, go on."""
     calls, real = [], Progress.allowed
 
     def allowed(progress):
         calls.append(progress)
         if len(calls) == 3:
-            raise DataError("a dead end")
+            raise error
         return real(progress)
 
     monkeypatch.setattr("handscroll.generate.constrain.Progress.allowed", allowed)
@@ -192,6 +195,6 @@ def test_a_line_that_cannot_be_answered_leaves_the_others_alone(tiny_folder, tmp
     assert result.exit_code == 0 and "2 answers" in result.stdout
     assert "1 lines could not be answered (2)" in result.stderr
     found = records(out)
-    assert found[1]["error"] == "a dead end" and [one["line"] for one in found] == [1, 2, 3]
+    assert found[1]["error"] == said and [one["line"] for one in found] == [1, 2, 3]
     assert found[0]["text"] and found[2]["text"] and "text" not in found[1]
     assert "3 of them from before" in run("batch", tiny_folder, requests, "--out", out)

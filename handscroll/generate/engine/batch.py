@@ -220,10 +220,10 @@ class _Answer:
 
     def record(self) -> dict[str, Any]:
         about: dict[str, Any] = {"line": self.asked.number, "request": self.digest}
-        if isinstance(self.job.error, HandscrollError):  # of this line alone: the others are answered
-            return about | {"error": str(self.job.error)}
-        if self.job.error is not None:
-            raise self.job.error
+        error = self.job.error
+        if error is not None:  # of this line alone: the others are answered
+            said = str(error) if isinstance(error, HandscrollError) else f"{type(error).__name__}: {error}"
+            return about | {"error": said}
         record = {
             **about,
             "text": self.job.text,
