@@ -109,6 +109,21 @@ def test_a_document_that_was_changed_is_found(store):
         store.document("book")
 
 
+def test_a_damaged_record_is_said_and_can_be_forgotten(store):
+    """Its document goes with it; the names beside it stay."""
+    store.name("book", "1" * 32, 10, OLD)
+    store.name("other", "2" * 32, 20)
+    (store.folder / "names" / "book.json").write_text('{"number": "11')
+    with pytest.raises(CheckpointError, match="record of the reading 'book' is damaged"):
+        store.named("book")
+    with pytest.raises(ConfigError, match="no reading is named 'boot'"):
+        store.forget("boot")
+    store.forget("book")
+    assert not texts(store) and list(store.names()) == ["other"]
+    with pytest.raises(ConfigError, match="no reading is named 'book'"):
+        store.named("book")
+
+
 def test_a_name_that_gets_another_text_while_it_is_opened_gives_that_one(store, monkeypatch):
     store.name("book", "1" * 32, 10, OLD)
     found = names.Names._text

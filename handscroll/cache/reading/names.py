@@ -50,12 +50,22 @@ class Names:
 
         Raises:
             ConfigError: there is no such name.
+            CheckpointError: its record is damaged.
         """
         known = self.all()
+        if name not in known and self.holds(name):
+            raise CheckpointError(
+                f"the record of the reading '{name}' is damaged ({self._path(name)}); read the text again under this "
+                "name, or forget it (handscroll readings --forget)"
+            )
         if name not in known:
             near = nearest(name, known) if known else "none is saved here"
             raise ConfigError(f"no reading is named '{name}': {near}")
         return known[name]
+
+    def holds(self, name: str) -> bool:
+        """Whether there is a record of a name, damaged or not."""
+        return any(path.stem == name for path in self.folder.glob("*.json"))
 
     def put(self, name: str, number: str, length: int, document: Document | None) -> None:
         """Let a name stand for the first `length` tokens of a part, and for a document if they hold one."""

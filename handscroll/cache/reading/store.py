@@ -246,12 +246,16 @@ class Store:
     def forget(self, name: str) -> None:
         """Remove a name, and of its part all that no other name stands for and no other part continues.
 
+        A name whose record is damaged is removed too; what it stood for goes when room is needed.
+
         Raises:
             ConfigError: there is no such name.
             CheckpointError: the disk refused the shorter part that others need; `prune` tries it again.
         """
         with self._lock():
-            number, _ = self._names.find(name)
+            number = self._names.all().get(name, ("", 0))[0]
+            if not self._names.holds(name):
+                self._names.find(name)  # says so
             self._names.remove(name)
             self._sweep()
             known = self._known()
