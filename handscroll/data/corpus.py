@@ -8,6 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from handscroll.base.errors import DataError
+from handscroll.text.paths import not_entered
 
 _log = logging.getLogger("handscroll.files")
 
@@ -23,7 +24,8 @@ def select(files: Sequence[str], exclude: Sequence[str] = (), include: Sequence[
     `{stdlib}` stands for the standard library's folder. `exclude` and `include` are patterns on the path relative to
     the glob's fixed part (`test/*`, `argparse.py`), or on the path as `files` writes it, or on the whole path. If
     `include` is given, only files that match one of its patterns are taken. What is excluded under one glob is left out
-    of all. Empty files (package markers) are left out. The log tells patterns with wildcards that exclude nothing.
+    of all. Empty files (package markers) are left out. The log tells patterns with wildcards that exclude nothing, and
+    folders that are links or cannot be opened.
 
     Raises:
         DataError: a pattern in `files` or `include`, or a name without wildcards in `exclude`, matches nothing, or no
@@ -84,5 +86,8 @@ def _found(pattern: str) -> tuple[Path, list[Path]]:
     if not star and Path(root).is_file():
         return Path(root).parent, [Path(root)]
     base = Path(root) if not star or root.endswith("/") else Path(root).parent
+    if base.is_dir() and (not star or "**" in pattern):
+        for folder in not_entered(base):
+            _log.warning("files = %r: %s", pattern, folder)
     found = base.glob(root.rpartition("/")[2] + star + rest) if star else base.rglob("*")
     return base, [path for path in sorted(found) if path.is_file()]

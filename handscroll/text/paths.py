@@ -42,15 +42,34 @@ def within(folder: Path) -> Found:
     Raises:
         DataError: the folder cannot be opened.
     """
-    found, closed = Found(), []
+    found = Found()
+    for paths in _walk(folder, found.apart):
+        _sort(paths, found)
+    return _once(found)
+
+
+def not_entered(folder: Path) -> list[str]:
+    """The folders inside a folder that are links or cannot be opened, each with the reason; hidden ones do not count.
+
+    Raises:
+        DataError: the folder cannot be opened.
+    """
+    apart: list[str] = []
+    for _ in _walk(folder, apart):
+        pass
+    return apart
+
+
+def _walk(folder: Path, apart: list[str]) -> Iterator[list[Path]]:
+    """The files of each folder that is entered, without hidden names; `apart` gets the folders that are not."""
+    closed: list[OSError] = []
     for here, folders, names in os.walk(folder, onerror=closed.append):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found.apart += [_linked(Path(here, name)) for name in folders if Path(here, name).is_symlink()]
-        _sort([Path(here, name) for name in names if not name.startswith(".")], found)
+        apart += [_linked(Path(here, name)) for name in folders if Path(here, name).is_symlink()]
+        yield [Path(here, name) for name in names if not name.startswith(".")]
     if closed and Path(closed[0].filename) == folder:
         raise DataError(_closed(folder, closed[0]))
-    found.apart += [_closed(Path(error.filename), error) for error in closed]
-    return _once(found)
+    apart += [_closed(Path(error.filename), error) for error in closed]
 
 
 def _sort(paths: Iterable[Path], found: Found) -> None:

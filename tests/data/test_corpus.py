@@ -86,3 +86,16 @@ def test_a_name_that_is_no_file_is_refused(books):
 def test_a_pattern_that_excludes_nothing_is_told(books, caplog):
     assert len(select(["books/*.txt"], ["tests/*"])) == 2
     assert "exclude = 'tests/*' matches no file" in caplog.text
+
+
+def test_folders_that_are_links_are_told(books, tmp_path, caplog):
+    """Neither a folder nor ** enters them; a plain pattern looks into no folder."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "d.txt").write_text("d")
+    (books / "linked").symlink_to(tmp_path / "elsewhere")
+    for pattern in ("books", "books/**/*.txt"):
+        caplog.clear()
+        assert not any(name.endswith("d.txt") for name in names([pattern]))
+        assert "folder books/linked is a link to another folder" in caplog.text, pattern
+    caplog.clear()
+    assert names(["books/*.txt"]) and not caplog.text
