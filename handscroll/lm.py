@@ -48,7 +48,7 @@ from handscroll.models.model import Decoder
 from handscroll.models.onnx import Differences, graph_of, save_onnx
 from handscroll.models.sentence_folder import Sentences, write_recipe
 from handscroll.models.vectors import How, vectors
-from handscroll.models.weights import load_model, read_provenance, save_model, write_provenance, written_dtype
+from handscroll.models.weights import TASK, load_model, read_provenance, save_model, write_provenance, written_dtype
 from handscroll.nn.quantised import PROJECTIONS
 from handscroll.text.chat.messages import Message
 from handscroll.text.framed import Text
@@ -411,6 +411,8 @@ class LM:
         self.defaults.write(folder, config.bos, config.eos, self.tokenizer.pad)
         write_recipe(self.sentences, folder, self.model.config.width)
         write_provenance(self.provenance, folder)
+        if folder.resolve() != Path(self.source).resolve():
+            (folder / TASK).unlink(missing_ok=True)
         return folder
 
     def merge(self) -> "LM":

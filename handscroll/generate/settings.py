@@ -37,10 +37,10 @@ class Settings(SamplingSettings, total=False):
     approximate). `kv_budget` chooses the policy instead (`LM.choose_cache`; its result may be given too), and
     `kv_guard` is the largest mean KL divergence that it may cost, in nats per token. `constraint` is a grammar that the
     new text follows (`constrain.py`). `bias` is added to the logits of tokens, by id. `ends` are the ids of the tokens
-    that end the text, the model's own unless given (`Speaker.ends` for an answer in a chat). `draft` guesses tokens by look-up
-    (`Lookup`) or with a smaller model (`LM.draft`); the distribution stays the same. `on_report` is called with the
-    cost of a budget before the prompt is read, and with the report of the cache at the end. `on_finish` is called with
-    why the text ended: "eos", "stop", "complete" (under a constraint) or "length" (`max_tokens`).
+    that end the text, the model's own unless given (`Speaker.ends` for an answer in a chat). `draft` guesses tokens by
+    look-up (`Lookup`) or with a smaller model (`LM.draft`); the distribution stays the same. `on_report` is called
+    with the cost of a budget before the prompt is read, and with the report of the cache at the end. `on_finish` is
+    called with why the text ended: "eos", "stop", "complete" (under a constraint) or "length" (`max_tokens`).
     """
 
     beyond: bool

@@ -39,6 +39,7 @@ BUFFERS = re.compile(r"(rotary_emb\.inv_freq|\.(attn|attention)\.(masked_)?bias|
 PREFIXES = ("model.", "transformer.", "bert.", "roberta.", "distilbert.", "electra.", "gpt_neox.")
 _log = logging.getLogger("handscroll.checkpoints")
 PROVENANCE, PROVENANCE_KEY = "handscroll.json", "handscroll.provenance"
+TASK = "task.json"  # the task that a model was tuned for
 ADAPTER = "adapter_config.json"  # the configuration of an adapter folder of PEFT's form
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 

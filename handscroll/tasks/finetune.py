@@ -18,6 +18,7 @@ from handscroll.data.table.write import plain
 from handscroll.lm import LM, load
 from handscroll.metrics.scores import Measured
 from handscroll.models.locate import locate
+from handscroll.models.weights import TASK
 from handscroll.nn.finite import check_weights
 from handscroll.nn.quantised import kept_bytes, quantised
 from handscroll.tasks.card import card
@@ -36,7 +37,6 @@ from handscroll.train.run import Loop, Progress, Run, write_recipe
 from handscroll.train.schedule import Schedule
 from handscroll.train.start import trained_from, versions
 
-TASK = "task.json"  # beside the weights of what was tuned for a task
 SHORTEST = 512  # tokens of a row, where no example is longer
 SCORED = ("valid", "test", "second")
 

@@ -11,9 +11,8 @@ from handscroll.cache.reading.store import Store
 from handscroll.data.table.read import read_table
 from handscroll.lm import LM, load
 from handscroll.metrics.scores import Measured
-from handscroll.models.weights import read_json
+from handscroll.models.weights import TASK, read_json
 from handscroll.tasks.examples import drawn
-from handscroll.tasks.finetune import TASK
 from handscroll.tasks.prompting import Choose, Prompting, notes_of
 from handscroll.tasks.recipe import TaskData
 from handscroll.tasks.task import Example, OnDone, Part, Prediction, Task, task_from

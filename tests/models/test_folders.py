@@ -60,6 +60,7 @@ def test_a_folder_is_written_in_the_dtype_that_it_had(folder, tmp_path, dtype):
 LEFT = {
     "generation_config.json": '{"eos_token_id": [77], "do_sample": true, "temperature": 0.9}',
     "handscroll.json": '{"method": "pi"}',
+    "task.json": '{"name": "classify"}',
     "modules.json": '[{"type": "x.Dense", "path": ""}]',
     "1_Pooling/config.json": '{"pooling_mode_cls_token": true}',
     "sentence_bert_config.json": '{"max_seq_length": 8}',
