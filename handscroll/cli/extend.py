@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from handscroll.base.errors import ConfigError
-from handscroll.cli.options import Device, Encoding, Key, Model, SkipPictures, given_options, reader
+from handscroll.cli.options import Device, Encoding, Key, Model, SkipPictures, reader, refuse_idle
 from handscroll.cli.screen import bar, error_screen, screen, table
 
 # options that need another one
@@ -80,10 +80,8 @@ def extend(
         settings = TuneSettings.parse(values, "extend --tune")
     searching = Search.parse({"generations": generations, "seed": seed}, "extend --search") if search else None
     comparing = Comparing.parse({"seeds": seeds, "needles": needles}, "extend --compare") if compare else None
-    for need, names in NEEDED.items():
-        idle = [name for name in names if name in given_options(context)]
-        if idle and not context.params[need]:
-            raise ConfigError(f"--{idle[0]} needs --{need}: give that too, or leave it out")
+    rules = [(context.params[need], names, f"give --{need} too, or leave it out") for need, names in NEEDED.items()]
+    refuse_idle(context, *rules)
     given = None if factors is None else _read_factors(factors)
     how = reader(key, encoding, skip_pictures)
     for files in (text, tune):
