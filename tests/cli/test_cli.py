@@ -146,7 +146,17 @@ def test_extend_with_lora_tuning(tiny_folder, tmp_path):
     kept = json.loads((tmp_path / "tuned" / "handscroll.json").read_text())
     assert kept["tuned"]["steps"] == 3 and kept["tuned"]["lora"]["rank"] == 2
     assert (tmp_path / "tuned.tuning" / "adapter" / "adapter_config.json").exists()
-    run("extend", tiny_folder, "--to", "128", "--lora", "2", "--out", tmp_path / "y", fails="--lora does nothing here: give --tune too")
+    run(
+        "extend",
+        tiny_folder,
+        "--to",
+        "128",
+        "--lora",
+        "2",
+        "--out",
+        tmp_path / "y",
+        fails="--lora does nothing here: give --tune too",
+    )
 
 
 BAD = {
