@@ -146,7 +146,8 @@ def test_extend_with_lora_tuning(tiny_folder, tmp_path):
     kept = json.loads((tmp_path / "tuned" / "handscroll.json").read_text())
     assert kept["tuned"]["steps"] == 3 and kept["tuned"]["lora"]["rank"] == 2
     assert (tmp_path / "tuned.tuning" / "adapter" / "adapter_config.json").exists()
-    run(
+    idle = "--lora does nothing here: give --tune too"
+    run("extend", tiny_folder, "--to", "128", "--lora", "2", "--out", tmp_path / "y", fails=idle)
         "extend",
         tiny_folder,
         "--to",
