@@ -148,16 +148,6 @@ def test_extend_with_lora_tuning(tiny_folder, tmp_path):
     assert (tmp_path / "tuned.tuning" / "adapter" / "adapter_config.json").exists()
     idle = "--lora does nothing here: give --tune too"
     run("extend", tiny_folder, "--to", "128", "--lora", "2", "--out", tmp_path / "y", fails=idle)
-        "extend",
-        tiny_folder,
-        "--to",
-        "128",
-        "--lora",
-        "2",
-        "--out",
-        tmp_path / "y",
-        fails="--lora does nothing here: give --tune too",
-    )
 
 
 BAD = {
