@@ -118,6 +118,7 @@ async function learn() {
     restore();
     follow();
     show();
+    emit("documents"); // a question may have waited while the page was away
     if (state.models.some((one) => one.state === "waiting" || one.state === "loading")) setTimeout(learnModels, LOADING);
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;

@@ -1,13 +1,13 @@
 // Ask: a conversation about documents (or about none), with their texts beside it.
 
-import { field, fill, h, say } from "./dom.js";
+import { composes, field, fill, h, say } from "./dom.js";
 import { readingOf } from "./following.js";
 import { gauge } from "./gauge.js";
 import { drop } from "./kept.js";
 import { originals } from "./original.js";
 import { chosen, several } from "./choose.js";
 import { documentsOf, model, on, state, talkOf } from "./state.js";
-import { asMarkdown, busy, question, sourcesOf } from "./talk.js";
+import { asMarkdown, busy, question, sourcesOf, written } from "./talk.js";
 import { turnNode } from "./turns.js";
 import { obstacle, waitingNode } from "./waiting.js";
 import { number, t } from "./words.js";
@@ -166,14 +166,14 @@ function composing(view) {
   };
   input.addEventListener("input", () => { talk.draft = input.value; grow(); measured.changed(); });
   input.addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    if (event.key !== "Enter" || event.shiftKey || composes(event)) return;
     event.preventDefault();
     if (!busy(talk)) node.requestSubmit();
   });
   node.addEventListener("submit", (event) => {
     event.preventDefault();
     if (busy(talk)) {
-      talk.turns.at(-1).stop.abort();
+      written(talk).stop.abort();
       say(t("ask.stopped"));
       return;
     }

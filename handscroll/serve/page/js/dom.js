@@ -65,6 +65,9 @@ export function field(label, control, hint = "") {
   return h("div", { class: "field" }, h("label", { for: id }, label), control, hint && h("p", { class: "note", id: `${id}-hint` }, hint));
 }
 
+/** Whether a key belongs to an input method, as that of Enter which takes a word. Some browsers only tell it by the number. */
+export const composes = (event) => event.isComposing || event.keyCode === 229;
+
 /** A dialog that asks; resolves to what `value` gives when it is accepted, or null. */
 export function ask({ title, body, accept, refuse, value = () => true }) {
   return new Promise((resolve) => {
@@ -77,7 +80,7 @@ export function ask({ title, body, accept, refuse, value = () => true }) {
         refuse && h("button", { class: "quiet", type: "button", on: { click: done } }, refuse),
         h("button", { class: "press", type: "button", on: { click: () => { answer = value(); done(); } } }, accept)));
     dialog.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && event.target.tagName === "INPUT") { answer = value(); done(); }
+      if (event.key === "Enter" && !composes(event) && event.target.tagName === "INPUT") { answer = value(); done(); }
     });
     dialog.addEventListener("close", () => {
       dialog.remove();

@@ -41,8 +41,11 @@ export const sourcesOf = ({ contract }) => contract?.documents ?? (contract?.doc
 /** Whether one document was read whole for an answer: only then is there more to find out. */
 export const whole = (turn) => turn.contract?.document?.how === "whole";
 
-/** The earlier questions and answers of a turn. */
-export const before = (talk, turn) => messages(talk, turn, "").filter((one) => one.role !== "system");
+/** The earlier questions and answers that a turn was asked with. Of a turn that was restored they are those of its conversation. */
+function before(talk, turn) {
+  const said = turn.body.messages?.slice(0, -1) ?? (talk.turns.includes(turn) ? messages(talk, turn, "") : []);
+  return said.filter((one) => one.role !== "system");
+}
 
 /** A new answer: empty until pieces arrive. `body` is what was asked for. */
 export function begin(body) {
@@ -124,7 +127,10 @@ export function back(talk, turn = talk.turns.at(-1)) {
   return turn?.question ?? "";
 }
 
-export const busy = (talk) => talk.turns.some((turn) => turn.state === "writing");
+/** The turn whose answer is being written. */
+export const written = (talk) => talk.turns.find((turn) => turn.state === "writing");
+
+export const busy = (talk) => Boolean(written(talk));
 
 /** Find out why an answer was given. */
 export async function explain(talk, turn) {

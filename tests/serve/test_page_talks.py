@@ -1,0 +1,97 @@
+"""Conversations of the page: questions that wait, answers that are stopped, and what is explained, copied and saved."""
+
+import threading
+from contextlib import contextmanager
+
+import pytest
+
+from tests.serve import material
+from tests.serve.browsing import asked, given
+from tests.serve.material import SHIP
+
+
+@pytest.fixture(scope="module")
+def live(served_models, tmp_path_factory):
+    with material.live(tmp_path_factory.mktemp("talks"), {"tiny": served_models["tiny"]}, room=200, answer=16) as made:
+        yield made
+
+
+@contextmanager
+def unread(live, page, monkeypatch, name: str, text: str):
+    """The conversation about a document whose reading goes on until the yielded event is set."""
+    gate = threading.Event()
+    with monkeypatch.context() as patched:
+        patched.setattr(live.serving.worker, "breathe", lambda seconds: gate.wait(30))
+        page.set_input_files("input[type=file]", {"name": name, "mimeType": "text/plain", "buffer": text.encode()})
+        page.wait_for_selector(".now >> text=Ask")
+        page.click("nav >> text=Ask")
+        page.wait_for_selector(".waiting [role=progressbar]")
+        try:
+            yield gate
+        finally:
+            gate.set()
+
+
+def pressed(page, question: str) -> None:
+    """Ask a question without waiting for its answer."""
+    page.fill("#question", question)
+    page.keyboard.press("Enter")
+
+
+def test_stop_ends_the_answer_that_is_written_and_not_the_question_behind_it(watched, live, monkeypatch):
+    page = watched.page
+    with unread(live, page, monkeypatch, "stop.md", "Of its own.\n" + SHIP * 8) as gate:
+        pressed(page, "The first?")
+        pressed(page, "The second?")
+        page.wait_for_selector(".turn >> nth=1")
+        page.route("**/v1/chat/completions", lambda route: None)
+        gate.set()
+        page.wait_for_selector(".composer .stopping")
+        page.unroute("**/v1/chat/completions")
+        page.click(".composer .stopping")
+        page.wait_for_selector(".turn:first-child :text('Stopped by you.')")
+        page.wait_for_selector(".turn:last-child .contract")
+
+
+def test_a_question_that_waited_is_asked_when_the_page_comes_back(watched, live, monkeypatch):
+    page = watched.page
+    with unread(live, page, monkeypatch, "away.md", "Another one.\n" + SHIP * 8) as gate:
+        pressed(page, "What?")
+        page.wait_for_selector(".turn >> text=Take it back")
+        address = page.url
+        page.goto("about:blank")
+        gate.set()
+        material.read(live, address.rpartition("/")[2])
+    page.goto(address)
+    page.wait_for_selector(".turn .contract")
+
+
+def test_an_answer_is_explained_for_the_prompt_that_it_answers(watched):
+    page = watched.page
+    given(page, "explained.md", SHIP)
+    page.click(".library th a:text-is('explained.md')")
+    asked(page, "What does the captain drink?")
+    sent = []
+    page.route("**/explain", lambda route: (sent.append(route.request.post_data_json), route.abort()))
+    page.click("nav >> text=Tasks")
+    page.get_by_label("What", exact=True).select_option(label="explained.md")
+    page.click("text=Begin")
+    page.click(".result >> text=Look inside")
+    page.click("button:text-is('Why this answer?')")
+    page.wait_for_selector("#map-title ~ .fault")
+    assert sent.pop()["history"] == []
+    watched.faults.clear()  # the browser itself notes each request that fails
+
+
+def test_an_input_method_has_the_enter_key_for_itself(watched):
+    page = watched.page
+    page.click("text=Paste a text")
+    enter = "(node, of) => node.dispatchEvent(new KeyboardEvent('keydown', { key: 'Enter', bubbles: true, ...of }))"
+    for of in ({"isComposing": True}, {"keyCode": 229}):
+        page.locator("dialog input").evaluate(enter, of)
+        assert page.locator("dialog").count() == 1, of
+    page.click("dialog >> text=Cancel")
+    page.click("nav >> text=Ask")
+    page.fill("#question", "half a word")
+    page.locator("#question").evaluate(enter, {"keyCode": 229})
+    assert page.input_value("#question") == "half a word"
