@@ -1,8 +1,11 @@
 // The server's interface, in one place. Every error is an ApiError with the server's own words.
 
+import { emit } from "./state.js";
 import * as tab from "./tab.js";
 
 const KEY = "key";
+// Refusals after which what the page knows of the server may no longer be so.
+const STALE = new Set(["unreachable", "model_loading", "model_not_found", "document_not_found"]);
 
 export class ApiError extends Error {
   constructor(message, status = 0, code = "") {
@@ -23,13 +26,22 @@ const headers = (more = {}) => (key.get() ? { ...more, Authorization: `Bearer ${
 /** Asked once when the server wants a key: resolves to true if one was given (set by app.js). */
 export const locked = { ask: async () => false };
 
+/** A refusal; that the page should look again at what is served is told as the event "stale". */
+function refusal(message, status, code) {
+  if (STALE.has(code)) emit("stale");
+  return new ApiError(message, status, code);
+}
+
+const unreachable = () => refusal("", 0, "unreachable");
+
 function errorOf(status, text) {
+  let error;
   try {
-    const { error } = JSON.parse(text);
-    return new ApiError(error.message, status, error.code ?? "");
+    ({ error } = JSON.parse(text));
   } catch {
     return new ApiError(text.slice(0, 500) || `HTTP ${status}`, status);
   }
+  return refusal(error.message, status, error.code ?? "");
 }
 
 async function send(method, path, { json, signal, again = true } = {}) {
@@ -40,7 +52,7 @@ async function send(method, path, { json, signal, again = true } = {}) {
     response = await fetch(path, init);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ApiError("", 0, "unreachable");
+    throw unreachable();
   }
   if (response.ok) return response;
   if (response.status === 401 && again && (await locked.ask())) return send(method, path, { json, signal, again: false });
@@ -56,7 +68,7 @@ async function* events(response) {
   let rest = "";
   const next = () => reader.read().catch((error) => {
     // A server that ends within an answer is told as a TypeError.
-    throw error instanceof TypeError ? new ApiError("", 0, "unreachable") : error;
+    throw error instanceof TypeError ? unreachable() : error;
   });
   try {
     for (;;) {
@@ -67,7 +79,7 @@ async function* events(response) {
       for (const line of lines) {
         if (!line.startsWith("data: ") || line === "data: [DONE]") continue;
         const event = JSON.parse(line.slice(6));
-        if (event.error) throw new ApiError(event.error.message, 200, event.error.code ?? "");
+        if (event.error) throw refusal(event.error.message, 200, event.error.code ?? "");
         yield event;
       }
     }
@@ -91,7 +103,7 @@ function upload(file, model, onSent, signal, again = true) {
       if (request.status === 401 && again && (await locked.ask())) return resolve(upload(file, model, onSent, signal, false));
       return reject(errorOf(request.status, request.responseText));
     });
-    request.addEventListener("error", () => reject(new ApiError("", 0, "unreachable")));
+    request.addEventListener("error", () => reject(unreachable()));
     request.addEventListener("abort", () => reject(new DOMException("stopped", "AbortError")));
     signal?.addEventListener("abort", () => request.abort());
     request.send(form);

@@ -11,9 +11,10 @@ import { tasksView } from "./tasks.js";
 import { lookView } from "./look.js";
 import { follow } from "./following.js";
 import { restore } from "./kept.js";
+import { lookOn } from "./learning.js";
 
 const PLACES = { read: readView, ask: askView, tasks: tasksView, look: lookView };
-const LOADING = 2000; // milliseconds between two looks at a model that is being loaded
+const RETRY = 4000; // milliseconds until a server that did not answer is asked again
 let leave = () => {};
 
 function place() {
@@ -109,7 +110,7 @@ async function askForKey() {
   return Boolean(given);
 }
 
-/** What models there are; looks again while one is being loaded, or while the server does not answer. */
+/** What models and documents there are, when the page is opened; tries again if the server does not answer. */
 async function learn() {
   try {
     state.models = await api.models();
@@ -119,38 +120,23 @@ async function learn() {
     follow();
     show();
     emit("documents"); // a question may have waited while the page was away
-    if (state.models.some((one) => one.state === "waiting" || one.state === "loading")) setTimeout(learnModels, LOADING);
+    lookOn();
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
     const words = error.code === "unreachable" ? t("unreachable.again") : error.message;
-    fill(find("main"), h("div", { class: "sheet" }, h("p", { class: "fault" }, words)));
+    const keyless = error.status === 401; // asked for again only when somebody wants to give one
+    fill(find("main"), h("div", { class: "sheet" }, h("p", { class: "fault" }, words),
+      keyless && h("p", {}, h("button", { class: "press", type: "button", on: { click: learn } }, t("key.again")))));
     say(words, true);
-    setTimeout(learn, 2 * LOADING);
+    if (!keyless) setTimeout(learn, RETRY);
   }
 }
 
-async function learnModels() {
-  try {
-    const seen = () => JSON.stringify([state.silent, state.models.map((one) => one.state)]);
-    const before = seen();
-    try {
-      state.models = await api.models();
-      state.silent = false;
-    } catch (error) {
-      if (error.code !== "unreachable") throw error;
-      state.silent = true;
-    }
-    if (seen() !== before) {
-      emit("models");
-      top(place().name);
-      const banner = find("top").querySelector(".banner");
-      if (banner) say(banner.textContent, true);
-    }
-  } catch (error) {
-    if (!(error instanceof ApiError)) throw error;
-  }
-  if (state.models.some((one) => one.state === "waiting" || one.state === "loading")) setTimeout(learnModels, LOADING);
-}
+on("models", () => {
+  top(place().name);
+  const banner = find("top").querySelector(".banner");
+  if (banner) say(banner.textContent, true);
+});
 
 find("skip").addEventListener("click", (event) => {
   event.preventDefault();

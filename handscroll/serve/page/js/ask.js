@@ -33,6 +33,7 @@ export function askView(main, key) {
   ends.push(() => { for (const part of view.parts.values()) part.end(); });
   const learned = () => {
     view.entries = documentsOf(key);
+    offer(view);
     paint(view);
     composer.learned();
   };
@@ -48,16 +49,25 @@ export function askView(main, key) {
 /** Which documents, which side on a narrow screen, and the settings. */
 function head(view) {
   const { talk, entries } = view;
-  const all = state.documents;
-  const select = h("select", { id: "which-document", on: { change: () => choose(select, talk) } },
-    h("option", { value: "" }, t("ask.none")), all.map((one) => h("option", { value: one.id }, one.name)),
-    entries.length > 1 && h("option", { value: talk.document }, t("choose.these", { count: entries.length, names: entries.map((one) => one.name).join(", ") })),
-    all.length > 1 && h("option", { value: SEVERAL }, t("choose.several")));
-  select.value = talk.document;
+  const select = h("select", { id: "which-document", on: { change: () => choose(select, talk) } });
+  view.select = select;
+  offer(view);
   const side = (name) => h("button", { class: "plain side", type: "button", "aria-pressed": String(name === "conversation"), "data-side": name, on: { click: () => turnTo(view, name) } }, t(`ask.${name}`));
   return h("div", { class: "about" },
     h("div", { class: "which-document" }, h("label", { for: "which-document", class: "unseen" }, t("ask.of")), select, entries.length > 0 && h("span", { class: "sides" }, side("conversation"), side("text"))),
     settings(talk));
+}
+
+/** The documents that can be chosen; only written anew if they are others, since the list may be open. */
+function offer({ select, talk, entries }) {
+  const all = state.documents;
+  const offered = JSON.stringify(all.map((one) => [one.id, one.name]));
+  if (select.dataset.offered === offered) return;
+  select.dataset.offered = offered;
+  fill(select, h("option", { value: "" }, t("ask.none")), all.map((one) => h("option", { value: one.id }, one.name)),
+    entries.length > 1 && h("option", { value: talk.document }, t("choose.these", { count: entries.length, names: entries.map((one) => one.name).join(", ") })),
+    all.length > 1 && h("option", { value: SEVERAL }, t("choose.several")));
+  select.value = talk.document;
 }
 
 function choose(select, talk) {

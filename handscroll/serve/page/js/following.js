@@ -78,6 +78,7 @@ async function look() {
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       if (error.status === 404) emit("deleted", entry.id);
+      if (error.status === 401) { watching = false; return; } // no key was given: it is asked for at the next need
     }
   }
   watching = false;

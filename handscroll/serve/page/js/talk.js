@@ -3,6 +3,7 @@
 import { ApiError, api } from "./api.js";
 import { say } from "./dom.js";
 import { readingOf, relearn } from "./following.js";
+import { learnAgain } from "./learning.js";
 import { documentsOf, emit, model, on, state } from "./state.js";
 import { obstacle } from "./waiting.js";
 import { t } from "./words.js";
@@ -98,13 +99,20 @@ async function next(talk) {
   emit("turn", turn);
   emit("talk", talk);
   await run(turn, stream);
-  // A reading may have been evicted since the page heard of it: then the question waits for it, once.
-  if (UNREAD.has(turn.code) && !turn.returned) {
-    Object.assign(turn, { state: "queued", returned: true });
-    relearn(documentsOf(talk.document).map((one) => one.id));
-  } else next(talk);
+  const learns = missing(talk, turn);
+  if (learns) Object.assign(turn, { state: "queued", returned: turn.code });
   emit("turn", turn);
   emit("talk", talk);
+  await learns?.();
+  next(talk);
+}
+
+/** A reading may have been evicted since the page heard of it, or the server been started anew and be loading the model: then the
+ * question waits, once for each. Returns what learns how far that is, or null. */
+function missing(talk, { code, returned }) {
+  if (code === returned) return null;
+  if (UNREAD.has(code)) return () => relearn(documentsOf(talk.document).map((one) => one.id));
+  return code === "model_loading" ? learnAgain : null;
 }
 
 /** The request of a turn, and what streams its answer. */

@@ -34,6 +34,7 @@ const WORDS = {
   "key.text": ["Whoever runs it can make one: handscroll serve --keys FILE --make-key NAME. The key stays in this tab and is forgotten when you close it.", "服务器的管理者可以生成密钥：handscroll serve --keys FILE --make-key NAME。密钥只保存在此标签页中，关闭即忘。"],
   "key.label": ["Key", "密钥"],
   "key.enter": ["Enter", "进入"],
+  "key.again": ["Enter a key", "输入密钥"],
   "key.wrong": ["The server does not know this key.", "服务器不认识这个密钥。"],
 
   "read.title": ["Give it something to read", "给它一篇长文"],

@@ -1,0 +1,60 @@
+// What the server serves, learnt anew when it may have changed: when somebody comes back to the page, after a refusal that says
+// so, and again and again while a model is being loaded or the server does not answer.
+
+import { ApiError, api } from "./api.js";
+import { follow, learned } from "./following.js";
+import { documentOf, emit, on, state } from "./state.js";
+
+const PAUSE = 2000; // milliseconds between two looks
+let timer = 0;
+let looking = null;
+
+/** Ask again which models and documents there are. Whoever wants to know it meanwhile gets the same answer. */
+export function learnAgain() {
+  looking ??= look().finally(() => { looking = null; });
+  return looking;
+}
+
+/** Look again soon, if there is something to wait for. */
+export function lookOn() {
+  clearTimeout(timer);
+  if (state.silent || state.models.some((one) => one.state === "waiting" || one.state === "loading")) timer = setTimeout(learnAgain, PAUSE);
+}
+
+const names = () => state.models.map((one) => one.id).join();
+const models = () => JSON.stringify([state.silent, state.models]);
+const documents = () => JSON.stringify(state.documents);
+
+async function look() {
+  const before = { names: names(), models: models(), documents: documents() };
+  let gone = [];
+  try {
+    state.models = await api.models();
+    gone = await learnDocuments();
+    state.silent = false;
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+    state.silent = error.code === "unreachable";
+    if (error.status === 401) return; // no key was given: it is asked for at the next need
+  }
+  for (const id of gone) emit("deleted", id);
+  if (models() !== before.models) emit("models");
+  if (documents() !== before.documents) emit("documents");
+  if (names() !== before.names || gone.some((id) => location.hash.includes(id))) emit("show");
+  follow();
+  lookOn();
+}
+
+/** Take up what documents there are; returns the ids of those that are gone. */
+async function learnDocuments() {
+  const known = new Set(state.documents.map((one) => one.id));
+  const found = await api.documents();
+  // This page may have deleted or given one while the server answered.
+  for (const one of found) if (!known.has(one.id) || documentOf(one.id)) learned(one);
+  return [...known].filter((id) => documentOf(id) && !found.some((one) => one.id === id));
+}
+
+const again = () => { if (state.documentsKnown && !document.hidden) learnAgain(); };
+on("stale", again);
+addEventListener("focus", again);
+document.addEventListener("visibilitychange", again);

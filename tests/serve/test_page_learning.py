@@ -1,0 +1,81 @@
+"""What the page learns of its server after it was opened: other models, other documents, another key."""
+
+import pytest
+
+from tests.serve import material
+from tests.serve.browsing import Watched, given
+from tests.serve.material import SHIP
+
+KEY = "a key of one's own"
+LOOKED_AT = "dispatchEvent(new Event('focus'))"  # as when somebody comes back to the tab
+
+
+@pytest.fixture(scope="module")
+def live(served_models, tmp_path_factory):
+    with material.live(tmp_path_factory.mktemp("learnt"), {"tiny": served_models["tiny"]}, room=200, answer=16) as made:
+        yield made
+
+
+def test_a_question_to_a_model_that_is_loaded_anew_waits_for_it(watched, live, monkeypatch):
+    page, tiny = watched.page, live.serving.models.all["tiny"]
+    page.click("nav >> text=Ask")
+    page.wait_for_selector(".turns .empty")
+    with monkeypatch.context() as patched:
+        patched.setattr(tiny, "lm", None)
+        patched.setattr(tiny, "state", "loading")
+        page.fill("#question", "Are you there?")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".turn :text('Will be asked as soon as the model is loaded.')")
+        page.wait_for_selector(".which:text-is('tiny is being loaded')")
+    page.wait_for_selector(".turn .contract")
+    assert page.locator(".which").inner_text() == "tiny"
+    watched.faults.clear()  # the browser itself notes each refused request
+
+
+def test_documents_and_models_of_others_appear_and_disappear(watched, live):
+    page = watched.page
+    given(page, "here.md", SHIP)
+    kept = live.http.post("/v1/documents", files={"file": ("other.md", b"Of another tab.\n" + SHIP.encode())}).json()
+    material.read(live, kept["id"])
+    page.evaluate(LOOKED_AT)
+    page.wait_for_selector(".library a:text-is('other.md')")
+    page.click("nav >> text=Ask")
+    page.wait_for_selector("#which-document option:text-is('other.md')", state="attached")
+    live.http.delete(f"/v1/documents/{kept['id']}")
+    page.evaluate(LOOKED_AT)
+    page.wait_for_selector("#which-document option:text-is('other.md')", state="detached")
+    models = live.http.get("/v1/models").json()
+    models["data"][0]["id"] = "renamed"
+    page.route("**/v1/models", lambda route: route.fulfill(json=models))
+    page.evaluate(LOOKED_AT)
+    page.wait_for_selector(".which:text-is('renamed')")
+    watched.faults.clear()  # the gauge asks for a model that is not there
+
+
+def test_a_server_that_is_gone_and_comes_back_is_seen(watched):
+    page = watched.page
+    page.wait_for_selector(".drop")
+    page.route("**/v1/**", lambda route: route.abort())
+    page.evaluate(LOOKED_AT)
+    page.wait_for_selector(".banner:has-text('this page tries again')")
+    page.unroute("**/v1/**")
+    page.wait_for_selector(".banner", state="detached")
+    watched.faults.clear()  # the browser itself notes each request that fails
+
+
+def test_a_key_that_is_not_given_is_not_asked_for_again_by_itself(served_models, browser, tmp_path, monkeypatch):
+    monkeypatch.setenv("HANDSCROLL_KEY", KEY)
+    with material.live(tmp_path / "store", {"tiny": served_models["tiny"]}, KEY) as server:
+        made = Watched(browser, server.url)
+        page = made.page
+        page.clock.install()
+        page.goto(server.url)
+        page.click("dialog >> text=Cancel")
+        page.wait_for_selector(".fault")
+        page.clock.run_for(30_000)
+        assert page.locator("dialog").count() == 0 and made.serious() == []
+        page.click("text=Enter a key")
+        page.fill("dialog input", KEY)
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".drop")
+        page.close()
