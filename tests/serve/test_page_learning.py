@@ -79,3 +79,39 @@ def test_a_key_that_is_not_given_is_not_asked_for_again_by_itself(served_models,
         page.keyboard.press("Enter")
         page.wait_for_selector(".drop")
         page.close()
+
+
+def test_the_chosen_model_keeps_the_focus_and_outlives_a_reload(watched, live):
+    page = watched.page
+    models = live.http.get("/v1/models").json()
+    models["data"].append(models["data"][0] | {"id": "twin"})
+    page.route("**/v1/models", lambda route: route.fulfill(json=models))
+    page.reload()
+    chosen = "() => document.activeElement.matches('.corner select') && document.activeElement.value === 'twin'"
+    page.focus(".corner select")
+    page.keyboard.press("ArrowDown")
+    page.wait_for_function(chosen)
+    page.reload()
+    page.wait_for_selector(".corner select")
+    assert page.input_value(".corner select") == "twin"
+
+
+def test_one_count_at_a_time_is_asked_for_and_then_the_newest(watched):
+    page, held, sent = watched.page, [], []
+    page.clock.install()
+    page.route("**/v1/count", lambda route: held.append(route))
+    page.on("request", lambda one: sent.append(one.post_data_json) if one.url.endswith("/v1/count") else None)
+    page.goto(f"{watched.url}/#/ask")
+    page.reload()
+    for text in ("one", "one two", "one two three"):
+        page.fill("#question", text)
+        page.clock.run_for(1000)
+    page.wait_for_timeout(0)  # let the requests be told of
+    assert len(held) == 1
+    page.unroute("**/v1/count")  # which lets it go on
+    page.wait_for_selector(".gauge[data-total]")
+    page.fill("#question", "one two three four")
+    page.clock.run_for(1000)
+    page.wait_for_selector(".gauge[data-total]")
+    contents = [one["messages"][-1]["content"] for one in sent]
+    assert contents[:2] == ["?", "one two three"] and contents[-1] == "one two three four", contents

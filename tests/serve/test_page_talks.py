@@ -95,3 +95,25 @@ def test_an_input_method_has_the_enter_key_for_itself(watched):
     page.fill("#question", "half a word")
     page.locator("#question").evaluate(enter, {"keyCode": 229})
     assert page.input_value("#question") == "half a word"
+
+
+def test_a_text_is_copied_where_browsers_give_no_clipboard(watched):
+    page = watched.page
+    page.add_init_script("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    page.goto(f"{watched.url}/#/ask")
+    page.reload()
+    page.wait_for_selector("#question")
+    code = """async () => {
+        const { showMarkdown } = await import("/page/js/markdown.js");
+        showMarkdown(document.querySelector(".turns"), "```\\nfirst\\nsecond\\n```");
+    }"""
+    page.evaluate(code)
+    page.click(".code button")
+    page.wait_for_selector(".code button:text-is('Copied')")
+    page.focus("#question")
+    page.keyboard.press("Control+V")
+    assert page.input_value("#question") == "first\nsecond\n"
+    page.wait_for_selector(".code button:text-is('Copy')")
+    page.evaluate("document.execCommand = () => false")
+    page.click(".code button")
+    page.wait_for_selector(".code button:text-is('Not copied: select the text instead')")

@@ -3,7 +3,7 @@
 import { ApiError, api, key, locked } from "./api.js";
 import { usual } from "./choose.js";
 import { ask as askDialog, field, fill, find, h, remember, say } from "./dom.js";
-import { broken, emit, model, on, state, writers } from "./state.js";
+import { broken, chooseModel, emit, model, on, state, writers } from "./state.js";
 import { lang, t } from "./words.js";
 import { readView } from "./read.js";
 import { askView } from "./ask.js";
@@ -67,7 +67,11 @@ function which() {
     const words = !only ? "" : only.state === "ready" ? only.id : only.state === "failed" ? "" : t("model.loading", { name: only.id });
     return h("span", { class: "which", title: words }, words);
   }
-  const select = h("select", { "aria-label": t("model"), on: { change: () => { state.model = select.value; show(); } } },
+  const select = h("select", { id: "model", "aria-label": t("model"), on: { change: () => {
+    chooseModel(select.value);
+    show();
+    find("model").focus();
+  } } },
     able.map((one) => h("option", { value: one.id, disabled: one.state !== "ready" }, one.state === "failed" ? t("model.failed", { name: one.id }) : one.id)));
   select.value = model()?.id ?? "";
   return select;

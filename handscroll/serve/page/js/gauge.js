@@ -15,25 +15,35 @@ const USUAL = 1024; // tokens of an answer, if the server does not say
 /** A gauge that follows a conversation: `ready` says whether it can be asked, `draft` gives the question that is written. */
 export function gauge(talk, ready, draft) {
   const node = h("div", { class: "gauge" });
-  let asked = null;
+  const stop = new AbortController();
+  let asked = false;
+  let newer = false; // whether there is something newer to count than what was asked for
   let known = { key: "" };
 
+  /** One at a time: a server that counts goes on with it when nobody listens any more. */
   async function measure() {
-    asked?.abort();
-    asked = new AbortController();
-    const { signal } = asked;
+    if (stop.signal.aborted) return;
+    newer = asked;
+    if (asked) return;
     const served = model();
-    if (!served || served.state !== "ready" || !served.chat || !ready()) return fill(node);
+    if (!served || served.state !== "ready" || !served.chat || !ready()) { fill(node); return; }
+    asked = true;
     try {
-      paint(node, await parts(served, signal), served, talk);
+      paint(node, await parts(served, stop.signal), served, talk);
     } catch (error) {
-      if (error.name === "AbortError") return undefined;
-      if (!(error instanceof ApiError)) throw error;
-      if (UNREAD.has(error.code)) relearn(documentsOf(talk.document).map((one) => one.id));
-      else if (error.code === "unreachable") fill(node); // the answer says so, or will
-      else fill(node, h("p", { class: "fault" }, error.message));
+      told(error);
+    } finally {
+      asked = false;
     }
-    return undefined;
+    if (newer) await measure();
+  }
+
+  function told(error) {
+    if (error.name === "AbortError") return;
+    if (!(error instanceof ApiError)) throw error;
+    if (UNREAD.has(error.code)) relearn(documentsOf(talk.document).map((one) => one.id));
+    else if (error.code === "unreachable") fill(node); // the answer says so, or will
+    else fill(node, h("p", { class: "fault" }, error.message));
   }
 
   /** The parts of the next prompt, which add up to the server's count of the whole. */
@@ -59,7 +69,7 @@ export function gauge(talk, ready, draft) {
 
   const later = settled(measure, PAUSE);
   later();
-  return { node, changed: later, end: () => asked?.abort() };
+  return { node, changed: later, end: () => stop.abort() };
 }
 
 function paint(node, found, served, talk) {

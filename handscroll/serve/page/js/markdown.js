@@ -2,7 +2,8 @@
 // below. Nothing is ever parsed as HTML, no picture is fetched, and links lead elsewhere only when they are clicked.
 
 import MarkdownIt from "../vendor/markdown-it.esm.min.mjs";
-import { fill, h, say } from "./dom.js";
+import { copyButton } from "./copy.js";
+import { fill, h } from "./dom.js";
 import { mathsPlugin, mathsNode } from "./maths.js";
 import { t } from "./words.js";
 
@@ -92,11 +93,5 @@ function image(token) {
 
 function code(text, language) {
   const body = h("code", {}, text.replace(/\n$/, ""));
-  const copy = h("button", { class: "plain", type: "button", on: { click: async () => {
-    await navigator.clipboard.writeText(text);
-    fill(copy, t("copied"));
-    say(t("copied"));
-    setTimeout(() => fill(copy, t("copy")), 1500);
-  } } }, t("copy"));
-  return h("figure", { class: "code" }, h("figcaption", {}, h("span", {}, language), copy), h("pre", { tabindex: "0" }, body));
+  return h("figure", { class: "code" }, h("figcaption", {}, h("span", {}, language), copyButton(text)), h("pre", { tabindex: "0" }, body));
 }

@@ -1,9 +1,13 @@
 // What the page knows: models, documents, conversations. All of it lives in this tab's memory; conversations are also kept over a
 // reload (kept.js).
 
+import * as tab from "./tab.js";
+
+const MODEL = "model";
+
 export const state = {
   models: [],
-  model: "", // chosen by name; "" means the first that can write
+  model: tab.get(MODEL) ?? "", // chosen by name; "" means the first that can write
   documents: [],
   documentsKnown: false,
   silent: false, // whether the server did not answer when it was looked at last
@@ -35,6 +39,12 @@ export const broken = () => (writers().every((one) => one.state === "failed") ? 
 export function model() {
   const able = writers();
   return able.find((one) => one.id === state.model) ?? able.find((one) => one.state === "ready") ?? able[0] ?? null;
+}
+
+/** Choose the model that is asked; a reload of this tab keeps it. */
+export function chooseModel(name) {
+  state.model = name;
+  tab.set(MODEL, name);
 }
 
 /** The documents of a conversation, by the part of the address that names them: ids joined by "+". */

@@ -2,6 +2,7 @@
 
 import { ApiError, api } from "./api.js";
 import { contractNode } from "./contract.js";
+import { copyButton } from "./copy.js";
 import { field, fill, h, say } from "./dom.js";
 import { readingOf } from "./following.js";
 import { LANGUAGES, LENGTHS, classify, summarise, translate } from "./prompts.js";
@@ -201,7 +202,7 @@ function resultNode(task, draft) {
 function after(turn) {
   if (!turn.answer) return null;
   return h("p", { class: "actions" },
-    h("button", { class: "plain", type: "button", on: { click: async (event) => { const { target } = event; await navigator.clipboard.writeText(turn.answer); fill(target, t("copied")); } } }, t("copy")),
+    copyButton(turn.answer),
     turn.scored.length > 0 && h("button", { class: "plain", type: "button", on: { click: () => { state.look = turn; location.hash = "#/look"; } } }, t("ask.inside")));
 }
 

@@ -1,6 +1,7 @@
 // A question and its answer, as the page shows them: painted anew at each piece that arrives, at most once a frame.
 
 import { contractNode, sourcesNode } from "./contract.js";
+import { copyButton } from "./copy.js";
 import { fill, framed, h } from "./dom.js";
 import { showMarkdown } from "./markdown.js";
 import { documentsOf, emit, on, state } from "./state.js";
@@ -99,12 +100,7 @@ function actions(talk, turn, last, { edit, showText }) {
   if (whole(turn) && turn.answer && !turn.why) parts.unshift(button(t("ask.why"), () => explained(talk, turn, showText)));
   if (turn.answer) {
     parts.push(button(t("ask.inside"), () => { state.look = turn; location.hash = "#/look"; }));
-    parts.push(button(t("copy"), async (event) => {
-      await navigator.clipboard.writeText(turn.answer);
-      const { target } = event;
-      fill(target, t("copied"));
-      setTimeout(() => fill(target, t("copy")), 1500);
-    }));
+    parts.push(copyButton(turn.answer));
   }
   if (last && !busy(talk)) {
     parts.push(button(t("ask.again"), () => question(talk, back(talk))));

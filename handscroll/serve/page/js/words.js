@@ -28,6 +28,7 @@ const WORDS = {
   "image": ["[picture: {name}]", "［图：{name}］"],
   "copy": ["Copy", "复制"],
   "copied": ["Copied", "已复制"],
+  "copy.failed": ["Not copied: select the text instead", "未能复制，请直接选择文本"],
   "close": ["Close", "关闭"],
 
   "key.title": ["This server needs a key", "此服务器需要密钥"],
