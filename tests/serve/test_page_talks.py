@@ -1,12 +1,13 @@
 """Conversations of the page: questions that wait, answers that are stopped, and what is explained, copied and saved."""
 
+import re
 import threading
 from contextlib import contextmanager
 
 import pytest
 
 from tests.serve import material
-from tests.serve.browsing import asked, given
+from tests.serve.browsing import Watched, asked, given
 from tests.serve.material import SHIP
 
 
@@ -117,3 +118,80 @@ def test_a_text_is_copied_where_browsers_give_no_clipboard(watched):
     page.evaluate("document.execCommand = () => false")
     page.click(".code button")
     page.wait_for_selector(".code button:text-is('Not copied: select the text instead')")
+
+
+def test_on_a_phone_a_passage_of_look_inside_is_shown_in_the_text(browser, live):
+    made = Watched(browser, live.url, viewport={"width": 390, "height": 844})
+    page = made.page
+    page.goto(live.url)
+    given(page, "inside.md", SHIP)
+    page.click("nav >> text=Ask")
+    asked(page, "What does the captain drink?")
+    mark = {"start": 7, "end": 33, "text": SHIP[7:33], "attention": 0.2, "effect": 6.0, "marked": True}
+    found = {"marks": [mark], "rests": 10.0, "together": 6.0, "agreement": None, "steps": []}
+    page.route("**/explain", lambda route: route.fulfill(json=found))
+    page.click("text=Look inside >> nth=-1")
+    page.click("button:text-is('Why this answer?')")
+    page.click(".causes button")
+    page.wait_for_selector("mark.here:visible")
+    assert (made.faults, made.outside) == ([], [])
+    page.close()
+
+
+def test_a_saved_conversation_says_what_is_not_complete(watched):
+    watched.page.wait_for_selector(".drop")
+    code = """async () => {
+        const { asMarkdown, begin } = await import("/page/js/talk.js");
+        const turn = (question, more) => ({ ...begin({}), question, ...more });
+        const turns = [turn("Whole?", { state: "done", answer: "Whole." }), turn("Stopped?", { state: "stopped", answer: "Half" }),
+            turn("Failed?", { state: "failed", error: "too long" }), turn("Reloaded?", { state: "interrupted", answer: "Half" }),
+            turn("Long?", { state: "done", answer: "Half", finish: "length", usage: { completion_tokens: 9 } }),
+            turn("Waits?", { state: "queued" }), turn("Written?", { state: "writing", answer: "Ha" })];
+        return asMarkdown({ turns }, "a.md");
+    }"""
+    parts = [one.split("\n\n") for one in watched.page.evaluate(code).strip().split("\n\n## ")]
+    assert parts == [
+        ["# a.md"],
+        ["Whole?", "Whole."],
+        ["Stopped?", "Half", "> Stopped by you."],
+        ["Failed?", "> Refused: too long"],
+        ["Reloaded?", "Half", "> Interrupted when the page was reloaded."],
+        ["Long?", "Half", "> The answer ended at its longest length, 9 tokens; it may be unfinished."],
+        ["Waits?", "> Not asked yet."],
+        ["Written?", "Ha", "> Not complete: the answer was still being written."],
+    ]
+
+
+def test_what_look_inside_cuts_ends_in_a_sign_and_between_characters(watched):
+    page = watched.page
+    page.wait_for_selector(".drop")
+    code = """async () => {
+        const { begin } = await import("/page/js/talk.js");
+        const { state } = await import("/page/js/state.js");
+        const mark = { start: 0, end: 999, text: "a" + "😀".repeat(500), attention: 1, effect: 1, marked: true };
+        const why = { state: "done", marks: [mark], rests: 9, together: 1, agreement: null, steps: [] };
+        state.look = { ...begin({}), state: "done", question: "a" + "😀".repeat(500), answer: "b", why };
+        location.hash = "#/look";
+    }"""
+    page.evaluate(code)
+    page.wait_for_selector("canvas")
+    page.click("text=Where it looked most")
+    for place in (".asked", ".best li", ".passage q"):
+        assert re.search("a(😀)+…$", page.inner_text(place)), place
+
+
+def test_word_by_word_shows_what_an_explanation_brought(watched):
+    page = watched.page
+    page.wait_for_selector(".drop")
+    code = """async () => {
+        const { begin } = await import("/page/js/talk.js");
+        const { emit, state } = await import("/page/js/state.js");
+        state.look = { ...begin({}), state: "done", question: "a", answer: "b" };
+        location.hash = "#/look";
+        await new Promise((done) => setTimeout(done));
+        const step = { text: "b", probability: 0.5, others: [["c", 0.25]] };
+        state.look.why = { state: "done", marks: [], rests: 0, together: 0, agreement: null, steps: [step] };
+        emit("turn", state.look);
+        return document.querySelectorAll(".token").length;
+    }"""
+    assert page.evaluate(code) == 1

@@ -20,7 +20,8 @@ export function askView(main, key) {
   const entries = documentsOf(key);
   const talk = talkOf(entries.map((one) => one.id).join("+"));
   if (entries.length) chosen(talk.document);
-  const ends = [];
+  // Before the pane hears of it: what is hidden cannot be scrolled to.
+  const ends = [on("jump", (target) => { if (view.entries.some((one) => one.id === target.document)) turnTo(view, "text"); })];
   const scroll = h("div", { class: "turns", tabindex: "0", role: "region", "aria-label": t("ask.conversation") });
   const pane = entries.length ? originals(entries) : null;
   const grid = h("div", { class: entries.length ? "asking with-text" : "asking" });

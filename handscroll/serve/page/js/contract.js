@@ -51,9 +51,10 @@ export function passagesNode(document, passages, showText, extra = () => null) {
 
 const LETTERS = 220; // characters of a passage in a list
 
-export function short(text) {
+/** The beginning of a text on one line. */
+export function short(text, most = LETTERS) {
   const letters = [...text.trim().replace(/\s+/g, " ")];
-  return letters.length > LETTERS ? `${letters.slice(0, LETTERS).join("")}…` : letters.join("");
+  return letters.length > most ? `${letters.slice(0, most).join("")}…` : letters.join("");
 }
 
 const where = (one) => [one.place, one.heading].filter((part, at, all) => part && all.indexOf(part) === at).join(", ") || t("sources.at", { start: number(one.start) });

@@ -1,6 +1,7 @@
 // Look inside: the map of attention, what the answer might have said instead, the model's facts and its report.
 
 import { api } from "./api.js";
+import { short } from "./contract.js";
 import { fill, h } from "./dom.js";
 import { documentOf, model, on, state, talkOf } from "./state.js";
 import { explain, whole } from "./talk.js";
@@ -10,6 +11,8 @@ import { reportSection } from "./report.js";
 import { whyNode } from "./why.js";
 
 const TOP = 8; // passages in the list below the map
+const SHOWN = 160; // characters of each
+const ASKED = 400; // characters of the question
 
 export function lookView(main) {
   const turn = state.look;
@@ -18,12 +21,18 @@ export function lookView(main) {
   const words = h("section", { "aria-labelledby": "words-title" });
   fill(main, h("div", { class: "sheet look" },
     h("div", { class: "title" }, h("h1", {}, t("look.title")), h("p", { class: "subtitle" }, t("look.subtitle"))),
-    turn ? [h("p", { class: "asked" }, turn.question.slice(-400)), map, words] : h("p", {}, t("look.empty")), facts(ends), model() && reportSection(model(), ends)));
+    turn ? [h("p", { class: "asked" }, short(turn.question, ASKED)), map, words] : h("p", {}, t("look.empty")), facts(ends), model() && reportSection(model(), ends)));
   if (turn) {
     let shown = { end: () => {} };
-    const paint = () => { shown.end(); shown = mapSection(map, turn); };
+    let known = null;
+    const paint = () => {
+      shown.end();
+      shown = mapSection(map, turn);
+      const steps = stepsOf(turn);
+      if (steps.length !== known) wordsSection(words, steps); // otherwise the token that was chosen stays so
+      known = steps.length;
+    };
     paint();
-    wordsSection(words, turn);
     ends.push(on("turn", (one) => { if (one === turn) paint(); }), () => shown.end());
   }
   return () => ends.forEach((end) => end());
@@ -36,7 +45,7 @@ function mapSection(section, turn) {
     const best = [...turn.why.marks].sort((a, b) => b.attention - a.attention).slice(0, TOP);
     fill(section, head, h("p", { class: "lead" }, t("look.mapText")), map.node, whyNode(turn),
       h("details", {}, h("summary", {}, t("look.top")), h("ol", { class: "best" }, best.map((one) =>
-        h("li", {}, h("span", { class: "right" }, percent(one.attention, 1)), " ", one.text.trim().replace(/\s+/g, " ").slice(0, 160))))));
+        h("li", {}, h("span", { class: "right" }, percent(one.attention, 1)), " ", short(one.text, SHOWN))))));
     return map;
   }
   const able = whole(turn) && turn.answer && documentOf(turn.document) && turn.why?.state !== "working";
@@ -54,8 +63,7 @@ function stepsOf(turn) {
 /** How unsure a choice was, in five steps. */
 const doubt = (probability) => String(Math.min(4, Math.floor((1 - probability) * 5)));
 
-function wordsSection(section, turn) {
-  const steps = stepsOf(turn);
+function wordsSection(section, steps) {
   const head = h("h2", { id: "words-title" }, t("look.words"));
   if (!steps.length) return fill(section, head, h("p", { class: "note" }, t("look.noWords")));
   const instead = h("div", { class: "instead", "aria-live": "polite" });

@@ -2,6 +2,7 @@
 // answer. Drawn on a canvas from a pyramid of maxima, so that a screen of pixels is drawn however long the text is, and a
 // passage that is narrower than a pixel still shows.
 
+import { short } from "./contract.js";
 import { fill, h } from "./dom.js";
 import { on } from "./state.js";
 import { effectWords, visit } from "./why.js";
@@ -9,6 +10,7 @@ import { number, percent, t } from "./words.js";
 
 const HEIGHT = 148;
 const BASE = 116; // where the attention stands on
+const SHOWN = 240; // characters of the passage below
 const LEAST = 400; // characters that are seen at the nearest
 
 /** Maxima of densities over equal cells, level by level, each half as long as the one before. */
@@ -105,7 +107,7 @@ function passageWords(turn, one) {
   const words = [t("why.attention", { percent: percent(one.attention, 2) })];
   if (one.effect !== null) words.unshift(effectWords(one.effect));
   const go = one.marked && h("button", { class: "plain", type: "button", on: { click: () => visit({ document: turn.document, number: one.start }) } }, t("why.show"));
-  return [h("q", {}, one.text.trim().replace(/\s+/g, " ").slice(0, 240)), " ", h("span", { class: "note" }, words.join(" · ")), go];
+  return [h("q", {}, short(one.text, SHOWN)), " ", h("span", { class: "note" }, words.join(" · ")), go];
 }
 
 function colours(canvas) {

@@ -6,7 +6,7 @@ import { readingOf, relearn } from "./following.js";
 import { learnAgain } from "./learning.js";
 import { documentsOf, emit, model, on, state } from "./state.js";
 import { obstacle } from "./waiting.js";
-import { t } from "./words.js";
+import { number, t } from "./words.js";
 
 export const LIKELIEST = 5; // tokens that are kept at each place of an answer
 export const UNREAD = new Set(["being_read", "not_read"]); // refusals that end when the documents are read
@@ -176,11 +176,23 @@ export async function compare(talk, turn) {
   emit("turn", turn);
 }
 
+/** What keeps an answer from being complete, or "". */
+export function lacks(turn) {
+  if (turn.state === "failed") return turn.code === "unreachable" ? turn.error : `${t("error")}: ${turn.error}`;
+  if (turn.state === "interrupted") return t("ask.interrupted");
+  if (turn.state === "stopped") return t("ask.stopped");
+  if (turn.finish === "length") return t("ask.length", { most: number(turn.usage?.completion_tokens ?? turn.body.max_tokens ?? turn.scored.length) });
+  return "";
+}
+
+const UNDONE = { queued: "ask.notAsked", writing: "ask.notWritten" };
+
 /** A conversation as Markdown. */
 export function asMarkdown(talk, name) {
   const parts = [`# ${name}`];
   for (const turn of talk.turns) {
-    parts.push(`## ${turn.question.replaceAll("\n", " ")}`, turn.answer.trim());
+    const note = turn.state in UNDONE ? t(UNDONE[turn.state]) : lacks(turn);
+    parts.push(`## ${turn.question.replaceAll("\n", " ")}`, ...[turn.answer.trim(), note && `> ${note.replaceAll("\n", "\n> ")}`].filter(Boolean));
     if (turn.contract) parts.push(`<!-- ${JSON.stringify(turn.contract)} -->`);
   }
   return `${parts.join("\n\n")}\n`;

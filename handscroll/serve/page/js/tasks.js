@@ -1,19 +1,20 @@
 // Tasks: summarise, translate, classify, complete code. Forms over the same endpoints as the conversation.
 
 import { ApiError, api } from "./api.js";
-import { contractNode } from "./contract.js";
+import { contractNode, short } from "./contract.js";
 import { copyButton } from "./copy.js";
 import { field, fill, h, say } from "./dom.js";
 import { readingOf } from "./following.js";
 import { LANGUAGES, LENGTHS, classify, summarise, translate } from "./prompts.js";
 import { model, on, state } from "./state.js";
 import { LIKELIEST, begin, run } from "./talk.js";
-import { answerNode } from "./turns.js";
-import { lang, number, percent, t } from "./words.js";
+import { answerNode, ended } from "./turns.js";
+import { lang, percent, t } from "./words.js";
 
 const TASKS = ["summarise", "translate", "classify", "complete"];
 const CODE = { before: "def fibonacci(n):\n    \"\"\"The first n Fibonacci numbers.\"\"\"\n", after: "    return numbers\n" };
 const FEW = 256; // tokens that a translation may always have
+const SHOWN = 120; // characters of a text that got a label
 const TWICE = 2; // times as many tokens as its text
 
 /** What stands in a form, and what came of it; kept while the page is open. */
@@ -210,7 +211,7 @@ function labelled(draft) {
   const last = draft.rows.at(-1)?.turn;
   return [h("h2", {}, t("tasks.result")), h("table", { class: "labels" },
     h("thead", {}, h("tr", {}, h("th", { scope: "col" }, t("tasks.text")), h("th", { scope: "col" }, t("tasks.label")), h("th", { scope: "col", class: "right" }, t("tasks.share")))),
-    h("tbody", {}, draft.rows.map(({ text, turn }) => h("tr", {}, h("td", { class: "short" }, text.length > 120 ? `${text.slice(0, 119)}…` : text),
+    h("tbody", {}, draft.rows.map(({ text, turn }) => h("tr", {}, h("td", { class: "short" }, short(text, SHOWN)),
       h("td", {}, turn.error ? h("span", { class: "fault" }, turn.error) : h("strong", {}, turn.answer)), h("td", { class: "right" }, sureness(turn)))))),
   last && contractNode(last)];
 }
@@ -221,11 +222,10 @@ function sureness(turn) {
 
 /** The gap filled: what was there before and after, and between them what the model wrote. */
 function filled(draft) {
-  const { turn, values } = draft;
+  const { turn } = draft;
   const suffix = turn.body.suffix ?? "";
   const made = h("ins", {}, turn.answer);
   const node = h("figure", { class: "code" }, h("pre", { tabindex: "0" }, h("code", {}, h("span", { class: "given" }, turn.body.prompt), made, suffix && h("span", { class: "given" }, suffix))));
   const off = on("turn", (one) => { if (one === turn) fill(made, turn.answer); });
-  const faults = turn.state === "failed" ? h("p", { class: "fault" }, turn.error) : turn.finish === "length" ? h("p", { class: "note" }, t("ask.length", { most: number(Number(values.most)) })) : null;
-  return { node: [h("h2", {}, t("tasks.result")), node, faults, turn.state !== "writing" && [contractNode(turn), after(turn)]], end: off };
+  return { node: [h("h2", {}, t("tasks.result")), node, ended(turn), turn.state !== "writing" && [contractNode(turn), after(turn)]], end: off };
 }

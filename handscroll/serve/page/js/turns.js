@@ -6,7 +6,7 @@ import { fill, framed, h } from "./dom.js";
 import { showMarkdown } from "./markdown.js";
 import { documentsOf, emit, on, state } from "./state.js";
 import { retrievalNode } from "./retrieval.js";
-import { back, busy, compare, explain, question, whole } from "./talk.js";
+import { back, busy, compare, explain, lacks, question, whole } from "./talk.js";
 import { number, t } from "./words.js";
 import { whyNode } from "./why.js";
 
@@ -28,7 +28,7 @@ export function answerNode(turn, pinned = () => {}) {
     wait.hidden = turn.state !== "writing" || turn.first !== null;
     const waited = performance.now() - turn.begun;
     fill(wait, waited < SLOW ? t("ask.waiting") : t("ask.waitingLong", { seconds: number(waited / 1000) }));
-    fill(end, ended(turn));
+    fill(end, ended(turn) || null);
     pinned();
   };
   const soon = framed(paint);
@@ -38,12 +38,11 @@ export function answerNode(turn, pinned = () => {}) {
   return { node, end: () => { off(); clearInterval(clock); } };
 }
 
-function ended(turn) {
+/** What keeps an answer from being complete. */
+export function ended(turn) {
   if (turn.state === "failed") return h("p", { class: "fault" }, turn.code !== "unreachable" && [h("b", {}, t("error")), " "], turn.error);
-  if (turn.state === "interrupted") return h("p", { class: "note" }, t("ask.interrupted"));
-  if (turn.state === "stopped") return h("p", { class: "note" }, t("ask.stopped"));
-  if (turn.finish === "length") return h("p", { class: "note" }, t("ask.length", { most: number(turn.usage?.completion_tokens ?? turn.scored.length) }));
-  return null;
+  const words = lacks(turn);
+  return words && h("p", { class: "note" }, words);
 }
 
 /** A turn of a conversation; `edit` takes its question back into the composer. */

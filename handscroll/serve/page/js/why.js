@@ -1,5 +1,6 @@
 // Why an answer was given, below it: the passages without which it becomes less likely, each a way into the text.
 
+import { short } from "./contract.js";
 import { fill, h } from "./dom.js";
 import { emit } from "./state.js";
 import { number, percent, t } from "./words.js";
@@ -71,11 +72,8 @@ export function visit(target) {
 }
 
 function cause(turn, one, show) {
-  const text = one.text.trim().replace(/\s+/g, " ");
-  const letters = [...text];
-  const short = letters.length > SHOWN ? `${letters.slice(0, SHOWN).join("")}…` : text;
   return h("li", {}, h("button", { type: "button", title: t("why.show"), "data-strength": strength(one.effect), on: { click: () => show({ document: turn.document, number: one.start }) } },
-    h("q", {}, short),
+    h("q", {}, short(one.text, SHOWN)),
     h("span", { class: "note" }, supportWords(one.effect))));
 }
 

@@ -140,6 +140,8 @@ const WORDS = {
   "ask.interrupted": ["Interrupted when the page was reloaded.", "刷新页面时中断。"],
   "ask.stopped": ["Stopped by you.", "已被您停止。"],
   "ask.length": ["The answer ended at its longest length, {most} tokens; it may be unfinished.", "回答达到最大长度 {most} 个词元而结束，可能不完整。"],
+  "ask.notAsked": ["Not asked yet.", "尚未提问。"],
+  "ask.notWritten": ["Not complete: the answer was still being written.", "不完整：保存时仍在回答。"],
   "ask.you": ["You", "您"],
   "ask.answered": ["The answer is complete", "回答完毕"],
   "ask.plainModel": ["{model} has no chat template: it answers one question at a time and only continues texts.", "{model} 没有对话模板：它一次只回答一个问题，且只会续写文本。"],
