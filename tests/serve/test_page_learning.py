@@ -1,7 +1,14 @@
 """What the page learns of its server after it was opened: other models, other documents, another key."""
 
+import inspect
+import json
+import re
+from pathlib import Path
+
 import pytest
 
+import handscroll
+from handscroll.models import describe
 from tests.serve import material
 from tests.serve.browsing import Watched, given
 from tests.serve.material import SHIP
@@ -115,3 +122,84 @@ def test_one_count_at_a_time_is_asked_for_and_then_the_newest(watched):
     page.wait_for_selector(".gauge[data-total]")
     contents = [one["messages"][-1]["content"] for one in sent]
     assert contents[:2] == ["?", "one two three"] and contents[-1] == "one two three four", contents
+
+
+READINGS = """async () => {
+    const { emit, state } = await import("/page/js/state.js");
+    const entry = (id, readings) => ({ id, name: `${id}.md`, bytes: 9, created: 1, notes: [], readings });
+    const refused = { state: "refused", tokens: 70000 };
+    const other = { ...state.models[0], id: "other", context: 64000, state: "loading" };
+    state.models = [state.models[0], other];
+    state.documents = [entry("long", { other: refused }),
+        entry("read", { tiny: { state: "read", tokens: 5, read_at: 1 } }),
+        entry("elsewhere", { other: { state: "read", tokens: 5, read_at: 1 } }),
+        entry("nobody", { gone: { state: "reading", tokens: 5 } }),
+        entry("later", { other: { state: "waiting", tokens: 5 } })];
+    emit("documents");
+}"""
+
+
+def test_the_library_tells_the_window_of_the_model_that_refused(watched):
+    page = watched.page
+    page.wait_for_selector(".drop")
+    page.evaluate(READINGS)
+    assert page.inner_text(".library .more").startswith("Longer than the window of other (64,000 tokens)")
+    code = """async () => {
+        const { emit, state } = await import("/page/js/state.js");
+        state.models[1].context = null;
+        emit("models");
+    }"""
+    page.evaluate(code)
+    assert page.inner_text(".library .more").startswith("Longer than the window of other: questions are")
+
+
+def test_a_document_that_nobody_reads_can_be_read_and_deleted(watched):
+    page, sent = watched.page, []
+    page.wait_for_selector(".drop")
+    page.evaluate(READINGS)
+    assert [one.inner_text() for one in page.locator(".now .called").all()] == ["later.md"]
+    page.wait_for_selector("[aria-label='Delete nobody.md']")
+    page.route("**/nobody/read", lambda route: (sent.append(route.request.post_data_json), route.abort()))
+    page.click("tr:has-text('nobody.md') >> text=/^Read$/")
+    page.wait_for_selector("dialog")
+    assert sent == [{"model": "tiny"}]
+    watched.faults.clear()  # the browser itself notes each request that fails
+
+
+def test_tasks_offer_what_the_chosen_model_has_read(watched):
+    page = watched.page
+    page.wait_for_selector(".drop")
+    page.evaluate(READINGS)
+    page.click("nav >> text=Tasks")
+    assert page.locator(".task select >> nth=0 >> option").all_inner_texts() == ["A text of your own", "read.md"]
+    page.wait_for_selector(":text('4 documents are not listed, because tiny has not read them whole.')")
+
+
+def test_the_caption_of_a_report_tells_what_was_measured(watched):
+    page = watched.page
+    page.wait_for_selector(".drop")
+    page.evaluate(READINGS)
+    needle = {"kind": "needle", "tokens": 5, "lengths": [128], "depths": [0.5], "accuracy": [[1]], "samples": 1}
+    loss = {"kind": "perplexity", "tokens": 5, "loss": [1.0], "block": 8, "length": 8, "mean": 1.0}
+    told = f"data: {json.dumps({'text': 'read.md', 'records': [needle, loss]})}\n\ndata: [DONE]\n\n"
+    page.route("**/report", lambda route: route.fulfill(body=told, content_type="text/event-stream"))
+    page.click("nav >> text=Look inside")
+    page.get_by_label("Measured on").select_option("read")
+    page.click("text=/^Measure$/")
+    caption = page.locator("text=Measured on: read.md. 10 tokens were read.")
+    caption.wait_for()
+    page.get_by_label("Measured on").select_option("")
+    page.click("#theme")
+    page.click("#language")
+    page.click("#language")
+    caption.wait_for()
+
+
+def test_every_fact_of_a_model_has_a_name_in_chinese():
+    words = (Path(handscroll.__file__).parent / "serve" / "page" / "js" / "words.js").read_text(encoding="utf-8")
+    table = re.search(r"const FACTS = \{(.*?)\};", words, re.S)
+    told = inspect.getsource(describe)
+    facts = re.findall(r'\(\s*"([a-zA-Z][\w ,-]*)", (?!\d)', told) + re.findall(r'title, names = "([^"]+)"', told)
+    assert table and len(facts) > 15
+    for fact in facts:
+        assert fact.startswith("adapter") or re.search(rf'(^|[\s"]){re.escape(fact)}"?:', table[1]), fact

@@ -143,8 +143,10 @@ def test_a_saved_conversation_says_what_is_not_complete(watched):
     code = """async () => {
         const { asMarkdown, begin } = await import("/page/js/talk.js");
         const turn = (question, more) => ({ ...begin({}), question, ...more });
-        const turns = [turn("Whole?", { state: "done", answer: "Whole." }), turn("Stopped?", { state: "stopped", answer: "Half" }),
-            turn("Failed?", { state: "failed", error: "too long" }), turn("Reloaded?", { state: "interrupted", answer: "Half" }),
+        const turns = [turn("Whole?", { state: "done", answer: "Whole." }),
+            turn("Stopped?", { state: "stopped", answer: "Half" }),
+            turn("Failed?", { state: "failed", error: "too long" }),
+            turn("Reloaded?", { state: "interrupted", answer: "Half" }),
             turn("Long?", { state: "done", answer: "Half", finish: "length", usage: { completion_tokens: 9 } }),
             turn("Waits?", { state: "queued" }), turn("Written?", { state: "writing", answer: "Ha" })];
         return asMarkdown({ turns }, "a.md");

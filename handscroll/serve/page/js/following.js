@@ -2,7 +2,7 @@
 
 import { ApiError, api } from "./api.js";
 import { ask, h, say } from "./dom.js";
-import { emit, state } from "./state.js";
+import { emit, modelOf, state } from "./state.js";
 import { number, t } from "./words.js";
 
 const LOOK = 700; // milliseconds between two looks
@@ -18,7 +18,8 @@ export function readingOf(entry, model = "") {
 
 export const isGoing = (reading) => GOING.has(reading?.state);
 
-export const going = (entry) => Object.entries(entry.readings).filter(([, one]) => isGoing(one));
+/** The readings of a document that go on or will. By a model that is not served here none does, whatever was said of it last. */
+export const going = (entry) => Object.entries(entry.readings).filter(([name, one]) => isGoing(one) && modelOf(name) && modelOf(name).state !== "failed");
 
 /** Put what the server says of a document into the list. */
 export function learned(entry) {

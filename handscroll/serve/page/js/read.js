@@ -5,7 +5,7 @@ import { bar, howFar, paintBar } from "./bar.js";
 import { ask, field, fill, h, say } from "./dom.js";
 import { chosen, known, several } from "./choose.js";
 import { act, follow, going, learned, readingOf } from "./following.js";
-import { broken, emit, model, on, state } from "./state.js";
+import { broken, emit, model, modelOf, on, state } from "./state.js";
 import { bytes, number, percent, t, when } from "./words.js";
 
 const sending = new Map(); // uploads by number: {name, share, error, stop}
@@ -164,7 +164,7 @@ function paintLibrary(section) {
   section.hidden = shown.length === 0 && section.children[1].hidden;
   const rows = [];
   for (const entry of shown) {
-    const key = `${entry.id} ${JSON.stringify(entry.readings)}`;
+    const key = `${entry.id} ${JSON.stringify([entry.readings, state.models])}`;
     const told = more(entry);
     rows.push([key, () => row(entry), () => {}]);
     if (told.length) rows.push([`${key} more`, () => h("tr", { class: "more" }, h("td", { colspan: "6" }, told)), () => {}]);
@@ -197,11 +197,17 @@ function row(entry) {
 function more(entry) {
   const one = readingOf(entry);
   const found = [];
-  if (one?.state === "refused") found.push(h("p", { class: "note" }, t("library.refused", { model: one.model, context: number(model()?.context ?? 0) })));
+  if (one?.state === "refused") found.push(h("p", { class: "note" }, refused(one.model)));
   else if (one?.error) found.push(h("p", { class: "fault" }, h("b", {}, t("library.failed", { model: one.model })), " ", one.error));
   if (one?.state === "stopped") found.push(h("p", { class: "note" }, t("read.stopped", { done: number(one.done ?? 0), total: number(one.tokens) }), " · ", t("read.kept", { done: number(one.done ?? 0) })));
   if (entry.notes?.length) found.push(h("details", {}, h("summary", {}, t("read.notes")), entry.notes.map((note) => h("p", { class: "note" }, note))));
   return found;
+}
+
+/** That a document is longer than the window of a model; how long that is, is not known while the model is being loaded. */
+function refused(name) {
+  const context = modelOf(name)?.context;
+  return context ? t("library.refused", { model: name, context: number(context) }) : t("library.refusedBy", { model: name });
 }
 
 const askLink = (entry) => h("a", { class: "plain", href: `#/ask/${entry.id}`, "aria-label": t("library.askAbout", { name: entry.name }) }, t("library.ask"));
@@ -209,8 +215,9 @@ const askLink = (entry) => h("a", { class: "plain", href: `#/ask/${entry.id}`, "
 function again(entry, one) {
   if (one?.state === "read" || one?.state === "refused") return askLink(entry);
   if (!model()) return null;
-  return h("button", { class: "plain", type: "button", on: { click: () => act(() => api.read(entry.id, one?.model ?? model().id)) } },
-    t(one?.state === "stopped" ? "read.on" : "read.again"));
+  const same = one !== null && modelOf(one.model) !== null;
+  return h("button", { class: "plain", type: "button", on: { click: () => act(() => api.read(entry.id, same ? one.model : model().id)) } },
+    t(same && one.state === "stopped" ? "read.on" : "read.again"));
 }
 
 async function remove(entry) {

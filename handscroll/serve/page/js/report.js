@@ -57,7 +57,7 @@ async function measure(name, report) {
   if (report.document) body.document = report.document;
   try {
     for await (const event of api.report(name, body, report.stop.signal)) {
-      if (event.records) Object.assign(report, { records: event.records, text: event.text });
+      if (event.records) Object.assign(report, { records: event.records, text: body.document ? event.text : "" });
       else if (event.done) report.done = event;
       emit("report", name);
     }
@@ -75,7 +75,7 @@ async function measure(name, report) {
 
 function found(report) {
   const [needles, losses] = report.records;
-  return [h("p", { class: "note" }, t("report.over", { text: report.document ? report.text : t("report.own"), count: number(report.records.reduce((sum, one) => sum + one.tokens, 0)) })), grid(needles), curve(losses),
+  return [h("p", { class: "note" }, t("report.over", { text: report.text || t("report.own"), count: number(report.records.reduce((sum, one) => sum + one.tokens, 0)) })), grid(needles), curve(losses),
     h("p", {}, h("button", { class: "quiet", type: "button", on: { click: () => save(report) } }, t("report.save")))];
 }
 

@@ -35,6 +35,8 @@ export const writers = () => state.models.filter((one) => one.kind !== "encoder"
 /** The models that could not be loaded, if there is no other that writes. */
 export const broken = () => (writers().every((one) => one.state === "failed") ? writers() : []);
 
+export const modelOf = (name) => state.models.find((one) => one.id === name) ?? null;
+
 /** The model that is asked: the chosen one, or the first that writes. */
 export function model() {
   const able = writers();

@@ -78,8 +78,9 @@ function form(panel, task) {
   fill(panel, node, result);
   paint();
   // Also when the answer ends that began before the form was left and entered again.
-  const off = on("turn", (turn) => { if (turn === draft.turn && turn.state !== "writing") paint(); });
-  return () => { off(); shown.end(); };
+  const ends = [on("turn", (turn) => { if (turn === draft.turn && turn.state !== "writing") paint(); }),
+    on("models", () => { button.disabled = model()?.state !== "ready"; })];
+  return () => { ends.forEach((end) => end()); shown.end(); };
 }
 
 function bound(values, name, control) {
@@ -113,14 +114,17 @@ function fields(task, values) {
 
 /** A document of the library, or a text that is written here. */
 function source(values, more = null) {
-  const known = state.documents.filter((one) => readingOf(one)?.state === "read");
+  const name = model()?.id ?? "";
+  const known = state.documents.filter((one) => readingOf(one, name)?.state === "read");
+  const count = state.documents.length - known.length;
   if (!known.some((one) => one.id === values.document)) values.document = "";
   const select = choice(values, "document", [["", t("tasks.own")], ...known.map((one) => [one.id, one.name])]);
   const own = h("div", {}, field(t("tasks.text"), bound(values, "text", h("textarea", { rows: "7" }))), more);
   const turn = () => { own.hidden = values.document !== ""; };
   select.addEventListener("change", turn);
   turn();
-  return [known.length > 0 && field(t("tasks.of"), select), own];
+  const unlisted = name && count ? t("tasks.unlisted", { count, model: name }) : "";
+  return [known.length > 0 ? field(t("tasks.of"), select, unlisted) : unlisted && h("p", { class: "note" }, unlisted), own];
 }
 
 function failed(draft, words, paint) {

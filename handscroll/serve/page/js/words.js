@@ -83,6 +83,7 @@ const WORDS = {
   "library.deleteOne": ["Delete {name}", "删除《{name}》"],
   "library.unread": ["not read", "未读"],
   "library.refused": ["Longer than the window of {model} ({context} tokens): questions are answered from the passages that a search finds, and each answer says how much was read.", "超出 {model} 的窗口（{context} 个词元）：将根据检索到的段落回答，每个回答都会说明读了多少。"],
+  "library.refusedBy": ["Longer than the window of {model}: questions are answered from the passages that a search finds, and each answer says how much was read.", "超出 {model} 的窗口：将根据检索到的段落回答，每个回答都会说明读了多少。"],
   "library.failed": ["{model} could not read it", "{model} 未能读完"],
   "delete.title": ["Delete “{name}”?", "删除《{name}》？"],
   "delete.text": ["Its text, its readings and the search index made of it are removed from the disk of the server, and the conversation about it from this page. This cannot be undone.", "服务器磁盘上的正文、阅读结果与检索索引，以及本页中关于它的对话，都会删除，且无法恢复。"],
@@ -226,6 +227,7 @@ const WORDS = {
   "tasks.complete": ["Code", "代码"],
   "tasks.of": ["What", "对象"],
   "tasks.own": ["A text of your own", "自己的文本"],
+  "tasks.unlisted": [many("1 document is not listed, because {model} has not read it whole.", "{count} documents are not listed, because {model} has not read them whole."), "有 {count} 篇文档未列出，因为 {model} 没有把它们整篇读完。"],
   "tasks.text": ["Text", "文本"],
   "tasks.go": ["Begin", "开始"],
   "tasks.result": ["Result", "结果"],
@@ -291,7 +293,8 @@ const WORDS = {
 };
 
 const FACTS = { family: "系列", parameters: "参数", "layers x width": "层数 × 宽度", vocabulary: "词表", context: "上下文", "trained length": "训练长度",
-  positions: "位置编码", "attention window": "注意力窗口", "KV cache per token": "每词元键值缓存", "KV cache, full context": "整个上下文的键值缓存", experts: "专家", "config keys not used": "未用到的配置项" };
+  positions: "位置编码", "attention window": "注意力窗口", "KV cache per token": "每词元键值缓存", "KV cache, full context": "整个上下文的键值缓存", experts: "专家", "config keys not used": "未用到的配置项",
+  "metadata not used": "未用到的元数据", "position settings": "位置编码的设置", head: "输出头", labels: "类别", state: "状态" };
 
 export const lang = () => (document.documentElement.lang === "zh" ? "zh" : "en");
 
